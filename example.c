@@ -1,0 +1,1030 @@
+/* wrpo: WRPO and its family for Hugging Face checkpoints, as one program.
+
+     cc -std=c11 -O3 -march=native -fopenmp example.c -o wrpo -lm
+     ./wrpo                  a demo: a small model, records and a run made on the spot
+     ./wrpo --help           the commands;   ./wrpo COMMAND --help   their options
+
+   Also the example of how to use the library: everything below goes through the declarations of wrpo.h.
+   In reading order: options, output, what the commands share, the commands, the demo, main.              */
+#define WRPO_IMPLEMENTATION
+#include "wrpo.h"
+#include <errno.h>
+#include <math.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <sys/stat.h>
+#ifdef _WIN32
+#include <direct.h>
+#include <io.h>
+#include <process.h>
+#define isatty _isatty
+#define fileno _fileno
+#define getpid _getpid
+#define rmdir _rmdir
+#define mkdir(path, mode) _mkdir(path)
+#else
+#include <dirent.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+#endif
+
+/* ---- options: one table; a command names those it takes ---- */
+typedef struct settings {            /* numbers that were not given are 0, which means the library's default */
+    const char *path, *model, *ref, *data, *eval_data, *in, *out, *config, *tokenizer;
+    int64_t threads, seed, limit, max_length, max_prompt_length, max_shard_size;
+    int64_t batch_size, accumulation, micro_tokens, max_steps, eval_steps, log_steps, recompute;
+    double alpha, ramp_power, beta, label_smoothing, gamma_ratio;
+    double learning_rate, warmup_ratio, weight_decay, max_grad_norm, epochs;
+    int method, pair, ramp, schedule, tokenization, dtype, save_dtype;
+    bool ipo_sum, no_shuffle, tensors, keep, help, version;
+} settings;
+typedef enum kind { TEXT, FLAG, COUNT, REAL, CHOICE, RAMP } kind;
+typedef struct option {
+    const char *name; kind kind; size_t at;            /* offset in settings: const char *, bool, int64_t, double, int */
+    const char *value;               /* what --help calls the value */
+    const char *range;               /* COUNT, REAL: an interval such as "[0, 1)" */
+    const char *(*names)(int);       /* CHOICE, RAMP: the valid words; NULL past the last */
+    const char *help;
+} option;
+
+static const char *tokenization_name(int i) { return i == WRPO_CLEAN ? "clean" : i == WRPO_AUTHORS ? "authors" : NULL; }
+static const char *dtype_name(int i) { return i == 0 ? "f32" : i == 1 ? "bf16" : NULL; }
+static wrpo_dtype dtype_of(int choice) { return choice < 0 ? WRPO_DTYPE_DEFAULT : choice == 0 ? WRPO_F32 : WRPO_BF16; }
+
+#define AT(field) offsetof(settings, field)
+static const option options[] = {
+    {"--model", TEXT, AT(model), "DIR", NULL, NULL, "Hugging Face directory: config.json, *.safetensors, tokenizer.json, ..."},
+    {"--data", TEXT, AT(data), "FILE", NULL, NULL, "JSON lines: {prompt, chosen: [source, target], rejected}, pairs, or {messages}"},
+    {"--config", TEXT, AT(config), "FILE", NULL, NULL, "config.json, or its directory"},
+    {"--tokenizer", TEXT, AT(tokenizer), "DIR", NULL, NULL, "directory with tokenizer.json and tokenizer_config.json, copied into the new one"},
+    {"--in", TEXT, AT(in), "FILE", NULL, NULL, "JSON lines to read (standard input)"},
+    {"--out", TEXT, AT(out), "PATH", NULL, NULL, "where the result goes: a directory, or a file (standard output)"},
+    {"--method", CHOICE, AT(method), "NAME", NULL, wrpo_method_name, "objective (wrpo)"},
+    {"--pair", CHOICE, AT(pair), "NAME", NULL, wrpo_pair_name, "the chosen response that a pair method takes of a quadruple (target)"},
+    {"--alpha", REAL, AT(alpha), "A", "[0, 1]", NULL, "weight of the source's reward at the end of the run (0.1)"},
+    {"--alpha-schedule", RAMP, AT(ramp), "NAME", NULL, wrpo_ramp_name, "how alpha rises from 0 (linear)"},
+    {"--beta", REAL, AT(beta), "B", "(0, inf)", NULL, "reward = beta * log-ratio (0.01; 10 for simpo and dpo-norm)"},
+    {"--label-smoothing", REAL, AT(label_smoothing), "EPS", "[0, 0.5)", NULL, "share of labels taken to be wrong (0)"},
+    {"--gamma-ratio", REAL, AT(gamma_ratio), "R", "[0, inf)", NULL, "simpo: margin gamma / beta (0.3)"},
+    {"--ipo-sum", FLAG, AT(ipo_sum), NULL, NULL, NULL, "ipo: on sums of log-probs in place of means over tokens"},
+    {"--learning-rate", REAL, AT(learning_rate), "LR", "[0, 1000)", NULL, "peak rate (3e-7; sft 7e-6, simpo 1e-6, dpo-norm 8e-7)"},
+    {"--lr-scheduler", CHOICE, AT(schedule), "NAME", NULL, wrpo_schedule_name, "after the warm-up (cosine)"},
+    {"--warmup-ratio", REAL, AT(warmup_ratio), "R", "[0, 1]", NULL, "share of the steps in which the rate rises from 0 (0.1)"},
+    {"--weight-decay", REAL, AT(weight_decay), "D", "[0, 1000)", NULL, "AdamW's, on all but norms and biases (0)"},
+    {"--max-grad-norm", REAL, AT(max_grad_norm), "N", "[0, inf)", NULL, "clip the global norm; 0 = off (1)"},
+    {"--batch-size", COUNT, AT(batch_size), "N", "[1, inf)", NULL, "records per optimizer step (128)"},
+    {"--accumulation", COUNT, AT(accumulation), "N", "[1, inf)", NULL, "micro-batches a batch is averaged over; divides the batch size (1)"},
+    {"--micro-tokens", COUNT, AT(micro_tokens), "N", "[1, 1073741824]", NULL, "tokens computed at once: memory against speed (2048)"},
+    {"--recompute", COUNT, AT(recompute), "N", "[-1, inf)", NULL, "layers recomputed in the backward pass to save memory; -1 = all (0)"},
+    {"--epochs", REAL, AT(epochs), "E", "(0, inf)", NULL, "passes over the data (1)"},
+    {"--max-steps", COUNT, AT(max_steps), "N", "[1, inf)", NULL, "optimizer steps, in place of --epochs"},
+    {"--seed", COUNT, AT(seed), "N", "[1, inf)", NULL, "of the random weights, or of the order of the records (42)"},
+    {"--no-shuffle", FLAG, AT(no_shuffle), NULL, NULL, NULL, "keep the order of the file"},
+    {"--max-length", COUNT, AT(max_length), "N", "[2, inf)", NULL, "tokens of prompt and response; longer ones are cut and counted (2048)"},
+    {"--max-prompt-length", COUNT, AT(max_prompt_length), "N", "[1, inf)", NULL, "tokens of the prompt (1800)"},
+    {"--tokenization", CHOICE, AT(tokenization), "NAME", NULL, tokenization_name, "as at inference, or as the authors' trainer does (clean)"},
+    {"--limit", COUNT, AT(limit), "N", "[1, inf)", NULL, "read only the first N records"},
+    {"--ref", TEXT, AT(ref), "DIR", NULL, NULL, "the reference model (the model itself as it is before step 1)"},
+    {"--eval-data", TEXT, AT(eval_data), "FILE", NULL, NULL, "held-out records"},
+    {"--eval-steps", COUNT, AT(eval_steps), "N", "[1, inf)", NULL, "evaluate every N steps (at the end only)"},
+    {"--log-steps", COUNT, AT(log_steps), "N", "[1, inf)", NULL, "print a line every N steps where there is no progress bar (1)"},
+    {"--dtype", CHOICE, AT(dtype), "TYPE", NULL, dtype_name, "of the weights in the files (f32)"},
+    {"--save-dtype", CHOICE, AT(save_dtype), "TYPE", NULL, dtype_name, "of the weights in the files (as loaded)"},
+    {"--max-shard-size", COUNT, AT(max_shard_size), "BYTES", "[1, inf)", NULL, "split the weights into files of at most this size (5000000000)"},
+    {"--tensors", FLAG, AT(tensors), NULL, NULL, NULL, "list the tensors of a directory too"},
+    {"--keep", FLAG, AT(keep), NULL, NULL, NULL, "keep the demo's folder"},
+    {"--threads", COUNT, AT(threads), "N", "[1, 4096]", NULL, "threads (all)"},
+    {"--version", FLAG, AT(version), NULL, NULL, NULL, "print the version"},
+    {"--help", FLAG, AT(help), NULL, NULL, NULL, "this text"},
+};
+enum { N_OPTIONS = sizeof options / sizeof *options };
+
+typedef struct session session;
+typedef struct command {
+    const char *name, *operand, *required, *optional;  /* lists of options, separated by spaces */
+    int (*run)(const settings *s, session *z);
+    const char *help;
+} command;
+
+static int complain(const char *format, ...) {         /* one sentence on stderr; the exit code of a failure */
+    va_list args;
+    va_start(args, format);
+    fputs("wrpo: ", stderr);
+    vfprintf(stderr, format, args);
+    fputc('\n', stderr);
+    va_end(args);
+    return 1;
+}
+static int misuse(const command *c, const char *format, ...) {     /* wrong usage: the sentence, a hint, exit code 2 */
+    va_list args;
+    va_start(args, format);
+    fputs("wrpo: ", stderr);
+    if (*c->name) fprintf(stderr, "%s: ", c->name);
+    vfprintf(stderr, format, args);
+    fprintf(stderr, "\nTry: wrpo %s%s--help\n", c->name, *c->name ? " " : "");
+    va_end(args);
+    return 2;
+}
+static bool listed(const char *list, const char *name) {
+    size_t n = strlen(name);
+    for (const char *p = strstr(list, name); p; p = strstr(p + 1, name))
+        if ((p == list || p[-1] == ' ') && (p[n] == ' ' || p[n] == 0)) return true;
+    return false;
+}
+static void words(const option *o, char *out, size_t size) {    /* "linear, constant, power[:P], cosine" */
+    size_t n = 0;
+    for (int i = 0; o->names(i) && n < size; i++)
+        n += (size_t)snprintf(out + n, size - n, "%s%s%s", i ? ", " : "", o->names(i), o->kind == RAMP && !strcmp(o->names(i), "power") ? "[:P]" : "");
+}
+static void help_option(const option *o) {
+    char all[256] = "";
+    if (o->names) words(o, all, sizeof all);
+    int n = printf("  %s %s", o->name, o->value ? o->value : "");
+    printf("%*s%s%s%s\n", n < 28 ? 28 - n : 1, "", o->help, o->names ? ": " : "", all);
+}
+static void help_command(const command *c) {
+    printf("usage: wrpo %s%s%s", c->name, *c->operand ? " " : "", c->operand);
+    for (int i = 0; i < N_OPTIONS; i++)
+        if (listed(c->required, options[i].name)) printf(" %s %s", options[i].name, options[i].value);
+    printf(" [options]\n\n%s\n", c->help);
+    for (int pass = 0; pass < 2; pass++)
+        for (int i = 0, shown = 0; i < N_OPTIONS; i++) {
+            if (!listed(pass ? c->optional : c->required, options[i].name)) continue;
+            if (!shown++) printf(pass ? "\noptional (default)\n" : "\nrequired\n");
+            help_option(&options[i]);
+        }
+}
+static bool in_range(const char *range, double x) {    /* "[0, 1)" */
+    double low, high;
+    char close = 0;
+    if (sscanf(range + 1, "%lf, %lf%c", &low, &high, &close) != 3) return false;
+    return (*range == '[' ? x >= low : x > low) && (close == ']' ? x <= high : x < high);
+}
+/* Stores an option's value. 2: no such value; 1: a value of the right form that cannot be. */
+static int set(const command *c, const option *o, const char *text, settings *s) {
+    char *end, all[256];
+    void *to = (char *)s + o->at;
+    const char *colon = o->kind == RAMP ? strchr(text, ':') : NULL;
+    errno = 0;
+    switch (o->kind) {
+    case FLAG: *(bool *)to = true; break;
+    case TEXT:
+        if (!*text) return misuse(c, "%s: want a path, found an empty text", o->name);
+        *(const char **)to = text;
+        break;
+    case COUNT: {
+        long long x = strtoll(text, &end, 10);
+        if (end == text || *end || errno || strchr(" \t\n", *text)) return misuse(c, "%s: want a whole number, found \"%s\"", o->name, text);
+        if (!in_range(o->range, (double)x)) return complain("%s: want a whole number in %s, found %s", o->name, o->range, text);
+        *(int64_t *)to = x;
+        break;
+    }
+    case REAL: {
+        double x = strtod(text, &end);
+        if (end == text || *end || strchr(" \t\n", *text)) return misuse(c, "%s: want a number, found \"%s\"", o->name, text);
+        if (!in_range(o->range, x)) return complain("%s: want a number in %s, found %s", o->name, o->range, text);
+        *(double *)to = x == 0 ? WRPO_ZERO : x;
+        break;
+    }
+    case RAMP:
+    case CHOICE: {
+        int i = 0;
+        size_t n = colon ? (size_t)(colon - text) : strlen(text);
+        while (o->names(i) && (strlen(o->names(i)) != n || strncmp(o->names(i), text, n))) i++;
+        if (!o->names(i) || (colon && i != WRPO_RAMP_POWER)) {
+            words(o, all, sizeof all);
+            return misuse(c, "%s: want one of %s, found \"%s\"", o->name, all, text);
+        }
+        *(int *)to = i;
+        if (!colon) break;
+        s->ramp_power = strtod(colon + 1, &end);
+        if (end == colon + 1 || *end) return misuse(c, "%s: want a number after \"power:\", found \"%s\"", o->name, colon + 1);
+        if (!(s->ramp_power > 0 && s->ramp_power < 1e6)) return complain("%s: want a power in (0, 1e6), found %s", o->name, colon + 1);
+        break;
+    }
+    }
+    return 0;
+}
+static int parse(const command *c, int argc, char **argv, settings *s) {
+    for (int i = 0; i < argc; i++) {
+        const char *arg = argv[i], *value = strchr(arg, '=');
+        const size_t n = value ? (size_t)(value - arg) : strlen(arg);
+        const option *o = options;
+        if (strncmp(arg, "--", 2)) {
+            if (!*c->operand || s->path) return misuse(c, "unexpected argument \"%s\"", arg);
+            s->path = arg;
+            continue;
+        }
+        while (o < options + N_OPTIONS && (strlen(o->name) != n || strncmp(o->name, arg, n))) o++;
+        if (o == options + N_OPTIONS || !(listed(c->required, o->name) || listed(c->optional, o->name)))
+            return misuse(c, "unknown option \"%.*s\"", (int)n, arg);
+        if (o->kind == FLAG && value) return misuse(c, "%s takes no value", o->name);
+        if (o->kind != FLAG && !value && (i + 1 == argc || !strncmp(argv[i + 1], "--", 2))) return misuse(c, "%s wants a value", o->name);
+        int code = set(c, o, o->kind == FLAG ? "" : value ? value + 1 : argv[++i], s);
+        if (code) return code;
+        if (s->help) return 0;
+    }
+    for (int i = 0; i < N_OPTIONS; i++)
+        if (listed(c->required, options[i].name) && !*(const char **)((char *)s + options[i].at))      /* they are all TEXT */
+            return misuse(c, "%s is missing", options[i].name);
+    if (*c->operand && !s->path) return misuse(c, "%s is missing", c->operand);
+    return 0;
+}
+
+/* ---- numbers for people ---- */
+typedef struct label { char s[64]; } label;            /* a small string that needs no owner */
+static label grouped(int64_t n) {                       /* 1,234,567 */
+    label t;
+    char digits[32];
+    int size = snprintf(digits, sizeof digits, "%lld", (long long)n), k = 0;
+    for (int i = 0; i < size; i++) {
+        if (i && digits[i - 1] != '-' && (size - i) % 3 == 0) t.s[k++] = ',';
+        t.s[k++] = digits[i];
+    }
+    t.s[k] = 0;
+    return t;
+}
+static label bytes_text(double n) {                     /* 1.23 GiB */
+    static const char *const units[] = {"B", "KiB", "MiB", "GiB", "TiB", "PiB"};
+    int u = 0;
+    label t;
+    for (; n >= 1024 && u < 5; u++) n /= 1024;
+    snprintf(t.s, sizeof t.s, u == 0 || n >= 100 ? "%.0f %s" : "%.2f %s", n, units[u]);
+    return t;
+}
+static label count_text(int64_t n) {                    /* 134.5 M */
+    label t;
+    if (n < 1000000) return grouped(n);
+    snprintf(t.s, sizeof t.s, n < 1000000000 ? "%.1f M" : "%.2f B", (double)n / (n < 1000000000 ? 1e6 : 1e9));
+    return t;
+}
+static label time_text(double seconds) {                /* 1:02:03 */
+    label t;
+    if (!(seconds < 1e8)) seconds = 0;
+    long n = (long)(seconds + 0.5);
+    if (n >= 3600) snprintf(t.s, sizeof t.s, "%ld:%02ld:%02ld", n / 3600, n / 60 % 60, n % 60);
+    else snprintf(t.s, sizeof t.s, "%ld:%02ld", n / 60, n % 60);
+    return t;
+}
+static double plain(double x) { return x == WRPO_ZERO ? 0 : x; }
+
+/* ---- the terminal: a progress bar on stderr, which other output clears first ---- */
+typedef struct screen { bool bar, drawn; } screen;
+static volatile sig_atomic_t interrupted;
+static void on_interrupt(int signal_number) {          /* the first asks for a clean stop, a second one kills */
+    interrupted = 1;
+    signal(signal_number, SIG_DFL);
+}
+static int screen_width(void) {
+#if !defined(_WIN32) && defined(TIOCGWINSZ)
+    struct winsize w;
+    if (ioctl(fileno(stderr), TIOCGWINSZ, &w) == 0 && w.ws_col > 0) return w.ws_col;
+#endif
+    return 80;
+}
+static void screen_clear(screen *v) {
+    if (v->drawn) fputs("\r\033[K", stderr);
+    v->drawn = false;
+}
+/* Pieces are shown in their order for as long as they fit; the bar takes what is left. */
+static void screen_draw(screen *v, double part, const label *pieces, int count) {
+    if (!v->bar) return;
+    int left = screen_width() - 1, shown = 0, cells;
+    while (shown < count && (int)strlen(pieces[shown].s) + (shown > 0) <= left) left -= (int)strlen(pieces[shown].s) + (shown > 0), shown++;
+    cells = left >= 33 ? 30 : left >= 11 ? left - 3 : 0;
+    fputs("\r\033[K", stderr);
+    if (cells) {
+        fputc('[', stderr);
+        for (int i = 0; i < cells; i++) fputc(i < (int)(part * cells + 0.5) ? '#' : '.', stderr);
+        fputs("] ", stderr);
+    }
+    for (int i = 0; i < shown; i++) fprintf(stderr, "%s%s", i ? " " : "", pieces[i].s);
+    fflush(stderr);
+    v->drawn = true;
+}
+static void log_line(wrpo_level level, const char *line, void *user) {
+    screen_clear(user);
+    fprintf(stderr, "wrpo: %s%s\n", level == WRPO_LOG_WARN ? "warning: " : "", line);
+}
+
+/* ---- files: a result appears whole or not at all ---- */
+typedef struct output { FILE *f; const char *path; char part[4096]; } output;
+static bool output_open(output *o, const char *path) {             /* path NULL: standard output */
+    struct stat st;
+    o->path = path ? path : "standard output", o->part[0] = 0, o->f = stdout;
+    if (!path) return true;
+    bool regular = stat(path, &st) != 0 || S_ISREG(st.st_mode);    /* a device or a pipe is written as it is */
+    if (stat(path, &st) == 0 && S_ISDIR(st.st_mode)) { complain("%s: want a file, found a directory", path); o->f = NULL; return false; }
+    if (regular) snprintf(o->part, sizeof o->part, "%s.%ld.part", path, (long)getpid());
+    o->f = fopen(regular ? o->part : path, "wb");
+    if (!o->f) complain("%s: cannot be written: %s", path, strerror(errno)), o->part[0] = 0;
+    return o->f != NULL;
+}
+/* Ends it, well (whole true) or not; true if the file is there. */
+static bool output_close(output *o, bool whole) {
+    if (!o->f) return false;
+    bool ok = fflush(o->f) == 0 && !ferror(o->f);
+    int e = errno;
+    if (o->f != stdout && fclose(o->f) != 0 && ok) ok = false, e = errno;
+    o->f = NULL;
+#ifdef _WIN32
+    if (o->part[0] && whole && ok) remove(o->path);
+#endif
+    if (o->part[0] && whole && ok && rename(o->part, o->path) != 0) ok = false, e = errno;
+    if (o->part[0] && !(whole && ok)) remove(o->part);
+    if (whole && !ok) complain("%s: cannot be written: %s", o->path, strerror(e));
+    return whole && ok;
+}
+static char *read_all(FILE *f, size_t *size) {         /* NULL: out of memory or unreadable */
+    size_t cap = 1 << 16, n = 0;
+    char *data = malloc(cap);
+    while (data) {
+        n += fread(data + n, 1, cap - n, f);
+        if (n < cap) break;
+        char *more = realloc(data, cap *= 2);
+        if (!more) free(data);
+        data = more;
+    }
+    if (data && ferror(f)) { free(data); return NULL; }
+    *size = n;
+    return data;
+}
+/* Makes a directory and its parents and shows that files can be made in it, before any work is done for it.
+   *made is the length of the part of the path that was there: output_dir_drop takes the rest away again if it is empty. */
+static bool output_dir(const char *path, size_t *made) {
+    char part[4096];
+    size_t n = strlen(path);
+    struct stat st;
+    *made = n;
+    if (n + 32 > sizeof part) return complain("%.100s...: the path is too long", path), false;
+    for (size_t i = 1; i <= n; i++) {
+        if (i < n && path[i] != '/') continue;
+        memcpy(part, path, i), part[i] = 0;
+        bool there = stat(part, &st) == 0;
+        if (!there && *made == n) *made = i - 1;
+        if (there ? !S_ISDIR(st.st_mode) : mkdir(part, 0777) != 0) return complain("%s: cannot be made: %s", part, strerror(there ? ENOTDIR : errno)), false;
+    }
+    snprintf(part, sizeof part, "%s/.%ld.part", path, (long)getpid());
+    FILE *f = fopen(part, "wb");
+    if (!f) return complain("%s: cannot be written to: %s", path, strerror(errno)), false;
+    fclose(f);
+    remove(part);
+    return true;
+}
+static void output_dir_drop(const char *path, size_t made) {       /* rmdir leaves alone what is not empty */
+    char part[4096];
+    size_t n = strlen(path);
+    for (size_t i = n; i > made && i < sizeof part; i--) {
+        if (i < n && path[i] != '/') continue;
+        memcpy(part, path, i), part[i] = 0;
+        if (rmdir(part) != 0) return;
+    }
+}
+
+/* ---- what the commands share ---- */
+struct session {                     /* everything a command opens; closed in one place */
+    wrpo_ctx *ctx;
+    wrpo_tokenizer *tokenizer;
+    wrpo_data *data, *eval_data;
+    wrpo_model *model;
+    screen screen;
+};
+static int fail(session *z) {        /* the library's sentence */
+    screen_clear(&z->screen);
+    return complain("%s", wrpo_last_error(z->ctx)->text);
+}
+static bool session_open(session *z, const settings *s) {
+    const wrpo_desc desc = {.threads = (int)s->threads, .log = {log_line, &z->screen}};
+    z->screen.bar = isatty(fileno(stderr));
+    if (wrpo_open(&desc, &z->ctx) == WRPO_OK) return true;
+    complain("out of memory");
+    return false;
+}
+static void session_close(session *z) {
+    screen_clear(&z->screen);
+    wrpo_model_free(z->model);
+    wrpo_data_free(z->data), wrpo_data_free(z->eval_data);
+    wrpo_tokenizer_free(z->tokenizer);
+    wrpo_close(z->ctx);
+}
+static wrpo_result load_data(session *z, const settings *s, const char *path, wrpo_data **out) {
+    const wrpo_data_desc d = {.path = path, .tokenization = (wrpo_tokenization)s->tokenization, .max_length = s->max_length,
+                              .max_prompt_length = s->max_prompt_length, .limit = s->limit};
+    wrpo_result r = z->tokenizer ? WRPO_OK : wrpo_tokenizer_load(z->ctx, s->model, &z->tokenizer);
+    if (r == WRPO_OK) r = wrpo_data_load(z->tokenizer, &d, out);
+    return r;
+}
+static wrpo_result load_model(session *z, const char *dir) {
+    return wrpo_model_load(z->ctx, &(wrpo_model_desc){.dir = dir}, &z->model);
+}
+static wrpo_train_desc train_desc(const settings *s) {
+    wrpo_train_desc d = {.alpha = s->alpha, .ramp = (wrpo_ramp)s->ramp, .ramp_power = s->ramp_power};
+    d.loss = (wrpo_loss_desc){.method = (wrpo_method)s->method, .pair = (wrpo_pair)s->pair, .beta = s->beta, .label_smoothing = s->label_smoothing,
+                              .gamma_ratio = s->gamma_ratio, .ipo_sum = s->ipo_sum};
+    d.learning_rate = s->learning_rate, d.schedule = (wrpo_schedule)s->schedule, d.warmup_ratio = s->warmup_ratio;
+    d.weight_decay = s->weight_decay, d.max_grad_norm = s->max_grad_norm;
+    d.epochs = s->epochs, d.max_steps = s->max_steps, d.batch_size = s->batch_size, d.accumulation = s->accumulation;
+    d.micro_tokens = s->micro_tokens, d.recompute = s->recompute, d.eval_steps = s->eval_steps;
+    d.seed = (uint64_t)s->seed, d.no_shuffle = s->no_shuffle, d.ref_dir = s->ref;
+    return d;
+}
+/* Options that say nothing to the method are named, not silently ignored. */
+static void check_method(const settings *s) {
+    const wrpo_method m = (wrpo_method)s->method;
+    const bool pair = m != WRPO_METHOD_WRPO && m != WRPO_METHOD_SFT, reference = m != WRPO_METHOD_SIMPO && m != WRPO_METHOD_SFT;
+    const struct { bool idle; const char *name; } idle[] = {
+        {s->alpha != 0 && m != WRPO_METHOD_WRPO, "--alpha"}, {s->ramp && m != WRPO_METHOD_WRPO, "--alpha-schedule"}, {s->pair && !pair, "--pair"},
+        {s->beta != 0 && m == WRPO_METHOD_SFT, "--beta"}, {s->gamma_ratio != 0 && m != WRPO_METHOD_SIMPO, "--gamma-ratio"},
+        {s->ipo_sum && m != WRPO_METHOD_IPO, "--ipo-sum"}, {s->ref && !reference, "--ref"}};
+    for (size_t i = 0; i < sizeof idle / sizeof *idle; i++)
+        if (idle[i].idle) complain("warning: %s says nothing to --method %s", idle[i].name, wrpo_method_name(s->method));
+}
+static void print_memory(const wrpo_bytes *b) {
+    printf("memory       %s: weights %s, gradients %s, moments %s, activations %s, head %s, data %s\n", bytes_text((double)b->total).s,
+           bytes_text((double)b->weights).s, bytes_text((double)b->gradients).s, bytes_text((double)b->moments).s,
+           bytes_text((double)b->activations).s, bytes_text((double)b->head).s, bytes_text((double)b->data).s);
+}
+
+/* ---- init ---- */
+static int run_init(const settings *s, session *z) {
+    const wrpo_init_desc d = {.config = s->config, .tokenizer_dir = s->tokenizer, .seed = s->seed ? (uint64_t)s->seed : 42, .dtype = dtype_of(s->dtype)};
+    const wrpo_save_desc save = {.dir = s->out, .max_shard_size = s->max_shard_size};
+    wrpo_config config;
+    size_t made;
+    if (wrpo_config_load(z->ctx, s->config, &config) || wrpo_tokenizer_load(z->ctx, s->tokenizer, &z->tokenizer)) return fail(z);
+    if (wrpo_tokenizer_size(z->tokenizer) > config.vocab_size)
+        return complain("%s: want vocab_size of at least %lld, the ids of the tokenizer, found %lld", s->config, (long long)wrpo_tokenizer_size(z->tokenizer),
+                        (long long)config.vocab_size);
+    bool ok = output_dir(s->out, &made);
+    if (ok && (wrpo_model_init(z->ctx, &d, &z->model) || wrpo_model_save(z->model, &save))) ok = false, fail(z);
+    if (!ok) return output_dir_drop(s->out, made), 1;
+    printf("%s: %s parameters, random\n", s->out, count_text(wrpo_model_parameters(z->model)).s);
+    return 0;
+}
+
+/* ---- inspect ---- */
+static void print_tensors(const wrpo_tensors *t) {
+    int width = 4;
+    size_t total = 0;
+    for (int64_t i = 0; i < wrpo_tensors_count(t); i++) {
+        int n = (int)strlen(wrpo_tensors_at(t, i)->name);
+        if (n > width) width = n < 60 ? n : 60;
+    }
+    printf("%-*s  %-8s %-20s %14s\n", width, "name", "dtype", "shape", "bytes");
+    for (int64_t i = 0; i < wrpo_tensors_count(t); i++) {
+        const wrpo_tensor_info *w = wrpo_tensors_at(t, i);
+        char shape[128] = "[";
+        size_t n = 1;
+        for (int k = 0; k < w->ndim && n < sizeof shape - 24; k++) n += (size_t)snprintf(shape + n, sizeof shape - n, "%s%lld", k ? ", " : "", (long long)w->shape[k]);
+        snprintf(shape + n, sizeof shape - n, "]");
+        printf("%-*s  %-8s %-20s %14s\n", width, w->name, w->dtype, shape, grouped((int64_t)w->bytes).s);
+        total += w->bytes;
+    }
+    printf("%s tensors, %s\n", grouped(wrpo_tensors_count(t)).s, bytes_text((double)total).s);
+}
+static int inspect_model(const settings *s, session *z, const wrpo_tensors *t) {
+    static const char *const ropes[] = {"default", "linear", "llama3", "yarn"}, *const dtypes[] = {"?", "F32", "BF16", "F16"};
+    wrpo_config c;
+    wrpo_dtype dtype;
+    wrpo_bytes run, all;
+    int64_t parameters;
+    size_t total = 0;
+    const wrpo_train_desc none = {0}, recompute = {.recompute = -1};
+    if (wrpo_model_check(z->ctx, s->path, &c, &parameters, &dtype)) return fail(z);
+    if (wrpo_train_bytes(z->ctx, &c, NULL, &none, &run) || wrpo_train_bytes(z->ctx, &c, NULL, &recompute, &all)) return fail(z);
+    for (int64_t i = 0; i < wrpo_tensors_count(t); i++) total += wrpo_tensors_at(t, i)->bytes;
+    printf("model        %s\n", s->path);
+    printf("type         %s%s%s%s%s\n", c.model_type, c.attention_bias ? ", q/k/v biases" : "", c.output_bias ? ", o bias" : "", c.qk_norm ? ", q/k norms" : "",
+           c.tie_word_embeddings ? ", tied embeddings" : "");
+    printf("layers       %lld\n", (long long)c.num_hidden_layers);
+    printf("hidden       %lld\n", (long long)c.hidden_size);
+    printf("mlp          %lld\n", (long long)c.intermediate_size);
+    printf("heads        %lld of %lld, %lld for keys and values\n", (long long)c.num_attention_heads, (long long)c.head_dim, (long long)c.num_key_value_heads);
+    printf("vocabulary   %s\n", grouped(c.vocab_size).s);
+    printf("positions    %s, rope %s, theta %g\n", grouped(c.max_position_embeddings).s, ropes[c.rope.type], c.rope.theta);
+    if (c.sliding_window) printf("window       %s\n", grouped(c.sliding_window).s);
+    printf("parameters   %s (%s)\n", grouped(parameters).s, count_text(parameters).s);
+    printf("tensors      %s, %s, %s\n", grouped(wrpo_tensors_count(t)).s, dtypes[dtype], bytes_text((double)total).s);
+    print_memory(&run);
+    printf("             %s with --recompute -1 (of a run with --micro-tokens 2048 and no longer record)\n", bytes_text((double)all.total).s);
+    if (s->tensors) print_tensors(t);
+    return 0;
+}
+static int run_inspect(const settings *s, session *z) {
+    struct stat st;
+    wrpo_tensors *t;
+    if (stat(s->path, &st) != 0) return complain("%s: cannot be opened: %s", s->path, strerror(errno));
+    const bool dir = S_ISDIR(st.st_mode);
+    wrpo_config c;
+    if (dir && wrpo_config_load(z->ctx, s->path, &c)) return fail(z);      /* says first what is the matter with config.json */
+    if (wrpo_tensors_open(z->ctx, s->path, &t)) return fail(z);
+    int code = 0;
+    if (dir) code = inspect_model(s, z, t);
+    else print_tensors(t);
+    wrpo_tensors_close(t);
+    return code;
+}
+
+/* ---- tokenize: JSON lines in, JSON lines out ---- */
+static int bad_line(const char *name, int64_t line, const char *sentence) { return complain("%s:%lld: %s", name, (long long)line, sentence); }
+static void print_ids(FILE *f, const int32_t *ids, int64_t count) {
+    fputs("\"ids\": [", f);
+    for (int64_t i = 0; i < count; i++) fprintf(f, "%s%d", i ? ", " : "", (int)ids[i]);
+    fputs("]", f);
+}
+static bool print_text(session *z, FILE *f, const char *key, const char *text, size_t size) {
+    char *quoted;
+    if (wrpo_json_quote(z->ctx, text, size, &quoted)) return false;
+    fprintf(f, "\"%s\": %s", key, quoted);
+    wrpo_free(z->ctx, quoted);
+    return true;
+}
+static bool boolean(const wrpo_json *object, const char *key, bool *out) {     /* absent: false; false: it is something else */
+    const wrpo_json *v = wrpo_json_get(object, key);
+    *out = v && v->kind == WRPO_JSON_BOOL && v->boolean;
+    return !v || v->kind == WRPO_JSON_BOOL;
+}
+static int tokenize_line(session *z, FILE *out, const char *name, int64_t line, const wrpo_json *in) {
+    const wrpo_json *text = wrpo_json_get(in, "text"), *messages = wrpo_json_get(in, "messages"), *ids = wrpo_json_get(in, "ids");
+    const wrpo_json *kwargs = wrpo_json_get(in, "kwargs");
+    bool special, prompt, skip, ok = true;
+    int32_t *list = NULL;
+    char *result = NULL;
+    int64_t count = 0;
+    size_t size;
+    if (in->kind != WRPO_JSON_OBJECT || !!text + !!messages + !!ids != 1) return bad_line(name, line, "want an object with one of \"text\", \"messages\" and \"ids\"");
+    if (!boolean(in, "special", &special)) return bad_line(name, line, "\"special\": want true or false");
+    if (!boolean(in, "add_generation_prompt", &prompt)) return bad_line(name, line, "\"add_generation_prompt\": want true or false");
+    if (!boolean(in, "skip_special", &skip)) return bad_line(name, line, "\"skip_special\": want true or false");
+    if (text) {
+        if (text->kind != WRPO_JSON_STRING) return bad_line(name, line, "\"text\": want a string");
+        ok = wrpo_encode(z->tokenizer, text->text, text->size, special ? WRPO_ENCODE_SPECIAL : 0, &list, &count) == WRPO_OK;
+        if (ok) fputs("{", out), print_ids(out, list, count), fputs("}\n", out);
+    } else if (messages) {
+        if (kwargs && kwargs->kind == WRPO_JSON_NULL) kwargs = NULL;
+        if (messages->kind != WRPO_JSON_ARRAY) return bad_line(name, line, "\"messages\": want an array");
+        if (kwargs && kwargs->kind != WRPO_JSON_OBJECT) return bad_line(name, line, "\"kwargs\": want an object");
+        wrpo_result r = wrpo_chat(z->tokenizer, messages, prompt, kwargs, &result, &size);
+        fputs("{", out);
+        if (r == WRPO_E_FORMAT || r == WRPO_E_UNSUPPORTED || r == WRPO_E_ARG) {        /* what the template has against these messages */
+            const char *why = wrpo_last_error(z->ctx)->text;
+            ok = print_text(z, out, "error", why, strlen(why));
+        } else if ((ok = r == WRPO_OK && wrpo_encode(z->tokenizer, result, size, 0, &list, &count) == WRPO_OK
+                         && print_text(z, out, "text", result, size)))
+            fputs(", ", out), print_ids(out, list, count);
+        fputs("}\n", out);
+    } else {
+        if (ids->kind != WRPO_JSON_ARRAY) return bad_line(name, line, "\"ids\": want an array");
+        list = malloc((size_t)ids->count * sizeof *list + 1);
+        if (!list) return bad_line(name, line, "out of memory");
+        for (const wrpo_json *v = ids->child; v && ok; v = v->next) {
+            ok = v->kind == WRPO_JSON_NUMBER && v->exact && v->integer >= 0 && v->integer < wrpo_tokenizer_size(z->tokenizer);
+            if (ok) list[count++] = (int32_t)v->integer;
+        }
+        if (!ok) return free(list), bad_line(name, line, "\"ids\": want ids of the tokenizer");
+        ok = wrpo_decode(z->tokenizer, list, count, skip, &result, &size) == WRPO_OK;
+        free(list), list = NULL;
+        fputs("{", out);
+        ok = ok && print_text(z, out, "text", result, size);
+        fputs("}\n", out);
+    }
+    wrpo_free(z->ctx, list);
+    wrpo_free(z->ctx, result);
+    return ok ? 0 : bad_line(name, line, wrpo_last_error(z->ctx)->text);
+}
+static int run_tokenize(const settings *s, session *z) {
+    const char *name = s->in ? s->in : "standard input";
+    FILE *f = s->in ? fopen(s->in, "rb") : stdin;
+    if (!f) return complain("%s: cannot be opened: %s", s->in, strerror(errno));
+    size_t size = 0, n;
+    char *data = read_all(f, &size);
+    int e = errno, code = 0;
+    if (f != stdin) fclose(f);
+    if (!data) return complain("%s: cannot be read: %s", name, strerror(e));
+    output out = {0};
+    if (wrpo_tokenizer_load(z->ctx, s->model, &z->tokenizer)) code = fail(z);
+    else if (!output_open(&out, s->out)) code = 1;
+    int64_t line = 1;
+    for (size_t at = 0; at < size && !code; at += n + 1, line++) {
+        const char *end = memchr(data + at, '\n', size - at);
+        wrpo_json *in;
+        n = end ? (size_t)(end - data) - at : size - at;
+        if (wrpo_json_parse(z->ctx, name, data + at, n, &in)) {    /* the sentence names line 1 of its text: the file's line instead */
+            const wrpo_error *why = wrpo_last_error(z->ctx);
+            char prefix[600];
+            int k = snprintf(prefix, sizeof prefix, "%s:1:", name);
+            code = complain("%s:%lld:%s", name, (long long)line, strncmp(why->text, prefix, (size_t)k) ? why->text : why->text + k);
+            break;
+        }
+        code = tokenize_line(z, out.f, name, line, in);
+        wrpo_json_free(z->ctx, in);
+    }
+    free(data);
+    return output_close(&out, code == 0) ? 0 : 1;
+}
+
+/* ---- logprob ---- */
+static int run_logprob(const settings *s, session *z) {
+    enum { BATCH = 128 };            /* records between two looks at the clock */
+    output out = {0};
+    int K = 1;
+    if (!output_open(&out, s->out)) return 1;
+    signal(SIGINT, on_interrupt);
+    bool ok = !load_data(z, s, s->data, &z->data) && !load_model(z, s->model);
+    const int64_t N = ok ? wrpo_data_count(z->data) : 0;
+    for (int64_t i = 0; i < N; i++) K = wrpo_data_record(z->data, i).count > K ? wrpo_data_record(z->data, i).count : K;
+    double *logps = malloc((size_t)BATCH * (size_t)K * sizeof *logps);
+    if (!logps) { output_close(&out, false); return complain("out of memory"); }
+    if (!ok) fail(z);
+    for (int64_t at = 0; at < N && ok; at += BATCH) {
+        const int64_t count = N - at < BATCH ? N - at : BATCH;
+        label piece;
+        if (wrpo_logprobs(z->model, z->data, at, count, logps, NULL)) { fail(z); ok = false; break; }
+        for (int64_t i = 0; i < count && ok; i++) {
+            const wrpo_record r = wrpo_data_record(z->data, at + i);
+            fputs("{", out.f);
+            if (!print_text(z, out.f, "prompt_id", r.prompt_id, strlen(r.prompt_id))) { fail(z); ok = false; }
+            for (int k = 0; k < r.count; k++) fprintf(out.f, "%s%.9g", k ? ", " : ", \"logps\": [", logps[i * K + k]);
+            for (int k = 0; k < r.count; k++) fprintf(out.f, "%s%lld", k ? ", " : "], \"tokens\": [", (long long)(r.responses[k].count - r.responses[k].first));
+            fprintf(out.f, "], \"prompt_tokens\": %lld}\n", (long long)r.prompt_count);
+        }
+        snprintf(piece.s, sizeof piece.s, "%lld/%lld records", (long long)(at + count), (long long)N);
+        if (s->out) screen_draw(&z->screen, (double)(at + count) / (double)N, &piece, 1);
+        if (interrupted) { screen_clear(&z->screen); complain("interrupted; nothing is written"); ok = false; }
+    }
+    free(logps);
+    screen_clear(&z->screen);
+    return output_close(&out, ok) ? 0 : 1;
+}
+
+/* ---- train ---- */
+typedef struct watch { session *z; int64_t every; } watch;         /* of a run in progress; every: steps to a line, 0 = none */
+static void print_metrics(const char *head, const wrpo_metrics *m, double left) {
+    printf("%s %lld/%lld  loss %.4f", head, (long long)m->step, (long long)m->steps, m->loss);
+    if (!isnan(m->rewards_margins)) printf("  margin %.4f  accuracy %.2f", m->rewards_margins, m->rewards_accuracies);
+    if (!isnan(m->rewards_source_accuracies)) printf("  source %.2f", m->rewards_source_accuracies);
+    if (!isnan(m->rewards_pivot_accuracies)) printf("  pivot %.2f", m->rewards_pivot_accuracies);
+    if (!isnan(m->cur_alpha)) printf("  alpha %.4f", m->cur_alpha);
+    if (!isnan(m->learning_rate)) printf("  rate %.2e", m->learning_rate);
+    if (!isnan(m->grad_norm)) printf("  grad %.3g", m->grad_norm);
+    printf("  %s tokens/s", grouped((int64_t)m->tokens_per_second).s);
+    if (left >= 0) printf("  %s left", time_text(left).s);
+    printf("\n");
+    fflush(stdout);
+}
+static bool on_step(const wrpo_metrics *m, const wrpo_metrics *eval, void *user) {
+    watch *w = user;
+    const double left = m->seconds / (double)m->step * (double)(m->steps - m->step);
+    label p[8];                      /* the most wanted first */
+    int n = 0;
+#define PIECE(...) snprintf(p[n++].s, sizeof p->s, __VA_ARGS__)
+    PIECE("%lld/%lld", (long long)m->step, (long long)m->steps);
+    PIECE("loss %.4f", m->loss);
+    PIECE("%.16s left", time_text(left).s);
+    if (!isnan(m->rewards_margins)) {
+        PIECE("margin %+.3f", m->rewards_margins);
+        PIECE("acc %.2f", m->rewards_accuracies);
+    }
+    if (!isnan(m->cur_alpha)) PIECE("alpha %.3f", m->cur_alpha);
+    PIECE("rate %.1e", m->learning_rate);
+    PIECE("%.0f tok/s", m->tokens_per_second);
+#undef PIECE
+    const bool line = w->every && (m->step % w->every == 0 || m->step == m->steps);
+    if (line || eval) screen_clear(&w->z->screen);
+    if (line) print_metrics("step", m, left);
+    if (eval) print_metrics("eval", eval, -1);
+    screen_draw(&w->z->screen, (double)m->step / (double)m->steps, p, n);
+    return !interrupted;
+}
+static void print_data(const char *name, const char *path, const wrpo_data *data) {
+    const wrpo_data_stats t = wrpo_data_statistics(data);
+    printf("%-12s %s: %s records, %s prompt and %s response tokens, longest %s", name, path, grouped(t.records).s, grouped(t.prompt_tokens).s,
+           grouped(t.response_tokens).s, grouped(t.longest).s);
+    if (t.truncated_prompts || t.truncated_responses)
+        printf("; cut: %s prompts, %s responses", grouped(t.truncated_prompts).s, grouped(t.truncated_responses).s);
+    printf("\n");
+}
+static void print_settings(const settings *s, session *z, const wrpo_train_desc *desc, const wrpo_bytes *bytes) {
+    const wrpo_train_desc d = wrpo_train_defaults(desc);
+    const wrpo_method m = d.loss.method;
+    printf("model        %s: %s, %s parameters\n", s->model, wrpo_model_config(z->model)->model_type, count_text(wrpo_model_parameters(z->model)).s);
+    print_data("data", s->data, z->data);
+    if (z->eval_data) print_data("eval data", s->eval_data, z->eval_data);
+    printf("method       %s", wrpo_method_name((int)m));
+    if (m == WRPO_METHOD_WRPO && d.ramp == WRPO_RAMP_CONSTANT) printf(", alpha %g", plain(d.alpha));
+    else if (m == WRPO_METHOD_WRPO) printf(", alpha 0 -> %g %s", plain(d.alpha), wrpo_ramp_name((int)d.ramp));
+    else if (m != WRPO_METHOD_SFT) printf(", pair %s", wrpo_pair_name((int)d.loss.pair));
+    if (m == WRPO_METHOD_WRPO && d.ramp == WRPO_RAMP_POWER) printf(" %g", d.ramp_power);
+    if (m != WRPO_METHOD_SFT) printf(", beta %g, label smoothing %g", d.loss.beta, plain(d.loss.label_smoothing));
+    if (m == WRPO_METHOD_SIMPO) printf(", gamma/beta %g", plain(d.loss.gamma_ratio));
+    if (m != WRPO_METHOD_SFT && m != WRPO_METHOD_SIMPO) printf(", reference %s", d.ref_dir ? d.ref_dir : "the model itself");
+    printf("\noptimizer    AdamW %g/%g/%g, weight decay %g, clip %g, rate %g %s, warm-up %g\n", plain(d.beta1), plain(d.beta2), plain(d.eps),
+           plain(d.weight_decay), plain(d.max_grad_norm), plain(d.learning_rate), wrpo_schedule_name((int)d.schedule), plain(d.warmup_ratio));
+    printf("batch        %s records, accumulation %lld, micro tokens %s, ", grouped(d.batch_size).s, (long long)d.accumulation, grouped(d.micro_tokens).s);
+    if (d.max_steps) printf("%s steps", grouped(d.max_steps).s);
+    else printf("%g epochs", d.epochs);
+    printf(", %s", d.no_shuffle ? "in order" : "shuffled");
+    if (!d.no_shuffle) printf(" by seed %llu", (unsigned long long)d.seed);
+    printf("\n");
+    print_memory(bytes);
+    fflush(stdout);
+}
+/* What is worth keeping of a run that ended early. */
+static void save_checkpoint(const settings *s, session *z, const wrpo_metrics *last) {
+    char dir[4096];
+    wrpo_save_desc save = {.dir = dir, .dtype = dtype_of(s->save_dtype), .max_shard_size = s->max_shard_size};
+    if (last->step < 1) { complain("no step was done: nothing is saved"); return; }
+    snprintf(dir, sizeof dir, "%s/checkpoint-%lld", s->out, (long long)last->step);
+    if (wrpo_model_save(z->model, &save)) fail(z);
+    else complain("the model as it was after step %lld of %lld is in %s", (long long)last->step, (long long)last->steps, dir);
+}
+static int train(const settings *s, session *z) {
+    wrpo_train_desc d = train_desc(s);
+    wrpo_config config;
+    wrpo_bytes bytes;
+    wrpo_metrics last = {0};
+    watch w = {.z = z, .every = z->screen.bar && isatty(fileno(stdout)) ? 0 : s->log_steps ? s->log_steps : 1};
+    if (wrpo_config_load(z->ctx, s->model, &config) || wrpo_train_bytes(z->ctx, &config, NULL, &d, &bytes)) return fail(z);    /* options first */
+    if (load_data(z, s, s->data, &z->data) || (s->eval_data && load_data(z, s, s->eval_data, &z->eval_data)) || load_model(z, s->model)
+        || wrpo_train_bytes(z->ctx, &config, z->data, &d, &bytes)) return fail(z);
+    d.out_dir = s->out, d.eval_data = z->eval_data;
+    d.on_step = on_step, d.user = &w;
+    print_settings(s, z, &d, &bytes);
+    const wrpo_result r = wrpo_train(z->model, z->data, &d, &last);
+    screen_clear(&z->screen);
+    if (r == WRPO_E_STOPPED) {
+        complain("interrupted");
+        save_checkpoint(s, z, &last);
+        return 1;
+    }
+    if (r != WRPO_OK) {
+        fail(z);
+        if (r == WRPO_E_NOT_FINITE) save_checkpoint(s, z, &last);
+        return 1;
+    }
+    const wrpo_save_desc save = {.dir = s->out, .dtype = dtype_of(s->save_dtype), .max_shard_size = s->max_shard_size};
+    if (wrpo_model_save(z->model, &save)) return fail(z);
+    printf("%s: trained, %lld steps in %s, memory peak %s\n", s->out, (long long)last.step, time_text(last.seconds).s,
+           bytes_text((double)wrpo_memory_peak(z->ctx)).s);
+    return 0;
+}
+static int run_train(const settings *s, session *z) {
+    size_t made;
+    if (s->eval_steps && !s->eval_data) return complain("--eval-steps: --eval-data is missing");
+    check_method(s);
+    signal(SIGINT, on_interrupt);
+    const int code = output_dir(s->out, &made) ? train(s, z) : 1;
+    if (code) output_dir_drop(s->out, made);
+    return code;
+}
+
+/* ---- eval ---- */
+static int run_eval(const settings *s, session *z) {
+    const wrpo_train_desc d = train_desc(s);
+    wrpo_metrics m;
+    char *json;
+    check_method(s);
+    if (load_data(z, s, s->data, &z->data) || load_model(z, s->model) || wrpo_eval(z->model, z->data, &d, &m)
+        || wrpo_metrics_json(z->ctx, &m, "eval_", &json)) return fail(z);
+    output out = {0};
+    const bool ok = output_open(&out, s->out);
+    if (ok) fprintf(out.f, "%s\n", json);
+    wrpo_free(z->ctx, json);
+    return ok && output_close(&out, true) ? 0 : 1;
+}
+
+/* ---- the demo: a small checkpoint and records made here, then the commands above on them ---- */
+static uint32_t demo_random(uint32_t *state, uint32_t n) {
+    *state = *state * 1664525u + 1013904223u;
+    return (uint32_t)(((uint64_t)(*state >> 8) * n) >> 24);
+}
+static FILE *demo_file(const char *dir, const char *name) {
+    char path[4096];
+    snprintf(path, sizeof path, "%s/%s", dir, name);
+    return fopen(path, "wb");
+}
+/* A Llama of two layers and a tokenizer whose tokens are the bytes, spelled as GPT-2 spells them. */
+static bool demo_checkpoint(const char *dir) {
+    FILE *f = demo_file(dir, "config.json");
+    if (!f) return false;
+    fputs("{\"architectures\": [\"LlamaForCausalLM\"], \"model_type\": \"llama\", \"vocab_size\": 259, \"hidden_size\": 96, \"intermediate_size\": 256,\n"
+          " \"num_hidden_layers\": 2, \"num_attention_heads\": 6, \"num_key_value_heads\": 3, \"max_position_embeddings\": 256, \"rope_theta\": 10000.0,\n"
+          " \"rms_norm_eps\": 1e-5, \"hidden_act\": \"silu\", \"initializer_range\": 0.05, \"tie_word_embeddings\": true, \"torch_dtype\": \"float32\",\n"
+          " \"bos_token_id\": 256, \"eos_token_id\": 258}\n", f);
+    if (fclose(f) || !(f = demo_file(dir, "tokenizer.json"))) return false;
+    static const char *const added[] = {"<|endoftext|>", "<|im_start|>", "<|im_end|>"};
+    fputs("{\"version\": \"1.0\", \"truncation\": null, \"padding\": null, \"added_tokens\": [", f);
+    for (int i = 0; i < 3; i++)
+        fprintf(f, "%s\n {\"id\": %d, \"content\": \"%s\", \"single_word\": false, \"lstrip\": false, \"rstrip\": false, \"normalized\": false, \"special\": true}",
+                i ? "," : "", 256 + i, added[i]);
+    fputs("],\n \"normalizer\": null, \"pre_tokenizer\": {\"type\": \"ByteLevel\", \"add_prefix_space\": false, \"trim_offsets\": true, \"use_regex\": true},\n"
+          " \"post_processor\": null, \"decoder\": {\"type\": \"ByteLevel\", \"add_prefix_space\": true, \"trim_offsets\": true, \"use_regex\": true},\n"
+          " \"model\": {\"type\": \"BPE\", \"dropout\": null, \"unk_token\": null, \"continuing_subword_prefix\": null, \"end_of_word_suffix\": null,\n"
+          "  \"fuse_unk\": false, \"byte_fallback\": false, \"ignore_merges\": false, \"merges\": [], \"vocab\": {", f);
+    for (int byte = 0, shifted = 256; byte < 256; byte++) {
+        bool visible = (byte >= '!' && byte <= '~') || (byte >= 0xA1 && byte <= 0xAC) || byte >= 0xAE;
+        fprintf(f, "%s\"\\u%04x\": %d", byte ? ", " : "", (unsigned)(visible ? byte : shifted++), byte);
+    }
+    fputs("}}}\n", f);
+    if (fclose(f) || !(f = demo_file(dir, "tokenizer_config.json"))) return false;
+    fputs("{\"tokenizer_class\": \"PreTrainedTokenizerFast\", \"bos_token\": \"<|endoftext|>\", \"eos_token\": \"<|im_end|>\", \"chat_template\":\n"
+          " \"{% for message in messages %}<|im_start|>{{ message['role'] + '\\n' + message['content'] }}<|im_end|>\\n{% endfor %}"
+          "{% if add_generation_prompt %}<|im_start|>assistant\\n{% endif %}\"}\n", f);
+    return fclose(f) == 0;
+}
+/* Quadruples. The task: letters before and after a letter, and small sums, in several wordings; every sixth wording of a
+   question is held out. The source answers in a whole sentence, the target leaves out the full stop, the rejected answer is wrong. */
+static bool demo_records(const char *dir) {
+    static const char *const after[] = {"Which letter follows %c?", "What comes after %c?", "Name the letter after %c.", "%c is followed by?"};
+    static const char *const before[] = {"Which letter precedes %c?", "What comes before %c?", "Name the letter before %c.", "%c is preceded by?"};
+    static const char *const sums[] = {"What is %d plus %d?", "Add %d and %d.", "%d + %d = ?", "The sum of %d and %d?"};
+    FILE *files[2] = {demo_file(dir, "train.jsonl"), demo_file(dir, "heldout.jsonl")};
+    uint32_t state = 7;
+    bool ok = files[0] && files[1];
+    for (int question = 0; ok && question < 25 + 25 + 81; question++)
+        for (int wording = 0; wording < 4; wording++) {
+            char prompt[64], source[64], target[64], rejected[64];
+            if (question < 50) {
+                const int forward = question < 25, i = question % 25;
+                const char of = (char)('a' + (forward ? i : i + 1)), is = (char)(forward ? of + 1 : of - 1);
+                const char wrong = (char)('a' + (is - 'a' + 2 + (int)demo_random(&state, 23)) % 26);
+                snprintf(prompt, sizeof prompt, (forward ? after : before)[wording], of);
+                snprintf(source, sizeof source, "The letter %s %c is %c.", forward ? "after" : "before", of, is);
+                snprintf(target, sizeof target, "The letter %s %c is %c", forward ? "after" : "before", of, is);
+                snprintf(rejected, sizeof rejected, "The letter %s %c is %c", forward ? "after" : "before", of, wrong);
+            } else {
+                const int a = (question - 50) / 9 + 1, b = (question - 50) % 9 + 1, wrong = 2 + (a + b + (int)demo_random(&state, 16)) % 17;
+                snprintf(prompt, sizeof prompt, sums[wording], a, b);
+                snprintf(source, sizeof source, "%d plus %d is %d.", a, b, a + b);
+                snprintf(target, sizeof target, "%d plus %d is %d", a, b, a + b);
+                snprintf(rejected, sizeof rejected, "%d plus %d is %d", a, b, wrong == a + b ? wrong + 1 : wrong);
+            }
+            fprintf(files[(question * 4 + wording) % 6 == 5],
+                    "{\"prompt_id\": \"%d.%d\", \"prompt\": {\"role\": \"user\", \"content\": \"%s\"},"
+                    " \"chosen\": [{\"role\": \"assistant\", \"content\": \"%s\"}, {\"role\": \"assistant\", \"content\": \"%s\"}],"
+                    " \"rejected\": [{\"role\": \"assistant\", \"content\": \"%s\"}]}\n", question, wording, prompt, source, target, rejected);
+        }
+    for (int i = 0; i < 2; i++)
+        if (files[i] && fclose(files[i])) ok = false;
+    return ok;
+}
+static void demo_remove(const char *path) {            /* a folder that this program made */
+#ifndef _WIN32
+    DIR *dir = opendir(path);
+    for (struct dirent *e; dir && (e = readdir(dir));) {
+        char inner[4096];
+        struct stat st;
+        if (!strcmp(e->d_name, ".") || !strcmp(e->d_name, "..") || snprintf(inner, sizeof inner, "%s/%s", path, e->d_name) >= (int)sizeof inner) continue;
+        if (lstat(inner, &st) == 0 && S_ISDIR(st.st_mode)) demo_remove(inner);
+        else remove(inner);
+    }
+    if (dir) closedir(dir);
+    rmdir(path);
+#else
+    (void)path;
+#endif
+}
+static bool demo_folder(char *path, size_t size) {
+#ifndef _WIN32
+    const char *base = getenv("TMPDIR");
+    snprintf(path, size, "%s/wrpo-demo-XXXXXX", base && *base ? base : "/tmp");
+    if (mkdtemp(path)) return true;
+#else
+    snprintf(path, size, "wrpo-demo-%ld", (long)getpid());
+    if (mkdir(path, 0777) == 0) return true;
+#endif
+    return complain("%s: cannot be made: %s", path, strerror(errno)), false;
+}
+static int dispatch(int argc, char **argv);
+/* Runs a command line as if it had been typed: words of `line` separated by spaces, "@" standing for the demo's folder. */
+static int demo_call(const settings *s, const char *folder, const char *line) {
+    char words_of[2048], *argv[64];
+    int argc = 0;
+    size_t n = 0;
+    printf("\n$ wrpo");
+    for (const char *p = line; *p && argc < 60; p += strspn(p, " ")) {
+        const size_t size = strcspn(p, " ");
+        const int k = snprintf(words_of + n, sizeof words_of - n, "%s%.*s", *p == '@' ? folder : "", (int)(size - (*p == '@')), p + (*p == '@'));
+        if (k < 0 || n + (size_t)k + 64 > sizeof words_of) return complain("%s: the path is too long", folder);
+        printf(" %s", argv[argc++] = words_of + n);
+        n += (size_t)k + 1, p += size;
+    }
+    printf("\n");
+    fflush(stdout);
+    char threads[32];
+    snprintf(threads, sizeof threads, "--threads=%lld", (long long)s->threads);
+    if (s->threads) argv[argc++] = threads;
+    return dispatch(argc, argv);
+}
+/* Held-out metrics of a model against the reference, and the share of records whose y_wt is likelier than their y_l. */
+static wrpo_result demo_measure(session *z, const char *model, const wrpo_train_desc *d, wrpo_metrics *m, double *right) {
+    const int64_t N = wrpo_data_count(z->data);
+    double *logps = malloc((size_t)N * 3 * sizeof *logps);
+    wrpo_result r = logps ? load_model(z, model) : WRPO_E_MEMORY;
+    if (r == WRPO_OK) r = wrpo_logprobs(z->model, z->data, 0, N, logps, NULL);
+    if (r == WRPO_OK) r = wrpo_eval(z->model, z->data, d, m);
+    *right = 0;
+    for (int64_t i = 0; r == WRPO_OK && i < N; i++) *right += logps[3 * i + 1] > logps[3 * i + 2] ? 1 / (double)N : 0;
+    free(logps);
+    wrpo_model_free(z->model), z->model = NULL;
+    return r;
+}
+static int demo_table(const settings *s, session *z, const char *folder) {
+    char data[4200], sft[4200], trained[4200];
+    snprintf(data, sizeof data, "%s/heldout.jsonl", folder);
+    snprintf(sft, sizeof sft, "%s/sft", folder);
+    snprintf(trained, sizeof trained, "%s/wrpo", folder);
+    settings of = *s;
+    of.model = sft;
+    const wrpo_train_desc d = {.ref_dir = sft, .loss.beta = 0.1};
+    wrpo_metrics a, b;
+    double right_a, right_b;
+    if (load_data(z, &of, data, &z->data) || demo_measure(z, sft, &d, &a, &right_a) || demo_measure(z, trained, &d, &b, &right_b)) return fail(z);
+    printf("\nheld-out, %lld records                 before (SFT)  after (WRPO)\n", (long long)wrpo_data_count(z->data));
+#define ROW(label, field) printf("%-40s %12.4f  %12.4f\n", label, a.field, b.field)
+    ROW("loss", loss);
+    ROW("rewards/margins", rewards_margins);
+    ROW("rewards/accuracies", rewards_accuracies);
+    ROW("rewards/source_accuracies", rewards_source_accuracies);
+    ROW("rewards/pivot_accuracies", rewards_pivot_accuracies);
+    ROW("logps/source_chosen   log pi(y_ws)", logps_source_chosen);
+    ROW("logps/target_chosen   log pi(y_wt)", logps_target_chosen);
+    ROW("logps/rejected        log pi(y_l)", logps_rejected);
+#undef ROW
+    printf("%-40s %12.4f  %12.4f\n", "share with log pi(y_wt) > log pi(y_l)", right_a, right_b);
+    return 0;
+}
+static int run_demo(const settings *s, session *z) {
+    char folder[4096];
+    const time_t begin = time(NULL);
+    signal(SIGINT, on_interrupt);
+    if (!demo_folder(folder, sizeof folder)) return 1;
+    printf("WRPO on a small model, from records to a saved checkpoint. The files are in %s%s\n", folder, s->keep ? "" : " and removed at the end (--keep)");
+    int code = 0;
+    if (!demo_checkpoint(folder) || !demo_records(folder)) code = complain("%s: cannot be written: %s", folder, strerror(errno));
+    code = code || demo_call(s, folder, "init --config @/config.json --tokenizer @ --out @/random")
+        || demo_call(s, folder, "train --method sft --model @/random --data @/train.jsonl --out @/sft --learning-rate 4e-3 --batch-size 32 --epochs 20 --log-steps 40")
+        || demo_call(s, folder, "train --model @/sft --data @/train.jsonl --eval-data @/heldout.jsonl --out @/wrpo --beta 0.1 --learning-rate 3e-4"
+                                " --batch-size 32 --epochs 4 --log-steps 7")
+        || demo_table(s, z, folder);
+    if (s->keep) printf("\nkept: %s\n", folder);
+    else demo_remove(folder);
+    if (!code) printf("\n%.0f seconds\n", difftime(time(NULL), begin));
+    return code;
+}
+
+/* ---- main ---- */
+#define LOSS "--method --pair --alpha --beta --label-smoothing --gamma-ratio --ipo-sum "
+#define DATA "--max-length --max-prompt-length --tokenization --limit --micro-tokens "
+static const command commands[] = {
+    {"init", "", "--config --tokenizer --out", "--seed --dtype --max-shard-size --threads --help", run_init,
+     "Random weights as a Hugging Face directory: norms 1, biases 0, the others N(0, initializer_range)."},
+    {"inspect", "DIR|FILE", "", "--tensors --threads --help", run_inspect,
+     "Architecture, parameters, tensors and the bytes a run would need, or the tensors of a .safetensors file. Exit code 1 if it is not valid."},
+    {"tokenize", "", "--model", "--in --out --threads --help", run_tokenize,
+     "JSON lines, one for one: {text, special?} -> {ids}; {messages, add_generation_prompt?, kwargs?} -> {text, ids} or {error}; {ids, skip_special?} -> {text}."},
+    {"logprob", "", "--model --data", "--out " DATA "--threads --help", run_logprob,
+     "One line a record: the log-probs of its responses, their scored tokens, and the tokens of the prompt."},
+    {"train", "", "--model --data --out",
+     LOSS DATA "--alpha-schedule --learning-rate --lr-scheduler --warmup-ratio --weight-decay --max-grad-norm --batch-size --accumulation --recompute "
+     "--epochs --max-steps --seed --no-shuffle --ref --eval-data --eval-steps --log-steps --save-dtype --max-shard-size --threads --help", run_train,
+     "Trains a model and saves it, with metrics.jsonl, in the directory --out. Ctrl-C stops cleanly and saves a checkpoint."},
+    {"eval", "", "--model --data", LOSS DATA "--ref --out --threads --help", run_eval, "The metrics of a model on records, as one JSON object."},
+    {"demo", "", "", "--keep --threads --help", run_demo, "What `wrpo` alone runs: SFT and WRPO of a small model on records made on the spot."},
+};
+enum { N_COMMANDS = sizeof commands / sizeof *commands };
+static int help(void) {
+    printf("wrpo %s: weighted-reward preference optimization of Hugging Face checkpoints\n\nusage: wrpo [COMMAND] [options]\n\n", WRPO_VERSION);
+    for (int i = 0; i < N_COMMANDS; i++) printf("  %-10s %s\n", commands[i].name, commands[i].help);
+    printf("\nwrpo COMMAND --help lists the options of a command. Exit code: 0, 1 after an error, 2 after wrong usage.\n");
+    return 0;
+}
+static int dispatch(int argc, char **argv) {
+    static const command program = {"", "", "", "--keep --threads --version --help", run_demo, ""};      /* wrpo without a command */
+    const command *c = &program;
+    settings s = {.dtype = -1, .save_dtype = -1};
+    session z = {0};
+    if (argc == 0 || !strncmp(argv[0], "--", 2)) {
+        const int code = parse(c, argc, argv, &s);
+        if (code) return code;
+        if (s.help) return help();
+        if (s.version) return printf("wrpo %s\n", WRPO_VERSION), 0;
+    } else {
+        for (int i = 0; i < N_COMMANDS; i++)
+            if (!strcmp(argv[0], commands[i].name)) c = &commands[i];
+        if (c == &program) return misuse(c, "unknown command \"%s\"", argv[0]);
+        const int code = parse(c, argc - 1, argv + 1, &s);
+        if (code) return code;
+        if (s.help) return help_command(c), 0;
+    }
+    if (!session_open(&z, &s)) return 1;
+    int code = c->run(&s, &z);
+    session_close(&z);
+    if (fflush(stdout) != 0 || ferror(stdout)) code = complain("standard output: cannot be written: %s", strerror(errno));
+    return code;
+}
+int main(int argc, char **argv) { return dispatch(argc - 1, argv + 1); }

@@ -1,0 +1,675 @@
+/* The CPU backend, op by op: odd shapes against plain loops in double, gradients also against finite differences of those
+   loops, and the contracts above the table: what is written and what accumulated, nothing beyond a row's width, the same
+   bits for every number of threads, and rows that do not depend on their neighbours. Runs at every vector width that the
+   machine has. */
+#define WRPO_IMPLEMENTATION
+#include "wrpo.h"
+#include "test.h"
+
+enum { WAYS = 4, KEPT = 16 };
+static const int THREADS[WAYS] = {1, 2, 3, 5};
+static struct { const char *op; double worst; int64_t numbers; } table[64];
+static int ops;
+
+/* One case runs once per number of threads, on the same inputs; the first run is compared with the reference, later ones
+   with the first run's bits. */
+typedef struct run {
+    const wrpo_backend *be; void *dev;
+    int way;                          /* 0: the first run */
+    char name[160];
+    void *blocks[64]; int n_blocks;
+    struct { float *bits; size_t n; } kept[KEPT]; int n_kept;
+    uint64_t seed, counter;
+} run;
+
+static double uniform(run *t, double low, double high) {
+    return low + (high - low) * (double)(wrpo__random64(t->seed, 0, t->counter++) >> 11) / 9007199254740992.0;
+}
+static void *block(run *t, size_t n) {
+    void *p = t->be->alloc(t->dev, n + 64);
+    if (!p || t->n_blocks == 64) { printf("out of memory in the test\n"); exit(2); }
+    t->blocks[t->n_blocks++] = p;
+    return p;
+}
+static float *floats(run *t, int64_t n, float fill) {
+    float *p = block(t, (size_t)n * sizeof *p);
+    for (int64_t i = 0; i < n; i++) p[i] = fill;
+    return p;
+}
+static float *random_floats(run *t, int64_t n, double low, double high) {
+    float *p = floats(t, n, 0);
+    for (int64_t i = 0; i < n; i++) p[i] = (float)uniform(t, low, high);
+    return p;
+}
+static double *doubles(run *t, int64_t n) {
+    double *p = block(t, (size_t)n * sizeof *p);
+    memset(p, 0, (size_t)n * sizeof *p);
+    return p;
+}
+static double *as_doubles(run *t, const float *x, int64_t n) {
+    double *p = doubles(t, n);
+    for (int64_t i = 0; i < n; i++) p[i] = (double)x[i];
+    return p;
+}
+static float *copy_of(run *t, const float *x, int64_t n) {
+    float *p = floats(t, n, 0);
+    memcpy(p, x, (size_t)n * sizeof *p);
+    return p;
+}
+static int32_t *random_ids(run *t, int64_t n, int64_t below) {
+    int32_t *p = block(t, (size_t)n * sizeof *p);
+    for (int64_t i = 0; i < n; i++) p[i] = (int32_t)(uniform(t, 0, 1) * (double)below) % (int32_t)below;
+    return p;
+}
+static void tally(const char *op, double error, int64_t numbers) {
+    int i = 0;
+    while (i < ops && strcmp(table[i].op, op) != 0) i++;
+    if (i == ops) table[ops++].op = op;
+    if (!(error <= table[i].worst)) table[i].worst = error;
+    table[i].numbers += numbers;
+}
+/* got[rows, width] (row stride ld; what lies between is NaN and has to stay it) against want[rows, width]: the largest
+   difference over the largest number wanted, or over `least` if that is larger: gradients may cancel to 0. */
+static double least = 1e-30;
+static void result(run *t, const char *op, const char *what, const float *got, int64_t rows, int64_t width, int64_t ld, const double *want, double tolerance) {
+    const size_t n = (size_t)(rows ? (rows - 1) * ld + width : 0);
+    if (t->way > 0) {
+        CHECK(t->kept[t->n_kept].n == n && memcmp(t->kept[t->n_kept].bits, got, n * sizeof *got) == 0,
+              "%s: %s: other bits with %d threads than with 1", t->name, what, THREADS[t->way]);
+        t->n_kept++;
+        return;
+    }
+    t->kept[t->n_kept].bits = malloc(n * sizeof *got + 1);
+    memcpy(t->kept[t->n_kept].bits, got, n * sizeof *got);
+    t->kept[t->n_kept++].n = n;
+    double scale = least, worst = 0;
+    int64_t at = -1, touched = 0;
+    for (int64_t i = 0; i < rows * width; i++) if (fabs(want[i]) > scale) scale = fabs(want[i]);
+    for (int64_t r = 0; r < rows; r++) {
+        for (int64_t j = 0; j < width; j++) {
+            double e = fabs((double)got[r * ld + j] - want[r * width + j]) / scale;
+            if (!(e <= worst)) worst = e, at = r * width + j;
+        }
+        for (int64_t j = width; j < ld && r + 1 < rows; j++) touched += !isnan(got[r * ld + j]);
+    }
+    tally(op, worst, rows * width);
+    CHECK(worst <= tolerance, "%s: %s: relative error %.3g at %lld (found %.9g, wanted %.9g)", t->name, what, worst, (long long)at,
+          at < 0 ? 0 : (double)got[at / width * ld + at % width], at < 0 ? 0 : want[at]);
+    CHECK(touched == 0, "%s: %s: %lld numbers written between rows", t->name, what, (long long)touched);
+}
+static void each_way(const char *name, uint64_t seed, void (*fn)(run *, const int64_t *), const int64_t *args, wrpo_ctx **ctx) {
+    run t = {0};
+    snprintf(t.name, sizeof t.name, "%s %s", ctx[0]->desc.backend->name, name);
+    for (t.way = 0; t.way < WAYS; t.way++) {
+        t.be = ctx[t.way]->desc.backend, t.dev = ctx[t.way]->dev;
+        t.seed = seed, t.counter = 0, t.n_kept = 0;
+        fn(&t, args);
+        while (t.n_blocks) t.be->release(t.dev, t.blocks[--t.n_blocks]);
+    }
+    for (int i = 0; i < KEPT; i++) free(t.kept[i].bits);
+}
+/* Some derivatives of loss(env) by central differences, against the reference's own gradient: the loops in double check
+   themselves, the op is then compared with them. */
+static void differences(run *t, const char *what, double (*loss)(void *env), void *env, double *x, int64_t n, const double *gradient) {
+    double scale = 1e-30, worst = 0;
+    if (t->way > 0) return;
+    for (int64_t i = 0; i < n; i++) if (fabs(gradient[i]) > scale) scale = fabs(gradient[i]);
+    for (int64_t j = 0; j < 24 && j < n; j++) {
+        int64_t i = n <= 24 ? j : (int64_t)(wrpo__random64(7, 1, (uint64_t)j) % (uint64_t)n);
+        const double keep = x[i], h = 1e-5 * fmax(1, fabs(keep));
+        x[i] = keep + h;
+        double up = loss(env);
+        x[i] = keep - h;
+        double down = loss(env);
+        x[i] = keep;
+        double e = fabs((up - down) / (2 * h) - gradient[i]) / scale;
+        if (!(e <= worst)) worst = e;
+    }
+    CHECK(worst < 2e-6, "%s: %s: the reference's gradient is off by %.3g from finite differences", t->name, what, worst);
+}
+static double dot(const double *a, const double *b, int64_t n) {
+    double s = 0;
+    for (int64_t i = 0; i < n; i++) s += a[i] * b[i];
+    return s;
+}
+
+/* ---- gemm: args m, n, k, layout, beta, extra columns between rows ---- */
+static void test_gemm(run *t, const int64_t *arg) {
+    const int64_t m = arg[0], n = arg[1], k = arg[2], extra = arg[5];
+    const wrpo_mm mm = (wrpo_mm)arg[3];
+    const bool bt = mm == WRPO_NT || mm == WRPO_NT_LOGITS, at = mm == WRPO_TN;
+    const int64_t lda = (at ? m : k) + extra, ldb = (bt ? k : n) + extra, ldc = n + extra;
+    float *a = random_floats(t, (at ? k : m) * lda, -1, 1), *b = random_floats(t, (bt ? n : k) * ldb, -1, 1), *c = floats(t, m * ldc, NAN);
+    double *want = doubles(t, m * n);
+    for (int64_t i = 0; i < m; i++)
+        for (int64_t j = 0; j < n; j++) {
+            if (arg[4]) want[i * n + j] = (double)(c[i * ldc + j] = (float)uniform(t, -1, 1));
+            for (int64_t l = 0; l < k && t->way == 0; l++)
+                want[i * n + j] += (double)a[at ? l * lda + i : i * lda + l] * (double)b[bt ? j * ldb + l : l * ldb + j];
+        }
+    t->be->gemm(t->dev, mm, c, ldc, a, lda, b, ldb, m, n, k, (float)arg[4]);
+    result(t, "gemm", mm == WRPO_NT ? "NT" : mm == WRPO_NT_LOGITS ? "NT_LOGITS" : mm == WRPO_NN ? "NN" : "TN", c, m, n, ldc, want, 2e-6);
+    if (at) return;                    /* a row is a row, whichever others come with it */
+    static const int64_t part[][2] = {{0, 1}, {5, 1}, {3, 2}, {2, 4}, {7, 13}, {1, 14}, {6, 30}, {30, 99}};
+    for (int i = 0; i < 8; i++) {
+        const int64_t first = part[i][0], count = part[i][1];
+        if (first + count > m || arg[4]) continue;
+        float *rows = floats(t, count * n, NAN);
+        t->be->gemm(t->dev, mm, rows, n, a + first * lda, lda, b, ldb, count, n, k, 0);
+        int64_t other = 0;
+        for (int64_t r = 0; r < count; r++) other += memcmp(rows + r * n, c + (first + r) * ldc, (size_t)n * sizeof *c) != 0;
+        CHECK(other == 0, "%s: rows %lld+%lld alone have other bits", t->name, (long long)first, (long long)count);
+        t->be->release(t->dev, t->blocks[--t->n_blocks]);
+    }
+}
+
+/* ---- embed, gather, bias, add: args n, D, rows of the table, extra ---- */
+static void test_rows(run *t, const int64_t *arg) {
+    const int64_t n = arg[0], D = arg[1], V = arg[2], ld = D + arg[3];
+    const float scale = 1.5f;
+    float *w = random_floats(t, V * D, -1, 1), *x = random_floats(t, n * D, -1, 1), *y = floats(t, n * D, NAN), *s = floats(t, n * ld, NAN);
+    float *dw = random_floats(t, V * D, -1, 1), *dx = copy_of(t, dw, V * D), *b = random_floats(t, D, -1, 1), *db = copy_of(t, b, D);
+    int32_t *ids = random_ids(t, n, V);
+    double *want = doubles(t, n * D), *dwant = as_doubles(t, dw, V * D), *dwant1 = as_doubles(t, dw, V * D);
+    for (int64_t r = 0; r < n; r++)
+        for (int64_t j = 0; j < D; j++) {
+            want[r * D + j] = 1.5 * (double)w[ids[r] * D + j];
+            dwant[ids[r] * D + j] += 1.5 * (double)x[r * D + j];
+            dwant1[ids[r] * D + j] += (double)x[r * D + j];
+        }
+    t->be->embed(t->dev, y, w, ids, n, D, scale);
+    result(t, "embed", "y", y, n, D, D, want, 1e-7);
+    t->be->embed_bwd(t->dev, dw, x, ids, n, D, scale);
+    result(t, "embed_bwd", "dw", dw, V, D, D, dwant, 2e-6);
+    t->be->gather(t->dev, y, w, ids, n, D);
+    for (int64_t i = 0; i < n * D; i++) want[i] /= 1.5;
+    result(t, "gather", "y", y, n, D, D, want, 1e-7);
+    t->be->gather_bwd(t->dev, dx, x, ids, n, D);
+    result(t, "gather_bwd", "dx", dx, V, D, D, dwant1, 2e-6);
+
+    double *dbwant = as_doubles(t, b, D);
+    for (int64_t r = 0; r < n; r++)
+        for (int64_t j = 0; j < D; j++) {
+            s[r * ld + j] = x[r * D + j];
+            want[r * D + j] = (double)x[r * D + j] + (double)b[j];
+            dbwant[j] += (double)x[r * D + j];
+        }
+    t->be->bias_bwd(t->dev, db, s, ld, n, D);
+    result(t, "bias_bwd", "db", db, 1, D, D, dbwant, 1e-6);
+    t->be->bias(t->dev, s, ld, b, n, D);
+    result(t, "bias", "y", s, n, D, ld, want, 1e-7);
+    float *sum = copy_of(t, x, n * D);
+    t->be->add(t->dev, sum, y, n * D);
+    for (int64_t i = 0; i < n * D; i++) want[i] = (double)x[i] + (double)y[i];
+    result(t, "add", "y", sum, n, D, D, want, 1e-7);
+    double squares = 3, found = 3;
+    for (int64_t i = 0; i < n * D; i++) squares += (double)x[i] * (double)x[i];
+    t->be->sumsq(t->dev, &found, x, n * D);
+    CHECK(fabs(found - squares) <= 1e-13 * squares, "%s: sumsq: found %.17g, wanted %.17g", t->name, found, squares);
+    float bits[2];
+    memcpy(bits, &found, sizeof bits);
+    double same[2] = {(double)bits[0], (double)bits[1]};
+    result(t, "sumsq (bits)", "sum", bits, 1, 2, 2, same, 0);
+}
+
+/* ---- rmsnorm: args n, heads, D, extra, plus, aliasing (1: y = x and dx = dy, 2: dx = dres) ---- */
+typedef struct norm_env { double *x, *w, *dy, *y, *rstd; int64_t vectors, D; double plus, eps; } norm_env;
+static double norm_ref(void *p) {
+    norm_env *e = p;
+    for (int64_t r = 0; r < e->vectors; r++) {
+        const double *x = e->x + r * e->D;
+        e->rstd[r] = 1 / sqrt(dot(x, x, e->D) / (double)e->D + e->eps);
+        for (int64_t i = 0; i < e->D; i++) e->y[r * e->D + i] = x[i] * e->rstd[r] * (e->w[i] + e->plus);
+    }
+    return dot(e->y, e->dy, e->vectors * e->D);
+}
+static void test_rmsnorm(run *t, const int64_t *arg) {
+    const int64_t n = arg[0], heads = arg[1], D = arg[2], W = heads * D, ld = W + arg[3], alias = arg[5];
+    float *x = floats(t, n * ld, NAN), *dy = floats(t, n * ld, NAN), *dres = floats(t, n * ld, NAN), *w = random_floats(t, D, 0.5, 1.5);
+    float *xd = random_floats(t, n * W, -2, 2), *dyd = random_floats(t, n * W, -1, 1), *dresd = random_floats(t, n * W, -1, 1);
+    float *dw = random_floats(t, D, -1, 1), *rstd = floats(t, n * heads, NAN);
+    norm_env e = {as_doubles(t, xd, n * W), as_doubles(t, w, D), as_doubles(t, dyd, n * W), doubles(t, n * W), doubles(t, n * heads),
+                  n * heads, D, (double)arg[4], (double)1e-5f};
+    double *dx = doubles(t, n * W), *dxres = doubles(t, n * W), *dwr = doubles(t, D), *dwant = as_doubles(t, dw, D);
+    norm_ref(&e);
+    for (int64_t r = 0; r < n * heads; r++) {
+        double c = 0;
+        const double *xr = e.x + r * D, *g = e.dy + r * D;
+        for (int64_t i = 0; i < D; i++) c += g[i] * (e.w[i] + e.plus) * xr[i] / (double)D;
+        for (int64_t i = 0; i < D; i++) {
+            dx[r * D + i] = e.rstd[r] * (g[i] * (e.w[i] + e.plus) - c * xr[i] * e.rstd[r] * e.rstd[r]);
+            dxres[r * D + i] = dx[r * D + i] + (double)dresd[r * D + i];
+            dwr[i] += g[i] * xr[i] * e.rstd[r];
+        }
+    }
+    differences(t, "rmsnorm dx", norm_ref, &e, e.x, n * W, dx);
+    differences(t, "rmsnorm dw", norm_ref, &e, e.w, D, dwr);
+    norm_ref(&e);
+    for (int64_t i = 0; i < D; i++) dwant[i] += dwr[i];
+    for (int64_t r = 0; r < n; r++)
+        for (int64_t j = 0; j < W; j++) {
+            x[r * ld + j] = xd[r * W + j], dy[r * ld + j] = dyd[r * W + j], dres[r * ld + j] = dresd[r * W + j];
+        }
+    float *in = copy_of(t, x, n * ld), *y = alias ? x : floats(t, n * ld, NAN);
+    t->be->rmsnorm(t->dev, y, ld, rstd, x, ld, w, n, heads, D, 1e-5f, (float)arg[4]);
+    result(t, "rmsnorm", "y", y, n, W, ld, e.y, 1e-6);
+    result(t, "rmsnorm", "rstd", rstd, n, heads, heads, e.rstd, 1e-6);
+    float *out = alias == 1 ? dy : alias == 2 ? dres : floats(t, n * ld, NAN);
+    t->be->rmsnorm_bwd(t->dev, out, ld, dw, dy, ld, alias == 1 ? NULL : dres, ld, in, ld, w, rstd, n, heads, D, (float)arg[4]);
+    result(t, "rmsnorm_bwd", "dx", out, n, W, ld, alias == 1 ? dx : dxres, 3e-6);
+    result(t, "rmsnorm_bwd", "dw", dw, 1, D, D, dwant, 3e-6);
+}
+
+/* ---- rope: args n, heads, d, extra ---- */
+static void test_rope(run *t, const int64_t *arg) {
+    const int64_t n = arg[0], heads = arg[1], d = arg[2], W = heads * d, ld = W + arg[3];
+    float *x = floats(t, n * ld, NAN), *angles = floats(t, n * d, 0);
+    double *want = doubles(t, n * W), *back = doubles(t, n * W);
+    for (int64_t r = 0; r < n; r++) {
+        for (int64_t i = 0; i < d / 2; i++) {
+            double a = uniform(t, 0, 7);
+            angles[r * d + 2 * i] = (float)cos(a), angles[r * d + 2 * i + 1] = (float)sin(a);
+        }
+        for (int64_t h = 0; h < heads; h++)
+            for (int64_t i = 0; i < d / 2; i++) {
+                const double c = (double)angles[r * d + 2 * i], s = (double)angles[r * d + 2 * i + 1];
+                float *p = x + r * ld + h * d + i;
+                double x1 = (double)(p[0] = (float)uniform(t, -1, 1)), x2 = (double)(p[d / 2] = (float)uniform(t, -1, 1));
+                double *o = want + r * W + h * d + i, *b = back + r * W + h * d + i;
+                o[0] = x1 * c - x2 * s, o[d / 2] = x2 * c + x1 * s;
+                b[0] = x1, b[d / 2] = x2;
+            }
+    }
+    t->be->rope(t->dev, x, ld, angles, n, heads, d, 1);
+    result(t, "rope", "x", x, n, W, ld, want, 3e-7);
+    t->be->rope(t->dev, x, ld, angles, n, heads, d, -1);
+    result(t, "rope back", "x", x, n, W, ld, back, 1e-6);     /* the transpose of a rotation is its inverse */
+}
+
+/* ---- attention: args H, G, d, window, softcap, extra, layout of segments ---- */
+typedef struct layout { int64_t n, count; wrpo_seg segs[12]; } layout;
+static const layout LAYOUTS[] = {
+    {1, 1, {{0, 1, 0, 0}}},
+    {17, 1, {{0, 17, 0, 0}}},
+    {129, 2, {{0, 3, 0, 0}, {3, 129, 3, 3}}},
+    {25, 4, {{0, 5, 0, 0}, {5, 12, 0, 5}, {12, 13, 0, 5}, {13, 25, 0, 5}}},
+    {230, 8, {{0, 33, 0, 0}, {33, 73, 0, 33}, {73, 90, 0, 33}, {90, 90, 0, 33}, {90, 221, 0, 33}, {221, 222, 221, 221}, {222, 225, 221, 222}, {225, 230, 221, 222}}},
+    {640, 4, {{0, 300, 0, 0}, {300, 400, 0, 300}, {400, 600, 0, 300}, {600, 640, 10, 20}}},
+};
+typedef struct attn_env {
+    const wrpo_attn *a;
+    double *q, *k, *v, *go, *o, *lse;    /* packed: [n, H, d] and [n, G, d] */
+    double *dq, *dk, *dv;
+} attn_env;
+static double attn_ref(void *env) {
+    attn_env *e = env;
+    const wrpo_attn *a = e->a;
+    const int64_t H = a->H, G = a->G, d = a->d;
+    double *p = malloc((size_t)(a->n + 1) * sizeof *p), *tanhs = malloc((size_t)(a->n + 1) * sizeof *p);
+    if (e->dq) memset(e->dq, 0, (size_t)(a->n * H * d) * 8), memset(e->dk, 0, (size_t)(a->n * G * d) * 8), memset(e->dv, 0, (size_t)(a->n * G * d) * 8);
+    for (int64_t si = 0; si < a->n_segs; si++)
+        for (int64_t r = a->segs[si].begin; r < a->segs[si].end; r++)
+            for (int64_t h = 0; h < H; h++) {
+                const wrpo_seg s = a->segs[si];
+                const int64_t shared = s.prefix_end - s.prefix, pos = shared + r - s.begin, g = h / (H / G);
+                const double *q = e->q + (r * H + h) * d, *go = e->go + (r * H + h) * d;
+                double *o = e->o + (r * H + h) * d, top = -INFINITY, sum = 0;
+                for (int64_t t = 0; t <= pos; t++) {
+                    const int64_t row = t < shared ? s.prefix + t : s.begin + t - shared;
+                    p[t] = (double)a->scale * dot(q, e->k + (row * G + g) * d, d);
+                    tanhs[t] = 0;
+                    if (a->softcap > 0) tanhs[t] = tanh(p[t] / (double)a->softcap), p[t] = (double)a->softcap * tanhs[t];
+                    if (a->window > 0 && pos - t >= a->window) p[t] = -INFINITY;
+                    top = fmax(top, p[t]);
+                }
+                for (int64_t t = 0; t <= pos; t++) sum += exp(p[t] - top);
+                e->lse[r * H + h] = top + log(sum);
+                memset(o, 0, (size_t)d * sizeof *o);
+                for (int64_t t = 0; t <= pos; t++) {
+                    const int64_t row = t < shared ? s.prefix + t : s.begin + t - shared;
+                    p[t] = exp(p[t] - e->lse[r * H + h]);
+                    for (int64_t i = 0; i < d; i++) o[i] += p[t] * e->v[(row * G + g) * d + i];
+                }
+                if (!e->dq) continue;
+                const double delta = dot(o, go, d);
+                for (int64_t t = 0; t <= pos; t++) {
+                    const int64_t row = t < shared ? s.prefix + t : s.begin + t - shared, at = (row * G + g) * d;
+                    const double ds = p[t] * (dot(go, e->v + at, d) - delta) * (1 - tanhs[t] * tanhs[t]) * (double)a->scale;
+                    for (int64_t i = 0; i < d; i++) {
+                        e->dq[(r * H + h) * d + i] += ds * e->k[at + i];
+                        e->dk[at + i] += ds * q[i];
+                        e->dv[at + i] += p[t] * go[i];
+                    }
+                }
+            }
+    free(p), free(tanhs);
+    return dot(e->o, e->go, a->n * H * d);
+}
+static double attn_loss(void *env) {   /* the forward pass alone */
+    attn_env e = *(attn_env *)env;
+    e.dq = NULL;
+    return attn_ref(&e);
+}
+/* rows of width w out of rows of width W, spread to stride ld */
+static float *spread(run *t, const double *x, int64_t n, int64_t w, int64_t ld) {
+    float *p = floats(t, n * ld, NAN);
+    for (int64_t r = 0; r < n; r++)
+        for (int64_t j = 0; j < w; j++) p[r * ld + j] = (float)x[r * w + j];
+    return p;
+}
+static void test_attention(run *t, const int64_t *arg) {
+    const layout *l = &LAYOUTS[arg[6]];
+    const int64_t n = l->n, H = arg[0], G = arg[1], d = arg[2], extra = arg[5];
+    wrpo_attn a = {n, l->segs, l->count, H, G, d, H * d + extra, G * d + extra, H * d + 2 * extra, arg[3], 0.7f / sqrtf((float)d), (float)arg[4]};
+    const double reach = arg[4] ? 3 : 1.5;
+    double *q = as_doubles(t, random_floats(t, n * H * d, -reach, reach), n * H * d), *k = as_doubles(t, random_floats(t, n * G * d, -reach, reach), n * G * d);
+    double *v = as_doubles(t, random_floats(t, n * G * d, -1, 1), n * G * d), *go = as_doubles(t, random_floats(t, n * H * d, -1, 1), n * H * d);
+    attn_env e = {&a, q, k, v, go, doubles(t, n * H * d), doubles(t, n * H), doubles(t, n * H * d), doubles(t, n * G * d), doubles(t, n * G * d)};
+    if (t->way == 0) {
+        attn_ref(&e);
+        if (n <= 25 && H * d <= 40) {
+            differences(t, "attention dq", attn_loss, &e, q, n * H * d, e.dq);
+            differences(t, "attention dk", attn_loss, &e, k, n * G * d, e.dk);
+            differences(t, "attention dv", attn_loss, &e, v, n * G * d, e.dv);
+            attn_ref(&e);
+        }
+    }
+    float *fq = spread(t, q, n, H * d, a.ldq), *fk = spread(t, k, n, G * d, a.ldkv), *fv = spread(t, v, n, G * d, a.ldkv), *fgo = spread(t, go, n, H * d, a.ldo);
+    float *o = floats(t, n * a.ldo, NAN), *lse = floats(t, n * H, NAN);
+    t->be->attention(t->dev, &a, o, lse, fq, fk, fv);
+    result(t, "attention", "o", o, n, H * d, a.ldo, e.o, 3e-6);
+    result(t, "attention", "lse", lse, n, H, H, e.lse, 2e-6);
+    float *dq = floats(t, n * a.ldq, NAN), *dk = floats(t, n * a.ldkv, NAN), *dv = floats(t, n * a.ldkv, NAN);
+    void *scratch = block(t, t->be->attention_scratch(t->dev, n, H, G, d));
+    t->be->attention_bwd(t->dev, &a, dq, dk, dv, fgo, o, lse, fq, fk, fv, scratch);
+    least = 0.1;
+    result(t, "attention_bwd", "dq", dq, n, H * d, a.ldq, e.dq, 5e-6);
+    result(t, "attention_bwd", "dk", dk, n, G * d, a.ldkv, e.dk, 5e-6);
+    result(t, "attention_bwd", "dv", dv, n, G * d, a.ldkv, e.dv, 5e-6);
+    least = 1e-30;
+}
+/* A prompt with three responses gives each response the bits that it has as the only one, wherever it lies. */
+static void test_sharing(run *t, const int64_t *arg) {
+    const int64_t H = arg[0], G = arg[1], d = arg[2], P = 77, R[3] = {40, 133, 9}, n = P + 40 + 133 + 9;
+    const wrpo_seg all[4] = {{0, P, 0, 0}, {P, P + 40, 0, P}, {P + 40, P + 173, 0, P}, {P + 173, n, 0, P}};
+    wrpo_attn a = {n, all, 4, H, G, d, H * d, G * d, H * d, arg[3], 0.2f, 0};
+    float *q = random_floats(t, n * H * d, -2, 2), *k = random_floats(t, n * G * d, -2, 2), *v = random_floats(t, n * G * d, -1, 1);
+    float *go = random_floats(t, n * H * d, -1, 1), *o[2], *lse[2], *dq[2], *dk[2], *dv[2];
+    for (int i = 0; i < 2; i++) {
+        o[i] = floats(t, n * H * d, NAN), lse[i] = floats(t, n * H, NAN), dq[i] = floats(t, n * H * d, NAN);
+        dk[i] = floats(t, n * G * d, NAN), dv[i] = floats(t, n * G * d, NAN);
+    }
+    void *scratch = block(t, t->be->attention_scratch(t->dev, n, H, G, d));
+    t->be->attention(t->dev, &a, o[0], lse[0], q, k, v);
+    t->be->attention_bwd(t->dev, &a, dq[0], dk[0], dv[0], go, o[0], lse[0], q, k, v, scratch);
+    int64_t at = P;
+    for (int i = 0; i < 3; at += R[i++]) {
+        const int64_t m = P + R[i];      /* the record by itself: prompt, then this response */
+        const wrpo_seg one[2] = {{0, P, 0, 0}, {P, m, 0, P}};
+        float *in[4], *const from[4] = {q, k, v, go};
+        for (int j = 0; j < 4; j++) {
+            const int64_t w = j == 1 || j == 2 ? G * d : H * d;
+            in[j] = floats(t, m * w, 0);
+            memcpy(in[j], from[j], (size_t)(P * w) * sizeof(float));
+            memcpy(in[j] + P * w, from[j] + at * w, (size_t)(R[i] * w) * sizeof(float));
+        }
+        wrpo_attn b = a;
+        b.n = m, b.segs = one, b.n_segs = 2;
+        t->be->attention(t->dev, &b, o[1], lse[1], in[0], in[1], in[2]);
+        t->be->attention_bwd(t->dev, &b, dq[1], dk[1], dv[1], in[3], o[1], lse[1], in[0], in[1], in[2], scratch);
+#define SAME(x, w) (memcmp(x[0] + at * (w), x[1] + P * (w), (size_t)(R[i] * (w)) * sizeof(float)) == 0)
+        CHECK(SAME(o, H * d) && SAME(lse, H), "%s: response %d: forward bits depend on the others", t->name, i);
+        CHECK(SAME(dq, H * d) && SAME(dk, G * d) && SAME(dv, G * d), "%s: response %d: backward bits depend on the others", t->name, i);
+        CHECK(memcmp(o[0], o[1], (size_t)(P * H * d) * sizeof(float)) == 0, "%s: the prompt's bits depend on its responses", t->name);
+#undef SAME
+        for (int j = 0; j < 4; j++) t->be->release(t->dev, t->blocks[--t->n_blocks]);
+    }
+}
+
+/* ---- glu: args n, I, gelu, aliasing (dgu = gu), h wanted ---- */
+typedef struct glu_env { double *gu, *dh, *h; int64_t n, I; bool gelu; } glu_env;
+static double glu_ref(void *p) {
+    glu_env *e = p;
+    for (int64_t r = 0; r < e->n; r++)
+        for (int64_t i = 0; i < e->I; i++) {
+            const double g = e->gu[r * 2 * e->I + i], up = e->gu[r * 2 * e->I + e->I + i];
+            const double act = e->gelu ? 0.5 * g * (1 + tanh(0.79788456080286535588 * (g + 0.044715 * g * g * g))) : g / (1 + exp(-g));
+            e->h[r * e->I + i] = act * up;
+        }
+    return dot(e->h, e->dh, e->n * e->I);
+}
+static void test_glu(run *t, const int64_t *arg) {
+    const int64_t n = arg[0], I = arg[1];
+    float *gu = random_floats(t, n * 2 * I, -6, 6), *dh = random_floats(t, n * I, -1, 1), *h = floats(t, n * I, NAN), *again = floats(t, n * I, NAN);
+    if (n * I > 20) gu[0] = 90, gu[1] = -90, gu[2] = 1e4f, gu[3] = -1e4f, gu[4] = 0, gu[5] = 1e-4f;
+    glu_env e = {as_doubles(t, gu, n * 2 * I), as_doubles(t, dh, n * I), doubles(t, n * I), n, I, arg[2] != 0};
+    double *dgu = doubles(t, n * 2 * I);
+    for (int64_t r = 0; r < n; r++)
+        for (int64_t i = 0; i < I; i++) {
+            const double g = e.gu[r * 2 * I + i], up = e.gu[r * 2 * I + I + i], a = 0.79788456080286535588, b = 0.044715;
+            const double s = 1 / (1 + exp(-g)), th = tanh(a * (g + b * g * g * g));
+            const double act = e.gelu ? 0.5 * g * (1 + th) : g * s;
+            const double slope = e.gelu ? 0.5 * (1 + th) + 0.5 * g * (1 - th * th) * a * (1 + 3 * b * g * g) : s * (1 + g * (1 - s));
+            dgu[r * 2 * I + i] = e.dh[r * I + i] * up * slope;
+            dgu[r * 2 * I + I + i] = e.dh[r * I + i] * act;
+        }
+    differences(t, "glu dgu", glu_ref, &e, e.gu, n * 2 * I, dgu);
+    glu_ref(&e);
+    t->be->glu(t->dev, h, gu, n, I, e.gelu);
+    result(t, "glu", "h", h, n, I, I, e.h, 1e-6);
+    float *out = arg[3] ? gu : floats(t, n * 2 * I, NAN);
+    t->be->glu_bwd(t->dev, out, arg[4] ? again : NULL, dh, gu, n, I, e.gelu);
+    result(t, "glu_bwd", "dgu", out, n, 2 * I, 2 * I, dgu, 1e-6);
+    if (arg[4]) CHECK(memcmp(h, again, (size_t)(n * I) * sizeof *h) == 0, "%s: h of the backward pass has other bits", t->name);
+}
+
+/* ---- logprob: args n, V, softcap, aliasing, size of the logits, columns of -inf at the end ---- */
+typedef struct lp_env { double *x, *dlogp, *logp, *lse; const int32_t *target; int64_t n, V; double softcap; } lp_env;
+static double lp_ref(void *p) {
+    lp_env *e = p;
+    for (int64_t r = 0; r < e->n; r++) {
+        double top = -INFINITY, sum = 0;
+        for (int pass = 0; pass < 2; pass++)
+            for (int64_t i = 0; i < e->V; i++) {
+                double x = e->x[r * e->V + i];
+                if (e->softcap > 0 && x > -INFINITY) x = e->softcap * tanh(x / e->softcap);
+                if (pass == 0) top = fmax(top, x);
+                else sum += exp(x - top);
+                if (i == e->target[r]) e->logp[r] = x;
+            }
+        e->lse[r] = top + log(sum);
+        e->logp[r] -= e->lse[r];
+    }
+    return dot(e->logp, e->dlogp, e->n);
+}
+static void test_logprob(run *t, const int64_t *arg) {
+    const int64_t n = arg[0], V = arg[1];
+    float *x = random_floats(t, n * V, -(double)arg[4], (double)arg[4]), *dlogp = random_floats(t, n, -1, 1), *logp = floats(t, n, NAN), *lse = floats(t, n, NAN);
+    int32_t *target = random_ids(t, n, V - arg[5]);
+    for (int64_t r = 0; r < n; r++)
+        for (int64_t i = V - arg[5]; i < V; i++) x[r * V + i] = -INFINITY;
+    lp_env e = {as_doubles(t, x, n * V), as_doubles(t, dlogp, n), doubles(t, n), doubles(t, n), target, n, V, (double)arg[2]};
+    double *dx = doubles(t, n * V);
+    lp_ref(&e);
+    for (int64_t r = 0; r < n; r++)
+        for (int64_t i = 0; i < V; i++) {
+            double v = e.x[r * V + i], slope = 1;
+            if (e.softcap > 0 && v > -INFINITY) v = tanh(v / e.softcap), slope = 1 - v * v, v *= e.softcap;
+            dx[r * V + i] = e.dlogp[r] * ((i == target[r]) - exp(v - e.lse[r])) * slope;
+        }
+    if (arg[4] <= 10 && arg[5] == 0) {
+        differences(t, "logprob dlogits", lp_ref, &e, e.x, n * V, dx);
+        lp_ref(&e);
+    }
+    t->be->logprob(t->dev, logp, lse, x, target, n, V, (float)arg[2]);
+    double worst = 0;
+    for (int64_t r = 0; r < n; r++) {    /* absolute; a float of that size cannot say more */
+        worst = fmax(worst, fabs((double)lse[r] - e.lse[r]) - fabs(e.lse[r]) * 6e-8);
+        worst = fmax(worst, fabs((double)logp[r] - e.logp[r]) - fabs(e.logp[r]) * 6e-8);
+    }
+    CHECK(worst <= (arg[2] ? 4e-6 : 1e-6), "%s: lse and logp: absolute error %.3g", t->name, worst);
+    result(t, "logprob", "logp", logp, n, 1, 1, e.logp, 1e-6);
+    result(t, "logprob", "lse", lse, n, 1, 1, e.lse, 1e-6);
+    float *out = arg[3] ? x : floats(t, n * V, NAN);
+    t->be->logprob_bwd(t->dev, out, x, target, lse, dlogp, n, V, (float)arg[2]);
+    if (arg[4] > 100)                    /* exp(x - lse) with an lse rounded to float: compare with that */
+        for (int64_t r = 0; r < n; r++)
+            for (int64_t i = 0; i < V; i++) dx[r * V + i] = e.dlogp[r] * ((i == target[r]) - exp(e.x[r * V + i] - (double)lse[r]));
+    result(t, "logprob_bwd", "dlogits", out, n, V, V, dx, 3e-6);
+}
+/* the vector exp alone: with lse 0 and dlogp -1, dlogits is e^x */
+static void test_exp(run *t, const int64_t *arg) {
+    const int64_t n = 1 << 18;
+    float *x = random_floats(t, n, -87.3, 88.3), *y = floats(t, n, NAN), lse = 0, g = -1;
+    int32_t target = 0;
+    (void)arg;
+    x[0] = 0, x[1] = -0.0f, x[2] = -INFINITY, x[3] = -88, x[4] = NAN, x[5] = -1e-30f;
+    t->be->logprob_bwd(t->dev, y, x, &target, &lse, &g, 1, n, 0);
+    double worst = 0;
+    for (int64_t i = 6; i < n; i++) worst = fmax(worst, fabs((double)y[i] / exp((double)x[i]) - 1));
+    if (t->way == 0) tally("exp", worst, n);
+    CHECK(worst <= 2e-7, "%s: relative error %.3g", t->name, worst);
+    CHECK(y[1] == 1 && y[2] == 0 && y[3] == 0 && isnan(y[4]) && y[5] == 1, "%s: special values %g %g %g %g %g", t->name,
+          (double)y[1], (double)y[2], (double)y[3], (double)y[4], (double)y[5]);
+}
+/* what is not finite has to show: a run must be able to stop */
+static void test_not_finite(run *t, const int64_t *arg) {
+    const float bad[] = {NAN, INFINITY};
+    (void)arg;
+    for (int i = 0; i < 2; i++)
+        for (int64_t at = 0; at < 2100; at += 300) {
+            float *x = random_floats(t, 2100, -1, 1), logp = 0, lse = 0;
+            int32_t target = 7;
+            x[at] = bad[i];
+            t->be->logprob(t->dev, &logp, &lse, x, &target, 1, 2100, 0);
+            CHECK(!isfinite(lse), "%s: logit %lld is %g, lse is %g", t->name, (long long)at, (double)bad[i], (double)lse);
+            t->be->release(t->dev, t->blocks[--t->n_blocks]);
+        }
+}
+
+/* ---- adamw: args count, steps, decay ---- */
+static void test_adamw(run *t, const int64_t *arg) {
+    const int64_t n = arg[0];
+    float *w = random_floats(t, n, -1, 1), *m = floats(t, n, 0), *v = floats(t, n, 0);
+    double *wd = as_doubles(t, w, n), *md = doubles(t, n), *vd = doubles(t, n);
+    float *wf = copy_of(t, w, n), *mf = floats(t, n, 0), *vf = floats(t, n, 0);
+    wrpo_adamw s = {.lr = 1e-2f, .beta1 = 0.9f, .beta2 = 0.999f, .eps = 1e-8f, .weight_decay = arg[2] ? 0.1f : 0, .grad_scale = 0.25f};
+    const double b1 = (double)s.beta1, b2 = (double)s.beta2;
+    for (int64_t step = 1; step <= arg[1]; step++) {
+        float *g = random_floats(t, n, -1, 1);
+        s.correction1 = 1 - pow(b1, (double)step), s.correction2 = sqrt(1 - pow(b2, (double)step));
+        t->be->adamw(t->dev, w, m, v, g, n, &s);
+        for (int64_t i = 0; i < n; i++) {
+            double gi = (double)g[i] * (double)s.grad_scale;
+            wd[i] *= 1 - (double)s.lr * (double)s.weight_decay;
+            md[i] += (1 - b1) * (gi - md[i]);
+            vd[i] = b2 * vd[i] + (1 - b2) * gi * gi;
+            wd[i] -= (double)s.lr / s.correction1 * md[i] / (sqrt(vd[i]) / s.correction2 + (double)s.eps);
+            float gf = g[i] * s.grad_scale;     /* the same in float, each operation rounded */
+            mf[i] += (float)(1 - b1) * (gf - mf[i]);
+            vf[i] = vf[i] * s.beta2 + (float)(1 - b2) * gf * gf;
+            wf[i] = wf[i] * (float)(1 - (double)s.lr * (double)s.weight_decay)
+                  - (float)((double)s.lr / s.correction1) * (mf[i] / (sqrtf(vf[i]) / (float)s.correction2 + s.eps));
+        }
+    }
+    result(t, "adamw", "w", w, 1, n, n, wd, 1e-6);
+    result(t, "adamw", "m", m, 1, n, n, md, 1e-6);
+    result(t, "adamw", "v", v, 1, n, n, vd, 1e-6);
+    double worst = 0;
+    for (int64_t i = 0; i < n; i++) worst = fmax(worst, fabs((double)w[i] - (double)wf[i]));
+    CHECK(worst <= 3e-7, "%s: %.3g from the same formula in float", t->name, worst);
+}
+
+static void test_memory(const wrpo_backend *be) {
+    wrpo_ctx *ctx = NULL;
+    wrpo_desc desc = {.backend = be, .threads = 2};
+    if (wrpo_open(&desc, &ctx) != WRPO_OK) { CHECK(false, "open"); return; }
+    wrpo__cpu *cpu = ctx->dev;
+    size_t before = cpu->bytes;
+    char *p = be->alloc(cpu, 1000), *q = be->alloc(cpu, 1);
+    CHECK(p && q && (uintptr_t)p % 64 == 0 && (uintptr_t)q % 64 == 0, "alignment");
+    CHECK(cpu->bytes >= before + 1001 && cpu->peak >= cpu->bytes, "accounting");
+    CHECK(be->alloc(cpu, SIZE_MAX) == NULL && be->alloc(cpu, SIZE_MAX - 100) == NULL, "sizes that do not fit");
+    be->zero(cpu, p, 1000);
+    be->put(cpu, q, "x", 1);
+    be->copy(cpu, p + 999, q, 1);
+    char got[2] = "?";
+    be->get(cpu, got, p + 999, 1);
+    CHECK(got[0] == 'x' && p[998] == 0, "zero, put, copy, get");
+    be->release(cpu, p), be->release(cpu, q), be->release(cpu, NULL);
+    CHECK(cpu->bytes == before, "accounting after release");
+    wrpo_error why;
+    CHECK(be->sync(cpu, &why) == WRPO_OK, "sync");
+    wrpo_close(ctx);
+}
+static int64_t budget;
+static void *limited(size_t n, void *user) { (void)user; return budget-- > 0 ? malloc(n) : NULL; }
+static void unlimited(void *p, void *user) { (void)user; free(p); }
+
+int main(void) {
+    static const char *const levels[] = {"avx512", "avx2", "generic"};
+    static const int64_t gemms[][3] = {{1, 1, 1}, {3, 17, 1}, {1, 129, 17}, {17, 3, 129}, {13, 31, 17}, {14, 32, 385}, {129, 129, 129}, {6, 16, 800},
+                                       {129, 65, 400}, {3, 577, 769}, {33, 47, 63}, {780, 40, 330}, {40, 100, 3000}, {130, 8, 64}, {5, 5, 0}};
+    for (int l = 0; l < 3; l++) {
+        char name[32];
+        setenv("WRPO_CPU", levels[l], 1);
+        const wrpo_backend *be = wrpo_backend_cpu();
+        snprintf(name, sizeof name, "cpu-%s", levels[l]);
+        if (strcmp(be->name, name) != 0) { SKIP(1, "this machine does not run %s", levels[l]); continue; }
+        printf("%s\n", be->name);
+        wrpo_ctx *ctx[WAYS];
+        for (int i = 0; i < WAYS; i++) {
+            wrpo_desc desc = {.threads = THREADS[i]};
+            if (wrpo_open(&desc, &ctx[i]) != WRPO_OK) return 2;
+        }
+        uint64_t seed = 1;
+        ops = 0;
+        memset(table, 0, sizeof table);
+        for (int i = 0; i < WRPO__COUNT(gemms); i++)
+            for (int64_t mm = 0; mm < 4; mm++)
+                for (int64_t beta = 0; beta < 2; beta++) {
+                    int64_t arg[6] = {gemms[i][0], gemms[i][1], gemms[i][2], mm, beta, i % 3 * 5};
+                    char what[80];
+                    snprintf(what, sizeof what, "gemm %lld x %lld x %lld, layout %lld, beta %lld", (long long)arg[0], (long long)arg[1], (long long)arg[2],
+                             (long long)mm, (long long)beta);
+                    each_way(what, seed++, test_gemm, arg, ctx);
+                }
+#define EACH(fn, what, ...) do { \
+        static const int64_t args[][8] = __VA_ARGS__; \
+        for (int i = 0; i < WRPO__COUNT(args); i++) { \
+            char text[80]; \
+            snprintf(text, sizeof text, "%s, case %d", what, i); \
+            each_way(text, seed++, fn, args[i], ctx); \
+        } \
+    } while (0)
+        EACH(test_rows, "rows", {{1, 1, 1, 0}, {3, 17, 2, 1}, {129, 5, 3, 3}, {17, 129, 40, 0}, {300, 577, 7, 15}});
+        EACH(test_rmsnorm, "rmsnorm", {{1, 1, 1, 0, 0, 0}, {3, 1, 17, 5, 1, 0}, {17, 3, 33, 2, 0, 0}, {129, 1, 577, 0, 0, 1}, {40, 9, 64, 7, 0, 1}, {65, 2, 31, 1, 1, 2}, {70, 1, 129, 0, 0, 2}});
+        EACH(test_rope, "rope", {{1, 1, 2, 0}, {3, 5, 6, 3}, {17, 9, 64, 1}, {129, 2, 34, 0}, {40, 3, 512, 0}});
+        EACH(test_attention, "attention", {
+            /* H, G, d, window, softcap, extra, layout */
+            {1, 1, 1, 0, 0, 0, 0}, {3, 1, 5, 0, 0, 3, 1}, {4, 2, 8, 0, 0, 0, 3}, {4, 4, 10, 3, 0, 1, 3}, {2, 1, 6, 1, 0, 0, 3}, {5, 1, 7, 0, 2, 0, 3},
+            {9, 3, 64, 0, 0, 0, 4}, {9, 3, 64, 50, 0, 0, 4}, {2, 2, 33, 20, 5, 2, 4}, {8, 2, 96, 0, 0, 5, 2}, {4, 1, 128, 0, 0, 0, 4}, {2, 1, 512, 0, 0, 0, 2},
+            {3, 3, 17, 0, 0, 0, 5}, {6, 2, 64, 0, 0, 0, 5}, {4, 2, 40, 130, 0, 0, 5}, {2, 1, 64, 0, 30, 0, 5}, {48, 1, 16, 0, 0, 0, 4}, {33, 1, 9, 7, 0, 0, 2}});
+        EACH(test_sharing, "shared prompts", {{9, 3, 64, 0}, {4, 4, 17, 0}, {6, 2, 96, 60}});
+        EACH(test_glu, "glu", {{1, 1, 0, 0, 0}, {3, 17, 0, 0, 1}, {17, 129, 0, 1, 1}, {1, 3, 1, 0, 1}, {17, 129, 1, 1, 0}, {129, 1537, 0, 1, 1}, {5, 1000, 1, 0, 1}});
+        EACH(test_logprob, "logprob", {{1, 1, 0, 0, 5, 0}, {3, 17, 0, 1, 5, 0}, {17, 129, 0, 0, 10, 0}, {5, 5003, 0, 1, 10, 0}, {3, 49152, 0, 1, 10, 0}, {7, 1027, 0, 0, 10000, 0},
+                                       {4, 2050, 0, 1, 5, 3}, {3, 3000, 0, 0, 5, 1500}, {5, 1100, 30, 0, 40, 0}, {5, 1100, 8, 1, 10, 0}, {3, 1030, 30, 0, 40, 6}});
+        EACH(test_exp, "exp", {{0}});
+        EACH(test_not_finite, "not finite", {{0}});
+        EACH(test_adamw, "adamw", {{1, 3, 0}, {17, 5, 1}, {40000, 3, 1}});
+        test_memory(be);
+        for (int i = 0; i < WAYS; i++) wrpo_close(ctx[i]);
+        for (int i = 0; i < ops; i++) printf("  %-16s worst relative error %.1e over %lld numbers\n", table[i].op, table[i].worst, (long long)table[i].numbers);
+    }
+    for (int64_t i = 0; i < 16; i++) {   /* open survives every allocation that fails */
+        wrpo_desc desc = {.threads = 2, .memory = {limited, unlimited, NULL}};
+        wrpo_ctx *ctx = NULL;
+        budget = i;
+        wrpo_result r = wrpo_open(&desc, &ctx);
+        CHECK((r == WRPO_OK) == (ctx != NULL) && (r == WRPO_OK || r == WRPO_E_MEMORY), "open with %lld allocations: %d", (long long)i, (int)r);
+        wrpo_close(ctx);
+        if (r == WRPO_OK) { CHECK(i > 2, "open needs memory"); break; }
+        CHECK(i < 15, "open never succeeds");
+    }
+    return test_end("30_ops");
+}

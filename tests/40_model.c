@@ -1,0 +1,212 @@
+/* The whole model against a plain one in double: every response as a sequence of its own, full score matrices, full
+   logits, no sharing. Log-probs directly; gradients against central differences of the double model. */
+#define WRPO_IMPLEMENTATION
+#include "wrpo.h"
+#include "test.h"
+
+/* ---- the plain model: weights by name as double copies ---- */
+static const wrpo_model *plain;
+static double *copy;                 /* of plain->params */
+static const double *at(const wrpo_weight *w) { return w ? copy + (w->data - plain->params) : NULL; }
+static void rms(double *y, const double *x, const double *g, int64_t n, double eps) {
+    double s = 0;
+    for (int64_t i = 0; i < n; i++) s += x[i] * x[i];
+    s = 1 / sqrt(s / (double)n + eps);
+    for (int64_t i = 0; i < n; i++) y[i] = x[i] * s * g[i];
+}
+static void matvec(double *y, const wrpo_weight *w, const wrpo_weight *b, const double *x) {
+    for (int64_t r = 0; r < w->rows; r++) {
+        double s = b ? at(b)[r] : 0;
+        for (int64_t k = 0; k < w->cols; k++) s += at(w)[r * w->cols + k] * x[k];
+        y[r] = s;
+    }
+}
+/* log-probs of ids[first..n) given what stands before each; out[n - first] */
+static void plain_logps(const int32_t *ids, int64_t n, int64_t first, double *out) {
+    const wrpo_config *c = &plain->config;
+    const int64_t D = c->hidden_size, I = c->intermediate_size, H = c->num_attention_heads, G = c->num_key_value_heads, d = c->head_dim, V = c->vocab_size;
+    double *x = calloc((size_t)(n * D), 8), *a = calloc((size_t)WRPO__MAX(D, H * d), 8), *q = calloc((size_t)(n * H * d), 8), *k = calloc((size_t)(n * G * d), 8),
+           *v = calloc((size_t)(n * G * d), 8), *o = calloc((size_t)(H * d), 8), *p = calloc((size_t)n, 8), *g = calloc((size_t)I, 8), *u = calloc((size_t)I, 8),
+           *y = calloc((size_t)D, 8), *logits = calloc((size_t)V, 8);
+    float inv[256];
+    double scale;
+    wrpo__inv_freq(c, inv, &scale);
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t j = 0; j < D; j++) x[i * D + j] = at(WRPO__W(plain, embed_tokens, 0))[ids[i] * D + j];
+    for (int64_t l = 0; l < c->num_hidden_layers; l++) {
+        for (int64_t i = 0; i < n; i++) {
+            rms(a, x + i * D, at(WRPO__W(plain, input_layernorm, l)), D, c->rms_norm_eps);
+            matvec(q + i * H * d, WRPO__W(plain, q_proj, l), WRPO__W(plain, q_bias, l), a);
+            matvec(k + i * G * d, WRPO__W(plain, k_proj, l), WRPO__W(plain, k_bias, l), a);
+            matvec(v + i * G * d, WRPO__W(plain, v_proj, l), WRPO__W(plain, v_bias, l), a);
+            for (int64_t h = 0; h < H + G; h++) {
+                double *z = h < H ? q + (i * H + h) * d : k + (i * G + h - H) * d;
+                const wrpo_weight *norm = h < H ? WRPO__W(plain, q_norm, l) : WRPO__W(plain, k_norm, l);
+                if (norm) rms(z, z, at(norm), d, c->rms_norm_eps);
+                for (int64_t e = 0; e < d / 2; e++) {
+                    float angle = (float)i * inv[e];   /* the angle is the reference's float; the rest is double */
+                    double s = sin((double)angle) * scale, t = cos((double)angle) * scale, z1 = z[e], z2 = z[e + d / 2];
+                    z[e] = z1 * t - z2 * s, z[e + d / 2] = z2 * t + z1 * s;
+                }
+            }
+        }
+        for (int64_t i = 0; i < n; i++) {
+            for (int64_t h = 0; h < H; h++) {
+                const int64_t kv = h / (H / G), window = wrpo__layer_window(c, l);
+                double most = -INFINITY, sum = 0;
+                for (int64_t j = 0; j <= i; j++) {
+                    p[j] = 0;
+                    for (int64_t e = 0; e < d; e++) p[j] += q[(i * H + h) * d + e] * k[(j * G + kv) * d + e] / sqrt((double)d);
+                    if (window && i - j >= window) p[j] = -INFINITY;
+                    most = fmax(most, p[j]);
+                }
+                for (int64_t j = 0; j <= i; j++) sum += p[j] = exp(p[j] - most);
+                for (int64_t e = 0; e < d; e++) {
+                    o[h * d + e] = 0;
+                    for (int64_t j = 0; j <= i; j++) o[h * d + e] += p[j] / sum * v[(j * G + kv) * d + e];
+                }
+            }
+            matvec(y, WRPO__W(plain, o_proj, l), WRPO__W(plain, o_bias, l), o);
+            for (int64_t j = 0; j < D; j++) x[i * D + j] += y[j];
+            rms(a, x + i * D, at(WRPO__W(plain, post_attention_layernorm, l)), D, c->rms_norm_eps);
+            matvec(g, WRPO__W(plain, gate_proj, l), NULL, a);
+            matvec(u, WRPO__W(plain, up_proj, l), NULL, a);
+            for (int64_t j = 0; j < I; j++) g[j] = g[j] / (1 + exp(-g[j])) * u[j];
+            matvec(y, WRPO__W(plain, down_proj, l), NULL, g);
+            for (int64_t j = 0; j < D; j++) x[i * D + j] += y[j];
+        }
+    }
+    for (int64_t i = first; i < n; i++) {
+        double sum = 0, most = -INFINITY;
+        rms(y, x + (i - 1) * D, at(WRPO__W(plain, norm, 0)), D, c->rms_norm_eps);
+        matvec(logits, wrpo__head(plain), NULL, y);
+        for (int64_t j = 0; j < V; j++) most = fmax(most, logits[j]);
+        for (int64_t j = 0; j < V; j++) sum += exp(logits[j] - most);
+        out[i - first] = logits[ids[i]] - most - log(sum);
+    }
+    free(x), free(a), free(q), free(k), free(v), free(o), free(p), free(g), free(u), free(y), free(logits);
+}
+
+/* ---- records ---- */
+enum { RECORDS = 3, MOST = 40 };
+static int32_t prompt[RECORDS][MOST], answer[RECORDS][3][MOST];
+static wrpo_tokens tokens[RECORDS][3];
+static wrpo_record records[RECORDS];
+static double coef[RECORDS][3] = {{0.7, -0.4, 0.9}, {-1.1, 0.3, 0}, {0.5, -0.6, 0.2}};
+static void make_records(int64_t V) {
+    static const int lengths[RECORDS][4] = {{17, 3, 1, 5}, {1, 4, 17, 2}, {3, 1, 6, 9}};
+    for (int i = 0; i < RECORDS; i++) {
+        for (int j = 0; j < MOST; j++) {
+            prompt[i][j] = (int32_t)(wrpo__random64(5, (uint64_t)i, (uint64_t)j) % (uint64_t)V);
+            for (int k = 0; k < 3; k++) answer[i][k][j] = (int32_t)(wrpo__random64(6, (uint64_t)(i * 3 + k), (uint64_t)j) % (uint64_t)V);
+        }
+        for (int k = 0; k < 3; k++) tokens[i][k] = (wrpo_tokens){.role = (wrpo_role)k, .ids = answer[i][k], .count = lengths[i][k + 1], .first = i == 2 && k == 2 ? 2 : 0, .weight = 1};
+        records[i] = (wrpo_record){.prompt_id = "r", .prompt = prompt[i], .prompt_count = lengths[i][0], .responses = tokens[i], .count = 3};
+    }
+}
+static double objective(double *per_token) {           /* sum of coef * logp, in double; per_token in the library's order */
+    double sum = 0, out[MOST];
+    for (int i = 0; i < RECORDS; i++)
+        for (int k = 0; k < 3; k++) {
+            int32_t ids[2 * MOST];
+            const int64_t P = records[i].prompt_count, n = P + tokens[i][k].count, first = P + tokens[i][k].first;
+            memcpy(ids, prompt[i], (size_t)P * 4), memcpy(ids + P, answer[i][k], (size_t)tokens[i][k].count * 4);
+            plain_logps(ids, n, first, out);
+            for (int64_t j = 0; j < n - first; j++) {
+                sum += coef[i][k] * out[j];
+                if (per_token) *per_token++ = out[j];
+            }
+        }
+    return sum;
+}
+static wrpo_config config(const char *name) {
+    wrpo_config c = {.vocab_size = 129, .hidden_size = 17, .intermediate_size = 33, .num_hidden_layers = 2, .num_attention_heads = 3, .num_key_value_heads = 1, .head_dim = 6,
+                     .max_position_embeddings = 512, .rms_norm_eps = 1e-5, .initializer_range = 0.2, .rope = {.theta = 100}};
+    snprintf(c.model_type, sizeof c.model_type, "%s", name);
+    return c;
+}
+static double worst_logp, worst_grad;
+static void check(wrpo_ctx *ctx, const char *what, wrpo_config c) {
+    make_records(c.vocab_size);
+    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
+        wrpo__arena *arena = wrpo__entry.arena;
+        wrpo_model *model = wrpo__model_new(arena, &c);
+        for (int64_t i = 0; i < model->n_weights; i++)
+            for (int64_t k = 0; k < model->weights[i].rows * model->weights[i].cols; k++) {
+                double z = wrpo__normal(11, (uint64_t)i, (uint64_t)k);
+                model->weights[i].data[k] = (float)(model->weights[i].vector ? 0.8 + 0.3 * z : c.initializer_range * z);
+            }
+        plain = model;
+        copy = calloc((size_t)model->count, sizeof *copy);
+        for (int64_t i = 0; i < model->count; i++) copy[i] = (double)model->params[i];
+        for (int64_t recompute = 0; recompute <= c.num_hidden_layers; recompute += c.num_hidden_layers) {
+            wrpo__shape shape = {.rows = 100, .chunk = 7, .recompute = recompute, .train = true};
+            wrpo__run *r = wrpo__run_new(arena, model, &shape);
+            wrpo__pack_begin(r);
+            for (int i = 0; i < RECORDS; i++) wrpo__pack_record(r, &records[i]);
+            wrpo__pack_end(r);
+            wrpo__forward(r, true);
+            double want[3 * RECORDS * MOST];
+            objective(want);
+            double worst = 0;
+            for (int64_t t = 0; t < r->targets; t++) worst = fmax(worst, fabs((double)r->h_logp[t] - want[t]));
+            CHECK(worst < 2e-5, "%s: log-probs differ by %g", what, worst);
+            worst_logp = fmax(worst_logp, worst);
+            int64_t t = 0;
+            for (int i = 0; i < RECORDS; i++)
+                for (int k = 0; k < 3; k++)
+                    for (int64_t j = tokens[i][k].first; j < tokens[i][k].count; j++) r->h_coef[t++] = (float)coef[i][k];
+            float *grads = wrpo__alloc(arena, (size_t)model->count, sizeof *grads);
+            wrpo__backward(r, grads);
+            for (int64_t i = 0; i < model->n_weights; i++) {   /* seven places of every tensor, relative to the tensor's largest gradient */
+                const wrpo_weight *w = &model->weights[i];
+                float *g = grads + (w->data - model->params);
+                double *p = copy + (w->data - model->params), top = 0;
+                int64_t size = w->rows * w->cols;
+                for (int64_t k = 0; k < size; k++) top = fmax(top, fabs((double)g[k]));
+                CHECK(top > 0, "%s: %s has no gradient", what, w->name);
+                for (int s = 0; s < 7; s++) {
+                    int64_t k = (int64_t)(wrpo__random64(9, (uint64_t)i, (uint64_t)s) % (uint64_t)size);
+                    if (s == 0)                        /* one place that certainly has one */
+                        for (k = 0; fabs((double)g[k]) < top; k++) {}
+                    const double h = 1e-5, keep = p[k];
+                    p[k] = keep + h;
+                    double up = objective(NULL);
+                    p[k] = keep - h;
+                    double down = objective(NULL), error;
+                    p[k] = keep;
+                    error = fabs((up - down) / (2 * h) - (double)g[k]) / top;
+                    CHECK(error < 2e-4, "%s: %s[%lld]: gradient %g, differences %g", what, w->name, (long long)k, (double)g[k], (up - down) / (2 * h));
+                    worst_grad = fmax(worst_grad, error);
+                }
+            }
+        }
+        free(copy);
+    }
+    CHECK(wrpo__end(&wrpo__entry) == WRPO_OK, "%s: %s", what, ctx->error.text);
+}
+
+int main(void) {
+    wrpo_ctx *ctx;
+    if (wrpo_open(NULL, &ctx) != WRPO_OK) return 2;
+    wrpo_config c = config("llama");
+    check(ctx, "llama, 3 query heads on 1", c);
+    c.tie_word_embeddings = true;
+    check(ctx, "tied", c);
+    c.num_attention_heads = 4, c.num_key_value_heads = 2, c.head_dim = 10, c.hidden_size = 16, c.rope.type = WRPO_ROPE_LLAMA3, c.rope.factor = 8;
+    c.rope.low_freq_factor = 1, c.rope.high_freq_factor = 4, c.rope.original_max_position_embeddings = 16;
+    check(ctx, "llama3 rope, heads wider than hidden", c);
+    c = config("llama"), c.attention_bias = c.output_bias = true, c.num_key_value_heads = 3;
+    check(ctx, "biases on q, k, v, o", c);
+    c = config("mistral"), c.sliding_window = 5, c.sliding_layers[0] = 3;
+    check(ctx, "window on all layers", c);
+    c = config("qwen2"), c.attention_bias = true, c.sliding_window = 4, c.sliding_layers[0] = 2;
+    check(ctx, "biases on q, k, v; window on the upper layer", c);
+    c = config("qwen3"), c.qk_norm = true, c.head_dim = 8, c.tie_word_embeddings = true;
+    check(ctx, "q and k norms", c);
+    c = config("one"), c.hidden_size = 1, c.intermediate_size = 1, c.num_attention_heads = 1, c.head_dim = 2, c.vocab_size = 3, c.num_hidden_layers = 1;
+    check(ctx, "everything 1", c);
+    printf("worst difference of a log-prob %.2g, of a gradient %.2g of its tensor's largest\n", worst_logp, worst_grad);
+    wrpo_close(ctx);
+    return test_end("model");
+}

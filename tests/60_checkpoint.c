@@ -1,0 +1,249 @@
+/* config.json in its spellings and refusals; weights there and back; broken directories, one sentence each. */
+#define WRPO_IMPLEMENTATION
+#include "wrpo.h"
+#include "test.h"
+#include <signal.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+static wrpo_ctx *ctx;
+static char dir[64];
+static const char *path(const char *name) {
+    static char p[8][256];
+    static int turn;
+    char *s = p[turn++ & 7];
+    snprintf(s, 256, "%s/%s", dir, name);
+    return s;
+}
+static void put(const char *name, const char *text) {
+    FILE *f = fopen(path(name), "wb");
+    if (!f) { CHECK(false, "%s cannot be written", path(name)); return; }
+    fputs(text, f);
+    fclose(f);
+}
+static char *get(const char *name, size_t *size) {
+    FILE *f = fopen(path(name), "rb");
+    if (!f) return NULL;
+    char *s = calloc(1, 1 << 20);
+    *size = fread(s, 1, (1 << 20) - 1, f);
+    fclose(f);
+    return s;
+}
+static void shell(const char *format, const char *a, const char *b) {
+    char command[600];
+    snprintf(command, sizeof command, format, a, b);
+    CHECK(system(command) == 0, "%s", command);
+}
+#define SMALL "\"vocab_size\":37,\"hidden_size\":16,\"intermediate_size\":20,\"num_hidden_layers\":2,\"num_attention_heads\":4,\"num_key_value_heads\":2"
+
+static void configs(void) {
+    wrpo_config c;
+    const struct { const char *text, *says; } refused[] = {
+        {"{\"model_type\":\"llama\"}", "vocab_size"}, {"[]", "object"}, {"{", "config.json:1"}, {"{" SMALL "}", "model_type"},
+        {"{\"model_type\":\"gpt2\"," SMALL "}", "gpt2"}, {"{\"model_type\":\"llama\"," SMALL ",\"hidden_act\":\"gelu\"}", "gelu"},
+        {"{\"model_type\":\"llama\"," SMALL ",\"mlp_bias\":true}", "mlp_bias"}, {"{\"model_type\":\"llama\"," SMALL ",\"quantization_config\":{}}", "quantization_config"},
+        {"{\"model_type\":\"llama\"," SMALL ",\"num_experts\":8}", "num_experts"}, {"{\"model_type\":\"llama\"," SMALL ",\"sliding_window\":8}", "sliding_window"},
+        {"{\"model_type\":\"llama\"," SMALL ",\"rope_scaling\":{\"type\":\"dynamic\",\"factor\":2}}", "dynamic"},
+        {"{\"model_type\":\"llama\"," SMALL ",\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":2}}", "llama3"},
+        {"{\"model_type\":\"llama\"," SMALL ",\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":2,\"mscale\":1}}", "mscale"},
+        {"{\"model_type\":\"llama\"," SMALL ",\"attention_dropout\":0.1}", "attention_dropout"}, {"{\"model_type\":\"llama\"," SMALL ",\"partial_rotary_factor\":0.5}", "partial_rotary_factor"},
+        {"{\"model_type\":\"llama\"," SMALL ",\"architectures\":[\"LlamaForSequenceClassification\"]}", "LlamaForSequenceClassification"},
+        {"{\"model_type\":\"llama\"," SMALL ",\"head_dim\":5}", "head_dim"}, {"{\"model_type\":\"llama\"," SMALL ",\"rms_norm_eps\":-1}", "rms_norm_eps"},
+        {"{\"model_type\":\"llama\"," SMALL ",\"hidden_size\":0}", "hidden_size"}, {"{\"model_type\":\"mistral\"," SMALL ",\"sliding_window\":0}", "sliding_window"},
+        {"{\"model_type\":\"qwen2\"," SMALL ",\"layer_types\":[\"full_attention\"]}", "layer_types"}, {"{\"model_type\":\"qwen3\"," SMALL ",\"layer_types\":[\"full_attention\",\"linear\"]}", "linear"},
+        {"{\"model_type\":\"llama\",\"vocab_size\":37,\"hidden_size\":16,\"intermediate_size\":20,\"num_hidden_layers\":2,\"num_attention_heads\":5}", "num_attention_heads"},
+        {"{\"model_type\":\"llama\",\"vocab_size\":37,\"hidden_size\":16,\"intermediate_size\":20,\"num_hidden_layers\":2,\"num_attention_heads\":4,\"num_key_value_heads\":3}", "num_key_value_heads"},
+        {"{\"model_type\":\"llama\",\"vocab_size\":3.5}", "vocab_size"}, {"{\"model_type\":\"llama\",\"vocab_size\":\"37\"}", "vocab_size"}};
+    for (int i = 0; i < (int)(sizeof refused / sizeof *refused); i++) {
+        put("config.json", refused[i].text);
+        wrpo_result r = wrpo_config_load(ctx, path("config.json"), &c);
+        const char *says = wrpo_last_error(ctx)->text;
+        CHECK(r != WRPO_OK && strstr(says, refused[i].says) && strstr(says, "config.json"), "refusal %d: %d \"%s\"", i, r, says);
+    }
+    const struct { const char *text; wrpo_rope_type rope; double theta; int64_t window, G, d; uint64_t sliding; bool bias, qk_norm, tie; wrpo_dtype dtype; } taken[] = {
+        {"{\"model_type\":\"llama\"," SMALL "}", WRPO_ROPE_DEFAULT, 10000, 0, 2, 4, 0, false, false, false, WRPO_DTYPE_DEFAULT},
+        {"{\"model_type\":\"llama\"," SMALL ",\"head_dim\":8,\"rope_theta\":500000.0,\"torch_dtype\":\"bfloat16\",\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":32.0,"
+         "\"low_freq_factor\":1.0,\"high_freq_factor\":4.0,\"original_max_position_embeddings\":8192},\"tie_word_embeddings\":true,\"attention_bias\":true}",
+         WRPO_ROPE_LLAMA3, 500000, 0, 2, 8, 0, true, false, true, WRPO_BF16},
+        {"{\"model_type\":\"llama\"," SMALL ",\"head_dim\":8,\"rope_parameters\":{\"rope_type\":\"linear\",\"rope_theta\":7000.0,\"factor\":2.0},\"dtype\":\"float16\"}",
+         WRPO_ROPE_LINEAR, 7000, 0, 2, 8, 0, false, false, false, WRPO_F16},
+        {"{\"model_type\":\"mistral\"," SMALL ",\"head_dim\":8}", WRPO_ROPE_DEFAULT, 10000, 4096, 2, 8, 3, false, false, false, WRPO_DTYPE_DEFAULT},
+        {"{\"model_type\":\"mistral\"," SMALL ",\"head_dim\":8,\"sliding_window\":null}", WRPO_ROPE_DEFAULT, 10000, 0, 2, 8, 0, false, false, false, WRPO_DTYPE_DEFAULT},
+        {"{\"model_type\":\"qwen2\"," SMALL ",\"head_dim\":8,\"use_sliding_window\":true,\"sliding_window\":9,\"max_window_layers\":1}", WRPO_ROPE_DEFAULT, 10000, 9, 2, 8, 2, true, false, false, WRPO_DTYPE_DEFAULT},
+        {"{\"model_type\":\"qwen2\"," SMALL ",\"head_dim\":8,\"use_sliding_window\":false,\"sliding_window\":9,\"layer_types\":[\"full_attention\",\"full_attention\"]}",
+         WRPO_ROPE_DEFAULT, 10000, 0, 2, 8, 0, true, false, false, WRPO_DTYPE_DEFAULT},
+        {"{\"model_type\":\"qwen3\"," SMALL "}", WRPO_ROPE_DEFAULT, 10000, 0, 2, 128, 0, false, true, false, WRPO_DTYPE_DEFAULT},
+        {"{\"model_type\":\"qwen3\",\"vocab_size\":37,\"hidden_size\":16,\"intermediate_size\":20,\"num_hidden_layers\":2,\"num_attention_heads\":64,\"head_dim\":16}",
+         WRPO_ROPE_DEFAULT, 10000, 0, 32, 16, 0, false, true, false, WRPO_DTYPE_DEFAULT}};
+    for (int i = 0; i < (int)(sizeof taken / sizeof *taken); i++) {
+        put("config.json", taken[i].text);
+        wrpo_result r = wrpo_config_load(ctx, dir, &c);
+        CHECK(r == WRPO_OK, "config %d: %s", i, wrpo_last_error(ctx)->text);
+        if (r) continue;
+        CHECK(c.rope.type == taken[i].rope && c.rope.theta == taken[i].theta, "config %d: rope %d %g", i, c.rope.type, c.rope.theta);
+        CHECK(c.sliding_window == taken[i].window && c.sliding_layers[0] == taken[i].sliding, "config %d: window %lld %llx", i, (long long)c.sliding_window, (unsigned long long)c.sliding_layers[0]);
+        CHECK(c.num_key_value_heads == taken[i].G && c.head_dim == taken[i].d, "config %d: heads %lld of %lld", i, (long long)c.num_key_value_heads, (long long)c.head_dim);
+        CHECK(c.attention_bias == taken[i].bias && c.qk_norm == taken[i].qk_norm && c.tie_word_embeddings == taken[i].tie && c.dtype == taken[i].dtype, "config %d: switches", i);
+    }
+}
+
+static const char *const good = "{\n  \"model_type\": \"qwen2\", \"architectures\": [\"Qwen2ForCausalLM\"], " SMALL ",\n  \"head_dim\": 4, \"torch_dtype\": \"float32\"\n}\n";
+static bool equal(const wrpo_model *a, const wrpo_model *b) {
+    const wrpo_weight *x, *y;
+    int64_t n = wrpo_model_weights(a, &x);
+    if (wrpo_model_weights(b, &y) != n) return false;
+    for (int64_t i = 0; i < n; i++)
+        if (memcmp(x[i].data, y[i].data, (size_t)(x[i].rows * x[i].cols) * 4)) return false;
+    return true;
+}
+/* Loads dir/name: NULL where it must fail with all the words of says. */
+static wrpo_model *load(const char *name, const char *says) {
+    wrpo_model *m;
+    char where[256];
+    snprintf(where, sizeof where, "%s", path(name));
+    wrpo_result r = wrpo_model_load(ctx, &(wrpo_model_desc){.dir = where}, &m);
+    if (!says) CHECK(r == WRPO_OK, "%s: %s", name, wrpo_last_error(ctx)->text);
+    else CHECK(r != WRPO_OK && !m && strstr(wrpo_last_error(ctx)->text, says), "want \"%s\", found %d \"%s\"", says, r, wrpo_last_error(ctx)->text);
+    return m;
+}
+
+static void round_trips(void) {
+    wrpo_model *model, *again;
+    size_t n, k;
+    put("config.json", good), put("tokenizer.json", "{\"any\": 1}"), put("generation_config.json", "{}"), put("notes.jsonl", "x"), put("LICENSE", "free");
+    char config[96];
+    snprintf(config, sizeof config, "%s/config.json", dir);
+    CHECK(wrpo_model_init(ctx, &(wrpo_init_desc){.config = config, .tokenizer_dir = dir, .seed = 5}, &model) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+    const wrpo_weight *w;
+    wrpo_model_weights(model, &w);
+    double sum = 0, square = 0;
+    for (int64_t i = 0; i < w[0].rows * w[0].cols; i++) sum += (double)w[0].data[i], square += (double)w[0].data[i] * (double)w[0].data[i];
+    n = (size_t)(w[0].rows * w[0].cols);
+    CHECK(fabs(sqrt(square / (double)n) - 0.02) < 0.002 && fabs(sum / (double)n) < 0.003, "embedding: deviation %g, mean %g", sqrt(square / (double)n), sum / (double)n);
+    CHECK(WRPO__W(model, norm, 0)->data[3] == 1 && WRPO__W(model, q_bias, 1)->data[2] == 0, "norms 1, biases 0");
+    static const int64_t shards[] = {0, 3000, 1};
+    for (int i = 0; i < 3; i++) {
+        char out[96];
+        snprintf(out, sizeof out, "%s/f32_%d", dir, i);
+        CHECK(wrpo_model_save(model, &(wrpo_save_desc){.dir = out, .max_shard_size = shards[i]}) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+        again = load(strrchr(out, '/') + 1, NULL);
+        CHECK(again && equal(model, again), "f32, shards of %lld: bits changed", (long long)shards[i]);
+        wrpo_model_free(again);
+        char *a = get("config.json", &n), name[64];
+        snprintf(name, sizeof name, "f32_%d/config.json", i);
+        char *b = get(name, &k);
+        CHECK(a && b && n == k && !memcmp(a, b, n), "config.json changed");
+        free(a), free(b);
+        snprintf(name, sizeof name, "f32_%d/LICENSE", i);
+        CHECK((b = get(name, &k)) && k == 4, "side files are copied");
+        free(b);
+        snprintf(name, sizeof name, "f32_%d/notes.jsonl", i);
+        CHECK(!get(name, &k), "foreign files are not");
+    }
+    /* bf16: what was rounded once stays; config says so */
+    char out[96];
+    snprintf(out, sizeof out, "%s/bf16", dir);
+    CHECK(wrpo_model_save(model, &(wrpo_save_desc){.dir = out, .dtype = WRPO_BF16}) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+    wrpo_model *half = load("bf16", NULL);
+    CHECK(half && !equal(model, half), "bf16 rounds");
+    char *b = get("bf16/config.json", &k);
+    CHECK(b && strstr(b, "\"torch_dtype\": \"bfloat16\""), "%s", b ? b : "");
+    free(b);
+    if (half) {
+        CHECK(wrpo_model_save(half, &(wrpo_save_desc){.dir = out, .max_shard_size = 2000}) == WRPO_OK, "over itself: %s", wrpo_last_error(ctx)->text);
+        again = load("bf16", NULL);
+        CHECK(again && equal(half, again), "bf16 twice: bits changed");
+        CHECK(!get("bf16/model.safetensors", &k), "the single file of the earlier save is gone");
+        wrpo_model_free(again);
+    }
+    wrpo_model_free(half);
+    {   /* one seed, one model; another seed, another */
+        wrpo_model *same, *other;
+        CHECK(!wrpo_model_init(ctx, &(wrpo_init_desc){.config = config, .seed = 5}, &same) && equal(model, same), "seed 5 twice");
+        CHECK(!wrpo_model_init(ctx, &(wrpo_init_desc){.config = config, .seed = 6}, &other) && !equal(model, other), "seeds 5 and 6");
+        wrpo_model_free(same), wrpo_model_free(other);
+    }
+    {   /* the check answers as the load would */
+        wrpo_config c;
+        int64_t parameters;
+        wrpo_dtype dtype;
+        CHECK(wrpo_model_check(ctx, out, &c, &parameters, &dtype) == WRPO_OK && parameters == wrpo_model_parameters(model) && dtype == WRPO_BF16, "check: %s", wrpo_last_error(ctx)->text);
+    }
+    /* broken directories */
+    shell("cp -r %s/f32_0 %s/broken", dir, dir);
+    put("broken/config.json", "{\"model_type\":\"llama\"," SMALL ",\"head_dim\":4}");
+    load("broken", "k_proj.bias: no such tensor");
+    put("broken/config.json", "{\"model_type\":\"qwen2\"," SMALL ",\"head_dim\":6}");
+    load("broken", "want [24,16], found [16,16]");
+    put("broken/config.json", "{\"model_type\":\"qwen3\"," SMALL ",\"head_dim\":4}");
+    load("broken", "q_norm.weight is missing");
+    put("broken/config.json", "{\"model_type\":\"qwen2\",\"tie_word_embeddings\":true," SMALL ",\"head_dim\":4}");
+    wrpo_model_free(load("broken", NULL));             /* tied: a stored lm_head is ignored, as transformers does */
+    put("broken/config.json", good);
+    CHECK(truncate(path("broken/model.safetensors"), 5000) == 0, "truncate");
+    load("broken", "model.safetensors");
+    remove(path("broken/model.safetensors"));
+    load("broken", "broken");
+    load("nowhere", "nowhere");
+    WRPO__W(model, up_proj, 1)->data[7] = NAN;
+    snprintf(out, sizeof out, "%s/nan", dir);
+    CHECK(wrpo_model_save(model, &(wrpo_save_desc){.dir = out}) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+    load("nan", "model.layers.1.mlp.up_proj.weight: element 7");
+    WRPO__W(model, up_proj, 1)->data[7] = 0;
+    shell("cp -r %s/f32_1 %s/escape", dir, dir);
+    shell("sed -i 's|model-00002|../model-00002|' %s/escape/model.safetensors.index.json %s", dir, "");
+    load("escape", "..");
+    /* a full disk: an error, and nothing under a real name */
+    snprintf(out, sizeof out, "%s/full", dir);
+    struct rlimit keep, tight;
+    getrlimit(RLIMIT_FSIZE, &keep);
+    tight = keep, tight.rlim_cur = 4000;
+    signal(SIGXFSZ, SIG_IGN);
+    setrlimit(RLIMIT_FSIZE, &tight);
+    wrpo_result r = wrpo_model_save(model, &(wrpo_save_desc){.dir = out});
+    setrlimit(RLIMIT_FSIZE, &keep);
+    CHECK(r == WRPO_E_IO && strstr(wrpo_last_error(ctx)->text, "full/model"), "%d %s", r, wrpo_last_error(ctx)->text);
+    shell("test -z \"$(ls %s)\" %s", out, "");
+    CHECK(wrpo_model_save(model, &(wrpo_save_desc){.dir = "/proc/none"}) == WRPO_E_IO, "%s", wrpo_last_error(ctx)->text);
+    wrpo_model_free(model);
+}
+
+/* every allocation fails once: an error, and nothing held */
+static int64_t live, calls, fail_at;
+static void *counting_alloc(size_t n, void *user) { (void)user; if (calls++ == fail_at) return NULL; live++; return malloc(n); }
+static void counting_free(void *p, void *user) { (void)user; live--; free(p); }
+static void allocations(void) {
+    wrpo_ctx *own;
+    char in[96], out[96];
+    snprintf(in, sizeof in, "%s/f32_1", dir), snprintf(out, sizeof out, "%s/oom", dir);
+    fail_at = -1;
+    CHECK(wrpo_open(&(wrpo_desc){.memory = {counting_alloc, counting_free, NULL}, .threads = 1}, &own) == WRPO_OK, "open");
+    const int64_t base = live;
+    for (fail_at = 0; fail_at < 5000; fail_at++) {
+        wrpo_model *m;
+        calls = 0;
+        wrpo_result r = wrpo_model_load(own, &(wrpo_model_desc){.dir = in}, &m);
+        if (r == WRPO_OK) {
+            r = wrpo_model_save(m, &(wrpo_save_desc){.dir = out, .max_shard_size = 4000});
+            wrpo_model_free(m);
+        }
+        if (live != base || (r != WRPO_OK && r != WRPO_E_MEMORY)) CHECK(false, "allocation %lld: %d, %lld held", (long long)fail_at, r, (long long)(live - base));
+        if (r == WRPO_OK) break;
+    }
+    CHECK(fail_at > 50 && fail_at < 5000, "%lld allocations", (long long)fail_at);
+    printf("load and save survive the failure of each of their %lld allocations\n", (long long)fail_at);
+    wrpo_close(own);
+}
+
+int main(void) {
+    snprintf(dir, sizeof dir, "tmp_checkpoint_%ld", (long)getpid());
+    if (wrpo_open(NULL, &ctx) != WRPO_OK) return 2;
+    shell("mkdir -p %s%s", dir, "");
+    configs();
+    round_trips();
+    allocations();
+    shell("rm -rf %s%s", dir, "");
+    CHECK(ctx->bytes == sizeof(wrpo__arena), "%zu bytes still held", ctx->bytes);
+    wrpo_close(ctx);
+    return test_end("checkpoint");
+}

@@ -1,0 +1,260 @@
+/* The trainer's exact statements, on a small random model and records given as token ids. */
+#define WRPO_IMPLEMENTATION
+#include "wrpo.h"
+#include "test.h"
+#include <unistd.h>
+
+static const char *const config_text =
+    "{\"model_type\":\"llama\",\"architectures\":[\"LlamaForCausalLM\"],\"vocab_size\":97,\"hidden_size\":36,\"intermediate_size\":50,"
+    "\"num_hidden_layers\":3,\"num_attention_heads\":6,\"num_key_value_heads\":2,\"head_dim\":10,\"max_position_embeddings\":512,"
+    "\"rms_norm_eps\":1e-5,\"rope_theta\":10000.0,\"initializer_range\":0.3,\"tie_word_embeddings\":true,\"torch_dtype\":\"float32\"}";
+static char dir[64], config_path[96];
+
+enum { N = 13, LENGTH = 40 };
+static int32_t ids[N][4][LENGTH];
+static wrpo_tokens responses[N][3];
+static wrpo_record records[N];
+static char names[N][16];
+static void make_records(void) {
+    for (int i = 0; i < N; i++) {
+        for (int s = 0; s < 4; s++)
+            for (int j = 0; j < LENGTH; j++) ids[i][s][j] = (int32_t)(wrpo__random64(1, (uint64_t)(i * 4 + s), (uint64_t)j) % 97);
+        for (int k = 0; k < 3; k++)
+            responses[i][k] = (wrpo_tokens){.role = (wrpo_role)k, .ids = ids[i][k + 1], .count = 1 + (i * 7 + k * 11) % 29, .weight = 1};
+        snprintf(names[i], sizeof names[i], "r%d", i);
+        records[i] = (wrpo_record){.prompt_id = names[i], .line = i + 1, .prompt = ids[i][0], .prompt_count = 1 + i * 5 % 33, .responses = responses[i], .count = 3};
+    }
+}
+static wrpo_ctx *open_ctx(int threads) {
+    wrpo_ctx *ctx;
+    const wrpo_desc desc = {.threads = threads};
+    if (wrpo_open(&desc, &ctx) != WRPO_OK) exit(2);
+    return ctx;
+}
+static wrpo_model *make_model(wrpo_ctx *ctx) {
+    wrpo_model *m;
+    const wrpo_init_desc desc = {.config = config_path, .seed = 7};
+    CHECK(wrpo_model_init(ctx, &desc, &m) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+    return m;
+}
+static wrpo_data *make_data(wrpo_ctx *ctx, int64_t first, int64_t count) {
+    wrpo_data *d;
+    CHECK(wrpo_data_from_ids(ctx, records + first, count, &d) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+    return d;
+}
+static double worst_difference(const wrpo_model *a, const wrpo_model *b, bool *same) {
+    double worst = 0;
+    *same = true;
+    for (int64_t i = 0; i < a->n_weights; i++)
+        for (int64_t k = 0; k < a->weights[i].rows * a->weights[i].cols; k++) {
+            double x = (double)a->weights[i].data[k], y = (double)b->weights[i].data[k];
+            worst = fmax(worst, fabs(x - y));
+            if (memcmp(&a->weights[i].data[k], &b->weights[i].data[k], 4)) *same = false;
+        }
+    return worst;
+}
+typedef struct result { wrpo_ctx *ctx; wrpo_model *model; wrpo_metrics m[8]; int steps; } result;
+static result run(wrpo_train_desc d, int threads) {
+    result r = {.ctx = open_ctx(threads)};
+    wrpo_trainer *t;
+    r.model = make_model(r.ctx);
+    wrpo_data *data = make_data(r.ctx, 0, N);
+    if (!d.learning_rate) d.learning_rate = 1e-3;
+    if (!d.batch_size) d.batch_size = 4;
+    if (wrpo_trainer_new(r.model, data, &d, &t) != WRPO_OK) { CHECK(false, "%s", wrpo_last_error(r.ctx)->text); return r; }
+    for (wrpo_metrics m = {0}; r.steps == 0 || (m.step < m.steps && r.steps < 8);) {
+        if (wrpo_trainer_step(t, &m) != WRPO_OK) { CHECK(false, "%s", wrpo_last_error(r.ctx)->text); break; }
+        r.m[r.steps++] = m;
+    }
+    wrpo_trainer_free(t);
+    wrpo_data_free(data);
+    return r;
+}
+static void drop(result *r) {
+    wrpo_model_free(r->model);
+    wrpo_close(r->ctx);
+}
+static void compare(const char *what, wrpo_train_desc a, int threads_a, wrpo_train_desc b, int threads_b, double tolerance) {
+    result x = run(a, threads_a), y = run(b, threads_b);
+    bool same;
+    double worst = worst_difference(x.model, y.model, &same);
+    CHECK(tolerance > 0 ? worst <= tolerance : same, "%s: weights differ by %g", what, worst);
+    for (int i = 0; i < x.steps && i < y.steps; i++)
+        CHECK(tolerance > 0 ? fabs(x.m[i].loss - y.m[i].loss) <= tolerance : x.m[i].loss == y.m[i].loss && x.m[i].grad_norm == y.m[i].grad_norm,
+              "%s: step %d: loss %.17g and %.17g, gradient %.17g and %.17g", what, i, x.m[i].loss, y.m[i].loss, x.m[i].grad_norm, y.m[i].grad_norm);
+    CHECK(x.steps == y.steps && x.steps > 1, "%s: %d and %d steps", what, x.steps, y.steps);
+    drop(&x), drop(&y);
+}
+static double total(const double *p, int n) { double s = 0; for (int i = 0; i < n; i++) s += p[i]; return s; }
+
+int main(void) {
+    snprintf(dir, sizeof dir, "tmp_train_%ld", (long)getpid());
+    wrpo_ctx *ctx = open_ctx(2);
+    { WRPO__TRY(ctx, wrpo__arena_new(ctx), true) wrpo__make_dir(ctx, dir); CHECK(wrpo__end(&wrpo__entry) == WRPO_OK, "%s", ctx->error.text); }
+    snprintf(config_path, sizeof config_path, "%s/config.json", dir);
+    FILE *f = fopen(config_path, "w");
+    fputs(config_text, f);
+    fclose(f);
+    make_records();
+
+    {   /* step 0: policy = reference, so the loss is ln 2 to the last bit, the margin 0, the learning rate 0 */
+        result r = run((wrpo_train_desc){.warmup_ratio = 0.5}, 2);
+        CHECK(r.m[0].loss == log(2), "loss %.17g, ln 2 = %.17g", r.m[0].loss, log(2));
+        CHECK(r.m[0].rewards_margins == 0 && r.m[0].cur_alpha == 0 && r.m[0].learning_rate == 0, "margin %g", r.m[0].rewards_margins);
+        CHECK(r.steps == 4 && r.m[3].steps == 4 && r.m[1].cur_alpha == 0.1 * 1 / 4, "%d steps, alpha %g", r.steps, r.m[1].cur_alpha);
+        CHECK(fabs(r.m[3].epoch - 1) < 1e-12, "epoch %g", r.m[3].epoch);
+        drop(&r);
+    }
+    wrpo_train_desc base = {.warmup_ratio = WRPO_ZERO, .schedule = WRPO_LR_CONSTANT, .epochs = 2, .loss = {.beta = 0.5}};
+    wrpo_train_desc zero = base, dpo = base, one = base;
+    zero.alpha = WRPO_ZERO, zero.ramp = WRPO_RAMP_CONSTANT;
+    dpo.loss.method = WRPO_METHOD_DPO;
+    compare("alpha = 0 is DPO on (y_wt, y_l)", zero, 1, dpo, 1, 0);
+    one = base, one.alpha = 1, one.ramp = WRPO_RAMP_CONSTANT;
+    wrpo_train_desc source = dpo;
+    source.loss.pair = WRPO_PAIR_SOURCE;
+    compare("alpha = 1 is DPO on (y_ws, y_l)", one, 1, source, 1, 0);
+    compare("1 and 2 threads", base, 1, base, 2, 0);
+    compare("1 and 3 threads", base, 1, base, 3, 0);
+    compare("run to run", base, 2, base, 2, 0);
+    wrpo_train_desc small = base, all = base, some = base;
+    small.micro_tokens = 1, all.recompute = -1, some.recompute = 2;
+    {   /* records packed alone or together: the same log-probs to the bit, the same gradient but for the order of sums */
+        wrpo_train_desc d[2] = {base, small};
+        result r[2];
+        double norm = 0, worst = 0;
+        float *grads[2];
+        for (int i = 0; i < 2; i++) {
+            wrpo_trainer *t;
+            r[i] = (result){.ctx = open_ctx(2)};
+            r[i].model = make_model(r[i].ctx);
+            wrpo_data *data = make_data(r[i].ctx, 0, N);
+            d[i].batch_size = 4, d[i].learning_rate = 1e-3;
+            CHECK(wrpo_trainer_new(r[i].model, data, &d[i], &t) == WRPO_OK && wrpo_trainer_step(t, &r[i].m[0]) == WRPO_OK, "%s", r[i].ctx->error.text);
+            grads[i] = malloc((size_t)r[i].model->count * sizeof(float));
+            memcpy(grads[i], t->grads, (size_t)r[i].model->count * sizeof(float));
+            wrpo_trainer_free(t), wrpo_data_free(data);
+        }
+        for (int64_t i = 0; i < r[0].model->count; i++) norm = fmax(norm, fabs((double)grads[0][i])), worst = fmax(worst, fabs((double)grads[0][i] - (double)grads[1][i]));
+        CHECK(worst < 1e-6 * norm && r[0].m[0].loss == r[1].m[0].loss && r[0].m[0].logps_chosen == r[1].m[0].logps_chosen,
+              "4 x 1 and 1 x 4: gradients differ by %g of %g", worst, norm);
+        printf("4 x 1 and 1 x 4: gradients differ by %.2g of the largest\n", worst / norm);
+        for (int i = 0; i < 2; i++) free(grads[i]), drop(&r[i]);
+    }
+    wrpo_train_desc whole = base, parts = base;
+    whole.batch_size = 4, whole.epochs = 1, whole.max_steps = 3, whole.no_shuffle = true;
+    parts = whole, parts.accumulation = 4;
+    compare("accumulated 4 x 1 = 1 x 4", parts, 2, whole, 2, 0);
+    compare("recomputed = kept", all, 2, base, 2, 0);
+    compare("recomputed in part = kept", some, 2, base, 2, 0);
+
+    {   /* a record with the shared prompt equals its three sequences apart: bit for bit */
+        wrpo_model *model = make_model(ctx);
+        wrpo_data *together = make_data(ctx, 0, N), *apart;
+        wrpo_record *singles = calloc(3 * N, sizeof *singles);
+        for (int i = 0; i < 3 * N; i++) singles[i] = records[i / 3], singles[i].responses = &responses[i / 3][i % 3], singles[i].count = 1;
+        CHECK(wrpo_data_from_ids(ctx, singles, 3 * N, &apart) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+        double a[N][3], b[N][3];
+        float *pa = NULL, *pb = NULL;
+        CHECK(wrpo_logprobs(model, together, 0, N, a[0], &pa) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+        CHECK(wrpo_logprobs(model, apart, 0, 3 * N, b[0], &pb) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+        CHECK(!memcmp(a, b, sizeof a), "shared prompt: sums differ: %.9g %.9g", total(a[0], 3 * N), total(b[0], 3 * N));
+        /* and equals plain sequences, prompt and response in one run of rows, up to rounding */
+        int32_t joined[N * 3][2 * LENGTH];
+        wrpo_tokens whole_tokens[N * 3];
+        for (int i = 0; i < 3 * N; i++) {
+            const wrpo_tokens *y = &responses[i / 3][i % 3];
+            int64_t P = records[i / 3].prompt_count;
+            memcpy(joined[i], records[i / 3].prompt, (size_t)P * 4);
+            memcpy(joined[i] + P, y->ids, (size_t)y->count * 4);
+            whole_tokens[i] = (wrpo_tokens){.role = y->role, .ids = joined[i] + 1, .count = P + y->count - 1, .first = P - 1, .weight = 1};
+            singles[i] = (wrpo_record){.prompt_id = "x", .prompt = joined[i], .prompt_count = 1, .responses = &whole_tokens[i], .count = 1};
+        }
+        wrpo_data *plain;
+        CHECK(wrpo_data_from_ids(ctx, singles, 3 * N, &plain) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+        CHECK(wrpo_logprobs(model, plain, 0, 3 * N, b[0], NULL) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+        double worst = 0;
+        for (int i = 0; i < 3 * N; i++) worst = fmax(worst, fabs(a[i / 3][i % 3] - b[i / 3][i % 3]) / (double)responses[i / 3][i % 3].count);
+        CHECK(worst < 2e-6, "shared prompt against plain sequences: %g a token", worst);
+        printf("shared prompt against plain sequences: worst %.2g a token\n", worst);
+        wrpo_free(ctx, pa), wrpo_free(ctx, pb), free(singles);
+
+        /* evaluation: the same numbers as the trainer's first step, nothing changed */
+        wrpo_metrics m;
+        wrpo_train_desc d = {.alpha = 0.3};
+        CHECK(wrpo_eval(model, together, &d, &m) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+        CHECK(m.loss == log(2) && m.cur_alpha == 0.3 && m.records == N, "eval: loss %.17g", m.loss);
+        double mean = 0;
+        for (int i = 0; i < N; i++) mean += a[i][0] / N;
+        CHECK(fabs(m.logps_source_chosen - mean) < 1e-9, "logps %g, want %g", m.logps_source_chosen, mean);
+
+        /* impossible settings, one sentence each */
+        const struct { wrpo_train_desc d; const char *says; } bad[] = {
+            {{.alpha = 1.5}, "alpha"}, {{.alpha = -0.1}, "alpha"}, {{.alpha = NAN}, "alpha"}, {{.loss.beta = -1}, "beta"},
+            {{.loss.label_smoothing = 0.7}, "label_smoothing"}, {{.learning_rate = -1}, "learning rate"}, {{.beta2 = 1}, "beta2"},
+            {{.batch_size = 5, .accumulation = 2}, "accumulation"}, {{.epochs = -1}, "epochs"}, {{.warmup_ratio = 2}, "warm-up"},
+            {{.recompute = -2}, "recompute"}, {{.out_dir = "/proc/nowhere"}, "/proc/nowhere"}, {{.ref_dir = "tmp_nowhere"}, "tmp_nowhere"}};
+        for (int i = 0; i < (int)(sizeof bad / sizeof *bad); i++) {
+            wrpo_trainer *t = (wrpo_trainer *)&m;
+            wrpo_result r = wrpo_trainer_new(model, together, &bad[i].d, &t);
+            CHECK(r != WRPO_OK && !t && strstr(wrpo_last_error(ctx)->text, bad[i].says), "setting %d: %d \"%s\"", i, r, wrpo_last_error(ctx)->text);
+        }
+        {   /* a NaN in the weights: the step stops with the record's name and changes nothing */
+            wrpo_trainer *t;
+            d = (wrpo_train_desc){.batch_size = 4, .learning_rate = 0.01, .no_shuffle = true, .warmup_ratio = WRPO_ZERO};
+            CHECK(wrpo_trainer_new(model, together, &d, &t) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+            const wrpo_weight *w = WRPO__W(model, q_proj, 1);
+            CHECK(wrpo_trainer_step(t, &m) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+            float keep = w->data[5], other = w->data[6];
+            w->data[5] = NAN;
+            wrpo_result r = wrpo_trainer_step(t, &m);
+            CHECK(r == WRPO_E_NOT_FINITE && strstr(wrpo_last_error(ctx)->text, "\"r4\""), "%d %s", r, wrpo_last_error(ctx)->text);
+            CHECK(w->data[6] == other, "an update was made");
+            w->data[5] = keep;
+            CHECK(wrpo_trainer_step(t, &m) == WRPO_OK && m.step == 2, "after the repair: %s", wrpo_last_error(ctx)->text);
+            wrpo_trainer_free(t);
+        }
+        wrpo_data_free(plain), wrpo_data_free(apart), wrpo_data_free(together);
+        wrpo_model_free(model);
+    }
+    {   /* training descends: SFT lowers its loss, WRPO raises its margin; every method runs */
+        wrpo_train_desc d = {.loss = {.method = WRPO_METHOD_SFT}, .learning_rate = 3e-3, .epochs = 2};
+        result r = run(d, 2);
+        CHECK(r.m[r.steps - 1].loss < r.m[0].loss, "sft: %g -> %g", r.m[0].loss, r.m[r.steps - 1].loss);
+        drop(&r);
+        for (int method = 0; method < WRPO_METHOD_SFT; method++)
+            for (int pair = 0; pair < 3; pair++) {
+                d = (wrpo_train_desc){.loss = {.method = (wrpo_method)method, .pair = (wrpo_pair)pair}, .learning_rate = 3e-3, .epochs = 2, .alpha = 0.5};
+                r = run(d, 2);
+                CHECK(r.m[r.steps - 1].rewards_margins > r.m[0].rewards_margins, "method %d pair %d: margin %g -> %g", method, pair,
+                      r.m[0].rewards_margins, r.m[r.steps - 1].rewards_margins);
+                drop(&r);
+            }
+    }
+    {   /* the reference cache: made once, read the second time, not trusted when its model is another */
+        wrpo_model *model = make_model(ctx);
+        wrpo_data *data = make_data(ctx, 0, N);
+        wrpo_trainer *t;
+        wrpo_train_desc d = {.out_dir = dir, .batch_size = 4};
+        double *ref[2];
+        for (int i = 0; i < 2; i++) {
+            CHECK(wrpo_trainer_new(model, data, &d, &t) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+            ref[i] = malloc(3 * N * sizeof(double));
+            memcpy(ref[i], t->ref, 3 * N * sizeof(double));
+            wrpo_trainer_free(t);
+        }
+        CHECK(!memcmp(ref[0], ref[1], 3 * N * sizeof(double)), "the cache changes bits");
+        WRPO__W(model, norm, 0)->data[3] += 0.25f;
+        CHECK(wrpo_trainer_new(model, data, &d, &t) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+        CHECK(memcmp(ref[0], t->ref, 3 * N * sizeof(double)) != 0, "a stale cache was read");
+        wrpo_trainer_free(t);
+        free(ref[0]), free(ref[1]);
+        wrpo_data_free(data), wrpo_model_free(model);
+        char command[128];
+        snprintf(command, sizeof command, "rm -rf %s", dir);
+        CHECK(system(command) == 0, "rm");
+    }
+    CHECK(ctx->bytes == sizeof(wrpo__arena), "%zu bytes still held", ctx->bytes);
+    wrpo_close(ctx);
+    return test_end("train");
+}

@@ -1,0 +1,302 @@
+#!/bin/sh
+# The program from outside: exit codes, help, results, one clear sentence for every bad input, nothing half-written.
+# usage, in this folder: sh 90_cli.sh PATH_TO_WRPO        TMPDIR is where the scratch files go
+case $1 in /*) W=$1 ;; *) W=$PWD/$1 ;; esac
+[ -x "$W" ] || { echo "usage: sh 90_cli.sh PATH_TO_WRPO"; exit 1; }
+T=$(mktemp -d) || exit 1
+trap 'rm -rf "$T"' EXIT
+cd "$T" || exit 1
+passed=0 failed=0 skipped=0
+LC_ALL=C; export LC_ALL
+run() { if command -v timeout >/dev/null; then timeout 120 "$@"; else "$@"; fi; }
+pass() { passed=$((passed + 1)); }
+fail() { failed=$((failed + 1)); echo "FAIL $1"; [ -s out.txt ] && sed 's/^/  out: /' out.txt | tail -3; [ -s err.txt ] && sed 's/^/  err: /' err.txt | tail -5; return 0; }
+check() { what=$1; shift; if "$@"; then pass; else fail "$what"; fi; }
+good() { # what, command line: exit 0
+    what=$1; shift
+    run "$W" "$@" >out.txt 2>err.txt </dev/null; code=$?
+    if [ $code -eq 0 ]; then pass; else fail "$what: exit code $code, want 0"; fi
+}
+# what, exit code, pattern of the sentence, command line. The sentence is the last of stderr before the hint; the path
+# "new" must not exist afterwards and no .part file may lie anywhere.
+bad() {
+    what=$1 want=$2 pattern=$3; shift 3
+    rm -rf new
+    run "$W" "$@" >out.txt 2>err.txt </dev/null; code=$?
+    if [ $code -ne "$want" ]; then fail "$what: exit code $code, want $want"
+    elif ! grep -q '^wrpo: ' err.txt; then fail "$what: no sentence on stderr"
+    elif ! grep -q -e "$pattern" err.txt; then fail "$what: the sentence does not say \"$pattern\""
+    elif [ "$want" -eq 2 ] && ! grep -q '^Try: wrpo.*--help$' err.txt; then fail "$what: no hint"
+    elif [ "$(grep -vc -e warning -e '^Try: ' err.txt)" -ne 1 ]; then fail "$what: more than one sentence"
+    elif [ -e new ]; then fail "$what: something is left of the output: $(find new)"
+    elif [ -n "$(find . -name '*.part')" ]; then fail "$what: a half-written file is left: $(find . -name '*.part')"
+    else pass; fi
+}
+
+# ---- fixtures: a tiny checkpoint with a byte tokenizer, records
+mkdir tok
+awk 'BEGIN {
+    printf "{\"version\":\"1.0\",\"truncation\":null,\"padding\":null,\"added_tokens\":["
+    split("<|endoftext|> <|im_start|> <|im_end|>", a, " ")
+    for (i = 1; i <= 3; i++) printf "%s{\"id\":%d,\"content\":\"%s\",\"single_word\":false,\"lstrip\":false,\"rstrip\":false,\"normalized\":false,\"special\":true}", (i > 1 ? "," : ""), 255 + i, a[i]
+    printf "],\"normalizer\":null,\"pre_tokenizer\":{\"type\":\"ByteLevel\",\"add_prefix_space\":false,\"trim_offsets\":true,\"use_regex\":true},\"post_processor\":null,"
+    printf "\"decoder\":{\"type\":\"ByteLevel\",\"add_prefix_space\":true,\"trim_offsets\":true,\"use_regex\":true},"
+    printf "\"model\":{\"type\":\"BPE\",\"dropout\":null,\"unk_token\":null,\"continuing_subword_prefix\":null,\"end_of_word_suffix\":null,\"fuse_unk\":false,\"byte_fallback\":false,\"ignore_merges\":false,\"merges\":[],\"vocab\":{"
+    for (b = 0; b < 256; b++) printf "%s\"\\u%04x\":%d", (b ? "," : ""), ((b >= 33 && b <= 126) || (b >= 161 && b <= 172) || b >= 174 ? b : 256 + n++), b
+    print "}}}"
+}' >tok/tokenizer.json
+cat >tok/tokenizer_config.json <<'X'
+{"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|endoftext|>", "eos_token": "<|im_end|>", "chat_template": "{% for m in messages %}{% if m['role'] == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}<|im_start|>{{ m['role'] + '\n' + m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"}
+X
+cat >config.json <<'X'
+{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 259, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+ "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 256, "rope_theta": 10000.0, "rms_norm_eps": 1e-5, "hidden_act": "silu",
+ "initializer_range": 0.05, "tie_word_embeddings": false, "torch_dtype": "float32", "bos_token_id": 256, "eos_token_id": 258}
+X
+record() { # id, prompt, source, target, rejected
+    printf '{"prompt_id": "%s", "prompt": {"role": "user", "content": "%s"}, "chosen": [{"role": "assistant", "content": "%s"}, {"role": "assistant", "content": "%s"}], "rejected": [{"role": "assistant", "content": "%s"}]}\n' "$@"
+}
+for i in 1 2 3 4 5; do record "r$i" "question $i" "a good answer $i" "good $i" "bad $i"; done >quads.jsonl
+cp quads.jsonl before.jsonl
+
+# ---- help and wrong usage
+good "--help" --help
+for c in init inspect tokenize logprob train eval demo; do
+    check "--help lists $c" grep -q "^  $c " out.txt
+done
+good "--version" --version
+for c in init inspect tokenize logprob train eval demo; do
+    good "$c --help" $c --help
+    check "$c --help: usage" grep -q "^usage: wrpo $c" out.txt
+    check "$c --help: stderr" test ! -s err.txt
+    bad "$c: unknown option" 2 'unknown option "--no-such"' $c --no-such
+done
+bad "unknown command" 2 'unknown command "trian"' trian
+bad "unknown option of the program" 2 'unknown option "--foo"' --foo
+bad "a command's option in front of it" 2 'unknown option "--model"' --model x train
+for o in init:--config init:--tokenizer init:--out tokenize:--model logprob:--model logprob:--data train:--model train:--data train:--out eval:--model eval:--data; do
+    c=${o%%:*} o=${o#*:} args=
+    for x in --config --tokenizer --model --data --out; do
+        [ $x = $o ] || "$W" $c --help | grep -q "^usage:.* $x" && [ $x != $o ] && args="$args $x new/x"
+    done
+    bad "$c without $o" 2 "$o is missing" $c $args
+done
+bad "inspect without a path" 2 'missing' inspect
+bad "inspect with two" 2 'unexpected argument "b"' inspect a b
+bad "a stray argument" 2 'unexpected argument "stray"' train stray
+bad "an option without its value" 2 '\-\-out wants a value' train --model m --data d --out
+bad "an option for a value" 2 '\-\-out wants a value' train --out --model m --data d
+bad "a flag with a value" 2 'takes no value' train --no-shuffle=yes
+TRAIN="train --model tiny --data quads.jsonl --out new"
+for o in --alpha=x --alpha= --beta=1e --batch-size=1.5 --batch-size=9999999999999999999999 --seed=-x --max-steps=ten --learning-rate=3e-7x; do
+    bad "malformed $o" 2 "${o%%=*}: want a" $TRAIN $o
+done
+bad "unknown method" 2 'want one of wrpo, dpo, ipo, hinge, simpo, dpo-norm, sft, found "ppo"' $TRAIN --method ppo
+bad "unknown pair" 2 'want one of target, source, both' $TRAIN --method dpo --pair all
+bad "unknown ramp" 2 'want one of linear, constant, power' $TRAIN --alpha-schedule square
+bad "a power for linear" 2 'linear:2' $TRAIN --alpha-schedule linear:2
+bad "malformed power" 2 'power:' $TRAIN --alpha-schedule power:x
+bad "unknown schedule" 2 'want one of cosine, linear, constant' $TRAIN --lr-scheduler poly
+bad "unknown tokenization" 2 'want one of clean, authors' $TRAIN --tokenization mine
+bad "unknown dtype" 2 'want one of f32, bf16' $TRAIN --save-dtype f8
+
+# ---- a healthy round: init, inspect, tokenize, logprob, train, eval
+good "init" init --config config.json --tokenizer tok --out tiny --seed 3
+for f in config.json model.safetensors tokenizer.json tokenizer_config.json; do check "init: $f" test -s tiny/$f; done
+check "init: the tokenizer is copied unchanged" cmp -s tok/tokenizer.json tiny/tokenizer.json
+good "init again" init --config=config.json --tokenizer=tok --out=tiny2 --seed=3
+check "init: the same seed, the same bytes" cmp -s tiny/model.safetensors tiny2/model.safetensors
+good "init with another seed" init --config config.json --tokenizer tok --out tiny2 --seed 4
+check "init: another seed, other bytes" sh -c '! cmp -s tiny/model.safetensors tiny2/model.safetensors'
+good "init --dtype bf16 in shards" init --config config.json --tokenizer tok --out shards --dtype bf16 --max-shard-size 4000
+check "init: shards" test -s shards/model.safetensors.index.json
+good "inspect a directory" inspect tiny
+check "inspect: parameters" grep -q '^parameters   1[0-9],[0-9][0-9][0-9]' out.txt
+check "inspect: memory" grep -q '^memory ' out.txt
+good "inspect shards" inspect shards --tensors
+check "inspect: BF16" grep -q 'BF16' out.txt
+good "inspect a file" inspect tiny/model.safetensors
+check "inspect: a tensor" grep -q '^lm_head.weight  *F32  *\[259, 16\]' out.txt
+printf '%s\n' '{"text": "Hi \u00e9\n"}' '{"text": "<|im_end|>", "special": true}' '{"ids": [72, 105, 32, 195, 169]}' '{"messages": [{"role": "user", "content": "x"}], "add_generation_prompt": true}' \
+    '{"messages": [{"role": "tool", "content": "x"}]}' '{"text": ""}' >lines.jsonl
+good "tokenize" tokenize --model tok --in lines.jsonl --out ids.jsonl
+cat >want.jsonl <<'X'
+{"ids": [72, 105, 32, 195, 169, 10]}
+{"ids": [258]}
+{"text": "Hi é"}
+{"text": "<|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\n", "ids": [257, 117, 115, 101, 114, 10, 120, 258, 10, 257, 97, 115, 115, 105, 115, 116, 97, 110, 116, 10]}
+X
+check "tokenize: six lines" test "$(wc -l <ids.jsonl)" -eq 6
+check "tokenize: the first four" sh -c 'head -4 ids.jsonl | cmp -s - want.jsonl'
+check "tokenize: a template that raises" sh -c 'sed -n 5p ids.jsonl | grep -q "^{\"error\": \".*no tools here"'
+check "tokenize: an empty text" sh -c 'sed -n 6p ids.jsonl | grep -q "^{\"ids\": \[\]}$"'
+run "$W" tokenize --model tok <lines.jsonl >piped.jsonl 2>err.txt
+check "tokenize: standard input and output" cmp -s ids.jsonl piped.jsonl
+good "logprob" logprob --model tiny --data quads.jsonl --out lp.jsonl
+check "logprob: five lines" test "$(wc -l <lp.jsonl)" -eq 5
+check "logprob: the line" sh -c 'head -1 lp.jsonl | grep -q "^{\"prompt_id\": \"r1\", \"logps\": \[-[0-9.]*, -[0-9.]*, -[0-9.]*\], \"tokens\": \[[0-9]*, [0-9]*, [0-9]*\], \"prompt_tokens\": [0-9]*}$"'
+good "logprob to standard output" logprob --model tiny --data quads.jsonl
+check "logprob: the same" cmp -s lp.jsonl out.txt
+good "train" train --model tiny --data quads.jsonl --out run --batch-size 2 --learning-rate 1e-2 --epochs 2 --beta 0.1 --eval-data quads.jsonl --warmup-ratio 0 --threads 1
+check "train: a line per step" test "$(grep -c '^step ' out.txt)" -eq 6
+check "train: the last line says where" grep -q '^run: trained, 6 steps' out.txt
+for f in config.json model.safetensors tokenizer.json tokenizer_config.json metrics.jsonl; do check "train: $f" test -s run/$f; done
+check "train: metrics" test "$(grep -c '"loss"' run/metrics.jsonl)" -eq 6
+check "train: ln 2 at step 0" sh -c 'head -1 run/metrics.jsonl | grep -q "\"loss\": 0.69314718"'
+check "train: alpha 0 at step 0" sh -c 'head -1 run/metrics.jsonl | grep -q "\"cur_alpha\": 0[,.]"'
+check "train: the data is untouched" cmp -s quads.jsonl before.jsonl
+good "train: the same again" train --model tiny --data quads.jsonl --out run2 --batch-size 2 --learning-rate 1e-2 --epochs 2 --beta 0.1 --eval-data quads.jsonl --warmup-ratio 0 --threads 2
+check "train: the same bytes" cmp -s run/model.safetensors run2/model.safetensors
+good "eval" eval --model run --ref tiny --data quads.jsonl --beta 0.1
+check "eval: one line" test "$(wc -l <out.txt)" -eq 1
+check "eval: names" grep -q '"eval_rewards/margins"' out.txt
+good "eval against itself" eval --model run --data quads.jsonl --alpha 0
+check "eval: ln 2" grep -q '"eval_loss": 0.69314718' out.txt
+check "eval: alpha 0 means zero" grep -q '"eval_cur_alpha": 0[,.]' out.txt
+for m in dpo ipo hinge simpo dpo-norm sft; do
+    good "train --method $m" train --method $m --model tiny --data quads.jsonl --out run-$m --batch-size 5 --max-steps 2
+done
+good "train --pair both" train --method dpo --pair both --model tiny --data quads.jsonl --out run-both --batch-size 5 --max-steps 1 --save-dtype bf16
+good "an option that says nothing" train --method sft --pair both --model tiny --data quads.jsonl --out run-sft --batch-size 5 --max-steps 1
+check "it is named" grep -q 'warning: --pair says nothing to --method sft' err.txt
+
+# ---- impossible options
+for o in --alpha=1.5 --alpha=-0.1 --alpha=nan --beta=0 --beta=-1 --beta=inf --label-smoothing=0.5 --batch-size=0 --batch-size=-3 --epochs=0 --max-steps=0 --warmup-ratio=2 \
+    --learning-rate=-1 --accumulation=0 --micro-tokens=0 --recompute=-2 --max-length=0 --max-prompt-length=0 --eval-steps=0 --threads=0 --alpha-schedule=power:-1 --weight-decay=-1; do
+    bad "impossible $o" 1 "${o%%=*}: want" $TRAIN $o
+done
+bad "accumulation that does not divide" 1 'accumulation' $TRAIN --batch-size 8 --accumulation 3
+bad "label smoothing of ipo" 1 'label_smoothing' $TRAIN --method ipo --label-smoothing 0.1
+bad "eval steps without data" 1 'eval-data' $TRAIN --eval-steps 2
+bad "eval: impossible alpha" 1 '\-\-alpha: want' eval --model tiny --data quads.jsonl --alpha 2
+
+# ---- files that are not there or cannot be written
+bad "no model" 1 'nope' train --model nope --data quads.jsonl --out new
+bad "no data" 1 'nope.jsonl' train --model tiny --data nope.jsonl --out new
+bad "no reference" 1 'nope' train --model tiny --data quads.jsonl --out new --ref nope
+bad "no config" 1 'nope.json' init --config nope.json --tokenizer tok --out new
+bad "no tokenizer" 1 'nope' init --config config.json --tokenizer nope --out new
+bad "inspect: nothing there" 1 'nope: cannot be opened' inspect nope
+bad "tokenize: no input" 1 'nope: cannot be opened' tokenize --model tok --in nope --out new
+bad "logprob: no data" 1 'nope' logprob --model tiny --data nope --out new
+bad "eval: no model" 1 'nope' eval --model nope --data quads.jsonl
+bad "train: the output lies under a file" 1 'config.json' train --model tiny --data quads.jsonl --out config.json/new
+bad "train: the output is a file" 1 'config.json' train --model tiny --data quads.jsonl --out config.json
+bad "init: the output lies under a file" 1 'config.json' init --config config.json --tokenizer tok --out config.json/new
+bad "logprob: the output's folder is not there" 1 'nowhere/new' logprob --model tiny --data quads.jsonl --out nowhere/new
+bad "tokenize: the output is a directory" 1 'tok: want a file' tokenize --model tok --in lines.jsonl --out tok
+if [ -w /dev/full ]; then
+    bad "tokenize: a full device" 1 'cannot be written' tokenize --model tok --in lines.jsonl --out /dev/full
+    bad "logprob: a full device" 1 'cannot be written' logprob --model tiny --data quads.jsonl --out /dev/full
+    run "$W" eval --model tiny --data quads.jsonl >/dev/full 2>err.txt
+    check "eval: a full standard output" test $? -eq 1
+else skipped=$((skipped + 3)); echo "skip: no /dev/full"; fi
+full() { # what, command line, under a limit of 16 KiB a file
+    what=$1; shift
+    ( trap '' XFSZ; ulimit -f 16; exec "$W" "$@" ) >out.txt 2>err.txt </dev/null; code=$?
+    if [ $code -ne 1 ] || ! grep -q '^wrpo: .*cannot be written' err.txt; then fail "$what: exit code $code"
+    elif [ -e new/model.safetensors ] || [ -n "$(find . -name '*.part')" ]; then fail "$what: a half-written file is left"
+    else pass; fi
+    rm -rf new
+}
+if ( ulimit -f 16 ) 2>/dev/null; then
+    full "init: a full disk" init --config config.json --tokenizer tok --out new
+    full "train: a full disk" $TRAIN --batch-size 5
+else skipped=$((skipped + 2)); echo "skip: no ulimit -f"; fi
+
+# ---- checkpoints that are wrong
+copy() { rm -rf wrong; cp -r "${1:-tiny}" wrong; }
+for at in 0 4 8 100 2000 30000; do
+    copy; head -c $at tiny/model.safetensors >wrong/model.safetensors
+    bad "weights cut off after $at bytes" 1 'wrong/model.safetensors' inspect wrong
+    bad "train on weights cut off after $at bytes" 1 'model.safetensors' train --model wrong --data quads.jsonl --out new
+done
+copy; rm wrong/model.safetensors
+bad "no weights" 1 'wrong' inspect wrong
+copy; echo '{"model_type": "llama", }' >wrong/config.json
+bad "config.json is no JSON" 1 'config.json:1:' inspect wrong
+copy; head -c 100 config.json >wrong/config.json
+bad "config.json is cut off" 1 'config.json' inspect wrong
+copy; rm wrong/config.json
+bad "no config.json" 1 'config.json' inspect wrong
+edit() { copy; sed "$1" config.json >wrong/config.json; }
+edit 's/"hidden_size": 16/"hidden_size": 32/';         bad "wrong shapes" 1 'want \[.*found \[' inspect wrong
+edit 's/"intermediate_size": 24/"intermediate_size": 25/'; bad "wrong shapes of the mlp" 1 'want \[.*found \[' train --model wrong --data quads.jsonl --out new
+edit 's/"num_hidden_layers": 2/"num_hidden_layers": 3/'; bad "missing tensors" 1 'model.layers.2' inspect wrong
+edit 's/"num_hidden_layers": 2/"num_hidden_layers": 1/'; bad "extra tensors" 1 'model.layers.1' inspect wrong
+edit 's/"model_type": "llama"/"model_type": "gpt9"/';  bad "an unknown architecture" 1 'gpt9' inspect wrong
+edit 's/"hidden_act": "silu"/"hidden_act": "relu6"/';  bad "an unsupported activation" 1 'relu6' inspect wrong
+edit 's/"hidden_size": 16/"hidden_size": -16/';        bad "a negative size" 1 'hidden_size' inspect wrong
+edit 's/"hidden_size": 16/"hidden_size": "16"/';       bad "a size that is text" 1 'hidden_size' inspect wrong
+edit 's/"num_key_value_heads": 1/"num_key_value_heads": 3/'; bad "heads that do not divide" 1 'num_key_value_heads' inspect wrong
+for name in ../tiny/model.safetensors /etc/passwd sub/x.safetensors nope.safetensors; do
+    copy shards; sed "s|\"model-00001-of-[0-9]*.safetensors\"|\"$name\"|" shards/model.safetensors.index.json >wrong/model.safetensors.index.json
+    bad "an index that points to $name" 1 'wrong/' inspect wrong
+done
+copy shards; rm "$(ls wrong/model-00002-of-*.safetensors)"
+bad "a missing shard" 1 'model-00002' inspect wrong
+copy; printf '\377\377\377\177' | dd of=wrong/model.safetensors bs=1 seek=$(($(wc -c <tiny/model.safetensors) - 4)) conv=notrunc 2>/dev/null
+bad "NaN in the weights" 1 'model.safetensors: .*not a finite number' train --model wrong --data quads.jsonl --out new
+bad "logprob: NaN in the weights" 1 'model.safetensors: .*not a finite number' logprob --model wrong --data quads.jsonl --out new
+
+# ---- tokenizers that are wrong
+copy; rm wrong/tokenizer.json;                         bad "no tokenizer.json" 1 'tokenizer.json' train --model wrong --data quads.jsonl --out new
+copy; echo '{' >wrong/tokenizer.json;                  bad "tokenizer.json is no JSON" 1 'tokenizer.json' tokenize --model wrong --in lines.jsonl --out new
+copy; echo '{"version": "1.0"}' >wrong/tokenizer.json; bad "tokenizer.json without a model" 1 'tokenizer.json.*model' tokenize --model wrong --in lines.jsonl --out new
+copy; sed 's/"BPE"/"Unigram"/' tok/tokenizer.json >wrong/tokenizer.json; bad "another model" 1 'Unigram' tokenize --model wrong --in lines.jsonl --out new
+copy; echo '{"eos_token": "<|im_end|>"}' >wrong/tokenizer_config.json; bad "no chat template" 1 'template' train --model wrong --data quads.jsonl --out new
+copy; sed "s/== 'tool'/== 'user'/" tok/tokenizer_config.json >wrong/tokenizer_config.json
+bad "a template that raises" 1 'no tools here' train --model wrong --data quads.jsonl --out new
+copy; sed 's/{% endfor %}//' tok/tokenizer_config.json >wrong/tokenizer_config.json
+bad "a template that is no template" 1 'template' train --model wrong --data quads.jsonl --out new
+sed 's/259/200/' config.json >small.json;              bad "a vocabulary smaller than the tokenizer's" 1 'vocab_size' init --config small.json --tokenizer tok --out new
+
+# ---- records that are wrong: the sentence names the line
+data() { bad "$1" 1 "$2" train --model tiny --data wrong.jsonl --out new; }
+{ cat quads.jsonl; echo '{"prompt": "x", '; } >wrong.jsonl;                           data "a record that is no JSON" 'wrong.jsonl:6:'
+{ cat quads.jsonl; echo '[1]'; } >wrong.jsonl;                                        data "a record that is no object" 'wrong.jsonl:6:'
+{ cat quads.jsonl; echo '{"prompt": "x", "rejected": "y"}'; } >wrong.jsonl;           data "a record without chosen" 'wrong.jsonl:6:.*chosen'
+{ cat quads.jsonl; echo '{"prompt": "x", "chosen": ["a", "b"]}'; } >wrong.jsonl;      data "a record without rejected" 'wrong.jsonl:6:'
+{ cat quads.jsonl; echo '{"chosen": ["a", "b"], "rejected": "c"}'; } >wrong.jsonl;    data "a record without prompt" 'wrong.jsonl:6:.*prompt'
+{ cat quads.jsonl; record e x "" t r; } >wrong.jsonl;                                 data "an empty source" 'wrong.jsonl:6:'
+{ cat quads.jsonl; record e x s t ""; } >wrong.jsonl;                                 data "an empty rejected response" 'wrong.jsonl:6:'
+{ cat quads.jsonl; printf '{"prompt": "\377", "chosen": ["a", "b"], "rejected": "c"}\n'; } >wrong.jsonl; data "bytes that are no UTF-8" 'wrong.jsonl:6:'
+{ cat quads.jsonl; echo '{"prompt": "x", "prompt": "y", "chosen": ["a", "b"], "rejected": "c"}'; } >wrong.jsonl; data "a key twice" 'wrong.jsonl:6:'
+{ cat quads.jsonl; echo '{"prompt_id": "pair", "prompt": "x", "chosen": "a", "rejected": "c"}'; } >wrong.jsonl; data "a pair among quadruples" 'pair'
+: >wrong.jsonl;                                                                       data "no records" 'record'
+bad "no room for a response" 1 'max_prompt_length' $TRAIN --max-length 8 --max-prompt-length 8
+good "a prompt that is cut" train --model tiny --data quads.jsonl --out cut --max-length 40 --max-prompt-length 12 --batch-size 5
+check "it is counted" grep -q 'cut: 5 prompts' out.txt
+for line in '{"text": 3}' '{"text": "a", "ids": []}' '{"ids": [-1]}' '{"ids": [1.5]}' '{"ids": [99999]}' '{}' '[]' '' 'x' '{"messages": {}}' '{"text": "a", "special": 1}'; do
+    { echo '{"text": "fine"}'; echo "$line"; echo '{"text": "fine"}'; } >wrong.jsonl
+    bad "tokenize: $line" 1 '^wrpo: wrong.jsonl:2:' tokenize --model tok --in wrong.jsonl --out new
+done
+
+# ---- a run that blows up keeps what was good
+rm -rf new
+run "$W" train --method sft --model tiny --data quads.jsonl --out new --batch-size 5 --learning-rate 999 --weight-decay 999 --lr-scheduler constant --warmup-ratio 0 \
+    --max-steps 50 >out.txt 2>err.txt; code=$?
+check "blow-up: exit code 1" test $code -eq 1
+check "blow-up: the step and the record or batch" grep -q '^wrpo: .*step .*record' err.txt
+check "blow-up: no final model" test ! -e new/model.safetensors
+kept=$(find new -type d -name 'checkpoint-*')
+check "blow-up: a checkpoint is kept" test -n "$kept"
+good "blow-up: it is valid" inspect "$kept"
+good "blow-up: its numbers are finite" logprob --model "$kept" --data quads.jsonl
+rm -rf new
+
+# ---- Ctrl-C: a clean stop
+"$W" train --model tiny --data quads.jsonl --out new --batch-size 1 --max-steps 100000000 --threads 1 >out.txt 2>err.txt & pid=$!
+i=0; while [ $i -lt 100 ] && ! grep -q '^step ' out.txt; do sleep 0.1; i=$((i + 1)); done
+kill -INT $pid; wait $pid; code=$?
+if [ $code -eq 130 ] || [ $code -eq 0 ]; then skipped=$((skipped + 3)); echo "skip: background processes ignore SIGINT here"
+else
+    check "interrupt: exit code 1" test $code -eq 1
+    check "interrupt: says where" grep -q 'is in new/checkpoint-' err.txt
+    good "interrupt: the checkpoint is valid" inspect "$(find new -type d -name 'checkpoint-*')"
+fi
+kill -9 $pid 2>/dev/null
+
+[ -z "$(find . -name '*.part')" ] && pass || fail "half-written files are left"
+echo "cli: $passed passed, $failed failed, $skipped skipped"
+[ $failed -eq 0 ]

@@ -1,0 +1,147 @@
+"""The authors' training procedure in plain PyTorch, for authors_train.py and train_golden.py: their loss and metrics, a frozen
+copy as reference, torch.optim.AdamW, clip_grad_norm_, transformers' schedules. Sequences run one by one in float32.
+
+Records are dicts {"prompt": [ids], "responses": [[ids], [ids], [ids]]}: source, target, rejected; a response may bring its
+own prompt as "prompts" (the `authors` tokenization can give responses prompts that differ in their last token).
+"""
+import copy
+import math
+
+import torch
+import torch.nn.functional as F
+import transformers
+
+OPTIONS = {"method": "wrpo", "pair": "target", "alpha": 0.1, "alpha_schedule": "linear", "beta": 0.01, "label_smoothing": 0.0, "gamma_ratio": 0.3,
+           "learning_rate": 3e-7, "lr_scheduler": "cosine", "warmup_ratio": 0.1, "batch_size": 128, "epochs": 1.0, "max_grad_norm": 1.0,
+           "weight_decay": 0.0}
+METRICS = ["loss", "grad_norm", "learning_rate", "epoch", "cur_alpha", "rewards/chosen", "rewards/source_chosen", "rewards/target_chosen",
+           "rewards/rejected", "rewards/accuracies", "rewards/source_accuracies", "rewards/pivot_accuracies", "rewards/margins", "logps/chosen",
+           "logps/source_chosen", "logps/target_chosen", "logps/rejected", "logits/chosen", "logits/rejected"]
+
+
+def alpha_at(schedule, end, k, T):
+    """Their LinearDecayScheduler from 0 to end over T optimizer steps, or one of ours."""
+    if schedule == "constant":
+        return end
+    u = min(max(k / T, 0), 1)
+    if schedule == "linear":
+        return 0 + (end - 0) * u
+    if schedule == "cosine":
+        return end * (1 - math.cos(math.pi * u)) / 2
+    name, power = schedule.split(":")
+    assert name == "power"
+    return end * u ** float(power)
+
+
+def sequence(model, prompt, response):
+    """Sum of the response's log-probs (their get_batch_logps, but added up in double: at 700 tokens a float32 sum is good to
+    5e-4, more than a step moves it); sum and number of all the sequence's logits."""
+    logits = model(input_ids=torch.tensor([prompt + response]), use_cache=False).logits[0].float()
+    per_token = logits[len(prompt) - 1 : -1].log_softmax(-1).gather(1, torch.tensor(response)[:, None])[:, 0]
+    return per_token.double().sum(), float(logits.detach().double().sum()), logits.numel()
+
+
+def wrpo_loss(o, alpha, policy, ref, tokens):
+    """Losses of one record; policy, ref: log-probs of (source, target, rejected). Also the record's rewards."""
+    beta, eps, method = o["beta"], o["label_smoothing"], o["method"]
+    d = policy if method == "simpo" else policy - ref
+    if method in ("simpo", "dpo-norm", "ipo"):
+        d = d / torch.tensor(tokens, dtype=d.dtype)
+    s, t, l = d
+
+    def logistic(margin):
+        return -F.logsigmoid(beta * margin) * (1 - eps) - F.logsigmoid(-beta * margin) * eps
+
+    link = {"wrpo": logistic, "dpo": logistic, "dpo-norm": logistic, "simpo": lambda m: logistic(m - o["gamma_ratio"]),
+            "hinge": lambda m: F.relu(1 - beta * m), "ipo": lambda m: (m - 1 / (2 * beta)) ** 2}[method]
+    if method == "wrpo":
+        chosen = alpha * s + (1 - alpha) * t
+        loss = link(chosen - l)
+    elif o["pair"] == "both":  # the authors' loss_type "sigmoid"
+        chosen = (s + t) / 2
+        loss = (link(s - l) + link(t - l)) / 2
+    else:
+        chosen = s if o["pair"] == "source" else t
+        loss = link(chosen - l)
+    return loss, [(beta * v).item() for v in (s, t, l, chosen)]
+
+
+def train(model, records, options, log=None):
+    """Trains in place; returns one dict of METRICS per optimizer step (None where the method defines none).
+
+    `loss` and the metrics are means over the step's records; logits/* means over all positions (prompt included) and the
+    vocabulary; grad_norm is before clipping; learning_rate is the one the step used; epoch counts the step itself."""
+    o = {**OPTIONS, **options}
+    per_epoch = math.ceil(len(records) / o["batch_size"])
+    T = math.ceil(o["epochs"] * per_epoch)
+    warmup = math.ceil(o["warmup_ratio"] * T)
+    model.train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    reference = copy.deepcopy(model).eval()
+    decay = [p for n, p in model.named_parameters() if p.dim() == 2]
+    rest = [p for n, p in model.named_parameters() if p.dim() != 2]
+    optimizer = torch.optim.AdamW([{"params": decay, "weight_decay": o["weight_decay"]}, {"params": rest, "weight_decay": 0.0}],
+                                  lr=o["learning_rate"], betas=(0.9, 0.999), eps=1e-8)
+    make = {"cosine": transformers.get_cosine_schedule_with_warmup, "linear": transformers.get_linear_schedule_with_warmup,
+            "constant": transformers.get_constant_schedule_with_warmup}[o["lr_scheduler"]]
+    schedule = make(optimizer, warmup, *([] if o["lr_scheduler"] == "constant" else [T]))
+
+    ref_logps = {}
+    if o["method"] not in ("sft", "simpo"):
+        with torch.no_grad():
+            for i, r in enumerate(records):
+                ref_logps[i] = torch.stack([sequence(reference, p, y)[0] for p, y in pairs(r)])
+    del reference
+
+    out = []
+    for k in range(T):
+        first = k % per_epoch * o["batch_size"]
+        batch = list(range(first, min(first + o["batch_size"], len(records))))
+        alpha = alpha_at(o["alpha_schedule"], o["alpha"], k, T)
+        rows = [one_record(model, o, alpha, records[i], ref_logps.get(i), records, batch) for i in batch]
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), o["max_grad_norm"] if o["max_grad_norm"] > 0 else math.inf)
+        rate = schedule.get_last_lr()[0]
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+
+        mean = {m: sum(r[m] for r in rows) / len(rows) for m in rows[0] if not m.startswith("_")}
+        if "_chosen" in rows[0]:
+            for side in ("chosen", "rejected"):
+                mean["logits/" + side] = sum(r["_" + side][0] for r in rows) / sum(r["_" + side][1] for r in rows)
+        if o["method"] == "sft":
+            mean["loss"] *= len(rows)  # their shares of the batch's mean over tokens
+        mean.update(grad_norm=float(norm), learning_rate=rate, epoch=(k + 1) / per_epoch)
+        if o["method"] == "wrpo":
+            mean["cur_alpha"] = alpha
+        out.append({m: mean.get(m) for m in METRICS})
+        if log:
+            log(k, T, out[-1])
+    return out
+
+
+def pairs(record):
+    return list(zip(record.get("prompts") or [record["prompt"]] * len(record["responses"]), record["responses"]))
+
+
+def one_record(model, o, alpha, record, ref, records, batch):
+    """Forward, loss and backward of one record; its share of the step's metrics."""
+    if o["method"] == "sft":
+        prompt, response = pairs(record)[0]
+        logp = sequence(model, prompt, response)[0]
+        loss = -logp / sum(len(records[i]["responses"][0]) for i in batch)
+        loss.backward()
+        return {"loss": loss.item(), "logps/source_chosen": logp.item()}
+    made = [sequence(model, p, y) for p, y in pairs(record)]
+    policy = torch.stack([m[0] for m in made])
+    loss, (rs, rt, rl, rc) = wrpo_loss(o, alpha, policy, ref, [len(y) for y in record["responses"]])
+    (loss / len(batch)).backward()
+    s, t, l = policy.tolist()
+    row = {"loss": loss.item(), "logps/chosen": (s + t) / 2, "logps/source_chosen": s, "logps/target_chosen": t, "logps/rejected": l,
+           "_chosen": (made[0][1] + made[1][1], made[0][2] + made[1][2]), "_rejected": (made[2][1], made[2][2])}
+    row.update({"rewards/chosen": rc, "rewards/source_chosen": rs, "rewards/target_chosen": rt, "rewards/rejected": rl,
+                "rewards/accuracies": float(rc > rl), "rewards/source_accuracies": float(rs > rl), "rewards/pivot_accuracies": float(rt > rl),
+                "rewards/margins": rc - rl})
+    return row

@@ -1,0 +1,31 @@
+/* The tests' few words. Every test program prints one line "name: N passed, N failed, N skipped" and exits 1 on failure. */
+#ifndef WRPO_TEST_H
+#define WRPO_TEST_H
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+static int test_passed, test_failed, test_skipped;
+#define CHECK(ok, ...) \
+    do { \
+        if (ok) test_passed++; \
+        else { test_failed++; printf("FAIL %s:%d: %s: ", __FILE__, __LINE__, #ok); printf(__VA_ARGS__); printf("\n"); } \
+    } while (0)
+#define SKIP(n, ...) (test_skipped += (n), printf("skip: "), printf(__VA_ARGS__), printf("\n"))
+static inline int test_end(const char *name) {
+    printf("%s: %d passed, %d failed, %d skipped\n", name, test_passed, test_failed, test_skipped);
+    return test_failed ? 1 : 0;
+}
+/* Path of a file in the shared data folder, or NULL where that folder is absent. */
+static inline const char *test_shared(const char *name) {
+    static char path[8][512];
+    static int turn;
+    const char *dir = getenv("WRPO_SHARED");
+    char *p = path[turn++ & 7];
+    snprintf(p, sizeof path[0], "%s/%s", dir && *dir ? dir : "../../shared/data", name);
+    FILE *f = fopen(p, "rb");
+    if (!f) return NULL;
+    fclose(f);
+    return p;
+}
+#endif

@@ -1,0 +1,9532 @@
+/* wrpo.h - Weighted-Reward Preference Optimization in one C header. MIT licence, at the end.
+
+   --------------------------------------------------------------------------------------------- >>top
+   WRPO (Yang et al., ICLR 2025) fuses what different language models are good at into one of them, with no
+   alignment of vocabularies: source models answer the prompts, a reward model picks the best answer y_ws; the
+   model itself gives its best y_wt and its worst y_l; preference optimisation on such quadruples then moves it
+   from its own good answers toward the sources'. This file takes a Hugging Face checkpoint and a JSONL file of
+   quadruples and gives back a fine-tuned Hugging Face checkpoint, on the CPU, in fp32, without Python.
+
+   In one C file of your project (the only dependency is stb_ds: Debian's libstb-dev):
+
+       #define WRPO_IMPLEMENTATION
+       #include "wrpo.h"
+
+   and where you use it:
+
+       #include "wrpo.h"
+       wrpo_ctx *ctx; wrpo_model *model; wrpo_tokenizer *tok; wrpo_data *data; wrpo_metrics last;
+       if (wrpo_open(NULL, &ctx)
+        || wrpo_model_load(ctx, &(wrpo_model_desc){.dir = "SmolLM2-135M-Instruct"}, &model)
+        || wrpo_tokenizer_load(ctx, "SmolLM2-135M-Instruct", &tok)
+        || wrpo_data_load(tok, &(wrpo_data_desc){.path = "quads.jsonl"}, &data)
+        || wrpo_train(model, data, &(wrpo_train_desc){.batch_size = 16, .learning_rate = 1e-6}, &last)
+        || wrpo_model_save(model, &(wrpo_save_desc){.dir = "fused"}))
+           fprintf(stderr, "%s\n", wrpo_last_error(ctx)->text);
+
+   Build:  cc -O2 -fopenmp main.c wrpo_impl.c -lm      without -fopenmp: one thread. No other flag is needed:
+           the hot loops pick AVX-512, AVX2 or portable code when the program runs.
+
+   Options, defined before the implementation:
+       WRPO_API                  linkage of the public functions (extern); static makes the library private
+   At run time:
+       WRPO_CPU                  environment: avx512, avx2 or generic, to force a path (see >>cpu)
+
+   Does NOT: train in half precision, use a GPU, generate text, read GGUF or pickled weights, quantise, run
+   mixture-of-experts or encoder models, or download anything. What a checkpoint asks for and this file does not
+   compute is refused by name, never ignored. No function exits, prints, or keeps state outside a context.
+
+   Contents (search for the tag)
+       >>api         every public declaration, documented
+       >>base        errors, arenas, text, files, threads, random numbers
+       >>loss        WRPO and its family: "where is WRPO?" is answered on one page
+       >>cpu         the ops on the CPU, each above its gradient; the fenced SIMD section
+       >>layout      the table of weights; memory measured, then assigned
+       >>model       the decoder, forward and backward, over packed records with a shared prompt
+       >>json >>tensors >>token >>chat >>data        files to token ids
+       >>checkpoint  config.json, load, save
+       >>use         log-probs
+       >>train       reference, step, loop, metrics
+       >>end         the licence                                                                            */
+/* ---------------------------------------------------------------------------------------------- >>api
+   Every public declaration. Stop at "Stop here" if you only want to use the library.
+
+   Conventions. {0} is valid for every desc struct and means the documented default. 0 (WRPO_OK) is
+   success everywhere, so calls chain with ||. An out-parameter comes last and is NULL / 0 after a
+   failure. The sentence that explains a failure is in wrpo_last_error(ctx). Text is UTF-8. A context and
+   everything made from it belong to one thread at a time; different contexts are independent.
+   Shapes are row-major and use these letters:
+     n  rows (tokens) in a packed batch     D  hidden_size            V  vocab_size      L  layers
+     H  query heads    G  key/value heads   d  head_dim               I  intermediate_size              */
+#ifndef WRPO_H
+#define WRPO_H
+#define WRPO_VERSION "0.1.0"
+#if defined(WRPO_IMPLEMENTATION) && !defined(_FEATURES_H) && !defined(_POSIX_C_SOURCE)
+#define _POSIX_C_SOURCE 200809L      /* mmap, rename, fsync under -std=c11 */
+#endif
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#ifndef WRPO_API                     /* -DWRPO_API=static makes the library private to one file */
+#define WRPO_API extern
+#endif
+#define WRPO_ZERO 1e-300             /* an explicit zero in a desc, where 0 means "the default" */
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- errors ---- */
+typedef enum wrpo_result {
+    WRPO_OK,
+    WRPO_E_ARG,                      /* an impossible option or argument */
+    WRPO_E_MEMORY,                   /* the allocator returned NULL, or a size does not fit */
+    WRPO_E_IO,                       /* a file cannot be opened, read, written or renamed */
+    WRPO_E_FORMAT,                   /* a file says something it must not say */
+    WRPO_E_UNSUPPORTED,              /* valid, but not something this library computes */
+    WRPO_E_DEVICE,                   /* the backend failed */
+    WRPO_E_NOT_FINITE,               /* NaN or infinity where a number is needed */
+    WRPO_E_STOPPED                   /* a callback asked to stop */
+} wrpo_result;
+
+typedef struct wrpo_error {          /* of the context's last failed call */
+    wrpo_result code;
+    int64_t line, column;            /* in the text file it is about, from 1; 0 where there is none */
+    char text[512];                  /* "model.safetensors: lm_head.weight: want [32000,4096], found [32000,2048]" */
+} wrpo_error;
+
+/* ---- context: all state; no globals ---- */
+typedef struct wrpo_ctx wrpo_ctx;
+typedef struct wrpo_backend wrpo_backend;
+typedef struct wrpo_allocator {      /* both functions or neither; {0} = malloc and free */
+    void *(*alloc)(size_t n, void *user);              /* NULL = out of memory, which is survived */
+    void (*free)(void *p, void *user);                 /* p is never NULL */
+    void *user;
+} wrpo_allocator;
+typedef enum wrpo_level { WRPO_LOG_INFO, WRPO_LOG_WARN } wrpo_level;
+typedef struct wrpo_logger { void (*fn)(wrpo_level level, const char *text, void *user); void *user; } wrpo_logger;
+typedef struct wrpo_desc {
+    const wrpo_backend *backend;     /* 0 = wrpo_backend_cpu() */
+    int threads;                     /* 0 = all that OpenMP offers; 1 without OpenMP */
+    wrpo_allocator memory;
+    wrpo_logger log;                 /* 0 = silent; wrpo_log_stderr is one */
+} wrpo_desc;
+WRPO_API wrpo_result wrpo_open(const wrpo_desc *desc /* NULL = {0} */, wrpo_ctx **out);
+WRPO_API void wrpo_close(wrpo_ctx *ctx);               /* after everything made from it; NULL is allowed */
+WRPO_API const wrpo_error *wrpo_last_error(const wrpo_ctx *ctx);   /* NULL ctx: "out of memory" */
+WRPO_API void wrpo_free(wrpo_ctx *ctx, void *p);       /* text and arrays that the library handed out; NULL is allowed */
+WRPO_API size_t wrpo_memory_peak(const wrpo_ctx *ctx); /* the most bytes its allocator has held at once */
+WRPO_API void wrpo_log_stderr(wrpo_level level, const char *text, void *user);
+
+/* ---- JSON (RFC 8259, strict) ---- */
+typedef enum wrpo_json_kind { WRPO_JSON_NULL, WRPO_JSON_BOOL, WRPO_JSON_NUMBER, WRPO_JSON_STRING,
+                              WRPO_JSON_ARRAY, WRPO_JSON_OBJECT } wrpo_json_kind;
+typedef struct wrpo_json {           /* read-only; lives until wrpo_json_free of its root */
+    wrpo_json_kind kind;
+    bool boolean;
+    bool exact;                      /* NUMBER: an integer without fraction or exponent that fits `integer` */
+    int32_t line, column;            /* where the value begins, from 1 */
+    const char *key; size_t key_size;    /* its name in the object around it; unescaped, NUL-terminated */
+    const char *text; size_t size;   /* STRING: unescaped, NUL-terminated (may hold NULs); NUMBER: as written */
+    double number; int64_t integer;
+    int64_t count;                   /* ARRAY, OBJECT: members */
+    struct wrpo_json *child, *next;  /* first member; next sibling */
+} wrpo_json;
+/* name: what errors call the text. A duplicate key is an error. */
+WRPO_API wrpo_result wrpo_json_parse(wrpo_ctx *ctx, const char *name, const char *text, size_t size, wrpo_json **out);
+WRPO_API void wrpo_json_free(wrpo_ctx *ctx, wrpo_json *root);
+WRPO_API const wrpo_json *wrpo_json_get(const wrpo_json *object, const char *key);   /* NULL: absent, or no object */
+WRPO_API wrpo_result wrpo_json_quote(wrpo_ctx *ctx, const char *text, size_t size, char **out);  /* "..." with escapes; wrpo_free */
+
+/* ---- safetensors: a file, a shard index or a directory; memory-mapped ---- */
+typedef struct wrpo_tensors wrpo_tensors;
+typedef struct wrpo_tensor_info {    /* pointers live as long as the wrpo_tensors */
+    const char *name, *dtype;        /* dtype as written: "F32", "BF16", ... */
+    const char *file;                /* the file it lies in */
+    int ndim; const int64_t *shape;
+    int64_t count; size_t bytes;
+    const void *data;                /* not aligned; little-endian */
+} wrpo_tensor_info;
+WRPO_API wrpo_result wrpo_tensors_open(wrpo_ctx *ctx, const char *path, wrpo_tensors **out);
+WRPO_API void wrpo_tensors_close(wrpo_tensors *t);
+WRPO_API int64_t wrpo_tensors_count(const wrpo_tensors *t);
+WRPO_API const wrpo_tensor_info *wrpo_tensors_at(const wrpo_tensors *t, int64_t i);            /* sorted by name */
+WRPO_API const wrpo_tensor_info *wrpo_tensors_find(const wrpo_tensors *t, const char *name);   /* NULL: absent */
+
+/* ---- tokenizer and chat template: tokenizer.json, tokenizer_config.json, chat_template.jinja ---- */
+typedef struct wrpo_tokenizer wrpo_tokenizer;
+typedef enum wrpo_encode_flags {
+    WRPO_ENCODE_SPECIAL = 1,         /* run the post-processor (adds BOS and the like) */
+    WRPO_ENCODE_CONTINUE = 2         /* the text continues an earlier one: nothing is prepended to it */
+} wrpo_encode_flags;
+WRPO_API wrpo_result wrpo_tokenizer_load(wrpo_ctx *ctx, const char *dir, wrpo_tokenizer **out);
+WRPO_API void wrpo_tokenizer_free(wrpo_tokenizer *tok);
+WRPO_API int64_t wrpo_tokenizer_size(const wrpo_tokenizer *tok);      /* highest id + 1 */
+WRPO_API int32_t wrpo_tokenizer_bos(const wrpo_tokenizer *tok);       /* -1: none */
+WRPO_API int32_t wrpo_tokenizer_eos(const wrpo_tokenizer *tok);       /* -1: none */
+WRPO_API wrpo_result wrpo_encode(wrpo_tokenizer *tok, const char *text, size_t size, unsigned flags,
+                                 int32_t **ids, int64_t *count);      /* wrpo_free(ids) */
+WRPO_API wrpo_result wrpo_decode(wrpo_tokenizer *tok, const int32_t *ids, int64_t count, bool skip_special,
+                                 char **text, size_t *size);          /* wrpo_free(text); NUL-terminated */
+/* Renders the checkpoint's own template. messages: array of {role, content, ...}; kwargs: object of extra
+   variables, or NULL. A template's raise_exception is WRPO_E_FORMAT with its sentence. wrpo_free(text). */
+WRPO_API wrpo_result wrpo_chat(wrpo_tokenizer *tok, const wrpo_json *messages, bool add_generation_prompt,
+                               const wrpo_json *kwargs, char **text, size_t *size);
+
+/* ---- model: a Hugging Face directory in, a Hugging Face directory out ---- */
+typedef enum wrpo_dtype { WRPO_DTYPE_DEFAULT, WRPO_F32, WRPO_BF16, WRPO_F16 } wrpo_dtype;
+typedef enum wrpo_rope_type { WRPO_ROPE_DEFAULT, WRPO_ROPE_LINEAR, WRPO_ROPE_LLAMA3, WRPO_ROPE_YARN } wrpo_rope_type;
+typedef struct wrpo_rope {           /* transformers' rope_parameters; zero where the type has no such number */
+    wrpo_rope_type type;
+    double theta, factor, low_freq_factor, high_freq_factor;
+    double beta_fast, beta_slow, attention_factor; bool yarn_truncate;
+    int64_t original_max_position_embeddings;
+} wrpo_rope;
+typedef struct wrpo_config {         /* config.json, old and new spellings, defaults resolved */
+    char model_type[32];             /* "llama", "mistral", "qwen2", "qwen3" */
+    int64_t vocab_size, hidden_size, intermediate_size, num_hidden_layers;
+    int64_t num_attention_heads, num_key_value_heads, head_dim;
+    int64_t max_position_embeddings;
+    int64_t sliding_window;          /* 0 = none: keys at most sliding_window - 1 positions back are seen */
+    uint64_t sliding_layers[8];      /* bit l: layer l has the window; the others attend in full. Up to 512 layers */
+    double rms_norm_eps, initializer_range;
+    wrpo_rope rope;
+    bool attention_bias;             /* q, k, v */
+    bool output_bias;                /* o */
+    bool qk_norm;
+    bool tie_word_embeddings;
+    wrpo_dtype dtype;                /* as the checkpoint states */
+} wrpo_config;
+WRPO_API wrpo_result wrpo_config_load(wrpo_ctx *ctx, const char *path /* config.json or its directory */, wrpo_config *out);
+
+typedef struct wrpo_model wrpo_model;
+typedef struct wrpo_model_desc { const char *dir; } wrpo_model_desc;
+typedef struct wrpo_init_desc {      /* random weights: N(0, initializer_range), norms 1, biases 0 */
+    const char *config;              /* config.json or its directory */
+    const char *tokenizer_dir;       /* side files that a save copies; may be NULL */
+    uint64_t seed;                   /* counter-based: a tensor's numbers depend on seed, its name and the index */
+    wrpo_dtype dtype;                /* what a save writes by default; 0 = F32 */
+} wrpo_init_desc;
+typedef struct wrpo_save_desc {
+    const char *dir;                 /* made if absent */
+    wrpo_dtype dtype;                /* 0 = as loaded */
+    int64_t max_shard_size;          /* bytes; 0 = 5e9, as transformers */
+} wrpo_save_desc;
+typedef struct wrpo_weight {         /* one tensor of the table of weights; cols 1 and vector true for norms and biases */
+    const char *name;                /* in the checkpoint: "model.layers.0.self_attn.q_proj.weight" */
+    int64_t rows, cols; bool vector;
+    bool decay;                      /* takes weight decay: all but norms and biases */
+    float *data;                     /* on the host for the CPU backend */
+} wrpo_weight;
+WRPO_API wrpo_result wrpo_model_load(wrpo_ctx *ctx, const wrpo_model_desc *desc, wrpo_model **out);
+WRPO_API wrpo_result wrpo_model_init(wrpo_ctx *ctx, const wrpo_init_desc *desc, wrpo_model **out);
+WRPO_API wrpo_result wrpo_model_save(wrpo_model *model, const wrpo_save_desc *desc);
+WRPO_API void wrpo_model_free(wrpo_model *model);
+/* Config and tensors against each other, without reading a weight: what a load would say, in milliseconds. */
+WRPO_API wrpo_result wrpo_model_check(wrpo_ctx *ctx, const char *dir, wrpo_config *config, int64_t *parameters, wrpo_dtype *dtype);
+WRPO_API const wrpo_config *wrpo_model_config(const wrpo_model *model);
+WRPO_API int64_t wrpo_model_weights(const wrpo_model *model, const wrpo_weight **out);   /* the table; its length */
+WRPO_API int64_t wrpo_model_parameters(const wrpo_model *model);                         /* tied weights once */
+
+/* ---- data: JSON lines of {prompt, chosen, rejected} or {messages} ---- */
+typedef enum wrpo_role { WRPO_SOURCE, WRPO_TARGET, WRPO_REJECTED } wrpo_role;
+typedef enum wrpo_tokenization { WRPO_CLEAN, WRPO_AUTHORS } wrpo_tokenization;
+typedef struct wrpo_data wrpo_data;
+typedef struct wrpo_data_desc {
+    const char *path;
+    wrpo_tokenization tokenization;
+    int64_t max_length, max_prompt_length;   /* tokens; 0 = 2048, 1800 */
+    int64_t limit;                   /* read only the first records; 0 = all */
+} wrpo_data_desc;
+typedef struct wrpo_tokens {         /* one response: ids[0..count), of which ids[first..count) are scored */
+    wrpo_role role;
+    const int32_t *ids; int64_t count, first;
+    double weight;                   /* among the sources of a record; sums to 1 */
+} wrpo_tokens;
+typedef struct wrpo_record {         /* a view; lives as long as the data */
+    const char *prompt_id;           /* "line 7" where the file has none */
+    int64_t line;
+    const int32_t *prompt; int64_t prompt_count;
+    const wrpo_tokens *responses; int count;   /* sources first, then the target's, then the rejected ones */
+} wrpo_record;
+typedef struct wrpo_data_stats {
+    int64_t records, prompt_tokens, response_tokens, longest;      /* longest: prompt + longest response */
+    int64_t truncated_prompts, truncated_responses;
+} wrpo_data_stats;
+WRPO_API wrpo_result wrpo_data_load(wrpo_tokenizer *tok, const wrpo_data_desc *desc, wrpo_data **out);
+/* Records that are token ids already; everything is copied. */
+WRPO_API wrpo_result wrpo_data_from_ids(wrpo_ctx *ctx, const wrpo_record *records, int64_t count, wrpo_data **out);
+WRPO_API void wrpo_data_free(wrpo_data *data);
+WRPO_API int64_t wrpo_data_count(const wrpo_data *data);
+WRPO_API wrpo_record wrpo_data_record(const wrpo_data *data, int64_t i);
+WRPO_API wrpo_data_stats wrpo_data_statistics(const wrpo_data *data);
+
+/* ---- the algorithm: pure, host, double. Log-probs in; loss and its derivatives out ---- */
+typedef enum wrpo_method { WRPO_METHOD_WRPO, WRPO_METHOD_DPO, WRPO_METHOD_IPO, WRPO_METHOD_HINGE,
+                           WRPO_METHOD_SIMPO, WRPO_METHOD_DPO_NORM, WRPO_METHOD_SFT } wrpo_method;
+typedef enum wrpo_pair { WRPO_PAIR_TARGET, WRPO_PAIR_SOURCE, WRPO_PAIR_BOTH } wrpo_pair;
+typedef struct wrpo_loss_desc {
+    wrpo_method method;
+    wrpo_pair pair;                  /* which (chosen, rejected) a pair method takes of a quadruple */
+    double beta;                     /* 0 = 0.01; 10 for simpo and dpo-norm */
+    double label_smoothing;          /* eps in [0, 0.5) */
+    double gamma_ratio;              /* simpo: gamma / beta; 0 = 0.3 */
+    bool ipo_sum;                    /* ipo on sums of log-probs in place of means over tokens */
+} wrpo_loss_desc;
+typedef struct wrpo_response {       /* one response of a record, as the loss sees it */
+    wrpo_role role;
+    double weight;                   /* of a source among the sources; 1 if there is one */
+    int64_t tokens;                  /* scored tokens |y| */
+    double logp, ref;                /* log pi(y|x) and log ref(y|x): sums over those tokens */
+    double dlogp;                    /* out: dL / d logp */
+} wrpo_response;
+/* Loss of one record and, in r[i].dlogp, its derivatives. WRPO (Yang et al., ICLR 2025, eq. 5):
+     z = beta (alpha sum_i w_i d_si + (1 - alpha) d_t - d_l),  d = logp - ref,  L = -log sigmoid(z)
+   With a missing role (a pair without source, say) the method must not need it; *why says so otherwise
+   and NaN is returned. sft_tokens: the denominator of SFT's mean (scored tokens of the whole batch). */
+WRPO_API double wrpo_loss(const wrpo_loss_desc *desc, double alpha, wrpo_response *r, int n, double sft_tokens, const char **why);
+
+typedef enum wrpo_ramp { WRPO_RAMP_LINEAR, WRPO_RAMP_CONSTANT, WRPO_RAMP_POWER, WRPO_RAMP_COSINE } wrpo_ramp;
+typedef enum wrpo_schedule { WRPO_LR_COSINE, WRPO_LR_LINEAR, WRPO_LR_CONSTANT } wrpo_schedule;
+/* The names on the command line ("wrpo", "dpo-norm", ...), in the order of the enums; NULL past the last. */
+WRPO_API const char *wrpo_method_name(int i);
+WRPO_API const char *wrpo_pair_name(int i);
+WRPO_API const char *wrpo_ramp_name(int i);
+WRPO_API const char *wrpo_schedule_name(int i);
+/* alpha(k) = end * f(k / T): f(u) = u, 1, u^p, (1 - cos(pi u)) / 2; k clamped to [0, T]. */
+WRPO_API double wrpo_alpha(wrpo_ramp ramp, double power, double end, int64_t k, int64_t T);
+/* factor(k) of the peak rate: k / warmup below warmup, then cosine or line to 0 at T, or 1. */
+WRPO_API double wrpo_lr_factor(wrpo_schedule schedule, int64_t warmup, int64_t k, int64_t T);
+
+/* ---- log-probs ---- */
+/* For records [first, first + count): logps[count][K] (K: the records' largest response count; NaN where a record has
+   fewer) and, if per_token is not NULL, a new array of every scored token's log-prob in order (wrpo_free). */
+WRPO_API wrpo_result wrpo_logprobs(wrpo_model *model, const wrpo_data *data, int64_t first, int64_t count,
+                                   double *logps, float **per_token);
+
+/* ---- training: wrpo_train is new, step until done, free -- and nothing else ---- */
+/* field, name in metrics.jsonl: averages over the batch's records. Rewards are beta * (logp - ref). */
+#define WRPO_METRICS(X) \
+    X(loss, "loss")                                    /* NaN is never logged: the run stops with an error */ \
+    X(grad_norm, "grad_norm")                          /* before clipping */ \
+    X(learning_rate, "learning_rate") \
+    X(epoch, "epoch") \
+    X(cur_alpha, "cur_alpha") \
+    X(rewards_chosen, "rewards/chosen")                /* weighted: alpha * source + (1 - alpha) * target */ \
+    X(rewards_source_chosen, "rewards/source_chosen") \
+    X(rewards_target_chosen, "rewards/target_chosen") \
+    X(rewards_rejected, "rewards/rejected") \
+    X(rewards_accuracies, "rewards/accuracies")        /* share of records with chosen > rejected */ \
+    X(rewards_source_accuracies, "rewards/source_accuracies") \
+    X(rewards_pivot_accuracies, "rewards/pivot_accuracies")      /* target > rejected */ \
+    X(rewards_margins, "rewards/margins") \
+    X(logps_chosen, "logps/chosen") \
+    X(logps_source_chosen, "logps/source_chosen") \
+    X(logps_target_chosen, "logps/target_chosen") \
+    X(logps_rejected, "logps/rejected") \
+    X(logits_chosen, "logits/chosen")                  /* mean logit over all positions and the vocabulary */ \
+    X(logits_rejected, "logits/rejected")
+typedef struct wrpo_metrics {        /* NaN: not defined for this method or these records */
+    int64_t step, steps;             /* step counts from 1 after the first update */
+    int64_t records, tokens;         /* of this step; tokens are rows computed: prompts once */
+    double tokens_per_second, seconds;   /* of this step; since the start */
+#define WRPO_X(field, name) double field;
+    WRPO_METRICS(WRPO_X)
+#undef WRPO_X
+} wrpo_metrics;
+
+typedef struct wrpo_train_desc {
+    bool resolved;                   /* set by wrpo_train_defaults: a zero below is a zero */
+    wrpo_loss_desc loss;
+    double alpha;                    /* 0 = 0.1 (WRPO_ZERO for none) */
+    wrpo_ramp ramp; double ramp_power;   /* 0 = linear; power 0 = 2 */
+    double learning_rate;            /* 0 = 3e-7; 7e-6 for sft, 1e-6 for simpo, 8e-7 for dpo-norm */
+    double beta1, beta2, eps, weight_decay;   /* 0 = 0.9, 0.999, 1e-8, 0 */
+    double max_grad_norm;            /* 0 = 1; negative = off */
+    wrpo_schedule schedule; double warmup_ratio;   /* 0 = cosine, 0.1 (WRPO_ZERO for none) */
+    double epochs;                   /* 0 = 1 */
+    int64_t batch_size;              /* records per optimizer step; 0 = 128 */
+    int64_t accumulation;            /* micro-batches of batch_size / accumulation, as the authors count epochs; 0 = 1 */
+    int64_t max_steps;               /* 0 = by epochs */
+    int64_t micro_tokens;            /* rows computed at once, a longer record alone; 0 = 2048 */
+    int64_t recompute;               /* layers whose activations are recomputed in the backward pass, from the first; -1 = all */
+    uint64_t seed; bool no_shuffle;  /* seed 0 = 42 */
+    const char *out_dir;             /* metrics.jsonl and the cache of reference log-probs; NULL = no files */
+    const char *ref_dir;             /* the reference; NULL = the policy as it is before step 1 */
+    const wrpo_data *eval_data; int64_t eval_steps;    /* 0 = at the end only */
+    bool (*on_step)(const wrpo_metrics *m, const wrpo_metrics *eval /* NULL but where one was made */, void *user);
+    void *user;                      /* on_step returning false stops cleanly: WRPO_E_STOPPED */
+} wrpo_train_desc;
+typedef struct wrpo_bytes {          /* of a run, before anything is allocated */
+    size_t weights, gradients, moments, activations, head, data, total;
+} wrpo_bytes;
+typedef struct wrpo_trainer wrpo_trainer;
+WRPO_API wrpo_train_desc wrpo_train_defaults(const wrpo_train_desc *desc);   /* the zeros, resolved: log this */
+WRPO_API wrpo_result wrpo_train_bytes(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_data *data /* or NULL: 2048 rows */,
+                                      const wrpo_train_desc *desc, wrpo_bytes *out);
+WRPO_API wrpo_result wrpo_trainer_new(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_trainer **out);
+WRPO_API wrpo_result wrpo_trainer_step(wrpo_trainer *t, wrpo_metrics *m);    /* m->step == m->steps: that was the last */
+/* data: the training data or desc.eval_data, whose reference log-probs are known. */
+WRPO_API wrpo_result wrpo_trainer_eval(wrpo_trainer *t, const wrpo_data *data, wrpo_metrics *m);
+WRPO_API void wrpo_trainer_free(wrpo_trainer *t);
+/* The metrics of a model on data, nothing trained: desc gives loss, alpha (taken as it is) and ref_dir. */
+WRPO_API wrpo_result wrpo_eval(wrpo_model *model, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_metrics *m);
+/* One line of JSON, the names with a prefix ("", "eval_"); undefined metrics are left out. wrpo_free(text). */
+WRPO_API wrpo_result wrpo_metrics_json(wrpo_ctx *ctx, const wrpo_metrics *m, const char *prefix, char **text);
+WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_metrics *last);
+
+/* ---- backend: memory and about twenty ops; the model is written once, above this table ----
+   Contract: y and dx are written, dw (float, gradients) is accumulated; no op allocates, waits or exits; results
+   depend neither on the number of threads nor on the run. Activations have act_bytes per number, weights
+   weight_bytes (4 = float, 2 = bfloat16); float * is always float. Pointers are the backend's own memory.
+   ld*: numbers from one row to the next. To replace one op: wrpo_backend be = *wrpo_backend_cpu(); be.gemm = my_blas; */
+typedef enum wrpo_mm {               /* c[m,n] = or += */
+    WRPO_NT,                         /* a[m,k] b[n,k]'   activations, weights -> activations:  y = x W' */
+    WRPO_NT_LOGITS,                  /* the same, but c is float */
+    WRPO_NN,                         /* a[m,k] b[k,n]    activations, weights -> activations:  dx = dy W */
+    WRPO_TN                          /* a[k,m]' b[k,n]   activations, activations -> float:    dW += dy' x */
+} wrpo_mm;
+typedef struct wrpo_seg {            /* rows [begin, end) attend causally to themselves and to all of [prefix, prefix_end); */
+    int64_t begin, end;              /* positions of the prefix count from 0 and go on in [begin, end) */
+    int64_t prefix, prefix_end;      /* empty (equal) for a prompt itself */
+} wrpo_seg;
+typedef struct wrpo_attn {
+    int64_t n; const wrpo_seg *segs; int64_t n_segs;   /* segs in the backend's memory; they cover rows 0..n in order */
+    int64_t H, G, d;                 /* H query heads share G key/value heads: head h uses h / (H / G) */
+    int64_t ldq, ldkv, ldo;          /* q [n, ldq], k and v [n, ldkv], o [n, ldo]; dq, dk, dv, do likewise */
+    int64_t window;                  /* key visible iff position(q) - position(k) < window; 0 = no limit */
+    float scale, softcap;            /* softmax(scale q.k); softcap 0 = none */
+} wrpo_attn;
+typedef struct wrpo_adamw { float lr, beta1, beta2, eps, weight_decay, grad_scale; double correction1, correction2; } wrpo_adamw;
+struct wrpo_backend {
+    const char *name;
+    int act_bytes, weight_bytes;
+    wrpo_result (*open)(void **dev, const wrpo_desc *desc, wrpo_error *why);
+    void (*close)(void *dev);
+    void *(*alloc)(void *dev, size_t n);               /* NULL: out of memory; 64-byte aligned */
+    void (*release)(void *dev, void *p);
+    void (*put)(void *dev, void *dst, const void *host, size_t n);
+    void (*get)(void *dev, void *host, const void *src, size_t n);    /* waits */
+    void (*copy)(void *dev, void *dst, const void *src, size_t n);
+    void (*zero)(void *dev, void *dst, size_t n);
+    wrpo_result (*sync)(void *dev, wrpo_error *why);   /* waits; the first error since the last */
+    /* c = a b (beta 0) or c += a b (beta 1) */
+    void (*gemm)(void *dev, wrpo_mm mm, void *c, int64_t ldc, const void *a, int64_t lda, const void *b, int64_t ldb,
+                 int64_t m, int64_t n, int64_t k, float beta);
+    /* y[r] = scale w[ids[r]]  and  dw[ids[r]] += scale dy[r] */
+    void (*embed)(void *dev, void *y, const void *w, const int32_t *ids, int64_t n, int64_t D, float scale);
+    void (*embed_bwd)(void *dev, float *dw, const void *dy, const int32_t *ids, int64_t n, int64_t D, float scale);
+    /* y[r] = x[index[r]]  and  dx[index[r]] += dy[r] (dx accumulated; indices repeat) */
+    void (*gather)(void *dev, void *y, const void *x, const int32_t *index, int64_t n, int64_t D);
+    void (*gather_bwd)(void *dev, void *dx, const void *dy, const int32_t *index, int64_t n, int64_t D);
+    /* y[r] += b  and  db += sum_r dy[r] */
+    void (*bias)(void *dev, void *y, int64_t ldy, const void *b, int64_t n, int64_t D);
+    void (*bias_bwd)(void *dev, float *db, const void *dy, int64_t lddy, int64_t n, int64_t D);
+    void (*add)(void *dev, void *y, const void *x, int64_t count);    /* y += x */
+    /* each row holds `heads` vectors of D numbers (heads 1: the whole row):  y = (w + plus) x rstd, rstd = 1/sqrt(mean(x^2) + eps)
+       rstd [n, heads] is written. y may be x.  Backward: dx = dres + ..., dres NULL = 0; dx may be dy or dres. */
+    void (*rmsnorm)(void *dev, void *y, int64_t ldy, float *rstd, const void *x, int64_t ldx, const void *w,
+                    int64_t n, int64_t heads, int64_t D, float eps, float plus);
+    void (*rmsnorm_bwd)(void *dev, void *dx, int64_t lddx, float *dw, const void *dy, int64_t lddy, const void *dres, int64_t lddres,
+                        const void *x, int64_t ldx, const void *w, const float *rstd, int64_t n, int64_t heads, int64_t D, float plus);
+    /* rotate-half in place on `heads` vectors of d numbers per row; table[n][d/2][2] = cos, sin; sign -1 is the backward */
+    void (*rope)(void *dev, void *x, int64_t ldx, const float *table, int64_t n, int64_t heads, int64_t d, float sign);
+    /* o = softmax(scale q k' + mask) v; lse [n, H] = log-sum-exp of the scaled scores.  Never a full score matrix. */
+    void (*attention)(void *dev, const wrpo_attn *a, void *o, float *lse, const void *q, const void *k, const void *v);
+    void (*attention_bwd)(void *dev, const wrpo_attn *a, void *dq, void *dk, void *dv, const void *d_o, const void *o, const float *lse,
+                          const void *q, const void *k, const void *v, void *scratch);
+    size_t (*attention_scratch)(void *dev, int64_t n, int64_t H, int64_t G, int64_t d);      /* bytes for the above */
+    /* gu [n, 2I] = gate | up:  h = silu(gate) up  (gelu true: gelu_tanh).  Backward writes dgu (may be gu) and h if not NULL. */
+    void (*glu)(void *dev, void *h, const void *gu, int64_t n, int64_t I, bool gelu);
+    void (*glu_bwd)(void *dev, void *dgu, void *h, const void *dh, const void *gu, int64_t n, int64_t I, bool gelu);
+    /* logits float [n, V]:  lse[r] = log sum exp, logp[r] = logits[r, target[r]] - lse[r]
+       dlogits[r, v] = dlogp[r] ([v == target[r]] - exp(logits[r, v] - lse[r])); dlogits (activations) may be logits */
+    void (*logprob)(void *dev, float *logp, float *lse, const float *logits, const int32_t *target, int64_t n, int64_t V, float softcap);
+    void (*logprob_bwd)(void *dev, void *dlogits, const float *logits, const int32_t *target, const float *lse, const float *dlogp,
+                        int64_t n, int64_t V, float softcap);
+    void (*sumsq)(void *dev, double *out, const float *x, int64_t count);                     /* *out += sum x^2, in double */
+    /* one AdamW step (Loshchilov & Hutter 2019) as torch.optim.AdamW computes it; g is read times grad_scale */
+    void (*adamw)(void *dev, void *w, float *m, float *v, const float *g, int64_t count, const wrpo_adamw *step);
+};
+WRPO_API const wrpo_backend *wrpo_backend_cpu(void);
+WRPO_API const wrpo_backend *wrpo_backend_cuda(void);  /* in wrpo_cuda.cu: link it or do not call it */
+#ifdef __cplusplus
+}
+#endif
+#endif /* WRPO_H */
+/* ------------------------------------------------------------------ Stop here if you only want to use it. */
+#ifdef WRPO_IMPLEMENTATION
+/* --------------------------------------------------------------------------------------------- >>base
+   Errors, memory, text, files, threads, random numbers.
+
+   How failure travels: a private function that cannot go on calls wrpo__fail, which writes the sentence
+   into the context and jumps to the public entry. That entry was opened by WRPO__TRY with an arena; the
+   arena owns every byte, mapping and temporary file made since, so failure is one free. No private
+   function returns an error code, and none can be ignored.                                             */
+#ifdef __cplusplus
+#error "wrpo.h: the declarations are C and C++, the implementation is C: give it a .c file of its own"
+#endif
+#if defined(_FEATURES_H) && !defined(__USE_XOPEN2K8)
+#error "wrpo.h: include it before any system header where WRPO_IMPLEMENTATION is defined, or compile with -D_POSIX_C_SOURCE=200809L"
+#endif
+#include <errno.h>
+#include <float.h>
+#include <limits.h>
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <sys/stat.h>
+#ifdef _WIN32
+#include <direct.h>
+#include <io.h>
+#include <windows.h>
+#else
+#include <dirent.h>
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#if defined(__GNUC__)
+#define WRPO__PRINTF(f, a) __attribute__((format(printf, f, a), nonnull(f)))
+#define WRPO__UNUSED __attribute__((unused))
+#else
+#define WRPO__PRINTF(f, a)
+#define WRPO__UNUSED
+#endif
+#ifdef _MSC_VER
+#define WRPO__THREAD __declspec(thread)
+#else
+#define WRPO__THREAD _Thread_local
+#endif
+#define WRPO__COUNT(a) ((int64_t)(sizeof(a) / sizeof *(a)))
+#define WRPO__MIN(a, b) ((a) < (b) ? (a) : (b))
+#define WRPO__MAX(a, b) ((a) > (b) ? (a) : (b))
+#define WRPO__ALIGN 64               /* of every block: a cache line, an AVX-512 vector */
+
+/* ---- context, frames, arenas ---- */
+typedef struct wrpo__block {         /* header of one allocation, a node of its arena's ring */
+    struct wrpo__block *prev, *next;
+    struct wrpo__arena *arena;
+    void *base; size_t size;         /* as the allocator gave it */
+} wrpo__block;
+typedef struct wrpo__cleanup { void (*fn)(void *); void *p; struct wrpo__cleanup *next; } wrpo__cleanup;
+typedef struct wrpo__arena {
+    wrpo_ctx *ctx;
+    wrpo__block ring;                /* sentinel */
+    wrpo__cleanup *cleanups;         /* run last in, first out, before any memory goes */
+    char *chunk; size_t used, cap;   /* where small things are carved from */
+} wrpo__arena;
+typedef struct wrpo__frame {         /* one public entry in progress */
+    jmp_buf jump;
+    wrpo_ctx *ctx; struct wrpo__frame *up;
+    wrpo__arena *arena, *outer;      /* outer: the arena that was current before */
+    bool temporary, failed;
+} wrpo__frame;
+struct wrpo_ctx {
+    wrpo_desc desc;                  /* resolved */
+    wrpo_error error;
+    wrpo__frame *frame;
+    void *dev;                       /* the backend's */
+    size_t bytes, peak;
+    wrpo__arena *handouts;           /* text and arrays given to the user */
+};
+static WRPO__THREAD wrpo__arena *wrpo__here;   /* where stb_ds allocates: the innermost entry's arena */
+
+WRPO__PRINTF(4, 0) static void wrpo__set_error(wrpo_ctx *ctx, wrpo_result code, int64_t line, const char *format, va_list args) {
+    ctx->error.code = code;
+    ctx->error.line = line;
+    ctx->error.column = 0;
+    vsnprintf(ctx->error.text, sizeof ctx->error.text, format, args);
+}
+_Noreturn WRPO__PRINTF(3, 4) static void wrpo__fail(wrpo_ctx *ctx, wrpo_result code, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    wrpo__set_error(ctx, code, 0, format, args);
+    va_end(args);
+    longjmp(ctx->frame->jump, 1);
+}
+/* The same with a place in a text file; the sentence should say it as well: "%s:%lld: ...". */
+_Noreturn WRPO__PRINTF(5, 6) static void wrpo__fail_at(wrpo_ctx *ctx, wrpo_result code, int64_t line, int64_t column, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    wrpo__set_error(ctx, code, line, format, args);
+    va_end(args);
+    ctx->error.column = column;
+    longjmp(ctx->frame->jump, 1);
+}
+WRPO__PRINTF(3, 4) static void wrpo__log(wrpo_ctx *ctx, wrpo_level level, const char *format, ...) {
+    char text[1024];
+    if (!ctx->desc.log.fn) return;
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    ctx->desc.log.fn(level, text, ctx->desc.log.user);
+}
+
+/* Checked sizes: count * size, or failure. */
+static size_t wrpo__mul(wrpo_ctx *ctx, size_t count, size_t size) {
+    if (size && count > (SIZE_MAX - 4 * WRPO__ALIGN) / size) wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: %zu x %zu bytes", count, size);
+    return count * size;
+}
+/* One block of n bytes, aligned to WRPO__ALIGN, not cleared; NULL if there is none. p NULL or a block to resize. */
+static void *wrpo__block_resize(wrpo__arena *arena, void *p, size_t n) {
+    wrpo_ctx *ctx = arena->ctx;
+    const size_t head = (sizeof(wrpo__block) + WRPO__ALIGN - 1) / WRPO__ALIGN * WRPO__ALIGN;
+    if (n > SIZE_MAX - head - WRPO__ALIGN) return NULL;
+    size_t size = head + n + WRPO__ALIGN;
+    void *base = ctx->desc.memory.alloc(size, ctx->desc.memory.user);
+    if (!base) return NULL;
+    char *data = (char *)(((uintptr_t)base + head + WRPO__ALIGN - 1) / WRPO__ALIGN * WRPO__ALIGN);
+    wrpo__block *block = (wrpo__block *)(void *)(data - head);
+    block->base = base, block->size = size, block->arena = arena;
+    ctx->bytes += size;
+    if (ctx->bytes > ctx->peak) ctx->peak = ctx->bytes;
+    if (!p) {
+        wrpo__block *next = arena->ring.next;
+        block->prev = &arena->ring, block->next = next;
+        next->prev = arena->ring.next = block;
+        return data;
+    }
+    wrpo__block *old = (wrpo__block *)(void *)((char *)p - head);
+    size_t kept = old->size - (size_t)((char *)p - (char *)old->base);
+    memcpy(data, p, WRPO__MIN(kept, n));
+    block->prev = old->prev, block->next = old->next, block->arena = old->arena;
+    block->next->prev = block->prev->next = block;
+    ctx->bytes -= old->size;
+    ctx->desc.memory.free(old->base, ctx->desc.memory.user);
+    return data;
+}
+static void wrpo__block_free(void *p) {
+    if (!p) return;
+    const size_t head = (sizeof(wrpo__block) + WRPO__ALIGN - 1) / WRPO__ALIGN * WRPO__ALIGN;
+    wrpo__block *block = (wrpo__block *)(void *)((char *)p - head);
+    wrpo_ctx *ctx = block->arena->ctx;
+    block->next->prev = block->prev, block->prev->next = block->next;
+    ctx->bytes -= block->size;
+    ctx->desc.memory.free(block->base, ctx->desc.memory.user);
+}
+/* count * size bytes, not cleared; for what is large. Freed with the arena or by wrpo__block_free. */
+static void *wrpo__raw(wrpo__arena *arena, size_t count, size_t size) {
+    size_t n = wrpo__mul(arena->ctx, count, size);
+    void *p = wrpo__block_resize(arena, NULL, n);
+    if (!p) wrpo__fail(arena->ctx, WRPO_E_MEMORY, "out of memory: %zu bytes wanted, %zu held", n, arena->ctx->bytes);
+    return p;
+}
+/* count * size bytes, cleared; small things share chunks. */
+static void *wrpo__alloc(wrpo__arena *arena, size_t count, size_t size) {
+    size_t n = (wrpo__mul(arena->ctx, count, size) + 15) / 16 * 16;
+    if (n > 4096) return memset(wrpo__raw(arena, n, 1), 0, n);
+    if (n > arena->cap - arena->used) {
+        arena->chunk = wrpo__raw(arena, arena->cap < 1 << 16 ? (arena->cap = arena->cap ? arena->cap * 4 : 4096) : arena->cap, 1);
+        arena->used = 0;
+    }
+    void *p = arena->chunk + arena->used;
+    arena->used += n;
+    return memset(p, 0, n);
+}
+#define WRPO__NEW(arena, T) ((T *)wrpo__alloc(arena, 1, sizeof(T)))
+static char *wrpo__strndup(wrpo__arena *arena, const char *s, size_t n) {
+    char *p = wrpo__alloc(arena, n + 1, 1);
+    if (n) memcpy(p, s, n);
+    return p;
+}
+/* fn(p) when the arena goes. To own what does not exist yet, register it as NULL first and set ->p once it does. */
+static wrpo__cleanup *wrpo__on_free(wrpo__arena *arena, void (*fn)(void *), void *p) {
+    wrpo__cleanup *c = WRPO__NEW(arena, wrpo__cleanup);
+    c->fn = fn, c->p = p, c->next = arena->cleanups;
+    arena->cleanups = c;
+    return c;
+}
+static wrpo__arena *wrpo__arena_new(wrpo_ctx *ctx) {   /* NULL: out of memory */
+    wrpo__arena *arena = ctx->desc.memory.alloc(sizeof *arena, ctx->desc.memory.user);
+    if (!arena) return NULL;
+    memset(arena, 0, sizeof *arena);
+    arena->ctx = ctx;
+    arena->ring.prev = arena->ring.next = &arena->ring;
+    ctx->bytes += sizeof *arena;
+    return arena;
+}
+static void wrpo__arena_clear(wrpo__arena *arena) {    /* as new; what it owned is gone */
+    wrpo_ctx *ctx = arena->ctx;
+    for (; arena->cleanups; arena->cleanups = arena->cleanups->next)
+        if (arena->cleanups->p) arena->cleanups->fn(arena->cleanups->p);
+    for (wrpo__block *b = arena->ring.next, *next; b != &arena->ring; b = next) {
+        next = b->next;
+        ctx->bytes -= b->size;
+        ctx->desc.memory.free(b->base, ctx->desc.memory.user);
+    }
+    arena->ring.prev = arena->ring.next = &arena->ring;
+    arena->chunk = NULL, arena->used = arena->cap = 0;
+}
+static void wrpo__arena_free(wrpo__arena *arena) {
+    if (!arena) return;
+    wrpo__arena_clear(arena);
+    arena->ctx->bytes -= sizeof *arena;
+    arena->ctx->desc.memory.free(arena, arena->ctx->desc.memory.user);
+}
+
+/* The public entry:      WRPO__TRY(ctx, arena, temporary) { ...private calls...; *out = ...; }
+                          return wrpo__end(&wrpo__entry);
+   temporary false: the arena becomes the new object's and is freed only on failure. An arena that could
+   not be made (NULL) is a failure too. Entries nest. No local variable may change inside the braces. */
+static bool wrpo__begin(wrpo__frame *f, wrpo_ctx *ctx, wrpo__arena *arena, bool temporary) {
+    f->ctx = ctx, f->up = ctx->frame, f->arena = arena, f->outer = wrpo__here;
+    f->temporary = temporary, f->failed = true;
+    ctx->frame = f;
+    if (arena) wrpo__here = arena;
+    else {
+        ctx->error.code = WRPO_E_MEMORY, ctx->error.line = ctx->error.column = 0;
+        snprintf(ctx->error.text, sizeof ctx->error.text, "out of memory");
+    }
+    return arena != NULL;
+}
+#define WRPO__TRY(context, new_arena, is_temporary) \
+    wrpo__frame wrpo__entry; \
+    if (wrpo__begin(&wrpo__entry, context, new_arena, is_temporary)) \
+        if (setjmp(wrpo__entry.jump) == 0) \
+            for (bool wrpo__once = true; wrpo__once; wrpo__once = false, wrpo__entry.failed = false)
+static wrpo_result wrpo__end(wrpo__frame *f) {
+    wrpo_ctx *ctx = f->ctx;
+    ctx->frame = f->up;
+    wrpo__here = f->outer;
+    if (f->failed || f->temporary) wrpo__arena_free(f->arena);
+    if (!f->failed) return WRPO_OK;
+    return ctx->error.code;
+}
+/* A private call across a nested entry: passes the failure on. */
+WRPO__UNUSED static void wrpo__need(wrpo_ctx *ctx, wrpo_result r) { if (r != WRPO_OK) longjmp(ctx->frame->jump, 1); }
+
+/* ---- stb_ds: dynamic arrays and hash maps, in the current arena, under our own names ---- */
+#ifdef INCLUDE_STB_DS_H
+#error "wrpo.h: give the implementation a file of its own, or include stb_ds.h after it in another one"
+#endif
+static void *wrpo__stb_realloc(void *p, size_t n) {
+    void *q = wrpo__block_resize(wrpo__here, p, n);
+    if (!q) wrpo__fail(wrpo__here->ctx, WRPO_E_MEMORY, "out of memory: %zu bytes wanted, %zu held", n, wrpo__here->ctx->bytes);
+    return q;
+}
+#define STBDS_REALLOC(context, p, n) wrpo__stb_realloc(p, n)
+#define STBDS_FREE(context, p) wrpo__block_free(p)
+#define STBDS_NO_SHORT_NAMES
+#define stbds_rand_seed wrpo__stbds_rand_seed
+#define stbds_hash_bytes wrpo__stbds_hash_bytes
+#define stbds_hash_string wrpo__stbds_hash_string
+#define stbds_stralloc wrpo__stbds_stralloc
+#define stbds_strreset wrpo__stbds_strreset
+#define stbds_unit_tests wrpo__stbds_unit_tests
+#define stbds_arrgrowf wrpo__stbds_arrgrowf
+#define stbds_arrfreef wrpo__stbds_arrfreef
+#define stbds_hmfree_func wrpo__stbds_hmfree_func
+#define stbds_hmget_key wrpo__stbds_hmget_key
+#define stbds_hmget_key_ts wrpo__stbds_hmget_key_ts
+#define stbds_hmput_default wrpo__stbds_hmput_default
+#define stbds_hmput_key wrpo__stbds_hmput_key
+#define stbds_hmdel_key wrpo__stbds_hmdel_key
+#define stbds_shmode_func wrpo__stbds_shmode_func
+#define STB_DS_IMPLEMENTATION
+#include <stb/stb_ds.h>
+#undef STB_DS_IMPLEMENTATION
+#ifdef __GNUC__                      /* stb_ds says typeof, which -std=c11 does not know */
+#undef STBDS_ADDRESSOF
+#define STBDS_ADDRESSOF(variable, value) ((__typeof__(variable)[1]){value})
+#endif
+
+/* ---- text: a growing string in an arena; data is always NUL-terminated ---- */
+typedef struct wrpo__text { wrpo__arena *arena; char *data; size_t size, cap; } wrpo__text;
+static void wrpo__text_add(wrpo__text *t, const char *s, size_t n) {
+    if (n >= t->cap - t->size || !t->data) {
+        size_t cap = WRPO__MAX(t->cap * 2, 64);
+        while (cap <= t->size + n) cap *= 2;
+        char *data = wrpo__block_resize(t->arena, t->data, cap);
+        if (!data) wrpo__fail(t->arena->ctx, WRPO_E_MEMORY, "out of memory: %zu bytes wanted, %zu held", cap, t->arena->ctx->bytes);
+        t->data = data, t->cap = cap;
+    }
+    if (n) memcpy(t->data + t->size, s, n);
+    t->size += n;
+    t->data[t->size] = 0;
+}
+static void wrpo__text_puts(wrpo__text *t, const char *s) { wrpo__text_add(t, s, strlen(s)); }
+WRPO__PRINTF(2, 3) static void wrpo__text_printf(wrpo__text *t, const char *format, ...) {
+    char small[512];
+    va_list args;
+    va_start(args, format);
+    int n = vsnprintf(small, sizeof small, format, args);
+    va_end(args);
+    if (n < (int)sizeof small) { wrpo__text_add(t, small, n > 0 ? (size_t)n : 0); return; }
+    char *big = wrpo__raw(t->arena, (size_t)n + 1, 1);
+    va_start(args, format);
+    vsnprintf(big, (size_t)n + 1, format, args);
+    va_end(args);
+    wrpo__text_add(t, big, (size_t)n);
+    wrpo__block_free(big);
+}
+/* printf into the arena, for paths and names */
+WRPO__PRINTF(2, 3) static char *wrpo__format(wrpo__arena *arena, const char *format, ...) {
+    va_list args;
+    va_start(args, format);
+    int n = vsnprintf(NULL, 0, format, args);
+    va_end(args);
+    char *p = wrpo__alloc(arena, (size_t)(n < 0 ? 0 : n) + 1, 1);
+    va_start(args, format);
+    vsnprintf(p, (size_t)(n < 0 ? 0 : n) + 1, format, args);
+    va_end(args);
+    return p;
+}
+/* For the user: a copy that outlives the entry and is given back by wrpo_free. */
+static void *wrpo__handout(wrpo_ctx *ctx, const void *p, size_t n) {
+    char *q = wrpo__raw(ctx->handouts, n + 1, 1);
+    if (n) memcpy(q, p, n);
+    q[n] = 0;
+    return q;
+}
+WRPO_API void wrpo_free(wrpo_ctx *ctx, void *p) { (void)ctx; wrpo__block_free(p); }
+
+/* UTF-8: the code point at s (of n > 0 bytes) and its length; -1 if the bytes are not valid there
+   (overlong forms, surrogates, above U+10FFFF, cut off), with *size the maximal subpart to skip. */
+static int32_t wrpo__utf8_get(const char *s, size_t n, size_t *size) {
+    const unsigned char *p = (const unsigned char *)s;
+    unsigned c = p[0], low = 0x80, high = 0xBF;
+    size_t need;
+    *size = 1;
+    if (c < 0x80) return (int32_t)c;
+    if (c >= 0xC2 && c <= 0xDF) need = 1, c &= 0x1F;
+    else if (c >= 0xE0 && c <= 0xEF) need = 2, low = c == 0xE0 ? 0xA0 : 0x80, high = c == 0xED ? 0x9F : 0xBF, c &= 0x0F;
+    else if (c >= 0xF0 && c <= 0xF4) need = 3, low = c == 0xF0 ? 0x90 : 0x80, high = c == 0xF4 ? 0x8F : 0xBF, c &= 0x07;
+    else return -1;
+    for (size_t i = 1; i <= need; i++, low = 0x80, high = 0xBF) {
+        if (i >= n || p[i] < low || p[i] > high) { *size = i; return -1; }
+        c = c << 6 | (p[i] & 0x3Fu);
+    }
+    *size = need + 1;
+    return (int32_t)c;
+}
+static size_t wrpo__utf8_put(char *s, uint32_t c) {    /* writes up to 4 bytes */
+    if (c < 0x80) { s[0] = (char)c; return 1; }
+    size_t n = c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
+    for (size_t i = n - 1; i > 0; i--, c >>= 6) s[i] = (char)(0x80 | (c & 0x3F));
+    s[0] = (char)(c | (n == 2 ? 0xC0u : n == 3 ? 0xE0u : 0xF0u));
+    return n;
+}
+
+/* ---- files ---- */
+static char *wrpo__join(wrpo__arena *arena, const char *dir, const char *name) {
+    size_t n = strlen(dir);
+    return wrpo__format(arena, n && dir[n - 1] == '/' ? "%s%s" : "%s/%s", dir, name);
+}
+static const char *wrpo__basename(const char *path) {
+    const char *slash = strrchr(path, '/');
+    return slash ? slash + 1 : path;
+}
+static bool wrpo__is_dir(const char *path) { struct stat st; return stat(path, &st) == 0 && S_ISDIR(st.st_mode); }
+static bool wrpo__exists(const char *path) { struct stat st; return stat(path, &st) == 0; }
+
+typedef struct wrpo__file { const char *path; const unsigned char *data; size_t size; bool mapped; } wrpo__file;
+static void wrpo__unmap(void *p) {
+    wrpo__file *f = p;
+#ifndef _WIN32
+    if (f->mapped) munmap((void *)(uintptr_t)f->data, f->size);
+#endif
+    f->mapped = false;
+}
+/* The whole file, read-only, for as long as the arena lives: a mapping where there is one. */
+static const wrpo__file *wrpo__open_file(wrpo__arena *arena, const char *path) {
+    wrpo_ctx *ctx = arena->ctx;
+    wrpo__file *f = WRPO__NEW(arena, wrpo__file);
+    f->path = wrpo__strndup(arena, path, strlen(path));
+    f->data = (const unsigned char *)"";
+    if (wrpo__is_dir(path)) wrpo__fail(ctx, WRPO_E_IO, "%s: want a file, found a directory", path);
+#ifdef _WIN32
+    FILE *in = fopen(path, "rb");
+    if (!in) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be opened: %s", path, strerror(errno));
+    _fseeki64(in, 0, SEEK_END);
+    f->size = (size_t)_ftelli64(in);
+    rewind(in);
+    unsigned char *data = wrpo__block_resize(arena, NULL, f->size + 1);
+    size_t got = data ? fread(data, 1, f->size, in) : 0;
+    fclose(in);
+    if (!data) wrpo__fail(ctx, WRPO_E_MEMORY, "%s: out of memory: %zu bytes wanted", path, f->size);
+    if (got != f->size) wrpo__fail(ctx, WRPO_E_IO, "%s: %zu bytes wanted, %zu read", path, f->size, got);
+    f->data = data;
+#else
+    wrpo__on_free(arena, wrpo__unmap, f);
+    int fd = open(path, O_RDONLY);
+    if (fd < 0) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be opened: %s", path, strerror(errno));
+    struct stat st;
+    if (fstat(fd, &st) != 0 || st.st_size < 0) { int e = errno; close(fd); wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be read: %s", path, strerror(e)); }
+    if (S_ISREG(st.st_mode)) {
+        f->size = (size_t)st.st_size;
+        if (f->size) {
+            void *p = mmap(NULL, f->size, PROT_READ, MAP_PRIVATE, fd, 0);
+            int e = errno;
+            close(fd);
+            if (p == MAP_FAILED) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be mapped: %s", path, strerror(e));
+            f->data = p, f->mapped = true;
+        } else close(fd);
+        return f;
+    }
+    wrpo__text t = {.arena = arena};                   /* a pipe, a terminal: read to its end */
+    for (;;) {
+        char part[1 << 14];
+        ssize_t n = read(fd, part, sizeof part);
+        if (n < 0 && errno == EINTR) continue;
+        if (n < 0) { int e = errno; close(fd); wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be read: %s", path, strerror(e)); }
+        if (n == 0) break;
+        wrpo__text_add(&t, part, (size_t)n);           /* on failure the descriptor is lost with the process's memory */
+    }
+    close(fd);
+    if (t.size) f->data = (const unsigned char *)t.data, f->size = t.size;
+#endif
+    return f;
+}
+static void wrpo__make_dir(wrpo_ctx *ctx, const char *path) {   /* and its parents; existing is fine */
+    char part[4096];
+    size_t n = strlen(path);
+    if (n == 0 || n >= sizeof part) wrpo__fail(ctx, WRPO_E_IO, "\"%.200s\": not a usable path for a directory", path);
+    for (size_t i = 1; i <= n; i++) {
+        if (i < n && path[i] != '/') continue;
+        memcpy(part, path, i);
+        part[i] = 0;
+#ifdef _WIN32
+        int r = _mkdir(part);
+#else
+        int r = mkdir(part, 0777);
+#endif
+        if (r != 0 && !wrpo__is_dir(part)) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be made: %s", part, strerror(errno == EEXIST ? ENOTDIR : errno));
+    }
+}
+/* A file that appears under its name whole or not at all: written beside it, synced, then renamed. */
+typedef struct wrpo__writer { wrpo_ctx *ctx; char *path, *part; FILE *f; } wrpo__writer;
+static void wrpo__writer_drop(void *p) {
+    wrpo__writer *w = p;
+    if (!w->f) return;
+    fclose(w->f);
+    remove(w->part);
+    w->f = NULL;
+}
+static wrpo__writer *wrpo__create(wrpo__arena *arena, const char *path) {
+    wrpo__writer *w = WRPO__NEW(arena, wrpo__writer);
+    w->ctx = arena->ctx;
+    w->path = wrpo__strndup(arena, path, strlen(path));
+#ifdef _WIN32
+    w->part = wrpo__format(arena, "%s.%lu.part", path, (unsigned long)GetCurrentProcessId());
+#else
+    w->part = wrpo__format(arena, "%s.%ld.part", path, (long)getpid());
+#endif
+    wrpo__on_free(arena, wrpo__writer_drop, w);
+    w->f = fopen(w->part, "wb");
+    if (!w->f) wrpo__fail(w->ctx, WRPO_E_IO, "%s: cannot be written: %s", path, strerror(errno));
+    return w;
+}
+static void wrpo__write(wrpo__writer *w, const void *p, size_t n) {
+    if (n && fwrite(p, 1, n, w->f) != n) wrpo__fail(w->ctx, WRPO_E_IO, "%s: cannot be written: %s", w->path, strerror(errno));
+}
+static void wrpo__commit(wrpo__writer *w) {
+    bool ok = fflush(w->f) == 0;
+    int e = errno;
+#ifndef _WIN32
+    if (ok && fsync(fileno(w->f)) != 0 && errno != EINVAL && errno != ENOTSUP) ok = false, e = errno;
+#endif
+    if (fclose(w->f) != 0 && ok) ok = false, e = errno;
+    w->f = NULL;
+#ifdef _WIN32
+    if (ok && !MoveFileExA(w->part, w->path, MOVEFILE_REPLACE_EXISTING)) ok = false, e = EIO;
+#else
+    if (ok && rename(w->part, w->path) != 0) ok = false, e = errno;
+#endif
+    if (ok) return;
+    remove(w->part);
+    wrpo__fail(w->ctx, WRPO_E_IO, "%s: cannot be written: %s", w->path, strerror(e));
+}
+
+/* ---- time, threads ---- */
+static double wrpo__now(void) {      /* seconds */
+    struct timespec t;
+    timespec_get(&t, TIME_UTC);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+/* WRPO__PARFOR(threads) for (int64_t i = ...; i < n; i++) body: iterations are independent and each writes
+   places of its own; sums are never shared between iterations, so the thread count cannot show in a result. */
+#define WRPO__PRAGMA(x) _Pragma(#x)
+#ifdef _OPENMP
+#define WRPO__PARFOR(threads) WRPO__PRAGMA(omp parallel for num_threads(threads) schedule(dynamic, 1))
+#else
+#define WRPO__PARFOR(threads) (void)(threads);
+#endif
+
+/* ---- numbers: Philox4x32-10 (Salmon et al. 2011), a counter-based generator; and a 64-bit hash ---- */
+typedef struct wrpo__philox { uint32_t v[4]; } wrpo__philox;
+static wrpo__philox wrpo__random(uint64_t seed, uint64_t stream, uint64_t counter) {
+    uint32_t c[4] = {(uint32_t)counter, (uint32_t)(counter >> 32), (uint32_t)stream, (uint32_t)(stream >> 32)};
+    uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
+    for (int round = 0; round < 10; round++, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
+        uint64_t a = (uint64_t)0xD2511F53u * c[0], b = (uint64_t)0xCD9E8D57u * c[2];
+        uint32_t n0 = (uint32_t)(b >> 32) ^ c[1] ^ k0, n2 = (uint32_t)(a >> 32) ^ c[3] ^ k1;
+        c[0] = n0, c[1] = (uint32_t)b, c[2] = n2, c[3] = (uint32_t)a;
+    }
+    wrpo__philox r = {{c[0], c[1], c[2], c[3]}};
+    return r;
+}
+static uint64_t wrpo__random64(uint64_t seed, uint64_t stream, uint64_t counter) {
+    wrpo__philox r = wrpo__random(seed, stream, counter);
+    return (uint64_t)r.v[0] << 32 | r.v[1];
+}
+static double wrpo__normal(uint64_t seed, uint64_t stream, uint64_t counter) {   /* Box-Muller */
+    wrpo__philox r = wrpo__random(seed, stream, counter);
+    double u = ((double)r.v[0] + 0.5) / 4294967296.0, v = ((double)r.v[1] + 0.5) / 4294967296.0;
+    return sqrt(-2 * log(u)) * cos(6.283185307179586 * v);
+}
+static uint64_t wrpo__hash(uint64_t h, const void *p, size_t n) {   /* chains; not against adversaries */
+    const unsigned char *s = p;
+    h ^= n * 0x9E3779B97F4A7C15u;
+    while (n) {
+        uint64_t w = 0;
+        size_t k = WRPO__MIN(n, 8);
+        memcpy(&w, s, k);
+        h = (h ^ w) * 0xBF58476D1CE4E5B9u;
+        h ^= h >> 29;
+        s += k, n -= k;
+    }
+    return h * 0x94D049BB133111EBu ^ h >> 32;
+}
+
+/* ---- context ---- */
+static void *wrpo__malloc(size_t n, void *user) { (void)user; return malloc(n); }
+static void wrpo__mfree(void *p, void *user) { (void)user; free(p); }
+WRPO_API wrpo_result wrpo_open(const wrpo_desc *desc, wrpo_ctx **out) {
+    wrpo_desc d = {0};
+    *out = NULL;
+    if (desc) d = *desc;
+    if (!d.memory.alloc != !d.memory.free || d.threads < 0) return WRPO_E_ARG;
+    if (!d.memory.alloc) d.memory.alloc = wrpo__malloc, d.memory.free = wrpo__mfree;
+#ifdef _OPENMP
+    if (!d.threads) d.threads = omp_get_max_threads();
+#else
+    d.threads = 1;
+#endif
+    if (!d.backend) d.backend = wrpo_backend_cpu();
+    wrpo_ctx *ctx = d.memory.alloc(sizeof *ctx, d.memory.user);
+    if (!ctx) return WRPO_E_MEMORY;
+    memset(ctx, 0, sizeof *ctx);
+    ctx->desc = d;
+    ctx->handouts = wrpo__arena_new(ctx);
+    wrpo_result r = ctx->handouts ? d.backend->open(&ctx->dev, &ctx->desc, &ctx->error) : WRPO_E_MEMORY;
+    if (r == WRPO_OK) { *out = ctx; return r; }
+    wrpo__arena_free(ctx->handouts);
+    d.memory.free(ctx, d.memory.user);
+    return r;
+}
+WRPO_API void wrpo_close(wrpo_ctx *ctx) {
+    if (!ctx) return;
+    ctx->desc.backend->close(ctx->dev);
+    wrpo__arena_free(ctx->handouts);
+    ctx->desc.memory.free(ctx, ctx->desc.memory.user);
+}
+WRPO_API const wrpo_error *wrpo_last_error(const wrpo_ctx *ctx) {
+    static const wrpo_error none = {WRPO_E_MEMORY, 0, 0, "out of memory"};
+    return ctx ? &ctx->error : &none;
+}
+WRPO_API size_t wrpo_memory_peak(const wrpo_ctx *ctx) { return ctx->peak; }
+WRPO_API void wrpo_log_stderr(wrpo_level level, const char *text, void *user) {
+    (void)user;
+    fprintf(stderr, "%s%s\n", level == WRPO_LOG_WARN ? "warning: " : "", text);
+}
+
+/* --------------------------------------------------------------------------------------------- >>loss
+   Where is WRPO? On this page. Everything else in the file computes the numbers that go in here.
+
+   A prompt x comes with three responses, ranked by a reward model:
+
+     y_ws  source     the best answer of other models, whose strength is to be learned
+     y_wt  target     the best answer of the model in training (pi)
+     y_l   rejected   the worst answer of the model in training
+
+   A reward that needs no reward model (DPO's): how much likelier is y under pi than under the frozen
+   copy ref that the run began with? log-probs are sums over the tokens of y.
+
+     d(y) = log pi(y|x) - log ref(y|x)              reward(y) = beta d(y)
+
+   DPO would raise y_ws above y_l. But other models' answers are improbable under pi, and pulling at them
+   hard from the start wrecks it. WRPO averages the rewards of both good answers and shifts the weight
+   from its own to the source's while it learns, alpha = 0 -> 0.1 over the T steps of the run:
+
+     z = beta ( alpha d(y_ws) + (1 - alpha) d(y_wt) - d(y_l) )
+     L = -(1 - eps) log sigmoid(z) - eps log sigmoid(-z)           eps: label smoothing, usually 0
+     g = dL/dz = eps - sigmoid(-z)
+
+     dL/dlog pi(y_ws) = beta alpha g     dL/dlog pi(y_wt) = beta (1 - alpha) g     dL/dlog pi(y_l) = -beta g
+
+   Those three numbers are all that the model's backward pass needs to know of the method. At step 0
+   pi = ref, so z = 0, L = ln 2 and g = -1/2. At alpha = 0 this is DPO on (y_wt, y_l), at 1 on (y_ws, y_l).
+
+   The family. With scores s(y) and shares a(y) of the chosen responses (they sum to 1), every method is
+
+     WRPO             link( scale (sum_y a(y) s(y) - s(y_l) - offset) )            the mean stands inside the link
+     pair methods     sum_y a(y) link( scale (s(y) - s(y_l) - offset) )            the mean stands outside
+     SFT              sum_y a(y) -log pi(y|x) / tokens
+
+   and the table below says which score, scale, offset and link.                                         */
+typedef enum wrpo__link { WRPO__LOGISTIC, WRPO__SQUARE, WRPO__HINGE, WRPO__LIKELIHOOD } wrpo__link;
+
+/*    method    name        link              beta   s has -log ref   s per token      scale  offset      source */
+#define WRPO__METHODS(X) \
+    X(WRPO,     "wrpo",     WRPO__LOGISTIC,   0.01,  true,            false)        /* beta   0           Yang et al. 2025 */ \
+    X(DPO,      "dpo",      WRPO__LOGISTIC,   0.01,  true,            false)        /* beta   0           Rafailov et al. 2023 */ \
+    X(IPO,      "ipo",      WRPO__SQUARE,     0.01,  true,            true)         /* 1      1/(2 beta)  Azar et al. 2024 */ \
+    X(HINGE,    "hinge",    WRPO__HINGE,      0.01,  true,            false)        /* beta   0           Zhao et al. 2023 */ \
+    X(SIMPO,    "simpo",    WRPO__LOGISTIC,   10,    false,           true)         /* beta   gamma/beta  Meng et al. 2024 */ \
+    X(DPO_NORM, "dpo-norm", WRPO__LOGISTIC,   10,    true,            true)         /* beta   0           Yang et al. 2025b */ \
+    X(SFT,      "sft",      WRPO__LIKELIHOOD, 0.01,  false,           false)
+typedef struct wrpo__rule { const char *name; wrpo__link link; double beta; bool reference, per_token; } wrpo__rule;
+static const wrpo__rule wrpo__rules[] = {
+#define WRPO__X(method, name, link, beta, reference, per_token) [WRPO_METHOD_##method] = {name, link, beta, reference, per_token},
+    WRPO__METHODS(WRPO__X)
+#undef WRPO__X
+};
+
+/* ---- names: one list each; NULL past the last ---- */
+#define WRPO__PAIRS(X) X(WRPO_PAIR_TARGET, "target") X(WRPO_PAIR_SOURCE, "source") X(WRPO_PAIR_BOTH, "both")
+#define WRPO__RAMPS(X) \
+    X(WRPO_RAMP_LINEAR, "linear") X(WRPO_RAMP_CONSTANT, "constant") X(WRPO_RAMP_POWER, "power") X(WRPO_RAMP_COSINE, "cosine")
+#define WRPO__SCHEDULES(X) X(WRPO_LR_COSINE, "cosine") X(WRPO_LR_LINEAR, "linear") X(WRPO_LR_CONSTANT, "constant")
+#define WRPO__X(value, name) [value] = name,
+static const char *const wrpo__pairs[] = {WRPO__PAIRS(WRPO__X)};
+static const char *const wrpo__ramps[] = {WRPO__RAMPS(WRPO__X)};
+static const char *const wrpo__schedules[] = {WRPO__SCHEDULES(WRPO__X)};
+#undef WRPO__X
+WRPO_API const char *wrpo_method_name(int i) { return i >= 0 && i < WRPO__COUNT(wrpo__rules) ? wrpo__rules[i].name : NULL; }
+WRPO_API const char *wrpo_pair_name(int i) { return i >= 0 && i < WRPO__COUNT(wrpo__pairs) ? wrpo__pairs[i] : NULL; }
+WRPO_API const char *wrpo_ramp_name(int i) { return i >= 0 && i < WRPO__COUNT(wrpo__ramps) ? wrpo__ramps[i] : NULL; }
+WRPO_API const char *wrpo_schedule_name(int i) { return i >= 0 && i < WRPO__COUNT(wrpo__schedules) ? wrpo__schedules[i] : NULL; }
+
+/* ---- settings ---- */
+/* The zeros of a desc, resolved; doing it twice changes nothing. An unknown method stays as it is. */
+static wrpo_loss_desc wrpo__loss_defaults(wrpo_loss_desc d) {
+    if (d.beta == 0) d.beta = wrpo_method_name((int)d.method) ? wrpo__rules[d.method].beta : 0.01;
+    if (d.gamma_ratio == 0) d.gamma_ratio = 0.3;       /* an explicit WRPO_ZERO stays: nothing is left of it beside a score */
+    if (d.label_smoothing == WRPO_ZERO) d.label_smoothing = 0;
+    return d;
+}
+/* NULL, or the sentence that says which setting cannot be. */
+static const char *wrpo__loss_check(const wrpo_loss_desc *desc, double alpha) {
+    if (!wrpo_method_name((int)desc->method)) return "method: no such method";
+    if (!wrpo_pair_name((int)desc->pair)) return "pair: no such pair";
+    const wrpo_loss_desc d = wrpo__loss_defaults(*desc);
+    if (!(d.beta > WRPO_ZERO && d.beta <= DBL_MAX)) return "beta: want a finite number above 0";
+    if (!(alpha >= 0 && alpha <= 1)) return "alpha: want a number in [0, 1]";
+    if (!(d.label_smoothing >= 0 && d.label_smoothing < 0.5)) return "label_smoothing: want a number in [0, 0.5)";
+    if (d.label_smoothing > 0 && wrpo__rules[d.method].link != WRPO__LOGISTIC)
+        return "label_smoothing: not defined for this method: want 0, or wrpo, dpo, simpo or dpo-norm";
+    if (d.method == WRPO_METHOD_SIMPO && !(d.gamma_ratio >= 0 && d.gamma_ratio <= DBL_MAX))
+        return "gamma_ratio: want a finite number of at least 0";
+    return NULL;
+}
+
+/* ---- what a response counts for ---- */
+/* The sources' part in the average over the chosen responses; the target's is the rest. SFT is on the
+   sources' answers, or on the one answer there is (`messages`, or the chosen one of a plain pair).     */
+static double wrpo__source_share(const wrpo_loss_desc *d, double alpha, bool has_source) {
+    switch (d->method) {
+    case WRPO_METHOD_WRPO: return alpha == WRPO_ZERO ? 0 : alpha;
+    case WRPO_METHOD_SFT: return has_source ? 1 : 0;
+    default: return d->pair == WRPO_PAIR_SOURCE ? 1 : d->pair == WRPO_PAIR_BOTH ? 0.5 : 0;
+    }
+}
+/* a(y): 0 for a response that is left out, or is rejected. K sources share by their weights, which sum to 1. */
+static double wrpo__share(double source_share, const wrpo_response *y) {
+    return y->role == WRPO_SOURCE ? source_share * y->weight : y->role == WRPO_TARGET ? 1 - source_share : 0;
+}
+static bool wrpo__per_token(const wrpo_loss_desc *d) {
+    return wrpo__rules[d->method].per_token && !(d->method == WRPO_METHOD_IPO && d->ipo_sum);
+}
+/* s(y) */
+static double wrpo__score(const wrpo_loss_desc *d, const wrpo_response *y) {
+    double s = wrpo__rules[d->method].reference ? y->logp - y->ref : y->logp;
+    return wrpo__per_token(d) ? s / (double)y->tokens : s;
+}
+static bool wrpo__has_source(const wrpo_response *r, int n) {
+    for (int i = 0; i < n; i++)
+        if (r[i].role == WRPO_SOURCE) return true;
+    return false;
+}
+/* NULL, or what the record lacks for this method at this alpha. */
+static const char *wrpo__record_check(const wrpo_loss_desc *d, double alpha, const wrpo_response *r, int n) {
+    int sources = 0, targets = 0, rejected = 0;
+    double weight = 0;
+    for (int i = 0; i < n; i++) {
+        if (r[i].role == WRPO_SOURCE) sources++, weight += r[i].weight >= 0 ? r[i].weight : NAN;
+        else if (r[i].role == WRPO_TARGET) targets++;
+        else if (r[i].role == WRPO_REJECTED) rejected++;
+        else return "a response has no valid role";
+    }
+    const double a = wrpo__source_share(d, alpha, sources > 0);
+    if (d->method == WRPO_METHOD_SFT && sources + targets == 0) return "sft needs a response to learn from";
+    if (a > 0 && sources == 0) return "the method needs a source response (the first of two in \"chosen\")";
+    if (a < 1 && targets == 0) return "the method needs a target response (the last in \"chosen\")";
+    if (d->method != WRPO_METHOD_SFT && rejected == 0) return "the method needs a rejected response";
+    if (targets > 1) return "want one target response, found several";
+    if (sources && !(fabs(weight - 1) < 1e-6)) return "the weights of the source responses do not sum to 1";
+    for (int i = 0; i < n; i++) {
+        if (r[i].role != WRPO_REJECTED && wrpo__share(a, &r[i]) == 0) continue;      /* left out: may be anything */
+        if (r[i].role == WRPO_REJECTED && d->method == WRPO_METHOD_SFT) continue;
+        if (wrpo__per_token(d) && r[i].tokens < 1) return "the method divides by the length of a response that has no tokens";
+        if (!isfinite(r[i].logp) || (wrpo__rules[d->method].reference && !isfinite(r[i].ref))) return "a log-probability is not finite";
+    }
+    return NULL;
+}
+
+/* ---- links: L(z), with g = dL/dz; finite for every finite z ---- */
+static double wrpo__sigmoid(double x) {
+    double e = exp(-fabs(x));
+    return x >= 0 ? 1 / (1 + e) : e / (1 + e);
+}
+static double wrpo__softplus(double x) { return (x > 0 ? x : 0) + log1p(exp(-fabs(x))); }      /* -log sigmoid(-x) */
+
+static double wrpo__link_loss(wrpo__link link, double z, double eps, double *g) {
+    switch (link) {
+    case WRPO__SQUARE: *g = 2 * z; return z * z;
+    case WRPO__HINGE: *g = z < 1 ? -1 : 0; return z < 1 ? 1 - z : 0;
+    default:
+        /* -log sigmoid(-z) = -log sigmoid(z) + z, so the smoothed loss is one softplus and a slope, and at
+           z = 0 ln 2 whatever eps is. sigmoid(-z) rather than 1 - sigmoid(z): no cancellation at large z. */
+        *g = eps - wrpo__sigmoid(-z);
+        return wrpo__softplus(-z) + eps * z;
+    }
+}
+
+/* ---- the loss of one record ---- */
+WRPO_API double wrpo_loss(const wrpo_loss_desc *desc, double alpha, wrpo_response *r, int n, double sft_tokens, const char **why) {
+    for (int i = 0; i < n; i++) r[i].dlogp = 0;
+    const char *wrong = wrpo__loss_check(desc, alpha);
+    const wrpo_loss_desc d = wrpo__loss_defaults(*desc);
+    if (!wrong) wrong = wrpo__record_check(&d, alpha, r, n);
+    if (!wrong && d.method == WRPO_METHOD_SFT && !(sft_tokens > 0)) wrong = "sft_tokens: want the number of scored tokens of the batch";
+    if (why) *why = wrong;
+    if (wrong) return NAN;
+
+    const wrpo__rule *rule = &wrpo__rules[d.method];
+    const double a = wrpo__source_share(&d, alpha, wrpo__has_source(r, n));
+    double loss = 0, chosen = 0, rejected = 0, n_rejected = 0, g, pull = 0;
+    if (rule->link == WRPO__LIKELIHOOD) {
+        for (int i = 0; i < n; i++) {
+            double share = wrpo__share(a, &r[i]);
+            if (share == 0) continue;
+            r[i].dlogp = -share / sft_tokens;
+            loss += r[i].dlogp * r[i].logp;
+        }
+        return loss;
+    }
+    const double scale = rule->link == WRPO__SQUARE ? 1 : d.beta;
+    const double offset = rule->link == WRPO__SQUARE ? 1 / (2 * d.beta) : d.method == WRPO_METHOD_SIMPO ? d.gamma_ratio : 0;
+
+    /* 1. s(y_l): the mean, should there be several. A share of 0 is skipped rather than multiplied by, so that
+          a response which is left out cannot touch a bit of the result and need not have been computed. */
+    for (int i = 0; i < n; i++)
+        if (r[i].role == WRPO_REJECTED) rejected += wrpo__score(&d, &r[i]), n_rejected++;
+    rejected /= n_rejected;
+
+    /* 2. the loss, and dL/ds(y) of the chosen responses */
+    if (d.method == WRPO_METHOD_WRPO) {
+        for (int i = 0; i < n; i++)
+            if (wrpo__share(a, &r[i]) != 0) chosen += wrpo__share(a, &r[i]) * wrpo__score(&d, &r[i]);
+        loss = wrpo__link_loss(rule->link, scale * (chosen - rejected - offset), d.label_smoothing, &g);
+        pull = scale * g;
+        for (int i = 0; i < n; i++)
+            if (wrpo__share(a, &r[i]) != 0) r[i].dlogp = wrpo__share(a, &r[i]) * pull;
+    } else
+        for (int i = 0; i < n; i++) {
+            double share = wrpo__share(a, &r[i]);
+            if (share == 0) continue;
+            loss += share * wrpo__link_loss(rule->link, scale * (wrpo__score(&d, &r[i]) - rejected - offset), d.label_smoothing, &g);
+            r[i].dlogp = share * (scale * g);
+            pull += r[i].dlogp;
+        }
+
+    /* 3. what pulls the chosen up pushes the rejected down; then ds/dlogp, 1 or 1 / |y| */
+    for (int i = 0; i < n; i++) {
+        if (r[i].role == WRPO_REJECTED) r[i].dlogp = -pull / n_rejected;
+        if (r[i].dlogp == 0) r[i].dlogp = 0;           /* no negative zeros */
+        else if (wrpo__per_token(&d)) r[i].dlogp /= (double)r[i].tokens;
+    }
+    return loss;
+}
+
+/* ---- for the metrics: rewards as the method sees them; SFT has none ---- */
+static double wrpo__reward_of(const wrpo_loss_desc *desc, const wrpo_response *y) {
+    const wrpo_loss_desc d = wrpo__loss_defaults(*desc);
+    return d.method == WRPO_METHOD_SFT ? NAN : d.beta * wrpo__score(&d, y);
+}
+/* rewards/chosen: the average with the shares of the loss; NaN if a response it needs is not there. */
+static double wrpo__weighted_reward(const wrpo_loss_desc *desc, double alpha, const wrpo_response *r, int n) {
+    const double a = wrpo__source_share(desc, alpha, wrpo__has_source(r, n));
+    double sum = 0, shares = 0;
+    for (int i = 0; i < n; i++) {
+        double share = wrpo__share(a, &r[i]);
+        if (share == 0) continue;
+        shares += share;
+        sum += share * wrpo__reward_of(desc, &r[i]);
+    }
+    return fabs(shares - 1) < 1e-6 ? sum : NAN;
+}
+/* What a record adds to sft_tokens: its scored tokens; with several sources, their weighted mean. */
+static double wrpo__sft_tokens(const wrpo_response *r, int n) {
+    const wrpo_loss_desc d = {.method = WRPO_METHOD_SFT};
+    const double a = wrpo__source_share(&d, 0, wrpo__has_source(r, n));
+    double sum = 0;
+    for (int i = 0; i < n; i++) sum += wrpo__share(a, &r[i]) * (double)r[i].tokens;
+    return sum;
+}
+
+/* ---- schedules: k optimizer steps done of T ---- */
+WRPO_API double wrpo_alpha(wrpo_ramp ramp, double power, double end, int64_t k, int64_t T) {
+    const double pi = 3.14159265358979323846;
+    const double u = T <= 0 || k >= T ? 1 : k <= 0 ? 0 : (double)k / (double)T;
+    if (end == WRPO_ZERO) end = 0;
+    if (power == 0) power = 2;
+    switch (ramp) {
+    case WRPO_RAMP_LINEAR: return end * u;
+    case WRPO_RAMP_CONSTANT: return end;
+    case WRPO_RAMP_POWER: return power > 0 ? end * pow(u, power) : NAN;
+    case WRPO_RAMP_COSINE: return end * (0.5 * (1 - cos(pi * u)));
+    }
+    return NAN;
+}
+WRPO_API double wrpo_lr_factor(wrpo_schedule schedule, int64_t warmup, int64_t k, int64_t T) {
+    const double pi = 3.14159265358979323846;
+    k = k < 0 ? 0 : k > T && T >= 0 ? T : k;
+    if (k < warmup) return (double)k / (double)warmup;
+    const double rest = (double)WRPO__MAX(T - warmup, 1);
+    switch (schedule) {
+    case WRPO_LR_COSINE: return WRPO__MAX(0.5 * (1 + cos(pi * ((double)(k - warmup) / rest))), 0);
+    case WRPO_LR_LINEAR: return WRPO__MAX((double)(T - k) / rest, 0);
+    case WRPO_LR_CONSTANT: return 1;
+    }
+    return NAN;
+}
+
+/* ---------------------------------------------------------------------------------------------- >>cpu
+   The backend that every machine has: all ops in fp32, on one to many threads.
+
+   The text below WRPO__LANES is compiled once per vector width: this file includes itself with WRPO__LANES
+   set to 16 (AVX-512) and 8 (AVX2 and FMA), then reads on with 4 (whatever 16-byte vectors the compiler knows:
+   SSE2, NEON) or, for a compiler without GCC's vector extensions, 1. wrpo_backend_cpu picks the widest one
+   that the machine runs, whatever -march says; the environment variable WRPO_CPU = avx512, avx2 or generic
+   asks for a narrower one.
+
+   What holds throughout: a thread never adds into another's sum, and how a sum is cut depends on the shapes
+   alone; so results depend neither on the number of threads nor on the run. Further, the numbers of a row
+   (of y in NT and NN products, of o and lse in attention) depend on that row's inputs only, not on which
+   other rows are computed with it. They do depend on the vector width, in the last bits.                 */
+#ifdef __FAST_MATH__
+#error "wrpo.h: -ffast-math breaks the handling of infinities and NaN: compile without it"
+#endif
+#if defined(__GNUC__) && (defined(__x86_64__) || defined(__i386__))
+#include <immintrin.h>
+#elif defined(__GNUC__) && defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+enum {
+    WRPO__MAX_D = 512,               /* the largest head_dim of attention */
+    WRPO__KC = 384,                  /* a product's k is summed in blocks of this many */
+    WRPO__KCHUNK = 4,                /* blocks of k that one packed piece of A holds */
+    WRPO__MC = 756,                  /* rows of C that one packed piece of A covers */
+    WRPO__NB = 4,                    /* panels of B that a task packs at once */
+    WRPO__A_FLOATS = WRPO__MC * 5 / 4 * WRPO__KC * WRPO__KCHUNK,
+    WRPO__THREAD_FLOATS = 1 << 19,   /* of scratch per thread */
+    WRPO__GRAIN = 1 << 14            /* numbers that are worth a task of their own */
+};
+typedef struct wrpo__cpu {
+    wrpo_allocator memory;
+    int threads;
+    size_t bytes, peak;              /* of what alloc gave out, and of the buffers below */
+    float *packed;                   /* the products' A, shared by all threads */
+    float *scratch;                  /* WRPO__THREAD_FLOATS for each thread */
+} wrpo__cpu;
+
+static void *wrpo__cpu_alloc(void *dev, size_t n) {    /* two words in front of the block: where it begins, its size */
+    wrpo__cpu *cpu = dev;
+    if (n > SIZE_MAX - 2 * WRPO__ALIGN) return NULL;
+    size_t size = n + 2 * WRPO__ALIGN;
+    char *base = cpu->memory.alloc(size, cpu->memory.user);
+    if (!base) return NULL;
+    char *p = (char *)(((uintptr_t)base + 2 * WRPO__ALIGN - 1) / WRPO__ALIGN * WRPO__ALIGN);
+    memcpy(p - sizeof base, &base, sizeof base);
+    memcpy(p - sizeof base - sizeof size, &size, sizeof size);
+    cpu->bytes += size;
+    if (cpu->bytes > cpu->peak) cpu->peak = cpu->bytes;
+    return p;
+}
+static void wrpo__cpu_release(void *dev, void *p) {
+    wrpo__cpu *cpu = dev;
+    char *base;
+    size_t size;
+    if (!p) return;
+    memcpy(&base, (char *)p - sizeof base, sizeof base);
+    memcpy(&size, (char *)p - sizeof base - sizeof size, sizeof size);
+    cpu->bytes -= size;
+    cpu->memory.free(base, cpu->memory.user);
+}
+static void wrpo__cpu_close(void *dev) {
+    wrpo__cpu *cpu = dev;
+    if (!cpu) return;
+    wrpo__cpu_release(cpu, cpu->packed);
+    wrpo__cpu_release(cpu, cpu->scratch);
+    cpu->memory.free(cpu, cpu->memory.user);
+}
+static wrpo_result wrpo__cpu_open(void **dev, const wrpo_desc *desc, wrpo_error *why) {
+    wrpo__cpu *cpu = desc->memory.alloc(sizeof *cpu, desc->memory.user);
+    *dev = NULL;
+    if (cpu) {
+        memset(cpu, 0, sizeof *cpu);
+        cpu->memory = desc->memory;
+        cpu->threads = WRPO__MAX(desc->threads, 1);
+        cpu->packed = wrpo__cpu_alloc(cpu, WRPO__A_FLOATS * sizeof(float));
+        if ((size_t)cpu->threads < SIZE_MAX / 2 / (WRPO__THREAD_FLOATS * sizeof(float)))
+            cpu->scratch = wrpo__cpu_alloc(cpu, (size_t)cpu->threads * WRPO__THREAD_FLOATS * sizeof(float));
+        if (cpu->packed && cpu->scratch) { *dev = cpu; return WRPO_OK; }
+        wrpo__cpu_close(cpu);
+    }
+    why->code = WRPO_E_MEMORY, why->line = why->column = 0;
+    snprintf(why->text, sizeof why->text, "out of memory: buffers for %d threads", desc->threads);
+    return WRPO_E_MEMORY;
+}
+static void wrpo__cpu_copy(void *dev, void *dst, const void *src, size_t n) { (void)dev; if (n) memmove(dst, src, n); }
+static void wrpo__cpu_zero(void *dev, void *dst, size_t n) { (void)dev; if (n) memset(dst, 0, n); }
+static wrpo_result wrpo__cpu_sync(void *dev, wrpo_error *why) { (void)dev; (void)why; return WRPO_OK; }
+
+/* Threads for `work` numbers: one thread where waking others costs more than it saves. */
+static int wrpo__cpu_team(const wrpo__cpu *cpu, int64_t work) { return work <= WRPO__GRAIN ? 1 : cpu->threads; }
+static float *wrpo__cpu_scratch(const wrpo__cpu *cpu) {     /* of the calling thread */
+#ifdef _OPENMP
+    return cpu->scratch + (size_t)omp_get_thread_num() * WRPO__THREAD_FLOATS;
+#else
+    return cpu->scratch;
+#endif
+}
+static int64_t wrpo__div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+/* The widths. A compiler that does not say the file's name gets it from WRPO_FILE; without either only
+   the narrow one is compiled. */
+#if !defined(WRPO_FILE) && defined(__INCLUDE_LEVEL__)
+#if __INCLUDE_LEVEL__ > 0
+#ifdef __FILE_NAME__
+#define WRPO_FILE __FILE_NAME__
+#else
+#define WRPO_FILE "wrpo.h"
+#endif
+#endif
+#endif
+#undef WRPO_IMPLEMENTATION
+#if defined(__GNUC__) && (defined(__x86_64__) || defined(__i386__)) && defined(WRPO_FILE) && defined(__has_include)
+#if __has_include(WRPO_FILE)
+#define WRPO__LANES 16
+#include WRPO_FILE
+#undef WRPO__LANES
+#define WRPO__LANES 8
+#include WRPO_FILE
+#undef WRPO__LANES
+#endif
+#endif
+#ifdef __GNUC__
+#define WRPO__LANES 4
+#else
+#define WRPO__LANES 1
+#endif
+#define WRPO_IMPLEMENTATION
+#endif /* WRPO_IMPLEMENTATION */
+
+#ifdef WRPO__LANES
+/* ---- one vector width: WRPO__LANES floats; WRPO__(x) is wrpo__x_avx512 and so on ---- */
+#define WRPO__JOIN2(a, b, c) a##b##_##c
+#define WRPO__JOIN(a, b, c) WRPO__JOIN2(a, b, c)
+#define WRPO__(name) WRPO__JOIN(wrpo__, name, WRPO__LEVEL)
+#if WRPO__LANES == 16
+#define WRPO__LEVEL avx512
+#define WRPO__AT __attribute__((target("avx512f,avx512dq,avx2,fma")))
+#define WRPO__FMA(a, b, c) _mm512_fmadd_ps(a, b, c)
+#define WRPO__SQRT(a) _mm512_sqrt_ps(a)
+#define WRPO__MORE(a, b) _mm512_max_ps(b, a)
+#define WRPO__LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define WRPO__HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+enum { WRPO__(MR) = 14, WRPO__(NV) = 2 };              /* rows and vectors of a register tile of C: 28 of 32 registers */
+#define WRPO__HAVE_AVX512
+#elif WRPO__LANES == 8
+#define WRPO__LEVEL avx2
+#define WRPO__AT __attribute__((target("avx2,fma")))
+#define WRPO__FMA(a, b, c) _mm256_fmadd_ps(a, b, c)
+#define WRPO__SQRT(a) _mm256_sqrt_ps(a)
+#define WRPO__MORE(a, b) _mm256_max_ps(b, a)
+#define WRPO__LOW 0, 8, 1, 9, 2, 10, 3, 11
+#define WRPO__HIGH 4, 12, 5, 13, 6, 14, 7, 15
+enum { WRPO__(MR) = 6, WRPO__(NV) = 2 };               /* 12 of 16 */
+#define WRPO__HAVE_AVX2
+#else
+#define WRPO__LEVEL generic
+#define WRPO__AT
+#define WRPO__LOW 0, 4, 1, 5
+#define WRPO__HIGH 2, 6, 3, 7
+#if defined(__GNUC__) && defined(__aarch64__)
+#define WRPO__FMA(a, b, c) vfmaq_f32(c, a, b)
+#define WRPO__SQRT(a) vsqrtq_f32(a)
+enum { WRPO__(MR) = 6, WRPO__(NV) = 4 };               /* 24 of 32 */
+#else
+#define WRPO__FMA(a, b, c) ((a) * (b) + (c))
+enum { WRPO__(MR) = 6, WRPO__(NV) = 2 };
+#endif
+#endif
+enum {
+    WRPO__(NR) = WRPO__LANES * WRPO__(NV),
+    WRPO__(MS) = (WRPO__(MR) + WRPO__LANES - 1) / WRPO__LANES * WRPO__LANES    /* a step of a packed panel of A, padded */
+};
+/* V is a vector of floats, U of their bits. LESS gives all ones where it holds; a NaN is never less. */
+#ifdef __GNUC__
+#define WRPO__INLINE static inline WRPO__AT __attribute__((always_inline))
+#define WRPO__ROW static WRPO__AT __attribute__((noinline))
+#define WRPO__UNROLL _Pragma("GCC unroll 16")
+#define WRPO__PREFETCH(p, write) __builtin_prefetch(p, write)
+typedef float WRPO__(v) __attribute__((vector_size(4 * WRPO__LANES)));
+typedef uint32_t WRPO__(u) __attribute__((vector_size(4 * WRPO__LANES)));
+typedef WRPO__(v) WRPO__(vmem) __attribute__((aligned(4), may_alias));         /* a vector anywhere in memory */
+#define WRPO__V WRPO__(v)
+#define WRPO__U WRPO__(u)
+#define WRPO__LOAD(p) ((WRPO__V)*(const WRPO__(vmem) *)(const void *)(p))
+#define WRPO__STORE(p, x) (*(WRPO__(vmem) *)(void *)(p) = (x))
+#define WRPO__BITS(x) ((WRPO__U)(x))
+#define WRPO__FLOATS(x) ((WRPO__V)(x))
+#define WRPO__LESS(a, b) ((WRPO__U)((a) < (b)))
+#if defined(__clang__) || __GNUC__ >= 12
+#define WRPO__MIX(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define WRPO__MIX(a, b, ...) __builtin_shuffle(a, b, (WRPO__U){__VA_ARGS__})
+#endif
+#else
+#define WRPO__INLINE static inline
+#define WRPO__ROW static
+#define WRPO__UNROLL
+#define WRPO__PREFETCH(p, write) (void)(p)
+#define WRPO__V float
+#define WRPO__U uint32_t
+#define WRPO__LOAD(p) (*(p))
+#define WRPO__STORE(p, x) (*(p) = (x))
+static inline uint32_t wrpo__bits(float x) { uint32_t u; memcpy(&u, &x, 4); return u; }
+static inline float wrpo__floats(uint32_t u) { float x; memcpy(&x, &u, 4); return x; }
+#define WRPO__BITS(x) wrpo__bits(x)
+#define WRPO__FLOATS(x) wrpo__floats(x)
+#define WRPO__LESS(a, b) ((a) < (b) ? ~(uint32_t)0 : 0)
+#endif
+#define WRPO__SET(x) ((x) - (WRPO__V){0})              /* the same number in all lanes */
+#define WRPO__PICK(mask, a, b) WRPO__FLOATS(((mask) & WRPO__BITS(a)) | (~(mask) & WRPO__BITS(b)))
+
+/* The ends of rows: `left` numbers may be fewer than a vector; missing ones read as `fill`, and are not written. */
+WRPO__INLINE WRPO__V WRPO__(get)(const float *p, int64_t left, float fill) {
+    if (left >= WRPO__LANES) return WRPO__LOAD(p);
+    float t[WRPO__LANES];
+    for (int i = 0; i < WRPO__LANES; i++) t[i] = i < left ? p[i] : fill;
+    return WRPO__LOAD(t);
+}
+WRPO__INLINE void WRPO__(put)(float *p, int64_t left, WRPO__V x) {
+    if (left >= WRPO__LANES) { WRPO__STORE(p, x); return; }
+    float t[WRPO__LANES];
+    WRPO__STORE(t, x);
+    for (int i = 0; i < left; i++) p[i] = t[i];
+}
+WRPO__INLINE float WRPO__(sum)(WRPO__V x) {
+    float t[WRPO__LANES];
+    WRPO__STORE(t, x);
+    for (int w = WRPO__LANES / 2; w > 0; w /= 2)
+        for (int i = 0; i < w; i++) t[i] += t[i + w];
+    return t[0];
+}
+WRPO__INLINE float WRPO__(largest)(WRPO__V x) {
+    float t[WRPO__LANES];
+    WRPO__STORE(t, x);
+    for (int i = 1; i < WRPO__LANES; i++) t[0] = t[0] < t[i] ? t[i] : t[0];
+    return t[0];
+}
+WRPO__INLINE WRPO__V WRPO__(max)(WRPO__V a, WRPO__V b) {     /* a < b ? b : a, so a where either is NaN */
+#ifdef WRPO__MORE
+    return WRPO__MORE(a, b);
+#else
+    return WRPO__PICK(WRPO__LESS(a, b), b, a);
+#endif
+}
+WRPO__INLINE WRPO__V WRPO__(sqrt)(WRPO__V x) {
+#ifdef WRPO__SQRT
+    return WRPO__SQRT(x);
+#else
+    float t[WRPO__LANES];
+    WRPO__STORE(t, x);
+    for (int i = 0; i < WRPO__LANES; i++) t[i] = sqrtf(t[i]);
+    return WRPO__LOAD(t);
+#endif
+}
+/* e^x, relative error below 1.2e-7: x = z ln 2 + r with integer z and |r| <= ln 2 / 2, e^r by a polynomial.
+   0 below -87.336 (no denormals), the value at 88.37 above it; NaN stays NaN. */
+WRPO__INLINE WRPO__V WRPO__(exp)(WRPO__V x) {
+    const WRPO__V low = WRPO__SET(-87.336f), high = WRPO__SET(88.37f);
+    WRPO__U zero = WRPO__LESS(x, low);
+    x = WRPO__(max)(x, low);
+    x = -WRPO__(max)(-x, -high);
+    /* adding 1.5 * 2^23 rounds to an integer, and leaves it in the low bits: with 127 more, an exponent */
+    WRPO__V z = WRPO__FMA(x, WRPO__SET(1.44269504f), WRPO__SET(12582912.0f + 127.0f));
+    WRPO__V power = WRPO__FLOATS(WRPO__BITS(z) << 23);
+    z = z - WRPO__SET(12582912.0f + 127.0f);
+    x = WRPO__FMA(z, WRPO__SET(-0.693359375f), x);     /* ln 2 in two parts; the first one times z is exact */
+    x = WRPO__FMA(z, WRPO__SET(2.12194440e-4f), x);
+    WRPO__V p = WRPO__FMA(x, WRPO__SET(1.9875691500e-4f), WRPO__SET(1.3981999507e-3f));
+    p = WRPO__FMA(p, x, WRPO__SET(8.3334519073e-3f));
+    p = WRPO__FMA(p, x, WRPO__SET(4.1665795894e-2f));
+    p = WRPO__FMA(p, x, WRPO__SET(1.6666665459e-1f));
+    p = WRPO__FMA(p, x, WRPO__SET(5.0000001201e-1f));
+    p = WRPO__FMA(p, x * x, x) + WRPO__SET(1.0f);
+    return WRPO__FLOATS(~zero & WRPO__BITS(p * power));
+}
+/* tanh x: an odd polynomial near 0, where 1 - 2 / (e^2x + 1) would cancel */
+WRPO__INLINE WRPO__V WRPO__(tanh)(WRPO__V x) {
+    const WRPO__V one = WRPO__SET(1.0f);
+    WRPO__V q = x * x;
+    WRPO__V p = WRPO__FMA(q, WRPO__SET(-5.70498872745e-3f), WRPO__SET(2.06390887954e-2f));
+    p = WRPO__FMA(p, q, WRPO__SET(-5.37397155531e-2f));
+    p = WRPO__FMA(p, q, WRPO__SET(1.33314422036e-1f));
+    p = WRPO__FMA(p, q, WRPO__SET(-3.33332819422e-1f));
+    p = WRPO__FMA(p * q, x, x);
+    WRPO__V far = one - WRPO__SET(2.0f) / (WRPO__(exp)(x + x) + one);
+    return WRPO__PICK(WRPO__LESS(q, WRPO__SET(0.39f)), p, far);
+}
+
+/* ---- rows: what one thread does with one piece of memory ---- */
+WRPO__ROW void WRPO__(axpy)(float *y, float s, const float *x, int64_t n) {    /* y += s x */
+    for (int64_t i = 0; i < n; i += WRPO__LANES)
+        WRPO__(put)(y + i, n - i, WRPO__FMA(WRPO__SET(s), WRPO__(get)(x + i, n - i, 0), WRPO__(get)(y + i, n - i, 0)));
+}
+WRPO__ROW void WRPO__(scaled)(float *y, float s, const float *x, int64_t n) {  /* y = s x */
+    for (int64_t i = 0; i < n; i += WRPO__LANES) WRPO__(put)(y + i, n - i, s * WRPO__(get)(x + i, n - i, 0));
+}
+WRPO__ROW float WRPO__(dot)(const float *x, const float *y, int64_t n) {
+    WRPO__V s = {0};
+    for (int64_t i = 0; i < n; i += WRPO__LANES) s = WRPO__FMA(WRPO__(get)(x + i, n - i, 0), WRPO__(get)(y + i, n - i, 0), s);
+    return WRPO__(sum)(s);
+}
+
+/* ---- embed, gather, bias, add ----
+   Backward passes that add rows into shared places give each task a slice of the columns and all the rows, in order. */
+enum { WRPO__(SLICE) = 64 };
+static void WRPO__(embed)(void *dev, void *y, const void *w, const int32_t *ids, int64_t n, int64_t D, float scale) {
+    wrpo__cpu *cpu = dev;
+    WRPO__PARFOR(wrpo__cpu_team(cpu, n * D))
+    for (int64_t r = 0; r < n; r++) WRPO__(scaled)((float *)y + r * D, scale, (const float *)w + ids[r] * D, D);
+}
+static void WRPO__(embed_bwd)(void *dev, float *dw, const void *dy, const int32_t *ids, int64_t n, int64_t D, float scale) {
+    wrpo__cpu *cpu = dev;
+    WRPO__PARFOR(wrpo__cpu_team(cpu, n * D))
+    for (int64_t j = 0; j < D; j += WRPO__(SLICE))
+        for (int64_t r = 0; r < n; r++)
+            WRPO__(axpy)(dw + ids[r] * D + j, scale, (const float *)dy + r * D + j, WRPO__MIN(D - j, WRPO__(SLICE)));
+}
+static void WRPO__(gather)(void *dev, void *y, const void *x, const int32_t *index, int64_t n, int64_t D) {
+    wrpo__cpu *cpu = dev;
+    WRPO__PARFOR(wrpo__cpu_team(cpu, n * D))
+    for (int64_t r = 0; r < n; r++) memcpy((float *)y + r * D, (const float *)x + index[r] * D, (size_t)D * sizeof(float));
+}
+static void WRPO__(gather_bwd)(void *dev, void *dx, const void *dy, const int32_t *index, int64_t n, int64_t D) {
+    WRPO__(embed_bwd)(dev, dx, dy, index, n, D, 1);
+}
+static void WRPO__(bias)(void *dev, void *y, int64_t ldy, const void *b, int64_t n, int64_t D) {
+    wrpo__cpu *cpu = dev;
+    WRPO__PARFOR(wrpo__cpu_team(cpu, n * D))
+    for (int64_t r = 0; r < n; r++) WRPO__(axpy)((float *)y + r * ldy, 1, b, D);
+}
+static void WRPO__(bias_bwd)(void *dev, float *db, const void *dy, int64_t lddy, int64_t n, int64_t D) {
+    wrpo__cpu *cpu = dev;
+    WRPO__PARFOR(wrpo__cpu_team(cpu, n * D))
+    for (int64_t j = 0; j < D; j += WRPO__(SLICE)) {
+        float part[WRPO__(SLICE)];                     /* sums of 64 rows first: rounding grows with the longest chain */
+        int64_t width = WRPO__MIN(D - j, WRPO__(SLICE));
+        for (int64_t r = 0; r < n; r += 64) {
+            memset(part, 0, sizeof part);
+            for (int64_t i = r; i < n && i < r + 64; i++) WRPO__(axpy)(part, 1, (const float *)dy + i * lddy + j, width);
+            WRPO__(axpy)(db + j, 1, part, width);
+        }
+    }
+}
+static void WRPO__(add)(void *dev, void *y, const void *x, int64_t count) {
+    wrpo__cpu *cpu = dev;
+    WRPO__PARFOR(wrpo__cpu_team(cpu, count))
+    for (int64_t i = 0; i < count; i += WRPO__GRAIN) WRPO__(axpy)((float *)y + i, 1, (const float *)x + i, WRPO__MIN(count - i, WRPO__GRAIN));
+}
+
+/* ---- rmsnorm ----
+   rstd = 1 / sqrt(mean(x^2) + eps),  y = (w + plus) x rstd
+   With g = dy (w + plus) and c = mean(g x) rstd^2:  dx = dres + rstd (g - c x),  dw += sum dy x rstd */
+WRPO__ROW void WRPO__(rmsnorm_row)(float *y, float *rstd, const float *x, const float *w, int64_t D, float eps, float plus) {
+    WRPO__V ss = {0};
+    for (int64_t i = 0; i < D; i += WRPO__LANES) {
+        WRPO__V v = WRPO__(get)(x + i, D - i, 0);
+        ss = WRPO__FMA(v, v, ss);
+    }
+    const float s = 1 / sqrtf(WRPO__(sum)(ss) / (float)D + eps);
+    for (int64_t i = 0; i < D; i += WRPO__LANES)
+        WRPO__(put)(y + i, D - i, WRPO__(get)(x + i, D - i, 0) * s * (WRPO__(get)(w + i, D - i, 0) + plus));
+    *rstd = s;
+}
+WRPO__ROW void WRPO__(rmsnorm_bwd_row)(float *dx, const float *dy, const float *dres, const float *x, const float *w, float rstd, int64_t D, float plus) {
+    WRPO__V dot = {0};
+    for (int64_t i = 0; i < D; i += WRPO__LANES)
+        dot = WRPO__FMA(WRPO__(get)(dy + i, D - i, 0) * (WRPO__(get)(w + i, D - i, 0) + plus), WRPO__(get)(x + i, D - i, 0), dot);
+    const float c = WRPO__(sum)(dot) / (float)D * rstd * rstd;
+    for (int64_t i = 0; i < D; i += WRPO__LANES) {
+        WRPO__V g = WRPO__(get)(dy + i, D - i, 0) * (WRPO__(get)(w + i, D - i, 0) + plus);
+        WRPO__V v = (g - c * WRPO__(get)(x + i, D - i, 0)) * rstd;
+        WRPO__(put)(dx + i, D - i, dres ? v + WRPO__(get)(dres + i, D - i, 0) : v);
+    }
+}
+WRPO__ROW void WRPO__(rmsnorm_dw_row)(float *dw, const float *dy, const float *x, float rstd, int64_t n) {
+    for (int64_t i = 0; i < n; i += WRPO__LANES)
+        WRPO__(put)(dw + i, n - i, WRPO__FMA(WRPO__(get)(dy + i, n - i, 0) * rstd, WRPO__(get)(x + i, n - i, 0), WRPO__(get)(dw + i, n - i, 0)));
+}
+static void WRPO__(rmsnorm)(void *dev, void *y, int64_t ldy, float *rstd, const void *x, int64_t ldx, const void *w,
+                            int64_t n, int64_t heads, int64_t D, float eps, float plus) {
+    wrpo__cpu *cpu = dev;
+    WRPO__PARFOR(wrpo__cpu_team(cpu, n * heads * D))
+    for (int64_t r = 0; r < n; r++)
+        for (int64_t h = 0; h < heads; h++)
+            WRPO__(rmsnorm_row)((float *)y + r * ldy + h * D, rstd + r * heads + h, (const float *)x + r * ldx + h * D, w, D, eps, plus);
+}
+static void WRPO__(rmsnorm_bwd)(void *dev, void *dx, int64_t lddx, float *dw, const void *dy, int64_t lddy, const void *dres, int64_t lddres,
+                                const void *x, int64_t ldx, const void *w, const float *rstd, int64_t n, int64_t heads, int64_t D, float plus) {
+    wrpo__cpu *cpu = dev;
+    const float *dyf = dy, *xf = x, *dresf = dres;
+    WRPO__PARFOR(wrpo__cpu_team(cpu, n * heads * D))   /* dw first: dx may be dy */
+    for (int64_t j = 0; j < D; j += 32) {
+        float part[32];
+        int64_t width = WRPO__MIN(D - j, 32);
+        for (int64_t r = 0; r < n * heads; r += 64) {
+            memset(part, 0, sizeof part);
+            for (int64_t i = r; i < n * heads && i < r + 64; i++)
+                WRPO__(rmsnorm_dw_row)(part, dyf + i / heads * lddy + i % heads * D + j, xf + i / heads * ldx + i % heads * D + j, rstd[i], width);
+            WRPO__(axpy)(dw + j, 1, part, width);
+        }
+    }
+    WRPO__PARFOR(wrpo__cpu_team(cpu, n * heads * D))
+    for (int64_t r = 0; r < n; r++)
+        for (int64_t h = 0; h < heads; h++)
+            WRPO__(rmsnorm_bwd_row)((float *)dx + r * lddx + h * D, dyf + r * lddy + h * D, dresf ? dresf + r * lddres + h * D : NULL,
+                                    xf + r * ldx + h * D, w, rstd[r * heads + h], D, plus);
+}
+
+/* ---- rope: (x1, x2) = (x[i], x[i + d/2]) is turned by the angle of table[r][i]; the backward turns it back ---- */
+WRPO__ROW void WRPO__(rope_row)(float *x, const float *table, int64_t heads, int64_t d, float sign) {
+    for (int64_t h = 0; h < heads; h++, x += d)
+        for (int64_t i = 0; i < d / 2; i++) {
+            float c = table[2 * i], s = sign * table[2 * i + 1], x1 = x[i], x2 = x[i + d / 2];
+            x[i] = x1 * c - x2 * s;
+            x[i + d / 2] = x2 * c + x1 * s;
+        }
+}
+static void WRPO__(rope)(void *dev, void *x, int64_t ldx, const float *table, int64_t n, int64_t heads, int64_t d, float sign) {
+    wrpo__cpu *cpu = dev;
+    WRPO__PARFOR(wrpo__cpu_team(cpu, n * heads * d))
+    for (int64_t r = 0; r < n; r++) WRPO__(rope_row)((float *)x + r * ldx, table + r * (d / 2 * 2), heads, d, sign);
+}
+
+/* ---- glu: h = act(gate) up.  silu(g) = g s with s = 1 / (1 + e^-g), silu' = s (1 + g (1 - s))
+   gelu(g) = g (1 + t) / 2 with t = tanh(a (g + b g^3)), gelu' = (1 + t) / 2 + g (1 - t^2) a (1 + 3 b g^2) / 2 ---- */
+WRPO__INLINE WRPO__V WRPO__(act)(WRPO__V g, bool gelu, WRPO__V *slope) {
+    const WRPO__V one = WRPO__SET(1.0f), half = WRPO__SET(0.5f);
+    if (!gelu) {
+        WRPO__V s = one / (one + WRPO__(exp)(-g));
+        *slope = s * WRPO__FMA(g, one - s, one);
+        return g * s;
+    }
+    const float a = 0.7978845608f, b = 0.044715f;      /* sqrt(2 / pi) */
+    WRPO__V t = WRPO__(tanh)(a * WRPO__FMA(b * g * g, g, g)), u = WRPO__FMA(half, t, half);
+    *slope = WRPO__FMA(half * g * WRPO__FMA(-t, t, one), a * WRPO__FMA(3 * b * g, g, one), u);
+    return g * u;
+}
+WRPO__ROW void WRPO__(glu_row)(float *h, const float *gu, int64_t I, bool gelu) {
+    WRPO__V slope;
+    for (int64_t i = 0; i < I; i += WRPO__LANES)
+        WRPO__(put)(h + i, I - i, WRPO__(act)(WRPO__(get)(gu + i, I - i, 0), gelu, &slope) * WRPO__(get)(gu + I + i, I - i, 0));
+}
+WRPO__ROW void WRPO__(glu_bwd_row)(float *dgu, float *h, const float *dh, const float *gu, int64_t I, bool gelu) {
+    for (int64_t i = 0; i < I; i += WRPO__LANES) {
+        WRPO__V slope, up = WRPO__(get)(gu + I + i, I - i, 0), d = WRPO__(get)(dh + i, I - i, 0);
+        WRPO__V act = WRPO__(act)(WRPO__(get)(gu + i, I - i, 0), gelu, &slope);
+        if (h) WRPO__(put)(h + i, I - i, act * up);
+        WRPO__(put)(dgu + i, I - i, d * up * slope);
+        WRPO__(put)(dgu + I + i, I - i, d * act);
+    }
+}
+static void WRPO__(glu)(void *dev, void *h, const void *gu, int64_t n, int64_t I, bool gelu) {
+    wrpo__cpu *cpu = dev;
+    WRPO__PARFOR(wrpo__cpu_team(cpu, 4 * n * I))
+    for (int64_t r = 0; r < n; r++) WRPO__(glu_row)((float *)h + r * I, (const float *)gu + r * 2 * I, I, gelu);
+}
+static void WRPO__(glu_bwd)(void *dev, void *dgu, void *h, const void *dh, const void *gu, int64_t n, int64_t I, bool gelu) {
+    wrpo__cpu *cpu = dev;
+    WRPO__PARFOR(wrpo__cpu_team(cpu, 4 * n * I))
+    for (int64_t r = 0; r < n; r++)
+        WRPO__(glu_bwd_row)((float *)dgu + r * 2 * I, h ? (float *)h + r * I : NULL, (const float *)dh + r * I, (const float *)gu + r * 2 * I, I, gelu);
+}
+
+/* ---- logprob: lse = log sum exp(x), logp = x[target] - lse; x = softcap tanh(logits / softcap) where there is a softcap
+   The maximum runs along: in blocks of 1024 numbers, sums so far are rescaled when a block brings a larger one. ---- */
+WRPO__INLINE WRPO__V WRPO__(cap)(WRPO__V x, float softcap) {   /* -inf stays: it marks what does not count */
+    if (softcap <= 0) return x;
+    return WRPO__PICK(WRPO__LESS(x, WRPO__SET(-FLT_MAX)), x, softcap * WRPO__(tanh)(x / softcap));
+}
+WRPO__ROW double WRPO__(lse_row)(const float *x, int64_t n, float softcap) {
+    float m = -INFINITY;
+    double sum = 0;
+    for (int64_t b = 0; b < n; b += 1024) {
+        const int64_t e = WRPO__MIN(n, b + 1024);
+        WRPO__V top = WRPO__SET(-INFINITY), s = {0};
+        for (int64_t i = b; i < e; i += WRPO__LANES) top = WRPO__(max)(top, WRPO__(get)(x + i, e - i, -INFINITY));
+        float block = WRPO__(largest)(WRPO__(cap)(top, softcap));
+        if (block > m) sum *= exp((double)m - (double)block), m = block;
+        float base = m > -INFINITY ? m : 0;            /* nothing but -inf so far: the sum stays 0 */
+        for (int64_t i = b; i < e; i += WRPO__LANES) s += WRPO__(exp)(WRPO__(cap)(WRPO__(get)(x + i, e - i, -INFINITY), softcap) - base);
+        sum += (double)WRPO__(sum)(s);
+    }
+    return (double)m + log(sum);
+}
+WRPO__ROW void WRPO__(dlogits_row)(float *y, const float *x, int64_t target, float lse, float g, int64_t n, float softcap) {
+    const float xt = x[target], t = softcap > 0 ? tanhf(xt / softcap) : 0;
+    for (int64_t i = 0; i < n; i += WRPO__LANES) {
+        WRPO__V v = WRPO__(cap)(WRPO__(get)(x + i, n - i, 0), softcap), p = WRPO__(exp)(v - lse);
+        if (softcap > 0) {
+            WRPO__V th = WRPO__(max)(v / softcap, WRPO__SET(-1.0f));   /* of -inf: p is 0 there, and must stay it */
+            p = p * WRPO__FMA(-th, th, WRPO__SET(1.0f));
+        }
+        WRPO__(put)(y + i, n - i, -g * p);
+    }
+    y[target] += g * (1 - t * t);
+}
+static void WRPO__(logprob)(void *dev, float *logp, float *lse, const float *logits, const int32_t *target, int64_t n, int64_t V, float softcap) {
+    wrpo__cpu *cpu = dev;
+    WRPO__PARFOR(wrpo__cpu_team(cpu, n * V))
+    for (int64_t r = 0; r < n; r++) {
+        const float *x = logits + r * V;
+        double sum = WRPO__(lse_row)(x, V, softcap), xt = (double)x[target[r]];
+        if (softcap > 0) xt = (double)softcap * tanh(xt / (double)softcap);
+        lse[r] = (float)sum;
+        logp[r] = (float)(xt - sum);
+    }
+}
+static void WRPO__(logprob_bwd)(void *dev, void *dlogits, const float *logits, const int32_t *target, const float *lse, const float *dlogp,
+                                int64_t n, int64_t V, float softcap) {
+    wrpo__cpu *cpu = dev;
+    WRPO__PARFOR(wrpo__cpu_team(cpu, n * V))
+    for (int64_t r = 0; r < n; r++) WRPO__(dlogits_row)((float *)dlogits + r * V, logits + r * V, target[r], lse[r], dlogp[r], V, softcap);
+}
+
+/* ---- sumsq, adamw ---- */
+WRPO__ROW double WRPO__(sumsq_part)(const float *x, int64_t n) {
+    double s[8] = {0};
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        for (int j = 0; j < 8; j++) s[j] += (double)x[i + j] * (double)x[i + j];
+    for (; i < n; i++) s[0] += (double)x[i] * (double)x[i];
+    return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
+}
+static void WRPO__(sumsq)(void *dev, double *out, const float *x, int64_t count) {
+    wrpo__cpu *cpu = dev;
+    double part[256], sum = 0;                         /* as many parts for every number of threads */
+    const int64_t size = WRPO__MAX(wrpo__div_up(count, WRPO__COUNT(part)), WRPO__GRAIN), parts = wrpo__div_up(count, size);
+    WRPO__PARFOR(wrpo__cpu_team(cpu, count))
+    for (int64_t i = 0; i < parts; i++) part[i] = WRPO__(sumsq_part)(x + i * size, WRPO__MIN(size, count - i * size));
+    for (int64_t i = 0; i < parts; i++) sum += part[i];
+    *out += sum;
+}
+/* m += (1 - beta1) (g - m),  v = beta2 v + (1 - beta2) g^2,  w = w (1 - lr decay) - lr / correction1 m / (sqrt(v) / correction2 + eps) */
+WRPO__ROW void WRPO__(adamw_part)(float *w, float *m, float *v, const float *g, int64_t n, const wrpo_adamw *step) {
+    const float keep = (float)(1 - (double)step->lr * (double)step->weight_decay), rate = (float)((double)step->lr / step->correction1);
+    const float b1 = (float)(1 - (double)step->beta1), b2 = (float)(1 - (double)step->beta2), correction2 = (float)step->correction2;
+    for (int64_t i = 0; i < n; i += WRPO__LANES) {
+        WRPO__V gi = WRPO__(get)(g + i, n - i, 0) * step->grad_scale, mi = WRPO__(get)(m + i, n - i, 0), vi = WRPO__(get)(v + i, n - i, 0);
+        mi = WRPO__FMA(WRPO__SET(b1), gi - mi, mi);
+        vi = WRPO__FMA(b2 * gi, gi, vi * step->beta2);
+        WRPO__V root = WRPO__(sqrt)(vi) / correction2 + step->eps;
+        WRPO__(put)(m + i, n - i, mi);
+        WRPO__(put)(v + i, n - i, vi);
+        WRPO__(put)(w + i, n - i, WRPO__(get)(w + i, n - i, 0) * keep - rate * mi / root);
+    }
+}
+static void WRPO__(adamw)(void *dev, void *w, float *m, float *v, const float *g, int64_t count, const wrpo_adamw *step) {
+    wrpo__cpu *cpu = dev;
+    WRPO__PARFOR(wrpo__cpu_team(cpu, count))
+    for (int64_t i = 0; i < count; i += WRPO__GRAIN)
+        WRPO__(adamw_part)((float *)w + i, m + i, v + i, g + i, WRPO__MIN(count - i, WRPO__GRAIN), step);
+}
+
+/* ---- gemm ----
+   Goto's scheme. A (rows of C) is packed into panels of MR rows, B (columns) into panels of NR, both step by step of k:
+   a[k][MS], b[k][NR]. The register tile multiplies one panel of each: per step NV vectors of B, MR single numbers of A,
+   MR * NV multiply-adds, all of C's tile in registers. A's panels are packed by all threads for all of them; then a task
+   packs a few panels of B and runs them past all of A. Each number of C is the sum over blocks of k (cut from 0, by K
+   alone) of the sums over k in order: the same for every row, whatever m, n and the threads.                           */
+
+/* x becomes its own transpose: log2(LANES) rounds, each interleaving row i with row i + LANES/2 */
+WRPO__INLINE void WRPO__(transpose)(WRPO__V *x) {
+#if WRPO__LANES > 1
+    WRPO__V t[WRPO__LANES];
+    WRPO__UNROLL
+    for (int w = 1; w < WRPO__LANES; w *= 2) {
+        WRPO__UNROLL
+        for (int i = 0; i < WRPO__LANES / 2; i++) {
+            t[2 * i] = WRPO__MIX(x[i], x[i + WRPO__LANES / 2], WRPO__LOW);
+            t[2 * i + 1] = WRPO__MIX(x[i], x[i + WRPO__LANES / 2], WRPO__HIGH);
+        }
+        WRPO__UNROLL
+        for (int i = 0; i < WRPO__LANES; i++) x[i] = t[i];
+    }
+#else
+    (void)x;
+#endif
+}
+/* n lanes (rows of A, columns of B) by kc steps into panels of `width` lanes, [step][stride] each, `next` numbers apart;
+   missing lanes are 0. Lane l, step k is src[l * ls + k * ks]; either ls or ks is 1. */
+WRPO__INLINE void WRPO__(pack)(float *dst, int64_t next, const int width, const int stride, const float *src, int64_t ls, int64_t ks, int64_t n, int64_t kc) {
+    for (int64_t p = 0; p < n; p += width, src += width * ls, dst += next) {
+        const int64_t lanes = WRPO__MIN(n - p, width);
+        if (ls == 1) {
+            for (int64_t k = 0; k < kc; k++) {
+                const float *s = src + k * ks;
+                float *d = dst + k * stride;
+                if (lanes == width && width % WRPO__LANES == 0)
+                    for (int l = 0; l < width; l += WRPO__LANES) WRPO__STORE(d + l, WRPO__LOAD(s + l));
+                else {
+                    memset(d, 0, (size_t)stride * sizeof *d);
+                    memcpy(d, s, (size_t)lanes * sizeof *d);
+                }
+            }
+            continue;
+        }
+        int64_t k = 0;
+        for (; k + WRPO__LANES <= kc; k += WRPO__LANES)
+            for (int l = 0; l < stride; l += WRPO__LANES) {
+                WRPO__V x[WRPO__LANES];
+                WRPO__UNROLL
+                for (int i = 0; i < WRPO__LANES; i++) x[i] = l + i < lanes ? WRPO__LOAD(src + (l + i) * ls + k) : (WRPO__V){0};
+                WRPO__(transpose)(x);
+                WRPO__UNROLL
+                for (int i = 0; i < WRPO__LANES; i++) WRPO__STORE(dst + (k + i) * stride + l, x[i]);
+            }
+        for (; k < kc; k++)
+            for (int l = 0; l < stride; l++) dst[k * stride + l] = l < lanes ? src[l * ls + k] : 0;
+    }
+}
+WRPO__ROW void WRPO__(pack_a)(float *dst, int64_t next, const float *src, int64_t ls, int64_t ks, int64_t n, int64_t kc) {
+    WRPO__(pack)(dst, next, WRPO__(MR), WRPO__(MS), src, ls, ks, n, kc);
+}
+WRPO__ROW void WRPO__(pack_b)(float *dst, int64_t next, const float *src, int64_t ls, int64_t ks, int64_t n, int64_t kc) {
+    WRPO__(pack)(dst, next, WRPO__(NR), WRPO__(NR), src, ls, ks, n, kc);
+}
+/* c[m,n] = or += a' b for a panel a[kc][MS] and NR columns b[kc][ldb]; m <= rows, n <= NR. The whole tile is computed, m by n is written. */
+WRPO__INLINE void WRPO__(tile_of)(const int rows, int64_t kc, const float *a, const float *b, int64_t ldb, float *c, int64_t ldc, int64_t m, int64_t n, bool add) {
+    WRPO__V x[WRPO__(MR)][WRPO__(NV)];
+    WRPO__UNROLL
+    for (int i = 0; i < rows; i++) {
+        WRPO__UNROLL
+        for (int j = 0; j < WRPO__(NV); j++) x[i][j] = (WRPO__V){0};
+    }
+    if (m == rows) {
+        WRPO__UNROLL
+        for (int i = 0; i < rows; i++) {
+            WRPO__UNROLL
+            for (int j = 0; j < WRPO__(NV); j++) WRPO__PREFETCH(c + i * ldc + j * WRPO__LANES, 1);
+        }
+    }
+    for (int64_t k = 0; k < kc; k++, a += WRPO__(MS), b += ldb) {
+        WRPO__V bk[WRPO__(NV)];
+        WRPO__UNROLL
+        for (int j = 0; j < WRPO__(NV); j++) bk[j] = WRPO__LOAD(b + j * WRPO__LANES);
+        WRPO__PREFETCH(a + 8 * WRPO__(MS), 0);
+        WRPO__UNROLL
+        for (int i = 0; i < rows; i++) {
+            WRPO__UNROLL
+            for (int j = 0; j < WRPO__(NV); j++) x[i][j] = WRPO__FMA(WRPO__SET(a[i]), bk[j], x[i][j]);
+        }
+    }
+    if (m == rows && n == WRPO__(NR)) {
+        WRPO__UNROLL
+        for (int i = 0; i < rows; i++) {
+            WRPO__UNROLL
+            for (int j = 0; j < WRPO__(NV); j++) {
+                float *p = c + i * ldc + j * WRPO__LANES;
+                WRPO__STORE(p, add ? (WRPO__V)(WRPO__LOAD(p) + x[i][j]) : x[i][j]);
+            }
+        }
+        return;
+    }
+    float t[WRPO__(MR)][WRPO__(NR)];
+    WRPO__UNROLL
+    for (int i = 0; i < rows; i++) {
+        WRPO__UNROLL
+        for (int j = 0; j < WRPO__(NV); j++) WRPO__STORE(t[i] + j * WRPO__LANES, x[i][j]);
+    }
+    for (int64_t i = 0; i < m; i++)
+        for (int64_t j = 0; j < n; j++) c[i * ldc + j] = add ? c[i * ldc + j] + t[i][j] : t[i][j];
+}
+WRPO__ROW void WRPO__(tile_full)(int64_t kc, const float *a, const float *b, int64_t ldb, float *c, int64_t ldc, int64_t m, int64_t n, bool add) {
+    WRPO__(tile_of)(WRPO__(MR), kc, a, b, ldb, c, ldc, m, n, add);
+}
+WRPO__ROW void WRPO__(tile_four)(int64_t kc, const float *a, const float *b, int64_t ldb, float *c, int64_t ldc, int64_t m, int64_t n, bool add) {
+    WRPO__(tile_of)(4, kc, a, b, ldb, c, ldc, m, n, add);
+}
+WRPO__ROW void WRPO__(tile_one)(int64_t kc, const float *a, const float *b, int64_t ldb, float *c, int64_t ldc, int64_t m, int64_t n, bool add) {
+    WRPO__(tile_of)(1, kc, a, b, ldb, c, ldc, m, n, add);
+}
+static void WRPO__(tile)(int64_t kc, const float *a, const float *b, int64_t ldb, float *c, int64_t ldc, int64_t m, int64_t n, bool add) {
+    (m > 4 ? WRPO__(tile_full) : m > 1 ? WRPO__(tile_four) : WRPO__(tile_one))(kc, a, b, ldb, c, ldc, m, n, add);
+}
+/* the block of k that begins at k0: KC, with the last two halved evenly */
+static int64_t WRPO__(kblock)(int64_t k, int64_t k0) {
+    int64_t left = k - k0;
+    return left >= 2 * WRPO__KC ? WRPO__KC : left > WRPO__KC ? (left / 2 + 15) / 16 * 16 : left;
+}
+typedef struct WRPO__(product) {     /* one piece: rows [i0, i0 + rows) of C, steps [k0, k1) */
+    wrpo__cpu *cpu;
+    float *c; const float *a, *b;
+    int64_t ldc, ai, ak, bj, bk;     /* a[i * ai + k * ak], b[k * bk + j * bj] */
+    int64_t n, k, i0, rows, k0, k1;
+    bool add;
+} WRPO__(product);
+static void WRPO__(gemm_pack)(const WRPO__(product) *g, int64_t i, int64_t count) {
+    const int64_t padded = wrpo__div_up(g->rows, WRPO__(MR)) * WRPO__(MS);
+    for (int64_t k = g->k0, kc; k < g->k1; k += kc) {
+        kc = WRPO__(kblock)(g->k, k);
+        WRPO__(pack_a)(g->cpu->packed + (k - g->k0) * padded + i / WRPO__(MR) * WRPO__(MS) * kc, WRPO__(MS) * kc,
+                       g->a + (g->i0 + i) * g->ai + k * g->ak, g->ai, g->ak, count, kc);
+    }
+}
+static void WRPO__(gemm_task)(const WRPO__(product) *g, int64_t i0, int64_t i1, int64_t j0, int64_t j1) {
+    const int64_t padded = wrpo__div_up(g->rows, WRPO__(MR)) * WRPO__(MS);
+    float *panels = wrpo__cpu_scratch(g->cpu);
+    for (int64_t k = g->k0, kc; k < g->k1; k += kc) {
+        kc = WRPO__(kblock)(g->k, k);
+        const float *a = g->cpu->packed + (k - g->k0) * padded;
+        WRPO__(pack_b)(panels, WRPO__(NR) * kc, g->b + j0 * g->bj + k * g->bk, g->bj, g->bk, j1 - j0, kc);
+        for (int64_t j = j0; j < j1; j += WRPO__(NR))
+            for (int64_t i = i0; i < i1; i += WRPO__(MR))
+                WRPO__(tile)(kc, a + i / WRPO__(MR) * WRPO__(MS) * kc, panels + (j - j0) * kc, WRPO__(NR), g->c + (g->i0 + i) * g->ldc + j, g->ldc,
+                             WRPO__MIN(WRPO__(MR), i1 - i), WRPO__MIN(WRPO__(NR), j1 - j), g->add || k > 0);
+    }
+}
+static void WRPO__(gemm)(void *dev, wrpo_mm mm, void *c, int64_t ldc, const void *a, int64_t lda, const void *b, int64_t ldb,
+                         int64_t m, int64_t n, int64_t k, float beta) {
+    WRPO__(product) g = {.cpu = dev, .c = c, .a = a, .b = b, .ldc = ldc, .n = n, .k = k, .add = beta != 0};
+    g.ai = mm == WRPO_TN ? 1 : lda, g.ak = mm == WRPO_TN ? lda : 1;
+    g.bj = mm == WRPO_NN || mm == WRPO_TN ? 1 : ldb, g.bk = mm == WRPO_NN || mm == WRPO_TN ? ldb : 1;
+    if (k <= 0 && !g.add)
+        for (int64_t i = 0; i < m; i++) memset(g.c + i * ldc, 0, (size_t)n * sizeof(float));
+    const int threads = m * n * k <= 1 << 16 ? 1 : g.cpu->threads;
+    const int64_t panels = wrpo__div_up(n, WRPO__(NR)), cols = WRPO__(NR) * WRPO__MAX(1, WRPO__MIN(WRPO__NB, panels / (3 * threads)));
+    const int64_t mc = WRPO__MC / WRPO__(MR) * WRPO__(MR);
+    for (g.i0 = 0; g.i0 < m; g.i0 += mc) {
+        g.rows = WRPO__MIN(mc, m - g.i0);
+        for (g.k0 = 0; g.k0 < k; g.k0 = g.k1) {
+            g.k1 = g.k0;
+            for (int i = 0; i < WRPO__KCHUNK && g.k1 < k; i++) g.k1 += WRPO__(kblock)(k, g.k1);
+            const int64_t piece = WRPO__(MR) * WRPO__MAX(1, g.rows / WRPO__(MR) / (2 * threads));
+            WRPO__PARFOR(threads)
+            for (int64_t i = 0; i < g.rows; i += piece) WRPO__(gemm_pack)(&g, i, WRPO__MIN(piece, g.rows - i));
+            WRPO__PARFOR(threads)
+            for (int64_t j = 0; j < n; j += cols) WRPO__(gemm_task)(&g, 0, g.rows, j, WRPO__MIN(n, j + cols));
+        }
+    }
+}
+
+/* ---- attention ----
+   Blocked, with a running maximum and sum (Dao et al. 2022). Everything is transposed: a score tile is [key][lane], a lane
+   being one query row of one head; so maxima, sums and scalings go down the columns, lane by lane, and no number ever
+   crosses lanes. The query heads that share a key/value head are lanes of the same tiles: lane i of a segment is row i / share
+   and head i % share of its group. With K and V tiles packed as A panels and lanes as B panels, all products are gemm's tile:
+     s[key][lane] = K q            o[d][lane] += V' p[key][lane]
+   A query sees keys at positions up to its own and, with a window, less than that far back; prefix and own rows are two ranges,
+   and key tiles are cut from the start of each. A tile or a key that a lane does not see changes none of its bits: p is 0 there.
+
+   Backward, with delta = sum_i do o and p = exp(s - lse):
+     dp = V do,  ds = p (dp - delta) (times 1 - (s/softcap)^2)
+     dq[d][lane] += K' ds          dk[key][d] += ds q          dv[key][d] += p do
+   in two passes that recompute s and dp: one task owns some lanes, or some keys, and nothing is added across tasks.     */
+enum { WRPO__(BK) = WRPO__(MR) * (WRPO__(MR) > 8 ? 8 : 16) };         /* keys per tile */
+typedef struct WRPO__(lanes) {       /* lanes [first, first + count) of a segment, for key/value head g */
+    const wrpo_attn *a; const wrpo_seg *seg;
+    int64_t g, share, first, count;
+} WRPO__(lanes);
+static int64_t WRPO__(lane_row)(const WRPO__(lanes) *b, int64_t i) { return b->seg->begin + (b->first + i) / b->share; }
+static int64_t WRPO__(lane_head)(const WRPO__(lanes) *b, int64_t i) { return b->g * b->share + (b->first + i) % b->share; }
+static int64_t WRPO__(lane_position)(const WRPO__(lanes) *b, int64_t i) { return b->seg->prefix_end - b->seg->prefix + (b->first + i) / b->share; }
+static int64_t WRPO__(round_up)(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+/* The part of [key0, key0 + keys) (positions) that lanes [i, i + n) see: keys [0, *seen) of it; masked: not all of them by all lanes. */
+static bool WRPO__(visible)(const WRPO__(lanes) *b, int64_t i, int64_t n, int64_t key0, int64_t keys, int64_t *seen, bool *masked) {
+    const int64_t low = WRPO__(lane_position)(b, i), high = WRPO__(lane_position)(b, i + n - 1), window = b->a->window;
+    *seen = WRPO__MIN(keys, high - key0 + 1);
+    *masked = low < key0 + *seen - 1 || (window > 0 && high - key0 >= window);
+    return *seen > 0 && (window <= 0 || low - (key0 + keys - 1) < window);
+}
+/* rows[i][ld] = scale times lane i's vector of x, and packed for use as B: panel[i / NR][d][NR]. Padding is 0. */
+static void WRPO__(lane_vectors)(const WRPO__(lanes) *b, const float *x, int64_t ldx, float scale, float *rows, int64_t ld, float *panels) {
+    const int64_t d = b->a->d, all = WRPO__(round_up)(b->count, WRPO__(NR));
+    for (int64_t i = 0; i < all; i++) {
+        const int64_t have = i < b->count ? d : 0;
+        if (have) WRPO__(scaled)(rows + i * ld, scale, x + WRPO__(lane_row)(b, i) * ldx + WRPO__(lane_head)(b, i) * d, d);
+        memset(rows + i * ld + have, 0, (size_t)(ld - have) * sizeof *rows);
+    }
+    WRPO__(pack_b)(panels, d * WRPO__(NR), rows, ld, 1, all, d);
+}
+/* the way back: lane i's vector of y = scale[i] times column i % NR of t[i / NR][padded d][NR] */
+static void WRPO__(lane_results)(const WRPO__(lanes) *b, float *y, int64_t ldy, const float *t, const float *scale) {
+    const int64_t d = b->a->d, size = WRPO__(round_up)(d, WRPO__(MR)) * WRPO__(NR);
+    for (int64_t i = 0; i < b->count; i++) {
+        float *out = y + WRPO__(lane_row)(b, i) * ldy + WRPO__(lane_head)(b, i) * d;
+        const float *in = t + i / WRPO__(NR) * size + i % WRPO__(NR);
+        for (int64_t j = 0; j < d; j++) out[j] = scale[i] * in[j * WRPO__(NR)];
+    }
+}
+/* c[m,n] = or += a b: a in panels `next` apart, b[kc][ldb]; c has room for whole tiles, in rows and columns */
+static void WRPO__(panels)(int64_t m, int64_t n, int64_t kc, const float *a, int64_t next, const float *b, int64_t ldb, float *c, int64_t ldc, bool add) {
+    for (int64_t j = 0; j < n; j += WRPO__(NR))
+        for (int64_t i = 0; i < m; i += WRPO__(MR))
+            WRPO__(tile_full)(kc, a + i / WRPO__(MR) * next, b + j, ldb, c + i * ldc + j, ldc, WRPO__(MR), WRPO__(NR), add);
+}
+/* one vector of scores of key `key`; at: the queries' positions, both counted from the tile's first key */
+WRPO__INLINE WRPO__V WRPO__(masked)(WRPO__V s, float key, WRPO__V at, float window) {
+    const WRPO__V never = WRPO__SET(-INFINITY);
+    s = WRPO__PICK(WRPO__LESS(at, WRPO__SET(key)), never, s);
+    return WRPO__PICK(WRPO__LESS(at - key, WRPO__SET(window)), s, never);
+}
+/* Scores s[keys][NR] become e^(s - m); m and l, the running maximum and sum, are brought up to date; rescale = e^(old m - m). */
+WRPO__ROW void WRPO__(softmax_tile)(float *s, int64_t keys, const float *at, float window, bool masked, float softcap, float *m, float *l, float *rescale) {
+    WRPO__V old[WRPO__(NV)], top[WRPO__(NV)], sum[WRPO__(NV)];
+    WRPO__UNROLL
+    for (int j = 0; j < WRPO__(NV); j++) old[j] = top[j] = WRPO__LOAD(m + j * WRPO__LANES), sum[j] = (WRPO__V){0};
+    for (int64_t k = 0; k < keys; k++) {
+        WRPO__UNROLL
+        for (int j = 0; j < WRPO__(NV); j++) {
+            float *p = s + k * WRPO__(NR) + j * WRPO__LANES;
+            WRPO__V x = WRPO__LOAD(p);
+            if (softcap > 0) x = WRPO__(cap)(x, softcap);
+            if (masked) x = WRPO__(masked)(x, (float)k, WRPO__LOAD(at + j * WRPO__LANES), window);
+            if (masked || softcap > 0) WRPO__STORE(p, x);
+            top[j] = WRPO__(max)(top[j], x);
+        }
+    }
+    for (int64_t k = 0; k < keys; k++) {
+        WRPO__UNROLL
+        for (int j = 0; j < WRPO__(NV); j++) {
+            float *p = s + k * WRPO__(NR) + j * WRPO__LANES;
+            WRPO__V e = WRPO__(exp)(WRPO__LOAD(p) - top[j]);
+            sum[j] += e;
+            WRPO__STORE(p, e);
+        }
+    }
+    for (int j = 0; j < WRPO__(NV); j++) {
+        WRPO__V f = WRPO__(exp)(old[j] - top[j]);
+        WRPO__STORE(l + j * WRPO__LANES, WRPO__FMA(WRPO__LOAD(l + j * WRPO__LANES), f, sum[j]));
+        WRPO__STORE(m + j * WRPO__LANES, top[j]);
+        WRPO__STORE(rescale + j * WRPO__LANES, f);
+    }
+}
+WRPO__ROW void WRPO__(rescale_tile)(float *o, const float *factor, int64_t rows) {
+    WRPO__V f[WRPO__(NV)];
+    for (int j = 0; j < WRPO__(NV); j++) f[j] = WRPO__LOAD(factor + j * WRPO__LANES);
+    for (int64_t i = 0; i < rows; i++)
+        for (int j = 0; j < WRPO__(NV); j++) {
+            float *p = o + i * WRPO__(NR) + j * WRPO__LANES;
+            WRPO__STORE(p, WRPO__LOAD(p) * f[j]);
+        }
+}
+/* The backward's: s becomes p = e^(s - lse), dp becomes ds. */
+WRPO__ROW void WRPO__(softmax_tile_bwd)(float *s, float *dp, int64_t keys, const float *at, float window, bool masked, float softcap,
+                                        const float *lse, const float *delta) {
+    for (int64_t k = 0; k < keys; k++)
+        for (int j = 0; j < WRPO__(NV); j++) {
+            float *ps = s + k * WRPO__(NR) + j * WRPO__LANES, *pd = dp + k * WRPO__(NR) + j * WRPO__LANES;
+            WRPO__V x = WRPO__LOAD(ps), slope = WRPO__SET(1.0f);
+            if (softcap > 0) {
+                x = WRPO__(cap)(x, softcap);
+                slope = WRPO__FMA(x / -softcap, x / softcap, slope);
+            }
+            if (masked) x = WRPO__(masked)(x, (float)k, WRPO__LOAD(at + j * WRPO__LANES), window);
+            x = WRPO__(exp)(x - WRPO__LOAD(lse + j * WRPO__LANES));
+            WRPO__STORE(ps, x);
+            WRPO__STORE(pd, x * (WRPO__LOAD(pd) - WRPO__LOAD(delta + j * WRPO__LANES)) * slope);
+        }
+}
+/* groups of NR lanes that a task takes: 8, or as many as its scratch has room for */
+static int64_t WRPO__(lane_groups)(int64_t fixed, int64_t each) {
+    return WRPO__MAX(1, WRPO__MIN(8, (WRPO__THREAD_FLOATS - fixed) / each));
+}
+static void WRPO__(attention_task)(const wrpo__cpu *cpu, const WRPO__(lanes) *b, float *o, float *lse, const float *q, const float *k, const float *v) {
+    enum { NR = WRPO__(NR), MR = WRPO__(MR), MS = WRPO__(MS), BK = WRPO__(BK) };
+    const wrpo_attn *a = b->a;
+    const int64_t d = a->d, dm = WRPO__(round_up)(d, MR), groups = wrpo__div_up(b->count, NR);
+    float *at = wrpo__cpu_scratch(cpu), *m = at + NR, *l = m + groups * NR, *f = l + groups * NR, *s = f + NR;
+    float *keys = s + BK * NR, *values = keys + BK / MR * MS * d, *queries = values + dm / MR * MS * BK, *out = queries + groups * NR * d;
+    WRPO__(lane_vectors)(b, q, a->ldq, a->scale, out, d, queries);             /* out is free as yet */
+    for (int64_t i = 0; i < groups * NR; i++) m[i] = -FLT_MAX, l[i] = 0;
+    memset(out, 0, (size_t)(groups * NR * dm) * sizeof *out);
+    const int64_t shared = b->seg->prefix_end - b->seg->prefix;
+    const float window = a->window > 0 ? (float)a->window : INFINITY;
+    for (int own = 0; own < 2; own++) {
+        const int64_t begin = own ? b->seg->begin : b->seg->prefix, end = own ? b->seg->end : b->seg->prefix_end;
+        for (int64_t t = begin; t < end; t += BK) {
+            const int64_t n = WRPO__MIN(BK, end - t), key0 = (own ? shared : 0) + t - begin;
+            int64_t seen;
+            bool masked;
+            if (!WRPO__(visible)(b, 0, b->count, key0, n, &seen, &masked)) continue;
+            WRPO__(pack_a)(keys, MS * d, k + t * a->ldkv + b->g * d, a->ldkv, 1, n, d);
+            WRPO__(pack_a)(values, MS * n, v + t * a->ldkv + b->g * d, 1, a->ldkv, d, n);
+            for (int64_t i = 0; i < groups; i++) {
+                const int64_t lanes = WRPO__MIN(NR, b->count - i * NR);
+                if (!WRPO__(visible)(b, i * NR, lanes, key0, n, &seen, &masked)) continue;
+                for (int64_t j = 0; j < NR; j++) at[j] = (float)(WRPO__(lane_position)(b, i * NR + WRPO__MIN(j, lanes - 1)) - key0);
+                WRPO__(panels)(seen, NR, d, keys, MS * d, queries + i * NR * d, NR, s, NR, false);
+                WRPO__(softmax_tile)(s, seen, at, window, masked, a->softcap, m + i * NR, l + i * NR, f);
+                WRPO__(rescale_tile)(out + i * NR * dm, f, d);
+                WRPO__(panels)(d, NR, seen, values, MS * n, s, NR, out + i * NR * dm, NR, true);
+            }
+        }
+    }
+    for (int64_t i = 0; i < b->count; i++) {
+        lse[WRPO__(lane_row)(b, i) * a->H + WRPO__(lane_head)(b, i)] = m[i] + logf(l[i]);
+        l[i] = 1 / l[i];
+    }
+    WRPO__(lane_results)(b, o, a->ldo, out, l);
+}
+/* p and ds of a group of lanes and a tile of keys, both [key][NR]; keys that no lane of the group sees get zeros up to n */
+static void WRPO__(attention_weights)(const wrpo_attn *a, int64_t n, int64_t seen, bool masked, const float *keys, const float *values,
+                                      const float *queries, const float *d_outs, const float *at, const float *lse, const float *delta, float *p, float *ds) {
+    enum { NR = WRPO__(NR), MS = WRPO__(MS) };
+    WRPO__(panels)(seen, NR, a->d, keys, MS * a->d, queries, NR, p, NR, false);
+    WRPO__(panels)(seen, NR, a->d, values, MS * a->d, d_outs, NR, ds, NR, false);
+    WRPO__(softmax_tile_bwd)(p, ds, seen, at, a->window > 0 ? (float)a->window : INFINITY, masked, a->softcap, lse, delta);
+    memset(p + seen * NR, 0, (size_t)((n - seen) * NR) * sizeof *p);
+    memset(ds + seen * NR, 0, (size_t)((n - seen) * NR) * sizeof *ds);
+}
+/* What the backward knows of a lane besides its vectors: position, lse and delta, in [group][3][NR]. Padded lanes have zeros. */
+static void WRPO__(lane_numbers)(const WRPO__(lanes) *b, const float *lse, const float *delta, float *x) {
+    for (int64_t i = 0; i < WRPO__(round_up)(b->count, WRPO__(NR)); i++) {
+        float *y = x + i / WRPO__(NR) * 3 * WRPO__(NR) + i % WRPO__(NR);
+        const int64_t lane = WRPO__MIN(i, b->count - 1), j = WRPO__(lane_row)(b, lane) * b->a->H + WRPO__(lane_head)(b, lane);
+        y[0] = (float)WRPO__(lane_position)(b, lane);
+        y[WRPO__(NR)] = i < b->count ? lse[j] : 0;
+        y[2 * WRPO__(NR)] = i < b->count ? delta[j] : 0;
+    }
+}
+static void WRPO__(attention_dq_task)(const wrpo__cpu *cpu, const WRPO__(lanes) *b, float *dq, const float *d_o, const float *lse, const float *delta,
+                                      const float *q, const float *k, const float *v) {
+    enum { NR = WRPO__(NR), MR = WRPO__(MR), MS = WRPO__(MS), BK = WRPO__(BK) };
+    const wrpo_attn *a = b->a;
+    const int64_t d = a->d, dm = WRPO__(round_up)(d, MR), groups = wrpo__div_up(b->count, NR), shared = b->seg->prefix_end - b->seg->prefix;
+    float *at = wrpo__cpu_scratch(cpu), *numbers = at + NR, *p = numbers + groups * 3 * NR, *ds = p + BK * NR, *keys = ds + BK * NR;
+    float *values = keys + BK / MR * MS * d, *across = values + BK / MR * MS * d, *queries = across + dm / MR * MS * BK;
+    float *d_outs = queries + groups * NR * d, *out = d_outs + groups * NR * d;
+    WRPO__(lane_vectors)(b, q, a->ldq, a->scale, out, d, queries);
+    WRPO__(lane_vectors)(b, d_o, a->ldo, 1, out, d, d_outs);
+    WRPO__(lane_numbers)(b, lse, delta, numbers);
+    memset(out, 0, (size_t)(groups * NR * dm) * sizeof *out);
+    for (int own = 0; own < 2; own++) {
+        const int64_t begin = own ? b->seg->begin : b->seg->prefix, end = own ? b->seg->end : b->seg->prefix_end;
+        for (int64_t t = begin; t < end; t += BK) {
+            const int64_t n = WRPO__MIN(BK, end - t), key0 = (own ? shared : 0) + t - begin;
+            int64_t seen;
+            bool masked;
+            if (!WRPO__(visible)(b, 0, b->count, key0, n, &seen, &masked)) continue;
+            WRPO__(pack_a)(keys, MS * d, k + t * a->ldkv + b->g * d, a->ldkv, 1, n, d);
+            WRPO__(pack_a)(values, MS * d, v + t * a->ldkv + b->g * d, a->ldkv, 1, n, d);
+            WRPO__(pack_a)(across, MS * n, k + t * a->ldkv + b->g * d, 1, a->ldkv, d, n);
+            for (int64_t i = 0; i < groups; i++) {
+                const float *x = numbers + i * 3 * NR;
+                if (!WRPO__(visible)(b, i * NR, WRPO__MIN(NR, b->count - i * NR), key0, n, &seen, &masked)) continue;
+                for (int64_t j = 0; j < NR; j++) at[j] = x[j] - (float)key0;
+                WRPO__(attention_weights)(a, seen, seen, masked, keys, values, queries + i * NR * d, d_outs + i * NR * d, at, x + NR, x + 2 * NR, p, ds);
+                WRPO__(panels)(d, NR, seen, across, MS * n, ds, NR, out + i * NR * dm, NR, true);
+            }
+        }
+    }
+    for (int64_t i = 0; i < b->count; i++) numbers[i] = a->scale;
+    WRPO__(lane_results)(b, dq, a->ldq, out, numbers);
+}
+/* dk and dv of rows [t, t + n) of segment `home`: from its own lanes and from those of every segment that has the rows as prefix, in order */
+static void WRPO__(attention_dkv_task)(const wrpo__cpu *cpu, const wrpo_attn *a, int64_t home, int64_t t, int64_t n, int64_t g, float *dk, float *dv,
+                                       const float *d_o, const float *lse, const float *delta, const float *q, const float *k, const float *v) {
+    enum { NR = WRPO__(NR), MR = WRPO__(MR), MS = WRPO__(MS), BK = WRPO__(BK) };
+    const int64_t d = a->d, dn = WRPO__(round_up)(d, NR), panels = BK / MR * MS;
+    const int64_t groups = WRPO__(lane_groups)(2 * panels * d + 2 * (BK + MR) * dn + 2 * BK * NR + NR, (2 * d + 2 * dn + 3 + 2 * panels) * NR), block = groups * NR;
+    float *at = wrpo__cpu_scratch(cpu), *numbers = at + NR, *p = numbers + 3 * block, *ds = p + BK * NR, *keys = ds + BK * NR, *values = keys + panels * d;
+    float *dks = values + panels * d, *dvs = dks + (BK + MR) * dn, *queries = dvs + (BK + MR) * dn, *d_outs = queries + block * d;
+    float *q_rows = d_outs + block * d, *do_rows = q_rows + block * dn, *p_packed = do_rows + block * dn, *ds_packed = p_packed + panels * block;
+    memset(dks, 0, (size_t)(2 * (BK + MR) * dn) * sizeof *dks);
+    for (int64_t s = 0; s < a->n_segs; s++) {
+        const wrpo_seg *seg = &a->segs[s];
+        const int64_t first = s == home ? t : WRPO__MAX(t, seg->prefix), last = s == home ? t + n : WRPO__MIN(t + n, seg->prefix_end), count = last - first;
+        const int64_t shared = seg->prefix_end - seg->prefix, key0 = s == home ? shared + t - seg->begin : first - seg->prefix;
+        if (count <= 0) continue;
+        WRPO__(pack_a)(keys, MS * d, k + first * a->ldkv + g * d, a->ldkv, 1, count, d);
+        WRPO__(pack_a)(values, MS * d, v + first * a->ldkv + g * d, a->ldkv, 1, count, d);
+        WRPO__(lanes) b = {a, seg, g, a->H / a->G, 0, 0};
+        const int64_t all = (seg->end - seg->begin) * b.share;
+        for (; b.first < all; b.first += block) {
+            int64_t seen, begin = -1, end = 0;        /* groups that see any of the keys */
+            bool masked;
+            b.count = WRPO__MIN(block, all - b.first);
+            for (int64_t i = 0; i < b.count; i += NR)
+                if (WRPO__(visible)(&b, i, WRPO__MIN(NR, b.count - i), key0, count, &seen, &masked)) begin = begin < 0 ? i : begin, end = i + NR;
+            if (begin < 0) continue;
+            WRPO__(lane_vectors)(&b, q, a->ldq, a->scale, q_rows, dn, queries);
+            WRPO__(lane_vectors)(&b, d_o, a->ldo, 1, do_rows, dn, d_outs);
+            WRPO__(lane_numbers)(&b, lse, delta, numbers);
+            for (int64_t i = begin; i < end; i += NR) {
+                const float *x = numbers + 3 * i;
+                WRPO__(visible)(&b, i, WRPO__MIN(NR, b.count - i), key0, count, &seen, &masked);
+                for (int64_t j = 0; j < NR; j++) at[j] = x[j] - (float)key0;
+                WRPO__(attention_weights)(a, count, seen, masked, keys, values, queries + i * d, d_outs + i * d, at, x + NR, x + 2 * NR, p, ds);
+                WRPO__(pack_a)(p_packed + i * MS, MS * block, p, NR, 1, count, NR);
+                WRPO__(pack_a)(ds_packed + i * MS, MS * block, ds, NR, 1, count, NR);
+            }
+            WRPO__(panels)(count, d, end - begin, p_packed + begin * MS, MS * block, do_rows + begin * dn, dn, dvs + (first - t) * dn, dn, true);
+            WRPO__(panels)(count, d, end - begin, ds_packed + begin * MS, MS * block, q_rows + begin * dn, dn, dks + (first - t) * dn, dn, true);
+        }
+    }
+    for (int64_t i = 0; i < n; i++) {
+        memcpy(dk + (t + i) * a->ldkv + g * d, dks + i * dn, (size_t)d * sizeof(float));
+        memcpy(dv + (t + i) * a->ldkv + g * d, dvs + i * dn, (size_t)d * sizeof(float));
+    }
+}
+/* Tasks are numbered through all segments, `step` units of each segment's `share` per row; this finds number i, counted from the
+   end, where the long ones are. */
+static int64_t WRPO__(attention_tasks)(const wrpo_attn *a, int64_t share, int64_t step) {
+    int64_t tasks = 0;
+    for (int64_t s = 0; s < a->n_segs; s++) tasks += wrpo__div_up((a->segs[s].end - a->segs[s].begin) * share, step);
+    return tasks;
+}
+static int64_t WRPO__(attention_find)(const wrpo_attn *a, int64_t share, int64_t step, int64_t i, int64_t *first, int64_t *count) {
+    for (int64_t s = a->n_segs - 1;; s--) {
+        const int64_t all = (a->segs[s].end - a->segs[s].begin) * share, tasks = wrpo__div_up(all, step);
+        if (i < tasks) {
+            *first = (tasks - 1 - i) * step;
+            *count = WRPO__MIN(step, all - *first);
+            return s;
+        }
+        i -= tasks;
+    }
+}
+static void WRPO__(attention)(void *dev, const wrpo_attn *a, void *o, float *lse, const void *q, const void *k, const void *v) {
+    enum { NR = WRPO__(NR), MR = WRPO__(MR), MS = WRPO__(MS), BK = WRPO__(BK) };
+    const wrpo__cpu *cpu = dev;
+    const int64_t d = a->d, dm = WRPO__(round_up)(d, MR), share = a->H / a->G;
+    const int64_t step = NR * WRPO__(lane_groups)(2 * NR + BK * NR + BK / MR * MS * d + dm / MR * MS * BK, NR * (2 + d + dm));
+    const int64_t tasks = WRPO__(attention_tasks)(a, share, step) * a->G;
+    WRPO__PARFOR(wrpo__cpu_team(cpu, a->n * a->H * d))
+    for (int64_t i = 0; i < tasks; i++) {
+        int64_t first, count, s = WRPO__(attention_find)(a, share, step, i / a->G, &first, &count);
+        const WRPO__(lanes) b = {a, a->segs + s, i % a->G, share, first, count};
+        WRPO__(attention_task)(cpu, &b, o, lse, q, k, v);
+    }
+}
+static size_t WRPO__(attention_scratch)(void *dev, int64_t n, int64_t H, int64_t G, int64_t d) {   /* delta */
+    (void)dev; (void)G; (void)d;
+    return (size_t)(n * H) * sizeof(float);
+}
+static void WRPO__(attention_bwd)(void *dev, const wrpo_attn *a, void *dq, void *dk, void *dv, const void *d_o, const void *o, const float *lse,
+                                  const void *q, const void *k, const void *v, void *scratch) {
+    enum { NR = WRPO__(NR), MR = WRPO__(MR), MS = WRPO__(MS), BK = WRPO__(BK) };
+    const wrpo__cpu *cpu = dev;
+    float *delta = scratch;
+    const int64_t d = a->d, dm = WRPO__(round_up)(d, MR), share = a->H / a->G, team = wrpo__cpu_team(cpu, a->n * a->H * d);
+    const int64_t step = NR * WRPO__(lane_groups)(NR + 2 * BK * NR + 2 * BK / MR * MS * d + dm / MR * MS * BK, NR * (3 + 2 * d + dm));
+    const int64_t blocks = WRPO__(attention_tasks)(a, share, step) * a->G, tiles = WRPO__(attention_tasks)(a, 1, BK) * a->G;
+    WRPO__PARFOR((int)team)
+    for (int64_t r = 0; r < a->n; r++)
+        for (int64_t h = 0; h < a->H; h++) delta[r * a->H + h] = WRPO__(dot)((const float *)d_o + r * a->ldo + h * d, (const float *)o + r * a->ldo + h * d, d);
+    WRPO__PARFOR((int)team)
+    for (int64_t i = 0; i < blocks; i++) {
+        int64_t first, count, s = WRPO__(attention_find)(a, share, step, i / a->G, &first, &count);
+        const WRPO__(lanes) b = {a, a->segs + s, i % a->G, share, first, count};
+        WRPO__(attention_dq_task)(cpu, &b, dq, d_o, lse, delta, q, k, v);
+    }
+    WRPO__PARFOR((int)team)
+    for (int64_t i = 0; i < tiles; i++) {
+        int64_t first, count, s = WRPO__(attention_find)(a, 1, BK, i / a->G, &first, &count);
+        WRPO__(attention_dkv_task)(cpu, a, s, a->segs[s].begin + first, count, i % a->G, dk, dv, d_o, lse, delta, q, k, v);
+    }
+}
+
+#define WRPO__STRING2(x) #x
+#define WRPO__STRING(x) WRPO__STRING2(x)
+static const wrpo_backend WRPO__(backend) = {
+    .name = "cpu-" WRPO__STRING(WRPO__LEVEL), .act_bytes = 4, .weight_bytes = 4,
+    .open = wrpo__cpu_open, .close = wrpo__cpu_close, .alloc = wrpo__cpu_alloc, .release = wrpo__cpu_release,
+    .put = wrpo__cpu_copy, .get = wrpo__cpu_copy, .copy = wrpo__cpu_copy, .zero = wrpo__cpu_zero, .sync = wrpo__cpu_sync,
+    .gemm = WRPO__(gemm), .embed = WRPO__(embed), .embed_bwd = WRPO__(embed_bwd), .gather = WRPO__(gather), .gather_bwd = WRPO__(gather_bwd),
+    .bias = WRPO__(bias), .bias_bwd = WRPO__(bias_bwd), .add = WRPO__(add), .rmsnorm = WRPO__(rmsnorm), .rmsnorm_bwd = WRPO__(rmsnorm_bwd),
+    .rope = WRPO__(rope), .attention = WRPO__(attention), .attention_bwd = WRPO__(attention_bwd), .attention_scratch = WRPO__(attention_scratch),
+    .glu = WRPO__(glu), .glu_bwd = WRPO__(glu_bwd), .logprob = WRPO__(logprob), .logprob_bwd = WRPO__(logprob_bwd),
+    .sumsq = WRPO__(sumsq), .adamw = WRPO__(adamw)
+};
+#undef WRPO__JOIN2
+#undef WRPO__JOIN
+#undef WRPO__
+#undef WRPO__LEVEL
+#undef WRPO__AT
+#undef WRPO__FMA
+#undef WRPO__SQRT
+#undef WRPO__MORE
+#undef WRPO__LOW
+#undef WRPO__HIGH
+#undef WRPO__INLINE
+#undef WRPO__ROW
+#undef WRPO__UNROLL
+#undef WRPO__PREFETCH
+#undef WRPO__V
+#undef WRPO__U
+#undef WRPO__LOAD
+#undef WRPO__STORE
+#undef WRPO__BITS
+#undef WRPO__FLOATS
+#undef WRPO__LESS
+#undef WRPO__MIX
+#undef WRPO__SET
+#undef WRPO__PICK
+#undef WRPO__STRING2
+#undef WRPO__STRING
+#endif /* WRPO__LANES */
+
+#ifdef WRPO_IMPLEMENTATION
+#undef WRPO__LANES
+WRPO_API const wrpo_backend *wrpo_backend_cpu(void) {
+    const char *want = getenv("WRPO_CPU");
+    if (!want) want = "";
+#ifdef WRPO__HAVE_AVX512
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && strcmp(want, "avx2") != 0 && strcmp(want, "generic") != 0)
+        return &wrpo__backend_avx512;
+#endif
+#ifdef WRPO__HAVE_AVX2
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && strcmp(want, "generic") != 0) return &wrpo__backend_avx2;
+#endif
+    return &wrpo__backend_generic;
+}
+
+/* ------------------------------------------------------------------------------------------- >>layout
+   The table of weights, and memory measured before it is taken.                                        */
+
+/* One row per kind of tensor: field, name in the checkpoint, rows, cols (0: a vector), where it exists.
+   Loader, saver, optimizer and tests walk this table and nothing else. PER_LAYER names stand behind
+   "model.layers.<l>.". A row marked JOINED follows the row above without a gap, so that the pair (q, k, v;
+   gate, up) is one matrix and one product.                                                              */
+#define WRPO__WEIGHTS(X) \
+    X(embed_tokens,             ONCE,      "model.embed_tokens.weight",       V,     D, true,              false) \
+    X(input_layernorm,          PER_LAYER, "input_layernorm.weight",          D,     0, true,              false) \
+    X(q_proj,                   PER_LAYER, "self_attn.q_proj.weight",         H * d, D, true,              false) \
+    X(k_proj,                   PER_LAYER, "self_attn.k_proj.weight",         G * d, D, true,              JOINED) \
+    X(v_proj,                   PER_LAYER, "self_attn.v_proj.weight",         G * d, D, true,              JOINED) \
+    X(q_bias,                   PER_LAYER, "self_attn.q_proj.bias",           H * d, 0, c->attention_bias, false) \
+    X(k_bias,                   PER_LAYER, "self_attn.k_proj.bias",           G * d, 0, c->attention_bias, JOINED) \
+    X(v_bias,                   PER_LAYER, "self_attn.v_proj.bias",           G * d, 0, c->attention_bias, JOINED) \
+    X(q_norm,                   PER_LAYER, "self_attn.q_norm.weight",         d,     0, c->qk_norm,        false) \
+    X(k_norm,                   PER_LAYER, "self_attn.k_norm.weight",         d,     0, c->qk_norm,        false) \
+    X(o_proj,                   PER_LAYER, "self_attn.o_proj.weight",         D, H * d, true,              false) \
+    X(o_bias,                   PER_LAYER, "self_attn.o_proj.bias",           D,     0, c->output_bias,    false) \
+    X(post_attention_layernorm, PER_LAYER, "post_attention_layernorm.weight", D,     0, true,              false) \
+    X(gate_proj,                PER_LAYER, "mlp.gate_proj.weight",            I,     D, true,              false) \
+    X(up_proj,                  PER_LAYER, "mlp.up_proj.weight",              I,     D, true,              JOINED) \
+    X(down_proj,                PER_LAYER, "mlp.down_proj.weight",            D,     I, true,              false) \
+    X(norm,                     AT_END,    "model.norm.weight",               D,     0, true,              false) \
+    X(lm_head,                  AT_END,    "lm_head.weight",                  V,     D, !c->tie_word_embeddings, false)
+typedef enum wrpo__kind {
+#define WRPO__X(field, scope, name, rows, cols, exists, joined) WRPO__W_##field,
+    WRPO__WEIGHTS(WRPO__X)
+#undef WRPO__X
+    WRPO__KINDS
+} wrpo__kind;
+
+struct wrpo_model {
+    wrpo_ctx *ctx;
+    wrpo__arena *arena;
+    wrpo_config config;
+    const char *dir;                 /* where config.json and the side files lie that a save copies */
+    wrpo_dtype dtype;                /* of the checkpoint: what a save writes by default */
+    const char *tokenizer_dir;       /* the same for the tokenizer's files; dir unless made by wrpo_model_init */
+    wrpo_weight *weights; int64_t n_weights;
+    int64_t *at;                     /* [L][KINDS] -> index into weights, -1 where it does not exist */
+    int64_t count;                   /* numbers in params, gaps included (gaps stay 0) */
+    float *params;                   /* the backend's memory; weights[i].data point into it */
+};
+/* The weight of this kind in layer l (0 for those outside the layers); NULL where the model has none. */
+static const wrpo_weight *wrpo__weight(const wrpo_model *model, wrpo__kind kind, int64_t l) {
+    int64_t i = model->at[l * WRPO__KINDS + (int64_t)kind];
+    return i < 0 ? NULL : &model->weights[i];
+}
+#define WRPO__W(model, field, l) wrpo__weight(model, WRPO__W_##field, l)
+
+/* Walks the table for a config. With model NULL it only counts: *weights tensors, *count numbers with gaps.
+   With model, weights and at are filled in; data still holds offsets from params == NULL. */
+static void wrpo__layout_weights(const wrpo_config *c, wrpo_model *model, int64_t *weights, int64_t *count, int64_t *parameters) {
+    enum { ONCE, PER_LAYER, AT_END, JOINED = 1 };
+    const int64_t V = c->vocab_size, D = c->hidden_size, I = c->intermediate_size, d = c->head_dim;
+    const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, L = c->num_hidden_layers;
+    const struct { int scope, joined; bool exists; const char *name; int64_t rows, cols; } table[] = {
+#define WRPO__X(field, scope, name, rows, cols, exists, joined) {scope, joined, exists, name, rows, cols},
+        WRPO__WEIGHTS(WRPO__X)
+#undef WRPO__X
+    };
+    int64_t n = 0, offset = 0, total = 0;
+    for (int scope = ONCE; scope <= AT_END; scope++)
+        for (int64_t l = 0; l < (scope == PER_LAYER ? L : 1); l++)
+            for (int64_t kind = 0; kind < WRPO__KINDS; kind++) {
+                if (table[kind].scope != scope || !table[kind].exists) continue;
+                int64_t size = table[kind].rows * WRPO__MAX(table[kind].cols, 1);
+                if (!table[kind].joined) offset = (offset + 15) / 16 * 16;
+                if (model) {
+                    wrpo_weight *w = &model->weights[n];
+                    w->name = scope == PER_LAYER ? wrpo__format(model->arena, "model.layers.%lld.%s", (long long)l, table[kind].name) : table[kind].name;
+                    w->rows = table[kind].rows, w->cols = WRPO__MAX(table[kind].cols, 1);
+                    w->vector = table[kind].cols == 0, w->decay = !w->vector;
+                    w->data = model->params ? model->params + offset : NULL;
+                    for (int64_t k = scope == PER_LAYER ? l : 0; k <= (scope == PER_LAYER ? l : L - 1); k++) model->at[k * WRPO__KINDS + kind] = n;
+                }
+                n++, offset += size, total += size;
+            }
+    if (weights) *weights = n;
+    if (count) *count = (offset + 15) / 16 * 16;
+    if (parameters) *parameters = total;
+}
+
+static int64_t wrpo__layer_window(const wrpo_config *c, int64_t l) { return c->sliding_layers[l / 64] >> l % 64 & 1 ? c->sliding_window : 0; }
+
+/* ---- memory of the backend, owned by an arena ---- */
+typedef struct wrpo__device_block { wrpo_ctx *ctx; void *p; size_t n; } wrpo__device_block;
+static void wrpo__device_release(void *p) {
+    wrpo__device_block *b = p;
+    if (!b->p) return;
+    b->ctx->desc.backend->release(b->ctx->dev, b->p);
+    b->ctx->bytes -= b->n;
+}
+static void *wrpo__device_alloc(wrpo__arena *arena, size_t n, const char *what) {
+    wrpo_ctx *ctx = arena->ctx;
+    wrpo__device_block *b = WRPO__NEW(arena, wrpo__device_block);
+    b->ctx = ctx, b->n = n;
+    wrpo__on_free(arena, wrpo__device_release, b);
+    b->p = ctx->desc.backend->alloc(ctx->dev, WRPO__MAX(n, 1));
+    if (!b->p) wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: %s: %zu bytes wanted, %zu held", what, n, ctx->bytes);
+    ctx->bytes += n;
+    if (ctx->bytes > ctx->peak) ctx->peak = ctx->bytes;
+    return b->p;
+}
+/* A layout is run twice over one text: on base NULL to measure, on real memory to assign. */
+typedef struct wrpo__bump { char *base; size_t used; bool overflow; } wrpo__bump;
+static void *wrpo__take(wrpo__bump *b, int64_t rows, int64_t cols, size_t bytes) {
+    size_t at = b->used, size = (size_t)rows * (size_t)cols;
+    if (cols > 0 && (size_t)rows > SIZE_MAX / 16 / (size_t)cols) b->overflow = true;
+    b->used += (size * bytes + WRPO__ALIGN - 1) / WRPO__ALIGN * WRPO__ALIGN;
+    if (b->used < at || b->used > SIZE_MAX / 2) b->overflow = true;
+    return b->base ? b->base + at : NULL;
+}
+static wrpo_model *wrpo__model_new(wrpo__arena *arena, const wrpo_config *config) {
+    wrpo_model *model = WRPO__NEW(arena, wrpo_model);
+    model->ctx = arena->ctx, model->arena = arena, model->config = *config;
+    wrpo__layout_weights(config, NULL, &model->n_weights, &model->count, NULL);
+    model->weights = wrpo__alloc(arena, (size_t)model->n_weights, sizeof *model->weights);
+    model->at = wrpo__alloc(arena, (size_t)config->num_hidden_layers, WRPO__KINDS * sizeof *model->at);
+    for (int64_t i = 0; i < config->num_hidden_layers * WRPO__KINDS; i++) model->at[i] = -1;
+    size_t bytes = wrpo__mul(arena->ctx, (size_t)model->count, sizeof(float));
+    model->params = wrpo__device_alloc(arena, bytes, "weights");
+    arena->ctx->desc.backend->zero(arena->ctx->dev, model->params, bytes);
+    wrpo__layout_weights(config, model, NULL, NULL, NULL);
+    return model;
+}
+WRPO_API const wrpo_config *wrpo_model_config(const wrpo_model *model) { return &model->config; }
+WRPO_API int64_t wrpo_model_weights(const wrpo_model *model, const wrpo_weight **out) {
+    if (out) *out = model->weights;
+    return model->n_weights;
+}
+WRPO_API int64_t wrpo_model_parameters(const wrpo_model *model) {
+    int64_t n;
+    wrpo__layout_weights(&model->config, NULL, NULL, NULL, &n);
+    return n;
+}
+WRPO_API void wrpo_model_free(wrpo_model *model) {
+    if (model) wrpo__arena_free(model->arena);
+}
+
+/* -------------------------------------------------------------------------------------------- >>model
+   The decoder, forward and backward, over a packed micro-batch. Written once, in ops of the backend table.
+
+   Packing. A record is one prompt of P tokens and K responses of R_k tokens; it takes P + sum R_k rows:
+
+       row   0 ...  P-1 | P ... P+R_1-1 | ...            the prompt's hidden states are computed once.
+             prompt     | response 1    | response 2     Positions of every response go on from P; a response
+       pos   0 ...  P-1 | P ... P+R_1-1 | P ... P+R_2-1  attends to the prompt and, causally, to itself.
+
+   Records follow each other; there is no padding. The token at response position j is predicted by the row
+   before it: the prompt's last row for j = 0. Only those rows ("targets") meet the LM head, in chunks.
+
+   One step on a micro-batch: pack, forward (log-probs), loss on the host, backward (gradients accumulated). */
+
+typedef struct wrpo__acts {          /* what the backward pass needs of one layer; n rows, act_bytes each */
+    void *x;                         /* [n, D]  residual stream entering the layer */
+    void *mid;                       /* [n, D]  after attention */
+    void *qkv;                       /* [n, (H+2G)d]  q and k rotated */
+    void *qk0;                       /* [n, (H+G)d]  q and k before their norms; only with qk_norm */
+    void *o;                         /* [n, Hd]  attention output */
+    void *gu;                        /* [n, 2I]  gate | up */
+    float *rstd_1, *rstd_2;          /* [n] */
+    float *rstd_q, *rstd_k;          /* [n, H], [n, G]; only with qk_norm */
+    float *lse;                      /* [n, H] */
+} wrpo__acts;
+typedef struct wrpo__shape {         /* capacities of a run */
+    int64_t rows;                    /* packed rows; targets and segments are never more */
+    int64_t chunk;                   /* targets per chunk of the head */
+    int64_t recompute;               /* layers [0, recompute) keep only x */
+    bool train;
+} wrpo__shape;
+typedef struct wrpo__run {           /* a workspace for micro-batches, and the one that is packed in it */
+    wrpo_model *model;
+    wrpo__shape shape;
+    /* host */
+    int64_t n, segs, targets;
+    int32_t *h_ids, *h_rows, *h_target;
+    wrpo_seg *h_segs;
+    float *h_rope, *h_logp, *h_coef, *h_mean;          /* rope [n, d/2, 2]; mean [n]: mean logit of each row, if wanted */
+    /* backend */
+    int32_t *ids, *rows, *target;
+    wrpo_seg *d_segs;
+    float *rope, *inv_freq;          /* inv_freq [d/2] is on the host */
+    double rope_scale;
+    float *logp, *lse, *coef, *mean, *mean_w;          /* mean_w [D]: sum of the LM head's rows */
+    wrpo__acts *layer;               /* [L + 1]; x of the last one enters the final norm */
+    wrpo__acts scratch;              /* shared by layers that keep nothing */
+    void *norm, *h;                  /* [n, D], [n, I]: a norm's output, the MLP's inside; valid within a layer */
+    void *y;                         /* [n, D]  final norm's output */
+    float *rstd_f;
+    void *hid, *dhid; float *logits; /* [chunk, D], [chunk, D], [chunk, V] */
+    void *dlogits;                   /* logits itself where activations are float */
+    void *dx, *dqkv, *dgu, *d_o, *dh, *dy;             /* backward only */
+    void *attn_scratch;
+    size_t bytes, head_bytes;
+} wrpo__run;
+
+/* Bytes and places of a run on the backend. */
+static void wrpo__run_layout(wrpo_ctx *ctx, const wrpo_config *c, const wrpo__shape *s, wrpo__run *r, wrpo__bump *b) {
+    const wrpo_backend *be = ctx->desc.backend;
+    const size_t A = (size_t)be->act_bytes, F = sizeof(float);
+    const int64_t V = c->vocab_size, D = c->hidden_size, I = c->intermediate_size, d = c->head_dim, L = c->num_hidden_layers;
+    const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, n = s->rows;
+    r->ids = wrpo__take(b, n, 1, 4), r->rows = wrpo__take(b, n, 1, 4), r->target = wrpo__take(b, n, 1, 4);
+    r->d_segs = wrpo__take(b, n, 1, sizeof(wrpo_seg));
+    r->rope = wrpo__take(b, n, d, F);
+    r->logp = wrpo__take(b, n, 1, F), r->lse = wrpo__take(b, n, 1, F), r->coef = wrpo__take(b, n, 1, F);
+    r->mean = wrpo__take(b, n, 1, F), r->mean_w = wrpo__take(b, D, 1, F);
+    for (int64_t l = -1; l <= L; l++) {                /* -1: the scratch layer; L: only x */
+        wrpo__acts *a = l < 0 ? &r->scratch : b->base ? &r->layer[l] : &(wrpo__acts){0};
+        bool full = l < 0 ? !s->train || s->recompute > 0 : s->train && l < L && l >= s->recompute;
+        bool x = l < 0 ? !s->train : s->train;
+        a->x = x ? wrpo__take(b, n, D, A) : NULL;
+        if (!full) continue;
+        a->mid = s->train ? wrpo__take(b, n, D, A) : a->x;
+        a->qkv = wrpo__take(b, n, (H + 2 * G) * d, A);
+        a->qk0 = c->qk_norm ? wrpo__take(b, n, (H + G) * d, A) : NULL;
+        a->o = wrpo__take(b, n, H * d, A);
+        a->gu = wrpo__take(b, n, 2 * I, A);
+        a->rstd_1 = wrpo__take(b, n, 1, F), a->rstd_2 = wrpo__take(b, n, 1, F);
+        a->rstd_q = c->qk_norm ? wrpo__take(b, n, H, F) : NULL, a->rstd_k = c->qk_norm ? wrpo__take(b, n, G, F) : NULL;
+        a->lse = wrpo__take(b, n, H, F);
+    }
+    r->norm = wrpo__take(b, n, D, A), r->h = wrpo__take(b, n, I, A);
+    r->y = wrpo__take(b, n, D, A), r->rstd_f = wrpo__take(b, n, 1, F);
+    size_t before_head = b->used;
+    r->hid = wrpo__take(b, s->chunk, D, A), r->logits = wrpo__take(b, s->chunk, V, F);
+    if (s->train) {
+        r->dhid = wrpo__take(b, s->chunk, D, A);
+        r->dlogits = A == F ? r->logits : wrpo__take(b, s->chunk, V, A);
+    }
+    r->head_bytes = b->used - before_head;
+    if (s->train) {
+        r->dx = wrpo__take(b, n, D, A), r->dy = wrpo__take(b, n, D, A);
+        r->dqkv = wrpo__take(b, n, (H + 2 * G) * d, A), r->d_o = wrpo__take(b, n, H * d, A);
+        r->dgu = wrpo__take(b, n, 2 * I, A), r->dh = wrpo__take(b, n, I, A);
+        r->attn_scratch = wrpo__take(b, (int64_t)be->attention_scratch(ctx->dev, n, H, G, d), 1, 1);
+    }
+    r->bytes = b->used;
+}
+/* Targets per chunk of the head: about 64 MiB of logits, 32 to 512 of them. */
+static int64_t wrpo__head_chunk(const wrpo_config *c, int64_t rows) {
+    int64_t chunk = ((int64_t)64 << 20) / (4 * c->vocab_size) / 32 * 32;
+    return WRPO__MIN(rows, WRPO__MAX(32, WRPO__MIN(512, chunk)));
+}
+/* Host bytes of the packing buffers, per row. */
+static size_t wrpo__run_host_bytes(const wrpo_config *c, int64_t rows) {
+    return (size_t)rows * (3 * sizeof(int32_t) + sizeof(wrpo_seg) + 3 * sizeof(float) + (size_t)c->head_dim * sizeof(float));
+}
+
+/* ---- rotary embedding (Su et al. 2021): inverse frequencies, in the float arithmetic of the reference ---- */
+static void wrpo__inv_freq(const wrpo_config *c, float *inv, double *scale) {
+    const wrpo_rope *p = &c->rope;
+    const int64_t d = c->head_dim;
+    const double pi = 3.14159265358979323846;
+    *scale = 1;
+    for (int64_t i = 0; i < d / 2; i++) inv[i] = 1.0f / powf((float)p->theta, (float)(2 * i) / (float)d);
+    if (p->type == WRPO_ROPE_LINEAR)
+        for (int64_t i = 0; i < d / 2; i++) inv[i] /= (float)p->factor;
+    if (p->type == WRPO_ROPE_LLAMA3) {                 /* long waves slowed by factor, short ones kept, a ramp between */
+        const float low = (float)((double)p->original_max_position_embeddings / p->low_freq_factor);
+        const float high = (float)((double)p->original_max_position_embeddings / p->high_freq_factor);
+        for (int64_t i = 0; i < d / 2; i++) {
+            float wave = (float)(2 * pi) / inv[i];
+            float smooth = ((float)p->original_max_position_embeddings / wave - (float)p->low_freq_factor)
+                         / (float)(p->high_freq_factor - p->low_freq_factor);
+            if (wave > low) inv[i] /= (float)p->factor;
+            else if (wave >= high) inv[i] = (1 - smooth) * (inv[i] / (float)p->factor) + smooth * inv[i];
+        }
+    }
+    if (p->type == WRPO_ROPE_YARN) {                   /* Peng et al. 2023: by number of turns within the original length */
+        double length = (double)p->original_max_position_embeddings;
+        double first = (double)d * log(length / (p->beta_fast * 2 * pi)) / (2 * log(p->theta));
+        double last = (double)d * log(length / (p->beta_slow * 2 * pi)) / (2 * log(p->theta));
+        if (p->yarn_truncate) first = floor(first), last = ceil(last);
+        first = WRPO__MAX(first, 0), last = WRPO__MIN(last, (double)(d - 1));
+        if (first == last) last += 0.001;
+        for (int64_t i = 0; i < d / 2; i++) {
+            float ramp = ((float)i - (float)first) / (float)(last - first);
+            float keep = 1 - WRPO__MIN(WRPO__MAX(ramp, 0.0f), 1.0f);
+            inv[i] = inv[i] / (float)p->factor * (1 - keep) + inv[i] * keep;
+        }
+        *scale = p->attention_factor;
+    }
+}
+
+static wrpo__run *wrpo__run_new(wrpo__arena *arena, wrpo_model *model, const wrpo__shape *shape) {
+    const wrpo_config *c = &model->config;
+    const size_t n = (size_t)shape->rows;
+    wrpo__run *r = WRPO__NEW(arena, wrpo__run);
+    r->model = model, r->shape = *shape;
+    r->layer = wrpo__alloc(arena, (size_t)c->num_hidden_layers + 1, sizeof *r->layer);
+    wrpo__bump b = {0};
+    wrpo__run_layout(arena->ctx, c, shape, r, &b);
+    if (b.overflow) wrpo__fail(arena->ctx, WRPO_E_MEMORY, "out of memory: %lld rows of this model do not fit into the address space", (long long)shape->rows);
+    b = (wrpo__bump){.base = wrpo__device_alloc(arena, b.used, "activations")};
+    wrpo__run_layout(arena->ctx, c, shape, r, &b);
+    r->h_ids = wrpo__raw(arena, n, 4), r->h_rows = wrpo__raw(arena, n, 4), r->h_target = wrpo__raw(arena, n, 4);
+    r->h_segs = wrpo__raw(arena, n, sizeof(wrpo_seg));
+    r->h_rope = wrpo__raw(arena, n, (size_t)c->head_dim * sizeof(float));
+    r->h_logp = wrpo__raw(arena, n, 4), r->h_coef = wrpo__raw(arena, n, 4), r->h_mean = wrpo__raw(arena, n, 4);
+    r->inv_freq = wrpo__alloc(arena, (size_t)c->head_dim / 2, sizeof(float));
+    wrpo__inv_freq(c, r->inv_freq, &r->rope_scale);
+    return r;
+}
+
+/* ---- packing ---- */
+static int64_t wrpo__record_rows(const wrpo_record *record) {
+    int64_t n = record->prompt_count;
+    for (int k = 0; k < record->count; k++) n += record->responses[k].count;
+    return n;
+}
+static void wrpo__pack_begin(wrpo__run *r) { r->n = r->segs = r->targets = 0; }
+/* One run of rows at positions from `position`; the caller has made sure that it fits. */
+static void wrpo__pack_seg(wrpo__run *r, const int32_t *ids, int64_t count, int64_t position, int64_t prefix, int64_t prefix_end) {
+    const int64_t half = r->model->config.head_dim / 2;
+    for (int64_t i = 0; i < count; i++) {
+        r->h_ids[r->n + i] = ids[i];
+        for (int64_t k = 0; k < half; k++) {
+            float angle = (float)(position + i) * r->inv_freq[k], *t = r->h_rope + ((r->n + i) * half + k) * 2;
+            t[0] = cosf(angle) * (float)r->rope_scale, t[1] = sinf(angle) * (float)r->rope_scale;
+        }
+    }
+    r->h_segs[r->segs++] = (wrpo_seg){r->n, r->n + count, prefix, prefix_end};
+    r->n += count;
+}
+static void wrpo__pack_record(wrpo__run *r, const wrpo_record *record) {
+    const int64_t first = r->n, P = record->prompt_count;
+    wrpo__pack_seg(r, record->prompt, P, 0, first, first);
+    for (int k = 0; k < record->count; k++) {
+        const wrpo_tokens *y = &record->responses[k];
+        for (int64_t j = y->first; j < y->count; j++) {
+            r->h_rows[r->targets] = (int32_t)(j ? r->n + j - 1 : first + P - 1);
+            r->h_target[r->targets++] = y->ids[j];
+        }
+        wrpo__pack_seg(r, y->ids, y->count, P, first, first + P);
+    }
+}
+static void wrpo__pack_end(wrpo__run *r) {
+    wrpo_ctx *ctx = r->model->ctx;
+    const wrpo_backend *be = ctx->desc.backend;
+    be->put(ctx->dev, r->ids, r->h_ids, (size_t)r->n * 4);
+    be->put(ctx->dev, r->rows, r->h_rows, (size_t)r->targets * 4);
+    be->put(ctx->dev, r->target, r->h_target, (size_t)r->targets * 4);
+    be->put(ctx->dev, r->d_segs, r->h_segs, (size_t)r->segs * sizeof(wrpo_seg));
+    be->put(ctx->dev, r->rope, r->h_rope, (size_t)(r->n * r->model->config.head_dim) * sizeof(float));
+}
+
+/* ---- linear layers ----
+   Weights that the table joins are one matrix: y[n, sum of rows] = x W' with as few products as memory allows. */
+typedef struct wrpo__linear { const wrpo_weight *w[3]; const wrpo_weight *b[3]; } wrpo__linear;
+#define WRPO__ROWS(w) ((w) ? (w)->rows : 0)
+static int wrpo__joined(const wrpo__linear *lin, int i, int64_t *rows) {   /* end of the run of joined weights from i; its rows */
+    *rows = lin->w[i]->rows;
+    int j = i + 1;
+    for (; j < 3 && lin->w[j] && lin->w[j]->data == lin->w[i]->data + *rows * lin->w[i]->cols; j++) *rows += lin->w[j]->rows;
+    return j;
+}
+static void *wrpo__at(const wrpo_backend *be, const void *p, int64_t i) { return (char *)(uintptr_t)p + i * be->act_bytes; }
+static void wrpo__linear_fwd(wrpo_ctx *ctx, const wrpo__linear *lin, void *y, int64_t ldy, const void *x, int64_t n, float beta) {
+    const wrpo_backend *be = ctx->desc.backend;
+    int64_t rows, at = 0, cols = lin->w[0]->cols;
+    for (int i = 0, j; i < 3 && lin->w[i]; i = j, at += rows) {
+        j = wrpo__joined(lin, i, &rows);
+        be->gemm(ctx->dev, WRPO_NT, wrpo__at(be, y, at), ldy, x, cols, lin->w[i]->data, cols, n, rows, cols, beta);
+    }
+    at = 0;
+    for (int i = 0; i < 3 && lin->w[i]; at += lin->w[i]->rows, i++)
+        if (lin->b[i]) be->bias(ctx->dev, wrpo__at(be, y, at), ldy, lin->b[i]->data, n, lin->b[i]->rows);
+}
+/* dx = dy W (dx NULL: not wanted);  dW += dy' x;  db += sum dy.  grads mirrors params. */
+static void wrpo__linear_bwd(wrpo_model *model, const wrpo__linear *lin, void *dx, float *grads, const void *dy, int64_t lddy, const void *x, int64_t n) {
+    wrpo_ctx *ctx = model->ctx;
+    const wrpo_backend *be = ctx->desc.backend;
+    int64_t rows, at = 0, cols = lin->w[0]->cols;
+    for (int i = 0, j; i < 3 && lin->w[i]; i = j, at += rows) {
+        j = wrpo__joined(lin, i, &rows);
+        const void *part = wrpo__at(be, dy, at);
+        if (dx) be->gemm(ctx->dev, WRPO_NN, dx, cols, part, lddy, lin->w[i]->data, cols, n, cols, rows, at ? 1.0f : 0.0f);
+        be->gemm(ctx->dev, WRPO_TN, grads + (lin->w[i]->data - model->params), cols, part, lddy, x, cols, rows, cols, n, 1);
+    }
+    at = 0;
+    for (int i = 0; i < 3 && lin->w[i]; at += lin->w[i]->rows, i++)
+        if (lin->b[i]) be->bias_bwd(ctx->dev, grads + (lin->b[i]->data - model->params), wrpo__at(be, dy, at), lddy, n, lin->b[i]->rows);
+}
+
+/* ---- one layer ---- */
+typedef struct wrpo__layer_weights { wrpo__linear qkv, o, gu, down; const wrpo_weight *norm_1, *norm_2, *norm_q, *norm_k; } wrpo__layer_weights;
+static wrpo__layer_weights wrpo__layer_of(const wrpo_model *m, int64_t l) {
+    wrpo__layer_weights w = {
+        .qkv = {{WRPO__W(m, q_proj, l), WRPO__W(m, k_proj, l), WRPO__W(m, v_proj, l)}, {WRPO__W(m, q_bias, l), WRPO__W(m, k_bias, l), WRPO__W(m, v_bias, l)}},
+        .o = {{WRPO__W(m, o_proj, l)}, {WRPO__W(m, o_bias, l)}},
+        .gu = {{WRPO__W(m, gate_proj, l), WRPO__W(m, up_proj, l)}, {NULL}},
+        .down = {{WRPO__W(m, down_proj, l)}, {NULL}},
+        .norm_1 = WRPO__W(m, input_layernorm, l), .norm_2 = WRPO__W(m, post_attention_layernorm, l),
+        .norm_q = WRPO__W(m, q_norm, l), .norm_k = WRPO__W(m, k_norm, l)};
+    return w;
+}
+static wrpo_attn wrpo__attn_of(const wrpo__run *r, int64_t l) {
+    const wrpo_config *c = &r->model->config;
+    const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, d = c->head_dim;
+    wrpo_attn a = {.n = r->n, .segs = r->d_segs, .n_segs = r->segs, .H = H, .G = G, .d = d,
+                   .ldq = (H + 2 * G) * d, .ldkv = (H + 2 * G) * d, .ldo = H * d,
+                   .window = wrpo__layer_window(c, l), .scale = (float)(1 / sqrt((double)d))};
+    return a;
+}
+/* x -> x_out; everything else goes to a. x, a->mid and x_out may be one place (inference): the stream is then updated
+   in place. x_out NULL: only what the backward pass needs is made. */
+static void wrpo__layer_fwd(wrpo__run *r, int64_t l, const wrpo__acts *a, void *x, void *x_out) {
+    wrpo_ctx *ctx = r->model->ctx;
+    const wrpo_backend *be = ctx->desc.backend;
+    void *dev = ctx->dev;
+    const wrpo_config *c = &r->model->config;
+    const wrpo__layer_weights w = wrpo__layer_of(r->model, l);
+    const int64_t n = r->n, D = c->hidden_size, I = c->intermediate_size, d = c->head_dim;
+    const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, ld = (H + 2 * G) * d;
+    const float eps = (float)c->rms_norm_eps;
+    const size_t stream = (size_t)(n * D) * (size_t)be->act_bytes;
+    void *q = a->qkv, *k = wrpo__at(be, q, H * d), *v = wrpo__at(be, k, G * d);
+    const wrpo_attn attn = wrpo__attn_of(r, l);
+
+    be->rmsnorm(dev, r->norm, D, a->rstd_1, x, D, w.norm_1->data, n, 1, D, eps, 0);        /* 2  a = g_1 x / rms(x) */
+    if (!c->qk_norm) wrpo__linear_fwd(ctx, &w.qkv, q, ld, r->norm, n, 0);                  /* 3  q | k | v = a W' + b */
+    else {
+        const wrpo__linear qk = {{w.qkv.w[0], w.qkv.w[1]}, {w.qkv.b[0], w.qkv.b[1]}}, only_v = {{w.qkv.w[2]}, {w.qkv.b[2]}};
+        const void *k0 = wrpo__at(be, a->qk0, H * d);
+        wrpo__linear_fwd(ctx, &qk, a->qk0, (H + G) * d, r->norm, n, 0);
+        wrpo__linear_fwd(ctx, &only_v, v, ld, r->norm, n, 0);
+        be->rmsnorm(dev, q, ld, a->rstd_q, a->qk0, (H + G) * d, w.norm_q->data, n, H, d, eps, 0);   /* 4  per head (Qwen3) */
+        be->rmsnorm(dev, k, ld, a->rstd_k, k0, (H + G) * d, w.norm_k->data, n, G, d, eps, 0);
+    }
+    be->rope(dev, q, ld, r->rope, n, H + G, d, 1);                                         /* 5  q, k turned by position */
+    be->attention(dev, &attn, a->o, a->lse, q, k, v);                                      /* 6  o = softmax(q k' / sqrt d) v */
+    if (a->mid != x) be->copy(dev, a->mid, x, stream);
+    wrpo__linear_fwd(ctx, &w.o, a->mid, D, a->o, n, 1);                                    /* 7  x' = x + o W' */
+    be->rmsnorm(dev, r->norm, D, a->rstd_2, a->mid, D, w.norm_2->data, n, 1, D, eps, 0);   /* 8  c = g_2 x' / rms(x') */
+    wrpo__linear_fwd(ctx, &w.gu, a->gu, 2 * I, r->norm, n, 0);                             /* 9  g | u = c W' */
+    if (!x_out) return;
+    be->glu(dev, r->h, a->gu, n, I, false);                                                /* 10 h = silu(g) u */
+    if (x_out != a->mid) be->copy(dev, x_out, a->mid, stream);
+    wrpo__linear_fwd(ctx, &w.down, x_out, D, r->h, n, 1);                                  /* 11 x'' = x' + h W' */
+}
+/* r->dx holds dL/dx'' and is turned into dL/dx in place. r->norm and r->h are rebuilt, not kept. */
+static void wrpo__layer_bwd(wrpo__run *r, int64_t l, const wrpo__acts *a, const void *x, float *grads) {
+    wrpo_model *m = r->model;
+    wrpo_ctx *ctx = m->ctx;
+    const wrpo_backend *be = ctx->desc.backend;
+    void *dev = ctx->dev;
+    const wrpo_config *c = &m->config;
+    const wrpo__layer_weights w = wrpo__layer_of(m, l);
+    const int64_t n = r->n, D = c->hidden_size, I = c->intermediate_size, d = c->head_dim;
+    const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, ld = (H + 2 * G) * d;
+    const float eps = (float)c->rms_norm_eps;
+    void *q = a->qkv, *k = wrpo__at(be, q, H * d), *v = wrpo__at(be, k, G * d);
+    void *dq = r->dqkv, *dk = wrpo__at(be, dq, H * d), *dv = wrpo__at(be, dk, G * d);
+    const wrpo_attn attn = wrpo__attn_of(r, l);
+#define WRPO__GRAD(weight) (grads + ((weight)->data - m->params))
+
+    be->glu(dev, r->h, a->gu, n, I, false);
+    wrpo__linear_bwd(m, &w.down, r->dh, grads, r->dx, D, r->h, n);                         /* 11 dh = dx W, dW += dx' h */
+    be->glu_bwd(dev, r->dgu, NULL, r->dh, a->gu, n, I, false);                             /* 10 */
+    be->rmsnorm(dev, r->norm, D, a->rstd_2, a->mid, D, w.norm_2->data, n, 1, D, eps, 0);
+    wrpo__linear_bwd(m, &w.gu, r->dy, grads, r->dgu, 2 * I, r->norm, n);                   /* 9  dc = dgu W */
+    be->rmsnorm_bwd(dev, r->dx, D, WRPO__GRAD(w.norm_2), r->dy, D, r->dx, D, a->mid, D,
+                    w.norm_2->data, a->rstd_2, n, 1, D, 0);                                /* 8  dx' = dx'' + ... */
+    wrpo__linear_bwd(m, &w.o, r->d_o, grads, r->dx, D, a->o, n);                           /* 7  do = dx' W */
+    be->attention_bwd(dev, &attn, dq, dk, dv, r->d_o, a->o, a->lse, q, k, v, r->attn_scratch);   /* 6 */
+    be->rope(dev, dq, ld, r->rope, n, H + G, d, -1);                                       /* 5  turned back */
+    if (c->qk_norm) {                                                                      /* 4 */
+        const void *k0 = wrpo__at(be, a->qk0, H * d);
+        be->rmsnorm_bwd(dev, dq, ld, WRPO__GRAD(w.norm_q), dq, ld, NULL, 0, a->qk0, (H + G) * d, w.norm_q->data, a->rstd_q, n, H, d, 0);
+        be->rmsnorm_bwd(dev, dk, ld, WRPO__GRAD(w.norm_k), dk, ld, NULL, 0, k0, (H + G) * d, w.norm_k->data, a->rstd_k, n, G, d, 0);
+    }
+    be->rmsnorm(dev, r->norm, D, a->rstd_1, x, D, w.norm_1->data, n, 1, D, eps, 0);
+    wrpo__linear_bwd(m, &w.qkv, r->dy, grads, dq, ld, r->norm, n);                         /* 3  da = dqkv W */
+    be->rmsnorm_bwd(dev, r->dx, D, WRPO__GRAD(w.norm_1), r->dy, D, r->dx, D, x, D,
+                    w.norm_1->data, a->rstd_1, n, 1, D, 0);                                /* 2  dx = dx' + ... */
+}
+
+/* ---- the whole model ---- */
+static const wrpo_weight *wrpo__head(const wrpo_model *m) {
+    return m->config.tie_word_embeddings ? WRPO__W(m, embed_tokens, 0) : WRPO__W(m, lm_head, 0);
+}
+static void wrpo__sync(wrpo_ctx *ctx) {
+    wrpo_error why = {WRPO_E_DEVICE, 0, 0, ""};
+    if (ctx->desc.backend->sync(ctx->dev, &why) != WRPO_OK) wrpo__fail(ctx, why.code, "%s: %s", ctx->desc.backend->name, why.text);
+}
+/* Log-probs of all targets into r->h_logp; with means, the mean logit over the vocabulary of every row into r->h_mean. */
+static void wrpo__forward(wrpo__run *r, bool means) {
+    wrpo_model *m = r->model;
+    wrpo_ctx *ctx = m->ctx;
+    const wrpo_backend *be = ctx->desc.backend;
+    void *dev = ctx->dev;
+    const wrpo_config *c = &m->config;
+    const wrpo_weight *head = wrpo__head(m);
+    const int64_t D = c->hidden_size, V = c->vocab_size, L = c->num_hidden_layers;
+    const bool train = r->shape.train;
+    void *x = train ? r->layer[0].x : r->scratch.x;
+    be->embed(dev, x, WRPO__W(m, embed_tokens, 0)->data, r->ids, r->n, D, 1);              /* 1  x = E[ids] */
+    for (int64_t l = 0; l < L; l++) {
+        void *x_out = train ? r->layer[l + 1].x : r->scratch.x;
+        wrpo__layer_fwd(r, l, train && l >= r->shape.recompute ? &r->layer[l] : &r->scratch, x, x_out);
+        x = x_out;
+    }
+    be->rmsnorm(dev, r->y, D, r->rstd_f, x, D, WRPO__W(m, norm, 0)->data, r->n, 1, D, (float)c->rms_norm_eps, 0);   /* 12 y */
+    for (int64_t t = 0; t < r->targets; t += r->shape.chunk) {                             /* 13 log softmax(y W')[target] */
+        int64_t count = WRPO__MIN(r->shape.chunk, r->targets - t);
+        be->gather(dev, r->hid, r->y, r->rows + t, count, D);
+        be->gemm(dev, WRPO_NT_LOGITS, r->logits, V, r->hid, D, head->data, D, count, V, D, 0);
+        be->logprob(dev, r->logp + t, r->lse + t, r->logits, r->target + t, count, V, 0);
+    }
+    if (means) {                     /* mean_v(y W_v) = y (sum_v W_v) / V: one vector, not V columns */
+        be->zero(dev, r->mean_w, (size_t)D * sizeof(float));
+        be->bias_bwd(dev, r->mean_w, head->data, D, V, D);
+        be->gemm(dev, WRPO_NT_LOGITS, r->mean, 1, r->y, D, r->mean_w, D, r->n, 1, D, 0);
+        be->get(dev, r->h_mean, r->mean, (size_t)r->n * sizeof(float));
+        for (int64_t i = 0; i < r->n; i++) r->h_mean[i] /= (float)V;
+    }
+    be->get(dev, r->h_logp, r->logp, (size_t)r->targets * sizeof(float));
+    wrpo__sync(ctx);
+}
+/* Adds the gradient of sum_t coef[t] logp[t] (r->h_coef, filled by the caller) to grads, which mirrors params.
+   Targets with coefficient 0 drop out of the head. The packed arrays of targets are reordered. */
+static void wrpo__backward(wrpo__run *r, float *grads) {
+    wrpo_model *m = r->model;
+    wrpo_ctx *ctx = m->ctx;
+    const wrpo_backend *be = ctx->desc.backend;
+    void *dev = ctx->dev;
+    const wrpo_config *c = &m->config;
+    const wrpo_weight *head = wrpo__head(m), *norm = WRPO__W(m, norm, 0), *embed = WRPO__W(m, embed_tokens, 0);
+    const int64_t D = c->hidden_size, V = c->vocab_size, L = c->num_hidden_layers, n = r->n;
+    int64_t live = 0;
+    for (int64_t t = 0; t < r->targets; t++)
+        if (r->h_coef[t] != 0) r->h_rows[live] = r->h_rows[t], r->h_target[live] = r->h_target[t], r->h_coef[live++] = r->h_coef[t];
+    r->targets = live;
+    be->put(dev, r->rows, r->h_rows, (size_t)live * 4);
+    be->put(dev, r->target, r->h_target, (size_t)live * 4);
+    be->put(dev, r->coef, r->h_coef, (size_t)live * sizeof(float));
+
+    be->zero(dev, r->dy, (size_t)(n * D) * (size_t)be->act_bytes);
+    for (int64_t t = 0; t < live; t += r->shape.chunk) {                                   /* 13 logits once more, then their gradient */
+        int64_t count = WRPO__MIN(r->shape.chunk, live - t);
+        be->gather(dev, r->hid, r->y, r->rows + t, count, D);
+        be->gemm(dev, WRPO_NT_LOGITS, r->logits, V, r->hid, D, head->data, D, count, V, D, 0);
+        be->logprob(dev, r->logp, r->lse, r->logits, r->target + t, count, V, 0);
+        be->logprob_bwd(dev, r->dlogits, r->logits, r->target + t, r->lse, r->coef + t, count, V, 0);
+        be->gemm(dev, WRPO_NN, r->dhid, D, r->dlogits, V, head->data, D, count, D, V, 0);
+        be->gemm(dev, WRPO_TN, WRPO__GRAD(head), D, r->dlogits, V, r->hid, D, V, D, count, 1);
+        be->gather_bwd(dev, r->dy, r->dhid, r->rows + t, count, D);
+    }
+    be->rmsnorm_bwd(dev, r->dx, D, WRPO__GRAD(norm), r->dy, D, NULL, 0, r->layer[L].x, D,
+                    norm->data, r->rstd_f, n, 1, D, 0);                                    /* 12 */
+    for (int64_t l = L - 1; l >= 0; l--) {
+        const wrpo__acts *a = l >= r->shape.recompute ? &r->layer[l] : &r->scratch;
+        if (a == &r->scratch) wrpo__layer_fwd(r, l, a, r->layer[l].x, NULL);               /* what was not kept is made again */
+        wrpo__layer_bwd(r, l, a, r->layer[l].x, grads);
+    }
+    be->embed_bwd(dev, WRPO__GRAD(embed), r->dx, r->ids, n, D, 1);                         /* 1 */
+    wrpo__sync(ctx);
+}
+
+/* --------------------------------------------------------------------------------------------- >>json
+   RFC 8259, strictly: valid UTF-8, no byte order mark, no lone surrogate, no key twice in an object, one
+   value and nothing behind it. One pass without recursion. Every node knows its line and column.       */
+enum { WRPO__JSON_DEPTH = 256, WRPO__JSON_SCAN = 16 /* members up to which keys are compared in pairs */ };
+typedef char wrpo__shown[96];
+
+/* Foreign text in one of our sentences: control characters escaped, bytes that are not UTF-8 as '?', cut to fit. */
+static const char *wrpo__show(char *out, const char *s, size_t n) {
+    size_t used = 0;
+    for (size_t at = 0, size; at < n; at += size) {
+        int32_t c = wrpo__utf8_get(s + at, n - at, &size);
+        char part[16] = "?";
+        if (c >= 0 && (c < 0x20 || (c >= 0x7F && c < 0xA0))) snprintf(part, sizeof part, "\\u%04X", (unsigned)c);
+        else if (c >= 0) memcpy(part, s + at, size), part[size] = 0;
+        size_t k = strlen(part);
+        if (used + k + 4 > sizeof(wrpo__shown)) { memcpy(out + used, "...", 3); used += 3; break; }
+        memcpy(out + used, part, k);
+        used += k;
+    }
+    out[used] = 0;
+    return out;
+}
+
+/* ---- read ---- */
+typedef struct wrpo__json_in {
+    wrpo__arena *arena;
+    const char *name;
+    const char *at, *end;            /* what is left to read */
+    const char *line_begin; int64_t line;
+    int64_t inner;                   /* bytes of this line that continue a code point: they are no columns */
+    char *out;                       /* where the next unescaped text goes */
+} wrpo__json_in;
+
+_Noreturn static void wrpo__json_stop(wrpo__json_in *in, wrpo_result code, const char *want, const char *found) {
+    int64_t column = in->at - in->line_begin - in->inner + 1;
+    wrpo__fail_at(in->arena->ctx, code, in->line, column, "%s:%lld:%lld: want %s, found %s", in->name, (long long)in->line, (long long)column, want, found);
+}
+/* The reader stands on what must not be there. */
+_Noreturn static void wrpo__json_expect(wrpo__json_in *in, const char *want) {
+    char found[128];
+    wrpo__shown shown;
+    size_t n = (size_t)(in->end - in->at), size;
+    int32_t c = n ? wrpo__utf8_get(in->at, n, &size) : 0;
+    if (!n) snprintf(found, sizeof found, "the end of the text");
+    else if (c < 0) snprintf(found, sizeof found, "byte 0x%02X, which is not UTF-8 here", (unsigned char)*in->at);
+    else if (c == 0xFEFF) snprintf(found, sizeof found, "a byte order mark");
+    else if (c < 0x20) snprintf(found, sizeof found, "the control character U+%04X", (unsigned)c);
+    else {
+        size_t word = 0;                               /* NaN, True, undefined: shown whole */
+        while (word < n && word < 24 && ((in->at[word] | 32) >= 'a' && (in->at[word] | 32) <= 'z')) word++;
+        snprintf(found, sizeof found, "'%s'", wrpo__show(shown, in->at, word ? word : size));
+    }
+    wrpo__json_stop(in, WRPO_E_FORMAT, want, found);
+}
+static char wrpo__json_peek(const wrpo__json_in *in) { return in->at < in->end ? *in->at : 0; }   /* 0 is nowhere valid */
+static void wrpo__json_space(wrpo__json_in *in) {
+    for (; in->at < in->end; in->at++) {
+        char c = *in->at;
+        if (c == '\n') in->line++, in->line_begin = in->at + 1, in->inner = 0;
+        else if (c != ' ' && c != '\t' && c != '\r') return;
+    }
+}
+static uint32_t wrpo__json_hex4(wrpo__json_in *in) {
+    uint32_t c = 0;
+    for (int i = 0; i < 4; i++, in->at++) {
+        char d = wrpo__json_peek(in), low = (char)(d | 32);
+        if (d >= '0' && d <= '9') c = c << 4 | (uint32_t)(d - '0');
+        else if (low >= 'a' && low <= 'f') c = c << 4 | (uint32_t)(low - 'a' + 10);
+        else wrpo__json_expect(in, "four hexadecimal digits after \\u");
+    }
+    return c;
+}
+/* The code point behind \u, the other half of its pair included. */
+static uint32_t wrpo__json_unicode(wrpo__json_in *in) {
+    const char *begin = in->at - 2;
+    char found[32];
+    uint32_t c = wrpo__json_hex4(in);
+    if (c < 0xD800 || c > 0xDFFF) return c;
+    if (c < 0xDC00 && in->end - in->at >= 2 && in->at[0] == '\\' && in->at[1] == 'u') {
+        in->at += 2;
+        uint32_t low = wrpo__json_hex4(in);
+        if (low >= 0xDC00 && low <= 0xDFFF) return 0x10000 + ((c - 0xD800) << 10) + (low - 0xDC00);
+    }
+    in->at = begin;
+    snprintf(found, sizeof found, "\\u%04X alone", (unsigned)c);
+    wrpo__json_stop(in, WRPO_E_FORMAT, "both halves of a surrogate pair", found);
+}
+/* A string, from behind its opening quote. Unescaped it is never longer than it stands in the text, quotes against
+   NUL; numbers have a byte behind them. So one buffer of the text's size and 1 holds all texts and keys. */
+static const char *wrpo__json_string(wrpo__json_in *in, size_t *size) {
+    char *begin = in->out, *to = begin;
+    for (;;) {
+        const char *run = in->at, *s = run;
+        for (unsigned char c; s < in->end && (c = (unsigned char)*s) >= 0x20 && c != '"' && c != '\\';) {
+            if (c < 0x80) { s++; continue; }
+            size_t k;
+            if (wrpo__utf8_get(s, (size_t)(in->end - s), &k) < 0) break;
+            in->inner += (int64_t)k - 1;
+            s += k;
+        }
+        if (s > run) memcpy(to, run, (size_t)(s - run));
+        to += s - run;
+        in->at = s;
+        char c = wrpo__json_peek(in);
+        if (c == '"') break;
+        if (c != '\\') wrpo__json_expect(in, "a string's text or its closing '\"'");
+        in->at++;
+        c = wrpo__json_peek(in);
+        static const char from[] = "\"\\/bfnrt", into[] = "\"\\/\b\f\n\r\t";
+        const char *simple = c ? strchr(from, c) : NULL;
+        if (!simple && c != 'u') wrpo__json_expect(in, "one of \" \\ / b f n r t u after a backslash");
+        in->at++;
+        if (simple) *to++ = into[simple - from];
+        else to += wrpo__utf8_put(to, wrpo__json_unicode(in));
+    }
+    in->at++;
+    *to = 0;
+    in->out = to + 1;
+    *size = (size_t)(to - begin);
+    return begin;
+}
+/* A number of the grammar, correctly rounded whatever the locale's decimal point: 1.25e3 is read as 125e1. */
+static double wrpo__json_double(wrpo__arena *arena, const char *s, size_t n) {
+    char small[128], *digits = n + 32 <= sizeof small ? small : wrpo__raw(arena, n + 32, 1);
+    size_t k = 0, i = 0;
+    int64_t power = 0, written = 0;
+    bool fraction = false;
+    for (; i < n && (s[i] | 32) != 'e'; i++) {
+        if (s[i] == '.') fraction = true;
+        else digits[k++] = s[i], power -= fraction;
+    }
+    bool down = i + 1 < n && s[i + 1] == '-';
+    for (; i < n; i++)
+        if (s[i] >= '0' && s[i] <= '9' && written < INT64_MAX / 100) written = written * 10 + (s[i] - '0');
+    snprintf(digits + k, 32, "e%lld", (long long)(power + (down ? -written : written)));
+    double x = strtod(digits, NULL);
+    if (digits != small) wrpo__block_free(digits);
+    return x;
+}
+static void wrpo__json_digits(wrpo__json_in *in) {
+    if (wrpo__json_peek(in) < '0' || wrpo__json_peek(in) > '9') wrpo__json_expect(in, "a digit");
+    while (wrpo__json_peek(in) >= '0' && wrpo__json_peek(in) <= '9') in->at++;
+}
+static void wrpo__json_read_number(wrpo__json_in *in, wrpo_json *v) {
+    const char *begin = in->at;
+    bool minus = *begin == '-', whole = true;
+    in->at += minus;
+    const char *first = in->at;
+    if (wrpo__json_peek(in) == '0') in->at++;
+    else wrpo__json_digits(in);
+    const uint64_t limit = (uint64_t)INT64_MAX + minus;
+    uint64_t integer = 0;
+    for (const char *s = first; s < in->at && whole; s++) {
+        uint64_t d = (uint64_t)(*s - '0');
+        if (integer > (limit - d) / 10) whole = false;
+        else integer = integer * 10 + d;
+    }
+    if (wrpo__json_peek(in) == '.') { whole = false; in->at++; wrpo__json_digits(in); }
+    if ((wrpo__json_peek(in) | 32) == 'e') {
+        whole = false;
+        in->at++;
+        if (wrpo__json_peek(in) == '+' || wrpo__json_peek(in) == '-') in->at++;
+        wrpo__json_digits(in);
+    }
+    v->kind = WRPO_JSON_NUMBER;
+    v->size = (size_t)(in->at - begin);
+    v->text = memcpy(in->out, begin, v->size);
+    in->out[v->size] = 0;
+    in->out += v->size + 1;
+    v->exact = whole;
+    if (whole) {
+        v->integer = minus ? (int64_t)(0 - integer) : (int64_t)integer;
+        v->number = minus ? -(double)integer : (double)integer;     /* -0 stays -0 */
+    } else v->number = wrpo__json_double(in->arena, begin, v->size);
+}
+static bool wrpo__json_word(wrpo__json_in *in, const char *word) {
+    size_t n = strlen(word);
+    if ((size_t)(in->end - in->at) < n || memcmp(in->at, word, n)) return false;
+    in->at += n;
+    return true;
+}
+/* One value; of an array or object only its opening bracket. */
+static void wrpo__json_value(wrpo__json_in *in, wrpo_json *v) {
+    v->line = (int32_t)WRPO__MIN(in->line, INT32_MAX);
+    v->column = (int32_t)(in->at - in->line_begin - in->inner + 1);
+    char c = wrpo__json_peek(in);
+    if (c == '"') { in->at++; v->kind = WRPO_JSON_STRING; v->text = wrpo__json_string(in, &v->size); }
+    else if (c == '-' || (c >= '0' && c <= '9')) wrpo__json_read_number(in, v);
+    else if (c == '[' || c == '{') { in->at++; v->kind = c == '[' ? WRPO_JSON_ARRAY : WRPO_JSON_OBJECT; }
+    else if (wrpo__json_word(in, "true")) { v->kind = WRPO_JSON_BOOL; v->boolean = true; }
+    else if (wrpo__json_word(in, "false")) v->kind = WRPO_JSON_BOOL;
+    else if (!wrpo__json_word(in, "null")) wrpo__json_expect(in, "a value");
+}
+static bool wrpo__json_same_key(const wrpo_json *a, const wrpo_json *b) { return a->key_size == b->key_size && !memcmp(a->key, b->key, a->key_size); }
+/* Every key of this object once: pairs where there are few, a hash table of half load where there are many. Keys made
+   to collide would take quadratic time; they are refused long before. */
+static void wrpo__json_unique(wrpo__json_in *in, const wrpo_json *object) {
+    wrpo_ctx *ctx = in->arena->ctx;
+    const wrpo_json *twice = NULL, *first = NULL;
+    if (object->count <= WRPO__JSON_SCAN) {
+        for (const wrpo_json *b = object->child; b && !twice; b = b->next)
+            for (const wrpo_json *a = object->child; a != b && !twice; a = a->next)
+                if (wrpo__json_same_key(a, b)) twice = b, first = a;
+    } else {
+        typedef struct { uint64_t hash; const wrpo_json *member; } slot;
+        size_t slots = 64;
+        while (slots < (size_t)object->count * 2) slots *= 2;
+        int64_t steps = 16 * object->count + 1024;
+        slot *table = wrpo__raw(in->arena, slots, sizeof *table);
+        memset(table, 0, slots * sizeof *table);
+        for (const wrpo_json *b = object->child; b && !twice; b = b->next) {
+            uint64_t hash = wrpo__hash(0, b->key, b->key_size);
+            size_t i = hash & (slots - 1);
+            for (; table[i].member && !twice && --steps > 0; i = (i + 1) & (slots - 1))
+                if (table[i].hash == hash && wrpo__json_same_key(table[i].member, b)) twice = b, first = table[i].member;
+            if (steps <= 0)
+                wrpo__fail_at(ctx, WRPO_E_UNSUPPORTED, object->line, object->column, "%s:%d:%d: want keys as texts have them, found %lld made to collide",
+                              in->name, object->line, object->column, (long long)object->count);
+            table[i].hash = hash, table[i].member = b;
+        }
+        wrpo__block_free(table);
+    }
+    if (!twice) return;
+    wrpo__shown key;
+    wrpo__fail_at(ctx, WRPO_E_FORMAT, twice->line, twice->column, "%s:%d:%d: want every key once, found \"%s\" as on line %d again",
+                  in->name, twice->line, twice->column, wrpo__show(key, twice->key, twice->key_size), first->line);
+}
+/* The text as a tree in the arena. name: what errors call it. first_line: of JSON lines, the line that this text is. */
+static wrpo_json *wrpo__json_parse(wrpo__arena *arena, const char *name, int64_t first_line, const char *text, size_t n) {
+    if (!n) text = "";
+    wrpo__json_in in = {.arena = arena, .name = name, .at = text, .end = text + n, .line_begin = text, .line = first_line};
+    struct { wrpo_json *node, **tail; } up[WRPO__JSON_DEPTH];       /* the containers that are open */
+    int depth = 0;
+    wrpo_json *root = NULL;
+    if (n >= INT32_MAX) wrpo__fail(arena->ctx, WRPO_E_UNSUPPORTED, "%s: want less than 2 GiB of JSON, found %zu bytes", name, n);
+    in.out = wrpo__raw(arena, n + 1, 1);
+    wrpo__json_space(&in);
+    for (;;) {
+        wrpo_json *v = WRPO__NEW(arena, wrpo_json);
+        if (depth && up[depth - 1].node->kind == WRPO_JSON_OBJECT) {
+            if (wrpo__json_peek(&in) != '"') wrpo__json_expect(&in, "a key in double quotes");
+            in.at++;
+            v->key = wrpo__json_string(&in, &v->key_size);
+            wrpo__json_space(&in);
+            if (wrpo__json_peek(&in) != ':') wrpo__json_expect(&in, "':' after a key");
+            in.at++;
+            wrpo__json_space(&in);
+        }
+        wrpo__json_value(&in, v);
+        if (depth) {
+            *up[depth - 1].tail = v;
+            up[depth - 1].tail = &v->next;
+            up[depth - 1].node->count++;
+        } else root = v;
+        if (v->kind == WRPO_JSON_ARRAY || v->kind == WRPO_JSON_OBJECT) {
+            if (depth == WRPO__JSON_DEPTH) { in.at--; wrpo__json_stop(&in, WRPO_E_FORMAT, "at most 256 levels of nesting", "one more"); }
+            up[depth].node = v;
+            up[depth++].tail = &v->child;
+            wrpo__json_space(&in);
+            if (wrpo__json_peek(&in) != (v->kind == WRPO_JSON_ARRAY ? ']' : '}')) continue;
+        }
+        for (; depth; depth--) {                       /* behind a whole value: a comma, or ends */
+            bool array = up[depth - 1].node->kind == WRPO_JSON_ARRAY;
+            wrpo__json_space(&in);
+            char c = wrpo__json_peek(&in);
+            if (c != ',' && c != (array ? ']' : '}')) wrpo__json_expect(&in, array ? "',' or ']'" : "',' or '}'");
+            in.at++;
+            if (c == ',') break;
+            if (!array) wrpo__json_unique(&in, up[depth - 1].node);
+        }
+        wrpo__json_space(&in);
+        if (!depth) break;
+    }
+    if (in.at != in.end) wrpo__json_expect(&in, "the end of the text");
+    return root;
+}
+static const wrpo_json *wrpo__json_get(const wrpo_json *object, const char *key) {
+    if (!object || object->kind != WRPO_JSON_OBJECT) return NULL;
+    size_t n = strlen(key);
+    for (const wrpo_json *v = object->child; v; v = v->next)
+        if (v->key_size == n && !memcmp(v->key, key, n)) return v;
+    return NULL;
+}
+
+/* ---- use: values as they are wanted, or "NAME:LINE:COLUMN: KEY: want ..., found ..." ---- */
+WRPO__UNUSED static bool wrpo__json_is(const wrpo_json *v, const char *text) {      /* this string */
+    return v && v->kind == WRPO_JSON_STRING && v->size == strlen(text) && !memcmp(v->text, text, v->size);
+}
+_Noreturn WRPO__PRINTF(5, 6) static void wrpo__json_fail(wrpo_ctx *ctx, wrpo_result code, const char *name, const wrpo_json *v, const char *format, ...) {
+    char text[400];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    wrpo__fail_at(ctx, code, v->line, v->column, "%s:%d:%d: %s", name, v->line, v->column, text);
+}
+/* What a value is, for the end of a sentence; out: of the size of wrpo__shown. */
+static const char *wrpo__json_found(char *out, const wrpo_json *v) {
+    wrpo__shown text;
+    const size_t n = sizeof(wrpo__shown);
+    switch (v->kind) {
+    case WRPO_JSON_NULL: snprintf(out, n, "null"); break;
+    case WRPO_JSON_BOOL: snprintf(out, n, v->boolean ? "true" : "false"); break;
+    case WRPO_JSON_NUMBER: snprintf(out, n, v->size > 40 ? "%.40s..." : "%s", v->text); break;
+    case WRPO_JSON_STRING: snprintf(out, n, "\"%.80s\"", wrpo__show(text, v->text, WRPO__MIN(v->size, 64))); break;
+    case WRPO_JSON_ARRAY: snprintf(out, n, "an array of %lld", (long long)v->count); break;
+    case WRPO_JSON_OBJECT: snprintf(out, n, "an object of %lld", (long long)v->count); break;
+    }
+    return out;
+}
+static const char *wrpo__json_kind(wrpo_json_kind kind) {
+    static const char *const names[] = {"null", "true or false", "a number", "a string", "an array", "an object"};
+    return names[kind];
+}
+/* what: the value in words; NULL = its key. Every "want" below ends in one of these two. */
+_Noreturn static void wrpo__json_refuse(wrpo_ctx *ctx, const char *name, const wrpo_json *v, const char *what, const char *want) {
+    wrpo__shown key, found;
+    if (!what) what = v->key ? wrpo__show(key, v->key, v->key_size) : "JSON";
+    wrpo__json_fail(ctx, WRPO_E_FORMAT, name, v, "%s: want %s, found %s", what, want, wrpo__json_found(found, v));
+}
+static const wrpo_json *wrpo__json_want(wrpo_ctx *ctx, const char *name, const wrpo_json *v, wrpo_json_kind kind, const char *what) {
+    if (v->kind != kind) wrpo__json_refuse(ctx, name, v, what, wrpo__json_kind(kind));
+    return v;
+}
+/* A member of an object: of this kind and there; or NULL where it is absent or null. */
+static const wrpo_json *wrpo__json_maybe(wrpo_ctx *ctx, const char *name, const wrpo_json *object, const char *key, wrpo_json_kind kind) {
+    const wrpo_json *v = wrpo__json_get(wrpo__json_want(ctx, name, object, WRPO_JSON_OBJECT, NULL), key);
+    return v && v->kind != WRPO_JSON_NULL ? wrpo__json_want(ctx, name, v, kind, NULL) : NULL;
+}
+static const wrpo_json *wrpo__json_need(wrpo_ctx *ctx, const char *name, const wrpo_json *object, const char *key, wrpo_json_kind kind) {
+    const wrpo_json *v = wrpo__json_get(wrpo__json_want(ctx, name, object, WRPO_JSON_OBJECT, NULL), key);
+    if (!v) wrpo__json_fail(ctx, WRPO_E_FORMAT, name, object, "%s: want %s, found no such key in this object", key, wrpo__json_kind(kind));
+    return wrpo__json_want(ctx, name, v, kind, NULL);
+}
+WRPO__UNUSED static int64_t wrpo__json_integer(wrpo_ctx *ctx, const char *name, const wrpo_json *v, int64_t low, int64_t high, const char *what) {
+    char want[80];
+    if (v->kind == WRPO_JSON_NUMBER && v->exact && v->integer >= low && v->integer <= high) return v->integer;
+    snprintf(want, sizeof want, "an integer from %lld to %lld", (long long)low, (long long)high);
+    wrpo__json_refuse(ctx, name, v, what, want);
+}
+WRPO__UNUSED static double wrpo__json_real(wrpo_ctx *ctx, const char *name, const wrpo_json *v, const char *what) {
+    if (v->kind != WRPO_JSON_NUMBER || !isfinite(v->number)) wrpo__json_refuse(ctx, name, v, what, "a finite number");
+    return v->number;
+}
+
+/* ---- write ---- */
+static void wrpo__json_quote(wrpo__text *out, const char *s, size_t n) {   /* bytes that are not UTF-8 become U+FFFD */
+    size_t done = 0;
+    wrpo__text_puts(out, "\"");
+    for (size_t at = 0, size; at < n; at += size) {
+        static const char special[] = "\"\\\b\f\n\r\t", escape[] = "\"\\bfnrt";
+        int32_t c = wrpo__utf8_get(s + at, n - at, &size);
+        if (c >= 0x20 && c != '"' && c != '\\') continue;
+        wrpo__text_add(out, s + done, at - done);
+        done = at + size;
+        const char *simple = c > 0 ? strchr(special, c) : NULL;
+        if (c < 0) wrpo__text_puts(out, "\xEF\xBF\xBD");
+        else if (simple) wrpo__text_printf(out, "\\%c", escape[simple - special]);
+        else wrpo__text_printf(out, "\\u%04X", (unsigned)c);
+    }
+    wrpo__text_add(out, s + done, n - done);
+    wrpo__text_puts(out, "\"");
+}
+/* The fewest digits that read back as the same double, whatever the locale; NaN and infinity become null. */
+static void wrpo__json_number(wrpo__text *out, double x) {
+    char s[48], digits[24];
+    if (!isfinite(x)) { wrpo__text_puts(out, "null"); return; }
+    snprintf(s, sizeof s, "%.14e", x);
+    int precision = strtod(s, NULL) == x ? 0 : 15;
+    for (; precision < 17; precision++) {
+        snprintf(s, sizeof s, "%.*e", precision, x);
+        if (strtod(s, NULL) == x) break;
+    }
+    int n = 0;
+    const char *p = s;
+    for (; *p != 'e'; p++)                             /* skips the sign and a decimal point of any locale */
+        if (*p >= '0' && *p <= '9') digits[n++] = *p;
+    digits[n] = 0;
+    int power = (int)strtol(p + 1, NULL, 10);          /* d.ddd 10^power */
+    if (signbit(x)) wrpo__text_puts(out, "-");
+    if (power < -5 || power > 16) wrpo__text_printf(out, n > 1 ? "%.1s.%se%d" : "%.1s%se%d", digits, digits + 1, power);
+    else if (power < 0) wrpo__text_printf(out, "0.%.*s%s", -power - 1, "00000", digits);
+    else if (power < n - 1) wrpo__text_printf(out, "%.*s.%s", power + 1, digits, digits + power + 1);
+    else wrpo__text_printf(out, "%s%.*s", digits, power - n + 1, "0000000000000000");
+}
+
+/* ---- the public face ---- */
+typedef struct wrpo__json_root { wrpo__arena *arena; wrpo_json node; } wrpo__json_root;   /* the user holds &node */
+WRPO_API wrpo_result wrpo_json_parse(wrpo_ctx *ctx, const char *name, const char *text, size_t size, wrpo_json **out) {
+    *out = NULL;
+    WRPO__TRY(ctx, wrpo__arena_new(ctx), false) {
+        wrpo__json_root *root = WRPO__NEW(wrpo__entry.arena, wrpo__json_root);
+        root->arena = wrpo__entry.arena;
+        root->node = *wrpo__json_parse(root->arena, name ? name : "JSON", 1, text, size);
+        *out = &root->node;
+    }
+    return wrpo__end(&wrpo__entry);
+}
+WRPO_API void wrpo_json_free(wrpo_ctx *ctx, wrpo_json *root) {
+    (void)ctx;
+    if (root) wrpo__arena_free(((wrpo__json_root *)(void *)((char *)root - offsetof(wrpo__json_root, node)))->arena);
+}
+WRPO_API const wrpo_json *wrpo_json_get(const wrpo_json *object, const char *key) { return wrpo__json_get(object, key); }
+WRPO_API wrpo_result wrpo_json_quote(wrpo_ctx *ctx, const char *text, size_t size, char **out) {
+    *out = NULL;
+    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
+        wrpo__text t = {.arena = wrpo__entry.arena};
+        wrpo__json_quote(&t, text, size);
+        *out = wrpo__handout(ctx, t.data, t.size);
+    }
+    return wrpo__end(&wrpo__entry);
+}
+
+/* ------------------------------------------------------------------------------------------ >>tensors
+   safetensors: 8 bytes N, little-endian; N bytes of JSON; the data. The JSON names every tensor with its
+   dtype, shape and [begin, end) in the data, which they must cover without a hole or an overlap.
+   Opening reads headers only, so a checkpoint of any size opens in milliseconds.                       */
+#if defined(__BYTE_ORDER__) && defined(__ORDER_BIG_ENDIAN__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+#error "wrpo.h: checkpoints are little-endian, and so must the machine be"
+#endif
+#define WRPO__SINGLE_FILE "model.safetensors"
+#define WRPO__INDEX_FILE "model.safetensors.index.json"
+enum { WRPO__HEADER_MAX = 100000000, WRPO__CHUNK = 1 << 20 /* floats written at a time */ };
+
+/* ---- dtypes ---- */
+static int wrpo__dtype_bits(const char *name) {        /* of one element; 0: no such dtype */
+    static const struct { const char *name; int bits; } table[] = {
+        {"F64", 64}, {"F32", 32}, {"F16", 16}, {"BF16", 16}, {"I64", 64}, {"I32", 32}, {"I16", 16}, {"I8", 8},
+        {"U64", 64}, {"U32", 32}, {"U16", 16}, {"U8", 8}, {"BOOL", 8}, {"C64", 64},
+        {"F8_E5M2", 8}, {"F8_E4M3", 8}, {"F8_E8M0", 8}, {"F8_E4M3FNUZ", 8}, {"F8_E5M2FNUZ", 8},
+        {"F6_E2M3", 6}, {"F6_E3M2", 6}, {"F4", 4}};
+    for (int64_t i = 0; i < WRPO__COUNT(table); i++)
+        if (!strcmp(table[i].name, name)) return table[i].bits;
+    return 0;
+}
+static const char *wrpo__dtype_name(wrpo_dtype dtype) { return dtype == WRPO_BF16 ? "BF16" : dtype == WRPO_F16 ? "F16" : "F32"; }
+static size_t wrpo__dtype_size(wrpo_dtype dtype) { return dtype == WRPO_BF16 || dtype == WRPO_F16 ? 2 : 4; }
+/* What wrpo__to_float can read; WRPO_DTYPE_DEFAULT: not this tensor. */
+static wrpo_dtype wrpo__float_dtype(const wrpo_tensor_info *t) {
+    return !strcmp(t->dtype, "F32") ? WRPO_F32 : !strcmp(t->dtype, "BF16") ? WRPO_BF16 : !strcmp(t->dtype, "F16") ? WRPO_F16 : WRPO_DTYPE_DEFAULT;
+}
+
+/* Bit patterns, not floats, pass through here: no signalling NaN is quieted by a move, no mode flushes a denormal. */
+static uint32_t wrpo__float_bits(float x) { uint32_t u; memcpy(&u, &x, sizeof u); return u; }
+static uint32_t wrpo__bf16_to_bits(uint16_t h) { return (uint32_t)h << 16; }
+static uint32_t wrpo__f16_to_bits(uint16_t h) {
+    uint32_t sign = (uint32_t)(h & 0x8000) << 16, m = h & 0x7FFFu;
+    if (m >= 0x7C00) return sign | 0x7F800000u | m << 13;                           /* infinity, NaN with its payload */
+    if (m >= 0x0400) return sign | ((m << 13) + (112u << 23));                      /* exponent bias 15 -> 127 */
+    return sign | wrpo__float_bits((float)m * 0x1p-24f);                            /* denormal here, normal there */
+}
+static uint16_t wrpo__float_to_bf16(float x) {         /* to nearest, ties to even; NaN stays NaN */
+    uint32_t u = wrpo__float_bits(x);
+    if ((u & 0x7FFFFFFFu) > 0x7F800000u) return (uint16_t)(u >> 16 | 0x40);
+    return (uint16_t)((u + 0x7FFFu + (u >> 16 & 1)) >> 16);
+}
+static uint16_t wrpo__float_to_f16(float x) {
+    uint32_t u = wrpo__float_bits(x), sign = u >> 16 & 0x8000u, a = u & 0x7FFFFFFFu;
+    if (a > 0x7F800000u) return (uint16_t)(sign | 0x7E00u | (a >> 13 & 0x3FFu));
+    if (a >= 0x477FF000u) return (uint16_t)(sign | 0x7C00u);                        /* from 65520 on: infinity */
+    if (a >= 0x38800000u) return (uint16_t)(sign | ((a - (112u << 23) + 0xFFFu + (a >> 13 & 1)) >> 13));
+    if (a < 0x33000000u) return (uint16_t)sign;                                     /* below half the least denormal, 2^-25 */
+    uint32_t shift = 126 - (a >> 23), m = (a & 0x7FFFFFu) | 0x800000u;              /* 14..24: units of 2^-24 */
+    uint32_t rest = m & ((1u << shift) - 1), half = 1u << (shift - 1);
+    m >>= shift;
+    return (uint16_t)(sign | (m + (rest > half || (rest == half && (m & 1)))));
+}
+/* dst[count] = elements [first, first + count) of t, exactly. Fails for a dtype that is no float: check with
+   wrpo__float_dtype where a failure cannot be passed on, as in a parallel loop. */
+static void wrpo__to_float(wrpo_ctx *ctx, float *dst, const wrpo_tensor_info *t, int64_t first, int64_t count) {
+    wrpo_dtype dtype = wrpo__float_dtype(t);
+    if (!dtype) wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: %s: want F32, F16 or BF16, found %s", t->file, t->name, t->dtype);
+    if (count <= 0) return;
+    const unsigned char *src = (const unsigned char *)t->data + (size_t)first * wrpo__dtype_size(dtype);
+    if (dtype == WRPO_F32) { memcpy(dst, src, (size_t)count * 4); return; }
+    for (int64_t i = 0; i < count; i++) {
+        uint16_t h;
+        memcpy(&h, src + 2 * i, 2);
+        uint32_t u = dtype == WRPO_BF16 ? wrpo__bf16_to_bits(h) : wrpo__f16_to_bits(h);
+        memcpy(dst + i, &u, 4);
+    }
+}
+/* The way back, rounded; dst has wrpo__dtype_size bytes per number, no alignment, and may be src. */
+static void wrpo__from_float(void *dst, wrpo_dtype dtype, const float *src, int64_t count) {
+    unsigned char *out = dst;
+    if (dtype != WRPO_BF16 && dtype != WRPO_F16) { if (count > 0) memmove(dst, src, (size_t)count * 4); return; }
+    for (int64_t i = 0; i < count; i++) {
+        uint16_t h = dtype == WRPO_BF16 ? wrpo__float_to_bf16(src[i]) : wrpo__float_to_f16(src[i]);
+        memcpy(out + 2 * i, &h, 2);
+    }
+}
+
+/* ---- one file ---- */
+struct wrpo_tensors { wrpo__arena *arena; wrpo_tensor_info *info; int64_t count; };   /* info: sorted by name */
+typedef struct wrpo__part { const char *path; wrpo_tensor_info *info; int64_t count; } wrpo__part;
+
+/* An arena inside another, for what may go before it does. */
+static void wrpo__scratch_drop(void *p) { wrpo__arena_free(*(wrpo__arena **)p); }
+static wrpo__arena *wrpo__scratch(wrpo__arena *owner) {
+    wrpo__arena **p = WRPO__NEW(owner, wrpo__arena *);
+    wrpo__on_free(owner, wrpo__scratch_drop, p);
+    *p = wrpo__arena_new(owner->ctx);
+    if (!*p) wrpo__fail(owner->ctx, WRPO_E_MEMORY, "out of memory");
+    return *p;
+}
+static int wrpo__by_place(const void *x, const void *y) {               /* where the data begins, then where it ends */
+    const wrpo_tensor_info *a = x, *b = y;
+    if (a->data != b->data) return (uintptr_t)a->data < (uintptr_t)b->data ? -1 : 1;
+    return (a->bytes > b->bytes) - (a->bytes < b->bytes);
+}
+static int wrpo__by_tensor_name(const void *x, const void *y) { return strcmp(((const wrpo_tensor_info *)x)->name, ((const wrpo_tensor_info *)y)->name); }
+
+_Noreturn WRPO__PRINTF(5, 6) static void wrpo__tensor_fail(wrpo_ctx *ctx, wrpo_result code, const char *path, const char *name, const char *format, ...) {
+    char text[320];
+    wrpo__shown shown;
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    wrpo__fail(ctx, code, "%s: %s: %s", path, wrpo__show(shown, name, strlen(name)), text);
+}
+static bool wrpo__is_size(const wrpo_json *v) { return v->kind == WRPO_JSON_NUMBER && v->exact && v->text[0] != '-'; }
+/* One entry of the header; data[size]: all that follows the header. */
+static void wrpo__tensor_read(wrpo__arena *arena, const wrpo_json *entry, const unsigned char *data, size_t size, wrpo_tensor_info *t) {
+    wrpo_ctx *ctx = arena->ctx;
+    wrpo__shown found;
+    if (entry->kind != WRPO_JSON_OBJECT) wrpo__tensor_fail(ctx, WRPO_E_FORMAT, t->file, t->name, "want an object of dtype, shape and data_offsets, found %s", wrpo__json_found(found, entry));
+    const wrpo_json *dtype = NULL, *shape = NULL, *place = NULL;
+    for (const wrpo_json *v = entry->child; v; v = v->next) {
+        const wrpo_json **to = !strcmp(v->key, "dtype") ? &dtype : !strcmp(v->key, "shape") ? &shape : !strcmp(v->key, "data_offsets") ? &place : NULL;
+        if (!to || *to) wrpo__tensor_fail(ctx, WRPO_E_FORMAT, t->file, t->name, "want dtype, shape and data_offsets, found \"%s\" as well", wrpo__show(found, v->key, v->key_size));
+        *to = v;
+    }
+    const char *missing = !dtype ? "dtype" : !shape ? "shape" : !place ? "data_offsets" : NULL;
+    if (missing) wrpo__tensor_fail(ctx, WRPO_E_FORMAT, t->file, t->name, "want dtype, shape and data_offsets, found no %s", missing);
+
+    int bits = dtype->kind == WRPO_JSON_STRING ? wrpo__dtype_bits(dtype->text) : 0;
+    if (!bits || strlen(dtype->text) != dtype->size) wrpo__tensor_fail(ctx, WRPO_E_FORMAT, t->file, t->name, "want a dtype, found %s", wrpo__json_found(found, dtype));
+    t->dtype = wrpo__strndup(arena, dtype->text, dtype->size);
+    if (shape->kind != WRPO_JSON_ARRAY) wrpo__tensor_fail(ctx, WRPO_E_FORMAT, t->file, t->name, "want shape to be an array, found %s", wrpo__json_found(found, shape));
+    int64_t *dims = wrpo__alloc(arena, (size_t)shape->count, sizeof *dims);
+    t->ndim = (int)shape->count, t->shape = dims, t->count = 1;
+    for (const wrpo_json *v = shape->child; v; v = v->next) {           /* the product in the order written, as the format's library forms it */
+        if (!wrpo__is_size(v)) wrpo__tensor_fail(ctx, WRPO_E_FORMAT, t->file, t->name, "want shape to hold sizes, found %s", wrpo__json_found(found, v));
+        if (v->integer && t->count > INT64_MAX / v->integer) wrpo__tensor_fail(ctx, WRPO_E_FORMAT, t->file, t->name, "want a shape whose product fits 63 bits, found more");
+        t->count *= *dims++ = v->integer;
+    }
+    if (t->count > INT64_MAX / bits) wrpo__tensor_fail(ctx, WRPO_E_FORMAT, t->file, t->name, "want a size that fits 63 bits, found %lld x %d bits", (long long)t->count, bits);
+    if (t->count * bits % 8) wrpo__tensor_fail(ctx, WRPO_E_FORMAT, t->file, t->name, "want whole bytes, found %lld x %d bits", (long long)t->count, bits);
+
+    if (place->kind != WRPO_JSON_ARRAY || place->count != 2 || !wrpo__is_size(place->child) || !wrpo__is_size(place->child->next))
+        wrpo__tensor_fail(ctx, WRPO_E_FORMAT, t->file, t->name, "want data_offsets to be [begin, end], found %s%s", wrpo__json_found(found, place),
+                          place->kind == WRPO_JSON_ARRAY && place->count == 2 ? ", not both whole numbers" : "");
+    uint64_t begin = (uint64_t)place->child->integer, end = (uint64_t)place->child->next->integer;
+    if (begin > end || end > size)
+        wrpo__tensor_fail(ctx, WRPO_E_FORMAT, t->file, t->name, "want data within the file's %zu bytes, found [%llu, %llu)", size, (unsigned long long)begin, (unsigned long long)end);
+    if (end - begin != (uint64_t)(t->count * bits / 8))
+        wrpo__tensor_fail(ctx, WRPO_E_FORMAT, t->file, t->name, "want %lld bytes for %lld of %s, found %llu", (long long)(t->count * bits / 8), (long long)t->count, t->dtype,
+                          (unsigned long long)(end - begin));
+    t->bytes = (size_t)(end - begin);
+    t->data = data + begin;
+}
+/* A .safetensors file, mapped into the arena: its tensors, sorted by name. */
+static wrpo__part wrpo__part_open(wrpo__arena *arena, const char *path) {
+    wrpo_ctx *ctx = arena->ctx;
+    wrpo__arena *temp = wrpo__scratch(arena);
+    const wrpo__file *f = wrpo__open_file(arena, path);
+    if (f->size < 8) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want 8 bytes of header size, found a file of %zu", path, f->size);
+    uint64_t header = 0;
+    for (int i = 7; i >= 0; i--) header = header << 8 | f->data[i];
+    if (header > WRPO__HEADER_MAX) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want a header of at most %d bytes, found %llu", path, WRPO__HEADER_MAX, (unsigned long long)header);
+    if (header > f->size - 8) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want %llu bytes of header, found %zu", path, (unsigned long long)header, f->size - 8);
+    const unsigned char *data = f->data + 8 + header;
+    const size_t size = f->size - 8 - (size_t)header;
+
+    const char *name = wrpo__format(temp, "%s: header", path);
+    const wrpo_json *root = wrpo__json_want(ctx, name, wrpo__json_parse(temp, name, 1, (const char *)f->data + 8, (size_t)header), WRPO_JSON_OBJECT, "the header");
+    const wrpo_json *metadata = wrpo__json_get(root, "__metadata__");
+    if (metadata) {
+        wrpo__json_want(ctx, name, metadata, WRPO_JSON_OBJECT, NULL);
+        for (const wrpo_json *v = metadata->child; v; v = v->next) wrpo__json_want(ctx, name, v, WRPO_JSON_STRING, NULL);
+    }
+    wrpo__part part = {f->path, NULL, root->count - (metadata != NULL)};
+    wrpo_tensor_info *t = part.info = wrpo__raw(arena, (size_t)part.count, sizeof *t);
+    for (const wrpo_json *v = root->child; v; v = v->next) {
+        wrpo__shown shown;
+        if (v == metadata) continue;
+        if (strlen(v->key) != v->key_size) wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: %s: want a name without U+0000", path, wrpo__show(shown, v->key, v->key_size));
+        *t = (wrpo_tensor_info){.name = wrpo__strndup(arena, v->key, v->key_size), .file = f->path};
+        wrpo__tensor_read(arena, v, data, size, t++);
+    }
+    wrpo__arena_clear(temp);
+    if (part.count) qsort(part.info, (size_t)part.count, sizeof *t, wrpo__by_place);
+    size_t at = 0;
+    for (int64_t i = 0; i < part.count; i++) {
+        t = &part.info[i];
+        size_t begin = (size_t)((const unsigned char *)t->data - data);
+        if (begin != at) wrpo__tensor_fail(ctx, WRPO_E_FORMAT, path, t->name, "want data from byte %zu on, found %zu: %s", at, begin, begin < at ? "an overlap" : "a hole");
+        at = begin + t->bytes;
+    }
+    if (at != size) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want %zu bytes of data, found %zu", path, at, size);
+    if (part.count) qsort(part.info, (size_t)part.count, sizeof *t, wrpo__by_tensor_name);
+    return part;
+}
+
+/* ---- many files: the index maps every tensor to its file ---- */
+typedef struct wrpo__mapped { const char *file, *name; } wrpo__mapped;
+static int wrpo__by_file(const void *x, const void *y) {
+    const wrpo__mapped *a = x, *b = y;
+    int order = strcmp(a->file, b->file);
+    return order ? order : strcmp(a->name, b->name);
+}
+static wrpo__part wrpo__index_open(wrpo__arena *arena, const char *path) {
+    wrpo_ctx *ctx = arena->ctx;
+    wrpo__arena *temp = wrpo__scratch(arena);
+    const wrpo__file *f = wrpo__open_file(temp, path);
+    const wrpo_json *root = wrpo__json_want(ctx, path, wrpo__json_parse(temp, path, 1, (const char *)f->data, f->size), WRPO_JSON_OBJECT, "the index");
+    const wrpo_json *map = wrpo__json_need(ctx, path, root, "weight_map", WRPO_JSON_OBJECT), *metadata = wrpo__json_maybe(ctx, path, root, "metadata", WRPO_JSON_OBJECT);
+    wrpo__part all = {path, wrpo__raw(arena, (size_t)map->count, sizeof *all.info), 0};
+    wrpo__mapped *mapped = wrpo__raw(temp, (size_t)map->count, sizeof *mapped);
+    const char *dir = wrpo__strndup(temp, path, (size_t)(wrpo__basename(path) - path));
+    for (const wrpo_json *v = map->child; v; v = v->next) {
+        wrpo__shown shown;
+        wrpo__json_want(ctx, path, v, WRPO_JSON_STRING, NULL);
+        if (!v->size || strlen(v->text) != v->size || strpbrk(v->text, "/\\") || strstr(v->text, ".."))
+            wrpo__json_fail(ctx, WRPO_E_FORMAT, path, v, "%s: want the name of a file beside the index, found \"%s\"", v->key, wrpo__show(shown, v->text, v->size));
+        mapped[all.count++] = (wrpo__mapped){v->text, v->key};
+    }
+    if (all.count) qsort(mapped, (size_t)all.count, sizeof *mapped, wrpo__by_file);
+    double bytes = 0;
+    for (int64_t i = 0, next; i < all.count; i = next) {                /* a file's tensors stand together, sorted as the file's are */
+        wrpo__part part = wrpo__part_open(arena, wrpo__format(temp, "%s%s", dir, mapped[i].file));
+        for (next = i; next < all.count && !strcmp(mapped[next].file, mapped[i].file); next++) {}
+        int64_t k = 0;
+        for (int64_t m = i; m < next || k < part.count;) {
+            int order = m == next ? 1 : k == part.count ? -1 : strcmp(mapped[m].name, part.info[k].name);
+            if (order < 0) wrpo__tensor_fail(ctx, WRPO_E_FORMAT, path, mapped[m].name, "want it in %s, found no such tensor there", mapped[m].file);
+            if (order > 0) {
+                for (int64_t j = 0; j < all.count; j++)
+                    if (!strcmp(mapped[j].name, part.info[k].name))
+                        wrpo__tensor_fail(ctx, WRPO_E_FORMAT, part.path, part.info[k].name, "want it only in %s, as %s says, found it here as well", mapped[j].file, wrpo__basename(path));
+                wrpo__tensor_fail(ctx, WRPO_E_FORMAT, part.path, part.info[k].name, "want an entry in the weight_map of %s, found none", wrpo__basename(path));
+            }
+            bytes += (double)part.info[k].bytes;
+            all.info[m++] = part.info[k++];
+        }
+        wrpo__block_free(part.info);
+    }
+    const wrpo_json *total = metadata ? wrpo__json_get(metadata, "total_size") : NULL;
+    if (total && !(total->kind == WRPO_JSON_NUMBER && total->number == bytes)) {
+        wrpo__shown found;
+        wrpo__log(ctx, WRPO_LOG_WARN, "%s:%d: total_size: want %.0f, found %s", path, total->line, bytes, wrpo__json_found(found, total));
+    }
+    wrpo__arena_clear(temp);
+    if (all.count) qsort(all.info, (size_t)all.count, sizeof *all.info, wrpo__by_tensor_name);
+    return all;
+}
+
+/* ---- open ----
+   A directory is read as transformers reads it: the single file first, then the index. Nothing is guessed. */
+WRPO_API wrpo_result wrpo_tensors_open(wrpo_ctx *ctx, const char *path, wrpo_tensors **out) {
+    *out = NULL;
+    WRPO__TRY(ctx, wrpo__arena_new(ctx), false) {
+        wrpo__arena *arena = wrpo__entry.arena;
+        const char *file = path, *suffix = ".json";
+        if (wrpo__is_dir(path)) {
+            const char *single = wrpo__join(arena, path, WRPO__SINGLE_FILE), *index = wrpo__join(arena, path, WRPO__INDEX_FILE);
+            file = wrpo__exists(single) ? single : wrpo__exists(index) ? index : NULL;
+            if (!file) wrpo__fail(ctx, WRPO_E_IO, "%s: want " WRPO__SINGLE_FILE " or " WRPO__INDEX_FILE " in this directory, found neither", path);
+        }
+        size_t n = strlen(file), k = strlen(suffix);
+        wrpo__part part = n > k && !strcmp(file + n - k, suffix) ? wrpo__index_open(arena, file) : wrpo__part_open(arena, file);
+        wrpo_tensors *t = WRPO__NEW(arena, wrpo_tensors);
+        t->arena = arena, t->info = part.info, t->count = part.count;
+        *out = t;
+    }
+    return wrpo__end(&wrpo__entry);
+}
+WRPO_API void wrpo_tensors_close(wrpo_tensors *t) { if (t) wrpo__arena_free(t->arena); }
+WRPO__UNUSED static void wrpo__tensors_drop(void *p) { wrpo_tensors_close(p); }     /* for wrpo__on_free */
+WRPO_API int64_t wrpo_tensors_count(const wrpo_tensors *t) { return t->count; }
+WRPO_API const wrpo_tensor_info *wrpo_tensors_at(const wrpo_tensors *t, int64_t i) { return i >= 0 && i < t->count ? &t->info[i] : NULL; }
+WRPO_API const wrpo_tensor_info *wrpo_tensors_find(const wrpo_tensors *t, const char *name) {
+    for (int64_t low = 0, high = t->count; low < high;) {
+        int64_t middle = low + (high - low) / 2;
+        int order = strcmp(t->info[middle].name, name);
+        if (!order) return &t->info[middle];
+        if (order < 0) low = middle + 1;
+        else high = middle;
+    }
+    return NULL;
+}
+
+/* ---- save ----
+   All files are written whole under part names, then renamed, the index last. A save that is interrupted leaves the
+   old checkpoint, the new one, or a directory that does not open; never a mixture of the two.                  */
+typedef struct wrpo__save_tensor { const char *name; int ndim; int64_t shape[4]; } wrpo__save_tensor;
+/* dst[count] = elements [first, first + count) of tensor */
+typedef void (*wrpo__save_fn)(void *user, int64_t tensor, int64_t first, int64_t count, float *dst);
+
+/* A whole file that waits for its name: closed and synced, so that many can wait without a descriptor each. */
+typedef struct wrpo__ready { wrpo__writer *w; bool waits; } wrpo__ready;
+static void wrpo__ready_drop(void *p) {
+    wrpo__ready *r = p;
+    if (r->waits) remove(r->w->part);
+    r->waits = false;
+}
+static wrpo__ready *wrpo__finish(wrpo__arena *arena, wrpo__writer *w) {
+    wrpo__ready *r = WRPO__NEW(arena, wrpo__ready);
+    r->w = w;
+    wrpo__on_free(arena, wrpo__ready_drop, r);
+    bool ok = fflush(w->f) == 0;
+    int e = errno;
+#ifndef _WIN32
+    if (ok && fsync(fileno(w->f)) != 0 && errno != EINVAL && errno != ENOTSUP) ok = false, e = errno;
+#endif
+    if (fclose(w->f) != 0 && ok) ok = false, e = errno;
+    w->f = NULL;
+    r->waits = true;
+    if (!ok) wrpo__fail(w->ctx, WRPO_E_IO, "%s: cannot be written: %s", w->path, strerror(e));
+    return r;
+}
+static void wrpo__publish(wrpo__ready *r) {
+#ifdef _WIN32
+    bool ok = MoveFileExA(r->w->part, r->w->path, MOVEFILE_REPLACE_EXISTING) != 0;
+    errno = EIO;
+#else
+    bool ok = rename(r->w->part, r->w->path) == 0;
+#endif
+    if (!ok) wrpo__fail(r->w->ctx, WRPO_E_IO, "%s: cannot be written: %s", r->w->path, strerror(errno));
+    r->waits = false;
+}
+
+/* model-00002-of-00003.safetensors, exactly: its two numbers. */
+static bool wrpo__shard_name(const char *name, int64_t *shard, int64_t *shards) {
+    static const char pattern[] = "model-#####-of-#####.safetensors";
+    *shard = *shards = 0;
+    if (strlen(name) != sizeof pattern - 1) return false;
+    for (size_t i = 0; pattern[i]; i++) {
+        int64_t *n = i < 12 ? shard : shards;
+        if (pattern[i] != '#' ? name[i] != pattern[i] : name[i] < '0' || name[i] > '9') return false;
+        if (pattern[i] == '#') *n = *n * 10 + (name[i] - '0');
+    }
+    return true;
+}
+static void wrpo__remove(wrpo_ctx *ctx, const char *path) {
+    if (remove(path) != 0 && errno != ENOENT) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be removed: %s", path, strerror(errno));
+}
+/* Removes the shards in dir that belong to a split into other than `shards` files. */
+static void wrpo__remove_shards(wrpo_ctx *ctx, const char *dir, int64_t shards) {
+    int64_t shard, of;
+    char path[4096];
+    int bad = 0;                                       /* nothing may fail while the directory is open */
+#ifdef _WIN32
+    WIN32_FIND_DATAA entry;
+    snprintf(path, sizeof path, "%s/model-*.safetensors", dir);
+    HANDLE d = FindFirstFileA(path, &entry);
+    for (bool more = d != INVALID_HANDLE_VALUE; more; more = FindNextFileA(d, &entry) != 0) {
+        const char *name = entry.cFileName;
+#else
+    DIR *d = opendir(dir);
+    if (!d) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be read: %s", dir, strerror(errno));
+    for (struct dirent *entry; (entry = readdir(d));) {
+        const char *name = entry->d_name;
+#endif
+        if (!wrpo__shard_name(name, &shard, &of) || (of == shards && shard >= 1 && shard <= of)) continue;
+        if (snprintf(path, sizeof path, "%s/%.32s", dir, name) < (int)sizeof path && remove(path) != 0) bad = errno;
+    }
+#ifdef _WIN32
+    if (d != INVALID_HANDLE_VALUE) FindClose(d);
+#else
+    closedir(d);
+#endif
+    if (bad) wrpo__fail(ctx, WRPO_E_IO, "%s: shards of an earlier save cannot be removed: %s", dir, strerror(bad));
+}
+
+/* shard[i]: the file, from 0, that tensor i goes to; returns their number. The split of huggingface_hub: tensors fill a
+   shard in the order given until the next would not fit; one above the limit gets a shard of its own at once, while the
+   shard being filled stays open and so takes a later number. */
+static int64_t wrpo__split(const int64_t *bytes, int64_t n, int64_t limit, int64_t *shard) {
+    int64_t shards = 0, filled = 0, since = 0, waiting = 0;             /* waiting: tensors of the open shard, all in [since, i) */
+    for (int64_t i = 0; i <= n; i++) {
+        if (i < n && bytes[i] > limit) { shard[i] = shards++; continue; }
+        if (waiting && (i == n || filled + bytes[i] > limit)) {
+            for (int64_t k = since; k < i; k++)
+                if (shard[k] < 0) shard[k] = shards;
+            shards++, filled = waiting = 0, since = i;
+        }
+        if (i < n) shard[i] = -1, filled += bytes[i], waiting++;
+    }
+    return shards;
+}
+typedef struct wrpo__placed { int64_t shard, tensor; const char *name; } wrpo__placed;
+static int wrpo__by_shard(const void *x, const void *y) {
+    const wrpo__placed *a = x, *b = y;
+    return a->shard != b->shard ? (a->shard > b->shard) - (a->shard < b->shard) : strcmp(a->name, b->name);
+}
+static int wrpo__by_placed_name(const void *x, const void *y) { return strcmp(((const wrpo__placed *)x)->name, ((const wrpo__placed *)y)->name); }
+static char *wrpo__shard_path(wrpo__arena *arena, const char *dir, int64_t shard, int64_t shards) {
+    if (shards <= 1) return wrpo__join(arena, dir, WRPO__SINGLE_FILE);
+    return wrpo__join(arena, dir, wrpo__format(arena, "model-%05lld-of-%05lld.safetensors", (long long)shard + 1, (long long)shards));
+}
+/* One file of tensors p[n], sorted by name, under its part name. chunk: room for WRPO__CHUNK floats. */
+static wrpo__ready *wrpo__shard_write(wrpo__arena *temp, const char *path, const wrpo__save_tensor *t, const int64_t *bytes, const wrpo__placed *p, int64_t n,
+                                      wrpo_dtype dtype, wrpo__save_fn fn, void *user, float *chunk) {
+    const int64_t size = (int64_t)wrpo__dtype_size(dtype);
+    wrpo__text header = {.arena = temp};
+    wrpo__text_puts(&header, "{\"__metadata__\":{\"format\":\"pt\"}");
+    for (int64_t i = 0, at = 0; i < n; at += bytes[p[i].tensor], i++) {
+        const wrpo__save_tensor *s = &t[p[i].tensor];
+        wrpo__text_puts(&header, ",");
+        wrpo__json_quote(&header, s->name, strlen(s->name));
+        wrpo__text_printf(&header, ":{\"dtype\":\"%s\",\"shape\":[", wrpo__dtype_name(dtype));
+        for (int d = 0; d < s->ndim; d++) wrpo__text_printf(&header, d ? ",%lld" : "%lld", (long long)s->shape[d]);
+        wrpo__text_printf(&header, "],\"data_offsets\":[%lld,%lld]}", (long long)at, (long long)(at + bytes[p[i].tensor]));
+    }
+    wrpo__text_puts(&header, "}");
+    while (header.size % 8) wrpo__text_puts(&header, " ");              /* the data begins aligned */
+    unsigned char length[8];
+    for (int i = 0; i < 8; i++) length[i] = (unsigned char)(header.size >> 8 * i);
+
+    wrpo__writer *w = wrpo__create(temp, path);
+    wrpo__write(w, length, sizeof length);
+    wrpo__write(w, header.data, header.size);
+    for (int64_t i = 0; i < n; i++) {
+        int64_t count = bytes[p[i].tensor] / size;
+        for (int64_t at = 0, k; at < count; at += k) {
+            k = WRPO__MIN(count - at, WRPO__CHUNK);
+            fn(user, p[i].tensor, at, k, chunk);
+            wrpo__from_float(chunk, dtype, chunk, k);
+            wrpo__write(w, chunk, (size_t)(k * size));
+        }
+    }
+    wrpo__block_free(header.data);
+    return wrpo__finish(temp, w);
+}
+static wrpo__ready *wrpo__index_write(wrpo__arena *temp, const char *path, const wrpo__placed *p, int64_t n, int64_t shards, int64_t total) {
+    wrpo__text t = {.arena = temp};
+    wrpo__text_printf(&t, "{\n  \"metadata\": {\n    \"total_size\": %lld\n  },\n  \"weight_map\": {", (long long)total);
+    for (int64_t i = 0; i < n; i++) {
+        wrpo__text_puts(&t, i ? ",\n    " : "\n    ");
+        wrpo__json_quote(&t, p[i].name, strlen(p[i].name));
+        wrpo__text_printf(&t, ": \"model-%05lld-of-%05lld.safetensors\"", (long long)p[i].shard + 1, (long long)shards);
+    }
+    wrpo__text_puts(&t, "\n  }\n}\n");
+    wrpo__writer *w = wrpo__create(temp, path);
+    wrpo__write(w, t.data, t.size);
+    return wrpo__finish(temp, w);
+}
+/* t[n] into the directory, which exists: one file, or shards of at most max_shard_size bytes (0: 5e9) and their index.
+   dtype 0 is F32. fn is called for each file's tensors in the order of their names, with bounded pieces. */
+static void wrpo__tensors_save(wrpo__arena *temp, const char *dir, const wrpo__save_tensor *t, int64_t n, wrpo_dtype dtype, int64_t max_shard_size,
+                               wrpo__save_fn fn, void *user) {
+    wrpo_ctx *ctx = temp->ctx;
+    int64_t *bytes = wrpo__raw(temp, (size_t)n, sizeof *bytes), *shard = wrpo__raw(temp, (size_t)n, sizeof *shard), total = 0;
+    for (int64_t i = 0; i < n; i++) {
+        size_t size = wrpo__dtype_size(dtype);
+        for (int d = 0; d < t[i].ndim; d++) size = wrpo__mul(ctx, size, (size_t)t[i].shape[d]);
+        total += bytes[i] = (int64_t)size;
+    }
+    const int64_t shards = wrpo__split(bytes, n, max_shard_size > 0 ? max_shard_size : 5000000000, shard);
+    wrpo__placed *placed = wrpo__raw(temp, (size_t)n, sizeof *placed);
+    for (int64_t i = 0; i < n; i++) placed[i] = (wrpo__placed){shard[i], i, t[i].name};
+    if (n) qsort(placed, (size_t)n, sizeof *placed, wrpo__by_shard);
+
+    const int64_t files = WRPO__MAX(shards, 1);
+    wrpo__ready **ready = wrpo__alloc(temp, (size_t)files, sizeof *ready), *index = NULL;
+    float *chunk = wrpo__raw(temp, WRPO__CHUNK, sizeof *chunk);
+    for (int64_t s = 0, i = 0, end; s < files; s++, i = end) {
+        for (end = i; end < n && placed[end].shard == s; end++) {}
+        ready[s] = wrpo__shard_write(temp, wrpo__shard_path(temp, dir, s, shards), t, bytes, placed + i, end - i, dtype, fn, user, chunk);
+    }
+    const char *index_path = wrpo__join(temp, dir, WRPO__INDEX_FILE);
+    if (shards > 1) {
+        if (n) qsort(placed, (size_t)n, sizeof *placed, wrpo__by_placed_name);
+        index = wrpo__index_write(temp, index_path, placed, n, shards, total);
+        for (int64_t s = 0; s < shards; s++)           /* an old index over old and new shards of the same names would open as a mixture */
+            if (wrpo__exists(ready[s]->w->path)) { wrpo__remove(ctx, index_path); break; }
+    }
+    for (int64_t s = 0; s < files; s++) wrpo__publish(ready[s]);
+    if (index) wrpo__publish(index);
+    wrpo__remove(ctx, index ? wrpo__join(temp, dir, WRPO__SINGLE_FILE) : index_path);
+    wrpo__remove_shards(ctx, dir, index ? shards : 0);
+    wrpo__block_free(chunk);
+}
+
+/* -------------------------------------------------------------------------------------------- >>token
+   tokenizer.json, exactly: text -> ids -> text as Hugging Face's tokenizers computes them, for BPE models.
+
+   Text passes the added tokens (matched on the raw text), the normalizer, the added tokens that are
+   matched on normalized text, the pre-tokenizer, and BPE on each piece. Every component is reduced to a
+   few primitive steps, each of which rewrites or cuts a list of pieces. What is not computed here is
+   refused by name when the file is loaded.                                                             */
+
+/* ---- Unicode: one class for each code point, and what NFC needs ----
+   The classes are a partition of the code points that the regexes of tokenizers can name (Unicode 16, as
+   oniguruma has it) or that added tokens ask for (\w of Rust's regex: the classes of WRPO__WORD). NFC is that of
+   Unicode 9, as the library has it. tests/golden/unicode_tables.py wrote the tables and explains the packing. */
+typedef enum wrpo__class {
+    WRPO__OTHER, WRPO__LU, WRPO__LL, WRPO__LT, WRPO__LM, WRPO__LO, WRPO__M, WRPO__ND, WRPO__NL /* numbers in \w */, WRPO__NO,
+    WRPO__P, WRPO__S, WRPO__SPACE, WRPO__PC /* punctuation in \w */, WRPO__SW /* symbols in \w */, WRPO__CW /* joiners: the rest of \w */
+} wrpo__class;
+enum {
+    WRPO__L = 1 << WRPO__LU | 1 << WRPO__LL | 1 << WRPO__LT | 1 << WRPO__LM | 1 << WRPO__LO,
+    WRPO__N = 1 << WRPO__ND | 1 << WRPO__NL | 1 << WRPO__NO,
+    WRPO__WORD = WRPO__L | 1 << WRPO__M | 1 << WRPO__ND | 1 << WRPO__NL | 1 << WRPO__PC | 1 << WRPO__SW | 1 << WRPO__CW,
+    WRPO__CLASSES = 0xFFFF,
+    WRPO__CAREFUL = 16               /* beside the class: NFC may change this code point or its neighbour (NFC_Quick_Check != yes) */
+};
+static const char *const wrpo__unicode_classes[] = {   /* runs that cover U+0000..U+10FFFF: (length - 1) * 16 + class */
+    "P4p2`8<Z1;j2;j1g4J[1Ja<Z1;=;b<:;:;`2<`<<:[2:K5:;0k1I;2J;95:Y1:Q;;Q3b;;b31212121212121212121212121212121212121212121212121212121B1",
+    "21212121212121B1212121212121212121212121212121212121212121212A2121R1A212A2Q1Ba12A2Q1R1A2A21212A21B12A2Q1212AB51R1e113213213212121",
+    "2121212121B12121212121212121B13212Q12121212121212121212121212121212121212121212121212121212121R3A2AB12a121212121RR15R=d8k1d5k6T2",
+    "[34;4[8fg112124;12@4R1:1`1K1:Q1010A2Q80Q4RA1BQ1R112121212121212121212121R212;12ABQIbG1212121212121212121212121212121212;V31212121",
+    "21212121212121212121212121212121212121212121212A212121212121B12121212121212121212121212121212121212121212121212121212121212121212",
+    "12121212121212121212121212120aB@4j2RDJ@[10VF:6:F:F:6`3U=`1e1JP8[1J;JKV5:0Z1eq4e4V:g4j1E6Ua1:5V30;f2DF;f1Eg4U1K5j6@56e>V=@Up1V55`6",
+    "g4U@V4D;Z14@6Ke:f14V44V14V2@Z70U<V1@:0U5P2e;;e2`3V4UD4f;0V@eJV15f85V3e4FJg4:4U7V10e3@E@e:0U305P1e1@65V3@F@V15`36`1E0U1F@g4EKi2K5:",
+    "6@V10e2`1E@e:0U30E0E0E@60V2`1F@V1P16P3e105P3g4FU16:`4V10U40U10e:0U30E0U2@65f30V10V1@5P7EF@g4:;P35f20V10e3@E@e:0U30E0U2@65V3@F@V1",
+    "P3V1`1E0U1F@g4;5i2`4650e2P1U10e1P1E050EP1EP1U1P1e5`1V2P1V10f1@5`26`6g4Y1k3P2V2e30U10U;0e7@65V30V10f1P3F0U1@5@EF@g4P3:Y3;5V1:e30U1",
+    "0U;0e40U2@65V30V10f1P3F`2E0EF@g40E6`5f1U40U10UDF5V30V10f15;`1U16Y3U1F@g4Y4;e20V10e8P1e;0U405@U3P16`1f2060f3`2g4@F:`5eG6EV3`1;e24",
+    "f3:g4JPBE050U20e;050e46EV45@U2040V30g4@e1`q5[1Z7;:[1Fk2g4i4;6;6;6j1Fe30eA`1f9:FU2V50fA0k36k20KZ2k1JPBUEf95g4j2e2f1e1V15V1EV3U1f1",
+    "U6f556g4f1KaB01P21@RE:4R1UT50e1@U3050e1@UD0e1@U@0e1@U3050e1@U70UL0e1@UQ1@V1Z4i9P1e7k4`2aZ1@b2@:ee9;:U8<e<JP1UU1Z1X1e3P3e8f1P4U9V1",
+    "JP4e8F`5U60U10F`5eIfqZ14Z1;56@g4`2i4`2Z5V106g4`2UA4UJP3U2Fe@65P2eR1`4Uq0f5`1f5`1;P1Jg4e>@U2P5eE`1e<`2g49P1k@U;V2@JUJf40V>@6g4`2g4",
+    "`2Z34j2@VqPHV2UGV8e30Jg4Z3k4V4[4Z1V1e>V6Eg4eEf6`3j1eAf9P1Z2g4P1U1g4e>d2JR412P2QE@Q1j3`3V1:V:e16e26EV15P2bETOR64b@TBfO121212121212",
+    "121212121212121212121212121212121212121212121212121212121212121212121212121212121212121212121212121212121212121212121212121212121",
+    "21212121R41212121212121212121212121212121212121212121212121212121212121212121212121212121212121212121212121R4a3b2@a2@b3a3b3a3b2@",
+    "a2@b301010101b3a3b6@b3c3b3c3b3c3R20Ba13;2[1R10Ba13[1b1@Ba10[1b3Q2[1@R10Ba13K0p50O@j;LP2<Z7MZ1;Z6;:=j4<`794@i2[1J4i4[1J0T6P1[@P7V@",
+    "P7K1k11K2Q1BQ12;1[1Q2k21;1;1;a1;2a12e12KBA[21b1k12;i7XA12h19K`1kk5j1[>J[o3`:[5P:iMk<nIi:kc9j6i>[HJ[qj4[Y6j:[Oj1kqJkj5@kq0[d1aGbG1",
+    "2Q1B121212a121B1b2DQ121212121212121212121212121212121212121212121212121212121212121212121212121212121212121212121212121Bk21212V11",
+    "2P2j19JbB02P22@eKP34:`66U;P4U30U30U30U30U30U30U30U30fqZG4jqKj5`@k<0[p1`5kZ3`<k7<Z1;458j4Kj5;X4f2:T2KX145:K0eZ1@FKD5:ep1:T15P2UE0",
+    "e^10Ki1k4eqkBP4;e7[q0i4k>i3;Y7kqi4[CY7ko4eoV3kOUZX:4UkAP1[KP4eCd2JeU44Z1e7g4E`912121212121212121212121212121212121212121212125f1:",
+    "f4:41212121212121212121212121212DFeR1h4Fj2`3[;T4K1212121212121R1121212121212121212121212121212121212121212121212121212121212124b3",
+    "1212A2121212124K12125121R112121212121212121212Q22Q2212121212121212a1212A2@1202021212121P:T1125D2U36U16e16U;V2k16P1i2k1`2eIj1`3FeH",
+    "f8`3Jg4`2f8e2Z15:E6g4e=f3JU;V6P5:U>P1f1UGf6Z604g4`1JU264U4g4U20UDf6P4U16e3F@g4@j1e74e2[15V1eH65V1EFU2F565`;E4JU5V2J5DF`4e2@e2@e2",
+    "P4U30U30RE;d1R44K`1bW1UAf3:F@g4`2ea^5`5U;`1UH`QT4ef5@ed1`BR3`5R2P256e4;U60U2050E0E0ee1[8`7Ue5Jk7eO@eJP3;`qe5k1f7j4`2f7Z1Mj;]1Z10",
+    "j6;:[10:;J`1U20US2`1Z1;j2;j1g4J[1Ja<Z1;=;b<:;:;Z3e44UFDUqP1e2@e2@e2@U1P1[30[3P6K@e50e<0U90E0U7@e6`@Um1P2Z1`1YFP1[4XJi1[8I[10[6P1;",
+    "PG[F6`P2U>P1UHP76Y=`1eqi1P4e98e38P2eBV2P2e>0:eA`1e3:X2`DaCbCeV1@g4`2aA`1bA`1eC`3eIP5:Q50Q70Q30A0R50R70R30BP1eI`5Uk4P4e:`4e3`;d20",
+    "dD0T4PR1e2@50eE0EP15@U;0:i3U;KY3Uq`3Y4`GU90EP2Y2e:i2P1:e<P2:`OeK`1IEi7@iF5V10FP2f1e10U10U>@V1`16Y4P3Z4P3U>I:U>Y1`qe3;e=F`1Y2Z3P4",
+    "eJP1Z3e:@i3U9P2i3e8P3j1`5Y3`W1UT1PKQIP6RIP3i2eAf1`3g4`2g4e145a:P1V2:4b:`3K`W3Yq0eD0F:@E`7U1PKf1U>i45`3e:V5i1Z2`:e8f1j1`BU:Y3`9U;",
+    "P4V1UJV7Z3`1i9g46EF5P4f1UFV5J0j16P6U<P3g4`2V1eAf60g4j15F5`3UA6J5P4V1eGf6e1j1f1:Fg45:5Z10i9P5e80U<f5j26E6`NU3050e10U70e4:`2UGf5P2",
+    "g4`2f10e3@E@e:0U30E0U20F5V3@F@V1@5`26P2U2F@V3P1V2P5e405@50eB05V406@60f10V2565J0J`3FP>UJf8e1Z2g4J0:6U1`>eGf9E:5`3g4`b2UGV3@V4Z;e1F",
+    "`@eGV8Z15P5g4`2Z6P9UEV65:`2g4`2g9`=U=@V7`1g4IZ1;U3Pl2eEV7:`a1aqbqg4Y4`5e3@5@e30E0e;f20F@f1565FZ1P4g4`R1e3@UCV3@V35:56P=5f4eCV35f1",
+    "j36`35V5eFf7Z15Z2P6UT1P3j4`j2U@:`6g4`2U40UBf30f35Z2`4g4Y9P1Je>@f:0f6PT1U30E0eBf2P160F0V356`3g4`2e20E0eqV20F0V25P3g4`j4U9f1JP3F56",
+    "U60e@V3P1V2Z6g46PZ15P7Y:[>P6:ep>`b1Xg10Z2P5eQ3`UY1U`1JP6eg@`76e2V7`4U]n1P2US9PlZ3e>f8g4`RKUl8P3Uq0g4`1JUW10g4`2e>@V2:`4eGV3Z2k1d1",
+    ":;`4g40Y30U:P2U9`g6T1eCDZ1g4`R3aqbqY;j1Pb1UU1`165VKP3f1T6`OD:46P5F`6eko2`3eZCPDe4Pc[4d10T30D0Ua4P75P>U1@5`6e1`3eU6`QT1Ue1P2U6P1U4",
+    "P3e4@;F:`_m1kg3g4`2ki6`U1fF@V;P4ki1`Mkj3`4[C@kMV2[1f2`3f3KV3k>f1[NP:kP1V1;`l1i9`5i9`5[[1P4Y<PS2a<b<a<R30b8a<b<10A@1@A@a10a3b1020",
+    "R30R5a<b<A0a1@a30Q30b<A0a10Q201P1Q30b<a<b<a<b<a<b<a<b<a<b<a<b=@Q<;R<;b2Q<;R<;b2Q<;R<;b2Q<;R<;b2Q<;R<;b212@gHko7VKk1fHk36k66KZ2P7",
+    "V20V7`WAb45b9`2b2PZ3V30V8@V30F0V2P2dNP@6`g1UFP1V3T3@g4`15;`o4e>6P8eEf1g4P2;`W7U=4f1g4`Z3e>F5g4`1:`_7U30e10E0U70UR3@Y4V3PDa@b@V34",
+    "`1g4`1JPX<YM;Y1;i1`U1YF;Y7`P3e10U=0E05@50e40e10505`25`1505050U10E05@5050505050E05@e10U30e10e1050e40U8P2U10U20U8`IK`V4kE`1ka1`5[7@",
+    "[70[70[B`4Y6[An<k2n<k2n<kA`K[>P6kE`1[4P3K`6k2`p2k[q`1[8P1[6P1[k1`1[_1`2k5`1;P7k5`1kK`3k4`2kC`3k>@k5`1K`NkY5`5k6@[6P1k4P2kKP3[7@[5",
+    "`2[4P3[Y20k]1g4`R@e_kD`qelP2`2e^3@ePj2`6Uhd3P7ef9``V1e^8``GUU]2P2e_Q2`Wek:fg3`Who2"
+};
+static const char *const wrpo__unicode_nfc[] = {   /* (code point - previous - 1) * 4 + count, its parts as zigzag steps; count 0: the pair that composes it */
+    "PHR4P`100200200200:00444j104]200200200<08q00200200<4:902500200200200:8<q00200200<08=8@100200200200:00444j104]200200200<08q0020020",
+    "0<4:902500200200200:8<q00200200<08=40>0_370P200o140P200o1T20P200k1]20P200o120P200o1:0P200o1:0P200m100P208m1q0P200o140P200o120P200",
+    "o1R20P200o1g10P200k1C0P200o180P200o120P200o1P20P200m1Y20P208m120P200o120P200o140P200o1T20P200o1Q2<290P200m1Z20P204m1[20P200o1p20",
+    "P200o1e10P20@k1E0P200o1p20P200o1e10P20<m1q0P200o140P200o1:0P208i1C0P200o1p20P200o1e10P200m1E0P200o120P200o1Z20P200o1e10P200m1f10",
+    "P200o1e10P208m1A0P200o120P200o140P200o180P200o120P200o1j10P200k1[20P200k100P200o1<02=0P200o1<0P200o1:0P20T4e2N0P20d1c100P20`3W3M0",
+    "P200_100P200c100P200c100P200^6q0P200o150P200o1F0P200o1G0P204_380P200TD00200QF00P208m9@0P200g100P200g1h10P200fGW20200W3@0f=00_R10<",
+    "U2E0P208a110P200^520P200m100P200K00P200];L0P200o140P200g130P200o140P200g130P200o140P200c130P200o140P200i130P200o140P200i130P200o1",
+    "40P200S2Z10P200m100P208g2c10P20H]290P200g1P20P200R7U20P200Q200P200[:60P200nK50200[M00P20aQ1^X1125T12E5m5m4U1kW1Hj600b^101c]10l]10",
+    "0400404<04<00800R20T3Q3>0H00H=0800400400T10T3S1>0H00;=0<0080@B000>p5V4q00@43=<I>@X1=0310F<X1E0l3P20h25;00@43=<V2>@g1=0310F<l2R3B0",
+    "20T9m5A0P20d1[200P200o140P208e130P208V:40200U<00P200m100P208m170P200o180P200c100P208d:00200g;00P200c270P200o180P200o160P200g150P2",
+    "08g100P20PU1hMfd10020R200Q220V21TCf804W10P2R10dZ2pU1`^1L@0860^4k102202202:02:02202B0280p=`9T800b1n1[2e12206J0^:V8P8:<0Z4S202202:0",
+    ":N0TMhAdA80_100b1n1[2e1220h6P7f9d6X3a102001b1pqP8n7l>b7n7H>000240W108V1hqh7b602001b1dAV9V740:06905Z1bp1bF`MV1D0B:0B:0B:0b1e13V1R3",
+    "U46042R4H620R1S40V2R2^3V1D0B:0B:0B:0b1e13`=Z9b7lk:P^5^`5440440440440<80P5b20440840020460`g2Q`=oP<0P200m1k10P200o1h10P200o1L0P200",
+    "Z6o20P200U:<0P200o1h10P200o1L0P200o1C0P200o1<0P200l:i20200120200k<h20P200o160P200VLc20200UN20P200m150P200m160P200o1h10P200o1e10P2",
+    "00o1n10P200o1>0P200m140P200p6m20P200W:00P200o1T20P200o1L0P200m1K0P200dl>m10200en>j20P200o170P200m1g20P200o1<0P200o1h10P200m1g10P2",
+    "00o1h10P200o1L0P200o170P200^6g20P200o1>0P200^5q0200120200iq00P200o1<0P200k100P200o1h10P200`n>m10200aPqj20P200m1c20P200o1h10P200^>",
+    "g10200:00200R`>00200mPq00P200o1h10P200o1L0P200o170P200m1A0P200o1H0P200o150P200Vqg202002>0200YA90P200o1P20P200m1U20P200o120P200o1>",
+    "0P200o110P200o1h10P200m1g10P200o120P200m110P200m190P200o1R20P200o1L0P200S100Ha20640404p@5@kCh10P200o1c10P200R6q0P200o110P200o1B0",
+    "P200o1;0P200lk>10200mi>102001102001B02001;0200ji>60200gUqj10P200o1c10P200o1;0P200Z630P200o110P200o1B0P200o1;0P200ll>10200oVq>0P20",
+    "0o1d10P200c100P200o1c10P200Z6q0P200o110P200o1B0P200o1;0P200`m>10200ib>102001102001B02001;02001P20200gD00P200o1c10P200dCq020011020",
+    "01B02001;02001P20200]EU20P200o1V20P200o1c10P200o1;0P20H`c1P10020nd=W102001202001R40200of=m20020^g=W102001202001R40200We=m20020fe=",
+    "W10200120208gg=T10020Vh=W10200120208Sf=T10020bf=W102001202001R40200ch=m20020Ri=W102001202001R40200of=m20020^g=W102001202001R40200",
+    "_i=m20020ni=W102001202001R40200cg=m20020Rh=W10200120208Sj=T10020bj=W10200120208Wh=T10020fh=W102001202001R40204gj=k24Xk=W140240R40",
+    "oh=m20020^i=W102001202001R40200_k=m20020nk=W102001202001R40200_k=S42020812020412020412020<12020<12020812028^c=X402002002002002002",
+    "00200200200200200200200200200R100200200200200200200200200200200200200200200200R300200200200200200200200200200200200200200200200",
+    "kk=m30030nk=R40mk=00904:50ZP>60YR>m300300720200X45`28Qa150hpq60ik=00A04B50nP>60QS>Y420204120200X40`R>Y400200R40[P>g30030R173Q1@",
+    "R`180d30R100Q3g30030072024ZV>100200R40aS>g30030<73;@007F00208l20<00[2g300300720207V10a_1W12021_48haqX40Uk=00:04950jR>60]U>Y42020D",
+    "120200X41Y_19ldq12aT1cU>=ke12Ce3h=nd@l2040X240h3h30080030`6R30@:0860l2`10440X3^108>0840460h2ePA04XRA0X1W100QQA00400pRA00208J00208",
+    "60020H600208>0020860020X4f100<0020040P6m200200X10020HP20020020020]7Ve612Vf7gb20l]5lf2RfF44044044044044044044044044044044086044044",
+    "0H>0002461002461002461002461002h2Y31T1^50d1L0440440440440440440440440440440440860440440H>0002461002461002461002461002h2Y318b40020",
+    "020020<F0UPX6fd]11WeB1pmC1SP11]o>1mY@1Vk21^kU1101eTS11PXL1cTN1Rl11lZ41VW:1ha41d[31fG1lC1^i31iXC1ba11lk11Z`11nU81jb61^X41mfU11V_21",
+    "nh;1^a31TQ:1Ro;1kpP11fY91Tn:1^i11eYC1n`q1^T31YeD1jT41VU31Ti21Tm>1_dP11RS11^B1pn81nP31jc31^]21da41ZP31p51Vi31Vd41jS21fX11kfB1Vq1",
+    "RR21bR31fc71fg51aj91]oH1ZR31he>1lQ21gQ71`V31`o91ZS51mQO1dh11Rk61^l11ZC1PR71`@1XQ<1agQ11bkF1mZG1O1PUD1Tj11VS31XX91Y_51Q[D1Vc31h_@1",
+    "YpN1lj61fR21Zg91bN1aUA1XnB1gcD1dn71gi81n[q1We31dj;1meD1fY21VZq1`d61RV31o^q1poA1_bA1ch41^nq1Ydq1Zl81][C1f[11P61`[;1pV:1`h21VV41j_3",
+    "1c]O1jD1Rc21bg21b]31bS51hb41VX>1j[21jR21^31USV11fR:1R[21fnA1k^H1ha11P71dY11bX51pR11Pd11Rd21dR21fW11^[71_S51Zc51^b11UcP11h81dQ11",
+    "fP>1do;1`N1QnE1hB1ph11VS41PY81ap41QYB1ZQ41l^21VM1TV11pi91^;1Rc51h:1ln81Tp21T51P=1iXT11VRE1pP<1X`21]mJ1eU91XU11Xa51R51de41bV21hl31",
+    "XW21d[71Ph51Ra71Y`L1pjG1YjQ11T_:1`71ld21fE1jf21PE1Ta11ZZ21ld=1Q_S11Rp81dTJ1iTS11l^61R]81Pd@1miG1bK1V]31Pg51n_A1iUR11pN1pU41lj41fC",
+    "1dE1jS21Rb31hM1^i41pe41T11f^41pa21UjQ11fg=1iY=1Vk>1`p11Tf81bZ81Xk21`T11_`K1XS31jQ:1ia31Z51TG1Sm41]R11n[=1_YN1pWJ1g_H1U31nY61jR21",
+    "VP=1Qe@1bi81cV31^XD1m^31RP71Sp61_[E1Ui61PX29dY15dQ79[Y:1hd@1Pj11TW11T21>1d21^l>1_Y=1n_15ZU35p^29Pd21Z<=To31J1h21hX21[]61bm21a`S11",
+    "bC1p61hG1f11j61hT11b61T61`M1`61hk11D1pR21X=1p21X61je11V91n:1XO1T_21V:1`@1hT11j;1^O1nV21j:1F111@1<1>1P3121T;1R41nC1XS11Z11`31RC1V9",
+    "1`N1h8101lM1b[21p81fF1`31dI1Z31lZ11T81fZ31hA1h31[lK1bWa71[]P79SoI1nh11i41_N1ZL1f31^D1V31VZ11_41X41b41`W11b51R91P11l@1p<1dj11>1P91",
+    "X41fB1p71[41p81k21T91T41PI1`51p31X@1lA1V:181f31VR21R41^H1dI1O1^51hq1PE1bS31Sg21d71f71^D1Z91Z31T>141f:1R11b11p51C1hH1ZN1n@1f;1P>1",
+    "b91dD1^<1jd11j91dh11`L1Z41P11bB1b31i21p3151Q11h41R51lG1PS11dC1^B1j=1pP21^61V71Z81X21H1P31^]11dX21lZT61;1Ri51_Sl71fW21R21PQY81^X51",
+    "VPA1oh_71f4^8Ykp2Y^E6b16Z1AD20230;Pp130022a192022082202202202202202206402202202202206406402206402206402202202202202Y1527<2D02B0",
+    "pYEZ[U4f_U4440h1D0X@h8j6020pS2ZQ1^Q100b1h]1TGVF00C40JpOnqTq020Zdk5lim2pkm2220300hjU73002300230023002j:R602203107320031023200mWV9",
+    "igQ6191B1R^i61Slh61l41J1^41`71n11l41_11QS>1hiX71i^j61>1P11V11Zji61UVX71lZ>1p21lki61Wki61J1_]11P^11B1dRP91cno81L1Wb>1he>1F1h21:1",
+    "Sf>1Tk>141f11p11F121R11T31@1B1b11D1410101jZk61gkp61[Z>1Z11Xhk61_gk61<1Z11`91[61P11P21d31X51d11V41P11R2101Z11T11@1N1XE1o@1RA1[<1V2",
+    "1iV21^^31oA1p21b11S81^:111f71`Sn61Som61:1N1X11@1P41pdn61T41k_n61n21H1m41l81_gA1L1hPB1p3101dXo61YPo61Z11N1H1Zbo61aao61>1jd11Qc11",
+    "QZB1n]B1L1T51U31^eP71QZP71VZP71_WP7151R11Z6121UkB1llB1f21Z11h21]PC1Rbd71]`d71XSC16161X11`pR91WYR91VSR7101ob`61m]A101eUC1Rol71TbG1",
+    "_WQ81B1_XC1^[C1V31D1T21`81]dC1k11`gC1PTS71iPS71R81814131l21X11X21K1F1n21X1181d11F1T41X51V21h71hkS71mlS71Q41h61f11R61jPT71mlS71i51",
+    "g11egD1fSE1Z11n11[21ePE1V^E1j11lYU71]RU71ZA1m:1obE1`gE1ahE1W21lZ;161ff:1W61RQ=1W]N1lcA181<1j31E1PWV71cWl71R[F1Y71j<1V31`nU71mmU71",
+    "m61Zq1]gF1ZjF1R61^41l;1foU71_lU71UpG1b`G1phV71UeV71[`G1XbG1j21f1121T]W71Sh>1nn>1gZW71lVX71ioW71L1[61n:1`21b31[31`21N1J1biW71cnW71",
+    "fq1n31ecH1`iH171dPX71_]X71ZG1PoW71P31_lW71V71e1151YXI1X[I1V31;1p31`WZ61omY61laX71]pX71nPY71UhX71J1f11`kY71_hY71Z11PZZ71n=1cYZ71R1",
+    "1m]J1b_J1i^J101nhJ1Z11Z11X11Z41mjJ1bPK1Ta[71__[71Xe[71Sb[71nRf61mhe61Rip71^11h81_TX81H1h^K1nop7111^21d11YQ]712101f21QaK1TeK1YdK1",
+    "P51^hY81ml]71l31P41anK1VdZ81op^71Xd^71f21[c^71h51g[L1RaL1D1:1jb_71fB101ak_71g^L1bjp81Yn_7161SjL1bU]81kj_71SSM1`TM191j11pXa71URa71",
+    "SVM1ppM1f31V41QaM1X__81n11k^_81Ph_81mea71Xla71aja71Z61F1Z]b71b41Upb71`db71_cb71n^i61chg71j]N1R51__N1VcN1aXC1T_V81L1SRJ1B1eih6161",
+    "di61UcU11pRO1;1T11cnG1loG141D1b21pUd71]Ud71`31p41d41c81d91d21P71W@1^7141P11dUd71ZC1[91cjc81plO141V21X[g71[Vg71`ld71mld8181PUe81RB",
+    "1]fe81Z^P11H1F141P41Q21p81g21^91Q51V41f11mjP11dPQ11P21_PQ11^VQ1161XPg71ohf71>1aZQ11ZpQ11mSZ11VoQ91`;1_Zi81B1bmQ11j41j91f<1VUh71",
+    "iog71p11d51h51`kh71ebk11aSm51M1X31l^m51cPm51X61dYk71f11aej71j51P21jQk71UQk71jA1n9121g51jG1h11Znk71mVk71[oU11TRV11Plk71QiQ91j]V11",
+    "QaL1RgL1TRm71Z=1gjS91@1dfV11dRn71_eT91XnT91eXn7101l11jhn71W]n71mjV11poV11l71f11h31oRW11TfW91kQP81lB1j;1mRX11n11dWX11^fQ81[mY91",
+    "jPZ91b@1V81[mQ81YfX11VjX11:1>1D1>1Z21ZpS8"
+};
+static const char *const wrpo__unicode_ccc[] = {   /* first - previous last - 1, combining class, last - first */
+    "PHV7D0X700l630X700h600l640Z610l630Z610l6:0140l630V770`700V700l620V720l611V720l630V700X700l610V700Y700Z710Y700Z710Y700V7<c8V74Y8l6",
+    "00V730l600V720n600l600V750l650V710l600V710n600T700V700:00;00<00=00>00q00@00A00B00C10D00E00F01G01H00I01V700l601B0X2V770N00O00P10`1",
+    "K00L00M00N00O00P100Q100R100V710l610V740l600V710l60@S10U3V762V730l600V702V711l600V710l60S1T10NV700l600V710l600V710l620V700l610V700",
+    "l600V720l600V700l600V700l600V700l600V71P5V760l600V70R1V731V781V721V74[1l62h3V7=1l600V710l600V710l600V720l620K00L00M00V720l600V710",
+    "l610V74l170@903V700l600V71W370@90^370@90^370@90^370@90o390o3907d200k20U370@90o390l390]3W31090=[33p3f31>j33p2l61Kl601l601h60g1Q400",
+    "R401T405R432R401V710901V71n1l60`370191b2l60_FV72dM90O90m490:V70[6T70_4n600V700l60k6V700l60W290DV772l60`1V740l650V710l60f370q90V1",
+    "V700l600V76f191j170;91S270h4V721100l640V710l630V701164l606V703V71V6V710l600V760l600V710Z700f600l600Z600V7T15V700Y700l600V700l60`F",
+    "V710110V730120V714V703110V700l600V700110l630V70no2V72]490P3V7OZAj600T700X700n600P71Y381d^MV704V79P1V71`2V71d890m590KV7Ai1l62U190",
+    "o270<90_7V701V710l602V715V711V70d190f790`iCJ0QHV760l660V71]Nl60R7l60e4V74bd1l601V70X1V700100l60490U5V700l60oZ190h190i190070U2V72",
+    "`191n170p290970Z390070b570090a270@90HV763V74]690370k390070k790070n390f390070c390cX190`eC14k1V76W[D10VV5h610123R700h648l672V740l61",
+    "NV73d4V72k]3V761V7@2V761V711V74UU2l66]3V75070"
+};
+typedef struct wrpo__decomposition { int32_t c, count, part[3]; } wrpo__decomposition;   /* count 0: part[0], part[1] compose to c */
+typedef struct wrpo__unicode {
+    uint8_t *kind;                   /* [0x110000] class, | WRPO__CAREFUL */
+    wrpo__decomposition *decompositions, *pairs;         /* stb arrays; by c; the composing ones by part[0], part[1] */
+    int32_t (*ccc)[3];               /* stb array of first, last, combining class */
+} wrpo__unicode;
+
+typedef struct wrpo__packed { const char *const *line; int64_t lines; const char *at; } wrpo__packed;
+static bool wrpo__unpack(wrpo__packed *p, int32_t *value) {        /* false: that was all */
+    if (!*p->at && --p->lines <= 0) return false;
+    if (!*p->at) p->at = *++p->line;
+    *value = 0;
+    for (int shift = 0;; shift += 5) {
+        int c = *p->at++, digit = (c == 'p' ? '\\' : c == 'q' ? '?' : c) - '0';
+        *value |= (int32_t)((uint32_t)(digit & 31) << shift);
+        if (digit < 32) return true;
+    }
+}
+static int wrpo__by_pair(const void *a, const void *b) {
+    const wrpo__decomposition *x = a, *y = b;
+    int k = x->part[0] == y->part[0];
+    return (x->part[k] > y->part[k]) - (x->part[k] < y->part[k]);
+}
+static void wrpo__unicode_load_classes(wrpo__arena *arena, wrpo__unicode *u) {
+    wrpo__packed in = {wrpo__unicode_classes, WRPO__COUNT(wrpo__unicode_classes), wrpo__unicode_classes[0]};
+    u->kind = wrpo__raw(arena, 0x110000, 1);
+    for (int32_t c = 0, v; wrpo__unpack(&in, &v); c += v / 16 + 1) memset(u->kind + c, v % 16, (size_t)(v / 16) + 1);
+}
+static void wrpo__unicode_load_nfc(wrpo__unicode *u) {
+    wrpo__packed in = {wrpo__unicode_nfc, WRPO__COUNT(wrpo__unicode_nfc), wrpo__unicode_nfc[0]};
+    int32_t v, c, last[3] = {0};
+    if (u->decompositions) return;
+    for (c = -1; wrpo__unpack(&in, &v);) {
+        wrpo__decomposition d = {c += v / 4 + 1, v % 4, {0}};
+        for (int k = 0; k < (d.count ? d.count : 2) && wrpo__unpack(&in, &v); k++) d.part[k] = last[k] += v & 1 ? -(v + 1) / 2 : v / 2;
+        stbds_arrput(u->decompositions, d);
+        if (d.count) u->kind[c] |= WRPO__CAREFUL;      /* comes back as something else */
+        else {
+            u->kind[d.part[1]] |= WRPO__CAREFUL;       /* may join the code point before it */
+            stbds_arrput(u->pairs, d);
+        }
+    }
+    qsort(u->pairs, (size_t)stbds_arrlen(u->pairs), sizeof *u->pairs, wrpo__by_pair);
+    for (c = 0x1161; c <= 0x11C2; c++) if (c <= 0x1175 || c >= 0x11A8) u->kind[c] |= WRPO__CAREFUL;   /* Hangul vowels and finals */
+    in = (wrpo__packed){wrpo__unicode_ccc, WRPO__COUNT(wrpo__unicode_ccc), wrpo__unicode_ccc[0]};
+    for (c = -1; wrpo__unpack(&in, &v);) {
+        int32_t *range = *stbds_arraddnptr(u->ccc, 1);
+        range[0] = c + v + 1;
+        wrpo__unpack(&in, &range[2]);
+        wrpo__unpack(&in, &v);
+        c = range[1] = range[0] + v;
+        for (int32_t k = range[0]; k <= c; k++) u->kind[k] |= WRPO__CAREFUL;
+    }
+}
+static int32_t wrpo__ccc(const wrpo__unicode *u, int32_t c) {
+    if (!(u->kind[c] & WRPO__CAREFUL)) return 0;
+    for (int64_t low = 0, high = stbds_arrlen(u->ccc); low < high;) {
+        int64_t mid = (low + high) / 2;
+        if (c < u->ccc[mid][0]) high = mid;
+        else if (c > u->ccc[mid][1]) low = mid + 1;
+        else return u->ccc[mid][2];
+    }
+    return 0;
+}
+typedef struct wrpo__mark { int32_t c, ccc; } wrpo__mark;
+static void wrpo__decompose(const wrpo__unicode *u, int32_t c, wrpo__mark **out) {
+    if (c >= 0xAC00 && c <= 0xD7A3) {                  /* Hangul syllables, by arithmetic */
+        int32_t i = c - 0xAC00, parts[3] = {0x1100 + i / 588, 0x1161 + i % 588 / 28, 0x11A7 + i % 28};
+        for (int k = 0; k < (i % 28 ? 3 : 2); k++) stbds_arrput(*out, ((wrpo__mark){parts[k], 0}));
+        return;
+    }
+    for (int64_t low = 0, high = stbds_arrlen(u->decompositions); low < high;) {
+        int64_t mid = (low + high) / 2;
+        const wrpo__decomposition *d = &u->decompositions[mid];
+        if (c < d->c) high = mid;
+        else if (c > d->c) low = mid + 1;
+        else {
+            for (int k = 0; k < d->count; k++) stbds_arrput(*out, ((wrpo__mark){d->part[k], wrpo__ccc(u, d->part[k])}));
+            if (!d->count) wrpo__decompose(u, d->part[0], out), wrpo__decompose(u, d->part[1], out);
+            return;
+        }
+    }
+    stbds_arrput(*out, ((wrpo__mark){c, wrpo__ccc(u, c)}));
+}
+static int32_t wrpo__compose(const wrpo__unicode *u, int32_t a, int32_t b) {   /* -1: they do not */
+    if (a >= 0x1100 && a <= 0x1112 && b >= 0x1161 && b <= 0x1175) return 0xAC00 + ((a - 0x1100) * 21 + (b - 0x1161)) * 28;
+    if (a >= 0xAC00 && a <= 0xD7A3 && (a - 0xAC00) % 28 == 0 && b >= 0x11A8 && b <= 0x11C2) return a + (b - 0x11A7);
+    wrpo__decomposition key = {0, 0, {a, b, 0}};
+    const wrpo__decomposition *d = bsearch(&key, u->pairs, (size_t)stbds_arrlen(u->pairs), sizeof key, wrpo__by_pair);
+    return d ? d->c : -1;
+}
+/* NFC of s, appended to out; false, and nothing done, where s is NFC as it stands. A cluster is a code point and the
+   careful ones behind it: no composition reaches across the border of two clusters. */
+static bool wrpo__nfc(const wrpo__unicode *u, const char *s, int64_t n, wrpo__text *out, wrpo__mark **marks) {
+    int64_t i = 0;
+    size_t k;
+    for (; i < n; i += (int64_t)k) if (u->kind[wrpo__utf8_get(s + i, (size_t)(n - i), &k)] & WRPO__CAREFUL) break;
+    if (i == n) return false;
+    for (i = 0; i < n;) {
+        int64_t begin = i, count = 0;
+        bool careful = false;
+        for (; i < n; i += (int64_t)k, count++) {
+            bool it_is = u->kind[wrpo__utf8_get(s + i, (size_t)(n - i), &k)] & WRPO__CAREFUL;
+            if (count && !it_is) break;
+            careful = careful || it_is;
+        }
+        if (!careful) { wrpo__text_add(out, s + begin, (size_t)(i - begin)); continue; }
+        stbds_arrsetlen(*marks, 0);
+        for (int64_t j = begin; j < i; j += (int64_t)k) wrpo__decompose(u, wrpo__utf8_get(s + j, (size_t)(n - j), &k), marks);
+        wrpo__mark *m = *marks;
+        int64_t len = stbds_arrlen(m), starter = -1, kept = 0;
+        for (int64_t j = 1; j < len; j++)              /* canonical order: a stable insertion sort of each run of marks */
+            for (int64_t h = j; h > 0 && m[h].ccc && m[h - 1].ccc > m[h].ccc; h--) {
+                wrpo__mark swap = m[h];
+                m[h] = m[h - 1], m[h - 1] = swap;
+            }
+        for (int64_t j = 0; j < len; j++) {            /* canonical composition; m[0..kept) is done */
+            bool blocked = starter < 0 || (kept - 1 != starter && m[kept - 1].ccc >= m[j].ccc);
+            int32_t c = blocked ? -1 : wrpo__compose(u, m[starter].c, m[j].c);
+            if (c >= 0) { m[starter].c = c; continue; }
+            if (m[j].ccc == 0) starter = kept;
+            m[kept++] = m[j];
+        }
+        for (int64_t j = 0; j < kept; j++) {
+            char bytes[4];
+            wrpo__text_add(out, bytes, wrpo__utf8_put(bytes, (uint32_t)m[j].c));
+        }
+    }
+    return true;
+}
+
+/* ---- regex: the part of oniguruma's syntax that tokenizers use ----
+   Alternatives of items; an item is a literal, an escape, a class in brackets or a lookahead for one of these, with
+   ? * + {m,n} and possessive ?+ *+ ++; groups (...), (?:...), (?i:...) with or without ?. The pattern becomes a
+   graph without cycles, which a backtracking matcher walks; its recursion is no deeper than the pattern is long. */
+typedef struct wrpo__set { uint64_t ascii[2]; uint32_t classes; bool negate; int32_t (*ranges)[2]; } wrpo__set;   /* ranges: stb array */
+typedef enum wrpo__rx_kind { WRPO__RX_SET, WRPO__RX_AHEAD, WRPO__RX_FORK, WRPO__RX_JOIN, WRPO__RX_END } wrpo__rx_kind;
+typedef struct wrpo__rx_node {
+    wrpo__rx_kind kind;
+    bool possessive, negative;       /* SET: never gives back; AHEAD: (?!...) */
+    int64_t min, max;                /* SET: how many */
+    int32_t next, other;             /* FORK: tried if `next` fails */
+    wrpo__set set;
+} wrpo__rx_node;
+typedef struct wrpo__regex { wrpo__rx_node *nodes; int32_t first; const uint8_t *kind; } wrpo__regex;
+
+static bool wrpo__set_has(const wrpo__set *s, const uint8_t *kind, int32_t c) {
+    bool in = s->classes >> (kind[c] & 15) & 1;
+    for (int64_t k = 0; k < stbds_arrlen(s->ranges) && !in; k++) in = c >= s->ranges[k][0] && c <= s->ranges[k][1];
+    return in != s->negate;
+}
+/* Bytes of the code point at s if the set has it, else 0. s is valid UTF-8. */
+static inline int64_t wrpo__set_at(const wrpo__set *set, const uint8_t *kind, const char *s, int64_t n) {
+    unsigned char c = (unsigned char)*s;
+    if (c < 128) return set->ascii[c >> 6] >> (c & 63) & 1;
+    size_t k;
+    return wrpo__set_has(set, kind, wrpo__utf8_get(s, (size_t)n, &k)) ? (int64_t)k : 0;
+}
+/* Where a match of the graph from node `at` that begins at s[i] ends; -1: nowhere. */
+static int64_t wrpo__rx_match(const wrpo__regex *rx, int32_t at, const char *s, int64_t n, int64_t i) {
+    for (;;) {
+        const wrpo__rx_node *x = &rx->nodes[at];
+        at = x->next;
+        int64_t count = 0, k, end;
+        switch (x->kind) {
+        case WRPO__RX_END: return i;
+        case WRPO__RX_JOIN: break;
+        case WRPO__RX_AHEAD:
+            if ((i < n && wrpo__set_at(&x->set, rx->kind, s + i, n - i)) == x->negative) return -1;
+            break;
+        case WRPO__RX_FORK:
+            if ((end = wrpo__rx_match(rx, x->next, s, n, i)) >= 0) return end;
+            at = x->other;
+            break;
+        case WRPO__RX_SET:
+            for (; count < x->max && i < n && (k = wrpo__set_at(&x->set, rx->kind, s + i, n - i)); count++) i += k;
+            if (count < x->min) return -1;
+            if (x->possessive || rx->nodes[at].kind == WRPO__RX_END) break;
+            for (; count > x->min; count--) {          /* the longest first; the shortest goes on in this loop */
+                if ((end = wrpo__rx_match(rx, at, s, n, i)) >= 0) return end;
+                do i--; while (((unsigned char)s[i] & 0xC0) == 0x80);
+            }
+        }
+    }
+}
+/* The first match in s[from..n): [*begin, *end); false: none. No pattern matches the empty text. */
+static bool wrpo__rx_find(const wrpo__regex *rx, const char *s, int64_t n, int64_t from, int64_t *begin, int64_t *end) {
+    for (int64_t i = from; i < n; i++) {
+        if (((unsigned char)s[i] & 0xC0) == 0x80) continue;
+        if ((*end = wrpo__rx_match(rx, rx->first, s, n, i)) >= 0) { *begin = i; return true; }
+    }
+    return false;
+}
+
+typedef struct wrpo__rx_parser {
+    wrpo_ctx *ctx; const char *name; const wrpo_json *json;   /* where the pattern stands */
+    const char *s; size_t n, i;
+    int depth; bool fold;            /* fold: inside (?i:...) */
+    wrpo__rx_node *nodes;
+    const uint8_t *kind;
+} wrpo__rx_parser;
+typedef struct wrpo__rx_part { int32_t first, last; int64_t shortest; } wrpo__rx_part;   /* entry, exit, fewest code points */
+
+_Noreturn static void wrpo__rx_fail(const wrpo__rx_parser *p, const char *what) {
+    wrpo__json_fail(p->ctx, WRPO_E_UNSUPPORTED, p->name, p->json, "regex, byte %zu: %s is not supported: %.*s", p->i + 1, what, (int)WRPO__MIN(p->n, 200), p->s);
+}
+static int wrpo__rx_peek(const wrpo__rx_parser *p, size_t ahead) { return p->i + ahead < p->n ? (unsigned char)p->s[p->i + ahead] : -1; }
+static bool wrpo__rx_take(wrpo__rx_parser *p, const char *text) {
+    size_t n = strlen(text);
+    if (p->n - p->i < n || memcmp(p->s + p->i, text, n) != 0) return false;
+    p->i += n;
+    return true;
+}
+static int32_t wrpo__rx_char(wrpo__rx_parser *p) {
+    size_t k;
+    if (p->i >= p->n) wrpo__rx_fail(p, "a pattern that ends here");
+    int32_t c = wrpo__utf8_get(p->s + p->i, p->n - p->i, &k);
+    if (c < 0) wrpo__rx_fail(p, "a pattern that is not UTF-8");
+    p->i += k;
+    return c;
+}
+static void wrpo__rx_range(wrpo__set *set, int32_t first, int32_t last) {
+    int32_t *range = *stbds_arraddnptr(set->ranges, 1);
+    range[0] = first, range[1] = last;
+}
+static int64_t wrpo__rx_number(wrpo__rx_parser *p, int base) {     /* -1: no digit here */
+    int64_t v = -1;
+    for (;; p->i++) {
+        int c = wrpo__rx_peek(p, 0), digit = c >= '0' && c <= '9' ? c - '0' : (c | 32) >= 'a' && (c | 32) <= 'f' ? (c | 32) - 'a' + 10 : 99;
+        if (digit >= base) return v;
+        v = (v < 0 ? 0 : v * base) + digit;
+        if (v > 0x10FFFF) wrpo__rx_fail(p, "a number this large");
+    }
+}
+/* What follows a backslash: a class, as its bits, or -- 0 -- the one code point *c. */
+static uint32_t wrpo__rx_escape(wrpo__rx_parser *p, int32_t *c) {
+    static const struct { const char *name; uint32_t classes; } names[] = {
+        {"L}", WRPO__L}, {"N}", WRPO__N}, {"M}", 1u << WRPO__M}, {"P}", 1u << WRPO__P | 1u << WRPO__PC}, {"S}", 1u << WRPO__S | 1u << WRPO__SW},
+        {"Lu}", 1u << WRPO__LU}, {"Ll}", 1u << WRPO__LL}, {"Lt}", 1u << WRPO__LT}, {"Lm}", 1u << WRPO__LM}, {"Lo}", 1u << WRPO__LO}, {"Nd}", 1u << WRPO__ND},
+    };
+    static const char control[][2] = {{'n', '\n'}, {'r', '\r'}, {'t', '\t'}, {'f', '\f'}, {'v', '\v'}, {'a', '\a'}};
+    *c = wrpo__rx_char(p);
+    if (*c == 's' || *c == 'S') return (*c == 's' ? 0 : WRPO__CLASSES) ^ 1u << WRPO__SPACE;
+    if (*c == 'd' || *c == 'D') return (*c == 'd' ? 0 : WRPO__CLASSES) ^ 1u << WRPO__ND;
+    if ((*c == 'p' || *c == 'P') && wrpo__rx_take(p, "{")) {
+        bool negate = (*c == 'P') != wrpo__rx_take(p, "^");
+        for (int64_t k = 0; k < WRPO__COUNT(names); k++)
+            if (wrpo__rx_take(p, names[k].name)) return (negate ? WRPO__CLASSES : 0) ^ names[k].classes;
+        wrpo__rx_fail(p, "this property");
+    }
+    for (int64_t k = 0; k < WRPO__COUNT(control); k++) if (*c == control[k][0]) { *c = control[k][1]; return 0; }
+    if (*c == 'x' && wrpo__rx_take(p, "{")) {
+        *c = (int32_t)wrpo__rx_number(p, 16);
+        if (*c < 0 || !wrpo__rx_take(p, "}")) wrpo__rx_fail(p, "this escape");
+        return 0;
+    }
+    if (*c == 'u') {
+        size_t begin = p->i, n = p->n;
+        p->n = WRPO__MIN(n, begin + 4);
+        *c = (int32_t)wrpo__rx_number(p, 16);
+        p->n = n;
+        if (p->i != begin + 4) wrpo__rx_fail(p, "this escape");
+        return 0;
+    }
+    if (*c >= 128 || (*c >= '0' && *c <= '9') || ((*c | 32) >= 'a' && (*c | 32) <= 'z') || *c < 32) wrpo__rx_fail(p, "this escape");
+    return 0;
+}
+static wrpo__set wrpo__rx_bracket(wrpo__rx_parser *p) {            /* behind '[' */
+    wrpo__set set = {{0}, 0, wrpo__rx_take(p, "^"), NULL};
+    if (wrpo__rx_peek(p, 0) == ']') wrpo__rx_fail(p, "an empty class");
+    for (bool begun = false; !wrpo__rx_take(p, "]"); begun = true) {
+        if (wrpo__rx_peek(p, 0) == '[') wrpo__rx_fail(p, "a class within a class");
+        if (wrpo__rx_peek(p, 0) == '&' && wrpo__rx_peek(p, 1) == '&') wrpo__rx_fail(p, "an intersection of classes");
+        if (wrpo__rx_peek(p, 0) == '-' && begun && wrpo__rx_peek(p, 1) != ']') wrpo__rx_fail(p, "'-' at this place");
+        int32_t first = wrpo__rx_char(p), last;
+        uint32_t classes = first == '\\' ? wrpo__rx_escape(p, &first) : 0;
+        set.classes |= classes;
+        if (classes) continue;
+        last = first;
+        if (wrpo__rx_peek(p, 0) == '-' && wrpo__rx_peek(p, 1) != ']') {
+            p->i++;
+            if (wrpo__rx_peek(p, 0) == '[') wrpo__rx_fail(p, "a class within a class");
+            last = wrpo__rx_char(p);
+            if ((last == '\\' && wrpo__rx_escape(p, &last)) || last < first) wrpo__rx_fail(p, "this range");
+        }
+        wrpo__rx_range(&set, first, last);
+    }
+    return set;
+}
+/* One literal, escape or class. In (?i:...) a letter is a class of its cases; only ASCII is folded, where U+017F
+   and U+212A fold too, and where two letters that a ligature folds to stand together the pattern is refused. */
+static wrpo__set wrpo__rx_atom(wrpo__rx_parser *p) {
+    static const char *const ligatures[] = {"ss", "ff", "fi", "fl", "st"};
+    wrpo__set set = {{0}, 0, false, NULL};
+    int32_t c = wrpo__rx_char(p);
+    if (p->fold && (c == '[' || c == '\\' || c >= 128)) { p->i--; wrpo__rx_fail(p, "anything but ASCII letters in (?i:...)"); }
+    if (c == '[') set = wrpo__rx_bracket(p);
+    else if (c == '\\') {
+        set.classes = wrpo__rx_escape(p, &c);
+        if (!set.classes) wrpo__rx_range(&set, c, c);
+    } else if (c < 128 && strchr(".^${}]?*+", (int)c)) {
+        p->i--;
+        wrpo__rx_fail(p, c == '.' ? "'.'" : c == '^' || c == '$' ? "an anchor" : c == '{' || c == '?' || c == '*' || c == '+' ? "this repetition" : "this bracket");
+    } else {
+        wrpo__rx_range(&set, c, c);
+        int32_t low = c | 32;
+        if (p->fold && low >= 'a' && low <= 'z') {
+            for (int k = 0; k < 5; k++)
+                if (low == ligatures[k][0] && (wrpo__rx_peek(p, 0) | 32) == ligatures[k][1]) wrpo__rx_fail(p, "a pair of letters with a ligature in (?i:...)");
+            wrpo__rx_range(&set, c ^ 32, c ^ 32);
+            if (low == 's') wrpo__rx_range(&set, 0x17F, 0x17F);
+            if (low == 'k') wrpo__rx_range(&set, 0x212A, 0x212A);
+        }
+    }
+    for (int32_t k = 0; k < 128; k++) if (wrpo__set_has(&set, p->kind, k)) set.ascii[k >> 6] |= (uint64_t)1 << (k & 63);
+    return set;
+}
+static int32_t wrpo__rx_add(wrpo__rx_parser *p, wrpo__rx_kind kind) {
+    wrpo__rx_node node = {.kind = kind, .min = 1, .max = 1, .next = -1, .other = -1};
+    stbds_arrput(p->nodes, node);
+    return (int32_t)stbds_arrlen(p->nodes) - 1;
+}
+static wrpo__rx_part wrpo__rx_alternatives(wrpo__rx_parser *p);
+static wrpo__rx_part wrpo__rx_item(wrpo__rx_parser *p) {
+    bool ahead = wrpo__rx_peek(p, 0) == '(' && wrpo__rx_peek(p, 1) == '?' && (wrpo__rx_peek(p, 2) == '!' || wrpo__rx_peek(p, 2) == '=');
+    if (ahead) {
+        int32_t at = wrpo__rx_add(p, WRPO__RX_AHEAD);
+        p->i += 3;
+        p->nodes[at].negative = p->s[p->i - 1] == '!';
+        if (wrpo__rx_peek(p, 0) == '(' || wrpo__rx_peek(p, 0) == ')') wrpo__rx_fail(p, "a lookahead for more than one character");
+        wrpo__set set = wrpo__rx_atom(p);
+        p->nodes[at].set = set;
+        if (!wrpo__rx_take(p, ")")) wrpo__rx_fail(p, "a lookahead for more than one character");
+        return (wrpo__rx_part){at, at, 0};
+    }
+    if (wrpo__rx_take(p, "(")) {
+        bool fold = p->fold;
+        if (wrpo__rx_take(p, "?i:")) p->fold = true;
+        else if (!wrpo__rx_take(p, "?:") && wrpo__rx_peek(p, 0) == '?') wrpo__rx_fail(p, "this kind of group");
+        if (++p->depth > 50) wrpo__rx_fail(p, "so deep a nest of groups");
+        wrpo__rx_part part = wrpo__rx_alternatives(p);
+        if (!wrpo__rx_take(p, ")")) wrpo__rx_fail(p, "a group without its end");
+        p->depth--, p->fold = fold;
+        if (wrpo__rx_take(p, "?")) {                   /* the group, else nothing */
+            int32_t fork = wrpo__rx_add(p, WRPO__RX_FORK), join = wrpo__rx_add(p, WRPO__RX_JOIN);
+            p->nodes[fork].next = part.first, p->nodes[fork].other = join, p->nodes[part.last].next = join;
+            part = (wrpo__rx_part){fork, join, 0};
+        }
+        int c = wrpo__rx_peek(p, 0);
+        if (c == '?' || c == '*' || c == '+' || c == '{') wrpo__rx_fail(p, "this repetition of a group");
+        return part;
+    }
+    int32_t at = wrpo__rx_add(p, WRPO__RX_SET);
+    wrpo__set set = wrpo__rx_atom(p);
+    wrpo__rx_node *x = &p->nodes[at];
+    x->set = set;
+    if (wrpo__rx_take(p, "{")) {
+        int64_t min = wrpo__rx_number(p, 10), max = min;
+        if (wrpo__rx_take(p, ",")) max = wrpo__rx_number(p, 10), max = max < 0 && min >= 0 ? INT64_MAX : max;
+        x->min = WRPO__MAX(min, 0), x->max = max;
+        if (max < x->min || !wrpo__rx_take(p, "}")) wrpo__rx_fail(p, "this repetition");
+    } else if (wrpo__rx_peek(p, 0) == '?' || wrpo__rx_peek(p, 0) == '*' || wrpo__rx_peek(p, 0) == '+') {
+        int c = p->s[p->i++];
+        x->min = c == '+', x->max = c == '?' ? 1 : INT64_MAX;
+        x->possessive = wrpo__rx_take(p, "+");
+    }
+    int c = wrpo__rx_peek(p, 0);
+    if (c == '?' || c == '*' || c == '+' || c == '{') wrpo__rx_fail(p, "this repetition");
+    return (wrpo__rx_part){at, at, x->min};
+}
+static wrpo__rx_part wrpo__rx_sequence(wrpo__rx_parser *p) {
+    int32_t at = wrpo__rx_add(p, WRPO__RX_JOIN);
+    wrpo__rx_part all = {at, at, 0};
+    while (p->i < p->n && p->s[p->i] != '|' && p->s[p->i] != ')') {
+        wrpo__rx_part part = wrpo__rx_item(p);
+        p->nodes[all.last].next = part.first;
+        all.last = part.last;
+        all.shortest = WRPO__MIN(all.shortest + part.shortest, INT32_MAX);
+    }
+    return all;
+}
+static wrpo__rx_part wrpo__rx_alternatives(wrpo__rx_parser *p) {
+    wrpo__rx_part all = wrpo__rx_sequence(p);
+    if (wrpo__rx_peek(p, 0) != '|') return all;
+    int32_t join = wrpo__rx_add(p, WRPO__RX_JOIN), fork = wrpo__rx_add(p, WRPO__RX_FORK);
+    p->nodes[all.last].next = join, p->nodes[fork].next = all.first;
+    all.first = fork, all.last = join;
+    while (wrpo__rx_take(p, "|")) {
+        wrpo__rx_part part = wrpo__rx_sequence(p);
+        p->nodes[part.last].next = join;
+        all.shortest = WRPO__MIN(all.shortest, part.shortest);
+        if (wrpo__rx_peek(p, 0) == '|') {
+            int32_t more = wrpo__rx_add(p, WRPO__RX_FORK);
+            p->nodes[more].next = part.first, p->nodes[fork].other = more, fork = more;
+        } else p->nodes[fork].other = part.first;
+    }
+    return all;
+}
+static wrpo__regex *wrpo__regex_new(wrpo__arena *arena, const char *name, const wrpo_json *json, const uint8_t *kind, const char *s, size_t n, bool literal) {
+    wrpo__rx_parser p = {.ctx = arena->ctx, .name = name, .json = json, .s = s, .n = n, .kind = kind};
+    wrpo__rx_part all = {0, -1, 0};
+    if (n > 4096) wrpo__rx_fail(&p, "a pattern this long");
+    if (literal)
+        for (all.shortest = (int64_t)n; p.i < n; all.last++) {     /* the text itself */
+            int32_t c = wrpo__rx_char(&p), at = wrpo__rx_add(&p, WRPO__RX_SET);
+            wrpo__set *set = &p.nodes[at].set;
+            wrpo__rx_range(set, c, c);
+            if (c < 128) set->ascii[c >> 6] |= (uint64_t)1 << (c & 63);
+            p.nodes[at].next = at + 1;
+        }
+    else all = wrpo__rx_alternatives(&p);
+    if (p.i < p.n) wrpo__rx_fail(&p, "this bracket");
+    if (all.shortest == 0) wrpo__rx_fail(&p, "a pattern that matches the empty text");
+    int32_t end = wrpo__rx_add(&p, WRPO__RX_END);
+    if (all.last >= 0) p.nodes[all.last].next = end;
+    wrpo__regex *rx = WRPO__NEW(arena, wrpo__regex);
+    rx->nodes = p.nodes, rx->first = all.first, rx->kind = kind;
+    return rx;
+}
+
+/* ---- the tokenizer ---- */
+enum { WRPO__TOKEN_MODEL = 1, WRPO__TOKEN_ADDED = 2, WRPO__TOKEN_SPECIAL = 4, WRPO__TOKEN_SINGLE_WORD = 8, WRPO__TOKEN_LSTRIP = 16,
+       WRPO__TOKEN_RSTRIP = 32, WRPO__TOKEN_NORMALIZED = 64, WRPO__TOKEN_RENAMED = 128 };
+typedef struct wrpo__token { const char *text; int32_t size; uint32_t flags; } wrpo__token;   /* text NULL: no token has this id */
+typedef struct wrpo__renamed { int32_t id; wrpo__token token; } wrpo__renamed;
+typedef struct wrpo__merge { uint64_t pair; int32_t rank, id; } wrpo__merge;                  /* left << 32 | right; rank -1: free slot */
+typedef struct wrpo__trie { unsigned char byte; int32_t id, child, sibling; } wrpo__trie;     /* id -1: no token ends here */
+typedef enum wrpo__step_kind {
+    WRPO__STEP_NFC, WRPO__STEP_PREPEND, WRPO__STEP_REPLACE, WRPO__STEP_SPLIT, WRPO__STEP_BYTES,
+    WRPO__STEP_UNBYTES, WRPO__STEP_BYTE_FALLBACK, WRPO__STEP_FUSE, WRPO__STEP_STRIP, WRPO__STEP_METASPACE
+} wrpo__step_kind;
+typedef enum wrpo__behavior { WRPO__REMOVED, WRPO__ISOLATED, WRPO__MERGED_WITH_PREVIOUS, WRPO__MERGED_WITH_NEXT, WRPO__CONTIGUOUS } wrpo__behavior;
+typedef struct wrpo__step {
+    wrpo__step_kind kind;
+    const wrpo__regex *regex;        /* REPLACE, SPLIT */
+    const char *text; size_t size;   /* PREPEND; REPLACE by it; STRIP, METASPACE: the character */
+    wrpo__behavior behavior; bool invert;                /* SPLIT */
+    bool unless, first;              /* PREPEND: not to a piece that begins with text already; only where the text begins */
+    int64_t start, stop;             /* STRIP: at most so many characters; METASPACE: start drops those of the first token */
+} wrpo__step;
+typedef struct wrpo__word { uint8_t size, count; char text[22]; int32_t ids[10]; } wrpo__word;    /* 64 bytes of the word cache */
+enum { WRPO__WORDS = 1 << 13, WRPO__SMALL_CHARS = 1 << 10, WRPO__MAX_ID = 1 << 24 };
+
+struct wrpo_tokenizer {
+    wrpo_ctx *ctx;
+    wrpo__arena *arena, *scratch;    /* scratch: what one call needs; cleared by the next */
+    const char *dir;                 /* where it was loaded from */
+    wrpo__unicode unicode;
+    wrpo__token *tokens; int64_t size;                   /* by id */
+    int32_t *slots; uint64_t mask, seed;                 /* text -> id: open addressing, -1 = free */
+    wrpo__merge *merges; uint64_t merge_mask;            /* pair -> rank and id: open addressing */
+    wrpo__trie *trie; bool begins[2][256];               /* added tokens; root 0: on raw text, root 1: on normalized text */
+    wrpo__renamed *renamed;          /* stb array: added tokens that decoding shows in their normalized form */
+    wrpo__step *normalizer, *pre_tokenizer, *decoder;    /* stb arrays */
+    bool has_decoder, has_template, byte_fallback, fuse_unk, ignore_merges, has_unk, cut_at_mark;
+    const char *unk_text;            /* the model's unk_token */
+    int32_t unk, bytes[256], small[WRPO__SMALL_CHARS];   /* ids in the model: <0xNN>; of the single characters below U+0400 */
+    int32_t *prefix, *suffix;        /* stb arrays: the post-processor */
+    wrpo__word *words;               /* [WORDS] direct-mapped cache of BPE results */
+    const wrpo_json *config;         /* tokenizer_config.json, or NULL */
+    const char *bos_token, *eos_token, *unk_token, *pad_token;   /* NULL: none */
+    int32_t bos, eos;                /* -1: none */
+    const char *chat_template; size_t chat_template_size;        /* NULL: none */
+    void *chat;                      /* compiled by >>chat */
+};
+
+/* The vocabulary and the merges have tables of their own: the texts may hold NULs, ids are dense, a merge is looked
+   up once for each pair of symbols, and stb_ds's maps step a seed that all threads share. */
+static int64_t wrpo__slot(const wrpo_tokenizer *tok, const char *s, size_t n) {       /* where s is or would be */
+    uint64_t at = wrpo__hash(tok->seed, s, n);
+    for (;; at++) {
+        int32_t id = tok->slots[at &= tok->mask];
+        if (id < 0 || ((size_t)tok->tokens[id].size == n && memcmp(tok->tokens[id].text, s, n) == 0)) return (int64_t)at;
+    }
+}
+static int32_t wrpo__token_id(const wrpo_tokenizer *tok, const char *content, size_t n) { return tok->slots[wrpo__slot(tok, content, n)]; }
+static int32_t wrpo__model_id(const wrpo_tokenizer *tok, const char *s, size_t n) {   /* -1 for tokens that are only added */
+    int32_t id = wrpo__token_id(tok, s, n);
+    return id >= 0 && tok->tokens[id].flags & WRPO__TOKEN_MODEL ? id : -1;
+}
+static bool wrpo__is_special(const wrpo_tokenizer *tok, int32_t id) {
+    return id >= 0 && id < tok->size && tok->tokens[id].flags & WRPO__TOKEN_SPECIAL;
+}
+static wrpo__merge *wrpo__merge_slot(const wrpo_tokenizer *tok, int32_t left, int32_t right) {
+    uint64_t pair = (uint64_t)left << 32 | (uint32_t)right, h = (pair ^ tok->seed) * 0x9E3779B97F4A7C15u;
+    for (h ^= h >> 32;; h++) {
+        wrpo__merge *m = &tok->merges[h &= tok->merge_mask];
+        if (m->rank < 0 || m->pair == pair) return m;
+    }
+}
+/* The alphabet of byte-level BPE (GPT-2): printable Latin-1 stands for itself, the rest for U+0100 and up, in order. */
+static uint32_t wrpo__byte_char(int byte) {
+    if ((byte > 32 && byte < 127) || (byte > 160 && byte != 173)) return (uint32_t)byte;
+    return 256 + (uint32_t)(byte <= 32 ? byte : byte <= 160 ? byte - 94 : 67);
+}
+static int wrpo__char_byte(int32_t c) {                /* -1: not of the alphabet */
+    if (c >= 256 && c < 324) return c <= 288 ? c - 256 : c < 323 ? c - 256 + 94 : 173;
+    return c >= 0 && c < 256 && wrpo__byte_char(c) == (uint32_t)c ? c : -1;
+}
+
+/* ---- pieces: what a text is cut into on its way. Steps rewrite (text -> spare, then swap) or only cut. ---- */
+typedef struct wrpo__piece { int64_t begin, end; int32_t id; bool first; } wrpo__piece;   /* id >= 0: an added token; first: nothing stands before it */
+typedef struct wrpo__symbol { int32_t id, prev, next; } wrpo__symbol;
+typedef struct wrpo__candidate { uint64_t key; int32_t id; } wrpo__candidate;             /* rank << 32 | position; what the merge makes */
+typedef struct wrpo__work {
+    wrpo_tokenizer *tok;
+    bool keep;                       /* the first piece goes on from another text: nothing is put before it */
+    const char *s; int64_t n;        /* the text of the pieces: the caller's, or text.data */
+    wrpo__text text, spare;
+    wrpo__piece *pieces, *other;     /* stb arrays, as those below */
+    wrpo__mark *marks;
+    wrpo__symbol *symbols;
+    wrpo__candidate *heap;
+} wrpo__work;
+static void wrpo__rewritten(wrpo__work *w) {           /* spare holds the new text */
+    wrpo__text swap = w->text;
+    w->text = w->spare, w->spare = swap;
+    if (!w->text.data) wrpo__text_add(&w->text, "", 0);
+    w->s = w->text.data, w->n = (int64_t)w->text.size;
+    w->spare.size = 0;
+}
+static void wrpo__put_piece(wrpo__work *w, int64_t begin, int64_t end, int32_t id, bool first) {
+    wrpo__piece p = {begin, end, id, first};
+    if (end > begin) stbds_arrput(w->other, p);
+}
+static void wrpo__swap_pieces(wrpo__work *w) {
+    wrpo__piece *swap = w->pieces;
+    w->pieces = w->other, w->other = swap;
+    stbds_arrsetlen(w->other, 0);
+}
+
+/* Cuts s at the added tokens of one trie: the leftmost, there the longest, as the library does it -- also where a
+   token that strips the space to its right is followed by one that begins with this space, which then comes twice. */
+static void wrpo__cut_added(wrpo__work *w, int root, const char *s, int64_t n, bool first) {
+    const wrpo_tokenizer *tok = w->tok;
+    const uint8_t *kind = tok->unicode.kind;
+    int64_t done = 0;
+    size_t k;
+    for (int64_t i = 0; i < n;) {
+        int64_t begin = i, end = i;
+        int32_t found = -1;
+        if (tok->begins[root][(unsigned char)s[i]])
+            for (int32_t at = tok->trie[root].child; at > 0 && i < n;) {
+                const wrpo__trie *node = &tok->trie[at];
+                if (node->byte != (unsigned char)s[i]) { at = node->sibling; continue; }
+                i++;
+                if (node->id >= 0) found = node->id, end = i;
+                at = node->child;
+            }
+        if (found < 0) { i = begin + 1; continue; }
+        i = end;
+        uint32_t flags = tok->tokens[found].flags;
+        int64_t before = begin;                        /* where the code point before begins */
+        if (before > 0) do before--; while (((unsigned char)s[before] & 0xC0) == 0x80);
+        if (flags & WRPO__TOKEN_SINGLE_WORD) {
+            if (begin > 0 && WRPO__WORD >> (kind[wrpo__utf8_get(s + before, (size_t)(begin - before), &k)] & 15) & 1) continue;
+            if (end < n && WRPO__WORD >> (kind[wrpo__utf8_get(s + end, (size_t)(n - end), &k)] & 15) & 1) continue;
+        }
+        if (flags & WRPO__TOKEN_LSTRIP) {
+            while (begin > 0 && (kind[wrpo__utf8_get(s + before, (size_t)(begin - before), &k)] & 15) == WRPO__SPACE) {
+                begin = before;
+                if (before > 0) do before--; while (((unsigned char)s[before] & 0xC0) == 0x80);
+            }
+            begin = WRPO__MAX(begin, done);
+        }
+        if (flags & WRPO__TOKEN_RSTRIP)
+            for (; end < n && (kind[wrpo__utf8_get(s + end, (size_t)(n - end), &k)] & 15) == WRPO__SPACE;) end += (int64_t)k;
+        if (done < begin) wrpo__put_piece(w, done, begin, -1, first && done == 0);
+        wrpo__put_piece(w, begin, end, found, false);
+        done = end;
+    }
+    wrpo__put_piece(w, done, n, -1, first && done == 0);
+}
+
+/* Whether a part of a text joins the part before it; matched: whether they match the pattern. */
+static bool wrpo__joins(wrpo__behavior behavior, bool before, bool matched) {
+    switch (behavior) {
+    case WRPO__MERGED_WITH_PREVIOUS: return matched && !before;
+    case WRPO__MERGED_WITH_NEXT: return before && !matched;
+    case WRPO__CONTIGUOUS: return before == matched;
+    default: return false;
+    }
+}
+static void wrpo__split_piece(wrpo__work *w, const wrpo__step *step, wrpo__piece p) {
+    int64_t begin = p.begin, end = p.begin, open = -1, match_begin, match_end;   /* open: where the piece being made begins */
+    bool before = false, more = true;
+    while (more && end < p.end) {
+        more = wrpo__rx_find(step->regex, w->s, p.end, end, &match_begin, &match_end);
+        if (!more) match_begin = match_end = p.end;
+        for (int k = 0; k < 2; k++) {                  /* what lies before the match, then the match */
+            begin = end, end = k ? match_end : match_begin;
+            if (begin == end) continue;
+            bool matched = (k == 1) != step->invert;
+            if (open >= 0 && !wrpo__joins(step->behavior, before, matched)) {
+                wrpo__put_piece(w, open, begin, -1, p.first && open == p.begin);
+                open = -1;
+            }
+            if (open < 0 && !(matched && step->behavior == WRPO__REMOVED)) open = begin;
+            before = matched;
+        }
+    }
+    if (open >= 0) wrpo__put_piece(w, open, end, -1, p.first && open == p.begin);
+}
+static void wrpo__replace(wrpo__text *out, const wrpo__step *step, const char *s, int64_t n) {
+    for (int64_t at = 0, begin, end; at < n; at = end) {
+        if (!wrpo__rx_find(step->regex, s, n, at, &begin, &end)) begin = end = n;
+        wrpo__text_add(out, s + at, (size_t)(begin - at));
+        if (end > begin) wrpo__text_add(out, step->text, step->size);
+    }
+}
+/* One step of the normalizer (there the segment is one piece) or of the pre-tokenizer, on all pieces of text. */
+static void wrpo__encode_step(wrpo__work *w, const wrpo__step *step) {
+    for (int64_t i = 0; i < stbds_arrlen(w->pieces); i++) {
+        wrpo__piece p = w->pieces[i];
+        const char *s = w->s + p.begin;
+        int64_t n = p.end - p.begin;
+        size_t begin = w->spare.size;
+        bool has;
+        if (p.id >= 0) { stbds_arrput(w->other, p); continue; }
+        switch (step->kind) {
+        case WRPO__STEP_SPLIT:
+            wrpo__split_piece(w, step, p);
+            continue;
+        case WRPO__STEP_NFC:
+            if (!wrpo__nfc(&w->tok->unicode, s, n, &w->spare, &w->marks)) wrpo__text_add(&w->spare, s, (size_t)n);
+            break;
+        case WRPO__STEP_PREPEND:
+            has = step->unless && (size_t)n >= step->size && memcmp(s, step->text, step->size) == 0;
+            if (!has && (p.first ? !w->keep : !step->first)) wrpo__text_add(&w->spare, step->text, step->size);
+            wrpo__text_add(&w->spare, s, (size_t)n);
+            break;
+        case WRPO__STEP_REPLACE:
+            wrpo__replace(&w->spare, step, s, n);
+            break;
+        default:                                       /* BYTES */
+            for (int64_t j = 0, run; j < n; j += run) {
+                char utf8[4];
+                for (run = 0; j + run < n && s[j + run] > 32 && s[j + run] < 127; run++) {}
+                if (run) wrpo__text_add(&w->spare, s + j, (size_t)run);
+                else wrpo__text_add(&w->spare, utf8, wrpo__utf8_put(utf8, wrpo__byte_char((unsigned char)s[j]))), run = 1;
+            }
+        }
+        wrpo__put_piece(w, (int64_t)begin, (int64_t)w->spare.size, -1, p.first);
+    }
+    if (step->kind != WRPO__STEP_SPLIT) wrpo__rewritten(w);
+    wrpo__swap_pieces(w);
+}
+
+/* ---- BPE ---- */
+static int32_t wrpo__char_id(const wrpo_tokenizer *tok, const char *s, int64_t n, size_t *size) {   /* of the character at s */
+    int32_t c = wrpo__utf8_get(s, (size_t)n, size);
+    return c < WRPO__SMALL_CHARS ? tok->small[c] : wrpo__model_id(tok, s, *size);
+}
+static void wrpo__put_symbol(wrpo__work *w, int32_t id) {
+    int32_t at = (int32_t)stbds_arrlen(w->symbols);
+    wrpo__symbol symbol = {id, at - 1, at + 1};
+    stbds_arrput(w->symbols, symbol);
+}
+static void wrpo__symbols(wrpo__work *w, const char *s, int64_t n) {
+    const wrpo_tokenizer *tok = w->tok;
+    int64_t pending = 0;             /* unknown characters whose unk is not written yet */
+    size_t size;
+    stbds_arrsetlen(w->symbols, 0);
+    for (int64_t i = 0; i < n; i += (int64_t)size) {
+        int32_t id = wrpo__char_id(tok, s + i, n - i, &size);
+        if (id >= 0) {
+            if (pending) wrpo__put_symbol(w, tok->unk);
+            pending = 0;
+            wrpo__put_symbol(w, id);
+            continue;
+        }
+        bool all = tok->byte_fallback;                 /* the bytes go before an unk that is pending: the library's order */
+        for (size_t k = 0; k < size && all; k++) all = tok->bytes[(unsigned char)s[i + (int64_t)k]] >= 0;
+        if (all) { for (size_t k = 0; k < size; k++) wrpo__put_symbol(w, tok->bytes[(unsigned char)s[i + (int64_t)k]]); continue; }
+        if (!tok->has_unk) continue;                   /* dropped, as the library drops it */
+        if (tok->unk < 0) wrpo__fail(tok->ctx, WRPO_E_FORMAT, "a character has no token, and unk_token \"%s\" is not in the vocabulary", tok->unk_text);
+        if (pending && !tok->fuse_unk) wrpo__put_symbol(w, tok->unk);
+        pending++;
+    }
+    if (pending) wrpo__put_symbol(w, tok->unk);
+    if (stbds_arrlen(w->symbols)) stbds_arrlast(w->symbols).next = -1;
+}
+/* A binary heap by key: the lowest rank first, of equals the leftmost. */
+static void wrpo__propose(wrpo__work *w, int32_t at) { /* the merge of symbol `at` and the next, if there is one */
+    int32_t next = w->symbols[at].next;
+    if (next < 0) return;
+    const wrpo__merge *m = wrpo__merge_slot(w->tok, w->symbols[at].id, w->symbols[next].id);
+    if (m->rank < 0) return;
+    wrpo__candidate c = {(uint64_t)m->rank << 32 | (uint32_t)at, m->id};
+    stbds_arrput(w->heap, c);
+    int64_t i = stbds_arrlen(w->heap) - 1;
+    for (int64_t up; i > 0 && w->heap[up = (i - 1) / 2].key > c.key; i = up) w->heap[i] = w->heap[up];
+    w->heap[i] = c;
+}
+static wrpo__candidate wrpo__best(wrpo__work *w) {
+    wrpo__candidate top = w->heap[0], last = stbds_arrpop(w->heap);
+    int64_t n = stbds_arrlen(w->heap), i = 0;
+    for (int64_t down; (down = 2 * i + 1) < n; i = down) {
+        if (down + 1 < n && w->heap[down + 1].key < w->heap[down].key) down++;
+        if (w->heap[down].key >= last.key) break;
+        w->heap[i] = w->heap[down];
+    }
+    if (n) w->heap[i] = last;
+    return top;
+}
+static void wrpo__bpe(wrpo__work *w, const char *s, int64_t n, int32_t **ids) {
+    const wrpo_tokenizer *tok = w->tok;
+    wrpo__word *word = NULL;
+    if (n <= (int64_t)sizeof word->text) {
+        word = &tok->words[wrpo__hash(tok->seed, s, (size_t)n) % WRPO__WORDS];
+        if (word->size == n && memcmp(word->text, s, (size_t)n) == 0) {
+            memcpy(stbds_arraddnptr(*ids, word->count), word->ids, word->count * sizeof *word->ids);
+            return;
+        }
+    }
+    int64_t first = stbds_arrlen(*ids), count;
+    int32_t whole = tok->ignore_merges ? wrpo__model_id(tok, s, (size_t)n) : -1;
+    if (whole >= 0) stbds_arrput(*ids, whole);
+    else {
+        wrpo__symbols(w, s, n);
+        wrpo__symbol *y = w->symbols;
+        count = stbds_arrlen(y);
+        stbds_arrsetlen(w->heap, 0);
+        for (int64_t i = 0; i < count; i++) wrpo__propose(w, (int32_t)i);
+        while (stbds_arrlen(w->heap)) {
+            wrpo__candidate best = wrpo__best(w);
+            int32_t at = (int32_t)(best.key & 0xFFFFFFFFu), next = y[at].next;
+            if (y[at].id < 0 || next < 0) continue;    /* merged into another symbol since */
+            const wrpo__merge *m = wrpo__merge_slot(tok, y[at].id, y[next].id);
+            if (m->rank < 0 || m->id != best.id) continue;                /* another pair stands here now */
+            y[at].id = m->id, y[at].next = y[next].next, y[next].id = -1;
+            if (y[at].next >= 0) y[y[at].next].prev = at;
+            if (y[at].prev >= 0) wrpo__propose(w, y[at].prev);
+            wrpo__propose(w, at);
+        }
+        for (int64_t i = 0; i < count; i++) if (y[i].id >= 0) stbds_arrput(*ids, y[i].id);
+    }
+    count = stbds_arrlen(*ids) - first;
+    if (!word || count > WRPO__COUNT(word->ids)) return;
+    word->size = (uint8_t)n, word->count = (uint8_t)count;
+    memcpy(word->text, s, (size_t)n);
+    if (count) memcpy(word->ids, *ids + first, (size_t)count * sizeof *word->ids);
+}
+/* SentencePiece models have no pre-tokenizer: a whole segment is one word. Where no merge makes a token with a mark
+   (U+2581) behind another character, and no character is dropped, none can reach across such a place: cutting there
+   changes nothing, but the words are short again. */
+static const char wrpo__mark_text[] = "\xE2\x96\x81";
+static bool wrpo__mark_at(const char *s, int64_t n, int64_t i) { return i >= 0 && i + 3 <= n && memcmp(s + i, wrpo__mark_text, 3) == 0; }
+static void wrpo__bpe_cut(wrpo__work *w, const char *s, int64_t n, int32_t **ids) {
+    int64_t begin = 0;
+    if (w->tok->cut_at_mark)
+        for (int64_t i = 1; i + 3 <= n; i++) {
+            if (s[i] != wrpo__mark_text[0] || !wrpo__mark_at(s, n, i) || wrpo__mark_at(s, n, i - 3)) continue;
+            wrpo__bpe(w, s + begin, i - begin, ids);
+            begin = i;
+        }
+    wrpo__bpe(w, s + begin, n - begin, ids);
+}
+
+/* ---- text -> ids ---- */
+/* The normalized text, as one piece: w->s and w->n. */
+static void wrpo__normalize(wrpo__work *w, const char *s, int64_t n, bool first) {
+    w->s = s, w->n = n;
+    stbds_arrsetlen(w->pieces, 0);
+    stbds_arrsetlen(w->other, 0);
+    wrpo__put_piece(w, 0, n, -1, first);
+    wrpo__swap_pieces(w);
+    for (int64_t i = 0; i < stbds_arrlen(w->tok->normalizer); i++) wrpo__encode_step(w, &w->tok->normalizer[i]);
+}
+static void wrpo__encode_segment(wrpo__work *w, const char *s, int64_t n, bool first, int32_t **ids) {
+    const wrpo_tokenizer *tok = w->tok;
+    wrpo__normalize(w, s, n, first);
+    if (tok->trie[1].child > 0) wrpo__cut_added(w, 1, w->s, w->n, first), wrpo__swap_pieces(w);
+    for (int64_t i = 0; i < stbds_arrlen(tok->pre_tokenizer); i++) wrpo__encode_step(w, &tok->pre_tokenizer[i]);
+    for (int64_t i = 0; i < stbds_arrlen(w->pieces); i++) {
+        wrpo__piece p = w->pieces[i];
+        if (p.id >= 0) stbds_arrput(*ids, p.id);
+        else wrpo__bpe_cut(w, w->s + p.begin, p.end - p.begin, ids);
+    }
+}
+/* Appends the ids of text to *ids, an stb array. */
+static void wrpo__encode(wrpo_tokenizer *tok, const char *text, size_t n, unsigned flags, int32_t **ids) {
+    if (n > INT32_MAX) wrpo__fail(tok->ctx, WRPO_E_UNSUPPORTED, "a text of %zu bytes: more than %d cannot be tokenized at once", n, INT32_MAX);
+    for (size_t i = 0, k; i < n; i += k) {
+        if ((unsigned char)text[i] < 128) { k = 1; continue; }
+        if (wrpo__utf8_get(text + i, n - i, &k) < 0) wrpo__fail(tok->ctx, WRPO_E_FORMAT, "text to tokenize: not UTF-8 at byte %zu", i);
+    }
+    if (!*ids) stbds_arrsetcap(*ids, n / 4 + 16);      /* in the caller's arena; what grows stays in its arena */
+    wrpo__arena *outer = wrpo__here;
+    wrpo__arena_clear(tok->scratch);
+    wrpo__here = tok->scratch;
+    wrpo__work w = {.tok = tok, .keep = flags & WRPO_ENCODE_CONTINUE, .text.arena = tok->scratch, .spare.arena = tok->scratch};
+    wrpo__piece *segments = NULL;
+    wrpo__cut_added(&w, 0, text, (int64_t)n, true);
+    segments = w.other, w.other = NULL;
+    if (flags & WRPO_ENCODE_SPECIAL) for (int64_t i = 0; i < stbds_arrlen(tok->prefix); i++) stbds_arrput(*ids, tok->prefix[i]);
+    for (int64_t i = 0; i < stbds_arrlen(segments); i++) {
+        wrpo__piece p = segments[i];
+        if (p.id >= 0) stbds_arrput(*ids, p.id);
+        else wrpo__encode_segment(&w, text + p.begin, p.end - p.begin, p.first, ids);
+    }
+    if (flags & WRPO_ENCODE_SPECIAL) for (int64_t i = 0; i < stbds_arrlen(tok->suffix); i++) stbds_arrput(*ids, tok->suffix[i]);
+    wrpo__here = outer;
+    wrpo__arena_clear(tok->scratch);
+}
+
+/* ---- ids -> text ---- */
+static void wrpo__put_token(wrpo__work *w, size_t begin) { /* what spare has gained since begin; may be empty */
+    stbds_arrput(w->other, ((wrpo__piece){(int64_t)begin, (int64_t)w->spare.size, -1, false}));
+}
+/* <0xNN> tokens in a row are the bytes of a text; if that is not UTF-8, each byte becomes U+FFFD. */
+static int wrpo__byte_token(const char *s, int64_t n) {    /* -1: another token */
+    int v = 0;
+    if (n != 6 || memcmp(s, "<0x", 3) != 0 || s[5] != '>') return -1;
+    for (int i = 3; i < 5; i++) {
+        int c = (unsigned char)s[i], digit = c >= '0' && c <= '9' ? c - '0' : (c | 32) >= 'a' && (c | 32) <= 'f' ? (c | 32) - 'a' + 10 : -1;
+        if (digit < 0) return -1;
+        v = v * 16 + digit;
+    }
+    return v;
+}
+static bool wrpo__is_utf8(const char *s, size_t n, size_t *bad) {  /* bad: where the first offence is */
+    for (size_t i = 0, k; i < n; i += k) if (wrpo__utf8_get(s + i, n - i, &k) < 0) { *bad = i; return false; }
+    return true;
+}
+static void wrpo__end_bytes(wrpo__work *w, size_t begin, int64_t run) {
+    size_t bad;
+    if (!run) return;
+    if (wrpo__is_utf8(w->spare.data + begin, (size_t)run, &bad)) { wrpo__put_token(w, begin); return; }
+    w->spare.size = begin;
+    for (; run > 0; run--, begin = w->spare.size) wrpo__text_add(&w->spare, "\xEF\xBF\xBD", 3), wrpo__put_token(w, begin);
+}
+static void wrpo__decode_step(wrpo__work *w, const wrpo__step *step) {
+    int64_t run = 0, count = stbds_arrlen(w->pieces);  /* run: bytes of <0xNN> tokens at the end of spare */
+    for (int64_t i = 0; i < count; i++) {
+        const char *s = w->s + w->pieces[i].begin;
+        int64_t n = w->pieces[i].end - w->pieces[i].begin, cut = 0;
+        size_t begin = w->spare.size, k;
+        int byte;
+        bool known = true;
+        switch (step->kind) {
+        case WRPO__STEP_UNBYTES:                       /* a token with a character outside the alphabet stands for itself */
+            for (int64_t j = 0; j < n && known; j += (int64_t)k) known = wrpo__char_byte(wrpo__utf8_get(s + j, (size_t)(n - j), &k)) >= 0;
+            for (int64_t j = 0; j < n && known; j += (int64_t)k) {
+                char c = (char)wrpo__char_byte(wrpo__utf8_get(s + j, (size_t)(n - j), &k));
+                wrpo__text_add(&w->spare, &c, 1);
+            }
+            if (!known) wrpo__text_add(&w->spare, s, (size_t)n);
+            continue;
+        case WRPO__STEP_FUSE:
+            wrpo__text_add(&w->spare, s, (size_t)n);
+            continue;
+        case WRPO__STEP_BYTE_FALLBACK:
+            if ((byte = wrpo__byte_token(s, n)) >= 0) {
+                char c = (char)byte;
+                wrpo__text_add(&w->spare, &c, 1);
+                run++;
+                continue;
+            }
+            wrpo__end_bytes(w, begin - (size_t)run, run);
+            begin = w->spare.size, run = 0;
+            wrpo__text_add(&w->spare, s, (size_t)n);
+            break;
+        case WRPO__STEP_REPLACE:
+            wrpo__replace(&w->spare, step, s, n);
+            break;
+        case WRPO__STEP_STRIP:
+            while (cut < step->start && n >= (int64_t)step->size && memcmp(s, step->text, step->size) == 0) s += step->size, n -= (int64_t)step->size, cut++;
+            for (cut = 0; cut < step->stop && n >= (int64_t)step->size && memcmp(s + n - step->size, step->text, step->size) == 0; cut++) n -= (int64_t)step->size;
+            wrpo__text_add(&w->spare, s, (size_t)n);
+            break;
+        default:                                       /* METASPACE: the mark is a space, or in the first token nothing */
+            for (int64_t j = 0; j < n; j += (int64_t)k) {
+                wrpo__utf8_get(s + j, (size_t)(n - j), &k);
+                bool mark = k == step->size && memcmp(s + j, step->text, k) == 0;
+                if (!mark) wrpo__text_add(&w->spare, s + j, k);
+                else if (i > 0 || !step->start) wrpo__text_add(&w->spare, " ", 1);
+            }
+        }
+        wrpo__put_token(w, begin);
+    }
+    wrpo__end_bytes(w, w->spare.size - (size_t)run, run);
+    if (step->kind == WRPO__STEP_UNBYTES) {            /* all tokens as one; what is not UTF-8 becomes U+FFFD */
+        wrpo__text raw = w->spare;
+        w->spare = (wrpo__text){.arena = raw.arena};
+        for (size_t i = 0, k; i < raw.size; i += k) {
+            bool ok = wrpo__utf8_get(raw.data + i, raw.size - i, &k) >= 0;
+            wrpo__text_add(&w->spare, ok ? raw.data + i : "\xEF\xBF\xBD", ok ? k : 3);
+        }
+    }
+    if (step->kind == WRPO__STEP_UNBYTES || step->kind == WRPO__STEP_FUSE) wrpo__put_token(w, 0);
+    wrpo__rewritten(w);
+    wrpo__swap_pieces(w);
+}
+static const wrpo__token *wrpo__as_decoded(const wrpo_tokenizer *tok, int32_t id) {    /* the token as decoding sees it */
+    for (int64_t k = 0; tok->tokens[id].flags & WRPO__TOKEN_RENAMED; k++) if (tok->renamed[k].id == id) return &tok->renamed[k].token;
+    return &tok->tokens[id];
+}
+/* Appends the text of ids to out. */
+static void wrpo__decode(wrpo_tokenizer *tok, const int32_t *ids, int64_t n, bool skip_special, wrpo__text *out) {
+    wrpo__arena *outer = wrpo__here;
+    wrpo__arena_clear(tok->scratch);
+    wrpo__here = tok->scratch;
+    wrpo__work w = {.tok = tok, .text.arena = tok->scratch, .spare.arena = tok->scratch};
+    for (int64_t i = 0; i < n; i++) {
+        if (ids[i] < 0 || ids[i] >= tok->size || !tok->tokens[ids[i]].text)
+            wrpo__fail(tok->ctx, WRPO_E_ARG, "id %lld of the text to decode: no token has the id %d; they go to %lld", (long long)i, (int)ids[i], (long long)tok->size - 1);
+        const wrpo__token *token = wrpo__as_decoded(tok, ids[i]);
+        if (skip_special && token->flags & WRPO__TOKEN_SPECIAL) continue;
+        size_t begin = w.spare.size;
+        if (!tok->has_decoder && stbds_arrlen(w.other)) wrpo__text_add(&w.spare, " ", 1);
+        wrpo__text_add(&w.spare, token->text, (size_t)token->size);
+        wrpo__put_token(&w, begin);
+    }
+    wrpo__rewritten(&w);
+    wrpo__swap_pieces(&w);
+    for (int64_t i = 0; i < stbds_arrlen(tok->decoder); i++) wrpo__decode_step(&w, &tok->decoder[i]);
+    if (!out->data) wrpo__text_add(out, "", 0);
+    for (int64_t i = 0; i < stbds_arrlen(w.pieces); i++) wrpo__text_add(out, w.s + w.pieces[i].begin, (size_t)(w.pieces[i].end - w.pieces[i].begin));
+    wrpo__here = outer;
+    wrpo__arena_clear(tok->scratch);
+}
+
+/* ---- load ---- */
+typedef struct wrpo__loader { wrpo_tokenizer *tok; wrpo_ctx *ctx; const char *name; } wrpo__loader;   /* name: of the file, for errors */
+
+static bool wrpo__load_flag(const wrpo__loader *in, const wrpo_json *object, const char *key, bool otherwise) {
+    const wrpo_json *v = wrpo__json_maybe(in->ctx, in->name, object, key, WRPO_JSON_BOOL);
+    return v ? v->boolean : otherwise;
+}
+static const wrpo_json *wrpo__load_text(const wrpo__loader *in, const wrpo_json *object, const char *key, const char **text, size_t *size) {
+    const wrpo_json *v = wrpo__json_need(in->ctx, in->name, object, key, WRPO_JSON_STRING);
+    *text = wrpo__strndup(in->tok->arena, v->text, v->size);
+    *size = v->size;
+    return v;
+}
+_Noreturn static void wrpo__load_refuse(const wrpo__loader *in, const char *what, const wrpo_json *v) {
+    wrpo__shown text;
+    wrpo__json_fail(in->ctx, WRPO_E_UNSUPPORTED, in->name, v, "%s %s is not supported", what, wrpo__json_found(text, v));
+}
+static const wrpo__regex *wrpo__load_pattern(const wrpo__loader *in, const wrpo_json *object) {     /* {"String": ...} or {"Regex": ...} */
+    const wrpo_json *pattern = wrpo__json_need(in->ctx, in->name, object, "pattern", WRPO_JSON_OBJECT);
+    bool literal = wrpo__json_get(pattern, "String");
+    const wrpo_json *v = wrpo__json_need(in->ctx, in->name, pattern, literal ? "String" : "Regex", WRPO_JSON_STRING);
+    return wrpo__regex_new(in->tok->arena, in->name, v, in->tok->unicode.kind, v->text, v->size, literal);
+}
+static wrpo__step wrpo__load_replace(const wrpo__loader *in, const wrpo_json *v) {
+    wrpo__step step = {.kind = WRPO__STEP_REPLACE, .regex = wrpo__load_pattern(in, v)};
+    wrpo__load_text(in, v, "content", &step.text, &step.size);
+    return step;
+}
+static void wrpo__load_normalizer(const wrpo__loader *in, const wrpo_json *v) {
+    wrpo_tokenizer *tok = in->tok;
+    if (!v || v->kind == WRPO_JSON_NULL) return;
+    const wrpo_json *type = wrpo__json_need(in->ctx, in->name, v, "type", WRPO_JSON_STRING);
+    wrpo__step step = {.kind = WRPO__STEP_PREPEND};
+    if (wrpo__json_is(type, "Sequence")) {
+        for (const wrpo_json *k = wrpo__json_need(in->ctx, in->name, v, "normalizers", WRPO_JSON_ARRAY)->child; k; k = k->next) wrpo__load_normalizer(in, k);
+        return;
+    }
+    if (wrpo__json_is(type, "NFC")) step.kind = WRPO__STEP_NFC, wrpo__unicode_load_nfc(&tok->unicode);
+    else if (wrpo__json_is(type, "Prepend")) wrpo__load_text(in, v, "prepend", &step.text, &step.size);
+    else if (wrpo__json_is(type, "Replace")) step = wrpo__load_replace(in, v);
+    else wrpo__load_refuse(in, "normalizer", type);
+    stbds_arrput(tok->normalizer, step);
+}
+static void wrpo__load_splitter(const wrpo__loader *in, const wrpo_json *v, const char *pattern, bool literal, wrpo__behavior behavior) {
+    wrpo__step step = {.kind = WRPO__STEP_SPLIT, .behavior = behavior};
+    step.regex = wrpo__regex_new(in->tok->arena, in->name, v, in->tok->unicode.kind, pattern, strlen(pattern), literal);
+    stbds_arrput(in->tok->pre_tokenizer, step);
+}
+static void wrpo__load_pre_tokenizer(const wrpo__loader *in, const wrpo_json *v) {
+    static const char gpt2[] = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
+    static const char numeric[] = "[\\p{N}\\x{11DE0}-\\x{11DE9}\\x{16FF4}-\\x{16FF6}]";     /* Rust's is_numeric is Unicode 17 */
+    static const char *const behaviors[] = {"Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous"};
+    wrpo_tokenizer *tok = in->tok;
+    if (!v || v->kind == WRPO_JSON_NULL) return;
+    const wrpo_json *type = wrpo__json_need(in->ctx, in->name, v, "type", WRPO_JSON_STRING), *k;
+    wrpo__step step = {.kind = WRPO__STEP_PREPEND, .text = " ", .size = 1, .unless = true};
+    if (wrpo__json_is(type, "Sequence")) {
+        for (k = wrpo__json_need(in->ctx, in->name, v, "pretokenizers", WRPO_JSON_ARRAY)->child; k; k = k->next) wrpo__load_pre_tokenizer(in, k);
+    } else if (wrpo__json_is(type, "Split")) {
+        int64_t b = 0;
+        k = wrpo__json_need(in->ctx, in->name, v, "behavior", WRPO_JSON_STRING);
+        while (b < WRPO__COUNT(behaviors) && !wrpo__json_is(k, behaviors[b])) b++;
+        if (b == WRPO__COUNT(behaviors)) wrpo__load_refuse(in, "Split behavior", k);
+        step = (wrpo__step){.kind = WRPO__STEP_SPLIT, .behavior = (wrpo__behavior)b, .invert = wrpo__load_flag(in, v, "invert", false)};
+        step.regex = wrpo__load_pattern(in, v);
+        stbds_arrput(tok->pre_tokenizer, step);
+    } else if (wrpo__json_is(type, "Digits")) {
+        wrpo__load_splitter(in, v, numeric, false, wrpo__load_flag(in, v, "individual_digits", false) ? WRPO__ISOLATED : WRPO__CONTIGUOUS);
+    } else if (wrpo__json_is(type, "ByteLevel")) {
+        if (wrpo__load_flag(in, v, "add_prefix_space", true)) stbds_arrput(tok->pre_tokenizer, step);
+        if (wrpo__load_flag(in, v, "use_regex", true)) wrpo__load_splitter(in, v, gpt2, false, WRPO__ISOLATED);
+        stbds_arrput(tok->pre_tokenizer, ((wrpo__step){.kind = WRPO__STEP_BYTES}));
+    } else if (wrpo__json_is(type, "Metaspace")) {
+        const wrpo_json *scheme = wrpo__json_maybe(in->ctx, in->name, v, "prepend_scheme", WRPO_JSON_STRING);
+        bool never = wrpo__json_is(scheme, "never"), first = wrpo__json_is(scheme, "first");
+        wrpo__load_text(in, v, "replacement", &step.text, &step.size);
+        if (scheme && !never && !first && !wrpo__json_is(scheme, "always")) wrpo__load_refuse(in, "prepend_scheme", scheme);
+        if (!wrpo__load_flag(in, v, "add_prefix_space", true) && !never)
+            wrpo__json_fail(in->ctx, WRPO_E_FORMAT, in->name, v, "Metaspace: add_prefix_space false goes only with prepend_scheme \"never\"");
+        wrpo__step marks = step;
+        marks.kind = WRPO__STEP_REPLACE;
+        marks.regex = wrpo__regex_new(tok->arena, in->name, v, tok->unicode.kind, " ", 1, true);
+        stbds_arrput(tok->pre_tokenizer, marks);
+        /* "first" asks where a piece lies in the original text: known as long as the normalizer neither adds nor drops at the front */
+        for (int64_t i = 0; i < stbds_arrlen(tok->normalizer) && first; i++) {
+            const wrpo__step *n = &tok->normalizer[i];
+            size_t one = 0;
+            if (n->kind == WRPO__STEP_REPLACE && n->size) wrpo__utf8_get(n->text, n->size, &one);
+            if (n->kind == WRPO__STEP_PREPEND || (n->kind == WRPO__STEP_REPLACE && n->size != one)) wrpo__load_refuse(in, "after this normalizer, prepend_scheme", scheme);
+        }
+        step.first = first;
+        if (!never) stbds_arrput(tok->pre_tokenizer, step);
+        if (wrpo__load_flag(in, v, "split", true)) wrpo__load_splitter(in, v, step.text, true, WRPO__MERGED_WITH_NEXT);
+    } else wrpo__load_refuse(in, "pre_tokenizer", type);
+}
+static void wrpo__load_decoder(const wrpo__loader *in, const wrpo_json *v) {
+    wrpo_tokenizer *tok = in->tok;
+    if (!v || v->kind == WRPO_JSON_NULL) return;
+    const wrpo_json *type = wrpo__json_need(in->ctx, in->name, v, "type", WRPO_JSON_STRING);
+    wrpo__step step = {.kind = WRPO__STEP_UNBYTES};
+    size_t one = 0;
+    tok->has_decoder = true;
+    if (wrpo__json_is(type, "Sequence")) {
+        for (const wrpo_json *k = wrpo__json_need(in->ctx, in->name, v, "decoders", WRPO_JSON_ARRAY)->child; k; k = k->next) wrpo__load_decoder(in, k);
+        return;
+    }
+    if (wrpo__json_is(type, "ByteFallback")) step.kind = WRPO__STEP_BYTE_FALLBACK;
+    else if (wrpo__json_is(type, "Fuse")) step.kind = WRPO__STEP_FUSE;
+    else if (wrpo__json_is(type, "Replace")) step = wrpo__load_replace(in, v);
+    else if (wrpo__json_is(type, "Strip") || wrpo__json_is(type, "Metaspace")) {
+        bool strip = wrpo__json_is(type, "Strip");
+        const wrpo_json *text = wrpo__load_text(in, v, strip ? "content" : "replacement", &step.text, &step.size);
+        if (step.size) wrpo__utf8_get(step.text, step.size, &one);
+        if (!one || one != step.size) wrpo__json_refuse(in->ctx, in->name, text, NULL, "one character");
+        step.kind = strip ? WRPO__STEP_STRIP : WRPO__STEP_METASPACE;
+        step.start = !wrpo__json_is(wrpo__json_get(v, "prepend_scheme"), "never");
+        if (strip) {
+            step.start = wrpo__json_integer(in->ctx, in->name, wrpo__json_need(in->ctx, in->name, v, "start", WRPO_JSON_NUMBER), 0, INT32_MAX, NULL);
+            step.stop = wrpo__json_integer(in->ctx, in->name, wrpo__json_need(in->ctx, in->name, v, "stop", WRPO_JSON_NUMBER), 0, INT32_MAX, NULL);
+        }
+    } else if (!wrpo__json_is(type, "ByteLevel")) wrpo__load_refuse(in, "decoder", type);
+    stbds_arrput(tok->decoder, step);
+}
+static int32_t wrpo__load_id(const wrpo__loader *in, const wrpo_json *v, int64_t high) {
+    return (int32_t)wrpo__json_integer(in->ctx, in->name, v, 0, high, NULL);
+}
+/* Only what a single text gets: ids before and after it. Sequences nest. */
+static void wrpo__load_post_processor(const wrpo__loader *in, const wrpo_json *v) {
+    wrpo_tokenizer *tok = in->tok;
+    if (!v || v->kind == WRPO_JSON_NULL) return;
+    const wrpo_json *type = wrpo__json_need(in->ctx, in->name, v, "type", WRPO_JSON_STRING), *k;
+    if (wrpo__json_is(type, "Sequence")) {
+        for (k = wrpo__json_need(in->ctx, in->name, v, "processors", WRPO_JSON_ARRAY)->child; k; k = k->next) wrpo__load_post_processor(in, k);
+        return;
+    }
+    if (wrpo__json_is(type, "ByteLevel")) return;      /* moves offsets only */
+    if (!wrpo__json_is(type, "TemplateProcessing")) wrpo__load_refuse(in, "post_processor", type);
+    bool text = false;
+    if (tok->has_template) wrpo__json_fail(in->ctx, WRPO_E_UNSUPPORTED, in->name, v, "more than one TemplateProcessing is not supported");
+    tok->has_template = true;
+    for (k = wrpo__json_need(in->ctx, in->name, v, "single", WRPO_JSON_ARRAY)->child; k; k = k->next) {
+        const wrpo_json *sequence = wrpo__json_maybe(in->ctx, in->name, k, "Sequence", WRPO_JSON_OBJECT);
+        if (sequence) {
+            if (text || !wrpo__json_is(wrpo__json_get(sequence, "id"), "A")) wrpo__json_fail(in->ctx, WRPO_E_UNSUPPORTED, in->name, k, "TemplateProcessing: want the text A once in \"single\", found another sequence");
+            text = true;
+            continue;
+        }
+        const wrpo_json *id = wrpo__json_need(in->ctx, in->name, wrpo__json_need(in->ctx, in->name, k, "SpecialToken", WRPO_JSON_OBJECT), "id", WRPO_JSON_STRING);
+        const wrpo_json *special = wrpo__json_need(in->ctx, in->name, wrpo__json_need(in->ctx, in->name, v, "special_tokens", WRPO_JSON_OBJECT), id->text, WRPO_JSON_OBJECT);
+        for (const wrpo_json *i = wrpo__json_need(in->ctx, in->name, special, "ids", WRPO_JSON_ARRAY)->child; i; i = i->next) {
+            int32_t one = wrpo__load_id(in, i, tok->size - 1);
+            if (text) stbds_arrput(tok->suffix, one);
+            else stbds_arrput(tok->prefix, one);
+        }
+    }
+    if (!text) wrpo__json_fail(in->ctx, WRPO_E_UNSUPPORTED, in->name, v, "TemplateProcessing: want the text A once in \"single\", found none");
+}
+
+static void wrpo__load_model(const wrpo__loader *in, const wrpo_json *model, int64_t added) {
+    wrpo_tokenizer *tok = in->tok;
+    const char *name = in->name;
+    const wrpo_json *type = wrpo__json_maybe(in->ctx, name, model, "type", WRPO_JSON_STRING), *v;
+    if (type && !wrpo__json_is(type, "BPE")) wrpo__load_refuse(in, "model", type);
+    if ((v = wrpo__json_maybe(in->ctx, name, model, "dropout", WRPO_JSON_NUMBER)) && v->number != 0) wrpo__load_refuse(in, "dropout", v);
+    if ((v = wrpo__json_maybe(in->ctx, name, model, "continuing_subword_prefix", WRPO_JSON_STRING)) && v->size) wrpo__load_refuse(in, "continuing_subword_prefix", v);
+    if ((v = wrpo__json_maybe(in->ctx, name, model, "end_of_word_suffix", WRPO_JSON_STRING)) && v->size) wrpo__load_refuse(in, "end_of_word_suffix", v);
+    const wrpo_json *vocab = wrpo__json_need(in->ctx, name, model, "vocab", WRPO_JSON_OBJECT), *merges = wrpo__json_need(in->ctx, name, model, "merges", WRPO_JSON_ARRAY);
+    tok->byte_fallback = wrpo__load_flag(in, model, "byte_fallback", false);
+    tok->fuse_unk = wrpo__load_flag(in, model, "fuse_unk", false);
+    tok->ignore_merges = wrpo__load_flag(in, model, "ignore_merges", false);
+
+    bool all_bytes = tok->byte_fallback;
+    /* the vocabulary, all texts in one block */
+    size_t bytes = 0, slots = 64, used = 0;
+    for (v = vocab->child; v; v = v->next) {
+        tok->size = WRPO__MAX(tok->size, wrpo__load_id(in, v, WRPO__MAX_ID - 1) + 1);
+        bytes += v->key_size + 1;
+    }
+    while (slots < 2 * (size_t)(vocab->count + added)) slots *= 2;
+    tok->mask = slots - 1;
+    tok->slots = memset(wrpo__raw(tok->arena, slots, sizeof *tok->slots), 0xFF, slots * sizeof *tok->slots);
+    tok->tokens = wrpo__alloc(tok->arena, (size_t)(tok->size + added) + 1, sizeof *tok->tokens);
+    char *texts = wrpo__raw(tok->arena, bytes + 1, 1);
+    for (v = vocab->child; v; v = v->next) {
+        wrpo__token *token = &tok->tokens[v->integer];
+        if (token->text) wrpo__json_fail(in->ctx, WRPO_E_FORMAT, name, v, "vocab: the id %lld stands twice", (long long)v->integer);
+        *token = (wrpo__token){memcpy(texts + used, v->key, v->key_size + 1), (int32_t)v->key_size, WRPO__TOKEN_MODEL};
+        used += v->key_size + 1;
+        tok->slots[wrpo__slot(tok, token->text, v->key_size)] = (int32_t)v->integer;
+    }
+    /* single characters, bytes, the unknown token */
+    for (uint32_t c = 0; c < WRPO__SMALL_CHARS; c++) {
+        char utf8[4];
+        tok->small[c] = wrpo__model_id(tok, utf8, wrpo__utf8_put(utf8, c));
+    }
+    for (int k = 0; k < 256; k++) {
+        char hex[8];
+        snprintf(hex, sizeof hex, "<0x%02X>", (unsigned)k);
+        tok->bytes[k] = wrpo__model_id(tok, hex, 6);
+        all_bytes = all_bytes && tok->bytes[k] >= 0;
+    }
+    if ((v = wrpo__json_maybe(in->ctx, name, model, "unk_token", WRPO_JSON_STRING))) {
+        tok->has_unk = true;
+        tok->unk_text = wrpo__strndup(tok->arena, v->text, v->size);
+        tok->unk = wrpo__model_id(tok, v->text, v->size);
+    }
+    /* the merges; cut_at_mark: see wrpo__bpe_cut */
+    tok->cut_at_mark = !tok->ignore_merges && (tok->has_unk || all_bytes) && wrpo__model_id(tok, wrpo__mark_text, 3) >= 0;
+    for (slots = 64; slots < 2 * (size_t)merges->count;) slots *= 2;
+    tok->merge_mask = slots - 1;
+    tok->merges = wrpo__raw(tok->arena, slots, sizeof *tok->merges);
+    for (size_t i = 0; i < slots; i++) tok->merges[i].rank = -1;
+    wrpo__text text = {.arena = tok->scratch};
+    int32_t rank = 0;
+    for (v = merges->child; v; v = v->next) {
+        wrpo__shown shown;
+        size_t left;
+        text.size = 0;
+        if (v->kind == WRPO_JSON_STRING) {             /* "left right" */
+            const char *space = memchr(v->text, ' ', v->size);
+            if (v->size >= 8 && memcmp(v->text, "#version", 8) == 0) continue;
+            if (!space || memchr(space + 1, ' ', v->size - (size_t)(space + 1 - v->text)))
+                wrpo__json_fail(in->ctx, WRPO_E_FORMAT, name, v, "merge %d: want two tokens and one space between them, found %s", (int)rank, wrpo__json_found(shown, v));
+            left = (size_t)(space - v->text);
+            wrpo__text_add(&text, v->text, left);
+            wrpo__text_add(&text, space + 1, v->size - left - 1);
+        } else {                                       /* ["left", "right"] */
+            const wrpo_json *a = wrpo__json_want(in->ctx, name, v, WRPO_JSON_ARRAY, "merge")->child;
+            if (v->count != 2 || a->kind != WRPO_JSON_STRING || a->next->kind != WRPO_JSON_STRING)
+                wrpo__json_fail(in->ctx, WRPO_E_FORMAT, name, v, "merge %d: want two strings, found %s", (int)rank, wrpo__json_found(shown, v));
+            left = a->size;
+            wrpo__text_add(&text, a->text, left);
+            wrpo__text_add(&text, a->next->text, a->next->size);
+        }
+        const char *part[3] = {text.data, text.data + left, text.data};
+        const size_t size[3] = {left, text.size - left, text.size};
+        int32_t id[3];
+        for (int k = 0; k < 3; k++)
+            if ((id[k] = wrpo__model_id(tok, part[k], size[k])) < 0)
+                wrpo__json_fail(in->ctx, WRPO_E_FORMAT, name, v, "merge %d: its %s \"%s\" is not in the vocabulary", (int)rank,
+                                k == 2 ? "result" : "part", wrpo__show(shown, part[k], size[k]));
+        wrpo__merge *m = wrpo__merge_slot(tok, id[0], id[1]);
+        *m = (wrpo__merge){(uint64_t)id[0] << 32 | (uint32_t)id[1], rank++, id[2]};     /* of equal pairs the last counts */
+        for (int64_t i = 1; tok->cut_at_mark && i + 3 <= (int64_t)text.size; i++)
+            if (wrpo__mark_at(text.data, (int64_t)text.size, i) && !wrpo__mark_at(text.data, (int64_t)text.size, i - 3)) tok->cut_at_mark = false;
+    }
+    tok->words = wrpo__alloc(tok->arena, WRPO__WORDS, sizeof *tok->words);
+}
+
+static void wrpo__trie_add(wrpo_tokenizer *tok, int root, const char *s, size_t n, int32_t id, const wrpo__loader *in, const wrpo_json *v) {
+    int32_t at = root;
+    if (!n) return;                                    /* normalizes to nothing: never found */
+    tok->begins[root][(unsigned char)s[0]] = true;
+    for (size_t i = 0; i < n; i++) {
+        int32_t next = tok->trie[at].child;
+        while (next > 0 && tok->trie[next].byte != (unsigned char)s[i]) next = tok->trie[next].sibling;
+        if (next <= 0) {
+            wrpo__trie node = {(unsigned char)s[i], -1, 0, tok->trie[at].child};
+            next = (int32_t)stbds_arrlen(tok->trie);
+            stbds_arrput(tok->trie, node);
+            tok->trie[at].child = next;
+        }
+        at = next;
+    }
+    if (tok->trie[at].id >= 0) wrpo__json_fail(in->ctx, WRPO_E_FORMAT, in->name, v, "added token %d looks like added token %d", (int)id, (int)tok->trie[at].id);
+    tok->trie[at].id = id;
+}
+static void wrpo__load_added(const wrpo__loader *in, const wrpo_json *list, int64_t next) {
+    static const struct { const char *key; uint32_t flag; } keys[] = {
+        {"single_word", WRPO__TOKEN_SINGLE_WORD}, {"lstrip", WRPO__TOKEN_LSTRIP}, {"rstrip", WRPO__TOKEN_RSTRIP},
+        {"normalized", WRPO__TOKEN_NORMALIZED}, {"special", WRPO__TOKEN_SPECIAL},
+    };
+    wrpo_tokenizer *tok = in->tok;
+    wrpo__work w = {.tok = tok, .text.arena = tok->scratch, .spare.arena = tok->scratch};
+    for (int root = 0; root < 2; root++) stbds_arrput(tok->trie, ((wrpo__trie){0, -1, 0, 0}));
+    for (const wrpo_json *v = list ? list->child : NULL; v; v = v->next) {
+        const wrpo_json *content = wrpo__json_need(in->ctx, in->name, v, "content", WRPO_JSON_STRING);
+        const wrpo_json *number = wrpo__json_need(in->ctx, in->name, v, "id", WRPO_JSON_NUMBER);
+        wrpo__shown shown;
+        uint32_t flags = WRPO__TOKEN_ADDED;
+        for (int64_t k = 0; k < WRPO__COUNT(keys); k++)
+            if (wrpo__json_need(in->ctx, in->name, v, keys[k].key, WRPO_JSON_BOOL)->boolean) flags |= keys[k].flag;
+        if (!content->size) continue;
+        /* the library numbers added tokens itself: as the model has them, else one after the other behind the model's count */
+        int32_t known = wrpo__token_id(tok, content->text, content->size), id = known >= 0 ? known : (int32_t)next++;
+        wrpo__show(shown, content->text, content->size);
+        if (!number->exact || number->integer != id)
+            wrpo__json_fail(in->ctx, WRPO_E_FORMAT, in->name, number, "added token \"%s\": want the id %d, %s, found %s", shown, (int)id,
+                            known >= 0 ? "which the vocabulary gives it" : "the next one free", number->text);
+        if (known >= 0 && tok->tokens[id].flags & WRPO__TOKEN_ADDED) {
+            if ((tok->tokens[id].flags & ~(uint32_t)(WRPO__TOKEN_MODEL | WRPO__TOKEN_RENAMED)) == flags) continue;
+            wrpo__json_fail(in->ctx, WRPO_E_FORMAT, in->name, v, "added token \"%s\" stands twice, with different flags", shown);
+        }
+        if (known < 0) {
+            if (tok->tokens[id].text) wrpo__json_fail(in->ctx, WRPO_E_FORMAT, in->name, v, "added token \"%s\": its id %d is another token's", shown, (int)id);
+            tok->tokens[id].text = wrpo__strndup(tok->arena, content->text, content->size);
+            tok->tokens[id].size = (int32_t)content->size;
+            tok->slots[wrpo__slot(tok, content->text, content->size)] = id;
+            tok->size = WRPO__MAX(tok->size, id + 1);
+        }
+        tok->tokens[id].flags |= flags;
+        if (!(flags & WRPO__TOKEN_NORMALIZED)) { wrpo__trie_add(tok, 0, content->text, content->size, id, in, v); continue; }
+        wrpo__normalize(&w, content->text, (int64_t)content->size, true);
+        wrpo__trie_add(tok, 1, w.s, (size_t)w.n, id, in, v);
+        if ((size_t)w.n == content->size && memcmp(w.s, content->text, content->size) == 0) continue;
+        /* the library decodes it to its normalized form, which it does not find among the special ones */
+        wrpo__renamed renamed = {id, {wrpo__strndup(tok->arena, w.s, (size_t)w.n), (int32_t)w.n, flags & ~(uint32_t)WRPO__TOKEN_SPECIAL}};
+        stbds_arrput(tok->renamed, renamed);
+        tok->tokens[id].flags |= WRPO__TOKEN_RENAMED;
+    }
+}
+
+/* A special token of tokenizer_config.json, else of special_tokens_map.json: a string, or an object that holds it. NULL: none. */
+static const char *wrpo__load_special(const wrpo__loader *in, const wrpo_json *map, const char *key, bool needs_id, int32_t *id) {
+    wrpo_tokenizer *tok = in->tok;
+    const wrpo_json *v = wrpo__json_get(tok->config, key);
+    if (!v) v = wrpo__json_get(map, key);
+    if (v && v->kind == WRPO_JSON_OBJECT) v = wrpo__json_need(in->ctx, in->name, v, "content", WRPO_JSON_STRING);
+    *id = -1;
+    if (!v || v->kind == WRPO_JSON_NULL) return NULL;
+    wrpo__shown shown;
+    *id = wrpo__token_id(tok, wrpo__json_want(in->ctx, in->name, v, WRPO_JSON_STRING, key)->text, v->size);
+    if (needs_id && *id < 0)
+        wrpo__json_fail(in->ctx, WRPO_E_FORMAT, in->name, v, "%s \"%s\" is not in the vocabulary of tokenizer.json", key, wrpo__show(shown, v->text, v->size));
+    return wrpo__strndup(tok->arena, v->text, v->size);
+}
+static void wrpo__load_template(const wrpo__loader *in, const wrpo_json *v) {   /* a string, or a list of {name, template}: the one named default */
+    wrpo_tokenizer *tok = in->tok;
+    if (v && v->kind == WRPO_JSON_ARRAY) {
+        const wrpo_json *k = v->child;
+        while (k && !wrpo__json_is(wrpo__json_get(k, "name"), "default")) k = k->next;
+        v = k ? wrpo__json_need(in->ctx, in->name, k, "template", WRPO_JSON_STRING) : NULL;
+    }
+    if (!v || v->kind == WRPO_JSON_NULL) return;
+    wrpo__json_want(in->ctx, in->name, v, WRPO_JSON_STRING, "chat_template");
+    tok->chat_template = wrpo__strndup(tok->arena, v->text, v->size);
+    tok->chat_template_size = v->size;
+}
+/* A JSON object in a file of the directory; NULL if there is no such file. The text goes, the tree stays in the arena. */
+static const wrpo_json *wrpo__load_json(wrpo__loader *in, wrpo__arena *arena, const char *dir, const char *file) {
+    char *path = wrpo__join(in->tok->arena, dir, file);
+    if (!wrpo__exists(path)) return NULL;
+    const wrpo__file *f = wrpo__open_file(in->tok->scratch, path);
+    in->name = path;
+    return wrpo__json_want(in->ctx, path, wrpo__json_parse(arena, path, 1, (const char *)f->data, f->size), WRPO_JSON_OBJECT, file);
+}
+/* transformers (4.x) gives the tokenizers of these classes a post-processor of its own, whatever tokenizer.json says. */
+static void wrpo__load_override(const wrpo__loader *in) {
+    static const char *const classes[] = {"LlamaTokenizer", "LlamaTokenizerFast", "GemmaTokenizer", "GemmaTokenizerFast"};
+    wrpo_tokenizer *tok = in->tok;
+    const wrpo_json *name = wrpo__json_get(tok->config, "tokenizer_class"), *v = NULL;
+    int64_t k = 0;
+    while (k < WRPO__COUNT(classes) && !wrpo__json_is(name, classes[k])) k++;
+    if (k == WRPO__COUNT(classes)) return;
+    bool bos = wrpo__load_flag(in, tok->config, "add_bos_token", true), eos = wrpo__load_flag(in, tok->config, "add_eos_token", false);
+    if (bos && tok->bos < 0 && (v = wrpo__json_get(tok->config, "add_bos_token"))) wrpo__json_fail(in->ctx, WRPO_E_FORMAT, in->name, v, "add_bos_token is true, but there is no bos_token");
+    if (eos && tok->eos < 0 && (v = wrpo__json_get(tok->config, "add_eos_token"))) wrpo__json_fail(in->ctx, WRPO_E_FORMAT, in->name, v, "add_eos_token is true, but there is no eos_token");
+    tok->prefix = tok->suffix = NULL;
+    if (bos && tok->bos >= 0) stbds_arrput(tok->prefix, tok->bos);
+    if (eos) stbds_arrput(tok->suffix, tok->eos);
+}
+static void wrpo__scratch_free(void *p) { wrpo__arena_free(((wrpo_tokenizer *)p)->scratch); }
+static wrpo_tokenizer *wrpo__tokenizer_load(wrpo_ctx *ctx, wrpo__arena *arena, const char *dir) {
+    wrpo_tokenizer *tok = WRPO__NEW(arena, wrpo_tokenizer);
+    wrpo__loader in = {tok, ctx, dir};
+    tok->ctx = ctx, tok->arena = arena;
+    tok->dir = wrpo__strndup(arena, dir, strlen(dir));
+    wrpo__on_free(arena, wrpo__scratch_free, tok);
+    if (!(tok->scratch = wrpo__arena_new(ctx))) wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: %zu bytes held", ctx->bytes);
+    tok->seed = wrpo__hash((uint64_t)(uintptr_t)arena, &(double){wrpo__now()}, sizeof(double));    /* decides about speed, never about ids */
+
+    const wrpo_json *root = wrpo__load_json(&in, tok->scratch, dir, "tokenizer.json");
+    if (!root) wrpo__fail(ctx, WRPO_E_IO, "%s: want a tokenizer.json in this directory, found none", dir);
+    const wrpo_json *version = wrpo__json_maybe(ctx, in.name, root, "version", WRPO_JSON_STRING);
+    if (version && !wrpo__json_is(version, "1.0")) wrpo__load_refuse(&in, "tokenizer.json version", version);
+    const wrpo_json *model = wrpo__json_need(ctx, in.name, root, "model", WRPO_JSON_OBJECT);
+    const wrpo_json *added = wrpo__json_maybe(ctx, in.name, root, "added_tokens", WRPO_JSON_ARRAY);
+    wrpo__unicode_load_classes(arena, &tok->unicode);
+    wrpo__load_model(&in, model, added ? added->count : 0);
+    wrpo__load_normalizer(&in, wrpo__json_get(root, "normalizer"));
+    wrpo__load_pre_tokenizer(&in, wrpo__json_get(root, "pre_tokenizer"));
+    wrpo__load_decoder(&in, wrpo__json_get(root, "decoder"));
+    wrpo__load_added(&in, added, wrpo__json_get(model, "vocab")->count);
+    wrpo__load_post_processor(&in, wrpo__json_get(root, "post_processor"));
+    /* "truncation" and "padding" are for batches of a fixed shape; transformers switches both off for a plain call, and so they are ignored */
+
+    const wrpo_json *map = wrpo__load_json(&in, tok->scratch, dir, "special_tokens_map.json");
+    const wrpo_json *chat = wrpo__load_json(&in, tok->scratch, dir, "chat_template.json");
+    if (chat) wrpo__load_template(&in, wrpo__json_get(chat, "chat_template"));
+    tok->config = wrpo__load_json(&in, arena, dir, "tokenizer_config.json");
+    if (!tok->config && map) in.name = wrpo__join(arena, dir, "special_tokens_map.json");
+    int32_t unused;
+    tok->bos_token = wrpo__load_special(&in, map, "bos_token", true, &tok->bos);
+    tok->eos_token = wrpo__load_special(&in, map, "eos_token", true, &tok->eos);
+    tok->unk_token = wrpo__load_special(&in, map, "unk_token", false, &unused);
+    tok->pad_token = wrpo__load_special(&in, map, "pad_token", false, &unused);
+    wrpo__load_override(&in);
+    if (!tok->chat_template) wrpo__load_template(&in, wrpo__json_get(tok->config, "chat_template"));
+    const char *jinja = wrpo__join(arena, dir, "chat_template.jinja");
+    if (wrpo__exists(jinja)) {
+        const wrpo__file *f = wrpo__open_file(tok->scratch, jinja);
+        size_t bad;
+        if (!wrpo__is_utf8((const char *)f->data, f->size, &bad)) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: not UTF-8 at byte %zu", jinja, bad);
+        tok->chat_template = wrpo__strndup(arena, (const char *)f->data, f->size);
+        tok->chat_template_size = f->size;
+    }
+    wrpo__arena_clear(tok->scratch);
+    return tok;
+}
+
+/* ---- the public face ---- */
+WRPO_API wrpo_result wrpo_tokenizer_load(wrpo_ctx *ctx, const char *dir, wrpo_tokenizer **out) {
+    *out = NULL;
+    WRPO__TRY(ctx, wrpo__arena_new(ctx), false) {
+        *out = wrpo__tokenizer_load(ctx, wrpo__entry.arena, dir);
+    }
+    return wrpo__end(&wrpo__entry);
+}
+WRPO_API void wrpo_tokenizer_free(wrpo_tokenizer *tok) { if (tok) wrpo__arena_free(tok->arena); }
+WRPO_API int64_t wrpo_tokenizer_size(const wrpo_tokenizer *tok) { return tok->size; }
+WRPO_API int32_t wrpo_tokenizer_bos(const wrpo_tokenizer *tok) { return tok->bos; }
+WRPO_API int32_t wrpo_tokenizer_eos(const wrpo_tokenizer *tok) { return tok->eos; }
+WRPO_API wrpo_result wrpo_encode(wrpo_tokenizer *tok, const char *text, size_t size, unsigned flags, int32_t **ids, int64_t *count) {
+    *ids = NULL, *count = 0;
+    WRPO__TRY(tok->ctx, wrpo__arena_new(tok->ctx), true) {
+        int32_t *list = NULL;
+        wrpo__encode(tok, text, size, flags, &list);
+        *ids = wrpo__handout(tok->ctx, list, (size_t)stbds_arrlen(list) * sizeof *list);
+        *count = stbds_arrlen(list);
+    }
+    return wrpo__end(&wrpo__entry);
+}
+WRPO_API wrpo_result wrpo_decode(wrpo_tokenizer *tok, const int32_t *ids, int64_t count, bool skip_special, char **text, size_t *size) {
+    *text = NULL, *size = 0;
+    WRPO__TRY(tok->ctx, wrpo__arena_new(tok->ctx), true) {
+        wrpo__text out = {.arena = wrpo__entry.arena};
+        wrpo__decode(tok, ids, count, skip_special, &out);
+        *text = wrpo__handout(tok->ctx, out.data, out.size);
+        *size = out.size;
+    }
+    return wrpo__end(&wrpo__entry);
+}
+
+/* --------------------------------------------------------------------------------------------- >>chat
+   Chat templates: an interpreter for Jinja as checkpoints use it.
+
+   The environment is the one transformers renders with: sandboxed, trim_blocks, lstrip_blocks, one final
+   newline dropped, `break` and `continue`, `{% generation %}`, tojson without HTML escapes, raise_exception
+   and strftime_now. What a template prints is what Python prints; what Python refuses is WRPO_E_FORMAT with
+   the template's line; what this interpreter does not know is WRPO_E_UNSUPPORTED, never a guess.
+   Text -> tokens -> tree (once per tokenizer) -> output (per rendering). Names: jv a value, jnode a node.  */
+
+/* A template is a stranger's program: it is given this much and no more. */
+enum {
+    WRPO__J_MAX_NESTING = 200,       /* of expressions and blocks in its text */
+    WRPO__J_MAX_DEPTH = 1000,        /* of evaluation: nesting times recursion */
+    WRPO__J_MAX_STEPS = 20000000,    /* nodes evaluated, elements compared */
+    WRPO__J_MAX_BYTES = 1 << 28,     /* of values and text made */
+    WRPO__J_MAX_RANGE = 100000       /* as Jinja's sandbox */
+};
+
+/* ---- values: immutable once made, in the arena of the rendering (constants: of the template) ---- */
+typedef enum wrpo__jkind {
+    WRPO__J_UNDEFINED, WRPO__J_NONE, WRPO__J_BOOL, WRPO__J_INT, WRPO__J_FLOAT, WRPO__J_STR,
+    WRPO__J_LIST, WRPO__J_TUPLE, WRPO__J_VIEW, WRPO__J_RANGE, WRPO__J_ITER,   /* these five have items[count] */
+    WRPO__J_DICT,                    /* keys[count], items[count], in order of insertion */
+    WRPO__J_NAMESPACE, WRPO__J_FUNCTION, WRPO__J_MACRO, WRPO__J_LOOP
+} wrpo__jkind;
+typedef struct wrpo__jval wrpo__jval;
+typedef const wrpo__jval *wrpo__jv;
+typedef struct wrpo__jnode wrpo__jnode;
+typedef struct wrpo__jscope wrpo__jscope;
+typedef struct wrpo__jloop wrpo__jloop;
+typedef struct wrpo__jdef wrpo__jdef;
+struct wrpo__jval {
+    wrpo__jkind kind;
+    bool markup;                     /* STR: went through `safe` or `escape`; "+" escapes what it meets */
+    int64_t i;                       /* BOOL, INT; RANGE: its start */
+    double f;                        /* FLOAT */
+    const char *s; size_t n;         /* STR: bytes; UNDEFINED: what is; VIEW: "dict_items"; INT: digits if beyond 64 bits */
+    const wrpo__jv *items, *keys; int64_t count;
+    int64_t step;                    /* RANGE */
+    int64_t *taken;                  /* ITER: items already consumed; a generator runs once */
+    const wrpo__jdef *def; wrpo__jv self;              /* FUNCTION: and the value whose method it is */
+    const wrpo__jnode *node; wrpo__jscope *scope;      /* MACRO: and where it was defined; NAMESPACE: its attributes */
+    wrpo__jloop *loop;               /* LOOP */
+};
+typedef struct wrpo__jvar { const char *s; size_t n; wrpo__jv value; struct wrpo__jvar *next; } wrpo__jvar;
+struct wrpo__jscope { wrpo__jscope *up; wrpo__jvar *first, *last; };
+typedef struct wrpo__jinja {         /* one compilation or one rendering */
+    wrpo_ctx *ctx; wrpo__arena *arena;
+    const char *name;                /* what errors call the template */
+    int line, depth; int64_t steps; size_t bytes;
+    wrpo__jscope *root;              /* the variables it was given */
+    time_t now;                      /* of strftime_now */
+} wrpo__jinja;
+typedef struct wrpo__jargs { const wrpo__jv *pos; int64_t count; wrpo__jv named; /* DICT or NULL */ } wrpo__jargs;
+typedef struct wrpo__jcall {         /* of a filter, test, method or global function */
+    const wrpo__jdef *def;
+    int op;                          /* def->op: several names share one function */
+    wrpo__jv self;                   /* the value before the bar, `is` or the dot */
+    const wrpo__jargs *args;
+    wrpo__jv a[6];                   /* the arguments in the order of the signature; NULL where left out */
+} wrpo__jcall;
+struct wrpo__jdef {
+    const char *name;
+    const char *signature;           /* "old new count=": '=' marks the optional; NULL: the function looks at args itself */
+    wrpo__jv (*fn)(wrpo__jinja *J, const wrpo__jcall *c);
+    int op;
+};
+static const wrpo__jval wrpo__jnone = {.kind = WRPO__J_NONE}, wrpo__jtrue = {.kind = WRPO__J_BOOL, .i = 1}, wrpo__jfalse = {.kind = WRPO__J_BOOL};
+
+_Noreturn WRPO__PRINTF(3, 4) static void wrpo__jfail(wrpo__jinja *J, wrpo_result code, const char *format, ...) {
+    char text[400];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    wrpo__fail_at(J->ctx, code, J->line, 0, "%s, line %d: %s", J->name, J->line, text);
+}
+static void wrpo__jspend(wrpo__jinja *J, int64_t steps) {
+    J->steps += steps;
+    if (J->steps > WRPO__J_MAX_STEPS) wrpo__jfail(J, WRPO_E_FORMAT, "the template runs too long: more than %d steps", (int)WRPO__J_MAX_STEPS);
+}
+static void wrpo__jenter(wrpo__jinja *J) {
+    if (++J->depth > WRPO__J_MAX_DEPTH) wrpo__jfail(J, WRPO_E_FORMAT, "nested too deeply: more than %d levels", (int)WRPO__J_MAX_DEPTH);
+}
+static void wrpo__jcharge(wrpo__jinja *J, size_t n) {
+    if (n > WRPO__J_MAX_BYTES - J->bytes) wrpo__jfail(J, WRPO_E_FORMAT, "the template makes too much text: more than %d bytes", (int)WRPO__J_MAX_BYTES);
+    J->bytes += n;
+}
+static void *wrpo__jalloc(wrpo__jinja *J, int64_t count, size_t size) {
+    if (count < 0 || (uint64_t)count > WRPO__J_MAX_BYTES) wrpo__jcharge(J, WRPO__J_MAX_BYTES);
+    wrpo__jcharge(J, (size_t)count * size + 16);
+    return wrpo__alloc(J->arena, (size_t)count, size);
+}
+static void wrpo__jput(wrpo__jinja *J, wrpo__text *t, const char *s, size_t n) {
+    wrpo__jcharge(J, n);
+    wrpo__text_add(t, s, n);
+}
+static void wrpo__jputs(wrpo__jinja *J, wrpo__text *t, const char *s) { wrpo__jput(J, t, s, strlen(s)); }
+
+static wrpo__jval *wrpo__jnew(wrpo__jinja *J, wrpo__jkind kind) {
+    wrpo__jval *v = wrpo__jalloc(J, 1, sizeof *v);
+    v->kind = kind;
+    return v;
+}
+static wrpo__jv wrpo__jbool(bool b) { return b ? &wrpo__jtrue : &wrpo__jfalse; }
+static wrpo__jv wrpo__jint(wrpo__jinja *J, int64_t i) { wrpo__jval *v = wrpo__jnew(J, WRPO__J_INT); v->i = i; return v; }
+static wrpo__jv wrpo__jfloat(wrpo__jinja *J, double f) { wrpo__jval *v = wrpo__jnew(J, WRPO__J_FLOAT); v->f = f; return v; }
+static wrpo__jv wrpo__jbytes(wrpo__jinja *J, const char *s, size_t n) {   /* shares the bytes */
+    wrpo__jval *v = wrpo__jnew(J, WRPO__J_STR);
+    v->s = n ? s : "", v->n = n;
+    return v;
+}
+static wrpo__jv wrpo__jlike(wrpo__jinja *J, wrpo__jv old, const char *s, size_t n) {   /* part of an old string: safe if that was */
+    wrpo__jval *v = wrpo__jnew(J, WRPO__J_STR);
+    v->s = n ? s : "", v->n = n, v->markup = old->markup;
+    return v;
+}
+static wrpo__jv wrpo__jfinish(wrpo__jinja *J, const wrpo__text *t) { return wrpo__jbytes(J, t->data, t->size); }
+static wrpo__jv wrpo__jundefined(wrpo__jinja *J, const char *what, size_t n) {
+    wrpo__jval *v = wrpo__jnew(J, WRPO__J_UNDEFINED);
+    v->s = what, v->n = n;
+    return v;
+}
+static wrpo__jv wrpo__jseq(wrpo__jinja *J, wrpo__jkind kind, const wrpo__jv *items, int64_t count) {
+    wrpo__jval *v = wrpo__jnew(J, kind);
+    v->items = items, v->count = count;
+    if (kind == WRPO__J_ITER) v->taken = wrpo__jalloc(J, 1, sizeof *v->taken);
+    return v;
+}
+static wrpo__jv wrpo__jpair(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {
+    wrpo__jv *items = wrpo__jalloc(J, 2, sizeof *items);
+    items[0] = a, items[1] = b;
+    return wrpo__jseq(J, WRPO__J_TUPLE, items, 2);
+}
+typedef struct wrpo__jlist { wrpo__jv *items; int64_t count, cap; } wrpo__jlist;   /* one under construction */
+static void wrpo__jpush(wrpo__jinja *J, wrpo__jlist *l, wrpo__jv v) {
+    if (l->count == l->cap) {
+        l->cap = l->cap ? l->cap * 2 : 4;
+        wrpo__jv *items = wrpo__jalloc(J, l->cap, sizeof *items);
+        if (l->count) memcpy(items, l->items, (size_t)l->count * sizeof *items);
+        l->items = items;
+    }
+    l->items[l->count++] = v;
+}
+
+static const char *wrpo__jtype(wrpo__jv v) {
+    static const char *const names[] = {"undefined", "None", "bool", "int", "float", "str", "list", "tuple", "dict view", "range",
+                                        "generator", "dict", "namespace", "function", "macro", "loop"};
+    return names[v->kind];
+}
+static bool wrpo__jis_seq(wrpo__jv v) { return v->kind >= WRPO__J_LIST && v->kind <= WRPO__J_ITER; }
+static bool wrpo__jis_number(wrpo__jv v) { return v->kind == WRPO__J_BOOL || v->kind == WRPO__J_INT || v->kind == WRPO__J_FLOAT; }
+static bool wrpo__jis_int(wrpo__jv v) { return v->kind == WRPO__J_BOOL || v->kind == WRPO__J_INT; }
+static int64_t wrpo__jto_int(wrpo__jinja *J, wrpo__jv v) {
+    if (!wrpo__jis_int(v)) wrpo__jfail(J, WRPO_E_FORMAT, "want an integer, found %s", wrpo__jtype(v));
+    if (v->s) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "arithmetic beyond 64 bits: %.*s", (int)WRPO__MIN(v->n, 60), v->s);
+    return v->i;
+}
+static double wrpo__jto_float(wrpo__jinja *J, wrpo__jv v) { return v->kind == WRPO__J_FLOAT ? v->f : (double)wrpo__jto_int(J, v); }
+static wrpo__jv wrpo__jto_str(wrpo__jinja *J, wrpo__jv v) {   /* v, which must be a string */
+    if (v->kind != WRPO__J_STR) wrpo__jfail(J, WRPO_E_FORMAT, "want a string, found %s", wrpo__jtype(v));
+    return v;
+}
+static bool wrpo__jtruth(wrpo__jv v) {
+    switch (v->kind) {
+    case WRPO__J_UNDEFINED: case WRPO__J_NONE: return false;
+    case WRPO__J_BOOL: case WRPO__J_INT: return v->i != 0 || v->s;
+    case WRPO__J_FLOAT: return v->f != 0;
+    case WRPO__J_STR: return v->n > 0;
+    case WRPO__J_LIST: case WRPO__J_TUPLE: case WRPO__J_VIEW: case WRPO__J_RANGE: case WRPO__J_DICT: return v->count > 0;
+    default: return true;
+    }
+}
+static bool wrpo__jsame(const char *a, size_t n, const char *b, size_t m) { return n == m && (n == 0 || memcmp(a, b, n) == 0); }
+static bool wrpo__jnamed(const char *a, size_t n, const char *b) { return wrpo__jsame(a, n, b, strlen(b)); }
+static bool wrpo__jword(const char *list, const char *s, size_t n) {   /* is it one of these words? */
+    for (; *list; list += strcspn(list, " "), list += strspn(list, " "))
+        if (n && wrpo__jsame(list, strcspn(list, " "), s, n)) return true;
+    return false;
+}
+
+/* ---- equality and order, as Python has them ---- */
+static wrpo__jv wrpo__jdict_get(wrpo__jinja *J, wrpo__jv d, wrpo__jv key);
+static bool wrpo__jequal(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {
+    wrpo__jspend(J, 1);
+    if (wrpo__jis_number(a) && wrpo__jis_number(b)) {
+        if (a->s || b->s) return a->s && b->s && wrpo__jsame(a->s, a->n, b->s, b->n);
+        return a->kind != WRPO__J_FLOAT && b->kind != WRPO__J_FLOAT ? a->i == b->i : wrpo__jto_float(J, a) == wrpo__jto_float(J, b);
+    }
+    if (a == b) return true;
+    if (a->kind != b->kind) return false;
+    bool same = true;
+    switch (a->kind) {
+    case WRPO__J_UNDEFINED: case WRPO__J_NONE: return true;
+    case WRPO__J_STR: return wrpo__jsame(a->s, a->n, b->s, b->n);
+    case WRPO__J_LIST: case WRPO__J_TUPLE: case WRPO__J_RANGE:
+        wrpo__jenter(J);
+        same = a->count == b->count;
+        for (int64_t i = 0; same && i < a->count; i++) same = wrpo__jequal(J, a->items[i], b->items[i]);
+        J->depth--;
+        return same;
+    case WRPO__J_DICT:
+        wrpo__jenter(J);
+        same = a->count == b->count;
+        for (int64_t i = 0; same && i < a->count; i++) {
+            wrpo__jv other = wrpo__jdict_get(J, b, a->keys[i]);
+            same = other && wrpo__jequal(J, a->items[i], other);
+        }
+        J->depth--;
+        return same;
+    case WRPO__J_VIEW: wrpo__jfail(J, WRPO_E_UNSUPPORTED, "comparison of dict views");
+    case WRPO__J_NAMESPACE: return a->scope == b->scope;
+    default: return false;
+    }
+}
+/* -1, 0, 1; 2 where one is NaN */
+static int wrpo__jcompare(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {
+    wrpo__jspend(J, 1);
+    if (wrpo__jis_number(a) && wrpo__jis_number(b)) {
+        if (a->kind != WRPO__J_FLOAT && b->kind != WRPO__J_FLOAT) {
+            int64_t x = wrpo__jto_int(J, a), y = wrpo__jto_int(J, b);
+            return (x > y) - (x < y);
+        }
+        double x = wrpo__jto_float(J, a), y = wrpo__jto_float(J, b);
+        return x < y ? -1 : x > y ? 1 : x == y ? 0 : 2;
+    }
+    if (a->kind == WRPO__J_STR && b->kind == WRPO__J_STR) {    /* UTF-8 sorts as its code points do */
+        size_t n = WRPO__MIN(a->n, b->n);
+        int r = n ? memcmp(a->s, b->s, n) : 0;
+        return r ? (r > 0) - (r < 0) : (a->n > b->n) - (a->n < b->n);
+    }
+    if (a->kind == b->kind && (a->kind == WRPO__J_LIST || a->kind == WRPO__J_TUPLE)) {
+        wrpo__jenter(J);
+        int r = (a->count > b->count) - (a->count < b->count);
+        for (int64_t i = 0; i < WRPO__MIN(a->count, b->count); i++)
+            if (!wrpo__jequal(J, a->items[i], b->items[i])) { r = wrpo__jcompare(J, a->items[i], b->items[i]); break; }
+        J->depth--;
+        return r;
+    }
+    wrpo__jfail(J, WRPO_E_FORMAT, "%s and %s have no order", wrpo__jtype(a), wrpo__jtype(b));
+}
+static wrpo__jv wrpo__jneed_key(wrpo__jinja *J, wrpo__jv v) {
+    if (v->kind == WRPO__J_LIST || v->kind == WRPO__J_DICT) wrpo__jfail(J, WRPO_E_FORMAT, "a %s cannot be a key", wrpo__jtype(v));
+    for (int64_t i = 0; v->kind == WRPO__J_TUPLE && i < v->count; i++) wrpo__jneed_key(J, v->items[i]);
+    return v;
+}
+static wrpo__jv wrpo__jdict_get(wrpo__jinja *J, wrpo__jv d, wrpo__jv key) {   /* NULL: absent */
+    wrpo__jneed_key(J, key);
+    wrpo__jspend(J, d->count / 8);
+    for (int64_t i = 0; i < d->count; i++) {
+        wrpo__jv k = d->keys[i];
+        if (k->kind == WRPO__J_STR && key->kind == WRPO__J_STR ? wrpo__jsame(k->s, k->n, key->s, key->n) : wrpo__jequal(J, k, key)) return d->items[i];
+    }
+    return NULL;
+}
+typedef struct wrpo__jdict { wrpo__jval v; wrpo__jlist keys, items; } wrpo__jdict;   /* one under construction */
+static void wrpo__jdict_put(wrpo__jinja *J, wrpo__jdict *d, wrpo__jv key, wrpo__jv value) {
+    d->v.keys = d->keys.items, d->v.items = d->items.items, d->v.count = d->keys.count;
+    if (wrpo__jdict_get(J, &d->v, key)) {
+        for (int64_t i = 0; i < d->keys.count; i++)
+            if (wrpo__jequal(J, d->keys.items[i], key)) { d->items.items[i] = value; return; }
+    }
+    wrpo__jpush(J, &d->keys, key);
+    wrpo__jpush(J, &d->items, value);
+}
+static wrpo__jv wrpo__jdict_done(wrpo__jinja *J, const wrpo__jdict *d) {
+    wrpo__jval *v = wrpo__jnew(J, WRPO__J_DICT);
+    v->keys = d->keys.items, v->items = d->items.items, v->count = d->keys.count;
+    return v;
+}
+
+/* ---- scopes ---- */
+static wrpo__jscope *wrpo__jscope_new(wrpo__jinja *J, wrpo__jscope *up) {
+    wrpo__jscope *scope = wrpo__jalloc(J, 1, sizeof *scope);
+    scope->up = up;
+    return scope;
+}
+static wrpo__jvar *wrpo__jscope_find(const wrpo__jscope *scope, const char *s, size_t n) {   /* in this one alone */
+    for (wrpo__jvar *v = scope->first; v; v = v->next)
+        if (wrpo__jsame(v->s, v->n, s, n)) return v;
+    return NULL;
+}
+static void wrpo__jset(wrpo__jinja *J, wrpo__jscope *scope, const char *s, size_t n, wrpo__jv value) {
+    wrpo__jvar *v = wrpo__jscope_find(scope, s, n);
+    if (!v) {
+        v = wrpo__jalloc(J, 1, sizeof *v);
+        v->s = s, v->n = n;
+        if (scope->last) scope->last->next = v;
+        else scope->first = v;
+        scope->last = v;
+    }
+    v->value = value;
+}
+
+/* ---- text: code points, white space, case ---- */
+static bool wrpo__jspace(int32_t c) {                  /* str.isspace */
+    return (c >= 9 && c <= 13) || (c >= 0x1C && c <= 0x20) || c == 0x85 || c == 0xA0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200A) ||
+           c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
+}
+static bool wrpo__jnewline(int32_t c) {                /* str.splitlines */
+    return (c >= 10 && c <= 13) || (c >= 0x1C && c <= 0x1E) || c == 0x85 || c == 0x2028 || c == 0x2029;
+}
+static size_t wrpo__jskip_space(const char *s, size_t n, size_t i) {
+    for (size_t size; i < n && wrpo__jspace(wrpo__utf8_get(s + i, n - i, &size)); i += size) {}
+    return i;
+}
+static size_t wrpo__jlast(const char *s, size_t from, size_t to) {   /* where the code point that ends at `to` begins */
+    size_t i = to - 1;
+    while (i > from && to - i < 4 && ((unsigned char)s[i] & 0xC0) == 0x80) i--;
+    return i;
+}
+static size_t wrpo__jrstrip(const char *s, size_t from, size_t to) {
+    while (to > from) {
+        size_t i = wrpo__jlast(s, from, to), size;
+        if (!wrpo__jspace(wrpo__utf8_get(s + i, to - i, &size))) break;
+        to = i;
+    }
+    return to;
+}
+static int64_t wrpo__jlength(const char *s, size_t n) {   /* in code points */
+    int64_t count = 0;
+    for (size_t i = 0, size; i < n; i += size, count++) wrpo__utf8_get(s + i, n - i, &size);
+    return count;
+}
+static size_t wrpo__joffset(wrpo__jv v, int64_t index) {   /* the byte where code point `index` begins */
+    size_t i = 0, size;
+    for (; index > 0 && i < v->n; index--, i += size) wrpo__utf8_get(v->s + i, v->n - i, &size);
+    return i;
+}
+static size_t wrpo__jfind(wrpo__jinja *J, const char *s, size_t n, const char *sub, size_t m, size_t from) {   /* SIZE_MAX: nowhere */
+    wrpo__jspend(J, (int64_t)((n - WRPO__MIN(from, n)) >> 8));
+    if (m == 0) return from <= n ? from : SIZE_MAX;
+    while (from < n && m <= n - from) {
+        const char *p = memchr(s + from, sub[0], n - from - m + 1);
+        if (!p) break;
+        if (memcmp(p, sub, m) == 0) return (size_t)(p - s);
+        wrpo__jspend(J, 1 + (int64_t)(m >> 8));
+        from = (size_t)(p - s) + 1;
+    }
+    return SIZE_MAX;
+}
+static size_t wrpo__jrfind(wrpo__jinja *J, const char *s, size_t n, const char *sub, size_t m) {
+    if (m > n) return SIZE_MAX;
+    for (size_t i = n - m;; i--) {
+        if ((i & 255) == 0) wrpo__jspend(J, 1 + (int64_t)(m >> 8));
+        if (m == 0 || memcmp(s + i, sub, m) == 0) return i;
+        if (i == 0) return SIZE_MAX;
+    }
+}
+/* One code point in upper or lower case: ASCII, Latin-1, Latin Extended-A, Cyrillic. Scripts without case pass;
+   of the others nothing is known here, and saying so beats a wrong letter. */
+static int32_t wrpo__jcase(wrpo__jinja *J, int32_t c, bool upper) {
+    static const int32_t cased[][2] = {
+        {0xAA, 0x2C1}, {0x2E0, 0x2E4}, {0x345, 0x345}, {0x370, 0x588}, {0x10A0, 0x10FF}, {0x13A0, 0x13FD}, {0x1C80, 0x1CBF}, {0x1D00, 0x1DBF},
+        {0x1E00, 0x1FFC}, {0x2071, 0x209C}, {0x2102, 0x2184}, {0x24B6, 0x24E9}, {0x2C00, 0x2D2D}, {0xA640, 0xA69D}, {0xA722, 0xA7FA},
+        {0xAB30, 0xABBF}, {0xFB00, 0xFB17}, {0xFF21, 0xFF5A}, {0x10400, 0x105BC}, {0x10780, 0x107BA}, {0x10C80, 0x10CF2}, {0x118A0, 0x118DF},
+        {0x16E40, 0x16E7F}, {0x1D400, 0x1D7CB}, {0x1DF00, 0x1DF1E}, {0x1E900, 0x1E943}, {0x1F130, 0x1F189}};
+    if (c < 0x80) return upper ? (c >= 'a' && c <= 'z' ? c - 32 : c) : (c >= 'A' && c <= 'Z' ? c + 32 : c);
+    if (c < 0xC0 && c != 0xB5) return c;
+    if (c >= 0xC0 && c <= 0xFE && c != 0xDF) return c == 0xD7 || c == 0xF7 ? c : upper ? c & ~0x20 : c | 0x20;
+    if (c == 0xFF || c == 0x178) return upper ? 0x178 : 0xFF;
+    if (c == 0x138) return c;
+    bool even = (c >= 0x100 && c <= 0x12F) || (c >= 0x132 && c <= 0x137) || (c >= 0x14A && c <= 0x177) || (c >= 0x460 && c <= 0x481) || (c >= 0x48A && c <= 0x4BF);
+    bool odd = (c >= 0x139 && c <= 0x148) || (c >= 0x179 && c <= 0x17E);
+    if (even) return upper ? c & ~1 : c | 1;           /* pairs, the capital at an even place */
+    if (odd) return upper ? ((c + 1) & ~1) - 1 : (c + 1) & ~1;
+    if (c >= 0x400 && c <= 0x40F) return upper ? c : c + 0x50;
+    if (c >= 0x410 && c <= 0x42F) return upper ? c : c + 0x20;
+    if (c >= 0x430 && c <= 0x44F) return upper ? c - 0x20 : c;
+    if (c >= 0x450 && c <= 0x45F) return upper ? c - 0x50 : c;
+    for (size_t i = 0; i < sizeof cased / sizeof *cased; i++)
+        if (c >= cased[i][0] && c <= cased[i][1]) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "upper and lower case of U+%04X", (unsigned)c);
+    return c;
+}
+static bool wrpo__jcased(wrpo__jinja *J, int32_t c) { return wrpo__jcase(J, c, true) != wrpo__jcase(J, c, false); }
+/* op: u upper, l lower, c first letter only, t every word (of letters), T Jinja's filter (words end at space and -({[<) */
+static wrpo__jv wrpo__jrecase(wrpo__jinja *J, wrpo__jv v, int op) {
+    wrpo__text t = {.arena = J->arena};
+    bool start = true;
+    for (size_t i = 0, size; i < v->n; i += size) {
+        char out[4];
+        int32_t c = wrpo__utf8_get(v->s + i, v->n - i, &size);
+        if (c < 0) { wrpo__jput(J, &t, v->s + i, size); continue; }
+        bool upper = op == 'u' || (op != 'l' && start);
+        wrpo__jput(J, &t, out, wrpo__utf8_put(out, (uint32_t)wrpo__jcase(J, c, upper)));
+        start = op == 'T' ? wrpo__jspace(c) || (c < 128 && c && strchr("-({[<", c)) : op == 't' ? !wrpo__jcased(J, c) : false;
+    }
+    return wrpo__jlike(J, v, t.data, t.size);
+}
+
+/* ---- numbers in and out ---- */
+/* Python's repr: the shortest digits that read back as the same number. */
+static void wrpo__jprint_float(wrpo__text *t, double f, bool json) {
+    char e[40], digits[24];
+    int precision = 0, n = 0;
+    if (isnan(f)) { wrpo__text_puts(t, json ? "NaN" : "nan"); return; }
+    if (signbit(f)) wrpo__text_puts(t, "-");
+    if (isinf(f)) { wrpo__text_puts(t, json ? "Infinity" : "inf"); return; }
+    f = fabs(f);
+    do snprintf(e, sizeof e, "%.*e", precision, f);
+    while (strtod(e, NULL) != f && ++precision < 17);
+    const char *p = e;
+    for (; *p && *p != 'e'; p++)
+        if (*p >= '0' && *p <= '9') digits[n++] = *p;
+    int exponent = (int)strtol(p + 1, NULL, 10);
+    while (n > 1 && digits[n - 1] == '0') n--;
+    digits[n] = 0;
+    if (exponent < -4 || exponent >= 16) {
+        wrpo__text_printf(t, n > 1 ? "%c.%se%c%02d" : "%c%se%c%02d", digits[0], digits + 1, exponent < 0 ? '-' : '+', abs(exponent));
+    } else if (exponent < 0) wrpo__text_printf(t, "0.%.*s%s", -exponent - 1, "0000", digits);
+    else if (n <= exponent + 1) wrpo__text_printf(t, "%s%.*s.0", digits, exponent + 1 - n, "0000000000000000");
+    else wrpo__text_printf(t, "%.*s.%s", exponent + 1, digits, digits + exponent + 1);
+}
+/* A whole decimal number, as float() reads one. */
+static bool wrpo__jread_float(wrpo__jinja *J, const char *s, size_t n, double *out) {
+    size_t i = wrpo__jskip_space(s, n, 0), m = 0;
+    n = wrpo__jrstrip(s, i, n);
+    bool minus = i < n && s[i] == '-', digits = false, point = false, power = false;
+    i += minus || (i < n && s[i] == '+');
+    char *text = wrpo__jalloc(J, (int64_t)(n - i) + 1, 1);
+    for (size_t k = i; k < n; k++) text[k - i] = s[k] >= 'A' && s[k] <= 'Z' ? (char)(s[k] | 32) : s[k];
+    if (wrpo__jword("inf infinity nan", text, n - i)) { *out = text[0] == 'n' ? NAN : minus ? -INFINITY : INFINITY; return true; }
+    for (; i < n; i++) {                               /* digits [. digits] [e [+-] digits], with _ between digits */
+        char c = s[i], last = m ? text[m - 1] : (char)0;
+        bool digit = c >= '0' && c <= '9', after = last >= '0' && last <= '9';
+        if (c == '_' && after && i + 1 < n && s[i + 1] >= '0' && s[i + 1] <= '9') continue;
+        if (c == '.' && !point && !power) point = true;
+        else if ((c | 32) == 'e' && digits && !power) power = true, digits = false;
+        else if ((c == '+' || c == '-') && power && (last | 32) == 'e') {}
+        else if (digit) digits = true;
+        else return false;
+        text[m++] = c;
+    }
+    if (!digits) return false;
+    *out = wrpo__json_double(J->arena, text, m);
+    if (minus) *out = -*out;
+    return true;
+}
+/* A whole integer, as int(text, base) reads one. */
+static bool wrpo__jread_int(wrpo__jinja *J, const char *s, size_t n, int64_t base, int64_t *out) {
+    size_t i = wrpo__jskip_space(s, n, 0);
+    n = wrpo__jrstrip(s, i, n);
+    bool negative = i < n && s[i] == '-';
+    uint64_t value = 0, limit = (uint64_t)INT64_MAX + negative;
+    if (i < n && (s[i] == '-' || s[i] == '+')) i++;
+    if (n - i > 2 && s[i] == '0') {
+        int prefix = s[i + 1] | 32, of = prefix == 'x' ? 16 : prefix == 'o' ? 8 : prefix == 'b' ? 2 : 0;
+        if (of && (base == of || base == 0)) i += 2, base = of;
+    }
+    if (base == 0) base = 10;
+    if (i == n) return false;
+    for (bool digit = false; i < n; i++) {
+        int c = s[i] | 32, d = s[i] >= '0' && s[i] <= '9' ? s[i] - '0' : c >= 'a' && c <= 'z' ? c - 'a' + 10 : 99;
+        if (s[i] == '_' && digit && i + 1 < n) { digit = false; continue; }
+        if (d >= base) return false;
+        if (value > (limit - (uint64_t)d) / (uint64_t)base) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "integer beyond 64 bits: %.*s", (int)WRPO__MIN(n, 60), s);
+        value = value * (uint64_t)base + (uint64_t)d;
+        digit = true;
+    }
+    *out = negative ? (int64_t)(0 - value) : (int64_t)value;
+    return s[n - 1] != '_';
+}
+
+/* ---- printing: str(), repr(), json.dumps ---- */
+static bool wrpo__jprintable(int32_t c) {              /* str.isprintable; unassigned code points are taken as printable */
+    static const int32_t hidden[][2] = {
+        {0, 0x1F}, {0x7F, 0xA0}, {0xAD, 0xAD}, {0x600, 0x605}, {0x61C, 0x61C}, {0x6DD, 0x6DD}, {0x70F, 0x70F}, {0x890, 0x891}, {0x8E2, 0x8E2},
+        {0x1680, 0x1680}, {0x180E, 0x180E}, {0x2000, 0x200F}, {0x2028, 0x202F}, {0x205F, 0x206F}, {0x3000, 0x3000}, {0xD800, 0xF8FF},
+        {0xFEFF, 0xFEFF}, {0xFFF0, 0xFFFB}, {0xFFFE, 0xFFFF}, {0x110BD, 0x110BD}, {0x110CD, 0x110CD}, {0x13430, 0x1343F}, {0x1BCA0, 0x1BCA3},
+        {0x1D173, 0x1D17A}, {0xE0000, 0xE00FF}, {0xE01F0, 0x10FFFF}};
+    for (size_t i = 0; i < sizeof hidden / sizeof *hidden; i++)
+        if (c >= hidden[i][0] && c <= hidden[i][1]) return false;
+    return true;
+}
+static void wrpo__jprint_str(wrpo__jinja *J, wrpo__text *t, wrpo__jv v) {   /* repr of a string */
+    char quote = v->n && memchr(v->s, '\'', v->n) && !memchr(v->s, '"', v->n) ? '"' : '\'', e[16];
+    if (v->markup) wrpo__jputs(J, t, "Markup(");
+    wrpo__jput(J, t, &quote, 1);
+    for (size_t i = 0, size; i < v->n; i += size) {
+        int32_t c = wrpo__utf8_get(v->s + i, v->n - i, &size);
+        if (c == quote || c == '\\') snprintf(e, sizeof e, "\\%c", (int)c);
+        else if (c == '\n' || c == '\r' || c == '\t') snprintf(e, sizeof e, "\\%c", c == '\n' ? 'n' : c == '\r' ? 'r' : 't');
+        else if (c < 0 || wrpo__jprintable(c)) { wrpo__jput(J, t, v->s + i, size); continue; }
+        else snprintf(e, sizeof e, c < 0x100 ? "\\x%02x" : c < 0x10000 ? "\\u%04x" : "\\U%08x", (unsigned)c);
+        wrpo__jputs(J, t, e);
+    }
+    wrpo__jput(J, t, &quote, 1);
+    if (v->markup) wrpo__jputs(J, t, ")");
+}
+static void wrpo__jprint(wrpo__jinja *J, wrpo__text *t, wrpo__jv v, bool repr) {
+    static const char *const marks[][2] = {{"[", "]"}, {"(", ")"}, {"([", "])"}};
+    wrpo__jspend(J, 1);
+    wrpo__jcharge(J, 16);
+    switch (v->kind) {
+    case WRPO__J_UNDEFINED: if (repr) wrpo__jputs(J, t, "Undefined"); return;
+    case WRPO__J_NONE: wrpo__jputs(J, t, "None"); return;
+    case WRPO__J_BOOL: wrpo__jputs(J, t, v->i ? "True" : "False"); return;
+    case WRPO__J_INT: if (v->s) wrpo__jput(J, t, v->s, v->n); else wrpo__text_printf(t, "%lld", (long long)v->i); return;
+    case WRPO__J_FLOAT: wrpo__jprint_float(t, v->f, false); return;
+    case WRPO__J_STR: if (repr) wrpo__jprint_str(J, t, v); else wrpo__jput(J, t, v->s, v->n); return;
+    case WRPO__J_LIST: case WRPO__J_TUPLE: case WRPO__J_VIEW:
+        wrpo__jenter(J);
+        if (v->s) wrpo__jput(J, t, v->s, v->n);
+        wrpo__jputs(J, t, marks[v->kind - WRPO__J_LIST][0]);
+        for (int64_t i = 0; i < v->count; i++) {
+            if (i) wrpo__jputs(J, t, ", ");
+            wrpo__jprint(J, t, v->items[i], true);
+        }
+        if (v->kind == WRPO__J_TUPLE && v->count == 1) wrpo__jputs(J, t, ",");
+        wrpo__jputs(J, t, marks[v->kind - WRPO__J_LIST][1]);
+        J->depth--;
+        return;
+    case WRPO__J_RANGE:
+        wrpo__text_printf(t, "range(%lld, %lld", (long long)v->i, (long long)v->self->i);
+        if (v->step != 1) wrpo__text_printf(t, ", %lld", (long long)v->step);
+        wrpo__jputs(J, t, ")");
+        return;
+    case WRPO__J_DICT:
+        wrpo__jenter(J);
+        for (int64_t i = 0; i < v->count; i++) {
+            wrpo__jputs(J, t, i ? ", " : "{");
+            wrpo__jprint(J, t, v->keys[i], true);
+            wrpo__jputs(J, t, ": ");
+            wrpo__jprint(J, t, v->items[i], true);
+        }
+        wrpo__jputs(J, t, v->count ? "}" : "{}");
+        J->depth--;
+        return;
+    case WRPO__J_NAMESPACE:
+        wrpo__jenter(J);
+        wrpo__jputs(J, t, "<Namespace {");
+        for (const wrpo__jvar *a = v->scope->first; a; a = a->next) {
+            wrpo__jprint(J, t, wrpo__jbytes(J, a->s, a->n), true);
+            wrpo__jputs(J, t, ": ");
+            wrpo__jprint(J, t, a->value, true);
+            if (a->next) wrpo__jputs(J, t, ", ");
+        }
+        wrpo__jputs(J, t, "}>");
+        J->depth--;
+        return;
+    case WRPO__J_ITER: case WRPO__J_FUNCTION: case WRPO__J_MACRO: case WRPO__J_LOOP:
+        wrpo__jfail(J, WRPO_E_UNSUPPORTED, "printing a %s", wrpo__jtype(v));
+    }
+}
+static wrpo__jv wrpo__jstr(wrpo__jinja *J, wrpo__jv v) {   /* str(v) */
+    if (v->kind == WRPO__J_STR) return v;
+    wrpo__text t = {.arena = J->arena};
+    wrpo__jprint(J, &t, v, false);
+    return wrpo__jfinish(J, &t);
+}
+static wrpo__jv wrpo__jescape(wrpo__jinja *J, wrpo__jv v) {
+    static const char *const names[] = {"&amp;", "&lt;", "&gt;", "&#39;", "&#34;"};
+    static const char marks[] = "&<>'\"";
+    wrpo__text t = {.arena = J->arena};
+    v = wrpo__jstr(J, v);
+    if (v->markup) return v;
+    for (size_t i = 0; i < v->n; i++) {
+        const char *p = v->s[i] ? strchr(marks, v->s[i]) : NULL;
+        if (p) wrpo__jputs(J, &t, names[p - marks]);
+        else wrpo__jput(J, &t, v->s + i, 1);
+    }
+    wrpo__jval *r = wrpo__jnew(J, WRPO__J_STR);
+    r->s = t.size ? t.data : "", r->n = t.size, r->markup = true;
+    return r;
+}
+typedef struct wrpo__jstyle { wrpo__jv indent /* NULL: one line */, item, key; bool ascii, sort; int level; } wrpo__jstyle;
+static void wrpo__jdump_str(wrpo__jinja *J, wrpo__text *t, wrpo__jv v, bool ascii) {
+    char e[16];
+    wrpo__jputs(J, t, "\"");
+    for (size_t i = 0, size; i < v->n; i += size) {
+        int32_t c = wrpo__utf8_get(v->s + i, v->n - i, &size);
+        const char *p = c > 0 && c < 128 ? strchr("\"\\\b\f\n\r\t", c) : NULL;
+        if (p) snprintf(e, sizeof e, "\\%c", "\"\\bfnrt"[p - strchr("\"\\\b\f\n\r\t", '"')]);
+        else if (c >= 0 && c < 32) snprintf(e, sizeof e, "\\u%04x", (unsigned)c);
+        else if (c < 128 || !ascii) { wrpo__jput(J, t, v->s + i, size); continue; }
+        else if (c < 0x10000) snprintf(e, sizeof e, "\\u%04x", (unsigned)c);
+        else snprintf(e, sizeof e, "\\u%04x\\u%04x", (unsigned)(0xD800 + ((c - 0x10000) >> 10)), (unsigned)(0xDC00 + ((c - 0x10000) & 0x3FF)));
+        wrpo__jputs(J, t, e);
+    }
+    wrpo__jputs(J, t, "\"");
+}
+static const wrpo__jv *wrpo__jsorted(wrpo__jinja *J, const wrpo__jv *keys, const wrpo__jv *items, int64_t n, bool reverse);
+static void wrpo__jdump(wrpo__jinja *J, wrpo__text *t, wrpo__jv v, wrpo__jstyle d) {
+    bool dict = v->kind == WRPO__J_DICT;
+    wrpo__jspend(J, 1);
+    wrpo__jcharge(J, 16);
+    switch (v->kind) {
+    case WRPO__J_NONE: wrpo__jputs(J, t, "null"); return;
+    case WRPO__J_BOOL: wrpo__jputs(J, t, v->i ? "true" : "false"); return;
+    case WRPO__J_INT: wrpo__jprint(J, t, v, false); return;
+    case WRPO__J_FLOAT: wrpo__jprint_float(t, v->f, true); return;
+    case WRPO__J_STR: wrpo__jdump_str(J, t, v, d.ascii); return;
+    case WRPO__J_LIST: case WRPO__J_TUPLE: case WRPO__J_DICT: break;
+    default: wrpo__jfail(J, WRPO_E_FORMAT, "a value of type %s has no JSON form", wrpo__jtype(v));
+    }
+    const wrpo__jv *keys = v->keys, *items = v->items;
+    if (dict && d.sort && v->count) items = wrpo__jsorted(J, v->keys, v->items, v->count, false), keys = wrpo__jsorted(J, v->keys, v->keys, v->count, false);
+    wrpo__jenter(J);
+    wrpo__jputs(J, t, dict ? "{" : "[");
+    d.level++;
+    for (int64_t i = 0; i < v->count; i++) {
+        if (i) wrpo__jput(J, t, d.item->s, d.item->n);
+        if (d.indent) wrpo__jputs(J, t, "\n");
+        for (int k = 0; d.indent && k < d.level; k++) wrpo__jput(J, t, d.indent->s, d.indent->n);
+        if (dict) {
+            wrpo__text key = {.arena = J->arena};
+            if (keys[i]->kind == WRPO__J_TUPLE) wrpo__jfail(J, WRPO_E_FORMAT, "a key of type tuple has no JSON form");
+            if (keys[i]->kind == WRPO__J_STR) wrpo__jdump_str(J, t, keys[i], d.ascii);
+            else { wrpo__jdump(J, &key, keys[i], d); wrpo__jdump_str(J, t, wrpo__jfinish(J, &key), d.ascii); }
+            wrpo__jput(J, t, d.key->s, d.key->n);
+        }
+        wrpo__jdump(J, t, items[i], d);
+    }
+    d.level--;
+    if (d.indent && v->count) wrpo__jputs(J, t, "\n");
+    for (int k = 0; d.indent && v->count && k < d.level; k++) wrpo__jput(J, t, d.indent->s, d.indent->n);
+    wrpo__jputs(J, t, dict ? "}" : "]");
+    J->depth--;
+}
+
+/* ---- sequences ---- */
+/* What a loop over v meets, as items[count]: characters, elements, keys; a generator's rest, which is then consumed. */
+static wrpo__jv wrpo__jitems(wrpo__jinja *J, wrpo__jv v) {
+    wrpo__jlist l = {0};
+    switch (v->kind) {
+    case WRPO__J_UNDEFINED: return wrpo__jseq(J, WRPO__J_LIST, NULL, 0);
+    case WRPO__J_STR:
+        for (size_t i = 0, size; i < v->n; i += size) {
+            wrpo__utf8_get(v->s + i, v->n - i, &size);
+            wrpo__jpush(J, &l, wrpo__jbytes(J, v->s + i, size));
+        }
+        return wrpo__jseq(J, WRPO__J_LIST, l.items, l.count);
+    case WRPO__J_LIST: case WRPO__J_TUPLE: case WRPO__J_VIEW: case WRPO__J_RANGE: return v;
+    case WRPO__J_ITER: {
+        int64_t from = *v->taken;
+        *v->taken = v->count;
+        return wrpo__jseq(J, WRPO__J_LIST, v->count ? v->items + from : NULL, v->count - from);
+    }
+    case WRPO__J_DICT: return wrpo__jseq(J, WRPO__J_LIST, v->keys, v->count);
+    default: wrpo__jfail(J, WRPO_E_FORMAT, "%s is not iterable", wrpo__jtype(v));
+    }
+}
+static wrpo__jv wrpo__jrange(wrpo__jinja *J, int64_t start, int64_t stop, int64_t step) {
+    if (step == 0) wrpo__jfail(J, WRPO_E_FORMAT, "range() with step 0");
+    uint64_t span = step > 0 ? (stop > start ? (uint64_t)stop - (uint64_t)start : 0) : start > stop ? (uint64_t)start - (uint64_t)stop : 0;
+    uint64_t stride = step > 0 ? (uint64_t)step : 0 - (uint64_t)step, count = span / stride + (span % stride != 0);
+    if (count > WRPO__J_MAX_RANGE) wrpo__jfail(J, WRPO_E_FORMAT, "range of more than %d numbers", (int)WRPO__J_MAX_RANGE);
+    wrpo__jv *items = wrpo__jalloc(J, (int64_t)count, sizeof *items);
+    for (uint64_t k = 0; k < count; k++) items[k] = wrpo__jint(J, start + (int64_t)k * step);
+    wrpo__jval *v = wrpo__jnew(J, WRPO__J_RANGE);
+    v->items = items, v->count = (int64_t)count, v->i = start, v->step = step, v->self = wrpo__jint(J, stop);
+    return v;
+}
+/* v[start:stop:step]; each may be NULL or None. */
+static wrpo__jv wrpo__jslice(wrpo__jinja *J, wrpo__jv v, wrpo__jv start, wrpo__jv stop, wrpo__jv step) {
+    if (v->kind != WRPO__J_STR && v->kind != WRPO__J_LIST && v->kind != WRPO__J_TUPLE && v->kind != WRPO__J_RANGE)
+        wrpo__jfail(J, WRPO_E_FORMAT, "%s cannot be sliced", wrpo__jtype(v));
+    int64_t n = v->kind == WRPO__J_STR ? wrpo__jlength(v->s, v->n) : v->count;
+    int64_t by = step && step->kind != WRPO__J_NONE ? wrpo__jto_int(J, step) : 1;
+    if (by == 0) wrpo__jfail(J, WRPO_E_FORMAT, "slice with step 0");
+    int64_t low = by < 0 ? -1 : 0, high = by < 0 ? n - 1 : n, bound[2];
+    for (int k = 0; k < 2; k++) {
+        wrpo__jv given = k ? stop : start;
+        if (!given || given->kind == WRPO__J_NONE) { bound[k] = (k == 0) == (by < 0) ? high : low; continue; }
+        int64_t at = wrpo__jto_int(J, given);
+        if (at < 0) at = at < -n ? -1 : at + n;
+        bound[k] = at < low ? low : at > high ? high : at;
+    }
+    int64_t from = bound[0], to = bound[1], count = by > 0 ? (to > from ? (to - from - 1) / by + 1 : 0) : from > to ? (by < -n ? 1 : (from - to - 1) / -by + 1) : 0;
+    if (v->kind == WRPO__J_STR && by == 1) {
+        size_t a = wrpo__joffset(v, from), b = count ? wrpo__joffset(v, to) : a;
+        return wrpo__jlike(J, v, v->s + a, b - a);
+    }
+    if (v->kind == WRPO__J_STR) {
+        wrpo__jv all = wrpo__jitems(J, v);
+        wrpo__text t = {.arena = J->arena};
+        for (int64_t i = 0; i < count; i++) wrpo__jput(J, &t, all->items[from + i * by]->s, all->items[from + i * by]->n);
+        return wrpo__jlike(J, v, t.data, t.size);
+    }
+    if (v->kind == WRPO__J_RANGE) {
+        if (by > WRPO__J_MAX_RANGE || by < -WRPO__J_MAX_RANGE || v->step > INT32_MAX || v->step < -INT32_MAX)
+            wrpo__jfail(J, WRPO_E_UNSUPPORTED, "slice of a range with such steps");
+        return wrpo__jrange(J, v->i + from * v->step, v->i + to * v->step, v->step * by);
+    }
+    if (by == 1) return wrpo__jseq(J, v->kind, count ? v->items + from : NULL, count);
+    wrpo__jv *items = wrpo__jalloc(J, count, sizeof *items);
+    for (int64_t i = 0; i < count; i++) items[i] = v->items[from + i * by];
+    return wrpo__jseq(J, v->kind, items, count);
+}
+/* items in the order of their keys: a stable merge sort. */
+static const wrpo__jv *wrpo__jsorted(wrpo__jinja *J, const wrpo__jv *keys, const wrpo__jv *items, int64_t n, bool reverse) {
+    int64_t *order = wrpo__jalloc(J, n, sizeof *order), *spare = wrpo__jalloc(J, n, sizeof *spare);
+    for (int64_t i = 0; i < n; i++) order[i] = i;
+    for (int64_t width = 1; width < n; width *= 2) {
+        for (int64_t from = 0; from < n; from += 2 * width) {
+            int64_t a = from, middle = WRPO__MIN(from + width, n), b = middle, end = WRPO__MIN(from + 2 * width, n);
+            for (int64_t k = from; k < end; k++) {
+                bool second = a == middle || (b < end && (reverse ? wrpo__jcompare(J, keys[order[a]], keys[order[b]]) == -1
+                                                                  : wrpo__jcompare(J, keys[order[b]], keys[order[a]]) == -1));
+                spare[k] = second ? order[b++] : order[a++];
+            }
+        }
+        int64_t *swap = order;
+        order = spare, spare = swap;
+    }
+    wrpo__jv *out = wrpo__jalloc(J, n, sizeof *out);
+    for (int64_t i = 0; i < n; i++) out[i] = items[order[i]];
+    return out;
+}
+static bool wrpo__jcontains(wrpo__jinja *J, wrpo__jv v, wrpo__jv x) {   /* x in v */
+    if (v->kind == WRPO__J_STR) {
+        if (x->kind != WRPO__J_STR) wrpo__jfail(J, WRPO_E_FORMAT, "'in' wants a str to look for in a str, found %s", wrpo__jtype(x));
+        return wrpo__jfind(J, v->s, v->n, x->s, x->n, 0) != SIZE_MAX;
+    }
+    if (v->kind == WRPO__J_DICT) return wrpo__jdict_get(J, v, x) != NULL;
+    v = wrpo__jitems(J, v);
+    for (int64_t i = 0; i < v->count; i++)
+        if (wrpo__jequal(J, v->items[i], x)) return true;
+    return false;
+}
+
+/* ---- attributes and items ---- */
+static const wrpo__jdef *wrpo__jmethods(wrpo__jkind kind);
+static wrpo__jv wrpo__jloop_attr(wrpo__jinja *J, wrpo__jloop *loop, const char *s, size_t n);
+/* A method of v, as a value; NULL if Python has none of that name. */
+static wrpo__jv wrpo__jmethod(wrpo__jinja *J, wrpo__jv v, const char *s, size_t n) {
+    static const char *const unknown[] = {             /* by kind from STR on: Python has them, this interpreter has not */
+        "casefold encode expandtabs format_map isalnum isalpha isdecimal isidentifier isnumeric isprintable istitle maketrans swapcase translate",
+        "", "", "isdisjoint mapping", "start stop step count index", "send throw close", "fromkeys"};
+    static const char *const unsafe[] = {"", "append clear extend insert pop remove reverse sort", "", "", "", "", "clear pop popitem setdefault update"};
+    const wrpo__jdef *def = wrpo__jmethods(v->kind);
+    if (wrpo__jis_number(v) && wrpo__jword("real imag numerator denominator bit_length bit_count conjugate to_bytes from_bytes as_integer_ratio is_integer hex fromhex", s, n))
+        wrpo__jfail(J, WRPO_E_UNSUPPORTED, "attribute \"%.*s\" of %s", (int)n, s, wrpo__jtype(v));
+    for (; def && def->name; def++) {
+        if (!wrpo__jnamed(s, n, def->name) || (v->kind == WRPO__J_TUPLE && def->op == 'c')) continue;
+        wrpo__jval *f = wrpo__jnew(J, WRPO__J_FUNCTION);
+        f->def = def, f->self = v;
+        return f;
+    }
+    if (v->kind < WRPO__J_STR || v->kind > WRPO__J_DICT) return NULL;
+    if (wrpo__jword(unknown[v->kind - WRPO__J_STR], s, n)) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "method \"%.*s\" of %s", (int)n, s, wrpo__jtype(v));
+    return wrpo__jword(unsafe[v->kind - WRPO__J_STR], s, n) ? wrpo__jundefined(J, s, n) : NULL;   /* the sandbox hides what changes a value */
+}
+_Noreturn static void wrpo__jfail_undefined(wrpo__jinja *J, wrpo__jv v) { wrpo__jfail(J, WRPO_E_FORMAT, "\"%.*s\" is undefined", (int)WRPO__MIN(v->n, 200), v->s); }
+/* The value of v's own attribute that is neither method nor item; NULL: none */
+static wrpo__jv wrpo__jown(wrpo__jinja *J, wrpo__jv v, const char *s, size_t n) {
+    if (v->kind == WRPO__J_LOOP) return wrpo__jloop_attr(J, v->loop, s, n);
+    if (v->kind != WRPO__J_NAMESPACE) return NULL;
+    const wrpo__jvar *a = wrpo__jscope_find(v->scope, s, n);
+    return a ? a->value : NULL;
+}
+/* v.name: Python's attribute, else v["name"]. */
+static wrpo__jv wrpo__jattr(wrpo__jinja *J, wrpo__jv v, const char *s, size_t n) {
+    if (v->kind == WRPO__J_UNDEFINED) wrpo__jfail_undefined(J, v);
+    wrpo__jv r = wrpo__jmethod(J, v, s, n);
+    if (!r) r = wrpo__jown(J, v, s, n);
+    if (!r && v->kind == WRPO__J_DICT) r = wrpo__jdict_get(J, v, wrpo__jbytes(J, s, n));
+    return r ? r : wrpo__jundefined(J, s, n);
+}
+/* v[key]: the item, else for a string key the attribute. */
+static wrpo__jv wrpo__jitem(wrpo__jinja *J, wrpo__jv v, wrpo__jv key) {
+    if (v->kind == WRPO__J_UNDEFINED) wrpo__jfail_undefined(J, v);
+    if (v->kind == WRPO__J_DICT) {
+        wrpo__jv r = key->kind == WRPO__J_LIST || key->kind == WRPO__J_DICT ? NULL : wrpo__jdict_get(J, v, key);
+        if (r) return r;
+    }
+    if (wrpo__jis_int(key) && (v->kind == WRPO__J_STR || v->kind == WRPO__J_LIST || v->kind == WRPO__J_TUPLE || v->kind == WRPO__J_RANGE)) {
+        int64_t n = v->kind == WRPO__J_STR ? wrpo__jlength(v->s, v->n) : v->count, i = wrpo__jto_int(J, key);
+        if (i < 0) i += n;
+        if (i >= 0 && i < n) {
+            if (v->kind != WRPO__J_STR) return v->items[i];
+            size_t a = wrpo__joffset(v, i), size;
+            wrpo__utf8_get(v->s + a, v->n - a, &size);
+            return wrpo__jlike(J, v, v->s + a, size);
+        }
+    }
+    if (key->kind == WRPO__J_STR) {
+        wrpo__jv r = wrpo__jmethod(J, v, key->s, key->n);
+        if (!r) r = wrpo__jown(J, v, key->s, key->n);
+        if (r) return r;
+    }
+    wrpo__jv what = wrpo__jstr(J, wrpo__jis_seq(key) || key->kind > WRPO__J_DICT ? &wrpo__jnone : key);
+    return wrpo__jundefined(J, what->s, what->n);
+}
+/* "a.b.0" of v, as the filters' attribute= arguments say it: by item. What is undefined on the way becomes the fallback, if one is given. */
+static wrpo__jv wrpo__jpath(wrpo__jinja *J, wrpo__jv v, wrpo__jv path, wrpo__jv fallback) {
+    if (path->kind != WRPO__J_STR) v = wrpo__jitem(J, v, path);
+    if (path->kind != WRPO__J_STR) return fallback && v->kind == WRPO__J_UNDEFINED ? fallback : v;
+    for (size_t i = 0;; i++) {
+        size_t end = i;
+        bool digits = true;
+        for (; end < path->n && path->s[end] != '.'; end++) digits = digits && path->s[end] >= '0' && path->s[end] <= '9';
+        int64_t index = 0;
+        if (digits && end > i && wrpo__jread_int(J, path->s + i, end - i, 10, &index)) v = wrpo__jitem(J, v, wrpo__jint(J, index));
+        else v = wrpo__jitem(J, v, wrpo__jbytes(J, path->s + i, end - i));
+        if (fallback && v->kind == WRPO__J_UNDEFINED) v = fallback;
+        if ((i = end) >= path->n) return v;
+    }
+}
+
+/* ---- operators ---- */
+/* printf-style formatting: "%s and %03d" % (a, b) */
+static wrpo__jv wrpo__jpercent(wrpo__jinja *J, wrpo__jv format, wrpo__jv args) {
+    wrpo__text t = {.arena = J->arena};
+    int64_t used = 0, count = args->kind == WRPO__J_TUPLE ? args->count : 1;
+    if (format->markup) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "%% on a string marked safe");
+    for (size_t i = 0; i < format->n; i++) {
+        if (format->s[i] != '%') { wrpo__jput(J, &t, format->s + i, 1); continue; }
+        char spec[24] = "%", number[400];
+        size_t m = 1;
+        for (i++; i < format->n && m < 12 && format->s[i] && strchr("-+ #0123456789.", format->s[i]); i++) spec[m++] = format->s[i];
+        char conv = i < format->n ? format->s[i] : 0;
+        if (conv == '%' && m == 1) { wrpo__jputs(J, &t, "%"); continue; }
+        if (!conv || !strchr("sridfeEgGxXo", conv)) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "format \"%s%c\"", spec, conv ? conv : ' ');
+        if (used >= count) wrpo__jfail(J, WRPO_E_FORMAT, "not enough values for a format");
+        wrpo__jv v = args->kind == WRPO__J_TUPLE ? args->items[used] : args;
+        used++;
+        int64_t width = 0;
+        wrpo__jread_int(J, spec + 1, strcspn(spec + 1, "."), 10, &width);
+        if (width > 200 || width < -200 || strlen(spec) > 8) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "format \"%s%c\"", spec, conv);
+        if (conv == 's' || conv == 'r') {
+            wrpo__text part = {.arena = J->arena};
+            wrpo__jprint(J, &part, v, conv == 'r');
+            if (m > 1 && strcspn(spec + 1, ".+ #0") != m - 1) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "format \"%s%c\"", spec, conv);
+            int64_t pad = (width < 0 ? -width : width) - wrpo__jlength(part.data, part.size);
+            for (int64_t k = 0; width > 0 && k < pad; k++) wrpo__jputs(J, &t, " ");
+            wrpo__jput(J, &t, part.data, part.size);
+            for (int64_t k = 0; width < 0 && k < pad; k++) wrpo__jputs(J, &t, " ");
+            continue;
+        }
+        if (!wrpo__jis_number(v)) wrpo__jfail(J, WRPO_E_FORMAT, "format \"%s%c\" wants a number, found %s", spec, conv, wrpo__jtype(v));
+        bool whole = strchr("idxXo", conv) != NULL;
+        if (whole && v->kind == WRPO__J_FLOAT && (conv != 'd' && conv != 'i')) wrpo__jfail(J, WRPO_E_FORMAT, "format \"%s%c\" wants an integer", spec, conv);
+        if (!whole && fabs(wrpo__jto_float(J, v)) > 1e100) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "format of a number so large");
+        snprintf(spec + m, sizeof spec - m, whole ? "ll%c" : "%c", conv);
+        if (whole && strchr("xXo", conv) && wrpo__jto_int(J, v) < 0) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "format \"%s\" of a negative number", spec);
+        if (whole) snprintf(number, sizeof number, spec, (long long)(v->kind == WRPO__J_FLOAT ? (int64_t)v->f : wrpo__jto_int(J, v)));
+        else snprintf(number, sizeof number, spec, wrpo__jto_float(J, v));
+        wrpo__jputs(J, &t, number);
+    }
+    bool mapping = args->kind == WRPO__J_DICT || args->kind == WRPO__J_LIST || args->kind == WRPO__J_RANGE || args->kind == WRPO__J_UNDEFINED;
+    if (used < count && !mapping) wrpo__jfail(J, WRPO_E_FORMAT, "a format leaves values over");
+    return wrpo__jfinish(J, &t);
+}
+_Noreturn static void wrpo__jfail_operands(wrpo__jinja *J, const char *op, wrpo__jv a, wrpo__jv b) {
+    if (a->kind == WRPO__J_UNDEFINED) wrpo__jfail_undefined(J, a);
+    if (b->kind == WRPO__J_UNDEFINED) wrpo__jfail_undefined(J, b);
+    wrpo__jfail(J, WRPO_E_FORMAT, "'%s' cannot join %s and %s", op, wrpo__jtype(a), wrpo__jtype(b));
+}
+static wrpo__jv wrpo__jjoin2(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {   /* strings, lists or tuples, one after the other */
+    if (a->kind == WRPO__J_STR) {
+        if (a->markup || b->markup) a = wrpo__jescape(J, a), b = wrpo__jescape(J, b);
+        char *s = wrpo__jalloc(J, (int64_t)(a->n + b->n), 1);
+        if (a->n) memcpy(s, a->s, a->n);
+        if (b->n) memcpy(s + a->n, b->s, b->n);
+        return wrpo__jlike(J, a, s, a->n + b->n);
+    }
+    wrpo__jv *items = wrpo__jalloc(J, a->count + b->count, sizeof *items);
+    if (a->count) memcpy(items, a->items, (size_t)a->count * sizeof *items);
+    if (b->count) memcpy(items + a->count, b->items, (size_t)b->count * sizeof *items);
+    return wrpo__jseq(J, a->kind, items, a->count + b->count);
+}
+static wrpo__jv wrpo__jrepeat(wrpo__jinja *J, wrpo__jv v, int64_t times) {
+    bool str = v->kind == WRPO__J_STR;
+    size_t n = str ? v->n : (size_t)v->count * sizeof *v->items;
+    if (times < 0 || n == 0) times = 0;
+    if (times && n > WRPO__J_MAX_BYTES / (uint64_t)times) wrpo__jcharge(J, WRPO__J_MAX_BYTES);
+    char *p = wrpo__jalloc(J, (int64_t)n * times, 1);
+    for (int64_t i = 0; i < times; i++) memcpy(p + (size_t)i * n, str ? (const void *)v->s : (const void *)v->items, n);
+    return str ? wrpo__jlike(J, v, p, n * (size_t)times) : wrpo__jseq(J, v->kind, (const wrpo__jv *)(const void *)p, v->count * times);
+}
+/* op: + - * / % F (//) P (**) */
+static wrpo__jv wrpo__jarithmetic(wrpo__jinja *J, int op, wrpo__jv a, wrpo__jv b) {
+    char name[3] = {(char)op, 0, 0};
+    if (op == 'F' || op == 'P') name[0] = name[1] = op == 'F' ? '/' : '*';
+    bool text = a->kind == WRPO__J_STR, list = a->kind == WRPO__J_LIST || a->kind == WRPO__J_TUPLE;
+    if (op == '+' && (text || list) && a->kind == b->kind) return wrpo__jjoin2(J, a, b);
+    if (op == '%' && text) return wrpo__jpercent(J, a, b);
+    if (op == '*' && (text || list) && wrpo__jis_int(b)) return wrpo__jrepeat(J, a, wrpo__jto_int(J, b));
+    if (op == '*' && wrpo__jis_int(a) && (b->kind == WRPO__J_STR || b->kind == WRPO__J_LIST || b->kind == WRPO__J_TUPLE)) return wrpo__jrepeat(J, b, wrpo__jto_int(J, a));
+    if (!wrpo__jis_number(a) || !wrpo__jis_number(b)) wrpo__jfail_operands(J, name, a, b);
+    bool whole = wrpo__jis_int(a) && wrpo__jis_int(b);
+    if (whole && op != '/' && !(op == 'P' && wrpo__jto_int(J, b) < 0)) {
+        int64_t x = wrpo__jto_int(J, a), y = wrpo__jto_int(J, b), r = 0;
+        bool over = false;
+        if (op == '+') over = y > 0 ? x > INT64_MAX - y : x < INT64_MIN - y, r = over ? 0 : x + y;
+        else if (op == '-') over = y < 0 ? x > INT64_MAX + y : x < INT64_MIN + y, r = over ? 0 : x - y;
+        else if (op == '*') {
+            uint64_t ux = x < 0 ? 0 - (uint64_t)x : (uint64_t)x, uy = y < 0 ? 0 - (uint64_t)y : (uint64_t)y;
+            over = uy && ux > (uint64_t)INT64_MAX / uy, r = over ? 0 : x * y;
+        } else if (op == 'P') {
+            r = 1;
+            for (int64_t k = 0; k < y && !over; k++) {
+                if (x == 0 || x == 1 || (x == -1 && k >= 2)) { r = x == -1 && y % 2 == 0 ? 1 : x; break; }
+                uint64_t ur = r < 0 ? 0 - (uint64_t)r : (uint64_t)r, ux = x < 0 ? 0 - (uint64_t)x : (uint64_t)x;
+                over = ur > (uint64_t)INT64_MAX / ux;
+                if (!over) r *= x;
+            }
+        } else {                                       /* the remainder has the divisor's sign */
+            if (y == 0) wrpo__jfail(J, WRPO_E_FORMAT, "division by zero");
+            if (y == -1) over = op == 'F' && x == INT64_MIN, r = over || op == '%' ? 0 : -x;
+            else {
+                int64_t rest = x % y;
+                if (rest && (rest < 0) != (y < 0)) rest += y;
+                r = op == '%' ? rest : (x - rest) / y;
+                if (op == 'F') r = x / y - (x % y && (x % y < 0) != (y < 0));
+            }
+        }
+        if (over) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "arithmetic beyond 64 bits");
+        return wrpo__jint(J, r);
+    }
+    double x = wrpo__jto_float(J, a), y = wrpo__jto_float(J, b);
+    if (op == '+') return wrpo__jfloat(J, x + y);
+    if (op == '-') return wrpo__jfloat(J, x - y);
+    if (op == '*') return wrpo__jfloat(J, x * y);
+    if (op == 'P') {
+        if ((x == 0 && y < 0) || (x < 0 && y != floor(y))) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "such a power");
+        double r = pow(x, y);
+        if (isinf(r) && !isinf(x) && !isinf(y)) wrpo__jfail(J, WRPO_E_FORMAT, "a power too large");
+        return wrpo__jfloat(J, r);
+    }
+    if (y == 0) wrpo__jfail(J, WRPO_E_FORMAT, "division by zero");
+    if (op == '/') return wrpo__jfloat(J, x / y);
+    double rest = fmod(x, y);
+    if (rest != 0 && (rest < 0) != (y < 0)) rest += y;
+    if (rest == 0) rest = copysign(0.0, y);
+    if (op == '%') return wrpo__jfloat(J, rest);
+    double q = (x - rest) / y, down = floor(q);
+    return wrpo__jfloat(J, q == 0 ? copysign(0.0, x / y) : q - down > 0.5 ? down + 1 : down);
+}
+
+/* ---- filters, tests, methods, functions: each takes its bound call ---- */
+static wrpo__jv wrpo__jfilter(wrpo__jinja *J, const char *s, size_t n, wrpo__jv v, const wrpo__jargs *args);
+static bool wrpo__jtest(wrpo__jinja *J, const char *s, size_t n, wrpo__jv v, const wrpo__jargs *args);
+
+static wrpo__jv wrpo__jf_strip(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: 1 left, 2 right, 3 both */
+    wrpo__jv v = wrpo__jstr(J, c->self), chars = c->a[0] && c->a[0]->kind != WRPO__J_NONE ? wrpo__jto_str(J, c->a[0]) : NULL;
+    size_t a = 0, b = v->n, size;
+    if ((c->op & 1) && !chars) a = wrpo__jskip_space(v->s, b, 0);
+    if ((c->op & 2) && !chars) b = wrpo__jrstrip(v->s, a, b);
+    for (; (c->op & 1) && chars && a < b; a += size) {
+        wrpo__utf8_get(v->s + a, b - a, &size);
+        if (wrpo__jfind(J, chars->s, chars->n, v->s + a, size, 0) == SIZE_MAX) break;
+    }
+    while ((c->op & 2) && chars && a < b) {
+        size_t i = wrpo__jlast(v->s, a, b);
+        if (wrpo__jfind(J, chars->s, chars->n, v->s + i, b - i, 0) == SIZE_MAX) break;
+        b = i;
+    }
+    return wrpo__jlike(J, v, v->s + a, b - a);
+}
+static wrpo__jv wrpo__jf_case(wrpo__jinja *J, const wrpo__jcall *c) { return wrpo__jrecase(J, wrpo__jstr(J, c->self), c->op); }
+static wrpo__jv wrpo__jf_length(wrpo__jinja *J, const wrpo__jcall *c) {
+    wrpo__jv v = c->self;
+    if (v->kind == WRPO__J_STR) return wrpo__jint(J, wrpo__jlength(v->s, v->n));
+    if (v->kind != WRPO__J_UNDEFINED && v->kind != WRPO__J_DICT && (!wrpo__jis_seq(v) || v->kind == WRPO__J_ITER)) wrpo__jfail(J, WRPO_E_FORMAT, "%s has no length", wrpo__jtype(v));
+    return wrpo__jint(J, v->count);
+}
+static wrpo__jv wrpo__jf_tojson(wrpo__jinja *J, const wrpo__jcall *c) {
+    wrpo__jstyle d = {.ascii = c->a[0] && wrpo__jtruth(c->a[0]), .sort = c->a[3] && wrpo__jtruth(c->a[3])};
+    wrpo__jv indent = c->a[1], separators = c->a[2];
+    if (indent && indent->kind == WRPO__J_STR) d.indent = indent;
+    else if (indent && indent->kind != WRPO__J_NONE) d.indent = wrpo__jrepeat(J, wrpo__jbytes(J, " ", 1), wrpo__jto_int(J, indent));
+    d.item = wrpo__jbytes(J, ", ", d.indent ? 1 : 2), d.key = wrpo__jbytes(J, ": ", 2);
+    if (separators && separators->kind != WRPO__J_NONE) {
+        separators = wrpo__jitems(J, separators);
+        if (separators->count != 2) wrpo__jfail(J, WRPO_E_FORMAT, "tojson wants two separators, found %lld", (long long)separators->count);
+        d.item = wrpo__jto_str(J, separators->items[0]), d.key = wrpo__jto_str(J, separators->items[1]);
+    }
+    wrpo__text t = {.arena = J->arena};
+    wrpo__jdump(J, &t, c->self, d);
+    return wrpo__jfinish(J, &t);
+}
+static wrpo__jv wrpo__jf_string(wrpo__jinja *J, const wrpo__jcall *c) { return wrpo__jstr(J, c->self); }
+static wrpo__jv wrpo__jf_safe(wrpo__jinja *J, const wrpo__jcall *c) {
+    wrpo__jval *v = wrpo__jnew(J, WRPO__J_STR);
+    *v = *wrpo__jstr(J, c->self);
+    v->markup = true;
+    return v;
+}
+static wrpo__jv wrpo__jf_escape(wrpo__jinja *J, const wrpo__jcall *c) { return wrpo__jescape(J, c->self); }
+static wrpo__jv wrpo__jf_default(wrpo__jinja *J, const wrpo__jcall *c) {
+    bool missing = c->self->kind == WRPO__J_UNDEFINED || (c->a[1] && wrpo__jtruth(c->a[1]) && !wrpo__jtruth(c->self));
+    return !missing ? c->self : c->a[0] ? c->a[0] : wrpo__jbytes(J, "", 0);
+}
+static wrpo__jv wrpo__jf_end(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: f first, l last */
+    wrpo__jv v = c->self;
+    if (v->kind == WRPO__J_ITER && c->op == 'f') return *v->taken < v->count ? v->items[(*v->taken)++] : wrpo__jundefined(J, "first", 5);
+    if (v->kind == WRPO__J_ITER) wrpo__jfail(J, WRPO_E_FORMAT, "a generator has no last item");
+    v = wrpo__jitems(J, v);
+    return v->count == 0 ? wrpo__jundefined(J, c->def->name, strlen(c->def->name)) : v->items[c->op == 'f' ? 0 : v->count - 1];
+}
+static wrpo__jv wrpo__jf_list(wrpo__jinja *J, const wrpo__jcall *c) {
+    wrpo__jv v = wrpo__jitems(J, c->self);
+    return wrpo__jseq(J, WRPO__J_LIST, v->items, v->count);
+}
+static wrpo__jv wrpo__jf_join(wrpo__jinja *J, const wrpo__jcall *c) {   /* filter: any values */
+    wrpo__jv v = wrpo__jitems(J, c->self), between = c->a[0] ? wrpo__jstr(J, c->a[0]) : wrpo__jbytes(J, "", 0);
+    wrpo__text t = {.arena = J->arena};
+    for (int64_t i = 0; i < v->count; i++) {
+        wrpo__jv x = c->a[1] && c->a[1]->kind != WRPO__J_NONE ? wrpo__jpath(J, v->items[i], c->a[1], NULL) : v->items[i];
+        if (i) wrpo__jput(J, &t, between->s, between->n);
+        wrpo__jprint(J, &t, x, false);
+    }
+    return wrpo__jfinish(J, &t);
+}
+static wrpo__jv wrpo__jf_replace(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: f filter, m method */
+    wrpo__jv v = wrpo__jstr(J, c->self), old = c->op == 'f' ? wrpo__jstr(J, c->a[0]) : wrpo__jto_str(J, c->a[0]);
+    wrpo__jv with = c->op == 'f' ? wrpo__jstr(J, c->a[1]) : wrpo__jto_str(J, c->a[1]);
+    int64_t left = c->a[2] && !(c->op == 'f' && c->a[2]->kind == WRPO__J_NONE) ? wrpo__jto_int(J, c->a[2]) : -1;
+    if (c->op == 'm' && v->markup) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "replace() of a string marked safe");
+    if (left < 0) left = INT64_MAX;
+    wrpo__text t = {.arena = J->arena};
+    size_t i = 0;
+    while (left-- > 0 && i <= v->n) {
+        size_t at = wrpo__jfind(J, v->s, v->n, old->s, old->n, i), size = 0;
+        if (at == SIZE_MAX) break;
+        wrpo__jput(J, &t, v->s + i, at - i);
+        wrpo__jput(J, &t, with->s, with->n);
+        i = at + old->n;
+        if (old->n) continue;
+        if (i == v->n) break;                          /* an empty `old` stands between all characters */
+        wrpo__utf8_get(v->s + i, v->n - i, &size);
+        wrpo__jput(J, &t, v->s + i, size);
+        i += size;
+    }
+    if (i < v->n) wrpo__jput(J, &t, v->s + i, v->n - i);
+    return wrpo__jfinish(J, &t);
+}
+static void wrpo__jneed_ascii(wrpo__jinja *J, wrpo__jv v) {   /* Python reads the digits of every script */
+    for (size_t i = 0; i < v->n; i++)
+        if ((unsigned char)v->s[i] >= 0x80) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "a number from text beyond ASCII");
+}
+static wrpo__jv wrpo__jf_int(wrpo__jinja *J, const wrpo__jcall *c) {
+    wrpo__jv v = c->self;
+    double f = NAN;
+    int64_t i;
+    if (v->kind == WRPO__J_UNDEFINED) wrpo__jfail_undefined(J, v);
+    if (v->kind == WRPO__J_INT) return v;
+    if (v->kind == WRPO__J_BOOL) return wrpo__jint(J, v->i);
+    if (v->kind == WRPO__J_STR) {
+        int64_t base = c->a[1] ? wrpo__jto_int(J, c->a[1]) : 10;
+        if ((base != 0 && base < 2) || base > 36) wrpo__jfail(J, WRPO_E_FORMAT, "int() with base %lld", (long long)base);
+        wrpo__jneed_ascii(J, v);
+        if (wrpo__jread_int(J, v->s, v->n, base, &i)) return wrpo__jint(J, i);
+        if (!wrpo__jread_float(J, v->s, v->n, &f) || isinf(f)) f = NAN;
+    } else if (v->kind == WRPO__J_FLOAT) {
+        f = v->f;
+        if (isinf(f)) wrpo__jfail(J, WRPO_E_FORMAT, "infinity is no integer");
+    }
+    if (isnan(f)) return c->a[0] ? c->a[0] : wrpo__jint(J, 0);
+    if (fabs(f) >= 9.2e18) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "integer beyond 64 bits");
+    return wrpo__jint(J, (int64_t)f);
+}
+static wrpo__jv wrpo__jf_float(wrpo__jinja *J, const wrpo__jcall *c) {
+    double f;
+    if (c->self->kind == WRPO__J_UNDEFINED) wrpo__jfail_undefined(J, c->self);
+    if (wrpo__jis_number(c->self)) return wrpo__jfloat(J, wrpo__jto_float(J, c->self));
+    if (c->self->kind == WRPO__J_STR) wrpo__jneed_ascii(J, c->self);
+    if (c->self->kind == WRPO__J_STR && wrpo__jread_float(J, c->self->s, c->self->n, &f)) return wrpo__jfloat(J, f);
+    return c->a[0] ? c->a[0] : wrpo__jfloat(J, 0);
+}
+static wrpo__jv wrpo__jf_abs(wrpo__jinja *J, const wrpo__jcall *c) {
+    if (!wrpo__jis_number(c->self)) wrpo__jfail(J, WRPO_E_FORMAT, "abs wants a number, found %s", wrpo__jtype(c->self));
+    if (c->self->kind == WRPO__J_FLOAT) return wrpo__jfloat(J, fabs(c->self->f));
+    int64_t i = wrpo__jto_int(J, c->self);
+    return wrpo__jarithmetic(J, i < 0 ? '-' : '+', wrpo__jint(J, 0), wrpo__jint(J, i));
+}
+static wrpo__jv wrpo__jf_round(wrpo__jinja *J, const wrpo__jcall *c) {
+    int64_t digits = c->a[0] ? wrpo__jto_int(J, c->a[0]) : 0;
+    wrpo__jv method = c->a[1] ? wrpo__jto_str(J, c->a[1]) : NULL;
+    char text[400];
+    if (!wrpo__jis_number(c->self)) wrpo__jfail(J, WRPO_E_FORMAT, "round wants a number, found %s", wrpo__jtype(c->self));
+    if (digits < 0 || digits > 15) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "round to %lld digits", (long long)digits);
+    if (method && !wrpo__jword("common ceil floor", method->s, method->n)) wrpo__jfail(J, WRPO_E_FORMAT, "round wants the method common, ceil or floor");
+    if (!method || method->s[1] == 'o') {
+        if (wrpo__jis_int(c->self)) return wrpo__jint(J, wrpo__jto_int(J, c->self));
+        if (!isfinite(c->self->f) || fabs(c->self->f) > 1e15) return c->self;
+        snprintf(text, sizeof text, "%.*f", (int)digits, c->self->f);   /* the exact binary value, halves to even */
+        return wrpo__jfloat(J, strtod(text, NULL));
+    }
+    double scale = pow(10, (double)digits), x = wrpo__jto_float(J, c->self) * scale;
+    return wrpo__jfloat(J, (method->s[0] == 'c' ? ceil(x) : floor(x)) / scale);
+}
+static wrpo__jv wrpo__jsplitlines(wrpo__jinja *J, wrpo__jv v, bool keep) {
+    wrpo__jlist out = {0};
+    for (size_t i = 0, end, size; i < v->n; i = end) {
+        for (end = i, size = 0; end < v->n && !wrpo__jnewline(wrpo__utf8_get(v->s + end, v->n - end, &size)); end += size) {}
+        size_t stop = end;
+        if (end < v->n) end += v->s[end] == '\r' && end + 1 < v->n && v->s[end + 1] == '\n' ? 2 : size;
+        wrpo__jpush(J, &out, wrpo__jlike(J, v, v->s + i, (keep ? end : stop) - i));
+    }
+    return wrpo__jseq(J, WRPO__J_LIST, out.items, out.count);
+}
+static wrpo__jv wrpo__jf_indent(wrpo__jinja *J, const wrpo__jcall *c) {
+    wrpo__jv lines = wrpo__jsplitlines(J, wrpo__jjoin2(J, wrpo__jto_str(J, c->self), wrpo__jbytes(J, "\n", 1)), false), width = c->a[0];
+    bool first = c->a[1] && wrpo__jtruth(c->a[1]), blank = c->a[2] && wrpo__jtruth(c->a[2]);
+    wrpo__jv by = width && width->kind == WRPO__J_STR ? width : wrpo__jrepeat(J, wrpo__jbytes(J, " ", 1), width ? wrpo__jto_int(J, width) : 4);
+    wrpo__text t = {.arena = J->arena};
+    for (int64_t i = 0; i < lines->count; i++) {
+        if (i) wrpo__jputs(J, &t, "\n");
+        if (i == 0 ? first : blank || lines->items[i]->n) wrpo__jput(J, &t, by->s, by->n);
+        wrpo__jput(J, &t, lines->items[i]->s, lines->items[i]->n);
+    }
+    return wrpo__jfinish(J, &t);
+}
+static wrpo__jv wrpo__jf_items(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: i filter, I items(), k keys(), v values() */
+    wrpo__jv v = c->self;
+    if (v->kind == WRPO__J_UNDEFINED) return wrpo__jseq(J, WRPO__J_ITER, NULL, 0);
+    if (v->kind != WRPO__J_DICT) wrpo__jfail(J, WRPO_E_FORMAT, "items wants a dict, found %s", wrpo__jtype(v));
+    wrpo__jv *pairs = c->op == 'i' || c->op == 'I' ? wrpo__jalloc(J, v->count, sizeof *pairs) : NULL;
+    for (int64_t i = 0; pairs && i < v->count; i++) pairs[i] = wrpo__jpair(J, v->keys[i], v->items[i]);
+    if (c->op == 'i') return wrpo__jseq(J, WRPO__J_ITER, pairs, v->count);
+    wrpo__jval *view = wrpo__jnew(J, WRPO__J_VIEW);
+    view->items = pairs ? pairs : c->op == 'k' ? v->keys : v->items, view->count = v->count;
+    view->s = pairs ? "dict_items" : c->op == 'k' ? "dict_keys" : "dict_values", view->n = strlen(view->s);
+    return view;
+}
+static wrpo__jv wrpo__jf_reverse(wrpo__jinja *J, const wrpo__jcall *c) {
+    wrpo__jv minus = wrpo__jint(J, -1);
+    if (c->self->kind == WRPO__J_STR) return wrpo__jslice(J, c->self, NULL, NULL, minus);
+    wrpo__jv v = wrpo__jitems(J, c->self);
+    v = wrpo__jslice(J, wrpo__jseq(J, WRPO__J_LIST, v->items, v->count), NULL, NULL, minus);
+    return c->self->kind == WRPO__J_ITER ? v : wrpo__jseq(J, WRPO__J_ITER, v->items, v->count);
+}
+/* What sort, unique, min and max compare: the item or its attributes, strings without case unless asked. */
+static const wrpo__jv *wrpo__jkeys(wrpo__jinja *J, wrpo__jv v, wrpo__jv attribute, bool case_sensitive, bool several) {
+    wrpo__jv *keys = wrpo__jalloc(J, v->count, sizeof *keys);
+    bool given = attribute && attribute->kind != WRPO__J_NONE;
+    for (int64_t i = 0; i < v->count; i++) {
+        wrpo__jlist parts = {0};
+        size_t from = 0, end = 0;
+        do {
+            wrpo__jv x = v->items[i];
+            if (given && attribute->kind == WRPO__J_STR) {
+                for (end = from; end < attribute->n && !(several && attribute->s[end] == ','); end++) {}
+                x = wrpo__jpath(J, x, wrpo__jbytes(J, attribute->s + from, end - from), NULL);
+                from = end + 1;
+            } else if (given) x = wrpo__jitem(J, x, attribute);
+            wrpo__jpush(J, &parts, x->kind == WRPO__J_STR && !case_sensitive ? wrpo__jrecase(J, x, 'l') : x);
+        } while (given && attribute->kind == WRPO__J_STR && end < attribute->n);
+        keys[i] = parts.count == 1 ? parts.items[0] : wrpo__jseq(J, WRPO__J_LIST, parts.items, parts.count);
+    }
+    return keys;
+}
+static wrpo__jv wrpo__jf_sort(wrpo__jinja *J, const wrpo__jcall *c) {
+    wrpo__jv v = wrpo__jitems(J, c->self);
+    const wrpo__jv *keys = wrpo__jkeys(J, v, c->a[2], c->a[1] && wrpo__jtruth(c->a[1]), true);
+    return wrpo__jseq(J, WRPO__J_LIST, wrpo__jsorted(J, keys, v->items, v->count, c->a[0] && wrpo__jtruth(c->a[0])), v->count);
+}
+static wrpo__jv wrpo__jf_dictsort(wrpo__jinja *J, const wrpo__jcall *c) {
+    wrpo__jcall all = {.op = 'I', .self = c->self};
+    wrpo__jv by = c->a[1] ? wrpo__jto_str(J, c->a[1]) : wrpo__jbytes(J, "key", 3), v = c->self;
+    if (v->kind != WRPO__J_DICT) wrpo__jfail(J, WRPO_E_FORMAT, "dictsort wants a dict, found %s", wrpo__jtype(v));
+    if (!wrpo__jword("key value", by->s, by->n)) wrpo__jfail(J, WRPO_E_FORMAT, "dictsort sorts by key or value");
+    const wrpo__jv *keys = wrpo__jkeys(J, wrpo__jf_items(J, &all), wrpo__jint(J, by->n == 3 ? 0 : 1), c->a[0] && wrpo__jtruth(c->a[0]), false);
+    const wrpo__jv *items = wrpo__jsorted(J, keys, wrpo__jf_items(J, &all)->items, v->count, c->a[2] && wrpo__jtruth(c->a[2]));
+    return wrpo__jseq(J, WRPO__J_LIST, items, v->count);
+}
+static wrpo__jv wrpo__jf_unique(wrpo__jinja *J, const wrpo__jcall *c) {
+    wrpo__jv v = wrpo__jitems(J, c->self);
+    const wrpo__jv *keys = wrpo__jkeys(J, v, c->a[1], c->a[0] && wrpo__jtruth(c->a[0]), false);
+    wrpo__jlist seen = {0}, out = {0};
+    for (int64_t i = 0, k; i < v->count; i++) {
+        for (k = 0; k < seen.count && !wrpo__jequal(J, seen.items[k], keys[i]); k++) {}
+        if (k < seen.count) continue;
+        wrpo__jpush(J, &seen, wrpo__jneed_key(J, keys[i]));
+        wrpo__jpush(J, &out, v->items[i]);
+    }
+    return wrpo__jseq(J, WRPO__J_ITER, out.items, out.count);
+}
+static wrpo__jv wrpo__jf_extreme(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: -1 min, 1 max */
+    wrpo__jv v = wrpo__jitems(J, c->self);
+    const wrpo__jv *keys = wrpo__jkeys(J, v, c->a[1], c->a[0] && wrpo__jtruth(c->a[0]), false);
+    int64_t best = 0;
+    for (int64_t i = 1; i < v->count; i++)
+        if (wrpo__jcompare(J, keys[i], keys[best]) == c->op) best = i;
+    return v->count ? v->items[best] : wrpo__jundefined(J, c->def->name, 3);
+}
+static wrpo__jv wrpo__jf_sum(wrpo__jinja *J, const wrpo__jcall *c) {
+    wrpo__jv v = wrpo__jitems(J, c->self), sum = c->a[1] ? c->a[1] : wrpo__jint(J, 0);
+    if (sum->kind == WRPO__J_STR) wrpo__jfail(J, WRPO_E_FORMAT, "sum cannot join strings");
+    for (int64_t i = 0; i < v->count; i++)
+        sum = wrpo__jarithmetic(J, '+', sum, c->a[0] && c->a[0]->kind != WRPO__J_NONE ? wrpo__jpath(J, v->items[i], c->a[0], NULL) : v->items[i]);
+    return sum;
+}
+static wrpo__jv wrpo__jf_batch(wrpo__jinja *J, const wrpo__jcall *c) {
+    wrpo__jv v = wrpo__jitems(J, c->self), fill = c->a[1] && c->a[1]->kind != WRPO__J_NONE ? c->a[1] : NULL;
+    int64_t width = wrpo__jto_int(J, c->a[0]);
+    wrpo__jlist rows = {0};
+    if (width < 1) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "batch of %lld", (long long)width);
+    for (int64_t i = 0; i < v->count; i += WRPO__MIN(width, v->count - i)) {
+        wrpo__jlist row = {0};
+        for (int64_t k = i; k < v->count && k - i < width; k++) wrpo__jpush(J, &row, v->items[k]);
+        while (fill && row.count < width) wrpo__jpush(J, &row, fill);
+        wrpo__jpush(J, &rows, wrpo__jseq(J, WRPO__J_LIST, row.items, row.count));
+    }
+    return wrpo__jseq(J, WRPO__J_ITER, rows.items, rows.count);
+}
+static wrpo__jv wrpo__jf_attr(wrpo__jinja *J, const wrpo__jcall *c) {   /* attributes only, no items */
+    wrpo__jv name = wrpo__jto_str(J, c->a[0]);
+    if (c->self->kind == WRPO__J_UNDEFINED) wrpo__jfail_undefined(J, c->self);
+    wrpo__jv r = wrpo__jmethod(J, c->self, name->s, name->n);
+    if (!r) r = wrpo__jown(J, c->self, name->s, name->n);
+    return r ? r : wrpo__jundefined(J, name->s, name->n);
+}
+static wrpo__jv wrpo__jf_format(wrpo__jinja *J, const wrpo__jcall *c) {
+    if (c->args->named) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "filter \"format\" with named values");
+    return wrpo__jpercent(J, wrpo__jstr(J, c->self), wrpo__jseq(J, WRPO__J_TUPLE, c->args->pos, c->args->count));
+}
+/* select, reject, selectattr, rejectattr. op: bit 0: the items that fail the test; bit 1: the test is of an attribute */
+static wrpo__jv wrpo__jf_select(wrpo__jinja *J, const wrpo__jcall *c) {
+    bool attr = c->op & 2;
+    int64_t skip = attr ? 2 : 1;
+    wrpo__jlist out = {0};
+    if (!wrpo__jtruth(c->self)) return wrpo__jseq(J, WRPO__J_ITER, NULL, 0);
+    if (attr && c->args->count == 0) wrpo__jfail(J, WRPO_E_FORMAT, "%s wants the name of an attribute", c->def->name);
+    wrpo__jv test = c->args->count >= skip ? wrpo__jto_str(J, c->args->pos[skip - 1]) : NULL;
+    wrpo__jargs rest = {.pos = c->args->pos + skip, .count = c->args->count - skip, .named = c->args->named};
+    wrpo__jv v = wrpo__jitems(J, c->self);
+    for (int64_t i = 0; i < v->count; i++) {
+        wrpo__jv x = attr ? wrpo__jpath(J, v->items[i], c->args->pos[0], NULL) : v->items[i];
+        bool pass = test ? wrpo__jtest(J, test->s, test->n, x, &rest) : wrpo__jtruth(x);
+        if (pass != (bool)(c->op & 1)) wrpo__jpush(J, &out, v->items[i]);
+    }
+    return wrpo__jseq(J, WRPO__J_ITER, out.items, out.count);
+}
+static wrpo__jv wrpo__jnamed_arg(wrpo__jinja *J, const wrpo__jargs *args, const char *name) {
+    return args->named ? wrpo__jdict_get(J, args->named, wrpo__jbytes(J, name, strlen(name))) : NULL;
+}
+static wrpo__jv wrpo__jf_map(wrpo__jinja *J, const wrpo__jcall *c) {
+    wrpo__jlist out = {0};
+    wrpo__jv path = wrpo__jnamed_arg(J, c->args, "attribute"), fallback = wrpo__jnamed_arg(J, c->args, "default");
+    if (!wrpo__jtruth(c->self)) return wrpo__jseq(J, WRPO__J_ITER, NULL, 0);
+    bool attr = c->args->count == 0 && path;
+    if (attr && c->args->named->count != (fallback ? 2 : 1)) wrpo__jfail(J, WRPO_E_FORMAT, "map takes attribute and default, or a filter");
+    if (!attr && c->args->count == 0) wrpo__jfail(J, WRPO_E_FORMAT, "map wants a filter or an attribute");
+    wrpo__jv name = attr ? NULL : wrpo__jto_str(J, c->args->pos[0]);
+    wrpo__jargs rest = {.pos = c->args->pos + 1, .count = c->args->count - 1, .named = c->args->named};
+    wrpo__jv v = wrpo__jitems(J, c->self);
+    for (int64_t i = 0; i < v->count; i++) {
+        wrpo__jv x = v->items[i];
+        if (!attr) x = wrpo__jfilter(J, name->s, name->n, x, &rest);
+        else x = wrpo__jpath(J, x, path, fallback && fallback->kind != WRPO__J_NONE ? fallback : NULL);
+        wrpo__jpush(J, &out, x);
+    }
+    return wrpo__jseq(J, WRPO__J_ITER, out.items, out.count);
+}
+
+static wrpo__jv wrpo__jm_split(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: s split, r rsplit */
+    wrpo__jv v = c->self, sep = c->a[0] && c->a[0]->kind != WRPO__J_NONE ? wrpo__jto_str(J, c->a[0]) : NULL;
+    int64_t left = c->a[1] ? wrpo__jto_int(J, c->a[1]) : -1;
+    wrpo__jlist out = {0};
+    if (sep && sep->n == 0) wrpo__jfail(J, WRPO_E_FORMAT, "split() by an empty string");
+    if (left < 0) left = INT64_MAX;
+    if (c->op == 's') {
+        size_t i = sep ? 0 : wrpo__jskip_space(v->s, v->n, 0), at, size;
+        for (; sep && left > 0 && (at = wrpo__jfind(J, v->s, v->n, sep->s, sep->n, i)) != SIZE_MAX; i = at + sep->n, left--) wrpo__jpush(J, &out, wrpo__jlike(J, v, v->s + i, at - i));
+        while (!sep && i < v->n) {
+            at = i;
+            while (at < v->n && !wrpo__jspace(wrpo__utf8_get(v->s + at, v->n - at, &size))) at += size;
+            if (left-- <= 0) at = v->n;                /* the rest is one piece */
+            wrpo__jpush(J, &out, wrpo__jlike(J, v, v->s + i, at - i));
+            i = left < 0 ? v->n : wrpo__jskip_space(v->s, v->n, at);
+        }
+        if (sep) wrpo__jpush(J, &out, wrpo__jlike(J, v, v->s + i, v->n - i));
+        return wrpo__jseq(J, WRPO__J_LIST, out.items, out.count);
+    }
+    size_t end = sep ? v->n : wrpo__jrstrip(v->s, 0, v->n), at;
+    for (; sep && left > 0 && (at = wrpo__jrfind(J, v->s, end, sep->s, sep->n)) != SIZE_MAX; end = at, left--)
+        wrpo__jpush(J, &out, wrpo__jlike(J, v, v->s + at + sep->n, end - at - sep->n));
+    while (!sep && end > 0) {
+        size_t begin = end, size;
+        for (size_t k; begin > 0; begin = k) {
+            k = wrpo__jlast(v->s, 0, begin);
+            if (wrpo__jspace(wrpo__utf8_get(v->s + k, begin - k, &size))) break;
+        }
+        if (left-- <= 0) begin = 0;
+        wrpo__jpush(J, &out, wrpo__jlike(J, v, v->s + begin, end - begin));
+        end = left < 0 ? 0 : wrpo__jrstrip(v->s, 0, begin);
+    }
+    if (sep) wrpo__jpush(J, &out, wrpo__jlike(J, v, v->s, end));
+    return wrpo__jslice(J, wrpo__jseq(J, WRPO__J_LIST, out.items, out.count), NULL, NULL, wrpo__jint(J, -1));
+}
+static wrpo__jv wrpo__jm_splitlines(wrpo__jinja *J, const wrpo__jcall *c) { return wrpo__jsplitlines(J, c->self, c->a[0] && wrpo__jtruth(c->a[0])); }
+static wrpo__jv wrpo__jm_partition(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: l partition, r rpartition */
+    wrpo__jv v = c->self, sep = wrpo__jto_str(J, c->a[0]), *parts = wrpo__jalloc(J, 3, sizeof *parts), empty = wrpo__jlike(J, v, "", 0);
+    if (sep->n == 0) wrpo__jfail(J, WRPO_E_FORMAT, "partition() by an empty string");
+    size_t at = c->op == 'l' ? wrpo__jfind(J, v->s, v->n, sep->s, sep->n, 0) : wrpo__jrfind(J, v->s, v->n, sep->s, sep->n);
+    if (at == SIZE_MAX) parts[0] = c->op == 'l' ? v : empty, parts[1] = empty, parts[2] = c->op == 'l' ? empty : v;
+    else parts[0] = wrpo__jlike(J, v, v->s, at), parts[1] = sep, parts[2] = wrpo__jlike(J, v, v->s + at + sep->n, v->n - at - sep->n);
+    return wrpo__jseq(J, WRPO__J_TUPLE, parts, 3);
+}
+/* op: f find, r rfind, i index, x rindex, c count, s startswith, e endswith; all with optional bounds */
+static wrpo__jv wrpo__jm_find(wrpo__jinja *J, const wrpo__jcall *c) {
+    wrpo__jv v = c->a[1] || c->a[2] ? wrpo__jslice(J, c->self, c->a[1], c->a[2], NULL) : c->self, sub = c->a[0];
+    if ((c->op == 's' || c->op == 'e') && sub->kind == WRPO__J_TUPLE) {
+        for (int64_t i = 0; i < sub->count; i++) {
+            wrpo__jv one = wrpo__jto_str(J, sub->items[i]);
+            if (one->n <= v->n && memcmp(c->op == 's' ? v->s : v->s + v->n - one->n, one->s, one->n) == 0) return &wrpo__jtrue;
+        }
+        return &wrpo__jfalse;
+    }
+    sub = wrpo__jto_str(J, sub);
+    if (c->op == 's' || c->op == 'e') return wrpo__jbool(sub->n <= v->n && memcmp(c->op == 's' ? v->s : v->s + v->n - sub->n, sub->s, sub->n) == 0);
+    if (c->op == 'c') {
+        int64_t count = 0;
+        if (sub->n == 0) return wrpo__jint(J, wrpo__jlength(v->s, v->n) + 1);
+        for (size_t i = 0; (i = wrpo__jfind(J, v->s, v->n, sub->s, sub->n, i)) != SIZE_MAX; i += sub->n) count++;
+        return wrpo__jint(J, count);
+    }
+    size_t at = c->op == 'f' || c->op == 'i' ? wrpo__jfind(J, v->s, v->n, sub->s, sub->n, 0) : wrpo__jrfind(J, v->s, v->n, sub->s, sub->n);
+    if (at == SIZE_MAX && (c->op == 'i' || c->op == 'x')) wrpo__jfail(J, WRPO_E_FORMAT, "index() of a substring that is not there");
+    int64_t start = v == c->self ? 0 : wrpo__jlength(c->self->s, (size_t)(v->n ? v->s - c->self->s : 0));
+    if (v != c->self && !v->n && at != SIZE_MAX) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "find() of an empty string between bounds");
+    return wrpo__jint(J, at == SIZE_MAX ? -1 : start + wrpo__jlength(v->s, at));
+}
+static wrpo__jv wrpo__jm_join(wrpo__jinja *J, const wrpo__jcall *c) {   /* method: strings only */
+    wrpo__jv v = wrpo__jitems(J, c->a[0]);
+    wrpo__text t = {.arena = J->arena};
+    for (int64_t i = 0; i < v->count; i++) {
+        if (c->self->markup) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "join() of a string marked safe");
+        if (i) wrpo__jput(J, &t, c->self->s, c->self->n);
+        wrpo__jput(J, &t, wrpo__jto_str(J, v->items[i])->s, v->items[i]->n);
+    }
+    return wrpo__jfinish(J, &t);
+}
+static wrpo__jv wrpo__jm_trim_affix(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: p removeprefix, s removesuffix */
+    wrpo__jv v = c->self, x = wrpo__jto_str(J, c->a[0]);
+    if (x->n > v->n || memcmp(c->op == 'p' ? v->s : v->s + v->n - x->n, x->s, x->n) != 0) return v;
+    return wrpo__jlike(J, v, c->op == 'p' ? v->s + x->n : v->s, v->n - x->n);
+}
+static wrpo__jv wrpo__jm_pad(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: l ljust, r rjust, c center, z zfill */
+    wrpo__jv v = wrpo__jstr(J, c->self), fill = c->op == 'z' ? wrpo__jbytes(J, "0", 1) : c->a[1] ? wrpo__jto_str(J, c->a[1]) : wrpo__jbytes(J, " ", 1);
+    int64_t width = c->a[0] ? wrpo__jto_int(J, c->a[0]) : 80, pad = width - wrpo__jlength(v->s, v->n);
+    if (wrpo__jlength(fill->s, fill->n) != 1) wrpo__jfail(J, WRPO_E_FORMAT, "%s() fills with one character", c->def->name);
+    if (pad <= 0) return v;
+    int64_t left = c->op == 'l' ? 0 : c->op == 'c' ? pad / 2 + (pad & width & 1) : pad;
+    size_t sign = c->op == 'z' && v->n && (v->s[0] == '-' || v->s[0] == '+');
+    wrpo__text t = {.arena = J->arena};
+    wrpo__jput(J, &t, v->s, sign);
+    for (int64_t i = 0; i < left; i++) wrpo__jput(J, &t, fill->s, fill->n);
+    wrpo__jput(J, &t, v->s + sign, v->n - sign);
+    for (int64_t i = left; i < pad; i++) wrpo__jput(J, &t, fill->s, fill->n);
+    return wrpo__jlike(J, v, t.data, t.size);
+}
+static wrpo__jv wrpo__jm_is(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: d isdigit, s isspace, a isascii, l islower, u isupper */
+    wrpo__jv v = wrpo__jstr(J, c->self);
+    bool all = true, any = c->op == 'a';
+    for (size_t i = 0, size; i < v->n; i += size) {
+        int32_t x = wrpo__utf8_get(v->s + i, v->n - i, &size);
+        if (c->op == 'd' && x >= 128) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "isdigit() of U+%04X", (unsigned)x);
+        if (c->op == 'l' || c->op == 'u') {
+            bool cased = wrpo__jcased(J, x);
+            any = any || cased;
+            all = all && (!cased || wrpo__jcase(J, x, c->op == 'u') == x);
+            continue;
+        }
+        any = true;
+        all = all && (c->op == 'd' ? x >= '0' && x <= '9' : c->op == 's' ? wrpo__jspace(x) : x >= 0 && x < 128);
+    }
+    return wrpo__jbool(any && all);
+}
+static wrpo__jv wrpo__jm_format(wrpo__jinja *J, const wrpo__jcall *c) {   /* "{} {1} {name}".format(...), without specifications */
+    wrpo__jv v = c->self;
+    wrpo__text t = {.arena = J->arena};
+    int64_t next = 0, index;
+    if (v->markup) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "format() of a string marked safe");
+    for (size_t i = 0; i < v->n; i++) {
+        char x = v->s[i];
+        if (x != '{' && x != '}') { wrpo__jput(J, &t, &x, 1); continue; }
+        if (i + 1 < v->n && v->s[i + 1] == x) { wrpo__jput(J, &t, &x, 1); i++; continue; }
+        size_t end = i + 1;
+        while (end < v->n && v->s[end] != '}') end++;
+        if (x == '}' || end == v->n) wrpo__jfail(J, WRPO_E_FORMAT, "a brace without its other half in a format");
+        const char *name = v->s + i + 1;
+        size_t n = end - i - 1;
+        for (size_t k = 0; k < n; k++)
+            if (strchr(":!.[{", name[k])) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "format field \"%.*s\"", (int)WRPO__MIN(n, 60), name);
+        wrpo__jv value = NULL;
+        bool number = n == 0 || (name[0] >= '0' && name[0] <= '9');
+        if (number && (n == 0 || wrpo__jread_int(J, name, n, 10, &index))) {
+            if (n == 0) index = next++;
+            value = index < c->args->count ? c->args->pos[index] : NULL;
+        } else if (c->args->named) value = wrpo__jdict_get(J, c->args->named, wrpo__jbytes(J, name, n));
+        if (!value) wrpo__jfail(J, WRPO_E_FORMAT, "no value for the format field \"%.*s\"", (int)WRPO__MIN(n, 60), name);
+        wrpo__jprint(J, &t, value, false);
+        i = end;
+    }
+    return wrpo__jfinish(J, &t);
+}
+static wrpo__jv wrpo__jm_get(wrpo__jinja *J, const wrpo__jcall *c) {
+    wrpo__jv r = wrpo__jdict_get(J, c->self, c->a[0]);
+    return r ? r : c->a[1] ? c->a[1] : &wrpo__jnone;
+}
+static wrpo__jv wrpo__jm_copy(wrpo__jinja *J, const wrpo__jcall *c) { (void)J; return c->self; }
+static wrpo__jv wrpo__jm_index(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: i index, n count */
+    int64_t count = 0;
+    for (int64_t i = 0; i < c->self->count; i++) {
+        if (!wrpo__jequal(J, c->self->items[i], c->a[0])) continue;
+        if (c->op == 'i') return wrpo__jint(J, i);
+        count++;
+    }
+    if (c->op == 'i') wrpo__jfail(J, WRPO_E_FORMAT, "index() of a value that is not there");
+    return wrpo__jint(J, count);
+}
+
+static wrpo__jv wrpo__jt_kind(wrpo__jinja *J, const wrpo__jcall *c) {
+    wrpo__jkind k = c->self->kind;
+    bool seq = k == WRPO__J_STR || k == WRPO__J_LIST || k == WRPO__J_TUPLE || k == WRPO__J_RANGE || k == WRPO__J_DICT || k == WRPO__J_UNDEFINED;
+    (void)J;
+    switch (c->op) {
+    case 'd': return wrpo__jbool(k != WRPO__J_UNDEFINED);
+    case 'u': return wrpo__jbool(k == WRPO__J_UNDEFINED);
+    case 'n': return wrpo__jbool(k == WRPO__J_NONE);
+    case 'b': return wrpo__jbool(k == WRPO__J_BOOL);
+    case 't': return wrpo__jbool(k == WRPO__J_BOOL && c->self->i);
+    case 'f': return wrpo__jbool(k == WRPO__J_BOOL && !c->self->i);
+    case 'i': return wrpo__jbool(k == WRPO__J_INT);
+    case 'F': return wrpo__jbool(k == WRPO__J_FLOAT);
+    case 'N': return wrpo__jbool(wrpo__jis_number(c->self));
+    case 's': return wrpo__jbool(k == WRPO__J_STR);
+    case 'm': return wrpo__jbool(k == WRPO__J_DICT);
+    case 'q': return wrpo__jbool(seq);
+    case 'I': return wrpo__jbool(seq || k == WRPO__J_VIEW || k == WRPO__J_ITER || k == WRPO__J_LOOP);
+    case 'c': return wrpo__jbool(k == WRPO__J_FUNCTION || k == WRPO__J_MACRO || k == WRPO__J_LOOP || k == WRPO__J_UNDEFINED);
+    default: return wrpo__jbool(c->self->markup);
+    }
+}
+/* op: = ! < l (<=) > g (>=) i (in) */
+static bool wrpo__jrelation(wrpo__jinja *J, int op, wrpo__jv a, wrpo__jv b) {
+    if (op == '=' || op == '!') return wrpo__jequal(J, a, b) == (op == '=');
+    if (op == 'i' || op == 'n') return wrpo__jcontains(J, b, a) == (op == 'i');
+    if (a->kind == WRPO__J_UNDEFINED) wrpo__jfail_undefined(J, a);
+    if (b->kind == WRPO__J_UNDEFINED) wrpo__jfail_undefined(J, b);
+    int r = wrpo__jcompare(J, a, b);
+    return op == '<' ? r == -1 : op == 'l' ? r == -1 || r == 0 : op == '>' ? r == 1 : r == 1 || r == 0;
+}
+static wrpo__jv wrpo__jt_relation(wrpo__jinja *J, const wrpo__jcall *c) { return wrpo__jbool(wrpo__jrelation(J, c->op, c->self, c->a[0])); }
+static wrpo__jv wrpo__jt_divisible(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: o odd, e even, d divisibleby */
+    wrpo__jv rest = wrpo__jarithmetic(J, '%', c->self, c->op == 'd' ? c->a[0] : wrpo__jint(J, 2));
+    return wrpo__jbool(wrpo__jequal(J, rest, wrpo__jint(J, c->op == 'o')));
+}
+static wrpo__jv wrpo__jt_sameas(wrpo__jinja *J, const wrpo__jcall *c) {
+    wrpo__jv a = c->self, b = c->a[0];
+    if (a->kind == b->kind && (a->kind == WRPO__J_NONE || a->kind == WRPO__J_BOOL)) return wrpo__jbool(a->i == b->i);
+    if (a->kind == b->kind && a != b && a->kind >= WRPO__J_INT && a->kind <= WRPO__J_STR) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "test \"sameas\" of %s", wrpo__jtype(a));
+    return wrpo__jbool(a == b);
+}
+
+static wrpo__jv wrpo__jg_range(wrpo__jinja *J, const wrpo__jcall *c) {
+    int64_t a = wrpo__jto_int(J, c->a[0]);
+    return c->a[1] ? wrpo__jrange(J, a, wrpo__jto_int(J, c->a[1]), c->a[2] ? wrpo__jto_int(J, c->a[2]) : 1) : wrpo__jrange(J, 0, a, 1);
+}
+static wrpo__jv wrpo__jg_dict(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: d dict, n namespace */
+    wrpo__jdict d = {0};
+    wrpo__jv from = c->args->count ? c->args->pos[0] : NULL;
+    if (c->args->count > 1) wrpo__jfail(J, WRPO_E_FORMAT, "%s() takes one positional argument, found %lld", c->def->name, (long long)c->args->count);
+    if (from && from->kind != WRPO__J_DICT) {
+        from = wrpo__jitems(J, from);
+        for (int64_t i = 0; i < from->count; i++) {
+            wrpo__jv pair = wrpo__jitems(J, from->items[i]);
+            if (pair->count != 2) wrpo__jfail(J, WRPO_E_FORMAT, "%s() wants pairs, found %lld items", c->def->name, (long long)pair->count);
+            wrpo__jdict_put(J, &d, pair->items[0], pair->items[1]);
+        }
+    } else for (int64_t i = 0; from && i < from->count; i++) wrpo__jdict_put(J, &d, from->keys[i], from->items[i]);
+    for (int64_t i = 0; c->args->named && i < c->args->named->count; i++) wrpo__jdict_put(J, &d, c->args->named->keys[i], c->args->named->items[i]);
+    if (c->op == 'd') return wrpo__jdict_done(J, &d);
+    wrpo__jval *space = wrpo__jnew(J, WRPO__J_NAMESPACE);
+    space->scope = wrpo__jscope_new(J, NULL);
+    for (int64_t i = 0; i < d.keys.count; i++) {
+        wrpo__jv key = wrpo__jto_str(J, d.keys.items[i]);
+        if (key->n && key->s[0] == '_') wrpo__jfail(J, WRPO_E_FORMAT, "a namespace takes no attribute \"%.*s\"", (int)WRPO__MIN(key->n, 60), key->s);
+        wrpo__jset(J, space->scope, key->s, key->n, d.items.items[i]);
+    }
+    return space;
+}
+static wrpo__jv wrpo__jg_raise(wrpo__jinja *J, const wrpo__jcall *c) {
+    wrpo__jv m = wrpo__jstr(J, c->a[0]);
+    wrpo__fail_at(J->ctx, WRPO_E_FORMAT, J->line, 0, "%s: %.*s", J->name, (int)WRPO__MIN(m->n, 400), m->s);
+}
+static wrpo__jv wrpo__jg_strftime(wrpo__jinja *J, const wrpo__jcall *c) {
+    wrpo__jv format = wrpo__jto_str(J, c->a[0]);
+    struct tm tm;
+    char out[512];
+#ifdef _WIN32
+    bool ok = localtime_s(&tm, &J->now) == 0;
+#else
+    bool ok = localtime_r(&J->now, &tm) != NULL;
+#endif
+    if (!ok || format->n > 100) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "strftime_now(\"%.*s\")", (int)WRPO__MIN(format->n, 60), format->s);
+    wrpo__text t = {.arena = J->arena};
+    for (size_t i = 0; i < format->n; i++) {           /* a naive time has no zone, and ours no microseconds */
+        size_t n = format->s[i] == '%' && i + 1 < format->n ? 2 : 1;
+        char x = n == 2 ? format->s[i + 1] : 0;
+        if (x == 'f') wrpo__jputs(J, &t, "000000");
+        else if (x != 'z' && x != 'Z') wrpo__jput(J, &t, format->s + i, n);
+        i += n - 1;
+    }
+    wrpo__jputs(J, &t, "|");                           /* so that 0 from strftime means: it does not fit */
+    size_t n = strftime(out, sizeof out, t.data, &tm);
+    if (n == 0) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "strftime_now(\"%.*s\")", (int)format->n, format->s);
+    return wrpo__jbytes(J, wrpo__strndup(J->arena, out, n - 1), n - 1);
+}
+
+static const wrpo__jdef wrpo__jfilters[] = {
+    {"abs", "", wrpo__jf_abs, 0}, {"attr", "name", wrpo__jf_attr, 0}, {"batch", "linecount fill_with=", wrpo__jf_batch, 0},
+    {"capitalize", "", wrpo__jf_case, 'c'}, {"center", "width=", wrpo__jm_pad, 'c'}, {"count", "", wrpo__jf_length, 0},
+    {"d", "default_value= boolean=", wrpo__jf_default, 0}, {"default", "default_value= boolean=", wrpo__jf_default, 0},
+    {"dictsort", "case_sensitive= by= reverse=", wrpo__jf_dictsort, 0}, {"e", "", wrpo__jf_escape, 0}, {"escape", "", wrpo__jf_escape, 0},
+    {"first", "", wrpo__jf_end, 'f'}, {"float", "default=", wrpo__jf_float, 0}, {"format", NULL, wrpo__jf_format, 0},
+    {"indent", "width= first= blank=", wrpo__jf_indent, 0}, {"int", "default= base=", wrpo__jf_int, 0}, {"items", "", wrpo__jf_items, 'i'},
+    {"join", "d= attribute=", wrpo__jf_join, 0}, {"last", "", wrpo__jf_end, 'l'}, {"length", "", wrpo__jf_length, 0}, {"list", "", wrpo__jf_list, 0},
+    {"lower", "", wrpo__jf_case, 'l'}, {"map", NULL, wrpo__jf_map, 0}, {"max", "case_sensitive= attribute=", wrpo__jf_extreme, 1},
+    {"min", "case_sensitive= attribute=", wrpo__jf_extreme, -1}, {"reject", NULL, wrpo__jf_select, 1}, {"rejectattr", NULL, wrpo__jf_select, 3},
+    {"replace", "old new count=", wrpo__jf_replace, 'f'}, {"reverse", "", wrpo__jf_reverse, 0}, {"round", "precision= method=", wrpo__jf_round, 0},
+    {"safe", "", wrpo__jf_safe, 0}, {"select", NULL, wrpo__jf_select, 0}, {"selectattr", NULL, wrpo__jf_select, 2},
+    {"sort", "reverse= case_sensitive= attribute=", wrpo__jf_sort, 0}, {"string", "", wrpo__jf_string, 0}, {"sum", "attribute= start=", wrpo__jf_sum, 0},
+    {"title", "", wrpo__jf_case, 'T'}, {"tojson", "ensure_ascii= indent= separators= sort_keys=", wrpo__jf_tojson, 0},
+    {"trim", "chars=", wrpo__jf_strip, 3}, {"unique", "case_sensitive= attribute=", wrpo__jf_unique, 0}, {"upper", "", wrpo__jf_case, 'u'}, {0}};
+static const wrpo__jdef wrpo__jtests[] = {
+    {"defined", "", wrpo__jt_kind, 'd'}, {"undefined", "", wrpo__jt_kind, 'u'}, {"none", "", wrpo__jt_kind, 'n'}, {"boolean", "", wrpo__jt_kind, 'b'},
+    {"true", "", wrpo__jt_kind, 't'}, {"false", "", wrpo__jt_kind, 'f'}, {"integer", "", wrpo__jt_kind, 'i'}, {"float", "", wrpo__jt_kind, 'F'},
+    {"number", "", wrpo__jt_kind, 'N'}, {"string", "", wrpo__jt_kind, 's'}, {"mapping", "", wrpo__jt_kind, 'm'}, {"sequence", "", wrpo__jt_kind, 'q'},
+    {"iterable", "", wrpo__jt_kind, 'I'}, {"callable", "", wrpo__jt_kind, 'c'}, {"escaped", "", wrpo__jt_kind, 'e'},
+    {"lower", "", wrpo__jm_is, 'l'}, {"upper", "", wrpo__jm_is, 'u'}, {"odd", "", wrpo__jt_divisible, 'o'}, {"even", "", wrpo__jt_divisible, 'e'},
+    {"divisibleby", "num", wrpo__jt_divisible, 'd'}, {"sameas", "other", wrpo__jt_sameas, 0}, {"in", "seq", wrpo__jt_relation, 'i'},
+    {"==", "other", wrpo__jt_relation, '='}, {"eq", "other", wrpo__jt_relation, '='}, {"equalto", "other", wrpo__jt_relation, '='},
+    {"!=", "other", wrpo__jt_relation, '!'}, {"ne", "other", wrpo__jt_relation, '!'}, {">", "other", wrpo__jt_relation, '>'},
+    {"gt", "other", wrpo__jt_relation, '>'}, {"greaterthan", "other", wrpo__jt_relation, '>'}, {">=", "other", wrpo__jt_relation, 'g'},
+    {"ge", "other", wrpo__jt_relation, 'g'}, {"<", "other", wrpo__jt_relation, '<'}, {"lt", "other", wrpo__jt_relation, '<'},
+    {"lessthan", "other", wrpo__jt_relation, '<'}, {"<=", "other", wrpo__jt_relation, 'l'}, {"le", "other", wrpo__jt_relation, 'l'}, {0}};
+static const wrpo__jdef wrpo__jglobals[] = {
+    {"range", "start stop= step=", wrpo__jg_range, 0}, {"dict", NULL, wrpo__jg_dict, 'd'}, {"namespace", NULL, wrpo__jg_dict, 'n'},
+    {"raise_exception", "message", wrpo__jg_raise, 0}, {"strftime_now", "format", wrpo__jg_strftime, 0},
+    {"cycler", NULL, NULL, 0}, {"joiner", NULL, NULL, 0}, {"lipsum", NULL, NULL, 0}, {"self", NULL, NULL, 0}, {0}};
+
+static const wrpo__jdef *wrpo__jlookup(const wrpo__jdef *table, const char *s, size_t n) {   /* NULL: no such name */
+    for (; table->name; table++)
+        if (wrpo__jnamed(s, n, table->name)) return table;
+    return NULL;
+}
+static wrpo__jv wrpo__jinvoke(wrpo__jinja *J, const wrpo__jdef *def, wrpo__jv self, const wrpo__jargs *args) {
+    wrpo__jcall c = {.def = def, .op = def->op, .self = self, .args = args};
+    int64_t named = 0;
+    int k = 0;
+    if (!def->fn) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "function \"%s\"", def->name);
+    for (const char *p = def->signature; p && *p; k++) {
+        size_t n = strcspn(p, " ");
+        bool optional = p[n - 1] == '=';
+        if (k < args->count) c.a[k] = args->pos[k];
+        wrpo__jv given = args->named ? wrpo__jdict_get(J, args->named, wrpo__jbytes(J, p, n - optional)) : NULL;
+        if (given && c.a[k]) wrpo__jfail(J, WRPO_E_FORMAT, "%s() has two values for \"%.*s\"", def->name, (int)(n - optional), p);
+        if (given) c.a[k] = given, named++;
+        if (!c.a[k] && !optional) wrpo__jfail(J, WRPO_E_FORMAT, "%s() wants an argument \"%.*s\"", def->name, (int)n, p);
+        p += n + (p[n] == ' ');
+    }
+    if (def->signature && args->count > k) wrpo__jfail(J, WRPO_E_FORMAT, "%s() takes at most %d arguments, found %lld", def->name, k, (long long)args->count);
+    if (def->signature && args->named && named < args->named->count) wrpo__jfail(J, WRPO_E_FORMAT, "%s() has an argument of an unknown name", def->name);
+    return def->fn(J, &c);
+}
+static wrpo__jv wrpo__jfilter(wrpo__jinja *J, const char *s, size_t n, wrpo__jv v, const wrpo__jargs *args) {
+    const wrpo__jdef *def = wrpo__jlookup(wrpo__jfilters, s, n);
+    if (!def) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "filter \"%.*s\"", (int)WRPO__MIN(n, 60), s);
+    return wrpo__jinvoke(J, def, v, args);
+}
+static bool wrpo__jtest(wrpo__jinja *J, const char *s, size_t n, wrpo__jv v, const wrpo__jargs *args) {
+    const wrpo__jdef *def = wrpo__jlookup(wrpo__jtests, s, n);
+    if (!def) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "test \"%.*s\"", (int)WRPO__MIN(n, 60), s);
+    return wrpo__jtruth(wrpo__jinvoke(J, def, v, args));
+}
+
+/* ---- text to tokens ---- */
+typedef enum wrpo__jtok_kind {
+    WRPO__J_END, WRPO__J_DATA, WRPO__J_OUTPUT_BEGIN, WRPO__J_OUTPUT_END, WRPO__J_BLOCK_BEGIN, WRPO__J_BLOCK_END,
+    WRPO__J_NAME, WRPO__J_NUMBER, WRPO__J_STRING, WRPO__J_OPERATOR
+} wrpo__jtok_kind;
+typedef struct wrpo__jtok { wrpo__jtok_kind kind; int line; const char *s; size_t n; wrpo__jv value; } wrpo__jtok;
+typedef struct wrpo__jlexer {
+    wrpo__jinja *J;
+    const char *s; size_t n, at;     /* the template; newlines are \n */
+    size_t mark; int line;           /* the line of position `mark` */
+    bool line_starts;                /* a tag just ended with the line it stood on */
+    wrpo__jtok *toks;
+} wrpo__jlexer;
+static void wrpo__jtoken(wrpo__jlexer *L, wrpo__jtok_kind kind, size_t from, const char *s, size_t n, wrpo__jv value) {
+    for (; L->mark < from; L->mark++) L->line += L->s[L->mark] == '\n';
+    wrpo__jtok t = {kind, L->line, s, n, value};
+    L->J->line = L->line;
+    stbds_arrput(L->toks, t);
+}
+/* Passes the end of a tag at L->at if there is one: mark (2 bytes), after "-" with all white space that follows,
+   after "+" (a block's or comment's) with nothing, plain with one newline if the tag is not {{ }}. */
+static bool wrpo__jtag_end(wrpo__jlexer *L, const char *mark) {
+    size_t i = L->at;
+    bool output = mark[0] == '}';
+    char sign = i < L->n && (L->s[i] == '-' || (L->s[i] == '+' && !output)) ? L->s[i++] : (char)0;
+    if (i + 2 > L->n || memcmp(L->s + i, mark, 2) != 0) return false;
+    i += 2;
+    if (sign == '-') i = wrpo__jskip_space(L->s, L->n, i);
+    else if (!sign && !output && i < L->n && L->s[i] == '\n') i++;
+    L->line_starts = L->s[i - 1] == '\n';
+    L->at = i;
+    return true;
+}
+static bool wrpo__jspaced_word(const wrpo__jlexer *L, size_t *at, const char *word) {   /* \s*word\s* */
+    size_t i = wrpo__jskip_space(L->s, L->n, *at), n = strlen(word);
+    if (L->n - i < n || memcmp(L->s + i, word, n) != 0) return false;
+    *at = wrpo__jskip_space(L->s, L->n, i + n);
+    return true;
+}
+/* The text before a tag: "-" strips its white space; else a block or comment alone on its line so far strips the indent. */
+static void wrpo__jdata(wrpo__jlexer *L, size_t from, size_t to, char sign, bool output) {
+    size_t end = to;
+    if (sign == '-') end = wrpo__jrstrip(L->s, from, to);
+    else if (sign != '+' && !output) {
+        size_t line = to;
+        while (line > from && L->s[line - 1] != '\n') line--;
+        if ((line > from || L->line_starts) && wrpo__jrstrip(L->s, line, to) == line) end = line;
+    }
+    if (end > from) wrpo__jtoken(L, WRPO__J_DATA, from, L->s + from, end - from, NULL);
+}
+static wrpo__jv wrpo__jlex_string(wrpo__jlexer *L) {   /* at its quote; Python's escapes */
+    wrpo__jinja *J = L->J;
+    char quote = L->s[L->at], out[4];
+    wrpo__text t = {.arena = J->arena};
+    for (L->at++; L->at < L->n && L->s[L->at] != quote; L->at++) {
+        static const char names[] = "\\'\"abfnrtv", marks[] = "\\'\"\a\b\f\n\r\t\v";
+        char c = L->s[L->at];
+        if (c != '\\' || L->at + 1 == L->n) { wrpo__jput(J, &t, &c, 1); continue; }
+        c = L->s[++L->at];
+        const char *p = c ? strchr(names, c) : NULL;
+        int digits = c == 'x' ? 2 : c == 'u' ? 4 : c == 'U' ? 8 : 0, base = digits ? 16 : 8;
+        if (c == '\n') continue;
+        if (p) { wrpo__jput(J, &t, marks + (p - names), 1); continue; }
+        if (c >= '0' && c <= '7') digits = 3, L->at--;
+        else if (c == 'N') wrpo__jfail(J, WRPO_E_UNSUPPORTED, "the escape \\N in a string");
+        else if (!digits) { wrpo__jput(J, &t, L->s + L->at - 1, 2); continue; }
+        uint32_t code = 0;
+        int k = 0;
+        for (; k < digits && L->at + 1 < L->n; k++, L->at++) {
+            int h = L->s[L->at + 1], d = h >= '0' && h <= '9' ? h - '0' : (h | 32) >= 'a' && (h | 32) <= 'f' ? (h | 32) - 'a' + 10 : 99;
+            if (d >= base) break;
+            code = code * (uint32_t)base + (uint32_t)d;
+        }
+        if ((base == 16 && k < digits) || code > 0x10FFFF || (code >= 0xD800 && code < 0xE000)) wrpo__jfail(J, WRPO_E_FORMAT, "a string escape that names no character");
+        wrpo__jput(J, &t, out, wrpo__utf8_put(out, code));
+    }
+    if (L->at >= L->n) wrpo__jfail(J, WRPO_E_FORMAT, "a string without its closing quote");
+    L->at++;
+    return wrpo__jfinish(J, &t);
+}
+static wrpo__jv wrpo__jlex_number(wrpo__jlexer *L) {
+    wrpo__jinja *J = L->J;
+    size_t i = L->at, from = i;
+    bool real = false, prefixed = L->n - i > 2 && L->s[i] == '0' && strchr("xXoObB", L->s[i + 1]);
+    double f;
+    int64_t value;
+#define WRPO__J_DIGIT(i) ((i) < L->n && L->s[i] >= '0' && L->s[i] <= '9')
+#define WRPO__J_DIGITS(i) while (WRPO__J_DIGIT(i) || ((i) < L->n && L->s[i] == '_' && WRPO__J_DIGIT((i) + 1))) (i)++
+    if (prefixed) for (i += 2; i < L->n && (L->s[i] == '_' || WRPO__J_DIGIT(i) || ((L->s[i] | 32) >= 'a' && (L->s[i] | 32) <= 'f')); i++) {}
+    else {
+        bool item = from > 0 && L->s[from - 1] == '.';   /* x.0.1: two integers */
+        WRPO__J_DIGITS(i);
+        if (!item && i < L->n && L->s[i] == '.' && WRPO__J_DIGIT(i + 1)) { i++; WRPO__J_DIGITS(i); real = true; }
+        size_t e = i + (i + 1 < L->n && (L->s[i + 1] == '+' || L->s[i + 1] == '-'));
+        if (!item && i < L->n && (L->s[i] | 32) == 'e' && WRPO__J_DIGIT(e + 1)) { i = e + 1; WRPO__J_DIGITS(i); real = true; }
+    }
+#undef WRPO__J_DIGITS
+#undef WRPO__J_DIGIT
+    L->at = i;
+    bool ok = real ? wrpo__jread_float(J, L->s + from, i - from, &f) : wrpo__jread_int(J, L->s + from, i - from, prefixed ? 0 : 10, &value);
+    if (!ok || (!real && !prefixed && i - from > 1 && L->s[from] == '0' && value != 0)) wrpo__jfail(J, WRPO_E_FORMAT, "\"%.*s\" is no number", (int)WRPO__MIN(i - from, 60), L->s + from);
+    return real ? wrpo__jfloat(J, f) : wrpo__jint(J, value);
+}
+static void wrpo__jlex_tag(wrpo__jlexer *L, bool output) {   /* from after its opening mark to after its closing one */
+    static const char *const operators[] = {"//", "**", "==", "!=", ">=", "<=", "+", "-", "/", "*", "%", "~", "[", "]", "(", ")", "{", "}", ">", "<", "=", ".", ":", "|", ",", ";"};
+    int open = 0;                                      /* brackets: "}}" inside them closes a dict */
+    for (;;) {
+        size_t i = L->at;
+        if (open == 0 && wrpo__jtag_end(L, output ? "}}" : "%}")) {
+            wrpo__jtoken(L, output ? WRPO__J_OUTPUT_END : WRPO__J_BLOCK_END, i, "end of tag", 10, NULL);
+            return;
+        }
+        L->at = wrpo__jskip_space(L->s, L->n, i);
+        if (L->at > i) continue;
+        wrpo__jtoken(L, WRPO__J_OPERATOR, i, L->s + i, 0, NULL);
+        wrpo__jtok *t = &stbds_arrlast(L->toks);
+        if (i == L->n) wrpo__jfail(L->J, WRPO_E_FORMAT, "the template ends inside a tag");
+        unsigned char c = (unsigned char)L->s[i];
+        if (c >= '0' && c <= '9') t->kind = WRPO__J_NUMBER, t->value = wrpo__jlex_number(L);
+        else if (c == '"' || c == '\'') t->kind = WRPO__J_STRING, t->value = wrpo__jlex_string(L);
+        else if ((c | 32) >= 'a' && (c | 32) <= 'z') t->kind = WRPO__J_NAME;
+        else if (c == '_' || c >= 0x80) t->kind = WRPO__J_NAME;
+        if (t->kind == WRPO__J_NAME)
+            for (; L->at < L->n; L->at++) {
+                c = (unsigned char)L->s[L->at];
+                if (!((c | 32) >= 'a' && (c | 32) <= 'z') && !(c >= '0' && c <= '9') && c != '_' && c < 0x80) break;
+            }
+        if (t->kind == WRPO__J_OPERATOR) {
+            size_t k = 0, count = sizeof operators / sizeof *operators;
+            while (k < count && (L->n - i < strlen(operators[k]) || memcmp(L->s + i, operators[k], strlen(operators[k])) != 0)) k++;
+            if (k == count) wrpo__jfail(L->J, WRPO_E_FORMAT, "unexpected character \"%c\"", c < 32 ? '?' : c);
+            L->at += strlen(operators[k]);
+            if (strchr("[({", c)) open++;
+            if (strchr("])}", c) && --open < 0) wrpo__jfail(L->J, WRPO_E_FORMAT, "unexpected \"%c\"", c);
+        }
+        t->n = L->at - i;
+    }
+}
+static wrpo__jtok *wrpo__jlex(wrpo__jinja *J, const char *s, size_t n) {
+    wrpo__jlexer L = {.J = J, .s = s, .n = n, .line = 1, .line_starts = true};
+    while (L.at < n) {
+        size_t from = L.at, i = from, k;
+        while (i < n && !(s[i] == '{' && i + 1 < n && (s[i + 1] == '%' || s[i + 1] == '{' || s[i + 1] == '#'))) i++;
+        if (i == n) { wrpo__jtoken(&L, WRPO__J_DATA, from, s + from, n - from, NULL); break; }
+        char kind = s[i + 1], sign = i + 2 < n && (s[i + 2] == '-' || s[i + 2] == '+') ? s[i + 2] : (char)0;
+        wrpo__jdata(&L, from, i, sign, kind == '{');
+        k = L.at = i + 2 + (sign != 0);
+        if (kind == '%' && wrpo__jspaced_word(&L, &k, "raw") && n - k >= 2 && (memcmp(s + k, "%}", 2) == 0 || (s[k] == '-' && n - k > 2 && memcmp(s + k, "-%}", 3) == 0))) {
+            k += s[k] == '-' ? 3 : 2;                  /* {% raw %}: text up to {% endraw %}, its own newline kept */
+            if (s[k - 3] == '-') k = wrpo__jskip_space(s, n, k);
+            L.line_starts = s[k - 1] == '\n';
+            for (i = k;; i++) {
+                if (i + 2 > n) wrpo__jfail(J, WRPO_E_FORMAT, "raw without endraw");
+                if (s[i] != '{' || s[i + 1] != '%') continue;
+                sign = i + 2 < n && (s[i + 2] == '-' || s[i + 2] == '+') ? s[i + 2] : (char)0;
+                size_t e = i + 2 + (sign != 0);
+                if (!wrpo__jspaced_word(&L, &e, "endraw")) continue;
+                bool starts = L.line_starts;
+                L.at = e;
+                if (!wrpo__jtag_end(&L, "%}")) continue;
+                bool ends = L.line_starts;
+                L.line_starts = starts;
+                wrpo__jdata(&L, k, i, sign, false);
+                L.line_starts = ends;
+                break;
+            }
+        } else if (kind == '#') {
+            for (k = L.at;; L.at++) {
+                if (L.at + 2 > n) wrpo__jfail(J, WRPO_E_FORMAT, "a comment without its end");
+                if (wrpo__jtag_end(&L, "#}")) break;
+            }
+        } else {
+            wrpo__jtoken(&L, kind == '{' ? WRPO__J_OUTPUT_BEGIN : WRPO__J_BLOCK_BEGIN, i, "begin of tag", 12, NULL);
+            wrpo__jlex_tag(&L, kind == '{');
+        }
+    }
+    wrpo__jtoken(&L, WRPO__J_END, n, "end of template", 15, NULL);
+    return L.toks;
+}
+
+/* ---- tokens to a tree ---- */
+typedef enum wrpo__jnode_kind {
+    /* expressions */
+    WRPO__J_CONST, WRPO__J_VAR,      /* value; s */
+    WRPO__J_ATTR, WRPO__J_ITEM,      /* a.s; a[b] */
+    WRPO__J_SLICE,                   /* a[b:c:d] */
+    WRPO__J_CALL,                    /* a(list) */
+    WRPO__J_FILTER, WRPO__J_TEST,    /* a|s(list); a is s(list) */
+    WRPO__J_KEYWORD, WRPO__J_STAR,   /* in such a list: s=a; *a, or **a with op 2 */
+    WRPO__J_NOT, WRPO__J_NEG, WRPO__J_POS, WRPO__J_AND, WRPO__J_OR,   /* a; a, b */
+    WRPO__J_ARITHMETIC,              /* a op b */
+    WRPO__J_COMPARE,                 /* a, then a list of operands: op a */
+    WRPO__J_CONCAT,                  /* list joined by ~ */
+    WRPO__J_COND,                    /* b if a else c */
+    WRPO__J_MAKE_LIST, WRPO__J_MAKE_TUPLE, WRPO__J_MAKE_DICT,   /* list; of a dict: keys a, values b */
+    WRPO__J_ATTR_TARGET,             /* s.a->s, a namespace's attribute, on the left of = */
+    /* statements */
+    WRPO__J_TEXT, WRPO__J_PRINT,     /* s; list */
+    WRPO__J_SET, WRPO__J_SET_BLOCK,  /* a = b; a = the text of list, filtered by b */
+    WRPO__J_IF,                      /* if a: list, else: d */
+    WRPO__J_FOR,                     /* for a in b if c: list, else: d; op: recursive */
+    WRPO__J_DEFINE,                  /* macro s: parameters c (s = a), body list; op: bits of the special names it uses */
+    WRPO__J_CALL_BLOCK,              /* call a with the macro b as caller */
+    WRPO__J_FILTER_BLOCK,            /* the text of list, filtered by b */
+    WRPO__J_WITH,                    /* sets a, list */
+    WRPO__J_SCOPE,                   /* list with variables of its own */
+    WRPO__J_BREAK, WRPO__J_CONTINUE
+} wrpo__jnode_kind;
+struct wrpo__jnode {
+    wrpo__jnode_kind kind;
+    int op, line;
+    const char *s; size_t n;
+    wrpo__jv value;
+    wrpo__jnode *a, *b, *c, *d;
+    wrpo__jnode *list, *next;        /* first child; next sibling */
+};
+enum { WRPO__J_USES_CALLER = 1, WRPO__J_USES_KWARGS = 2, WRPO__J_USES_VARARGS = 4 };
+typedef struct wrpo__jparser {
+    wrpo__jinja *J;
+    const wrpo__jtok *t;             /* the current token */
+    int nesting, loops;              /* loops: around this place, inside its macro */
+    wrpo__jnode *macro;              /* around this place */
+} wrpo__jparser;
+
+_Noreturn static void wrpo__jwant(wrpo__jparser *P, const char *what) {
+    P->J->line = P->t->line;
+    wrpo__jfail(P->J, WRPO_E_FORMAT, "want %s, found \"%.*s\"", what, (int)WRPO__MIN(P->t->n, 60), P->t->s);
+}
+static wrpo__jnode *wrpo__jnode_new(wrpo__jparser *P, wrpo__jnode_kind kind, int line, wrpo__jnode *a, wrpo__jnode *b) {
+    wrpo__jnode *x = wrpo__jalloc(P->J, 1, sizeof *x);
+    x->kind = kind, x->line = line, x->a = a, x->b = b;
+    return x;
+}
+static bool wrpo__jis(const wrpo__jtok *t, wrpo__jtok_kind kind, const char *s) { return t->kind == kind && wrpo__jnamed(t->s, t->n, s); }
+static bool wrpo__jis_op(const wrpo__jparser *P, const char *s) { return wrpo__jis(P->t, WRPO__J_OPERATOR, s); }
+static bool wrpo__jis_word(const wrpo__jparser *P, const char *s) { return wrpo__jis(P->t, WRPO__J_NAME, s); }
+static bool wrpo__jtake_op(wrpo__jparser *P, const char *s) { return wrpo__jis_op(P, s) ? (P->t++, true) : false; }
+static bool wrpo__jtake_word(wrpo__jparser *P, const char *s) { return wrpo__jis_word(P, s) ? (P->t++, true) : false; }
+static void wrpo__jneed_op(wrpo__jparser *P, const char *s) { if (!wrpo__jtake_op(P, s)) wrpo__jwant(P, s); }
+static void wrpo__jneed(wrpo__jparser *P, wrpo__jtok_kind kind, const char *what) {
+    if (P->t->kind != kind) wrpo__jwant(P, what);
+    P->t++;
+}
+static void wrpo__jname(wrpo__jparser *P, wrpo__jnode *x) {   /* a name into x->s */
+    x->s = P->t->s, x->n = P->t->n;
+    wrpo__jneed(P, WRPO__J_NAME, "a name");
+}
+static void wrpo__jnest(wrpo__jparser *P) {
+    P->J->line = P->t->line;
+    if (++P->nesting > WRPO__J_MAX_NESTING) wrpo__jfail(P->J, WRPO_E_FORMAT, "nested too deeply: more than %d levels", (int)WRPO__J_MAX_NESTING);
+}
+static wrpo__jnode *wrpo__jexpr(wrpo__jparser *P);
+static wrpo__jnode *wrpo__jlevel(wrpo__jparser *P, int level);
+
+/* a, b, c up to the end of the tag, a ")" or one of the words `ends`; one expression alone is not made a tuple. */
+enum { WRPO__J_SIMPLE = 1, WRPO__J_NO_COND = 2, WRPO__J_PARENTHESES = 4, WRPO__J_ATTR_TARGETS = 8 };
+static wrpo__jnode *wrpo__jprimary(wrpo__jparser *P, int flags);
+static wrpo__jnode *wrpo__jtuple(wrpo__jparser *P, int flags, const char *ends) {
+    wrpo__jnode *x = wrpo__jnode_new(P, WRPO__J_MAKE_TUPLE, P->t->line, NULL, NULL), **end = &x->list;
+    bool tuple = false;
+    for (;;) {
+        wrpo__jtok_kind k = P->t->kind;
+        if (k == WRPO__J_OUTPUT_END || k == WRPO__J_BLOCK_END || wrpo__jis_op(P, ")") || (ends && k == WRPO__J_NAME && wrpo__jword(ends, P->t->s, P->t->n))) break;
+        *end = flags & WRPO__J_SIMPLE ? wrpo__jprimary(P, flags) : flags & WRPO__J_NO_COND ? wrpo__jlevel(P, 0) : wrpo__jexpr(P);
+        end = &(*end)->next;
+        if (!wrpo__jtake_op(P, ",")) break;
+        tuple = true;
+    }
+    if (!tuple && x->list) return x->list;
+    if (!tuple && !(flags & WRPO__J_PARENTHESES)) wrpo__jwant(P, "an expression");
+    return x;
+}
+static wrpo__jnode *wrpo__jprimary(wrpo__jparser *P, int flags) {
+    const wrpo__jtok *t = P->t;
+    wrpo__jnode *x = wrpo__jnode_new(P, WRPO__J_CONST, t->line, NULL, NULL), **end = &x->list;
+    P->J->line = t->line;
+    if (t->kind == WRPO__J_NAME) {
+        P->t++;
+        if (wrpo__jword("true True", t->s, t->n)) x->value = &wrpo__jtrue;
+        else if (wrpo__jword("false False", t->s, t->n)) x->value = &wrpo__jfalse;
+        else if (wrpo__jword("none None", t->s, t->n)) x->value = &wrpo__jnone;
+        else {
+            x->kind = WRPO__J_VAR, x->s = t->s, x->n = t->n;
+            if (P->macro) P->macro->op |= wrpo__jnamed(t->s, t->n, "caller") ? WRPO__J_USES_CALLER : wrpo__jnamed(t->s, t->n, "kwargs") ? WRPO__J_USES_KWARGS
+                                        : wrpo__jnamed(t->s, t->n, "varargs") ? WRPO__J_USES_VARARGS : 0;
+            if (flags & WRPO__J_ATTR_TARGETS && wrpo__jtake_op(P, ".")) {
+                x->kind = WRPO__J_ATTR_TARGET;
+                wrpo__jname(P, x->a = wrpo__jnode_new(P, WRPO__J_VAR, t->line, NULL, NULL));
+            }
+        }
+        return x;
+    }
+    if (t->kind == WRPO__J_NUMBER) { P->t++; x->value = t->value; return x; }
+    if (t->kind == WRPO__J_STRING) {
+        for (x->value = t->value; (++P->t)->kind == WRPO__J_STRING;) x->value = wrpo__jjoin2(P->J, x->value, P->t->value);
+        return x;
+    }
+    wrpo__jnest(P);
+    if (wrpo__jtake_op(P, "(")) {
+        x = wrpo__jtuple(P, WRPO__J_PARENTHESES, NULL);
+        wrpo__jneed_op(P, ")");
+    } else if (wrpo__jtake_op(P, "[")) {
+        for (x->kind = WRPO__J_MAKE_LIST; !wrpo__jis_op(P, "]");) {
+            *end = wrpo__jexpr(P);
+            end = &(*end)->next;
+            if (!wrpo__jtake_op(P, ",")) break;
+        }
+        wrpo__jneed_op(P, "]");
+    } else if (wrpo__jtake_op(P, "{")) {
+        for (x->kind = WRPO__J_MAKE_DICT; !wrpo__jis_op(P, "}");) {
+            wrpo__jnode *pair = *end = wrpo__jnode_new(P, WRPO__J_KEYWORD, P->t->line, wrpo__jexpr(P), NULL);
+            wrpo__jneed_op(P, ":");
+            pair->b = wrpo__jexpr(P);
+            end = &pair->next;
+            if (!wrpo__jtake_op(P, ",")) break;
+        }
+        wrpo__jneed_op(P, "}");
+    } else wrpo__jwant(P, "an expression");
+    P->nesting--;
+    return x;
+}
+static wrpo__jnode *wrpo__jcall_args(wrpo__jparser *P) {   /* from after "(" to after ")" */
+    wrpo__jnode *first = NULL, **end = &first;
+    bool named = false, star = false;
+    wrpo__jnest(P);
+    while (!wrpo__jis_op(P, ")")) {
+        wrpo__jnode *x = wrpo__jnode_new(P, WRPO__J_STAR, P->t->line, NULL, NULL);
+        if (wrpo__jtake_op(P, "*")) x->op = 1;
+        else if (wrpo__jtake_op(P, "**")) x->op = 2;
+        else if (P->t->kind == WRPO__J_NAME && wrpo__jis(P->t + 1, WRPO__J_OPERATOR, "=")) {
+            x->kind = WRPO__J_KEYWORD, x->s = P->t->s, x->n = P->t->n;
+            P->t += 2;
+            named = true;
+        } else if (named || star) wrpo__jwant(P, "a named argument");
+        if (x->kind == WRPO__J_STAR && x->op == 0) x = wrpo__jexpr(P);
+        else star = star || x->kind == WRPO__J_STAR, x->a = wrpo__jexpr(P);
+        *end = x;
+        end = &x->next;
+        if (!wrpo__jtake_op(P, ",")) break;
+    }
+    wrpo__jneed_op(P, ")");
+    P->nesting--;
+    return first;
+}
+static wrpo__jnode *wrpo__jsubscript(wrpo__jparser *P, wrpo__jnode *x) {   /* after "[" */
+    wrpo__jnode *part[3] = {NULL, NULL, NULL};
+    int k = 0, line = P->t->line;
+    wrpo__jnest(P);
+    if (!wrpo__jis_op(P, ":")) part[0] = wrpo__jexpr(P);
+    for (; k < 2 && wrpo__jtake_op(P, ":"); k++)
+        if (!wrpo__jis_op(P, ":") && !wrpo__jis_op(P, "]")) part[k + 1] = wrpo__jexpr(P);
+    if (wrpo__jis_op(P, ",")) wrpo__jfail(P->J, WRPO_E_UNSUPPORTED, "a subscript with a comma");
+    wrpo__jneed_op(P, "]");
+    P->nesting--;
+    wrpo__jnode *r = wrpo__jnode_new(P, k ? WRPO__J_SLICE : WRPO__J_ITEM, line, x, part[0]);
+    r->c = part[1], r->d = part[2];
+    return r;
+}
+static wrpo__jnode *wrpo__jpostfix(wrpo__jparser *P, wrpo__jnode *x) {   /* .name .0 [...] (...) */
+    for (;;) {
+        int line = P->t->line;
+        if (wrpo__jtake_op(P, ".")) {
+            x = wrpo__jnode_new(P, WRPO__J_ATTR, line, x, NULL);
+            if (P->t->kind == WRPO__J_NUMBER && P->t->value->kind == WRPO__J_INT) {
+                x->kind = WRPO__J_ITEM, x->b = wrpo__jnode_new(P, WRPO__J_CONST, line, NULL, NULL);
+                x->b->value = P->t++->value;
+            } else wrpo__jname(P, x);
+        } else if (wrpo__jtake_op(P, "[")) x = wrpo__jsubscript(P, x);
+        else if (wrpo__jtake_op(P, "(")) x = wrpo__jnode_new(P, WRPO__J_CALL, line, x, NULL), x->list = wrpo__jcall_args(P);
+        else return x;
+    }
+}
+static wrpo__jnode *wrpo__jp_filter(wrpo__jparser *P, wrpo__jnode *x) {   /* after "|" */
+    x = wrpo__jnode_new(P, WRPO__J_FILTER, P->t->line, x, NULL);
+    wrpo__jname(P, x);
+    if (wrpo__jtake_op(P, "(")) x->list = wrpo__jcall_args(P);
+    return x;
+}
+static wrpo__jnode *wrpo__jp_test(wrpo__jparser *P, wrpo__jnode *x) {   /* after "is" */
+    bool negated = wrpo__jtake_word(P, "not");
+    int line = P->t->line;
+    x = wrpo__jnode_new(P, WRPO__J_TEST, line, x, NULL);
+    wrpo__jname(P, x);
+    wrpo__jtok_kind k = P->t->kind;
+    if (wrpo__jtake_op(P, "(")) x->list = wrpo__jcall_args(P);
+    else if (k == WRPO__J_STRING || k == WRPO__J_NUMBER || wrpo__jis_op(P, "[") || wrpo__jis_op(P, "{") ||
+             (k == WRPO__J_NAME && !wrpo__jword("else or and", P->t->s, P->t->n))) {
+        if (wrpo__jis_word(P, "is")) wrpo__jwant(P, "one test");
+        x->list = wrpo__jpostfix(P, wrpo__jprimary(P, 0));
+    }
+    return negated ? wrpo__jnode_new(P, WRPO__J_NOT, line, x, NULL) : x;
+}
+static wrpo__jnode *wrpo__junary(wrpo__jparser *P, bool filters) {
+    int line = P->t->line;
+    bool minus = wrpo__jtake_op(P, "-"), plus = !minus && wrpo__jtake_op(P, "+");
+    wrpo__jnode *x;
+    if (minus || plus) {
+        wrpo__jnest(P);
+        x = wrpo__jnode_new(P, minus ? WRPO__J_NEG : WRPO__J_POS, line, wrpo__junary(P, false), NULL);
+        P->nesting--;
+    } else x = wrpo__jprimary(P, 0);
+    x = wrpo__jpostfix(P, x);
+    while (filters) {
+        line = P->t->line;
+        if (wrpo__jtake_op(P, "|")) x = wrpo__jp_filter(P, x);
+        else if (wrpo__jtake_word(P, "is")) x = wrpo__jp_test(P, x);
+        else if (wrpo__jtake_op(P, "(")) x = wrpo__jnode_new(P, WRPO__J_CALL, line, x, NULL), x->list = wrpo__jcall_args(P);
+        else break;
+    }
+    return x;
+}
+/* Binary operators by precedence, loosest first: or, and, not, comparisons, + -, ~, * / // %, **. */
+static wrpo__jnode *wrpo__jlevel(wrpo__jparser *P, int level) {
+    static const struct { const char *s; int level, op; } arithmetic[] = {{"+", 4, '+'}, {"-", 4, '-'}, {"*", 6, '*'}, {"//", 6, 'F'}, {"/", 6, '/'}, {"%", 6, '%'}, {"**", 7, 'P'}};
+    static const struct { const char *s; int op; } relations[] = {{"==", '='}, {"!=", '!'}, {"<=", 'l'}, {">=", 'g'}, {"<", '<'}, {">", '>'}};
+    int line = P->t->line;
+    if (level == 8) return wrpo__junary(P, true);
+    if (level == 2 && wrpo__jtake_word(P, "not")) {
+        wrpo__jnest(P);
+        wrpo__jnode *x = wrpo__jnode_new(P, WRPO__J_NOT, line, wrpo__jlevel(P, 2), NULL);
+        P->nesting--;
+        return x;
+    }
+    wrpo__jnode *x = wrpo__jlevel(P, level + 1), **end = NULL;
+    for (;;) {
+        int op = 0;
+        line = P->t->line;
+        if (level == 0 && wrpo__jtake_word(P, "or")) x = wrpo__jnode_new(P, WRPO__J_OR, line, x, wrpo__jlevel(P, 1));
+        else if (level == 1 && wrpo__jtake_word(P, "and")) x = wrpo__jnode_new(P, WRPO__J_AND, line, x, wrpo__jlevel(P, 2));
+        else if (level == 3) {
+            for (size_t i = 0; !op && i < sizeof relations / sizeof *relations; i++)
+                if (wrpo__jtake_op(P, relations[i].s)) op = relations[i].op;
+            if (!op && wrpo__jtake_word(P, "in")) op = 'i';
+            if (!op && wrpo__jis_word(P, "not") && wrpo__jis(P->t + 1, WRPO__J_NAME, "in")) P->t += 2, op = 'n';
+            if (!op) return x;
+            if (!end) x = wrpo__jnode_new(P, WRPO__J_COMPARE, line, x, NULL), end = &x->list;
+            *end = wrpo__jnode_new(P, WRPO__J_COMPARE, line, wrpo__jlevel(P, 4), NULL);
+            (*end)->op = op;
+            end = &(*end)->next;
+        } else if (level == 5 && wrpo__jtake_op(P, "~")) {
+            if (!end) {
+                wrpo__jnode *all = wrpo__jnode_new(P, WRPO__J_CONCAT, line, NULL, NULL);
+                all->list = x, end = &x->next, x = all;
+            }
+            *end = wrpo__jlevel(P, 6);
+            end = &(*end)->next;
+        } else {
+            for (size_t i = 0; !op && i < sizeof arithmetic / sizeof *arithmetic; i++)
+                if (arithmetic[i].level == level && wrpo__jtake_op(P, arithmetic[i].s)) op = arithmetic[i].op;
+            if (!op) return x;
+            x = wrpo__jnode_new(P, WRPO__J_ARITHMETIC, line, x, wrpo__jlevel(P, level + 1));
+            x->op = op;
+        }
+    }
+}
+static wrpo__jnode *wrpo__jexpr(wrpo__jparser *P) {
+    wrpo__jnest(P);
+    wrpo__jnode *x = wrpo__jlevel(P, 0);
+    for (int line = P->t->line; wrpo__jtake_word(P, "if"); line = P->t->line) {
+        x = wrpo__jnode_new(P, WRPO__J_COND, line, wrpo__jlevel(P, 0), x);
+        if (wrpo__jtake_word(P, "else")) x->c = wrpo__jexpr(P);
+    }
+    P->nesting--;
+    return x;
+}
+static void wrpo__jcheck_target(wrpo__jparser *P, const wrpo__jnode *x) {
+    if (x->kind == WRPO__J_VAR && P->loops && wrpo__jnamed(x->s, x->n, "loop")) wrpo__jfail(P->J, WRPO_E_FORMAT, "\"loop\" cannot be assigned to inside a loop");
+    if (x->kind == WRPO__J_VAR || x->kind == WRPO__J_ATTR_TARGET) return;
+    if (x->kind != WRPO__J_MAKE_TUPLE) wrpo__jwant(P, "a name to assign to before it");
+    for (x = x->list; x; x = x->next) wrpo__jcheck_target(P, x);
+}
+static wrpo__jnode *wrpo__jtarget(wrpo__jparser *P, int flags, const char *ends) {
+    wrpo__jnode *x = wrpo__jtuple(P, WRPO__J_SIMPLE | flags, ends);
+    wrpo__jcheck_target(P, x);
+    return x;
+}
+static wrpo__jnode *wrpo__jblocks(wrpo__jparser *P, const char *ends);
+static wrpo__jnode *wrpo__jbody(wrpo__jparser *P, const char *ends) {   /* to the name of the tag that ends it */
+    wrpo__jtake_op(P, ":");
+    wrpo__jneed(P, WRPO__J_BLOCK_END, "the end of the tag");
+    wrpo__jnode *x = wrpo__jblocks(P, ends);
+    if (P->t->kind == WRPO__J_END) wrpo__jwant(P, ends);
+    return x;
+}
+static void wrpo__jparameters(wrpo__jparser *P, wrpo__jnode *x) {   /* (a, b=1) */
+    wrpo__jnode **end = &x->c;
+    bool optional = false;
+    wrpo__jneed_op(P, "(");
+    while (!wrpo__jis_op(P, ")")) {
+        wrpo__jnode *p = *end = wrpo__jnode_new(P, WRPO__J_KEYWORD, P->t->line, NULL, NULL);
+        wrpo__jname(P, p);
+        if (wrpo__jtake_op(P, "=")) p->a = wrpo__jexpr(P);
+        else if (optional) wrpo__jwant(P, "a default value");
+        optional = p->a != NULL;
+        end = &p->next;
+        if (!wrpo__jtake_op(P, ",")) break;
+    }
+    wrpo__jneed_op(P, ")");
+}
+/* The body of a macro, a call block or a generation block: a function's, so break and continue do not reach out of it. */
+static void wrpo__jmacro_body(wrpo__jparser *P, wrpo__jnode *x, const char *end) {
+    wrpo__jnode *outer = P->macro;
+    int loops = P->loops;
+    P->macro = x, P->loops = 0;
+    x->list = wrpo__jbody(P, end);
+    P->t++;
+    P->macro = outer, P->loops = loops;
+    if (outer) outer->op |= x->op;
+}
+/* One statement from its name to before the end of its last tag. */
+static wrpo__jnode *wrpo__jstatement(wrpo__jparser *P) {
+    const wrpo__jtok *t = P->t;
+    wrpo__jnode *x = wrpo__jnode_new(P, WRPO__J_SCOPE, t->line, NULL, NULL), **end = &x->a;
+    P->J->line = t->line;
+    if (wrpo__jtake_word(P, "if")) {
+        x->kind = WRPO__J_IF;
+        x->a = wrpo__jtuple(P, WRPO__J_NO_COND, NULL);
+        x->list = wrpo__jbody(P, "elif else endif");
+        if (wrpo__jis_word(P, "elif")) {
+            wrpo__jnode *first = x;
+            do {
+                P->t++;
+                x = x->d = wrpo__jnode_new(P, WRPO__J_IF, P->t->line, NULL, NULL);
+                x->a = wrpo__jtuple(P, WRPO__J_NO_COND, NULL);
+                x->list = wrpo__jbody(P, "elif else endif");
+            } while (wrpo__jis_word(P, "elif"));
+            if (wrpo__jtake_word(P, "else")) x->d = wrpo__jbody(P, "endif");
+            x = first;
+        } else if (wrpo__jtake_word(P, "else")) x->d = wrpo__jbody(P, "endif");
+        P->t++;
+    } else if (wrpo__jtake_word(P, "for")) {
+        x->kind = WRPO__J_FOR;
+        x->a = wrpo__jtarget(P, 0, "in");
+        if (!wrpo__jtake_word(P, "in")) wrpo__jwant(P, "in");
+        x->b = wrpo__jtuple(P, WRPO__J_NO_COND, "recursive");
+        if (wrpo__jtake_word(P, "if")) x->c = wrpo__jexpr(P);
+        x->op = wrpo__jtake_word(P, "recursive");
+        P->loops++;
+        x->list = wrpo__jbody(P, "else endfor");
+        P->loops--;
+        if (wrpo__jtake_word(P, "else")) x->d = wrpo__jbody(P, "endfor");
+        P->t++;
+    } else if (wrpo__jtake_word(P, "set")) {
+        x->kind = WRPO__J_SET;
+        x->a = wrpo__jtarget(P, WRPO__J_ATTR_TARGETS, NULL);
+        if (wrpo__jtake_op(P, "=")) { x->b = wrpo__jtuple(P, 0, NULL); return x; }
+        x->kind = WRPO__J_SET_BLOCK;
+        x->b = wrpo__jnode_new(P, WRPO__J_VAR, t->line, NULL, NULL);
+        x->b->s = "(body)", x->b->n = 6;
+        while (wrpo__jtake_op(P, "|")) x->b = wrpo__jp_filter(P, x->b);
+        x->list = wrpo__jbody(P, "endset");
+        P->t++;
+    } else if (wrpo__jtake_word(P, "filter")) {
+        x->kind = WRPO__J_FILTER_BLOCK;
+        x->b = wrpo__jnode_new(P, WRPO__J_VAR, t->line, NULL, NULL);
+        x->b->s = "(body)", x->b->n = 6;
+        do x->b = wrpo__jp_filter(P, x->b);
+        while (wrpo__jtake_op(P, "|"));
+        x->list = wrpo__jbody(P, "endfilter");
+        P->t++;
+    } else if (wrpo__jtake_word(P, "macro")) {
+        x->kind = WRPO__J_DEFINE;
+        wrpo__jname(P, x);
+        wrpo__jparameters(P, x);
+        wrpo__jmacro_body(P, x, "endmacro");
+    } else if (wrpo__jtake_word(P, "call")) {
+        x->kind = WRPO__J_CALL_BLOCK;
+        x->b = wrpo__jnode_new(P, WRPO__J_DEFINE, t->line, NULL, NULL);
+        x->b->s = "caller", x->b->n = 6;
+        if (wrpo__jis_op(P, "(")) wrpo__jparameters(P, x->b);
+        x->a = wrpo__jexpr(P);
+        if (x->a->kind != WRPO__J_CALL) wrpo__jwant(P, "a call before it");
+        wrpo__jmacro_body(P, x->b, "endcall");
+    } else if (wrpo__jtake_word(P, "with")) {
+        for (x->kind = WRPO__J_WITH; P->t->kind != WRPO__J_BLOCK_END;) {
+            wrpo__jnode *s = *end = wrpo__jnode_new(P, WRPO__J_SET, P->t->line, NULL, NULL);
+            s->a = wrpo__jtarget(P, 0, NULL);
+            wrpo__jneed_op(P, "=");
+            s->b = wrpo__jexpr(P);
+            end = &s->next;
+            if (!wrpo__jtake_op(P, ",")) break;
+        }
+        x->list = wrpo__jbody(P, "endwith");
+        P->t++;
+    } else if (wrpo__jtake_word(P, "generation")) {    /* marks the assistant's text for a loss mask: here it is only text */
+        wrpo__jmacro_body(P, x, "endgeneration");
+    } else if (wrpo__jtake_word(P, "print")) {
+        for (x->kind = WRPO__J_PRINT, end = &x->list; P->t->kind != WRPO__J_BLOCK_END; end = &(*end)->next) {
+            *end = wrpo__jexpr(P);
+            if (!wrpo__jtake_op(P, ",")) break;
+        }
+    } else if (wrpo__jis_word(P, "break") || wrpo__jis_word(P, "continue")) {
+        x->kind = P->t->n == 5 ? WRPO__J_BREAK : WRPO__J_CONTINUE;
+        if (P->loops == 0) wrpo__jfail(P->J, WRPO_E_FORMAT, "\"%.*s\" outside a loop", (int)P->t->n, P->t->s);
+        P->t++;
+    } else if (P->t->kind == WRPO__J_NAME && wrpo__jword("block extends include import from autoescape", P->t->s, P->t->n))
+        wrpo__jfail(P->J, WRPO_E_UNSUPPORTED, "statement \"%.*s\"", (int)P->t->n, P->t->s);
+    else wrpo__jwant(P, "a statement");
+    return x;
+}
+/* Text, output and statements up to {% and one of the words `ends` (current then), or the end of the template. */
+static wrpo__jnode *wrpo__jblocks(wrpo__jparser *P, const char *ends) {
+    wrpo__jnode *first = NULL, **end = &first;
+    wrpo__jnest(P);
+    while (P->t->kind != WRPO__J_END) {
+        const wrpo__jtok *t = P->t++;
+        if (t->kind == WRPO__J_DATA) {
+            *end = wrpo__jnode_new(P, WRPO__J_TEXT, t->line, NULL, NULL);
+            (*end)->s = t->s, (*end)->n = t->n;
+        } else if (t->kind == WRPO__J_OUTPUT_BEGIN) {
+            *end = wrpo__jnode_new(P, WRPO__J_PRINT, t->line, NULL, NULL);
+            (*end)->list = wrpo__jtuple(P, 0, NULL);
+            wrpo__jneed(P, WRPO__J_OUTPUT_END, "the end of the output");
+        } else {
+            if (ends && P->t->kind == WRPO__J_NAME && wrpo__jword(ends, P->t->s, P->t->n)) break;
+            *end = wrpo__jstatement(P);
+            wrpo__jneed(P, WRPO__J_BLOCK_END, "the end of the tag");
+        }
+        end = &(*end)->next;
+    }
+    P->nesting--;
+    return first;
+}
+
+/* ---- the tree to text ---- */
+typedef enum wrpo__jflow { WRPO__J_GO, WRPO__J_BROKE, WRPO__J_CONTINUED } wrpo__jflow;
+static wrpo__jv wrpo__jeval(wrpo__jinja *J, const wrpo__jnode *x, wrpo__jscope *scope);
+static wrpo__jflow wrpo__jexec(wrpo__jinja *J, const wrpo__jnode *x, wrpo__jscope *scope, wrpo__text *out);
+
+static void wrpo__jassign(wrpo__jinja *J, const wrpo__jnode *target, wrpo__jv value, wrpo__jscope *scope);
+struct wrpo__jloop {
+    const wrpo__jnode *node; wrpo__jscope *outer;
+    wrpo__jv base; int64_t own, *at;     /* what it runs over; the next item to look at: own, or a generator's count */
+    bool drained;                    /* base holds items that have passed the filter */
+    wrpo__jv before, current, after; /* after: looked ahead for `last` and `nextitem`; else NULL */
+    int64_t index0, length, depth0;
+    wrpo__jv changed;
+};
+static wrpo__jv wrpo__jloop_fetch(wrpo__jinja *J, wrpo__jloop *loop) {   /* the next item that passes the filter; NULL at the end */
+    const wrpo__jnode *filter = loop->drained ? NULL : loop->node->c;
+    while (*loop->at < loop->base->count) {
+        wrpo__jv x = loop->base->items[(*loop->at)++];
+        if (!filter) return x;
+        wrpo__jscope *scope = wrpo__jscope_new(J, loop->outer);
+        wrpo__jassign(J, loop->node->a, x, scope);
+        if (wrpo__jtruth(wrpo__jeval(J, filter, scope))) return x;
+    }
+    return NULL;
+}
+static wrpo__jv wrpo__jloop_peek(wrpo__jinja *J, wrpo__jloop *loop) {
+    if (!loop->after) loop->after = wrpo__jloop_fetch(J, loop);
+    return loop->after;
+}
+static int64_t wrpo__jloop_length(wrpo__jinja *J, wrpo__jloop *loop) {
+    if (loop->length < 0) {
+        wrpo__jlist rest = {0};
+        wrpo__jv x;
+        while ((x = wrpo__jloop_fetch(J, loop))) wrpo__jpush(J, &rest, x);
+        loop->length = loop->index0 + 1 + (loop->after != NULL) + rest.count;
+        loop->base = wrpo__jseq(J, WRPO__J_LIST, rest.items, rest.count);
+        loop->own = 0, loop->at = &loop->own, loop->drained = true;
+    }
+    return loop->length;
+}
+static wrpo__jv wrpo__jloop_attr(wrpo__jinja *J, wrpo__jloop *loop, const char *s, size_t n) {
+    if (wrpo__jnamed(s, n, "index0")) return wrpo__jint(J, loop->index0);
+    if (wrpo__jnamed(s, n, "index")) return wrpo__jint(J, loop->index0 + 1);
+    if (wrpo__jnamed(s, n, "first")) return wrpo__jbool(loop->index0 == 0);
+    if (wrpo__jnamed(s, n, "last")) return wrpo__jbool(!wrpo__jloop_peek(J, loop));
+    if (wrpo__jnamed(s, n, "length")) return wrpo__jint(J, wrpo__jloop_length(J, loop));
+    if (wrpo__jnamed(s, n, "revindex")) return wrpo__jint(J, wrpo__jloop_length(J, loop) - loop->index0);
+    if (wrpo__jnamed(s, n, "revindex0")) return wrpo__jint(J, wrpo__jloop_length(J, loop) - loop->index0 - 1);
+    if (wrpo__jnamed(s, n, "depth0")) return wrpo__jint(J, loop->depth0);
+    if (wrpo__jnamed(s, n, "depth")) return wrpo__jint(J, loop->depth0 + 1);
+    if (wrpo__jnamed(s, n, "previtem")) return loop->index0 > 0 ? loop->before : wrpo__jundefined(J, s, n);
+    if (wrpo__jnamed(s, n, "nextitem")) return wrpo__jloop_peek(J, loop) ? loop->after : wrpo__jundefined(J, s, n);
+    return NULL;
+}
+static wrpo__jv wrpo__jl_cycle(wrpo__jinja *J, const wrpo__jcall *c) {
+    if (c->args->count == 0) wrpo__jfail(J, WRPO_E_FORMAT, "loop.cycle() of nothing");
+    return c->args->pos[c->self->loop->index0 % c->args->count];
+}
+static wrpo__jv wrpo__jl_changed(wrpo__jinja *J, const wrpo__jcall *c) {
+    wrpo__jloop *loop = c->self->loop;
+    wrpo__jv now = wrpo__jseq(J, WRPO__J_TUPLE, c->args->pos, c->args->count);
+    bool changed = !loop->changed || !wrpo__jequal(J, loop->changed, now);
+    loop->changed = now;
+    return wrpo__jbool(changed);
+}
+static const wrpo__jdef *wrpo__jmethods(wrpo__jkind kind) {
+    static const wrpo__jdef str[] = {
+        {"capitalize", "", wrpo__jf_case, 'c'}, {"center", "width fillchar=", wrpo__jm_pad, 'c'}, {"count", "sub start= end=", wrpo__jm_find, 'c'},
+        {"endswith", "suffix start= end=", wrpo__jm_find, 'e'}, {"find", "sub start= end=", wrpo__jm_find, 'f'}, {"format", NULL, wrpo__jm_format, 0},
+        {"index", "sub start= end=", wrpo__jm_find, 'i'}, {"isascii", "", wrpo__jm_is, 'a'}, {"isdigit", "", wrpo__jm_is, 'd'},
+        {"islower", "", wrpo__jm_is, 'l'}, {"isspace", "", wrpo__jm_is, 's'}, {"isupper", "", wrpo__jm_is, 'u'}, {"join", "iterable", wrpo__jm_join, 0},
+        {"ljust", "width fillchar=", wrpo__jm_pad, 'l'}, {"lower", "", wrpo__jf_case, 'l'}, {"lstrip", "chars=", wrpo__jf_strip, 1},
+        {"partition", "sep", wrpo__jm_partition, 'l'}, {"removeprefix", "prefix", wrpo__jm_trim_affix, 'p'}, {"removesuffix", "suffix", wrpo__jm_trim_affix, 's'},
+        {"replace", "old new count=", wrpo__jf_replace, 'm'}, {"rfind", "sub start= end=", wrpo__jm_find, 'r'}, {"rindex", "sub start= end=", wrpo__jm_find, 'x'},
+        {"rjust", "width fillchar=", wrpo__jm_pad, 'r'}, {"rpartition", "sep", wrpo__jm_partition, 'r'}, {"rsplit", "sep= maxsplit=", wrpo__jm_split, 'r'},
+        {"rstrip", "chars=", wrpo__jf_strip, 2}, {"split", "sep= maxsplit=", wrpo__jm_split, 's'}, {"splitlines", "keepends=", wrpo__jm_splitlines, 0},
+        {"startswith", "prefix start= end=", wrpo__jm_find, 's'}, {"strip", "chars=", wrpo__jf_strip, 3}, {"title", "", wrpo__jf_case, 't'},
+        {"upper", "", wrpo__jf_case, 'u'}, {"zfill", "width", wrpo__jm_pad, 'z'}, {0}};
+    static const wrpo__jdef dict[] = {
+        {"copy", "", wrpo__jm_copy, 0}, {"get", "key default=", wrpo__jm_get, 0}, {"items", "", wrpo__jf_items, 'I'},
+        {"keys", "", wrpo__jf_items, 'k'}, {"values", "", wrpo__jf_items, 'v'}, {0}};
+    static const wrpo__jdef list[] = {{"copy", "", wrpo__jm_copy, 'c'}, {"count", "value", wrpo__jm_index, 'n'}, {"index", "value", wrpo__jm_index, 'i'}, {0}};
+    static const wrpo__jdef loop[] = {{"cycle", NULL, wrpo__jl_cycle, 0}, {"changed", NULL, wrpo__jl_changed, 0}, {0}};
+    return kind == WRPO__J_STR ? str : kind == WRPO__J_DICT ? dict : kind == WRPO__J_LOOP ? loop : kind == WRPO__J_LIST || kind == WRPO__J_TUPLE ? list : NULL;
+}
+
+static void wrpo__jassign(wrpo__jinja *J, const wrpo__jnode *target, wrpo__jv value, wrpo__jscope *scope) {
+    J->line = target->line;
+    if (target->kind == WRPO__J_VAR) { wrpo__jset(J, scope, target->s, target->n, value); return; }
+    if (target->kind == WRPO__J_ATTR_TARGET) {
+        const wrpo__jnode *name = target->a;
+        wrpo__jnode var = *target;
+        var.kind = WRPO__J_VAR;
+        wrpo__jv space = wrpo__jeval(J, &var, scope);
+        if (space->kind != WRPO__J_NAMESPACE) wrpo__jfail(J, WRPO_E_FORMAT, "only a namespace takes attributes, \"%.*s\" is %s", (int)WRPO__MIN(var.n, 60), var.s, wrpo__jtype(space));
+        if (name->s[0] == '_') wrpo__jfail(J, WRPO_E_FORMAT, "a namespace takes no attribute \"%.*s\"", (int)WRPO__MIN(name->n, 60), name->s);
+        wrpo__jset(J, space->scope, name->s, name->n, value);
+        return;
+    }
+    int64_t want = 0, i = 0;
+    for (const wrpo__jnode *t = target->list; t; t = t->next) want++;
+    wrpo__jv items = wrpo__jitems(J, value);
+    if (items->count != want) wrpo__jfail(J, WRPO_E_FORMAT, "want %lld values to unpack, found %lld", (long long)want, (long long)items->count);
+    for (const wrpo__jnode *t = target->list; t; t = t->next) wrpo__jassign(J, t, items->items[i++], scope);
+}
+static wrpo__jargs wrpo__jeval_args(wrpo__jinja *J, const wrpo__jnode *list, wrpo__jscope *scope) {
+    wrpo__jlist pos = {0};
+    wrpo__jdict named = {0};
+    for (const wrpo__jnode *x = list; x; x = x->next) {
+        bool pair = x->kind == WRPO__J_KEYWORD, star = x->kind == WRPO__J_STAR;
+        wrpo__jv v = wrpo__jeval(J, pair || star ? x->a : x, scope);
+        if (!pair && !star) { wrpo__jpush(J, &pos, v); continue; }
+        if (star && x->op == 2 && v->kind != WRPO__J_DICT) wrpo__jfail(J, WRPO_E_FORMAT, "** wants a dict, found %s", wrpo__jtype(v));
+        wrpo__jv many = pair ? NULL : x->op == 2 ? v : wrpo__jitems(J, v);
+        for (int64_t i = 0; i < (pair ? 1 : many->count); i++) {
+            if (star && x->op == 1) { wrpo__jpush(J, &pos, many->items[i]); continue; }
+            int64_t before = named.keys.count;
+            wrpo__jdict_put(J, &named, pair ? wrpo__jbytes(J, x->s, x->n) : wrpo__jto_str(J, many->keys[i]), pair ? v : many->items[i]);
+            if (named.keys.count == before) wrpo__jfail(J, WRPO_E_FORMAT, "an argument given twice");
+        }
+    }
+    wrpo__jargs args = {.pos = pos.items, .count = pos.count, .named = named.keys.count ? wrpo__jdict_done(J, &named) : NULL};
+    return args;
+}
+static wrpo__jv wrpo__jcall_macro(wrpo__jinja *J, wrpo__jv macro, const wrpo__jargs *args) {
+    const wrpo__jnode *x = macro->node;
+    wrpo__jscope *scope = wrpo__jscope_new(J, macro->scope);
+    wrpo__jdict rest = {0};
+    wrpo__jlist more = {0};
+    wrpo__jv caller = NULL;
+    int64_t k = 0, used = 0;
+    for (const wrpo__jnode *p = x->c; p; p = p->next, k++) {
+        wrpo__jv named = args->named ? wrpo__jdict_get(J, args->named, wrpo__jbytes(J, p->s, p->n)) : NULL, v = k < args->count ? args->pos[k] : named;
+        if (v && v == named) used++;
+        else if (named) wrpo__jfail(J, WRPO_E_FORMAT, "macro %.*s has two values for \"%.*s\"", (int)WRPO__MIN(x->n, 60), x->s, (int)WRPO__MIN(p->n, 60), p->s);
+        if (!v) v = p->a ? wrpo__jeval(J, p->a, scope) : wrpo__jundefined(J, p->s, p->n);
+        wrpo__jset(J, scope, p->s, p->n, v);
+    }
+    for (int64_t i = 0; args->named && i < args->named->count; i++) {
+        wrpo__jv key = args->named->keys[i];
+        if (wrpo__jscope_find(scope, key->s, key->n)) continue;
+        if (x->op & WRPO__J_USES_CALLER && wrpo__jnamed(key->s, key->n, "caller")) { caller = args->named->items[i]; continue; }
+        if (!(x->op & WRPO__J_USES_KWARGS)) wrpo__jfail(J, WRPO_E_FORMAT, "macro %.*s takes no argument \"%.*s\"", (int)WRPO__MIN(x->n, 60), x->s, (int)WRPO__MIN(key->n, 60), key->s);
+        wrpo__jdict_put(J, &rest, key, args->named->items[i]);
+    }
+    for (; k < args->count; k++) {
+        if (!(x->op & WRPO__J_USES_VARARGS)) wrpo__jfail(J, WRPO_E_FORMAT, "macro %.*s is given %lld arguments too many", (int)WRPO__MIN(x->n, 60), x->s, (long long)(args->count - k));
+        wrpo__jpush(J, &more, args->pos[k]);
+    }
+    if (x->op & WRPO__J_USES_CALLER && !wrpo__jscope_find(scope, "caller", 6)) wrpo__jset(J, scope, "caller", 6, caller ? caller : wrpo__jundefined(J, "caller", 6));
+    if (x->op & WRPO__J_USES_KWARGS && !wrpo__jscope_find(scope, "kwargs", 6)) wrpo__jset(J, scope, "kwargs", 6, wrpo__jdict_done(J, &rest));
+    if (x->op & WRPO__J_USES_VARARGS && !wrpo__jscope_find(scope, "varargs", 7)) wrpo__jset(J, scope, "varargs", 7, wrpo__jseq(J, WRPO__J_TUPLE, more.items, more.count));
+    wrpo__text out = {.arena = J->arena};
+    wrpo__jexec(J, x->list, scope, &out);
+    return wrpo__jfinish(J, &out);
+}
+static void wrpo__jrun_loop(wrpo__jinja *J, const wrpo__jnode *x, wrpo__jv over, wrpo__jscope *scope, int64_t depth0, wrpo__text *out) {
+    wrpo__jloop *loop = wrpo__jalloc(J, 1, sizeof *loop);
+    wrpo__jval *self = wrpo__jnew(J, WRPO__J_LOOP);
+    bool completed = false;
+    wrpo__jv item;
+    loop->node = x, loop->outer = scope, loop->index0 = -1, loop->length = -1, loop->depth0 = depth0;
+    loop->base = over->kind == WRPO__J_ITER ? over : wrpo__jitems(J, over);
+    loop->at = over->kind == WRPO__J_ITER ? over->taken : &loop->own;
+    self->loop = loop;
+    while ((item = loop->after ? loop->after : wrpo__jloop_fetch(J, loop))) {
+        wrpo__jscope *inner = wrpo__jscope_new(J, scope);
+        loop->before = loop->current, loop->current = item, loop->after = NULL;
+        loop->index0++;
+        wrpo__jset(J, inner, "loop", 4, self);
+        wrpo__jassign(J, x->a, item, inner);
+        wrpo__jflow flow = wrpo__jexec(J, x->list, inner, out);
+        completed = completed || flow == WRPO__J_GO;
+        if (flow == WRPO__J_BROKE) break;
+    }
+    if (!completed && x->d) wrpo__jexec(J, x->d, wrpo__jscope_new(J, scope), out);   /* as Jinja: also where every pass was cut short */
+}
+static wrpo__jv wrpo__jcall_value(wrpo__jinja *J, wrpo__jv f, const wrpo__jargs *args) {
+    wrpo__jv r = NULL;
+    wrpo__jenter(J);
+    if (f->kind == WRPO__J_FUNCTION) r = wrpo__jinvoke(J, f->def, f->self, args);
+    else if (f->kind == WRPO__J_MACRO) r = wrpo__jcall_macro(J, f, args);
+    else if (f->kind == WRPO__J_LOOP && f->loop->node->op && args->count == 1 && !args->named) {   /* loop(children) of a recursive loop */
+        wrpo__text out = {.arena = J->arena};
+        wrpo__jrun_loop(J, f->loop->node, args->pos[0], f->loop->outer, f->loop->depth0 + 1, &out);
+        r = wrpo__jfinish(J, &out);
+    } else if (f->kind == WRPO__J_UNDEFINED) wrpo__jfail_undefined(J, f);
+    else wrpo__jfail(J, WRPO_E_FORMAT, "%s cannot be called", wrpo__jtype(f));
+    J->depth--;
+    return r;
+}
+static wrpo__jv wrpo__jlookup_var(wrpo__jinja *J, const wrpo__jnode *x, const wrpo__jscope *scope) {
+    for (; scope; scope = scope->up) {
+        const wrpo__jvar *v = wrpo__jscope_find(scope, x->s, x->n);
+        if (v) return v->value;
+    }
+    const wrpo__jdef *def = wrpo__jlookup(wrpo__jglobals, x->s, x->n);
+    if (!def) return wrpo__jundefined(J, x->s, x->n);
+    wrpo__jval *f = wrpo__jnew(J, WRPO__J_FUNCTION);
+    f->def = def;
+    return f;
+}
+static wrpo__jv wrpo__jeval(wrpo__jinja *J, const wrpo__jnode *x, wrpo__jscope *scope) {
+    wrpo__jv r = NULL, v;
+    wrpo__jspend(J, 1);
+    J->line = x->line;
+    if (x->kind == WRPO__J_CONST) return x->value;
+    if (x->kind == WRPO__J_VAR) return wrpo__jlookup_var(J, x, scope);
+    wrpo__jenter(J);
+    switch (x->kind) {
+    case WRPO__J_ATTR:
+        v = wrpo__jeval(J, x->a, scope);
+        J->line = x->line;
+        r = wrpo__jattr(J, v, x->s, x->n);
+        break;
+    case WRPO__J_ITEM: {
+        v = wrpo__jeval(J, x->a, scope);
+        wrpo__jv key = wrpo__jeval(J, x->b, scope);
+        J->line = x->line;
+        r = wrpo__jitem(J, v, key);
+        break;
+    }
+    case WRPO__J_SLICE: {
+        wrpo__jv from, to, by;
+        v = wrpo__jeval(J, x->a, scope);
+        from = x->b ? wrpo__jeval(J, x->b, scope) : NULL, to = x->c ? wrpo__jeval(J, x->c, scope) : NULL, by = x->d ? wrpo__jeval(J, x->d, scope) : NULL;
+        J->line = x->line;
+        if (v->kind == WRPO__J_UNDEFINED) wrpo__jfail_undefined(J, v);
+        r = wrpo__jslice(J, v, from, to, by);
+        break;
+    }
+    case WRPO__J_CALL: case WRPO__J_FILTER: case WRPO__J_TEST: {
+        v = wrpo__jeval(J, x->a, scope);
+        wrpo__jargs args = wrpo__jeval_args(J, x->list, scope);
+        J->line = x->line;
+        r = x->kind == WRPO__J_CALL ? wrpo__jcall_value(J, v, &args)
+          : x->kind == WRPO__J_FILTER ? wrpo__jfilter(J, x->s, x->n, v, &args) : wrpo__jbool(wrpo__jtest(J, x->s, x->n, v, &args));
+        break;
+    }
+    case WRPO__J_NOT: r = wrpo__jbool(!wrpo__jtruth(wrpo__jeval(J, x->a, scope))); break;
+    case WRPO__J_NEG: case WRPO__J_POS:
+        v = wrpo__jeval(J, x->a, scope);
+        if (v->kind == WRPO__J_UNDEFINED) wrpo__jfail_undefined(J, v);
+        if (v->kind == WRPO__J_FLOAT) r = wrpo__jfloat(J, x->kind == WRPO__J_NEG ? -v->f : v->f);
+        else r = wrpo__jarithmetic(J, x->kind == WRPO__J_NEG ? '-' : '+', wrpo__jint(J, 0), wrpo__jint(J, wrpo__jto_int(J, v)));
+        break;
+    case WRPO__J_AND: v = wrpo__jeval(J, x->a, scope); r = wrpo__jtruth(v) ? wrpo__jeval(J, x->b, scope) : v; break;
+    case WRPO__J_OR: v = wrpo__jeval(J, x->a, scope); r = wrpo__jtruth(v) ? v : wrpo__jeval(J, x->b, scope); break;
+    case WRPO__J_ARITHMETIC: {
+        v = wrpo__jeval(J, x->a, scope);
+        wrpo__jv w = wrpo__jeval(J, x->b, scope);
+        J->line = x->line;
+        r = wrpo__jarithmetic(J, x->op, v, w);
+        break;
+    }
+    case WRPO__J_COMPARE: {                            /* a < b < c: each operand once, up to the first that fails */
+        bool holds = true;
+        v = wrpo__jeval(J, x->a, scope);
+        for (const wrpo__jnode *o = x->list; o && holds; o = o->next) {
+            wrpo__jv w = wrpo__jeval(J, o->a, scope);
+            J->line = o->line;
+            holds = wrpo__jrelation(J, o->op, v, w);
+            v = w;
+        }
+        r = wrpo__jbool(holds);
+        break;
+    }
+    case WRPO__J_CONCAT: {
+        wrpo__text t = {.arena = J->arena};
+        for (const wrpo__jnode *p = x->list; p; p = p->next) wrpo__jprint(J, &t, wrpo__jeval(J, p, scope), false);
+        r = wrpo__jfinish(J, &t);
+        break;
+    }
+    case WRPO__J_COND:
+        r = wrpo__jtruth(wrpo__jeval(J, x->a, scope)) ? wrpo__jeval(J, x->b, scope)
+          : x->c ? wrpo__jeval(J, x->c, scope) : wrpo__jundefined(J, "if without else", 15);
+        break;
+    case WRPO__J_MAKE_LIST: case WRPO__J_MAKE_TUPLE: {
+        wrpo__jlist l = {0};
+        for (const wrpo__jnode *p = x->list; p; p = p->next) wrpo__jpush(J, &l, wrpo__jeval(J, p, scope));
+        r = wrpo__jseq(J, x->kind == WRPO__J_MAKE_LIST ? WRPO__J_LIST : WRPO__J_TUPLE, l.items, l.count);
+        break;
+    }
+    case WRPO__J_MAKE_DICT: {
+        wrpo__jdict d = {0};
+        for (const wrpo__jnode *p = x->list; p; p = p->next) {
+            wrpo__jv key = wrpo__jeval(J, p->a, scope);
+            wrpo__jdict_put(J, &d, key, wrpo__jeval(J, p->b, scope));
+        }
+        r = wrpo__jdict_done(J, &d);
+        break;
+    }
+    default: wrpo__jfail(J, WRPO_E_UNSUPPORTED, "an assignment's target as a value");
+    }
+    J->depth--;
+    return r;
+}
+static wrpo__jflow wrpo__jexec(wrpo__jinja *J, const wrpo__jnode *x, wrpo__jscope *scope, wrpo__text *out) {
+    wrpo__jflow flow = WRPO__J_GO;
+    wrpo__jenter(J);
+    for (; x && flow == WRPO__J_GO; x = x->next) {
+        wrpo__jspend(J, 1);
+        J->line = x->line;
+        switch (x->kind) {
+        case WRPO__J_TEXT: wrpo__jput(J, out, x->s, x->n); break;
+        case WRPO__J_PRINT:
+            for (const wrpo__jnode *p = x->list; p; p = p->next) wrpo__jprint(J, out, wrpo__jeval(J, p, scope), false);
+            break;
+        case WRPO__J_SET: wrpo__jassign(J, x->a, wrpo__jeval(J, x->b, scope), scope); break;
+        case WRPO__J_IF: flow = wrpo__jexec(J, wrpo__jtruth(wrpo__jeval(J, x->a, scope)) ? x->list : x->d, scope, out); break;
+        case WRPO__J_FOR: {
+            wrpo__jv over = wrpo__jeval(J, x->b, scope);
+            J->line = x->line;
+            wrpo__jrun_loop(J, x, over, scope, 0, out);
+            break;
+        }
+        case WRPO__J_SET_BLOCK: case WRPO__J_FILTER_BLOCK: {
+            wrpo__text body = {.arena = J->arena};
+            wrpo__jscope *inner = wrpo__jscope_new(J, scope);
+            wrpo__jexec(J, x->list, inner, &body);
+            wrpo__jset(J, inner, "(body)", 6, wrpo__jfinish(J, &body));
+            wrpo__jv v = wrpo__jeval(J, x->b, inner);
+            if (x->kind == WRPO__J_SET_BLOCK) wrpo__jassign(J, x->a, v, scope);
+            else wrpo__jprint(J, out, v, false);
+            break;
+        }
+        case WRPO__J_DEFINE: {
+            wrpo__jval *macro = wrpo__jnew(J, WRPO__J_MACRO);
+            macro->node = x, macro->scope = scope;
+            wrpo__jset(J, scope, x->s, x->n, macro);
+            break;
+        }
+        case WRPO__J_CALL_BLOCK: {
+            wrpo__jdict named = {0};
+            wrpo__jval *caller = wrpo__jnew(J, WRPO__J_MACRO);
+            caller->node = x->b, caller->scope = scope;
+            wrpo__jv f = wrpo__jeval(J, x->a->a, scope);
+            wrpo__jargs args = wrpo__jeval_args(J, x->a->list, scope);
+            for (int64_t i = 0; args.named && i < args.named->count; i++) wrpo__jdict_put(J, &named, args.named->keys[i], args.named->items[i]);
+            wrpo__jdict_put(J, &named, wrpo__jbytes(J, "caller", 6), caller);
+            args.named = wrpo__jdict_done(J, &named);
+            J->line = x->line;
+            wrpo__jprint(J, out, wrpo__jcall_value(J, f, &args), false);
+            break;
+        }
+        case WRPO__J_WITH: {
+            wrpo__jscope *inner = wrpo__jscope_new(J, scope);
+            for (const wrpo__jnode *p = x->a; p; p = p->next) wrpo__jassign(J, p->a, wrpo__jeval(J, p->b, scope), inner);
+            flow = wrpo__jexec(J, x->list, inner, out);
+            break;
+        }
+        case WRPO__J_SCOPE: wrpo__jexec(J, x->list, wrpo__jscope_new(J, scope), out); break;
+        case WRPO__J_BREAK: flow = WRPO__J_BROKE; break;
+        case WRPO__J_CONTINUE: flow = WRPO__J_CONTINUED; break;
+        default: wrpo__jfail(J, WRPO_E_UNSUPPORTED, "a statement of kind %d", (int)x->kind);
+        }
+    }
+    J->depth--;
+    return flow;
+}
+
+/* ---- a template, compiled once per tokenizer; and a conversation through it ---- */
+typedef struct wrpo__jtemplate { wrpo__arena *arena; const wrpo__jnode *root; } wrpo__jtemplate;
+static void wrpo__jtemplate_free(void *p) { wrpo__arena_free(((wrpo__jtemplate *)p)->arena); }
+static wrpo_result wrpo__jcompile(wrpo_ctx *ctx, const char *source, size_t size, wrpo__jtemplate *out) {
+    WRPO__TRY(ctx, wrpo__arena_new(ctx), false) {
+        wrpo__jinja J = {.ctx = ctx, .arena = wrpo__here, .name = "chat template", .line = 1};
+        char *s = wrpo__jalloc(&J, (int64_t)size + 1, 1);
+        size_t n = 0;
+        for (size_t i = 0, k; i < size; i += k) {      /* every newline is \n; the last one is dropped */
+            if (wrpo__utf8_get(source + i, size - i, &k) < 0) wrpo__jfail(&J, WRPO_E_FORMAT, "not UTF-8");
+            memcpy(s + n, source + i, k);
+            n += k;
+            J.line += s[n - 1] == '\n';
+            if (s[n - 1] != '\r') continue;
+            s[n - 1] = '\n';
+            if (i + 1 < size && source[i + 1] == '\n') k = 2;
+        }
+        if (n && s[n - 1] == '\n') n--;
+        wrpo__jparser P = {.J = &J, .t = wrpo__jlex(&J, s, n)};
+        out->root = wrpo__jblocks(&P, NULL);
+        out->arena = wrpo__here;
+    }
+    return wrpo__end(&wrpo__entry);
+}
+static wrpo__jv wrpo__jfrom_json(wrpo__jinja *J, const wrpo_json *j) {
+    wrpo__jlist items = {0}, keys = {0};
+    switch (j->kind) {
+    case WRPO_JSON_NULL: return &wrpo__jnone;
+    case WRPO_JSON_BOOL: return wrpo__jbool(j->boolean);
+    case WRPO_JSON_STRING: return wrpo__jbytes(J, j->text, j->size);
+    case WRPO_JSON_NUMBER:
+        if (j->exact) return wrpo__jint(J, j->integer);
+        if (strpbrk(j->text, ".eE")) return wrpo__jfloat(J, j->number);
+        else {                                         /* beyond 64 bits: printed as it stands */
+            wrpo__jval *v = wrpo__jnew(J, WRPO__J_INT);
+            v->s = j->text, v->n = j->size;
+            return v;
+        }
+    default: break;
+    }
+    wrpo__jenter(J);
+    for (const wrpo_json *x = j->child; x; x = x->next) {
+        if (j->kind == WRPO_JSON_OBJECT) wrpo__jpush(J, &keys, wrpo__jbytes(J, x->key, x->key_size));
+        wrpo__jpush(J, &items, wrpo__jfrom_json(J, x));
+    }
+    J->depth--;
+    wrpo__jval *v = wrpo__jnew(J, j->kind == WRPO_JSON_OBJECT ? WRPO__J_DICT : WRPO__J_LIST);
+    v->keys = keys.items, v->items = items.items, v->count = items.count;
+    return v;
+}
+/* transformers shows a message's reasoning under each name that templates know: reasoning_content, thinking. */
+static wrpo__jv wrpo__jmessage(wrpo__jinja *J, const wrpo_json *message) {
+    static const char *const names[] = {"reasoning_content", "thinking", "reasoning"};
+    wrpo__jv v = wrpo__jfrom_json(J, message), reasoning = NULL;
+    for (int i = 0; i < 3 && v->kind == WRPO__J_DICT && !reasoning; i++) {
+        reasoning = wrpo__jdict_get(J, v, wrpo__jbytes(J, names[i], strlen(names[i])));
+        if (reasoning && reasoning->kind == WRPO__J_NONE) reasoning = NULL;
+    }
+    if (!reasoning) return v;
+    wrpo__jdict d = {0};
+    wrpo__jdict_put(J, &d, wrpo__jbytes(J, "thinking", 8), reasoning);
+    for (int64_t i = 0; i < v->count; i++) wrpo__jdict_put(J, &d, v->keys[i], v->items[i]);
+    wrpo__jdict_put(J, &d, wrpo__jbytes(J, "reasoning_content", 17), reasoning);
+    return wrpo__jdict_done(J, &d);
+}
+static void wrpo__jgive(wrpo__jinja *J, const char *name, const char *text) {   /* a string variable; NULL: none */
+    if (text) wrpo__jset(J, J->root, name, strlen(name), wrpo__jbytes(J, text, strlen(text)));
+}
+/* The conversation as text, appended to out. Everything made on the way lives in temp. now: of strftime_now. */
+static void wrpo__chat_at(wrpo__arena *temp, wrpo_tokenizer *tok, const wrpo_json *messages, bool add_generation_prompt,
+                          const wrpo_json *kwargs, time_t now, wrpo__text *out) {
+    wrpo_ctx *ctx = tok->ctx;
+    if (!tok->chat_template) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: no chat template (chat_template.jinja, or chat_template in tokenizer_config.json)", tok->dir);
+    if (!tok->chat) {
+        wrpo__jtemplate *made = WRPO__NEW(tok->arena, wrpo__jtemplate);
+        wrpo__on_free(tok->arena, wrpo__jtemplate_free, made);
+        wrpo__need(ctx, wrpo__jcompile(ctx, tok->chat_template, tok->chat_template_size, made));
+        tok->chat = made;
+    }
+    wrpo__jinja J = {.ctx = ctx, .arena = temp, .name = "chat template", .line = 1, .now = now};
+    J.root = wrpo__jscope_new(&J, NULL);
+    if (messages->kind != WRPO_JSON_ARRAY) wrpo__fail(ctx, WRPO_E_ARG, "chat: want an array of messages");
+    wrpo__jlist list = {0};
+    for (const wrpo_json *m = messages->child; m; m = m->next) {
+        if (m->kind != WRPO_JSON_OBJECT) wrpo__fail(ctx, WRPO_E_ARG, "chat: want every message to be an object");
+        wrpo__jpush(&J, &list, wrpo__jmessage(&J, m));
+    }
+    wrpo__jgive(&J, "bos_token", tok->bos_token);
+    wrpo__jgive(&J, "eos_token", tok->eos_token);
+    wrpo__jgive(&J, "unk_token", tok->unk_token);
+    wrpo__jgive(&J, "pad_token", tok->pad_token);
+    static const char *const rare[] = {"sep_token", "cls_token", "mask_token"};
+    for (int i = 0; i < 3; i++) {                      /* a string, or an object with its content */
+        const wrpo_json *t = tok->config ? wrpo__json_get(tok->config, rare[i]) : NULL;
+        if (t && t->kind == WRPO_JSON_OBJECT) t = wrpo__json_get(t, "content");
+        if (t && t->kind == WRPO_JSON_STRING) wrpo__jgive(&J, rare[i], t->text);
+    }
+    wrpo__jset(&J, J.root, "tools", 5, &wrpo__jnone);
+    wrpo__jset(&J, J.root, "documents", 9, &wrpo__jnone);
+    wrpo__jset(&J, J.root, "messages", 8, wrpo__jseq(&J, WRPO__J_LIST, list.items, list.count));
+    wrpo__jset(&J, J.root, "add_generation_prompt", 21, wrpo__jbool(add_generation_prompt));
+    for (const wrpo_json *k = kwargs ? kwargs->child : NULL; k; k = k->next) wrpo__jset(&J, J.root, k->key, k->key_size, wrpo__jfrom_json(&J, k));
+    wrpo__jexec(&J, ((const wrpo__jtemplate *)tok->chat)->root, J.root, out);
+}
+static void wrpo__chat(wrpo__arena *temp, wrpo_tokenizer *tok, const wrpo_json *messages, bool add_generation_prompt, const wrpo_json *kwargs, wrpo__text *out) {
+    wrpo__chat_at(temp, tok, messages, add_generation_prompt, kwargs, time(NULL), out);
+}
+WRPO_API wrpo_result wrpo_chat(wrpo_tokenizer *tok, const wrpo_json *messages, bool add_generation_prompt, const wrpo_json *kwargs, char **text, size_t *size) {
+    wrpo_ctx *ctx = tok->ctx;
+    *text = NULL, *size = 0;
+    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
+        wrpo__text out = {.arena = wrpo__here};
+        wrpo__chat(wrpo__here, tok, messages, add_generation_prompt, kwargs, &out);
+        *text = wrpo__handout(ctx, out.data, out.size);
+        *size = out.size;
+    }
+    return wrpo__end(&wrpo__entry);
+}
+
+/* --------------------------------------------------------------------------------------------- >>data
+   JSON lines of records to token ids.
+
+   A record is read into a conversation (the prompt's messages) and its responses, each a message with a role
+   in the loss; then tokenized in one of two ways:
+     clean     prompt ids are what the model gets at inference; a response's ids are what the template writes
+               after that, up to and including the turn's end token, once
+     authors   as the reference trainer does it: see wrpo__tokenize_authors                                  */
+struct wrpo_data {
+    wrpo_ctx *ctx;
+    wrpo__arena *arena;
+    wrpo_record *records;            /* stb array */
+    wrpo_data_stats stats;
+};
+typedef struct wrpo__answer { wrpo_role role; const wrpo_json *message; double weight; } wrpo__answer;
+typedef struct wrpo__ids { int32_t *ids; int64_t first; } wrpo__ids;         /* stb array; scored from first */
+typedef struct wrpo__reading {       /* one line on its way; everything here is scratch but data */
+    wrpo_ctx *ctx;
+    wrpo_data *data;
+    wrpo_tokenizer *tok;
+    wrpo_data_desc desc;
+    wrpo__arena *scratch;
+    int64_t line;
+    const char *id;                  /* the record's prompt_id */
+    const wrpo_json **prompt;        /* stb array of messages */
+    wrpo__answer *answers;           /* stb array */
+    int32_t *specials;               /* stb array: the tokenizer's special tokens, one of which ends a turn */
+} wrpo__reading;
+_Noreturn WRPO__PRINTF(3, 4) static void wrpo__record_fail(const wrpo__reading *in, const wrpo_json *at, const char *format, ...) {
+    char what[400];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(what, sizeof what, format, args);
+    va_end(args);
+    wrpo__fail_at(in->ctx, WRPO_E_FORMAT, in->line, at ? at->column : 0, "%s:%lld: record \"%.80s\": %s", in->desc.path, (long long)in->line, in->id, what);
+}
+
+/* ---- a line to messages ---- */
+static const wrpo_json *wrpo__new_string(wrpo__arena *arena, const char *key, const char *text, size_t size) {
+    wrpo_json *v = WRPO__NEW(arena, wrpo_json);
+    v->kind = WRPO_JSON_STRING, v->key = key, v->key_size = strlen(key), v->text = text, v->size = size;
+    return v;
+}
+static const wrpo_json *wrpo__new_message(wrpo__reading *in, const char *role, const wrpo_json *text) {   /* a bare string becomes a message */
+    wrpo_json *message = WRPO__NEW(in->scratch, wrpo_json), *r, *c;
+    r = (wrpo_json *)(uintptr_t)wrpo__new_string(in->scratch, "role", role, strlen(role));
+    c = (wrpo_json *)(uintptr_t)wrpo__new_string(in->scratch, "content", text->text, text->size);
+    message->kind = WRPO_JSON_OBJECT, message->count = 2, message->child = r, r->next = c;
+    message->line = text->line, message->column = text->column;
+    return message;
+}
+/* An array node over messages: shallow copies, since a node can be in one list only. */
+static const wrpo_json *wrpo__new_array(wrpo__arena *arena, const wrpo_json *const *items, int64_t count, const wrpo_json *last) {
+    wrpo_json *array = WRPO__NEW(arena, wrpo_json), **tail = &array->child;
+    array->kind = WRPO_JSON_ARRAY;
+    for (int64_t i = 0; i < count + (last != NULL); i++, array->count++) {
+        *tail = WRPO__NEW(arena, wrpo_json);
+        **tail = i < count ? *items[i] : *last;
+        (*tail)->next = NULL;
+        tail = &(*tail)->next;
+    }
+    return array;
+}
+static const wrpo_json *wrpo__message_part(const wrpo__reading *in, const wrpo_json *message, const char *key, const char *what) {
+    const wrpo_json *v = wrpo__json_get(message, key);
+    if (!v || v->kind != WRPO_JSON_STRING) wrpo__record_fail(in, message, "%s: want a message with a string \"%s\", found %s", what, key, v ? "something else" : "none");
+    return v;
+}
+/* A string, a message or a list of either, as an stb array of messages; a string takes the role given. */
+static const wrpo_json **wrpo__messages(wrpo__reading *in, const wrpo_json *v, const char *role, const char *what) {
+    const wrpo_json **list = NULL;
+    for (const wrpo_json *m = v->kind == WRPO_JSON_ARRAY ? v->child : v; m; m = v->kind == WRPO_JSON_ARRAY ? m->next : NULL) {
+        const wrpo_json *message = m->kind == WRPO_JSON_STRING ? wrpo__new_message(in, role, m) : m;
+        if (message->kind != WRPO_JSON_OBJECT) wrpo__record_fail(in, m, "%s: want a string, a message or a list of messages", what);
+        wrpo__message_part(in, message, "role", what), wrpo__message_part(in, message, "content", what);
+        stbds_arrput(list, message);
+    }
+    if (!list) wrpo__record_fail(in, v, "%s: want at least one message, found none", what);
+    return list;
+}
+static bool wrpo__is_assistant(const wrpo_json *message) { return wrpo__json_is(wrpo__json_get(message, "role"), "assistant"); }
+static void wrpo__add_answer(wrpo__reading *in, wrpo_role role, const wrpo_json *message, double weight, const char *what) {
+    const wrpo_json *content = wrpo__json_get(message, "content");
+    if (content->size == strspn(content->text, " \t\r\n\v\f")) wrpo__record_fail(in, message, "%s: want a response, found an empty one", what);
+    wrpo__answer answer = {role, message, weight};
+    stbds_arrput(in->answers, answer);
+}
+/* A conversation ends in the answer; what stands before is the prompt and must agree with one that is there already. */
+static const wrpo_json *wrpo__take_conversation(wrpo__reading *in, const wrpo_json **list, const char *what) {
+    const int64_t n = stbds_arrlen(list) - 1;
+    if (!wrpo__is_assistant(list[n])) wrpo__record_fail(in, list[n], "%s: want an assistant's message at the end", what);
+    if (n == 0) return list[0];
+    if (!in->prompt)
+        for (int64_t i = 0; i < n; i++) stbds_arrput(in->prompt, list[i]);
+    bool same = stbds_arrlen(in->prompt) == n;
+    for (int64_t i = 0; same && i < n; i++)
+        for (int part = 0; part < 2; part++) {
+            const wrpo_json *a = wrpo__json_get(list[i], part ? "content" : "role"), *b = wrpo__json_get(in->prompt[i], part ? "content" : "role");
+            same = same && a->size == b->size && !memcmp(a->text, b->text, a->size);
+        }
+    if (!same) wrpo__record_fail(in, list[0], "%s: the messages before the answer are not the prompt", what);
+    return list[n];
+}
+/* chosen: one answer, a conversation that ends in one, or candidates [source, ..., target]; rejected: one answer. */
+static void wrpo__read_answers(wrpo__reading *in, const wrpo_json *v, bool chosen) {
+    const char *what = chosen ? "chosen" : "rejected";
+    const wrpo_json **list = wrpo__messages(in, v, "assistant", what);
+    const int64_t n = stbds_arrlen(list);
+    bool all = true;
+    for (int64_t i = 0; i < n; i++) all = all && wrpo__is_assistant(list[i]);
+    if (!all || n == 1) {
+        const wrpo_json *answer = wrpo__take_conversation(in, list, what);
+        wrpo__add_answer(in, chosen ? WRPO_TARGET : WRPO_REJECTED, answer, 1, what);
+        return;
+    }
+    if (!chosen) wrpo__record_fail(in, v, "rejected: want one response, found %lld", (long long)n);
+    for (int64_t i = 0; i < n; i++) wrpo__add_answer(in, i < n - 1 ? WRPO_SOURCE : WRPO_TARGET, list[i], i < n - 1 ? 1.0 / (double)(n - 1) : 1, what);
+}
+static void wrpo__read_record(wrpo__reading *in, const wrpo_json *root) {
+    in->id = wrpo__format(in->data->arena, "line %lld", (long long)in->line);
+    if (root->kind != WRPO_JSON_OBJECT) wrpo__record_fail(in, root, "want an object");
+    const wrpo_json *id = wrpo__json_get(root, "prompt_id"), *prompt = wrpo__json_get(root, "prompt"), *messages = wrpo__json_get(root, "messages");
+    const wrpo_json *chosen = wrpo__json_get(root, "chosen"), *rejected = wrpo__json_get(root, "rejected");
+    if (id && id->kind != WRPO_JSON_NULL) {
+        if (id->kind != WRPO_JSON_STRING && id->kind != WRPO_JSON_NUMBER) wrpo__record_fail(in, id, "prompt_id: want a string or a number");
+        in->id = wrpo__strndup(in->data->arena, id->text, id->size);
+    }
+    if (messages && !chosen && !rejected) {            /* for SFT */
+        const wrpo_json **list = wrpo__messages(in, messages, "user", "messages");
+        if (stbds_arrlen(list) < 2) wrpo__record_fail(in, messages, "messages: want a prompt and an answer, found %lld message", (long long)stbds_arrlen(list));
+        wrpo__add_answer(in, WRPO_SOURCE, wrpo__take_conversation(in, list, "messages"), 1, "messages");
+        return;
+    }
+    if (prompt) in->prompt = wrpo__messages(in, prompt, "user", "prompt");
+    if (!chosen || !rejected) wrpo__record_fail(in, root, "\"%s\" is missing", !chosen ? "chosen" : "rejected");
+    wrpo__read_answers(in, chosen, true);
+    wrpo__read_answers(in, rejected, false);
+    if (!in->prompt) wrpo__record_fail(in, root, "\"prompt\" is missing");
+}
+
+/* ---- tokenization ---- */
+static const char *wrpo__find_last(const char *text, size_t n, const char *what, size_t k) {
+    for (const char *p = text + n - k; k && k <= n; p--) {
+        if (!memcmp(p, what, k)) return p;
+        if (p == text) break;
+    }
+    return NULL;
+}
+/* Where the turn that holds this reply ends in text: behind the first special token at or after the reply. 0: it has none. */
+static size_t wrpo__turn_end(const wrpo__reading *in, const char *text, size_t n, const char *reply, size_t k) {
+    const char *at = wrpo__find_last(text, n, reply, k);
+    for (size_t i = at ? (size_t)(at - text) + k : 0; i < n; i++) {
+        size_t longest = 0;
+        for (int64_t t = 0; t < stbds_arrlen(in->specials); t++) {
+            const wrpo__token *token = &in->tok->tokens[in->specials[t]];
+            const size_t size = (size_t)token->size;
+            if (size > longest && size <= n - i && !memcmp(text + i, token->text, size)) longest = size;
+        }
+        if (longest) return i + longest;
+    }
+    return 0;
+}
+static void wrpo__tokenize_clean(wrpo__reading *in, wrpo__ids *prompt, wrpo__ids *out) {
+    const int64_t count = stbds_arrlen(in->prompt);
+    wrpo__text before = {.arena = in->scratch};
+    wrpo__chat(in->scratch, in->tok, wrpo__new_array(in->scratch, in->prompt, count, NULL), true, NULL, &before);
+    wrpo__encode(in->tok, before.data ? before.data : "", before.size, 0, &prompt->ids);
+    for (int64_t k = 0; k < stbds_arrlen(in->answers); k++) {
+        const wrpo_json *message = in->answers[k].message, *content = wrpo__json_get(message, "content");
+        wrpo__text whole = {.arena = in->scratch};
+        wrpo__chat(in->scratch, in->tok, wrpo__new_array(in->scratch, in->prompt, count, message), false, NULL, &whole);
+        const char *reply = content->text, *rest = whole.data;
+        size_t size = content->size, n = whole.size;
+        while (size && strchr(" \t\r\n\v\f", reply[0])) reply++, size--;             /* templates may trim */
+        while (size && strchr(" \t\r\n\v\f", reply[size - 1])) size--;
+        if (n > before.size && !memcmp(rest, before.data, before.size)) rest += before.size, n -= before.size;
+        else {                       /* the template writes a prompt differently once it is answered: go by the reply's text */
+            const char *at = wrpo__find_last(rest, n, reply, size);
+            if (!at) wrpo__record_fail(in, message, "the chat template does not show the response");
+            n -= (size_t)(at - rest), rest = at;
+        }
+        size_t end = wrpo__turn_end(in, rest, n, reply, size);
+        wrpo__encode(in->tok, rest, end ? end : n, WRPO_ENCODE_CONTINUE, &out[k].ids);
+        if (!end && in->tok->eos >= 0) stbds_arrput(out[k].ids, in->tok->eos);
+    }
+    /* the prompt is cut from its left, then a response from its right */
+    int64_t P = stbds_arrlen(prompt->ids);
+    if (P > in->desc.max_prompt_length) {
+        stbds_arrdeln(prompt->ids, 0, (size_t)(P - in->desc.max_prompt_length));
+        P = in->desc.max_prompt_length;
+        in->data->stats.truncated_prompts++;
+    }
+    for (int64_t k = 0; k < stbds_arrlen(in->answers); k++)
+        if (P + stbds_arrlen(out[k].ids) > in->desc.max_length) {
+            stbds_arrsetlen(out[k].ids, (size_t)(in->desc.max_length - P));
+            in->data->stats.truncated_responses++;
+        }
+}
+/* The reference trainer's ids. The prompt is rendered without the generation prompt; each response as a conversation
+   of its own without BOS, so that the assistant's header is scored; both are tokenized as one text, and where the
+   border's tokens merge, the border moves one token to the left. EOS is appended once more. Truncation looks at
+   the longest response for all: the prompt keeps its end, then every response its begin.                      */
+static void wrpo__tokenize_authors(wrpo__reading *in, wrpo__ids *prompt, wrpo__ids *out) {
+    const int64_t K = stbds_arrlen(in->answers), max_length = in->desc.max_length, max_prompt = in->desc.max_prompt_length;
+    const char *bos = in->tok->bos_token;
+    int32_t *alone = NULL;
+    int64_t longest = 0, shared = INT64_MAX;
+    int32_t **prompts = wrpo__alloc(in->scratch, (size_t)K, sizeof *prompts);
+    wrpo__text before = {.arena = in->scratch};
+    bool cut_prompt = false;
+    wrpo__chat(in->scratch, in->tok, wrpo__new_array(in->scratch, in->prompt, stbds_arrlen(in->prompt), NULL), false, NULL, &before);
+    wrpo__encode(in->tok, before.data ? before.data : "", before.size, 0, &alone);
+    for (int64_t k = 0; k < K; k++) {
+        wrpo__text turn = {.arena = in->scratch}, whole = {.arena = in->scratch};
+        int32_t *ids = NULL;
+        wrpo__chat(in->scratch, in->tok, wrpo__new_array(in->scratch, &in->answers[k].message, 1, NULL), false, NULL, &turn);
+        size_t skip = bos && turn.size >= strlen(bos) && !memcmp(turn.data, bos, strlen(bos)) ? strlen(bos) : 0;
+        wrpo__text_add(&whole, before.data ? before.data : "", before.size);
+        if (turn.size) wrpo__text_add(&whole, turn.data + skip, turn.size - skip);
+        wrpo__encode(in->tok, whole.data, whole.size, 0, &ids);
+        int64_t border = stbds_arrlen(alone), n = stbds_arrlen(ids);
+        if (border > n || (border && memcmp(ids, alone, (size_t)border * sizeof *ids))) border--;
+        if (border > n || border < 1) wrpo__record_fail(in, in->answers[k].message, "the prompt's tokens cannot be told from the response's");
+        for (int64_t i = 0; i < n; i++)
+            if (i < border) stbds_arrput(prompts[k], ids[i]);
+            else stbds_arrput(out[k].ids, ids[i]);
+        if (in->tok->eos >= 0) stbds_arrput(out[k].ids, in->tok->eos);
+        longest = WRPO__MAX(longest, stbds_arrlen(out[k].ids));
+    }
+    for (int64_t k = 0; k < K; k++) {
+        int64_t P = stbds_arrlen(prompts[k]);
+        if (P + longest > max_length && P > max_prompt) {
+            stbds_arrdeln(prompts[k], 0, (size_t)(P - max_prompt));
+            P = max_prompt, cut_prompt = true;
+        }
+        if (P + longest > max_length && stbds_arrlen(out[k].ids) > max_length - max_prompt) {
+            stbds_arrsetlen(out[k].ids, (size_t)(max_length - max_prompt));
+            in->data->stats.truncated_responses++;
+        }
+        int64_t same = 0;                              /* with the first one's: at most the last token differs */
+        while (same < P && same < stbds_arrlen(prompts[0]) && prompts[k][same] == prompts[0][same]) same++;
+        shared = WRPO__MIN(shared, same);
+    }
+    in->data->stats.truncated_prompts += cut_prompt;
+    for (int64_t i = 0; i < shared; i++) stbds_arrput(prompt->ids, prompts[0][i]);
+    for (int64_t k = 0; k < K; k++) {                  /* what is not shared goes to the response, unscored */
+        const int64_t n = stbds_arrlen(out[k].ids);
+        out[k].first = stbds_arrlen(prompts[k]) - shared;
+        for (int64_t i = 0; i < n; i++) stbds_arrput(prompts[k], out[k].ids[i]);
+        stbds_arrsetlen(out[k].ids, 0);
+        for (int64_t i = shared; i < stbds_arrlen(prompts[k]); i++) stbds_arrput(out[k].ids, prompts[k][i]);
+    }
+}
+
+/* ---- records ---- */
+/* Copies a record into the data, its ids as one block. */
+static void wrpo__data_add(wrpo_data *data, const wrpo_record *record) {
+    wrpo__arena *arena = data->arena;
+    int64_t total = record->prompt_count, longest = 0;
+    for (int k = 0; k < record->count; k++) total += record->responses[k].count, longest = WRPO__MAX(longest, record->responses[k].count);
+    int32_t *ids = wrpo__alloc(arena, (size_t)total, sizeof *ids);
+    wrpo_tokens *responses = wrpo__alloc(arena, (size_t)record->count, sizeof *responses);
+    wrpo_record r = *record;
+    r.prompt_id = wrpo__strndup(arena, record->prompt_id, strlen(record->prompt_id));
+    r.prompt = ids, r.responses = responses;
+    memcpy(ids, record->prompt, (size_t)r.prompt_count * sizeof *ids);
+    ids += r.prompt_count;
+    for (int k = 0; k < r.count; k++) {
+        responses[k] = record->responses[k];
+        responses[k].ids = ids;
+        memcpy(ids, record->responses[k].ids, (size_t)responses[k].count * sizeof *ids);
+        ids += responses[k].count;
+    }
+    wrpo__here = arena;
+    stbds_arrput(data->records, r);
+    data->stats.records++, data->stats.prompt_tokens += r.prompt_count, data->stats.response_tokens += total - r.prompt_count;
+    data->stats.longest = WRPO__MAX(data->stats.longest, r.prompt_count + longest);
+}
+static void wrpo__load_line(wrpo__reading *in, const char *text, size_t n) {
+    wrpo__here = in->scratch;
+    wrpo__read_record(in, wrpo__json_parse(in->scratch, in->desc.path, in->line, text, n));
+    const int64_t K = stbds_arrlen(in->answers);
+    wrpo__ids prompt = {0}, *out = wrpo__alloc(in->scratch, (size_t)K, sizeof *out);
+    wrpo_tokens *responses = wrpo__alloc(in->scratch, (size_t)K, sizeof *responses);
+    if (in->desc.tokenization == WRPO_AUTHORS) wrpo__tokenize_authors(in, &prompt, out);
+    else wrpo__tokenize_clean(in, &prompt, out);
+    if (stbds_arrlen(prompt.ids) == 0) wrpo__record_fail(in, NULL, "the prompt has no token");
+    for (int64_t k = 0; k < K; k++) {
+        responses[k] = (wrpo_tokens){in->answers[k].role, out[k].ids, stbds_arrlen(out[k].ids), out[k].first, in->answers[k].weight};
+        if (responses[k].count <= responses[k].first) wrpo__record_fail(in, in->answers[k].message, "response %lld has no token", (long long)k + 1);
+    }
+    const wrpo_record record = {in->id, in->line, prompt.ids, stbds_arrlen(prompt.ids), responses, (int)K};
+    wrpo__data_add(in->data, &record);
+}
+static void wrpo__reading_drop(void *p) { wrpo__arena_free(p); }
+static wrpo_data *wrpo__data_load(wrpo__arena *arena, wrpo_tokenizer *tok, const wrpo_data_desc *desc) {
+    wrpo_ctx *ctx = arena->ctx;
+    wrpo_data *data = WRPO__NEW(arena, wrpo_data);
+    wrpo__reading in = {.ctx = ctx, .data = data, .tok = tok, .desc = *desc};
+    data->ctx = ctx, data->arena = arena;
+    if (!desc->path) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_data_desc: path is missing");
+    if (!in.desc.max_length) in.desc.max_length = 2048;
+    if (!in.desc.max_prompt_length) in.desc.max_prompt_length = WRPO__MIN(1800, WRPO__MAX(in.desc.max_length - 1, 1));
+    if (in.desc.max_prompt_length < 1 || in.desc.max_prompt_length >= in.desc.max_length)
+        wrpo__fail(ctx, WRPO_E_ARG, "max_prompt_length: want 1 to max_length - 1 = %lld, found %lld", (long long)in.desc.max_length - 1, (long long)in.desc.max_prompt_length);
+    if (desc->limit < 0) wrpo__fail(ctx, WRPO_E_ARG, "limit: want at least 0, found %lld", (long long)desc->limit);
+    wrpo__cleanup *owner = wrpo__on_free(arena, wrpo__reading_drop, NULL);
+    if (!(owner->p = in.scratch = wrpo__arena_new(ctx))) wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory");
+    for (int32_t id = 0; id < wrpo_tokenizer_size(tok); id++)
+        if (wrpo__is_special(tok, id)) stbds_arrput(in.specials, id);
+    const wrpo__file *f = wrpo__open_file(arena, desc->path);
+    const char *at = (const char *)f->data, *end = at + f->size;
+    while (at < end && !(desc->limit && data->stats.records >= desc->limit)) {
+        const char *newline = memchr(at, '\n', (size_t)(end - at)), *stop = newline ? newline : end;
+        size_t n = (size_t)(stop - at);
+        in.line++;
+        if (n && at[n - 1] == '\r') n--;
+        bool blank = true;
+        for (size_t i = 0; i < n; i++) blank = blank && (at[i] == ' ' || at[i] == '\t');
+        if (!blank) {
+            in.prompt = NULL, in.answers = NULL;
+            wrpo__load_line(&in, at, n);
+            wrpo__arena_clear(in.scratch);
+        }
+        at = newline ? newline + 1 : end;
+    }
+    wrpo__here = arena;
+    wrpo__arena_free(in.scratch);
+    owner->p = NULL;
+    if (!data->stats.records) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want records, found none", desc->path);
+    if (data->stats.truncated_prompts || data->stats.truncated_responses)
+        wrpo__log(ctx, WRPO_LOG_WARN, "%s: %lld prompts and %lld responses were cut to fit %lld tokens", desc->path, (long long)data->stats.truncated_prompts,
+                  (long long)data->stats.truncated_responses, (long long)in.desc.max_length);
+    return data;
+}
+WRPO_API wrpo_result wrpo_data_load(wrpo_tokenizer *tok, const wrpo_data_desc *desc, wrpo_data **out) {
+    *out = NULL;
+    WRPO__TRY(tok->ctx, wrpo__arena_new(tok->ctx), false) *out = wrpo__data_load(wrpo__entry.arena, tok, desc);
+    return wrpo__end(&wrpo__entry);
+}
+WRPO_API wrpo_result wrpo_data_from_ids(wrpo_ctx *ctx, const wrpo_record *records, int64_t count, wrpo_data **out) {
+    *out = NULL;
+    WRPO__TRY(ctx, wrpo__arena_new(ctx), false) {
+        wrpo_data *data = WRPO__NEW(wrpo__entry.arena, wrpo_data);
+        data->ctx = ctx, data->arena = wrpo__entry.arena;
+        for (int64_t i = 0; i < count; i++) {
+            const wrpo_record *r = &records[i];
+            bool ok = r->prompt_count >= 1 && r->count >= 1;
+            for (int k = 0; ok && k < r->count; k++) ok = r->responses[k].first >= 0 && r->responses[k].count > r->responses[k].first;
+            if (!ok) wrpo__fail(ctx, WRPO_E_ARG, "record %lld: want a prompt and responses, each with a token at least", (long long)i);
+            wrpo__data_add(data, r);
+        }
+        *out = data;
+    }
+    return wrpo__end(&wrpo__entry);
+}
+WRPO_API void wrpo_data_free(wrpo_data *data) {
+    if (data) wrpo__arena_free(data->arena);
+}
+WRPO_API int64_t wrpo_data_count(const wrpo_data *data) { return data->stats.records; }
+WRPO_API wrpo_record wrpo_data_record(const wrpo_data *data, int64_t i) { return data->records[i]; }
+WRPO_API wrpo_data_stats wrpo_data_statistics(const wrpo_data *data) { return data->stats; }
+
+/* --------------------------------------------------------------------------------------- >>checkpoint
+   A Hugging Face directory in, a Hugging Face directory out: config.json, weights, side files.          */
+
+/* ---- config.json: old (rope_theta, rope_scaling, torch_dtype) and new (rope_parameters, dtype) spellings ----
+   A key either changes a number below, or is known not to change one, or is refused by its name.        */
+typedef struct wrpo__reader { wrpo_ctx *ctx; const char *path; const wrpo_json *root; } wrpo__reader;
+_Noreturn static void wrpo__config_fail(const wrpo__reader *in, const wrpo_json *at, wrpo_result code, const char *what) {
+    wrpo__fail_at(in->ctx, code, at->line, at->column, "%s:%d: %s", in->path, at->line, what);
+}
+static const wrpo_json *wrpo__config_get(const wrpo_json *object, const char *key) {   /* null counts as absent */
+    const wrpo_json *v = wrpo__json_get(object, key);
+    return v && v->kind != WRPO_JSON_NULL ? v : NULL;
+}
+static int64_t wrpo__config_int(const wrpo__reader *in, const char *key, int64_t otherwise, int64_t low, int64_t high) {   /* otherwise -1: required */
+    const wrpo_json *v = wrpo__config_get(in->root, key);
+    char what[160];
+    if (!v && otherwise >= 0) return otherwise;
+    if (!v) wrpo__fail(in->ctx, WRPO_E_FORMAT, "%s: \"%s\" is missing", in->path, key);
+    if (v->kind == WRPO_JSON_NUMBER && v->exact && v->integer >= low && v->integer <= high) return v->integer;
+    snprintf(what, sizeof what, "%s: want an integer from %lld to %lld, found %.40s", key, (long long)low, (long long)high,
+             v->kind == WRPO_JSON_NUMBER ? v->text : "something else");
+    wrpo__config_fail(in, v, WRPO_E_FORMAT, what);
+}
+static double wrpo__config_number(const wrpo__reader *in, const wrpo_json *object, const char *key, double otherwise) {
+    const wrpo_json *v = wrpo__config_get(object, key);
+    char what[160];
+    if (!v) return otherwise;
+    if (v->kind == WRPO_JSON_NUMBER && v->number > 0 && v->number < 1e15) return v->number;
+    snprintf(what, sizeof what, "%s: want a positive number, found %.40s", key, v->kind == WRPO_JSON_NUMBER ? v->text : "something else");
+    wrpo__config_fail(in, v, WRPO_E_FORMAT, what);
+}
+static bool wrpo__config_bool(const wrpo__reader *in, const char *key, bool otherwise) {
+    const wrpo_json *v = wrpo__config_get(in->root, key);
+    char what[160];
+    if (!v) return otherwise;
+    if (v->kind == WRPO_JSON_BOOL) return v->boolean;
+    snprintf(what, sizeof what, "%s: want true or false", key);
+    wrpo__config_fail(in, v, WRPO_E_FORMAT, what);
+}
+static bool wrpo__among(const char *key, const char *const *list) {
+    for (; *list; list++)
+        if (!strcmp(key, *list)) return true;
+    return false;
+}
+static void wrpo__config_rope(const wrpo__reader *in, wrpo_config *c) {
+    static const char *const known[] = {"type", "rope_type", "rope_theta", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings",
+                                        "beta_fast", "beta_slow", "attention_factor", "truncate", "finetuned", "partial_rotary_factor", NULL};
+    wrpo_rope *p = &c->rope;
+    const wrpo_json *v5 = wrpo__config_get(in->root, "rope_parameters"), *v4 = wrpo__config_get(in->root, "rope_scaling"), *r = v5 ? v5 : v4;
+    char what[256];
+    p->theta = wrpo__config_number(in, in->root, "rope_theta", 10000);
+    if (!r) return;
+    if (r->kind != WRPO_JSON_OBJECT) wrpo__config_fail(in, r, WRPO_E_FORMAT, "rope_scaling: want an object");
+    p->theta = wrpo__config_number(in, r, "rope_theta", p->theta);
+    const wrpo_json *type = wrpo__config_get(r, "rope_type");
+    if (!type) type = wrpo__config_get(r, "type");
+    if (!type || wrpo__json_is(type, "default")) p->type = WRPO_ROPE_DEFAULT;
+    else if (wrpo__json_is(type, "linear")) p->type = WRPO_ROPE_LINEAR;
+    else if (wrpo__json_is(type, "llama3")) p->type = WRPO_ROPE_LLAMA3;
+    else if (wrpo__json_is(type, "yarn")) p->type = WRPO_ROPE_YARN;
+    else {
+        snprintf(what, sizeof what, "rope_type \"%.60s\" is not supported (default, linear, llama3 and yarn are)", type->kind == WRPO_JSON_STRING ? type->text : "?");
+        wrpo__config_fail(in, type, WRPO_E_UNSUPPORTED, what);
+    }
+    for (const wrpo_json *v = r->child; v; v = v->next)
+        if (v->kind != WRPO_JSON_NULL && !wrpo__among(v->key, known)) {
+            snprintf(what, sizeof what, "%s: \"%.60s\" is not supported", r->key, v->key);
+            wrpo__config_fail(in, v, WRPO_E_UNSUPPORTED, what);
+        }
+    if (wrpo__config_number(in, r, "partial_rotary_factor", 1) != 1)
+        wrpo__config_fail(in, r, WRPO_E_UNSUPPORTED, "partial_rotary_factor is not supported");
+    if (p->type == WRPO_ROPE_DEFAULT) return;
+    p->factor = wrpo__config_number(in, r, "factor", 0);
+    double original = wrpo__config_number(in, r, "original_max_position_embeddings", p->type == WRPO_ROPE_LLAMA3 ? 0 : (double)c->max_position_embeddings);
+    p->original_max_position_embeddings = (int64_t)original;
+    p->low_freq_factor = wrpo__config_number(in, r, "low_freq_factor", 0), p->high_freq_factor = wrpo__config_number(in, r, "high_freq_factor", 0);
+    if (p->factor == 0 || (p->type == WRPO_ROPE_LLAMA3 && (original == 0 || p->low_freq_factor == 0 || p->high_freq_factor <= p->low_freq_factor)))
+        wrpo__config_fail(in, r, WRPO_E_FORMAT, p->type == WRPO_ROPE_LLAMA3
+            ? "rope type llama3: want factor, low_freq_factor < high_freq_factor and original_max_position_embeddings" : "rope scaling: want a factor");
+    p->beta_fast = wrpo__config_number(in, r, "beta_fast", 32), p->beta_slow = wrpo__config_number(in, r, "beta_slow", 1);
+    p->attention_factor = wrpo__config_number(in, r, "attention_factor", p->type == WRPO_ROPE_YARN && p->factor > 1 ? 0.1 * log(p->factor) + 1 : 1);
+    const wrpo_json *truncate = wrpo__config_get(r, "truncate");
+    p->yarn_truncate = !truncate || truncate->kind != WRPO_JSON_BOOL || truncate->boolean;
+}
+static void wrpo__config_parse(wrpo__arena *arena, const char *path, const wrpo_json *root, wrpo_config *c) {
+    /* read below or by the tokenizer */
+    static const char *const used[] = {"model_type", "architectures", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+        "num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "initializer_range", "rope_theta", "rope_scaling", "rope_parameters",
+        "sliding_window", "use_sliding_window", "max_window_layers", "layer_types", "attention_bias", "tie_word_embeddings", "torch_dtype", "dtype", "hidden_act",
+        "mlp_bias", "attention_dropout", "rope_interleaved", "partial_rotary_factor", NULL};
+    /* known not to change a log-prob: ids, caching, generation defaults, provenance */
+    static const char *const harmless[] = {"bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "unk_token_id", "decoder_start_token_id", "use_cache",
+        "transformers_version", "pretraining_tp", "is_llama_config", "auto_map", "return_dict", "output_hidden_states", "output_attentions", "torchscript",
+        "use_bfloat16", "pruned_heads", "chunk_size_feed_forward", "is_encoder_decoder", "is_decoder", "id2label", "label2id", "task_specific_params",
+        "problem_type", "finetuning_task", "tokenizer_class", "prefix", "top_k", "top_p", "temperature", "typical_p", "repetition_penalty", "length_penalty",
+        "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids", "num_return_sequences", "output_scores", "return_dict_in_generate",
+        "forced_bos_token_id", "forced_eos_token_id", "remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens",
+        "max_length", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups", "diversity_penalty", "tf_legacy_loss", "name_or_path",
+        "attn_implementation", "head_dim_original", "max_sequence_length", "model_max_length", "pad_token", "unsloth_fixed", "unsloth_version", NULL};
+    wrpo__reader in = {arena->ctx, path, root};
+    char what[256];
+    memset(c, 0, sizeof *c);
+    if (root->kind != WRPO_JSON_OBJECT) wrpo__config_fail(&in, root, WRPO_E_FORMAT, "want an object");
+    const wrpo_json *type = wrpo__config_get(root, "model_type"), *arch = wrpo__config_get(root, "architectures");
+    if (!type || type->kind != WRPO_JSON_STRING) wrpo__fail(in.ctx, WRPO_E_FORMAT, "%s: \"model_type\" is missing", path);
+    const bool llama = wrpo__json_is(type, "llama"), mistral = wrpo__json_is(type, "mistral"), qwen2 = wrpo__json_is(type, "qwen2"), qwen3 = wrpo__json_is(type, "qwen3");
+    if (!llama && !mistral && !qwen2 && !qwen3) {
+        snprintf(what, sizeof what, "model_type \"%.60s\" is not supported (llama, mistral, qwen2 and qwen3 are)", type->text);
+        wrpo__config_fail(&in, type, WRPO_E_UNSUPPORTED, what);
+    }
+    snprintf(c->model_type, sizeof c->model_type, "%s", type->text);
+    for (const wrpo_json *a = arch ? arch->child : NULL; a; a = a->next)
+        if (a->kind != WRPO_JSON_STRING || a->size < 11 || strcmp(a->text + a->size - 11, "ForCausalLM")) {
+            snprintf(what, sizeof what, "architectures: \"%.60s\" is not supported (causal language models are)", a->kind == WRPO_JSON_STRING ? a->text : "?");
+            wrpo__config_fail(&in, a, WRPO_E_UNSUPPORTED, what);
+        }
+    for (const wrpo_json *v = root->child; v; v = v->next) {
+        bool off = v->kind == WRPO_JSON_NULL || (v->kind == WRPO_JSON_BOOL && !v->boolean);
+        if (off || v->key[0] == '_' || !strncmp(v->key, "transformers.", 13) || wrpo__among(v->key, used) || wrpo__among(v->key, harmless)) continue;
+        snprintf(what, sizeof what, "\"%.80s\" is not supported for model_type %s", v->key, c->model_type);
+        wrpo__config_fail(&in, v, WRPO_E_UNSUPPORTED, what);
+    }
+    const int64_t most = (int64_t)1 << 24;
+    c->vocab_size = wrpo__config_int(&in, "vocab_size", -1, 1, most), c->hidden_size = wrpo__config_int(&in, "hidden_size", -1, 1, most);
+    c->intermediate_size = wrpo__config_int(&in, "intermediate_size", -1, 1, most);
+    c->num_hidden_layers = wrpo__config_int(&in, "num_hidden_layers", -1, 1, 512);
+    c->num_attention_heads = wrpo__config_int(&in, "num_attention_heads", -1, 1, 65536);
+    const wrpo_json *kv = wrpo__json_get(root, "num_key_value_heads");   /* null means all heads; absent, the family's default */
+    int64_t kv_default = kv || llama ? c->num_attention_heads : mistral ? 8 : 32;
+    c->num_key_value_heads = wrpo__config_int(&in, "num_key_value_heads", kv_default, 1, 65536);
+    const wrpo_json *head = wrpo__json_get(root, "head_dim");
+    if (!(qwen3 && !head) && !wrpo__config_get(root, "head_dim") && c->hidden_size % c->num_attention_heads)
+        wrpo__fail(in.ctx, WRPO_E_FORMAT, "%s: hidden_size %lld is no multiple of num_attention_heads %lld, and there is no head_dim", path,
+                   (long long)c->hidden_size, (long long)c->num_attention_heads);
+    c->head_dim = wrpo__config_int(&in, "head_dim", qwen3 && !head ? 128 : c->hidden_size / c->num_attention_heads, 2, 512);
+    if (c->head_dim % 2 || c->head_dim < 2) wrpo__fail(in.ctx, WRPO_E_UNSUPPORTED, "%s: head_dim: want an even number, found %lld", path, (long long)c->head_dim);
+    if (c->num_attention_heads % c->num_key_value_heads)
+        wrpo__fail(in.ctx, WRPO_E_FORMAT, "%s: num_attention_heads %lld is no multiple of num_key_value_heads %lld", path,
+                   (long long)c->num_attention_heads, (long long)c->num_key_value_heads);
+    c->max_position_embeddings = wrpo__config_int(&in, "max_position_embeddings", llama ? 2048 : mistral ? 131072 : 32768, 1, (int64_t)1 << 40);
+    c->rms_norm_eps = wrpo__config_number(&in, root, "rms_norm_eps", 1e-6);
+    c->initializer_range = wrpo__config_number(&in, root, "initializer_range", 0.02);
+    c->tie_word_embeddings = wrpo__config_bool(&in, "tie_word_embeddings", false);
+    c->attention_bias = qwen2 || wrpo__config_bool(&in, "attention_bias", false);
+    c->output_bias = !qwen2 && c->attention_bias;
+    c->qk_norm = qwen3;
+    if (mistral && c->attention_bias) wrpo__config_fail(&in, wrpo__json_get(root, "attention_bias"), WRPO_E_UNSUPPORTED, "attention_bias is not supported for model_type mistral");
+    const wrpo_json *act = wrpo__config_get(root, "hidden_act"), *drop = wrpo__config_get(root, "attention_dropout"), *bad;
+    if (act && !wrpo__json_is(act, "silu") && !wrpo__json_is(act, "swish")) {
+        snprintf(what, sizeof what, "hidden_act \"%.60s\" is not supported (silu is)", act->kind == WRPO_JSON_STRING ? act->text : "?");
+        wrpo__config_fail(&in, act, WRPO_E_UNSUPPORTED, what);
+    }
+    if (drop && (drop->kind != WRPO_JSON_NUMBER || drop->number != 0)) wrpo__config_fail(&in, drop, WRPO_E_UNSUPPORTED, "attention_dropout other than 0 is not supported");
+    if (wrpo__config_bool(&in, "mlp_bias", false)) wrpo__config_fail(&in, wrpo__json_get(root, "mlp_bias"), WRPO_E_UNSUPPORTED, "mlp_bias is not supported");
+    if (wrpo__config_bool(&in, "rope_interleaved", false)) wrpo__config_fail(&in, wrpo__json_get(root, "rope_interleaved"), WRPO_E_UNSUPPORTED, "rope_interleaved is not supported");
+    if ((bad = wrpo__config_get(root, "partial_rotary_factor")) && (bad->kind != WRPO_JSON_NUMBER || bad->number != 1))
+        wrpo__config_fail(&in, bad, WRPO_E_UNSUPPORTED, "partial_rotary_factor other than 1 is not supported");
+    wrpo__config_rope(&in, c);
+
+    /* the window: every layer of mistral; qwen's upper layers; layer_types overrides */
+    const wrpo_json *window = wrpo__json_get(root, "sliding_window"), *layers = wrpo__config_get(root, "layer_types");
+    if (llama && wrpo__config_get(root, "sliding_window")) wrpo__config_fail(&in, window, WRPO_E_UNSUPPORTED, "sliding_window is not supported for model_type llama");
+    int64_t first = 0;
+    if (mistral) c->sliding_window = wrpo__config_int(&in, "sliding_window", window ? 0 : 4096, 1, (int64_t)1 << 40);
+    if ((qwen2 || qwen3) && wrpo__config_bool(&in, "use_sliding_window", false)) {
+        c->sliding_window = wrpo__config_int(&in, "sliding_window", window ? 0 : 4096, 1, (int64_t)1 << 40);
+        first = wrpo__config_int(&in, "max_window_layers", 28, 0, (int64_t)1 << 40);
+    }
+    for (int64_t l = first; c->sliding_window && l < c->num_hidden_layers; l++) c->sliding_layers[l / 64] |= (uint64_t)1 << l % 64;
+    if (layers) {
+        if (layers->kind != WRPO_JSON_ARRAY || layers->count != c->num_hidden_layers) wrpo__config_fail(&in, layers, WRPO_E_FORMAT, "layer_types: want one entry a layer");
+        memset(c->sliding_layers, 0, sizeof c->sliding_layers);
+        int64_t l = 0;
+        for (const wrpo_json *v = layers->child; v; v = v->next, l++) {
+            bool sliding = wrpo__json_is(v, "sliding_attention");
+            if (!sliding && !wrpo__json_is(v, "full_attention")) {
+                snprintf(what, sizeof what, "layer_types: \"%.60s\" is not supported", v->kind == WRPO_JSON_STRING ? v->text : "?");
+                wrpo__config_fail(&in, v, WRPO_E_UNSUPPORTED, what);
+            }
+            if (sliding && !c->sliding_window) wrpo__config_fail(&in, v, WRPO_E_FORMAT, "layer_types: sliding_attention without a sliding_window in force");
+            if (sliding) c->sliding_layers[l / 64] |= (uint64_t)1 << l % 64;
+        }
+    }
+    const wrpo_json *dtype = wrpo__config_get(root, "dtype");
+    if (!dtype) dtype = wrpo__config_get(root, "torch_dtype");
+    c->dtype = wrpo__json_is(dtype, "float32") ? WRPO_F32 : wrpo__json_is(dtype, "bfloat16") ? WRPO_BF16 : wrpo__json_is(dtype, "float16") ? WRPO_F16 : WRPO_DTYPE_DEFAULT;
+}
+static void wrpo__config_read(wrpo__arena *arena, const char *path, wrpo_config *c) {   /* path: the file or its directory */
+    if (wrpo__is_dir(path)) path = wrpo__join(arena, path, "config.json");
+    const wrpo__file *f = wrpo__open_file(arena, path);
+    wrpo__config_parse(arena, path, wrpo__json_parse(arena, path, 1, (const char *)f->data, f->size), c);
+}
+WRPO_API wrpo_result wrpo_config_load(wrpo_ctx *ctx, const char *path, wrpo_config *out) {
+    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) wrpo__config_read(wrpo__entry.arena, path, out);
+    return wrpo__end(&wrpo__entry);
+}
+
+/* ---- tensors against the table of weights ---- */
+static void wrpo__shape_text(char *s, size_t n, int ndim, const int64_t *shape) {
+    size_t at = (size_t)snprintf(s, n, "[");
+    for (int i = 0; i < ndim && at < n; i++) at += (size_t)snprintf(s + at, n - at, "%s%lld", i ? "," : "", (long long)shape[i]);
+    if (at < n) snprintf(s + at, n - at, "]");
+}
+/* The tensor of this weight, or a sentence: missing, misshapen, of a type that is no float. */
+static const wrpo_tensor_info *wrpo__tensor_of(wrpo_ctx *ctx, const char *dir, const wrpo_tensors *t, const wrpo_weight *w) {
+    const wrpo_tensor_info *info = wrpo_tensors_find(t, w->name);
+    char want[80], found[160];
+    if (!info) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: %s is missing", dir, w->name);
+    const int64_t shape[2] = {w->rows, w->cols};
+    wrpo__shape_text(want, sizeof want, w->vector ? 1 : 2, shape);
+    wrpo__shape_text(found, sizeof found, info->ndim, info->shape);
+    if (strcmp(want, found)) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: %s: want %s, found %s", info->file, w->name, want, found);
+    if (strcmp(info->dtype, "F32") && strcmp(info->dtype, "BF16") && strcmp(info->dtype, "F16"))
+        wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: %s: want F32, F16 or BF16, found %s", info->file, w->name, info->dtype);
+    return info;
+}
+/* weights[n]: the table of the config, without data. Every weight is there, and nothing else. */
+static wrpo_dtype wrpo__check_tensors(wrpo_ctx *ctx, const char *dir, const wrpo_config *c, const wrpo_tensors *t, const wrpo_weight *weights, int64_t n) {
+    const wrpo_tensor_info *first = NULL;
+    int64_t used = 0;
+    for (int64_t i = 0; i < n; i++, used++) {
+        const wrpo_tensor_info *info = wrpo__tensor_of(ctx, dir, t, &weights[i]);
+        if (!first) first = info;
+    }
+    for (int64_t i = 0; i < wrpo_tensors_count(t) && used < wrpo_tensors_count(t); i++) {
+        const wrpo_tensor_info *info = wrpo_tensors_at(t, i);
+        const char *dot = strstr(info->name, ".rotary_emb.inv_freq");
+        bool expected = (dot && !dot[20]) || (c->tie_word_embeddings && !strcmp(info->name, "lm_head.weight"));
+        for (int64_t k = 0; k < n && !expected; k++) expected = !strcmp(weights[k].name, info->name);
+        if (!expected) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: %s: no such tensor in a %s of this config", info->file, info->name, c->model_type);
+    }
+    return !strcmp(first->dtype, "BF16") ? WRPO_BF16 : !strcmp(first->dtype, "F16") ? WRPO_F16 : WRPO_F32;
+}
+static wrpo_tensors *wrpo__tensors_in(wrpo_ctx *ctx, const char *dir) {
+    wrpo_tensors *t;
+    wrpo__cleanup *owner = wrpo__on_free(wrpo__here, wrpo__tensors_drop, NULL);
+    wrpo__need(ctx, wrpo_tensors_open(ctx, dir, &t));
+    owner->p = t;
+    return t;
+}
+WRPO_API wrpo_result wrpo_model_check(wrpo_ctx *ctx, const char *dir, wrpo_config *config, int64_t *parameters, wrpo_dtype *dtype) {
+    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
+        wrpo__arena *arena = wrpo__entry.arena;
+        wrpo_model table = {.ctx = ctx, .arena = arena};   /* the table alone, no memory behind it */
+        wrpo__config_read(arena, dir, &table.config);
+        wrpo__layout_weights(&table.config, NULL, &table.n_weights, NULL, parameters);
+        table.weights = wrpo__alloc(arena, (size_t)table.n_weights, sizeof *table.weights);
+        table.at = wrpo__alloc(arena, (size_t)table.config.num_hidden_layers, WRPO__KINDS * sizeof *table.at);
+        wrpo__layout_weights(&table.config, &table, NULL, NULL, NULL);
+        *dtype = wrpo__check_tensors(ctx, dir, &table.config, wrpo__tensors_in(ctx, dir), table.weights, table.n_weights);
+        *config = table.config;
+    }
+    return wrpo__end(&wrpo__entry);
+}
+
+/* ---- load ---- */
+enum { WRPO__PIECE = 1 << 20 };      /* numbers converted at a time: weights may lie on a device */
+static wrpo_result wrpo__load_weights(wrpo_model *model) {
+    wrpo_ctx *ctx = model->ctx;
+    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
+        const wrpo_tensors *t = wrpo__tensors_in(ctx, model->dir);
+        float *piece = wrpo__raw(wrpo__entry.arena, WRPO__PIECE, sizeof *piece);
+        for (int64_t i = 0; i < model->n_weights; i++) {
+            const wrpo_weight *w = &model->weights[i];
+            const wrpo_tensor_info *info = wrpo__tensor_of(ctx, model->dir, t, w);
+            for (int64_t at = 0, n; at < info->count; at += n) {
+                n = WRPO__MIN(info->count - at, WRPO__PIECE);
+                wrpo__to_float(ctx, piece, info, at, n);
+                for (int64_t k = 0; k < n; k++)
+                    if (!isfinite(piece[k])) wrpo__fail(ctx, WRPO_E_NOT_FINITE, "%s: %s: element %lld is not a finite number", info->file, w->name, (long long)(at + k));
+                ctx->desc.backend->put(ctx->dev, w->data + at, piece, (size_t)n * sizeof *piece);
+            }
+        }
+        wrpo__sync(ctx);
+    }
+    return wrpo__end(&wrpo__entry);
+}
+WRPO_API wrpo_result wrpo_model_load(wrpo_ctx *ctx, const wrpo_model_desc *desc, wrpo_model **out) {
+    *out = NULL;
+    WRPO__TRY(ctx, wrpo__arena_new(ctx), false) {
+        wrpo__arena *arena = wrpo__entry.arena;
+        wrpo_config config;
+        wrpo_dtype dtype;
+        if (!desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_model_desc: dir is missing");
+        wrpo__need(ctx, wrpo_model_check(ctx, desc->dir, &config, &(int64_t){0}, &dtype));   /* before memory is taken */
+        wrpo_model *model = wrpo__model_new(arena, &config);
+        model->dir = model->tokenizer_dir = wrpo__strndup(arena, desc->dir, strlen(desc->dir));
+        model->dtype = dtype;
+        wrpo__need(ctx, wrpo__load_weights(model));
+        *out = model;
+    }
+    return wrpo__end(&wrpo__entry);
+}
+
+/* ---- random weights ---- */
+WRPO_API wrpo_result wrpo_model_init(wrpo_ctx *ctx, const wrpo_init_desc *desc, wrpo_model **out) {
+    *out = NULL;
+    WRPO__TRY(ctx, wrpo__arena_new(ctx), false) {
+        wrpo__arena *arena = wrpo__entry.arena;
+        if (!desc->config) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_init_desc: config is missing");
+        wrpo_config config;
+        wrpo__config_read(arena, desc->config, &config);
+        wrpo_model *model = wrpo__model_new(arena, &config);
+        model->dir = wrpo__strndup(arena, desc->config, strlen(desc->config));
+        model->tokenizer_dir = desc->tokenizer_dir ? wrpo__strndup(arena, desc->tokenizer_dir, strlen(desc->tokenizer_dir)) : NULL;
+        model->dtype = desc->dtype ? desc->dtype : WRPO_F32;
+        float *piece = wrpo__raw(arena, WRPO__PIECE, sizeof *piece);
+        for (int64_t i = 0; i < model->n_weights; i++) {
+            const wrpo_weight *w = &model->weights[i];
+            const uint64_t stream = wrpo__hash(0, w->name, strlen(w->name));
+            const bool norm = w->vector && strstr(w->name, "norm") != NULL;
+            for (int64_t at = 0, n; at < w->rows * w->cols; at += n) {
+                n = WRPO__MIN(w->rows * w->cols - at, WRPO__PIECE);
+                WRPO__PARFOR(ctx->desc.threads)
+                for (int64_t block = 0; block < (n + 4095) / 4096; block++)
+                    for (int64_t k = block * 4096; k < WRPO__MIN(n, block * 4096 + 4096); k++)
+                        piece[k] = norm ? 1 : w->vector ? 0 : (float)(config.initializer_range * wrpo__normal(desc->seed ? desc->seed : 42, stream, (uint64_t)(at + k)));
+                ctx->desc.backend->put(ctx->dev, w->data + at, piece, (size_t)n * sizeof *piece);
+            }
+        }
+        wrpo__block_free(piece);
+        wrpo__sync(ctx);
+        *out = model;
+    }
+    return wrpo__end(&wrpo__entry);
+}
+
+/* ---- save ---- */
+typedef struct wrpo__name { char *text; } wrpo__name;
+static int wrpo__by_name(const void *a, const void *b) { return strcmp(((const wrpo__name *)a)->text, ((const wrpo__name *)b)->text); }
+typedef struct wrpo__dir_handle { void *handle; } wrpo__dir_handle;
+static void wrpo__dir_close(void *p) {
+    wrpo__dir_handle *d = p;
+#ifndef _WIN32
+    if (d->handle) closedir(d->handle);
+#endif
+    d->handle = NULL;
+}
+/* The names in a directory, sorted; an stb_ds array. */
+static wrpo__name *wrpo__list_dir(wrpo__arena *arena, const char *dir) {
+    wrpo__name *names = NULL;
+    wrpo__dir_handle *d = WRPO__NEW(arena, wrpo__dir_handle);
+#ifdef _WIN32
+    WIN32_FIND_DATAA e;
+    HANDLE h = FindFirstFileA(wrpo__join(arena, dir, "*"), &e);
+    (void)d;
+    if (h == INVALID_HANDLE_VALUE) wrpo__fail(arena->ctx, WRPO_E_IO, "%s: cannot be listed", dir);
+    do { wrpo__name name = {wrpo__strndup(arena, e.cFileName, strlen(e.cFileName))}; stbds_arrput(names, name); } while (FindNextFileA(h, &e));
+    FindClose(h);
+#else
+    wrpo__on_free(arena, wrpo__dir_close, d);
+    d->handle = opendir(dir);
+    if (!d->handle) wrpo__fail(arena->ctx, WRPO_E_IO, "%s: cannot be listed: %s", dir, strerror(errno));
+    for (struct dirent *e; (e = readdir(d->handle));) {
+        wrpo__name name = {wrpo__strndup(arena, e->d_name, strlen(e->d_name))};
+        stbds_arrput(names, name);
+    }
+    wrpo__dir_close(d);
+#endif
+    if (names) qsort(names, (size_t)stbds_arrlen(names), sizeof *names, wrpo__by_name);
+    return names;
+}
+static bool wrpo__ends(const char *s, const char *end) {
+    size_t n = strlen(s), k = strlen(end);
+    return n >= k && !strcmp(s + n - k, end);
+}
+/* What belongs to a checkpoint beside its weights and config.json: settings, tokenizer, template, licence. */
+static bool wrpo__is_side_file(const char *name) {
+    static const char *const ends[] = {".json", ".jinja", ".txt", ".model", ".md", ".py", "LICENSE", "NOTICE", NULL};
+    static const char *const not[] = {".index.json", "trainer_state.json", "config.json", NULL};
+    bool yes = false;
+    for (const char *const *end = ends; *end; end++) yes = yes || wrpo__ends(name, *end);
+    yes = yes && name[0] != '.' && strncmp(name, "reference_logps", 15) != 0;
+    return yes && !wrpo__ends(name, not[0]) && strcmp(name, not[1]) && strcmp(name, not[2]);
+}
+static bool wrpo__same_file(const char *a, const char *b) {
+    struct stat x, y;
+    return stat(a, &x) == 0 && stat(b, &y) == 0 && x.st_dev == y.st_dev && x.st_ino == y.st_ino && x.st_ino != 0;
+}
+static void wrpo__copy_file(wrpo__arena *arena, const char *from, const char *to) {
+    if (wrpo__same_file(from, to)) return;
+    const wrpo__file *f = wrpo__open_file(arena, from);
+    wrpo__writer *w = wrpo__create(arena, to);
+    wrpo__write(w, f->data, f->size);
+    wrpo__commit(w);
+}
+/* config.json unchanged, but for the value of dtype / torch_dtype where the weights are written in another type. */
+static void wrpo__save_config(wrpo__arena *arena, const char *from, const char *to, wrpo_dtype dtype) {
+    const wrpo__file *f = wrpo__open_file(arena, from);
+    const char *name = dtype == WRPO_BF16 ? "bfloat16" : dtype == WRPO_F16 ? "float16" : "float32";
+    const char *text = wrpo__strndup(arena, (const char *)f->data, f->size), *rest = text;
+    wrpo__text out = {.arena = arena};
+    static const char *const keys[] = {"\"dtype\"", "\"torch_dtype\""};
+    for (int i = 0; i < 2; i++) {
+        const char *at = strstr(text, keys[i]);
+        if (!at) continue;
+        at += strlen(keys[i]);
+        at += strspn(at, " \t\r\n");
+        if (*at != ':') continue;
+        at++;
+        at += strspn(at, " \t\r\n");
+        size_t size = *at == '"' ? strcspn(at + 1, "\"") : 0;
+        if (!size || at < rest) continue;
+        wrpo__text_add(&out, rest, (size_t)(at + 1 - rest));
+        wrpo__text_puts(&out, name);
+        rest = at + 1 + size;
+    }
+    wrpo__text_puts(&out, rest);
+    if (out.size == f->size && !memcmp(out.data, f->data, f->size) && wrpo__same_file(from, to)) return;
+    wrpo__writer *w = wrpo__create(arena, to);
+    wrpo__write(w, out.data, out.size);
+    wrpo__commit(w);
+}
+static void wrpo__save_piece(void *user, int64_t tensor, int64_t first, int64_t count, float *dst) {
+    const wrpo_model *model = user;
+    model->ctx->desc.backend->get(model->ctx->dev, dst, model->weights[tensor].data + first, (size_t)count * sizeof *dst);
+}
+WRPO_API wrpo_result wrpo_model_save(wrpo_model *model, const wrpo_save_desc *desc) {
+    wrpo_ctx *ctx = model->ctx;
+    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
+        wrpo__arena *arena = wrpo__entry.arena;
+        if (!desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_save_desc: dir is missing");
+        if (desc->max_shard_size < 0) wrpo__fail(ctx, WRPO_E_ARG, "max_shard_size: want a number of bytes, found %lld", (long long)desc->max_shard_size);
+        wrpo_dtype dtype = desc->dtype ? desc->dtype : model->dtype;
+        wrpo__make_dir(ctx, desc->dir);
+        wrpo__save_tensor *t = wrpo__alloc(arena, (size_t)model->n_weights, sizeof *t);
+        for (int64_t i = 0; i < model->n_weights; i++) {
+            const wrpo_weight *w = &model->weights[i];
+            t[i] = (wrpo__save_tensor){w->name, w->vector ? 1 : 2, {w->rows, w->cols, 0, 0}};
+        }
+        wrpo__tensors_save(arena, desc->dir, t, model->n_weights, dtype, desc->max_shard_size, wrpo__save_piece, model);
+        bool dir = wrpo__is_dir(model->dir);
+        const char *config = dir ? wrpo__join(arena, model->dir, "config.json") : model->dir;
+        wrpo__save_config(arena, config, wrpo__join(arena, desc->dir, "config.json"), dtype);
+        const char *from[2] = {model->tokenizer_dir, dir ? model->dir : NULL};
+        for (int i = 0; i < 2; i++) {
+            if (!from[i] || (i && from[0] && !strcmp(from[0], from[1]))) continue;
+            wrpo__name *names = wrpo__list_dir(arena, from[i]);
+            for (int64_t k = 0; k < stbds_arrlen(names); k++) {
+                const char *path = wrpo__join(arena, from[i], names[k].text);
+                bool known = i && from[0] && wrpo__exists(wrpo__join(arena, from[0], names[k].text));   /* the tokenizer's folder wins */
+                if (wrpo__is_side_file(names[k].text) && !known && !wrpo__is_dir(path))
+                    wrpo__copy_file(arena, path, wrpo__join(arena, desc->dir, names[k].text));
+            }
+        }
+    }
+    return wrpo__end(&wrpo__entry);
+}
+
+/* ---------------------------------------------------------------------------------------------- >>use
+   Log-probs of a data set: records are packed until micro_tokens rows are full, a longer one goes alone. */
+enum { WRPO__MICRO_TOKENS = 2048 };
+static int64_t wrpo__longest_record(const wrpo_data *data) {
+    int64_t rows = 1;
+    for (int64_t i = 0; i < wrpo_data_count(data); i++) {
+        wrpo_record record = wrpo_data_record(data, i);
+        rows = WRPO__MAX(rows, wrpo__record_rows(&record));
+    }
+    return rows;
+}
+static int wrpo__most_responses(const wrpo_data *data) {
+    int most = 1;
+    for (int64_t i = 0; i < wrpo_data_count(data); i++) most = WRPO__MAX(most, wrpo_data_record(data, i).count);
+    return most;
+}
+/* Rows a run needs for this data: micro_tokens, all of the data if that is less, the longest record if that is more. */
+static int64_t wrpo__run_rows(const wrpo_data *data, int64_t micro_tokens) {
+    int64_t all = 0;
+    for (int64_t i = 0; i < wrpo_data_count(data) && all < micro_tokens; i++) {
+        wrpo_record record = wrpo_data_record(data, i);
+        all += wrpo__record_rows(&record);
+    }
+    return WRPO__MAX(WRPO__MIN(all, micro_tokens), wrpo__longest_record(data));
+}
+/* Every id is a row of the embedding; every record has something to score. */
+static void wrpo__check_data(const wrpo_model *model, const wrpo_data *data) {
+    for (int64_t i = 0; i < wrpo_data_count(data); i++) {
+        wrpo_record record = wrpo_data_record(data, i);
+        for (int k = -1; k < record.count; k++) {
+            const int32_t *ids = k < 0 ? record.prompt : record.responses[k].ids;
+            int64_t n = k < 0 ? record.prompt_count : record.responses[k].count;
+            for (int64_t j = 0; j < n; j++)
+                if (ids[j] < 0 || ids[j] >= model->config.vocab_size)
+                    wrpo__fail(model->ctx, WRPO_E_FORMAT, "record \"%s\": token id %d is outside the model's vocabulary of %lld: tokenizer and model do not belong together",
+                               record.prompt_id, (int)ids[j], (long long)model->config.vocab_size);
+        }
+    }
+    if (wrpo_data_count(data) && wrpo_data_statistics(data).longest > model->config.max_position_embeddings)
+        wrpo__log(model->ctx, WRPO_LOG_WARN, "a sequence of %lld tokens is longer than the model's max_position_embeddings %lld",
+                  (long long)wrpo_data_statistics(data).longest, (long long)model->config.max_position_embeddings);
+}
+/* Packs as many of the records list[at..count) as fit (at least one); returns where it stopped. list NULL: i itself. */
+static int64_t wrpo__pack_some(wrpo__run *r, const wrpo_data *data, const int64_t *list, int64_t at, int64_t count, int64_t micro_tokens) {
+    wrpo__pack_begin(r);
+    for (; at < count; at++) {
+        wrpo_record record = wrpo_data_record(data, list ? list[at] : at);
+        if (r->n && r->n + wrpo__record_rows(&record) > micro_tokens) break;
+        wrpo__pack_record(r, &record);
+    }
+    wrpo__pack_end(r);
+    return at;
+}
+/* Sums of log-probs, in double, of the scored tokens of every response of a packed record: target *t onwards. */
+static void wrpo__sum_logps(const wrpo__run *r, const wrpo_record *record, int64_t *t, double *logps) {
+    for (int k = 0; k < record->count; k++) {
+        logps[k] = 0;
+        for (int64_t j = record->responses[k].first; j < record->responses[k].count; j++) logps[k] += (double)r->h_logp[(*t)++];
+    }
+}
+/* logps[(count)][K] of records [first, first + count) with a run of its own; tokens: an stb_ds array or NULL. */
+static void wrpo__logprobs(wrpo__arena *temp, wrpo_model *model, const wrpo_data *data, int64_t first, int64_t count, int64_t micro_tokens,
+                           double *logps, int K, float **tokens) {
+    wrpo__check_data(model, data);
+    wrpo__shape shape = {.rows = wrpo__run_rows(data, micro_tokens)};
+    shape.chunk = wrpo__head_chunk(&model->config, shape.rows);
+    wrpo__run *r = wrpo__run_new(temp, model, &shape);
+    for (int64_t at = first, next; at < first + count; at = next) {
+        int64_t t = 0;
+        next = wrpo__pack_some(r, data, NULL, at, first + count, micro_tokens);
+        wrpo__forward(r, false);
+        for (int64_t i = at; i < next; i++) {
+            wrpo_record record = wrpo_data_record(data, i);
+            double *row = logps + (i - first) * K;
+            int64_t begin = t;
+            wrpo__sum_logps(r, &record, &t, row);
+            for (int k = 0; k < K; k++) {
+                if (k >= record.count) row[k] = NAN;
+                else if (!isfinite(row[k]))
+                    wrpo__fail(model->ctx, WRPO_E_NOT_FINITE, "record \"%s\" (line %lld): the log-prob of response %d is not a finite number",
+                               record.prompt_id, (long long)record.line, k + 1);
+            }
+            for (; tokens && begin < t; begin++) stbds_arrput(*tokens, r->h_logp[begin]);
+        }
+    }
+}
+WRPO_API wrpo_result wrpo_logprobs(wrpo_model *model, const wrpo_data *data, int64_t first, int64_t count, double *logps, float **per_token) {
+    if (per_token) *per_token = NULL;
+    WRPO__TRY(model->ctx, wrpo__arena_new(model->ctx), true) {
+        float *tokens = NULL;
+        if (first < 0 || count < 0 || first > wrpo_data_count(data) || count > wrpo_data_count(data) - first)
+            wrpo__fail(model->ctx, WRPO_E_ARG, "records %lld to %lld: the data has %lld", (long long)first, (long long)(first + count), (long long)wrpo_data_count(data));
+        wrpo__logprobs(wrpo__entry.arena, model, data, first, count, WRPO__MICRO_TOKENS, logps, wrpo__most_responses(data), per_token ? &tokens : NULL);
+        if (per_token) *per_token = wrpo__handout(model->ctx, tokens, (size_t)stbds_arrlen(tokens) * sizeof *tokens);
+    }
+    return wrpo__end(&wrpo__entry);
+}
+
+/* -------------------------------------------------------------------------------------------- >>train
+   Settings, reference, step, loop. Epochs and alpha are counted as the authors count them:
+     micro-batches per epoch M = ceil(N / (batch_size / accumulation)),  steps per epoch S = floor(M / accumulation),
+     T = ceil(epochs S).  A step's loss is the mean over its micro-batches of the mean over their records.     */
+struct wrpo_trainer {
+    wrpo_ctx *ctx;
+    wrpo__arena *arena;
+    wrpo_model *model;
+    const wrpo_data *data, *eval;    /* desc's and eval_data, or for SFT their sources alone */
+    const wrpo_data *user_data;      /* as the caller knows it */
+    wrpo_train_desc desc;            /* resolved */
+    const char *out_dir;
+    int64_t N, micro, steps_per_epoch, T, k;           /* k: steps done */
+    int64_t *order, order_epoch;     /* [N] the records in this epoch's order */
+    double *weight;                  /* [batch] of each record in a step's loss */
+    int K;                           /* most responses of a record */
+    double *ref, *eval_ref; int eval_K;                /* [N][K] reference log-probs; NULL where none are needed */
+    wrpo__run *run;
+    float *grads, *m, *v;            /* as params; NULL in an evaluation */
+    double *sumsq;                   /* one number of the backend */
+    FILE *metrics;
+    double start;
+    bool stopped;
+};
+
+WRPO_API wrpo_train_desc wrpo_train_defaults(const wrpo_train_desc *desc) {
+    wrpo_train_desc d = *desc;
+    const wrpo_method m = d.loss.method;
+    if (d.resolved) return d;
+    d.resolved = true;
+    d.loss = wrpo__loss_defaults(d.loss);
+#define WRPO__DEFAULT(field, value) (d.field = d.field == WRPO_ZERO ? 0 : d.field == 0 ? (value) : d.field)
+    WRPO__DEFAULT(alpha, 0.1);
+    WRPO__DEFAULT(ramp_power, 2);
+    WRPO__DEFAULT(learning_rate, m == WRPO_METHOD_SFT ? 7e-6 : m == WRPO_METHOD_SIMPO ? 1e-6 : m == WRPO_METHOD_DPO_NORM ? 8e-7 : 3e-7);
+    WRPO__DEFAULT(beta1, 0.9);
+    WRPO__DEFAULT(beta2, 0.999);
+    WRPO__DEFAULT(eps, 1e-8);
+    WRPO__DEFAULT(max_grad_norm, 1);
+    WRPO__DEFAULT(warmup_ratio, 0.1);
+    WRPO__DEFAULT(epochs, 1);
+#undef WRPO__DEFAULT
+    if (!d.batch_size) d.batch_size = 128;
+    if (!d.accumulation) d.accumulation = 1;
+    if (!d.micro_tokens) d.micro_tokens = WRPO__MICRO_TOKENS;
+    if (!d.seed) d.seed = 42;
+    return d;
+}
+static void wrpo__train_check(wrpo_ctx *ctx, const wrpo_train_desc *d) {   /* d resolved */
+    const char *why = wrpo__loss_check(&d->loss, d->alpha);
+    if (why) wrpo__fail(ctx, WRPO_E_ARG, "%s", why);
+#define WRPO__RANGE(ok, name, value, wanted) \
+    if (!(ok)) wrpo__fail(ctx, WRPO_E_ARG, "%s: want %s, found %g", name, wanted, (double)(value))
+    WRPO__RANGE(d->learning_rate >= 0 && d->learning_rate < 1e3, "learning rate", d->learning_rate, "a number from 0 to 1000");
+    WRPO__RANGE(d->beta1 >= 0 && d->beta1 < 1, "beta1", d->beta1, "a number in [0, 1)");
+    WRPO__RANGE(d->beta2 >= 0 && d->beta2 < 1, "beta2", d->beta2, "a number in [0, 1)");
+    WRPO__RANGE(d->eps >= 0 && d->eps < 1, "eps", d->eps, "a number in [0, 1)");
+    WRPO__RANGE(d->weight_decay >= 0 && d->weight_decay < 1e3, "weight decay", d->weight_decay, "a number from 0 to 1000");
+    WRPO__RANGE(d->max_grad_norm == d->max_grad_norm, "max_grad_norm", d->max_grad_norm, "a number");
+    WRPO__RANGE(d->warmup_ratio >= 0 && d->warmup_ratio <= 1, "warm-up ratio", d->warmup_ratio, "a number in [0, 1]");
+    WRPO__RANGE(d->epochs > 0 && d->epochs < 1e9, "epochs", d->epochs, "a positive number");
+    WRPO__RANGE(d->ramp_power > 0 && d->ramp_power < 1e6, "alpha schedule's power", d->ramp_power, "a positive number");
+    WRPO__RANGE(d->batch_size >= 1 && d->batch_size <= (int64_t)1 << 40, "batch size", d->batch_size, "at least 1");
+    WRPO__RANGE(d->accumulation >= 1 && d->batch_size % d->accumulation == 0, "accumulation", d->accumulation, "a divisor of the batch size");
+    WRPO__RANGE(d->max_steps >= 0, "max steps", d->max_steps, "at least 0");
+    WRPO__RANGE(d->micro_tokens >= 1 && d->micro_tokens <= (int64_t)1 << 30, "micro tokens", d->micro_tokens, "1 to 2^30");
+    WRPO__RANGE(d->eval_steps >= 0, "eval steps", d->eval_steps, "at least 0");
+    WRPO__RANGE(d->recompute >= -1, "recompute", d->recompute, "a number of layers, or -1 for all");
+#undef WRPO__RANGE
+}
+static wrpo__shape wrpo__train_shape(const wrpo_config *c, const wrpo_train_desc *d, int64_t rows) {
+    wrpo__shape s = {.rows = rows, .train = true};
+    s.chunk = wrpo__head_chunk(c, rows);
+    s.recompute = d->recompute < 0 ? c->num_hidden_layers : WRPO__MIN(d->recompute, c->num_hidden_layers);
+    return s;
+}
+WRPO_API wrpo_result wrpo_train_bytes(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_bytes *out) {
+    memset(out, 0, sizeof *out);
+    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
+        wrpo_train_desc d = wrpo_train_defaults(desc);
+        wrpo__train_check(ctx, &d);
+        int64_t count, rows = data ? wrpo__run_rows(data, d.micro_tokens) : d.micro_tokens;
+        wrpo__layout_weights(config, NULL, NULL, &count, NULL);
+        wrpo__shape shape = wrpo__train_shape(config, &d, rows);
+        wrpo__run run = {0};
+        wrpo__bump b = {0};
+        wrpo__run_layout(ctx, config, &shape, &run, &b);
+        if (b.overflow) wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: %lld rows of this model do not fit into the address space", (long long)rows);
+        out->weights = (size_t)count * sizeof(float);
+        out->gradients = out->weights, out->moments = 2 * out->weights;
+        out->head = run.head_bytes;
+        out->activations = run.bytes - run.head_bytes + wrpo__run_host_bytes(config, rows);
+        if (data) {
+            wrpo_data_stats s = wrpo_data_statistics(data);
+            out->data = (size_t)(s.prompt_tokens + s.response_tokens) * 4 + (size_t)s.records * (64 + 4 * sizeof(wrpo_tokens) + 3 * sizeof(double));
+        }
+        out->total = out->weights + out->gradients + out->moments + out->activations + out->head + out->data;
+    }
+    return wrpo__end(&wrpo__entry);
+}
+
+/* ---- the reference: three numbers a record, computed once, kept in a file under a fingerprint ---- */
+static uint64_t wrpo__fingerprint(const wrpo_model *model, const wrpo_data *data, float *piece) {
+    wrpo_ctx *ctx = model->ctx;
+    const wrpo_config *c = &model->config;
+    const double numbers[] = {c->rms_norm_eps, c->rope.theta, (double)c->rope.type, c->rope.factor, c->rope.low_freq_factor, c->rope.high_freq_factor,
+                              c->rope.beta_fast, c->rope.beta_slow, c->rope.attention_factor, (double)c->rope.original_max_position_embeddings,
+                              (double)c->sliding_window, (double)c->head_dim, (double)c->num_attention_heads, (double)c->num_key_value_heads};
+    uint64_t h = wrpo__hash(wrpo__hash(0, numbers, sizeof numbers), c->sliding_layers, sizeof c->sliding_layers);
+    for (int64_t i = 0; i < model->n_weights; i++) {
+        const wrpo_weight *w = &model->weights[i];
+        h = wrpo__hash(h, w->name, strlen(w->name));
+        for (int64_t at = 0, n; at < w->rows * w->cols; at += n) {
+            n = WRPO__MIN(w->rows * w->cols - at, WRPO__PIECE);
+            ctx->desc.backend->get(ctx->dev, piece, w->data + at, (size_t)n * sizeof *piece);
+            h = wrpo__hash(h, piece, (size_t)n * sizeof *piece);
+        }
+    }
+    for (int64_t i = 0; i < wrpo_data_count(data); i++) {
+        wrpo_record record = wrpo_data_record(data, i);
+        h = wrpo__hash(h, record.prompt, (size_t)record.prompt_count * sizeof *record.prompt);
+        for (int k = 0; k < record.count; k++) {
+            const wrpo_tokens *y = &record.responses[k];
+            const int64_t scored[2] = {y->first, (int64_t)y->role};
+            h = wrpo__hash(wrpo__hash(h, y->ids, (size_t)y->count * sizeof *y->ids), scored, sizeof scored);
+        }
+    }
+    return h;
+}
+/* A cache that is there and whole fills ref; anything else is made anew. */
+static bool wrpo__reference_read(wrpo__arena *temp, const char *path, uint64_t fingerprint, double *ref, int64_t N, int K) {
+    char want[32];
+    if (!wrpo__exists(path)) return false;
+    const wrpo__file *f = wrpo__open_file(temp, path);
+    wrpo_json *root;
+    if (wrpo_json_parse(temp->ctx, path, (const char *)f->data, f->size, &root) != WRPO_OK) return false;
+    snprintf(want, sizeof want, "%016llx", (unsigned long long)fingerprint);
+    const wrpo_json *rows = wrpo__json_get(root, "logps"), *row = rows ? rows->child : NULL;
+    bool ok = wrpo__json_is(wrpo__json_get(root, "fingerprint"), want) && rows && rows->kind == WRPO_JSON_ARRAY && rows->count == N;
+    for (int64_t i = 0; ok && i < N; i++, row = row->next) {
+        const wrpo_json *v = row->child;
+        ok = row->kind == WRPO_JSON_ARRAY && row->count == K;
+        for (int k = 0; ok && k < K; k++, v = v->next) ref[i * K + k] = v->kind == WRPO_JSON_NUMBER ? v->number : NAN;
+    }
+    wrpo_json_free(temp->ctx, root);
+    return ok;
+}
+static void wrpo__reference_write(wrpo__arena *temp, const char *path, uint64_t fingerprint, const double *ref, int64_t N, int K) {
+    wrpo__text t = {.arena = temp};
+    wrpo__text_printf(&t, "{\"fingerprint\": \"%016llx\", \"logps\": [", (unsigned long long)fingerprint);
+    for (int64_t i = 0; i < N; i++) {
+        wrpo__text_puts(&t, i ? ",\n[" : "\n[");
+        for (int k = 0; k < K; k++) {
+            if (k) wrpo__text_puts(&t, ",");
+            wrpo__json_number(&t, ref[i * K + k]);
+        }
+        wrpo__text_puts(&t, "]");
+    }
+    wrpo__text_puts(&t, "\n]}\n");
+    wrpo__writer *w = wrpo__create(temp, path);
+    wrpo__write(w, t.data, t.size);
+    wrpo__commit(w);
+}
+static void wrpo__model_drop(void *p) { wrpo_model_free(p); }
+/* Reference log-probs of one or two data sets by one reference model, which is gone afterwards. */
+static wrpo_result wrpo__reference(wrpo_trainer *t) {
+    wrpo_ctx *ctx = t->ctx;
+    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
+        wrpo__arena *temp = wrpo__entry.arena;
+        wrpo_model *ref = t->model;
+        if (t->desc.ref_dir) {
+            const wrpo_model_desc desc = {.dir = t->desc.ref_dir};
+            wrpo__cleanup *owner = wrpo__on_free(temp, wrpo__model_drop, NULL);
+            wrpo__need(ctx, wrpo_model_load(ctx, &desc, &ref));
+            owner->p = ref;
+        }
+        float *piece = wrpo__raw(temp, WRPO__PIECE, sizeof *piece);
+        for (int i = 0; i < 2; i++) {
+            const wrpo_data *data = i ? t->eval : t->data;
+            double *out = i ? t->eval_ref : t->ref;
+            int K = i ? t->eval_K : t->K;
+            if (!data || !out) continue;
+            const int64_t N = wrpo_data_count(data);
+            const char *path = NULL;
+            uint64_t fingerprint = 0;
+            if (t->out_dir) {
+                fingerprint = wrpo__fingerprint(ref, data, piece);
+                path = wrpo__format(temp, "%s/reference_logps-%016llx.json", t->out_dir, (unsigned long long)fingerprint);
+                if (wrpo__reference_read(temp, path, fingerprint, out, N, K)) {
+                    wrpo__log(ctx, WRPO_LOG_INFO, "reference log-probs read from %s", path);
+                    continue;
+                }
+            }
+            wrpo__logprobs(temp, ref, data, 0, N, t->desc.micro_tokens, out, K, NULL);
+            if (path) wrpo__reference_write(temp, path, fingerprint, out, N, K);
+        }
+    }
+    return wrpo__end(&wrpo__entry);
+}
+
+/* ---- new ---- */
+static void wrpo__close_metrics(void *p) {
+    wrpo_trainer *t = p;
+    if (t->metrics) fclose(t->metrics);
+    t->metrics = NULL;
+}
+/* The method finds the roles it needs in every record. */
+static void wrpo__check_roles(wrpo_ctx *ctx, const wrpo_data *data, const wrpo_train_desc *d, int K) {
+    wrpo_response *r = wrpo__alloc(wrpo__here, (size_t)K, sizeof *r);
+    if (wrpo_data_count(data) == 0) wrpo__fail(ctx, WRPO_E_ARG, "the data has no records");
+    for (int64_t i = 0; i < wrpo_data_count(data); i++) {
+        wrpo_record record = wrpo_data_record(data, i);
+        const char *why = NULL;
+        for (int k = 0; k < record.count; k++) {
+            const wrpo_tokens *y = &record.responses[k];
+            r[k] = (wrpo_response){.role = y->role, .weight = y->weight, .tokens = y->count - y->first};
+            if (r[k].tokens < 1) why = "a response has no token";
+        }
+        if (!why) wrpo_loss(&d->loss, d->alpha, r, record.count, 1, &why);
+        if (why) wrpo__fail(ctx, WRPO_E_FORMAT, "record \"%s\" (line %lld): %s", record.prompt_id, (long long)record.line, why);
+    }
+}
+/* SFT scores y_ws alone: the other responses need not be computed. The new data lives as long as the arena. */
+static void wrpo__data_drop(void *p) { wrpo_data_free(p); }
+static const wrpo_data *wrpo__only_sources(wrpo__arena *arena, const wrpo_data *data) {
+    const int64_t N = wrpo_data_count(data);
+    wrpo_record *records = wrpo__alloc(arena, (size_t)N, sizeof *records);
+    wrpo_data *out;
+    for (int64_t i = 0; i < N; i++) {
+        records[i] = wrpo_data_record(data, i);
+        while (records[i].count > 1 && records[i].responses[records[i].count - 1].role != WRPO_SOURCE) records[i].count--;   /* sources stand first */
+    }
+    wrpo__cleanup *owner = wrpo__on_free(arena, wrpo__data_drop, NULL);
+    wrpo__need(arena->ctx, wrpo_data_from_ids(arena->ctx, records, N, &out));
+    owner->p = out;
+    return out;
+}
+static wrpo_trainer *wrpo__trainer_build(wrpo__arena *arena, wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc, bool train) {
+    wrpo_ctx *ctx = arena->ctx;
+    wrpo_trainer *t = WRPO__NEW(arena, wrpo_trainer);
+    wrpo__on_free(arena, wrpo__close_metrics, t);
+    t->ctx = ctx, t->arena = arena, t->model = policy, t->data = t->user_data = data;
+    t->desc = wrpo_train_defaults(desc);
+    wrpo__train_check(ctx, &t->desc);
+    const wrpo_train_desc *d = &t->desc;
+    const wrpo_data *eval = d->eval_data;
+    if (d->loss.method == WRPO_METHOD_SFT) {
+        t->data = data = wrpo__only_sources(arena, data);
+        if (eval) eval = wrpo__only_sources(arena, eval);
+    }
+    t->eval = eval;
+    t->N = wrpo_data_count(data), t->K = wrpo__most_responses(data);
+    wrpo__check_roles(ctx, data, d, t->K);
+    wrpo__check_data(policy, data);
+    int64_t rows = wrpo__run_rows(data, d->micro_tokens);
+    if (eval) {
+        t->eval_K = wrpo__most_responses(eval);
+        wrpo__check_roles(ctx, eval, d, t->eval_K);
+        wrpo__check_data(policy, eval);
+        rows = WRPO__MAX(rows, wrpo__run_rows(eval, d->micro_tokens));
+    }
+    t->micro = d->batch_size / d->accumulation;
+    int64_t M = (t->N + t->micro - 1) / t->micro;
+    t->steps_per_epoch = WRPO__MAX(M / d->accumulation, 1);
+    double steps = ceil(d->epochs * (double)t->steps_per_epoch - 1e-9);
+    t->T = d->max_steps ? d->max_steps : (int64_t)steps;
+    t->order = wrpo__alloc(arena, (size_t)t->N, sizeof *t->order);
+    t->weight = wrpo__alloc(arena, (size_t)WRPO__MIN(t->N, d->batch_size), sizeof *t->weight);
+    t->order_epoch = -1;
+    if (d->out_dir) {
+        t->out_dir = wrpo__strndup(arena, d->out_dir, strlen(d->out_dir));
+        wrpo__make_dir(ctx, t->out_dir);
+    }
+    if (wrpo__rules[d->loss.method].reference) {
+        t->ref = wrpo__alloc(arena, (size_t)t->N * (size_t)t->K, sizeof *t->ref);
+        if (eval) t->eval_ref = wrpo__alloc(arena, (size_t)wrpo_data_count(eval) * (size_t)t->eval_K, sizeof *t->eval_ref);
+        wrpo__need(ctx, wrpo__reference(t));       /* before the memory of training is taken */
+    }
+    wrpo__shape shape = wrpo__train_shape(&policy->config, d, rows);
+    shape.train = train;
+    t->run = wrpo__run_new(arena, policy, &shape);
+    if (train) {
+        const size_t bytes = (size_t)policy->count * sizeof(float);
+        const wrpo_backend *be = ctx->desc.backend;
+        t->grads = wrpo__device_alloc(arena, bytes, "gradients");
+        t->m = wrpo__device_alloc(arena, bytes, "first moments"), t->v = wrpo__device_alloc(arena, bytes, "second moments");
+        t->sumsq = wrpo__device_alloc(arena, sizeof *t->sumsq, "gradient norm");
+        be->zero(ctx->dev, t->m, bytes), be->zero(ctx->dev, t->v, bytes);
+        if (t->out_dir) {
+            const char *path = wrpo__join(arena, t->out_dir, "metrics.jsonl");
+            t->metrics = fopen(path, "w");
+            if (!t->metrics) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be written: %s", path, strerror(errno));
+        }
+    }
+    t->start = wrpo__now();
+    return t;
+}
+static wrpo_result wrpo__trainer_make(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc, bool train, wrpo_trainer **out) {
+    *out = NULL;
+    WRPO__TRY(policy->ctx, wrpo__arena_new(policy->ctx), false) *out = wrpo__trainer_build(wrpo__entry.arena, policy, data, desc, train);
+    return wrpo__end(&wrpo__entry);
+}
+WRPO_API wrpo_result wrpo_trainer_new(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_trainer **out) {
+    return wrpo__trainer_make(policy, data, desc, true, out);
+}
+WRPO_API void wrpo_trainer_free(wrpo_trainer *t) {
+    if (t) wrpo__arena_free(t->arena);
+}
+
+/* ---- metrics: weighted sums over records, then the averages of algorithm and trainer ---- */
+typedef struct wrpo__tally { wrpo_metrics m; double chosen, chosen_rows, rejected, rejected_rows; } wrpo__tally;
+/* Adds one record of weight w to the tally, but for its loss. mean: the mean logit of each of its rows, the prompt's first. */
+static void wrpo__tally_add(wrpo__tally *t, const wrpo_loss_desc *d, double alpha, const wrpo_record *record, const wrpo_response *r, double w, const float *mean) {
+    double logp[3] = {0}, reward[3] = {0}, share[3] = {0}, all_chosen = 0, chosen = 0, prompt = 0;
+    wrpo_metrics *m = &t->m;
+    const float *own = mean + record->prompt_count;
+    for (int64_t i = 0; i < record->prompt_count; i++) prompt += (double)mean[i];
+    for (int k = 0; k < record->count; k++) {
+        double rows = (double)(record->prompt_count + record->responses[k].count), sum = prompt;
+        for (int64_t i = 0; i < record->responses[k].count; i++) sum += (double)*own++;
+        if (r[k].role == WRPO_REJECTED) t->rejected += sum, t->rejected_rows += rows;
+        else t->chosen += sum, t->chosen_rows += rows, all_chosen += r[k].logp, chosen++;
+        logp[r[k].role] += r[k].weight * r[k].logp, share[r[k].role] += r[k].weight;
+        reward[r[k].role] += r[k].weight * wrpo__reward_of(d, &r[k]);
+    }
+    for (int role = 0; role < 3; role++)               /* a role that is absent has no number */
+        logp[role] = share[role] > 0 ? logp[role] / share[role] : NAN, reward[role] = share[role] > 0 ? reward[role] / share[role] : NAN;
+    m->logps_chosen += w * all_chosen / chosen;
+    m->logps_source_chosen += w * logp[WRPO_SOURCE], m->logps_target_chosen += w * logp[WRPO_TARGET], m->logps_rejected += w * logp[WRPO_REJECTED];
+    const double s = reward[WRPO_SOURCE], g = reward[WRPO_TARGET], l = reward[WRPO_REJECTED], c = wrpo__weighted_reward(d, alpha, r, record->count);
+    m->rewards_chosen += w * c, m->rewards_source_chosen += w * s, m->rewards_target_chosen += w * g, m->rewards_rejected += w * l;
+    m->rewards_accuracies += isnan(c - l) ? NAN : w * (c > l);
+    m->rewards_source_accuracies += isnan(s - l) ? NAN : w * (s > l);
+    m->rewards_pivot_accuracies += isnan(g - l) ? NAN : w * (g > l);
+    m->rewards_margins += w * (c - l);
+}
+static void wrpo__tally_end(wrpo__tally *t, const wrpo_train_desc *d, double alpha) {
+    wrpo_metrics *m = &t->m;
+    m->logits_chosen = t->chosen / t->chosen_rows, m->logits_rejected = t->rejected / t->rejected_rows;
+    m->cur_alpha = d->loss.method == WRPO_METHOD_WRPO ? alpha : NAN;
+}
+static void wrpo__metrics_text(wrpo__text *out, const wrpo_metrics *m, const char *prefix) {
+    wrpo__text_printf(out, "{\"step\": %lld", (long long)m->step);
+#define WRPO__X(field, name) \
+    if (!isnan(m->field)) { wrpo__text_printf(out, ", \"%s%s\": ", prefix, name); wrpo__json_number(out, m->field); }
+    WRPO_METRICS(WRPO__X)
+#undef WRPO__X
+    wrpo__text_printf(out, ", \"%srecords\": %lld, \"%stokens\": %lld, \"%stokens_per_second\": %.1f, \"%sseconds\": %.3f}", prefix, (long long)m->records,
+                      prefix, (long long)m->tokens, prefix, m->tokens_per_second, prefix, m->seconds);
+}
+WRPO_API wrpo_result wrpo_metrics_json(wrpo_ctx *ctx, const wrpo_metrics *m, const char *prefix, char **text) {
+    *text = NULL;
+    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
+        wrpo__text t = {.arena = wrpo__entry.arena};
+        wrpo__metrics_text(&t, m, prefix);
+        *text = wrpo__handout(ctx, t.data, t.size);
+    }
+    return wrpo__end(&wrpo__entry);
+}
+static void wrpo__log_metrics(wrpo_trainer *t, const wrpo_metrics *m, const char *prefix) {
+    if (!t->metrics) return;
+    wrpo__text line = {.arena = wrpo__here};
+    wrpo__metrics_text(&line, m, prefix);
+    wrpo__text_puts(&line, "\n");
+    if (fwrite(line.data, 1, line.size, t->metrics) != line.size || fflush(t->metrics) != 0)
+        wrpo__fail(t->ctx, WRPO_E_IO, "%s/metrics.jsonl: cannot be written: %s", t->out_dir, strerror(errno));
+}
+
+/* ---- one pass over a list of records: log-probs, losses, tally and, in training, gradients ----
+   weight[i] of list[i] in the loss; tokens: all their scored tokens (SFT's denominator). */
+static void wrpo__pass(wrpo_trainer *t, const wrpo_data *data, const double *ref, int K, const int64_t *list, const double *weight, int64_t count,
+                       double alpha, bool train, wrpo__tally *tally) {
+    wrpo__run *r = t->run;
+    const wrpo_loss_desc *d = &t->desc.loss;
+    wrpo_response *y = wrpo__alloc(wrpo__here, (size_t)K, sizeof *y);
+    double *logps = wrpo__alloc(wrpo__here, (size_t)K, sizeof *logps), scored = 0;
+    for (int64_t i = 0; i < count && d->method == WRPO_METHOD_SFT; i++) {
+        wrpo_record record = wrpo_data_record(data, list ? list[i] : i);
+        for (int k = 0; k < record.count; k++) {
+            const wrpo_tokens *tokens = &record.responses[k];
+            y[k] = (wrpo_response){.role = tokens->role, .weight = tokens->weight, .tokens = tokens->count - tokens->first};
+        }
+        scored += wrpo__sft_tokens(y, record.count);
+    }
+    for (int64_t at = 0, next; at < count; at = next) {
+        int64_t target = 0, row = 0;
+        next = wrpo__pack_some(r, data, list, at, count, t->desc.micro_tokens);
+        wrpo__forward(r, true);
+        for (int64_t i = at; i < next; i++) {
+            const int64_t index = list ? list[i] : i;
+            wrpo_record record = wrpo_data_record(data, index);
+            int64_t first = target;
+            const char *why = NULL;
+            wrpo__sum_logps(r, &record, &target, logps);
+            for (int k = 0; k < record.count; k++) {
+                const wrpo_tokens *tokens = &record.responses[k];
+                y[k] = (wrpo_response){.role = tokens->role, .weight = tokens->weight, .tokens = tokens->count - tokens->first,
+                                       .logp = logps[k], .ref = ref ? ref[index * K + k] : 0};
+            }
+            double L = wrpo_loss(d, alpha, y, record.count, scored, &why);
+            if (!isfinite(L))
+                wrpo__fail(t->ctx, WRPO_E_NOT_FINITE, "step %lld: record \"%s\" (line %lld): %s", (long long)t->k, record.prompt_id, (long long)record.line,
+                           why ? why : "the loss is not a finite number");
+            const double mean = weight ? weight[i] : 1 / (double)count, w = d->method == WRPO_METHOD_SFT ? 1 : mean;   /* SFT is a mean over tokens */
+            for (int k = 0; train && k < record.count; k++)
+                for (int64_t j = 0; j < y[k].tokens; j++) r->h_coef[first++] = (float)(w * y[k].dlogp);
+            tally->m.loss += w * L;
+            wrpo__tally_add(tally, d, alpha, &record, y, mean, r->h_mean + row);
+            row += wrpo__record_rows(&record);
+        }
+        tally->m.tokens += r->n;
+        if (train) wrpo__backward(r, t->grads);
+    }
+    tally->m.records = count;
+}
+
+/* ---- one optimizer step ---- */
+/* The records of step k: their places in t->order; the weight of each in the loss. */
+static int64_t wrpo__next_batch(wrpo_trainer *t, const int64_t **list) {
+    const int64_t epoch = t->k / t->steps_per_epoch, step = t->k % t->steps_per_epoch;
+    if (epoch != t->order_epoch) {   /* Fisher-Yates, from the identity: an epoch's order depends on seed and epoch alone */
+        for (int64_t i = 0; i < t->N; i++) t->order[i] = i;
+        for (int64_t i = t->N - 1; i > 0 && !t->desc.no_shuffle; i--) {
+            int64_t j = (int64_t)(wrpo__random64(t->desc.seed, (uint64_t)epoch, (uint64_t)i) % (uint64_t)(i + 1)), swap = t->order[i];
+            t->order[i] = t->order[j], t->order[j] = swap;
+        }
+        t->order_epoch = epoch;
+    }
+    const int64_t first = step * t->desc.batch_size, count = WRPO__MIN(t->desc.batch_size, t->N - first);
+    const int64_t parts = (count + t->micro - 1) / t->micro;
+    for (int64_t i = 0; i < count; i++) {
+        int64_t part = i / t->micro, size = WRPO__MIN(t->micro, count - part * t->micro);
+        t->weight[i] = 1 / ((double)parts * (double)size);
+    }
+    *list = t->order + first;
+    return count;
+}
+static void wrpo__update(wrpo_trainer *t, double lr, double grad_scale) {
+    const wrpo_train_desc *d = &t->desc;
+    const wrpo_backend *be = t->ctx->desc.backend;
+    wrpo_adamw step = {.lr = (float)lr, .beta1 = (float)d->beta1, .beta2 = (float)d->beta2, .eps = (float)d->eps, .grad_scale = (float)grad_scale,
+                       .correction1 = 1 - pow(d->beta1, (double)(t->k + 1)), .correction2 = sqrt(1 - pow(d->beta2, (double)(t->k + 1)))};
+    for (int64_t i = 0; i < t->model->n_weights; i++) {
+        const wrpo_weight *w = &t->model->weights[i];
+        const int64_t at = w->data - t->model->params;
+        step.weight_decay = w->decay ? (float)d->weight_decay : 0;
+        be->adamw(t->ctx->dev, w->data, t->m + at, t->v + at, t->grads + at, w->rows * w->cols, &step);
+    }
+}
+WRPO_API wrpo_result wrpo_trainer_step(wrpo_trainer *t, wrpo_metrics *m) {
+    wrpo_ctx *ctx = t->ctx;
+    const wrpo_backend *be = ctx->desc.backend;
+    const wrpo_train_desc *d = &t->desc;
+    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
+        wrpo__tally tally = {.m = {.step = t->k + 1, .steps = t->T}};
+        const int64_t *list;
+        double begin = wrpo__now(), sumsq = 0;
+        if (t->k >= t->T) wrpo__fail(ctx, WRPO_E_ARG, "all %lld steps are done", (long long)t->T);
+        const double alpha = wrpo_alpha(d->ramp, d->ramp_power, d->alpha, t->k, t->T);
+        const double lr = d->learning_rate * wrpo_lr_factor(d->schedule, (int64_t)ceil(d->warmup_ratio * (double)t->T - 1e-9), t->k, t->T);
+        const int64_t count = wrpo__next_batch(t, &list);
+        be->zero(ctx->dev, t->grads, (size_t)t->model->count * sizeof *t->grads);
+        wrpo__pass(t, t->data, t->ref, t->K, list, t->weight, count, alpha, true, &tally);
+
+        be->zero(ctx->dev, t->sumsq, sizeof *t->sumsq);
+        be->sumsq(ctx->dev, t->sumsq, t->grads, t->model->count);
+        be->get(ctx->dev, &sumsq, t->sumsq, sizeof sumsq);
+        wrpo__sync(ctx);
+        const double norm = sqrt(sumsq);
+        if (!isfinite(norm)) {
+            wrpo_record record = wrpo_data_record(t->data, list[0]);
+            wrpo__fail(ctx, WRPO_E_NOT_FINITE, "step %lld: the gradient is not finite (batch of %lld records from \"%s\" on)", (long long)t->k,
+                       (long long)count, record.prompt_id);
+        }
+        wrpo__update(t, lr, d->max_grad_norm > 0 ? WRPO__MIN(1, d->max_grad_norm / (norm + 1e-6)) : 1);
+        wrpo__sync(ctx);
+        t->k++;
+
+        wrpo__tally_end(&tally, d, alpha);
+        tally.m.grad_norm = norm, tally.m.learning_rate = lr;
+        tally.m.epoch = (double)t->k / (double)t->steps_per_epoch;
+        tally.m.seconds = wrpo__now() - t->start;
+        tally.m.tokens_per_second = (double)tally.m.tokens / WRPO__MAX(wrpo__now() - begin, 1e-9);
+        wrpo__log_metrics(t, &tally.m, "");
+        *m = tally.m;
+    }
+    return wrpo__end(&wrpo__entry);
+}
+
+/* ---- evaluation and the loop ---- */
+static void wrpo__evaluate(wrpo_trainer *t, const wrpo_data *data, const double *ref, int K, double alpha, wrpo_metrics *m) {
+    wrpo__tally tally = {.m = {.step = t->k, .steps = t->T}};
+    double begin = wrpo__now();
+    wrpo__pass(t, data, ref, K, NULL, NULL, wrpo_data_count(data), alpha, false, &tally);
+    wrpo__tally_end(&tally, &t->desc, alpha);
+    tally.m.grad_norm = tally.m.learning_rate = NAN;
+    tally.m.epoch = (double)t->k / (double)t->steps_per_epoch;
+    tally.m.seconds = wrpo__now() - t->start;
+    tally.m.tokens_per_second = (double)tally.m.tokens / WRPO__MAX(wrpo__now() - begin, 1e-9);
+    *m = tally.m;
+}
+WRPO_API wrpo_result wrpo_trainer_eval(wrpo_trainer *t, const wrpo_data *data, wrpo_metrics *m) {
+    WRPO__TRY(t->ctx, wrpo__arena_new(t->ctx), true) {
+        const bool train = data == t->user_data;
+        if (!train && (!data || data != t->desc.eval_data))
+            wrpo__fail(t->ctx, WRPO_E_ARG, "wrpo_trainer_eval: want the training data or desc.eval_data, whose reference is known");
+        const double alpha = wrpo_alpha(t->desc.ramp, t->desc.ramp_power, t->desc.alpha, t->k, t->T);
+        wrpo__evaluate(t, train ? t->data : t->eval, train ? t->ref : t->eval_ref, train ? t->K : t->eval_K, alpha, m);
+        wrpo__log_metrics(t, m, "eval_");
+    }
+    return wrpo__end(&wrpo__entry);
+}
+WRPO_API wrpo_result wrpo_eval(wrpo_model *model, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_metrics *m) {
+    wrpo_train_desc d = *desc;
+    wrpo_trainer *t;
+    d.eval_data = NULL;
+    wrpo_result r = wrpo__trainer_make(model, data, &d, false, &t);
+    if (r != WRPO_OK) return r;
+    WRPO__TRY(model->ctx, wrpo__arena_new(model->ctx), true) {
+        wrpo__evaluate(t, t->data, t->ref, t->K, t->desc.alpha, m);
+        m->epoch = NAN;
+    }
+    r = wrpo__end(&wrpo__entry);
+    wrpo_trainer_free(t);
+    return r;
+}
+WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_metrics *last) {
+    wrpo_trainer *t;
+    wrpo_metrics m = {0}, e;
+    bool go = true;
+    wrpo_result r = wrpo_trainer_new(policy, data, desc, &t);
+    while (r == WRPO_OK && go && m.step < t->T) {
+        r = wrpo_trainer_step(t, &m);
+        bool eval = r == WRPO_OK && desc->eval_data && (m.step == t->T || (desc->eval_steps && m.step % desc->eval_steps == 0));
+        if (eval) r = wrpo_trainer_eval(t, desc->eval_data, &e);
+        if (r == WRPO_OK && desc->on_step) go = desc->on_step(&m, eval ? &e : NULL, desc->user);
+    }
+    if (last) *last = m;
+    wrpo_trainer_free(t);
+    if (r == WRPO_OK && !go) {
+        policy->ctx->error = (wrpo_error){WRPO_E_STOPPED, 0, 0, "stopped by the callback"};
+        return WRPO_E_STOPPED;
+    }
+    return r;
+}
+#endif /* WRPO_IMPLEMENTATION */
+
+/* ----------------------------------------------------------------------------------------------- >>end
+   MIT License
+
+   Copyright (c) 2026 the wrpo.h authors
+
+   Permission is hereby granted, free of charge, to any person obtaining a copy
+   of this software and associated documentation files (the "Software"), to deal
+   in the Software without restriction, including without limitation the rights
+   to use, copy, modify, merge, publish, distribute, sublicense, and/or sell
+   copies of the Software, and to permit persons to whom the Software is
+   furnished to do so, subject to the following conditions:
+
+   The above copyright notice and this permission notice shall be included in all
+   copies or substantial portions of the Software.
+
+   THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR
+   IMPLIED, INCLUDING BUT NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY,
+   FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE
+   AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER
+   LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING FROM,
+   OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE
+   SOFTWARE. */
