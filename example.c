@@ -270,6 +270,7 @@ static label time_text(double seconds) {                /* 1:02:03 */
     else snprintf(t.s, sizeof t.s, "%ld:%02ld", n / 60, n % 60);
     return t;
 }
+static const char *word(const char *name) { return name ? name : "?"; }
 static double plain(double x) { return x == WRPO_ZERO ? 0 : x; }
 
 /* ---- the terminal: a progress bar on stderr, which other output clears first ---- */
@@ -381,7 +382,7 @@ static void output_dir_drop(const char *path, size_t made) {       /* rmdir leav
     for (size_t i = n; i > made && i < sizeof part; i--) {
         if (i < n && path[i] != '/') continue;
         memcpy(part, path, i), part[i] = 0;
-        if (rmdir(part) != 0) return;
+        if (rmdir(part) != 0 && errno != ENOENT) return;
     }
 }
 
@@ -665,7 +666,7 @@ static int run_logprob(const settings *s, session *z) {
 typedef struct watch { session *z; int64_t every; } watch;         /* of a run in progress; every: steps to a line, 0 = none */
 static void print_metrics(const char *head, const wrpo_metrics *m, double left) {
     printf("%s %lld/%lld  loss %.4f", head, (long long)m->step, (long long)m->steps, m->loss);
-    if (!isnan(m->rewards_margins)) printf("  margin %.4f  accuracy %.2f", m->rewards_margins, m->rewards_accuracies);
+    if (!isnan(m->rewards_margins)) printf("  margin %+.3g  accuracy %.2f", m->rewards_margins, m->rewards_accuracies);
     if (!isnan(m->rewards_source_accuracies)) printf("  source %.2f", m->rewards_source_accuracies);
     if (!isnan(m->rewards_pivot_accuracies)) printf("  pivot %.2f", m->rewards_pivot_accuracies);
     if (!isnan(m->cur_alpha)) printf("  alpha %.4f", m->cur_alpha);
@@ -686,14 +687,14 @@ static bool on_step(const wrpo_metrics *m, const wrpo_metrics *eval, void *user)
     PIECE("loss %.4f", m->loss);
     PIECE("%.16s left", time_text(left).s);
     if (!isnan(m->rewards_margins)) {
-        PIECE("margin %+.3f", m->rewards_margins);
+        PIECE("margin %+.3g", m->rewards_margins);
         PIECE("acc %.2f", m->rewards_accuracies);
     }
     if (!isnan(m->cur_alpha)) PIECE("alpha %.3f", m->cur_alpha);
     PIECE("rate %.1e", m->learning_rate);
     PIECE("%.0f tok/s", m->tokens_per_second);
 #undef PIECE
-    const bool line = w->every && (m->step % w->every == 0 || m->step == m->steps);
+    const bool line = m->step == m->steps || (w->every && m->step % w->every == 0);
     if (line || eval) screen_clear(&w->z->screen);
     if (line) print_metrics("step", m, left);
     if (eval) print_metrics("eval", eval, -1);
@@ -714,16 +715,16 @@ static void print_settings(const settings *s, session *z, const wrpo_train_desc 
     printf("model        %s: %s, %s parameters\n", s->model, wrpo_model_config(z->model)->model_type, count_text(wrpo_model_parameters(z->model)).s);
     print_data("data", s->data, z->data);
     if (z->eval_data) print_data("eval data", s->eval_data, z->eval_data);
-    printf("method       %s", wrpo_method_name((int)m));
+    printf("method       %s", word(wrpo_method_name((int)m)));
     if (m == WRPO_METHOD_WRPO && d.ramp == WRPO_RAMP_CONSTANT) printf(", alpha %g", plain(d.alpha));
-    else if (m == WRPO_METHOD_WRPO) printf(", alpha 0 -> %g %s", plain(d.alpha), wrpo_ramp_name((int)d.ramp));
-    else if (m != WRPO_METHOD_SFT) printf(", pair %s", wrpo_pair_name((int)d.loss.pair));
+    else if (m == WRPO_METHOD_WRPO) printf(", alpha 0 -> %g %s", plain(d.alpha), word(wrpo_ramp_name((int)d.ramp)));
+    else if (m != WRPO_METHOD_SFT) printf(", pair %s", word(wrpo_pair_name((int)d.loss.pair)));
     if (m == WRPO_METHOD_WRPO && d.ramp == WRPO_RAMP_POWER) printf(" %g", d.ramp_power);
     if (m != WRPO_METHOD_SFT) printf(", beta %g, label smoothing %g", d.loss.beta, plain(d.loss.label_smoothing));
     if (m == WRPO_METHOD_SIMPO) printf(", gamma/beta %g", plain(d.loss.gamma_ratio));
     if (m != WRPO_METHOD_SFT && m != WRPO_METHOD_SIMPO) printf(", reference %s", d.ref_dir ? d.ref_dir : "the model itself");
     printf("\noptimizer    AdamW %g/%g/%g, weight decay %g, clip %g, rate %g %s, warm-up %g\n", plain(d.beta1), plain(d.beta2), plain(d.eps),
-           plain(d.weight_decay), plain(d.max_grad_norm), plain(d.learning_rate), wrpo_schedule_name((int)d.schedule), plain(d.warmup_ratio));
+           plain(d.weight_decay), plain(d.max_grad_norm), plain(d.learning_rate), word(wrpo_schedule_name((int)d.schedule)), plain(d.warmup_ratio));
     printf("batch        %s records, accumulation %lld, micro tokens %s, ", grouped(d.batch_size).s, (long long)d.accumulation, grouped(d.micro_tokens).s);
     if (d.max_steps) printf("%s steps", grouped(d.max_steps).s);
     else printf("%g epochs", d.epochs);
@@ -900,7 +901,8 @@ static bool demo_folder(char *path, size_t size) {
     return complain("%s: cannot be made: %s", path, strerror(errno)), false;
 }
 static int dispatch(int argc, char **argv);
-/* Runs a command line as if it had been typed: words of `line` separated by spaces, "@" standing for the demo's folder. */
+/* Runs a command line as if it had been typed: words of `line` separated by spaces, "@" standing for the demo's folder.
+   One thread unless told otherwise: the model is too small to gain from more. */
 static int demo_call(const settings *s, const char *folder, const char *line) {
     char words_of[2048], *argv[64];
     int argc = 0;
@@ -916,8 +918,8 @@ static int demo_call(const settings *s, const char *folder, const char *line) {
     printf("\n");
     fflush(stdout);
     char threads[32];
-    snprintf(threads, sizeof threads, "--threads=%lld", (long long)s->threads);
-    if (s->threads) argv[argc++] = threads;
+    snprintf(threads, sizeof threads, "--threads=%lld", (long long)(s->threads ? s->threads : 1));
+    argv[argc++] = threads;
     return dispatch(argc, argv);
 }
 /* Held-out metrics of a model against the reference, and the share of records whose y_wt is likelier than their y_l. */

@@ -281,8 +281,8 @@ typedef struct wrpo_response {       /* one response of a record, as the loss se
 } wrpo_response;
 /* Loss of one record and, in r[i].dlogp, its derivatives. WRPO (Yang et al., ICLR 2025, eq. 5):
      z = beta (alpha sum_i w_i d_si + (1 - alpha) d_t - d_l),  d = logp - ref,  L = -log sigmoid(z)
-   With a missing role (a pair without source, say) the method must not need it; *why says so otherwise
-   and NaN is returned. sft_tokens: the denominator of SFT's mean (scored tokens of the whole batch). */
+   Several sources share by weight; several rejected responses count as their mean. With a missing role (a pair
+   without source, say) the method must not need it: otherwise *why says so, dlogp is 0 and NaN is returned. sft_tokens: the denominator of SFT's mean (scored tokens of the whole batch). */
 WRPO_API double wrpo_loss(const wrpo_loss_desc *desc, double alpha, wrpo_response *r, int n, double sft_tokens, const char **why);
 
 typedef enum wrpo_ramp { WRPO_RAMP_LINEAR, WRPO_RAMP_CONSTANT, WRPO_RAMP_POWER, WRPO_RAMP_COSINE } wrpo_ramp;
@@ -1335,8 +1335,8 @@ WRPO_API double wrpo_lr_factor(wrpo_schedule schedule, int64_t warmup, int64_t k
 enum {
     WRPO__MAX_D = 512,               /* the largest head_dim of attention */
     WRPO__KC = 384,                  /* a product's k is summed in blocks of this many */
-    WRPO__KCHUNK = 4,                /* blocks of k that one packed piece of A holds */
-    WRPO__MC = 756,                  /* rows of C that one packed piece of A covers */
+    WRPO__KCHUNK = 4,                /* blocks of k that the packed piece of A holds, for MC rows */
+    WRPO__MC = 756,                  /* rows of C that a task takes */
     WRPO__NB = 4,                    /* panels of B that a task packs at once */
     WRPO__A_FLOATS = WRPO__MC * 5 / 4 * WRPO__KC * WRPO__KCHUNK,
     WRPO__THREAD_FLOATS = 1 << 19,   /* of scratch per thread */
@@ -2029,17 +2029,25 @@ static void WRPO__(gemm)(void *dev, wrpo_mm mm, void *c, int64_t ldc, const void
         for (int64_t i = 0; i < m; i++) memset(g.c + i * ldc, 0, (size_t)n * sizeof(float));
     const int threads = m * n * k <= 1 << 16 ? 1 : g.cpu->threads;
     const int64_t panels = wrpo__div_up(n, WRPO__(NR)), cols = WRPO__(NR) * WRPO__MAX(1, WRPO__MIN(WRPO__NB, panels / (3 * threads)));
-    const int64_t mc = WRPO__MC / WRPO__(MR) * WRPO__(MR);
+    /* A piece of A is as large as `packed` holds, so that there are few barriers; a task takes MC rows of it, which stay in
+       the cache next to the core, and some columns. */
+    const int64_t block = WRPO__MC / WRPO__(MR) * WRPO__(MR), depth = WRPO__MAX(1, WRPO__MIN(k, WRPO__KC * WRPO__KCHUNK));
+    const int64_t mc = WRPO__MAX(block, WRPO__A_FLOATS / depth / WRPO__(MS) * WRPO__(MR));
     for (g.i0 = 0; g.i0 < m; g.i0 += mc) {
         g.rows = WRPO__MIN(mc, m - g.i0);
+        const int64_t padded = wrpo__div_up(g.rows, WRPO__(MR)) * WRPO__(MS);
+        const int64_t blocks = wrpo__div_up(g.rows, block), strips = wrpo__div_up(n, cols);
         for (g.k0 = 0; g.k0 < k; g.k0 = g.k1) {
-            g.k1 = g.k0;
-            for (int i = 0; i < WRPO__KCHUNK && g.k1 < k; i++) g.k1 += WRPO__(kblock)(k, g.k1);
-            const int64_t piece = WRPO__(MR) * WRPO__MAX(1, g.rows / WRPO__(MR) / (2 * threads));
+            g.k1 = g.k0 + WRPO__(kblock)(k, g.k0);
+            while (g.k1 < k && (g.k1 - g.k0 + WRPO__(kblock)(k, g.k1)) * padded <= WRPO__A_FLOATS) g.k1 += WRPO__(kblock)(k, g.k1);
+            const int64_t piece = WRPO__(MR) * WRPO__MAX(1, WRPO__MIN(block, g.rows / (2 * threads)) / WRPO__(MR));
             WRPO__PARFOR(threads)
             for (int64_t i = 0; i < g.rows; i += piece) WRPO__(gemm_pack)(&g, i, WRPO__MIN(piece, g.rows - i));
             WRPO__PARFOR(threads)
-            for (int64_t j = 0; j < n; j += cols) WRPO__(gemm_task)(&g, 0, g.rows, j, WRPO__MIN(n, j + cols));
+            for (int64_t t = 0; t < blocks * strips; t++) {
+                const int64_t i = t / strips * block, j = t % strips * cols;
+                WRPO__(gemm_task)(&g, i, WRPO__MIN(g.rows, i + block), j, WRPO__MIN(n, j + cols));
+            }
         }
     }
 }
@@ -5244,18 +5252,16 @@ static void wrpo__load_added(const wrpo__loader *in, const wrpo_json *list, int6
     }
 }
 
-/* A special token of tokenizer_config.json, else of special_tokens_map.json: a string, or an object that holds it. NULL: none. */
-static const char *wrpo__load_special(const wrpo__loader *in, const wrpo_json *map, const char *key, bool needs_id, int32_t *id) {
+/* A special token of tokenizer_config.json, else of special_tokens_map.json: a string, or an object that holds it. NULL: none.
+   Templates use the text; *id is -1 if the vocabulary lacks it, which is an error only where the id is needed. */
+static const char *wrpo__load_special(const wrpo__loader *in, const wrpo_json *map, const char *key, int32_t *id) {
     wrpo_tokenizer *tok = in->tok;
     const wrpo_json *v = wrpo__json_get(tok->config, key);
     if (!v) v = wrpo__json_get(map, key);
     if (v && v->kind == WRPO_JSON_OBJECT) v = wrpo__json_need(in->ctx, in->name, v, "content", WRPO_JSON_STRING);
     *id = -1;
     if (!v || v->kind == WRPO_JSON_NULL) return NULL;
-    wrpo__shown shown;
     *id = wrpo__token_id(tok, wrpo__json_want(in->ctx, in->name, v, WRPO_JSON_STRING, key)->text, v->size);
-    if (needs_id && *id < 0)
-        wrpo__json_fail(in->ctx, WRPO_E_FORMAT, in->name, v, "%s \"%s\" is not in the vocabulary of tokenizer.json", key, wrpo__show(shown, v->text, v->size));
     return wrpo__strndup(tok->arena, v->text, v->size);
 }
 static void wrpo__load_template(const wrpo__loader *in, const wrpo_json *v) {   /* a string, or a list of {name, template}: the one named default */
@@ -5324,10 +5330,10 @@ static wrpo_tokenizer *wrpo__tokenizer_load(wrpo_ctx *ctx, wrpo__arena *arena, c
     tok->config = wrpo__load_json(&in, arena, dir, "tokenizer_config.json");
     if (!tok->config && map) in.name = wrpo__join(arena, dir, "special_tokens_map.json");
     int32_t unused;
-    tok->bos_token = wrpo__load_special(&in, map, "bos_token", true, &tok->bos);
-    tok->eos_token = wrpo__load_special(&in, map, "eos_token", true, &tok->eos);
-    tok->unk_token = wrpo__load_special(&in, map, "unk_token", false, &unused);
-    tok->pad_token = wrpo__load_special(&in, map, "pad_token", false, &unused);
+    tok->bos_token = wrpo__load_special(&in, map, "bos_token", &tok->bos);
+    tok->eos_token = wrpo__load_special(&in, map, "eos_token", &tok->eos);
+    tok->unk_token = wrpo__load_special(&in, map, "unk_token", &unused);
+    tok->pad_token = wrpo__load_special(&in, map, "pad_token", &unused);
     wrpo__load_override(&in);
     if (!tok->chat_template) wrpo__load_template(&in, wrpo__json_get(tok->config, "chat_template"));
     const char *jinja = wrpo__join(arena, dir, "chat_template.jinja");
@@ -8232,8 +8238,18 @@ static void wrpo__tokenize_clean(wrpo__reading *in, wrpo__ids *prompt, wrpo__ids
             if (!at) wrpo__record_fail(in, message, "the chat template does not show the response");
             n -= (size_t)(at - rest), rest = at;
         }
-        size_t end = wrpo__turn_end(in, rest, n, reply, size);
-        wrpo__encode(in->tok, rest, end ? end : n, WRPO_ENCODE_CONTINUE, &out[k].ids);
+        /* Both as one text, the prompt's ids taken off; where a token merges across the border, the prompt stays as it is
+           at inference and the response is tokenized as a text that goes on. */
+        const size_t end = wrpo__turn_end(in, rest, n, reply, size);
+        const int64_t P = stbds_arrlen(prompt->ids);
+        wrpo__text both = {.arena = in->scratch};
+        int32_t *ids = NULL;
+        wrpo__text_add(&both, before.data ? before.data : "", before.size);
+        wrpo__text_add(&both, rest, end ? end : n);
+        wrpo__encode(in->tok, both.data, both.size, 0, &ids);
+        bool clean = stbds_arrlen(ids) > P && (!P || !memcmp(ids, prompt->ids, (size_t)P * sizeof *ids));
+        for (int64_t i = P; clean && i < stbds_arrlen(ids); i++) stbds_arrput(out[k].ids, ids[i]);
+        if (!clean) wrpo__encode(in->tok, rest, end ? end : n, WRPO_ENCODE_CONTINUE, &out[k].ids);
         if (!end && in->tok->eos >= 0) stbds_arrput(out[k].ids, in->tok->eos);
     }
     /* the prompt is cut from its left, then a response from its right */
@@ -8356,6 +8372,7 @@ static wrpo_data *wrpo__data_load(wrpo__arena *arena, wrpo_tokenizer *tok, const
     if (!in.desc.max_prompt_length) in.desc.max_prompt_length = WRPO__MIN(1800, WRPO__MAX(in.desc.max_length - 1, 1));
     if (in.desc.max_prompt_length < 1 || in.desc.max_prompt_length >= in.desc.max_length)
         wrpo__fail(ctx, WRPO_E_ARG, "max_prompt_length: want 1 to max_length - 1 = %lld, found %lld", (long long)in.desc.max_length - 1, (long long)in.desc.max_prompt_length);
+    if (tok->eos_token && tok->eos < 0) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: eos_token \"%.80s\" is not in the vocabulary", tok->dir, tok->eos_token);
     if (desc->limit < 0) wrpo__fail(ctx, WRPO_E_ARG, "limit: want at least 0, found %lld", (long long)desc->limit);
     wrpo__cleanup *owner = wrpo__on_free(arena, wrpo__reading_drop, NULL);
     if (!(owner->p = in.scratch = wrpo__arena_new(ctx))) wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory");
@@ -9014,11 +9031,11 @@ static void wrpo__train_check(wrpo_ctx *ctx, const wrpo_train_desc *d) {   /* d 
     if (why) wrpo__fail(ctx, WRPO_E_ARG, "%s", why);
 #define WRPO__RANGE(ok, name, value, wanted) \
     if (!(ok)) wrpo__fail(ctx, WRPO_E_ARG, "%s: want %s, found %g", name, wanted, (double)(value))
-    WRPO__RANGE(d->learning_rate >= 0 && d->learning_rate < 1e3, "learning rate", d->learning_rate, "a number from 0 to 1000");
+    WRPO__RANGE(d->learning_rate >= 0 && d->learning_rate <= 1e3, "learning rate", d->learning_rate, "a number from 0 to 1000");
     WRPO__RANGE(d->beta1 >= 0 && d->beta1 < 1, "beta1", d->beta1, "a number in [0, 1)");
     WRPO__RANGE(d->beta2 >= 0 && d->beta2 < 1, "beta2", d->beta2, "a number in [0, 1)");
     WRPO__RANGE(d->eps >= 0 && d->eps < 1, "eps", d->eps, "a number in [0, 1)");
-    WRPO__RANGE(d->weight_decay >= 0 && d->weight_decay < 1e3, "weight decay", d->weight_decay, "a number from 0 to 1000");
+    WRPO__RANGE(d->weight_decay >= 0 && d->weight_decay <= 1e3, "weight decay", d->weight_decay, "a number from 0 to 1000");
     WRPO__RANGE(d->max_grad_norm == d->max_grad_norm, "max_grad_norm", d->max_grad_norm, "a number");
     WRPO__RANGE(d->warmup_ratio >= 0 && d->warmup_ratio <= 1, "warm-up ratio", d->warmup_ratio, "a number in [0, 1]");
     WRPO__RANGE(d->epochs > 0 && d->epochs < 1e9, "epochs", d->epochs, "a positive number");
@@ -9179,7 +9196,8 @@ static void wrpo__check_roles(wrpo_ctx *ctx, const wrpo_data *data, const wrpo_t
             r[k] = (wrpo_response){.role = y->role, .weight = y->weight, .tokens = y->count - y->first};
             if (r[k].tokens < 1) why = "a response has no token";
         }
-        if (!why) wrpo_loss(&d->loss, d->alpha, r, record.count, 1, &why);
+        for (int end = 0; end < 2 && !why; end++)      /* alpha at its first step and at its last */
+            wrpo_loss(&d->loss, wrpo_alpha(d->ramp, d->ramp_power, d->alpha, end, 1), r, record.count, 1, &why);
         if (why) wrpo__fail(ctx, WRPO_E_FORMAT, "record \"%s\" (line %lld): %s", record.prompt_id, (long long)record.line, why);
     }
 }

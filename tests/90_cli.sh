@@ -111,7 +111,7 @@ check "init: another seed, other bytes" sh -c '! cmp -s tiny/model.safetensors t
 good "init --dtype bf16 in shards" init --config config.json --tokenizer tok --out shards --dtype bf16 --max-shard-size 4000
 check "init: shards" test -s shards/model.safetensors.index.json
 good "inspect a directory" inspect tiny
-check "inspect: parameters" grep -q '^parameters   1[0-9],[0-9][0-9][0-9]' out.txt
+check "inspect: parameters" grep -q '^parameters   12,208 ' out.txt
 check "inspect: memory" grep -q '^memory ' out.txt
 good "inspect shards" inspect shards --tensors
 check "inspect: BF16" grep -q 'BF16' out.txt
@@ -157,6 +157,16 @@ for m in dpo ipo hinge simpo dpo-norm sft; do
     good "train --method $m" train --method $m --model tiny --data quads.jsonl --out run-$m --batch-size 5 --max-steps 2
 done
 good "train --pair both" train --method dpo --pair both --model tiny --data quads.jsonl --out run-both --batch-size 5 --max-steps 1 --save-dtype bf16
+for i in 1 2 3; do printf '{"prompt": "question %d", "chosen": "good %d", "rejected": "bad"}\n' $i $i; done >pairs.jsonl
+printf '{"messages": [{"role": "user", "content": "question"}, {"role": "assistant", "content": "an answer"}]}\n' >messages.jsonl
+good "dpo on pairs" train --method dpo --model tiny --data pairs.jsonl --out run-pairs --batch-size 3
+good "wrpo at alpha 0 on pairs" train --alpha 0 --model tiny --data pairs.jsonl --out run-pairs --batch-size 3
+good "sft on messages" train --method sft --model tiny --data messages.jsonl --out run-messages
+good "logprob of pairs" logprob --model tiny --data pairs.jsonl
+check "logprob of pairs: two log-probs, an id from the line" grep -q '^{"prompt_id": "line 3", "logps": \[-[0-9.]*, -[0-9.]*\], "tokens"' out.txt
+bad "wrpo on pairs" 1 'line 1.*source response' train --model tiny --data pairs.jsonl --out new
+bad "dpo on messages" 1 'line 1.*target response' train --method dpo --model tiny --data messages.jsonl --out new
+bad "two new folders above the output, and a failure" 1 'nope' train --model tiny --data nope --out new/a/b
 good "an option that says nothing" train --method sft --pair both --model tiny --data quads.jsonl --out run-sft --batch-size 5 --max-steps 1
 check "it is named" grep -q 'warning: --pair says nothing to --method sft' err.txt
 
@@ -264,9 +274,11 @@ data() { bad "$1" 1 "$2" train --model tiny --data wrong.jsonl --out new; }
 { cat quads.jsonl; echo '{"prompt": "x", "prompt": "y", "chosen": ["a", "b"], "rejected": "c"}'; } >wrong.jsonl; data "a key twice" 'wrong.jsonl:6:'
 { cat quads.jsonl; echo '{"prompt_id": "pair", "prompt": "x", "chosen": "a", "rejected": "c"}'; } >wrong.jsonl; data "a pair among quadruples" 'pair'
 : >wrong.jsonl;                                                                       data "no records" 'record'
-bad "no room for a response" 1 'max_prompt_length' $TRAIN --max-length 8 --max-prompt-length 8
+bad "no room for a response" 1 'max_prompt_length: want' $TRAIN --max-length 8 --max-prompt-length 8
 good "a prompt that is cut" train --model tiny --data quads.jsonl --out cut --max-length 40 --max-prompt-length 12 --batch-size 5
 check "it is counted" grep -q 'cut: 5 prompts' out.txt
+good "responses that are cut" train --model tiny --data quads.jsonl --out cut --max-length 44 --max-prompt-length 40 --batch-size 5
+check "they are counted" grep -q 'cut: 0 prompts, [1-9][0-9]* responses' out.txt
 for line in '{"text": 3}' '{"text": "a", "ids": []}' '{"ids": [-1]}' '{"ids": [1.5]}' '{"ids": [99999]}' '{}' '[]' '' 'x' '{"messages": {}}' '{"text": "a", "special": 1}'; do
     { echo '{"text": "fine"}'; echo "$line"; echo '{"text": "fine"}'; } >wrong.jsonl
     bad "tokenize: $line" 1 '^wrpo: wrong.jsonl:2:' tokenize --model tok --in wrong.jsonl --out new

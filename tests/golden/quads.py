@@ -4,7 +4,8 @@
 clean    The prompt's ids are what the model is given at inference: the template with the generation prompt, tokenized alone.
          The response is what follows in the rendered conversation, up to and including the turn's end token. Where the
          tokenizer prepends a symbol to a text (SentencePiece style), conversation and prompt are tokenized together and cut
-         at the border, so that nothing is prepended to the response.
+         at the border, so that nothing is prepended to the response. Truncation: the prompt keeps its last max_prompt_length
+         ids, then every response what fits.
 authors  The reference trainer's way: prompt without the generation prompt; every response rendered as a conversation of its
          own, BOS stripped; prompt + response tokenized together and split where the prompt's ids end (one token earlier if
          the last one merged); the EOS id appended once more; truncation `keep_end`. (Its dependency also inserts an empty
@@ -82,10 +83,8 @@ def clean(text, record, max_length, max_prompt_length):
             out["responses"].append(e.ids[len(prompt) :])
         else:
             out["responses"].append(text.encode(whole[len(prompt_text) :]).ids)
-    longest = max(len(y) for y in out["responses"])
-    if len(prompt) + longest > max_length:
-        out["prompt"] = prompt = prompt[-max_prompt_length:]
-        out["responses"] = [y[: max_length - len(prompt)] for y in out["responses"]]
+    out["prompt"] = prompt = prompt[-max_prompt_length:]
+    out["responses"] = [y[: max_length - len(prompt)] for y in out["responses"]]
     return out
 
 

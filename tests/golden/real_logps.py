@@ -148,7 +148,7 @@ def main():
     p.add_argument("--records", type=int, default=30)
     p.add_argument("--only", nargs="*", default=list(CASES))
     p.add_argument("--how", nargs="*", default=["clean", "authors"])
-    p.add_argument("--short", nargs=2, type=int, default=[160, 60], metavar=("MAX", "PROMPT"), help="lengths of the truncation runs")
+    p.add_argument("--short", nargs=2, type=int, default=[500, 40], metavar=("MAX", "PROMPT"), help="lengths of the truncation runs")
     p.add_argument("--init", action="store_true", help="also a checkpoint that `wrpo init` makes")
     p.add_argument("--model", help="one folder in place of the cases")
     p.add_argument("--quads")

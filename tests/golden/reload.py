@@ -3,8 +3,8 @@
 
     python reload.py --reference DIR SAVED [SAVED ...]         the weights in SAVED are meant to equal REFERENCE's
     python reload.py --reference DIR --wrpo PATH --data F [--work W] [-- more options of `wrpo train`]
-        makes SAVED itself, once with --save-dtype f32 and once bf16: one step of `wrpo train` under warm-up, whose
-        learning rate is 0, so nothing may have changed
+        makes SAVED itself, with --save-dtype f32, bf16, and f32 in small shards: one step of `wrpo train` under warm-up,
+        whose learning rate is 0, so nothing may have changed
 
 Checks for each SAVED: transformers loads it without a missing or unexpected tensor; the logits of some token ids are those of
 REFERENCE (bit for bit, or for bfloat16 those of REFERENCE rounded to bfloat16); every weight likewise; the tensors on disk are
@@ -15,6 +15,7 @@ too or but for its dtype; no file is left over. Exits 1 if anything differs.
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -104,7 +105,7 @@ def check(reference, folder):
         config = "config.json equal but for its dtype"
         if a != b:
             bad.append("config.json: differs in " + ", ".join(k for k in sorted({**a, **b}) if a.get(k) != b.get(k)))
-    left = [f for f in sorted(os.listdir(folder)) if f not in known]
+    left = [f for f in sorted(os.listdir(folder)) if f not in known and not f.startswith("reference_logps-")]
     print(f"{folder}: {len(tensors)} tensors {'/'.join(sorted(str(d)[6:] for d in dtypes))} in {len(files)} files, logits of {ids.numel()} ids, "
           f"{same} side files, {config}{', also there: ' + ' '.join(left) if left else ''}: {'ok' if not bad else 'FAIL'}")
     for text in bad[:10]:
@@ -129,10 +130,13 @@ def main():
     saved = list(a.saved)
     if a.wrpo:
         work = a.work or tempfile.mkdtemp()
-        for dtype in ("f32", "bf16"):
-            out = os.path.join(work, "saved_" + dtype)
+        size = sum(os.path.getsize(os.path.join(a.reference, f)) for f in os.listdir(a.reference) if f.endswith(".safetensors"))
+        for name, dtype, shard in (("f32", "f32", 5 * 10**9), ("bf16", "bf16", 5 * 10**9), ("shards", "f32", size // 5)):
+            out = os.path.join(work, "saved_" + name)
+            shutil.rmtree(out, ignore_errors=True)
             r = subprocess.run([a.wrpo, "train", "--model", a.reference, "--data", a.data, "--out", out, "--max-steps", "1", "--batch-size", "1",
-                                "--warmup-ratio", "1", "--no-shuffle", "--save-dtype", dtype] + more, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                                "--warmup-ratio", "1", "--no-shuffle", "--save-dtype", dtype, "--max-shard-size",
+                                str(shard)] + more, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
                                text=True)
             if r.returncode:
                 sys.exit(f"wrpo train: exit {r.returncode}: {r.stderr.strip()}")
