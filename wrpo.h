@@ -3001,7 +3001,7 @@ static const char *wrpo__show(char *out, const char *s, size_t n) {
     for (size_t at = 0, size; at < n; at += size) {
         int32_t c = wrpo__utf8_get(s + at, n - at, &size);
         char part[16] = "?";
-        if (c >= 0 && (c < 0x20 || (c >= 0x7F && c < 0xA0))) snprintf(part, sizeof part, "\\u%04X", (unsigned)c);
+        if (c >= 0 && (c < 0x20 || (c >= 0x7F && c <= 0xA0))) snprintf(part, sizeof part, "\\u%04X", (unsigned)c);
         else if (c >= 0) memcpy(part, s + at, size), part[size] = 0;
         size_t k = strlen(part);
         if (used + k + 4 > sizeof(wrpo__shown)) { memcpy(out + used, "...", 3); used += 3; break; }
@@ -3213,7 +3213,7 @@ static void wrpo__json_unique(wrpo__json_in *in, const wrpo_json *object) {
     }
     if (!twice) return;
     wrpo__shown key;
-    wrpo__fail_at(ctx, WRPO_E_FORMAT, twice->line, twice->column, "%s:%d:%d: want every key once, found \"%s\" as on line %d again",
+    wrpo__fail_at(ctx, WRPO_E_FORMAT, twice->line, twice->column, "%s:%d:%d: want every key once, found \"%s\" again (first on line %d)",
                   in->name, twice->line, twice->column, wrpo__show(key, twice->key, twice->key_size), first->line);
 }
 /* The text as a tree in the arena. name: what errors call it. first_line: of JSON lines, the line that this text is. */
@@ -3368,6 +3368,15 @@ static void wrpo__json_number(wrpo__text *out, double x) {
         if (*p >= '0' && *p <= '9') digits[n++] = *p;
     digits[n] = 0;
     int power = (int)strtol(p + 1, NULL, 10);          /* d.ddd 10^power */
+    if (n == 17) {                                     /* a power of two owns more of the line above it: its 16 digits may be those rounded up */
+        char up[24];
+        int i = 15;
+        memcpy(up, digits, 16);
+        while (i >= 0 && up[i] == '9') up[i--] = '0';
+        if (i >= 0) up[i]++;
+        snprintf(s, sizeof s, "%.16se%d", up, power - 15);
+        if (strtod(s, NULL) == fabs(x)) { memcpy(digits, up, 16); digits[n = 16] = 0; }
+    }
     if (signbit(x)) wrpo__text_puts(out, "-");
     if (power < -5 || power > 16) wrpo__text_printf(out, n > 1 ? "%.1s.%se%d" : "%.1s%se%d", digits, digits + 1, power);
     else if (power < 0) wrpo__text_printf(out, "0.%.*s%s", -power - 1, "00000", digits);

@@ -1,0 +1,571 @@
+/* Tokenizers: ids and texts against those of the reference library, on small tokenizers that use every component
+   (golden/tokenizers.json) and, where they are, on real ones; refusals; damaged files; every allocation failing once. */
+#define WRPO_IMPLEMENTATION
+#include "wrpo.h"
+#include "test.h"
+
+static wrpo_ctx *ctx;
+static char dir[] = "/tmp/wrpo_token_XXXXXX";
+
+static void put(const char *name, const char *text, size_t n) {    /* a file in dir; n 0: none */
+    char path[256];
+    snprintf(path, sizeof path, "%s/%s", dir, name);
+    remove(path);
+    if (!n) return;
+    FILE *f = fopen(path, "wb");
+    if (!f || fwrite(text, 1, n, f) != n || fclose(f)) { printf("%s: cannot be written\n", path); exit(1); }
+}
+static void puts_to(const char *name, const char *text) { put(name, text, strlen(text)); }
+static wrpo_tokenizer *load(const char *from) {
+    wrpo_tokenizer *tok;
+    CHECK(wrpo_tokenizer_load(ctx, from, &tok) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+    return tok;
+}
+static wrpo_json *parse(const char *name, const char *text, size_t n) {
+    wrpo_json *root;
+    if (wrpo_json_parse(ctx, name, text, n, &root)) { printf("%s\n", wrpo_last_error(ctx)->text); exit(1); }
+    return root;
+}
+static wrpo_json *parse_file(const char *path, char **text) {
+    FILE *f = fopen(path, "rb");
+    *text = NULL;
+    if (!f) return NULL;
+    fseek(f, 0, SEEK_END);
+    size_t n = (size_t)ftell(f);
+    rewind(f);
+    *text = malloc(n + 1);
+    if (fread(*text, 1, n, f) != n) exit(1);
+    (*text)[n] = 0;
+    fclose(f);
+    return parse(path, *text, n);
+}
+static bool same_ids(const int32_t *ids, int64_t count, const wrpo_json *want) {
+    bool same = want->count == count;
+    int64_t i = 0;
+    for (const wrpo_json *v = want->child; v && same; v = v->next) same = ids[i++] == v->integer;
+    return same;
+}
+static void check_encode(wrpo_tokenizer *tok, const char *name, const wrpo_json *text, unsigned flags, const wrpo_json *want) {
+    int32_t *ids;
+    int64_t count;
+    wrpo_result r = wrpo_encode(tok, text->text, text->size, flags, &ids, &count);
+    CHECK(r == WRPO_OK && same_ids(ids, count, want), "%s: flags %u: ids of \"%s\"", name, flags, text->text);
+    wrpo_free(ctx, ids);
+}
+static void check_decode(wrpo_tokenizer *tok, const char *name, const wrpo_json *list, bool skip, const wrpo_json *want) {
+    int32_t *ids = malloc((size_t)(list->count + 1) * sizeof *ids);
+    int64_t i = 0;
+    char *text;
+    size_t size;
+    for (const wrpo_json *v = list->child; v; v = v->next) ids[i++] = (int32_t)v->integer;
+    wrpo_result r = wrpo_decode(tok, ids, list->count, skip, &text, &size);
+    CHECK(r == WRPO_OK && size == want->size && memcmp(text, want->text, size) == 0, "%s: skip %d: want \"%s\", found \"%s\"", name, skip, want->text, text);
+    wrpo_free(ctx, text);
+    free(ids);
+}
+/* ids(prompt) and ids(reply as what goes on) decode to the prompt's text and, unchanged, the reply's. */
+static int check_continue(wrpo_tokenizer *tok, const char *name) {
+    static const char *const prompts[] = {"Hello", " a b ", "x\n", "<s> [INST] hi [/INST]", "<|im_start|>assistant\n", "<|end|>", "\n"};
+    static const char *const replies[] = {"Hello there", " Hello", "  two  spaces ", "\nHello\n\n x", "\xF0\x9F\x91\x8D ok", "7 x", "", "caf\xC3\xA9 \xE6\x9D\xB1"};
+    int n = 0;
+    for (int p = 0; p < 7; p++)
+        for (int r = 0; r < 8; r++, n++) {
+            int32_t *ids = NULL, *rest = NULL, all[256];
+            int64_t count = 0, more = 0;
+            char *before = NULL, *after = NULL;
+            size_t before_size = 0, after_size = 0, size = strlen(replies[r]);
+            bool ok = wrpo_encode(tok, prompts[p], strlen(prompts[p]), 0, &ids, &count) == WRPO_OK;
+            ok = ok && wrpo_encode(tok, replies[r], size, WRPO_ENCODE_CONTINUE, &rest, &more) == WRPO_OK && count + more < 256;
+            if (!ok) { CHECK(ok, "%s", name); return n; }
+            memcpy(all, ids, (size_t)count * sizeof *ids);
+            memcpy(all + count, rest, (size_t)more * sizeof *rest);
+            ok = wrpo_decode(tok, ids, count, false, &before, &before_size) == WRPO_OK;
+            ok = ok && wrpo_decode(tok, all, count + more, false, &after, &after_size) == WRPO_OK;
+            CHECK(ok && after_size == before_size + size && memcmp(after, before, before_size) == 0 && memcmp(after + before_size, replies[r], size) == 0,
+                  "%s: \"%s\" and \"%s\" became \"%s\"", name, prompts[p], replies[r], after);
+            wrpo_free(ctx, ids), wrpo_free(ctx, rest), wrpo_free(ctx, before), wrpo_free(ctx, after);
+        }
+    return n;
+}
+
+/* ---- the tables ---- */
+static void test_unicode(void) {
+    static const struct { uint32_t classes; int64_t count; } sizes[] = {
+        {WRPO__L, 141028}, {WRPO__N, 1911}, {1u << WRPO__ND, 760}, {1u << WRPO__M, 2501}, {1u << WRPO__P | 1u << WRPO__PC, 855},
+        {1u << WRPO__S | 1u << WRPO__SW, 8514}, {1u << WRPO__LU, 1858}, {1u << WRPO__LL, 2258}, {1u << WRPO__LT, 31}, {1u << WRPO__LM, 404},
+        {1u << WRPO__LO, 136477}, {1u << WRPO__SPACE, 25}, {WRPO__WORD, 144667}, {WRPO__CLASSES, 0x110000},
+    };
+    static int64_t changed, rejoined, wrong;           /* static: a failure jumps over what locals hold */
+    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
+        wrpo__unicode u = {0};
+        wrpo__mark *marks = NULL;
+        wrpo__text out = {.arena = wrpo__here}, again = {.arena = wrpo__here};
+        wrpo__unicode_load_classes(wrpo__here, &u);
+        wrpo__unicode_load_nfc(&u);
+        for (int64_t k = 0; k < WRPO__COUNT(sizes); k++) {
+            int64_t n = 0;
+            for (int32_t c = 0; c < 0x110000; c++) n += sizes[k].classes >> (u.kind[c] & 15) & 1;
+            CHECK(n == sizes[k].count, "classes %x: want %lld code points, found %lld", (unsigned)sizes[k].classes, (long long)sizes[k].count, (long long)n);
+        }
+        /* every code point alone and decomposed: NFC of both is the same, and NFC of NFC changes nothing */
+        for (int32_t c = 0; c < 0x110000; c++) {
+            char s[128];
+            size_t n = wrpo__utf8_put(s, (uint32_t)c), m = 0;
+            if (c >= 0xD800 && c < 0xE000) continue;
+            out.size = again.size = 0;
+            if (wrpo__nfc(&u, s, (int64_t)n, &out, &marks)) changed += out.size != n || memcmp(out.data, s, n) != 0;
+            else wrpo__text_add(&out, s, n);
+            stbds_arrsetlen(marks, 0);
+            wrpo__decompose(&u, c, &marks);
+            for (int64_t k = 0; k < stbds_arrlen(marks); k++) m += wrpo__utf8_put(s + m, (uint32_t)marks[k].c);
+            if (!wrpo__nfc(&u, s, (int64_t)m, &again, &marks)) wrpo__text_add(&again, s, m);
+            rejoined += m != again.size || memcmp(s, again.data, m) != 0;
+            wrong += out.size != again.size || memcmp(out.data, again.data, out.size) != 0;
+        }
+    }
+    CHECK(wrpo__end(&wrpo__entry) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+    CHECK(changed == 1120, "NFC changes %lld code points", (long long)changed);
+    CHECK(rejoined == 940 + 18 + 11172, "%lld decompositions compose again", (long long)rejoined);
+    CHECK(wrong == 0, "NFC of %lld code points differs from NFC of their decompositions", (long long)wrong);
+}
+
+/* ---- the reference library's results ---- */
+static void test_golden(void) {
+    static const char *const goes_on[] = {"llama3", "qwen3", "nemo", "deepseek", "gpt2", "prefix", "smollm2", "o200k", "mistral_v1", "internlm2", "yi",
+                                          "metaspace_first", "metaspace_always", "metaspace_never"};
+    char *file;
+    wrpo_json *root = parse_file("golden/tokenizers.json", &file);
+    CHECK(root, "golden/tokenizers.json");
+    if (!root) return;
+    int cases = 0, vectors = 0, continued = 0;
+    for (const wrpo_json *c = wrpo_json_get(root, "cases")->child; c; c = c->next, cases++) {
+        const wrpo_json *parts = wrpo_json_get(c, "parts"), *model = wrpo_json_get(wrpo_json_get(root, "models"), wrpo_json_get(c, "model")->text);
+        const char *name = wrpo_json_get(c, "name")->text;
+        char *text = malloc(parts->size + model->size + 64);
+        put("tokenizer.json", text, (size_t)sprintf(text, "{%s,\n\"model\":%s}", parts->text, model->text));
+        wrpo_tokenizer *tok = load(dir);
+        for (const wrpo_json *v = wrpo_json_get(c, "vectors")->child; v && tok; v = v->next, vectors++) {
+            const wrpo_json *in = v->child, *ids = in->next, *special = ids->next, *decoded = special->next, *skipped = decoded->next, *t = wrpo_json_get(root, "texts")->child;
+            if (in->kind == WRPO_JSON_NUMBER) {
+                for (int64_t k = 0; k < in->integer; k++) t = t->next;
+                in = t;
+            }
+            if (special->kind == WRPO_JSON_NUMBER) special = ids;
+            if (decoded->kind == WRPO_JSON_NUMBER) decoded = in;
+            if (skipped->kind == WRPO_JSON_NUMBER) skipped = decoded;
+            for (int turn = 0; turn < 2; turn++) {     /* the second time from the cache of words */
+                check_encode(tok, name, in, 0, ids);
+                check_encode(tok, name, in, WRPO_ENCODE_SPECIAL, special);
+            }
+            check_decode(tok, name, ids, false, decoded);
+            check_decode(tok, name, ids, true, skipped);
+        }
+        for (int64_t k = 0; k < WRPO__COUNT(goes_on) && tok; k++) if (strcmp(name, goes_on[k]) == 0) continued += check_continue(tok, name);
+        wrpo_tokenizer_free(tok);
+        free(text);
+    }
+    printf("golden: %d tokenizers, %d texts, %d continued\n", cases, vectors, continued);
+    wrpo_json_free(ctx, root);
+    free(file);
+}
+static void test_shared_tokenizers(void) {
+    static const char *const names[] = {"gemma2", "gpt2", "llama3", "llama3_1", "llama3_2", "mistral_v1", "phi-3-mini", "qwen2_5", "variants/added_flags",
+        "variants/bpe_nounk_drops", "variants/bpe_unk_fuse", "variants/digits_bytelevel", "variants/llama2_normalized_added", "variants/metaspace_first"};
+    for (int64_t k = 0; k < WRPO__COUNT(names); k++) {
+        char path[256];
+        int encoded = 0, decoded = 0, continued = 0;
+        snprintf(path, sizeof path, "tokenizers/%s/tokenizer.json", names[k]);
+        const char *found = test_shared(path);
+        if (!found) { SKIP(1, "%s is not here", path); continue; }
+        char from[512];
+        snprintf(from, sizeof from, "%.*s", (int)(strlen(found) - strlen("/tokenizer.json")), found);
+        wrpo_tokenizer *tok = load(from);
+        for (int f = 0; f < 2 && tok; f++) {
+            snprintf(path, sizeof path, "tokenizers/%s/%s.jsonl", names[k], f ? "fuzz" : "vectors");
+            FILE *lines = (found = test_shared(path)) ? fopen(found, "rb") : NULL;
+            char *line = malloc(1 << 20);
+            while (lines && fgets(line, 1 << 20, lines)) {
+                wrpo_json *v = parse(path, line, strlen(line));
+                const wrpo_json *text = wrpo_json_get(v, "text"), *ids = wrpo_json_get(v, "ids"), *special = wrpo_json_get(v, "ids_special");
+                const wrpo_json *plain = wrpo_json_get(v, "decoded"), *skipped = wrpo_json_get(v, "decoded_skip");
+                check_encode(tok, names[k], text, 0, ids);
+                check_encode(tok, names[k], text, WRPO_ENCODE_SPECIAL, special ? special : ids);
+                check_decode(tok, names[k], ids, false, plain ? plain : text);
+                check_decode(tok, names[k], ids, true, skipped ? skipped : plain ? plain : text);
+                encoded += 2, decoded += 2;
+                wrpo_json_free(ctx, v);
+            }
+            free(line);
+            if (lines) fclose(lines);
+        }
+        if (strncmp(names[k], "variants/bpe", 12) != 0 && strcmp(names[k], "variants/added_flags") != 0 && tok)   /* those lose text */
+            continued = check_continue(tok, names[k]);
+        printf("%s: %d encoded, %d decoded, %d continued\n", names[k], encoded, decoded, continued);
+        wrpo_tokenizer_free(tok);
+    }
+}
+
+/* ---- small tokenizers made here ---- */
+#define MODEL "{\"type\":\"BPE\",\"vocab\":{\"a\":0,\"b\":1,\"ab\":2,\"<s>\":3,\"</s>\":4},\"merges\":[\"a b\"]}"
+#define TOKEN(id, content, flags) "{\"id\":" #id ",\"content\":\"" content "\",\"single_word\":false,\"lstrip\":false,\"rstrip\":false," flags "}"
+#define SPECIAL "\"normalized\":false,\"special\":true"
+#define SPLIT(regex) "{\"type\":\"Split\",\"behavior\":\"Isolated\",\"invert\":false,\"pattern\":{\"Regex\":\"" regex "\"}}"
+static void write_small(const char *key, const char *value) {      /* one member of tokenizer.json is this */
+    static const char *const usual[][2] = {{"version", "\"1.0\""}, {"added_tokens", "[" TOKEN(3, "<s>", SPECIAL) "," TOKEN(4, "</s>", SPECIAL) "]"},
+        {"normalizer", "null"}, {"pre_tokenizer", "null"}, {"post_processor", "null"}, {"decoder", "{\"type\":\"Fuse\"}"}, {"model", MODEL}};
+    char text[8192];
+    int n = 0;
+    for (int k = 0; k < 7; k++)
+        n += snprintf(text + n, sizeof text - (size_t)n, "%s\"%s\":%s", k ? ",\n" : "{", usual[k][0], strcmp(key, usual[k][0]) == 0 ? value : usual[k][1]);
+    put("tokenizer.json", text, (size_t)(n + snprintf(text + n, sizeof text - (size_t)n, "}\n")));
+}
+static void check_refused(wrpo_result code, const char *says) {
+    wrpo_tokenizer *tok;
+    wrpo_result r = wrpo_tokenizer_load(ctx, dir, &tok);
+    CHECK(r == code && !tok && strstr(wrpo_last_error(ctx)->text, says), "want error %d with \"%s\", found %d, \"%s\"", (int)code, says, (int)r,
+          r ? wrpo_last_error(ctx)->text : "loaded");
+    wrpo_tokenizer_free(tok);
+}
+static void test_refusals(void) {
+    static const struct { const char *key, *value; wrpo_result code; const char *says; } cases[] = {
+        {"version", "\"2.0\"", WRPO_E_UNSUPPORTED, "tokenizer.json:1:12: tokenizer.json version \"2.0\" is not supported"},
+        {"model", "{\"type\":\"Unigram\",\"vocab\":[]}", WRPO_E_UNSUPPORTED, "tokenizer.json:7:17: model \"Unigram\" is not supported"},
+        {"model", "{\"type\":\"WordPiece\",\"vocab\":{}}", WRPO_E_UNSUPPORTED, "model \"WordPiece\" is not supported"},
+        {"model", "{\"type\":\"WordLevel\",\"vocab\":{}}", WRPO_E_UNSUPPORTED, "model \"WordLevel\" is not supported"},
+        {"model", "{\"type\":\"BPE\",\"vocab\":{}}", WRPO_E_FORMAT, "merges: want an array, found no such key"},
+        {"model", "{\"type\":\"BPE\",\"dropout\":0.1,\"vocab\":{},\"merges\":[]}", WRPO_E_UNSUPPORTED, "dropout 0.1 is not supported"},
+        {"model", "{\"type\":\"BPE\",\"continuing_subword_prefix\":\"##\",\"vocab\":{},\"merges\":[]}", WRPO_E_UNSUPPORTED, "continuing_subword_prefix \"##\""},
+        {"model", "{\"type\":\"BPE\",\"end_of_word_suffix\":\"</w>\",\"vocab\":{},\"merges\":[]}", WRPO_E_UNSUPPORTED, "end_of_word_suffix \"</w>\""},
+        {"model", "{\"type\":\"BPE\",\"vocab\":{\"a\":0,\"b\":0},\"merges\":[]}", WRPO_E_FORMAT, "vocab: the id 0 stands twice"},
+        {"model", "{\"type\":\"BPE\",\"vocab\":{\"a\":-1},\"merges\":[]}", WRPO_E_FORMAT, "a: want an integer from 0"},
+        {"model", "{\"type\":\"BPE\",\"vocab\":{\"a\":1.5},\"merges\":[]}", WRPO_E_FORMAT, "a: want an integer from 0"},
+        {"model", "{\"type\":\"BPE\",\"vocab\":{\"a\":2000000000},\"merges\":[]}", WRPO_E_FORMAT, "a: want an integer from 0"},
+        {"model", "{\"type\":\"BPE\",\"vocab\":{\"a\":0,\"b\":1},\"merges\":[\"a b\"]}", WRPO_E_FORMAT, "merge 0: its result \"ab\" is not in the vocabulary"},
+        {"model", "{\"type\":\"BPE\",\"vocab\":{\"a\":0,\"b\":1},\"merges\":[[\"a\",\"c\"]]}", WRPO_E_FORMAT, "merge 0: its part \"c\" is not in the vocabulary"},
+        {"model", "{\"type\":\"BPE\",\"vocab\":{\"a\":0,\"ab\":1},\"merges\":[\"ab\"]}", WRPO_E_FORMAT, "merge 0: want two tokens and one space between them, found \"ab\""},
+        {"model", "{\"type\":\"BPE\",\"vocab\":{\"a\":0,\"ab\":1},\"merges\":[\"a  b\"]}", WRPO_E_FORMAT, "merge 0: want two tokens and one space"},
+        {"model", "{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[[\"a\"]]}", WRPO_E_FORMAT, "merge 0: want two strings, found an array of 1"},
+        {"model", "{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[7]}", WRPO_E_FORMAT, "merge: want an array, found 7"},
+        {"normalizer", "{\"type\":\"NFKC\"}", WRPO_E_UNSUPPORTED, "tokenizer.json:3:22: normalizer \"NFKC\" is not supported"},
+        {"normalizer", "{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"Lowercase\"}]}", WRPO_E_UNSUPPORTED, "normalizer \"Lowercase\" is not supported"},
+        {"normalizer", "{\"type\":\"Replace\",\"pattern\":{\"String\":\"\"},\"content\":\"x\"}", WRPO_E_UNSUPPORTED, "a pattern that matches the empty text is not supported"},
+        {"normalizer", "{\"type\":\"Prepend\"}", WRPO_E_FORMAT, "prepend: want a string, found no such key"},
+        {"pre_tokenizer", "{\"type\":\"Whitespace\"}", WRPO_E_UNSUPPORTED, "pre_tokenizer \"Whitespace\" is not supported"},
+        {"pre_tokenizer", "{\"type\":\"Split\",\"behavior\":\"Isolate\",\"pattern\":{\"String\":\" \"}}", WRPO_E_UNSUPPORTED, "Split behavior \"Isolate\""},
+        {"pre_tokenizer", "{\"type\":\"Metaspace\",\"replacement\":\"_\",\"prepend_scheme\":\"maybe\"}", WRPO_E_UNSUPPORTED, "prepend_scheme \"maybe\""},
+        {"pre_tokenizer", "{\"type\":\"Metaspace\",\"replacement\":\"_\",\"add_prefix_space\":false}", WRPO_E_FORMAT, "add_prefix_space false goes only with"},
+        {"pre_tokenizer", SPLIT("a.b"), WRPO_E_UNSUPPORTED, "regex, byte 2: '.' is not supported: a.b"},
+        {"pre_tokenizer", SPLIT("^a"), WRPO_E_UNSUPPORTED, "regex, byte 1: an anchor is not supported"},
+        {"pre_tokenizer", SPLIT("a$"), WRPO_E_UNSUPPORTED, "an anchor"},
+        {"pre_tokenizer", SPLIT("a*"), WRPO_E_UNSUPPORTED, "a pattern that matches the empty text"},
+        {"pre_tokenizer", SPLIT("a|"), WRPO_E_UNSUPPORTED, "a pattern that matches the empty text"},
+        {"pre_tokenizer", SPLIT("a+?"), WRPO_E_UNSUPPORTED, "this repetition"},
+        {"pre_tokenizer", SPLIT("a{2}+"), WRPO_E_UNSUPPORTED, "this repetition"},
+        {"pre_tokenizer", SPLIT("a{3,2}"), WRPO_E_UNSUPPORTED, "this repetition"},
+        {"pre_tokenizer", SPLIT("+a"), WRPO_E_UNSUPPORTED, "this repetition"},
+        {"pre_tokenizer", SPLIT("(ab)+"), WRPO_E_UNSUPPORTED, "this repetition of a group"},
+        {"pre_tokenizer", SPLIT("(ab"), WRPO_E_UNSUPPORTED, "a group without its end"},
+        {"pre_tokenizer", SPLIT("ab)"), WRPO_E_UNSUPPORTED, "this bracket"},
+        {"pre_tokenizer", SPLIT("(?<=a)b"), WRPO_E_UNSUPPORTED, "this kind of group"},
+        {"pre_tokenizer", SPLIT("a(?!bc)"), WRPO_E_UNSUPPORTED, "a lookahead for more than one character"},
+        {"pre_tokenizer", SPLIT("a(?!(b))"), WRPO_E_UNSUPPORTED, "a lookahead for more than one character"},
+        {"pre_tokenizer", SPLIT("\\\\bab"), WRPO_E_UNSUPPORTED, "this escape"},
+        {"pre_tokenizer", SPLIT("(a)\\\\1"), WRPO_E_UNSUPPORTED, "this escape"},
+        {"pre_tokenizer", SPLIT("a\\\\"), WRPO_E_UNSUPPORTED, "a pattern that ends here"},
+        {"pre_tokenizer", SPLIT("\\\\p{Han}"), WRPO_E_UNSUPPORTED, "this property"},
+        {"pre_tokenizer", SPLIT("[a&&b]"), WRPO_E_UNSUPPORTED, "an intersection of classes"},
+        {"pre_tokenizer", SPLIT("[[:alpha:]]"), WRPO_E_UNSUPPORTED, "a class within a class"},
+        {"pre_tokenizer", SPLIT("[]a]"), WRPO_E_UNSUPPORTED, "an empty class"},
+        {"pre_tokenizer", SPLIT("[b-a]"), WRPO_E_UNSUPPORTED, "this range"},
+        {"pre_tokenizer", SPLIT("[a-c-e]"), WRPO_E_UNSUPPORTED, "'-' at this place"},
+        {"pre_tokenizer", SPLIT("[a"), WRPO_E_UNSUPPORTED, "a pattern that ends here"},
+        {"pre_tokenizer", SPLIT("(?i:ss)"), WRPO_E_UNSUPPORTED, "a pair of letters with a ligature"},
+        {"pre_tokenizer", SPLIT("(?i:[a-c])"), WRPO_E_UNSUPPORTED, "anything but ASCII letters in (?i:...)"},
+        {"post_processor", "{\"type\":\"BertProcessing\",\"sep\":[\"a\",0],\"cls\":[\"a\",0]}", WRPO_E_UNSUPPORTED, "post_processor \"BertProcessing\""},
+        {"post_processor", "{\"type\":\"TemplateProcessing\",\"single\":[],\"special_tokens\":{}}", WRPO_E_UNSUPPORTED, "want the text A once in \"single\", found none"},
+        {"post_processor", "{\"type\":\"TemplateProcessing\",\"single\":[{\"Sequence\":{\"id\":\"B\",\"type_id\":0}}],\"special_tokens\":{}}", WRPO_E_UNSUPPORTED, "found another sequence"},
+        {"post_processor", "{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{\"id\":\"<s>\"}},{\"Sequence\":{\"id\":\"A\"}}],\"special_tokens\":{}}", WRPO_E_FORMAT,
+         "<s>: want an object, found no such key"},
+        {"post_processor", "{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{\"id\":\"<s>\"}},{\"Sequence\":{\"id\":\"A\"}}],"
+         "\"special_tokens\":{\"<s>\":{\"id\":\"<s>\",\"ids\":[5],\"tokens\":[\"<s>\"]}}}", WRPO_E_FORMAT, "want an integer from 0 to 4, found 5"},
+        {"decoder", "{\"type\":\"WordPiece\",\"prefix\":\"##\"}", WRPO_E_UNSUPPORTED, "decoder \"WordPiece\" is not supported"},
+        {"decoder", "{\"type\":\"Strip\",\"content\":\"ab\",\"start\":1,\"stop\":0}", WRPO_E_FORMAT, "content: want one character, found \"ab\""},
+        {"added_tokens", "[" TOKEN(7, "<s>", SPECIAL) "]", WRPO_E_FORMAT, "added token \"<s>\": want the id 3, which the vocabulary gives it, found 7"},
+        {"added_tokens", "[" TOKEN(7, "new", SPECIAL) "]", WRPO_E_FORMAT, "added token \"new\": want the id 5, the next one free, found 7"},
+        {"added_tokens", "[" TOKEN(3, "<s>", SPECIAL) "," TOKEN(3, "<s>", "\"normalized\":false,\"special\":false") "]", WRPO_E_FORMAT, "\"<s>\" stands twice, with different flags"},
+        {"added_tokens", "[{\"id\":3,\"content\":\"<s>\"}]", WRPO_E_FORMAT, "single_word: want true or false, found no such key"},
+        {"added_tokens", "{}", WRPO_E_FORMAT, "added_tokens: want an array"},
+    };
+    for (int64_t k = 0; k < WRPO__COUNT(cases); k++) write_small(cases[k].key, cases[k].value), check_refused(cases[k].code, cases[k].says);
+    write_small("model", "{\"type\":\"BPE\",\"vocab\":{\"a\":0,\"<s>\":3,\"</s>\":4,\"b\":5},\"merges\":[]}");
+    wrpo_tokenizer_free(load(dir));                    /* holes in the vocabulary are no error */
+    write_small("added_tokens", "[" TOKEN(3, "<s>", SPECIAL) "," TOKEN(3, "<s>", SPECIAL) "," TOKEN(9, "", SPECIAL) "]");
+    wrpo_tokenizer_free(load(dir));                    /* nor is the same token again, nor an empty one */
+    put("tokenizer.json", NULL, 0);
+    check_refused(WRPO_E_IO, "want a tokenizer.json in this directory, found none");
+    puts_to("tokenizer.json", "[]");
+    check_refused(WRPO_E_FORMAT, "tokenizer.json:1:1: tokenizer.json: want an object, found an array of 0");
+}
+/* Special tokens, chat templates, and the post-processor that some classes get. */
+static void test_config(void) {
+    write_small("", "");
+    wrpo_tokenizer *tok = load(dir);
+    CHECK(!tok->config && !tok->chat_template && !tok->bos_token && wrpo_tokenizer_bos(tok) == -1 && wrpo_tokenizer_eos(tok) == -1, "nothing given");
+    CHECK(wrpo_tokenizer_size(tok) == 5 && wrpo__is_special(tok, 4) && !wrpo__is_special(tok, 0) && !wrpo__is_special(tok, 5) && !wrpo__is_special(tok, -1), "sizes");
+    CHECK(wrpo__token_id(tok, "ab", 2) == 2 && wrpo__token_id(tok, "ba", 2) == -1 && wrpo__token_id(tok, "", 0) == -1, "token ids");
+    wrpo_tokenizer_free(tok);
+
+    puts_to("special_tokens_map.json", "{\"bos_token\":{\"content\":\"<s>\",\"lstrip\":false},\"eos_token\":\"a\",\"pad_token\":\"</s>\"}");
+    tok = load(dir);
+    CHECK(tok->bos == 3 && tok->eos == 0 && !strcmp(tok->pad_token, "</s>") && !tok->unk_token, "special_tokens_map.json");
+    wrpo_tokenizer_free(tok);
+
+    puts_to("tokenizer_config.json", "{\"bos_token\":null,\"eos_token\":{\"content\":\"</s>\"},\"unk_token\":\"nowhere\",\"rare\":\"x\",\"add_bos_token\":true}");
+    tok = load(dir);
+    CHECK(tok->bos == -1 && !tok->bos_token && tok->eos == 4 && !strcmp(tok->eos_token, "</s>") && !strcmp(tok->unk_token, "nowhere"), "tokenizer_config.json goes first");
+    CHECK(wrpo__json_is(wrpo__json_get(tok->config, "rare"), "x") && stbds_arrlen(tok->prefix) == 0, "the rest of it is kept; other classes keep their post-processor");
+    wrpo_tokenizer_free(tok);
+    put("special_tokens_map.json", NULL, 0);
+
+    puts_to("tokenizer_config.json", "{\"eos_token\":\"<|im_end|>\"}");
+    {                                                  /* a template may use a token that the vocabulary lacks: it has no id */
+        wrpo_tokenizer *odd;
+        CHECK(wrpo_tokenizer_load(ctx, dir, &odd) == WRPO_OK && wrpo_tokenizer_eos(odd) == -1, "%s", wrpo_last_error(ctx)->text);
+        wrpo_tokenizer_free(odd);
+    }
+    puts_to("tokenizer_config.json", "{\"bos_token\":7}");
+    check_refused(WRPO_E_FORMAT, "bos_token: want a string, found 7");
+    puts_to("tokenizer_config.json", "[1]");
+    check_refused(WRPO_E_FORMAT, "tokenizer_config.json: want an object");
+    puts_to("tokenizer_config.json", "{\"tokenizer_class\":\"LlamaTokenizerFast\",\"add_bos_token\":true}");
+    check_refused(WRPO_E_FORMAT, "add_bos_token is true, but there is no bos_token");
+
+    static const struct { const char *config; int32_t want[4]; int64_t count; } classes[] = {    /* text "ab"; tokenizer.json: </s> before it */
+        {"{\"tokenizer_class\":\"PreTrainedTokenizerFast\",\"bos_token\":\"<s>\",\"add_bos_token\":true}", {4, 2}, 2},
+        {"{\"tokenizer_class\":\"LlamaTokenizer\",\"bos_token\":\"<s>\"}", {3, 2}, 2},
+        {"{\"tokenizer_class\":\"LlamaTokenizerFast\",\"bos_token\":\"<s>\",\"eos_token\":\"</s>\",\"add_bos_token\":false,\"add_eos_token\":true}", {2, 4}, 2},
+        {"{\"tokenizer_class\":\"GemmaTokenizerFast\",\"bos_token\":\"<s>\",\"eos_token\":\"</s>\",\"add_bos_token\":true,\"add_eos_token\":true}", {3, 2, 4}, 3},
+        {"{\"tokenizer_class\":\"GemmaTokenizer\",\"bos_token\":\"<s>\",\"add_bos_token\":false}", {2}, 1},
+    };
+    write_small("post_processor", "{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{\"id\":\"</s>\"}},{\"Sequence\":{\"id\":\"A\"}}],"
+                "\"special_tokens\":{\"</s>\":{\"id\":\"</s>\",\"ids\":[4],\"tokens\":[\"</s>\"]}}}");
+    for (int64_t k = 0; k < WRPO__COUNT(classes); k++) {
+        int32_t *ids;
+        int64_t count;
+        puts_to("tokenizer_config.json", classes[k].config);
+        tok = load(dir);
+        CHECK(wrpo_encode(tok, "ab", 2, WRPO_ENCODE_SPECIAL, &ids, &count) == WRPO_OK && count == classes[k].count && memcmp(ids, classes[k].want, (size_t)count * 4) == 0,
+              "%s", classes[k].config);
+        wrpo_free(ctx, ids);
+        wrpo_tokenizer_free(tok);
+    }
+    static const struct { const char *config, *json, *jinja, *want; } templates[] = {
+        {"{\"chat_template\":\"A\"}", "", "", "A"},
+        {"{\"chat_template\":[{\"name\":\"rag\",\"template\":\"R\"},{\"name\":\"default\",\"template\":\"D\"}]}", "", "", "D"},
+        {"{\"chat_template\":[{\"name\":\"rag\",\"template\":\"R\"}]}", "", "", NULL},
+        {"{\"chat_template\":\"A\"}", "{\"chat_template\":\"B\"}", "", "B"},
+        {"{\"chat_template\":\"A\"}", "{\"chat_template\":\"B\"}", "C\n", "C\n"},
+        {"", "", "C", "C"},
+    };
+    for (int64_t k = 0; k < WRPO__COUNT(templates); k++) {
+        puts_to("tokenizer_config.json", templates[k].config);
+        puts_to("chat_template.json", templates[k].json);
+        puts_to("chat_template.jinja", templates[k].jinja);
+        tok = load(dir);
+        const char *want = templates[k].want, *found = tok->chat_template;
+        CHECK(!want == !found && (!want || (!strcmp(found, want) && tok->chat_template_size == strlen(want))), "template %lld: found %s", (long long)k, found ? found : "none");
+        wrpo_tokenizer_free(tok);
+    }
+    puts_to("chat_template.jinja", "ab\xFF");
+    check_refused(WRPO_E_FORMAT, "chat_template.jinja: not UTF-8 at byte 2");
+    puts_to("tokenizer_config.json", ""), puts_to("chat_template.json", ""), puts_to("chat_template.jinja", "");
+}
+static void test_arguments(void) {
+    static const struct { const char *text; size_t size; const char *says; } bad[] = {
+        {"a\xFF", 2, "not UTF-8 at byte 1"}, {"\xC0\x80", 2, "at byte 0"}, {"ab\xED\xA0\x80", 5, "at byte 2"}, {"\xF4\x90\x80\x80", 4, "at byte 0"}, {"abc\xE2\x96", 5, "at byte 3"},
+    };
+    int32_t *ids;
+    int64_t count;
+    char *text;
+    size_t size;
+    write_small("", "");
+    wrpo_tokenizer *tok = load(dir);
+    for (int64_t k = 0; k < WRPO__COUNT(bad); k++)
+        CHECK(wrpo_encode(tok, bad[k].text, bad[k].size, 0, &ids, &count) == WRPO_E_FORMAT && !ids && !count && strstr(wrpo_last_error(ctx)->text, bad[k].says), "%s",
+              wrpo_last_error(ctx)->text);
+    CHECK(wrpo_encode(tok, NULL, 0, 0, &ids, &count) == WRPO_OK && ids && count == 0, "no text");
+    wrpo_free(ctx, ids);
+    CHECK(wrpo_encode(tok, "<s></s>", 7, 0, &ids, &count) == WRPO_OK && count == 2 && ids[0] == 3 && ids[1] == 4, "only special tokens");
+    wrpo_free(ctx, ids);
+    CHECK(wrpo_decode(tok, NULL, 0, false, &text, &size) == WRPO_OK && size == 0 && *text == 0, "no ids");
+    wrpo_free(ctx, text);
+    const int32_t good[] = {3, 2, 4, 0};
+    CHECK(wrpo_decode(tok, good, 4, true, &text, &size) == WRPO_OK && size == 3 && !strcmp(text, "aba"), "special tokens skipped");
+    wrpo_free(ctx, text);
+    for (int32_t id = -1; id <= 5; id += 6) {
+        const int32_t list[] = {0, id};
+        CHECK(wrpo_decode(tok, list, 2, false, &text, &size) == WRPO_E_ARG && !text && !size && strstr(wrpo_last_error(ctx)->text, "id 1 of the text to decode: no token has the id"), "%s",
+              wrpo_last_error(ctx)->text);
+    }
+    wrpo_tokenizer_free(tok);
+    /* texts and tokens with NUL; holes in the ids; an unk_token that does not exist */
+    write_small("model", "{\"type\":\"BPE\",\"unk_token\":\"<u>\",\"vocab\":{\"a\\u0000\":0,\"\\u0000\":1,\"a\":2,\"<s>\":3,\"</s>\":4,\"aa\":6},\"merges\":[\"a \\u0000\"]}");
+    tok = load(dir);
+    CHECK(wrpo_encode(tok, "\0a\0", 3, 0, &ids, &count) == WRPO_OK && count == 2 && ids[0] == 1 && ids[1] == 0, "NUL");
+    wrpo_free(ctx, ids);
+    CHECK(wrpo_encode(tok, "ax", 2, 0, &ids, &count) == WRPO_E_FORMAT && strstr(wrpo_last_error(ctx)->text, "unk_token \"<u>\" is not in the vocabulary"), "%s", wrpo_last_error(ctx)->text);
+    CHECK(wrpo_decode(tok, (const int32_t[]){5}, 1, false, &text, &size) == WRPO_E_ARG, "a hole");
+    wrpo_tokenizer_free(tok);
+    wrpo_tokenizer_free(NULL);
+}
+/* Words longer than the heap is deep, and memory that does not grow from call to call. */
+static void test_long(void) {
+    const size_t n = 1 << 20;
+    char *text = malloc(n + 1);
+    int32_t *ids;
+    int64_t count, wrong = 0;
+    write_small("", "");
+    wrpo_tokenizer *tok = load(dir);
+    for (size_t i = 0; i < n; i++) text[i] = i % 2 ? 'b' : 'a';
+    size_t held = ctx->bytes;
+    for (int turn = 0; turn < 3; turn++) {
+        CHECK(wrpo_encode(tok, text, n, 0, &ids, &count) == WRPO_OK && count == (int64_t)n / 2, "%lld ids", (long long)count);
+        for (int64_t i = 0; i < count; i++) wrong += ids[i] != 2;
+        wrpo_free(ctx, ids);
+        CHECK(ctx->bytes == held && wrong == 0, "%zu bytes held before, %zu after; %lld wrong", held, ctx->bytes, (long long)wrong);
+    }
+    wrpo_tokenizer_free(tok);
+    free(text);
+}
+
+/* ---- damage: whatever is in the file, an error with a sentence or a tokenizer that works ---- */
+static char *rich_file(size_t *n) {                    /* every section of the loader in one file */
+    static const char text[] = "{\"version\":\"1.0\",\"truncation\":null,\"added_tokens\":[" TOKEN(6, "<s>", SPECIAL) "," TOKEN(8, "<x>", "\"normalized\":true,\"special\":false") "],\n"
+        "\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"NFC\"},{\"type\":\"Prepend\",\"prepend\":\"b\"},{\"type\":\"Replace\",\"pattern\":{\"String\":\"c\"},\"content\":\"b\"}]},\n"
+        "\"pre_tokenizer\":{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Digits\",\"individual_digits\":true},{\"type\":\"Metaspace\",\"replacement\":\"_\",\"prepend_scheme\":\"always\"},"
+        SPLIT("(?i:'s|k)?[^\\\\s\\\\p{L}a-c]{1,2}|\\\\s+(?!\\\\S)") ",{\"type\":\"ByteLevel\",\"add_prefix_space\":true,\"use_regex\":true}]},\n"
+        "\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{\"id\":\"<s>\"}},{\"Sequence\":{\"id\":\"A\"}}],\"special_tokens\":{\"<s>\":{\"ids\":[6]}}},\n"
+        "\"decoder\":{\"type\":\"Sequence\",\"decoders\":[{\"type\":\"Replace\",\"pattern\":{\"Regex\":\"b+\"},\"content\":\" \"},{\"type\":\"ByteFallback\"},{\"type\":\"Fuse\"},"
+        "{\"type\":\"Strip\",\"content\":\" \",\"start\":1,\"stop\":0}]},\n"
+        "\"model\":{\"type\":\"BPE\",\"unk_token\":\"a\",\"byte_fallback\":true,\"fuse_unk\":true,\"vocab\":{\"a\":0,\"b\":1,\"ab\":2,\"aba\":3,\"<0x64>\":4,\"_\":5,\"<s>\":6,\"\\u0120\":7},"
+        "\"merges\":[\"a b\",[\"ab\",\"a\"]]}}\n";
+    *n = sizeof text - 1;
+    return memcpy(malloc(*n), text, *n);
+}
+static void try_file(int *loaded, int *refused) {
+    static const char words[] = "abacab d<s> <x>\xC3\xA9" "a\xCC\x81 12'S\n  b";
+    wrpo_tokenizer *tok;
+    int32_t *ids;
+    int64_t count;
+    char *text;
+    size_t size;
+    if (wrpo_tokenizer_load(ctx, dir, &tok)) {
+        ++*refused;
+        CHECK(wrpo_last_error(ctx)->code != WRPO_OK && wrpo_last_error(ctx)->text[0], "an error without a sentence");
+        return;
+    }
+    ++*loaded;
+    if (wrpo_encode(tok, words, sizeof words - 1, WRPO_ENCODE_SPECIAL, &ids, &count) == WRPO_OK) {
+        CHECK(wrpo_decode(tok, ids, count, false, &text, &size) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+        wrpo_free(ctx, text);
+    }
+    wrpo_free(ctx, ids);
+    wrpo_tokenizer_free(tok);
+}
+static void test_damage(void) {
+    size_t n, held;
+    char *text = rich_file(&n);
+    int loaded = 0, refused = 0;
+    put("tokenizer.json", text, n);
+    wrpo_tokenizer_free(load(dir));
+    held = ctx->bytes;
+    for (size_t k = 1; k + 2 < n; k += 3) put("tokenizer.json", text, k), try_file(&loaded, &refused);   /* cut off */
+    CHECK(loaded == 0 && refused > 400, "cut off, yet loaded: %d of %d", loaded, loaded + refused);
+    for (uint64_t k = 0; k < 4000; k++) {
+        char *damaged = memcpy(malloc(n), text, n);
+        for (uint64_t j = 0; j <= k % 3; j++) {
+            uint64_t r = wrpo__random64(54, k, j);
+            size_t at = (size_t)(r % n), from = (size_t)(r >> 32) % n, len = (size_t)(r >> 20 & 15) + 1;
+            if (k % 2) damaged[at] = (char)(r >> 40);  /* a byte; or a piece of the file at another place */
+            else memmove(damaged + WRPO__MIN(at, n - len), damaged + WRPO__MIN(from, n - len), len);
+        }
+        put("tokenizer.json", damaged, n);
+        try_file(&loaded, &refused);
+        free(damaged);
+    }
+    CHECK(loaded > 20 && refused > 2000, "damaged: %d loaded, %d refused", loaded, refused);
+    CHECK(ctx->bytes == held, "%zu bytes held before, %zu after", held, ctx->bytes);
+    printf("damaged: %d loaded, %d refused\n", loaded, refused);
+    free(text);
+}
+
+/* ---- every allocation fails once ---- */
+static struct { int64_t count, fail_at, live; } memory;
+static void *counted_alloc(size_t n, void *user) {
+    (void)user;
+    if (++memory.count == memory.fail_at) return NULL;
+    memory.live++;
+    return malloc(n);
+}
+static void counted_free(void *p, void *user) { (void)user; memory.live--; free(p); }
+static void test_memory(void) {
+    static const char words[] = "abacab d<s> <x>\xC3\xA9" "a\xCC\x81 12'S\n  b abababababababababababab";
+    wrpo_ctx *kept = ctx;
+    size_t n;
+    char *text = rich_file(&n);
+    put("tokenizer.json", text, n);
+    puts_to("tokenizer_config.json", "{\"bos_token\":\"<s>\",\"chat_template\":\"x\"}");
+    wrpo_desc desc = {.memory = {counted_alloc, counted_free, NULL}, .threads = 1};
+    CHECK(wrpo_open(&desc, &ctx) == WRPO_OK, "a context");
+    int64_t before = memory.live, fails[3] = {0};
+    wrpo_tokenizer *tok = NULL;
+    int32_t *ids = NULL;
+    int64_t count = 0;
+    char *back = NULL;
+    size_t size = 0;
+    for (int step = 0; step < 3; step++)               /* load, encode, decode: from the first allocation on, until none is left to fail */
+        for (memory.fail_at = 1;; memory.fail_at++, fails[step]++) {
+            int64_t live = memory.live;
+            memory.count = 0;
+            wrpo_result r = step == 0 ? wrpo_tokenizer_load(ctx, dir, &tok)
+                : step == 1 ? wrpo_encode(tok, words, sizeof words - 1, WRPO_ENCODE_SPECIAL, &ids, &count) : wrpo_decode(tok, ids, count, false, &back, &size);
+            if (memory.count < memory.fail_at) {
+                memory.fail_at = 0;
+                CHECK(r == WRPO_OK, "step %d: %s", step, wrpo_last_error(ctx)->text);
+                break;
+            }
+            /* a failed call may leave what it used in the tokenizer's scratch arena, until the next */
+            if (tok) wrpo__arena_clear(tok->scratch);
+            CHECK(r == WRPO_E_MEMORY && memory.live == live && strstr(wrpo_last_error(ctx)->text, "out of memory"), "step %d, allocation %lld: %s, %lld left", step,
+                  (long long)memory.fail_at, wrpo_last_error(ctx)->text, (long long)(memory.live - live));
+        }
+    CHECK(fails[0] > 30 && fails[1] > 10 && fails[2] > 4, "allocations: %lld, %lld, %lld", (long long)fails[0], (long long)fails[1], (long long)fails[2]);
+    printf("allocations made to fail: %lld of load, %lld of encode, %lld of decode\n", (long long)fails[0], (long long)fails[1], (long long)fails[2]);
+    wrpo_free(ctx, ids), wrpo_free(ctx, back);
+    wrpo_tokenizer_free(tok);
+    CHECK(memory.live == before, "%lld blocks left", (long long)(memory.live - before));
+    wrpo_close(ctx);
+    CHECK(memory.live == 0, "%lld blocks left", (long long)memory.live);
+    ctx = kept;
+    puts_to("tokenizer_config.json", "");
+    free(text);
+}
+
+int main(void) {
+    if (!mkdtemp(dir) || wrpo_open(NULL, &ctx)) return 1;
+    size_t held = ctx->bytes;
+    test_unicode();
+    test_golden();
+    test_refusals();
+    test_config();
+    test_arguments();
+    test_long();
+    test_damage();
+    test_memory();
+    test_shared_tokenizers();
+    CHECK(ctx->bytes == held, "%zu bytes held at the end, %zu at the start", ctx->bytes, held);
+    wrpo_close(ctx);
+    put("tokenizer.json", NULL, 0);
+    remove(dir);
+    return test_end("54_token");
+}
