@@ -5584,7 +5584,7 @@ static bool wrpo__jequal(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {
     bool same = true;
     switch (a->kind) {
     case WRPO__J_UNDEFINED: case WRPO__J_NONE: return true;
-    case WRPO__J_STR: return wrpo__jsame(a->s, a->n, b->s, b->n);
+    case WRPO__J_STR: wrpo__jspend(J, a->n == b->n ? (int64_t)(a->n >> 8) : 0); return wrpo__jsame(a->s, a->n, b->s, b->n);
     case WRPO__J_LIST: case WRPO__J_TUPLE: case WRPO__J_RANGE:
         wrpo__jenter(J);
         same = a->count == b->count;
@@ -5618,6 +5618,7 @@ static int wrpo__jcompare(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {
     }
     if (a->kind == WRPO__J_STR && b->kind == WRPO__J_STR) {    /* UTF-8 sorts as its code points do */
         size_t n = WRPO__MIN(a->n, b->n);
+        wrpo__jspend(J, (int64_t)(n >> 8));
         int r = n ? memcmp(a->s, b->s, n) : 0;
         return r ? (r > 0) - (r < 0) : (a->n > b->n) - (a->n < b->n);
     }
@@ -5709,24 +5710,26 @@ static size_t wrpo__jrstrip(const char *s, size_t from, size_t to) {
     }
     return to;
 }
-static int64_t wrpo__jlength(const char *s, size_t n) {   /* in code points */
+static void wrpo__jspend_bytes(wrpo__jinja *J, size_t n) { wrpo__jspend(J, (int64_t)(n >> 5)); }   /* for a pass over n bytes */
+static int64_t wrpo__jlength(wrpo__jinja *J, const char *s, size_t n) {   /* in code points */
     int64_t count = 0;
+    wrpo__jspend_bytes(J, n);
     for (size_t i = 0, size; i < n; i += size, count++) wrpo__utf8_get(s + i, n - i, &size);
     return count;
 }
-static size_t wrpo__joffset(wrpo__jv v, int64_t index) {   /* the byte where code point `index` begins */
+static size_t wrpo__joffset(wrpo__jinja *J, wrpo__jv v, int64_t index) {   /* the byte where code point `index` begins */
     size_t i = 0, size;
+    wrpo__jspend_bytes(J, index < (int64_t)v->n ? (size_t)index : v->n);
     for (; index > 0 && i < v->n; index--, i += size) wrpo__utf8_get(v->s + i, v->n - i, &size);
     return i;
 }
 static size_t wrpo__jfind(wrpo__jinja *J, const char *s, size_t n, const char *sub, size_t m, size_t from) {   /* SIZE_MAX: nowhere */
-    wrpo__jspend(J, (int64_t)((n - WRPO__MIN(from, n)) >> 8));
     if (m == 0) return from <= n ? from : SIZE_MAX;
     while (from < n && m <= n - from) {
         const char *p = memchr(s + from, sub[0], n - from - m + 1);
+        wrpo__jspend_bytes(J, (p ? (size_t)(p - s) - from : n - from) / 8 + m / 8 + 32);
         if (!p) break;
         if (memcmp(p, sub, m) == 0) return (size_t)(p - s);
-        wrpo__jspend(J, 1 + (int64_t)(m >> 8));
         from = (size_t)(p - s) + 1;
     }
     return SIZE_MAX;
@@ -5734,8 +5737,8 @@ static size_t wrpo__jfind(wrpo__jinja *J, const char *s, size_t n, const char *s
 static size_t wrpo__jrfind(wrpo__jinja *J, const char *s, size_t n, const char *sub, size_t m) {
     if (m > n) return SIZE_MAX;
     for (size_t i = n - m;; i--) {
-        if ((i & 255) == 0) wrpo__jspend(J, 1 + (int64_t)(m >> 8));
-        if (m == 0 || memcmp(s + i, sub, m) == 0) return i;
+        if (m == 0 || (s[i] == sub[0] && memcmp(s + i, sub, m) == 0)) return i;
+        wrpo__jspend_bytes(J, (s[i] == sub[0] ? m / 8 : 0) + ((i & 31) == 0 ? 32 : 0));
         if (i == 0) return SIZE_MAX;
     }
 }
@@ -6047,7 +6050,7 @@ static wrpo__jv wrpo__jrange(wrpo__jinja *J, int64_t start, int64_t stop, int64_
 static wrpo__jv wrpo__jslice(wrpo__jinja *J, wrpo__jv v, wrpo__jv start, wrpo__jv stop, wrpo__jv step) {
     if (v->kind != WRPO__J_STR && v->kind != WRPO__J_LIST && v->kind != WRPO__J_TUPLE && v->kind != WRPO__J_RANGE)
         wrpo__jfail(J, WRPO_E_FORMAT, "%s cannot be sliced", wrpo__jtype(v));
-    int64_t n = v->kind == WRPO__J_STR ? wrpo__jlength(v->s, v->n) : v->count;
+    int64_t n = v->kind == WRPO__J_STR ? wrpo__jlength(J, v->s, v->n) : v->count;
     int64_t by = step && step->kind != WRPO__J_NONE ? wrpo__jto_int(J, step) : 1;
     if (by == 0) wrpo__jfail(J, WRPO_E_FORMAT, "slice with step 0");
     int64_t low = by < 0 ? -1 : 0, high = by < 0 ? n - 1 : n, bound[2];
@@ -6060,7 +6063,7 @@ static wrpo__jv wrpo__jslice(wrpo__jinja *J, wrpo__jv v, wrpo__jv start, wrpo__j
     }
     int64_t from = bound[0], to = bound[1], count = by > 0 ? (to > from ? (to - from - 1) / by + 1 : 0) : from > to ? (by < -n ? 1 : (from - to - 1) / -by + 1) : 0;
     if (v->kind == WRPO__J_STR && by == 1) {
-        size_t a = wrpo__joffset(v, from), b = count ? wrpo__joffset(v, to) : a;
+        size_t a = wrpo__joffset(J, v, from), b = count ? wrpo__joffset(J, v, to) : a;
         return wrpo__jlike(J, v, v->s + a, b - a);
     }
     if (v->kind == WRPO__J_STR) {
@@ -6157,11 +6160,11 @@ static wrpo__jv wrpo__jitem(wrpo__jinja *J, wrpo__jv v, wrpo__jv key) {
         if (r) return r;
     }
     if (wrpo__jis_int(key) && (v->kind == WRPO__J_STR || v->kind == WRPO__J_LIST || v->kind == WRPO__J_TUPLE || v->kind == WRPO__J_RANGE)) {
-        int64_t n = v->kind == WRPO__J_STR ? wrpo__jlength(v->s, v->n) : v->count, i = wrpo__jto_int(J, key);
+        int64_t n = v->kind == WRPO__J_STR ? wrpo__jlength(J, v->s, v->n) : v->count, i = wrpo__jto_int(J, key);
         if (i < 0) i += n;
         if (i >= 0 && i < n) {
             if (v->kind != WRPO__J_STR) return v->items[i];
-            size_t a = wrpo__joffset(v, i), size;
+            size_t a = wrpo__joffset(J, v, i), size;
             wrpo__utf8_get(v->s + a, v->n - a, &size);
             return wrpo__jlike(J, v, v->s + a, size);
         }
@@ -6209,12 +6212,12 @@ static wrpo__jv wrpo__jpercent(wrpo__jinja *J, wrpo__jv format, wrpo__jv args) {
         used++;
         int64_t width = 0;
         wrpo__jread_int(J, spec + 1, strcspn(spec + 1, "."), 10, &width);
-        if (width > 200 || width < -200 || strlen(spec) > 8) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "format \"%s%c\"", spec, conv);
+        if (width > 200 || width < -200 || strlen(strpbrk(spec, ".") ? strpbrk(spec, ".") : "") > 3) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "format \"%s%c\"", spec, conv);
         if (conv == 's' || conv == 'r') {
             wrpo__text part = {.arena = J->arena};
             wrpo__jprint(J, &part, v, conv == 'r');
             if (m > 1 && strcspn(spec + 1, ".+ #0") != m - 1) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "format \"%s%c\"", spec, conv);
-            int64_t pad = (width < 0 ? -width : width) - wrpo__jlength(part.data, part.size);
+            int64_t pad = (width < 0 ? -width : width) - wrpo__jlength(J, part.data, part.size);
             for (int64_t k = 0; width > 0 && k < pad; k++) wrpo__jputs(J, &t, " ");
             wrpo__jput(J, &t, part.data, part.size);
             for (int64_t k = 0; width < 0 && k < pad; k++) wrpo__jputs(J, &t, " ");
@@ -6339,12 +6342,13 @@ static wrpo__jv wrpo__jf_strip(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: 
         if (wrpo__jfind(J, chars->s, chars->n, v->s + i, b - i, 0) == SIZE_MAX) break;
         b = i;
     }
+    wrpo__jspend_bytes(J, v->n - (b - a));
     return wrpo__jlike(J, v, v->s + a, b - a);
 }
 static wrpo__jv wrpo__jf_case(wrpo__jinja *J, const wrpo__jcall *c) { return wrpo__jrecase(J, wrpo__jstr(J, c->self), c->op); }
 static wrpo__jv wrpo__jf_length(wrpo__jinja *J, const wrpo__jcall *c) {
     wrpo__jv v = c->self;
-    if (v->kind == WRPO__J_STR) return wrpo__jint(J, wrpo__jlength(v->s, v->n));
+    if (v->kind == WRPO__J_STR) return wrpo__jint(J, wrpo__jlength(J, v->s, v->n));
     if (v->kind != WRPO__J_UNDEFINED && v->kind != WRPO__J_DICT && (!wrpo__jis_seq(v) || v->kind == WRPO__J_ITER)) wrpo__jfail(J, WRPO_E_FORMAT, "%s has no length", wrpo__jtype(v));
     return wrpo__jint(J, v->count);
 }
@@ -6420,6 +6424,7 @@ static wrpo__jv wrpo__jf_replace(wrpo__jinja *J, const wrpo__jcall *c) {   /* op
     return wrpo__jfinish(J, &t);
 }
 static void wrpo__jneed_ascii(wrpo__jinja *J, wrpo__jv v) {   /* Python reads the digits of every script */
+    wrpo__jspend_bytes(J, v->n);
     for (size_t i = 0; i < v->n; i++)
         if ((unsigned char)v->s[i] >= 0x80) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "a number from text beyond ASCII");
 }
@@ -6476,6 +6481,7 @@ static wrpo__jv wrpo__jf_round(wrpo__jinja *J, const wrpo__jcall *c) {
 }
 static wrpo__jv wrpo__jsplitlines(wrpo__jinja *J, wrpo__jv v, bool keep) {
     wrpo__jlist out = {0};
+    wrpo__jspend_bytes(J, v->n);
     for (size_t i = 0, end, size; i < v->n; i = end) {
         for (end = i, size = 0; end < v->n && !wrpo__jnewline(wrpo__utf8_get(v->s + end, v->n - end, &size)); end += size) {}
         size_t stop = end;
@@ -6644,6 +6650,7 @@ static wrpo__jv wrpo__jm_split(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: 
     int64_t left = c->a[1] ? wrpo__jto_int(J, c->a[1]) : -1;
     wrpo__jlist out = {0};
     if (sep && sep->n == 0) wrpo__jfail(J, WRPO_E_FORMAT, "split() by an empty string");
+    if (!sep) wrpo__jspend_bytes(J, v->n);
     if (left < 0) left = INT64_MAX;
     if (c->op == 's') {
         size_t i = sep ? 0 : wrpo__jskip_space(v->s, v->n, 0), at, size;
@@ -6697,15 +6704,15 @@ static wrpo__jv wrpo__jm_find(wrpo__jinja *J, const wrpo__jcall *c) {
     if (c->op == 's' || c->op == 'e') return wrpo__jbool(sub->n <= v->n && memcmp(c->op == 's' ? v->s : v->s + v->n - sub->n, sub->s, sub->n) == 0);
     if (c->op == 'c') {
         int64_t count = 0;
-        if (sub->n == 0) return wrpo__jint(J, wrpo__jlength(v->s, v->n) + 1);
+        if (sub->n == 0) return wrpo__jint(J, wrpo__jlength(J, v->s, v->n) + 1);
         for (size_t i = 0; (i = wrpo__jfind(J, v->s, v->n, sub->s, sub->n, i)) != SIZE_MAX; i += sub->n) count++;
         return wrpo__jint(J, count);
     }
     size_t at = c->op == 'f' || c->op == 'i' ? wrpo__jfind(J, v->s, v->n, sub->s, sub->n, 0) : wrpo__jrfind(J, v->s, v->n, sub->s, sub->n);
     if (at == SIZE_MAX && (c->op == 'i' || c->op == 'x')) wrpo__jfail(J, WRPO_E_FORMAT, "index() of a substring that is not there");
-    int64_t start = v == c->self ? 0 : wrpo__jlength(c->self->s, (size_t)(v->n ? v->s - c->self->s : 0));
+    int64_t start = v == c->self ? 0 : wrpo__jlength(J, c->self->s, (size_t)(v->n ? v->s - c->self->s : 0));
     if (v != c->self && !v->n && at != SIZE_MAX) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "find() of an empty string between bounds");
-    return wrpo__jint(J, at == SIZE_MAX ? -1 : start + wrpo__jlength(v->s, at));
+    return wrpo__jint(J, at == SIZE_MAX ? -1 : start + wrpo__jlength(J, v->s, at));
 }
 static wrpo__jv wrpo__jm_join(wrpo__jinja *J, const wrpo__jcall *c) {   /* method: strings only */
     wrpo__jv v = wrpo__jitems(J, c->a[0]);
@@ -6724,8 +6731,8 @@ static wrpo__jv wrpo__jm_trim_affix(wrpo__jinja *J, const wrpo__jcall *c) {   /*
 }
 static wrpo__jv wrpo__jm_pad(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: l ljust, r rjust, c center, z zfill */
     wrpo__jv v = wrpo__jstr(J, c->self), fill = c->op == 'z' ? wrpo__jbytes(J, "0", 1) : c->a[1] ? wrpo__jto_str(J, c->a[1]) : wrpo__jbytes(J, " ", 1);
-    int64_t width = c->a[0] ? wrpo__jto_int(J, c->a[0]) : 80, pad = width - wrpo__jlength(v->s, v->n);
-    if (wrpo__jlength(fill->s, fill->n) != 1) wrpo__jfail(J, WRPO_E_FORMAT, "%s() fills with one character", c->def->name);
+    int64_t width = c->a[0] ? wrpo__jto_int(J, c->a[0]) : 80, pad = width - wrpo__jlength(J, v->s, v->n);
+    if (wrpo__jlength(J, fill->s, fill->n) != 1) wrpo__jfail(J, WRPO_E_FORMAT, "%s() fills with one character", c->def->name);
     if (pad <= 0) return v;
     int64_t left = c->op == 'l' ? 0 : c->op == 'c' ? pad / 2 + (pad & width & 1) : pad;
     size_t sign = c->op == 'z' && v->n && (v->s[0] == '-' || v->s[0] == '+');
@@ -6739,6 +6746,7 @@ static wrpo__jv wrpo__jm_pad(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: l 
 static wrpo__jv wrpo__jm_is(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: d isdigit, s isspace, a isascii, l islower, u isupper */
     wrpo__jv v = wrpo__jstr(J, c->self);
     bool all = true, any = c->op == 'a';
+    wrpo__jspend_bytes(J, v->n);
     for (size_t i = 0, size; i < v->n; i += size) {
         int32_t x = wrpo__utf8_get(v->s + i, v->n - i, &size);
         if (c->op == 'd' && x >= 128) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "isdigit() of U+%04X", (unsigned)x);

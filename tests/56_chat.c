@@ -1,0 +1,147 @@
+/* Chat templates: snippets against jinja2 (golden/templates.json), limits on hostile ones, real templates where they are at hand. */
+#define WRPO_IMPLEMENTATION
+#include "wrpo.h"
+#include "test.h"
+
+static wrpo_ctx *ctx;
+static wrpo_json *read_json(const char *path) {
+    FILE *f = fopen(path, "rb");
+    if (!f) return NULL;
+    wrpo_json *root = NULL;
+    char *text = malloc(1 << 24);
+    size_t n = fread(text, 1, 1 << 24, f);
+    fclose(f);
+    CHECK(wrpo_json_parse(ctx, path, text, n, &root) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+    free(text);
+    return root;
+}
+/* A tokenizer that has this template and nothing else of interest. */
+static wrpo_tokenizer template_of(wrpo__arena *arena, const char *text, size_t size) {
+    wrpo_tokenizer tok = {.ctx = ctx, .arena = arena, .dir = "here", .bos_token = "<s>", .bos = -1, .eos = -1};
+    tok.chat_template = text, tok.chat_template_size = size;
+    return tok;
+}
+static void snippets(void) {
+    wrpo_json *golden = read_json("golden/templates.json");
+    CHECK(golden, "golden/templates.json is absent");
+    if (!golden) return;
+    const wrpo_json *context = wrpo_json_get(golden, "context"), *messages = wrpo_json_get(context, "messages");
+    for (const wrpo_json *s = wrpo_json_get(golden, "snippets")->child; s; s = s->next) {
+        const wrpo_json *t = wrpo_json_get(s, "template"), *want = wrpo_json_get(s, "text");
+        wrpo__arena *arena = wrpo__arena_new(ctx);
+        wrpo_tokenizer tok = template_of(arena, t->text, t->size);
+        char *text;
+        size_t size;
+        for (int twice = 0; twice < 2; twice++) {      /* compiled, then from its cache */
+            wrpo_result r = wrpo_chat(&tok, messages, true, context, &text, &size);
+            if (want) CHECK(r == WRPO_OK && size == want->size && !memcmp(text, want->text, size), "%s\n   want %s\n   found %s", t->text, want->text, r ? wrpo_last_error(ctx)->text : text);
+            else CHECK(r == WRPO_E_FORMAT || r == WRPO_E_UNSUPPORTED, "%s: want an error, found \"%s\"", t->text, text ? text : "");
+            wrpo_free(ctx, text);
+        }
+        wrpo__arena_free(arena);
+    }
+    wrpo_json_free(ctx, golden);
+}
+static void limits(void) {
+    static char deep[200000];
+    memset(deep, '(', 60000), memcpy(deep, "{{ ", 3), memcpy(deep + 60000, "1", 2);
+    const struct { const char *text, *says; } bad[] = {
+        {"{% for a in range(99999) %}{% for b in range(99999) %}{{ a }}{% endfor %}{% endfor %}", ""}, {deep, ""}, {"{% if x", ""}, {"{{ 'open }}", ""}, {"{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", ""},
+        {"{% for a in messages %}{% set ns.x = 1 %}{% endfor %}", ""}, {"{{ 1 / 0 }}", "line 1"}, {"\n\n{{ nothing.here }}", "line 3"}, {"{{ raise_exception('my words') }}", "my words"},
+        {"{% include 'x' %}", "include"}, {"{% endfor %}", ""}, {"{{ 'a' * 999999999 }}", ""}};
+    wrpo_json *messages;
+    const char *m = "[{\"role\":\"user\",\"content\":\"x\"}]";
+    CHECK(wrpo_json_parse(ctx, "m", m, strlen(m), &messages) == WRPO_OK, "messages");
+    for (int i = 0; i < (int)(sizeof bad / sizeof *bad); i++) {
+        wrpo__arena *arena = wrpo__arena_new(ctx);
+        wrpo_tokenizer tok = template_of(arena, bad[i].text, strlen(bad[i].text));
+        char *text;
+        size_t size;
+        wrpo_result r = wrpo_chat(&tok, messages, true, NULL, &text, &size);
+        CHECK(r != WRPO_OK && !text && strstr(wrpo_last_error(ctx)->text, bad[i].says), "template %d: %d %s", i, r, r ? wrpo_last_error(ctx)->text : "rendered");
+        wrpo__arena_free(arena);
+    }
+    wrpo_json_free(ctx, messages);
+}
+static void real(void) {
+    const char *path = test_shared("chat/index.json");
+    if (!path) { SKIP(700, "chat/index.json is absent"); return; }
+    wrpo_json *index = read_json(path);
+    for (const wrpo_json *e = index->child; e; e = e->next) {
+        char name[128];
+        snprintf(name, sizeof name, "chat/%s.chat.jsonl", e->key);
+        path = test_shared(name);
+        FILE *f = path ? fopen(path, "rb") : NULL;
+        if (!f) { SKIP(50, "%s is absent", name); continue; }
+        const wrpo_json *t = wrpo_json_get(e, "template"), *bos = wrpo_json_get(e, "bos_token"), *eos = wrpo_json_get(e, "eos_token");
+        wrpo__arena *arena = wrpo__arena_new(ctx);
+        wrpo_tokenizer tok = template_of(arena, t->text, t->size);
+        tok.bos_token = bos && bos->kind == WRPO_JSON_STRING ? bos->text : NULL, tok.eos_token = eos && eos->kind == WRPO_JSON_STRING ? eos->text : NULL;
+        static char line[1 << 18];
+        int lines = 0;
+        while (fgets(line, sizeof line, f)) {
+            wrpo_json *v;
+            char *text;
+            size_t size;
+            CHECK(wrpo_json_parse(ctx, name, line, strlen(line), &v) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+            const wrpo_json *want = wrpo_json_get(v, "text"), *gen = wrpo_json_get(v, "add_generation_prompt");
+            wrpo_result r = wrpo_chat(&tok, wrpo_json_get(v, "messages"), gen && gen->boolean, wrpo_json_get(v, "kwargs"), &text, &size);
+            CHECK(want ? r == WRPO_OK && size == want->size && !memcmp(text, want->text, size) : r != WRPO_OK, "%s line %d: %s", name, lines + 1, r ? wrpo_last_error(ctx)->text : text);
+            wrpo_free(ctx, text), wrpo_json_free(ctx, v);
+            lines++;
+        }
+        CHECK(lines > 0, "%s is empty", name);
+        fclose(f);
+        wrpo__arena_free(arena);
+    }
+    wrpo_json_free(ctx, index);
+}
+/* Every allocation of compiling and rendering fails once. */
+static int64_t live, calls, fail_at = -1;
+static void *counting_alloc(size_t n, void *user) { (void)user; if (calls++ == fail_at) return NULL; live++; return malloc(n); }
+static void counting_free(void *p, void *user) { (void)user; live--; free(p); }
+static void allocations(void) {
+    wrpo_ctx *keep = ctx;
+    const char *text = "{% macro f(x, y=2) %}{{ x ~ y }}{% endmacro %}{% for m in messages if m.role != 'z' %}{{ f(m.content|upper) }}{{ m|tojson(indent=1) }}{{ [1, 2]|join(',') }}{% endfor %}";
+    CHECK(wrpo_open(&(wrpo_desc){.memory = {counting_alloc, counting_free, NULL}, .threads = 1}, &ctx) == WRPO_OK, "open");
+    wrpo_json *messages;
+    const char *m = "[{\"role\":\"user\",\"content\":\"hello\"},{\"role\":\"z\",\"content\":\"x\"}]";
+    CHECK(wrpo_json_parse(ctx, "m", m, strlen(m), &messages) == WRPO_OK, "messages");
+    const int64_t base = live;
+    for (fail_at = 0; fail_at < 5000; fail_at++) {
+        calls = 0;
+        wrpo__arena *arena = wrpo__arena_new(ctx);
+        wrpo_result r = WRPO_E_MEMORY;
+        char *out = NULL;
+        size_t size;
+        if (arena) {
+            wrpo_tokenizer tok = template_of(arena, text, strlen(text));
+            r = wrpo_chat(&tok, messages, false, NULL, &out, &size);
+        }
+        wrpo_free(ctx, out), wrpo__arena_free(arena);
+        if (live != base || (r != WRPO_OK && r != WRPO_E_MEMORY)) CHECK(false, "allocation %lld: %d %s, %lld held", (long long)fail_at, r, wrpo_last_error(ctx)->text, (long long)(live - base));
+        if (r == WRPO_OK) break;
+    }
+    CHECK(fail_at > 5 && fail_at < 5000, "%lld allocations", (long long)fail_at);
+    wrpo_json_free(ctx, messages);
+    wrpo_close(ctx);
+    ctx = keep;
+}
+int main(void) {
+    if (wrpo_open(NULL, &ctx) != WRPO_OK) return 2;
+    snippets(), limits(), allocations(), real();
+    {   /* without a template: a sentence that names the folder */
+        wrpo__arena *arena = wrpo__arena_new(ctx);
+        wrpo_tokenizer tok = template_of(arena, NULL, 0);
+        char *text;
+        size_t size;
+        wrpo_json *m;
+        CHECK(wrpo_json_parse(ctx, "m", "[]", 2, &m) == WRPO_OK, "[]");
+        CHECK(wrpo_chat(&tok, m, true, NULL, &text, &size) == WRPO_E_FORMAT && strstr(wrpo_last_error(ctx)->text, "here: no chat template"), "%s", wrpo_last_error(ctx)->text);
+        wrpo_json_free(ctx, m);
+        wrpo__arena_free(arena);
+    }
+    CHECK(ctx->bytes == sizeof(wrpo__arena), "%zu bytes still held", ctx->bytes);
+    wrpo_close(ctx);
+    return test_end("chat");
+}
