@@ -625,8 +625,9 @@ static void *wrpo__alloc(wrpo__arena *arena, size_t count, size_t size) {
     size_t n = (wrpo__mul(arena->ctx, count, size) + 15) / 16 * 16;
     if (n > 4096) return memset(wrpo__raw(arena, n, 1), 0, n);
     if (n > arena->cap - arena->used) {
-        arena->chunk = wrpo__raw(arena, arena->cap < 1 << 16 ? (arena->cap = arena->cap ? arena->cap * 4 : 4096) : arena->cap, 1);
-        arena->used = 0;
+        size_t cap = arena->cap == 0 ? 4096 : arena->cap < 1 << 16 ? arena->cap * 4 : arena->cap;
+        arena->chunk = wrpo__raw(arena, cap, 1);
+        arena->cap = cap, arena->used = 0;
     }
     void *p = arena->chunk + arena->used;
     arena->used += n;
@@ -3445,9 +3446,10 @@ static uint32_t wrpo__float_bits(float x) { uint32_t u; memcpy(&u, &x, sizeof u)
 static uint32_t wrpo__bf16_to_bits(uint16_t h) { return (uint32_t)h << 16; }
 static uint32_t wrpo__f16_to_bits(uint16_t h) {
     uint32_t sign = (uint32_t)(h & 0x8000) << 16, m = h & 0x7FFFu;
-    if (m >= 0x7C00) return sign | 0x7F800000u | m << 13;                           /* infinity, NaN with its payload */
-    if (m >= 0x0400) return sign | ((m << 13) + (112u << 23));                      /* exponent bias 15 -> 127 */
-    return sign | wrpo__float_bits((float)m * 0x1p-24f);                            /* denormal here, normal there */
+    uint32_t large = m << 13 | 0x7F800000u;            /* infinity, NaN with its payload */
+    uint32_t usual = (m << 13) + (112u << 23);         /* exponent bias 15 -> 127 */
+    uint32_t small = wrpo__float_bits((float)(int32_t)m * 0x1p-24f);                /* denormal here, normal there */
+    return sign | (m >= 0x7C00 ? large : m >= 0x0400 ? usual : small);
 }
 static uint16_t wrpo__float_to_bf16(float x) {         /* to nearest, ties to even; NaN stays NaN */
     uint32_t u = wrpo__float_bits(x);
@@ -3473,12 +3475,10 @@ static void wrpo__to_float(wrpo_ctx *ctx, float *dst, const wrpo_tensor_info *t,
     if (count <= 0) return;
     const unsigned char *src = (const unsigned char *)t->data + (size_t)first * wrpo__dtype_size(dtype);
     if (dtype == WRPO_F32) { memcpy(dst, src, (size_t)count * 4); return; }
-    for (int64_t i = 0; i < count; i++) {
-        uint16_t h;
-        memcpy(&h, src + 2 * i, 2);
-        uint32_t u = dtype == WRPO_BF16 ? wrpo__bf16_to_bits(h) : wrpo__f16_to_bits(h);
-        memcpy(dst + i, &u, 4);
-    }
+    uint16_t h;
+    uint32_t u;
+    if (dtype == WRPO_BF16) for (int64_t i = 0; i < count; i++) { memcpy(&h, src + 2 * i, 2); u = wrpo__bf16_to_bits(h); memcpy(dst + i, &u, 4); }
+    else for (int64_t i = 0; i < count; i++) { memcpy(&h, src + 2 * i, 2); u = wrpo__f16_to_bits(h); memcpy(dst + i, &u, 4); }
 }
 /* The way back, rounded; dst has wrpo__dtype_size bytes per number, no alignment, and may be src. */
 static void wrpo__from_float(void *dst, wrpo_dtype dtype, const float *src, int64_t count) {
@@ -3950,7 +3950,7 @@ static const char *const wrpo__unicode_classes[] = {   /* runs that cover U+0000
     "[70[70[B`4Y6[An<k2n<k2n<kA`K[>P6kE`1[4P3K`6k2`p2k[q`1[8P1[6P1[k1`1[_1`2k5`1;P7k5`1kK`3k4`2kC`3k>@k5`1K`NkY5`5k6@[6P1k4P2kKP3[7@[5",
     "`2[4P3[Y20k]1g4`R@e_kD`qelP2`2e^3@ePj2`6Uhd3P7ef9``V1e^8``GUU]2P2e_Q2`Wek:fg3`Who2"
 };
-static const char *const wrpo__unicode_nfc[] = {   /* (code point - previous - 1) * 4 + count, its parts as zigzag steps; count 0: the pair that composes it */
+static const char *const wrpo__unicode_nfc[] = {   /* (code point - previous - 1) * 4 + count, zigzag steps to parts; count 0: a pair that composes */
     "PHR4P`100200200200:00444j104]200200200<08q00200200<4:902500200200200:8<q00200200<08=8@100200200200:00444j104]200200200<08q0020020",
     "0<4:902500200200200:8<q00200200<08=40>0_370P200o140P200o1T20P200k1]20P200o120P200o1:0P200o1:0P200m100P208m1q0P200o140P200o120P200",
     "o1R20P200o1g10P200k1C0P200o180P200o120P200o1P20P200m1Y20P208m120P200o120P200o140P200o1T20P200o1Q2<290P200m1Z20P204m1[20P200o1p20",
@@ -4090,11 +4090,20 @@ static int32_t wrpo__ccc(const wrpo__unicode *u, int32_t c) {
     }
     return 0;
 }
-typedef struct wrpo__mark { int32_t c, ccc; } wrpo__mark;
+typedef struct wrpo__mark { int32_t c, ccc; int64_t at; } wrpo__mark;   /* at: its place, which keeps the sort stable */
+static int wrpo__by_ccc(const void *a, const void *b) {
+    const wrpo__mark *x = a, *y = b;
+    if (x->ccc != y->ccc) return x->ccc < y->ccc ? -1 : 1;
+    return (x->at > y->at) - (x->at < y->at);
+}
+static void wrpo__put_mark(const wrpo__unicode *u, int32_t c, wrpo__mark **out) {
+    wrpo__mark m = {c, wrpo__ccc(u, c), stbds_arrlen(*out)};
+    stbds_arrput(*out, m);
+}
 static void wrpo__decompose(const wrpo__unicode *u, int32_t c, wrpo__mark **out) {
     if (c >= 0xAC00 && c <= 0xD7A3) {                  /* Hangul syllables, by arithmetic */
         int32_t i = c - 0xAC00, parts[3] = {0x1100 + i / 588, 0x1161 + i % 588 / 28, 0x11A7 + i % 28};
-        for (int k = 0; k < (i % 28 ? 3 : 2); k++) stbds_arrput(*out, ((wrpo__mark){parts[k], 0}));
+        for (int k = 0; k < (i % 28 ? 3 : 2); k++) wrpo__put_mark(u, parts[k], out);
         return;
     }
     for (int64_t low = 0, high = stbds_arrlen(u->decompositions); low < high;) {
@@ -4103,12 +4112,12 @@ static void wrpo__decompose(const wrpo__unicode *u, int32_t c, wrpo__mark **out)
         if (c < d->c) high = mid;
         else if (c > d->c) low = mid + 1;
         else {
-            for (int k = 0; k < d->count; k++) stbds_arrput(*out, ((wrpo__mark){d->part[k], wrpo__ccc(u, d->part[k])}));
+            for (int k = 0; k < d->count; k++) wrpo__put_mark(u, d->part[k], out);
             if (!d->count) wrpo__decompose(u, d->part[0], out), wrpo__decompose(u, d->part[1], out);
             return;
         }
     }
-    stbds_arrput(*out, ((wrpo__mark){c, wrpo__ccc(u, c)}));
+    wrpo__put_mark(u, c, out);
 }
 static int32_t wrpo__compose(const wrpo__unicode *u, int32_t a, int32_t b) {   /* -1: they do not */
     if (a >= 0x1100 && a <= 0x1112 && b >= 0x1161 && b <= 0x1175) return 0xAC00 + ((a - 0x1100) * 21 + (b - 0x1161)) * 28;
@@ -4137,11 +4146,10 @@ static bool wrpo__nfc(const wrpo__unicode *u, const char *s, int64_t n, wrpo__te
         for (int64_t j = begin; j < i; j += (int64_t)k) wrpo__decompose(u, wrpo__utf8_get(s + j, (size_t)(n - j), &k), marks);
         wrpo__mark *m = *marks;
         int64_t len = stbds_arrlen(m), starter = -1, kept = 0;
-        for (int64_t j = 1; j < len; j++)              /* canonical order: a stable insertion sort of each run of marks */
-            for (int64_t h = j; h > 0 && m[h].ccc && m[h - 1].ccc > m[h].ccc; h--) {
-                wrpo__mark swap = m[h];
-                m[h] = m[h - 1], m[h - 1] = swap;
-            }
+        for (int64_t j = 0, run; j < len; j += run + 1) {  /* canonical order: each run of marks by class */
+            for (run = 0; j + run < len && m[j + run].ccc; run++) {}
+            if (run > 1) qsort(m + j, (size_t)run, sizeof *m, wrpo__by_ccc);
+        }
         for (int64_t j = 0; j < len; j++) {            /* canonical composition; m[0..kept) is done */
             bool blocked = starter < 0 || (kept - 1 != starter && m[kept - 1].ccc >= m[j].ccc);
             int32_t c = blocked ? -1 : wrpo__compose(u, m[starter].c, m[j].c);
@@ -4230,7 +4238,8 @@ typedef struct wrpo__rx_parser {
 typedef struct wrpo__rx_part { int32_t first, last; int64_t shortest; } wrpo__rx_part;   /* entry, exit, fewest code points */
 
 _Noreturn static void wrpo__rx_fail(const wrpo__rx_parser *p, const char *what) {
-    wrpo__json_fail(p->ctx, WRPO_E_UNSUPPORTED, p->name, p->json, "regex, byte %zu: %s is not supported: %.*s", p->i + 1, what, (int)WRPO__MIN(p->n, 200), p->s);
+    wrpo__json_fail(p->ctx, WRPO_E_UNSUPPORTED, p->name, p->json, "regex, byte %zu: %s is not supported: %.*s", p->i + 1, what,
+                    (int)WRPO__MIN(p->n, 200), p->s);
 }
 static int wrpo__rx_peek(const wrpo__rx_parser *p, size_t ahead) { return p->i + ahead < p->n ? (unsigned char)p->s[p->i + ahead] : -1; }
 static bool wrpo__rx_take(wrpo__rx_parser *p, const char *text) {
@@ -4263,8 +4272,9 @@ static int64_t wrpo__rx_number(wrpo__rx_parser *p, int base) {     /* -1: no dig
 /* What follows a backslash: a class, as its bits, or -- 0 -- the one code point *c. */
 static uint32_t wrpo__rx_escape(wrpo__rx_parser *p, int32_t *c) {
     static const struct { const char *name; uint32_t classes; } names[] = {
-        {"L}", WRPO__L}, {"N}", WRPO__N}, {"M}", 1u << WRPO__M}, {"P}", 1u << WRPO__P | 1u << WRPO__PC}, {"S}", 1u << WRPO__S | 1u << WRPO__SW},
-        {"Lu}", 1u << WRPO__LU}, {"Ll}", 1u << WRPO__LL}, {"Lt}", 1u << WRPO__LT}, {"Lm}", 1u << WRPO__LM}, {"Lo}", 1u << WRPO__LO}, {"Nd}", 1u << WRPO__ND},
+        {"L}", WRPO__L}, {"Lu}", 1u << WRPO__LU}, {"Ll}", 1u << WRPO__LL}, {"Lt}", 1u << WRPO__LT}, {"Lm}", 1u << WRPO__LM},
+        {"Lo}", 1u << WRPO__LO}, {"N}", WRPO__N}, {"Nd}", 1u << WRPO__ND}, {"M}", 1u << WRPO__M},
+        {"P}", 1u << WRPO__P | 1u << WRPO__PC}, {"S}", 1u << WRPO__S | 1u << WRPO__SW},
     };
     static const char control[][2] = {{'n', '\n'}, {'r', '\r'}, {'t', '\t'}, {'f', '\f'}, {'v', '\v'}, {'a', '\a'}};
     *c = wrpo__rx_char(p);
@@ -4328,13 +4338,14 @@ static wrpo__set wrpo__rx_atom(wrpo__rx_parser *p) {
         if (!set.classes) wrpo__rx_range(&set, c, c);
     } else if (c < 128 && strchr(".^${}]?*+", (int)c)) {
         p->i--;
-        wrpo__rx_fail(p, c == '.' ? "'.'" : c == '^' || c == '$' ? "an anchor" : c == '{' || c == '?' || c == '*' || c == '+' ? "this repetition" : "this bracket");
+        wrpo__rx_fail(p, c == '.' ? "'.'" : strchr("^$", (int)c) ? "an anchor" : strchr("{?*+", (int)c) ? "this repetition" : "this bracket");
     } else {
         wrpo__rx_range(&set, c, c);
         int32_t low = c | 32;
         if (p->fold && low >= 'a' && low <= 'z') {
             for (int k = 0; k < 5; k++)
-                if (low == ligatures[k][0] && (wrpo__rx_peek(p, 0) | 32) == ligatures[k][1]) wrpo__rx_fail(p, "a pair of letters with a ligature in (?i:...)");
+                if (low == ligatures[k][0] && (wrpo__rx_peek(p, 0) | 32) == ligatures[k][1])
+                    wrpo__rx_fail(p, "a pair of letters with a ligature in (?i:...)");
             wrpo__rx_range(&set, c ^ 32, c ^ 32);
             if (low == 's') wrpo__rx_range(&set, 0x17F, 0x17F);
             if (low == 'k') wrpo__rx_range(&set, 0x212A, 0x212A);
@@ -4424,12 +4435,14 @@ static wrpo__rx_part wrpo__rx_alternatives(wrpo__rx_parser *p) {
     }
     return all;
 }
-static wrpo__regex *wrpo__regex_new(wrpo__arena *arena, const char *name, const wrpo_json *json, const uint8_t *kind, const char *s, size_t n, bool literal) {
+/* literal: the text itself is the pattern */
+static wrpo__regex *wrpo__regex_new(wrpo__arena *arena, const char *name, const wrpo_json *json, const uint8_t *kind,
+                                    const char *s, size_t n, bool literal) {
     wrpo__rx_parser p = {.ctx = arena->ctx, .name = name, .json = json, .s = s, .n = n, .kind = kind};
     wrpo__rx_part all = {0, -1, 0};
     if (n > 4096) wrpo__rx_fail(&p, "a pattern this long");
     if (literal)
-        for (all.shortest = (int64_t)n; p.i < n; all.last++) {     /* the text itself */
+        for (all.shortest = (int64_t)n; p.i < n; all.last++) {
             int32_t c = wrpo__rx_char(&p), at = wrpo__rx_add(&p, WRPO__RX_SET);
             wrpo__set *set = &p.nodes[at].set;
             wrpo__rx_range(set, c, c);
@@ -4467,7 +4480,7 @@ typedef struct wrpo__step {
     int64_t start, stop;             /* STRIP: at most so many characters; METASPACE: start drops those of the first token */
 } wrpo__step;
 typedef struct wrpo__word { uint8_t size, count; char text[22]; int32_t ids[10]; } wrpo__word;    /* 64 bytes of the word cache */
-enum { WRPO__WORDS = 1 << 13, WRPO__SMALL_CHARS = 1 << 10, WRPO__MAX_ID = 1 << 24 };
+enum { WRPO__WORDS = 1 << 13, WRPO__SMALL_CHARS = 1 << 10, WRPO__MAX_ID = 1 << 22 };
 
 struct wrpo_tokenizer {
     wrpo_ctx *ctx;
@@ -4527,12 +4540,12 @@ static int wrpo__char_byte(int32_t c) {                /* -1: not of the alphabe
 }
 
 /* ---- pieces: what a text is cut into on its way. Steps rewrite (text -> spare, then swap) or only cut. ---- */
-typedef struct wrpo__piece { int64_t begin, end; int32_t id; bool first; } wrpo__piece;   /* id >= 0: an added token; first: nothing stands before it */
+typedef struct wrpo__piece { int64_t begin, end; int32_t id; bool first; } wrpo__piece;   /* id >= 0: an added token; first: of the whole text */
 typedef struct wrpo__symbol { int32_t id, prev, next; } wrpo__symbol;
 typedef struct wrpo__candidate { uint64_t key; int32_t id; } wrpo__candidate;             /* rank << 32 | position; what the merge makes */
 typedef struct wrpo__work {
     wrpo_tokenizer *tok;
-    bool keep;                       /* the first piece goes on from another text: nothing is put before it */
+    bool continues;                  /* the first piece goes on from another text: nothing is put before it */
     const char *s; int64_t n;        /* the text of the pieces: the caller's, or text.data */
     wrpo__text text, spare;
     wrpo__piece *pieces, *other;     /* stb arrays, as those below */
@@ -4557,11 +4570,17 @@ static void wrpo__swap_pieces(wrpo__work *w) {
     stbds_arrsetlen(w->other, 0);
 }
 
+static wrpo__class wrpo__class_at(const wrpo_tokenizer *tok, const char *s, int64_t from, int64_t to, size_t *size) {
+    return (wrpo__class)(tok->unicode.kind[wrpo__utf8_get(s + from, (size_t)(to - from), size)] & 15);
+}
+static int64_t wrpo__before(const char *s, int64_t i) { /* where the code point before s[i] begins */
+    do i--; while (i > 0 && ((unsigned char)s[i] & 0xC0) == 0x80);
+    return i;
+}
 /* Cuts s at the added tokens of one trie: the leftmost, there the longest, as the library does it -- also where a
    token that strips the space to its right is followed by one that begins with this space, which then comes twice. */
 static void wrpo__cut_added(wrpo__work *w, int root, const char *s, int64_t n, bool first) {
     const wrpo_tokenizer *tok = w->tok;
-    const uint8_t *kind = tok->unicode.kind;
     int64_t done = 0;
     size_t k;
     for (int64_t i = 0; i < n;) {
@@ -4578,21 +4597,15 @@ static void wrpo__cut_added(wrpo__work *w, int root, const char *s, int64_t n, b
         if (found < 0) { i = begin + 1; continue; }
         i = end;
         uint32_t flags = tok->tokens[found].flags;
-        int64_t before = begin;                        /* where the code point before begins */
-        if (before > 0) do before--; while (((unsigned char)s[before] & 0xC0) == 0x80);
         if (flags & WRPO__TOKEN_SINGLE_WORD) {
-            if (begin > 0 && WRPO__WORD >> (kind[wrpo__utf8_get(s + before, (size_t)(begin - before), &k)] & 15) & 1) continue;
-            if (end < n && WRPO__WORD >> (kind[wrpo__utf8_get(s + end, (size_t)(n - end), &k)] & 15) & 1) continue;
+            if (begin > 0 && WRPO__WORD >> wrpo__class_at(tok, s, wrpo__before(s, begin), begin, &k) & 1) continue;
+            if (end < n && WRPO__WORD >> wrpo__class_at(tok, s, end, n, &k) & 1) continue;
         }
-        if (flags & WRPO__TOKEN_LSTRIP) {
-            while (begin > 0 && (kind[wrpo__utf8_get(s + before, (size_t)(begin - before), &k)] & 15) == WRPO__SPACE) {
-                begin = before;
-                if (before > 0) do before--; while (((unsigned char)s[before] & 0xC0) == 0x80);
-            }
-            begin = WRPO__MAX(begin, done);
-        }
+        if (flags & WRPO__TOKEN_LSTRIP)
+            while (begin > done && wrpo__class_at(tok, s, wrpo__before(s, begin), begin, &k) == WRPO__SPACE) begin = wrpo__before(s, begin);
+        if (flags & WRPO__TOKEN_LSTRIP) begin = WRPO__MAX(begin, done);
         if (flags & WRPO__TOKEN_RSTRIP)
-            for (; end < n && (kind[wrpo__utf8_get(s + end, (size_t)(n - end), &k)] & 15) == WRPO__SPACE;) end += (int64_t)k;
+            while (end < n && wrpo__class_at(tok, s, end, n, &k) == WRPO__SPACE) end += (int64_t)k;
         if (done < begin) wrpo__put_piece(w, done, begin, -1, first && done == 0);
         wrpo__put_piece(w, begin, end, found, false);
         done = end;
@@ -4654,7 +4667,7 @@ static void wrpo__encode_step(wrpo__work *w, const wrpo__step *step) {
             break;
         case WRPO__STEP_PREPEND:
             has = step->unless && (size_t)n >= step->size && memcmp(s, step->text, step->size) == 0;
-            if (!has && (p.first ? !w->keep : !step->first)) wrpo__text_add(&w->spare, step->text, step->size);
+            if (!has && (p.first ? !w->continues : !step->first)) wrpo__text_add(&w->spare, step->text, step->size);
             wrpo__text_add(&w->spare, s, (size_t)n);
             break;
         case WRPO__STEP_REPLACE:
@@ -4701,7 +4714,8 @@ static void wrpo__symbols(wrpo__work *w, const char *s, int64_t n) {
         for (size_t k = 0; k < size && all; k++) all = tok->bytes[(unsigned char)s[i + (int64_t)k]] >= 0;
         if (all) { for (size_t k = 0; k < size; k++) wrpo__put_symbol(w, tok->bytes[(unsigned char)s[i + (int64_t)k]]); continue; }
         if (!tok->has_unk) continue;                   /* dropped, as the library drops it */
-        if (tok->unk < 0) wrpo__fail(tok->ctx, WRPO_E_FORMAT, "a character has no token, and unk_token \"%s\" is not in the vocabulary", tok->unk_text);
+        if (tok->unk < 0)
+            wrpo__fail(tok->ctx, WRPO_E_FORMAT, "a character has no token, and unk_token \"%.80s\" is not in the vocabulary", tok->unk_text);
         if (pending && !tok->fuse_unk) wrpo__put_symbol(w, tok->unk);
         pending++;
     }
@@ -4786,6 +4800,10 @@ static void wrpo__bpe_cut(wrpo__work *w, const char *s, int64_t n, int32_t **ids
 }
 
 /* ---- text -> ids ---- */
+static bool wrpo__is_utf8(const char *s, size_t n, size_t *bad) {  /* bad: where the first offence is */
+    for (size_t i = 0, k; i < n; i += k) if (wrpo__utf8_get(s + i, n - i, &k) < 0) { *bad = i; return false; }
+    return true;
+}
 /* The normalized text, as one piece: w->s and w->n. */
 static void wrpo__normalize(wrpo__work *w, const char *s, int64_t n, bool first) {
     w->s = s, w->n = n;
@@ -4809,18 +4827,16 @@ static void wrpo__encode_segment(wrpo__work *w, const char *s, int64_t n, bool f
 /* Appends the ids of text to *ids, an stb array. */
 static void wrpo__encode(wrpo_tokenizer *tok, const char *text, size_t n, unsigned flags, int32_t **ids) {
     if (n > INT32_MAX) wrpo__fail(tok->ctx, WRPO_E_UNSUPPORTED, "a text of %zu bytes: more than %d cannot be tokenized at once", n, INT32_MAX);
-    for (size_t i = 0, k; i < n; i += k) {
-        if ((unsigned char)text[i] < 128) { k = 1; continue; }
-        if (wrpo__utf8_get(text + i, n - i, &k) < 0) wrpo__fail(tok->ctx, WRPO_E_FORMAT, "text to tokenize: not UTF-8 at byte %zu", i);
-    }
+    size_t bad;
+    if (!wrpo__is_utf8(text, n, &bad)) wrpo__fail(tok->ctx, WRPO_E_FORMAT, "text to tokenize: not UTF-8 at byte %zu", bad);
     if (!*ids) stbds_arrsetcap(*ids, n / 4 + 16);      /* in the caller's arena; what grows stays in its arena */
     wrpo__arena *outer = wrpo__here;
     wrpo__arena_clear(tok->scratch);
     wrpo__here = tok->scratch;
-    wrpo__work w = {.tok = tok, .keep = flags & WRPO_ENCODE_CONTINUE, .text.arena = tok->scratch, .spare.arena = tok->scratch};
-    wrpo__piece *segments = NULL;
+    wrpo__work w = {.tok = tok, .continues = flags & WRPO_ENCODE_CONTINUE, .text.arena = tok->scratch, .spare.arena = tok->scratch};
     wrpo__cut_added(&w, 0, text, (int64_t)n, true);
-    segments = w.other, w.other = NULL;
+    wrpo__piece *segments = w.other;
+    w.other = NULL;
     if (flags & WRPO_ENCODE_SPECIAL) for (int64_t i = 0; i < stbds_arrlen(tok->prefix); i++) stbds_arrput(*ids, tok->prefix[i]);
     for (int64_t i = 0; i < stbds_arrlen(segments); i++) {
         wrpo__piece p = segments[i];
@@ -4847,10 +4863,6 @@ static int wrpo__byte_token(const char *s, int64_t n) {    /* -1: another token 
     }
     return v;
 }
-static bool wrpo__is_utf8(const char *s, size_t n, size_t *bad) {  /* bad: where the first offence is */
-    for (size_t i = 0, k; i < n; i += k) if (wrpo__utf8_get(s + i, n - i, &k) < 0) { *bad = i; return false; }
-    return true;
-}
 static void wrpo__end_bytes(wrpo__work *w, size_t begin, int64_t run) {
     size_t bad;
     if (!run) return;
@@ -4862,7 +4874,7 @@ static void wrpo__decode_step(wrpo__work *w, const wrpo__step *step) {
     int64_t run = 0, count = stbds_arrlen(w->pieces);  /* run: bytes of <0xNN> tokens at the end of spare */
     for (int64_t i = 0; i < count; i++) {
         const char *s = w->s + w->pieces[i].begin;
-        int64_t n = w->pieces[i].end - w->pieces[i].begin, cut = 0;
+        int64_t n = w->pieces[i].end - w->pieces[i].begin, one = (int64_t)step->size, cut = 0;
         size_t begin = w->spare.size, k;
         int byte;
         bool known = true;
@@ -4893,8 +4905,8 @@ static void wrpo__decode_step(wrpo__work *w, const wrpo__step *step) {
             wrpo__replace(&w->spare, step, s, n);
             break;
         case WRPO__STEP_STRIP:
-            while (cut < step->start && n >= (int64_t)step->size && memcmp(s, step->text, step->size) == 0) s += step->size, n -= (int64_t)step->size, cut++;
-            for (cut = 0; cut < step->stop && n >= (int64_t)step->size && memcmp(s + n - step->size, step->text, step->size) == 0; cut++) n -= (int64_t)step->size;
+            for (; cut < step->start && n >= one && memcmp(s, step->text, step->size) == 0; cut++) s += one, n -= one;
+            for (cut = 0; cut < step->stop && n >= one && memcmp(s + n - one, step->text, step->size) == 0; cut++) n -= one;
             wrpo__text_add(&w->spare, s, (size_t)n);
             break;
         default:                                       /* METASPACE: the mark is a space, or in the first token nothing */
@@ -4932,7 +4944,8 @@ static void wrpo__decode(wrpo_tokenizer *tok, const int32_t *ids, int64_t n, boo
     wrpo__work w = {.tok = tok, .text.arena = tok->scratch, .spare.arena = tok->scratch};
     for (int64_t i = 0; i < n; i++) {
         if (ids[i] < 0 || ids[i] >= tok->size || !tok->tokens[ids[i]].text)
-            wrpo__fail(tok->ctx, WRPO_E_ARG, "id %lld of the text to decode: no token has the id %d; they go to %lld", (long long)i, (int)ids[i], (long long)tok->size - 1);
+            wrpo__fail(tok->ctx, WRPO_E_ARG, "id %lld of the text to decode: no token has the id %d; they go to %lld", (long long)i, (int)ids[i],
+                       (long long)tok->size - 1);
         const wrpo__token *token = wrpo__as_decoded(tok, ids[i]);
         if (skip_special && token->flags & WRPO__TOKEN_SPECIAL) continue;
         size_t begin = w.spare.size;
@@ -4956,8 +4969,17 @@ static bool wrpo__load_flag(const wrpo__loader *in, const wrpo_json *object, con
     const wrpo_json *v = wrpo__json_maybe(in->ctx, in->name, object, key, WRPO_JSON_BOOL);
     return v ? v->boolean : otherwise;
 }
+static const wrpo_json *wrpo__load_need(const wrpo__loader *in, const wrpo_json *object, const char *key, wrpo_json_kind kind) {
+    return wrpo__json_need(in->ctx, in->name, object, key, kind);
+}
+static const wrpo_json *wrpo__load_list(const wrpo__loader *in, const wrpo_json *object, const char *key) {       /* its first member */
+    return wrpo__load_need(in, object, key, WRPO_JSON_ARRAY)->child;
+}
+static int32_t wrpo__load_count(const wrpo__loader *in, const wrpo_json *v, int64_t high) {
+    return (int32_t)wrpo__json_integer(in->ctx, in->name, v, 0, high, NULL);
+}
 static const wrpo_json *wrpo__load_text(const wrpo__loader *in, const wrpo_json *object, const char *key, const char **text, size_t *size) {
-    const wrpo_json *v = wrpo__json_need(in->ctx, in->name, object, key, WRPO_JSON_STRING);
+    const wrpo_json *v = wrpo__load_need(in, object, key, WRPO_JSON_STRING);
     *text = wrpo__strndup(in->tok->arena, v->text, v->size);
     *size = v->size;
     return v;
@@ -4967,10 +4989,16 @@ _Noreturn static void wrpo__load_refuse(const wrpo__loader *in, const char *what
     wrpo__json_fail(in->ctx, WRPO_E_UNSUPPORTED, in->name, v, "%s %s is not supported", what, wrpo__json_found(text, v));
 }
 static const wrpo__regex *wrpo__load_pattern(const wrpo__loader *in, const wrpo_json *object) {     /* {"String": ...} or {"Regex": ...} */
-    const wrpo_json *pattern = wrpo__json_need(in->ctx, in->name, object, "pattern", WRPO_JSON_OBJECT);
+    const wrpo_json *pattern = wrpo__load_need(in, object, "pattern", WRPO_JSON_OBJECT);
     bool literal = wrpo__json_get(pattern, "String");
-    const wrpo_json *v = wrpo__json_need(in->ctx, in->name, pattern, literal ? "String" : "Regex", WRPO_JSON_STRING);
+    const wrpo_json *v = wrpo__load_need(in, pattern, literal ? "String" : "Regex", WRPO_JSON_STRING);
     return wrpo__regex_new(in->tok->arena, in->name, v, in->tok->unicode.kind, v->text, v->size, literal);
+}
+static void wrpo__load_char(const wrpo__loader *in, const wrpo_json *object, const char *key, wrpo__step *step) {   /* a text of one character */
+    const wrpo_json *v = wrpo__load_text(in, object, key, &step->text, &step->size);
+    size_t one = 0;
+    if (step->size) wrpo__utf8_get(step->text, step->size, &one);
+    if (!one || one != step->size) wrpo__json_refuse(in->ctx, in->name, v, NULL, "one character");
 }
 static wrpo__step wrpo__load_replace(const wrpo__loader *in, const wrpo_json *v) {
     wrpo__step step = {.kind = WRPO__STEP_REPLACE, .regex = wrpo__load_pattern(in, v)};
@@ -4980,10 +5008,10 @@ static wrpo__step wrpo__load_replace(const wrpo__loader *in, const wrpo_json *v)
 static void wrpo__load_normalizer(const wrpo__loader *in, const wrpo_json *v) {
     wrpo_tokenizer *tok = in->tok;
     if (!v || v->kind == WRPO_JSON_NULL) return;
-    const wrpo_json *type = wrpo__json_need(in->ctx, in->name, v, "type", WRPO_JSON_STRING);
+    const wrpo_json *type = wrpo__load_need(in, v, "type", WRPO_JSON_STRING);
     wrpo__step step = {.kind = WRPO__STEP_PREPEND};
     if (wrpo__json_is(type, "Sequence")) {
-        for (const wrpo_json *k = wrpo__json_need(in->ctx, in->name, v, "normalizers", WRPO_JSON_ARRAY)->child; k; k = k->next) wrpo__load_normalizer(in, k);
+        for (const wrpo_json *k = wrpo__load_list(in, v, "normalizers"); k; k = k->next) wrpo__load_normalizer(in, k);
         return;
     }
     if (wrpo__json_is(type, "NFC")) step.kind = WRPO__STEP_NFC, wrpo__unicode_load_nfc(&tok->unicode);
@@ -5003,13 +5031,13 @@ static void wrpo__load_pre_tokenizer(const wrpo__loader *in, const wrpo_json *v)
     static const char *const behaviors[] = {"Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous"};
     wrpo_tokenizer *tok = in->tok;
     if (!v || v->kind == WRPO_JSON_NULL) return;
-    const wrpo_json *type = wrpo__json_need(in->ctx, in->name, v, "type", WRPO_JSON_STRING), *k;
+    const wrpo_json *type = wrpo__load_need(in, v, "type", WRPO_JSON_STRING), *k;
     wrpo__step step = {.kind = WRPO__STEP_PREPEND, .text = " ", .size = 1, .unless = true};
     if (wrpo__json_is(type, "Sequence")) {
-        for (k = wrpo__json_need(in->ctx, in->name, v, "pretokenizers", WRPO_JSON_ARRAY)->child; k; k = k->next) wrpo__load_pre_tokenizer(in, k);
+        for (k = wrpo__load_list(in, v, "pretokenizers"); k; k = k->next) wrpo__load_pre_tokenizer(in, k);
     } else if (wrpo__json_is(type, "Split")) {
         int64_t b = 0;
-        k = wrpo__json_need(in->ctx, in->name, v, "behavior", WRPO_JSON_STRING);
+        k = wrpo__load_need(in, v, "behavior", WRPO_JSON_STRING);
         while (b < WRPO__COUNT(behaviors) && !wrpo__json_is(k, behaviors[b])) b++;
         if (b == WRPO__COUNT(behaviors)) wrpo__load_refuse(in, "Split behavior", k);
         step = (wrpo__step){.kind = WRPO__STEP_SPLIT, .behavior = (wrpo__behavior)b, .invert = wrpo__load_flag(in, v, "invert", false)};
@@ -5024,7 +5052,7 @@ static void wrpo__load_pre_tokenizer(const wrpo__loader *in, const wrpo_json *v)
     } else if (wrpo__json_is(type, "Metaspace")) {
         const wrpo_json *scheme = wrpo__json_maybe(in->ctx, in->name, v, "prepend_scheme", WRPO_JSON_STRING);
         bool never = wrpo__json_is(scheme, "never"), first = wrpo__json_is(scheme, "first");
-        wrpo__load_text(in, v, "replacement", &step.text, &step.size);
+        wrpo__load_char(in, v, "replacement", &step);
         if (scheme && !never && !first && !wrpo__json_is(scheme, "always")) wrpo__load_refuse(in, "prepend_scheme", scheme);
         if (!wrpo__load_flag(in, v, "add_prefix_space", true) && !never)
             wrpo__json_fail(in->ctx, WRPO_E_FORMAT, in->name, v, "Metaspace: add_prefix_space false goes only with prepend_scheme \"never\"");
@@ -5037,7 +5065,7 @@ static void wrpo__load_pre_tokenizer(const wrpo__loader *in, const wrpo_json *v)
             const wrpo__step *n = &tok->normalizer[i];
             size_t one = 0;
             if (n->kind == WRPO__STEP_REPLACE && n->size) wrpo__utf8_get(n->text, n->size, &one);
-            if (n->kind == WRPO__STEP_PREPEND || (n->kind == WRPO__STEP_REPLACE && n->size != one)) wrpo__load_refuse(in, "after this normalizer, prepend_scheme", scheme);
+            if (n->kind != WRPO__STEP_NFC && (!one || one != n->size)) wrpo__load_refuse(in, "after this normalizer, prepend_scheme", scheme);
         }
         step.first = first;
         if (!never) stbds_arrput(tok->pre_tokenizer, step);
@@ -5047,12 +5075,11 @@ static void wrpo__load_pre_tokenizer(const wrpo__loader *in, const wrpo_json *v)
 static void wrpo__load_decoder(const wrpo__loader *in, const wrpo_json *v) {
     wrpo_tokenizer *tok = in->tok;
     if (!v || v->kind == WRPO_JSON_NULL) return;
-    const wrpo_json *type = wrpo__json_need(in->ctx, in->name, v, "type", WRPO_JSON_STRING);
+    const wrpo_json *type = wrpo__load_need(in, v, "type", WRPO_JSON_STRING);
     wrpo__step step = {.kind = WRPO__STEP_UNBYTES};
-    size_t one = 0;
     tok->has_decoder = true;
     if (wrpo__json_is(type, "Sequence")) {
-        for (const wrpo_json *k = wrpo__json_need(in->ctx, in->name, v, "decoders", WRPO_JSON_ARRAY)->child; k; k = k->next) wrpo__load_decoder(in, k);
+        for (const wrpo_json *k = wrpo__load_list(in, v, "decoders"); k; k = k->next) wrpo__load_decoder(in, k);
         return;
     }
     if (wrpo__json_is(type, "ByteFallback")) step.kind = WRPO__STEP_BYTE_FALLBACK;
@@ -5060,28 +5087,23 @@ static void wrpo__load_decoder(const wrpo__loader *in, const wrpo_json *v) {
     else if (wrpo__json_is(type, "Replace")) step = wrpo__load_replace(in, v);
     else if (wrpo__json_is(type, "Strip") || wrpo__json_is(type, "Metaspace")) {
         bool strip = wrpo__json_is(type, "Strip");
-        const wrpo_json *text = wrpo__load_text(in, v, strip ? "content" : "replacement", &step.text, &step.size);
-        if (step.size) wrpo__utf8_get(step.text, step.size, &one);
-        if (!one || one != step.size) wrpo__json_refuse(in->ctx, in->name, text, NULL, "one character");
+        wrpo__load_char(in, v, strip ? "content" : "replacement", &step);
         step.kind = strip ? WRPO__STEP_STRIP : WRPO__STEP_METASPACE;
         step.start = !wrpo__json_is(wrpo__json_get(v, "prepend_scheme"), "never");
         if (strip) {
-            step.start = wrpo__json_integer(in->ctx, in->name, wrpo__json_need(in->ctx, in->name, v, "start", WRPO_JSON_NUMBER), 0, INT32_MAX, NULL);
-            step.stop = wrpo__json_integer(in->ctx, in->name, wrpo__json_need(in->ctx, in->name, v, "stop", WRPO_JSON_NUMBER), 0, INT32_MAX, NULL);
+            step.start = wrpo__load_count(in, wrpo__load_need(in, v, "start", WRPO_JSON_NUMBER), INT32_MAX);
+            step.stop = wrpo__load_count(in, wrpo__load_need(in, v, "stop", WRPO_JSON_NUMBER), INT32_MAX);
         }
     } else if (!wrpo__json_is(type, "ByteLevel")) wrpo__load_refuse(in, "decoder", type);
     stbds_arrput(tok->decoder, step);
-}
-static int32_t wrpo__load_id(const wrpo__loader *in, const wrpo_json *v, int64_t high) {
-    return (int32_t)wrpo__json_integer(in->ctx, in->name, v, 0, high, NULL);
 }
 /* Only what a single text gets: ids before and after it. Sequences nest. */
 static void wrpo__load_post_processor(const wrpo__loader *in, const wrpo_json *v) {
     wrpo_tokenizer *tok = in->tok;
     if (!v || v->kind == WRPO_JSON_NULL) return;
-    const wrpo_json *type = wrpo__json_need(in->ctx, in->name, v, "type", WRPO_JSON_STRING), *k;
+    const wrpo_json *type = wrpo__load_need(in, v, "type", WRPO_JSON_STRING), *k;
     if (wrpo__json_is(type, "Sequence")) {
-        for (k = wrpo__json_need(in->ctx, in->name, v, "processors", WRPO_JSON_ARRAY)->child; k; k = k->next) wrpo__load_post_processor(in, k);
+        for (k = wrpo__load_list(in, v, "processors"); k; k = k->next) wrpo__load_post_processor(in, k);
         return;
     }
     if (wrpo__json_is(type, "ByteLevel")) return;      /* moves offsets only */
@@ -5089,42 +5111,46 @@ static void wrpo__load_post_processor(const wrpo__loader *in, const wrpo_json *v
     bool text = false;
     if (tok->has_template) wrpo__json_fail(in->ctx, WRPO_E_UNSUPPORTED, in->name, v, "more than one TemplateProcessing is not supported");
     tok->has_template = true;
-    for (k = wrpo__json_need(in->ctx, in->name, v, "single", WRPO_JSON_ARRAY)->child; k; k = k->next) {
+    for (k = wrpo__load_list(in, v, "single"); k; k = k->next) {
         const wrpo_json *sequence = wrpo__json_maybe(in->ctx, in->name, k, "Sequence", WRPO_JSON_OBJECT);
         if (sequence) {
-            if (text || !wrpo__json_is(wrpo__json_get(sequence, "id"), "A")) wrpo__json_fail(in->ctx, WRPO_E_UNSUPPORTED, in->name, k, "TemplateProcessing: want the text A once in \"single\", found another sequence");
+            if (text || !wrpo__json_is(wrpo__json_get(sequence, "id"), "A"))
+                wrpo__json_fail(in->ctx, WRPO_E_UNSUPPORTED, in->name, k, "TemplateProcessing: want text A once in \"single\", found another sequence");
             text = true;
             continue;
         }
-        const wrpo_json *id = wrpo__json_need(in->ctx, in->name, wrpo__json_need(in->ctx, in->name, k, "SpecialToken", WRPO_JSON_OBJECT), "id", WRPO_JSON_STRING);
-        const wrpo_json *special = wrpo__json_need(in->ctx, in->name, wrpo__json_need(in->ctx, in->name, v, "special_tokens", WRPO_JSON_OBJECT), id->text, WRPO_JSON_OBJECT);
-        for (const wrpo_json *i = wrpo__json_need(in->ctx, in->name, special, "ids", WRPO_JSON_ARRAY)->child; i; i = i->next) {
-            int32_t one = wrpo__load_id(in, i, tok->size - 1);
+        const wrpo_json *special = wrpo__load_need(in, v, "special_tokens", WRPO_JSON_OBJECT);
+        const wrpo_json *id = wrpo__load_need(in, k, "SpecialToken", WRPO_JSON_OBJECT);
+        special = wrpo__load_need(in, special, wrpo__load_need(in, id, "id", WRPO_JSON_STRING)->text, WRPO_JSON_OBJECT);
+        for (const wrpo_json *i = wrpo__load_list(in, special, "ids"); i; i = i->next) {
+            int32_t one = wrpo__load_count(in, i, tok->size - 1);
             if (text) stbds_arrput(tok->suffix, one);
             else stbds_arrput(tok->prefix, one);
         }
     }
-    if (!text) wrpo__json_fail(in->ctx, WRPO_E_UNSUPPORTED, in->name, v, "TemplateProcessing: want the text A once in \"single\", found none");
+    if (!text) wrpo__json_fail(in->ctx, WRPO_E_UNSUPPORTED, in->name, v, "TemplateProcessing: want text A once in \"single\", found none");
 }
 
 static void wrpo__load_model(const wrpo__loader *in, const wrpo_json *model, int64_t added) {
     wrpo_tokenizer *tok = in->tok;
     const char *name = in->name;
-    const wrpo_json *type = wrpo__json_maybe(in->ctx, name, model, "type", WRPO_JSON_STRING), *v;
-    if (type && !wrpo__json_is(type, "BPE")) wrpo__load_refuse(in, "model", type);
+    static const char *const affixes[] = {"continuing_subword_prefix", "end_of_word_suffix"};
+    const wrpo_json *v = wrpo__json_maybe(in->ctx, name, model, "type", WRPO_JSON_STRING);   /* old files have none */
+    if (v && !wrpo__json_is(v, "BPE")) wrpo__load_refuse(in, "model", v);
     if ((v = wrpo__json_maybe(in->ctx, name, model, "dropout", WRPO_JSON_NUMBER)) && v->number != 0) wrpo__load_refuse(in, "dropout", v);
-    if ((v = wrpo__json_maybe(in->ctx, name, model, "continuing_subword_prefix", WRPO_JSON_STRING)) && v->size) wrpo__load_refuse(in, "continuing_subword_prefix", v);
-    if ((v = wrpo__json_maybe(in->ctx, name, model, "end_of_word_suffix", WRPO_JSON_STRING)) && v->size) wrpo__load_refuse(in, "end_of_word_suffix", v);
-    const wrpo_json *vocab = wrpo__json_need(in->ctx, name, model, "vocab", WRPO_JSON_OBJECT), *merges = wrpo__json_need(in->ctx, name, model, "merges", WRPO_JSON_ARRAY);
+    for (int k = 0; k < 2; k++)
+        if ((v = wrpo__json_maybe(in->ctx, name, model, affixes[k], WRPO_JSON_STRING)) && v->size) wrpo__load_refuse(in, affixes[k], v);
+    const wrpo_json *vocab = wrpo__load_need(in, model, "vocab", WRPO_JSON_OBJECT);
+    const wrpo_json *merges = wrpo__load_need(in, model, "merges", WRPO_JSON_ARRAY);
     tok->byte_fallback = wrpo__load_flag(in, model, "byte_fallback", false);
     tok->fuse_unk = wrpo__load_flag(in, model, "fuse_unk", false);
     tok->ignore_merges = wrpo__load_flag(in, model, "ignore_merges", false);
 
-    bool all_bytes = tok->byte_fallback;
     /* the vocabulary, all texts in one block */
+    bool all_bytes = tok->byte_fallback;
     size_t bytes = 0, slots = 64, used = 0;
     for (v = vocab->child; v; v = v->next) {
-        tok->size = WRPO__MAX(tok->size, wrpo__load_id(in, v, WRPO__MAX_ID - 1) + 1);
+        tok->size = WRPO__MAX(tok->size, wrpo__load_count(in, v, WRPO__MAX_ID - 1) + 1);
         bytes += v->key_size + 1;
     }
     while (slots < 2 * (size_t)(vocab->count + added)) slots *= 2;
@@ -5171,7 +5197,8 @@ static void wrpo__load_model(const wrpo__loader *in, const wrpo_json *model, int
             const char *space = memchr(v->text, ' ', v->size);
             if (v->size >= 8 && memcmp(v->text, "#version", 8) == 0) continue;
             if (!space || memchr(space + 1, ' ', v->size - (size_t)(space + 1 - v->text)))
-                wrpo__json_fail(in->ctx, WRPO_E_FORMAT, name, v, "merge %d: want two tokens and one space between them, found %s", (int)rank, wrpo__json_found(shown, v));
+                wrpo__json_fail(in->ctx, WRPO_E_FORMAT, name, v, "merge %d: want two tokens and one space between them, found %s", (int)rank,
+                                wrpo__json_found(shown, v));
             left = (size_t)(space - v->text);
             wrpo__text_add(&text, v->text, left);
             wrpo__text_add(&text, space + 1, v->size - left - 1);
@@ -5213,7 +5240,8 @@ static void wrpo__trie_add(wrpo_tokenizer *tok, int root, const char *s, size_t 
         }
         at = next;
     }
-    if (tok->trie[at].id >= 0) wrpo__json_fail(in->ctx, WRPO_E_FORMAT, in->name, v, "added token %d looks like added token %d", (int)id, (int)tok->trie[at].id);
+    if (tok->trie[at].id >= 0)
+        wrpo__json_fail(in->ctx, WRPO_E_FORMAT, in->name, v, "added token %d looks like added token %d", (int)id, (int)tok->trie[at].id);
     tok->trie[at].id = id;
 }
 static void wrpo__load_added(const wrpo__loader *in, const wrpo_json *list, int64_t next) {
@@ -5225,12 +5253,12 @@ static void wrpo__load_added(const wrpo__loader *in, const wrpo_json *list, int6
     wrpo__work w = {.tok = tok, .text.arena = tok->scratch, .spare.arena = tok->scratch};
     for (int root = 0; root < 2; root++) stbds_arrput(tok->trie, ((wrpo__trie){0, -1, 0, 0}));
     for (const wrpo_json *v = list ? list->child : NULL; v; v = v->next) {
-        const wrpo_json *content = wrpo__json_need(in->ctx, in->name, v, "content", WRPO_JSON_STRING);
-        const wrpo_json *number = wrpo__json_need(in->ctx, in->name, v, "id", WRPO_JSON_NUMBER);
+        const wrpo_json *content = wrpo__load_need(in, v, "content", WRPO_JSON_STRING);
+        const wrpo_json *number = wrpo__load_need(in, v, "id", WRPO_JSON_NUMBER);
         wrpo__shown shown;
         uint32_t flags = WRPO__TOKEN_ADDED;
         for (int64_t k = 0; k < WRPO__COUNT(keys); k++)
-            if (wrpo__json_need(in->ctx, in->name, v, keys[k].key, WRPO_JSON_BOOL)->boolean) flags |= keys[k].flag;
+            if (wrpo__load_need(in, v, keys[k].key, WRPO_JSON_BOOL)->boolean) flags |= keys[k].flag;
         if (!content->size) continue;
         /* the library numbers added tokens itself: as the model has them, else one after the other behind the model's count */
         int32_t known = wrpo__token_id(tok, content->text, content->size), id = known >= 0 ? known : (int32_t)next++;
@@ -5243,7 +5271,8 @@ static void wrpo__load_added(const wrpo__loader *in, const wrpo_json *list, int6
             wrpo__json_fail(in->ctx, WRPO_E_FORMAT, in->name, v, "added token \"%s\" stands twice, with different flags", shown);
         }
         if (known < 0) {
-            if (tok->tokens[id].text) wrpo__json_fail(in->ctx, WRPO_E_FORMAT, in->name, v, "added token \"%s\": its id %d is another token's", shown, (int)id);
+            if (tok->tokens[id].text)
+                wrpo__json_fail(in->ctx, WRPO_E_FORMAT, in->name, v, "added token \"%s\": its id %d is another token's", shown, (int)id);
             tok->tokens[id].text = wrpo__strndup(tok->arena, content->text, content->size);
             tok->tokens[id].size = (int32_t)content->size;
             tok->slots[wrpo__slot(tok, content->text, content->size)] = id;
@@ -5267,7 +5296,7 @@ static const char *wrpo__load_special(const wrpo__loader *in, const wrpo_json *m
     wrpo_tokenizer *tok = in->tok;
     const wrpo_json *v = wrpo__json_get(tok->config, key);
     if (!v) v = wrpo__json_get(map, key);
-    if (v && v->kind == WRPO_JSON_OBJECT) v = wrpo__json_need(in->ctx, in->name, v, "content", WRPO_JSON_STRING);
+    if (v && v->kind == WRPO_JSON_OBJECT) v = wrpo__load_need(in, v, "content", WRPO_JSON_STRING);
     *id = -1;
     if (!v || v->kind == WRPO_JSON_NULL) return NULL;
     *id = wrpo__token_id(tok, wrpo__json_want(in->ctx, in->name, v, WRPO_JSON_STRING, key)->text, v->size);
@@ -5278,7 +5307,7 @@ static void wrpo__load_template(const wrpo__loader *in, const wrpo_json *v) {   
     if (v && v->kind == WRPO_JSON_ARRAY) {
         const wrpo_json *k = v->child;
         while (k && !wrpo__json_is(wrpo__json_get(k, "name"), "default")) k = k->next;
-        v = k ? wrpo__json_need(in->ctx, in->name, k, "template", WRPO_JSON_STRING) : NULL;
+        v = k ? wrpo__load_need(in, k, "template", WRPO_JSON_STRING) : NULL;
     }
     if (!v || v->kind == WRPO_JSON_NULL) return;
     wrpo__json_want(in->ctx, in->name, v, WRPO_JSON_STRING, "chat_template");
@@ -5297,13 +5326,15 @@ static const wrpo_json *wrpo__load_json(wrpo__loader *in, wrpo__arena *arena, co
 static void wrpo__load_override(const wrpo__loader *in) {
     static const char *const classes[] = {"LlamaTokenizer", "LlamaTokenizerFast", "GemmaTokenizer", "GemmaTokenizerFast"};
     wrpo_tokenizer *tok = in->tok;
-    const wrpo_json *name = wrpo__json_get(tok->config, "tokenizer_class"), *v = NULL;
+    const wrpo_json *name = wrpo__json_get(tok->config, "tokenizer_class"), *v;
     int64_t k = 0;
     while (k < WRPO__COUNT(classes) && !wrpo__json_is(name, classes[k])) k++;
     if (k == WRPO__COUNT(classes)) return;
     bool bos = wrpo__load_flag(in, tok->config, "add_bos_token", true), eos = wrpo__load_flag(in, tok->config, "add_eos_token", false);
-    if (bos && tok->bos < 0 && (v = wrpo__json_get(tok->config, "add_bos_token"))) wrpo__json_fail(in->ctx, WRPO_E_FORMAT, in->name, v, "add_bos_token is true, but there is no bos_token");
-    if (eos && tok->eos < 0 && (v = wrpo__json_get(tok->config, "add_eos_token"))) wrpo__json_fail(in->ctx, WRPO_E_FORMAT, in->name, v, "add_eos_token is true, but there is no eos_token");
+    if (bos && tok->bos < 0 && (v = wrpo__json_get(tok->config, "add_bos_token")))
+        wrpo__json_fail(in->ctx, WRPO_E_FORMAT, in->name, v, "add_bos_token is true, but no bos_token is in the vocabulary");
+    if (eos && tok->eos < 0 && (v = wrpo__json_get(tok->config, "add_eos_token")))
+        wrpo__json_fail(in->ctx, WRPO_E_FORMAT, in->name, v, "add_eos_token is true, but no eos_token is in the vocabulary");
     tok->prefix = tok->suffix = NULL;
     if (bos && tok->bos >= 0) stbds_arrput(tok->prefix, tok->bos);
     if (eos) stbds_arrput(tok->suffix, tok->eos);

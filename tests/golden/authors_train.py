@@ -62,6 +62,16 @@ def report(title, got, want, options, tokens):
     return bad
 
 
+def weights(made, after, before):
+    """Prints and returns the worst absolute difference of a final weight."""
+    gap = {n: (q.detach() - after[n]).abs() for n, q in made.items()}
+    name = max(gap, key=lambda n: gap[n].max().item())
+    moved = max((after[n] - before[n]).abs().max().item() for n in after)
+    print(f"    final weights: worst absolute difference {gap[name].max().item():.2e} ({name}), past 1e-5: "
+          f"{sum(int((g > 1e-5).sum()) for g in gap.values())} of {sum(g.numel() for g in gap.values())}; largest change {moved:.2e}")
+    return gap[name].max().item()
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--data", help="folder with tokenizers, chat and alpacaeval")
@@ -111,14 +121,13 @@ def main():
     model.save_pretrained(os.path.join(work, "reference"))
     with open(os.path.join(work, "reference.jsonl"), "w") as f:
         f.writelines(json.dumps(m) + "\n" for m in want)
-    moved = max(float((after[n] - before[n]).abs().max()) for n in after)
     print(f"reference: {len(records)} records, {tokens:.0f} tokens a response, {sum(q.numel() for q in after.values())} parameters, "
-          f"{time.time() - begin:.0f} s, largest change of a weight {moved:.2e}; kept in {work}")
+          f"{time.time() - begin:.0f} s; kept in {work}")
     bad = 0
     if a.noise:
         other = load(folder, "sdpa")
         report("PyTorch against itself (sdpa)", procedure.train(other, ids, options), want, options, tokens)
-        print(f"    final weights: worst absolute difference {max(float((q.detach() - after[n]).abs().max()) for n, q in other.named_parameters()):.1e}")
+        weights(dict(other.named_parameters()), after, before)
 
     metrics, saved = a.metrics, a.saved
     if a.wrpo:
@@ -140,11 +149,7 @@ def main():
             bad += 1
         bad += report(f"{a.method} {a.pair if a.method not in ('wrpo', 'sft') else ''}: wrpo train against PyTorch", got, want, options, tokens)
     if saved:
-        made = {n: q.detach() for n, q in load(saved).named_parameters()}
-        worst, where = max((float((q - after[n]).abs().max()), n) for n, q in made.items())
-        past = sum(int(((q - after[n]).abs() > 1e-5).sum()) for n, q in made.items())
-        bad += worst > 1e-5
-        print(f"    final weights: worst absolute difference {worst:.2e} ({where}), past 1e-5: {past}; largest change {moved:.2e}")
+        bad += weights(dict(load(saved).named_parameters()), after, before) > 1e-5
     if metrics or saved:
         print("FAIL" if bad else "ok")
     sys.exit(1 if bad else 0)

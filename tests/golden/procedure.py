@@ -101,7 +101,8 @@ def train(model, records, options, log=None):
         batch = list(range(first, min(first + o["batch_size"], len(records))))
         alpha = alpha_at(o["alpha_schedule"], o["alpha"], k, T)
         rows = [one_record(model, o, alpha, records[i], ref_logps.get(i), records, batch) for i in batch]
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), o["max_grad_norm"] if o["max_grad_norm"] > 0 else math.inf)
+        norm = sum(float(q.grad.double().pow(2).sum()) for q in model.parameters()) ** 0.5  # clip_grad_norm_'s own float32 sum is off by 1e-5
+        torch.nn.utils.clip_grad_norm_(model.parameters(), o["max_grad_norm"] if o["max_grad_norm"] > 0 else math.inf)
         rate = schedule.get_last_lr()[0]
         optimizer.step()
         schedule.step()
@@ -113,7 +114,7 @@ def train(model, records, options, log=None):
                 mean["logits/" + side] = sum(r["_" + side][0] for r in rows) / sum(r["_" + side][1] for r in rows)
         if o["method"] == "sft":
             mean["loss"] *= len(rows)  # their shares of the batch's mean over tokens
-        mean.update(grad_norm=float(norm), learning_rate=rate, epoch=(k + 1) / per_epoch)
+        mean.update(grad_norm=norm, learning_rate=rate, epoch=(k + 1) / per_epoch)
         if o["method"] == "wrpo":
             mean["cur_alpha"] = alpha
         out.append({m: mean.get(m) for m in METRICS})

@@ -5,8 +5,9 @@
 usage: tokenizers_golden.py > tokenizers.json
 
 {"models": {name: text of a model}, "texts": [...], "cases": [{"name", "model", "parts": text of the other members of
-tokenizer.json, "vectors": [[text or its index, ids, ids with the post-processor, decoded, decoded without special tokens],
-...]}, ...]} where 0 means: the same as ids, as the text, as decoded. The models and parts are JSON as text, so that a test can paste them together without a JSON writer.
+tokenizer.json, "before": ids, "after": ids that the post-processor puts around every text,
+"vectors": [[text or its index, ids, decoded, decoded without special tokens], ...]}, ...]}
+where 0 means: decoded to the same text; the same as decoded. Text null: ids to decode only. The models and parts are JSON as text, so that a test can paste them together without a JSON writer.
 """
 import json
 import random
@@ -65,7 +66,8 @@ def words_of(text):
 
 byte_words = ["".join(BYTE[b] for b in w.encode()) for w in words_of(CORPUS)]
 v, m = train(byte_words, [BYTE[b] for b in sorted(BYTE, key=lambda b: ord(BYTE[b]))], 100)
-v += ["Ġquickly", "<|end|>", "whole-word"]
+m += [p for p in [("1", "2"), ("12", "3"), ("e", "e"), ("Ġ", "Ġ"), ("Å", "¿"), ("Å¿", "Å¿")] if p not in m]   # what only the right cut tells apart
+v += [a + b for a, b in m if a + b not in v] + ["Ġquickly", "<|end|>", "whole-word"]
 BYTES = model(v, [f"{a} {b}" for a, b in m])
 BYTES_IGNORE = model(v, [list(p) for p in m], ignore_merges=True, continuing_subword_prefix="", end_of_word_suffix="")
 marks = [w.replace(" ", "▁") for w in words_of(CORPUS.replace("\n", " "))]
@@ -77,10 +79,11 @@ v = head + [t for t in v if t not in head]
 MARKS = model(v, m, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
 v2 = [t for t in v if t != "<0x09>" and t != "<0x9F>"]     # gemma2 lacks one: characters with this byte are unknown
 GAPS = model(v2, [f"{a} {b}" for a, b in m], unk_token="<unk>", fuse_unk=False, byte_fallback=True)
-SMALL = model(["<unk>", "a", "b", "c", "ab", "bc", "abc", "▁", "▁a", "a▁", "<0x64>"],
-              [["a", "b"], ["b", "c"], ["ab", "c"], ["▁", "a"], ["a", "▁"]], unk_token="<unk>", byte_fallback=True)
+SMALL = model(["<unk>", "a", "b", "c", "ab", "bc", "abc", "▁", "▁a", "a▁", "<0x64>", "x", "y", "z", "yz", "xy", "yzx", "xyz"],
+              [["a", "b"], ["b", "c"], ["ab", "c"], ["▁", "a"], ["a", "▁"], ["y", "z"], ["x", "y"], ["yz", "x"], ["x", "yz"]],
+              unk_token="<unk>", byte_fallback=True)
 FUSED = dict(SMALL, fuse_unk=True)
-DROPS = dict(SMALL, unk_token=None, byte_fallback=False)
+DROPS = model(["a", "▁", "▁▁", "b", "ab"], [["▁", "▁"], ["a", "b"]])
 MODELS = {"bytes": BYTES, "bytes_ignore": BYTES_IGNORE, "marks": MARKS, "gaps": GAPS, "small": SMALL, "fused": FUSED, "drops": DROPS}
 
 A = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -167,7 +170,8 @@ CASES = {   # name: model, normalizer, pre_tokenizer, post_processor, decoder, a
     "contiguous": ("bytes", None, pre(split(r"\p{P}|e", "Contiguous"), BL), None, BL, []),
     "next": ("bytes", None, pre(split(r"\s", "MergedWithNext"), BL), None, BL, []),
     "next_inverted": ("bytes", None, pre(split(r"[\p{L}\p{M}]+(?=[^\p{L}])", "MergedWithNext", True), BL), None, BL, []),
-    "previous": ("bytes", None, pre(split(r"(?:e|é)(n|r)?|\d{2,}", "MergedWithPrevious"), BL), None, BL, []),
+    "previous": ("bytes", None, pre(split(r"(?:e|é)(n|r)?|\d| ", "MergedWithPrevious"), BL), None, BL, []),
+    "folded": ("bytes", None, pre(split(r"(?i:s|k)|t*+the"), BL), None, BL, []),
     "previous_inverted": ("bytes", None, pre(split("th", "MergedWithPrevious", True, "String"), BL), None, BL, []),
     "replaced": ("bytes", norm(replace("``", "\""), replace(r"\s+", " ", "Regex"), replace("x", "")), BL, None, dec(BL, replace("e", "E")), []),
     "small": ("small", None, None, None, None, []),
@@ -176,9 +180,9 @@ CASES = {   # name: model, normalizer, pre_tokenizer, post_processor, decoder, a
 }
 TEXTS = [
     "", " ", "Hello world", "  The quick brown fox's 12345 dogs don't  care.\n\n  They'LL say: I'M 3.14159!", "a\tb\r\nc \n d  \n",
-    "Straße naïve café cafe\u0301 A\u030a ﬁ ½²Ⅻ ǅ \u1100\u1161\u11a8 각\u11a8 q\u0307\u0323 \u0344", "東京と日本語テスト2024年 한국어 👩‍👩‍👧🇩🇪 नमस्ते",
-    "x\u00a0\u3000\u0085\u2028y \u200b\ufeff\u180e z\u017f 'ſ '\u212a", "<|user|> Hello <|end|>\nHi<|end|>", "<s> [INST] hi [/INST]</s><unk> ok", "▁a▁▁b Ġquickly Ċ<0x41><0x0A>",
-    "a  <L>  b <R>  c<LR> xabcab ab.ab <N>é e\u0301  x  y\n\n \n\n z", "abcabcdab▁a▁aabd dd👍ab", "\x00\x01\x7f\t\x9f",
+    "Straße naïve café cafe\u0301 A\u030a ﬁ ½²Ⅻ ǅ \u1100\u1161\u11a8 각\u11a8 q\u0307\u0323 \u0344 a\u0305\u0301", "東京と日本語テスト2024年 한국어 👩‍👩‍👧🇩🇪 नमस्ते",
+    "x\u00a0\u3000\u0085\u2028y \u200b\ufeff\u180e z\u017f 'ſ '\u212a", "<|user|> Hello <|end|>\nHi<|end|>", "<s> [INST] hi [/INST]</s><unk> ok", "▁a▁▁b quickly Ġquickly Ċ<0x41><0x0A>",
+    "a  <L>  b <R>  c<LR> xabcab ab.ab <N>é e\u0301  x  y\n\n \n\n z", "abcabcdab▁a▁aabd dd👍ab xyzx.xyxyz▁ü▁ 123see the \u017f\u017f", "\x00\x01\x7f\t\x9f",
 ]
 
 
@@ -198,15 +202,21 @@ def main():
                  "pre_tokenizer": pre_tokenizer, "post_processor": post, "decoder": decoder}
         t = Tokenizer.from_str(json.dumps({**parts, "model": MODELS[kind]}))
         texts = list(TEXTS)
-        for _ in range(3):
+        for _ in range(2):
             texts.append("".join(rnd.choice(rnd.choice([CORPUS.split(), [" ", "\n", "  ", "'s", "7", "é", "日", "x", "ab", "<s>"]])) for _ in range(6)))
-        vectors = []
+        vectors, whole = [], t.encode("").ids
+        before, after = (whole[:1], whole[1:]) if len(CASES[name][3].get("single", []) if CASES[name][3] else []) == 3 else (whole, [])
         for text in texts:
             ids = t.encode(text, add_special_tokens=False).ids
-            special, plain, skipped = t.encode(text).ids, t.decode(ids, skip_special_tokens=False), t.decode(ids, skip_special_tokens=True)
-            vectors.append([TEXTS.index(text) if text in TEXTS else text, ids, 0 if special == ids else special,
-                            0 if plain == text else plain, 0 if skipped == plain else skipped])
-        cases.append({"name": name, "model": kind, "parts": json.dumps(parts, ensure_ascii=False, separators=(",", ":"))[1:-1], "vectors": vectors})
+            assert t.encode(text).ids == before + ids + after
+            plain, skipped = t.decode(ids, skip_special_tokens=False), t.decode(ids, skip_special_tokens=True)
+            vectors.append([TEXTS.index(text) if text in TEXTS else text, ids, 0 if plain == text else plain, 0 if skipped == plain else skipped])
+        for _ in range(3):                               # any ids, which no text need give; and bytes that are not UTF-8
+            ids = [rnd.randrange(t.get_vocab_size()) for _ in range(4)] + [rnd.randrange(3, 259) % len(vocab) for _ in range(4)]
+            plain, skipped = t.decode(ids, skip_special_tokens=False), t.decode(ids, skip_special_tokens=True)
+            vectors.append([None, ids, plain, 0 if skipped == plain else skipped])
+        cases.append({"name": name, "model": kind, "parts": json.dumps(parts, ensure_ascii=False, separators=(",", ":"))[1:-1],
+                      "before": before, "after": after, "vectors": vectors})
     print('{"models": {')
     print(",\n".join(f'"{k}": {json.dumps(json.dumps(m, ensure_ascii=False, separators=(",", ":")), ensure_ascii=False)}' for k, m in MODELS.items()))
     print(f'}},\n"texts": {json.dumps(TEXTS)},\n"cases": [')

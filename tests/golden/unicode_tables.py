@@ -108,7 +108,7 @@ def main():
     with open(sys.argv[1] + "/nfc_tables.json", encoding="utf-8") as f:
         normal = json.load(f)
     emit("wrpo__unicode_classes", "runs that cover U+0000..U+10FFFF: (length - 1) * 16 + class", classes(table))
-    emit("wrpo__unicode_nfc", "(code point - previous - 1) * 4 + count, its parts as zigzag steps; count 0: the pair that composes it", nfc(normal))
+    emit("wrpo__unicode_nfc", "(code point - previous - 1) * 4 + count, zigzag steps to parts; count 0: a pair that composes", nfc(normal))
     emit("wrpo__unicode_ccc", "first - previous last - 1, combining class, last - first", ccc(normal))
 
 
