@@ -6637,6 +6637,11 @@ static wrpo__jv wrpo__jf_format(wrpo__jinja *J, const wrpo__jcall *c) {
     if (c->args->named) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "filter \"format\" with named values");
     return wrpo__jpercent(J, wrpo__jstr(J, c->self), wrpo__jseq(J, WRPO__J_TUPLE, c->args->pos, c->args->count));
 }
+static wrpo__jargs wrpo__jrest(const wrpo__jargs *args, int64_t skip) {   /* without the first ones */
+    bool some = args->count > skip;
+    wrpo__jargs rest = {.pos = some ? args->pos + skip : NULL, .count = some ? args->count - skip : 0, .named = args->named};
+    return rest;
+}
 /* select, reject, selectattr, rejectattr. op: bit 0: the items that fail the test; bit 1: the test is of an attribute */
 static wrpo__jv wrpo__jf_select(wrpo__jinja *J, const wrpo__jcall *c) {
     bool attr = c->op & 2;
@@ -6645,7 +6650,7 @@ static wrpo__jv wrpo__jf_select(wrpo__jinja *J, const wrpo__jcall *c) {
     if (!wrpo__jtruth(c->self)) return wrpo__jseq(J, WRPO__J_ITER, NULL, 0);
     if (attr && c->args->count == 0) wrpo__jfail(J, WRPO_E_FORMAT, "%s wants the name of an attribute", c->def->name);
     wrpo__jv test = c->args->count >= skip ? wrpo__jto_str(J, c->args->pos[skip - 1]) : NULL;
-    wrpo__jargs rest = {.pos = c->args->pos + skip, .count = c->args->count - skip, .named = c->args->named};
+    wrpo__jargs rest = wrpo__jrest(c->args, skip);
     wrpo__jv v = wrpo__jitems(J, c->self);
     for (int64_t i = 0; i < v->count; i++) {
         wrpo__jv x = attr ? wrpo__jpath(J, v->items[i], c->args->pos[0], NULL) : v->items[i];
@@ -6665,7 +6670,7 @@ static wrpo__jv wrpo__jf_map(wrpo__jinja *J, const wrpo__jcall *c) {
     if (attr && c->args->named->count != (fallback ? 2 : 1)) wrpo__jfail(J, WRPO_E_FORMAT, "map takes attribute and default, or a filter");
     if (!attr && c->args->count == 0) wrpo__jfail(J, WRPO_E_FORMAT, "map wants a filter or an attribute");
     wrpo__jv name = attr ? NULL : wrpo__jto_str(J, c->args->pos[0]);
-    wrpo__jargs rest = {.pos = c->args->pos + 1, .count = c->args->count - 1, .named = c->args->named};
+    wrpo__jargs rest = wrpo__jrest(c->args, 1);
     wrpo__jv v = wrpo__jitems(J, c->self);
     for (int64_t i = 0; i < v->count; i++) {
         wrpo__jv x = v->items[i];
@@ -8108,11 +8113,16 @@ WRPO_API wrpo_result wrpo_chat(wrpo_tokenizer *tok, const wrpo_json *messages, b
 /* --------------------------------------------------------------------------------------------- >>data
    JSON lines of records to token ids.
 
-   A record is read into a conversation (the prompt's messages) and its responses, each a message with a role
-   in the loss; then tokenized in one of two ways:
-     clean     prompt ids are what the model gets at inference; a response's ids are what the template writes
-               after that, up to and including the turn's end token, once
-     authors   as the reference trainer does it: see wrpo__tokenize_authors                                  */
+   A record is read into the prompt's messages and its answers, each a message with a role in the loss:
+     prompt    a string (a user's turn), a message, or a list of messages; or absent, where a conversation holds it
+     chosen    a string, a message, or a conversation that ends in the answer: the target's answer of a pair;
+               or two and more messages of an assistant: candidates, the sources first, the target last
+     rejected  a string, a message or a conversation: one answer
+     messages  instead of the two: a conversation; its last message is the answer, for SFT
+   and may hold prompt_id, tools and chat_template_kwargs. Then it is tokenized in one of two ways:
+     clean     the prompt's ids are what the model is given at inference; an answer's ids are what the template
+               writes after that, up to and including the turn's end token, once
+     authors   as the reference trainer does it, for parity                                                   */
 struct wrpo_data {
     wrpo_ctx *ctx;
     wrpo__arena *arena;
@@ -8121,65 +8131,65 @@ struct wrpo_data {
 };
 typedef struct wrpo__answer { wrpo_role role; const wrpo_json *message; double weight; } wrpo__answer;
 typedef struct wrpo__ids { int32_t *ids; int64_t first; } wrpo__ids;         /* stb array; scored from first */
-typedef struct wrpo__reading {       /* one line on its way; everything here is scratch but data */
+typedef struct wrpo__reading {       /* a file on its way into data */
     wrpo_ctx *ctx;
     wrpo_data *data;
     wrpo_tokenizer *tok;
-    wrpo_data_desc desc;
-    wrpo__arena *scratch;
+    wrpo_data_desc desc;             /* resolved */
+    time_t now;                      /* one date for all templates that show one */
+    int32_t *ends;                   /* stb array: the tokens that may end a turn: special ones and EOS */
+    /* of the record; in its arena, which goes when it is done */
     int64_t line;
-    const char *id;                  /* the record's prompt_id */
-    const wrpo_json **prompt;        /* stb array of messages */
+    const char *id;
+    const wrpo_json **prompt;        /* stb array of messages; NULL: not known yet */
     wrpo__answer *answers;           /* stb array */
-    int32_t *specials;               /* stb array: the tokenizer's special tokens, one of which ends a turn */
+    const wrpo_json *kwargs;         /* for the template; NULL: none */
+    bool tokenizing;                 /* an error now is the template's or the tokenizer's, and does not name the record yet */
 } wrpo__reading;
-_Noreturn WRPO__PRINTF(3, 4) static void wrpo__record_fail(const wrpo__reading *in, const wrpo_json *at, const char *format, ...) {
+_Noreturn WRPO__PRINTF(3, 4) static void wrpo__record_fail(wrpo__reading *in, const wrpo_json *at, const char *format, ...) {
     char what[400];
     va_list args;
     va_start(args, format);
     vsnprintf(what, sizeof what, format, args);
     va_end(args);
+    in->tokenizing = false;
     wrpo__fail_at(in->ctx, WRPO_E_FORMAT, in->line, at ? at->column : 0, "%s:%lld: record \"%.80s\": %s", in->desc.path, (long long)in->line, in->id, what);
 }
+_Noreturn static void wrpo__record_refuse(wrpo__reading *in, const wrpo_json *v, const char *what, const char *want) {
+    wrpo__shown found;
+    wrpo__record_fail(in, v, "%s: want %s, found %s", what, want, wrpo__json_found(found, v));
+}
 
-/* ---- a line to messages ---- */
-static const wrpo_json *wrpo__new_string(wrpo__arena *arena, const char *key, const char *text, size_t size) {
-    wrpo_json *v = WRPO__NEW(arena, wrpo_json);
-    v->kind = WRPO_JSON_STRING, v->key = key, v->key_size = strlen(key), v->text = text, v->size = size;
-    return v;
+/* ---- a line to messages. Nodes that are put together anew are shallow copies: a node is in one list only ---- */
+static wrpo_json *wrpo__json_copy(wrpo__arena *arena, const wrpo_json *v, const char *key) {   /* v, alone and under another name */
+    wrpo_json *copy = WRPO__NEW(arena, wrpo_json);
+    *copy = *v;
+    copy->next = NULL;
+    if (key) copy->key = key, copy->key_size = strlen(key);
+    return copy;
 }
-static const wrpo_json *wrpo__new_message(wrpo__reading *in, const char *role, const wrpo_json *text) {   /* a bare string becomes a message */
-    wrpo_json *message = WRPO__NEW(in->scratch, wrpo_json), *r, *c;
-    r = (wrpo_json *)(uintptr_t)wrpo__new_string(in->scratch, "role", role, strlen(role));
-    c = (wrpo_json *)(uintptr_t)wrpo__new_string(in->scratch, "content", text->text, text->size);
-    message->kind = WRPO_JSON_OBJECT, message->count = 2, message->child = r, r->next = c;
-    message->line = text->line, message->column = text->column;
+static void wrpo__json_append(wrpo_json *parent, wrpo_json *v) {
+    wrpo_json **tail = &parent->child;
+    while (*tail) tail = &(*tail)->next;
+    *tail = v;
+    parent->count++;
+}
+static const wrpo_json *wrpo__message_of(const char *role, const wrpo_json *text) {   /* a bare string as a message */
+    wrpo_json *message = WRPO__NEW(wrpo__here, wrpo_json), r = {.kind = WRPO_JSON_STRING, .text = role, .size = strlen(role)};
+    message->kind = WRPO_JSON_OBJECT, message->line = text->line, message->column = text->column;
+    wrpo__json_append(message, wrpo__json_copy(wrpo__here, &r, "role"));
+    wrpo__json_append(message, wrpo__json_copy(wrpo__here, text, "content"));
     return message;
-}
-/* An array node over messages: shallow copies, since a node can be in one list only. */
-static const wrpo_json *wrpo__new_array(wrpo__arena *arena, const wrpo_json *const *items, int64_t count, const wrpo_json *last) {
-    wrpo_json *array = WRPO__NEW(arena, wrpo_json), **tail = &array->child;
-    array->kind = WRPO_JSON_ARRAY;
-    for (int64_t i = 0; i < count + (last != NULL); i++, array->count++) {
-        *tail = WRPO__NEW(arena, wrpo_json);
-        **tail = i < count ? *items[i] : *last;
-        (*tail)->next = NULL;
-        tail = &(*tail)->next;
-    }
-    return array;
-}
-static const wrpo_json *wrpo__message_part(const wrpo__reading *in, const wrpo_json *message, const char *key, const char *what) {
-    const wrpo_json *v = wrpo__json_get(message, key);
-    if (!v || v->kind != WRPO_JSON_STRING) wrpo__record_fail(in, message, "%s: want a message with a string \"%s\", found %s", what, key, v ? "something else" : "none");
-    return v;
 }
 /* A string, a message or a list of either, as an stb array of messages; a string takes the role given. */
 static const wrpo_json **wrpo__messages(wrpo__reading *in, const wrpo_json *v, const char *role, const char *what) {
     const wrpo_json **list = NULL;
-    for (const wrpo_json *m = v->kind == WRPO_JSON_ARRAY ? v->child : v; m; m = v->kind == WRPO_JSON_ARRAY ? m->next : NULL) {
-        const wrpo_json *message = m->kind == WRPO_JSON_STRING ? wrpo__new_message(in, role, m) : m;
-        if (message->kind != WRPO_JSON_OBJECT) wrpo__record_fail(in, m, "%s: want a string, a message or a list of messages", what);
-        wrpo__message_part(in, message, "role", what), wrpo__message_part(in, message, "content", what);
+    bool many = v->kind == WRPO_JSON_ARRAY;
+    for (const wrpo_json *m = many ? v->child : v; m; m = many ? m->next : NULL) {
+        const wrpo_json *message = m->kind == WRPO_JSON_STRING ? wrpo__message_of(role, m) : m, *r = wrpo__json_get(message, "role");
+        if (message->kind != WRPO_JSON_OBJECT) wrpo__record_refuse(in, m, what, many ? "messages" : "a string, a message or a list of messages");
+        if (!r) wrpo__record_fail(in, message, "%s: want a message with a \"role\", found none", what);
+        if (r->kind != WRPO_JSON_STRING) wrpo__record_refuse(in, r, what, "a string as \"role\"");
         stbds_arrput(list, message);
     }
     if (!list) wrpo__record_fail(in, v, "%s: want at least one message, found none", what);
@@ -8188,191 +8198,238 @@ static const wrpo_json **wrpo__messages(wrpo__reading *in, const wrpo_json *v, c
 static bool wrpo__is_assistant(const wrpo_json *message) { return wrpo__json_is(wrpo__json_get(message, "role"), "assistant"); }
 static void wrpo__add_answer(wrpo__reading *in, wrpo_role role, const wrpo_json *message, double weight, const char *what) {
     const wrpo_json *content = wrpo__json_get(message, "content");
-    if (content->size == strspn(content->text, " \t\r\n\v\f")) wrpo__record_fail(in, message, "%s: want a response, found an empty one", what);
+    if (!content) wrpo__record_fail(in, message, "%s: want a message with a \"content\", found none", what);
+    if (content->kind != WRPO_JSON_STRING) wrpo__record_refuse(in, content, what, "a string as \"content\"");
+    if (wrpo__jskip_space(content->text, content->size, 0) == content->size) wrpo__record_fail(in, message, "%s: want a response, found an empty one", what);
     wrpo__answer answer = {role, message, weight};
     stbds_arrput(in->answers, answer);
 }
-/* A conversation ends in the answer; what stands before is the prompt and must agree with one that is there already. */
+static bool wrpo__json_same(const wrpo_json *a, const wrpo_json *b) {
+    if (!a || !b || a->kind != b->kind || a->count != b->count) return a == b;
+    if (a->kind == WRPO_JSON_STRING || a->kind == WRPO_JSON_NUMBER) return a->size == b->size && memcmp(a->text, b->text, a->size) == 0;
+    if (a->kind == WRPO_JSON_BOOL) return a->boolean == b->boolean;
+    const wrpo_json *x = a->child, *y = b->child;
+    for (; x; x = x->next, y = y->next)
+        if (!wrpo__json_same(x, a->kind == WRPO_JSON_OBJECT ? wrpo__json_get(b, x->key) : y)) return false;
+    return true;
+}
+/* The answer at the end of a conversation; the messages before it are the prompt, or agree with the one that is known. */
 static const wrpo_json *wrpo__take_conversation(wrpo__reading *in, const wrpo_json **list, const char *what) {
     const int64_t n = stbds_arrlen(list) - 1;
-    if (!wrpo__is_assistant(list[n])) wrpo__record_fail(in, list[n], "%s: want an assistant's message at the end", what);
+    if (!wrpo__is_assistant(list[n])) wrpo__record_refuse(in, wrpo__json_get(list[n], "role"), what, "\"assistant\" as the last role");
     if (n == 0) return list[0];
+    bool same = !in->prompt || stbds_arrlen(in->prompt) == n;
     if (!in->prompt)
         for (int64_t i = 0; i < n; i++) stbds_arrput(in->prompt, list[i]);
-    bool same = stbds_arrlen(in->prompt) == n;
     for (int64_t i = 0; same && i < n; i++)
-        for (int part = 0; part < 2; part++) {
-            const wrpo_json *a = wrpo__json_get(list[i], part ? "content" : "role"), *b = wrpo__json_get(in->prompt[i], part ? "content" : "role");
-            same = same && a->size == b->size && !memcmp(a->text, b->text, a->size);
-        }
-    if (!same) wrpo__record_fail(in, list[0], "%s: the messages before the answer are not the prompt", what);
+        same = wrpo__json_same(wrpo__json_get(list[i], "role"), wrpo__json_get(in->prompt[i], "role")) &&
+               wrpo__json_same(wrpo__json_get(list[i], "content"), wrpo__json_get(in->prompt[i], "content"));
+    if (!same) wrpo__record_fail(in, list[0], "%s: want the prompt before the answer, found other messages", what);
     return list[n];
 }
-/* chosen: one answer, a conversation that ends in one, or candidates [source, ..., target]; rejected: one answer. */
 static void wrpo__read_answers(wrpo__reading *in, const wrpo_json *v, bool chosen) {
     const char *what = chosen ? "chosen" : "rejected";
     const wrpo_json **list = wrpo__messages(in, v, "assistant", what);
-    const int64_t n = stbds_arrlen(list);
-    bool all = true;
-    for (int64_t i = 0; i < n; i++) all = all && wrpo__is_assistant(list[i]);
-    if (!all || n == 1) {
-        const wrpo_json *answer = wrpo__take_conversation(in, list, what);
-        wrpo__add_answer(in, chosen ? WRPO_TARGET : WRPO_REJECTED, answer, 1, what);
+    const int64_t n = stbds_arrlen(list), sources = n - 1;
+    bool candidates = n > 1;
+    for (int64_t i = 0; i < n; i++) candidates = candidates && wrpo__is_assistant(list[i]);
+    if (!candidates) {
+        wrpo__add_answer(in, chosen ? WRPO_TARGET : WRPO_REJECTED, wrpo__take_conversation(in, list, what), 1, what);
         return;
     }
     if (!chosen) wrpo__record_fail(in, v, "rejected: want one response, found %lld", (long long)n);
-    for (int64_t i = 0; i < n; i++) wrpo__add_answer(in, i < n - 1 ? WRPO_SOURCE : WRPO_TARGET, list[i], i < n - 1 ? 1.0 / (double)(n - 1) : 1, what);
+    for (int64_t i = 0; i < sources; i++) wrpo__add_answer(in, WRPO_SOURCE, list[i], 1 / (double)sources, what);
+    wrpo__add_answer(in, WRPO_TARGET, list[sources], 1, what);
+}
+static const wrpo_json *wrpo__present(const wrpo_json *root, const char *key) {   /* NULL: absent or null */
+    const wrpo_json *v = wrpo__json_get(root, key);
+    return v && v->kind != WRPO_JSON_NULL ? v : NULL;
 }
 static void wrpo__read_record(wrpo__reading *in, const wrpo_json *root) {
-    in->id = wrpo__format(in->data->arena, "line %lld", (long long)in->line);
-    if (root->kind != WRPO_JSON_OBJECT) wrpo__record_fail(in, root, "want an object");
-    const wrpo_json *id = wrpo__json_get(root, "prompt_id"), *prompt = wrpo__json_get(root, "prompt"), *messages = wrpo__json_get(root, "messages");
-    const wrpo_json *chosen = wrpo__json_get(root, "chosen"), *rejected = wrpo__json_get(root, "rejected");
-    if (id && id->kind != WRPO_JSON_NULL) {
-        if (id->kind != WRPO_JSON_STRING && id->kind != WRPO_JSON_NUMBER) wrpo__record_fail(in, id, "prompt_id: want a string or a number");
-        in->id = wrpo__strndup(in->data->arena, id->text, id->size);
+    if (root->kind != WRPO_JSON_OBJECT) wrpo__record_refuse(in, root, "JSON", "an object");
+    const wrpo_json *id = wrpo__present(root, "prompt_id"), *prompt = wrpo__present(root, "prompt"), *messages = wrpo__present(root, "messages");
+    const wrpo_json *chosen = wrpo__present(root, "chosen"), *rejected = wrpo__present(root, "rejected");
+    const wrpo_json *tools = wrpo__present(root, "tools"), *kwargs = wrpo__present(root, "chat_template_kwargs");
+    if (id && id->kind != WRPO_JSON_STRING && id->kind != WRPO_JSON_NUMBER) wrpo__record_refuse(in, id, "prompt_id", "a string or a number");
+    if (id) in->id = id->text;
+    if (kwargs && kwargs->kind != WRPO_JSON_OBJECT) wrpo__record_refuse(in, kwargs, "chat_template_kwargs", "an object");
+    if (tools && tools->kind != WRPO_JSON_ARRAY) wrpo__record_refuse(in, tools, "tools", "an array");
+    if ((kwargs || tools) && in->desc.tokenization == WRPO_AUTHORS)
+        wrpo__record_fail(in, tools ? tools : kwargs, "want no tools and no chat_template_kwargs: the authors' tokenization knows none");
+    if (kwargs || tools) {
+        wrpo_json *all = WRPO__NEW(wrpo__here, wrpo_json);
+        all->kind = WRPO_JSON_OBJECT;
+        if (tools) wrpo__json_append(all, wrpo__json_copy(wrpo__here, tools, NULL));
+        for (const wrpo_json *k = kwargs ? kwargs->child : NULL; k; k = k->next) wrpo__json_append(all, wrpo__json_copy(wrpo__here, k, NULL));
+        in->kwargs = all;
     }
-    if (messages && !chosen && !rejected) {            /* for SFT */
+    if (messages && !chosen && !rejected) {
         const wrpo_json **list = wrpo__messages(in, messages, "user", "messages");
-        if (stbds_arrlen(list) < 2) wrpo__record_fail(in, messages, "messages: want a prompt and an answer, found %lld message", (long long)stbds_arrlen(list));
+        if (stbds_arrlen(list) < 2) wrpo__record_fail(in, messages, "messages: want a prompt and an answer, found one message");
         wrpo__add_answer(in, WRPO_SOURCE, wrpo__take_conversation(in, list, "messages"), 1, "messages");
-        return;
+    } else {
+        if (!chosen || !rejected) wrpo__record_fail(in, root, "want \"chosen\" and \"rejected\", or \"messages\"; found no \"%s\"", chosen ? "rejected" : "chosen");
+        if (prompt) in->prompt = wrpo__messages(in, prompt, "user", "prompt");
+        wrpo__read_answers(in, chosen, true);
+        wrpo__read_answers(in, rejected, false);
     }
-    if (prompt) in->prompt = wrpo__messages(in, prompt, "user", "prompt");
-    if (!chosen || !rejected) wrpo__record_fail(in, root, "\"%s\" is missing", !chosen ? "chosen" : "rejected");
-    wrpo__read_answers(in, chosen, true);
-    wrpo__read_answers(in, rejected, false);
-    if (!in->prompt) wrpo__record_fail(in, root, "\"prompt\" is missing");
+    if (!in->prompt) wrpo__record_fail(in, root, "want a \"prompt\" or a conversation in \"chosen\", found none");
+    const wrpo_json *last = stbds_arrlast(in->prompt);
+    if (wrpo__is_assistant(last)) wrpo__record_refuse(in, wrpo__json_get(last, "role"), "prompt", "another last role than the assistant's");
 }
 
-/* ---- tokenization ---- */
-static const char *wrpo__find_last(const char *text, size_t n, const char *what, size_t k) {
-    for (const char *p = text + n - k; k && k <= n; p--) {
-        if (!memcmp(p, what, k)) return p;
-        if (p == text) break;
-    }
-    return NULL;
+/* ---- clean ---- */
+static void wrpo__render(wrpo__reading *in, const wrpo_json *const *messages, int64_t count, const wrpo_json *answer, bool add_generation_prompt, wrpo__text *out) {
+    wrpo_json all = {.kind = WRPO_JSON_ARRAY};
+    for (int64_t i = 0; i < count; i++) wrpo__json_append(&all, wrpo__json_copy(wrpo__here, messages[i], NULL));
+    if (answer) wrpo__json_append(&all, wrpo__json_copy(wrpo__here, answer, NULL));
+    wrpo__chat_at(wrpo__here, in->tok, &all, add_generation_prompt, in->kwargs, in->now, out);
+    wrpo__text_add(out, "", 0);                        /* never NULL */
 }
-/* Where the turn that holds this reply ends in text: behind the first special token at or after the reply. 0: it has none. */
-static size_t wrpo__turn_end(const wrpo__reading *in, const char *text, size_t n, const char *reply, size_t k) {
-    const char *at = wrpo__find_last(text, n, reply, k);
-    for (size_t i = at ? (size_t)(at - text) + k : 0; i < n; i++) {
-        size_t longest = 0;
-        for (int64_t t = 0; t < stbds_arrlen(in->specials); t++) {
-            const wrpo__token *token = &in->tok->tokens[in->specials[t]];
-            const size_t size = (size_t)token->size;
-            if (size > longest && size <= n - i && !memcmp(text + i, token->text, size)) longest = size;
-        }
-        if (longest) return i + longest;
+/* Which part of `whole`, the conversation with its answer, is the response: from where `before`, the prompt as the
+   model gets it, ends; to behind the first end token after the answer's own text (which may hold such tokens as
+   well). Where that text begins and ends shows in a second rendering, with an answer that shares no character
+   with it: what both texts have in common in front and behind is the template's. false: no end token.         */
+static bool wrpo__response_span(wrpo__reading *in, const wrpo_json *message, const wrpo__text *before, const wrpo__text *whole, size_t *from, size_t *to) {
+    static const char marks[] = "\1\2\3\4\5\6QZX";
+    const wrpo_json *content = wrpo__json_get(message, "content");
+    const size_t n = whole->size;
+    size_t head = 0, tail = 0, k = 0;
+    while (marks[k + 1] && memchr(content->text, marks[k], content->size)) k++;
+    wrpo_json mark = {.kind = WRPO_JSON_STRING, .text = marks + k, .size = 1}, other = {.kind = WRPO_JSON_OBJECT};
+    for (const wrpo_json *v = message->child; v; v = v->next) wrpo__json_append(&other, wrpo__json_copy(wrpo__here, v == content ? &mark : v, v->key));
+    wrpo__text probe = {.arena = wrpo__here};
+    wrpo__render(in, in->prompt, stbds_arrlen(in->prompt), &other, false, &probe);
+    const size_t least = WRPO__MIN(n, probe.size);
+    while (head < least && whole->data[head] == probe.data[head]) head++;
+    while (tail < least - head && whole->data[n - 1 - tail] == probe.data[probe.size - 1 - tail]) tail++;
+    if (head + tail >= n || head + tail >= probe.size) wrpo__record_fail(in, message, "the chat template does not show the response");
+    *from = before->size;
+    if (before->size > n - tail || memcmp(whole->data, before->data, before->size) != 0) {
+        *from = head;                /* a template that writes a prompt differently once it is answered */
+        while (*from > 0 && before->size && wrpo__jspace(whole->data[*from - 1]) && whole->data[*from - 1] != before->data[before->size - 1]) --*from;
     }
-    return 0;
+    for (size_t i = n - tail; i < n; i++) {
+        size_t longest = 0;
+        for (int64_t t = 0; t < stbds_arrlen(in->ends); t++) {
+            const wrpo__token *token = &in->tok->tokens[in->ends[t]];
+            const size_t size = (size_t)token->size;
+            if (size > longest && size <= n - i && memcmp(whole->data + i, token->text, size) == 0) longest = size;
+        }
+        *to = i + longest;
+        if (longest) return true;
+    }
+    *to = n;
+    return false;
+}
+/* The ids of `rest` behind the prompt's: both as one text, from which the prompt's ids are taken off, since families that
+   put a space in front of a text do so behind a special token as well. The prompt stays as it is at inference, so
+   where its last token would merge with the rest or swallow white space of it, the rest is tokenized on its own. */
+static void wrpo__encode_after(wrpo__reading *in, const wrpo__text *before, const int32_t *prompt, const char *rest, size_t n, int32_t **ids) {
+    const int64_t P = stbds_arrlen(prompt);
+    wrpo__text both = {.arena = wrpo__here};
+    wrpo__text_add(&both, before->data, before->size);
+    wrpo__text_add(&both, rest, n);
+    wrpo__encode(in->tok, both.data, both.size, 0, ids);
+    bool swallows = P && n && in->tok->tokens[prompt[P - 1]].flags & WRPO__TOKEN_RSTRIP && wrpo__jskip_space(rest, n, 0) > 0;
+    if (!swallows && stbds_arrlen(*ids) >= P && (!P || memcmp(*ids, prompt, (size_t)P * sizeof *prompt) == 0)) {
+        if (P) stbds_arrdeln(*ids, 0, (size_t)P);
+        return;
+    }
+    stbds_arrsetlen(*ids, 0);
+    wrpo__encode(in->tok, rest, n, WRPO_ENCODE_CONTINUE, ids);
 }
 static void wrpo__tokenize_clean(wrpo__reading *in, wrpo__ids *prompt, wrpo__ids *out) {
-    const int64_t count = stbds_arrlen(in->prompt);
-    wrpo__text before = {.arena = in->scratch};
-    wrpo__chat(in->scratch, in->tok, wrpo__new_array(in->scratch, in->prompt, count, NULL), true, NULL, &before);
-    wrpo__encode(in->tok, before.data ? before.data : "", before.size, 0, &prompt->ids);
-    for (int64_t k = 0; k < stbds_arrlen(in->answers); k++) {
-        const wrpo_json *message = in->answers[k].message, *content = wrpo__json_get(message, "content");
-        wrpo__text whole = {.arena = in->scratch};
-        wrpo__chat(in->scratch, in->tok, wrpo__new_array(in->scratch, in->prompt, count, message), false, NULL, &whole);
-        const char *reply = content->text, *rest = whole.data;
-        size_t size = content->size, n = whole.size;
-        while (size && strchr(" \t\r\n\v\f", reply[0])) reply++, size--;             /* templates may trim */
-        while (size && strchr(" \t\r\n\v\f", reply[size - 1])) size--;
-        if (n > before.size && !memcmp(rest, before.data, before.size)) rest += before.size, n -= before.size;
-        else {                       /* the template writes a prompt differently once it is answered: go by the reply's text */
-            const char *at = wrpo__find_last(rest, n, reply, size);
-            if (!at) wrpo__record_fail(in, message, "the chat template does not show the response");
-            n -= (size_t)(at - rest), rest = at;
-        }
-        /* Both as one text, the prompt's ids taken off; where a token merges across the border, the prompt stays as it is
-           at inference and the response is tokenized as a text that goes on. */
-        const size_t end = wrpo__turn_end(in, rest, n, reply, size);
-        const int64_t P = stbds_arrlen(prompt->ids);
-        wrpo__text both = {.arena = in->scratch};
-        int32_t *ids = NULL;
-        wrpo__text_add(&both, before.data ? before.data : "", before.size);
-        wrpo__text_add(&both, rest, end ? end : n);
-        wrpo__encode(in->tok, both.data, both.size, 0, &ids);
-        bool clean = stbds_arrlen(ids) > P && (!P || !memcmp(ids, prompt->ids, (size_t)P * sizeof *ids));
-        for (int64_t i = P; clean && i < stbds_arrlen(ids); i++) stbds_arrput(out[k].ids, ids[i]);
-        if (!clean) wrpo__encode(in->tok, rest, end ? end : n, WRPO_ENCODE_CONTINUE, &out[k].ids);
-        if (!end && in->tok->eos >= 0) stbds_arrput(out[k].ids, in->tok->eos);
-    }
-    /* the prompt is cut from its left, then a response from its right */
-    int64_t P = stbds_arrlen(prompt->ids);
-    if (P > in->desc.max_prompt_length) {
-        stbds_arrdeln(prompt->ids, 0, (size_t)(P - in->desc.max_prompt_length));
-        P = in->desc.max_prompt_length;
-        in->data->stats.truncated_prompts++;
-    }
-    for (int64_t k = 0; k < stbds_arrlen(in->answers); k++)
-        if (P + stbds_arrlen(out[k].ids) > in->desc.max_length) {
+    const int64_t count = stbds_arrlen(in->prompt), K = stbds_arrlen(in->answers);
+    wrpo__text before = {.arena = wrpo__here};
+    wrpo__render(in, in->prompt, count, NULL, true, &before);
+    wrpo__encode(in->tok, before.data, before.size, 0, &prompt->ids);
+    const int64_t full = stbds_arrlen(prompt->ids), P = WRPO__MIN(full, in->desc.max_prompt_length);
+    for (int64_t k = 0; k < K; k++) {
+        wrpo__text whole = {.arena = wrpo__here};
+        size_t from, to;
+        wrpo__render(in, in->prompt, count, in->answers[k].message, false, &whole);
+        bool ends = wrpo__response_span(in, in->answers[k].message, &before, &whole, &from, &to);
+        wrpo__encode_after(in, &before, prompt->ids, whole.data + from, to - from, &out[k].ids);
+        if (!ends && in->tok->eos >= 0) stbds_arrput(out[k].ids, in->tok->eos);
+        if (P + stbds_arrlen(out[k].ids) > in->desc.max_length) {   /* a response keeps its begin */
             stbds_arrsetlen(out[k].ids, (size_t)(in->desc.max_length - P));
             in->data->stats.truncated_responses++;
         }
+    }
+    if (full > P) stbds_arrdeln(prompt->ids, 0, (size_t)(full - P));          /* the prompt its end */
+    in->data->stats.truncated_prompts += full > P;
 }
-/* The reference trainer's ids. The prompt is rendered without the generation prompt; each response as a conversation
-   of its own without BOS, so that the assistant's header is scored; both are tokenized as one text, and where the
-   border's tokens merge, the border moves one token to the left. EOS is appended once more. Truncation looks at
-   the longest response for all: the prompt keeps its end, then every response its begin.                      */
+
+/* ---- authors: tokenize_row of the reference trainer ----
+   The prompt is rendered without the generation prompt; each answer as a conversation of its own without BOS, so
+   that the assistant's header is scored with it. Both are tokenized as one text, in which the prompt is as long as
+   alone, or a token less if that would change it. EOS is appended once more. Truncation looks at the longest
+   response for all: the prompts keep their ends, then, if still needed, every response its begin.             */
 static void wrpo__tokenize_authors(wrpo__reading *in, wrpo__ids *prompt, wrpo__ids *out) {
     const int64_t K = stbds_arrlen(in->answers), max_length = in->desc.max_length, max_prompt = in->desc.max_prompt_length;
-    const char *bos = in->tok->bos_token;
-    int32_t *alone = NULL;
+    const size_t bos = in->tok->bos_token ? strlen(in->tok->bos_token) : 0;
+    int32_t *alone = NULL, **prompts = wrpo__alloc(wrpo__here, (size_t)K, sizeof *prompts);      /* stb arrays */
     int64_t longest = 0, shared = INT64_MAX;
-    int32_t **prompts = wrpo__alloc(in->scratch, (size_t)K, sizeof *prompts);
-    wrpo__text before = {.arena = in->scratch};
-    bool cut_prompt = false;
-    wrpo__chat(in->scratch, in->tok, wrpo__new_array(in->scratch, in->prompt, stbds_arrlen(in->prompt), NULL), false, NULL, &before);
-    wrpo__encode(in->tok, before.data ? before.data : "", before.size, 0, &alone);
+    bool cut = false;
+    wrpo__text before = {.arena = wrpo__here};
+    if (in->tok->eos < 0) wrpo__fail(in->ctx, WRPO_E_ARG, "the authors' tokenization wants an eos_token, the tokenizer has none");
+    wrpo__render(in, in->prompt, stbds_arrlen(in->prompt), NULL, false, &before);
+    wrpo__encode(in->tok, before.data, before.size, 0, &alone);
     for (int64_t k = 0; k < K; k++) {
-        wrpo__text turn = {.arena = in->scratch}, whole = {.arena = in->scratch};
+        wrpo__text turn = {.arena = wrpo__here}, whole = {.arena = wrpo__here};
+        wrpo__render(in, NULL, 0, in->answers[k].message, false, &turn);
+        size_t skip = bos && turn.size >= bos && memcmp(turn.data, in->tok->bos_token, bos) == 0 ? bos : 0;
+        wrpo__text_add(&whole, before.data, before.size);
+        wrpo__text_add(&whole, turn.data + skip, turn.size - skip);
         int32_t *ids = NULL;
-        wrpo__chat(in->scratch, in->tok, wrpo__new_array(in->scratch, &in->answers[k].message, 1, NULL), false, NULL, &turn);
-        size_t skip = bos && turn.size >= strlen(bos) && !memcmp(turn.data, bos, strlen(bos)) ? strlen(bos) : 0;
-        wrpo__text_add(&whole, before.data ? before.data : "", before.size);
-        if (turn.size) wrpo__text_add(&whole, turn.data + skip, turn.size - skip);
         wrpo__encode(in->tok, whole.data, whole.size, 0, &ids);
         int64_t border = stbds_arrlen(alone), n = stbds_arrlen(ids);
-        if (border > n || (border && memcmp(ids, alone, (size_t)border * sizeof *ids))) border--;
-        if (border > n || border < 1) wrpo__record_fail(in, in->answers[k].message, "the prompt's tokens cannot be told from the response's");
+        if (border > n) wrpo__record_fail(in, in->answers[k].message, "with the response, the prompt has fewer tokens than alone: the authors' tokenization cannot tell them apart");
+        if (border && memcmp(ids, alone, (size_t)border * sizeof *ids) != 0) border--;
         for (int64_t i = 0; i < n; i++)
             if (i < border) stbds_arrput(prompts[k], ids[i]);
             else stbds_arrput(out[k].ids, ids[i]);
-        if (in->tok->eos >= 0) stbds_arrput(out[k].ids, in->tok->eos);
+        if (stbds_arrlen(out[k].ids) == 0) wrpo__record_fail(in, in->answers[k].message, "response %lld has no token", (long long)k + 1);
+        stbds_arrput(out[k].ids, in->tok->eos);
         longest = WRPO__MAX(longest, stbds_arrlen(out[k].ids));
+    }
+    for (int64_t k = 0; k < K - 1; k++) {              /* a chosen one's prompt and the rejected one's: at most one token may differ */
+        const int64_t a = stbds_arrlen(prompts[k]), b = stbds_arrlen(prompts[K - 1]);
+        int64_t other = 0;
+        for (int64_t i = 0; i < WRPO__MIN(a, b); i++) other += prompts[k][i] != prompts[K - 1][i];
+        if (other > 1) wrpo__record_fail(in, in->answers[k].message, "the responses change more than the prompt's last token");
     }
     for (int64_t k = 0; k < K; k++) {
         int64_t P = stbds_arrlen(prompts[k]);
         if (P + longest > max_length && P > max_prompt) {
             stbds_arrdeln(prompts[k], 0, (size_t)(P - max_prompt));
-            P = max_prompt, cut_prompt = true;
+            P = max_prompt, cut = true;
         }
         if (P + longest > max_length && stbds_arrlen(out[k].ids) > max_length - max_prompt) {
             stbds_arrsetlen(out[k].ids, (size_t)(max_length - max_prompt));
             in->data->stats.truncated_responses++;
         }
-        int64_t same = 0;                              /* with the first one's: at most the last token differs */
+        int64_t same = 0;                              /* with the first one's prompt */
         while (same < P && same < stbds_arrlen(prompts[0]) && prompts[k][same] == prompts[0][same]) same++;
         shared = WRPO__MIN(shared, same);
     }
-    in->data->stats.truncated_prompts += cut_prompt;
+    in->data->stats.truncated_prompts += cut;
+    if (shared == 0 && cut) wrpo__record_fail(in, NULL, "truncated, the responses' prompts have no token in common: want a shorter prompt or a larger max_prompt_length");
     for (int64_t i = 0; i < shared; i++) stbds_arrput(prompt->ids, prompts[0][i]);
     for (int64_t k = 0; k < K; k++) {                  /* what is not shared goes to the response, unscored */
-        const int64_t n = stbds_arrlen(out[k].ids);
-        out[k].first = stbds_arrlen(prompts[k]) - shared;
-        for (int64_t i = 0; i < n; i++) stbds_arrput(prompts[k], out[k].ids[i]);
-        stbds_arrsetlen(out[k].ids, 0);
-        for (int64_t i = shared; i < stbds_arrlen(prompts[k]); i++) stbds_arrput(out[k].ids, prompts[k][i]);
+        int32_t *ids = NULL;
+        for (int64_t i = shared; i < stbds_arrlen(prompts[k]); i++) stbds_arrput(ids, prompts[k][i]);
+        out[k].first = stbds_arrlen(ids);
+        for (int64_t i = 0; i < stbds_arrlen(out[k].ids); i++) stbds_arrput(ids, out[k].ids[i]);
+        out[k].ids = ids;
     }
 }
 
 /* ---- records ---- */
 /* Copies a record into the data, its ids as one block. */
 static void wrpo__data_add(wrpo_data *data, const wrpo_record *record) {
-    wrpo__arena *arena = data->arena;
+    wrpo__arena *arena = data->arena, *outer = wrpo__here;
     int64_t total = record->prompt_count, longest = 0;
     for (int k = 0; k < record->count; k++) total += record->responses[k].count, longest = WRPO__MAX(longest, record->responses[k].count);
     int32_t *ids = wrpo__alloc(arena, (size_t)total, sizeof *ids);
@@ -8390,65 +8447,86 @@ static void wrpo__data_add(wrpo_data *data, const wrpo_record *record) {
     }
     wrpo__here = arena;
     stbds_arrput(data->records, r);
+    wrpo__here = outer;
     data->stats.records++, data->stats.prompt_tokens += r.prompt_count, data->stats.response_tokens += total - r.prompt_count;
     data->stats.longest = WRPO__MAX(data->stats.longest, r.prompt_count + longest);
 }
-static void wrpo__load_line(wrpo__reading *in, const char *text, size_t n) {
-    wrpo__here = in->scratch;
-    wrpo__read_record(in, wrpo__json_parse(in->scratch, in->desc.path, in->line, text, n));
-    const int64_t K = stbds_arrlen(in->answers);
-    wrpo__ids prompt = {0}, *out = wrpo__alloc(in->scratch, (size_t)K, sizeof *out);
-    wrpo_tokens *responses = wrpo__alloc(in->scratch, (size_t)K, sizeof *responses);
-    if (in->desc.tokenization == WRPO_AUTHORS) wrpo__tokenize_authors(in, &prompt, out);
-    else wrpo__tokenize_clean(in, &prompt, out);
-    if (stbds_arrlen(prompt.ids) == 0) wrpo__record_fail(in, NULL, "the prompt has no token");
-    for (int64_t k = 0; k < K; k++) {
-        responses[k] = (wrpo_tokens){in->answers[k].role, out[k].ids, stbds_arrlen(out[k].ids), out[k].first, in->answers[k].weight};
-        if (responses[k].count <= responses[k].first) wrpo__record_fail(in, in->answers[k].message, "response %lld has no token", (long long)k + 1);
-    }
-    const wrpo_record record = {in->id, in->line, prompt.ids, stbds_arrlen(prompt.ids), responses, (int)K};
-    wrpo__data_add(in->data, &record);
+static void wrpo__name_record(const wrpo__reading *in) {   /* in front of the sentence of an error from below */
+    wrpo_error *e = &in->ctx->error;
+    char place[256], sentence[sizeof e->text];
+    snprintf(place, sizeof place, "%.150s:%lld: record \"%.60s\": ", in->desc.path, (long long)in->line, in->id);
+    memcpy(sentence, e->text, sizeof sentence);
+    size_t n = strlen(place), m = WRPO__MIN(strlen(sentence), sizeof e->text - 1 - n);
+    memcpy(e->text, place, n);
+    memcpy(e->text + n, sentence, m);
+    e->text[n + m] = 0;
+    e->line = in->line, e->column = 0;
 }
-static void wrpo__reading_drop(void *p) { wrpo__arena_free(p); }
+/* One line. An entry of its own, so that its arena goes with it and an error from below learns which record it is about. */
+static wrpo_result wrpo__load_line(wrpo__reading *in, const char *text, size_t n) {
+    WRPO__TRY(in->ctx, wrpo__arena_new(in->ctx), true) {
+        in->id = wrpo__format(wrpo__here, "line %lld", (long long)in->line);
+        in->prompt = NULL, in->answers = NULL, in->kwargs = NULL;
+        wrpo__read_record(in, wrpo__json_parse(wrpo__here, in->desc.path, in->line, text, n));
+        const int64_t K = stbds_arrlen(in->answers);
+        wrpo__ids prompt = {0}, *out = wrpo__alloc(wrpo__here, (size_t)K, sizeof *out);
+        wrpo_tokens *responses = wrpo__alloc(wrpo__here, (size_t)K, sizeof *responses);
+        in->tokenizing = true;
+        if (in->desc.tokenization == WRPO_AUTHORS) wrpo__tokenize_authors(in, &prompt, out);
+        else wrpo__tokenize_clean(in, &prompt, out);
+        in->tokenizing = false;
+        if (stbds_arrlen(prompt.ids) == 0) wrpo__record_fail(in, NULL, "the prompt has no token");
+        for (int64_t k = 0; k < K; k++) {
+            responses[k] = (wrpo_tokens){in->answers[k].role, out[k].ids, stbds_arrlen(out[k].ids), out[k].first, in->answers[k].weight};
+            if (responses[k].count <= responses[k].first) wrpo__record_fail(in, in->answers[k].message, "response %lld has no token", (long long)k + 1);
+        }
+        const wrpo_record record = {in->id, in->line, prompt.ids, stbds_arrlen(prompt.ids), responses, (int)K};
+        wrpo__data_add(in->data, &record);
+    }
+    if (wrpo__entry.failed && in->tokenizing && in->ctx->error.code != WRPO_E_MEMORY) wrpo__name_record(in);
+    in->tokenizing = false;
+    return wrpo__end(&wrpo__entry);
+}
+static void wrpo__free_arena(void *p) { wrpo__arena_free(p); }
 static wrpo_data *wrpo__data_load(wrpo__arena *arena, wrpo_tokenizer *tok, const wrpo_data_desc *desc) {
     wrpo_ctx *ctx = arena->ctx;
     wrpo_data *data = WRPO__NEW(arena, wrpo_data);
-    wrpo__reading in = {.ctx = ctx, .data = data, .tok = tok, .desc = *desc};
+    wrpo__reading in = {.ctx = ctx, .data = data, .tok = tok, .desc = *desc, .now = time(NULL)};
+    int64_t *max_length = &in.desc.max_length, *max_prompt = &in.desc.max_prompt_length;
     data->ctx = ctx, data->arena = arena;
-    if (!desc->path) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_data_desc: path is missing");
-    if (!in.desc.max_length) in.desc.max_length = 2048;
-    if (!in.desc.max_prompt_length) in.desc.max_prompt_length = WRPO__MIN(1800, WRPO__MAX(in.desc.max_length - 1, 1));
-    if (in.desc.max_prompt_length < 1 || in.desc.max_prompt_length >= in.desc.max_length)
-        wrpo__fail(ctx, WRPO_E_ARG, "max_prompt_length: want 1 to max_length - 1 = %lld, found %lld", (long long)in.desc.max_length - 1, (long long)in.desc.max_prompt_length);
-    if (tok->eos_token && tok->eos < 0) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: eos_token \"%.80s\" is not in the vocabulary", tok->dir, tok->eos_token);
-    if (desc->limit < 0) wrpo__fail(ctx, WRPO_E_ARG, "limit: want at least 0, found %lld", (long long)desc->limit);
-    wrpo__cleanup *owner = wrpo__on_free(arena, wrpo__reading_drop, NULL);
-    if (!(owner->p = in.scratch = wrpo__arena_new(ctx))) wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory");
-    for (int32_t id = 0; id < wrpo_tokenizer_size(tok); id++)
-        if (wrpo__is_special(tok, id)) stbds_arrput(in.specials, id);
-    const wrpo__file *f = wrpo__open_file(arena, desc->path);
+    if (!desc->path) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_data_desc: want a path, found NULL");
+    if (*max_length < 0 || *max_prompt < 0 || desc->limit < 0)
+        wrpo__fail(ctx, WRPO_E_ARG, "wrpo_data_desc: want max_length, max_prompt_length and limit of at least 0, found %lld, %lld and %lld",
+                   (long long)*max_length, (long long)*max_prompt, (long long)desc->limit);
+    if (!*max_length) *max_length = 2048;
+    if (!*max_prompt) *max_prompt = WRPO__MAX(*max_length / 2048 * 1800 + *max_length % 2048 * 1800 / 2048, 1);
+    if (*max_prompt >= *max_length)
+        wrpo__fail(ctx, WRPO_E_ARG, "max_prompt_length: want less than max_length, %lld, found %lld", (long long)*max_length, (long long)*max_prompt);
+    wrpo__cleanup *owner = wrpo__on_free(arena, wrpo__free_arena, NULL);
+    wrpo__arena *work = owner->p = wrpo__arena_new(ctx);   /* what goes when the file is read */
+    if (!work) wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: %zu bytes held", ctx->bytes);
+    const wrpo__file *f = wrpo__open_file(work, desc->path);
+    wrpo__here = work;
+    for (int32_t id = 0; id < (int32_t)tok->size; id++)
+        if ((wrpo__is_special(tok, id) || id == tok->eos) && tok->tokens[id].size > 0) stbds_arrput(in.ends, id);
     const char *at = (const char *)f->data, *end = at + f->size;
+    if (f->size >= 3 && memcmp(at, "\xEF\xBB\xBF", 3) == 0) at += 3;       /* a byte order mark: once, in front */
     while (at < end && !(desc->limit && data->stats.records >= desc->limit)) {
         const char *newline = memchr(at, '\n', (size_t)(end - at)), *stop = newline ? newline : end;
-        size_t n = (size_t)(stop - at);
+        size_t n = (size_t)(stop - at), blank = 0;
         in.line++;
         if (n && at[n - 1] == '\r') n--;
-        bool blank = true;
-        for (size_t i = 0; i < n; i++) blank = blank && (at[i] == ' ' || at[i] == '\t');
-        if (!blank) {
-            in.prompt = NULL, in.answers = NULL;
-            wrpo__load_line(&in, at, n);
-            wrpo__arena_clear(in.scratch);
-        }
+        while (blank < n && (at[blank] == ' ' || at[blank] == '\t')) blank++;
+        if (blank < n) wrpo__need(ctx, wrpo__load_line(&in, at, n));
         at = newline ? newline + 1 : end;
     }
     wrpo__here = arena;
-    wrpo__arena_free(in.scratch);
     owner->p = NULL;
+    wrpo__arena_free(work);
     if (!data->stats.records) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want records, found none", desc->path);
     if (data->stats.truncated_prompts || data->stats.truncated_responses)
-        wrpo__log(ctx, WRPO_LOG_WARN, "%s: %lld prompts and %lld responses were cut to fit %lld tokens", desc->path, (long long)data->stats.truncated_prompts,
-                  (long long)data->stats.truncated_responses, (long long)in.desc.max_length);
+        wrpo__log(ctx, WRPO_LOG_WARN, "%s: %lld prompts and %lld responses were cut to fit %lld tokens, of which %lld for a prompt", desc->path,
+                  (long long)data->stats.truncated_prompts, (long long)data->stats.truncated_responses, (long long)*max_length, (long long)*max_prompt);
     return data;
 }
 WRPO_API wrpo_result wrpo_data_load(wrpo_tokenizer *tok, const wrpo_data_desc *desc, wrpo_data **out) {
@@ -8466,15 +8544,15 @@ WRPO_API wrpo_result wrpo_data_from_ids(wrpo_ctx *ctx, const wrpo_record *record
             bool ok = r->prompt_count >= 1 && r->count >= 1;
             for (int k = 0; ok && k < r->count; k++) ok = r->responses[k].first >= 0 && r->responses[k].count > r->responses[k].first;
             if (!ok) wrpo__fail(ctx, WRPO_E_ARG, "record %lld: want a prompt and responses, each with a token at least", (long long)i);
-            wrpo__data_add(data, r);
+            wrpo_record named = *r;
+            if (!named.prompt_id) named.prompt_id = wrpo__format(wrpo__entry.arena, "record %lld", (long long)i);
+            wrpo__data_add(data, &named);
         }
         *out = data;
     }
     return wrpo__end(&wrpo__entry);
 }
-WRPO_API void wrpo_data_free(wrpo_data *data) {
-    if (data) wrpo__arena_free(data->arena);
-}
+WRPO_API void wrpo_data_free(wrpo_data *data) { if (data) wrpo__arena_free(data->arena); }
 WRPO_API int64_t wrpo_data_count(const wrpo_data *data) { return data->stats.records; }
 WRPO_API wrpo_record wrpo_data_record(const wrpo_data *data, int64_t i) { return data->records[i]; }
 WRPO_API wrpo_data_stats wrpo_data_statistics(const wrpo_data *data) { return data->stats; }

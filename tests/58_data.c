@@ -136,14 +136,14 @@ static void cut(void) {
 static void refusals(void) {
     wrpo_tokenizer *tok = tokenizer(chatml);
     const struct { const char *line, *says; } bad[] = {
-        {"{\"prompt\":\"x\",\"chosen\":[\"a\",\"b\"]}", "\"rejected\" is missing"}, {"{\"prompt\":\"x\",\"rejected\":\"b\"}", "\"chosen\" is missing"},
-        {"{\"chosen\":[\"a\",\"b\"],\"rejected\":\"c\"}", "\"prompt\" is missing"}, {"[]", "want an object"}, {"{\"prompt\":\"x\"", "data.jsonl:2:"}, {"nonsense", "data.jsonl:2:"},
+        {"{\"prompt\":\"x\",\"chosen\":[\"a\",\"b\"]}", "found no \"rejected\""}, {"{\"prompt\":\"x\",\"rejected\":\"b\"}", "found no \"chosen\""},
+        {"{\"chosen\":[\"a\",\"b\"],\"rejected\":\"c\"}", "want a \"prompt\""}, {"[]", "want an object"}, {"{\"prompt\":\"x\"", "data.jsonl:2:"}, {"nonsense", "data.jsonl:2:"},
         {"{\"prompt_id\":\"id9\",\"prompt\":\"x\",\"chosen\":[\"a\",\"\"],\"rejected\":\"c\"}", "record \"id9\": chosen: want a response, found an empty one"},
         {"{\"prompt\":\"x\",\"chosen\":\"a\",\"rejected\":\" \\n\"}", "record \"line 2\": rejected: want a response"}, {"{\"prompt\":3,\"chosen\":\"a\",\"rejected\":\"b\"}", "prompt: want a string"},
         {"{\"prompt\":{\"role\":\"user\"},\"chosen\":\"a\",\"rejected\":\"b\"}", "\"content\""}, {"{\"prompt\":\"x\",\"chosen\":[],\"rejected\":\"b\"}", "at least one message"},
         {"{\"prompt\":\"x\",\"chosen\":\"a\",\"rejected\":[\"b\",\"c\"]}", "want one response, found 2"}, {"{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}]}", "prompt and an answer"},
-        {"{\"messages\":[{\"role\":\"assistant\",\"content\":\"x\"},{\"role\":\"user\",\"content\":\"x\"}]}", "assistant's message at the end"},
-        {"{\"prompt\":\"y\",\"chosen\":[{\"role\":\"user\",\"content\":\"x\"},{\"role\":\"assistant\",\"content\":\"a\"}],\"rejected\":\"b\"}", "are not the prompt"},
+        {"{\"messages\":[{\"role\":\"assistant\",\"content\":\"x\"},{\"role\":\"user\",\"content\":\"x\"}]}", "want \"assistant\" as the last role"},
+        {"{\"prompt\":\"y\",\"chosen\":[{\"role\":\"user\",\"content\":\"x\"},{\"role\":\"assistant\",\"content\":\"a\"}],\"rejected\":\"b\"}", "want the prompt before the answer"},
         {"{\"prompt_id\":[],\"prompt\":\"x\",\"chosen\":\"a\",\"rejected\":\"b\"}", "prompt_id"}, {"{\"prompt\":\"\xFF\",\"chosen\":\"a\",\"rejected\":\"b\"}", "data.jsonl:2:"}};
     for (int i = 0; i < (int)(sizeof bad / sizeof *bad); i++) {
         char text[600];

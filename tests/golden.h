@@ -26,7 +26,7 @@ static double golden_number(const wrpo_json *object, const char *key, double oth
     const wrpo_json *v = wrpo_json_get(object, key);
     return v ? v->number : otherwise;
 }
-static const char *golden_text(const wrpo_json *object, const char *key, const char *otherwise) {
+static inline const char *golden_text(const wrpo_json *object, const char *key, const char *otherwise) {
     const wrpo_json *v = wrpo_json_get(object, key);
     return v ? v->text : otherwise;
 }
