@@ -241,17 +241,25 @@ typedef struct wrpo_tokens {         /* one response: ids[0..count), of which id
     wrpo_role role;
     const int32_t *ids; int64_t count, first;
     double weight;                   /* among the sources of a record; sums to 1 */
+    int pair;                        /* pair methods: compared with the rejected responses of the same number */
 } wrpo_tokens;
 typedef struct wrpo_record {         /* a view; lives as long as the data */
     const char *prompt_id;           /* "line 7" where the file has none */
     int64_t line;
     const int32_t *prompt; int64_t prompt_count;
     const wrpo_tokens *responses; int count;   /* sources first, then the target's, then the rejected ones */
+    double weight;                   /* of its loss in the batch's mean; 0 = 1 (WRPO_ZERO for none) */
 } wrpo_record;
 typedef struct wrpo_data_stats {
     int64_t records, prompt_tokens, response_tokens, longest;      /* longest: prompt + longest response */
     int64_t truncated_prompts, truncated_responses;
 } wrpo_data_stats;
+/* One line is one record. The keys, each with its forms (>>data):
+     prompt, chosen, rejected    a quadruple (chosen: source, target) or a pair; with K sources chosen has K + 1 answers, and
+     weights                     K numbers, divided by their sum, says what each counts for (absent: the same)
+     prompt, pairs               FuseRL: [{chosen, rejected, weight}, ...], a source's own best and worst each; weights likewise
+     messages                    SFT
+     weight                      what the record's loss counts for (EAST), at least 0; 1 if absent                             */
 WRPO_API wrpo_result wrpo_data_load(wrpo_tokenizer *tok, const wrpo_data_desc *desc, wrpo_data **out);
 /* Records that are token ids already; everything is copied. */
 WRPO_API wrpo_result wrpo_data_from_ids(wrpo_ctx *ctx, const wrpo_record *records, int64_t count, wrpo_data **out);
@@ -278,11 +286,13 @@ typedef struct wrpo_response {       /* one response of a record, as the loss se
     int64_t tokens;                  /* scored tokens |y| */
     double logp, ref;                /* log pi(y|x) and log ref(y|x): sums over those tokens */
     double dlogp;                    /* out: dL / d logp */
+    int pair;                        /* pair methods compare with the rejected responses of the same number; 0 where there is one pair */
 } wrpo_response;
 /* Loss of one record and, in r[i].dlogp, its derivatives. WRPO (Yang et al., ICLR 2025, eq. 5):
      z = beta (alpha sum_i w_i d_si + (1 - alpha) d_t - d_l),  d = logp - ref,  L = -log sigmoid(z)
-   Several sources share by weight; several rejected responses count as their mean. With a missing role (a pair
-   without source, say) the method must not need it: otherwise *why says so, dlogp is 0 and NaN is returned. sft_tokens: the denominator of SFT's mean (scored tokens of the whole batch). */
+   Several sources share by weight; several rejected responses count as their mean, of each pair for a pair method. With a
+   missing role (a pair without source, say) the method must not need it: otherwise *why says so, dlogp is 0 and NaN is
+   returned. A record without target is pairs of sources: a pair method takes them, whatever desc->pair. sft_tokens: the denominator of SFT's mean (scored tokens of the whole batch). */
 WRPO_API double wrpo_loss(const wrpo_loss_desc *desc, double alpha, wrpo_response *r, int n, double sft_tokens, const char **why);
 
 typedef enum wrpo_ramp { WRPO_RAMP_LINEAR, WRPO_RAMP_CONSTANT, WRPO_RAMP_POWER, WRPO_RAMP_COSINE } wrpo_ramp;
@@ -1070,10 +1080,12 @@ WRPO_API void wrpo_log_stderr(wrpo_level level, const char *text, void *user) {
    The family. With scores s(y) and shares a(y) of the chosen responses (they sum to 1), every method is
 
      WRPO             link( scale (sum_y a(y) s(y) - s(y_l) - offset) )            the mean stands inside the link
-     pair methods     sum_y a(y) link( scale (s(y) - s(y_l) - offset) )            the mean stands outside
+     pair methods     sum_y a(y) link( scale (s(y) - s(y_l) - offset) )            the mean stands outside; y_l is y's own
      SFT              sum_y a(y) -log pi(y|x) / tokens
 
-   and the table below says which score, scale, offset and link.                                         */
+   and the table below says which score, scale, offset and link. FuseRL (2025) is these on K sources with shares
+   a = softmax(reward / tau) that the data bring: SFT on their best answers, then a pair method on each one's best
+   and worst. EAST weights a record's loss by the entropy of its answers. >>select writes such data.       */
 typedef enum wrpo__link { WRPO__LOGISTIC, WRPO__SQUARE, WRPO__HINGE, WRPO__LIKELIHOOD } wrpo__link;
 
 /*    method    name        link              beta   s has -log ref   s per token      scale  offset      source */
@@ -1133,11 +1145,11 @@ static const char *wrpo__loss_check(const wrpo_loss_desc *desc, double alpha) {
 /* ---- what a response counts for ---- */
 /* The sources' part in the average over the chosen responses; the target's is the rest. SFT is on the
    sources' answers, or on the one answer there is (`messages`, or the chosen one of a plain pair).     */
-static double wrpo__source_share(const wrpo_loss_desc *d, double alpha, bool has_source) {
+static double wrpo__source_share(const wrpo_loss_desc *d, double alpha, bool has_source, bool has_target) {
     switch (d->method) {
     case WRPO_METHOD_WRPO: return alpha == WRPO_ZERO ? 0 : alpha;
     case WRPO_METHOD_SFT: return has_source ? 1 : 0;
-    default: return d->pair == WRPO_PAIR_SOURCE ? 1 : d->pair == WRPO_PAIR_BOTH ? 0.5 : 0;
+    default: return has_source && !has_target ? 1 : d->pair == WRPO_PAIR_SOURCE ? 1 : d->pair == WRPO_PAIR_BOTH ? 0.5 : 0;
     }
 }
 /* a(y): 0 for a response that is left out, or is rejected. K sources share by their weights, which sum to 1. */
@@ -1152,10 +1164,22 @@ static double wrpo__score(const wrpo_loss_desc *d, const wrpo_response *y) {
     double s = wrpo__rules[d->method].reference ? y->logp - y->ref : y->logp;
     return wrpo__per_token(d) ? s / (double)y->tokens : s;
 }
-static bool wrpo__has_source(const wrpo_response *r, int n) {
+static bool wrpo__has(wrpo_role role, const wrpo_response *r, int n) {
     for (int i = 0; i < n; i++)
-        if (r[i].role == WRPO_SOURCE) return true;
+        if (r[i].role == role) return true;
     return false;
+}
+/* Is y the opponent of chosen response x? A pair method compares within a pair. */
+static bool wrpo__against(const wrpo_loss_desc *d, const wrpo_response *x, const wrpo_response *y) {
+    return y->role == WRPO_REJECTED && (d->method == WRPO_METHOD_WRPO || x->pair == y->pair);
+}
+static int wrpo__opponents(const wrpo_loss_desc *d, const wrpo_response *x, const wrpo_response *r, int n, double *mean) {   /* s(y_l) for x */
+    int count = 0;
+    *mean = 0;
+    for (int i = 0; i < n; i++)
+        if (wrpo__against(d, x, &r[i])) *mean += wrpo__score(d, &r[i]), count++;
+    *mean /= count;
+    return count;
 }
 /* NULL, or what the record lacks for this method at this alpha. */
 static const char *wrpo__record_check(const wrpo_loss_desc *d, double alpha, const wrpo_response *r, int n) {
@@ -1167,7 +1191,8 @@ static const char *wrpo__record_check(const wrpo_loss_desc *d, double alpha, con
         else if (r[i].role == WRPO_REJECTED) rejected++;
         else return "a response has no valid role";
     }
-    const double a = wrpo__source_share(d, alpha, sources > 0);
+    const double a = wrpo__source_share(d, alpha, sources > 0, targets > 0);
+    double mean;
     if (d->method == WRPO_METHOD_SFT && sources + targets == 0) return "sft needs a response to learn from";
     if (a > 0 && sources == 0) return "the method needs a source response (the first of two in \"chosen\")";
     if (a < 1 && targets == 0) return "the method needs a target response (the last in \"chosen\")";
@@ -1177,6 +1202,7 @@ static const char *wrpo__record_check(const wrpo_loss_desc *d, double alpha, con
     for (int i = 0; i < n; i++) {
         if (r[i].role != WRPO_REJECTED && wrpo__share(a, &r[i]) == 0) continue;      /* left out: may be anything */
         if (r[i].role == WRPO_REJECTED && d->method == WRPO_METHOD_SFT) continue;
+        if (r[i].role != WRPO_REJECTED && d->method != WRPO_METHOD_SFT && !wrpo__opponents(d, &r[i], r, n, &mean)) return "a chosen response has no rejected one in its pair";
         if (wrpo__per_token(d) && r[i].tokens < 1) return "the method divides by the length of a response that has no tokens";
         if (!isfinite(r[i].logp) || (wrpo__rules[d->method].reference && !isfinite(r[i].ref))) return "a log-probability is not finite";
     }
@@ -1213,8 +1239,8 @@ WRPO_API double wrpo_loss(const wrpo_loss_desc *desc, double alpha, wrpo_respons
     if (wrong) return NAN;
 
     const wrpo__rule *rule = &wrpo__rules[d.method];
-    const double a = wrpo__source_share(&d, alpha, wrpo__has_source(r, n));
-    double loss = 0, chosen = 0, rejected = 0, n_rejected = 0, g, pull = 0;
+    const double a = wrpo__source_share(&d, alpha, wrpo__has(WRPO_SOURCE, r, n), wrpo__has(WRPO_TARGET, r, n));
+    double loss = 0, chosen = 0, rejected = 0, g = 0;
     if (rule->link == WRPO__LIKELIHOOD) {
         for (int i = 0; i < n; i++) {
             double share = wrpo__share(a, &r[i]);
@@ -1227,35 +1253,37 @@ WRPO_API double wrpo_loss(const wrpo_loss_desc *desc, double alpha, wrpo_respons
     const double scale = rule->link == WRPO__SQUARE ? 1 : d.beta;
     const double offset = rule->link == WRPO__SQUARE ? 1 / (2 * d.beta) : d.method == WRPO_METHOD_SIMPO ? d.gamma_ratio : 0;
 
-    /* 1. s(y_l): the mean, should there be several. A share of 0 is skipped rather than multiplied by, so that
+    /* 1. The loss, and dL/ds(y) of the chosen responses. A share of 0 is skipped rather than multiplied by, so that
           a response which is left out cannot touch a bit of the result and need not have been computed. */
-    for (int i = 0; i < n; i++)
-        if (r[i].role == WRPO_REJECTED) rejected += wrpo__score(&d, &r[i]), n_rejected++;
-    rejected /= n_rejected;
-
-    /* 2. the loss, and dL/ds(y) of the chosen responses */
     if (d.method == WRPO_METHOD_WRPO) {
+        wrpo__opponents(&d, r, r, n, &rejected);
         for (int i = 0; i < n; i++)
             if (wrpo__share(a, &r[i]) != 0) chosen += wrpo__share(a, &r[i]) * wrpo__score(&d, &r[i]);
         loss = wrpo__link_loss(rule->link, scale * (chosen - rejected - offset), d.label_smoothing, &g);
-        pull = scale * g;
         for (int i = 0; i < n; i++)
-            if (wrpo__share(a, &r[i]) != 0) r[i].dlogp = wrpo__share(a, &r[i]) * pull;
+            if (wrpo__share(a, &r[i]) != 0) r[i].dlogp = wrpo__share(a, &r[i]) * (scale * g);
     } else
         for (int i = 0; i < n; i++) {
             double share = wrpo__share(a, &r[i]);
             if (share == 0) continue;
+            wrpo__opponents(&d, &r[i], r, n, &rejected);
             loss += share * wrpo__link_loss(rule->link, scale * (wrpo__score(&d, &r[i]) - rejected - offset), d.label_smoothing, &g);
             r[i].dlogp = share * (scale * g);
-            pull += r[i].dlogp;
         }
 
-    /* 3. what pulls the chosen up pushes the rejected down; then ds/dlogp, 1 or 1 / |y| */
-    for (int i = 0; i < n; i++) {
-        if (r[i].role == WRPO_REJECTED) r[i].dlogp = -pull / n_rejected;
+    /* 2. What pulls the chosen up pushes their rejected down; WRPO's shares sum to 1. */
+    for (int k = 0; k < n; k++) {
+        double pull = d.method == WRPO_METHOD_WRPO ? scale * g : 0;
+        if (r[k].role != WRPO_REJECTED) continue;
+        for (int i = 0; i < n && d.method != WRPO_METHOD_WRPO; i++)
+            if (r[i].role != WRPO_REJECTED && wrpo__against(&d, &r[i], &r[k])) pull += r[i].dlogp;
+        r[k].dlogp = -pull / wrpo__opponents(&d, &r[k], r, n, &rejected);
+    }
+
+    /* 3. ds/dlogp: 1 or 1 / |y| */
+    for (int i = 0; i < n; i++)
         if (r[i].dlogp == 0) r[i].dlogp = 0;           /* no negative zeros */
         else if (wrpo__per_token(&d)) r[i].dlogp /= (double)r[i].tokens;
-    }
     return loss;
 }
 
@@ -1266,7 +1294,7 @@ static double wrpo__reward_of(const wrpo_loss_desc *desc, const wrpo_response *y
 }
 /* rewards/chosen: the average with the shares of the loss; NaN if a response it needs is not there. */
 static double wrpo__weighted_reward(const wrpo_loss_desc *desc, double alpha, const wrpo_response *r, int n) {
-    const double a = wrpo__source_share(desc, alpha, wrpo__has_source(r, n));
+    const double a = wrpo__source_share(desc, alpha, wrpo__has(WRPO_SOURCE, r, n), wrpo__has(WRPO_TARGET, r, n));
     double sum = 0, shares = 0;
     for (int i = 0; i < n; i++) {
         double share = wrpo__share(a, &r[i]);
@@ -1279,7 +1307,7 @@ static double wrpo__weighted_reward(const wrpo_loss_desc *desc, double alpha, co
 /* What a record adds to sft_tokens: its scored tokens; with several sources, their weighted mean. */
 static double wrpo__sft_tokens(const wrpo_response *r, int n) {
     const wrpo_loss_desc d = {.method = WRPO_METHOD_SFT};
-    const double a = wrpo__source_share(&d, 0, wrpo__has_source(r, n));
+    const double a = wrpo__source_share(&d, 0, wrpo__has(WRPO_SOURCE, r, n), false);
     double sum = 0;
     for (int i = 0; i < n; i++) sum += wrpo__share(a, &r[i]) * (double)r[i].tokens;
     return sum;
@@ -8118,7 +8146,10 @@ WRPO_API wrpo_result wrpo_chat(wrpo_tokenizer *tok, const wrpo_json *messages, b
      chosen    a string, a message, or a conversation that ends in the answer: the target's answer of a pair;
                or two and more messages of an assistant: candidates, the sources first, the target last
      rejected  a string, a message or a conversation: one answer
+     weights   with chosen: of the sources, divided by their sum; absent: equal
+     pairs     instead of the two: [{chosen, rejected, weight}, ...], one answer each: of one source a pair
      messages  instead of the two: a conversation; its last message is the answer, for SFT
+     weight    of the record's loss
    and may hold prompt_id, tools and chat_template_kwargs. Then it is tokenized in one of two ways:
      clean     the prompt's ids are what the model is given at inference; an answer's ids are what the template
                writes after that, up to and including the turn's end token, once
@@ -8129,7 +8160,7 @@ struct wrpo_data {
     wrpo_record *records;            /* stb array */
     wrpo_data_stats stats;
 };
-typedef struct wrpo__answer { wrpo_role role; const wrpo_json *message; double weight; } wrpo__answer;
+typedef struct wrpo__answer { wrpo_role role; const wrpo_json *message; double weight; int pair; } wrpo__answer;
 typedef struct wrpo__ids { int32_t *ids; int64_t first; } wrpo__ids;         /* stb array; scored from first */
 typedef struct wrpo__reading {       /* a file on its way into data */
     wrpo_ctx *ctx;
@@ -8144,6 +8175,7 @@ typedef struct wrpo__reading {       /* a file on its way into data */
     const wrpo_json **prompt;        /* stb array of messages; NULL: not known yet */
     wrpo__answer *answers;           /* stb array */
     const wrpo_json *kwargs;         /* for the template; NULL: none */
+    double weight;
     bool tokenizing;                 /* an error now is the template's or the tokenizer's, and does not name the record yet */
 } wrpo__reading;
 _Noreturn WRPO__PRINTF(3, 4) static void wrpo__record_fail(wrpo__reading *in, const wrpo_json *at, const char *format, ...) {
@@ -8196,12 +8228,12 @@ static const wrpo_json **wrpo__messages(wrpo__reading *in, const wrpo_json *v, c
     return list;
 }
 static bool wrpo__is_assistant(const wrpo_json *message) { return wrpo__json_is(wrpo__json_get(message, "role"), "assistant"); }
-static void wrpo__add_answer(wrpo__reading *in, wrpo_role role, const wrpo_json *message, double weight, const char *what) {
+static void wrpo__add_answer(wrpo__reading *in, wrpo_role role, const wrpo_json *message, double weight, int pair, const char *what) {
     const wrpo_json *content = wrpo__json_get(message, "content");
     if (!content) wrpo__record_fail(in, message, "%s: want a message with a \"content\", found none", what);
     if (content->kind != WRPO_JSON_STRING) wrpo__record_refuse(in, content, what, "a string as \"content\"");
     if (wrpo__jskip_space(content->text, content->size, 0) == content->size) wrpo__record_fail(in, message, "%s: want a response, found an empty one", what);
-    wrpo__answer answer = {role, message, weight};
+    wrpo__answer answer = {role, message, weight, pair};
     stbds_arrput(in->answers, answer);
 }
 static bool wrpo__json_same(const wrpo_json *a, const wrpo_json *b) {
@@ -8227,28 +8259,64 @@ static const wrpo_json *wrpo__take_conversation(wrpo__reading *in, const wrpo_js
     if (!same) wrpo__record_fail(in, list[0], "%s: want the prompt before the answer, found other messages", what);
     return list[n];
 }
-static void wrpo__read_answers(wrpo__reading *in, const wrpo_json *v, bool chosen) {
-    const char *what = chosen ? "chosen" : "rejected";
-    const wrpo_json **list = wrpo__messages(in, v, "assistant", what);
-    const int64_t n = stbds_arrlen(list), sources = n - 1;
-    bool candidates = n > 1;
-    for (int64_t i = 0; i < n; i++) candidates = candidates && wrpo__is_assistant(list[i]);
-    if (!candidates) {
-        wrpo__add_answer(in, chosen ? WRPO_TARGET : WRPO_REJECTED, wrpo__take_conversation(in, list, what), 1, what);
-        return;
-    }
-    if (!chosen) wrpo__record_fail(in, v, "rejected: want one response, found %lld", (long long)n);
-    for (int64_t i = 0; i < sources; i++) wrpo__add_answer(in, WRPO_SOURCE, list[i], 1 / (double)sources, what);
-    wrpo__add_answer(in, WRPO_TARGET, list[sources], 1, what);
-}
 static const wrpo_json *wrpo__present(const wrpo_json *root, const char *key) {   /* NULL: absent or null */
     const wrpo_json *v = wrpo__json_get(root, key);
     return v && v->kind != WRPO_JSON_NULL ? v : NULL;
+}
+/* A number of at least 0; absent: otherwise. */
+static double wrpo__read_weight(wrpo__reading *in, const wrpo_json *v, const char *what, double otherwise) {
+    if (v && !(v->kind == WRPO_JSON_NUMBER && v->number >= 0 && v->number <= DBL_MAX)) wrpo__record_refuse(in, v, what, "a finite number of at least 0");
+    return v ? v->number : otherwise;
+}
+/* The sources' answers, which come first, share by their weights. */
+static void wrpo__share_weights(wrpo__reading *in, int64_t sources, const wrpo_json *at) {
+    double sum = 0;
+    for (int64_t i = 0; i < sources; i++) sum += in->answers[i].weight;
+    if (!(sum > 0 && sum <= DBL_MAX)) wrpo__record_fail(in, at, "weights: want a positive sum, found %g", sum);
+    for (int64_t i = 0; i < sources; i++) in->answers[i].weight /= sum;
+}
+static void wrpo__read_answers(wrpo__reading *in, const wrpo_json *v, const wrpo_json *weights, bool chosen) {
+    const char *what = chosen ? "chosen" : "rejected";
+    const wrpo_json **list = wrpo__messages(in, v, "assistant", what), *w = weights ? weights->child : NULL;
+    const int64_t n = stbds_arrlen(list), sources = n - 1;
+    bool candidates = n > 1;
+    for (int64_t i = 0; i < n; i++) candidates = candidates && wrpo__is_assistant(list[i]);
+    if (!chosen && candidates) wrpo__record_fail(in, v, "rejected: want one response, found %lld", (long long)n);
+    if (weights && (weights->kind != WRPO_JSON_ARRAY || !candidates || weights->count != sources))
+        wrpo__record_fail(in, weights, "weights: want an array of a number for each source, %lld, found %lld", candidates ? (long long)sources : 0LL, (long long)weights->count);
+    if (!candidates) {
+        wrpo__add_answer(in, chosen ? WRPO_TARGET : WRPO_REJECTED, wrpo__take_conversation(in, list, what), 1, 0, what);
+        return;
+    }
+    for (int64_t i = 0; i < sources; i++, w = w ? w->next : NULL) wrpo__add_answer(in, WRPO_SOURCE, list[i], wrpo__read_weight(in, w, "weights", 1), 0, what);
+    wrpo__share_weights(in, sources, v);
+    wrpo__add_answer(in, WRPO_TARGET, list[sources], 1, 0, what);
+}
+/* [{chosen, rejected, weight}, ...]: the chosen ones as sources, then the rejected ones; pairs are numbered from 1. */
+static void wrpo__read_pairs(wrpo__reading *in, const wrpo_json *pairs) {
+    static const char *const sides[] = {"chosen", "rejected"};
+    int64_t weighted = 0;
+    if (pairs->kind != WRPO_JSON_ARRAY || !pairs->count) wrpo__record_refuse(in, pairs, "pairs", "an array of {chosen, rejected}");
+    for (int side = 0; side < 2; side++) {
+        int k = 1;
+        for (const wrpo_json *p = pairs->child; p; p = p->next, k++) {
+            if (p->kind != WRPO_JSON_OBJECT) wrpo__record_refuse(in, p, "pairs", "an object {chosen, rejected}");
+            const wrpo_json *v = wrpo__present(p, sides[side]), *w = wrpo__present(p, "weight");
+            if (!v) wrpo__record_fail(in, p, "pairs: want \"chosen\" and \"rejected\", found no \"%s\"", sides[side]);
+            const wrpo_json **list = wrpo__messages(in, v, "assistant", sides[side]);
+            if (side == 0) weighted += w != NULL;
+            wrpo__add_answer(in, side ? WRPO_REJECTED : WRPO_SOURCE, wrpo__take_conversation(in, list, sides[side]), wrpo__read_weight(in, w, "weight", 1), k, sides[side]);
+        }
+    }
+    if (weighted && weighted != pairs->count) wrpo__record_fail(in, pairs, "pairs: want a weight for all of them or for none, found %lld of %lld", (long long)weighted, (long long)pairs->count);
+    wrpo__share_weights(in, pairs->count, pairs);
+    for (int64_t i = 0; i < pairs->count; i++) in->answers[pairs->count + i].weight = in->answers[i].weight;
 }
 static void wrpo__read_record(wrpo__reading *in, const wrpo_json *root) {
     if (root->kind != WRPO_JSON_OBJECT) wrpo__record_refuse(in, root, "JSON", "an object");
     const wrpo_json *id = wrpo__present(root, "prompt_id"), *prompt = wrpo__present(root, "prompt"), *messages = wrpo__present(root, "messages");
     const wrpo_json *chosen = wrpo__present(root, "chosen"), *rejected = wrpo__present(root, "rejected");
+    const wrpo_json *pairs = wrpo__present(root, "pairs"), *weights = wrpo__present(root, "weights"), *weight = wrpo__present(root, "weight");
     const wrpo_json *tools = wrpo__present(root, "tools"), *kwargs = wrpo__present(root, "chat_template_kwargs");
     if (id && id->kind != WRPO_JSON_STRING && id->kind != WRPO_JSON_NUMBER) wrpo__record_refuse(in, id, "prompt_id", "a string or a number");
     if (id) in->id = id->text;
@@ -8263,15 +8331,22 @@ static void wrpo__read_record(wrpo__reading *in, const wrpo_json *root) {
         for (const wrpo_json *k = kwargs ? kwargs->child : NULL; k; k = k->next) wrpo__json_append(all, wrpo__json_copy(wrpo__here, k, NULL));
         in->kwargs = all;
     }
-    if (messages && !chosen && !rejected) {
+    in->weight = wrpo__read_weight(in, weight, "weight", 1);
+    if (in->weight == 0) in->weight = WRPO_ZERO;
+    if (pairs && (chosen || rejected || messages)) wrpo__record_fail(in, pairs, "want \"pairs\" alone, or \"chosen\" and \"rejected\", or \"messages\"; found several");
+    if (weights && !chosen) wrpo__record_fail(in, weights, "weights: want them with the sources of \"chosen\", found no \"chosen\"");
+    if (pairs) {
+        if (prompt) in->prompt = wrpo__messages(in, prompt, "user", "prompt");
+        wrpo__read_pairs(in, pairs);
+    } else if (messages && !chosen && !rejected) {
         const wrpo_json **list = wrpo__messages(in, messages, "user", "messages");
         if (stbds_arrlen(list) < 2) wrpo__record_fail(in, messages, "messages: want a prompt and an answer, found one message");
-        wrpo__add_answer(in, WRPO_SOURCE, wrpo__take_conversation(in, list, "messages"), 1, "messages");
+        wrpo__add_answer(in, WRPO_SOURCE, wrpo__take_conversation(in, list, "messages"), 1, 0, "messages");
     } else {
         if (!chosen || !rejected) wrpo__record_fail(in, root, "want \"chosen\" and \"rejected\", or \"messages\"; found no \"%s\"", chosen ? "rejected" : "chosen");
         if (prompt) in->prompt = wrpo__messages(in, prompt, "user", "prompt");
-        wrpo__read_answers(in, chosen, true);
-        wrpo__read_answers(in, rejected, false);
+        wrpo__read_answers(in, chosen, weights, true);
+        wrpo__read_answers(in, rejected, NULL, false);
     }
     if (!in->prompt) wrpo__record_fail(in, root, "want a \"prompt\" or a conversation in \"chosen\", found none");
     const wrpo_json *last = stbds_arrlast(in->prompt);
@@ -8437,6 +8512,7 @@ static void wrpo__data_add(wrpo_data *data, const wrpo_record *record) {
     wrpo_record r = *record;
     r.prompt_id = wrpo__strndup(arena, record->prompt_id, strlen(record->prompt_id));
     r.prompt = ids, r.responses = responses;
+    if (r.weight == 0) r.weight = 1;
     memcpy(ids, record->prompt, (size_t)r.prompt_count * sizeof *ids);
     ids += r.prompt_count;
     for (int k = 0; k < r.count; k++) {
@@ -8477,10 +8553,10 @@ static wrpo_result wrpo__load_line(wrpo__reading *in, const char *text, size_t n
         in->tokenizing = false;
         if (stbds_arrlen(prompt.ids) == 0) wrpo__record_fail(in, NULL, "the prompt has no token");
         for (int64_t k = 0; k < K; k++) {
-            responses[k] = (wrpo_tokens){in->answers[k].role, out[k].ids, stbds_arrlen(out[k].ids), out[k].first, in->answers[k].weight};
+            responses[k] = (wrpo_tokens){in->answers[k].role, out[k].ids, stbds_arrlen(out[k].ids), out[k].first, in->answers[k].weight, in->answers[k].pair};
             if (responses[k].count <= responses[k].first) wrpo__record_fail(in, in->answers[k].message, "response %lld has no token", (long long)k + 1);
         }
-        const wrpo_record record = {in->id, in->line, prompt.ids, stbds_arrlen(prompt.ids), responses, (int)K};
+        const wrpo_record record = {in->id, in->line, prompt.ids, stbds_arrlen(prompt.ids), responses, (int)K, in->weight};
         wrpo__data_add(in->data, &record);
     }
     if (wrpo__entry.failed && in->tokenizing && in->ctx->error.code != WRPO_E_MEMORY) wrpo__name_record(in);
@@ -8542,6 +8618,7 @@ WRPO_API wrpo_result wrpo_data_from_ids(wrpo_ctx *ctx, const wrpo_record *record
         for (int64_t i = 0; i < count; i++) {
             const wrpo_record *r = &records[i];
             bool ok = r->prompt_count >= 1 && r->count >= 1;
+            if (!(r->weight >= 0 && r->weight <= DBL_MAX)) wrpo__fail(ctx, WRPO_E_ARG, "record %lld: want a finite weight of at least 0, found %g", (long long)i, r->weight);
             for (int k = 0; ok && k < r->count; k++) ok = r->responses[k].first >= 0 && r->responses[k].count > r->responses[k].first;
             if (!ok) wrpo__fail(ctx, WRPO_E_ARG, "record %lld: want a prompt and responses, each with a token at least", (long long)i);
             wrpo_record named = *r;
@@ -9319,7 +9396,7 @@ static void wrpo__check_roles(wrpo_ctx *ctx, const wrpo_data *data, const wrpo_t
         const char *why = NULL;
         for (int k = 0; k < record.count; k++) {
             const wrpo_tokens *y = &record.responses[k];
-            r[k] = (wrpo_response){.role = y->role, .weight = y->weight, .tokens = y->count - y->first};
+            r[k] = (wrpo_response){.role = y->role, .weight = y->weight, .pair = y->pair, .tokens = y->count - y->first};
             if (r[k].tokens < 1) why = "a response has no token";
         }
         for (int end = 0; end < 2 && !why; end++)      /* alpha at its first step and at its last */
@@ -9485,7 +9562,7 @@ static void wrpo__pass(wrpo_trainer *t, const wrpo_data *data, const double *ref
         wrpo_record record = wrpo_data_record(data, list ? list[i] : i);
         for (int k = 0; k < record.count; k++) {
             const wrpo_tokens *tokens = &record.responses[k];
-            y[k] = (wrpo_response){.role = tokens->role, .weight = tokens->weight, .tokens = tokens->count - tokens->first};
+            y[k] = (wrpo_response){.role = tokens->role, .weight = tokens->weight, .pair = tokens->pair, .tokens = tokens->count - tokens->first};
         }
         scored += wrpo__sft_tokens(y, record.count);
     }
@@ -9501,14 +9578,15 @@ static void wrpo__pass(wrpo_trainer *t, const wrpo_data *data, const double *ref
             wrpo__sum_logps(r, &record, &target, logps);
             for (int k = 0; k < record.count; k++) {
                 const wrpo_tokens *tokens = &record.responses[k];
-                y[k] = (wrpo_response){.role = tokens->role, .weight = tokens->weight, .tokens = tokens->count - tokens->first,
+                y[k] = (wrpo_response){.role = tokens->role, .weight = tokens->weight, .pair = tokens->pair, .tokens = tokens->count - tokens->first,
                                        .logp = logps[k], .ref = ref ? ref[index * K + k] : 0};
             }
             double L = wrpo_loss(d, alpha, y, record.count, scored, &why);
             if (!isfinite(L))
                 wrpo__fail(t->ctx, WRPO_E_NOT_FINITE, "step %lld: record \"%s\" (line %lld): %s", (long long)t->k, record.prompt_id, (long long)record.line,
                            why ? why : "the loss is not a finite number");
-            const double mean = weight ? weight[i] : 1 / (double)count, w = d->method == WRPO_METHOD_SFT ? 1 : mean;   /* SFT is a mean over tokens */
+            const double mean = weight ? weight[i] : 1 / (double)count;
+            const double w = record.weight * (d->method == WRPO_METHOD_SFT ? 1 : mean);     /* SFT is a mean over tokens */
             for (int k = 0; train && k < record.count; k++)
                 for (int64_t j = 0; j < y[k].tokens; j++) r->h_coef[first++] = (float)(w * y[k].dlogp);
             tally->m.loss += w * L;

@@ -25,13 +25,13 @@ static int record(wrpo_response *r, int sources, int target, int rejected, doubl
 
 /* Every method x pair x smoothing x shape of record: dL/dlogp against a five-point difference. */
 static void test_derivatives(void) {
-    static const int shapes[][3] = {{1, 1, 1}, {3, 1, 1}, {2, 1, 3}};
+    static const int shapes[][3] = {{1, 1, 1}, {3, 1, 1}, {2, 1, 3}, {3, 0, 3}, {2, 1, 4}};      /* the last two: in pairs */
     double worst = 0;
     for (int method = 0; wrpo_method_name(method); method++) {
         double worst_of_method = 0;
         for (int pair = 0; wrpo_pair_name(pair); pair++)
             for (int smooth = 0; smooth < 3; smooth++)
-                for (int shape = 0; shape < 3; shape++)
+                for (int shape = 0; shape < 5; shape++)
                     for (int trial = 0; trial < 20; trial++) {
                         wrpo_response r[8];
                         wrpo_loss_desc d = {.method = (wrpo_method)method, .pair = (wrpo_pair)pair, .ipo_sum = trial % 2 == 1};
@@ -40,7 +40,9 @@ static void test_derivatives(void) {
                         d.beta = wrpo__rules[method].beta * uniform(0.5, 2);
                         if (trial % 3 == 0) d.gamma_ratio = WRPO_ZERO;
                         int n = record(r, shapes[shape][0], shapes[shape][1], shapes[shape][2], 2 / d.beta);
-                        double alpha = trial == 0 ? 0 : trial == 1 ? 1 : uniform(0, 1), tokens = 100;
+                        double alpha = trial == 0 || shape == 3 ? shape == 3 : trial == 1 ? 1 : uniform(0, 1), tokens = 100;
+                        for (int i = 0; shape == 3 && i < n; i++) r[i].pair = i % 3 + 1;
+                        for (int i = 0; shape == 4 && i < n; i++) r[i].pair = i == 0 ? 7 : i == 3 || i == 4 ? 7 : i % 2;
                         const char *why = "";
                         double loss = wrpo_loss(&d, alpha, r, n, tokens, &why);
                         CHECK(isfinite(loss) && why == NULL, "%s", why ? why : "NaN");
@@ -119,6 +121,19 @@ static void test_formulas(void) {
     NEAR(wrpo_loss(&d, 0.3, r, 4, 1, NULL), -r[0].weight * log(SIGMOID(0.01 * (d0 - dl))) - r[1].weight * log(SIGMOID(0.01 * (d1 - dl))));
     d = (wrpo_loss_desc){.method = WRPO_METHOD_SIMPO};      /* the published settings: beta 10, gamma / beta 0.3 */
     NEAR(wrpo_loss(&d, 0, r, 4, 1, NULL), -log(SIGMOID(10 * (r[2].logp / (double)r[2].tokens - r[3].logp / (double)r[3].tokens) - 3)));
+    /* FusePO: each source's best against its own worst */
+    wrpo_response f[4];
+    record(f, 2, 0, 2, 40);
+    f[0].pair = f[3].pair = 1, f[1].pair = f[2].pair = 2;
+    double z1 = 0.01 * (f[0].logp - f[0].ref - f[3].logp + f[3].ref), z2 = 0.01 * (f[1].logp - f[1].ref - f[2].logp + f[2].ref);
+    for (int pair = 0; wrpo_pair_name(pair); pair++) {
+        d = (wrpo_loss_desc){.method = WRPO_METHOD_DPO, .pair = (wrpo_pair)pair};
+        NEAR(wrpo_loss(&d, 0, f, 4, 1, NULL), -f[0].weight * log(SIGMOID(z1)) - f[1].weight * log(SIGMOID(z2)));
+        NEAR(f[2].dlogp, 0.01 * f[1].weight * SIGMOID(-z2));
+        NEAR(f[3].dlogp, -f[0].dlogp);
+    }
+    d = (wrpo_loss_desc){.method = WRPO_METHOD_SFT};        /* FuseSFT: the same file's best answers */
+    NEAR(wrpo_loss(&d, 0, f, 4, 10, NULL), -(f[0].weight * f[0].logp + f[1].weight * f[1].logp) / 10);
     r[0].role = WRPO_TARGET;                                /* sft of a record without source: the one answer there is */
     d = (wrpo_loss_desc){.method = WRPO_METHOD_SFT};
     NEAR(wrpo_loss(&d, 0, r, 1, 10, NULL), -r[0].logp / 10);
@@ -157,7 +172,7 @@ static void test_exact(void) {
     for (int method = 0; method < WRPO_METHOD_SFT; method++)      /* saturation: |z| = 1e4, and one of the two sides is certain */
         for (int sign = -1; sign <= 1; sign += 2)
             for (int smooth = 0; smooth < 2; smooth++) {
-                wrpo_response r[3] = {{WRPO_SOURCE, 1, 10, -1, -1, 0}, {WRPO_TARGET, 0, 10, 0, 0, 0}, {WRPO_REJECTED, 0, 10, 0, 0, 0}};
+                wrpo_response r[3] = {{WRPO_SOURCE, 1, 10, -1, -1, 0, 0}, {WRPO_TARGET, 0, 10, 0, 0, 0, 0}, {WRPO_REJECTED, 0, 10, 0, 0, 0, 0}};
                 wrpo_loss_desc d = {.method = (wrpo_method)method, .beta = 1, .gamma_ratio = WRPO_ZERO, .ipo_sum = true};
                 if (smooth && wrpo__rules[method].link != WRPO__LOGISTIC) continue;
                 d.label_smoothing = smooth * 0.1;
@@ -169,10 +184,10 @@ static void test_exact(void) {
                 CHECK(fabs(loss - want) < 1e-9, "%s at z = %g: %g, want %g", wrpo_method_name(method), sign * 1e4, loss, want);
                 CHECK(same(r[1].dlogp, (sign > 0 ? eps : eps - 1) / tokens), "%s at z = %g: %g", wrpo_method_name(method), sign * 1e4, r[1].dlogp);
             }
-    wrpo_response q[3] = {{WRPO_SOURCE, 1, 1, 0, 0, 0}, {WRPO_TARGET, 0, 1, 2, 0, 0}, {WRPO_REJECTED, 0, 1, 0, 0, 0}};
+    wrpo_response q[3] = {{WRPO_SOURCE, 1, 1, 0, 0, 0, 0}, {WRPO_TARGET, 0, 1, 2, 0, 0, 0}, {WRPO_REJECTED, 0, 1, 0, 0, 0, 0}};
     wrpo_loss_desc hinge = {.method = WRPO_METHOD_HINGE, .beta = 1};   /* satisfied: nothing left to learn, and no negative zeros */
     CHECK(same(wrpo_loss(&hinge, 0, q, 3, 1, NULL), 0) && same(q[1].dlogp, 0) && same(q[2].dlogp, 0), "a satisfied hinge");
-    wrpo_response r[3] = {{WRPO_SOURCE, 1, 1, 0, 0, 0}, {WRPO_TARGET, 0, 1, 40, 0, 0}, {WRPO_REJECTED, 0, 1, 0, 0, 0}};
+    wrpo_response r[3] = {{WRPO_SOURCE, 1, 1, 0, 0, 0, 0}, {WRPO_TARGET, 0, 1, 40, 0, 0, 0}, {WRPO_REJECTED, 0, 1, 0, 0, 0, 0}};
     wrpo_loss_desc d = {.beta = 1};                         /* z = 40: 1 - sigmoid(z) would have cancelled to 0 */
     wrpo_loss(&d, 0, r, 3, 1, NULL);
     CHECK(fabs(r[1].dlogp / -exp(-40) - 1) < 1e-12, "z = 40: %g", r[1].dlogp);
@@ -190,6 +205,8 @@ static void test_refusals(void) {
     const wrpo_loss_desc d = {0};
     record(r, 1, 1, 1, 10);
 #define WITH(...) ((wrpo_loss_desc){__VA_ARGS__})
+    s[0] = r[0], s[1] = r[2], s[0].pair = 1;
+    refuse(WITH(.method = WRPO_METHOD_DPO), 0, s, 2, 1, "no rejected one in its pair");
     refuse(WITH(.beta = -1), 0.1, r, 3, 1, "beta");
     refuse(WITH(.beta = NAN), 0.1, r, 3, 1, "beta");
     refuse(WITH(.beta = INFINITY), 0.1, r, 3, 1, "beta");

@@ -66,6 +66,24 @@ static void forms(void) {
         }
     }
     wrpo_data_free(data);
+    data = load(tok, "{\"prompt\":\"hi\",\"chosen\":[\"a\",\"b\",\"c\"],\"rejected\":\"bad\",\"weights\":[3,1],\"weight\":0.25}\n"     /* shares, pairs, weights */
+        "{\"prompt\":\"hi\",\"pairs\":[{\"chosen\":\"a\",\"rejected\":\"x\",\"weight\":2},{\"chosen\":[\"b\"],\"rejected\":{\"role\":\"assistant\",\"content\":\"y\"},\"weight\":6}]}\n"
+        "{\"weight\":0,\"pairs\":[{\"chosen\":[{\"role\":\"user\",\"content\":\"hi\"},{\"role\":\"assistant\",\"content\":\"a\"}],\"rejected\":\"x\"}]}\n", (wrpo_data_desc){0});
+    CHECK(data && wrpo_data_count(data) == 3, "%s", wrpo_last_error(ctx)->text);
+    if (data) {
+        static const struct { int count; double weight; const char *text; wrpo_role role[4]; double share[4]; int pair[4]; } fused[] = {
+            {4, 0.25, "abcbad", {WRPO_SOURCE, WRPO_SOURCE, WRPO_TARGET, WRPO_REJECTED}, {0.75, 0.25, 1, 1}, {0, 0, 0, 0}},
+            {4, 1, "abxy", {WRPO_SOURCE, WRPO_SOURCE, WRPO_REJECTED, WRPO_REJECTED}, {0.25, 0.75, 0.25, 0.75}, {1, 2, 1, 2}},
+            {2, WRPO_ZERO, "ax", {WRPO_SOURCE, WRPO_REJECTED}, {1, 1}, {1, 1}}};
+        for (int i = 0; i < 3; i++) {
+            wrpo_record r = wrpo_data_record(data, i);
+            CHECK(r.count == fused[i].count && r.weight == fused[i].weight, "fused %d: %d responses, weight %g", i, r.count, r.weight);
+            for (int k = 0; k < r.count; k++)
+                CHECK(r.responses[k].role == fused[i].role[k] && r.responses[k].weight == fused[i].share[k] && r.responses[k].pair == fused[i].pair[k]
+                      && r.responses[k].ids[0] == fused[i].text[k], "fused %d, response %d: weight %g, pair %d", i, k, r.responses[k].weight, r.responses[k].pair);
+        }
+    }
+    wrpo_data_free(data);
     data = load(tok, QUAD "\n" QUAD "\n" QUAD, (wrpo_data_desc){.limit = 2});
     CHECK(data && wrpo_data_count(data) == 2, "limit");
     wrpo_data_free(data);
@@ -144,6 +162,15 @@ static void refusals(void) {
         {"{\"prompt\":\"x\",\"chosen\":\"a\",\"rejected\":[\"b\",\"c\"]}", "want one response, found 2"}, {"{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}]}", "prompt and an answer"},
         {"{\"messages\":[{\"role\":\"assistant\",\"content\":\"x\"},{\"role\":\"user\",\"content\":\"x\"}]}", "want \"assistant\" as the last role"},
         {"{\"prompt\":\"y\",\"chosen\":[{\"role\":\"user\",\"content\":\"x\"},{\"role\":\"assistant\",\"content\":\"a\"}],\"rejected\":\"b\"}", "want the prompt before the answer"},
+        {"{\"prompt\":\"x\",\"chosen\":[\"a\",\"b\"],\"rejected\":\"c\",\"weights\":[1,1]}", "weights: want an array of a number for each source, 1, found 2"},
+        {"{\"prompt\":\"x\",\"chosen\":[\"a\",\"b\"],\"rejected\":\"c\",\"weights\":[-1]}", "weights: want a finite number of at least 0, found -1"},
+        {"{\"prompt\":\"x\",\"chosen\":[\"a\",\"b\"],\"rejected\":\"c\",\"weights\":[0]}", "weights: want a positive sum"},
+        {"{\"prompt\":\"x\",\"chosen\":\"a\",\"rejected\":\"c\",\"weights\":[1]}", "weights: want an array of a number for each source, 0"},
+        {"{\"prompt\":\"x\",\"chosen\":[\"a\",\"b\"],\"rejected\":\"c\",\"weight\":1e999}", "weight: want a finite number"},
+        {"{\"prompt\":\"x\",\"pairs\":[{\"chosen\":\"a\"}]}", "pairs: want \"chosen\" and \"rejected\", found no \"rejected\""},
+        {"{\"prompt\":\"x\",\"pairs\":[]}", "pairs: want an array"}, {"{\"prompt\":\"x\",\"pairs\":[{\"chosen\":[\"a\",\"b\"],\"rejected\":\"c\"}]}", "want the prompt before the answer"},
+        {"{\"prompt\":\"x\",\"pairs\":[{\"chosen\":\"a\",\"rejected\":\"c\",\"weight\":1},{\"chosen\":\"a\",\"rejected\":\"c\"}]}", "for all of them or for none"},
+        {"{\"prompt\":\"x\",\"pairs\":[{\"chosen\":\"a\",\"rejected\":\"c\"}],\"chosen\":\"a\"}", "found several"}, {"{\"messages\":[\"x\"],\"weights\":[1]}", "found no \"chosen\""},
         {"{\"prompt_id\":[],\"prompt\":\"x\",\"chosen\":\"a\",\"rejected\":\"b\"}", "prompt_id"}, {"{\"prompt\":\"\xFF\",\"chosen\":\"a\",\"rejected\":\"b\"}", "data.jsonl:2:"}};
     for (int i = 0; i < (int)(sizeof bad / sizeof *bad); i++) {
         char text[600];

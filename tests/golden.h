@@ -64,27 +64,36 @@ static const wrpo_weight *golden_weight(const wrpo_model *model, const char *nam
     return NULL;
 }
 
-/* ---- records: [{"prompt": [ids], "responses": [[source], [target], [rejected]]}, ...] ---- */
+/* ---- records: [{"prompt": [ids], "responses": [[source], [target], [rejected]]}, ...], or with roles, weights, pairs and weight ---- */
 static int32_t *golden_ids(const wrpo_json *array) {
     int32_t *ids = malloc((size_t)array->count * sizeof *ids), *p = ids;
     for (const wrpo_json *v = array->child; v; v = v->next) *p++ = (int32_t)v->integer;
     return ids;
 }
+static double golden_nth(const wrpo_json *object, const char *key, int k, double otherwise) {
+    const wrpo_json *v = wrpo_json_get(object, key);
+    if (!v) return otherwise;
+    for (v = v->child; k; k--) v = v->next;
+    return v->number;
+}
 static wrpo_data *golden_data(wrpo_ctx *ctx, const wrpo_json *records) {
+    enum { MOST = 8 };
     wrpo_record *r = calloc((size_t)records->count, sizeof *r);
-    wrpo_tokens *y = calloc((size_t)records->count * 3, sizeof *y);
+    wrpo_tokens *y = calloc((size_t)records->count * MOST, sizeof *y);
     int64_t i = 0;
     for (const wrpo_json *v = records->child; v; v = v->next, i++) {
-        const wrpo_json *prompt = golden_get(v, "prompt"), *response = golden_get(v, "responses")->child;
-        r[i] = (wrpo_record){.prompt_id = "golden", .line = v->line, .prompt = golden_ids(prompt), .prompt_count = prompt->count, .responses = y + 3 * i, .count = 3};
-        for (int k = 0; k < 3; k++, response = response->next)
-            y[3 * i + k] = (wrpo_tokens){.role = (wrpo_role)k, .ids = golden_ids(response), .count = response->count, .weight = 1};
+        const wrpo_json *prompt = golden_get(v, "prompt"), *all = golden_get(v, "responses"), *response = all->child;
+        r[i] = (wrpo_record){.prompt_id = "golden", .line = v->line, .prompt = golden_ids(prompt), .prompt_count = prompt->count, .responses = y + MOST * i,
+                             .count = (int)all->count, .weight = golden_number(v, "weight", 0)};
+        for (int k = 0; k < r[i].count; k++, response = response->next)
+            y[MOST * i + k] = (wrpo_tokens){.role = (wrpo_role)golden_nth(v, "roles", k, k), .ids = golden_ids(response), .count = response->count,
+                                            .weight = golden_nth(v, "weights", k, 1), .pair = (int)golden_nth(v, "pairs", k, 0)};
     }
     wrpo_data *data;
     CHECK(wrpo_data_from_ids(ctx, r, records->count, &data) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
     for (i = 0; i < records->count; i++) {             /* everything was copied */
         free((void *)(uintptr_t)r[i].prompt);
-        for (int k = 0; k < 3; k++) free((void *)(uintptr_t)y[3 * i + k].ids);
+        for (int k = 0; k < r[i].count; k++) free((void *)(uintptr_t)y[MOST * i + k].ids);
     }
     free(r), free(y);
     return data;

@@ -3,6 +3,8 @@ copy as reference, torch.optim.AdamW, clip_grad_norm_, transformers' schedules. 
 
 Records are dicts {"prompt": [ids], "responses": [[ids], [ids], [ids]]}: source, target, rejected; a response may bring its
 own prompt as "prompts" (the `authors` tokenization can give responses prompts that differ in their last token).
+Fused records have other responses and say which: "roles" (0 source, 1 target, 2 rejected), "weights" of the sources, "pairs"
+(the number of the pair, 0 where there are none), and "weight", what the record's loss counts for.
 """
 import copy
 import math
@@ -64,6 +66,23 @@ def wrpo_loss(o, alpha, policy, ref, tokens):
         chosen = s if o["pair"] == "source" else t
         loss = link(chosen - l)
     return loss, [(beta * v).item() for v in (s, t, l, chosen)]
+
+
+def fused_loss(o, alpha, policy, ref, record):
+    """FusePO: sum_i w_i L(best_i, worst_i); WRPO over K sources. Loss, and the rewards of chosen and rejected."""
+    d = o["beta"] * (policy if o["method"] == "simpo" else policy - ref)
+    if o["method"] in ("simpo", "dpo-norm"):
+        d = d / torch.tensor([len(y) for y in record["responses"]], dtype=d.dtype)
+    role, weight, pair = record["roles"], record["weights"], record["pairs"]
+    sources = [i for i in range(len(role)) if role[i] == 0]
+    if o["method"] == "wrpo":
+        chosen = alpha * sum(weight[i] * d[i] for i in sources) + (1 - alpha) * d[role.index(1)]
+        rejected = d[role.index(2)]
+        return -F.logsigmoid(chosen - rejected), chosen.item(), rejected.item()
+    worst = {pair[i]: d[i] for i in range(len(role)) if role[i] == 2}
+    gamma = o["beta"] * o["gamma_ratio"] if o["method"] == "simpo" else 0
+    loss = sum(-weight[i] * F.logsigmoid(d[i] - worst[pair[i]] - gamma) for i in sources)
+    return loss, sum(weight[i] * d[i].item() for i in sources), sum(weight[i] * worst[pair[i]].item() for i in sources)
 
 
 def train(model, records, options, log=None):
@@ -129,6 +148,8 @@ def pairs(record):
 
 def one_record(model, o, alpha, record, ref, records, batch):
     """Forward, loss and backward of one record; its share of the step's metrics."""
+    if "roles" in record:
+        return fused_record(model, o, alpha, record, ref, records, batch)
     if o["method"] == "sft":
         prompt, response = pairs(record)[0]
         logp = sequence(model, prompt, response)[0]
@@ -146,3 +167,17 @@ def one_record(model, o, alpha, record, ref, records, batch):
                 "rewards/accuracies": float(rc > rl), "rewards/source_accuracies": float(rs > rl), "rewards/pivot_accuracies": float(rt > rl),
                 "rewards/margins": rc - rl})
     return row
+
+
+def fused_record(model, o, alpha, record, ref, records, batch):
+    if o["method"] == "sft":  # FuseSFT: the sources' answers by their weights, over the batch's tokens weighted alike
+        of = lambda r: [i for i in range(len(r["roles"])) if r["roles"][i] == 0]
+        tokens = sum(records[j]["weights"][i] * len(records[j]["responses"][i]) for j in batch for i in of(records[j]))
+        loss = -sum(record["weights"][i] * sequence(model, record["prompt"], record["responses"][i])[0] for i in of(record)) / tokens * record["weight"]
+        loss.backward()
+        return {"loss": loss.item()}
+    policy = torch.stack([sequence(model, p, y)[0] for p, y in pairs(record)])
+    loss, chosen, rejected = fused_loss(o, alpha, policy, ref, record)
+    loss = loss * record["weight"]
+    (loss / len(batch)).backward()
+    return {"loss": loss.item(), "rewards/chosen": chosen, "rewards/rejected": rejected, "rewards/margins": chosen - rejected}

@@ -7,13 +7,15 @@
 train.json:
     scale    the formula's {kind: [offset, scale]}
     records  8 records of token ids: prompt and three responses (source, target, rejected); taken in this order, no shuffle
-    runs     [{options: as `wrpo train` names them,
+    fused, sources    the same with roles, weights and pairs (procedure.py): two sources' pairs; two sources, target and rejected
+    runs     [{options: as `wrpo train` names them, and "data", which of the three,
                steps: {metric: [one number per step]}            metrics a method does not define are left out
                weights: {tensor: {norm, moved, samples: [[index, value], ...]}}}]    after the last step; moved: norm of the change
 As long as no update has been made (the first one has rate 0 under warm-up) all rewards are 0 and the accuracies with them.
 """
 import argparse
 import json
+import math
 import os
 
 import torch
@@ -41,20 +43,36 @@ RUNS = [
     {"method": "simpo", "beta": 2.0, "gamma_ratio": 0.5, "epochs": 2},
     {"method": "dpo-norm", "beta": 5.0, "epochs": 2},
     {"method": "sft", "epochs": 2},
+    {"method": "sft", "data": "fused", "epochs": 2},  # FuseSFT
+    {"method": "dpo", "data": "fused", "epochs": 2},  # FusePO, weighted by EAST's record weights
+    {"method": "dpo-norm", "data": "fused", "beta": 5.0, "epochs": 2},
+    {"method": "simpo", "data": "fused", "beta": 2.0, "gamma_ratio": 0.5, "epochs": 2},
+    {"method": "wrpo", "data": "sources", "alpha": 0.5, "epochs": 3},
 ]
 # what is not defined, or named differently, by the papers of a method: loss, gradient and weights remain
 UNDEFINED = {"ipo": ["rewards/"], "sft": ["logps/chosen", "logps/rejected", "logps/target", "logits/"]}
 
 
+def fused(name, roles, pair):
+    """The records of SHAPES with four responses: weights softmax(reward / tau) of made-up rewards, record weights H^a / c of entropies."""
+    recs = common.records(name, CONFIG["vocab_size"], [(p, [*r, r[0] + 2]) for p, r in SHAPES])
+    for i, r in enumerate(recs):
+        e = math.exp((0.1 * i - 0.3) / 0.5)
+        w = [round(e / (1 + e), 6), round(1 - round(e / (1 + e), 6), 6)]
+        r.update(roles=roles, pairs=pair, weights=[w[0], w[1], *([w[0], w[1]] if roles[2] == 2 else [1, 1])], weight=round((0.5 + 0.25 * i) / 1.4, 6))
+    return recs
+
+
 def make(folder):
     common.write_config(os.path.join(folder, "train"), CONFIG)
     recs = common.records("train", CONFIG["vocab_size"], SHAPES)
-    out = {"scale": {k: list(v) for k, v in common.SCALE.items()}, "records": recs, "runs": []}
+    out = {"scale": {k: list(v) for k, v in common.SCALE.items()}, "records": recs,
+           "fused": fused("fused", [0, 0, 2, 2], [1, 2, 1, 2]), "sources": fused("sources", [0, 0, 1, 2], [0, 0, 0, 0]), "runs": []}
     for run in RUNS:
         options = {**BASE, **run}
         model = common.build(os.path.join(folder, "train"))
         before = {n: p.detach().clone() for n, p in model.named_parameters()}
-        steps = procedure.train(model, recs, options)
+        steps = procedure.train(model, out[options.get("data", "records")], options)
         lines = {m: [s[m] for s in steps] for m in procedure.METRICS
                  if steps[0][m] is not None and not any(m.startswith(u) for u in UNDEFINED.get(run["method"], []))}
         weights = {n: {"norm": float(p.detach().double().norm()), "moved": float((p.detach() - before[n]).double().norm()),
