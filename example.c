@@ -39,7 +39,7 @@ typedef struct settings {            /* numbers that were not given are 0, which
     int64_t batch_size, accumulation, micro_tokens, max_steps, eval_steps, log_steps, recompute;
     double alpha, ramp_power, beta, label_smoothing, gamma_ratio;
     double learning_rate, warmup_ratio, weight_decay, max_grad_norm, epochs;
-    int method, pair, ramp, schedule, tokenization, dtype, save_dtype;
+    int method, pair, ramp, schedule, tokenization, dtype, save_dtype, states;
     bool ipo_sum, no_shuffle, tensors, keep, help, version;
 } settings;
 typedef enum kind { TEXT, FLAG, COUNT, REAL, CHOICE, RAMP } kind;
@@ -92,8 +92,9 @@ static const option options[] = {
     {"--eval-data", TEXT, AT(eval_data), "FILE", NULL, NULL, "held-out records"},
     {"--eval-steps", COUNT, AT(eval_steps), "N", "[1, inf)", NULL, "evaluate every N steps (at the end only)"},
     {"--log-steps", COUNT, AT(log_steps), "N", "[1, inf)", NULL, "print a line every N steps where there is no progress bar (1)"},
-    {"--dtype", CHOICE, AT(dtype), "TYPE", NULL, dtype_name, "of the weights in the files (f32)"},
-    {"--save-dtype", CHOICE, AT(save_dtype), "TYPE", NULL, dtype_name, "of the weights in the files (as loaded)"},
+    {"--dtype", CHOICE, AT(dtype), "TYPE", NULL, dtype_name, "of the products' arithmetic and the matrices in training; with bf16 the optimizer has float masters (f32)"},
+    {"--save-dtype", CHOICE, AT(save_dtype), "TYPE", NULL, dtype_name, "of the weights in the files (as loaded; init: f32)"},
+    {"--states", CHOICE, AT(states), "TYPE", NULL, wrpo_states_name, "of AdamW's moments in memory (f32)"},
     {"--max-shard-size", COUNT, AT(max_shard_size), "BYTES", "[1, inf)", NULL, "split the weights into files of at most this size (5000000000)"},
     {"--tensors", FLAG, AT(tensors), NULL, NULL, NULL, "list the tensors of a directory too"},
     {"--keep", FLAG, AT(keep), NULL, NULL, NULL, "keep the demo's folder"},
@@ -399,7 +400,7 @@ static int fail(session *z) {        /* the library's sentence */
     return complain("%s", wrpo_last_error(z->ctx)->text);
 }
 static bool session_open(session *z, const settings *s) {
-    const wrpo_desc desc = {.threads = (int)s->threads, .log = {log_line, &z->screen}};
+    const wrpo_desc desc = {.threads = (int)s->threads, .dtype = dtype_of(s->dtype), .log = {log_line, &z->screen}};
     z->screen.bar = isatty(fileno(stderr));
     if (wrpo_open(&desc, &z->ctx) == WRPO_OK) return true;
     complain("out of memory");
@@ -419,15 +420,15 @@ static wrpo_result load_data(session *z, const settings *s, const char *path, wr
     if (r == WRPO_OK) r = wrpo_data_load(z->tokenizer, &d, out);
     return r;
 }
-static wrpo_result load_model(session *z, const char *dir) {
-    return wrpo_model_load(z->ctx, &(wrpo_model_desc){.dir = dir}, &z->model);
+static wrpo_result load_model(session *z, const char *dir, bool frozen) {
+    return wrpo_model_load(z->ctx, &(wrpo_model_desc){.dir = dir, .frozen = frozen}, &z->model);
 }
 static wrpo_train_desc train_desc(const settings *s) {
     wrpo_train_desc d = {.alpha = s->alpha, .ramp = (wrpo_ramp)s->ramp, .ramp_power = s->ramp_power};
     d.loss = (wrpo_loss_desc){.method = (wrpo_method)s->method, .pair = (wrpo_pair)s->pair, .beta = s->beta, .label_smoothing = s->label_smoothing,
                               .gamma_ratio = s->gamma_ratio, .ipo_sum = s->ipo_sum};
     d.learning_rate = s->learning_rate, d.schedule = (wrpo_schedule)s->schedule, d.warmup_ratio = s->warmup_ratio;
-    d.weight_decay = s->weight_decay, d.max_grad_norm = s->max_grad_norm;
+    d.states = (wrpo_states)s->states, d.weight_decay = s->weight_decay, d.max_grad_norm = s->max_grad_norm;
     d.epochs = s->epochs, d.max_steps = s->max_steps, d.batch_size = s->batch_size, d.accumulation = s->accumulation;
     d.micro_tokens = s->micro_tokens, d.recompute = s->recompute, d.eval_steps = s->eval_steps;
     d.seed = (uint64_t)s->seed, d.no_shuffle = s->no_shuffle, d.ref_dir = s->ref;
@@ -452,7 +453,7 @@ static void print_memory(const wrpo_bytes *b) {
 
 /* ---- init ---- */
 static int run_init(const settings *s, session *z) {
-    const wrpo_init_desc d = {.config = s->config, .tokenizer_dir = s->tokenizer, .seed = s->seed ? (uint64_t)s->seed : 42, .dtype = dtype_of(s->dtype)};
+    const wrpo_init_desc d = {.config = s->config, .tokenizer_dir = s->tokenizer, .seed = s->seed ? (uint64_t)s->seed : 42, .dtype = dtype_of(s->save_dtype)};
     const wrpo_save_desc save = {.dir = s->out, .max_shard_size = s->max_shard_size};
     wrpo_config config;
     size_t made;
@@ -635,7 +636,7 @@ static int run_logprob(const settings *s, session *z) {
     int K = 1;
     if (!output_open(&out, s->out)) return 1;
     signal(SIGINT, on_interrupt);
-    bool ok = !load_data(z, s, s->data, &z->data) && !load_model(z, s->model);
+    bool ok = !load_data(z, s, s->data, &z->data) && !load_model(z, s->model, true);
     const int64_t N = ok ? wrpo_data_count(z->data) : 0;
     for (int64_t i = 0; i < N; i++) K = wrpo_data_record(z->data, i).count > K ? wrpo_data_record(z->data, i).count : K;
     double *logps = malloc((size_t)BATCH * (size_t)K * sizeof *logps);
@@ -750,7 +751,7 @@ static int train(const settings *s, session *z) {
     wrpo_metrics last = {0};
     watch w = {.z = z, .every = z->screen.bar && isatty(fileno(stdout)) ? 0 : s->log_steps ? s->log_steps : 1};
     if (wrpo_config_load(z->ctx, s->model, &config) || wrpo_train_bytes(z->ctx, &config, NULL, &d, &bytes)) return fail(z);    /* options first */
-    if (load_data(z, s, s->data, &z->data) || (s->eval_data && load_data(z, s, s->eval_data, &z->eval_data)) || load_model(z, s->model)
+    if (load_data(z, s, s->data, &z->data) || (s->eval_data && load_data(z, s, s->eval_data, &z->eval_data)) || load_model(z, s->model, false)
         || wrpo_train_bytes(z->ctx, &config, z->data, &d, &bytes)) return fail(z);
     d.out_dir = s->out, d.eval_data = z->eval_data;
     d.on_step = on_step, d.user = &w;
@@ -789,7 +790,7 @@ static int run_eval(const settings *s, session *z) {
     wrpo_metrics m;
     char *json;
     check_method(s);
-    if (load_data(z, s, s->data, &z->data) || load_model(z, s->model) || wrpo_eval(z->model, z->data, &d, &m)
+    if (load_data(z, s, s->data, &z->data) || load_model(z, s->model, true) || wrpo_eval(z->model, z->data, &d, &m)
         || wrpo_metrics_json(z->ctx, &m, "eval_", &json)) return fail(z);
     output out = {0};
     const bool ok = output_open(&out, s->out);
@@ -926,7 +927,7 @@ static int demo_call(const settings *s, const char *folder, const char *line) {
 static wrpo_result demo_measure(session *z, const char *model, const wrpo_train_desc *d, wrpo_metrics *m, double *right) {
     const int64_t N = wrpo_data_count(z->data);
     double *logps = malloc((size_t)N * 3 * sizeof *logps);
-    wrpo_result r = logps ? load_model(z, model) : WRPO_E_MEMORY;
+    wrpo_result r = logps ? load_model(z, model, true) : WRPO_E_MEMORY;
     if (r == WRPO_OK) r = wrpo_logprobs(z->model, z->data, 0, N, logps, NULL);
     if (r == WRPO_OK) r = wrpo_eval(z->model, z->data, d, m);
     *right = 0;
@@ -983,19 +984,19 @@ static int run_demo(const settings *s, session *z) {
 #define LOSS "--method --pair --alpha --beta --label-smoothing --gamma-ratio --ipo-sum "
 #define DATA "--max-length --max-prompt-length --tokenization --limit --micro-tokens "
 static const command commands[] = {
-    {"init", "", "--config --tokenizer --out", "--seed --dtype --max-shard-size --threads --help", run_init,
+    {"init", "", "--config --tokenizer --out", "--seed --save-dtype --max-shard-size --threads --help", run_init,
      "Random weights as a Hugging Face directory: norms 1, biases 0, the others N(0, initializer_range)."},
-    {"inspect", "DIR|FILE", "", "--tensors --threads --help", run_inspect,
+    {"inspect", "DIR|FILE", "", "--tensors --dtype --states --threads --help", run_inspect,
      "Architecture, parameters, tensors and the bytes a run would need, or the tensors of a .safetensors file. Exit code 1 if it is not valid."},
     {"tokenize", "", "--model", "--in --out --threads --help", run_tokenize,
      "JSON lines, one for one: {text, special?} -> {ids}; {messages, add_generation_prompt?, kwargs?} -> {text, ids} or {error}; {ids, skip_special?} -> {text}."},
-    {"logprob", "", "--model --data", "--out " DATA "--threads --help", run_logprob,
+    {"logprob", "", "--model --data", "--out " DATA "--dtype --threads --help", run_logprob,
      "One line a record: the log-probs of its responses, their scored tokens, and the tokens of the prompt."},
     {"train", "", "--model --data --out",
      LOSS DATA "--alpha-schedule --learning-rate --lr-scheduler --warmup-ratio --weight-decay --max-grad-norm --batch-size --accumulation --recompute "
-     "--epochs --max-steps --seed --no-shuffle --ref --eval-data --eval-steps --log-steps --save-dtype --max-shard-size --threads --help", run_train,
+     "--epochs --max-steps --seed --no-shuffle --ref --eval-data --eval-steps --log-steps --dtype --states --save-dtype --max-shard-size --threads --help", run_train,
      "Trains a model and saves it, with metrics.jsonl, in the directory --out. Ctrl-C stops cleanly and saves a checkpoint."},
-    {"eval", "", "--model --data", LOSS DATA "--ref --out --threads --help", run_eval, "The metrics of a model on records, as one JSON object."},
+    {"eval", "", "--model --data", LOSS DATA "--ref --out --dtype --threads --help", run_eval, "The metrics of a model on records, as one JSON object."},
     {"demo", "", "", "--keep --threads --help", run_demo, "What `wrpo` alone runs: SFT and WRPO of a small model on records made on the spot."},
 };
 enum { N_COMMANDS = sizeof commands / sizeof *commands };

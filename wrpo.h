@@ -5,7 +5,7 @@
    alignment of vocabularies: source models answer the prompts, a reward model picks the best answer y_ws; the
    model itself gives its best y_wt and its worst y_l; preference optimisation on such quadruples then moves it
    from its own good answers toward the sources'. This file takes a Hugging Face checkpoint and a JSONL file of
-   quadruples and gives back a fine-tuned Hugging Face checkpoint, on the CPU, in fp32, without Python.
+   quadruples and gives back a fine-tuned Hugging Face checkpoint, on the CPU, in float or bfloat16, without Python.
 
    In one C file of your project (the only dependency is stb_ds: Debian's libstb-dev):
 
@@ -32,7 +32,7 @@
    At run time:
        WRPO_CPU                  environment: avx512, avx2 or generic, to force a path (see >>cpu)
 
-   Does NOT: train in half precision, use a GPU, generate text, read GGUF or pickled weights, quantise, run
+   Does NOT: train in float16, use a GPU, generate text, read GGUF or pickled weights, quantise, run
    mixture-of-experts or encoder models, or download anything. What a checkpoint asks for and this file does not
    compute is refused by name, never ignored. No function exits, prints, or keeps state outside a context.
 
@@ -95,6 +95,7 @@ typedef struct wrpo_error {          /* of the context's last failed call */
 } wrpo_error;
 
 /* ---- context: all state; no globals ---- */
+typedef enum wrpo_dtype { WRPO_DTYPE_DEFAULT, WRPO_F32, WRPO_BF16, WRPO_F16 } wrpo_dtype;
 typedef struct wrpo_ctx wrpo_ctx;
 typedef struct wrpo_backend wrpo_backend;
 typedef struct wrpo_allocator {      /* both functions or neither; {0} = malloc and free */
@@ -107,6 +108,10 @@ typedef struct wrpo_logger { void (*fn)(wrpo_level level, const char *text, void
 typedef struct wrpo_desc {
     const wrpo_backend *backend;     /* 0 = wrpo_backend_cpu() */
     int threads;                     /* 0 = all that OpenMP offers; 1 without OpenMP */
+    wrpo_dtype dtype;                /* of the products' arithmetic, and of the matrices of models that are trained; 0 = the
+                                        backend's own: F32 on the CPU. BF16: a machine that multiplies bfloat16 in hardware rounds the
+                                        factors to it, sums are float, and the optimizer works on float masters, of which the matrices
+                                        are the high halves */
     wrpo_allocator memory;
     wrpo_logger log;                 /* 0 = silent; wrpo_log_stderr is one */
 } wrpo_desc;
@@ -173,7 +178,6 @@ WRPO_API wrpo_result wrpo_chat(wrpo_tokenizer *tok, const wrpo_json *messages, b
                                const wrpo_json *kwargs, char **text, size_t *size);
 
 /* ---- model: a Hugging Face directory in, a Hugging Face directory out ---- */
-typedef enum wrpo_dtype { WRPO_DTYPE_DEFAULT, WRPO_F32, WRPO_BF16, WRPO_F16 } wrpo_dtype;
 typedef enum wrpo_rope_type { WRPO_ROPE_DEFAULT, WRPO_ROPE_LINEAR, WRPO_ROPE_LLAMA3, WRPO_ROPE_YARN } wrpo_rope_type;
 typedef struct wrpo_rope {           /* transformers' rope_parameters; zero where the type has no such number */
     wrpo_rope_type type;
@@ -199,7 +203,10 @@ typedef struct wrpo_config {         /* config.json, old and new spellings, defa
 WRPO_API wrpo_result wrpo_config_load(wrpo_ctx *ctx, const char *path /* config.json or its directory */, wrpo_config *out);
 
 typedef struct wrpo_model wrpo_model;
-typedef struct wrpo_model_desc { const char *dir; } wrpo_model_desc;
+typedef struct wrpo_model_desc {
+    const char *dir;
+    bool frozen;                     /* not to be trained: matrices stay as the file has them, mapped into memory where they can be */
+} wrpo_model_desc;
 typedef struct wrpo_init_desc {      /* random weights: N(0, initializer_range), norms 1, biases 0 */
     const char *config;              /* config.json or its directory */
     const char *tokenizer_dir;       /* side files that a save copies; may be NULL */
@@ -215,7 +222,9 @@ typedef struct wrpo_weight {         /* one tensor of the table of weights; cols
     const char *name;                /* in the checkpoint: "model.layers.0.self_attn.q_proj.weight" */
     int64_t rows, cols; bool vector;
     bool decay;                      /* takes weight decay: all but norms and biases */
-    float *data;                     /* on the host for the CPU backend */
+    wrpo_dtype dtype;                /* of data: F32, or BF16 for matrices only */
+    void *data;                      /* the backend's memory; read-only in a frozen model */
+    int64_t at;                      /* its place in arrays that mirror all weights (gradients, moments), in numbers */
 } wrpo_weight;
 WRPO_API wrpo_result wrpo_model_load(wrpo_ctx *ctx, const wrpo_model_desc *desc, wrpo_model **out);
 WRPO_API wrpo_result wrpo_model_init(wrpo_ctx *ctx, const wrpo_init_desc *desc, wrpo_model **out);
@@ -344,6 +353,14 @@ typedef struct wrpo_metrics {        /* NaN: not defined for this method or thes
 #undef WRPO_X
 } wrpo_metrics;
 
+/* The moments of AdamW in memory: float; bfloat16; or blocks of WRPO_BLOCK numbers (after Dettmers et al. 2022), each a byte per
+   number and then a float s, the largest magnitude. m = +-s (q / 127)^4 with +-q a signed byte, v = s (q / 255)^4 with q an unsigned
+   one, never 0 for a v above 0. Where numbers are rounded, it is up or down at random so that the mean is right: moments move by less than
+   half a step of bfloat16. */
+typedef enum wrpo_states { WRPO_STATES_F32, WRPO_STATES_BF16, WRPO_STATES_8BIT } wrpo_states;
+enum { WRPO_BLOCK = 256, WRPO_BLOCK_BYTES = WRPO_BLOCK + 4 };
+WRPO_API const char *wrpo_states_name(int i);                           /* "f32", "bf16", "8bit"; NULL past the last */
+WRPO_API size_t wrpo_states_bytes(wrpo_states states, int64_t count);   /* of one moment of count numbers */
 typedef struct wrpo_train_desc {
     bool resolved;                   /* set by wrpo_train_defaults: a zero below is a zero */
     wrpo_loss_desc loss;
@@ -351,6 +368,7 @@ typedef struct wrpo_train_desc {
     wrpo_ramp ramp; double ramp_power;   /* 0 = linear; power 0 = 2 */
     double learning_rate;            /* 0 = 3e-7; 7e-6 for sft, 1e-6 for simpo, 8e-7 for dpo-norm */
     double beta1, beta2, eps, weight_decay;   /* 0 = 0.9, 0.999, 1e-8, 0 */
+    wrpo_states states;              /* of the moments; 0 = float */
     double max_grad_norm;            /* 0 = 1; negative = off */
     wrpo_schedule schedule; double warmup_ratio;   /* 0 = cosine, 0.1 (WRPO_ZERO for none) */
     double epochs;                   /* 0 = 1 */
@@ -386,30 +404,40 @@ WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const
 
 /* ---- backend: memory and about twenty ops; the model is written once, above this table ----
    Contract: y and dx are written, dw (float, gradients) is accumulated; no op allocates, waits or exits; results
-   depend neither on the number of threads nor on the run. Activations have act_bytes per number, weights
-   weight_bytes (4 = float, 2 = bfloat16); float * is always float. Pointers are the backend's own memory.
-   ld*: numbers from one row to the next. To replace one op: wrpo_backend be = *wrpo_backend_cpu(); be.gemm = my_blas; */
+   depend neither on the number of threads nor on the run. Activations have act_bytes per number (4 = float, 2 =
+   bfloat16); a matrix of weights has its dtype beside it, vectors of weights (norms, biases), gradients and float * are
+   float. Pointers are the backend's own memory. ld*: numbers from one row to the next. To replace one op:
+   wrpo_backend be = *wrpo_backend_cpu(); be.gemm = my_blas; */
 typedef enum wrpo_mm {               /* c[m,n] = or += */
     WRPO_NT,                         /* a[m,k] b[n,k]'   activations, weights -> activations:  y = x W' */
     WRPO_NT_LOGITS,                  /* the same, but c is float */
     WRPO_NN,                         /* a[m,k] b[k,n]    activations, weights -> activations:  dx = dy W */
     WRPO_TN                          /* a[k,m]' b[k,n]   activations, activations -> float:    dW += dy' x */
 } wrpo_mm;
-typedef struct wrpo_seg {            /* rows [begin, end) attend causally to themselves and to all of [prefix, prefix_end); */
-    int64_t begin, end;              /* positions of the prefix count from 0 and go on in [begin, end) */
-    int64_t prefix, prefix_end;      /* empty (equal) for a prompt itself */
+typedef struct wrpo_seg {
+    int64_t begin, end;              /* rows of q and o */
+    int64_t prefix, prefix_end;      /* rows of k and v that all of them see, at positions from 0; equal: none */
+    int64_t own, own_end;            /* rows of k and v at the positions behind; the last row of q is at the last of them, and each sees
+                                        those up to its own position. In training own = begin and own_end = end; in decoding, k and v are
+                                        a cache, and own .. own_end is longer than begin .. end by what was decoded before */
 } wrpo_seg;
 typedef struct wrpo_attn {
-    int64_t n; const wrpo_seg *segs; int64_t n_segs;   /* segs in the backend's memory; they cover rows 0..n in order */
+    int64_t n; const wrpo_seg *segs; int64_t n_segs;   /* segs in the backend's memory; they cover rows 0..n of q in order */
     int64_t H, G, d;                 /* H query heads share G key/value heads: head h uses h / (H / G) */
     int64_t ldq, ldkv, ldo;          /* q [n, ldq], k and v [n, ldkv], o [n, ldo]; dq, dk, dv, do likewise */
     int64_t window;                  /* key visible iff position(q) - position(k) < window; 0 = no limit */
     float scale, softcap;            /* softmax(scale q.k); softcap 0 = none */
 } wrpo_attn;
-typedef struct wrpo_adamw { float lr, beta1, beta2, eps, weight_decay, grad_scale; double correction1, correction2; } wrpo_adamw;
+typedef struct wrpo_adamw {
+    float lr, beta1, beta2, eps, weight_decay, grad_scale; double correction1, correction2;
+    wrpo_states states;
+    uint64_t seed;                   /* of the stochastic rounding: of this step and array */
+} wrpo_adamw;
 struct wrpo_backend {
     const char *name;
-    int act_bytes, weight_bytes;
+    int act_bytes;
+    wrpo_dtype dtype;                /* what a context's dtype is by default */
+    bool host;                       /* its memory is the host's: weights may lie in a mapped file */
     wrpo_result (*open)(void **dev, const wrpo_desc *desc, wrpo_error *why);
     void (*close)(void *dev);
     void *(*alloc)(void *dev, size_t n);               /* NULL: out of memory; 64-byte aligned */
@@ -420,24 +448,25 @@ struct wrpo_backend {
     void (*zero)(void *dev, void *dst, size_t n);
     wrpo_result (*sync)(void *dev, wrpo_error *why);   /* waits; the first error since the last */
     /* c = a b (beta 0) or c += a b (beta 1) */
-    void (*gemm)(void *dev, wrpo_mm mm, void *c, int64_t ldc, const void *a, int64_t lda, const void *b, int64_t ldb,
-                 int64_t m, int64_t n, int64_t k, float beta);
+    void (*gemm)(void *dev, wrpo_mm mm, void *c, int64_t ldc, const void *a, int64_t lda, const void *b, int64_t ldb, wrpo_dtype b_type,
+                 int64_t m, int64_t n, int64_t k, float beta);          /* b_type: of a weight; TN does not look at it */
     /* y[r] = scale w[ids[r]]  and  dw[ids[r]] += scale dy[r] */
-    void (*embed)(void *dev, void *y, const void *w, const int32_t *ids, int64_t n, int64_t D, float scale);
+    void (*embed)(void *dev, void *y, const void *w, wrpo_dtype w_type, const int32_t *ids, int64_t n, int64_t D, float scale);
     void (*embed_bwd)(void *dev, float *dw, const void *dy, const int32_t *ids, int64_t n, int64_t D, float scale);
     /* y[r] = x[index[r]]  and  dx[index[r]] += dy[r] (dx accumulated; indices repeat) */
     void (*gather)(void *dev, void *y, const void *x, const int32_t *index, int64_t n, int64_t D);
     void (*gather_bwd)(void *dev, void *dx, const void *dy, const int32_t *index, int64_t n, int64_t D);
     /* y[r] += b  and  db += sum_r dy[r] */
-    void (*bias)(void *dev, void *y, int64_t ldy, const void *b, int64_t n, int64_t D);
+    void (*bias)(void *dev, void *y, int64_t ldy, const float *b, int64_t n, int64_t D);
     void (*bias_bwd)(void *dev, float *db, const void *dy, int64_t lddy, int64_t n, int64_t D);
+    void (*colsum)(void *dev, float *y, const void *w, wrpo_dtype w_type, int64_t rows, int64_t cols);    /* y[cols] = sum_r w[r] */
     void (*add)(void *dev, void *y, const void *x, int64_t count);    /* y += x */
     /* each row holds `heads` vectors of D numbers (heads 1: the whole row):  y = (w + plus) x rstd, rstd = 1/sqrt(mean(x^2) + eps)
        rstd [n, heads] is written. y may be x.  Backward: dx = dres + ..., dres NULL = 0; dx may be dy or dres. */
-    void (*rmsnorm)(void *dev, void *y, int64_t ldy, float *rstd, const void *x, int64_t ldx, const void *w,
+    void (*rmsnorm)(void *dev, void *y, int64_t ldy, float *rstd, const void *x, int64_t ldx, const float *w,
                     int64_t n, int64_t heads, int64_t D, float eps, float plus);
     void (*rmsnorm_bwd)(void *dev, void *dx, int64_t lddx, float *dw, const void *dy, int64_t lddy, const void *dres, int64_t lddres,
-                        const void *x, int64_t ldx, const void *w, const float *rstd, int64_t n, int64_t heads, int64_t D, float plus);
+                        const void *x, int64_t ldx, const float *w, const float *rstd, int64_t n, int64_t heads, int64_t D, float plus);
     /* rotate-half in place on `heads` vectors of d numbers per row; table[n][d/2][2] = cos, sin; sign -1 is the backward */
     void (*rope)(void *dev, void *x, int64_t ldx, const float *table, int64_t n, int64_t heads, int64_t d, float sign);
     /* o = softmax(scale q k' + mask) v; lse [n, H] = log-sum-exp of the scaled scores.  Never a full score matrix. */
@@ -454,8 +483,10 @@ struct wrpo_backend {
     void (*logprob_bwd)(void *dev, void *dlogits, const float *logits, const int32_t *target, const float *lse, const float *dlogp,
                         int64_t n, int64_t V, float softcap);
     void (*sumsq)(void *dev, double *out, const float *x, int64_t count);                     /* *out += sum x^2, in double */
-    /* one AdamW step (Loshchilov & Hutter 2019) as torch.optim.AdamW computes it; g is read times grad_scale */
-    void (*adamw)(void *dev, void *w, float *m, float *v, const float *g, int64_t count, const wrpo_adamw *step);
+    /* one AdamW step (Loshchilov & Hutter 2019) as torch.optim.AdamW computes it; g is read times grad_scale. low NULL: w is float;
+       else w is bfloat16, the masters rounded, and low what that left over: bits(master) = (w << 16) + (int16_t)low.
+       Arrays that are not float have room for whole blocks of WRPO_BLOCK numbers; what is behind count in the last is read and written. */
+    void (*adamw)(void *dev, void *w, uint16_t *low, void *m, void *v, const float *g, int64_t count, const wrpo_adamw *step);
 };
 WRPO_API const wrpo_backend *wrpo_backend_cpu(void);
 WRPO_API const wrpo_backend *wrpo_backend_cuda(void);  /* in wrpo_cuda.cu: link it or do not call it */
@@ -1023,6 +1054,8 @@ WRPO_API wrpo_result wrpo_open(const wrpo_desc *desc, wrpo_ctx **out) {
     d.threads = 1;
 #endif
     if (!d.backend) d.backend = wrpo_backend_cpu();
+    if (!d.dtype) d.dtype = d.backend->dtype;
+    if (d.dtype != WRPO_F32 && d.dtype != WRPO_BF16) return WRPO_E_ARG;
     wrpo_ctx *ctx = d.memory.alloc(sizeof *ctx, d.memory.user);
     if (!ctx) return WRPO_E_MEMORY;
     memset(ctx, 0, sizeof *ctx);
@@ -1374,6 +1407,7 @@ enum {
 typedef struct wrpo__cpu {
     wrpo_allocator memory;
     int threads;
+    bool bf16;                       /* products may round their factors to bfloat16 */
     size_t bytes, peak;              /* of what alloc gave out, and of the buffers below */
     float *packed;                   /* the products' A, shared by all threads */
     float *scratch;                  /* WRPO__THREAD_FLOATS for each thread */
@@ -1415,7 +1449,7 @@ static wrpo_result wrpo__cpu_open(void **dev, const wrpo_desc *desc, wrpo_error 
     if (cpu) {
         memset(cpu, 0, sizeof *cpu);
         cpu->memory = desc->memory;
-        cpu->threads = WRPO__MAX(desc->threads, 1);
+        cpu->threads = WRPO__MAX(desc->threads, 1), cpu->bf16 = desc->dtype == WRPO_BF16;
         cpu->packed = wrpo__cpu_alloc(cpu, WRPO__A_FLOATS * sizeof(float));
         if ((size_t)cpu->threads < SIZE_MAX / 2 / (WRPO__THREAD_FLOATS * sizeof(float)))
             cpu->scratch = wrpo__cpu_alloc(cpu, (size_t)cpu->threads * WRPO__THREAD_FLOATS * sizeof(float));
@@ -1440,6 +1474,17 @@ static float *wrpo__cpu_scratch(const wrpo__cpu *cpu) {     /* of the calling th
 #endif
 }
 static int64_t wrpo__div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static float wrpo__float_of(uint16_t half) {            /* of bfloat16 */
+    const uint32_t bits = (uint32_t)half << 16;
+    float x;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+WRPO_API const char *wrpo_states_name(int i) { return i == 0 ? "f32" : i == 1 ? "bf16" : i == 2 ? "8bit" : NULL; }
+WRPO_API size_t wrpo_states_bytes(wrpo_states states, int64_t count) {
+    if (states == WRPO_STATES_8BIT) return (size_t)wrpo__div_up(count, WRPO_BLOCK) * WRPO_BLOCK_BYTES;
+    return (size_t)count * (states == WRPO_STATES_BF16 ? 2 : 4);
+}
 
 /* The widths. A compiler that does not say the file's name gets it from WRPO_FILE; without either only
    the narrow one is compiled. */
@@ -1527,6 +1572,13 @@ typedef WRPO__(v) WRPO__(vmem) __attribute__((aligned(4), may_alias));         /
 #define WRPO__U WRPO__(u)
 #define WRPO__LOAD(p) ((WRPO__V)*(const WRPO__(vmem) *)(const void *)(p))
 #define WRPO__STORE(p, x) (*(WRPO__(vmem) *)(void *)(p) = (x))
+typedef uint16_t WRPO__(h) __attribute__((vector_size(2 * WRPO__LANES)));      /* bfloat16: the high halves of floats */
+typedef WRPO__(h) WRPO__(hmem) __attribute__((aligned(2), may_alias));
+#define WRPO__LOAD_HALF(p) WRPO__FLOATS(__builtin_convertvector(*(const WRPO__(hmem) *)(const void *)(p), WRPO__U) << 16)
+#define WRPO__STORE_HIGH(p, u) (*(WRPO__(hmem) *)(void *)(p) = __builtin_convertvector((u) >> 16, WRPO__(h)))    /* of bits */
+typedef int32_t WRPO__(i) __attribute__((vector_size(4 * WRPO__LANES)));
+#define WRPO__REAL(u) __builtin_convertvector((WRPO__(i))(u), WRPO__V)          /* of whole numbers below 2^31 */
+#define WRPO__WHOLE(x) __builtin_convertvector(__builtin_convertvector(x, WRPO__(i)), WRPO__V)     /* toward 0 */
 #define WRPO__BITS(x) ((WRPO__U)(x))
 #define WRPO__FLOATS(x) ((WRPO__V)(x))
 #define WRPO__LESS(a, b) ((WRPO__U)((a) < (b)))
@@ -1544,6 +1596,10 @@ typedef WRPO__(v) WRPO__(vmem) __attribute__((aligned(4), may_alias));         /
 #define WRPO__U uint32_t
 #define WRPO__LOAD(p) (*(p))
 #define WRPO__STORE(p, x) (*(p) = (x))
+#define WRPO__LOAD_HALF(p) WRPO__FLOATS((uint32_t)*(p) << 16)
+#define WRPO__STORE_HIGH(p, u) (*(p) = (uint16_t)((u) >> 16))
+#define WRPO__REAL(u) ((float)(u))
+#define WRPO__WHOLE(x) ((float)(int32_t)(x))
 static inline uint32_t wrpo__bits(float x) { uint32_t u; memcpy(&u, &x, 4); return u; }
 static inline float wrpo__floats(uint32_t u) { float x; memcpy(&x, &u, 4); return x; }
 #define WRPO__BITS(x) wrpo__bits(x)
@@ -1559,6 +1615,12 @@ WRPO__INLINE WRPO__V WRPO__(get)(const float *p, int64_t left, float fill) {
     float t[WRPO__LANES];
     for (int i = 0; i < WRPO__LANES; i++) t[i] = i < left ? p[i] : fill;
     return WRPO__LOAD(t);
+}
+WRPO__INLINE WRPO__V WRPO__(get_half)(const uint16_t *p, int64_t left) {
+    if (left >= WRPO__LANES) return WRPO__LOAD_HALF(p);
+    uint16_t t[WRPO__LANES] = {0};
+    for (int i = 0; i < left; i++) t[i] = p[i];
+    return WRPO__LOAD_HALF(t);
 }
 WRPO__INLINE void WRPO__(put)(float *p, int64_t left, WRPO__V x) {
     if (left >= WRPO__LANES) { WRPO__STORE(p, x); return; }
@@ -1638,19 +1700,24 @@ WRPO__ROW void WRPO__(axpy)(float *y, float s, const float *x, int64_t n) {    /
 WRPO__ROW void WRPO__(scaled)(float *y, float s, const float *x, int64_t n) {  /* y = s x */
     for (int64_t i = 0; i < n; i += WRPO__LANES) WRPO__(put)(y + i, n - i, s * WRPO__(get)(x + i, n - i, 0));
 }
+WRPO__ROW void WRPO__(scaled_half)(float *y, float s, const uint16_t *x, int64_t n) {  /* the same of bfloat16 */
+    for (int64_t i = 0; i < n; i += WRPO__LANES) WRPO__(put)(y + i, n - i, s * WRPO__(get_half)(x + i, n - i));
+}
 WRPO__ROW float WRPO__(dot)(const float *x, const float *y, int64_t n) {
     WRPO__V s = {0};
     for (int64_t i = 0; i < n; i += WRPO__LANES) s = WRPO__FMA(WRPO__(get)(x + i, n - i, 0), WRPO__(get)(y + i, n - i, 0), s);
     return WRPO__(sum)(s);
 }
 
-/* ---- embed, gather, bias, add ----
+/* ---- embed, gather, bias, colsum, add ----
    Backward passes that add rows into shared places give each task a slice of the columns and all the rows, in order. */
 enum { WRPO__(SLICE) = 64 };
-static void WRPO__(embed)(void *dev, void *y, const void *w, const int32_t *ids, int64_t n, int64_t D, float scale) {
+static void WRPO__(embed)(void *dev, void *y, const void *w, wrpo_dtype w_type, const int32_t *ids, int64_t n, int64_t D, float scale) {
     wrpo__cpu *cpu = dev;
     WRPO__PARFOR(wrpo__cpu_team(cpu, n * D))
-    for (int64_t r = 0; r < n; r++) WRPO__(scaled)((float *)y + r * D, scale, (const float *)w + ids[r] * D, D);
+    for (int64_t r = 0; r < n; r++)
+        if (w_type == WRPO_BF16) WRPO__(scaled_half)((float *)y + r * D, scale, (const uint16_t *)w + ids[r] * D, D);
+        else WRPO__(scaled)((float *)y + r * D, scale, (const float *)w + ids[r] * D, D);
 }
 static void WRPO__(embed_bwd)(void *dev, float *dw, const void *dy, const int32_t *ids, int64_t n, int64_t D, float scale) {
     wrpo__cpu *cpu = dev;
@@ -1667,7 +1734,7 @@ static void WRPO__(gather)(void *dev, void *y, const void *x, const int32_t *ind
 static void WRPO__(gather_bwd)(void *dev, void *dx, const void *dy, const int32_t *index, int64_t n, int64_t D) {
     WRPO__(embed_bwd)(dev, dx, dy, index, n, D, 1);
 }
-static void WRPO__(bias)(void *dev, void *y, int64_t ldy, const void *b, int64_t n, int64_t D) {
+static void WRPO__(bias)(void *dev, void *y, int64_t ldy, const float *b, int64_t n, int64_t D) {
     wrpo__cpu *cpu = dev;
     WRPO__PARFOR(wrpo__cpu_team(cpu, n * D))
     for (int64_t r = 0; r < n; r++) WRPO__(axpy)((float *)y + r * ldy, 1, b, D);
@@ -1682,6 +1749,24 @@ static void WRPO__(bias_bwd)(void *dev, float *db, const void *dy, int64_t lddy,
             memset(part, 0, sizeof part);
             for (int64_t i = r; i < n && i < r + 64; i++) WRPO__(axpy)(part, 1, (const float *)dy + i * lddy + j, width);
             WRPO__(axpy)(db + j, 1, part, width);
+        }
+    }
+}
+static void WRPO__(colsum)(void *dev, float *y, const void *w, wrpo_dtype w_type, int64_t rows, int64_t cols) {
+    wrpo__cpu *cpu = dev;
+    WRPO__PARFOR(wrpo__cpu_team(cpu, rows * cols))
+    for (int64_t j = 0; j < cols; j += WRPO__(SLICE)) {
+        float part[WRPO__(SLICE)], row[WRPO__(SLICE)];
+        int64_t width = WRPO__MIN(cols - j, WRPO__(SLICE));
+        memset(y + j, 0, (size_t)width * sizeof *y);
+        for (int64_t r = 0; r < rows; r += 64) {
+            memset(part, 0, sizeof part);
+            for (int64_t i = r; i < rows && i < r + 64; i++)
+                if (w_type == WRPO_BF16) {
+                    WRPO__(scaled_half)(row, 1, (const uint16_t *)w + i * cols + j, width);
+                    WRPO__(axpy)(part, 1, row, width);
+                } else WRPO__(axpy)(part, 1, (const float *)w + i * cols + j, width);
+            WRPO__(axpy)(y + j, 1, part, width);
         }
     }
 }
@@ -1720,7 +1805,7 @@ WRPO__ROW void WRPO__(rmsnorm_dw_row)(float *dw, const float *dy, const float *x
     for (int64_t i = 0; i < n; i += WRPO__LANES)
         WRPO__(put)(dw + i, n - i, WRPO__FMA(WRPO__(get)(dy + i, n - i, 0) * rstd, WRPO__(get)(x + i, n - i, 0), WRPO__(get)(dw + i, n - i, 0)));
 }
-static void WRPO__(rmsnorm)(void *dev, void *y, int64_t ldy, float *rstd, const void *x, int64_t ldx, const void *w,
+static void WRPO__(rmsnorm)(void *dev, void *y, int64_t ldy, float *rstd, const void *x, int64_t ldx, const float *w,
                             int64_t n, int64_t heads, int64_t D, float eps, float plus) {
     wrpo__cpu *cpu = dev;
     WRPO__PARFOR(wrpo__cpu_team(cpu, n * heads * D))
@@ -1729,7 +1814,7 @@ static void WRPO__(rmsnorm)(void *dev, void *y, int64_t ldy, float *rstd, const 
             WRPO__(rmsnorm_row)((float *)y + r * ldy + h * D, rstd + r * heads + h, (const float *)x + r * ldx + h * D, w, D, eps, plus);
 }
 static void WRPO__(rmsnorm_bwd)(void *dev, void *dx, int64_t lddx, float *dw, const void *dy, int64_t lddy, const void *dres, int64_t lddres,
-                                const void *x, int64_t ldx, const void *w, const float *rstd, int64_t n, int64_t heads, int64_t D, float plus) {
+                                const void *x, int64_t ldx, const float *w, const float *rstd, int64_t n, int64_t heads, int64_t D, float plus) {
     wrpo__cpu *cpu = dev;
     const float *dyf = dy, *xf = x, *dresf = dres;
     WRPO__PARFOR(wrpo__cpu_team(cpu, n * heads * D))   /* dw first: dx may be dy */
@@ -1888,11 +1973,97 @@ WRPO__ROW void WRPO__(adamw_part)(float *w, float *m, float *v, const float *g, 
         WRPO__(put)(w + i, n - i, WRPO__(get)(w + i, n - i, 0) * keep - rate * mi / root);
     }
 }
-static void WRPO__(adamw)(void *dev, void *w, float *m, float *v, const float *g, int64_t count, const wrpo_adamw *step) {
+/* What is not float in memory is unpacked a block at a time, and packed again. */
+WRPO__INLINE WRPO__U WRPO__(random)(uint32_t seed, int64_t i) {        /* 32 bits for each of numbers i ... i + LANES: a hash of (seed, i) */
+    uint32_t count[WRPO__LANES];
+    for (int k = 0; k < WRPO__LANES; k++) count[k] = seed + (uint32_t)(i + k) * 0x9E3779B9u;
+    WRPO__U x = WRPO__BITS(WRPO__LOAD((const float *)(const void *)count));
+    x = (x ^ x >> 16) * 0x7FEB352Du;
+    x = (x ^ x >> 15) * 0x846CA68Bu;
+    return x ^ x >> 16;
+}
+WRPO__ROW void WRPO__(masters_unpack)(float *x, const uint16_t *w, const uint16_t *low) {
+    for (int64_t i = 0; i < WRPO_BLOCK; i++) {
+        uint32_t bits = ((uint32_t)w[i] << 16) + (uint32_t)(int16_t)low[i];
+        memcpy(x + i, &bits, 4);
+    }
+}
+WRPO__ROW void WRPO__(masters_pack)(uint16_t *w, uint16_t *low, const float *x) {
+    for (int64_t i = 0; i < WRPO_BLOCK; i++) {
+        uint32_t bits;
+        memcpy(&bits, x + i, 4);
+        w[i] = (uint16_t)((bits + 0x8000u) >> 16), low[i] = (uint16_t)bits;
+    }
+}
+WRPO__ROW void WRPO__(bf16_unpack)(float *x, const uint16_t *y) {
+    for (int64_t i = 0; i < WRPO_BLOCK; i += WRPO__LANES) WRPO__STORE(x + i, WRPO__LOAD_HALF(y + i));
+}
+WRPO__ROW void WRPO__(bf16_pack)(uint16_t *y, const float *x, uint32_t seed, int64_t first) {
+    for (int64_t i = 0; i < WRPO_BLOCK; i += WRPO__LANES) WRPO__STORE_HIGH(y + i, WRPO__BITS(WRPO__LOAD(x + i)) + (WRPO__(random)(seed, first + i) >> 16));
+}
+/* codes 0 ... top of magnitudes: s (q / top)^4 */
+WRPO__INLINE WRPO__V WRPO__(decode)(WRPO__V q, float s, float top) {
+    q = q * (1 / top);
+    q = q * q;
+    return q * q * s;
+}
+WRPO__ROW void WRPO__(bytes_unpack)(float *x, const uint8_t *y, bool moment2) {
+    float s;
+    memcpy(&s, y + WRPO_BLOCK, 4);
+    for (int64_t i = 0; i < WRPO_BLOCK; i++) x[i] = moment2 ? (float)y[i] : (float)(int8_t)y[i];
+    for (int64_t i = 0; i < WRPO_BLOCK; i += WRPO__LANES) {
+        WRPO__V q = WRPO__LOAD(x + i), size = WRPO__(decode)(q, s, moment2 ? 255 : 127);
+        WRPO__STORE(x + i, WRPO__PICK(WRPO__LESS(q, WRPO__SET(0.0f)), -size, size));
+    }
+}
+WRPO__ROW void WRPO__(bytes_pack)(uint8_t *y, const float *x, bool moment2, uint32_t seed, int64_t first) {
+    const float top = moment2 ? 255 : 127;
+    WRPO__V most = {0};
+    for (int64_t i = 0; i < WRPO_BLOCK; i += WRPO__LANES) most = WRPO__(max)(most, WRPO__(max)(WRPO__LOAD(x + i), -WRPO__LOAD(x + i)));
+    const float s = WRPO__(largest)(most), inverse = s > 0 ? 1 / s : 0;
+    float codes[WRPO_BLOCK];
+    for (int64_t i = 0; i < WRPO_BLOCK; i += WRPO__LANES) {
+        WRPO__V size = WRPO__(max)(WRPO__LOAD(x + i), -WRPO__LOAD(x + i)), q = WRPO__(sqrt)(WRPO__(sqrt)(size * inverse)) * top;
+        q = WRPO__WHOLE(-WRPO__(max)(-q, WRPO__SET(1 - top)));                 /* q and q + 1 are the codes around it */
+        const WRPO__V low = WRPO__(decode)(q, s, top), high = WRPO__(decode)(q + 1, s, top);
+        const WRPO__V dice = WRPO__REAL(WRPO__(random)(seed, first + i) >> 8) * (1.0f / 16777216);
+        q = WRPO__PICK(WRPO__LESS(dice * (high - low), size - low), q + 1, q);
+        if (moment2) q = WRPO__PICK(WRPO__LESS(WRPO__SET(0.0f), size), WRPO__(max)(q, WRPO__SET(1.0f)), q);
+        WRPO__STORE(codes + i, q);
+    }
+    for (int64_t i = 0; i < WRPO_BLOCK; i++) y[i] = moment2 ? (uint8_t)codes[i] : (uint8_t)(int8_t)(x[i] < 0 ? -codes[i] : codes[i]);
+    memcpy(y + WRPO_BLOCK, &s, 4);
+}
+WRPO__ROW void WRPO__(moment_unpack)(float *x, const void *y, wrpo_states states, bool moment2) {
+    if (states == WRPO_STATES_BF16) WRPO__(bf16_unpack)(x, y);
+    else WRPO__(bytes_unpack)(x, y, moment2);
+}
+WRPO__ROW void WRPO__(moment_pack)(void *y, const float *x, wrpo_states states, bool moment2, uint32_t seed, int64_t first) {
+    if (states == WRPO_STATES_BF16) WRPO__(bf16_pack)(y, x, seed, first);
+    else WRPO__(bytes_pack)(y, x, moment2, seed, first);
+}
+/* numbers [first, first + n) of the arrays; first is at a block */
+static void WRPO__(adamw_task)(void *w, uint16_t *low, void *m, void *v, const float *g, int64_t first, int64_t n, const wrpo_adamw *step) {
+    const bool floats = step->states == WRPO_STATES_F32;
+    const uint32_t seed_m = (uint32_t)step->seed, seed_v = (uint32_t)(step->seed >> 32);
+    if (floats && !low) {
+        WRPO__(adamw_part)((float *)w + first, (float *)m + first, (float *)v + first, g + first, n, step);
+        return;
+    }
+    for (int64_t i = first; i < first + n; i += WRPO_BLOCK) {
+        float tw[WRPO_BLOCK], tm[WRPO_BLOCK], tv[WRPO_BLOCK];
+        char *pm = (char *)m + wrpo_states_bytes(step->states, i), *pv = (char *)v + wrpo_states_bytes(step->states, i);
+        if (low) WRPO__(masters_unpack)(tw, (uint16_t *)w + i, low + i);
+        if (!floats) WRPO__(moment_unpack)(tm, pm, step->states, false), WRPO__(moment_unpack)(tv, pv, step->states, true);
+        WRPO__(adamw_part)(low ? tw : (float *)w + i, floats ? (float *)m + i : tm, floats ? (float *)v + i : tv, g + i, WRPO__MIN(WRPO_BLOCK, first + n - i), step);
+        if (!floats) WRPO__(moment_pack)(pm, tm, step->states, false, seed_m, i), WRPO__(moment_pack)(pv, tv, step->states, true, seed_v, i);
+        if (low) WRPO__(masters_pack)((uint16_t *)w + i, low + i, tw);
+    }
+}
+static void WRPO__(adamw)(void *dev, void *w, uint16_t *low, void *m, void *v, const float *g, int64_t count, const wrpo_adamw *step) {
     wrpo__cpu *cpu = dev;
     WRPO__PARFOR(wrpo__cpu_team(cpu, count))
-    for (int64_t i = 0; i < count; i += WRPO__GRAIN)
-        WRPO__(adamw_part)((float *)w + i, m + i, v + i, g + i, WRPO__MIN(count - i, WRPO__GRAIN), step);
+    for (int64_t i = 0; i < count; i += WRPO__GRAIN) WRPO__(adamw_task)(w, low, m, v, g, i, WRPO__MIN(count - i, WRPO__GRAIN), step);
 }
 
 /* ---- gemm ----
@@ -1921,20 +2092,20 @@ WRPO__INLINE void WRPO__(transpose)(WRPO__V *x) {
 #endif
 }
 /* n lanes (rows of A, columns of B) by kc steps into panels of `width` lanes, [step][stride] each, `next` numbers apart;
-   missing lanes are 0. Lane l, step k is src[l * ls + k * ks]; either ls or ks is 1. */
-WRPO__INLINE void WRPO__(pack)(float *dst, int64_t next, const int width, const int stride, const float *src, int64_t ls, int64_t ks, int64_t n, int64_t kc) {
-    for (int64_t p = 0; p < n; p += width, src += width * ls, dst += next) {
+   missing lanes are 0. Lane l, step k is number l * ls + k * ks of from, which are floats or halves (bfloat16); either ls or ks is 1. */
+#define WRPO__NUMBER(i) (half ? wrpo__float_of(((const uint16_t *)from)[i]) : ((const float *)from)[i])
+#define WRPO__VECTOR(i) (half ? WRPO__LOAD_HALF((const uint16_t *)from + (i)) : WRPO__LOAD((const float *)from + (i)))
+WRPO__INLINE void WRPO__(pack)(float *dst, int64_t next, const int width, const int stride, const void *from, const bool half, int64_t ls, int64_t ks, int64_t n, int64_t kc) {
+    for (int64_t p = 0; p < n; p += width, dst += next) {
         const int64_t lanes = WRPO__MIN(n - p, width);
         if (ls == 1) {
             for (int64_t k = 0; k < kc; k++) {
-                const float *s = src + k * ks;
+                const int64_t at = p + k * ks;
                 float *d = dst + k * stride;
                 if (lanes == width && width % WRPO__LANES == 0)
-                    for (int l = 0; l < width; l += WRPO__LANES) WRPO__STORE(d + l, WRPO__LOAD(s + l));
-                else {
-                    memset(d, 0, (size_t)stride * sizeof *d);
-                    memcpy(d, s, (size_t)lanes * sizeof *d);
-                }
+                    for (int l = 0; l < width; l += WRPO__LANES) WRPO__STORE(d + l, WRPO__VECTOR(at + l));
+                else
+                    for (int l = 0; l < stride; l++) d[l] = l < lanes ? WRPO__NUMBER(at + l) : 0;
             }
             continue;
         }
@@ -1943,21 +2114,26 @@ WRPO__INLINE void WRPO__(pack)(float *dst, int64_t next, const int width, const 
             for (int l = 0; l < stride; l += WRPO__LANES) {
                 WRPO__V x[WRPO__LANES];
                 WRPO__UNROLL
-                for (int i = 0; i < WRPO__LANES; i++) x[i] = l + i < lanes ? WRPO__LOAD(src + (l + i) * ls + k) : (WRPO__V){0};
+                for (int i = 0; i < WRPO__LANES; i++) x[i] = l + i < lanes ? WRPO__VECTOR((p + l + i) * ls + k) : (WRPO__V){0};
                 WRPO__(transpose)(x);
                 WRPO__UNROLL
                 for (int i = 0; i < WRPO__LANES; i++) WRPO__STORE(dst + (k + i) * stride + l, x[i]);
             }
         for (; k < kc; k++)
-            for (int l = 0; l < stride; l++) dst[k * stride + l] = l < lanes ? src[l * ls + k] : 0;
+            for (int l = 0; l < stride; l++) dst[k * stride + l] = l < lanes ? WRPO__NUMBER((p + l) * ls + k) : 0;
     }
 }
 WRPO__ROW void WRPO__(pack_a)(float *dst, int64_t next, const float *src, int64_t ls, int64_t ks, int64_t n, int64_t kc) {
-    WRPO__(pack)(dst, next, WRPO__(MR), WRPO__(MS), src, ls, ks, n, kc);
+    WRPO__(pack)(dst, next, WRPO__(MR), WRPO__(MS), src, false, ls, ks, n, kc);
 }
 WRPO__ROW void WRPO__(pack_b)(float *dst, int64_t next, const float *src, int64_t ls, int64_t ks, int64_t n, int64_t kc) {
-    WRPO__(pack)(dst, next, WRPO__(NR), WRPO__(NR), src, ls, ks, n, kc);
+    WRPO__(pack)(dst, next, WRPO__(NR), WRPO__(NR), src, false, ls, ks, n, kc);
 }
+WRPO__ROW void WRPO__(pack_b_half)(float *dst, int64_t next, const uint16_t *src, int64_t ls, int64_t ks, int64_t n, int64_t kc) {
+    WRPO__(pack)(dst, next, WRPO__(NR), WRPO__(NR), src, true, ls, ks, n, kc);
+}
+#undef WRPO__NUMBER
+#undef WRPO__VECTOR
 /* c[m,n] = or += a' b for a panel a[kc][MS] and NR columns b[kc][ldb]; m <= rows, n <= NR. The whole tile is computed, m by n is written. */
 WRPO__INLINE void WRPO__(tile_of)(const int rows, int64_t kc, const float *a, const float *b, int64_t ldb, float *c, int64_t ldc, int64_t m, int64_t n, bool add) {
     WRPO__V x[WRPO__(MR)][WRPO__(NV)];
@@ -2023,7 +2199,7 @@ static int64_t WRPO__(kblock)(int64_t k, int64_t k0) {
 }
 typedef struct WRPO__(product) {     /* one piece: rows [i0, i0 + rows) of C, steps [k0, k1) */
     wrpo__cpu *cpu;
-    float *c; const float *a, *b;
+    float *c; const float *a; const void *b; bool half;                        /* b is bfloat16 */
     int64_t ldc, ai, ak, bj, bk;     /* a[i * ai + k * ak], b[k * bk + j * bj] */
     int64_t n, k, i0, rows, k0, k1;
     bool add;
@@ -2042,16 +2218,18 @@ static void WRPO__(gemm_task)(const WRPO__(product) *g, int64_t i0, int64_t i1, 
     for (int64_t k = g->k0, kc; k < g->k1; k += kc) {
         kc = WRPO__(kblock)(g->k, k);
         const float *a = g->cpu->packed + (k - g->k0) * padded;
-        WRPO__(pack_b)(panels, WRPO__(NR) * kc, g->b + j0 * g->bj + k * g->bk, g->bj, g->bk, j1 - j0, kc);
+        const int64_t at = j0 * g->bj + k * g->bk;
+        if (g->half) WRPO__(pack_b_half)(panels, WRPO__(NR) * kc, (const uint16_t *)g->b + at, g->bj, g->bk, j1 - j0, kc);
+        else WRPO__(pack_b)(panels, WRPO__(NR) * kc, (const float *)g->b + at, g->bj, g->bk, j1 - j0, kc);
         for (int64_t j = j0; j < j1; j += WRPO__(NR))
             for (int64_t i = i0; i < i1; i += WRPO__(MR))
                 WRPO__(tile)(kc, a + i / WRPO__(MR) * WRPO__(MS) * kc, panels + (j - j0) * kc, WRPO__(NR), g->c + (g->i0 + i) * g->ldc + j, g->ldc,
                              WRPO__MIN(WRPO__(MR), i1 - i), WRPO__MIN(WRPO__(NR), j1 - j), g->add || k > 0);
     }
 }
-static void WRPO__(gemm)(void *dev, wrpo_mm mm, void *c, int64_t ldc, const void *a, int64_t lda, const void *b, int64_t ldb,
+static void WRPO__(gemm)(void *dev, wrpo_mm mm, void *c, int64_t ldc, const void *a, int64_t lda, const void *b, int64_t ldb, wrpo_dtype b_type,
                          int64_t m, int64_t n, int64_t k, float beta) {
-    WRPO__(product) g = {.cpu = dev, .c = c, .a = a, .b = b, .ldc = ldc, .n = n, .k = k, .add = beta != 0};
+    WRPO__(product) g = {.cpu = dev, .c = c, .a = a, .b = b, .half = b_type == WRPO_BF16 && mm != WRPO_TN, .ldc = ldc, .n = n, .k = k, .add = beta != 0};
     g.ai = mm == WRPO_TN ? 1 : lda, g.ak = mm == WRPO_TN ? lda : 1;
     g.bj = mm == WRPO_NN || mm == WRPO_TN ? 1 : ldb, g.bk = mm == WRPO_NN || mm == WRPO_TN ? ldb : 1;
     if (k <= 0 && !g.add)
@@ -2101,7 +2279,11 @@ typedef struct WRPO__(lanes) {       /* lanes [first, first + count) of a segmen
 } WRPO__(lanes);
 static int64_t WRPO__(lane_row)(const WRPO__(lanes) *b, int64_t i) { return b->seg->begin + (b->first + i) / b->share; }
 static int64_t WRPO__(lane_head)(const WRPO__(lanes) *b, int64_t i) { return b->g * b->share + (b->first + i) % b->share; }
-static int64_t WRPO__(lane_position)(const WRPO__(lanes) *b, int64_t i) { return b->seg->prefix_end - b->seg->prefix + (b->first + i) / b->share; }
+/* the position of its query: the prefix, the keys before the first query, and on from there */
+static int64_t WRPO__(lane_position)(const WRPO__(lanes) *b, int64_t i) {
+    const wrpo_seg *s = b->seg;
+    return s->prefix_end - s->prefix + (s->own_end - s->own) - (s->end - s->begin) + (b->first + i) / b->share;
+}
 static int64_t WRPO__(round_up)(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 /* The part of [key0, key0 + keys) (positions) that lanes [i, i + n) see: keys [0, *seen) of it; masked: not all of them by all lanes. */
@@ -2216,7 +2398,7 @@ static void WRPO__(attention_task)(const wrpo__cpu *cpu, const WRPO__(lanes) *b,
     const int64_t shared = b->seg->prefix_end - b->seg->prefix;
     const float window = a->window > 0 ? (float)a->window : INFINITY;
     for (int own = 0; own < 2; own++) {
-        const int64_t begin = own ? b->seg->begin : b->seg->prefix, end = own ? b->seg->end : b->seg->prefix_end;
+        const int64_t begin = own ? b->seg->own : b->seg->prefix, end = own ? b->seg->own_end : b->seg->prefix_end;
         for (int64_t t = begin; t < end; t += BK) {
             const int64_t n = WRPO__MIN(BK, end - t), key0 = (own ? shared : 0) + t - begin;
             int64_t seen;
@@ -2274,7 +2456,7 @@ static void WRPO__(attention_dq_task)(const wrpo__cpu *cpu, const WRPO__(lanes) 
     WRPO__(lane_numbers)(b, lse, delta, numbers);
     memset(out, 0, (size_t)(groups * NR * dm) * sizeof *out);
     for (int own = 0; own < 2; own++) {
-        const int64_t begin = own ? b->seg->begin : b->seg->prefix, end = own ? b->seg->end : b->seg->prefix_end;
+        const int64_t begin = own ? b->seg->own : b->seg->prefix, end = own ? b->seg->own_end : b->seg->prefix_end;
         for (int64_t t = begin; t < end; t += BK) {
             const int64_t n = WRPO__MIN(BK, end - t), key0 = (own ? shared : 0) + t - begin;
             int64_t seen;
@@ -2403,11 +2585,11 @@ static void WRPO__(attention_bwd)(void *dev, const wrpo_attn *a, void *dq, void 
 #define WRPO__STRING2(x) #x
 #define WRPO__STRING(x) WRPO__STRING2(x)
 static const wrpo_backend WRPO__(backend) = {
-    .name = "cpu-" WRPO__STRING(WRPO__LEVEL), .act_bytes = 4, .weight_bytes = 4,
+    .name = "cpu-" WRPO__STRING(WRPO__LEVEL), .act_bytes = 4, .dtype = WRPO_F32, .host = true,
     .open = wrpo__cpu_open, .close = wrpo__cpu_close, .alloc = wrpo__cpu_alloc, .release = wrpo__cpu_release,
     .put = wrpo__cpu_copy, .get = wrpo__cpu_copy, .copy = wrpo__cpu_copy, .zero = wrpo__cpu_zero, .sync = wrpo__cpu_sync,
     .gemm = WRPO__(gemm), .embed = WRPO__(embed), .embed_bwd = WRPO__(embed_bwd), .gather = WRPO__(gather), .gather_bwd = WRPO__(gather_bwd),
-    .bias = WRPO__(bias), .bias_bwd = WRPO__(bias_bwd), .add = WRPO__(add), .rmsnorm = WRPO__(rmsnorm), .rmsnorm_bwd = WRPO__(rmsnorm_bwd),
+    .bias = WRPO__(bias), .bias_bwd = WRPO__(bias_bwd), .colsum = WRPO__(colsum), .add = WRPO__(add), .rmsnorm = WRPO__(rmsnorm), .rmsnorm_bwd = WRPO__(rmsnorm_bwd),
     .rope = WRPO__(rope), .attention = WRPO__(attention), .attention_bwd = WRPO__(attention_bwd), .attention_scratch = WRPO__(attention_scratch),
     .glu = WRPO__(glu), .glu_bwd = WRPO__(glu_bwd), .logprob = WRPO__(logprob), .logprob_bwd = WRPO__(logprob_bwd),
     .sumsq = WRPO__(sumsq), .adamw = WRPO__(adamw)
@@ -2430,6 +2612,10 @@ static const wrpo_backend WRPO__(backend) = {
 #undef WRPO__U
 #undef WRPO__LOAD
 #undef WRPO__STORE
+#undef WRPO__LOAD_HALF
+#undef WRPO__REAL
+#undef WRPO__WHOLE
+#undef WRPO__STORE_HIGH
 #undef WRPO__BITS
 #undef WRPO__FLOATS
 #undef WRPO__LESS
@@ -2497,8 +2683,9 @@ struct wrpo_model {
     const char *tokenizer_dir;       /* the same for the tokenizer's files; dir unless made by wrpo_model_init */
     wrpo_weight *weights; int64_t n_weights;
     int64_t *at;                     /* [L][KINDS] -> index into weights, -1 where it does not exist */
-    int64_t count;                   /* numbers in params, gaps included (gaps stay 0) */
-    float *params;                   /* the backend's memory; weights[i].data point into it */
+    int64_t count;                   /* numbers in arrays that mirror the weights, gaps included (gaps stay 0) */
+    uint16_t *low;                   /* [count] what is left of the masters of BF16 matrices; NULL: weights are what they are */
+    bool frozen;
 };
 /* The weight of this kind in layer l (0 for those outside the layers); NULL where the model has none. */
 static const wrpo_weight *wrpo__weight(const wrpo_model *model, wrpo__kind kind, int64_t l) {
@@ -2508,7 +2695,7 @@ static const wrpo_weight *wrpo__weight(const wrpo_model *model, wrpo__kind kind,
 #define WRPO__W(model, field, l) wrpo__weight(model, WRPO__W_##field, l)
 
 /* Walks the table for a config. With model NULL it only counts: *weights tensors, *count numbers with gaps.
-   With model, weights and at are filled in; data still holds offsets from params == NULL. */
+   With model, its weights (but for dtype and data) and at are filled in. */
 static void wrpo__layout_weights(const wrpo_config *c, wrpo_model *model, int64_t *weights, int64_t *count, int64_t *parameters) {
     enum { ONCE, PER_LAYER, AT_END, JOINED = 1 };
     const int64_t V = c->vocab_size, D = c->hidden_size, I = c->intermediate_size, d = c->head_dim;
@@ -2524,19 +2711,19 @@ static void wrpo__layout_weights(const wrpo_config *c, wrpo_model *model, int64_
             for (int64_t kind = 0; kind < WRPO__KINDS; kind++) {
                 if (table[kind].scope != scope || !table[kind].exists) continue;
                 int64_t size = table[kind].rows * WRPO__MAX(table[kind].cols, 1);
-                if (!table[kind].joined) offset = (offset + 15) / 16 * 16;
+                if (!table[kind].joined) offset = (offset + WRPO_BLOCK - 1) / WRPO_BLOCK * WRPO_BLOCK;
                 if (model) {
                     wrpo_weight *w = &model->weights[n];
                     w->name = scope == PER_LAYER ? wrpo__format(model->arena, "model.layers.%lld.%s", (long long)l, table[kind].name) : table[kind].name;
                     w->rows = table[kind].rows, w->cols = WRPO__MAX(table[kind].cols, 1);
                     w->vector = table[kind].cols == 0, w->decay = !w->vector;
-                    w->data = model->params ? model->params + offset : NULL;
+                    w->at = offset;
                     for (int64_t k = scope == PER_LAYER ? l : 0; k <= (scope == PER_LAYER ? l : L - 1); k++) model->at[k * WRPO__KINDS + kind] = n;
                 }
                 n++, offset += size, total += size;
             }
     if (weights) *weights = n;
-    if (count) *count = (offset + 15) / 16 * 16;
+    if (count) *count = (offset + WRPO_BLOCK - 1) / WRPO_BLOCK * WRPO_BLOCK;
     if (parameters) *parameters = total;
 }
 
@@ -2570,18 +2757,96 @@ static void *wrpo__take(wrpo__bump *b, int64_t rows, int64_t cols, size_t bytes)
     if (b->used < at || b->used > SIZE_MAX / 2) b->overflow = true;
     return b->base ? b->base + at : NULL;
 }
-static wrpo_model *wrpo__model_new(wrpo__arena *arena, const wrpo_config *config) {
+/* ---- weights in memory ---- */
+static int64_t wrpo__size(const wrpo_weight *w) { return w->rows * w->cols; }
+static size_t wrpo__dtype_bytes(wrpo_dtype dtype) { return dtype == WRPO_F32 ? 4 : 2; }
+/* b lies right behind a: what is done to a may be done to both at once. */
+static bool wrpo__follows(const wrpo_weight *a, const wrpo_weight *b) {
+    const void *end = a->data ? (const char *)a->data + (size_t)wrpo__size(a) * wrpo__dtype_bytes(a->dtype) : NULL;
+    return b->at == a->at + wrpo__size(a) && b->dtype == a->dtype && b->decay == a->decay && b->data == end;
+}
+/* The end of the run of such weights that begins at i; their numbers in *size. */
+static int64_t wrpo__weight_run(const wrpo_weight *w, int64_t n, int64_t i, int64_t *size) {
+    *size = wrpo__size(&w[i]);
+    while (i + 1 < n && wrpo__follows(&w[i], &w[i + 1])) *size += wrpo__size(&w[++i]);
+    return i + 1;
+}
+/* The table of a model, with its matrices of one dtype; nothing has a place yet. */
+static wrpo_model *wrpo__model_table(wrpo__arena *arena, const wrpo_config *config, wrpo_dtype matrices) {
     wrpo_model *model = WRPO__NEW(arena, wrpo_model);
     model->ctx = arena->ctx, model->arena = arena, model->config = *config;
     wrpo__layout_weights(config, NULL, &model->n_weights, &model->count, NULL);
     model->weights = wrpo__alloc(arena, (size_t)model->n_weights, sizeof *model->weights);
     model->at = wrpo__alloc(arena, (size_t)config->num_hidden_layers, WRPO__KINDS * sizeof *model->at);
     for (int64_t i = 0; i < config->num_hidden_layers * WRPO__KINDS; i++) model->at[i] = -1;
-    size_t bytes = wrpo__mul(arena->ctx, (size_t)model->count, sizeof(float));
-    model->params = wrpo__device_alloc(arena, bytes, "weights");
-    arena->ctx->desc.backend->zero(arena->ctx->dev, model->params, bytes);
     wrpo__layout_weights(config, model, NULL, NULL, NULL);
+    for (int64_t i = 0; i < model->n_weights; i++) model->weights[i].dtype = model->weights[i].vector ? WRPO_F32 : matrices;
     return model;
+}
+/* Gives memory to the weights that have none yet. */
+static void wrpo__place_weights(wrpo_model *model, wrpo__bump *b) {
+    int64_t size;
+    for (int64_t i = 0, end; i < model->n_weights; i = end) {
+        wrpo_weight *w = &model->weights[i];
+        end = wrpo__weight_run(w, model->n_weights - i, 0, &size) + i;
+        if (w->data) continue;
+        char *p = wrpo__take(b, size, 1, wrpo__dtype_bytes(w->dtype));
+        for (; p && w < model->weights + end; p += (size_t)wrpo__size(w) * wrpo__dtype_bytes(w->dtype), w++) w->data = p;
+    }
+}
+/* Masters: the low halves lie apart, where matrices that are trained are bfloat16. */
+static bool wrpo__has_masters(const wrpo_ctx *ctx, bool frozen) { return !frozen && ctx->desc.dtype == WRPO_BF16; }
+static void wrpo__model_memory(wrpo_model *model) {
+    wrpo_ctx *ctx = model->ctx;
+    wrpo__bump b = {0};
+    wrpo__place_weights(model, &b);
+    const size_t bytes = b.used, low = wrpo__mul(ctx, (size_t)model->count, sizeof *model->low);
+    if (b.overflow) wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: the weights do not fit into the address space");
+    b = (wrpo__bump){.base = wrpo__device_alloc(model->arena, bytes, "weights")};
+    ctx->desc.backend->zero(ctx->dev, b.base, bytes);
+    wrpo__place_weights(model, &b);
+    if (!wrpo__has_masters(ctx, model->frozen)) return;
+    model->low = wrpo__device_alloc(model->arena, low, "masters of the weights");
+    ctx->desc.backend->zero(ctx->dev, model->low, low);
+}
+/* A model to train or to fill; every weight is 0. */
+static wrpo_model *wrpo__model_new(wrpo__arena *arena, const wrpo_config *config) {
+    wrpo_model *model = wrpo__model_table(arena, config, arena->ctx->desc.dtype);
+    wrpo__model_memory(model);
+    return model;
+}
+/* Numbers [first, first + count) of a weight as floats, in and out: the masters where there are any, else rounded to its dtype. */
+enum { WRPO__HALVES = 8192 };        /* at a time */
+static void wrpo__weight_get(const wrpo_model *model, const wrpo_weight *w, int64_t first, int64_t count, float *dst) {
+    const wrpo_backend *be = model->ctx->desc.backend;
+    void *dev = model->ctx->dev;
+    uint16_t high[WRPO__HALVES], low[WRPO__HALVES] = {0};
+    if (w->dtype == WRPO_F32) { be->get(dev, dst, (const float *)w->data + first, (size_t)count * sizeof *dst); return; }
+    for (int64_t i = 0; i < count; i += WRPO__HALVES) {
+        const int64_t n = WRPO__MIN(count - i, WRPO__HALVES);
+        be->get(dev, high, (const uint16_t *)w->data + first + i, (size_t)n * 2);
+        if (model->low) be->get(dev, low, model->low + w->at + first + i, (size_t)n * 2);
+        for (int64_t k = 0; k < n; k++) {
+            const uint32_t bits = ((uint32_t)high[k] << 16) + (uint32_t)(int16_t)low[k];
+            memcpy(dst + i + k, &bits, 4);
+        }
+    }
+}
+static void wrpo__weight_put(wrpo_model *model, const wrpo_weight *w, int64_t first, int64_t count, const float *src) {
+    const wrpo_backend *be = model->ctx->desc.backend;
+    void *dev = model->ctx->dev;
+    uint16_t high[WRPO__HALVES], low[WRPO__HALVES];
+    if (w->dtype == WRPO_F32) { be->put(dev, (float *)w->data + first, src, (size_t)count * sizeof *src); return; }
+    for (int64_t i = 0; i < count; i += WRPO__HALVES) {
+        const int64_t n = WRPO__MIN(count - i, WRPO__HALVES);
+        for (int64_t k = 0; k < n; k++) {
+            uint32_t bits;
+            memcpy(&bits, src + i + k, 4);
+            high[k] = (uint16_t)((bits + 0x8000u) >> 16), low[k] = (uint16_t)bits;
+        }
+        be->put(dev, (uint16_t *)w->data + first + i, high, (size_t)n * 2);
+        if (model->low) be->put(dev, model->low + w->at + first + i, low, (size_t)n * 2);
+    }
 }
 WRPO_API const wrpo_config *wrpo_model_config(const wrpo_model *model) { return &model->config; }
 WRPO_API int64_t wrpo_model_weights(const wrpo_model *model, const wrpo_weight **out) {
@@ -2780,7 +3045,7 @@ static void wrpo__pack_seg(wrpo__run *r, const int32_t *ids, int64_t count, int6
             t[0] = cosf(angle) * (float)r->rope_scale, t[1] = sinf(angle) * (float)r->rope_scale;
         }
     }
-    r->h_segs[r->segs++] = (wrpo_seg){r->n, r->n + count, prefix, prefix_end};
+    r->h_segs[r->segs++] = (wrpo_seg){r->n, r->n + count, prefix, prefix_end, r->n, r->n + count};
     r->n += count;
 }
 static void wrpo__pack_record(wrpo__run *r, const wrpo_record *record) {
@@ -2810,9 +3075,8 @@ static void wrpo__pack_end(wrpo__run *r) {
 typedef struct wrpo__linear { const wrpo_weight *w[3]; const wrpo_weight *b[3]; } wrpo__linear;
 #define WRPO__ROWS(w) ((w) ? (w)->rows : 0)
 static int wrpo__joined(const wrpo__linear *lin, int i, int64_t *rows) {   /* end of the run of joined weights from i; its rows */
-    *rows = lin->w[i]->rows;
     int j = i + 1;
-    for (; j < 3 && lin->w[j] && lin->w[j]->data == lin->w[i]->data + *rows * lin->w[i]->cols; j++) *rows += lin->w[j]->rows;
+    for (*rows = lin->w[i]->rows; j < 3 && lin->w[j] && wrpo__follows(lin->w[j - 1], lin->w[j]); j++) *rows += lin->w[j]->rows;
     return j;
 }
 static void *wrpo__at(const wrpo_backend *be, const void *p, int64_t i) { return (char *)(uintptr_t)p + i * be->act_bytes; }
@@ -2821,26 +3085,25 @@ static void wrpo__linear_fwd(wrpo_ctx *ctx, const wrpo__linear *lin, void *y, in
     int64_t rows, at = 0, cols = lin->w[0]->cols;
     for (int i = 0, j; i < 3 && lin->w[i]; i = j, at += rows) {
         j = wrpo__joined(lin, i, &rows);
-        be->gemm(ctx->dev, WRPO_NT, wrpo__at(be, y, at), ldy, x, cols, lin->w[i]->data, cols, n, rows, cols, beta);
+        be->gemm(ctx->dev, WRPO_NT, wrpo__at(be, y, at), ldy, x, cols, lin->w[i]->data, cols, lin->w[i]->dtype, n, rows, cols, beta);
     }
     at = 0;
     for (int i = 0; i < 3 && lin->w[i]; at += lin->w[i]->rows, i++)
         if (lin->b[i]) be->bias(ctx->dev, wrpo__at(be, y, at), ldy, lin->b[i]->data, n, lin->b[i]->rows);
 }
-/* dx = dy W (dx NULL: not wanted);  dW += dy' x;  db += sum dy.  grads mirrors params. */
-static void wrpo__linear_bwd(wrpo_model *model, const wrpo__linear *lin, void *dx, float *grads, const void *dy, int64_t lddy, const void *x, int64_t n) {
-    wrpo_ctx *ctx = model->ctx;
+/* dx = dy W (dx NULL: not wanted);  dW += dy' x;  db += sum dy.  grads mirrors the weights. */
+static void wrpo__linear_bwd(wrpo_ctx *ctx, const wrpo__linear *lin, void *dx, float *grads, const void *dy, int64_t lddy, const void *x, int64_t n) {
     const wrpo_backend *be = ctx->desc.backend;
     int64_t rows, at = 0, cols = lin->w[0]->cols;
     for (int i = 0, j; i < 3 && lin->w[i]; i = j, at += rows) {
         j = wrpo__joined(lin, i, &rows);
         const void *part = wrpo__at(be, dy, at);
-        if (dx) be->gemm(ctx->dev, WRPO_NN, dx, cols, part, lddy, lin->w[i]->data, cols, n, cols, rows, at ? 1.0f : 0.0f);
-        be->gemm(ctx->dev, WRPO_TN, grads + (lin->w[i]->data - model->params), cols, part, lddy, x, cols, rows, cols, n, 1);
+        if (dx) be->gemm(ctx->dev, WRPO_NN, dx, cols, part, lddy, lin->w[i]->data, cols, lin->w[i]->dtype, n, cols, rows, at ? 1.0f : 0.0f);
+        be->gemm(ctx->dev, WRPO_TN, grads + lin->w[i]->at, cols, part, lddy, x, cols, WRPO_F32, rows, cols, n, 1);
     }
     at = 0;
     for (int i = 0; i < 3 && lin->w[i]; at += lin->w[i]->rows, i++)
-        if (lin->b[i]) be->bias_bwd(ctx->dev, grads + (lin->b[i]->data - model->params), wrpo__at(be, dy, at), lddy, n, lin->b[i]->rows);
+        if (lin->b[i]) be->bias_bwd(ctx->dev, grads + lin->b[i]->at, wrpo__at(be, dy, at), lddy, n, lin->b[i]->rows);
 }
 
 /* ---- one layer ---- */
@@ -2913,16 +3176,16 @@ static void wrpo__layer_bwd(wrpo__run *r, int64_t l, const wrpo__acts *a, const 
     void *q = a->qkv, *k = wrpo__at(be, q, H * d), *v = wrpo__at(be, k, G * d);
     void *dq = r->dqkv, *dk = wrpo__at(be, dq, H * d), *dv = wrpo__at(be, dk, G * d);
     const wrpo_attn attn = wrpo__attn_of(r, l);
-#define WRPO__GRAD(weight) (grads + ((weight)->data - m->params))
+#define WRPO__GRAD(weight) (grads + (weight)->at)
 
     be->glu(dev, r->h, a->gu, n, I, false);
-    wrpo__linear_bwd(m, &w.down, r->dh, grads, r->dx, D, r->h, n);                         /* 11 dh = dx W, dW += dx' h */
+    wrpo__linear_bwd(ctx, &w.down, r->dh, grads, r->dx, D, r->h, n);                         /* 11 dh = dx W, dW += dx' h */
     be->glu_bwd(dev, r->dgu, NULL, r->dh, a->gu, n, I, false);                             /* 10 */
     be->rmsnorm(dev, r->norm, D, a->rstd_2, a->mid, D, w.norm_2->data, n, 1, D, eps, 0);
-    wrpo__linear_bwd(m, &w.gu, r->dy, grads, r->dgu, 2 * I, r->norm, n);                   /* 9  dc = dgu W */
+    wrpo__linear_bwd(ctx, &w.gu, r->dy, grads, r->dgu, 2 * I, r->norm, n);                   /* 9  dc = dgu W */
     be->rmsnorm_bwd(dev, r->dx, D, WRPO__GRAD(w.norm_2), r->dy, D, r->dx, D, a->mid, D,
                     w.norm_2->data, a->rstd_2, n, 1, D, 0);                                /* 8  dx' = dx'' + ... */
-    wrpo__linear_bwd(m, &w.o, r->d_o, grads, r->dx, D, a->o, n);                           /* 7  do = dx' W */
+    wrpo__linear_bwd(ctx, &w.o, r->d_o, grads, r->dx, D, a->o, n);                           /* 7  do = dx' W */
     be->attention_bwd(dev, &attn, dq, dk, dv, r->d_o, a->o, a->lse, q, k, v, r->attn_scratch);   /* 6 */
     be->rope(dev, dq, ld, r->rope, n, H + G, d, -1);                                       /* 5  turned back */
     if (c->qk_norm) {                                                                      /* 4 */
@@ -2931,7 +3194,7 @@ static void wrpo__layer_bwd(wrpo__run *r, int64_t l, const wrpo__acts *a, const 
         be->rmsnorm_bwd(dev, dk, ld, WRPO__GRAD(w.norm_k), dk, ld, NULL, 0, k0, (H + G) * d, w.norm_k->data, a->rstd_k, n, G, d, 0);
     }
     be->rmsnorm(dev, r->norm, D, a->rstd_1, x, D, w.norm_1->data, n, 1, D, eps, 0);
-    wrpo__linear_bwd(m, &w.qkv, r->dy, grads, dq, ld, r->norm, n);                         /* 3  da = dqkv W */
+    wrpo__linear_bwd(ctx, &w.qkv, r->dy, grads, dq, ld, r->norm, n);                         /* 3  da = dqkv W */
     be->rmsnorm_bwd(dev, r->dx, D, WRPO__GRAD(w.norm_1), r->dy, D, r->dx, D, x, D,
                     w.norm_1->data, a->rstd_1, n, 1, D, 0);                                /* 2  dx = dx' + ... */
 }
@@ -2944,6 +3207,11 @@ static void wrpo__sync(wrpo_ctx *ctx) {
     wrpo_error why = {WRPO_E_DEVICE, 0, 0, ""};
     if (ctx->desc.backend->sync(ctx->dev, &why) != WRPO_OK) wrpo__fail(ctx, why.code, "%s: %s", ctx->desc.backend->name, why.text);
 }
+/* Before forward passes with means, whenever the weights have changed. */
+static void wrpo__sum_head(wrpo__run *r) {
+    const wrpo_weight *head = wrpo__head(r->model);
+    r->model->ctx->desc.backend->colsum(r->model->ctx->dev, r->mean_w, head->data, head->dtype, head->rows, head->cols);
+}
 /* Log-probs of all targets into r->h_logp; with means, the mean logit over the vocabulary of every row into r->h_mean. */
 static void wrpo__forward(wrpo__run *r, bool means) {
     wrpo_model *m = r->model;
@@ -2955,7 +3223,7 @@ static void wrpo__forward(wrpo__run *r, bool means) {
     const int64_t D = c->hidden_size, V = c->vocab_size, L = c->num_hidden_layers;
     const bool train = r->shape.train;
     void *x = train ? r->layer[0].x : r->scratch.x;
-    be->embed(dev, x, WRPO__W(m, embed_tokens, 0)->data, r->ids, r->n, D, 1);              /* 1  x = E[ids] */
+    be->embed(dev, x, WRPO__W(m, embed_tokens, 0)->data, WRPO__W(m, embed_tokens, 0)->dtype, r->ids, r->n, D, 1);              /* 1  x = E[ids] */
     for (int64_t l = 0; l < L; l++) {
         void *x_out = train ? r->layer[l + 1].x : r->scratch.x;
         wrpo__layer_fwd(r, l, train && l >= r->shape.recompute ? &r->layer[l] : &r->scratch, x, x_out);
@@ -2965,20 +3233,18 @@ static void wrpo__forward(wrpo__run *r, bool means) {
     for (int64_t t = 0; t < r->targets; t += r->shape.chunk) {                             /* 13 log softmax(y W')[target] */
         int64_t count = WRPO__MIN(r->shape.chunk, r->targets - t);
         be->gather(dev, r->hid, r->y, r->rows + t, count, D);
-        be->gemm(dev, WRPO_NT_LOGITS, r->logits, V, r->hid, D, head->data, D, count, V, D, 0);
+        be->gemm(dev, WRPO_NT_LOGITS, r->logits, V, r->hid, D, head->data, D, head->dtype, count, V, D, 0);
         be->logprob(dev, r->logp + t, r->lse + t, r->logits, r->target + t, count, V, 0);
     }
     if (means) {                     /* mean_v(y W_v) = y (sum_v W_v) / V: one vector, not V columns */
-        be->zero(dev, r->mean_w, (size_t)D * sizeof(float));
-        be->bias_bwd(dev, r->mean_w, head->data, D, V, D);
-        be->gemm(dev, WRPO_NT_LOGITS, r->mean, 1, r->y, D, r->mean_w, D, r->n, 1, D, 0);
+        be->gemm(dev, WRPO_NT_LOGITS, r->mean, 1, r->y, D, r->mean_w, D, WRPO_F32, r->n, 1, D, 0);
         be->get(dev, r->h_mean, r->mean, (size_t)r->n * sizeof(float));
         for (int64_t i = 0; i < r->n; i++) r->h_mean[i] /= (float)V;
     }
     be->get(dev, r->h_logp, r->logp, (size_t)r->targets * sizeof(float));
     wrpo__sync(ctx);
 }
-/* Adds the gradient of sum_t coef[t] logp[t] (r->h_coef, filled by the caller) to grads, which mirrors params.
+/* Adds the gradient of sum_t coef[t] logp[t] (r->h_coef, filled by the caller) to grads, which mirrors the weights.
    Targets with coefficient 0 drop out of the head. The packed arrays of targets are reordered. */
 static void wrpo__backward(wrpo__run *r, float *grads) {
     wrpo_model *m = r->model;
@@ -3000,11 +3266,11 @@ static void wrpo__backward(wrpo__run *r, float *grads) {
     for (int64_t t = 0; t < live; t += r->shape.chunk) {                                   /* 13 logits once more, then their gradient */
         int64_t count = WRPO__MIN(r->shape.chunk, live - t);
         be->gather(dev, r->hid, r->y, r->rows + t, count, D);
-        be->gemm(dev, WRPO_NT_LOGITS, r->logits, V, r->hid, D, head->data, D, count, V, D, 0);
+        be->gemm(dev, WRPO_NT_LOGITS, r->logits, V, r->hid, D, head->data, D, head->dtype, count, V, D, 0);
         be->logprob(dev, r->logp, r->lse, r->logits, r->target + t, count, V, 0);
         be->logprob_bwd(dev, r->dlogits, r->logits, r->target + t, r->lse, r->coef + t, count, V, 0);
-        be->gemm(dev, WRPO_NN, r->dhid, D, r->dlogits, V, head->data, D, count, D, V, 0);
-        be->gemm(dev, WRPO_TN, WRPO__GRAD(head), D, r->dlogits, V, r->hid, D, V, D, count, 1);
+        be->gemm(dev, WRPO_NN, r->dhid, D, r->dlogits, V, head->data, D, head->dtype, count, D, V, 0);
+        be->gemm(dev, WRPO_TN, WRPO__GRAD(head), D, r->dlogits, V, r->hid, D, WRPO_F32, V, D, count, 1);
         be->gather_bwd(dev, r->dy, r->dhid, r->rows + t, count, D);
     }
     be->rmsnorm_bwd(dev, r->dx, D, WRPO__GRAD(norm), r->dy, D, NULL, 0, r->layer[L].x, D,
@@ -8877,34 +9143,48 @@ static wrpo_tensors *wrpo__tensors_in(wrpo_ctx *ctx, const char *dir) {
 WRPO_API wrpo_result wrpo_model_check(wrpo_ctx *ctx, const char *dir, wrpo_config *config, int64_t *parameters, wrpo_dtype *dtype) {
     WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
         wrpo__arena *arena = wrpo__entry.arena;
-        wrpo_model table = {.ctx = ctx, .arena = arena};   /* the table alone, no memory behind it */
-        wrpo__config_read(arena, dir, &table.config);
-        wrpo__layout_weights(&table.config, NULL, &table.n_weights, NULL, parameters);
-        table.weights = wrpo__alloc(arena, (size_t)table.n_weights, sizeof *table.weights);
-        table.at = wrpo__alloc(arena, (size_t)table.config.num_hidden_layers, WRPO__KINDS * sizeof *table.at);
-        wrpo__layout_weights(&table.config, &table, NULL, NULL, NULL);
-        *dtype = wrpo__check_tensors(ctx, dir, &table.config, wrpo__tensors_in(ctx, dir), table.weights, table.n_weights);
-        *config = table.config;
+        wrpo__config_read(arena, dir, config);
+        const wrpo_model *table = wrpo__model_table(arena, config, WRPO_F32);      /* alone, no memory behind it */
+        *parameters = wrpo_model_parameters(table);
+        *dtype = wrpo__check_tensors(ctx, dir, config, wrpo__tensors_in(ctx, dir), table->weights, table->n_weights);
     }
     return wrpo__end(&wrpo__entry);
 }
 
-/* ---- load ---- */
+/* ---- load ----
+   A frozen model on the host keeps its matrices in the file that holds them, if they lie there as floats or bfloat16 and aligned. */
+static bool wrpo__mappable(const wrpo_tensor_info *info) {
+    const size_t size = !strcmp(info->dtype, "F32") ? 4 : !strcmp(info->dtype, "BF16") ? 2 : 0;
+    return size && (uintptr_t)info->data % size == 0;
+}
+static void wrpo__map_weights(wrpo_model *model, const wrpo_tensors *t) {
+    for (int64_t i = 0; i < model->n_weights; i++) {
+        wrpo_weight *w = &model->weights[i];
+        const wrpo_tensor_info *info = wrpo__tensor_of(model->ctx, model->dir, t, w);
+        if (w->vector || !wrpo__mappable(info)) continue;
+        w->dtype = !strcmp(info->dtype, "F32") ? WRPO_F32 : WRPO_BF16;
+        w->data = (void *)(uintptr_t)info->data;
+    }
+}
+static bool wrpo__is_mapped(const wrpo_model *model, const wrpo_tensors *t, const wrpo_weight *w) {
+    return model->frozen && w->data == wrpo__tensor_of(model->ctx, model->dir, t, w)->data;
+}
 enum { WRPO__PIECE = 1 << 20 };      /* numbers converted at a time: weights may lie on a device */
-static wrpo_result wrpo__load_weights(wrpo_model *model) {
+static wrpo_result wrpo__load_weights(wrpo_model *model, const wrpo_tensors *mapped /* or NULL */) {
     wrpo_ctx *ctx = model->ctx;
     WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        const wrpo_tensors *t = wrpo__tensors_in(ctx, model->dir);
+        const wrpo_tensors *t = mapped ? mapped : wrpo__tensors_in(ctx, model->dir);
         float *piece = wrpo__raw(wrpo__entry.arena, WRPO__PIECE, sizeof *piece);
         for (int64_t i = 0; i < model->n_weights; i++) {
             const wrpo_weight *w = &model->weights[i];
+            if (wrpo__is_mapped(model, t, w)) continue;
             const wrpo_tensor_info *info = wrpo__tensor_of(ctx, model->dir, t, w);
             for (int64_t at = 0, n; at < info->count; at += n) {
                 n = WRPO__MIN(info->count - at, WRPO__PIECE);
                 wrpo__to_float(ctx, piece, info, at, n);
                 for (int64_t k = 0; k < n; k++)
                     if (!isfinite(piece[k])) wrpo__fail(ctx, WRPO_E_NOT_FINITE, "%s: %s: element %lld is not a finite number", info->file, w->name, (long long)(at + k));
-                ctx->desc.backend->put(ctx->dev, w->data + at, piece, (size_t)n * sizeof *piece);
+                wrpo__weight_put(model, w, at, n, piece);
             }
         }
         wrpo__sync(ctx);
@@ -8919,10 +9199,14 @@ WRPO_API wrpo_result wrpo_model_load(wrpo_ctx *ctx, const wrpo_model_desc *desc,
         wrpo_dtype dtype;
         if (!desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_model_desc: dir is missing");
         wrpo__need(ctx, wrpo_model_check(ctx, desc->dir, &config, &(int64_t){0}, &dtype));   /* before memory is taken */
-        wrpo_model *model = wrpo__model_new(arena, &config);
+        const bool map = desc->frozen && ctx->desc.backend->host;
+        wrpo_model *model = wrpo__model_table(arena, &config, map ? WRPO_F32 : ctx->desc.dtype);
         model->dir = model->tokenizer_dir = wrpo__strndup(arena, desc->dir, strlen(desc->dir));
-        model->dtype = dtype;
-        wrpo__need(ctx, wrpo__load_weights(model));
+        model->dtype = dtype, model->frozen = desc->frozen;
+        const wrpo_tensors *mapped = map ? wrpo__tensors_in(ctx, model->dir) : NULL;      /* open as long as the model */
+        if (map) wrpo__map_weights(model, mapped);
+        wrpo__model_memory(model);
+        wrpo__need(ctx, wrpo__load_weights(model, mapped));
         *out = model;
     }
     return wrpo__end(&wrpo__entry);
@@ -8951,7 +9235,7 @@ WRPO_API wrpo_result wrpo_model_init(wrpo_ctx *ctx, const wrpo_init_desc *desc, 
                 for (int64_t block = 0; block < (n + 4095) / 4096; block++)
                     for (int64_t k = block * 4096; k < WRPO__MIN(n, block * 4096 + 4096); k++)
                         piece[k] = norm ? 1 : w->vector ? 0 : (float)(config.initializer_range * wrpo__normal(desc->seed ? desc->seed : 42, stream, (uint64_t)(at + k)));
-                ctx->desc.backend->put(ctx->dev, w->data + at, piece, (size_t)n * sizeof *piece);
+                wrpo__weight_put(model, w, at, n, piece);
             }
         }
         wrpo__block_free(piece);
@@ -9049,7 +9333,7 @@ static void wrpo__save_config(wrpo__arena *arena, const char *from, const char *
 }
 static void wrpo__save_piece(void *user, int64_t tensor, int64_t first, int64_t count, float *dst) {
     const wrpo_model *model = user;
-    model->ctx->desc.backend->get(model->ctx->dev, dst, model->weights[tensor].data + first, (size_t)count * sizeof *dst);
+    wrpo__weight_get(model, &model->weights[tensor], first, count, dst);
 }
 WRPO_API wrpo_result wrpo_model_save(wrpo_model *model, const wrpo_save_desc *desc) {
     wrpo_ctx *ctx = model->ctx;
@@ -9199,7 +9483,8 @@ struct wrpo_trainer {
     int K;                           /* most responses of a record */
     double *ref, *eval_ref; int eval_K;                /* [N][K] reference log-probs; NULL where none are needed */
     wrpo__run *run;
-    float *grads, *m, *v;            /* as params; NULL in an evaluation */
+    float *grads;                    /* as the weights; NULL in an evaluation */
+    char *m, *v;                     /* moments: states of them */
     double *sumsq;                   /* one number of the backend */
     FILE *metrics;
     double start;
@@ -9269,8 +9554,11 @@ WRPO_API wrpo_result wrpo_train_bytes(wrpo_ctx *ctx, const wrpo_config *config, 
         wrpo__bump b = {0};
         wrpo__run_layout(ctx, config, &shape, &run, &b);
         if (b.overflow) wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: %lld rows of this model do not fit into the address space", (long long)rows);
-        out->weights = (size_t)count * sizeof(float);
-        out->gradients = out->weights, out->moments = 2 * out->weights;
+        wrpo_model *table = wrpo__model_table(wrpo__entry.arena, config, ctx->desc.dtype);
+        wrpo__bump weights = {0};
+        wrpo__place_weights(table, &weights);
+        out->weights = weights.used + (wrpo__has_masters(ctx, false) ? (size_t)count * sizeof *table->low : 0);
+        out->gradients = (size_t)count * sizeof(float), out->moments = 2 * wrpo_states_bytes(d.states, count);
         out->head = run.head_bytes;
         out->activations = run.bytes - run.head_bytes + wrpo__run_host_bytes(config, rows);
         if (data) {
@@ -9288,14 +9576,15 @@ static uint64_t wrpo__fingerprint(const wrpo_model *model, const wrpo_data *data
     const wrpo_config *c = &model->config;
     const double numbers[] = {c->rms_norm_eps, c->rope.theta, (double)c->rope.type, c->rope.factor, c->rope.low_freq_factor, c->rope.high_freq_factor,
                               c->rope.beta_fast, c->rope.beta_slow, c->rope.attention_factor, (double)c->rope.original_max_position_embeddings,
-                              (double)c->sliding_window, (double)c->head_dim, (double)c->num_attention_heads, (double)c->num_key_value_heads};
+                              (double)c->sliding_window, (double)c->head_dim, (double)c->num_attention_heads, (double)c->num_key_value_heads,
+                              (double)ctx->desc.dtype};
     uint64_t h = wrpo__hash(wrpo__hash(0, numbers, sizeof numbers), c->sliding_layers, sizeof c->sliding_layers);
     for (int64_t i = 0; i < model->n_weights; i++) {
         const wrpo_weight *w = &model->weights[i];
         h = wrpo__hash(h, w->name, strlen(w->name));
         for (int64_t at = 0, n; at < w->rows * w->cols; at += n) {
             n = WRPO__MIN(w->rows * w->cols - at, WRPO__PIECE);
-            ctx->desc.backend->get(ctx->dev, piece, w->data + at, (size_t)n * sizeof *piece);
+            wrpo__weight_get(model, w, at, n, piece);
             h = wrpo__hash(h, piece, (size_t)n * sizeof *piece);
         }
     }
@@ -9352,7 +9641,7 @@ static wrpo_result wrpo__reference(wrpo_trainer *t) {
         wrpo__arena *temp = wrpo__entry.arena;
         wrpo_model *ref = t->model;
         if (t->desc.ref_dir) {
-            const wrpo_model_desc desc = {.dir = t->desc.ref_dir};
+            const wrpo_model_desc desc = {.dir = t->desc.ref_dir, .frozen = true};
             wrpo__cleanup *owner = wrpo__on_free(temp, wrpo__model_drop, NULL);
             wrpo__need(ctx, wrpo_model_load(ctx, &desc, &ref));
             owner->p = ref;
@@ -9423,6 +9712,7 @@ static wrpo_trainer *wrpo__trainer_build(wrpo__arena *arena, wrpo_model *policy,
     wrpo_ctx *ctx = arena->ctx;
     wrpo_trainer *t = WRPO__NEW(arena, wrpo_trainer);
     wrpo__on_free(arena, wrpo__close_metrics, t);
+    if (train && policy->frozen) wrpo__fail(ctx, WRPO_E_ARG, "the model was loaded frozen (wrpo_model_desc): it cannot be trained");
     t->ctx = ctx, t->arena = arena, t->model = policy, t->data = t->user_data = data;
     t->desc = wrpo_train_defaults(desc);
     wrpo__train_check(ctx, &t->desc);
@@ -9464,9 +9754,9 @@ static wrpo_trainer *wrpo__trainer_build(wrpo__arena *arena, wrpo_model *policy,
     shape.train = train;
     t->run = wrpo__run_new(arena, policy, &shape);
     if (train) {
-        const size_t bytes = (size_t)policy->count * sizeof(float);
+        const size_t bytes = wrpo_states_bytes(d->states, policy->count);
         const wrpo_backend *be = ctx->desc.backend;
-        t->grads = wrpo__device_alloc(arena, bytes, "gradients");
+        t->grads = wrpo__device_alloc(arena, wrpo__mul(ctx, (size_t)policy->count, sizeof *t->grads), "gradients");
         t->m = wrpo__device_alloc(arena, bytes, "first moments"), t->v = wrpo__device_alloc(arena, bytes, "second moments");
         t->sumsq = wrpo__device_alloc(arena, sizeof *t->sumsq, "gradient norm");
         be->zero(ctx->dev, t->m, bytes), be->zero(ctx->dev, t->v, bytes);
@@ -9556,6 +9846,7 @@ static void wrpo__pass(wrpo_trainer *t, const wrpo_data *data, const double *ref
                        double alpha, bool train, wrpo__tally *tally) {
     wrpo__run *r = t->run;
     const wrpo_loss_desc *d = &t->desc.loss;
+    wrpo__sum_head(r);
     wrpo_response *y = wrpo__alloc(wrpo__here, (size_t)K, sizeof *y);
     double *logps = wrpo__alloc(wrpo__here, (size_t)K, sizeof *logps), scored = 0;
     for (int64_t i = 0; i < count && d->method == WRPO_METHOD_SFT; i++) {
@@ -9623,13 +9914,15 @@ static int64_t wrpo__next_batch(wrpo_trainer *t, const int64_t **list) {
 static void wrpo__update(wrpo_trainer *t, double lr, double grad_scale) {
     const wrpo_train_desc *d = &t->desc;
     const wrpo_backend *be = t->ctx->desc.backend;
-    wrpo_adamw step = {.lr = (float)lr, .beta1 = (float)d->beta1, .beta2 = (float)d->beta2, .eps = (float)d->eps, .grad_scale = (float)grad_scale,
+    wrpo_adamw step = {.lr = (float)lr, .beta1 = (float)d->beta1, .beta2 = (float)d->beta2, .eps = (float)d->eps, .grad_scale = (float)grad_scale, .states = d->states,
                        .correction1 = 1 - pow(d->beta1, (double)(t->k + 1)), .correction2 = sqrt(1 - pow(d->beta2, (double)(t->k + 1)))};
-    for (int64_t i = 0; i < t->model->n_weights; i++) {
+    for (int64_t i = 0, end, size; i < t->model->n_weights; i = end) {
         const wrpo_weight *w = &t->model->weights[i];
-        const int64_t at = w->data - t->model->params;
+        const size_t at = wrpo_states_bytes(d->states, w->at);
+        end = i + wrpo__weight_run(w, t->model->n_weights - i, 0, &size);
         step.weight_decay = w->decay ? (float)d->weight_decay : 0;
-        be->adamw(t->ctx->dev, w->data, t->m + at, t->v + at, t->grads + at, w->rows * w->cols, &step);
+        step.seed = wrpo__random64(d->seed, (uint64_t)t->k, (uint64_t)w->at);
+        be->adamw(t->ctx->dev, w->data, w->dtype == WRPO_BF16 ? t->model->low + w->at : NULL, t->m + at, t->v + at, t->grads + w->at, size, &step);
     }
 }
 WRPO_API wrpo_result wrpo_trainer_step(wrpo_trainer *t, wrpo_metrics *m) {

@@ -17,7 +17,7 @@ typedef struct run {
     const wrpo_backend *be; void *dev;
     int way;                          /* 0: the first run */
     char name[160];
-    void *blocks[64]; int n_blocks;
+    void *blocks[96]; int n_blocks;
     struct { float *bits; size_t n; } kept[KEPT]; int n_kept;
     uint64_t seed, counter;
 } run;
@@ -27,7 +27,7 @@ static double uniform(run *t, double low, double high) {
 }
 static void *block(run *t, size_t n) {
     void *p = t->be->alloc(t->dev, n + 64);
-    if (!p || t->n_blocks == 64) { printf("out of memory in the test\n"); exit(2); }
+    if (!p || t->n_blocks == 96) { printf("out of memory in the test\n"); exit(2); }
     t->blocks[t->n_blocks++] = p;
     return p;
 }
@@ -133,6 +133,18 @@ static double dot(const double *a, const double *b, int64_t n) {
     return s;
 }
 
+/* x rounded toward 0 to bfloat16, in place, and those halves */
+static uint16_t *halves(run *t, float *x, int64_t n) {
+    uint16_t *h = block(t, (size_t)WRPO__MAX(n, 1) * sizeof *h);
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, x + i, 4);
+        h[i] = (uint16_t)(bits >> 16), bits &= 0xFFFF0000u;
+        memcpy(x + i, &bits, 4);
+    }
+    return h;
+}
+
 /* ---- gemm: args m, n, k, layout, beta, extra columns between rows ---- */
 static void test_gemm(run *t, const int64_t *arg) {
     const int64_t m = arg[0], n = arg[1], k = arg[2], extra = arg[5];
@@ -147,15 +159,24 @@ static void test_gemm(run *t, const int64_t *arg) {
             for (int64_t l = 0; l < k && t->way == 0; l++)
                 want[i * n + j] += (double)a[at ? l * lda + i : i * lda + l] * (double)b[bt ? j * ldb + l : l * ldb + j];
         }
-    t->be->gemm(t->dev, mm, c, ldc, a, lda, b, ldb, m, n, k, (float)arg[4]);
+    t->be->gemm(t->dev, mm, c, ldc, a, lda, b, ldb, WRPO_F32, m, n, k, (float)arg[4]);
     result(t, "gemm", mm == WRPO_NT ? "NT" : mm == WRPO_NT_LOGITS ? "NT_LOGITS" : mm == WRPO_NN ? "NN" : "TN", c, m, n, ldc, want, 2e-6);
-    if (at) return;                    /* a row is a row, whichever others come with it */
+    if (at) return;
+    {                                  /* a weight in bfloat16 gives the bits of the same numbers as floats */
+        uint16_t *half = halves(t, b, (bt ? n : k) * ldb);
+        float *first = floats(t, m * ldc, 0.5f), *second = floats(t, m * ldc, 0.5f);
+        t->be->gemm(t->dev, mm, first, ldc, a, lda, b, ldb, WRPO_F32, m, n, k, (float)arg[4]);
+        t->be->gemm(t->dev, mm, second, ldc, a, lda, half, ldb, WRPO_BF16, m, n, k, (float)arg[4]);
+        CHECK(memcmp(first, second, (size_t)(m * ldc) * sizeof *c) == 0, "%s: weights in bfloat16 give other bits", t->name);
+    }
+    if (arg[4]) return;                /* a row is a row, whichever others come with it */
+    t->be->gemm(t->dev, mm, c, ldc, a, lda, b, ldb, WRPO_F32, m, n, k, 0);
     static const int64_t part[][2] = {{0, 1}, {5, 1}, {3, 2}, {2, 4}, {7, 13}, {1, 14}, {6, 30}, {30, 99}};
     for (int i = 0; i < 8; i++) {
         const int64_t first = part[i][0], count = part[i][1];
-        if (first + count > m || arg[4]) continue;
+        if (first + count > m) continue;
         float *rows = floats(t, count * n, NAN);
-        t->be->gemm(t->dev, mm, rows, n, a + first * lda, lda, b, ldb, count, n, k, 0);
+        t->be->gemm(t->dev, mm, rows, n, a + first * lda, lda, b, ldb, WRPO_F32, count, n, k, 0);
         int64_t other = 0;
         for (int64_t r = 0; r < count; r++) other += memcmp(rows + r * n, c + (first + r) * ldc, (size_t)n * sizeof *c) != 0;
         CHECK(other == 0, "%s: rows %lld+%lld alone have other bits", t->name, (long long)first, (long long)count);
@@ -163,7 +184,7 @@ static void test_gemm(run *t, const int64_t *arg) {
     }
 }
 
-/* ---- embed, gather, bias, add: args n, D, rows of the table, extra ---- */
+/* ---- embed, gather, bias, colsum, add: args n, D, rows of the table, extra ---- */
 static void test_rows(run *t, const int64_t *arg) {
     const int64_t n = arg[0], D = arg[1], V = arg[2], ld = D + arg[3];
     const float scale = 1.5f;
@@ -177,8 +198,18 @@ static void test_rows(run *t, const int64_t *arg) {
             dwant[ids[r] * D + j] += 1.5 * (double)x[r * D + j];
             dwant1[ids[r] * D + j] += (double)x[r * D + j];
         }
-    t->be->embed(t->dev, y, w, ids, n, D, scale);
+    t->be->embed(t->dev, y, w, WRPO_F32, ids, n, D, scale);
     result(t, "embed", "y", y, n, D, D, want, 1e-7);
+    {
+        float *copy = copy_of(t, w, V * D), *sum = floats(t, D, NAN), *sum2 = floats(t, D, NAN), *y2 = floats(t, n * D, NAN);
+        uint16_t *half = halves(t, copy, V * D);
+        double *sums = doubles(t, D);
+        for (int64_t i = 0; i < V * D; i++) sums[i % D] += (double)copy[i];
+        t->be->colsum(t->dev, sum, copy, WRPO_F32, V, D), t->be->colsum(t->dev, sum2, half, WRPO_BF16, V, D);
+        result(t, "colsum", "y", sum, 1, D, D, sums, 2e-6);
+        t->be->embed(t->dev, y2, half, WRPO_BF16, ids, n, D, scale), t->be->embed(t->dev, y, copy, WRPO_F32, ids, n, D, scale);
+        CHECK(!memcmp(sum, sum2, (size_t)D * 4) && !memcmp(y, y2, (size_t)(n * D) * 4), "%s: bfloat16 gives other bits in embed or colsum", t->name);
+    }
     t->be->embed_bwd(t->dev, dw, x, ids, n, D, scale);
     result(t, "embed_bwd", "dw", dw, V, D, D, dwant, 2e-6);
     t->be->gather(t->dev, y, w, ids, n, D);
@@ -289,12 +320,12 @@ static void test_rope(run *t, const int64_t *arg) {
 /* ---- attention: args H, G, d, window, softcap, extra, layout of segments ---- */
 typedef struct layout { int64_t n, count; wrpo_seg segs[12]; } layout;
 static const layout LAYOUTS[] = {
-    {1, 1, {{0, 1, 0, 0}}},
-    {17, 1, {{0, 17, 0, 0}}},
-    {129, 2, {{0, 3, 0, 0}, {3, 129, 3, 3}}},
-    {25, 4, {{0, 5, 0, 0}, {5, 12, 0, 5}, {12, 13, 0, 5}, {13, 25, 0, 5}}},
-    {230, 8, {{0, 33, 0, 0}, {33, 73, 0, 33}, {73, 90, 0, 33}, {90, 90, 0, 33}, {90, 221, 0, 33}, {221, 222, 221, 221}, {222, 225, 221, 222}, {225, 230, 221, 222}}},
-    {640, 4, {{0, 300, 0, 0}, {300, 400, 0, 300}, {400, 600, 0, 300}, {600, 640, 10, 20}}},
+    {1, 1, {{0, 1, 0, 0, 0, 1}}},
+    {17, 1, {{0, 17, 0, 0, 0, 17}}},
+    {129, 2, {{0, 3, 0, 0, 0, 3}, {3, 129, 3, 3, 3, 129}}},
+    {25, 4, {{0, 5, 0, 0, 0, 5}, {5, 12, 0, 5, 5, 12}, {12, 13, 0, 5, 12, 13}, {13, 25, 0, 5, 13, 25}}},
+    {230, 8, {{0, 33, 0, 0, 0, 33}, {33, 73, 0, 33, 33, 73}, {73, 90, 0, 33, 73, 90}, {90, 90, 0, 33, 90, 90}, {90, 221, 0, 33, 90, 221}, {221, 222, 221, 221, 221, 222}, {222, 225, 221, 222, 222, 225}, {225, 230, 221, 222, 225, 230}}},
+    {640, 4, {{0, 300, 0, 0, 0, 300}, {300, 400, 0, 300, 300, 400}, {400, 600, 0, 300, 400, 600}, {600, 640, 10, 20, 600, 640}}},
 };
 typedef struct attn_env {
     const wrpo_attn *a;
@@ -391,7 +422,7 @@ static void test_attention(run *t, const int64_t *arg) {
 /* A prompt with three responses gives each response the bits that it has as the only one, wherever it lies. */
 static void test_sharing(run *t, const int64_t *arg) {
     const int64_t H = arg[0], G = arg[1], d = arg[2], P = 77, R[3] = {40, 133, 9}, n = P + 40 + 133 + 9;
-    const wrpo_seg all[4] = {{0, P, 0, 0}, {P, P + 40, 0, P}, {P + 40, P + 173, 0, P}, {P + 173, n, 0, P}};
+    const wrpo_seg all[4] = {{0, P, 0, 0, 0, P}, {P, P + 40, 0, P, P, P + 40}, {P + 40, P + 173, 0, P, P + 40, P + 173}, {P + 173, n, 0, P, P + 173, n}};
     wrpo_attn a = {n, all, 4, H, G, d, H * d, G * d, H * d, arg[3], 0.2f, 0};
     float *q = random_floats(t, n * H * d, -2, 2), *k = random_floats(t, n * G * d, -2, 2), *v = random_floats(t, n * G * d, -1, 1);
     float *go = random_floats(t, n * H * d, -1, 1), *o[2], *lse[2], *dq[2], *dk[2], *dv[2];
@@ -405,7 +436,7 @@ static void test_sharing(run *t, const int64_t *arg) {
     int64_t at = P;
     for (int i = 0; i < 3; at += R[i++]) {
         const int64_t m = P + R[i];      /* the record by itself: prompt, then this response */
-        const wrpo_seg one[2] = {{0, P, 0, 0}, {P, m, 0, P}};
+        const wrpo_seg one[2] = {{0, P, 0, 0, 0, P}, {P, m, 0, P, P, m}};
         float *in[4], *const from[4] = {q, k, v, go};
         for (int j = 0; j < 4; j++) {
             const int64_t w = j == 1 || j == 2 ? G * d : H * d;
@@ -558,7 +589,7 @@ static void test_adamw(run *t, const int64_t *arg) {
     for (int64_t step = 1; step <= arg[1]; step++) {
         float *g = random_floats(t, n, -1, 1);
         s.correction1 = 1 - pow(b1, (double)step), s.correction2 = sqrt(1 - pow(b2, (double)step));
-        t->be->adamw(t->dev, w, m, v, g, n, &s);
+        t->be->adamw(t->dev, w, NULL, m, v, g, n, &s);
         for (int64_t i = 0; i < n; i++) {
             double gi = (double)g[i] * (double)s.grad_scale;
             wd[i] *= 1 - (double)s.lr * (double)s.weight_decay;
@@ -578,6 +609,69 @@ static void test_adamw(run *t, const int64_t *arg) {
     double worst = 0;
     for (int64_t i = 0; i < n; i++) worst = fmax(worst, fabs((double)w[i] - (double)wf[i]));
     CHECK(worst <= 3e-7, "%s: %.3g from the same formula in float", t->name, worst);
+}
+
+/* ---- what adamw keeps in fewer bits: args count, steps. Masters give the float weights to the bit; moments that are rounded at
+   random stay right in the mean; what 8 bits cannot hold is off by less than one step of the code. ---- */
+static void test_adamw_states(run *t, const int64_t *arg) {
+    const int64_t n = arg[0], all = (n + WRPO_BLOCK - 1) / WRPO_BLOCK * WRPO_BLOCK;
+    float *start = random_floats(t, all, -1, 1), *w = copy_of(t, start, all), *m = floats(t, all, 0), *v = floats(t, all, 0), *g[64];
+    for (int64_t i = 0; i < arg[1]; i++) {
+        g[i] = random_floats(t, all, -1, 1);
+        for (int64_t k = 0; k < n; k++) g[i][k] = (k % 7 ? 0.3f : 0) + g[i][k] * (float)exp2((double)(k % 11) - 12.0);
+    }
+    wrpo_adamw s = {.lr = 1e-4f, .beta1 = 0.9f, .beta2 = 0.999f, .eps = 1e-8f, .weight_decay = 0.1f, .grad_scale = 1};
+    for (int kind = 0; kind < 4; kind++) {
+        const wrpo_states states = kind ? (wrpo_states)(kind - 1) : WRPO_STATES_F32;
+        const bool masters = kind > 0;
+        uint16_t *high = block(t, (size_t)all * 2), *low = block(t, (size_t)all * 2);
+        char *sm = block(t, wrpo_states_bytes(states, all)), *sv = block(t, wrpo_states_bytes(states, all));
+        memset(sm, 0, wrpo_states_bytes(states, all)), memset(sv, 0, wrpo_states_bytes(states, all));
+        for (int64_t i = 0; i < all; i++) {
+            uint32_t bits;
+            memcpy(&bits, start + i, 4);
+            high[i] = (uint16_t)((bits + 0x8000u) >> 16), low[i] = (uint16_t)bits;
+        }
+        for (int64_t step = 0; step < arg[1]; step++) {
+            s.states = states, s.seed = wrpo__random64(1, (uint64_t)step, 2);
+            s.correction1 = 1 - pow(0.9, (double)step + 1), s.correction2 = sqrt(1 - pow(0.999, (double)step + 1));
+            if (masters) t->be->adamw(t->dev, high, low, sm, sv, g[step], n, &s);
+            else t->be->adamw(t->dev, w, NULL, m, v, g[step], n, &s);
+        }
+        double worst = 0, drift = 0, moved = 0;
+        int64_t different = 0;
+        for (int64_t i = 0; i < n && masters; i++) {
+            uint32_t bits = ((uint32_t)high[i] << 16) + (uint32_t)(int16_t)low[i];
+            float x;
+            memcpy(&x, &bits, 4);
+            different += memcmp(&x, w + i, 4) != 0;
+            worst = fmax(worst, fabs((double)x - (double)w[i])), drift += (double)x - (double)w[i], moved += fabs((double)w[i] - (double)start[i]);
+        }
+        if (kind == 1) CHECK(different == 0, "%s: %lld of %lld masters differ from float weights", t->name, (long long)different, (long long)n);
+        if (kind >= 2) {
+            CHECK(worst < (kind == 2 ? 0.05 : 0.5) * (double)arg[1] * 1e-4, "%s: %s: a weight is off by %.3g", t->name, wrpo_states_name(kind - 1), worst);
+            CHECK(n < 1000 || fabs(drift) < 0.01 * moved, "%s: %s: weights drift by %.3g of %.3g", t->name, wrpo_states_name(kind - 1), drift, moved);
+        }
+    }
+}
+/* A cache: the last rows alone, their keys at other places, have the bits that they have in one pass. args H, G, d, window */
+static void test_decoding(run *t, const int64_t *arg) {
+    const int64_t H = arg[0], G = arg[1], d = arg[2], P = 37, R = 21, n = P + R, far = 90;
+    const wrpo_seg all[2] = {{0, P, 0, 0, 0, P}, {P, n, 0, P, P, n}};
+    wrpo_attn a = {n, all, 2, H, G, d, H * d, G * d, H * d, arg[3], 0.3f, 0};
+    float *q = random_floats(t, n * H * d, -2, 2), *k = random_floats(t, n * G * d, -2, 2), *v = random_floats(t, n * G * d, -1, 1);
+    float *o = floats(t, n * H * d, NAN), *lse = floats(t, n * H, NAN), *o2 = floats(t, n * H * d, NAN), *lse2 = floats(t, n * H, NAN);
+    float *k2 = floats(t, (far + R) * G * d, NAN), *v2 = floats(t, (far + R) * G * d, NAN);
+    memcpy(k2, k, (size_t)(P * G * d) * 4), memcpy(k2 + far * G * d, k + P * G * d, (size_t)(R * G * d) * 4);
+    memcpy(v2, v, (size_t)(P * G * d) * 4), memcpy(v2 + far * G * d, v + P * G * d, (size_t)(R * G * d) * 4);
+    t->be->attention(t->dev, &a, o, lse, q, k, v);
+    for (int64_t rows = 1; rows <= R; rows += 4) {
+        const wrpo_seg one = {0, rows, 0, P, far, far + R};
+        a.n = rows, a.segs = &one, a.n_segs = 1;
+        t->be->attention(t->dev, &a, o2, lse2, q + (n - rows) * H * d, k2, v2);
+        CHECK(!memcmp(o2, o + (n - rows) * H * d, (size_t)(rows * H * d) * 4) && !memcmp(lse2, lse + (n - rows) * H, (size_t)(rows * H) * 4),
+              "%s: %lld rows against a cache have other bits", t->name, (long long)rows);
+    }
 }
 
 static void test_memory(const wrpo_backend *be) {
@@ -657,6 +751,8 @@ int main(void) {
         EACH(test_exp, "exp", {{0}});
         EACH(test_not_finite, "not finite", {{0}});
         EACH(test_adamw, "adamw", {{1, 3, 0}, {17, 5, 1}, {40000, 3, 1}});
+        EACH(test_adamw_states, "adamw states", {{1, 3}, {300, 7}, {40000, 20}});
+        EACH(test_decoding, "decoding", {{9, 3, 64, 0}, {4, 4, 17, 30}, {6, 2, 96, 9}});
         test_memory(be);
         for (int i = 0; i < WAYS; i++) wrpo_close(ctx[i]);
         for (int i = 0; i < ops; i++) printf("  %-16s worst relative error %.1e over %lld numbers\n", table[i].op, table[i].worst, (long long)table[i].numbers);

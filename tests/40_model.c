@@ -6,8 +6,8 @@
 
 /* ---- the plain model: weights by name as double copies ---- */
 static const wrpo_model *plain;
-static double *copy;                 /* of plain->params */
-static const double *at(const wrpo_weight *w) { return w ? copy + (w->data - plain->params) : NULL; }
+static double *copy;                 /* of the weights, at their places */
+static const double *at(const wrpo_weight *w) { return w ? copy + w->at : NULL; }
 static void rms(double *y, const double *x, const double *g, int64_t n, double eps) {
     double s = 0;
     for (int64_t i = 0; i < n; i++) s += x[i] * x[i];
@@ -134,11 +134,12 @@ static void check(wrpo_ctx *ctx, const char *what, wrpo_config c) {
         for (int64_t i = 0; i < model->n_weights; i++)
             for (int64_t k = 0; k < model->weights[i].rows * model->weights[i].cols; k++) {
                 double z = wrpo__normal(11, (uint64_t)i, (uint64_t)k);
-                model->weights[i].data[k] = (float)(model->weights[i].vector ? 0.8 + 0.3 * z : c.initializer_range * z);
+                ((float *)model->weights[i].data)[k] = (float)(model->weights[i].vector ? 0.8 + 0.3 * z : c.initializer_range * z);
             }
         plain = model;
         copy = calloc((size_t)model->count, sizeof *copy);
-        for (int64_t i = 0; i < model->count; i++) copy[i] = (double)model->params[i];
+        for (int64_t i = 0; i < model->n_weights; i++)
+            for (int64_t k = 0; k < wrpo__size(&model->weights[i]); k++) copy[model->weights[i].at + k] = (double)((float *)model->weights[i].data)[k];
         for (int64_t recompute = 0; recompute <= c.num_hidden_layers; recompute += c.num_hidden_layers) {
             wrpo__shape shape = {.rows = 100, .chunk = 7, .recompute = recompute, .train = true};
             wrpo__run *r = wrpo__run_new(arena, model, &shape);
@@ -160,8 +161,8 @@ static void check(wrpo_ctx *ctx, const char *what, wrpo_config c) {
             wrpo__backward(r, grads);
             for (int64_t i = 0; i < model->n_weights; i++) {   /* seven places of every tensor, relative to the tensor's largest gradient */
                 const wrpo_weight *w = &model->weights[i];
-                float *g = grads + (w->data - model->params);
-                double *p = copy + (w->data - model->params), top = 0;
+                float *g = grads + w->at;
+                double *p = copy + w->at, top = 0;
                 int64_t size = w->rows * w->cols;
                 for (int64_t k = 0; k < size; k++) top = fmax(top, fabs((double)g[k]));
                 CHECK(top > 0, "%s: %s has no gradient", what, w->name);

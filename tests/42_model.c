@@ -72,7 +72,7 @@ static double check_gradients(const char *name, const wrpo_model *model, const f
         const wrpo_weight *weight = golden_weight(model, g->key);
         CHECK(weight, "%s: the model has no tensor %s", name, g->key);
         if (!weight) continue;
-        const float *p = grads + (weight->data - model->params);
+        const float *p = grads + weight->at;
         const int64_t count = weight->rows * weight->cols;
         double sum = 0, norm = golden_number(g, "norm", NAN), unit = norm / sqrt((double)count), tensor_worst = 0;
         for (int64_t k = 0; k < count; k++) sum += (double)p[k] * (double)p[k];

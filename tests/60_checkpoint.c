@@ -116,11 +116,12 @@ static void round_trips(void) {
     CHECK(wrpo_model_init(ctx, &(wrpo_init_desc){.config = config, .tokenizer_dir = dir, .seed = 5}, &model) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
     const wrpo_weight *w;
     wrpo_model_weights(model, &w);
+    const float *embed = w[0].data;
     double sum = 0, square = 0;
-    for (int64_t i = 0; i < w[0].rows * w[0].cols; i++) sum += (double)w[0].data[i], square += (double)w[0].data[i] * (double)w[0].data[i];
+    for (int64_t i = 0; i < w[0].rows * w[0].cols; i++) sum += (double)embed[i], square += (double)embed[i] * (double)embed[i];
     n = (size_t)(w[0].rows * w[0].cols);
     CHECK(fabs(sqrt(square / (double)n) - 0.02) < 0.002 && fabs(sum / (double)n) < 0.003, "embedding: deviation %g, mean %g", sqrt(square / (double)n), sum / (double)n);
-    CHECK(WRPO__W(model, norm, 0)->data[3] == 1 && WRPO__W(model, q_bias, 1)->data[2] == 0, "norms 1, biases 0");
+    CHECK(((float *)WRPO__W(model, norm, 0)->data)[3] == 1 && ((float *)WRPO__W(model, q_bias, 1)->data)[2] == 0, "norms 1, biases 0");
     static const int64_t shards[] = {0, 3000, 1};
     for (int i = 0; i < 3; i++) {
         char out[96];
@@ -185,11 +186,11 @@ static void round_trips(void) {
     remove(path("broken/model.safetensors"));
     load("broken", "broken");
     load("nowhere", "nowhere");
-    WRPO__W(model, up_proj, 1)->data[7] = NAN;
+    ((float *)WRPO__W(model, up_proj, 1)->data)[7] = NAN;
     snprintf(out, sizeof out, "%s/nan", dir);
     CHECK(wrpo_model_save(model, &(wrpo_save_desc){.dir = out}) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
     load("nan", "model.layers.1.mlp.up_proj.weight: element 7");
-    WRPO__W(model, up_proj, 1)->data[7] = 0;
+    ((float *)WRPO__W(model, up_proj, 1)->data)[7] = 0;
     shell("cp -r %s/f32_1 %s/escape", dir, dir);
     shell("sed -i 's|model-00002|../model-00002|' %s/escape/model.safetensors.index.json %s", dir, "");
     load("escape", "..");

@@ -25,12 +25,13 @@ static void make_records(void) {
         records[i] = (wrpo_record){.prompt_id = names[i], .line = i + 1, .prompt = ids[i][0], .prompt_count = 1 + i * 5 % 33, .responses = responses[i], .count = 3};
     }
 }
-static wrpo_ctx *open_ctx(int threads) {
+static wrpo_ctx *open_with(wrpo_dtype dtype, int threads) {
     wrpo_ctx *ctx;
-    const wrpo_desc desc = {.threads = threads};
+    const wrpo_desc desc = {.threads = threads, .dtype = dtype};
     if (wrpo_open(&desc, &ctx) != WRPO_OK) exit(2);
     return ctx;
 }
+static wrpo_ctx *open_ctx(int threads) { return open_with(WRPO_F32, threads); }
 static wrpo_model *make_model(wrpo_ctx *ctx) {
     wrpo_model *m;
     const wrpo_init_desc desc = {.config = config_path, .seed = 7};
@@ -47,15 +48,15 @@ static double worst_difference(const wrpo_model *a, const wrpo_model *b, bool *s
     *same = true;
     for (int64_t i = 0; i < a->n_weights; i++)
         for (int64_t k = 0; k < a->weights[i].rows * a->weights[i].cols; k++) {
-            double x = (double)a->weights[i].data[k], y = (double)b->weights[i].data[k];
-            worst = fmax(worst, fabs(x - y));
-            if (memcmp(&a->weights[i].data[k], &b->weights[i].data[k], 4)) *same = false;
+            const float *x = (const float *)a->weights[i].data + k, *y = (const float *)b->weights[i].data + k;
+            worst = fmax(worst, fabs((double)*x - (double)*y));
+            if (memcmp(x, y, 4)) *same = false;
         }
     return worst;
 }
 typedef struct result { wrpo_ctx *ctx; wrpo_model *model; wrpo_metrics m[8]; int steps; } result;
-static result run(wrpo_train_desc d, int threads) {
-    result r = {.ctx = open_ctx(threads)};
+static result run_in(wrpo_dtype dtype, wrpo_train_desc d, int threads) {
+    result r = {.ctx = open_with(dtype, threads)};
     wrpo_trainer *t;
     r.model = make_model(r.ctx);
     wrpo_data *data = make_data(r.ctx, 0, N);
@@ -70,6 +71,7 @@ static result run(wrpo_train_desc d, int threads) {
     wrpo_data_free(data);
     return r;
 }
+static result run(wrpo_train_desc d, int threads) { return run_in(WRPO_F32, d, threads); }
 static void drop(result *r) {
     wrpo_model_free(r->model);
     wrpo_close(r->ctx);
@@ -203,14 +205,14 @@ int main(void) {
             wrpo_trainer *t;
             d = (wrpo_train_desc){.batch_size = 4, .learning_rate = 0.01, .no_shuffle = true, .warmup_ratio = WRPO_ZERO};
             CHECK(wrpo_trainer_new(model, together, &d, &t) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
-            const wrpo_weight *w = WRPO__W(model, q_proj, 1);
+            float *w = WRPO__W(model, q_proj, 1)->data;
             CHECK(wrpo_trainer_step(t, &m) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
-            float keep = w->data[5], other = w->data[6];
-            w->data[5] = NAN;
+            float keep = w[5], other = w[6];
+            w[5] = NAN;
             wrpo_result r = wrpo_trainer_step(t, &m);
             CHECK(r == WRPO_E_NOT_FINITE && strstr(wrpo_last_error(ctx)->text, "\"r4\""), "%d %s", r, wrpo_last_error(ctx)->text);
-            CHECK(w->data[6] == other, "an update was made");
-            w->data[5] = keep;
+            CHECK(w[6] == other, "an update was made");
+            w[5] = keep;
             CHECK(wrpo_trainer_step(t, &m) == WRPO_OK && m.step == 2, "after the repair: %s", wrpo_last_error(ctx)->text);
             wrpo_trainer_free(t);
         }
@@ -231,6 +233,53 @@ int main(void) {
                 drop(&r);
             }
     }
+    {   /* bfloat16: a frozen model on a mapped file has the bits of a loaded one; training works on float masters, which a save keeps */
+        wrpo_model *made = make_model(ctx), *loaded, *frozen, *again;
+        wrpo_data *data = make_data(ctx, 0, N);
+        char half[96], float_dir[96];
+        snprintf(half, sizeof half, "%s/half", dir), snprintf(float_dir, sizeof float_dir, "%s/float", dir);
+        CHECK(wrpo_model_save(made, &(wrpo_save_desc){.dir = half, .dtype = WRPO_BF16}) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+        CHECK(!wrpo_model_load(ctx, &(wrpo_model_desc){.dir = half}, &loaded) && !wrpo_model_load(ctx, &(wrpo_model_desc){.dir = half, .frozen = true}, &frozen),
+              "%s", wrpo_last_error(ctx)->text);
+        CHECK(WRPO__W(frozen, q_proj, 0)->dtype == WRPO_BF16 && WRPO__W(frozen, norm, 0)->dtype == WRPO_F32, "a frozen model keeps the file's dtype");
+        double a[N][3], b[N][3];
+        CHECK(!wrpo_logprobs(loaded, data, 0, N, a[0], NULL) && !wrpo_logprobs(frozen, data, 0, N, b[0], NULL), "%s", wrpo_last_error(ctx)->text);
+        CHECK(!memcmp(a, b, sizeof a), "a mapped model has other log-probs");
+        wrpo_trainer *t;
+        CHECK(wrpo_trainer_new(frozen, data, &(wrpo_train_desc){0}, &t) == WRPO_E_ARG && strstr(wrpo_last_error(ctx)->text, "frozen"), "a frozen model was trained");
+        wrpo_model_free(made), wrpo_model_free(frozen), wrpo_model_free(loaded), wrpo_data_free(data);
+
+        wrpo_train_desc d = base;
+        d.learning_rate = 1e-5;        /* less than a step of bfloat16: only masters move */
+        result plain = run(d, 2), mixed = run_in(WRPO_BF16, d, 2);
+        for (int i = 0; i < plain.steps; i++)
+            CHECK(fabs(plain.m[i].loss - mixed.m[i].loss) < 6e-2 && (i || mixed.m[i].loss == log(2)), "step %d: loss %g and in bfloat16 %g", i, plain.m[i].loss, mixed.m[i].loss);
+        CHECK(!wrpo_model_save(mixed.model, &(wrpo_save_desc){.dir = float_dir, .dtype = WRPO_F32}) && !wrpo_model_load(ctx, &(wrpo_model_desc){.dir = float_dir}, &again),
+              "%s%s", wrpo_last_error(ctx)->text, wrpo_last_error(mixed.ctx)->text);
+        double apart = 0, moved = 0;
+        int64_t different = 0;
+        made = make_model(ctx);
+        for (int64_t i = 0; i < made->n_weights; i++)
+            for (int64_t k = 0; k < wrpo__size(&made->weights[i]); k++) {
+                float x, y = ((float *)again->weights[i].data)[k], p = ((float *)plain.model->weights[i].data)[k], start = ((float *)made->weights[i].data)[k];
+                wrpo__weight_get(mixed.model, &mixed.model->weights[i], k, 1, &x);
+                different += memcmp(&x, &y, 4) != 0;
+                apart += fabs((double)x - (double)p), moved += fabs((double)p - (double)start);
+            }
+        CHECK(different == 0, "%lld masters were not saved as they are", (long long)different);
+        CHECK(moved > 0 && apart < 0.3 * moved, "masters moved %g away from the float run, which moved %g", apart, moved);
+        wrpo_model_free(made), wrpo_model_free(again);
+        drop(&plain), drop(&mixed);
+        for (int states = 1; states < 3; states++) {   /* moments in fewer bits: the run stays close, and is the same for every number of threads */
+            wrpo_train_desc few = base;
+            few.states = (wrpo_states)states;
+            compare(wrpo_states_name(states), few, 1, few, 3, 0);
+            result x = run(base, 2), y = run(few, 2);
+            for (int i = 0; i < x.steps; i++)
+                CHECK(fabs(x.m[i].loss - y.m[i].loss) < 0.02, "%s: step %d: loss %g and %g", wrpo_states_name(states), i, x.m[i].loss, y.m[i].loss);
+            drop(&x), drop(&y);
+        }
+    }
     {   /* the reference cache: made once, read the second time, not trusted when its model is another */
         wrpo_model *model = make_model(ctx);
         wrpo_data *data = make_data(ctx, 0, N);
@@ -244,7 +293,7 @@ int main(void) {
             wrpo_trainer_free(t);
         }
         CHECK(!memcmp(ref[0], ref[1], 3 * N * sizeof(double)), "the cache changes bits");
-        WRPO__W(model, norm, 0)->data[3] += 0.25f;
+        ((float *)WRPO__W(model, norm, 0)->data)[3] += 0.25f;
         CHECK(wrpo_trainer_new(model, data, &d, &t) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
         CHECK(memcmp(ref[0], t->ref, 3 * N * sizeof(double)) != 0, "a stale cache was read");
         wrpo_trainer_free(t);

@@ -77,10 +77,10 @@ int main(void) {
             CHECK(w, "%s: no tensor %s", name, v->key);
             if (!w) continue;
             double sum = 0, norm = golden_number(v, "norm", NAN);
-            for (int64_t k = 0; k < w->rows * w->cols; k++) sum += (double)w->data[k] * (double)w->data[k];
+            for (int64_t k = 0; k < w->rows * w->cols; k++) sum += (double)((float *)w->data)[k] * (double)((float *)w->data)[k];
             CHECK(fabs(sqrt(sum) - norm) <= 1e-5, "%s: norm of %s %.9g, want %.9g", name, v->key, sqrt(sum), norm);
             for (const wrpo_json *s = golden_get(v, "samples")->child; s; s = s->next) {
-                double d = fabs((double)w->data[s->child->integer] - s->child->next->number);
+                double d = fabs((double)((float *)w->data)[s->child->integer] - s->child->next->number);
                 CHECK(d <= 1e-5, "%s: %s[%lld] differs by %g", name, v->key, (long long)s->child->integer, d);
                 weights = fmax(weights, d);
             }

@@ -108,7 +108,7 @@ good "init again" init --config=config.json --tokenizer=tok --out=tiny2 --seed=3
 check "init: the same seed, the same bytes" cmp -s tiny/model.safetensors tiny2/model.safetensors
 good "init with another seed" init --config config.json --tokenizer tok --out tiny2 --seed 4
 check "init: another seed, other bytes" sh -c '! cmp -s tiny/model.safetensors tiny2/model.safetensors'
-good "init --dtype bf16 in shards" init --config config.json --tokenizer tok --out shards --dtype bf16 --max-shard-size 4000
+good "init --save-dtype bf16 in shards" init --config config.json --tokenizer tok --out shards --save-dtype bf16 --max-shard-size 4000
 check "init: shards" test -s shards/model.safetensors.index.json
 good "inspect a directory" inspect tiny
 check "inspect: parameters" grep -q '^parameters   12,208 ' out.txt

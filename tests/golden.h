@@ -53,7 +53,7 @@ static void golden_fill(wrpo_model *model, const wrpo_json *scale) {
         const wrpo_json *pair = golden_get(scale, golden_kind(w[i].name));
         const float offset = (float)pair->child->number, width = (float)pair->child->next->number;
         for (int64_t k = 0; k < w[i].rows * w[i].cols; k++)
-            w[i].data[k] = offset + ((float)(golden_bits(w[i].name, (uint64_t)k) >> 40) / 16777216.0f - 0.5f) * width;
+            ((float *)w[i].data)[k] = offset + ((float)(golden_bits(w[i].name, (uint64_t)k) >> 40) / 16777216.0f - 0.5f) * width;
     }
 }
 static const wrpo_weight *golden_weight(const wrpo_model *model, const char *name) {

@@ -178,7 +178,7 @@ def main():
             out = os.path.join(work, case + "_init")
             shutil.rmtree(out, ignore_errors=True)
             subprocess.run([a.wrpo, "init", "--config", os.path.join(work, "config", "config.json"), "--tokenizer", folder, "--out", out,
-                            "--dtype", "f32"], check=True)
+                            "--save-dtype", "f32"], check=True)
             failed += run(a, out, case + " (wrpo init)", records[:8], ["clean"])
         shutil.rmtree(folder, ignore_errors=True)
     if a.wrpo:
