@@ -489,7 +489,7 @@ static void print_tensors(const wrpo_tensors *t) {
     printf("%s tensors, %s\n", grouped(wrpo_tensors_count(t)).s, bytes_text((double)total).s);
 }
 static int inspect_model(const settings *s, session *z, const wrpo_tensors *t) {
-    static const char *const ropes[] = {"default", "linear", "llama3", "yarn"}, *const dtypes[] = {"?", "F32", "BF16", "F16"};
+    static const char *const dtypes[] = {"?", "F32", "BF16", "F16"};
     wrpo_config c;
     wrpo_dtype dtype;
     wrpo_bytes run, all;
@@ -507,7 +507,7 @@ static int inspect_model(const settings *s, session *z, const wrpo_tensors *t) {
     printf("mlp          %lld\n", (long long)c.intermediate_size);
     printf("heads        %lld of %lld, %lld for keys and values\n", (long long)c.num_attention_heads, (long long)c.head_dim, (long long)c.num_key_value_heads);
     printf("vocabulary   %s\n", grouped(c.vocab_size).s);
-    printf("positions    %s, rope %s, theta %g\n", grouped(c.max_position_embeddings).s, ropes[c.rope.type], c.rope.theta);
+    printf("positions    %s, rope %s, theta %g\n", grouped(c.max_position_embeddings).s, word(wrpo_rope_name((int)c.rope.type)), c.rope.theta);
     if (c.sliding_window) printf("window       %s\n", grouped(c.sliding_window).s);
     printf("parameters   %s (%s)\n", grouped(parameters).s, count_text(parameters).s);
     printf("tensors      %s, %s, %s\n", grouped(wrpo_tensors_count(t)).s, dtypes[dtype], bytes_text((double)total).s);

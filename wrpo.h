@@ -178,15 +178,19 @@ WRPO_API wrpo_result wrpo_chat(wrpo_tokenizer *tok, const wrpo_json *messages, b
                                const wrpo_json *kwargs, char **text, size_t *size);
 
 /* ---- model: a Hugging Face directory in, a Hugging Face directory out ---- */
-typedef enum wrpo_rope_type { WRPO_ROPE_DEFAULT, WRPO_ROPE_LINEAR, WRPO_ROPE_LLAMA3, WRPO_ROPE_YARN } wrpo_rope_type;
+typedef enum wrpo_rope_type { WRPO_ROPE_DEFAULT, WRPO_ROPE_LINEAR, WRPO_ROPE_LLAMA3, WRPO_ROPE_YARN,
+                              WRPO_ROPE_DYNAMIC, WRPO_ROPE_LONGROPE } wrpo_rope_type;
+WRPO_API const char *wrpo_rope_name(int i);            /* "default", "linear", ..., in the order of the enum; NULL past the last */
 typedef struct wrpo_rope {           /* transformers' rope_parameters; zero where the type has no such number */
     wrpo_rope_type type;
+    int64_t dims;                    /* numbers of a head that turn; 0 = head_dim (Phi-3's partial_rotary_factor) */
     double theta, factor, low_freq_factor, high_freq_factor;
     double beta_fast, beta_slow, attention_factor; bool yarn_truncate;
     int64_t original_max_position_embeddings;
+    float short_factor[256], long_factor[256];         /* longrope: [dims / 2], of sequences within the original length and beyond */
 } wrpo_rope;
 typedef struct wrpo_config {         /* config.json, old and new spellings, defaults resolved */
-    char model_type[32];             /* "llama", "mistral", "qwen2", "qwen3" */
+    char model_type[32];             /* "llama", "mistral", "qwen2", "qwen3", "gemma2", "phi3", "internlm2" */
     int64_t vocab_size, hidden_size, intermediate_size, num_hidden_layers;
     int64_t num_attention_heads, num_key_value_heads, head_dim;
     int64_t max_position_embeddings;
@@ -198,6 +202,12 @@ typedef struct wrpo_config {         /* config.json, old and new spellings, defa
     bool output_bias;                /* o */
     bool qk_norm;
     bool tie_word_embeddings;
+    bool gelu;                       /* the MLP's gate: gelu_tanh in place of silu */
+    bool norm_plus_one;              /* norms scale by 1 + w (not those of q and k) */
+    bool post_norms;                 /* norms on what attention and MLP add to the stream */
+    bool scale_embeddings;           /* by sqrt(D), rounded to the type of the embedding */
+    double query_pre_attn_scalar;    /* scores are scaled by its -0.5th power; 0 = head_dim */
+    double attn_logit_softcapping, final_logit_softcapping;   /* x -> cap tanh(x / cap); 0 = none */
     wrpo_dtype dtype;                /* as the checkpoint states */
 } wrpo_config;
 WRPO_API wrpo_result wrpo_config_load(wrpo_ctx *ctx, const char *path /* config.json or its directory */, wrpo_config *out);
@@ -207,7 +217,7 @@ typedef struct wrpo_model_desc {
     const char *dir;
     bool frozen;                     /* not to be trained: matrices stay as the file has them, mapped into memory where they can be */
 } wrpo_model_desc;
-typedef struct wrpo_init_desc {      /* random weights: N(0, initializer_range), norms 1, biases 0 */
+typedef struct wrpo_init_desc {      /* random weights: N(0, initializer_range), norms that scale by 1, biases 0 */
     const char *config;              /* config.json or its directory */
     const char *tokenizer_dir;       /* side files that a save copies; may be NULL */
     uint64_t seed;                   /* counter-based: a tensor's numbers depend on seed, its name and the index */
@@ -219,7 +229,7 @@ typedef struct wrpo_save_desc {
     int64_t max_shard_size;          /* bytes; 0 = 5e9, as transformers */
 } wrpo_save_desc;
 typedef struct wrpo_weight {         /* one tensor of the table of weights; cols 1 and vector true for norms and biases */
-    const char *name;                /* in the checkpoint: "model.layers.0.self_attn.q_proj.weight" */
+    const char *name;                /* "model.layers.0.self_attn.q_proj.weight": in the Llama layout, whatever the family's files call it */
     int64_t rows, cols; bool vector;
     bool decay;                      /* takes weight decay: all but norms and biases */
     wrpo_dtype dtype;                /* of data: F32, or BF16 for matrices only */
@@ -342,7 +352,7 @@ WRPO_API wrpo_result wrpo_logprobs(wrpo_model *model, const wrpo_data *data, int
     X(logps_source_chosen, "logps/source_chosen") \
     X(logps_target_chosen, "logps/target_chosen") \
     X(logps_rejected, "logps/rejected") \
-    X(logits_chosen, "logits/chosen")                  /* mean logit over all positions and the vocabulary */ \
+    X(logits_chosen, "logits/chosen")                  /* mean logit over all positions and the vocabulary; not of capped logits */ \
     X(logits_rejected, "logits/rejected")
 typedef struct wrpo_metrics {        /* NaN: not defined for this method or these records */
     int64_t step, steps;             /* step counts from 1 after the first update */
@@ -2649,24 +2659,26 @@ WRPO_API const wrpo_backend *wrpo_backend_cpu(void) {
    "model.layers.<l>.". A row marked JOINED follows the row above without a gap, so that the pair (q, k, v;
    gate, up) is one matrix and one product.                                                              */
 #define WRPO__WEIGHTS(X) \
-    X(embed_tokens,             ONCE,      "model.embed_tokens.weight",       V,     D, true,              false) \
-    X(input_layernorm,          PER_LAYER, "input_layernorm.weight",          D,     0, true,              false) \
-    X(q_proj,                   PER_LAYER, "self_attn.q_proj.weight",         H * d, D, true,              false) \
-    X(k_proj,                   PER_LAYER, "self_attn.k_proj.weight",         G * d, D, true,              JOINED) \
-    X(v_proj,                   PER_LAYER, "self_attn.v_proj.weight",         G * d, D, true,              JOINED) \
-    X(q_bias,                   PER_LAYER, "self_attn.q_proj.bias",           H * d, 0, c->attention_bias, false) \
-    X(k_bias,                   PER_LAYER, "self_attn.k_proj.bias",           G * d, 0, c->attention_bias, JOINED) \
-    X(v_bias,                   PER_LAYER, "self_attn.v_proj.bias",           G * d, 0, c->attention_bias, JOINED) \
-    X(q_norm,                   PER_LAYER, "self_attn.q_norm.weight",         d,     0, c->qk_norm,        false) \
-    X(k_norm,                   PER_LAYER, "self_attn.k_norm.weight",         d,     0, c->qk_norm,        false) \
-    X(o_proj,                   PER_LAYER, "self_attn.o_proj.weight",         D, H * d, true,              false) \
-    X(o_bias,                   PER_LAYER, "self_attn.o_proj.bias",           D,     0, c->output_bias,    false) \
-    X(post_attention_layernorm, PER_LAYER, "post_attention_layernorm.weight", D,     0, true,              false) \
-    X(gate_proj,                PER_LAYER, "mlp.gate_proj.weight",            I,     D, true,              false) \
-    X(up_proj,                  PER_LAYER, "mlp.up_proj.weight",              I,     D, true,              JOINED) \
-    X(down_proj,                PER_LAYER, "mlp.down_proj.weight",            D,     I, true,              false) \
-    X(norm,                     AT_END,    "model.norm.weight",               D,     0, true,              false) \
-    X(lm_head,                  AT_END,    "lm_head.weight",                  V,     D, !c->tie_word_embeddings, false)
+    X(embed_tokens,               ONCE,      "model.embed_tokens.weight",         V,     D,     true,                      false) \
+    X(input_layernorm,            PER_LAYER, "input_layernorm.weight",            D,     0,     true,                      false) \
+    X(q_proj,                     PER_LAYER, "self_attn.q_proj.weight",           H * d, D,     true,                      false) \
+    X(k_proj,                     PER_LAYER, "self_attn.k_proj.weight",           G * d, D,     true,                      JOINED) \
+    X(v_proj,                     PER_LAYER, "self_attn.v_proj.weight",           G * d, D,     true,                      JOINED) \
+    X(q_bias,                     PER_LAYER, "self_attn.q_proj.bias",             H * d, 0,     c->attention_bias,         false) \
+    X(k_bias,                     PER_LAYER, "self_attn.k_proj.bias",             G * d, 0,     c->attention_bias,         JOINED) \
+    X(v_bias,                     PER_LAYER, "self_attn.v_proj.bias",             G * d, 0,     c->attention_bias,         JOINED) \
+    X(q_norm,                     PER_LAYER, "self_attn.q_norm.weight",           d,     0,     c->qk_norm,                false) \
+    X(k_norm,                     PER_LAYER, "self_attn.k_norm.weight",           d,     0,     c->qk_norm,                false) \
+    X(o_proj,                     PER_LAYER, "self_attn.o_proj.weight",           D,     H * d, true,                      false) \
+    X(o_bias,                     PER_LAYER, "self_attn.o_proj.bias",             D,     0,     c->output_bias,            false) \
+    X(post_attention_layernorm,   PER_LAYER, "post_attention_layernorm.weight",   D,     0,     true,                      false) \
+    X(pre_feedforward_layernorm,  PER_LAYER, "pre_feedforward_layernorm.weight",  D,     0,     c->post_norms,             false) \
+    X(gate_proj,                  PER_LAYER, "mlp.gate_proj.weight",              I,     D,     true,                      false) \
+    X(up_proj,                    PER_LAYER, "mlp.up_proj.weight",                I,     D,     true,                      JOINED) \
+    X(down_proj,                  PER_LAYER, "mlp.down_proj.weight",              D,     I,     true,                      false) \
+    X(post_feedforward_layernorm, PER_LAYER, "post_feedforward_layernorm.weight", D,     0,     c->post_norms,             false) \
+    X(norm,                       AT_END,    "model.norm.weight",                 D,     0,     true,                      false) \
+    X(lm_head,                    AT_END,    "lm_head.weight",                    V,     D,     !c->tie_word_embeddings,   false)
 typedef enum wrpo__kind {
 #define WRPO__X(field, scope, name, rows, cols, exists, joined) WRPO__W_##field,
     WRPO__WEIGHTS(WRPO__X)
@@ -2883,7 +2895,9 @@ typedef struct wrpo__acts {          /* what the backward pass needs of one laye
     void *qk0;                       /* [n, (H+G)d]  q and k before their norms; only with qk_norm */
     void *o;                         /* [n, Hd]  attention output */
     void *gu;                        /* [n, 2I]  gate | up */
+    void *add_1, *add_2;             /* [n, D]  what attention and MLP add, before their norms; only with post_norms */
     float *rstd_1, *rstd_2;          /* [n] */
+    float *rstd_add_1, *rstd_add_2;  /* [n]; only with post_norms */
     float *rstd_q, *rstd_k;          /* [n, H], [n, G]; only with qk_norm */
     float *lse;                      /* [n, H] */
 } wrpo__acts;
@@ -2904,8 +2918,9 @@ typedef struct wrpo__run {           /* a workspace for micro-batches, and the o
     /* backend */
     int32_t *ids, *rows, *target;
     wrpo_seg *d_segs;
-    float *rope, *inv_freq;          /* inv_freq [d/2] is on the host */
+    float *rope, *inv_freq;          /* inv_freq [rope dims / 2] is on the host */
     double rope_scale;
+    int64_t rope_key;                /* of the sequences that inv_freq is for */
     float *logp, *lse, *coef, *mean, *mean_w;          /* mean_w [D]: sum of the LM head's rows */
     wrpo__acts *layer;               /* [L + 1]; x of the last one enters the final norm */
     wrpo__acts scratch;              /* shared by layers that keep nothing */
@@ -2941,7 +2956,9 @@ static void wrpo__run_layout(wrpo_ctx *ctx, const wrpo_config *c, const wrpo__sh
         a->qk0 = c->qk_norm ? wrpo__take(b, n, (H + G) * d, A) : NULL;
         a->o = wrpo__take(b, n, H * d, A);
         a->gu = wrpo__take(b, n, 2 * I, A);
+        a->add_1 = c->post_norms ? wrpo__take(b, n, D, A) : NULL, a->add_2 = c->post_norms ? wrpo__take(b, n, D, A) : NULL;
         a->rstd_1 = wrpo__take(b, n, 1, F), a->rstd_2 = wrpo__take(b, n, 1, F);
+        a->rstd_add_1 = c->post_norms ? wrpo__take(b, n, 1, F) : NULL, a->rstd_add_2 = c->post_norms ? wrpo__take(b, n, 1, F) : NULL;
         a->rstd_q = c->qk_norm ? wrpo__take(b, n, H, F) : NULL, a->rstd_k = c->qk_norm ? wrpo__take(b, n, G, F) : NULL;
         a->lse = wrpo__take(b, n, H, F);
     }
@@ -2972,13 +2989,27 @@ static size_t wrpo__run_host_bytes(const wrpo_config *c, int64_t rows) {
     return (size_t)rows * (3 * sizeof(int32_t) + sizeof(wrpo_seg) + 3 * sizeof(float) + (size_t)c->head_dim * sizeof(float));
 }
 
-/* ---- rotary embedding (Su et al. 2021): inverse frequencies, in the float arithmetic of the reference ---- */
-static void wrpo__inv_freq(const wrpo_config *c, float *inv, double *scale) {
+/* ---- rotary embedding (Su et al. 2021): inverse frequencies, in the float arithmetic of the reference ----
+   Two types look at the length of the whole sequence, prompt and response: longrope takes other factors beyond the original
+   length, dynamic another theta for each length beyond max_position_embeddings. Sequences of one key turn alike.          */
+static int64_t wrpo__rope_dims(const wrpo_config *c) { return c->rope.dims ? c->rope.dims : c->head_dim; }
+static int64_t wrpo__rope_key(const wrpo_config *c, int64_t length) {
+    if (c->rope.type == WRPO_ROPE_LONGROPE) return length > c->rope.original_max_position_embeddings;
+    return c->rope.type == WRPO_ROPE_DYNAMIC && length > c->max_position_embeddings ? length : 0;
+}
+static void wrpo__inv_freq(const wrpo_config *c, int64_t key, float *inv, double *scale) {
     const wrpo_rope *p = &c->rope;
-    const int64_t d = c->head_dim;
+    const int64_t d = wrpo__rope_dims(c);
     const double pi = 3.14159265358979323846;
+    float theta = (float)p->theta;
     *scale = 1;
-    for (int64_t i = 0; i < d / 2; i++) inv[i] = 1.0f / powf((float)p->theta, (float)(2 * i) / (float)d);
+    if (p->type == WRPO_ROPE_DYNAMIC && key)
+        theta *= powf((float)p->factor * (float)key / (float)c->max_position_embeddings - (float)(p->factor - 1), (float)((double)d / (double)(d - 2)));
+    for (int64_t i = 0; i < d / 2; i++) inv[i] = 1.0f / powf(theta, (float)(2 * i) / (float)d);
+    if (p->type == WRPO_ROPE_LONGROPE) {               /* Ding et al. 2024 */
+        for (int64_t i = 0; i < d / 2; i++) inv[i] = 1.0f / ((key ? p->long_factor : p->short_factor)[i] * powf(theta, (float)(2 * i) / (float)d));
+        *scale = p->attention_factor;
+    }
     if (p->type == WRPO_ROPE_LINEAR)
         for (int64_t i = 0; i < d / 2; i++) inv[i] /= (float)p->factor;
     if (p->type == WRPO_ROPE_LLAMA3) {                 /* long waves slowed by factor, short ones kept, a ramp between */
@@ -3024,20 +3055,29 @@ static wrpo__run *wrpo__run_new(wrpo__arena *arena, wrpo_model *model, const wrp
     r->h_rope = wrpo__raw(arena, n, (size_t)c->head_dim * sizeof(float));
     r->h_logp = wrpo__raw(arena, n, 4), r->h_coef = wrpo__raw(arena, n, 4), r->h_mean = wrpo__raw(arena, n, 4);
     r->inv_freq = wrpo__alloc(arena, (size_t)c->head_dim / 2, sizeof(float));
-    wrpo__inv_freq(c, r->inv_freq, &r->rope_scale);
+    wrpo__inv_freq(c, 0, r->inv_freq, &r->rope_scale);
     return r;
 }
 
 /* ---- packing ---- */
-static int64_t wrpo__record_rows(const wrpo_record *record) {
+/* Response k cannot share the prompt's rows with the response before it: their sequences turn differently. */
+static bool wrpo__prompt_again(const wrpo_config *c, const wrpo_record *record, int k) {
+    return k && wrpo__rope_key(c, record->prompt_count + record->responses[k].count) != wrpo__rope_key(c, record->prompt_count + record->responses[k - 1].count);
+}
+static int64_t wrpo__record_rows(const wrpo_config *c, const wrpo_record *record) {
     int64_t n = record->prompt_count;
-    for (int k = 0; k < record->count; k++) n += record->responses[k].count;
+    for (int k = 0; k < record->count; k++) n += record->responses[k].count + (wrpo__prompt_again(c, record, k) ? record->prompt_count : 0);
     return n;
 }
 static void wrpo__pack_begin(wrpo__run *r) { r->n = r->segs = r->targets = 0; }
+/* From here on rows of sequences of this length, prompt and response, are packed. */
+static void wrpo__pack_turn(wrpo__run *r, int64_t length) {
+    const int64_t key = wrpo__rope_key(&r->model->config, length);
+    if (key != r->rope_key) wrpo__inv_freq(&r->model->config, r->rope_key = key, r->inv_freq, &r->rope_scale);
+}
 /* One run of rows at positions from `position`; the caller has made sure that it fits. */
 static void wrpo__pack_seg(wrpo__run *r, const int32_t *ids, int64_t count, int64_t position, int64_t prefix, int64_t prefix_end) {
-    const int64_t half = r->model->config.head_dim / 2;
+    const int64_t half = wrpo__rope_dims(&r->model->config) / 2;
     for (int64_t i = 0; i < count; i++) {
         r->h_ids[r->n + i] = ids[i];
         for (int64_t k = 0; k < half; k++) {
@@ -3049,10 +3089,15 @@ static void wrpo__pack_seg(wrpo__run *r, const int32_t *ids, int64_t count, int6
     r->n += count;
 }
 static void wrpo__pack_record(wrpo__run *r, const wrpo_record *record) {
-    const int64_t first = r->n, P = record->prompt_count;
-    wrpo__pack_seg(r, record->prompt, P, 0, first, first);
+    const int64_t P = record->prompt_count;
+    int64_t first = r->n;
     for (int k = 0; k < record->count; k++) {
         const wrpo_tokens *y = &record->responses[k];
+        if (k == 0 || wrpo__prompt_again(&r->model->config, record, k)) {
+            wrpo__pack_turn(r, P + y->count);
+            first = r->n;
+            wrpo__pack_seg(r, record->prompt, P, 0, first, first);
+        }
         for (int64_t j = y->first; j < y->count; j++) {
             r->h_rows[r->targets] = (int32_t)(j ? r->n + j - 1 : first + P - 1);
             r->h_target[r->targets++] = y->ids[j];
@@ -3067,7 +3112,7 @@ static void wrpo__pack_end(wrpo__run *r) {
     be->put(ctx->dev, r->rows, r->h_rows, (size_t)r->targets * 4);
     be->put(ctx->dev, r->target, r->h_target, (size_t)r->targets * 4);
     be->put(ctx->dev, r->d_segs, r->h_segs, (size_t)r->segs * sizeof(wrpo_seg));
-    be->put(ctx->dev, r->rope, r->h_rope, (size_t)(r->n * r->model->config.head_dim) * sizeof(float));
+    be->put(ctx->dev, r->rope, r->h_rope, (size_t)(r->n * wrpo__rope_dims(&r->model->config)) * sizeof(float));
 }
 
 /* ---- linear layers ----
@@ -3107,14 +3152,17 @@ static void wrpo__linear_bwd(wrpo_ctx *ctx, const wrpo__linear *lin, void *dx, f
 }
 
 /* ---- one layer ---- */
-typedef struct wrpo__layer_weights { wrpo__linear qkv, o, gu, down; const wrpo_weight *norm_1, *norm_2, *norm_q, *norm_k; } wrpo__layer_weights;
+#define WRPO__GRAD(weight) (grads + (weight)->at)
+typedef struct wrpo__layer_weights { wrpo__linear qkv, o, gu, down; const wrpo_weight *norm_1, *norm_2, *norm_q, *norm_k, *norm_add_1, *norm_add_2; } wrpo__layer_weights;
 static wrpo__layer_weights wrpo__layer_of(const wrpo_model *m, int64_t l) {
+    const wrpo_weight *after = WRPO__W(m, post_attention_layernorm, l), *before = WRPO__W(m, pre_feedforward_layernorm, l);   /* with post_norms the name is meant */
     wrpo__layer_weights w = {
         .qkv = {{WRPO__W(m, q_proj, l), WRPO__W(m, k_proj, l), WRPO__W(m, v_proj, l)}, {WRPO__W(m, q_bias, l), WRPO__W(m, k_bias, l), WRPO__W(m, v_bias, l)}},
         .o = {{WRPO__W(m, o_proj, l)}, {WRPO__W(m, o_bias, l)}},
         .gu = {{WRPO__W(m, gate_proj, l), WRPO__W(m, up_proj, l)}, {NULL}},
         .down = {{WRPO__W(m, down_proj, l)}, {NULL}},
-        .norm_1 = WRPO__W(m, input_layernorm, l), .norm_2 = WRPO__W(m, post_attention_layernorm, l),
+        .norm_1 = WRPO__W(m, input_layernorm, l), .norm_2 = before ? before : after,
+        .norm_add_1 = before ? after : NULL, .norm_add_2 = WRPO__W(m, post_feedforward_layernorm, l),
         .norm_q = WRPO__W(m, q_norm, l), .norm_k = WRPO__W(m, k_norm, l)};
     return w;
 }
@@ -3123,8 +3171,35 @@ static wrpo_attn wrpo__attn_of(const wrpo__run *r, int64_t l) {
     const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, d = c->head_dim;
     wrpo_attn a = {.n = r->n, .segs = r->d_segs, .n_segs = r->segs, .H = H, .G = G, .d = d,
                    .ldq = (H + 2 * G) * d, .ldkv = (H + 2 * G) * d, .ldo = H * d,
-                   .window = wrpo__layer_window(c, l), .scale = (float)(1 / sqrt((double)d))};
+                   .window = wrpo__layer_window(c, l), .scale = (float)(1 / sqrt(c->query_pre_attn_scalar > 0 ? c->query_pre_attn_scalar : (double)d)),
+                   .softcap = (float)c->attn_logit_softcapping};
     return a;
+}
+/* q and k, H + G heads beside each other, turned by position; sign -1 turns back. Where only part of a head turns, head by head. */
+static void wrpo__rotate(wrpo__run *r, void *q, float sign) {
+    const wrpo_backend *be = r->model->ctx->desc.backend;
+    const wrpo_config *c = &r->model->config;
+    const int64_t heads = c->num_attention_heads + c->num_key_value_heads, d = c->head_dim, dims = wrpo__rope_dims(c), ld = (heads + c->num_key_value_heads) * d;
+    if (dims == d) be->rope(r->model->ctx->dev, q, ld, r->rope, r->n, heads, d, sign);
+    else for (int64_t h = 0; h < heads; h++) be->rope(r->model->ctx->dev, wrpo__at(be, q, h * d), ld, r->rope, r->n, 1, dims, sign);
+}
+/* x += a W'; with a norm on what is added, x += g (a W') / rms(a W'), and what the norm reads is kept. x NULL: only that. */
+static void wrpo__add_fwd(wrpo__run *r, const wrpo__linear *lin, const wrpo_weight *norm, void *kept, float *rstd, void *x, const void *a) {
+    wrpo_ctx *ctx = r->model->ctx;
+    const wrpo_backend *be = ctx->desc.backend;
+    const wrpo_config *c = &r->model->config;
+    const int64_t D = c->hidden_size;
+    wrpo__linear_fwd(ctx, lin, norm ? kept : x, D, a, r->n, norm ? 0 : 1);
+    if (!norm) return;
+    be->rmsnorm(ctx->dev, r->norm, D, rstd, kept, D, norm->data, r->n, 1, D, (float)c->rms_norm_eps, c->norm_plus_one);
+    if (x) be->add(ctx->dev, x, r->norm, r->n * D);
+}
+/* da, from dL/dx in r->dx; r->dy is used up. */
+static void wrpo__add_bwd(wrpo__run *r, const wrpo__linear *lin, const wrpo_weight *norm, const void *kept, const float *rstd, void *da, float *grads, const void *a) {
+    wrpo_model *m = r->model;
+    const int64_t D = m->config.hidden_size;
+    if (norm) m->ctx->desc.backend->rmsnorm_bwd(m->ctx->dev, r->dy, D, WRPO__GRAD(norm), r->dx, D, NULL, 0, kept, D, norm->data, rstd, r->n, 1, D, m->config.norm_plus_one);
+    wrpo__linear_bwd(m->ctx, lin, da, grads, norm ? r->dy : r->dx, D, a, r->n);
 }
 /* x -> x_out; everything else goes to a. x, a->mid and x_out may be one place (inference): the stream is then updated
    in place. x_out NULL: only what the backward pass needs is made. */
@@ -3136,12 +3211,12 @@ static void wrpo__layer_fwd(wrpo__run *r, int64_t l, const wrpo__acts *a, void *
     const wrpo__layer_weights w = wrpo__layer_of(r->model, l);
     const int64_t n = r->n, D = c->hidden_size, I = c->intermediate_size, d = c->head_dim;
     const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, ld = (H + 2 * G) * d;
-    const float eps = (float)c->rms_norm_eps;
+    const float eps = (float)c->rms_norm_eps, plus = c->norm_plus_one;
     const size_t stream = (size_t)(n * D) * (size_t)be->act_bytes;
     void *q = a->qkv, *k = wrpo__at(be, q, H * d), *v = wrpo__at(be, k, G * d);
     const wrpo_attn attn = wrpo__attn_of(r, l);
 
-    be->rmsnorm(dev, r->norm, D, a->rstd_1, x, D, w.norm_1->data, n, 1, D, eps, 0);        /* 2  a = g_1 x / rms(x) */
+    be->rmsnorm(dev, r->norm, D, a->rstd_1, x, D, w.norm_1->data, n, 1, D, eps, plus);     /* 2  a = g_1 x / rms(x) */
     if (!c->qk_norm) wrpo__linear_fwd(ctx, &w.qkv, q, ld, r->norm, n, 0);                  /* 3  q | k | v = a W' + b */
     else {
         const wrpo__linear qk = {{w.qkv.w[0], w.qkv.w[1]}, {w.qkv.b[0], w.qkv.b[1]}}, only_v = {{w.qkv.w[2]}, {w.qkv.b[2]}};
@@ -3151,16 +3226,16 @@ static void wrpo__layer_fwd(wrpo__run *r, int64_t l, const wrpo__acts *a, void *
         be->rmsnorm(dev, q, ld, a->rstd_q, a->qk0, (H + G) * d, w.norm_q->data, n, H, d, eps, 0);   /* 4  per head (Qwen3) */
         be->rmsnorm(dev, k, ld, a->rstd_k, k0, (H + G) * d, w.norm_k->data, n, G, d, eps, 0);
     }
-    be->rope(dev, q, ld, r->rope, n, H + G, d, 1);                                         /* 5  q, k turned by position */
+    wrpo__rotate(r, q, 1);                                                                 /* 5  q, k turned by position */
     be->attention(dev, &attn, a->o, a->lse, q, k, v);                                      /* 6  o = softmax(q k' / sqrt d) v */
     if (a->mid != x) be->copy(dev, a->mid, x, stream);
-    wrpo__linear_fwd(ctx, &w.o, a->mid, D, a->o, n, 1);                                    /* 7  x' = x + o W' */
-    be->rmsnorm(dev, r->norm, D, a->rstd_2, a->mid, D, w.norm_2->data, n, 1, D, eps, 0);   /* 8  c = g_2 x' / rms(x') */
+    wrpo__add_fwd(r, &w.o, w.norm_add_1, a->add_1, a->rstd_add_1, a->mid, a->o);           /* 7  x' = x + o W' */
+    be->rmsnorm(dev, r->norm, D, a->rstd_2, a->mid, D, w.norm_2->data, n, 1, D, eps, plus);   /* 8  c = g_2 x' / rms(x') */
     wrpo__linear_fwd(ctx, &w.gu, a->gu, 2 * I, r->norm, n, 0);                             /* 9  g | u = c W' */
-    if (!x_out) return;
-    be->glu(dev, r->h, a->gu, n, I, false);                                                /* 10 h = silu(g) u */
-    if (x_out != a->mid) be->copy(dev, x_out, a->mid, stream);
-    wrpo__linear_fwd(ctx, &w.down, x_out, D, r->h, n, 1);                                  /* 11 x'' = x' + h W' */
+    if (!x_out && !w.norm_add_2) return;
+    be->glu(dev, r->h, a->gu, n, I, c->gelu);                                              /* 10 h = silu(g) u */
+    if (x_out && x_out != a->mid) be->copy(dev, x_out, a->mid, stream);
+    wrpo__add_fwd(r, &w.down, w.norm_add_2, a->add_2, a->rstd_add_2, x_out, r->h);         /* 11 x'' = x' + h W' */
 }
 /* r->dx holds dL/dx'' and is turned into dL/dx in place. r->norm and r->h are rebuilt, not kept. */
 static void wrpo__layer_bwd(wrpo__run *r, int64_t l, const wrpo__acts *a, const void *x, float *grads) {
@@ -3172,36 +3247,42 @@ static void wrpo__layer_bwd(wrpo__run *r, int64_t l, const wrpo__acts *a, const 
     const wrpo__layer_weights w = wrpo__layer_of(m, l);
     const int64_t n = r->n, D = c->hidden_size, I = c->intermediate_size, d = c->head_dim;
     const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, ld = (H + 2 * G) * d;
-    const float eps = (float)c->rms_norm_eps;
+    const float eps = (float)c->rms_norm_eps, plus = c->norm_plus_one;
     void *q = a->qkv, *k = wrpo__at(be, q, H * d), *v = wrpo__at(be, k, G * d);
     void *dq = r->dqkv, *dk = wrpo__at(be, dq, H * d), *dv = wrpo__at(be, dk, G * d);
     const wrpo_attn attn = wrpo__attn_of(r, l);
-#define WRPO__GRAD(weight) (grads + (weight)->at)
 
-    be->glu(dev, r->h, a->gu, n, I, false);
-    wrpo__linear_bwd(ctx, &w.down, r->dh, grads, r->dx, D, r->h, n);                         /* 11 dh = dx W, dW += dx' h */
-    be->glu_bwd(dev, r->dgu, NULL, r->dh, a->gu, n, I, false);                             /* 10 */
-    be->rmsnorm(dev, r->norm, D, a->rstd_2, a->mid, D, w.norm_2->data, n, 1, D, eps, 0);
-    wrpo__linear_bwd(ctx, &w.gu, r->dy, grads, r->dgu, 2 * I, r->norm, n);                   /* 9  dc = dgu W */
+    be->glu(dev, r->h, a->gu, n, I, c->gelu);
+    wrpo__add_bwd(r, &w.down, w.norm_add_2, a->add_2, a->rstd_add_2, r->dh, grads, r->h);  /* 11 dh = dx W, dW += dx' h */
+    be->glu_bwd(dev, r->dgu, NULL, r->dh, a->gu, n, I, c->gelu);                           /* 10 */
+    be->rmsnorm(dev, r->norm, D, a->rstd_2, a->mid, D, w.norm_2->data, n, 1, D, eps, plus);
+    wrpo__linear_bwd(ctx, &w.gu, r->dy, grads, r->dgu, 2 * I, r->norm, n);                 /* 9  dc = dgu W */
     be->rmsnorm_bwd(dev, r->dx, D, WRPO__GRAD(w.norm_2), r->dy, D, r->dx, D, a->mid, D,
-                    w.norm_2->data, a->rstd_2, n, 1, D, 0);                                /* 8  dx' = dx'' + ... */
-    wrpo__linear_bwd(ctx, &w.o, r->d_o, grads, r->dx, D, a->o, n);                           /* 7  do = dx' W */
+                    w.norm_2->data, a->rstd_2, n, 1, D, plus);                             /* 8  dx' = dx'' + ... */
+    wrpo__add_bwd(r, &w.o, w.norm_add_1, a->add_1, a->rstd_add_1, r->d_o, grads, a->o);    /* 7  do = dx' W */
     be->attention_bwd(dev, &attn, dq, dk, dv, r->d_o, a->o, a->lse, q, k, v, r->attn_scratch);   /* 6 */
-    be->rope(dev, dq, ld, r->rope, n, H + G, d, -1);                                       /* 5  turned back */
+    wrpo__rotate(r, dq, -1);                                                               /* 5  turned back */
     if (c->qk_norm) {                                                                      /* 4 */
         const void *k0 = wrpo__at(be, a->qk0, H * d);
         be->rmsnorm_bwd(dev, dq, ld, WRPO__GRAD(w.norm_q), dq, ld, NULL, 0, a->qk0, (H + G) * d, w.norm_q->data, a->rstd_q, n, H, d, 0);
         be->rmsnorm_bwd(dev, dk, ld, WRPO__GRAD(w.norm_k), dk, ld, NULL, 0, k0, (H + G) * d, w.norm_k->data, a->rstd_k, n, G, d, 0);
     }
-    be->rmsnorm(dev, r->norm, D, a->rstd_1, x, D, w.norm_1->data, n, 1, D, eps, 0);
-    wrpo__linear_bwd(ctx, &w.qkv, r->dy, grads, dq, ld, r->norm, n);                         /* 3  da = dqkv W */
+    be->rmsnorm(dev, r->norm, D, a->rstd_1, x, D, w.norm_1->data, n, 1, D, eps, plus);
+    wrpo__linear_bwd(ctx, &w.qkv, r->dy, grads, dq, ld, r->norm, n);                       /* 3  da = dqkv W */
     be->rmsnorm_bwd(dev, r->dx, D, WRPO__GRAD(w.norm_1), r->dy, D, r->dx, D, x, D,
-                    w.norm_1->data, a->rstd_1, n, 1, D, 0);                                /* 2  dx = dx' + ... */
+                    w.norm_1->data, a->rstd_1, n, 1, D, plus);                             /* 2  dx = dx' + ... */
 }
 
 /* ---- the whole model ---- */
 static const wrpo_weight *wrpo__head(const wrpo_model *m) {
     return m->config.tie_word_embeddings ? WRPO__W(m, embed_tokens, 0) : WRPO__W(m, lm_head, 0);
+}
+static float wrpo__embed_scale(const wrpo_config *c, const wrpo_weight *embed) {
+    if (!c->scale_embeddings) return 1;
+    float s = (float)sqrt((double)c->hidden_size);
+    uint32_t bits;
+    memcpy(&bits, &s, 4);
+    return embed->dtype == WRPO_BF16 ? wrpo__float_of((uint16_t)((bits + 0x7FFFu + (bits >> 16 & 1)) >> 16)) : s;
 }
 static void wrpo__sync(wrpo_ctx *ctx) {
     wrpo_error why = {WRPO_E_DEVICE, 0, 0, ""};
@@ -3212,31 +3293,35 @@ static void wrpo__sum_head(wrpo__run *r) {
     const wrpo_weight *head = wrpo__head(r->model);
     r->model->ctx->desc.backend->colsum(r->model->ctx->dev, r->mean_w, head->data, head->dtype, head->rows, head->cols);
 }
-/* Log-probs of all targets into r->h_logp; with means, the mean logit over the vocabulary of every row into r->h_mean. */
+/* Log-probs of all targets into r->h_logp; with means, the mean logit over the vocabulary of every row into r->h_mean: NaN
+   where logits are capped, for then their mean is no product of vectors. */
 static void wrpo__forward(wrpo__run *r, bool means) {
     wrpo_model *m = r->model;
     wrpo_ctx *ctx = m->ctx;
     const wrpo_backend *be = ctx->desc.backend;
     void *dev = ctx->dev;
     const wrpo_config *c = &m->config;
-    const wrpo_weight *head = wrpo__head(m);
+    const wrpo_weight *head = wrpo__head(m), *embed = WRPO__W(m, embed_tokens, 0);
     const int64_t D = c->hidden_size, V = c->vocab_size, L = c->num_hidden_layers;
+    const float cap = (float)c->final_logit_softcapping;
     const bool train = r->shape.train;
     void *x = train ? r->layer[0].x : r->scratch.x;
-    be->embed(dev, x, WRPO__W(m, embed_tokens, 0)->data, WRPO__W(m, embed_tokens, 0)->dtype, r->ids, r->n, D, 1);              /* 1  x = E[ids] */
+    be->embed(dev, x, embed->data, embed->dtype, r->ids, r->n, D, wrpo__embed_scale(c, embed));   /* 1  x = E[ids] */
     for (int64_t l = 0; l < L; l++) {
         void *x_out = train ? r->layer[l + 1].x : r->scratch.x;
         wrpo__layer_fwd(r, l, train && l >= r->shape.recompute ? &r->layer[l] : &r->scratch, x, x_out);
         x = x_out;
     }
-    be->rmsnorm(dev, r->y, D, r->rstd_f, x, D, WRPO__W(m, norm, 0)->data, r->n, 1, D, (float)c->rms_norm_eps, 0);   /* 12 y */
+    be->rmsnorm(dev, r->y, D, r->rstd_f, x, D, WRPO__W(m, norm, 0)->data, r->n, 1, D, (float)c->rms_norm_eps, c->norm_plus_one);   /* 12 y */
     for (int64_t t = 0; t < r->targets; t += r->shape.chunk) {                             /* 13 log softmax(y W')[target] */
         int64_t count = WRPO__MIN(r->shape.chunk, r->targets - t);
         be->gather(dev, r->hid, r->y, r->rows + t, count, D);
         be->gemm(dev, WRPO_NT_LOGITS, r->logits, V, r->hid, D, head->data, D, head->dtype, count, V, D, 0);
-        be->logprob(dev, r->logp + t, r->lse + t, r->logits, r->target + t, count, V, 0);
+        be->logprob(dev, r->logp + t, r->lse + t, r->logits, r->target + t, count, V, cap);
     }
-    if (means) {                     /* mean_v(y W_v) = y (sum_v W_v) / V: one vector, not V columns */
+    if (means && cap > 0)
+        for (int64_t i = 0; i < r->n; i++) r->h_mean[i] = NAN;
+    else if (means) {                /* mean_v(y W_v) = y (sum_v W_v) / V: one vector, not V columns */
         be->gemm(dev, WRPO_NT_LOGITS, r->mean, 1, r->y, D, r->mean_w, D, WRPO_F32, r->n, 1, D, 0);
         be->get(dev, r->h_mean, r->mean, (size_t)r->n * sizeof(float));
         for (int64_t i = 0; i < r->n; i++) r->h_mean[i] /= (float)V;
@@ -3254,6 +3339,7 @@ static void wrpo__backward(wrpo__run *r, float *grads) {
     const wrpo_config *c = &m->config;
     const wrpo_weight *head = wrpo__head(m), *norm = WRPO__W(m, norm, 0), *embed = WRPO__W(m, embed_tokens, 0);
     const int64_t D = c->hidden_size, V = c->vocab_size, L = c->num_hidden_layers, n = r->n;
+    const float cap = (float)c->final_logit_softcapping;
     int64_t live = 0;
     for (int64_t t = 0; t < r->targets; t++)
         if (r->h_coef[t] != 0) r->h_rows[live] = r->h_rows[t], r->h_target[live] = r->h_target[t], r->h_coef[live++] = r->h_coef[t];
@@ -3267,20 +3353,20 @@ static void wrpo__backward(wrpo__run *r, float *grads) {
         int64_t count = WRPO__MIN(r->shape.chunk, live - t);
         be->gather(dev, r->hid, r->y, r->rows + t, count, D);
         be->gemm(dev, WRPO_NT_LOGITS, r->logits, V, r->hid, D, head->data, D, head->dtype, count, V, D, 0);
-        be->logprob(dev, r->logp, r->lse, r->logits, r->target + t, count, V, 0);
-        be->logprob_bwd(dev, r->dlogits, r->logits, r->target + t, r->lse, r->coef + t, count, V, 0);
+        be->logprob(dev, r->logp, r->lse, r->logits, r->target + t, count, V, cap);
+        be->logprob_bwd(dev, r->dlogits, r->logits, r->target + t, r->lse, r->coef + t, count, V, cap);
         be->gemm(dev, WRPO_NN, r->dhid, D, r->dlogits, V, head->data, D, head->dtype, count, D, V, 0);
         be->gemm(dev, WRPO_TN, WRPO__GRAD(head), D, r->dlogits, V, r->hid, D, WRPO_F32, V, D, count, 1);
         be->gather_bwd(dev, r->dy, r->dhid, r->rows + t, count, D);
     }
     be->rmsnorm_bwd(dev, r->dx, D, WRPO__GRAD(norm), r->dy, D, NULL, 0, r->layer[L].x, D,
-                    norm->data, r->rstd_f, n, 1, D, 0);                                    /* 12 */
+                    norm->data, r->rstd_f, n, 1, D, c->norm_plus_one);                     /* 12 */
     for (int64_t l = L - 1; l >= 0; l--) {
         const wrpo__acts *a = l >= r->shape.recompute ? &r->layer[l] : &r->scratch;
         if (a == &r->scratch) wrpo__layer_fwd(r, l, a, r->layer[l].x, NULL);               /* what was not kept is made again */
         wrpo__layer_bwd(r, l, a, r->layer[l].x, grads);
     }
-    be->embed_bwd(dev, WRPO__GRAD(embed), r->dx, r->ids, n, D, 1);                         /* 1 */
+    be->embed_bwd(dev, WRPO__GRAD(embed), r->dx, r->ids, n, D, wrpo__embed_scale(c, embed));   /* 1 */
     wrpo__sync(ctx);
 }
 
@@ -8944,51 +9030,94 @@ static bool wrpo__among(const char *key, const char *const *list) {
         if (!strcmp(key, *list)) return true;
     return false;
 }
-static void wrpo__config_rope(const wrpo__reader *in, wrpo_config *c) {
+/* The families: what transformers takes where a key is absent (0: as many as heads, hidden / heads, none), and the keys that
+   only this family knows. */
+typedef enum wrpo__family_name { WRPO__LLAMA, WRPO__MISTRAL, WRPO__QWEN2, WRPO__QWEN3, WRPO__GEMMA2, WRPO__PHI3, WRPO__INTERNLM2, WRPO__FAMILIES } wrpo__family_name;
+static const struct wrpo__family { const char *name; int64_t kv_heads, head_dim, positions, window; double eps; bool tied; const char *keys[7]; } wrpo__families[] = {
+    {"llama", 0, 0, 2048, 0, 1e-6, false, {NULL}},
+    {"mistral", 8, 0, 131072, 4096, 1e-6, false, {NULL}},
+    {"qwen2", 32, 0, 32768, 4096, 1e-6, false, {"use_sliding_window", "max_window_layers", NULL}},
+    {"qwen3", 32, 128, 32768, 4096, 1e-6, false, {"use_sliding_window", "max_window_layers", NULL}},
+    {"gemma2", 4, 256, 8192, 4096, 1e-6, true, {"hidden_activation", "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping",
+                                                "cache_implementation", "sliding_window_size", NULL}},
+    {"phi3", 0, 0, 4096, 0, 1e-5, false, {"original_max_position_embeddings", "resid_pdrop", "embd_pdrop", "interpolate_factor", "full_attn_mod", NULL}},
+    {"internlm2", 0, 0, 2048, 0, 1e-6, false, {"bias", NULL}}};
+static const char *const wrpo__rope_names[] = {"default", "linear", "llama3", "yarn", "dynamic", "longrope"};
+WRPO_API const char *wrpo_rope_name(int i) { return i >= 0 && i < WRPO__COUNT(wrpo__rope_names) ? wrpo__rope_names[i] : NULL; }
+/* An array of positive numbers, one for each pair of numbers that turns. */
+static void wrpo__config_factors(const wrpo__reader *in, const wrpo_json *r, const char *key, float *out, int64_t count) {
+    const wrpo_json *list = wrpo__config_get(r, key);
+    char what[160];
+    int64_t n = 0;
+    for (const wrpo_json *v = list && list->kind == WRPO_JSON_ARRAY && list->count == count ? list->child : NULL; v && v->kind == WRPO_JSON_NUMBER && v->number > 0; v = v->next)
+        out[n++] = (float)v->number;
+    if (n == count) return;
+    snprintf(what, sizeof what, "rope type longrope: %s: want %lld positive numbers", key, (long long)count);
+    wrpo__config_fail(in, list ? list : r, WRPO_E_FORMAT, what);
+}
+static void wrpo__config_rope(const wrpo__reader *in, wrpo__family_name family, wrpo_config *c) {
     static const char *const known[] = {"type", "rope_type", "rope_theta", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings",
-                                        "beta_fast", "beta_slow", "attention_factor", "truncate", "finetuned", "partial_rotary_factor", NULL};
+                                        "beta_fast", "beta_slow", "attention_factor", "truncate", "finetuned", "partial_rotary_factor", "short_factor", "long_factor", NULL};
+    static const bool phi3[] = {true, false, false, false, false, true}, internlm2[] = {true, true, false, false, true, false};
     wrpo_rope *p = &c->rope;
     const wrpo_json *v5 = wrpo__config_get(in->root, "rope_parameters"), *v4 = wrpo__config_get(in->root, "rope_scaling"), *r = v5 ? v5 : v4;
     char what[256];
     p->theta = wrpo__config_number(in, in->root, "rope_theta", 10000);
-    if (!r) return;
-    if (r->kind != WRPO_JSON_OBJECT) wrpo__config_fail(in, r, WRPO_E_FORMAT, "rope_scaling: want an object");
-    p->theta = wrpo__config_number(in, r, "rope_theta", p->theta);
+    double part = wrpo__config_number(in, in->root, "partial_rotary_factor", 1);
+    if (r && r->kind != WRPO_JSON_OBJECT) wrpo__config_fail(in, r, WRPO_E_FORMAT, "rope_scaling: want an object");
     const wrpo_json *type = wrpo__config_get(r, "rope_type");
     if (!type) type = wrpo__config_get(r, "type");
-    if (!type || wrpo__json_is(type, "default")) p->type = WRPO_ROPE_DEFAULT;
-    else if (wrpo__json_is(type, "linear")) p->type = WRPO_ROPE_LINEAR;
-    else if (wrpo__json_is(type, "llama3")) p->type = WRPO_ROPE_LLAMA3;
-    else if (wrpo__json_is(type, "yarn")) p->type = WRPO_ROPE_YARN;
-    else {
-        snprintf(what, sizeof what, "rope_type \"%.60s\" is not supported (default, linear, llama3 and yarn are)", type->kind == WRPO_JSON_STRING ? type->text : "?");
+    int kind = 0;
+    while (type && kind < WRPO__COUNT(wrpo__rope_names) && !wrpo__json_is(type, wrpo__rope_names[kind])) kind++;
+    if (family == WRPO__PHI3 && (wrpo__json_is(type, "su") || wrpo__json_is(type, "yarn"))) kind = WRPO_ROPE_LONGROPE;   /* what Phi-3 called it first */
+    if (kind == WRPO__COUNT(wrpo__rope_names) || (family == WRPO__PHI3 && !phi3[kind]) || (family == WRPO__INTERNLM2 && !internlm2[kind])) {
+        snprintf(what, sizeof what, "rope_type \"%.60s\" is not supported for model_type %s (%s)", type->kind == WRPO_JSON_STRING ? type->text : "?", c->model_type,
+                 family == WRPO__PHI3 ? "default and longrope are" : family == WRPO__INTERNLM2 ? "default, linear and dynamic are"
+                                                                  : "default, linear, llama3, yarn, dynamic and longrope are");
         wrpo__config_fail(in, type, WRPO_E_UNSUPPORTED, what);
     }
-    for (const wrpo_json *v = r->child; v; v = v->next)
+    p->type = (wrpo_rope_type)kind;
+    for (const wrpo_json *v = r ? r->child : NULL; v; v = v->next)
         if (v->kind != WRPO_JSON_NULL && !wrpo__among(v->key, known)) {
             snprintf(what, sizeof what, "%s: \"%.60s\" is not supported", r->key, v->key);
             wrpo__config_fail(in, v, WRPO_E_UNSUPPORTED, what);
         }
-    if (wrpo__config_number(in, r, "partial_rotary_factor", 1) != 1)
-        wrpo__config_fail(in, r, WRPO_E_UNSUPPORTED, "partial_rotary_factor is not supported");
+    p->theta = wrpo__config_number(in, r, "rope_theta", p->theta);
+    part = wrpo__config_number(in, r, "partial_rotary_factor", part);
+    if (part != 1 && family != WRPO__PHI3)
+        wrpo__config_fail(in, wrpo__config_get(r, "partial_rotary_factor") ? r : wrpo__json_get(in->root, "partial_rotary_factor"), WRPO_E_UNSUPPORTED,
+                          "partial_rotary_factor other than 1 is supported for model_type phi3 only");
+    p->dims = (int64_t)((double)c->head_dim * part);
+    if (p->dims < 2 || p->dims % 2 || p->dims > c->head_dim) {
+        snprintf(what, sizeof what, "partial_rotary_factor: want an even number of the %lld numbers of a head, found %lld", (long long)c->head_dim, (long long)p->dims);
+        wrpo__config_fail(in, in->root, WRPO_E_UNSUPPORTED, what);
+    }
     if (p->type == WRPO_ROPE_DEFAULT) return;
-    p->factor = wrpo__config_number(in, r, "factor", 0);
-    double original = wrpo__config_number(in, r, "original_max_position_embeddings", p->type == WRPO_ROPE_LLAMA3 ? 0 : (double)c->max_position_embeddings);
+    const double stated = wrpo__config_number(in, in->root, "original_max_position_embeddings", family == WRPO__PHI3 ? 4096 : 0);   /* Phi-3: beside the object */
+    const double original = wrpo__config_number(in, r, "original_max_position_embeddings", stated > 0 ? stated : p->type == WRPO_ROPE_LLAMA3 ? 0 : (double)c->max_position_embeddings);
+    if (stated > 0 && stated != original)
+        wrpo__config_fail(in, r, WRPO_E_FORMAT, "original_max_position_embeddings: the number in this object and that of config.json (4096 if it has none) differ");
     p->original_max_position_embeddings = (int64_t)original;
+    p->factor = wrpo__config_number(in, r, "factor", p->type == WRPO_ROPE_LONGROPE ? (double)c->max_position_embeddings / original : 0);
     p->low_freq_factor = wrpo__config_number(in, r, "low_freq_factor", 0), p->high_freq_factor = wrpo__config_number(in, r, "high_freq_factor", 0);
     if (p->factor == 0 || (p->type == WRPO_ROPE_LLAMA3 && (original == 0 || p->low_freq_factor == 0 || p->high_freq_factor <= p->low_freq_factor)))
         wrpo__config_fail(in, r, WRPO_E_FORMAT, p->type == WRPO_ROPE_LLAMA3
             ? "rope type llama3: want factor, low_freq_factor < high_freq_factor and original_max_position_embeddings" : "rope scaling: want a factor");
+    if (p->type == WRPO_ROPE_DYNAMIC && p->dims < 4) wrpo__config_fail(in, r, WRPO_E_UNSUPPORTED, "rope type dynamic: want heads of at least 4 numbers");
     p->beta_fast = wrpo__config_number(in, r, "beta_fast", 32), p->beta_slow = wrpo__config_number(in, r, "beta_slow", 1);
-    p->attention_factor = wrpo__config_number(in, r, "attention_factor", p->type == WRPO_ROPE_YARN && p->factor > 1 ? 0.1 * log(p->factor) + 1 : 1);
+    p->attention_factor = wrpo__config_number(in, r, "attention_factor", p->factor <= 1 ? 1 : p->type == WRPO_ROPE_YARN ? 0.1 * log(p->factor) + 1
+                                              : p->type == WRPO_ROPE_LONGROPE ? sqrt(1 + log(p->factor) / log(original)) : 1);
     const wrpo_json *truncate = wrpo__config_get(r, "truncate");
     p->yarn_truncate = !truncate || truncate->kind != WRPO_JSON_BOOL || truncate->boolean;
+    if (p->type != WRPO_ROPE_LONGROPE) return;
+    wrpo__config_factors(in, r, "short_factor", p->short_factor, p->dims / 2);
+    wrpo__config_factors(in, r, "long_factor", p->long_factor, p->dims / 2);
 }
 static void wrpo__config_parse(wrpo__arena *arena, const char *path, const wrpo_json *root, wrpo_config *c) {
     /* read below or by the tokenizer */
     static const char *const used[] = {"model_type", "architectures", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
         "num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "initializer_range", "rope_theta", "rope_scaling", "rope_parameters",
-        "sliding_window", "use_sliding_window", "max_window_layers", "layer_types", "attention_bias", "tie_word_embeddings", "torch_dtype", "dtype", "hidden_act",
+        "sliding_window", "layer_types", "attention_bias", "tie_word_embeddings", "torch_dtype", "dtype", "hidden_act",
         "mlp_bias", "attention_dropout", "rope_interleaved", "partial_rotary_factor", NULL};
     /* known not to change a log-prob: ids, caching, generation defaults, provenance */
     static const char *const harmless[] = {"bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "unk_token_id", "decoder_start_token_id", "use_cache",
@@ -9005,11 +9134,17 @@ static void wrpo__config_parse(wrpo__arena *arena, const char *path, const wrpo_
     if (root->kind != WRPO_JSON_OBJECT) wrpo__config_fail(&in, root, WRPO_E_FORMAT, "want an object");
     const wrpo_json *type = wrpo__config_get(root, "model_type"), *arch = wrpo__config_get(root, "architectures");
     if (!type || type->kind != WRPO_JSON_STRING) wrpo__fail(in.ctx, WRPO_E_FORMAT, "%s: \"model_type\" is missing", path);
-    const bool llama = wrpo__json_is(type, "llama"), mistral = wrpo__json_is(type, "mistral"), qwen2 = wrpo__json_is(type, "qwen2"), qwen3 = wrpo__json_is(type, "qwen3");
-    if (!llama && !mistral && !qwen2 && !qwen3) {
-        snprintf(what, sizeof what, "model_type \"%.60s\" is not supported (llama, mistral, qwen2 and qwen3 are)", type->text);
+    int index = 0;
+    while (index < WRPO__FAMILIES && !wrpo__json_is(type, wrpo__families[index].name)) index++;
+    if (index == WRPO__FAMILIES) {
+        size_t at = (size_t)snprintf(what, sizeof what, "model_type \"%.60s\" is not supported (these are:", type->text);
+        for (index = 0; index < WRPO__FAMILIES; index++) at += (size_t)snprintf(what + at, sizeof what - at, " %s", wrpo__families[index].name);
+        snprintf(what + at, sizeof what - at, ")");
         wrpo__config_fail(&in, type, WRPO_E_UNSUPPORTED, what);
     }
+    const wrpo__family_name family = (wrpo__family_name)index;
+    const struct wrpo__family *const defaults = &wrpo__families[index];
+    const bool gemma2 = family == WRPO__GEMMA2, qwen = family == WRPO__QWEN2 || family == WRPO__QWEN3;
     snprintf(c->model_type, sizeof c->model_type, "%s", type->text);
     for (const wrpo_json *a = arch ? arch->child : NULL; a; a = a->next)
         if (a->kind != WRPO_JSON_STRING || a->size < 11 || strcmp(a->text + a->size - 11, "ForCausalLM")) {
@@ -9018,7 +9153,7 @@ static void wrpo__config_parse(wrpo__arena *arena, const char *path, const wrpo_
         }
     for (const wrpo_json *v = root->child; v; v = v->next) {
         bool off = v->kind == WRPO_JSON_NULL || (v->kind == WRPO_JSON_BOOL && !v->boolean);
-        if (off || v->key[0] == '_' || !strncmp(v->key, "transformers.", 13) || wrpo__among(v->key, used) || wrpo__among(v->key, harmless)) continue;
+        if (off || v->key[0] == '_' || !strncmp(v->key, "transformers.", 13) || wrpo__among(v->key, used) || wrpo__among(v->key, harmless) || wrpo__among(v->key, defaults->keys)) continue;
         snprintf(what, sizeof what, "\"%.80s\" is not supported for model_type %s", v->key, c->model_type);
         wrpo__config_fail(&in, v, WRPO_E_UNSUPPORTED, what);
     }
@@ -9028,47 +9163,62 @@ static void wrpo__config_parse(wrpo__arena *arena, const char *path, const wrpo_
     c->num_hidden_layers = wrpo__config_int(&in, "num_hidden_layers", -1, 1, 512);
     c->num_attention_heads = wrpo__config_int(&in, "num_attention_heads", -1, 1, 65536);
     const wrpo_json *kv = wrpo__json_get(root, "num_key_value_heads");   /* null means all heads; absent, the family's default */
-    int64_t kv_default = kv || llama ? c->num_attention_heads : mistral ? 8 : 32;
-    c->num_key_value_heads = wrpo__config_int(&in, "num_key_value_heads", kv_default, 1, 65536);
-    const wrpo_json *head = wrpo__json_get(root, "head_dim");
-    if (!(qwen3 && !head) && !wrpo__config_get(root, "head_dim") && c->hidden_size % c->num_attention_heads)
+    c->num_key_value_heads = wrpo__config_int(&in, "num_key_value_heads", kv || !defaults->kv_heads ? c->num_attention_heads : defaults->kv_heads, 1, 65536);
+    const int64_t head_dim = wrpo__json_get(root, "head_dim") ? 0 : defaults->head_dim;   /* null means hidden / heads */
+    if (!head_dim && !wrpo__config_get(root, "head_dim") && c->hidden_size % c->num_attention_heads)
         wrpo__fail(in.ctx, WRPO_E_FORMAT, "%s: hidden_size %lld is no multiple of num_attention_heads %lld, and there is no head_dim", path,
                    (long long)c->hidden_size, (long long)c->num_attention_heads);
-    c->head_dim = wrpo__config_int(&in, "head_dim", qwen3 && !head ? 128 : c->hidden_size / c->num_attention_heads, 2, 512);
+    c->head_dim = wrpo__config_int(&in, "head_dim", head_dim ? head_dim : c->hidden_size / c->num_attention_heads, 2, 512);
     if (c->head_dim % 2 || c->head_dim < 2) wrpo__fail(in.ctx, WRPO_E_UNSUPPORTED, "%s: head_dim: want an even number, found %lld", path, (long long)c->head_dim);
     if (c->num_attention_heads % c->num_key_value_heads)
         wrpo__fail(in.ctx, WRPO_E_FORMAT, "%s: num_attention_heads %lld is no multiple of num_key_value_heads %lld", path,
                    (long long)c->num_attention_heads, (long long)c->num_key_value_heads);
-    c->max_position_embeddings = wrpo__config_int(&in, "max_position_embeddings", llama ? 2048 : mistral ? 131072 : 32768, 1, (int64_t)1 << 40);
-    c->rms_norm_eps = wrpo__config_number(&in, root, "rms_norm_eps", 1e-6);
+    c->max_position_embeddings = wrpo__config_int(&in, "max_position_embeddings", defaults->positions, 1, (int64_t)1 << 40);
+    c->rms_norm_eps = wrpo__config_number(&in, root, "rms_norm_eps", defaults->eps);
     c->initializer_range = wrpo__config_number(&in, root, "initializer_range", 0.02);
-    c->tie_word_embeddings = wrpo__config_bool(&in, "tie_word_embeddings", false);
-    c->attention_bias = qwen2 || wrpo__config_bool(&in, "attention_bias", false);
-    c->output_bias = !qwen2 && c->attention_bias;
-    c->qk_norm = qwen3;
-    if (mistral && c->attention_bias) wrpo__config_fail(&in, wrpo__json_get(root, "attention_bias"), WRPO_E_UNSUPPORTED, "attention_bias is not supported for model_type mistral");
-    const wrpo_json *act = wrpo__config_get(root, "hidden_act"), *drop = wrpo__config_get(root, "attention_dropout"), *bad;
-    if (act && !wrpo__json_is(act, "silu") && !wrpo__json_is(act, "swish")) {
-        snprintf(what, sizeof what, "hidden_act \"%.60s\" is not supported (silu is)", act->kind == WRPO_JSON_STRING ? act->text : "?");
+    c->tie_word_embeddings = wrpo__config_bool(&in, "tie_word_embeddings", defaults->tied);
+    c->attention_bias = family == WRPO__QWEN2 || wrpo__config_bool(&in, family == WRPO__INTERNLM2 ? "bias" : "attention_bias", family == WRPO__INTERNLM2);
+    c->output_bias = family != WRPO__QWEN2 && c->attention_bias;
+    c->qk_norm = family == WRPO__QWEN3;
+    c->gelu = c->norm_plus_one = c->post_norms = c->scale_embeddings = gemma2;
+    if (gemma2) {                    /* a cap of null is none */
+        c->query_pre_attn_scalar = wrpo__config_number(&in, root, "query_pre_attn_scalar", 256);
+        c->attn_logit_softcapping = wrpo__config_number(&in, root, "attn_logit_softcapping", wrpo__json_get(root, "attn_logit_softcapping") ? 0 : 50);
+        c->final_logit_softcapping = wrpo__config_number(&in, root, "final_logit_softcapping", wrpo__json_get(root, "final_logit_softcapping") ? 0 : 30);
+    }
+    if ((family == WRPO__MISTRAL || family == WRPO__PHI3 || family == WRPO__INTERNLM2) && wrpo__config_bool(&in, "attention_bias", false)) {
+        snprintf(what, sizeof what, "attention_bias is not supported for model_type %s", c->model_type);
+        wrpo__config_fail(&in, wrpo__json_get(root, "attention_bias"), WRPO_E_UNSUPPORTED, what);
+    }
+    const wrpo_json *act = gemma2 ? wrpo__config_get(root, "hidden_activation") : NULL;
+    if (!act) act = wrpo__config_get(root, "hidden_act");
+    if (act && !(gemma2 ? wrpo__json_is(act, "gelu_pytorch_tanh") : wrpo__json_is(act, "silu") || wrpo__json_is(act, "swish"))) {
+        snprintf(what, sizeof what, "%s \"%.60s\" is not supported (%s is)", act->key, act->kind == WRPO_JSON_STRING ? act->text : "?", gemma2 ? "gelu_pytorch_tanh" : "silu");
         wrpo__config_fail(&in, act, WRPO_E_UNSUPPORTED, what);
     }
-    if (drop && (drop->kind != WRPO_JSON_NUMBER || drop->number != 0)) wrpo__config_fail(&in, drop, WRPO_E_UNSUPPORTED, "attention_dropout other than 0 is not supported");
-    if (wrpo__config_bool(&in, "mlp_bias", false)) wrpo__config_fail(&in, wrpo__json_get(root, "mlp_bias"), WRPO_E_UNSUPPORTED, "mlp_bias is not supported");
-    if (wrpo__config_bool(&in, "rope_interleaved", false)) wrpo__config_fail(&in, wrpo__json_get(root, "rope_interleaved"), WRPO_E_UNSUPPORTED, "rope_interleaved is not supported");
-    if ((bad = wrpo__config_get(root, "partial_rotary_factor")) && (bad->kind != WRPO_JSON_NUMBER || bad->number != 1))
-        wrpo__config_fail(&in, bad, WRPO_E_UNSUPPORTED, "partial_rotary_factor other than 1 is not supported");
-    wrpo__config_rope(&in, c);
-
-    /* the window: every layer of mistral; qwen's upper layers; layer_types overrides */
-    const wrpo_json *window = wrpo__json_get(root, "sliding_window"), *layers = wrpo__config_get(root, "layer_types");
-    if (llama && wrpo__config_get(root, "sliding_window")) wrpo__config_fail(&in, window, WRPO_E_UNSUPPORTED, "sliding_window is not supported for model_type llama");
-    int64_t first = 0;
-    if (mistral) c->sliding_window = wrpo__config_int(&in, "sliding_window", window ? 0 : 4096, 1, (int64_t)1 << 40);
-    if ((qwen2 || qwen3) && wrpo__config_bool(&in, "use_sliding_window", false)) {
-        c->sliding_window = wrpo__config_int(&in, "sliding_window", window ? 0 : 4096, 1, (int64_t)1 << 40);
-        first = wrpo__config_int(&in, "max_window_layers", 28, 0, (int64_t)1 << 40);
+    static const char *const dropouts[] = {"attention_dropout", "resid_pdrop", "embd_pdrop"}, *const off[] = {"mlp_bias", "rope_interleaved"};
+    for (int i = 0; i < 3; i++) {
+        const wrpo_json *drop = wrpo__config_get(root, dropouts[i]);
+        snprintf(what, sizeof what, "%s other than 0 is not supported", dropouts[i]);
+        if (drop && (drop->kind != WRPO_JSON_NUMBER || drop->number != 0)) wrpo__config_fail(&in, drop, WRPO_E_UNSUPPORTED, what);
     }
-    for (int64_t l = first; c->sliding_window && l < c->num_hidden_layers; l++) c->sliding_layers[l / 64] |= (uint64_t)1 << l % 64;
+    for (int i = 0; i < 2; i++) {
+        snprintf(what, sizeof what, "%s is not supported", off[i]);
+        if (wrpo__config_bool(&in, off[i], false)) wrpo__config_fail(&in, wrpo__json_get(root, off[i]), WRPO_E_UNSUPPORTED, what);
+    }
+    wrpo__config_rope(&in, family, c);
+
+    /* the window: every layer of mistral and phi3; qwen's upper layers; gemma2's even ones; layer_types overrides */
+    const wrpo_json *window = wrpo__json_get(root, "sliding_window"), *layers = wrpo__config_get(root, "layer_types");
+    if ((family == WRPO__LLAMA || family == WRPO__INTERNLM2) && wrpo__config_get(root, "sliding_window")) {
+        snprintf(what, sizeof what, "sliding_window is not supported for model_type %s", c->model_type);
+        wrpo__config_fail(&in, window, WRPO_E_UNSUPPORTED, what);
+    }
+    if (!qwen || wrpo__config_bool(&in, "use_sliding_window", false)) c->sliding_window = wrpo__config_int(&in, "sliding_window", window ? 0 : defaults->window, 1, (int64_t)1 << 40);
+    if (gemma2 && wrpo__config_int(&in, "sliding_window_size", c->sliding_window, 0, (int64_t)1 << 40) != c->sliding_window)
+        wrpo__config_fail(&in, wrpo__json_get(root, "sliding_window_size"), WRPO_E_FORMAT, "sliding_window_size: want the number of sliding_window");
+    const int64_t first = qwen && c->sliding_window ? wrpo__config_int(&in, "max_window_layers", 28, 0, (int64_t)1 << 40) : 0;
+    for (int64_t l = first; c->sliding_window && l < c->num_hidden_layers; l += gemma2 ? 2 : 1) c->sliding_layers[l / 64] |= (uint64_t)1 << l % 64;
     if (layers) {
         if (layers->kind != WRPO_JSON_ARRAY || layers->count != c->num_hidden_layers) wrpo__config_fail(&in, layers, WRPO_E_FORMAT, "layer_types: want one entry a layer");
         memset(c->sliding_layers, 0, sizeof c->sliding_layers);
@@ -9097,39 +9247,79 @@ WRPO_API wrpo_result wrpo_config_load(wrpo_ctx *ctx, const char *path, wrpo_conf
     return wrpo__end(&wrpo__entry);
 }
 
+/* ---- names: where the numbers of the table lie in the files ----
+   The table has the Llama layout. Phi-3 and InternLM2 have other names, and tensors that hold the rows of several weights: one below
+   the other in the order of the table, or, in wqkv, so in each of G groups, a key/value head with its query heads.                  */
+static const struct { const char *family, *ours, *theirs; } wrpo__renames[] = {
+    {"phi3", "self_attn.q_proj.", "self_attn.qkv_proj."}, {"phi3", "self_attn.k_proj.", "self_attn.qkv_proj."}, {"phi3", "self_attn.v_proj.", "self_attn.qkv_proj."},
+    {"phi3", "mlp.gate_proj.", "mlp.gate_up_proj."}, {"phi3", "mlp.up_proj.", "mlp.gate_up_proj."},
+    {"internlm2", "embed_tokens.", "tok_embeddings."}, {"internlm2", "lm_head.", "output."},
+    {"internlm2", "self_attn.q_proj.", "attention.wqkv."}, {"internlm2", "self_attn.k_proj.", "attention.wqkv."}, {"internlm2", "self_attn.v_proj.", "attention.wqkv."},
+    {"internlm2", "self_attn.o_proj.", "attention.wo."}, {"internlm2", "input_layernorm.", "attention_norm."}, {"internlm2", "post_attention_layernorm.", "ffn_norm."},
+    {"internlm2", "mlp.gate_proj.", "feed_forward.w1."}, {"internlm2", "mlp.up_proj.", "feed_forward.w3."}, {"internlm2", "mlp.down_proj.", "feed_forward.w2."}};
+typedef struct wrpo__place {         /* row r of a weight is row r / own * stride + first + r % own of the tensor `name` */
+    char name[128];
+    int64_t groups, stride, first, own;
+} wrpo__place;
+static void wrpo__file_name(const wrpo_config *c, const char *name, char out[128]) {
+    for (int64_t i = 0; i < WRPO__COUNT(wrpo__renames); i++) {
+        const char *at = strcmp(c->model_type, wrpo__renames[i].family) ? NULL : strstr(name, wrpo__renames[i].ours);
+        if (!at) continue;
+        snprintf(out, 128, "%.*s%s%s", (int)(at - name), name, wrpo__renames[i].theirs, at + strlen(wrpo__renames[i].ours));
+        return;
+    }
+    snprintf(out, 128, "%s", name);
+}
+static wrpo__place wrpo__place_of(const wrpo_model *m, const wrpo_weight *w) {
+    wrpo__place p = {.groups = 1};
+    char other[128];
+    const wrpo_weight *begin = w, *end = w, *last = m->weights + m->n_weights;
+    wrpo__file_name(&m->config, w->name, p.name);
+    while (begin > m->weights && (wrpo__file_name(&m->config, begin[-1].name, other), !strcmp(other, p.name))) p.first += (--begin)->rows;
+    p.stride = p.first;
+    do p.stride += (end++)->rows; while (end < last && (wrpo__file_name(&m->config, end->name, other), !strcmp(other, p.name)));
+    if (strstr(p.name, ".wqkv.")) p.groups = m->config.num_key_value_heads;
+    p.own = w->rows / p.groups, p.first /= p.groups, p.stride /= p.groups;
+    return p;
+}
+
 /* ---- tensors against the table of weights ---- */
 static void wrpo__shape_text(char *s, size_t n, int ndim, const int64_t *shape) {
     size_t at = (size_t)snprintf(s, n, "[");
     for (int i = 0; i < ndim && at < n; i++) at += (size_t)snprintf(s + at, n - at, "%s%lld", i ? "," : "", (long long)shape[i]);
     if (at < n) snprintf(s + at, n - at, "]");
 }
-/* The tensor of this weight, or a sentence: missing, misshapen, of a type that is no float. */
-static const wrpo_tensor_info *wrpo__tensor_of(wrpo_ctx *ctx, const char *dir, const wrpo_tensors *t, const wrpo_weight *w) {
-    const wrpo_tensor_info *info = wrpo_tensors_find(t, w->name);
+/* The tensor that holds this weight, or a sentence: missing, misshapen, of a type that is no float. */
+static const wrpo_tensor_info *wrpo__tensor_of(const wrpo_model *m, const char *dir, const wrpo_tensors *t, const wrpo_weight *w, wrpo__place *place) {
+    *place = wrpo__place_of(m, w);
+    const wrpo_tensor_info *info = wrpo_tensors_find(t, place->name);
     char want[80], found[160];
-    if (!info) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: %s is missing", dir, w->name);
-    const int64_t shape[2] = {w->rows, w->cols};
+    if (!info) wrpo__fail(m->ctx, WRPO_E_FORMAT, "%s: %s is missing", dir, place->name);
+    const int64_t shape[2] = {place->groups * place->stride, w->cols};
     wrpo__shape_text(want, sizeof want, w->vector ? 1 : 2, shape);
     wrpo__shape_text(found, sizeof found, info->ndim, info->shape);
-    if (strcmp(want, found)) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: %s: want %s, found %s", info->file, w->name, want, found);
+    if (strcmp(want, found)) wrpo__fail(m->ctx, WRPO_E_FORMAT, "%s: %s: want %s, found %s", info->file, info->name, want, found);
     if (strcmp(info->dtype, "F32") && strcmp(info->dtype, "BF16") && strcmp(info->dtype, "F16"))
-        wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: %s: want F32, F16 or BF16, found %s", info->file, w->name, info->dtype);
+        wrpo__fail(m->ctx, WRPO_E_UNSUPPORTED, "%s: %s: want F32, F16 or BF16, found %s", info->file, info->name, info->dtype);
     return info;
 }
-/* weights[n]: the table of the config, without data. Every weight is there, and nothing else. */
-static wrpo_dtype wrpo__check_tensors(wrpo_ctx *ctx, const char *dir, const wrpo_config *c, const wrpo_tensors *t, const wrpo_weight *weights, int64_t n) {
+/* m: the table of the config, without data. Every weight is there, and nothing else. */
+static wrpo_dtype wrpo__check_tensors(const wrpo_model *m, const char *dir, const wrpo_tensors *t) {
     const wrpo_tensor_info *first = NULL;
+    wrpo__place place;
+    char head[128];
     int64_t used = 0;
-    for (int64_t i = 0; i < n; i++, used++) {
-        const wrpo_tensor_info *info = wrpo__tensor_of(ctx, dir, t, &weights[i]);
+    for (int64_t i = 0; i < m->n_weights; i++, used += place.first == 0) {
+        const wrpo_tensor_info *info = wrpo__tensor_of(m, dir, t, &m->weights[i], &place);
         if (!first) first = info;
     }
+    wrpo__file_name(&m->config, "lm_head.weight", head);
     for (int64_t i = 0; i < wrpo_tensors_count(t) && used < wrpo_tensors_count(t); i++) {
         const wrpo_tensor_info *info = wrpo_tensors_at(t, i);
         const char *dot = strstr(info->name, ".rotary_emb.inv_freq");
-        bool expected = (dot && !dot[20]) || (c->tie_word_embeddings && !strcmp(info->name, "lm_head.weight"));
-        for (int64_t k = 0; k < n && !expected; k++) expected = !strcmp(weights[k].name, info->name);
-        if (!expected) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: %s: no such tensor in a %s of this config", info->file, info->name, c->model_type);
+        bool expected = (dot && !dot[20]) || (m->config.tie_word_embeddings && !strcmp(info->name, head));
+        for (int64_t k = 0; k < m->n_weights && !expected; k++) place = wrpo__place_of(m, &m->weights[k]), expected = !strcmp(place.name, info->name);
+        if (!expected) wrpo__fail(m->ctx, WRPO_E_FORMAT, "%s: %s: no such tensor in a %s of this config", info->file, info->name, m->config.model_type);
     }
     return !strcmp(first->dtype, "BF16") ? WRPO_BF16 : !strcmp(first->dtype, "F16") ? WRPO_F16 : WRPO_F32;
 }
@@ -9146,28 +9336,26 @@ WRPO_API wrpo_result wrpo_model_check(wrpo_ctx *ctx, const char *dir, wrpo_confi
         wrpo__config_read(arena, dir, config);
         const wrpo_model *table = wrpo__model_table(arena, config, WRPO_F32);      /* alone, no memory behind it */
         *parameters = wrpo_model_parameters(table);
-        *dtype = wrpo__check_tensors(ctx, dir, config, wrpo__tensors_in(ctx, dir), table->weights, table->n_weights);
+        *dtype = wrpo__check_tensors(table, dir, wrpo__tensors_in(ctx, dir));
     }
     return wrpo__end(&wrpo__entry);
 }
 
 /* ---- load ----
-   A frozen model on the host keeps its matrices in the file that holds them, if they lie there as floats or bfloat16 and aligned. */
-static bool wrpo__mappable(const wrpo_tensor_info *info) {
+   A frozen model on the host keeps its matrices in the file that holds them, if they lie there in one piece, as floats or bfloat16 and aligned. */
+static const void *wrpo__mapped_data(const wrpo_tensor_info *info, const wrpo__place *p, const wrpo_weight *w) {   /* NULL: it must be copied */
     const size_t size = !strcmp(info->dtype, "F32") ? 4 : !strcmp(info->dtype, "BF16") ? 2 : 0;
-    return size && (uintptr_t)info->data % size == 0;
+    if (w->vector || p->groups > 1 || !size || (uintptr_t)info->data % size) return NULL;
+    return (const char *)info->data + (size_t)(p->first * w->cols) * size;
 }
 static void wrpo__map_weights(wrpo_model *model, const wrpo_tensors *t) {
     for (int64_t i = 0; i < model->n_weights; i++) {
         wrpo_weight *w = &model->weights[i];
-        const wrpo_tensor_info *info = wrpo__tensor_of(model->ctx, model->dir, t, w);
-        if (w->vector || !wrpo__mappable(info)) continue;
-        w->dtype = !strcmp(info->dtype, "F32") ? WRPO_F32 : WRPO_BF16;
-        w->data = (void *)(uintptr_t)info->data;
+        wrpo__place place;
+        const wrpo_tensor_info *info = wrpo__tensor_of(model, model->dir, t, w, &place);
+        const void *data = wrpo__mapped_data(info, &place, w);
+        if (data) w->data = (void *)(uintptr_t)data, w->dtype = !strcmp(info->dtype, "F32") ? WRPO_F32 : WRPO_BF16;
     }
-}
-static bool wrpo__is_mapped(const wrpo_model *model, const wrpo_tensors *t, const wrpo_weight *w) {
-    return model->frozen && w->data == wrpo__tensor_of(model->ctx, model->dir, t, w)->data;
 }
 enum { WRPO__PIECE = 1 << 20 };      /* numbers converted at a time: weights may lie on a device */
 static wrpo_result wrpo__load_weights(wrpo_model *model, const wrpo_tensors *mapped /* or NULL */) {
@@ -9177,13 +9365,16 @@ static wrpo_result wrpo__load_weights(wrpo_model *model, const wrpo_tensors *map
         float *piece = wrpo__raw(wrpo__entry.arena, WRPO__PIECE, sizeof *piece);
         for (int64_t i = 0; i < model->n_weights; i++) {
             const wrpo_weight *w = &model->weights[i];
-            if (wrpo__is_mapped(model, t, w)) continue;
-            const wrpo_tensor_info *info = wrpo__tensor_of(ctx, model->dir, t, w);
-            for (int64_t at = 0, n; at < info->count; at += n) {
-                n = WRPO__MIN(info->count - at, WRPO__PIECE);
-                wrpo__to_float(ctx, piece, info, at, n);
+            wrpo__place p;
+            const wrpo_tensor_info *info = wrpo__tensor_of(model, model->dir, t, w, &p);
+            if (mapped && w->data == wrpo__mapped_data(info, &p, w)) continue;
+            const int64_t part = p.own * w->cols;      /* lies in one piece */
+            for (int64_t at = 0, n; at < wrpo__size(w); at += n) {
+                const int64_t from = (at / part * p.stride + p.first) * w->cols + at % part;
+                n = WRPO__MIN(part - at % part, WRPO__PIECE);
+                wrpo__to_float(ctx, piece, info, from, n);
                 for (int64_t k = 0; k < n; k++)
-                    if (!isfinite(piece[k])) wrpo__fail(ctx, WRPO_E_NOT_FINITE, "%s: %s: element %lld is not a finite number", info->file, w->name, (long long)(at + k));
+                    if (!isfinite(piece[k])) wrpo__fail(ctx, WRPO_E_NOT_FINITE, "%s: %s: element %lld is not a finite number", info->file, info->name, (long long)(from + k));
                 wrpo__weight_put(model, w, at, n, piece);
             }
         }
@@ -9234,7 +9425,7 @@ WRPO_API wrpo_result wrpo_model_init(wrpo_ctx *ctx, const wrpo_init_desc *desc, 
                 WRPO__PARFOR(ctx->desc.threads)
                 for (int64_t block = 0; block < (n + 4095) / 4096; block++)
                     for (int64_t k = block * 4096; k < WRPO__MIN(n, block * 4096 + 4096); k++)
-                        piece[k] = norm ? 1 : w->vector ? 0 : (float)(config.initializer_range * wrpo__normal(desc->seed ? desc->seed : 42, stream, (uint64_t)(at + k)));
+                        piece[k] = norm ? !config.norm_plus_one : w->vector ? 0 : (float)(config.initializer_range * wrpo__normal(desc->seed ? desc->seed : 42, stream, (uint64_t)(at + k)));
                 wrpo__weight_put(model, w, at, n, piece);
             }
         }
@@ -9331,9 +9522,18 @@ static void wrpo__save_config(wrpo__arena *arena, const char *from, const char *
     wrpo__write(w, out.data, out.size);
     wrpo__commit(w);
 }
+typedef struct wrpo__saving { const wrpo_model *model; const wrpo_weight **of; } wrpo__saving;   /* of[tensor]: the first weight in it */
 static void wrpo__save_piece(void *user, int64_t tensor, int64_t first, int64_t count, float *dst) {
-    const wrpo_model *model = user;
-    wrpo__weight_get(model, &model->weights[tensor], first, count, dst);
+    const wrpo__saving *s = user;
+    for (int64_t n; count > 0; first += n, dst += n, count -= n) {
+        const wrpo_weight *w = s->of[tensor];
+        const int64_t row = first / w->cols, col = first % w->cols;
+        wrpo__place p = wrpo__place_of(s->model, w);
+        while (row % p.stride >= p.first + p.own) p = wrpo__place_of(s->model, ++w);
+        const int64_t in = row % p.stride - p.first;
+        n = WRPO__MIN(count, (p.own - in) * w->cols - col);
+        wrpo__weight_get(s->model, w, (row / p.stride * p.own + in) * w->cols + col, n, dst);
+    }
 }
 WRPO_API wrpo_result wrpo_model_save(wrpo_model *model, const wrpo_save_desc *desc) {
     wrpo_ctx *ctx = model->ctx;
@@ -9344,11 +9544,16 @@ WRPO_API wrpo_result wrpo_model_save(wrpo_model *model, const wrpo_save_desc *de
         wrpo_dtype dtype = desc->dtype ? desc->dtype : model->dtype;
         wrpo__make_dir(ctx, desc->dir);
         wrpo__save_tensor *t = wrpo__alloc(arena, (size_t)model->n_weights, sizeof *t);
+        wrpo__saving saving = {model, wrpo__alloc(arena, (size_t)model->n_weights, sizeof *saving.of)};
+        int64_t tensors = 0;
         for (int64_t i = 0; i < model->n_weights; i++) {
             const wrpo_weight *w = &model->weights[i];
-            t[i] = (wrpo__save_tensor){w->name, w->vector ? 1 : 2, {w->rows, w->cols, 0, 0}};
+            const wrpo__place p = wrpo__place_of(model, w);
+            if (p.first) continue;
+            t[tensors] = (wrpo__save_tensor){wrpo__strndup(arena, p.name, strlen(p.name)), w->vector ? 1 : 2, {p.groups * p.stride, w->cols, 0, 0}};
+            saving.of[tensors++] = w;
         }
-        wrpo__tensors_save(arena, desc->dir, t, model->n_weights, dtype, desc->max_shard_size, wrpo__save_piece, model);
+        wrpo__tensors_save(arena, desc->dir, t, tensors, dtype, desc->max_shard_size, wrpo__save_piece, &saving);
         bool dir = wrpo__is_dir(model->dir);
         const char *config = dir ? wrpo__join(arena, model->dir, "config.json") : model->dir;
         wrpo__save_config(arena, config, wrpo__join(arena, desc->dir, "config.json"), dtype);
@@ -9370,11 +9575,11 @@ WRPO_API wrpo_result wrpo_model_save(wrpo_model *model, const wrpo_save_desc *de
 /* ---------------------------------------------------------------------------------------------- >>use
    Log-probs of a data set: records are packed until micro_tokens rows are full, a longer one goes alone. */
 enum { WRPO__MICRO_TOKENS = 2048 };
-static int64_t wrpo__longest_record(const wrpo_data *data) {
+static int64_t wrpo__longest_record(const wrpo_config *c, const wrpo_data *data) {
     int64_t rows = 1;
     for (int64_t i = 0; i < wrpo_data_count(data); i++) {
         wrpo_record record = wrpo_data_record(data, i);
-        rows = WRPO__MAX(rows, wrpo__record_rows(&record));
+        rows = WRPO__MAX(rows, wrpo__record_rows(c, &record));
     }
     return rows;
 }
@@ -9384,13 +9589,13 @@ static int wrpo__most_responses(const wrpo_data *data) {
     return most;
 }
 /* Rows a run needs for this data: micro_tokens, all of the data if that is less, the longest record if that is more. */
-static int64_t wrpo__run_rows(const wrpo_data *data, int64_t micro_tokens) {
+static int64_t wrpo__run_rows(const wrpo_config *c, const wrpo_data *data, int64_t micro_tokens) {
     int64_t all = 0;
     for (int64_t i = 0; i < wrpo_data_count(data) && all < micro_tokens; i++) {
         wrpo_record record = wrpo_data_record(data, i);
-        all += wrpo__record_rows(&record);
+        all += wrpo__record_rows(c, &record);
     }
-    return WRPO__MAX(WRPO__MIN(all, micro_tokens), wrpo__longest_record(data));
+    return WRPO__MAX(WRPO__MIN(all, micro_tokens), wrpo__longest_record(c, data));
 }
 /* Every id is a row of the embedding; every record has something to score. */
 static void wrpo__check_data(const wrpo_model *model, const wrpo_data *data) {
@@ -9414,7 +9619,7 @@ static int64_t wrpo__pack_some(wrpo__run *r, const wrpo_data *data, const int64_
     wrpo__pack_begin(r);
     for (; at < count; at++) {
         wrpo_record record = wrpo_data_record(data, list ? list[at] : at);
-        if (r->n && r->n + wrpo__record_rows(&record) > micro_tokens) break;
+        if (r->n && r->n + wrpo__record_rows(&r->model->config, &record) > micro_tokens) break;
         wrpo__pack_record(r, &record);
     }
     wrpo__pack_end(r);
@@ -9431,7 +9636,7 @@ static void wrpo__sum_logps(const wrpo__run *r, const wrpo_record *record, int64
 static void wrpo__logprobs(wrpo__arena *temp, wrpo_model *model, const wrpo_data *data, int64_t first, int64_t count, int64_t micro_tokens,
                            double *logps, int K, float **tokens) {
     wrpo__check_data(model, data);
-    wrpo__shape shape = {.rows = wrpo__run_rows(data, micro_tokens)};
+    wrpo__shape shape = {.rows = wrpo__run_rows(&model->config, data, micro_tokens)};
     shape.chunk = wrpo__head_chunk(&model->config, shape.rows);
     wrpo__run *r = wrpo__run_new(temp, model, &shape);
     for (int64_t at = first, next; at < first + count; at = next) {
@@ -9547,7 +9752,7 @@ WRPO_API wrpo_result wrpo_train_bytes(wrpo_ctx *ctx, const wrpo_config *config, 
     WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
         wrpo_train_desc d = wrpo_train_defaults(desc);
         wrpo__train_check(ctx, &d);
-        int64_t count, rows = data ? wrpo__run_rows(data, d.micro_tokens) : d.micro_tokens;
+        int64_t count, rows = data ? wrpo__run_rows(config, data, d.micro_tokens) : d.micro_tokens;
         wrpo__layout_weights(config, NULL, NULL, &count, NULL);
         wrpo__shape shape = wrpo__train_shape(config, &d, rows);
         wrpo__run run = {0};
@@ -9726,12 +9931,12 @@ static wrpo_trainer *wrpo__trainer_build(wrpo__arena *arena, wrpo_model *policy,
     t->N = wrpo_data_count(data), t->K = wrpo__most_responses(data);
     wrpo__check_roles(ctx, data, d, t->K);
     wrpo__check_data(policy, data);
-    int64_t rows = wrpo__run_rows(data, d->micro_tokens);
+    int64_t rows = wrpo__run_rows(&policy->config, data, d->micro_tokens);
     if (eval) {
         t->eval_K = wrpo__most_responses(eval);
         wrpo__check_roles(ctx, eval, d, t->eval_K);
         wrpo__check_data(policy, eval);
-        rows = WRPO__MAX(rows, wrpo__run_rows(eval, d->micro_tokens));
+        rows = WRPO__MAX(rows, wrpo__run_rows(&policy->config, eval, d->micro_tokens));
     }
     t->micro = d->batch_size / d->accumulation;
     int64_t M = (t->N + t->micro - 1) / t->micro;
@@ -9783,15 +9988,17 @@ WRPO_API void wrpo_trainer_free(wrpo_trainer *t) {
 
 /* ---- metrics: weighted sums over records, then the averages of algorithm and trainer ---- */
 typedef struct wrpo__tally { wrpo_metrics m; double chosen, chosen_rows, rejected, rejected_rows; } wrpo__tally;
-/* Adds one record of weight w to the tally, but for its loss. mean: the mean logit of each of its rows, the prompt's first. */
-static void wrpo__tally_add(wrpo__tally *t, const wrpo_loss_desc *d, double alpha, const wrpo_record *record, const wrpo_response *r, double w, const float *mean) {
+/* Adds one record of weight w to the tally, but for its loss. mean: the mean logit of each of its rows, in the order of packing. */
+static void wrpo__tally_add(wrpo__tally *t, const wrpo_config *model, const wrpo_loss_desc *d, double alpha, const wrpo_record *record, const wrpo_response *r, double w, const float *mean) {
     double logp[3] = {0}, reward[3] = {0}, share[3] = {0}, all_chosen = 0, chosen = 0, prompt = 0;
     wrpo_metrics *m = &t->m;
-    const float *own = mean + record->prompt_count;
-    for (int64_t i = 0; i < record->prompt_count; i++) prompt += (double)mean[i];
     for (int k = 0; k < record->count; k++) {
+        if (k == 0 || wrpo__prompt_again(model, record, k)) {
+            prompt = 0;
+            for (int64_t i = 0; i < record->prompt_count; i++) prompt += (double)*mean++;
+        }
         double rows = (double)(record->prompt_count + record->responses[k].count), sum = prompt;
-        for (int64_t i = 0; i < record->responses[k].count; i++) sum += (double)*own++;
+        for (int64_t i = 0; i < record->responses[k].count; i++) sum += (double)*mean++;
         if (r[k].role == WRPO_REJECTED) t->rejected += sum, t->rejected_rows += rows;
         else t->chosen += sum, t->chosen_rows += rows, all_chosen += r[k].logp, chosen++;
         logp[r[k].role] += r[k].weight * r[k].logp, share[r[k].role] += r[k].weight;
@@ -9845,6 +10052,7 @@ static void wrpo__log_metrics(wrpo_trainer *t, const wrpo_metrics *m, const char
 static void wrpo__pass(wrpo_trainer *t, const wrpo_data *data, const double *ref, int K, const int64_t *list, const double *weight, int64_t count,
                        double alpha, bool train, wrpo__tally *tally) {
     wrpo__run *r = t->run;
+    const wrpo_config *c = &r->model->config;
     const wrpo_loss_desc *d = &t->desc.loss;
     wrpo__sum_head(r);
     wrpo_response *y = wrpo__alloc(wrpo__here, (size_t)K, sizeof *y);
@@ -9881,8 +10089,8 @@ static void wrpo__pass(wrpo_trainer *t, const wrpo_data *data, const double *ref
             for (int k = 0; train && k < record.count; k++)
                 for (int64_t j = 0; j < y[k].tokens; j++) r->h_coef[first++] = (float)(w * y[k].dlogp);
             tally->m.loss += w * L;
-            wrpo__tally_add(tally, d, alpha, &record, y, mean, r->h_mean + row);
-            row += wrpo__record_rows(&record);
+            wrpo__tally_add(tally, c, d, alpha, &record, y, mean, r->h_mean + row);
+            row += wrpo__record_rows(c, &record);
         }
         tally->m.tokens += r->n;
         if (train) wrpo__backward(r, t->grads);

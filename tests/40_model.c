@@ -8,12 +8,14 @@
 static const wrpo_model *plain;
 static double *copy;                 /* of the weights, at their places */
 static const double *at(const wrpo_weight *w) { return w ? copy + w->at : NULL; }
-static void rms(double *y, const double *x, const double *g, int64_t n, double eps) {
+static void rms(double *y, const double *x, const double *g, int64_t n, double eps, double plus) {
     double s = 0;
     for (int64_t i = 0; i < n; i++) s += x[i] * x[i];
     s = 1 / sqrt(s / (double)n + eps);
-    for (int64_t i = 0; i < n; i++) y[i] = x[i] * s * g[i];
+    for (int64_t i = 0; i < n; i++) y[i] = x[i] * s * (g[i] + plus);
 }
+static double capped(double x, double cap) { return cap > 0 ? cap * tanh(x / cap) : x; }
+static double act(double g, bool gelu) { return gelu ? g / 2 * (1 + tanh(sqrt(2 / 3.14159265358979323846) * (g + 0.044715 * g * g * g))) : g / (1 + exp(-g)); }
 static void matvec(double *y, const wrpo_weight *w, const wrpo_weight *b, const double *x) {
     for (int64_t r = 0; r < w->rows; r++) {
         double s = b ? at(b)[r] : 0;
@@ -28,25 +30,27 @@ static void plain_logps(const int32_t *ids, int64_t n, int64_t first, double *ou
     double *x = calloc((size_t)(n * D), 8), *a = calloc((size_t)WRPO__MAX(D, H * d), 8), *q = calloc((size_t)(n * H * d), 8), *k = calloc((size_t)(n * G * d), 8),
            *v = calloc((size_t)(n * G * d), 8), *o = calloc((size_t)(H * d), 8), *p = calloc((size_t)n, 8), *g = calloc((size_t)I, 8), *u = calloc((size_t)I, 8),
            *y = calloc((size_t)D, 8), *logits = calloc((size_t)V, 8);
+    const int64_t turned = c->rope.dims ? c->rope.dims : d;
+    const double plus = c->norm_plus_one ? 1 : 0, eps = c->rms_norm_eps, by = 1 / sqrt(c->query_pre_attn_scalar > 0 ? c->query_pre_attn_scalar : (double)d);
     float inv[256];
     double scale;
-    wrpo__inv_freq(c, inv, &scale);
+    wrpo__inv_freq(c, wrpo__rope_key(c, n), inv, &scale);
     for (int64_t i = 0; i < n; i++)
-        for (int64_t j = 0; j < D; j++) x[i * D + j] = at(WRPO__W(plain, embed_tokens, 0))[ids[i] * D + j];
+        for (int64_t j = 0; j < D; j++) x[i * D + j] = at(WRPO__W(plain, embed_tokens, 0))[ids[i] * D + j] * (c->scale_embeddings ? sqrt((double)D) : 1);
     for (int64_t l = 0; l < c->num_hidden_layers; l++) {
         for (int64_t i = 0; i < n; i++) {
-            rms(a, x + i * D, at(WRPO__W(plain, input_layernorm, l)), D, c->rms_norm_eps);
+            rms(a, x + i * D, at(WRPO__W(plain, input_layernorm, l)), D, eps, plus);
             matvec(q + i * H * d, WRPO__W(plain, q_proj, l), WRPO__W(plain, q_bias, l), a);
             matvec(k + i * G * d, WRPO__W(plain, k_proj, l), WRPO__W(plain, k_bias, l), a);
             matvec(v + i * G * d, WRPO__W(plain, v_proj, l), WRPO__W(plain, v_bias, l), a);
             for (int64_t h = 0; h < H + G; h++) {
                 double *z = h < H ? q + (i * H + h) * d : k + (i * G + h - H) * d;
                 const wrpo_weight *norm = h < H ? WRPO__W(plain, q_norm, l) : WRPO__W(plain, k_norm, l);
-                if (norm) rms(z, z, at(norm), d, c->rms_norm_eps);
-                for (int64_t e = 0; e < d / 2; e++) {
+                if (norm) rms(z, z, at(norm), d, eps, 0);
+                for (int64_t e = 0; e < turned / 2; e++) {
                     float angle = (float)i * inv[e];   /* the angle is the reference's float; the rest is double */
-                    double s = sin((double)angle) * scale, t = cos((double)angle) * scale, z1 = z[e], z2 = z[e + d / 2];
-                    z[e] = z1 * t - z2 * s, z[e + d / 2] = z2 * t + z1 * s;
+                    double s = sin((double)angle) * scale, t = cos((double)angle) * scale, z1 = z[e], z2 = z[e + turned / 2];
+                    z[e] = z1 * t - z2 * s, z[e + turned / 2] = z2 * t + z1 * s;
                 }
             }
         }
@@ -56,7 +60,8 @@ static void plain_logps(const int32_t *ids, int64_t n, int64_t first, double *ou
                 double most = -INFINITY, sum = 0;
                 for (int64_t j = 0; j <= i; j++) {
                     p[j] = 0;
-                    for (int64_t e = 0; e < d; e++) p[j] += q[(i * H + h) * d + e] * k[(j * G + kv) * d + e] / sqrt((double)d);
+                    for (int64_t e = 0; e < d; e++) p[j] += q[(i * H + h) * d + e] * k[(j * G + kv) * d + e] * by;
+                    p[j] = capped(p[j], c->attn_logit_softcapping);
                     if (window && i - j >= window) p[j] = -INFINITY;
                     most = fmax(most, p[j]);
                 }
@@ -67,19 +72,22 @@ static void plain_logps(const int32_t *ids, int64_t n, int64_t first, double *ou
                 }
             }
             matvec(y, WRPO__W(plain, o_proj, l), WRPO__W(plain, o_bias, l), o);
+            if (c->post_norms) rms(y, y, at(WRPO__W(plain, post_attention_layernorm, l)), D, eps, plus);
             for (int64_t j = 0; j < D; j++) x[i * D + j] += y[j];
-            rms(a, x + i * D, at(WRPO__W(plain, post_attention_layernorm, l)), D, c->rms_norm_eps);
+            rms(a, x + i * D, at(c->post_norms ? WRPO__W(plain, pre_feedforward_layernorm, l) : WRPO__W(plain, post_attention_layernorm, l)), D, eps, plus);
             matvec(g, WRPO__W(plain, gate_proj, l), NULL, a);
             matvec(u, WRPO__W(plain, up_proj, l), NULL, a);
-            for (int64_t j = 0; j < I; j++) g[j] = g[j] / (1 + exp(-g[j])) * u[j];
+            for (int64_t j = 0; j < I; j++) g[j] = act(g[j], c->gelu) * u[j];
             matvec(y, WRPO__W(plain, down_proj, l), NULL, g);
+            if (c->post_norms) rms(y, y, at(WRPO__W(plain, post_feedforward_layernorm, l)), D, eps, plus);
             for (int64_t j = 0; j < D; j++) x[i * D + j] += y[j];
         }
     }
     for (int64_t i = first; i < n; i++) {
         double sum = 0, most = -INFINITY;
-        rms(y, x + (i - 1) * D, at(WRPO__W(plain, norm, 0)), D, c->rms_norm_eps);
+        rms(y, x + (i - 1) * D, at(WRPO__W(plain, norm, 0)), D, eps, plus);
         matvec(logits, wrpo__head(plain), NULL, y);
+        for (int64_t j = 0; j < V; j++) logits[j] = capped(logits[j], c->final_logit_softcapping);
         for (int64_t j = 0; j < V; j++) most = fmax(most, logits[j]);
         for (int64_t j = 0; j < V; j++) sum += exp(logits[j] - most);
         out[i - first] = logits[ids[i]] - most - log(sum);
@@ -141,7 +149,7 @@ static void check(wrpo_ctx *ctx, const char *what, wrpo_config c) {
         for (int64_t i = 0; i < model->n_weights; i++)
             for (int64_t k = 0; k < wrpo__size(&model->weights[i]); k++) copy[model->weights[i].at + k] = (double)((float *)model->weights[i].data)[k];
         for (int64_t recompute = 0; recompute <= c.num_hidden_layers; recompute += c.num_hidden_layers) {
-            wrpo__shape shape = {.rows = 100, .chunk = 7, .recompute = recompute, .train = true};
+            wrpo__shape shape = {.rows = 140, .chunk = 7, .recompute = recompute, .train = true};
             wrpo__run *r = wrpo__run_new(arena, model, &shape);
             wrpo__pack_begin(r);
             for (int i = 0; i < RECORDS; i++) wrpo__pack_record(r, &records[i]);
@@ -205,6 +213,16 @@ int main(void) {
     check(ctx, "biases on q, k, v; window on the upper layer", c);
     c = config("qwen3"), c.qk_norm = true, c.head_dim = 8, c.tie_word_embeddings = true;
     check(ctx, "q and k norms", c);
+    c = config("gemma2"), c.gelu = c.norm_plus_one = c.post_norms = c.scale_embeddings = c.tie_word_embeddings = true, c.query_pre_attn_scalar = 2.5;
+    c.attn_logit_softcapping = 0.75, c.final_logit_softcapping = 1.5, c.sliding_window = 6, c.sliding_layers[0] = 1;
+    check(ctx, "gelu, 1 + w, norms on what is added, caps, scales, window on the even layer", c);
+    c.post_norms = c.gelu = false, c.attn_logit_softcapping = 0;
+    check(ctx, "each switch by itself: some of them", c);
+    c = config("phi3"), c.head_dim = 8, c.rope.type = WRPO_ROPE_LONGROPE, c.rope.dims = 6, c.rope.original_max_position_embeddings = 20, c.rope.attention_factor = 1.1875;
+    for (int i = 0; i < 3; i++) c.rope.short_factor[i] = 1 + 0.25f * (float)i, c.rope.long_factor[i] = 1.5f + (float)(i * i);
+    check(ctx, "longrope on part of a head, some sequences beyond the original length", c);
+    c = config("internlm2"), c.rope.type = WRPO_ROPE_DYNAMIC, c.rope.factor = 2.5, c.max_position_embeddings = 19;
+    check(ctx, "dynamic rope, every longer sequence with a theta of its own", c);
     c = config("one"), c.hidden_size = 1, c.intermediate_size = 1, c.num_attention_heads = 1, c.head_dim = 2, c.vocab_size = 3, c.num_hidden_layers = 1;
     check(ctx, "everything 1", c);
     printf("worst difference of a log-prob %.2g, of a gradient %.2g of its tensor's largest\n", worst_logp, worst_grad);

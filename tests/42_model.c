@@ -6,8 +6,9 @@
 #include "golden.h"
 
 static const char *const families[] = {"llama", "llama3", "llama3_new", "llama_bias", "llama_linear", "llama_yarn", "mistral", "mistral_nemo", "qwen2",
-                                       "qwen2_layers", "qwen2_window", "qwen2_yarn", "qwen3", "qwen3_new", "smollm2", "yi"};
-static const char *const checkpoints[] = {"llama_f32", "qwen2_bf16_sharded"};
+                                       "qwen2_layers", "qwen2_window", "qwen2_yarn", "qwen3", "qwen3_new", "smollm2", "yi", "llama_dynamic", "gemma2", "gemma2_new",
+                                       "phi3", "phi3_long", "phi3_partial", "internlm2", "internlm2_bias"};
+static const char *const checkpoints[] = {"llama_f32", "qwen2_bf16_sharded", "gemma2_bf16", "phi3_bf16_sharded", "internlm2_f32"};
 
 /* Worst difference of any token's log-prob. */
 static double check_logps(const char *name, wrpo_model *model, const wrpo_data *data, const wrpo_json *records) {
@@ -37,7 +38,7 @@ static float *gradients(wrpo_model *model, const wrpo_data *data, const wrpo_jso
     wrpo_ctx *ctx = model->ctx;
     float *grads = calloc((size_t)model->count, sizeof *grads);
     WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        wrpo__shape shape = {.rows = wrpo__run_rows(data, 4096), .chunk = 7, .recompute = recompute, .train = true};
+        wrpo__shape shape = {.rows = wrpo__run_rows(&model->config, data, 4096), .chunk = 7, .recompute = recompute, .train = true};
         wrpo__run *run = wrpo__run_new(wrpo__here, model, &shape);
         const wrpo_json *v = records->child;
         for (int64_t at = 0; at < records->count; at += batch) {

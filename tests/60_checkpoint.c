@@ -43,7 +43,18 @@ static void configs(void) {
         {"{\"model_type\":\"gpt2\"," SMALL "}", "gpt2"}, {"{\"model_type\":\"llama\"," SMALL ",\"hidden_act\":\"gelu\"}", "gelu"},
         {"{\"model_type\":\"llama\"," SMALL ",\"mlp_bias\":true}", "mlp_bias"}, {"{\"model_type\":\"llama\"," SMALL ",\"quantization_config\":{}}", "quantization_config"},
         {"{\"model_type\":\"llama\"," SMALL ",\"num_experts\":8}", "num_experts"}, {"{\"model_type\":\"llama\"," SMALL ",\"sliding_window\":8}", "sliding_window"},
-        {"{\"model_type\":\"llama\"," SMALL ",\"rope_scaling\":{\"type\":\"dynamic\",\"factor\":2}}", "dynamic"},
+        {"{\"model_type\":\"llama\"," SMALL ",\"rope_scaling\":{\"type\":\"dynamic\"}}", "factor"}, {"{\"model_type\":\"llama\"," SMALL ",\"rope_scaling\":{\"type\":\"ntk\",\"factor\":2}}", "ntk"},
+        {"{\"model_type\":\"llama\"," SMALL ",\"query_pre_attn_scalar\":8}", "query_pre_attn_scalar"}, {"{\"model_type\":\"gemma2\"," SMALL ",\"hidden_activation\":\"gelu\"}", "gelu"},
+        {"{\"model_type\":\"gemma2\"," SMALL ",\"hidden_act\":\"silu\"}", "hidden_act"}, {"{\"model_type\":\"gemma2\"," SMALL ",\"use_bidirectional_attention\":true}", "use_bidirectional"},
+        {"{\"model_type\":\"gemma2\"," SMALL ",\"sliding_window\":9,\"sliding_window_size\":8}", "sliding_window_size"}, {"{\"model_type\":\"gemma2\"," SMALL ",\"final_logit_softcapping\":0}", "final_logit"},
+        {"{\"model_type\":\"phi3\"," SMALL ",\"rope_scaling\":{\"type\":\"linear\",\"factor\":2}}", "linear"}, {"{\"model_type\":\"phi3\"," SMALL ",\"resid_pdrop\":0.1}", "resid_pdrop"},
+        {"{\"model_type\":\"phi3\"," SMALL ",\"head_dim\":8,\"rope_scaling\":{\"type\":\"su\",\"short_factor\":[1,1,1,1],\"long_factor\":[1,1,1]}}", "long_factor"},
+        {"{\"model_type\":\"phi3\"," SMALL ",\"head_dim\":8,\"rope_scaling\":{\"type\":\"su\",\"short_factor\":[1,1,0,1],\"long_factor\":[1,1,1,1]}}", "short_factor"},
+        {"{\"model_type\":\"phi3\"," SMALL ",\"original_max_position_embeddings\":64,\"rope_scaling\":{\"type\":\"longrope\",\"original_max_position_embeddings\":32,\"short_factor\":[1,1],"
+         "\"long_factor\":[1,1]}}", "original_max_position_embeddings"},
+        {"{\"model_type\":\"phi3\"," SMALL ",\"partial_rotary_factor\":0.9}", "partial_rotary_factor"}, {"{\"model_type\":\"phi3\"," SMALL ",\"attention_bias\":true}", "attention_bias"},
+        {"{\"model_type\":\"internlm2\"," SMALL ",\"attention_bias\":true}", "attention_bias"}, {"{\"model_type\":\"internlm2\"," SMALL ",\"rope_scaling\":{\"type\":\"yarn\",\"factor\":2}}", "yarn"},
+        {"{\"model_type\":\"internlm2\"," SMALL ",\"sliding_window\":8}", "sliding_window"}, {"{\"model_type\":\"qwen2\"," SMALL ",\"resid_pdrop\":0.5}", "resid_pdrop"},
         {"{\"model_type\":\"llama\"," SMALL ",\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":2}}", "llama3"},
         {"{\"model_type\":\"llama\"," SMALL ",\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":2,\"mscale\":1}}", "mscale"},
         {"{\"model_type\":\"llama\"," SMALL ",\"attention_dropout\":0.1}", "attention_dropout"}, {"{\"model_type\":\"llama\"," SMALL ",\"partial_rotary_factor\":0.5}", "partial_rotary_factor"},
@@ -74,7 +85,13 @@ static void configs(void) {
          WRPO_ROPE_DEFAULT, 10000, 0, 2, 8, 0, true, false, false, WRPO_DTYPE_DEFAULT},
         {"{\"model_type\":\"qwen3\"," SMALL "}", WRPO_ROPE_DEFAULT, 10000, 0, 2, 128, 0, false, true, false, WRPO_DTYPE_DEFAULT},
         {"{\"model_type\":\"qwen3\",\"vocab_size\":37,\"hidden_size\":16,\"intermediate_size\":20,\"num_hidden_layers\":2,\"num_attention_heads\":64,\"head_dim\":16}",
-         WRPO_ROPE_DEFAULT, 10000, 0, 32, 16, 0, false, true, false, WRPO_DTYPE_DEFAULT}};
+         WRPO_ROPE_DEFAULT, 10000, 0, 32, 16, 0, false, true, false, WRPO_DTYPE_DEFAULT},
+        {"{\"model_type\":\"gemma2\"," SMALL "}", WRPO_ROPE_DEFAULT, 10000, 4096, 2, 256, 1, false, false, true, WRPO_DTYPE_DEFAULT},
+        {"{\"model_type\":\"phi3\"," SMALL ",\"head_dim\":8,\"sliding_window\":7}", WRPO_ROPE_DEFAULT, 10000, 7, 2, 8, 3, false, false, false, WRPO_DTYPE_DEFAULT},
+        {"{\"model_type\":\"phi3\"," SMALL ",\"rope_scaling\":{\"type\":\"su\",\"short_factor\":[1,1],\"long_factor\":[1,2]}}", WRPO_ROPE_LONGROPE, 10000, 0, 2, 4, 0, false, false, false, WRPO_DTYPE_DEFAULT},
+        {"{\"model_type\":\"phi3\"," SMALL ",\"rope_scaling\":{\"type\":\"yarn\",\"short_factor\":[1,1],\"long_factor\":[1,2]}}", WRPO_ROPE_LONGROPE, 10000, 0, 2, 4, 0, false, false, false, WRPO_DTYPE_DEFAULT},
+        {"{\"model_type\":\"internlm2\"," SMALL ",\"rope_theta\":1000000,\"rope_scaling\":{\"type\":\"dynamic\",\"factor\":2.0}}", WRPO_ROPE_DYNAMIC, 1000000, 0, 2, 4, 0, true, false, false, WRPO_DTYPE_DEFAULT},
+        {"{\"model_type\":\"internlm2\"," SMALL ",\"bias\":false}", WRPO_ROPE_DEFAULT, 10000, 0, 2, 4, 0, false, false, false, WRPO_DTYPE_DEFAULT}};
     for (int i = 0; i < (int)(sizeof taken / sizeof *taken); i++) {
         put("config.json", taken[i].text);
         wrpo_result r = wrpo_config_load(ctx, dir, &c);
@@ -85,6 +102,13 @@ static void configs(void) {
         CHECK(c.num_key_value_heads == taken[i].G && c.head_dim == taken[i].d, "config %d: heads %lld of %lld", i, (long long)c.num_key_value_heads, (long long)c.head_dim);
         CHECK(c.attention_bias == taken[i].bias && c.qk_norm == taken[i].qk_norm && c.tie_word_embeddings == taken[i].tie && c.dtype == taken[i].dtype, "config %d: switches", i);
     }
+    put("config.json", "{\"model_type\":\"gemma2\"," SMALL ",\"hidden_act\":\"gelu\",\"hidden_activation\":\"gelu_pytorch_tanh\",\"attn_logit_softcapping\":null}");
+    CHECK(wrpo_config_load(ctx, dir, &c) == WRPO_OK && c.gelu && c.norm_plus_one && c.post_norms && c.scale_embeddings && c.query_pre_attn_scalar == 256
+          && c.attn_logit_softcapping == 0 && c.final_logit_softcapping == 30, "gemma2's switches: %s", wrpo_last_error(ctx)->text);
+    put("config.json", "{\"model_type\":\"phi3\"," SMALL ",\"head_dim\":8,\"partial_rotary_factor\":0.75,\"max_position_embeddings\":65536,\"rope_scaling\":{\"type\":\"longrope\","
+        "\"short_factor\":[1,2,3],\"long_factor\":[4,5,6]}}");
+    CHECK(wrpo_config_load(ctx, dir, &c) == WRPO_OK && c.rope.dims == 6 && c.rope.original_max_position_embeddings == 4096 && c.rope.long_factor[2] == 6
+          && fabs(c.rope.attention_factor - sqrt(1 + log(16) / log(4096))) < 1e-15, "phi3's rope: %s", wrpo_last_error(ctx)->text);
 }
 
 static const char *const good = "{\n  \"model_type\": \"qwen2\", \"architectures\": [\"Qwen2ForCausalLM\"], " SMALL ",\n  \"head_dim\": 4, \"torch_dtype\": \"float32\"\n}\n";
@@ -209,6 +233,51 @@ static void round_trips(void) {
     wrpo_model_free(model);
 }
 
+/* Fused and renamed tensors: the files have the family's names and layout, and what was saved is what is loaded, mapped or copied. */
+static void layouts(void) {
+    const struct { const char *name, *config, *tensor; int64_t rows, tensors; } families[] = {
+        {"phi3", "{\"model_type\":\"phi3\"," SMALL "}", "model.layers.1.self_attn.qkv_proj.weight", 32, 3 + 2 * 6},
+        {"phi3", "{\"model_type\":\"phi3\"," SMALL "}", "model.layers.0.mlp.gate_up_proj.weight", 40, 3 + 2 * 6},
+        {"internlm2", "{\"model_type\":\"internlm2\"," SMALL ",\"bias\":true}", "model.layers.0.attention.wqkv.bias", 32, 3 + 2 * 9},
+        {"internlm2", "{\"model_type\":\"internlm2\",\"bias\":false,\"tie_word_embeddings\":true," SMALL "}", "model.tok_embeddings.weight", 37, 2 + 2 * 7},
+        {"gemma2", "{\"model_type\":\"gemma2\",\"head_dim\":6," SMALL "}", "model.layers.1.post_feedforward_layernorm.weight", 16, 2 + 2 * 11}};
+    for (int i = 0; i < (int)(sizeof families / sizeof *families); i++) {
+        char config[128], out[96];
+        wrpo_model *model, *again;
+        wrpo_tensors *t;
+        put("fused.json", families[i].config);
+        snprintf(config, sizeof config, "%s", path("fused.json"));
+        CHECK(wrpo_model_init(ctx, &(wrpo_init_desc){.config = config, .seed = 9}, &model) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+        if (!model) continue;
+        snprintf(out, sizeof out, "%s/layout_%d", dir, i);
+        CHECK(wrpo_model_save(model, &(wrpo_save_desc){.dir = out, .max_shard_size = i % 2 ? 4000 : 0}) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+        CHECK(wrpo_tensors_open(ctx, out, &t) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+        const wrpo_tensor_info *info = t ? wrpo_tensors_find(t, families[i].tensor) : NULL;
+        CHECK(info && info->shape[0] == families[i].rows, "%s: %s", families[i].name, families[i].tensor);
+        CHECK(t && wrpo_tensors_count(t) == families[i].tensors, "%s: %lld tensors", families[i].name, t ? (long long)wrpo_tensors_count(t) : 0);
+        wrpo_tensors_close(t);
+        for (int frozen = 0; frozen < 2; frozen++) {
+            CHECK(wrpo_model_load(ctx, &(wrpo_model_desc){.dir = out, .frozen = frozen}, &again) == WRPO_OK && equal(model, again), "%s: frozen %d: %s", families[i].name, frozen,
+                  wrpo_last_error(ctx)->text);
+            wrpo_model_free(again);
+        }
+        if (i == 0) {
+            const float *w = wrpo__weight(model, WRPO__W_k_proj, 1)->data;
+            CHECK(wrpo_tensors_open(ctx, out, &t) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+            info = wrpo_tensors_find(t, families[0].tensor);
+            CHECK(!memcmp((const char *)info->data + 16 * 16 * 4, w, 8 * 16 * 4), "k_proj is rows 16 to 24 of qkv_proj");
+            wrpo_tensors_close(t);
+        }
+        wrpo_model_free(model);
+    }
+    put("layout_0/config.json", "{\"model_type\":\"llama\"," SMALL "}");
+    load("layout_0", "q_proj.weight is missing");
+    put("layout_0/config.json", "{\"model_type\":\"phi3\",\"head_dim\":8," SMALL "}");
+    load("layout_0", "qkv_proj.weight: want [64,16], found [32,16]");
+    put("layout_2/config.json", "{\"model_type\":\"internlm2\",\"bias\":false," SMALL "}");
+    load("layout_2", "bias: no such tensor");
+}
+
 /* every allocation fails once: an error, and nothing held */
 static int64_t live, calls, fail_at;
 static void *counting_alloc(size_t n, void *user) { (void)user; if (calls++ == fail_at) return NULL; live++; return malloc(n); }
@@ -242,6 +311,7 @@ int main(void) {
     shell("mkdir -p %s%s", dir, "");
     configs();
     round_trips();
+    layouts();
     allocations();
     shell("rm -rf %s%s", dir, "");
     CHECK(ctx->bytes == sizeof(wrpo__arena), "%zu bytes still held", ctx->bytes);

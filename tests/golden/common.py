@@ -7,6 +7,7 @@ else, so that C and Python make the same model from a config alone and no weight
     bits  = splitmix64(fnv1a64(name) + index) >> 40           24 bits; index counts row-major
     value = offset + (bits / 2**24 - 0.5) * scale             in float32; every scale is a power of two, so only
                                                               the addition rounds
+    name  = the Llama layout's: a family that fuses or renames tensors holds the same numbers in other places (see parts)
     kind  = the first that fits: norm (the name contains "norm"), bias (ends in ".bias"), embed (contains "embed_tokens"),
             head (begins with "lm_head"), linear (every other matrix)
 
@@ -59,14 +60,103 @@ def formula(name, shape, scale=SCALE):
     return (np.float32(offset) + (u - np.float32(0.5)) * np.float32(width)).astype(np.float32).reshape(shape)
 
 
+def parts(model):
+    """(name in the Llama layout, parameter, its rows) of every parameter; tied ones once, under the embedding's name. Phi-3 stacks
+    the rows of q, k and v and those of gate and up in one tensor each."""
+    c = model.config
+    d = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+    q, kv, inter = c.num_attention_heads * d, c.num_key_value_heads * d, c.intermediate_size
+    for name, p in model.named_parameters():  # tied parameters are listed once
+        fused = {"qkv_proj": (("q_proj", q), ("k_proj", kv), ("v_proj", kv)), "gate_up_proj": (("gate_proj", inter), ("up_proj", inter))}
+        key = next((k for k in fused if k in name), None)
+        at = 0
+        for part, rows in fused[key] if key else ((None, p.shape[0]),):
+            yield name.replace(key, part) if key else name, p, slice(at, at + rows)
+            at += rows
+        assert at == p.shape[0], name
+
+
 def fill(model, scale=SCALE):
-    """Overwrites every parameter of a transformers model by the formula; tied tensors once, under the embedding's name."""
+    """Overwrites every parameter of a transformers model by the formula."""
     import torch
 
     with torch.no_grad():
-        for name, p in model.named_parameters():  # tied parameters are listed once
-            p.copy_(torch.from_numpy(formula(name, tuple(p.shape), scale)))
+        for name, p, rows in parts(model):
+            p[rows] = torch.from_numpy(formula(name, tuple(p[rows].shape), scale))
     return model
+
+
+# ---- InternLM2: transformers has no class of it, but it computes what Llama computes, from renamed tensors ----
+INTERNLM2 = {"model.tok_embeddings": "model.embed_tokens", "output": "lm_head", "attention.wo": "self_attn.o_proj", "feed_forward.w1": "mlp.gate_proj",
+             "feed_forward.w3": "mlp.up_proj", "feed_forward.w2": "mlp.down_proj", "attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
+
+
+def config_of(folder):
+    """The transformers configuration of a folder; InternLM2's as a Llama's."""
+    import transformers
+
+    with open(os.path.join(folder, "config.json"), encoding="utf-8") as f:
+        c = json.load(f)
+    if c["model_type"] != "internlm2":
+        return transformers.AutoConfig.from_pretrained(folder)
+    bias = c.pop("bias")
+    return transformers.LlamaConfig(**{k: v for k, v in c.items() if k not in ("model_type", "architectures", "auto_map", "attn_implementation")},
+                                    attention_bias=bias, mlp_bias=False)
+
+
+def from_internlm2(tensors, config):
+    """{name: tensor} of an InternLM2 checkpoint in the Llama layout. The rows of wqkv stand as [key/value head, its query heads and
+    then its key and its value, head_dim], as InternLM2's own code takes them apart."""
+    groups = config.num_attention_heads // config.num_key_value_heads
+    d, out = config.hidden_size // config.num_attention_heads, {}
+    for name, t in tensors.items():
+        if ".wqkv." in name:
+            rest = tuple(t.shape[1:])
+            w = t.reshape(config.num_key_value_heads, groups + 2, d, *rest)
+            for part, rows in (("q_proj", w[:, :groups]), ("k_proj", w[:, groups]), ("v_proj", w[:, groups + 1])):
+                out[name.replace("attention.wqkv", "self_attn." + part)] = rows.reshape(-1, *rest)
+        else:
+            key = next((k for k in INTERNLM2 if k + "." in name), None)
+            out[name.replace(key, INTERNLM2[key]) if key else name] = t
+    return out
+
+
+def to_internlm2(tensors, config):
+    """The other way round."""
+    import torch
+
+    groups = config.num_attention_heads // config.num_key_value_heads
+    d, out = config.hidden_size // config.num_attention_heads, {}
+    for name, t in tensors.items():
+        if "k_proj" in name or "v_proj" in name:
+            continue
+        if "q_proj" in name:
+            heads = [tensors[name.replace("q_proj", p)].reshape(config.num_key_value_heads, n, d, *t.shape[1:]) for p, n in
+                     (("q_proj", groups), ("k_proj", 1), ("v_proj", 1))]
+            out[name.replace("self_attn.q_proj", "attention.wqkv")] = torch.cat(heads, 1).reshape(-1, *t.shape[1:]).contiguous()
+        else:
+            key = next((k for k, v in INTERNLM2.items() if v + "." in name), None)
+            out[name.replace(INTERNLM2[key], key) if key else name] = t
+    return out
+
+
+def load(folder):
+    """A checkpoint in float32, and what transformers says about its tensors."""
+    import safetensors.torch
+    import torch
+    import transformers
+
+    how = {"dtype": torch.float32, "attn_implementation": "eager"}
+    if json.load(open(os.path.join(folder, "config.json"), encoding="utf-8"))["model_type"] != "internlm2":
+        model, info = transformers.AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **how)
+        return model.eval(), {k: sorted(v) for k, v in info.items() if v}
+    config, tensors = config_of(folder), {}
+    for f in sorted(os.listdir(folder)):
+        if f.endswith(".safetensors"):
+            tensors.update(safetensors.torch.load_file(os.path.join(folder, f)))
+    model = transformers.AutoModelForCausalLM.from_config(config, **how)
+    missing, unexpected = model.load_state_dict({k: v.float() for k, v in from_internlm2(tensors, config).items()}, strict=False)
+    return model.eval(), {k: v for k, v in (("missing_keys", missing), ("unexpected_keys", unexpected)) if v}
 
 
 def build(config_dir, scale=SCALE, attn="eager"):
@@ -74,7 +164,7 @@ def build(config_dir, scale=SCALE, attn="eager"):
     import torch
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(config_dir)
+    config = config_of(config_dir)
     config.dtype = torch.float32
     config._attn_implementation = attn
     torch.manual_seed(0)
@@ -101,6 +191,9 @@ def logps(model, prompt, response):
     """Log-probability of every response token, as a differentiable float32 vector. One sequence, no padding."""
     import torch
 
+    rotary = model.model.rotary_emb
+    if rotary.rope_type == "dynamic":  # otherwise the longest sequence so far would set the frequencies
+        rotary.inv_freq, rotary.max_seq_len_cached = rotary.original_inv_freq, rotary.original_max_seq_len
     x = torch.tensor([prompt + response])
     logits = model(input_ids=x, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
     return torch.log_softmax(logits, -1).gather(1, torch.tensor(response)[:, None])[:, 0]
@@ -234,6 +327,29 @@ FAMILIES = {
                       use_sliding_window=False, rope_scaling={"factor": 4.0, "original_max_position_embeddings": 32, "type": "yarn"}),
     "qwen2_layers": new("Qwen2", "qwen2", 48, 59, 3, 4, 2, 277, {"rope_theta": 1000000.0, "rope_type": "default"}, max_window_layers=1,
                         layer_types=["sliding_attention", "full_attention", "sliding_attention"], sliding_window=9, use_sliding_window=True),
+    "llama_dynamic": new("Llama", "llama", 40, 51, 2, 4, 2, 271, {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 3.0}, attention_bias=False,
+                         head_dim=10, max_position_embeddings=40, mlp_bias=False),
+    "gemma2": old("Gemma2", "gemma2", 48, 66, 3, 4, 2, 310, attention_bias=False, attn_logit_softcapping=50.0, cache_implementation="hybrid",
+                  final_logit_softcapping=30.0, head_dim=16, hidden_act="gelu_pytorch_tanh", hidden_activation="gelu_pytorch_tanh",
+                  query_pre_attn_scalar=24, rms_norm_eps=1e-06, sliding_window=12, sliding_window_size=12),
+    "gemma2_new": new("Gemma2", "gemma2", 40, 59, 2, 5, 1, 287, {"rope_theta": 10000.0, "rope_type": "default"}, attention_bias=False,
+                      attn_logit_softcapping=0.75, final_logit_softcapping=2.5, head_dim=8, hidden_act=None, hidden_activation="gelu_pytorch_tanh",
+                      layer_types=["full_attention", "sliding_attention"], pad_token_id=0, query_pre_attn_scalar=8, sliding_window=15,
+                      tie_word_embeddings=True, use_bidirectional_attention=None),
+    "phi3": old("Phi3", "phi3", 48, 79, 2, 4, 4, 306, attention_bias=False, embd_pdrop=0.0, original_max_position_embeddings=256, pad_token_id=0,
+                resid_pdrop=0.0, rope_scaling=None, sliding_window=14),
+    "phi3_long": old("Phi3", "phi3", 48, 70, 2, 6, 3, 298, attention_bias=False, embd_pdrop=0.0, original_max_position_embeddings=40, pad_token_id=0,
+                     resid_pdrop=0.0, sliding_window=262144,
+                     rope_scaling={"type": "longrope", "short_factor": [1.0, 1.0625, 1.25, 2.0], "long_factor": [1.5, 2.25, 3.75, 9.5]}),
+    "phi3_partial": new("Phi3", "phi3", 64, 83, 2, 4, 2, 293,
+                        {"rope_type": "longrope", "rope_theta": 10000.0, "partial_rotary_factor": 0.75, "original_max_position_embeddings": 48,
+                         "short_factor": [1.0, 1.0, 1.125, 1.5, 2.0, 2.5], "long_factor": [1.0, 1.25, 1.5, 3.0, 6.0, 12.0]},
+                        attention_bias=False, embd_pdrop=0.0, original_max_position_embeddings=48, resid_pdrop=0.0, sliding_window=None,
+                        tie_word_embeddings=True, max_position_embeddings=384),
+    "internlm2": old("InternLM2", "internlm2", 48, 73, 2, 6, 2, 302, bias=False, attn_implementation="eager", max_position_embeddings=40, pad_token_id=2,
+                     rope_theta=1000000, rope_scaling={"type": "dynamic", "factor": 2.0}, hidden_act="silu",
+                     auto_map={"AutoModelForCausalLM": "modeling_internlm2.InternLM2ForCausalLM"}),
+    "internlm2_bias": old("InternLM2", "internlm2", 40, 61, 2, 5, 5, 281, bias=True, rms_norm_eps=1e-06, rope_scaling={"type": "linear", "factor": 2.0}),
     "qwen3": old("Qwen3", "qwen3", 40, 61, 2, 4, 2, 303, attention_bias=False, head_dim=16, max_window_layers=2, rms_norm_eps=1e-06,
                  rope_scaling=None, rope_theta=1000000, sliding_window=None, tie_word_embeddings=True, use_sliding_window=False),
     "qwen3_new": new("Qwen3", "qwen3", 48, 82, 2, 6, 2, 289, {"rope_theta": 1000000.0, "rope_type": "default"}, attention_bias=True, head_dim=10,
