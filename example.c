@@ -34,15 +34,18 @@
 
 /* ---- options: one table; a command names those it takes ---- */
 typedef struct settings {            /* numbers that were not given are 0, which means the library's default */
-    const char *path, *model, *ref, *data, *eval_data, *in, *out, *config, *tokenizer;
+    const char *path, *model, *ref, *data, *eval_data, *in, *out, *config, *tokenizer, *a, *b;
+    const char *more[64];            /* values of --in after the first */
+    int64_t n_more, top, resamples;
+    double tau, min_gap, entropy_power, entropy_scale, sft;
     int64_t threads, seed, limit, max_length, max_prompt_length, max_shard_size;
     int64_t batch_size, accumulation, micro_tokens, max_steps, eval_steps, log_steps, recompute;
     double alpha, ramp_power, beta, label_smoothing, gamma_ratio;
     double learning_rate, warmup_ratio, weight_decay, max_grad_norm, epochs;
-    int method, pair, ramp, schedule, tokenization, dtype, save_dtype, states;
+    int method, pair, ramp, schedule, tokenization, dtype, save_dtype, states, form;
     bool ipo_sum, no_shuffle, tensors, keep, help, version;
 } settings;
-typedef enum kind { TEXT, FLAG, COUNT, REAL, CHOICE, RAMP } kind;
+typedef enum kind { TEXT, LIST, FLAG, COUNT, REAL, CHOICE, RAMP } kind;
 typedef struct option {
     const char *name; kind kind; size_t at;            /* offset in settings: const char *, bool, int64_t, double, int */
     const char *value;               /* what --help calls the value */
@@ -61,7 +64,7 @@ static const option options[] = {
     {"--data", TEXT, AT(data), "FILE", NULL, NULL, "JSON lines: {prompt, chosen: [source, target], rejected}, pairs, or {messages}"},
     {"--config", TEXT, AT(config), "FILE", NULL, NULL, "config.json, or its directory"},
     {"--tokenizer", TEXT, AT(tokenizer), "DIR", NULL, NULL, "directory with tokenizer.json and tokenizer_config.json, copied into the new one"},
-    {"--in", TEXT, AT(in), "FILE", NULL, NULL, "JSON lines to read (standard input)"},
+    {"--in", LIST, AT(in), "FILE", NULL, NULL, "JSON lines to read (standard input)"},
     {"--out", TEXT, AT(out), "PATH", NULL, NULL, "where the result goes: a directory, or a file (standard output)"},
     {"--method", CHOICE, AT(method), "NAME", NULL, wrpo_method_name, "objective (wrpo)"},
     {"--pair", CHOICE, AT(pair), "NAME", NULL, wrpo_pair_name, "the chosen response that a pair method takes of a quadruple (target)"},
@@ -89,6 +92,16 @@ static const option options[] = {
     {"--tokenization", CHOICE, AT(tokenization), "NAME", NULL, tokenization_name, "as at inference, or as the authors' trainer does (clean)"},
     {"--limit", COUNT, AT(limit), "N", "[1, inf)", NULL, "read only the first N records"},
     {"--ref", TEXT, AT(ref), "DIR", NULL, NULL, "the reference model (the model itself as it is before step 1)"},
+    {"--form", CHOICE, AT(form), "NAME", NULL, wrpo_form_name, "what a prompt becomes: quadruple, SFT record, the best source's pair, all sources' pairs (quads)"},
+    {"--top", COUNT, AT(top), "K", "[1, 1000]", NULL, "quads: so many sources, weighted by softmax(reward / tau) (1)"},
+    {"--tau", REAL, AT(tau), "T", "(0, inf)", NULL, "temperature of those weights, and of pairs' (1)"},
+    {"--min-gap", REAL, AT(min_gap), "G", "[0, inf)", NULL, "leave out what is not better than the rejected response by this reward (0)"},
+    {"--entropy-power", REAL, AT(entropy_power), "A", "[0, 100]", NULL, "EAST: weigh a record by H^A / scale, H the entropy of its responses; 0 = off (0)"},
+    {"--entropy-scale", REAL, AT(entropy_scale), "C", "(0, inf)", NULL, "EAST: the scale (6.8)"},
+    {"--sft", REAL, AT(sft), "SHARE", "(0, 1)", NULL, "part of the prompts for SFT (1/3)"},
+    {"--a", TEXT, AT(a), "FILE", NULL, NULL, "scored answers: candidates, or {prompt_id, content, reward}"},
+    {"--b", TEXT, AT(b), "FILE", NULL, NULL, "scored answers of the opponent"},
+    {"--resamples", COUNT, AT(resamples), "N", "[1, 1000000]", NULL, "bootstrap samples of the interval (1000)"},
     {"--eval-data", TEXT, AT(eval_data), "FILE", NULL, NULL, "held-out records"},
     {"--eval-steps", COUNT, AT(eval_steps), "N", "[1, inf)", NULL, "evaluate every N steps (at the end only)"},
     {"--log-steps", COUNT, AT(log_steps), "N", "[1, inf)", NULL, "print a line every N steps where there is no progress bar (1)"},
@@ -173,6 +186,12 @@ static int set(const command *c, const option *o, const char *text, settings *s)
     errno = 0;
     switch (o->kind) {
     case FLAG: *(bool *)to = true; break;
+    case LIST:
+        if (*text && *(const char **)to) {
+            if (s->n_more == (int64_t)(sizeof s->more / sizeof *s->more)) return misuse(c, "%s: too many files", o->name);
+            s->more[s->n_more++] = text;
+            break;
+        }  /* fallthrough */
     case TEXT:
         if (!*text) return misuse(c, "%s: want a path, found an empty text", o->name);
         *(const char **)to = text;
@@ -186,6 +205,7 @@ static int set(const command *c, const option *o, const char *text, settings *s)
     }
     case REAL: {
         double x = strtod(text, &end);
+        if (end != text && *end == '/') { const char *below = end + 1; x /= strtod(below, &end); if (end == below) end = (char *)text; }     /* 1/3 */
         if (end == text || *end || strchr(" \t\n", *text)) return misuse(c, "%s: want a number, found \"%s\"", o->name, text);
         if (!in_range(o->range, x)) return complain("%s: want a number in %s, found %s", o->name, o->range, text);
         *(double *)to = x == 0 ? WRPO_ZERO : x;
@@ -226,7 +246,9 @@ static int parse(const command *c, int argc, char **argv, settings *s) {
         if (o->kind == FLAG && value) return misuse(c, "%s takes no value", o->name);
         if (o->kind != FLAG && !value && (i + 1 == argc || !strncmp(argv[i + 1], "--", 2))) return misuse(c, "%s wants a value", o->name);
         int code = set(c, o, o->kind == FLAG ? "" : value ? value + 1 : argv[++i], s);
+        while (!code && o->kind == LIST && i + 1 < argc && strncmp(argv[i + 1], "--", 2)) code = set(c, o, argv[++i], s);
         if (code) return code;
+        if (s->n_more && !listed(c->required, "--in")) return misuse(c, "%s takes one value", o->name);
         if (s->help) return 0;
     }
     for (int i = 0; i < N_OPTIONS; i++)
@@ -799,6 +821,53 @@ static int run_eval(const settings *s, session *z) {
     return ok && output_close(&out, true) ? 0 : 1;
 }
 
+/* ---- select, split, winrate ---- */
+static int run_select(const settings *s, session *z) {
+    const char *in[1 + sizeof s->more / sizeof *s->more] = {s->in};
+    memcpy(in + 1, s->more, sizeof s->more);
+    const wrpo_select_desc d = {.in = in, .n_in = 1 + s->n_more, .out = s->out, .form = (wrpo_form)s->form, .top = s->top, .tau = s->tau, .min_gap = plain(s->min_gap),
+                                .entropy_power = plain(s->entropy_power), .entropy_scale = s->entropy_scale};
+    static const char *const roles[] = {"source", "target", "rejected"};
+    wrpo_select_stats t;
+    if (wrpo_select(z->ctx, &d, &t)) return fail(z);
+    printf("%s: %s records (%s) of %s prompts\n", s->out, grouped(t.records).s, wrpo_form_name(s->form), grouped(t.prompts).s);
+    printf("left out     %lld without source response, %lld without target response, %lld with equal texts, %lld with rewards too close; %lld empty responses\n",
+           (long long)t.no_source, (long long)t.no_target, (long long)t.equal, (long long)t.gap, (long long)t.empty);
+    printf("%-40s %10s %12s\n", "selected", "reward", "characters");
+    for (int i = 0; i < 3; i++)
+        if (!isnan(t.reward[i])) printf("%-40s %10.4f %12.1f\n", roles[i], t.reward[i], t.length[i]);
+    int64_t sources = 0;
+    for (int64_t i = 0; i < t.n_models; i++) sources += t.models[i].selected;
+    printf("%-40s %10s %12s %16s\n", "model", "reward", "responses", "selected");
+    for (int64_t i = 0; i < t.n_models; i++)
+        printf("%-40s %10.4f %12s %8s %5.1f %%\n", t.models[i].name, t.models[i].reward, grouped(t.models[i].responses).s, grouped(t.models[i].selected).s,
+               100 * (double)t.models[i].selected / (double)(sources ? sources : 1));
+    wrpo_free(z->ctx, t.models);
+    return 0;
+}
+static int run_split(const settings *s, session *z) {
+    char out[2][4096];
+    int64_t counts[2];
+    size_t made;
+    if (!output_dir(s->out, &made)) return 1;
+    snprintf(out[0], sizeof out[0], "%s/sft.jsonl", s->out), snprintf(out[1], sizeof out[1], "%s/wrpo.jsonl", s->out);
+    const wrpo_split_desc d = {.in = s->in, .out = {out[0], out[1]}, .share = s->sft, .seed = (uint64_t)s->seed};
+    if (wrpo_split(z->ctx, &d, counts)) return output_dir_drop(s->out, made), fail(z);
+    printf("%s: %s prompts\n%s: %s prompts\n", out[0], grouped(counts[0]).s, out[1], grouped(counts[1]).s);
+    return 0;
+}
+static int run_winrate(const settings *s, session *z) {
+    const wrpo_winrate_desc d = {.a = s->a, .b = s->b, .resamples = s->resamples, .seed = (uint64_t)s->seed};
+    wrpo_winrate_stats t;
+    if (wrpo_winrate(z->ctx, &d, &t)) return fail(z);
+    if (t.only_a || t.only_b) complain("warning: %lld prompts are in %s only, %lld in %s only: left out", (long long)t.only_a, s->a, (long long)t.only_b, s->b);
+    printf("prompts      %s\n", grouped(t.prompts).s);
+    printf("win rate     %.2f %%   95 %%: %.2f to %.2f   (won %.2f, equal %.2f, lost %.2f)\n", 100 * t.rate, 100 * t.low, 100 * t.high, 100 * t.wins, 100 * t.ties, 100 * t.losses);
+    printf("at equal length %.2f %%   95 %%: %.2f to %.2f\n", 100 * t.controlled, 100 * t.controlled_low, 100 * t.controlled_high);
+    printf("rewards      %.4f against %.4f\ncharacters   %.1f against %.1f\n", t.reward[0], t.reward[1], t.length[0], t.length[1]);
+    return 0;
+}
+
 /* ---- the demo: a small checkpoint and records made here, then the commands above on them ---- */
 static uint32_t demo_random(uint32_t *state, uint32_t n) {
     *state = *state * 1664525u + 1013904223u;
@@ -997,6 +1066,11 @@ static const command commands[] = {
      "--epochs --max-steps --seed --no-shuffle --ref --eval-data --eval-steps --log-steps --dtype --states --save-dtype --max-shard-size --threads --help", run_train,
      "Trains a model and saves it, with metrics.jsonl, in the directory --out. Ctrl-C stops cleanly and saves a checkpoint."},
     {"eval", "", "--model --data", LOSS DATA "--ref --out --dtype --threads --help", run_eval, "The metrics of a model on records, as one JSON object."},
+    {"select", "", "--in --out", "--form --top --tau --min-gap --entropy-power --entropy-scale --threads --help", run_select,
+     "Candidates with rewards -> records to train on. Lines of several files (--in F F ...) with one prompt_id belong together."},
+    {"split", "", "--in --out", "--sft --seed --threads --help", run_split, "Prompts -> sft.jsonl and wrpo.jsonl in the directory --out, drawn by the seed."},
+    {"winrate", "", "--a --b", "--resamples --seed --threads --help", run_winrate,
+     "How often a's answers have the higher reward, with a bootstrap interval; and the same at equal lengths."},
     {"demo", "", "", "--keep --threads --help", run_demo, "What `wrpo` alone runs: SFT and WRPO of a small model on records made on the spot."},
 };
 enum { N_COMMANDS = sizeof commands / sizeof *commands };

@@ -46,6 +46,7 @@
        >>json >>tensors >>token >>chat >>data        files to token ids
        >>checkpoint  config.json, load, save
        >>use         log-probs
+       >>select      candidates to records, splits, win rates
        >>train       reference, step, loop, metrics
        >>end         the licence                                                                            */
 /* ---------------------------------------------------------------------------------------------- >>api
@@ -331,6 +332,58 @@ WRPO_API double wrpo_lr_factor(wrpo_schedule schedule, int64_t warmup, int64_t k
    fewer) and, if per_token is not NULL, a new array of every scored token's log-prob in order (wrpo_free). */
 WRPO_API wrpo_result wrpo_logprobs(wrpo_model *model, const wrpo_data *data, int64_t first, int64_t count,
                                    double *logps, float **per_token);
+
+/* ---- selection: candidates with rewards -> records to train on; prompts -> two parts; answers -> a win rate ---- */
+/* A file of candidates has one line a prompt; several responses of a model are several entries; other keys are let be:
+     {"prompt_id", "prompt", "sources": [{"model", "content", "reward"}, ...], "target": [the same]}
+   Lines of several files with one prompt_id belong together; within a file a prompt_id occurs once. A reward that is not a
+   finite number is an error. A response without text is left out and counted. */
+typedef enum wrpo_form {             /* what a prompt becomes; best and worst by reward, on a tie the first in the order of the files */
+    WRPO_FORM_QUADS,                 /* chosen: the best source's answer, the target's best; rejected: the target's worst */
+    WRPO_FORM_SFT,                   /* messages: the prompt and the best source's answer */
+    WRPO_FORM_PAIR,                  /* chosen, rejected: best and worst of the source that has the best (FuseChat-3.0) */
+    WRPO_FORM_PAIRS                  /* pairs: best and worst of every source, weight softmax(best's reward / tau) (FuseRL) */
+} wrpo_form;
+WRPO_API const char *wrpo_form_name(int i);
+typedef struct wrpo_select_desc {
+    const char *const *in; int64_t n_in;
+    const char *out;                 /* NULL: only the statistics */
+    wrpo_form form;
+    int64_t top;                     /* quads: this many sources, each one's best, weights softmax(reward / tau); 0 = 1 */
+    double tau;                      /* 0 = 1 */
+    double min_gap;                  /* rewards of chosen responses exceed the rejected one's by this; what does not is left out */
+    double entropy_power;            /* EAST: weight = H^power / entropy_scale, H in bits over the target's responses (the sources' */
+    double entropy_scale;            /* if there are none), the same where "answer", or else the text, is the same. 0 = no weight; 6.8 */
+} wrpo_select_desc;
+typedef struct wrpo_select_model { const char *name; int64_t responses, selected; double reward; } wrpo_select_model;   /* reward: its mean */
+typedef struct wrpo_select_stats {
+    int64_t prompts, records;
+    int64_t no_source, no_target, equal, gap;          /* prompts left out: no such response, the same text on both sides, rewards too close */
+    int64_t empty;                   /* responses left out */
+    double reward[3], length[3];     /* means over the selected responses, by wrpo_role; length in characters; NaN: none */
+    wrpo_select_model *models; int64_t n_models;       /* in the order of the files; selected: as source. wrpo_free(models) */
+} wrpo_select_stats;
+WRPO_API wrpo_result wrpo_select(wrpo_ctx *ctx, const wrpo_select_desc *desc, wrpo_select_stats *out);
+typedef struct wrpo_split_desc {
+    const char *in;                  /* JSON lines, a prompt each */
+    const char *out[2];              /* round(share N) lines go to the first, the rest to the second, as they are, in their order */
+    double share;                    /* 0 = 1/3, the paper's part for SFT */
+    uint64_t seed;                   /* 0 = 42 */
+} wrpo_split_desc;
+WRPO_API wrpo_result wrpo_split(wrpo_ctx *ctx, const wrpo_split_desc *desc, int64_t counts[2]);
+
+/* Two files of scored answers, as above or {"prompt_id", "content", "reward"} a line: how often a's reward is higher. A prompt's
+   value is 1, 1/2 for equal rewards, 0; with several answers the mean over their pairs. Intervals hold 95 %, from resampled prompts.
+   `controlled` takes length out, in the spirit of AlpacaEval-2: P(win) = sigmoid(theta + phi tanh((length a - length b) / sd)) is
+   fitted by maximum likelihood with a penalty phi^2 / 2; it is sigmoid(theta), the rate at equal lengths. Swapping a and b gives 1 - rate. */
+typedef struct wrpo_winrate_desc { const char *a, *b; int64_t resamples; uint64_t seed; } wrpo_winrate_desc;     /* 0 = 1000, 42 */
+typedef struct wrpo_winrate_stats {
+    int64_t prompts, only_a, only_b;                   /* in both files; in one, left out */
+    double wins, ties, losses;                         /* their shares */
+    double rate, low, high, controlled, controlled_low, controlled_high;
+    double reward[2], length[2];                       /* means of a and of b */
+} wrpo_winrate_stats;
+WRPO_API wrpo_result wrpo_winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *desc, wrpo_winrate_stats *out);
 
 /* ---- training: wrpo_train is new, step until done, free -- and nothing else ---- */
 /* field, name in metrics.jsonl: averages over the batch's records. Rewards are beta * (logp - ref). */
@@ -3763,6 +3816,24 @@ static void wrpo__json_number(wrpo__text *out, double x) {
     else if (power < 0) wrpo__text_printf(out, "0.%.*s%s", -power - 1, "00000", digits);
     else if (power < n - 1) wrpo__text_printf(out, "%.*s.%s", power + 1, digits, digits + power + 1);
     else wrpo__text_printf(out, "%s%.*s", digits, power - n + 1, "0000000000000000");
+}
+
+static void wrpo__json_write(wrpo__text *out, const wrpo_json *v) {    /* a value on one line; numbers as they were written */
+    switch (v->kind) {
+    case WRPO_JSON_NULL: wrpo__text_puts(out, "null"); return;
+    case WRPO_JSON_BOOL: wrpo__text_puts(out, v->boolean ? "true" : "false"); return;
+    case WRPO_JSON_NUMBER: wrpo__text_add(out, v->text, v->size); return;
+    case WRPO_JSON_STRING: wrpo__json_quote(out, v->text, v->size); return;
+    case WRPO_JSON_ARRAY: case WRPO_JSON_OBJECT: break;
+    }
+    const bool object = v->kind == WRPO_JSON_OBJECT;
+    wrpo__text_puts(out, object ? "{" : "[");
+    for (const wrpo_json *m = v->child; m; m = m->next) {
+        if (object) wrpo__json_quote(out, m->key, m->key_size), wrpo__text_puts(out, ": ");
+        wrpo__json_write(out, m);
+        if (m->next) wrpo__text_puts(out, ", ");
+    }
+    wrpo__text_puts(out, object ? "}" : "]");
 }
 
 /* ---- the public face ---- */
@@ -8853,6 +8924,24 @@ static void wrpo__tokenize_authors(wrpo__reading *in, wrpo__ids *prompt, wrpo__i
     }
 }
 
+/* ---- lines of a file, but for blank ones ---- */
+typedef struct wrpo__lines { const wrpo__file *file; const char *text; size_t size, next; int64_t number; } wrpo__lines;
+static bool wrpo__next_line(wrpo__lines *l) {
+    const char *data = (const char *)l->file->data;
+    if (!l->next && l->file->size >= 3 && memcmp(data, "\xEF\xBB\xBF", 3) == 0) l->next = 3;      /* a byte order mark: once, in front */
+    while (l->next < l->file->size) {
+        const char *at = data + l->next, *newline = memchr(at, '\n', l->file->size - l->next);
+        size_t n = newline ? (size_t)(newline - at) : l->file->size - l->next, blank = 0;
+        l->next += n + (newline != NULL);
+        l->number++;
+        if (n && at[n - 1] == '\r') n--;
+        while (blank < n && (at[blank] == ' ' || at[blank] == '\t')) blank++;
+        l->text = at, l->size = n;
+        if (blank < n) return true;
+    }
+    return false;
+}
+
 /* ---- records ---- */
 /* Copies a record into the data, its ids as one block. */
 static void wrpo__data_add(wrpo_data *data, const wrpo_record *record) {
@@ -8937,16 +9026,9 @@ static wrpo_data *wrpo__data_load(wrpo__arena *arena, wrpo_tokenizer *tok, const
     wrpo__here = work;
     for (int32_t id = 0; id < (int32_t)tok->size; id++)
         if ((wrpo__is_special(tok, id) || id == tok->eos) && tok->tokens[id].size > 0) stbds_arrput(in.ends, id);
-    const char *at = (const char *)f->data, *end = at + f->size;
-    if (f->size >= 3 && memcmp(at, "\xEF\xBB\xBF", 3) == 0) at += 3;       /* a byte order mark: once, in front */
-    while (at < end && !(desc->limit && data->stats.records >= desc->limit)) {
-        const char *newline = memchr(at, '\n', (size_t)(end - at)), *stop = newline ? newline : end;
-        size_t n = (size_t)(stop - at), blank = 0;
-        in.line++;
-        if (n && at[n - 1] == '\r') n--;
-        while (blank < n && (at[blank] == ' ' || at[blank] == '\t')) blank++;
-        if (blank < n) wrpo__need(ctx, wrpo__load_line(&in, at, n));
-        at = newline ? newline + 1 : end;
+    for (wrpo__lines l = {.file = f}; !(desc->limit && data->stats.records >= desc->limit) && wrpo__next_line(&l);) {
+        in.line = l.number;
+        wrpo__need(ctx, wrpo__load_line(&in, l.text, l.size));
     }
     wrpo__here = arena;
     owner->p = NULL;
@@ -9667,6 +9749,436 @@ WRPO_API wrpo_result wrpo_logprobs(wrpo_model *model, const wrpo_data *data, int
         wrpo__logprobs(wrpo__entry.arena, model, data, first, count, WRPO__MICRO_TOKENS, logps, wrpo__most_responses(data), per_token ? &tokens : NULL);
         if (per_token) *per_token = wrpo__handout(model->ctx, tokens, (size_t)stbds_arrlen(tokens) * sizeof *tokens);
     }
+    return wrpo__end(&wrpo__entry);
+}
+
+/* ------------------------------------------------------------------------------------------- >>select
+   Rewards decide: which answers a record is made of, how often one file of answers beats another.
+
+   Files of candidates are read twice, so that one prompt at a time is in memory: once for the prompts' ids, which
+   say what lines belong together, and once, prompt by prompt, for the responses.                             */
+enum { WRPO__SOURCES, WRPO__TARGETS };
+typedef struct wrpo__scored {
+    const char *model; int64_t models_at;              /* its place in wrpo__prompts.models */
+    const wrpo_json *content, *number;                 /* number: the reward as written */
+    const wrpo_json *answer;                           /* what entropy looks at: "answer", or content */
+    double reward;
+} wrpo__scored;
+typedef struct wrpo__spot { const char *path, *text; size_t size; int64_t line; struct wrpo__spot *next; } wrpo__spot;
+typedef struct wrpo__ranked { const char *id; wrpo__spot *first, *last; } wrpo__ranked;     /* a prompt's lines */
+typedef struct wrpo__named { char *key; int64_t value; } wrpo__named;
+typedef struct wrpo__prompts {         /* the prompts of some files */
+    wrpo_ctx *ctx;
+    wrpo__arena *arena, *line;       /* line: of the prompt in work */
+    wrpo__ranked *prompts;           /* stb array, in the order of their first lines */
+    wrpo__named *ids, *names;        /* stb maps to places in prompts and models */
+    wrpo_select_model *models;       /* stb array; reward: the sum */
+    int64_t empty;
+    const wrpo_json *prompt, *id;    /* of the prompt in work, and its responses: stb arrays */
+    wrpo__scored *lists[2];
+} wrpo__prompts;
+static const char *wrpo__prompt_id(wrpo_ctx *ctx, const char *path, const wrpo_json *root, const wrpo_json **id) {
+    wrpo__json_want(ctx, path, root, WRPO_JSON_OBJECT, "line");
+    *id = wrpo__present(root, "prompt_id");
+    if (!*id) return NULL;
+    if ((*id)->kind != WRPO_JSON_NUMBER) wrpo__json_want(ctx, path, *id, WRPO_JSON_STRING, NULL);
+    return (*id)->text;
+}
+/* An arena of its own inside another one, which it goes with. */
+static wrpo__arena *wrpo__sub_arena(wrpo__arena *arena) {
+    wrpo__cleanup *owner = wrpo__on_free(arena, wrpo__free_arena, NULL);
+    wrpo__arena *sub = owner->p = wrpo__arena_new(arena->ctx);
+    if (!sub) wrpo__fail(arena->ctx, WRPO_E_MEMORY, "out of memory: %zu bytes held", arena->ctx->bytes);
+    return sub;
+}
+static void wrpo__prompts_add(wrpo__prompts *t, const char *path) {
+    const wrpo__file *f = wrpo__open_file(t->arena, path);
+    for (wrpo__lines l = {.file = f}; wrpo__next_line(&l); wrpo__arena_clear(t->line)) {
+        const wrpo_json *root = wrpo__json_parse(t->line, path, l.number, l.text, l.size), *id;
+        const char *name = wrpo__prompt_id(t->ctx, path, root, &id);
+        if (!name) wrpo__json_fail(t->ctx, WRPO_E_FORMAT, path, root, "prompt_id: want a string or a number, found none");
+        wrpo__spot *place = WRPO__NEW(t->arena, wrpo__spot);
+        *place = (wrpo__spot){path, l.text, l.size, l.number, NULL};
+        ptrdiff_t at = stbds_shgeti(t->ids, name);
+        if (at < 0) {
+            wrpo__ranked prompt = {wrpo__strndup(t->arena, name, strlen(name)), place, place};
+            stbds_shput(t->ids, prompt.id, stbds_arrlen(t->prompts));
+            stbds_arrput(t->prompts, prompt);
+            continue;
+        }
+        wrpo__ranked *prompt = &t->prompts[t->ids[at].value];
+        if (prompt->last->path == path)
+            wrpo__json_fail(t->ctx, WRPO_E_FORMAT, path, root, "prompt_id \"%.80s\": want each once in a file, found it in line %lld too", name, (long long)prompt->last->line);
+        prompt->last = prompt->last->next = place;
+    }
+}
+static void wrpo__prompts_open(wrpo__prompts *t, wrpo__arena *arena, const char *const *paths, int64_t n) {
+    *t = (wrpo__prompts){.ctx = arena->ctx, .arena = arena, .line = wrpo__sub_arena(arena)};
+    for (int64_t i = 0; i < n; i++) wrpo__prompts_add(t, wrpo__strndup(arena, paths[i], strlen(paths[i])));
+    if (!t->prompts) wrpo__fail(t->ctx, WRPO_E_FORMAT, "%s: want prompts, found none", n ? paths[0] : "wrpo_select_desc.in");
+}
+static void wrpo__add_candidate(wrpo__prompts *t, const char *path, const wrpo_json *v, int list, bool named) {
+    const wrpo_json *model = named ? wrpo__json_need(t->ctx, path, v, "model", WRPO_JSON_STRING) : NULL;
+    const wrpo_json *answer = wrpo__present(v, "answer");
+    wrpo__scored c = {.model = model ? model->text : "", .content = wrpo__json_need(t->ctx, path, v, "content", WRPO_JSON_STRING),
+                         .number = wrpo__json_need(t->ctx, path, v, "reward", WRPO_JSON_NUMBER)};
+    c.reward = wrpo__json_real(t->ctx, path, c.number, NULL), c.answer = answer ? answer : c.content;
+    if (wrpo__jskip_space(c.content->text, c.content->size, 0) == c.content->size) { t->empty++; return; }
+    ptrdiff_t at = stbds_shgeti(t->names, c.model);
+    if (at < 0) {
+        wrpo_select_model m = {.name = wrpo__strndup(t->arena, c.model, strlen(c.model))};
+        stbds_shput(t->names, m.name, stbds_arrlen(t->models));
+        stbds_arrput(t->models, m);
+        at = stbds_shgeti(t->names, c.model);
+    }
+    c.models_at = t->names[at].value;
+    t->models[c.models_at].responses++, t->models[c.models_at].reward += c.reward;
+    stbds_arrput(t->lists[list], c);
+}
+/* Reads the lines of a prompt. flat: a line may be an answer itself. */
+static void wrpo__prompts_read(wrpo__prompts *t, const wrpo__ranked *prompt, bool flat) {
+    static const char *const keys[] = {"sources", "target"};
+    wrpo__arena_clear(t->line);
+    t->prompt = NULL;
+    for (int list = 0; list < 2; list++)
+        if (t->lists[list]) stbds_arrsetlen(t->lists[list], 0);
+    for (const wrpo__spot *p = prompt->first; p; p = p->next) {
+        const wrpo_json *root = wrpo__json_parse(t->line, p->path, p->line, p->text, p->size), *text = wrpo__present(root, "prompt");
+        const bool alone = flat && wrpo__present(root, "content");
+        int found = alone;
+        wrpo__prompt_id(t->ctx, p->path, root, &t->id);
+        if (text && t->prompt && !wrpo__json_same(text, t->prompt))
+            wrpo__json_fail(t->ctx, WRPO_E_FORMAT, p->path, text, "prompt_id \"%.80s\": want the prompt as in %s:%lld, found another one", prompt->id, prompt->first->path, (long long)prompt->first->line);
+        if (text) t->prompt = text;
+        if (alone) wrpo__add_candidate(t, p->path, root, WRPO__TARGETS, false);
+        for (int list = 0; list < 2 && !alone; list++) {
+            const wrpo_json *all = wrpo__json_maybe(t->ctx, p->path, root, keys[list], WRPO_JSON_ARRAY);
+            found += all != NULL;
+            for (const wrpo_json *v = all ? all->child : NULL; v; v = v->next) wrpo__add_candidate(t, p->path, v, list, true);
+        }
+        if (!found) wrpo__json_fail(t->ctx, WRPO_E_FORMAT, p->path, root, "prompt_id \"%.80s\": want responses in \"sources\" or \"target\", found neither", prompt->id);
+    }
+}
+
+/* ---- selection ---- */
+#define WRPO__FORMS(X) X(WRPO_FORM_QUADS, "quads") X(WRPO_FORM_SFT, "sft") X(WRPO_FORM_PAIR, "pair") X(WRPO_FORM_PAIRS, "pairs")
+#define WRPO__X(value, name) [value] = name,
+static const char *const wrpo__forms[] = {WRPO__FORMS(WRPO__X)};
+#undef WRPO__X
+WRPO_API const char *wrpo_form_name(int i) { return i >= 0 && i < WRPO__COUNT(wrpo__forms) ? wrpo__forms[i] : NULL; }
+typedef struct wrpo__extremes { const wrpo__scored *best, *worst; double share; } wrpo__extremes;
+static bool wrpo__same_text(const wrpo__scored *a, const wrpo__scored *b) { return wrpo__json_same(a->content, b->content); }
+/* Best and worst of each model of a list, the models by their best; by_model false: of the list. An stb array. */
+static wrpo__extremes *wrpo__rank(const wrpo__scored *list, bool by_model) {
+    wrpo__extremes *out = NULL;
+    for (int64_t i = 0, k; i < stbds_arrlen(list); i++) {
+        const wrpo__scored *c = &list[i];
+        for (k = 0; k < stbds_arrlen(out) && by_model && out[k].best->models_at != c->models_at; k++) {}
+        if (k == stbds_arrlen(out)) {
+            const wrpo__extremes first = {c, c, 0};
+            stbds_arrput(out, first);
+        }
+        if (c->reward > out[k].best->reward) out[k].best = c;
+        if (c->reward < out[k].worst->reward) out[k].worst = c;
+    }
+    for (int64_t i = 1; i < stbds_arrlen(out); i++)    /* by reward, then by place */
+        for (int64_t k = i; k > 0; k--) {
+            const wrpo__extremes a = out[k - 1], b = out[k];
+            if (a.best->reward > b.best->reward || (a.best->reward == b.best->reward && a.best < b.best)) break;
+            out[k - 1] = b, out[k] = a;
+        }
+    return out;
+}
+static void wrpo__softmax_shares(wrpo__extremes *list, int64_t n, double tau) {      /* of the best ones' rewards, the first the highest */
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) sum += list[i].share = exp((list[i].best->reward - list[0].best->reward) / tau);
+    for (int64_t i = 0; i < n; i++) list[i].share /= sum;
+}
+static double wrpo__entropy(const wrpo__scored *list) {                           /* bits */
+    const int64_t n = stbds_arrlen(list);
+    double H = 0;
+    for (int64_t i = 0; i < n; i++) {
+        int64_t same = 0;
+        for (int64_t k = 0; k < n; k++) same += wrpo__json_same(list[i].answer, list[k].answer);
+        H -= log2((double)same / (double)n) / (double)n;
+    }
+    return H > 0 ? H : 0;
+}
+static int64_t wrpo__characters(const wrpo_json *text) {
+    int64_t n = 0;
+    for (size_t i = 0; i < text->size; i++) n += ((unsigned char)text->text[i] & 0xC0) != 0x80;
+    return n;
+}
+typedef struct wrpo__selected { wrpo__text *line; wrpo_select_stats *stats; double count[3]; wrpo__prompts *t; } wrpo__selected;
+/* A list of answers as messages; counts them. */
+static void wrpo__put_answers(wrpo__selected *s, const char *key, const wrpo__scored *const *list, int64_t n, int64_t targets_from, wrpo_role role) {
+    wrpo__text_puts(s->line, key);
+    for (int64_t i = 0; i < n; i++) {
+        const wrpo_role as = role == WRPO_SOURCE && i >= targets_from ? WRPO_TARGET : role;
+        wrpo__text_puts(s->line, i ? ", {\"content\": " : "{\"content\": ");
+        wrpo__json_write(s->line, list[i]->content);
+        wrpo__text_puts(s->line, ", \"role\": \"assistant\"}");
+        s->stats->reward[as] += list[i]->reward, s->stats->length[as] += (double)wrpo__characters(list[i]->content), s->count[as]++;
+        s->t->models[list[i]->models_at].selected += as == WRPO_SOURCE;
+    }
+    wrpo__text_puts(s->line, "]");
+}
+static void wrpo__put_scores(wrpo__text *out, const wrpo__scored *const *list, int64_t n) {
+    for (int64_t i = 0; i < n; i++) wrpo__text_puts(out, i ? ", " : ", \"rewards\": ["), wrpo__text_add(out, list[i]->number->text, list[i]->number->size);
+    for (int64_t i = 0; i < n; i++) wrpo__text_puts(out, i ? ", " : "], \"models\": ["), wrpo__json_quote(out, list[i]->model, strlen(list[i]->model));
+    wrpo__text_puts(out, "]");
+}
+/* The prompt in work as a line of the form; false: left out and counted. */
+static bool wrpo__select_prompt(wrpo__selected *s, const wrpo_select_desc *d) {
+    wrpo_select_stats *stats = s->stats;
+    wrpo__prompts *t = s->t;
+    wrpo__text *out = s->line;
+    wrpo__extremes *sources = wrpo__rank(t->lists[WRPO__SOURCES], true), *target = wrpo__rank(t->lists[WRPO__TARGETS], false);
+    int64_t n = stbds_arrlen(sources);
+    if (!n) return stats->no_source++, false;
+    if (d->form == WRPO_FORM_QUADS) {
+        n = WRPO__MIN(n, d->top);
+        if (!target) return stats->no_target++, false;
+        if (wrpo__same_text(target->best, target->worst) || wrpo__same_text(sources->best, target->worst)) return stats->equal++, false;
+        while (n && sources[n - 1].best->reward - target->worst->reward < d->min_gap && d->min_gap > 0) n--;       /* the last is the lowest */
+        if (!n || target->best->reward - target->worst->reward < d->min_gap) return stats->gap++, false;
+        for (int64_t i = 1; i < n; i++) if (wrpo__same_text(sources[i].best, target->worst)) n = i;
+    } else if (d->form != WRPO_FORM_SFT) {
+        int64_t kept = 0, equal = 0;
+        if (d->form == WRPO_FORM_PAIR) n = 1;
+        for (int64_t i = 0; i < n; i++) {
+            const bool same = wrpo__same_text(sources[i].best, sources[i].worst);
+            equal += same;
+            if (!same && sources[i].best->reward - sources[i].worst->reward >= d->min_gap) sources[kept++] = sources[i];
+        }
+        if (!kept) return equal == n ? stats->equal++ : stats->gap++, false;
+        n = kept;
+    } else n = 1;
+    wrpo__softmax_shares(sources, n, d->tau);
+    if (!t->prompt) wrpo__json_fail(t->ctx, WRPO_E_FORMAT, "candidates", t->id, "prompt_id \"%.80s\": want a \"prompt\" in one of its lines, found none", t->id->text);
+
+    const wrpo__scored **all = NULL;                /* stb array */
+    wrpo__text_puts(out, "{\"prompt_id\": "), wrpo__json_write(out, t->id);
+    if (d->form != WRPO_FORM_SFT) wrpo__text_puts(out, ", \"prompt\": "), wrpo__json_write(out, t->prompt);
+    switch (d->form) {
+    case WRPO_FORM_SFT:
+        wrpo__text_puts(out, ", \"messages\": [");
+        for (const wrpo_json *m = t->prompt->kind == WRPO_JSON_ARRAY ? t->prompt->child : t->prompt; m; m = t->prompt->kind == WRPO_JSON_ARRAY ? m->next : NULL)
+            wrpo__json_write(out, m->kind == WRPO_JSON_STRING ? wrpo__message_of("user", m) : m), wrpo__text_puts(out, ", ");
+        wrpo__put_answers(s, "", &sources->best, 1, 1, WRPO_SOURCE);
+        wrpo__put_scores(out, &sources->best, 1);
+        break;
+    case WRPO_FORM_PAIR:
+        wrpo__put_answers(s, ", \"chosen\": [", &sources->best, 1, 1, WRPO_SOURCE);
+        wrpo__put_answers(s, ", \"rejected\": [", &sources->worst, 1, 0, WRPO_REJECTED);
+        wrpo__put_scores(out, (const wrpo__scored *const[]){sources->best, sources->worst}, 2);
+        break;
+    case WRPO_FORM_PAIRS:
+        for (int64_t i = 0; i < n; i++) {
+            wrpo__put_answers(s, i ? "}, {\"chosen\": [" : ", \"pairs\": [{\"chosen\": [", &sources[i].best, 1, 1, WRPO_SOURCE);
+            wrpo__put_answers(s, ", \"rejected\": [", &sources[i].worst, 1, 0, WRPO_REJECTED);
+            wrpo__text_puts(out, ", \"weight\": "), wrpo__json_number(out, sources[i].share);
+            wrpo__put_scores(out, (const wrpo__scored *const[]){sources[i].best, sources[i].worst}, 2);
+        }
+        wrpo__text_puts(out, "}]");
+        break;
+    case WRPO_FORM_QUADS:
+        for (int64_t i = 0; i < n; i++) stbds_arrput(all, sources[i].best);
+        stbds_arrput(all, target->best);
+        stbds_arrput(all, target->worst);
+        wrpo__put_answers(s, ", \"chosen\": [", all, n + 1, n, WRPO_SOURCE);
+        wrpo__put_answers(s, ", \"rejected\": [", all + n + 1, 1, 0, WRPO_REJECTED);
+        wrpo__put_scores(out, all, n + 2);
+        for (int64_t i = 0; i < n && n > 1; i++) wrpo__text_puts(out, i ? ", " : ", \"weights\": ["), wrpo__json_number(out, sources[i].share);
+        if (n > 1) wrpo__text_puts(out, "]");
+    }
+    if (d->entropy_power > 0) {
+        wrpo__text_puts(out, ", \"weight\": ");
+        wrpo__json_number(out, pow(wrpo__entropy(t->lists[target ? WRPO__TARGETS : WRPO__SOURCES]), d->entropy_power) / d->entropy_scale);
+    }
+    wrpo__text_puts(out, "}\n");
+    return true;
+}
+static void wrpo__select(wrpo__arena *arena, const wrpo_select_desc *desc, wrpo_select_stats *stats) {
+    wrpo_ctx *ctx = arena->ctx;
+    wrpo_select_desc d = *desc;
+    wrpo__prompts t;
+    wrpo__selected s = {.stats = stats, .t = &t};
+    if (!d.top) d.top = 1;
+    if (d.tau == 0) d.tau = 1;
+    if (d.entropy_scale == 0) d.entropy_scale = 6.8;
+    if (!wrpo_form_name((int)d.form)) wrpo__fail(ctx, WRPO_E_ARG, "form: no such form");
+    if (d.top < 1 || (d.top > 1 && d.form != WRPO_FORM_QUADS)) wrpo__fail(ctx, WRPO_E_ARG, "top: want at least 1, and more than 1 for quads only, found %lld", (long long)d.top);
+    if (!(d.tau > 0 && d.tau <= DBL_MAX)) wrpo__fail(ctx, WRPO_E_ARG, "tau: want a finite number above 0, found %g", d.tau);
+    if (!(d.min_gap >= 0 && d.min_gap <= DBL_MAX) || (d.min_gap > 0 && d.form == WRPO_FORM_SFT))
+        wrpo__fail(ctx, WRPO_E_ARG, "min_gap: want a finite number of at least 0, and 0 for sft, which rejects nothing; found %g", d.min_gap);
+    if (!(d.entropy_power >= 0 && d.entropy_power <= 100 && d.entropy_scale > 0 && d.entropy_scale <= DBL_MAX))
+        wrpo__fail(ctx, WRPO_E_ARG, "entropy: want a power from 0 to 100 and a scale above 0, found %g and %g", d.entropy_power, d.entropy_scale);
+    wrpo__prompts_open(&t, arena, d.in, d.n_in);
+    wrpo__writer *w = d.out ? wrpo__create(arena, d.out) : NULL;
+    for (int64_t i = 0; i < stbds_arrlen(t.prompts); i++) {
+        wrpo__text line = {.arena = t.line};
+        wrpo__prompts_read(&t, &t.prompts[i], false);
+        s.line = &line, stats->prompts++;
+        wrpo__here = t.line;                           /* for the lists of one prompt */
+        const bool made = wrpo__select_prompt(&s, &d);
+        wrpo__here = arena;
+        if (!made) continue;
+        stats->records++;
+        if (w) wrpo__write(w, line.data, line.size);
+    }
+    if (!stats->records)
+        wrpo__fail(ctx, WRPO_E_FORMAT, "%s: no prompt gives a record: of %lld, %lld have no source response, %lld no target response, %lld equal texts, %lld rewards too close", d.in[0],
+                   (long long)stats->prompts, (long long)stats->no_source, (long long)stats->no_target, (long long)stats->equal, (long long)stats->gap);
+    for (int role = 0; role < 3; role++) stats->reward[role] /= s.count[role], stats->length[role] /= s.count[role];
+    for (int64_t i = 0; i < stbds_arrlen(t.models); i++) t.models[i].reward /= (double)t.models[i].responses;
+    stats->empty = t.empty, stats->n_models = stbds_arrlen(t.models);
+
+    const size_t head = (size_t)stats->n_models * sizeof *t.models;                  /* the models and, behind them, their names */
+    wrpo__text block = {.arena = arena};
+    wrpo__text_add(&block, (const char *)t.models, head);
+    for (int64_t i = 0; i < stats->n_models; i++) wrpo__text_add(&block, t.models[i].name, strlen(t.models[i].name) + 1);
+    if (w) wrpo__commit(w);
+    stats->models = wrpo__handout(ctx, block.data, block.size);
+    char *name = (char *)stats->models + head;
+    for (int64_t i = 0; i < stats->n_models; i++, name += strlen(name) + 1) stats->models[i].name = name;
+}
+WRPO_API wrpo_result wrpo_select(wrpo_ctx *ctx, const wrpo_select_desc *desc, wrpo_select_stats *out) {
+    memset(out, 0, sizeof *out);
+    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) wrpo__select(wrpo__entry.arena, desc, out);
+    if (wrpo__entry.failed) memset(out, 0, sizeof *out);
+    return wrpo__end(&wrpo__entry);
+}
+
+/* ---- split ---- */
+static void wrpo__split_lines(wrpo__arena *arena, const wrpo_split_desc *d, int64_t counts[2]) {
+    wrpo_ctx *ctx = arena->ctx;
+    const double share = d->share == 0 ? 1.0 / 3 : d->share;
+    const uint64_t seed = d->seed ? d->seed : 42;
+    wrpo__arena *work = wrpo__sub_arena(arena);
+    wrpo__named *ids = NULL;
+    wrpo__lines *all = NULL;                           /* stb array */
+    if (!(share > 0 && share < 1)) wrpo__fail(ctx, WRPO_E_ARG, "share: want a number between 0 and 1, found %g", share);
+    const wrpo__file *f = wrpo__open_file(arena, d->in);
+    for (wrpo__lines l = {.file = f}; wrpo__next_line(&l); wrpo__arena_clear(work)) {
+        const wrpo_json *root = wrpo__json_parse(work, d->in, l.number, l.text, l.size), *id;
+        const char *name = wrpo__prompt_id(ctx, d->in, root, &id);
+        ptrdiff_t at = name ? stbds_shgeti(ids, name) : -1;
+        if (at >= 0) wrpo__json_fail(ctx, WRPO_E_FORMAT, d->in, root, "prompt_id \"%.80s\": want each once, found it in line %lld too", name, (long long)ids[at].value);
+        if (name) stbds_shput(ids, wrpo__strndup(arena, name, strlen(name)), l.number);
+        stbds_arrput(all, l);
+    }
+    const int64_t n = stbds_arrlen(all), first = (int64_t)floor(share * (double)n + 0.5);
+    if (n < 2 || first < 1 || first >= n) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want prompts for both parts, found %lld in all", d->in, (long long)n);
+    int64_t *order = wrpo__alloc(arena, (size_t)n, sizeof *order);
+    bool *chosen = wrpo__alloc(arena, (size_t)n, sizeof *chosen);
+    for (int64_t i = 0; i < n; i++) order[i] = i;
+    for (int64_t i = 0; i < first; i++) {              /* the first places of a shuffle */
+        const int64_t k = i + (int64_t)(wrpo__random64(seed, 0, (uint64_t)i) % (uint64_t)(n - i)), taken = order[k];
+        order[k] = order[i], order[i] = taken, chosen[taken] = true;
+    }
+    wrpo__writer *w[2] = {wrpo__create(arena, d->out[0]), wrpo__create(arena, d->out[1])};
+    for (int64_t i = 0; i < n; i++) wrpo__write(w[!chosen[i]], all[i].text, all[i].size), wrpo__write(w[!chosen[i]], "\n", 1);
+    wrpo__commit(w[0]), wrpo__commit(w[1]);
+    counts[0] = first, counts[1] = n - first;
+}
+WRPO_API wrpo_result wrpo_split(wrpo_ctx *ctx, const wrpo_split_desc *desc, int64_t counts[2]) {
+    counts[0] = counts[1] = 0;
+    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
+        if (!desc->in || !desc->out[0] || !desc->out[1]) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_split_desc: want in and both of out, found NULL");
+        wrpo__split_lines(wrpo__entry.arena, desc, counts);
+    }
+    return wrpo__end(&wrpo__entry);
+}
+
+/* ---- win rate ---- */
+/* theta and phi of P(win) = sigmoid(theta + phi x[i]) for values y[i] in [0, 1], by Newton's method from where they are. */
+static void wrpo__fit_logistic(const double *y, const double *x, const int64_t *sample, int64_t n, double *theta, double *phi) {
+    for (int step = 0; step < 50; step++) {
+        double g0 = 0, g1 = *phi, h00 = 1e-9, h01 = 0, h11 = 1;       /* the penalty phi^2 / 2 */
+        for (int64_t i = 0; i < n; i++) {
+            const int64_t k = sample ? sample[i] : i;
+            const double p = wrpo__sigmoid(*theta + *phi * x[k]), v = p * (1 - p);
+            g0 += p - y[k], g1 += (p - y[k]) * x[k];
+            h00 += v, h01 += v * x[k], h11 += v * x[k] * x[k];
+        }
+        const double det = h00 * h11 - h01 * h01, d0 = (h11 * g0 - h01 * g1) / det, d1 = (h00 * g1 - h01 * g0) / det;
+        const double most = WRPO__MAX(fabs(d0), fabs(d1)), cut = most > 2 ? 2 / most : 1;
+        *theta = WRPO__MAX(WRPO__MIN(*theta - cut * d0, 30), -30), *phi -= cut * d1;      /* 30: won or lost throughout */
+        if (most < 1e-10) break;
+    }
+}
+static int wrpo__by_value(const void *a, const void *b) {
+    const double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+static void wrpo__interval(double *sorted, int64_t n, double *low, double *high) {
+    qsort(sorted, (size_t)n, sizeof *sorted, wrpo__by_value);
+    *low = sorted[(int64_t)floor(0.025 * (double)(n - 1))], *high = sorted[(int64_t)ceil(0.975 * (double)(n - 1))];
+}
+static void wrpo__winrate(wrpo__arena *arena, const wrpo_winrate_desc *d, wrpo_winrate_stats *out) {
+    wrpo_ctx *ctx = arena->ctx;
+    const int64_t resamples = d->resamples ? d->resamples : 1000;
+    const uint64_t seed = d->seed ? d->seed : 42;
+    wrpo__prompts a, b;
+    if (resamples < 1 || resamples > 1 << 24) wrpo__fail(ctx, WRPO_E_ARG, "resamples: want 1 to 2^24, found %lld", (long long)resamples);
+    wrpo__prompts_open(&a, arena, &d->a, 1), wrpo__prompts_open(&b, arena, &d->b, 1);
+    const int64_t all = stbds_arrlen(a.prompts);
+    double *y = wrpo__alloc(arena, (size_t)all, sizeof *y), *x = wrpo__alloc(arena, (size_t)all, sizeof *x), squares = 0;
+    int64_t n = 0;
+    for (int64_t i = 0; i < all; i++) {
+        const ptrdiff_t at = stbds_shgeti(b.ids, a.prompts[i].id);
+        if (at < 0) continue;
+        double pairs = 0, win = 0, tie = 0;
+        wrpo__scored *lists[2] = {NULL, NULL};      /* stb arrays in `arena`: sources and target alike are answers */
+        for (int side = 0; side < 2; side++) {
+            wrpo__prompts *t = side ? &b : &a;
+            wrpo__prompts_read(t, side ? &b.prompts[b.ids[at].value] : &a.prompts[i], true);
+            for (int list = 0; list < 2; list++)
+                for (int64_t k = 0; k < stbds_arrlen(t->lists[list]); k++) stbds_arrput(lists[side], t->lists[list][k]);
+            if (!lists[side]) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: prompt_id \"%.80s\": want an answer with text, found none", side ? d->b : d->a, a.prompts[i].id);
+            double reward = 0, length = 0, count = (double)stbds_arrlen(lists[side]);
+            for (int64_t k = 0; k < stbds_arrlen(lists[side]); k++) reward += lists[side][k].reward, length += (double)wrpo__characters(lists[side][k].content);
+            out->reward[side] += reward / count, out->length[side] += length / count;
+            x[n] += (side ? -1 : 1) * length / count;
+        }
+        for (int64_t k = 0; k < stbds_arrlen(lists[0]); k++)
+            for (int64_t l = 0; l < stbds_arrlen(lists[1]); l++, pairs++) win += lists[0][k].reward > lists[1][l].reward, tie += lists[0][k].reward == lists[1][l].reward;
+        out->wins += win / pairs, out->ties += tie / pairs;
+        y[n] = (win + 0.5 * tie) / pairs, squares += x[n] * x[n];
+        n++;
+        stbds_arrfree(lists[0]);
+        stbds_arrfree(lists[1]);
+    }
+    if (!n) wrpo__fail(ctx, WRPO_E_FORMAT, "%s, %s: want prompts with the same prompt_id, found none", d->a, d->b);
+    const double N = (double)n, sd = sqrt(squares / N);
+    out->prompts = n, out->only_a = all - n, out->only_b = stbds_arrlen(b.prompts) - n;
+    out->wins /= N, out->ties /= N, out->losses = 1 - out->wins - out->ties;
+    for (int side = 0; side < 2; side++) out->reward[side] /= N, out->length[side] /= N;
+    for (int64_t i = 0; i < n; i++) x[i] = sd > 0 ? tanh(x[i] / sd) : 0, out->rate += y[i] / N;
+    double theta = 0, phi = 0, *rates = wrpo__alloc(arena, 2 * (size_t)resamples, sizeof *rates), *controlled = rates + resamples;
+    int64_t *sample = wrpo__alloc(arena, (size_t)n, sizeof *sample);
+    wrpo__fit_logistic(y, x, NULL, n, &theta, &phi);
+    out->controlled = wrpo__sigmoid(theta);
+    for (int64_t r = 0; r < resamples; r++) {
+        double t = 0, p = 0;
+        for (int64_t i = 0; i < n; i++) {
+            sample[i] = (int64_t)(wrpo__random64(seed, (uint64_t)r, (uint64_t)i) % (uint64_t)n);
+            rates[r] += y[sample[i]] / N;
+        }
+        wrpo__fit_logistic(y, x, sample, n, &t, &p);
+        controlled[r] = wrpo__sigmoid(t);
+    }
+    wrpo__interval(rates, resamples, &out->low, &out->high);
+    wrpo__interval(controlled, resamples, &out->controlled_low, &out->controlled_high);
+}
+WRPO_API wrpo_result wrpo_winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *desc, wrpo_winrate_stats *out) {
+    memset(out, 0, sizeof *out);
+    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
+        if (!desc->a || !desc->b) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_winrate_desc: want a and b, found NULL");
+        wrpo__winrate(wrpo__entry.arena, desc, out);
+    }
+    if (wrpo__entry.failed) memset(out, 0, sizeof *out);
     return wrpo__end(&wrpo__entry);
 }
 

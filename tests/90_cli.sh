@@ -61,11 +61,11 @@ cp quads.jsonl before.jsonl
 
 # ---- help and wrong usage
 good "--help" --help
-for c in init inspect tokenize logprob train eval demo; do
+for c in init inspect tokenize logprob train eval select split winrate demo; do
     check "--help lists $c" grep -q "^  $c " out.txt
 done
 good "--version" --version
-for c in init inspect tokenize logprob train eval demo; do
+for c in init inspect tokenize logprob train eval select split winrate demo; do
     good "$c --help" $c --help
     check "$c --help: usage" grep -q "^usage: wrpo $c" out.txt
     check "$c --help: stderr" test ! -s err.txt
@@ -165,7 +165,7 @@ good "sft on messages" train --method sft --model tiny --data messages.jsonl --o
 good "logprob of pairs" logprob --model tiny --data pairs.jsonl
 check "logprob of pairs: two log-probs, an id from the line" grep -q '^{"prompt_id": "line 3", "logps": \[-[0-9.]*, -[0-9.]*\], "tokens"' out.txt
 bad "wrpo on pairs" 1 'line 1.*source response' train --model tiny --data pairs.jsonl --out new
-bad "dpo on messages" 1 'line 1.*target response' train --method dpo --model tiny --data messages.jsonl --out new
+bad "dpo on messages" 1 'line 1.*rejected response' train --method dpo --model tiny --data messages.jsonl --out new
 bad "two new folders above the output, and a failure" 1 'nope' train --model tiny --data nope --out new/a/b
 good "an option that says nothing" train --method sft --pair both --model tiny --data quads.jsonl --out run-sft --batch-size 5 --max-steps 1
 check "it is named" grep -q 'warning: --pair says nothing to --method sft' err.txt
@@ -283,6 +283,43 @@ for line in '{"text": 3}' '{"text": "a", "ids": []}' '{"ids": [-1]}' '{"ids": [1
     { echo '{"text": "fine"}'; echo "$line"; echo '{"text": "fine"}'; } >wrong.jsonl
     bad "tokenize: $line" 1 '^wrpo: wrong.jsonl:2:' tokenize --model tok --in wrong.jsonl --out new
 done
+
+# ---- selection, split, win rate
+candidates() { # id, list, model, then text and reward of each response
+    id=$1 list=$2 model=$3 sep=; shift 3
+    printf '{"prompt_id": "%s", "prompt": "question %s", "%s": [' "$id" "$id" "$list"
+    while [ $# -gt 0 ]; do printf '%s{"model": "%s", "content": "%s", "reward": %s}' "$sep" "$model" "$1" "$2"; sep=', '; shift 2; done
+    printf ']}\n'
+}
+printf '{"prompt_id": 1, "prompt": "x", "sources": [{"model": "m", "content": "a", "reward": NaN}]}\n' >nan.jsonl
+for i in 1 2 3; do candidates $i sources s "good $i" 0.9 "worse $i" 0.8; done >sources.jsonl
+candidates 4 sources s " " 1 >>sources.jsonl
+for i in 1 2 3 4; do candidates $i target t "fair $i" 0.5 "bad $i" 0.$i; done >target.jsonl
+good "select" select --in sources.jsonl target.jsonl --out selected.jsonl
+check "select: three records" test "$(wc -l <selected.jsonl)" -eq 3
+check "select: what is left out is said" grep -q '^left out  *1 without source response, .*; 1 empty responses$' out.txt
+check "select: shares" grep -Eq '^s +0.8500 +6 +3 100.0 %$' out.txt
+good "select: what it writes is records" logprob --model tiny --data selected.jsonl
+good "select, min gap" select --in sources.jsonl target.jsonl --out selected.jsonl --min-gap 0.25
+check "select, min gap: two records" test "$(wc -l <selected.jsonl)" -eq 2
+good "select pairs" select --in sources.jsonl --out selected.jsonl --form pairs --tau=0.5
+good "FuseSFT on pairs" train --model tiny --data selected.jsonl --out fused --method sft --batch-size 3
+good "FusePO on pairs" train --model tiny --data selected.jsonl --out fused --method dpo --batch-size 3
+bad "select without a record" 1 'no prompt gives a record: of 4, 1 have no source response, 3 no target response' select --in sources.jsonl --out new
+bad "select: NaN" 1 'nan.jsonl:1:' select --in nan.jsonl --out new
+bad "select: two files for one option" 2 '\-\-in takes one value' tokenize --model tiny --in sources.jsonl target.jsonl
+good "split" split --in target.jsonl --out parts --sft 1/4 --seed 3
+check "split: parts" test "$(cat parts/sft.jsonl parts/wrpo.jsonl | sort | cksum)" = "$(sort target.jsonl | cksum)" -a "$(wc -l <parts/sft.jsonl)" -eq 1
+bad "split: share" 1 '\-\-sft: want a number in (0, 1), found 4/3' split --in target.jsonl --out new --sft 4/3
+bad "split: no number" 2 '\-\-sft: want a number, found "1/"' split --in target.jsonl --out new --sft 1/
+cat target.jsonl target.jsonl >twice.jsonl
+bad "split: a prompt twice" 1 'twice.jsonl:5:1: prompt_id "1": want each once' split --in twice.jsonl --out new
+bad "winrate: an answer without text" 1 'sources.jsonl: prompt_id "4": want an answer with text' winrate --a sources.jsonl --b target.jsonl
+head -3 sources.jsonl >three.jsonl
+good "winrate" winrate --a three.jsonl --b target.jsonl
+check "winrate: the rate" grep -q '^win rate  *100.00 %' out.txt
+check "winrate: what is left out" grep -q 'warning: 0 prompts are in three.jsonl only, 1 in target.jsonl only' err.txt
+rm -rf fused parts
 
 # ---- a run that blows up keeps what was good
 rm -rf new
