@@ -32,7 +32,7 @@
    At run time:
        WRPO_CPU                  environment: avx512, avx2 or generic, to force a path (see >>cpu)
 
-   Does NOT: train in float16, use a GPU, generate text, read GGUF or pickled weights, quantise, run
+   Does NOT: train in float16, use other GPUs than NVIDIA's (wrpo_cuda.cu beside this file), generate text, read GGUF or pickled weights, quantise, run
    mixture-of-experts or encoder models, or download anything. What a checkpoint asks for and this file does not
    compute is refused by name, never ignored. No function exits, prints, or keeps state outside a context.
 

@@ -1,0 +1,393 @@
+// cuda_emu.h - runs the kernels of wrpo_cuda.cu on the host, so that they can be tested without a GPU.
+// A CUDA thread is a fiber; the fibers of one block run round-robin and give way only at barriers, so __syncthreads, warp
+// shuffles, ballots, ldmatrix and mma.sync have their real meaning. Blocks run one after another.
+//   EMU_ORDER=0 blocks and threads in ascending order | 1 descending | n>=2 pseudo-random order, seed n   (results must not depend on it)
+//   EMU_ASYNC=0 asynchronous copies land as late as their wait allows | 1 at once
+//   EMU_MEMORY  bytes of device memory; without it, what the host has
+//   -fsanitize=address: out-of-bounds shared and global accesses;  -fsanitize=thread: data races inside and between blocks
+// Compile with -fno-strict-aliasing, as device code is. Not seen here: the inline PTX itself (only its twin below), weak
+// memory order between blocks, bank conflicts, occupancy, speed.
+#pragma once
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <math.h>
+#include <algorithm>
+#include <numeric>
+#include <malloc.h>
+#include <type_traits>
+#include <utility>
+#include <sys/mman.h>
+#if defined(__SANITIZE_THREAD__)
+#include <sanitizer/tsan_interface.h>
+#define EMU_RAW inline __attribute__((no_sanitize_thread, noinline))
+#else
+#define EMU_RAW inline
+#endif
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/common_interface_defs.h>
+#include <sanitizer/asan_interface.h>
+#endif
+// ---- keywords ----------------------------------------------------------------------------------------------------
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __align__(n) alignas(n)
+#define WRPO_SHARED(T, name, n) static int emu_slot_##name; T* name = (T*)emu::shared_alloc(&emu_slot_##name, sizeof(T) * (n))
+#define WRPO_DYN_SHARED(T, name) T* name = (T*)emu::smem
+#define WRPO_LAUNCH(kernel, grid, block, smem, stream, ...) \
+    emu::launch(#kernel, (const void*)(kernel), dim3(grid), dim3(block), (smem), [&]() { kernel(__VA_ARGS__); })
+struct dim3 { unsigned x, y, z; dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {} };
+struct uint3 { unsigned x, y, z; };
+struct alignas(8) float2 { float x, y; };      struct alignas(16) float4 { float x, y, z, w; };
+struct alignas(8) uint2 { unsigned x, y; };    struct alignas(16) uint4 { unsigned x, y, z, w; };
+struct alignas(8) int2 { int x, y; };          struct alignas(16) int4 { int x, y, z, w; };
+static inline float2 make_float2(float x, float y) { return {x, y}; }
+static inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+static inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+// ---- bf16 --------------------------------------------------------------------------------------------------------
+struct __nv_bfloat16 {
+    uint16_t bits;
+    __nv_bfloat16() = default;
+    __nv_bfloat16(float f) { uint32_t u; memcpy(&u, &f, 4); bits = f != f ? 0x7fff : uint16_t((u + 0x7fff + ((u >> 16) & 1)) >> 16); }
+    operator float() const { uint32_t u = uint32_t(bits) << 16; float f; memcpy(&f, &u, 4); return f; }
+};
+struct alignas(4) __nv_bfloat162 { __nv_bfloat16 x, y; };
+typedef __nv_bfloat16 nv_bfloat16; typedef __nv_bfloat162 nv_bfloat162;
+static inline float __bfloat162float(__nv_bfloat16 a) { return a; }
+static inline __nv_bfloat16 __float2bfloat16(float f) { return __nv_bfloat16(f); }
+static inline __nv_bfloat16 __float2bfloat16_rn(float f) { return __nv_bfloat16(f); }
+static inline __nv_bfloat162 __floats2bfloat162_rn(float a, float b) { return {__nv_bfloat16(a), __nv_bfloat16(b)}; }
+#define __expf(x) expf(x)    /* glibc declares functions of these names */
+#define __logf(x) logf(x)
+static inline float __fmul_rn(float a, float b) { return a * b; }      /* compile without contraction */
+static inline float __fsub_rn(float a, float b) { return a - b; }
+static inline int __ffs(int x) { return __builtin_ffs(x); }
+static inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
+static inline float __uint_as_float(unsigned u) { float f; memcpy(&f, &u, 4); return f; }
+static inline unsigned __float_as_uint(float f) { unsigned u; memcpy(&u, &f, 4); return u; }
+template <class T> static inline T __ldg(const T* p) { return *p; }
+template <class T> static inline T __ldcs(const T* p) { return *p; }
+template <class T> static inline void __stcs(T* p, T v) { *p = v; }
+using std::min; using std::max;
+
+// ---- fibers, scheduler, barriers ---------------------------------------------------------------------------------
+namespace emu {
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+enum { STACK = 256 * 1024 };                                     // a sanitizer's report needs room
+#else
+enum { STACK = 64 * 1024 };
+#endif
+enum { WARP = 32, MAX_THREADS = 1024, DYN_SMEM = 228 * 1024 };
+struct Copy { void* to; const void* from; int bytes, group; };
+struct Fiber {
+    void* sp; char* stack; size_t stack_size; uint3 tid; int id, lane; bool done;
+    unsigned phase;                                              // parity of this lane's next warp exchange
+    Copy copies[128]; int ncopies, group;                         // cp.async: nothing is copied before the wait
+    void* tsan; void* tsan_set[2]; char* stack_set[2]; void* asan;
+};
+struct Warp { unsigned gen, arrived, live; alignas(64) unsigned char box[2][WARP][128]; };  // one 128-byte letter box a lane
+inline Fiber fibers[MAX_THREADS]; inline Warp warps[MAX_THREADS / WARP];
+inline Fiber* cur; inline Fiber host;
+inline int nthreads, nwarps, alive, order[MAX_THREADS], pos[MAX_THREADS], order_mode, early_copies;
+inline unsigned bar_gen, bar_arrived, bar_or, bar_or_last; inline uint64_t progress, launches;
+inline dim3 grid_dim, block_dim; inline uint3 block_idx; inline const char* kernel_name = "";
+inline char* smem; inline size_t smem_dyn, smem_used; inline int smem_epoch; inline char launch_token, done_token;
+inline void (*entry)(void*); inline void* entry_arg;
+[[noreturn]] inline void fail(const char* what) {
+    fprintf(stderr, "emu: %s in %s, block (%u,%u,%u) thread %d\n", what, kernel_name, block_idx.x, block_idx.y, block_idx.z, cur ? cur->id : -1);
+    abort();
+}
+// Static shared arrays: every thread of the block that reaches the declaration gets the same place.
+EMU_RAW void* shared_alloc(int* slot, size_t bytes) {
+    static struct { int* slot; size_t at; } known[64]; static int n, epoch;
+    if (epoch != smem_epoch) { epoch = smem_epoch; n = 0; }
+    for (int i = 0; i < n; ++i) if (known[i].slot == slot) return smem + known[i].at;
+    size_t at = (smem_used + 127) / 128 * 128; if (at + bytes > DYN_SMEM) fail("out of shared memory");
+    if (n == 64) fail("too many shared arrays");
+    smem_used = at + bytes; known[n].slot = slot; known[n++].at = at;
+#if defined(__SANITIZE_ADDRESS__)
+    __asan_unpoison_memory_region(smem + at, bytes); smem_used += 128;   // a red zone between arrays
+#endif
+    return smem + at;
+}
+extern "C" void emu_switch(void** save_sp, void* new_sp);        // saves the callee-saved registers, swaps stacks
+#if defined(__x86_64__)
+asm(".text\n.globl emu_switch\n.type emu_switch,@function\nemu_switch:\n"
+    "push %rbp\npush %rbx\npush %r12\npush %r13\npush %r14\npush %r15\nmov %rsp,(%rdi)\nmov %rsi,%rsp\n"
+    "pop %r15\npop %r14\npop %r13\npop %r12\npop %rbx\npop %rbp\nret\n");
+#elif defined(__aarch64__)
+asm(".text\n.globl emu_switch\n.type emu_switch,%function\nemu_switch:\nsub sp,sp,#160\n"
+    "stp x19,x20,[sp,#0]\nstp x21,x22,[sp,#16]\nstp x23,x24,[sp,#32]\nstp x25,x26,[sp,#48]\nstp x27,x28,[sp,#64]\nstp x29,x30,[sp,#80]\n"
+    "stp d8,d9,[sp,#96]\nstp d10,d11,[sp,#112]\nstp d12,d13,[sp,#128]\nstp d14,d15,[sp,#144]\nmov x9,sp\nstr x9,[x0]\nmov sp,x1\n"
+    "ldp x19,x20,[sp,#0]\nldp x21,x22,[sp,#16]\nldp x23,x24,[sp,#32]\nldp x25,x26,[sp,#48]\nldp x27,x28,[sp,#64]\nldp x29,x30,[sp,#80]\n"
+    "ldp d8,d9,[sp,#96]\nldp d10,d11,[sp,#112]\nldp d12,d13,[sp,#128]\nldp d14,d15,[sp,#144]\nadd sp,sp,#160\nret\n");
+#endif
+EMU_RAW void go(Fiber* to) {
+    Fiber* from = cur; cur = to;
+#if defined(__SANITIZE_THREAD__)
+    __tsan_switch_to_fiber(to->tsan, __tsan_switch_to_fiber_no_sync);
+#endif
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_start_switch_fiber(from->done ? nullptr : &from->asan, to->stack, to->stack_size);
+#endif
+    emu_switch(&from->sp, to->sp);
+#if defined(__SANITIZE_ADDRESS__)
+    __sanitizer_finish_switch_fiber(from->asan, nullptr, nullptr);
+#endif
+}
+EMU_RAW void yield(bool in_warp) {                               // to the next live fiber of the warp, or of the block
+    int p = pos[cur->id], lo = in_warp ? p / WARP * WARP : 0, hi = in_warp ? std::min(lo + WARP, nthreads) : nthreads;
+    do p = p + 1 == hi ? lo : p + 1; while (fibers[order[p]].done && order[p] != cur->id);
+    if (order[p] != cur->id) go(&fibers[order[p]]);
+}
+// One warp runs ahead until it waits for others: a missing __syncthreads shows as a wrong result.
+EMU_RAW void wait_while(const unsigned* word, unsigned old, bool in_warp) {
+    uint64_t seen = progress; int idle = 0;
+    while (*(volatile const unsigned*)word == old) {
+        yield(in_warp && idle < 2);
+        if (progress != seen) { seen = progress; idle = 0; } else if (++idle > 4) fail("deadlock (a barrier not reached by every thread?)");
+    }
+}
+EMU_RAW void leave() {                                           // end of a fiber's body
+    cur->done = true; ++progress; --alive; warps[cur->id / WARP].live &= ~(1u << cur->lane);
+#if defined(__SANITIZE_THREAD__)
+    __tsan_release(&done_token);
+#endif
+    if (alive && bar_arrived == (unsigned)alive) { bar_arrived = 0; bar_or_last = bar_or; bar_or = 0; ++bar_gen; }  // exited threads count as arrived
+    if (!alive) go(&host); else yield(false);
+    abort();
+}
+EMU_RAW void start() {
+#if defined(__SANITIZE_ADDRESS__)
+    const void* lo; size_t size; __sanitizer_finish_switch_fiber(nullptr, &lo, &size);
+    if (!host.stack) { host.stack = (char*)lo; host.stack_size = size; }   // the first fiber is entered from the host
+#endif
+#if defined(__SANITIZE_THREAD__)
+    __tsan_acquire(&launch_token);
+#endif
+    entry(entry_arg); leave();
+}
+EMU_RAW unsigned block_barrier(unsigned pred) {
+#if defined(__SANITIZE_THREAD__)
+    __tsan_release(&bar_gen);
+#endif
+    bar_or |= pred; ++progress; unsigned g = bar_gen;
+    if (++bar_arrived == (unsigned)alive) { bar_arrived = 0; bar_or_last = bar_or; bar_or = 0; ++bar_gen; } else wait_while(&bar_gen, g, false);
+#if defined(__SANITIZE_THREAD__)
+    __tsan_acquire(&bar_gen);
+#endif
+    return bar_or_last;
+}
+struct Nothing { void operator()() const {} };
+template <class F = Nothing> EMU_RAW void warp_barrier(unsigned mask, const F& last = F()) {     // every lane of mask must come; the last one runs `last`
+    Warp& w = warps[cur->id / WARP]; ++progress; unsigned g = w.gen; mask &= w.live; w.arrived |= 1u << cur->lane;
+    if (!(mask >> cur->lane & 1)) fail("lane outside its own mask");
+    if ((w.arrived & mask) == mask) { last(); w.arrived &= ~mask; ++w.gen; } else wait_while(&w.gen, g, true);
+}
+// Exchange one letter (<= 128 bytes a lane) inside the warp: returns the warp's boxes, valid until this lane's next-but-one exchange.
+template <class T> EMU_RAW const unsigned char (*exchange(const T& v, unsigned mask))[128] {
+    static_assert(sizeof(T) <= 128, "letter too long");
+    Warp& w = warps[cur->id / WARP]; unsigned ph = cur->phase++ & 1;
+    const unsigned char* s = (const unsigned char*)&v;
+    for (unsigned i = 0; i < sizeof(T); ++i) w.box[ph][cur->lane][i] = s[i];
+    warp_barrier(mask); return w.box[ph];
+}
+template <class T> EMU_RAW T letter(const unsigned char (*box)[128], int lane) {
+    T r; unsigned char* d = (unsigned char*)&r; for (unsigned i = 0; i < sizeof(T); ++i) d[i] = box[lane][i]; return r;
+}
+inline struct { const void* kernel; size_t bytes; } allowed[256]; inline int n_allowed;   // cudaFuncSetAttribute
+EMU_RAW void allow(const void* kernel, size_t bytes) {
+    for (int i = 0; i < n_allowed; ++i) if (allowed[i].kernel == kernel) { allowed[i].bytes = bytes; return; }
+    if (n_allowed < 256) allowed[n_allowed++] = {kernel, bytes};
+}
+template <class F> EMU_RAW void launch(const char* name, const void* kernel, dim3 grid, dim3 block, size_t dyn, F body) {
+    size_t most = 48 * 1024; for (int i = 0; i < n_allowed; ++i) if (allowed[i].kernel == kernel) most = allowed[i].bytes;
+    kernel_name = name; ++launches; grid_dim = grid; block_dim = block; nthreads = int(block.x * block.y * block.z);
+    cur = nullptr;
+    if (!nthreads || !grid.x || !grid.y || !grid.z) fail("empty launch");
+    if (nthreads > MAX_THREADS || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535) fail("launch too large");
+    if (dyn > most || dyn > DYN_SMEM) fail("more dynamic shared memory than allowed");
+    const char *e = getenv("EMU_ORDER"); order_mode = e ? atoi(e) : 0; e = getenv("EMU_ASYNC"); early_copies = e ? atoi(e) : 0;
+    uint32_t rng = 2654435761u * (order_mode + 1);
+    entry = [](void* p) { (*(F*)p)(); }; entry_arg = (void*)&body;
+#if defined(__SANITIZE_THREAD__)
+    host.tsan = __tsan_get_current_fiber();
+#endif
+    const uint64_t blocks = (uint64_t)grid.x * grid.y * grid.z; uint64_t step = 1, at = 0;      // the order of blocks: one step, co-prime to their number
+    if (order_mode == 1) step = at = blocks - 1;
+    if (order_mode > 1) { step = blocks * 2 / 3 + order_mode; while (std::gcd(step, blocks) != 1) ++step; at = rng % blocks; }
+    for (uint64_t b = 0; b < blocks; ++b, at = (at + step) % blocks) {
+        block_idx = {unsigned(at % grid.x), unsigned(at / grid.x % grid.y), unsigned(at / grid.x / grid.y)}; alive = nthreads; bar_arrived = bar_or = 0;
+        ++smem_epoch; smem_used = dyn;
+#if defined(__SANITIZE_THREAD__)
+        if (smem) munmap(smem, DYN_SMEM); smem = nullptr;        // a fresh mapping has no access history
+#endif
+        if (!smem) smem = (char*)mmap(nullptr, DYN_SMEM, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+#if defined(__SANITIZE_ADDRESS__)
+        __asan_unpoison_memory_region(smem, DYN_SMEM);
+#endif
+        memset(smem, 0xff, b ? std::max(dyn, (size_t)4096) : (size_t)DYN_SMEM);   // poison: NaN
+#if defined(__SANITIZE_ADDRESS__)
+        __asan_poison_memory_region(smem + dyn, DYN_SMEM - dyn);
+#endif
+        for (int i = 0; i < (nthreads + WARP - 1) / WARP; ++i) { warps[i].arrived = 0; int n = nthreads - i * WARP; warps[i].live = n >= WARP ? ~0u : (1u << n) - 1; }
+        for (int t = 0; t < nthreads; ++t) order[t] = t;         // permute the warps, then the lanes of each
+        auto shuffle = [&](int* a, int n) { for (int t = n - 1; t > 0; --t) { rng = rng * 1664525u + 1013904223u; std::swap(a[t], a[(rng >> 8) % (t + 1)]); } };
+        if (order_mode && nthreads % WARP == 0) {
+            int w[MAX_THREADS / WARP], nw = nthreads / WARP; for (int i = 0; i < nw; ++i) w[i] = order_mode == 1 ? nw - 1 - i : i;
+            if (order_mode > 1) shuffle(w, nw);
+            for (int t = 0; t < nthreads; ++t) order[t] = w[t / WARP] * WARP + (order_mode == 1 ? WARP - 1 - t % WARP : t % WARP);
+            if (order_mode > 1) for (int i = 0; i < nw; ++i) shuffle(order + i * WARP, WARP);
+        }
+        for (int t = 0; t < nthreads; ++t) {
+            Fiber& f = fibers[t]; pos[order[t]] = t;
+            int set = 0;
+#if defined(__SANITIZE_THREAD__)
+            set = smem_epoch & 1;                                // neighbouring blocks are different threads, unordered
+            if (!f.tsan_set[set]) f.tsan_set[set] = __tsan_create_fiber(0);
+            f.tsan = f.tsan_set[set];
+#endif
+            if (!f.stack_set[set]) {
+                f.stack_set[set] = (char*)mmap(nullptr, f.stack_size = STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+                mprotect(f.stack_set[set], 4096, PROT_NONE);     // overflow guard
+            }
+            f.stack = f.stack_set[set];
+            f.id = t; f.lane = t % WARP; f.done = false; f.phase = 0; f.ncopies = f.group = 0;
+            f.tid = {t % block.x, t / block.x % block.y, t / (block.x * block.y)};
+#if defined(__SANITIZE_ADDRESS__)
+            __asan_unpoison_memory_region(f.stack + 4096, STACK - 4096);
+#endif
+            void** sp = (void**)(f.stack + STACK) - 1;           // start() finds the stack as after a call
+#if defined(__x86_64__)
+            *--sp = (void*)start; sp -= 6;                       // `ret` in emu_switch enters start()
+#elif defined(__aarch64__)
+            sp -= 20; sp[11] = (void*)start;
+#endif
+            f.sp = sp;
+        }
+#if defined(__SANITIZE_THREAD__)
+        __tsan_release(&launch_token);
+#endif
+        cur = &host; go(&fibers[order[0]]); cur = nullptr;
+    }
+#if defined(__SANITIZE_THREAD__)
+    __tsan_acquire(&done_token);
+#endif
+}
+}  // namespace emu
+#define threadIdx (emu::cur->tid)
+#define blockIdx (emu::block_idx)
+#define blockDim (emu::block_dim)
+#define gridDim (emu::grid_dim)
+#define warpSize 32
+static inline void __syncthreads() { emu::block_barrier(0); }
+static inline int __syncthreads_or(int p) { return emu::block_barrier(p != 0) != 0; }
+static inline void __threadfence() {}
+EMU_RAW void __syncwarp(unsigned mask = 0xffffffffu) {
+#if defined(__SANITIZE_THREAD__)
+    __tsan_release(&emu::warps[emu::cur->id / 32].gen);
+#endif
+    emu::warp_barrier(mask);
+#if defined(__SANITIZE_THREAD__)
+    __tsan_acquire(&emu::warps[emu::cur->id / 32].gen);
+#endif
+}
+template <class T> inline T __shfl_sync(unsigned m, T v, int src, int w = 32) { auto b = emu::exchange(v, m); int l = emu::cur->lane; return emu::letter<T>(b, l / w * w + (src & (w - 1))); }
+template <class T> inline T __shfl_xor_sync(unsigned m, T v, int x, int w = 32) { auto b = emu::exchange(v, m); int l = emu::cur->lane, s = l ^ x; return emu::letter<T>(b, s / w == l / w ? s : l); }
+template <class T> inline T __shfl_down_sync(unsigned m, T v, unsigned d, int w = 32) { auto b = emu::exchange(v, m); int l = emu::cur->lane, s = l + int(d); return emu::letter<T>(b, s / w == l / w ? s : l); }
+template <class T> inline T __shfl_up_sync(unsigned m, T v, unsigned d, int w = 32) { auto b = emu::exchange(v, m); int l = emu::cur->lane, s = l - int(d); return emu::letter<T>(b, s >= l / w * w ? s : l); }
+inline unsigned __ballot_sync(unsigned m, int p) { auto b = emu::exchange(p, m); unsigned r = 0; for (int l = 0; l < 32; ++l) if (m >> l & 1) r |= unsigned(emu::letter<int>(b, l) != 0) << l; return r; }
+inline int __any_sync(unsigned m, int p) { return __ballot_sync(m, p) != 0; }
+inline int __all_sync(unsigned m, int p) { return __ballot_sync(m, p) == m; }
+// ---- the PTX primitives of wrpo_cuda.cu, lane layouts as in the PTX manual ---------------------------------------------
+namespace ptx {
+// d += a b.  Each lane posts its bits; the last one to arrive multiplies for the whole warp and posts the results.
+struct MmaLetter { uint32_t a[4], b[2]; };
+struct MmaResult { float d[32][4]; };
+inline MmaResult mma_results[emu::MAX_THREADS / emu::WARP][2];
+static inline float lo(uint32_t u) { return __uint_as_float(u << 16); }
+static inline float hi(uint32_t u) { return __uint_as_float(u & 0xffff0000u); }
+EMU_RAW void mma_warp(const unsigned char (*box)[128], MmaResult& r) {
+    float a[16][16], b[16][8], d[16][8] = {};
+    for (int l = 0; l < 32; ++l) {
+        const MmaLetter* m = (const MmaLetter*)box[l]; const int g = l / 4, t = l % 4 * 2;
+        for (int i = 0; i < 4; ++i) { a[g + i % 2 * 8][t + i / 2 * 8] = lo(m->a[i]); a[g + i % 2 * 8][t + 1 + i / 2 * 8] = hi(m->a[i]); }
+        for (int i = 0; i < 2; ++i) { b[t + i * 8][g] = lo(m->b[i]); b[t + 1 + i * 8][g] = hi(m->b[i]); }
+    }
+    for (int i = 0; i < 16; ++i) for (int k = 0; k < 16; ++k) for (int j = 0; j < 8; ++j) d[i][j] += a[i][k] * b[k][j];
+    for (int l = 0; l < 32; ++l) for (int e = 0; e < 4; ++e) r.d[l][e] = d[l / 4 + e / 2 * 8][l % 4 * 2 + e % 2];
+}
+EMU_RAW void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    const int warp = emu::cur->id / 32; const unsigned ph = emu::cur->phase++ & 1;
+    MmaLetter* m = (MmaLetter*)emu::warps[warp].box[ph][emu::cur->lane]; MmaResult& r = mma_results[warp][ph];
+    for (int i = 0; i < 4; ++i) m->a[i] = a[i];
+    for (int i = 0; i < 2; ++i) m->b[i] = b[i];
+    emu::warp_barrier(0xffffffffu, [&] { mma_warp(emu::warps[warp].box[ph], r); });
+    for (int i = 0; i < 4; ++i) d[i] += r.d[emu::cur->lane][i];
+}
+template <bool T> inline void ldmatrix_x4_(uint32_t (&r)[4], const void* row) {                // row: this lane's row address
+    auto box = emu::exchange(row, 0xffffffffu); int l = emu::cur->lane;
+    for (int i = 0; i < 4; ++i) {
+        uint16_t e[2];
+        for (int j = 0; j < 2; ++j) {
+            int rr = T ? l % 4 * 2 + j : l / 4, cc = T ? l / 4 : l % 4 * 2 + j;
+            e[j] = ((const uint16_t*)emu::letter<const void*>(box, i * 8 + rr))[cc];
+        }
+        r[i] = e[0] | uint32_t(e[1]) << 16;
+    }
+}
+inline void ldmatrix_x4(uint32_t (&r)[4], const void* row) { ldmatrix_x4_<false>(r, row); }
+inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) { ldmatrix_x4_<true>(r, row); }
+// 16 bytes to shared memory, of which `bytes` are read and the rest are zeros; ordinary accesses of the thread that starts (or waits for) the copy
+inline void cp_async_land(const emu::Copy& c) {
+    unsigned char* to = (unsigned char*)c.to; const unsigned char* from = (const unsigned char*)c.from;
+    if (c.bytes == 16) { *(uint4*)to = *(const uint4*)from; return; }
+    for (int i = 0; i < 16; ++i) to[i] = i < c.bytes ? from[i] : 0;
+}
+EMU_RAW void cp_async_start(const emu::Copy& c) {
+    if (((uintptr_t)c.to | (uintptr_t)c.from) & 15) emu::fail("cp.async: address not a multiple of 16");
+    if (c.bytes < 0 || c.bytes > 16) emu::fail("cp.async: size");
+    emu::Fiber& f = *emu::cur; if (f.ncopies == 128) emu::fail("cp.async: too many in flight");
+    if (!emu::early_copies) { f.copies[f.ncopies] = c; f.copies[f.ncopies++].group = f.group; }
+}
+EMU_RAW bool cp_async_next(int n, emu::Copy* c) {                 // the oldest copy of a group that must have landed
+    emu::Fiber& f = *emu::cur; if (!f.ncopies || f.copies[0].group >= f.group - n) return false;
+    *c = f.copies[0]; --f.ncopies; for (int i = 0; i < f.ncopies; ++i) f.copies[i] = f.copies[i + 1];
+    return true;
+}
+inline void cp_async16(void* to, const void* from, int bytes) { emu::Copy c = {to, from, bytes, 0}; cp_async_start(c); if (emu::early_copies) cp_async_land(c); }
+EMU_RAW void cp_async_commit() { ++emu::cur->group; }
+template <int N> inline void cp_async_wait() { emu::Copy c; while (cp_async_next(N, &c)) cp_async_land(c); }
+}  // namespace ptx
+// ---- host API --------------------------------------------------------------------------------------------------------
+typedef int cudaError_t; typedef void* cudaStream_t; typedef void* cudaEvent_t;
+enum { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2 };
+enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2, cudaMemcpyDeviceToDevice = 3, cudaMemcpyDefault = 4 };
+enum { cudaFuncAttributeMaxDynamicSharedMemorySize = 8, cudaStreamNonBlocking = 1 };
+struct cudaDeviceProp { char name[256]; int major, minor; size_t sharedMemPerBlockOptin; };
+namespace emu {
+inline size_t memory_used;
+inline size_t memory_total() { const char* e = getenv("EMU_MEMORY"); return e ? (size_t)strtoull(e, nullptr, 10) : (size_t)64 << 30; }
+}
+template <class T> inline cudaError_t cudaMalloc(T** p, size_t n) {
+    *p = nullptr; void* q;
+    if (emu::memory_used > emu::memory_total() || n > emu::memory_total() - emu::memory_used || posix_memalign(&q, 256, n ? n : 1)) return cudaErrorMemoryAllocation;
+    memset(q, 0xff, n); emu::memory_used += malloc_usable_size(q); *p = (T*)q; return cudaSuccess;      // poison: NaN
+}
+inline cudaError_t cudaFree(void* p) { if (p) emu::memory_used -= malloc_usable_size(p); free(p); return 0; }
+inline cudaError_t cudaMemGetInfo(size_t* free_, size_t* total) { *total = emu::memory_total(); *free_ = *total - std::min(*total, emu::memory_used); return 0; }
+inline cudaError_t cudaMemcpyAsync(void* d, const void* s, size_t n, cudaMemcpyKind, cudaStream_t = 0) { memcpy(d, s, n); return 0; }
+inline cudaError_t cudaMemsetAsync(void* d, int v, size_t n, cudaStream_t = 0) { memset(d, v, n); return 0; }
+inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* s, unsigned) { *s = nullptr; return 0; }
+inline cudaError_t cudaStreamDestroy(cudaStream_t) { return 0; }
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return 0; }
+inline cudaError_t cudaGetLastError() { return 0; }
+inline const char* cudaGetErrorString(cudaError_t e) { return e == cudaErrorMemoryAllocation ? "out of memory" : e ? "invalid argument" : "no error"; }
+inline cudaError_t cudaGetDeviceCount(int* n) { *n = 1; return 0; }
+inline cudaError_t cudaGetDevice(int* d) { *d = 0; return 0; }
+inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) { *p = {"emulated", 9, 0, emu::DYN_SMEM - 1024}; return 0; }
+template <class F> inline cudaError_t cudaFuncSetAttribute(F f, int, int bytes) { emu::allow((const void*)f, (size_t)bytes); return 0; }

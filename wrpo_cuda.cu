@@ -1,0 +1,1332 @@
+/* wrpo_cuda.cu - the CUDA backend of wrpo.h: every op of its table on one NVIDIA GPU (sm_80 and up). MIT licence, as wrpo.h.
+
+   Build:  nvcc -O2 -arch=native -DWRPO_CUDA -Xcompiler -fopenmp example.c wrpo_cuda.cu -o wrpo -lcublasLt
+           in your own program: compile this file along and open a context with .backend = wrpo_backend_cuda().
+
+   Activations and matrices are bf16, sums fp32, vectors (norm weights, biases), gradients and log-probs fp32. No kernel uses
+   atomics: every sum has one order, which the shapes fix, so results do not change from run to run; and the numbers of a row
+   (products of the own kernel, attention, norms) depend on that row's inputs only, not on its neighbours.
+
+   Options, defined for this file:
+       WRPO_NO_CUBLAS            leave cuBLASLt out: all products by the kernel below, nothing to link
+   At run time:
+       WRPO_GEMM=mma             environment: the kernel below even where cuBLASLt is linked
+
+   The same text runs without a GPU: compiled by a C++ compiler it takes tests/cuda_emu.h for the device, which is how the tests
+   run it. Everything that needs inline PTX is in the first block, a line or two each, with a twin of the same name there.
+
+   Each kernel stands under a card: what it computes (the op of wrpo.h's table that defines it), its threads, the bytes it moves
+   and what bounds it, the order of its sums, legal sizes, speed. No speed has been measured yet: the cards name floors.   */
+#ifdef __CUDACC__
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+#include <math.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#define WRPO_SHARED(T, name, n) __shared__ T name[n]
+#define WRPO_DYN_SHARED(T, name) extern __shared__ __align__(1024) unsigned char wrpo_dynamic_shared[]; T *name = (T *)wrpo_dynamic_shared
+#define WRPO_LAUNCH(kernel, grid, block, shared, stream, ...) kernel<<<grid, block, shared, stream>>>(__VA_ARGS__)
+namespace ptx {
+__device__ __forceinline__ uint32_t shared(const void *p) { return (uint32_t)__cvta_generic_to_shared(p); }
+__device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {     /* d += a b */
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+__device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void *row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(shared(row)) : "memory");
+}
+__device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], const void *row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(shared(row)) : "memory");
+}
+__device__ __forceinline__ void cp_async16(void *to, const void *from, int bytes) {      /* 16 bytes; those past `bytes` are zeros and not read */
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared(to)), "l"(from), "r"(bytes) : "memory");
+}
+__device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int N> __device__ __forceinline__ void cp_async_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
+}  // namespace ptx
+#ifndef WRPO_NO_CUBLAS
+#include <cublasLt.h>
+#endif
+#else
+#include "tests/cuda_emu.h"
+#define WRPO_NO_CUBLAS
+#endif
+#include "wrpo.h"
+
+namespace {
+typedef __nv_bfloat16 bf16;
+const unsigned ALL = 0xffffffffu;                      /* the lanes of a warp */
+
+/* ---- numbers ---- */
+__device__ __forceinline__ float value(bf16 x) { return __bfloat162float(x); }
+__device__ __forceinline__ void put(bf16 *p, float x) { *p = __float2bfloat16_rn(x); }
+__device__ __forceinline__ uint32_t pair(float low, float high) {                       /* two bf16, low in the low half */
+    const __nv_bfloat162 v = __floats2bfloat162_rn(low, high);
+    uint32_t u;
+    memcpy(&u, &v, 4);
+    return u;
+}
+__device__ __forceinline__ float2 unpair(uint32_t u) { return make_float2(__uint_as_float(u << 16), __uint_as_float(u & 0xffff0000u)); }
+/* Element i of a weight, which is bf16 or float. */
+__device__ __forceinline__ float weight(const void *w, int64_t i, bool wide) { return wide ? ((const float *)w)[i] : value(((const bf16 *)w)[i]); }
+
+/* Rows are read and written in pieces of eight numbers: at once where `fast` says that they lie on 16 bytes, else one by one;
+   `left` numbers exist, the others read as 0 and are not written. */
+struct eight { float x[8]; };
+__device__ __forceinline__ eight load(const bf16 *p, int64_t left, bool fast) {
+    eight v;
+    if (fast && left >= 8) {
+        const uint4 u = *(const uint4 *)p;
+        const uint32_t w[4] = {u.x, u.y, u.z, u.w};
+#pragma unroll
+        for (int i = 0; i < 4; i++) { const float2 f = unpair(w[i]); v.x[2 * i] = f.x, v.x[2 * i + 1] = f.y; }
+    } else {
+#pragma unroll
+        for (int i = 0; i < 8; i++) v.x[i] = i < left ? value(p[i]) : 0;
+    }
+    return v;
+}
+__device__ __forceinline__ eight load(const float *p, int64_t left, bool fast) {
+    eight v;
+    if (fast && left >= 8) {
+        const float4 a = ((const float4 *)p)[0], b = ((const float4 *)p)[1];
+        v.x[0] = a.x, v.x[1] = a.y, v.x[2] = a.z, v.x[3] = a.w, v.x[4] = b.x, v.x[5] = b.y, v.x[6] = b.z, v.x[7] = b.w;
+    } else {
+#pragma unroll
+        for (int i = 0; i < 8; i++) v.x[i] = i < left ? p[i] : 0;
+    }
+    return v;
+}
+__device__ __forceinline__ void store(bf16 *p, const eight &v, int64_t left, bool fast) {
+    if (fast && left >= 8) *(uint4 *)p = make_uint4(pair(v.x[0], v.x[1]), pair(v.x[2], v.x[3]), pair(v.x[4], v.x[5]), pair(v.x[6], v.x[7]));
+    else {
+#pragma unroll
+        for (int i = 0; i < 8; i++) if (i < left) put(p + i, v.x[i]);
+    }
+}
+__device__ __forceinline__ void store(float *p, const eight &v, int64_t left, bool fast) {
+    if (fast && left >= 8) {
+        ((float4 *)p)[0] = make_float4(v.x[0], v.x[1], v.x[2], v.x[3]);
+        ((float4 *)p)[1] = make_float4(v.x[4], v.x[5], v.x[6], v.x[7]);
+    } else {
+#pragma unroll
+        for (int i = 0; i < 8; i++) if (i < left) p[i] = v.x[i];
+    }
+}
+
+/* ---- sums and maxima of a group: the blockDim.x threads of one threadIdx.y; if those are more than a warp, of the block ---- */
+__device__ __forceinline__ float warp_sum(float x) {
+#pragma unroll
+    for (int i = 16; i; i >>= 1) x += __shfl_xor_sync(ALL, x, i);
+    return x;
+}
+__device__ __forceinline__ float warp_max(float x) {
+#pragma unroll
+    for (int i = 16; i; i >>= 1) x = fmaxf(x, __shfl_xor_sync(ALL, x, i));
+    return x;
+}
+__device__ float group_sum(float x) {                  /* lanes by a butterfly, then warps in order */
+    WRPO_SHARED(float, part, 32);
+    x = warp_sum(x);
+    if (blockDim.x == 32) return x;
+    if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = x;
+    __syncthreads();
+    x = 0;
+    for (unsigned i = 0; i < blockDim.x / 32; i++) x += part[i];
+    __syncthreads();
+    return x;
+}
+__device__ float group_max(float x) {
+    WRPO_SHARED(float, part, 32);
+    x = warp_max(x);
+    if (blockDim.x == 32) return x;
+    if (threadIdx.x % 32 == 0) part[threadIdx.x / 32] = x;
+    __syncthreads();
+    x = part[0];
+    for (unsigned i = 1; i < blockDim.x / 32; i++) x = fmaxf(x, part[i]);
+    __syncthreads();
+    return x;
+}
+/* Threads of a block that works on one row of n numbers, eight a thread. */
+int row_threads(int64_t n) { return (int)(n >= 2048 ? 256 : (n / 8 + 31) / 32 * 32 > 32 ? (n / 8 + 31) / 32 * 32 : 32); }
+bool on16(const void *p, int64_t ld, size_t size) { return (((uintptr_t)p | (uintptr_t)ld * size) & 15) == 0; }
+int64_t div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+/* ---- the device ---- */
+enum { WORK_FLOATS = 1 << 22, LT_BYTES = 32 << 20, LT_KEPT = 512 };
+struct device {
+    wrpo_allocator memory;
+    cudaStream_t stream;
+    cudaError_t error;                                 /* the first since the last sync */
+    const char *where;
+    float *work;                                       /* WORK_FLOATS: parts of sums, valid within one op */
+#ifndef WRPO_NO_CUBLAS
+    cublasLtHandle_t lt;
+    void *lt_work;
+    struct lt_choice *choices;                         /* [LT_KEPT] */
+#endif
+};
+void note(device *dev, cudaError_t e, const char *where) {
+    if (e != cudaSuccess && dev->error == cudaSuccess) dev->error = e, dev->where = where;
+}
+#define LAUNCH(kernel, grid, block, shared, ...) \
+    do { \
+        WRPO_LAUNCH(kernel, grid, block, shared, dev->stream, __VA_ARGS__); \
+        note(dev, cudaGetLastError(), #kernel); \
+    } while (0)
+
+/* ---- embed, gather ----
+   card    op: embed, gather. A block a row, eight numbers a thread. Bytes: the rows, read and written once; memory-bound (6144 x 4096
+           bf16: 23 us at 4.3 TB/s). No sums. Any n, D. Speed: not measured. */
+__global__ void gather_kernel(bf16 *y, const void *w, bool wide, const int32_t *index, int64_t D, float scale, bool fast) {
+    const int64_t r = blockIdx.x, from = (int64_t)index[r] * D;
+    for (int64_t j = threadIdx.x * 8; j < D; j += blockDim.x * 8) {
+        eight v = wide ? load((const float *)w + from + j, D - j, fast) : load((const bf16 *)w + from + j, D - j, fast);
+#pragma unroll
+        for (int i = 0; i < 8; i++) v.x[i] *= scale;
+        store(y + r * D + j, v, D - j, fast);
+    }
+}
+/* card    ops: embed_bwd (T float), gather_bwd (T bf16):  to[index[r]] += scale dy[r]. A block of 128 threads for a row r and 1024 columns; it
+           works if no row before r has the same index, and then adds all rows that have it: dy and `to` are moved once (23 us as above), the
+           indices are read n times from the cache. Sum: in order of r, in fp32, one rounding at the end. Any n, D. Speed: not measured. */
+template <class T> __global__ void scatter_kernel(T *to, const bf16 *dy, const int32_t *index, int64_t n, int64_t D, float scale, bool fast) {
+    WRPO_SHARED(unsigned, hits, 4);
+    const int64_t r = blockIdx.x, j = blockIdx.y * 1024 + threadIdx.x * 8;
+    const int32_t id = index[r];
+    int earlier = 0;
+    for (int64_t i = threadIdx.x; i < r; i += 128) earlier |= index[i] == id;
+    if (__syncthreads_or(earlier)) return;
+    eight sum = {};
+    for (int64_t base = r; base < n; base += 128) {
+        const unsigned mask = __ballot_sync(ALL, base + threadIdx.x < n && index[base + threadIdx.x] == id);
+        if (threadIdx.x % 32 == 0) hits[threadIdx.x / 32] = mask;
+        __syncthreads();
+        for (int w = 0; w < 4; w++)
+            for (unsigned left = hits[w]; left; left &= left - 1) {
+                const int64_t row = base + w * 32 + __ffs((int)left) - 1;
+                if (j >= D) continue;
+                const eight v = load(dy + row * D + j, D - j, fast);
+#pragma unroll
+                for (int i = 0; i < 8; i++) sum.x[i] += v.x[i];
+            }
+        __syncthreads();
+    }
+    if (j >= D) return;
+    eight v = load(to + id * D + j, D - j, fast);
+#pragma unroll
+    for (int i = 0; i < 8; i++) v.x[i] += scale * sum.x[i];
+    store(to + id * D + j, v, D - j, fast);
+}
+void embed(void *d, void *y, const void *w, wrpo_dtype w_type, const int32_t *ids, int64_t n, int64_t D, float scale) {
+    device *dev = (device *)d;
+    if (n <= 0) return;
+    const bool wide = w_type == WRPO_F32, fast = on16(y, D, 2) && on16(w, D, wide ? 4 : 2);
+    LAUNCH(gather_kernel, (unsigned)n, row_threads(D), 0, (bf16 *)y, w, wide, ids, D, scale, fast);
+}
+void gather(void *d, void *y, const void *x, const int32_t *index, int64_t n, int64_t D) { embed(d, y, x, WRPO_BF16, index, n, D, 1); }
+void embed_bwd(void *d, float *dw, const void *dy, const int32_t *ids, int64_t n, int64_t D, float scale) {
+    device *dev = (device *)d;
+    if (n <= 0) return;
+    LAUNCH(scatter_kernel<float>, dim3((unsigned)n, (unsigned)div_up(D, 1024)), 128, 0, dw, (const bf16 *)dy, ids, n, D, scale, on16(dw, D, 4) && on16(dy, D, 2));
+}
+void gather_bwd(void *d, void *dx, const void *dy, const int32_t *index, int64_t n, int64_t D) {
+    device *dev = (device *)d;
+    if (n <= 0) return;
+    LAUNCH(scatter_kernel<bf16>, dim3((unsigned)n, (unsigned)div_up(D, 1024)), 128, 0, (bf16 *)dx, (const bf16 *)dy, index, n, D, 1.0f, on16(dx, D, 2) && on16(dy, D, 2));
+}
+
+/* ---- bias, add ----
+   card    ops: bias, add. A block a row (add: a block per 2048 numbers), eight numbers a thread; memory-bound. No sums. Any sizes. Not measured. */
+__global__ void bias_kernel(bf16 *y, int64_t ldy, const float *b, int64_t D, bool fast) {
+    bf16 *row = y + blockIdx.x * ldy;
+    for (int64_t j = threadIdx.x * 8; j < D; j += blockDim.x * 8) {
+        eight v = load(row + j, D - j, fast);
+        const eight add = load(b + j, D - j, fast);
+#pragma unroll
+        for (int i = 0; i < 8; i++) v.x[i] += add.x[i];
+        store(row + j, v, D - j, fast);
+    }
+}
+__global__ void add_kernel(bf16 *y, const bf16 *x, int64_t count, bool fast) {
+    const int64_t j = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * 8;
+    if (j >= count) return;
+    eight v = load(y + j, count - j, fast);
+    const eight add = load(x + j, count - j, fast);
+#pragma unroll
+    for (int i = 0; i < 8; i++) v.x[i] += add.x[i];
+    store(y + j, v, count - j, fast);
+}
+void bias(void *d, void *y, int64_t ldy, const float *b, int64_t n, int64_t D) {
+    device *dev = (device *)d;
+    if (n <= 0) return;
+    LAUNCH(bias_kernel, (unsigned)n, row_threads(D), 0, (bf16 *)y, ldy, b, D, on16(y, ldy, 2) && on16(b, 0, 4));
+}
+void add(void *d, void *y, const void *x, int64_t count) {
+    device *dev = (device *)d;
+    if (count <= 0) return;
+    LAUNCH(add_kernel, (unsigned)div_up(count, 2048), 256, 0, (bf16 *)y, (const bf16 *)x, count, on16(y, 0, 2) && on16(x, 0, 2));
+}
+
+/* ---- sums down the columns: bias_bwd, colsum, the weight's part of rmsnorm_bwd ----
+   card    out[j] (= or +=) sum_i a[i][j], or sum_i a[i][j] x[i][j] rstd[i]. `vectors` rows of D numbers, `heads` of them in each row of memory.
+           A block of 32 columns by 8 rows takes `each` rows: thread (c, r) adds rows r, r + 8, ..., then the 8 sums in order; a second
+           kernel adds the blocks' sums in order. Both orders are fixed by the shapes. Bytes: a (and x) once; memory-bound
+           (6144 x 4096: 12 us, 23 with x). Any sizes. Not measured. */
+struct columns {
+    const void *a; bool wide; int64_t lda;
+    const bf16 *x; int64_t ldx; const float *rstd;     /* x NULL: a alone */
+    int64_t vectors, heads, D, each;
+};
+__global__ void columns_kernel(float *part, columns c) {
+    WRPO_SHARED(float, sums, 256);
+    const int64_t j = (int64_t)blockIdx.x * 32 + threadIdx.x, first = blockIdx.y * c.each, end = min(c.vectors, first + c.each);
+    float sum = 0;
+    for (int64_t i = first + threadIdx.y; i < end && j < c.D; i += 8) {
+        const int64_t row = i / c.heads, col = i % c.heads * c.D + j;
+        const float a = weight(c.a, row * c.lda + col, c.wide);
+        sum += c.x ? a * c.rstd[i] * value(c.x[row * c.ldx + col]) : a;
+    }
+    sums[threadIdx.y * 32 + threadIdx.x] = sum;
+    __syncthreads();
+    if (threadIdx.y || j >= c.D) return;
+    for (int r = 1; r < 8; r++) sum += sums[r * 32 + threadIdx.x];
+    part[blockIdx.y * c.D + j] = sum;
+}
+__global__ void columns_end_kernel(float *out, const float *part, int64_t parts, int64_t D, float keep) {
+    const int64_t j = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (j >= D) return;
+    float sum = 0;
+    for (int64_t p = 0; p < parts; p++) sum += part[p * D + j];
+    out[j] = keep != 0 ? out[j] + sum : sum;
+}
+void sum_columns(device *dev, float *out, columns c, float keep) {
+    const int64_t wide = div_up(c.D, 32);
+    int64_t parts = div_up(1024, wide);                /* about a thousand blocks, of 64 rows at least */
+    if (parts > WORK_FLOATS / c.D) parts = WORK_FLOATS / c.D;
+    if (parts > div_up(c.vectors, 64)) parts = div_up(c.vectors, 64);
+    if (parts < 1) parts = 1;
+    c.each = div_up(c.vectors, parts);
+    LAUNCH(columns_kernel, dim3((unsigned)wide, (unsigned)parts), dim3(32, 8), 0, dev->work, c);
+    LAUNCH(columns_end_kernel, (unsigned)div_up(c.D, 128), 128, 0, out, dev->work, parts, c.D, keep);
+}
+void bias_bwd(void *d, float *db, const void *dy, int64_t lddy, int64_t n, int64_t D) {
+    sum_columns((device *)d, db, columns{dy, false, lddy, nullptr, 0, nullptr, n, 1, D, 0}, 1);
+}
+void colsum(void *d, float *out, const void *w, wrpo_dtype w_type, int64_t rows, int64_t cols) {
+    sum_columns((device *)d, out, columns{w, w_type == WRPO_F32, cols, nullptr, 0, nullptr, rows, 1, cols, 0}, 0);
+}
+
+/* ---- rmsnorm ----
+   card    op: rmsnorm. A warp a vector (D up to 1024, 8 warps a block) or a block of 256 threads a vector; eight numbers a thread and turn. Bytes: x
+           twice (the second time from the cache), y once; memory-bound (6144 x 4096: 23 us). Sum of squares: eight by eight within a thread, then
+           the group's order. Any n, heads, D. Not measured. */
+__global__ void rmsnorm_kernel(bf16 *y, int64_t ldy, float *rstd, const bf16 *x, int64_t ldx, const float *w, int64_t vectors, int64_t heads, int64_t D,
+                               float eps, float plus, bool fast) {
+    const int64_t i = (int64_t)blockIdx.x * blockDim.y + threadIdx.y;
+    if (i >= vectors) return;                          /* whole groups leave: a block of more than one group has no barrier */
+    x += i / heads * ldx + i % heads * D, y += i / heads * ldy + i % heads * D;
+    float s = 0;
+    for (int64_t j = threadIdx.x * 8; j < D; j += blockDim.x * 8) {
+        const eight v = load(x + j, D - j, fast);
+#pragma unroll
+        for (int e = 0; e < 8; e++) s += v.x[e] * v.x[e];
+    }
+    s = 1 / sqrtf(group_sum(s) / (float)D + eps);
+    for (int64_t j = threadIdx.x * 8; j < D; j += blockDim.x * 8) {
+        eight v = load(x + j, D - j, fast);
+        const eight g = load(w + j, D - j, fast);
+#pragma unroll
+        for (int e = 0; e < 8; e++) v.x[e] *= s * (g.x[e] + plus);
+        store(y + j, v, D - j, fast);
+    }
+    if (threadIdx.x == 0) rstd[i] = s;
+}
+/* card    op: rmsnorm_bwd, dx. Threads and order as above; dy, x and dres in, dx out (47 us). With g = dy (w + plus), c = mean(g x) rstd^2:
+           dx = dres + rstd (g - c x). A thread reads what it will overwrite, so dx may be dy or dres. dw: sum_columns, first. Not measured. */
+__global__ void rmsnorm_bwd_kernel(bf16 *dx, int64_t lddx, const bf16 *dy, int64_t lddy, const bf16 *dres, int64_t lddres, const bf16 *x, int64_t ldx,
+                                   const float *w, const float *rstd, int64_t vectors, int64_t heads, int64_t D, float plus, bool fast) {
+    const int64_t i = (int64_t)blockIdx.x * blockDim.y + threadIdx.y, row = i / heads, col = i % heads * D;
+    if (i >= vectors) return;
+    dx += row * lddx + col, dy += row * lddy + col, x += row * ldx + col;
+    float dot = 0;
+    for (int64_t j = threadIdx.x * 8; j < D; j += blockDim.x * 8) {
+        const eight v = load(x + j, D - j, fast), g = load(w + j, D - j, fast), t = load(dy + j, D - j, fast);
+#pragma unroll
+        for (int e = 0; e < 8; e++) dot += t.x[e] * (g.x[e] + plus) * v.x[e];
+    }
+    const float s = rstd[i], c = group_sum(dot) / (float)D * s * s;
+    for (int64_t j = threadIdx.x * 8; j < D; j += blockDim.x * 8) {
+        const eight v = load(x + j, D - j, fast), g = load(w + j, D - j, fast), t = load(dy + j, D - j, fast);
+        eight out = {};
+        if (dres) out = load(dres + row * lddres + col + j, D - j, fast);
+#pragma unroll
+        for (int e = 0; e < 8; e++) out.x[e] += s * (t.x[e] * (g.x[e] + plus) - c * v.x[e]);
+        store(dx + j, out, D - j, fast);
+    }
+}
+dim3 norm_block(int64_t D) { return D <= 1024 ? dim3(32, 8) : dim3(256, 1); }
+unsigned norm_grid(int64_t D, int64_t vectors) { return (unsigned)div_up(vectors, D <= 1024 ? 8 : 1); }
+void rmsnorm(void *d, void *y, int64_t ldy, float *rstd, const void *x, int64_t ldx, const float *w, int64_t n, int64_t heads, int64_t D, float eps, float plus) {
+    device *dev = (device *)d;
+    if (n * heads <= 0) return;
+    const bool fast = on16(x, ldx, 2) && on16(y, ldy, 2) && on16(w, D, 4) && on16(NULL, D, 2);
+    LAUNCH(rmsnorm_kernel, norm_grid(D, n * heads), norm_block(D), 0, (bf16 *)y, ldy, rstd, (const bf16 *)x, ldx, w, n * heads, heads, D, eps, plus, fast);
+}
+void rmsnorm_bwd(void *d, void *dx, int64_t lddx, float *dw, const void *dy, int64_t lddy, const void *dres, int64_t lddres, const void *x, int64_t ldx,
+                 const float *w, const float *rstd, int64_t n, int64_t heads, int64_t D, float plus) {
+    device *dev = (device *)d;
+    if (n * heads <= 0) return;
+    sum_columns(dev, dw, columns{dy, false, lddy, (const bf16 *)x, ldx, rstd, n * heads, heads, D, 0}, 1);
+    const bool fast = on16(x, ldx, 2) && on16(dx, lddx, 2) && on16(dy, lddy, 2) && (!dres || on16(dres, lddres, 2)) && on16(w, D, 4) && on16(NULL, D, 2);
+    LAUNCH(rmsnorm_bwd_kernel, norm_grid(D, n * heads), norm_block(D), 0, (bf16 *)dx, lddx, (const bf16 *)dy, lddy, (const bf16 *)dres, lddres, (const bf16 *)x, ldx,
+           w, rstd, n * heads, heads, D, plus, fast);
+}
+
+/* ---- rope ----
+   card    op: rope, in place. A block a row, a pair of numbers a thread and turn; x in and out, the table once: memory-bound (6144 rows of 40 heads
+           of 128: 29 us). No sums. Any even d. Not measured. */
+__global__ void rope_kernel(bf16 *x, int64_t ldx, const float *table, int64_t heads, int64_t d, float sign) {
+    const int half = (int)d / 2, pairs = (int)heads * half;
+    bf16 *row = x + blockIdx.x * ldx;
+    const float2 *turn = (const float2 *)table + (int64_t)blockIdx.x * half;
+    for (int i = threadIdx.x; i < pairs; i += blockDim.x) {
+        bf16 *p = row + i / half * d + i % half;
+        const float c = turn[i % half].x, s = sign * turn[i % half].y, x1 = value(p[0]), x2 = value(p[half]);
+        put(p, x1 * c - x2 * s), put(p + half, x2 * c + x1 * s);
+    }
+}
+void rope(void *d, void *x, int64_t ldx, const float *table, int64_t n, int64_t heads, int64_t dim, float sign) {
+    device *dev = (device *)d;
+    if (n <= 0) return;
+    LAUNCH(rope_kernel, (unsigned)n, row_threads(heads * dim), 0, (bf16 *)x, ldx, table, heads, dim, sign);
+}
+
+/* ---- glu ----
+   card    ops: glu, glu_bwd. A block a row, eight numbers a thread and turn; gate and up in (and dh), h out (dgu, and h if wanted): memory-bound
+           (6144 x 14336: 123 us, backward 205). No sums. Any I. Not measured. */
+__device__ __forceinline__ float activation(float g, bool gelu, float *slope) {
+    if (!gelu) {
+        const float s = 1 / (1 + expf(-g));
+        *slope = s * (1 + g * (1 - s));
+        return g * s;
+    }
+    const float a = 0.7978845608f, b = 0.044715f, t = tanhf(a * (g + b * g * g * g)), u = 0.5f + 0.5f * t;    /* a = sqrt(2 / pi) */
+    *slope = u + 0.5f * g * (1 - t * t) * a * (1 + 3 * b * g * g);
+    return g * u;
+}
+__global__ void glu_kernel(bf16 *h, const bf16 *gu, int64_t I, bool gelu, bool fast) {
+    const bf16 *gate = gu + blockIdx.x * 2 * I, *up = gate + I;
+    for (int64_t j = threadIdx.x * 8; j < I; j += blockDim.x * 8) {
+        eight g = load(gate + j, I - j, fast);
+        const eight u = load(up + j, I - j, fast);
+        float slope;
+#pragma unroll
+        for (int e = 0; e < 8; e++) g.x[e] = activation(g.x[e], gelu, &slope) * u.x[e];
+        store(h + blockIdx.x * I + j, g, I - j, fast);
+    }
+}
+__global__ void glu_bwd_kernel(bf16 *dgu, bf16 *h, const bf16 *dh, const bf16 *gu, int64_t I, bool gelu, bool fast) {
+    const int64_t at = blockIdx.x * 2 * I;
+    for (int64_t j = threadIdx.x * 8; j < I; j += blockDim.x * 8) {
+        eight g = load(gu + at + j, I - j, fast), u = load(gu + at + I + j, I - j, fast), v;
+        const eight dy = load(dh + blockIdx.x * I + j, I - j, fast);
+#pragma unroll
+        for (int e = 0; e < 8; e++) {
+            float slope;
+            const float act = activation(g.x[e], gelu, &slope);
+            v.x[e] = act * u.x[e];
+            g.x[e] = dy.x[e] * u.x[e] * slope;
+            u.x[e] = dy.x[e] * act;
+        }
+        if (h) store(h + blockIdx.x * I + j, v, I - j, fast);
+        store(dgu + at + j, g, I - j, fast), store(dgu + at + I + j, u, I - j, fast);
+    }
+}
+void glu(void *d, void *h, const void *gu, int64_t n, int64_t I, bool gelu) {
+    device *dev = (device *)d;
+    if (n <= 0) return;
+    LAUNCH(glu_kernel, (unsigned)n, row_threads(I), 0, (bf16 *)h, (const bf16 *)gu, I, gelu, on16(h, I, 2) && on16(gu, 0, 2));
+}
+void glu_bwd(void *d, void *dgu, void *h, const void *dh, const void *gu, int64_t n, int64_t I, bool gelu) {
+    device *dev = (device *)d;
+    if (n <= 0) return;
+    const bool fast = on16(dgu, I, 2) && on16(h, 0, 2) && on16(dh, 0, 2) && on16(gu, 0, 2);
+    LAUNCH(glu_bwd_kernel, (unsigned)n, row_threads(I), 0, (bf16 *)dgu, (bf16 *)h, (const bf16 *)dh, (const bf16 *)gu, I, gelu, fast);
+}
+
+/* ---- logprob ----
+   card    op: logprob. A block of 256 threads a row; every thread keeps a running maximum and a sum that is rescaled when the maximum grows, then the
+           block's maximum and sum in the group's order. Logits once: memory-bound (1024 x 128256 floats: 122 us). Any V. Not measured. */
+__device__ __forceinline__ float capped(float x, float softcap) { return softcap > 0 && x >= -3.4e38f ? softcap * tanhf(x / softcap) : x; }    /* -inf stays */
+__global__ void logprob_kernel(float *logp, float *lse, const float *logits, const int32_t *target, int64_t V, float softcap) {
+    const float *x = logits + blockIdx.x * V;
+    float most = -INFINITY, sum = 0;
+    for (int64_t j = threadIdx.x; j < V; j += blockDim.x) {
+        const float v = capped(x[j], softcap);
+        if (v > most) sum *= expf(most - v), most = v;
+        if (most > -INFINITY) sum += expf(v - most);
+    }
+    const float top = group_max(most);
+    sum = group_sum(most > -INFINITY ? sum * expf(most - top) : 0);
+    if (threadIdx.x) return;
+    lse[blockIdx.x] = top + logf(sum);
+    logp[blockIdx.x] = capped(x[target[blockIdx.x]], softcap) - top - logf(sum);
+}
+/* card    op: logprob_bwd. A block of 256 threads a row; logits once, dlogits once: memory-bound (1024 x 128256: 183 us). No sums. Any V. Not measured. */
+__global__ void logprob_bwd_kernel(bf16 *dlogits, const float *logits, const int32_t *target, const float *lse, const float *dlogp, int64_t V, float softcap) {
+    const int64_t at = blockIdx.x * V, hit = target[blockIdx.x];
+    const float top = lse[blockIdx.x], g = dlogp[blockIdx.x];
+    for (int64_t j = threadIdx.x; j < V; j += blockDim.x) {
+        const float v = capped(logits[at + j], softcap), t = softcap > 0 ? fmaxf(v / softcap, -1.0f) : 0;
+        put(dlogits + at + j, g * ((j == hit) - expf(v - top)) * (1 - t * t));
+    }
+}
+void logprob(void *d, float *logp, float *lse, const float *logits, const int32_t *target, int64_t n, int64_t V, float softcap) {
+    device *dev = (device *)d;
+    if (n <= 0) return;
+    LAUNCH(logprob_kernel, (unsigned)n, 256, 0, logp, lse, logits, target, V, softcap);
+}
+void logprob_bwd(void *d, void *dlogits, const float *logits, const int32_t *target, const float *lse, const float *dlogp, int64_t n, int64_t V, float softcap) {
+    device *dev = (device *)d;
+    if (n <= 0) return;
+    LAUNCH(logprob_bwd_kernel, (unsigned)n, 256, 0, (bf16 *)dlogits, logits, target, lse, dlogp, V, softcap);
+}
+
+/* ---- tiles in shared memory ----
+   A tile of ROWS rows is strips of 64 columns; a row of a strip is 128 bytes, eight chunks of eight numbers, and chunk c of row r lies at
+   place c ^ r % 8, so that neither the copies nor ldmatrix meet in a bank. */
+template <int ROWS> __device__ __forceinline__ bf16 *at(bf16 *tile, int r, int c) { return tile + (c >> 3) * (ROWS * 64) + r * 64 + (((c & 7) ^ (r & 7)) << 3); }
+__device__ __forceinline__ int clamp8(int64_t left) { return left >= 8 ? 8 : left > 0 ? (int)left : 0; }
+/* Chunk from p[i], of which `left` numbers exist; the rest become 0. The slow one serves rows that are not on 16 bytes, and floats. */
+__device__ __forceinline__ void chunk_fast(bf16 *to, const void *p, int64_t i, int left) { ptx::cp_async16(to, (const bf16 *)p + (left ? i : 0), 2 * left); }
+__device__ __forceinline__ void chunk_slow(bf16 *to, const void *p, int64_t i, int left, bool wide) {
+    uint32_t w[4];
+#pragma unroll
+    for (int e = 0; e < 4; e++) w[e] = pair(2 * e < left ? weight(p, i + 2 * e, wide) : 0, 2 * e + 1 < left ? weight(p, i + 2 * e + 1, wide) : 0);
+    *(uint4 *)to = make_uint4(w[0], w[1], w[2], w[3]);
+}
+
+/* ---- gemm ----
+   card    op: gemm. A block of 4 warps makes BM x BN of c, in steps of 64 along k through a ring of 3 stages of shared memory (cp.async); a warp makes
+           64 x 64 (BM 128) or 16 x 16 (BM 16, for few rows: decoding) with ldmatrix and mma.sync m16n8k16. Bytes: each block reads (BM + BN) k numbers;
+           tiles are numbered in columns of 8 so that neighbours share them in L2. Compute-bound; mma.sync reaches about 60 % of the tensor peak on sm_90
+           and nearly all of it on sm_80. Sum: along k in order, 16 at a time, in fp32; the same for both BM, so for every m. Tails of m, n and k are
+           predicated. Any sizes and strides. Not measured. */
+struct matrix { const void *p; int64_t ld, rows, cols; bool fast, wide; };     /* fast: bf16 and every row on 16 bytes; wide: float */
+template <int ROWS, int COLS> __device__ __forceinline__ void load_tile(bf16 *to, const matrix &x, int64_t row0, int64_t col0) {
+    if (x.fast) {
+#pragma unroll
+        for (int u = 0; u < ROWS * COLS / 8 / 128; u++) {
+            const int i = threadIdx.x + u * 128, r = i / (COLS / 8), c = i % (COLS / 8);
+            const int64_t row = row0 + r, col = col0 + c * 8;
+            chunk_fast(at<ROWS>(to, r, c), x.p, row * x.ld + col, row < x.rows ? clamp8(x.cols - col) : 0);
+        }
+    } else {
+#pragma unroll 1
+        for (int i = threadIdx.x; i < ROWS * COLS / 8; i += 128) {
+            const int r = i / (COLS / 8), c = i % (COLS / 8);
+            const int64_t row = row0 + r, col = col0 + c * 8;
+            chunk_slow(at<ROWS>(to, r, c), x.p, row * x.ld + col, row < x.rows ? clamp8(x.cols - col) : 0, x.wide);
+        }
+    }
+}
+__device__ __forceinline__ void store2(bf16 *p, float x, float y, int64_t left, bool add, bool fast) {      /* two numbers of a row, `left` exist */
+    if (left <= 0) return;
+    if (fast && left >= 2) {
+        if (add) { const float2 c = unpair(*(const uint32_t *)p); x += c.x, y += c.y; }
+        *(uint32_t *)p = pair(x, y);
+        return;
+    }
+    put(p, add ? value(p[0]) + x : x);
+    if (left >= 2) put(p + 1, add ? value(p[1]) + y : y);
+}
+__device__ __forceinline__ void store2(float *p, float x, float y, int64_t left, bool add, bool fast) {
+    if (left <= 0) return;
+    if (fast && left >= 2) {
+        if (add) { const float2 c = *(const float2 *)p; x += c.x, y += c.y; }
+        *(float2 *)p = make_float2(x, y);
+        return;
+    }
+    p[0] = add ? p[0] + x : x;
+    if (left >= 2) p[1] = add ? p[1] + y : y;
+}
+enum { GEMM_STAGES = 3 };
+template <int BM> struct gemm_shape { enum { BN = BM == 128 ? 128 : 64, STAGE = (BM + BN) * 64, SHARED = GEMM_STAGES * STAGE * 2 }; };
+template <int MM, int BM, class C> __global__ void __launch_bounds__(128) gemm_kernel(C *c, int64_t ldc, matrix a, matrix b, int64_t m, int64_t n, int64_t k, bool add, bool fast) {
+    enum { BN = gemm_shape<BM>::BN, STAGE = gemm_shape<BM>::STAGE, WM = BM == 128 ? 64 : 16, WN = BM == 128 ? 64 : 16, MI = WM / 16, NI = WN / 8,
+           A_ALONG_M = MM == WRPO_TN, B_ALONG_N = MM == WRPO_NN || MM == WRPO_TN };     /* else along k */
+    WRPO_DYN_SHARED(bf16, stages);
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, wm = BM == 128 ? warp / 2 * 64 : 0, wn = BM == 128 ? warp % 2 * 64 : warp * 16;
+    const int64_t tiles_m = (m + BM - 1) / BM, tiles_n = (n + BN - 1) / BN, group = blockIdx.x / (8 * tiles_n) * 8, in = blockIdx.x % (8 * tiles_n);
+    const int64_t high = min((int64_t)8, tiles_m - group), m0 = (group + in % high) * BM, n0 = in / high * BN;
+    const int64_t steps = (k + 63) / 64;
+    const bool live = m0 + wm < m && n0 + wn < n;      /* of a warp: whether any of its numbers exist */
+    auto fetch = [&](int64_t s) {
+        if (s < steps) {
+            bf16 *to = stages + s % GEMM_STAGES * STAGE;
+            if (A_ALONG_M) load_tile<64, BM>(to, a, s * 64, m0);
+            else load_tile<BM, 64>(to, a, m0, s * 64);
+            if (B_ALONG_N) load_tile<64, BN>(to + BM * 64, b, s * 64, n0);
+            else load_tile<BN, 64>(to + BM * 64, b, n0, s * 64);
+        }
+        ptx::cp_async_commit();
+    };
+    float acc[MI][NI][4] = {};
+#pragma unroll
+    for (int s = 0; s < GEMM_STAGES - 1; s++) fetch(s);
+    for (int64_t s = 0; s < steps; s++) {
+        ptx::cp_async_wait<GEMM_STAGES - 2>();
+        __syncthreads();                               /* stage s is here, and everyone is done with the stage that is fetched next */
+        fetch(s + GEMM_STAGES - 1);
+        bf16 *ta = stages + s % GEMM_STAGES * STAGE, *tb = ta + BM * 64;
+        if (!live) continue;
+#pragma unroll
+        for (int kk = 0; kk < 4; kk++) {
+            if (s * 64 + kk * 16 >= k) break;
+            uint32_t fa[MI][4], fb[NI / 2][4];
+#pragma unroll
+            for (int i = 0; i < MI; i++)
+                if (A_ALONG_M) ptx::ldmatrix_x4_trans(fa[i], at<64>(ta, kk * 16 + lane / 16 * 8 + lane % 8, (wm + i * 16) / 8 + lane / 8 % 2));
+                else ptx::ldmatrix_x4(fa[i], at<BM>(ta, wm + i * 16 + lane % 16, kk * 2 + lane / 16));
+#pragma unroll
+            for (int j = 0; j < NI / 2; j++)
+                if (B_ALONG_N) ptx::ldmatrix_x4_trans(fb[j], at<64>(tb, kk * 16 + lane % 16, (wn + j * 16) / 8 + lane / 16));
+                else ptx::ldmatrix_x4(fb[j], at<BN>(tb, wn + j * 16 + lane / 16 * 8 + lane % 8, kk * 2 + lane / 8 % 2));
+#pragma unroll
+            for (int i = 0; i < MI; i++)
+#pragma unroll
+                for (int j = 0; j < NI; j++) {
+                    const uint32_t f[2] = {fb[j / 2][j % 2 * 2], fb[j / 2][j % 2 * 2 + 1]};
+                    ptx::mma_m16n8k16(acc[i][j], fa[i], f);
+                }
+        }
+    }
+    ptx::cp_async_wait<0>();
+    if (!live) return;
+#pragma unroll
+    for (int i = 0; i < MI; i++)
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            const int64_t row = m0 + wm + i * 16 + h * 8 + lane / 4;
+            if (row >= m) continue;
+#pragma unroll
+            for (int j = 0; j < NI; j++) {
+                const int64_t col = n0 + wn + j * 8 + lane % 4 * 2;
+                store2(c + row * ldc + col, acc[i][j][2 * h], acc[i][j][2 * h + 1], n - col, add, fast);
+            }
+        }
+}
+template <int MM, int BM, class C> void gemm_own(device *dev, void *c, int64_t ldc, const matrix &a, const matrix &b, int64_t m, int64_t n, int64_t k, bool add) {
+    auto kernel = gemm_kernel<MM, BM, C>;
+    LAUNCH(kernel, (unsigned)(div_up(m, BM) * div_up(n, gemm_shape<BM>::BN)), 128, gemm_shape<BM>::SHARED, (C *)c, ldc, a, b, m, n, k, add,
+           ((uintptr_t)c | (uintptr_t)ldc * sizeof(C)) % (2 * sizeof(C)) == 0);
+}
+
+#ifndef WRPO_NO_CUBLAS
+/* cuBLASLt thinks in columns: c' = b' a' with the same memory. What its heuristic chooses for a shape is kept; the whole shape is compared. */
+struct lt_shape { int64_t mm, m, n, k, lda, ldb, ldc, add; };
+struct lt_choice { lt_shape shape; bool known; cublasLtMatmulAlgo_t algo; };
+bool gemm_lt(device *dev, wrpo_mm mm, void *c, int64_t ldc, const void *a, int64_t lda, const void *b, int64_t ldb, int64_t m, int64_t n, int64_t k, bool add) {
+    const lt_shape shape = {mm, m, n, k, lda, ldb, ldc, add};
+    uint64_t hash = 1469598103934665603u;
+    for (size_t i = 0; i < sizeof shape / 8; i++) hash = (hash ^ (uint64_t)((const int64_t *)&shape)[i]) * 1099511628211u, hash ^= hash >> 29;
+    lt_choice *choice = &dev->choices[hash % LT_KEPT];
+    const bool at = mm == WRPO_TN, bt = mm == WRPO_NT || mm == WRPO_NT_LOGITS;
+    const cublasOperation_t flip = CUBLAS_OP_T;
+    const float one = 1, beta = add ? 1 : 0;
+    const uint32_t aligned = 16;
+    const size_t bytes = LT_BYTES;
+    cublasLtMatmulDesc_t op = NULL;
+    cublasLtMatrixLayout_t la = NULL, lb = NULL, lc = NULL;
+    cublasLtMatmulPreference_t want = NULL;
+    bool ok = !cublasLtMatmulDescCreate(&op, CUBLAS_COMPUTE_32F, CUDA_R_32F)
+           && !cublasLtMatrixLayoutCreate(&lb, CUDA_R_16BF, (uint64_t)(bt ? k : n), (uint64_t)(bt ? n : k), ldb)
+           && !cublasLtMatrixLayoutCreate(&la, CUDA_R_16BF, (uint64_t)(at ? m : k), (uint64_t)(at ? k : m), lda)
+           && !cublasLtMatrixLayoutCreate(&lc, mm == WRPO_NT || mm == WRPO_NN ? CUDA_R_16BF : CUDA_R_32F, (uint64_t)n, (uint64_t)m, ldc);
+    if (ok && bt) ok = !cublasLtMatmulDescSetAttribute(op, CUBLASLT_MATMUL_DESC_TRANSA, &flip, sizeof flip);
+    if (ok && at) ok = !cublasLtMatmulDescSetAttribute(op, CUBLASLT_MATMUL_DESC_TRANSB, &flip, sizeof flip);
+    if (ok && !(choice->known && memcmp(&choice->shape, &shape, sizeof shape) == 0)) {
+        cublasLtMatmulHeuristicResult_t best;
+        int found = 0;
+        ok = !cublasLtMatmulPreferenceCreate(&want) && !cublasLtMatmulPreferenceSetAttribute(want, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &bytes, sizeof bytes)
+          && !cublasLtMatmulPreferenceSetAttribute(want, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &aligned, sizeof aligned)
+          && !cublasLtMatmulPreferenceSetAttribute(want, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &aligned, sizeof aligned)
+          && !cublasLtMatmulPreferenceSetAttribute(want, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &aligned, sizeof aligned)
+          && !cublasLtMatmulPreferenceSetAttribute(want, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &aligned, sizeof aligned)
+          && !cublasLtMatmulAlgoGetHeuristic(dev->lt, op, lb, la, lc, lc, want, 1, &best, &found) && found > 0;
+        if (ok) choice->shape = shape, choice->algo = best.algo, choice->known = true;
+        if (want) cublasLtMatmulPreferenceDestroy(want);
+    }
+    ok = ok && !cublasLtMatmul(dev->lt, op, &one, b, lb, a, la, &beta, c, lc, c, lc, &choice->algo, dev->lt_work, LT_BYTES, dev->stream);
+    if (lc) cublasLtMatrixLayoutDestroy(lc);
+    if (lb) cublasLtMatrixLayoutDestroy(lb);
+    if (la) cublasLtMatrixLayoutDestroy(la);
+    if (op) cublasLtMatmulDescDestroy(op);
+    return ok;
+}
+#endif
+/* One contract, two ways: cuBLASLt where it is linked and the operands are bf16 on 16 bytes, the kernel above for everything. */
+void gemm(void *d, wrpo_mm mm, void *c, int64_t ldc, const void *a, int64_t lda, const void *b, int64_t ldb, wrpo_dtype b_type, int64_t m, int64_t n, int64_t k, float beta) {
+    device *dev = (device *)d;
+    if (m <= 0 || n <= 0) return;
+    const bool at = mm == WRPO_TN, bt = mm == WRPO_NT || mm == WRPO_NT_LOGITS, add = beta != 0, wide = !at && b_type == WRPO_F32;
+    const matrix ma = {a, lda, at ? k : m, at ? m : k, on16(a, lda, 2), false}, mb = {b, ldb, bt ? n : k, bt ? k : n, !wide && on16(b, ldb, 2), wide};
+#ifndef WRPO_NO_CUBLAS
+    if (dev->lt && k > 0 && ma.fast && mb.fast && on16(c, ldc, mm == WRPO_NT || mm == WRPO_NN ? 2 : 4)
+        && gemm_lt(dev, mm, c, ldc, a, lda, b, ldb, m, n, k, add)) return;
+#endif
+    switch (mm) {
+    case WRPO_NT: m <= 16 ? gemm_own<WRPO_NT, 16, bf16>(dev, c, ldc, ma, mb, m, n, k, add) : gemm_own<WRPO_NT, 128, bf16>(dev, c, ldc, ma, mb, m, n, k, add); break;
+    case WRPO_NT_LOGITS: m <= 16 ? gemm_own<WRPO_NT, 16, float>(dev, c, ldc, ma, mb, m, n, k, add) : gemm_own<WRPO_NT, 128, float>(dev, c, ldc, ma, mb, m, n, k, add); break;
+    case WRPO_NN: m <= 16 ? gemm_own<WRPO_NN, 16, bf16>(dev, c, ldc, ma, mb, m, n, k, add) : gemm_own<WRPO_NN, 128, bf16>(dev, c, ldc, ma, mb, m, n, k, add); break;
+    case WRPO_TN: gemm_own<WRPO_TN, 128, float>(dev, c, ldc, ma, mb, m, n, k, add); break;
+    }
+}
+
+/* ---- attention ----
+   As on the CPU (see >>cpu in wrpo.h), the query heads that share a key/value head are lanes of one tile: lane i of a segment is row i / share, head
+   i % share of its group. A tile has 64 lanes (or 64 keys) by HD numbers, head_dim padded to HD with zeros; a warp owns 16 of its rows. A query sees
+   two ranges of keys: all of the prefix, and its own up to its position; key tiles are cut from the start of each, and tiles that no lane of a block
+   sees (causality, window) are not visited. Scores live in registers only; p = 2^(s c - m) with c = scale log2(e), or softcap log2(e) on tanh(s scale /
+   softcap). Softmax as in Dao et al. 2023: running maximum and sum per row, in fp32; p and ds are rounded to bf16 for the products. */
+const float LOG2E = 1.44269504f;
+struct job { wrpo_seg seg; int64_t index; int first, count; };    /* units [first, first + count) of segment `index` */
+/* Number i of the tiles of 64 units through all segments, `share` units a row, counted from the end, where the long ones are. By each warp for itself. */
+__device__ bool find_job(const wrpo_attn &a, int64_t share, int64_t i, job *j) {
+    const int lane = threadIdx.x % 32;
+    for (int64_t base = a.n_segs - 1; base >= 0; base -= 32) {
+        const int64_t rows = base >= lane ? a.segs[base - lane].end - a.segs[base - lane].begin : 0;
+        int through = (int)((rows * share + 63) / 64);
+#pragma unroll
+        for (int w = 1; w < 32; w *= 2) {
+            const int before = __shfl_up_sync(ALL, through, w);
+            if (lane >= w) through += before;
+        }
+        const unsigned found = __ballot_sync(ALL, i < through);
+        if (found) {
+            const int who = __ffs((int)found) - 1;
+            j->index = base - who, j->seg = a.segs[base - who];
+            j->first = (int)(__shfl_sync(ALL, through, who) - 1 - i) * 64;
+            j->count = (int)min((int64_t)64, (j->seg.end - j->seg.begin) * share - j->first);
+            return true;
+        }
+        i -= __shfl_sync(ALL, through, 31);
+    }
+    return false;
+}
+struct lanes { int64_t begin; int head0, share, first, count, position0; };
+__device__ __forceinline__ int64_t lane_row(const lanes &l, int i) { return l.begin + (l.first + i) / l.share; }
+__device__ __forceinline__ int lane_head(const lanes &l, int i) { return l.head0 + (l.first + i) % l.share; }
+__device__ __forceinline__ int lane_position(const lanes &l, int i) { return l.position0 + (l.first + i) / l.share; }
+__device__ __forceinline__ lanes lanes_of(const wrpo_attn &a, const wrpo_seg &s, int g, int first, int count) {
+    const int share = (int)(a.H / a.G), position0 = (int)(s.prefix_end - s.prefix + (s.own_end - s.own) - (s.end - s.begin));
+    return lanes{s.begin, g * share, share, first, count, position0};
+}
+/* The key tiles that positions [low, high] see: n of them, first those of the prefix. */
+struct key_tiles { int64_t prefix, own; int shared, owned, p0, np, o0, n; };
+struct key_tile { int64_t row; int position, count; };
+__device__ __forceinline__ key_tiles keys_of(const wrpo_seg &s, int low, int high, int64_t window) {
+    key_tiles k;
+    k.prefix = s.prefix, k.own = s.own, k.shared = (int)(s.prefix_end - s.prefix), k.owned = (int)(s.own_end - s.own);
+    const int first = window > 0 && low - window + 1 > 0 ? (int)(low - window + 1) : 0;      /* the first key that anyone sees */
+    k.p0 = first / 64, k.np = first < k.shared ? (k.shared + 63) / 64 - k.p0 : 0;
+    k.o0 = first > k.shared ? (first - k.shared) / 64 : 0, k.n = k.np + (high - k.shared) / 64 + 1 - k.o0;
+    return k;
+}
+__device__ __forceinline__ key_tile tile_of(const key_tiles &k, int t) {
+    const bool own = t >= k.np;
+    const int from = (own ? k.o0 + t - k.np : k.p0 + t) * 64;
+    return key_tile{(own ? k.own : k.prefix) + from, (own ? k.shared : 0) + from, min(64, (own ? k.owned : k.shared) - from)};
+}
+template <int HD> struct attn_shape { enum { TILE = (HD + 63) / 64 * 4096 }; };      /* numbers of a tile */
+template <int HD, int THREADS> __device__ __forceinline__ void load_keys(bf16 *to, const bf16 *x, int64_t ld, const key_tile &t, int d, bool fast) {
+#pragma unroll 4
+    for (int i = threadIdx.x; i < 64 * HD / 8; i += THREADS) {
+        const int r = i / (HD / 8), c = i % (HD / 8), left = r < t.count ? clamp8(d - c * 8) : 0;
+        if (fast) chunk_fast(at<64>(to, r, c), x, (t.row + r) * ld + c * 8, left);
+        else chunk_slow(at<64>(to, r, c), x, (t.row + r) * ld + c * 8, left, false);
+    }
+}
+template <int HD, int THREADS> __device__ __forceinline__ void load_lanes(bf16 *to, const bf16 *x, int64_t ld, const lanes &l, int d, bool fast) {
+#pragma unroll 4
+    for (int i = threadIdx.x; i < 64 * HD / 8; i += THREADS) {
+        const int r = i / (HD / 8), c = i % (HD / 8), left = r < l.count ? clamp8(d - c * 8) : 0;
+        const int64_t from = left ? lane_row(l, r) * ld + (int64_t)lane_head(l, r) * d + c * 8 : 0;
+        if (fast) chunk_fast(at<64>(to, r, c), x, from, left);
+        else chunk_slow(at<64>(to, r, c), x, from, left, false);
+    }
+}
+/* s[16, 8 NB] = rows row.. of a times rows row_b.. of b, along HD */
+template <int HD, int NB> __device__ __forceinline__ void mma_abt(float (&s)[NB][4], bf16 *a, int row, bf16 *b, int row_b) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int j = 0; j < NB; j++) s[j][0] = s[j][1] = s[j][2] = s[j][3] = 0;
+#pragma unroll
+    for (int k = 0; k < HD / 16; k++) {
+        uint32_t fa[4];
+        ptx::ldmatrix_x4(fa, at<64>(a, row + lane % 16, k * 2 + lane / 16));
+#pragma unroll
+        for (int j = 0; j < NB / 2; j++) {
+            uint32_t f[4];
+            ptx::ldmatrix_x4(f, at<64>(b, row_b + j * 16 + lane / 16 * 8 + lane % 8, k * 2 + lane / 8 % 2));
+            const uint32_t f0[2] = {f[0], f[1]}, f1[2] = {f[2], f[3]};
+            ptx::mma_m16n8k16(s[2 * j], fa, f0), ptx::mma_m16n8k16(s[2 * j + 1], fa, f1);
+        }
+    }
+}
+/* o[16, 8 NO] += p[16, 8 NB] times rows row_b.. of b, its columns from chunk0 * 8 on; a product's registers are turned into an operand */
+template <int NB, int NO> __device__ __forceinline__ void mma_pb(float (&o)[NO][4], const float (&p)[NB][4], bf16 *b, int row_b, int chunk0) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int k = 0; k < NB / 2; k++) {
+        const uint32_t f[4] = {pair(p[2 * k][0], p[2 * k][1]), pair(p[2 * k][2], p[2 * k][3]), pair(p[2 * k + 1][0], p[2 * k + 1][1]), pair(p[2 * k + 1][2], p[2 * k + 1][3])};
+#pragma unroll
+        for (int j = 0; j < NO / 2; j++) {
+            uint32_t t[4];
+            ptx::ldmatrix_x4_trans(t, at<64>(b, row_b + k * 16 + lane % 16, chunk0 + j * 2 + lane / 16));
+            const uint32_t t0[2] = {t[0], t[1]}, t1[2] = {t[2], t[3]};
+            ptx::mma_m16n8k16(o[2 * j], f, t0), ptx::mma_m16n8k16(o[2 * j + 1], f, t1);
+        }
+    }
+}
+/* a warp's rows of a lane tile, times f0 and f1 (its two rows per thread), to memory */
+template <int NO> __device__ __forceinline__ void store_lanes(bf16 *x, int64_t ld, const float (&o)[NO][4], const lanes &l, int row, int d, const float *f, bool fast) {
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        const int i = row + h * 8 + threadIdx.x % 32 / 4;
+        if (i >= l.count) continue;
+        bf16 *p = x + lane_row(l, i) * ld + (int64_t)lane_head(l, i) * d;
+#pragma unroll
+        for (int j = 0; j < NO; j++) {
+            const int col = j * 8 + threadIdx.x % 4 * 2;
+            store2(p + col, o[j][2 * h] * f[h], o[j][2 * h + 1] * f[h], d - col, false, fast);
+        }
+    }
+}
+__device__ __forceinline__ bool sees(int query, int key, int64_t window) { return key <= query && (window <= 0 || query - key < window); }
+struct attn_fast { bool rows, pairs; };                /* all operands: rows on 16 bytes, on 4 bytes */
+
+/* card    op: attention. A block of 4 warps for 64 lanes of a segment and a key/value head; K and V tiles alternate through cp.async, one on its way while
+           the other is used. Compute-bound: 4 d FLOP per lane and visible key (8B, 2048 rows: 0.34 ms at 300 TFLOP/s); q, o once, k and v once per tile.
+           Sum: keys in tiles of 64 in order, prefix first. Any even d up to 256 (HD 32, 64, 96, 128, 256), any H / G, window, softcap. Not measured. */
+template <int HD> __global__ void __launch_bounds__(128) attention_kernel(wrpo_attn a, bf16 *o, float *lse, const bf16 *q, const bf16 *k, const bf16 *v, attn_fast fast) {
+    enum { TILE = attn_shape<HD>::TILE, NO = HD / 8 };
+    WRPO_DYN_SHARED(bf16, sq);
+    bf16 *sk = sq + TILE, *sv = sk + TILE;
+    job j;
+    if (!find_job(a, a.H / a.G, blockIdx.x, &j)) return;
+    const int lane = threadIdx.x % 32, w = threadIdx.x / 32 * 16, d = (int)a.d, g = blockIdx.y;
+    const lanes l = lanes_of(a, j.seg, g, j.first, j.count);
+    const int low = lane_position(l, 0), high = lane_position(l, l.count - 1);
+    const key_tiles keys = keys_of(j.seg, low, high, a.window);
+    k += (int64_t)g * d, v += (int64_t)g * d;
+    key_tile t = tile_of(keys, 0);
+    load_lanes<HD, 128>(sq, q, a.ldq, l, d, fast.rows);
+    load_keys<HD, 128>(sk, k, a.ldkv, t, d, fast.rows);
+    ptx::cp_async_commit();
+    const float c = (a.softcap > 0 ? a.softcap : a.scale) * LOG2E, inner = a.softcap > 0 ? a.scale / a.softcap : 1;
+    float acc[NO][4] = {}, m[2] = {-INFINITY, -INFINITY}, sum[2] = {};
+    int position[2];
+#pragma unroll
+    for (int h = 0; h < 2; h++) position[h] = lane_position(l, min(w + lane / 4 + h * 8, l.count - 1));
+    for (int i = 0; i < keys.n; i++) {
+        const key_tile now = t;
+        load_keys<HD, 128>(sv, v, a.ldkv, now, d, fast.rows);
+        ptx::cp_async_commit();
+        ptx::cp_async_wait<1>();
+        __syncthreads();                               /* K is here */
+        float s[8][4];
+        mma_abt<HD, 8>(s, sq, w, sk, 0);
+        __syncthreads();                               /* and may go */
+        if (i + 1 < keys.n) t = tile_of(keys, i + 1), load_keys<HD, 128>(sk, k, a.ldkv, t, d, fast.rows);
+        ptx::cp_async_commit();
+        if (a.softcap > 0)
+#pragma unroll
+            for (int n = 0; n < 8; n++)
+#pragma unroll
+                for (int e = 0; e < 4; e++) s[n][e] = tanhf(s[n][e] * inner);
+        if (now.count < 64 || now.position + 63 > low || (a.window > 0 && high - now.position >= a.window))
+#pragma unroll
+            for (int n = 0; n < 8; n++)
+#pragma unroll
+                for (int e = 0; e < 4; e++) {
+                    const int key = n * 8 + lane % 4 * 2 + e % 2;
+                    if (key >= now.count || !sees(position[e / 2], now.position + key, a.window)) s[n][e] = -INFINITY;
+                }
+#pragma unroll
+        for (int h = 0; h < 2; h++) {                  /* a row lies in four threads */
+            float most = m[h], part = 0;
+#pragma unroll
+            for (int n = 0; n < 8; n++) most = fmaxf(most, fmaxf(s[n][2 * h], s[n][2 * h + 1]));
+            most = fmaxf(most, __shfl_xor_sync(ALL, most, 1));
+            most = fmaxf(most, __shfl_xor_sync(ALL, most, 2));
+            const float base = most > -INFINITY ? most : 0, rescale = exp2f((m[h] - base) * c);
+            m[h] = most;
+#pragma unroll
+            for (int n = 0; n < 8; n++)
+#pragma unroll
+                for (int e = 0; e < 2; e++) part += s[n][2 * h + e] = exp2f((s[n][2 * h + e] - base) * c);
+            sum[h] = sum[h] * rescale + part;
+#pragma unroll
+            for (int n = 0; n < NO; n++) acc[n][2 * h] *= rescale, acc[n][2 * h + 1] *= rescale;
+        }
+        ptx::cp_async_wait<1>();
+        __syncthreads();                               /* V is here */
+        mma_pb<8, NO>(acc, s, sv, 0, 0);
+        __syncthreads();
+    }
+    float f[2];
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        sum[h] += __shfl_xor_sync(ALL, sum[h], 1);
+        sum[h] += __shfl_xor_sync(ALL, sum[h], 2);
+        f[h] = 1 / sum[h];
+        const int i = w + lane / 4 + h * 8;
+        if (i < l.count && lane % 4 == 0) lse[lane_row(l, i) * a.H + lane_head(l, i)] = m[h] * c / LOG2E + logf(sum[h]);
+    }
+    ptx::cp_async_wait<0>();
+    store_lanes<NO>(o, a.ldo, acc, l, w, d, f, fast.pairs);
+}
+/* card    delta[r][h] = sum_i do o. A warp a row and head; memory-bound (6144 x 4096: 24 us). Sum: 32 apart in a lane, then the butterfly. Not measured. */
+__global__ void delta_kernel(wrpo_attn a, float *delta, const bf16 *d_o, const bf16 *o) {
+    const int64_t i = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) / 32, from = i / a.H * a.ldo + i % a.H * a.d;
+    if (i >= a.n * a.H) return;
+    float s = 0;
+    for (int64_t c = threadIdx.x % 32; c < a.d; c += 32) s += value(d_o[from + c]) * value(o[from + c]);
+    s = warp_sum(s);
+    if (threadIdx.x % 32 == 0) delta[i] = s;
+}
+/* p and ds of a tile out of scores s and dp; z: 1 where p = 2^(s c - lse log2(e)) counts. */
+__device__ __forceinline__ void weigh(float &s, float &dp, bool visible, float c, float inner, float softcap, float lse2, float delta) {
+    float slope = 1;
+    if (softcap > 0) s = tanhf(s * inner), slope = 1 - s * s;
+    s = visible ? exp2f(s * c - lse2) : 0;
+    dp = s * (dp - delta) * slope;
+}
+/* card    op: attention_bwd, dq = scale sum_keys ds k. A block as in the forward pass; scores and dp are made again, 32 keys at a time to fit the registers.
+           6 d FLOP per lane and visible key. Order as there. Sizes as there. Not measured. */
+template <int HD> __global__ void __launch_bounds__(128) attention_dq_kernel(wrpo_attn a, bf16 *dq, const bf16 *d_o, const float *lse, const float *delta,
+                                                                             const bf16 *q, const bf16 *k, const bf16 *v, attn_fast fast) {
+    enum { TILE = attn_shape<HD>::TILE, NO = HD / 8 };
+    WRPO_DYN_SHARED(bf16, sq);
+    bf16 *sd = sq + TILE, *sk = sd + TILE, *sv = sk + TILE;
+    job j;
+    if (!find_job(a, a.H / a.G, blockIdx.x, &j)) return;
+    const int lane = threadIdx.x % 32, w = threadIdx.x / 32 * 16, d = (int)a.d, g = blockIdx.y;
+    const lanes l = lanes_of(a, j.seg, g, j.first, j.count);
+    const int low = lane_position(l, 0), high = lane_position(l, l.count - 1);
+    const key_tiles keys = keys_of(j.seg, low, high, a.window);
+    k += (int64_t)g * d, v += (int64_t)g * d;
+    load_lanes<HD, 128>(sq, q, a.ldq, l, d, fast.rows);
+    load_lanes<HD, 128>(sd, d_o, a.ldo, l, d, fast.rows);
+    const float c = (a.softcap > 0 ? a.softcap : a.scale) * LOG2E, inner = a.softcap > 0 ? a.scale / a.softcap : 1;
+    float acc[NO][4] = {}, lse2[2], dl[2];
+    int position[2];
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        const int i = min(w + lane / 4 + h * 8, l.count - 1);
+        const int64_t at = lane_row(l, i) * a.H + lane_head(l, i);
+        position[h] = lane_position(l, i), lse2[h] = lse[at] * LOG2E, dl[h] = delta[at];
+    }
+    for (int i = 0; i < keys.n; i++) {
+        const key_tile t = tile_of(keys, i);
+        __syncthreads();                               /* the last tile is done with */
+        load_keys<HD, 128>(sk, k, a.ldkv, t, d, fast.rows);
+        load_keys<HD, 128>(sv, v, a.ldkv, t, d, fast.rows);
+        ptx::cp_async_commit();
+        ptx::cp_async_wait<0>();
+        __syncthreads();
+#pragma unroll 1
+        for (int c0 = 0; c0 < t.count; c0 += 32) {
+            float s[4][4], ds[4][4];
+            mma_abt<HD, 4>(s, sq, w, sk, c0);
+            mma_abt<HD, 4>(ds, sd, w, sv, c0);
+#pragma unroll
+            for (int n = 0; n < 4; n++)
+#pragma unroll
+                for (int e = 0; e < 4; e++) {
+                    const int key = c0 + n * 8 + lane % 4 * 2 + e % 2;
+                    weigh(s[n][e], ds[n][e], key < t.count && sees(position[e / 2], t.position + key, a.window), c, inner, a.softcap, lse2[e / 2], dl[e / 2]);
+                }
+            mma_pb<4, NO>(acc, ds, sk, c0, 0);
+        }
+    }
+    const float f[2] = {a.scale, a.scale};
+    store_lanes<NO>(dq, a.ldq, acc, l, w, d, f, fast.pairs);
+}
+/* card    op: attention_bwd, dk = scale sum_lanes ds q and dv = sum_lanes p do. A block of 4 warps (8 for HD 256: half of the columns each) owns 64 keys of
+           a segment and a key/value head, and walks the lanes that see them: its own segment's and those of every segment that has the keys as its prefix,
+           in order of segments and lanes; so nothing is added across blocks. 8 d FLOP per lane and visible key. Sizes as there. Not measured. */
+template <int HD, int COLS> __global__ void __launch_bounds__(128 * HD / COLS) attention_dkv_kernel(wrpo_attn a, bf16 *dk, bf16 *dv, const bf16 *d_o, const float *lse,
+                                                                                                  const float *delta, const bf16 *q, const bf16 *k, const bf16 *v, attn_fast fast) {
+    enum { TILE = attn_shape<HD>::TILE, NO = COLS / 8, THREADS = 128 * HD / COLS };
+    WRPO_DYN_SHARED(bf16, sk);
+    WRPO_SHARED(int, at_position, 64);
+    WRPO_SHARED(float, at_lse2, 64);
+    WRPO_SHARED(float, at_delta, 64);
+    bf16 *sv = sk + TILE, *sq = sv + TILE, *sd = sq + TILE;
+    job j;
+    if (!find_job(a, 1, blockIdx.x, &j)) return;
+    const int lane = threadIdx.x % 32, w = threadIdx.x / 32 % 4 * 16, chunk0 = threadIdx.x / 128 * NO, d = (int)a.d, g = blockIdx.y;
+    const int64_t row0 = j.seg.begin + j.first;
+    const key_tile own = {row0, 0, j.count};
+    load_keys<HD, THREADS>(sk, k + (int64_t)g * d, a.ldkv, own, d, fast.rows);
+    load_keys<HD, THREADS>(sv, v + (int64_t)g * d, a.ldkv, own, d, fast.rows);
+    const float c = (a.softcap > 0 ? a.softcap : a.scale) * LOG2E, inner = a.softcap > 0 ? a.scale / a.softcap : 1;
+    float ak[NO][4] = {}, av[NO][4] = {};
+    for (int64_t s = 0; s < a.n_segs; s++) {
+        const wrpo_seg seg = a.segs[s];
+        const bool home = s == j.index;
+        const int from = home ? 0 : (int)(max(seg.prefix, row0) - row0), to = home ? j.count : (int)(min(seg.prefix_end, row0 + j.count) - row0);
+        if (from >= to) continue;
+        lanes l = lanes_of(a, seg, g, 0, 0);
+        const int position0 = home ? (int)(seg.prefix_end - seg.prefix) + j.first : (int)(row0 - seg.prefix);      /* of this tile's key 0 */
+        const int rows = (int)(seg.end - seg.begin), row_from = max(0, position0 + from - l.position0);
+        const int row_to = a.window > 0 ? (int)min((int64_t)rows, position0 + to - 1 + a.window - l.position0) : rows;
+        for (int i = row_from * l.share; i < row_to * l.share; i += 64) {
+            l.first = i, l.count = min(64, row_to * l.share - i);
+            __syncthreads();                           /* the last lanes are done with */
+            load_lanes<HD, THREADS>(sq, q, a.ldq, l, d, fast.rows);
+            load_lanes<HD, THREADS>(sd, d_o, a.ldo, l, d, fast.rows);
+            ptx::cp_async_commit();
+            if (threadIdx.x < 64) {
+                const int u = min((int)threadIdx.x, l.count - 1);
+                const int64_t at = lane_row(l, u) * a.H + lane_head(l, u);
+                const bool exists = (int)threadIdx.x < l.count;      /* others have q = do = 0: p = 1, and adds nothing */
+                at_position[threadIdx.x] = lane_position(l, u);
+                at_lse2[threadIdx.x] = exists ? lse[at] * LOG2E : 0, at_delta[threadIdx.x] = exists ? delta[at] : 0;
+            }
+            ptx::cp_async_wait<0>();
+            __syncthreads();
+#pragma unroll 1
+            for (int c0 = 0; c0 < l.count; c0 += 32) {
+                float p[4][4], ds[4][4];
+                mma_abt<HD, 4>(p, sk, w, sq, c0);      /* rows are keys, columns lanes */
+                mma_abt<HD, 4>(ds, sv, w, sd, c0);
+#pragma unroll
+                for (int n = 0; n < 4; n++)
+#pragma unroll
+                    for (int e = 0; e < 4; e++) {
+                        const int col = c0 + n * 8 + lane % 4 * 2 + e % 2, key = w + lane / 4 + e / 2 * 8;
+                        weigh(p[n][e], ds[n][e], key >= from && key < to && sees(at_position[col], position0 + key, a.window), c, inner, a.softcap, at_lse2[col], at_delta[col]);
+                    }
+                mma_pb<4, NO>(av, p, sd, c0, chunk0);
+                mma_pb<4, NO>(ak, ds, sq, c0, chunk0);
+            }
+        }
+    }
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        const int i = w + h * 8 + lane / 4;
+        if (i >= j.count) continue;
+        const int64_t at = (row0 + i) * a.ldkv + (int64_t)g * d;
+#pragma unroll
+        for (int n = 0; n < NO; n++) {
+            const int col = chunk0 * 8 + n * 8 + lane % 4 * 2;
+            store2(dk + at + col, ak[n][2 * h] * a.scale, ak[n][2 * h + 1] * a.scale, d - col, false, fast.pairs);
+            store2(dv + at + col, av[n][2 * h], av[n][2 * h + 1], d - col, false, fast.pairs);
+        }
+    }
+}
+template <int HD> void attention_of(device *dev, const wrpo_attn &a, bf16 *o, float *lse, const bf16 *q, const bf16 *k, const bf16 *v, attn_fast fast) {
+    auto kernel = attention_kernel<HD>;
+    LAUNCH(kernel, dim3((unsigned)(div_up(a.n * (a.H / a.G), 64) + a.n_segs), (unsigned)a.G), 128, 3 * attn_shape<HD>::TILE * 2, a, o, lse, q, k, v, fast);
+}
+template <int HD> void attention_bwd_of(device *dev, const wrpo_attn &a, bf16 *dq, bf16 *dk, bf16 *dv, const bf16 *d_o, const float *lse, const float *delta,
+                                        const bf16 *q, const bf16 *k, const bf16 *v, attn_fast fast) {
+    enum { COLS = HD == 256 ? 128 : HD };
+    auto kernel_q = attention_dq_kernel<HD>;
+    auto kernel_kv = attention_dkv_kernel<HD, COLS>;
+    LAUNCH(kernel_q, dim3((unsigned)(div_up(a.n * (a.H / a.G), 64) + a.n_segs), (unsigned)a.G), 128, 4 * attn_shape<HD>::TILE * 2, a, dq, d_o, lse, delta, q, k, v, fast);
+    LAUNCH(kernel_kv, dim3((unsigned)(div_up(a.n, 64) + a.n_segs), (unsigned)a.G), 128 * HD / COLS, 4 * attn_shape<HD>::TILE * 2, a, dk, dv, d_o, lse, delta, q, k, v, fast);
+}
+bool attention_legal(device *dev, const wrpo_attn *a) {
+    if (a->d > 256 || a->d % 2) note(dev, cudaErrorInvalidValue, "attention: head_dim has to be even and at most 256");
+    return a->d <= 256 && a->d % 2 == 0 && a->n > 0 && a->n_segs > 0;
+}
+#define BY_HEAD_DIM(d, F, ...) ((d) <= 32 ? F<32>(__VA_ARGS__) : (d) <= 64 ? F<64>(__VA_ARGS__) : (d) <= 96 ? F<96>(__VA_ARGS__) : (d) <= 128 ? F<128>(__VA_ARGS__) : F<256>(__VA_ARGS__))
+void attention(void *d, const wrpo_attn *a, void *o, float *lse, const void *q, const void *k, const void *v) {
+    device *dev = (device *)d;
+    if (!attention_legal(dev, a)) return;
+    const attn_fast fast = {a->d % 8 == 0 && on16(q, a->ldq, 2) && on16(k, a->ldkv, 2) && on16(v, 0, 2), ((uintptr_t)o | (uintptr_t)a->ldo * 2) % 4 == 0};
+    BY_HEAD_DIM(a->d, attention_of, dev, *a, (bf16 *)o, lse, (const bf16 *)q, (const bf16 *)k, (const bf16 *)v, fast);
+}
+size_t attention_scratch(void *, int64_t n, int64_t H, int64_t, int64_t) { return (size_t)(n * H) * sizeof(float); }      /* delta */
+void attention_bwd(void *d, const wrpo_attn *a, void *dq, void *dk, void *dv, const void *d_o, const void *o, const float *lse, const void *q, const void *k, const void *v, void *scratch) {
+    device *dev = (device *)d;
+    if (!attention_legal(dev, a)) return;
+    const attn_fast fast = {a->d % 8 == 0 && on16(q, a->ldq, 2) && on16(k, a->ldkv, 2) && on16(v, 0, 2) && on16(d_o, a->ldo, 2),
+                            ((uintptr_t)dq | (uintptr_t)dk | (uintptr_t)dv | (uintptr_t)a->ldq * 2 | (uintptr_t)a->ldkv * 2) % 4 == 0};
+    LAUNCH(delta_kernel, (unsigned)div_up(a->n * a->H, 8), 256, 0, *a, (float *)scratch, (const bf16 *)d_o, (const bf16 *)o);
+    BY_HEAD_DIM(a->d, attention_bwd_of, dev, *a, (bf16 *)dq, (bf16 *)dk, (bf16 *)dv, (const bf16 *)d_o, lse, (const float *)scratch, (const bf16 *)q, (const bf16 *)k, (const bf16 *)v, fast);
+}
+
+/* ---- sumsq ----
+   card    op: sumsq. SUM_BLOCKS blocks take equal parts; a thread adds every 256th number of its block's part in double, lanes meet in a butterfly, warps in
+           order; a second kernel, of one warp, adds the parts the same way. x once: memory-bound (8B: 7.5 ms). Any count. Not measured. */
+enum { SUM_BLOCKS = 1024 };
+__device__ __forceinline__ double warp_sum(double x) {
+#pragma unroll
+    for (int i = 16; i; i >>= 1) x += __shfl_xor_sync(ALL, x, i);
+    return x;
+}
+__global__ void sumsq_kernel(double *part, const float *x, int64_t count, int64_t each) {
+    WRPO_SHARED(double, sums, 8);
+    const int64_t first = blockIdx.x * each, end = min(count, first + each);
+    double s = 0;
+    for (int64_t i = first + threadIdx.x; i < end; i += 256) s += (double)x[i] * (double)x[i];
+    s = warp_sum(s);
+    if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = s;
+    __syncthreads();
+    if (threadIdx.x) return;
+    for (int i = 1; i < 8; i++) s += sums[i];
+    part[blockIdx.x] = s;
+}
+__global__ void sumsq_end_kernel(double *out, const double *part, int parts) {
+    double s = 0;
+    for (int i = threadIdx.x; i < parts; i += 32) s += part[i];
+    s = warp_sum(s);
+    if (threadIdx.x == 0) *out += s;
+}
+void sumsq(void *d, double *out, const float *x, int64_t count) {
+    device *dev = (device *)d;
+    if (count <= 0) return;
+    int64_t each = div_up(count, SUM_BLOCKS);
+    if (each < 4096) each = 4096;
+    const int64_t parts = div_up(count, each);
+    LAUNCH(sumsq_kernel, (unsigned)parts, 256, 0, (double *)dev->work, x, count, each);
+    LAUNCH(sumsq_end_kernel, 1, 32, 0, out, (const double *)dev->work, (int)parts);
+}
+
+/* ---- adamw ----
+   card    op: adamw. A warp for a block of 256 numbers, eight a thread: moments and masters are unpacked into registers, stepped, packed. Every product, sum and
+           root is rounded as on the CPU (its vector paths), so the bits are the CPU's. Weight, low half, gradient and moments in, all but the gradient
+           out: memory-bound (8B: 49 ms with float moments, 31 with bf16, 22 with 8 bits). The largest of a block by a butterfly. Any count. Not measured. */
+struct update { float keep, rate, b1, b2, beta2, correction2, eps, grad_scale; uint32_t seed_m, seed_v; };
+__device__ __forceinline__ uint32_t dice(uint32_t seed, int64_t i) {                    /* 32 bits: a hash of (seed, i) */
+    uint32_t x = seed + (uint32_t)i * 0x9E3779B9u;
+    x = (x ^ x >> 16) * 0x7FEB352Du;
+    x = (x ^ x >> 15) * 0x846CA68Bu;
+    return x ^ x >> 16;
+}
+__device__ __forceinline__ float decode(float q, float s, float top) {                  /* codes 0 ... top of magnitudes: s (q / top)^4 */
+    q = __fmul_rn(q, 1 / top);
+    q = __fmul_rn(q, q);
+    return __fmul_rn(__fmul_rn(q, q), s);
+}
+/* Eight numbers from p + i, the moment `second` or the first. `all` of them exist in memory; of floats, `left`. */
+__device__ __forceinline__ eight moment(const void *p, int64_t i, int64_t left, wrpo_states states, bool second) {
+    if (states == WRPO_STATES_F32) return load((const float *)p + i, left, left >= 8);
+    if (states == WRPO_STATES_BF16) return load((const bf16 *)p + i, 8, true);
+    const uint8_t *block = (const uint8_t *)p + i / WRPO_BLOCK * WRPO_BLOCK_BYTES;
+    const float s = *(const float *)(block + WRPO_BLOCK), top = second ? 255 : 127;
+    const uint32_t *words = (const uint32_t *)(block + i % WRPO_BLOCK);
+    eight v;
+#pragma unroll
+    for (int e = 0; e < 8; e++) {
+        const uint32_t code = words[e / 4] >> e % 4 * 8 & 255;
+        const float q = second ? (float)code : (float)(int8_t)code, size = decode(q, s, top);
+        v.x[e] = q < 0 ? -size : size;
+    }
+    return v;
+}
+__device__ __forceinline__ void moment(void *p, const eight &v, int64_t i, int64_t left, wrpo_states states, bool second, uint32_t seed) {
+    if (states == WRPO_STATES_F32) { store((float *)p + i, v, left, left >= 8); return; }
+    if (states == WRPO_STATES_BF16) {                  /* rounded up or down by chance */
+        uint32_t w[8];
+#pragma unroll
+        for (int e = 0; e < 8; e++) w[e] = (__float_as_uint(v.x[e]) + (dice(seed, i + e) >> 16)) >> 16;
+        *(uint4 *)((bf16 *)p + i) = make_uint4(w[0] | w[1] << 16, w[2] | w[3] << 16, w[4] | w[5] << 16, w[6] | w[7] << 16);
+        return;
+    }
+    const float top = second ? 255 : 127;
+    float most = 0;
+#pragma unroll
+    for (int e = 0; e < 8; e++) most = fmaxf(most, fabsf(v.x[e]));
+    const float s = warp_max(most), inverse = s > 0 ? 1 / s : 0;
+    uint8_t *block = (uint8_t *)p + i / WRPO_BLOCK * WRPO_BLOCK_BYTES;
+    uint32_t words[2] = {0, 0};
+#pragma unroll
+    for (int e = 0; e < 8; e++) {
+        const float size = fabsf(v.x[e]);
+        float q = truncf(fminf(__fmul_rn(sqrtf(sqrtf(__fmul_rn(size, inverse))), top), top - 1));      /* q and q + 1 are the codes around it */
+        const float low = decode(q, s, top), high = decode(q + 1, s, top);
+        if (__fmul_rn(__fmul_rn((float)(dice(seed, i + e) >> 8), 1.0f / 16777216), high - low) < size - low) q += 1;
+        if (second && size > 0) q = fmaxf(q, 1);
+        const int code = (int)(!second && v.x[e] < 0 ? -q : q);
+        words[e / 4] |= (uint32_t)(code & 255) << e % 4 * 8;
+    }
+    ((uint32_t *)(block + i % WRPO_BLOCK))[0] = words[0], ((uint32_t *)(block + i % WRPO_BLOCK))[1] = words[1];
+    __syncwarp();                                      /* all lanes have read the old scale */
+    if (threadIdx.x % 32 == 0) *(float *)(block + WRPO_BLOCK) = s;
+}
+__global__ void adamw_kernel(void *w, uint16_t *low, void *m, void *v, const float *g, int64_t count, wrpo_states states, update u) {
+    const int64_t i = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * 8, left = count - i;
+    if (i / WRPO_BLOCK * WRPO_BLOCK >= count) return;  /* whole warps */
+    eight x, mi = moment(m, i, left, states, false), vi = moment(v, i, left, states, true);
+    const eight gi = load(g + i, left, left >= 8);
+    if (!low) x = load((const float *)w + i, left, left >= 8);
+    else {
+        const uint4 a = *(const uint4 *)((const bf16 *)w + i), b = *(const uint4 *)(low + i);
+        const uint32_t high[4] = {a.x, a.y, a.z, a.w}, rest[4] = {b.x, b.y, b.z, b.w};
+#pragma unroll
+        for (int e = 0; e < 8; e++) x.x[e] = __uint_as_float((high[e / 2] >> e % 2 * 16 << 16) + (uint32_t)(int16_t)(rest[e / 2] >> e % 2 * 16));
+    }
+#pragma unroll
+    for (int e = 0; e < 8; e++) {
+        if (e >= left) continue;                       /* behind count: unpacked and packed as it is */
+        const float gs = __fmul_rn(gi.x[e], u.grad_scale), me = fmaf(u.b1, gs - mi.x[e], mi.x[e]), ve = fmaf(__fmul_rn(u.b2, gs), gs, __fmul_rn(vi.x[e], u.beta2));
+        const float root = sqrtf(ve) / u.correction2 + u.eps;
+        mi.x[e] = me, vi.x[e] = ve;
+        x.x[e] = __fsub_rn(__fmul_rn(x.x[e], u.keep), __fmul_rn(u.rate, me) / root);
+    }
+    moment(m, mi, i, left, states, false, u.seed_m), moment(v, vi, i, left, states, true, u.seed_v);
+    if (!low) { store((float *)w + i, x, left, left >= 8); return; }
+    uint32_t high[4] = {0, 0, 0, 0}, rest[4] = {0, 0, 0, 0};
+#pragma unroll
+    for (int e = 0; e < 8; e++) {
+        const uint32_t bits = __float_as_uint(x.x[e]);
+        high[e / 2] |= ((bits + 0x8000u) >> 16) << e % 2 * 16, rest[e / 2] |= (bits & 0xffff) << e % 2 * 16;
+    }
+    *(uint4 *)((bf16 *)w + i) = make_uint4(high[0], high[1], high[2], high[3]);
+    *(uint4 *)(low + i) = make_uint4(rest[0], rest[1], rest[2], rest[3]);
+}
+void adamw(void *d, void *w, uint16_t *low, void *m, void *v, const float *g, int64_t count, const wrpo_adamw *step) {
+    device *dev = (device *)d;
+    if (count <= 0) return;
+    const update u = {(float)(1 - (double)step->lr * (double)step->weight_decay), (float)((double)step->lr / step->correction1), (float)(1 - (double)step->beta1),
+                      (float)(1 - (double)step->beta2), step->beta2, (float)step->correction2, step->eps, step->grad_scale, (uint32_t)step->seed, (uint32_t)(step->seed >> 32)};
+    LAUNCH(adamw_kernel, (unsigned)div_up(count, 2048), 256, 0, w, low, m, v, g, count, step->states, u);
+}
+
+/* ---- memory, opening, the table ---- */
+void *alloc(void *d, size_t n) {                       /* NULL leaves no error behind: running out of memory is survived */
+    void *p = NULL;
+    (void)d;
+    if (cudaMalloc(&p, n ? n : 1) == cudaSuccess) return p;
+    (void)cudaGetLastError();
+    return NULL;
+}
+void release(void *d, void *p) {
+    device *dev = (device *)d;
+    if (!p) return;
+    note(dev, cudaStreamSynchronize(dev->stream), "release");
+    note(dev, cudaFree(p), "release");
+}
+void move(device *dev, void *dst, const void *src, size_t n, cudaMemcpyKind kind, const char *where) {
+    if (n) note(dev, cudaMemcpyAsync(dst, src, n, kind, dev->stream), where);
+}
+void put(void *d, void *dst, const void *host, size_t n) { move((device *)d, dst, host, n, cudaMemcpyHostToDevice, "put"); }
+void get(void *d, void *host, const void *src, size_t n) {
+    device *dev = (device *)d;
+    move(dev, host, src, n, cudaMemcpyDeviceToHost, "get");
+    note(dev, cudaStreamSynchronize(dev->stream), "get");
+}
+void copy(void *d, void *dst, const void *src, size_t n) { move((device *)d, dst, src, n, cudaMemcpyDeviceToDevice, "copy"); }
+void zero(void *d, void *dst, size_t n) {
+    device *dev = (device *)d;
+    if (n) note(dev, cudaMemsetAsync(dst, 0, n, dev->stream), "zero");
+}
+wrpo_result sync(void *d, wrpo_error *why) {
+    device *dev = (device *)d;
+    note(dev, cudaStreamSynchronize(dev->stream), "sync");
+    if (dev->error == cudaSuccess) return WRPO_OK;
+    why->code = WRPO_E_DEVICE;
+    snprintf(why->text, sizeof why->text, "%s: %s", dev->where, cudaGetErrorString(dev->error));
+    dev->error = cudaSuccess;
+    return WRPO_E_DEVICE;
+}
+void close(void *d) {
+    device *dev = (device *)d;
+    if (!dev) return;
+#ifndef WRPO_NO_CUBLAS
+    if (dev->lt) cublasLtDestroy(dev->lt);
+    if (dev->lt_work) cudaFree(dev->lt_work);
+    if (dev->choices) dev->memory.free(dev->choices, dev->memory.user);
+#endif
+    if (dev->work) cudaFree(dev->work);
+    if (dev->stream) cudaStreamDestroy(dev->stream);
+    dev->memory.free(dev, dev->memory.user);
+}
+wrpo_result refuse(wrpo_error *why, wrpo_result code, const char *text, const char *what) {
+    why->code = code, why->line = why->column = 0;
+    snprintf(why->text, sizeof why->text, text, what);
+    return code;
+}
+/* Kernels that use more shared memory than a launch has by itself. */
+template <class K> cudaError_t roomy(K *kernel, int bytes, int most) {
+    if (bytes > most) return cudaSuccess;              /* not on this device: a launch of it is an error */
+    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+}
+template <int MM, class C> cudaError_t roomy_gemm(int most) {
+    const cudaError_t e = roomy(gemm_kernel<MM, 16, C>, gemm_shape<16>::SHARED, most);
+    return e != cudaSuccess ? e : roomy(gemm_kernel<MM, 128, C>, gemm_shape<128>::SHARED, most);
+}
+template <int HD> cudaError_t roomy_attention(int most) {
+    enum { COLS = HD == 256 ? 128 : HD };
+    cudaError_t e = roomy(attention_kernel<HD>, 3 * attn_shape<HD>::TILE * 2, most);
+    if (e == cudaSuccess) e = roomy(attention_dq_kernel<HD>, 4 * attn_shape<HD>::TILE * 2, most);
+    if (e == cudaSuccess) e = roomy(attention_dkv_kernel<HD, COLS>, 4 * attn_shape<HD>::TILE * 2, most);
+    return e;
+}
+cudaError_t roomy_all(int most) {
+    const cudaError_t all[] = {roomy_gemm<WRPO_NT, bf16>(most), roomy_gemm<WRPO_NT, float>(most), roomy_gemm<WRPO_NN, bf16>(most),
+                               roomy(gemm_kernel<WRPO_TN, 128, float>, gemm_shape<128>::SHARED, most), roomy_attention<32>(most), roomy_attention<64>(most),
+                               roomy_attention<96>(most), roomy_attention<128>(most), roomy_attention<256>(most)};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) if (all[i] != cudaSuccess) return all[i];
+    return cudaSuccess;
+}
+wrpo_result open(void **out, const wrpo_desc *desc, wrpo_error *why) {
+    int count = 0, which = 0;
+    cudaDeviceProp info;
+    *out = NULL;
+    if (desc->dtype == WRPO_F32) return refuse(why, WRPO_E_UNSUPPORTED, "%s: products are bf16 with float sums: want dtype bf16, found f32", "cuda");
+    cudaError_t e = cudaGetDeviceCount(&count);
+    if (e == cudaSuccess && count > 0) e = cudaGetDevice(&which);
+    if (e == cudaSuccess && count > 0) e = cudaGetDeviceProperties(&info, which);
+    if (e != cudaSuccess || count < 1) return refuse(why, WRPO_E_DEVICE, "cuda: no device can be used: %s", e != cudaSuccess ? cudaGetErrorString(e) : "none is there");
+    if (info.major < 8) return refuse(why, WRPO_E_UNSUPPORTED, "cuda: %s: want compute capability 8.0 or later", info.name);
+    device *dev = (device *)desc->memory.alloc(sizeof *dev, desc->memory.user);
+    if (!dev) return refuse(why, WRPO_E_MEMORY, "out of memory: %s", "the device's state");
+    memset(dev, 0, sizeof *dev);
+    dev->memory = desc->memory;
+    e = cudaStreamCreateWithFlags(&dev->stream, cudaStreamNonBlocking);
+    if (e == cudaSuccess) e = cudaMalloc(&dev->work, WORK_FLOATS * sizeof(float));
+    if (e == cudaSuccess) e = roomy_all((int)info.sharedMemPerBlockOptin);
+#ifndef WRPO_NO_CUBLAS
+    const char *way = getenv("WRPO_GEMM");
+    if (e == cudaSuccess && !(way && strcmp(way, "mma") == 0)) {
+        const size_t bytes = LT_KEPT * sizeof *dev->choices;
+        e = cudaMalloc(&dev->lt_work, LT_BYTES);
+        dev->choices = (lt_choice *)desc->memory.alloc(bytes, desc->memory.user);
+        if (!dev->choices) { close(dev); return refuse(why, WRPO_E_MEMORY, "out of memory: %s", "cuBLASLt's choices"); }
+        memset(dev->choices, 0, bytes);
+        if (e == cudaSuccess && cublasLtCreate(&dev->lt) != CUBLAS_STATUS_SUCCESS) { close(dev); return refuse(why, WRPO_E_DEVICE, "cuda: %s: cuBLASLt cannot be opened", info.name); }
+    }
+#endif
+    if (e != cudaSuccess) {
+        (void)cudaGetLastError();
+        close(dev);
+        return refuse(why, e == cudaErrorMemoryAllocation ? WRPO_E_MEMORY : WRPO_E_DEVICE, "cuda: %s", cudaGetErrorString(e));
+    }
+    *out = dev;
+    return WRPO_OK;
+}
+wrpo_backend table() {
+    wrpo_backend b = {};
+    b.name = "cuda", b.act_bytes = 2, b.dtype = WRPO_BF16, b.host = false;
+    b.open = open, b.close = close, b.alloc = alloc, b.release = release, b.put = put, b.get = get, b.copy = copy, b.zero = zero, b.sync = sync;
+    b.gemm = gemm, b.embed = embed, b.embed_bwd = embed_bwd, b.gather = gather, b.gather_bwd = gather_bwd, b.bias = bias, b.bias_bwd = bias_bwd;
+    b.colsum = colsum, b.add = add, b.rmsnorm = rmsnorm, b.rmsnorm_bwd = rmsnorm_bwd, b.rope = rope, b.attention = attention, b.attention_bwd = attention_bwd;
+    b.attention_scratch = attention_scratch, b.glu = glu, b.glu_bwd = glu_bwd, b.logprob = logprob, b.logprob_bwd = logprob_bwd, b.sumsq = sumsq, b.adamw = adamw;
+    return b;
+}
+}  // namespace
+
+WRPO_API const wrpo_backend *wrpo_backend_cuda(void) {
+    static const wrpo_backend backend = table();
+    return &backend;
+}
