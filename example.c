@@ -1,6 +1,7 @@
 /* wrpo: WRPO and its family for Hugging Face checkpoints, as one program.
 
      cc -std=c11 -O3 -march=native -fopenmp example.c -o wrpo -lm
+     nvcc -O2 -arch=native -DWRPO_CUDA -Xcompiler -fopenmp example.c wrpo_cuda.cu -o wrpo -lcublasLt       with --device cuda
      ./wrpo                  a demo: a small model, records and a run made on the spot
      ./wrpo --help           the commands;   ./wrpo COMMAND --help   their options
 
@@ -42,7 +43,7 @@ typedef struct settings {            /* numbers that were not given are 0, which
     int64_t batch_size, accumulation, micro_tokens, max_steps, eval_steps, log_steps, recompute;
     double alpha, ramp_power, beta, label_smoothing, gamma_ratio;
     double learning_rate, warmup_ratio, weight_decay, max_grad_norm, epochs;
-    int method, pair, ramp, schedule, tokenization, dtype, save_dtype, states, form;
+    int method, pair, ramp, schedule, tokenization, device, dtype, save_dtype, states, form;
     bool ipo_sum, no_shuffle, tensors, keep, help, version;
 } settings;
 typedef enum kind { TEXT, LIST, FLAG, COUNT, REAL, CHOICE, RAMP } kind;
@@ -55,6 +56,7 @@ typedef struct option {
 } option;
 
 static const char *tokenization_name(int i) { return i == WRPO_CLEAN ? "clean" : i == WRPO_AUTHORS ? "authors" : NULL; }
+static const char *device_name(int i) { return i == 0 ? "cpu" : i == 1 ? "cuda" : NULL; }
 static const char *dtype_name(int i) { return i == 0 ? "f32" : i == 1 ? "bf16" : NULL; }
 static wrpo_dtype dtype_of(int choice) { return choice < 0 ? WRPO_DTYPE_DEFAULT : choice == 0 ? WRPO_F32 : WRPO_BF16; }
 
@@ -82,7 +84,7 @@ static const option options[] = {
     {"--batch-size", COUNT, AT(batch_size), "N", "[1, inf)", NULL, "records per optimizer step (128)"},
     {"--accumulation", COUNT, AT(accumulation), "N", "[1, inf)", NULL, "micro-batches a batch is averaged over; divides the batch size (1)"},
     {"--micro-tokens", COUNT, AT(micro_tokens), "N", "[1, 1073741824]", NULL, "tokens computed at once: memory against speed (2048)"},
-    {"--recompute", COUNT, AT(recompute), "N", "[-1, inf)", NULL, "layers recomputed in the backward pass to save memory; -1 = all (0)"},
+    {"--recompute", COUNT, AT(recompute), "N", "[-1, inf)", NULL, "layers recomputed in the backward pass to save memory; -1 = all (0; cuda: as few as fit)"},
     {"--epochs", REAL, AT(epochs), "E", "(0, inf)", NULL, "passes over the data (1)"},
     {"--max-steps", COUNT, AT(max_steps), "N", "[1, inf)", NULL, "optimizer steps, in place of --epochs"},
     {"--seed", COUNT, AT(seed), "N", "[1, inf)", NULL, "of the random weights, or of the order of the records (42)"},
@@ -105,7 +107,8 @@ static const option options[] = {
     {"--eval-data", TEXT, AT(eval_data), "FILE", NULL, NULL, "held-out records"},
     {"--eval-steps", COUNT, AT(eval_steps), "N", "[1, inf)", NULL, "evaluate every N steps (at the end only)"},
     {"--log-steps", COUNT, AT(log_steps), "N", "[1, inf)", NULL, "print a line every N steps where there is no progress bar (1)"},
-    {"--dtype", CHOICE, AT(dtype), "TYPE", NULL, dtype_name, "of the products' arithmetic and the matrices in training; with bf16 the optimizer has float masters (f32)"},
+    {"--device", CHOICE, AT(device), "NAME", NULL, device_name, "what the model is computed on (cpu)"},
+    {"--dtype", CHOICE, AT(dtype), "TYPE", NULL, dtype_name, "of the products' arithmetic and the matrices in training; with bf16 the optimizer has float masters (f32; cuda: bf16)"},
     {"--save-dtype", CHOICE, AT(save_dtype), "TYPE", NULL, dtype_name, "of the weights in the files (as loaded; init: f32)"},
     {"--states", CHOICE, AT(states), "TYPE", NULL, wrpo_states_name, "of AdamW's moments in memory (f32)"},
     {"--max-shard-size", COUNT, AT(max_shard_size), "BYTES", "[1, inf)", NULL, "split the weights into files of at most this size (5000000000)"},
@@ -422,10 +425,19 @@ static int fail(session *z) {        /* the library's sentence */
     return complain("%s", wrpo_last_error(z->ctx)->text);
 }
 static bool session_open(session *z, const settings *s) {
-    const wrpo_desc desc = {.threads = (int)s->threads, .dtype = dtype_of(s->dtype), .log = {log_line, &z->screen}};
+    wrpo_error why = {0};
+    wrpo_desc desc = {.threads = (int)s->threads, .dtype = dtype_of(s->dtype), .log = {log_line, &z->screen}, .why = &why};
     z->screen.bar = isatty(fileno(stderr));
+    if (s->device == 1) {
+#ifdef WRPO_CUDA
+        desc.backend = wrpo_backend_cuda();
+#else
+        complain("--device cuda: this program was compiled without it: want nvcc -DWRPO_CUDA and wrpo_cuda.cu on its command line");
+        return false;
+#endif
+    }
     if (wrpo_open(&desc, &z->ctx) == WRPO_OK) return true;
-    complain("out of memory");
+    complain("%s", why.text);
     return false;
 }
 static void session_close(session *z) {
@@ -467,10 +479,13 @@ static void check_method(const settings *s) {
     for (size_t i = 0; i < sizeof idle / sizeof *idle; i++)
         if (idle[i].idle) complain("warning: %s says nothing to --method %s", idle[i].name, wrpo_method_name(s->method));
 }
-static void print_memory(const wrpo_bytes *b) {
+static void print_memory(const wrpo_bytes *b, int64_t layers) {
     printf("memory       %s: weights %s, gradients %s, moments %s, activations %s, head %s, data %s\n", bytes_text((double)b->total).s,
            bytes_text((double)b->weights).s, bytes_text((double)b->gradients).s, bytes_text((double)b->moments).s,
            bytes_text((double)b->activations).s, bytes_text((double)b->head).s, bytes_text((double)b->data).s);
+    if (b->device)
+        printf("device       %s of %s that are free%s, %lld of %lld layers recomputed\n", bytes_text((double)b->device).s, bytes_text((double)b->room).s,
+               b->device > b->room ? ": too much" : "", (long long)b->recompute, (long long)layers);
 }
 
 /* ---- init ---- */
@@ -517,7 +532,7 @@ static int inspect_model(const settings *s, session *z, const wrpo_tensors *t) {
     wrpo_bytes run, all;
     int64_t parameters;
     size_t total = 0;
-    const wrpo_train_desc none = {0}, recompute = {.recompute = -1};
+    const wrpo_train_desc none = {.states = (wrpo_states)s->states}, recompute = {.states = (wrpo_states)s->states, .recompute = -1};
     if (wrpo_model_check(z->ctx, s->path, &c, &parameters, &dtype)) return fail(z);
     if (wrpo_train_bytes(z->ctx, &c, NULL, &none, &run) || wrpo_train_bytes(z->ctx, &c, NULL, &recompute, &all)) return fail(z);
     for (int64_t i = 0; i < wrpo_tensors_count(t); i++) total += wrpo_tensors_at(t, i)->bytes;
@@ -533,7 +548,7 @@ static int inspect_model(const settings *s, session *z, const wrpo_tensors *t) {
     if (c.sliding_window) printf("window       %s\n", grouped(c.sliding_window).s);
     printf("parameters   %s (%s)\n", grouped(parameters).s, count_text(parameters).s);
     printf("tensors      %s, %s, %s\n", grouped(wrpo_tensors_count(t)).s, dtypes[dtype], bytes_text((double)total).s);
-    print_memory(&run);
+    print_memory(&run, c.num_hidden_layers);
     printf("             %s with --recompute -1 (of a run with --micro-tokens 2048 and no longer record)\n", bytes_text((double)all.total).s);
     if (s->tensors) print_tensors(t);
     return 0;
@@ -754,7 +769,7 @@ static void print_settings(const settings *s, session *z, const wrpo_train_desc 
     printf(", %s", d.no_shuffle ? "in order" : "shuffled");
     if (!d.no_shuffle) printf(" by seed %llu", (unsigned long long)d.seed);
     printf("\n");
-    print_memory(bytes);
+    print_memory(bytes, wrpo_model_config(z->model)->num_hidden_layers);
     fflush(stdout);
 }
 /* What is worth keeping of a run that ended early. */
@@ -990,6 +1005,8 @@ static int demo_call(const settings *s, const char *folder, const char *line) {
     char threads[32];
     snprintf(threads, sizeof threads, "--threads=%lld", (long long)(s->threads ? s->threads : 1));
     argv[argc++] = threads;
+    char device[] = "--device=cuda";
+    if (s->device == 1 && strncmp(line, "init", 4) != 0) argv[argc++] = device;
     return dispatch(argc, argv);
 }
 /* Held-out metrics of a model against the reference, and the share of records whose y_wt is likelier than their y_l. */
@@ -1055,23 +1072,23 @@ static int run_demo(const settings *s, session *z) {
 static const command commands[] = {
     {"init", "", "--config --tokenizer --out", "--seed --save-dtype --max-shard-size --threads --help", run_init,
      "Random weights as a Hugging Face directory: norms 1, biases 0, the others N(0, initializer_range)."},
-    {"inspect", "DIR|FILE", "", "--tensors --dtype --states --threads --help", run_inspect,
+    {"inspect", "DIR|FILE", "", "--tensors --device --dtype --states --threads --help", run_inspect,
      "Architecture, parameters, tensors and the bytes a run would need, or the tensors of a .safetensors file. Exit code 1 if it is not valid."},
     {"tokenize", "", "--model", "--in --out --threads --help", run_tokenize,
      "JSON lines, one for one: {text, special?} -> {ids}; {messages, add_generation_prompt?, kwargs?} -> {text, ids} or {error}; {ids, skip_special?} -> {text}."},
-    {"logprob", "", "--model --data", "--out " DATA "--dtype --threads --help", run_logprob,
+    {"logprob", "", "--model --data", "--out " DATA "--device --dtype --threads --help", run_logprob,
      "One line a record: the log-probs of its responses, their scored tokens, and the tokens of the prompt."},
     {"train", "", "--model --data --out",
      LOSS DATA "--alpha-schedule --learning-rate --lr-scheduler --warmup-ratio --weight-decay --max-grad-norm --batch-size --accumulation --recompute "
-     "--epochs --max-steps --seed --no-shuffle --ref --eval-data --eval-steps --log-steps --dtype --states --save-dtype --max-shard-size --threads --help", run_train,
+     "--epochs --max-steps --seed --no-shuffle --ref --eval-data --eval-steps --log-steps --device --dtype --states --save-dtype --max-shard-size --threads --help", run_train,
      "Trains a model and saves it, with metrics.jsonl, in the directory --out. Ctrl-C stops cleanly and saves a checkpoint."},
-    {"eval", "", "--model --data", LOSS DATA "--ref --out --dtype --threads --help", run_eval, "The metrics of a model on records, as one JSON object."},
+    {"eval", "", "--model --data", LOSS DATA "--ref --out --device --dtype --threads --help", run_eval, "The metrics of a model on records, as one JSON object."},
     {"select", "", "--in --out", "--form --top --tau --min-gap --entropy-power --entropy-scale --threads --help", run_select,
      "Candidates with rewards -> records to train on. Lines of several files (--in F F ...) with one prompt_id belong together."},
     {"split", "", "--in --out", "--sft --seed --threads --help", run_split, "Prompts -> sft.jsonl and wrpo.jsonl in the directory --out, drawn by the seed."},
     {"winrate", "", "--a --b", "--resamples --seed --threads --help", run_winrate,
      "How often a's answers have the higher reward, with a bootstrap interval; and the same at equal lengths."},
-    {"demo", "", "", "--keep --threads --help", run_demo, "What `wrpo` alone runs: SFT and WRPO of a small model on records made on the spot."},
+    {"demo", "", "", "--keep --device --threads --help", run_demo, "What `wrpo` alone runs: SFT and WRPO of a small model on records made on the spot."},
 };
 enum { N_COMMANDS = sizeof commands / sizeof *commands };
 static int help(void) {
@@ -1081,7 +1098,7 @@ static int help(void) {
     return 0;
 }
 static int dispatch(int argc, char **argv) {
-    static const command program = {"", "", "", "--keep --threads --version --help", run_demo, ""};      /* wrpo without a command */
+    static const command program = {"", "", "", "--keep --device --threads --version --help", run_demo, ""};      /* wrpo without a command */
     const command *c = &program;
     settings s = {.dtype = -1, .save_dtype = -1};
     session z = {0};

@@ -115,6 +115,7 @@ typedef struct wrpo_desc {
                                         are the high halves */
     wrpo_allocator memory;
     wrpo_logger log;                 /* 0 = silent; wrpo_log_stderr is one */
+    wrpo_error *why;                 /* filled if wrpo_open fails, when there is no context to ask; may be NULL */
 } wrpo_desc;
 WRPO_API wrpo_result wrpo_open(const wrpo_desc *desc /* NULL = {0} */, wrpo_ctx **out);
 WRPO_API void wrpo_close(wrpo_ctx *ctx);               /* after everything made from it; NULL is allowed */
@@ -439,7 +440,8 @@ typedef struct wrpo_train_desc {
     int64_t accumulation;            /* micro-batches of batch_size / accumulation, as the authors count epochs; 0 = 1 */
     int64_t max_steps;               /* 0 = by epochs */
     int64_t micro_tokens;            /* rows computed at once, a longer record alone; 0 = 2048 */
-    int64_t recompute;               /* layers whose activations are recomputed in the backward pass, from the first; -1 = all */
+    int64_t recompute;               /* layers whose activations are recomputed in the backward pass, from the first; -1 = all,
+                                        0 = none; on a device, as many as it takes to fit into its memory */
     uint64_t seed; bool no_shuffle;  /* seed 0 = 42 */
     const char *out_dir;             /* metrics.jsonl and the cache of reference log-probs; NULL = no files */
     const char *ref_dir;             /* the reference; NULL = the policy as it is before step 1 */
@@ -449,6 +451,8 @@ typedef struct wrpo_train_desc {
 } wrpo_train_desc;
 typedef struct wrpo_bytes {          /* of a run, before anything is allocated */
     size_t weights, gradients, moments, activations, head, data, total;
+    size_t device, room;             /* of total, in a device's memory; what there is of it. Both 0 where the memory is the host's */
+    int64_t recompute;               /* layers that the run recomputes */
 } wrpo_bytes;
 typedef struct wrpo_trainer wrpo_trainer;
 WRPO_API wrpo_train_desc wrpo_train_defaults(const wrpo_train_desc *desc);   /* the zeros, resolved: log this */
@@ -504,6 +508,7 @@ struct wrpo_backend {
     wrpo_result (*open)(void **dev, const wrpo_desc *desc, wrpo_error *why);
     void (*close)(void *dev);
     void *(*alloc)(void *dev, size_t n);               /* NULL: out of memory; 64-byte aligned */
+    size_t (*room)(void *dev);                         /* bytes that alloc can still give; NULL: not known */
     void (*release)(void *dev, void *p);
     void (*put)(void *dev, void *dst, const void *host, size_t n);
     void (*get)(void *dev, void *host, const void *src, size_t n);    /* waits */
@@ -541,7 +546,7 @@ struct wrpo_backend {
     void (*glu)(void *dev, void *h, const void *gu, int64_t n, int64_t I, bool gelu);
     void (*glu_bwd)(void *dev, void *dgu, void *h, const void *dh, const void *gu, int64_t n, int64_t I, bool gelu);
     /* logits float [n, V]:  lse[r] = log sum exp, logp[r] = logits[r, target[r]] - lse[r]
-       dlogits[r, v] = dlogp[r] ([v == target[r]] - exp(logits[r, v] - lse[r])); dlogits (activations) may be logits */
+       dlogits[r, v] = dlogp[r] ([v == target[r]] - exp(logits[r, v] - lse[r])); dlogits may be logits where activations are float */
     void (*logprob)(void *dev, float *logp, float *lse, const float *logits, const int32_t *target, int64_t n, int64_t V, float softcap);
     void (*logprob_bwd)(void *dev, void *dlogits, const float *logits, const int32_t *target, const float *lse, const float *dlogp,
                         int64_t n, int64_t V, float softcap);
@@ -638,7 +643,7 @@ struct wrpo_ctx {
     wrpo_error error;
     wrpo__frame *frame;
     void *dev;                       /* the backend's */
-    size_t bytes, peak;
+    size_t bytes, peak, device_bytes;                  /* held, the most ever held, held of the backend's memory */
     wrpo__arena *handouts;           /* text and arrays given to the user */
 };
 static WRPO__THREAD wrpo__arena *wrpo__here;   /* where stb_ds allocates: the innermost entry's arena */
@@ -1105,11 +1110,15 @@ static uint64_t wrpo__hash(uint64_t h, const void *p, size_t n) {   /* chains; n
 /* ---- context ---- */
 static void *wrpo__malloc(size_t n, void *user) { (void)user; return malloc(n); }
 static void wrpo__mfree(void *p, void *user) { (void)user; free(p); }
+static wrpo_result wrpo__open_fails(const wrpo_desc *d, wrpo_result r, const char *text) {
+    if (d->why) d->why->code = r, d->why->line = d->why->column = 0, snprintf(d->why->text, sizeof d->why->text, "%s", text);
+    return r;
+}
 WRPO_API wrpo_result wrpo_open(const wrpo_desc *desc, wrpo_ctx **out) {
     wrpo_desc d = {0};
     *out = NULL;
     if (desc) d = *desc;
-    if (!d.memory.alloc != !d.memory.free || d.threads < 0) return WRPO_E_ARG;
+    if (!d.memory.alloc != !d.memory.free || d.threads < 0) return wrpo__open_fails(&d, WRPO_E_ARG, "wrpo_open: want both functions of memory or none, and no negative number of threads");
     if (!d.memory.alloc) d.memory.alloc = wrpo__malloc, d.memory.free = wrpo__mfree;
 #ifdef _OPENMP
     if (!d.threads) d.threads = omp_get_max_threads();
@@ -1118,14 +1127,20 @@ WRPO_API wrpo_result wrpo_open(const wrpo_desc *desc, wrpo_ctx **out) {
 #endif
     if (!d.backend) d.backend = wrpo_backend_cpu();
     if (!d.dtype) d.dtype = d.backend->dtype;
-    if (d.dtype != WRPO_F32 && d.dtype != WRPO_BF16) return WRPO_E_ARG;
+    if (d.dtype != WRPO_F32 && d.dtype != WRPO_BF16) return wrpo__open_fails(&d, WRPO_E_ARG, "wrpo_open: dtype: want f32 or bf16");
     wrpo_ctx *ctx = d.memory.alloc(sizeof *ctx, d.memory.user);
-    if (!ctx) return WRPO_E_MEMORY;
+    if (!ctx) return wrpo__open_fails(&d, WRPO_E_MEMORY, "out of memory");
     memset(ctx, 0, sizeof *ctx);
     ctx->desc = d;
     ctx->handouts = wrpo__arena_new(ctx);
+    snprintf(ctx->error.text, sizeof ctx->error.text, "out of memory");
     wrpo_result r = ctx->handouts ? d.backend->open(&ctx->dev, &ctx->desc, &ctx->error) : WRPO_E_MEMORY;
-    if (r == WRPO_OK) { *out = ctx; return r; }
+    if (r == WRPO_OK) {
+        ctx->error = (wrpo_error){0};
+        *out = ctx;
+        return r;
+    }
+    wrpo__open_fails(&d, r, ctx->error.text);
     wrpo__arena_free(ctx->handouts);
     d.memory.free(ctx, d.memory.user);
     return r;
@@ -2800,7 +2815,7 @@ static void wrpo__device_release(void *p) {
     wrpo__device_block *b = p;
     if (!b->p) return;
     b->ctx->desc.backend->release(b->ctx->dev, b->p);
-    b->ctx->bytes -= b->n;
+    b->ctx->bytes -= b->n, b->ctx->device_bytes -= b->n;
 }
 static void *wrpo__device_alloc(wrpo__arena *arena, size_t n, const char *what) {
     wrpo_ctx *ctx = arena->ctx;
@@ -2808,8 +2823,10 @@ static void *wrpo__device_alloc(wrpo__arena *arena, size_t n, const char *what) 
     b->ctx = ctx, b->n = n;
     wrpo__on_free(arena, wrpo__device_release, b);
     b->p = ctx->desc.backend->alloc(ctx->dev, WRPO__MAX(n, 1));
+    if (!b->p && ctx->desc.backend->room)
+        wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: %s: %zu bytes wanted, the device has %zu left", what, n, ctx->desc.backend->room(ctx->dev));
     if (!b->p) wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: %s: %zu bytes wanted, %zu held", what, n, ctx->bytes);
-    ctx->bytes += n;
+    ctx->bytes += n, ctx->device_bytes += n;
     if (ctx->bytes > ctx->peak) ctx->peak = ctx->bytes;
     return b->p;
 }
@@ -3032,10 +3049,10 @@ static void wrpo__run_layout(wrpo_ctx *ctx, const wrpo_config *c, const wrpo__sh
     }
     r->bytes = b->used;
 }
-/* Targets per chunk of the head: about 64 MiB of logits, 32 to 512 of them. */
-static int64_t wrpo__head_chunk(const wrpo_config *c, int64_t rows) {
-    int64_t chunk = ((int64_t)64 << 20) / (4 * c->vocab_size) / 32 * 32;
-    return WRPO__MIN(rows, WRPO__MAX(32, WRPO__MIN(512, chunk)));
+/* Targets per chunk of the head: about 64 MiB of logits, 32 to 512 of them; on a device, which wants large products, 8 times that. */
+static int64_t wrpo__head_chunk(const wrpo_ctx *ctx, const wrpo_config *c, int64_t rows) {
+    const int64_t more = ctx->desc.backend->host ? 1 : 8, chunk = (more << 26) / (4 * c->vocab_size) / 32 * 32;
+    return WRPO__MIN(rows, WRPO__MAX(32, WRPO__MIN(512 * more, chunk)));
 }
 /* Host bytes of the packing buffers, per row. */
 static size_t wrpo__run_host_bytes(const wrpo_config *c, int64_t rows) {
@@ -9719,7 +9736,7 @@ static void wrpo__logprobs(wrpo__arena *temp, wrpo_model *model, const wrpo_data
                            double *logps, int K, float **tokens) {
     wrpo__check_data(model, data);
     wrpo__shape shape = {.rows = wrpo__run_rows(&model->config, data, micro_tokens)};
-    shape.chunk = wrpo__head_chunk(&model->config, shape.rows);
+    shape.chunk = wrpo__head_chunk(model->ctx, &model->config, shape.rows);
     wrpo__run *r = wrpo__run_new(temp, model, &shape);
     for (int64_t at = first, next; at < first + count; at = next) {
         int64_t t = 0;
@@ -10253,12 +10270,43 @@ static void wrpo__train_check(wrpo_ctx *ctx, const wrpo_train_desc *d) {   /* d 
     WRPO__RANGE(d->recompute >= -1, "recompute", d->recompute, "a number of layers, or -1 for all");
 #undef WRPO__RANGE
 }
-static wrpo__shape wrpo__train_shape(const wrpo_config *c, const wrpo_train_desc *d, int64_t rows) {
-    wrpo__shape s = {.rows = rows, .train = true};
-    s.chunk = wrpo__head_chunk(c, rows);
-    s.recompute = d->recompute < 0 ? c->num_hidden_layers : WRPO__MIN(d->recompute, c->num_hidden_layers);
+/* ---- memory of a run: measured, and fitted into a device's ---- */
+static wrpo__shape wrpo__train_shape(const wrpo_ctx *ctx, const wrpo_config *c, int64_t recompute, int64_t rows) {
+    wrpo__shape s = {.rows = rows, .train = true, .chunk = wrpo__head_chunk(ctx, c, rows)};
+    s.recompute = recompute < 0 ? c->num_hidden_layers : WRPO__MIN(recompute, c->num_hidden_layers);
     return s;
 }
+/* gradients, moments, activations, head and, for a backend with memory of its own, device (all but the weights); total is left to the caller */
+static void wrpo__measure(wrpo_ctx *ctx, const wrpo_config *config, wrpo_states states, int64_t recompute, int64_t rows, wrpo_bytes *out) {
+    const wrpo__shape shape = wrpo__train_shape(ctx, config, recompute, rows);
+    wrpo__run run = {0};
+    wrpo__bump b = {0};
+    int64_t count;
+    wrpo__layout_weights(config, NULL, NULL, &count, NULL);
+    wrpo__run_layout(ctx, config, &shape, &run, &b);
+    if (b.overflow) wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: %lld rows of this model do not fit into the address space", (long long)rows);
+    out->gradients = (size_t)count * sizeof(float), out->moments = 2 * wrpo_states_bytes(states, count);
+    out->head = run.head_bytes;
+    out->activations = run.bytes - run.head_bytes + wrpo__run_host_bytes(config, rows);
+    out->device = ctx->desc.backend->host ? 0 : out->gradients + out->moments + run.bytes;
+    out->recompute = shape.recompute;
+}
+/* As asked; where no recomputing is asked for, with as few layers recomputed as let the run fit into `room`. False: it does not fit. */
+static bool wrpo__fit(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_train_desc *d, wrpo_states states, int64_t rows, size_t room, wrpo_bytes *out) {
+    int64_t low = 0, high = config->num_hidden_layers;
+    wrpo__measure(ctx, config, states, d->recompute, rows, out);
+    if (ctx->desc.backend->host || !ctx->desc.backend->room || out->device <= room) return true;
+    if (d->recompute) return false;
+    while (low < high) {                               /* the more, the less it takes, but for the first, which brings a layer to share */
+        const int64_t middle = (low + high) / 2;
+        wrpo__measure(ctx, config, states, middle, rows, out);
+        if (out->device <= room) high = middle;
+        else low = middle + 1;
+    }
+    wrpo__measure(ctx, config, states, low, rows, out);
+    return out->device <= room;
+}
+static size_t wrpo__room(const wrpo_ctx *ctx) { return ctx->desc.backend->room ? ctx->desc.backend->room(ctx->dev) : 0; }
 WRPO_API wrpo_result wrpo_train_bytes(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_bytes *out) {
     memset(out, 0, sizeof *out);
     WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
@@ -10266,18 +10314,13 @@ WRPO_API wrpo_result wrpo_train_bytes(wrpo_ctx *ctx, const wrpo_config *config, 
         wrpo__train_check(ctx, &d);
         int64_t count, rows = data ? wrpo__run_rows(config, data, d.micro_tokens) : d.micro_tokens;
         wrpo__layout_weights(config, NULL, NULL, &count, NULL);
-        wrpo__shape shape = wrpo__train_shape(config, &d, rows);
-        wrpo__run run = {0};
-        wrpo__bump b = {0};
-        wrpo__run_layout(ctx, config, &shape, &run, &b);
-        if (b.overflow) wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: %lld rows of this model do not fit into the address space", (long long)rows);
         wrpo_model *table = wrpo__model_table(wrpo__entry.arena, config, ctx->desc.dtype);
         wrpo__bump weights = {0};
         wrpo__place_weights(table, &weights);
         out->weights = weights.used + (wrpo__has_masters(ctx, false) ? (size_t)count * sizeof *table->low : 0);
-        out->gradients = (size_t)count * sizeof(float), out->moments = 2 * wrpo_states_bytes(d.states, count);
-        out->head = run.head_bytes;
-        out->activations = run.bytes - run.head_bytes + wrpo__run_host_bytes(config, rows);
+        const size_t held = WRPO__MIN(ctx->device_bytes, out->weights), room = wrpo__room(ctx) + held;     /* the weights may be there already */
+        wrpo__fit(ctx, config, &d, d.states, rows, room > out->weights ? room - out->weights : 0, out);
+        if (!ctx->desc.backend->host) out->device += out->weights, out->room = room;
         if (data) {
             wrpo_data_stats s = wrpo_data_statistics(data);
             out->data = (size_t)(s.prompt_tokens + s.response_tokens) * 4 + (size_t)s.records * (64 + 4 * sizeof(wrpo_tokens) + 3 * sizeof(double));
@@ -10285,6 +10328,29 @@ WRPO_API wrpo_result wrpo_train_bytes(wrpo_ctx *ctx, const wrpo_config *config, 
         out->total = out->weights + out->gradients + out->moments + out->activations + out->head + out->data;
     }
     return wrpo__end(&wrpo__entry);
+}
+/* What would fit: first other moments, then fewer rows at once; NULL: nothing. */
+static const char *wrpo__would_fit(wrpo_trainer *t, int64_t rows, size_t room) {
+    const wrpo_config *c = &t->model->config;
+    const int64_t least = WRPO__MAX(wrpo__run_rows(c, t->data, 1), t->eval ? wrpo__run_rows(c, t->eval, 1) : 0);     /* the longest record */
+    wrpo_train_desc d = t->desc;
+    wrpo_bytes need;
+    d.recompute = 0;
+    for (int64_t n = rows, last = 0; n != last; last = n, n = WRPO__MAX(least, n / 2))
+        for (int i = (int)d.states; i <= (int)WRPO_STATES_8BIT; i++)
+            if (wrpo__fit(t->ctx, c, &d, (wrpo_states)i, n, room, &need))
+                return wrpo__format(wrpo__here, "moments in %s, %lld micro tokens and %lld of %lld layers recomputed", wrpo_states_name(i), (long long)n,
+                                    (long long)need.recompute, (long long)c->num_hidden_layers);
+    return NULL;
+}
+/* The layers that a run recomputes, or an error that says what would fit. The weights are in memory, the rest is not yet. */
+static int64_t wrpo__fitted(wrpo_trainer *t, int64_t rows) {
+    const size_t room = wrpo__room(t->ctx);
+    wrpo_bytes need;
+    if (wrpo__fit(t->ctx, &t->model->config, &t->desc, t->desc.states, rows, room, &need)) return need.recompute;
+    const char *with = wrpo__would_fit(t, rows, room);
+    wrpo__fail(t->ctx, WRPO_E_MEMORY, "out of memory: besides its weights the run takes %.3f GiB, the device has %.3f GiB left; %s%s", (double)need.device / 1073741824.0,
+               (double)room / 1073741824.0, with ? "it would fit with " : "nothing that can be set makes it fit", with ? with : "");
 }
 
 /* ---- the reference: three numbers a record, computed once, kept in a file under a fingerprint ---- */
@@ -10462,12 +10528,13 @@ static wrpo_trainer *wrpo__trainer_build(wrpo__arena *arena, wrpo_model *policy,
         t->out_dir = wrpo__strndup(arena, d->out_dir, strlen(d->out_dir));
         wrpo__make_dir(ctx, t->out_dir);
     }
+    const int64_t recompute = train ? wrpo__fitted(t, rows) : 0;
     if (wrpo__rules[d->loss.method].reference) {
         t->ref = wrpo__alloc(arena, (size_t)t->N * (size_t)t->K, sizeof *t->ref);
         if (eval) t->eval_ref = wrpo__alloc(arena, (size_t)wrpo_data_count(eval) * (size_t)t->eval_K, sizeof *t->eval_ref);
         wrpo__need(ctx, wrpo__reference(t));       /* before the memory of training is taken */
     }
-    wrpo__shape shape = wrpo__train_shape(&policy->config, d, rows);
+    wrpo__shape shape = wrpo__train_shape(ctx, &policy->config, recompute, rows);
     shape.train = train;
     t->run = wrpo__run_new(arena, policy, &shape);
     if (train) {

@@ -1210,6 +1210,12 @@ void *alloc(void *d, size_t n) {                       /* NULL leaves no error b
     (void)cudaGetLastError();
     return NULL;
 }
+size_t room(void *d) {                                 /* what is free, but for a little that the driver may want */
+    size_t left = 0, total = 0;
+    (void)d;
+    if (cudaMemGetInfo(&left, &total) != cudaSuccess) return (void)cudaGetLastError(), 0;
+    return left > total / 128 ? left - total / 128 : 0;
+}
 void release(void *d, void *p) {
     device *dev = (device *)d;
     if (!p) return;
@@ -1318,7 +1324,7 @@ wrpo_result open(void **out, const wrpo_desc *desc, wrpo_error *why) {
 wrpo_backend table() {
     wrpo_backend b = {};
     b.name = "cuda", b.act_bytes = 2, b.dtype = WRPO_BF16, b.host = false;
-    b.open = open, b.close = close, b.alloc = alloc, b.release = release, b.put = put, b.get = get, b.copy = copy, b.zero = zero, b.sync = sync;
+    b.open = open, b.close = close, b.alloc = alloc, b.room = room, b.release = release, b.put = put, b.get = get, b.copy = copy, b.zero = zero, b.sync = sync;
     b.gemm = gemm, b.embed = embed, b.embed_bwd = embed_bwd, b.gather = gather, b.gather_bwd = gather_bwd, b.bias = bias, b.bias_bwd = bias_bwd;
     b.colsum = colsum, b.add = add, b.rmsnorm = rmsnorm, b.rmsnorm_bwd = rmsnorm_bwd, b.rope = rope, b.attention = attention, b.attention_bwd = attention_bwd;
     b.attention_scratch = attention_scratch, b.glu = glu, b.glu_bwd = glu_bwd, b.logprob = logprob, b.logprob_bwd = logprob_bwd, b.sumsq = sumsq, b.adamw = adamw;
