@@ -3803,10 +3803,9 @@ static void wrpo__json_quote(wrpo__text *out, const char *s, size_t n) {   /* by
     wrpo__text_add(out, s + done, n - done);
     wrpo__text_puts(out, "\"");
 }
-/* The fewest digits that read back as the same double, whatever the locale; NaN and infinity become null. */
-static void wrpo__json_number(wrpo__text *out, double x) {
-    char s[48], digits[24];
-    if (!isfinite(x)) { wrpo__text_puts(out, "null"); return; }
+/* The fewest digits of a finite x that read back as the same double, whatever the locale: returns their number n, |x| = d.ddd * 10^power. */
+static int wrpo__json_digits_of(double x, char digits[24], int *power) {
+    char s[48];
     snprintf(s, sizeof s, "%.14e", x);
     int precision = strtod(s, NULL) == x ? 0 : 15;
     for (; precision < 17; precision++) {
@@ -3818,16 +3817,22 @@ static void wrpo__json_number(wrpo__text *out, double x) {
     for (; *p != 'e'; p++)                             /* skips the sign and a decimal point of any locale */
         if (*p >= '0' && *p <= '9') digits[n++] = *p;
     digits[n] = 0;
-    int power = (int)strtol(p + 1, NULL, 10);          /* d.ddd 10^power */
+    *power = (int)strtol(p + 1, NULL, 10);
     if (n == 17) {                                     /* a power of two owns more of the line above it: its 16 digits may be those rounded up */
         char up[24];
         int i = 15;
         memcpy(up, digits, 16);
         while (i >= 0 && up[i] == '9') up[i--] = '0';
         if (i >= 0) up[i]++;
-        snprintf(s, sizeof s, "%.16se%d", up, power - 15);
+        snprintf(s, sizeof s, "%.16se%d", up, *power - 15);
         if (strtod(s, NULL) == fabs(x)) { memcpy(digits, up, 16); digits[n = 16] = 0; }
     }
+    return n;
+}
+static void wrpo__json_number(wrpo__text *out, double x) {   /* NaN and infinity become null */
+    char digits[24];
+    int power = 0, n = isfinite(x) ? wrpo__json_digits_of(x, digits, &power) : 0;
+    if (n == 0) { wrpo__text_puts(out, "null"); return; }
     if (signbit(x)) wrpo__text_puts(out, "-");
     if (power < -5 || power > 16) wrpo__text_printf(out, n > 1 ? "%.1s.%se%d" : "%.1s%se%d", digits, digits + 1, power);
     else if (power < 0) wrpo__text_printf(out, "0.%.*s%s", -power - 1, "00000", digits);
@@ -5890,13 +5895,15 @@ WRPO_API wrpo_result wrpo_decode(wrpo_tokenizer *tok, const int32_t *ids, int64_
 }
 
 /* --------------------------------------------------------------------------------------------- >>chat
-   Chat templates: an interpreter for Jinja as checkpoints use it.
+   Chat templates: an interpreter for the Jinja that published templates are written in.
 
    The environment is the one transformers renders with: sandboxed, trim_blocks, lstrip_blocks, one final
    newline dropped, `break` and `continue`, `{% generation %}`, tojson without HTML escapes, raise_exception
    and strftime_now. What a template prints is what Python prints; what Python refuses is WRPO_E_FORMAT with
-   the template's line; what this interpreter does not know is WRPO_E_UNSUPPORTED, never a guess.
-   Text -> tokens -> tree (once per tokenizer) -> output (per rendering). Names: jv a value, jnode a node.  */
+   the template's line; what this interpreter does not know is WRPO_E_UNSUPPORTED by name, never a guess:
+   inheritance, imports, call, filter, with and raw blocks, recursive loops, varargs, chains of comparisons,
+   powers, format strings, escaping, and the filters, tests and methods that stand in no row of wrpo__jdefs.
+   Text -> tree (once per tokenizer) -> output (per rendering). Names: jv a value, jnode a node of the tree. */
 
 /* A template is a stranger's program: it is given this much and no more. */
 enum {
@@ -5907,56 +5914,53 @@ enum {
     WRPO__J_MAX_RANGE = 100000       /* as Jinja's sandbox */
 };
 
-/* ---- values: immutable once made, in the arena of the rendering (constants: of the template) ---- */
+/* ---- values: namespaces excepted, immutable once made; in the arena of the rendering (constants: of the template) ---- */
 typedef enum wrpo__jkind {
     WRPO__J_UNDEFINED, WRPO__J_NONE, WRPO__J_BOOL, WRPO__J_INT, WRPO__J_FLOAT, WRPO__J_STR,
-    WRPO__J_LIST, WRPO__J_TUPLE, WRPO__J_VIEW, WRPO__J_RANGE, WRPO__J_ITER,   /* these five have items[count] */
-    WRPO__J_DICT,                    /* keys[count], items[count], in order of insertion */
-    WRPO__J_NAMESPACE, WRPO__J_FUNCTION, WRPO__J_MACRO, WRPO__J_LOOP
+    WRPO__J_LIST, WRPO__J_TUPLE, WRPO__J_RANGE, WRPO__J_VIEW, WRPO__J_ITER,   /* these five have items[count] */
+    WRPO__J_DICT, WRPO__J_NAMESPACE, /* keys[count], items[count], in order of insertion; a NAMESPACE is also a scope of variables */
+    WRPO__J_FUNCTION, WRPO__J_MACRO, WRPO__J_LOOP
 } wrpo__jkind;
 typedef struct wrpo__jval wrpo__jval;
 typedef const wrpo__jval *wrpo__jv;
 typedef struct wrpo__jnode wrpo__jnode;
-typedef struct wrpo__jscope wrpo__jscope;
 typedef struct wrpo__jloop wrpo__jloop;
 typedef struct wrpo__jdef wrpo__jdef;
 struct wrpo__jval {
     wrpo__jkind kind;
-    bool markup;                     /* STR: went through `safe` or `escape`; "+" escapes what it meets */
-    int64_t i;                       /* BOOL, INT; RANGE: its start */
+    bool safe;                       /* STR: marked so by the filter; only what does not care takes it */
+    bool *spent;                     /* ITER: read already; a generator runs once */
+    int64_t i;                       /* BOOL, INT */
     double f;                        /* FLOAT */
-    const char *s; size_t n;         /* STR: bytes; UNDEFINED: what is; VIEW: "dict_items"; INT: digits if beyond 64 bits */
-    const wrpo__jv *items, *keys; int64_t count;
-    int64_t step;                    /* RANGE */
-    int64_t *taken;                  /* ITER: items already consumed; a generator runs once */
+    const char *s; size_t n;         /* STR: bytes; UNDEFINED: what is; INT: its digits if beyond 64 bits */
+    wrpo__jv *items, *keys; int64_t count;
     const wrpo__jdef *def; wrpo__jv self;              /* FUNCTION: and the value whose method it is */
-    const wrpo__jnode *node; wrpo__jscope *scope;      /* MACRO: and where it was defined; NAMESPACE: its attributes */
+    const wrpo__jnode *node;         /* MACRO */
+    wrpo__jval *scope;               /* MACRO: where it was defined; NAMESPACE: the scope around it */
     wrpo__jloop *loop;               /* LOOP */
 };
-typedef struct wrpo__jvar { const char *s; size_t n; wrpo__jv value; struct wrpo__jvar *next; } wrpo__jvar;
-struct wrpo__jscope { wrpo__jscope *up; wrpo__jvar *first, *last; };
 typedef struct wrpo__jinja {         /* one compilation or one rendering */
     wrpo_ctx *ctx; wrpo__arena *arena;
-    const char *name;                /* what errors call the template */
-    int line, depth; int64_t steps; size_t bytes;
-    wrpo__jscope *root;              /* the variables it was given */
+    wrpo_tokenizer *tok;             /* whose template this is: knows the classes of characters */
+    int line, depth; int64_t steps;
+    size_t held;                     /* by the context when this began */
     time_t now;                      /* of strftime_now */
 } wrpo__jinja;
-typedef struct wrpo__jargs { const wrpo__jv *pos; int64_t count; wrpo__jv named; /* DICT or NULL */ } wrpo__jargs;
 typedef struct wrpo__jcall {         /* of a filter, test, method or global function */
     const wrpo__jdef *def;
     int op;                          /* def->op: several names share one function */
     wrpo__jv self;                   /* the value before the bar, `is` or the dot */
-    const wrpo__jargs *args;
-    wrpo__jv a[6];                   /* the arguments in the order of the signature; NULL where left out */
+    wrpo__jv a[4];                   /* the arguments in the order of the signature; NULL where left out */
+    wrpo__jv named;                  /* DICT: those given by name */
 } wrpo__jcall;
 struct wrpo__jdef {
-    const char *name;
-    const char *signature;           /* "old new count=": '=' marks the optional; NULL: the function looks at args itself */
+    const char *name, *where;        /* f filter, t test, g global; method of: s str, d dict, l list; m: strings marked safe are welcome */
+    const char *signature;           /* "old new count=": '=' marks the optional; NULL: any names */
     wrpo__jv (*fn)(wrpo__jinja *J, const wrpo__jcall *c);
     int op;
 };
 static const wrpo__jval wrpo__jnone = {.kind = WRPO__J_NONE}, wrpo__jtrue = {.kind = WRPO__J_BOOL, .i = 1}, wrpo__jfalse = {.kind = WRPO__J_BOOL};
+static const wrpo__jval wrpo__jempty = {.kind = WRPO__J_STR, .s = ""}, wrpo__jno_names = {.kind = WRPO__J_DICT};
 
 _Noreturn WRPO__PRINTF(3, 4) static void wrpo__jfail(wrpo__jinja *J, wrpo_result code, const char *format, ...) {
     char text[400];
@@ -5964,33 +5968,30 @@ _Noreturn WRPO__PRINTF(3, 4) static void wrpo__jfail(wrpo__jinja *J, wrpo_result
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
-    wrpo__fail_at(J->ctx, code, J->line, 0, "%s, line %d: %s", J->name, J->line, text);
+    wrpo__fail_at(J->ctx, code, J->line, 0, "chat template, line %d: %s%s", J->line, text, code == WRPO_E_UNSUPPORTED ? " is not supported" : "");
 }
-static void wrpo__jspend(wrpo__jinja *J, int64_t steps) {
+#define WRPO__J_TEXT_OF(v) (int)WRPO__MIN((v)->n, 60), (v)->s   /* for "%.*s" */
+static void wrpo__jspend(wrpo__jinja *J, int64_t steps) {   /* called wherever a template can make something run or grow */
     J->steps += steps;
     if (J->steps > WRPO__J_MAX_STEPS) wrpo__jfail(J, WRPO_E_FORMAT, "the template runs too long: more than %d steps", (int)WRPO__J_MAX_STEPS);
+    if (J->ctx->bytes > J->held + WRPO__J_MAX_BYTES)
+        wrpo__jfail(J, WRPO_E_FORMAT, "the template makes too much text: more than %d bytes", (int)WRPO__J_MAX_BYTES);
 }
+static void wrpo__jspend_bytes(wrpo__jinja *J, size_t n) { wrpo__jspend(J, (int64_t)(n >> 5)); }   /* for a pass over n bytes */
 static void wrpo__jenter(wrpo__jinja *J) {
     if (++J->depth > WRPO__J_MAX_DEPTH) wrpo__jfail(J, WRPO_E_FORMAT, "nested too deeply: more than %d levels", (int)WRPO__J_MAX_DEPTH);
 }
-static void wrpo__jcharge(wrpo__jinja *J, size_t n) {
-    if (n > WRPO__J_MAX_BYTES - J->bytes) wrpo__jfail(J, WRPO_E_FORMAT, "the template makes too much text: more than %d bytes", (int)WRPO__J_MAX_BYTES);
-    J->bytes += n;
-}
-static void *wrpo__jalloc(wrpo__jinja *J, int64_t count, size_t size) {
-    if (count < 0 || (uint64_t)count > WRPO__J_MAX_BYTES) wrpo__jcharge(J, WRPO__J_MAX_BYTES);
-    wrpo__jcharge(J, (size_t)count * size + 16);
-    return wrpo__alloc(J->arena, (size_t)count, size);
-}
 static void wrpo__jput(wrpo__jinja *J, wrpo__text *t, const char *s, size_t n) {
-    wrpo__jcharge(J, n);
+    wrpo__jspend_bytes(J, n);
     wrpo__text_add(t, s, n);
 }
 static void wrpo__jputs(wrpo__jinja *J, wrpo__text *t, const char *s) { wrpo__jput(J, t, s, strlen(s)); }
 
 static wrpo__jval *wrpo__jnew(wrpo__jinja *J, wrpo__jkind kind) {
-    wrpo__jval *v = wrpo__jalloc(J, 1, sizeof *v);
+    wrpo__jval *v = WRPO__NEW(J->arena, wrpo__jval);
+    wrpo__jspend(J, 0);
     v->kind = kind;
+    if (kind == WRPO__J_ITER) v->spent = WRPO__NEW(J->arena, bool);
     return v;
 }
 static wrpo__jv wrpo__jbool(bool b) { return b ? &wrpo__jtrue : &wrpo__jfalse; }
@@ -6001,50 +6002,45 @@ static wrpo__jv wrpo__jbytes(wrpo__jinja *J, const char *s, size_t n) {   /* sha
     v->s = n ? s : "", v->n = n;
     return v;
 }
-static wrpo__jv wrpo__jlike(wrpo__jinja *J, wrpo__jv old, const char *s, size_t n) {   /* part of an old string: safe if that was */
-    wrpo__jval *v = wrpo__jnew(J, WRPO__J_STR);
-    v->s = n ? s : "", v->n = n, v->markup = old->markup;
-    return v;
-}
+static wrpo__jv wrpo__jstring(wrpo__jinja *J, const char *s) { return wrpo__jbytes(J, s, strlen(s)); }
 static wrpo__jv wrpo__jfinish(wrpo__jinja *J, const wrpo__text *t) { return wrpo__jbytes(J, t->data, t->size); }
-static wrpo__jv wrpo__jundefined(wrpo__jinja *J, const char *what, size_t n) {
+static wrpo__jv wrpo__jundefined(wrpo__jinja *J, wrpo__jv what) {
     wrpo__jval *v = wrpo__jnew(J, WRPO__J_UNDEFINED);
-    v->s = what, v->n = n;
+    v->s = what->s, v->n = what->n;
     return v;
 }
-static wrpo__jv wrpo__jseq(wrpo__jinja *J, wrpo__jkind kind, const wrpo__jv *items, int64_t count) {
+static wrpo__jv wrpo__jshare(wrpo__jinja *J, wrpo__jkind kind, wrpo__jv *items, int64_t count) {   /* items of another value */
     wrpo__jval *v = wrpo__jnew(J, kind);
     v->items = items, v->count = count;
-    if (kind == WRPO__J_ITER) v->taken = wrpo__jalloc(J, 1, sizeof *v->taken);
     return v;
 }
-static wrpo__jv wrpo__jpair(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {
-    wrpo__jv *items = wrpo__jalloc(J, 2, sizeof *items);
-    items[0] = a, items[1] = b;
-    return wrpo__jseq(J, WRPO__J_TUPLE, items, 2);
-}
-typedef struct wrpo__jlist { wrpo__jv *items; int64_t count, cap; } wrpo__jlist;   /* one under construction */
-static void wrpo__jpush(wrpo__jinja *J, wrpo__jlist *l, wrpo__jv v) {
-    if (l->count == l->cap) {
-        l->cap = l->cap ? l->cap * 2 : 4;
-        wrpo__jv *items = wrpo__jalloc(J, l->cap, sizeof *items);
-        if (l->count) memcpy(items, l->items, (size_t)l->count * sizeof *items);
-        l->items = items;
+static void wrpo__jpush(wrpo__jinja *J, wrpo__jval *to, wrpo__jv key, wrpo__jv item) {   /* onto a value under construction; key NULL: no dict */
+    if ((to->count & (to->count - 1)) == 0) {          /* full: it has room for a power of two */
+        size_t count = (size_t)to->count, cap = count ? 2 * count : 1;
+        wrpo__jv *items = wrpo__alloc(J->arena, cap, sizeof *items), *keys = key ? wrpo__alloc(J->arena, cap, sizeof *keys) : NULL;
+        if (count) memcpy(items, to->items, count * sizeof *items);
+        if (count && key) memcpy(keys, to->keys, count * sizeof *keys);
+        to->items = items, to->keys = keys;
     }
-    l->items[l->count++] = v;
+    if (key) to->keys[to->count] = key;
+    to->items[to->count++] = item;
 }
 
 static const char *wrpo__jtype(wrpo__jv v) {
-    static const char *const names[] = {"undefined", "None", "bool", "int", "float", "str", "list", "tuple", "dict view", "range",
+    static const char *const names[] = {"undefined", "None", "bool", "int", "float", "str", "list", "tuple", "range", "dict view",
                                         "generator", "dict", "namespace", "function", "macro", "loop"};
     return names[v->kind];
 }
-static bool wrpo__jis_seq(wrpo__jv v) { return v->kind >= WRPO__J_LIST && v->kind <= WRPO__J_ITER; }
-static bool wrpo__jis_number(wrpo__jv v) { return v->kind == WRPO__J_BOOL || v->kind == WRPO__J_INT || v->kind == WRPO__J_FLOAT; }
 static bool wrpo__jis_int(wrpo__jv v) { return v->kind == WRPO__J_BOOL || v->kind == WRPO__J_INT; }
+static bool wrpo__jis_number(wrpo__jv v) { return wrpo__jis_int(v) || v->kind == WRPO__J_FLOAT; }
+static bool wrpo__jis_list(wrpo__jv v) { return v->kind >= WRPO__J_LIST && v->kind <= WRPO__J_RANGE; }   /* has items by number */
+static wrpo__jv wrpo__jneed_defined(wrpo__jinja *J, wrpo__jv v) {
+    if (v->kind == WRPO__J_UNDEFINED) wrpo__jfail(J, WRPO_E_FORMAT, "\"%.*s\" is undefined", WRPO__J_TEXT_OF(v));
+    return v;
+}
 static int64_t wrpo__jto_int(wrpo__jinja *J, wrpo__jv v) {
     if (!wrpo__jis_int(v)) wrpo__jfail(J, WRPO_E_FORMAT, "want an integer, found %s", wrpo__jtype(v));
-    if (v->s) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "arithmetic beyond 64 bits: %.*s", (int)WRPO__MIN(v->n, 60), v->s);
+    if (v->s) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "an integer beyond 64 bits: %.*s", WRPO__J_TEXT_OF(v));
     return v->i;
 }
 static double wrpo__jto_float(wrpo__jinja *J, wrpo__jv v) { return v->kind == WRPO__J_FLOAT ? v->f : (double)wrpo__jto_int(J, v); }
@@ -6052,145 +6048,93 @@ static wrpo__jv wrpo__jto_str(wrpo__jinja *J, wrpo__jv v) {   /* v, which must b
     if (v->kind != WRPO__J_STR) wrpo__jfail(J, WRPO_E_FORMAT, "want a string, found %s", wrpo__jtype(v));
     return v;
 }
-static bool wrpo__jtruth(wrpo__jv v) {
-    switch (v->kind) {
-    case WRPO__J_UNDEFINED: case WRPO__J_NONE: return false;
-    case WRPO__J_BOOL: case WRPO__J_INT: return v->i != 0 || v->s;
-    case WRPO__J_FLOAT: return v->f != 0;
-    case WRPO__J_STR: return v->n > 0;
-    case WRPO__J_LIST: case WRPO__J_TUPLE: case WRPO__J_VIEW: case WRPO__J_RANGE: case WRPO__J_DICT: return v->count > 0;
-    default: return true;
-    }
+static wrpo__jv wrpo__jplain(wrpo__jinja *J, wrpo__jv v) {   /* v, for what would have to escape or to mark its result */
+    if (v->safe) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "more than printing or comparing a string marked safe");
+    return v;
 }
-static bool wrpo__jsame(const char *a, size_t n, const char *b, size_t m) { return n == m && (n == 0 || memcmp(a, b, n) == 0); }
-static bool wrpo__jnamed(const char *a, size_t n, const char *b) { return wrpo__jsame(a, n, b, strlen(b)); }
-static bool wrpo__jword(const char *list, const char *s, size_t n) {   /* is it one of these words? */
+static bool wrpo__jtruth(wrpo__jv v) {
+    if (v->kind <= WRPO__J_INT) return v->i != 0 || (v->kind == WRPO__J_INT && v->s);
+    if (v->kind == WRPO__J_FLOAT) return v->f != 0;
+    if (v->kind == WRPO__J_STR) return v->n > 0;
+    return v->kind == WRPO__J_ITER || v->kind > WRPO__J_DICT || v->count > 0;
+}
+static bool wrpo__jsame(wrpo__jv a, wrpo__jv b) { return a->n == b->n && memcmp(a->s, b->s, a->n) == 0; }   /* the same bytes */
+static bool wrpo__jnamed(wrpo__jv a, const char *b) { return a->n == strlen(b) && memcmp(a->s, b, a->n) == 0; }
+static bool wrpo__jword(const char *list, wrpo__jv v) {   /* is it one of these words? */
     for (; *list; list += strcspn(list, " "), list += strspn(list, " "))
-        if (n && wrpo__jsame(list, strcspn(list, " "), s, n)) return true;
+        if (v->n && v->n == strcspn(list, " ") && memcmp(list, v->s, v->n) == 0) return true;
     return false;
 }
 
-/* ---- equality and order, as Python has them ---- */
+/* ---- equality and order, as Python has them; dicts, scopes ---- */
 static wrpo__jv wrpo__jdict_get(wrpo__jinja *J, wrpo__jv d, wrpo__jv key);
 static bool wrpo__jequal(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {
     wrpo__jspend(J, 1);
     if (wrpo__jis_number(a) && wrpo__jis_number(b)) {
-        if (a->s || b->s) return a->s && b->s && wrpo__jsame(a->s, a->n, b->s, b->n);
-        return a->kind != WRPO__J_FLOAT && b->kind != WRPO__J_FLOAT ? a->i == b->i : wrpo__jto_float(J, a) == wrpo__jto_float(J, b);
+        if (a->s || b->s) return a->s && b->s && wrpo__jsame(a, b);
+        return wrpo__jis_int(a) && wrpo__jis_int(b) ? a->i == b->i : wrpo__jto_float(J, a) == wrpo__jto_float(J, b);
     }
     if (a == b) return true;
     if (a->kind != b->kind) return false;
-    bool same = true;
-    switch (a->kind) {
-    case WRPO__J_UNDEFINED: case WRPO__J_NONE: return true;
-    case WRPO__J_STR: wrpo__jspend(J, a->n == b->n ? (int64_t)(a->n >> 8) : 0); return wrpo__jsame(a->s, a->n, b->s, b->n);
-    case WRPO__J_LIST: case WRPO__J_TUPLE: case WRPO__J_RANGE:
-        wrpo__jenter(J);
-        same = a->count == b->count;
-        for (int64_t i = 0; same && i < a->count; i++) same = wrpo__jequal(J, a->items[i], b->items[i]);
-        J->depth--;
-        return same;
-    case WRPO__J_DICT:
-        wrpo__jenter(J);
-        same = a->count == b->count;
-        for (int64_t i = 0; same && i < a->count; i++) {
-            wrpo__jv other = wrpo__jdict_get(J, b, a->keys[i]);
-            same = other && wrpo__jequal(J, a->items[i], other);
-        }
-        J->depth--;
-        return same;
-    case WRPO__J_VIEW: wrpo__jfail(J, WRPO_E_UNSUPPORTED, "comparison of dict views");
-    case WRPO__J_NAMESPACE: return a->scope == b->scope;
-    default: return false;
+    if (a->kind < WRPO__J_BOOL) return true;
+    if (a->kind == WRPO__J_STR) { wrpo__jspend_bytes(J, WRPO__MIN(a->n, b->n)); return wrpo__jsame(a, b); }
+    if (a->kind == WRPO__J_VIEW) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "a comparison of dict views");
+    if (!wrpo__jis_list(a) && a->kind != WRPO__J_DICT) return false;
+    bool same = a->count == b->count;
+    wrpo__jenter(J);
+    for (int64_t i = 0; same && i < a->count; i++) {
+        wrpo__jv other = a->kind == WRPO__J_DICT ? wrpo__jdict_get(J, b, a->keys[i]) : b->items[i];
+        same = other && wrpo__jequal(J, a->items[i], other);
     }
+    J->depth--;
+    return same;
 }
-/* -1, 0, 1; 2 where one is NaN */
-static int wrpo__jcompare(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {
+static int wrpo__jcompare(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {   /* -1, 0, 1; 2 where one is NaN */
     wrpo__jspend(J, 1);
+    wrpo__jneed_defined(J, a), wrpo__jneed_defined(J, b);
+    if (wrpo__jis_int(a) && wrpo__jis_int(b)) {
+        int64_t x = wrpo__jto_int(J, a), y = wrpo__jto_int(J, b);
+        return (x > y) - (x < y);
+    }
     if (wrpo__jis_number(a) && wrpo__jis_number(b)) {
-        if (a->kind != WRPO__J_FLOAT && b->kind != WRPO__J_FLOAT) {
-            int64_t x = wrpo__jto_int(J, a), y = wrpo__jto_int(J, b);
-            return (x > y) - (x < y);
-        }
         double x = wrpo__jto_float(J, a), y = wrpo__jto_float(J, b);
         return x < y ? -1 : x > y ? 1 : x == y ? 0 : 2;
     }
-    if (a->kind == WRPO__J_STR && b->kind == WRPO__J_STR) {    /* UTF-8 sorts as its code points do */
-        size_t n = WRPO__MIN(a->n, b->n);
-        wrpo__jspend(J, (int64_t)(n >> 8));
-        int r = n ? memcmp(a->s, b->s, n) : 0;
-        return r ? (r > 0) - (r < 0) : (a->n > b->n) - (a->n < b->n);
-    }
-    if (a->kind == b->kind && (a->kind == WRPO__J_LIST || a->kind == WRPO__J_TUPLE)) {
-        wrpo__jenter(J);
-        int r = (a->count > b->count) - (a->count < b->count);
-        for (int64_t i = 0; i < WRPO__MIN(a->count, b->count); i++)
-            if (!wrpo__jequal(J, a->items[i], b->items[i])) { r = wrpo__jcompare(J, a->items[i], b->items[i]); break; }
-        J->depth--;
-        return r;
-    }
-    wrpo__jfail(J, WRPO_E_FORMAT, "%s and %s have no order", wrpo__jtype(a), wrpo__jtype(b));
+    if (a->kind == b->kind && wrpo__jis_list(a)) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "the order of two %ss", wrpo__jtype(a));
+    if (a->kind != WRPO__J_STR || b->kind != WRPO__J_STR) wrpo__jfail(J, WRPO_E_FORMAT, "%s and %s have no order", wrpo__jtype(a), wrpo__jtype(b));
+    wrpo__jspend_bytes(J, WRPO__MIN(a->n, b->n));
+    int r = memcmp(a->s, b->s, WRPO__MIN(a->n, b->n));   /* UTF-8 sorts as its code points do */
+    return r ? (r > 0) - (r < 0) : (a->n > b->n) - (a->n < b->n);
 }
-static wrpo__jv wrpo__jneed_key(wrpo__jinja *J, wrpo__jv v) {
-    if (v->kind == WRPO__J_LIST || v->kind == WRPO__J_DICT) wrpo__jfail(J, WRPO_E_FORMAT, "a %s cannot be a key", wrpo__jtype(v));
-    for (int64_t i = 0; v->kind == WRPO__J_TUPLE && i < v->count; i++) wrpo__jneed_key(J, v->items[i]);
-    return v;
-}
-static wrpo__jv wrpo__jdict_get(wrpo__jinja *J, wrpo__jv d, wrpo__jv key) {   /* NULL: absent */
-    wrpo__jneed_key(J, key);
+static int64_t wrpo__jdict_find(wrpo__jinja *J, wrpo__jv d, wrpo__jv key) {   /* its place; -1: absent */
+    if (key->kind > WRPO__J_STR) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "a key of type %s", wrpo__jtype(key));
     wrpo__jspend(J, d->count / 8);
     for (int64_t i = 0; i < d->count; i++) {
         wrpo__jv k = d->keys[i];
-        if (k->kind == WRPO__J_STR && key->kind == WRPO__J_STR ? wrpo__jsame(k->s, k->n, key->s, key->n) : wrpo__jequal(J, k, key)) return d->items[i];
+        if (k->kind == WRPO__J_STR && key->kind == WRPO__J_STR ? wrpo__jsame(k, key) : wrpo__jequal(J, k, key)) return i;
     }
-    return NULL;
+    return -1;
 }
-typedef struct wrpo__jdict { wrpo__jval v; wrpo__jlist keys, items; } wrpo__jdict;   /* one under construction */
-static void wrpo__jdict_put(wrpo__jinja *J, wrpo__jdict *d, wrpo__jv key, wrpo__jv value) {
-    d->v.keys = d->keys.items, d->v.items = d->items.items, d->v.count = d->keys.count;
-    if (wrpo__jdict_get(J, &d->v, key)) {
-        for (int64_t i = 0; i < d->keys.count; i++)
-            if (wrpo__jequal(J, d->keys.items[i], key)) { d->items.items[i] = value; return; }
-    }
-    wrpo__jpush(J, &d->keys, key);
-    wrpo__jpush(J, &d->items, value);
+static wrpo__jv wrpo__jdict_get(wrpo__jinja *J, wrpo__jv d, wrpo__jv key) {   /* NULL: absent */
+    int64_t i = wrpo__jdict_find(J, d, key);
+    return i < 0 ? NULL : d->items[i];
 }
-static wrpo__jv wrpo__jdict_done(wrpo__jinja *J, const wrpo__jdict *d) {
-    wrpo__jval *v = wrpo__jnew(J, WRPO__J_DICT);
-    v->keys = d->keys.items, v->items = d->items.items, v->count = d->keys.count;
-    return v;
+static bool wrpo__jdict_put(wrpo__jinja *J, wrpo__jval *d, wrpo__jv key, wrpo__jv value) {   /* false: in place of an older value */
+    int64_t i = wrpo__jdict_find(J, d, key);
+    if (i < 0) wrpo__jpush(J, d, key, value);
+    else d->items[i] = value;
+    return i < 0;
 }
-
-/* ---- scopes ---- */
-static wrpo__jscope *wrpo__jscope_new(wrpo__jinja *J, wrpo__jscope *up) {
-    wrpo__jscope *scope = wrpo__jalloc(J, 1, sizeof *scope);
-    scope->up = up;
+static wrpo__jval *wrpo__jscope(wrpo__jinja *J, wrpo__jval *around) {
+    wrpo__jval *scope = wrpo__jnew(J, WRPO__J_NAMESPACE);
+    scope->scope = around;
     return scope;
 }
-static wrpo__jvar *wrpo__jscope_find(const wrpo__jscope *scope, const char *s, size_t n) {   /* in this one alone */
-    for (wrpo__jvar *v = scope->first; v; v = v->next)
-        if (wrpo__jsame(v->s, v->n, s, n)) return v;
-    return NULL;
-}
-static void wrpo__jset(wrpo__jinja *J, wrpo__jscope *scope, const char *s, size_t n, wrpo__jv value) {
-    wrpo__jvar *v = wrpo__jscope_find(scope, s, n);
-    if (!v) {
-        v = wrpo__jalloc(J, 1, sizeof *v);
-        v->s = s, v->n = n;
-        if (scope->last) scope->last->next = v;
-        else scope->first = v;
-        scope->last = v;
-    }
-    v->value = value;
-}
 
-/* ---- text: code points, white space, case ---- */
+/* ---- text: code points, white space, case, numbers ---- */
 static bool wrpo__jspace(int32_t c) {                  /* str.isspace */
     return (c >= 9 && c <= 13) || (c >= 0x1C && c <= 0x20) || c == 0x85 || c == 0xA0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200A) ||
            c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
-}
-static bool wrpo__jnewline(int32_t c) {                /* str.splitlines */
-    return (c >= 10 && c <= 13) || (c >= 0x1C && c <= 0x1E) || c == 0x85 || c == 0x2028 || c == 0x2029;
 }
 static size_t wrpo__jskip_space(const char *s, size_t n, size_t i) {
     for (size_t size; i < n && wrpo__jspace(wrpo__utf8_get(s + i, n - i, &size)); i += size) {}
@@ -6202,1186 +6146,537 @@ static size_t wrpo__jlast(const char *s, size_t from, size_t to) {   /* where th
     return i;
 }
 static size_t wrpo__jrstrip(const char *s, size_t from, size_t to) {
-    while (to > from) {
-        size_t i = wrpo__jlast(s, from, to), size;
+    for (size_t i, size; to > from; to = i) {
+        i = wrpo__jlast(s, from, to);
         if (!wrpo__jspace(wrpo__utf8_get(s + i, to - i, &size))) break;
-        to = i;
     }
     return to;
 }
-static void wrpo__jspend_bytes(wrpo__jinja *J, size_t n) { wrpo__jspend(J, (int64_t)(n >> 5)); }   /* for a pass over n bytes */
-static int64_t wrpo__jlength(wrpo__jinja *J, const char *s, size_t n) {   /* in code points */
-    int64_t count = 0;
-    wrpo__jspend_bytes(J, n);
-    for (size_t i = 0, size; i < n; i += size, count++) wrpo__utf8_get(s + i, n - i, &size);
-    return count;
+static int64_t wrpo__jlength(wrpo__jinja *J, wrpo__jv v) {   /* in code points */
+    int64_t length = 0;
+    wrpo__jspend_bytes(J, v->n);
+    for (size_t i = 0; i < v->n; i++) length += ((unsigned char)v->s[i] & 0xC0) != 0x80;
+    return length;
 }
-static size_t wrpo__joffset(wrpo__jinja *J, wrpo__jv v, int64_t index) {   /* the byte where code point `index` begins */
-    size_t i = 0, size;
-    wrpo__jspend_bytes(J, index < (int64_t)v->n ? (size_t)index : v->n);
-    for (; index > 0 && i < v->n; index--, i += size) wrpo__utf8_get(v->s + i, v->n - i, &size);
+static size_t wrpo__joffset(wrpo__jv v, int64_t index) {   /* the byte where code point `index` begins */
+    size_t i = 0;
+    for (; i < v->n; i++)
+        if (((unsigned char)v->s[i] & 0xC0) != 0x80 && index-- == 0) break;
     return i;
 }
-static size_t wrpo__jfind(wrpo__jinja *J, const char *s, size_t n, const char *sub, size_t m, size_t from) {   /* SIZE_MAX: nowhere */
-    if (m == 0) return from <= n ? from : SIZE_MAX;
-    while (from < n && m <= n - from) {
-        const char *p = memchr(s + from, sub[0], n - from - m + 1);
-        wrpo__jspend_bytes(J, (p ? (size_t)(p - s) - from : n - from) / 8 + m / 8 + 32);
-        if (!p) break;
-        if (memcmp(p, sub, m) == 0) return (size_t)(p - s);
-        from = (size_t)(p - s) + 1;
+static size_t wrpo__jfind(wrpo__jinja *J, wrpo__jv v, wrpo__jv sub, size_t from) {   /* SIZE_MAX: nowhere */
+    if (sub->n == 0) return from;
+    while (from < v->n && sub->n <= v->n - from) {
+        const char *p = memchr(v->s + from, sub->s[0], v->n - from - sub->n + 1);
+        size_t at = p ? (size_t)(p - v->s) : v->n;
+        wrpo__jspend_bytes(J, (at - from) / 8 + sub->n / 8 + 32);
+        if (p && memcmp(p, sub->s, sub->n) == 0) return at;
+        from = at + 1;
     }
     return SIZE_MAX;
 }
-static size_t wrpo__jrfind(wrpo__jinja *J, const char *s, size_t n, const char *sub, size_t m) {
-    if (m > n) return SIZE_MAX;
-    for (size_t i = n - m;; i--) {
-        if (m == 0 || (s[i] == sub[0] && memcmp(s + i, sub, m) == 0)) return i;
-        wrpo__jspend_bytes(J, (s[i] == sub[0] ? m / 8 : 0) + ((i & 31) == 0 ? 32 : 0));
-        if (i == 0) return SIZE_MAX;
-    }
+static int wrpo__jclass(wrpo__jinja *J, int32_t c) {   /* of a code point; see wrpo__class */
+    if (!J->tok->unicode.kind) wrpo__unicode_load_classes(J->tok->arena, &J->tok->unicode);
+    return c < 0 ? WRPO__OTHER : J->tok->unicode.kind[c] & 15;
 }
-/* One code point in upper or lower case: ASCII, Latin-1, Latin Extended-A, Cyrillic. Scripts without case pass;
-   of the others nothing is known here, and saying so beats a wrong letter. */
+/* One code point in upper or lower case: of ASCII, Latin-1, Latin Extended-A and Cyrillic. What has no case passes;
+   of other letters that have one nothing is known here, and saying so beats a wrong letter. */
 static int32_t wrpo__jcase(wrpo__jinja *J, int32_t c, bool upper) {
-    static const int32_t cased[][2] = {
-        {0xAA, 0x2C1}, {0x2E0, 0x2E4}, {0x345, 0x345}, {0x370, 0x588}, {0x10A0, 0x10FF}, {0x13A0, 0x13FD}, {0x1C80, 0x1CBF}, {0x1D00, 0x1DBF},
-        {0x1E00, 0x1FFC}, {0x2071, 0x209C}, {0x2102, 0x2184}, {0x24B6, 0x24E9}, {0x2C00, 0x2D2D}, {0xA640, 0xA69D}, {0xA722, 0xA7FA},
-        {0xAB30, 0xABBF}, {0xFB00, 0xFB17}, {0xFF21, 0xFF5A}, {0x10400, 0x105BC}, {0x10780, 0x107BA}, {0x10C80, 0x10CF2}, {0x118A0, 0x118DF},
-        {0x16E40, 0x16E7F}, {0x1D400, 0x1D7CB}, {0x1DF00, 0x1DF1E}, {0x1E900, 0x1E943}, {0x1F130, 0x1F189}};
-    if (c < 0x80) return upper ? (c >= 'a' && c <= 'z' ? c - 32 : c) : (c >= 'A' && c <= 'Z' ? c + 32 : c);
-    if (c < 0xC0 && c != 0xB5) return c;
-    if (c >= 0xC0 && c <= 0xFE && c != 0xDF) return c == 0xD7 || c == 0xF7 ? c : upper ? c & ~0x20 : c | 0x20;
-    if (c == 0xFF || c == 0x178) return upper ? 0x178 : 0xFF;
-    if (c == 0x138) return c;
-    bool even = (c >= 0x100 && c <= 0x12F) || (c >= 0x132 && c <= 0x137) || (c >= 0x14A && c <= 0x177) || (c >= 0x460 && c <= 0x481) || (c >= 0x48A && c <= 0x4BF);
-    bool odd = (c >= 0x139 && c <= 0x148) || (c >= 0x179 && c <= 0x17E);
-    if (even) return upper ? c & ~1 : c | 1;           /* pairs, the capital at an even place */
-    if (odd) return upper ? ((c + 1) & ~1) - 1 : (c + 1) & ~1;
-    if (c >= 0x400 && c <= 0x40F) return upper ? c : c + 0x50;
-    if (c >= 0x410 && c <= 0x42F) return upper ? c : c + 0x20;
-    if (c >= 0x430 && c <= 0x44F) return upper ? c - 0x20 : c;
-    if (c >= 0x450 && c <= 0x45F) return upper ? c - 0x50 : c;
-    for (size_t i = 0; i < sizeof cased / sizeof *cased; i++)
-        if (c >= cased[i][0] && c <= cased[i][1]) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "upper and lower case of U+%04X", (unsigned)c);
+    static const int32_t pairs[][3] = {                /* capitals from, to, distance of the small ones; 1: they take turns */
+        {'A', 'Z', 32}, {0xC0, 0xD6, 32}, {0xD8, 0xDE, 32}, {0x100, 0x12F, 1}, {0x132, 0x137, 1}, {0x139, 0x148, 1}, {0x14A, 0x177, 1},
+        {0x178, 0x178, 0xFF - 0x178}, {0x179, 0x17E, 1}, {0x400, 0x40F, 80}, {0x410, 0x42F, 32}, {0x460, 0x481, 1}, {0x48A, 0x4BF, 1}};
+    for (int64_t k = 0; k < WRPO__COUNT(pairs); k++) {
+        int32_t by = pairs[k][2];
+        bool capital = c >= pairs[k][0] && c <= pairs[k][1], small = by != 1 && c >= pairs[k][0] + by && c <= pairs[k][1] + by;
+        if (capital && by == 1) return pairs[k][0] + (((c - pairs[k][0]) & ~1) | !upper);
+        if (capital || small) return capital == upper ? c : capital ? c + by : c - by;
+    }
+    const int cased = 1 << WRPO__LU | 1 << WRPO__LL | 1 << WRPO__LT | 1 << WRPO__NL | 1 << WRPO__SW;
+    if (c >= 128 && (cased >> wrpo__jclass(J, c) & 1 || c == 0xAA || c == 0xBA || c == 0x345))
+        wrpo__jfail(J, WRPO_E_UNSUPPORTED, "upper or lower case of U+%04X", (unsigned)c);
     return c;
 }
-static bool wrpo__jcased(wrpo__jinja *J, int32_t c) { return wrpo__jcase(J, c, true) != wrpo__jcase(J, c, false); }
 /* op: u upper, l lower, c first letter only, t every word (of letters), T Jinja's filter (words end at space and -({[<) */
 static wrpo__jv wrpo__jrecase(wrpo__jinja *J, wrpo__jv v, int op) {
     wrpo__text t = {.arena = J->arena};
     bool start = true;
     for (size_t i = 0, size; i < v->n; i += size) {
         char out[4];
-        int32_t c = wrpo__utf8_get(v->s + i, v->n - i, &size);
-        if (c < 0) { wrpo__jput(J, &t, v->s + i, size); continue; }
-        bool upper = op == 'u' || (op != 'l' && start);
-        wrpo__jput(J, &t, out, wrpo__utf8_put(out, (uint32_t)wrpo__jcase(J, c, upper)));
-        start = op == 'T' ? wrpo__jspace(c) || (c < 128 && c && strchr("-({[<", c)) : op == 't' ? !wrpo__jcased(J, c) : false;
+        int32_t c = wrpo__utf8_get(v->s + i, v->n - i, &size), to = wrpo__jcase(J, c, op == 'u' || (op != 'l' && start));
+        wrpo__jput(J, &t, c < 0 ? v->s + i : out, c < 0 ? size : wrpo__utf8_put(out, (uint32_t)to));
+        if (op == 't') start = wrpo__jcase(J, c, true) == wrpo__jcase(J, c, false);
+        else start = op == 'T' && (wrpo__jspace(c) || (c > 0 && c < 128 && strchr("-({[<", c)));
     }
-    return wrpo__jlike(J, v, t.data, t.size);
+    return wrpo__jfinish(J, &t);
+}
+/* A whole decimal number as int() and float() read one, -12.5 with white space around: an INT or a FLOAT; NULL: it is none. */
+static wrpo__jv wrpo__jread_number(wrpo__jinja *J, wrpo__jv v) {
+    static const char digits[] = "0123456789";
+    size_t begin = wrpo__jskip_space(v->s, v->n, 0), n = wrpo__jrstrip(v->s, begin, v->n) - begin;
+    const char *text = wrpo__strndup(J->arena, v->s + begin, n), *s = text + (n && (*text == '-' || *text == '+'));
+    size_t whole = strspn(s, digits), point = s[whole] == '.', part = point ? strspn(s + whole + 1, digits) : 0;
+    if (s + whole + point + part != text + n || whole + part == 0) {   /* Python also reads 1e3, 1_000 and the digits of other scripts */
+        bool maybe = whole || point || (unsigned char)*s >= 0x80 || wrpo__jword("inf nan infinity", wrpo__jstring(J, s));
+        if (maybe) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "the number \"%.*s\"", WRPO__J_TEXT_OF(v));
+        return NULL;
+    }
+    double f = wrpo__json_double(J->arena, s, whole + point + part);
+    if (point) return wrpo__jfloat(J, *text == '-' ? -f : f);
+    if (f >= 9e18) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "an integer beyond 64 bits: %.*s", WRPO__J_TEXT_OF(v));
+    return wrpo__jint(J, strtoll(text, NULL, 10));
 }
 
-/* ---- numbers in and out ---- */
-/* Python's repr: the shortest digits that read back as the same number. */
-static void wrpo__jprint_float(wrpo__text *t, double f, bool json) {
-    char e[40], digits[24];
-    int precision = 0, n = 0;
+/* ---- printing: str(), repr(), json.dumps: one walk, two styles ---- */
+typedef struct wrpo__jstyle { bool json; wrpo__jv item, key, indent; } wrpo__jstyle;   /* between items, behind a key; NULL: one line */
+static void wrpo__jquote(wrpo__jinja *J, wrpo__text *t, wrpo__jv v, const wrpo__jstyle *style) {
+    static const char marks[] = "\n\r\t\b\f", names[] = "nrtbf";
+    bool json = style->json, apostrophe = !json && (!memchr(v->s, '\'', v->n) || memchr(v->s, '"', v->n));
+    char quote = apostrophe ? '\'' : '"', e[16];
+    if (!json) wrpo__jplain(J, v);
+    wrpo__jput(J, t, &quote, 1);
+    for (size_t i = 0, size; i < v->n; i += size) {
+        int32_t c = wrpo__utf8_get(v->s + i, v->n - i, &size);
+        int kind = !json && c >= 127 ? wrpo__jclass(J, c) : WRPO__LL;   /* str.isprintable: neither space nor control nor format */
+        bool shown = c >= 32 && (json || (kind != WRPO__OTHER && kind != WRPO__SPACE && kind != WRPO__CW));
+        const char *mark = c > 0 && c < 128 ? strchr(marks, c) : NULL;
+        if (c == quote || c == '\\') snprintf(e, sizeof e, "\\%c", (int)c);
+        else if (mark && (json || mark < marks + 3)) snprintf(e, sizeof e, "\\%c", names[mark - marks]);
+        else if (c < 0 || shown) { wrpo__jput(J, t, v->s + i, size); continue; }
+        else snprintf(e, sizeof e, json || (c >= 0x100 && c < 0x10000) ? "\\u%04x" : c < 0x100 ? "\\x%02x" : "\\U%08x", (unsigned)c);
+        wrpo__jputs(J, t, e);
+    }
+    wrpo__jput(J, t, &quote, 1);
+}
+static void wrpo__jput_float(wrpo__text *t, double f, bool json) {   /* Python's repr: the shortest digits that read back as the same */
+    char digits[24];
+    int exponent, n = isfinite(f) ? wrpo__json_digits_of(f, digits, &exponent) : 0;
     if (isnan(f)) { wrpo__text_puts(t, json ? "NaN" : "nan"); return; }
     if (signbit(f)) wrpo__text_puts(t, "-");
-    if (isinf(f)) { wrpo__text_puts(t, json ? "Infinity" : "inf"); return; }
-    f = fabs(f);
-    do snprintf(e, sizeof e, "%.*e", precision, f);
-    while (strtod(e, NULL) != f && ++precision < 17);
-    const char *p = e;
-    for (; *p && *p != 'e'; p++)
-        if (*p >= '0' && *p <= '9') digits[n++] = *p;
-    int exponent = (int)strtol(p + 1, NULL, 10);
-    while (n > 1 && digits[n - 1] == '0') n--;
-    digits[n] = 0;
-    if (exponent < -4 || exponent >= 16) {
+    if (isinf(f)) wrpo__text_puts(t, json ? "Infinity" : "inf");
+    else if (exponent < -4 || exponent >= 16)
         wrpo__text_printf(t, n > 1 ? "%c.%se%c%02d" : "%c%se%c%02d", digits[0], digits + 1, exponent < 0 ? '-' : '+', abs(exponent));
-    } else if (exponent < 0) wrpo__text_printf(t, "0.%.*s%s", -exponent - 1, "0000", digits);
+    else if (exponent < 0) wrpo__text_printf(t, "0.%.*s%s", -exponent - 1, "0000", digits);
     else if (n <= exponent + 1) wrpo__text_printf(t, "%s%.*s.0", digits, exponent + 1 - n, "0000000000000000");
     else wrpo__text_printf(t, "%.*s.%s", exponent + 1, digits, digits + exponent + 1);
 }
-/* A whole decimal number, as float() reads one. */
-static bool wrpo__jread_float(wrpo__jinja *J, const char *s, size_t n, double *out) {
-    size_t i = wrpo__jskip_space(s, n, 0), m = 0;
-    n = wrpo__jrstrip(s, i, n);
-    bool minus = i < n && s[i] == '-', digits = false, point = false, power = false;
-    i += minus || (i < n && s[i] == '+');
-    char *text = wrpo__jalloc(J, (int64_t)(n - i) + 1, 1);
-    for (size_t k = i; k < n; k++) text[k - i] = s[k] >= 'A' && s[k] <= 'Z' ? (char)(s[k] | 32) : s[k];
-    if (wrpo__jword("inf infinity nan", text, n - i)) { *out = text[0] == 'n' ? NAN : minus ? -INFINITY : INFINITY; return true; }
-    for (; i < n; i++) {                               /* digits [. digits] [e [+-] digits], with _ between digits */
-        char c = s[i], last = m ? text[m - 1] : (char)0;
-        bool digit = c >= '0' && c <= '9', after = last >= '0' && last <= '9';
-        if (c == '_' && after && i + 1 < n && s[i + 1] >= '0' && s[i + 1] <= '9') continue;
-        if (c == '.' && !point && !power) point = true;
-        else if ((c | 32) == 'e' && digits && !power) power = true, digits = false;
-        else if ((c == '+' || c == '-') && power && (last | 32) == 'e') {}
-        else if (digit) digits = true;
-        else return false;
-        text[m++] = c;
-    }
-    if (!digits) return false;
-    *out = wrpo__json_double(J->arena, text, m);
-    if (minus) *out = -*out;
-    return true;
+static void wrpo__jnewline(wrpo__jinja *J, wrpo__text *t, const wrpo__jstyle *style, int level) {
+    if (style->indent) wrpo__jputs(J, t, "\n");
+    for (int k = 0; style->indent && k < level; k++) wrpo__jput(J, t, style->indent->s, style->indent->n);
 }
-/* A whole integer, as int(text, base) reads one. */
-static bool wrpo__jread_int(wrpo__jinja *J, const char *s, size_t n, int64_t base, int64_t *out) {
-    size_t i = wrpo__jskip_space(s, n, 0);
-    n = wrpo__jrstrip(s, i, n);
-    bool negative = i < n && s[i] == '-';
-    uint64_t value = 0, limit = (uint64_t)INT64_MAX + negative;
-    if (i < n && (s[i] == '-' || s[i] == '+')) i++;
-    if (n - i > 2 && s[i] == '0') {
-        int prefix = s[i + 1] | 32, of = prefix == 'x' ? 16 : prefix == 'o' ? 8 : prefix == 'b' ? 2 : 0;
-        if (of && (base == of || base == 0)) i += 2, base = of;
-    }
-    if (base == 0) base = 10;
-    if (i == n) return false;
-    for (bool digit = false; i < n; i++) {
-        int c = s[i] | 32, d = s[i] >= '0' && s[i] <= '9' ? s[i] - '0' : c >= 'a' && c <= 'z' ? c - 'a' + 10 : 99;
-        if (s[i] == '_' && digit && i + 1 < n) { digit = false; continue; }
-        if (d >= base) return false;
-        if (value > (limit - (uint64_t)d) / (uint64_t)base) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "integer beyond 64 bits: %.*s", (int)WRPO__MIN(n, 60), s);
-        value = value * (uint64_t)base + (uint64_t)d;
-        digit = true;
-    }
-    *out = negative ? (int64_t)(0 - value) : (int64_t)value;
-    return s[n - 1] != '_';
-}
-
-/* ---- printing: str(), repr(), json.dumps ---- */
-static bool wrpo__jprintable(int32_t c) {              /* str.isprintable; unassigned code points are taken as printable */
-    static const int32_t hidden[][2] = {
-        {0, 0x1F}, {0x7F, 0xA0}, {0xAD, 0xAD}, {0x600, 0x605}, {0x61C, 0x61C}, {0x6DD, 0x6DD}, {0x70F, 0x70F}, {0x890, 0x891}, {0x8E2, 0x8E2},
-        {0x1680, 0x1680}, {0x180E, 0x180E}, {0x2000, 0x200F}, {0x2028, 0x202F}, {0x205F, 0x206F}, {0x3000, 0x3000}, {0xD800, 0xF8FF},
-        {0xFEFF, 0xFEFF}, {0xFFF0, 0xFFFB}, {0xFFFE, 0xFFFF}, {0x110BD, 0x110BD}, {0x110CD, 0x110CD}, {0x13430, 0x1343F}, {0x1BCA0, 0x1BCA3},
-        {0x1D173, 0x1D17A}, {0xE0000, 0xE00FF}, {0xE01F0, 0x10FFFF}};
-    for (size_t i = 0; i < sizeof hidden / sizeof *hidden; i++)
-        if (c >= hidden[i][0] && c <= hidden[i][1]) return false;
-    return true;
-}
-static void wrpo__jprint_str(wrpo__jinja *J, wrpo__text *t, wrpo__jv v) {   /* repr of a string */
-    char quote = v->n && memchr(v->s, '\'', v->n) && !memchr(v->s, '"', v->n) ? '"' : '\'', e[16];
-    if (v->markup) wrpo__jputs(J, t, "Markup(");
-    wrpo__jput(J, t, &quote, 1);
-    for (size_t i = 0, size; i < v->n; i += size) {
-        int32_t c = wrpo__utf8_get(v->s + i, v->n - i, &size);
-        if (c == quote || c == '\\') snprintf(e, sizeof e, "\\%c", (int)c);
-        else if (c == '\n' || c == '\r' || c == '\t') snprintf(e, sizeof e, "\\%c", c == '\n' ? 'n' : c == '\r' ? 'r' : 't');
-        else if (c < 0 || wrpo__jprintable(c)) { wrpo__jput(J, t, v->s + i, size); continue; }
-        else snprintf(e, sizeof e, c < 0x100 ? "\\x%02x" : c < 0x10000 ? "\\u%04x" : "\\U%08x", (unsigned)c);
-        wrpo__jputs(J, t, e);
-    }
-    wrpo__jput(J, t, &quote, 1);
-    if (v->markup) wrpo__jputs(J, t, ")");
-}
-static void wrpo__jprint(wrpo__jinja *J, wrpo__text *t, wrpo__jv v, bool repr) {
-    static const char *const marks[][2] = {{"[", "]"}, {"(", ")"}, {"([", "])"}};
+static void wrpo__jwrite(wrpo__jinja *J, wrpo__text *t, wrpo__jv v, const wrpo__jstyle *style, int level) {
+    static const char *const words[][2] = {{"Undefined", NULL}, {"None", "null"}, {"False", "false"}, {"True", "true"}};
+    bool json = style->json, dict = v->kind == WRPO__J_DICT, tuple = v->kind == WRPO__J_TUPLE && !json;
     wrpo__jspend(J, 1);
-    wrpo__jcharge(J, 16);
-    switch (v->kind) {
-    case WRPO__J_UNDEFINED: if (repr) wrpo__jputs(J, t, "Undefined"); return;
-    case WRPO__J_NONE: wrpo__jputs(J, t, "None"); return;
-    case WRPO__J_BOOL: wrpo__jputs(J, t, v->i ? "True" : "False"); return;
-    case WRPO__J_INT: if (v->s) wrpo__jput(J, t, v->s, v->n); else wrpo__text_printf(t, "%lld", (long long)v->i); return;
-    case WRPO__J_FLOAT: wrpo__jprint_float(t, v->f, false); return;
-    case WRPO__J_STR: if (repr) wrpo__jprint_str(J, t, v); else wrpo__jput(J, t, v->s, v->n); return;
-    case WRPO__J_LIST: case WRPO__J_TUPLE: case WRPO__J_VIEW:
+    if (v->kind <= WRPO__J_BOOL && words[v->kind + (v->i != 0)][json]) wrpo__jputs(J, t, words[v->kind + (v->i != 0)][json]);
+    else if (v->kind == WRPO__J_INT && v->s) wrpo__jput(J, t, v->s, v->n);
+    else if (v->kind == WRPO__J_INT) wrpo__text_printf(t, "%lld", (long long)v->i);
+    else if (v->kind == WRPO__J_FLOAT) wrpo__jput_float(t, v->f, json);
+    else if (v->kind == WRPO__J_STR) wrpo__jquote(J, t, v, style);
+    else if (v->kind == WRPO__J_LIST || v->kind == WRPO__J_TUPLE || dict) {
         wrpo__jenter(J);
-        if (v->s) wrpo__jput(J, t, v->s, v->n);
-        wrpo__jputs(J, t, marks[v->kind - WRPO__J_LIST][0]);
+        wrpo__jputs(J, t, dict ? "{" : tuple ? "(" : "[");
         for (int64_t i = 0; i < v->count; i++) {
-            if (i) wrpo__jputs(J, t, ", ");
-            wrpo__jprint(J, t, v->items[i], true);
+            if (i) wrpo__jput(J, t, style->item->s, style->item->n);
+            wrpo__jnewline(J, t, style, level + 1);
+            if (dict && json && v->keys[i]->kind != WRPO__J_STR)
+                wrpo__jfail(J, WRPO_E_UNSUPPORTED, "tojson of a key of type %s", wrpo__jtype(v->keys[i]));
+            if (dict) wrpo__jwrite(J, t, v->keys[i], style, level + 1);
+            if (dict) wrpo__jput(J, t, style->key->s, style->key->n);
+            wrpo__jwrite(J, t, v->items[i], style, level + 1);
         }
-        if (v->kind == WRPO__J_TUPLE && v->count == 1) wrpo__jputs(J, t, ",");
-        wrpo__jputs(J, t, marks[v->kind - WRPO__J_LIST][1]);
+        if (tuple && v->count == 1) wrpo__jputs(J, t, ",");
+        if (v->count) wrpo__jnewline(J, t, style, level);
+        wrpo__jputs(J, t, dict ? "}" : tuple ? ")" : "]");
         J->depth--;
-        return;
-    case WRPO__J_RANGE:
-        wrpo__text_printf(t, "range(%lld, %lld", (long long)v->i, (long long)v->self->i);
-        if (v->step != 1) wrpo__text_printf(t, ", %lld", (long long)v->step);
-        wrpo__jputs(J, t, ")");
-        return;
-    case WRPO__J_DICT:
-        wrpo__jenter(J);
-        for (int64_t i = 0; i < v->count; i++) {
-            wrpo__jputs(J, t, i ? ", " : "{");
-            wrpo__jprint(J, t, v->keys[i], true);
-            wrpo__jputs(J, t, ": ");
-            wrpo__jprint(J, t, v->items[i], true);
-        }
-        wrpo__jputs(J, t, v->count ? "}" : "{}");
-        J->depth--;
-        return;
-    case WRPO__J_NAMESPACE:
-        wrpo__jenter(J);
-        wrpo__jputs(J, t, "<Namespace {");
-        for (const wrpo__jvar *a = v->scope->first; a; a = a->next) {
-            wrpo__jprint(J, t, wrpo__jbytes(J, a->s, a->n), true);
-            wrpo__jputs(J, t, ": ");
-            wrpo__jprint(J, t, a->value, true);
-            if (a->next) wrpo__jputs(J, t, ", ");
-        }
-        wrpo__jputs(J, t, "}>");
-        J->depth--;
-        return;
-    case WRPO__J_ITER: case WRPO__J_FUNCTION: case WRPO__J_MACRO: case WRPO__J_LOOP:
-        wrpo__jfail(J, WRPO_E_UNSUPPORTED, "printing a %s", wrpo__jtype(v));
-    }
+    } else if (json) wrpo__jfail(J, WRPO_E_FORMAT, "a value of type %s has no JSON form", wrpo__jtype(v));
+    else wrpo__jfail(J, WRPO_E_UNSUPPORTED, "printing a value of type %s", wrpo__jtype(v));
+}
+static void wrpo__jprint(wrpo__jinja *J, wrpo__text *t, wrpo__jv v) {   /* as str(v) */
+    static const wrpo__jval item = {.kind = WRPO__J_STR, .s = ", ", .n = 2}, key = {.kind = WRPO__J_STR, .s = ": ", .n = 2};
+    const wrpo__jstyle repr = {.item = &item, .key = &key};
+    if (v->kind == WRPO__J_STR) wrpo__jput(J, t, v->s, v->n);
+    else if (v->kind != WRPO__J_UNDEFINED) wrpo__jwrite(J, t, v, &repr, 0);
 }
 static wrpo__jv wrpo__jstr(wrpo__jinja *J, wrpo__jv v) {   /* str(v) */
-    if (v->kind == WRPO__J_STR) return v;
+    if (v->kind == WRPO__J_STR && !v->safe) return v;
     wrpo__text t = {.arena = J->arena};
-    wrpo__jprint(J, &t, v, false);
+    wrpo__jprint(J, &t, v);
     return wrpo__jfinish(J, &t);
 }
-static wrpo__jv wrpo__jescape(wrpo__jinja *J, wrpo__jv v) {
-    static const char *const names[] = {"&amp;", "&lt;", "&gt;", "&#39;", "&#34;"};
-    static const char marks[] = "&<>'\"";
-    wrpo__text t = {.arena = J->arena};
-    v = wrpo__jstr(J, v);
-    if (v->markup) return v;
-    for (size_t i = 0; i < v->n; i++) {
-        const char *p = v->s[i] ? strchr(marks, v->s[i]) : NULL;
-        if (p) wrpo__jputs(J, &t, names[p - marks]);
-        else wrpo__jput(J, &t, v->s + i, 1);
-    }
-    wrpo__jval *r = wrpo__jnew(J, WRPO__J_STR);
-    r->s = t.size ? t.data : "", r->n = t.size, r->markup = true;
-    return r;
-}
-typedef struct wrpo__jstyle { wrpo__jv indent /* NULL: one line */, item, key; bool ascii, sort; int level; } wrpo__jstyle;
-static void wrpo__jdump_str(wrpo__jinja *J, wrpo__text *t, wrpo__jv v, bool ascii) {
-    char e[16];
-    wrpo__jputs(J, t, "\"");
-    for (size_t i = 0, size; i < v->n; i += size) {
-        int32_t c = wrpo__utf8_get(v->s + i, v->n - i, &size);
-        const char *p = c > 0 && c < 128 ? strchr("\"\\\b\f\n\r\t", c) : NULL;
-        if (p) snprintf(e, sizeof e, "\\%c", "\"\\bfnrt"[p - strchr("\"\\\b\f\n\r\t", '"')]);
-        else if (c >= 0 && c < 32) snprintf(e, sizeof e, "\\u%04x", (unsigned)c);
-        else if (c < 128 || !ascii) { wrpo__jput(J, t, v->s + i, size); continue; }
-        else if (c < 0x10000) snprintf(e, sizeof e, "\\u%04x", (unsigned)c);
-        else snprintf(e, sizeof e, "\\u%04x\\u%04x", (unsigned)(0xD800 + ((c - 0x10000) >> 10)), (unsigned)(0xDC00 + ((c - 0x10000) & 0x3FF)));
-        wrpo__jputs(J, t, e);
-    }
-    wrpo__jputs(J, t, "\"");
-}
-static const wrpo__jv *wrpo__jsorted(wrpo__jinja *J, const wrpo__jv *keys, const wrpo__jv *items, int64_t n, bool reverse);
-static void wrpo__jdump(wrpo__jinja *J, wrpo__text *t, wrpo__jv v, wrpo__jstyle d) {
-    bool dict = v->kind == WRPO__J_DICT;
-    wrpo__jspend(J, 1);
-    wrpo__jcharge(J, 16);
-    switch (v->kind) {
-    case WRPO__J_NONE: wrpo__jputs(J, t, "null"); return;
-    case WRPO__J_BOOL: wrpo__jputs(J, t, v->i ? "true" : "false"); return;
-    case WRPO__J_INT: wrpo__jprint(J, t, v, false); return;
-    case WRPO__J_FLOAT: wrpo__jprint_float(t, v->f, true); return;
-    case WRPO__J_STR: wrpo__jdump_str(J, t, v, d.ascii); return;
-    case WRPO__J_LIST: case WRPO__J_TUPLE: case WRPO__J_DICT: break;
-    default: wrpo__jfail(J, WRPO_E_FORMAT, "a value of type %s has no JSON form", wrpo__jtype(v));
-    }
-    const wrpo__jv *keys = v->keys, *items = v->items;
-    if (dict && d.sort && v->count) items = wrpo__jsorted(J, v->keys, v->items, v->count, false), keys = wrpo__jsorted(J, v->keys, v->keys, v->count, false);
-    wrpo__jenter(J);
-    wrpo__jputs(J, t, dict ? "{" : "[");
-    d.level++;
-    for (int64_t i = 0; i < v->count; i++) {
-        if (i) wrpo__jput(J, t, d.item->s, d.item->n);
-        if (d.indent) wrpo__jputs(J, t, "\n");
-        for (int k = 0; d.indent && k < d.level; k++) wrpo__jput(J, t, d.indent->s, d.indent->n);
-        if (dict) {
-            wrpo__text key = {.arena = J->arena};
-            if (keys[i]->kind == WRPO__J_TUPLE) wrpo__jfail(J, WRPO_E_FORMAT, "a key of type tuple has no JSON form");
-            if (keys[i]->kind == WRPO__J_STR) wrpo__jdump_str(J, t, keys[i], d.ascii);
-            else { wrpo__jdump(J, &key, keys[i], d); wrpo__jdump_str(J, t, wrpo__jfinish(J, &key), d.ascii); }
-            wrpo__jput(J, t, d.key->s, d.key->n);
-        }
-        wrpo__jdump(J, t, items[i], d);
-    }
-    d.level--;
-    if (d.indent && v->count) wrpo__jputs(J, t, "\n");
-    for (int k = 0; d.indent && v->count && k < d.level; k++) wrpo__jput(J, t, d.indent->s, d.indent->n);
-    wrpo__jputs(J, t, dict ? "}" : "]");
-    J->depth--;
-}
 
-/* ---- sequences ---- */
-/* What a loop over v meets, as items[count]: characters, elements, keys; a generator's rest, which is then consumed. */
+/* ---- sequences, attributes, items ---- */
+/* What a loop over v meets, as items[count]: characters, elements, keys. A generator is spent then. */
 static wrpo__jv wrpo__jitems(wrpo__jinja *J, wrpo__jv v) {
-    wrpo__jlist l = {0};
-    switch (v->kind) {
-    case WRPO__J_UNDEFINED: return wrpo__jseq(J, WRPO__J_LIST, NULL, 0);
-    case WRPO__J_STR:
-        for (size_t i = 0, size; i < v->n; i += size) {
-            wrpo__utf8_get(v->s + i, v->n - i, &size);
-            wrpo__jpush(J, &l, wrpo__jbytes(J, v->s + i, size));
-        }
-        return wrpo__jseq(J, WRPO__J_LIST, l.items, l.count);
-    case WRPO__J_LIST: case WRPO__J_TUPLE: case WRPO__J_VIEW: case WRPO__J_RANGE: return v;
-    case WRPO__J_ITER: {
-        int64_t from = *v->taken;
-        *v->taken = v->count;
-        return wrpo__jseq(J, WRPO__J_LIST, v->count ? v->items + from : NULL, v->count - from);
+    if (wrpo__jis_list(v) || v->kind == WRPO__J_VIEW) return v;
+    if (v->kind == WRPO__J_DICT) return wrpo__jshare(J, WRPO__J_LIST, v->keys, v->count);
+    if (v->kind == WRPO__J_ITER) {
+        if (*v->spent) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "reading a generator a second time");
+        *v->spent = true;
+        return wrpo__jshare(J, WRPO__J_LIST, v->items, v->count);
     }
-    case WRPO__J_DICT: return wrpo__jseq(J, WRPO__J_LIST, v->keys, v->count);
-    default: wrpo__jfail(J, WRPO_E_FORMAT, "%s is not iterable", wrpo__jtype(v));
+    if (v->kind != WRPO__J_STR && v->kind != WRPO__J_UNDEFINED) wrpo__jfail(J, WRPO_E_FORMAT, "%s is not iterable", wrpo__jtype(v));
+    wrpo__jval *chars = wrpo__jnew(J, WRPO__J_LIST);
+    for (size_t i = 0, size; v->kind == WRPO__J_STR && i < v->n; i += size) {
+        wrpo__utf8_get(v->s + i, v->n - i, &size);
+        wrpo__jpush(J, chars, NULL, wrpo__jbytes(J, v->s + i, size));
     }
+    return chars;
 }
-static wrpo__jv wrpo__jrange(wrpo__jinja *J, int64_t start, int64_t stop, int64_t step) {
-    if (step == 0) wrpo__jfail(J, WRPO_E_FORMAT, "range() with step 0");
-    uint64_t span = step > 0 ? (stop > start ? (uint64_t)stop - (uint64_t)start : 0) : start > stop ? (uint64_t)start - (uint64_t)stop : 0;
-    uint64_t stride = step > 0 ? (uint64_t)step : 0 - (uint64_t)step, count = span / stride + (span % stride != 0);
-    if (count > WRPO__J_MAX_RANGE) wrpo__jfail(J, WRPO_E_FORMAT, "range of more than %d numbers", (int)WRPO__J_MAX_RANGE);
-    wrpo__jv *items = wrpo__jalloc(J, (int64_t)count, sizeof *items);
-    for (uint64_t k = 0; k < count; k++) items[k] = wrpo__jint(J, start + (int64_t)k * step);
-    wrpo__jval *v = wrpo__jnew(J, WRPO__J_RANGE);
-    v->items = items, v->count = (int64_t)count, v->i = start, v->step = step, v->self = wrpo__jint(J, stop);
-    return v;
-}
-/* v[start:stop:step]; each may be NULL or None. */
+/* v[start:stop:step]; each may be NULL or None. Of the steps 1 and, without bounds, -1. */
 static wrpo__jv wrpo__jslice(wrpo__jinja *J, wrpo__jv v, wrpo__jv start, wrpo__jv stop, wrpo__jv step) {
-    if (v->kind != WRPO__J_STR && v->kind != WRPO__J_LIST && v->kind != WRPO__J_TUPLE && v->kind != WRPO__J_RANGE)
-        wrpo__jfail(J, WRPO_E_FORMAT, "%s cannot be sliced", wrpo__jtype(v));
-    int64_t n = v->kind == WRPO__J_STR ? wrpo__jlength(J, v->s, v->n) : v->count;
+    bool str = wrpo__jneed_defined(J, v)->kind == WRPO__J_STR, ends[2] = {start && start->kind != WRPO__J_NONE, stop && stop->kind != WRPO__J_NONE};
     int64_t by = step && step->kind != WRPO__J_NONE ? wrpo__jto_int(J, step) : 1;
-    if (by == 0) wrpo__jfail(J, WRPO_E_FORMAT, "slice with step 0");
-    int64_t low = by < 0 ? -1 : 0, high = by < 0 ? n - 1 : n, bound[2];
-    for (int k = 0; k < 2; k++) {
-        wrpo__jv given = k ? stop : start;
-        if (!given || given->kind == WRPO__J_NONE) { bound[k] = (k == 0) == (by < 0) ? high : low; continue; }
-        int64_t at = wrpo__jto_int(J, given);
-        if (at < 0) at = at < -n ? -1 : at + n;
-        bound[k] = at < low ? low : at > high ? high : at;
-    }
-    int64_t from = bound[0], to = bound[1], count = by > 0 ? (to > from ? (to - from - 1) / by + 1 : 0) : from > to ? (by < -n ? 1 : (from - to - 1) / -by + 1) : 0;
-    if (v->kind == WRPO__J_STR && by == 1) {
-        size_t a = wrpo__joffset(J, v, from), b = count ? wrpo__joffset(J, v, to) : a;
-        return wrpo__jlike(J, v, v->s + a, b - a);
-    }
-    if (v->kind == WRPO__J_STR) {
-        wrpo__jv all = wrpo__jitems(J, v);
+    if (!str && !wrpo__jis_list(v)) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "a slice of %s", wrpo__jtype(v));
+    if (by != 1 && (by != -1 || ends[0] || ends[1])) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "a slice with step %lld and bounds", (long long)by);
+    if (by < 0) {
+        wrpo__jval *out = wrpo__jnew(J, v->kind);
         wrpo__text t = {.arena = J->arena};
-        for (int64_t i = 0; i < count; i++) wrpo__jput(J, &t, all->items[from + i * by]->s, all->items[from + i * by]->n);
-        return wrpo__jlike(J, v, t.data, t.size);
-    }
-    if (v->kind == WRPO__J_RANGE) {
-        if (by > WRPO__J_MAX_RANGE || by < -WRPO__J_MAX_RANGE || v->step > INT32_MAX || v->step < -INT32_MAX)
-            wrpo__jfail(J, WRPO_E_UNSUPPORTED, "slice of a range with such steps");
-        return wrpo__jrange(J, v->i + from * v->step, v->i + to * v->step, v->step * by);
-    }
-    if (by == 1) return wrpo__jseq(J, v->kind, count ? v->items + from : NULL, count);
-    wrpo__jv *items = wrpo__jalloc(J, count, sizeof *items);
-    for (int64_t i = 0; i < count; i++) items[i] = v->items[from + i * by];
-    return wrpo__jseq(J, v->kind, items, count);
-}
-/* items in the order of their keys: a stable merge sort. */
-static const wrpo__jv *wrpo__jsorted(wrpo__jinja *J, const wrpo__jv *keys, const wrpo__jv *items, int64_t n, bool reverse) {
-    int64_t *order = wrpo__jalloc(J, n, sizeof *order), *spare = wrpo__jalloc(J, n, sizeof *spare);
-    for (int64_t i = 0; i < n; i++) order[i] = i;
-    for (int64_t width = 1; width < n; width *= 2) {
-        for (int64_t from = 0; from < n; from += 2 * width) {
-            int64_t a = from, middle = WRPO__MIN(from + width, n), b = middle, end = WRPO__MIN(from + 2 * width, n);
-            for (int64_t k = from; k < end; k++) {
-                bool second = a == middle || (b < end && (reverse ? wrpo__jcompare(J, keys[order[a]], keys[order[b]]) == -1
-                                                                  : wrpo__jcompare(J, keys[order[b]], keys[order[a]]) == -1));
-                spare[k] = second ? order[b++] : order[a++];
-            }
+        wrpo__jv all = wrpo__jitems(J, v);
+        for (int64_t i = all->count; i-- > 0;) {
+            if (str) wrpo__jput(J, &t, all->items[i]->s, all->items[i]->n);
+            else wrpo__jpush(J, out, NULL, all->items[i]);
         }
-        int64_t *swap = order;
-        order = spare, spare = swap;
+        return str ? wrpo__jfinish(J, &t) : out;
     }
-    wrpo__jv *out = wrpo__jalloc(J, n, sizeof *out);
-    for (int64_t i = 0; i < n; i++) out[i] = items[order[i]];
-    return out;
+    int64_t n = str ? wrpo__jlength(J, v) : v->count, from = ends[0] ? wrpo__jto_int(J, start) : 0, to = ends[1] ? wrpo__jto_int(J, stop) : n;
+    from = from < -n ? 0 : from < 0 ? from + n : WRPO__MIN(from, n);
+    to = WRPO__MAX(to < -n ? 0 : to < 0 ? to + n : WRPO__MIN(to, n), from);
+    if (!str) return wrpo__jshare(J, v->kind, v->count ? v->items + from : NULL, to - from);
+    size_t begin = wrpo__joffset(v, from);
+    return wrpo__jbytes(J, v->s + begin, wrpo__joffset(v, to) - begin);
 }
 static bool wrpo__jcontains(wrpo__jinja *J, wrpo__jv v, wrpo__jv x) {   /* x in v */
-    if (v->kind == WRPO__J_STR) {
-        if (x->kind != WRPO__J_STR) wrpo__jfail(J, WRPO_E_FORMAT, "'in' wants a str to look for in a str, found %s", wrpo__jtype(x));
-        return wrpo__jfind(J, v->s, v->n, x->s, x->n, 0) != SIZE_MAX;
-    }
+    if (v->kind == WRPO__J_STR) return wrpo__jfind(J, v, wrpo__jto_str(J, x), 0) != SIZE_MAX;
     if (v->kind == WRPO__J_DICT) return wrpo__jdict_get(J, v, x) != NULL;
     v = wrpo__jitems(J, v);
     for (int64_t i = 0; i < v->count; i++)
         if (wrpo__jequal(J, v->items[i], x)) return true;
     return false;
 }
-
-/* ---- attributes and items ---- */
-static const wrpo__jdef *wrpo__jmethods(wrpo__jkind kind);
-static wrpo__jv wrpo__jloop_attr(wrpo__jinja *J, wrpo__jloop *loop, const char *s, size_t n);
-/* A method of v, as a value; NULL if Python has none of that name. */
-static wrpo__jv wrpo__jmethod(wrpo__jinja *J, wrpo__jv v, const char *s, size_t n) {
-    static const char *const unknown[] = {             /* by kind from STR on: Python has them, this interpreter has not */
-        "casefold encode expandtabs format_map isalnum isalpha isdecimal isidentifier isnumeric isprintable istitle maketrans swapcase translate",
-        "", "", "isdisjoint mapping", "start stop step count index", "send throw close", "fromkeys"};
-    static const char *const unsafe[] = {"", "append clear extend insert pop remove reverse sort", "", "", "", "", "clear pop popitem setdefault update"};
-    const wrpo__jdef *def = wrpo__jmethods(v->kind);
-    if (wrpo__jis_number(v) && wrpo__jword("real imag numerator denominator bit_length bit_count conjugate to_bytes from_bytes as_integer_ratio is_integer hex fromhex", s, n))
-        wrpo__jfail(J, WRPO_E_UNSUPPORTED, "attribute \"%.*s\" of %s", (int)n, s, wrpo__jtype(v));
-    for (; def && def->name; def++) {
-        if (!wrpo__jnamed(s, n, def->name) || (v->kind == WRPO__J_TUPLE && def->op == 'c')) continue;
-        wrpo__jval *f = wrpo__jnew(J, WRPO__J_FUNCTION);
-        f->def = def, f->self = v;
-        return f;
-    }
-    if (v->kind < WRPO__J_STR || v->kind > WRPO__J_DICT) return NULL;
-    if (wrpo__jword(unknown[v->kind - WRPO__J_STR], s, n)) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "method \"%.*s\" of %s", (int)n, s, wrpo__jtype(v));
-    return wrpo__jword(unsafe[v->kind - WRPO__J_STR], s, n) ? wrpo__jundefined(J, s, n) : NULL;   /* the sandbox hides what changes a value */
+static const wrpo__jdef *wrpo__jlookup(char where, wrpo__jv name);
+static wrpo__jv wrpo__jloop_attr(wrpo__jinja *J, wrpo__jloop *loop, wrpo__jv name);
+static wrpo__jv wrpo__jfunction(wrpo__jinja *J, const wrpo__jdef *def, wrpo__jv self) {   /* NULL: of no function */
+    if (!def) return NULL;
+    wrpo__jval *f = wrpo__jnew(J, WRPO__J_FUNCTION);
+    f->def = def, f->self = self;
+    return f;
 }
-_Noreturn static void wrpo__jfail_undefined(wrpo__jinja *J, wrpo__jv v) { wrpo__jfail(J, WRPO_E_FORMAT, "\"%.*s\" is undefined", (int)WRPO__MIN(v->n, 200), v->s); }
-/* The value of v's own attribute that is neither method nor item; NULL: none */
-static wrpo__jv wrpo__jown(wrpo__jinja *J, wrpo__jv v, const char *s, size_t n) {
-    if (v->kind == WRPO__J_LOOP) return wrpo__jloop_attr(J, v->loop, s, n);
-    if (v->kind != WRPO__J_NAMESPACE) return NULL;
-    const wrpo__jvar *a = wrpo__jscope_find(v->scope, s, n);
-    return a ? a->value : NULL;
+/* v's own attribute: a method, as a value, or what a namespace or a loop has; NULL: none. */
+static wrpo__jv wrpo__jown(wrpo__jinja *J, wrpo__jv v, wrpo__jv name) {
+    /* Python has these too. The sandbox hides the ones that change a value. */
+    static const char str[] = "casefold center count encode expandtabs find format format_map index isalnum isalpha isascii isdecimal isdigit "
+        "isidentifier islower isnumeric isprintable isspace istitle isupper ljust maketrans partition rfind rindex rjust rpartition rsplit "
+        "splitlines swapcase translate zfill", list[] = "append clear copy count extend index insert pop remove reverse sort";
+    const char *const unknown[] = {str, list, "clear copy fromkeys pop popitem setdefault update"};
+    int kind = v->kind == WRPO__J_STR ? 0 : v->kind == WRPO__J_LIST || v->kind == WRPO__J_TUPLE ? 1 : v->kind == WRPO__J_DICT ? 2 : -1;
+    if (v->kind == WRPO__J_LOOP) return wrpo__jloop_attr(J, v->loop, name);
+    if (v->kind == WRPO__J_NAMESPACE) return wrpo__jdict_get(J, v, name);
+    if (kind < 0) return NULL;
+    if (wrpo__jword(unknown[kind], name)) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "method \"%.*s\" of %s", WRPO__J_TEXT_OF(name), wrpo__jtype(v));
+    return wrpo__jfunction(J, wrpo__jlookup("sld"[kind], name), v);
 }
-/* v.name: Python's attribute, else v["name"]. */
-static wrpo__jv wrpo__jattr(wrpo__jinja *J, wrpo__jv v, const char *s, size_t n) {
-    if (v->kind == WRPO__J_UNDEFINED) wrpo__jfail_undefined(J, v);
-    wrpo__jv r = wrpo__jmethod(J, v, s, n);
-    if (!r) r = wrpo__jown(J, v, s, n);
-    if (!r && v->kind == WRPO__J_DICT) r = wrpo__jdict_get(J, v, wrpo__jbytes(J, s, n));
-    return r ? r : wrpo__jundefined(J, s, n);
-}
-/* v[key]: the item, else for a string key the attribute. */
-static wrpo__jv wrpo__jitem(wrpo__jinja *J, wrpo__jv v, wrpo__jv key) {
-    if (v->kind == WRPO__J_UNDEFINED) wrpo__jfail_undefined(J, v);
-    if (v->kind == WRPO__J_DICT) {
-        wrpo__jv r = key->kind == WRPO__J_LIST || key->kind == WRPO__J_DICT ? NULL : wrpo__jdict_get(J, v, key);
-        if (r) return r;
-    }
-    if (wrpo__jis_int(key) && (v->kind == WRPO__J_STR || v->kind == WRPO__J_LIST || v->kind == WRPO__J_TUPLE || v->kind == WRPO__J_RANGE)) {
-        int64_t n = v->kind == WRPO__J_STR ? wrpo__jlength(J, v->s, v->n) : v->count, i = wrpo__jto_int(J, key);
+/* attr: v.key, Python's attribute, else the item; or v[key], the item, else for a string key the attribute. */
+static wrpo__jv wrpo__jget(wrpo__jinja *J, wrpo__jv v, wrpo__jv key, bool attr) {
+    wrpo__jv r = attr ? wrpo__jown(J, wrpo__jneed_defined(J, v), key) : NULL;
+    if (!r && wrpo__jneed_defined(J, v)->kind == WRPO__J_DICT && key->kind <= WRPO__J_STR) r = wrpo__jdict_get(J, v, key);
+    if (!attr && wrpo__jis_int(key) && (v->kind == WRPO__J_STR || wrpo__jis_list(v))) {
+        int64_t n = v->kind == WRPO__J_STR ? wrpo__jlength(J, v) : v->count, i = wrpo__jto_int(J, key);
         if (i < 0) i += n;
-        if (i >= 0 && i < n) {
-            if (v->kind != WRPO__J_STR) return v->items[i];
-            size_t a = wrpo__joffset(J, v, i), size;
-            wrpo__utf8_get(v->s + a, v->n - a, &size);
-            return wrpo__jlike(J, v, v->s + a, size);
-        }
+        if (i >= 0 && i < n) return v->kind == WRPO__J_STR ? wrpo__jslice(J, v, wrpo__jint(J, i), wrpo__jint(J, i + 1), NULL) : v->items[i];
     }
-    if (key->kind == WRPO__J_STR) {
-        wrpo__jv r = wrpo__jmethod(J, v, key->s, key->n);
-        if (!r) r = wrpo__jown(J, v, key->s, key->n);
-        if (r) return r;
-    }
-    wrpo__jv what = wrpo__jstr(J, wrpo__jis_seq(key) || key->kind > WRPO__J_DICT ? &wrpo__jnone : key);
-    return wrpo__jundefined(J, what->s, what->n);
+    if (!r && !attr && key->kind == WRPO__J_STR) r = wrpo__jown(J, v, key);
+    return r ? r : wrpo__jundefined(J, wrpo__jstr(J, key->kind <= WRPO__J_STR ? key : &wrpo__jnone));
 }
-/* "a.b.0" of v, as the filters' attribute= arguments say it: by item. What is undefined on the way becomes the fallback, if one is given. */
-static wrpo__jv wrpo__jpath(wrpo__jinja *J, wrpo__jv v, wrpo__jv path, wrpo__jv fallback) {
-    if (path->kind != WRPO__J_STR) v = wrpo__jitem(J, v, path);
-    if (path->kind != WRPO__J_STR) return fallback && v->kind == WRPO__J_UNDEFINED ? fallback : v;
-    for (size_t i = 0;; i++) {
-        size_t end = i;
-        bool digits = true;
-        for (; end < path->n && path->s[end] != '.'; end++) digits = digits && path->s[end] >= '0' && path->s[end] <= '9';
-        int64_t index = 0;
-        if (digits && end > i && wrpo__jread_int(J, path->s + i, end - i, 10, &index)) v = wrpo__jitem(J, v, wrpo__jint(J, index));
-        else v = wrpo__jitem(J, v, wrpo__jbytes(J, path->s + i, end - i));
-        if (fallback && v->kind == WRPO__J_UNDEFINED) v = fallback;
-        if ((i = end) >= path->n) return v;
+/* "a.b" of v, as the filters' attribute= arguments say it: by item. */
+static wrpo__jv wrpo__jpath(wrpo__jinja *J, wrpo__jv v, wrpo__jv path) {
+    if (path->kind != WRPO__J_STR) return wrpo__jget(J, v, path, false);
+    for (size_t i = 0, end; i <= path->n; i = end + 1) {
+        for (end = i; end < path->n && path->s[end] != '.'; end++)
+            if (strchr(",0123456789", path->s[end])) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "the attribute \"%.*s\"", WRPO__J_TEXT_OF(path));
+        v = wrpo__jget(J, v, wrpo__jbytes(J, path->s + i, end - i), false);
     }
+    return v;
 }
 
 /* ---- operators ---- */
-/* printf-style formatting: "%s and %03d" % (a, b) */
-static wrpo__jv wrpo__jpercent(wrpo__jinja *J, wrpo__jv format, wrpo__jv args) {
+static wrpo__jv wrpo__jrepeat(wrpo__jinja *J, wrpo__jv v, int64_t times) {
     wrpo__text t = {.arena = J->arena};
-    int64_t used = 0, count = args->kind == WRPO__J_TUPLE ? args->count : 1;
-    if (format->markup) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "%% on a string marked safe");
-    for (size_t i = 0; i < format->n; i++) {
-        if (format->s[i] != '%') { wrpo__jput(J, &t, format->s + i, 1); continue; }
-        char spec[24] = "%", number[400];
-        size_t m = 1;
-        for (i++; i < format->n && m < 12 && format->s[i] && strchr("-+ #0123456789.", format->s[i]); i++) spec[m++] = format->s[i];
-        char conv = i < format->n ? format->s[i] : 0;
-        if (conv == '%' && m == 1) { wrpo__jputs(J, &t, "%"); continue; }
-        if (!conv || !strchr("sridfeEgGxXo", conv)) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "format \"%s%c\"", spec, conv ? conv : ' ');
-        if (used >= count) wrpo__jfail(J, WRPO_E_FORMAT, "not enough values for a format");
-        wrpo__jv v = args->kind == WRPO__J_TUPLE ? args->items[used] : args;
-        used++;
-        int64_t width = 0;
-        wrpo__jread_int(J, spec + 1, strcspn(spec + 1, "."), 10, &width);
-        if (width > 200 || width < -200 || strlen(strpbrk(spec, ".") ? strpbrk(spec, ".") : "") > 3) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "format \"%s%c\"", spec, conv);
-        if (conv == 's' || conv == 'r') {
-            wrpo__text part = {.arena = J->arena};
-            wrpo__jprint(J, &part, v, conv == 'r');
-            if (m > 1 && strcspn(spec + 1, ".+ #0") != m - 1) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "format \"%s%c\"", spec, conv);
-            int64_t pad = (width < 0 ? -width : width) - wrpo__jlength(J, part.data, part.size);
-            for (int64_t k = 0; width > 0 && k < pad; k++) wrpo__jputs(J, &t, " ");
-            wrpo__jput(J, &t, part.data, part.size);
-            for (int64_t k = 0; width < 0 && k < pad; k++) wrpo__jputs(J, &t, " ");
-            continue;
-        }
-        if (!wrpo__jis_number(v)) wrpo__jfail(J, WRPO_E_FORMAT, "format \"%s%c\" wants a number, found %s", spec, conv, wrpo__jtype(v));
-        bool whole = strchr("idxXo", conv) != NULL;
-        if (whole && v->kind == WRPO__J_FLOAT && (conv != 'd' && conv != 'i')) wrpo__jfail(J, WRPO_E_FORMAT, "format \"%s%c\" wants an integer", spec, conv);
-        if (!whole && fabs(wrpo__jto_float(J, v)) > 1e100) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "format of a number so large");
-        snprintf(spec + m, sizeof spec - m, whole ? "ll%c" : "%c", conv);
-        if (whole && strchr("xXo", conv) && wrpo__jto_int(J, v) < 0) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "format \"%s\" of a negative number", spec);
-        if (whole) snprintf(number, sizeof number, spec, (long long)(v->kind == WRPO__J_FLOAT ? (int64_t)v->f : wrpo__jto_int(J, v)));
-        else snprintf(number, sizeof number, spec, wrpo__jto_float(J, v));
-        wrpo__jputs(J, &t, number);
-    }
-    bool mapping = args->kind == WRPO__J_DICT || args->kind == WRPO__J_LIST || args->kind == WRPO__J_RANGE || args->kind == WRPO__J_UNDEFINED;
-    if (used < count && !mapping) wrpo__jfail(J, WRPO_E_FORMAT, "a format leaves values over");
+    for (; times > 0; times--) wrpo__jspend(J, 1), wrpo__jput(J, &t, v->s, v->n);
     return wrpo__jfinish(J, &t);
 }
-_Noreturn static void wrpo__jfail_operands(wrpo__jinja *J, const char *op, wrpo__jv a, wrpo__jv b) {
-    if (a->kind == WRPO__J_UNDEFINED) wrpo__jfail_undefined(J, a);
-    if (b->kind == WRPO__J_UNDEFINED) wrpo__jfail_undefined(J, b);
-    wrpo__jfail(J, WRPO_E_FORMAT, "'%s' cannot join %s and %s", op, wrpo__jtype(a), wrpo__jtype(b));
-}
 static wrpo__jv wrpo__jjoin2(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {   /* strings, lists or tuples, one after the other */
-    if (a->kind == WRPO__J_STR) {
-        if (a->markup || b->markup) a = wrpo__jescape(J, a), b = wrpo__jescape(J, b);
-        char *s = wrpo__jalloc(J, (int64_t)(a->n + b->n), 1);
-        if (a->n) memcpy(s, a->s, a->n);
-        if (b->n) memcpy(s + a->n, b->s, b->n);
-        return wrpo__jlike(J, a, s, a->n + b->n);
-    }
-    wrpo__jv *items = wrpo__jalloc(J, a->count + b->count, sizeof *items);
-    if (a->count) memcpy(items, a->items, (size_t)a->count * sizeof *items);
-    if (b->count) memcpy(items + a->count, b->items, (size_t)b->count * sizeof *items);
-    return wrpo__jseq(J, a->kind, items, a->count + b->count);
+    wrpo__jval *both = wrpo__jnew(J, a->kind);
+    wrpo__jspend(J, a->count + b->count + (int64_t)((a->n + b->n) >> 5));
+    char *s = a->kind == WRPO__J_STR ? wrpo__alloc(J->arena, a->n + b->n + 1, 1) : NULL;
+    if (s) memcpy(s, a->s, a->n), memcpy(s + a->n, b->s, b->n), both->s = s, both->n = a->n + b->n;
+    for (int64_t i = 0; i < a->count; i++) wrpo__jpush(J, both, NULL, a->items[i]);
+    for (int64_t i = 0; i < b->count; i++) wrpo__jpush(J, both, NULL, b->items[i]);
+    return both;
 }
-static wrpo__jv wrpo__jrepeat(wrpo__jinja *J, wrpo__jv v, int64_t times) {
-    bool str = v->kind == WRPO__J_STR;
-    size_t n = str ? v->n : (size_t)v->count * sizeof *v->items;
-    if (times < 0 || n == 0) times = 0;
-    if (times && n > WRPO__J_MAX_BYTES / (uint64_t)times) wrpo__jcharge(J, WRPO__J_MAX_BYTES);
-    char *p = wrpo__jalloc(J, (int64_t)n * times, 1);
-    for (int64_t i = 0; i < times; i++) memcpy(p + (size_t)i * n, str ? (const void *)v->s : (const void *)v->items, n);
-    return str ? wrpo__jlike(J, v, p, n * (size_t)times) : wrpo__jseq(J, v->kind, (const wrpo__jv *)(const void *)p, v->count * times);
+static wrpo__jv wrpo__jarithmetic(wrpo__jinja *J, int op, wrpo__jv a, wrpo__jv b) {   /* op: + - * / % F (//) */
+    bool joins = a->kind == WRPO__J_STR || a->kind == WRPO__J_LIST || a->kind == WRPO__J_TUPLE;
+    if (op == '%' && a->kind == WRPO__J_STR) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "formatting by %%");
+    wrpo__jneed_defined(J, wrpo__jplain(J, a)), wrpo__jneed_defined(J, wrpo__jplain(J, b));
+    if (op == '+' && joins && a->kind == b->kind) return wrpo__jjoin2(J, a, b);
+    if (op == '*' && a->kind == WRPO__J_STR && wrpo__jis_int(b)) return wrpo__jrepeat(J, a, wrpo__jto_int(J, b));
+    if (op == '*' && (joins || wrpo__jis_int(a)) && !(wrpo__jis_number(a) && wrpo__jis_number(b)))
+        wrpo__jfail(J, WRPO_E_UNSUPPORTED, "the product of %s and %s", wrpo__jtype(a), wrpo__jtype(b));
+    if (!wrpo__jis_number(a) || !wrpo__jis_number(b))
+        wrpo__jfail(J, WRPO_E_FORMAT, "'%s' cannot join %s and %s", op == 'F' ? "//" : (char[2]){(char)op, 0}, wrpo__jtype(a), wrpo__jtype(b));
+    bool whole = wrpo__jis_int(a) && wrpo__jis_int(b), divides = op == '/' || op == '%' || op == 'F';
+    double f = wrpo__jto_float(J, a), g = wrpo__jto_float(J, b);
+    if (divides && g == 0) wrpo__jfail(J, WRPO_E_FORMAT, "division by zero");
+    if (!whole && (op == '%' || op == 'F')) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "the remainder or the floor of a division of floats");
+    const double limit = op == '*' ? 0x1p31 : op == '/' ? 0x1p53 : 0x1p62;   /* whole numbers up to it: neither overflow nor rounding */
+    if (whole && (fabs(f) >= limit || fabs(g) >= limit)) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "arithmetic near 64 bits");
+    if (!whole || op == '/') return wrpo__jfloat(J, op == '+' ? f + g : op == '-' ? f - g : op == '*' ? f * g : f / g);
+    int64_t x = wrpo__jto_int(J, a), y = wrpo__jto_int(J, b);
+    if (!divides) return wrpo__jint(J, op == '+' ? x + y : op == '-' ? x - y : x * y);
+    int64_t rest = x % y + (x % y && (x % y < 0) != (y < 0) ? y : 0);   /* the remainder has the divisor's sign */
+    return wrpo__jint(J, op == '%' ? rest : (x - rest) / y);
 }
-/* op: + - * / % F (//) P (**) */
-static wrpo__jv wrpo__jarithmetic(wrpo__jinja *J, int op, wrpo__jv a, wrpo__jv b) {
-    char name[3] = {(char)op, 0, 0};
-    if (op == 'F' || op == 'P') name[0] = name[1] = op == 'F' ? '/' : '*';
-    bool text = a->kind == WRPO__J_STR, list = a->kind == WRPO__J_LIST || a->kind == WRPO__J_TUPLE;
-    if (op == '+' && (text || list) && a->kind == b->kind) return wrpo__jjoin2(J, a, b);
-    if (op == '%' && text) return wrpo__jpercent(J, a, b);
-    if (op == '*' && (text || list) && wrpo__jis_int(b)) return wrpo__jrepeat(J, a, wrpo__jto_int(J, b));
-    if (op == '*' && wrpo__jis_int(a) && (b->kind == WRPO__J_STR || b->kind == WRPO__J_LIST || b->kind == WRPO__J_TUPLE)) return wrpo__jrepeat(J, b, wrpo__jto_int(J, a));
-    if (!wrpo__jis_number(a) || !wrpo__jis_number(b)) wrpo__jfail_operands(J, name, a, b);
-    bool whole = wrpo__jis_int(a) && wrpo__jis_int(b);
-    if (whole && op != '/' && !(op == 'P' && wrpo__jto_int(J, b) < 0)) {
-        int64_t x = wrpo__jto_int(J, a), y = wrpo__jto_int(J, b), r = 0;
-        bool over = false;
-        if (op == '+') over = y > 0 ? x > INT64_MAX - y : x < INT64_MIN - y, r = over ? 0 : x + y;
-        else if (op == '-') over = y < 0 ? x > INT64_MAX + y : x < INT64_MIN + y, r = over ? 0 : x - y;
-        else if (op == '*') {
-            uint64_t ux = x < 0 ? 0 - (uint64_t)x : (uint64_t)x, uy = y < 0 ? 0 - (uint64_t)y : (uint64_t)y;
-            over = uy && ux > (uint64_t)INT64_MAX / uy, r = over ? 0 : x * y;
-        } else if (op == 'P') {
-            r = 1;
-            for (int64_t k = 0; k < y && !over; k++) {
-                if (x == 0 || x == 1 || (x == -1 && k >= 2)) { r = x == -1 && y % 2 == 0 ? 1 : x; break; }
-                uint64_t ur = r < 0 ? 0 - (uint64_t)r : (uint64_t)r, ux = x < 0 ? 0 - (uint64_t)x : (uint64_t)x;
-                over = ur > (uint64_t)INT64_MAX / ux;
-                if (!over) r *= x;
-            }
-        } else {                                       /* the remainder has the divisor's sign */
-            if (y == 0) wrpo__jfail(J, WRPO_E_FORMAT, "division by zero");
-            if (y == -1) over = op == 'F' && x == INT64_MIN, r = over || op == '%' ? 0 : -x;
-            else {
-                int64_t rest = x % y;
-                if (rest && (rest < 0) != (y < 0)) rest += y;
-                r = op == '%' ? rest : (x - rest) / y;
-                if (op == 'F') r = x / y - (x % y && (x % y < 0) != (y < 0));
-            }
-        }
-        if (over) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "arithmetic beyond 64 bits");
-        return wrpo__jint(J, r);
-    }
-    double x = wrpo__jto_float(J, a), y = wrpo__jto_float(J, b);
-    if (op == '+') return wrpo__jfloat(J, x + y);
-    if (op == '-') return wrpo__jfloat(J, x - y);
-    if (op == '*') return wrpo__jfloat(J, x * y);
-    if (op == 'P') {
-        if ((x == 0 && y < 0) || (x < 0 && y != floor(y))) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "such a power");
-        double r = pow(x, y);
-        if (isinf(r) && !isinf(x) && !isinf(y)) wrpo__jfail(J, WRPO_E_FORMAT, "a power too large");
-        return wrpo__jfloat(J, r);
-    }
-    if (y == 0) wrpo__jfail(J, WRPO_E_FORMAT, "division by zero");
-    if (op == '/') return wrpo__jfloat(J, x / y);
-    double rest = fmod(x, y);
-    if (rest != 0 && (rest < 0) != (y < 0)) rest += y;
-    if (rest == 0) rest = copysign(0.0, y);
-    if (op == '%') return wrpo__jfloat(J, rest);
-    double q = (x - rest) / y, down = floor(q);
-    return wrpo__jfloat(J, q == 0 ? copysign(0.0, x / y) : q - down > 0.5 ? down + 1 : down);
+static bool wrpo__jrelation(wrpo__jinja *J, int op, wrpo__jv a, wrpo__jv b) {   /* op: = ! < l (<=) > g (>=) i (in) n (not in) */
+    if (op == '=' || op == '!') return wrpo__jequal(J, a, b) == (op == '=');
+    if (op == 'i' || op == 'n') return wrpo__jcontains(J, b, a) == (op == 'i');
+    int r = wrpo__jcompare(J, a, b);
+    return op == '<' ? r == -1 : op == 'l' ? r == -1 || r == 0 : op == '>' ? r == 1 : r == 1 || r == 0;
 }
 
 /* ---- filters, tests, methods, functions: each takes its bound call ---- */
-static wrpo__jv wrpo__jfilter(wrpo__jinja *J, const char *s, size_t n, wrpo__jv v, const wrpo__jargs *args);
-static bool wrpo__jtest(wrpo__jinja *J, const char *s, size_t n, wrpo__jv v, const wrpo__jargs *args);
-
+static wrpo__jv wrpo__jinvoke(wrpo__jinja *J, char where, wrpo__jv name, wrpo__jv self, wrpo__jv args, wrpo__jv named);
+static wrpo__jv wrpo__jgiven(const wrpo__jcall *c, int k) { return c->a[k] && c->a[k]->kind != WRPO__J_NONE ? c->a[k] : NULL; }
+static bool wrpo__jflag(const wrpo__jcall *c, int k) { return c->a[k] && wrpo__jtruth(c->a[k]); }
 static wrpo__jv wrpo__jf_strip(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: 1 left, 2 right, 3 both */
-    wrpo__jv v = wrpo__jstr(J, c->self), chars = c->a[0] && c->a[0]->kind != WRPO__J_NONE ? wrpo__jto_str(J, c->a[0]) : NULL;
+    wrpo__jv v = wrpo__jstr(J, c->self), chars = wrpo__jgiven(c, 0) ? wrpo__jto_str(J, c->a[0]) : NULL;
     size_t a = 0, b = v->n, size;
     if ((c->op & 1) && !chars) a = wrpo__jskip_space(v->s, b, 0);
     if ((c->op & 2) && !chars) b = wrpo__jrstrip(v->s, a, b);
     for (; (c->op & 1) && chars && a < b; a += size) {
         wrpo__utf8_get(v->s + a, b - a, &size);
-        if (wrpo__jfind(J, chars->s, chars->n, v->s + a, size, 0) == SIZE_MAX) break;
+        if (wrpo__jfind(J, chars, wrpo__jbytes(J, v->s + a, size), 0) == SIZE_MAX) break;
     }
-    while ((c->op & 2) && chars && a < b) {
-        size_t i = wrpo__jlast(v->s, a, b);
-        if (wrpo__jfind(J, chars->s, chars->n, v->s + i, b - i, 0) == SIZE_MAX) break;
-        b = i;
+    for (size_t i; (c->op & 2) && chars && a < b; b = i) {
+        i = wrpo__jlast(v->s, a, b);
+        if (wrpo__jfind(J, chars, wrpo__jbytes(J, v->s + i, b - i), 0) == SIZE_MAX) break;
     }
     wrpo__jspend_bytes(J, v->n - (b - a));
-    return wrpo__jlike(J, v, v->s + a, b - a);
+    return wrpo__jbytes(J, v->s + a, b - a);
 }
 static wrpo__jv wrpo__jf_case(wrpo__jinja *J, const wrpo__jcall *c) { return wrpo__jrecase(J, wrpo__jstr(J, c->self), c->op); }
 static wrpo__jv wrpo__jf_length(wrpo__jinja *J, const wrpo__jcall *c) {
     wrpo__jv v = c->self;
-    if (v->kind == WRPO__J_STR) return wrpo__jint(J, wrpo__jlength(J, v->s, v->n));
-    if (v->kind != WRPO__J_UNDEFINED && v->kind != WRPO__J_DICT && (!wrpo__jis_seq(v) || v->kind == WRPO__J_ITER)) wrpo__jfail(J, WRPO_E_FORMAT, "%s has no length", wrpo__jtype(v));
+    if (v->kind == WRPO__J_STR) return wrpo__jint(J, wrpo__jlength(J, v));
+    bool counted = wrpo__jis_list(v) || v->kind == WRPO__J_VIEW || v->kind == WRPO__J_DICT || v->kind == WRPO__J_UNDEFINED;
+    if (!counted) wrpo__jfail(J, WRPO_E_FORMAT, "%s has no length", wrpo__jtype(v));
     return wrpo__jint(J, v->count);
 }
+static wrpo__jv wrpo__jspaces(wrpo__jinja *J, wrpo__jv width) {   /* a string as it is, a number of spaces */
+    return width->kind == WRPO__J_STR ? width : wrpo__jrepeat(J, wrpo__jstring(J, " "), wrpo__jto_int(J, width));
+}
 static wrpo__jv wrpo__jf_tojson(wrpo__jinja *J, const wrpo__jcall *c) {
-    wrpo__jstyle d = {.ascii = c->a[0] && wrpo__jtruth(c->a[0]), .sort = c->a[3] && wrpo__jtruth(c->a[3])};
-    wrpo__jv indent = c->a[1], separators = c->a[2];
-    if (indent && indent->kind == WRPO__J_STR) d.indent = indent;
-    else if (indent && indent->kind != WRPO__J_NONE) d.indent = wrpo__jrepeat(J, wrpo__jbytes(J, " ", 1), wrpo__jto_int(J, indent));
-    d.item = wrpo__jbytes(J, ", ", d.indent ? 1 : 2), d.key = wrpo__jbytes(J, ": ", 2);
-    if (separators && separators->kind != WRPO__J_NONE) {
-        separators = wrpo__jitems(J, separators);
-        if (separators->count != 2) wrpo__jfail(J, WRPO_E_FORMAT, "tojson wants two separators, found %lld", (long long)separators->count);
-        d.item = wrpo__jto_str(J, separators->items[0]), d.key = wrpo__jto_str(J, separators->items[1]);
-    }
+    wrpo__jstyle style = {.json = true, .indent = wrpo__jgiven(c, 1) ? wrpo__jspaces(J, c->a[1]) : NULL};
     wrpo__text t = {.arena = J->arena};
-    wrpo__jdump(J, &t, c->self, d);
+    if (wrpo__jflag(c, 0) || wrpo__jflag(c, 3)) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "tojson with ensure_ascii or sort_keys");
+    style.item = wrpo__jstring(J, style.indent ? "," : ", "), style.key = wrpo__jstring(J, ": ");
+    if (wrpo__jgiven(c, 2)) {
+        wrpo__jv separators = wrpo__jitems(J, c->a[2]);
+        if (separators->count != 2) wrpo__jfail(J, WRPO_E_FORMAT, "tojson wants two separators, found %lld", (long long)separators->count);
+        style.item = wrpo__jto_str(J, separators->items[0]), style.key = wrpo__jto_str(J, separators->items[1]);
+    }
+    wrpo__jwrite(J, &t, c->self, &style, 0);
     return wrpo__jfinish(J, &t);
 }
-static wrpo__jv wrpo__jf_string(wrpo__jinja *J, const wrpo__jcall *c) { return wrpo__jstr(J, c->self); }
-static wrpo__jv wrpo__jf_safe(wrpo__jinja *J, const wrpo__jcall *c) {
+static wrpo__jv wrpo__jf_string(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: marked safe? */
     wrpo__jval *v = wrpo__jnew(J, WRPO__J_STR);
-    *v = *wrpo__jstr(J, c->self);
-    v->markup = true;
+    *v = c->self->kind == WRPO__J_STR ? *c->self : *wrpo__jstr(J, c->self);
+    v->safe = v->safe || c->op;
     return v;
 }
-static wrpo__jv wrpo__jf_escape(wrpo__jinja *J, const wrpo__jcall *c) { return wrpo__jescape(J, c->self); }
 static wrpo__jv wrpo__jf_default(wrpo__jinja *J, const wrpo__jcall *c) {
-    bool missing = c->self->kind == WRPO__J_UNDEFINED || (c->a[1] && wrpo__jtruth(c->a[1]) && !wrpo__jtruth(c->self));
-    return !missing ? c->self : c->a[0] ? c->a[0] : wrpo__jbytes(J, "", 0);
+    bool missing = c->self->kind == WRPO__J_UNDEFINED || (wrpo__jflag(c, 1) && !wrpo__jtruth(c->self));
+    (void)J;
+    return !missing ? c->self : c->a[0] ? c->a[0] : &wrpo__jempty;
 }
 static wrpo__jv wrpo__jf_end(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: f first, l last */
-    wrpo__jv v = c->self;
-    if (v->kind == WRPO__J_ITER && c->op == 'f') return *v->taken < v->count ? v->items[(*v->taken)++] : wrpo__jundefined(J, "first", 5);
-    if (v->kind == WRPO__J_ITER) wrpo__jfail(J, WRPO_E_FORMAT, "a generator has no last item");
-    v = wrpo__jitems(J, v);
-    return v->count == 0 ? wrpo__jundefined(J, c->def->name, strlen(c->def->name)) : v->items[c->op == 'f' ? 0 : v->count - 1];
+    if (c->self->kind == WRPO__J_ITER && c->op == 'l') wrpo__jfail(J, WRPO_E_FORMAT, "a generator has no last item");
+    wrpo__jv v = wrpo__jitems(J, c->self);
+    return v->count == 0 ? wrpo__jundefined(J, wrpo__jstring(J, c->def->name)) : v->items[c->op == 'f' ? 0 : v->count - 1];
 }
 static wrpo__jv wrpo__jf_list(wrpo__jinja *J, const wrpo__jcall *c) {
     wrpo__jv v = wrpo__jitems(J, c->self);
-    return wrpo__jseq(J, WRPO__J_LIST, v->items, v->count);
+    return wrpo__jshare(J, WRPO__J_LIST, v->items, v->count);
 }
-static wrpo__jv wrpo__jf_join(wrpo__jinja *J, const wrpo__jcall *c) {   /* filter: any values */
-    wrpo__jv v = wrpo__jitems(J, c->self), between = c->a[0] ? wrpo__jstr(J, c->a[0]) : wrpo__jbytes(J, "", 0);
+static wrpo__jv wrpo__jf_join(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: f filter, of any values; m method, of strings */
+    bool filter = c->op == 'f';
+    wrpo__jv v = wrpo__jitems(J, filter ? c->self : c->a[0]), between = !filter ? c->self : c->a[0] ? wrpo__jstr(J, c->a[0]) : &wrpo__jempty;
     wrpo__text t = {.arena = J->arena};
     for (int64_t i = 0; i < v->count; i++) {
-        wrpo__jv x = c->a[1] && c->a[1]->kind != WRPO__J_NONE ? wrpo__jpath(J, v->items[i], c->a[1], NULL) : v->items[i];
         if (i) wrpo__jput(J, &t, between->s, between->n);
-        wrpo__jprint(J, &t, x, false);
+        wrpo__jprint(J, &t, filter ? v->items[i] : wrpo__jto_str(J, v->items[i]));
     }
     return wrpo__jfinish(J, &t);
 }
-static wrpo__jv wrpo__jf_replace(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: f filter, m method */
-    wrpo__jv v = wrpo__jstr(J, c->self), old = c->op == 'f' ? wrpo__jstr(J, c->a[0]) : wrpo__jto_str(J, c->a[0]);
-    wrpo__jv with = c->op == 'f' ? wrpo__jstr(J, c->a[1]) : wrpo__jto_str(J, c->a[1]);
-    int64_t left = c->a[2] && !(c->op == 'f' && c->a[2]->kind == WRPO__J_NONE) ? wrpo__jto_int(J, c->a[2]) : -1;
-    if (c->op == 'm' && v->markup) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "replace() of a string marked safe");
-    if (left < 0) left = INT64_MAX;
+static wrpo__jv wrpo__jf_replace(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: f filter, of any values; m method, of strings */
+    bool filter = c->op == 'f';
+    wrpo__jv v = wrpo__jstr(J, c->self), old = filter ? wrpo__jstr(J, c->a[0]) : wrpo__jto_str(J, c->a[0]);
+    wrpo__jv with = filter ? wrpo__jstr(J, c->a[1]) : wrpo__jto_str(J, c->a[1]);
+    int64_t left = (filter ? wrpo__jgiven(c, 2) : c->a[2]) ? wrpo__jto_int(J, c->a[2]) : -1;
     wrpo__text t = {.arena = J->arena};
     size_t i = 0;
-    while (left-- > 0 && i <= v->n) {
-        size_t at = wrpo__jfind(J, v->s, v->n, old->s, old->n, i), size = 0;
-        if (at == SIZE_MAX) break;
+    if (old->n == 0) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "replacing the empty string");
+    for (size_t at; left-- != 0 && (at = wrpo__jfind(J, v, old, i)) != SIZE_MAX; i = at + old->n) {
         wrpo__jput(J, &t, v->s + i, at - i);
         wrpo__jput(J, &t, with->s, with->n);
-        i = at + old->n;
-        if (old->n) continue;
-        if (i == v->n) break;                          /* an empty `old` stands between all characters */
-        wrpo__utf8_get(v->s + i, v->n - i, &size);
-        wrpo__jput(J, &t, v->s + i, size);
-        i += size;
     }
-    if (i < v->n) wrpo__jput(J, &t, v->s + i, v->n - i);
+    wrpo__jput(J, &t, v->s + i, v->n - i);
     return wrpo__jfinish(J, &t);
 }
-static void wrpo__jneed_ascii(wrpo__jinja *J, wrpo__jv v) {   /* Python reads the digits of every script */
-    wrpo__jspend_bytes(J, v->n);
-    for (size_t i = 0; i < v->n; i++)
-        if ((unsigned char)v->s[i] >= 0x80) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "a number from text beyond ASCII");
-}
-static wrpo__jv wrpo__jf_int(wrpo__jinja *J, const wrpo__jcall *c) {
-    wrpo__jv v = c->self;
-    double f = NAN;
-    int64_t i;
-    if (v->kind == WRPO__J_UNDEFINED) wrpo__jfail_undefined(J, v);
-    if (v->kind == WRPO__J_INT) return v;
-    if (v->kind == WRPO__J_BOOL) return wrpo__jint(J, v->i);
-    if (v->kind == WRPO__J_STR) {
-        int64_t base = c->a[1] ? wrpo__jto_int(J, c->a[1]) : 10;
-        if ((base != 0 && base < 2) || base > 36) wrpo__jfail(J, WRPO_E_FORMAT, "int() with base %lld", (long long)base);
-        wrpo__jneed_ascii(J, v);
-        if (wrpo__jread_int(J, v->s, v->n, base, &i)) return wrpo__jint(J, i);
-        if (!wrpo__jread_float(J, v->s, v->n, &f) || isinf(f)) f = NAN;
-    } else if (v->kind == WRPO__J_FLOAT) {
-        f = v->f;
-        if (isinf(f)) wrpo__jfail(J, WRPO_E_FORMAT, "infinity is no integer");
-    }
-    if (isnan(f)) return c->a[0] ? c->a[0] : wrpo__jint(J, 0);
-    if (fabs(f) >= 9.2e18) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "integer beyond 64 bits");
-    return wrpo__jint(J, (int64_t)f);
-}
-static wrpo__jv wrpo__jf_float(wrpo__jinja *J, const wrpo__jcall *c) {
-    double f;
-    if (c->self->kind == WRPO__J_UNDEFINED) wrpo__jfail_undefined(J, c->self);
-    if (wrpo__jis_number(c->self)) return wrpo__jfloat(J, wrpo__jto_float(J, c->self));
-    if (c->self->kind == WRPO__J_STR) wrpo__jneed_ascii(J, c->self);
-    if (c->self->kind == WRPO__J_STR && wrpo__jread_float(J, c->self->s, c->self->n, &f)) return wrpo__jfloat(J, f);
-    return c->a[0] ? c->a[0] : wrpo__jfloat(J, 0);
-}
-static wrpo__jv wrpo__jf_abs(wrpo__jinja *J, const wrpo__jcall *c) {
-    if (!wrpo__jis_number(c->self)) wrpo__jfail(J, WRPO_E_FORMAT, "abs wants a number, found %s", wrpo__jtype(c->self));
-    if (c->self->kind == WRPO__J_FLOAT) return wrpo__jfloat(J, fabs(c->self->f));
-    int64_t i = wrpo__jto_int(J, c->self);
-    return wrpo__jarithmetic(J, i < 0 ? '-' : '+', wrpo__jint(J, 0), wrpo__jint(J, i));
-}
-static wrpo__jv wrpo__jf_round(wrpo__jinja *J, const wrpo__jcall *c) {
-    int64_t digits = c->a[0] ? wrpo__jto_int(J, c->a[0]) : 0;
-    wrpo__jv method = c->a[1] ? wrpo__jto_str(J, c->a[1]) : NULL;
-    char text[400];
-    if (!wrpo__jis_number(c->self)) wrpo__jfail(J, WRPO_E_FORMAT, "round wants a number, found %s", wrpo__jtype(c->self));
-    if (digits < 0 || digits > 15) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "round to %lld digits", (long long)digits);
-    if (method && !wrpo__jword("common ceil floor", method->s, method->n)) wrpo__jfail(J, WRPO_E_FORMAT, "round wants the method common, ceil or floor");
-    if (!method || method->s[1] == 'o') {
-        if (wrpo__jis_int(c->self)) return wrpo__jint(J, wrpo__jto_int(J, c->self));
-        if (!isfinite(c->self->f) || fabs(c->self->f) > 1e15) return c->self;
-        snprintf(text, sizeof text, "%.*f", (int)digits, c->self->f);   /* the exact binary value, halves to even */
-        return wrpo__jfloat(J, strtod(text, NULL));
-    }
-    double scale = pow(10, (double)digits), x = wrpo__jto_float(J, c->self) * scale;
-    return wrpo__jfloat(J, (method->s[0] == 'c' ? ceil(x) : floor(x)) / scale);
-}
-static wrpo__jv wrpo__jsplitlines(wrpo__jinja *J, wrpo__jv v, bool keep) {
-    wrpo__jlist out = {0};
-    wrpo__jspend_bytes(J, v->n);
-    for (size_t i = 0, end, size; i < v->n; i = end) {
-        for (end = i, size = 0; end < v->n && !wrpo__jnewline(wrpo__utf8_get(v->s + end, v->n - end, &size)); end += size) {}
-        size_t stop = end;
-        if (end < v->n) end += v->s[end] == '\r' && end + 1 < v->n && v->s[end + 1] == '\n' ? 2 : size;
-        wrpo__jpush(J, &out, wrpo__jlike(J, v, v->s + i, (keep ? end : stop) - i));
-    }
-    return wrpo__jseq(J, WRPO__J_LIST, out.items, out.count);
+static wrpo__jv wrpo__jf_number(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: i int, f float */
+    wrpo__jv v = wrpo__jneed_defined(J, c->self), otherwise = c->a[0] ? c->a[0] : c->op == 'i' ? wrpo__jint(J, 0) : wrpo__jfloat(J, 0);
+    if (v->kind == WRPO__J_STR) v = wrpo__jread_number(J, v);
+    if (!v || !wrpo__jis_number(v)) return otherwise;
+    if (c->op == 'f') return wrpo__jfloat(J, wrpo__jto_float(J, v));
+    if (v->kind != WRPO__J_FLOAT) return wrpo__jint(J, wrpo__jto_int(J, v));
+    if (!(fabs(v->f) < 9e18)) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "%g as an integer", v->f);
+    return wrpo__jint(J, (int64_t)v->f);
 }
 static wrpo__jv wrpo__jf_indent(wrpo__jinja *J, const wrpo__jcall *c) {
-    wrpo__jv lines = wrpo__jsplitlines(J, wrpo__jjoin2(J, wrpo__jto_str(J, c->self), wrpo__jbytes(J, "\n", 1)), false), width = c->a[0];
-    bool first = c->a[1] && wrpo__jtruth(c->a[1]), blank = c->a[2] && wrpo__jtruth(c->a[2]);
-    wrpo__jv by = width && width->kind == WRPO__J_STR ? width : wrpo__jrepeat(J, wrpo__jbytes(J, " ", 1), width ? wrpo__jto_int(J, width) : 4);
+    wrpo__jv v = wrpo__jto_str(J, c->self), by = wrpo__jspaces(J, c->a[0] ? c->a[0] : wrpo__jint(J, 4));
     wrpo__text t = {.arena = J->arena};
-    for (int64_t i = 0; i < lines->count; i++) {
-        if (i) wrpo__jputs(J, &t, "\n");
-        if (i == 0 ? first : blank || lines->items[i]->n) wrpo__jput(J, &t, by->s, by->n);
-        wrpo__jput(J, &t, lines->items[i]->s, lines->items[i]->n);
+    for (size_t i = 0, end, size; i <= v->n; i = end + 1) {
+        for (end = i; end < v->n && v->s[end] != '\n'; end += size) {
+            int32_t x = wrpo__utf8_get(v->s + end, v->n - end, &size);
+            bool other = (x >= 11 && x <= 13) || (x >= 0x1C && x <= 0x1E) || x == 0x85 || x == 0x2028 || x == 0x2029;
+            if (other) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "indent of a text with the line end U+%04X", (unsigned)x);
+        }
+        if (i == 0 ? wrpo__jflag(c, 1) : end > i || wrpo__jflag(c, 2)) wrpo__jput(J, &t, by->s, by->n);   /* first=, blank= */
+        wrpo__jput(J, &t, v->s + i, end - i + (end < v->n));
     }
     return wrpo__jfinish(J, &t);
 }
 static wrpo__jv wrpo__jf_items(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: i filter, I items(), k keys(), v values() */
     wrpo__jv v = c->self;
-    if (v->kind == WRPO__J_UNDEFINED) return wrpo__jseq(J, WRPO__J_ITER, NULL, 0);
-    if (v->kind != WRPO__J_DICT) wrpo__jfail(J, WRPO_E_FORMAT, "items wants a dict, found %s", wrpo__jtype(v));
-    wrpo__jv *pairs = c->op == 'i' || c->op == 'I' ? wrpo__jalloc(J, v->count, sizeof *pairs) : NULL;
-    for (int64_t i = 0; pairs && i < v->count; i++) pairs[i] = wrpo__jpair(J, v->keys[i], v->items[i]);
-    if (c->op == 'i') return wrpo__jseq(J, WRPO__J_ITER, pairs, v->count);
-    wrpo__jval *view = wrpo__jnew(J, WRPO__J_VIEW);
-    view->items = pairs ? pairs : c->op == 'k' ? v->keys : v->items, view->count = v->count;
-    view->s = pairs ? "dict_items" : c->op == 'k' ? "dict_keys" : "dict_values", view->n = strlen(view->s);
-    return view;
+    wrpo__jval *rows = wrpo__jnew(J, c->op == 'i' ? WRPO__J_ITER : WRPO__J_VIEW);
+    if (v->kind == WRPO__J_UNDEFINED) return rows;
+    if (v->kind != WRPO__J_DICT) wrpo__jfail(J, WRPO_E_FORMAT, "%s wants a dict, found %s", c->def->name, wrpo__jtype(v));
+    if (c->op == 'k' || c->op == 'v') return wrpo__jshare(J, WRPO__J_VIEW, c->op == 'k' ? v->keys : v->items, v->count);
+    for (int64_t i = 0; i < v->count; i++) {
+        wrpo__jval *pair = wrpo__jnew(J, WRPO__J_TUPLE);
+        wrpo__jpush(J, pair, NULL, v->keys[i]);
+        wrpo__jpush(J, pair, NULL, v->items[i]);
+        wrpo__jpush(J, rows, NULL, pair);
+    }
+    return rows;
 }
 static wrpo__jv wrpo__jf_reverse(wrpo__jinja *J, const wrpo__jcall *c) {
-    wrpo__jv minus = wrpo__jint(J, -1);
-    if (c->self->kind == WRPO__J_STR) return wrpo__jslice(J, c->self, NULL, NULL, minus);
-    wrpo__jv v = wrpo__jitems(J, c->self);
-    v = wrpo__jslice(J, wrpo__jseq(J, WRPO__J_LIST, v->items, v->count), NULL, NULL, minus);
-    return c->self->kind == WRPO__J_ITER ? v : wrpo__jseq(J, WRPO__J_ITER, v->items, v->count);
+    wrpo__jv v = c->self, minus = wrpo__jint(J, -1);
+    if (v->kind == WRPO__J_STR) return wrpo__jslice(J, v, NULL, NULL, minus);
+    bool once = v->kind == WRPO__J_ITER;
+    v = wrpo__jslice(J, wrpo__jf_list(J, c), NULL, NULL, minus);
+    return once ? v : wrpo__jshare(J, WRPO__J_ITER, v->items, v->count);
 }
-/* What sort, unique, min and max compare: the item or its attributes, strings without case unless asked. */
-static const wrpo__jv *wrpo__jkeys(wrpo__jinja *J, wrpo__jv v, wrpo__jv attribute, bool case_sensitive, bool several) {
-    wrpo__jv *keys = wrpo__jalloc(J, v->count, sizeof *keys);
-    bool given = attribute && attribute->kind != WRPO__J_NONE;
-    for (int64_t i = 0; i < v->count; i++) {
-        wrpo__jlist parts = {0};
-        size_t from = 0, end = 0;
-        do {
-            wrpo__jv x = v->items[i];
-            if (given && attribute->kind == WRPO__J_STR) {
-                for (end = from; end < attribute->n && !(several && attribute->s[end] == ','); end++) {}
-                x = wrpo__jpath(J, x, wrpo__jbytes(J, attribute->s + from, end - from), NULL);
-                from = end + 1;
-            } else if (given) x = wrpo__jitem(J, x, attribute);
-            wrpo__jpush(J, &parts, x->kind == WRPO__J_STR && !case_sensitive ? wrpo__jrecase(J, x, 'l') : x);
-        } while (given && attribute->kind == WRPO__J_STR && end < attribute->n);
-        keys[i] = parts.count == 1 ? parts.items[0] : wrpo__jseq(J, WRPO__J_LIST, parts.items, parts.count);
-    }
-    return keys;
-}
+/* sort and dictsort: a stable sort by the item or its attribute, strings without case unless asked. op: s sort, d dictsort */
 static wrpo__jv wrpo__jf_sort(wrpo__jinja *J, const wrpo__jcall *c) {
-    wrpo__jv v = wrpo__jitems(J, c->self);
-    const wrpo__jv *keys = wrpo__jkeys(J, v, c->a[2], c->a[1] && wrpo__jtruth(c->a[1]), true);
-    return wrpo__jseq(J, WRPO__J_LIST, wrpo__jsorted(J, keys, v->items, v->count, c->a[0] && wrpo__jtruth(c->a[0])), v->count);
-}
-static wrpo__jv wrpo__jf_dictsort(wrpo__jinja *J, const wrpo__jcall *c) {
-    wrpo__jcall all = {.op = 'I', .self = c->self};
-    wrpo__jv by = c->a[1] ? wrpo__jto_str(J, c->a[1]) : wrpo__jbytes(J, "key", 3), v = c->self;
-    if (v->kind != WRPO__J_DICT) wrpo__jfail(J, WRPO_E_FORMAT, "dictsort wants a dict, found %s", wrpo__jtype(v));
-    if (!wrpo__jword("key value", by->s, by->n)) wrpo__jfail(J, WRPO_E_FORMAT, "dictsort sorts by key or value");
-    const wrpo__jv *keys = wrpo__jkeys(J, wrpo__jf_items(J, &all), wrpo__jint(J, by->n == 3 ? 0 : 1), c->a[0] && wrpo__jtruth(c->a[0]), false);
-    const wrpo__jv *items = wrpo__jsorted(J, keys, wrpo__jf_items(J, &all)->items, v->count, c->a[2] && wrpo__jtruth(c->a[2]));
-    return wrpo__jseq(J, WRPO__J_LIST, items, v->count);
-}
-static wrpo__jv wrpo__jf_unique(wrpo__jinja *J, const wrpo__jcall *c) {
-    wrpo__jv v = wrpo__jitems(J, c->self);
-    const wrpo__jv *keys = wrpo__jkeys(J, v, c->a[1], c->a[0] && wrpo__jtruth(c->a[0]), false);
-    wrpo__jlist seen = {0}, out = {0};
+    bool dict = c->op == 'd', case_sensitive = wrpo__jflag(c, dict ? 0 : 1), reverse = wrpo__jflag(c, dict ? 2 : 0);
+    const wrpo__jcall pairs = {.def = c->def, .op = 'I', .self = dict ? wrpo__jneed_defined(J, c->self) : c->self};
+    wrpo__jv v = dict ? wrpo__jf_items(J, &pairs) : wrpo__jitems(J, c->self);
+    wrpo__jv attribute = wrpo__jgiven(c, dict ? 1 : 2);
+    if (dict && attribute && !wrpo__jword("key value", wrpo__jto_str(J, attribute))) wrpo__jfail(J, WRPO_E_FORMAT, "dictsort by what?");
+    if (dict) attribute = wrpo__jint(J, attribute && wrpo__jnamed(attribute, "value"));
+    wrpo__jv *keys = wrpo__alloc(J->arena, (size_t)v->count, sizeof *keys), *out = wrpo__alloc(J->arena, (size_t)v->count, sizeof *out);
     for (int64_t i = 0, k; i < v->count; i++) {
-        for (k = 0; k < seen.count && !wrpo__jequal(J, seen.items[k], keys[i]); k++) {}
-        if (k < seen.count) continue;
-        wrpo__jpush(J, &seen, wrpo__jneed_key(J, keys[i]));
-        wrpo__jpush(J, &out, v->items[i]);
+        wrpo__jv key = attribute ? wrpo__jpath(J, v->items[i], attribute) : v->items[i];
+        if (key->kind == WRPO__J_STR && !case_sensitive) key = wrpo__jrecase(J, key, 'l');
+        for (k = i; k > 0 && !wrpo__jequal(J, keys[k - 1], key) && wrpo__jcompare(J, keys[k - 1], key) == (reverse ? -1 : 1); k--)
+            keys[k] = keys[k - 1], out[k] = out[k - 1];
+        keys[k] = key, out[k] = v->items[i];
     }
-    return wrpo__jseq(J, WRPO__J_ITER, out.items, out.count);
+    return wrpo__jshare(J, WRPO__J_LIST, out, v->count);
 }
-static wrpo__jv wrpo__jf_extreme(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: -1 min, 1 max */
-    wrpo__jv v = wrpo__jitems(J, c->self);
-    const wrpo__jv *keys = wrpo__jkeys(J, v, c->a[1], c->a[0] && wrpo__jtruth(c->a[0]), false);
-    int64_t best = 0;
-    for (int64_t i = 1; i < v->count; i++)
-        if (wrpo__jcompare(J, keys[i], keys[best]) == c->op) best = i;
-    return v->count ? v->items[best] : wrpo__jundefined(J, c->def->name, 3);
-}
-static wrpo__jv wrpo__jf_sum(wrpo__jinja *J, const wrpo__jcall *c) {
-    wrpo__jv v = wrpo__jitems(J, c->self), sum = c->a[1] ? c->a[1] : wrpo__jint(J, 0);
-    if (sum->kind == WRPO__J_STR) wrpo__jfail(J, WRPO_E_FORMAT, "sum cannot join strings");
-    for (int64_t i = 0; i < v->count; i++)
-        sum = wrpo__jarithmetic(J, '+', sum, c->a[0] && c->a[0]->kind != WRPO__J_NONE ? wrpo__jpath(J, v->items[i], c->a[0], NULL) : v->items[i]);
-    return sum;
-}
-static wrpo__jv wrpo__jf_batch(wrpo__jinja *J, const wrpo__jcall *c) {
-    wrpo__jv v = wrpo__jitems(J, c->self), fill = c->a[1] && c->a[1]->kind != WRPO__J_NONE ? c->a[1] : NULL;
-    int64_t width = wrpo__jto_int(J, c->a[0]);
-    wrpo__jlist rows = {0};
-    if (width < 1) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "batch of %lld", (long long)width);
-    for (int64_t i = 0; i < v->count; i += WRPO__MIN(width, v->count - i)) {
-        wrpo__jlist row = {0};
-        for (int64_t k = i; k < v->count && k - i < width; k++) wrpo__jpush(J, &row, v->items[k]);
-        while (fill && row.count < width) wrpo__jpush(J, &row, fill);
-        wrpo__jpush(J, &rows, wrpo__jseq(J, WRPO__J_LIST, row.items, row.count));
-    }
-    return wrpo__jseq(J, WRPO__J_ITER, rows.items, rows.count);
-}
-static wrpo__jv wrpo__jf_attr(wrpo__jinja *J, const wrpo__jcall *c) {   /* attributes only, no items */
-    wrpo__jv name = wrpo__jto_str(J, c->a[0]);
-    if (c->self->kind == WRPO__J_UNDEFINED) wrpo__jfail_undefined(J, c->self);
-    wrpo__jv r = wrpo__jmethod(J, c->self, name->s, name->n);
-    if (!r) r = wrpo__jown(J, c->self, name->s, name->n);
-    return r ? r : wrpo__jundefined(J, name->s, name->n);
-}
-static wrpo__jv wrpo__jf_format(wrpo__jinja *J, const wrpo__jcall *c) {
-    if (c->args->named) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "filter \"format\" with named values");
-    return wrpo__jpercent(J, wrpo__jstr(J, c->self), wrpo__jseq(J, WRPO__J_TUPLE, c->args->pos, c->args->count));
-}
-static wrpo__jargs wrpo__jrest(const wrpo__jargs *args, int64_t skip) {   /* without the first ones */
-    bool some = args->count > skip;
-    wrpo__jargs rest = {.pos = some ? args->pos + skip : NULL, .count = some ? args->count - skip : 0, .named = args->named};
-    return rest;
-}
-/* select, reject, selectattr, rejectattr. op: bit 0: the items that fail the test; bit 1: the test is of an attribute */
+/* select, reject, selectattr, rejectattr, map. op: bit 0: the items that fail the test; 1: the test is of an attribute; 2: map */
 static wrpo__jv wrpo__jf_select(wrpo__jinja *J, const wrpo__jcall *c) {
-    bool attr = c->op & 2;
-    int64_t skip = attr ? 2 : 1;
-    wrpo__jlist out = {0};
-    if (!wrpo__jtruth(c->self)) return wrpo__jseq(J, WRPO__J_ITER, NULL, 0);
-    if (attr && c->args->count == 0) wrpo__jfail(J, WRPO_E_FORMAT, "%s wants the name of an attribute", c->def->name);
-    wrpo__jv test = c->args->count >= skip ? wrpo__jto_str(J, c->args->pos[skip - 1]) : NULL;
-    wrpo__jargs rest = wrpo__jrest(c->args, skip);
-    wrpo__jv v = wrpo__jitems(J, c->self);
+    bool map = c->op & 4;
+    int first = c->op & 2 ? 1 : 0;                     /* of the filter or test, then its arguments */
+    wrpo__jv attribute = map ? c->a[3] : first ? c->a[0] : NULL, name = c->a[first];
+    wrpo__jv v = wrpo__jitems(J, wrpo__jtruth(c->self) ? c->self : &wrpo__jempty);
+    wrpo__jval *out = wrpo__jnew(J, WRPO__J_ITER), *args = wrpo__jnew(J, WRPO__J_LIST);
+    for (int k = first + 1; k < 3 && c->a[k]; k++) wrpo__jpush(J, args, NULL, c->a[k]);
+    if (map && !name == !attribute) wrpo__jfail(J, WRPO_E_FORMAT, "map takes either a filter or attribute=");
     for (int64_t i = 0; i < v->count; i++) {
-        wrpo__jv x = attr ? wrpo__jpath(J, v->items[i], c->args->pos[0], NULL) : v->items[i];
-        bool pass = test ? wrpo__jtest(J, test->s, test->n, x, &rest) : wrpo__jtruth(x);
-        if (pass != (bool)(c->op & 1)) wrpo__jpush(J, &out, v->items[i]);
+        wrpo__jv x = attribute ? wrpo__jpath(J, v->items[i], attribute) : v->items[i];
+        if (name) x = wrpo__jinvoke(J, map ? 'f' : 't', wrpo__jto_str(J, name), x, args, &wrpo__jno_names);
+        if (map || wrpo__jtruth(x) != (c->op & 1)) wrpo__jpush(J, out, NULL, map ? x : v->items[i]);
     }
-    return wrpo__jseq(J, WRPO__J_ITER, out.items, out.count);
-}
-static wrpo__jv wrpo__jnamed_arg(wrpo__jinja *J, const wrpo__jargs *args, const char *name) {
-    return args->named ? wrpo__jdict_get(J, args->named, wrpo__jbytes(J, name, strlen(name))) : NULL;
-}
-static wrpo__jv wrpo__jf_map(wrpo__jinja *J, const wrpo__jcall *c) {
-    wrpo__jlist out = {0};
-    wrpo__jv path = wrpo__jnamed_arg(J, c->args, "attribute"), fallback = wrpo__jnamed_arg(J, c->args, "default");
-    if (!wrpo__jtruth(c->self)) return wrpo__jseq(J, WRPO__J_ITER, NULL, 0);
-    bool attr = c->args->count == 0 && path;
-    if (attr && c->args->named->count != (fallback ? 2 : 1)) wrpo__jfail(J, WRPO_E_FORMAT, "map takes attribute and default, or a filter");
-    if (!attr && c->args->count == 0) wrpo__jfail(J, WRPO_E_FORMAT, "map wants a filter or an attribute");
-    wrpo__jv name = attr ? NULL : wrpo__jto_str(J, c->args->pos[0]);
-    wrpo__jargs rest = wrpo__jrest(c->args, 1);
-    wrpo__jv v = wrpo__jitems(J, c->self);
-    for (int64_t i = 0; i < v->count; i++) {
-        wrpo__jv x = v->items[i];
-        if (!attr) x = wrpo__jfilter(J, name->s, name->n, x, &rest);
-        else x = wrpo__jpath(J, x, path, fallback && fallback->kind != WRPO__J_NONE ? fallback : NULL);
-        wrpo__jpush(J, &out, x);
-    }
-    return wrpo__jseq(J, WRPO__J_ITER, out.items, out.count);
+    return out;
 }
 
-static wrpo__jv wrpo__jm_split(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: s split, r rsplit */
-    wrpo__jv v = c->self, sep = c->a[0] && c->a[0]->kind != WRPO__J_NONE ? wrpo__jto_str(J, c->a[0]) : NULL;
+static wrpo__jv wrpo__jm_split(wrpo__jinja *J, const wrpo__jcall *c) {
+    wrpo__jv v = c->self, sep = wrpo__jgiven(c, 0) ? wrpo__jto_str(J, c->a[0]) : NULL;
     int64_t left = c->a[1] ? wrpo__jto_int(J, c->a[1]) : -1;
-    wrpo__jlist out = {0};
+    wrpo__jval *out = wrpo__jnew(J, WRPO__J_LIST);
+    size_t i = 0, at;
     if (sep && sep->n == 0) wrpo__jfail(J, WRPO_E_FORMAT, "split() by an empty string");
+    if (!sep && left >= 0) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "split() at white space with maxsplit");
     if (!sep) wrpo__jspend_bytes(J, v->n);
-    if (left < 0) left = INT64_MAX;
-    if (c->op == 's') {
-        size_t i = sep ? 0 : wrpo__jskip_space(v->s, v->n, 0), at, size;
-        for (; sep && left > 0 && (at = wrpo__jfind(J, v->s, v->n, sep->s, sep->n, i)) != SIZE_MAX; i = at + sep->n, left--) wrpo__jpush(J, &out, wrpo__jlike(J, v, v->s + i, at - i));
-        while (!sep && i < v->n) {
-            at = i;
-            while (at < v->n && !wrpo__jspace(wrpo__utf8_get(v->s + at, v->n - at, &size))) at += size;
-            if (left-- <= 0) at = v->n;                /* the rest is one piece */
-            wrpo__jpush(J, &out, wrpo__jlike(J, v, v->s + i, at - i));
-            i = left < 0 ? v->n : wrpo__jskip_space(v->s, v->n, at);
-        }
-        if (sep) wrpo__jpush(J, &out, wrpo__jlike(J, v, v->s + i, v->n - i));
-        return wrpo__jseq(J, WRPO__J_LIST, out.items, out.count);
+    for (size_t size; !sep && (i = wrpo__jskip_space(v->s, v->n, i)) < v->n; i = at) {
+        for (at = i; at < v->n && !wrpo__jspace(wrpo__utf8_get(v->s + at, v->n - at, &size)); at += size) {}
+        wrpo__jpush(J, out, NULL, wrpo__jbytes(J, v->s + i, at - i));
     }
-    size_t end = sep ? v->n : wrpo__jrstrip(v->s, 0, v->n), at;
-    for (; sep && left > 0 && (at = wrpo__jrfind(J, v->s, end, sep->s, sep->n)) != SIZE_MAX; end = at, left--)
-        wrpo__jpush(J, &out, wrpo__jlike(J, v, v->s + at + sep->n, end - at - sep->n));
-    while (!sep && end > 0) {
-        size_t begin = end, size;
-        for (size_t k; begin > 0; begin = k) {
-            k = wrpo__jlast(v->s, 0, begin);
-            if (wrpo__jspace(wrpo__utf8_get(v->s + k, begin - k, &size))) break;
-        }
-        if (left-- <= 0) begin = 0;
-        wrpo__jpush(J, &out, wrpo__jlike(J, v, v->s + begin, end - begin));
-        end = left < 0 ? 0 : wrpo__jrstrip(v->s, 0, begin);
+    for (; sep && left-- != 0 && (at = wrpo__jfind(J, v, sep, i)) != SIZE_MAX; i = at + sep->n)
+        wrpo__jpush(J, out, NULL, wrpo__jbytes(J, v->s + i, at - i));
+    if (sep) wrpo__jpush(J, out, NULL, wrpo__jbytes(J, v->s + i, v->n - i));
+    return out;
+}
+static wrpo__jv wrpo__jm_affix(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: s startswith, e endswith, p removeprefix, x removesuffix */
+    wrpo__jv v = c->self, x = c->a[0];
+    bool front = c->op == 's' || c->op == 'p', test = c->op == 's' || c->op == 'e', tuple = test && x->kind == WRPO__J_TUPLE, has = false;
+    for (int64_t i = 0; !has && i < (tuple ? x->count : 1); i++) {
+        wrpo__jv one = wrpo__jto_str(J, tuple ? x->items[i] : x);
+        has = one->n <= v->n && memcmp(front ? v->s : v->s + v->n - one->n, one->s, one->n) == 0;
     }
-    if (sep) wrpo__jpush(J, &out, wrpo__jlike(J, v, v->s, end));
-    return wrpo__jslice(J, wrpo__jseq(J, WRPO__J_LIST, out.items, out.count), NULL, NULL, wrpo__jint(J, -1));
-}
-static wrpo__jv wrpo__jm_splitlines(wrpo__jinja *J, const wrpo__jcall *c) { return wrpo__jsplitlines(J, c->self, c->a[0] && wrpo__jtruth(c->a[0])); }
-static wrpo__jv wrpo__jm_partition(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: l partition, r rpartition */
-    wrpo__jv v = c->self, sep = wrpo__jto_str(J, c->a[0]), *parts = wrpo__jalloc(J, 3, sizeof *parts), empty = wrpo__jlike(J, v, "", 0);
-    if (sep->n == 0) wrpo__jfail(J, WRPO_E_FORMAT, "partition() by an empty string");
-    size_t at = c->op == 'l' ? wrpo__jfind(J, v->s, v->n, sep->s, sep->n, 0) : wrpo__jrfind(J, v->s, v->n, sep->s, sep->n);
-    if (at == SIZE_MAX) parts[0] = c->op == 'l' ? v : empty, parts[1] = empty, parts[2] = c->op == 'l' ? empty : v;
-    else parts[0] = wrpo__jlike(J, v, v->s, at), parts[1] = sep, parts[2] = wrpo__jlike(J, v, v->s + at + sep->n, v->n - at - sep->n);
-    return wrpo__jseq(J, WRPO__J_TUPLE, parts, 3);
-}
-/* op: f find, r rfind, i index, x rindex, c count, s startswith, e endswith; all with optional bounds */
-static wrpo__jv wrpo__jm_find(wrpo__jinja *J, const wrpo__jcall *c) {
-    wrpo__jv v = c->a[1] || c->a[2] ? wrpo__jslice(J, c->self, c->a[1], c->a[2], NULL) : c->self, sub = c->a[0];
-    if ((c->op == 's' || c->op == 'e') && sub->kind == WRPO__J_TUPLE) {
-        for (int64_t i = 0; i < sub->count; i++) {
-            wrpo__jv one = wrpo__jto_str(J, sub->items[i]);
-            if (one->n <= v->n && memcmp(c->op == 's' ? v->s : v->s + v->n - one->n, one->s, one->n) == 0) return &wrpo__jtrue;
-        }
-        return &wrpo__jfalse;
-    }
-    sub = wrpo__jto_str(J, sub);
-    if (c->op == 's' || c->op == 'e') return wrpo__jbool(sub->n <= v->n && memcmp(c->op == 's' ? v->s : v->s + v->n - sub->n, sub->s, sub->n) == 0);
-    if (c->op == 'c') {
-        int64_t count = 0;
-        if (sub->n == 0) return wrpo__jint(J, wrpo__jlength(J, v->s, v->n) + 1);
-        for (size_t i = 0; (i = wrpo__jfind(J, v->s, v->n, sub->s, sub->n, i)) != SIZE_MAX; i += sub->n) count++;
-        return wrpo__jint(J, count);
-    }
-    size_t at = c->op == 'f' || c->op == 'i' ? wrpo__jfind(J, v->s, v->n, sub->s, sub->n, 0) : wrpo__jrfind(J, v->s, v->n, sub->s, sub->n);
-    if (at == SIZE_MAX && (c->op == 'i' || c->op == 'x')) wrpo__jfail(J, WRPO_E_FORMAT, "index() of a substring that is not there");
-    int64_t start = v == c->self ? 0 : wrpo__jlength(J, c->self->s, (size_t)(v->n ? v->s - c->self->s : 0));
-    if (v != c->self && !v->n && at != SIZE_MAX) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "find() of an empty string between bounds");
-    return wrpo__jint(J, at == SIZE_MAX ? -1 : start + wrpo__jlength(J, v->s, at));
-}
-static wrpo__jv wrpo__jm_join(wrpo__jinja *J, const wrpo__jcall *c) {   /* method: strings only */
-    wrpo__jv v = wrpo__jitems(J, c->a[0]);
-    wrpo__text t = {.arena = J->arena};
-    for (int64_t i = 0; i < v->count; i++) {
-        if (c->self->markup) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "join() of a string marked safe");
-        if (i) wrpo__jput(J, &t, c->self->s, c->self->n);
-        wrpo__jput(J, &t, wrpo__jto_str(J, v->items[i])->s, v->items[i]->n);
-    }
-    return wrpo__jfinish(J, &t);
-}
-static wrpo__jv wrpo__jm_trim_affix(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: p removeprefix, s removesuffix */
-    wrpo__jv v = c->self, x = wrpo__jto_str(J, c->a[0]);
-    if (x->n > v->n || memcmp(c->op == 'p' ? v->s : v->s + v->n - x->n, x->s, x->n) != 0) return v;
-    return wrpo__jlike(J, v, c->op == 'p' ? v->s + x->n : v->s, v->n - x->n);
-}
-static wrpo__jv wrpo__jm_pad(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: l ljust, r rjust, c center, z zfill */
-    wrpo__jv v = wrpo__jstr(J, c->self), fill = c->op == 'z' ? wrpo__jbytes(J, "0", 1) : c->a[1] ? wrpo__jto_str(J, c->a[1]) : wrpo__jbytes(J, " ", 1);
-    int64_t width = c->a[0] ? wrpo__jto_int(J, c->a[0]) : 80, pad = width - wrpo__jlength(J, v->s, v->n);
-    if (wrpo__jlength(J, fill->s, fill->n) != 1) wrpo__jfail(J, WRPO_E_FORMAT, "%s() fills with one character", c->def->name);
-    if (pad <= 0) return v;
-    int64_t left = c->op == 'l' ? 0 : c->op == 'c' ? pad / 2 + (pad & width & 1) : pad;
-    size_t sign = c->op == 'z' && v->n && (v->s[0] == '-' || v->s[0] == '+');
-    wrpo__text t = {.arena = J->arena};
-    wrpo__jput(J, &t, v->s, sign);
-    for (int64_t i = 0; i < left; i++) wrpo__jput(J, &t, fill->s, fill->n);
-    wrpo__jput(J, &t, v->s + sign, v->n - sign);
-    for (int64_t i = left; i < pad; i++) wrpo__jput(J, &t, fill->s, fill->n);
-    return wrpo__jlike(J, v, t.data, t.size);
-}
-static wrpo__jv wrpo__jm_is(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: d isdigit, s isspace, a isascii, l islower, u isupper */
-    wrpo__jv v = wrpo__jstr(J, c->self);
-    bool all = true, any = c->op == 'a';
-    wrpo__jspend_bytes(J, v->n);
-    for (size_t i = 0, size; i < v->n; i += size) {
-        int32_t x = wrpo__utf8_get(v->s + i, v->n - i, &size);
-        if (c->op == 'd' && x >= 128) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "isdigit() of U+%04X", (unsigned)x);
-        if (c->op == 'l' || c->op == 'u') {
-            bool cased = wrpo__jcased(J, x);
-            any = any || cased;
-            all = all && (!cased || wrpo__jcase(J, x, c->op == 'u') == x);
-            continue;
-        }
-        any = true;
-        all = all && (c->op == 'd' ? x >= '0' && x <= '9' : c->op == 's' ? wrpo__jspace(x) : x >= 0 && x < 128);
-    }
-    return wrpo__jbool(any && all);
-}
-static wrpo__jv wrpo__jm_format(wrpo__jinja *J, const wrpo__jcall *c) {   /* "{} {1} {name}".format(...), without specifications */
-    wrpo__jv v = c->self;
-    wrpo__text t = {.arena = J->arena};
-    int64_t next = 0, index;
-    if (v->markup) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "format() of a string marked safe");
-    for (size_t i = 0; i < v->n; i++) {
-        char x = v->s[i];
-        if (x != '{' && x != '}') { wrpo__jput(J, &t, &x, 1); continue; }
-        if (i + 1 < v->n && v->s[i + 1] == x) { wrpo__jput(J, &t, &x, 1); i++; continue; }
-        size_t end = i + 1;
-        while (end < v->n && v->s[end] != '}') end++;
-        if (x == '}' || end == v->n) wrpo__jfail(J, WRPO_E_FORMAT, "a brace without its other half in a format");
-        const char *name = v->s + i + 1;
-        size_t n = end - i - 1;
-        for (size_t k = 0; k < n; k++)
-            if (strchr(":!.[{", name[k])) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "format field \"%.*s\"", (int)WRPO__MIN(n, 60), name);
-        wrpo__jv value = NULL;
-        bool number = n == 0 || (name[0] >= '0' && name[0] <= '9');
-        if (number && (n == 0 || wrpo__jread_int(J, name, n, 10, &index))) {
-            if (n == 0) index = next++;
-            value = index < c->args->count ? c->args->pos[index] : NULL;
-        } else if (c->args->named) value = wrpo__jdict_get(J, c->args->named, wrpo__jbytes(J, name, n));
-        if (!value) wrpo__jfail(J, WRPO_E_FORMAT, "no value for the format field \"%.*s\"", (int)WRPO__MIN(n, 60), name);
-        wrpo__jprint(J, &t, value, false);
-        i = end;
-    }
-    return wrpo__jfinish(J, &t);
+    return test ? wrpo__jbool(has) : !has ? v : wrpo__jbytes(J, front ? v->s + x->n : v->s, v->n - x->n);
 }
 static wrpo__jv wrpo__jm_get(wrpo__jinja *J, const wrpo__jcall *c) {
     wrpo__jv r = wrpo__jdict_get(J, c->self, c->a[0]);
     return r ? r : c->a[1] ? c->a[1] : &wrpo__jnone;
 }
-static wrpo__jv wrpo__jm_copy(wrpo__jinja *J, const wrpo__jcall *c) { (void)J; return c->self; }
-static wrpo__jv wrpo__jm_index(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: i index, n count */
-    int64_t count = 0;
-    for (int64_t i = 0; i < c->self->count; i++) {
-        if (!wrpo__jequal(J, c->self->items[i], c->a[0])) continue;
-        if (c->op == 'i') return wrpo__jint(J, i);
-        count++;
-    }
-    if (c->op == 'i') wrpo__jfail(J, WRPO_E_FORMAT, "index() of a value that is not there");
-    return wrpo__jint(J, count);
-}
 
-static wrpo__jv wrpo__jt_kind(wrpo__jinja *J, const wrpo__jcall *c) {
-    wrpo__jkind k = c->self->kind;
-    bool seq = k == WRPO__J_STR || k == WRPO__J_LIST || k == WRPO__J_TUPLE || k == WRPO__J_RANGE || k == WRPO__J_DICT || k == WRPO__J_UNDEFINED;
+static wrpo__jv wrpo__jt_kind(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: the kinds that pass */
     (void)J;
-    switch (c->op) {
-    case 'd': return wrpo__jbool(k != WRPO__J_UNDEFINED);
-    case 'u': return wrpo__jbool(k == WRPO__J_UNDEFINED);
-    case 'n': return wrpo__jbool(k == WRPO__J_NONE);
-    case 'b': return wrpo__jbool(k == WRPO__J_BOOL);
-    case 't': return wrpo__jbool(k == WRPO__J_BOOL && c->self->i);
-    case 'f': return wrpo__jbool(k == WRPO__J_BOOL && !c->self->i);
-    case 'i': return wrpo__jbool(k == WRPO__J_INT);
-    case 'F': return wrpo__jbool(k == WRPO__J_FLOAT);
-    case 'N': return wrpo__jbool(wrpo__jis_number(c->self));
-    case 's': return wrpo__jbool(k == WRPO__J_STR);
-    case 'm': return wrpo__jbool(k == WRPO__J_DICT);
-    case 'q': return wrpo__jbool(seq);
-    case 'I': return wrpo__jbool(seq || k == WRPO__J_VIEW || k == WRPO__J_ITER || k == WRPO__J_LOOP);
-    case 'c': return wrpo__jbool(k == WRPO__J_FUNCTION || k == WRPO__J_MACRO || k == WRPO__J_LOOP || k == WRPO__J_UNDEFINED);
-    default: return wrpo__jbool(c->self->markup);
-    }
+    return wrpo__jbool(c->op >> c->self->kind & 1);
 }
-/* op: = ! < l (<=) > g (>=) i (in) */
-static bool wrpo__jrelation(wrpo__jinja *J, int op, wrpo__jv a, wrpo__jv b) {
-    if (op == '=' || op == '!') return wrpo__jequal(J, a, b) == (op == '=');
-    if (op == 'i' || op == 'n') return wrpo__jcontains(J, b, a) == (op == 'i');
-    if (a->kind == WRPO__J_UNDEFINED) wrpo__jfail_undefined(J, a);
-    if (b->kind == WRPO__J_UNDEFINED) wrpo__jfail_undefined(J, b);
-    int r = wrpo__jcompare(J, a, b);
-    return op == '<' ? r == -1 : op == 'l' ? r == -1 || r == 0 : op == '>' ? r == 1 : r == 1 || r == 0;
+static wrpo__jv wrpo__jt_is(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: 1 true, 0 false */
+    (void)J;
+    return wrpo__jbool(c->self->kind == WRPO__J_BOOL && c->self->i == c->op);
 }
 static wrpo__jv wrpo__jt_relation(wrpo__jinja *J, const wrpo__jcall *c) { return wrpo__jbool(wrpo__jrelation(J, c->op, c->self, c->a[0])); }
 static wrpo__jv wrpo__jt_divisible(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: o odd, e even, d divisibleby */
     wrpo__jv rest = wrpo__jarithmetic(J, '%', c->self, c->op == 'd' ? c->a[0] : wrpo__jint(J, 2));
     return wrpo__jbool(wrpo__jequal(J, rest, wrpo__jint(J, c->op == 'o')));
 }
-static wrpo__jv wrpo__jt_sameas(wrpo__jinja *J, const wrpo__jcall *c) {
-    wrpo__jv a = c->self, b = c->a[0];
-    if (a->kind == b->kind && (a->kind == WRPO__J_NONE || a->kind == WRPO__J_BOOL)) return wrpo__jbool(a->i == b->i);
-    if (a->kind == b->kind && a != b && a->kind >= WRPO__J_INT && a->kind <= WRPO__J_STR) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "test \"sameas\" of %s", wrpo__jtype(a));
-    return wrpo__jbool(a == b);
-}
 
 static wrpo__jv wrpo__jg_range(wrpo__jinja *J, const wrpo__jcall *c) {
-    int64_t a = wrpo__jto_int(J, c->a[0]);
-    return c->a[1] ? wrpo__jrange(J, a, wrpo__jto_int(J, c->a[1]), c->a[2] ? wrpo__jto_int(J, c->a[2]) : 1) : wrpo__jrange(J, 0, a, 1);
-}
-static wrpo__jv wrpo__jg_dict(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: d dict, n namespace */
-    wrpo__jdict d = {0};
-    wrpo__jv from = c->args->count ? c->args->pos[0] : NULL;
-    if (c->args->count > 1) wrpo__jfail(J, WRPO_E_FORMAT, "%s() takes one positional argument, found %lld", c->def->name, (long long)c->args->count);
-    if (from && from->kind != WRPO__J_DICT) {
-        from = wrpo__jitems(J, from);
-        for (int64_t i = 0; i < from->count; i++) {
-            wrpo__jv pair = wrpo__jitems(J, from->items[i]);
-            if (pair->count != 2) wrpo__jfail(J, WRPO_E_FORMAT, "%s() wants pairs, found %lld items", c->def->name, (long long)pair->count);
-            wrpo__jdict_put(J, &d, pair->items[0], pair->items[1]);
-        }
-    } else for (int64_t i = 0; from && i < from->count; i++) wrpo__jdict_put(J, &d, from->keys[i], from->items[i]);
-    for (int64_t i = 0; c->args->named && i < c->args->named->count; i++) wrpo__jdict_put(J, &d, c->args->named->keys[i], c->args->named->items[i]);
-    if (c->op == 'd') return wrpo__jdict_done(J, &d);
-    wrpo__jval *space = wrpo__jnew(J, WRPO__J_NAMESPACE);
-    space->scope = wrpo__jscope_new(J, NULL);
-    for (int64_t i = 0; i < d.keys.count; i++) {
-        wrpo__jv key = wrpo__jto_str(J, d.keys.items[i]);
-        if (key->n && key->s[0] == '_') wrpo__jfail(J, WRPO_E_FORMAT, "a namespace takes no attribute \"%.*s\"", (int)WRPO__MIN(key->n, 60), key->s);
-        wrpo__jset(J, space->scope, key->s, key->n, d.items.items[i]);
+    const int64_t limit = INT64_MAX / 4;
+    int64_t v[3] = {0, wrpo__jto_int(J, c->a[0]), c->a[2] ? wrpo__jto_int(J, c->a[2]) : 1};   /* from, to, by */
+    wrpo__jval *out = wrpo__jnew(J, WRPO__J_RANGE);
+    if (c->a[1]) v[0] = v[1], v[1] = wrpo__jto_int(J, c->a[1]);
+    for (int k = 0; k < 3; k++)
+        if (v[k] > limit || v[k] < -limit) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "a range near 64 bits");
+    if (v[2] == 0) wrpo__jfail(J, WRPO_E_FORMAT, "range() with step 0");
+    for (int64_t i = v[0]; v[2] > 0 ? i < v[1] : i > v[1]; i += v[2]) {
+        if (out->count == WRPO__J_MAX_RANGE) wrpo__jfail(J, WRPO_E_FORMAT, "range of more than %d numbers", (int)WRPO__J_MAX_RANGE);
+        wrpo__jpush(J, out, NULL, wrpo__jint(J, i));
     }
-    return space;
+    return out;
+}
+static wrpo__jv wrpo__jg_dict(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: the kind */
+    wrpo__jval *v = wrpo__jnew(J, (wrpo__jkind)c->op);
+    for (int64_t i = 0; i < c->named->count; i++) wrpo__jpush(J, v, c->named->keys[i], c->named->items[i]);
+    return v;
 }
 static wrpo__jv wrpo__jg_raise(wrpo__jinja *J, const wrpo__jcall *c) {
     wrpo__jv m = wrpo__jstr(J, c->a[0]);
-    wrpo__fail_at(J->ctx, WRPO_E_FORMAT, J->line, 0, "%s: %.*s", J->name, (int)WRPO__MIN(m->n, 400), m->s);
+    wrpo__fail_at(J->ctx, WRPO_E_FORMAT, J->line, 0, "chat template: %.*s", (int)WRPO__MIN(m->n, 400), m->s);
 }
 static wrpo__jv wrpo__jg_strftime(wrpo__jinja *J, const wrpo__jcall *c) {
     wrpo__jv format = wrpo__jto_str(J, c->a[0]);
@@ -7392,707 +6687,462 @@ static wrpo__jv wrpo__jg_strftime(wrpo__jinja *J, const wrpo__jcall *c) {
 #else
     bool ok = localtime_r(&J->now, &tm) != NULL;
 #endif
-    if (!ok || format->n > 100) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "strftime_now(\"%.*s\")", (int)WRPO__MIN(format->n, 60), format->s);
-    wrpo__text t = {.arena = J->arena};
-    for (size_t i = 0; i < format->n; i++) {           /* a naive time has no zone, and ours no microseconds */
-        size_t n = format->s[i] == '%' && i + 1 < format->n ? 2 : 1;
-        char x = n == 2 ? format->s[i + 1] : 0;
-        if (x == 'f') wrpo__jputs(J, &t, "000000");
-        else if (x != 'z' && x != 'Z') wrpo__jput(J, &t, format->s + i, n);
-        i += n - 1;
-    }
-    wrpo__jputs(J, &t, "|");                           /* so that 0 from strftime means: it does not fit */
-    size_t n = strftime(out, sizeof out, t.data, &tm);
-    if (n == 0) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "strftime_now(\"%.*s\")", (int)format->n, format->s);
+    const char *text = wrpo__format(J->arena, "%.*s|", (int)WRPO__MIN(format->n, 400), format->s);   /* so 0 from strftime means: no room */
+    if (strstr(text, "%z") || strstr(text, "%Z") || strstr(text, "%f")) ok = false;   /* a naive time has no zone, ours no microseconds */
+    size_t n = ok ? strftime(out, sizeof out, text, &tm) : 0;
+    if (n == 0) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "strftime_now(\"%.*s\")", WRPO__J_TEXT_OF(format));
     return wrpo__jbytes(J, wrpo__strndup(J->arena, out, n - 1), n - 1);
 }
 
-static const wrpo__jdef wrpo__jfilters[] = {
-    {"abs", "", wrpo__jf_abs, 0}, {"attr", "name", wrpo__jf_attr, 0}, {"batch", "linecount fill_with=", wrpo__jf_batch, 0},
-    {"capitalize", "", wrpo__jf_case, 'c'}, {"center", "width=", wrpo__jm_pad, 'c'}, {"count", "", wrpo__jf_length, 0},
-    {"d", "default_value= boolean=", wrpo__jf_default, 0}, {"default", "default_value= boolean=", wrpo__jf_default, 0},
-    {"dictsort", "case_sensitive= by= reverse=", wrpo__jf_dictsort, 0}, {"e", "", wrpo__jf_escape, 0}, {"escape", "", wrpo__jf_escape, 0},
-    {"first", "", wrpo__jf_end, 'f'}, {"float", "default=", wrpo__jf_float, 0}, {"format", NULL, wrpo__jf_format, 0},
-    {"indent", "width= first= blank=", wrpo__jf_indent, 0}, {"int", "default= base=", wrpo__jf_int, 0}, {"items", "", wrpo__jf_items, 'i'},
-    {"join", "d= attribute=", wrpo__jf_join, 0}, {"last", "", wrpo__jf_end, 'l'}, {"length", "", wrpo__jf_length, 0}, {"list", "", wrpo__jf_list, 0},
-    {"lower", "", wrpo__jf_case, 'l'}, {"map", NULL, wrpo__jf_map, 0}, {"max", "case_sensitive= attribute=", wrpo__jf_extreme, 1},
-    {"min", "case_sensitive= attribute=", wrpo__jf_extreme, -1}, {"reject", NULL, wrpo__jf_select, 1}, {"rejectattr", NULL, wrpo__jf_select, 3},
-    {"replace", "old new count=", wrpo__jf_replace, 'f'}, {"reverse", "", wrpo__jf_reverse, 0}, {"round", "precision= method=", wrpo__jf_round, 0},
-    {"safe", "", wrpo__jf_safe, 0}, {"select", NULL, wrpo__jf_select, 0}, {"selectattr", NULL, wrpo__jf_select, 2},
-    {"sort", "reverse= case_sensitive= attribute=", wrpo__jf_sort, 0}, {"string", "", wrpo__jf_string, 0}, {"sum", "attribute= start=", wrpo__jf_sum, 0},
-    {"title", "", wrpo__jf_case, 'T'}, {"tojson", "ensure_ascii= indent= separators= sort_keys=", wrpo__jf_tojson, 0},
-    {"trim", "chars=", wrpo__jf_strip, 3}, {"unique", "case_sensitive= attribute=", wrpo__jf_unique, 0}, {"upper", "", wrpo__jf_case, 'u'}, {0}};
-static const wrpo__jdef wrpo__jtests[] = {
-    {"defined", "", wrpo__jt_kind, 'd'}, {"undefined", "", wrpo__jt_kind, 'u'}, {"none", "", wrpo__jt_kind, 'n'}, {"boolean", "", wrpo__jt_kind, 'b'},
-    {"true", "", wrpo__jt_kind, 't'}, {"false", "", wrpo__jt_kind, 'f'}, {"integer", "", wrpo__jt_kind, 'i'}, {"float", "", wrpo__jt_kind, 'F'},
-    {"number", "", wrpo__jt_kind, 'N'}, {"string", "", wrpo__jt_kind, 's'}, {"mapping", "", wrpo__jt_kind, 'm'}, {"sequence", "", wrpo__jt_kind, 'q'},
-    {"iterable", "", wrpo__jt_kind, 'I'}, {"callable", "", wrpo__jt_kind, 'c'}, {"escaped", "", wrpo__jt_kind, 'e'},
-    {"lower", "", wrpo__jm_is, 'l'}, {"upper", "", wrpo__jm_is, 'u'}, {"odd", "", wrpo__jt_divisible, 'o'}, {"even", "", wrpo__jt_divisible, 'e'},
-    {"divisibleby", "num", wrpo__jt_divisible, 'd'}, {"sameas", "other", wrpo__jt_sameas, 0}, {"in", "seq", wrpo__jt_relation, 'i'},
-    {"==", "other", wrpo__jt_relation, '='}, {"eq", "other", wrpo__jt_relation, '='}, {"equalto", "other", wrpo__jt_relation, '='},
-    {"!=", "other", wrpo__jt_relation, '!'}, {"ne", "other", wrpo__jt_relation, '!'}, {">", "other", wrpo__jt_relation, '>'},
-    {"gt", "other", wrpo__jt_relation, '>'}, {"greaterthan", "other", wrpo__jt_relation, '>'}, {">=", "other", wrpo__jt_relation, 'g'},
-    {"ge", "other", wrpo__jt_relation, 'g'}, {"<", "other", wrpo__jt_relation, '<'}, {"lt", "other", wrpo__jt_relation, '<'},
-    {"lessthan", "other", wrpo__jt_relation, '<'}, {"<=", "other", wrpo__jt_relation, 'l'}, {"le", "other", wrpo__jt_relation, 'l'}, {0}};
-static const wrpo__jdef wrpo__jglobals[] = {
-    {"range", "start stop= step=", wrpo__jg_range, 0}, {"dict", NULL, wrpo__jg_dict, 'd'}, {"namespace", NULL, wrpo__jg_dict, 'n'},
-    {"raise_exception", "message", wrpo__jg_raise, 0}, {"strftime_now", "format", wrpo__jg_strftime, 0},
-    {"cycler", NULL, NULL, 0}, {"joiner", NULL, NULL, 0}, {"lipsum", NULL, NULL, 0}, {"self", NULL, NULL, 0}, {0}};
+#define WRPO__J_BIT(kind) (1 << WRPO__J_##kind)
+enum {                               /* what the tests call ... */
+    WRPO__J_NUMBERS = WRPO__J_BIT(BOOL) | WRPO__J_BIT(INT) | WRPO__J_BIT(FLOAT),
+    WRPO__J_SEQUENCES = WRPO__J_BIT(STR) | WRPO__J_BIT(LIST) | WRPO__J_BIT(TUPLE) | WRPO__J_BIT(RANGE) | WRPO__J_BIT(DICT) | WRPO__J_BIT(UNDEFINED),
+    WRPO__J_ITERABLES = WRPO__J_SEQUENCES | WRPO__J_BIT(VIEW) | WRPO__J_BIT(ITER) | WRPO__J_BIT(LOOP),
+    WRPO__J_CALLABLES = WRPO__J_BIT(FUNCTION) | WRPO__J_BIT(MACRO) | WRPO__J_BIT(LOOP) | WRPO__J_BIT(UNDEFINED)
+};
+static const wrpo__jdef wrpo__jdefs[] = {
+    /* filters */
+    {"count", "fm", "", wrpo__jf_length, 0}, {"length", "fm", "", wrpo__jf_length, 0}, {"d", "fm", "default_value= boolean=", wrpo__jf_default, 0},
+    {"default", "fm", "default_value= boolean=", wrpo__jf_default, 0}, {"dictsort", "f", "case_sensitive= by= reverse=", wrpo__jf_sort, 'd'},
+    {"first", "f", "", wrpo__jf_end, 'f'}, {"last", "f", "", wrpo__jf_end, 'l'}, {"float", "f", "default=", wrpo__jf_number, 'f'},
+    {"int", "f", "default=", wrpo__jf_number, 'i'}, {"indent", "f", "width= first= blank=", wrpo__jf_indent, 0},
+    {"items", "f", "", wrpo__jf_items, 'i'}, {"join", "f", "d=", wrpo__jf_join, 'f'}, {"list", "f", "", wrpo__jf_list, 0},
+    {"map", "f", "filter= x= y= attribute=", wrpo__jf_select, 4}, {"select", "f", "test= x=", wrpo__jf_select, 0},
+    {"reject", "f", "test= x=", wrpo__jf_select, 1}, {"selectattr", "f", "attribute test= x=", wrpo__jf_select, 2},
+    {"rejectattr", "f", "attribute test= x=", wrpo__jf_select, 3}, {"replace", "fm", "old new count=", wrpo__jf_replace, 'f'},
+    {"reverse", "f", "", wrpo__jf_reverse, 0}, {"safe", "fm", "", wrpo__jf_string, 1},
+    {"sort", "f", "reverse= case_sensitive= attribute=", wrpo__jf_sort, 's'}, {"string", "fm", "", wrpo__jf_string, 0},
+    {"title", "f", "", wrpo__jf_case, 'T'}, {"trim", "f", "chars=", wrpo__jf_strip, 3},
+    {"tojson", "fm", "ensure_ascii= indent= separators= sort_keys=", wrpo__jf_tojson, 0},
+    /* filters and methods of strings, methods of strings, methods of dicts */
+    {"capitalize", "fs", "", wrpo__jf_case, 'c'}, {"lower", "fs", "", wrpo__jf_case, 'l'}, {"upper", "fs", "", wrpo__jf_case, 'u'},
+    {"title", "s", "", wrpo__jf_case, 't'}, {"join", "s", "iterable", wrpo__jf_join, 'm'}, {"startswith", "s", "prefix", wrpo__jm_affix, 's'},
+    {"endswith", "s", "suffix", wrpo__jm_affix, 'e'}, {"removeprefix", "s", "prefix", wrpo__jm_affix, 'p'},
+    {"removesuffix", "s", "suffix", wrpo__jm_affix, 'x'}, {"strip", "s", "chars=", wrpo__jf_strip, 3}, {"lstrip", "s", "chars=", wrpo__jf_strip, 1},
+    {"rstrip", "s", "chars=", wrpo__jf_strip, 2}, {"replace", "s", "old new count=", wrpo__jf_replace, 'm'},
+    {"split", "s", "sep= maxsplit=", wrpo__jm_split, 0}, {"get", "d", "key default=", wrpo__jm_get, 0}, {"items", "d", "", wrpo__jf_items, 'I'},
+    {"keys", "d", "", wrpo__jf_items, 'k'}, {"values", "d", "", wrpo__jf_items, 'v'},
+    /* tests */
+    {"defined", "tm", "", wrpo__jt_kind, ~WRPO__J_BIT(UNDEFINED)}, {"undefined", "tm", "", wrpo__jt_kind, WRPO__J_BIT(UNDEFINED)},
+    {"none", "tm", "", wrpo__jt_kind, WRPO__J_BIT(NONE)}, {"boolean", "tm", "", wrpo__jt_kind, WRPO__J_BIT(BOOL)},
+    {"integer", "tm", "", wrpo__jt_kind, WRPO__J_BIT(INT)}, {"float", "tm", "", wrpo__jt_kind, WRPO__J_BIT(FLOAT)},
+    {"number", "tm", "", wrpo__jt_kind, WRPO__J_NUMBERS}, {"string", "tm", "", wrpo__jt_kind, WRPO__J_BIT(STR)},
+    {"mapping", "tm", "", wrpo__jt_kind, WRPO__J_BIT(DICT)}, {"sequence", "tm", "", wrpo__jt_kind, WRPO__J_SEQUENCES},
+    {"iterable", "tm", "", wrpo__jt_kind, WRPO__J_ITERABLES}, {"callable", "tm", "", wrpo__jt_kind, WRPO__J_CALLABLES},
+    {"true", "tm", "", wrpo__jt_is, 1}, {"false", "tm", "", wrpo__jt_is, 0}, {"odd", "t", "", wrpo__jt_divisible, 'o'},
+    {"even", "t", "", wrpo__jt_divisible, 'e'}, {"divisibleby", "t", "num", wrpo__jt_divisible, 'd'}, {"in", "tm", "seq", wrpo__jt_relation, 'i'},
+    {"==", "tm", "other", wrpo__jt_relation, '='}, {"eq", "tm", "other", wrpo__jt_relation, '='}, {"equalto", "tm", "other", wrpo__jt_relation, '='},
+    {"!=", "tm", "other", wrpo__jt_relation, '!'}, {"ne", "tm", "other", wrpo__jt_relation, '!'}, {"gt", "tm", "other", wrpo__jt_relation, '>'},
+    {"ge", "tm", "other", wrpo__jt_relation, 'g'}, {"lt", "tm", "other", wrpo__jt_relation, '<'}, {"le", "tm", "other", wrpo__jt_relation, 'l'},
+    /* functions */
+    {"range", "g", "start stop= step=", wrpo__jg_range, 0}, {"dict", "g", NULL, wrpo__jg_dict, WRPO__J_DICT},
+    {"namespace", "g", NULL, wrpo__jg_dict, WRPO__J_NAMESPACE}, {"raise_exception", "g", "message", wrpo__jg_raise, 0},
+    {"strftime_now", "g", "format", wrpo__jg_strftime, 0}};
 
-static const wrpo__jdef *wrpo__jlookup(const wrpo__jdef *table, const char *s, size_t n) {   /* NULL: no such name */
-    for (; table->name; table++)
-        if (wrpo__jnamed(s, n, table->name)) return table;
+static const wrpo__jdef *wrpo__jlookup(char where, wrpo__jv name) {   /* NULL: no such name */
+    for (int64_t k = 0; k < WRPO__COUNT(wrpo__jdefs); k++)
+        if (strchr(wrpo__jdefs[k].where, where) && wrpo__jnamed(name, wrpo__jdefs[k].name)) return &wrpo__jdefs[k];
     return NULL;
 }
-static wrpo__jv wrpo__jinvoke(wrpo__jinja *J, const wrpo__jdef *def, wrpo__jv self, const wrpo__jargs *args) {
-    wrpo__jcall c = {.def = def, .op = def->op, .self = self, .args = args};
-    int64_t named = 0;
-    int k = 0;
-    if (!def->fn) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "function \"%s\"", def->name);
-    for (const char *p = def->signature; p && *p; k++) {
-        size_t n = strcspn(p, " ");
-        bool optional = p[n - 1] == '=';
-        if (k < args->count) c.a[k] = args->pos[k];
-        wrpo__jv given = args->named ? wrpo__jdict_get(J, args->named, wrpo__jbytes(J, p, n - optional)) : NULL;
-        if (given && c.a[k]) wrpo__jfail(J, WRPO_E_FORMAT, "%s() has two values for \"%.*s\"", def->name, (int)(n - optional), p);
-        if (given) c.a[k] = given, named++;
-        if (!c.a[k] && !optional) wrpo__jfail(J, WRPO_E_FORMAT, "%s() wants an argument \"%.*s\"", def->name, (int)n, p);
-        p += n + (p[n] == ' ');
+static wrpo__jv wrpo__jcall_def(wrpo__jinja *J, const wrpo__jdef *def, wrpo__jv self, wrpo__jv args, wrpo__jv named) {
+    wrpo__jcall c = {.def = def, .op = def->op, .self = self, .named = named};
+    int64_t k = 0, taken = 0;
+    if (self && !strchr(def->where, 'm')) wrpo__jplain(J, self);
+    for (const char *p = def->signature; p && *p; k++, p += strcspn(p, " "), p += *p == ' ') {
+        size_t n = strcspn(p, " =");
+        wrpo__jv given = wrpo__jdict_get(J, named, wrpo__jbytes(J, p, n));
+        c.a[k] = k < args->count ? args->items[k] : given;
+        if (given && c.a[k] != given) wrpo__jfail(J, WRPO_E_FORMAT, "%s() has two values for \"%.*s\"", def->name, (int)n, p);
+        if (!c.a[k] && p[n] != '=') wrpo__jfail(J, WRPO_E_FORMAT, "%s() wants an argument \"%.*s\"", def->name, (int)n, p);
+        taken += given != NULL;
     }
-    if (def->signature && args->count > k) wrpo__jfail(J, WRPO_E_FORMAT, "%s() takes at most %d arguments, found %lld", def->name, k, (long long)args->count);
-    if (def->signature && args->named && named < args->named->count) wrpo__jfail(J, WRPO_E_FORMAT, "%s() has an argument of an unknown name", def->name);
+    if (args->count > k || (def->signature && taken < named->count))
+        wrpo__jfail(J, WRPO_E_UNSUPPORTED, "%s() with other arguments than \"%s\"", def->name, def->signature ? def->signature : "name=");
     return def->fn(J, &c);
 }
-static wrpo__jv wrpo__jfilter(wrpo__jinja *J, const char *s, size_t n, wrpo__jv v, const wrpo__jargs *args) {
-    const wrpo__jdef *def = wrpo__jlookup(wrpo__jfilters, s, n);
-    if (!def) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "filter \"%.*s\"", (int)WRPO__MIN(n, 60), s);
-    return wrpo__jinvoke(J, def, v, args);
-}
-static bool wrpo__jtest(wrpo__jinja *J, const char *s, size_t n, wrpo__jv v, const wrpo__jargs *args) {
-    const wrpo__jdef *def = wrpo__jlookup(wrpo__jtests, s, n);
-    if (!def) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "test \"%.*s\"", (int)WRPO__MIN(n, 60), s);
-    return wrpo__jtruth(wrpo__jinvoke(J, def, v, args));
+static wrpo__jv wrpo__jinvoke(wrpo__jinja *J, char where, wrpo__jv name, wrpo__jv self, wrpo__jv args, wrpo__jv named) {
+    const wrpo__jdef *def = wrpo__jlookup(where, name);
+    if (!def) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "%s \"%.*s\"", where == 'f' ? "filter" : "test", WRPO__J_TEXT_OF(name));
+    return wrpo__jcall_def(J, def, self, args, named);
 }
 
-/* ---- text to tokens ---- */
-typedef enum wrpo__jtok_kind {
-    WRPO__J_END, WRPO__J_DATA, WRPO__J_OUTPUT_BEGIN, WRPO__J_OUTPUT_END, WRPO__J_BLOCK_BEGIN, WRPO__J_BLOCK_END,
-    WRPO__J_NAME, WRPO__J_NUMBER, WRPO__J_STRING, WRPO__J_OPERATOR
-} wrpo__jtok_kind;
-typedef struct wrpo__jtok { wrpo__jtok_kind kind; int line; const char *s; size_t n; wrpo__jv value; } wrpo__jtok;
-typedef struct wrpo__jlexer {
-    wrpo__jinja *J;
-    const char *s; size_t n, at;     /* the template; newlines are \n */
-    size_t mark; int line;           /* the line of position `mark` */
-    bool line_starts;                /* a tag just ended with the line it stood on */
-    wrpo__jtok *toks;
-} wrpo__jlexer;
-static void wrpo__jtoken(wrpo__jlexer *L, wrpo__jtok_kind kind, size_t from, const char *s, size_t n, wrpo__jv value) {
-    for (; L->mark < from; L->mark++) L->line += L->s[L->mark] == '\n';
-    wrpo__jtok t = {kind, L->line, s, n, value};
-    L->J->line = L->line;
-    stbds_arrput(L->toks, t);
-}
-/* Passes the end of a tag at L->at if there is one: mark (2 bytes), after "-" with all white space that follows,
-   after "+" (a block's or comment's) with nothing, plain with one newline if the tag is not {{ }}. */
-static bool wrpo__jtag_end(wrpo__jlexer *L, const char *mark) {
-    size_t i = L->at;
-    bool output = mark[0] == '}';
-    char sign = i < L->n && (L->s[i] == '-' || (L->s[i] == '+' && !output)) ? L->s[i++] : (char)0;
-    if (i + 2 > L->n || memcmp(L->s + i, mark, 2) != 0) return false;
-    i += 2;
-    if (sign == '-') i = wrpo__jskip_space(L->s, L->n, i);
-    else if (!sign && !output && i < L->n && L->s[i] == '\n') i++;
-    L->line_starts = L->s[i - 1] == '\n';
-    L->at = i;
-    return true;
-}
-static bool wrpo__jspaced_word(const wrpo__jlexer *L, size_t *at, const char *word) {   /* \s*word\s* */
-    size_t i = wrpo__jskip_space(L->s, L->n, *at), n = strlen(word);
-    if (L->n - i < n || memcmp(L->s + i, word, n) != 0) return false;
-    *at = wrpo__jskip_space(L->s, L->n, i + n);
-    return true;
-}
-/* The text before a tag: "-" strips its white space; else a block or comment alone on its line so far strips the indent. */
-static void wrpo__jdata(wrpo__jlexer *L, size_t from, size_t to, char sign, bool output) {
-    size_t end = to;
-    if (sign == '-') end = wrpo__jrstrip(L->s, from, to);
-    else if (sign != '+' && !output) {
-        size_t line = to;
-        while (line > from && L->s[line - 1] != '\n') line--;
-        if ((line > from || L->line_starts) && wrpo__jrstrip(L->s, line, to) == line) end = line;
-    }
-    if (end > from) wrpo__jtoken(L, WRPO__J_DATA, from, L->s + from, end - from, NULL);
-}
-static wrpo__jv wrpo__jlex_string(wrpo__jlexer *L) {   /* at its quote; Python's escapes */
-    wrpo__jinja *J = L->J;
-    char quote = L->s[L->at], out[4];
-    wrpo__text t = {.arena = J->arena};
-    for (L->at++; L->at < L->n && L->s[L->at] != quote; L->at++) {
-        static const char names[] = "\\'\"abfnrtv", marks[] = "\\'\"\a\b\f\n\r\t\v";
-        char c = L->s[L->at];
-        if (c != '\\' || L->at + 1 == L->n) { wrpo__jput(J, &t, &c, 1); continue; }
-        c = L->s[++L->at];
-        const char *p = c ? strchr(names, c) : NULL;
-        int digits = c == 'x' ? 2 : c == 'u' ? 4 : c == 'U' ? 8 : 0, base = digits ? 16 : 8;
-        if (c == '\n') continue;
-        if (p) { wrpo__jput(J, &t, marks + (p - names), 1); continue; }
-        if (c >= '0' && c <= '7') digits = 3, L->at--;
-        else if (c == 'N') wrpo__jfail(J, WRPO_E_UNSUPPORTED, "the escape \\N in a string");
-        else if (!digits) { wrpo__jput(J, &t, L->s + L->at - 1, 2); continue; }
-        uint32_t code = 0;
-        int k = 0;
-        for (; k < digits && L->at + 1 < L->n; k++, L->at++) {
-            int h = L->s[L->at + 1], d = h >= '0' && h <= '9' ? h - '0' : (h | 32) >= 'a' && (h | 32) <= 'f' ? (h | 32) - 'a' + 10 : 99;
-            if (d >= base) break;
-            code = code * (uint32_t)base + (uint32_t)d;
-        }
-        if ((base == 16 && k < digits) || code > 0x10FFFF || (code >= 0xD800 && code < 0xE000)) wrpo__jfail(J, WRPO_E_FORMAT, "a string escape that names no character");
-        wrpo__jput(J, &t, out, wrpo__utf8_put(out, code));
-    }
-    if (L->at >= L->n) wrpo__jfail(J, WRPO_E_FORMAT, "a string without its closing quote");
-    L->at++;
-    return wrpo__jfinish(J, &t);
-}
-static wrpo__jv wrpo__jlex_number(wrpo__jlexer *L) {
-    wrpo__jinja *J = L->J;
-    size_t i = L->at, from = i;
-    bool real = false, prefixed = L->n - i > 2 && L->s[i] == '0' && strchr("xXoObB", L->s[i + 1]);
-    double f;
-    int64_t value;
-#define WRPO__J_DIGIT(i) ((i) < L->n && L->s[i] >= '0' && L->s[i] <= '9')
-#define WRPO__J_DIGITS(i) while (WRPO__J_DIGIT(i) || ((i) < L->n && L->s[i] == '_' && WRPO__J_DIGIT((i) + 1))) (i)++
-    if (prefixed) for (i += 2; i < L->n && (L->s[i] == '_' || WRPO__J_DIGIT(i) || ((L->s[i] | 32) >= 'a' && (L->s[i] | 32) <= 'f')); i++) {}
-    else {
-        bool item = from > 0 && L->s[from - 1] == '.';   /* x.0.1: two integers */
-        WRPO__J_DIGITS(i);
-        if (!item && i < L->n && L->s[i] == '.' && WRPO__J_DIGIT(i + 1)) { i++; WRPO__J_DIGITS(i); real = true; }
-        size_t e = i + (i + 1 < L->n && (L->s[i + 1] == '+' || L->s[i + 1] == '-'));
-        if (!item && i < L->n && (L->s[i] | 32) == 'e' && WRPO__J_DIGIT(e + 1)) { i = e + 1; WRPO__J_DIGITS(i); real = true; }
-    }
-#undef WRPO__J_DIGITS
-#undef WRPO__J_DIGIT
-    L->at = i;
-    bool ok = real ? wrpo__jread_float(J, L->s + from, i - from, &f) : wrpo__jread_int(J, L->s + from, i - from, prefixed ? 0 : 10, &value);
-    if (!ok || (!real && !prefixed && i - from > 1 && L->s[from] == '0' && value != 0)) wrpo__jfail(J, WRPO_E_FORMAT, "\"%.*s\" is no number", (int)WRPO__MIN(i - from, 60), L->s + from);
-    return real ? wrpo__jfloat(J, f) : wrpo__jint(J, value);
-}
-static void wrpo__jlex_tag(wrpo__jlexer *L, bool output) {   /* from after its opening mark to after its closing one */
-    static const char *const operators[] = {"//", "**", "==", "!=", ">=", "<=", "+", "-", "/", "*", "%", "~", "[", "]", "(", ")", "{", "}", ">", "<", "=", ".", ":", "|", ",", ";"};
-    int open = 0;                                      /* brackets: "}}" inside them closes a dict */
-    for (;;) {
-        size_t i = L->at;
-        if (open == 0 && wrpo__jtag_end(L, output ? "}}" : "%}")) {
-            wrpo__jtoken(L, output ? WRPO__J_OUTPUT_END : WRPO__J_BLOCK_END, i, "end of tag", 10, NULL);
-            return;
-        }
-        L->at = wrpo__jskip_space(L->s, L->n, i);
-        if (L->at > i) continue;
-        wrpo__jtoken(L, WRPO__J_OPERATOR, i, L->s + i, 0, NULL);
-        wrpo__jtok *t = &stbds_arrlast(L->toks);
-        if (i == L->n) wrpo__jfail(L->J, WRPO_E_FORMAT, "the template ends inside a tag");
-        unsigned char c = (unsigned char)L->s[i];
-        if (c >= '0' && c <= '9') t->kind = WRPO__J_NUMBER, t->value = wrpo__jlex_number(L);
-        else if (c == '"' || c == '\'') t->kind = WRPO__J_STRING, t->value = wrpo__jlex_string(L);
-        else if ((c | 32) >= 'a' && (c | 32) <= 'z') t->kind = WRPO__J_NAME;
-        else if (c == '_' || c >= 0x80) t->kind = WRPO__J_NAME;
-        if (t->kind == WRPO__J_NAME)
-            for (; L->at < L->n; L->at++) {
-                c = (unsigned char)L->s[L->at];
-                if (!((c | 32) >= 'a' && (c | 32) <= 'z') && !(c >= '0' && c <= '9') && c != '_' && c < 0x80) break;
-            }
-        if (t->kind == WRPO__J_OPERATOR) {
-            size_t k = 0, count = sizeof operators / sizeof *operators;
-            while (k < count && (L->n - i < strlen(operators[k]) || memcmp(L->s + i, operators[k], strlen(operators[k])) != 0)) k++;
-            if (k == count) wrpo__jfail(L->J, WRPO_E_FORMAT, "unexpected character \"%c\"", c < 32 ? '?' : c);
-            L->at += strlen(operators[k]);
-            if (strchr("[({", c)) open++;
-            if (strchr("])}", c) && --open < 0) wrpo__jfail(L->J, WRPO_E_FORMAT, "unexpected \"%c\"", c);
-        }
-        t->n = L->at - i;
-    }
-}
-static wrpo__jtok *wrpo__jlex(wrpo__jinja *J, const char *s, size_t n) {
-    wrpo__jlexer L = {.J = J, .s = s, .n = n, .line = 1, .line_starts = true};
-    while (L.at < n) {
-        size_t from = L.at, i = from, k;
-        while (i < n && !(s[i] == '{' && i + 1 < n && (s[i + 1] == '%' || s[i + 1] == '{' || s[i + 1] == '#'))) i++;
-        if (i == n) { wrpo__jtoken(&L, WRPO__J_DATA, from, s + from, n - from, NULL); break; }
-        char kind = s[i + 1], sign = i + 2 < n && (s[i + 2] == '-' || s[i + 2] == '+') ? s[i + 2] : (char)0;
-        wrpo__jdata(&L, from, i, sign, kind == '{');
-        k = L.at = i + 2 + (sign != 0);
-        if (kind == '%' && wrpo__jspaced_word(&L, &k, "raw") && n - k >= 2 && (memcmp(s + k, "%}", 2) == 0 || (s[k] == '-' && n - k > 2 && memcmp(s + k, "-%}", 3) == 0))) {
-            k += s[k] == '-' ? 3 : 2;                  /* {% raw %}: text up to {% endraw %}, its own newline kept */
-            if (s[k - 3] == '-') k = wrpo__jskip_space(s, n, k);
-            L.line_starts = s[k - 1] == '\n';
-            for (i = k;; i++) {
-                if (i + 2 > n) wrpo__jfail(J, WRPO_E_FORMAT, "raw without endraw");
-                if (s[i] != '{' || s[i + 1] != '%') continue;
-                sign = i + 2 < n && (s[i + 2] == '-' || s[i + 2] == '+') ? s[i + 2] : (char)0;
-                size_t e = i + 2 + (sign != 0);
-                if (!wrpo__jspaced_word(&L, &e, "endraw")) continue;
-                bool starts = L.line_starts;
-                L.at = e;
-                if (!wrpo__jtag_end(&L, "%}")) continue;
-                bool ends = L.line_starts;
-                L.line_starts = starts;
-                wrpo__jdata(&L, k, i, sign, false);
-                L.line_starts = ends;
-                break;
-            }
-        } else if (kind == '#') {
-            for (k = L.at;; L.at++) {
-                if (L.at + 2 > n) wrpo__jfail(J, WRPO_E_FORMAT, "a comment without its end");
-                if (wrpo__jtag_end(&L, "#}")) break;
-            }
-        } else {
-            wrpo__jtoken(&L, kind == '{' ? WRPO__J_OUTPUT_BEGIN : WRPO__J_BLOCK_BEGIN, i, "begin of tag", 12, NULL);
-            wrpo__jlex_tag(&L, kind == '{');
-        }
-    }
-    wrpo__jtoken(&L, WRPO__J_END, n, "end of template", 15, NULL);
-    return L.toks;
-}
-
-/* ---- tokens to a tree ---- */
+/* ---- text to a tree: the parser asks for one token after the other ---- */
 typedef enum wrpo__jnode_kind {
-    /* expressions */
-    WRPO__J_CONST, WRPO__J_VAR,      /* value; s */
-    WRPO__J_ATTR, WRPO__J_ITEM,      /* a.s; a[b] */
+    /* expressions; x is the node's value */
+    WRPO__J_CONST, WRPO__J_VAR,      /* x; the variable x */
+    WRPO__J_ATTR, WRPO__J_ITEM,      /* a.x; a[b] */
     WRPO__J_SLICE,                   /* a[b:c:d] */
-    WRPO__J_CALL,                    /* a(list) */
-    WRPO__J_FILTER, WRPO__J_TEST,    /* a|s(list); a is s(list) */
-    WRPO__J_KEYWORD, WRPO__J_STAR,   /* in such a list: s=a; *a, or **a with op 2 */
-    WRPO__J_NOT, WRPO__J_NEG, WRPO__J_POS, WRPO__J_AND, WRPO__J_OR,   /* a; a, b */
-    WRPO__J_ARITHMETIC,              /* a op b */
-    WRPO__J_COMPARE,                 /* a, then a list of operands: op a */
-    WRPO__J_CONCAT,                  /* list joined by ~ */
+    WRPO__J_NOT, WRPO__J_NEG, WRPO__J_BINARY,          /* a; a op b */
     WRPO__J_COND,                    /* b if a else c */
-    WRPO__J_MAKE_LIST, WRPO__J_MAKE_TUPLE, WRPO__J_MAKE_DICT,   /* list; of a dict: keys a, values b */
-    WRPO__J_ATTR_TARGET,             /* s.a->s, a namespace's attribute, on the left of = */
+    WRPO__J_CALL, WRPO__J_FILTER, WRPO__J_TEST,        /* a(list); a|x(list); a is x(list) */
+    WRPO__J_MAKE_LIST, WRPO__J_MAKE_TUPLE, WRPO__J_MAKE_DICT,   /* of list */
+    WRPO__J_KEYWORD,                 /* in such a list: x=a; a parameter x with its default a; a dict's pair a: b */
     /* statements */
-    WRPO__J_TEXT, WRPO__J_PRINT,     /* s; list */
-    WRPO__J_SET, WRPO__J_SET_BLOCK,  /* a = b; a = the text of list, filtered by b */
+    WRPO__J_TEXT, WRPO__J_PRINT,     /* x; a */
+    WRPO__J_SET, WRPO__J_SET_BLOCK,  /* a = b; a = the text of list */
     WRPO__J_IF,                      /* if a: list, else: d */
-    WRPO__J_FOR,                     /* for a in b if c: list, else: d; op: recursive */
-    WRPO__J_DEFINE,                  /* macro s: parameters c (s = a), body list; op: bits of the special names it uses */
-    WRPO__J_CALL_BLOCK,              /* call a with the macro b as caller */
-    WRPO__J_FILTER_BLOCK,            /* the text of list, filtered by b */
-    WRPO__J_WITH,                    /* sets a, list */
+    WRPO__J_FOR,                     /* for a in b if c: list, else: d */
+    WRPO__J_DEFINE,                  /* macro x: parameters c, body list */
     WRPO__J_SCOPE,                   /* list with variables of its own */
     WRPO__J_BREAK, WRPO__J_CONTINUE
 } wrpo__jnode_kind;
 struct wrpo__jnode {
     wrpo__jnode_kind kind;
     int op, line;
-    const char *s; size_t n;
     wrpo__jv value;
     wrpo__jnode *a, *b, *c, *d;
     wrpo__jnode *list, *next;        /* first child; next sibling */
 };
-enum { WRPO__J_USES_CALLER = 1, WRPO__J_USES_KWARGS = 2, WRPO__J_USES_VARARGS = 4 };
+typedef enum wrpo__jtoken { WRPO__J_END, WRPO__J_CLOSE /* of a tag */, WRPO__J_NAME, WRPO__J_LITERAL, WRPO__J_MARK } wrpo__jtoken;
 typedef struct wrpo__jparser {
-    wrpo__jinja *J;
-    const wrpo__jtok *t;             /* the current token */
-    int nesting, loops;              /* loops: around this place, inside its macro */
-    wrpo__jnode *macro;              /* around this place */
+    wrpo__jinja *J;                  /* J->line: of the current token */
+    const char *s; size_t n, at;     /* the template; newlines are \n; what follows the current token */
+    size_t counted;                  /* the newlines before it are in J->line */
+    bool output, fresh;              /* inside {{ }}, not {% %}; the text behind the last tag begins a line */
+    int open, nesting, loops;        /* brackets; expressions and blocks; loops: each around this place */
+    wrpo__jtoken kind; wrpo__jv value;   /* the current token: a literal's value, else its text */
 } wrpo__jparser;
 
 _Noreturn static void wrpo__jwant(wrpo__jparser *P, const char *what) {
-    P->J->line = P->t->line;
-    wrpo__jfail(P->J, WRPO_E_FORMAT, "want %s, found \"%.*s\"", what, (int)WRPO__MIN(P->t->n, 60), P->t->s);
+    wrpo__jfail(P->J, WRPO_E_FORMAT, "want %s, found \"%.*s\"", what, WRPO__J_TEXT_OF(wrpo__jstr(P->J, P->value)));
 }
-static wrpo__jnode *wrpo__jnode_new(wrpo__jparser *P, wrpo__jnode_kind kind, int line, wrpo__jnode *a, wrpo__jnode *b) {
-    wrpo__jnode *x = wrpo__jalloc(P->J, 1, sizeof *x);
-    x->kind = kind, x->line = line, x->a = a, x->b = b;
+static void wrpo__jcount_lines(wrpo__jparser *P, size_t to) {
+    for (; P->counted < to; P->counted++) P->J->line += P->s[P->counted] == '\n';
+}
+static bool wrpo__jstarts(const wrpo__jparser *P, size_t at, const char *text) {
+    size_t n = strlen(text);
+    return at <= P->n && P->n - at >= n && memcmp(P->s + at, text, n) == 0;
+}
+/* Passes the end of a tag at P->at if there is one: mark (2 bytes), after "-" with all white space that follows,
+   after "+" (a block's or comment's) with nothing, plain with one newline if the tag is not {{ }}. */
+static bool wrpo__jtag_end(wrpo__jparser *P, const char *mark) {
+    bool output = mark[0] == '}', minus = wrpo__jstarts(P, P->at, "-"), plus = !output && wrpo__jstarts(P, P->at, "+");
+    size_t i = P->at + minus + plus;
+    if (!wrpo__jstarts(P, i, mark)) return false;
+    i += 2;
+    if (minus) i = wrpo__jskip_space(P->s, P->n, i);
+    else if (!plus && !output && wrpo__jstarts(P, i, "\n")) i++;
+    P->fresh = P->s[i - 1] == '\n';
+    P->at = i;
+    return true;
+}
+static wrpo__jv wrpo__jlex_string(wrpo__jparser *P) {  /* at its quote; Python's escapes */
+    static const char names[] = "\\'\"nrtabfv", marks[] = "\\'\"\n\r\t\a\b\f\v";
+    wrpo__text t = {.arena = P->J->arena};
+    char quote = P->s[P->at++];
+    for (; P->at < P->n && P->s[P->at] != quote; P->at++) {
+        const char *c = P->s + P->at, *p;
+        if (*c != '\\' || P->at + 1 == P->n) { wrpo__jput(P->J, &t, c, 1); continue; }
+        P->at++;
+        if (c[1] && strchr("01234567xuUN", c[1])) wrpo__jfail(P->J, WRPO_E_UNSUPPORTED, "the escape %.2s in a string", c);
+        if (c[1] && (p = strchr(names, c[1]))) wrpo__jput(P->J, &t, marks + (p - names), 1);
+        else if (c[1] != '\n') wrpo__jput(P->J, &t, c, 2);
+    }
+    if (P->at >= P->n) wrpo__jfail(P->J, WRPO_E_FORMAT, "a string without its closing quote");
+    P->at++;
+    return wrpo__jfinish(P->J, &t);
+}
+static size_t wrpo__jword_end(const wrpo__jparser *P, size_t i) {   /* of letters, digits, _ and all that is not ASCII */
+    for (; i < P->n; i++) {
+        unsigned char c = (unsigned char)P->s[i];
+        if (!((c | 32) >= 'a' && (c | 32) <= 'z') && !(c >= '0' && c <= '9') && c != '_' && c < 0x80) break;
+    }
+    return i;
+}
+static void wrpo__jadvance(wrpo__jparser *P) {         /* to the next token of a tag; behind the tag's end the text goes on */
+    static const char *const pairs[] = {"//", "**", "==", "!=", ">=", "<="};
+    wrpo__jcount_lines(P, P->at);
+    P->kind = WRPO__J_CLOSE, P->value = wrpo__jstring(P->J, "the end of the tag");
+    if (P->open == 0 && wrpo__jtag_end(P, P->output ? "}}" : "%}")) return;
+    size_t begin = wrpo__jskip_space(P->s, P->n, P->at), end = wrpo__jword_end(P, begin);
+    bool spaced = begin > P->at;
+    P->at = begin;
+    if (spaced) { wrpo__jadvance(P); return; }
+    if (begin == P->n) wrpo__jfail(P->J, WRPO_E_FORMAT, "the template ends inside a tag");
+    char c = P->s[begin];
+    if (c == '"' || c == '\'') { P->kind = WRPO__J_LITERAL, P->value = wrpo__jlex_string(P); return; }
+    if (c >= '0' && c <= '9') {
+        if (wrpo__jstarts(P, end, ".") && end + 1 < P->n && P->s[end + 1] >= '0' && P->s[end + 1] <= '9') end = wrpo__jword_end(P, end + 1);
+        P->value = wrpo__jread_number(P->J, wrpo__jbytes(P->J, P->s + begin, end - begin)), P->kind = WRPO__J_LITERAL, P->at = end;
+        if (c == '0' && wrpo__jtruth(P->value) && P->value->kind == WRPO__J_INT) wrpo__jfail(P->J, WRPO_E_FORMAT, "a number with zeros before it");
+        return;
+    }
+    P->kind = end > begin ? WRPO__J_NAME : WRPO__J_MARK;
+    if (end == begin && c && strchr("+-/*%~[](){}><=!.:|,", c)) end++;
+    for (int64_t k = 0; P->kind == WRPO__J_MARK && k < WRPO__COUNT(pairs); k++)
+        if (wrpo__jstarts(P, begin, pairs[k])) end = begin + 2;
+    if (end == begin) wrpo__jfail(P->J, WRPO_E_FORMAT, "unexpected character \"%c\"", c < 32 ? '?' : c);
+    if (P->kind == WRPO__J_MARK) P->open += strchr("[({", c) ? 1 : strchr("])}", c) ? -1 : 0;
+    if (P->open < 0) wrpo__jfail(P->J, WRPO_E_FORMAT, "unexpected \"%c\"", c);
+    P->value = wrpo__jbytes(P->J, P->s + begin, end - begin);
+    P->at = end;
+}
+static bool wrpo__jat(const wrpo__jparser *P, const char *words) {   /* at one of these names or marks */
+    return (P->kind == WRPO__J_NAME || P->kind == WRPO__J_MARK) && wrpo__jword(words, P->value);
+}
+static bool wrpo__jtake(wrpo__jparser *P, const char *word) {
+    if (!wrpo__jat(P, word)) return false;
+    wrpo__jadvance(P);
+    return true;
+}
+static void wrpo__jneed(wrpo__jparser *P, const char *word) { if (!wrpo__jtake(P, word)) wrpo__jwant(P, word); }
+static void wrpo__jneed_close(wrpo__jparser *P) { if (P->kind != WRPO__J_CLOSE) wrpo__jwant(P, "the end of the tag"); }
+static wrpo__jnode *wrpo__jnode_new(wrpo__jparser *P, wrpo__jnode_kind kind, wrpo__jnode *a, wrpo__jnode *b) {
+    wrpo__jnode *x = WRPO__NEW(P->J->arena, wrpo__jnode);
+    x->kind = kind, x->line = P->J->line, x->a = a, x->b = b;
     return x;
 }
-static bool wrpo__jis(const wrpo__jtok *t, wrpo__jtok_kind kind, const char *s) { return t->kind == kind && wrpo__jnamed(t->s, t->n, s); }
-static bool wrpo__jis_op(const wrpo__jparser *P, const char *s) { return wrpo__jis(P->t, WRPO__J_OPERATOR, s); }
-static bool wrpo__jis_word(const wrpo__jparser *P, const char *s) { return wrpo__jis(P->t, WRPO__J_NAME, s); }
-static bool wrpo__jtake_op(wrpo__jparser *P, const char *s) { return wrpo__jis_op(P, s) ? (P->t++, true) : false; }
-static bool wrpo__jtake_word(wrpo__jparser *P, const char *s) { return wrpo__jis_word(P, s) ? (P->t++, true) : false; }
-static void wrpo__jneed_op(wrpo__jparser *P, const char *s) { if (!wrpo__jtake_op(P, s)) wrpo__jwant(P, s); }
-static void wrpo__jneed(wrpo__jparser *P, wrpo__jtok_kind kind, const char *what) {
-    if (P->t->kind != kind) wrpo__jwant(P, what);
-    P->t++;
-}
-static void wrpo__jname(wrpo__jparser *P, wrpo__jnode *x) {   /* a name into x->s */
-    x->s = P->t->s, x->n = P->t->n;
-    wrpo__jneed(P, WRPO__J_NAME, "a name");
+static wrpo__jv wrpo__jname(wrpo__jparser *P) {
+    wrpo__jv name = P->value;
+    if (P->kind != WRPO__J_NAME) wrpo__jwant(P, "a name");
+    wrpo__jadvance(P);
+    return name;
 }
 static void wrpo__jnest(wrpo__jparser *P) {
-    P->J->line = P->t->line;
     if (++P->nesting > WRPO__J_MAX_NESTING) wrpo__jfail(P->J, WRPO_E_FORMAT, "nested too deeply: more than %d levels", (int)WRPO__J_MAX_NESTING);
 }
 static wrpo__jnode *wrpo__jexpr(wrpo__jparser *P);
 static wrpo__jnode *wrpo__jlevel(wrpo__jparser *P, int level);
 
-/* a, b, c up to the end of the tag, a ")" or one of the words `ends`; one expression alone is not made a tuple. */
-enum { WRPO__J_SIMPLE = 1, WRPO__J_NO_COND = 2, WRPO__J_PARENTHESES = 4, WRPO__J_ATTR_TARGETS = 8 };
-static wrpo__jnode *wrpo__jprimary(wrpo__jparser *P, int flags);
-static wrpo__jnode *wrpo__jtuple(wrpo__jparser *P, int flags, const char *ends) {
-    wrpo__jnode *x = wrpo__jnode_new(P, WRPO__J_MAKE_TUPLE, P->t->line, NULL, NULL), **end = &x->list;
+/* a, b, c up to the end of the tag or a word that ends it; one item alone is not made a tuple. */
+static wrpo__jnode *wrpo__jtuple(wrpo__jparser *P, wrpo__jnode *(*item)(wrpo__jparser *), const char *ends) {
+    wrpo__jnode *x = wrpo__jnode_new(P, WRPO__J_MAKE_TUPLE, NULL, NULL), **last = &x->list;
     bool tuple = false;
-    for (;;) {
-        wrpo__jtok_kind k = P->t->kind;
-        if (k == WRPO__J_OUTPUT_END || k == WRPO__J_BLOCK_END || wrpo__jis_op(P, ")") || (ends && k == WRPO__J_NAME && wrpo__jword(ends, P->t->s, P->t->n))) break;
-        *end = flags & WRPO__J_SIMPLE ? wrpo__jprimary(P, flags) : flags & WRPO__J_NO_COND ? wrpo__jlevel(P, 0) : wrpo__jexpr(P);
-        end = &(*end)->next;
-        if (!wrpo__jtake_op(P, ",")) break;
-        tuple = true;
+    for (; P->kind != WRPO__J_CLOSE && !wrpo__jat(P, ends); last = &(*last)->next, tuple = true) {
+        *last = item(P);
+        if (!wrpo__jtake(P, ",")) break;
     }
-    if (!tuple && x->list) return x->list;
-    if (!tuple && !(flags & WRPO__J_PARENTHESES)) wrpo__jwant(P, "an expression");
-    return x;
+    if (!x->list && ends[0] != ')') wrpo__jwant(P, "an expression");
+    return x->list && !tuple ? x->list : x;
 }
-static wrpo__jnode *wrpo__jprimary(wrpo__jparser *P, int flags) {
-    const wrpo__jtok *t = P->t;
-    wrpo__jnode *x = wrpo__jnode_new(P, WRPO__J_CONST, t->line, NULL, NULL), **end = &x->list;
-    P->J->line = t->line;
-    if (t->kind == WRPO__J_NAME) {
-        P->t++;
-        if (wrpo__jword("true True", t->s, t->n)) x->value = &wrpo__jtrue;
-        else if (wrpo__jword("false False", t->s, t->n)) x->value = &wrpo__jfalse;
-        else if (wrpo__jword("none None", t->s, t->n)) x->value = &wrpo__jnone;
-        else {
-            x->kind = WRPO__J_VAR, x->s = t->s, x->n = t->n;
-            if (P->macro) P->macro->op |= wrpo__jnamed(t->s, t->n, "caller") ? WRPO__J_USES_CALLER : wrpo__jnamed(t->s, t->n, "kwargs") ? WRPO__J_USES_KWARGS
-                                        : wrpo__jnamed(t->s, t->n, "varargs") ? WRPO__J_USES_VARARGS : 0;
-            if (flags & WRPO__J_ATTR_TARGETS && wrpo__jtake_op(P, ".")) {
-                x->kind = WRPO__J_ATTR_TARGET;
-                wrpo__jname(P, x->a = wrpo__jnode_new(P, WRPO__J_VAR, t->line, NULL, NULL));
-            }
-        }
-        return x;
+/* The items up to `end`, which is passed, of a list '[', dict '{', call '(' or of a macro's parameters 'm'. */
+static wrpo__jnode *wrpo__jlist_of(wrpo__jparser *P, int of, const char *end) {
+    wrpo__jnode *first = NULL, **last = &first;
+    bool named = false;
+    for (; !wrpo__jat(P, end); last = &(*last)->next) {
+        wrpo__jnode *x = wrpo__jnode_new(P, WRPO__J_KEYWORD, NULL, NULL);
+        if (of == '(' && wrpo__jat(P, "* **")) wrpo__jfail(P->J, WRPO_E_UNSUPPORTED, "an argument list with %.*s", WRPO__J_TEXT_OF(P->value));
+        if (of == 'm') x->value = wrpo__jname(P);
+        else x->a = wrpo__jexpr(P);
+        bool equals = (of == 'm' || (of == '(' && x->a->kind == WRPO__J_VAR)) && wrpo__jtake(P, "=");
+        if (named && !equals) wrpo__jwant(P, "a named argument");
+        if (equals) {
+            if (of == '(') x->value = x->a->value;
+            x->a = wrpo__jexpr(P), named = true;
+        } else if (of == '{') {
+            wrpo__jneed(P, ":");
+            x->b = wrpo__jexpr(P);
+        } else if (of != 'm') x = x->a;
+        *last = x;
+        if (!wrpo__jtake(P, ",")) { last = &x->next; break; }
     }
-    if (t->kind == WRPO__J_NUMBER) { P->t++; x->value = t->value; return x; }
-    if (t->kind == WRPO__J_STRING) {
-        for (x->value = t->value; (++P->t)->kind == WRPO__J_STRING;) x->value = wrpo__jjoin2(P->J, x->value, P->t->value);
-        return x;
-    }
-    wrpo__jnest(P);
-    if (wrpo__jtake_op(P, "(")) {
-        x = wrpo__jtuple(P, WRPO__J_PARENTHESES, NULL);
-        wrpo__jneed_op(P, ")");
-    } else if (wrpo__jtake_op(P, "[")) {
-        for (x->kind = WRPO__J_MAKE_LIST; !wrpo__jis_op(P, "]");) {
-            *end = wrpo__jexpr(P);
-            end = &(*end)->next;
-            if (!wrpo__jtake_op(P, ",")) break;
-        }
-        wrpo__jneed_op(P, "]");
-    } else if (wrpo__jtake_op(P, "{")) {
-        for (x->kind = WRPO__J_MAKE_DICT; !wrpo__jis_op(P, "}");) {
-            wrpo__jnode *pair = *end = wrpo__jnode_new(P, WRPO__J_KEYWORD, P->t->line, wrpo__jexpr(P), NULL);
-            wrpo__jneed_op(P, ":");
-            pair->b = wrpo__jexpr(P);
-            end = &pair->next;
-            if (!wrpo__jtake_op(P, ",")) break;
-        }
-        wrpo__jneed_op(P, "}");
-    } else wrpo__jwant(P, "an expression");
-    P->nesting--;
-    return x;
-}
-static wrpo__jnode *wrpo__jcall_args(wrpo__jparser *P) {   /* from after "(" to after ")" */
-    wrpo__jnode *first = NULL, **end = &first;
-    bool named = false, star = false;
-    wrpo__jnest(P);
-    while (!wrpo__jis_op(P, ")")) {
-        wrpo__jnode *x = wrpo__jnode_new(P, WRPO__J_STAR, P->t->line, NULL, NULL);
-        if (wrpo__jtake_op(P, "*")) x->op = 1;
-        else if (wrpo__jtake_op(P, "**")) x->op = 2;
-        else if (P->t->kind == WRPO__J_NAME && wrpo__jis(P->t + 1, WRPO__J_OPERATOR, "=")) {
-            x->kind = WRPO__J_KEYWORD, x->s = P->t->s, x->n = P->t->n;
-            P->t += 2;
-            named = true;
-        } else if (named || star) wrpo__jwant(P, "a named argument");
-        if (x->kind == WRPO__J_STAR && x->op == 0) x = wrpo__jexpr(P);
-        else star = star || x->kind == WRPO__J_STAR, x->a = wrpo__jexpr(P);
-        *end = x;
-        end = &x->next;
-        if (!wrpo__jtake_op(P, ",")) break;
-    }
-    wrpo__jneed_op(P, ")");
-    P->nesting--;
+    wrpo__jneed(P, end);
     return first;
 }
-static wrpo__jnode *wrpo__jsubscript(wrpo__jparser *P, wrpo__jnode *x) {   /* after "[" */
-    wrpo__jnode *part[3] = {NULL, NULL, NULL};
-    int k = 0, line = P->t->line;
-    wrpo__jnest(P);
-    if (!wrpo__jis_op(P, ":")) part[0] = wrpo__jexpr(P);
-    for (; k < 2 && wrpo__jtake_op(P, ":"); k++)
-        if (!wrpo__jis_op(P, ":") && !wrpo__jis_op(P, "]")) part[k + 1] = wrpo__jexpr(P);
-    if (wrpo__jis_op(P, ",")) wrpo__jfail(P->J, WRPO_E_UNSUPPORTED, "a subscript with a comma");
-    wrpo__jneed_op(P, "]");
-    P->nesting--;
-    wrpo__jnode *r = wrpo__jnode_new(P, k ? WRPO__J_SLICE : WRPO__J_ITEM, line, x, part[0]);
-    r->c = part[1], r->d = part[2];
-    return r;
+static wrpo__jnode *wrpo__jprimary(wrpo__jparser *P) {
+    wrpo__jnode *x = wrpo__jnode_new(P, WRPO__J_CONST, NULL, NULL);
+    if (P->kind == WRPO__J_NAME) {
+        x->value = wrpo__jname(P);
+        if (wrpo__jword("true True", x->value)) x->value = &wrpo__jtrue;
+        else if (wrpo__jword("false False", x->value)) x->value = &wrpo__jfalse;
+        else if (wrpo__jword("none None", x->value)) x->value = &wrpo__jnone;
+        else x->kind = WRPO__J_VAR;
+    } else if (P->kind == WRPO__J_LITERAL) {           /* strings side by side are one */
+        for (x->value = P->value, wrpo__jadvance(P); x->value->kind == WRPO__J_STR && P->kind == WRPO__J_LITERAL; wrpo__jadvance(P))
+            x->value = wrpo__jjoin2(P->J, x->value, wrpo__jto_str(P->J, P->value));
+    } else if (wrpo__jtake(P, "(")) {
+        x = wrpo__jtuple(P, wrpo__jexpr, ")");
+        wrpo__jneed(P, ")");
+    } else if (wrpo__jtake(P, "[")) x->kind = WRPO__J_MAKE_LIST, x->list = wrpo__jlist_of(P, '[', "]");
+    else if (wrpo__jtake(P, "{")) x->kind = WRPO__J_MAKE_DICT, x->list = wrpo__jlist_of(P, '{', "}");
+    else wrpo__jwant(P, "an expression");
+    return x;
 }
-static wrpo__jnode *wrpo__jpostfix(wrpo__jparser *P, wrpo__jnode *x) {   /* .name .0 [...] (...) */
-    for (;;) {
-        int line = P->t->line;
-        if (wrpo__jtake_op(P, ".")) {
-            x = wrpo__jnode_new(P, WRPO__J_ATTR, line, x, NULL);
-            if (P->t->kind == WRPO__J_NUMBER && P->t->value->kind == WRPO__J_INT) {
-                x->kind = WRPO__J_ITEM, x->b = wrpo__jnode_new(P, WRPO__J_CONST, line, NULL, NULL);
-                x->b->value = P->t++->value;
-            } else wrpo__jname(P, x);
-        } else if (wrpo__jtake_op(P, "[")) x = wrpo__jsubscript(P, x);
-        else if (wrpo__jtake_op(P, "(")) x = wrpo__jnode_new(P, WRPO__J_CALL, line, x, NULL), x->list = wrpo__jcall_args(P);
+static wrpo__jnode *wrpo__jsubscript(wrpo__jparser *P, wrpo__jnode *x) {   /* after "[" */
+    x = wrpo__jnode_new(P, WRPO__J_ITEM, x, NULL);
+    wrpo__jnode **part[] = {&x->b, &x->c, &x->d};
+    for (int k = 0; k < 3; k++) {
+        if (!wrpo__jat(P, ": ]")) *part[k] = wrpo__jexpr(P);
+        if (k == 2 || !wrpo__jtake(P, ":")) break;
+        x->kind = WRPO__J_SLICE;
+    }
+    if (x->kind == WRPO__J_ITEM && !x->b) wrpo__jwant(P, "an expression");
+    if (wrpo__jat(P, ",")) wrpo__jfail(P->J, WRPO_E_UNSUPPORTED, "a subscript with a comma");
+    wrpo__jneed(P, "]");
+    return x;
+}
+static wrpo__jnode *wrpo__jpostfix(wrpo__jparser *P, wrpo__jnode *x, bool filters) {   /* .name [...] (...), then |name(...) and is name(...) */
+    for (bool filtered = false;;) {
+        bool filter = filters && wrpo__jat(P, "|"), test = filters && wrpo__jat(P, "is"), negated = false;
+        if (filter || test) {
+            wrpo__jadvance(P);
+            negated = test && wrpo__jtake(P, "not"), filtered = true;
+            x = wrpo__jnode_new(P, filter ? WRPO__J_FILTER : WRPO__J_TEST, x, NULL);
+            x->value = wrpo__jname(P);
+            if (wrpo__jtake(P, "(")) x->list = wrpo__jlist_of(P, '(', ")");
+            else if (test && wrpo__jat(P, "is")) wrpo__jwant(P, "one test");
+            else if (test && (P->kind == WRPO__J_LITERAL || wrpo__jat(P, "[ {") || (P->kind == WRPO__J_NAME && !wrpo__jat(P, "else or and"))))
+                x->list = wrpo__jpostfix(P, wrpo__jprimary(P), false);
+            if (negated) x = wrpo__jnode_new(P, WRPO__J_NOT, x, NULL);
+        } else if (!filtered && wrpo__jtake(P, ".")) x = wrpo__jnode_new(P, WRPO__J_ATTR, x, NULL), x->value = wrpo__jname(P);
+        else if (!filtered && wrpo__jtake(P, "[")) x = wrpo__jsubscript(P, x);
+        else if (wrpo__jtake(P, "(")) x = wrpo__jnode_new(P, WRPO__J_CALL, x, NULL), x->list = wrpo__jlist_of(P, '(', ")");
         else return x;
     }
 }
-static wrpo__jnode *wrpo__jp_filter(wrpo__jparser *P, wrpo__jnode *x) {   /* after "|" */
-    x = wrpo__jnode_new(P, WRPO__J_FILTER, P->t->line, x, NULL);
-    wrpo__jname(P, x);
-    if (wrpo__jtake_op(P, "(")) x->list = wrpo__jcall_args(P);
+/* Operators by level, loosest first. A sign's operand takes no filters: -1|abs is (-1)|abs. */
+enum { WRPO__J_NOT_LEVEL = 2, WRPO__J_COMPARE = 3, WRPO__J_UNARY = 7, WRPO__J_OPERAND = 8 };
+static wrpo__jnode *wrpo__jprefix(wrpo__jparser *P, wrpo__jnode_kind kind, int level) {   /* behind the operator */
+    wrpo__jnest(P);
+    wrpo__jnode *x = wrpo__jnode_new(P, kind, wrpo__jlevel(P, level), NULL);
+    P->nesting--;
     return x;
 }
-static wrpo__jnode *wrpo__jp_test(wrpo__jparser *P, wrpo__jnode *x) {   /* after "is" */
-    bool negated = wrpo__jtake_word(P, "not");
-    int line = P->t->line;
-    x = wrpo__jnode_new(P, WRPO__J_TEST, line, x, NULL);
-    wrpo__jname(P, x);
-    wrpo__jtok_kind k = P->t->kind;
-    if (wrpo__jtake_op(P, "(")) x->list = wrpo__jcall_args(P);
-    else if (k == WRPO__J_STRING || k == WRPO__J_NUMBER || wrpo__jis_op(P, "[") || wrpo__jis_op(P, "{") ||
-             (k == WRPO__J_NAME && !wrpo__jword("else or and", P->t->s, P->t->n))) {
-        if (wrpo__jis_word(P, "is")) wrpo__jwant(P, "one test");
-        x->list = wrpo__jpostfix(P, wrpo__jprimary(P, 0));
-    }
-    return negated ? wrpo__jnode_new(P, WRPO__J_NOT, line, x, NULL) : x;
-}
-static wrpo__jnode *wrpo__junary(wrpo__jparser *P, bool filters) {
-    int line = P->t->line;
-    bool minus = wrpo__jtake_op(P, "-"), plus = !minus && wrpo__jtake_op(P, "+");
-    wrpo__jnode *x;
-    if (minus || plus) {
-        wrpo__jnest(P);
-        x = wrpo__jnode_new(P, minus ? WRPO__J_NEG : WRPO__J_POS, line, wrpo__junary(P, false), NULL);
-        P->nesting--;
-    } else x = wrpo__jprimary(P, 0);
-    x = wrpo__jpostfix(P, x);
-    while (filters) {
-        line = P->t->line;
-        if (wrpo__jtake_op(P, "|")) x = wrpo__jp_filter(P, x);
-        else if (wrpo__jtake_word(P, "is")) x = wrpo__jp_test(P, x);
-        else if (wrpo__jtake_op(P, "(")) x = wrpo__jnode_new(P, WRPO__J_CALL, line, x, NULL), x->list = wrpo__jcall_args(P);
-        else break;
-    }
-    return x;
-}
-/* Binary operators by precedence, loosest first: or, and, not, comparisons, + -, ~, * / // %, **. */
 static wrpo__jnode *wrpo__jlevel(wrpo__jparser *P, int level) {
-    static const struct { const char *s; int level, op; } arithmetic[] = {{"+", 4, '+'}, {"-", 4, '-'}, {"*", 6, '*'}, {"//", 6, 'F'}, {"/", 6, '/'}, {"%", 6, '%'}, {"**", 7, 'P'}};
-    static const struct { const char *s; int op; } relations[] = {{"==", '='}, {"!=", '!'}, {"<=", 'l'}, {">=", 'g'}, {"<", '<'}, {">", '>'}};
-    int line = P->t->line;
-    if (level == 8) return wrpo__junary(P, true);
-    if (level == 2 && wrpo__jtake_word(P, "not")) {
-        wrpo__jnest(P);
-        wrpo__jnode *x = wrpo__jnode_new(P, WRPO__J_NOT, line, wrpo__jlevel(P, 2), NULL);
-        P->nesting--;
-        return x;
-    }
-    wrpo__jnode *x = wrpo__jlevel(P, level + 1), **end = NULL;
-    for (;;) {
-        int op = 0;
-        line = P->t->line;
-        if (level == 0 && wrpo__jtake_word(P, "or")) x = wrpo__jnode_new(P, WRPO__J_OR, line, x, wrpo__jlevel(P, 1));
-        else if (level == 1 && wrpo__jtake_word(P, "and")) x = wrpo__jnode_new(P, WRPO__J_AND, line, x, wrpo__jlevel(P, 2));
-        else if (level == 3) {
-            for (size_t i = 0; !op && i < sizeof relations / sizeof *relations; i++)
-                if (wrpo__jtake_op(P, relations[i].s)) op = relations[i].op;
-            if (!op && wrpo__jtake_word(P, "in")) op = 'i';
-            if (!op && wrpo__jis_word(P, "not") && wrpo__jis(P->t + 1, WRPO__J_NAME, "in")) P->t += 2, op = 'n';
-            if (!op) return x;
-            if (!end) x = wrpo__jnode_new(P, WRPO__J_COMPARE, line, x, NULL), end = &x->list;
-            *end = wrpo__jnode_new(P, WRPO__J_COMPARE, line, wrpo__jlevel(P, 4), NULL);
-            (*end)->op = op;
-            end = &(*end)->next;
-        } else if (level == 5 && wrpo__jtake_op(P, "~")) {
-            if (!end) {
-                wrpo__jnode *all = wrpo__jnode_new(P, WRPO__J_CONCAT, line, NULL, NULL);
-                all->list = x, end = &x->next, x = all;
-            }
-            *end = wrpo__jlevel(P, 6);
-            end = &(*end)->next;
-        } else {
-            for (size_t i = 0; !op && i < sizeof arithmetic / sizeof *arithmetic; i++)
-                if (arithmetic[i].level == level && wrpo__jtake_op(P, arithmetic[i].s)) op = arithmetic[i].op;
-            if (!op) return x;
-            x = wrpo__jnode_new(P, WRPO__J_ARITHMETIC, line, x, wrpo__jlevel(P, level + 1));
-            x->op = op;
-        }
+    static const struct { const char *text; int level, op; } operators[] = {
+        {"or", 0, '|'}, {"and", 1, '&'}, {"==", 3, '='}, {"!=", 3, '!'}, {"<=", 3, 'l'}, {">=", 3, 'g'}, {"<", 3, '<'}, {">", 3, '>'}, {"in", 3, 'i'},
+        {"not", 3, 'n'}, {"+", 4, '+'}, {"-", 4, '-'}, {"~", 5, '~'}, {"*", 6, '*'}, {"//", 6, 'F'}, {"/", 6, '/'}, {"%", 6, '%'}};
+    if (level >= WRPO__J_UNARY)
+        return wrpo__jpostfix(P, wrpo__jtake(P, "-") ? wrpo__jprefix(P, WRPO__J_NEG, WRPO__J_OPERAND) : wrpo__jprimary(P), level == WRPO__J_UNARY);
+    if (level == WRPO__J_NOT_LEVEL && wrpo__jtake(P, "not")) return wrpo__jprefix(P, WRPO__J_NOT, level);
+    wrpo__jnode *x = wrpo__jlevel(P, level + 1);
+    for (bool again = false;; again = true) {
+        int64_t k = 0;
+        while (k < WRPO__COUNT(operators) && !(operators[k].level == level && wrpo__jat(P, operators[k].text))) k++;
+        if (wrpo__jat(P, "**")) wrpo__jfail(P->J, WRPO_E_UNSUPPORTED, "the operator **");
+        if (k == WRPO__COUNT(operators)) return x;
+        if (again && level == WRPO__J_COMPARE) wrpo__jfail(P->J, WRPO_E_UNSUPPORTED, "a chain of comparisons");
+        x = wrpo__jnode_new(P, WRPO__J_BINARY, x, NULL);
+        wrpo__jadvance(P);
+        if (operators[k].op == 'n') wrpo__jneed(P, "in");
+        x->op = operators[k].op, x->b = wrpo__jlevel(P, level + 1);
     }
 }
+static wrpo__jnode *wrpo__jno_cond(wrpo__jparser *P) { return wrpo__jlevel(P, 0); }
 static wrpo__jnode *wrpo__jexpr(wrpo__jparser *P) {
     wrpo__jnest(P);
     wrpo__jnode *x = wrpo__jlevel(P, 0);
-    for (int line = P->t->line; wrpo__jtake_word(P, "if"); line = P->t->line) {
-        x = wrpo__jnode_new(P, WRPO__J_COND, line, wrpo__jlevel(P, 0), x);
-        if (wrpo__jtake_word(P, "else")) x->c = wrpo__jexpr(P);
+    while (wrpo__jtake(P, "if")) {
+        x = wrpo__jnode_new(P, WRPO__J_COND, wrpo__jlevel(P, 0), x);
+        if (wrpo__jtake(P, "else")) x->c = wrpo__jexpr(P);
     }
     P->nesting--;
     return x;
 }
-static void wrpo__jcheck_target(wrpo__jparser *P, const wrpo__jnode *x) {
-    if (x->kind == WRPO__J_VAR && P->loops && wrpo__jnamed(x->s, x->n, "loop")) wrpo__jfail(P->J, WRPO_E_FORMAT, "\"loop\" cannot be assigned to inside a loop");
-    if (x->kind == WRPO__J_VAR || x->kind == WRPO__J_ATTR_TARGET) return;
-    if (x->kind != WRPO__J_MAKE_TUPLE) wrpo__jwant(P, "a name to assign to before it");
-    for (x = x->list; x; x = x->next) wrpo__jcheck_target(P, x);
-}
-static wrpo__jnode *wrpo__jtarget(wrpo__jparser *P, int flags, const char *ends) {
-    wrpo__jnode *x = wrpo__jtuple(P, WRPO__J_SIMPLE | flags, ends);
-    wrpo__jcheck_target(P, x);
+static wrpo__jnode *wrpo__jtarget(wrpo__jparser *P) {  /* what `set` and `for` assign to: a name, a namespace's attribute, several in () */
+    wrpo__jnode *x = wrpo__jnode_new(P, WRPO__J_VAR, NULL, NULL);
+    wrpo__jnest(P);
+    if (wrpo__jtake(P, "(")) {
+        x = wrpo__jtuple(P, wrpo__jtarget, ")");
+        wrpo__jneed(P, ")");
+    } else {
+        if (wrpo__jat(P, "loop")) wrpo__jfail(P->J, WRPO_E_UNSUPPORTED, "assigning to \"loop\"");
+        if (wrpo__jat(P, "true false none True False None")) wrpo__jwant(P, "a name to assign to");
+        x->value = wrpo__jname(P);
+        if (wrpo__jtake(P, ".")) x = wrpo__jnode_new(P, WRPO__J_ATTR, x, NULL), x->value = wrpo__jname(P);
+    }
+    P->nesting--;
     return x;
 }
 static wrpo__jnode *wrpo__jblocks(wrpo__jparser *P, const char *ends);
 static wrpo__jnode *wrpo__jbody(wrpo__jparser *P, const char *ends) {   /* to the name of the tag that ends it */
-    wrpo__jtake_op(P, ":");
-    wrpo__jneed(P, WRPO__J_BLOCK_END, "the end of the tag");
+    wrpo__jneed_close(P);
     wrpo__jnode *x = wrpo__jblocks(P, ends);
-    if (P->t->kind == WRPO__J_END) wrpo__jwant(P, ends);
+    if (P->kind == WRPO__J_END) wrpo__jwant(P, ends);
     return x;
-}
-static void wrpo__jparameters(wrpo__jparser *P, wrpo__jnode *x) {   /* (a, b=1) */
-    wrpo__jnode **end = &x->c;
-    bool optional = false;
-    wrpo__jneed_op(P, "(");
-    while (!wrpo__jis_op(P, ")")) {
-        wrpo__jnode *p = *end = wrpo__jnode_new(P, WRPO__J_KEYWORD, P->t->line, NULL, NULL);
-        wrpo__jname(P, p);
-        if (wrpo__jtake_op(P, "=")) p->a = wrpo__jexpr(P);
-        else if (optional) wrpo__jwant(P, "a default value");
-        optional = p->a != NULL;
-        end = &p->next;
-        if (!wrpo__jtake_op(P, ",")) break;
-    }
-    wrpo__jneed_op(P, ")");
-}
-/* The body of a macro, a call block or a generation block: a function's, so break and continue do not reach out of it. */
-static void wrpo__jmacro_body(wrpo__jparser *P, wrpo__jnode *x, const char *end) {
-    wrpo__jnode *outer = P->macro;
-    int loops = P->loops;
-    P->macro = x, P->loops = 0;
-    x->list = wrpo__jbody(P, end);
-    P->t++;
-    P->macro = outer, P->loops = loops;
-    if (outer) outer->op |= x->op;
 }
 /* One statement from its name to before the end of its last tag. */
 static wrpo__jnode *wrpo__jstatement(wrpo__jparser *P) {
-    const wrpo__jtok *t = P->t;
-    wrpo__jnode *x = wrpo__jnode_new(P, WRPO__J_SCOPE, t->line, NULL, NULL), **end = &x->a;
-    P->J->line = t->line;
-    if (wrpo__jtake_word(P, "if")) {
-        x->kind = WRPO__J_IF;
-        x->a = wrpo__jtuple(P, WRPO__J_NO_COND, NULL);
-        x->list = wrpo__jbody(P, "elif else endif");
-        if (wrpo__jis_word(P, "elif")) {
-            wrpo__jnode *first = x;
-            do {
-                P->t++;
-                x = x->d = wrpo__jnode_new(P, WRPO__J_IF, P->t->line, NULL, NULL);
-                x->a = wrpo__jtuple(P, WRPO__J_NO_COND, NULL);
-                x->list = wrpo__jbody(P, "elif else endif");
-            } while (wrpo__jis_word(P, "elif"));
-            if (wrpo__jtake_word(P, "else")) x->d = wrpo__jbody(P, "endif");
-            x = first;
-        } else if (wrpo__jtake_word(P, "else")) x->d = wrpo__jbody(P, "endif");
-        P->t++;
-    } else if (wrpo__jtake_word(P, "for")) {
+    wrpo__jnode *x = wrpo__jnode_new(P, WRPO__J_SCOPE, NULL, NULL);
+    const char *end = NULL;                            /* the name of the last tag, still to pass */
+    int loops = P->loops;
+    if (wrpo__jtake(P, "if")) {
+        wrpo__jnode *branch = x;
+        for (;; branch = branch->d = wrpo__jnode_new(P, WRPO__J_IF, NULL, NULL)) {
+            branch->kind = WRPO__J_IF;
+            branch->a = wrpo__jtuple(P, wrpo__jno_cond, "");
+            branch->list = wrpo__jbody(P, "elif else endif");
+            if (!wrpo__jtake(P, "elif")) break;
+        }
+        if (wrpo__jtake(P, "else")) branch->d = wrpo__jbody(P, "endif");
+        end = "endif";
+    } else if (wrpo__jtake(P, "for")) {
         x->kind = WRPO__J_FOR;
-        x->a = wrpo__jtarget(P, 0, "in");
-        if (!wrpo__jtake_word(P, "in")) wrpo__jwant(P, "in");
-        x->b = wrpo__jtuple(P, WRPO__J_NO_COND, "recursive");
-        if (wrpo__jtake_word(P, "if")) x->c = wrpo__jexpr(P);
-        x->op = wrpo__jtake_word(P, "recursive");
+        x->a = wrpo__jtuple(P, wrpo__jtarget, "in");
+        wrpo__jneed(P, "in");
+        x->b = wrpo__jtuple(P, wrpo__jno_cond, "recursive");
+        if (wrpo__jtake(P, "if")) x->c = wrpo__jexpr(P);
+        if (wrpo__jat(P, "recursive")) wrpo__jfail(P->J, WRPO_E_UNSUPPORTED, "a recursive loop");
         P->loops++;
         x->list = wrpo__jbody(P, "else endfor");
         P->loops--;
-        if (wrpo__jtake_word(P, "else")) x->d = wrpo__jbody(P, "endfor");
-        P->t++;
-    } else if (wrpo__jtake_word(P, "set")) {
+        if (wrpo__jtake(P, "else")) x->d = wrpo__jbody(P, "endfor");
+        end = "endfor";
+    } else if (wrpo__jtake(P, "set")) {
         x->kind = WRPO__J_SET;
-        x->a = wrpo__jtarget(P, WRPO__J_ATTR_TARGETS, NULL);
-        if (wrpo__jtake_op(P, "=")) { x->b = wrpo__jtuple(P, 0, NULL); return x; }
+        x->a = wrpo__jtuple(P, wrpo__jtarget, "=");
+        if (wrpo__jtake(P, "=")) { x->b = wrpo__jtuple(P, wrpo__jexpr, ""); return x; }
+        if (wrpo__jat(P, "|")) wrpo__jfail(P->J, WRPO_E_UNSUPPORTED, "a set block with a filter");
         x->kind = WRPO__J_SET_BLOCK;
-        x->b = wrpo__jnode_new(P, WRPO__J_VAR, t->line, NULL, NULL);
-        x->b->s = "(body)", x->b->n = 6;
-        while (wrpo__jtake_op(P, "|")) x->b = wrpo__jp_filter(P, x->b);
-        x->list = wrpo__jbody(P, "endset");
-        P->t++;
-    } else if (wrpo__jtake_word(P, "filter")) {
-        x->kind = WRPO__J_FILTER_BLOCK;
-        x->b = wrpo__jnode_new(P, WRPO__J_VAR, t->line, NULL, NULL);
-        x->b->s = "(body)", x->b->n = 6;
-        do x->b = wrpo__jp_filter(P, x->b);
-        while (wrpo__jtake_op(P, "|"));
-        x->list = wrpo__jbody(P, "endfilter");
-        P->t++;
-    } else if (wrpo__jtake_word(P, "macro")) {
+        x->list = wrpo__jbody(P, end = "endset");
+    } else if (wrpo__jtake(P, "macro")) {
         x->kind = WRPO__J_DEFINE;
-        wrpo__jname(P, x);
-        wrpo__jparameters(P, x);
-        wrpo__jmacro_body(P, x, "endmacro");
-    } else if (wrpo__jtake_word(P, "call")) {
-        x->kind = WRPO__J_CALL_BLOCK;
-        x->b = wrpo__jnode_new(P, WRPO__J_DEFINE, t->line, NULL, NULL);
-        x->b->s = "caller", x->b->n = 6;
-        if (wrpo__jis_op(P, "(")) wrpo__jparameters(P, x->b);
-        x->a = wrpo__jexpr(P);
-        if (x->a->kind != WRPO__J_CALL) wrpo__jwant(P, "a call before it");
-        wrpo__jmacro_body(P, x->b, "endcall");
-    } else if (wrpo__jtake_word(P, "with")) {
-        for (x->kind = WRPO__J_WITH; P->t->kind != WRPO__J_BLOCK_END;) {
-            wrpo__jnode *s = *end = wrpo__jnode_new(P, WRPO__J_SET, P->t->line, NULL, NULL);
-            s->a = wrpo__jtarget(P, 0, NULL);
-            wrpo__jneed_op(P, "=");
-            s->b = wrpo__jexpr(P);
-            end = &s->next;
-            if (!wrpo__jtake_op(P, ",")) break;
-        }
-        x->list = wrpo__jbody(P, "endwith");
-        P->t++;
-    } else if (wrpo__jtake_word(P, "generation")) {    /* marks the assistant's text for a loss mask: here it is only text */
-        wrpo__jmacro_body(P, x, "endgeneration");
-    } else if (wrpo__jtake_word(P, "print")) {
-        for (x->kind = WRPO__J_PRINT, end = &x->list; P->t->kind != WRPO__J_BLOCK_END; end = &(*end)->next) {
-            *end = wrpo__jexpr(P);
-            if (!wrpo__jtake_op(P, ",")) break;
-        }
-    } else if (wrpo__jis_word(P, "break") || wrpo__jis_word(P, "continue")) {
-        x->kind = P->t->n == 5 ? WRPO__J_BREAK : WRPO__J_CONTINUE;
-        if (P->loops == 0) wrpo__jfail(P->J, WRPO_E_FORMAT, "\"%.*s\" outside a loop", (int)P->t->n, P->t->s);
-        P->t++;
-    } else if (P->t->kind == WRPO__J_NAME && wrpo__jword("block extends include import from autoescape", P->t->s, P->t->n))
-        wrpo__jfail(P->J, WRPO_E_UNSUPPORTED, "statement \"%.*s\"", (int)P->t->n, P->t->s);
+        x->value = wrpo__jname(P);
+        wrpo__jneed(P, "(");
+        x->c = wrpo__jlist_of(P, 'm', ")");
+        P->loops = 0;                                  /* break and continue do not reach out of a macro */
+        x->list = wrpo__jbody(P, end = "endmacro");
+    } else if (wrpo__jtake(P, "generation")) {         /* marks the assistant's text for a loss mask: here it is only text */
+        P->loops = 0;
+        x->list = wrpo__jbody(P, end = "endgeneration");
+    } else if (wrpo__jat(P, "break continue")) {
+        x->kind = wrpo__jat(P, "break") ? WRPO__J_BREAK : WRPO__J_CONTINUE;
+        if (P->loops == 0) wrpo__jwant(P, "a loop around this");
+        wrpo__jadvance(P);
+    } else if (wrpo__jat(P, "block extends include import from autoescape call filter with raw print do debug trans"))
+        wrpo__jfail(P->J, WRPO_E_UNSUPPORTED, "statement \"%.*s\"", WRPO__J_TEXT_OF(P->value));
     else wrpo__jwant(P, "a statement");
+    if (end) wrpo__jneed(P, end);
+    P->loops = loops;
+    return x;
+}
+/* The text before a tag or the end: "-" strips its white space; else a block or comment alone on its line so far strips the indent. */
+static wrpo__jnode *wrpo__jdata(wrpo__jparser *P, size_t from, size_t to, char sign, bool output) {
+    size_t line = to;
+    wrpo__jcount_lines(P, from);
+    if (sign == '-') to = wrpo__jrstrip(P->s, from, to);
+    else if (sign != '+' && !output) {
+        while (line > from && P->s[line - 1] != '\n') line--;
+        if ((line > from || P->fresh) && wrpo__jrstrip(P->s, line, to) == line) to = line;
+    }
+    wrpo__jnode *x = to > from ? wrpo__jnode_new(P, WRPO__J_TEXT, NULL, NULL) : NULL;
+    if (x) x->value = wrpo__jbytes(P->J, P->s + from, to - from);
     return x;
 }
 /* Text, output and statements up to {% and one of the words `ends` (current then), or the end of the template. */
 static wrpo__jnode *wrpo__jblocks(wrpo__jparser *P, const char *ends) {
-    wrpo__jnode *first = NULL, **end = &first;
+    wrpo__jnode *first = NULL, **last = &first;
     wrpo__jnest(P);
-    while (P->t->kind != WRPO__J_END) {
-        const wrpo__jtok *t = P->t++;
-        if (t->kind == WRPO__J_DATA) {
-            *end = wrpo__jnode_new(P, WRPO__J_TEXT, t->line, NULL, NULL);
-            (*end)->s = t->s, (*end)->n = t->n;
-        } else if (t->kind == WRPO__J_OUTPUT_BEGIN) {
-            *end = wrpo__jnode_new(P, WRPO__J_PRINT, t->line, NULL, NULL);
-            (*end)->list = wrpo__jtuple(P, 0, NULL);
-            wrpo__jneed(P, WRPO__J_OUTPUT_END, "the end of the output");
-        } else {
-            if (ends && P->t->kind == WRPO__J_NAME && wrpo__jword(ends, P->t->s, P->t->n)) break;
-            *end = wrpo__jstatement(P);
-            wrpo__jneed(P, WRPO__J_BLOCK_END, "the end of the tag");
+    for (size_t from = P->at, i = from;; i++) {
+        bool comment = wrpo__jstarts(P, i, "{#"), output = wrpo__jstarts(P, i, "{{");
+        if (i < P->n && !comment && !output && !wrpo__jstarts(P, i, "{%")) continue;
+        bool sign = wrpo__jstarts(P, i + 2, "-") || wrpo__jstarts(P, i + 2, "+");
+        if ((*last = wrpo__jdata(P, from, i, i == P->n ? '+' : sign ? P->s[i + 2] : (char)0, output))) last = &(*last)->next;
+        P->at = i + 2 + sign, P->kind = WRPO__J_END, P->value = wrpo__jstring(P->J, "the end of the template");
+        if (i == P->n) break;
+        for (; comment && !wrpo__jtag_end(P, "#}"); P->at++)
+            if (P->at >= P->n) wrpo__jfail(P->J, WRPO_E_FORMAT, "a comment without its end");
+        if (!comment) {
+            P->output = output;
+            wrpo__jadvance(P);
+            if (!output && wrpo__jat(P, ends)) break;
+            *last = output ? wrpo__jnode_new(P, WRPO__J_PRINT, NULL, NULL) : wrpo__jstatement(P);
+            if (output) (*last)->a = wrpo__jtuple(P, wrpo__jexpr, "");
+            wrpo__jneed_close(P);
+            last = &(*last)->next;
         }
-        end = &(*end)->next;
+        from = P->at, i = from - 1;
     }
     P->nesting--;
     return first;
@@ -8100,359 +7150,163 @@ static wrpo__jnode *wrpo__jblocks(wrpo__jparser *P, const char *ends) {
 
 /* ---- the tree to text ---- */
 typedef enum wrpo__jflow { WRPO__J_GO, WRPO__J_BROKE, WRPO__J_CONTINUED } wrpo__jflow;
-static wrpo__jv wrpo__jeval(wrpo__jinja *J, const wrpo__jnode *x, wrpo__jscope *scope);
-static wrpo__jflow wrpo__jexec(wrpo__jinja *J, const wrpo__jnode *x, wrpo__jscope *scope, wrpo__text *out);
+static wrpo__jv wrpo__jeval(wrpo__jinja *J, const wrpo__jnode *x, wrpo__jval *scope);
+static wrpo__jflow wrpo__jexec(wrpo__jinja *J, const wrpo__jnode *x, wrpo__jval *scope, wrpo__text *out);
 
-static void wrpo__jassign(wrpo__jinja *J, const wrpo__jnode *target, wrpo__jv value, wrpo__jscope *scope);
-struct wrpo__jloop {
-    const wrpo__jnode *node; wrpo__jscope *outer;
-    wrpo__jv base; int64_t own, *at;     /* what it runs over; the next item to look at: own, or a generator's count */
-    bool drained;                    /* base holds items that have passed the filter */
-    wrpo__jv before, current, after; /* after: looked ahead for `last` and `nextitem`; else NULL */
-    int64_t index0, length, depth0;
-    wrpo__jv changed;
-};
-static wrpo__jv wrpo__jloop_fetch(wrpo__jinja *J, wrpo__jloop *loop) {   /* the next item that passes the filter; NULL at the end */
-    const wrpo__jnode *filter = loop->drained ? NULL : loop->node->c;
-    while (*loop->at < loop->base->count) {
-        wrpo__jv x = loop->base->items[(*loop->at)++];
-        if (!filter) return x;
-        wrpo__jscope *scope = wrpo__jscope_new(J, loop->outer);
-        wrpo__jassign(J, loop->node->a, x, scope);
-        if (wrpo__jtruth(wrpo__jeval(J, filter, scope))) return x;
-    }
-    return NULL;
-}
-static wrpo__jv wrpo__jloop_peek(wrpo__jinja *J, wrpo__jloop *loop) {
-    if (!loop->after) loop->after = wrpo__jloop_fetch(J, loop);
-    return loop->after;
-}
-static int64_t wrpo__jloop_length(wrpo__jinja *J, wrpo__jloop *loop) {
-    if (loop->length < 0) {
-        wrpo__jlist rest = {0};
-        wrpo__jv x;
-        while ((x = wrpo__jloop_fetch(J, loop))) wrpo__jpush(J, &rest, x);
-        loop->length = loop->index0 + 1 + (loop->after != NULL) + rest.count;
-        loop->base = wrpo__jseq(J, WRPO__J_LIST, rest.items, rest.count);
-        loop->own = 0, loop->at = &loop->own, loop->drained = true;
-    }
-    return loop->length;
-}
-static wrpo__jv wrpo__jloop_attr(wrpo__jinja *J, wrpo__jloop *loop, const char *s, size_t n) {
-    if (wrpo__jnamed(s, n, "index0")) return wrpo__jint(J, loop->index0);
-    if (wrpo__jnamed(s, n, "index")) return wrpo__jint(J, loop->index0 + 1);
-    if (wrpo__jnamed(s, n, "first")) return wrpo__jbool(loop->index0 == 0);
-    if (wrpo__jnamed(s, n, "last")) return wrpo__jbool(!wrpo__jloop_peek(J, loop));
-    if (wrpo__jnamed(s, n, "length")) return wrpo__jint(J, wrpo__jloop_length(J, loop));
-    if (wrpo__jnamed(s, n, "revindex")) return wrpo__jint(J, wrpo__jloop_length(J, loop) - loop->index0);
-    if (wrpo__jnamed(s, n, "revindex0")) return wrpo__jint(J, wrpo__jloop_length(J, loop) - loop->index0 - 1);
-    if (wrpo__jnamed(s, n, "depth0")) return wrpo__jint(J, loop->depth0);
-    if (wrpo__jnamed(s, n, "depth")) return wrpo__jint(J, loop->depth0 + 1);
-    if (wrpo__jnamed(s, n, "previtem")) return loop->index0 > 0 ? loop->before : wrpo__jundefined(J, s, n);
-    if (wrpo__jnamed(s, n, "nextitem")) return wrpo__jloop_peek(J, loop) ? loop->after : wrpo__jundefined(J, s, n);
-    return NULL;
-}
-static wrpo__jv wrpo__jl_cycle(wrpo__jinja *J, const wrpo__jcall *c) {
-    if (c->args->count == 0) wrpo__jfail(J, WRPO_E_FORMAT, "loop.cycle() of nothing");
-    return c->args->pos[c->self->loop->index0 % c->args->count];
-}
-static wrpo__jv wrpo__jl_changed(wrpo__jinja *J, const wrpo__jcall *c) {
-    wrpo__jloop *loop = c->self->loop;
-    wrpo__jv now = wrpo__jseq(J, WRPO__J_TUPLE, c->args->pos, c->args->count);
-    bool changed = !loop->changed || !wrpo__jequal(J, loop->changed, now);
-    loop->changed = now;
-    return wrpo__jbool(changed);
-}
-static const wrpo__jdef *wrpo__jmethods(wrpo__jkind kind) {
-    static const wrpo__jdef str[] = {
-        {"capitalize", "", wrpo__jf_case, 'c'}, {"center", "width fillchar=", wrpo__jm_pad, 'c'}, {"count", "sub start= end=", wrpo__jm_find, 'c'},
-        {"endswith", "suffix start= end=", wrpo__jm_find, 'e'}, {"find", "sub start= end=", wrpo__jm_find, 'f'}, {"format", NULL, wrpo__jm_format, 0},
-        {"index", "sub start= end=", wrpo__jm_find, 'i'}, {"isascii", "", wrpo__jm_is, 'a'}, {"isdigit", "", wrpo__jm_is, 'd'},
-        {"islower", "", wrpo__jm_is, 'l'}, {"isspace", "", wrpo__jm_is, 's'}, {"isupper", "", wrpo__jm_is, 'u'}, {"join", "iterable", wrpo__jm_join, 0},
-        {"ljust", "width fillchar=", wrpo__jm_pad, 'l'}, {"lower", "", wrpo__jf_case, 'l'}, {"lstrip", "chars=", wrpo__jf_strip, 1},
-        {"partition", "sep", wrpo__jm_partition, 'l'}, {"removeprefix", "prefix", wrpo__jm_trim_affix, 'p'}, {"removesuffix", "suffix", wrpo__jm_trim_affix, 's'},
-        {"replace", "old new count=", wrpo__jf_replace, 'm'}, {"rfind", "sub start= end=", wrpo__jm_find, 'r'}, {"rindex", "sub start= end=", wrpo__jm_find, 'x'},
-        {"rjust", "width fillchar=", wrpo__jm_pad, 'r'}, {"rpartition", "sep", wrpo__jm_partition, 'r'}, {"rsplit", "sep= maxsplit=", wrpo__jm_split, 'r'},
-        {"rstrip", "chars=", wrpo__jf_strip, 2}, {"split", "sep= maxsplit=", wrpo__jm_split, 's'}, {"splitlines", "keepends=", wrpo__jm_splitlines, 0},
-        {"startswith", "prefix start= end=", wrpo__jm_find, 's'}, {"strip", "chars=", wrpo__jf_strip, 3}, {"title", "", wrpo__jf_case, 't'},
-        {"upper", "", wrpo__jf_case, 'u'}, {"zfill", "width", wrpo__jm_pad, 'z'}, {0}};
-    static const wrpo__jdef dict[] = {
-        {"copy", "", wrpo__jm_copy, 0}, {"get", "key default=", wrpo__jm_get, 0}, {"items", "", wrpo__jf_items, 'I'},
-        {"keys", "", wrpo__jf_items, 'k'}, {"values", "", wrpo__jf_items, 'v'}, {0}};
-    static const wrpo__jdef list[] = {{"copy", "", wrpo__jm_copy, 'c'}, {"count", "value", wrpo__jm_index, 'n'}, {"index", "value", wrpo__jm_index, 'i'}, {0}};
-    static const wrpo__jdef loop[] = {{"cycle", NULL, wrpo__jl_cycle, 0}, {"changed", NULL, wrpo__jl_changed, 0}, {0}};
-    return kind == WRPO__J_STR ? str : kind == WRPO__J_DICT ? dict : kind == WRPO__J_LOOP ? loop : kind == WRPO__J_LIST || kind == WRPO__J_TUPLE ? list : NULL;
-}
-
-static void wrpo__jassign(wrpo__jinja *J, const wrpo__jnode *target, wrpo__jv value, wrpo__jscope *scope) {
+static void wrpo__jassign(wrpo__jinja *J, const wrpo__jnode *target, wrpo__jv value, wrpo__jval *scope) {
     J->line = target->line;
-    if (target->kind == WRPO__J_VAR) { wrpo__jset(J, scope, target->s, target->n, value); return; }
-    if (target->kind == WRPO__J_ATTR_TARGET) {
-        const wrpo__jnode *name = target->a;
-        wrpo__jnode var = *target;
-        var.kind = WRPO__J_VAR;
-        wrpo__jv space = wrpo__jeval(J, &var, scope);
-        if (space->kind != WRPO__J_NAMESPACE) wrpo__jfail(J, WRPO_E_FORMAT, "only a namespace takes attributes, \"%.*s\" is %s", (int)WRPO__MIN(var.n, 60), var.s, wrpo__jtype(space));
-        if (name->s[0] == '_') wrpo__jfail(J, WRPO_E_FORMAT, "a namespace takes no attribute \"%.*s\"", (int)WRPO__MIN(name->n, 60), name->s);
-        wrpo__jset(J, space->scope, name->s, name->n, value);
+    if (target->kind == WRPO__J_VAR) { wrpo__jdict_put(J, scope, target->value, value); return; }
+    if (target->kind == WRPO__J_ATTR) {
+        wrpo__jv space = wrpo__jeval(J, target->a, scope);
+        if (space->kind != WRPO__J_NAMESPACE) wrpo__jfail(J, WRPO_E_FORMAT, "only a namespace takes attributes, found %s", wrpo__jtype(space));
+        wrpo__jdict_put(J, (wrpo__jval *)(uintptr_t)space, target->value, value);
         return;
     }
-    int64_t want = 0, i = 0;
-    for (const wrpo__jnode *t = target->list; t; t = t->next) want++;
     wrpo__jv items = wrpo__jitems(J, value);
-    if (items->count != want) wrpo__jfail(J, WRPO_E_FORMAT, "want %lld values to unpack, found %lld", (long long)want, (long long)items->count);
-    for (const wrpo__jnode *t = target->list; t; t = t->next) wrpo__jassign(J, t, items->items[i++], scope);
+    int64_t i = 0;
+    const wrpo__jnode *t = target->list;
+    for (; t && i < items->count; t = t->next) wrpo__jassign(J, t, items->items[i++], scope);
+    if (t || i < items->count) wrpo__jfail(J, WRPO_E_FORMAT, "too %s values to unpack: %lld", t ? "few" : "many", (long long)items->count);
 }
-static wrpo__jargs wrpo__jeval_args(wrpo__jinja *J, const wrpo__jnode *list, wrpo__jscope *scope) {
-    wrpo__jlist pos = {0};
-    wrpo__jdict named = {0};
-    for (const wrpo__jnode *x = list; x; x = x->next) {
-        bool pair = x->kind == WRPO__J_KEYWORD, star = x->kind == WRPO__J_STAR;
-        wrpo__jv v = wrpo__jeval(J, pair || star ? x->a : x, scope);
-        if (!pair && !star) { wrpo__jpush(J, &pos, v); continue; }
-        if (star && x->op == 2 && v->kind != WRPO__J_DICT) wrpo__jfail(J, WRPO_E_FORMAT, "** wants a dict, found %s", wrpo__jtype(v));
-        wrpo__jv many = pair ? NULL : x->op == 2 ? v : wrpo__jitems(J, v);
-        for (int64_t i = 0; i < (pair ? 1 : many->count); i++) {
-            if (star && x->op == 1) { wrpo__jpush(J, &pos, many->items[i]); continue; }
-            int64_t before = named.keys.count;
-            wrpo__jdict_put(J, &named, pair ? wrpo__jbytes(J, x->s, x->n) : wrpo__jto_str(J, many->keys[i]), pair ? v : many->items[i]);
-            if (named.keys.count == before) wrpo__jfail(J, WRPO_E_FORMAT, "an argument given twice");
-        }
+struct wrpo__jloop {
+    const wrpo__jnode *node; wrpo__jval *outer;
+    wrpo__jv base; int64_t at;       /* what it runs over, the next item to look at */
+    wrpo__jval *passed;              /* LIST: the items that have passed the filter: those the loop has met or looked ahead for */
+    int64_t index0;
+};
+/* Has the loop an item of this number? The filter sees no item before somebody asks for it. */
+static bool wrpo__jloop_has(wrpo__jinja *J, wrpo__jloop *loop, int64_t index) {
+    while (loop->passed->count <= index && loop->at < loop->base->count) {
+        wrpo__jv x = loop->base->items[loop->at++];
+        wrpo__jval *scope = loop->node->c ? wrpo__jscope(J, loop->outer) : NULL;
+        if (scope) wrpo__jassign(J, loop->node->a, x, scope);
+        if (!scope || wrpo__jtruth(wrpo__jeval(J, loop->node->c, scope))) wrpo__jpush(J, loop->passed, NULL, x);
     }
-    wrpo__jargs args = {.pos = pos.items, .count = pos.count, .named = named.keys.count ? wrpo__jdict_done(J, &named) : NULL};
-    return args;
+    return loop->passed->count > index;
 }
-static wrpo__jv wrpo__jcall_macro(wrpo__jinja *J, wrpo__jv macro, const wrpo__jargs *args) {
-    const wrpo__jnode *x = macro->node;
-    wrpo__jscope *scope = wrpo__jscope_new(J, macro->scope);
-    wrpo__jdict rest = {0};
-    wrpo__jlist more = {0};
-    wrpo__jv caller = NULL;
-    int64_t k = 0, used = 0;
-    for (const wrpo__jnode *p = x->c; p; p = p->next, k++) {
-        wrpo__jv named = args->named ? wrpo__jdict_get(J, args->named, wrpo__jbytes(J, p->s, p->n)) : NULL, v = k < args->count ? args->pos[k] : named;
-        if (v && v == named) used++;
-        else if (named) wrpo__jfail(J, WRPO_E_FORMAT, "macro %.*s has two values for \"%.*s\"", (int)WRPO__MIN(x->n, 60), x->s, (int)WRPO__MIN(p->n, 60), p->s);
-        if (!v) v = p->a ? wrpo__jeval(J, p->a, scope) : wrpo__jundefined(J, p->s, p->n);
-        wrpo__jset(J, scope, p->s, p->n, v);
+static wrpo__jv wrpo__jloop_attr(wrpo__jinja *J, wrpo__jloop *loop, wrpo__jv name) {
+    int64_t i = loop->index0;
+    if (wrpo__jnamed(name, "index0")) return wrpo__jint(J, i);
+    if (wrpo__jnamed(name, "index")) return wrpo__jint(J, i + 1);
+    if (wrpo__jnamed(name, "first")) return wrpo__jbool(i == 0);
+    if (wrpo__jnamed(name, "last")) return wrpo__jbool(!wrpo__jloop_has(J, loop, i + 1));
+    if (wrpo__jnamed(name, "previtem")) return i > 0 ? loop->passed->items[i - 1] : wrpo__jundefined(J, name);
+    if (wrpo__jnamed(name, "nextitem")) return wrpo__jloop_has(J, loop, i + 1) ? loop->passed->items[i + 1] : wrpo__jundefined(J, name);
+    if (!wrpo__jword("length revindex revindex0", name)) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "loop.%.*s", WRPO__J_TEXT_OF(name));
+    wrpo__jloop_has(J, loop, INT64_MAX - 1);
+    return wrpo__jint(J, loop->passed->count - (name->n == 6 ? 0 : name->n == 8 ? i : i + 1));
+}
+static void wrpo__jrun_loop(wrpo__jinja *J, const wrpo__jnode *x, wrpo__jv over, wrpo__jval *scope, wrpo__text *out) {
+    wrpo__jloop *loop = WRPO__NEW(J->arena, wrpo__jloop);
+    wrpo__jval *self = wrpo__jnew(J, WRPO__J_LOOP);
+    wrpo__jflow flow = WRPO__J_GO;
+    bool completed = false;
+    loop->node = x, loop->outer = scope, loop->base = wrpo__jitems(J, over), loop->passed = wrpo__jnew(J, WRPO__J_LIST), self->loop = loop;
+    for (; flow != WRPO__J_BROKE && wrpo__jloop_has(J, loop, loop->index0); loop->index0++) {
+        wrpo__jval *inner = wrpo__jscope(J, scope);
+        wrpo__jdict_put(J, inner, wrpo__jstring(J, "loop"), self);
+        wrpo__jassign(J, x->a, loop->passed->items[loop->index0], inner);
+        flow = wrpo__jexec(J, x->list, inner, out);
+        completed = completed || flow == WRPO__J_GO;
     }
-    for (int64_t i = 0; args->named && i < args->named->count; i++) {
-        wrpo__jv key = args->named->keys[i];
-        if (wrpo__jscope_find(scope, key->s, key->n)) continue;
-        if (x->op & WRPO__J_USES_CALLER && wrpo__jnamed(key->s, key->n, "caller")) { caller = args->named->items[i]; continue; }
-        if (!(x->op & WRPO__J_USES_KWARGS)) wrpo__jfail(J, WRPO_E_FORMAT, "macro %.*s takes no argument \"%.*s\"", (int)WRPO__MIN(x->n, 60), x->s, (int)WRPO__MIN(key->n, 60), key->s);
-        wrpo__jdict_put(J, &rest, key, args->named->items[i]);
-    }
-    for (; k < args->count; k++) {
-        if (!(x->op & WRPO__J_USES_VARARGS)) wrpo__jfail(J, WRPO_E_FORMAT, "macro %.*s is given %lld arguments too many", (int)WRPO__MIN(x->n, 60), x->s, (long long)(args->count - k));
-        wrpo__jpush(J, &more, args->pos[k]);
-    }
-    if (x->op & WRPO__J_USES_CALLER && !wrpo__jscope_find(scope, "caller", 6)) wrpo__jset(J, scope, "caller", 6, caller ? caller : wrpo__jundefined(J, "caller", 6));
-    if (x->op & WRPO__J_USES_KWARGS && !wrpo__jscope_find(scope, "kwargs", 6)) wrpo__jset(J, scope, "kwargs", 6, wrpo__jdict_done(J, &rest));
-    if (x->op & WRPO__J_USES_VARARGS && !wrpo__jscope_find(scope, "varargs", 7)) wrpo__jset(J, scope, "varargs", 7, wrpo__jseq(J, WRPO__J_TUPLE, more.items, more.count));
+    if (!completed && x->d) wrpo__jexec(J, x->d, wrpo__jscope(J, scope), out);   /* as Jinja: also where every pass was cut short */
+}
+static wrpo__jv wrpo__jcall_macro(wrpo__jinja *J, wrpo__jv macro, wrpo__jv args, wrpo__jv named) {
+    wrpo__jval *scope = wrpo__jscope(J, macro->scope);
     wrpo__text out = {.arena = J->arena};
-    wrpo__jexec(J, x->list, scope, &out);
+    int64_t k = 0, taken = 0;
+    for (const wrpo__jnode *p = macro->node->c; p; p = p->next, k++) {
+        wrpo__jv given = wrpo__jdict_get(J, named, p->value), v = k < args->count ? args->items[k] : given;
+        if (given && v != given) wrpo__jfail(J, WRPO_E_FORMAT, "a macro has two values for \"%.*s\"", WRPO__J_TEXT_OF(p->value));
+        if (!v) v = p->a ? wrpo__jeval(J, p->a, scope) : wrpo__jundefined(J, p->value);
+        wrpo__jdict_put(J, scope, p->value, v);
+        taken += given != NULL;
+    }
+    if (args->count > k || taken < named->count) wrpo__jfail(J, WRPO_E_FORMAT, "a macro is given arguments it does not name");
+    wrpo__jexec(J, macro->node->list, scope, &out);
     return wrpo__jfinish(J, &out);
 }
-static void wrpo__jrun_loop(wrpo__jinja *J, const wrpo__jnode *x, wrpo__jv over, wrpo__jscope *scope, int64_t depth0, wrpo__text *out) {
-    wrpo__jloop *loop = wrpo__jalloc(J, 1, sizeof *loop);
-    wrpo__jval *self = wrpo__jnew(J, WRPO__J_LOOP);
-    bool completed = false;
-    wrpo__jv item;
-    loop->node = x, loop->outer = scope, loop->index0 = -1, loop->length = -1, loop->depth0 = depth0;
-    loop->base = over->kind == WRPO__J_ITER ? over : wrpo__jitems(J, over);
-    loop->at = over->kind == WRPO__J_ITER ? over->taken : &loop->own;
-    self->loop = loop;
-    while ((item = loop->after ? loop->after : wrpo__jloop_fetch(J, loop))) {
-        wrpo__jscope *inner = wrpo__jscope_new(J, scope);
-        loop->before = loop->current, loop->current = item, loop->after = NULL;
-        loop->index0++;
-        wrpo__jset(J, inner, "loop", 4, self);
-        wrpo__jassign(J, x->a, item, inner);
-        wrpo__jflow flow = wrpo__jexec(J, x->list, inner, out);
-        completed = completed || flow == WRPO__J_GO;
-        if (flow == WRPO__J_BROKE) break;
-    }
-    if (!completed && x->d) wrpo__jexec(J, x->d, wrpo__jscope_new(J, scope), out);   /* as Jinja: also where every pass was cut short */
+static wrpo__jv wrpo__jlookup_var(wrpo__jinja *J, wrpo__jv name, const wrpo__jval *scope) {
+    wrpo__jv v = NULL;
+    for (; scope && !v; scope = scope->scope) v = wrpo__jdict_get(J, scope, name);
+    if (!v && wrpo__jword("caller cycler joiner kwargs lipsum self varargs", name))
+        wrpo__jfail(J, WRPO_E_UNSUPPORTED, "\"%.*s\"", WRPO__J_TEXT_OF(name));
+    if (!v) v = wrpo__jfunction(J, wrpo__jlookup('g', name), NULL);
+    return v ? v : wrpo__jundefined(J, name);
 }
-static wrpo__jv wrpo__jcall_value(wrpo__jinja *J, wrpo__jv f, const wrpo__jargs *args) {
-    wrpo__jv r = NULL;
-    wrpo__jenter(J);
-    if (f->kind == WRPO__J_FUNCTION) r = wrpo__jinvoke(J, f->def, f->self, args);
-    else if (f->kind == WRPO__J_MACRO) r = wrpo__jcall_macro(J, f, args);
-    else if (f->kind == WRPO__J_LOOP && f->loop->node->op && args->count == 1 && !args->named) {   /* loop(children) of a recursive loop */
-        wrpo__text out = {.arena = J->arena};
-        wrpo__jrun_loop(J, f->loop->node, args->pos[0], f->loop->outer, f->loop->depth0 + 1, &out);
-        r = wrpo__jfinish(J, &out);
-    } else if (f->kind == WRPO__J_UNDEFINED) wrpo__jfail_undefined(J, f);
-    else wrpo__jfail(J, WRPO_E_FORMAT, "%s cannot be called", wrpo__jtype(f));
-    J->depth--;
-    return r;
-}
-static wrpo__jv wrpo__jlookup_var(wrpo__jinja *J, const wrpo__jnode *x, const wrpo__jscope *scope) {
-    for (; scope; scope = scope->up) {
-        const wrpo__jvar *v = wrpo__jscope_find(scope, x->s, x->n);
-        if (v) return v->value;
-    }
-    const wrpo__jdef *def = wrpo__jlookup(wrpo__jglobals, x->s, x->n);
-    if (!def) return wrpo__jundefined(J, x->s, x->n);
-    wrpo__jval *f = wrpo__jnew(J, WRPO__J_FUNCTION);
-    f->def = def;
-    return f;
-}
-static wrpo__jv wrpo__jeval(wrpo__jinja *J, const wrpo__jnode *x, wrpo__jscope *scope) {
-    wrpo__jv r = NULL, v;
+static wrpo__jv wrpo__jeval(wrpo__jinja *J, const wrpo__jnode *x, wrpo__jval *scope) {
     wrpo__jspend(J, 1);
     J->line = x->line;
     if (x->kind == WRPO__J_CONST) return x->value;
-    if (x->kind == WRPO__J_VAR) return wrpo__jlookup_var(J, x, scope);
+    if (x->kind == WRPO__J_VAR) return wrpo__jlookup_var(J, x->value, scope);
     wrpo__jenter(J);
+    bool lazy = x->kind == WRPO__J_COND || (x->kind == WRPO__J_BINARY && (x->op == '|' || x->op == '&'));   /* b only if a says so */
+    wrpo__jv r = NULL, a = x->a ? wrpo__jeval(J, x->a, scope) : NULL, b = x->b && !lazy ? wrpo__jeval(J, x->b, scope) : NULL;
+    bool lists = x->kind >= WRPO__J_CALL && x->kind <= WRPO__J_MAKE_DICT;
+    wrpo__jval *items = lists ? wrpo__jnew(J, x->kind == WRPO__J_MAKE_TUPLE ? WRPO__J_TUPLE : WRPO__J_LIST) : NULL;
+    wrpo__jval *named = lists ? wrpo__jnew(J, WRPO__J_DICT) : NULL;
+    for (const wrpo__jnode *p = x->list; p; p = p->next) {   /* of a call, list, tuple: items and names; of a dict: pairs */
+        bool word = p->kind == WRPO__J_KEYWORD;
+        wrpo__jv v = wrpo__jeval(J, word ? p->a : p, scope), key = !word ? NULL : p->b ? v : p->value;
+        if (word && p->b) v = wrpo__jeval(J, p->b, scope);
+        if (!key) wrpo__jpush(J, items, NULL, v);
+        else if (!wrpo__jdict_put(J, named, key, v) && x->kind != WRPO__J_MAKE_DICT) wrpo__jfail(J, WRPO_E_FORMAT, "an argument given twice");
+    }
+    J->line = x->line;
     switch (x->kind) {
-    case WRPO__J_ATTR:
-        v = wrpo__jeval(J, x->a, scope);
-        J->line = x->line;
-        r = wrpo__jattr(J, v, x->s, x->n);
+    case WRPO__J_ATTR: r = wrpo__jget(J, a, x->value, true); break;
+    case WRPO__J_ITEM: r = wrpo__jget(J, a, b, false); break;
+    case WRPO__J_SLICE: r = wrpo__jslice(J, a, b, x->c ? wrpo__jeval(J, x->c, scope) : NULL, x->d ? wrpo__jeval(J, x->d, scope) : NULL); break;
+    case WRPO__J_CALL:
+        wrpo__jneed_defined(J, a);
+        if (a->kind != WRPO__J_FUNCTION && a->kind != WRPO__J_MACRO) wrpo__jfail(J, WRPO_E_FORMAT, "%s cannot be called", wrpo__jtype(a));
+        r = a->kind == WRPO__J_MACRO ? wrpo__jcall_macro(J, a, items, named) : wrpo__jcall_def(J, a->def, a->self, items, named);
         break;
-    case WRPO__J_ITEM: {
-        v = wrpo__jeval(J, x->a, scope);
-        wrpo__jv key = wrpo__jeval(J, x->b, scope);
-        J->line = x->line;
-        r = wrpo__jitem(J, v, key);
+    case WRPO__J_FILTER: r = wrpo__jinvoke(J, 'f', x->value, a, items, named); break;
+    case WRPO__J_TEST: r = wrpo__jinvoke(J, 't', x->value, a, items, named); break;
+    case WRPO__J_NOT: r = wrpo__jbool(!wrpo__jtruth(a)); break;
+    case WRPO__J_NEG: r = a->kind == WRPO__J_FLOAT ? wrpo__jfloat(J, -a->f) : wrpo__jarithmetic(J, '-', wrpo__jint(J, 0), a); break;
+    case WRPO__J_BINARY:
+        if (lazy) r = wrpo__jtruth(a) == (x->op == '&') ? wrpo__jeval(J, x->b, scope) : a;
+        else if (x->op == '~') r = wrpo__jjoin2(J, wrpo__jstr(J, a), wrpo__jstr(J, b));
+        else r = strchr("+-*/%F", x->op) ? wrpo__jarithmetic(J, x->op, a, b) : wrpo__jbool(wrpo__jrelation(J, x->op, a, b));
         break;
-    }
-    case WRPO__J_SLICE: {
-        wrpo__jv from, to, by;
-        v = wrpo__jeval(J, x->a, scope);
-        from = x->b ? wrpo__jeval(J, x->b, scope) : NULL, to = x->c ? wrpo__jeval(J, x->c, scope) : NULL, by = x->d ? wrpo__jeval(J, x->d, scope) : NULL;
-        J->line = x->line;
-        if (v->kind == WRPO__J_UNDEFINED) wrpo__jfail_undefined(J, v);
-        r = wrpo__jslice(J, v, from, to, by);
-        break;
-    }
-    case WRPO__J_CALL: case WRPO__J_FILTER: case WRPO__J_TEST: {
-        v = wrpo__jeval(J, x->a, scope);
-        wrpo__jargs args = wrpo__jeval_args(J, x->list, scope);
-        J->line = x->line;
-        r = x->kind == WRPO__J_CALL ? wrpo__jcall_value(J, v, &args)
-          : x->kind == WRPO__J_FILTER ? wrpo__jfilter(J, x->s, x->n, v, &args) : wrpo__jbool(wrpo__jtest(J, x->s, x->n, v, &args));
-        break;
-    }
-    case WRPO__J_NOT: r = wrpo__jbool(!wrpo__jtruth(wrpo__jeval(J, x->a, scope))); break;
-    case WRPO__J_NEG: case WRPO__J_POS:
-        v = wrpo__jeval(J, x->a, scope);
-        if (v->kind == WRPO__J_UNDEFINED) wrpo__jfail_undefined(J, v);
-        if (v->kind == WRPO__J_FLOAT) r = wrpo__jfloat(J, x->kind == WRPO__J_NEG ? -v->f : v->f);
-        else r = wrpo__jarithmetic(J, x->kind == WRPO__J_NEG ? '-' : '+', wrpo__jint(J, 0), wrpo__jint(J, wrpo__jto_int(J, v)));
-        break;
-    case WRPO__J_AND: v = wrpo__jeval(J, x->a, scope); r = wrpo__jtruth(v) ? wrpo__jeval(J, x->b, scope) : v; break;
-    case WRPO__J_OR: v = wrpo__jeval(J, x->a, scope); r = wrpo__jtruth(v) ? v : wrpo__jeval(J, x->b, scope); break;
-    case WRPO__J_ARITHMETIC: {
-        v = wrpo__jeval(J, x->a, scope);
-        wrpo__jv w = wrpo__jeval(J, x->b, scope);
-        J->line = x->line;
-        r = wrpo__jarithmetic(J, x->op, v, w);
-        break;
-    }
-    case WRPO__J_COMPARE: {                            /* a < b < c: each operand once, up to the first that fails */
-        bool holds = true;
-        v = wrpo__jeval(J, x->a, scope);
-        for (const wrpo__jnode *o = x->list; o && holds; o = o->next) {
-            wrpo__jv w = wrpo__jeval(J, o->a, scope);
-            J->line = o->line;
-            holds = wrpo__jrelation(J, o->op, v, w);
-            v = w;
-        }
-        r = wrpo__jbool(holds);
-        break;
-    }
-    case WRPO__J_CONCAT: {
-        wrpo__text t = {.arena = J->arena};
-        for (const wrpo__jnode *p = x->list; p; p = p->next) wrpo__jprint(J, &t, wrpo__jeval(J, p, scope), false);
-        r = wrpo__jfinish(J, &t);
-        break;
-    }
     case WRPO__J_COND:
-        r = wrpo__jtruth(wrpo__jeval(J, x->a, scope)) ? wrpo__jeval(J, x->b, scope)
-          : x->c ? wrpo__jeval(J, x->c, scope) : wrpo__jundefined(J, "if without else", 15);
+        if (wrpo__jtruth(a)) r = wrpo__jeval(J, x->b, scope);
+        else r = x->c ? wrpo__jeval(J, x->c, scope) : wrpo__jundefined(J, wrpo__jstring(J, "if without else"));
         break;
-    case WRPO__J_MAKE_LIST: case WRPO__J_MAKE_TUPLE: {
-        wrpo__jlist l = {0};
-        for (const wrpo__jnode *p = x->list; p; p = p->next) wrpo__jpush(J, &l, wrpo__jeval(J, p, scope));
-        r = wrpo__jseq(J, x->kind == WRPO__J_MAKE_LIST ? WRPO__J_LIST : WRPO__J_TUPLE, l.items, l.count);
-        break;
-    }
-    case WRPO__J_MAKE_DICT: {
-        wrpo__jdict d = {0};
-        for (const wrpo__jnode *p = x->list; p; p = p->next) {
-            wrpo__jv key = wrpo__jeval(J, p->a, scope);
-            wrpo__jdict_put(J, &d, key, wrpo__jeval(J, p->b, scope));
-        }
-        r = wrpo__jdict_done(J, &d);
-        break;
-    }
-    default: wrpo__jfail(J, WRPO_E_UNSUPPORTED, "an assignment's target as a value");
+    case WRPO__J_MAKE_DICT: r = named; break;
+    default: r = items;                                /* MAKE_LIST, MAKE_TUPLE */
     }
     J->depth--;
     return r;
 }
-static wrpo__jflow wrpo__jexec(wrpo__jinja *J, const wrpo__jnode *x, wrpo__jscope *scope, wrpo__text *out) {
+static wrpo__jflow wrpo__jexec(wrpo__jinja *J, const wrpo__jnode *x, wrpo__jval *scope, wrpo__text *out) {
     wrpo__jflow flow = WRPO__J_GO;
     wrpo__jenter(J);
     for (; x && flow == WRPO__J_GO; x = x->next) {
+        wrpo__text body = {.arena = J->arena};
+        wrpo__jval *macro;
         wrpo__jspend(J, 1);
         J->line = x->line;
         switch (x->kind) {
-        case WRPO__J_TEXT: wrpo__jput(J, out, x->s, x->n); break;
-        case WRPO__J_PRINT:
-            for (const wrpo__jnode *p = x->list; p; p = p->next) wrpo__jprint(J, out, wrpo__jeval(J, p, scope), false);
-            break;
+        case WRPO__J_TEXT: wrpo__jput(J, out, x->value->s, x->value->n); break;
+        case WRPO__J_PRINT: wrpo__jprint(J, out, wrpo__jeval(J, x->a, scope)); break;
         case WRPO__J_SET: wrpo__jassign(J, x->a, wrpo__jeval(J, x->b, scope), scope); break;
+        case WRPO__J_SET_BLOCK:
+            wrpo__jexec(J, x->list, wrpo__jscope(J, scope), &body);
+            wrpo__jassign(J, x->a, wrpo__jfinish(J, &body), scope);
+            break;
         case WRPO__J_IF: flow = wrpo__jexec(J, wrpo__jtruth(wrpo__jeval(J, x->a, scope)) ? x->list : x->d, scope, out); break;
-        case WRPO__J_FOR: {
-            wrpo__jv over = wrpo__jeval(J, x->b, scope);
-            J->line = x->line;
-            wrpo__jrun_loop(J, x, over, scope, 0, out);
-            break;
-        }
-        case WRPO__J_SET_BLOCK: case WRPO__J_FILTER_BLOCK: {
-            wrpo__text body = {.arena = J->arena};
-            wrpo__jscope *inner = wrpo__jscope_new(J, scope);
-            wrpo__jexec(J, x->list, inner, &body);
-            wrpo__jset(J, inner, "(body)", 6, wrpo__jfinish(J, &body));
-            wrpo__jv v = wrpo__jeval(J, x->b, inner);
-            if (x->kind == WRPO__J_SET_BLOCK) wrpo__jassign(J, x->a, v, scope);
-            else wrpo__jprint(J, out, v, false);
-            break;
-        }
-        case WRPO__J_DEFINE: {
-            wrpo__jval *macro = wrpo__jnew(J, WRPO__J_MACRO);
+        case WRPO__J_FOR: wrpo__jrun_loop(J, x, wrpo__jeval(J, x->b, scope), scope, out); break;
+        case WRPO__J_DEFINE:
+            macro = wrpo__jnew(J, WRPO__J_MACRO);
             macro->node = x, macro->scope = scope;
-            wrpo__jset(J, scope, x->s, x->n, macro);
+            wrpo__jdict_put(J, scope, x->value, macro);
             break;
-        }
-        case WRPO__J_CALL_BLOCK: {
-            wrpo__jdict named = {0};
-            wrpo__jval *caller = wrpo__jnew(J, WRPO__J_MACRO);
-            caller->node = x->b, caller->scope = scope;
-            wrpo__jv f = wrpo__jeval(J, x->a->a, scope);
-            wrpo__jargs args = wrpo__jeval_args(J, x->a->list, scope);
-            for (int64_t i = 0; args.named && i < args.named->count; i++) wrpo__jdict_put(J, &named, args.named->keys[i], args.named->items[i]);
-            wrpo__jdict_put(J, &named, wrpo__jbytes(J, "caller", 6), caller);
-            args.named = wrpo__jdict_done(J, &named);
-            J->line = x->line;
-            wrpo__jprint(J, out, wrpo__jcall_value(J, f, &args), false);
-            break;
-        }
-        case WRPO__J_WITH: {
-            wrpo__jscope *inner = wrpo__jscope_new(J, scope);
-            for (const wrpo__jnode *p = x->a; p; p = p->next) wrpo__jassign(J, p->a, wrpo__jeval(J, p->b, scope), inner);
-            flow = wrpo__jexec(J, x->list, inner, out);
-            break;
-        }
-        case WRPO__J_SCOPE: wrpo__jexec(J, x->list, wrpo__jscope_new(J, scope), out); break;
         case WRPO__J_BREAK: flow = WRPO__J_BROKE; break;
         case WRPO__J_CONTINUE: flow = WRPO__J_CONTINUED; break;
-        default: wrpo__jfail(J, WRPO_E_UNSUPPORTED, "a statement of kind %d", (int)x->kind);
+        default: wrpo__jexec(J, x->list, wrpo__jscope(J, scope), out);   /* SCOPE */
         }
     }
     J->depth--;
@@ -8462,106 +7316,87 @@ static wrpo__jflow wrpo__jexec(wrpo__jinja *J, const wrpo__jnode *x, wrpo__jscop
 /* ---- a template, compiled once per tokenizer; and a conversation through it ---- */
 typedef struct wrpo__jtemplate { wrpo__arena *arena; const wrpo__jnode *root; } wrpo__jtemplate;
 static void wrpo__jtemplate_free(void *p) { wrpo__arena_free(((wrpo__jtemplate *)p)->arena); }
-static wrpo_result wrpo__jcompile(wrpo_ctx *ctx, const char *source, size_t size, wrpo__jtemplate *out) {
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), false) {
-        wrpo__jinja J = {.ctx = ctx, .arena = wrpo__here, .name = "chat template", .line = 1};
-        char *s = wrpo__jalloc(&J, (int64_t)size + 1, 1);
-        size_t n = 0;
-        for (size_t i = 0, k; i < size; i += k) {      /* every newline is \n; the last one is dropped */
-            if (wrpo__utf8_get(source + i, size - i, &k) < 0) wrpo__jfail(&J, WRPO_E_FORMAT, "not UTF-8");
-            memcpy(s + n, source + i, k);
-            n += k;
-            J.line += s[n - 1] == '\n';
-            if (s[n - 1] != '\r') continue;
-            s[n - 1] = '\n';
-            if (i + 1 < size && source[i + 1] == '\n') k = 2;
+static wrpo_result wrpo__jcompile(wrpo_tokenizer *tok, wrpo__jtemplate *out) {
+    WRPO__TRY(tok->ctx, wrpo__arena_new(tok->ctx), false) {
+        wrpo__jinja J = {.ctx = tok->ctx, .arena = wrpo__here, .tok = tok, .line = 1, .held = tok->ctx->bytes};
+        wrpo__jparser P = {.J = &J, .fresh = true};
+        char *s = wrpo__alloc(J.arena, tok->chat_template_size + 1, 1);
+        for (size_t i = 0, k, size = tok->chat_template_size; i < size; i += k) {   /* every newline is \n; the last one is dropped */
+            const char *from = tok->chat_template + i;
+            if (wrpo__utf8_get(from, size - i, &k) < 0) wrpo__fail(J.ctx, WRPO_E_FORMAT, "chat template, byte %zu: not UTF-8", i + 1);
+            memcpy(s + P.n, from, k);
+            P.n += k;
+            if (*from == '\r') s[P.n - 1] = '\n', k = i + 1 < size && from[1] == '\n' ? 2 : 1;
         }
-        if (n && s[n - 1] == '\n') n--;
-        wrpo__jparser P = {.J = &J, .t = wrpo__jlex(&J, s, n)};
-        out->root = wrpo__jblocks(&P, NULL);
+        P.s = s, P.n -= P.n && s[P.n - 1] == '\n';
+        out->root = wrpo__jblocks(&P, "");
         out->arena = wrpo__here;
     }
     return wrpo__end(&wrpo__entry);
 }
 static wrpo__jv wrpo__jfrom_json(wrpo__jinja *J, const wrpo_json *j) {
-    wrpo__jlist items = {0}, keys = {0};
-    switch (j->kind) {
-    case WRPO_JSON_NULL: return &wrpo__jnone;
-    case WRPO_JSON_BOOL: return wrpo__jbool(j->boolean);
-    case WRPO_JSON_STRING: return wrpo__jbytes(J, j->text, j->size);
-    case WRPO_JSON_NUMBER:
-        if (j->exact) return wrpo__jint(J, j->integer);
-        if (strpbrk(j->text, ".eE")) return wrpo__jfloat(J, j->number);
-        else {                                         /* beyond 64 bits: printed as it stands */
-            wrpo__jval *v = wrpo__jnew(J, WRPO__J_INT);
-            v->s = j->text, v->n = j->size;
-            return v;
-        }
-    default: break;
-    }
+    if (j->kind == WRPO_JSON_NULL) return &wrpo__jnone;
+    if (j->kind == WRPO_JSON_BOOL) return wrpo__jbool(j->boolean);
+    if (j->kind == WRPO_JSON_STRING) return wrpo__jbytes(J, j->text, j->size);
+    if (j->kind == WRPO_JSON_NUMBER && j->exact) return wrpo__jint(J, j->integer);
+    if (j->kind == WRPO_JSON_NUMBER && strpbrk(j->text, ".eE")) return wrpo__jfloat(J, j->number);
+    wrpo__jval *v = wrpo__jnew(J, j->kind == WRPO_JSON_NUMBER ? WRPO__J_INT : j->kind == WRPO_JSON_OBJECT ? WRPO__J_DICT : WRPO__J_LIST);
+    if (j->kind == WRPO_JSON_NUMBER) v->s = j->text, v->n = j->size;   /* beyond 64 bits: printed as it stands */
     wrpo__jenter(J);
-    for (const wrpo_json *x = j->child; x; x = x->next) {
-        if (j->kind == WRPO_JSON_OBJECT) wrpo__jpush(J, &keys, wrpo__jbytes(J, x->key, x->key_size));
-        wrpo__jpush(J, &items, wrpo__jfrom_json(J, x));
-    }
+    for (const wrpo_json *x = j->kind == WRPO_JSON_NUMBER ? NULL : j->child; x; x = x->next)
+        wrpo__jpush(J, v, j->kind == WRPO_JSON_OBJECT ? wrpo__jbytes(J, x->key, x->key_size) : NULL, wrpo__jfrom_json(J, x));
     J->depth--;
-    wrpo__jval *v = wrpo__jnew(J, j->kind == WRPO_JSON_OBJECT ? WRPO__J_DICT : WRPO__J_LIST);
-    v->keys = keys.items, v->items = items.items, v->count = items.count;
     return v;
 }
 /* transformers shows a message's reasoning under each name that templates know: reasoning_content, thinking. */
 static wrpo__jv wrpo__jmessage(wrpo__jinja *J, const wrpo_json *message) {
     static const char *const names[] = {"reasoning_content", "thinking", "reasoning"};
     wrpo__jv v = wrpo__jfrom_json(J, message), reasoning = NULL;
-    for (int i = 0; i < 3 && v->kind == WRPO__J_DICT && !reasoning; i++) {
-        reasoning = wrpo__jdict_get(J, v, wrpo__jbytes(J, names[i], strlen(names[i])));
+    wrpo__jval *d = wrpo__jnew(J, WRPO__J_DICT);
+    for (int i = 0; i < 3 && !reasoning; i++) {
+        reasoning = wrpo__jdict_get(J, v, wrpo__jstring(J, names[i]));
         if (reasoning && reasoning->kind == WRPO__J_NONE) reasoning = NULL;
     }
     if (!reasoning) return v;
-    wrpo__jdict d = {0};
-    wrpo__jdict_put(J, &d, wrpo__jbytes(J, "thinking", 8), reasoning);
-    for (int64_t i = 0; i < v->count; i++) wrpo__jdict_put(J, &d, v->keys[i], v->items[i]);
-    wrpo__jdict_put(J, &d, wrpo__jbytes(J, "reasoning_content", 17), reasoning);
-    return wrpo__jdict_done(J, &d);
-}
-static void wrpo__jgive(wrpo__jinja *J, const char *name, const char *text) {   /* a string variable; NULL: none */
-    if (text) wrpo__jset(J, J->root, name, strlen(name), wrpo__jbytes(J, text, strlen(text)));
+    wrpo__jdict_put(J, d, wrpo__jstring(J, "thinking"), reasoning);
+    for (int64_t i = 0; i < v->count; i++) wrpo__jdict_put(J, d, v->keys[i], v->items[i]);
+    wrpo__jdict_put(J, d, wrpo__jstring(J, "reasoning_content"), reasoning);
+    return d;
 }
 /* The conversation as text, appended to out. Everything made on the way lives in temp. now: of strftime_now. */
 static void wrpo__chat_at(wrpo__arena *temp, wrpo_tokenizer *tok, const wrpo_json *messages, bool add_generation_prompt,
                           const wrpo_json *kwargs, time_t now, wrpo__text *out) {
     wrpo_ctx *ctx = tok->ctx;
-    if (!tok->chat_template) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: no chat template (chat_template.jinja, or chat_template in tokenizer_config.json)", tok->dir);
+    if (!tok->chat_template)
+        wrpo__fail(ctx, WRPO_E_FORMAT, "%s: no chat template (chat_template.jinja, or chat_template in tokenizer_config.json)", tok->dir);
+    if (messages->kind != WRPO_JSON_ARRAY) wrpo__fail(ctx, WRPO_E_ARG, "chat: want an array of messages");
     if (!tok->chat) {
         wrpo__jtemplate *made = WRPO__NEW(tok->arena, wrpo__jtemplate);
         wrpo__on_free(tok->arena, wrpo__jtemplate_free, made);
-        wrpo__need(ctx, wrpo__jcompile(ctx, tok->chat_template, tok->chat_template_size, made));
+        wrpo__need(ctx, wrpo__jcompile(tok, made));
         tok->chat = made;
     }
-    wrpo__jinja J = {.ctx = ctx, .arena = temp, .name = "chat template", .line = 1, .now = now};
-    J.root = wrpo__jscope_new(&J, NULL);
-    if (messages->kind != WRPO_JSON_ARRAY) wrpo__fail(ctx, WRPO_E_ARG, "chat: want an array of messages");
-    wrpo__jlist list = {0};
+    wrpo__jinja J = {.ctx = ctx, .arena = temp, .tok = tok, .line = 1, .held = ctx->bytes, .now = now};
+    wrpo__jval *root = wrpo__jscope(&J, NULL), *list = wrpo__jnew(&J, WRPO__J_LIST);
     for (const wrpo_json *m = messages->child; m; m = m->next) {
         if (m->kind != WRPO_JSON_OBJECT) wrpo__fail(ctx, WRPO_E_ARG, "chat: want every message to be an object");
-        wrpo__jpush(&J, &list, wrpo__jmessage(&J, m));
+        wrpo__jpush(&J, list, NULL, wrpo__jmessage(&J, m));
     }
-    wrpo__jgive(&J, "bos_token", tok->bos_token);
-    wrpo__jgive(&J, "eos_token", tok->eos_token);
-    wrpo__jgive(&J, "unk_token", tok->unk_token);
-    wrpo__jgive(&J, "pad_token", tok->pad_token);
-    static const char *const rare[] = {"sep_token", "cls_token", "mask_token"};
-    for (int i = 0; i < 3; i++) {                      /* a string, or an object with its content */
-        const wrpo_json *t = tok->config ? wrpo__json_get(tok->config, rare[i]) : NULL;
+    static const char *const names[] = {"bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"};
+    const char *const tokens[] = {tok->bos_token, tok->eos_token, tok->unk_token, tok->pad_token};
+    for (int i = 0; i < 7; i++) {                      /* the last three: a string of the config, or an object with its content */
+        const wrpo_json *t = i >= 4 && tok->config ? wrpo__json_get(tok->config, names[i]) : NULL;
         if (t && t->kind == WRPO_JSON_OBJECT) t = wrpo__json_get(t, "content");
-        if (t && t->kind == WRPO_JSON_STRING) wrpo__jgive(&J, rare[i], t->text);
+        const char *text = i < 4 ? tokens[i] : t && t->kind == WRPO_JSON_STRING ? t->text : NULL;
+        if (text) wrpo__jdict_put(&J, root, wrpo__jstring(&J, names[i]), wrpo__jstring(&J, text));
     }
-    wrpo__jset(&J, J.root, "tools", 5, &wrpo__jnone);
-    wrpo__jset(&J, J.root, "documents", 9, &wrpo__jnone);
-    wrpo__jset(&J, J.root, "messages", 8, wrpo__jseq(&J, WRPO__J_LIST, list.items, list.count));
-    wrpo__jset(&J, J.root, "add_generation_prompt", 21, wrpo__jbool(add_generation_prompt));
-    for (const wrpo_json *k = kwargs ? kwargs->child : NULL; k; k = k->next) wrpo__jset(&J, J.root, k->key, k->key_size, wrpo__jfrom_json(&J, k));
-    wrpo__jexec(&J, ((const wrpo__jtemplate *)tok->chat)->root, J.root, out);
+    wrpo__jdict_put(&J, root, wrpo__jstring(&J, "tools"), &wrpo__jnone);
+    wrpo__jdict_put(&J, root, wrpo__jstring(&J, "documents"), &wrpo__jnone);
+    wrpo__jdict_put(&J, root, wrpo__jstring(&J, "messages"), list);
+    wrpo__jdict_put(&J, root, wrpo__jstring(&J, "add_generation_prompt"), wrpo__jbool(add_generation_prompt));
+    for (const wrpo_json *k = kwargs ? kwargs->child : NULL; k; k = k->next)
+        wrpo__jdict_put(&J, root, wrpo__jbytes(&J, k->key, k->key_size), wrpo__jfrom_json(&J, k));
+    wrpo__jexec(&J, ((const wrpo__jtemplate *)tok->chat)->root, root, out);
 }
 static void wrpo__chat(wrpo__arena *temp, wrpo_tokenizer *tok, const wrpo_json *messages, bool add_generation_prompt, const wrpo_json *kwargs, wrpo__text *out) {
     wrpo__chat_at(temp, tok, messages, add_generation_prompt, kwargs, time(NULL), out);

@@ -27,14 +27,15 @@ static void snippets(void) {
     if (!golden) return;
     const wrpo_json *context = wrpo_json_get(golden, "context"), *messages = wrpo_json_get(context, "messages");
     for (const wrpo_json *s = wrpo_json_get(golden, "snippets")->child; s; s = s->next) {
-        const wrpo_json *t = wrpo_json_get(s, "template"), *want = wrpo_json_get(s, "text");
+        const wrpo_json *t = wrpo_json_get(s, "template"), *want = wrpo_json_get(s, "text"), *refused = wrpo_json_get(s, "refused");
         wrpo__arena *arena = wrpo__arena_new(ctx);
         wrpo_tokenizer tok = template_of(arena, t->text, t->size);
         char *text;
         size_t size;
         for (int twice = 0; twice < 2; twice++) {      /* compiled, then from its cache */
             wrpo_result r = wrpo_chat(&tok, messages, true, context, &text, &size);
-            if (want) CHECK(r == WRPO_OK && size == want->size && !memcmp(text, want->text, size), "%s\n   want %s\n   found %s", t->text, want->text, r ? wrpo_last_error(ctx)->text : text);
+            if (refused) CHECK(r == WRPO_E_UNSUPPORTED && !text && strstr(wrpo_last_error(ctx)->text, refused->text), "%s: %d %s", t->text, r, wrpo_last_error(ctx)->text);
+            else if (want) CHECK(r == WRPO_OK && size == want->size && !memcmp(text, want->text, size), "%s\n   want %s\n   found %s", t->text, want->text, r ? wrpo_last_error(ctx)->text : text);
             else CHECK(r == WRPO_E_FORMAT || r == WRPO_E_UNSUPPORTED, "%s: want an error, found \"%s\"", t->text, text ? text : "");
             wrpo_free(ctx, text);
         }
@@ -42,13 +43,23 @@ static void snippets(void) {
     }
     wrpo_json_free(ctx, golden);
 }
+#define DOUBLED "{% set ns = namespace(x='aaaaaaaa') %}{% for i in range(99) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}"
+#define GROWN "{% set ns = namespace(x='aaaaaaaa') %}{% for i in range(13) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}"
 static void limits(void) {
-    static char deep[200000];
+    static char deep[200000], nots[200000], blocks[200000], chain[200000], sum[200000];
     memset(deep, '(', 60000), memcpy(deep, "{{ ", 3), memcpy(deep + 60000, "1", 2);
+    strcpy(nots, "{{ "), strcpy(chain, "{{ a"), strcpy(sum, "{{ 1");
+    for (int i = 0; i < 15000; i++) memcpy(nots + 3 + 4 * i, i < 7000 ? "not " : " -  ", 4), memcpy(blocks + 11 * i, "{% if 1 -%}", 11);
+    for (int i = 0; i < 30000; i++) memcpy(chain + 4 + 5 * i, "|trim", 5), memcpy(sum + 4 + 2 * i, "~1", 2);
+    strcpy(chain + 4 + 5 * 30000, " }}"), strcpy(sum + 4 + 2 * 30000, " }}");
     const struct { const char *text, *says; } bad[] = {
         {"{% for a in range(99999) %}{% for b in range(99999) %}{{ a }}{% endfor %}{% endfor %}", ""}, {deep, ""}, {"{% if x", ""}, {"{{ 'open }}", ""}, {"{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", ""},
         {"{% for a in messages %}{% set ns.x = 1 %}{% endfor %}", ""}, {"{{ 1 / 0 }}", "line 1"}, {"\n\n{{ nothing.here }}", "line 3"}, {"{{ raise_exception('my words') }}", "my words"},
-        {"{% include 'x' %}", "include"}, {"{% endfor %}", ""}, {"{{ 'a' * 999999999 }}", ""}};
+        {"{% include 'x' %}", "include"}, {"{% endfor %}", ""}, {"{{ 'a' * 999999999 }}", ""}, {nots, "deep"}, {blocks, "deep"}, {chain, "deep"}, {sum, "deep"},
+        {DOUBLED "{{ ns.x }}", "too much"}, {GROWN "{{ ns.x|replace('a', ns.x) }}", "too much"}, {GROWN "{{ range(99999)|join(ns.x) }}", "too much"},
+        {GROWN "{% set ns.l = ns.x|list %}{% for i in range(99) %}{% set ns.l = ns.l + ns.l %}{% endfor %}", "too much"},
+        {GROWN "{% set ns.l = (ns.x ~ '\n') * 9999 %}{{ ns.l|indent(ns.x) }}", "too much"}, {"{{ messages|tojson(indent=99999999) }}", ""},
+        {"{% for a in range(99999) %}{% set x = 'a' * 99999 %}{% endfor %}", ""}, {"{% for a in range(9999) %}{{ 'x' * 99999 in 'x' * 99998 ~ 'y' }}{% endfor %}", ""}};
     wrpo_json *messages;
     const char *m = "[{\"role\":\"user\",\"content\":\"x\"}]";
     CHECK(wrpo_json_parse(ctx, "m", m, strlen(m), &messages) == WRPO_OK, "messages");
