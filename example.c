@@ -29,22 +29,25 @@
 #define mkdir(path, mode) _mkdir(path)
 #else
 #include <dirent.h>
+#include <fcntl.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
 #endif
 
 /* ---- options: one table; a command names those it takes ---- */
 typedef struct settings {            /* numbers that were not given are 0, which means the library's default */
-    const char *path, *model, *ref, *data, *eval_data, *in, *out, *config, *tokenizer, *a, *b;
+    const char *path, *model, *ref, *data, *eval_data, *in, *out, *config, *tokenizer, *a, *b, *prompt, *prompts, *name;
     const char *more[64];            /* values of --in after the first */
     int64_t n_more, top, resamples;
     double tau, min_gap, entropy_power, entropy_scale, sft;
     int64_t threads, seed, limit, max_length, max_prompt_length, max_shard_size;
     int64_t batch_size, accumulation, micro_tokens, max_steps, eval_steps, log_steps, recompute;
     double alpha, ramp_power, beta, label_smoothing, gamma_ratio;
+    int64_t n, top_k, max_tokens, batch;
+    double temperature, top_p;
     double learning_rate, warmup_ratio, weight_decay, max_grad_norm, epochs;
-    int method, pair, ramp, schedule, tokenization, device, dtype, save_dtype, states, form;
-    bool ipo_sum, no_shuffle, tensors, keep, help, version;
+    int method, pair, ramp, schedule, tokenization, device, dtype, save_dtype, states, form, as;
+    bool ipo_sum, no_shuffle, raw, tensors, keep, help, version;
 } settings;
 typedef enum kind { TEXT, LIST, FLAG, COUNT, REAL, CHOICE, RAMP } kind;
 typedef struct option {
@@ -58,6 +61,7 @@ typedef struct option {
 static const char *tokenization_name(int i) { return i == WRPO_CLEAN ? "clean" : i == WRPO_AUTHORS ? "authors" : NULL; }
 static const char *device_name(int i) { return i == 0 ? "cpu" : i == 1 ? "cuda" : NULL; }
 static const char *dtype_name(int i) { return i == 0 ? "f32" : i == 1 ? "bf16" : NULL; }
+static const char *as_name(int i) { return i == 0 ? "source" : i == 1 ? "target" : NULL; }
 static wrpo_dtype dtype_of(int choice) { return choice < 0 ? WRPO_DTYPE_DEFAULT : choice == 0 ? WRPO_F32 : WRPO_BF16; }
 
 #define AT(field) offsetof(settings, field)
@@ -68,6 +72,17 @@ static const option options[] = {
     {"--tokenizer", TEXT, AT(tokenizer), "DIR", NULL, NULL, "directory with tokenizer.json and tokenizer_config.json, copied into the new one"},
     {"--in", LIST, AT(in), "FILE", NULL, NULL, "JSON lines to read (standard input)"},
     {"--out", TEXT, AT(out), "PATH", NULL, NULL, "where the result goes: a directory, or a file (standard output)"},
+    {"--prompt", TEXT, AT(prompt), "TEXT", NULL, NULL, "one prompt; the answer is written as it comes"},
+    {"--prompts", TEXT, AT(prompts), "FILE", NULL, NULL, "JSON lines: {prompt_id, prompt} with a string, a message or a list of messages, or {messages}"},
+    {"--as", CHOICE, AT(as), "LIST", NULL, as_name, "the list that the samples are written to"},
+    {"--name", TEXT, AT(name), "NAME", NULL, NULL, "the model's name in the file (the last part of --model)"},
+    {"--n", COUNT, AT(n), "N", "[1, 1048576]", NULL, "samples of each prompt (5)"},
+    {"--temperature", REAL, AT(temperature), "T", "[0, 1000000]", NULL, "0 = greedy (0.8)"},
+    {"--top-p", REAL, AT(top_p), "P", "(0, 1]", NULL, "from the likeliest tokens that have this probability together (0.95)"},
+    {"--top-k", COUNT, AT(top_k), "K", "[1, inf)", NULL, "from the K likeliest tokens (all)"},
+    {"--max-tokens", COUNT, AT(max_tokens), "N", "[1, 2147483647]", NULL, "tokens of a sample (2048)"},
+    {"--batch", COUNT, AT(batch), "N", "[1, 1048576]", NULL, "samples computed at once: speed against memory (32)"},
+    {"--raw", FLAG, AT(raw), NULL, NULL, NULL, "no chat template: prompts are strings, encoded as they are"},
     {"--method", CHOICE, AT(method), "NAME", NULL, wrpo_method_name, "objective (wrpo)"},
     {"--pair", CHOICE, AT(pair), "NAME", NULL, wrpo_pair_name, "the chosen response that a pair method takes of a quadruple (target)"},
     {"--alpha", REAL, AT(alpha), "A", "[0, 1]", NULL, "weight of the source's reward at the end of the run (0.1)"},
@@ -87,7 +102,7 @@ static const option options[] = {
     {"--recompute", COUNT, AT(recompute), "N", "[-1, inf)", NULL, "layers recomputed in the backward pass to save memory; -1 = all (0; cuda: as few as fit)"},
     {"--epochs", REAL, AT(epochs), "E", "(0, inf)", NULL, "passes over the data (1)"},
     {"--max-steps", COUNT, AT(max_steps), "N", "[1, inf)", NULL, "optimizer steps, in place of --epochs"},
-    {"--seed", COUNT, AT(seed), "N", "[1, inf)", NULL, "of the random weights, or of the order of the records (42)"},
+    {"--seed", COUNT, AT(seed), "N", "[1, inf)", NULL, "of the random weights, of the order of the records, of the samples (42)"},
     {"--no-shuffle", FLAG, AT(no_shuffle), NULL, NULL, NULL, "keep the order of the file"},
     {"--max-length", COUNT, AT(max_length), "N", "[2, inf)", NULL, "tokens of prompt and response; longer ones are cut and counted (2048)"},
     {"--max-prompt-length", COUNT, AT(max_prompt_length), "N", "[1, inf)", NULL, "tokens of the prompt (1800)"},
@@ -254,9 +269,11 @@ static int parse(const command *c, int argc, char **argv, settings *s) {
         if (s->n_more && !listed(c->required, "--in")) return misuse(c, "%s takes one value", o->name);
         if (s->help) return 0;
     }
-    for (int i = 0; i < N_OPTIONS; i++)
-        if (listed(c->required, options[i].name) && !*(const char **)((char *)s + options[i].at))      /* they are all TEXT */
+    for (int i = 0; i < N_OPTIONS; i++) {              /* TEXT, LIST, or CHOICE without a default: -1 */
+        const void *value = (char *)s + options[i].at;
+        if (listed(c->required, options[i].name) && (options[i].kind == CHOICE ? *(const int *)value < 0 : !*(const char *const *)value))
             return misuse(c, "%s is missing", options[i].name);
+    }
     if (*c->operand && !s->path) return misuse(c, "%s is missing", c->operand);
     return 0;
 }
@@ -568,7 +585,42 @@ static int run_inspect(const settings *s, session *z) {
     return code;
 }
 
-/* ---- tokenize: JSON lines in, JSON lines out ---- */
+/* ---- JSON lines in ---- */
+typedef struct lines { const char *name; char *data; size_t size, at; int64_t line; } lines;   /* a file in memory, and how far it is read */
+static bool lines_open(lines *in, const char *path) {              /* path NULL: standard input */
+    FILE *f = path ? fopen(path, "rb") : stdin;
+    *in = (lines){.name = path ? path : "standard input"};
+    if (!f) return complain("%s: cannot be opened: %s", path, strerror(errno)), false;
+    in->data = read_all(f, &in->size);
+    const int e = errno;
+    if (f != stdin) fclose(f);
+    if (in->data && in->size >= 3 && memcmp(in->data, "\xEF\xBB\xBF", 3) == 0) in->at = 3;    /* a byte order mark */
+    return in->data || (complain("%s: cannot be read: %s", in->name, strerror(e)), false);
+}
+/* The sentence of a parser that was given one line names line 1: the file's line instead. */
+static int bad_json(session *z, const lines *in) {
+    const char *why = wrpo_last_error(z->ctx)->text;
+    char prefix[600];
+    const int k = snprintf(prefix, sizeof prefix, "%s:1:", in->name);
+    screen_clear(&z->screen);
+    return complain("%s:%lld:%s", in->name, (long long)in->line, strncmp(why, prefix, (size_t)k) ? why : why + k);
+}
+/* The next line's value: 1; none left: 0; after an error, which was complained about: -1. blank: empty lines are passed over. */
+static int lines_next(session *z, lines *in, bool blank, wrpo_json **out) {
+    *out = NULL;
+    while (in->at < in->size) {
+        const char *text = in->data + in->at, *end = memchr(text, '\n', in->size - in->at);
+        const size_t n = end ? (size_t)(end - text) : in->size - in->at;
+        in->at += n + 1, in->line++;
+        size_t space = 0;
+        while (space < n && strchr(" \t\r", text[space]) && text[space]) space++;
+        if (blank && space == n) continue;
+        if (wrpo_json_parse(z->ctx, in->name, text, n, out) == WRPO_OK) return 1;
+        bad_json(z, in);
+        return -1;
+    }
+    return 0;
+}
 static int bad_line(const char *name, int64_t line, const char *sentence) { return complain("%s:%lld: %s", name, (long long)line, sentence); }
 static void print_ids(FILE *f, const int32_t *ids, int64_t count) {
     fputs("\"ids\": [", f);
@@ -582,11 +634,37 @@ static bool print_text(session *z, FILE *f, const char *key, const char *text, s
     wrpo_free(z->ctx, quoted);
     return true;
 }
+static bool print_json(session *z, FILE *f, const wrpo_json *v) {  /* on one line; numbers as they were written */
+    const bool object = v->kind == WRPO_JSON_OBJECT;
+    char *quoted;
+    switch (v->kind) {
+    case WRPO_JSON_NULL: fputs("null", f); return true;
+    case WRPO_JSON_BOOL: fputs(v->boolean ? "true" : "false", f); return true;
+    case WRPO_JSON_NUMBER: fputs(v->text, f); return true;
+    case WRPO_JSON_STRING:
+        if (wrpo_json_quote(z->ctx, v->text, v->size, &quoted)) return false;
+        fputs(quoted, f);
+        wrpo_free(z->ctx, quoted);
+        return true;
+    default:
+        fputc(object ? '{' : '[', f);
+        for (const wrpo_json *m = v->child; m; m = m->next) {
+            if (object && wrpo_json_quote(z->ctx, m->key, m->key_size, &quoted)) return false;
+            if (object) fprintf(f, "%s: ", quoted), wrpo_free(z->ctx, quoted);
+            if (!print_json(z, f, m)) return false;
+            if (m->next) fputs(", ", f);
+        }
+        fputc(object ? '}' : ']', f);
+        return true;
+    }
+}
 static bool boolean(const wrpo_json *object, const char *key, bool *out) {     /* absent: false; false: it is something else */
     const wrpo_json *v = wrpo_json_get(object, key);
     *out = v && v->kind == WRPO_JSON_BOOL && v->boolean;
     return !v || v->kind == WRPO_JSON_BOOL;
 }
+
+/* ---- tokenize: JSON lines in, JSON lines out ---- */
 static int tokenize_line(session *z, FILE *out, const char *name, int64_t line, const wrpo_json *in) {
     const wrpo_json *text = wrpo_json_get(in, "text"), *messages = wrpo_json_get(in, "messages"), *ids = wrpo_json_get(in, "ids");
     const wrpo_json *kwargs = wrpo_json_get(in, "kwargs");
@@ -636,33 +714,15 @@ static int tokenize_line(session *z, FILE *out, const char *name, int64_t line, 
     return ok ? 0 : bad_line(name, line, wrpo_last_error(z->ctx)->text);
 }
 static int run_tokenize(const settings *s, session *z) {
-    const char *name = s->in ? s->in : "standard input";
-    FILE *f = s->in ? fopen(s->in, "rb") : stdin;
-    if (!f) return complain("%s: cannot be opened: %s", s->in, strerror(errno));
-    size_t size = 0, n;
-    char *data = read_all(f, &size);
-    int e = errno, code = 0;
-    if (f != stdin) fclose(f);
-    if (!data) return complain("%s: cannot be read: %s", name, strerror(e));
+    lines in;
     output out = {0};
+    int code = 0, more;
+    if (!lines_open(&in, s->in)) return 1;
     if (wrpo_tokenizer_load(z->ctx, s->model, &z->tokenizer)) code = fail(z);
     else if (!output_open(&out, s->out)) code = 1;
-    int64_t line = 1;
-    for (size_t at = 0; at < size && !code; at += n + 1, line++) {
-        const char *end = memchr(data + at, '\n', size - at);
-        wrpo_json *in;
-        n = end ? (size_t)(end - data) - at : size - at;
-        if (wrpo_json_parse(z->ctx, name, data + at, n, &in)) {    /* the sentence names line 1 of its text: the file's line instead */
-            const wrpo_error *why = wrpo_last_error(z->ctx);
-            char prefix[600];
-            int k = snprintf(prefix, sizeof prefix, "%s:1:", name);
-            code = complain("%s:%lld:%s", name, (long long)line, strncmp(why->text, prefix, (size_t)k) ? why->text : why->text + k);
-            break;
-        }
-        code = tokenize_line(z, out.f, name, line, in);
-        wrpo_json_free(z->ctx, in);
-    }
-    free(data);
+    for (wrpo_json *v; !code && (more = lines_next(z, &in, false, &v)) != 0; wrpo_json_free(z->ctx, v))
+        code = more < 0 ? 1 : tokenize_line(z, out.f, in.name, in.line, v);
+    free(in.data);
     return output_close(&out, code == 0) ? 0 : 1;
 }
 
@@ -834,6 +894,342 @@ static int run_eval(const settings *s, session *z) {
     if (ok) fprintf(out.f, "%s\n", json);
     wrpo_free(z->ctx, json);
     return ok && output_close(&out, true) ? 0 : 1;
+}
+
+/* ---- prompts, and answers to them ---- */
+typedef struct prompts {             /* records as they were read, and what the model is given for them */
+    wrpo_json **records; char (*lines)[32];            /* "line 7": what a record without prompt_id is called */
+    wrpo_prompt *list; int64_t count;
+} prompts;
+static const char *prompt_id(const prompts *p, int64_t i) {
+    const wrpo_json *id = wrpo_json_get(p->records[i], "prompt_id");
+    return id && id->kind != WRPO_JSON_NULL ? id->text : p->lines[i];
+}
+static const prompts *sorting;       /* by id; stable */
+static int by_id(const void *a, const void *b) {
+    const int64_t i = *(const int64_t *)a, k = *(const int64_t *)b;
+    const int order = strcmp(prompt_id(sorting, i), prompt_id(sorting, k));
+    return order ? order : i < k ? -1 : 1;
+}
+static bool prompts_differ(const prompts *p, const char *name) {
+    int64_t *order = malloc((size_t)p->count * sizeof *order + 1);
+    bool ok = order || (complain("out of memory"), false);
+    for (int64_t i = 0; ok && i < p->count; i++) order[i] = i;
+    sorting = p;
+    if (ok) qsort(order, (size_t)p->count, sizeof *order, by_id);
+    for (int64_t i = 1; ok && i < p->count; i++) {
+        const char *id = prompt_id(p, order[i]);
+        if (strcmp(id, prompt_id(p, order[i - 1]))) continue;
+        ok = false;
+        complain("%s: want a prompt_id once, found \"%.80s\" in the records of %s and %s", name, id, p->lines[order[i - 1]], p->lines[order[i]]);
+    }
+    free(order);
+    return ok;
+}
+static void prompts_free(session *z, prompts *p) {
+    for (int64_t i = 0; i < p->count; i++) wrpo_free(z->ctx, (void *)(uintptr_t)p->list[i].ids), wrpo_json_free(z->ctx, p->records[i]);
+    free(p->records), free(p->lines), free(p->list);
+    *p = (prompts){0};
+}
+static uint64_t fnv(uint64_t h, const void *p, size_t n) {
+    for (const unsigned char *s = p; n--; s++) h = (h ^ *s) * 0x100000001B3u;
+    return h;
+}
+#define FNV 0xCBF29CE484222325u
+/* One more; the record is p's from here on. */
+static bool prompts_add(session *z, prompts *p, wrpo_json *record, const wrpo_prompt_desc *d) {
+    if ((p->count & (p->count - 1)) == 0) {            /* full at each power of two */
+        const size_t cap = p->count ? 2 * (size_t)p->count : 1;
+        void *r = realloc(p->records, cap * sizeof *p->records), *l, *q;
+        if (r) p->records = r;
+        if ((l = realloc(p->lines, cap * sizeof *p->lines))) p->lines = l;
+        if ((q = realloc(p->list, cap * sizeof *p->list))) p->list = q;
+        if (!r || !l || !q) return wrpo_json_free(z->ctx, record), complain("out of memory"), false;
+    }
+    int32_t *ids;
+    const int64_t i = p->count++;
+    p->records[i] = record, p->list[i] = (wrpo_prompt){0};
+    snprintf(p->lines[i], sizeof *p->lines, "line %lld", (long long)(d->line ? d->line : 1));
+    if (wrpo_prompt_ids(z->tokenizer, d, record, &ids, &p->list[i].count)) return fail(z), false;
+    p->list[i].ids = ids, p->list[i].stream = fnv(FNV, prompt_id(p, i), strlen(prompt_id(p, i)));
+    return true;
+}
+/* The lines of a file; now: for templates that show the date. *hash: of its bytes. */
+static bool prompts_load(session *z, const settings *s, const char *path, int64_t now, prompts *p, uint64_t *hash) {
+    lines in;
+    int more = 0;
+    *p = (prompts){0};
+    if (!lines_open(&in, path)) return false;
+    bool ok = wrpo_tokenizer_load(z->ctx, s->model, &z->tokenizer) == WRPO_OK || fail(z) == 0;
+    *hash = fnv(FNV, in.data, in.size);
+    for (wrpo_json *v; ok && !(s->limit && p->count == s->limit) && (more = lines_next(z, &in, true, &v)) != 0;)
+        ok = more > 0 && prompts_add(z, p, v, &(wrpo_prompt_desc){.name = in.name, .line = in.line, .raw = s->raw, .now = now});
+    ok = ok && (p->count || (complain("%s: want prompts, found none", in.name), false)) && prompts_differ(p, in.name);
+    free(in.data);
+    if (!ok) prompts_free(z, p);
+    return ok;
+}
+static bool print_prompt(session *z, FILE *f, const prompts *p, int64_t i) {
+    const wrpo_json *v = wrpo_json_get(p->records[i], "prompt");
+    if (!v || v->kind == WRPO_JSON_NULL) v = wrpo_json_get(p->records[i], "messages");
+    const char *id = prompt_id(p, i);
+    fputs("{", f);
+    if (!print_text(z, f, "prompt_id", id, strlen(id))) return false;
+    fputs(", \"prompt\": ", f);
+    return print_json(z, f, v);
+}
+static double seconds(void) {
+    struct timespec t;
+    timespec_get(&t, TIME_UTC);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+static wrpo_generate_desc generate_desc(const settings *s, session *z) {
+    wrpo_generate_desc d = {.tokenizer = z->tokenizer, .n = s->n, .max_tokens = s->max_tokens, .temperature = s->temperature, .top_p = s->top_p};
+    d.top_k = s->top_k, d.seed = (uint64_t)s->seed, d.batch = s->batch;
+    return d;
+}
+static const char *model_name(const settings *s) {     /* --name, or the last part of --model */
+    static char name[256];
+    if (s->name) return s->name;
+    const char *end = s->model + strlen(s->model), *begin;
+    while (end > s->model && end[-1] == '/') end--;
+    for (begin = end; begin > s->model && begin[-1] != '/';) begin--;
+    snprintf(name, sizeof name, "%.*s", (int)(end - begin), begin);
+    return name;
+}
+typedef struct answers {             /* what the callbacks of a generation know */
+    session *z; FILE *f;
+    const prompts *p;
+    const char *name, *list;         /* sample: the model and the name of the list */
+    int64_t first, n, cut, tokens;   /* prompts that were done before; samples of each; cut off; tokens of all */
+    double begin;
+    bool failed;                     /* a callback has complained */
+} answers;
+static bool answers_step(int64_t done, int64_t tokens, void *user) {
+    answers *a = user;
+    const double t = seconds() - a->begin;
+    const int64_t left = a->p->count - a->first - done;
+    label p[3];
+    a->tokens = tokens;
+    snprintf(p[0].s, sizeof p->s, "%lld/%lld", (long long)(a->first + done), (long long)a->p->count);
+    snprintf(p[1].s, sizeof p->s, "%.0f tok/s", (double)tokens / (t > 0 ? t : 1));
+    snprintf(p[2].s, sizeof p->s, "%.16s left", time_text(done ? t / (double)done * (double)left : 0).s);
+    if (a->f != stdout) screen_draw(&a->z->screen, (double)(a->first + done) / (double)a->p->count, p, done ? 3 : 2);
+    return !interrupted;
+}
+static bool answers_written(answers *a, bool ok) {     /* the line is whole and on its way to the disk */
+    if (!ok) fail(a->z);
+    else if (fputs("}\n", a->f) < 0 || fflush(a->f) != 0 || ferror(a->f)) screen_clear(&a->z->screen), complain("the result cannot be written: %s", strerror(errno)), ok = false;
+    a->failed = !ok;
+    return ok;
+}
+static int answers_failed(answers *a, wrpo_result r) { /* the sentence, where no callback has said it */
+    if (a->failed) return 1;
+    if (r == WRPO_E_STOPPED) return screen_clear(&a->z->screen), complain("interrupted");
+    return fail(a->z);
+}
+
+/* ---- generate ---- */
+static bool show_text(int64_t prompt, int64_t sample, const char *utf8, size_t size, void *user) {
+    answers *a = user;
+    (void)prompt, (void)sample;
+    fwrite(utf8, 1, size, a->f);
+    fflush(a->f);
+    return true;
+}
+static bool generated(int64_t i, const wrpo_sample *y, void *user) {
+    answers *a = user;
+    double logp = 0;
+    for (int64_t j = 0; j < y->count; j++) logp += (double)y->logps[j];
+    bool ok = print_prompt(a->z, a->f, a->p, i) && fputs(", ", a->f) >= 0 && print_text(a->z, a->f, "content", y->text, y->size);
+    fprintf(a->f, ", \"tokens\": %lld, \"logp\": %.9g, \"stopped\": %s", (long long)y->count, logp, y->stopped ? "true" : "false");
+    return answers_written(a, ok);
+}
+static int run_generate(const settings *s, session *z) {
+    prompts p = {0};
+    uint64_t hash;
+    output out = {0};
+    if (!s->prompt == !s->in) return complain("generate: want either --prompt or --in");
+    bool ok;
+    if (s->in) ok = prompts_load(z, s, s->in, 0, &p, &hash);
+    else if (wrpo_tokenizer_load(z->ctx, s->model, &z->tokenizer)) ok = fail(z) == 0;
+    else {                           /* a record from the command line */
+        char *quoted, *text;
+        wrpo_json *record;
+        if (wrpo_json_quote(z->ctx, s->prompt, strlen(s->prompt), &quoted)) return fail(z);
+        text = malloc(strlen(quoted) + 32);
+        if (text) sprintf(text, "{\"prompt\": %s}", quoted);
+        wrpo_free(z->ctx, quoted);
+        if (!text) return complain("out of memory");
+        ok = (wrpo_json_parse(z->ctx, "--prompt", text, strlen(text), &record) == WRPO_OK || fail(z) == 0)
+             && prompts_add(z, &p, record, &(wrpo_prompt_desc){.name = "--prompt", .raw = s->raw});
+        free(text);
+    }
+    ok = ok && (load_model(z, s->model, true) == WRPO_OK || fail(z) == 0) && output_open(&out, s->out);
+    if (ok) {
+        answers a = {.z = z, .f = out.f, .p = &p, .begin = seconds()};
+        wrpo_generate_desc d = generate_desc(s, z);
+        signal(SIGINT, on_interrupt);
+        d.on_step = answers_step, d.user = &a;
+        if (s->prompt) d.on_text = show_text;
+        else d.on_done = generated;
+        const wrpo_result r = wrpo_generate(z->model, p.list, p.count, &d);
+        screen_clear(&z->screen);
+        if (r == WRPO_OK && s->prompt) fputs("\n", out.f);
+        if (r != WRPO_OK) ok = answers_failed(&a, r) == 0;
+    }
+    prompts_free(z, &p);
+    return output_close(&out, ok) ? 0 : 1;
+}
+
+/* ---- sample: candidates. What is done stands, line by line, in FILE.part, and what it was done with in FILE.settings; a run
+   that finds them checks the lines, drops a torn one and goes on. At the end FILE.part becomes FILE. ---- */
+typedef struct part { FILE *f; char path[4096], settings[4096]; int64_t done; } part;
+static bool part_lock(FILE *f) {     /* one process at a time; goes with the process */
+#ifdef _WIN32
+    (void)f;
+    return true;
+#else
+    struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+    return fcntl(fileno(f), F_SETLK, &lock) == 0 || (errno != EACCES && errno != EAGAIN);
+#endif
+}
+static bool part_cut(FILE *f, size_t size) {
+#ifdef _WIN32
+    return fflush(f) == 0 && _chsize_s(fileno(f), (long long)size) == 0 && fseek(f, 0, SEEK_END) == 0;
+#else
+    return fflush(f) == 0 && ftruncate(fileno(f), (off_t)size) == 0 && fseek(f, 0, SEEK_END) == 0;
+#endif
+}
+/* The date that the run in FILE.part was begun with; 0: there is none. false: it was begun with other settings. */
+static bool part_settings(part *t, const char *out, const char *want, int64_t *now) {
+    char found[4096] = "", date[64] = "";
+    struct stat st;
+    snprintf(t->path, sizeof t->path, "%.4000s.part", out), snprintf(t->settings, sizeof t->settings, "%.4000s.settings", out);
+    *now = 0;
+    if (stat(out, &st) == 0) return complain("%s: is there already; remove it to sample anew", out), false;
+    if (stat(t->path, &st) != 0 || st.st_size == 0) return true;
+    FILE *f = fopen(t->settings, "rb");
+    if (f) {
+        if (!fgets(found, sizeof found, f) || !fgets(date, sizeof date, f)) date[0] = 0;
+        fclose(f);
+    }
+    found[strcspn(found, "\n")] = 0;
+    *now = strtoll(date, NULL, 10);
+    if (*now > 0 && !strcmp(found, want)) return true;
+    complain("%s: want a run begun with %s, found %s; remove it to begin anew", t->path, want, *now > 0 ? found : "one without its settings");
+    return false;
+}
+/* Opens FILE.part behind the lines in it that are whole and in the order of the prompts. */
+static bool part_open(session *z, part *t, const char *want, int64_t now, const prompts *p) {
+    size_t size, keep = 0, n;
+    output notes;
+    t->f = fopen(t->path, "a+b");
+    if (!t->f) return complain("%s: cannot be written: %s", t->path, strerror(errno)), false;
+    if (!part_lock(t->f)) return complain("%s: another process is writing it", t->path), false;
+    rewind(t->f);
+    char *data = read_all(t->f, &size);
+    if (!data) return complain("%s: cannot be read: %s", t->path, strerror(errno)), false;
+    for (wrpo_json *v; t->done < p->count && keep < size; keep += n, t->done++) {
+        const char *end = memchr(data + keep, '\n', size - keep);
+        n = end ? (size_t)(end - data) + 1 - keep : 0;
+        bool same = n && wrpo_json_parse(z->ctx, t->path, data + keep, n, &v) == WRPO_OK;
+        if (!same) break;
+        const wrpo_json *id = wrpo_json_get(v, "prompt_id");
+        same = id && id->kind == WRPO_JSON_STRING && !strcmp(id->text, prompt_id(p, t->done));
+        wrpo_json_free(z->ctx, v);
+        if (!same) break;
+    }
+    free(data);
+    if (!part_cut(t->f, keep)) return complain("%s: cannot be written: %s", t->path, strerror(errno)), false;
+    if (t->done) return true;
+    if (!output_open(&notes, t->settings)) return false;
+    fprintf(notes.f, "%s\n%lld\n", want, (long long)now);
+    return output_close(&notes, true);
+}
+static bool part_end(part *t, const char *out) {
+    bool ok = fflush(t->f) == 0 && !ferror(t->f);
+#ifndef _WIN32
+    ok = ok && (fsync(fileno(t->f)) == 0 || errno == EINVAL || errno == ENOTSUP);
+#endif
+    if (fclose(t->f) != 0) ok = false;
+    t->f = NULL;
+    if (!ok || rename(t->path, out) != 0) return complain("%s: cannot be written: %s", out, strerror(errno)), false;
+    remove(t->settings);
+    return true;
+}
+/* What the samples depend on, on one line. The weights: every tensor's name and begin. */
+static bool sample_settings(const settings *s, session *z, uint64_t file, char *text, size_t size) {
+    const wrpo_generate_desc g = generate_desc(s, z), d = wrpo_generate_defaults(&g);
+    wrpo_tensors *t;
+    uint64_t h = FNV;
+    if (wrpo_tensors_open(z->ctx, s->model, &t)) return fail(z), false;
+    for (int64_t i = 0; i < wrpo_tensors_count(t); i++) {
+        const wrpo_tensor_info *w = wrpo_tensors_at(t, i);
+        h = fnv(fnv(h, w->name, strlen(w->name)), w->data, w->bytes < 256 ? w->bytes : 256);
+    }
+    wrpo_tensors_close(t);
+    snprintf(text, size, "--model %.1024s (%016llx) --prompts (%016llx) --as %s --name %.256s --n %lld --temperature %.17g --top-p %.17g --top-k %lld --max-tokens %lld --seed %llu --limit %lld%s%s",
+             s->model, (unsigned long long)h, (unsigned long long)file, as_name(s->as), model_name(s), (long long)d.n, plain(d.temperature), d.top_p,
+             (long long)d.top_k, (long long)d.max_tokens, (unsigned long long)d.seed, (long long)s->limit, s->raw ? " --raw" : "", s->device ? " --device cuda" : "");
+    return true;
+}
+static bool sampled(int64_t i, const wrpo_sample *y, void *user) {
+    answers *a = user;
+    bool ok = print_prompt(a->z, a->f, a->p, a->first + i);
+    fprintf(a->f, ", \"%s\": [", a->list);
+    for (int64_t k = 0; ok && k < a->n; k++) {
+        fputs(k ? ", {" : "{", a->f);
+        ok = print_text(a->z, a->f, "model", a->name, strlen(a->name)) && fputs(", ", a->f) >= 0 && print_text(a->z, a->f, "content", y[k].text, y[k].size);
+        fputs("}", a->f);
+        a->cut += !y[k].stopped;
+    }
+    fputs("]", a->f);
+    return answers_written(a, ok);
+}
+static int sample(const settings *s, session *z, part *t, prompts *p) {
+    char want[2048];
+    int64_t now;
+    uint64_t hash;
+    lines in;
+    if (!lines_open(&in, s->prompts)) return 1;        /* once more below: the date comes from the settings, which name the file */
+    hash = fnv(FNV, in.data, in.size);
+    free(in.data);
+    if (!sample_settings(s, z, hash, want, sizeof want) || !part_settings(t, s->out, want, &now)) return 1;
+    if (!now) now = (int64_t)time(NULL);
+    if (!prompts_load(z, s, s->prompts, now, p, &hash)) return 1;
+    if (load_model(z, s->model, true)) return fail(z);
+    if (!part_open(z, t, want, now, p)) return 1;
+    answers a = {.z = z, .f = t->f, .p = p, .name = model_name(s), .list = s->as ? "target" : "sources", .first = t->done, .begin = seconds()};
+    wrpo_generate_desc d = generate_desc(s, z);
+    a.n = wrpo_generate_defaults(&d).n;
+    d.on_done = sampled, d.on_step = answers_step, d.user = &a;
+    const wrpo_result r = wrpo_generate(z->model, p->list + t->done, p->count - t->done, &d);
+    screen_clear(&z->screen);
+    if (r == WRPO_E_STOPPED && !a.failed) return complain("interrupted: what is done is in %s, and the same command goes on from there", t->path);
+    if (r != WRPO_OK) return answers_failed(&a, r);
+    if (!part_end(t, s->out)) return 1;
+    printf("%s: %s prompts, %s samples each", s->out, grouped(p->count).s, grouped(a.n).s);
+    if (t->done) printf("; %s prompts were done before", grouped(t->done).s);
+    printf("; %s tokens in %s", grouped(a.tokens).s, time_text(seconds() - a.begin).s);
+    if (a.cut) printf("; %s samples were cut off before they ended", grouped(a.cut).s);
+    printf("\n");
+    return 0;
+}
+static int run_sample(const settings *s, session *z) {
+    settings of = *s;
+    part t = {0};
+    prompts p = {0};
+    if (!of.n) of.n = 5;
+    signal(SIGINT, on_interrupt);
+    const int code = sample(&of, z, &t, &p);
+    if (t.f) fclose(t.f);
+    if (code && t.f) {               /* nothing done, nothing left */
+        struct stat st;
+        if (stat(t.path, &st) == 0 && st.st_size == 0) remove(t.path), remove(t.settings);
+    }
+    prompts_free(z, &p);
+    return code;
 }
 
 /* ---- select, split, winrate ---- */
@@ -1069,6 +1465,7 @@ static int run_demo(const settings *s, session *z) {
 /* ---- main ---- */
 #define LOSS "--method --pair --alpha --beta --label-smoothing --gamma-ratio --ipo-sum "
 #define DATA "--max-length --max-prompt-length --tokenization --limit --micro-tokens "
+#define SAMPLING "--temperature --top-p --top-k --max-tokens --seed --batch --device "
 static const command commands[] = {
     {"init", "", "--config --tokenizer --out", "--seed --save-dtype --max-shard-size --threads --help", run_init,
      "Random weights as a Hugging Face directory: norms 1, biases 0, the others N(0, initializer_range)."},
@@ -1083,6 +1480,10 @@ static const command commands[] = {
      "--epochs --max-steps --seed --no-shuffle --ref --eval-data --eval-steps --log-steps --device --dtype --states --save-dtype --max-shard-size --threads --help", run_train,
      "Trains a model and saves it, with metrics.jsonl, in the directory --out. Ctrl-C stops cleanly and saves a checkpoint."},
     {"eval", "", "--model --data", LOSS DATA "--ref --out --device --dtype --threads --help", run_eval, "The metrics of a model on records, as one JSON object."},
+    {"generate", "", "--model", "--prompt --in --out --raw " SAMPLING "--limit --threads --help", run_generate,
+     "An answer to --prompt, as it comes, or one line for each line of --in: {prompt_id, prompt, content, tokens, logp, stopped}."},
+    {"sample", "", "--model --prompts --as --out", "--n --name --raw " SAMPLING "--limit --threads --help", run_sample,
+     "Several answers to each prompt, as candidates: {prompt_id, prompt, sources|target: [{model, content}]}. The same command goes on where it was interrupted."},
     {"select", "", "--in --out", "--form --top --tau --min-gap --entropy-power --entropy-scale --threads --help", run_select,
      "Candidates with rewards -> records to train on. Lines of several files (--in F F ...) with one prompt_id belong together."},
     {"split", "", "--in --out", "--sft --seed --threads --help", run_split, "Prompts -> sft.jsonl and wrpo.jsonl in the directory --out, drawn by the seed."},
@@ -1100,7 +1501,7 @@ static int help(void) {
 static int dispatch(int argc, char **argv) {
     static const command program = {"", "", "", "--keep --device --threads --version --help", run_demo, ""};      /* wrpo without a command */
     const command *c = &program;
-    settings s = {.dtype = -1, .save_dtype = -1};
+    settings s = {.dtype = -1, .save_dtype = -1, .as = -1};
     session z = {0};
     if (argc == 0 || !strncmp(argv[0], "--", 2)) {
         const int code = parse(c, argc, argv, &s);

@@ -32,7 +32,7 @@
    At run time:
        WRPO_CPU                  environment: avx512, avx2 or generic, to force a path (see >>cpu)
 
-   Does NOT: train in float16, use other GPUs than NVIDIA's (wrpo_cuda.cu beside this file), generate text, read GGUF or pickled weights, quantise, run
+   Does NOT: train in float16, use other GPUs than NVIDIA's (wrpo_cuda.cu beside this file), read GGUF or pickled weights, quantise, run
    mixture-of-experts or encoder models, or download anything. What a checkpoint asks for and this file does not
    compute is refused by name, never ignored. No function exits, prints, or keeps state outside a context.
 
@@ -45,7 +45,7 @@
        >>model       the decoder, forward and backward, over packed records with a shared prompt
        >>json >>tensors >>token >>chat >>data        files to token ids
        >>checkpoint  config.json, load, save
-       >>use         log-probs
+       >>use         log-probs, generation
        >>select      candidates to records, splits, win rates
        >>train       reference, step, loop, metrics
        >>end         the licence                                                                            */
@@ -334,6 +334,49 @@ WRPO_API double wrpo_lr_factor(wrpo_schedule schedule, int64_t warmup, int64_t k
 WRPO_API wrpo_result wrpo_logprobs(wrpo_model *model, const wrpo_data *data, int64_t first, int64_t count,
                                    double *logps, float **per_token);
 
+/* ---- generation: many prompts and samples at once, over a cache of keys and values ----
+   A sample depends on the model, its prompt's ids and stream, its number, the seed and the settings of sampling; not on what
+   is computed beside it, the batch or the threads. */
+typedef struct wrpo_prompt {
+    const int32_t *ids; int64_t count;                 /* as the model is given them: wrpo_prompt_ids makes them */
+    uint64_t stream;                 /* of random numbers: a hash of the prompt's name, say */
+    double temperature;              /* 0 = the desc's */
+} wrpo_prompt;
+typedef struct wrpo_sample {         /* lives until the callback returns */
+    const int32_t *ids; const float *logps; int64_t count;   /* log pi of each token, at temperature 1 and over the whole vocabulary */
+    const char *text; size_t size;   /* without stop token and special tokens; NULL where there is no tokenizer */
+    bool stopped;                    /* by a stop token, which is the last of ids; false: cut off */
+} wrpo_sample;
+typedef struct wrpo_generate_desc {
+    wrpo_tokenizer *tokenizer;       /* for text and stop tokens; NULL = ids only */
+    int64_t n;                       /* samples of each prompt; 0 = 1 */
+    int64_t max_tokens;              /* of a sample; 0 = 2048. It ends at max_position_embeddings as well. Longrope turns a prompt and
+                                        its samples as sequences of so many tokens more than the prompt */
+    double temperature;              /* 0 = 0.8; WRPO_ZERO is greedy: the likeliest token, of equal ones the first */
+    double top_p;                    /* 0 = 0.95: from the likeliest tokens that have this probability together */
+    int64_t top_k;                   /* from the k likeliest; first top_k, then top_p of what is left; 0 = all */
+    uint64_t seed;                   /* 0 = 42 */
+    const int32_t *stop; int64_t stop_count;           /* NULL = wrpo_stop_tokens */
+    int64_t batch;                   /* samples decoded at once: speed against memory; 0 = 32 */
+    bool (*on_text)(int64_t prompt, int64_t sample, const char *utf8, size_t size, void *user);   /* as it comes, in whole characters */
+    bool (*on_done)(int64_t prompt, const wrpo_sample *samples /* [n] */, void *user);              /* in the order of the prompts */
+    bool (*on_step)(int64_t prompts /* done */, int64_t tokens /* made */, void *user);
+    void *user;                      /* a callback returning false stops cleanly: WRPO_E_STOPPED */
+} wrpo_generate_desc;
+WRPO_API wrpo_generate_desc wrpo_generate_defaults(const wrpo_generate_desc *desc);   /* the zeros, resolved: log this */
+WRPO_API wrpo_result wrpo_generate(wrpo_model *model, const wrpo_prompt *prompts, int64_t count, const wrpo_generate_desc *desc);
+/* eos_token_id of generation_config.json, or of config.json where that has none, the tokenizer's EOS and the token that ends
+   an answer in its chat template (tok may be NULL); ascending. wrpo_free(ids). */
+WRPO_API wrpo_result wrpo_stop_tokens(wrpo_model *model, wrpo_tokenizer *tok, int32_t **ids, int64_t *count);
+typedef struct wrpo_prompt_desc {
+    const char *name; int64_t line;  /* what errors call the record's place; 0 = "prompts" and the record's own line */
+    bool raw;                        /* no template: the prompt is a string, encoded as it is, BOS and the like included */
+    int64_t now;                     /* seconds since 1970 for templates that show the date; 0 = now */
+} wrpo_prompt_desc;
+/* The ids that training gives the model for the prompt of such a record ({prompt} or {messages}, tools, chat_template_kwargs):
+   what the template writes, with the generation prompt. wrpo_free(ids). */
+WRPO_API wrpo_result wrpo_prompt_ids(wrpo_tokenizer *tok, const wrpo_prompt_desc *desc, const wrpo_json *record, int32_t **ids, int64_t *count);
+
 /* ---- selection: candidates with rewards -> records to train on; prompts -> two parts; answers -> a win rate ---- */
 /* A file of candidates has one line a prompt; several responses of a model are several entries; other keys are let be:
      {"prompt_id", "prompt", "sources": [{"model", "content", "reward"}, ...], "target": [the same]}
@@ -524,6 +567,8 @@ struct wrpo_backend {
     /* y[r] = x[index[r]]  and  dx[index[r]] += dy[r] (dx accumulated; indices repeat) */
     void (*gather)(void *dev, void *y, const void *x, const int32_t *index, int64_t n, int64_t D);
     void (*gather_bwd)(void *dev, void *dx, const void *dy, const int32_t *index, int64_t n, int64_t D);
+    /* y[index[r]] = x[r], rows of D numbers, ldy and ldx apart; no index twice. Only decoding needs it (NULL: there is none) */
+    void (*scatter)(void *dev, void *y, int64_t ldy, const void *x, int64_t ldx, const int32_t *index, int64_t n, int64_t D);
     /* y[r] += b  and  db += sum_r dy[r] */
     void (*bias)(void *dev, void *y, int64_t ldy, const float *b, int64_t n, int64_t D);
     void (*bias_bwd)(void *dev, float *db, const void *dy, int64_t lddy, int64_t n, int64_t D);
@@ -670,6 +715,9 @@ _Noreturn WRPO__PRINTF(5, 6) static void wrpo__fail_at(wrpo_ctx *ctx, wrpo_resul
     ctx->error.column = column;
     longjmp(ctx->frame->jump, 1);
 }
+/* Settings: each must lie where it can. */
+#define WRPO__RANGE(ok, name, value, wanted) \
+    if (!(ok)) wrpo__fail(ctx, WRPO_E_ARG, "%s: want %s, found %g", name, wanted, (double)(value))
 WRPO__PRINTF(3, 4) static void wrpo__log(wrpo_ctx *ctx, wrpo_level level, const char *format, ...) {
     char text[1024];
     if (!ctx->desc.log.fn) return;
@@ -1809,6 +1857,11 @@ static void WRPO__(gather)(void *dev, void *y, const void *x, const int32_t *ind
     WRPO__PARFOR(wrpo__cpu_team(cpu, n * D))
     for (int64_t r = 0; r < n; r++) memcpy((float *)y + r * D, (const float *)x + index[r] * D, (size_t)D * sizeof(float));
 }
+static void WRPO__(scatter)(void *dev, void *y, int64_t ldy, const void *x, int64_t ldx, const int32_t *index, int64_t n, int64_t D) {
+    wrpo__cpu *cpu = dev;
+    WRPO__PARFOR(wrpo__cpu_team(cpu, n * D))
+    for (int64_t r = 0; r < n; r++) memcpy((float *)y + index[r] * ldy, (const float *)x + r * ldx, (size_t)D * sizeof(float));
+}
 static void WRPO__(gather_bwd)(void *dev, void *dx, const void *dy, const int32_t *index, int64_t n, int64_t D) {
     WRPO__(embed_bwd)(dev, dx, dy, index, n, D, 1);
 }
@@ -2666,7 +2719,7 @@ static const wrpo_backend WRPO__(backend) = {
     .name = "cpu-" WRPO__STRING(WRPO__LEVEL), .act_bytes = 4, .dtype = WRPO_F32, .host = true,
     .open = wrpo__cpu_open, .close = wrpo__cpu_close, .alloc = wrpo__cpu_alloc, .release = wrpo__cpu_release,
     .put = wrpo__cpu_copy, .get = wrpo__cpu_copy, .copy = wrpo__cpu_copy, .zero = wrpo__cpu_zero, .sync = wrpo__cpu_sync,
-    .gemm = WRPO__(gemm), .embed = WRPO__(embed), .embed_bwd = WRPO__(embed_bwd), .gather = WRPO__(gather), .gather_bwd = WRPO__(gather_bwd),
+    .gemm = WRPO__(gemm), .embed = WRPO__(embed), .embed_bwd = WRPO__(embed_bwd), .gather = WRPO__(gather), .gather_bwd = WRPO__(gather_bwd), .scatter = WRPO__(scatter),
     .bias = WRPO__(bias), .bias_bwd = WRPO__(bias_bwd), .colsum = WRPO__(colsum), .add = WRPO__(add), .rmsnorm = WRPO__(rmsnorm), .rmsnorm_bwd = WRPO__(rmsnorm_bwd),
     .rope = WRPO__(rope), .attention = WRPO__(attention), .attention_bwd = WRPO__(attention_bwd), .attention_scratch = WRPO__(attention_scratch),
     .glu = WRPO__(glu), .glu_bwd = WRPO__(glu_bwd), .logprob = WRPO__(logprob), .logprob_bwd = WRPO__(logprob_bwd),
@@ -2975,6 +3028,7 @@ typedef struct wrpo__shape {         /* capacities of a run */
     int64_t rows;                    /* packed rows; targets and segments are never more */
     int64_t chunk;                   /* targets per chunk of the head */
     int64_t recompute;               /* layers [0, recompute) keep only x */
+    int64_t cache;                   /* rows of keys and values that outlive a forward pass, for decoding; 0 = none */
     bool train;
 } wrpo__shape;
 typedef struct wrpo__run {           /* a workspace for micro-batches, and the one that is packed in it */
@@ -2982,11 +3036,12 @@ typedef struct wrpo__run {           /* a workspace for micro-batches, and the o
     wrpo__shape shape;
     /* host */
     int64_t n, segs, targets;
-    int32_t *h_ids, *h_rows, *h_target;
+    int32_t *h_ids, *h_rows, *h_target, *h_place;      /* place: with a cache, where in it a row's key and value go */
     wrpo_seg *h_segs;
     float *h_rope, *h_logp, *h_coef, *h_mean;          /* rope [n, d/2, 2]; mean [n]: mean logit of each row, if wanted */
     /* backend */
-    int32_t *ids, *rows, *target;
+    int32_t *ids, *rows, *target, *place;
+    void *cache;                     /* [L][shape.cache, 2Gd]  k | v */
     wrpo_seg *d_segs;
     float *rope, *inv_freq;          /* inv_freq [rope dims / 2] is on the host */
     double rope_scale;
@@ -3012,6 +3067,7 @@ static void wrpo__run_layout(wrpo_ctx *ctx, const wrpo_config *c, const wrpo__sh
     const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, n = s->rows;
     r->ids = wrpo__take(b, n, 1, 4), r->rows = wrpo__take(b, n, 1, 4), r->target = wrpo__take(b, n, 1, 4);
     r->d_segs = wrpo__take(b, n, 1, sizeof(wrpo_seg));
+    r->place = s->cache ? wrpo__take(b, n, 1, 4) : NULL, r->cache = s->cache ? wrpo__take(b, s->cache, L * 2 * G * d, A) : NULL;
     r->rope = wrpo__take(b, n, d, F);
     r->logp = wrpo__take(b, n, 1, F), r->lse = wrpo__take(b, n, 1, F), r->coef = wrpo__take(b, n, 1, F);
     r->mean = wrpo__take(b, n, 1, F), r->mean_w = wrpo__take(b, D, 1, F);
@@ -3121,6 +3177,7 @@ static wrpo__run *wrpo__run_new(wrpo__arena *arena, wrpo_model *model, const wrp
     b = (wrpo__bump){.base = wrpo__device_alloc(arena, b.used, "activations")};
     wrpo__run_layout(arena->ctx, c, shape, r, &b);
     r->h_ids = wrpo__raw(arena, n, 4), r->h_rows = wrpo__raw(arena, n, 4), r->h_target = wrpo__raw(arena, n, 4);
+    r->h_place = shape->cache ? wrpo__raw(arena, n, 4) : NULL;
     r->h_segs = wrpo__raw(arena, n, sizeof(wrpo_seg));
     r->h_rope = wrpo__raw(arena, n, (size_t)c->head_dim * sizeof(float));
     r->h_logp = wrpo__raw(arena, n, 4), r->h_coef = wrpo__raw(arena, n, 4), r->h_mean = wrpo__raw(arena, n, 4);
@@ -3145,8 +3202,8 @@ static void wrpo__pack_turn(wrpo__run *r, int64_t length) {
     const int64_t key = wrpo__rope_key(&r->model->config, length);
     if (key != r->rope_key) wrpo__inv_freq(&r->model->config, r->rope_key = key, r->inv_freq, &r->rope_scale);
 }
-/* One run of rows at positions from `position`; the caller has made sure that it fits. */
-static void wrpo__pack_seg(wrpo__run *r, const int32_t *ids, int64_t count, int64_t position, int64_t prefix, int64_t prefix_end) {
+/* One run of rows at positions from `position`, the last one at the end of `seg`'s own keys; the caller has made sure that it fits. */
+static void wrpo__pack_rows(wrpo__run *r, const int32_t *ids, int64_t count, int64_t position, wrpo_seg seg) {
     const int64_t half = wrpo__rope_dims(&r->model->config) / 2;
     for (int64_t i = 0; i < count; i++) {
         r->h_ids[r->n + i] = ids[i];
@@ -3155,9 +3212,14 @@ static void wrpo__pack_seg(wrpo__run *r, const int32_t *ids, int64_t count, int6
             t[0] = cosf(angle) * (float)r->rope_scale, t[1] = sinf(angle) * (float)r->rope_scale;
         }
     }
-    r->h_segs[r->segs++] = (wrpo_seg){r->n, r->n + count, prefix, prefix_end, r->n, r->n + count};
-    r->n += count;
+    for (int64_t i = 0; r->h_place && i < count; i++) r->h_place[r->n + i] = (int32_t)(seg.own_end - count + i);
+    seg.begin = r->n, seg.end = r->n += count;
+    r->h_segs[r->segs++] = seg;
 }
+static void wrpo__pack_seg(wrpo__run *r, const int32_t *ids, int64_t count, int64_t position, int64_t prefix, int64_t prefix_end) {
+    wrpo__pack_rows(r, ids, count, position, (wrpo_seg){0, 0, prefix, prefix_end, r->n, r->n + count});
+}
+static void wrpo__pack_target(wrpo__run *r, int64_t row, int32_t id) { r->h_rows[r->targets] = (int32_t)row, r->h_target[r->targets++] = id; }
 static void wrpo__pack_record(wrpo__run *r, const wrpo_record *record) {
     const int64_t P = record->prompt_count;
     int64_t first = r->n;
@@ -3168,10 +3230,7 @@ static void wrpo__pack_record(wrpo__run *r, const wrpo_record *record) {
             first = r->n;
             wrpo__pack_seg(r, record->prompt, P, 0, first, first);
         }
-        for (int64_t j = y->first; j < y->count; j++) {
-            r->h_rows[r->targets] = (int32_t)(j ? r->n + j - 1 : first + P - 1);
-            r->h_target[r->targets++] = y->ids[j];
-        }
+        for (int64_t j = y->first; j < y->count; j++) wrpo__pack_target(r, j ? r->n + j - 1 : first + P - 1, y->ids[j]);
         wrpo__pack_seg(r, y->ids, y->count, P, first, first + P);
     }
 }
@@ -3181,6 +3240,7 @@ static void wrpo__pack_end(wrpo__run *r) {
     be->put(ctx->dev, r->ids, r->h_ids, (size_t)r->n * 4);
     be->put(ctx->dev, r->rows, r->h_rows, (size_t)r->targets * 4);
     be->put(ctx->dev, r->target, r->h_target, (size_t)r->targets * 4);
+    if (r->place) be->put(ctx->dev, r->place, r->h_place, (size_t)r->n * 4);
     be->put(ctx->dev, r->d_segs, r->h_segs, (size_t)r->segs * sizeof(wrpo_seg));
     be->put(ctx->dev, r->rope, r->h_rope, (size_t)(r->n * wrpo__rope_dims(&r->model->config)) * sizeof(float));
 }
@@ -3240,7 +3300,7 @@ static wrpo_attn wrpo__attn_of(const wrpo__run *r, int64_t l) {
     const wrpo_config *c = &r->model->config;
     const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, d = c->head_dim;
     wrpo_attn a = {.n = r->n, .segs = r->d_segs, .n_segs = r->segs, .H = H, .G = G, .d = d,
-                   .ldq = (H + 2 * G) * d, .ldkv = (H + 2 * G) * d, .ldo = H * d,
+                   .ldq = (H + 2 * G) * d, .ldkv = (r->cache ? 2 * G : H + 2 * G) * d, .ldo = H * d,
                    .window = wrpo__layer_window(c, l), .scale = (float)(1 / sqrt(c->query_pre_attn_scalar > 0 ? c->query_pre_attn_scalar : (double)d)),
                    .softcap = (float)c->attn_logit_softcapping};
     return a;
@@ -3297,6 +3357,11 @@ static void wrpo__layer_fwd(wrpo__run *r, int64_t l, const wrpo__acts *a, void *
         be->rmsnorm(dev, k, ld, a->rstd_k, k0, (H + G) * d, w.norm_k->data, n, G, d, eps, 0);
     }
     wrpo__rotate(r, q, 1);                                                                 /* 5  q, k turned by position */
+    if (r->cache) {                  /* k | v to their places, to stay there */
+        void *kv = wrpo__at(be, r->cache, l * r->shape.cache * attn.ldkv);
+        be->scatter(dev, kv, attn.ldkv, k, ld, r->place, n, attn.ldkv);
+        k = kv, v = wrpo__at(be, kv, G * d);
+    }
     be->attention(dev, &attn, a->o, a->lse, q, k, v);                                      /* 6  o = softmax(q k' / sqrt d) v */
     if (a->mid != x) be->copy(dev, a->mid, x, stream);
     wrpo__add_fwd(r, &w.o, w.norm_add_1, a->add_1, a->rstd_add_1, a->mid, a->o);           /* 7  x' = x + o W' */
@@ -3363,17 +3428,14 @@ static void wrpo__sum_head(wrpo__run *r) {
     const wrpo_weight *head = wrpo__head(r->model);
     r->model->ctx->desc.backend->colsum(r->model->ctx->dev, r->mean_w, head->data, head->dtype, head->rows, head->cols);
 }
-/* Log-probs of all targets into r->h_logp; with means, the mean logit over the vocabulary of every row into r->h_mean: NaN
-   where logits are capped, for then their mean is no product of vectors. */
-static void wrpo__forward(wrpo__run *r, bool means) {
+/* Steps 1 to 12: what is packed, to r->y. */
+static void wrpo__trunk(wrpo__run *r) {
     wrpo_model *m = r->model;
-    wrpo_ctx *ctx = m->ctx;
-    const wrpo_backend *be = ctx->desc.backend;
-    void *dev = ctx->dev;
+    const wrpo_backend *be = m->ctx->desc.backend;
+    void *dev = m->ctx->dev;
     const wrpo_config *c = &m->config;
-    const wrpo_weight *head = wrpo__head(m), *embed = WRPO__W(m, embed_tokens, 0);
-    const int64_t D = c->hidden_size, V = c->vocab_size, L = c->num_hidden_layers;
-    const float cap = (float)c->final_logit_softcapping;
+    const wrpo_weight *embed = WRPO__W(m, embed_tokens, 0);
+    const int64_t D = c->hidden_size, L = c->num_hidden_layers;
     const bool train = r->shape.train;
     void *x = train ? r->layer[0].x : r->scratch.x;
     be->embed(dev, x, embed->data, embed->dtype, r->ids, r->n, D, wrpo__embed_scale(c, embed));   /* 1  x = E[ids] */
@@ -3383,10 +3445,26 @@ static void wrpo__forward(wrpo__run *r, bool means) {
         x = x_out;
     }
     be->rmsnorm(dev, r->y, D, r->rstd_f, x, D, WRPO__W(m, norm, 0)->data, r->n, 1, D, (float)c->rms_norm_eps, c->norm_plus_one);   /* 12 y */
+}
+static void wrpo__logits(wrpo__run *r, int64_t t, int64_t count) {     /* of targets [t, t + count), at most a chunk of them */
+    wrpo_ctx *ctx = r->model->ctx;
+    const wrpo_weight *head = wrpo__head(r->model);
+    const int64_t D = r->model->config.hidden_size, V = r->model->config.vocab_size;
+    ctx->desc.backend->gather(ctx->dev, r->hid, r->y, r->rows + t, count, D);
+    ctx->desc.backend->gemm(ctx->dev, WRPO_NT_LOGITS, r->logits, V, r->hid, D, head->data, D, head->dtype, count, V, D, 0);
+}
+/* Log-probs of all targets into r->h_logp; with means, the mean logit over the vocabulary of every row into r->h_mean: NaN
+   where logits are capped, for then their mean is no product of vectors. */
+static void wrpo__forward(wrpo__run *r, bool means) {
+    wrpo_ctx *ctx = r->model->ctx;
+    const wrpo_backend *be = ctx->desc.backend;
+    void *dev = ctx->dev;
+    const int64_t D = r->model->config.hidden_size, V = r->model->config.vocab_size;
+    const float cap = (float)r->model->config.final_logit_softcapping;
+    wrpo__trunk(r);
     for (int64_t t = 0; t < r->targets; t += r->shape.chunk) {                             /* 13 log softmax(y W')[target] */
         int64_t count = WRPO__MIN(r->shape.chunk, r->targets - t);
-        be->gather(dev, r->hid, r->y, r->rows + t, count, D);
-        be->gemm(dev, WRPO_NT_LOGITS, r->logits, V, r->hid, D, head->data, D, head->dtype, count, V, D, 0);
+        wrpo__logits(r, t, count);
         be->logprob(dev, r->logp + t, r->lse + t, r->logits, r->target + t, count, V, cap);
     }
     if (means && cap > 0)
@@ -3421,8 +3499,7 @@ static void wrpo__backward(wrpo__run *r, float *grads) {
     be->zero(dev, r->dy, (size_t)(n * D) * (size_t)be->act_bytes);
     for (int64_t t = 0; t < live; t += r->shape.chunk) {                                   /* 13 logits once more, then their gradient */
         int64_t count = WRPO__MIN(r->shape.chunk, live - t);
-        be->gather(dev, r->hid, r->y, r->rows + t, count, D);
-        be->gemm(dev, WRPO_NT_LOGITS, r->logits, V, r->hid, D, head->data, D, head->dtype, count, V, D, 0);
+        wrpo__logits(r, t, count);
         be->logprob(dev, r->logp, r->lse, r->logits, r->target + t, count, V, cap);
         be->logprob_bwd(dev, r->dlogits, r->logits, r->target + t, r->lse, r->coef + t, count, V, cap);
         be->gemm(dev, WRPO_NN, r->dhid, D, r->dlogits, V, head->data, D, head->dtype, count, D, V, 0);
@@ -7587,12 +7664,9 @@ static void wrpo__read_pairs(wrpo__reading *in, const wrpo_json *pairs) {
     wrpo__share_weights(in, pairs->count, pairs);
     for (int64_t i = 0; i < pairs->count; i++) in->answers[pairs->count + i].weight = in->answers[i].weight;
 }
-static void wrpo__read_record(wrpo__reading *in, const wrpo_json *root) {
+static void wrpo__read_head(wrpo__reading *in, const wrpo_json *root) {   /* what it is called, and what the template wants beside messages */
     if (root->kind != WRPO_JSON_OBJECT) wrpo__record_refuse(in, root, "JSON", "an object");
-    const wrpo_json *id = wrpo__present(root, "prompt_id"), *prompt = wrpo__present(root, "prompt"), *messages = wrpo__present(root, "messages");
-    const wrpo_json *chosen = wrpo__present(root, "chosen"), *rejected = wrpo__present(root, "rejected");
-    const wrpo_json *pairs = wrpo__present(root, "pairs"), *weights = wrpo__present(root, "weights"), *weight = wrpo__present(root, "weight");
-    const wrpo_json *tools = wrpo__present(root, "tools"), *kwargs = wrpo__present(root, "chat_template_kwargs");
+    const wrpo_json *id = wrpo__present(root, "prompt_id"), *tools = wrpo__present(root, "tools"), *kwargs = wrpo__present(root, "chat_template_kwargs");
     if (id && id->kind != WRPO_JSON_STRING && id->kind != WRPO_JSON_NUMBER) wrpo__record_refuse(in, id, "prompt_id", "a string or a number");
     if (id) in->id = id->text;
     if (kwargs && kwargs->kind != WRPO_JSON_OBJECT) wrpo__record_refuse(in, kwargs, "chat_template_kwargs", "an object");
@@ -7606,6 +7680,16 @@ static void wrpo__read_record(wrpo__reading *in, const wrpo_json *root) {
         for (const wrpo_json *k = kwargs ? kwargs->child : NULL; k; k = k->next) wrpo__json_append(all, wrpo__json_copy(wrpo__here, k, NULL));
         in->kwargs = all;
     }
+}
+static void wrpo__end_prompt(wrpo__reading *in) {
+    const wrpo_json *last = stbds_arrlast(in->prompt);
+    if (wrpo__is_assistant(last)) wrpo__record_refuse(in, wrpo__json_get(last, "role"), "prompt", "another last role than the assistant's");
+}
+static void wrpo__read_record(wrpo__reading *in, const wrpo_json *root) {
+    wrpo__read_head(in, root);
+    const wrpo_json *prompt = wrpo__present(root, "prompt"), *messages = wrpo__present(root, "messages");
+    const wrpo_json *chosen = wrpo__present(root, "chosen"), *rejected = wrpo__present(root, "rejected");
+    const wrpo_json *pairs = wrpo__present(root, "pairs"), *weights = wrpo__present(root, "weights"), *weight = wrpo__present(root, "weight");
     in->weight = wrpo__read_weight(in, weight, "weight", 1);
     if (in->weight == 0) in->weight = WRPO_ZERO;
     if (pairs && (chosen || rejected || messages)) wrpo__record_fail(in, pairs, "want \"pairs\" alone, or \"chosen\" and \"rejected\", or \"messages\"; found several");
@@ -7624,8 +7708,7 @@ static void wrpo__read_record(wrpo__reading *in, const wrpo_json *root) {
         wrpo__read_answers(in, rejected, NULL, false);
     }
     if (!in->prompt) wrpo__record_fail(in, root, "want a \"prompt\" or a conversation in \"chosen\", found none");
-    const wrpo_json *last = stbds_arrlast(in->prompt);
-    if (wrpo__is_assistant(last)) wrpo__record_refuse(in, wrpo__json_get(last, "role"), "prompt", "another last role than the assistant's");
+    wrpo__end_prompt(in);
 }
 
 /* ---- clean ---- */
@@ -7856,6 +7939,10 @@ static wrpo_result wrpo__load_line(wrpo__reading *in, const char *text, size_t n
     in->tokenizing = false;
     return wrpo__end(&wrpo__entry);
 }
+static void wrpo__find_ends(wrpo__reading *in) {
+    for (int32_t id = 0; id < (int32_t)in->tok->size; id++)
+        if ((wrpo__is_special(in->tok, id) || id == in->tok->eos) && in->tok->tokens[id].size > 0) stbds_arrput(in->ends, id);
+}
 static void wrpo__free_arena(void *p) { wrpo__arena_free(p); }
 static wrpo_data *wrpo__data_load(wrpo__arena *arena, wrpo_tokenizer *tok, const wrpo_data_desc *desc) {
     wrpo_ctx *ctx = arena->ctx;
@@ -7876,8 +7963,7 @@ static wrpo_data *wrpo__data_load(wrpo__arena *arena, wrpo_tokenizer *tok, const
     if (!work) wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: %zu bytes held", ctx->bytes);
     const wrpo__file *f = wrpo__open_file(work, desc->path);
     wrpo__here = work;
-    for (int32_t id = 0; id < (int32_t)tok->size; id++)
-        if ((wrpo__is_special(tok, id) || id == tok->eos) && tok->tokens[id].size > 0) stbds_arrput(in.ends, id);
+    wrpo__find_ends(&in);
     for (wrpo__lines l = {.file = f}; !(desc->limit && data->stats.records >= desc->limit) && wrpo__next_line(&l);) {
         in.line = l.number;
         wrpo__need(ctx, wrpo__load_line(&in, l.text, l.size));
@@ -7912,6 +7998,61 @@ WRPO_API wrpo_result wrpo_data_from_ids(wrpo_ctx *ctx, const wrpo_record *record
             wrpo__data_add(data, &named);
         }
         *out = data;
+    }
+    return wrpo__end(&wrpo__entry);
+}
+
+/* ---- for generation: the prompt alone, and what ends an answer ---- */
+static wrpo_result wrpo__prompt_ids(wrpo__reading *in, const wrpo_json *record, bool raw, int32_t **ids, int64_t *count) {
+    WRPO__TRY(in->ctx, wrpo__arena_new(in->ctx), true) {
+        int32_t *list = NULL;
+        wrpo__read_head(in, record);
+        const wrpo_json *prompt = wrpo__present(record, "prompt"), *messages = wrpo__present(record, "messages");
+        if (!prompt == !messages) wrpo__record_fail(in, record, "want either \"prompt\" or \"messages\", found %s", prompt ? "both" : "none");
+        if (raw && (messages || prompt->kind != WRPO_JSON_STRING)) wrpo__record_refuse(in, prompt ? prompt : messages, "raw prompt", "a string");
+        if (!raw) {
+            in->prompt = wrpo__messages(in, prompt ? prompt : messages, "user", prompt ? "prompt" : "messages");
+            wrpo__end_prompt(in);
+        }
+        wrpo__text text = {.arena = wrpo__here};
+        in->tokenizing = true;
+        if (raw) wrpo__text_add(&text, prompt->text, prompt->size);
+        else wrpo__render(in, in->prompt, stbds_arrlen(in->prompt), NULL, true, &text);
+        wrpo__encode(in->tok, text.data, text.size, raw ? WRPO_ENCODE_SPECIAL : 0, &list);
+        in->tokenizing = false;
+        if (stbds_arrlen(list) == 0) wrpo__record_fail(in, NULL, "the prompt has no token");
+        *ids = wrpo__handout(in->ctx, list, (size_t)stbds_arrlen(list) * sizeof *list);
+        *count = stbds_arrlen(list);
+    }
+    if (wrpo__entry.failed && in->tokenizing && in->ctx->error.code != WRPO_E_MEMORY) wrpo__name_record(in);
+    return wrpo__end(&wrpo__entry);
+}
+WRPO_API wrpo_result wrpo_prompt_ids(wrpo_tokenizer *tok, const wrpo_prompt_desc *desc, const wrpo_json *record, int32_t **ids, int64_t *count) {
+    char id[40];
+    wrpo__reading in = {.ctx = tok->ctx, .tok = tok, .desc.path = desc->name ? desc->name : "prompts", .line = desc->line ? desc->line : record->line,
+                        .now = desc->now ? (time_t)desc->now : time(NULL), .id = id};
+    snprintf(id, sizeof id, "line %lld", (long long)in.line);
+    *ids = NULL, *count = 0;
+    return wrpo__prompt_ids(&in, record, desc->raw, ids, count);
+}
+/* The token that ends an answer in the chat template; -1: it has none, raises on this conversation, or there is no template. */
+static wrpo_result wrpo__answer_end(wrpo_tokenizer *tok, int32_t *end) {
+    *end = -1;
+    WRPO__TRY(tok->ctx, wrpo__arena_new(tok->ctx), true) {
+        const wrpo_json said = {.kind = WRPO_JSON_STRING, .text = "x", .size = 1};
+        wrpo__reading in = {.ctx = tok->ctx, .tok = tok, .desc.path = "chat template", .id = "of stop tokens", .now = time(NULL)};
+        wrpo__text before = {.arena = wrpo__here}, whole = {.arena = wrpo__here};
+        const wrpo_json *answer = wrpo__message_of("assistant", &said);
+        int32_t *ids = NULL;
+        size_t from, to;
+        wrpo__find_ends(&in);
+        stbds_arrput(in.prompt, wrpo__message_of("user", &said));
+        wrpo__render(&in, in.prompt, 1, NULL, true, &before);
+        wrpo__render(&in, in.prompt, 1, answer, false, &whole);
+        if (wrpo__response_span(&in, answer, &before, &whole, &from, &to)) {
+            wrpo__encode(tok, whole.data + from, to - from, WRPO_ENCODE_CONTINUE, &ids);
+            *end = stbds_arrlast(ids);
+        }
     }
     return wrpo__end(&wrpo__entry);
 }
@@ -8507,7 +8648,7 @@ WRPO_API wrpo_result wrpo_model_save(wrpo_model *model, const wrpo_save_desc *de
 }
 
 /* ---------------------------------------------------------------------------------------------- >>use
-   Log-probs of a data set: records are packed until micro_tokens rows are full, a longer one goes alone. */
+   Log-probs, then generation. Log-probs of a data set: records are packed until micro_tokens rows are full, a longer one goes alone. */
 enum { WRPO__MICRO_TOKENS = 2048 };
 static int64_t wrpo__longest_record(const wrpo_config *c, const wrpo_data *data) {
     int64_t rows = 1;
@@ -8600,6 +8741,351 @@ WRPO_API wrpo_result wrpo_logprobs(wrpo_model *model, const wrpo_data *data, int
             wrpo__fail(model->ctx, WRPO_E_ARG, "records %lld to %lld: the data has %lld", (long long)first, (long long)(first + count), (long long)wrpo_data_count(data));
         wrpo__logprobs(wrpo__entry.arena, model, data, first, count, WRPO__MICRO_TOKENS, logps, wrpo__most_responses(data), per_token ? &tokens : NULL);
         if (per_token) *per_token = wrpo__handout(model->ctx, tokens, (size_t)stbds_arrlen(tokens) * sizeof *tokens);
+    }
+    return wrpo__end(&wrpo__entry);
+}
+
+/* ---- generation ----
+   A prompt's keys and values are computed once and are the prefix that all its samples attend to; a sample has rows of the cache
+   of its own. One step packs the newest token of every live sample and, into the rows left, pieces of prompts, and runs the one
+   model text over them; a row's bits do not depend on the others. From the logits of a prompt's last row all its samples draw
+   their first token; those that find no place among the live ones wait with it. A prompt is begun when places would stay empty. */
+typedef struct wrpo__draft {         /* a sample in the making */
+    struct wrpo__job *job;
+    int64_t number, place;           /* place among the live ones; -1: none */
+    int32_t *ids; float *logps;      /* stb arrays */
+    size_t shown;                    /* bytes of its text that on_text has had */
+    bool stopped, done;
+} wrpo__draft;
+typedef struct wrpo__job {           /* a prompt that is begun and not delivered yet */
+    int64_t prompt, place, rows, left, limit;          /* rows of it in the cache; samples not done; tokens of a sample at most */
+    wrpo__draft *drafts;             /* [n] */
+} wrpo__job;
+typedef struct wrpo__weighed { float weight; int32_t id; } wrpo__weighed;
+typedef struct wrpo__generation {
+    wrpo_model *model;
+    wrpo_generate_desc desc;         /* resolved */
+    const wrpo_prompt *prompts; int64_t count;
+    int64_t longest, limit, jobs_most;                 /* rows of a prompt's and of a sample's place in the cache; places of prompts */
+    wrpo__run *run;
+    wrpo__job **jobs;                /* stb array: of prompts [delivered, begun) */
+    int64_t begun, delivered, tokens;
+    wrpo__draft **live, **waiting;   /* [batch], NULL: free; stb array */
+    bool *taken;                     /* [jobs_most] places of prompts */
+    wrpo__draft **draws;             /* [rows] who draws from the run's target i */
+    wrpo__text *texts; wrpo_sample *samples;           /* [n] of a prompt that is delivered */
+    float *logits; wrpo__weighed *ranked;               /* [chunk, V] on the host; ranked NULL where none is needed */
+} wrpo__generation;
+
+WRPO_API wrpo_generate_desc wrpo_generate_defaults(const wrpo_generate_desc *desc) {
+    wrpo_generate_desc d = *desc;
+    if (!d.n) d.n = 1;
+    if (!d.max_tokens) d.max_tokens = 2048;
+    if (d.temperature == 0) d.temperature = 0.8;
+    if (d.top_p == 0) d.top_p = 0.95;
+    if (!d.seed) d.seed = 42;
+    if (!d.batch) d.batch = 32;
+    return d;
+}
+static void wrpo__add_stop(int32_t **list, int64_t id) {   /* in its place, once */
+    int64_t at = stbds_arrlen(*list);
+    for (int64_t i = 0; i < at; i++)
+        if ((*list)[i] == id) return;
+    stbds_arrput(*list, (int32_t)id);
+    for (; at > 0 && (*list)[at - 1] > id; at--) (*list)[at] = (*list)[at - 1];
+    (*list)[at] = (int32_t)id;
+}
+static bool wrpo__read_eos(wrpo_ctx *ctx, const char *path, int64_t V, int32_t **list) {   /* false: the file says nothing */
+    if (!wrpo__exists(path)) return false;
+    const wrpo__file *f = wrpo__open_file(wrpo__here, path);
+    const wrpo_json *root = wrpo__json_want(ctx, path, wrpo__json_parse(wrpo__here, path, 1, (const char *)f->data, f->size), WRPO_JSON_OBJECT, NULL);
+    const wrpo_json *eos = wrpo__present(root, "eos_token_id");
+    bool many = eos && eos->kind == WRPO_JSON_ARRAY;
+    for (const wrpo_json *v = many ? eos->child : eos; v; v = many ? v->next : NULL)
+        wrpo__add_stop(list, wrpo__json_integer(ctx, path, v, 0, V - 1, "eos_token_id"));
+    return eos != NULL;
+}
+static int32_t *wrpo__stop_tokens(wrpo_model *model, wrpo_tokenizer *tok) {   /* stb array */
+    const char *dirs[2] = {model->tokenizer_dir, wrpo__is_dir(model->dir) ? model->dir : NULL};   /* the tokenizer's folder wins, as in a save */
+    const int64_t V = model->config.vocab_size;
+    int32_t *list = NULL, end = -1;
+    bool said = false;
+    if (tok && wrpo__answer_end(tok, &end) == WRPO_E_MEMORY) wrpo__need(model->ctx, WRPO_E_MEMORY);
+    for (int i = 0; i < 2 && !said; i++) said = dirs[i] && wrpo__read_eos(model->ctx, wrpo__join(wrpo__here, dirs[i], "generation_config.json"), V, &list);
+    if (!said) wrpo__read_eos(model->ctx, dirs[1] ? wrpo__join(wrpo__here, dirs[1], "config.json") : model->dir, V, &list);
+    if (tok && tok->eos >= 0) wrpo__add_stop(&list, tok->eos);
+    if (end >= 0) wrpo__add_stop(&list, end);
+    return list;
+}
+WRPO_API wrpo_result wrpo_stop_tokens(wrpo_model *model, wrpo_tokenizer *tok, int32_t **ids, int64_t *count) {
+    *ids = NULL, *count = 0;
+    WRPO__TRY(model->ctx, wrpo__arena_new(model->ctx), true) {
+        int32_t *list = wrpo__stop_tokens(model, tok);
+        *ids = wrpo__handout(model->ctx, list, (size_t)stbds_arrlen(list) * sizeof *list);
+        *count = stbds_arrlen(list);
+    }
+    return wrpo__end(&wrpo__entry);
+}
+
+/* ---- the sampler: one row of logits, on the host ---- */
+static bool wrpo__outranks(wrpo__weighed a, wrpo__weighed b) { return a.weight > b.weight || (a.weight == b.weight && a.id < b.id); }
+static void wrpo__sift(wrpo__weighed *heap, int64_t n, int64_t i) {   /* the first in rank is at 0 */
+    const wrpo__weighed x = heap[i];
+    for (int64_t child; (child = 2 * i + 1) < n; i = child) {
+        if (child + 1 < n && wrpo__outranks(heap[child + 1], heap[child])) child++;
+        if (!wrpo__outranks(heap[child], x)) break;
+        heap[i] = heap[child];
+    }
+    heap[i] = x;
+}
+/* A token by u in [0, 1): weights w = e^((x - max x) / temperature); the top_k largest of them; of these the fewest, by rank, that
+   have top_p of their sum; from those the one at u of theirs. heap [V] is scratch, not needed where nothing is left out. */
+static int32_t wrpo__draw(const float *x, int64_t V, float cap, double temperature, int64_t top_k, double top_p, double u, wrpo__weighed *heap) {
+    int64_t best = 0, n = 0, kept = 0;
+    double total = 0, mass = 0;
+    for (int64_t i = 1; i < V; i++)
+        if (x[i] > x[best]) best = i;
+    if (temperature == WRPO_ZERO) return (int32_t)best;
+    const float scale = (float)(1 / temperature), top = cap > 0 ? cap * tanhf(x[best] / cap) : x[best];
+#define WRPO__WEIGHT(i) expf(((cap > 0 ? cap * tanhf(x[i] / cap) : x[i]) - top) * scale)
+    if (!heap) {
+        for (int64_t i = 0; i < V; i++) total += (double)WRPO__WEIGHT(i);
+        for (int64_t i = 0; i < V; i++)
+            if ((mass += (double)WRPO__WEIGHT(i)) > u * total) return (int32_t)i;
+        return (int32_t)best;
+    }
+    for (int64_t i = 0; i < V; i++) total += (double)(heap[i] = (wrpo__weighed){WRPO__WEIGHT(i), (int32_t)i}).weight;
+#undef WRPO__WEIGHT
+    const double least = top_k ? 0 : (1 - top_p) * total / (double)V;      /* all the smaller ones together have less than 1 - top_p */
+    for (int64_t i = 0; i < V; i++)
+        if ((double)heap[i].weight >= least) heap[n++] = heap[i];
+    for (int64_t i = n / 2 - 1; i >= 0; i--) wrpo__sift(heap, n, i);
+    const int64_t most = top_k ? WRPO__MIN(top_k, n) : n;
+    while (kept < most && (top_k || kept == 0 || mass < top_p * total)) {      /* rank r goes to heap[n - 1 - r] */
+        const wrpo__weighed first = heap[0];
+        heap[0] = heap[n - 1 - kept];
+        heap[n - 1 - kept++] = first;
+        wrpo__sift(heap, n - kept, 0);
+        mass += (double)first.weight;
+    }
+    const double wanted = top_p * mass;
+    if (top_k)
+        for (kept = 0, mass = 0; kept < most && (kept == 0 || mass < wanted); kept++) mass += (double)heap[n - 1 - kept].weight;
+    for (int64_t r = 0; r < kept; r++)
+        if ((total = (r ? total : 0) + (double)heap[n - 1 - r].weight) > u * mass) return heap[n - 1 - r].id;
+    return heap[n - kept].id;
+}
+
+/* ---- text ---- */
+/* The text of a sample; how much of it will stay as it is, whatever comes: all of it once the sample is done; before, not a character
+   that is not whole, nor the <0xNN> tokens at its end. Ids without a token (a vocabulary padded to a round number) have no text. */
+static size_t wrpo__draft_text(wrpo_tokenizer *tok, const wrpo__draft *d, wrpo__text *text) {
+    int32_t *ids = NULL;
+    for (int64_t i = 0; i < stbds_arrlen(d->ids) - d->stopped; i++)
+        if (d->ids[i] < tok->size && tok->tokens[d->ids[i]].text) stbds_arrput(ids, d->ids[i]);
+    while (!d->done && stbds_arrlen(ids) && wrpo__byte_token(tok->tokens[stbds_arrlast(ids)].text, tok->tokens[stbds_arrlast(ids)].size) >= 0) (void)stbds_arrpop(ids);
+    wrpo__decode(tok, ids, stbds_arrlen(ids), true, text);
+    stbds_arrfree(ids);
+    size_t size = text->size;
+    while (!d->done && size >= 3 && memcmp(text->data + size - 3, "\xEF\xBF\xBD", 3) == 0) size -= 3;
+    return size;
+}
+static void wrpo__stop_if(wrpo_ctx *ctx, bool go) {
+    if (!go) wrpo__fail(ctx, WRPO_E_STOPPED, "stopped by the callback");
+}
+static void wrpo__show_text(wrpo__generation *g, wrpo__draft *d) {
+    wrpo_tokenizer *tok = g->desc.tokenizer;
+    if (!g->desc.on_text || !tok) return;
+    wrpo__text text = {.arena = wrpo__here};
+    const size_t size = wrpo__draft_text(tok, d, &text);
+    if (size > d->shown) {
+        wrpo__stop_if(g->model->ctx, g->desc.on_text(d->job->prompt, d->number, text.data + d->shown, size - d->shown, g->desc.user));
+        d->shown = size;
+    }
+    wrpo__block_free(text.data);
+}
+
+/* ---- jobs ---- */
+static void wrpo__begin_job(wrpo__generation *g) {
+    const wrpo_prompt *p = &g->prompts[g->begun];
+    wrpo__job *job = wrpo__raw(wrpo__here, 1, sizeof *job);
+    *job = (wrpo__job){.prompt = g->begun++, .left = g->desc.n, .limit = WRPO__MIN(g->limit, g->model->config.max_position_embeddings - p->count)};
+    while (g->taken[job->place]) job->place++;
+    g->taken[job->place] = true;
+    job->drafts = wrpo__raw(wrpo__here, (size_t)g->desc.n, sizeof *job->drafts);
+    for (int64_t k = 0; k < g->desc.n; k++) job->drafts[k] = (wrpo__draft){.job = job, .number = k, .place = -1};
+    stbds_arrput(g->jobs, job);
+}
+static void wrpo__deliver(wrpo__generation *g) {       /* what is done, in order */
+    for (wrpo__job *job; stbds_arrlen(g->jobs) && (job = g->jobs[0])->left == 0; g->delivered++) {
+        for (int64_t k = 0; k < g->desc.n; k++) {
+            const wrpo__draft *d = &job->drafts[k];
+            g->texts[k] = (wrpo__text){.arena = wrpo__here};
+            if (g->desc.tokenizer) wrpo__draft_text(g->desc.tokenizer, d, &g->texts[k]);
+            g->samples[k] = (wrpo_sample){d->ids, d->logps, stbds_arrlen(d->ids), g->texts[k].data, g->texts[k].size, d->stopped};
+        }
+        if (g->desc.on_done) wrpo__stop_if(g->model->ctx, g->desc.on_done(job->prompt, g->samples, g->desc.user));
+        for (int64_t k = 0; k < g->desc.n; k++) {
+            wrpo__block_free(g->texts[k].data);
+            stbds_arrfree(job->drafts[k].ids);
+            stbds_arrfree(job->drafts[k].logps);
+        }
+        wrpo__block_free(job->drafts);
+        wrpo__block_free(job);
+        stbds_arrdel(g->jobs, 0);
+    }
+}
+static void wrpo__drawn(wrpo__generation *g, wrpo__draft *d, int32_t id, float logp) {
+    wrpo__job *job = d->job;
+    if (!isfinite(logp))
+        wrpo__fail(g->model->ctx, WRPO_E_NOT_FINITE, "prompt %lld, sample %lld, token %lld: the log-prob is not a finite number", (long long)job->prompt,
+                   (long long)d->number, (long long)stbds_arrlen(d->ids));
+    stbds_arrput(d->ids, id);
+    stbds_arrput(d->logps, logp);
+    g->tokens++;
+    for (int64_t i = 0; i < g->desc.stop_count; i++) d->stopped = d->stopped || g->desc.stop[i] == id;
+    d->done = d->stopped || stbds_arrlen(d->ids) == job->limit;
+    wrpo__show_text(g, d);
+    if (!d->done) {
+        if (d->place < 0) stbds_arrput(g->waiting, d);
+        return;
+    }
+    if (d->place >= 0) g->live[d->place] = NULL;
+    if (--job->left == 0) g->taken[job->place] = false;
+}
+static int64_t wrpo__prompt_row(const wrpo__generation *g, const wrpo__job *job) { return job->place * g->longest; }
+static int64_t wrpo__draft_row(const wrpo__generation *g, const wrpo__draft *d) { return g->jobs_most * g->longest + d->place * g->limit; }
+/* Fills the places, begins prompts, packs what can be computed now. */
+static void wrpo__pack_step(wrpo__generation *g) {
+    wrpo__run *r = g->run;
+    int64_t empty = 0, begun = 0;
+    for (int64_t i = 0, next = 0; i < g->desc.batch; i++) {
+        if (!g->live[i] && next < stbds_arrlen(g->waiting)) {
+            g->live[i] = g->waiting[next];
+            g->waiting[next++]->place = i;
+        }
+        empty += !g->live[i];
+        if (i == g->desc.batch - 1 && next) stbds_arrdeln(g->waiting, 0, (size_t)next);
+    }
+    for (int64_t i = 0; i < stbds_arrlen(g->jobs); i++) begun += g->jobs[i]->rows < g->prompts[g->jobs[i]->prompt].count;
+    for (; g->begun < g->count && stbds_arrlen(g->waiting) + begun * g->desc.n < empty; begun++) {
+        int64_t used = 0;
+        for (int64_t i = 0; i < g->jobs_most; i++) used += g->taken[i];
+        if (used == g->jobs_most) break;
+        wrpo__begin_job(g);
+    }
+    wrpo__pack_begin(r);
+    for (int64_t i = 0; i < g->desc.batch; i++) {
+        wrpo__draft *d = g->live[i];
+        if (!d) continue;
+        const int64_t P = g->prompts[d->job->prompt].count, n = stbds_arrlen(d->ids), prefix = wrpo__prompt_row(g, d->job), own = wrpo__draft_row(g, d);
+        g->draws[r->targets] = d;
+        wrpo__pack_target(r, r->n, 0);
+        wrpo__pack_turn(r, P + d->job->limit);
+        wrpo__pack_rows(r, d->ids + n - 1, 1, P + n - 1, (wrpo_seg){0, 0, prefix, prefix + P, own, own + n});
+    }
+    for (int64_t i = 0; i < stbds_arrlen(g->jobs); i++) {
+        wrpo__job *job = g->jobs[i];
+        const wrpo_prompt *p = &g->prompts[job->prompt];
+        const int64_t own = wrpo__prompt_row(g, job), n = WRPO__MIN(p->count - job->rows, r->shape.rows - r->n);
+        const bool last = job->rows + n == p->count;
+        if (n <= 0 || (last && r->targets + g->desc.n > r->shape.rows)) continue;
+        wrpo__pack_turn(r, p->count + job->limit);
+        wrpo__pack_rows(r, p->ids + job->rows, n, job->rows, (wrpo_seg){0, 0, own, own, own, own + job->rows + n});
+        job->rows += n;
+        for (int64_t k = 0; last && k < g->desc.n; k++) {
+            g->draws[r->targets] = &job->drafts[k];
+            wrpo__pack_target(r, r->n - 1, 0);
+        }
+    }
+    wrpo__pack_end(r);
+}
+static void wrpo__generate_step(wrpo__generation *g) {
+    wrpo__run *r = g->run;
+    wrpo_ctx *ctx = g->model->ctx;
+    const wrpo_backend *be = ctx->desc.backend;
+    const int64_t V = g->model->config.vocab_size;
+    const float cap = (float)g->model->config.final_logit_softcapping;
+    wrpo__pack_step(g);
+    wrpo__trunk(r);
+    for (int64_t t = 0; t < r->targets; t += r->shape.chunk) {
+        const int64_t count = WRPO__MIN(r->shape.chunk, r->targets - t);
+        wrpo__logits(r, t, count);
+        be->get(ctx->dev, g->logits, r->logits, (size_t)(count * V) * sizeof *g->logits);
+        wrpo__sync(ctx);
+        WRPO__PARFOR((int)WRPO__MIN(ctx->desc.threads, count))
+        for (int64_t i = 0; i < count; i++) {
+            const wrpo__draft *d = g->draws[t + i];
+            const wrpo_prompt *p = &g->prompts[d->job->prompt];
+            const uint64_t bits = wrpo__random64(g->desc.seed, p->stream, (uint64_t)d->number << 32 | (uint64_t)stbds_arrlen(d->ids));
+            r->h_target[t + i] = wrpo__draw(g->logits + i * V, V, cap, p->temperature != 0 ? p->temperature : g->desc.temperature, g->desc.top_k, g->desc.top_p,
+                                            (double)(bits >> 11) / 9007199254740992.0, g->ranked ? g->ranked + i * V : NULL);
+        }
+        be->put(ctx->dev, r->target + t, r->h_target + t, (size_t)count * 4);
+        be->logprob(ctx->dev, r->logp + t, r->lse + t, r->logits, r->target + t, count, V, cap);
+    }
+    be->get(ctx->dev, r->h_logp, r->logp, (size_t)r->targets * sizeof(float));
+    wrpo__sync(ctx);
+    for (int64_t t = 0; t < r->targets; t++) wrpo__drawn(g, g->draws[t], r->h_target[t], r->h_logp[t]);
+    wrpo__deliver(g);
+    if (g->desc.on_step) wrpo__stop_if(ctx, g->desc.on_step(g->delivered, g->tokens, g->desc.user));
+}
+static void wrpo__generate_check(const wrpo__generation *g) {
+    const wrpo_generate_desc *d = &g->desc;
+    const wrpo_config *c = &g->model->config;
+    wrpo_ctx *ctx = g->model->ctx;
+    WRPO__RANGE(d->n >= 1 && d->n <= 1 << 20, "n", d->n, "1 to 2^20 samples");
+    WRPO__RANGE(d->max_tokens >= 1 && d->max_tokens <= INT32_MAX, "max tokens", d->max_tokens, "1 to 2^31 - 1");
+    WRPO__RANGE(d->temperature > 0 && d->temperature <= 1e6, "temperature", d->temperature, "a number in (0, 1e6]");
+    WRPO__RANGE(d->top_p > 0 && d->top_p <= 1, "top p", d->top_p, "a number in (0, 1]");
+    WRPO__RANGE(d->top_k >= 0, "top k", d->top_k, "at least 0");
+    WRPO__RANGE(d->batch >= 1 && d->batch <= 1 << 20, "batch", d->batch, "1 to 2^20 samples");
+    if (!ctx->desc.backend->scatter) wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: this backend does not generate", ctx->desc.backend->name);
+    for (int64_t i = 0; i < g->count; i++) {
+        const wrpo_prompt *p = &g->prompts[i];
+        WRPO__RANGE(p->temperature >= 0 && p->temperature <= 1e6, "a prompt's temperature", p->temperature, "a number in [0, 1e6]");
+        if (p->count < 1) wrpo__fail(ctx, WRPO_E_ARG, "prompt %lld has no token", (long long)i);
+        if (p->count >= c->max_position_embeddings)
+            wrpo__fail(ctx, WRPO_E_ARG, "prompt %lld: want fewer tokens than max_position_embeddings, %lld, found %lld", (long long)i,
+                       (long long)c->max_position_embeddings, (long long)p->count);
+        for (int64_t j = 0; j < p->count; j++)
+            if (p->ids[j] < 0 || p->ids[j] >= c->vocab_size)
+                wrpo__fail(ctx, WRPO_E_FORMAT, "prompt %lld: token id %d is outside the model's vocabulary of %lld: tokenizer and model do not belong together",
+                           (long long)i, (int)p->ids[j], (long long)c->vocab_size);
+    }
+}
+WRPO_API wrpo_result wrpo_generate(wrpo_model *model, const wrpo_prompt *prompts, int64_t count, const wrpo_generate_desc *desc) {
+    wrpo_ctx *ctx = model->ctx;
+    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
+        wrpo__arena *arena = wrpo__entry.arena;
+        const wrpo_config *c = &model->config;
+        wrpo__generation *g = WRPO__NEW(arena, wrpo__generation);
+        int64_t shortest = INT64_MAX;
+        *g = (wrpo__generation){.model = model, .desc = wrpo_generate_defaults(desc), .prompts = prompts, .count = count};
+        wrpo__generate_check(g);
+        if (!g->desc.stop) {
+            int32_t *stop = wrpo__stop_tokens(model, g->desc.tokenizer);
+            g->desc.stop = stop, g->desc.stop_count = stbds_arrlen(stop);
+        }
+        bool ranks = g->desc.top_k > 0 || g->desc.top_p < 1;
+        if (count == 0) continue;
+        for (int64_t i = 0; i < count; i++) g->longest = WRPO__MAX(g->longest, prompts[i].count), shortest = WRPO__MIN(shortest, prompts[i].count);
+        g->limit = WRPO__MIN(g->desc.max_tokens, c->max_position_embeddings - shortest);
+        if (count <= g->desc.batch / g->desc.n) g->desc.batch = count * g->desc.n;
+        g->jobs_most = WRPO__MIN(count, 2 * wrpo__div_up(g->desc.batch, g->desc.n) + 1);
+        wrpo__shape shape = {.rows = g->desc.batch + WRPO__MAX(g->desc.n, WRPO__MIN(g->jobs_most * g->longest, WRPO__MICRO_TOKENS)),
+                             .cache = g->jobs_most * g->longest + g->desc.batch * g->limit};
+        shape.chunk = wrpo__head_chunk(ctx, c, WRPO__MIN(shape.rows, 2 * g->desc.batch + g->desc.n));
+        if (shape.cache > INT32_MAX) wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: a cache of %lld keys; want fewer samples at once or tokens", (long long)shape.cache);
+        g->run = wrpo__run_new(arena, model, &shape);
+        g->live = wrpo__alloc(arena, (size_t)g->desc.batch, sizeof(wrpo__draft *));
+        g->taken = wrpo__alloc(arena, (size_t)g->jobs_most, sizeof *g->taken);
+        g->texts = wrpo__alloc(arena, (size_t)g->desc.n, sizeof *g->texts);
+        g->samples = wrpo__alloc(arena, (size_t)g->desc.n, sizeof *g->samples);
+        g->draws = wrpo__raw(arena, (size_t)shape.rows, sizeof(wrpo__draft *));
+        g->logits = wrpo__raw(arena, (size_t)(shape.chunk * c->vocab_size), sizeof *g->logits);
+        g->ranked = ranks ? wrpo__raw(arena, (size_t)(shape.chunk * c->vocab_size), sizeof *g->ranked) : NULL;
+        while (g->delivered < count) wrpo__generate_step(g);
     }
     return wrpo__end(&wrpo__entry);
 }
@@ -9086,8 +9572,6 @@ WRPO_API wrpo_train_desc wrpo_train_defaults(const wrpo_train_desc *desc) {
 static void wrpo__train_check(wrpo_ctx *ctx, const wrpo_train_desc *d) {   /* d resolved */
     const char *why = wrpo__loss_check(&d->loss, d->alpha);
     if (why) wrpo__fail(ctx, WRPO_E_ARG, "%s", why);
-#define WRPO__RANGE(ok, name, value, wanted) \
-    if (!(ok)) wrpo__fail(ctx, WRPO_E_ARG, "%s: want %s, found %g", name, wanted, (double)(value))
     WRPO__RANGE(d->learning_rate >= 0 && d->learning_rate <= 1e3, "learning rate", d->learning_rate, "a number from 0 to 1000");
     WRPO__RANGE(d->beta1 >= 0 && d->beta1 < 1, "beta1", d->beta1, "a number in [0, 1)");
     WRPO__RANGE(d->beta2 >= 0 && d->beta2 < 1, "beta2", d->beta2, "a number in [0, 1)");
@@ -9103,7 +9587,6 @@ static void wrpo__train_check(wrpo_ctx *ctx, const wrpo_train_desc *d) {   /* d 
     WRPO__RANGE(d->micro_tokens >= 1 && d->micro_tokens <= (int64_t)1 << 30, "micro tokens", d->micro_tokens, "1 to 2^30");
     WRPO__RANGE(d->eval_steps >= 0, "eval steps", d->eval_steps, "at least 0");
     WRPO__RANGE(d->recompute >= -1, "recompute", d->recompute, "a number of layers, or -1 for all");
-#undef WRPO__RANGE
 }
 /* ---- memory of a run: measured, and fitted into a device's ---- */
 static wrpo__shape wrpo__train_shape(const wrpo_ctx *ctx, const wrpo_config *c, int64_t recompute, int64_t rows) {

@@ -217,6 +217,16 @@ static void test_rows(run *t, const int64_t *arg) {
     result(t, "gather", "y", y, n, D, D, want, 1e-7);
     t->be->gather_bwd(t->dev, dx, x, ids, n, D);
     result(t, "gather_bwd", "dx", dx, V, D, D, dwant1, 2e-6);
+    {                                /* every third row of the table, from behind */
+        float *to = floats(t, 3 * n * ld, NAN), *from = random_floats(t, n * (D + 2), -1, 1);
+        int32_t *places = random_ids(t, n, 1);
+        double *rows = doubles(t, n * D);
+        for (int64_t r = 0; r < n; r++) places[r] = (int32_t)(3 * (n - 1 - r));
+        t->be->scatter(t->dev, to, ld, from, D + 2, places, n, D);
+        for (int64_t r = 0; r < n; r++)
+            for (int64_t j = 0; j < D; j++) rows[(n - 1 - r) * D + j] = (double)from[r * (D + 2) + j];
+        result(t, "scatter", "y", to, n, D, 3 * ld, rows, 0);          /* what lies between is not touched */
+    }
 
     double *dbwant = as_doubles(t, b, D);
     for (int64_t r = 0; r < n; r++)

@@ -61,11 +61,11 @@ cp quads.jsonl before.jsonl
 
 # ---- help and wrong usage
 good "--help" --help
-for c in init inspect tokenize logprob train eval select split winrate demo; do
+for c in init inspect tokenize logprob train eval generate sample select split winrate demo; do
     check "--help lists $c" grep -q "^  $c " out.txt
 done
 good "--version" --version
-for c in init inspect tokenize logprob train eval select split winrate demo; do
+for c in init inspect tokenize logprob train eval generate sample select split winrate demo; do
     good "$c --help" $c --help
     check "$c --help: usage" grep -q "^usage: wrpo $c" out.txt
     check "$c --help: stderr" test ! -s err.txt
@@ -74,9 +74,9 @@ done
 bad "unknown command" 2 'unknown command "trian"' trian
 bad "unknown option of the program" 2 'unknown option "--foo"' --foo
 bad "a command's option in front of it" 2 'unknown option "--model"' --model x train
-for o in init:--config init:--tokenizer init:--out tokenize:--model logprob:--model logprob:--data train:--model train:--data train:--out eval:--model eval:--data; do
+for o in init:--config init:--tokenizer init:--out tokenize:--model logprob:--model logprob:--data train:--model train:--data train:--out eval:--model eval:--data generate:--model sample:--model sample:--prompts sample:--out; do
     c=${o%%:*} o=${o#*:} args=
-    for x in --config --tokenizer --model --data --out; do
+    for x in --config --tokenizer --model --data --prompts --out; do
         [ $x = $o ] || "$W" $c --help | grep -q "^usage:.* $x" && [ $x != $o ] && args="$args $x new/x"
     done
     bad "$c without $o" 2 "$o is missing" $c $args
@@ -283,6 +283,44 @@ for line in '{"text": 3}' '{"text": "a", "ids": []}' '{"ids": [-1]}' '{"ids": [1
     { echo '{"text": "fine"}'; echo "$line"; echo '{"text": "fine"}'; } >wrong.jsonl
     bad "tokenize: $line" 1 '^wrpo: wrong.jsonl:2:' tokenize --model tok --in wrong.jsonl --out new
 done
+
+# ---- answers
+SAMPLE="sample --model tiny --as target --max-tokens 4 --out new --prompts"
+good "generate" generate --model tiny --prompt Hello --max-tokens 5 --seed 9
+cp out.txt first.txt
+good "generate again" generate --model tiny --prompt Hello --max-tokens 5 --seed 9 --threads 1 --batch 1
+check "generate: the same seed, the same text" cmp -s first.txt out.txt
+good "generate --raw" generate --model tiny --raw --prompt Hello --max-tokens 5 --temperature 0
+printf '%s\n' '{"prompt": "hi"}' '' '{"prompt_id": 7, "prompt": {"role": "user", "content": "a \"b\""}}' '{"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]}' >prompts.jsonl
+good "generate --in" generate --model tiny --in prompts.jsonl --max-tokens 5 --out answers.jsonl
+check "generate --in: three lines" test "$(wc -l <answers.jsonl)" -eq 3
+check "generate --in: names" sh -c "sed -n '1s/^{\"prompt_id\": \"line 1\", \"prompt\": \"hi\", \"content\": \".*\", \"tokens\": [1-5], \"logp\": -.*, \"stopped\": .*}$/ok/p' answers.jsonl | grep -q ok"
+check "generate --in: a record as it was" grep -qF '{"prompt_id": "7", "prompt": {"role": "user", "content": "a \"b\""}, "content": "' answers.jsonl
+check "generate --in: messages" grep -qF '{"prompt_id": "line 4", "prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}], "content": "' answers.jsonl
+good "sample" $SAMPLE prompts.jsonl --n 2 --name "my model"
+check "sample: a line" grep -q '^{"prompt_id": "line 1", "prompt": "hi", "target": \[{"model": "my model", "content": ".*"}, {"model": "my model", "content": ".*"}\]}$' new
+bad "generate: neither" 1 'want either --prompt or --in' generate --model tiny
+bad "generate: both" 1 'want either --prompt or --in' generate --model tiny --prompt x --in prompts.jsonl
+bad "sample without --as" 2 '\-\-as is missing' sample --model tiny --prompts prompts.jsonl --out new
+bad "sample as something" 2 'want one of source, target, found "sources"' sample --model tiny --prompts prompts.jsonl --out new --as sources
+for o in --temperature=-1 --top-p=0 --top-p=1.5 --top-k=0 --n=0 --max-tokens=0 --batch=0; do bad "impossible $o" 1 "${o%%=*}: want a" $SAMPLE prompts.jsonl $o; done
+refused() { # what, sentence, line
+    printf '%b\n' "$3" >p.jsonl
+    bad "sample: $1" 1 "$2" $SAMPLE p.jsonl
+}
+refused "not JSON" 'p.jsonl:2:' '{"prompt": "x"}\n{"prompt"'
+refused "no prompts" 'p.jsonl: want prompts, found none' ''
+refused "no object" 'p.jsonl:1: record "line 1": JSON: want an object, found "x"' '"x"'
+refused "no prompt" 'p.jsonl:1: record "a": want either "prompt" or "messages", found none' '{"prompt_id": "a", "question": "x"}'
+refused "both" 'want either "prompt" or "messages", found both' '{"prompt": "x", "messages": [{"role": "user", "content": "x"}]}'
+refused "an answer at the end" "another last role than the assistant's" '{"prompt": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}'
+refused "an id twice" 'want a prompt_id once, found "a" in the records of line 1 and line 3' '{"prompt_id": "a", "prompt": "x"}\n{"prompt": "y"}\n{"prompt_id": "a", "prompt": "z"}'
+refused "a template that raises" 'p.jsonl:1: record "line 1": .*no tools here' '{"prompt": [{"role": "tool", "content": "x"}, {"role": "user", "content": "y"}]}'
+refused "too long a prompt" 'prompt 0: want fewer tokens than max_position_embeddings, 256, found' "{\"prompt\": \"$(awk 'BEGIN { while (i++ < 300) printf "x" }')\"}"
+bad "sample: a raw message" 1 'raw prompt: want a string, found an object' $SAMPLE prompts.jsonl --raw
+bad "sample: no such file" 1 'absent.jsonl: cannot be opened' $SAMPLE absent.jsonl
+bad "sample: nowhere to write" 1 'new/x/y.part: cannot be written' sample --model tiny --as source --prompts prompts.jsonl --out new/x/y
+bad "generate: no model" 1 'absent' generate --model absent --prompt x
 
 # ---- selection, split, win rate
 candidates() { # id, list, model, then text and reward of each response

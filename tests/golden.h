@@ -56,7 +56,7 @@ static void golden_fill(wrpo_model *model, const wrpo_json *scale) {
             ((float *)w[i].data)[k] = offset + ((float)(golden_bits(w[i].name, (uint64_t)k) >> 40) / 16777216.0f - 0.5f) * width;
     }
 }
-static const wrpo_weight *golden_weight(const wrpo_model *model, const char *name) {
+static inline const wrpo_weight *golden_weight(const wrpo_model *model, const char *name) {
     const wrpo_weight *w;
     int64_t n = wrpo_model_weights(model, &w);
     for (int64_t i = 0; i < n; i++)
@@ -76,7 +76,7 @@ static double golden_nth(const wrpo_json *object, const char *key, int k, double
     for (v = v->child; k; k--) v = v->next;
     return v->number;
 }
-static wrpo_data *golden_data(wrpo_ctx *ctx, const wrpo_json *records) {
+static inline wrpo_data *golden_data(wrpo_ctx *ctx, const wrpo_json *records) {
     enum { MOST = 8 };
     wrpo_record *r = calloc((size_t)records->count, sizeof *r);
     wrpo_tokens *y = calloc((size_t)records->count * MOST, sizeof *y);
