@@ -305,6 +305,10 @@ static label count_text(int64_t n) {                    /* 134.5 M */
     snprintf(t.s, sizeof t.s, n < 1000000000 ? "%.1f M" : "%.2f B", (double)n / (n < 1000000000 ? 1e6 : 1e9));
     return t;
 }
+static double clock_seconds(void) {
+    struct timespec t;
+    return timespec_get(&t, TIME_UTC) ? (double)t.tv_sec + 1e-9 * (double)t.tv_nsec : 0;
+}
 static label time_text(double seconds) {                /* 1:02:03 */
     label t;
     if (!(seconds < 1e8)) seconds = 0;
@@ -853,7 +857,9 @@ static int train(const settings *s, session *z) {
     d.out_dir = s->out, d.eval_data = z->eval_data;
     d.on_step = on_step, d.user = &w;
     print_settings(s, z, &d, &bytes);
+    const double begin = clock_seconds();
     const wrpo_result r = wrpo_train(z->model, z->data, &d, &last);
+    const double seconds = clock_seconds() - begin;
     screen_clear(&z->screen);
     if (r == WRPO_E_STOPPED) {
         complain("interrupted");
@@ -867,8 +873,8 @@ static int train(const settings *s, session *z) {
     }
     const wrpo_save_desc save = {.dir = s->out, .dtype = dtype_of(s->save_dtype), .max_shard_size = s->max_shard_size};
     if (wrpo_model_save(z->model, &save)) return fail(z);
-    printf("%s: trained, %lld steps in %s, memory peak %s\n", s->out, (long long)last.step, time_text(last.seconds).s,
-           bytes_text((double)wrpo_memory_peak(z->ctx)).s);
+    printf("%s: trained, %lld steps in %s, with the reference %.2f seconds, memory peak %s\n", s->out, (long long)last.step, time_text(last.seconds).s,
+           seconds, bytes_text((double)wrpo_memory_peak(z->ctx)).s);
     return 0;
 }
 static int run_train(const settings *s, session *z) {
