@@ -36,7 +36,7 @@
 
 /* ---- options: one table; a command names those it takes ---- */
 typedef struct settings {            /* numbers that were not given are 0, which means the library's default */
-    const char *path, *model, *ref, *data, *eval_data, *in, *out, *config, *tokenizer, *a, *b, *prompt, *prompts, *name;
+    const char *path, *model, *ref, *data, *eval_data, *in, *out, *config, *tokenizer, *a, *b, *prompt, *prompts, *questions, *name;
     const char *more[64];            /* values of --in after the first */
     int64_t n_more, top, resamples;
     double tau, min_gap, entropy_power, entropy_scale, sft;
@@ -46,7 +46,7 @@ typedef struct settings {            /* numbers that were not given are 0, which
     int64_t n, top_k, max_tokens, batch;
     double temperature, top_p;
     double learning_rate, warmup_ratio, weight_decay, max_grad_norm, epochs;
-    int method, pair, ramp, schedule, tokenization, device, dtype, save_dtype, states, form, as;
+    int method, pair, ramp, schedule, tokenization, device, dtype, save_dtype, states, form, as, bench;
     bool ipo_sum, no_shuffle, raw, tensors, keep, help, version;
 } settings;
 typedef enum kind { TEXT, LIST, FLAG, COUNT, REAL, CHOICE, RAMP } kind;
@@ -62,6 +62,8 @@ static const char *tokenization_name(int i) { return i == WRPO_CLEAN ? "clean" :
 static const char *device_name(int i) { return i == 0 ? "cpu" : i == 1 ? "cuda" : NULL; }
 static const char *dtype_name(int i) { return i == 0 ? "f32" : i == 1 ? "bf16" : NULL; }
 static const char *as_name(int i) { return i == 0 ? "source" : i == 1 ? "target" : NULL; }
+enum { ALPACAEVAL, MTBENCH, ARENAHARD };
+static const char *bench_name(int i) { return i == ALPACAEVAL ? "alpacaeval" : i == MTBENCH ? "mtbench" : i == ARENAHARD ? "arenahard" : NULL; }
 static wrpo_dtype dtype_of(int choice) { return choice < 0 ? WRPO_DTYPE_DEFAULT : choice == 0 ? WRPO_F32 : WRPO_BF16; }
 
 #define AT(field) offsetof(settings, field)
@@ -74,13 +76,15 @@ static const option options[] = {
     {"--out", TEXT, AT(out), "PATH", NULL, NULL, "where the result goes: a directory, or a file (standard output)"},
     {"--prompt", TEXT, AT(prompt), "TEXT", NULL, NULL, "one prompt; the answer is written as it comes"},
     {"--prompts", TEXT, AT(prompts), "FILE", NULL, NULL, "JSON lines: {prompt_id, prompt} with a string, a message or a list of messages, or {messages}"},
+    {"--questions", TEXT, AT(questions), "FILE", NULL, NULL, "the benchmark's questions as it publishes them"},
+    {"--bench", CHOICE, AT(bench), "NAME", NULL, bench_name, "whose questions and answers"},
     {"--as", CHOICE, AT(as), "LIST", NULL, as_name, "the list that the samples are written to"},
     {"--name", TEXT, AT(name), "NAME", NULL, NULL, "the model's name in the file (the last part of --model)"},
     {"--n", COUNT, AT(n), "N", "[1, 1048576]", NULL, "samples of each prompt (5)"},
-    {"--temperature", REAL, AT(temperature), "T", "[0, 1000000]", NULL, "0 = greedy (0.8)"},
-    {"--top-p", REAL, AT(top_p), "P", "(0, 1]", NULL, "from the likeliest tokens that have this probability together (0.95)"},
+    {"--temperature", REAL, AT(temperature), "T", "[0, 1000000]", NULL, "0 = greedy (0.8; answer: alpacaeval 0.7, mtbench by category, arenahard 0)"},
+    {"--top-p", REAL, AT(top_p), "P", "(0, 1]", NULL, "from the likeliest tokens that have this probability together (0.95; answer: 1)"},
     {"--top-k", COUNT, AT(top_k), "K", "[1, inf)", NULL, "from the K likeliest tokens (all)"},
-    {"--max-tokens", COUNT, AT(max_tokens), "N", "[1, 2147483647]", NULL, "tokens of a sample (2048)"},
+    {"--max-tokens", COUNT, AT(max_tokens), "N", "[1, 2147483647]", NULL, "tokens of a sample (2048; answer: mtbench 1024, arenahard 4096)"},
     {"--batch", COUNT, AT(batch), "N", "[1, 1048576]", NULL, "samples computed at once: speed against memory (32)"},
     {"--raw", FLAG, AT(raw), NULL, NULL, NULL, "no chat template: prompts are strings, encoded as they are"},
     {"--method", CHOICE, AT(method), "NAME", NULL, wrpo_method_name, "objective (wrpo)"},
@@ -1238,6 +1242,302 @@ static int run_sample(const settings *s, session *z) {
     return code;
 }
 
+/* ---- answer: the public benchmarks. Questions as they publish them in, what their judges read out:
+     alpacaeval    [{instruction, dataset?}, ...] or lines      -> [{dataset?, instruction, output, generator}, ...]
+     mtbench       {question_id, category, turns: [text, ...]}  -> {question_id, answer_id, model_id, choices: [{index, turns: [text, ...]}], tstamp}
+     arenahard     {uid, prompt} (Arena-Hard-Auto since 2025)   -> {uid, ans_id, model, messages: [question, {role, content: {answer}}], tstamp, metadata}
+                   {question_id, turns: [{content}]} (before)   -> {question_id, answer_id, model_id, choices: [{index, turns: [{content, token_len}]}], tstamp,
+                                                                    conv_metadata}
+   A turn sees the turns before it and the answers to them. FastChat's and AlpacaEval's own runs strip white space around an answer: so do we. ---- */
+enum { TURNS = 8 };
+typedef struct ask {                 /* one ask */
+    wrpo_json *root;                 /* what is to be freed; NULL: a member of another root */
+    const wrpo_json *record, *id, *turns[TURNS];
+    int n;
+    char *answers[TURNS]; size_t sizes[TURNS]; int64_t tokens[TURNS];
+    double temperature;
+} ask;
+typedef struct asks { ask *list; int64_t count; const char *name; int bench; bool old; } asks;
+static bool question_error(const asks *q, const wrpo_json *record, const char *what) {
+    return complain("%s:%lld: %s", q->name, (long long)record->line, what), false;
+}
+/* A member of this kind; NULL where it is absent or something else. */
+static const wrpo_json *member(const wrpo_json *v, const char *key, wrpo_json_kind of) {
+    const wrpo_json *m = wrpo_json_get(v, key);
+    return m && m->kind == of ? m : NULL;
+}
+static double category_temperature(const wrpo_json *record) {      /* MT-Bench's; what it does not name gets 0.7 */
+    static const struct { const char *category; double temperature; } table[] = {{"writing", 0.7}, {"roleplay", 0.7}, {"extraction", 0}, {"math", 0},
+        {"coding", 0}, {"reasoning", 0}, {"stem", 0.1}, {"humanities", 0.1}, {"arena-hard-200", 0}};
+    const wrpo_json *forced = member(record, "required_temperature", WRPO_JSON_NUMBER), *category = member(record, "category", WRPO_JSON_STRING);
+    if (forced) return forced->number;
+    for (size_t i = 0; category && i < sizeof table / sizeof *table; i++)
+        if (!strcmp(category->text, table[i].category)) return table[i].temperature;
+    return 0.7;
+}
+static bool question_add(asks *q, wrpo_json *root, const wrpo_json *record) {
+    if ((q->count & (q->count - 1)) == 0) {
+        ask *more = realloc(q->list, (q->count ? 2 * (size_t)q->count : 1) * sizeof *more);
+        if (!more) return complain("out of memory"), false;
+        q->list = more;
+    }
+    ask *to = &q->list[q->count++];
+    *to = (ask){.root = root, .record = record, .temperature = q->bench == ALPACAEVAL ? 0.7 : q->bench == MTBENCH ? category_temperature(record) : 0};
+    if (record->kind != WRPO_JSON_OBJECT) return question_error(q, record, "want an object");
+    if (q->bench == ALPACAEVAL) {
+        to->turns[to->n++] = member(record, "instruction", WRPO_JSON_STRING);
+        return to->turns[0] || question_error(q, record, "want an \"instruction\", a string");
+    }
+    const wrpo_json *prompt = q->bench == ARENAHARD ? member(record, "prompt", WRPO_JSON_STRING) : NULL, *turns = member(record, "turns", WRPO_JSON_ARRAY);
+    const char *key = prompt ? "uid" : "question_id";
+    to->id = wrpo_json_get(record, key);
+    if (!prompt && !turns) return question_error(q, record, q->bench == ARENAHARD ? "want a \"prompt\", or \"turns\"" : "want \"turns\", an array of strings");
+    if (!to->id || (to->id->kind != WRPO_JSON_STRING && !to->id->exact)) return question_error(q, record, prompt ? "want a \"uid\"" : "want a \"question_id\"");
+    if (q->count == 1) q->old = !prompt;
+    if (q->old != !prompt) return question_error(q, record, "want a question of one kind with the first");
+    if (prompt) to->turns[to->n++] = prompt;
+    for (const wrpo_json *t = prompt ? NULL : turns->child; t; t = t->next) {
+        const wrpo_json *text = q->bench == ARENAHARD ? member(t, "content", WRPO_JSON_STRING) : t->kind == WRPO_JSON_STRING ? t : NULL;
+        if (!text || to->n == TURNS) return question_error(q, record, "want 1 to 8 turns, each a text");
+        to->turns[to->n++] = text;
+    }
+    if (to->n == 0) return question_error(q, record, "want 1 to 8 turns, each a text");
+    for (int64_t i = 0; i + 1 < q->count; i++)
+        if (!strcmp(q->list[i].id->text, to->id->text)) return question_error(q, record, "this question stands further up already");
+    return true;
+}
+static void questions_free(session *z, asks *q) {
+    for (int64_t i = 0; i < q->count; i++) {
+        wrpo_json_free(z->ctx, q->list[i].root);
+        for (int k = 0; k < TURNS; k++) free(q->list[i].answers[k]);
+    }
+    free(q->list);
+}
+static bool questions_load(session *z, const settings *s, asks *q) {
+    lines in;
+    int more = 0;
+    bool ok = true;
+    if (!lines_open(&in, s->questions)) return false;
+    size_t at = in.at;
+    while (at < in.size && memchr(" \t\r\n", in.data[at], 4)) at++;
+    if (q->bench == ALPACAEVAL && at < in.size && in.data[at] == '[') {            /* one array */
+        wrpo_json *root;
+        ok = wrpo_json_parse(z->ctx, in.name, in.data + in.at, in.size - in.at, &root) == WRPO_OK || fail(z) == 0;
+        for (const wrpo_json *v = ok ? root->child : NULL; ok && v && !(s->limit && q->count == s->limit); v = v->next) ok = question_add(q, v == root->child ? root : NULL, v);
+        if (root && !root->child) wrpo_json_free(z->ctx, root);
+    } else
+        for (wrpo_json *v; ok && !(s->limit && q->count == s->limit) && (more = lines_next(z, &in, true, &v)) != 0;) {
+            if (more > 0) v->line = (int32_t)in.line;
+            ok = more > 0 && question_add(q, v, v);
+        }
+    free(in.data);
+    return ok && (q->count || (complain("%s: want questions, found none", in.name), false));
+}
+/* {messages: [...]} up to turn `turn`, put together from the question and the answers so far. */
+static wrpo_json *question_record(ask *q, int turn, wrpo_json node[2 + 3 * (2 * TURNS)]) {
+    wrpo_json *record = &node[0], *list = &node[1], **tail = &list->child;
+    memset(node, 0, (2 + 3 * (2 * TURNS)) * sizeof *node);
+    *record = (wrpo_json){.kind = WRPO_JSON_OBJECT, .count = 1, .child = list, .line = q->record->line};
+    *list = (wrpo_json){.kind = WRPO_JSON_ARRAY, .key = "messages", .key_size = 8, .count = 2 * turn + 1};
+    for (int i = 0; i <= 2 * turn; i++) {
+        wrpo_json *m = &node[2 + 3 * i], *role = m + 1, *content = m + 2;
+        const char *who = i % 2 ? "assistant" : "user";
+        *m = (wrpo_json){.kind = WRPO_JSON_OBJECT, .count = 2, .child = role};
+        *role = (wrpo_json){.kind = WRPO_JSON_STRING, .key = "role", .key_size = 4, .text = who, .size = strlen(who), .next = content};
+        *content = (wrpo_json){.kind = WRPO_JSON_STRING, .key = "content", .key_size = 7, .text = i % 2 ? q->answers[i / 2] : q->turns[i / 2]->text,
+                               .size = i % 2 ? q->sizes[i / 2] : q->turns[i / 2]->size};
+        *tail = m, tail = &m->next;
+    }
+    return record;
+}
+static size_t space_at(const char *p, const char *end) {           /* bytes of the white space at p, as Python sees it; 0: none */
+    static const char *const wide[] = {"\xC2\x85", "\xC2\xA0", "\xE1\x9A\x80", "\xE2\x80\xA8", "\xE2\x80\xA9", "\xE2\x80\xAF", "\xE2\x81\x9F", "\xE3\x80\x80"};
+    if (p >= end) return 0;
+    if (memchr(" \t\n\v\f\r\x1c\x1d\x1e\x1f", *p, 10)) return 1;
+    for (size_t i = 0; i < sizeof wide / sizeof *wide; i++)
+        if ((size_t)(end - p) >= strlen(wide[i]) && !memcmp(p, wide[i], strlen(wide[i]))) return strlen(wide[i]);
+    return end - p >= 3 && !memcmp(p, "\xE2\x80", 2) && (unsigned char)p[2] >= 0x80 && (unsigned char)p[2] <= 0x8A ? 3 : 0;
+}
+typedef struct answering { answers a; asks *q; ask **of; int turn; } answering;     /* a first: answers_step takes it */
+static bool answered(int64_t i, const wrpo_sample *y, void *user) {
+    answering *w = user;
+    ask *q = w->of[i];
+    const char *text = y->text, *end = text + y->size, *last = end;
+    if (w->q->bench != ARENAHARD) {  /* strip */
+        for (size_t k; (k = space_at(text, end)) > 0;) text += k;
+        last = text;
+        for (const char *p = text; p < end;) {
+            const size_t k = space_at(p, end);
+            p += k ? k : 1;
+            if (!k) last = p;
+        }
+    }
+    const size_t n = (size_t)(last - text);
+    char *copy = malloc(n + 1);
+    if (!copy) return w->a.failed = true, complain("out of memory"), false;
+    memcpy(copy, text, n), copy[n] = 0;
+    q->answers[w->turn] = copy, q->sizes[w->turn] = n, q->tokens[w->turn] = y->count - y->stopped;
+    w->a.cut += !y->stopped;
+    return true;
+}
+static bool answer_turn(const settings *s, session *z, asks *q, int turn, int64_t *cut) {
+    prompts p = {.list = calloc((size_t)q->count, sizeof *p.list)};
+    answering w = {.a = {.z = z, .p = &p, .begin = seconds()}, .q = q, .of = calloc((size_t)q->count, sizeof(ask *)), .turn = turn};
+    bool ok = (p.list && w.of) || (complain("out of memory"), false);
+    for (int64_t i = 0; ok && i < q->count; i++) {
+        ask *of = &q->list[i];
+        wrpo_json node[2 + 3 * (2 * TURNS)];
+        const wrpo_json *id = of->id ? of->id : of->turns[0];
+        const double temperature = s->temperature != 0 ? s->temperature : of->temperature != 0 ? of->temperature : WRPO_ZERO;
+        int32_t *ids;
+        if (turn >= of->n) continue;
+        ok = wrpo_prompt_ids(z->tokenizer, &(wrpo_prompt_desc){.name = q->name}, question_record(of, turn, node), &ids, &p.list[p.count].count) == WRPO_OK || fail(z) == 0;
+        if (!ok) break;
+        w.of[p.count] = of;
+        p.list[p.count].ids = ids, p.list[p.count].temperature = temperature;
+        p.list[p.count++].stream = fnv(fnv(FNV, id->text, id->size), &turn, sizeof turn);
+    }
+    if (ok) {
+        wrpo_generate_desc d = generate_desc(s, z);
+        if (!d.max_tokens) d.max_tokens = q->bench == MTBENCH ? 1024 : q->bench == ARENAHARD ? 4096 : 2048;
+        if (d.top_p == 0) d.top_p = 1;
+        d.on_done = answered, d.on_step = answers_step, d.user = &w;
+        const wrpo_result r = wrpo_generate(z->model, p.list, p.count, &d);
+        screen_clear(&z->screen);
+        if (r != WRPO_OK) ok = answers_failed(&w.a, r) == 0;
+        *cut += w.a.cut;
+    }
+    for (int64_t i = 0; p.list && i < p.count; i++) wrpo_free(z->ctx, (void *)(uintptr_t)p.list[i].ids);
+    free(p.list), free(w.of);
+    return ok;
+}
+/* The counts of Arena-Hard's style control, as its regular expressions find them: what stands between ``` and ``` is taken out first,
+   wherever it stands; then lines that begin a header or, behind white space, a list; then text between ** and **, __ and __. */
+typedef struct markdown { int64_t header[6], ordered, unordered, bold[2]; } markdown;
+static int64_t marked(const char *text, const char *end, char c) {
+    int64_t count = 0;
+    for (const char *p = text; p + 1 < end;) {
+        const char *q = p + 2;
+        if (p[0] != c || p[1] != c) { p++; continue; }
+        while (q < end && *q != c && *q != '\n') q++;
+        if (q > p + 2 && q + 1 < end && q[0] == c && q[1] == c) count++, p = q + 2;
+        else p++;
+    }
+    return count;
+}
+static bool count_markdown(const char *answer, size_t size, markdown *m) {         /* false: out of memory */
+    char *text = malloc(size + 1);
+    size_t n = size;
+    *m = (markdown){0};
+    if (!text) return false;
+    memcpy(text, answer, size), text[size] = 0;
+    for (const char *p = answer, *end = answer + size; p + 3 <= end;) {
+        const char *q = p + 3;
+        if (memcmp(p, "```", 3)) { p++; continue; }
+        while (q < end && *q != '`') q++;
+        if (q + 3 > end || memcmp(q, "```", 3)) { p++; continue; }
+        const size_t block = (size_t)(q - p) - 3;
+        for (size_t i = 0; block && i + block <= n;) {
+            if (memcmp(text + i, p + 3, block)) { i++; continue; }
+            memmove(text + i, text + i + block, n - i - block), n -= block;
+        }
+        p = q + 3;
+    }
+    const char *end = text + n;
+    for (const char *line = text; line < end;) {
+        const char *stop = memchr(line, '\n', (size_t)(end - line)), *p = line;
+        if (!stop) stop = end;
+        while (p < end && *p == '#') p++;
+        if (p - line >= 1 && p - line <= 6 && space_at(p, end)) m->header[p - line - 1]++;
+        for (p = line; p < stop && space_at(p, end);) p += space_at(p, end);
+        const char *digits = p;
+        while (p < end && *p >= '0' && *p <= '9') p++;
+        if (p > digits && p < end && *p == '.' && space_at(p + 1, end)) m->ordered++;
+        if (digits < stop && memchr("-*+", *digits, 3) && space_at(digits + 1, end)) m->unordered++;
+        line = stop + 1;
+    }
+    m->bold[0] = marked(text, end, '*'), m->bold[1] = marked(text, end, '_');
+    free(text);
+    return true;
+}
+static void print_id(FILE *f, const char *key, uint64_t h) {        /* 22 letters and digits, as its shortuuid writes; from names and seed, not drawn */
+    static const char alphabet[] = "23456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz";
+    fprintf(f, ", \"%s\": \"", key);
+    for (int i = 0; i < 22; i++) fputc(alphabet[(h = fnv(h, "id", 2)) % 57], f);
+    fputs("\"", f);
+}
+static bool print_metadata(FILE *f, const ask *q, const char *key) {
+    markdown m;
+    if (!count_markdown(q->answers[0], q->sizes[0], &m)) return complain("out of memory"), false;
+    fprintf(f, ", \"%s\": {\"token_len\": %lld, \"header_count\": {", key, (long long)q->tokens[0]);
+    for (int i = 0; i < 6; i++) fprintf(f, "%s\"h%d\": %lld", i ? ", " : "", i + 1, (long long)m.header[i]);
+    fprintf(f, "}, \"list_count\": {\"ordered\": %lld, \"unordered\": %lld}, \"bold_count\": {\"**\": %lld, \"__\": %lld}}", (long long)m.ordered, (long long)m.unordered,
+            (long long)m.bold[0], (long long)m.bold[1]);
+    return true;
+}
+static bool print_member(session *z, FILE *f, const char *before, const char *key, const wrpo_json *v) {
+    fprintf(f, "%s\"%s\": ", before, key);
+    return print_json(z, f, v);
+}
+static bool print_answer(session *z, FILE *f, const asks *all, const ask *q, const char *name, uint64_t seed) {
+    const bool hard = all->bench == ARENAHARD;
+    bool ok = true;
+    if (all->bench == ALPACAEVAL) {
+        const wrpo_json *dataset = wrpo_json_get(q->record, "dataset");
+        fputs("  {", f);
+        if (dataset) ok = print_member(z, f, "", "dataset", dataset) && fputs(", ", f) >= 0;
+        ok = ok && print_member(z, f, "", "instruction", q->turns[0]) && fputs(", ", f) >= 0 && print_text(z, f, "output", q->answers[0], q->sizes[0])
+             && fputs(", ", f) >= 0 && print_text(z, f, "generator", name, strlen(name));
+        return fputs("}", f) >= 0 && ok;
+    }
+    ok = print_member(z, f, "{", all->old ? "question_id" : "uid", q->id);
+    print_id(f, all->old ? "answer_id" : "ans_id", fnv(fnv(FNV ^ seed, name, strlen(name)), q->id->text, q->id->size));
+    ok = ok && fputs(", ", f) >= 0 && print_text(z, f, all->old ? "model_id" : "model", name, strlen(name));
+    if (!all->old) {
+        fputs(", \"messages\": [{\"role\": \"user\", ", f);
+        ok = ok && print_member(z, f, "", "content", q->turns[0]) && fputs("}, {\"role\": \"assistant\", \"content\": {", f) >= 0
+             && print_text(z, f, "answer", q->answers[0], q->sizes[0]);
+        fputs("}}]", f);
+    } else {
+        fputs(", \"choices\": [{\"index\": 0, \"turns\": [", f);
+        for (int i = 0; i < q->n && ok; i++) {
+            char *quoted;
+            if (wrpo_json_quote(z->ctx, q->answers[i], q->sizes[i], &quoted)) return false;
+            if (hard) fprintf(f, "%s{\"content\": %s, \"token_len\": %lld}", i ? ", " : "", quoted, (long long)q->tokens[i]);
+            else fprintf(f, "%s%s", i ? ", " : "", quoted);
+            wrpo_free(z->ctx, quoted);
+        }
+        fputs("]}]", f);
+    }
+    fprintf(f, ", \"tstamp\": %.6f", seconds());
+    if (hard && q->n == 1) ok = ok && print_metadata(f, q, all->old ? "conv_metadata" : "metadata");
+    return fputs("}\n", f) >= 0 && ok;
+}
+static int run_answer(const settings *s, session *z) {
+    asks q = {.name = s->questions, .bench = s->bench};
+    output out = {0};
+    int64_t cut = 0;
+    int turns = 0;
+    const double begin = seconds();
+    signal(SIGINT, on_interrupt);
+    bool ok = questions_load(z, s, &q) && ((!wrpo_tokenizer_load(z->ctx, s->model, &z->tokenizer) && !load_model(z, s->model, true)) || fail(z) == 0)
+              && output_open(&out, s->out);
+    for (int64_t i = 0; i < q.count; i++) turns = q.list[i].n > turns ? q.list[i].n : turns;
+    for (int t = 0; ok && t < turns; t++) ok = answer_turn(s, z, &q, t, &cut);
+    if (ok && q.bench == ALPACAEVAL) fputs("[\n", out.f);
+    for (int64_t i = 0; ok && i < q.count; i++) {
+        ok = print_answer(z, out.f, &q, &q.list[i], model_name(s), s->seed ? (uint64_t)s->seed : 42) || fail(z) == 0;
+        if (q.bench == ALPACAEVAL) fputs(i + 1 < q.count ? ",\n" : "\n]\n", out.f);
+    }
+    if (output_close(&out, ok)) {
+        printf("%s: answers to %s questions in %s", s->out, grouped(q.count).s, time_text(seconds() - begin).s);
+        if (cut) printf("; %s answers were cut off before they ended", grouped(cut).s);
+        printf("\n");
+    } else ok = false;
+    questions_free(z, &q);
+    return ok ? 0 : 1;
+}
+
 /* ---- select, split, winrate ---- */
 static int run_select(const settings *s, session *z) {
     const char *in[1 + sizeof s->more / sizeof *s->more] = {s->in};
@@ -1490,6 +1790,8 @@ static const command commands[] = {
      "An answer to --prompt, as it comes, or one line for each line of --in: {prompt_id, prompt, content, tokens, logp, stopped}."},
     {"sample", "", "--model --prompts --as --out", "--n --name --raw " SAMPLING "--limit --threads --help", run_sample,
      "Several answers to each prompt, as candidates: {prompt_id, prompt, sources|target: [{model, content}]}. The same command goes on where it was interrupted."},
+    {"answer", "", "--model --bench --questions --out", "--name " SAMPLING "--limit --threads --help", run_answer,
+     "Answers to the questions of AlpacaEval 2, MT-Bench or Arena-Hard, as their judges read them."},
     {"select", "", "--in --out", "--form --top --tau --min-gap --entropy-power --entropy-scale --threads --help", run_select,
      "Candidates with rewards -> records to train on. Lines of several files (--in F F ...) with one prompt_id belong together."},
     {"split", "", "--in --out", "--sft --seed --threads --help", run_split, "Prompts -> sft.jsonl and wrpo.jsonl in the directory --out, drawn by the seed."},
@@ -1507,7 +1809,7 @@ static int help(void) {
 static int dispatch(int argc, char **argv) {
     static const command program = {"", "", "", "--keep --device --threads --version --help", run_demo, ""};      /* wrpo without a command */
     const command *c = &program;
-    settings s = {.dtype = -1, .save_dtype = -1, .as = -1};
+    settings s = {.dtype = -1, .save_dtype = -1, .as = -1, .bench = -1};
     session z = {0};
     if (argc == 0 || !strncmp(argv[0], "--", 2)) {
         const int code = parse(c, argc, argv, &s);

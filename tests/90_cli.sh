@@ -61,11 +61,11 @@ cp quads.jsonl before.jsonl
 
 # ---- help and wrong usage
 good "--help" --help
-for c in init inspect tokenize logprob train eval generate sample select split winrate demo; do
+for c in init inspect tokenize logprob train eval generate sample answer select split winrate demo; do
     check "--help lists $c" grep -q "^  $c " out.txt
 done
 good "--version" --version
-for c in init inspect tokenize logprob train eval generate sample select split winrate demo; do
+for c in init inspect tokenize logprob train eval generate sample answer select split winrate demo; do
     good "$c --help" $c --help
     check "$c --help: usage" grep -q "^usage: wrpo $c" out.txt
     check "$c --help: stderr" test ! -s err.txt
@@ -74,9 +74,9 @@ done
 bad "unknown command" 2 'unknown command "trian"' trian
 bad "unknown option of the program" 2 'unknown option "--foo"' --foo
 bad "a command's option in front of it" 2 'unknown option "--model"' --model x train
-for o in init:--config init:--tokenizer init:--out tokenize:--model logprob:--model logprob:--data train:--model train:--data train:--out eval:--model eval:--data generate:--model sample:--model sample:--prompts sample:--out; do
+for o in init:--config init:--tokenizer init:--out tokenize:--model logprob:--model logprob:--data train:--model train:--data train:--out eval:--model eval:--data generate:--model sample:--model sample:--prompts sample:--out answer:--model answer:--questions answer:--out; do
     c=${o%%:*} o=${o#*:} args=
-    for x in --config --tokenizer --model --data --prompts --out; do
+    for x in --config --tokenizer --model --data --prompts --questions --out; do
         [ $x = $o ] || "$W" $c --help | grep -q "^usage:.* $x" && [ $x != $o ] && args="$args $x new/x"
     done
     bad "$c without $o" 2 "$o is missing" $c $args
