@@ -1517,23 +1517,24 @@ WRPO_API double wrpo_lr_factor(wrpo_schedule schedule, int64_t warmup, int64_t k
 #endif
 #if defined(__GNUC__) && (defined(__x86_64__) || defined(__i386__))
 #include <immintrin.h>
+#include <cpuid.h>
 #elif defined(__GNUC__) && defined(__aarch64__)
 #include <arm_neon.h>
 #endif
 enum {
     WRPO__MAX_D = 512,               /* the largest head_dim of attention */
-    WRPO__KC = 384,                  /* a product's k is summed in blocks of this many */
-    WRPO__KCHUNK = 4,                /* blocks of k that the packed piece of A holds, for MC rows */
-    WRPO__MC = 756,                  /* rows of C that a task takes */
-    WRPO__NB = 4,                    /* panels of B that a task packs at once */
-    WRPO__A_FLOATS = WRPO__MC * 5 / 4 * WRPO__KC * WRPO__KCHUNK,
+    WRPO__KC = 320,                  /* a product's k is summed in blocks of this many words */
+    WRPO__KCHUNK = 4,                /* blocks that a packed piece of A need not be deeper than */
+    WRPO__MC = 504,                  /* rows of A, one block deep, that stay in the cache next to the core */
+    WRPO__NB = 8,                    /* panels of B that a task packs at once */
+    WRPO__A_WORDS = 1 << 20,         /* of the packed piece of A */
     WRPO__THREAD_FLOATS = 1 << 19,   /* of scratch per thread */
     WRPO__GRAIN = 1 << 14            /* numbers that are worth a task of their own */
 };
 typedef struct wrpo__cpu {
     wrpo_allocator memory;
     int threads;
-    bool bf16;                       /* products may round their factors to bfloat16 */
+    bool pairs;                      /* bfloat16 is wanted and the machine multiplies it: of a weight in it, and of two activations (TN) */
     size_t bytes, peak;              /* of what alloc gave out, and of the buffers below */
     float *packed;                   /* the products' A, shared by all threads */
     float *scratch;                  /* WRPO__THREAD_FLOATS for each thread */
@@ -1569,14 +1570,22 @@ static void wrpo__cpu_close(void *dev) {
     wrpo__cpu_release(cpu, cpu->scratch);
     cpu->memory.free(cpu, cpu->memory.user);
 }
+static bool wrpo__has_pairs(void) {    /* AVX512_BF16: CPUID 7.1, EAX bit 5 */
+#if defined(__GNUC__) && defined(__x86_64__)
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);
+#else
+    return false;
+#endif
+}
 static wrpo_result wrpo__cpu_open(void **dev, const wrpo_desc *desc, wrpo_error *why) {
     wrpo__cpu *cpu = desc->memory.alloc(sizeof *cpu, desc->memory.user);
     *dev = NULL;
     if (cpu) {
         memset(cpu, 0, sizeof *cpu);
         cpu->memory = desc->memory;
-        cpu->threads = WRPO__MAX(desc->threads, 1), cpu->bf16 = desc->dtype == WRPO_BF16;
-        cpu->packed = wrpo__cpu_alloc(cpu, WRPO__A_FLOATS * sizeof(float));
+        cpu->threads = WRPO__MAX(desc->threads, 1), cpu->pairs = desc->dtype == WRPO_BF16 && !strcmp(desc->backend->name, "cpu-avx512") && wrpo__has_pairs();
+        cpu->packed = wrpo__cpu_alloc(cpu, WRPO__A_WORDS * sizeof(float));
         if ((size_t)cpu->threads < SIZE_MAX / 2 / (WRPO__THREAD_FLOATS * sizeof(float)))
             cpu->scratch = wrpo__cpu_alloc(cpu, (size_t)cpu->threads * WRPO__THREAD_FLOATS * sizeof(float));
         if (cpu->packed && cpu->scratch) { *dev = cpu; return WRPO_OK; }
@@ -1651,12 +1660,25 @@ WRPO_API size_t wrpo_states_bytes(wrpo_states states, int64_t count) {
 #define WRPO__LEVEL avx512
 #define WRPO__AT __attribute__((target("avx512f,avx512dq,avx2,fma")))
 #define WRPO__FMA(a, b, c) _mm512_fmadd_ps(a, b, c)
+#define WRPO__ALL(x) ((WRPO__V)_mm512_set1_ps(x))
 #define WRPO__SQRT(a) _mm512_sqrt_ps(a)
 #define WRPO__MORE(a, b) _mm512_max_ps(b, a)
 #define WRPO__LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
 #define WRPO__HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
 enum { WRPO__(MR) = 14, WRPO__(NV) = 2 };              /* rows and vectors of a register tile of C: 28 of 32 registers */
 #define WRPO__HAVE_AVX512
+/* Products of bfloat16, by name: no compiler option is needed where the machine is asked first (wrpo__has_pairs).
+   DOT: c + low(a) low(b) + high(a) high(b) for each word; TWO: 32 floats, rounded, as 16 words; the second: low halves from a, high from b. */
+static inline WRPO__AT __attribute__((always_inline)) __m512 wrpo__pair_dot(__m512 a, __m512 b, __m512 c) {
+    __asm__("vdpbf16ps %2, %1, %0" : "+v"(c) : "v"(a), "v"(b));
+    return c;
+}
+static inline WRPO__AT __attribute__((always_inline)) __m512 wrpo__pair_of(__m512 a, __m512 b) {
+    __asm__("vcvtne2ps2bf16 %2, %1, %0" : "=v"(a) : "v"(b), "v"(a));
+    return a;
+}
+#define WRPO__IN_PAIRS
+#define WRPO__STEP(pairs, a, b, c) ((pairs) ? wrpo__pair_dot(a, b, c) : _mm512_fmadd_ps(a, b, c))
 #elif WRPO__LANES == 8
 #define WRPO__LEVEL avx2
 #define WRPO__AT __attribute__((target("avx2,fma")))
@@ -1686,6 +1708,9 @@ enum {
     WRPO__(MS) = (WRPO__(MR) + WRPO__LANES - 1) / WRPO__LANES * WRPO__LANES    /* a step of a packed panel of A, padded */
 };
 /* V is a vector of floats, U of their bits. LESS gives all ones where it holds; a NaN is never less. */
+#ifndef WRPO__STEP
+#define WRPO__STEP(pairs, a, b, c) WRPO__FMA(a, b, c)
+#endif
 #ifdef __GNUC__
 #define WRPO__INLINE static inline WRPO__AT __attribute__((always_inline))
 #define WRPO__ROW static WRPO__AT __attribute__((noinline))
@@ -1733,6 +1758,9 @@ static inline float wrpo__floats(uint32_t u) { float x; memcpy(&x, &u, 4); retur
 #define WRPO__LESS(a, b) ((a) < (b) ? ~(uint32_t)0 : 0)
 #endif
 #define WRPO__SET(x) ((x) - (WRPO__V){0})              /* the same number in all lanes */
+#ifndef WRPO__ALL
+#define WRPO__ALL(x) WRPO__SET(x)                      /* the same bits: arithmetic may not touch words */
+#endif
 #define WRPO__PICK(mask, a, b) WRPO__FLOATS(((mask) & WRPO__BITS(a)) | (~(mask) & WRPO__BITS(b)))
 
 /* The ends of rows: `left` numbers may be fewer than a vector; missing ones read as `fill`, and are not written. */
@@ -2233,8 +2261,8 @@ WRPO__INLINE void WRPO__(pack)(float *dst, int64_t next, const int width, const 
             for (int64_t k = 0; k < kc; k++) {
                 const int64_t at = p + k * ks;
                 float *d = dst + k * stride;
-                if (lanes == width && width % WRPO__LANES == 0)
-                    for (int l = 0; l < width; l += WRPO__LANES) WRPO__STORE(d + l, WRPO__VECTOR(at + l));
+                if (p + stride <= n)     /* lanes between width and stride may hold anything: no tile looks at them */
+                    for (int l = 0; l < stride; l += WRPO__LANES) WRPO__STORE(d + l, WRPO__VECTOR(at + l));
                 else
                     for (int l = 0; l < stride; l++) d[l] = l < lanes ? WRPO__NUMBER(at + l) : 0;
             }
@@ -2263,11 +2291,66 @@ WRPO__ROW void WRPO__(pack_b)(float *dst, int64_t next, const float *src, int64_
 WRPO__ROW void WRPO__(pack_b_half)(float *dst, int64_t next, const uint16_t *src, int64_t ls, int64_t ks, int64_t n, int64_t kc) {
     WRPO__(pack)(dst, next, WRPO__(NR), WRPO__(NR), src, true, ls, ks, n, kc);
 }
+#ifdef WRPO__IN_PAIRS
+/* The same in words of two steps, rounded to bfloat16: panels [(kc + 1) / 2][stride], steps beyond kc are 0. */
+WRPO__INLINE void WRPO__(pack_pairs)(float *dst, int64_t next, const int width, const int stride, const void *from, const bool half, int64_t ls, int64_t ks, int64_t n, int64_t kc) {
+    const WRPO__U high = (WRPO__U){0} + 0xFFFF0000u;
+    for (int64_t p = 0; p < n; p += width, dst += next) {
+        const int64_t lanes = WRPO__MIN(n - p, width);
+        int64_t k = 0;
+        if (ls == 1 && p + stride <= n)
+            for (; k + 2 <= kc; k += 2)
+                for (int l = 0; l < stride; l += WRPO__LANES) {
+                    const int64_t at = p + l + k * ks;
+                    WRPO__U a = WRPO__BITS(WRPO__VECTOR(at)), b = WRPO__BITS(WRPO__VECTOR(at + ks));
+                    if (!half) a += 0x7FFFu + (a >> 16 & 1), b += 0x7FFFu + (b >> 16 & 1);
+                    WRPO__STORE(dst + k / 2 * stride + l, WRPO__FLOATS(a >> 16 | (b & high)));
+                }
+        if (ls != 1)
+            for (; k + 2 * WRPO__LANES <= kc; k += 2 * WRPO__LANES)
+                for (int l = 0; l < stride; l += WRPO__LANES) {
+                    WRPO__V x[WRPO__LANES];
+                    WRPO__UNROLL
+                    for (int i = 0; i < WRPO__LANES; i++) {
+                        const int64_t at = (p + l + i) * ls + k;
+                        if (l + i >= lanes) x[i] = (WRPO__V){0};
+                        else if (half) x[i] = WRPO__LOAD((const float *)(const void *)((const uint16_t *)from + at));
+                        else x[i] = wrpo__pair_of(WRPO__VECTOR(at), WRPO__VECTOR(at + WRPO__LANES));
+                    }
+                    WRPO__(transpose)(x);
+                    WRPO__UNROLL
+                    for (int i = 0; i < WRPO__LANES; i++) WRPO__STORE(dst + (k / 2 + i) * stride + l, x[i]);
+                }
+        for (; k < kc; k += 2)
+            for (int l = 0; l < stride; l++) {
+                uint32_t word = 0;
+                for (int h = 0; h < 2 && l < lanes && k + h < kc; h++) {
+                    const float x = WRPO__NUMBER((p + l) * ls + (k + h) * ks);
+                    uint32_t bits;
+                    memcpy(&bits, &x, 4);
+                    word |= (bits + 0x7FFFu + (bits >> 16 & 1)) >> 16 << 16 * h;
+                }
+                memcpy(dst + k / 2 * stride + l, &word, 4);
+            }
+    }
+}
+WRPO__ROW void WRPO__(pack_a_pairs)(float *dst, int64_t next, const float *src, int64_t ls, int64_t ks, int64_t n, int64_t kc) {
+    WRPO__(pack_pairs)(dst, next, WRPO__(MR), WRPO__(MS), src, false, ls, ks, n, kc);
+}
+WRPO__ROW void WRPO__(pack_b_pairs)(float *dst, int64_t next, const float *src, int64_t ls, int64_t ks, int64_t n, int64_t kc) {
+    WRPO__(pack_pairs)(dst, next, WRPO__(NR), WRPO__(NR), src, false, ls, ks, n, kc);
+}
+WRPO__ROW void WRPO__(pack_b_half_pairs)(float *dst, int64_t next, const uint16_t *src, int64_t ls, int64_t ks, int64_t n, int64_t kc) {
+    WRPO__(pack_pairs)(dst, next, WRPO__(NR), WRPO__(NR), src, true, ls, ks, n, kc);
+}
+#endif
 #undef WRPO__NUMBER
 #undef WRPO__VECTOR
-/* c[m,n] = or += a' b for a panel a[kc][MS] and NR columns b[kc][ldb]; m <= rows, n <= NR. The whole tile is computed, m by n is written. */
-WRPO__INLINE void WRPO__(tile_of)(const int rows, int64_t kc, const float *a, const float *b, int64_t ldb, float *c, int64_t ldc, int64_t m, int64_t n, bool add) {
+/* c[m,n] = or += a' b for a panel a[kc][MS] and NR columns b[kc][ldb]; m <= rows, n <= NR. The whole tile is computed, m by n is written.
+   pairs: a step is a word of two. */
+WRPO__INLINE void WRPO__(tile_of)(const int rows, const bool pairs, int64_t kc, const float *a, const float *b, int64_t ldb, float *c, int64_t ldc, int64_t m, int64_t n, bool add) {
     WRPO__V x[WRPO__(MR)][WRPO__(NV)];
+    (void)pairs;
     WRPO__UNROLL
     for (int i = 0; i < rows; i++) {
         WRPO__UNROLL
@@ -2288,7 +2371,7 @@ WRPO__INLINE void WRPO__(tile_of)(const int rows, int64_t kc, const float *a, co
         WRPO__UNROLL
         for (int i = 0; i < rows; i++) {
             WRPO__UNROLL
-            for (int j = 0; j < WRPO__(NV); j++) x[i][j] = WRPO__FMA(WRPO__SET(a[i]), bk[j], x[i][j]);
+            for (int j = 0; j < WRPO__(NV); j++) x[i][j] = WRPO__STEP(pairs, WRPO__ALL(a[i]), bk[j], x[i][j]);
         }
     }
     if (m == rows && n == WRPO__(NR)) {
@@ -2311,51 +2394,84 @@ WRPO__INLINE void WRPO__(tile_of)(const int rows, int64_t kc, const float *a, co
     for (int64_t i = 0; i < m; i++)
         for (int64_t j = 0; j < n; j++) c[i * ldc + j] = add ? c[i * ldc + j] + t[i][j] : t[i][j];
 }
-WRPO__ROW void WRPO__(tile_full)(int64_t kc, const float *a, const float *b, int64_t ldb, float *c, int64_t ldc, int64_t m, int64_t n, bool add) {
-    WRPO__(tile_of)(WRPO__(MR), kc, a, b, ldb, c, ldc, m, n, add);
-}
-WRPO__ROW void WRPO__(tile_four)(int64_t kc, const float *a, const float *b, int64_t ldb, float *c, int64_t ldc, int64_t m, int64_t n, bool add) {
-    WRPO__(tile_of)(4, kc, a, b, ldb, c, ldc, m, n, add);
-}
-WRPO__ROW void WRPO__(tile_one)(int64_t kc, const float *a, const float *b, int64_t ldb, float *c, int64_t ldc, int64_t m, int64_t n, bool add) {
-    WRPO__(tile_of)(1, kc, a, b, ldb, c, ldc, m, n, add);
-}
-static void WRPO__(tile)(int64_t kc, const float *a, const float *b, int64_t ldb, float *c, int64_t ldc, int64_t m, int64_t n, bool add) {
+#define WRPO__TILE(name, rows, pairs) \
+    WRPO__ROW void WRPO__(name)(int64_t kc, const float *a, const float *b, int64_t ldb, float *c, int64_t ldc, int64_t m, int64_t n, bool add) { \
+        WRPO__(tile_of)(rows, pairs, kc, a, b, ldb, c, ldc, m, n, add); \
+    }
+WRPO__TILE(tile_full, WRPO__(MR), false)
+WRPO__TILE(tile_four, 4, false)
+WRPO__TILE(tile_one, 1, false)
+#ifdef WRPO__IN_PAIRS
+WRPO__TILE(tile_full_pairs, WRPO__(MR), true)
+WRPO__TILE(tile_four_pairs, 4, true)
+WRPO__TILE(tile_one_pairs, 1, true)
+#endif
+#undef WRPO__TILE
+static void WRPO__(tile)(bool pairs, int64_t kc, const float *a, const float *b, int64_t ldb, float *c, int64_t ldc, int64_t m, int64_t n, bool add) {
+#ifdef WRPO__IN_PAIRS
+    if (pairs) {
+        (m > 4 ? WRPO__(tile_full_pairs) : m > 1 ? WRPO__(tile_four_pairs) : WRPO__(tile_one_pairs))(kc, a, b, ldb, c, ldc, m, n, add);
+        return;
+    }
+#endif
+    (void)pairs;
     (m > 4 ? WRPO__(tile_full) : m > 1 ? WRPO__(tile_four) : WRPO__(tile_one))(kc, a, b, ldb, c, ldc, m, n, add);
 }
-/* the block of k that begins at k0: KC, with the last two halved evenly */
-static int64_t WRPO__(kblock)(int64_t k, int64_t k0) {
-    int64_t left = k - k0;
-    return left >= 2 * WRPO__KC ? WRPO__KC : left > WRPO__KC ? (left / 2 + 15) / 16 * 16 : left;
+/* the block of k that begins at k0: KC words, with the last two halved evenly */
+static int64_t WRPO__(kblock)(int64_t k, int64_t k0, int pair) {
+    const int64_t left = k - k0, whole = WRPO__KC * pair;
+    return left >= 2 * whole ? whole : left > whole ? (left / 2 + 31) / 32 * 32 : left;
 }
 typedef struct WRPO__(product) {     /* one piece: rows [i0, i0 + rows) of C, steps [k0, k1) */
     wrpo__cpu *cpu;
     float *c; const float *a; const void *b; bool half;                        /* b is bfloat16 */
     int64_t ldc, ai, ak, bj, bk;     /* a[i * ai + k * ak], b[k * bk + j * bj] */
     int64_t n, k, i0, rows, k0, k1;
+    int pair;                        /* steps of k in a word: 2 where bfloat16 is multiplied */
     bool add;
 } WRPO__(product);
+/* rows of one of `parts` equal parts, in whole panels */
+static int64_t WRPO__(share)(int64_t rows, int64_t parts) { return wrpo__div_up(wrpo__div_up(rows, WRPO__MAX(parts, 1)), WRPO__(MR)) * WRPO__(MR); }
 static void WRPO__(gemm_pack)(const WRPO__(product) *g, int64_t i, int64_t count) {
     const int64_t padded = wrpo__div_up(g->rows, WRPO__(MR)) * WRPO__(MS);
     for (int64_t k = g->k0, kc; k < g->k1; k += kc) {
-        kc = WRPO__(kblock)(g->k, k);
-        WRPO__(pack_a)(g->cpu->packed + (k - g->k0) * padded + i / WRPO__(MR) * WRPO__(MS) * kc, WRPO__(MS) * kc,
-                       g->a + (g->i0 + i) * g->ai + k * g->ak, g->ai, g->ak, count, kc);
+        kc = WRPO__(kblock)(g->k, k, g->pair);
+        const int64_t words = wrpo__div_up(kc, g->pair), next = WRPO__(MS) * words;
+        float *panels = g->cpu->packed + (k - g->k0) / g->pair * padded + i / WRPO__(MR) * next;
+        const float *a = g->a + (g->i0 + i) * g->ai + k * g->ak;
+#ifdef WRPO__IN_PAIRS
+        if (g->pair == 2) { WRPO__(pack_a_pairs)(panels, next, a, g->ai, g->ak, count, kc); continue; }
+#endif
+        WRPO__(pack_a)(panels, next, a, g->ai, g->ak, count, kc);
     }
 }
+static void WRPO__(gemm_pack_b)(const WRPO__(product) *g, float *panels, int64_t j, int64_t cols, int64_t k, int64_t kc) {
+    const int64_t at = j * g->bj + k * g->bk, next = WRPO__(NR) * wrpo__div_up(kc, g->pair);
+    const float *f = (const float *)g->b + (g->half ? 0 : at);
+    const uint16_t *h = (const uint16_t *)g->b + (g->half ? at : 0);
+#ifdef WRPO__IN_PAIRS
+    if (g->pair == 2 && g->half) { WRPO__(pack_b_half_pairs)(panels, next, h, g->bj, g->bk, cols, kc); return; }
+    if (g->pair == 2) { WRPO__(pack_b_pairs)(panels, next, f, g->bj, g->bk, cols, kc); return; }
+#endif
+    if (g->half) WRPO__(pack_b_half)(panels, next, h, g->bj, g->bk, cols, kc);
+    else WRPO__(pack_b)(panels, next, f, g->bj, g->bk, cols, kc);
+}
+/* rows [i0, i1) and columns [j0, j1) of the piece */
 static void WRPO__(gemm_task)(const WRPO__(product) *g, int64_t i0, int64_t i1, int64_t j0, int64_t j1) {
-    const int64_t padded = wrpo__div_up(g->rows, WRPO__(MR)) * WRPO__(MS);
+    const int64_t padded = wrpo__div_up(g->rows, WRPO__(MR)) * WRPO__(MS), block = WRPO__(share)(i1 - i0, wrpo__div_up(i1 - i0, WRPO__MC));
     float *panels = wrpo__cpu_scratch(g->cpu);
     for (int64_t k = g->k0, kc; k < g->k1; k += kc) {
-        kc = WRPO__(kblock)(g->k, k);
-        const float *a = g->cpu->packed + (k - g->k0) * padded;
-        const int64_t at = j0 * g->bj + k * g->bk;
-        if (g->half) WRPO__(pack_b_half)(panels, WRPO__(NR) * kc, (const uint16_t *)g->b + at, g->bj, g->bk, j1 - j0, kc);
-        else WRPO__(pack_b)(panels, WRPO__(NR) * kc, (const float *)g->b + at, g->bj, g->bk, j1 - j0, kc);
-        for (int64_t j = j0; j < j1; j += WRPO__(NR))
-            for (int64_t i = i0; i < i1; i += WRPO__(MR))
-                WRPO__(tile)(kc, a + i / WRPO__(MR) * WRPO__(MS) * kc, panels + (j - j0) * kc, WRPO__(NR), g->c + (g->i0 + i) * g->ldc + j, g->ldc,
-                             WRPO__MIN(WRPO__(MR), i1 - i), WRPO__MIN(WRPO__(NR), j1 - j), g->add || k > 0);
+        kc = WRPO__(kblock)(g->k, k, g->pair);
+        const int64_t words = wrpo__div_up(kc, g->pair);
+        const float *a = g->cpu->packed + (k - g->k0) / g->pair * padded;
+        WRPO__(gemm_pack_b)(g, panels, j0, j1 - j0, k, kc);
+        for (int64_t top = i0, end; top < i1; top = end) {             /* rows of A that stay in the cache for all panels */
+            end = WRPO__MIN(i1, top + block);
+            for (int64_t j = j0; j < j1; j += WRPO__(NR))
+                for (int64_t i = top; i < end; i += WRPO__(MR))
+                    WRPO__(tile)(g->pair == 2, words, a + i / WRPO__(MR) * WRPO__(MS) * words, panels + (j - j0) * words, WRPO__(NR),
+                                 g->c + (g->i0 + i) * g->ldc + j, g->ldc, WRPO__MIN(WRPO__(MR), i1 - i), WRPO__MIN(WRPO__(NR), j1 - j), g->add || k > 0);
+        }
     }
 }
 static void WRPO__(gemm)(void *dev, wrpo_mm mm, void *c, int64_t ldc, const void *a, int64_t lda, const void *b, int64_t ldb, wrpo_dtype b_type,
@@ -2363,28 +2479,31 @@ static void WRPO__(gemm)(void *dev, wrpo_mm mm, void *c, int64_t ldc, const void
     WRPO__(product) g = {.cpu = dev, .c = c, .a = a, .b = b, .half = b_type == WRPO_BF16 && mm != WRPO_TN, .ldc = ldc, .n = n, .k = k, .add = beta != 0};
     g.ai = mm == WRPO_TN ? 1 : lda, g.ak = mm == WRPO_TN ? lda : 1;
     g.bj = mm == WRPO_NN || mm == WRPO_TN ? 1 : ldb, g.bk = mm == WRPO_NN || mm == WRPO_TN ? ldb : 1;
+    g.pair = 1;
+#ifdef WRPO__IN_PAIRS
+    if (g.cpu->pairs && (g.half || mm == WRPO_TN)) g.pair = 2;
+#endif
     if (k <= 0 && !g.add)
         for (int64_t i = 0; i < m; i++) memset(g.c + i * ldc, 0, (size_t)n * sizeof(float));
     const int threads = m * n * k <= 1 << 16 ? 1 : g.cpu->threads;
-    const int64_t panels = wrpo__div_up(n, WRPO__(NR)), cols = WRPO__(NR) * WRPO__MAX(1, WRPO__MIN(WRPO__NB, panels / (3 * threads)));
-    /* A piece of A is as large as `packed` holds, so that there are few barriers; a task takes MC rows of it, which stay in
-       the cache next to the core, and some columns. */
-    const int64_t block = WRPO__MC / WRPO__(MR) * WRPO__(MR), depth = WRPO__MAX(1, WRPO__MIN(k, WRPO__KC * WRPO__KCHUNK));
-    const int64_t mc = WRPO__MAX(block, WRPO__A_FLOATS / depth / WRPO__(MS) * WRPO__(MR));
+    const int64_t cols = WRPO__(NR) * WRPO__MAX(1, WRPO__MIN(WRPO__NB, wrpo__div_up(n, WRPO__(NR)) / (3 * threads))), strips = wrpo__div_up(n, cols);
+    /* A piece of A is as large as `packed` holds, so that there are few barriers; a task takes some columns and all rows of the
+       piece, or a part of them where there are few columns for many threads. */
+    const int64_t depth = WRPO__MAX(1, WRPO__MIN(wrpo__div_up(k, g.pair), WRPO__KC * WRPO__KCHUNK)), most = WRPO__A_WORDS / depth / WRPO__(MS) * WRPO__(MR);
+    const int64_t mc = WRPO__(share)(m, wrpo__div_up(m, most));
     for (g.i0 = 0; g.i0 < m; g.i0 += mc) {
         g.rows = WRPO__MIN(mc, m - g.i0);
-        const int64_t padded = wrpo__div_up(g.rows, WRPO__(MR)) * WRPO__(MS);
-        const int64_t blocks = wrpo__div_up(g.rows, block), strips = wrpo__div_up(n, cols);
+        const int64_t padded = wrpo__div_up(g.rows, WRPO__(MR)) * WRPO__(MS), piece = WRPO__(share)(g.rows, 4 * threads);
+        const int64_t rows = WRPO__(share)(g.rows, strips >= 3 * threads ? 1 : wrpo__div_up(3 * threads, strips)), parts = wrpo__div_up(g.rows, rows);
         for (g.k0 = 0; g.k0 < k; g.k0 = g.k1) {
-            g.k1 = g.k0 + WRPO__(kblock)(k, g.k0);
-            while (g.k1 < k && (g.k1 - g.k0 + WRPO__(kblock)(k, g.k1)) * padded <= WRPO__A_FLOATS) g.k1 += WRPO__(kblock)(k, g.k1);
-            const int64_t piece = WRPO__(MR) * WRPO__MAX(1, WRPO__MIN(block, g.rows / (2 * threads)) / WRPO__(MR));
+            g.k1 = g.k0 + WRPO__(kblock)(k, g.k0, g.pair);
+            while (g.k1 < k && wrpo__div_up(g.k1 - g.k0 + WRPO__(kblock)(k, g.k1, g.pair), g.pair) * padded <= WRPO__A_WORDS) g.k1 += WRPO__(kblock)(k, g.k1, g.pair);
             WRPO__PARFOR(threads)
             for (int64_t i = 0; i < g.rows; i += piece) WRPO__(gemm_pack)(&g, i, WRPO__MIN(piece, g.rows - i));
             WRPO__PARFOR(threads)
-            for (int64_t t = 0; t < blocks * strips; t++) {
-                const int64_t i = t / strips * block, j = t % strips * cols;
-                WRPO__(gemm_task)(&g, i, WRPO__MIN(g.rows, i + block), j, WRPO__MIN(n, j + cols));
+            for (int64_t t = 0; t < parts * strips; t++) {
+                const int64_t i = t / strips * rows, j = t % strips * cols;
+                WRPO__(gemm_task)(&g, i, WRPO__MIN(g.rows, i + rows), j, WRPO__MIN(n, j + cols));
             }
         }
     }
@@ -2731,6 +2850,8 @@ static const wrpo_backend WRPO__(backend) = {
 #undef WRPO__LEVEL
 #undef WRPO__AT
 #undef WRPO__FMA
+#undef WRPO__IN_PAIRS
+#undef WRPO__STEP
 #undef WRPO__SQRT
 #undef WRPO__MORE
 #undef WRPO__LOW
@@ -2752,6 +2873,7 @@ static const wrpo_backend WRPO__(backend) = {
 #undef WRPO__LESS
 #undef WRPO__MIX
 #undef WRPO__SET
+#undef WRPO__ALL
 #undef WRPO__PICK
 #undef WRPO__STRING2
 #undef WRPO__STRING

@@ -184,6 +184,47 @@ static void test_gemm(run *t, const int64_t *arg) {
     }
 }
 
+/* ---- the same in a context of bfloat16: sums in float of factors rounded to it, where the machine multiplies pairs of them;
+   of factors as they are elsewhere. The same bits for every number of threads, and for a row by itself. Args m, n, k, layout, beta, extra ---- */
+static void round_halves(double *x, const float *from, int64_t n, bool round) {
+    for (int64_t i = 0; i < n; i++) {
+        float y = from[i];
+        uint32_t bits;
+        memcpy(&bits, &y, 4);
+        bits = (bits + 0x7FFFu + (bits >> 16 & 1)) & 0xFFFF0000u;
+        if (round) memcpy(&y, &bits, 4);
+        x[i] = (double)y;
+    }
+}
+static void test_gemm_pairs(run *t, const int64_t *arg) {
+    const int64_t m = arg[0], n = arg[1], k = arg[2], extra = arg[5];
+    const wrpo_mm mm = (wrpo_mm)arg[3];
+    const bool bt = mm == WRPO_NT || mm == WRPO_NT_LOGITS, at = mm == WRPO_TN;
+    const int64_t lda = (at ? m : k) + extra, ldb = (bt ? k : n) + extra, ldc = n + extra, all_a = (at ? k : m) * lda, all_b = (bt ? n : k) * ldb;
+    wrpo_ctx *ctx;
+    const wrpo_desc desc = {.backend = t->be, .threads = THREADS[t->way], .dtype = WRPO_BF16};
+    if (wrpo_open(&desc, &ctx) != WRPO_OK) { CHECK(false, "open"); return; }
+    const bool pairs = ((wrpo__cpu *)ctx->dev)->pairs;
+    float *a = random_floats(t, all_a, -1, 1), *b = random_floats(t, all_b, -1, 1), *c = floats(t, m * ldc, NAN);
+    double *x = doubles(t, all_a), *y = doubles(t, all_b), *want = doubles(t, m * n);
+    uint16_t *half = at ? NULL : halves(t, b, all_b);
+    round_halves(x, a, all_a, pairs), round_halves(y, b, all_b, pairs);
+    for (int64_t i = 0; i < m; i++)
+        for (int64_t j = 0; j < n; j++) {
+            if (arg[4]) want[i * n + j] = (double)(c[i * ldc + j] = (float)uniform(t, -1, 1));
+            for (int64_t l = 0; l < k && t->way == 0; l++) want[i * n + j] += x[at ? l * lda + i : i * lda + l] * y[bt ? j * ldb + l : l * ldb + j];
+        }
+    t->be->gemm(ctx->dev, mm, c, ldc, a, lda, at ? (void *)b : (void *)half, ldb, at ? WRPO_F32 : WRPO_BF16, m, n, k, (float)arg[4]);
+    result(t, pairs ? "gemm in pairs" : "gemm of halves", "c", c, m, n, ldc, want, 2e-6);
+    for (int64_t r = 0; r < m && !at && !arg[4]; r += 1 + m / 5) {
+        float *row = floats(t, n, NAN);
+        t->be->gemm(ctx->dev, mm, row, n, a + r * lda, lda, half, ldb, WRPO_BF16, 1, n, k, 0);
+        CHECK(!memcmp(row, c + r * ldc, (size_t)n * 4), "%s: row %lld alone has other bits", t->name, (long long)r);
+        t->be->release(t->dev, t->blocks[--t->n_blocks]);
+    }
+    wrpo_close(ctx);
+}
+
 /* ---- embed, gather, bias, colsum, add: args n, D, rows of the table, extra ---- */
 static void test_rows(run *t, const int64_t *arg) {
     const int64_t n = arg[0], D = arg[1], V = arg[2], ld = D + arg[3];
@@ -746,6 +787,8 @@ int main(void) {
             each_way(text, seed++, fn, args[i], ctx); \
         } \
     } while (0)
+        EACH(test_gemm_pairs, "gemm in bfloat16", {{1, 1, 1, WRPO_NT, 0, 0}, {3, 17, 129, WRPO_NT, 1, 3}, {129, 70, 33, WRPO_NN, 0, 1}, {17, 129, 1300, WRPO_NT_LOGITS, 0, 0},
+            {45, 33, 97, WRPO_TN, 1, 2}, {130, 3, 700, WRPO_TN, 0, 5}, {31, 100, 65, WRPO_NN, 1, 0}, {600, 40, 64, WRPO_NT, 0, 0}});
         EACH(test_rows, "rows", {{1, 1, 1, 0}, {3, 17, 2, 1}, {129, 5, 3, 3}, {17, 129, 40, 0}, {300, 577, 7, 15}});
         EACH(test_rmsnorm, "rmsnorm", {{1, 1, 1, 0, 0, 0}, {3, 1, 17, 5, 1, 0}, {17, 3, 33, 2, 0, 0}, {129, 1, 577, 0, 0, 1}, {40, 9, 64, 7, 0, 1}, {65, 2, 31, 1, 1, 2}, {70, 1, 129, 0, 0, 2}});
         EACH(test_rope, "rope", {{1, 1, 2, 0}, {3, 5, 6, 3}, {17, 9, 64, 1}, {129, 2, 34, 0}, {40, 3, 512, 0}});

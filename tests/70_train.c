@@ -253,7 +253,7 @@ int main(void) {
         d.learning_rate = 1e-5;        /* less than a step of bfloat16: only masters move */
         result plain = run(d, 2), mixed = run_in(WRPO_BF16, d, 2);
         for (int i = 0; i < plain.steps; i++)
-            CHECK(fabs(plain.m[i].loss - mixed.m[i].loss) < 6e-2 && (i || mixed.m[i].loss == log(2)), "step %d: loss %g and in bfloat16 %g", i, plain.m[i].loss, mixed.m[i].loss);
+            CHECK(fabs(plain.m[i].loss - mixed.m[i].loss) < 0.15 && (i || mixed.m[i].loss == log(2)), "step %d: loss %g and in bfloat16 %g", i, plain.m[i].loss, mixed.m[i].loss);
         CHECK(!wrpo_model_save(mixed.model, &(wrpo_save_desc){.dir = float_dir, .dtype = WRPO_F32}) && !wrpo_model_load(ctx, &(wrpo_model_desc){.dir = float_dir}, &again),
               "%s%s", wrpo_last_error(ctx)->text, wrpo_last_error(mixed.ctx)->text);
         double apart = 0, moved = 0;
