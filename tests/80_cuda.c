@@ -134,7 +134,7 @@ static void each_way(const char *name, uint64_t seed, void (*fn)(run *, const in
     run t = {0};
     snprintf(t.name, sizeof t.name, "%s", name);
     for (t.way = 0; t.way < WAYS; t.way++) {
-        setenv("EMU_ORDER", ORDERS[t.way][0], 1), setenv("EMU_ASYNC", ORDERS[t.way][1], 1);
+        setenv("EMU_ORDER", ORDERS[t.way + SANITIZED][0], 1), setenv("EMU_ASYNC", ORDERS[t.way + SANITIZED][1], 1);     /* races show where copies land at once */
         t.cpu = cpu, t.gpu = gpu[0], t.be = wrpo_backend_cuda(), t.ref = cpu->desc.backend, t.d = gpu[0]->dev;
         t.seed = seed, t.counter = 0, t.n_kept = 0;
         fn(&t, arg);
@@ -569,7 +569,8 @@ int main(int argc, char **argv) {
         SKIP(1, "the CUDA kernels: there is no C++ compiler");
         return test_end("80_cuda");
     }
-    const char *only = argc > 1 ? argv[1] : "";        /* one test by the name of its op, for mutants */
+    const char *only = argc > 1 ? argv[1] : "";        /* one test by the name of its op, of that one case: 82_cuda_mutants.sh */
+    const int one = argc > 2 ? atoi(argv[2]) : -1;
     wrpo_ctx *cpu = NULL, *gpu = NULL;
     setenv("EMU_ORDER", "0", 0), setenv("EMU_ASYNC", "0", 0);
     if (wrpo_open(&(wrpo_desc){.dtype = WRPO_F32, .threads = SANITIZED ? 1 : 0}, &cpu) != WRPO_OK) return 2;
@@ -582,6 +583,7 @@ int main(int argc, char **argv) {
 #define EACH(name, fn, ...) do { \
         static const int64_t args[][8] = __VA_ARGS__; \
         for (int i = 0; i < WRPO__COUNT(args) && WANTED(name); i++) { \
+            if (one >= 0 && i != one) continue; \
             char text[100]; \
             snprintf(text, sizeof text, "%s, case %d", name, i); \
             each_way(text, seed++, fn, args[i], cpu, &gpu); \
@@ -594,7 +596,7 @@ int main(int argc, char **argv) {
             for (int64_t kind = 0; kind < 3; kind++) {
                 const int64_t arg[7] = {gemms[i][0], gemms[i][1], gemms[i][2], mm, kind == 1, gemms[i][3], kind == 2};
                 char what[80];
-                if (SANITIZED && (i + kind) % 3) continue;
+                if ((SANITIZED && one < 0 && (i + kind) % 3) || (one >= 0 && i != one)) continue;
                 snprintf(what, sizeof what, "gemm %lld x %lld x %lld, layout %lld, %s", (long long)arg[0], (long long)arg[1], (long long)arg[2], (long long)mm, kind == 1 ? "added" : kind ? "float weights" : "written");
                 each_way(what, seed++, test_gemm, arg, cpu, &gpu);
             }

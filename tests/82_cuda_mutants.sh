@@ -1,0 +1,63 @@
+#!/bin/sh
+# Do the CUDA tests see what they are for? Each line below plants one bug in a copy of wrpo_cuda.cu; the test named must fail, in the way named.
+# usage, in this folder: sh 82_cuda_mutants.sh      (needs a C++ compiler; CXX, CC and EMU as the Makefile sets them)
+passed=0 failed=0 skipped=0
+CC=${CC:-cc} CXX=${CXX:-g++}
+: "${EMU:=-std=c++17 -g -fno-strict-aliasing -ffp-contract=off -Wno-unknown-pragmas -I..}"
+case $1 in */asan/*) echo "mutants: they bring their own sanitizers; not run again"; echo "cuda_mutants: 0 passed, 0 failed, 1 skipped"; exit 0 ;; esac
+if ! command -v "$CXX" >/dev/null; then echo "skip: mutants: there is no C++ compiler"; echo "cuda_mutants: 0 passed, 0 failed, 1 skipped"; exit 0; fi
+B=$(mktemp -d) || exit 1
+trap 'rm -rf "$B"' EXIT
+mkdir "$B/tests" && cp cuda_emu.h "$B/tests"
+flags() { case $1 in plain) echo "-O0" ;; memory) echo "-O0 -fsanitize=address -fno-omit-frame-pointer" ;; race) echo "-O0 -fsanitize=thread" ;; esac; }
+driver() { [ -f "$B/$1.o" ] || $CC -std=c11 -w $(flags "$1") -I.. -DWRPO_EMULATED -c 80_cuda.c -o "$B/$1.o"; }
+# name, way to run (plain, memory = AddressSanitizer, race = ThreadSanitizer), test and case, what its output must say, sed script.
+# "none" as the script: no bug, and the test must pass; so a test that always fails is not taken for a good one.
+mutant() {
+    name=$1 way=$2 test=$3 sign=$4 script=$5
+    if [ "$script" = none ]; then cp ../wrpo_cuda.cu "$B/wrpo_cuda.cu"; else sed -E "$script" ../wrpo_cuda.cu >"$B/wrpo_cuda.cu"; fi
+    changed=$(diff ../wrpo_cuda.cu "$B/wrpo_cuda.cu" | grep -c '^<')
+    if [ "$script" != none ] && [ "$changed" -ne 1 ]; then echo "FAIL mutant: $name: the bug is planted in $changed lines, want 1"; failed=$((failed + 1)); return; fi
+    if ! { driver "$way" && $CXX $EMU -w $(flags "$way") -x c++ -c "$B/wrpo_cuda.cu" -o "$B/cu.o" && $CC $(flags "$way") "$B/$way.o" "$B/cu.o" -o "$B/test" -lstdc++ -lm; } >"$B/log" 2>&1; then
+        echo "FAIL mutant: $name: does not compile"; tail -3 "$B/log"; failed=$((failed + 1)); return
+    fi
+    (cd "$B/tests" && TSAN_OPTIONS=halt_on_error=1 timeout 120 "$B/test" $test) >"$B/log" 2>&1; code=$?
+    if [ "$script" = none ]; then
+        if [ $code -eq 0 ]; then passed=$((passed + 1)); else echo "FAIL mutant: $test fails without a bug ($way)"; tail -3 "$B/log"; failed=$((failed + 1)); fi
+    elif [ $code -ne 0 ] && grep -qE "$sign" "$B/log"; then
+        passed=$((passed + 1)); echo "  $name: caught by $test, $way: $(grep -m 1 -E "$sign" "$B/log" | sed -E 's/^FAIL [^:]*:[0-9]+: //' | cut -c 1-100)"
+    else
+        echo "FAIL mutant: $name: not caught by $test ($way), exit code $code"; tail -3 "$B/log"; failed=$((failed + 1))
+    fi
+}
+line() { awk -v from="$1" -v want="$2" -v skip="${3:-0}" 'index($0, from) { on = 1 } on && index($0, want) && !skip-- { print NR; exit }' ../wrpo_cuda.cu; }   # number of a line: the first with `want` behind one with `from`
+drop() { echo "$(line "$@")s/(__syncthreads|__syncwarp|ptx::cp_async_wait<[^>]*>)\(\);/;/"; }
+
+mutant "no bug" plain "gemm 6" - none
+mutant "no bug" plain "attention 16" - none
+mutant "no bug" memory "gemm 4" - none
+mutant "no bug" memory "rows 3" - none
+mutant "no bug" race "attention 16" - none
+mutant "no bug" race "rows 3" - none
+mutant "no bug" race "adamw 6" - none
+mutant "gemm: no barrier between the copy and its use" plain "gemm 6" 'relative error|other bits' "$(drop 'void __launch_bounds__(128) gemm_kernel' '__syncthreads')"
+mutant "gemm: a lost wait for a copy" plain "gemm 6" 'relative error|other bits' "$(drop 'void __launch_bounds__(128) gemm_kernel' 'cp_async_wait<GEMM_STAGES')"
+mutant "gemm: fragments of a transposed tile in the wrong order" plain "gemm 6" 'relative error' "$(line 'void __launch_bounds__(128) gemm_kernel' 'ldmatrix_x4_trans(fa')s/lane \/ 16 \* 8 \+ lane % 8/lane \/ 8 % 2 * 8 + lane % 8/"
+mutant "gemm: rows behind the last are written" memory "gemm 4" 'heap-buffer-overflow' "$(line 'void __launch_bounds__(128) gemm_kernel' 'if (row >= m) continue;')s/if \(row >= m\) continue;//"
+mutant "gemm: a row's tail is read past its end" memory "gemm 4" 'heap-buffer-overflow' "$(line 'load_tile(bf16 *to, const matrix' 'chunk_slow(at<ROWS>')s/clamp8\(x.cols - col\)/8/"
+mutant "attention: K is replaced while it is read" plain "attention 16" 'relative error|other bits' "$(drop 'attention_kernel(wrpo_attn' '/* and may go */')"
+mutant "attention: the same, as a race" race "attention 16" 'ThreadSanitizer: data race' "$(drop 'attention_kernel(wrpo_attn' '/* and may go */')"
+mutant "attention: V is used before it is there" plain "attention 16" 'relative error' "$(line 'attention_kernel(wrpo_attn' 'cp_async_wait<1>' 1)s/ptx::cp_async_wait<1>\(\);/;/"
+mutant "attention: dk and dv, lanes replaced while they are read" race "attention 16" 'ThreadSanitizer: data race' "$(drop 'attention_dkv_kernel(wrpo_attn' '/* the last lanes are done with */')"
+mutant "attention: keys in front of a prefix count" plain "attention 12" 'relative error' "s/key >= from && key < to/key < to/"
+mutant "attention: a cache's own keys are taken for the rows" plain "decoding 1" 'other bits' "s/s.prefix_end - s.prefix \+ \(s.own_end - s.own\) - \(s.end - s.begin\)/s.prefix_end - s.prefix/"
+mutant "rmsnorm: the end of a row is overrun" plain "rmsnorm 1" 'written between rows' "$(line 'void rmsnorm_kernel' 'store(y + j')s/D - j/8/"
+mutant "rmsnorm: a shuffle that half a warp does not reach" plain "rmsnorm 6" 'emu: deadlock' "$(line 'float group_sum' 'x = warp_sum(x);')s/x = warp_sum/if (threadIdx.x % 32 < 16) x = warp_sum/"
+mutant "scatter: a shared array is too short" memory "rows 3" 'AddressSanitizer: use-after-poison' "s/WRPO_SHARED\(unsigned, hits, 4\)/WRPO_SHARED(unsigned, hits, 3)/"
+mutant "scatter: hits are read before they are written" plain "rows 3" 'relative error|other bits' "$(drop 'void scatter_kernel' '__syncthreads();')"
+mutant "scatter: blocks of the same row all add" plain "rows 3" 'relative error' "s/if \(__syncthreads_or\(earlier\)\) return;/__syncthreads_or(earlier);/"
+mutant "logprob: two blocks write one number" race "logprob 2" 'ThreadSanitizer: data race' "s/    lse\[blockIdx.x\] = top/    lse[blockIdx.x \& ~1u] = top/"
+mutant "adamw: a scale is written while others read it" race "adamw 6" 'ThreadSanitizer: data race' "$(drop '__device__ __forceinline__ void moment' '__syncwarp')"
+mutant "adamw: the wrong seed" plain "adamw 5" 'bytes differ' "s/moment\(v, vi, i, left, states, true, u.seed_v\)/moment(v, vi, i, left, states, true, u.seed_m)/"
+echo "cuda_mutants: $passed passed, $failed failed, $skipped skipped"
+[ "$failed" -eq 0 ]
