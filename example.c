@@ -37,7 +37,7 @@
 /* ---- options: one table; a command names those it takes ---- */
 typedef struct settings {            /* numbers that were not given are 0, which means the library's default */
     const char *path, *model, *ref, *data, *eval_data, *in, *out, *config, *tokenizer, *a, *b, *prompt, *prompts, *questions, *name;
-    const char *more[64];            /* values of --in after the first */
+    const char *more[64];            /* values of --in or operands after the first */
     int64_t n_more, top, resamples;
     double tau, min_gap, entropy_power, entropy_scale, sft;
     int64_t threads, seed, limit, max_length, max_prompt_length, max_shard_size;
@@ -258,7 +258,10 @@ static int parse(const command *c, int argc, char **argv, settings *s) {
         const size_t n = value ? (size_t)(value - arg) : strlen(arg);
         const option *o = options;
         if (strncmp(arg, "--", 2)) {
-            if (!*c->operand || s->path) return misuse(c, "unexpected argument \"%s\"", arg);
+            const bool many = strstr(c->operand, "...") && s->path;
+            if (!*c->operand || (s->path && !many)) return misuse(c, "unexpected argument \"%s\"", arg);
+            if (many && s->n_more == (int64_t)(sizeof s->more / sizeof *s->more)) return misuse(c, "too many arguments");
+            if (many) { s->more[s->n_more++] = arg; continue; }
             s->path = arg;
             continue;
         }
@@ -270,7 +273,7 @@ static int parse(const command *c, int argc, char **argv, settings *s) {
         int code = set(c, o, o->kind == FLAG ? "" : value ? value + 1 : argv[++i], s);
         while (!code && o->kind == LIST && i + 1 < argc && strncmp(argv[i + 1], "--", 2)) code = set(c, o, argv[++i], s);
         if (code) return code;
-        if (s->n_more && !listed(c->required, "--in")) return misuse(c, "%s takes one value", o->name);
+        if (s->n_more && o->kind == LIST && !listed(c->required, "--in")) return misuse(c, "%s takes one value", o->name);
         if (s->help) return 0;
     }
     for (int i = 0; i < N_OPTIONS; i++) {              /* TEXT, LIST, or CHOICE without a default: -1 */
@@ -1585,6 +1588,180 @@ static int run_winrate(const settings *s, session *z) {
     return 0;
 }
 
+/* ---- report: metrics.jsonl of runs as one HTML file, drawn in SVG, with nothing to load ---- */
+typedef struct curve { char name[64]; bool eval; double *x, *y; int64_t n, cap; char last[32]; } curve;    /* a metric of a run, as the file has it */
+typedef struct run { const char *dir; char name[128]; curve *curves; int n; int64_t steps; } run;
+static curve *run_curve(run *r, const char *name, bool eval, bool make) {
+    for (int i = 0; i < r->n; i++)
+        if (r->curves[i].eval == eval && !strcmp(r->curves[i].name, name)) return &r->curves[i];
+    curve *more = make ? realloc(r->curves, (size_t)(r->n + 1) * sizeof *more) : NULL;
+    if (!more) return NULL;
+    r->curves = more, more += r->n++;
+    *more = (curve){.eval = eval};
+    snprintf(more->name, sizeof more->name, "%s", name);
+    return more;
+}
+static bool curve_add(curve *c, double x, const wrpo_json *y) {
+    if (c->n == c->cap) {
+        const int64_t cap = c->cap ? 2 * c->cap : 64;
+        double *xs = realloc(c->x, (size_t)cap * sizeof *xs), *ys = xs ? realloc(c->y, (size_t)cap * sizeof *ys) : NULL;
+        if (xs) c->x = xs;
+        if (ys) c->y = ys, c->cap = cap;
+        if (!xs || !ys) return false;
+    }
+    c->x[c->n] = x, c->y[c->n++] = y->number;
+    snprintf(c->last, sizeof c->last, "%s", y->text);
+    return true;
+}
+static void run_free(run *r) {
+    for (int i = 0; i < r->n; i++) free(r->curves[i].x), free(r->curves[i].y);
+    free(r->curves);
+}
+static bool run_read(session *z, run *r, const char *dir) {
+    char path[4200];
+    lines in;
+    wrpo_json *line;
+    int code;
+    size_t n = strlen(dir);
+    while (n > 1 && dir[n - 1] == '/') n--;
+    size_t base = n;
+    while (base && dir[base - 1] != '/') base--;
+    *r = (run){.dir = dir};
+    snprintf(r->name, sizeof r->name, "%.*s", (int)(n - base), dir + base);
+    snprintf(path, sizeof path, "%.*s/metrics.jsonl", (int)n, dir);
+    if (!lines_open(&in, path)) return false;
+    while ((code = lines_next(z, &in, true, &line)) == 1) {
+        const wrpo_json *step = wrpo_json_get(line, "step");
+        bool ok = step && step->kind == WRPO_JSON_NUMBER;
+        for (const wrpo_json *v = ok ? line->child : NULL; v && ok; v = v->next) {
+            const bool eval = !strncmp(v->key, "eval_", 5);
+            if (v == step || v->kind != WRPO_JSON_NUMBER) continue;
+            curve *c = run_curve(r, v->key + (eval ? 5 : 0), eval, true);
+            ok = c && curve_add(c, step->number, v);
+        }
+        if (ok && step->number > (double)r->steps) r->steps = (int64_t)step->number;
+        wrpo_json_free(z->ctx, line);
+        if (!ok) { code = -1, bad_line(path, in.line, "want an object of numbers with a \"step\""); break; }
+    }
+    free(in.data);
+    if (code == 0 && !r->n) code = -1, complain("%s: want metrics, found none", path);
+    return code == 0;
+}
+static void html_text(FILE *f, const char *s) {
+    for (; *s; s++)
+        if (*s == '<' || *s == '>' || *s == '&' || *s == '"') fprintf(f, "&#%d;", *s);
+        else fputc(*s, f);
+}
+static double nice_step(double range) {                /* 1, 2 or 5 times a power of ten: about four lines */
+    const double power = pow(10, floor(log10(range / 4))), rest = range / 4 / power;
+    return power * (rest < 1.5 ? 1 : rest < 3.5 ? 2 : rest < 7.5 ? 5 : 10);
+}
+static void html_chart(FILE *f, const char *title, const char *metric, run *runs, int n) {
+    enum { W = 460, H = 250, LEFT = 58, RIGHT = 12, TOP = 12, BOTTOM = 30 };
+    double low = INFINITY, high = -INFINITY, steps = 1;
+    for (int i = 0; i < n; i++)
+        for (int eval = 0; eval < 2; eval++) {
+            const curve *c = run_curve(&runs[i], metric, eval, false);
+            for (int64_t k = 0; c && k < c->n; k++) low = fmin(low, c->y[k]), high = fmax(high, c->y[k]), steps = fmax(steps, c->x[k]);
+        }
+    if (!(low <= high)) return;                        /* no run has it */
+    if (high - low < 1e-12 * fmax(fabs(high), 1e-300)) low -= fabs(low) / 2 + 1e-9, high += fabs(high) / 2 + 1e-9;
+    const double dy = nice_step(high - low), dx = fmax(nice_step(steps), 1), bottom = floor(low / dy + 1e-9) * dy, top = ceil(high / dy - 1e-9) * dy;
+    const double sx = (W - LEFT - RIGHT) / steps, sy = (H - TOP - BOTTOM) / (top - bottom);
+    fprintf(f, "<figure><figcaption>%s</figcaption><svg viewBox=\"0 0 %d %d\" role=\"img\" aria-label=\"%s by step\">\n", title, W, H, title);
+    for (double y = bottom; y < top + dy / 2; y += dy)
+        fprintf(f, "<path class=\"grid\" d=\"M%d %.1fH%d\"/><text x=\"%d\" y=\"%.1f\" text-anchor=\"end\">%.4g</text>\n", LEFT, H - BOTTOM - (y - bottom) * sy, W - RIGHT, LEFT - 7,
+                H - BOTTOM - (y - bottom) * sy + 4, fabs(y) < dy / 1e6 ? 0 : y);
+    for (double x = 0; x <= steps * (1 + 1e-9); x += dx)
+        fprintf(f, "<text x=\"%.1f\" y=\"%d\" text-anchor=\"middle\">%.6g</text>\n", LEFT + x * sx, H - BOTTOM + 18, x);
+    for (int i = 0; i < n; i++)
+        for (int eval = 0; eval < 2; eval++) {
+            const curve *c = run_curve(&runs[i], metric, eval, false);
+            if (!c) continue;
+            fprintf(f, "<g class=\"c%d%s\"><polyline points=\"", i % 8, eval ? " eval" : "");
+            for (int64_t k = 0; k < c->n; k++) fprintf(f, "%.1f,%.1f ", LEFT + c->x[k] * sx, H - BOTTOM - (c->y[k] - bottom) * sy);
+            fputs("\"/>", f);
+            if (eval || c->n == 1)
+                for (int64_t k = 0; k < c->n; k++) fprintf(f, "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"3\"/>", LEFT + c->x[k] * sx, H - BOTTOM - (c->y[k] - bottom) * sy);
+            fputs("<title>", f);
+            html_text(f, runs[i].name);
+            fprintf(f, "%s: %s at step %.0f</title></g>\n", eval ? ", held-out" : "", c->last, c->x[c->n - 1]);
+        }
+    fputs("</svg></figure>\n", f);
+}
+/* before: HTML in front of the charts; NULL: a sentence. Every number of the table stands as it stands in the files. */
+static bool report_write(const char *path, const char *title, const char *before, run *runs, int n) {
+    static const struct { const char *title, *metric; } charts[] = {{"loss", "loss"}, {"margin of rewards", "rewards/margins"}, {"accuracy", "rewards/accuracies"},
+        {"accuracy of the source's answer", "rewards/source_accuracies"}, {"accuracy of the target's answer", "rewards/pivot_accuracies"}, {"alpha", "cur_alpha"},
+        {"learning rate", "learning_rate"}, {"norm of the gradient", "grad_norm"}, {"log-prob of the source's answer", "logps/source_chosen"},
+        {"log-prob of the target's answer", "logps/target_chosen"}, {"log-prob of the rejected answer", "logps/rejected"}};
+    output out;
+    bool eval = false;
+    if (!output_open(&out, path)) return false;
+    FILE *f = out.f;
+    fputs("<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\"><title>", f);
+    html_text(f, title);
+    fputs("</title>\n<style>\n"
+          ":root{color-scheme:light dark;--page:#f9f9f7;--card:#fff;--ink:#111;--soft:#5c5b57;--line:#e3e2dd;--c0:#2a78d6;--c1:#d9480f;--c2:#0b8a5f;--c3:#8a3ffc;--c4:#b28600;--c5:#c2255c;--c6:#0c8599;--c7:#5c5b57}\n"
+          "@media(prefers-color-scheme:dark){:root{--page:#121212;--card:#1c1c1b;--ink:#f2f1ee;--soft:#a9a8a2;--line:#35342f;--c0:#5aa2f5;--c1:#ff8a4c;--c2:#34c38f;--c3:#b794ff;--c4:#e0b53a;--c5:#ff7ba3;--c6:#3cc7dc;--c7:#a9a8a2}}\n"
+          "body{margin:0;padding:28px 24px 40px;background:var(--page);color:var(--ink);font:15px/1.5 system-ui,sans-serif}main{max-width:1500px;margin:auto}h1{font-size:22px;margin:0 0 4px}h2{font-size:16px;margin:26px 0 8px}\n"
+          "p{margin:4px 0 12px;color:var(--soft);max-width:75ch}.legend{display:flex;flex-wrap:wrap;gap:4px 20px;padding:10px 0;position:sticky;top:0;background:var(--page)}.legend span{display:flex;align-items:center;gap:7px}\n"
+          ".legend i{width:20px;border-top:3px solid}.legend i.eval{border-top-style:dashed}.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(340px,1fr));gap:14px}\n"
+          "figure{margin:0;padding:12px 14px 6px;background:var(--card);border:1px solid var(--line);border-radius:8px}figcaption{font-weight:600}svg{display:block;width:100%;height:auto}svg text{font-size:12px;fill:var(--soft)}\n"
+          ".grid{stroke:var(--line);fill:none}polyline{fill:none;stroke:currentColor;stroke-width:1.8;stroke-linejoin:round}circle{fill:currentColor}.eval polyline{stroke-dasharray:6 4}\n"
+          ".scroll{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}th,td{padding:5px 14px 5px 0;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}th:first-child,td:first-child{text-align:left}thead th{color:var(--soft);font-weight:600}\n", f);
+    for (int i = 0; i < 8; i++) fprintf(f, ".c%d{color:var(--c%d)}", i, i);
+    fputs("\n</style>\n<main><h1>", f);
+    html_text(f, title);
+    fputs("</h1>\n", f);
+    fputs(before ? before : "<p>Every step of metrics.jsonl, drawn over the number of the step.</p>\n", f);
+    fputs("<div class=\"legend\">", f);
+    for (int i = 0; i < n; i++) {
+        fprintf(f, "<span><i class=\"c%d\"></i>", i % 8);
+        html_text(f, runs[i].name);
+        fputs("</span>", f);
+        for (int k = 0; k < runs[i].n; k++) eval = eval || runs[i].curves[k].eval;
+    }
+    if (eval) fputs("<span><i class=\"eval\"></i>held-out</span>", f);
+    fputs("</div>\n<div class=\"charts\">\n", f);
+    for (size_t i = 0; i < sizeof charts / sizeof *charts; i++) html_chart(f, charts[i].title, charts[i].metric, runs, n);
+    fputs("</div>\n<h2>At the last step</h2><div class=\"scroll\"><table><thead><tr><th>metric</th>", f);
+    for (int i = 0; i < n; i++) fputs("<th>", f), html_text(f, runs[i].name), fprintf(f, ", step %lld</th>", (long long)runs[i].steps);
+    fputs("</tr></thead><tbody>\n", f);
+    for (int i = 0; i < n; i++)
+        for (int k = 0; k < runs[i].n; k++) {          /* every metric that a run has, once */
+            const curve *c = &runs[i].curves[k];
+            bool shown = false;
+            for (int j = 0; j < i; j++) shown = shown || run_curve(&runs[j], c->name, c->eval, false);
+            if (shown) continue;
+            fputs(c->eval ? "<tr><td>eval_" : "<tr><td>", f), html_text(f, c->name), fputs("</td>", f);
+            for (int j = 0; j < n; j++) {
+                const curve *d = run_curve(&runs[j], c->name, c->eval, false);
+                fprintf(f, "<td>%s</td>", d ? d->last : "");
+            }
+            fputs("</tr>\n", f);
+        }
+    fputs("</tbody></table></div></main></html>\n", f);
+    return output_close(&out, true);
+}
+static int report(session *z, const char *const *dirs, int n, const char *path, const char *title, const char *before) {
+    run *runs = calloc((size_t)n, sizeof *runs);
+    bool ok = runs != NULL;
+    if (!ok) complain("out of memory");
+    for (int i = 0; i < n && ok; i++) ok = run_read(z, &runs[i], dirs[i]);
+    ok = ok && report_write(path, title, before, runs, n);
+    for (int i = 0; i < n && runs; i++) run_free(&runs[i]);
+    free(runs);
+    return ok ? 0 : 1;
+}
+static int run_report(const settings *s, session *z) {
+    const char *dirs[1 + sizeof s->more / sizeof *s->more] = {s->path}, *path = s->out ? s->out : "report.html";
+    memcpy(dirs + 1, s->more, sizeof s->more);
+    if (report(z, dirs, 1 + (int)s->n_more, path, "wrpo: training runs", NULL)) return 1;
+    printf("%s: %lld runs\n", path, (long long)s->n_more + 1);
+    return 0;
+}
+
 /* ---- the demo: a small checkpoint and records made here, then the commands above on them ---- */
 static uint32_t demo_random(uint32_t *state, uint32_t n) {
     *state = *state * 1664525u + 1013904223u;
@@ -1797,6 +1974,8 @@ static const command commands[] = {
     {"split", "", "--in --out", "--sft --seed --threads --help", run_split, "Prompts -> sft.jsonl and wrpo.jsonl in the directory --out, drawn by the seed."},
     {"winrate", "", "--a --b", "--resamples --seed --threads --help", run_winrate,
      "How often a's answers have the higher reward, with a bootstrap interval; and the same at equal lengths."},
+    {"report", "RUN_DIR...", "", "--out --threads --help", run_report,
+     "The metrics.jsonl of runs, one over the other, as an HTML file that needs nothing else (report.html)."},
     {"demo", "", "", "--keep --device --threads --help", run_demo, "What `wrpo` alone runs: SFT and WRPO of a small model on records made on the spot."},
 };
 enum { N_COMMANDS = sizeof commands / sizeof *commands };

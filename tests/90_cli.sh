@@ -61,11 +61,11 @@ cp quads.jsonl before.jsonl
 
 # ---- help and wrong usage
 good "--help" --help
-for c in init inspect tokenize logprob train eval generate sample answer select split winrate demo; do
+for c in init inspect tokenize logprob train eval generate sample answer select split winrate report demo; do
     check "--help lists $c" grep -q "^  $c " out.txt
 done
 good "--version" --version
-for c in init inspect tokenize logprob train eval generate sample answer select split winrate demo; do
+for c in init inspect tokenize logprob train eval generate sample answer select split winrate report demo; do
     good "$c --help" $c --help
     check "$c --help: usage" grep -q "^usage: wrpo $c" out.txt
     check "$c --help: stderr" test ! -s err.txt
@@ -357,7 +357,24 @@ head -3 sources.jsonl >three.jsonl
 good "winrate" winrate --a three.jsonl --b target.jsonl
 check "winrate: the rate" grep -q '^win rate  *100.00 %' out.txt
 check "winrate: what is left out" grep -q 'warning: 0 prompts are in three.jsonl only, 1 in target.jsonl only' err.txt
-rm -rf fused parts
+
+# ---- report
+good "a run to report" train --model tiny --data quads.jsonl --out new --batch-size 5 --max-steps 3 --eval-data quads.jsonl
+good "report" report new fused --out runs.html
+check "report: one picture a metric" test "$(grep -c '<svg' runs.html)" -ge 8
+check "report: two runs and the held-out data" grep -q '<i class="c1"></i>fused</span><span><i class="eval"></i>held-out' runs.html
+check "report: nothing to load" test -z "$(grep -oE 'https?:|src=|href=|@import|url\(' runs.html)"
+for m in loss grad_norm rewards/margins eval_loss; do      # the last numbers are the file's, digit for digit
+    v=$(sed -n "s|.*\"$m\": \([^,}]*\).*|\1|p" new/metrics.jsonl | tail -1)
+    check "report: $m is $v" grep -q "<tr><td>$m</td><td>$v</td>" runs.html
+done
+bad "report: no such run" 1 'nowhere/metrics.jsonl: cannot be opened' report nowhere
+bad "report: no run" 2 'RUN_DIR... is missing' report
+mkdir -p broken; echo '{"loss": 1}' >broken/metrics.jsonl
+bad "report: no step" 1 'metrics.jsonl:1: want an object of numbers with a "step"' report broken
+mkdir -p empty; : >empty/metrics.jsonl
+bad "report: no metrics" 1 'empty/metrics.jsonl: want metrics, found none' report empty --out new
+rm -rf fused parts new
 
 # ---- a run that blows up keeps what was good
 rm -rf new
