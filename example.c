@@ -41,7 +41,7 @@ typedef struct settings {            /* numbers that were not given are 0, which
     int64_t n_more, top, resamples;
     double tau, min_gap, entropy_power, entropy_scale, sft;
     int64_t threads, seed, limit, max_length, max_prompt_length, max_shard_size;
-    int64_t batch_size, accumulation, micro_tokens, max_steps, eval_steps, log_steps, recompute;
+    int64_t batch_size, accumulation, micro_tokens, memory_limit, max_steps, eval_steps, log_steps, recompute;
     double alpha, ramp_power, beta, label_smoothing, gamma_ratio;
     int64_t n, top_k, max_tokens, batch;
     double temperature, top_p;
@@ -102,8 +102,9 @@ static const option options[] = {
     {"--max-grad-norm", REAL, AT(max_grad_norm), "N", "[0, inf)", NULL, "clip the global norm; 0 = off (1)"},
     {"--batch-size", COUNT, AT(batch_size), "N", "[1, inf)", NULL, "records per optimizer step (128)"},
     {"--accumulation", COUNT, AT(accumulation), "N", "[1, inf)", NULL, "micro-batches a batch is averaged over; divides the batch size (1)"},
-    {"--micro-tokens", COUNT, AT(micro_tokens), "N", "[1, 1073741824]", NULL, "tokens computed at once: memory against speed (2048)"},
-    {"--recompute", COUNT, AT(recompute), "N", "[-1, inf)", NULL, "layers recomputed in the backward pass to save memory; -1 = all (0; cuda: as few as fit)"},
+    {"--micro-tokens", COUNT, AT(micro_tokens), "N", "[1, 1073741824]", NULL, "tokens computed at once: memory against speed (1024)"},
+    {"--recompute", COUNT, AT(recompute), "N", "[-1, inf)", NULL, "layers recomputed in the backward pass to save memory; -1 = all (as few as fit)"},
+    {"--memory-limit", COUNT, AT(memory_limit), "BYTES", "[1, inf)", NULL, "what a run may hold: it recomputes as many layers as that takes (what is free)"},
     {"--epochs", REAL, AT(epochs), "E", "(0, inf)", NULL, "passes over the data (1)"},
     {"--max-steps", COUNT, AT(max_steps), "N", "[1, inf)", NULL, "optimizer steps, in place of --epochs"},
     {"--seed", COUNT, AT(seed), "N", "[1, inf)", NULL, "of the random weights, of the order of the records, of the samples (42)"},
@@ -454,7 +455,7 @@ static int fail(session *z) {        /* the library's sentence */
 }
 static bool session_open(session *z, const settings *s) {
     wrpo_error why = {0};
-    wrpo_desc desc = {.threads = (int)s->threads, .dtype = dtype_of(s->dtype), .log = {log_line, &z->screen}, .why = &why};
+    wrpo_desc desc = {.threads = (int)s->threads, .dtype = dtype_of(s->dtype), .memory_limit = (size_t)s->memory_limit, .log = {log_line, &z->screen}, .why = &why};
     z->screen.bar = isatty(fileno(stderr));
     if (s->device == 1) {
 #ifdef WRPO_CUDA
@@ -511,8 +512,8 @@ static void print_memory(const wrpo_bytes *b, int64_t layers) {
     printf("memory       %s: weights %s, gradients %s, moments %s, activations %s, head %s, data %s\n", bytes_text((double)b->total).s,
            bytes_text((double)b->weights).s, bytes_text((double)b->gradients).s, bytes_text((double)b->moments).s,
            bytes_text((double)b->activations).s, bytes_text((double)b->head).s, bytes_text((double)b->data).s);
-    if (b->device)
-        printf("device       %s of %s that are free%s, %lld of %lld layers recomputed\n", bytes_text((double)b->device).s, bytes_text((double)b->room).s,
+    if (b->room < SIZE_MAX)
+        printf("room         %s of %s that are free%s, %lld of %lld layers recomputed\n", bytes_text((double)b->device).s, bytes_text((double)b->room).s,
                b->device > b->room ? ": too much" : "", (long long)b->recompute, (long long)layers);
 }
 
@@ -577,7 +578,7 @@ static int inspect_model(const settings *s, session *z, const wrpo_tensors *t) {
     printf("parameters   %s (%s)\n", grouped(parameters).s, count_text(parameters).s);
     printf("tensors      %s, %s, %s\n", grouped(wrpo_tensors_count(t)).s, dtypes[dtype], bytes_text((double)total).s);
     print_memory(&run, c.num_hidden_layers);
-    printf("             %s with --recompute -1 (of a run with --micro-tokens 2048 and no longer record)\n", bytes_text((double)all.total).s);
+    printf("             %s with --recompute -1 (of a run with --micro-tokens 1024 and no longer record)\n", bytes_text((double)all.total).s);
     if (s->tensors) print_tensors(t);
     return 0;
 }
@@ -1952,14 +1953,14 @@ static int run_demo(const settings *s, session *z) {
 static const command commands[] = {
     {"init", "", "--config --tokenizer --out", "--seed --save-dtype --max-shard-size --threads --help", run_init,
      "Random weights as a Hugging Face directory: norms 1, biases 0, the others N(0, initializer_range)."},
-    {"inspect", "DIR|FILE", "", "--tensors --device --dtype --states --threads --help", run_inspect,
+    {"inspect", "DIR|FILE", "", "--tensors --memory-limit --device --dtype --states --threads --help", run_inspect,
      "Architecture, parameters, tensors and the bytes a run would need, or the tensors of a .safetensors file. Exit code 1 if it is not valid."},
     {"tokenize", "", "--model", "--in --out --threads --help", run_tokenize,
      "JSON lines, one for one: {text, special?} -> {ids}; {messages, add_generation_prompt?, kwargs?} -> {text, ids} or {error}; {ids, skip_special?} -> {text}."},
     {"logprob", "", "--model --data", "--out " DATA "--device --dtype --threads --help", run_logprob,
      "One line a record: the log-probs of its responses, their scored tokens, and the tokens of the prompt."},
     {"train", "", "--model --data --out",
-     LOSS DATA "--alpha-schedule --learning-rate --lr-scheduler --warmup-ratio --weight-decay --max-grad-norm --batch-size --accumulation --recompute "
+     LOSS DATA "--alpha-schedule --learning-rate --lr-scheduler --warmup-ratio --weight-decay --max-grad-norm --batch-size --accumulation --recompute --memory-limit "
      "--epochs --max-steps --seed --no-shuffle --ref --eval-data --eval-steps --log-steps --device --dtype --states --save-dtype --max-shard-size --threads --help", run_train,
      "Trains a model and saves it, with metrics.jsonl, in the directory --out. Ctrl-C stops cleanly and saves a checkpoint."},
     {"eval", "", "--model --data", LOSS DATA "--ref --out --device --dtype --threads --help", run_eval, "The metrics of a model on records, as one JSON object."},

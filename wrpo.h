@@ -113,6 +113,7 @@ typedef struct wrpo_desc {
                                         backend's own: F32 on the CPU. BF16: a machine that multiplies bfloat16 in hardware rounds the
                                         factors to it, sums are float, and the optimizer works on float masters, of which the matrices
                                         are the high halves */
+    size_t memory_limit;             /* bytes that a training run may make the context hold; 0 = what the machine or device has free */
     wrpo_allocator memory;
     wrpo_logger log;                 /* 0 = silent; wrpo_log_stderr is one */
     wrpo_error *why;                 /* filled if wrpo_open fails, when there is no context to ask; may be NULL */
@@ -482,9 +483,9 @@ typedef struct wrpo_train_desc {
     int64_t batch_size;              /* records per optimizer step; 0 = 128 */
     int64_t accumulation;            /* micro-batches of batch_size / accumulation, as the authors count epochs; 0 = 1 */
     int64_t max_steps;               /* 0 = by epochs */
-    int64_t micro_tokens;            /* rows computed at once, a longer record alone; 0 = 2048 */
+    int64_t micro_tokens;            /* rows computed at once, a longer record alone; 0 = 1024 */
     int64_t recompute;               /* layers whose activations are recomputed in the backward pass, from the first; -1 = all,
-                                        0 = none; on a device, as many as it takes to fit into its memory */
+                                        0 = as many as it takes to fit into the context's memory_limit */
     uint64_t seed; bool no_shuffle;  /* seed 0 = 42 */
     const char *out_dir;             /* metrics.jsonl and the cache of reference log-probs; NULL = no files */
     const char *ref_dir;             /* the reference; NULL = the policy as it is before step 1 */
@@ -494,12 +495,12 @@ typedef struct wrpo_train_desc {
 } wrpo_train_desc;
 typedef struct wrpo_bytes {          /* of a run, before anything is allocated */
     size_t weights, gradients, moments, activations, head, data, total;
-    size_t device, room;             /* of total, in a device's memory; what there is of it. Both 0 where the memory is the host's */
+    size_t device, room;             /* of total, in the backend's memory; what there is for it: SIZE_MAX where nobody knows */
     int64_t recompute;               /* layers that the run recomputes */
 } wrpo_bytes;
 typedef struct wrpo_trainer wrpo_trainer;
 WRPO_API wrpo_train_desc wrpo_train_defaults(const wrpo_train_desc *desc);   /* the zeros, resolved: log this */
-WRPO_API wrpo_result wrpo_train_bytes(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_data *data /* or NULL: 2048 rows */,
+WRPO_API wrpo_result wrpo_train_bytes(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_data *data /* or NULL: micro_tokens rows */,
                                       const wrpo_train_desc *desc, wrpo_bytes *out);
 WRPO_API wrpo_result wrpo_trainer_new(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_trainer **out);
 WRPO_API wrpo_result wrpo_trainer_step(wrpo_trainer *t, wrpo_metrics *m);    /* m->step == m->steps: that was the last */
@@ -1597,6 +1598,15 @@ static wrpo_result wrpo__cpu_open(void **dev, const wrpo_desc *desc, wrpo_error 
 }
 static void wrpo__cpu_copy(void *dev, void *dst, const void *src, size_t n) { (void)dev; if (n) memmove(dst, src, n); }
 static void wrpo__cpu_zero(void *dev, void *dst, size_t n) { (void)dev; if (n) memset(dst, 0, n); }
+static size_t wrpo__cpu_room(void *dev) {              /* what the system can still give without swapping */
+    unsigned long long kib = 0;
+    char line[128];
+    (void)dev;
+    FILE *f = fopen("/proc/meminfo", "r");
+    while (f && fgets(line, sizeof line, f) && sscanf(line, "MemAvailable: %llu", &kib) != 1) {}
+    if (f) fclose(f);
+    return kib ? (size_t)kib * 1024 : SIZE_MAX;
+}
 static wrpo_result wrpo__cpu_sync(void *dev, wrpo_error *why) { (void)dev; (void)why; return WRPO_OK; }
 
 /* Threads for `work` numbers: one thread where waking others costs more than it saves. */
@@ -2837,7 +2847,7 @@ static void WRPO__(attention_bwd)(void *dev, const wrpo_attn *a, void *dq, void 
 static const wrpo_backend WRPO__(backend) = {
     .name = "cpu-" WRPO__STRING(WRPO__LEVEL), .act_bytes = 4, .dtype = WRPO_F32, .host = true,
     .open = wrpo__cpu_open, .close = wrpo__cpu_close, .alloc = wrpo__cpu_alloc, .release = wrpo__cpu_release,
-    .put = wrpo__cpu_copy, .get = wrpo__cpu_copy, .copy = wrpo__cpu_copy, .zero = wrpo__cpu_zero, .sync = wrpo__cpu_sync,
+    .put = wrpo__cpu_copy, .get = wrpo__cpu_copy, .copy = wrpo__cpu_copy, .zero = wrpo__cpu_zero, .room = wrpo__cpu_room, .sync = wrpo__cpu_sync,
     .gemm = WRPO__(gemm), .embed = WRPO__(embed), .embed_bwd = WRPO__(embed_bwd), .gather = WRPO__(gather), .gather_bwd = WRPO__(gather_bwd), .scatter = WRPO__(scatter),
     .bias = WRPO__(bias), .bias_bwd = WRPO__(bias_bwd), .colsum = WRPO__(colsum), .add = WRPO__(add), .rmsnorm = WRPO__(rmsnorm), .rmsnorm_bwd = WRPO__(rmsnorm_bwd),
     .rope = WRPO__(rope), .attention = WRPO__(attention), .attention_bwd = WRPO__(attention_bwd), .attention_scratch = WRPO__(attention_scratch),
@@ -2998,7 +3008,7 @@ static void *wrpo__device_alloc(wrpo__arena *arena, size_t n, const char *what) 
     b->ctx = ctx, b->n = n;
     wrpo__on_free(arena, wrpo__device_release, b);
     b->p = ctx->desc.backend->alloc(ctx->dev, WRPO__MAX(n, 1));
-    if (!b->p && ctx->desc.backend->room)
+    if (!b->p && !ctx->desc.backend->host && ctx->desc.backend->room)
         wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: %s: %zu bytes wanted, the device has %zu left", what, n, ctx->desc.backend->room(ctx->dev));
     if (!b->p) wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: %s: %zu bytes wanted, %zu held", what, n, ctx->bytes);
     ctx->bytes += n, ctx->device_bytes += n;
@@ -8771,7 +8781,7 @@ WRPO_API wrpo_result wrpo_model_save(wrpo_model *model, const wrpo_save_desc *de
 
 /* ---------------------------------------------------------------------------------------------- >>use
    Log-probs, then generation. Log-probs of a data set: records are packed until micro_tokens rows are full, a longer one goes alone. */
-enum { WRPO__MICRO_TOKENS = 2048 };
+enum { WRPO__MICRO_TOKENS = 1024 };
 static int64_t wrpo__longest_record(const wrpo_config *c, const wrpo_data *data) {
     int64_t rows = 1;
     for (int64_t i = 0; i < wrpo_data_count(data); i++) {
@@ -9710,7 +9720,7 @@ static void wrpo__train_check(wrpo_ctx *ctx, const wrpo_train_desc *d) {   /* d 
     WRPO__RANGE(d->eval_steps >= 0, "eval steps", d->eval_steps, "at least 0");
     WRPO__RANGE(d->recompute >= -1, "recompute", d->recompute, "a number of layers, or -1 for all");
 }
-/* ---- memory of a run: measured, and fitted into a device's ---- */
+/* ---- memory of a run: measured, and fitted into what there is ---- */
 static wrpo__shape wrpo__train_shape(const wrpo_ctx *ctx, const wrpo_config *c, int64_t recompute, int64_t rows) {
     wrpo__shape s = {.rows = rows, .train = true, .chunk = wrpo__head_chunk(ctx, c, rows)};
     s.recompute = recompute < 0 ? c->num_hidden_layers : WRPO__MIN(recompute, c->num_hidden_layers);
@@ -9728,14 +9738,14 @@ static void wrpo__measure(wrpo_ctx *ctx, const wrpo_config *config, wrpo_states 
     out->gradients = (size_t)count * sizeof(float), out->moments = 2 * wrpo_states_bytes(states, count);
     out->head = run.head_bytes;
     out->activations = run.bytes - run.head_bytes + wrpo__run_host_bytes(config, rows);
-    out->device = ctx->desc.backend->host ? 0 : out->gradients + out->moments + run.bytes;
+    out->device = out->gradients + out->moments + run.bytes;
     out->recompute = shape.recompute;
 }
 /* As asked; where no recomputing is asked for, with as few layers recomputed as let the run fit into `room`. False: it does not fit. */
 static bool wrpo__fit(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_train_desc *d, wrpo_states states, int64_t rows, size_t room, wrpo_bytes *out) {
     int64_t low = 0, high = config->num_hidden_layers;
     wrpo__measure(ctx, config, states, d->recompute, rows, out);
-    if (ctx->desc.backend->host || !ctx->desc.backend->room || out->device <= room) return true;
+    if (out->device <= room) return true;
     if (d->recompute) return false;
     while (low < high) {                               /* the more, the less it takes, but for the first, which brings a layer to share */
         const int64_t middle = (low + high) / 2;
@@ -9746,7 +9756,10 @@ static bool wrpo__fit(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_train
     wrpo__measure(ctx, config, states, low, rows, out);
     return out->device <= room;
 }
-static size_t wrpo__room(const wrpo_ctx *ctx) { return ctx->desc.backend->room ? ctx->desc.backend->room(ctx->dev) : 0; }
+static size_t wrpo__room(const wrpo_ctx *ctx) {
+    const size_t limit = ctx->desc.memory_limit, room = ctx->desc.backend->room ? ctx->desc.backend->room(ctx->dev) : SIZE_MAX;
+    return limit ? WRPO__MIN(room, limit - WRPO__MIN(limit, ctx->bytes)) : room;
+}
 WRPO_API wrpo_result wrpo_train_bytes(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_bytes *out) {
     memset(out, 0, sizeof *out);
     WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
@@ -9758,9 +9771,10 @@ WRPO_API wrpo_result wrpo_train_bytes(wrpo_ctx *ctx, const wrpo_config *config, 
         wrpo__bump weights = {0};
         wrpo__place_weights(table, &weights);
         out->weights = weights.used + (wrpo__has_masters(ctx, false) ? (size_t)count * sizeof *table->low : 0);
-        const size_t held = WRPO__MIN(ctx->device_bytes, out->weights), room = wrpo__room(ctx) + held;     /* the weights may be there already */
+        const size_t held = WRPO__MIN(ctx->device_bytes, out->weights), free = wrpo__room(ctx);            /* the weights may be there already */
+        const size_t room = free < SIZE_MAX - held ? free + held : SIZE_MAX;
         wrpo__fit(ctx, config, &d, d.states, rows, room > out->weights ? room - out->weights : 0, out);
-        if (!ctx->desc.backend->host) out->device += out->weights, out->room = room;
+        out->device += out->weights, out->room = room;
         if (data) {
             wrpo_data_stats s = wrpo_data_statistics(data);
             out->data = (size_t)(s.prompt_tokens + s.response_tokens) * 4 + (size_t)s.records * (64 + 4 * sizeof(wrpo_tokens) + 3 * sizeof(double));
@@ -9787,10 +9801,11 @@ static const char *wrpo__would_fit(wrpo_trainer *t, int64_t rows, size_t room) {
 static int64_t wrpo__fitted(wrpo_trainer *t, int64_t rows) {
     const size_t room = wrpo__room(t->ctx);
     wrpo_bytes need;
-    if (wrpo__fit(t->ctx, &t->model->config, &t->desc, t->desc.states, rows, room, &need)) return need.recompute;
+    const bool fits = wrpo__fit(t->ctx, &t->model->config, &t->desc, t->desc.states, rows, room, &need), host = t->ctx->desc.backend->host;
+    if (fits || (host && !t->ctx->desc.memory_limit)) return need.recompute;       /* a host may have more than it says: it can swap */
     const char *with = wrpo__would_fit(t, rows, room);
-    wrpo__fail(t->ctx, WRPO_E_MEMORY, "out of memory: besides its weights the run takes %.3f GiB, the device has %.3f GiB left; %s%s", (double)need.device / 1073741824.0,
-               (double)room / 1073741824.0, with ? "it would fit with " : "nothing that can be set makes it fit", with ? with : "");
+    wrpo__fail(t->ctx, WRPO_E_MEMORY, "out of memory: besides its weights the run takes %.3f GiB, %s %.3f GiB left; %s%s", (double)need.device / 1073741824.0,
+               host ? "its limit has" : "the device has", (double)room / 1073741824.0, with ? "it would fit with " : "nothing that can be set makes it fit", with ? with : "");
 }
 
 /* ---- the reference: three numbers a record, computed once, kept in a file under a fingerprint ---- */

@@ -233,6 +233,42 @@ int main(void) {
                 drop(&r);
             }
     }
+    {   /* a limit: as few layers are recomputed as fit under it, the run holds to it and has the same bits; under the least, what would fit is said */
+        wrpo_bytes kept, least, fitted;
+        wrpo_train_desc every = base;
+        every.recompute = -1, every.micro_tokens = base.micro_tokens = 600;
+        wrpo_data *data = make_data(ctx, 0, N);
+        wrpo_model *model = make_model(ctx);
+        const wrpo_config *c = wrpo_model_config(model);
+        CHECK(!wrpo_train_bytes(ctx, c, data, &base, &kept) && !wrpo_train_bytes(ctx, c, data, &every, &least) && kept.recompute == 0 && least.recompute == 3, "%s", wrpo_last_error(ctx)->text);
+        result free_run = run(base, 2);
+        for (int part = 0; part < 3; part++) {
+            wrpo_ctx *tight;
+            wrpo_trainer *t;
+            wrpo_metrics m;
+            const size_t reserve = 200000;             /* data, records and names beside the plan */
+            const wrpo_desc desc = {.threads = 2, .memory_limit = part == 2 ? least.device / 2 : (part ? least.device : (kept.device + least.device) / 2) + reserve};
+            if (wrpo_open(&desc, &tight) != WRPO_OK) exit(2);
+            wrpo_model *policy = make_model(tight);
+            wrpo_data *records_there = make_data(tight, 0, N);
+            CHECK(!wrpo_train_bytes(tight, c, records_there, &base, &fitted) && (part == 2 || (fitted.recompute > 0 && fitted.device <= fitted.room)), "part %d: %lld layers", part, (long long)fitted.recompute);
+            base.learning_rate = 1e-3, base.batch_size = 4;
+            const wrpo_result r = wrpo_trainer_new(policy, records_there, &base, &t);
+            if (part == 2) CHECK(r == WRPO_E_MEMORY && strstr(wrpo_last_error(tight)->text, "its limit has"), "%d %s", r, wrpo_last_error(tight)->text);
+            else {
+                bool same = false;
+                CHECK(r == WRPO_OK, "%s", wrpo_last_error(tight)->text);
+                for (int i = 0; r == WRPO_OK && i < free_run.steps; i++) CHECK(!wrpo_trainer_step(t, &m) && m.loss == free_run.m[i].loss, "step %d: %.17g", i, m.loss);
+                worst_difference(policy, free_run.model, &same);
+                CHECK(same && tight->bytes <= desc.memory_limit, "other bits, or %zu bytes held of %zu", tight->bytes, desc.memory_limit);
+                wrpo_trainer_free(t);
+            }
+            wrpo_data_free(records_there), wrpo_model_free(policy);
+            wrpo_close(tight);
+        }
+        base.learning_rate = 0, base.batch_size = 0, base.micro_tokens = 0;
+        drop(&free_run), wrpo_data_free(data), wrpo_model_free(model);
+    }
     {   /* bfloat16: a frozen model on a mapped file has the bits of a loaded one; training works on float masters, which a save keeps */
         wrpo_model *made = make_model(ctx), *loaded, *frozen, *again;
         wrpo_data *data = make_data(ctx, 0, N);

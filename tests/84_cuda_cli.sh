@@ -20,7 +20,7 @@ if [ -x "${W}_cuda" ]; then
     C=${W}_cuda
     "$C" $TRAIN --out cuda --device cuda >out.txt 2>err.txt
     check "training" test -s cuda/model.safetensors
-    check "the plan" grep -q '^device  *[0-9].* free, 0 of 2 layers recomputed' out.txt
+    check "the plan" grep -q '^room  *[0-9].* free, 0 of 2 layers recomputed' out.txt
     check "the plan names masters and moments" grep -q '^memory .*weights.*moments' out.txt
     check "four steps" test "$(grep -c '"loss"' cuda/metrics.jsonl)" -eq 4
     check "ln 2 at step 0" sh -c 'head -1 cuda/metrics.jsonl | grep -q "\"loss\": 0.69314718"'
@@ -32,7 +32,7 @@ if [ -x "${W}_cuda" ]; then
         check "$c" test -s $c.json
     done
     "$C" inspect cuda --device cuda >out.txt 2>err.txt
-    check "inspect" grep -q '^device ' out.txt
+    check "inspect" grep -q '^room ' out.txt
     "$C" $TRAIN --out new --device cuda --dtype f32 >out.txt 2>err.txt
     check "float products: refused" grep -q '^wrpo: cuda: .*want dtype bf16, found f32' err.txt
     EMU_MEMORY=1000000 "$C" $TRAIN --out new --device cuda >out.txt 2>err.txt
@@ -41,12 +41,12 @@ if [ -x "${W}_cuda" ]; then
     long=$(printf 'word %.0s' $(seq 250))
     for i in 1 2 3 4; do record "r$i" "$long" "a good answer $i" "good $i" "bad $i"; done >quads.jsonl
     recomputed() { EMU_MEMORY=$1 "$C" $TRAIN --max-steps 1 --max-length 2000 --micro-tokens 2000 --out "run$1" --device cuda >out.txt 2>err.txt; }
-    wanted=$(recomputed 100000000; sed -nE 's/^device +([0-9.]+) MiB.*/\1/p' out.txt)
+    wanted=$(recomputed 100000000; sed -nE 's/^room +([0-9.]+) MiB.*/\1/p' out.txt)
     for part in 90 75 40; do
         bytes=$(awk "BEGIN { printf \"%d\", (16.2 + $wanted * $part / 100) * 1048576 * 1.01 }")
         recomputed "$bytes"
         if [ -s "run$bytes/model.safetensors" ]; then
-            check "$part %: layers are recomputed" grep -qE '^device .* [12] of 2 layers recomputed' out.txt
+            check "$part %: layers are recomputed" grep -qE '^room .* [12] of 2 layers recomputed' out.txt
             check "$part %: and change nothing" cmp -s "run$bytes/model.safetensors" run100000000/model.safetensors
             fitted=1
         else
