@@ -8961,51 +8961,60 @@ WRPO_API wrpo_result wrpo_stop_tokens(wrpo_model *model, wrpo_tokenizer *tok, in
 
 /* ---- the sampler: one row of logits, on the host ---- */
 static bool wrpo__outranks(wrpo__weighed a, wrpo__weighed b) { return a.weight > b.weight || (a.weight == b.weight && a.id < b.id); }
-static void wrpo__sift(wrpo__weighed *heap, int64_t n, int64_t i) {   /* the first in rank is at 0 */
-    const wrpo__weighed x = heap[i];
-    for (int64_t child; (child = 2 * i + 1) < n; i = child) {
-        if (child + 1 < n && wrpo__outranks(heap[child + 1], heap[child])) child++;
-        if (!wrpo__outranks(heap[child], x)) break;
-        heap[i] = heap[child];
+/* The fewest of w[n], by rank, that are `most` or weigh `mass`, to the front, in no order; their number, at least 1 (Hoare 1961). */
+static int64_t wrpo__select_top(wrpo__weighed *w, int64_t n, int64_t most, double mass) {
+    int64_t low = 0, high = n;       /* those before low are in, those from high on are out */
+    while (high - low > 1) {
+        const wrpo__weighed a = w[low], b = w[low + (high - low) / 2], c = w[high - 1];
+        const wrpo__weighed pivot = wrpo__outranks(a, b) ? (wrpo__outranks(b, c) ? b : wrpo__outranks(a, c) ? c : a) : wrpo__outranks(a, c) ? a : wrpo__outranks(b, c) ? c : b;
+        int64_t at = low;
+        double sum = 0;
+        for (int64_t i = low; i < high; i++) {         /* what outranks the pivot, then the pivot, then the rest */
+            if (wrpo__outranks(pivot, w[i])) continue;
+            const wrpo__weighed x = w[i];
+            sum += x.id == pivot.id ? 0 : (double)x.weight;
+            w[i] = w[at], w[at++] = x;
+        }
+        int64_t own = low;
+        while (w[own].id != pivot.id) own++;
+        w[own] = w[at - 1], w[at - 1] = pivot;
+        if (at - 1 - low >= most || (at - 1 > low && sum >= mass)) high = at - 1;
+        else if (at - low >= most || sum + (double)pivot.weight >= mass) return at;
+        else mass -= sum + (double)pivot.weight, most -= at - low, low = at;
     }
-    heap[i] = x;
+    return WRPO__MAX(high, 1);
 }
 /* A token by u in [0, 1): weights w = e^((x - max x) / temperature); the top_k largest of them; of these the fewest, by rank, that
-   have top_p of their sum; from those the one at u of theirs. heap [V] is scratch, not needed where nothing is left out. */
-static int32_t wrpo__draw(const float *x, int64_t V, float cap, double temperature, int64_t top_k, double top_p, double u, wrpo__weighed *heap) {
-    int64_t best = 0, n = 0, kept = 0;
-    double total = 0, mass = 0;
+   have top_p of their sum; from those the one at u of theirs. room [V] is not needed where nothing is left out. */
+static int32_t wrpo__draw(const float *x, int64_t V, float cap, double temperature, int64_t top_k, double top_p, double u, wrpo__weighed *room) {
+    int64_t best = 0, n = 0;
+    double total = 0, sum = 0;
     for (int64_t i = 1; i < V; i++)
         if (x[i] > x[best]) best = i;
     if (temperature == WRPO_ZERO) return (int32_t)best;
     const float scale = (float)(1 / temperature), top = cap > 0 ? cap * tanhf(x[best] / cap) : x[best];
 #define WRPO__WEIGHT(i) expf(((cap > 0 ? cap * tanhf(x[i] / cap) : x[i]) - top) * scale)
-    if (!heap) {
+    if (!room) {
         for (int64_t i = 0; i < V; i++) total += (double)WRPO__WEIGHT(i);
         for (int64_t i = 0; i < V; i++)
-            if ((mass += (double)WRPO__WEIGHT(i)) > u * total) return (int32_t)i;
+            if ((sum += (double)WRPO__WEIGHT(i)) > u * total) return (int32_t)i;
         return (int32_t)best;
     }
-    for (int64_t i = 0; i < V; i++) total += (double)(heap[i] = (wrpo__weighed){WRPO__WEIGHT(i), (int32_t)i}).weight;
+    for (int64_t i = 0; i < V; i++) total += (double)(room[i] = (wrpo__weighed){WRPO__WEIGHT(i), (int32_t)i}).weight;
 #undef WRPO__WEIGHT
     const double least = top_k ? 0 : (1 - top_p) * total / (double)V;      /* all the smaller ones together have less than 1 - top_p */
     for (int64_t i = 0; i < V; i++)
-        if ((double)heap[i].weight >= least) heap[n++] = heap[i];
-    for (int64_t i = n / 2 - 1; i >= 0; i--) wrpo__sift(heap, n, i);
-    const int64_t most = top_k ? WRPO__MIN(top_k, n) : n;
-    while (kept < most && (top_k || kept == 0 || mass < top_p * total)) {      /* rank r goes to heap[n - 1 - r] */
-        const wrpo__weighed first = heap[0];
-        heap[0] = heap[n - 1 - kept];
-        heap[n - 1 - kept++] = first;
-        wrpo__sift(heap, n - kept, 0);
-        mass += (double)first.weight;
+        if ((double)room[i].weight >= least) room[n++] = room[i];
+    if (top_k && top_k < n) {
+        n = wrpo__select_top(room, n, top_k, INFINITY), total = 0;
+        for (int64_t i = 0; i < n; i++) total += (double)room[i].weight;
     }
-    const double wanted = top_p * mass;
-    if (top_k)
-        for (kept = 0, mass = 0; kept < most && (kept == 0 || mass < wanted); kept++) mass += (double)heap[n - 1 - kept].weight;
-    for (int64_t r = 0; r < kept; r++)
-        if ((total = (r ? total : 0) + (double)heap[n - 1 - r].weight) > u * mass) return heap[n - 1 - r].id;
-    return heap[n - kept].id;
+    if (top_p < 1) n = wrpo__select_top(room, n, n, top_p * total);
+    total = 0;
+    for (int64_t i = 0; i < n; i++) total += (double)room[i].weight;
+    for (int64_t i = 0; i < n; i++)
+        if ((sum += (double)room[i].weight) > u * total) return room[i].id;
+    return room[n - 1].id;
 }
 
 /* ---- text ---- */

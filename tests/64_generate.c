@@ -264,22 +264,43 @@ static void frequencies(const wrpo_json *scale) {
     free_prompts(list, 1);
     wrpo_model_free(model);
 }
-/* Edges of the sampler: what is kept is exact, also where probabilities are equal. */
+/* Edges of the sampler: what is kept is exact, also where weights are equal. */
 static void sampler(void) {
-    static const float x[6] = {1, 3, 2, 3, -INFINITY, 0};
-    wrpo__weighed heap[6];
-    CHECK(wrpo__draw(x, 6, 0, WRPO_ZERO, 0, 0.9, 0.99, heap) == 1, "greedy: of equal ones the first");
+    static const float x[6] = {1, 3, 2, 3, -INFINITY, 0}, capped[2] = {100, 1000};     /* nearly equal once they are capped */
+    wrpo__weighed room[600];
+    int counts[4] = {0};
+    CHECK(wrpo__draw(x, 6, 0, WRPO_ZERO, 0, 0.9, 0.99, room) == 1, "greedy: of equal ones the first");
     for (int i = 0; i < 100; i++) {
         const double u = i / 100.0;
-        CHECK(wrpo__draw(x, 6, 0, 1, 1, 1, u, heap) == 1, "top_k 1 at %g", u);
-        CHECK(wrpo__draw(x, 6, 0, 1, 0, 1e-9, u, heap) == 1, "the smallest top_p at %g", u);
-        CHECK(wrpo__draw(x, 6, 0, 1, 2, 1, u, heap) == (u < 0.5 ? 1 : 3), "top_k 2 at %g", u);
-        CHECK(wrpo__draw(x, 6, 0, 1, 2, 0.5, u, heap) == 1, "half of two equal ones is the first, at %g", u);
-        CHECK(wrpo__draw(x, 6, 0, 1e-3, 0, 1, u, NULL) == (u < 0.5 ? 1 : 3), "cold, at %g", u);
+        CHECK(wrpo__draw(x, 6, 0, 1, 1, 1, u, room) == 1, "top_k 1 at %g", u);
+        CHECK(wrpo__draw(x, 6, 0, 1, 0, 1e-9, u, room) == 1, "the smallest top_p at %g", u);
+        CHECK(wrpo__draw(x, 6, 0, 1, 2, 0.5, u, room) == 1, "half of two equal ones is the first, at %g", u);
         CHECK(wrpo__draw(x, 6, 0, 1, 0, 1, u, NULL) != 4, "a token without probability at %g", u);
-        const float capped[2] = {100, 1000};           /* nearly equal once they are capped */
-        CHECK(wrpo__draw(capped, 2, 1.0f, 1, 0, 1, u, NULL) == (u < 0.5 ? 0 : 1), "capped, at %g", u);
+        const int32_t two = wrpo__draw(x, 6, 0, 1, 2, 1, u, room), cold = wrpo__draw(x, 6, 0, 1e-3, 0, 1, u, NULL);
+        CHECK((two == 1 || two == 3) && (cold == 1 || cold == 3), "at %g: %d and %d", u, (int)two, (int)cold);
+        counts[0] += two == 1, counts[1] += cold == 1, counts[2] += wrpo__draw(capped, 2, 1.0f, 1, 0, 1, u, NULL) == 0;
     }
+    CHECK(counts[0] == 50 && counts[1] == 50 && counts[2] == 50, "halves: %d, %d, %d of 100", counts[0], counts[1], counts[2]);
+    for (int n = 1; n <= 600; n = n * 3 / 2 + 1)       /* what selection keeps is what sorting keeps */
+        for (int kind = 0; kind < 4; kind++) {
+            ranked sorted[600];
+            double total = 0, mass = 0;
+            for (int i = 0; i < n; i++) {
+                const uint64_t bits = golden_bits("select", (uint64_t)(n * 1000 + i));
+                const float weight = kind == 0 ? 1 : kind == 1 ? (float)(bits % 3) : kind == 2 ? (float)i : (float)(bits % 1000) * 1e-3f;
+                room[i] = (wrpo__weighed){weight, i}, sorted[i] = (ranked){(double)weight, i}, total += (double)weight;
+            }
+            const double want = total * (double)(golden_bits("mass", (uint64_t)(n + kind)) % 1000) / 1000;
+            const int64_t most = 1 + (int64_t)(golden_bits("most", (uint64_t)(n + kind)) % (uint64_t)n), got = wrpo__select_top(room, n, most, want);
+            int64_t k = 0;
+            bool in[600] = {false};
+            qsort(sorted, (size_t)n, sizeof *sorted, by_rank);
+            while (k < n && (k == 0 || (k < most && mass < want))) mass += sorted[k++].p;
+            for (int64_t i = 0; i < got; i++) in[room[i].id] = true;
+            bool all = got == k;
+            for (int64_t i = 0; i < k; i++) all = all && in[sorted[i].id];
+            CHECK(all, "%d weights of kind %d, at most %lld, %g of %g: %lld kept, want %lld", n, kind, (long long)most, want, total, (long long)got, (long long)k);
+        }
 }
 
 /* ---- text, stops, refusals ---- */
