@@ -367,7 +367,7 @@ static run_of open_run(const wrpo_backend *be) {
 static void close_run(run_of *r) {
     wrpo_data_free(r->data), wrpo_tokenizer_free(r->tok), wrpo_model_free(r->model), wrpo_close(r->ctx);
 }
-typedef struct outcome { double reference, step, seconds; wrpo_metrics m; wrpo_bytes bytes; } outcome;
+typedef struct outcome { double reference, step, least, seconds; wrpo_metrics m; wrpo_bytes bytes; } outcome;
 /* The reference pass, one step to warm up, then opt.steps steps; timing is on for those, and for the reference if all is set. */
 static outcome train(run_of *r, bool all) {
     wrpo_trainer *t;
@@ -392,7 +392,7 @@ static outcome train(run_of *r, bool all) {
         steps[i] = now() - begin, o.seconds += steps[i];
     }
     timing = false;
-    o.step = median(steps, opt.steps);
+    o.step = median(steps, opt.steps), o.least = steps[0];
     wrpo_trainer_free(t);
     return o;
 }
@@ -445,7 +445,7 @@ static void step(void) {
         flops += rows[i].flops, bytes += rows[i].bytes;
         if (!strncmp(rows[i].name, "attention", 9)) attention += rows[i].seconds;
     }
-    printf("step %.4f reference %.4f rows %lld tokens %lld gflop %.3f gbyte %.3f peak_mib %.1f predicted_mib %.1f start_mib %.1f attention %.4f\n", o.step, o.reference,
+    printf("step %.4f least %.4f reference %.4f rows %lld tokens %lld gflop %.3f gbyte %.3f peak_mib %.1f predicted_mib %.1f start_mib %.1f attention %.4f\n", o.step, o.least, o.reference,
            (long long)o.m.tokens, (long long)sequence_tokens(r.data), flops / (double)opt.steps * 1e-9, bytes / (double)opt.steps * 1e-9, (double)peak / 1024,
            (double)o.bytes.total / 1048576, (double)before / 1024, attention / (double)opt.steps);
     close_run(&r);
