@@ -1,7 +1,7 @@
 #!/bin/sh
 # usage: bench_peers.sh DATA WORK [CONFIG [DTYPE [RECORDS [BATCH [REPS]]]]]     whole WRPO training runs beside PyTorch and TRL
 #   DATA     folder with tokenizers/ and alpacaeval/quads.jsonl        WORK   where models and results go (several GB)
-#   CONFIG   smollm2 (SmolLM2-135M's shape) or llama1b (Llama-3.2-1B's)   DTYPE  f32 or bf16
+#   CONFIG   smollm2 (SmolLM2-135M's shape), llama1b (Llama-3.2-1B's) or tiny (to try the scripts)   DTYPE  f32 or bf16
 # The README's tables:
 #   sh bench_peers.sh DATA WORK smollm2 f32 32 8 3
 #   sh bench_peers.sh DATA WORK smollm2 bf16 32 8 3
