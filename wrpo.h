@@ -358,7 +358,7 @@ typedef struct wrpo_generate_desc {
     int64_t top_k;                   /* from the k likeliest; first top_k, then top_p of what is left; 0 = all */
     uint64_t seed;                   /* 0 = 42 */
     const int32_t *stop; int64_t stop_count;           /* NULL = wrpo_stop_tokens */
-    int64_t batch;                   /* samples decoded at once: speed against memory; 0 = 32 */
+    int64_t batch;                   /* samples decoded at once: speed against memory; 0 = 32; fewer where there is no room for them */
     bool (*on_text)(int64_t prompt, int64_t sample, const char *utf8, size_t size, void *user);   /* as it comes, in whole characters */
     bool (*on_done)(int64_t prompt, const wrpo_sample *samples /* [n] */, void *user);              /* in the order of the prompts */
     bool (*on_step)(int64_t prompts /* done */, int64_t tokens /* made */, void *user);
@@ -3014,6 +3014,10 @@ static void *wrpo__device_alloc(wrpo__arena *arena, size_t n, const char *what) 
     ctx->bytes += n, ctx->device_bytes += n;
     if (ctx->bytes > ctx->peak) ctx->peak = ctx->bytes;
     return b->p;
+}
+static size_t wrpo__room(const wrpo_ctx *ctx) {        /* bytes that may still be taken */
+    const size_t limit = ctx->desc.memory_limit, room = ctx->desc.backend->room ? ctx->desc.backend->room(ctx->dev) : SIZE_MAX;
+    return limit ? WRPO__MIN(room, limit - WRPO__MIN(limit, ctx->bytes)) : room;
 }
 /* A layout is run twice over one text: on base NULL to measure, on real memory to assign. */
 typedef struct wrpo__bump { char *base; size_t used; bool overflow; } wrpo__bump;
@@ -9195,6 +9199,28 @@ static void wrpo__generate_check(const wrpo__generation *g) {
                            (long long)i, (int)p->ids[j], (long long)c->vocab_size);
     }
 }
+/* The capacities; fewer samples at once where memory is short, which changes none of them. */
+static wrpo__shape wrpo__generation_shape(wrpo__generation *g) {
+    wrpo_ctx *ctx = g->model->ctx;
+    const wrpo_config *c = &g->model->config;
+    int64_t *batch = &g->desc.batch, n = g->desc.n, wanted = *batch;
+    for (;; *batch = (*batch + 1) / 2) {
+        g->jobs_most = WRPO__MIN(g->count, 2 * wrpo__div_up(*batch, n) + 1);
+        wrpo__shape shape = {.rows = *batch + WRPO__MAX(n, WRPO__MIN(g->jobs_most * g->longest, WRPO__MICRO_TOKENS)),
+                             .cache = g->jobs_most * g->longest + *batch * g->limit};
+        wrpo__run run = {.layer = NULL};
+        wrpo__bump need = {0};
+        shape.chunk = wrpo__head_chunk(ctx, c, WRPO__MIN(shape.rows, 2 * *batch + n));
+        wrpo__run_layout(ctx, c, &shape, &run, &need);
+        const bool possible = shape.cache <= INT32_MAX && !need.overflow, fits = possible && need.used <= wrpo__room(ctx);
+        if (fits && *batch < wanted) wrpo__log(ctx, WRPO_LOG_INFO, "memory for %lld samples at once, not %lld", (long long)*batch, (long long)wanted);
+        if (fits) return shape;
+        if (*batch > 1) continue;
+        if (possible && ctx->desc.backend->host && !ctx->desc.memory_limit) return shape;      /* a host may have more than it says: it can swap */
+        wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: one sample at a time takes %.3f GiB, there are %.3f; want fewer tokens", (double)need.used / 1073741824.0,
+                   (double)wrpo__room(ctx) / 1073741824.0);
+    }
+}
 WRPO_API wrpo_result wrpo_generate(wrpo_model *model, const wrpo_prompt *prompts, int64_t count, const wrpo_generate_desc *desc) {
     wrpo_ctx *ctx = model->ctx;
     WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
@@ -9213,11 +9239,7 @@ WRPO_API wrpo_result wrpo_generate(wrpo_model *model, const wrpo_prompt *prompts
         for (int64_t i = 0; i < count; i++) g->longest = WRPO__MAX(g->longest, prompts[i].count), shortest = WRPO__MIN(shortest, prompts[i].count);
         g->limit = WRPO__MIN(g->desc.max_tokens, c->max_position_embeddings - shortest);
         if (count <= g->desc.batch / g->desc.n) g->desc.batch = count * g->desc.n;
-        g->jobs_most = WRPO__MIN(count, 2 * wrpo__div_up(g->desc.batch, g->desc.n) + 1);
-        wrpo__shape shape = {.rows = g->desc.batch + WRPO__MAX(g->desc.n, WRPO__MIN(g->jobs_most * g->longest, WRPO__MICRO_TOKENS)),
-                             .cache = g->jobs_most * g->longest + g->desc.batch * g->limit};
-        shape.chunk = wrpo__head_chunk(ctx, c, WRPO__MIN(shape.rows, 2 * g->desc.batch + g->desc.n));
-        if (shape.cache > INT32_MAX) wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: a cache of %lld keys; want fewer samples at once or tokens", (long long)shape.cache);
+        const wrpo__shape shape = wrpo__generation_shape(g);
         g->run = wrpo__run_new(arena, model, &shape);
         g->live = wrpo__alloc(arena, (size_t)g->desc.batch, sizeof(wrpo__draft *));
         g->taken = wrpo__alloc(arena, (size_t)g->jobs_most, sizeof *g->taken);
@@ -9764,10 +9786,6 @@ static bool wrpo__fit(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_train
     }
     wrpo__measure(ctx, config, states, low, rows, out);
     return out->device <= room;
-}
-static size_t wrpo__room(const wrpo_ctx *ctx) {
-    const size_t limit = ctx->desc.memory_limit, room = ctx->desc.backend->room ? ctx->desc.backend->room(ctx->dev) : SIZE_MAX;
-    return limit ? WRPO__MIN(room, limit - WRPO__MIN(limit, ctx->bytes)) : room;
 }
 WRPO_API wrpo_result wrpo_train_bytes(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_bytes *out) {
     memset(out, 0, sizeof *out);

@@ -149,8 +149,9 @@ static void same_as_forward(const char *name, const wrpo_json *scale, const char
     free_prompts(list, COUNT), free(k.of);
     wrpo_model_free(model);
     wrpo_close(c);
-    unsetenv("WRPO_CPU");
 }
+static char heard[200];
+static void hear(wrpo_level level, const char *text, void *user) { (void)level, (void)user; snprintf(heard, sizeof heard, "%s", text); }
 /* A sample is the same in whatever batch, with however many threads, beside whatever other prompts. */
 static void same_beside_others(const wrpo_json *scale) {
     enum { COUNT = 7, N = 4 };
@@ -185,8 +186,19 @@ static void same_beside_others(const wrpo_json *scale) {
         CHECK(same(&all.of[4 * N], &all.of[4 * N + i]), "greedy samples differ");
     }
     wrpo_ctx *c;
-    CHECK(wrpo_open(&(wrpo_desc){.threads = 1}, &c) == WRPO_OK, "open");
+    CHECK(wrpo_open(&(wrpo_desc){.threads = 1, .log.fn = hear}, &c) == WRPO_OK, "open");
     wrpo_model *again = family(c, "smollm2", scale);
+    for (int tight = 0; again && tight < 2; tight++) {  /* a limit that has room for few at once, then for not even one */
+        c->desc.memory_limit = c->bytes + (tight ? 100000 : 1700000);
+        wrpo_generate_desc few = d;
+        few.batch = 64;
+        k = generate(again, list, COUNT, few, tight ? WRPO_E_MEMORY : WRPO_OK);
+        if (tight) CHECK(strstr(wrpo_last_error(c)->text, "out of memory: one sample at a time takes"), "%s", wrpo_last_error(c)->text);
+        else CHECK(strstr(heard, "samples at once, not 28"), "\"%s\"", heard);
+        for (int64_t i = 0; i < COUNT * N && !tight; i++) CHECK(same(&k.of[i], &all.of[i]), "short of memory: sample %lld", (long long)i);
+        free(k.of);
+    }
+    c->desc.memory_limit = 0;
     k = generate(again, list, COUNT, d, WRPO_OK);
     for (int64_t i = 0; i < COUNT * N; i++) CHECK(same(&k.of[i], &all.of[i]), "one thread: sample %lld", (long long)i);
     free(k.of), free(all.of);
@@ -463,6 +475,7 @@ static void refusals(const wrpo_json *scale) {
 
 int main(int argc, char **argv) {
     static const char *const paths[] = {"avx512", "avx2", "generic"};
+    char *own = getenv("WRPO_CPU") ? strdup(getenv("WRPO_CPU")) : NULL;
     if (wrpo_open(NULL, &ctx) != WRPO_OK) return 1;
     const wrpo_json *golden = golden_read(ctx, argc > 1 ? argv[1] : "golden/generate.json"), *weights = golden_read(ctx, "golden/families/llama/golden.json");
     const wrpo_json *scale = golden_get(weights, "scale");             /* common.py's, of all families */
@@ -471,6 +484,8 @@ int main(int argc, char **argv) {
     sampler();
     for (int i = 0; i < 3; i++)
         for (const wrpo_json *f = golden_get(golden, "families")->child; f; f = f->next) same_as_forward(f->key, scale, paths[i]);
+    if (own) setenv("WRPO_CPU", own, 1);
+    else unsetenv("WRPO_CPU");
     same_beside_others(scale);
     frequencies(scale);
     texts(scale);
@@ -478,5 +493,6 @@ int main(int argc, char **argv) {
     wrpo_json_free(ctx, (wrpo_json *)(uintptr_t)golden);
     wrpo_json_free(ctx, (wrpo_json *)(uintptr_t)weights);
     wrpo_close(ctx);
+    free(own);
     return test_end("64_generate");
 }
