@@ -1017,6 +1017,7 @@ typedef struct answers {             /* what the callbacks of a generation know 
     const char *name, *list;         /* sample: the model and the name of the list */
     int64_t first, n, cut, tokens;   /* prompts that were done before; samples of each; cut off; tokens of all */
     double begin;
+    int tenths;                      /* done, of all prompts: where there is no bar, each is a line */
     bool failed;                     /* a callback has complained */
 } answers;
 static bool answers_step(int64_t done, int64_t tokens, void *user) {
@@ -1028,7 +1029,10 @@ static bool answers_step(int64_t done, int64_t tokens, void *user) {
     snprintf(p[0].s, sizeof p->s, "%lld/%lld", (long long)(a->first + done), (long long)a->p->count);
     snprintf(p[1].s, sizeof p->s, "%.0f tok/s", (double)tokens / (t > 0 ? t : 1));
     snprintf(p[2].s, sizeof p->s, "%.16s left", time_text(done ? t / (double)done * (double)left : 0).s);
-    if (a->f != stdout) screen_draw(&a->z->screen, (double)(a->first + done) / (double)a->p->count, p, done ? 3 : 2);
+    const double part = (double)(a->first + done) / (double)a->p->count;
+    if (a->f != stdout) screen_draw(&a->z->screen, part, p, done ? 3 : 2);
+    if (a->f != stdout && !a->z->screen.bar && part < 1 && (int)(10 * part) > a->tenths) printf("%s prompts, %s, %s\n", p[0].s, p[1].s, p[2].s), fflush(stdout);
+    a->tenths = (int)(10 * part);
     return !interrupted;
 }
 static bool answers_written(answers *a, bool ok) {     /* the line is whole and on its way to the disk */
