@@ -1507,7 +1507,7 @@ WRPO_API double wrpo_lr_factor(wrpo_schedule schedule, int64_t warmup, int64_t k
    set to 16 (AVX-512) and 8 (AVX2 and FMA), then reads on with 4 (whatever 16-byte vectors the compiler knows:
    SSE2, NEON) or, for a compiler without GCC's vector extensions, 1. wrpo_backend_cpu picks the widest one
    that the machine runs, whatever -march says; the environment variable WRPO_CPU = avx512, avx2 or generic
-   asks for a narrower one.
+   asks for less (avx512: without AMX).
 
    What holds throughout: a thread never adds into another's sum, and how a sum is cut depends on the shapes
    alone; so results depend neither on the number of threads nor on the run. Further, the numbers of a row
@@ -1535,7 +1535,7 @@ enum {
 typedef struct wrpo__cpu {
     wrpo_allocator memory;
     int threads;
-    bool pairs;                      /* bfloat16 is wanted and the machine multiplies it: of a weight in it, and of two activations (TN) */
+    bool pairs, tiles;               /* bfloat16 is wanted and the machine multiplies it, by vectors or by tiles: a weight in it, two activations (TN) */
     size_t bytes, peak;              /* of what alloc gave out, and of the buffers below */
     float *packed;                   /* the products' A, shared by all threads */
     float *scratch;                  /* WRPO__THREAD_FLOATS for each thread */
@@ -1579,6 +1579,33 @@ static bool wrpo__has_pairs(void) {    /* AVX512_BF16: CPUID 7.1, EAX bit 5 */
     return false;
 #endif
 }
+/* AMX: tiles of 16 rows of 64 bytes, named 0 ... 7, and c += a b of tiles of bfloat16 pairs. By name, as no compiler option may be asked
+   for. A test may define the six itself and so run this code on any machine. */
+#if defined(__GNUC__) && defined(__x86_64__) && !defined(WRPO__TILE_DOT)
+#define WRPO__TILE_CONFIG(p) __asm__ volatile("ldtilecfg %0" : : "m"(*(const char (*)[64])(p)))
+#define WRPO__TILE_RELEASE() __asm__ volatile("tilerelease")
+#define WRPO__TILE_ZERO(t) __asm__ volatile("tilezero %%tmm" #t : :)
+#define WRPO__TILE_LOAD(t, p, stride) __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #t : : "r"(p), "r"((int64_t)(stride)) : "memory")
+#define WRPO__TILE_STORE(t, p, stride) __asm__ volatile("tilestored %%tmm" #t ", (%0,%1,1)" : : "r"(p), "r"((int64_t)(stride)) : "memory")
+#define WRPO__TILE_DOT(c, a, b) __asm__ volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #c : :)
+static bool wrpo__has_tiles(void) {    /* CPUID 1: OSXSAVE; 7: AMX-BF16, AMX-TILE; XCR0: the system saves tiles; and it lets this process use them */
+    unsigned a, b, c, d, low, high;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> 27 & 1) || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d >> 22 & 1) || !(d >> 24 & 1)) return false;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    if ((low >> 17 & 3) != 3) return false;
+#ifdef __linux__
+    long r;                            /* arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA) */
+    __asm__ volatile("syscall" : "=a"(r) : "a"(158L), "D"(0x1023L), "S"(18L) : "rcx", "r11", "memory");
+    return r == 0;
+#else
+    return true;
+#endif
+}
+#elif defined(WRPO__TILE_DOT)
+static bool wrpo__has_tiles(void) { return true; }
+#else
+static bool wrpo__has_tiles(void) { return false; }
+#endif
 static wrpo_result wrpo__cpu_open(void **dev, const wrpo_desc *desc, wrpo_error *why) {
     wrpo__cpu *cpu = desc->memory.alloc(sizeof *cpu, desc->memory.user);
     *dev = NULL;
@@ -1586,6 +1613,8 @@ static wrpo_result wrpo__cpu_open(void **dev, const wrpo_desc *desc, wrpo_error 
         memset(cpu, 0, sizeof *cpu);
         cpu->memory = desc->memory;
         cpu->threads = WRPO__MAX(desc->threads, 1), cpu->pairs = desc->dtype == WRPO_BF16 && !strcmp(desc->backend->name, "cpu-avx512") && wrpo__has_pairs();
+        const char *want = getenv("WRPO_CPU");
+        cpu->tiles = cpu->pairs && (!want || strcmp(want, "avx512")) && wrpo__has_tiles();
         cpu->packed = wrpo__cpu_alloc(cpu, WRPO__A_WORDS * sizeof(float));
         if ((size_t)cpu->threads < SIZE_MAX / 2 / (WRPO__THREAD_FLOATS * sizeof(float)))
             cpu->scratch = wrpo__cpu_alloc(cpu, (size_t)cpu->threads * WRPO__THREAD_FLOATS * sizeof(float));
@@ -2324,7 +2353,7 @@ WRPO__INLINE void WRPO__(pack_pairs)(float *dst, int64_t next, const int width, 
                     for (int i = 0; i < WRPO__LANES; i++) {
                         const int64_t at = (p + l + i) * ls + k;
                         if (l + i >= lanes) x[i] = (WRPO__V){0};
-                        else if (half) x[i] = WRPO__LOAD((const float *)(const void *)((const uint16_t *)from + at));
+                        else if (half) memcpy(&x[i], (const uint16_t *)from + at, sizeof x[i]);
                         else x[i] = wrpo__pair_of(WRPO__VECTOR(at), WRPO__VECTOR(at + WRPO__LANES));
                     }
                     WRPO__(transpose)(x);
@@ -2343,6 +2372,27 @@ WRPO__INLINE void WRPO__(pack_pairs)(float *dst, int64_t next, const int width, 
                 memcpy(dst + k / 2 * stride + l, &word, 4);
             }
     }
+}
+/* The same of A for tiles: panels of 32 lanes, [lane][words]; words are a multiple of 16, what is missing is 0. */
+WRPO__ROW void WRPO__(pack_a_tiles)(float *dst, const float *src, int64_t ls, int64_t ks, int64_t n, int64_t kc, int64_t words) {
+    const WRPO__U high = (WRPO__U){0} + 0xFFFF0000u;
+    for (int64_t l = 0; l < (n + 31) / 32 * 32; l += 16)
+        for (int64_t k = 0; k < 2 * words; k += 32) {
+            WRPO__V x[16];
+            for (int64_t i = 0; i < 16; i++)
+                if (ls != 1) {
+                    const float *from = src + (l + i) * ls + k;
+                    x[i] = l + i < n ? (WRPO__V)wrpo__pair_of(WRPO__(get)(from, kc - k, 0), WRPO__(get)(kc - k > 16 ? from + 16 : from, kc - k - 16, 0)) : (WRPO__V){0};
+                } else {
+                    const int64_t at = k + 2 * i;
+                    WRPO__U a = at < kc ? WRPO__BITS(WRPO__(get)(src + at * ks + l, n - l, 0)) : (WRPO__U){0};
+                    WRPO__U b = at + 1 < kc ? WRPO__BITS(WRPO__(get)(src + (at + 1) * ks + l, n - l, 0)) : (WRPO__U){0};
+                    a += 0x7FFFu + (a >> 16 & 1), b += 0x7FFFu + (b >> 16 & 1);
+                    x[i] = WRPO__FLOATS(a >> 16 | (b & high));
+                }
+            if (ls == 1) WRPO__(transpose)(x);
+            for (int i = 0; i < 16; i++) WRPO__STORE(dst + (l + i) * words + k / 2, x[i]);
+        }
 }
 WRPO__ROW void WRPO__(pack_a_pairs)(float *dst, int64_t next, const float *src, int64_t ls, int64_t ks, int64_t n, int64_t kc) {
     WRPO__(pack_pairs)(dst, next, WRPO__(MR), WRPO__(MS), src, false, ls, ks, n, kc);
@@ -2417,6 +2467,38 @@ WRPO__TILE(tile_four_pairs, 4, true)
 WRPO__TILE(tile_one_pairs, 1, true)
 #endif
 #undef WRPO__TILE
+#if defined(WRPO__IN_PAIRS) && defined(WRPO__TILE_DOT)
+/* c[m,n] = or += a b: a[32][words] by b[words][32], in four tiles of C */
+WRPO__ROW void WRPO__(tile_amx)(int64_t words, const float *a, const float *b, float *c, int64_t ldc, int64_t m, int64_t n, bool add) {
+    float t[32 * 32];
+    const bool both = m > 16;
+    WRPO__TILE_ZERO(0);
+    WRPO__TILE_ZERO(1);
+    WRPO__TILE_ZERO(2);
+    WRPO__TILE_ZERO(3);
+    for (int64_t w = 0; w < words; w += 16) {
+        WRPO__TILE_LOAD(4, a + w, words * 4);
+        WRPO__TILE_LOAD(6, b + w * 32, 128);
+        WRPO__TILE_DOT(0, 4, 6);
+        WRPO__TILE_LOAD(7, b + w * 32 + 16, 128);
+        WRPO__TILE_DOT(1, 4, 7);
+        if (!both) continue;
+        WRPO__TILE_LOAD(5, a + 16 * words + w, words * 4);
+        WRPO__TILE_DOT(2, 5, 6);
+        WRPO__TILE_DOT(3, 5, 7);
+    }
+    WRPO__TILE_STORE(0, t, 128);
+    WRPO__TILE_STORE(1, t + 16, 128);
+    WRPO__TILE_STORE(2, t + 512, 128);
+    WRPO__TILE_STORE(3, t + 528, 128);
+    for (int64_t i = 0; i < m; i++)
+        for (int64_t j = 0; j < n; j += WRPO__LANES) {
+            float *p = c + i * ldc + j;
+            WRPO__V x = WRPO__LOAD(t + i * 32 + j);
+            WRPO__(put)(p, n - j, add ? x + WRPO__(get)(p, n - j, 0) : x);
+        }
+}
+#endif
 static void WRPO__(tile)(bool pairs, int64_t kc, const float *a, const float *b, int64_t ldb, float *c, int64_t ldc, int64_t m, int64_t n, bool add) {
 #ifdef WRPO__IN_PAIRS
     if (pairs) {
@@ -2438,60 +2520,90 @@ typedef struct WRPO__(product) {     /* one piece: rows [i0, i0 + rows) of C, st
     int64_t ldc, ai, ak, bj, bk;     /* a[i * ai + k * ak], b[k * bk + j * bj] */
     int64_t n, k, i0, rows, k0, k1;
     int pair;                        /* steps of k in a word: 2 where bfloat16 is multiplied */
-    bool add;
+    int mr, ms;                      /* rows of a panel of A, and of their room in it */
+    bool add, tiles;
 } WRPO__(product);
 /* rows of one of `parts` equal parts, in whole panels */
-static int64_t WRPO__(share)(int64_t rows, int64_t parts) { return wrpo__div_up(wrpo__div_up(rows, WRPO__MAX(parts, 1)), WRPO__(MR)) * WRPO__(MR); }
+static int64_t WRPO__(share)(const WRPO__(product) *g, int64_t rows, int64_t parts) {
+    return wrpo__div_up(wrpo__div_up(rows, WRPO__MAX(parts, 1)), g->mr) * g->mr;
+}
+static int64_t WRPO__(padded)(const WRPO__(product) *g) { return wrpo__div_up(g->rows, g->mr) * g->ms; }
+/* words of kc steps; tiles take 16 at a time */
+static int64_t WRPO__(words)(const WRPO__(product) *g, int64_t kc) {
+    const int64_t words = wrpo__div_up(kc, g->pair);
+    return g->tiles ? wrpo__div_up(words, 16) * 16 : words;
+}
 static void WRPO__(gemm_pack)(const WRPO__(product) *g, int64_t i, int64_t count) {
-    const int64_t padded = wrpo__div_up(g->rows, WRPO__(MR)) * WRPO__(MS);
     for (int64_t k = g->k0, kc; k < g->k1; k += kc) {
         kc = WRPO__(kblock)(g->k, k, g->pair);
-        const int64_t words = wrpo__div_up(kc, g->pair), next = WRPO__(MS) * words;
-        float *panels = g->cpu->packed + (k - g->k0) / g->pair * padded + i / WRPO__(MR) * next;
+        const int64_t words = WRPO__(words)(g, kc), next = g->ms * words;
+        float *panels = g->cpu->packed + (k - g->k0) / g->pair * WRPO__(padded)(g) + i / g->mr * next;
         const float *a = g->a + (g->i0 + i) * g->ai + k * g->ak;
 #ifdef WRPO__IN_PAIRS
+        if (g->tiles) { WRPO__(pack_a_tiles)(panels, a, g->ai, g->ak, count, kc, words); continue; }
         if (g->pair == 2) { WRPO__(pack_a_pairs)(panels, next, a, g->ai, g->ak, count, kc); continue; }
 #endif
         WRPO__(pack_a)(panels, next, a, g->ai, g->ak, count, kc);
     }
 }
 static void WRPO__(gemm_pack_b)(const WRPO__(product) *g, float *panels, int64_t j, int64_t cols, int64_t k, int64_t kc) {
-    const int64_t at = j * g->bj + k * g->bk, next = WRPO__(NR) * wrpo__div_up(kc, g->pair);
+    const int64_t at = j * g->bj + k * g->bk, words = WRPO__(words)(g, kc), next = WRPO__(NR) * words, made = wrpo__div_up(kc, g->pair);
     const float *f = (const float *)g->b + (g->half ? 0 : at);
     const uint16_t *h = (const uint16_t *)g->b + (g->half ? at : 0);
 #ifdef WRPO__IN_PAIRS
-    if (g->pair == 2 && g->half) { WRPO__(pack_b_half_pairs)(panels, next, h, g->bj, g->bk, cols, kc); return; }
-    if (g->pair == 2) { WRPO__(pack_b_pairs)(panels, next, f, g->bj, g->bk, cols, kc); return; }
+    if (g->pair == 2) {
+        if (g->half) WRPO__(pack_b_half_pairs)(panels, next, h, g->bj, g->bk, cols, kc);
+        else WRPO__(pack_b_pairs)(panels, next, f, g->bj, g->bk, cols, kc);
+        for (float *p = panels; made < words && p < panels + wrpo__div_up(cols, WRPO__(NR)) * next; p += next)
+            memset(p + made * WRPO__(NR), 0, (size_t)((words - made) * WRPO__(NR)) * sizeof *p);
+        return;
+    }
 #endif
+    (void)made;
     if (g->half) WRPO__(pack_b_half)(panels, next, h, g->bj, g->bk, cols, kc);
     else WRPO__(pack_b)(panels, next, f, g->bj, g->bk, cols, kc);
 }
 /* rows [i0, i1) and columns [j0, j1) of the piece */
 static void WRPO__(gemm_task)(const WRPO__(product) *g, int64_t i0, int64_t i1, int64_t j0, int64_t j1) {
-    const int64_t padded = wrpo__div_up(g->rows, WRPO__(MR)) * WRPO__(MS), block = WRPO__(share)(i1 - i0, wrpo__div_up(i1 - i0, WRPO__MC));
+    const int64_t block = WRPO__(share)(g, i1 - i0, wrpo__div_up(i1 - i0, WRPO__MC));
     float *panels = wrpo__cpu_scratch(g->cpu);
+#if defined(WRPO__IN_PAIRS) && defined(WRPO__TILE_DOT)
+    static const struct { uint8_t palette, start, none[14]; uint16_t bytes[16]; uint8_t rows[16]; } config = {
+        1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+    if (g->tiles) WRPO__TILE_CONFIG(&config);
+#endif
     for (int64_t k = g->k0, kc; k < g->k1; k += kc) {
         kc = WRPO__(kblock)(g->k, k, g->pair);
-        const int64_t words = wrpo__div_up(kc, g->pair);
-        const float *a = g->cpu->packed + (k - g->k0) / g->pair * padded;
+        const int64_t words = WRPO__(words)(g, kc);
+        const float *packed = g->cpu->packed + (k - g->k0) / g->pair * WRPO__(padded)(g);
         WRPO__(gemm_pack_b)(g, panels, j0, j1 - j0, k, kc);
         for (int64_t top = i0, end; top < i1; top = end) {             /* rows of A that stay in the cache for all panels */
             end = WRPO__MIN(i1, top + block);
             for (int64_t j = j0; j < j1; j += WRPO__(NR))
-                for (int64_t i = top; i < end; i += WRPO__(MR))
-                    WRPO__(tile)(g->pair == 2, words, a + i / WRPO__(MR) * WRPO__(MS) * words, panels + (j - j0) * words, WRPO__(NR),
-                                 g->c + (g->i0 + i) * g->ldc + j, g->ldc, WRPO__MIN(WRPO__(MR), i1 - i), WRPO__MIN(WRPO__(NR), j1 - j), g->add || k > 0);
+                for (int64_t i = top; i < end; i += g->mr) {
+                    const float *a = packed + i / g->mr * g->ms * words, *b = panels + (j - j0) * words;
+                    float *c = g->c + (g->i0 + i) * g->ldc + j;
+                    const int64_t m = WRPO__MIN(g->mr, i1 - i), n = WRPO__MIN(WRPO__(NR), j1 - j);
+#if defined(WRPO__IN_PAIRS) && defined(WRPO__TILE_DOT)
+                    if (g->tiles) { WRPO__(tile_amx)(words, a, b, c, g->ldc, m, n, g->add || k > 0); continue; }
+#endif
+                    WRPO__(tile)(g->pair == 2, words, a, b, WRPO__(NR), c, g->ldc, m, n, g->add || k > 0);
+                }
         }
     }
+#if defined(WRPO__IN_PAIRS) && defined(WRPO__TILE_DOT)
+    if (g->tiles) WRPO__TILE_RELEASE();
+#endif
 }
 static void WRPO__(gemm)(void *dev, wrpo_mm mm, void *c, int64_t ldc, const void *a, int64_t lda, const void *b, int64_t ldb, wrpo_dtype b_type,
                          int64_t m, int64_t n, int64_t k, float beta) {
     WRPO__(product) g = {.cpu = dev, .c = c, .a = a, .b = b, .half = b_type == WRPO_BF16 && mm != WRPO_TN, .ldc = ldc, .n = n, .k = k, .add = beta != 0};
     g.ai = mm == WRPO_TN ? 1 : lda, g.ak = mm == WRPO_TN ? lda : 1;
     g.bj = mm == WRPO_NN || mm == WRPO_TN ? 1 : ldb, g.bk = mm == WRPO_NN || mm == WRPO_TN ? ldb : 1;
-    g.pair = 1;
+    g.pair = 1, g.mr = WRPO__(MR), g.ms = WRPO__(MS);
 #ifdef WRPO__IN_PAIRS
-    if (g.cpu->pairs && (g.half || mm == WRPO_TN)) g.pair = 2;
+    if (g.cpu->pairs && (g.half || mm == WRPO_TN)) g.pair = 2, g.tiles = g.cpu->tiles;
+    if (g.tiles) g.mr = g.ms = 32;
 #endif
     if (k <= 0 && !g.add)
         for (int64_t i = 0; i < m; i++) memset(g.c + i * ldc, 0, (size_t)n * sizeof(float));
@@ -2499,15 +2611,15 @@ static void WRPO__(gemm)(void *dev, wrpo_mm mm, void *c, int64_t ldc, const void
     const int64_t cols = WRPO__(NR) * WRPO__MAX(1, WRPO__MIN(WRPO__NB, wrpo__div_up(n, WRPO__(NR)) / (3 * threads))), strips = wrpo__div_up(n, cols);
     /* A piece of A is as large as `packed` holds, so that there are few barriers; a task takes some columns and all rows of the
        piece, or a part of them where there are few columns for many threads. */
-    const int64_t depth = WRPO__MAX(1, WRPO__MIN(wrpo__div_up(k, g.pair), WRPO__KC * WRPO__KCHUNK)), most = WRPO__A_WORDS / depth / WRPO__(MS) * WRPO__(MR);
-    const int64_t mc = WRPO__(share)(m, wrpo__div_up(m, most));
+    const int64_t depth = WRPO__MAX(1, WRPO__MIN(wrpo__div_up(k, g.pair), WRPO__KC * WRPO__KCHUNK)), most = WRPO__A_WORDS / (depth + 16) / g.ms * g.mr;
+    const int64_t mc = WRPO__(share)(&g, m, wrpo__div_up(m, most));
     for (g.i0 = 0; g.i0 < m; g.i0 += mc) {
         g.rows = WRPO__MIN(mc, m - g.i0);
-        const int64_t padded = wrpo__div_up(g.rows, WRPO__(MR)) * WRPO__(MS), piece = WRPO__(share)(g.rows, 4 * threads);
-        const int64_t rows = WRPO__(share)(g.rows, strips >= 3 * threads ? 1 : wrpo__div_up(3 * threads, strips)), parts = wrpo__div_up(g.rows, rows);
+        const int64_t piece = WRPO__(share)(&g, g.rows, 4 * threads);
+        const int64_t rows = WRPO__(share)(&g, g.rows, strips >= 3 * threads ? 1 : wrpo__div_up(3 * threads, strips)), parts = wrpo__div_up(g.rows, rows);
         for (g.k0 = 0; g.k0 < k; g.k0 = g.k1) {
             g.k1 = g.k0 + WRPO__(kblock)(k, g.k0, g.pair);
-            while (g.k1 < k && wrpo__div_up(g.k1 - g.k0 + WRPO__(kblock)(k, g.k1, g.pair), g.pair) * padded <= WRPO__A_WORDS) g.k1 += WRPO__(kblock)(k, g.k1, g.pair);
+            while (g.k1 < k && WRPO__(words)(&g, g.k1 - g.k0 + WRPO__(kblock)(k, g.k1, g.pair)) * WRPO__(padded)(&g) <= WRPO__A_WORDS) g.k1 += WRPO__(kblock)(k, g.k1, g.pair);
             WRPO__PARFOR(threads)
             for (int64_t i = 0; i < g.rows; i += piece) WRPO__(gemm_pack)(&g, i, WRPO__MIN(piece, g.rows - i));
             WRPO__PARFOR(threads)
