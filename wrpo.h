@@ -2645,22 +2645,28 @@ static void WRPO__(gemm)(void *dev, wrpo_mm mm, void *c, int64_t ldc, const void
      dq[d][lane] += K' ds          dk[key][d] += ds q          dv[key][d] += p do
    in two passes that recompute s and dp: one task owns some lanes, or some keys, and nothing is added across tasks.     */
 enum { WRPO__(BK) = WRPO__(MR) * (WRPO__(MR) > 8 ? 8 : 16) };         /* keys per tile */
-typedef struct WRPO__(lanes) {       /* lanes [first, first + count) of a segment, for key/value head g */
-    const wrpo_attn *a; const wrpo_seg *seg;
-    int64_t g, share, first, count;
+typedef struct WRPO__(lanes) {       /* lanes [first, first + count) of a segment, for key/value head g; or of `segs` siblings: */
+    const wrpo_attn *a; const wrpo_seg *seg;           /* segments of one row each that have one prefix, samples of a prompt in decoding, */
+    int64_t g, share, first, count, segs;              /* whose lanes go through the prefix together */
 } WRPO__(lanes);
 static int64_t WRPO__(lane_row)(const WRPO__(lanes) *b, int64_t i) { return b->seg->begin + (b->first + i) / b->share; }
 static int64_t WRPO__(lane_head)(const WRPO__(lanes) *b, int64_t i) { return b->g * b->share + (b->first + i) % b->share; }
 /* the position of its query: the prefix, the keys before the first query, and on from there */
 static int64_t WRPO__(lane_position)(const WRPO__(lanes) *b, int64_t i) {
-    const wrpo_seg *s = b->seg;
-    return s->prefix_end - s->prefix + (s->own_end - s->own) - (s->end - s->begin) + (b->first + i) / b->share;
+    const int64_t row = (b->first + i) / b->share;
+    const wrpo_seg *s = b->seg + (b->segs > 1 ? row : 0);
+    return s->prefix_end - s->prefix + (s->own_end - s->own) - (s->end - s->begin) + (b->segs > 1 ? 0 : row);
 }
 static int64_t WRPO__(round_up)(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 /* The part of [key0, key0 + keys) (positions) that lanes [i, i + n) see: keys [0, *seen) of it; masked: not all of them by all lanes. */
 static bool WRPO__(visible)(const WRPO__(lanes) *b, int64_t i, int64_t n, int64_t key0, int64_t keys, int64_t *seen, bool *masked) {
-    const int64_t low = WRPO__(lane_position)(b, i), high = WRPO__(lane_position)(b, i + n - 1), window = b->a->window;
+    const int64_t window = b->a->window;
+    int64_t low = WRPO__(lane_position)(b, i), high = WRPO__(lane_position)(b, i + n - 1);
+    for (int64_t j = i; b->segs > 1 && j < i + n; j++) {
+        const int64_t at = WRPO__(lane_position)(b, j);
+        low = WRPO__MIN(low, at), high = WRPO__MAX(high, at);
+    }
     *seen = WRPO__MIN(keys, high - key0 + 1);
     *masked = low < key0 + *seen - 1 || (window > 0 && high - key0 >= window);
     return *seen > 0 && (window <= 0 || low - (key0 + keys - 1) < window);
@@ -2769,21 +2775,27 @@ static void WRPO__(attention_task)(const wrpo__cpu *cpu, const WRPO__(lanes) *b,
     memset(out, 0, (size_t)(groups * NR * dm) * sizeof *out);
     const int64_t shared = b->seg->prefix_end - b->seg->prefix;
     const float window = a->window > 0 ? (float)a->window : INFINITY;
-    for (int own = 0; own < 2; own++) {
-        const int64_t begin = own ? b->seg->own : b->seg->prefix, end = own ? b->seg->own_end : b->seg->prefix_end;
-        for (int64_t t = begin; t < end; t += BK) {
+    for (int64_t range = 0; range <= b->segs; range++) {                       /* the prefix; the own keys of each segment, for its lanes */
+        const bool own = range > 0, one = own && b->segs > 1;
+        const wrpo_seg *seg = b->seg + (own ? range - 1 : 0);
+        const int64_t begin = own ? seg->own : seg->prefix, end = own ? seg->own_end : seg->prefix_end;
+        const int64_t from = one ? WRPO__MAX((range - 1) * b->share - b->first, 0) : 0, to = one ? WRPO__MIN(range * b->share - b->first, b->count) : b->count;
+        for (int64_t t = begin; t < end && from < to; t += BK) {
             const int64_t n = WRPO__MIN(BK, end - t), key0 = (own ? shared : 0) + t - begin;
             int64_t seen;
             bool masked;
-            if (!WRPO__(visible)(b, 0, b->count, key0, n, &seen, &masked)) continue;
+            if (!WRPO__(visible)(b, from, to - from, key0, n, &seen, &masked)) continue;
             WRPO__(pack_a)(keys, MS * d, k + t * a->ldkv + b->g * d, a->ldkv, 1, n, d);
             WRPO__(pack_a)(values, MS * n, v + t * a->ldkv + b->g * d, 1, a->ldkv, d, n);
-            for (int64_t i = 0; i < groups; i++) {
-                const int64_t lanes = WRPO__MIN(NR, b->count - i * NR);
-                if (!WRPO__(visible)(b, i * NR, lanes, key0, n, &seen, &masked)) continue;
-                for (int64_t j = 0; j < NR; j++) at[j] = (float)(WRPO__(lane_position)(b, i * NR + WRPO__MIN(j, lanes - 1)) - key0);
+            for (int64_t i = from / NR; i * NR < to; i++) {
+                const int64_t lane0 = WRPO__MAX(from, i * NR), lanes = WRPO__MIN(i * NR + NR, to) - lane0;
+                if (!WRPO__(visible)(b, lane0, lanes, key0, n, &seen, &masked)) continue;
+                for (int64_t j = 0; j < NR; j++) {     /* a sibling's lanes see nothing; behind the last lane is padding */
+                    const int64_t lane = i * NR + j;
+                    at[j] = one && (lane < lane0 || lane >= lane0 + lanes) ? -1 : (float)(WRPO__(lane_position)(b, WRPO__MIN(lane, lane0 + lanes - 1)) - key0);
+                }
                 WRPO__(panels)(seen, NR, d, keys, MS * d, queries + i * NR * d, NR, s, NR, false);
-                WRPO__(softmax_tile)(s, seen, at, window, masked, a->softcap, m + i * NR, l + i * NR, f);
+                WRPO__(softmax_tile)(s, seen, at, window, masked || one, a->softcap, m + i * NR, l + i * NR, f);
                 WRPO__(rescale_tile)(out + i * NR * dm, f, d);
                 WRPO__(panels)(d, NR, seen, values, MS * n, s, NR, out + i * NR * dm, NR, true);
             }
@@ -2866,7 +2878,7 @@ static void WRPO__(attention_dkv_task)(const wrpo__cpu *cpu, const wrpo_attn *a,
         if (count <= 0) continue;
         WRPO__(pack_a)(keys, MS * d, k + first * a->ldkv + g * d, a->ldkv, 1, count, d);
         WRPO__(pack_a)(values, MS * d, v + first * a->ldkv + g * d, a->ldkv, 1, count, d);
-        WRPO__(lanes) b = {a, seg, g, a->H / a->G, 0, 0};
+        WRPO__(lanes) b = {a, seg, g, a->H / a->G, 0, 0, 1};
         const int64_t all = (seg->end - seg->begin) * b.share;
         for (; b.first < all; b.first += block) {
             int64_t seen, begin = -1, end = 0;        /* groups that see any of the keys */
@@ -2895,18 +2907,31 @@ static void WRPO__(attention_dkv_task)(const wrpo__cpu *cpu, const wrpo_attn *a,
         memcpy(dv + (t + i) * a->ldkv + g * d, dvs + i * dn, (size_t)d * sizeof(float));
     }
 }
-/* Tasks are numbered through all segments, `step` units of each segment's `share` per row; this finds number i, counted from the
-   end, where the long ones are. */
-static int64_t WRPO__(attention_tasks)(const wrpo_attn *a, int64_t share, int64_t step) {
+/* Segments [s, s + n) that go through their prefix together. */
+static int64_t WRPO__(siblings)(const wrpo_attn *a, int64_t s, bool together) {
+    const wrpo_seg *x = &a->segs[s];
+    int64_t n = 1;
+    if (!together || x->end - x->begin != 1 || x->prefix == x->prefix_end) return 1;
+    while (s + n < a->n_segs && x[n].end - x[n].begin == 1 && x[n].prefix == x->prefix && x[n].prefix_end == x->prefix_end) n++;
+    return n;
+}
+/* Tasks are numbered through all segments, `step` units of each segment's `share` per row; siblings count as one. */
+static int64_t WRPO__(attention_tasks)(const wrpo_attn *a, int64_t share, int64_t step, bool together) {
     int64_t tasks = 0;
-    for (int64_t s = 0; s < a->n_segs; s++) tasks += wrpo__div_up((a->segs[s].end - a->segs[s].begin) * share, step);
+    for (int64_t s = 0, n; s < a->n_segs; s += n) {
+        n = WRPO__(siblings)(a, s, together);
+        tasks += wrpo__div_up((a->segs[s + n - 1].end - a->segs[s].begin) * share, step);
+    }
     return tasks;
 }
-static int64_t WRPO__(attention_find)(const wrpo_attn *a, int64_t share, int64_t step, int64_t i, int64_t *first, int64_t *count) {
-    for (int64_t s = a->n_segs - 1;; s--) {
-        const int64_t all = (a->segs[s].end - a->segs[s].begin) * share, tasks = wrpo__div_up(all, step);
+/* The segment of number i, counted from the end, where the long ones are; how many siblings it has, itself included. */
+static int64_t WRPO__(attention_find)(const wrpo_attn *a, int64_t share, int64_t step, bool together, int64_t i, int64_t *first, int64_t *count, int64_t *n) {
+    i = WRPO__(attention_tasks)(a, share, step, together) - 1 - i;
+    for (int64_t s = 0;; s += *n) {
+        *n = WRPO__(siblings)(a, s, together);
+        const int64_t all = (a->segs[s + *n - 1].end - a->segs[s].begin) * share, tasks = wrpo__div_up(all, step);
         if (i < tasks) {
-            *first = (tasks - 1 - i) * step;
+            *first = i * step;
             *count = WRPO__MIN(step, all - *first);
             return s;
         }
@@ -2918,11 +2943,11 @@ static void WRPO__(attention)(void *dev, const wrpo_attn *a, void *o, float *lse
     const wrpo__cpu *cpu = dev;
     const int64_t d = a->d, dm = WRPO__(round_up)(d, MR), share = a->H / a->G;
     const int64_t step = NR * WRPO__(lane_groups)(2 * NR + BK * NR + BK / MR * MS * d + dm / MR * MS * BK, NR * (2 + d + dm));
-    const int64_t tasks = WRPO__(attention_tasks)(a, share, step) * a->G;
+    const int64_t tasks = WRPO__(attention_tasks)(a, share, step, true) * a->G;
     WRPO__PARFOR(wrpo__cpu_team(cpu, a->n * a->H * d))
     for (int64_t i = 0; i < tasks; i++) {
-        int64_t first, count, s = WRPO__(attention_find)(a, share, step, i / a->G, &first, &count);
-        const WRPO__(lanes) b = {a, a->segs + s, i % a->G, share, first, count};
+        int64_t first, count, n, s = WRPO__(attention_find)(a, share, step, true, i / a->G, &first, &count, &n);
+        const WRPO__(lanes) b = {a, a->segs + s, i % a->G, share, first, count, n};
         WRPO__(attention_task)(cpu, &b, o, lse, q, k, v);
     }
 }
@@ -2937,19 +2962,19 @@ static void WRPO__(attention_bwd)(void *dev, const wrpo_attn *a, void *dq, void 
     float *delta = scratch;
     const int64_t d = a->d, dm = WRPO__(round_up)(d, MR), share = a->H / a->G, team = wrpo__cpu_team(cpu, a->n * a->H * d);
     const int64_t step = NR * WRPO__(lane_groups)(NR + 2 * BK * NR + 2 * BK / MR * MS * d + dm / MR * MS * BK, NR * (3 + 2 * d + dm));
-    const int64_t blocks = WRPO__(attention_tasks)(a, share, step) * a->G, tiles = WRPO__(attention_tasks)(a, 1, BK) * a->G;
+    const int64_t blocks = WRPO__(attention_tasks)(a, share, step, false) * a->G, tiles = WRPO__(attention_tasks)(a, 1, BK, false) * a->G;
     WRPO__PARFOR((int)team)
     for (int64_t r = 0; r < a->n; r++)
         for (int64_t h = 0; h < a->H; h++) delta[r * a->H + h] = WRPO__(dot)((const float *)d_o + r * a->ldo + h * d, (const float *)o + r * a->ldo + h * d, d);
     WRPO__PARFOR((int)team)
     for (int64_t i = 0; i < blocks; i++) {
-        int64_t first, count, s = WRPO__(attention_find)(a, share, step, i / a->G, &first, &count);
-        const WRPO__(lanes) b = {a, a->segs + s, i % a->G, share, first, count};
+        int64_t first, count, n, s = WRPO__(attention_find)(a, share, step, false, i / a->G, &first, &count, &n);
+        const WRPO__(lanes) b = {a, a->segs + s, i % a->G, share, first, count, 1};
         WRPO__(attention_dq_task)(cpu, &b, dq, d_o, lse, delta, q, k, v);
     }
     WRPO__PARFOR((int)team)
     for (int64_t i = 0; i < tiles; i++) {
-        int64_t first, count, s = WRPO__(attention_find)(a, 1, BK, i / a->G, &first, &count);
+        int64_t first, count, n, s = WRPO__(attention_find)(a, 1, BK, false, i / a->G, &first, &count, &n);
         WRPO__(attention_dkv_task)(cpu, a, s, a->segs[s].begin + first, count, i % a->G, dk, dv, d_o, lse, delta, q, k, v);
     }
 }
@@ -9232,9 +9257,9 @@ static void wrpo__pack_step(wrpo__generation *g) {
         wrpo__begin_job(g);
     }
     wrpo__pack_begin(r);
-    for (int64_t i = 0; i < g->desc.batch; i++) {
-        wrpo__draft *d = g->live[i];
-        if (!d) continue;
+    for (int64_t i = 0; i < stbds_arrlen(g->jobs) * g->desc.n; i++) {  /* samples of a prompt beside each other */
+        wrpo__draft *d = &g->jobs[i / g->desc.n]->drafts[i % g->desc.n];
+        if (d->place < 0 || d->done) continue;
         const int64_t P = g->prompts[d->job->prompt].count, n = stbds_arrlen(d->ids), prefix = wrpo__prompt_row(g, d->job), own = wrpo__draft_row(g, d);
         g->draws[r->targets] = d;
         wrpo__pack_target(r, r->n, 0);

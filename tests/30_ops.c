@@ -723,6 +723,19 @@ static void test_decoding(run *t, const int64_t *arg) {
         CHECK(!memcmp(o2, o + (n - rows) * H * d, (size_t)(rows * H * d) * 4) && !memcmp(lse2, lse + (n - rows) * H, (size_t)(rows * H) * 4),
               "%s: %lld rows against a cache have other bits", t->name, (long long)rows);
     }
+    wrpo_seg many[70];               /* siblings: single rows at different places of their sequences, which go through the prefix together */
+    float *qs = floats(t, 70 * H * d, NAN), *os = floats(t, 70 * H * d, NAN), *ls = floats(t, 70 * H, NAN);
+    for (int64_t i = 0; i < 70; i++) {
+        const int64_t j = i * 8 % R;
+        many[i] = i == 31 ? (wrpo_seg){i, i + 1, 0, 0, 0, 1} : (wrpo_seg){i, i + 1, 0, P, far, far + j + 1};       /* one in between is somebody else's */
+        memcpy(qs + i * H * d, q + (i == 31 ? 0 : P + j) * H * d, (size_t)(H * d) * 4);
+    }
+    a.n = a.n_segs = 70, a.segs = many;
+    t->be->attention(t->dev, &a, os, ls, qs, k2, v2);
+    for (int64_t i = 0; i < 70; i++) {
+        const int64_t row = i == 31 ? 0 : P + i * 8 % R;
+        CHECK(!memcmp(os + i * H * d, o + row * H * d, (size_t)(H * d) * 4) && !memcmp(ls + i * H, lse + row * H, (size_t)H * 4), "%s: sibling %lld has other bits", t->name, (long long)i);
+    }
 }
 
 static void test_memory(const wrpo_backend *be) {
