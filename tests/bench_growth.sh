@@ -14,9 +14,9 @@ if [ "${DTYPE:-f32}" = bf16 ]; then fma=$(echo "$ceilings" | sed -n 's/.*bf16 \(
 memory=$(echo "$ceilings" | sed -n 's/.* \([0-9]*\) | [0-9]*$/\1/p')
 echo "ceilings: $fma GFLOP/s, $memory GB/s"
 bad=0
-point() {   # value, options of bench step; up to 3 times, until the machine was ours
+point() {   # value, options of bench step; twice if need be, until the machine was ours
     value=$1 busy=1; shift
-    for try in 1 2 3; do
+    for try in 1 2; do
         line=$(OMP_WAIT_POLICY=passive ./build/bench step $common "$@" 2>build/growth.err) || { cat build/growth.err >&2; exit 1; }
         grep -q 'DO NOT TRUST' build/growth.err || { busy=0; break; }
     done
