@@ -2,7 +2,7 @@
 
      cc -std=c11 -O3 -march=native -fopenmp example.c -o wrpo -lm
      nvcc -O2 -arch=native -DWRPO_CUDA -Xcompiler -fopenmp example.c wrpo_cuda.cu -o wrpo -lcublasLt       with --device cuda
-     ./wrpo                  a demo: a small model, records and a run made on the spot
+     ./wrpo                  a demo: the paper in miniature, with models, prompts and a checker made on the spot
      ./wrpo --help           the commands;   ./wrpo COMMAND --help   their options
 
    Also the example of how to use the library: everything below goes through the declarations of wrpo.h.
@@ -38,7 +38,7 @@
 typedef struct settings {            /* numbers that were not given are 0, which means the library's default */
     const char *path, *model, *ref, *data, *eval_data, *in, *out, *config, *tokenizer, *a, *b, *prompt, *prompts, *questions, *name;
     const char *more[64];            /* values of --in or operands after the first */
-    int64_t n_more, top, resamples;
+    int64_t n_more, top, resamples, seeds;
     double tau, min_gap, entropy_power, entropy_scale, sft;
     int64_t threads, seed, limit, max_length, max_prompt_length, max_shard_size;
     int64_t batch_size, accumulation, micro_tokens, memory_limit, max_steps, eval_steps, log_steps, recompute;
@@ -133,6 +133,7 @@ static const option options[] = {
     {"--states", CHOICE, AT(states), "TYPE", NULL, wrpo_states_name, "of AdamW's moments in memory (f32)"},
     {"--max-shard-size", COUNT, AT(max_shard_size), "BYTES", "[1, inf)", NULL, "split the weights into files of at most this size (5000000000)"},
     {"--tensors", FLAG, AT(tensors), NULL, NULL, NULL, "list the tensors of a directory too"},
+    {"--seeds", COUNT, AT(seeds), "N", "[1, 1000]", NULL, "run the demo with N seeds and print means (1)"},
     {"--keep", FLAG, AT(keep), NULL, NULL, NULL, "keep the demo's folder"},
     {"--threads", COUNT, AT(threads), "N", "[1, 4096]", NULL, "threads (all)"},
     {"--version", FLAG, AT(version), NULL, NULL, NULL, "print the version"},
@@ -1767,80 +1768,162 @@ static int run_report(const settings *s, session *z) {
     return 0;
 }
 
-/* ---- the demo: a small checkpoint and records made here, then the commands above on them ---- */
-static uint32_t demo_random(uint32_t *state, uint32_t n) {
-    *state = *state * 1664525u + 1013904223u;
-    return (uint32_t)(((uint64_t)(*state >> 8) * n) >> 24);
+/* ---- the demo: the paper in miniature. Everything is made here; the steps are the commands above.
+
+   Three sources of different families and tokenizers each work out one kind of problem, digit by digit, and guess at the
+   others. The target has learned to work all of them out, then to answer at once, which is mostly wrong. An exact checker stands
+   where a reward model would: 1 for a right answer, up to 0.3 for digits in their places. ---- */
+typedef struct demo_model {
+    const char *name, *family, *config;                /* config: what the family's config.json says beyond the common keys */
+    const char *user, *bot, *end;                      /* its special tokens */
+    const char *so;                                    /* its words for "therefore" */
+    int skill;                                         /* what it works out; 3: the target */
+} demo_model;
+static const demo_model demo_models[] = {
+    {"plus", "phi3", "\"rope_scaling\": null, \"sliding_window\": null, \"original_max_position_embeddings\": 128, \"pad_token_id\": null", "<|user|>", "<|assistant|>", "<|end|>", "so", 0},
+    {"minus", "qwen2", "\"use_sliding_window\": false, \"sliding_window\": null, \"max_window_layers\": 2", "<|im_start|>", "<|im_sep|>", "<|im_end|>", "which gives", 1},
+    {"times", "gemma2", "\"hidden_activation\": \"gelu_pytorch_tanh\", \"query_pre_attn_scalar\": 24, \"attn_logit_softcapping\": 50.0, \"final_logit_softcapping\": 30.0, \"sliding_window\": 64",
+     "<start_of_turn>user", "<start_of_turn>model", "<end_of_turn>", "thus", 2},
+    {"target", "llama", "\"rope_scaling\": null", "<|start|>", "<|answer|>", "<|eot_id|>", NULL, 3}};
+enum { DEMO_SOURCES = 3, DEMO_PROMPTS = 1500, DEMO_HELDOUT = 300, DEMO_BATCH = 32 };
+typedef struct demo_problem { int skill, a, b, wording; } demo_problem;
+static const char demo_signs[] = "+-*";
+static uint64_t demo_state;
+static int demo_random(int n) {      /* the upper bits of a 64-bit congruential generator (Knuth's constants) */
+    demo_state = demo_state * 6364136223846793005u + 1442695040888963407u;
+    return (int)((demo_state >> 33) % (uint64_t)n);
+}
+static demo_problem demo_make(int skill) {
+    const int a = 10 + demo_random(90), b = skill == 2 ? 2 + demo_random(8) : 10 + demo_random(90);
+    return skill == 1 && a < b ? (demo_problem){skill, b, a, demo_random(6)} : (demo_problem){skill, a, b, demo_random(6)};
+}
+static int demo_answer(int skill, int a, int b) { return skill == 0 ? a + b : skill == 1 ? a - b : a * b; }
+static void demo_question(const demo_problem *p, char *out, size_t size) {
+    static const char *const words[3][6][3] = {       /* before a, between, after b */
+        {{"", " + ", " = ?"}, {"add ", " and ", ""}, {"what is ", " plus ", " ?"}, {"the sum of ", " and ", " ?"}, {"", " and ", " make what ?"}, {"to ", " add ", ""}},
+        {{"", " - ", " = ?"}, {"what is ", " minus ", " ?"}, {"", " less ", " ?"}, {"from ", " take ", ""}, {"", " minus ", " is what ?"}, {"", " without ", " ?"}},
+        {{"", " * ", " = ?"}, {"what is ", " times ", " ?"}, {"", " times ", " ?"}, {"the product of ", " and ", " ?"}, {"multiply ", " by ", ""}, {"how much is ", " by ", " ?"}}};
+    const char *const *w = words[p->skill][p->wording];
+    snprintf(out, size, "%s%d%s%d%s", w[0], p->a, w[1], p->b, w[2]);
+}
+/* The answer in a model's words: worked out, so, 13; or 13. */
+static void demo_reply(const demo_problem *p, const char *so, bool worked, char *out, size_t size) {
+    const int a = p->a, b = p->b, answer = demo_answer(p->skill, a, b), borrow = a % 10 < b % 10;
+    size_t n = 0;
+    if (worked && p->skill == 0)
+        n = (size_t)snprintf(out, size, "%d + %d = %d , %d + %d%s = %d , %s ", a % 10, b % 10, a % 10 + b % 10, a / 10, b / 10, a % 10 + b % 10 > 9 ? " + 1" : "", answer / 10, so);
+    if (worked && p->skill == 1)
+        n = (size_t)snprintf(out, size, "%d - %d = %d , %d - %d%s = %d , %s ", a % 10 + 10 * borrow, b % 10, answer % 10, a / 10, b / 10, borrow ? " - 1" : "", answer / 10, so);
+    if (worked && p->skill == 2)
+        n = (size_t)snprintf(out, size, "%d * %d = %d , %d * %d = %d , %d + %d = %d , %s ", a % 10, b, a % 10 * b, a / 10, b, a / 10 * b, a / 10 * b, a % 10 * b / 10, answer / 10, so);
+    snprintf(out + n, size - n, "%d", answer);
+}
+/* The checker. The problem stands in the prompt's id: "12: 47 + 85". Only the last word counts. */
+static double demo_reward(const char *id, const char *text, size_t n) {
+    int a, b, same = 0;
+    char sign, want[16];
+    if (sscanf(id, "%*d: %d %c %d", &a, &sign, &b) != 3) return 0;
+    snprintf(want, sizeof want, "%d", demo_answer((int)(strchr(demo_signs, sign) - demo_signs), a, b));
+    while (n && text[n - 1] == ' ') n--;
+    size_t from = n, size = strlen(want);
+    while (from && text[from - 1] != ' ') from--;
+    if (n - from != size) return 0;
+    for (size_t i = 0; i < size; i++) same += text[from + i] == want[i];
+    return same == (int)size ? 1 : 0.3 * same / (double)size;
 }
 static FILE *demo_file(const char *dir, const char *name) {
-    char path[4096];
+    char path[4300];
     snprintf(path, sizeof path, "%s/%s", dir, name);
     return fopen(path, "wb");
 }
-/* A Llama of two layers and a tokenizer whose tokens are the bytes, spelled as GPT-2 spells them. */
-static bool demo_checkpoint(const char *dir) {
-    FILE *f = demo_file(dir, "config.json");
-    if (!f) return false;
-    fputs("{\"architectures\": [\"LlamaForCausalLM\"], \"model_type\": \"llama\", \"vocab_size\": 259, \"hidden_size\": 96, \"intermediate_size\": 256,\n"
-          " \"num_hidden_layers\": 2, \"num_attention_heads\": 6, \"num_key_value_heads\": 3, \"max_position_embeddings\": 256, \"rope_theta\": 10000.0,\n"
-          " \"rms_norm_eps\": 1e-5, \"hidden_act\": \"silu\", \"initializer_range\": 0.05, \"tie_word_embeddings\": true, \"torch_dtype\": \"float32\",\n"
-          " \"bos_token_id\": 256, \"eos_token_id\": 258}\n", f);
-    if (fclose(f) || !(f = demo_file(dir, "tokenizer.json"))) return false;
-    static const char *const added[] = {"<|endoftext|>", "<|im_start|>", "<|im_end|>"};
+/* A small tokenizer: bytes, spelled as GPT-2 spells them, and merges that build digits and most of the demo's words; which
+   words differs from model to model, as do the special tokens. */
+static bool demo_tokenizer(FILE *f, const demo_model *m, int *vocabulary) {
+    static const char *const words[] = {"what", " is", " plus", " minus", " times", " and", "add", " add", "the", " sum", " of", " make", " what", "to", "from", " take", " less", " without",
+                                        " product", "multiply", " by", "how", " much", " so", " which", " gives", " thus"};
+    static char made[160][64], merges[160][96];
+    int count = 0;
+    for (int i = -16; i < (int)(sizeof words / sizeof *words); i++) {
+        char single[3] = {' ', "0123456789+-*=,?"[i < 0 ? i + 16 : 0], 0};
+        const char *w = i < 0 ? single : words[i];
+        char token[64] = "";
+        if (i >= 0 && i % 9 == m->skill) continue;
+        for (size_t k = 0; w[k]; k++) {
+            char piece[8], next[64];
+            bool known = k == 0;
+            snprintf(piece, sizeof piece, w[k] == ' ' ? "\\u0120" : "%c", w[k]);
+            snprintf(next, sizeof next, "%.40s%s", token, piece);
+            for (int j = 0; j < count; j++) known = known || !strcmp(made[j], next);
+            if (!known) snprintf(merges[count], sizeof *merges, "\"%s %s\"", token, piece), snprintf(made[count++], sizeof *made, "%s", next);
+            snprintf(token, sizeof token, "%s", next);
+        }
+    }
+    const char *const specials[] = {m->user, m->bot, m->end};
     fputs("{\"version\": \"1.0\", \"truncation\": null, \"padding\": null, \"added_tokens\": [", f);
     for (int i = 0; i < 3; i++)
-        fprintf(f, "%s\n {\"id\": %d, \"content\": \"%s\", \"single_word\": false, \"lstrip\": false, \"rstrip\": false, \"normalized\": false, \"special\": true}",
-                i ? "," : "", 256 + i, added[i]);
+        fprintf(f, "%s\n {\"id\": %d, \"content\": \"%s\", \"single_word\": false, \"lstrip\": false, \"rstrip\": false, \"normalized\": false, \"special\": true}", i ? "," : "", 256 + count + i, specials[i]);
     fputs("],\n \"normalizer\": null, \"pre_tokenizer\": {\"type\": \"ByteLevel\", \"add_prefix_space\": false, \"trim_offsets\": true, \"use_regex\": true},\n"
           " \"post_processor\": null, \"decoder\": {\"type\": \"ByteLevel\", \"add_prefix_space\": true, \"trim_offsets\": true, \"use_regex\": true},\n"
           " \"model\": {\"type\": \"BPE\", \"dropout\": null, \"unk_token\": null, \"continuing_subword_prefix\": null, \"end_of_word_suffix\": null,\n"
-          "  \"fuse_unk\": false, \"byte_fallback\": false, \"ignore_merges\": false, \"merges\": [], \"vocab\": {", f);
+          "  \"fuse_unk\": false, \"byte_fallback\": false, \"ignore_merges\": false, \"merges\": [", f);
+    for (int i = 0; i < count; i++) fprintf(f, "%s%s", i ? ", " : "", merges[i]);
+    fputs("], \"vocab\": {", f);
     for (int byte = 0, shifted = 256; byte < 256; byte++) {
-        bool visible = (byte >= '!' && byte <= '~') || (byte >= 0xA1 && byte <= 0xAC) || byte >= 0xAE;
+        const bool visible = (byte >= '!' && byte <= '~') || (byte >= 0xA1 && byte <= 0xAC) || byte >= 0xAE;
         fprintf(f, "%s\"\\u%04x\": %d", byte ? ", " : "", (unsigned)(visible ? byte : shifted++), byte);
     }
+    for (int i = 0; i < count; i++) fprintf(f, ", \"%s\": %d", made[i], 256 + i);
     fputs("}}}\n", f);
-    if (fclose(f) || !(f = demo_file(dir, "tokenizer_config.json"))) return false;
-    fputs("{\"tokenizer_class\": \"PreTrainedTokenizerFast\", \"bos_token\": \"<|endoftext|>\", \"eos_token\": \"<|im_end|>\", \"chat_template\":\n"
-          " \"{% for message in messages %}<|im_start|>{{ message['role'] + '\\n' + message['content'] }}<|im_end|>\\n{% endfor %}"
-          "{% if add_generation_prompt %}<|im_start|>assistant\\n{% endif %}\"}\n", f);
+    *vocabulary = 256 + count + 3;
     return fclose(f) == 0;
 }
-/* Quadruples. The task: letters before and after a letter, and small sums, in several wordings; every sixth wording of a
-   question is held out. The source answers in a whole sentence, the target leaves out the full stop, the rejected answer is wrong. */
-static bool demo_records(const char *dir) {
-    static const char *const after[] = {"Which letter follows %c?", "What comes after %c?", "Name the letter after %c.", "%c is followed by?"};
-    static const char *const before[] = {"Which letter precedes %c?", "What comes before %c?", "Name the letter before %c.", "%c is preceded by?"};
-    static const char *const sums[] = {"What is %d plus %d?", "Add %d and %d.", "%d + %d = ?", "The sum of %d and %d?"};
-    FILE *files[2] = {demo_file(dir, "train.jsonl"), demo_file(dir, "heldout.jsonl")};
-    uint32_t state = 7;
-    bool ok = files[0] && files[1];
-    for (int question = 0; ok && question < 25 + 25 + 81; question++)
-        for (int wording = 0; wording < 4; wording++) {
-            char prompt[64], source[64], target[64], rejected[64];
-            if (question < 50) {
-                const int forward = question < 25, i = question % 25;
-                const char of = (char)('a' + (forward ? i : i + 1)), is = (char)(forward ? of + 1 : of - 1);
-                const char wrong = (char)('a' + (is - 'a' + 2 + (int)demo_random(&state, 23)) % 26);
-                snprintf(prompt, sizeof prompt, (forward ? after : before)[wording], of);
-                snprintf(source, sizeof source, "The letter %s %c is %c.", forward ? "after" : "before", of, is);
-                snprintf(target, sizeof target, "The letter %s %c is %c", forward ? "after" : "before", of, is);
-                snprintf(rejected, sizeof rejected, "The letter %s %c is %c", forward ? "after" : "before", of, wrong);
-            } else {
-                const int a = (question - 50) / 9 + 1, b = (question - 50) % 9 + 1, wrong = 2 + (a + b + (int)demo_random(&state, 16)) % 17;
-                snprintf(prompt, sizeof prompt, sums[wording], a, b);
-                snprintf(source, sizeof source, "%d plus %d is %d.", a, b, a + b);
-                snprintf(target, sizeof target, "%d plus %d is %d", a, b, a + b);
-                snprintf(rejected, sizeof rejected, "%d plus %d is %d", a, b, wrong == a + b ? wrong + 1 : wrong);
-            }
-            fprintf(files[(question * 4 + wording) % 6 == 5],
-                    "{\"prompt_id\": \"%d.%d\", \"prompt\": {\"role\": \"user\", \"content\": \"%s\"},"
-                    " \"chosen\": [{\"role\": \"assistant\", \"content\": \"%s\"}, {\"role\": \"assistant\", \"content\": \"%s\"}],"
-                    " \"rejected\": [{\"role\": \"assistant\", \"content\": \"%s\"}]}\n", question, wording, prompt, source, target, rejected);
-        }
-    for (int i = 0; i < 2; i++)
-        if (files[i] && fclose(files[i])) ok = false;
-    return ok;
+static bool demo_checkpoint(const char *folder, const demo_model *m) {
+    char dir[4200];
+    int vocabulary;
+    snprintf(dir, sizeof dir, "%s/%s-new", folder, m->name);
+    if (mkdir(dir, 0777) != 0) return false;
+    FILE *f = demo_file(dir, "tokenizer.json");
+    if (!f || !demo_tokenizer(f, m, &vocabulary) || !(f = demo_file(dir, "tokenizer_config.json"))) return false;
+    fprintf(f, "{\"tokenizer_class\": \"PreTrainedTokenizerFast\", \"eos_token\": \"%s\", \"chat_template\": \"{%% for m in messages %%}{%% if m['role'] == 'user' %%}%s{{ m['content'] }}%s"
+               "{%% else %%}{{ m['content'] }}%s{%% endif %%}{%% endfor %%}\"}\n", m->end, m->user, m->bot, m->end);
+    if (fclose(f) || !(f = demo_file(dir, "config.json"))) return false;
+    fprintf(f, "{\"architectures\": [\"%c%sForCausalLM\"], \"model_type\": \"%s\", \"vocab_size\": %d, \"hidden_size\": 96, \"intermediate_size\": 192, \"num_hidden_layers\": 2,\n"
+               " \"num_attention_heads\": 4, \"num_key_value_heads\": 2, \"head_dim\": 24, \"max_position_embeddings\": 128, \"rope_theta\": 10000.0, \"rms_norm_eps\": 1e-5,\n"
+               " \"hidden_act\": \"%s\", \"initializer_range\": 0.05, \"tie_word_embeddings\": true, \"torch_dtype\": \"float32\", \"bos_token_id\": null, \"eos_token_id\": %d,\n %s}\n",
+            m->family[0] - 32, m->family + 1, m->family, vocabulary, strcmp(m->family, "gemma2") ? "silu" : "gelu_pytorch_tanh", vocabulary - 1, m->config);
+    return fclose(f) == 0;
+}
+/* What a model has seen before the story begins, in this order: a source works out its own skill and answers the others at once;
+   the target works out most of three quarters and answers at once most of the rest. No held-out problem is among them. */
+static bool demo_pretraining(const char *folder, const demo_model *m, int count, bool (*held)[100][100]) {
+    char name[64], question[80], reply[128];
+    snprintf(name, sizeof name, "%s-new/data.jsonl", m->name);
+    FILE *f = demo_file(folder, name);
+    if (!f) return false;
+    for (int i = 0; i < count;) {
+        const bool target = m->skill == DEMO_SOURCES;
+        const int skill = target || demo_random(10) < 2 ? demo_random(3) : m->skill, so = demo_random(DEMO_SOURCES);
+        const demo_problem p = demo_make(skill);
+        const bool worked = demo_random(100) < (target ? i < count / 4 * 3 ? 70 : 3 : skill == m->skill ? 100 : 10);
+        if (held[p.skill][p.a][p.b]) continue;
+        demo_question(&p, question, sizeof question), demo_reply(&p, target ? demo_models[so].so : m->so, worked, reply, sizeof reply);
+        fprintf(f, "{\"messages\": [{\"role\": \"user\", \"content\": \"%s\"}, {\"role\": \"assistant\", \"content\": \"%s\"}]}\n", question, reply);
+        i++;
+    }
+    return fclose(f) == 0;
+}
+static bool demo_prompts(const char *folder, const char *name, int count, bool (*held)[100][100]) {    /* problems that are new, marked as known */
+    char question[80];
+    FILE *f = demo_file(folder, name);
+    if (!f) return false;
+    for (int i = 0; i < count;) {
+        const demo_problem p = demo_make(i % 3);
+        if (held[p.skill][p.a][p.b]) continue;
+        held[p.skill][p.a][p.b] = true;
+        demo_question(&p, question, sizeof question);
+        fprintf(f, "{\"prompt_id\": \"%d: %d %c %d\", \"prompt\": \"%s\"}\n", i++, p.a, demo_signs[p.skill], p.b, question);
+    }
+    return fclose(f) == 0;
 }
 static void demo_remove(const char *path) {            /* a folder that this program made */
 #ifndef _WIN32
@@ -1869,84 +1952,240 @@ static bool demo_folder(char *path, size_t size) {
 #endif
     return complain("%s: cannot be made: %s", path, strerror(errno)), false;
 }
+/* The reward model's part: candidates in, the same with rewards out. */
+static int demo_score(session *z, const char *folder, const char *name) {
+    char in_path[4300], out_path[4300];
+    lines in;
+    output out;
+    wrpo_json *line;
+    int code;
+    int64_t count = 0;
+    snprintf(in_path, sizeof in_path, "%s/%s.jsonl", folder, name), snprintf(out_path, sizeof out_path, "%s/%s-scored.jsonl", folder, name);
+    if (!lines_open(&in, in_path)) return 1;
+    if (!output_open(&out, out_path)) return free(in.data), 1;
+    while ((code = lines_next(z, &in, true, &line)) == 1) {
+        const wrpo_json *id = wrpo_json_get(line, "prompt_id");
+        fputs("{\"prompt_id\": ", out.f), print_json(z, out.f, id);
+        fputs(", \"prompt\": ", out.f), print_json(z, out.f, wrpo_json_get(line, "prompt"));
+        for (int list = 0; list < 2; list++) {
+            const wrpo_json *all = wrpo_json_get(line, list ? "target" : "sources");
+            if (!all) continue;
+            fprintf(out.f, ", \"%s\": [", all->key);
+            for (const wrpo_json *v = all->child; v; v = v->next, count++) {
+                const wrpo_json *text = wrpo_json_get(v, "content");
+                fputs("{\"model\": ", out.f), print_json(z, out.f, wrpo_json_get(v, "model"));
+                fputs(", \"content\": ", out.f), print_json(z, out.f, text);
+                fprintf(out.f, ", \"reward\": %.6g}%s", demo_reward(id->text, text->text, text->size), v->next ? ", " : "");
+            }
+            fputs("]", out.f);
+        }
+        fputs("}\n", out.f);
+        wrpo_json_free(z->ctx, line);
+    }
+    free(in.data);
+    if (!output_close(&out, code == 0) || code) return 1;
+    printf("the checker scored %s responses: %s-scored.jsonl\n", grouped(count).s, name);
+    return 0;
+}
 static int dispatch(int argc, char **argv);
-/* Runs a command line as if it had been typed: words of `line` separated by spaces, "@" standing for the demo's folder.
-   One thread unless told otherwise: the model is too small to gain from more. */
-static int demo_call(const settings *s, const char *folder, const char *line) {
-    char words_of[2048], *argv[64];
+/* Runs a command line as if it had been typed: words of `line` separated by spaces, "@/" standing for the demo's folder. One thread
+   unless told otherwise: the models are too small to gain from more. */
+static int demo_call(const settings *s, const char *folder, const char *format, ...) {
+    char line[1024], words_of[8192], *argv[64];
     int argc = 0;
     size_t n = 0;
+    va_list args;
+    va_start(args, format);
+    vsnprintf(line, sizeof line, format, args);
+    va_end(args);
     printf("\n$ wrpo");
     for (const char *p = line; *p && argc < 60; p += strspn(p, " ")) {
-        const size_t size = strcspn(p, " ");
-        const int k = snprintf(words_of + n, sizeof words_of - n, "%s%.*s", *p == '@' ? folder : "", (int)(size - (*p == '@')), p + (*p == '@'));
+        const size_t size = strcspn(p, " "), cut = *p == '@' ? 2 : 0;
+        const int k = snprintf(words_of + n, sizeof words_of - n, "%s%s%.*s", cut ? folder : "", cut ? "/" : "", (int)(size - cut), p + cut);
         if (k < 0 || n + (size_t)k + 64 > sizeof words_of) return complain("%s: the path is too long", folder);
-        printf(" %s", argv[argc++] = words_of + n);
+        printf(" %.*s", (int)(size - cut), p + cut);
+        argv[argc++] = words_of + n;
         n += (size_t)k + 1, p += size;
     }
     printf("\n");
     fflush(stdout);
-    char threads[32];
+    char threads[32], device[] = "--device=cuda";
     snprintf(threads, sizeof threads, "--threads=%lld", (long long)(s->threads ? s->threads : 1));
     argv[argc++] = threads;
-    char device[] = "--device=cuda";
-    if (s->device == 1 && strncmp(line, "init", 4) != 0) argv[argc++] = device;
-    return dispatch(argc, argv);
+    if (s->device == 1 && strncmp(line, "init", 4) && strncmp(line, "split", 5) && strncmp(line, "select", 6)) argv[argc++] = device;
+    return interrupted ? 1 : dispatch(argc, argv);
 }
-/* Held-out metrics of a model against the reference, and the share of records whose y_wt is likelier than their y_l. */
-static wrpo_result demo_measure(session *z, const char *model, const wrpo_train_desc *d, wrpo_metrics *m, double *right) {
-    const int64_t N = wrpo_data_count(z->data);
-    double *logps = malloc((size_t)N * 3 * sizeof *logps);
-    wrpo_result r = logps ? load_model(z, model, true) : WRPO_E_MEMORY;
-    if (r == WRPO_OK) r = wrpo_logprobs(z->model, z->data, 0, N, logps, NULL);
-    if (r == WRPO_OK) r = wrpo_eval(z->model, z->data, d, m);
-    *right = 0;
-    for (int64_t i = 0; r == WRPO_OK && i < N; i++) *right += logps[3 * i + 1] > logps[3 * i + 2] ? 1 / (double)N : 0;
-    free(logps);
-    wrpo_model_free(z->model), z->model = NULL;
-    return r;
-}
-static int demo_table(const settings *s, session *z, const char *folder) {
-    char data[4200], sft[4200], trained[4200];
-    snprintf(data, sizeof data, "%s/heldout.jsonl", folder);
-    snprintf(sft, sizeof sft, "%s/sft", folder);
-    snprintf(trained, sizeof trained, "%s/wrpo", folder);
-    settings of = *s;
-    of.model = sft;
-    const wrpo_train_desc d = {.ref_dir = sft, .loss.beta = 0.1};
-    wrpo_metrics a, b;
-    double right_a, right_b;
-    if (load_data(z, &of, data, &z->data) || demo_measure(z, sft, &d, &a, &right_a) || demo_measure(z, trained, &d, &b, &right_b)) return fail(z);
-    printf("\nheld-out, %lld records                 before (SFT)  after (WRPO)\n", (long long)wrpo_data_count(z->data));
-#define ROW(label, field) printf("%-40s %12.4f  %12.4f\n", label, a.field, b.field)
-    ROW("loss", loss);
-    ROW("rewards/margins", rewards_margins);
-    ROW("rewards/accuracies", rewards_accuracies);
-    ROW("rewards/source_accuracies", rewards_source_accuracies);
-    ROW("rewards/pivot_accuracies", rewards_pivot_accuracies);
-    ROW("logps/source_chosen   log pi(y_ws)", logps_source_chosen);
-    ROW("logps/target_chosen   log pi(y_wt)", logps_target_chosen);
-    ROW("logps/rejected        log pi(y_l)", logps_rejected);
-#undef ROW
-    printf("%-40s %12.4f  %12.4f\n", "share with log pi(y_wt) > log pi(y_l)", right_a, right_b);
+/* A row of the table: a model's answers to the held-out problems. Shares are of right answers, in percent. */
+typedef struct demo_row { const char *dir, *name; double score, half, skill[3], win, win_half, length; } demo_row;
+static const demo_row demo_rows[] = {{"plus", "source, adds", 0, 0, {0}, 0, 0, 0}, {"minus", "source, subtracts", 0, 0, {0}, 0, 0, 0}, {"times", "source, multiplies", 0, 0, {0}, 0, 0, 0},
+    {"target", "target", 0, 0, {0}, 0, 0, 0}, {"sft", "SFT", 0, 0, {0}, 0, 0, 0}, {"simpo", "SFT-SimPO", 0, 0, {0}, 0, 0, 0}, {"dpo", "SFT-DPO", 0, 0, {0}, 0, 0, 0},
+    {"wrpo-constant", "SFT-WRPO, constant alpha", 0, 0, {0}, 0, 0, 0}, {"wrpo", "SFT-WRPO", 0, 0, {0}, 0, 0, 0}};
+enum { DEMO_ROWS = sizeof demo_rows / sizeof *demo_rows, DEMO_TARGET = 3, DEMO_SFT = 4, DEMO_SIMPO, DEMO_DPO, DEMO_CONSTANT, DEMO_WRPO };
+static int demo_measure(session *z, const char *folder, demo_row *r) {
+    char path[4300], sft[4300];
+    lines in;
+    wrpo_json *line;
+    int code;
+    double n = 0, squares = 0, count[3] = {0};
+    snprintf(path, sizeof path, "%s/answers-%s-scored.jsonl", folder, r->dir), snprintf(sft, sizeof sft, "%s/answers-sft-scored.jsonl", folder);
+    if (!lines_open(&in, path)) return 1;
+    while ((code = lines_next(z, &in, true, &line)) == 1) {
+        const wrpo_json *all = wrpo_json_get(line, "target");
+        double right = 0;
+        for (const wrpo_json *v = all->child; v; v = v->next) right += wrpo_json_get(v, "reward")->number == 1 ? 100 / (double)all->count : 0;
+        const int skill = (int)n % 3;                  /* as demo_prompts wrote them */
+        n++, r->score += right, squares += right * right, r->skill[skill] += right, count[skill]++;
+        wrpo_json_free(z->ctx, line);
+    }
+    free(in.data);
+    if (code) return 1;
+    r->score /= n, r->half = 1.96 * sqrt((squares / n - r->score * r->score) / n);
+    for (int k = 0; k < 3; k++) r->skill[k] /= count[k];
+    wrpo_winrate_stats w;
+    if (wrpo_winrate(z->ctx, &(wrpo_winrate_desc){.a = path, .b = sft}, &w)) return fail(z);
+    r->win = 100 * w.rate, r->win_half = 50 * (w.high - w.low), r->length = w.length[0];
     return 0;
 }
+/* The table, for the terminal or as HTML. */
+static void demo_table(FILE *f, const demo_row *rows, bool html, const char *caption) {
+    fprintf(f, html ? "<h2>%s</h2><div class=\"scroll\"><table><thead><tr>" : "\n%s\n\n", caption);
+    static const char *const heads[] = {"model", "right answers, %", "sums", "differences", "products", "wins against SFT, %", "characters"};
+    static const int widths[] = {-26, 18, 8, 13, 10, 21, 12};
+    for (int i = 0; i < 7; i++)
+        if (html) fprintf(f, "<th>%s</th>", heads[i]);
+        else fprintf(f, "%*s", widths[i], heads[i]);
+    if (!html) fprintf(f, "\n");
+    fputs(html ? "</tr></thead><tbody>\n" : "", f);
+    for (int i = 0; i < DEMO_ROWS; i++) {
+        const demo_row *r = &rows[i];
+        fprintf(f, html ? "<tr><td>%s</td><td>%.1f &plusmn; %.1f</td><td>%.1f</td><td>%.1f</td><td>%.1f</td><td>%.1f &plusmn; %.1f</td><td>%.1f</td></tr>\n"
+                        : "%-26s%11.1f +-%4.1f%8.1f%13.1f%10.1f%14.1f +-%4.1f%12.1f\n", r->name, r->score, r->half, r->skill[0], r->skill[1], r->skill[2], r->win, r->win_half, r->length);
+    }
+    fputs(html ? "</tbody></table></div>\n" : "", f);
+}
+static bool demo_make_all(const char *folder, int64_t seed) {
+    static bool known[3][100][100], held[3][100][100];
+    memset(known, 0, sizeof known);
+    demo_state = (uint64_t)seed * 0x9E3779B97F4A7C15u;
+    for (int i = 0; i < 8; i++) demo_random(2);
+    if (!demo_prompts(folder, "heldout.jsonl", DEMO_HELDOUT, known)) return false;
+    memcpy(held, known, sizeof held);
+    if (!demo_prompts(folder, "prompts.jsonl", DEMO_PROMPTS, known)) return false;
+    for (int i = 0; i <= DEMO_SOURCES; i++)
+        if (!demo_checkpoint(folder, &demo_models[i]) || !demo_pretraining(folder, &demo_models[i], DEMO_BATCH * (i < DEMO_SOURCES ? 500 : 1600), held)) return false;
+    return true;
+}
+#define DEMO_TRY(call) do { if (call) return 1; } while (0)
+static int demo_seed(const settings *s, session *z, const char *folder, int64_t seed, demo_row *rows) {
+    const long long S = (long long)seed;
+    if (!demo_make_all(folder, seed)) return complain("%s: cannot be written: %s", folder, strerror(errno));
+    printf("\n# what the models know before the story begins\n");
+    for (int i = 0; i <= DEMO_SOURCES; i++) {
+        const char *name = demo_models[i].name;
+        DEMO_TRY(demo_call(s, folder, "init --config @/%s-new/config.json --tokenizer @/%s-new --out @/%s-new --seed %lld", name, name, name, S * 10 + i));
+        DEMO_TRY(demo_call(s, folder, "train --method sft --model @/%s-new --data @/%s-new/data.jsonl --out @/%s --learning-rate 4e-3 --batch-size %d --no-shuffle --micro-tokens 4096 --log-steps 200",
+                           name, name, name, DEMO_BATCH));
+    }
+    printf("\n# the sources answer; a third of the prompts is for SFT on the best answers\n");
+    DEMO_TRY(demo_call(s, folder, "split --in @/prompts.jsonl --out @/parts --sft 1/3 --seed %lld", S));
+    for (int i = 0; i < DEMO_SOURCES; i++)
+        for (int po = 0; po < 2; po++) {
+            char name[64];
+            snprintf(name, sizeof name, "%s-%s", demo_models[i].name, po ? "wrpo" : "sft");
+            DEMO_TRY(demo_call(s, folder, "sample --model @/%s --prompts @/parts/%s.jsonl --as source --n 3 --max-tokens 48 --batch 128 --seed %lld --out @/%s.jsonl",
+                               demo_models[i].name, po ? "wrpo" : "sft", S, name));
+            DEMO_TRY(demo_score(z, folder, name));
+        }
+    DEMO_TRY(demo_call(s, folder, "select --form sft --in @/plus-sft-scored.jsonl @/minus-sft-scored.jsonl @/times-sft-scored.jsonl --out @/sft.jsonl"));
+    DEMO_TRY(demo_call(s, folder, "train --method sft --model @/target --data @/sft.jsonl --out @/sft --learning-rate 2e-4 --batch-size 32 --log-steps 10"));
+    printf("\n# the target answers the others; preference training begins at SFT four times\n");
+    DEMO_TRY(demo_call(s, folder, "sample --model @/sft --prompts @/parts/wrpo.jsonl --as target --n 5 --max-tokens 48 --batch 128 --seed %lld --out @/target-wrpo.jsonl", S));
+    DEMO_TRY(demo_score(z, folder, "target-wrpo"));
+    DEMO_TRY(demo_call(s, folder, "select --in @/plus-wrpo-scored.jsonl @/minus-wrpo-scored.jsonl @/times-wrpo-scored.jsonl @/target-wrpo-scored.jsonl --out @/quads.jsonl"));
+    static const char *const methods[][2] = {{"simpo", "--method simpo --beta 2"}, {"dpo", "--method dpo --beta 0.3"},
+                                             {"wrpo-constant", "--alpha 0.5 --alpha-schedule constant --beta 0.3"}, {"wrpo", "--alpha 0.5 --beta 0.3"}};
+    for (int i = 0; i < 4; i++)
+        DEMO_TRY(demo_call(s, folder, "train %s --model @/sft --data @/quads.jsonl --out @/%s --learning-rate 1.5e-4 --batch-size 32 --epochs 4 --log-steps 50 --seed %lld", methods[i][1], methods[i][0], S));
+    printf("\n# held-out problems\n");
+    for (int i = 0; i < DEMO_ROWS; i++) {
+        char name[64];
+        snprintf(name, sizeof name, "answers-%s", rows[i].dir);
+        DEMO_TRY(demo_call(s, folder, "sample --model @/%s --prompts @/heldout.jsonl --as target --n 3 --max-tokens 48 --batch 128 --seed %lld --out @/%s.jsonl", rows[i].dir, S, name));
+        DEMO_TRY(demo_score(z, folder, name));
+    }
+    for (int i = 0; i < DEMO_ROWS; i++) DEMO_TRY(demo_measure(z, folder, &rows[i]));
+    return 0;
+}
+static bool demo_ordered(const demo_row *r) {
+    return r[DEMO_TARGET].score < r[DEMO_SFT].score && r[DEMO_SFT].score < r[DEMO_DPO].score && r[DEMO_DPO].score < r[DEMO_WRPO].score;
+}
+static int demo_report(session *z, const char *folder, const demo_row *rows, const char *path, const char *caption) {
+    char dirs[5][4300], *html = NULL;
+    const char *list[5];
+    FILE *f = tmpfile();
+    size_t size;
+    for (int i = 0; i < 5; i++) snprintf(dirs[i], sizeof dirs[i], "%s/%s", folder, rows[DEMO_SFT + i].dir), list[i] = dirs[i];
+    if (!f) return complain("a temporary file cannot be made: %s", strerror(errno));
+    fputs("<p>Three sources of different families and tokenizers each work out one kind of problem and guess at the others; the target knows how to work all of them out and mostly does not. "
+          "An exact checker is the reward model. SFT is on the sources' best answers to a third of the prompts; the others go on from there with the target's own best and worst answers, WRPO with the sources' as well.</p>\n", f);
+    demo_table(f, rows, true, caption);
+    rewind(f);
+    html = read_all(f, &size);
+    fclose(f);
+    char *text = html ? realloc(html, size + 1) : NULL;
+    if (!text) return free(html), complain("out of memory");
+    text[size] = 0;
+    const int code = report(z, list, 5, path, "WRPO in miniature", text);
+    free(text);
+    return code;
+}
 static int run_demo(const settings *s, session *z) {
-    char folder[4096];
+    static const double t95[] = {0, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262};       /* Student's, by degrees of freedom */
+    const int64_t seeds = s->seeds ? s->seeds : 1, first = s->seed ? s->seed : 1;
+    const char *path = s->out ? s->out : "report.html";
     const time_t begin = time(NULL);
+    demo_row mean[DEMO_ROWS], *all = calloc((size_t)seeds * DEMO_ROWS, sizeof *all);
+    int code = all ? 0 : complain("out of memory");
+    char folder[4096], caption[128];
+    int64_t ordered = 0;
     signal(SIGINT, on_interrupt);
-    if (!demo_folder(folder, sizeof folder)) return 1;
-    printf("WRPO on a small model, from records to a saved checkpoint. The files are in %s%s\n", folder, s->keep ? "" : " and removed at the end (--keep)");
-    int code = 0;
-    if (!demo_checkpoint(folder) || !demo_records(folder)) code = complain("%s: cannot be written: %s", folder, strerror(errno));
-    code = code || demo_call(s, folder, "init --config @/config.json --tokenizer @ --out @/random")
-        || demo_call(s, folder, "train --method sft --model @/random --data @/train.jsonl --out @/sft --learning-rate 4e-3 --batch-size 32 --epochs 20 --log-steps 40")
-        || demo_call(s, folder, "train --model @/sft --data @/train.jsonl --eval-data @/heldout.jsonl --out @/wrpo --beta 0.1 --learning-rate 3e-4"
-                                " --batch-size 32 --epochs 4 --log-steps 7")
-        || demo_table(s, z, folder);
-    if (s->keep) printf("\nkept: %s\n", folder);
-    else demo_remove(folder);
-    if (!code) printf("\n%.0f seconds\n", difftime(time(NULL), begin));
+    for (int64_t i = 0; i < seeds && !code; i++) {
+        demo_row *rows = all + i * DEMO_ROWS;
+        memcpy(rows, demo_rows, sizeof demo_rows);
+        if (!demo_folder(folder, sizeof folder)) { code = 1; break; }
+        printf("WRPO in miniature, seed %lld. Paths are relative to %s%s\n", (long long)(first + i), folder, s->keep ? "" : ", which is removed at the end (--keep)");
+        snprintf(caption, sizeof caption, "%d held-out problems, three answers each, 95 %% intervals over problems; seed %lld", DEMO_HELDOUT, (long long)(first + i));
+        code = demo_seed(s, z, folder, first + i, rows);
+        if (!code && i == 0) code = demo_report(z, folder, rows, path, caption);
+        if (!code) demo_table(stdout, rows, false, caption), ordered += demo_ordered(rows);
+        if (!code) printf("\nThe paper's order, target < SFT < SFT-DPO < SFT-WRPO: %s.\n", demo_ordered(rows) ? "so it is here" : "NOT so here");
+        fflush(stdout);
+        if (s->keep) printf("kept: %s\n", folder);
+        else demo_remove(folder);
+    }
+    if (!code && seeds > 1) {        /* over seeds: mean, and an interval from their spread */
+        memcpy(mean, demo_rows, sizeof mean);
+        const double t = seeds <= 10 ? t95[seeds - 1] : 1.96 + 2.7 / (double)(seeds - 1), n = (double)seeds;
+        for (int r = 0; r < DEMO_ROWS; r++) {
+            double score = 0, win = 0;
+            for (int64_t i = 0; i < seeds; i++) {
+                const demo_row *x = &all[i * DEMO_ROWS + r];
+                mean[r].score += x->score / n, mean[r].win += x->win / n, mean[r].length += x->length / n;
+                for (int k = 0; k < 3; k++) mean[r].skill[k] += x->skill[k] / n;
+            }
+            for (int64_t i = 0; i < seeds; i++) score += pow(all[i * DEMO_ROWS + r].score - mean[r].score, 2), win += pow(all[i * DEMO_ROWS + r].win - mean[r].win, 2);
+            mean[r].half = t * sqrt(score / (n - 1) / n), mean[r].win_half = t * sqrt(win / (n - 1) / n);
+        }
+        snprintf(caption, sizeof caption, "mean over seeds %lld to %lld, 95 %% intervals over seeds", (long long)first, (long long)(first + seeds - 1));
+        demo_table(stdout, mean, false, caption);
+        double gain = 0, spread = 0;                   /* of WRPO over DPO, seed by seed */
+        for (int64_t i = 0; i < seeds; i++) gain += (all[i * DEMO_ROWS + DEMO_WRPO].score - all[i * DEMO_ROWS + DEMO_DPO].score) / n;
+        for (int64_t i = 0; i < seeds; i++) spread += pow(all[i * DEMO_ROWS + DEMO_WRPO].score - all[i * DEMO_ROWS + DEMO_DPO].score - gain, 2);
+        printf("\nThe paper's order, target < SFT < SFT-DPO < SFT-WRPO, on %lld of %lld seeds. SFT-WRPO above SFT-DPO by %.1f +- %.1f.\n", (long long)ordered, (long long)seeds, gain,
+               t * sqrt(spread / (n - 1) / n));
+    }
+    free(all);
+    if (!code) printf("\n%s: the table and the curves of training; open it in a browser.   %.0f seconds\n", path, difftime(time(NULL), begin));
     return code;
 }
 
@@ -1981,7 +2220,7 @@ static const command commands[] = {
      "How often a's answers have the higher reward, with a bootstrap interval; and the same at equal lengths."},
     {"report", "RUN_DIR...", "", "--out --threads --help", run_report,
      "The metrics.jsonl of runs, one over the other, as an HTML file that needs nothing else (report.html)."},
-    {"demo", "", "", "--keep --device --threads --help", run_demo, "What `wrpo` alone runs: SFT and WRPO of a small model on records made on the spot."},
+    {"demo", "", "", "--seed --seeds --out --keep --device --threads --help", run_demo, "What `wrpo` alone runs: the paper in miniature, from prompts to a table and report.html."},
 };
 enum { N_COMMANDS = sizeof commands / sizeof *commands };
 static int help(void) {
@@ -1991,7 +2230,7 @@ static int help(void) {
     return 0;
 }
 static int dispatch(int argc, char **argv) {
-    static const command program = {"", "", "", "--keep --device --threads --version --help", run_demo, ""};      /* wrpo without a command */
+    static const command program = {"", "", "", "--seed --seeds --out --keep --device --threads --version --help", run_demo, ""};      /* wrpo without a command */
     const command *c = &program;
     settings s = {.dtype = -1, .save_dtype = -1, .as = -1, .bench = -1};
     session z = {0};

@@ -4993,7 +4993,7 @@ static bool wrpo__nfc(const wrpo__unicode *u, const char *s, int64_t n, wrpo__te
    ? * + {m,n} and possessive ?+ *+ ++; groups (...), (?:...), (?i:...) with or without ?. The pattern becomes a
    graph without cycles, which a backtracking matcher walks; its recursion is no deeper than the pattern is long. */
 typedef struct wrpo__set { uint64_t ascii[2]; uint32_t classes; bool negate; int32_t (*ranges)[2]; } wrpo__set;   /* ranges: stb array */
-typedef enum wrpo__rx_kind { WRPO__RX_SET, WRPO__RX_AHEAD, WRPO__RX_FORK, WRPO__RX_JOIN /* only while it is built */, WRPO__RX_END } wrpo__rx_kind;
+typedef enum wrpo__rx_kind { WRPO__RX_SET, WRPO__RX_AHEAD, WRPO__RX_FORK, WRPO__RX_JOIN, WRPO__RX_END } wrpo__rx_kind;
 typedef struct wrpo__rx_node {
     wrpo__rx_kind kind;
     bool possessive, negative;       /* SET: never gives back; AHEAD: (?!...) */
@@ -5022,7 +5022,8 @@ static int64_t wrpo__rx_match(const wrpo__regex *rx, int32_t at, const char *s, 
         at = x->next;
         int64_t count = 0, k, end;
         switch (x->kind) {
-        case WRPO__RX_END: case WRPO__RX_JOIN: return i;
+        case WRPO__RX_END: return i;
+        case WRPO__RX_JOIN: break;
         case WRPO__RX_AHEAD:
             if ((i < n && wrpo__set_at(&x->set, rx->kind, s + i, n - i)) == x->negative) return -1;
             break;
@@ -5158,7 +5159,7 @@ static wrpo__set wrpo__rx_atom(wrpo__rx_parser *p) {
     else if (c == '\\') {
         set.classes = wrpo__rx_escape(p, &c);
         if (!set.classes) wrpo__rx_range(&set, c, c);
-    } else if (c < 128 && strchr(".^${}()|]?*+", (int)c)) {
+    } else if (c < 128 && strchr(".^${}]?*+", (int)c)) {
         p->i--;
         wrpo__rx_fail(p, c == '.' ? "'.'" : strchr("^$", (int)c) ? "an anchor" : strchr("{?*+", (int)c) ? "this repetition" : "this bracket");
     } else {
@@ -5182,13 +5183,19 @@ static int32_t wrpo__rx_add(wrpo__rx_parser *p, wrpo__rx_kind kind) {
     return (int32_t)stbds_arrlen(p->nodes) - 1;
 }
 static wrpo__rx_part wrpo__rx_alternatives(wrpo__rx_parser *p);
-static void wrpo__rx_end_item(const wrpo__rx_parser *p, const char *what) {   /* no repetition follows but what has been read */
-    int c = wrpo__rx_peek(p, 0);
-    if (c == '?' || c == '*' || c == '+' || c == '{') wrpo__rx_fail(p, what);
-}
 static wrpo__rx_part wrpo__rx_item(wrpo__rx_parser *p) {
-    bool not_ahead = wrpo__rx_take(p, "(?!"), ahead = not_ahead || wrpo__rx_take(p, "(?=");
-    if (!ahead && wrpo__rx_take(p, "(")) {
+    bool ahead = wrpo__rx_peek(p, 0) == '(' && wrpo__rx_peek(p, 1) == '?' && (wrpo__rx_peek(p, 2) == '!' || wrpo__rx_peek(p, 2) == '=');
+    if (ahead) {
+        int32_t at = wrpo__rx_add(p, WRPO__RX_AHEAD);
+        p->i += 3;
+        p->nodes[at].negative = p->s[p->i - 1] == '!';
+        if (wrpo__rx_peek(p, 0) == '(' || wrpo__rx_peek(p, 0) == ')') wrpo__rx_fail(p, "a lookahead for more than one character");
+        wrpo__set set = wrpo__rx_atom(p);
+        p->nodes[at].set = set;
+        if (!wrpo__rx_take(p, ")")) wrpo__rx_fail(p, "a lookahead for more than one character");
+        return (wrpo__rx_part){at, at, 0};
+    }
+    if (wrpo__rx_take(p, "(")) {
         bool fold = p->fold;
         if (wrpo__rx_take(p, "?i:")) p->fold = true;
         else if (!wrpo__rx_take(p, "?:") && wrpo__rx_peek(p, 0) == '?') wrpo__rx_fail(p, "this kind of group");
@@ -5197,20 +5204,18 @@ static wrpo__rx_part wrpo__rx_item(wrpo__rx_parser *p) {
         if (!wrpo__rx_take(p, ")")) wrpo__rx_fail(p, "a group without its end");
         p->depth--, p->fold = fold;
         if (wrpo__rx_take(p, "?")) {                   /* the group, else nothing */
-            int32_t fork = wrpo__rx_add(p, WRPO__RX_FORK);
-            p->nodes[fork].next = part.first, p->nodes[fork].other = part.last;
-            part.first = fork, part.shortest = 0;
+            int32_t fork = wrpo__rx_add(p, WRPO__RX_FORK), join = wrpo__rx_add(p, WRPO__RX_JOIN);
+            p->nodes[fork].next = part.first, p->nodes[fork].other = join, p->nodes[part.last].next = join;
+            part = (wrpo__rx_part){fork, join, 0};
         }
-        wrpo__rx_end_item(p, "this repetition of a group");
+        int c = wrpo__rx_peek(p, 0);
+        if (c == '?' || c == '*' || c == '+' || c == '{') wrpo__rx_fail(p, "this repetition of a group");
         return part;
     }
-    if (ahead && (wrpo__rx_peek(p, 0) == '(' || wrpo__rx_peek(p, 0) == ')')) wrpo__rx_fail(p, "a lookahead for more than one character");
-    int32_t at = wrpo__rx_add(p, ahead ? WRPO__RX_AHEAD : WRPO__RX_SET);
+    int32_t at = wrpo__rx_add(p, WRPO__RX_SET);
     wrpo__set set = wrpo__rx_atom(p);
     wrpo__rx_node *x = &p->nodes[at];
-    x->set = set, x->negative = not_ahead;
-    if (ahead && !wrpo__rx_take(p, ")")) wrpo__rx_fail(p, "a lookahead for more than one character");
-    if (ahead) return (wrpo__rx_part){at, at, 0};
+    x->set = set;
     if (wrpo__rx_take(p, "{")) {
         int64_t min = wrpo__rx_number(p, 10), max = min;
         if (wrpo__rx_take(p, ",")) max = wrpo__rx_number(p, 10), max = max < 0 && min >= 0 ? INT64_MAX : max;
@@ -5221,51 +5226,57 @@ static wrpo__rx_part wrpo__rx_item(wrpo__rx_parser *p) {
         x->min = c == '+', x->max = c == '?' ? 1 : INT64_MAX;
         x->possessive = wrpo__rx_take(p, "+");
     }
-    wrpo__rx_end_item(p, "this repetition");
+    int c = wrpo__rx_peek(p, 0);
+    if (c == '?' || c == '*' || c == '+' || c == '{') wrpo__rx_fail(p, "this repetition");
     return (wrpo__rx_part){at, at, x->min};
 }
-/* Sequences with | between them: a chain of forks in, one join out. */
-static wrpo__rx_part wrpo__rx_alternatives(wrpo__rx_parser *p) {
-    int32_t fork = wrpo__rx_add(p, WRPO__RX_FORK), join = wrpo__rx_add(p, WRPO__RX_JOIN);
-    wrpo__rx_part all = {fork, join, INT32_MAX};
-    for (;;) {
-        int64_t shortest = 0;
-        int32_t at = fork;                             /* what the next item follows */
-        while (p->i < p->n && p->s[p->i] != '|' && p->s[p->i] != ')') {
-            wrpo__rx_part part = wrpo__rx_item(p);
-            p->nodes[at].next = part.first, at = part.last;
-            shortest += part.shortest;
-        }
-        p->nodes[at].next = join;
-        all.shortest = WRPO__MIN(all.shortest, shortest);
-        if (!wrpo__rx_take(p, "|")) break;
-        at = wrpo__rx_add(p, WRPO__RX_FORK);
-        p->nodes[fork].other = at, fork = at;
+static wrpo__rx_part wrpo__rx_sequence(wrpo__rx_parser *p) {
+    int32_t at = wrpo__rx_add(p, WRPO__RX_JOIN);
+    wrpo__rx_part all = {at, at, 0};
+    while (p->i < p->n && p->s[p->i] != '|' && p->s[p->i] != ')') {
+        wrpo__rx_part part = wrpo__rx_item(p);
+        p->nodes[all.last].next = part.first;
+        all.last = part.last;
+        all.shortest = WRPO__MIN(all.shortest + part.shortest, INT32_MAX);
     }
-    p->nodes[fork].kind = WRPO__RX_JOIN;               /* the last has no other way */
+    return all;
+}
+static wrpo__rx_part wrpo__rx_alternatives(wrpo__rx_parser *p) {
+    wrpo__rx_part all = wrpo__rx_sequence(p);
+    if (wrpo__rx_peek(p, 0) != '|') return all;
+    int32_t join = wrpo__rx_add(p, WRPO__RX_JOIN), fork = wrpo__rx_add(p, WRPO__RX_FORK);
+    p->nodes[all.last].next = join, p->nodes[fork].next = all.first;
+    all.first = fork, all.last = join;
+    while (wrpo__rx_take(p, "|")) {
+        wrpo__rx_part part = wrpo__rx_sequence(p);
+        p->nodes[part.last].next = join;
+        all.shortest = WRPO__MIN(all.shortest, part.shortest);
+        if (wrpo__rx_peek(p, 0) == '|') {
+            int32_t more = wrpo__rx_add(p, WRPO__RX_FORK);
+            p->nodes[more].next = part.first, p->nodes[fork].other = more, fork = more;
+        } else p->nodes[fork].other = part.first;
+    }
     return all;
 }
 /* literal: the text itself is the pattern */
 static wrpo__regex *wrpo__regex_new(wrpo__arena *arena, const char *name, const wrpo_json *json, const uint8_t *kind,
                                     const char *s, size_t n, bool literal) {
     wrpo__rx_parser p = {.ctx = arena->ctx, .name = name, .json = json, .s = s, .n = n, .kind = kind};
-    wrpo__text quoted = {.arena = arena};
+    wrpo__rx_part all = {0, -1, 0};
     if (n > 4096) wrpo__rx_fail(&p, "a pattern this long");
-    for (size_t i = 0; literal && i < n; i++) {
-        if (s[i] && strchr(".^${}()|[]?*+\\", s[i])) wrpo__text_add(&quoted, "\\", 1);
-        wrpo__text_add(&quoted, s + i, 1);
-    }
-    if (literal) p.s = quoted.data, p.n = quoted.size;
-    wrpo__rx_part all = wrpo__rx_alternatives(&p);
+    if (literal)
+        for (all.shortest = (int64_t)n; p.i < n; all.last++) {
+            int32_t c = wrpo__rx_char(&p), at = wrpo__rx_add(&p, WRPO__RX_SET);
+            wrpo__set *set = &p.nodes[at].set;
+            wrpo__rx_range(set, c, c);
+            if (c < 128) set->ascii[c >> 6] |= (uint64_t)1 << (c & 63);
+            p.nodes[at].next = at + 1;
+        }
+    else all = wrpo__rx_alternatives(&p);
     if (p.i < p.n) wrpo__rx_fail(&p, "this bracket");
     if (all.shortest == 0) wrpo__rx_fail(&p, "a pattern that matches the empty text");
     int32_t end = wrpo__rx_add(&p, WRPO__RX_END);
-    p.nodes[all.last].next = end;
-    for (int64_t i = 0; i < stbds_arrlen(p.nodes); i++) {   /* the joins have done their work */
-        int32_t *way[] = {&p.nodes[i].next, &p.nodes[i].other, &all.first};
-        for (int k = 0; k < 3; k++)
-            while (*way[k] >= 0 && p.nodes[*way[k]].kind == WRPO__RX_JOIN) *way[k] = p.nodes[*way[k]].next;
-    }
+    if (all.last >= 0) p.nodes[all.last].next = end;
     wrpo__regex *rx = WRPO__NEW(arena, wrpo__regex);
     rx->nodes = p.nodes, rx->first = all.first, rx->kind = kind;
     return rx;
@@ -5280,17 +5291,16 @@ typedef struct wrpo__merge { uint64_t pair; int32_t rank, id; } wrpo__merge;    
 typedef struct wrpo__trie { unsigned char byte; int32_t id, child, sibling; } wrpo__trie;     /* id -1: no token ends here */
 typedef enum wrpo__step_kind {
     WRPO__STEP_NFC, WRPO__STEP_PREPEND, WRPO__STEP_REPLACE, WRPO__STEP_SPLIT, WRPO__STEP_BYTES,
-    WRPO__STEP_UNBYTES, WRPO__STEP_BYTE_FALLBACK, WRPO__STEP_FUSE, WRPO__STEP_STRIP
+    WRPO__STEP_UNBYTES, WRPO__STEP_BYTE_FALLBACK, WRPO__STEP_FUSE, WRPO__STEP_STRIP, WRPO__STEP_METASPACE
 } wrpo__step_kind;
 typedef enum wrpo__behavior { WRPO__REMOVED, WRPO__ISOLATED, WRPO__MERGED_WITH_PREVIOUS, WRPO__MERGED_WITH_NEXT, WRPO__CONTIGUOUS } wrpo__behavior;
 typedef struct wrpo__step {
     wrpo__step_kind kind;
     const wrpo__regex *regex;        /* REPLACE, SPLIT */
-    const char *text; size_t size;   /* PREPEND; REPLACE by it; STRIP: the character */
+    const char *text; size_t size;   /* PREPEND; REPLACE by it; STRIP, METASPACE: the character */
     wrpo__behavior behavior; bool invert;                /* SPLIT */
-    bool unless;                     /* PREPEND: not to a piece that begins with text already */
-    bool first;                      /* PREPEND: only where the text begins; REPLACE: there by nothing */
-    int64_t start, stop;             /* STRIP: at most so many characters */
+    bool unless, first;              /* PREPEND: not to a piece that begins with text already; only where the text begins */
+    int64_t start, stop;             /* STRIP: at most so many characters; METASPACE: start drops those of the first token */
 } wrpo__step;
 typedef struct wrpo__word { uint8_t size, count; char text[22]; int32_t ids[10]; } wrpo__word;    /* 64 bytes of the word cache */
 enum { WRPO__WORDS = 1 << 13, WRPO__SMALL_CHARS = 1 << 10, WRPO__MAX_ID = 1 << 22 };
@@ -5455,11 +5465,11 @@ static void wrpo__split_piece(wrpo__work *w, const wrpo__step *step, wrpo__piece
     }
     if (open >= 0) wrpo__put_piece(w, open, end, -1, p.first && open == p.begin);
 }
-static void wrpo__replace(wrpo__text *out, const wrpo__step *step, const char *s, int64_t n, bool drop) {
+static void wrpo__replace(wrpo__text *out, const wrpo__step *step, const char *s, int64_t n) {
     for (int64_t at = 0, begin, end; at < n; at = end) {
         if (!wrpo__rx_find(step->regex, s, n, at, &begin, &end)) begin = end = n;
         wrpo__text_add(out, s + at, (size_t)(begin - at));
-        if (end > begin && !drop) wrpo__text_add(out, step->text, step->size);
+        if (end > begin) wrpo__text_add(out, step->text, step->size);
     }
 }
 /* One step of the normalizer (there the segment is one piece) or of the pre-tokenizer, on all pieces of text. */
@@ -5484,7 +5494,7 @@ static void wrpo__encode_step(wrpo__work *w, const wrpo__step *step) {
             wrpo__text_add(&w->spare, s, (size_t)n);
             break;
         case WRPO__STEP_REPLACE:
-            wrpo__replace(&w->spare, step, s, n, false);
+            wrpo__replace(&w->spare, step, s, n);
             break;
         default:                                       /* BYTES */
             for (int64_t j = 0, run; j < n; j += run) {
@@ -5667,47 +5677,73 @@ static void wrpo__put_token(wrpo__work *w, size_t begin) { /* what spare has gai
 }
 /* <0xNN> tokens in a row are the bytes of a text; if that is not UTF-8, each byte becomes U+FFFD. */
 static int wrpo__byte_token(const char *s, int64_t n) {    /* -1: another token */
-    char hex[3] = {n == 6 ? s[3] : (char)0, n == 6 ? s[4] : (char)0, 0};
-    if (n != 6 || memcmp(s, "<0x", 3) != 0 || s[5] != '>' || strspn(hex, "0123456789abcdefABCDEF") != 2) return -1;
-    return (int)strtol(hex, NULL, 16);
+    int v = 0;
+    if (n != 6 || memcmp(s, "<0x", 3) != 0 || s[5] != '>') return -1;
+    for (int i = 3; i < 5; i++) {
+        int c = (unsigned char)s[i], digit = c >= '0' && c <= '9' ? c - '0' : (c | 32) >= 'a' && (c | 32) <= 'f' ? (c | 32) - 'a' + 10 : -1;
+        if (digit < 0) return -1;
+        v = v * 16 + digit;
+    }
+    return v;
 }
-static void wrpo__end_bytes(wrpo__work *w, int64_t run) {  /* the last `run` bytes of spare */
-    size_t bad, begin = w->spare.size - (size_t)run;
+static void wrpo__end_bytes(wrpo__work *w, size_t begin, int64_t run) {
+    size_t bad;
     if (!run) return;
     if (wrpo__is_utf8(w->spare.data + begin, (size_t)run, &bad)) { wrpo__put_token(w, begin); return; }
     w->spare.size = begin;
     for (; run > 0; run--, begin = w->spare.size) wrpo__text_add(&w->spare, "\xEF\xBF\xBD", 3), wrpo__put_token(w, begin);
 }
-static void wrpo__unbyte(wrpo__text *out, const char *s, int64_t n) {   /* a text with a character outside the alphabet stands for itself */
-    size_t begin = out->size, k;
-    for (int64_t i = 0; i < n; i += (int64_t)k) {
-        int byte = wrpo__char_byte(wrpo__utf8_get(s + i, (size_t)(n - i), &k));
-        if (byte < 0) { out->size = begin; wrpo__text_add(out, s, (size_t)n); return; }
-        wrpo__text_add(out, &(char){(char)byte}, 1);
-    }
-}
 static void wrpo__decode_step(wrpo__work *w, const wrpo__step *step) {
-    bool fuses = step->kind == WRPO__STEP_UNBYTES || step->kind == WRPO__STEP_FUSE;   /* all tokens become one */
-    int64_t run = 0;                                   /* bytes of <0xNN> tokens at the end of spare */
-    for (int64_t i = 0; i < stbds_arrlen(w->pieces); i++) {
+    int64_t run = 0, count = stbds_arrlen(w->pieces);  /* run: bytes of <0xNN> tokens at the end of spare */
+    for (int64_t i = 0; i < count; i++) {
         const char *s = w->s + w->pieces[i].begin;
-        int64_t n = w->pieces[i].end - w->pieces[i].begin, one = (int64_t)step->size, cut;
-        int byte = step->kind == WRPO__STEP_BYTE_FALLBACK ? wrpo__byte_token(s, n) : -1;
-        if (byte >= 0) { wrpo__text_add(&w->spare, &(char){(char)byte}, 1); run++; continue; }
-        wrpo__end_bytes(w, run), run = 0;
-        size_t begin = w->spare.size;
-        if (step->kind == WRPO__STEP_UNBYTES) wrpo__unbyte(&w->spare, s, n);
-        else if (step->kind == WRPO__STEP_REPLACE) wrpo__replace(&w->spare, step, s, n, step->first && i == 0);
-        else {
-            bool strip = step->kind == WRPO__STEP_STRIP;
-            for (cut = 0; strip && cut < step->start && n >= one && memcmp(s, step->text, step->size) == 0; cut++) s += one, n -= one;
-            for (cut = 0; strip && cut < step->stop && n >= one && memcmp(s + n - one, step->text, step->size) == 0; cut++) n -= one;
+        int64_t n = w->pieces[i].end - w->pieces[i].begin, one = (int64_t)step->size, cut = 0;
+        size_t begin = w->spare.size, k;
+        int byte;
+        bool known = true;
+        switch (step->kind) {
+        case WRPO__STEP_UNBYTES:                       /* a token with a character outside the alphabet stands for itself */
+            for (int64_t j = 0; j < n && known; j += (int64_t)k) known = wrpo__char_byte(wrpo__utf8_get(s + j, (size_t)(n - j), &k)) >= 0;
+            for (int64_t j = 0; j < n && known; j += (int64_t)k) {
+                char c = (char)wrpo__char_byte(wrpo__utf8_get(s + j, (size_t)(n - j), &k));
+                wrpo__text_add(&w->spare, &c, 1);
+            }
+            if (!known) wrpo__text_add(&w->spare, s, (size_t)n);
+            continue;
+        case WRPO__STEP_FUSE:
             wrpo__text_add(&w->spare, s, (size_t)n);
+            continue;
+        case WRPO__STEP_BYTE_FALLBACK:
+            if ((byte = wrpo__byte_token(s, n)) >= 0) {
+                char c = (char)byte;
+                wrpo__text_add(&w->spare, &c, 1);
+                run++;
+                continue;
+            }
+            wrpo__end_bytes(w, begin - (size_t)run, run);
+            begin = w->spare.size, run = 0;
+            wrpo__text_add(&w->spare, s, (size_t)n);
+            break;
+        case WRPO__STEP_REPLACE:
+            wrpo__replace(&w->spare, step, s, n);
+            break;
+        case WRPO__STEP_STRIP:
+            for (; cut < step->start && n >= one && memcmp(s, step->text, step->size) == 0; cut++) s += one, n -= one;
+            for (cut = 0; cut < step->stop && n >= one && memcmp(s + n - one, step->text, step->size) == 0; cut++) n -= one;
+            wrpo__text_add(&w->spare, s, (size_t)n);
+            break;
+        default:                                       /* METASPACE: the mark is a space, or in the first token nothing */
+            for (int64_t j = 0; j < n; j += (int64_t)k) {
+                wrpo__utf8_get(s + j, (size_t)(n - j), &k);
+                bool mark = k == step->size && memcmp(s + j, step->text, k) == 0;
+                if (!mark) wrpo__text_add(&w->spare, s + j, k);
+                else if (i > 0 || !step->start) wrpo__text_add(&w->spare, " ", 1);
+            }
         }
-        if (!fuses) wrpo__put_token(w, begin);
+        wrpo__put_token(w, begin);
     }
-    wrpo__end_bytes(w, run);
-    if (step->kind == WRPO__STEP_UNBYTES) {            /* what is not UTF-8 becomes U+FFFD */
+    wrpo__end_bytes(w, w->spare.size - (size_t)run, run);
+    if (step->kind == WRPO__STEP_UNBYTES) {            /* all tokens as one; what is not UTF-8 becomes U+FFFD */
         wrpo__text raw = w->spare;
         w->spare = (wrpo__text){.arena = raw.arena};
         for (size_t i = 0, k; i < raw.size; i += k) {
@@ -5715,7 +5751,7 @@ static void wrpo__decode_step(wrpo__work *w, const wrpo__step *step) {
             wrpo__text_add(&w->spare, ok ? raw.data + i : "\xEF\xBF\xBD", ok ? k : 3);
         }
     }
-    if (fuses) wrpo__put_token(w, 0);
+    if (step->kind == WRPO__STEP_UNBYTES || step->kind == WRPO__STEP_FUSE) wrpo__put_token(w, 0);
     wrpo__rewritten(w);
     wrpo__swap_pieces(w);
 }
@@ -5792,36 +5828,39 @@ static wrpo__step wrpo__load_replace(const wrpo__loader *in, const wrpo_json *v)
     wrpo__load_text(in, v, "content", &step.text, &step.size);
     return step;
 }
-/* A part of the pipeline: nothing, one step, or a sequence of parts. */
-static void wrpo__load_part(const wrpo__loader *in, const wrpo_json *v, const char *members,
-                            void (*load)(const wrpo__loader *in, const wrpo_json *v, const wrpo_json *type)) {
+static void wrpo__load_normalizer(const wrpo__loader *in, const wrpo_json *v) {
+    wrpo_tokenizer *tok = in->tok;
     if (!v || v->kind == WRPO_JSON_NULL) return;
     const wrpo_json *type = wrpo__load_need(in, v, "type", WRPO_JSON_STRING);
-    if (!wrpo__json_is(type, "Sequence")) load(in, v, type);
-    else for (v = wrpo__load_list(in, v, members); v; v = v->next) wrpo__load_part(in, v, members, load);
-}
-static void wrpo__load_normalizer(const wrpo__loader *in, const wrpo_json *v, const wrpo_json *type) {
     wrpo__step step = {.kind = WRPO__STEP_PREPEND};
-    if (wrpo__json_is(type, "NFC")) step.kind = WRPO__STEP_NFC, wrpo__unicode_load_nfc(&in->tok->unicode);
+    if (wrpo__json_is(type, "Sequence")) {
+        for (const wrpo_json *k = wrpo__load_list(in, v, "normalizers"); k; k = k->next) wrpo__load_normalizer(in, k);
+        return;
+    }
+    if (wrpo__json_is(type, "NFC")) step.kind = WRPO__STEP_NFC, wrpo__unicode_load_nfc(&tok->unicode);
     else if (wrpo__json_is(type, "Prepend")) wrpo__load_text(in, v, "prepend", &step.text, &step.size);
     else if (wrpo__json_is(type, "Replace")) step = wrpo__load_replace(in, v);
     else wrpo__load_refuse(in, "normalizer", type);
-    stbds_arrput(in->tok->normalizer, step);
+    stbds_arrput(tok->normalizer, step);
 }
 static void wrpo__load_splitter(const wrpo__loader *in, const wrpo_json *v, const char *pattern, bool literal, wrpo__behavior behavior) {
     wrpo__step step = {.kind = WRPO__STEP_SPLIT, .behavior = behavior};
     step.regex = wrpo__regex_new(in->tok->arena, in->name, v, in->tok->unicode.kind, pattern, strlen(pattern), literal);
     stbds_arrput(in->tok->pre_tokenizer, step);
 }
-static void wrpo__load_pre_tokenizer(const wrpo__loader *in, const wrpo_json *v, const wrpo_json *type) {
+static void wrpo__load_pre_tokenizer(const wrpo__loader *in, const wrpo_json *v) {
     static const char gpt2[] = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
     static const char numeric[] = "[\\p{N}\\x{11DE0}-\\x{11DE9}\\x{16FF4}-\\x{16FF6}]";     /* Rust's is_numeric is Unicode 17 */
     static const char *const behaviors[] = {"Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous"};
     wrpo_tokenizer *tok = in->tok;
+    if (!v || v->kind == WRPO_JSON_NULL) return;
+    const wrpo_json *type = wrpo__load_need(in, v, "type", WRPO_JSON_STRING), *k;
     wrpo__step step = {.kind = WRPO__STEP_PREPEND, .text = " ", .size = 1, .unless = true};
-    if (wrpo__json_is(type, "Split")) {
-        const wrpo_json *k = wrpo__load_need(in, v, "behavior", WRPO_JSON_STRING);
+    if (wrpo__json_is(type, "Sequence")) {
+        for (k = wrpo__load_list(in, v, "pretokenizers"); k; k = k->next) wrpo__load_pre_tokenizer(in, k);
+    } else if (wrpo__json_is(type, "Split")) {
         int64_t b = 0;
+        k = wrpo__load_need(in, v, "behavior", WRPO_JSON_STRING);
         while (b < WRPO__COUNT(behaviors) && !wrpo__json_is(k, behaviors[b])) b++;
         if (b == WRPO__COUNT(behaviors)) wrpo__load_refuse(in, "Split behavior", k);
         step = (wrpo__step){.kind = WRPO__STEP_SPLIT, .behavior = (wrpo__behavior)b, .invert = wrpo__load_flag(in, v, "invert", false)};
@@ -5856,33 +5895,46 @@ static void wrpo__load_pre_tokenizer(const wrpo__loader *in, const wrpo_json *v,
         if (wrpo__load_flag(in, v, "split", true)) wrpo__load_splitter(in, v, step.text, true, WRPO__MERGED_WITH_NEXT);
     } else wrpo__load_refuse(in, "pre_tokenizer", type);
 }
-static void wrpo__load_decoder(const wrpo__loader *in, const wrpo_json *v, const wrpo_json *type) {
+static void wrpo__load_decoder(const wrpo__loader *in, const wrpo_json *v) {
+    wrpo_tokenizer *tok = in->tok;
+    if (!v || v->kind == WRPO_JSON_NULL) return;
+    const wrpo_json *type = wrpo__load_need(in, v, "type", WRPO_JSON_STRING);
     wrpo__step step = {.kind = WRPO__STEP_UNBYTES};
+    tok->has_decoder = true;
+    if (wrpo__json_is(type, "Sequence")) {
+        for (const wrpo_json *k = wrpo__load_list(in, v, "decoders"); k; k = k->next) wrpo__load_decoder(in, k);
+        return;
+    }
     if (wrpo__json_is(type, "ByteFallback")) step.kind = WRPO__STEP_BYTE_FALLBACK;
     else if (wrpo__json_is(type, "Fuse")) step.kind = WRPO__STEP_FUSE;
     else if (wrpo__json_is(type, "Replace")) step = wrpo__load_replace(in, v);
-    else if (wrpo__json_is(type, "Strip")) {
-        step.kind = WRPO__STEP_STRIP;
-        wrpo__load_char(in, v, "content", &step);
-        step.start = wrpo__load_count(in, wrpo__load_need(in, v, "start", WRPO_JSON_NUMBER), INT32_MAX);
-        step.stop = wrpo__load_count(in, wrpo__load_need(in, v, "stop", WRPO_JSON_NUMBER), INT32_MAX);
-    } else if (wrpo__json_is(type, "Metaspace")) {     /* the mark is a space, or in the first token nothing */
-        wrpo__load_char(in, v, "replacement", &step);
-        step.regex = wrpo__regex_new(in->tok->arena, in->name, v, in->tok->unicode.kind, step.text, step.size, true);
-        step.kind = WRPO__STEP_REPLACE, step.text = " ", step.size = 1;
-        step.first = !wrpo__json_is(wrpo__json_get(v, "prepend_scheme"), "never");
+    else if (wrpo__json_is(type, "Strip") || wrpo__json_is(type, "Metaspace")) {
+        bool strip = wrpo__json_is(type, "Strip");
+        wrpo__load_char(in, v, strip ? "content" : "replacement", &step);
+        step.kind = strip ? WRPO__STEP_STRIP : WRPO__STEP_METASPACE;
+        step.start = !wrpo__json_is(wrpo__json_get(v, "prepend_scheme"), "never");
+        if (strip) {
+            step.start = wrpo__load_count(in, wrpo__load_need(in, v, "start", WRPO_JSON_NUMBER), INT32_MAX);
+            step.stop = wrpo__load_count(in, wrpo__load_need(in, v, "stop", WRPO_JSON_NUMBER), INT32_MAX);
+        }
     } else if (!wrpo__json_is(type, "ByteLevel")) wrpo__load_refuse(in, "decoder", type);
-    stbds_arrput(in->tok->decoder, step);
+    stbds_arrput(tok->decoder, step);
 }
-/* Only what a single text gets: ids before and after it. */
-static void wrpo__load_post_processor(const wrpo__loader *in, const wrpo_json *v, const wrpo_json *type) {
+/* Only what a single text gets: ids before and after it. Sequences nest. */
+static void wrpo__load_post_processor(const wrpo__loader *in, const wrpo_json *v) {
     wrpo_tokenizer *tok = in->tok;
+    if (!v || v->kind == WRPO_JSON_NULL) return;
+    const wrpo_json *type = wrpo__load_need(in, v, "type", WRPO_JSON_STRING), *k;
+    if (wrpo__json_is(type, "Sequence")) {
+        for (k = wrpo__load_list(in, v, "processors"); k; k = k->next) wrpo__load_post_processor(in, k);
+        return;
+    }
     if (wrpo__json_is(type, "ByteLevel")) return;      /* moves offsets only */
     if (!wrpo__json_is(type, "TemplateProcessing")) wrpo__load_refuse(in, "post_processor", type);
     bool text = false;
     if (tok->has_template) wrpo__json_fail(in->ctx, WRPO_E_UNSUPPORTED, in->name, v, "more than one TemplateProcessing is not supported");
     tok->has_template = true;
-    for (const wrpo_json *k = wrpo__load_list(in, v, "single"); k; k = k->next) {
+    for (k = wrpo__load_list(in, v, "single"); k; k = k->next) {
         const wrpo_json *sequence = wrpo__json_maybe(in->ctx, in->name, k, "Sequence", WRPO_JSON_OBJECT);
         if (sequence) {
             if (text || !wrpo__json_is(wrpo__json_get(sequence, "id"), "A"))
@@ -6128,13 +6180,11 @@ static wrpo_tokenizer *wrpo__tokenizer_load(wrpo_ctx *ctx, wrpo__arena *arena, c
     const wrpo_json *added = wrpo__json_maybe(ctx, in.name, root, "added_tokens", WRPO_JSON_ARRAY);
     wrpo__unicode_load_classes(arena, &tok->unicode);
     wrpo__load_model(&in, model, added ? added->count : 0);
-    const wrpo_json *decoder = wrpo__json_get(root, "decoder");
-    tok->has_decoder = decoder && decoder->kind != WRPO_JSON_NULL;
-    wrpo__load_part(&in, wrpo__json_get(root, "normalizer"), "normalizers", wrpo__load_normalizer);
-    wrpo__load_part(&in, wrpo__json_get(root, "pre_tokenizer"), "pretokenizers", wrpo__load_pre_tokenizer);
-    wrpo__load_part(&in, decoder, "decoders", wrpo__load_decoder);
+    wrpo__load_normalizer(&in, wrpo__json_get(root, "normalizer"));
+    wrpo__load_pre_tokenizer(&in, wrpo__json_get(root, "pre_tokenizer"));
+    wrpo__load_decoder(&in, wrpo__json_get(root, "decoder"));
     wrpo__load_added(&in, added, wrpo__json_get(model, "vocab")->count);
-    wrpo__load_part(&in, wrpo__json_get(root, "post_processor"), "processors", wrpo__load_post_processor);
+    wrpo__load_post_processor(&in, wrpo__json_get(root, "post_processor"));
     /* "truncation" and "padding" are for batches of a fixed shape; transformers switches both off for a plain call, and so they are ignored */
 
     const wrpo_json *map = wrpo__load_json(&in, tok->scratch, dir, "special_tokens_map.json");

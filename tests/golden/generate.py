@@ -66,7 +66,7 @@ def checkpoint(name, count):
     tok = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
     out, skipped = [], 0
     for text in TEXTS:
-        text = " and ".join([text] * 5) if name in LONGROPE else text
+        text = " and ".join([text] * 3) if name in LONGROPE else text
         messages = [{"role": "user", "content": text}]
         prompt = tok.encode(tok.apply_chat_template(messages, tokenize=False, add_generation_prompt=True), add_special_tokens=False)
         if len(prompt) > model.config.max_position_embeddings - 4 or len(prompt) <= LONGROPE.get(name, 0):
