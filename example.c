@@ -442,6 +442,34 @@ static void output_dir_drop(const char *path, size_t made) {       /* rmdir leav
     }
 }
 
+static void scratch_remove(const char *path) {         /* a folder that this program made */
+#ifndef _WIN32
+    DIR *dir = opendir(path);
+    for (struct dirent *e; dir && (e = readdir(dir));) {
+        char inner[4096];
+        struct stat st;
+        if (!strcmp(e->d_name, ".") || !strcmp(e->d_name, "..") || snprintf(inner, sizeof inner, "%s/%s", path, e->d_name) >= (int)sizeof inner) continue;
+        if (lstat(inner, &st) == 0 && S_ISDIR(st.st_mode)) scratch_remove(inner);
+        else remove(inner);
+    }
+    if (dir) closedir(dir);
+    rmdir(path);
+#else
+    (void)path;
+#endif
+}
+static bool scratch_make(char *path, size_t size) {
+#ifndef _WIN32
+    const char *base = getenv("TMPDIR");
+    snprintf(path, size, "%s/wrpo-XXXXXX", base && *base ? base : "/tmp");
+    if (mkdtemp(path)) return true;
+#else
+    snprintf(path, size, "wrpo-%ld", (long)getpid());
+    if (mkdir(path, 0777) == 0) return true;
+#endif
+    return complain("%s: cannot be made: %s", path, strerror(errno)), false;
+}
+
 /* ---- what the commands share ---- */
 struct session {                     /* everything a command opens; closed in one place */
     wrpo_ctx *ctx;
@@ -1925,33 +1953,6 @@ static bool demo_prompts(const char *folder, const char *name, int count, bool (
     }
     return fclose(f) == 0;
 }
-static void demo_remove(const char *path) {            /* a folder that this program made */
-#ifndef _WIN32
-    DIR *dir = opendir(path);
-    for (struct dirent *e; dir && (e = readdir(dir));) {
-        char inner[4096];
-        struct stat st;
-        if (!strcmp(e->d_name, ".") || !strcmp(e->d_name, "..") || snprintf(inner, sizeof inner, "%s/%s", path, e->d_name) >= (int)sizeof inner) continue;
-        if (lstat(inner, &st) == 0 && S_ISDIR(st.st_mode)) demo_remove(inner);
-        else remove(inner);
-    }
-    if (dir) closedir(dir);
-    rmdir(path);
-#else
-    (void)path;
-#endif
-}
-static bool demo_folder(char *path, size_t size) {
-#ifndef _WIN32
-    const char *base = getenv("TMPDIR");
-    snprintf(path, size, "%s/wrpo-demo-XXXXXX", base && *base ? base : "/tmp");
-    if (mkdtemp(path)) return true;
-#else
-    snprintf(path, size, "wrpo-demo-%ld", (long)getpid());
-    if (mkdir(path, 0777) == 0) return true;
-#endif
-    return complain("%s: cannot be made: %s", path, strerror(errno)), false;
-}
 /* The reward model's part: candidates in, the same with rewards out. */
 static int demo_score(session *z, const char *folder, const char *name) {
     char in_path[4300], out_path[4300];
@@ -2152,16 +2153,16 @@ static int run_demo(const settings *s, session *z) {
     for (int64_t i = 0; i < seeds && !code; i++) {
         demo_row *rows = all + i * DEMO_ROWS;
         memcpy(rows, demo_rows, sizeof demo_rows);
-        if (!demo_folder(folder, sizeof folder)) { code = 1; break; }
+        if (!scratch_make(folder, sizeof folder)) { code = 1; break; }
         printf("WRPO in miniature, seed %lld. Paths are relative to %s%s\n", (long long)(first + i), folder, s->keep ? "" : ", which is removed at the end (--keep)");
         snprintf(caption, sizeof caption, "%d held-out problems, three answers each, 95 %% intervals over problems; seed %lld", DEMO_HELDOUT, (long long)(first + i));
         code = demo_seed(s, z, folder, first + i, rows);
-        if (!code && i == 0) code = demo_report(z, folder, rows, path, caption);
         if (!code) demo_table(stdout, rows, false, caption), ordered += demo_ordered(rows);
         if (!code) printf("\nThe paper's order, target < SFT < SFT-DPO < SFT-WRPO: %s.\n", demo_ordered(rows) ? "so it is here" : "NOT so here");
+        if (!code && i == 0) code = demo_report(z, folder, rows, path, caption);
         fflush(stdout);
         if (s->keep) printf("kept: %s\n", folder);
-        else demo_remove(folder);
+        else scratch_remove(folder);
     }
     if (!code && seeds > 1) {        /* over seeds: mean, and an interval from their spread */
         memcpy(mean, demo_rows, sizeof mean);

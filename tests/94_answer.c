@@ -248,6 +248,6 @@ int main(void) {
     markdown_counts();
     refusals();
     wrpo_close(ctx);
-    demo_remove(dir);
+    scratch_remove(dir);
     return test_end("94_answer");
 }

@@ -50,7 +50,7 @@ static void prompts_and_models(void) {
     static bool known[3][100][100];
     char folder[4096], path[4300];
     wrpo_ctx *ctx;
-    CHECK(wrpo_open(&(wrpo_desc){.threads = 1}, &ctx) == WRPO_OK && demo_folder(folder, sizeof folder), "begin");
+    CHECK(wrpo_open(&(wrpo_desc){.threads = 1}, &ctx) == WRPO_OK && scratch_make(folder, sizeof folder), "begin");
     demo_state = 1;
     CHECK(demo_prompts(folder, "heldout.jsonl", 300, known) && demo_prompts(folder, "prompts.jsonl", 1200, known), "files");
     int marked = 0;
@@ -83,7 +83,7 @@ static void prompts_and_models(void) {
         free(in.data);
         wrpo_data_free(data), wrpo_tokenizer_free(tok), wrpo_model_free(model);
     }
-    demo_remove(folder);
+    scratch_remove(folder);
     wrpo_close(ctx);
 }
 int main(void) {
