@@ -36,9 +36,9 @@
 
 /* ---- options: one table; a command names those it takes ---- */
 typedef struct settings {            /* numbers that were not given are 0, which means the library's default */
-    const char *path, *model, *ref, *data, *eval_data, *in, *out, *config, *tokenizer, *a, *b, *prompt, *prompts, *questions, *name;
+    const char *path, *model, *ref, *data, *eval_data, *in, *out, *config, *tokenizer, *a, *b, *prompt, *prompts, *questions, *name, *reward_model;
     const char *more[64];            /* values of --in or operands after the first */
-    int64_t n_more, top, resamples, seeds;
+    int64_t n_more, top, resamples, seeds, label;
     double tau, min_gap, entropy_power, entropy_scale, sft;
     int64_t threads, seed, limit, max_length, max_prompt_length, max_shard_size;
     int64_t batch_size, accumulation, micro_tokens, memory_limit, max_steps, eval_steps, log_steps, recompute;
@@ -47,7 +47,7 @@ typedef struct settings {            /* numbers that were not given are 0, which
     double temperature, top_p;
     double learning_rate, warmup_ratio, weight_decay, max_grad_norm, epochs;
     int method, pair, ramp, schedule, tokenization, device, dtype, save_dtype, states, form, as, bench;
-    bool ipo_sum, no_shuffle, raw, tensors, keep, help, version;
+    bool ipo_sum, no_shuffle, raw, tensors, keep, rescore, help, version;
 } settings;
 typedef enum kind { TEXT, LIST, FLAG, COUNT, REAL, CHOICE, RAMP } kind;
 typedef struct option {
@@ -132,6 +132,9 @@ static const option options[] = {
     {"--save-dtype", CHOICE, AT(save_dtype), "TYPE", NULL, dtype_name, "of the weights in the files (as loaded; init: f32)"},
     {"--states", CHOICE, AT(states), "TYPE", NULL, wrpo_states_name, "of AdamW's moments in memory (f32)"},
     {"--max-shard-size", COUNT, AT(max_shard_size), "BYTES", "[1, inf)", NULL, "split the weights into files of at most this size (5000000000)"},
+    {"--reward-model", TEXT, AT(reward_model), "DIR", NULL, NULL, "directory of a sequence-classification, InternLM2 or ArmoRM reward model"},
+    {"--label", COUNT, AT(label), "N", "[1, inf)", NULL, "which row of its score.weight is the reward (the only one)"},
+    {"--rescore", FLAG, AT(rescore), NULL, NULL, NULL, "replace the rewards that are there"},
     {"--tensors", FLAG, AT(tensors), NULL, NULL, NULL, "list the tensors of a directory too"},
     {"--seeds", COUNT, AT(seeds), "N", "[1, 1000]", NULL, "run the demo with N seeds and print means (1)"},
     {"--keep", FLAG, AT(keep), NULL, NULL, NULL, "keep the demo's folder"},
@@ -476,6 +479,7 @@ struct session {                     /* everything a command opens; closed in on
     wrpo_tokenizer *tokenizer;
     wrpo_data *data, *eval_data;
     wrpo_model *model;
+    wrpo_reward *reward;
     screen screen;
 };
 static int fail(session *z) {        /* the library's sentence */
@@ -503,6 +507,7 @@ static void session_close(session *z) {
     wrpo_model_free(z->model);
     wrpo_data_free(z->data), wrpo_data_free(z->eval_data);
     wrpo_tokenizer_free(z->tokenizer);
+    wrpo_reward_free(z->reward);
     wrpo_close(z->ctx);
 }
 static wrpo_result load_data(session *z, const settings *s, const char *path, wrpo_data **out) {
@@ -591,11 +596,12 @@ static int inspect_model(const settings *s, session *z, const wrpo_tensors *t) {
     int64_t parameters;
     size_t total = 0;
     const wrpo_train_desc none = {.states = (wrpo_states)s->states}, recompute = {.states = (wrpo_states)s->states, .recompute = -1};
+    static const char *const heads[] = {"", ", reward: score", ", reward: v_head", ", reward: gated objectives"};
     if (wrpo_model_check(z->ctx, s->path, &c, &parameters, &dtype)) return fail(z);
     if (wrpo_train_bytes(z->ctx, &c, NULL, &none, &run) || wrpo_train_bytes(z->ctx, &c, NULL, &recompute, &all)) return fail(z);
     for (int64_t i = 0; i < wrpo_tensors_count(t); i++) total += wrpo_tensors_at(t, i)->bytes;
     printf("model        %s\n", s->path);
-    printf("type         %s%s%s%s%s\n", c.model_type, c.attention_bias ? ", q/k/v biases" : "", c.output_bias ? ", o bias" : "", c.qk_norm ? ", q/k norms" : "",
+    printf("type         %s%s%s%s%s%s\n", c.model_type, heads[c.head], c.attention_bias ? ", q/k/v biases" : "", c.output_bias ? ", o bias" : "", c.qk_norm ? ", q/k norms" : "",
            c.tie_word_embeddings ? ", tied embeddings" : "");
     printf("layers       %lld\n", (long long)c.num_hidden_layers);
     printf("hidden       %lld\n", (long long)c.hidden_size);
@@ -606,8 +612,8 @@ static int inspect_model(const settings *s, session *z, const wrpo_tensors *t) {
     if (c.sliding_window) printf("window       %s\n", grouped(c.sliding_window).s);
     printf("parameters   %s (%s)\n", grouped(parameters).s, count_text(parameters).s);
     printf("tensors      %s, %s, %s\n", grouped(wrpo_tensors_count(t)).s, dtypes[dtype], bytes_text((double)total).s);
-    print_memory(&run, c.num_hidden_layers);
-    printf("             %s with --recompute -1 (of a run with --micro-tokens 1024 and no longer record)\n", bytes_text((double)all.total).s);
+    if (c.head == WRPO_HEAD_LM) print_memory(&run, c.num_hidden_layers);
+    if (c.head == WRPO_HEAD_LM) printf("             %s with --recompute -1 (of a run with --micro-tokens 1024 and no longer record)\n", bytes_text((double)all.total).s);
     if (s->tensors) print_tensors(t);
     return 0;
 }
@@ -1575,7 +1581,27 @@ static int run_answer(const settings *s, session *z) {
     return ok ? 0 : 1;
 }
 
-/* ---- select, split, winrate ---- */
+/* ---- score, select, split, winrate ---- */
+static bool on_scored(int64_t done, int64_t of, void *user) {
+    session *z = user;
+    label piece;
+    snprintf(piece.s, sizeof piece.s, "%lld/%lld prompts", (long long)done, (long long)of);
+    screen_draw(&z->screen, (double)done / (double)of, &piece, 1);
+    return !interrupted;
+}
+static int run_score(const settings *s, session *z) {
+    const wrpo_score_desc d = {.in = s->in, .out = s->out, .rescore = s->rescore, .on_line = on_scored, .user = z};
+    wrpo_score_stats t;
+    if (s->n_more) return complain("--in: want one file to score, found %lld", (long long)s->n_more + 1);
+    signal(SIGINT, on_interrupt);
+    if (wrpo_reward_load(z->ctx, &(wrpo_reward_desc){.dir = s->reward_model, .label = s->label, .micro_tokens = s->micro_tokens}, &z->reward)
+        || wrpo_score(z->reward, &d, &t)) return fail(z);
+    screen_clear(&z->screen);
+    printf("%s: %s prompts, %s responses scored, %s rewards kept", s->out, grouped(t.prompts).s, grouped(t.scored).s, grouped(t.kept).s);
+    if (t.scored) printf("; reward %.4f, from %.4f to %.4f", t.mean, t.least, t.most);
+    printf("\n");
+    return 0;
+}
 static int run_select(const settings *s, session *z) {
     const char *in[1 + sizeof s->more / sizeof *s->more] = {s->in};
     memcpy(in + 1, s->more, sizeof s->more);
@@ -2214,6 +2240,8 @@ static const command commands[] = {
      "Several answers to each prompt, as candidates: {prompt_id, prompt, sources|target: [{model, content}]}. The same command goes on where it was interrupted."},
     {"answer", "", "--model --bench --questions --out", "--name " SAMPLING "--limit --threads --help", run_answer,
      "Answers to the questions of AlpacaEval 2, MT-Bench or Arena-Hard, as their judges read them."},
+    {"score", "", "--reward-model --in --out", "--rescore --label --micro-tokens --device --dtype --threads --help", run_score,
+     "Gives the responses of a file of candidates, or answers, their rewards by a reward model. Rewards that are there are kept."},
     {"select", "", "--in --out", "--form --top --tau --min-gap --entropy-power --entropy-scale --threads --help", run_select,
      "Candidates with rewards -> records to train on. Lines of several files (--in F F ...) with one prompt_id belong together."},
     {"split", "", "--in --out", "--sft --seed --threads --help", run_split, "Prompts -> sft.jsonl and wrpo.jsonl in the directory --out, drawn by the seed."},

@@ -46,6 +46,7 @@
        >>json >>tensors >>token >>chat >>data        files to token ids
        >>checkpoint  config.json, load, save
        >>use         log-probs, generation
+       >>reward      reward models
        >>select      candidates to records, splits, win rates
        >>train       reference, step, loop, metrics
        >>end         the licence                                                                            */
@@ -192,6 +193,7 @@ typedef struct wrpo_rope {           /* transformers' rope_parameters; zero wher
     int64_t original_max_position_embeddings;
     float short_factor[256], long_factor[256];         /* longrope: [dims / 2], of sequences within the original length and beyond */
 } wrpo_rope;
+typedef enum wrpo_head { WRPO_HEAD_LM, WRPO_HEAD_SCORE, WRPO_HEAD_VALUE, WRPO_HEAD_GATED } wrpo_head;
 typedef struct wrpo_config {         /* config.json, old and new spellings, defaults resolved */
     char model_type[32];             /* "llama", "mistral", "qwen2", "qwen3", "gemma2", "phi3", "internlm2" */
     int64_t vocab_size, hidden_size, intermediate_size, num_hidden_layers;
@@ -212,6 +214,9 @@ typedef struct wrpo_config {         /* config.json, old and new spellings, defa
     double query_pre_attn_scalar;    /* scores are scaled by its -0.5th power; 0 = head_dim */
     double attn_logit_softcapping, final_logit_softcapping;   /* x -> cap tanh(x / cap); 0 = none */
     wrpo_dtype dtype;                /* as the checkpoint states */
+    wrpo_head head;                  /* by "architectures": of a language model, or of a reward model (see there) */
+    int64_t pad_token_id, reward_token_id;             /* of reward models; -1 = none */
+    double gating_temperature;
 } wrpo_config;
 WRPO_API wrpo_result wrpo_config_load(wrpo_ctx *ctx, const char *path /* config.json or its directory */, wrpo_config *out);
 
@@ -377,6 +382,34 @@ typedef struct wrpo_prompt_desc {
 /* The ids that training gives the model for the prompt of such a record ({prompt} or {messages}, tools, chat_template_kwargs):
    what the template writes, with the generation prompt. wrpo_free(ids). */
 WRPO_API wrpo_result wrpo_prompt_ids(wrpo_tokenizer *tok, const wrpo_prompt_desc *desc, const wrpo_json *record, int32_t **ids, int64_t *count);
+
+/* ---- reward models: a conversation in, a number out ----
+   A directory of any family above whose architecture ends in
+     ForSequenceClassification   score.weight [labels, D] on the last hidden state at the last token that is not pad_token_id
+     ForRewardModel              InternLM2's: v_head.weight [1, D] at reward_token_id, which is put behind the conversation
+     ForRewardModelWithGating    ArmoRM's: objectives at the last token, weighed by a gate that reads the prompt
+   The matrices stay in the file where they can. Conversations that begin alike are computed in one piece up to where they part. */
+typedef struct wrpo_reward wrpo_reward;
+typedef struct wrpo_reward_desc {
+    const char *dir;
+    int64_t label;                   /* which row of score.weight is the reward, from 1; 0 = it has only one */
+    int64_t micro_tokens;            /* rows computed at once, a longer conversation alone; 0 = 2048 */
+} wrpo_reward_desc;
+WRPO_API wrpo_result wrpo_reward_load(wrpo_ctx *ctx, const wrpo_reward_desc *desc, wrpo_reward **out);
+WRPO_API void wrpo_reward_free(wrpo_reward *reward);
+WRPO_API const wrpo_config *wrpo_reward_config(const wrpo_reward *reward);
+/* Rewards of n answers to one prompt, by the model's own chat template. prompt: a string, a message or an array of messages. */
+WRPO_API wrpo_result wrpo_reward_score(wrpo_reward *reward, const wrpo_json *prompt, const char *const *answers, int64_t n, double *rewards);
+/* Rewards of n conversations of token ids, as the template makes them. */
+WRPO_API wrpo_result wrpo_reward_score_ids(wrpo_reward *reward, const int32_t *const *ids, const int64_t *counts, int64_t n, double *rewards);
+/* A file of candidates (see selection) or answers, {"prompt", "content"} a line, with their rewards; all else stays. */
+typedef struct wrpo_score_desc {
+    const char *in, *out;            /* out appears when all is done, whole */
+    bool rescore;                    /* replace the rewards that are there; otherwise they are kept as they stand */
+    bool (*on_line)(int64_t done, int64_t lines, void *user); void *user;      /* after each; false stops: WRPO_E_STOPPED */
+} wrpo_score_desc;
+typedef struct wrpo_score_stats { int64_t prompts, scored, kept; double mean, least, most; } wrpo_score_stats;   /* of scored ones; NaN: none */
+WRPO_API wrpo_result wrpo_score(wrpo_reward *reward, const wrpo_score_desc *desc, wrpo_score_stats *out);
 
 /* ---- selection: candidates with rewards -> records to train on; prompts -> two parts; answers -> a win rate ---- */
 /* A file of candidates has one line a prompt; several responses of a model are several entries; other keys are let be:
@@ -3068,7 +3101,7 @@ WRPO_API const wrpo_backend *wrpo_backend_cpu(void) {
     X(down_proj,                  PER_LAYER, "mlp.down_proj.weight",              D,     I,     true,                      false) \
     X(post_feedforward_layernorm, PER_LAYER, "post_feedforward_layernorm.weight", D,     0,     c->post_norms,             false) \
     X(norm,                       AT_END,    "model.norm.weight",                 D,     0,     true,                      false) \
-    X(lm_head,                    AT_END,    "lm_head.weight",                    V,     D,     !c->tie_word_embeddings,   false)
+    X(lm_head,                    AT_END,    "lm_head.weight",                    V,     D,     c->head == WRPO_HEAD_LM && !c->tie_word_embeddings, false)
 typedef enum wrpo__kind {
 #define WRPO__X(field, scope, name, rows, cols, exists, joined) WRPO__W_##field,
     WRPO__WEIGHTS(WRPO__X)
@@ -8466,9 +8499,9 @@ static void wrpo__config_parse(wrpo__arena *arena, const char *path, const wrpo_
     static const char *const used[] = {"model_type", "architectures", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
         "num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "initializer_range", "rope_theta", "rope_scaling", "rope_parameters",
         "sliding_window", "layer_types", "attention_bias", "tie_word_embeddings", "torch_dtype", "dtype", "hidden_act",
-        "mlp_bias", "attention_dropout", "rope_interleaved", "partial_rotary_factor", NULL};
+        "mlp_bias", "attention_dropout", "rope_interleaved", "partial_rotary_factor", "pad_token_id", NULL};
     /* known not to change a log-prob: ids, caching, generation defaults, provenance */
-    static const char *const harmless[] = {"bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "unk_token_id", "decoder_start_token_id", "use_cache",
+    static const char *const harmless[] = {"bos_token_id", "eos_token_id", "num_labels", "sep_token_id", "unk_token_id", "decoder_start_token_id", "use_cache",
         "transformers_version", "pretraining_tp", "is_llama_config", "auto_map", "return_dict", "output_hidden_states", "output_attentions", "torchscript",
         "use_bfloat16", "pruned_heads", "chunk_size_feed_forward", "is_encoder_decoder", "is_decoder", "id2label", "label2id", "task_specific_params",
         "problem_type", "finetuning_task", "tokenizer_class", "prefix", "top_k", "top_p", "temperature", "typical_p", "repetition_penalty", "length_penalty",
@@ -8494,14 +8527,23 @@ static void wrpo__config_parse(wrpo__arena *arena, const char *path, const wrpo_
     const struct wrpo__family *const defaults = &wrpo__families[index];
     const bool gemma2 = family == WRPO__GEMMA2, qwen = family == WRPO__QWEN2 || family == WRPO__QWEN3;
     snprintf(c->model_type, sizeof c->model_type, "%s", type->text);
-    for (const wrpo_json *a = arch ? arch->child : NULL; a; a = a->next)
-        if (a->kind != WRPO_JSON_STRING || a->size < 11 || strcmp(a->text + a->size - 11, "ForCausalLM")) {
-            snprintf(what, sizeof what, "architectures: \"%.60s\" is not supported (causal language models are)", a->kind == WRPO_JSON_STRING ? a->text : "?");
+    static const char *const heads[] = {"ForCausalLM", "ForSequenceClassification", "ForRewardModel", "ForRewardModelWithGating"};
+    static const char *const head_keys[][5] = {{NULL}, {NULL}, {"reward_token_id", NULL},
+                                               {"num_objectives", "gating_temperature", "gating_hidden_dim", "gating_n_hidden", NULL}};
+    for (const wrpo_json *a = arch ? arch->child : NULL; a; a = a->next) {
+        const char *of = a->kind == WRPO_JSON_STRING ? strstr(a->text, "For") : NULL;
+        int h = 0;
+        while (h < 4 && (!of || strcmp(of, heads[h]) || (h == WRPO_HEAD_VALUE && family != WRPO__INTERNLM2))) h++;
+        if (h == 4 || (a != arch->child && h != (int)c->head)) {
+            snprintf(what, sizeof what, "architectures: \"%.60s\" is not supported (causal language models, sequence classification and the reward models of "
+                     "InternLM2 and ArmoRM are)", a->kind == WRPO_JSON_STRING ? a->text : "?");
             wrpo__config_fail(&in, a, WRPO_E_UNSUPPORTED, what);
         }
+        c->head = (wrpo_head)h;
+    }
     for (const wrpo_json *v = root->child; v; v = v->next) {
         bool off = v->kind == WRPO_JSON_NULL || (v->kind == WRPO_JSON_BOOL && !v->boolean);
-        if (off || v->key[0] == '_' || !strncmp(v->key, "transformers.", 13) || wrpo__among(v->key, used) || wrpo__among(v->key, harmless) || wrpo__among(v->key, defaults->keys)) continue;
+        if (off || v->key[0] == '_' || !strncmp(v->key, "transformers.", 13) || wrpo__among(v->key, used) || wrpo__among(v->key, harmless) || wrpo__among(v->key, defaults->keys) || wrpo__among(v->key, head_keys[c->head])) continue;
         snprintf(what, sizeof what, "\"%.80s\" is not supported for model_type %s", v->key, c->model_type);
         wrpo__config_fail(&in, v, WRPO_E_UNSUPPORTED, what);
     }
@@ -8581,6 +8623,10 @@ static void wrpo__config_parse(wrpo__arena *arena, const char *path, const wrpo_
             if (sliding) c->sliding_layers[l / 64] |= (uint64_t)1 << l % 64;
         }
     }
+    const wrpo_json *pad = wrpo__config_get(root, "pad_token_id");
+    c->pad_token_id = pad && pad->exact ? pad->integer : -1;           /* some files say -1 for none */
+    c->reward_token_id = c->head == WRPO_HEAD_VALUE ? wrpo__config_int(&in, "reward_token_id", -1, 0, c->vocab_size - 1) : -1;
+    c->gating_temperature = c->head == WRPO_HEAD_GATED ? wrpo__config_number(&in, root, "gating_temperature", 10) : 0;
     const wrpo_json *dtype = wrpo__config_get(root, "dtype");
     if (!dtype) dtype = wrpo__config_get(root, "torch_dtype");
     c->dtype = wrpo__json_is(dtype, "float32") ? WRPO_F32 : wrpo__json_is(dtype, "bfloat16") ? WRPO_BF16 : wrpo__json_is(dtype, "float16") ? WRPO_F16 : WRPO_DTYPE_DEFAULT;
@@ -8651,6 +8697,11 @@ static const wrpo_tensor_info *wrpo__tensor_of(const wrpo_model *m, const char *
         wrpo__fail(m->ctx, WRPO_E_UNSUPPORTED, "%s: %s: want F32, F16 or BF16, found %s", info->file, info->name, info->dtype);
     return info;
 }
+/* A tensor of a reward model's head: read by wrpo_reward_load, beside the table, for nothing trains it. */
+static bool wrpo__in_head(const wrpo_config *c, const char *name) {
+    if (c->head == WRPO_HEAD_GATED) return !strcmp(name, "regression_layer.weight") || !strcmp(name, "reward_transform_matrix") || !strncmp(name, "gating.", 7);
+    return (c->head == WRPO_HEAD_SCORE && !strcmp(name, "score.weight")) || (c->head == WRPO_HEAD_VALUE && !strcmp(name, "v_head.weight"));
+}
 /* m: the table of the config, without data. Every weight is there, and nothing else. */
 static wrpo_dtype wrpo__check_tensors(const wrpo_model *m, const char *dir, const wrpo_tensors *t) {
     const wrpo_tensor_info *first = NULL;
@@ -8665,7 +8716,7 @@ static wrpo_dtype wrpo__check_tensors(const wrpo_model *m, const char *dir, cons
     for (int64_t i = 0; i < wrpo_tensors_count(t) && used < wrpo_tensors_count(t); i++) {
         const wrpo_tensor_info *info = wrpo_tensors_at(t, i);
         const char *dot = strstr(info->name, ".rotary_emb.inv_freq");
-        bool expected = (dot && !dot[20]) || (m->config.tie_word_embeddings && !strcmp(info->name, head));
+        bool expected = (dot && !dot[20]) || wrpo__in_head(&m->config, info->name) || (m->config.tie_word_embeddings && !strcmp(info->name, head));
         for (int64_t k = 0; k < m->n_weights && !expected; k++) place = wrpo__place_of(m, &m->weights[k]), expected = !strcmp(place.name, info->name);
         if (!expected) wrpo__fail(m->ctx, WRPO_E_FORMAT, "%s: %s: no such tensor in a %s of this config", info->file, info->name, m->config.model_type);
     }
@@ -8730,7 +8781,10 @@ static wrpo_result wrpo__load_weights(wrpo_model *model, const wrpo_tensors *map
     }
     return wrpo__end(&wrpo__entry);
 }
-WRPO_API wrpo_result wrpo_model_load(wrpo_ctx *ctx, const wrpo_model_desc *desc, wrpo_model **out) {
+static void wrpo__need_language_model(wrpo_ctx *ctx, const char *dir, const wrpo_config *c) {
+    if (c->head != WRPO_HEAD_LM) wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: a reward model: it scores answers (wrpo_reward_load), it has no logits to train", dir);
+}
+static wrpo_result wrpo__model_load(wrpo_ctx *ctx, const wrpo_model_desc *desc, bool reward, wrpo_model **out) {
     *out = NULL;
     WRPO__TRY(ctx, wrpo__arena_new(ctx), false) {
         wrpo__arena *arena = wrpo__entry.arena;
@@ -8738,6 +8792,7 @@ WRPO_API wrpo_result wrpo_model_load(wrpo_ctx *ctx, const wrpo_model_desc *desc,
         wrpo_dtype dtype;
         if (!desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_model_desc: dir is missing");
         wrpo__need(ctx, wrpo_model_check(ctx, desc->dir, &config, &(int64_t){0}, &dtype));   /* before memory is taken */
+        if (!reward) wrpo__need_language_model(ctx, desc->dir, &config);
         const bool map = desc->frozen && ctx->desc.backend->host;
         wrpo_model *model = wrpo__model_table(arena, &config, map ? WRPO_F32 : ctx->desc.dtype);
         model->dir = model->tokenizer_dir = wrpo__strndup(arena, desc->dir, strlen(desc->dir));
@@ -8751,6 +8806,8 @@ WRPO_API wrpo_result wrpo_model_load(wrpo_ctx *ctx, const wrpo_model_desc *desc,
     return wrpo__end(&wrpo__entry);
 }
 
+WRPO_API wrpo_result wrpo_model_load(wrpo_ctx *ctx, const wrpo_model_desc *desc, wrpo_model **out) { return wrpo__model_load(ctx, desc, false, out); }
+
 /* ---- random weights ---- */
 WRPO_API wrpo_result wrpo_model_init(wrpo_ctx *ctx, const wrpo_init_desc *desc, wrpo_model **out) {
     *out = NULL;
@@ -8759,6 +8816,7 @@ WRPO_API wrpo_result wrpo_model_init(wrpo_ctx *ctx, const wrpo_init_desc *desc, 
         if (!desc->config) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_init_desc: config is missing");
         wrpo_config config;
         wrpo__config_read(arena, desc->config, &config);
+        wrpo__need_language_model(ctx, desc->config, &config);
         wrpo_model *model = wrpo__model_new(arena, &config);
         model->dir = wrpo__strndup(arena, desc->config, strlen(desc->config));
         model->tokenizer_dir = desc->tokenizer_dir ? wrpo__strndup(arena, desc->tokenizer_dir, strlen(desc->tokenizer_dir)) : NULL;
@@ -9386,6 +9444,367 @@ WRPO_API wrpo_result wrpo_generate(wrpo_model *model, const wrpo_prompt *prompts
         g->logits = wrpo__raw(arena, (size_t)(shape.chunk * c->vocab_size), sizeof *g->logits);
         g->ranked = ranks ? wrpo__raw(arena, (size_t)(shape.chunk * c->vocab_size), sizeof *g->ranked) : NULL;
         while (g->delivered < count) wrpo__generate_step(g);
+    }
+    return wrpo__end(&wrpo__entry);
+}
+
+/* ------------------------------------------------------------------------------------------- >>reward
+   Reward models: the trunk of a language model, and a head on a few rows of its last hidden state, computed on the host in double. */
+typedef struct wrpo__dense { const float *w, *b; int64_t rows, cols; } wrpo__dense;        /* y = W x + b; b may be NULL */
+enum { WRPO__GATE_LAYERS = 16 };
+typedef struct wrpo__gate {          /* ArmoRM (Wang et al. 2024): objectives weighed by what the prompt is about */
+    wrpo__dense regression, transform, layer[WRPO__GATE_LAYERS];       /* transform: [objectives, objectives], taken from the left */
+    int64_t layers, widest;
+    double scale, temperature;
+} wrpo__gate;
+struct wrpo_reward {
+    wrpo_ctx *ctx;
+    wrpo__arena *arena, *run_arena;  /* run_arena: of the run, which grows */
+    wrpo_model *model;
+    wrpo_tokenizer *tok;             /* NULL: the directory has none, ids only */
+    wrpo__run *run;
+    wrpo__dense score;               /* its row `label` is the reward */
+    int64_t label, micro_tokens;
+    wrpo__gate gate;
+    bool warned;
+};
+static void wrpo__dense_apply(const wrpo__dense *l, const double *x, double *y) {
+    for (int64_t r = 0; r < l->rows; r++) {
+        y[r] = l->b ? (double)l->b[r] : 0;
+        for (int64_t k = 0; k < l->cols; k++) y[r] += (double)l->w[r * l->cols + k] * x[k];
+    }
+}
+/* last, prompt: the hidden states at the last token and where the answer's header begins; work: 3 * widest numbers. */
+static double wrpo__gated_score(const wrpo__gate *g, const double *last, const double *prompt, double *work) {
+    const int64_t n = g->regression.rows;
+    double *x = work, *y = work + g->widest, *r = y + g->widest, most = -INFINITY, sum = 0, score = 0;
+    memcpy(x, prompt, (size_t)g->layer[0].cols * sizeof *x);
+    for (int64_t l = 0; l < g->layers; l++) {
+        double *swap = x;
+        wrpo__dense_apply(&g->layer[l], x, y);
+        for (int64_t k = 0; l + 1 < g->layers && k < g->layer[l].rows; k++) y[k] = y[k] > 0 ? y[k] : 0;
+        x = y, y = swap;
+    }
+    for (int64_t j = 0; j < n; j++) most = fmax(most, x[j] / g->temperature);
+    for (int64_t j = 0; j < n; j++) sum += x[j] = exp(x[j] / g->temperature - most);
+    wrpo__dense_apply(&g->regression, last, r);
+    for (int64_t j = 0; j < n; j++) {                  /* sum_j softmax_j scale (r' M)_j */
+        double adjusted = 0;
+        for (int64_t i = 0; i < n; i++) adjusted += r[i] * (double)g->transform.w[i * n + j];
+        score += x[j] / sum * g->scale * adjusted;
+    }
+    return score;
+}
+
+/* ---- load ---- */
+/* A tensor of the head as floats; rows, cols 0: any number. A vector has cols -1. */
+static const float *wrpo__head_tensor(wrpo_reward *r, const wrpo_tensors *t, const char *name, int64_t *rows, int64_t *cols) {
+    const wrpo_tensor_info *info = wrpo_tensors_find(t, name);
+    const int64_t want[2] = {*rows, *cols};
+    char found[160];
+    if (!info) wrpo__fail(r->ctx, WRPO_E_FORMAT, "%s: %s is missing: a reward model of this architecture has it", r->model->dir, name);
+    bool fits = info->ndim == (*cols < 0 ? 1 : 2);
+    for (int k = 0; fits && k < info->ndim; k++) fits = info->shape[k] > 0 && (want[k] <= 0 || info->shape[k] == want[k]);
+    wrpo__shape_text(found, sizeof found, info->ndim, info->shape);
+    if (!fits && *cols < 0) wrpo__fail(r->ctx, WRPO_E_FORMAT, "%s: %s: want [%lld], found %s", info->file, name, (long long)*rows, found);
+    if (!fits) wrpo__fail(r->ctx, WRPO_E_FORMAT, "%s: %s: want %lld rows of %lld (0: any number), found %s", info->file, name, (long long)*rows, (long long)*cols, found);
+    if (strcmp(info->dtype, "F32") && strcmp(info->dtype, "BF16") && strcmp(info->dtype, "F16"))
+        wrpo__fail(r->ctx, WRPO_E_UNSUPPORTED, "%s: %s: want F32, F16 or BF16, found %s", info->file, name, info->dtype);
+    float *p = wrpo__raw(r->arena, (size_t)info->count, sizeof *p);
+    wrpo__to_float(r->ctx, p, info, 0, info->count);
+    for (int64_t k = 0; k < info->count; k++)
+        if (!isfinite(p[k])) wrpo__fail(r->ctx, WRPO_E_NOT_FINITE, "%s: %s: element %lld is not a finite number", info->file, name, (long long)k);
+    *rows = info->shape[0];
+    if (*cols >= 0) *cols = info->shape[1];
+    return p;
+}
+static wrpo__dense wrpo__head_dense(wrpo_reward *r, const wrpo_tensors *t, const char *name, const char *bias, int64_t rows, int64_t cols) {
+    wrpo__dense l = {.rows = rows, .cols = cols};
+    int64_t vector = -1;
+    l.w = wrpo__head_tensor(r, t, name, &l.rows, &l.cols);
+    if (bias) l.b = wrpo__head_tensor(r, t, bias, &l.rows, &vector);
+    return l;
+}
+static void wrpo__load_gate(wrpo_reward *r, const wrpo_tensors *t) {
+    wrpo__gate *g = &r->gate;
+    int64_t one = 1, vector = -1, cols = r->model->config.hidden_size;
+    char name[64], bias[64];
+    g->regression = wrpo__head_dense(r, t, "regression_layer.weight", NULL, 0, cols);
+    g->transform = wrpo__head_dense(r, t, "reward_transform_matrix", NULL, g->regression.rows, g->regression.rows);
+    for (g->layers = 0; snprintf(name, sizeof name, "gating.layers.%lld.weight", (long long)g->layers), wrpo_tensors_find(t, name); g->layers++) {
+        if (g->layers == WRPO__GATE_LAYERS) wrpo__fail(r->ctx, WRPO_E_UNSUPPORTED, "%s: a gate of more than %d layers is not supported", r->model->dir, WRPO__GATE_LAYERS);
+        snprintf(bias, sizeof bias, "gating.layers.%lld.bias", (long long)g->layers);
+        g->layer[g->layers] = wrpo__head_dense(r, t, name, bias, 0, cols);
+        cols = g->layer[g->layers].rows;
+        g->widest = WRPO__MAX(g->widest, WRPO__MAX(cols, g->layer[g->layers].cols));
+    }
+    if (!g->layers) wrpo__fail(r->ctx, WRPO_E_FORMAT, "%s: %s is missing: a reward model of this architecture has it", r->model->dir, name);
+    if (cols != g->regression.rows)
+        wrpo__fail(r->ctx, WRPO_E_FORMAT, "%s: the gate weighs %lld objectives, regression_layer.weight has %lld", r->model->dir, (long long)cols, (long long)g->regression.rows);
+    g->scale = (double)*wrpo__head_tensor(r, t, "gating.logit_scale", &one, &vector);
+    g->temperature = r->model->config.gating_temperature;
+}
+static void wrpo__free_model(void *p) { wrpo_model_free(p); }
+static void wrpo__free_tokenizer(void *p) { wrpo_tokenizer_free(p); }
+WRPO_API wrpo_result wrpo_reward_load(wrpo_ctx *ctx, const wrpo_reward_desc *desc, wrpo_reward **out) {
+    *out = NULL;
+    WRPO__TRY(ctx, wrpo__arena_new(ctx), false) {
+        wrpo__arena *arena = wrpo__entry.arena;
+        wrpo_reward *r = WRPO__NEW(arena, wrpo_reward);
+        wrpo_config config;
+        r->ctx = ctx, r->arena = arena;
+        if (!desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_reward_desc: dir is missing");
+        if (desc->micro_tokens < 0) wrpo__fail(ctx, WRPO_E_ARG, "micro_tokens: want at least 1, found %lld", (long long)desc->micro_tokens);
+        r->micro_tokens = desc->micro_tokens ? desc->micro_tokens : WRPO__MICRO_TOKENS;
+        wrpo__config_read(arena, desc->dir, &config);
+        if (config.head == WRPO_HEAD_LM)
+            wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: a language model has no reward head: want architectures of sequence classification or of a reward model", desc->dir);
+        wrpo__cleanup *owner = wrpo__on_free(arena, wrpo__free_model, NULL);
+        wrpo__need(ctx, wrpo__model_load(ctx, &(wrpo_model_desc){.dir = desc->dir, .frozen = true}, true, &r->model));
+        owner->p = r->model;
+        if (wrpo__exists(wrpo__join(arena, desc->dir, "tokenizer.json"))) {
+            owner = wrpo__on_free(arena, wrpo__free_tokenizer, NULL);
+            wrpo__need(ctx, wrpo_tokenizer_load(ctx, desc->dir, &r->tok));
+            owner->p = r->tok;
+        }
+        const wrpo_tensors *t = wrpo__tensors_in(ctx, desc->dir);
+        if (config.head == WRPO_HEAD_GATED) wrpo__load_gate(r, t);
+        else if (config.head == WRPO_HEAD_VALUE) r->score = wrpo__head_dense(r, t, "v_head.weight", NULL, 1, config.hidden_size);
+        else r->score = wrpo__head_dense(r, t, "score.weight", NULL, 0, config.hidden_size);
+        if (config.head != WRPO_HEAD_SCORE && desc->label) wrpo__fail(ctx, WRPO_E_ARG, "label: %s has one reward only", desc->dir);
+        if (config.head == WRPO_HEAD_SCORE && (desc->label < 0 || desc->label > r->score.rows || (!desc->label && r->score.rows > 1)))
+            wrpo__fail(ctx, WRPO_E_ARG, "label: score.weight has %lld rows: want the number of one, found %lld", (long long)r->score.rows, (long long)desc->label);
+        r->label = WRPO__MAX(desc->label, 1) - 1;
+        *out = r;
+    }
+    return wrpo__end(&wrpo__entry);
+}
+WRPO_API void wrpo_reward_free(wrpo_reward *reward) {
+    if (!reward) return;
+    wrpo__arena_free(reward->run_arena);
+    wrpo__arena_free(reward->arena);
+}
+WRPO_API const wrpo_config *wrpo_reward_config(const wrpo_reward *reward) { return &reward->model->config; }
+
+/* ---- score ---- */
+/* Places of ids[n] that the head looks at: the last token, by the rule of the model's code, and for a gate where the answer's header
+   begins, the last time: <|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n of Llama 3. false: there is no such place. */
+static bool wrpo__pooled(const wrpo_config *c, const int32_t *ids, int64_t n, int64_t *last, int64_t *gate) {
+    static const int32_t header[] = {128009, 128006, 78191, 128007, 271};
+    *last = n - 1, *gate = n - WRPO__COUNT(header);
+    if (c->head == WRPO_HEAD_SCORE)
+        for (*last = n - 1; *last > 0 && ids[*last] == c->pad_token_id;) --*last;
+    if (c->head != WRPO_HEAD_GATED) return true;
+    for (int64_t i = n; i-- > 0;)
+        if (ids[i] == c->pad_token_id) *last = i ? i - 1 : n - 1;
+    while (*gate >= 0 && memcmp(ids + *gate, header, sizeof header)) --*gate;
+    return *gate >= 0;
+}
+static void wrpo__hidden_row(const wrpo__run *r, int64_t row, double *out) {
+    const wrpo_backend *be = r->model->ctx->desc.backend;
+    const int64_t D = r->model->config.hidden_size;
+    for (int64_t k = 0; k < D; k += WRPO__HALVES) {
+        const int64_t n = WRPO__MIN(D - k, WRPO__HALVES);
+        union { float whole[WRPO__HALVES]; uint16_t half[WRPO__HALVES]; } part;
+        be->get(r->model->ctx->dev, &part, wrpo__at(be, r->y, row * D + k), (size_t)n * (size_t)be->act_bytes);
+        for (int64_t i = 0; i < n; i++) out[k + i] = (double)(be->act_bytes == 4 ? part.whole[i] : wrpo__float_of(part.half[i]));
+    }
+}
+/* As many of the conversations [at, n) as fit, at least one; the first P tokens of all are the same. Returns where it stopped. */
+static int64_t wrpo__score_some(wrpo__arena *temp, wrpo_reward *w, const int32_t *const *ids, const int64_t *counts, int64_t P, int64_t at, int64_t n, double *rewards) {
+    const wrpo_config *c = &w->model->config;
+    const int64_t D = c->hidden_size, first = at;
+    int64_t rows = 0, end = at, prefix = 0;
+#define WRPO__PARTS(k) ((k) == first || wrpo__rope_key(c, counts[k]) != wrpo__rope_key(c, counts[(k) - 1]))
+    for (int64_t more; end < n && (more = counts[end] - (WRPO__PARTS(end) ? 0 : P), end == at || rows + more <= w->micro_tokens); end++) rows += more;
+    if (!w->run || w->run->shape.rows < rows) {
+        wrpo__arena_free(w->run_arena);
+        w->run = NULL, w->run_arena = wrpo__arena_new(w->ctx);
+        if (!w->run_arena) wrpo__fail(w->ctx, WRPO_E_MEMORY, "out of memory: %zu bytes held", w->ctx->bytes);
+        w->run = wrpo__run_new(w->run_arena, w->model, &(wrpo__shape){.rows = rows});
+    }
+    int64_t (*places)[2] = wrpo__alloc(temp, (size_t)(end - at), sizeof *places);
+    double *hidden = wrpo__alloc(temp, (size_t)D, 2 * sizeof *hidden), *work = wrpo__alloc(temp, (size_t)WRPO__MAX(3 * w->gate.widest, w->score.rows), sizeof *work);
+    wrpo__pack_begin(w->run);
+    for (int64_t k = at; k < end; k++) {
+        int64_t pooled[2];
+        if (WRPO__PARTS(k)) {
+            wrpo__pack_turn(w->run, counts[k]);
+            prefix = w->run->n;
+            if (P) wrpo__pack_seg(w->run, ids[k], P, 0, prefix, prefix);
+        }
+        if (!wrpo__pooled(c, ids[k], counts[k], &pooled[0], &pooled[1]))
+            wrpo__fail(w->ctx, WRPO_E_FORMAT, "conversation %lld: want the header of an assistant's answer, which the gate of this reward model looks for, found none", (long long)k + 1);
+        for (int i = 0; i < 2; i++) places[k - at][i] = pooled[i] < P ? prefix + pooled[i] : w->run->n + pooled[i] - P;
+        wrpo__pack_seg(w->run, ids[k] + P, counts[k] - P, P, prefix, prefix + P);
+    }
+    wrpo__pack_end(w->run);
+    wrpo__trunk(w->run);
+    for (int64_t k = at; k < end; k++) {
+        wrpo__hidden_row(w->run, places[k - at][0], hidden);
+        if (c->head == WRPO_HEAD_GATED) {
+            wrpo__hidden_row(w->run, places[k - at][1], hidden + D);
+            rewards[k] = wrpo__gated_score(&w->gate, hidden, hidden + D, work);
+        } else {
+            wrpo__dense_apply(&w->score, hidden, work);
+            rewards[k] = work[w->label];
+        }
+        if (!isfinite(rewards[k])) wrpo__fail(w->ctx, WRPO_E_NOT_FINITE, "conversation %lld: the reward is not a finite number", (long long)k + 1);
+    }
+    wrpo__sync(w->ctx);
+    return end;
+#undef WRPO__PARTS
+}
+static void wrpo__score_ids(wrpo__arena *temp, wrpo_reward *w, const int32_t *const *ids, const int64_t *counts, int64_t n, double *rewards) {
+    const wrpo_config *c = &w->model->config;
+    const int32_t **own = wrpo__alloc(temp, (size_t)n, sizeof *own);
+    int64_t *sizes = wrpo__alloc(temp, (size_t)n, sizeof *sizes), P = INT64_MAX;
+    for (int64_t k = 0; k < n; k++) {
+        own[k] = ids[k], sizes[k] = counts[k];
+        if (counts[k] < 1) wrpo__fail(w->ctx, WRPO_E_ARG, "conversation %lld: want at least one token, found none", (long long)k + 1);
+        for (int64_t i = 0; i < counts[k]; i++)
+            if (ids[k][i] < 0 || ids[k][i] >= c->vocab_size)
+                wrpo__fail(w->ctx, WRPO_E_FORMAT, "conversation %lld: token id %d is outside the model's vocabulary of %lld", (long long)k + 1, (int)ids[k][i], (long long)c->vocab_size);
+        if (c->head == WRPO_HEAD_VALUE && ids[k][counts[k] - 1] != c->reward_token_id) {
+            int32_t *longer = wrpo__alloc(temp, (size_t)counts[k] + 1, sizeof *longer);
+            memcpy(longer, ids[k], (size_t)counts[k] * sizeof *longer);
+            longer[sizes[k]++] = (int32_t)c->reward_token_id, own[k] = longer;
+        }
+        if (sizes[k] > c->max_position_embeddings && !w->warned)
+            wrpo__log(w->ctx, WRPO_LOG_WARN, "a conversation of %lld tokens is longer than the reward model's max_position_embeddings %lld", (long long)sizes[k],
+                      (long long)c->max_position_embeddings), w->warned = true;
+        int64_t same = 0;
+        while (same < P && same < sizes[k] - 1 && own[k][same] == own[0][same]) same++;      /* each keeps a token of its own */
+        P = same;
+    }
+    for (int64_t at = 0; at < n;) at = wrpo__score_some(temp, w, own, sizes, P, at, n, rewards);
+}
+WRPO_API wrpo_result wrpo_reward_score_ids(wrpo_reward *reward, const int32_t *const *ids, const int64_t *counts, int64_t n, double *rewards) {
+    WRPO__TRY(reward->ctx, wrpo__arena_new(reward->ctx), true) wrpo__score_ids(wrpo__entry.arena, reward, ids, counts, n, rewards);
+    return wrpo__end(&wrpo__entry);
+}
+/* answers[n]: strings. Errors name the line and record of in. */
+static void wrpo__score_answers(wrpo__arena *temp, wrpo_reward *w, wrpo__reading *in, const wrpo_json *prompt, const wrpo_json *answers, int64_t n, double *rewards) {
+    if (!w->tok) wrpo__fail(w->ctx, WRPO_E_IO, "%s: tokenizer.json: want it, to score texts, found none", w->model->dir);
+    const wrpo_json **list = wrpo__messages(in, prompt, "user", "prompt");
+    int32_t **ids = wrpo__alloc(temp, (size_t)n, sizeof *ids);
+    int64_t *counts = wrpo__alloc(temp, (size_t)n, sizeof *counts);
+    in->tok = w->tok, in->tokenizing = true;
+    for (int64_t k = 0; k < n; k++) {
+        wrpo__text text = {.arena = temp};
+        wrpo__render(in, list, stbds_arrlen(list), wrpo__message_of("assistant", &answers[k]), false, &text);
+        wrpo__encode(w->tok, text.data, text.size, 0, &ids[k]);
+        counts[k] = stbds_arrlen(ids[k]);
+    }
+    wrpo__score_ids(temp, w, (const int32_t *const *)ids, counts, n, rewards);
+    in->tokenizing = false;
+}
+WRPO_API wrpo_result wrpo_reward_score(wrpo_reward *reward, const wrpo_json *prompt, const char *const *answers, int64_t n, double *rewards) {
+    WRPO__TRY(reward->ctx, wrpo__arena_new(reward->ctx), true) {
+        wrpo__arena *temp = wrpo__entry.arena;
+        wrpo__reading in = {.ctx = reward->ctx, .desc.path = "wrpo_reward_score", .id = "prompt", .line = prompt->line, .now = time(NULL)};
+        wrpo_json *texts = wrpo__alloc(temp, (size_t)n, sizeof *texts);
+        for (int64_t k = 0; k < n; k++) texts[k] = (wrpo_json){.kind = WRPO_JSON_STRING, .text = answers[k], .size = strlen(answers[k])};
+        wrpo__score_answers(temp, reward, &in, prompt, texts, n, rewards);
+    }
+    return wrpo__end(&wrpo__entry);
+}
+
+/* ---- a file of candidates ---- */
+typedef struct wrpo__scoring { wrpo_reward *reward; const wrpo_score_desc *desc; wrpo__reading in; wrpo__writer *out; wrpo_score_stats *stats; double sum; } wrpo__scoring;
+/* The reward that an entry has: NULL if it has none, or none that counts. */
+static const wrpo_json *wrpo__has_reward(const wrpo__scoring *s, const wrpo_json *entry) {
+    const wrpo_json *v = wrpo__present(entry, "reward");
+    if (v) wrpo__json_real(s->in.ctx, s->in.desc.path, v, NULL);
+    return s->desc->rescore ? NULL : v;
+}
+/* A copy of v, which is an entry, with the reward at *next behind its other members, if it has none; *next goes on. */
+static wrpo_json *wrpo__with_reward(const wrpo__scoring *s, const wrpo_json *v, const double **next) {
+    wrpo_json *copy = wrpo__json_copy(wrpo__here, v, NULL), number = {.kind = WRPO_JSON_NUMBER};
+    if (wrpo__has_reward(s, v)) return copy;
+    wrpo__text text = {.arena = wrpo__here};
+    wrpo__json_number(&text, *(*next)++);
+    number.text = text.data, number.size = text.size;
+    copy->child = NULL, copy->count = 0;
+    for (const wrpo_json *m = v->child; m; m = m->next)
+        if (strcmp(m->key, "reward")) wrpo__json_append(copy, wrpo__json_copy(wrpo__here, m, NULL));
+    wrpo__json_append(copy, wrpo__json_copy(wrpo__here, &number, "reward"));
+    return copy;
+}
+static bool wrpo__is_list(const wrpo_json *v) { return !strcmp(v->key, "sources") || !strcmp(v->key, "target"); }
+static void wrpo__score_root(wrpo__scoring *s, const wrpo_json *root) {
+    const char *path = s->in.desc.path;
+    wrpo_ctx *ctx = s->in.ctx;
+    wrpo_score_stats *stats = s->stats;
+    wrpo_json *texts = NULL, copy = *wrpo__json_want(ctx, path, root, WRPO_JSON_OBJECT, "line");     /* texts: an stb array */
+    const bool alone = wrpo__present(root, "content") != NULL;
+    const wrpo_json *id = wrpo__present(root, "prompt_id");
+    if (id && (id->kind == WRPO_JSON_STRING || id->kind == WRPO_JSON_NUMBER)) s->in.id = id->text;
+    int64_t entries = 0;
+    for (const wrpo_json *list = alone ? root : root->child; list; list = alone ? NULL : list->next) {
+        if (!alone && (!wrpo__is_list(list) || list->kind == WRPO_JSON_NULL)) continue;
+        const wrpo_json *first = alone ? root : wrpo__json_want(ctx, path, list, WRPO_JSON_ARRAY, NULL)->child;
+        for (const wrpo_json *v = first; v; v = alone ? NULL : v->next, entries++) {
+            const wrpo_json *content = wrpo__json_need(ctx, path, v, "content", WRPO_JSON_STRING);
+            if (!wrpo__has_reward(s, v)) stbds_arrput(texts, *content);
+        }
+    }
+    if (!entries) wrpo__json_fail(ctx, WRPO_E_FORMAT, path, root, "want responses in \"sources\" or \"target\", or a \"content\", found none");
+    const int64_t n = stbds_arrlen(texts);
+    double *rewards = wrpo__alloc(wrpo__here, (size_t)n, sizeof *rewards);
+    const double *next = rewards;
+    if (n) {
+        const wrpo_json *prompt = wrpo__present(root, "prompt");
+        if (!prompt) wrpo__json_fail(ctx, WRPO_E_FORMAT, path, root, "prompt: want a string, a message or an array of messages, found none");
+        wrpo__score_answers(wrpo__here, s->reward, &s->in, prompt, texts, n, rewards);
+    }
+    if (alone) copy = *wrpo__with_reward(s, root, &next);
+    else {
+        copy.child = NULL, copy.count = 0;
+        for (const wrpo_json *m = root->child; m; m = m->next) {
+            wrpo_json *member = wrpo__json_copy(wrpo__here, m, NULL);
+            if (wrpo__is_list(m) && m->kind == WRPO_JSON_ARRAY) {
+                member->child = NULL, member->count = 0;
+                for (const wrpo_json *v = m->child; v; v = v->next) wrpo__json_append(member, wrpo__with_reward(s, v, &next));
+            }
+            wrpo__json_append(&copy, member);
+        }
+    }
+    for (int64_t k = 0; k < n; k++) s->sum += rewards[k], stats->least = fmin(stats->least, rewards[k]), stats->most = fmax(stats->most, rewards[k]);
+    stats->prompts++, stats->scored += n, stats->kept += entries - n;
+    wrpo__text line = {.arena = wrpo__here};
+    wrpo__json_write(&line, &copy);
+    wrpo__text_puts(&line, "\n");
+    wrpo__write(s->out, line.data, line.size);
+}
+static wrpo_result wrpo__score_line(wrpo__scoring *s, const char *text, size_t n) {      /* an entry of its own: see wrpo__load_line */
+    WRPO__TRY(s->in.ctx, wrpo__arena_new(s->in.ctx), true) {
+        s->in.id = wrpo__format(wrpo__here, "line %lld", (long long)s->in.line);
+        wrpo__score_root(s, wrpo__json_parse(wrpo__here, s->in.desc.path, s->in.line, text, n));
+    }
+    if (wrpo__entry.failed && s->in.tokenizing && s->in.ctx->error.code != WRPO_E_MEMORY) wrpo__name_record(&s->in);
+    s->in.tokenizing = false;
+    return wrpo__end(&wrpo__entry);
+}
+WRPO_API wrpo_result wrpo_score(wrpo_reward *reward, const wrpo_score_desc *desc, wrpo_score_stats *out) {
+    wrpo_ctx *ctx = reward->ctx;
+    *out = (wrpo_score_stats){.mean = NAN, .least = NAN, .most = NAN};
+    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
+        wrpo__arena *arena = wrpo__entry.arena;
+        if (!desc->in || !desc->out) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_score_desc: want in and out, found NULL");
+        const wrpo__file *f = wrpo__open_file(arena, desc->in);
+        wrpo__scoring s = {.reward = reward, .desc = desc, .out = wrpo__create(arena, desc->out), .stats = out};
+        s.in = (wrpo__reading){.ctx = ctx, .desc.path = desc->in, .now = time(NULL)};
+        int64_t lines = 0, done = 0;
+        for (wrpo__lines l = {.file = f}; wrpo__next_line(&l);) lines++;
+        if (!lines) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want lines of candidates, found none", desc->in);
+        for (wrpo__lines l = {.file = f}; wrpo__next_line(&l);) {
+            s.in.line = l.number;
+            wrpo__need(ctx, wrpo__score_line(&s, l.text, l.size));
+            if (desc->on_line && !desc->on_line(++done, lines, desc->user)) wrpo__fail(ctx, WRPO_E_STOPPED, "%s: stopped after %lld of %lld lines", desc->in, (long long)done, (long long)lines);
+        }
+        wrpo__commit(s.out);
+        if (out->scored) out->mean = s.sum / (double)out->scored;
     }
     return wrpo__end(&wrpo__entry);
 }

@@ -2,6 +2,7 @@
 # The program from outside: exit codes, help, results, one clear sentence for every bad input, nothing half-written.
 # usage, in this folder: sh 90_cli.sh PATH_TO_WRPO        TMPDIR is where the scratch files go
 case $1 in /*) W=$1 ;; *) W=$PWD/$1 ;; esac
+G=$PWD/golden
 [ -x "$W" ] || { echo "usage: sh 90_cli.sh PATH_TO_WRPO"; exit 1; }
 T=$(mktemp -d) || exit 1
 trap 'rm -rf "$T"' EXIT
@@ -61,11 +62,11 @@ cp quads.jsonl before.jsonl
 
 # ---- help and wrong usage
 good "--help" --help
-for c in init inspect tokenize logprob train eval generate sample answer select split winrate report demo; do
+for c in init inspect tokenize logprob train eval generate sample answer score select split winrate report demo; do
     check "--help lists $c" grep -q "^  $c " out.txt
 done
 good "--version" --version
-for c in init inspect tokenize logprob train eval generate sample answer select split winrate report demo; do
+for c in init inspect tokenize logprob train eval generate sample answer score select split winrate report demo; do
     good "$c --help" $c --help
     check "$c --help: usage" grep -q "^usage: wrpo $c" out.txt
     check "$c --help: stderr" test ! -s err.txt
@@ -352,6 +353,25 @@ bad "split: share" 1 '\-\-sft: want a number in (0, 1), found 4/3' split --in ta
 bad "split: no number" 2 '\-\-sft: want a number, found "1/"' split --in target.jsonl --out new --sft 1/
 cat target.jsonl target.jsonl >twice.jsonl
 bad "split: a prompt twice" 1 'twice.jsonl:5:1: prompt_id "1": want each once' split --in twice.jsonl --out new
+# ---- score
+printf '{"prompt_id": "1", "prompt": "Hi", "sources": [{"model": "m", "content": "a"}, {"model": "m", "content": "b", "reward": 0.5}], "target": [{"model": "t", "content": "c"}]}\n' >one.jsonl
+printf '{"prompt": "Hi", "target": [{"content": "c", "reward": NaN}]}\n' >nan.jsonl
+good "score" score --reward-model "$G/rewards/llama_f32" --in one.jsonl --out scored.jsonl
+check "score: what it says" grep -q '^scored.jsonl: 1 prompts, 2 responses scored, 1 rewards kept; reward ' out.txt
+check "score: a reward that was there" grep -q '"content": "b", "reward": 0.5}' scored.jsonl
+check "score: one that was not" grep -q '"content": "a", "reward": -*0*.[0-9]' scored.jsonl
+good "score again" score --reward-model "$G/rewards/llama_f32" --in scored.jsonl --out again.jsonl
+check "score again: nothing changes" cmp -s scored.jsonl again.jsonl
+good "score anew" score --reward-model "$G/rewards/gemma2_bf16" --label 2 --rescore --in scored.jsonl --out again.jsonl
+check "score anew: everything changes" sh -c '! grep -q "reward\": 0.5}" again.jsonl'
+good "inspect a reward model" inspect "$G/rewards/gemma2_bf16"
+check "inspect a reward model: its head" grep -q '^type  *gemma2, reward: score' out.txt
+bad "score: not a reward model" 1 'a language model has no reward head' score --reward-model "$G/checkpoints/llama_f32" --in one.jsonl --out new
+bad "score: which label" 1 'score.weight has 3 rows' score --reward-model "$G/rewards/gemma2_bf16" --in one.jsonl --out new
+bad "score: two files" 1 'want one file to score, found 2' score --reward-model "$G/rewards/llama_f32" --in one.jsonl one.jsonl --out new
+bad "score: no such file" 1 'nowhere.jsonl: cannot be opened' score --reward-model "$G/rewards/llama_f32" --in nowhere.jsonl --out new
+bad "score: NaN" 1 'nan.jsonl:1:' score --reward-model "$G/rewards/llama_f32" --in nan.jsonl --out new
+bad "train a reward model" 1 'a reward model: it scores answers' train --model "$G/rewards/llama_f32" --data quads.jsonl --out new
 bad "winrate: an answer without text" 1 'sources.jsonl: prompt_id "4": want an answer with text' winrate --a sources.jsonl --b target.jsonl
 head -3 sources.jsonl >three.jsonl
 good "winrate" winrate --a three.jsonl --b target.jsonl

@@ -22,7 +22,7 @@ static const wrpo_json *golden_get(const wrpo_json *object, const char *key) {
     if (!v) { printf("FAIL the golden has no \"%s\"\n", key); exit(1); }
     return v;
 }
-static double golden_number(const wrpo_json *object, const char *key, double otherwise) {
+static inline double golden_number(const wrpo_json *object, const char *key, double otherwise) {
     const wrpo_json *v = wrpo_json_get(object, key);
     return v ? v->number : otherwise;
 }
@@ -40,13 +40,13 @@ static uint64_t golden_bits(const char *name, uint64_t index) {        /* splitm
     z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
     return z ^ (z >> 31);
 }
-static const char *golden_kind(const char *name) {
+static inline const char *golden_kind(const char *name) {
     size_t n = strlen(name);
     return strstr(name, "norm") ? "norm" : n > 5 && !strcmp(name + n - 5, ".bias") ? "bias" : strstr(name, "embed_tokens") ? "embed"
          : !strncmp(name, "lm_head", 7) ? "head" : "linear";
 }
 /* Overwrites every weight: offset + (24 bits / 2^24 - 1/2) scale, in float. */
-static void golden_fill(wrpo_model *model, const wrpo_json *scale) {
+static inline void golden_fill(wrpo_model *model, const wrpo_json *scale) {
     const wrpo_weight *w;
     int64_t n = wrpo_model_weights(model, &w);
     for (int64_t i = 0; i < n; i++) {
@@ -65,7 +65,7 @@ static inline const wrpo_weight *golden_weight(const wrpo_model *model, const ch
 }
 
 /* ---- records: [{"prompt": [ids], "responses": [[source], [target], [rejected]]}, ...], or with roles, weights, pairs and weight ---- */
-static int32_t *golden_ids(const wrpo_json *array) {
+static inline int32_t *golden_ids(const wrpo_json *array) {
     int32_t *ids = malloc((size_t)array->count * sizeof *ids), *p = ids;
     for (const wrpo_json *v = array->child; v; v = v->next) *p++ = (int32_t)v->integer;
     return ids;

@@ -76,13 +76,13 @@ def parts(model):
         assert at == p.shape[0], name
 
 
-def fill(model, scale=SCALE):
-    """Overwrites every parameter of a transformers model by the formula."""
+def fill(model, scale=SCALE, names=""):
+    """Overwrites every parameter of a transformers model by the formula; names: what stands before a parameter's name in a checkpoint."""
     import torch
 
     with torch.no_grad():
         for name, p, rows in parts(model):
-            p[rows] = torch.from_numpy(formula(name, tuple(p[rows].shape), scale))
+            p[rows] = torch.from_numpy(formula(names + name, tuple(p[rows].shape), scale))
     return model
 
 
@@ -100,6 +100,7 @@ def config_of(folder):
     if c["model_type"] != "internlm2":
         return transformers.AutoConfig.from_pretrained(folder)
     bias = c.pop("bias")
+    c.pop("reward_token_id", None)
     return transformers.LlamaConfig(**{k: v for k, v in c.items() if k not in ("model_type", "architectures", "auto_map", "attn_implementation")},
                                     attention_bias=bias, mlp_bias=False)
 

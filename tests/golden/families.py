@@ -158,7 +158,7 @@ def compare(made, kept):
             b = os.path.join(kept, os.path.relpath(a, made))
             if not os.path.exists(b):
                 bad.append(f"{b}: missing")
-            elif f.endswith(".json") and "records" in open(a).read():
+            elif f.endswith(".json") and ("records" in open(a).read() or f == "rewards.json"):
                 (x, shape_x), (y, shape_y) = numbers(json.load(open(a))), numbers(json.load(open(b)))
                 if shape_x != shape_y:
                     bad.append(f"{b}: another structure")
