@@ -2676,12 +2676,34 @@ static void WRPO__(gemm)(void *dev, wrpo_mm mm, void *c, int64_t ldc, const void
    Backward, with delta = sum_i do o and p = exp(s - lse):
      dp = V do,  ds = p (dp - delta) (times 1 - (s/softcap)^2)
      dq[d][lane] += K' ds          dk[key][d] += ds q          dv[key][d] += p do
-   in two passes that recompute s and dp: one task owns some lanes, or some keys, and nothing is added across tasks.     */
+   in two passes that recompute s and dp: one task owns some lanes, or some keys, and nothing is added across tasks.
+   Where bfloat16 is multiplied (cpu->pairs), every factor is packed in words of two steps: `pair` steps of d, keys or lanes to a word. */
 enum { WRPO__(BK) = WRPO__(MR) * (WRPO__(MR) > 8 ? 8 : 16) };         /* keys per tile */
 typedef struct WRPO__(lanes) {       /* lanes [first, first + count) of a segment, for key/value head g; or of `segs` siblings: */
     const wrpo_attn *a; const wrpo_seg *seg;           /* segments of one row each that have one prefix, samples of a prompt in decoding, */
-    int64_t g, share, first, count, segs;              /* whose lanes go through the prefix together */
+    int64_t g, share, first, count, segs, pair;        /* whose lanes go through the prefix together */
 } WRPO__(lanes);
+/* panels of A of n lanes and kc steps, in floats or words; they are MS * words apart */
+static void WRPO__(factor)(int64_t pair, float *dst, const float *src, int64_t ls, int64_t ks, int64_t n, int64_t kc) {
+#ifdef WRPO__IN_PAIRS
+    if (pair == 2) { WRPO__(pack_a_pairs)(dst, WRPO__(MS) * wrpo__div_up(kc, 2), src, ls, ks, n, kc); return; }
+#endif
+    (void)pair;
+    WRPO__(pack_a)(dst, WRPO__(MS) * kc, src, ls, ks, n, kc);
+}
+/* x[rows][width] becomes [rows / 2][width] of words, in place, for use as B; width is whole vectors; a last single row is paired with 0 */
+WRPO__ROW void WRPO__(pair_rows)(int64_t pair, float *x, int64_t rows, int64_t width) {
+#ifdef WRPO__IN_PAIRS
+    for (int64_t r = 0; pair == 2 && r < rows; r += 2)
+        for (int64_t j = 0; j < width; j += WRPO__LANES) {
+            WRPO__U a = WRPO__BITS(WRPO__LOAD(x + r * width + j)), b = r + 1 < rows ? WRPO__BITS(WRPO__LOAD(x + (r + 1) * width + j)) : (WRPO__U){0};
+            a += 0x7FFFu + (a >> 16 & 1), b += 0x7FFFu + (b >> 16 & 1);
+            WRPO__STORE(x + r / 2 * width + j, WRPO__FLOATS(a >> 16 | (b & ((WRPO__U){0} + 0xFFFF0000u))));
+        }
+#else
+    (void)pair, (void)x, (void)rows, (void)width;
+#endif
+}
 static int64_t WRPO__(lane_row)(const WRPO__(lanes) *b, int64_t i) { return b->seg->begin + (b->first + i) / b->share; }
 static int64_t WRPO__(lane_head)(const WRPO__(lanes) *b, int64_t i) { return b->g * b->share + (b->first + i) % b->share; }
 /* the position of its query: the prefix, the keys before the first query, and on from there */
@@ -2704,7 +2726,7 @@ static bool WRPO__(visible)(const WRPO__(lanes) *b, int64_t i, int64_t n, int64_
     *masked = low < key0 + *seen - 1 || (window > 0 && high - key0 >= window);
     return *seen > 0 && (window <= 0 || low - (key0 + keys - 1) < window);
 }
-/* rows[i][ld] = scale times lane i's vector of x, and packed for use as B: panel[i / NR][d][NR]. Padding is 0. */
+/* rows[i][ld] = scale times lane i's vector of x, and packed for use as B: panel[i / NR][d / pair][NR]. Padding is 0. */
 static void WRPO__(lane_vectors)(const WRPO__(lanes) *b, const float *x, int64_t ldx, float scale, float *rows, int64_t ld, float *panels) {
     const int64_t d = b->a->d, all = WRPO__(round_up)(b->count, WRPO__(NR));
     for (int64_t i = 0; i < all; i++) {
@@ -2712,6 +2734,9 @@ static void WRPO__(lane_vectors)(const WRPO__(lanes) *b, const float *x, int64_t
         if (have) WRPO__(scaled)(rows + i * ld, scale, x + WRPO__(lane_row)(b, i) * ldx + WRPO__(lane_head)(b, i) * d, d);
         memset(rows + i * ld + have, 0, (size_t)(ld - have) * sizeof *rows);
     }
+#ifdef WRPO__IN_PAIRS
+    if (b->pair == 2) { WRPO__(pack_b_pairs)(panels, wrpo__div_up(d, 2) * WRPO__(NR), rows, ld, 1, all, d); return; }
+#endif
     WRPO__(pack_b)(panels, d * WRPO__(NR), rows, ld, 1, all, d);
 }
 /* the way back: lane i's vector of y = scale[i] times column i % NR of t[i / NR][padded d][NR] */
@@ -2723,11 +2748,11 @@ static void WRPO__(lane_results)(const WRPO__(lanes) *b, float *y, int64_t ldy, 
         for (int64_t j = 0; j < d; j++) out[j] = scale[i] * in[j * WRPO__(NR)];
     }
 }
-/* c[m,n] = or += a b: a in panels `next` apart, b[kc][ldb]; c has room for whole tiles, in rows and columns */
-static void WRPO__(panels)(int64_t m, int64_t n, int64_t kc, const float *a, int64_t next, const float *b, int64_t ldb, float *c, int64_t ldc, bool add) {
+/* c[m,n] = or += a b over kc steps: a in panels `next` apart, b[kc / pair][ldb]; c has room for whole tiles, in rows and columns */
+static void WRPO__(panels)(int64_t pair, int64_t m, int64_t n, int64_t kc, const float *a, int64_t next, const float *b, int64_t ldb, float *c, int64_t ldc, bool add) {
     for (int64_t j = 0; j < n; j += WRPO__(NR))
         for (int64_t i = 0; i < m; i += WRPO__(MR))
-            WRPO__(tile_full)(kc, a + i / WRPO__(MR) * next, b + j, ldb, c + i * ldc + j, ldc, WRPO__(MR), WRPO__(NR), add);
+            WRPO__(tile)(pair == 2, wrpo__div_up(kc, pair), a + i / WRPO__(MR) * next, b + j, ldb, c + i * ldc + j, ldc, WRPO__(MR), WRPO__(NR), add);
 }
 /* one vector of scores of key `key`; at: the queries' positions, both counted from the tile's first key */
 WRPO__INLINE WRPO__V WRPO__(masked)(WRPO__V s, float key, WRPO__V at, float window) {
@@ -2800,7 +2825,7 @@ static int64_t WRPO__(lane_groups)(int64_t fixed, int64_t each) {
 static void WRPO__(attention_task)(const wrpo__cpu *cpu, const WRPO__(lanes) *b, float *o, float *lse, const float *q, const float *k, const float *v) {
     enum { NR = WRPO__(NR), MR = WRPO__(MR), MS = WRPO__(MS), BK = WRPO__(BK) };
     const wrpo_attn *a = b->a;
-    const int64_t d = a->d, dm = WRPO__(round_up)(d, MR), groups = wrpo__div_up(b->count, NR);
+    const int64_t d = a->d, dm = WRPO__(round_up)(d, MR), groups = wrpo__div_up(b->count, NR), pair = b->pair, dw = wrpo__div_up(d, pair);
     float *at = wrpo__cpu_scratch(cpu), *m = at + NR, *l = m + groups * NR, *f = l + groups * NR, *s = f + NR;
     float *keys = s + BK * NR, *values = keys + BK / MR * MS * d, *queries = values + dm / MR * MS * BK, *out = queries + groups * NR * d;
     WRPO__(lane_vectors)(b, q, a->ldq, a->scale, out, d, queries);             /* out is free as yet */
@@ -2818,8 +2843,8 @@ static void WRPO__(attention_task)(const wrpo__cpu *cpu, const WRPO__(lanes) *b,
             int64_t seen;
             bool masked;
             if (!WRPO__(visible)(b, from, to - from, key0, n, &seen, &masked)) continue;
-            WRPO__(pack_a)(keys, MS * d, k + t * a->ldkv + b->g * d, a->ldkv, 1, n, d);
-            WRPO__(pack_a)(values, MS * n, v + t * a->ldkv + b->g * d, 1, a->ldkv, d, n);
+            WRPO__(factor)(pair, keys, k + t * a->ldkv + b->g * d, a->ldkv, 1, n, d);
+            WRPO__(factor)(pair, values, v + t * a->ldkv + b->g * d, 1, a->ldkv, d, n);
             for (int64_t i = from / NR; i * NR < to; i++) {
                 const int64_t lane0 = WRPO__MAX(from, i * NR), lanes = WRPO__MIN(i * NR + NR, to) - lane0;
                 if (!WRPO__(visible)(b, lane0, lanes, key0, n, &seen, &masked)) continue;
@@ -2827,10 +2852,11 @@ static void WRPO__(attention_task)(const wrpo__cpu *cpu, const WRPO__(lanes) *b,
                     const int64_t lane = i * NR + j;
                     at[j] = one && (lane < lane0 || lane >= lane0 + lanes) ? -1 : (float)(WRPO__(lane_position)(b, WRPO__MIN(lane, lane0 + lanes - 1)) - key0);
                 }
-                WRPO__(panels)(seen, NR, d, keys, MS * d, queries + i * NR * d, NR, s, NR, false);
+                WRPO__(panels)(pair, seen, NR, d, keys, MS * dw, queries + i * NR * dw, NR, s, NR, false);
                 WRPO__(softmax_tile)(s, seen, at, window, masked || one, a->softcap, m + i * NR, l + i * NR, f);
                 WRPO__(rescale_tile)(out + i * NR * dm, f, d);
-                WRPO__(panels)(d, NR, seen, values, MS * n, s, NR, out + i * NR * dm, NR, true);
+                WRPO__(pair_rows)(pair, s, seen, NR);
+                WRPO__(panels)(pair, d, NR, seen, values, MS * wrpo__div_up(n, pair), s, NR, out + i * NR * dm, NR, true);
             }
         }
     }
@@ -2841,11 +2867,12 @@ static void WRPO__(attention_task)(const wrpo__cpu *cpu, const WRPO__(lanes) *b,
     WRPO__(lane_results)(b, o, a->ldo, out, l);
 }
 /* p and ds of a group of lanes and a tile of keys, both [key][NR]; keys that no lane of the group sees get zeros up to n */
-static void WRPO__(attention_weights)(const wrpo_attn *a, int64_t n, int64_t seen, bool masked, const float *keys, const float *values,
+static void WRPO__(attention_weights)(const wrpo_attn *a, int64_t pair, int64_t n, int64_t seen, bool masked, const float *keys, const float *values,
                                       const float *queries, const float *d_outs, const float *at, const float *lse, const float *delta, float *p, float *ds) {
     enum { NR = WRPO__(NR), MS = WRPO__(MS) };
-    WRPO__(panels)(seen, NR, a->d, keys, MS * a->d, queries, NR, p, NR, false);
-    WRPO__(panels)(seen, NR, a->d, values, MS * a->d, d_outs, NR, ds, NR, false);
+    const int64_t next = MS * wrpo__div_up(a->d, pair);
+    WRPO__(panels)(pair, seen, NR, a->d, keys, next, queries, NR, p, NR, false);
+    WRPO__(panels)(pair, seen, NR, a->d, values, next, d_outs, NR, ds, NR, false);
     WRPO__(softmax_tile_bwd)(p, ds, seen, at, a->window > 0 ? (float)a->window : INFINITY, masked, a->softcap, lse, delta);
     memset(p + seen * NR, 0, (size_t)((n - seen) * NR) * sizeof *p);
     memset(ds + seen * NR, 0, (size_t)((n - seen) * NR) * sizeof *ds);
@@ -2865,6 +2892,7 @@ static void WRPO__(attention_dq_task)(const wrpo__cpu *cpu, const WRPO__(lanes) 
     enum { NR = WRPO__(NR), MR = WRPO__(MR), MS = WRPO__(MS), BK = WRPO__(BK) };
     const wrpo_attn *a = b->a;
     const int64_t d = a->d, dm = WRPO__(round_up)(d, MR), groups = wrpo__div_up(b->count, NR), shared = b->seg->prefix_end - b->seg->prefix;
+    const int64_t pair = b->pair, dw = wrpo__div_up(d, pair);
     float *at = wrpo__cpu_scratch(cpu), *numbers = at + NR, *p = numbers + groups * 3 * NR, *ds = p + BK * NR, *keys = ds + BK * NR;
     float *values = keys + BK / MR * MS * d, *across = values + BK / MR * MS * d, *queries = across + dm / MR * MS * BK;
     float *d_outs = queries + groups * NR * d, *out = d_outs + groups * NR * d;
@@ -2879,26 +2907,35 @@ static void WRPO__(attention_dq_task)(const wrpo__cpu *cpu, const WRPO__(lanes) 
             int64_t seen;
             bool masked;
             if (!WRPO__(visible)(b, 0, b->count, key0, n, &seen, &masked)) continue;
-            WRPO__(pack_a)(keys, MS * d, k + t * a->ldkv + b->g * d, a->ldkv, 1, n, d);
-            WRPO__(pack_a)(values, MS * d, v + t * a->ldkv + b->g * d, a->ldkv, 1, n, d);
-            WRPO__(pack_a)(across, MS * n, k + t * a->ldkv + b->g * d, 1, a->ldkv, d, n);
+            WRPO__(factor)(pair, keys, k + t * a->ldkv + b->g * d, a->ldkv, 1, n, d);
+            WRPO__(factor)(pair, values, v + t * a->ldkv + b->g * d, a->ldkv, 1, n, d);
+            WRPO__(factor)(pair, across, k + t * a->ldkv + b->g * d, 1, a->ldkv, d, n);
             for (int64_t i = 0; i < groups; i++) {
                 const float *x = numbers + i * 3 * NR;
                 if (!WRPO__(visible)(b, i * NR, WRPO__MIN(NR, b->count - i * NR), key0, n, &seen, &masked)) continue;
                 for (int64_t j = 0; j < NR; j++) at[j] = x[j] - (float)key0;
-                WRPO__(attention_weights)(a, seen, seen, masked, keys, values, queries + i * NR * d, d_outs + i * NR * d, at, x + NR, x + 2 * NR, p, ds);
-                WRPO__(panels)(d, NR, seen, across, MS * n, ds, NR, out + i * NR * dm, NR, true);
+                WRPO__(attention_weights)(a, pair, seen, seen, masked, keys, values, queries + i * NR * dw, d_outs + i * NR * dw, at, x + NR, x + 2 * NR, p, ds);
+                WRPO__(pair_rows)(pair, ds, seen, NR);
+                WRPO__(panels)(pair, d, NR, seen, across, MS * wrpo__div_up(n, pair), ds, NR, out + i * NR * dm, NR, true);
             }
         }
     }
     for (int64_t i = 0; i < b->count; i++) numbers[i] = a->scale;
     WRPO__(lane_results)(b, dq, a->ldq, out, numbers);
 }
+/* a tile [keys][NR] as the NR steps of keys' panels, which lie `next` apart */
+static void WRPO__(factor_at)(int64_t pair, float *dst, int64_t next, const float *tile, int64_t keys) {
+#ifdef WRPO__IN_PAIRS
+    if (pair == 2) { WRPO__(pack_a_pairs)(dst, next, tile, WRPO__(NR), 1, keys, WRPO__(NR)); return; }
+#endif
+    (void)pair;
+    WRPO__(pack_a)(dst, next, tile, WRPO__(NR), 1, keys, WRPO__(NR));
+}
 /* dk and dv of rows [t, t + n) of segment `home`: from its own lanes and from those of every segment that has the rows as prefix, in order */
-static void WRPO__(attention_dkv_task)(const wrpo__cpu *cpu, const wrpo_attn *a, int64_t home, int64_t t, int64_t n, int64_t g, float *dk, float *dv,
+static void WRPO__(attention_dkv_task)(const wrpo__cpu *cpu, const wrpo_attn *a, int64_t pair, int64_t home, int64_t t, int64_t n, int64_t g, float *dk, float *dv,
                                        const float *d_o, const float *lse, const float *delta, const float *q, const float *k, const float *v) {
     enum { NR = WRPO__(NR), MR = WRPO__(MR), MS = WRPO__(MS), BK = WRPO__(BK) };
-    const int64_t d = a->d, dn = WRPO__(round_up)(d, NR), panels = BK / MR * MS;
+    const int64_t d = a->d, dn = WRPO__(round_up)(d, NR), panels = BK / MR * MS, dw = wrpo__div_up(d, pair);
     const int64_t groups = WRPO__(lane_groups)(2 * panels * d + 2 * (BK + MR) * dn + 2 * BK * NR + NR, (2 * d + 2 * dn + 3 + 2 * panels) * NR), block = groups * NR;
     float *at = wrpo__cpu_scratch(cpu), *numbers = at + NR, *p = numbers + 3 * block, *ds = p + BK * NR, *keys = ds + BK * NR, *values = keys + panels * d;
     float *dks = values + panels * d, *dvs = dks + (BK + MR) * dn, *queries = dvs + (BK + MR) * dn, *d_outs = queries + block * d;
@@ -2909,9 +2946,9 @@ static void WRPO__(attention_dkv_task)(const wrpo__cpu *cpu, const wrpo_attn *a,
         const int64_t first = s == home ? t : WRPO__MAX(t, seg->prefix), last = s == home ? t + n : WRPO__MIN(t + n, seg->prefix_end), count = last - first;
         const int64_t shared = seg->prefix_end - seg->prefix, key0 = s == home ? shared + t - seg->begin : first - seg->prefix;
         if (count <= 0) continue;
-        WRPO__(pack_a)(keys, MS * d, k + first * a->ldkv + g * d, a->ldkv, 1, count, d);
-        WRPO__(pack_a)(values, MS * d, v + first * a->ldkv + g * d, a->ldkv, 1, count, d);
-        WRPO__(lanes) b = {a, seg, g, a->H / a->G, 0, 0, 1};
+        WRPO__(factor)(pair, keys, k + first * a->ldkv + g * d, a->ldkv, 1, count, d);
+        WRPO__(factor)(pair, values, v + first * a->ldkv + g * d, a->ldkv, 1, count, d);
+        WRPO__(lanes) b = {a, seg, g, a->H / a->G, 0, 0, 1, pair};
         const int64_t all = (seg->end - seg->begin) * b.share;
         for (; b.first < all; b.first += block) {
             int64_t seen, begin = -1, end = 0;        /* groups that see any of the keys */
@@ -2923,16 +2960,18 @@ static void WRPO__(attention_dkv_task)(const wrpo__cpu *cpu, const wrpo_attn *a,
             WRPO__(lane_vectors)(&b, q, a->ldq, a->scale, q_rows, dn, queries);
             WRPO__(lane_vectors)(&b, d_o, a->ldo, 1, do_rows, dn, d_outs);
             WRPO__(lane_numbers)(&b, lse, delta, numbers);
+            WRPO__(pair_rows)(pair, q_rows, WRPO__(round_up)(b.count, NR), dn), WRPO__(pair_rows)(pair, do_rows, WRPO__(round_up)(b.count, NR), dn);
             for (int64_t i = begin; i < end; i += NR) {
                 const float *x = numbers + 3 * i;
                 WRPO__(visible)(&b, i, WRPO__MIN(NR, b.count - i), key0, count, &seen, &masked);
                 for (int64_t j = 0; j < NR; j++) at[j] = x[j] - (float)key0;
-                WRPO__(attention_weights)(a, count, seen, masked, keys, values, queries + i * d, d_outs + i * d, at, x + NR, x + 2 * NR, p, ds);
-                WRPO__(pack_a)(p_packed + i * MS, MS * block, p, NR, 1, count, NR);
-                WRPO__(pack_a)(ds_packed + i * MS, MS * block, ds, NR, 1, count, NR);
+                WRPO__(attention_weights)(a, pair, count, seen, masked, keys, values, queries + i * dw, d_outs + i * dw, at, x + NR, x + 2 * NR, p, ds);
+                WRPO__(factor_at)(pair, p_packed + i / pair * MS, MS * block / pair, p, count);
+                WRPO__(factor_at)(pair, ds_packed + i / pair * MS, MS * block / pair, ds, count);
             }
-            WRPO__(panels)(count, d, end - begin, p_packed + begin * MS, MS * block, do_rows + begin * dn, dn, dvs + (first - t) * dn, dn, true);
-            WRPO__(panels)(count, d, end - begin, ds_packed + begin * MS, MS * block, q_rows + begin * dn, dn, dks + (first - t) * dn, dn, true);
+            const int64_t from = begin / pair;
+            WRPO__(panels)(pair, count, d, end - begin, p_packed + from * MS, MS * block / pair, do_rows + from * dn, dn, dvs + (first - t) * dn, dn, true);
+            WRPO__(panels)(pair, count, d, end - begin, ds_packed + from * MS, MS * block / pair, q_rows + from * dn, dn, dks + (first - t) * dn, dn, true);
         }
     }
     for (int64_t i = 0; i < n; i++) {
@@ -2980,7 +3019,7 @@ static void WRPO__(attention)(void *dev, const wrpo_attn *a, void *o, float *lse
     WRPO__PARFOR(wrpo__cpu_team(cpu, a->n * a->H * d))
     for (int64_t i = 0; i < tasks; i++) {
         int64_t first, count, n, s = WRPO__(attention_find)(a, share, step, true, i / a->G, &first, &count, &n);
-        const WRPO__(lanes) b = {a, a->segs + s, i % a->G, share, first, count, n};
+        const WRPO__(lanes) b = {a, a->segs + s, i % a->G, share, first, count, n, cpu->pairs ? 2 : 1};
         WRPO__(attention_task)(cpu, &b, o, lse, q, k, v);
     }
 }
@@ -3002,13 +3041,13 @@ static void WRPO__(attention_bwd)(void *dev, const wrpo_attn *a, void *dq, void 
     WRPO__PARFOR((int)team)
     for (int64_t i = 0; i < blocks; i++) {
         int64_t first, count, n, s = WRPO__(attention_find)(a, share, step, false, i / a->G, &first, &count, &n);
-        const WRPO__(lanes) b = {a, a->segs + s, i % a->G, share, first, count, 1};
+        const WRPO__(lanes) b = {a, a->segs + s, i % a->G, share, first, count, 1, cpu->pairs ? 2 : 1};
         WRPO__(attention_dq_task)(cpu, &b, dq, d_o, lse, delta, q, k, v);
     }
     WRPO__PARFOR((int)team)
     for (int64_t i = 0; i < tiles; i++) {
         int64_t first, count, n, s = WRPO__(attention_find)(a, 1, BK, false, i / a->G, &first, &count, &n);
-        WRPO__(attention_dkv_task)(cpu, a, s, a->segs[s].begin + first, count, i % a->G, dk, dv, d_o, lse, delta, q, k, v);
+        WRPO__(attention_dkv_task)(cpu, a, cpu->pairs ? 2 : 1, s, a->segs[s].begin + first, count, i % a->G, dk, dv, d_o, lse, delta, q, k, v);
     }
 }
 
