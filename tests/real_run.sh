@@ -22,8 +22,8 @@ run() {   # name, arguments
 }
 "$wrpo" init --config "$out/config.json" --tokenizer "$out/tok" --out "$out/random"
 data="$shared/alpacaeval/quads.jsonl"
-run sft train --model "$out/random" --data "$data" --out "$out/sft" --method sft --learning-rate 3e-3 --batch-size 16 --max-length 1024
-run wrpo train --model "$out/sft" --data "$data" --out "$out/wrpo" --learning-rate 1e-4 --batch-size 16 --max-length 1024 --beta 0.1
+run sft train --model "$out/random" --data "$data" --out "$out/sft" --method sft --learning-rate 3e-3 --batch-size 16 --max-length 1024 --micro-tokens 2048
+run wrpo train --model "$out/sft" --data "$data" --out "$out/wrpo" --learning-rate 1e-4 --batch-size 16 --max-length 1024 --micro-tokens 2048 --beta 0.1
 field() { sed -n "s/.*\"$1\": \([^,}]*\).*/\1/p" "$2"; }
 echo "| step | SFT loss | WRPO loss | margin | accuracy | source | pivot | alpha |"
 echo "|---|---|---|---|---|---|---|---|"
