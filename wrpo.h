@@ -3270,7 +3270,7 @@ static void wrpo__place_weights(wrpo_model *model, wrpo__bump *b) {
         wrpo_weight *w = &model->weights[i];
         end = wrpo__weight_run(w, model->n_weights - i, 0, &size) + i;
         if (w->data) continue;
-        char *p = wrpo__take(b, size, 1, wrpo__dtype_bytes(w->dtype));
+        char *p = wrpo__take(b, (size + WRPO_BLOCK - 1) / WRPO_BLOCK * WRPO_BLOCK, 1, wrpo__dtype_bytes(w->dtype));     /* whole blocks, for adamw */
         for (; p && w < model->weights + end; p += (size_t)wrpo__size(w) * wrpo__dtype_bytes(w->dtype), w++) w->data = p;
     }
 }
