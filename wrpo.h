@@ -1687,6 +1687,23 @@ static float wrpo__float_of(uint16_t half) {            /* of bfloat16 */
     memcpy(&x, &bits, 4);
     return x;
 }
+static uint32_t wrpo__float_bits(float x) { uint32_t u; memcpy(&u, &x, sizeof u); return u; }
+static uint16_t wrpo__float_to_bf16(float x) {         /* to nearest, ties to even; NaN stays NaN */
+    uint32_t u = wrpo__float_bits(x);
+    if ((u & 0x7FFFFFFFu) > 0x7F800000u) return (uint16_t)(u >> 16 | 0x40);
+    return (uint16_t)((u + 0x7FFFu + (u >> 16 & 1)) >> 16);
+}
+/* A float master in two halves: high, the nearest bfloat16, and low, what that left over: bits = (high << 16) + (int16_t)low. */
+static float wrpo__master(uint16_t high, uint16_t low) {
+    const uint32_t bits = ((uint32_t)high << 16) + (uint32_t)(int16_t)low;
+    float x;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+static void wrpo__master_split(float x, uint16_t *high, uint16_t *low) {
+    const uint32_t bits = wrpo__float_bits(x);
+    *high = (uint16_t)((bits + 0x8000u) >> 16), *low = (uint16_t)bits;
+}
 WRPO_API const char *wrpo_states_name(int i) { return i == 0 ? "f32" : i == 1 ? "bf16" : i == 2 ? "8bit" : NULL; }
 WRPO_API size_t wrpo_states_bytes(wrpo_states states, int64_t count) {
     if (states == WRPO_STATES_8BIT) return (size_t)wrpo__div_up(count, WRPO_BLOCK) * WRPO_BLOCK_BYTES;
@@ -2214,17 +2231,10 @@ WRPO__INLINE WRPO__U WRPO__(random)(uint32_t seed, int64_t i) {        /* 32 bit
     return x ^ x >> 16;
 }
 WRPO__ROW void WRPO__(masters_unpack)(float *x, const uint16_t *w, const uint16_t *low) {
-    for (int64_t i = 0; i < WRPO_BLOCK; i++) {
-        uint32_t bits = ((uint32_t)w[i] << 16) + (uint32_t)(int16_t)low[i];
-        memcpy(x + i, &bits, 4);
-    }
+    for (int64_t i = 0; i < WRPO_BLOCK; i++) x[i] = wrpo__master(w[i], low[i]);
 }
 WRPO__ROW void WRPO__(masters_pack)(uint16_t *w, uint16_t *low, const float *x) {
-    for (int64_t i = 0; i < WRPO_BLOCK; i++) {
-        uint32_t bits;
-        memcpy(&bits, x + i, 4);
-        w[i] = (uint16_t)((bits + 0x8000u) >> 16), low[i] = (uint16_t)bits;
-    }
+    for (int64_t i = 0; i < WRPO_BLOCK; i++) wrpo__master_split(x[i], &w[i], &low[i]);
 }
 WRPO__ROW void WRPO__(bf16_unpack)(float *x, const uint16_t *y) {
     for (int64_t i = 0; i < WRPO_BLOCK; i += WRPO__LANES) WRPO__STORE(x + i, WRPO__LOAD_HALF(y + i));
@@ -2364,9 +2374,13 @@ WRPO__ROW void WRPO__(pack_b_half)(float *dst, int64_t next, const uint16_t *src
     WRPO__(pack)(dst, next, WRPO__(NR), WRPO__(NR), src, true, ls, ks, n, kc);
 }
 #ifdef WRPO__IN_PAIRS
+/* words of two steps: low halves from a, high ones from b, rounded to nearest unless they are bfloat16 already */
+WRPO__INLINE WRPO__V WRPO__(pair_words)(WRPO__U a, WRPO__U b, const bool round) {
+    if (round) a += 0x7FFFu + (a >> 16 & 1), b += 0x7FFFu + (b >> 16 & 1);
+    return WRPO__FLOATS(a >> 16 | (b & ((WRPO__U){0} + 0xFFFF0000u)));
+}
 /* The same in words of two steps, rounded to bfloat16: panels [(kc + 1) / 2][stride], steps beyond kc are 0. */
 WRPO__INLINE void WRPO__(pack_pairs)(float *dst, int64_t next, const int width, const int stride, const void *from, const bool half, int64_t ls, int64_t ks, int64_t n, int64_t kc) {
-    const WRPO__U high = (WRPO__U){0} + 0xFFFF0000u;
     for (int64_t p = 0; p < n; p += width, dst += next) {
         const int64_t lanes = WRPO__MIN(n - p, width);
         int64_t k = 0;
@@ -2374,9 +2388,7 @@ WRPO__INLINE void WRPO__(pack_pairs)(float *dst, int64_t next, const int width, 
             for (; k + 2 <= kc; k += 2)
                 for (int l = 0; l < stride; l += WRPO__LANES) {
                     const int64_t at = p + l + k * ks;
-                    WRPO__U a = WRPO__BITS(WRPO__VECTOR(at)), b = WRPO__BITS(WRPO__VECTOR(at + ks));
-                    if (!half) a += 0x7FFFu + (a >> 16 & 1), b += 0x7FFFu + (b >> 16 & 1);
-                    WRPO__STORE(dst + k / 2 * stride + l, WRPO__FLOATS(a >> 16 | (b & high)));
+                    WRPO__STORE(dst + k / 2 * stride + l, WRPO__(pair_words)(WRPO__BITS(WRPO__VECTOR(at)), WRPO__BITS(WRPO__VECTOR(at + ks)), !half));
                 }
         if (ls != 1)
             for (; k + 2 * WRPO__LANES <= kc; k += 2 * WRPO__LANES)
@@ -2396,19 +2408,14 @@ WRPO__INLINE void WRPO__(pack_pairs)(float *dst, int64_t next, const int width, 
         for (; k < kc; k += 2)
             for (int l = 0; l < stride; l++) {
                 uint32_t word = 0;
-                for (int h = 0; h < 2 && l < lanes && k + h < kc; h++) {
-                    const float x = WRPO__NUMBER((p + l) * ls + (k + h) * ks);
-                    uint32_t bits;
-                    memcpy(&bits, &x, 4);
-                    word |= (bits + 0x7FFFu + (bits >> 16 & 1)) >> 16 << 16 * h;
-                }
+                for (int h = 0; h < 2 && l < lanes && k + h < kc; h++)
+                    word |= (uint32_t)wrpo__float_to_bf16(WRPO__NUMBER((p + l) * ls + (k + h) * ks)) << 16 * h;
                 memcpy(dst + k / 2 * stride + l, &word, 4);
             }
     }
 }
 /* The same of A for tiles: panels of 32 lanes, [lane][words]; words are a multiple of 16, what is missing is 0. */
 WRPO__ROW void WRPO__(pack_a_tiles)(float *dst, const float *src, int64_t ls, int64_t ks, int64_t n, int64_t kc, int64_t words) {
-    const WRPO__U high = (WRPO__U){0} + 0xFFFF0000u;
     for (int64_t l = 0; l < (n + 31) / 32 * 32; l += 16)
         for (int64_t k = 0; k < 2 * words; k += 32) {
             WRPO__V x[16];
@@ -2418,10 +2425,9 @@ WRPO__ROW void WRPO__(pack_a_tiles)(float *dst, const float *src, int64_t ls, in
                     x[i] = l + i < n ? (WRPO__V)wrpo__pair_of(WRPO__(get)(from, kc - k, 0), WRPO__(get)(kc - k > 16 ? from + 16 : from, kc - k - 16, 0)) : (WRPO__V){0};
                 } else {
                     const int64_t at = k + 2 * i;
-                    WRPO__U a = at < kc ? WRPO__BITS(WRPO__(get)(src + at * ks + l, n - l, 0)) : (WRPO__U){0};
-                    WRPO__U b = at + 1 < kc ? WRPO__BITS(WRPO__(get)(src + (at + 1) * ks + l, n - l, 0)) : (WRPO__U){0};
-                    a += 0x7FFFu + (a >> 16 & 1), b += 0x7FFFu + (b >> 16 & 1);
-                    x[i] = WRPO__FLOATS(a >> 16 | (b & high));
+                    const WRPO__U a = at < kc ? WRPO__BITS(WRPO__(get)(src + at * ks + l, n - l, 0)) : (WRPO__U){0};
+                    const WRPO__U b = at + 1 < kc ? WRPO__BITS(WRPO__(get)(src + (at + 1) * ks + l, n - l, 0)) : (WRPO__U){0};
+                    x[i] = WRPO__(pair_words)(a, b, true);
                 }
             if (ls == 1) WRPO__(transpose)(x);
             for (int i = 0; i < 16; i++) WRPO__STORE(dst + (l + i) * words + k / 2, x[i]);
@@ -2696,9 +2702,8 @@ WRPO__ROW void WRPO__(pair_rows)(int64_t pair, float *x, int64_t rows, int64_t w
 #ifdef WRPO__IN_PAIRS
     for (int64_t r = 0; pair == 2 && r < rows; r += 2)
         for (int64_t j = 0; j < width; j += WRPO__LANES) {
-            WRPO__U a = WRPO__BITS(WRPO__LOAD(x + r * width + j)), b = r + 1 < rows ? WRPO__BITS(WRPO__LOAD(x + (r + 1) * width + j)) : (WRPO__U){0};
-            a += 0x7FFFu + (a >> 16 & 1), b += 0x7FFFu + (b >> 16 & 1);
-            WRPO__STORE(x + r / 2 * width + j, WRPO__FLOATS(a >> 16 | (b & ((WRPO__U){0} + 0xFFFF0000u))));
+            const WRPO__U a = WRPO__BITS(WRPO__LOAD(x + r * width + j)), b = r + 1 < rows ? WRPO__BITS(WRPO__LOAD(x + (r + 1) * width + j)) : (WRPO__U){0};
+            WRPO__STORE(x + r / 2 * width + j, WRPO__(pair_words)(a, b, true));
         }
 #else
     (void)pair, (void)x, (void)rows, (void)width;
@@ -3239,10 +3244,10 @@ static void *wrpo__take(wrpo__bump *b, int64_t rows, int64_t cols, size_t bytes)
 }
 /* ---- weights in memory ---- */
 static int64_t wrpo__size(const wrpo_weight *w) { return w->rows * w->cols; }
-static size_t wrpo__dtype_bytes(wrpo_dtype dtype) { return dtype == WRPO_F32 ? 4 : 2; }
+static size_t wrpo__dtype_size(wrpo_dtype dtype) { return dtype == WRPO_BF16 || dtype == WRPO_F16 ? 2 : 4; }
 /* b lies right behind a: what is done to a may be done to both at once. */
 static bool wrpo__follows(const wrpo_weight *a, const wrpo_weight *b) {
-    const void *end = a->data ? (const char *)a->data + (size_t)wrpo__size(a) * wrpo__dtype_bytes(a->dtype) : NULL;
+    const void *end = a->data ? (const char *)a->data + (size_t)wrpo__size(a) * wrpo__dtype_size(a->dtype) : NULL;
     return b->at == a->at + wrpo__size(a) && b->dtype == a->dtype && b->decay == a->decay && b->data == end;
 }
 /* The end of the run of such weights that begins at i; their numbers in *size. */
@@ -3270,8 +3275,8 @@ static void wrpo__place_weights(wrpo_model *model, wrpo__bump *b) {
         wrpo_weight *w = &model->weights[i];
         end = wrpo__weight_run(w, model->n_weights - i, 0, &size) + i;
         if (w->data) continue;
-        char *p = wrpo__take(b, (size + WRPO_BLOCK - 1) / WRPO_BLOCK * WRPO_BLOCK, 1, wrpo__dtype_bytes(w->dtype));     /* whole blocks, for adamw */
-        for (; p && w < model->weights + end; p += (size_t)wrpo__size(w) * wrpo__dtype_bytes(w->dtype), w++) w->data = p;
+        char *p = wrpo__take(b, (size + WRPO_BLOCK - 1) / WRPO_BLOCK * WRPO_BLOCK, 1, wrpo__dtype_size(w->dtype));     /* whole blocks, for adamw */
+        for (; p && w < model->weights + end; p += (size_t)wrpo__size(w) * wrpo__dtype_size(w->dtype), w++) w->data = p;
     }
 }
 /* Masters: the low halves lie apart, where matrices that are trained are bfloat16. */
@@ -3306,10 +3311,7 @@ static void wrpo__weight_get(const wrpo_model *model, const wrpo_weight *w, int6
         const int64_t n = WRPO__MIN(count - i, WRPO__HALVES);
         be->get(dev, high, (const uint16_t *)w->data + first + i, (size_t)n * 2);
         if (model->low) be->get(dev, low, model->low + w->at + first + i, (size_t)n * 2);
-        for (int64_t k = 0; k < n; k++) {
-            const uint32_t bits = ((uint32_t)high[k] << 16) + (uint32_t)(int16_t)low[k];
-            memcpy(dst + i + k, &bits, 4);
-        }
+        for (int64_t k = 0; k < n; k++) dst[i + k] = wrpo__master(high[k], low[k]);
     }
 }
 static void wrpo__weight_put(wrpo_model *model, const wrpo_weight *w, int64_t first, int64_t count, const float *src) {
@@ -3319,11 +3321,7 @@ static void wrpo__weight_put(wrpo_model *model, const wrpo_weight *w, int64_t fi
     if (w->dtype == WRPO_F32) { be->put(dev, (float *)w->data + first, src, (size_t)count * sizeof *src); return; }
     for (int64_t i = 0; i < count; i += WRPO__HALVES) {
         const int64_t n = WRPO__MIN(count - i, WRPO__HALVES);
-        for (int64_t k = 0; k < n; k++) {
-            uint32_t bits;
-            memcpy(&bits, src + i + k, 4);
-            high[k] = (uint16_t)((bits + 0x8000u) >> 16), low[k] = (uint16_t)bits;
-        }
+        for (int64_t k = 0; k < n; k++) wrpo__master_split(src[i + k], &high[k], &low[k]);
         be->put(dev, (uint16_t *)w->data + first + i, high, (size_t)n * 2);
         if (model->low) be->put(dev, model->low + w->at + first + i, low, (size_t)n * 2);
     }
@@ -3759,18 +3757,17 @@ static const wrpo_weight *wrpo__head(const wrpo_model *m) {
 }
 static float wrpo__embed_scale(const wrpo_config *c, const wrpo_weight *embed) {
     if (!c->scale_embeddings) return 1;
-    float s = (float)sqrt((double)c->hidden_size);
-    uint32_t bits;
-    memcpy(&bits, &s, 4);
-    return embed->dtype == WRPO_BF16 ? wrpo__float_of((uint16_t)((bits + 0x7FFFu + (bits >> 16 & 1)) >> 16)) : s;
+    const float s = (float)sqrt((double)c->hidden_size);
+    return embed->dtype == WRPO_BF16 ? wrpo__float_of(wrpo__float_to_bf16(s)) : s;
 }
 static void wrpo__sync(wrpo_ctx *ctx) {
     wrpo_error why = {WRPO_E_DEVICE, 0, 0, ""};
     if (ctx->desc.backend->sync(ctx->dev, &why) != WRPO_OK) wrpo__fail(ctx, why.code, "%s: %s", ctx->desc.backend->name, why.text);
 }
-/* Before forward passes with means, whenever the weights have changed. */
+/* Before forward passes with means, whenever the weights have changed. Capped logits have none. */
 static void wrpo__sum_head(wrpo__run *r) {
     const wrpo_weight *head = wrpo__head(r->model);
+    if (r->model->config.final_logit_softcapping > 0) return;
     r->model->ctx->desc.backend->colsum(r->model->ctx->dev, r->mean_w, head->data, head->dtype, head->rows, head->cols);
 }
 /* Steps 1 to 12: what is packed, to r->y. */
@@ -4330,14 +4327,12 @@ static int wrpo__dtype_bits(const char *name) {        /* of one element; 0: no 
     return 0;
 }
 static const char *wrpo__dtype_name(wrpo_dtype dtype) { return dtype == WRPO_BF16 ? "BF16" : dtype == WRPO_F16 ? "F16" : "F32"; }
-static size_t wrpo__dtype_size(wrpo_dtype dtype) { return dtype == WRPO_BF16 || dtype == WRPO_F16 ? 2 : 4; }
 /* What wrpo__to_float can read; WRPO_DTYPE_DEFAULT: not this tensor. */
 static wrpo_dtype wrpo__float_dtype(const wrpo_tensor_info *t) {
     return !strcmp(t->dtype, "F32") ? WRPO_F32 : !strcmp(t->dtype, "BF16") ? WRPO_BF16 : !strcmp(t->dtype, "F16") ? WRPO_F16 : WRPO_DTYPE_DEFAULT;
 }
 
 /* Bit patterns, not floats, pass through here: no signalling NaN is quieted by a move, no mode flushes a denormal. */
-static uint32_t wrpo__float_bits(float x) { uint32_t u; memcpy(&u, &x, sizeof u); return u; }
 static uint32_t wrpo__bf16_to_bits(uint16_t h) { return (uint32_t)h << 16; }
 static uint32_t wrpo__f16_to_bits(uint16_t h) {
     uint32_t sign = (uint32_t)(h & 0x8000) << 16, m = h & 0x7FFFu;
@@ -4345,11 +4340,6 @@ static uint32_t wrpo__f16_to_bits(uint16_t h) {
     uint32_t usual = (m << 13) + (112u << 23);         /* exponent bias 15 -> 127 */
     uint32_t small = wrpo__float_bits((float)(int32_t)m * 0x1p-24f);                /* denormal here, normal there */
     return sign | (m >= 0x7C00 ? large : m >= 0x0400 ? usual : small);
-}
-static uint16_t wrpo__float_to_bf16(float x) {         /* to nearest, ties to even; NaN stays NaN */
-    uint32_t u = wrpo__float_bits(x);
-    if ((u & 0x7FFFFFFFu) > 0x7F800000u) return (uint16_t)(u >> 16 | 0x40);
-    return (uint16_t)((u + 0x7FFFu + (u >> 16 & 1)) >> 16);
 }
 static uint16_t wrpo__float_to_f16(float x) {
     uint32_t u = wrpo__float_bits(x), sign = u >> 16 & 0x8000u, a = u & 0x7FFFFFFFu;

@@ -2,15 +2,8 @@
 #define WRPO_IMPLEMENTATION
 #include "wrpo.h"
 #include "test.h"
+#include "counting.h"
 
-static int64_t live, calls, fail_at = -1;
-static void *counting_alloc(size_t n, void *user) {
-    (void)user;
-    if (calls++ == fail_at) return NULL;
-    live++;
-    return malloc(n);
-}
-static void counting_free(void *p, void *user) { (void)user; live--; free(p); }
 static wrpo_ctx *counting_ctx(void) {
     wrpo_ctx *ctx;
     const wrpo_desc desc = {.memory = {counting_alloc, counting_free, NULL}, .threads = 1};

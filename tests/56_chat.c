@@ -2,6 +2,7 @@
 #define WRPO_IMPLEMENTATION
 #include "wrpo.h"
 #include "test.h"
+#include "counting.h"
 
 static wrpo_ctx *ctx;
 static wrpo_json *read_json(const char *path) {
@@ -108,9 +109,6 @@ static void real(void) {
     wrpo_json_free(ctx, index);
 }
 /* Every allocation of compiling and rendering fails once. */
-static int64_t live, calls, fail_at = -1;
-static void *counting_alloc(size_t n, void *user) { (void)user; if (calls++ == fail_at) return NULL; live++; return malloc(n); }
-static void counting_free(void *p, void *user) { (void)user; live--; free(p); }
 static void allocations(void) {
     wrpo_ctx *keep = ctx;
     const char *text = "{% macro f(x, y=2) %}{{ x ~ y }}{% endmacro %}{% for m in messages if m.role != 'z' %}{{ f(m.content|upper) }}{{ m|tojson(indent=1) }}{{ [1, 2]|join(',') }}{% endfor %}";

@@ -2,6 +2,7 @@
 #define WRPO_IMPLEMENTATION
 #include "wrpo.h"
 #include "test.h"
+#include "counting.h"
 #include "tiny.h"
 #include <unistd.h>
 
@@ -197,9 +198,6 @@ static void refusals(void) {
     CHECK(wrpo_data_from_ids(ctx, &empty, 1, &data) == WRPO_E_ARG && !data, "ids without a scored token");
 }
 
-static int64_t live, calls, fail_at = -1;
-static void *counting_alloc(size_t n, void *user) { (void)user; if (calls++ == fail_at) return NULL; live++; return malloc(n); }
-static void counting_free(void *p, void *user) { (void)user; live--; free(p); }
 static void allocations(void) {
     wrpo_ctx *keep = ctx;
     CHECK(wrpo_open(&(wrpo_desc){.memory = {counting_alloc, counting_free, NULL}, .threads = 1}, &ctx) == WRPO_OK, "open");

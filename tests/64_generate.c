@@ -3,6 +3,7 @@
 #define WRPO_IMPLEMENTATION
 #include "wrpo.h"
 #include "test.h"
+#include "counting.h"
 #include "golden.h"
 #include "tiny.h"
 #include <unistd.h>
@@ -416,14 +417,6 @@ static void texts(const wrpo_json *scale) {
     }
     CHECK(rmdir(dir) == 0, "%s is not empty", dir);
 }
-static int64_t live, calls, fail_at = -1;
-static void *counting_alloc(size_t n, void *user) {
-    (void)user;
-    if (calls++ == fail_at) return NULL;
-    live++;
-    return malloc(n);
-}
-static void counting_free(void *p, void *user) { (void)user; live--; free(p); }
 static bool never(int64_t done, int64_t tokens, void *user) { (void)user, (void)done; return tokens < 10; }
 static void refusals(const wrpo_json *scale) {
     const int32_t good[3] = {5, 6, 7}, bad[2] = {5, 301}, negative = -1;

@@ -3,6 +3,7 @@
 #define WRPO_IMPLEMENTATION
 #include "wrpo.h"
 #include "test.h"
+#include "counting.h"
 #include "golden.h"
 #include <unistd.h>
 
@@ -270,9 +271,6 @@ static void files(void) {
 }
 
 /* every allocation fails once: an error, and nothing held */
-static int64_t live, calls, fail_at;
-static void *counting_alloc(size_t n, void *user) { (void)user; if (calls++ == fail_at) return NULL; live++; return malloc(n); }
-static void counting_free(void *p, void *user) { (void)user; live--; free(p); }
 static void allocations(void) {
     wrpo_ctx *own;
     fail_at = -1;

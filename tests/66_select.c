@@ -2,6 +2,7 @@
 #define WRPO_IMPLEMENTATION
 #include "wrpo.h"
 #include "test.h"
+#include "counting.h"
 #include "tiny.h"
 #include <unistd.h>
 
@@ -261,9 +262,6 @@ static void real(void) {
     wrpo_free(ctx, s.models);
 }
 
-static int64_t live, calls, fail_at = -1;
-static void *counting_alloc(size_t n, void *user) { (void)user; if (calls++ == fail_at) return NULL; live++; return malloc(n); }
-static void counting_free(void *p, void *user) { (void)user; live--; free(p); }
 static void allocations(void) {
     wrpo_ctx *keep = ctx;
     wrpo_select_stats s;
