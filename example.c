@@ -121,8 +121,8 @@ static const option options[] = {
     {"--entropy-power", REAL, AT(entropy_power), "A", "[0, 100]", NULL, "EAST: weigh a record by H^A / scale, H the entropy of its responses; 0 = off (0)"},
     {"--entropy-scale", REAL, AT(entropy_scale), "C", "(0, inf)", NULL, "EAST: the scale (6.8)"},
     {"--sft", REAL, AT(sft), "SHARE", "(0, 1)", NULL, "part of the prompts for SFT (1/3)"},
-    {"--a", TEXT, AT(a), "FILE", NULL, NULL, "scored answers: candidates, or {prompt_id, content, reward}"},
-    {"--b", TEXT, AT(b), "FILE", NULL, NULL, "scored answers of the opponent"},
+    {"--a", TEXT, AT(a), "FILE", NULL, NULL, "answers: candidates, or {prompt_id, prompt, content, reward}"},
+    {"--b", TEXT, AT(b), "FILE", NULL, NULL, "answers of the opponent"},
     {"--resamples", COUNT, AT(resamples), "N", "[1, 1000000]", NULL, "bootstrap samples of the interval (1000)"},
     {"--eval-data", TEXT, AT(eval_data), "FILE", NULL, NULL, "held-out records"},
     {"--eval-steps", COUNT, AT(eval_steps), "N", "[1, inf)", NULL, "evaluate every N steps (at the end only)"},
@@ -1636,10 +1636,54 @@ static int run_split(const settings *s, session *z) {
     printf("%s: %s prompts\n%s: %s prompts\n", out[0], grouped(counts[0]).s, out[1], grouped(counts[1]).s);
     return 0;
 }
+/* The answers of both files with the reward model's rewards where they have none, in a scratch folder: a.jsonl, b.jsonl. */
+static int winrate_score(const settings *s, session *z, const char *folder, char path[2][4200]) {
+    wrpo_score_stats t;
+    if (wrpo_reward_load(z->ctx, &(wrpo_reward_desc){.dir = s->reward_model, .label = s->label, .micro_tokens = s->micro_tokens}, &z->reward)) return fail(z);
+    for (int b = 0; b < 2; b++) {
+        const wrpo_score_desc d = {.in = b ? s->b : s->a, .out = path[b], .rescore = s->rescore, .on_line = on_scored, .user = z};
+        snprintf(path[b], sizeof path[b], "%s/%c.jsonl", folder, "ab"[b]);
+        const wrpo_result r = wrpo_score(z->reward, &d, &t);
+        screen_clear(&z->screen);
+        if (r == WRPO_E_STOPPED) return complain("interrupted");
+        if (r != WRPO_OK) return fail(z);
+        printf("%-12s %s responses scored, %s rewards kept\n", d.in, grouped(t.scored).s, grouped(t.kept).s);
+    }
+    return 0;
+}
+static int winrate_fail(const settings *s, session *z, char path[2][4200]) {     /* the library's sentence, about the files as they were given */
+    const char *why = wrpo_last_error(z->ctx)->text;
+    if (!s->reward_model && strstr(why, " reward: want a number, found no such key")) return complain("%s; --reward-model DIR scores what has none", why);
+    for (int b = 0; b < 2 && s->reward_model; b++) {
+        const size_t n = strlen(path[b]);
+        if (!strncmp(why, path[b], n)) return complain("%s%s", b ? s->b : s->a, why + n);
+    }
+    return fail(z);
+}
 static int run_winrate(const settings *s, session *z) {
-    const wrpo_winrate_desc d = {.a = s->a, .b = s->b, .resamples = s->resamples, .seed = (uint64_t)s->seed};
+    static const int signals[] = {
+        SIGINT, SIGTERM,
+#ifndef _WIN32
+        SIGHUP,
+#endif
+    };
+    const struct { bool given; const char *name; } idle[] = {{s->rescore, "--rescore"}, {s->label != 0, "--label"}, {s->micro_tokens != 0, "--micro-tokens"},
+                                                             {s->device != 0, "--device"}, {s->dtype >= 0, "--dtype"}};
+    wrpo_winrate_desc d = {.a = s->a, .b = s->b, .resamples = s->resamples, .seed = (uint64_t)s->seed};
     wrpo_winrate_stats t;
-    if (wrpo_winrate(z->ctx, &d, &t)) return fail(z);
+    char folder[4096], path[2][4200];
+    int code = 0;
+    for (size_t i = 0; i < sizeof idle / sizeof *idle; i++)
+        if (idle[i].given && !s->reward_model) return complain("%s: --reward-model is missing", idle[i].name);
+    if (s->reward_model) {
+        for (size_t i = 0; i < sizeof signals / sizeof *signals; i++) signal(signals[i], on_interrupt);
+        if (!scratch_make(folder, sizeof folder)) return 1;
+        code = winrate_score(s, z, folder, path);
+        d.a = path[0], d.b = path[1];
+    }
+    if (!code && wrpo_winrate(z->ctx, &d, &t)) code = winrate_fail(s, z, path);
+    if (s->reward_model) scratch_remove(folder);
+    if (code) return code;
     if (t.only_a || t.only_b) complain("warning: %lld prompts are in %s only, %lld in %s only: left out", (long long)t.only_a, s->a, (long long)t.only_b, s->b);
     printf("prompts      %s\n", grouped(t.prompts).s);
     printf("win rate     %.2f %%   95 %%: %.2f to %.2f   (won %.2f, equal %.2f, lost %.2f)\n", 100 * t.rate, 100 * t.low, 100 * t.high, 100 * t.wins, 100 * t.ties, 100 * t.losses);
@@ -1979,7 +2023,8 @@ static bool demo_prompts(const char *folder, const char *name, int count, bool (
     }
     return fclose(f) == 0;
 }
-/* The reward model's part: candidates in, the same with rewards out. */
+/* The reward model's part: candidates in, the same with rewards out. An answer to a held-out problem without text is a wrong one, where
+   select leaves such candidates out. */
 static int demo_score(session *z, const char *folder, const char *name) {
     char in_path[4300], out_path[4300];
     lines in;
@@ -1987,6 +2032,7 @@ static int demo_score(session *z, const char *folder, const char *name) {
     wrpo_json *line;
     int code;
     int64_t count = 0;
+    const bool last = !strncmp(name, "answers-", 8);
     snprintf(in_path, sizeof in_path, "%s/%s.jsonl", folder, name), snprintf(out_path, sizeof out_path, "%s/%s-scored.jsonl", folder, name);
     if (!lines_open(&in, in_path)) return 1;
     if (!output_open(&out, out_path)) return free(in.data), 1;
@@ -2001,7 +2047,9 @@ static int demo_score(session *z, const char *folder, const char *name) {
             for (const wrpo_json *v = all->child; v; v = v->next, count++) {
                 const wrpo_json *text = wrpo_json_get(v, "content");
                 fputs("{\"model\": ", out.f), print_json(z, out.f, wrpo_json_get(v, "model"));
-                fputs(", \"content\": ", out.f), print_json(z, out.f, text);
+                fputs(", \"content\": ", out.f);
+                if (last && strspn(text->text, " ") == text->size) fputs("\"(nothing)\"", out.f);
+                else print_json(z, out.f, text);
                 fprintf(out.f, ", \"reward\": %.6g}%s", demo_reward(id->text, text->text, text->size), v->next ? ", " : "");
             }
             fputs("]", out.f);
@@ -2129,10 +2177,11 @@ static int demo_seed(const settings *s, session *z, const char *folder, int64_t 
     DEMO_TRY(demo_call(s, folder, "sample --model @/sft --prompts @/parts/wrpo.jsonl --as target --n 5 --max-tokens 48 --batch 128 --seed %lld --out @/target-wrpo.jsonl", S));
     DEMO_TRY(demo_score(z, folder, "target-wrpo"));
     DEMO_TRY(demo_call(s, folder, "select --in @/plus-wrpo-scored.jsonl @/minus-wrpo-scored.jsonl @/times-wrpo-scored.jsonl @/target-wrpo-scored.jsonl --out @/quads.jsonl"));
-    static const char *const methods[][2] = {{"simpo", "--method simpo --beta 2"}, {"dpo", "--method dpo --beta 0.3"},
-                                             {"wrpo-constant", "--alpha 0.5 --alpha-schedule constant --beta 0.3"}, {"wrpo", "--alpha 0.5 --beta 0.3"}};
+    static const char *const methods[][2] = {           /* rate and beta: each method's best of 16 on seeds 1 to 3, tests/bench_demo.sh */
+        {"simpo", "--method simpo --beta 1 --learning-rate 5e-5"}, {"dpo", "--method dpo --beta 1 --learning-rate 5e-4"},
+        {"wrpo-constant", "--alpha 0.5 --alpha-schedule constant --beta 1 --learning-rate 5e-4"}, {"wrpo", "--alpha 0.5 --beta 1 --learning-rate 5e-4"}};
     for (int i = 0; i < 4; i++)
-        DEMO_TRY(demo_call(s, folder, "train %s --model @/sft --data @/quads.jsonl --out @/%s --learning-rate 1.5e-4 --batch-size 32 --epochs 4 --log-steps 50 --seed %lld", methods[i][1], methods[i][0], S));
+        DEMO_TRY(demo_call(s, folder, "train %s --model @/sft --data @/quads.jsonl --out @/%s --batch-size 32 --epochs 4 --log-steps 50 --seed %lld", methods[i][1], methods[i][0], S));
     printf("\n# held-out problems\n");
     for (int i = 0; i < DEMO_ROWS; i++) {
         char name[64];
@@ -2205,11 +2254,21 @@ static int run_demo(const settings *s, session *z) {
         }
         snprintf(caption, sizeof caption, "mean over seeds %lld to %lld, 95 %% intervals over seeds", (long long)first, (long long)(first + seeds - 1));
         demo_table(stdout, mean, false, caption);
-        double gain = 0, spread = 0;                   /* of WRPO over DPO, seed by seed */
-        for (int64_t i = 0; i < seeds; i++) gain += (all[i * DEMO_ROWS + DEMO_WRPO].score - all[i * DEMO_ROWS + DEMO_DPO].score) / n;
-        for (int64_t i = 0; i < seeds; i++) spread += pow(all[i * DEMO_ROWS + DEMO_WRPO].score - all[i * DEMO_ROWS + DEMO_DPO].score - gain, 2);
-        printf("\nThe paper's order, target < SFT < SFT-DPO < SFT-WRPO, on %lld of %lld seeds. SFT-WRPO above SFT-DPO by %.1f +- %.1f.\n", (long long)ordered, (long long)seeds, gain,
-               t * sqrt(spread / (n - 1) / n));
+        static const struct { int above, below; } pairs[] = {{DEMO_SFT, DEMO_TARGET}, {DEMO_DPO, DEMO_SFT}, {DEMO_WRPO, DEMO_DPO}, {DEMO_CONSTANT, DEMO_DPO}, {DEMO_CONSTANT, DEMO_WRPO},
+                                                             {DEMO_SIMPO, DEMO_SFT}};
+        printf("\nThe paper's order, target < SFT < SFT-DPO < SFT-WRPO, on %lld of %lld seeds. Seed by seed, in points of right answers:\n", (long long)ordered, (long long)seeds);
+        for (size_t p = 0; p < sizeof pairs / sizeof *pairs; p++) {
+            double gain = 0, spread = 0;
+            int above = 0;
+            for (int pass = 0; pass < 2; pass++)
+                for (int64_t i = 0; i < seeds; i++) {
+                    const double d = all[i * DEMO_ROWS + pairs[p].above].score - all[i * DEMO_ROWS + pairs[p].below].score;
+                    if (pass) spread += (d - gain) * (d - gain), above += d > 0;
+                    else gain += d / n;
+                }
+            printf("%-26s above %-12s%8.1f +-%5.1f   on %d of %lld\n", demo_rows[pairs[p].above].name, demo_rows[pairs[p].below].name, gain, t * sqrt(spread / (n - 1) / n), above,
+                   (long long)seeds);
+        }
     }
     free(all);
     if (!code) printf("\n%s: the table and the curves of training; open it in a browser.   %.0f seconds\n", path, difftime(time(NULL), begin));
@@ -2245,8 +2304,8 @@ static const command commands[] = {
     {"select", "", "--in --out", "--form --top --tau --min-gap --entropy-power --entropy-scale --threads --help", run_select,
      "Candidates with rewards -> records to train on. Lines of several files (--in F F ...) with one prompt_id belong together."},
     {"split", "", "--in --out", "--sft --seed --threads --help", run_split, "Prompts -> sft.jsonl and wrpo.jsonl in the directory --out, drawn by the seed."},
-    {"winrate", "", "--a --b", "--resamples --seed --threads --help", run_winrate,
-     "How often a's answers have the higher reward, with a bootstrap interval; and the same at equal lengths."},
+    {"winrate", "", "--a --b", "--reward-model --rescore --label --micro-tokens --resamples --seed --device --dtype --threads --help", run_winrate,
+     "How often a's answers have the higher reward, with a bootstrap interval; and the same at equal lengths. --reward-model scores answers that have no reward."},
     {"report", "RUN_DIR...", "", "--out --threads --help", run_report,
      "The metrics.jsonl of runs, one over the other, as an HTML file that needs nothing else (report.html)."},
     {"demo", "", "", "--seed --seeds --out --keep --device --threads --help", run_demo, "What `wrpo` alone runs: the paper in miniature, from prompts to a table and report.html."},
