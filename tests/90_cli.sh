@@ -378,6 +378,54 @@ good "winrate" winrate --a three.jsonl --b target.jsonl
 check "winrate: the rate" grep -q '^win rate  *100.00 %' out.txt
 check "winrate: what is left out" grep -q 'warning: 0 prompts are in three.jsonl only, 1 in target.jsonl only' err.txt
 
+# with a reward model: what score and winrate give by hand, and nothing left of it
+for f in a b; do
+    m=29; [ $f = a ] || m=17
+    for i in 1 2 3 4 5 6; do printf '{"prompt_id": "%d", "prompt": "question %d", "content": "answer %d"}\n' $i $i $((m * i * i % 50)); done >answers-$f.jsonl
+done
+printf '{"prompt_id": "7", "prompt": "question 7", "content": "x", "reward": 0.25}\n' | tee -a answers-a.jsonl >>answers-b.jsonl
+R="$G/rewards/llama_f32" B="winrate --a answers-a.jsonl --b answers-b.jsonl --seed 5 --resamples 200"
+mkdir scratch; TMPDIR=$T/scratch; export TMPDIR
+nothing() { check "$1: nothing is left" test -z "$(ls scratch)"; }
+for f in a b; do good "score answers-$f" score --reward-model "$R" --in answers-$f.jsonl --out by-hand-$f.jsonl; done
+good "winrate by hand" winrate --a by-hand-a.jsonl --b by-hand-b.jsonl --seed 5 --resamples 200; cp out.txt by-hand.txt
+good "winrate --reward-model" $B --reward-model "$R"
+check "winrate --reward-model: what was scored" test "$(grep -c '^answers-[ab].jsonl 6 responses scored, 1 rewards kept$' out.txt)" -eq 2
+sed '/ rewards kept$/d' out.txt >same.txt
+check "winrate --reward-model: as by hand" cmp -s same.txt by-hand.txt
+check "winrate --reward-model: some are won, some lost" grep -q 'won [1-9].*lost [1-9]' out.txt
+nothing "winrate --reward-model"
+good "winrate --rescore" $B --reward-model "$R" --rescore
+check "winrate --rescore: all" test "$(grep -c '^answers-[ab].jsonl 7 responses scored, 0 rewards kept$' out.txt)" -eq 2
+good "winrate --label" $B --reward-model "$G/rewards/gemma2_bf16" --label 2 --micro-tokens 64
+check "winrate --label: another model, other rewards" sh -c '! cmp -s same.txt out.txt'
+nothing "winrate --label"
+bad "winrate: no reward, no model" 1 'answers-a.jsonl:1:.*reward: want a number, found no such key in this object; --reward-model DIR scores what has none' $B
+bad "winrate: a reward model that is not there" 1 'absent.*: cannot be opened' $B --reward-model absent
+nothing "winrate: a reward model that is not there"
+bad "winrate: not a reward model" 1 'a language model has no reward head' $B --reward-model "$G/checkpoints/llama_f32"
+nothing "winrate: not a reward model"
+for o in --rescore --label=1 --micro-tokens=64 --dtype=f32; do
+    bad "winrate $o alone" 1 "^wrpo: ${o%%=*}: --reward-model is missing" $B $o
+done
+printf '{"prompt_id": "1", "content": "no prompt"}\n' >b.jsonl
+bad "winrate: no prompt to score" 1 'b.jsonl:1:.*prompt: want a string' winrate --a answers-a.jsonl --b b.jsonl --reward-model "$R"
+nothing "winrate: no prompt to score"
+printf '{"prompt_id": "1", "prompt": "Hi", "content": " "}\n' >b.jsonl
+bad "winrate: an empty answer is named in its own file" 1 '^wrpo: b.jsonl: prompt_id "1": want an answer with text' winrate --a answers-a.jsonl --b b.jsonl --reward-model "$R"
+nothing "winrate: an empty answer"
+i=0; while [ $i -lt 12 ]; do i=$((i + 1)); sed "s/\"prompt_id\": \"/&$i-/" answers-a.jsonl; done >many.jsonl; k=0
+while [ $k -lt 10 ]; do k=$((k + 1)); sed "s/\"prompt_id\": \"/&$k-/" many.jsonl; done >more.jsonl; mv more.jsonl many.jsonl
+for how in INT TERM HUP; do
+    "$W" winrate --a many.jsonl --b many.jsonl --reward-model "$R" --rescore --threads 1 >out.txt 2>err.txt & pid=$!
+    k=0; while [ $k -lt 200 ] && [ -z "$(ls scratch)" ]; do sleep 0.01; k=$((k + 1)); done
+    kill -$how $pid; wait $pid; code=$?
+    if [ $how = INT ] && [ $code -eq 0 ]; then skipped=$((skipped + 1)); echo "skip: background processes ignore SIGINT here"
+    else check "winrate, SIG$how: a clean stop" grep -qx 'wrpo: interrupted' err.txt; fi
+    nothing "winrate, SIG$how"
+done
+unset TMPDIR
+
 # ---- report
 good "a run to report" train --model tiny --data quads.jsonl --out new --batch-size 5 --max-steps 3 --eval-data quads.jsonl
 good "report" report new fused --out runs.html
