@@ -2341,4 +2341,11 @@ static int dispatch(int argc, char **argv) {
     if (fflush(stdout) != 0 || ferror(stdout)) code = complain("standard output: cannot be written: %s", strerror(errno));
     return code;
 }
-int main(int argc, char **argv) { return dispatch(argc - 1, argv + 1); }
+int main(int argc, char **argv) {
+#if defined(__linux__) && defined(_OPENMP)
+    /* Threads that wait shall sleep: spinning, they keep processors from whoever computes, another program or this one. OpenMP reads
+       its policy when it is loaded, so the program begins again with it set; where that cannot be, it just goes on. */
+    if (!getenv("OMP_WAIT_POLICY") && !setenv("OMP_WAIT_POLICY", "passive", 0)) execv("/proc/self/exe", argv);
+#endif
+    return dispatch(argc - 1, argv + 1);
+}

@@ -1145,12 +1145,15 @@ static double wrpo__now(void) {      /* seconds */
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 /* WRPO__PARFOR(threads) for (int64_t i = ...; i < n; i++) body: iterations are independent and each writes
-   places of its own; sums are never shared between iterations, so the thread count cannot show in a result. */
+   places of its own; sums are never shared between iterations, so the thread count cannot show in a result.
+   WRPO__PARROWS: the same over n rows of D numbers, as many rows at a time as are worth fetching. */
 #define WRPO__PRAGMA(x) _Pragma(#x)
 #ifdef _OPENMP
 #define WRPO__PARFOR(threads) WRPO__PRAGMA(omp parallel for num_threads(threads) schedule(dynamic, 1))
+#define WRPO__PARROWS(cpu, n, D) WRPO__PRAGMA(omp parallel for num_threads(wrpo__cpu_team(cpu, (n) * (D))) schedule(dynamic, wrpo__cpu_chunk(D)))
 #else
 #define WRPO__PARFOR(threads) (void)(threads);
+#define WRPO__PARROWS(cpu, n, D) (void)(wrpo__cpu_team(cpu, (n) * (D)) + wrpo__cpu_chunk(D));
 #endif
 
 /* ---- numbers: Philox4x32-10 (Salmon et al. 2011), a counter-based generator; and a 64-bit hash ---- */
@@ -1673,6 +1676,7 @@ static wrpo_result wrpo__cpu_sync(void *dev, wrpo_error *why) { (void)dev; (void
 
 /* Threads for `work` numbers: one thread where waking others costs more than it saves. */
 static int wrpo__cpu_team(const wrpo__cpu *cpu, int64_t work) { return work <= WRPO__GRAIN ? 1 : cpu->threads; }
+static int64_t wrpo__cpu_chunk(int64_t D) { return WRPO__MAX(WRPO__GRAIN / 4 / WRPO__MAX(D, 1), 1); }
 static float *wrpo__cpu_scratch(const wrpo__cpu *cpu) {     /* of the calling thread */
 #ifdef _OPENMP
     return cpu->scratch + (size_t)omp_get_thread_num() * WRPO__THREAD_FLOATS;
@@ -1957,7 +1961,7 @@ WRPO__ROW float WRPO__(dot)(const float *x, const float *y, int64_t n) {
 enum { WRPO__(SLICE) = 64 };
 static void WRPO__(embed)(void *dev, void *y, const void *w, wrpo_dtype w_type, const int32_t *ids, int64_t n, int64_t D, float scale) {
     wrpo__cpu *cpu = dev;
-    WRPO__PARFOR(wrpo__cpu_team(cpu, n * D))
+    WRPO__PARROWS(cpu, n, D)
     for (int64_t r = 0; r < n; r++)
         if (w_type == WRPO_BF16) WRPO__(scaled_half)((float *)y + r * D, scale, (const uint16_t *)w + ids[r] * D, D);
         else WRPO__(scaled)((float *)y + r * D, scale, (const float *)w + ids[r] * D, D);
@@ -1971,12 +1975,12 @@ static void WRPO__(embed_bwd)(void *dev, float *dw, const void *dy, const int32_
 }
 static void WRPO__(gather)(void *dev, void *y, const void *x, const int32_t *index, int64_t n, int64_t D) {
     wrpo__cpu *cpu = dev;
-    WRPO__PARFOR(wrpo__cpu_team(cpu, n * D))
+    WRPO__PARROWS(cpu, n, D)
     for (int64_t r = 0; r < n; r++) memcpy((float *)y + r * D, (const float *)x + index[r] * D, (size_t)D * sizeof(float));
 }
 static void WRPO__(scatter)(void *dev, void *y, int64_t ldy, const void *x, int64_t ldx, const int32_t *index, int64_t n, int64_t D) {
     wrpo__cpu *cpu = dev;
-    WRPO__PARFOR(wrpo__cpu_team(cpu, n * D))
+    WRPO__PARROWS(cpu, n, D)
     for (int64_t r = 0; r < n; r++) memcpy((float *)y + index[r] * ldy, (const float *)x + r * ldx, (size_t)D * sizeof(float));
 }
 static void WRPO__(gather_bwd)(void *dev, void *dx, const void *dy, const int32_t *index, int64_t n, int64_t D) {
@@ -1984,7 +1988,7 @@ static void WRPO__(gather_bwd)(void *dev, void *dx, const void *dy, const int32_
 }
 static void WRPO__(bias)(void *dev, void *y, int64_t ldy, const float *b, int64_t n, int64_t D) {
     wrpo__cpu *cpu = dev;
-    WRPO__PARFOR(wrpo__cpu_team(cpu, n * D))
+    WRPO__PARROWS(cpu, n, D)
     for (int64_t r = 0; r < n; r++) WRPO__(axpy)((float *)y + r * ldy, 1, b, D);
 }
 static void WRPO__(bias_bwd)(void *dev, float *db, const void *dy, int64_t lddy, int64_t n, int64_t D) {
@@ -2056,45 +2060,50 @@ WRPO__ROW void WRPO__(rmsnorm_dw_row)(float *dw, const float *dy, const float *x
 static void WRPO__(rmsnorm)(void *dev, void *y, int64_t ldy, float *rstd, const void *x, int64_t ldx, const float *w,
                             int64_t n, int64_t heads, int64_t D, float eps, float plus) {
     wrpo__cpu *cpu = dev;
-    WRPO__PARFOR(wrpo__cpu_team(cpu, n * heads * D))
+    WRPO__PARROWS(cpu, n, heads * D)
     for (int64_t r = 0; r < n; r++)
         for (int64_t h = 0; h < heads; h++)
             WRPO__(rmsnorm_row)((float *)y + r * ldy + h * D, rstd + r * heads + h, (const float *)x + r * ldx + h * D, w, D, eps, plus);
 }
+/* Groups of 64 (row, head)s: each one's sum for dw, and its dx while dy and x are at hand; then the sums of all groups, in order. */
 static void WRPO__(rmsnorm_bwd)(void *dev, void *dx, int64_t lddx, float *dw, const void *dy, int64_t lddy, const void *dres, int64_t lddres,
                                 const void *x, int64_t ldx, const float *w, const float *rstd, int64_t n, int64_t heads, int64_t D, float plus) {
     wrpo__cpu *cpu = dev;
     const float *dyf = dy, *xf = x, *dresf = dres;
-    WRPO__PARFOR(wrpo__cpu_team(cpu, n * heads * D))   /* dw first: dx may be dy */
-    for (int64_t j = 0; j < D; j += 32) {
-        float part[32];
-        int64_t width = WRPO__MIN(D - j, 32);
-        for (int64_t r = 0; r < n * heads; r += 64) {
-            memset(part, 0, sizeof part);
-            for (int64_t i = r; i < n * heads && i < r + 64; i++)
-                WRPO__(rmsnorm_dw_row)(part, dyf + i / heads * lddy + i % heads * D + j, xf + i / heads * ldx + i % heads * D + j, rstd[i], width);
-            WRPO__(axpy)(dw + j, 1, part, width);
+    float *sums = cpu->packed;                         /* [groups][D], the products' buffer */
+    const int64_t rows = n * heads, most = WRPO__A_WORDS / D;
+    for (int64_t first = 0; first < rows; first += 64 * most) {
+        const int64_t groups = wrpo__div_up(WRPO__MIN(rows - first, 64 * most), 64);
+        WRPO__PARFOR(wrpo__cpu_team(cpu, rows * D))
+        for (int64_t g = 0; g < groups; g++) {
+            const int64_t begin = first + 64 * g, end = WRPO__MIN(rows, begin + 64);
+            memset(sums + g * D, 0, (size_t)D * sizeof *sums);
+            for (int64_t i = begin; i < end; i++) {    /* dw first: dx may be dy */
+                const int64_t r = i / heads, at = i % heads * D;
+                WRPO__(rmsnorm_dw_row)(sums + g * D, dyf + r * lddy + at, xf + r * ldx + at, rstd[i], D);
+                WRPO__(rmsnorm_bwd_row)((float *)dx + r * lddx + at, dyf + r * lddy + at, dresf ? dresf + r * lddres + at : NULL, xf + r * ldx + at, w, rstd[i], D, plus);
+            }
         }
+        for (int64_t g = 0; g < groups; g++) WRPO__(axpy)(dw, 1, sums + g * D, D);
     }
-    WRPO__PARFOR(wrpo__cpu_team(cpu, n * heads * D))
-    for (int64_t r = 0; r < n; r++)
-        for (int64_t h = 0; h < heads; h++)
-            WRPO__(rmsnorm_bwd_row)((float *)dx + r * lddx + h * D, dyf + r * lddy + h * D, dresf ? dresf + r * lddres + h * D : NULL,
-                                    xf + r * ldx + h * D, w, rstd[r * heads + h], D, plus);
 }
 
 /* ---- rope: (x1, x2) = (x[i], x[i + d/2]) is turned by the angle of table[r][i]; the backward turns it back ---- */
 WRPO__ROW void WRPO__(rope_row)(float *x, const float *table, int64_t heads, int64_t d, float sign) {
+    const int64_t half = d / 2;
+    float cosine[WRPO__MAX_D / 2], sine[WRPO__MAX_D / 2];
+    for (int64_t i = 0; i < half; i++) cosine[i] = table[2 * i], sine[i] = sign * table[2 * i + 1];
     for (int64_t h = 0; h < heads; h++, x += d)
-        for (int64_t i = 0; i < d / 2; i++) {
-            float c = table[2 * i], s = sign * table[2 * i + 1], x1 = x[i], x2 = x[i + d / 2];
-            x[i] = x1 * c - x2 * s;
-            x[i + d / 2] = x2 * c + x1 * s;
+        for (int64_t i = 0; i < half; i += WRPO__LANES) {
+            const WRPO__V c = WRPO__(get)(cosine + i, half - i, 0), s = WRPO__(get)(sine + i, half - i, 0);
+            const WRPO__V x1 = WRPO__(get)(x + i, half - i, 0), x2 = WRPO__(get)(x + half + i, half - i, 0);
+            WRPO__(put)(x + i, half - i, x1 * c - x2 * s);
+            WRPO__(put)(x + half + i, half - i, x2 * c + x1 * s);
         }
 }
 static void WRPO__(rope)(void *dev, void *x, int64_t ldx, const float *table, int64_t n, int64_t heads, int64_t d, float sign) {
     wrpo__cpu *cpu = dev;
-    WRPO__PARFOR(wrpo__cpu_team(cpu, n * heads * d))
+    WRPO__PARROWS(cpu, n, heads * d)
     for (int64_t r = 0; r < n; r++) WRPO__(rope_row)((float *)x + r * ldx, table + r * (d / 2 * 2), heads, d, sign);
 }
 
@@ -2128,12 +2137,12 @@ WRPO__ROW void WRPO__(glu_bwd_row)(float *dgu, float *h, const float *dh, const 
 }
 static void WRPO__(glu)(void *dev, void *h, const void *gu, int64_t n, int64_t I, bool gelu) {
     wrpo__cpu *cpu = dev;
-    WRPO__PARFOR(wrpo__cpu_team(cpu, 4 * n * I))
+    WRPO__PARROWS(cpu, n, 4 * I)
     for (int64_t r = 0; r < n; r++) WRPO__(glu_row)((float *)h + r * I, (const float *)gu + r * 2 * I, I, gelu);
 }
 static void WRPO__(glu_bwd)(void *dev, void *dgu, void *h, const void *dh, const void *gu, int64_t n, int64_t I, bool gelu) {
     wrpo__cpu *cpu = dev;
-    WRPO__PARFOR(wrpo__cpu_team(cpu, 4 * n * I))
+    WRPO__PARROWS(cpu, n, 4 * I)
     for (int64_t r = 0; r < n; r++)
         WRPO__(glu_bwd_row)((float *)dgu + r * 2 * I, h ? (float *)h + r * I : NULL, (const float *)dh + r * I, (const float *)gu + r * 2 * I, I, gelu);
 }
@@ -2173,7 +2182,7 @@ WRPO__ROW void WRPO__(dlogits_row)(float *y, const float *x, int64_t target, flo
 }
 static void WRPO__(logprob)(void *dev, float *logp, float *lse, const float *logits, const int32_t *target, int64_t n, int64_t V, float softcap) {
     wrpo__cpu *cpu = dev;
-    WRPO__PARFOR(wrpo__cpu_team(cpu, n * V))
+    WRPO__PARROWS(cpu, n, V)
     for (int64_t r = 0; r < n; r++) {
         const float *x = logits + r * V;
         double sum = WRPO__(lse_row)(x, V, softcap), xt = (double)x[target[r]];
@@ -2185,7 +2194,7 @@ static void WRPO__(logprob)(void *dev, float *logp, float *lse, const float *log
 static void WRPO__(logprob_bwd)(void *dev, void *dlogits, const float *logits, const int32_t *target, const float *lse, const float *dlogp,
                                 int64_t n, int64_t V, float softcap) {
     wrpo__cpu *cpu = dev;
-    WRPO__PARFOR(wrpo__cpu_team(cpu, n * V))
+    WRPO__PARROWS(cpu, n, V)
     for (int64_t r = 0; r < n; r++) WRPO__(dlogits_row)((float *)dlogits + r * V, logits + r * V, target[r], lse[r], dlogp[r], V, softcap);
 }
 
@@ -8577,7 +8586,7 @@ static void wrpo__config_parse(wrpo__arena *arena, const char *path, const wrpo_
         wrpo__config_fail(&in, v, WRPO_E_UNSUPPORTED, what);
     }
     const int64_t most = (int64_t)1 << 24;
-    c->vocab_size = wrpo__config_int(&in, "vocab_size", -1, 1, most), c->hidden_size = wrpo__config_int(&in, "hidden_size", -1, 1, most);
+    c->vocab_size = wrpo__config_int(&in, "vocab_size", -1, 1, most), c->hidden_size = wrpo__config_int(&in, "hidden_size", -1, 1, WRPO__A_WORDS);
     c->intermediate_size = wrpo__config_int(&in, "intermediate_size", -1, 1, most);
     c->num_hidden_layers = wrpo__config_int(&in, "num_hidden_layers", -1, 1, 512);
     c->num_attention_heads = wrpo__config_int(&in, "num_attention_heads", -1, 1, 65536);
