@@ -1798,7 +1798,8 @@ enum { WRPO__(MR) = 6, WRPO__(NV) = 2 };
 #endif
 enum {
     WRPO__(NR) = WRPO__LANES * WRPO__(NV),
-    WRPO__(MS) = (WRPO__(MR) + WRPO__LANES - 1) / WRPO__LANES * WRPO__LANES    /* a step of a packed panel of A, padded */
+    WRPO__(MS) = (WRPO__(MR) + WRPO__LANES - 1) / WRPO__LANES * WRPO__LANES,   /* a step of a packed panel of A, padded */
+    WRPO__(THIN) = 4                                   /* so few rows are multiplied by columns that are not packed */
 };
 /* V is a vector of floats, U of their bits. LESS gives all ones where it holds; a NaN is never less. */
 #ifndef WRPO__STEP
@@ -2320,8 +2321,9 @@ static void WRPO__(adamw)(void *dev, void *w, uint16_t *low, void *m, void *v, c
    Goto's scheme. A (rows of C) is packed into panels of MR rows, B (columns) into panels of NR, both step by step of k:
    a[k][MS], b[k][NR]. The register tile multiplies one panel of each: per step NV vectors of B, MR single numbers of A,
    MR * NV multiply-adds, all of C's tile in registers. A's panels are packed by all threads for all of them; then a task
-   packs a few panels of B and runs them past all of A. Each number of C is the sum over blocks of k (cut from 0, by K
-   alone) of the sums over k in order: the same for every row, whatever m, n and the threads.                           */
+   packs a few panels of B and runs them past all of A. Where A is one panel, B is not packed (thin_of). Each number of C is
+   the sum over blocks of k (cut from 0, by K alone) of the sums over k in order: the same for every row, whatever m, n and
+   the threads.                                                                                                            */
 
 /* x becomes its own transpose: log2(LANES) rounds, each interleaving row i with row i + LANES/2 */
 WRPO__INLINE void WRPO__(transpose)(WRPO__V *x) {
@@ -2345,6 +2347,7 @@ WRPO__INLINE void WRPO__(transpose)(WRPO__V *x) {
    missing lanes are 0. Lane l, step k is number l * ls + k * ks of from, which are floats or halves (bfloat16); either ls or ks is 1. */
 #define WRPO__NUMBER(i) (half ? wrpo__float_of(((const uint16_t *)from)[i]) : ((const float *)from)[i])
 #define WRPO__VECTOR(i) (half ? WRPO__LOAD_HALF((const uint16_t *)from + (i)) : WRPO__LOAD((const float *)from + (i)))
+#define WRPO__AHEAD(i) WRPO__PREFETCH((const char *)from + (i) * (half ? 2 : 4) + 192, 0)     /* rows are left again before the machine sees them coming */
 WRPO__INLINE void WRPO__(pack)(float *dst, int64_t next, const int width, const int stride, const void *from, const bool half, int64_t ls, int64_t ks, int64_t n, int64_t kc) {
     for (int64_t p = 0; p < n; p += width, dst += next) {
         const int64_t lanes = WRPO__MIN(n - p, width);
@@ -2364,7 +2367,11 @@ WRPO__INLINE void WRPO__(pack)(float *dst, int64_t next, const int width, const 
             for (int l = 0; l < stride; l += WRPO__LANES) {
                 WRPO__V x[WRPO__LANES];
                 WRPO__UNROLL
-                for (int i = 0; i < WRPO__LANES; i++) x[i] = l + i < lanes ? WRPO__VECTOR((p + l + i) * ls + k) : (WRPO__V){0};
+                for (int i = 0; i < WRPO__LANES; i++) {
+                    const int64_t at = (p + l + i) * ls + k;
+                    WRPO__AHEAD(at);
+                    x[i] = l + i < lanes ? WRPO__VECTOR(at) : (WRPO__V){0};
+                }
                 WRPO__(transpose)(x);
                 WRPO__UNROLL
                 for (int i = 0; i < WRPO__LANES; i++) WRPO__STORE(dst + (k + i) * stride + l, x[i]);
@@ -2406,6 +2413,7 @@ WRPO__INLINE void WRPO__(pack_pairs)(float *dst, int64_t next, const int width, 
                     WRPO__UNROLL
                     for (int i = 0; i < WRPO__LANES; i++) {
                         const int64_t at = (p + l + i) * ls + k;
+                        WRPO__AHEAD(at);
                         if (l + i >= lanes) x[i] = (WRPO__V){0};
                         else if (half) memcpy(&x[i], (const uint16_t *)from + at, sizeof x[i]);
                         else x[i] = wrpo__pair_of(WRPO__VECTOR(at), WRPO__VECTOR(at + WRPO__LANES));
@@ -2452,8 +2460,63 @@ WRPO__ROW void WRPO__(pack_b_half_pairs)(float *dst, int64_t next, const uint16_
     WRPO__(pack_pairs)(dst, next, WRPO__(NR), WRPO__(NR), src, true, ls, ks, n, kc);
 }
 #endif
+/* c[m,n] = or += a' b for few rows: a panel a[kc][MS] and n <= LANES columns of b, column i at number i * ld, which are turned in registers
+   and not packed: each number of b is used but m times. The same sums in the same order as a tile's. */
+WRPO__INLINE void WRPO__(thin_of)(const int rows, const bool pairs, const bool half, int64_t kc, const float *a, const void *from, int64_t ld, float *c, int64_t ldc, int64_t m, int64_t n, bool add) {
+    const int step = pairs ? 2 : 1;
+    WRPO__V sum[WRPO__(MR)], x[WRPO__LANES];
+    WRPO__UNROLL
+    for (int r = 0; r < rows; r++) sum[r] = (WRPO__V){0};
+    for (int64_t k = 0; k < kc; k += step * WRPO__LANES) {
+        const int64_t left = kc - k, words = WRPO__MIN((left + step - 1) / step, WRPO__LANES);
+        WRPO__UNROLL
+        for (int i = 0; i < WRPO__LANES; i++) {
+            const int64_t at = i * ld + k;
+            x[i] = (WRPO__V){0};
+            if (i >= n) continue;
+            WRPO__AHEAD(at);
+            if (left >= step * WRPO__LANES) {
+                if (pairs) memcpy(&x[i], (const uint16_t *)from + at, sizeof x[i]);
+                else x[i] = WRPO__VECTOR(at);
+            } else if (pairs) memcpy(&x[i], (const uint16_t *)from + at, (size_t)left * 2);
+            else for (int64_t l = 0; l < left; l++) ((float *)&x[i])[l] = WRPO__NUMBER(at + l);
+        }
+        WRPO__(transpose)(x);
+        if (words == WRPO__LANES) {
+            WRPO__UNROLL
+            for (int i = 0; i < WRPO__LANES; i++, a += WRPO__(MS)) {
+                WRPO__UNROLL
+                for (int r = 0; r < rows; r++) sum[r] = WRPO__STEP(pairs, WRPO__ALL(a[r]), x[i], sum[r]);
+            }
+        } else
+            for (int64_t i = 0; i < words; i++, a += WRPO__(MS)) {
+                WRPO__UNROLL
+                for (int r = 0; r < rows; r++) sum[r] = WRPO__STEP(pairs, WRPO__ALL(a[r]), x[i], sum[r]);
+            }
+    }
+    WRPO__UNROLL
+    for (int r = 0; r < rows; r++)
+        if (r < m) WRPO__(put)(c + r * ldc, n, add ? (WRPO__V)(WRPO__(get)(c + r * ldc, n, 0) + sum[r]) : sum[r]);
+}
+#define WRPO__THIN(name, rows, pairs, half) \
+    WRPO__ROW void WRPO__(name)(int64_t kc, const float *a, const void *b, int64_t ld, float *c, int64_t ldc, int64_t m, int64_t n, bool add) { \
+        WRPO__(thin_of)(rows, pairs, half, kc, a, b, ld, c, ldc, m, n, add); \
+    }
+WRPO__THIN(thin_full, WRPO__(MR), false, false)
+WRPO__THIN(thin_four, 4, false, false)
+WRPO__THIN(thin_one, 1, false, false)
+WRPO__THIN(thin_full_half, WRPO__(MR), false, true)
+WRPO__THIN(thin_four_half, 4, false, true)
+WRPO__THIN(thin_one_half, 1, false, true)
+#ifdef WRPO__IN_PAIRS
+WRPO__THIN(thin_full_pairs, WRPO__(MR), true, true)
+WRPO__THIN(thin_four_pairs, 4, true, true)
+WRPO__THIN(thin_one_pairs, 1, true, true)
+#endif
+#undef WRPO__THIN
 #undef WRPO__NUMBER
 #undef WRPO__VECTOR
+#undef WRPO__AHEAD
 /* c[m,n] = or += a' b for a panel a[kc][MS] and NR columns b[kc][ldb]; m <= rows, n <= NR. The whole tile is computed, m by n is written.
    pairs: a step is a word of two. */
 WRPO__INLINE void WRPO__(tile_of)(const int rows, const bool pairs, int64_t kc, const float *a, const float *b, int64_t ldb, float *c, int64_t ldc, int64_t m, int64_t n, bool add) {
@@ -2569,7 +2632,7 @@ typedef struct WRPO__(product) {     /* one piece: rows [i0, i0 + rows) of C, st
     int64_t n, k, i0, rows, k0, k1;
     int pair;                        /* steps of k in a word: 2 where bfloat16 is multiplied */
     int mr, ms;                      /* rows of a panel of A, and of their room in it */
-    bool add, tiles;
+    bool add, tiles, thin;
 } WRPO__(product);
 /* rows of one of `parts` equal parts, in whole panels */
 static int64_t WRPO__(share)(const WRPO__(product) *g, int64_t rows, int64_t parts) {
@@ -2611,8 +2674,28 @@ static void WRPO__(gemm_pack_b)(const WRPO__(product) *g, float *panels, int64_t
     if (g->half) WRPO__(pack_b_half)(panels, next, h, g->bj, g->bk, cols, kc);
     else WRPO__(pack_b)(panels, next, f, g->bj, g->bk, cols, kc);
 }
+/* columns [j0, j1) of the piece, whose rows are few */
+static void WRPO__(gemm_thin)(const WRPO__(product) *g, int64_t j0, int64_t j1) {
+    for (int64_t j = j0; j < j1; j += WRPO__LANES)
+        for (int64_t k = g->k0, kc; k < g->k1; k += kc) {
+            kc = WRPO__(kblock)(g->k, k, g->pair);
+            const float *a = g->cpu->packed + (k - g->k0) / g->pair * WRPO__(padded)(g);
+            const void *b = (const char *)g->b + (j * g->bj + k) * (g->half ? 2 : 4);
+            float *c = g->c + g->i0 * g->ldc + j;
+            const int64_t n = WRPO__MIN(WRPO__LANES, j1 - j);
+            const bool add = g->add || k > 0;
+#define WRPO__THIN(kind) (g->rows > 4 ? WRPO__(thin_full##kind) : g->rows > 1 ? WRPO__(thin_four##kind) : WRPO__(thin_one##kind))(kc, a, b, g->bj, c, g->ldc, g->rows, n, add)
+#ifdef WRPO__IN_PAIRS
+            if (g->pair == 2) { WRPO__THIN(_pairs); continue; }
+#endif
+            if (g->half) WRPO__THIN(_half);
+            else WRPO__THIN();
+#undef WRPO__THIN
+        }
+}
 /* rows [i0, i1) and columns [j0, j1) of the piece */
 static void WRPO__(gemm_task)(const WRPO__(product) *g, int64_t i0, int64_t i1, int64_t j0, int64_t j1) {
+    if (g->thin) { WRPO__(gemm_thin)(g, j0, j1); return; }
     const int64_t block = WRPO__(share)(g, i1 - i0, wrpo__div_up(i1 - i0, WRPO__MC));
     float *panels = wrpo__cpu_scratch(g->cpu);
 #if defined(WRPO__IN_PAIRS) && defined(WRPO__TILE_DOT)
@@ -2653,6 +2736,7 @@ static void WRPO__(gemm)(void *dev, wrpo_mm mm, void *c, int64_t ldc, const void
     if (g.cpu->pairs && (g.half || mm == WRPO_TN)) g.pair = 2, g.tiles = g.cpu->tiles;
     if (g.tiles) g.mr = g.ms = 32;
 #endif
+    g.thin = m <= g.mr && mm != WRPO_NN && mm != WRPO_TN && !g.tiles;
     if (k <= 0 && !g.add)
         for (int64_t i = 0; i < m; i++) memset(g.c + i * ldc, 0, (size_t)n * sizeof(float));
     const int threads = m * n * k <= 1 << 16 ? 1 : g.cpu->threads;
@@ -2664,11 +2748,11 @@ static void WRPO__(gemm)(void *dev, wrpo_mm mm, void *c, int64_t ldc, const void
     for (g.i0 = 0; g.i0 < m; g.i0 += mc) {
         g.rows = WRPO__MIN(mc, m - g.i0);
         const int64_t piece = WRPO__(share)(&g, g.rows, 4 * threads);
-        const int64_t rows = WRPO__(share)(&g, g.rows, strips >= 3 * threads ? 1 : wrpo__div_up(3 * threads, strips)), parts = wrpo__div_up(g.rows, rows);
+        const int64_t rows = WRPO__(share)(&g, g.rows, g.thin || strips >= 3 * threads ? 1 : wrpo__div_up(3 * threads, strips)), parts = wrpo__div_up(g.rows, rows);
         for (g.k0 = 0; g.k0 < k; g.k0 = g.k1) {
             g.k1 = g.k0 + WRPO__(kblock)(k, g.k0, g.pair);
             while (g.k1 < k && WRPO__(words)(&g, g.k1 - g.k0 + WRPO__(kblock)(k, g.k1, g.pair)) * WRPO__(padded)(&g) <= WRPO__A_WORDS) g.k1 += WRPO__(kblock)(k, g.k1, g.pair);
-            WRPO__PARFOR(threads)
+            WRPO__PARFOR(WRPO__MIN(threads, wrpo__cpu_team(g.cpu, g.rows * (g.k1 - g.k0))))
             for (int64_t i = 0; i < g.rows; i += piece) WRPO__(gemm_pack)(&g, i, WRPO__MIN(piece, g.rows - i));
             WRPO__PARFOR(threads)
             for (int64_t t = 0; t < parts * strips; t++) {

@@ -675,7 +675,7 @@ static void test_adamw(run *t, const int64_t *arg) {
     result(t, "adamw", "v", v, 1, n, n, vd, 1e-6);
     double worst = 0;
     for (int64_t i = 0; i < n; i++) worst = fmax(worst, fabs((double)w[i] - (double)wf[i]));
-    CHECK(worst <= 3e-7, "%s: %.3g from the same formula in float", t->name, worst);
+    CHECK(worst <= 4e-7, "%s: %.3g from the same formula in float", t->name, worst);
 }
 
 /* ---- what adamw keeps in fewer bits: args count, steps. Masters give the float weights to the bit; moments that are rounded at
