@@ -265,7 +265,9 @@ def main():
     p.add_argument("--alpha", type=float, default=0.1)
     p.add_argument("--learning-rate", type=float, default=1e-5)
     p.add_argument("--options", help="more of wrpo train, as one text")
-    p.add_argument("--only", nargs="*", help="of wrpo, plain, trl, plain-autocast, trl-autocast")
+    p.add_argument("--small", help="options of one more engine, wrpo-small: less memory, say")
+    p.add_argument("--only", nargs="*", help="of wrpo, wrpo-small, plain, trl, plain-autocast, trl-autocast")
+    p.add_argument("--once", nargs="*", default=[], help="engines that run in the first round alone: slower ones, where time is short")
     a = p.parse_args()
     {"make": make, "plain": plain, "trl": trl, "compare": compare}[a.what](a)
 
@@ -288,7 +290,7 @@ def run_once(a, engine):
             os.remove(os.path.join(out, f))  # the cache of reference log-probs above all
         command = [a.wrpo, "train", "--model", os.path.join(a.work, "model"), "--data", os.path.join(a.work, "train.jsonl"), "--out", out, "--no-shuffle",
                    "--dtype", "f32" if a.dtype == "f32" else "bf16", "--threads", str(a.threads), "--batch-size", str(a.batch_size),
-                   "--max-length", str(a.max_length), "--beta", str(a.beta), "--alpha", str(a.alpha), "--learning-rate", str(a.learning_rate)] + (a.options or "").split()
+                   "--max-length", str(a.max_length), "--beta", str(a.beta), "--alpha", str(a.alpha), "--learning-rate", str(a.learning_rate)] + ((a.small if kind else a.options) or "").split()
     else:
         env.update(MALLOC_TRIM_THRESHOLD_="68719476736", MALLOC_MMAP_THRESHOLD_="68719476736", MALLOC_TOP_PAD_="67108864")
         command = [sys.executable, "-W", "ignore", os.path.abspath(__file__), name, "--work", a.work, "--model", os.path.join(a.work, "model"), "--ids",
@@ -324,25 +326,28 @@ def compare(a):
         ids = json.load(f)
     tokens = sum(len(r["prompt"]) + len(y) for r in ids for y in r["responses"])
     engines = a.only or (["wrpo", "plain", "trl"] if a.dtype == "f32" else ["wrpo", "plain", "plain-autocast", "trl", "trl-autocast"])
+    engines = engines[:1] + ["wrpo-small"] * bool(a.small and "wrpo-small" not in engines) + engines[1:]
     runs = {e: [] for e in engines}
-    for _ in range(a.reps):
+    for k in range(a.reps):
         for e in engines:
-            if None not in runs[e]:
+            if None not in runs[e] and not (k and e in a.once):
                 runs[e].append(run_once(a, e))
     labels = {"wrpo": "wrpo.h", "plain": "PyTorch, the authors' procedure", "trl": "TRL DPOTrainer, WRPO loss"}
     kinds = {"": {"f32": "fp32", "bf16": "bf16 weights and moments"}[a.dtype], "autocast": "bf16 autocast, fp32 masters"}
+    once = f" ({', '.join(e for e in a.once if e in engines)}: one run)" if a.once and a.reps > 1 else ""
     done = {e: [r for r in v if r] for e, v in runs.items()}
 
     def median(e, key):
         return sorted(r[key] for r in done[e])[len(done[e]) // 2]
 
-    print(f"\n{len(ids)} quadruples, {tokens} tokens, batch {a.batch_size}, {a.threads} threads, medians of {a.reps} interleaved runs, {a.rows} sequence(s) of a peer at once")
+    print(f"\n{len(ids)} quadruples, {tokens} tokens, batch {a.batch_size}, {a.threads} threads, medians of {a.reps} interleaved runs{once}, {a.rows} sequence(s) of a peer at once")
     print("| | arithmetic | tokens/s | seconds a quadruple | against the best peer | peak memory | against that peer |\n|---|---|---|---|---|---|---|")
     peers = [e for e in engines if not e.startswith("wrpo") and done[e]]
     best = min(peers, key=lambda e: median(e, "seconds")) if peers else None
     for e in engines:
         name, _, kind = e.partition("-")
-        how = "bf16 products, fp32 masters" if name == "wrpo" and a.dtype == "bf16" else kinds[kind]
+        how = "bf16 products, fp32 masters" if name == "wrpo" and a.dtype == "bf16" else "fp32" if name == "wrpo" else kinds[kind]
+        how += f", {a.small}" if kind == "small" else ""
         if not done[e]:
             print(f"| {labels[name]} | {how} | did not run | | | | |")
             continue
