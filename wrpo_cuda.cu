@@ -9,8 +9,10 @@
 
    Options, defined for this file:
        WRPO_NO_CUBLAS            leave cuBLASLt out: all products by the kernel below, nothing to link
-   At run time:
-       WRPO_GEMM=mma             environment: the kernel below even where cuBLASLt is linked
+   At run time, by the environment:
+       WRPO_GEMM=lt|mma|wgmma    which way to multiply: cuBLASLt (the default where it is linked), the kernel of mma.sync (sm_80 and up, the default
+                                 elsewhere), or that of wgmma and TMA, for compute capability 9.0 and code for sm_90a, off until it has been measured:
+                                 nvcc ... -gencode=arch=compute_90a,code=sm_90a      What cannot be done as asked is refused when the device is opened.
 
    The same text runs without a GPU: compiled by a C++ compiler it takes tests/cuda_emu.h for the device, which is how the tests
    run it. Everything that needs inline PTX is in the first block, a line or two each, with a twin of the same name there.
@@ -18,6 +20,7 @@
    Each kernel stands under a card: what it computes (the op of wrpo.h's table that defines it), its threads, the bytes it moves
    and what bounds it, the order of its sums, legal sizes, speed. No speed has been measured yet: the cards name floors.   */
 #ifdef __CUDACC__
+#include <cuda.h>
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 #include <math.h>
@@ -45,6 +48,63 @@ __device__ __forceinline__ void cp_async16(void *to, const void *from, int bytes
 }
 __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int N> __device__ __forceinline__ void cp_async_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define WRPO_SM90A 1
+#else
+#define WRPO_SM90A 0
+#endif
+typedef CUtensorMap tensor_map;
+#if WRPO_SM90A
+__device__ __forceinline__ void mbarrier_init(uint64_t *b, int arrivals) { asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared(b)), "r"(arrivals) : "memory"); }
+__device__ __forceinline__ void mbarrier_init_fence() { asm volatile("fence.mbarrier_init.release.cluster; fence.proxy.async.shared::cta;" ::: "memory"); }
+__device__ __forceinline__ void mbarrier_arrive(uint64_t *b) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared(b)) : "memory"); }
+__device__ __forceinline__ void mbarrier_expect(uint64_t *b, int bytes) {               /* an arrival, and so many bytes that a phase waits for */
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared(b)), "r"(bytes) : "memory");
+}
+__device__ __forceinline__ void mbarrier_wait(uint64_t *b, int parity) {                /* until the phase of this parity is over */
+    for (uint32_t over = 0; !over;)
+        asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }" : "=r"(over) : "r"(shared(b)), "r"(parity) : "memory");
+}
+__device__ __forceinline__ void tma_load(void *to, const tensor_map *m, uint64_t *b, int col, int row) {      /* a box; its bytes count for b */
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];"
+                 ::"r"(shared(to)), "l"(m), "r"(shared(b)), "r"(col), "r"(row) : "memory");
+}
+__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int N> __device__ __forceinline__ void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory"); }
+#define WRPO_8(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
+#define WRPO_128 WRPO_8(0), WRPO_8(8), WRPO_8(16), WRPO_8(24), WRPO_8(32), WRPO_8(40), WRPO_8(48), WRPO_8(56), \
+                 WRPO_8(64), WRPO_8(72), WRPO_8(80), WRPO_8(88), WRPO_8(96), WRPO_8(104), WRPO_8(112), WRPO_8(120)
+/* d += a b: 64 x 256 of a warpgroup, 16 along k; a and b by their descriptors. TA, TB: the operand lies along m, n instead of along k. */
+template <int TA, int TB> __device__ __forceinline__ void wgmma(float (&d)[128], uint64_t a, uint64_t b) {
+    asm volatile("wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,"
+                 "%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,"
+                 "%54,%55,%56,%57,%58,%59,%60,%61,%62,%63,%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,"
+                 "%87,%88,%89,%90,%91,%92,%93,%94,%95,%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,%112,%113,%114,%115,"
+                 "%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127}, %128, %129, 1, 1, 1, %130, %131;" : WRPO_128 : "l"(a), "l"(b), "n"(TA), "n"(TB));
+}
+__device__ __forceinline__ void wgmma_results(float (&d)[128]) { asm volatile("" : WRPO_128 :: "memory"); }     /* no use of d moves up from here */
+template <int N> __device__ __forceinline__ void registers_up() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N)); }
+template <int N> __device__ __forceinline__ void registers_down() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N)); }
+#endif
+/* The driver's function that writes tensor maps, found at run time so that libcuda need not be linked; NULL where it has none. */
+inline void *tensor_map_encoder() {
+    void *f = NULL;
+    cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
+#if CUDART_VERSION >= 12050
+    const cudaError_t e = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &f, 12000, cudaEnableDefault, &found);
+#else
+    const cudaError_t e = cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &f, cudaEnableDefault, &found);
+#endif
+    return e == cudaSuccess && found == cudaDriverEntryPointSuccess ? f : ((void)cudaGetLastError(), (void *)NULL);
+}
+/* A matrix of bf16 for TMA: boxes of box_rows x 64, swizzled by 128 bytes, zeros outside. False: TMA cannot take it. */
+inline bool tensor_map_make(void *encoder, tensor_map *map, const void *p, int64_t ld, int64_t rows, int64_t cols, unsigned box_rows) {
+    const cuuint64_t size[2] = {(cuuint64_t)cols, (cuuint64_t)rows}, pitch[1] = {(cuuint64_t)ld * 2};
+    const cuuint32_t box[2] = {64, box_rows}, step[2] = {1, 1};
+    return ((decltype(&cuTensorMapEncodeTiled))encoder)(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, (void *)p, size, pitch, box, step, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                                                        CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+}
 }  // namespace ptx
 #ifndef WRPO_NO_CUBLAS
 #include <cublasLt.h>
@@ -162,6 +222,7 @@ struct device {
     cudaError_t error;                                 /* the first since the last sync */
     const char *where;
     float *work;                                       /* WORK_FLOATS: parts of sums, valid within one op */
+    void *encoder;                                     /* of tensor maps; not NULL: products by wgmma where TMA takes the operands */
 #ifndef WRPO_NO_CUBLAS
     cublasLtHandle_t lt;
     void *lt_work;
@@ -563,6 +624,12 @@ __device__ __forceinline__ void store2(float *p, float x, float y, int64_t left,
     p[0] = add ? p[0] + x : x;
     if (left >= 2) p[1] = add ? p[1] + y : y;
 }
+/* Where the block's tile of BM x BN begins: tiles are numbered in columns of 8. */
+template <int BM, int BN> __device__ __forceinline__ void gemm_tile(int64_t m, int64_t n, int64_t *m0, int64_t *n0) {
+    const int64_t tiles_m = (m + BM - 1) / BM, tiles_n = (n + BN - 1) / BN, group = blockIdx.x / (8 * tiles_n) * 8, in = blockIdx.x % (8 * tiles_n);
+    const int64_t high = min((int64_t)8, tiles_m - group);
+    *m0 = (group + in % high) * BM, *n0 = in / high * BN;
+}
 enum { GEMM_STAGES = 3 };
 template <int BM> struct gemm_shape { enum { BN = BM == 128 ? 128 : 64, STAGE = (BM + BN) * 64, SHARED = GEMM_STAGES * STAGE * 2 }; };
 template <int MM, int BM, class C> __global__ void __launch_bounds__(128) gemm_kernel(C *c, int64_t ldc, matrix a, matrix b, int64_t m, int64_t n, int64_t k, bool add, bool fast) {
@@ -570,9 +637,9 @@ template <int MM, int BM, class C> __global__ void __launch_bounds__(128) gemm_k
            A_ALONG_M = MM == WRPO_TN, B_ALONG_N = MM == WRPO_NN || MM == WRPO_TN };     /* else along k */
     WRPO_DYN_SHARED(bf16, stages);
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, wm = BM == 128 ? warp / 2 * 64 : 0, wn = BM == 128 ? warp % 2 * 64 : warp * 16;
-    const int64_t tiles_m = (m + BM - 1) / BM, tiles_n = (n + BN - 1) / BN, group = blockIdx.x / (8 * tiles_n) * 8, in = blockIdx.x % (8 * tiles_n);
-    const int64_t high = min((int64_t)8, tiles_m - group), m0 = (group + in % high) * BM, n0 = in / high * BN;
     const int64_t steps = (k + 63) / 64;
+    int64_t m0, n0;
+    gemm_tile<BM, BN>(m, n, &m0, &n0);
     const bool live = m0 + wm < m && n0 + wn < n;      /* of a warp: whether any of its numbers exist */
     auto fetch = [&](int64_t s) {
         if (s < steps) {
@@ -635,6 +702,90 @@ template <int MM, int BM, class C> void gemm_own(device *dev, void *c, int64_t l
            ((uintptr_t)c | (uintptr_t)ldc * sizeof(C)) % (2 * sizeof(C)) == 0);
 }
 
+/* ---- gemm by wgmma and TMA (sm_90a) ----
+   card    op: gemm, for m > 16 and bf16 operands whose rows lie on 16 bytes. A block of 3 warpgroups makes 128 x 256 of c, in steps of 64 along k through
+           a ring of 4 stages of 48 KiB: one thread of the third asks TMA for the boxes of a stage, as soon as its barrier `empty` says that the eight
+           other warps are done with what was there; each of the first two, once `full` has counted the stage's bytes, makes 64 x 256 with wgmma
+           m64n256k16, two steps in flight, and says `empty` for the step before. Operands along m or n (A of TN, B of NN and TN) come as strips of 64
+           numbers by 64 k, multiplied where they lie, by descriptors of that major; nothing is transposed. What lies outside of a matrix arrives as
+           zeros; stores are predicated. Bytes: each block reads (128 + 256) k numbers. Compute-bound: floor at the dense peak (989 TFLOP/s on H100).
+           Sum: along k in order, 16 at a time, in fp32, the same for every row whatever m is; but up to 16 rows go to the kernel above, whose bits
+           within a step the hardware does not promise to be these. Any m, n, k otherwise, up to 2^31 - 257. Not measured, and never run on a GPU:
+           the descriptors, tensor maps and barriers are those of the PTX manual and the driver's, modelled by the emulator; whether setmaxnreg is
+           granted, the memory order of mbarriers and the width of the pipeline are what only the hardware shows. */
+enum { WGMMA_M = 128, WGMMA_N = 256, WGMMA_STAGES = 4, WGMMA_STAGE = (WGMMA_M + WGMMA_N) * 64, WGMMA_SHARED = WGMMA_STAGES * (WGMMA_STAGE * 2 + 16), STRIP = 64 * 64,
+       REGISTERS_LOAD = 40, REGISTERS_MULTIPLY = 232 };
+static_assert((REGISTERS_LOAD + 2 * REGISTERS_MULTIPLY) * 128 <= 65536, "the registers of a multiprocessor");
+template <int MM, class C> __global__ void __launch_bounds__(384, 1) wgmma_kernel(C *c, int64_t ldc, const __grid_constant__ ptx::tensor_map a,
+                                                                                const __grid_constant__ ptx::tensor_map b, int64_t m, int64_t n, int64_t k, bool add, bool fast) {
+#if WRPO_SM90A
+    enum { A_ALONG_M = MM == WRPO_TN, B_ALONG_N = MM == WRPO_NN || MM == WRPO_TN };
+    WRPO_DYN_SHARED(bf16, stages);
+    uint64_t *full = (uint64_t *)(stages + WGMMA_STAGES * WGMMA_STAGE), *empty = full + WGMMA_STAGES;
+    const int group = threadIdx.x / 128, warp = threadIdx.x / 32, lane = threadIdx.x % 32, steps = (int)((k + 63) / 64);
+    int64_t m0, n0;
+    gemm_tile<WGMMA_M, WGMMA_N>(m, n, &m0, &n0);
+    if (threadIdx.x == 0) {
+        for (int q = 0; q < WGMMA_STAGES; q++) ptx::mbarrier_init(full + q, 1), ptx::mbarrier_init(empty + q, 8);
+        ptx::mbarrier_init_fence();
+    }
+    __syncthreads();
+    if (group == 2) {
+        ptx::registers_down<REGISTERS_LOAD>();
+        if (threadIdx.x != 256) return;
+        for (int s = 0; s < steps; s++) {
+            const int q = s % WGMMA_STAGES;
+            bf16 *ta = stages + q * WGMMA_STAGE, *tb = ta + WGMMA_M * 64;
+            ptx::mbarrier_wait(empty + q, s / WGMMA_STAGES % 2 ^ 1);                    /* at first it counts as over */
+            ptx::mbarrier_expect(full + q, WGMMA_STAGE * 2);
+            if (!A_ALONG_M) ptx::tma_load(ta, &a, full + q, s * 64, (int)m0);
+            else for (int i = 0; i < WGMMA_M / 64; i++) ptx::tma_load(ta + i * STRIP, &a, full + q, (int)m0 + i * 64, s * 64);
+            if (!B_ALONG_N) ptx::tma_load(tb, &b, full + q, s * 64, (int)n0);
+            else for (int i = 0; i < WGMMA_N / 64; i++) ptx::tma_load(tb + i * STRIP, &b, full + q, (int)n0 + i * 64, s * 64);
+        }
+        return;
+    }
+    ptx::registers_up<REGISTERS_MULTIPLY>();
+    /* Where wgmma finds an operand, in units of 16 bytes: its start; 8 KiB to the next 64 numbers if it lies along m or n; 1 KiB to the next 8 rows of 128
+       bytes, which are rows of m or n if it lies along k and else of k; bit 62: swizzled by 128 bytes. 16 further along k are 32 bytes, or 16 rows. */
+    auto operand = [](const bf16 *p) { return (uint64_t)(ptx::shared(p) >> 4 & 0x3fff) | (uint64_t)(STRIP * 2 >> 4) << 16 | (uint64_t)(1024 >> 4) << 32 | 1ull << 62; };
+    float acc[128] = {};
+    for (int s = 0; s < steps; s++) {
+        const int q = s % WGMMA_STAGES;
+        ptx::mbarrier_wait(full + q, s / WGMMA_STAGES % 2);
+        const uint64_t da = operand(stages + q * WGMMA_STAGE + group * STRIP), db = operand(stages + q * WGMMA_STAGE + WGMMA_M * 64);
+        ptx::wgmma_fence();
+#pragma unroll
+        for (int kk = 0; kk < 4; kk++) ptx::wgmma<A_ALONG_M, B_ALONG_N>(acc, da + kk * (A_ALONG_M ? 128 : 2), db + kk * (B_ALONG_N ? 128 : 2));
+        ptx::wgmma_commit();
+        ptx::wgmma_wait<1>();                          /* the step before is done */
+        if (s > 0 && lane == 0) ptx::mbarrier_arrive(empty + (s - 1) % WGMMA_STAGES);
+    }
+    ptx::wgmma_wait<0>();
+    ptx::wgmma_results(acc);
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        const int64_t row = m0 + warp * 16 + h * 8 + lane / 4;
+        if (row >= m) continue;
+#pragma unroll
+        for (int j = 0; j < WGMMA_N / 8; j++) {
+            const int64_t col = n0 + j * 8 + lane % 4 * 2;
+            store2(c + row * ldc + col, acc[j * 4 + h * 2], acc[j * 4 + h * 2 + 1], n - col, add, fast);
+        }
+    }
+#endif
+}
+__global__ void sm90a_kernel(int *there) { *there = WRPO_SM90A; }      /* card: one thread says whether the kernel above is in what runs. Not measured. */
+template <int MM, class C> bool gemm_wgmma(device *dev, void *c, int64_t ldc, const matrix &a, const matrix &b, int64_t m, int64_t n, int64_t k, bool add) {
+    auto kernel = wgmma_kernel<MM, C>;
+    ptx::tensor_map ma, mb;
+    if (!ptx::tensor_map_make(dev->encoder, &ma, a.p, a.ld, a.rows, a.cols, MM == WRPO_TN ? 64 : WGMMA_M)
+        || !ptx::tensor_map_make(dev->encoder, &mb, b.p, b.ld, b.rows, b.cols, MM == WRPO_NT || MM == WRPO_NT_LOGITS ? WGMMA_N : 64)) return false;
+    LAUNCH(kernel, (unsigned)(div_up(m, WGMMA_M) * div_up(n, WGMMA_N)), 384, WGMMA_SHARED, (C *)c, ldc, ma, mb, m, n, k, add,
+           ((uintptr_t)c | (uintptr_t)ldc * sizeof(C)) % (2 * sizeof(C)) == 0);
+    return true;
+}
+
 #ifndef WRPO_NO_CUBLAS
 /* cuBLASLt thinks in columns: c' = b' a' with the same memory. What its heuristic chooses for a shape is kept; the whole shape is compared. */
 struct lt_shape { int64_t mm, m, n, k, lda, ldb, ldc, add; };
@@ -678,7 +829,7 @@ bool gemm_lt(device *dev, wrpo_mm mm, void *c, int64_t ldc, const void *a, int64
     return ok;
 }
 #endif
-/* One contract, two ways: cuBLASLt where it is linked and the operands are bf16 on 16 bytes, the kernel above for everything. */
+/* One contract, three ways: cuBLASLt or wgmma, as the device was opened, where the operands are bf16 on 16 bytes, the kernel of mma.sync for everything. */
 void gemm(void *d, wrpo_mm mm, void *c, int64_t ldc, const void *a, int64_t lda, const void *b, int64_t ldb, wrpo_dtype b_type, int64_t m, int64_t n, int64_t k, float beta) {
     device *dev = (device *)d;
     if (m <= 0 || n <= 0) return;
@@ -688,6 +839,9 @@ void gemm(void *d, wrpo_mm mm, void *c, int64_t ldc, const void *a, int64_t lda,
     if (dev->lt && k > 0 && ma.fast && mb.fast && on16(c, ldc, mm == WRPO_NT || mm == WRPO_NN ? 2 : 4)
         && gemm_lt(dev, mm, c, ldc, a, lda, b, ldb, m, n, k, add)) return;
 #endif
+    if (dev->encoder && m > 16 && k > 0 && ma.fast && mb.fast && max(max(m, n), k) <= INT32_MAX - WGMMA_N
+        && (mm == WRPO_NT ? gemm_wgmma<WRPO_NT, bf16>(dev, c, ldc, ma, mb, m, n, k, add) : mm == WRPO_NN ? gemm_wgmma<WRPO_NN, bf16>(dev, c, ldc, ma, mb, m, n, k, add)
+          : mm == WRPO_TN ? gemm_wgmma<WRPO_TN, float>(dev, c, ldc, ma, mb, m, n, k, add) : gemm_wgmma<WRPO_NT, float>(dev, c, ldc, ma, mb, m, n, k, add))) return;
     switch (mm) {
     case WRPO_NT: m <= 16 ? gemm_own<WRPO_NT, 16, bf16>(dev, c, ldc, ma, mb, m, n, k, add) : gemm_own<WRPO_NT, 128, bf16>(dev, c, ldc, ma, mb, m, n, k, add); break;
     case WRPO_NT_LOGITS: m <= 16 ? gemm_own<WRPO_NT, 16, float>(dev, c, ldc, ma, mb, m, n, k, add) : gemm_own<WRPO_NT, 128, float>(dev, c, ldc, ma, mb, m, n, k, add); break;
@@ -1295,6 +1449,12 @@ cudaError_t roomy_all(int most) {
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) if (all[i] != cudaSuccess) return all[i];
     return cudaSuccess;
 }
+cudaError_t roomy_wgmma(int most) {
+    const cudaError_t all[] = {roomy(wgmma_kernel<WRPO_NT, bf16>, WGMMA_SHARED, most), roomy(wgmma_kernel<WRPO_NT, float>, WGMMA_SHARED, most),
+                               roomy(wgmma_kernel<WRPO_NN, bf16>, WGMMA_SHARED, most), roomy(wgmma_kernel<WRPO_TN, float>, WGMMA_SHARED, most)};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) if (all[i] != cudaSuccess) return all[i];
+    return cudaSuccess;
+}
 wrpo_result open(void **out, const wrpo_desc *desc, wrpo_error *why) {
     int count = 0, which = 0;
     cudaDeviceProp info;
@@ -1305,6 +1465,13 @@ wrpo_result open(void **out, const wrpo_desc *desc, wrpo_error *why) {
     if (e == cudaSuccess && count > 0) e = cudaGetDeviceProperties(&info, which);
     if (e != cudaSuccess || count < 1) return refuse(why, WRPO_E_DEVICE, "cuda: no device can be used: %s", e != cudaSuccess ? cudaGetErrorString(e) : "none is there");
     if (info.major < 8) return refuse(why, WRPO_E_UNSUPPORTED, "cuda: %s: want compute capability 8.0 or later", info.name);
+    const char *way = getenv("WRPO_GEMM") ? getenv("WRPO_GEMM") : "";
+    const bool wgmma = strcmp(way, "wgmma") == 0, mma = strcmp(way, "mma") == 0, lt = strcmp(way, "lt") == 0;
+    if (*way && !wgmma && !mma && !lt) return refuse(why, WRPO_E_ARG, "cuda: WRPO_GEMM: want lt, mma or wgmma, found %s", way);
+    if (wgmma && (info.major != 9 || info.minor != 0)) return refuse(why, WRPO_E_UNSUPPORTED, "cuda: %s: WRPO_GEMM=wgmma: want compute capability 9.0", info.name);
+#ifdef WRPO_NO_CUBLAS
+    if (lt) return refuse(why, WRPO_E_UNSUPPORTED, "cuda: WRPO_GEMM=%s: cuBLASLt was left out of this program", way);
+#endif
     device *dev = (device *)desc->memory.alloc(sizeof *dev, desc->memory.user);
     if (!dev) return refuse(why, WRPO_E_MEMORY, "out of memory: %s", "the device's state");
     memset(dev, 0, sizeof *dev);
@@ -1312,9 +1479,20 @@ wrpo_result open(void **out, const wrpo_desc *desc, wrpo_error *why) {
     e = cudaStreamCreateWithFlags(&dev->stream, cudaStreamNonBlocking);
     if (e == cudaSuccess) e = cudaMalloc(&dev->work, WORK_FLOATS * sizeof(float));
     if (e == cudaSuccess) e = roomy_all((int)info.sharedMemPerBlockOptin);
+    if (e == cudaSuccess && wgmma) {
+        int there = 0;
+        e = roomy_wgmma((int)info.sharedMemPerBlockOptin);
+        LAUNCH(sm90a_kernel, 1, 1, 0, (int *)dev->work);
+        get(dev, &there, dev->work, sizeof there);
+        if (e == cudaSuccess) e = dev->error;
+        dev->encoder = ptx::tensor_map_encoder();
+        if (e == cudaSuccess && (!there || !dev->encoder)) {
+            close(dev);
+            return refuse(why, WRPO_E_UNSUPPORTED, there ? "cuda: %s: WRPO_GEMM=wgmma: want a driver that writes tensor maps" : "cuda: %s: WRPO_GEMM=wgmma: want a program compiled for sm_90a", info.name);
+        }
+    }
 #ifndef WRPO_NO_CUBLAS
-    const char *way = getenv("WRPO_GEMM");
-    if (e == cudaSuccess && !(way && strcmp(way, "mma") == 0)) {
+    if (e == cudaSuccess && !mma && !wgmma) {
         const size_t bytes = LT_KEPT * sizeof *dev->choices;
         e = cudaMalloc(&dev->lt_work, LT_BYTES);
         dev->choices = (lt_choice *)desc->memory.alloc(bytes, desc->memory.user);

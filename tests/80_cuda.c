@@ -144,12 +144,12 @@ static void each_way(const char *name, uint64_t seed, void (*fn)(run *, const in
     for (int i = 0; i < KEPT; i++) free(t.kept[i].bits);
 }
 
-/* ---- gemm: args m, n, k, layout, beta, extra columns between rows, weights in float ---- */
+/* ---- gemm: args m, n, k, layout, beta, extra columns between rows (-1: rows end on 16 bytes), weights in float ---- */
 static void test_gemm(run *t, const int64_t *arg) {
     const int64_t m = arg[0], n = arg[1], k = arg[2], extra = arg[5];
     const wrpo_mm mm = (wrpo_mm)arg[3];
     const bool bt = mm == WRPO_NT || mm == WRPO_NT_LOGITS, at = mm == WRPO_TN, wide = arg[6] && !at;
-    const int64_t lda = (at ? m : k) + extra, ldb = (bt ? k : n) + extra, ldc = n + extra;
+    const int64_t wa = at ? m : k, wb = bt ? k : n, lda = extra < 0 ? (wa + 15) / 8 * 8 : wa + extra, ldb = extra < 0 ? (wb + 15) / 8 * 8 : wb + extra, ldc = n + (extra < 0 ? 3 : extra);
     array a = rnd(t, (at ? k : m) * lda + 8, 2, -1, 1), b = rnd(t, (bt ? n : k) * ldb + 8, wide ? 4 : 2, -1, 1), c = make(t, m * ldc, mm == WRPO_NT || mm == WRPO_NN ? 2 : 4);
     if (wide) { for (int64_t i = 0; i < b.n; i++) b.host[i] = rounded((double)b.host[i]); up(t, &b); }
     for (int64_t i = 0; i < m * ldc; i++)
@@ -600,6 +600,34 @@ int main(int argc, char **argv) {
                 snprintf(what, sizeof what, "gemm %lld x %lld x %lld, layout %lld, %s", (long long)arg[0], (long long)arg[1], (long long)arg[2], (long long)mm, kind == 1 ? "added" : kind ? "float weights" : "written");
                 each_way(what, seed++, test_gemm, arg, cpu, &gpu);
             }
+    /* The same by wgmma and TMA: tails of all sizes, the ring of stages several times around, tiles in several columns; what TMA cannot take, as above. */
+    wrpo_ctx *wg = NULL;
+    wrpo_error why = {WRPO_OK, 0, 0, ""};
+    setenv("WRPO_GEMM", "wgmma", 1);
+    if (wrpo_open(&(wrpo_desc){.backend = wrpo_backend_cuda(), .threads = SANITIZED ? 1 : 0, .why = &why}, &wg) != WRPO_OK) {
+        CHECK(!EMULATED && why.code == WRPO_E_UNSUPPORTED, "%s", why.text);
+        SKIP(1, "products by wgmma: %s", why.text);
+    }
+    if (EMULATED && WANTED("memory")) {
+        wrpo_ctx *none = NULL;
+        setenv("EMU_SM", "80", 1);
+        CHECK(wrpo_open(&(wrpo_desc){.backend = wrpo_backend_cuda(), .why = &why}, &none) == WRPO_E_UNSUPPORTED && !none && strstr(why.text, "9.0"), "%s", why.text);
+        unsetenv("EMU_SM"), setenv("WRPO_GEMM", "best", 1);
+        CHECK(wrpo_open(&(wrpo_desc){.backend = wrpo_backend_cuda(), .why = &why}, &none) == WRPO_E_ARG && !none && strstr(why.text, "found best"), "%s", why.text);
+        setenv("WRPO_GEMM", "lt", 1);
+        CHECK(wrpo_open(&(wrpo_desc){.backend = wrpo_backend_cuda(), .why = &why}, &none) == WRPO_E_UNSUPPORTED && !none && strstr(why.text, "left out"), "%s", why.text);
+    }
+    unsetenv("WRPO_GEMM");
+    static const int64_t wgmmas[][4] = {{17, 1, 1, -1}, {129, 257, 72, -1}, {40, 136, 650, -1}, {300, 17, 130, -1}, {64, 515, 64, -1}, {33, 136, 64, 8}, {129, 65, 72, 7}, {1160, 9, 24, -1}};
+    for (int i = 0; i < WRPO__COUNT(wgmmas) && WANTED("wgmma") && wg; i++)
+        for (int64_t mm = 0; mm < 4; mm++)
+            for (int64_t kind = 0; kind < 2; kind++) {
+                const int64_t arg[7] = {wgmmas[i][0], wgmmas[i][1], wgmmas[i][2], mm, kind == 1, wgmmas[i][3], 0};
+                char what[80];
+                if ((SANITIZED && one < 0 && (i > 2 || kind)) || (one >= 0 && i != one)) continue;
+                snprintf(what, sizeof what, "wgmma %lld x %lld x %lld, layout %lld, %s", (long long)arg[0], (long long)arg[1], (long long)arg[2], (long long)mm, kind ? "added" : "written");
+                each_way(what, seed++, test_gemm, arg, cpu, &wg);
+            }
     EACH("rows", test_rows, {{1, 1, 1, 0}, {3, 17, 2, 1}, {129, 5, 3, 3}, {17, 136, 40, 8}, {150, 577, 7, 15}, {300, 1032, 299, 0}});
     EACH("rmsnorm", test_rmsnorm, {{1, 1, 1, 0, 0, 0}, {3, 1, 17, 5, 1, 0}, {17, 3, 33, 2, 0, 0}, {65, 1, 577, 0, 0, 1}, {40, 9, 64, 8, 0, 1}, {65, 2, 31, 1, 1, 2}, {7, 1, 2056, 0, 0, 2}, {3, 1, 1027, 0, 1, 0}});
     EACH("rope", test_rope, {{1, 1, 2, 0}, {3, 5, 6, 3}, {17, 9, 64, 1}, {29, 2, 34, 0}});
@@ -629,6 +657,7 @@ int main(int argc, char **argv) {
         test_model(cpu, gpu, "llama, nothing on 16 bytes", &c);
         c = config("qwen3"), c.qk_norm = true, c.attention_bias = true, c.head_dim = 16, c.num_attention_heads = 4, c.num_key_value_heads = 2, c.hidden_size = 64, c.intermediate_size = 96, c.vocab_size = 200, c.tie_word_embeddings = true;
         test_model(cpu, gpu, "q and k norms, biases, tied", &c);
+        if (wg && !SANITIZED) test_model(cpu, wg, "the same, products by wgmma", &c);
         c = config("gemma2"), c.gelu = c.norm_plus_one = c.post_norms = c.scale_embeddings = c.tie_word_embeddings = true, c.head_dim = 8, c.query_pre_attn_scalar = 10;
         c.attn_logit_softcapping = 5, c.final_logit_softcapping = 4, c.sliding_window = 12, c.sliding_layers[0] = 1;
         test_model(cpu, gpu, "soft caps, gelu, norms around, a window below", &c);
@@ -646,6 +675,7 @@ int main(int argc, char **argv) {
         }
     }
     remove(config_path);
+    if (wg) wrpo_close(wg);
     wrpo_close(gpu), wrpo_close(cpu);
     return test_end("80_cuda");
 }

@@ -34,6 +34,7 @@ line() { awk -v from="$1" -v want="$2" -v skip="${3:-0}" 'index($0, from) { on =
 drop() { echo "$(line "$@")s/(__syncthreads|__syncwarp|ptx::cp_async_wait<[^>]*>)\(\);/;/"; }
 
 mutant "no bug" plain "gemm 6" - none
+mutant "no bug" plain "wgmma 2" - none
 mutant "no bug" plain "attention 16" - none
 mutant "no bug" memory "gemm 4" - none
 mutant "no bug" memory "rows 3" - none
@@ -45,6 +46,14 @@ mutant "gemm: a lost wait for a copy" plain "gemm 6" 'relative error|other bits'
 mutant "gemm: fragments of a transposed tile in the wrong order" plain "gemm 6" 'relative error' "$(line 'void __launch_bounds__(128) gemm_kernel' 'ldmatrix_x4_trans(fa')s/lane \/ 16 \* 8 \+ lane % 8/lane \/ 8 % 2 * 8 + lane % 8/"
 mutant "gemm: rows behind the last are written" memory "gemm 4" 'heap-buffer-overflow' "$(line 'void __launch_bounds__(128) gemm_kernel' 'if (row >= m) continue;')s/if \(row >= m\) continue;//"
 mutant "gemm: a row's tail is read past its end" memory "gemm 4" 'heap-buffer-overflow' "$(line 'load_tile(bf16 *to, const matrix' 'chunk_slow(at<ROWS>')s/clamp8\(x.cols - col\)/8/"
+mutant "wgmma: a lost wait for TMA" plain "wgmma 0" 'relative error' "$(line 'wgmma_kernel(C' 'mbarrier_wait(full')s/ptx::mbarrier_wait[^;]*;/;/"
+mutant "wgmma: the wrong phase" plain "wgmma 2" 'relative error|other bits|emu: deadlock' "$(line 'wgmma_kernel(C' 'mbarrier_wait(full')s/% 2\)/% 2 ^ 1)/"
+mutant "wgmma: the producer does not announce all bytes" plain "wgmma 2" 'relative error|other bits|emu: deadlock' "$(line 'wgmma_kernel(C' 'mbarrier_expect')s/WGMMA_STAGE \* 2/WGMMA_STAGE/"
+mutant "wgmma: the wrong swizzle in a descriptor" plain "wgmma 2" 'relative error' "s/1ull << 62/2ull << 62/"
+mutant "wgmma: the wrong offset between strips" plain "wgmma 2" 'relative error' "s/\(STRIP \* 2 >> 4\)/(STRIP >> 4)/"
+mutant "wgmma: results before the last product is done" plain "wgmma 2" 'relative error' "$(line 'wgmma_kernel(C' 'wgmma_wait<0>')s/ptx::wgmma_wait<0>\(\);/;/"
+mutant "wgmma: a stage is given away while it is read" plain "wgmma 2" 'relative error|other bits' "$(line 'wgmma_kernel(C' 'mbarrier_arrive(empty')s/s > 0 \&\& lane == 0\) ptx::mbarrier_arrive\(empty \+ \(s - 1\)/lane == 0) ptx::mbarrier_arrive(empty + s/"
+mutant "wgmma: no fence in front of a product" plain "wgmma 2" 'emu: wgmma: no fence' "$(line 'wgmma_kernel(C' 'wgmma_fence')s/ptx::wgmma_fence\(\);/;/"
 mutant "attention: K is replaced while it is read" plain "attention 16" 'relative error|other bits' "$(drop 'attention_kernel(wrpo_attn' '/* and may go */')"
 mutant "attention: the same, as a race" race "attention 16" 'ThreadSanitizer: data race' "$(drop 'attention_kernel(wrpo_attn' '/* and may go */')"
 mutant "attention: V is used before it is there" plain "attention 16" 'relative error' "$(line 'attention_kernel(wrpo_attn' 'cp_async_wait<1>' 1)s/ptx::cp_async_wait<1>\(\);/;/"

@@ -1,5 +1,5 @@
 /* Times of the CUDA backend on the shapes of real models, through its op table: each kernel beside its floor (bytes over the measured
-   bandwidth, or FLOP over the measured rate of products), both ways of multiplying, whole WRPO steps. gpu.sh builds and runs it.
+   bandwidth, or FLOP over the measured rate of products), all ways of multiplying, whole WRPO steps. gpu.sh builds and runs it.
    usage: cuda_bench [small]      small: tiny shapes, one repetition, to see that it works where there is no GPU */
 #define WRPO_IMPLEMENTATION
 #include "wrpo.h"
@@ -8,7 +8,7 @@
 #include <string.h>
 
 static const wrpo_backend *be;
-static wrpo_ctx *ctx, *own;          /* own: products by the backend's own kernel */
+static wrpo_ctx *ctx, *own, *wg;     /* own: products by the backend's own kernel, wg: by its kernel of wgmma, where the device has it */
 static bool small;
 static double bandwidth, rate;       /* measured: bytes/s, FLOP/s */
 static int failed;
@@ -70,11 +70,11 @@ static void products(const char *model, int64_t n, int64_t D, int64_t qkv, int64
         const double flop = 2.0 * (double)n * (double)out * (double)in;
         void *x = numbers(n * in, 2, 1), *w = numbers(out * in, 2, 0.02), *y = numbers(n * out, 2, 1);
         float *dw = numbers(out * in, 4, 0);
-        for (int way = 0; way < 2; way++) {
-            void *dev = way ? own->dev : ctx->dev;
+        for (int way = 0; way < (wg ? 3 : 2); way++) {
+            void *dev = way == 2 ? wg->dev : way ? own->dev : ctx->dev;
             char name[80];
             double t;
-            const char *note = way ? "own kernel (mma.sync)" : "as linked (cuBLASLt unless left out)";
+            const char *note = way == 2 ? "own kernel (wgmma)" : way ? "own kernel (mma.sync)" : "as linked (cuBLASLt unless left out)";
 #define SAY(layout) (snprintf(name, sizeof name, "gemm %s %s %s %lldx%lldx%lld", model, shape[i].name, layout, (long long)n, (long long)out, (long long)in), name)
             TIME(t, dev, be->gemm(dev, WRPO_NT, y, out, x, in, w, in, WRPO_BF16, n, out, in, 0)); row(SAY("y"), t, 0, flop, note);
             TIME(t, dev, be->gemm(dev, WRPO_NN, x, in, y, out, w, in, WRPO_BF16, n, in, out, 0)); row(SAY("dx"), t, 0, flop, note);
@@ -238,6 +238,8 @@ int main(int argc, char **argv) {
     if (wrpo_open(&(wrpo_desc){.backend = be, .why = &why}, &ctx) != WRPO_OK) return printf("cuda_bench: %s\n", why.text), 1;
     setenv("WRPO_GEMM", "mma", 1);
     if (wrpo_open(&(wrpo_desc){.backend = be, .why = &why}, &own) != WRPO_OK) return printf("cuda_bench: %s\n", why.text), 1;
+    setenv("WRPO_GEMM", "wgmma", 1);
+    if (wrpo_open(&(wrpo_desc){.backend = be, .why = &why}, &wg) != WRPO_OK) printf("skip: products by wgmma: %s\n", why.text);
     {
         const int64_t n = small ? 1 << 16 : (int64_t)1 << 29, k = small ? 128 : 8192;
         double t;
@@ -263,6 +265,7 @@ int main(int argc, char **argv) {
         step("1B", shape(128256, 2048, 8192, 16, 32, 8, 64, true), 1024, 1024, 4), step("1B", shape(128256, 2048, 8192, 16, 32, 8, 64, true), 100, 1948, 4);
         step("8B", shape(128256, 4096, 14336, 32, 32, 8, 128, false), 1024, 1024, 2), step("8B", shape(128256, 4096, 14336, 32, 32, 8, 128, false), 100, 1948, 2);
     }
+    if (wg) wrpo_close(wg);
     wrpo_close(own), wrpo_close(ctx);
     return failed;
 }

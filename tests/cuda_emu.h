@@ -2,7 +2,9 @@
 // A CUDA thread is a fiber; the fibers of one block run round-robin and give way only at barriers, so __syncthreads, warp
 // shuffles, ballots, ldmatrix and mma.sync have their real meaning. Blocks run one after another.
 //   EMU_ORDER=0 blocks and threads in ascending order | 1 descending | n>=2 pseudo-random order, seed n   (results must not depend on it)
-//   EMU_ASYNC=0 asynchronous copies land as late as their wait allows | 1 at once
+//   EMU_ASYNC=0 asynchronous copies (cp.async, TMA) land as late as their wait allows, wgmma reads its operands at once
+//            | 1 copies land at once, wgmma reads as late as its wait allows
+//   EMU_SM      compute capability of the device, 90 without it
 //   EMU_MEMORY  bytes of device memory; without it, what the host has
 //   -fsanitize=address: out-of-bounds shared and global accesses;  -fsanitize=thread: data races inside and between blocks
 // Compile with -fno-strict-aliasing, as device code is. Not seen here: the inline PTX itself (only its twin below), weak
@@ -35,6 +37,8 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __grid_constant__
+#define WRPO_SM90A 1
 #define __align__(n) alignas(n)
 #define WRPO_SHARED(T, name, n) static int emu_slot_##name; T* name = (T*)emu::shared_alloc(&emu_slot_##name, sizeof(T) * (n))
 #define WRPO_DYN_SHARED(T, name) T* name = (T*)emu::smem
@@ -86,6 +90,7 @@ struct Copy { void* to; const void* from; int bytes, group; };
 struct Fiber {
     void* sp; char* stack; size_t stack_size; uint3 tid; int id, lane; bool done;
     unsigned phase;                                              // parity of this lane's next warp exchange
+    bool fenced;                                                 // a wgmma.fence since the last wait (or the beginning)
     Copy copies[128]; int ncopies, group;                         // cp.async: nothing is copied before the wait
     void* tsan; void* tsan_set[2]; char* stack_set[2]; void* asan;
 };
@@ -96,7 +101,7 @@ inline int nthreads, nwarps, alive, order[MAX_THREADS], pos[MAX_THREADS], order_
 inline unsigned bar_gen, bar_arrived, bar_or, bar_or_last; inline uint64_t progress, launches;
 inline dim3 grid_dim, block_dim; inline uint3 block_idx; inline const char* kernel_name = "";
 inline char* smem; inline size_t smem_dyn, smem_used; inline int smem_epoch; inline char launch_token, done_token;
-inline void (*entry)(void*); inline void* entry_arg;
+inline void (*entry)(void*); inline void* entry_arg; inline void (*at_block)();         // at_block: forgets what was in flight
 [[noreturn]] inline void fail(const char* what) {
     fprintf(stderr, "emu: %s in %s, block (%u,%u,%u) thread %d\n", what, kernel_name, block_idx.x, block_idx.y, block_idx.z, cur ? cur->id : -1);
     abort();
@@ -222,7 +227,7 @@ template <class F> EMU_RAW void launch(const char* name, const void* kernel, dim
     if (order_mode > 1) { step = blocks * 2 / 3 + order_mode; while (std::gcd(step, blocks) != 1) ++step; at = rng % blocks; }
     for (uint64_t b = 0; b < blocks; ++b, at = (at + step) % blocks) {
         block_idx = {unsigned(at % grid.x), unsigned(at / grid.x % grid.y), unsigned(at / grid.x / grid.y)}; alive = nthreads; bar_arrived = bar_or = 0;
-        ++smem_epoch; smem_used = dyn;
+        ++smem_epoch; smem_used = dyn; if (at_block) at_block();
 #if defined(__SANITIZE_THREAD__)
         if (smem) munmap(smem, DYN_SMEM); smem = nullptr;        // a fresh mapping has no access history
 #endif
@@ -256,7 +261,7 @@ template <class F> EMU_RAW void launch(const char* name, const void* kernel, dim
                 mprotect(f.stack_set[set], 4096, PROT_NONE);     // overflow guard
             }
             f.stack = f.stack_set[set];
-            f.id = t; f.lane = t % WARP; f.done = false; f.phase = 0; f.ncopies = f.group = 0;
+            f.id = t; f.lane = t % WARP; f.done = false; f.phase = 0; f.fenced = false; f.ncopies = f.group = 0;
             f.tid = {t % block.x, t / block.x % block.y, t / (block.x * block.y)};
 #if defined(__SANITIZE_ADDRESS__)
             __asan_unpoison_memory_region(f.stack + 4096, STACK - 4096);
@@ -362,6 +367,142 @@ EMU_RAW bool cp_async_next(int n, emu::Copy* c) {                 // the oldest 
 inline void cp_async16(void* to, const void* from, int bytes) { emu::Copy c = {to, from, bytes, 0}; cp_async_start(c); if (emu::early_copies) cp_async_land(c); }
 EMU_RAW void cp_async_commit() { ++emu::cur->group; }
 template <int N> inline void cp_async_wait() { emu::Copy c; while (cp_async_next(N, &c)) cp_async_land(c); }
+// -- sm_90a: mbarrier, TMA, wgmma. Addresses of shared memory are offsets in it, as in a descriptor.
+inline uint32_t shared(const void* p) { return uint32_t((const char*)p - emu::smem); }
+EMU_RAW void release_(void* p) {
+#if defined(__SANITIZE_THREAD__)
+    __tsan_release(p);
+#else
+    (void)p;
+#endif
+}
+EMU_RAW void acquire_(void* p) {
+#if defined(__SANITIZE_THREAD__)
+    __tsan_acquire(p);
+#else
+    (void)p;
+#endif
+}
+// A phase is over when `count` arrivals have come and all bytes that were announced have landed; `live` tells a barrier from other memory.
+struct Mbarrier { int32_t bytes; uint32_t pending : 12, count : 12, phase : 1, fenced : 1, live : 6; };
+static_assert(sizeof(Mbarrier) == 8, "an mbarrier is 8 bytes");
+EMU_RAW Mbarrier* mbarrier(uint64_t* b, bool fenced = true) {
+    Mbarrier* m = (Mbarrier*)b;
+    if (m->live != 0x2a) emu::fail("mbarrier: not initialised");
+    if (fenced && !m->fenced) emu::fail("mbarrier: used before the fence behind its initialisation");
+    return m;
+}
+EMU_RAW void mbarrier_turn(Mbarrier* m) { if (!m->pending && !m->bytes) m->phase ^= 1, m->pending = m->count; ++emu::progress; }
+inline uint64_t* mbarrier_new[64]; inline int n_mbarrier_new;
+EMU_RAW void mbarrier_init(uint64_t* b, int count) {
+    if ((uintptr_t)b & 7 || count < 1 || count > 4095 || n_mbarrier_new == 64) emu::fail("mbarrier: initialisation");
+    *(Mbarrier*)b = {0, unsigned(count), unsigned(count), 0, 0, 0x2a}; mbarrier_new[n_mbarrier_new++] = b;
+}
+EMU_RAW void mbarrier_init_fence() { while (n_mbarrier_new) ((Mbarrier*)mbarrier_new[--n_mbarrier_new])->fenced = 1; }
+EMU_RAW void mbarrier_arrive(uint64_t* b) {
+    release_(b); Mbarrier* m = mbarrier(b);
+    if (!m->pending) emu::fail("mbarrier: more arrivals than it counts");
+    --m->pending; mbarrier_turn(m);
+}
+EMU_RAW void mbarrier_expect(uint64_t* b, int bytes) { mbarrier(b)->bytes += bytes; mbarrier_arrive(b); }
+// Boxes of a row-major matrix of bf16, 64 columns wide; the 16-byte chunks of each 128 bytes are permuted by bits 7-9 of their address.
+struct tensor_map { const uint16_t* base; int64_t ld, rows, cols; unsigned box_rows; };
+struct Box { void* to; tensor_map map; uint64_t* bar; int col, row; };
+inline Box boxes[256]; inline int n_boxes;
+inline void tma_land(const Box& x) {                             // ordinary accesses of the thread that starts (or waits for) the copy
+    acquire_(x.bar);
+    for (unsigned r = 0; r < x.map.box_rows; ++r) for (unsigned c = 0; c < 64; ++c) {
+        const int64_t row = (int64_t)x.row + r, col = (int64_t)x.col + c; const uint32_t a = shared(x.to) + r * 128 + c * 2;
+        *(uint16_t*)(emu::smem + (a ^ (a >> 7 & 7) << 4)) = row >= 0 && row < x.map.rows && col >= 0 && col < x.map.cols ? x.map.base[row * x.map.ld + col] : 0;
+    }
+    release_(x.bar); Mbarrier* m = mbarrier(x.bar); m->bytes -= int(x.map.box_rows * 128); mbarrier_turn(m);
+}
+inline void tma_load(void* to, const tensor_map* map, uint64_t* bar, int col, int row) {
+    const Box x = {to, *map, bar, col, row}; mbarrier(bar);
+    if (shared(to) % 128 || shared(to) + map->box_rows * 128 > (uint64_t)emu::smem_used) emu::fail("TMA: destination");
+    release_(bar);
+    if (emu::early_copies) tma_land(x); else if (n_boxes == 256) emu::fail("TMA: too many in flight"); else boxes[n_boxes++] = x;
+}
+EMU_RAW bool tma_next(uint64_t* bar, Box* x) {                   // the oldest box for this barrier
+    for (int i = 0; i < n_boxes; ++i) if (boxes[i].bar == bar) { *x = boxes[i]; for (--n_boxes; i < n_boxes; ++i) boxes[i] = boxes[i + 1]; return true; }
+    return false;
+}
+inline void mbarrier_wait(uint64_t* b, int parity) {             // what a wait is for lands only while someone waits
+    int idle = 0; uint64_t seen = emu::progress; Box x;
+    while (mbarrier(b)->phase == (unsigned)parity) {
+        if (tma_next(b, &x)) { tma_land(x); continue; }
+        emu::yield(false);
+        if (seen != emu::progress) { seen = emu::progress; idle = 0; } else if (++idle > 4) emu::fail("deadlock at an mbarrier");
+    }
+    acquire_(b);
+}
+// wgmma m64n256k16: each warp of the group has 16 rows. While a product is in flight its registers hold NaN; they are filled by the wait that leaves
+// nothing in flight. Sums as mma's: 16 products in order, then added.
+struct Wgmma { float d[16][256]; float* lanes[32]; struct { uint64_t a, b; int group; bool ta, tb, done; } ops[64]; int n, group; unsigned in; };
+inline Wgmma wgmmas[emu::MAX_THREADS / emu::WARP];
+// Number (i, k) of an operand: i along m or n. The canonical layouts of the PTX manual, chunks of 16 bytes, patterns of w chunks (swizzle of 16 w bytes).
+inline float wgmma_number(uint64_t desc, bool transposed, unsigned i, unsigned k) {
+    const unsigned w = desc >> 62 == 0 ? 1 : desc >> 62 == 1 ? 8 : desc >> 62 == 2 ? 4 : 2, lead = unsigned(desc >> 16 & 0x3fff) * 16, stride = unsigned(desc >> 32 & 0x3fff) * 16;
+    if (desc >> 49 & 7) emu::fail("wgmma: a base offset is not modelled");
+    unsigned at = unsigned(desc & 0x3fff) * 16;
+    if (!transposed) at += i % 8 * 16 * w + i / 8 * stride + (w == 1 ? k / 8 * lead + k % 8 * 2 : k * 2);
+    else at += i % (8 * w) * 2 + i / (8 * w) * (w == 1 ? stride : lead) + k % 8 * 16 * w + k / 8 * (w == 1 ? lead : stride);
+    at ^= (at >> 7 & (w - 1)) << 4;
+    if (at + 2 > emu::DYN_SMEM) emu::fail("wgmma: an operand outside of shared memory");
+    return lo(*(const uint16_t*)(emu::smem + at));
+}
+inline void wgmma_product(Wgmma& g, uint64_t da, uint64_t db, bool ta, bool tb, unsigned warp) {
+    static float a[16][16], b[16][256]; float d[256];
+    for (unsigned k = 0; k < 16; ++k) { for (unsigned i = 0; i < 16; ++i) a[i][k] = wgmma_number(da, ta, warp * 16 + i, k); for (unsigned j = 0; j < 256; ++j) b[k][j] = wgmma_number(db, tb, j, k); }
+    for (int i = 0; i < 16; ++i) {
+        for (int j = 0; j < 256; ++j) d[j] = 0;
+        for (int k = 0; k < 16; ++k) for (int j = 0; j < 256; ++j) d[j] += a[i][k] * b[k][j];
+        for (int j = 0; j < 256; ++j) g.d[i][j] += d[j];
+    }
+}
+EMU_RAW float* wgmma_place(Wgmma& g, int lane, int i) { return &g.d[lane / 4 + i / 2 % 2 * 8][i / 4 * 8 + lane % 4 * 2 + i % 2]; }
+EMU_RAW void wgmma_fence() { emu::warp_barrier(0xffffffffu); emu::cur->fenced = true; }
+EMU_RAW void wgmma_commit() { emu::warp_barrier(0xffffffffu, [] { ++wgmmas[emu::cur->id / 32].group; }); }
+template <int TA, int TB> inline void wgmma(float (&d)[128], uint64_t a, uint64_t b) {
+    emu::Fiber* f = emu::cur; Wgmma& g = wgmmas[f->id / 32];
+    if (!f->fenced) emu::fail("wgmma: no fence before it");
+    if (!(g.in >> f->lane & 1)) {
+        g.in |= 1u << f->lane; g.lanes[f->lane] = d;
+        for (int i = 0; i < 128; ++i) { *wgmma_place(g, f->lane, i) = d[i]; d[i] = NAN; }
+    } else if (g.lanes[f->lane] != d) emu::fail("wgmma: other registers while a product is in flight");
+    auto box = emu::exchange(a ^ b * 3, 0xffffffffu); const bool same = emu::letter<uint64_t>(box, 0) == (a ^ b * 3);
+    if (!same) emu::fail("wgmma: lanes have different descriptors");
+    emu::warp_barrier(0xffffffffu, [&] {
+        if (g.n == 64) emu::fail("wgmma: too many in flight");
+        g.ops[g.n++] = {a, b, g.group, TA != 0, TB != 0, !emu::early_copies};
+        if (!emu::early_copies) wgmma_product(g, a, b, TA != 0, TB != 0, unsigned(f->id / 32 % 4));
+    });
+}
+template <int N> inline void wgmma_wait() {
+    emu::Fiber* f = emu::cur; Wgmma& g = wgmmas[f->id / 32];
+    emu::warp_barrier(0xffffffffu, [&] {
+        int done = 0;
+        for (; done < g.n && g.ops[done].group < g.group - N; ++done)
+            if (!g.ops[done].done) wgmma_product(g, g.ops[done].a, g.ops[done].b, g.ops[done].ta, g.ops[done].tb, unsigned(emu::cur->id / 32 % 4));
+        for (int i = done; i < g.n; ++i) g.ops[i - done] = g.ops[i];
+        g.n -= done;
+    });
+    release_(&g); emu::warp_barrier(0xffffffffu); acquire_(&g);
+    f->fenced = false;
+    if (g.n || !(g.in >> f->lane & 1)) return;
+    g.in &= ~(1u << f->lane);
+    for (int i = 0; i < 128; ++i) g.lanes[f->lane][i] = *wgmma_place(g, f->lane, i);
+}
+inline void wgmma_results(float (&)[128]) {}
+template <int N> inline void registers_up() { static_assert(N % 8 == 0 && N >= 24 && N <= 256, "registers"); }
+template <int N> inline void registers_down() { registers_up<N>(); }
+inline const bool forgets = (emu::at_block = [] { n_boxes = n_mbarrier_new = 0; for (Wgmma& g : wgmmas) g.n = g.group = 0, g.in = 0; }, true);
+// host: what cuTensorMapEncodeTiled asks of a matrix
+inline void* tensor_map_encoder() { return (void*)&boxes; }
+inline bool tensor_map_make(void*, tensor_map* map, const void* p, int64_t ld, int64_t rows, int64_t cols, unsigned box_rows) {
+    if ((uintptr_t)p % 16 || ld * 2 % 16 || ld * 2 >= (int64_t)1 << 40 || rows < 1 || cols < 1 || rows > (int64_t)1 << 32 || cols > (int64_t)1 << 32 || box_rows < 1 || box_rows > 256) return false;
+    *map = {(const uint16_t*)p, ld, rows, cols, box_rows}; return true;
+}
 }  // namespace ptx
 // ---- host API --------------------------------------------------------------------------------------------------------
 typedef int cudaError_t; typedef void* cudaStream_t; typedef void* cudaEvent_t;
@@ -389,5 +530,5 @@ inline cudaError_t cudaGetLastError() { return 0; }
 inline const char* cudaGetErrorString(cudaError_t e) { return e == cudaErrorMemoryAllocation ? "out of memory" : e ? "invalid argument" : "no error"; }
 inline cudaError_t cudaGetDeviceCount(int* n) { *n = 1; return 0; }
 inline cudaError_t cudaGetDevice(int* d) { *d = 0; return 0; }
-inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) { *p = {"emulated", 9, 0, emu::DYN_SMEM - 1024}; return 0; }
+inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) { const char* e = getenv("EMU_SM"); const int sm = e ? atoi(e) : 90; *p = {"emulated", sm / 10, sm % 10, emu::DYN_SMEM - 1024}; return 0; }
 template <class F> inline cudaError_t cudaFuncSetAttribute(F f, int, int bytes) { emu::allow((const void*)f, (size_t)bytes); return 0; }

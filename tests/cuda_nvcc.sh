@@ -1,6 +1,6 @@
 #!/bin/sh
 # What nvcc says of wrpo_cuda.cu without a GPU: it compiles for sm_80 and sm_90a without a warning, spills no more than the few bytes listed here,
-# uses tensor cores where meant and atomics nowhere; the program links, with and without cuBLASLt, and says so where there is no device.
+# uses tensor cores (and wgmma and TMA in code for sm_90a) where meant and atomics nowhere; the program links, with and without cuBLASLt, and says so where there is no device.
 # usage, in this folder: sh cuda_nvcc.sh        NVCC=path if it is not found; without nvcc: one skip
 passed=0 failed=0
 NVCC=${NVCC:-$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)}
@@ -34,13 +34,13 @@ int main(int argc, char **argv) {
     Elf64_Shdr *s = (Elf64_Shdr *)(d + e->e_shoff);
     const char *names = d + s[e->e_shstrndx].sh_offset;
     for (int i = 0; i < e->e_shnum; i++) {
-        int mma = 0, ldmatrix = 0, local = 0;
+        int mma = 0, ldmatrix = 0, local = 0, wgmma = 0, tma = 0;
         if (strncmp(names + s[i].sh_name, ".text.", 6)) continue;
         for (size_t o = 0; o < s[i].sh_size; o += 16) {
             unsigned op = *(unsigned short *)(d + s[i].sh_offset + o) & 0xfff;
-            mma += op == 0x23c, ldmatrix += op == 0x83b, local += op == 0x983 || op == 0x387;
+            mma += op == 0x23c, ldmatrix += op == 0x83b, local += op == 0x983 || op == 0x387, wgmma += op == 0x9f0, tma += op == 0x5b4;
         }
-        printf("%s %d %d %d\n", names + s[i].sh_name + 6, mma, ldmatrix, local);
+        printf("%s %d %d %d %d %d\n", names + s[i].sh_name + 6, mma, ldmatrix, local, wgmma, tma);
     }
     return 0;
 }
@@ -56,19 +56,23 @@ for arch in 80 90a; do
     if grep -iE 'C75[0-9]+|serializ' "$log"; then bad "sm_$arch: instructions are serialised"; else ok; fi
     awk '/Compiling entry function/ { split($0, q, "\047"); name = q[2] } /bytes stack frame/ { stack = $1; spill = $5 } /Used [0-9]+ registers/ { for (i = 1; i < NF; i++) if ($i == "Used") print name, $(i + 1), spill }' "$log" | sort >"$B/registers"
     awk '/\.entry/ { match($0, /_Z[A-Za-z0-9_]*/); name = substr($0, RSTART, RLENGTH); seen[name] = 1 } /mma\.sync/ { m[name]++ } /ldmatrix/ { l[name]++ } /cp\.async\.cg/ { c[name]++ } /[ \t](atom|red)\./ { a[name]++ }
-         END { for (n in seen) print n, m[n] + 0, l[n] + 0, c[n] + 0, a[n] + 0 }' "$B/sm_$arch.ptx" | sort >"$B/ptx"
+         /wgmma\.mma_async/ { w[name]++ } /cp\.async\.bulk\.tensor/ { t[name]++ }
+         END { for (n in seen) print n, m[n] + 0, l[n] + 0, c[n] + 0, a[n] + 0, w[n] + 0, t[n] + 0 }' "$B/sm_$arch.ptx" | sort >"$B/ptx"
     "$B/sass" "$B/sm_$arch.cubin" | sort >"$B/sass.txt"
     join "$B/registers" "$B/ptx" | join - "$B/sass.txt" | short >"$B/table"
     if [ -s "$B/table" ]; then ok; else bad "sm_$arch: no table"; fi
-    printf '%-32s %9s %7s %8s %8s %8s %6s %8s\n' "sm_$arch" registers spilled mma.sync ldmatrix cp.async HMMA LDL+STL
-    awk '{ printf "%-32s %9d %7d %8d %8d %8d %6d %8d\n", $1, $2, $3, $4, $5, $6, $8, $10 }' "$B/table"
-    while read -r name registers spill mma ldmatrix copies atomics hmma ldsm local; do
+    printf '%-32s %9s %7s %8s %8s %8s %6s %8s %6s %4s\n' "sm_$arch" registers spilled mma.sync ldmatrix cp.async HMMA LDL+STL wgmma TMA
+    awk '{ printf "%-32s %9d %7d %8d %8d %8d %6d %8d %6d %4d\n", $1, $2, $3, $4, $5, $6, $10, $12, $8, $9 }' "$B/table"
+    while read -r name registers spill mma ldmatrix copies atomics wgmma tma hmma ldsm local hgmma utmaldg; do
         may=$(echo "$allowed" | awk -v k="$name" -v a="sm_$arch" '$1 == k && $2 == a { print $3 }')
         if [ "$spill" -le "${may:-0}" ]; then ok; else bad "sm_$arch: $name spills $spill bytes, want at most ${may:-0}"; fi
         if [ "$atomics" -eq 0 ]; then ok; else bad "sm_$arch: $name has $atomics atomic instructions"; fi
         if [ "${may:-0}" -gt 0 ] || [ "$local" -eq 0 ]; then ok; else bad "sm_$arch: $name uses local memory"; fi
         case $name in
         gemm_kernel*|attention*) if [ "$mma" -gt 0 ] && [ "$ldmatrix" -gt 0 ] && [ "$copies" -gt 0 ] && [ "$hmma" -ge "$mma" ]; then ok; else bad "sm_$arch: $name: no tensor cores"; fi ;;
+        wgmma_kernel*)      # where the architecture has none, an empty kernel
+            if [ $arch = 90a ]; then want=4; else want=0; fi
+            if [ "$wgmma" -eq $want ] && [ "$hgmma" -eq $want ] && [ "$utmaldg" -eq "$tma" ] && [ $((want == 0)) -eq $((tma == 0)) ]; then ok; else bad "sm_$arch: $name: $wgmma wgmma ($hgmma in the code), want $want; $tma TMA ($utmaldg)"; fi ;;
         *) if [ "$mma" -eq 0 ]; then ok; else bad "sm_$arch: $name: tensor cores in an elementwise kernel"; fi ;;
         esac
     done <"$B/table"
