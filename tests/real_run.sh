@@ -1,9 +1,10 @@
 #!/bin/sh
-# usage: real_run.sh WRPO SHARED OUT [THREADS]     A real run: a random Llama of 15 million parameters with the Llama-3 tokenizer,
+# usage: real_run.sh WRPO SHARED OUT [THREADS [DTYPE [BESIDE]]]     A real run: a random Llama of 15 million parameters with the Llama-3 tokenizer,
 # SFT on y_ws and then WRPO over the 600 real quadruples of SHARED/alpacaeval. Prints time, memory and the curves as a table.
+# BESIDE is the OUT of an earlier run, with another DTYPE say: how far the losses and margins of all steps lie from that run's.
 # Needs awk, sed and GNU time (/usr/bin/time) for the resident memory.
 set -e
-wrpo=$1 shared=$2 out=$3 threads=${4:-2}
+wrpo=$1 shared=$2 out=$3 threads=${4:-2} dtype=${5:-f32} beside=$6
 mkdir -p "$out/tok"
 cp "$shared/tokenizers/llama3/tokenizer.json" "$out/tok/"
 cp "$shared/chat/llama3.jinja" "$out/tok/chat_template.jinja"
@@ -17,7 +18,7 @@ time=; [ -x /usr/bin/time ] && time="/usr/bin/time -v"
 run() {   # name, arguments
     name=$1; shift
     begin=$(date +%s)
-    $time "$wrpo" "$@" --threads "$threads" >"$out/$name.out" 2>"$out/$name.err" || { cat "$out/$name.err"; exit 1; }
+    $time "$wrpo" "$@" --threads "$threads" --dtype "$dtype" >"$out/$name.out" 2>"$out/$name.err" || { cat "$out/$name.err"; exit 1; }
     echo "$name: $(($(date +%s) - begin)) s; predicted $(sed -n 's/^memory *\([^:]*\):.*/\1/p' "$out/$name.out" "$out/$name.err" | head -n 1), resident peak $(sed -n 's/.*Maximum resident.*: *//p' "$out/$name.err" | awk '{ printf "%.0f MiB", $1 / 1024 }')"
 }
 "$wrpo" init --config "$out/config.json" --tokenizer "$out/tok" --out "$out/random"
@@ -34,3 +35,7 @@ field loss "$out/sft/metrics.jsonl" >"$out/col.sft"
 paste "$out/col.step" "$out/col.sft" "$out/col.loss" "$out/col.rewards.margins" "$out/col.rewards.accuracies" "$out/col.rewards.source_accuracies" \
     "$out/col.rewards.pivot_accuracies" "$out/col.cur_alpha" | awk '{ for (i = 2; i <= 8; i++) { s[i] += $i } n++
     if (NR == 1 || n == 6 || NR == 38) { printf "| %s%s |", NR == 1 || n == 1 ? "" : NR - n + 1 "-", $1; for (i = 2; i <= 8; i++) { printf " %.4f |", s[i] / n; s[i] = 0 } print ""; n = 0 } }'
+[ -z "$beside" ] || for name in sft loss rewards.margins; do
+    paste "$out/col.$name" "$beside/col.$name" | awk -v name=$name '{ d = $1 > $2 ? $1 - $2 : $2 - $1; s += d; v += $2; if (d > m) m = d }
+        END { printf "%s: %d steps, from the other run by %.5f in the mean and %.5f at most, of %.4f in the mean\n", name, NR, s / NR, m, v / NR }'
+done
