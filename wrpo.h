@@ -592,6 +592,11 @@ struct wrpo_backend {
     void (*copy)(void *dev, void *dst, const void *src, size_t n);
     void (*zero)(void *dev, void *dst, size_t n);
     wrpo_result (*sync)(void *dev, wrpo_error *why);   /* waits; the first error since the last */
+    /* ops(user), a stretch of ops that comes again and again; or, in its stead, what was recorded under the same key. NULL: ops are called. So
+       whatever the ops are given, pointers and sizes, follows from key, and what changes from call to call lies in the backend's memory.
+       ops does nothing but call ops of this table, copy and zero, and may be called twice (the first time nothing is run). release forgets
+       all that is recorded. */
+    void (*replay)(void *dev, const int64_t key[4], void (*ops)(void *user), void *user);
     /* c = a b (beta 0) or c += a b (beta 1) */
     void (*gemm)(void *dev, wrpo_mm mm, void *c, int64_t ldc, const void *a, int64_t lda, const void *b, int64_t ldb, wrpo_dtype b_type,
                  int64_t m, int64_t n, int64_t k, float beta);          /* b_type: of a weight; TN does not look at it */
@@ -9462,6 +9467,11 @@ static void wrpo__pack_step(wrpo__generation *g) {
     }
     wrpo__pack_end(r);
 }
+static void wrpo__step_ops(void *run) {
+    wrpo__run *r = run;
+    wrpo__trunk(r);
+    if (r->targets) wrpo__logits(r, 0, WRPO__MIN(r->shape.chunk, r->targets));
+}
 static void wrpo__generate_step(wrpo__generation *g) {
     wrpo__run *r = g->run;
     wrpo_ctx *ctx = g->model->ctx;
@@ -9469,10 +9479,13 @@ static void wrpo__generate_step(wrpo__generation *g) {
     const int64_t V = g->model->config.vocab_size;
     const float cap = (float)g->model->config.final_logit_softcapping;
     wrpo__pack_step(g);
-    wrpo__trunk(r);
+    /* Steps that only decode, a row a segment, come again and again: ids, turns, places and segments are what differs, and packing put them on the device. */
+    const int64_t key[4] = {(int64_t)(uintptr_t)r, r->n, r->segs, r->targets};
+    if (be->replay && r->segs == r->n) be->replay(ctx->dev, key, wrpo__step_ops, r);
+    else wrpo__step_ops(r);
     for (int64_t t = 0; t < r->targets; t += r->shape.chunk) {
         const int64_t count = WRPO__MIN(r->shape.chunk, r->targets - t);
-        wrpo__logits(r, t, count);
+        if (t) wrpo__logits(r, t, count);
         be->get(ctx->dev, g->logits, r->logits, (size_t)(count * V) * sizeof *g->logits);
         wrpo__sync(ctx);
         WRPO__PARFOR((int)WRPO__MIN(ctx->desc.threads, count))

@@ -13,6 +13,7 @@
        WRPO_GEMM=lt|mma|wgmma    which way to multiply: cuBLASLt (the default where it is linked), the kernel of mma.sync (sm_80 and up, the default
                                  elsewhere), or that of wgmma and TMA, for compute capability 9.0 and code for sm_90a, off until it has been measured:
                                  nvcc ... -gencode=arch=compute_90a,code=sm_90a      What cannot be done as asked is refused when the device is opened.
+       WRPO_GRAPHS=0             no CUDA graphs (see graphs); unset or 1: decoding steps that come again are recorded and replayed
 
    The same text runs without a GPU: compiled by a C++ compiler it takes tests/cuda_emu.h for the device, which is how the tests
    run it. Everything that needs inline PTX is in the first block, a line or two each, with a twin of the same name there.
@@ -215,7 +216,8 @@ bool on16(const void *p, int64_t ld, size_t size) { return (((uintptr_t)p | (uin
 int64_t div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 /* ---- the device ---- */
-enum { WORK_FLOATS = 1 << 22, LT_BYTES = 32 << 20, LT_KEPT = 512 };
+enum { WORK_FLOATS = 1 << 22, LT_BYTES = 32 << 20, LT_KEPT = 512, GRAPHS_KEPT = 32, GRAPH_AFTER = 3 };
+struct stretch { int64_t key[4], used, plain; cudaGraphExec_t graph; };      /* used: when, 0 = empty; plain: how often its ops were just called */
 struct device {
     wrpo_allocator memory;
     cudaStream_t stream;
@@ -223,6 +225,9 @@ struct device {
     const char *where;
     float *work;                                       /* WORK_FLOATS: parts of sums, valid within one op */
     void *encoder;                                     /* of tensor maps; not NULL: products by wgmma where TMA takes the operands */
+    bool graphs, recording;
+    int64_t clock;
+    stretch stretches[GRAPHS_KEPT];
 #ifndef WRPO_NO_CUBLAS
     cublasLtHandle_t lt;
     void *lt_work;
@@ -1366,10 +1371,74 @@ void adamw(void *d, void *w, uint16_t *low, void *m, void *v, const float *g, in
     LAUNCH(adamw_kernel, (unsigned)div_up(count, 2048), 256, 0, w, low, m, v, g, count, step->states, u);
 }
 
+/* ---- graphs ----
+   replay, of the table: a stretch that came GRAPH_AFTER times under its key is recorded (stream capture: kernels with copies of their arguments, device copies
+   and fills; nothing runs), then launched as one graph, as often as it comes. GRAPHS_KEPT keys are kept, the one not used for longest gives way.
+   Decoding. A step of SmolLM2-135M is 303 launches on a few rows: at 2 to 3 us of the host's time for each (an estimate) 0.6 to 0.9 ms, where its weights are
+   read in 0.08; a graph is one launch. The shapes follow from the run, its rows, segments and targets, which are the key. All that changes from token to token
+   is read by the kernels from device memory, written there before: ids (embed), cosines (rope), places in the cache (scatter), rows (gather), segments with
+   the lengths of keys (attention, whose grid follows from rows and segments alone). So the same kernels run with the same arguments, and have the same bits.
+   Recording costs the host about what a few steps of launches do: hence GRAPH_AFTER, with which it never costs more than twice what was best. The plain
+   runs before have loaded the kernels and made cuBLASLt's choices, whose memory is the device's: nothing is allocated while recording.
+   Training is left alone. Micro-batches are packed from records of different lengths, so exact shapes hardly come twice; recording each anew in order to
+   update one graph (cudaGraphExecUpdate) calls the runtime once per kernel, as launching does, and then compares all nodes. And launches do not dominate there: 6144 rows
+   of the 135M model, forward and backward, are about 1000 launches, 3 ms of a host that runs ahead, beside 5 TFLOP, 12 ms at 400 TFLOP/s. None of this is measured.
+   Whatever fails while recording (a call that cannot be recorded, an error of an op, no memory for the graph) drops the record, and the ops are called
+   plainly, now and from then on; what was wrong with an op is then noted as ever. Replacing an op of the table: its work has to be on this device's stream, else
+   replay has to be NULL. */
+void forget(device *dev, stretch *s) {
+    if (s->graph) note(dev, cudaStreamSynchronize(dev->stream), "graph"), note(dev, cudaGraphExecDestroy(s->graph), "graph");      /* it may be under way */
+    memset(s, 0, sizeof *s);
+}
+void forget_all(device *dev) { for (int i = 0; i < GRAPHS_KEPT; i++) forget(dev, &dev->stretches[i]); }
+bool barred(device *dev, const char *where) {          /* no part of a stretch: waits, or host memory that will have changed */
+    if (dev->recording) note(dev, cudaErrorStreamCaptureUnsupported, where);
+    return dev->recording;
+}
+bool record(device *dev, stretch *s, void (*ops)(void *user), void *user) {
+    const cudaError_t error = dev->error;
+    const char *where = dev->where;
+    cudaGraph_t graph = NULL;
+    cudaError_t e = cudaStreamBeginCapture(dev->stream, cudaStreamCaptureModeThreadLocal);
+    if (e == cudaSuccess) {
+        dev->error = cudaSuccess, dev->recording = true;
+        ops(user);
+        dev->recording = false;
+        e = cudaStreamEndCapture(dev->stream, &graph);
+        if (e == cudaSuccess) e = dev->error;
+        dev->error = error, dev->where = where;        /* what went wrong in the recording goes wrong again, and counts, when the ops are run */
+    }
+    if (e == cudaSuccess) e = cudaGraphInstantiate(&s->graph, graph, 0);
+    if (e != cudaSuccess) s->graph = NULL;
+    if (graph) cudaGraphDestroy(graph);
+    (void)cudaGetLastError();
+    return e == cudaSuccess;
+}
+void replay(void *d, const int64_t key[4], void (*ops)(void *user), void *user) {
+    device *dev = (device *)d;
+    if (!dev->graphs || dev->recording) { ops(user); return; }
+    stretch *s = dev->stretches;                       /* the one of this key, or the one not used for longest */
+    bool known = false;
+    for (int i = 0; i < GRAPHS_KEPT && !known; i++) {
+        stretch *other = &dev->stretches[i];
+        known = other->used && memcmp(other->key, key, sizeof s->key) == 0;
+        if (known || other->used < s->used) s = other;
+    }
+    if (!known) forget(dev, s), memcpy(s->key, key, sizeof s->key);
+    s->used = ++dev->clock;
+    if (s->graph || (s->plain == GRAPH_AFTER && record(dev, s, ops, user))) {
+        if (cudaGraphLaunch(s->graph, dev->stream) == cudaSuccess) return;
+        (void)cudaGetLastError();                      /* what does not go away is met again below */
+        forget(dev, s), memcpy(s->key, key, sizeof s->key), s->used = dev->clock, s->plain = GRAPH_AFTER;
+    }
+    s->plain++;                                        /* beyond GRAPH_AFTER: not recorded any more */
+    ops(user);
+}
+
 /* ---- memory, opening, the table ---- */
 void *alloc(void *d, size_t n) {                       /* NULL leaves no error behind: running out of memory is survived */
     void *p = NULL;
-    (void)d;
+    if (barred((device *)d, "alloc")) return NULL;
     if (cudaMalloc(&p, n ? n : 1) == cudaSuccess) return p;
     (void)cudaGetLastError();
     return NULL;
@@ -1382,18 +1451,19 @@ size_t room(void *d) {                                 /* what is free, but for 
 }
 void release(void *d, void *p) {
     device *dev = (device *)d;
-    if (!p) return;
+    if (!p || barred(dev, "release")) return;
+    forget_all(dev);                                   /* they may use p, and what is allocated next may lie there */
     note(dev, cudaStreamSynchronize(dev->stream), "release");
     note(dev, cudaFree(p), "release");
 }
 void move(device *dev, void *dst, const void *src, size_t n, cudaMemcpyKind kind, const char *where) {
-    if (n) note(dev, cudaMemcpyAsync(dst, src, n, kind, dev->stream), where);
+    if (n && (kind == cudaMemcpyDeviceToDevice || !barred(dev, where))) note(dev, cudaMemcpyAsync(dst, src, n, kind, dev->stream), where);
 }
 void put(void *d, void *dst, const void *host, size_t n) { move((device *)d, dst, host, n, cudaMemcpyHostToDevice, "put"); }
 void get(void *d, void *host, const void *src, size_t n) {
     device *dev = (device *)d;
     move(dev, host, src, n, cudaMemcpyDeviceToHost, "get");
-    note(dev, cudaStreamSynchronize(dev->stream), "get");
+    if (!barred(dev, "get")) note(dev, cudaStreamSynchronize(dev->stream), "get");
 }
 void copy(void *d, void *dst, const void *src, size_t n) { move((device *)d, dst, src, n, cudaMemcpyDeviceToDevice, "copy"); }
 void zero(void *d, void *dst, size_t n) {
@@ -1402,6 +1472,7 @@ void zero(void *d, void *dst, size_t n) {
 }
 wrpo_result sync(void *d, wrpo_error *why) {
     device *dev = (device *)d;
+    if (barred(dev, "sync")) return WRPO_OK;           /* the ops will be run */
     note(dev, cudaStreamSynchronize(dev->stream), "sync");
     if (dev->error == cudaSuccess) return WRPO_OK;
     why->code = WRPO_E_DEVICE;
@@ -1417,6 +1488,7 @@ void close(void *d) {
     if (dev->lt_work) cudaFree(dev->lt_work);
     if (dev->choices) dev->memory.free(dev->choices, dev->memory.user);
 #endif
+    forget_all(dev);
     if (dev->work) cudaFree(dev->work);
     if (dev->stream) cudaStreamDestroy(dev->stream);
     dev->memory.free(dev, dev->memory.user);
@@ -1458,7 +1530,9 @@ cudaError_t roomy_wgmma(int most) {
 wrpo_result open(void **out, const wrpo_desc *desc, wrpo_error *why) {
     int count = 0, which = 0;
     cudaDeviceProp info;
+    const char *graphs = getenv("WRPO_GRAPHS");
     *out = NULL;
+    if (graphs && strcmp(graphs, "0") != 0 && strcmp(graphs, "1") != 0) return refuse(why, WRPO_E_ARG, "cuda: WRPO_GRAPHS: want 0 or 1, found %s", graphs);
     if (desc->dtype == WRPO_F32) return refuse(why, WRPO_E_UNSUPPORTED, "%s: products are bf16 with float sums: want dtype bf16, found f32", "cuda");
     cudaError_t e = cudaGetDeviceCount(&count);
     if (e == cudaSuccess && count > 0) e = cudaGetDevice(&which);
@@ -1475,7 +1549,7 @@ wrpo_result open(void **out, const wrpo_desc *desc, wrpo_error *why) {
     device *dev = (device *)desc->memory.alloc(sizeof *dev, desc->memory.user);
     if (!dev) return refuse(why, WRPO_E_MEMORY, "out of memory: %s", "the device's state");
     memset(dev, 0, sizeof *dev);
-    dev->memory = desc->memory;
+    dev->memory = desc->memory, dev->graphs = !graphs || *graphs == '1';
     e = cudaStreamCreateWithFlags(&dev->stream, cudaStreamNonBlocking);
     if (e == cudaSuccess) e = cudaMalloc(&dev->work, WORK_FLOATS * sizeof(float));
     if (e == cudaSuccess) e = roomy_all((int)info.sharedMemPerBlockOptin);
@@ -1512,7 +1586,7 @@ wrpo_result open(void **out, const wrpo_desc *desc, wrpo_error *why) {
 wrpo_backend table() {
     wrpo_backend b = {};
     b.name = "cuda", b.act_bytes = 2, b.dtype = WRPO_BF16, b.host = false;
-    b.open = open, b.close = close, b.alloc = alloc, b.room = room, b.release = release, b.put = put, b.get = get, b.copy = copy, b.zero = zero, b.sync = sync;
+    b.open = open, b.close = close, b.alloc = alloc, b.room = room, b.release = release, b.put = put, b.get = get, b.copy = copy, b.zero = zero, b.sync = sync, b.replay = replay;
     b.gemm = gemm, b.embed = embed, b.embed_bwd = embed_bwd, b.gather = gather, b.gather_bwd = gather_bwd, b.scatter = scatter, b.bias = bias, b.bias_bwd = bias_bwd;
     b.colsum = colsum, b.add = add, b.rmsnorm = rmsnorm, b.rmsnorm_bwd = rmsnorm_bwd, b.rope = rope, b.attention = attention, b.attention_bwd = attention_bwd;
     b.attention_scratch = attention_scratch, b.glu = glu, b.glu_bwd = glu_bwd, b.logprob = logprob, b.logprob_bwd = logprob_bwd, b.sumsq = sumsq, b.adamw = adamw;

@@ -564,6 +564,142 @@ static void test_generation(wrpo_ctx *gpu) {
     wrpo_data_free(data);
     wrpo_model_free(m);
 }
+/* ---- graphs: a stretch is called three times, then recorded and launched; the results are those of calls, whatever fails ---- */
+#ifdef WRPO_EMULATED
+extern int64_t emu_captures, emu_replays, emu_graphs;  /* recorded and launched so far; alive */
+#else
+static int64_t emu_captures, emu_replays, emu_graphs;
+#endif
+enum { GRAPHS_KEPT = 32, GRAPH_AFTER = 3 };            /* as in wrpo_cuda.cu */
+/* y += x, bf16, and on the way what a stretch must not do: 1 reads to the host, 2 is refused by its op */
+typedef struct tape { void *dev, *x, *y; int calls, wrong; } tape;
+static void tape_ops(void *user) {
+    static const wrpo_attn wide = {.n = 1, .n_segs = 1, .H = 1, .G = 1, .d = 258};
+    tape *t = user;
+    uint16_t seen;
+    t->calls++;
+    wrpo_backend_cuda()->add(t->dev, t->y, t->x, 8);
+    if (t->wrong == 1) wrpo_backend_cuda()->get(t->dev, &seen, t->y, 2);
+    if (t->wrong == 2) wrpo_backend_cuda()->attention(t->dev, &wide, NULL, NULL, NULL, NULL, NULL);
+}
+static void fill(tape *t, void *to, float x) {
+    uint16_t v[8];
+    uint32_t u;
+    memcpy(&u, &x, 4);
+    for (int i = 0; i < 8; i++) v[i] = (uint16_t)(u >> 16);
+    wrpo_backend_cuda()->put(t->dev, to, v, sizeof v);
+    wrpo_backend_cuda()->sync(t->dev, &(wrpo_error){0});
+}
+static int played(tape *t, int times, int64_t a, int64_t b, int64_t c, int64_t d) {      /* calls that took */
+    const int before = t->calls;
+    for (int i = 0; i < times; i++) wrpo_backend_cuda()->replay(t->dev, (const int64_t[4]){a, b, c, d}, tape_ops, t);
+    return t->calls - before;
+}
+static float sum_of(tape *t) {
+    uint16_t v;
+    uint32_t u;
+    float x;
+    wrpo_backend_cuda()->get(t->dev, &v, t->y, 2);
+    u = (uint32_t)v << 16, memcpy(&x, &u, 4);
+    return x;
+}
+static void test_graphs(wrpo_ctx *gpu) {
+    static const char *const stages[] = {"begin", "end", "instantiate", "launch"};
+    const wrpo_backend *be = wrpo_backend_cuda();
+    wrpo_error why = {WRPO_OK, 0, 0, ""};
+    tape t = {.dev = gpu->dev, .x = be->alloc(gpu->dev, 16), .y = be->alloc(gpu->dev, 16)};
+    void *other = be->alloc(gpu->dev, 16);
+    be->release(gpu->dev, other);                      /* and nothing is recorded */
+    const int64_t captures = emu_captures, replays = emu_replays;
+    fill(&t, t.x, 1), fill(&t, t.y, 0);
+    int calls = played(&t, 6, 1, 2, 3, 4);
+    CHECK(calls == GRAPH_AFTER + 1 && sum_of(&t) == 6, "recorded: %d calls, sum %g", calls, (double)sum_of(&t));
+    if (EMULATED) CHECK(emu_captures == captures + 1 && emu_replays == replays + 3 && emu_graphs == 1, "recorded: %lld, launched %lld, alive %lld",
+                        (long long)(emu_captures - captures), (long long)(emu_replays - replays), (long long)emu_graphs);
+    fill(&t, t.x, 2);                                  /* memory is read anew */
+    CHECK(played(&t, 1, 1, 2, 3, 4) == 0 && sum_of(&t) == 8, "other numbers: sum %g", (double)sum_of(&t));
+    for (int i = 0; i < 4; i++) CHECK(played(&t, 1, 1 + (i == 0), 2 + (i == 1), 3 + (i == 2), 4 + (i == 3)) == 1, "a key that differs in number %d is taken for another", i);
+    fill(&t, t.x, 1), fill(&t, t.y, 0);
+    for (int k = 0; k < GRAPHS_KEPT + 8; k++) CHECK(played(&t, 5, 100, k, 0, 0) == GRAPH_AFTER + 1, "key %d", k);
+    CHECK(sum_of(&t) == 5 * (GRAPHS_KEPT + 8), "many keys: sum %g", (double)sum_of(&t));
+    if (EMULATED) CHECK(emu_graphs == GRAPHS_KEPT, "%lld graphs are kept", (long long)emu_graphs);
+    CHECK(played(&t, 1, 100, GRAPHS_KEPT + 7, 0, 0) == 0 && played(&t, 1, 100, 0, 0, 0) == 1, "the oldest gives way, the newest is kept");
+    be->release(gpu->dev, be->alloc(gpu->dev, 16));
+    CHECK(played(&t, 1, 100, GRAPHS_KEPT + 7, 0, 0) == 1 && (!EMULATED || emu_graphs == 0), "release forgets: %lld graphs left", (long long)emu_graphs);
+    fill(&t, t.y, 0), t.wrong = 1;
+    calls = played(&t, 6, 200, 0, 0, 0);
+    CHECK(calls == 7 && sum_of(&t) == 6 && be->sync(gpu->dev, &why) == WRPO_OK, "what cannot be recorded: %d calls, sum %g, %s", calls, (double)sum_of(&t), why.text);
+    t.wrong = 2;
+    for (int i = 0; i < 6; i++) {                      /* whether called or recorded in vain */
+        played(&t, 1, 201, 0, 0, 0);
+        CHECK(be->sync(gpu->dev, &why) == WRPO_E_DEVICE && strstr(why.text, "head_dim"), "time %d: an op's error is lost", i);
+    }
+    t.wrong = 0, played(&t, GRAPH_AFTER, 202, 0, 0, 0), t.wrong = 2, tape_ops(&t), t.wrong = 0;
+    CHECK(played(&t, 2, 202, 0, 0, 0) == 1 && be->sync(gpu->dev, &why) == WRPO_E_DEVICE && strstr(why.text, "head_dim"), "an error from before a recording is lost");
+    for (int i = 0; i < 4 && EMULATED; i++) {
+        setenv("EMU_GRAPH_FAIL", stages[i], 1);
+        fill(&t, t.y, 0);
+        calls = played(&t, 6, 300, i, 0, 0);
+        CHECK(calls == 6 + (i > 0) && sum_of(&t) == 6 && be->sync(gpu->dev, &why) == WRPO_OK, "%s fails: %d calls, sum %g, %s", stages[i], calls, (double)sum_of(&t), why.text);
+    }
+    unsetenv("EMU_GRAPH_FAIL");
+    be->release(gpu->dev, t.x), be->release(gpu->dev, t.y);
+    CHECK(!EMULATED || emu_graphs == 0, "%lld graphs are left", (long long)emu_graphs);
+    wrpo_ctx *c = NULL;
+    setenv("WRPO_GRAPHS", "maybe", 1);
+    CHECK(wrpo_open(&(wrpo_desc){.backend = be, .why = &why}, &c) == WRPO_E_ARG && !c && strstr(why.text, "want 0 or 1, found maybe"), "%s", why.text);
+    unsetenv("WRPO_GRAPHS");
+}
+/* Generation with and without. How often each key came says how many records and launches there have to be. */
+static struct { int64_t key[4]; int times; } keys_seen[64];
+static int n_keys_seen;
+static void counted_replay(void *dev, const int64_t key[4], void (*stretch)(void *), void *user) {
+    int i = 0;
+    while (i < n_keys_seen && memcmp(keys_seen[i].key, key, sizeof keys_seen[i].key) != 0) i++;
+    if (i == n_keys_seen && n_keys_seen < 63) memcpy(keys_seen[n_keys_seen++].key, key, sizeof keys_seen[i].key);
+    keys_seen[i].times++;
+    wrpo_backend_cuda()->replay(dev, key, stretch, user);
+}
+static void test_generation_graphs(void) {
+    static wrpo_backend be;
+    static const int32_t stops[] = {5, 17, 40};
+    be = *wrpo_backend_cuda(), be.replay = counted_replay;
+    for (int way = 0; way < 3; way++) {                /* greedy, sampled, sampled with places refilled later */
+        static int32_t ids[2][6][40];
+        static float logps[2][6][40];
+        int64_t counts[2][6], captures = 0, replays = 0, lengths = 0, tokens = 0;
+        memset(ids, 0, sizeof ids), memset(logps, 0, sizeof logps);
+        for (int on = 0; on < 2; on++) {
+            wrpo_ctx *ctx = NULL;
+            wrpo_model *m = NULL;
+            wrpo_prompt prompts[3];
+            setenv("WRPO_GRAPHS", on ? "1" : "0", 1);
+            CHECK(wrpo_open(&(wrpo_desc){.backend = &be, .threads = SANITIZED ? 1 : 0}, &ctx) == WRPO_OK, "the device cannot be opened");
+            unsetenv("WRPO_GRAPHS");
+            if (!ctx) return;
+            make_records(97);
+            CHECK(wrpo_model_init(ctx, &(wrpo_init_desc){.config = config_path, .seed = 7}, &m) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+            for (int i = 0; i < 3; i++) prompts[i] = (wrpo_prompt){.ids = records[i + 3].prompt, .count = records[i + 3].prompt_count, .stream = (uint64_t)i};
+            n_keys_seen = 0, memset(keys_seen, 0, sizeof keys_seen), captures = emu_captures, replays = emu_replays;
+            wrpo_generate_desc d = {.n = 2, .max_tokens = SANITIZED ? 16 : 40, .batch = way == 2 ? 3 : 6, .temperature = way ? 1 : WRPO_ZERO, .seed = 3, .stop = stops, .stop_count = 3,
+                                    .on_done = on_said, .user = logps[on]};
+            CHECK(m && wrpo_generate(m, prompts, 3, &d) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+            captures = emu_captures - captures, replays = emu_replays - replays;
+            for (int i = 0; i < 6; i++) counts[on][i] = spoken[i].count, memcpy(ids[on][i], said[i], (size_t)spoken[i].count * 4);
+            wrpo_model_free(m), wrpo_close(ctx);
+            int64_t want_captures = 0, want_replays = 0;
+            for (int i = 0; i < n_keys_seen && on; i++) want_captures += keys_seen[i].times > GRAPH_AFTER, want_replays += WRPO__MAX(keys_seen[i].times - GRAPH_AFTER, 0);
+            if (EMULATED) CHECK(captures == want_captures && replays == want_replays && emu_graphs == 0, "graphs %d: recorded %lld, want %lld; launched %lld, want %lld; alive %lld", on,
+                                (long long)captures, (long long)want_captures, (long long)replays, (long long)want_replays, (long long)emu_graphs);
+            CHECK(!on || want_replays > 5, "only %lld steps are replayed", (long long)want_replays);
+        }
+        for (int i = 0; i < 6; i++) lengths += i > 0 && counts[0][i] != counts[0][0], tokens += counts[0][i];
+        CHECK(way == 0 || lengths > 0, "all samples end at once");
+        CHECK(!memcmp(counts[0], counts[1], sizeof counts[0]) && !memcmp(ids[0], ids[1], sizeof ids[0]) && !memcmp(logps[0], logps[1], sizeof logps[0]),
+              "generation %d: other bits with graphs", way);
+        printf("  graphs: %s: %lld tokens, %lld steps recorded, %lld replayed\n", way == 0 ? "greedy" : way == 1 ? "sampled" : "sampled in turn", (long long)tokens, (long long)captures, (long long)replays);
+    }
+}
 int main(int argc, char **argv) {
     if (!wrpo_backend_cuda()) {
         SKIP(1, "the CUDA kernels: there is no C++ compiler");
@@ -665,6 +801,7 @@ int main(int argc, char **argv) {
         if (!SANITIZED) test_model(cpu, gpu, "window on all layers", &c);
     }
     if (WANTED("generation")) test_generation(gpu);
+    if (WANTED("graphs")) test_graphs(gpu), test_generation_graphs();
     if (WANTED("training")) {
         wrpo_train_desc d = {.batch_size = 4, .learning_rate = 2e-3, .epochs = 100, .alpha = 0.5, .loss = {.beta = 0.1}, .micro_tokens = 300};
         test_training(cpu, gpu, "wrpo, 1 step", (wrpo_train_desc){.batch_size = 12, .learning_rate = 2e-3, .epochs = 100, .alpha = 0.5, .warmup_ratio = WRPO_ZERO, .schedule = WRPO_LR_CONSTANT}, 1, 0.25, 1.01);

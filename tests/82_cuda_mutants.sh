@@ -12,12 +12,13 @@ mkdir "$B/tests" && cp cuda_emu.h "$B/tests"
 flags() { case $1 in plain) echo "-O0" ;; memory) echo "-O0 -fsanitize=address -fno-omit-frame-pointer" ;; race) echo "-O0 -fsanitize=thread" ;; esac; }
 driver() { [ -f "$B/$1.o" ] || $CC -std=c11 -w $(flags "$1") -I.. -DWRPO_EMULATED -c 80_cuda.c -o "$B/$1.o"; }
 # name, way to run (plain, memory = AddressSanitizer, race = ThreadSanitizer), test and case, what its output must say, sed script.
+# A sixth word: how many lines the bug takes, if not one.
 # "none" as the script: no bug, and the test must pass; so a test that always fails is not taken for a good one.
 mutant() {
     name=$1 way=$2 test=$3 sign=$4 script=$5
     if [ "$script" = none ]; then cp ../wrpo_cuda.cu "$B/wrpo_cuda.cu"; else sed -E "$script" ../wrpo_cuda.cu >"$B/wrpo_cuda.cu"; fi
     changed=$(diff ../wrpo_cuda.cu "$B/wrpo_cuda.cu" | grep -c '^<')
-    if [ "$script" != none ] && [ "$changed" -ne 1 ]; then echo "FAIL mutant: $name: the bug is planted in $changed lines, want 1"; failed=$((failed + 1)); return; fi
+    if [ "$script" != none ] && [ "$changed" -ne "${6:-1}" ]; then echo "FAIL mutant: $name: the bug is planted in $changed lines, want ${6:-1}"; failed=$((failed + 1)); return; fi
     if ! { driver "$way" && $CXX $EMU -w $(flags "$way") -x c++ -c "$B/wrpo_cuda.cu" -o "$B/cu.o" && $CC $(flags "$way") "$B/$way.o" "$B/cu.o" -o "$B/test" -lstdc++ -lm; } >"$B/log" 2>&1; then
         echo "FAIL mutant: $name: does not compile"; tail -3 "$B/log"; failed=$((failed + 1)); return
     fi
@@ -36,6 +37,7 @@ drop() { echo "$(line "$@")s/(__syncthreads|__syncwarp|ptx::cp_async_wait<[^>]*>
 mutant "no bug" plain "gemm 6" - none
 mutant "no bug" plain "wgmma 2" - none
 mutant "no bug" plain "attention 16" - none
+mutant "no bug" plain "graphs" - none
 mutant "no bug" memory "gemm 4" - none
 mutant "no bug" memory "rows 3" - none
 mutant "no bug" race "attention 16" - none
@@ -68,5 +70,8 @@ mutant "scatter: blocks of the same row all add" plain "rows 3" 'relative error'
 mutant "logprob: two blocks write one number" race "logprob 2" 'ThreadSanitizer: data race' "s/    lse\[blockIdx.x\] = top/    lse[blockIdx.x \& ~1u] = top/"
 mutant "adamw: a scale is written while others read it" race "adamw 6" 'ThreadSanitizer: data race' "$(drop '__device__ __forceinline__ void moment' '__syncwarp')"
 mutant "adamw: the wrong seed" plain "adamw 5" 'bytes differ' "s/moment\(v, vi, i, left, states, true, u.seed_v\)/moment(v, vi, i, left, states, true, u.seed_m)/"
+mutant "graphs: of a key only the first number counts" plain "graphs" 'taken for another|other bits' "s/memcmp\(other->key, key, sizeof s->key\) == 0/memcmp(other->key, key, 8) == 0/"
+mutant "graphs: a place in the cache is an argument of the launch" plain "graphs" 'other bits' "s/to = index\[r\] \* ldy/to = (index[r] - index[0]) * ldy/; s/LAUNCH\(place_kernel, \(unsigned\)n, row_threads\(D\), 0, \(bf16 \*\)y,/LAUNCH(place_kernel, (unsigned)n, row_threads(D), 0, (bf16 *)y + index[0] * ldy,/" 2
+mutant "graphs: release keeps what points into freed memory" plain "graphs" 'release forgets' "s/^    forget_all\(dev\);( +\/\* they may use p)/    \1/"
 echo "cuda_mutants: $passed passed, $failed failed, $skipped skipped"
 [ "$failed" -eq 0 ]

@@ -160,6 +160,63 @@ static void streams(int64_t n, int64_t D, int64_t I, int64_t heads, int64_t d, i
     check(true, "streams");
 }
 
+/* Matrices are copies of one piece of random numbers, vectors ones. */
+static void random_weights(wrpo__arena *arena, wrpo_model *m) {
+    float *piece = wrpo__alloc(arena, (size_t)1 << 20, 4), *ones = wrpo__alloc(arena, (size_t)1 << 20, 4);
+    for (int i = 0; i < 1 << 20; i++) piece[i] = (float)(0.02 * wrpo__normal(3, 4, (uint64_t)i)), ones[i] = 1;
+    const wrpo_weight *first = NULL;
+    for (int64_t i = 0; i < m->n_weights; i++) {
+        const wrpo_weight *w = &m->weights[i];
+        for (int64_t at = 0; at < wrpo__size(w); at += 1 << 20) {
+            const int64_t n = WRPO__MIN((int64_t)1 << 20, wrpo__size(w) - at);
+            if (w->vector) wrpo__weight_put(m, w, at, n, ones);
+            else if (!first || wrpo__size(first) < 1 << 20) wrpo__weight_put(m, w, at, n, piece), first = w;
+            else if (w != first || at) be->copy(m->ctx->dev, (char *)w->data + at * 2, first->data, (size_t)n * 2);
+        }
+    }
+}
+
+/* ---- decoding: one step of `rows` samples over `keys` keys each, then whole greedy texts; plain launches and graphs ---- */
+static void decode(const char *name, wrpo_config c, int64_t rows, int64_t keys, int64_t tokens) {
+    static int32_t ids[4096];
+    for (int j = 0; j < 4096; j++) ids[j] = (int32_t)(wrpo__random64(1, 2, (uint64_t)j) % (uint64_t)c.vocab_size);
+    for (int on = 0; on < 2; on++) {
+        wrpo_ctx *with = NULL;
+        wrpo_error why = {0};
+        char label[96];
+        snprintf(label, sizeof label, "decode %s, %lld x %lld keys, %s", name, (long long)rows, (long long)keys, on ? "graphs" : "plain");
+        setenv("WRPO_GRAPHS", on ? "1" : "0", 1);
+        const bool opened = wrpo_open(&(wrpo_desc){.backend = be, .why = &why}, &with) == WRPO_OK;
+        unsetenv("WRPO_GRAPHS");
+        if (!opened) { printf("FAIL %s: %s\n", label, why.text), failed = 1; return; }
+        WRPO__TRY(with, wrpo__arena_new(with), true) {
+            wrpo__arena *arena = wrpo__entry.arena;
+            wrpo_model *m = wrpo__model_new(arena, &c);
+            const wrpo__shape s = {.rows = rows, .chunk = rows, .cache = rows * keys};
+            random_weights(arena, m);
+            wrpo__run *r = wrpo__run_new(arena, m, &s);
+            be->zero(with->dev, r->cache, (size_t)(rows * keys * c.num_hidden_layers * 2 * c.num_key_value_heads * c.head_dim) * 2);
+            wrpo__pack_begin(r);
+            for (int64_t i = 0; i < rows; i++) wrpo__pack_target(r, i, 0), wrpo__pack_rows(r, ids + i, 1, keys - 1, (wrpo_seg){0, 0, 0, 0, i * keys, (i + 1) * keys});
+            wrpo__pack_end(r);
+            const int64_t key[4] = {1, rows, rows, rows};
+            double step;
+            for (int i = 0; i < 4; i++) be->replay(with->dev, key, wrpo__step_ops, r);
+            TIME(step, with->dev, be->replay(with->dev, key, wrpo__step_ops, r));
+            wrpo_prompt *prompts = wrpo__alloc(arena, (size_t)rows, sizeof *prompts);
+            for (int64_t i = 0; i < rows; i++) prompts[i] = (wrpo_prompt){.ids = ids + i, .count = keys / 2};
+            wrpo_generate_desc d = {.max_tokens = tokens, .batch = rows, .temperature = WRPO_ZERO, .stop = ids, .stop_count = 0};
+            const double begin = wrpo__now();
+            if (wrpo_generate(m, prompts, rows, &d) != WRPO_OK) { printf("FAIL %s: %s\n", label, with->error.text), failed = 1; continue; }
+            const double seconds = wrpo__now() - begin;
+            printf("%-44s %10.3f ms a step   texts, with the host's drawing: %.0f tokens/s\n", label, step * 1e3, (double)(rows * tokens) / seconds);
+            fflush(stdout);
+        }
+        if (wrpo__end(&wrpo__entry) != WRPO_OK) printf("FAIL %s: %s\n", label, with->error.text), failed = 1;
+        wrpo_close(with);
+    }
+}
+
 /* ---- whole steps: random weights, every parameter trained ---- */
 static void step(const char *name, wrpo_config c, int64_t P, int64_t R, int records_n) {
     static int32_t ids[4][4096];
@@ -174,18 +231,7 @@ static void step(const char *name, wrpo_config c, int64_t P, int64_t R, int reco
     if (wrpo_data_from_ids(ctx, records, records_n, &data) != WRPO_OK) { check(false, label); return; }
     WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
         wrpo_model *m = wrpo__model_new(wrpo__entry.arena, &c);
-        float *piece = wrpo__alloc(wrpo__entry.arena, (size_t)1 << 20, 4), *ones = wrpo__alloc(wrpo__entry.arena, (size_t)1 << 20, 4);
-        for (int i = 0; i < 1 << 20; i++) piece[i] = (float)(0.02 * wrpo__normal(3, 4, (uint64_t)i)), ones[i] = 1;
-        const wrpo_weight *first = NULL;               /* matrices are copies of one piece of random numbers */
-        for (int64_t i = 0; i < m->n_weights; i++) {
-            const wrpo_weight *w = &m->weights[i];
-            for (int64_t at = 0; at < wrpo__size(w); at += 1 << 20) {
-                const int64_t n = WRPO__MIN((int64_t)1 << 20, wrpo__size(w) - at);
-                if (w->vector) wrpo__weight_put(m, w, at, n, ones);
-                else if (!first || wrpo__size(first) < 1 << 20) wrpo__weight_put(m, w, at, n, piece), first = w;
-                else if (w != first || at) be->copy(ctx->dev, (char *)w->data + at * 2, first->data, (size_t)n * 2);
-            }
-        }
+        random_weights(wrpo__entry.arena, m);
         wrpo_train_desc d = {.batch_size = records_n, .epochs = 3, .max_steps = 3, .learning_rate = 1e-6, .micro_tokens = P + 3 * R, .no_shuffle = true};
         wrpo_bytes bytes = {0};
         wrpo_trainer *t = NULL;
@@ -256,11 +302,13 @@ int main(int argc, char **argv) {
     }
     if (small) {
         products("tiny", 40, 24, 48, 24, 32), attentions("tiny", 4, 2, 16, 20, 10), streams(40, 64, 96, 6, 16, 200, 30, 5000);
+        decode("tiny", shape(97, 32, 48, 2, 4, 2, 8, true), 3, 12, 8);
         step("tiny", shape(97, 32, 48, 2, 4, 2, 8, true), 9, 6, 2);
     } else {
         products("8B", 6144, 4096, 6144, 4096, 14336), products("135M", 6144, 576, 960, 576, 1536);
         attentions("8B", 32, 8, 128, 1024, 1024), attentions("8B", 32, 8, 128, 100, 1948), attentions("135M", 9, 3, 64, 1024, 1024), attentions("Gemma", 16, 8, 256, 1024, 1024), attentions("Phi-3", 32, 32, 96, 1024, 1024);
         streams(6144, 4096, 14336, 40, 128, 128256, 1024, (int64_t)1 << 29);
+        decode("135M", shape(49152, 576, 1536, 30, 9, 3, 64, true), 1, 512, 256), decode("135M", shape(49152, 576, 1536, 30, 9, 3, 64, true), 16, 512, 256);
         step("135M", shape(49152, 576, 1536, 30, 9, 3, 64, true), 1024, 1024, 8), step("135M", shape(49152, 576, 1536, 30, 9, 3, 64, true), 100, 1948, 8);
         step("1B", shape(128256, 2048, 8192, 16, 32, 8, 64, true), 1024, 1024, 4), step("1B", shape(128256, 2048, 8192, 16, 32, 8, 64, true), 100, 1948, 4);
         step("8B", shape(128256, 4096, 14336, 32, 32, 8, 128, false), 1024, 1024, 2), step("8B", shape(128256, 4096, 14336, 32, 32, 8, 128, false), 100, 1948, 2);

@@ -6,6 +6,7 @@
 //            | 1 copies land at once, wgmma reads as late as its wait allows
 //   EMU_SM      compute capability of the device, 90 without it
 //   EMU_MEMORY  bytes of device memory; without it, what the host has
+//   EMU_GRAPH_FAIL=begin, end, instantiate or launch: that call of the graphs' has no memory
 //   -fsanitize=address: out-of-bounds shared and global accesses;  -fsanitize=thread: data races inside and between blocks
 // Compile with -fno-strict-aliasing, as device code is. Not seen here: the inline PTX itself (only its twin below), weak
 // memory order between blocks, bank conflicts, occupancy, speed.
@@ -16,7 +17,10 @@
 #include <string.h>
 #include <math.h>
 #include <algorithm>
+#include <functional>
 #include <numeric>
+#include <tuple>
+#include <vector>
 #include <malloc.h>
 #include <type_traits>
 #include <utility>
@@ -43,7 +47,7 @@
 #define WRPO_SHARED(T, name, n) static int emu_slot_##name; T* name = (T*)emu::shared_alloc(&emu_slot_##name, sizeof(T) * (n))
 #define WRPO_DYN_SHARED(T, name) T* name = (T*)emu::smem
 #define WRPO_LAUNCH(kernel, grid, block, smem, stream, ...) \
-    emu::launch(#kernel, (const void*)(kernel), dim3(grid), dim3(block), (smem), [&]() { kernel(__VA_ARGS__); })
+    emu::enqueue(#kernel, kernel, dim3(grid), dim3(block), (smem), (stream), __VA_ARGS__)
 struct dim3 { unsigned x, y, z; dim3(unsigned x_ = 1, unsigned y_ = 1, unsigned z_ = 1) : x(x_), y(y_), z(z_) {} };
 struct uint3 { unsigned x, y, z; };
 struct alignas(8) float2 { float x, y; };      struct alignas(16) float4 { float x, y, z, w; };
@@ -283,7 +287,27 @@ template <class F> EMU_RAW void launch(const char* name, const void* kernel, dim
     __tsan_acquire(&done_token);
 #endif
 }
+// ---- streams, capture --------------------------------------------------------------------------------------------------
+// A stream runs what it is given at once; while it is captured, nothing runs: launches are kept with copies of their arguments, device copies and fills
+// likewise, and what waits, allocates or touches pageable host memory is an error that spoils the capture, as in the runtime's thread-local mode.
+enum { UNSUPPORTED = 900, INVALIDATED = 901 };
+struct Graph { std::vector<std::function<void()>> nodes; };
+struct Stream { Graph* graph = nullptr; bool spoilt = false; };
+inline Stream* captured; inline int last_error;
+inline int failed(int e) { if (e) last_error = e; return e; }
+inline bool asked_to_fail(const char* what) { const char* e = getenv("EMU_GRAPH_FAIL"); return e && !strcmp(e, what); }
+inline int illegal() { if (captured) captured->spoilt = true; return failed(captured ? UNSUPPORTED : 0); }        // 0: nothing is captured
+template <class F> int keep_or_run(Stream* s, F work) {
+    if (!s->graph) { work(); return 0; }
+    if (s->spoilt) return failed(INVALIDATED);
+    s->graph->nodes.push_back(work); return 0;
+}
+template <class... P, class... A> void enqueue(const char* name, void (*kernel)(P...), dim3 grid, dim3 block, size_t dyn, Stream* s, A&&... args) {
+    std::tuple<std::remove_cv_t<P>...> copies(std::forward<A>(args)...);
+    keep_or_run(s, [=]() { launch(name, (const void*)kernel, grid, block, dyn, [&]() { std::apply(kernel, copies); }); });
+}
 }  // namespace emu
+extern "C" { __attribute__((weak)) int64_t emu_captures, emu_replays, emu_graphs; }     // recorded and launched so far; alive now
 #define threadIdx (emu::cur->tid)
 #define blockIdx (emu::block_idx)
 #define blockDim (emu::block_dim)
@@ -505,9 +529,10 @@ inline bool tensor_map_make(void*, tensor_map* map, const void* p, int64_t ld, i
 }
 }  // namespace ptx
 // ---- host API --------------------------------------------------------------------------------------------------------
-typedef int cudaError_t; typedef void* cudaStream_t; typedef void* cudaEvent_t;
-enum { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2 };
+typedef int cudaError_t; typedef emu::Stream* cudaStream_t; typedef void* cudaEvent_t; typedef emu::Graph *cudaGraph_t, *cudaGraphExec_t;
+enum { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2, cudaErrorStreamCaptureUnsupported = emu::UNSUPPORTED, cudaErrorStreamCaptureInvalidated = emu::INVALIDATED };
 enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2, cudaMemcpyDeviceToDevice = 3, cudaMemcpyDefault = 4 };
+enum cudaStreamCaptureMode { cudaStreamCaptureModeGlobal = 0, cudaStreamCaptureModeThreadLocal = 1, cudaStreamCaptureModeRelaxed = 2 };
 enum { cudaFuncAttributeMaxDynamicSharedMemorySize = 8, cudaStreamNonBlocking = 1 };
 struct cudaDeviceProp { char name[256]; int major, minor; size_t sharedMemPerBlockOptin; };
 namespace emu {
@@ -516,18 +541,49 @@ inline size_t memory_total() { const char* e = getenv("EMU_MEMORY"); return e ? 
 }
 template <class T> inline cudaError_t cudaMalloc(T** p, size_t n) {
     *p = nullptr; void* q;
-    if (emu::memory_used > emu::memory_total() || n > emu::memory_total() - emu::memory_used || posix_memalign(&q, 256, n ? n : 1)) return cudaErrorMemoryAllocation;
+    if (int e = emu::illegal()) return e;
+    if (emu::memory_used > emu::memory_total() || n > emu::memory_total() - emu::memory_used || posix_memalign(&q, 256, n ? n : 1)) return emu::failed(cudaErrorMemoryAllocation);
     memset(q, 0xff, n); emu::memory_used += malloc_usable_size(q); *p = (T*)q; return cudaSuccess;      // poison: NaN
 }
-inline cudaError_t cudaFree(void* p) { if (p) emu::memory_used -= malloc_usable_size(p); free(p); return 0; }
+inline cudaError_t cudaFree(void* p) { if (int e = emu::illegal()) return e; if (p) emu::memory_used -= malloc_usable_size(p); free(p); return 0; }
 inline cudaError_t cudaMemGetInfo(size_t* free_, size_t* total) { *total = emu::memory_total(); *free_ = *total - std::min(*total, emu::memory_used); return 0; }
-inline cudaError_t cudaMemcpyAsync(void* d, const void* s, size_t n, cudaMemcpyKind, cudaStream_t = 0) { memcpy(d, s, n); return 0; }
-inline cudaError_t cudaMemsetAsync(void* d, int v, size_t n, cudaStream_t = 0) { memset(d, v, n); return 0; }
-inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* s, unsigned) { *s = nullptr; return 0; }
-inline cudaError_t cudaStreamDestroy(cudaStream_t) { return 0; }
-inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return 0; }
-inline cudaError_t cudaGetLastError() { return 0; }
-inline const char* cudaGetErrorString(cudaError_t e) { return e == cudaErrorMemoryAllocation ? "out of memory" : e ? "invalid argument" : "no error"; }
+inline cudaError_t cudaMemcpyAsync(void* d, const void* s, size_t n, cudaMemcpyKind kind, cudaStream_t st) {
+    if (kind != cudaMemcpyDeviceToDevice && st->graph) return emu::illegal();
+    return emu::keep_or_run(st, [=]() { memcpy(d, s, n); });
+}
+inline cudaError_t cudaMemsetAsync(void* d, int v, size_t n, cudaStream_t st) { return emu::keep_or_run(st, [=]() { memset(d, v, n); }); }
+inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* s, unsigned) { *s = new emu::Stream; return 0; }
+inline cudaError_t cudaStreamDestroy(cudaStream_t s) { delete s->graph; if (emu::captured == s) emu::captured = nullptr; delete s; return 0; }
+inline cudaError_t cudaStreamSynchronize(cudaStream_t s) { return s->graph ? emu::illegal() : 0; }
+inline cudaError_t cudaStreamBeginCapture(cudaStream_t s, cudaStreamCaptureMode) {
+    if (s->graph) return emu::failed(cudaErrorInvalidValue);
+    if (emu::asked_to_fail("begin")) return emu::failed(cudaErrorMemoryAllocation);
+    s->graph = new emu::Graph; s->spoilt = false; emu::captured = s; return 0;
+}
+inline cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t* g) {
+    *g = nullptr;
+    if (!s->graph) return emu::failed(cudaErrorInvalidValue);
+    emu::Graph* graph = s->graph; s->graph = nullptr; emu::captured = nullptr;
+    int e = s->spoilt ? (int)cudaErrorStreamCaptureInvalidated : emu::asked_to_fail("end") ? (int)cudaErrorMemoryAllocation : 0;
+    if (e) delete graph; else *g = graph, ++emu_captures;
+    return emu::failed(e);
+}
+inline cudaError_t cudaGraphInstantiate(cudaGraphExec_t* e, cudaGraph_t g, unsigned long long) {
+    if (emu::asked_to_fail("instantiate")) return emu::failed(cudaErrorMemoryAllocation);
+    *e = new emu::Graph(*g); ++emu_graphs; return 0;
+}
+inline cudaError_t cudaGraphDestroy(cudaGraph_t g) { delete g; return 0; }
+inline cudaError_t cudaGraphExecDestroy(cudaGraphExec_t e) { delete e; --emu_graphs; return 0; }
+inline cudaError_t cudaGraphLaunch(cudaGraphExec_t e, cudaStream_t s) {
+    if (emu::asked_to_fail("launch")) return emu::failed(cudaErrorMemoryAllocation);
+    if (s->graph) return emu::illegal();                         // a graph within a graph: not modelled
+    for (auto& node : e->nodes) node();
+    ++emu_replays; return 0;
+}
+inline cudaError_t cudaGetLastError() { int e = emu::last_error; emu::last_error = 0; return e; }
+inline const char* cudaGetErrorString(cudaError_t e) {
+    return e == cudaErrorMemoryAllocation ? "out of memory" : e >= 900 ? "operation not permitted when stream is capturing" : e ? "invalid argument" : "no error";
+}
 inline cudaError_t cudaGetDeviceCount(int* n) { *n = 1; return 0; }
 inline cudaError_t cudaGetDevice(int* d) { *d = 0; return 0; }
 inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) { const char* e = getenv("EMU_SM"); const int sm = e ? atoi(e) : 90; *p = {"emulated", sm / 10, sm % 10, emu::DYN_SMEM - 1024}; return 0; }

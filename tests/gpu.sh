@@ -49,7 +49,7 @@ check=$(command -v compute-sanitizer || echo "$(dirname "$NVCC")/compute-sanitiz
 if [ -x "$check" ]; then
     for tool in memcheck racecheck synccheck; do
         say "compute-sanitizer, $tool"
-        for t in "rows 1" "rmsnorm 2" "gemm 1" "attention 3" "attention 16" "decoding 1" "glu 4" "logprob 2" "adamw 5"; do
+        for t in "rows 1" "rmsnorm 2" "gemm 1" "attention 3" "attention 16" "decoding 1" "graphs" "glu 4" "logprob 2" "adamw 5"; do
             step timeout 60 env WRPO_GEMM=mma "$check" --tool $tool --error-exitcode 9 $B/own/80_cuda $t >$B/log 2>&1
             tail -1 $B/log
         done
