@@ -47,7 +47,7 @@ typedef struct settings {            /* numbers that were not given are 0, which
     double temperature, top_p;
     double learning_rate, warmup_ratio, weight_decay, max_grad_norm, epochs;
     int method, pair, ramp, schedule, tokenization, device, dtype, save_dtype, states, form, as, bench;
-    bool ipo_sum, no_shuffle, raw, tensors, keep, rescore, help, version;
+    bool ipo_sum, no_shuffle, raw, tensors, keep, quick, rescore, help, version;
 } settings;
 typedef enum kind { TEXT, LIST, FLAG, COUNT, REAL, CHOICE, RAMP } kind;
 typedef struct option {
@@ -138,6 +138,7 @@ static const option options[] = {
     {"--tensors", FLAG, AT(tensors), NULL, NULL, NULL, "list the tensors of a directory too"},
     {"--seeds", COUNT, AT(seeds), "N", "[1, 1000]", NULL, "run the demo with N seeds and print means (1)"},
     {"--keep", FLAG, AT(keep), NULL, NULL, NULL, "keep the demo's folder"},
+    {"--quick", FLAG, AT(quick), NULL, NULL, NULL, "every step of the demo in a few seconds, on so little that its table says nothing"},
     {"--threads", COUNT, AT(threads), "N", "[1, 4096]", NULL, "threads (all)"},
     {"--version", FLAG, AT(version), NULL, NULL, NULL, "print the version"},
     {"--help", FLAG, AT(help), NULL, NULL, NULL, "this text"},
@@ -1883,7 +1884,10 @@ static const demo_model demo_models[] = {
     {"times", "gemma2", "\"hidden_activation\": \"gelu_pytorch_tanh\", \"query_pre_attn_scalar\": 24, \"attn_logit_softcapping\": 50.0, \"final_logit_softcapping\": 30.0, \"sliding_window\": 64",
      "<start_of_turn>user", "<start_of_turn>model", "<end_of_turn>", "thus", 2},
     {"target", "llama", "\"rope_scaling\": null", "<|start|>", "<|answer|>", "<|eot_id|>", NULL, 3}};
-enum { DEMO_SOURCES = 3, DEMO_PROMPTS = 1500, DEMO_HELDOUT = 300, DEMO_BATCH = 32 };
+enum { DEMO_SOURCES = 3, DEMO_BATCH = 32 };
+typedef struct demo_size { int prompts, heldout, source_steps, target_steps; } demo_size;      /* steps: of what a model learns before the story begins */
+static const demo_size demo_sizes[] = {{1500, 300, 500, 1600}, {240, 60, 60, 200}};          /* the demo; --quick */
+
 typedef struct demo_problem { int skill, a, b, wording; } demo_problem;
 static const char demo_signs[] = "+-*";
 static uint64_t demo_state;
@@ -2138,22 +2142,22 @@ static void demo_table(FILE *f, const demo_row *rows, bool html, const char *cap
     }
     fputs(html ? "</tbody></table></div>\n" : "", f);
 }
-static bool demo_make_all(const char *folder, int64_t seed) {
+static bool demo_make_all(const char *folder, int64_t seed, const demo_size *size) {
     static bool known[3][100][100], held[3][100][100];
     memset(known, 0, sizeof known);
     demo_state = (uint64_t)seed * 0x9E3779B97F4A7C15u;
     for (int i = 0; i < 8; i++) demo_random(2);
-    if (!demo_prompts(folder, "heldout.jsonl", DEMO_HELDOUT, known)) return false;
+    if (!demo_prompts(folder, "heldout.jsonl", size->heldout, known)) return false;
     memcpy(held, known, sizeof held);
-    if (!demo_prompts(folder, "prompts.jsonl", DEMO_PROMPTS, known)) return false;
+    if (!demo_prompts(folder, "prompts.jsonl", size->prompts, known)) return false;
     for (int i = 0; i <= DEMO_SOURCES; i++)
-        if (!demo_checkpoint(folder, &demo_models[i]) || !demo_pretraining(folder, &demo_models[i], DEMO_BATCH * (i < DEMO_SOURCES ? 500 : 1600), held)) return false;
+        if (!demo_checkpoint(folder, &demo_models[i]) || !demo_pretraining(folder, &demo_models[i], DEMO_BATCH * (i < DEMO_SOURCES ? size->source_steps : size->target_steps), held)) return false;
     return true;
 }
 #define DEMO_TRY(call) do { if (call) return 1; } while (0)
 static int demo_seed(const settings *s, session *z, const char *folder, int64_t seed, demo_row *rows) {
     const long long S = (long long)seed;
-    if (!demo_make_all(folder, seed)) return complain("%s: cannot be written: %s", folder, strerror(errno));
+    if (!demo_make_all(folder, seed, &demo_sizes[s->quick])) return complain("%s: cannot be written: %s", folder, strerror(errno));
     printf("\n# what the models know before the story begins\n");
     for (int i = 0; i <= DEMO_SOURCES; i++) {
         const char *name = demo_models[i].name;
@@ -2230,7 +2234,7 @@ static int run_demo(const settings *s, session *z) {
         memcpy(rows, demo_rows, sizeof demo_rows);
         if (!scratch_make(folder, sizeof folder)) { code = 1; break; }
         printf("WRPO in miniature, seed %lld. Paths are relative to %s%s\n", (long long)(first + i), folder, s->keep ? "" : ", which is removed at the end (--keep)");
-        snprintf(caption, sizeof caption, "%d held-out problems, three answers each, 95 %% intervals over problems; seed %lld", DEMO_HELDOUT, (long long)(first + i));
+        snprintf(caption, sizeof caption, "%d held-out problems, three answers each, 95 %% intervals over problems; seed %lld", demo_sizes[s->quick].heldout, (long long)(first + i));
         code = demo_seed(s, z, folder, first + i, rows);
         if (!code) demo_table(stdout, rows, false, caption), ordered += demo_ordered(rows);
         if (!code) printf("\nThe paper's order, target < SFT < SFT-DPO < SFT-WRPO: %s.\n", demo_ordered(rows) ? "so it is here" : "NOT so here");
@@ -2308,7 +2312,7 @@ static const command commands[] = {
      "How often a's answers have the higher reward, with a bootstrap interval; and the same at equal lengths. --reward-model scores answers that have no reward."},
     {"report", "RUN_DIR...", "", "--out --threads --help", run_report,
      "The metrics.jsonl of runs, one over the other, as an HTML file that needs nothing else (report.html)."},
-    {"demo", "", "", "--seed --seeds --out --keep --device --threads --help", run_demo, "What `wrpo` alone runs: the paper in miniature, from prompts to a table and report.html."},
+    {"demo", "", "", "--seed --seeds --out --keep --quick --device --threads --help", run_demo, "What `wrpo` alone runs: the paper in miniature, from prompts to a table and report.html."},
 };
 enum { N_COMMANDS = sizeof commands / sizeof *commands };
 static int help(void) {
@@ -2318,7 +2322,7 @@ static int help(void) {
     return 0;
 }
 static int dispatch(int argc, char **argv) {
-    static const command program = {"", "", "", "--seed --seeds --out --keep --device --threads --version --help", run_demo, ""};      /* wrpo without a command */
+    static const command program = {"", "", "", "--seed --seeds --out --keep --quick --device --threads --version --help", run_demo, ""};      /* wrpo without a command */
     const command *c = &program;
     settings s = {.dtype = -1, .save_dtype = -1, .as = -1, .bench = -1};
     session z = {0};
