@@ -28,8 +28,10 @@
 #if defined(__SANITIZE_THREAD__)
 #include <sanitizer/tsan_interface.h>
 #define EMU_RAW inline __attribute__((no_sanitize_thread, noinline))
+#define EMU_RAW_CALL __attribute__((no_sanitize_thread, noinline))
 #else
 #define EMU_RAW inline
+#define EMU_RAW_CALL
 #endif
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>
@@ -233,7 +235,8 @@ template <class F> EMU_RAW void launch(const char* name, const void* kernel, dim
         block_idx = {unsigned(at % grid.x), unsigned(at / grid.x % grid.y), unsigned(at / grid.x / grid.y)}; alive = nthreads; bar_arrived = bar_or = 0;
         ++smem_epoch; smem_used = dyn; if (at_block) at_block();
 #if defined(__SANITIZE_THREAD__)
-        if (smem) munmap(smem, DYN_SMEM); smem = nullptr;        // a fresh mapping has no access history
+        if (smem) munmap(smem, DYN_SMEM);
+        smem = nullptr;                                           // a fresh mapping has no access history
 #endif
         if (!smem) smem = (char*)mmap(nullptr, DYN_SMEM, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 #if defined(__SANITIZE_ADDRESS__)
@@ -475,36 +478,48 @@ inline float wgmma_number(uint64_t desc, bool transposed, unsigned i, unsigned k
     if (at + 2 > emu::DYN_SMEM) emu::fail("wgmma: an operand outside of shared memory");
     return lo(*(const uint16_t*)(emu::smem + at));
 }
-inline void wgmma_product(Wgmma& g, uint64_t da, uint64_t db, bool ta, bool tb, unsigned warp) {
-    static float a[16][16], b[16][256]; float d[256];
-    for (unsigned k = 0; k < 16; ++k) { for (unsigned i = 0; i < 16; ++i) a[i][k] = wgmma_number(da, ta, warp * 16 + i, k); for (unsigned j = 0; j < 256; ++j) b[k][j] = wgmma_number(db, tb, j, k); }
+EMU_RAW void wgmma_add(Wgmma& g, const float (*a)[16], const float (*b)[256]) {
+    float d[256];
     for (int i = 0; i < 16; ++i) {
         for (int j = 0; j < 256; ++j) d[j] = 0;
         for (int k = 0; k < 16; ++k) for (int j = 0; j < 256; ++j) d[j] += a[i][k] * b[k][j];
         for (int j = 0; j < 256; ++j) g.d[i][j] += d[j];
     }
 }
+inline void wgmma_product(Wgmma& g, uint64_t da, uint64_t db, bool ta, bool tb, unsigned warp) {      // reads of shared memory are ordinary ones
+    float a[16][16], b[16][256];
+    for (unsigned k = 0; k < 16; ++k) { for (unsigned i = 0; i < 16; ++i) a[i][k] = wgmma_number(da, ta, warp * 16 + i, k); for (unsigned j = 0; j < 256; ++j) b[k][j] = wgmma_number(db, tb, j, k); }
+    wgmma_add(g, a, b);
+}
 EMU_RAW float* wgmma_place(Wgmma& g, int lane, int i) { return &g.d[lane / 4 + i / 2 % 2 * 8][i / 4 * 8 + lane % 4 * 2 + i % 2]; }
 EMU_RAW void wgmma_fence() { emu::warp_barrier(0xffffffffu); emu::cur->fenced = true; }
-EMU_RAW void wgmma_commit() { emu::warp_barrier(0xffffffffu, [] { ++wgmmas[emu::cur->id / 32].group; }); }
+EMU_RAW void wgmma_commit() { emu::warp_barrier(0xffffffffu, []() EMU_RAW_CALL { ++wgmmas[emu::cur->id / 32].group; }); }
+EMU_RAW void wgmma_take(Wgmma& g, int lane, float* d) {          // a lane's registers go into the product
+    if (!emu::cur->fenced) emu::fail("wgmma: no fence before it");
+    if (g.in >> lane & 1) { if (g.lanes[lane] != d) emu::fail("wgmma: other registers while a product is in flight"); return; }
+    g.in |= 1u << lane; g.lanes[lane] = d;
+    for (int i = 0; i < 128; ++i) { *wgmma_place(g, lane, i) = d[i]; d[i] = NAN; }
+}
+EMU_RAW void wgmma_give(Wgmma& g, int lane) {                    // and come back; the next product wants a fence
+    emu::cur->fenced = false;
+    if (g.n || !(g.in >> lane & 1)) return;
+    g.in &= ~(1u << lane);
+    for (int i = 0; i < 128; ++i) g.lanes[lane][i] = *wgmma_place(g, lane, i);
+}
 template <int TA, int TB> inline void wgmma(float (&d)[128], uint64_t a, uint64_t b) {
     emu::Fiber* f = emu::cur; Wgmma& g = wgmmas[f->id / 32];
-    if (!f->fenced) emu::fail("wgmma: no fence before it");
-    if (!(g.in >> f->lane & 1)) {
-        g.in |= 1u << f->lane; g.lanes[f->lane] = d;
-        for (int i = 0; i < 128; ++i) { *wgmma_place(g, f->lane, i) = d[i]; d[i] = NAN; }
-    } else if (g.lanes[f->lane] != d) emu::fail("wgmma: other registers while a product is in flight");
+    wgmma_take(g, f->lane, d);
     auto box = emu::exchange(a ^ b * 3, 0xffffffffu); const bool same = emu::letter<uint64_t>(box, 0) == (a ^ b * 3);
     if (!same) emu::fail("wgmma: lanes have different descriptors");
-    emu::warp_barrier(0xffffffffu, [&] {
+    emu::warp_barrier(0xffffffffu, [&]() EMU_RAW_CALL {
         if (g.n == 64) emu::fail("wgmma: too many in flight");
         g.ops[g.n++] = {a, b, g.group, TA != 0, TB != 0, !emu::early_copies};
-        if (!emu::early_copies) wgmma_product(g, a, b, TA != 0, TB != 0, unsigned(f->id / 32 % 4));
+        if (!emu::early_copies) wgmma_product(g, a, b, TA != 0, TB != 0, unsigned(emu::cur->id / 32 % 4));
     });
 }
 template <int N> inline void wgmma_wait() {
     emu::Fiber* f = emu::cur; Wgmma& g = wgmmas[f->id / 32];
-    emu::warp_barrier(0xffffffffu, [&] {
+    emu::warp_barrier(0xffffffffu, [&]() EMU_RAW_CALL {
         int done = 0;
         for (; done < g.n && g.ops[done].group < g.group - N; ++done)
             if (!g.ops[done].done) wgmma_product(g, g.ops[done].a, g.ops[done].b, g.ops[done].ta, g.ops[done].tb, unsigned(emu::cur->id / 32 % 4));
@@ -512,15 +527,12 @@ template <int N> inline void wgmma_wait() {
         g.n -= done;
     });
     release_(&g); emu::warp_barrier(0xffffffffu); acquire_(&g);
-    f->fenced = false;
-    if (g.n || !(g.in >> f->lane & 1)) return;
-    g.in &= ~(1u << f->lane);
-    for (int i = 0; i < 128; ++i) g.lanes[f->lane][i] = *wgmma_place(g, f->lane, i);
+    wgmma_give(g, f->lane);
 }
 inline void wgmma_results(float (&)[128]) {}
 template <int N> inline void registers_up() { static_assert(N % 8 == 0 && N >= 24 && N <= 256, "registers"); }
 template <int N> inline void registers_down() { registers_up<N>(); }
-inline const bool forgets = (emu::at_block = [] { n_boxes = n_mbarrier_new = 0; for (Wgmma& g : wgmmas) g.n = g.group = 0, g.in = 0; }, true);
+inline const bool forgets = (emu::at_block = []() EMU_RAW_CALL { n_boxes = n_mbarrier_new = 0; for (Wgmma& g : wgmmas) g.n = g.group = 0, g.in = 0; }, true);
 // host: what cuTensorMapEncodeTiled asks of a matrix
 inline void* tensor_map_encoder() { return (void*)&boxes; }
 inline bool tensor_map_make(void*, tensor_map* map, const void* p, int64_t ld, int64_t rows, int64_t cols, unsigned box_rows) {
