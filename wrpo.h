@@ -1803,8 +1803,7 @@ enum { WRPO__(MR) = 6, WRPO__(NV) = 2 };
 #endif
 enum {
     WRPO__(NR) = WRPO__LANES * WRPO__(NV),
-    WRPO__(MS) = (WRPO__(MR) + WRPO__LANES - 1) / WRPO__LANES * WRPO__LANES,   /* a step of a packed panel of A, padded */
-    WRPO__(THIN) = 4                                   /* so few rows are multiplied by columns that are not packed */
+    WRPO__(MS) = (WRPO__(MR) + WRPO__LANES - 1) / WRPO__LANES * WRPO__LANES    /* a step of a packed panel of A, padded */
 };
 /* V is a vector of floats, U of their bits. LESS gives all ones where it holds; a NaN is never less. */
 #ifndef WRPO__STEP
@@ -2689,13 +2688,13 @@ static void WRPO__(gemm_thin)(const WRPO__(product) *g, int64_t j0, int64_t j1) 
             float *c = g->c + g->i0 * g->ldc + j;
             const int64_t n = WRPO__MIN(WRPO__LANES, j1 - j);
             const bool add = g->add || k > 0;
-#define WRPO__THIN(kind) (g->rows > 4 ? WRPO__(thin_full##kind) : g->rows > 1 ? WRPO__(thin_four##kind) : WRPO__(thin_one##kind))(kc, a, b, g->bj, c, g->ldc, g->rows, n, add)
+#define WRPO__RUN_THIN(kind) (g->rows > 4 ? WRPO__(thin_full##kind) : g->rows > 1 ? WRPO__(thin_four##kind) : WRPO__(thin_one##kind))(kc, a, b, g->bj, c, g->ldc, g->rows, n, add)
 #ifdef WRPO__IN_PAIRS
-            if (g->pair == 2) { WRPO__THIN(_pairs); continue; }
+            if (g->pair == 2) { WRPO__RUN_THIN(_pairs); continue; }
 #endif
-            if (g->half) WRPO__THIN(_half);
-            else WRPO__THIN();
-#undef WRPO__THIN
+            if (g->half) WRPO__RUN_THIN(_half);
+            else WRPO__RUN_THIN();
+#undef WRPO__RUN_THIN
         }
 }
 /* rows [i0, i1) and columns [j0, j1) of the piece */
