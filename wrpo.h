@@ -518,7 +518,8 @@ typedef struct wrpo_train_desc {
     int64_t max_steps;               /* 0 = by epochs */
     int64_t micro_tokens;            /* rows computed at once, a longer record alone; 0 = 1024 */
     int64_t recompute;               /* layers whose activations are recomputed in the backward pass, from the first; -1 = all,
-                                        0 = as many as it takes to fit into the context's memory_limit */
+                                        0 = as many as it takes to fit into the context's memory_limit. Logits are recomputed
+                                        too unless this is 0 and they fit, with all layers                                   */
     uint64_t seed; bool no_shuffle;  /* seed 0 = 42 */
     const char *out_dir;             /* metrics.jsonl and the cache of reference log-probs; NULL = no files */
     const char *ref_dir;             /* the reference; NULL = the policy as it is before step 1 */
@@ -530,6 +531,7 @@ typedef struct wrpo_bytes {          /* of a run, before anything is allocated *
     size_t weights, gradients, moments, activations, head, data, total;
     size_t device, room;             /* of total, in the backend's memory; what there is for it: SIZE_MAX where nobody knows */
     int64_t recompute;               /* layers that the run recomputes */
+    bool logits;                     /* it keeps a micro-batch's logits for the backward pass */
 } wrpo_bytes;
 typedef struct wrpo_trainer wrpo_trainer;
 WRPO_API wrpo_train_desc wrpo_train_defaults(const wrpo_train_desc *desc);   /* the zeros, resolved: log this */
@@ -1565,11 +1567,12 @@ WRPO_API double wrpo_lr_factor(wrpo_schedule schedule, int64_t warmup, int64_t k
 #endif
 enum {
     WRPO__MAX_D = 512,               /* the largest head_dim of attention */
-    WRPO__KC = 320,                  /* a product's k is summed in blocks of this many words */
-    WRPO__KCHUNK = 4,                /* blocks that a packed piece of A need not be deeper than */
+    WRPO__KC = 384,                  /* a product's k is summed in blocks of this many words */
     WRPO__MC = 504,                  /* rows of A, one block deep, that stay in the cache next to the core */
     WRPO__NB = 8,                    /* panels of B that a task packs at once */
-    WRPO__A_WORDS = 1 << 20,         /* of the packed piece of A */
+    WRPO__MB = 12,                   /* or of A, where B is packed for all */
+    WRPO__ABREAST = 16,              /* steps that are packed side by side */
+    WRPO__A_WORDS = 1 << 20,         /* of the packed piece of A, or of B */
     WRPO__THREAD_FLOATS = 1 << 19,   /* of scratch per thread */
     WRPO__GRAIN = 1 << 14            /* numbers that are worth a task of their own */
 };
@@ -1578,7 +1581,7 @@ typedef struct wrpo__cpu {
     int threads;
     bool pairs, tiles;               /* bfloat16 is wanted and the machine multiplies it, by vectors or by tiles: a weight in it, two activations (TN) */
     size_t bytes, peak;              /* of what alloc gave out, and of the buffers below */
-    float *packed;                   /* the products' A, shared by all threads */
+    float *packed;                   /* a product's A or B, shared by all threads */
     float *scratch;                  /* WRPO__THREAD_FLOATS for each thread */
 } wrpo__cpu;
 
@@ -1690,6 +1693,15 @@ static float *wrpo__cpu_scratch(const wrpo__cpu *cpu) {     /* of the calling th
 #endif
 }
 static int64_t wrpo__div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+/* Panels of a strip, at most `most`: those that keep all threads busy to the end, and of those the most. */
+static int64_t wrpo__strip(int64_t panels, int64_t most, int threads) {
+    int64_t best = 1, least = INT64_MAX;
+    for (int64_t p = WRPO__MAX(most, 1); p >= 1; p--) {
+        const int64_t time = wrpo__div_up(wrpo__div_up(panels, p), threads) * (4 * p + 1);      /* a quarter of a panel's time to begin a strip */
+        if (time < least) least = time, best = p;
+    }
+    return best;
+}
 static float wrpo__float_of(uint16_t half) {            /* of bfloat16 */
     const uint32_t bits = (uint32_t)half << 16;
     float x;
@@ -2324,10 +2336,10 @@ static void WRPO__(adamw)(void *dev, void *w, uint16_t *low, void *m, void *v, c
 /* ---- gemm ----
    Goto's scheme. A (rows of C) is packed into panels of MR rows, B (columns) into panels of NR, both step by step of k:
    a[k][MS], b[k][NR]. The register tile multiplies one panel of each: per step NV vectors of B, MR single numbers of A,
-   MR * NV multiply-adds, all of C's tile in registers. A's panels are packed by all threads for all of them; then a task
-   packs a few panels of B and runs them past all of A. Where A is one panel, B is not packed (thin_of). Each number of C is
-   the sum over blocks of k (cut from 0, by K alone) of the sums over k in order: the same for every row, whatever m, n and
-   the threads.                                                                                                            */
+   MR * NV multiply-adds, all of C's tile in registers. The panels of the smaller of the two are packed by all threads for
+   all of them; then a task packs a few panels of the other, which stay in the cache next to its core, and runs them past all
+   of the first. Where A is one panel, B is not packed (thin_of). Each number of C is the sum over blocks of k (cut from 0, by
+   K alone) of the sums over k in order: the same for every row, whatever m, n and the threads.                            */
 
 /* x becomes its own transpose: log2(LANES) rounds, each interleaving row i with row i + LANES/2 */
 WRPO__INLINE void WRPO__(transpose)(WRPO__V *x) {
@@ -2348,24 +2360,25 @@ WRPO__INLINE void WRPO__(transpose)(WRPO__V *x) {
 #endif
 }
 /* n lanes (rows of A, columns of B) by kc steps into panels of `width` lanes, [step][stride] each, `next` numbers apart;
-   missing lanes are 0. Lane l, step k is number l * ls + k * ks of from, which are floats or halves (bfloat16); either ls or ks is 1. */
+   missing lanes are 0. Lane l, step k is number l * ls + k * ks of from, which are floats or halves (bfloat16); either ls or ks is 1.
+   Where steps are rows of `from`, ABREAST of them are read side by side, each from end to end. */
 #define WRPO__NUMBER(i) (half ? wrpo__float_of(((const uint16_t *)from)[i]) : ((const float *)from)[i])
 #define WRPO__VECTOR(i) (half ? WRPO__LOAD_HALF((const uint16_t *)from + (i)) : WRPO__LOAD((const float *)from + (i)))
 #define WRPO__AHEAD(i) WRPO__PREFETCH((const char *)from + (i) * (half ? 2 : 4) + 192, 0)     /* rows are left again before the machine sees them coming */
 WRPO__INLINE void WRPO__(pack)(float *dst, int64_t next, const int width, const int stride, const void *from, const bool half, int64_t ls, int64_t ks, int64_t n, int64_t kc) {
-    for (int64_t p = 0; p < n; p += width, dst += next) {
-        const int64_t lanes = WRPO__MIN(n - p, width);
-        if (ls == 1) {
-            for (int64_t k = 0; k < kc; k++) {
+    for (int64_t k0 = 0; ls == 1 && k0 < kc; k0 += WRPO__ABREAST)
+        for (int64_t p = 0; p < n; p += width)
+            for (int64_t k = k0; k < WRPO__MIN(kc, k0 + WRPO__ABREAST); k++) {
                 const int64_t at = p + k * ks;
-                float *d = dst + k * stride;
+                float *d = dst + p / width * next + k * stride;
+                WRPO__AHEAD(at);
                 if (p + stride <= n)     /* lanes between width and stride may hold anything: no tile looks at them */
                     for (int l = 0; l < stride; l += WRPO__LANES) WRPO__STORE(d + l, WRPO__VECTOR(at + l));
                 else
-                    for (int l = 0; l < stride; l++) d[l] = l < lanes ? WRPO__NUMBER(at + l) : 0;
+                    for (int l = 0; l < stride; l++) d[l] = l < WRPO__MIN(n - p, width) ? WRPO__NUMBER(at + l) : 0;
             }
-            continue;
-        }
+    for (int64_t p = 0; ls != 1 && p < n; p += width, dst += next) {
+        const int64_t lanes = WRPO__MIN(n - p, width);
         int64_t k = 0;
         for (; k + WRPO__LANES <= kc; k += WRPO__LANES)
             for (int l = 0; l < stride; l += WRPO__LANES) {
@@ -2399,42 +2412,50 @@ WRPO__INLINE WRPO__V WRPO__(pair_words)(WRPO__U a, WRPO__U b, const bool round) 
     if (round) a += 0x7FFFu + (a >> 16 & 1), b += 0x7FFFu + (b >> 16 & 1);
     return WRPO__FLOATS(a >> 16 | (b & ((WRPO__U){0} + 0xFFFF0000u)));
 }
-/* The same in words of two steps, rounded to bfloat16: panels [(kc + 1) / 2][stride], steps beyond kc are 0. */
+/* The same in words of two steps, rounded to bfloat16: panels [(kc + 1) / 2][stride], steps beyond kc are 0. WORD: a single one. */
+#define WRPO__TWO(to, there, i, left) do {                                                                                   \
+        uint32_t word_ = 0;                                                                                                    \
+        for (int h_ = 0; h_ < 2 && (there) && h_ < (left); h_++)                                                               \
+            word_ |= (uint32_t)wrpo__float_to_bf16(WRPO__NUMBER((i) + h_ * ks)) << 16 * h_;                                    \
+        memcpy(to, &word_, sizeof word_);                                                                                      \
+    } while (0)
 WRPO__INLINE void WRPO__(pack_pairs)(float *dst, int64_t next, const int width, const int stride, const void *from, const bool half, int64_t ls, int64_t ks, int64_t n, int64_t kc) {
-    for (int64_t p = 0; p < n; p += width, dst += next) {
+    for (int64_t k0 = 0; ls == 1 && k0 < kc; k0 += WRPO__ABREAST)
+        for (int64_t p = 0; p < n; p += width)
+            for (int64_t k = k0; k < WRPO__MIN(kc, k0 + WRPO__ABREAST); k += 2) {
+                const int64_t at = p + k * ks;
+                float *d = dst + p / width * next + k / 2 * stride;
+                WRPO__AHEAD(at);
+                WRPO__AHEAD(at + ks);
+                if (p + stride <= n && k + 1 < kc)
+                    for (int l = 0; l < stride; l += WRPO__LANES)
+                        WRPO__STORE(d + l, WRPO__(pair_words)(WRPO__BITS(WRPO__VECTOR(at + l)), WRPO__BITS(WRPO__VECTOR(at + l + ks)), !half));
+                else
+                    for (int l = 0; l < stride; l++) WRPO__TWO(d + l, l < WRPO__MIN(n - p, width), at + l, kc - k);
+            }
+    for (int64_t p = 0; ls != 1 && p < n; p += width, dst += next) {
         const int64_t lanes = WRPO__MIN(n - p, width);
         int64_t k = 0;
-        if (ls == 1 && p + stride <= n)
-            for (; k + 2 <= kc; k += 2)
-                for (int l = 0; l < stride; l += WRPO__LANES) {
-                    const int64_t at = p + l + k * ks;
-                    WRPO__STORE(dst + k / 2 * stride + l, WRPO__(pair_words)(WRPO__BITS(WRPO__VECTOR(at)), WRPO__BITS(WRPO__VECTOR(at + ks)), !half));
+        for (; k + 2 * WRPO__LANES <= kc; k += 2 * WRPO__LANES)
+            for (int l = 0; l < stride; l += WRPO__LANES) {
+                WRPO__V x[WRPO__LANES];
+                WRPO__UNROLL
+                for (int i = 0; i < WRPO__LANES; i++) {
+                    const int64_t at = (p + l + i) * ls + k;
+                    WRPO__AHEAD(at);
+                    if (l + i >= lanes) x[i] = (WRPO__V){0};
+                    else if (half) memcpy(&x[i], (const uint16_t *)from + at, sizeof x[i]);
+                    else x[i] = wrpo__pair_of(WRPO__VECTOR(at), WRPO__VECTOR(at + WRPO__LANES));
                 }
-        if (ls != 1)
-            for (; k + 2 * WRPO__LANES <= kc; k += 2 * WRPO__LANES)
-                for (int l = 0; l < stride; l += WRPO__LANES) {
-                    WRPO__V x[WRPO__LANES];
-                    WRPO__UNROLL
-                    for (int i = 0; i < WRPO__LANES; i++) {
-                        const int64_t at = (p + l + i) * ls + k;
-                        WRPO__AHEAD(at);
-                        if (l + i >= lanes) x[i] = (WRPO__V){0};
-                        else if (half) memcpy(&x[i], (const uint16_t *)from + at, sizeof x[i]);
-                        else x[i] = wrpo__pair_of(WRPO__VECTOR(at), WRPO__VECTOR(at + WRPO__LANES));
-                    }
-                    WRPO__(transpose)(x);
-                    WRPO__UNROLL
-                    for (int i = 0; i < WRPO__LANES; i++) WRPO__STORE(dst + (k / 2 + i) * stride + l, x[i]);
-                }
-        for (; k < kc; k += 2)
-            for (int l = 0; l < stride; l++) {
-                uint32_t word = 0;
-                for (int h = 0; h < 2 && l < lanes && k + h < kc; h++)
-                    word |= (uint32_t)wrpo__float_to_bf16(WRPO__NUMBER((p + l) * ls + (k + h) * ks)) << 16 * h;
-                memcpy(dst + k / 2 * stride + l, &word, 4);
+                WRPO__(transpose)(x);
+                WRPO__UNROLL
+                for (int i = 0; i < WRPO__LANES; i++) WRPO__STORE(dst + (k / 2 + i) * stride + l, x[i]);
             }
+        for (; k < kc; k += 2)
+            for (int l = 0; l < stride; l++) WRPO__TWO(dst + k / 2 * stride + l, l < lanes, (p + l) * ls + k, kc - k);
     }
 }
+#undef WRPO__TWO
 /* The same of A for tiles: panels of 32 lanes, [lane][words]; words are a multiple of 16, what is missing is 0. */
 WRPO__ROW void WRPO__(pack_a_tiles)(float *dst, const float *src, int64_t ls, int64_t ks, int64_t n, int64_t kc, int64_t words) {
     for (int64_t l = 0; l < (n + 31) / 32 * 32; l += 16)
@@ -2629,66 +2650,70 @@ static int64_t WRPO__(kblock)(int64_t k, int64_t k0, int pair) {
     const int64_t left = k - k0, whole = WRPO__KC * pair;
     return left >= 2 * whole ? whole : left > whole ? (left / 2 + 31) / 32 * 32 : left;
 }
-typedef struct WRPO__(product) {     /* one piece: rows [i0, i0 + rows) of C, steps [k0, k1) */
+typedef struct WRPO__(product) {     /* one piece: rows [i0, i1) and columns [j0, j1) of C, steps [k0, k1) */
     wrpo__cpu *cpu;
     float *c; const float *a; const void *b; bool half;                        /* b is bfloat16 */
     int64_t ldc, ai, ak, bj, bk;     /* a[i * ai + k * ak], b[k * bk + j * bj] */
-    int64_t n, k, i0, rows, k0, k1;
+    int64_t k, i0, i1, j0, j1, k0, k1;
     int pair;                        /* steps of k in a word: 2 where bfloat16 is multiplied */
-    int mr, ms;                      /* rows of a panel of A, and of their room in it */
+    int width[2], room[2];           /* lanes of a panel of A, of B, and their room in it */
     bool add, tiles, thin;
+    int shared;                      /* of which all panels of the piece are packed, for all threads: 0 = A, 1 = B */
 } WRPO__(product);
-/* rows of one of `parts` equal parts, in whole panels */
-static int64_t WRPO__(share)(const WRPO__(product) *g, int64_t rows, int64_t parts) {
-    return wrpo__div_up(wrpo__div_up(rows, WRPO__MAX(parts, 1)), g->mr) * g->mr;
+/* lanes of one of `parts` equal parts, in whole panels */
+static int64_t WRPO__(share)(const WRPO__(product) *g, int side, int64_t lanes, int64_t parts) {
+    return wrpo__div_up(wrpo__div_up(lanes, WRPO__MAX(parts, 1)), g->width[side]) * g->width[side];
 }
-static int64_t WRPO__(padded)(const WRPO__(product) *g) { return wrpo__div_up(g->rows, g->mr) * g->ms; }
 /* words of kc steps; tiles take 16 at a time */
 static int64_t WRPO__(words)(const WRPO__(product) *g, int64_t kc) {
     const int64_t words = wrpo__div_up(kc, g->pair);
     return g->tiles ? wrpo__div_up(words, 16) * 16 : words;
 }
-static void WRPO__(gemm_pack)(const WRPO__(product) *g, int64_t i, int64_t count) {
-    for (int64_t k = g->k0, kc; k < g->k1; k += kc) {
-        kc = WRPO__(kblock)(g->k, k, g->pair);
-        const int64_t words = WRPO__(words)(g, kc), next = g->ms * words;
-        float *panels = g->cpu->packed + (k - g->k0) / g->pair * WRPO__(padded)(g) + i / g->mr * next;
-        const float *a = g->a + (g->i0 + i) * g->ai + k * g->ak;
-#ifdef WRPO__IN_PAIRS
-        if (g->tiles) { WRPO__(pack_a_tiles)(panels, a, g->ai, g->ak, count, kc, words); continue; }
-        if (g->pair == 2) { WRPO__(pack_a_pairs)(panels, next, a, g->ai, g->ak, count, kc); continue; }
-#endif
-        WRPO__(pack_a)(panels, next, a, g->ai, g->ak, count, kc);
-    }
-}
-static void WRPO__(gemm_pack_b)(const WRPO__(product) *g, float *panels, int64_t j, int64_t cols, int64_t k, int64_t kc) {
-    const int64_t at = j * g->bj + k * g->bk, words = WRPO__(words)(g, kc), next = WRPO__(NR) * words, made = wrpo__div_up(kc, g->pair);
-    const float *f = (const float *)g->b + (g->half ? 0 : at);
-    const uint16_t *h = (const uint16_t *)g->b + (g->half ? at : 0);
+/* lanes [lane, lane + n) of A or B, steps [k, k + kc) */
+static void WRPO__(gemm_pack)(const WRPO__(product) *g, int side, float *panels, int64_t lane, int64_t n, int64_t k, int64_t kc) {
+    const int64_t ls = side ? g->bj : g->ai, ks = side ? g->bk : g->ak, at = lane * ls + k * ks;
+    const int64_t words = WRPO__(words)(g, kc), made = wrpo__div_up(kc, g->pair), next = g->room[side] * words;
+    const bool half = side && g->half;
+    const float *f = (side ? (const float *)g->b : g->a) + (half ? 0 : at);
+    const uint16_t *h = half ? (const uint16_t *)g->b + at : NULL;
+    (void)made;
 #ifdef WRPO__IN_PAIRS
     if (g->pair == 2) {
-        if (g->half) WRPO__(pack_b_half_pairs)(panels, next, h, g->bj, g->bk, cols, kc);
-        else WRPO__(pack_b_pairs)(panels, next, f, g->bj, g->bk, cols, kc);
-        for (float *p = panels; made < words && p < panels + wrpo__div_up(cols, WRPO__(NR)) * next; p += next)
-            memset(p + made * WRPO__(NR), 0, (size_t)((words - made) * WRPO__(NR)) * sizeof *p);
+        if (!side && g->tiles) WRPO__(pack_a_tiles)(panels, f, ls, ks, n, kc, words);
+        else (half ? WRPO__(pack_b_half_pairs)(panels, next, h, ls, ks, n, kc) : side ? WRPO__(pack_b_pairs)(panels, next, f, ls, ks, n, kc)
+                                                                                      : WRPO__(pack_a_pairs)(panels, next, f, ls, ks, n, kc));
+        for (float *p = panels; side && made < words && p < panels + wrpo__div_up(n, g->width[side]) * next; p += next)
+            memset(p + made * g->room[side], 0, (size_t)((words - made) * g->room[side]) * sizeof *p);
         return;
     }
 #endif
-    (void)made;
-    if (g->half) WRPO__(pack_b_half)(panels, next, h, g->bj, g->bk, cols, kc);
-    else WRPO__(pack_b)(panels, next, f, g->bj, g->bk, cols, kc);
+    if (half) WRPO__(pack_b_half)(panels, next, h, ls, ks, n, kc);
+    else (side ? WRPO__(pack_b) : WRPO__(pack_a))(panels, next, f, ls, ks, n, kc);
+}
+/* the shared panels of the steps from k on; lanes [lane, lane + n) of them, all steps of the piece */
+static float *WRPO__(gemm_shared)(const WRPO__(product) *g, int64_t k) {
+    const int64_t lanes = g->shared ? g->j1 - g->j0 : g->i1 - g->i0;
+    return g->cpu->packed + (k - g->k0) / g->pair * wrpo__div_up(lanes, g->width[g->shared]) * g->room[g->shared];
+}
+static void WRPO__(gemm_share)(const WRPO__(product) *g, int64_t lane, int64_t n) {
+    const int64_t first = g->shared ? g->j0 : g->i0;
+    for (int64_t k = g->k0, kc; k < g->k1; k += kc) {
+        kc = WRPO__(kblock)(g->k, k, g->pair);
+        WRPO__(gemm_pack)(g, g->shared, WRPO__(gemm_shared)(g, k) + lane / g->width[g->shared] * g->room[g->shared] * WRPO__(words)(g, kc), first + lane, n, k, kc);
+    }
 }
 /* columns [j0, j1) of the piece, whose rows are few */
 static void WRPO__(gemm_thin)(const WRPO__(product) *g, int64_t j0, int64_t j1) {
+    const int64_t rows = g->i1 - g->i0;
     for (int64_t j = j0; j < j1; j += WRPO__LANES)
         for (int64_t k = g->k0, kc; k < g->k1; k += kc) {
             kc = WRPO__(kblock)(g->k, k, g->pair);
-            const float *a = g->cpu->packed + (k - g->k0) / g->pair * WRPO__(padded)(g);
+            const float *a = WRPO__(gemm_shared)(g, k);
             const void *b = (const char *)g->b + (j * g->bj + k) * (g->half ? 2 : 4);
             float *c = g->c + g->i0 * g->ldc + j;
             const int64_t n = WRPO__MIN(WRPO__LANES, j1 - j);
             const bool add = g->add || k > 0;
-#define WRPO__RUN_THIN(kind) (g->rows > 4 ? WRPO__(thin_full##kind) : g->rows > 1 ? WRPO__(thin_four##kind) : WRPO__(thin_one##kind))(kc, a, b, g->bj, c, g->ldc, g->rows, n, add)
+#define WRPO__RUN_THIN(kind) (rows > 4 ? WRPO__(thin_full##kind) : rows > 1 ? WRPO__(thin_four##kind) : WRPO__(thin_one##kind))(kc, a, b, g->bj, c, g->ldc, rows, n, add)
 #ifdef WRPO__IN_PAIRS
             if (g->pair == 2) { WRPO__RUN_THIN(_pairs); continue; }
 #endif
@@ -2700,8 +2725,8 @@ static void WRPO__(gemm_thin)(const WRPO__(product) *g, int64_t j0, int64_t j1) 
 /* rows [i0, i1) and columns [j0, j1) of the piece */
 static void WRPO__(gemm_task)(const WRPO__(product) *g, int64_t i0, int64_t i1, int64_t j0, int64_t j1) {
     if (g->thin) { WRPO__(gemm_thin)(g, j0, j1); return; }
-    const int64_t block = WRPO__(share)(g, i1 - i0, wrpo__div_up(i1 - i0, WRPO__MC));
-    float *panels = wrpo__cpu_scratch(g->cpu);
+    const int64_t block = WRPO__(share)(g, 0, i1 - i0, wrpo__div_up(i1 - i0, WRPO__MC));
+    float *own = wrpo__cpu_scratch(g->cpu);
 #if defined(WRPO__IN_PAIRS) && defined(WRPO__TILE_DOT)
     static const struct { uint8_t palette, start, none[14]; uint16_t bytes[16]; uint8_t rows[16]; } config = {
         1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
@@ -2710,15 +2735,17 @@ static void WRPO__(gemm_task)(const WRPO__(product) *g, int64_t i0, int64_t i1, 
     for (int64_t k = g->k0, kc; k < g->k1; k += kc) {
         kc = WRPO__(kblock)(g->k, k, g->pair);
         const int64_t words = WRPO__(words)(g, kc);
-        const float *packed = g->cpu->packed + (k - g->k0) / g->pair * WRPO__(padded)(g);
-        WRPO__(gemm_pack_b)(g, panels, j0, j1 - j0, k, kc);
+        const float *shared = WRPO__(gemm_shared)(g, k);
+        if (g->shared) WRPO__(gemm_pack)(g, 0, own, i0, i1 - i0, k, kc);
+        else WRPO__(gemm_pack)(g, 1, own, j0, j1 - j0, k, kc);
         for (int64_t top = i0, end; top < i1; top = end) {             /* rows of A that stay in the cache for all panels */
             end = WRPO__MIN(i1, top + block);
             for (int64_t j = j0; j < j1; j += WRPO__(NR))
-                for (int64_t i = top; i < end; i += g->mr) {
-                    const float *a = packed + i / g->mr * g->ms * words, *b = panels + (j - j0) * words;
-                    float *c = g->c + (g->i0 + i) * g->ldc + j;
-                    const int64_t m = WRPO__MIN(g->mr, i1 - i), n = WRPO__MIN(WRPO__(NR), j1 - j);
+                for (int64_t i = top; i < end; i += g->width[0]) {
+                    const float *a = (g->shared ? own : shared) + (i - (g->shared ? i0 : g->i0)) / g->width[0] * g->room[0] * words;
+                    const float *b = (g->shared ? shared : own) + (j - (g->shared ? g->j0 : j0)) * words;
+                    float *c = g->c + i * g->ldc + j;
+                    const int64_t m = WRPO__MIN(g->width[0], i1 - i), n = WRPO__MIN(WRPO__(NR), j1 - j);
 #if defined(WRPO__IN_PAIRS) && defined(WRPO__TILE_DOT)
                     if (g->tiles) { WRPO__(tile_amx)(words, a, b, c, g->ldc, m, n, g->add || k > 0); continue; }
 #endif
@@ -2732,36 +2759,40 @@ static void WRPO__(gemm_task)(const WRPO__(product) *g, int64_t i0, int64_t i1, 
 }
 static void WRPO__(gemm)(void *dev, wrpo_mm mm, void *c, int64_t ldc, const void *a, int64_t lda, const void *b, int64_t ldb, wrpo_dtype b_type,
                          int64_t m, int64_t n, int64_t k, float beta) {
-    WRPO__(product) g = {.cpu = dev, .c = c, .a = a, .b = b, .half = b_type == WRPO_BF16 && mm != WRPO_TN, .ldc = ldc, .n = n, .k = k, .add = beta != 0};
+    WRPO__(product) g = {.cpu = dev, .c = c, .a = a, .b = b, .half = b_type == WRPO_BF16 && mm != WRPO_TN, .ldc = ldc, .k = k, .add = beta != 0, .i1 = m, .j1 = n,
+                         .pair = 1, .width = {WRPO__(MR), WRPO__(NR)}, .room = {WRPO__(MS), WRPO__(NR)}};
     g.ai = mm == WRPO_TN ? 1 : lda, g.ak = mm == WRPO_TN ? lda : 1;
     g.bj = mm == WRPO_NN || mm == WRPO_TN ? 1 : ldb, g.bk = mm == WRPO_NN || mm == WRPO_TN ? ldb : 1;
-    g.pair = 1, g.mr = WRPO__(MR), g.ms = WRPO__(MS);
 #ifdef WRPO__IN_PAIRS
     if (g.cpu->pairs && (g.half || mm == WRPO_TN)) g.pair = 2, g.tiles = g.cpu->tiles;
-    if (g.tiles) g.mr = g.ms = 32;
+    if (g.tiles) g.width[0] = g.room[0] = 32;
 #endif
-    g.thin = m <= g.mr && mm != WRPO_NN && mm != WRPO_TN && !g.tiles;
+    g.thin = m <= g.width[0] && mm != WRPO_NN && mm != WRPO_TN && !g.tiles;
+    g.shared = n < m && !g.thin;
     if (k <= 0 && !g.add)
         for (int64_t i = 0; i < m; i++) memset(g.c + i * ldc, 0, (size_t)n * sizeof(float));
-    const int threads = m * n * k <= 1 << 16 ? 1 : g.cpu->threads;
-    const int64_t cols = WRPO__(NR) * WRPO__MAX(1, WRPO__MIN(WRPO__NB, wrpo__div_up(n, WRPO__(NR)) / (3 * threads))), strips = wrpo__div_up(n, cols);
-    /* A piece of A is as large as `packed` holds, so that there are few barriers; a task takes some columns and all rows of the
-       piece, or a part of them where there are few columns for many threads. */
-    const int64_t depth = WRPO__MAX(1, WRPO__MIN(wrpo__div_up(k, g.pair), WRPO__KC * WRPO__KCHUNK)), most = WRPO__A_WORDS / (depth + 16) / g.ms * g.mr;
-    const int64_t mc = WRPO__(share)(&g, m, wrpo__div_up(m, most));
-    for (g.i0 = 0; g.i0 < m; g.i0 += mc) {
-        g.rows = WRPO__MIN(mc, m - g.i0);
-        const int64_t piece = WRPO__(share)(&g, g.rows, 4 * threads);
-        const int64_t rows = WRPO__(share)(&g, g.rows, g.thin || strips >= 3 * threads ? 1 : wrpo__div_up(3 * threads, strips)), parts = wrpo__div_up(g.rows, rows);
+    const int threads = m * n * k <= 1 << 16 ? 1 : g.cpu->threads, side = g.shared, other = !side;
+    /* A shared piece is as large as `packed` holds, so that there are few barriers; a task takes some lanes of the other side and
+       all of the piece, or a part of it where those are few for many threads. */
+    const int64_t lanes = side ? n : m, across = side ? m : n, panels = wrpo__div_up(across, g.width[other]);
+    const int64_t strip = wrpo__strip(panels, WRPO__MIN(side ? WRPO__MB : WRPO__NB, panels / (2 * threads)), threads) * g.width[other], strips = wrpo__div_up(across, strip);
+    const int64_t depth = WRPO__MAX(1, WRPO__MIN(wrpo__div_up(k, g.pair), WRPO__KC)), most = WRPO__A_WORDS / (depth + 16) / g.room[side] * g.width[side];
+    const int64_t piece = WRPO__(share)(&g, side, lanes, wrpo__div_up(lanes, most));
+    for (int64_t first = 0; first < lanes; first += piece) {
+        const int64_t count = WRPO__MIN(piece, lanes - first), packing = WRPO__(share)(&g, side, count, 4 * threads);
+        const int64_t part = WRPO__(share)(&g, side, count, g.thin || strips >= 2 * threads ? 1 : wrpo__div_up(2 * threads, strips)), parts = wrpo__div_up(count, part);
+        *(side ? &g.j0 : &g.i0) = first, *(side ? &g.j1 : &g.i1) = first + count;
         for (g.k0 = 0; g.k0 < k; g.k0 = g.k1) {
+            const int64_t room = wrpo__div_up(count, g.width[side]) * g.room[side];
             g.k1 = g.k0 + WRPO__(kblock)(k, g.k0, g.pair);
-            while (g.k1 < k && WRPO__(words)(&g, g.k1 - g.k0 + WRPO__(kblock)(k, g.k1, g.pair)) * WRPO__(padded)(&g) <= WRPO__A_WORDS) g.k1 += WRPO__(kblock)(k, g.k1, g.pair);
-            WRPO__PARFOR(WRPO__MIN(threads, wrpo__cpu_team(g.cpu, g.rows * (g.k1 - g.k0))))
-            for (int64_t i = 0; i < g.rows; i += piece) WRPO__(gemm_pack)(&g, i, WRPO__MIN(piece, g.rows - i));
+            while (g.k1 < k && WRPO__(words)(&g, g.k1 - g.k0 + WRPO__(kblock)(k, g.k1, g.pair)) * room <= WRPO__A_WORDS) g.k1 += WRPO__(kblock)(k, g.k1, g.pair);
+            WRPO__PARFOR(WRPO__MIN(threads, wrpo__cpu_team(g.cpu, count * (g.k1 - g.k0))))
+            for (int64_t i = 0; i < count; i += packing) WRPO__(gemm_share)(&g, i, WRPO__MIN(packing, count - i));
             WRPO__PARFOR(threads)
             for (int64_t t = 0; t < parts * strips; t++) {
-                const int64_t i = t / strips * rows, j = t % strips * cols;
-                WRPO__(gemm_task)(&g, i, WRPO__MIN(g.rows, i + rows), j, WRPO__MIN(n, j + cols));
+                const int64_t x = first + t / strips * part, x1 = WRPO__MIN(first + count, x + part), y = t % strips * strip, y1 = WRPO__MIN(across, y + strip);
+                if (side) WRPO__(gemm_task)(&g, y, y1, x, x1);
+                else WRPO__(gemm_task)(&g, x, x1, y, y1);
             }
         }
     }
@@ -2832,7 +2863,11 @@ static bool WRPO__(visible)(const WRPO__(lanes) *b, int64_t i, int64_t n, int64_
 static void WRPO__(lane_vectors)(const WRPO__(lanes) *b, const float *x, int64_t ldx, float scale, float *rows, int64_t ld, float *panels) {
     const int64_t d = b->a->d, all = WRPO__(round_up)(b->count, WRPO__(NR));
     for (int64_t i = 0; i < all; i++) {
-        const int64_t have = i < b->count ? d : 0;
+        const int64_t have = i < b->count ? d : 0, ahead = i + 8;
+        if (ahead < b->count) {          /* a row is far from the next, no machine foresees them */
+            const float *next = x + WRPO__(lane_row)(b, ahead) * ldx + WRPO__(lane_head)(b, ahead) * d;
+            for (int64_t j = 0; j < d; j += 16) WRPO__PREFETCH(next + j, 0);
+        }
         if (have) WRPO__(scaled)(rows + i * ld, scale, x + WRPO__(lane_row)(b, i) * ldx + WRPO__(lane_head)(b, i) * d, d);
         memset(rows + i * ld + have, 0, (size_t)(ld - have) * sizeof *rows);
     }
@@ -2842,13 +2877,17 @@ static void WRPO__(lane_vectors)(const WRPO__(lanes) *b, const float *x, int64_t
     WRPO__(pack_b)(panels, d * WRPO__(NR), rows, ld, 1, all, d);
 }
 /* the way back: lane i's vector of y = scale[i] times column i % NR of t[i / NR][padded d][NR] */
-static void WRPO__(lane_results)(const WRPO__(lanes) *b, float *y, int64_t ldy, const float *t, const float *scale) {
+WRPO__ROW void WRPO__(lane_results)(const WRPO__(lanes) *b, float *y, int64_t ldy, const float *t, const float *scale) {
     const int64_t d = b->a->d, size = WRPO__(round_up)(d, WRPO__(MR)) * WRPO__(NR);
-    for (int64_t i = 0; i < b->count; i++) {
-        float *out = y + WRPO__(lane_row)(b, i) * ldy + WRPO__(lane_head)(b, i) * d;
-        const float *in = t + i / WRPO__(NR) * size + i % WRPO__(NR);
-        for (int64_t j = 0; j < d; j++) out[j] = scale[i] * in[j * WRPO__(NR)];
-    }
+    for (int64_t i = 0; i < b->count; i += WRPO__LANES)
+        for (int64_t j = 0; j < d; j += WRPO__LANES) {
+            const float *in = t + i / WRPO__(NR) * size + i % WRPO__(NR);
+            WRPO__V x[WRPO__LANES];
+            for (int64_t r = 0; r < WRPO__LANES; r++) x[r] = j + r < d ? WRPO__LOAD(in + (j + r) * WRPO__(NR)) : (WRPO__V){0};
+            WRPO__(transpose)(x);
+            for (int64_t r = 0; r < WRPO__MIN(WRPO__LANES, b->count - i); r++)
+                WRPO__(put)(y + WRPO__(lane_row)(b, i + r) * ldy + WRPO__(lane_head)(b, i + r) * d + j, d - j, WRPO__SET(scale[i + r]) * x[r]);
+        }
 }
 /* c[m,n] = or += a b over kc steps: a in panels `next` apart, b[kc / pair][ldb]; c has room for whole tiles, in rows and columns */
 static void WRPO__(panels)(int64_t pair, int64_t m, int64_t n, int64_t kc, const float *a, int64_t next, const float *b, int64_t ldb, float *c, int64_t ldc, bool add) {
@@ -3467,6 +3506,7 @@ typedef struct wrpo__acts {          /* what the backward pass needs of one laye
 typedef struct wrpo__shape {         /* capacities of a run */
     int64_t rows;                    /* packed rows; targets and segments are never more */
     int64_t chunk;                   /* targets per chunk of the head */
+    int64_t logits;                  /* targets whose logits outlive the forward pass; a micro-batch with more of them has them made again */
     int64_t recompute;               /* layers [0, recompute) keep only x */
     int64_t cache;                   /* rows of keys and values that outlive a forward pass, for decoding; 0 = none */
     bool train;
@@ -3492,8 +3532,9 @@ typedef struct wrpo__run {           /* a workspace for micro-batches, and the o
     void *norm, *h;                  /* [n, D], [n, I]: a norm's output, the MLP's inside; valid within a layer */
     void *y;                         /* [n, D]  final norm's output */
     float *rstd_f;
-    void *hid, *dhid; float *logits; /* [chunk, D], [chunk, D], [chunk, V] */
-    void *dlogits;                   /* logits itself where activations are float */
+    void *hid, *dhid; float *logits; /* [chunk, D], [chunk, D], [chunk or shape.logits, V] */
+    bool held;                       /* logits and lse are those of all targets */
+    void *dlogits;                   /* [chunk, V]; NULL where activations are float: it replaces the logits then */
     void *dx, *dqkv, *dgu, *d_o, *dh, *dy;             /* backward only */
     void *attn_scratch;
     size_t bytes, head_bytes;
@@ -3531,10 +3572,10 @@ static void wrpo__run_layout(wrpo_ctx *ctx, const wrpo_config *c, const wrpo__sh
     r->norm = wrpo__take(b, n, D, A), r->h = wrpo__take(b, n, I, A);
     r->y = wrpo__take(b, n, D, A), r->rstd_f = wrpo__take(b, n, 1, F);
     size_t before_head = b->used;
-    r->hid = wrpo__take(b, s->chunk, D, A), r->logits = wrpo__take(b, s->chunk, V, F);
+    r->hid = wrpo__take(b, s->chunk, D, A), r->logits = wrpo__take(b, WRPO__MAX(s->chunk, s->logits), V, F);
     if (s->train) {
         r->dhid = wrpo__take(b, s->chunk, D, A);
-        r->dlogits = A == F ? r->logits : wrpo__take(b, s->chunk, V, A);
+        r->dlogits = A == F ? NULL : wrpo__take(b, s->chunk, V, A);
     }
     r->head_bytes = b->used - before_head;
     if (s->train) {
@@ -3636,7 +3677,7 @@ static int64_t wrpo__record_rows(const wrpo_config *c, const wrpo_record *record
     for (int k = 0; k < record->count; k++) n += record->responses[k].count + (wrpo__prompt_again(c, record, k) ? record->prompt_count : 0);
     return n;
 }
-static void wrpo__pack_begin(wrpo__run *r) { r->n = r->segs = r->targets = 0; }
+static void wrpo__pack_begin(wrpo__run *r) { r->n = r->segs = r->targets = 0, r->held = false; }
 /* From here on rows of sequences of this length, prompt and response, are packed. */
 static void wrpo__pack_turn(wrpo__run *r, int64_t length) {
     const int64_t key = wrpo__rope_key(&r->model->config, length);
@@ -3885,12 +3926,19 @@ static void wrpo__trunk(wrpo__run *r) {
     }
     be->rmsnorm(dev, r->y, D, r->rstd_f, x, D, WRPO__W(m, norm, 0)->data, r->n, 1, D, (float)c->rms_norm_eps, c->norm_plus_one);   /* 12 y */
 }
-static void wrpo__logits(wrpo__run *r, int64_t t, int64_t count) {     /* of targets [t, t + count), at most a chunk of them */
+/* where the logits of the chunk that begins with target t are */
+static float *wrpo__logits_at(const wrpo__run *r, int64_t t) {
+    return r->logits + (r->targets <= r->shape.logits ? t * r->model->config.vocab_size : 0);
+}
+static void wrpo__gather_hidden(wrpo__run *r, int64_t t, int64_t count) {
+    r->model->ctx->desc.backend->gather(r->model->ctx->dev, r->hid, r->y, r->rows + t, count, r->model->config.hidden_size);
+}
+static void wrpo__logits(wrpo__run *r, int64_t t, int64_t count) {     /* of targets [t, t + count), at most a chunk of them; also fills r->hid */
     wrpo_ctx *ctx = r->model->ctx;
     const wrpo_weight *head = wrpo__head(r->model);
     const int64_t D = r->model->config.hidden_size, V = r->model->config.vocab_size;
-    ctx->desc.backend->gather(ctx->dev, r->hid, r->y, r->rows + t, count, D);
-    ctx->desc.backend->gemm(ctx->dev, WRPO_NT_LOGITS, r->logits, V, r->hid, D, head->data, D, head->dtype, count, V, D, 0);
+    wrpo__gather_hidden(r, t, count);
+    ctx->desc.backend->gemm(ctx->dev, WRPO_NT_LOGITS, wrpo__logits_at(r, t), V, r->hid, D, head->data, D, head->dtype, count, V, D, 0);
 }
 /* Log-probs of all targets into r->h_logp; with means, the mean logit over the vocabulary of every row into r->h_mean: NaN
    where logits are capped, for then their mean is no product of vectors. */
@@ -3904,8 +3952,9 @@ static void wrpo__forward(wrpo__run *r, bool means) {
     for (int64_t t = 0; t < r->targets; t += r->shape.chunk) {                             /* 13 log softmax(y W')[target] */
         int64_t count = WRPO__MIN(r->shape.chunk, r->targets - t);
         wrpo__logits(r, t, count);
-        be->logprob(dev, r->logp + t, r->lse + t, r->logits, r->target + t, count, V, cap);
+        be->logprob(dev, r->logp + t, r->lse + t, wrpo__logits_at(r, t), r->target + t, count, V, cap);
     }
+    r->held = r->targets <= r->shape.logits;
     if (means && cap > 0)
         for (int64_t i = 0; i < r->n; i++) r->h_mean[i] = NAN;
     else if (means) {                /* mean_v(y W_v) = y (sum_v W_v) / V: one vector, not V columns */
@@ -3930,19 +3979,25 @@ static void wrpo__backward(wrpo__run *r, float *grads) {
     int64_t live = 0;
     for (int64_t t = 0; t < r->targets; t++)
         if (r->h_coef[t] != 0) r->h_rows[live] = r->h_rows[t], r->h_target[live] = r->h_target[t], r->h_coef[live++] = r->h_coef[t];
-    r->targets = live;
+    const bool held = r->held && live == r->targets;   /* not where some have dropped out: their places are not those of the forward pass */
+    r->held = false, r->targets = live;
     be->put(dev, r->rows, r->h_rows, (size_t)live * 4);
     be->put(dev, r->target, r->h_target, (size_t)live * 4);
     be->put(dev, r->coef, r->h_coef, (size_t)live * sizeof(float));
 
     be->zero(dev, r->dy, (size_t)(n * D) * (size_t)be->act_bytes);
-    for (int64_t t = 0; t < live; t += r->shape.chunk) {                                   /* 13 logits once more, then their gradient */
+    for (int64_t t = 0; t < live; t += r->shape.chunk) {                                   /* 13 the logits, kept or made again; then their gradient */
         int64_t count = WRPO__MIN(r->shape.chunk, live - t);
-        wrpo__logits(r, t, count);
-        be->logprob(dev, r->logp, r->lse, r->logits, r->target + t, count, V, cap);
-        be->logprob_bwd(dev, r->dlogits, r->logits, r->target + t, r->lse, r->coef + t, count, V, cap);
-        be->gemm(dev, WRPO_NN, r->dhid, D, r->dlogits, V, head->data, D, head->dtype, count, D, V, 0);
-        be->gemm(dev, WRPO_TN, WRPO__GRAD(head), D, r->dlogits, V, r->hid, D, WRPO_F32, V, D, count, 1);
+        float *logits = wrpo__logits_at(r, t);
+        void *dlogits = r->dlogits ? r->dlogits : logits;
+        if (held) wrpo__gather_hidden(r, t, count);
+        else {
+            wrpo__logits(r, t, count);
+            be->logprob(dev, r->logp + t, r->lse + t, logits, r->target + t, count, V, cap);
+        }
+        be->logprob_bwd(dev, dlogits, logits, r->target + t, r->lse + t, r->coef + t, count, V, cap);
+        be->gemm(dev, WRPO_NN, r->dhid, D, dlogits, V, head->data, D, head->dtype, count, D, V, 0);
+        be->gemm(dev, WRPO_TN, WRPO__GRAD(head), D, dlogits, V, r->hid, D, WRPO_F32, V, D, count, 1);
         be->gather_bwd(dev, r->dy, r->dhid, r->rows + t, count, D);
     }
     be->rmsnorm_bwd(dev, r->dx, D, WRPO__GRAD(norm), r->dy, D, NULL, 0, r->layer[L].x, D,
@@ -10442,14 +10497,14 @@ static void wrpo__train_check(wrpo_ctx *ctx, const wrpo_train_desc *d) {   /* d 
     WRPO__RANGE(d->recompute >= -1, "recompute", d->recompute, "a number of layers, or -1 for all");
 }
 /* ---- memory of a run: measured, and fitted into what there is ---- */
-static wrpo__shape wrpo__train_shape(const wrpo_ctx *ctx, const wrpo_config *c, int64_t recompute, int64_t rows) {
-    wrpo__shape s = {.rows = rows, .train = true, .chunk = wrpo__head_chunk(ctx, c, rows)};
+static wrpo__shape wrpo__train_shape(const wrpo_ctx *ctx, const wrpo_config *c, int64_t recompute, bool logits, int64_t rows) {
+    wrpo__shape s = {.rows = rows, .train = true, .chunk = wrpo__head_chunk(ctx, c, rows), .logits = logits ? rows : 0};
     s.recompute = recompute < 0 ? c->num_hidden_layers : WRPO__MIN(recompute, c->num_hidden_layers);
     return s;
 }
 /* gradients, moments, activations, head and, for a backend with memory of its own, device (all but the weights); total is left to the caller */
-static void wrpo__measure(wrpo_ctx *ctx, const wrpo_config *config, wrpo_states states, int64_t recompute, int64_t rows, wrpo_bytes *out) {
-    const wrpo__shape shape = wrpo__train_shape(ctx, config, recompute, rows);
+static void wrpo__measure(wrpo_ctx *ctx, const wrpo_config *config, wrpo_states states, int64_t recompute, bool logits, int64_t rows, wrpo_bytes *out) {
+    const wrpo__shape shape = wrpo__train_shape(ctx, config, recompute, logits, rows);
     wrpo__run run = {0};
     wrpo__bump b = {0};
     int64_t count;
@@ -10460,21 +10515,22 @@ static void wrpo__measure(wrpo_ctx *ctx, const wrpo_config *config, wrpo_states 
     out->head = run.head_bytes;
     out->activations = run.bytes - run.head_bytes + wrpo__run_host_bytes(config, rows);
     out->device = out->gradients + out->moments + run.bytes;
-    out->recompute = shape.recompute;
+    out->recompute = shape.recompute, out->logits = logits;
 }
-/* As asked; where no recomputing is asked for, with as few layers recomputed as let the run fit into `room`. False: it does not fit. */
+/* As asked; where no recomputing is asked for, with as little recomputed as lets the run fit into `room`: nothing, else the logits
+   (of all that is kept they save the least time a byte), else as few layers as do. False: it does not fit. */
 static bool wrpo__fit(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_train_desc *d, wrpo_states states, int64_t rows, size_t room, wrpo_bytes *out) {
     int64_t low = 0, high = config->num_hidden_layers;
-    wrpo__measure(ctx, config, states, d->recompute, rows, out);
+    wrpo__measure(ctx, config, states, d->recompute, d->recompute == 0, rows, out);
     if (out->device <= room) return true;
     if (d->recompute) return false;
     while (low < high) {                               /* the more, the less it takes, but for the first, which brings a layer to share */
         const int64_t middle = (low + high) / 2;
-        wrpo__measure(ctx, config, states, middle, rows, out);
+        wrpo__measure(ctx, config, states, middle, false, rows, out);
         if (out->device <= room) high = middle;
         else low = middle + 1;
     }
-    wrpo__measure(ctx, config, states, low, rows, out);
+    wrpo__measure(ctx, config, states, low, false, rows, out);
     return out->device <= room;
 }
 WRPO_API wrpo_result wrpo_train_bytes(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_bytes *out) {
@@ -10514,12 +10570,12 @@ static const char *wrpo__would_fit(wrpo_trainer *t, int64_t rows, size_t room) {
                                     (long long)need.recompute, (long long)c->num_hidden_layers);
     return NULL;
 }
-/* The layers that a run recomputes, or an error that says what would fit. The weights are in memory, the rest is not yet. */
-static int64_t wrpo__fitted(wrpo_trainer *t, int64_t rows) {
+/* What a run takes and recomputes, or an error that says what would fit. The weights are in memory, the rest is not yet. */
+static wrpo_bytes wrpo__fitted(wrpo_trainer *t, int64_t rows) {
     const size_t room = wrpo__room(t->ctx);
     wrpo_bytes need;
     const bool fits = wrpo__fit(t->ctx, &t->model->config, &t->desc, t->desc.states, rows, room, &need), host = t->ctx->desc.backend->host;
-    if (fits || (host && !t->ctx->desc.memory_limit)) return need.recompute;       /* a host may have more than it says: it can swap */
+    if (fits || (host && !t->ctx->desc.memory_limit)) return need;                 /* a host may have more than it says: it can swap */
     const char *with = wrpo__would_fit(t, rows, room);
     wrpo__fail(t->ctx, WRPO_E_MEMORY, "out of memory: besides its weights the run takes %.3f GiB, %s %.3f GiB left; %s%s", (double)need.device / 1073741824.0,
                host ? "its limit has" : "the device has", (double)room / 1073741824.0, with ? "it would fit with " : "nothing that can be set makes it fit", with ? with : "");
@@ -10700,13 +10756,13 @@ static wrpo_trainer *wrpo__trainer_build(wrpo__arena *arena, wrpo_model *policy,
         t->out_dir = wrpo__strndup(arena, d->out_dir, strlen(d->out_dir));
         wrpo__make_dir(ctx, t->out_dir);
     }
-    const int64_t recompute = train ? wrpo__fitted(t, rows) : 0;
+    const wrpo_bytes plan = train ? wrpo__fitted(t, rows) : (wrpo_bytes){0};
     if (wrpo__rules[d->loss.method].reference) {
         t->ref = wrpo__alloc(arena, (size_t)t->N * (size_t)t->K, sizeof *t->ref);
         if (eval) t->eval_ref = wrpo__alloc(arena, (size_t)wrpo_data_count(eval) * (size_t)t->eval_K, sizeof *t->eval_ref);
         wrpo__need(ctx, wrpo__reference(t));       /* before the memory of training is taken */
     }
-    wrpo__shape shape = wrpo__train_shape(ctx, &policy->config, recompute, rows);
+    wrpo__shape shape = wrpo__train_shape(ctx, &policy->config, plan.recompute, plan.logits, rows);
     shape.train = train;
     t->run = wrpo__run_new(arena, policy, &shape);
     if (train) {

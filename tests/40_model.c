@@ -191,6 +191,24 @@ static void check(wrpo_ctx *ctx, const char *what, wrpo_config c) {
             }
         }
         free(copy);
+        for (int dropped = 0; dropped < 2; dropped++) {        /* logits kept for the backward pass or made again: the same bits; also where an answer drops out */
+            float *grads[2];
+            for (int kept = 0; kept < 2; kept++) {
+                wrpo__run *r = wrpo__run_new(arena, model, &(wrpo__shape){.rows = 140, .chunk = 7, .logits = kept ? 140 : 0, .train = true});
+                wrpo__pack_begin(r);
+                for (int i = 0; i < RECORDS; i++) wrpo__pack_record(r, &records[i]);
+                wrpo__pack_end(r);
+                wrpo__forward(r, false);
+                CHECK(r->held == kept, "%s: logits held: %d", what, r->held);
+                int64_t t = 0;
+                for (int i = 0; i < RECORDS; i++)
+                    for (int k = 0; k < 3; k++)
+                        for (int64_t j = tokens[i][k].first; j < tokens[i][k].count; j++) r->h_coef[t++] = dropped && k == i % 3 ? 0 : (float)coef[i][k];
+                grads[kept] = wrpo__alloc(arena, (size_t)model->count, sizeof **grads);
+                wrpo__backward(r, grads[kept]);
+            }
+            CHECK(!memcmp(grads[0], grads[1], (size_t)model->count * sizeof **grads), "%s: kept logits give other gradients", what);
+        }
     }
     CHECK(wrpo__end(&wrpo__entry) == WRPO_OK, "%s: %s", what, ctx->error.text);
 }

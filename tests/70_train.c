@@ -240,7 +240,7 @@ int main(void) {
         wrpo_data *data = make_data(ctx, 0, N);
         wrpo_model *model = make_model(ctx);
         const wrpo_config *c = wrpo_model_config(model);
-        CHECK(!wrpo_train_bytes(ctx, c, data, &base, &kept) && !wrpo_train_bytes(ctx, c, data, &every, &least) && kept.recompute == 0 && least.recompute == 3, "%s", wrpo_last_error(ctx)->text);
+        CHECK(!wrpo_train_bytes(ctx, c, data, &base, &kept) && !wrpo_train_bytes(ctx, c, data, &every, &least) && kept.recompute == 0 && least.recompute == 3 && kept.logits && !least.logits, "%s", wrpo_last_error(ctx)->text);
         result free_run = run(base, 2);
         for (int part = 0; part < 3; part++) {
             wrpo_ctx *tight;
