@@ -3532,7 +3532,7 @@ typedef struct wrpo__run {           /* a workspace for micro-batches, and the o
     void *norm, *h;                  /* [n, D], [n, I]: a norm's output, the MLP's inside; valid within a layer */
     void *y;                         /* [n, D]  final norm's output */
     float *rstd_f;
-    void *hid, *dhid; float *logits; /* [chunk, D], [chunk, D], [chunk or shape.logits, V] */
+    void *hid, *dhid; float *logits; /* [span, D], [span, D], [span, V]; span: chunk, or shape.logits if that is more */
     bool held;                       /* logits and lse are those of all targets */
     void *dlogits;                   /* [chunk, V]; NULL where activations are float: it replaces the logits then */
     void *dx, *dqkv, *dgu, *d_o, *dh, *dy;             /* backward only */
@@ -3572,9 +3572,10 @@ static void wrpo__run_layout(wrpo_ctx *ctx, const wrpo_config *c, const wrpo__sh
     r->norm = wrpo__take(b, n, D, A), r->h = wrpo__take(b, n, I, A);
     r->y = wrpo__take(b, n, D, A), r->rstd_f = wrpo__take(b, n, 1, F);
     size_t before_head = b->used;
-    r->hid = wrpo__take(b, s->chunk, D, A), r->logits = wrpo__take(b, WRPO__MAX(s->chunk, s->logits), V, F);
+    const int64_t span = WRPO__MAX(s->chunk, s->logits);
+    r->hid = wrpo__take(b, span, D, A), r->logits = wrpo__take(b, span, V, F);
     if (s->train) {
-        r->dhid = wrpo__take(b, s->chunk, D, A);
+        r->dhid = wrpo__take(b, span, D, A);
         r->dlogits = A == F ? NULL : wrpo__take(b, s->chunk, V, A);
     }
     r->head_bytes = b->used - before_head;
@@ -3926,19 +3927,17 @@ static void wrpo__trunk(wrpo__run *r) {
     }
     be->rmsnorm(dev, r->y, D, r->rstd_f, x, D, WRPO__W(m, norm, 0)->data, r->n, 1, D, (float)c->rms_norm_eps, c->norm_plus_one);   /* 12 y */
 }
-/* where the logits of the chunk that begins with target t are */
-static float *wrpo__logits_at(const wrpo__run *r, int64_t t) {
-    return r->logits + (r->targets <= r->shape.logits ? t * r->model->config.vocab_size : 0);
-}
+/* Targets whose logits are made at once: all of the micro-batch where there is room for them. */
+static int64_t wrpo__head_span(const wrpo__run *r) { return r->targets <= r->shape.logits ? WRPO__MAX(r->targets, 1) : r->shape.chunk; }
 static void wrpo__gather_hidden(wrpo__run *r, int64_t t, int64_t count) {
     r->model->ctx->desc.backend->gather(r->model->ctx->dev, r->hid, r->y, r->rows + t, count, r->model->config.hidden_size);
 }
-static void wrpo__logits(wrpo__run *r, int64_t t, int64_t count) {     /* of targets [t, t + count), at most a chunk of them; also fills r->hid */
+static void wrpo__logits(wrpo__run *r, int64_t t, int64_t count) {     /* of targets [t, t + count), at most a span of them; also fills r->hid */
     wrpo_ctx *ctx = r->model->ctx;
     const wrpo_weight *head = wrpo__head(r->model);
     const int64_t D = r->model->config.hidden_size, V = r->model->config.vocab_size;
     wrpo__gather_hidden(r, t, count);
-    ctx->desc.backend->gemm(ctx->dev, WRPO_NT_LOGITS, wrpo__logits_at(r, t), V, r->hid, D, head->data, D, head->dtype, count, V, D, 0);
+    ctx->desc.backend->gemm(ctx->dev, WRPO_NT_LOGITS, r->logits, V, r->hid, D, head->data, D, head->dtype, count, V, D, 0);
 }
 /* Log-probs of all targets into r->h_logp; with means, the mean logit over the vocabulary of every row into r->h_mean: NaN
    where logits are capped, for then their mean is no product of vectors. */
@@ -3949,10 +3948,11 @@ static void wrpo__forward(wrpo__run *r, bool means) {
     const int64_t D = r->model->config.hidden_size, V = r->model->config.vocab_size;
     const float cap = (float)r->model->config.final_logit_softcapping;
     wrpo__trunk(r);
-    for (int64_t t = 0; t < r->targets; t += r->shape.chunk) {                             /* 13 log softmax(y W')[target] */
-        int64_t count = WRPO__MIN(r->shape.chunk, r->targets - t);
+    const int64_t span = wrpo__head_span(r);
+    for (int64_t t = 0; t < r->targets; t += span) {                                       /* 13 log softmax(y W')[target] */
+        int64_t count = WRPO__MIN(span, r->targets - t);
         wrpo__logits(r, t, count);
-        be->logprob(dev, r->logp + t, r->lse + t, wrpo__logits_at(r, t), r->target + t, count, V, cap);
+        be->logprob(dev, r->logp + t, r->lse + t, r->logits, r->target + t, count, V, cap);
     }
     r->held = r->targets <= r->shape.logits;
     if (means && cap > 0)
@@ -3986,18 +3986,24 @@ static void wrpo__backward(wrpo__run *r, float *grads) {
     be->put(dev, r->coef, r->h_coef, (size_t)live * sizeof(float));
 
     be->zero(dev, r->dy, (size_t)(n * D) * (size_t)be->act_bytes);
-    for (int64_t t = 0; t < live; t += r->shape.chunk) {                                   /* 13 the logits, kept or made again; then their gradient */
-        int64_t count = WRPO__MIN(r->shape.chunk, live - t);
-        float *logits = wrpo__logits_at(r, t);
-        void *dlogits = r->dlogits ? r->dlogits : logits;
+    const int64_t span = wrpo__head_span(r), chunk = r->shape.chunk, step = r->dlogits ? chunk : span;
+    for (int64_t t = 0; t < live; t += span) {                                             /* 13 the logits, kept or made again; then their gradient */
+        const int64_t count = WRPO__MIN(span, live - t);
         if (held) wrpo__gather_hidden(r, t, count);
         else {
             wrpo__logits(r, t, count);
-            be->logprob(dev, r->logp + t, r->lse + t, logits, r->target + t, count, V, cap);
+            be->logprob(dev, r->logp + t, r->lse + t, r->logits, r->target + t, count, V, cap);
         }
-        be->logprob_bwd(dev, dlogits, logits, r->target + t, r->lse + t, r->coef + t, count, V, cap);
-        be->gemm(dev, WRPO_NN, r->dhid, D, dlogits, V, head->data, D, head->dtype, count, D, V, 0);
-        be->gemm(dev, WRPO_TN, WRPO__GRAD(head), D, dlogits, V, r->hid, D, WRPO_F32, V, D, count, 1);
+        for (int64_t s = 0; s < count; s += step) {
+            const int64_t some = WRPO__MIN(step, count - s);
+            float *logits = r->logits + s * V;
+            char *dlogits = r->dlogits ? r->dlogits : (void *)logits;
+            be->logprob_bwd(dev, dlogits, logits, r->target + t + s, r->lse + t + s, r->coef + t + s, some, V, cap);
+            be->gemm(dev, WRPO_NN, wrpo__at(be, r->dhid, s * D), D, dlogits, V, head->data, D, head->dtype, some, D, V, 0);
+            for (int64_t c0 = 0; c0 < some; c0 += chunk)       /* summed chunk by chunk, held or not: the same bits */
+                be->gemm(dev, WRPO_TN, WRPO__GRAD(head), D, wrpo__at(be, dlogits, c0 * V), V, wrpo__at(be, r->hid, (s + c0) * D), D, WRPO_F32,
+                         V, D, WRPO__MIN(chunk, some - c0), 1);
+        }
         be->gather_bwd(dev, r->dy, r->dhid, r->rows + t, count, D);
     }
     be->rmsnorm_bwd(dev, r->dx, D, WRPO__GRAD(norm), r->dy, D, NULL, 0, r->layer[L].x, D,
