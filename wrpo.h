@@ -3506,7 +3506,7 @@ typedef struct wrpo__acts {          /* what the backward pass needs of one laye
 typedef struct wrpo__shape {         /* capacities of a run */
     int64_t rows;                    /* packed rows; targets and segments are never more */
     int64_t chunk;                   /* targets per chunk of the head */
-    int64_t logits;                  /* targets whose logits outlive the forward pass; a micro-batch with more of them has them made again */
+    int64_t logits;                  /* targets that the logits have room for, if more than a chunk */
     int64_t recompute;               /* layers [0, recompute) keep only x */
     int64_t cache;                   /* rows of keys and values that outlive a forward pass, for decoding; 0 = none */
     bool train;
@@ -3532,14 +3532,15 @@ typedef struct wrpo__run {           /* a workspace for micro-batches, and the o
     void *norm, *h;                  /* [n, D], [n, I]: a norm's output, the MLP's inside; valid within a layer */
     void *y;                         /* [n, D]  final norm's output */
     float *rstd_f;
-    void *hid, *dhid; float *logits; /* [span, D], [span, D], [span, V]; span: chunk, or shape.logits if that is more */
-    bool held;                       /* logits and lse are those of all targets */
+    void *hid, *dhid; float *logits; /* [span, D], [span, D], [span, V]: wrpo__span */
+    bool held;                       /* logits and lse are those of all targets: the backward pass need not make them again */
     void *dlogits;                   /* [chunk, V]; NULL where activations are float: it replaces the logits then */
     void *dx, *dqkv, *dgu, *d_o, *dh, *dy;             /* backward only */
     void *attn_scratch;
     size_t bytes, head_bytes;
 } wrpo__run;
 
+static int64_t wrpo__span(const wrpo__shape *s) { return WRPO__MAX(s->chunk, s->logits); }     /* targets that the logits have room for */
 /* Bytes and places of a run on the backend. */
 static void wrpo__run_layout(wrpo_ctx *ctx, const wrpo_config *c, const wrpo__shape *s, wrpo__run *r, wrpo__bump *b) {
     const wrpo_backend *be = ctx->desc.backend;
@@ -3572,7 +3573,7 @@ static void wrpo__run_layout(wrpo_ctx *ctx, const wrpo_config *c, const wrpo__sh
     r->norm = wrpo__take(b, n, D, A), r->h = wrpo__take(b, n, I, A);
     r->y = wrpo__take(b, n, D, A), r->rstd_f = wrpo__take(b, n, 1, F);
     size_t before_head = b->used;
-    const int64_t span = WRPO__MAX(s->chunk, s->logits);
+    const int64_t span = wrpo__span(s);
     r->hid = wrpo__take(b, span, D, A), r->logits = wrpo__take(b, span, V, F);
     if (s->train) {
         r->dhid = wrpo__take(b, span, D, A);
@@ -3928,7 +3929,7 @@ static void wrpo__trunk(wrpo__run *r) {
     be->rmsnorm(dev, r->y, D, r->rstd_f, x, D, WRPO__W(m, norm, 0)->data, r->n, 1, D, (float)c->rms_norm_eps, c->norm_plus_one);   /* 12 y */
 }
 /* Targets whose logits are made at once: all of the micro-batch where there is room for them. */
-static int64_t wrpo__head_span(const wrpo__run *r) { return r->targets <= r->shape.logits ? WRPO__MAX(r->targets, 1) : r->shape.chunk; }
+static int64_t wrpo__at_once(const wrpo__run *r) { return r->targets <= wrpo__span(&r->shape) ? WRPO__MAX(r->targets, 1) : r->shape.chunk; }
 static void wrpo__gather_hidden(wrpo__run *r, int64_t t, int64_t count) {
     r->model->ctx->desc.backend->gather(r->model->ctx->dev, r->hid, r->y, r->rows + t, count, r->model->config.hidden_size);
 }
@@ -3948,13 +3949,13 @@ static void wrpo__forward(wrpo__run *r, bool means) {
     const int64_t D = r->model->config.hidden_size, V = r->model->config.vocab_size;
     const float cap = (float)r->model->config.final_logit_softcapping;
     wrpo__trunk(r);
-    const int64_t span = wrpo__head_span(r);
+    const int64_t span = wrpo__at_once(r);
     for (int64_t t = 0; t < r->targets; t += span) {                                       /* 13 log softmax(y W')[target] */
         int64_t count = WRPO__MIN(span, r->targets - t);
         wrpo__logits(r, t, count);
         be->logprob(dev, r->logp + t, r->lse + t, r->logits, r->target + t, count, V, cap);
     }
-    r->held = r->targets <= r->shape.logits;
+    r->held = r->targets <= span;
     if (means && cap > 0)
         for (int64_t i = 0; i < r->n; i++) r->h_mean[i] = NAN;
     else if (means) {                /* mean_v(y W_v) = y (sum_v W_v) / V: one vector, not V columns */
@@ -3986,7 +3987,7 @@ static void wrpo__backward(wrpo__run *r, float *grads) {
     be->put(dev, r->coef, r->h_coef, (size_t)live * sizeof(float));
 
     be->zero(dev, r->dy, (size_t)(n * D) * (size_t)be->act_bytes);
-    const int64_t span = wrpo__head_span(r), chunk = r->shape.chunk, step = r->dlogits ? chunk : span;
+    const int64_t span = wrpo__at_once(r), chunk = r->shape.chunk, step = r->dlogits ? chunk : span;
     for (int64_t t = 0; t < live; t += span) {                                             /* 13 the logits, kept or made again; then their gradient */
         const int64_t count = WRPO__MIN(span, live - t);
         if (held) wrpo__gather_hidden(r, t, count);
@@ -10521,7 +10522,7 @@ static void wrpo__measure(wrpo_ctx *ctx, const wrpo_config *config, wrpo_states 
     out->head = run.head_bytes;
     out->activations = run.bytes - run.head_bytes + wrpo__run_host_bytes(config, rows);
     out->device = out->gradients + out->moments + run.bytes;
-    out->recompute = shape.recompute, out->logits = logits;
+    out->recompute = shape.recompute, out->logits = wrpo__span(&shape) >= rows;
 }
 /* As asked; where no recomputing is asked for, with as little recomputed as lets the run fit into `room`: nothing, else the logits
    (of all that is kept they save the least time a byte), else as few layers as do. False: it does not fit. */
