@@ -518,8 +518,8 @@ typedef struct wrpo_train_desc {
     int64_t max_steps;               /* 0 = by epochs */
     int64_t micro_tokens;            /* rows computed at once, a longer record alone; 0 = 1024 */
     int64_t recompute;               /* layers whose activations are recomputed in the backward pass, from the first; -1 = all,
-                                        0 = as many as it takes to fit into the context's memory_limit. Logits are recomputed
-                                        too unless this is 0 and they fit, with all layers                                   */
+                                        0 = as many as it takes to fit into the context's memory_limit. Logits are
+                                        kept where this is 0 and all fits, or where a micro-batch is no more than a chunk of them */
     uint64_t seed; bool no_shuffle;  /* seed 0 = 42 */
     const char *out_dir;             /* metrics.jsonl and the cache of reference log-probs; NULL = no files */
     const char *ref_dir;             /* the reference; NULL = the policy as it is before step 1 */
@@ -531,7 +531,7 @@ typedef struct wrpo_bytes {          /* of a run, before anything is allocated *
     size_t weights, gradients, moments, activations, head, data, total;
     size_t device, room;             /* of total, in the backend's memory; what there is for it: SIZE_MAX where nobody knows */
     int64_t recompute;               /* layers that the run recomputes */
-    bool logits;                     /* it keeps a micro-batch's logits for the backward pass */
+    bool logits;                     /* there is room for a micro-batch's logits until its backward pass */
 } wrpo_bytes;
 typedef struct wrpo_trainer wrpo_trainer;
 WRPO_API wrpo_train_desc wrpo_train_defaults(const wrpo_train_desc *desc);   /* the zeros, resolved: log this */
@@ -1693,7 +1693,7 @@ static float *wrpo__cpu_scratch(const wrpo__cpu *cpu) {     /* of the calling th
 #endif
 }
 static int64_t wrpo__div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-/* Panels of a strip, at most `most`: those that keep all threads busy to the end, and of those the most. */
+/* Panels of a strip, at most `most`, that let `threads` threads be done soonest; of equals the most. */
 static int64_t wrpo__strip(int64_t panels, int64_t most, int threads) {
     int64_t best = 1, least = INT64_MAX;
     for (int64_t p = WRPO__MAX(most, 1); p >= 1; p--) {
@@ -2412,7 +2412,7 @@ WRPO__INLINE WRPO__V WRPO__(pair_words)(WRPO__U a, WRPO__U b, const bool round) 
     if (round) a += 0x7FFFu + (a >> 16 & 1), b += 0x7FFFu + (b >> 16 & 1);
     return WRPO__FLOATS(a >> 16 | (b & ((WRPO__U){0} + 0xFFFF0000u)));
 }
-/* The same in words of two steps, rounded to bfloat16: panels [(kc + 1) / 2][stride], steps beyond kc are 0. WORD: a single one. */
+/* The same in words of two steps, rounded to bfloat16: panels [(kc + 1) / 2][stride], steps beyond kc are 0. TWO: a single word. */
 #define WRPO__TWO(to, there, i, left) do {                                                                                   \
         uint32_t word_ = 0;                                                                                                    \
         for (int h_ = 0; h_ < 2 && (there) && h_ < (left); h_++)                                                               \
@@ -2690,11 +2690,12 @@ static void WRPO__(gemm_pack)(const WRPO__(product) *g, int side, float *panels,
     if (half) WRPO__(pack_b_half)(panels, next, h, ls, ks, n, kc);
     else (side ? WRPO__(pack_b) : WRPO__(pack_a))(panels, next, f, ls, ks, n, kc);
 }
-/* the shared panels of the steps from k on; lanes [lane, lane + n) of them, all steps of the piece */
+/* the shared panels of the steps from k on */
 static float *WRPO__(gemm_shared)(const WRPO__(product) *g, int64_t k) {
     const int64_t lanes = g->shared ? g->j1 - g->j0 : g->i1 - g->i0;
     return g->cpu->packed + (k - g->k0) / g->pair * wrpo__div_up(lanes, g->width[g->shared]) * g->room[g->shared];
 }
+/* packs lanes [lane, lane + n) of the shared piece, all its steps */
 static void WRPO__(gemm_share)(const WRPO__(product) *g, int64_t lane, int64_t n) {
     const int64_t first = g->shared ? g->j0 : g->i0;
     for (int64_t k = g->k0, kc; k < g->k1; k += kc) {
@@ -2864,7 +2865,7 @@ static void WRPO__(lane_vectors)(const WRPO__(lanes) *b, const float *x, int64_t
     const int64_t d = b->a->d, all = WRPO__(round_up)(b->count, WRPO__(NR));
     for (int64_t i = 0; i < all; i++) {
         const int64_t have = i < b->count ? d : 0, ahead = i + 8;
-        if (ahead < b->count) {          /* a row is far from the next, no machine foresees them */
+        if (ahead < b->count) {          /* the next row is far away, no machine foresees it */
             const float *next = x + WRPO__(lane_row)(b, ahead) * ldx + WRPO__(lane_head)(b, ahead) * d;
             for (int64_t j = 0; j < d; j += 16) WRPO__PREFETCH(next + j, 0);
         }
@@ -3928,17 +3929,22 @@ static void wrpo__trunk(wrpo__run *r) {
     }
     be->rmsnorm(dev, r->y, D, r->rstd_f, x, D, WRPO__W(m, norm, 0)->data, r->n, 1, D, (float)c->rms_norm_eps, c->norm_plus_one);   /* 12 y */
 }
-/* Targets whose logits are made at once: all of the micro-batch where there is room for them. */
-static int64_t wrpo__at_once(const wrpo__run *r) { return r->targets <= wrpo__span(&r->shape) ? WRPO__MAX(r->targets, 1) : r->shape.chunk; }
+/* Targets whose logits are made at once: all of a micro-batch that there is room for; on a device, whose products may choose their
+   arithmetic by their shape, always a chunk, so that no bit depends on what is kept. And where those from target t on are. */
+static int64_t wrpo__at_once(const wrpo__run *r) {
+    const wrpo_backend *be = r->model->ctx->desc.backend;
+    return be->host && be->act_bytes == sizeof(float) && r->targets <= wrpo__span(&r->shape) ? WRPO__MAX(r->targets, 1) : r->shape.chunk;
+}
+static float *wrpo__logits_at(const wrpo__run *r, int64_t t) { return r->logits + (r->targets <= wrpo__span(&r->shape) ? t * r->model->config.vocab_size : 0); }
 static void wrpo__gather_hidden(wrpo__run *r, int64_t t, int64_t count) {
     r->model->ctx->desc.backend->gather(r->model->ctx->dev, r->hid, r->y, r->rows + t, count, r->model->config.hidden_size);
 }
-static void wrpo__logits(wrpo__run *r, int64_t t, int64_t count) {     /* of targets [t, t + count), at most a span of them; also fills r->hid */
+static void wrpo__logits(wrpo__run *r, int64_t t, int64_t count) {     /* of targets [t, t + count), made at once; also fills r->hid */
     wrpo_ctx *ctx = r->model->ctx;
     const wrpo_weight *head = wrpo__head(r->model);
     const int64_t D = r->model->config.hidden_size, V = r->model->config.vocab_size;
     wrpo__gather_hidden(r, t, count);
-    ctx->desc.backend->gemm(ctx->dev, WRPO_NT_LOGITS, r->logits, V, r->hid, D, head->data, D, head->dtype, count, V, D, 0);
+    ctx->desc.backend->gemm(ctx->dev, WRPO_NT_LOGITS, wrpo__logits_at(r, t), V, r->hid, D, head->data, D, head->dtype, count, V, D, 0);
 }
 /* Log-probs of all targets into r->h_logp; with means, the mean logit over the vocabulary of every row into r->h_mean: NaN
    where logits are capped, for then their mean is no product of vectors. */
@@ -3949,13 +3955,13 @@ static void wrpo__forward(wrpo__run *r, bool means) {
     const int64_t D = r->model->config.hidden_size, V = r->model->config.vocab_size;
     const float cap = (float)r->model->config.final_logit_softcapping;
     wrpo__trunk(r);
-    const int64_t span = wrpo__at_once(r);
-    for (int64_t t = 0; t < r->targets; t += span) {                                       /* 13 log softmax(y W')[target] */
-        int64_t count = WRPO__MIN(span, r->targets - t);
+    const int64_t step = wrpo__at_once(r);
+    for (int64_t t = 0; t < r->targets; t += step) {                                       /* 13 log softmax(y W')[target] */
+        int64_t count = WRPO__MIN(step, r->targets - t);
         wrpo__logits(r, t, count);
-        be->logprob(dev, r->logp + t, r->lse + t, r->logits, r->target + t, count, V, cap);
+        be->logprob(dev, r->logp + t, r->lse + t, wrpo__logits_at(r, t), r->target + t, count, V, cap);
     }
-    r->held = r->targets <= span;
+    r->held = r->targets <= wrpo__span(&r->shape);
     if (means && cap > 0)
         for (int64_t i = 0; i < r->n; i++) r->h_mean[i] = NAN;
     else if (means) {                /* mean_v(y W_v) = y (sum_v W_v) / V: one vector, not V columns */
@@ -3987,25 +3993,23 @@ static void wrpo__backward(wrpo__run *r, float *grads) {
     be->put(dev, r->coef, r->h_coef, (size_t)live * sizeof(float));
 
     be->zero(dev, r->dy, (size_t)(n * D) * (size_t)be->act_bytes);
-    const int64_t span = wrpo__at_once(r), chunk = r->shape.chunk, step = r->dlogits ? chunk : span;
-    for (int64_t t = 0; t < live; t += span) {                                             /* 13 the logits, kept or made again; then their gradient */
-        const int64_t count = WRPO__MIN(span, live - t);
+    const int64_t step = wrpo__at_once(r), chunk = r->shape.chunk;
+    for (int64_t t = 0; t < live; t += step) {                                             /* 13 the logits, kept or made again; then their gradient */
+        const int64_t count = WRPO__MIN(step, live - t);
+        float *logits = wrpo__logits_at(r, t);
+        void *dlogits = r->dlogits ? r->dlogits : logits;
         if (held) wrpo__gather_hidden(r, t, count);
         else {
             wrpo__logits(r, t, count);
-            be->logprob(dev, r->logp + t, r->lse + t, r->logits, r->target + t, count, V, cap);
+            be->logprob(dev, r->logp + t, r->lse + t, logits, r->target + t, count, V, cap);
         }
-        for (int64_t s = 0; s < count; s += step) {
-            const int64_t some = WRPO__MIN(step, count - s);
-            float *logits = r->logits + s * V;
-            char *dlogits = r->dlogits ? r->dlogits : (void *)logits;
-            be->logprob_bwd(dev, dlogits, logits, r->target + t + s, r->lse + t + s, r->coef + t + s, some, V, cap);
-            be->gemm(dev, WRPO_NN, wrpo__at(be, r->dhid, s * D), D, dlogits, V, head->data, D, head->dtype, some, D, V, 0);
-            for (int64_t c0 = 0; c0 < some; c0 += chunk)       /* summed chunk by chunk, held or not: the same bits */
-                be->gemm(dev, WRPO_TN, WRPO__GRAD(head), D, wrpo__at(be, dlogits, c0 * V), V, wrpo__at(be, r->hid, (s + c0) * D), D, WRPO_F32,
-                         V, D, WRPO__MIN(chunk, some - c0), 1);
+        be->logprob_bwd(dev, dlogits, logits, r->target + t, r->lse + t, r->coef + t, count, V, cap);
+        be->gemm(dev, WRPO_NN, r->dhid, D, dlogits, V, head->data, D, head->dtype, count, D, V, 0);
+        for (int64_t s = 0; s < count; s += chunk) {           /* summed chunk by chunk, kept or not: the same bits */
+            const int64_t some = WRPO__MIN(chunk, count - s);
+            be->gemm(dev, WRPO_TN, WRPO__GRAD(head), D, wrpo__at(be, dlogits, s * V), V, wrpo__at(be, r->hid, s * D), D, WRPO_F32, V, D, some, 1);
+            be->gather_bwd(dev, r->dy, wrpo__at(be, r->dhid, s * D), r->rows + t + s, some, D);
         }
-        be->gather_bwd(dev, r->dy, r->dhid, r->rows + t, count, D);
     }
     be->rmsnorm_bwd(dev, r->dx, D, WRPO__GRAD(norm), r->dy, D, NULL, 0, r->layer[L].x, D,
                     norm->data, r->rstd_f, n, 1, D, c->norm_plus_one);                     /* 12 */
@@ -10528,7 +10532,8 @@ static void wrpo__measure(wrpo_ctx *ctx, const wrpo_config *config, wrpo_states 
    (of all that is kept they save the least time a byte), else as few layers as do. False: it does not fit. */
 static bool wrpo__fit(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_train_desc *d, wrpo_states states, int64_t rows, size_t room, wrpo_bytes *out) {
     int64_t low = 0, high = config->num_hidden_layers;
-    wrpo__measure(ctx, config, states, d->recompute, d->recompute == 0, rows, out);
+    const bool keep = d->recompute == 0 && (uint64_t)rows < SIZE_MAX / 16 / (uint64_t)config->vocab_size;      /* logits that can be addressed */
+    wrpo__measure(ctx, config, states, d->recompute, keep, rows, out);
     if (out->device <= room) return true;
     if (d->recompute) return false;
     while (low < high) {                               /* the more, the less it takes, but for the first, which brings a layer to share */

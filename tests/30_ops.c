@@ -840,6 +840,9 @@ int main(void) {
         EACH(test_adamw, "adamw", {{1, 3, 0}, {17, 5, 1}, {40000, 3, 1}});
         EACH(test_adamw_states, "adamw states", {{1, 3}, {300, 7}, {40000, 20}});
         EACH(test_decoding, "decoding", {{9, 3, 64, 0}, {4, 4, 17, 30}, {6, 2, 96, 9}});
+        EACH(test_gemm, "gemm in several pieces", {     /* of k and of blocks of A; of k of B; of columns; of rows */
+            {530, 540, 2100, WRPO_NT, 1, 0}, {540, 530, 2100, WRPO_TN, 1, 3}, {2700, 2650, 3, WRPO_NN, 0, 0}, {2650, 2700, 3, WRPO_NT, 0, 0}});
+        EACH(test_gemm_pairs, "gemm in bfloat16 in several pieces", {{530, 540, 4200, WRPO_NT, 1, 0}, {2700, 2650, 5, WRPO_TN, 0, 0}});
         test_memory(be);
         for (int i = 0; i < WAYS; i++) wrpo_close(ctx[i]);
         for (int i = 0; i < ops; i++) printf("  %-16s worst relative error %.1e over %lld numbers\n", table[i].op, table[i].worst, (long long)table[i].numbers);

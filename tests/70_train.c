@@ -233,7 +233,7 @@ int main(void) {
                 drop(&r);
             }
     }
-    {   /* a limit: as few layers are recomputed as fit under it, the run holds to it and has the same bits; under the least, what would fit is said */
+    {   /* a limit: logits first, then as few layers as it takes are made again, the run holds to it and has the same bits; under the least, what would fit is said */
         wrpo_bytes kept, least, fitted;
         wrpo_train_desc every = base;
         every.recompute = -1, every.micro_tokens = base.micro_tokens = 600;
@@ -242,6 +242,20 @@ int main(void) {
         const wrpo_config *c = wrpo_model_config(model);
         CHECK(!wrpo_train_bytes(ctx, c, data, &base, &kept) && !wrpo_train_bytes(ctx, c, data, &every, &least) && kept.recompute == 0 && least.recompute == 3 && kept.logits && !least.logits, "%s", wrpo_last_error(ctx)->text);
         result free_run = run(base, 2);
+        {   /* a little less than all: the logits go first */
+            wrpo_ctx *tight;
+            wrpo_bytes most;
+            if (wrpo_open(&(wrpo_desc){.threads = 2}, &tight) != WRPO_OK) exit(2);
+            CHECK(!wrpo_train_bytes(tight, c, data, &base, &most) && most.logits, "%s", wrpo_last_error(tight)->text);
+            wrpo_close(tight);
+            if (wrpo_open(&(wrpo_desc){.threads = 2, .memory_limit = most.device - 1}, &tight) != WRPO_OK) exit(2);
+            const size_t used = tight->bytes;
+            wrpo_close(tight);
+            if (wrpo_open(&(wrpo_desc){.threads = 2, .memory_limit = most.device + used - 1}, &tight) != WRPO_OK) exit(2);
+            CHECK(!wrpo_train_bytes(tight, c, data, &base, &most) && most.recompute == 0 && !most.logits && most.device <= most.room, "%lld layers, logits %d: %zu of %zu",
+                  (long long)most.recompute, most.logits, most.device, most.room);
+            wrpo_close(tight);
+        }
         for (int part = 0; part < 3; part++) {
             wrpo_ctx *tight;
             wrpo_trainer *t;
