@@ -1572,7 +1572,7 @@ enum {
     WRPO__NB = 8,                    /* panels of B that a task packs at once */
     WRPO__MB = 12,                   /* or of A, where B is packed for all */
     WRPO__ABREAST = 16,              /* steps that are packed side by side */
-    WRPO__A_WORDS = 1 << 20,         /* of the packed piece of A, or of B */
+    WRPO__PACKED_WORDS = 1 << 20,         /* of the packed piece of A, or of B */
     WRPO__THREAD_FLOATS = 1 << 19,   /* of scratch per thread */
     WRPO__GRAIN = 1 << 14            /* numbers that are worth a task of their own */
 };
@@ -1659,7 +1659,7 @@ static wrpo_result wrpo__cpu_open(void **dev, const wrpo_desc *desc, wrpo_error 
         cpu->threads = WRPO__MAX(desc->threads, 1), cpu->pairs = desc->dtype == WRPO_BF16 && !strcmp(desc->backend->name, "cpu-avx512") && wrpo__has_pairs();
         const char *want = getenv("WRPO_CPU");
         cpu->tiles = cpu->pairs && (!want || strcmp(want, "avx512")) && wrpo__has_tiles();
-        cpu->packed = wrpo__cpu_alloc(cpu, WRPO__A_WORDS * sizeof(float));
+        cpu->packed = wrpo__cpu_alloc(cpu, WRPO__PACKED_WORDS * sizeof(float));
         if ((size_t)cpu->threads < SIZE_MAX / 2 / (WRPO__THREAD_FLOATS * sizeof(float)))
             cpu->scratch = wrpo__cpu_alloc(cpu, (size_t)cpu->threads * WRPO__THREAD_FLOATS * sizeof(float));
         if (cpu->packed && cpu->scratch) { *dev = cpu; return WRPO_OK; }
@@ -2088,7 +2088,7 @@ static void WRPO__(rmsnorm_bwd)(void *dev, void *dx, int64_t lddx, float *dw, co
     wrpo__cpu *cpu = dev;
     const float *dyf = dy, *xf = x, *dresf = dres;
     float *sums = cpu->packed;                         /* [groups][D], the products' buffer */
-    const int64_t rows = n * heads, most = WRPO__A_WORDS / D;
+    const int64_t rows = n * heads, most = WRPO__PACKED_WORDS / D;
     for (int64_t first = 0; first < rows; first += 64 * most) {
         const int64_t groups = wrpo__div_up(WRPO__MIN(rows - first, 64 * most), 64);
         WRPO__PARFOR(wrpo__cpu_team(cpu, rows * D))
@@ -2359,103 +2359,83 @@ WRPO__INLINE void WRPO__(transpose)(WRPO__V *x) {
     (void)x;
 #endif
 }
-/* n lanes (rows of A, columns of B) by kc steps into panels of `width` lanes, [step][stride] each, `next` numbers apart;
-   missing lanes are 0. Lane l, step k is number l * ls + k * ks of from, which are floats or halves (bfloat16); either ls or ks is 1.
-   Where steps are rows of `from`, ABREAST of them are read side by side, each from end to end. */
+/* n lanes (rows of A, columns of B) by kc steps into panels of `width` lanes, [word][stride] each, `next` numbers apart; missing
+   lanes are 0. Lane l, step k is number l * ls + k * ks of from, which are floats or halves (bfloat16); either ls or ks is 1. A word
+   is the float of a step; in pairs it is two steps, rounded to bfloat16, a last single one with 0. Where steps are rows of `from`,
+   ABREAST of them are read side by side, each from end to end. */
 #define WRPO__NUMBER(i) (half ? wrpo__float_of(((const uint16_t *)from)[i]) : ((const float *)from)[i])
 #define WRPO__VECTOR(i) (half ? WRPO__LOAD_HALF((const uint16_t *)from + (i)) : WRPO__LOAD((const float *)from + (i)))
 #define WRPO__AHEAD(i) WRPO__PREFETCH((const char *)from + (i) * (half ? 2 : 4) + 192, 0)     /* rows are left again before the machine sees them coming */
-WRPO__INLINE void WRPO__(pack)(float *dst, int64_t next, const int width, const int stride, const void *from, const bool half, int64_t ls, int64_t ks, int64_t n, int64_t kc) {
-    for (int64_t k0 = 0; ls == 1 && k0 < kc; k0 += WRPO__ABREAST)
-        for (int64_t p = 0; p < n; p += width)
-            for (int64_t k = k0; k < WRPO__MIN(kc, k0 + WRPO__ABREAST); k++) {
-                const int64_t at = p + k * ks;
-                float *d = dst + p / width * next + k * stride;
-                WRPO__AHEAD(at);
-                if (p + stride <= n)     /* lanes between width and stride may hold anything: no tile looks at them */
-                    for (int l = 0; l < stride; l += WRPO__LANES) WRPO__STORE(d + l, WRPO__VECTOR(at + l));
-                else
-                    for (int l = 0; l < stride; l++) d[l] = l < WRPO__MIN(n - p, width) ? WRPO__NUMBER(at + l) : 0;
-            }
-    for (int64_t p = 0; ls != 1 && p < n; p += width, dst += next) {
-        const int64_t lanes = WRPO__MIN(n - p, width);
-        int64_t k = 0;
-        for (; k + WRPO__LANES <= kc; k += WRPO__LANES)
-            for (int l = 0; l < stride; l += WRPO__LANES) {
-                WRPO__V x[WRPO__LANES];
-                WRPO__UNROLL
-                for (int i = 0; i < WRPO__LANES; i++) {
-                    const int64_t at = (p + l + i) * ls + k;
-                    WRPO__AHEAD(at);
-                    x[i] = l + i < lanes ? WRPO__VECTOR(at) : (WRPO__V){0};
-                }
-                WRPO__(transpose)(x);
-                WRPO__UNROLL
-                for (int i = 0; i < WRPO__LANES; i++) WRPO__STORE(dst + (k + i) * stride + l, x[i]);
-            }
-        for (; k < kc; k++)
-            for (int l = 0; l < stride; l++) dst[k * stride + l] = l < lanes ? WRPO__NUMBER((p + l) * ls + k) : 0;
-    }
-}
-WRPO__ROW void WRPO__(pack_a)(float *dst, int64_t next, const float *src, int64_t ls, int64_t ks, int64_t n, int64_t kc) {
-    WRPO__(pack)(dst, next, WRPO__(MR), WRPO__(MS), src, false, ls, ks, n, kc);
-}
-WRPO__ROW void WRPO__(pack_b)(float *dst, int64_t next, const float *src, int64_t ls, int64_t ks, int64_t n, int64_t kc) {
-    WRPO__(pack)(dst, next, WRPO__(NR), WRPO__(NR), src, false, ls, ks, n, kc);
-}
-WRPO__ROW void WRPO__(pack_b_half)(float *dst, int64_t next, const uint16_t *src, int64_t ls, int64_t ks, int64_t n, int64_t kc) {
-    WRPO__(pack)(dst, next, WRPO__(NR), WRPO__(NR), src, true, ls, ks, n, kc);
-}
 #ifdef WRPO__IN_PAIRS
 /* words of two steps: low halves from a, high ones from b, rounded to nearest unless they are bfloat16 already */
 WRPO__INLINE WRPO__V WRPO__(pair_words)(WRPO__U a, WRPO__U b, const bool round) {
     if (round) a += 0x7FFFu + (a >> 16 & 1), b += 0x7FFFu + (b >> 16 & 1);
     return WRPO__FLOATS(a >> 16 | (b & ((WRPO__U){0} + 0xFFFF0000u)));
 }
-/* The same in words of two steps, rounded to bfloat16: panels [(kc + 1) / 2][stride], steps beyond kc are 0. TWO: a single word. */
-#define WRPO__TWO(to, there, i, left) do {                                                                                   \
-        uint32_t word_ = 0;                                                                                                    \
-        for (int h_ = 0; h_ < 2 && (there) && h_ < (left); h_++)                                                               \
-            word_ |= (uint32_t)wrpo__float_to_bf16(WRPO__NUMBER((i) + h_ * ks)) << 16 * h_;                                    \
-        memcpy(to, &word_, sizeof word_);                                                                                      \
-    } while (0)
-WRPO__INLINE void WRPO__(pack_pairs)(float *dst, int64_t next, const int width, const int stride, const void *from, const bool half, int64_t ls, int64_t ks, int64_t n, int64_t kc) {
-    for (int64_t k0 = 0; ls == 1 && k0 < kc; k0 += WRPO__ABREAST)
-        for (int64_t p = 0; p < n; p += width)
-            for (int64_t k = k0; k < WRPO__MIN(kc, k0 + WRPO__ABREAST); k += 2) {
-                const int64_t at = p + k * ks;
-                float *d = dst + p / width * next + k / 2 * stride;
-                WRPO__AHEAD(at);
-                WRPO__AHEAD(at + ks);
-                if (p + stride <= n && k + 1 < kc)
-                    for (int l = 0; l < stride; l += WRPO__LANES)
-                        WRPO__STORE(d + l, WRPO__(pair_words)(WRPO__BITS(WRPO__VECTOR(at + l)), WRPO__BITS(WRPO__VECTOR(at + l + ks)), !half));
-                else
-                    for (int l = 0; l < stride; l++) WRPO__TWO(d + l, l < WRPO__MIN(n - p, width), at + l, kc - k);
-            }
-    for (int64_t p = 0; ls != 1 && p < n; p += width, dst += next) {
+WRPO__INLINE WRPO__V WRPO__(halves)(const uint16_t *p) { WRPO__V x; memcpy(&x, p, sizeof x); return x; }     /* two to a word, as they are */
+/* from number i on: one word of LANES lanes; LANES words of one lane */
+#define WRPO__ACROSS(i) (pairs ? WRPO__(pair_words)(WRPO__BITS(WRPO__VECTOR(i)), WRPO__BITS(WRPO__VECTOR((i) + ks)), !half) : WRPO__VECTOR(i))
+#define WRPO__ALONG(i) (!pairs ? WRPO__VECTOR(i) : half ? WRPO__(halves)((const uint16_t *)from + (i)) \
+                                                       : (WRPO__V)wrpo__pair_of(WRPO__VECTOR(i), WRPO__VECTOR((i) + WRPO__LANES)))
+#else
+#define WRPO__ACROSS(i) WRPO__VECTOR(i)
+#define WRPO__ALONG(i) WRPO__VECTOR(i)
+#endif
+WRPO__INLINE float WRPO__(word)(const bool pairs, const bool half, const void *from, int64_t at, int64_t ks, int64_t left) {
+    if (!pairs) return WRPO__NUMBER(at);
+    const uint32_t low = wrpo__float_to_bf16(WRPO__NUMBER(at)), high = left > 1 ? wrpo__float_to_bf16(WRPO__NUMBER(at + ks)) : 0, bits = low | high << 16;
+    float word;
+    memcpy(&word, &bits, sizeof word);
+    return word;
+}
+WRPO__INLINE void WRPO__(pack)(const int width, const int stride, const bool pairs, const bool half, float *dst, int64_t next, const void *from, int64_t ls, int64_t ks, int64_t n, int64_t kc) {
+    const int step = pairs ? 2 : 1;
+    if (ls == 1) {
+        for (int64_t k0 = 0; k0 < kc; k0 += WRPO__ABREAST)
+            for (int64_t p = 0; p < n; p += width)
+                for (int64_t k = k0; k < WRPO__MIN(kc, k0 + WRPO__ABREAST); k += step) {
+                    const int64_t at = p + k * ks;
+                    float *d = dst + p / width * next + k / step * stride;
+                    WRPO__AHEAD(at);
+                    if (pairs) WRPO__AHEAD(at + ks);
+                    if (p + stride <= n && k + step <= kc)     /* lanes between width and stride may hold anything: no tile looks at them */
+                        for (int l = 0; l < stride; l += WRPO__LANES) WRPO__STORE(d + l, WRPO__ACROSS(at + l));
+                    else
+                        for (int l = 0; l < stride; l++) d[l] = l < WRPO__MIN(n - p, width) ? WRPO__(word)(pairs, half, from, at + l, ks, kc - k) : 0;
+                }
+        return;
+    }
+    for (int64_t p = 0; p < n; p += width, dst += next) {
         const int64_t lanes = WRPO__MIN(n - p, width);
         int64_t k = 0;
-        for (; k + 2 * WRPO__LANES <= kc; k += 2 * WRPO__LANES)
+        for (; k + step * WRPO__LANES <= kc; k += step * WRPO__LANES)
             for (int l = 0; l < stride; l += WRPO__LANES) {
                 WRPO__V x[WRPO__LANES];
                 WRPO__UNROLL
                 for (int i = 0; i < WRPO__LANES; i++) {
                     const int64_t at = (p + l + i) * ls + k;
                     WRPO__AHEAD(at);
-                    if (l + i >= lanes) x[i] = (WRPO__V){0};
-                    else if (half) memcpy(&x[i], (const uint16_t *)from + at, sizeof x[i]);
-                    else x[i] = wrpo__pair_of(WRPO__VECTOR(at), WRPO__VECTOR(at + WRPO__LANES));
+                    x[i] = l + i < lanes ? WRPO__ALONG(at) : (WRPO__V){0};
                 }
                 WRPO__(transpose)(x);
                 WRPO__UNROLL
-                for (int i = 0; i < WRPO__LANES; i++) WRPO__STORE(dst + (k / 2 + i) * stride + l, x[i]);
+                for (int i = 0; i < WRPO__LANES; i++) WRPO__STORE(dst + (k / step + i) * stride + l, x[i]);
             }
-        for (; k < kc; k += 2)
-            for (int l = 0; l < stride; l++) WRPO__TWO(dst + k / 2 * stride + l, l < lanes, (p + l) * ls + k, kc - k);
+        for (; k < kc; k += step)
+            for (int l = 0; l < stride; l++) dst[k / step * stride + l] = l < lanes ? WRPO__(word)(pairs, half, from, (p + l) * ls + k, ks, kc - k) : 0;
     }
 }
-#undef WRPO__TWO
+#define WRPO__PACK(name, width, stride, pairs, half) \
+    WRPO__ROW void WRPO__(name)(float *dst, int64_t next, const void *from, int64_t ls, int64_t ks, int64_t n, int64_t kc) { \
+        WRPO__(pack)(width, stride, pairs, half, dst, next, from, ls, ks, n, kc); \
+    }
+WRPO__PACK(pack_a, WRPO__(MR), WRPO__(MS), false, false)
+WRPO__PACK(pack_b, WRPO__(NR), WRPO__(NR), false, false)
+WRPO__PACK(pack_b_half, WRPO__(NR), WRPO__(NR), false, true)
+#ifdef WRPO__IN_PAIRS
+WRPO__PACK(pack_a_pairs, WRPO__(MR), WRPO__(MS), true, false)
+WRPO__PACK(pack_b_pairs, WRPO__(NR), WRPO__(NR), true, false)
+WRPO__PACK(pack_b_half_pairs, WRPO__(NR), WRPO__(NR), true, true)
 /* The same of A for tiles: panels of 32 lanes, [lane][words]; words are a multiple of 16, what is missing is 0. */
 WRPO__ROW void WRPO__(pack_a_tiles)(float *dst, const float *src, int64_t ls, int64_t ks, int64_t n, int64_t kc, int64_t words) {
     for (int64_t l = 0; l < (n + 31) / 32 * 32; l += 16)
@@ -2475,16 +2455,20 @@ WRPO__ROW void WRPO__(pack_a_tiles)(float *dst, const float *src, int64_t ls, in
             for (int i = 0; i < 16; i++) WRPO__STORE(dst + (l + i) * words + k / 2, x[i]);
         }
 }
-WRPO__ROW void WRPO__(pack_a_pairs)(float *dst, int64_t next, const float *src, int64_t ls, int64_t ks, int64_t n, int64_t kc) {
-    WRPO__(pack_pairs)(dst, next, WRPO__(MR), WRPO__(MS), src, false, ls, ks, n, kc);
-}
-WRPO__ROW void WRPO__(pack_b_pairs)(float *dst, int64_t next, const float *src, int64_t ls, int64_t ks, int64_t n, int64_t kc) {
-    WRPO__(pack_pairs)(dst, next, WRPO__(NR), WRPO__(NR), src, false, ls, ks, n, kc);
-}
-WRPO__ROW void WRPO__(pack_b_half_pairs)(float *dst, int64_t next, const uint16_t *src, int64_t ls, int64_t ks, int64_t n, int64_t kc) {
-    WRPO__(pack_pairs)(dst, next, WRPO__(NR), WRPO__(NR), src, true, ls, ks, n, kc);
-}
 #endif
+#undef WRPO__PACK
+#undef WRPO__ACROSS
+/* panels of A (side 0) or of B (1), in words of `pair` steps; half: B's, from bfloat16 */
+static void WRPO__(pack_side)(int side, int64_t pair, bool half, float *dst, int64_t next, const void *from, int64_t ls, int64_t ks, int64_t n, int64_t kc) {
+#ifdef WRPO__IN_PAIRS
+    if (pair == 2) {
+        (half ? WRPO__(pack_b_half_pairs) : side ? WRPO__(pack_b_pairs) : WRPO__(pack_a_pairs))(dst, next, from, ls, ks, n, kc);
+        return;
+    }
+#endif
+    (void)pair;
+    (half ? WRPO__(pack_b_half) : side ? WRPO__(pack_b) : WRPO__(pack_a))(dst, next, from, ls, ks, n, kc);
+}
 /* c[m,n] = or += a' b for few rows: a panel a[kc][MS] and n <= LANES columns of b, column i at number i * ld, which are turned in registers
    and not packed: each number of b is used but m times. The same sums in the same order as a tile's. */
 WRPO__INLINE void WRPO__(thin_of)(const int rows, const bool pairs, const bool half, int64_t kc, const float *a, const void *from, int64_t ld, float *c, int64_t ldc, int64_t m, int64_t n, bool add) {
@@ -2500,10 +2484,8 @@ WRPO__INLINE void WRPO__(thin_of)(const int rows, const bool pairs, const bool h
             x[i] = (WRPO__V){0};
             if (i >= n) continue;
             WRPO__AHEAD(at);
-            if (left >= step * WRPO__LANES) {
-                if (pairs) memcpy(&x[i], (const uint16_t *)from + at, sizeof x[i]);
-                else x[i] = WRPO__VECTOR(at);
-            } else if (pairs) memcpy(&x[i], (const uint16_t *)from + at, (size_t)left * 2);
+            if (left >= step * WRPO__LANES) x[i] = WRPO__ALONG(at);
+            else if (pairs) memcpy(&x[i], (const uint16_t *)from + at, (size_t)left * 2);
             else for (int64_t l = 0; l < left; l++) ((float *)&x[i])[l] = WRPO__NUMBER(at + l);
         }
         WRPO__(transpose)(x);
@@ -2542,6 +2524,7 @@ WRPO__THIN(thin_one_pairs, 1, true, true)
 #undef WRPO__NUMBER
 #undef WRPO__VECTOR
 #undef WRPO__AHEAD
+#undef WRPO__ALONG
 /* c[m,n] = or += a' b for a panel a[kc][MS] and NR columns b[kc][ldb]; m <= rows, n <= NR. The whole tile is computed, m by n is written.
    pairs: a step is a word of two. */
 WRPO__INLINE void WRPO__(tile_of)(const int rows, const bool pairs, int64_t kc, const float *a, const float *b, int64_t ldb, float *c, int64_t ldc, int64_t m, int64_t n, bool add) {
@@ -2650,15 +2633,15 @@ static int64_t WRPO__(kblock)(int64_t k, int64_t k0, int pair) {
     const int64_t left = k - k0, whole = WRPO__KC * pair;
     return left >= 2 * whole ? whole : left > whole ? (left / 2 + 31) / 32 * 32 : left;
 }
-typedef struct WRPO__(product) {     /* one piece: rows [i0, i1) and columns [j0, j1) of C, steps [k0, k1) */
+typedef struct WRPO__(product) {     /* one piece. A and B are sides 0 and 1; their lanes, the rows and columns of C: [begin, end); steps [k0, k1) */
     wrpo__cpu *cpu;
-    float *c; const float *a; const void *b; bool half;                        /* b is bfloat16 */
-    int64_t ldc, ai, ak, bj, bk;     /* a[i * ai + k * ak], b[k * bk + j * bj] */
-    int64_t k, i0, i1, j0, j1, k0, k1;
+    float *c; int64_t ldc;
+    const void *of[2];               /* lane i, step k is number i * ls + k * ks */
+    int64_t ls[2], ks[2], begin[2], end[2], k, k0, k1;
     int pair;                        /* steps of k in a word: 2 where bfloat16 is multiplied */
-    int width[2], room[2];           /* lanes of a panel of A, of B, and their room in it */
-    bool add, tiles, thin;
-    int shared;                      /* of which all panels of the piece are packed, for all threads: 0 = A, 1 = B */
+    int width[2], room[2];           /* lanes of a panel, and their room in it */
+    int shared;                      /* the side of which all panels of the piece are packed, for all threads */
+    bool half, add, tiles, thin;     /* half: B is bfloat16 */
 } WRPO__(product);
 /* lanes of one of `parts` equal parts, in whole panels */
 static int64_t WRPO__(share)(const WRPO__(product) *g, int side, int64_t lanes, int64_t parts) {
@@ -2669,52 +2652,42 @@ static int64_t WRPO__(words)(const WRPO__(product) *g, int64_t kc) {
     const int64_t words = wrpo__div_up(kc, g->pair);
     return g->tiles ? wrpo__div_up(words, 16) * 16 : words;
 }
-/* lanes [lane, lane + n) of A or B, steps [k, k + kc) */
+/* lanes [lane, lane + n) of a side, steps [k, k + kc) */
 static void WRPO__(gemm_pack)(const WRPO__(product) *g, int side, float *panels, int64_t lane, int64_t n, int64_t k, int64_t kc) {
-    const int64_t ls = side ? g->bj : g->ai, ks = side ? g->bk : g->ak, at = lane * ls + k * ks;
-    const int64_t words = WRPO__(words)(g, kc), made = wrpo__div_up(kc, g->pair), next = g->room[side] * words;
+    const int64_t ls = g->ls[side], ks = g->ks[side], words = WRPO__(words)(g, kc), made = wrpo__div_up(kc, g->pair), next = g->room[side] * words;
     const bool half = side && g->half;
-    const float *f = (side ? (const float *)g->b : g->a) + (half ? 0 : at);
-    const uint16_t *h = half ? (const uint16_t *)g->b + at : NULL;
-    (void)made;
+    const void *from = (const char *)g->of[side] + (lane * ls + k * ks) * (half ? 2 : 4);
 #ifdef WRPO__IN_PAIRS
-    if (g->pair == 2) {
-        if (!side && g->tiles) WRPO__(pack_a_tiles)(panels, f, ls, ks, n, kc, words);
-        else (half ? WRPO__(pack_b_half_pairs)(panels, next, h, ls, ks, n, kc) : side ? WRPO__(pack_b_pairs)(panels, next, f, ls, ks, n, kc)
-                                                                                      : WRPO__(pack_a_pairs)(panels, next, f, ls, ks, n, kc));
-        for (float *p = panels; side && made < words && p < panels + wrpo__div_up(n, g->width[side]) * next; p += next)
-            memset(p + made * g->room[side], 0, (size_t)((words - made) * g->room[side]) * sizeof *p);
-        return;
-    }
+    if (!side && g->tiles) { WRPO__(pack_a_tiles)(panels, from, ls, ks, n, kc, words); return; }
 #endif
-    if (half) WRPO__(pack_b_half)(panels, next, h, ls, ks, n, kc);
-    else (side ? WRPO__(pack_b) : WRPO__(pack_a))(panels, next, f, ls, ks, n, kc);
+    WRPO__(pack_side)(side, g->pair, half, panels, next, from, ls, ks, n, kc);
+    for (float *p = panels; made < words && p < panels + wrpo__div_up(n, g->width[side]) * next; p += next)        /* tiles of B */
+        memset(p + made * g->room[side], 0, (size_t)((words - made) * g->room[side]) * sizeof *p);
 }
-/* the shared panels of the steps from k on */
-static float *WRPO__(gemm_shared)(const WRPO__(product) *g, int64_t k) {
-    const int64_t lanes = g->shared ? g->j1 - g->j0 : g->i1 - g->i0;
-    return g->cpu->packed + (k - g->k0) / g->pair * wrpo__div_up(lanes, g->width[g->shared]) * g->room[g->shared];
+/* Shared panels, of the words from step k on, each `words` deep: the one of lane `lane`. */
+static float *WRPO__(gemm_shared)(const WRPO__(product) *g, int64_t lane, int64_t k, int64_t words) {
+    const int side = g->shared, width = g->width[side], room = g->room[side];
+    return g->cpu->packed + ((k - g->k0) / g->pair * wrpo__div_up(g->end[side] - g->begin[side], width) + (lane - g->begin[side]) / width * words) * room;
 }
-/* packs lanes [lane, lane + n) of the shared piece, all its steps */
+/* packs lanes [lane, lane + n) of the shared side, all steps of the piece */
 static void WRPO__(gemm_share)(const WRPO__(product) *g, int64_t lane, int64_t n) {
-    const int64_t first = g->shared ? g->j0 : g->i0;
     for (int64_t k = g->k0, kc; k < g->k1; k += kc) {
         kc = WRPO__(kblock)(g->k, k, g->pair);
-        WRPO__(gemm_pack)(g, g->shared, WRPO__(gemm_shared)(g, k) + lane / g->width[g->shared] * g->room[g->shared] * WRPO__(words)(g, kc), first + lane, n, k, kc);
+        WRPO__(gemm_pack)(g, g->shared, WRPO__(gemm_shared)(g, lane, k, WRPO__(words)(g, kc)), lane, n, k, kc);
     }
 }
 /* columns [j0, j1) of the piece, whose rows are few */
 static void WRPO__(gemm_thin)(const WRPO__(product) *g, int64_t j0, int64_t j1) {
-    const int64_t rows = g->i1 - g->i0;
+    const int64_t top = g->begin[0], rows = g->end[0] - top;
     for (int64_t j = j0; j < j1; j += WRPO__LANES)
         for (int64_t k = g->k0, kc; k < g->k1; k += kc) {
             kc = WRPO__(kblock)(g->k, k, g->pair);
-            const float *a = WRPO__(gemm_shared)(g, k);
-            const void *b = (const char *)g->b + (j * g->bj + k) * (g->half ? 2 : 4);
-            float *c = g->c + g->i0 * g->ldc + j;
+            const float *a = WRPO__(gemm_shared)(g, top, k, WRPO__(words)(g, kc));
+            const void *b = (const char *)g->of[1] + (j * g->ls[1] + k) * (g->half ? 2 : 4);
+            float *c = g->c + top * g->ldc + j;
             const int64_t n = WRPO__MIN(WRPO__LANES, j1 - j);
             const bool add = g->add || k > 0;
-#define WRPO__RUN_THIN(kind) (rows > 4 ? WRPO__(thin_full##kind) : rows > 1 ? WRPO__(thin_four##kind) : WRPO__(thin_one##kind))(kc, a, b, g->bj, c, g->ldc, rows, n, add)
+#define WRPO__RUN_THIN(kind) (rows > 4 ? WRPO__(thin_full##kind) : rows > 1 ? WRPO__(thin_four##kind) : WRPO__(thin_one##kind))(kc, a, b, g->ls[1], c, g->ldc, rows, n, add)
 #ifdef WRPO__IN_PAIRS
             if (g->pair == 2) { WRPO__RUN_THIN(_pairs); continue; }
 #endif
@@ -2723,10 +2696,11 @@ static void WRPO__(gemm_thin)(const WRPO__(product) *g, int64_t j0, int64_t j1) 
 #undef WRPO__RUN_THIN
         }
 }
-/* rows [i0, i1) and columns [j0, j1) of the piece */
-static void WRPO__(gemm_task)(const WRPO__(product) *g, int64_t i0, int64_t i1, int64_t j0, int64_t j1) {
-    if (g->thin) { WRPO__(gemm_thin)(g, j0, j1); return; }
-    const int64_t block = WRPO__(share)(g, 0, i1 - i0, wrpo__div_up(i1 - i0, WRPO__MC));
+/* a part of the piece: lanes [begin, end) of both sides */
+static void WRPO__(gemm_task)(const WRPO__(product) *g, const int64_t *begin, const int64_t *end) {
+    if (g->thin) { WRPO__(gemm_thin)(g, begin[1], end[1]); return; }
+    const int64_t block = WRPO__(share)(g, 0, end[0] - begin[0], wrpo__div_up(end[0] - begin[0], WRPO__MC));
+    const int side = g->shared, other = !side;
     float *own = wrpo__cpu_scratch(g->cpu);
 #if defined(WRPO__IN_PAIRS) && defined(WRPO__TILE_DOT)
     static const struct { uint8_t palette, start, none[14]; uint16_t bytes[16]; uint8_t rows[16]; } config = {
@@ -2736,17 +2710,16 @@ static void WRPO__(gemm_task)(const WRPO__(product) *g, int64_t i0, int64_t i1, 
     for (int64_t k = g->k0, kc; k < g->k1; k += kc) {
         kc = WRPO__(kblock)(g->k, k, g->pair);
         const int64_t words = WRPO__(words)(g, kc);
-        const float *shared = WRPO__(gemm_shared)(g, k);
-        if (g->shared) WRPO__(gemm_pack)(g, 0, own, i0, i1 - i0, k, kc);
-        else WRPO__(gemm_pack)(g, 1, own, j0, j1 - j0, k, kc);
-        for (int64_t top = i0, end; top < i1; top = end) {             /* rows of A that stay in the cache for all panels */
-            end = WRPO__MIN(i1, top + block);
-            for (int64_t j = j0; j < j1; j += WRPO__(NR))
-                for (int64_t i = top; i < end; i += g->width[0]) {
-                    const float *a = (g->shared ? own : shared) + (i - (g->shared ? i0 : g->i0)) / g->width[0] * g->room[0] * words;
-                    const float *b = (g->shared ? shared : own) + (j - (g->shared ? g->j0 : j0)) * words;
+        const float *panels[2];
+        panels[side] = WRPO__(gemm_shared)(g, begin[side], k, words), panels[other] = own;
+        WRPO__(gemm_pack)(g, other, own, begin[other], end[other] - begin[other], k, kc);
+        for (int64_t top = begin[0], low; top < end[0]; top = low) {   /* rows of A that stay in the cache for all panels */
+            low = WRPO__MIN(end[0], top + block);
+            for (int64_t j = begin[1]; j < end[1]; j += WRPO__(NR))
+                for (int64_t i = top; i < low; i += g->width[0]) {
+                    const float *a = panels[0] + (i - begin[0]) / g->width[0] * g->room[0] * words, *b = panels[1] + (j - begin[1]) * words;
                     float *c = g->c + i * g->ldc + j;
-                    const int64_t m = WRPO__MIN(g->width[0], i1 - i), n = WRPO__MIN(WRPO__(NR), j1 - j);
+                    const int64_t m = WRPO__MIN(g->width[0], end[0] - i), n = WRPO__MIN(WRPO__(NR), end[1] - j);
 #if defined(WRPO__IN_PAIRS) && defined(WRPO__TILE_DOT)
                     if (g->tiles) { WRPO__(tile_amx)(words, a, b, c, g->ldc, m, n, g->add || k > 0); continue; }
 #endif
@@ -2760,40 +2733,40 @@ static void WRPO__(gemm_task)(const WRPO__(product) *g, int64_t i0, int64_t i1, 
 }
 static void WRPO__(gemm)(void *dev, wrpo_mm mm, void *c, int64_t ldc, const void *a, int64_t lda, const void *b, int64_t ldb, wrpo_dtype b_type,
                          int64_t m, int64_t n, int64_t k, float beta) {
-    WRPO__(product) g = {.cpu = dev, .c = c, .a = a, .b = b, .half = b_type == WRPO_BF16 && mm != WRPO_TN, .ldc = ldc, .k = k, .add = beta != 0, .i1 = m, .j1 = n,
-                         .pair = 1, .width = {WRPO__(MR), WRPO__(NR)}, .room = {WRPO__(MS), WRPO__(NR)}};
-    g.ai = mm == WRPO_TN ? 1 : lda, g.ak = mm == WRPO_TN ? lda : 1;
-    g.bj = mm == WRPO_NN || mm == WRPO_TN ? 1 : ldb, g.bk = mm == WRPO_NN || mm == WRPO_TN ? ldb : 1;
+    const bool at = mm == WRPO_TN, bt = mm != WRPO_NN && mm != WRPO_TN;
+    WRPO__(product) g = {.cpu = dev, .c = c, .ldc = ldc, .of = {a, b}, .ls = {at ? 1 : lda, bt ? ldb : 1}, .ks = {at ? lda : 1, bt ? 1 : ldb}, .end = {m, n}, .k = k, .pair = 1,
+                         .width = {WRPO__(MR), WRPO__(NR)}, .room = {WRPO__(MS), WRPO__(NR)}, .half = b_type == WRPO_BF16 && !at, .add = beta != 0};
 #ifdef WRPO__IN_PAIRS
-    if (g.cpu->pairs && (g.half || mm == WRPO_TN)) g.pair = 2, g.tiles = g.cpu->tiles;
+    if (g.cpu->pairs && (g.half || at)) g.pair = 2, g.tiles = g.cpu->tiles;
     if (g.tiles) g.width[0] = g.room[0] = 32;
 #endif
-    g.thin = m <= g.width[0] && mm != WRPO_NN && mm != WRPO_TN && !g.tiles;
+    g.thin = m <= g.width[0] && bt && !g.tiles;
     g.shared = n < m && !g.thin;
     if (k <= 0 && !g.add)
         for (int64_t i = 0; i < m; i++) memset(g.c + i * ldc, 0, (size_t)n * sizeof(float));
     const int threads = m * n * k <= 1 << 16 ? 1 : g.cpu->threads, side = g.shared, other = !side;
     /* A shared piece is as large as `packed` holds, so that there are few barriers; a task takes some lanes of the other side and
        all of the piece, or a part of it where those are few for many threads. */
-    const int64_t lanes = side ? n : m, across = side ? m : n, panels = wrpo__div_up(across, g.width[other]);
+    const int64_t lanes = g.end[side], across = g.end[other], panels = wrpo__div_up(across, g.width[other]);
     const int64_t strip = wrpo__strip(panels, WRPO__MIN(side ? WRPO__MB : WRPO__NB, panels / (2 * threads)), threads) * g.width[other], strips = wrpo__div_up(across, strip);
-    const int64_t depth = WRPO__MAX(1, WRPO__MIN(wrpo__div_up(k, g.pair), WRPO__KC)), most = WRPO__A_WORDS / (depth + 16) / g.room[side] * g.width[side];
+    const int64_t depth = WRPO__MAX(1, WRPO__MIN(wrpo__div_up(k, g.pair), WRPO__KC)), most = WRPO__PACKED_WORDS / (depth + 16) / g.room[side] * g.width[side];
     const int64_t piece = WRPO__(share)(&g, side, lanes, wrpo__div_up(lanes, most));
     for (int64_t first = 0; first < lanes; first += piece) {
         const int64_t count = WRPO__MIN(piece, lanes - first), packing = WRPO__(share)(&g, side, count, 4 * threads);
         const int64_t part = WRPO__(share)(&g, side, count, g.thin || strips >= 2 * threads ? 1 : wrpo__div_up(2 * threads, strips)), parts = wrpo__div_up(count, part);
-        *(side ? &g.j0 : &g.i0) = first, *(side ? &g.j1 : &g.i1) = first + count;
+        g.begin[side] = first, g.end[side] = first + count;
         for (g.k0 = 0; g.k0 < k; g.k0 = g.k1) {
             const int64_t room = wrpo__div_up(count, g.width[side]) * g.room[side];
             g.k1 = g.k0 + WRPO__(kblock)(k, g.k0, g.pair);
-            while (g.k1 < k && WRPO__(words)(&g, g.k1 - g.k0 + WRPO__(kblock)(k, g.k1, g.pair)) * room <= WRPO__A_WORDS) g.k1 += WRPO__(kblock)(k, g.k1, g.pair);
+            while (g.k1 < k && WRPO__(words)(&g, g.k1 - g.k0 + WRPO__(kblock)(k, g.k1, g.pair)) * room <= WRPO__PACKED_WORDS) g.k1 += WRPO__(kblock)(k, g.k1, g.pair);
             WRPO__PARFOR(WRPO__MIN(threads, wrpo__cpu_team(g.cpu, count * (g.k1 - g.k0))))
-            for (int64_t i = 0; i < count; i += packing) WRPO__(gemm_share)(&g, i, WRPO__MIN(packing, count - i));
+            for (int64_t i = 0; i < count; i += packing) WRPO__(gemm_share)(&g, first + i, WRPO__MIN(packing, count - i));
             WRPO__PARFOR(threads)
             for (int64_t t = 0; t < parts * strips; t++) {
-                const int64_t x = first + t / strips * part, x1 = WRPO__MIN(first + count, x + part), y = t % strips * strip, y1 = WRPO__MIN(across, y + strip);
-                if (side) WRPO__(gemm_task)(&g, y, y1, x, x1);
-                else WRPO__(gemm_task)(&g, x, x1, y, y1);
+                int64_t begin[2], end[2];
+                begin[side] = first + t / strips * part, end[side] = WRPO__MIN(first + count, begin[side] + part);
+                begin[other] = t % strips * strip, end[other] = WRPO__MIN(across, begin[other] + strip);
+                WRPO__(gemm_task)(&g, begin, end);
             }
         }
     }
@@ -2818,13 +2791,9 @@ typedef struct WRPO__(lanes) {       /* lanes [first, first + count) of a segmen
     const wrpo_attn *a; const wrpo_seg *seg;           /* segments of one row each that have one prefix, samples of a prompt in decoding, */
     int64_t g, share, first, count, segs, pair;        /* whose lanes go through the prefix together */
 } WRPO__(lanes);
-/* panels of A of n lanes and kc steps, in floats or words; they are MS * words apart */
+/* panels of A of n lanes and kc steps; they are MS * words apart */
 static void WRPO__(factor)(int64_t pair, float *dst, const float *src, int64_t ls, int64_t ks, int64_t n, int64_t kc) {
-#ifdef WRPO__IN_PAIRS
-    if (pair == 2) { WRPO__(pack_a_pairs)(dst, WRPO__(MS) * wrpo__div_up(kc, 2), src, ls, ks, n, kc); return; }
-#endif
-    (void)pair;
-    WRPO__(pack_a)(dst, WRPO__(MS) * kc, src, ls, ks, n, kc);
+    WRPO__(pack_side)(0, pair, false, dst, WRPO__(MS) * wrpo__div_up(kc, pair), src, ls, ks, n, kc);
 }
 /* x[rows][width] becomes [rows / 2][width] of words, in place, for use as B; width is whole vectors; a last single row is paired with 0 */
 WRPO__ROW void WRPO__(pair_rows)(int64_t pair, float *x, int64_t rows, int64_t width) {
@@ -2872,10 +2841,7 @@ static void WRPO__(lane_vectors)(const WRPO__(lanes) *b, const float *x, int64_t
         if (have) WRPO__(scaled)(rows + i * ld, scale, x + WRPO__(lane_row)(b, i) * ldx + WRPO__(lane_head)(b, i) * d, d);
         memset(rows + i * ld + have, 0, (size_t)(ld - have) * sizeof *rows);
     }
-#ifdef WRPO__IN_PAIRS
-    if (b->pair == 2) { WRPO__(pack_b_pairs)(panels, wrpo__div_up(d, 2) * WRPO__(NR), rows, ld, 1, all, d); return; }
-#endif
-    WRPO__(pack_b)(panels, d * WRPO__(NR), rows, ld, 1, all, d);
+    WRPO__(pack_side)(1, b->pair, false, panels, wrpo__div_up(d, b->pair) * WRPO__(NR), rows, ld, 1, all, d);
 }
 /* the way back: lane i's vector of y = scale[i] times column i % NR of t[i / NR][padded d][NR] */
 WRPO__ROW void WRPO__(lane_results)(const WRPO__(lanes) *b, float *y, int64_t ldy, const float *t, const float *scale) {
@@ -3065,14 +3031,6 @@ static void WRPO__(attention_dq_task)(const wrpo__cpu *cpu, const WRPO__(lanes) 
     for (int64_t i = 0; i < b->count; i++) numbers[i] = a->scale;
     WRPO__(lane_results)(b, dq, a->ldq, out, numbers);
 }
-/* a tile [keys][NR] as the NR steps of keys' panels, which lie `next` apart */
-static void WRPO__(factor_at)(int64_t pair, float *dst, int64_t next, const float *tile, int64_t keys) {
-#ifdef WRPO__IN_PAIRS
-    if (pair == 2) { WRPO__(pack_a_pairs)(dst, next, tile, WRPO__(NR), 1, keys, WRPO__(NR)); return; }
-#endif
-    (void)pair;
-    WRPO__(pack_a)(dst, next, tile, WRPO__(NR), 1, keys, WRPO__(NR));
-}
 /* dk and dv of rows [t, t + n) of segment `home`: from its own lanes and from those of every segment that has the rows as prefix, in order */
 static void WRPO__(attention_dkv_task)(const wrpo__cpu *cpu, const wrpo_attn *a, int64_t pair, int64_t home, int64_t t, int64_t n, int64_t g, float *dk, float *dv,
                                        const float *d_o, const float *lse, const float *delta, const float *q, const float *k, const float *v) {
@@ -3108,8 +3066,9 @@ static void WRPO__(attention_dkv_task)(const wrpo__cpu *cpu, const wrpo_attn *a,
                 WRPO__(visible)(&b, i, WRPO__MIN(NR, b.count - i), key0, count, &seen, &masked);
                 for (int64_t j = 0; j < NR; j++) at[j] = x[j] - (float)key0;
                 WRPO__(attention_weights)(a, pair, count, seen, masked, keys, values, queries + i * dw, d_outs + i * dw, at, x + NR, x + 2 * NR, p, ds);
-                WRPO__(factor_at)(pair, p_packed + i / pair * MS, MS * block / pair, p, count);
-                WRPO__(factor_at)(pair, ds_packed + i / pair * MS, MS * block / pair, ds, count);
+                const int64_t next = MS * block / pair;        /* the tiles' NR lanes are steps of the keys' panels */
+                WRPO__(pack_side)(0, pair, false, p_packed + i / pair * MS, next, p, NR, 1, count, NR);
+                WRPO__(pack_side)(0, pair, false, ds_packed + i / pair * MS, next, ds, NR, 1, count, NR);
             }
             const int64_t from = begin / pair;
             WRPO__(panels)(pair, count, d, end - begin, p_packed + from * MS, MS * block / pair, do_rows + from * dn, dn, dvs + (first - t) * dn, dn, true);
@@ -3507,7 +3466,7 @@ typedef struct wrpo__acts {          /* what the backward pass needs of one laye
 typedef struct wrpo__shape {         /* capacities of a run */
     int64_t rows;                    /* packed rows; targets and segments are never more */
     int64_t chunk;                   /* targets per chunk of the head */
-    int64_t logits;                  /* targets that the logits have room for, if more than a chunk */
+    bool logits;                     /* there is room for those of all rows, not of a chunk only */
     int64_t recompute;               /* layers [0, recompute) keep only x */
     int64_t cache;                   /* rows of keys and values that outlive a forward pass, for decoding; 0 = none */
     bool train;
@@ -3541,7 +3500,7 @@ typedef struct wrpo__run {           /* a workspace for micro-batches, and the o
     size_t bytes, head_bytes;
 } wrpo__run;
 
-static int64_t wrpo__span(const wrpo__shape *s) { return WRPO__MAX(s->chunk, s->logits); }     /* targets that the logits have room for */
+static int64_t wrpo__span(const wrpo__shape *s) { return s->logits ? s->rows : s->chunk; }     /* targets that the logits have room for */
 /* Bytes and places of a run on the backend. */
 static void wrpo__run_layout(wrpo_ctx *ctx, const wrpo_config *c, const wrpo__shape *s, wrpo__run *r, wrpo__bump *b) {
     const wrpo_backend *be = ctx->desc.backend;
@@ -8740,7 +8699,7 @@ static void wrpo__config_parse(wrpo__arena *arena, const char *path, const wrpo_
         wrpo__config_fail(&in, v, WRPO_E_UNSUPPORTED, what);
     }
     const int64_t most = (int64_t)1 << 24;
-    c->vocab_size = wrpo__config_int(&in, "vocab_size", -1, 1, most), c->hidden_size = wrpo__config_int(&in, "hidden_size", -1, 1, WRPO__A_WORDS);
+    c->vocab_size = wrpo__config_int(&in, "vocab_size", -1, 1, most), c->hidden_size = wrpo__config_int(&in, "hidden_size", -1, 1, WRPO__PACKED_WORDS);
     c->intermediate_size = wrpo__config_int(&in, "intermediate_size", -1, 1, most);
     c->num_hidden_layers = wrpo__config_int(&in, "num_hidden_layers", -1, 1, 512);
     c->num_attention_heads = wrpo__config_int(&in, "num_attention_heads", -1, 1, 65536);
@@ -10509,7 +10468,7 @@ static void wrpo__train_check(wrpo_ctx *ctx, const wrpo_train_desc *d) {   /* d 
 }
 /* ---- memory of a run: measured, and fitted into what there is ---- */
 static wrpo__shape wrpo__train_shape(const wrpo_ctx *ctx, const wrpo_config *c, int64_t recompute, bool logits, int64_t rows) {
-    wrpo__shape s = {.rows = rows, .train = true, .chunk = wrpo__head_chunk(ctx, c, rows), .logits = logits ? rows : 0};
+    wrpo__shape s = {.rows = rows, .train = true, .chunk = wrpo__head_chunk(ctx, c, rows), .logits = logits};
     s.recompute = recompute < 0 ? c->num_hidden_layers : WRPO__MIN(recompute, c->num_hidden_layers);
     return s;
 }

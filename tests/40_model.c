@@ -134,6 +134,23 @@ static wrpo_config config(const char *name) {
     return c;
 }
 static double worst_logp, worst_grad;
+static wrpo__run *forward(wrpo__arena *arena, wrpo_model *model, int64_t recompute, bool logits, bool means) {
+    wrpo__run *r = wrpo__run_new(arena, model, &(wrpo__shape){.rows = 140, .chunk = 7, .logits = logits, .recompute = recompute, .train = true});
+    wrpo__pack_begin(r);
+    for (int i = 0; i < RECORDS; i++) wrpo__pack_record(r, &records[i]);
+    wrpo__pack_end(r);
+    wrpo__forward(r, means);
+    return r;
+}
+static float *backward(wrpo__arena *arena, wrpo__run *r, bool dropped) {     /* the gradient; dropped: one answer of each record has no part in it */
+    int64_t t = 0;
+    for (int i = 0; i < RECORDS; i++)
+        for (int k = 0; k < 3; k++)
+            for (int64_t j = tokens[i][k].first; j < tokens[i][k].count; j++) r->h_coef[t++] = dropped && k == i % 3 ? 0 : (float)coef[i][k];
+    float *grads = wrpo__alloc(arena, (size_t)r->model->count, sizeof *grads);
+    wrpo__backward(r, grads);
+    return grads;
+}
 static void check(wrpo_ctx *ctx, const char *what, wrpo_config c) {
     make_records(c.vocab_size);
     WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
@@ -149,24 +166,14 @@ static void check(wrpo_ctx *ctx, const char *what, wrpo_config c) {
         for (int64_t i = 0; i < model->n_weights; i++)
             for (int64_t k = 0; k < wrpo__size(&model->weights[i]); k++) copy[model->weights[i].at + k] = (double)((float *)model->weights[i].data)[k];
         for (int64_t recompute = 0; recompute <= c.num_hidden_layers; recompute += c.num_hidden_layers) {
-            wrpo__shape shape = {.rows = 140, .chunk = 7, .recompute = recompute, .train = true};
-            wrpo__run *r = wrpo__run_new(arena, model, &shape);
-            wrpo__pack_begin(r);
-            for (int i = 0; i < RECORDS; i++) wrpo__pack_record(r, &records[i]);
-            wrpo__pack_end(r);
-            wrpo__forward(r, true);
+            wrpo__run *r = forward(arena, model, recompute, false, true);
             double want[3 * RECORDS * MOST];
             objective(want);
             double worst = 0;
             for (int64_t t = 0; t < r->targets; t++) worst = fmax(worst, fabs((double)r->h_logp[t] - want[t]));
             CHECK(worst < 2e-5, "%s: log-probs differ by %g", what, worst);
             worst_logp = fmax(worst_logp, worst);
-            int64_t t = 0;
-            for (int i = 0; i < RECORDS; i++)
-                for (int k = 0; k < 3; k++)
-                    for (int64_t j = tokens[i][k].first; j < tokens[i][k].count; j++) r->h_coef[t++] = (float)coef[i][k];
-            float *grads = wrpo__alloc(arena, (size_t)model->count, sizeof *grads);
-            wrpo__backward(r, grads);
+            float *grads = backward(arena, r, false);
             for (int64_t i = 0; i < model->n_weights; i++) {   /* seven places of every tensor, relative to the tensor's largest gradient */
                 const wrpo_weight *w = &model->weights[i];
                 float *g = grads + w->at;
@@ -194,18 +201,9 @@ static void check(wrpo_ctx *ctx, const char *what, wrpo_config c) {
         for (int dropped = 0; dropped < 2; dropped++) {        /* logits kept for the backward pass or made again: the same bits; also where an answer drops out */
             float *grads[2];
             for (int kept = 0; kept < 2; kept++) {
-                wrpo__run *r = wrpo__run_new(arena, model, &(wrpo__shape){.rows = 140, .chunk = 7, .logits = kept ? 140 : 0, .train = true});
-                wrpo__pack_begin(r);
-                for (int i = 0; i < RECORDS; i++) wrpo__pack_record(r, &records[i]);
-                wrpo__pack_end(r);
-                wrpo__forward(r, false);
+                wrpo__run *r = forward(arena, model, 0, kept, false);
                 CHECK(r->held == kept, "%s: logits held: %d", what, r->held);
-                int64_t t = 0;
-                for (int i = 0; i < RECORDS; i++)
-                    for (int k = 0; k < 3; k++)
-                        for (int64_t j = tokens[i][k].first; j < tokens[i][k].count; j++) r->h_coef[t++] = dropped && k == i % 3 ? 0 : (float)coef[i][k];
-                grads[kept] = wrpo__alloc(arena, (size_t)model->count, sizeof **grads);
-                wrpo__backward(r, grads[kept]);
+                grads[kept] = backward(arena, r, dropped);
             }
             CHECK(!memcmp(grads[0], grads[1], (size_t)model->count * sizeof **grads), "%s: kept logits give other gradients", what);
         }

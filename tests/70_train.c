@@ -247,8 +247,6 @@ int main(void) {
             wrpo_bytes most;
             if (wrpo_open(&(wrpo_desc){.threads = 2}, &tight) != WRPO_OK) exit(2);
             CHECK(!wrpo_train_bytes(tight, c, data, &base, &most) && most.logits, "%s", wrpo_last_error(tight)->text);
-            wrpo_close(tight);
-            if (wrpo_open(&(wrpo_desc){.threads = 2, .memory_limit = most.device - 1}, &tight) != WRPO_OK) exit(2);
             const size_t used = tight->bytes;
             wrpo_close(tight);
             if (wrpo_open(&(wrpo_desc){.threads = 2, .memory_limit = most.device + used - 1}, &tight) != WRPO_OK) exit(2);

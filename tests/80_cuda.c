@@ -402,7 +402,7 @@ static void one_side(side *s, wrpo__arena *arena, const wrpo_config *c, int64_t 
         }
         wrpo__weight_put(s->model, w, 0, w->rows * w->cols, piece);
     }
-    wrpo__shape shape = {.rows = 400, .chunk = 37, .logits = recompute ? 0 : 400, .recompute = recompute, .train = true};
+    wrpo__shape shape = {.rows = 400, .chunk = 37, .logits = !recompute, .recompute = recompute, .train = true};
     s->run = wrpo__run_new(arena, s->model, &shape);
     wrpo__pack_begin(s->run);
     for (int i = 0; i < 4; i++) wrpo__pack_record(s->run, &records[i + 2]);
