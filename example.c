@@ -1178,7 +1178,6 @@ static bool part_settings(part *t, const char *out, const char *want, int64_t *n
 /* Opens FILE.part behind the lines in it that are whole and in the order of the prompts. */
 static bool part_open(session *z, part *t, const char *want, int64_t now, const prompts *p) {
     size_t size, keep = 0, n;
-    output notes;
     t->f = fopen(t->path, "a+b");
     if (!t->f) return complain("%s: cannot be written: %s", t->path, strerror(errno)), false;
     if (!part_lock(t->f)) return complain("%s: another process is writing it", t->path), false;
@@ -1198,9 +1197,10 @@ static bool part_open(session *z, part *t, const char *want, int64_t now, const 
     free(data);
     if (!part_cut(t->f, keep)) return complain("%s: cannot be written: %s", t->path, strerror(errno)), false;
     if (t->done) return true;
-    if (!output_open(&notes, t->settings)) return false;
-    fprintf(notes.f, "%s\n%lld\n", want, (long long)now);
-    return output_close(&notes, true);
+    FILE *notes = fopen(t->settings, "wb");            /* under its name at once: nobody reads it before FILE.part has a line, and a kill leaves no third file */
+    bool ok = notes && fprintf(notes, "%s\n%lld\n", want, (long long)now) > 0;
+    if (notes && fclose(notes) != 0) ok = false;
+    return ok || (complain("%s: cannot be written: %s", t->settings, strerror(errno)), false);
 }
 static bool part_end(part *t, const char *out) {
     bool ok = fflush(t->f) == 0 && !ferror(t->f);
