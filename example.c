@@ -279,7 +279,7 @@ static int parse(const command *c, int argc, char **argv, settings *s) {
         int code = set(c, o, o->kind == FLAG ? "" : value ? value + 1 : argv[++i], s);
         while (!code && o->kind == LIST && i + 1 < argc && strncmp(argv[i + 1], "--", 2)) code = set(c, o, argv[++i], s);
         if (code) return code;
-        if (s->n_more && o->kind == LIST && !listed(c->required, "--in")) return misuse(c, "%s takes one value", o->name);
+        if (s->n_more && o->kind == LIST && strcmp(c->name, "select")) return misuse(c, "%s takes one value", o->name);
         if (s->help) return 0;
     }
     for (int i = 0; i < N_OPTIONS; i++) {              /* TEXT, LIST, or CHOICE without a default: -1 */
@@ -318,7 +318,7 @@ static label count_text(int64_t n) {                    /* 134.5 M */
     snprintf(t.s, sizeof t.s, n < 1000000000 ? "%.1f M" : "%.2f B", (double)n / (n < 1000000000 ? 1e6 : 1e9));
     return t;
 }
-static double clock_seconds(void) {
+static double seconds(void) {
     struct timespec t;
     return timespec_get(&t, TIME_UTC) ? (double)t.tv_sec + 1e-9 * (double)t.tv_nsec : 0;
 }
@@ -339,6 +339,12 @@ static volatile sig_atomic_t interrupted;
 static void on_interrupt(int signal_number) {          /* the first asks for a clean stop, a second one kills */
     interrupted = 1;
     signal(signal_number, SIG_DFL);
+}
+static void catch_signals(void) {     /* a SIGHUP that nohup ignores stays ignored */
+    signal(SIGINT, on_interrupt), signal(SIGTERM, on_interrupt);
+#ifndef _WIN32
+    if (signal(SIGHUP, on_interrupt) == SIG_IGN) signal(SIGHUP, SIG_IGN);
+#endif
 }
 static int screen_width(void) {
 #if !defined(_WIN32) && defined(TIOCGWINSZ)
@@ -781,7 +787,7 @@ static int run_logprob(const settings *s, session *z) {
     output out = {0};
     int K = 1;
     if (!output_open(&out, s->out)) return 1;
-    signal(SIGINT, on_interrupt);
+    catch_signals();
     bool ok = !load_data(z, s, s->data, &z->data) && !load_model(z, s->model, true);
     const int64_t N = ok ? wrpo_data_count(z->data) : 0;
     for (int64_t i = 0; i < N; i++) K = wrpo_data_record(z->data, i).count > K ? wrpo_data_record(z->data, i).count : K;
@@ -902,9 +908,9 @@ static int train(const settings *s, session *z) {
     d.out_dir = s->out, d.eval_data = z->eval_data;
     d.on_step = on_step, d.user = &w;
     print_settings(s, z, &d, &bytes);
-    const double begin = clock_seconds();
+    const double begin = seconds();
     const wrpo_result r = wrpo_train(z->model, z->data, &d, &last);
-    const double seconds = clock_seconds() - begin;
+    const double took = seconds() - begin;
     screen_clear(&z->screen);
     if (r == WRPO_E_STOPPED) {
         complain("interrupted");
@@ -919,14 +925,14 @@ static int train(const settings *s, session *z) {
     const wrpo_save_desc save = {.dir = s->out, .dtype = dtype_of(s->save_dtype), .max_shard_size = s->max_shard_size};
     if (wrpo_model_save(z->model, &save)) return fail(z);
     printf("%s: trained, %lld steps in %s, with the reference %.2f seconds, memory peak %s\n", s->out, (long long)last.step, time_text(last.seconds).s,
-           seconds, bytes_text((double)wrpo_memory_peak(z->ctx)).s);
+           took, bytes_text((double)wrpo_memory_peak(z->ctx)).s);
     return 0;
 }
 static int run_train(const settings *s, session *z) {
     size_t made;
     if (s->eval_steps && !s->eval_data) return complain("--eval-steps: --eval-data is missing");
     check_method(s);
-    signal(SIGINT, on_interrupt);
+    catch_signals();
     const int code = output_dir(s->out, &made) ? train(s, z) : 1;
     if (code) output_dir_drop(s->out, made);
     return code;
@@ -1006,18 +1012,13 @@ static bool prompts_add(session *z, prompts *p, wrpo_json *record, const wrpo_pr
     return true;
 }
 /* The lines of a file; now: for templates that show the date. *hash: of its bytes. */
-static bool prompts_load(session *z, const settings *s, const char *path, int64_t now, prompts *p, uint64_t *hash) {
-    lines in;
+static bool prompts_load(session *z, const settings *s, lines *in, int64_t now, prompts *p) {
     int more = 0;
-    *p = (prompts){0};
-    if (!lines_open(&in, path)) return false;
     bool ok = wrpo_tokenizer_load(z->ctx, s->model, &z->tokenizer) == WRPO_OK || fail(z) == 0;
-    *hash = fnv(FNV, in.data, in.size);
-    for (wrpo_json *v; ok && !(s->limit && p->count == s->limit) && (more = lines_next(z, &in, true, &v)) != 0;)
-        ok = more > 0 && prompts_add(z, p, v, &(wrpo_prompt_desc){.name = in.name, .line = in.line, .raw = s->raw, .now = now});
-    ok = ok && (p->count || (complain("%s: want prompts, found none", in.name), false)) && prompts_differ(p, in.name);
-    free(in.data);
-    if (!ok) prompts_free(z, p);
+    for (wrpo_json *v; ok && !(s->limit && p->count == s->limit) && (more = lines_next(z, in, true, &v)) != 0;)
+        ok = more > 0 && prompts_add(z, p, v, &(wrpo_prompt_desc){.name = in->name, .line = in->line, .raw = s->raw, .now = now});
+    ok = ok && (p->count || (complain("%s: want prompts, found none", in->name), false)) && prompts_differ(p, in->name);
+    free(in->data), in->data = NULL;
     return ok;
 }
 static bool print_prompt(session *z, FILE *f, const prompts *p, int64_t i) {
@@ -1028,11 +1029,6 @@ static bool print_prompt(session *z, FILE *f, const prompts *p, int64_t i) {
     if (!print_text(z, f, "prompt_id", id, strlen(id))) return false;
     fputs(", \"prompt\": ", f);
     return print_json(z, f, v);
-}
-static double seconds(void) {
-    struct timespec t;
-    timespec_get(&t, TIME_UTC);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 static wrpo_generate_desc generate_desc(const settings *s, session *z) {
     wrpo_generate_desc d = {.tokenizer = z->tokenizer, .n = s->n, .max_tokens = s->max_tokens, .temperature = s->temperature, .top_p = s->top_p};
@@ -1102,11 +1098,11 @@ static bool generated(int64_t i, const wrpo_sample *y, void *user) {
 }
 static int run_generate(const settings *s, session *z) {
     prompts p = {0};
-    uint64_t hash;
+    lines in;
     output out = {0};
     if (!s->prompt == !s->in) return complain("generate: want either --prompt or --in");
     bool ok;
-    if (s->in) ok = prompts_load(z, s, s->in, 0, &p, &hash);
+    if (s->in) ok = lines_open(&in, s->in) && prompts_load(z, s, &in, 0, &p);
     else if (wrpo_tokenizer_load(z->ctx, s->model, &z->tokenizer)) ok = fail(z) == 0;
     else {                           /* a record from the command line */
         char *quoted, *text;
@@ -1124,7 +1120,7 @@ static int run_generate(const settings *s, session *z) {
     if (ok) {
         answers a = {.z = z, .f = out.f, .p = &p, .begin = seconds()};
         wrpo_generate_desc d = generate_desc(s, z);
-        signal(SIGINT, on_interrupt);
+        catch_signals();
         d.on_step = answers_step, d.user = &a;
         if (s->prompt) d.on_text = show_text;
         else d.on_done = generated;
@@ -1180,7 +1176,7 @@ static bool part_open(session *z, part *t, const char *want, int64_t now, const 
     size_t size, keep = 0, n;
     t->f = fopen(t->path, "a+b");
     if (!t->f) return complain("%s: cannot be written: %s", t->path, strerror(errno)), false;
-    if (!part_lock(t->f)) return complain("%s: another process is writing it", t->path), false;
+    if (!part_lock(t->f)) return fclose(t->f), t->f = NULL, complain("%s: another process is writing it", t->path), false;
     rewind(t->f);
     char *data = read_all(t->f, &size);
     if (!data) return complain("%s: cannot be read: %s", t->path, strerror(errno)), false;
@@ -1245,14 +1241,11 @@ static bool sampled(int64_t i, const wrpo_sample *y, void *user) {
 static int sample(const settings *s, session *z, part *t, prompts *p) {
     char want[2048];
     int64_t now;
-    uint64_t hash;
     lines in;
-    if (!lines_open(&in, s->prompts)) return 1;        /* once more below: the date comes from the settings, which name the file */
-    hash = fnv(FNV, in.data, in.size);
-    free(in.data);
-    if (!sample_settings(s, z, hash, want, sizeof want) || !part_settings(t, s->out, want, &now)) return 1;
+    if (!lines_open(&in, s->prompts)) return 1;
+    if (!sample_settings(s, z, fnv(FNV, in.data, in.size), want, sizeof want) || !part_settings(t, s->out, want, &now)) return free(in.data), 1;
     if (!now) now = (int64_t)time(NULL);
-    if (!prompts_load(z, s, s->prompts, now, p, &hash)) return 1;
+    if (!prompts_load(z, s, &in, now, p)) return 1;
     if (load_model(z, s->model, true)) return fail(z);
     if (!part_open(z, t, want, now, p)) return 1;
     answers a = {.z = z, .f = t->f, .p = p, .name = model_name(s), .list = s->as ? "target" : "sources", .first = t->done, .begin = seconds()};
@@ -1276,7 +1269,7 @@ static int run_sample(const settings *s, session *z) {
     part t = {0};
     prompts p = {0};
     if (!of.n) of.n = 5;
-    signal(SIGINT, on_interrupt);
+    catch_signals();
     const int code = sample(&of, z, &t, &p);
     if (t.f) fclose(t.f);
     if (code && t.f) {               /* nothing done, nothing left */
@@ -1564,7 +1557,7 @@ static int run_answer(const settings *s, session *z) {
     int64_t cut = 0;
     int turns = 0;
     const double begin = seconds();
-    signal(SIGINT, on_interrupt);
+    catch_signals();
     bool ok = questions_load(z, s, &q) && ((!wrpo_tokenizer_load(z->ctx, s->model, &z->tokenizer) && !load_model(z, s->model, true)) || fail(z) == 0)
               && output_open(&out, s->out);
     for (int64_t i = 0; i < q.count; i++) turns = q.list[i].n > turns ? q.list[i].n : turns;
@@ -1594,8 +1587,7 @@ static bool on_scored(int64_t done, int64_t of, void *user) {
 static int run_score(const settings *s, session *z) {
     const wrpo_score_desc d = {.in = s->in, .out = s->out, .rescore = s->rescore, .on_line = on_scored, .user = z};
     wrpo_score_stats t;
-    if (s->n_more) return complain("--in: want one file to score, found %lld", (long long)s->n_more + 1);
-    signal(SIGINT, on_interrupt);
+    catch_signals();
     if (wrpo_reward_load(z->ctx, &(wrpo_reward_desc){.dir = s->reward_model, .label = s->label, .micro_tokens = s->micro_tokens}, &z->reward)
         || wrpo_score(z->reward, &d, &t)) return fail(z);
     screen_clear(&z->screen);
@@ -1663,12 +1655,6 @@ static int winrate_fail(const settings *s, session *z, char path[2][4200]) {    
     return fail(z);
 }
 static int run_winrate(const settings *s, session *z) {
-    static const int signals[] = {
-        SIGINT, SIGTERM,
-#ifndef _WIN32
-        SIGHUP,
-#endif
-    };
     const struct { bool given; const char *name; } idle[] = {{s->rescore, "--rescore"}, {s->label != 0, "--label"}, {s->micro_tokens != 0, "--micro-tokens"},
                                                              {s->device != 0, "--device"}, {s->dtype >= 0, "--dtype"}};
     wrpo_winrate_desc d = {.a = s->a, .b = s->b, .resamples = s->resamples, .seed = (uint64_t)s->seed};
@@ -1678,7 +1664,7 @@ static int run_winrate(const settings *s, session *z) {
     for (size_t i = 0; i < sizeof idle / sizeof *idle; i++)
         if (idle[i].given && !s->reward_model) return complain("%s: --reward-model is missing", idle[i].name);
     if (s->reward_model) {
-        for (size_t i = 0; i < sizeof signals / sizeof *signals; i++) signal(signals[i], on_interrupt);
+        catch_signals();
         if (!scratch_make(folder, sizeof folder)) return 1;
         code = winrate_score(s, z, folder, path);
         d.a = path[0], d.b = path[1];
@@ -2229,7 +2215,7 @@ static int run_demo(const settings *s, session *z) {
     int code = all ? 0 : complain("out of memory");
     char folder[4096], caption[128];
     int64_t ordered = 0;
-    signal(SIGINT, on_interrupt);
+    catch_signals();
     for (int64_t i = 0; i < seeds && !code; i++) {
         demo_row *rows = all + i * DEMO_ROWS;
         memcpy(rows, demo_rows, sizeof demo_rows);
@@ -2282,7 +2268,7 @@ static int run_demo(const settings *s, session *z) {
 
 /* ---- main ---- */
 #define LOSS "--method --pair --alpha --beta --label-smoothing --gamma-ratio --ipo-sum "
-#define DATA "--max-length --max-prompt-length --tokenization --limit --micro-tokens "
+#define DATA "--max-length --max-prompt-length --tokenization --limit "
 #define SAMPLING "--temperature --top-p --top-k --max-tokens --seed --batch --device "
 static const command commands[] = {
     {"init", "", "--config --tokenizer --out", "--seed --save-dtype --max-shard-size --threads --help", run_init,
@@ -2294,10 +2280,10 @@ static const command commands[] = {
     {"logprob", "", "--model --data", "--out " DATA "--device --dtype --threads --help", run_logprob,
      "One line a record: the log-probs of its responses, their scored tokens, and the tokens of the prompt."},
     {"train", "", "--model --data --out",
-     LOSS DATA "--alpha-schedule --learning-rate --lr-scheduler --warmup-ratio --weight-decay --max-grad-norm --batch-size --accumulation --recompute --memory-limit "
+     LOSS DATA "--micro-tokens --alpha-schedule --learning-rate --lr-scheduler --warmup-ratio --weight-decay --max-grad-norm --batch-size --accumulation --recompute --memory-limit "
      "--epochs --max-steps --seed --no-shuffle --ref --eval-data --eval-steps --log-steps --device --dtype --states --save-dtype --max-shard-size --threads --help", run_train,
      "Trains a model and saves it, with metrics.jsonl, in the directory --out. Ctrl-C stops cleanly and saves a checkpoint."},
-    {"eval", "", "--model --data", LOSS DATA "--ref --out --device --dtype --threads --help", run_eval, "The metrics of a model on records, as one JSON object."},
+    {"eval", "", "--model --data", LOSS DATA "--micro-tokens --ref --out --device --dtype --threads --help", run_eval, "The metrics of a model on records, as one JSON object."},
     {"generate", "", "--model", "--prompt --in --out --raw " SAMPLING "--limit --threads --help", run_generate,
      "An answer to --prompt, as it comes, or one line for each line of --in: {prompt_id, prompt, content, tokens, logp, stopped}."},
     {"sample", "", "--model --prompts --as --out", "--n --name --raw " SAMPLING "--limit --threads --help", run_sample,

@@ -54,9 +54,10 @@
    Every public declaration. Stop at "Stop here" if you only want to use the library.
 
    Conventions. {0} is valid for every desc struct and means the documented default. 0 (WRPO_OK) is
-   success everywhere, so calls chain with ||. An out-parameter comes last and is NULL / 0 after a
-   failure. The sentence that explains a failure is in wrpo_last_error(ctx). Text is UTF-8. A context and
-   everything made from it belong to one thread at a time; different contexts are independent.
+   success everywhere, so calls chain with ||. An out-parameter comes last; after a failure handles, arrays,
+   texts and their counts are NULL / 0, structs hold nothing to be read. The sentence that explains a failure
+   is in wrpo_last_error(ctx). Text is UTF-8. A context and everything made from it belong to one thread at a
+   time; different contexts are independent (but for the seed of stb_ds's maps, a race that shows in no result).
    Shapes are row-major and use these letters:
      n  rows (tokens) in a packed batch     D  hidden_size            V  vocab_size      L  layers
      H  query heads    G  key/value heads   d  head_dim               I  intermediate_size              */
@@ -123,7 +124,7 @@ WRPO_API wrpo_result wrpo_open(const wrpo_desc *desc /* NULL = {0} */, wrpo_ctx 
 WRPO_API void wrpo_close(wrpo_ctx *ctx);               /* after everything made from it; NULL is allowed */
 WRPO_API const wrpo_error *wrpo_last_error(const wrpo_ctx *ctx);   /* NULL ctx: "out of memory" */
 WRPO_API void wrpo_free(wrpo_ctx *ctx, void *p);       /* text and arrays that the library handed out; NULL is allowed */
-WRPO_API size_t wrpo_memory_peak(const wrpo_ctx *ctx); /* the most bytes its allocator has held at once */
+WRPO_API size_t wrpo_memory_peak(const wrpo_ctx *ctx); /* the most bytes held at once: its allocator's and a device's, but for the CPU backend's 4 MiB and 2 MiB a thread */
 WRPO_API void wrpo_log_stderr(wrpo_level level, const char *text, void *user);
 
 /* ---- JSON (RFC 8259, strict) ---- */
@@ -267,7 +268,7 @@ typedef struct wrpo_data_desc {
 typedef struct wrpo_tokens {         /* one response: ids[0..count), of which ids[first..count) are scored */
     wrpo_role role;
     const int32_t *ids; int64_t count, first;
-    double weight;                   /* among the sources of a record; sums to 1 */
+    double weight;                   /* among the sources of a record, where it sums to 1; of others 0 = 1 */
     int pair;                        /* pair methods: compared with the rejected responses of the same number */
 } wrpo_tokens;
 typedef struct wrpo_record {         /* a view; lives as long as the data */
@@ -335,8 +336,8 @@ WRPO_API double wrpo_alpha(wrpo_ramp ramp, double power, double end, int64_t k, 
 WRPO_API double wrpo_lr_factor(wrpo_schedule schedule, int64_t warmup, int64_t k, int64_t T);
 
 /* ---- log-probs ---- */
-/* For records [first, first + count): logps[count][K] (K: the records' largest response count; NaN where a record has
-   fewer) and, if per_token is not NULL, a new array of every scored token's log-prob in order (wrpo_free). */
+/* For records [first, first + count): logps[count][K] (K: the largest response count of all records of data; NaN
+   where a record has fewer) and, if per_token is not NULL, a new array of every scored token's log-prob in order (wrpo_free). */
 WRPO_API wrpo_result wrpo_logprobs(wrpo_model *model, const wrpo_data *data, int64_t first, int64_t count,
                                    double *logps, float **per_token);
 
@@ -464,7 +465,7 @@ typedef struct wrpo_winrate_stats {
 WRPO_API wrpo_result wrpo_winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *desc, wrpo_winrate_stats *out);
 
 /* ---- training: wrpo_train is new, step until done, free -- and nothing else ---- */
-/* field, name in metrics.jsonl: averages over the batch's records. Rewards are beta * (logp - ref). */
+/* field, name in metrics.jsonl: averages over the batch's records. A reward is beta times the method's score. */
 #define WRPO_METRICS(X) \
     X(loss, "loss")                                    /* NaN is never logged: the run stops with an error */ \
     X(grad_norm, "grad_norm")                          /* before clipping */ \
@@ -501,7 +502,7 @@ typedef struct wrpo_metrics {        /* NaN: not defined for this method or thes
 typedef enum wrpo_states { WRPO_STATES_F32, WRPO_STATES_BF16, WRPO_STATES_8BIT } wrpo_states;
 enum { WRPO_BLOCK = 256, WRPO_BLOCK_BYTES = WRPO_BLOCK + 4 };
 WRPO_API const char *wrpo_states_name(int i);                           /* "f32", "bf16", "8bit"; NULL past the last */
-WRPO_API size_t wrpo_states_bytes(wrpo_states states, int64_t count);   /* of one moment of count numbers */
+WRPO_API size_t wrpo_states_bytes(wrpo_states states, int64_t count);   /* of one moment of count numbers; whole blocks, but for f32 */
 typedef struct wrpo_train_desc {
     bool resolved;                   /* set by wrpo_train_defaults: a zero below is a zero */
     wrpo_loss_desc loss;
@@ -690,10 +691,8 @@ WRPO_API const wrpo_backend *wrpo_backend_cuda(void);  /* in wrpo_cuda.cu: link 
 
 #if defined(__GNUC__)
 #define WRPO__PRINTF(f, a) __attribute__((format(printf, f, a), nonnull(f)))
-#define WRPO__UNUSED __attribute__((unused))
 #else
 #define WRPO__PRINTF(f, a)
-#define WRPO__UNUSED
 #endif
 #ifdef _MSC_VER
 #define WRPO__THREAD __declspec(thread)
@@ -734,28 +733,16 @@ struct wrpo_ctx {
 };
 static WRPO__THREAD wrpo__arena *wrpo__here;   /* where stb_ds allocates: the innermost entry's arena */
 
-WRPO__PRINTF(4, 0) static void wrpo__set_error(wrpo_ctx *ctx, wrpo_result code, int64_t line, const char *format, va_list args) {
-    ctx->error.code = code;
-    ctx->error.line = line;
-    ctx->error.column = 0;
-    vsnprintf(ctx->error.text, sizeof ctx->error.text, format, args);
-}
-_Noreturn WRPO__PRINTF(3, 4) static void wrpo__fail(wrpo_ctx *ctx, wrpo_result code, const char *format, ...) {
-    va_list args;
-    va_start(args, format);
-    wrpo__set_error(ctx, code, 0, format, args);
-    va_end(args);
-    longjmp(ctx->frame->jump, 1);
-}
-/* The same with a place in a text file; the sentence should say it as well: "%s:%lld: ...". */
+/* line, column: the place in a text file; the sentence should say it as well: "%s:%lld: ...". */
 _Noreturn WRPO__PRINTF(5, 6) static void wrpo__fail_at(wrpo_ctx *ctx, wrpo_result code, int64_t line, int64_t column, const char *format, ...) {
     va_list args;
     va_start(args, format);
-    wrpo__set_error(ctx, code, line, format, args);
+    ctx->error.code = code, ctx->error.line = line, ctx->error.column = column;
+    vsnprintf(ctx->error.text, sizeof ctx->error.text, format, args);
     va_end(args);
-    ctx->error.column = column;
     longjmp(ctx->frame->jump, 1);
 }
+#define wrpo__fail(ctx, code, ...) wrpo__fail_at(ctx, code, 0, 0, __VA_ARGS__)
 /* Settings: each must lie where it can. */
 #define WRPO__RANGE(ok, name, value, wanted) \
     if (!(ok)) wrpo__fail(ctx, WRPO_E_ARG, "%s: want %s, found %g", name, wanted, (double)(value))
@@ -811,13 +798,13 @@ static void wrpo__block_free(void *p) {
     ctx->bytes -= block->size;
     ctx->desc.memory.free(block->base, ctx->desc.memory.user);
 }
-/* count * size bytes, not cleared; for what is large. Freed with the arena or by wrpo__block_free. */
-static void *wrpo__raw(wrpo__arena *arena, size_t count, size_t size) {
-    size_t n = wrpo__mul(arena->ctx, count, size);
-    void *p = wrpo__block_resize(arena, NULL, n);
+static void *wrpo__resize(wrpo__arena *arena, void *p, size_t n) {      /* the same, or failure */
+    p = wrpo__block_resize(arena, p, n);
     if (!p) wrpo__fail(arena->ctx, WRPO_E_MEMORY, "out of memory: %zu bytes wanted, %zu held", n, arena->ctx->bytes);
     return p;
 }
+/* count * size bytes, not cleared; for what is large. Freed with the arena or by wrpo__block_free. */
+static void *wrpo__raw(wrpo__arena *arena, size_t count, size_t size) { return wrpo__resize(arena, NULL, wrpo__mul(arena->ctx, count, size)); }
 /* count * size bytes, cleared; small things share chunks. */
 static void *wrpo__alloc(wrpo__arena *arena, size_t count, size_t size) {
     size_t n = (wrpo__mul(arena->ctx, count, size) + 15) / 16 * 16;
@@ -872,6 +859,14 @@ static void wrpo__arena_free(wrpo__arena *arena) {
     arena->ctx->desc.memory.free(arena, arena->ctx->desc.memory.user);
 }
 
+/* An arena of its own inside another one, which it goes with. */
+static void wrpo__free_arena(void *p) { wrpo__arena_free(p); }
+static wrpo__arena *wrpo__sub_arena(wrpo__arena *arena) {
+    wrpo__cleanup *owner = wrpo__on_free(arena, wrpo__free_arena, NULL);
+    wrpo__arena *sub = owner->p = wrpo__arena_new(arena->ctx);
+    if (!sub) wrpo__fail(arena->ctx, WRPO_E_MEMORY, "out of memory: %zu bytes held", arena->ctx->bytes);
+    return sub;
+}
 /* The public entry:      WRPO__TRY(ctx, arena, temporary) { ...private calls...; *out = ...; }
                           return wrpo__end(&wrpo__entry);
    temporary false: the arena becomes the new object's and is freed only on failure. An arena that could
@@ -901,18 +896,13 @@ static wrpo_result wrpo__end(wrpo__frame *f) {
     return ctx->error.code;
 }
 /* A private call across a nested entry: passes the failure on. */
-WRPO__UNUSED static void wrpo__need(wrpo_ctx *ctx, wrpo_result r) { if (r != WRPO_OK) longjmp(ctx->frame->jump, 1); }
+static void wrpo__need(wrpo_ctx *ctx, wrpo_result r) { if (r != WRPO_OK) longjmp(ctx->frame->jump, 1); }
 
 /* ---- stb_ds: dynamic arrays and hash maps, in the current arena, under our own names ---- */
 #ifdef INCLUDE_STB_DS_H
 #error "wrpo.h: give the implementation a file of its own, or include stb_ds.h after it in another one"
 #endif
-static void *wrpo__stb_realloc(void *p, size_t n) {
-    void *q = wrpo__block_resize(wrpo__here, p, n);
-    if (!q) wrpo__fail(wrpo__here->ctx, WRPO_E_MEMORY, "out of memory: %zu bytes wanted, %zu held", n, wrpo__here->ctx->bytes);
-    return q;
-}
-#define STBDS_REALLOC(context, p, n) wrpo__stb_realloc(p, n)
+#define STBDS_REALLOC(context, p, n) wrpo__resize(wrpo__here, p, n)
 #define STBDS_FREE(context, p) wrpo__block_free(p)
 #define STBDS_NO_SHORT_NAMES
 #define stbds_rand_seed wrpo__stbds_rand_seed
@@ -944,9 +934,7 @@ static void wrpo__text_add(wrpo__text *t, const char *s, size_t n) {
     if (n >= t->cap - t->size || !t->data) {
         size_t cap = WRPO__MAX(t->cap * 2, 64);
         while (cap <= t->size + n) cap *= 2;
-        char *data = wrpo__block_resize(t->arena, t->data, cap);
-        if (!data) wrpo__fail(t->arena->ctx, WRPO_E_MEMORY, "out of memory: %zu bytes wanted, %zu held", cap, t->arena->ctx->bytes);
-        t->data = data, t->cap = cap;
+        t->data = wrpo__resize(t->arena, t->data, cap), t->cap = cap;
     }
     if (n) memcpy(t->data + t->size, s, n);
     t->size += n;
@@ -1027,13 +1015,14 @@ static const char *wrpo__basename(const char *path) {
 static bool wrpo__is_dir(const char *path) { struct stat st; return stat(path, &st) == 0 && S_ISDIR(st.st_mode); }
 static bool wrpo__exists(const char *path) { struct stat st; return stat(path, &st) == 0; }
 
-typedef struct wrpo__file { const char *path; const unsigned char *data; size_t size; bool mapped; } wrpo__file;
+typedef struct wrpo__file { const char *path; const unsigned char *data; size_t size; bool mapped; int fd; } wrpo__file;    /* fd: while it is read, else -1 */
 static void wrpo__unmap(void *p) {
     wrpo__file *f = p;
 #ifndef _WIN32
     if (f->mapped) munmap((void *)(uintptr_t)f->data, f->size);
+    if (f->fd >= 0) close(f->fd);
 #endif
-    f->mapped = false;
+    f->mapped = false, f->fd = -1;
 }
 /* The whole file, read-only, for as long as the arena lives: a mapping where there is one. */
 static const wrpo__file *wrpo__open_file(wrpo__arena *arena, const char *path) {
@@ -1055,32 +1044,25 @@ static const wrpo__file *wrpo__open_file(wrpo__arena *arena, const char *path) {
     if (got != f->size) wrpo__fail(ctx, WRPO_E_IO, "%s: %zu bytes wanted, %zu read", path, f->size, got);
     f->data = data;
 #else
+    f->fd = -1;
     wrpo__on_free(arena, wrpo__unmap, f);
-    int fd = open(path, O_RDONLY);
-    if (fd < 0) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be opened: %s", path, strerror(errno));
+    f->fd = open(path, O_RDONLY);
+    if (f->fd < 0) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be opened: %s", path, strerror(errno));
     struct stat st;
-    if (fstat(fd, &st) != 0 || st.st_size < 0) { int e = errno; close(fd); wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be read: %s", path, strerror(e)); }
-    if (S_ISREG(st.st_mode)) {
-        f->size = (size_t)st.st_size;
-        if (f->size) {
-            void *p = mmap(NULL, f->size, PROT_READ, MAP_PRIVATE, fd, 0);
-            int e = errno;
-            close(fd);
-            if (p == MAP_FAILED) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be mapped: %s", path, strerror(e));
-            f->data = p, f->mapped = true;
-        } else close(fd);
-        return f;
-    }
-    wrpo__text t = {.arena = arena};                   /* a pipe, a terminal: read to its end */
-    for (;;) {
-        char part[1 << 14];
-        ssize_t n = read(fd, part, sizeof part);
-        if (n < 0 && errno == EINTR) continue;
-        if (n < 0) { int e = errno; close(fd); wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be read: %s", path, strerror(e)); }
-        if (n == 0) break;
-        wrpo__text_add(&t, part, (size_t)n);           /* on failure the descriptor is lost with the process's memory */
-    }
-    close(fd);
+    if (fstat(f->fd, &st) != 0 || st.st_size < 0) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be read: %s", path, strerror(errno));
+    wrpo__text t = {.arena = arena};
+    if (S_ISREG(st.st_mode) && st.st_size) {
+        void *p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, f->fd, 0);
+        if (p == MAP_FAILED) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be mapped: %s", path, strerror(errno));
+        f->data = p, f->size = (size_t)st.st_size, f->mapped = true;
+    } else if (!S_ISREG(st.st_mode))
+        for (ssize_t n = 1; n;) {                      /* a pipe, a terminal: read to its end */
+            char part[1 << 14];
+            n = read(f->fd, part, sizeof part);
+            if (n > 0) wrpo__text_add(&t, part, (size_t)n);
+            else if (n < 0 && errno != EINTR) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be read: %s", path, strerror(errno));
+        }
+    close(f->fd), f->fd = -1;
     if (t.size) f->data = (const unsigned char *)t.data, f->size = t.size;
 #endif
     return f;
@@ -1098,17 +1080,49 @@ static void wrpo__make_dir(wrpo_ctx *ctx, const char *path) {   /* and its paren
 #else
         int r = mkdir(part, 0777);
 #endif
-        if (r != 0 && !wrpo__is_dir(part)) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be made: %s", part, strerror(errno == EEXIST ? ENOTDIR : errno));
+        const int e = errno == EEXIST ? ENOTDIR : errno;
+        if (r != 0 && !wrpo__is_dir(part)) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be made: %s", part, strerror(e));
     }
 }
+static bool wrpo__ends(const char *s, const char *end) {
+    size_t n = strlen(s), k = strlen(end);
+    return n >= k && !strcmp(s + n - k, end);
+}
+typedef struct wrpo__name { char *text; } wrpo__name;
+static int wrpo__by_name(const void *a, const void *b) { return strcmp(((const wrpo__name *)a)->text, ((const wrpo__name *)b)->text); }
+#ifndef _WIN32
+static void wrpo__dir_close(void *p) { closedir(p); }
+#endif
+/* The names in a directory, sorted; an stb_ds array. */
+static wrpo__name *wrpo__list_dir(wrpo__arena *arena, const char *dir) {
+    wrpo__name *names = NULL;
+#ifdef _WIN32
+    WIN32_FIND_DATAA e;
+    HANDLE h = FindFirstFileA(wrpo__join(arena, dir, "*"), &e);
+    if (h == INVALID_HANDLE_VALUE) wrpo__fail(arena->ctx, WRPO_E_IO, "%s: cannot be listed", dir);
+    do { wrpo__name name = {wrpo__strndup(arena, e.cFileName, strlen(e.cFileName))}; stbds_arrput(names, name); } while (FindNextFileA(h, &e));
+    FindClose(h);
+#else
+    wrpo__cleanup *owner = wrpo__on_free(arena, wrpo__dir_close, NULL);
+    DIR *d = owner->p = opendir(dir);
+    if (!d) wrpo__fail(arena->ctx, WRPO_E_IO, "%s: cannot be listed: %s", dir, strerror(errno));
+    for (struct dirent *e; (e = readdir(d));) {
+        wrpo__name name = {wrpo__strndup(arena, e->d_name, strlen(e->d_name))};
+        stbds_arrput(names, name);
+    }
+    owner->p = NULL;
+    closedir(d);
+#endif
+    if (names) qsort(names, (size_t)stbds_arrlen(names), sizeof *names, wrpo__by_name);
+    return names;
+}
 /* A file that appears under its name whole or not at all: written beside it, synced, then renamed. */
-typedef struct wrpo__writer { wrpo_ctx *ctx; char *path, *part; FILE *f; } wrpo__writer;
+typedef struct wrpo__writer { wrpo_ctx *ctx; char *path, *part; FILE *f; bool waits; } wrpo__writer;
 static void wrpo__writer_drop(void *p) {
     wrpo__writer *w = p;
-    if (!w->f) return;
-    fclose(w->f);
-    remove(w->part);
-    w->f = NULL;
+    if (w->f) fclose(w->f);
+    if (w->f || w->waits) remove(w->part);
+    w->f = NULL, w->waits = false;
 }
 static wrpo__writer *wrpo__create(wrpo__arena *arena, const char *path) {
     wrpo__writer *w = WRPO__NEW(arena, wrpo__writer);
@@ -1127,23 +1141,28 @@ static wrpo__writer *wrpo__create(wrpo__arena *arena, const char *path) {
 static void wrpo__write(wrpo__writer *w, const void *p, size_t n) {
     if (n && fwrite(p, 1, n, w->f) != n) wrpo__fail(w->ctx, WRPO_E_IO, "%s: cannot be written: %s", w->path, strerror(errno));
 }
-static void wrpo__commit(wrpo__writer *w) {
+/* The file is whole, and waits for its name: closed and synced, so that many can wait without a descriptor each. */
+static void wrpo__finish(wrpo__writer *w) {
     bool ok = fflush(w->f) == 0;
     int e = errno;
 #ifndef _WIN32
     if (ok && fsync(fileno(w->f)) != 0 && errno != EINVAL && errno != ENOTSUP) ok = false, e = errno;
 #endif
     if (fclose(w->f) != 0 && ok) ok = false, e = errno;
-    w->f = NULL;
-#ifdef _WIN32
-    if (ok && !MoveFileExA(w->part, w->path, MOVEFILE_REPLACE_EXISTING)) ok = false, e = EIO;
-#else
-    if (ok && rename(w->part, w->path) != 0) ok = false, e = errno;
-#endif
-    if (ok) return;
-    remove(w->part);
-    wrpo__fail(w->ctx, WRPO_E_IO, "%s: cannot be written: %s", w->path, strerror(e));
+    w->f = NULL, w->waits = true;
+    if (!ok) wrpo__fail(w->ctx, WRPO_E_IO, "%s: cannot be written: %s", w->path, strerror(e));
 }
+static void wrpo__publish(wrpo__writer *w) {
+#ifdef _WIN32
+    bool ok = MoveFileExA(w->part, w->path, MOVEFILE_REPLACE_EXISTING) != 0;
+    errno = EIO;
+#else
+    bool ok = rename(w->part, w->path) == 0;
+#endif
+    if (!ok) wrpo__fail(w->ctx, WRPO_E_IO, "%s: cannot be written: %s", w->path, strerror(errno));
+    w->waits = false;
+}
+static void wrpo__commit(wrpo__writer *w) { wrpo__finish(w), wrpo__publish(w); }
 
 /* ---- time, threads ---- */
 static double wrpo__now(void) {      /* seconds */
@@ -1291,32 +1310,21 @@ WRPO_API void wrpo_log_stderr(wrpo_level level, const char *text, void *user) {
    and worst. EAST weights a record's loss by the entropy of its answers. >>select writes such data.       */
 typedef enum wrpo__link { WRPO__LOGISTIC, WRPO__SQUARE, WRPO__HINGE, WRPO__LIKELIHOOD } wrpo__link;
 
-/*    method    name        link              beta   s has -log ref   s per token      scale  offset      source */
-#define WRPO__METHODS(X) \
-    X(WRPO,     "wrpo",     WRPO__LOGISTIC,   0.01,  true,            false)        /* beta   0           Yang et al. 2025 */ \
-    X(DPO,      "dpo",      WRPO__LOGISTIC,   0.01,  true,            false)        /* beta   0           Rafailov et al. 2023 */ \
-    X(IPO,      "ipo",      WRPO__SQUARE,     0.01,  true,            true)         /* 1      1/(2 beta)  Azar et al. 2024 */ \
-    X(HINGE,    "hinge",    WRPO__HINGE,      0.01,  true,            false)        /* beta   0           Zhao et al. 2023 */ \
-    X(SIMPO,    "simpo",    WRPO__LOGISTIC,   10,    false,           true)         /* beta   gamma/beta  Meng et al. 2024 */ \
-    X(DPO_NORM, "dpo-norm", WRPO__LOGISTIC,   10,    true,            true)         /* beta   0           Yang et al. 2025b */ \
-    X(SFT,      "sft",      WRPO__LIKELIHOOD, 0.01,  false,           false)
 typedef struct wrpo__rule { const char *name; wrpo__link link; double beta; bool reference, per_token; } wrpo__rule;
 static const wrpo__rule wrpo__rules[] = {
-#define WRPO__X(method, name, link, beta, reference, per_token) [WRPO_METHOD_##method] = {name, link, beta, reference, per_token},
-    WRPO__METHODS(WRPO__X)
-#undef WRPO__X
-};
+/*   method                     name        link              beta   s has -log ref   s per token      scale  offset      source */
+    [WRPO_METHOD_WRPO]     = {"wrpo",     WRPO__LOGISTIC,   0.01,  true,            false},         /* beta   0           Yang et al. 2025 */
+    [WRPO_METHOD_DPO]      = {"dpo",      WRPO__LOGISTIC,   0.01,  true,            false},         /* beta   0           Rafailov et al. 2023 */
+    [WRPO_METHOD_IPO]      = {"ipo",      WRPO__SQUARE,     0.01,  true,            true},          /* 1      1/(2 beta)  Azar et al. 2024 */
+    [WRPO_METHOD_HINGE]    = {"hinge",    WRPO__HINGE,      0.01,  true,            false},         /* beta   0           Zhao et al. 2023 */
+    [WRPO_METHOD_SIMPO]    = {"simpo",    WRPO__LOGISTIC,   10,    false,           true},          /* beta   gamma/beta  Meng et al. 2024 */
+    [WRPO_METHOD_DPO_NORM] = {"dpo-norm", WRPO__LOGISTIC,   10,    true,            true},          /* beta   0           Yang et al. 2025b */
+    [WRPO_METHOD_SFT]      = {"sft",      WRPO__LIKELIHOOD, 0.01,  false,           false}};
 
 /* ---- names: one list each; NULL past the last ---- */
-#define WRPO__PAIRS(X) X(WRPO_PAIR_TARGET, "target") X(WRPO_PAIR_SOURCE, "source") X(WRPO_PAIR_BOTH, "both")
-#define WRPO__RAMPS(X) \
-    X(WRPO_RAMP_LINEAR, "linear") X(WRPO_RAMP_CONSTANT, "constant") X(WRPO_RAMP_POWER, "power") X(WRPO_RAMP_COSINE, "cosine")
-#define WRPO__SCHEDULES(X) X(WRPO_LR_COSINE, "cosine") X(WRPO_LR_LINEAR, "linear") X(WRPO_LR_CONSTANT, "constant")
-#define WRPO__X(value, name) [value] = name,
-static const char *const wrpo__pairs[] = {WRPO__PAIRS(WRPO__X)};
-static const char *const wrpo__ramps[] = {WRPO__RAMPS(WRPO__X)};
-static const char *const wrpo__schedules[] = {WRPO__SCHEDULES(WRPO__X)};
-#undef WRPO__X
+static const char *const wrpo__pairs[] = {[WRPO_PAIR_TARGET] = "target", [WRPO_PAIR_SOURCE] = "source", [WRPO_PAIR_BOTH] = "both"};
+static const char *const wrpo__ramps[] = {[WRPO_RAMP_LINEAR] = "linear", [WRPO_RAMP_CONSTANT] = "constant", [WRPO_RAMP_POWER] = "power", [WRPO_RAMP_COSINE] = "cosine"};
+static const char *const wrpo__schedules[] = {[WRPO_LR_COSINE] = "cosine", [WRPO_LR_LINEAR] = "linear", [WRPO_LR_CONSTANT] = "constant"};
 WRPO_API const char *wrpo_method_name(int i) { return i >= 0 && i < WRPO__COUNT(wrpo__rules) ? wrpo__rules[i].name : NULL; }
 WRPO_API const char *wrpo_pair_name(int i) { return i >= 0 && i < WRPO__COUNT(wrpo__pairs) ? wrpo__pairs[i] : NULL; }
 WRPO_API const char *wrpo_ramp_name(int i) { return i >= 0 && i < WRPO__COUNT(wrpo__ramps) ? wrpo__ramps[i] : NULL; }
@@ -1556,8 +1564,8 @@ WRPO_API double wrpo_lr_factor(wrpo_schedule schedule, int64_t warmup, int64_t k
    alone; so results depend neither on the number of threads nor on the run. Further, the numbers of a row
    (of y in NT and NN products, of o and lse in attention) depend on that row's inputs only, not on which
    other rows are computed with it. They do depend on the vector width, in the last bits.                 */
-#ifdef __FAST_MATH__
-#error "wrpo.h: -ffast-math breaks the handling of infinities and NaN: compile without it"
+#if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
+#error "wrpo.h: -ffast-math and -ffinite-math-only break the handling of infinities and NaN: compile without it"
 #endif
 #if defined(__GNUC__) && (defined(__x86_64__) || defined(__i386__))
 #include <immintrin.h>
@@ -1580,32 +1588,24 @@ typedef struct wrpo__cpu {
     wrpo_allocator memory;
     int threads;
     bool pairs, tiles;               /* bfloat16 is wanted and the machine multiplies it, by vectors or by tiles: a weight in it, two activations (TN) */
-    size_t bytes, peak;              /* of what alloc gave out, and of the buffers below */
     float *packed;                   /* a product's A or B, shared by all threads */
     float *scratch;                  /* WRPO__THREAD_FLOATS for each thread */
 } wrpo__cpu;
 
-static void *wrpo__cpu_alloc(void *dev, size_t n) {    /* two words in front of the block: where it begins, its size */
+static void *wrpo__cpu_alloc(void *dev, size_t n) {    /* a word in front of the block: where it begins */
     wrpo__cpu *cpu = dev;
     if (n > SIZE_MAX - 2 * WRPO__ALIGN) return NULL;
-    size_t size = n + 2 * WRPO__ALIGN;
-    char *base = cpu->memory.alloc(size, cpu->memory.user);
+    char *base = cpu->memory.alloc(n + 2 * WRPO__ALIGN, cpu->memory.user);
     if (!base) return NULL;
     char *p = (char *)(((uintptr_t)base + 2 * WRPO__ALIGN - 1) / WRPO__ALIGN * WRPO__ALIGN);
     memcpy(p - sizeof base, &base, sizeof base);
-    memcpy(p - sizeof base - sizeof size, &size, sizeof size);
-    cpu->bytes += size;
-    if (cpu->bytes > cpu->peak) cpu->peak = cpu->bytes;
     return p;
 }
 static void wrpo__cpu_release(void *dev, void *p) {
     wrpo__cpu *cpu = dev;
     char *base;
-    size_t size;
     if (!p) return;
     memcpy(&base, (char *)p - sizeof base, sizeof base);
-    memcpy(&size, (char *)p - sizeof base - sizeof size, sizeof size);
-    cpu->bytes -= size;
     cpu->memory.free(base, cpu->memory.user);
 }
 static void wrpo__cpu_close(void *dev) {
@@ -1702,12 +1702,8 @@ static int64_t wrpo__strip(int64_t panels, int64_t most, int threads) {
     }
     return best;
 }
-static float wrpo__float_of(uint16_t half) {            /* of bfloat16 */
-    const uint32_t bits = (uint32_t)half << 16;
-    float x;
-    memcpy(&x, &bits, 4);
-    return x;
-}
+static float wrpo__bits_float(uint32_t u) { float x; memcpy(&x, &u, sizeof x); return x; }
+static float wrpo__float_of(uint16_t half) { return wrpo__bits_float((uint32_t)half << 16); }    /* of bfloat16 */
 static uint32_t wrpo__float_bits(float x) { uint32_t u; memcpy(&u, &x, sizeof u); return u; }
 static uint16_t wrpo__float_to_bf16(float x) {         /* to nearest, ties to even; NaN stays NaN */
     uint32_t u = wrpo__float_bits(x);
@@ -1715,12 +1711,7 @@ static uint16_t wrpo__float_to_bf16(float x) {         /* to nearest, ties to ev
     return (uint16_t)((u + 0x7FFFu + (u >> 16 & 1)) >> 16);
 }
 /* A float master in two halves: high, the nearest bfloat16, and low, what that left over: bits = (high << 16) + (int16_t)low. */
-static float wrpo__master(uint16_t high, uint16_t low) {
-    const uint32_t bits = ((uint32_t)high << 16) + (uint32_t)(int16_t)low;
-    float x;
-    memcpy(&x, &bits, 4);
-    return x;
-}
+static float wrpo__master(uint16_t high, uint16_t low) { return wrpo__bits_float(((uint32_t)high << 16) + (uint32_t)(int16_t)low); }
 static void wrpo__master_split(float x, uint16_t *high, uint16_t *low) {
     const uint32_t bits = wrpo__float_bits(x);
     *high = (uint16_t)((bits + 0x8000u) >> 16), *low = (uint16_t)bits;
@@ -1728,7 +1719,7 @@ static void wrpo__master_split(float x, uint16_t *high, uint16_t *low) {
 WRPO_API const char *wrpo_states_name(int i) { return i == 0 ? "f32" : i == 1 ? "bf16" : i == 2 ? "8bit" : NULL; }
 WRPO_API size_t wrpo_states_bytes(wrpo_states states, int64_t count) {
     if (states == WRPO_STATES_8BIT) return (size_t)wrpo__div_up(count, WRPO_BLOCK) * WRPO_BLOCK_BYTES;
-    return (size_t)count * (states == WRPO_STATES_BF16 ? 2 : 4);
+    return states == WRPO_STATES_BF16 ? (size_t)wrpo__div_up(count, WRPO_BLOCK) * WRPO_BLOCK * 2 : (size_t)count * 4;
 }
 
 /* The widths. A compiler that does not say the file's name gets it from WRPO_FILE; without either only
@@ -1861,10 +1852,8 @@ typedef int32_t WRPO__(i) __attribute__((vector_size(4 * WRPO__LANES)));
 #define WRPO__STORE_HIGH(p, u) (*(p) = (uint16_t)((u) >> 16))
 #define WRPO__REAL(u) ((float)(u))
 #define WRPO__WHOLE(x) ((float)(int32_t)(x))
-static inline uint32_t wrpo__bits(float x) { uint32_t u; memcpy(&u, &x, 4); return u; }
-static inline float wrpo__floats(uint32_t u) { float x; memcpy(&x, &u, 4); return x; }
-#define WRPO__BITS(x) wrpo__bits(x)
-#define WRPO__FLOATS(x) wrpo__floats(x)
+#define WRPO__BITS(x) wrpo__float_bits(x)
+#define WRPO__FLOATS(x) wrpo__bits_float(x)
 #define WRPO__LESS(a, b) ((a) < (b) ? ~(uint32_t)0 : 0)
 #endif
 #define WRPO__SET(x) ((x) - (WRPO__V){0})              /* the same number in all lanes */
@@ -2008,36 +1997,25 @@ static void WRPO__(bias)(void *dev, void *y, int64_t ldy, const float *b, int64_
     WRPO__PARROWS(cpu, n, D)
     for (int64_t r = 0; r < n; r++) WRPO__(axpy)((float *)y + r * ldy, 1, b, D);
 }
-static void WRPO__(bias_bwd)(void *dev, float *db, const void *dy, int64_t lddy, int64_t n, int64_t D) {
-    wrpo__cpu *cpu = dev;
+static void WRPO__(add_columns)(const wrpo__cpu *cpu, float *y, const void *w, bool half, int64_t ld, int64_t n, int64_t D) {    /* y += sum_r w[r] */
     WRPO__PARFOR(wrpo__cpu_team(cpu, n * D))
     for (int64_t j = 0; j < D; j += WRPO__(SLICE)) {
-        float part[WRPO__(SLICE)];                     /* sums of 64 rows first: rounding grows with the longest chain */
+        float part[WRPO__(SLICE)], row[WRPO__(SLICE)];  /* sums of 64 rows first: rounding grows with the longest chain */
         int64_t width = WRPO__MIN(D - j, WRPO__(SLICE));
         for (int64_t r = 0; r < n; r += 64) {
             memset(part, 0, sizeof part);
-            for (int64_t i = r; i < n && i < r + 64; i++) WRPO__(axpy)(part, 1, (const float *)dy + i * lddy + j, width);
-            WRPO__(axpy)(db + j, 1, part, width);
-        }
-    }
-}
-static void WRPO__(colsum)(void *dev, float *y, const void *w, wrpo_dtype w_type, int64_t rows, int64_t cols) {
-    wrpo__cpu *cpu = dev;
-    WRPO__PARFOR(wrpo__cpu_team(cpu, rows * cols))
-    for (int64_t j = 0; j < cols; j += WRPO__(SLICE)) {
-        float part[WRPO__(SLICE)], row[WRPO__(SLICE)];
-        int64_t width = WRPO__MIN(cols - j, WRPO__(SLICE));
-        memset(y + j, 0, (size_t)width * sizeof *y);
-        for (int64_t r = 0; r < rows; r += 64) {
-            memset(part, 0, sizeof part);
-            for (int64_t i = r; i < rows && i < r + 64; i++)
-                if (w_type == WRPO_BF16) {
-                    WRPO__(scaled_half)(row, 1, (const uint16_t *)w + i * cols + j, width);
-                    WRPO__(axpy)(part, 1, row, width);
-                } else WRPO__(axpy)(part, 1, (const float *)w + i * cols + j, width);
+            for (int64_t i = r; i < n && i < r + 64; i++) {
+                if (half) WRPO__(scaled_half)(row, 1, (const uint16_t *)w + i * ld + j, width);
+                WRPO__(axpy)(part, 1, half ? row : (const float *)w + i * ld + j, width);
+            }
             WRPO__(axpy)(y + j, 1, part, width);
         }
     }
+}
+static void WRPO__(bias_bwd)(void *dev, float *db, const void *dy, int64_t lddy, int64_t n, int64_t D) { WRPO__(add_columns)(dev, db, dy, false, lddy, n, D); }
+static void WRPO__(colsum)(void *dev, float *y, const void *w, wrpo_dtype w_type, int64_t rows, int64_t cols) {
+    memset(y, 0, (size_t)cols * sizeof *y);
+    WRPO__(add_columns)(dev, y, w, w_type == WRPO_BF16, cols, rows, cols);
 }
 static void WRPO__(add)(void *dev, void *y, const void *x, int64_t count) {
     wrpo__cpu *cpu = dev;
@@ -2251,7 +2229,8 @@ WRPO__ROW void WRPO__(adamw_part)(float *w, float *m, float *v, const float *g, 
 WRPO__INLINE WRPO__U WRPO__(random)(uint32_t seed, int64_t i) {        /* 32 bits for each of numbers i ... i + LANES: a hash of (seed, i) */
     uint32_t count[WRPO__LANES];
     for (int k = 0; k < WRPO__LANES; k++) count[k] = seed + (uint32_t)(i + k) * 0x9E3779B9u;
-    WRPO__U x = WRPO__BITS(WRPO__LOAD((const float *)(const void *)count));
+    WRPO__U x;
+    memcpy(&x, count, sizeof x);
     x = (x ^ x >> 16) * 0x7FEB352Du;
     x = (x ^ x >> 15) * 0x846CA68Bu;
     return x ^ x >> 16;
@@ -2287,7 +2266,7 @@ WRPO__ROW void WRPO__(bytes_pack)(uint8_t *y, const float *x, bool moment2, uint
     const float top = moment2 ? 255 : 127;
     WRPO__V most = {0};
     for (int64_t i = 0; i < WRPO_BLOCK; i += WRPO__LANES) most = WRPO__(max)(most, WRPO__(max)(WRPO__LOAD(x + i), -WRPO__LOAD(x + i)));
-    const float s = WRPO__(largest)(most), inverse = s > 0 ? 1 / s : 0;
+    const float s = WRPO__(largest)(most), inverse = s >= FLT_MIN ? 1 / s : 0;
     float codes[WRPO_BLOCK];
     for (int64_t i = 0; i < WRPO_BLOCK; i += WRPO__LANES) {
         WRPO__V size = WRPO__(max)(WRPO__LOAD(x + i), -WRPO__LOAD(x + i)), q = WRPO__(sqrt)(WRPO__(sqrt)(size * inverse)) * top;
@@ -2383,10 +2362,8 @@ WRPO__INLINE WRPO__V WRPO__(halves)(const uint16_t *p) { WRPO__V x; memcpy(&x, p
 #endif
 WRPO__INLINE float WRPO__(word)(const bool pairs, const bool half, const void *from, int64_t at, int64_t ks, int64_t left) {
     if (!pairs) return WRPO__NUMBER(at);
-    const uint32_t low = wrpo__float_to_bf16(WRPO__NUMBER(at)), high = left > 1 ? wrpo__float_to_bf16(WRPO__NUMBER(at + ks)) : 0, bits = low | high << 16;
-    float word;
-    memcpy(&word, &bits, sizeof word);
-    return word;
+    const uint32_t low = wrpo__float_to_bf16(WRPO__NUMBER(at)), high = left > 1 ? wrpo__float_to_bf16(WRPO__NUMBER(at + ks)) : 0;
+    return wrpo__bits_float(low | high << 16);
 }
 WRPO__INLINE void WRPO__(pack)(const int width, const int stride, const bool pairs, const bool half, float *dst, int64_t next, const void *from, int64_t ls, int64_t ks, int64_t n, int64_t kc) {
     const int step = pairs ? 2 : 1;
@@ -2421,8 +2398,8 @@ WRPO__INLINE void WRPO__(pack)(const int width, const int stride, const bool pai
                 WRPO__UNROLL
                 for (int i = 0; i < WRPO__LANES; i++) WRPO__STORE(dst + (k / step + i) * stride + l, x[i]);
             }
-        for (; k < kc; k += step)
-            for (int l = 0; l < stride; l++) dst[k / step * stride + l] = l < lanes ? WRPO__(word)(pairs, half, from, (p + l) * ls + k, ks, kc - k) : 0;
+        for (int left = (int)(kc - k); left > 0; left -= step, k += step)
+            for (int l = 0; l < stride; l++) dst[k / step * stride + l] = l < lanes ? WRPO__(word)(pairs, half, from, (p + l) * ls + k, ks, left) : 0;
     }
 }
 #define WRPO__PACK(name, width, stride, pairs, half) \
@@ -3164,9 +3141,6 @@ static const wrpo_backend WRPO__(backend) = {
     .glu = WRPO__(glu), .glu_bwd = WRPO__(glu_bwd), .logprob = WRPO__(logprob), .logprob_bwd = WRPO__(logprob_bwd),
     .sumsq = WRPO__(sumsq), .adamw = WRPO__(adamw)
 };
-#undef WRPO__JOIN2
-#undef WRPO__JOIN
-#undef WRPO__
 #undef WRPO__LEVEL
 #undef WRPO__AT
 #undef WRPO__FMA
@@ -3176,27 +3150,7 @@ static const wrpo_backend WRPO__(backend) = {
 #undef WRPO__MORE
 #undef WRPO__LOW
 #undef WRPO__HIGH
-#undef WRPO__INLINE
-#undef WRPO__ROW
-#undef WRPO__UNROLL
-#undef WRPO__PREFETCH
-#undef WRPO__V
-#undef WRPO__U
-#undef WRPO__LOAD
-#undef WRPO__STORE
-#undef WRPO__LOAD_HALF
-#undef WRPO__REAL
-#undef WRPO__WHOLE
-#undef WRPO__STORE_HIGH
-#undef WRPO__BITS
-#undef WRPO__FLOATS
-#undef WRPO__LESS
-#undef WRPO__MIX
-#undef WRPO__SET
 #undef WRPO__ALL
-#undef WRPO__PICK
-#undef WRPO__STRING2
-#undef WRPO__STRING
 #endif /* WRPO__LANES */
 
 #ifdef WRPO_IMPLEMENTATION
@@ -4266,7 +4220,7 @@ static const wrpo_json *wrpo__json_get(const wrpo_json *object, const char *key)
 }
 
 /* ---- use: values as they are wanted, or "NAME:LINE:COLUMN: KEY: want ..., found ..." ---- */
-WRPO__UNUSED static bool wrpo__json_is(const wrpo_json *v, const char *text) {      /* this string */
+static bool wrpo__json_is(const wrpo_json *v, const char *text) {      /* this string */
     return v && v->kind == WRPO_JSON_STRING && v->size == strlen(text) && !memcmp(v->text, text, v->size);
 }
 _Noreturn WRPO__PRINTF(5, 6) static void wrpo__json_fail(wrpo_ctx *ctx, wrpo_result code, const char *name, const wrpo_json *v, const char *format, ...) {
@@ -4315,13 +4269,13 @@ static const wrpo_json *wrpo__json_need(wrpo_ctx *ctx, const char *name, const w
     if (!v) wrpo__json_fail(ctx, WRPO_E_FORMAT, name, object, "%s: want %s, found no such key in this object", key, wrpo__json_kind(kind));
     return wrpo__json_want(ctx, name, v, kind, NULL);
 }
-WRPO__UNUSED static int64_t wrpo__json_integer(wrpo_ctx *ctx, const char *name, const wrpo_json *v, int64_t low, int64_t high, const char *what) {
+static int64_t wrpo__json_integer(wrpo_ctx *ctx, const char *name, const wrpo_json *v, int64_t low, int64_t high, const char *what) {
     char want[80];
     if (v->kind == WRPO_JSON_NUMBER && v->exact && v->integer >= low && v->integer <= high) return v->integer;
     snprintf(want, sizeof want, "an integer from %lld to %lld", (long long)low, (long long)high);
     wrpo__json_refuse(ctx, name, v, what, want);
 }
-WRPO__UNUSED static double wrpo__json_real(wrpo_ctx *ctx, const char *name, const wrpo_json *v, const char *what) {
+static double wrpo__json_real(wrpo_ctx *ctx, const char *name, const wrpo_json *v, const char *what) {
     if (v->kind != WRPO_JSON_NUMBER || !isfinite(v->number)) wrpo__json_refuse(ctx, name, v, what, "a finite number");
     return v->number;
 }
@@ -4501,15 +4455,6 @@ static void wrpo__from_float(void *dst, wrpo_dtype dtype, const float *src, int6
 struct wrpo_tensors { wrpo__arena *arena; wrpo_tensor_info *info; int64_t count; };   /* info: sorted by name */
 typedef struct wrpo__part { const char *path; wrpo_tensor_info *info; int64_t count; } wrpo__part;
 
-/* An arena inside another, for what may go before it does. */
-static void wrpo__scratch_drop(void *p) { wrpo__arena_free(*(wrpo__arena **)p); }
-static wrpo__arena *wrpo__scratch(wrpo__arena *owner) {
-    wrpo__arena **p = WRPO__NEW(owner, wrpo__arena *);
-    wrpo__on_free(owner, wrpo__scratch_drop, p);
-    *p = wrpo__arena_new(owner->ctx);
-    if (!*p) wrpo__fail(owner->ctx, WRPO_E_MEMORY, "out of memory");
-    return *p;
-}
 static int wrpo__by_place(const void *x, const void *y) {               /* where the data begins, then where it ends */
     const wrpo_tensor_info *a = x, *b = y;
     if (a->data != b->data) return (uintptr_t)a->data < (uintptr_t)b->data ? -1 : 1;
@@ -4570,7 +4515,7 @@ static void wrpo__tensor_read(wrpo__arena *arena, const wrpo_json *entry, const 
 /* A .safetensors file, mapped into the arena: its tensors, sorted by name. */
 static wrpo__part wrpo__part_open(wrpo__arena *arena, const char *path) {
     wrpo_ctx *ctx = arena->ctx;
-    wrpo__arena *temp = wrpo__scratch(arena);
+    wrpo__arena *temp = wrpo__sub_arena(arena);
     const wrpo__file *f = wrpo__open_file(arena, path);
     if (f->size < 8) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want 8 bytes of header size, found a file of %zu", path, f->size);
     uint64_t header = 0;
@@ -4619,7 +4564,7 @@ static int wrpo__by_file(const void *x, const void *y) {
 }
 static wrpo__part wrpo__index_open(wrpo__arena *arena, const char *path) {
     wrpo_ctx *ctx = arena->ctx;
-    wrpo__arena *temp = wrpo__scratch(arena);
+    wrpo__arena *temp = wrpo__sub_arena(arena);
     const wrpo__file *f = wrpo__open_file(temp, path);
     const wrpo_json *root = wrpo__json_want(ctx, path, wrpo__json_parse(temp, path, 1, (const char *)f->data, f->size), WRPO_JSON_OBJECT, "the index");
     const wrpo_json *map = wrpo__json_need(ctx, path, root, "weight_map", WRPO_JSON_OBJECT), *metadata = wrpo__json_maybe(ctx, path, root, "metadata", WRPO_JSON_OBJECT);
@@ -4684,7 +4629,7 @@ WRPO_API wrpo_result wrpo_tensors_open(wrpo_ctx *ctx, const char *path, wrpo_ten
     return wrpo__end(&wrpo__entry);
 }
 WRPO_API void wrpo_tensors_close(wrpo_tensors *t) { if (t) wrpo__arena_free(t->arena); }
-WRPO__UNUSED static void wrpo__tensors_drop(void *p) { wrpo_tensors_close(p); }     /* for wrpo__on_free */
+static void wrpo__tensors_drop(void *p) { wrpo_tensors_close(p); }     /* for wrpo__on_free */
 WRPO_API int64_t wrpo_tensors_count(const wrpo_tensors *t) { return t->count; }
 WRPO_API const wrpo_tensor_info *wrpo_tensors_at(const wrpo_tensors *t, int64_t i) { return i >= 0 && i < t->count ? &t->info[i] : NULL; }
 WRPO_API const wrpo_tensor_info *wrpo_tensors_find(const wrpo_tensors *t, const char *name) {
@@ -4705,39 +4650,6 @@ typedef struct wrpo__save_tensor { const char *name; int ndim; int64_t shape[4];
 /* dst[count] = elements [first, first + count) of tensor */
 typedef void (*wrpo__save_fn)(void *user, int64_t tensor, int64_t first, int64_t count, float *dst);
 
-/* A whole file that waits for its name: closed and synced, so that many can wait without a descriptor each. */
-typedef struct wrpo__ready { wrpo__writer *w; bool waits; } wrpo__ready;
-static void wrpo__ready_drop(void *p) {
-    wrpo__ready *r = p;
-    if (r->waits) remove(r->w->part);
-    r->waits = false;
-}
-static wrpo__ready *wrpo__finish(wrpo__arena *arena, wrpo__writer *w) {
-    wrpo__ready *r = WRPO__NEW(arena, wrpo__ready);
-    r->w = w;
-    wrpo__on_free(arena, wrpo__ready_drop, r);
-    bool ok = fflush(w->f) == 0;
-    int e = errno;
-#ifndef _WIN32
-    if (ok && fsync(fileno(w->f)) != 0 && errno != EINVAL && errno != ENOTSUP) ok = false, e = errno;
-#endif
-    if (fclose(w->f) != 0 && ok) ok = false, e = errno;
-    w->f = NULL;
-    r->waits = true;
-    if (!ok) wrpo__fail(w->ctx, WRPO_E_IO, "%s: cannot be written: %s", w->path, strerror(e));
-    return r;
-}
-static void wrpo__publish(wrpo__ready *r) {
-#ifdef _WIN32
-    bool ok = MoveFileExA(r->w->part, r->w->path, MOVEFILE_REPLACE_EXISTING) != 0;
-    errno = EIO;
-#else
-    bool ok = rename(r->w->part, r->w->path) == 0;
-#endif
-    if (!ok) wrpo__fail(r->w->ctx, WRPO_E_IO, "%s: cannot be written: %s", r->w->path, strerror(errno));
-    r->waits = false;
-}
-
 /* model-00002-of-00003.safetensors, exactly: its two numbers. */
 static bool wrpo__shard_name(const char *name, int64_t *shard, int64_t *shards) {
     static const char pattern[] = "model-#####-of-#####.safetensors";
@@ -4753,32 +4665,13 @@ static bool wrpo__shard_name(const char *name, int64_t *shard, int64_t *shards) 
 static void wrpo__remove(wrpo_ctx *ctx, const char *path) {
     if (remove(path) != 0 && errno != ENOENT) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be removed: %s", path, strerror(errno));
 }
-/* Removes the shards in dir that belong to a split into other than `shards` files. */
-static void wrpo__remove_shards(wrpo_ctx *ctx, const char *dir, int64_t shards) {
-    int64_t shard, of;
-    char path[4096];
-    int bad = 0;                                       /* nothing may fail while the directory is open */
-#ifdef _WIN32
-    WIN32_FIND_DATAA entry;
-    snprintf(path, sizeof path, "%s/model-*.safetensors", dir);
-    HANDLE d = FindFirstFileA(path, &entry);
-    for (bool more = d != INVALID_HANDLE_VALUE; more; more = FindNextFileA(d, &entry) != 0) {
-        const char *name = entry.cFileName;
-#else
-    DIR *d = opendir(dir);
-    if (!d) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be read: %s", dir, strerror(errno));
-    for (struct dirent *entry; (entry = readdir(d));) {
-        const char *name = entry->d_name;
-#endif
-        if (!wrpo__shard_name(name, &shard, &of) || (of == shards && shard >= 1 && shard <= of)) continue;
-        if (snprintf(path, sizeof path, "%s/%.32s", dir, name) < (int)sizeof path && remove(path) != 0) bad = errno;
-    }
-#ifdef _WIN32
-    if (d != INVALID_HANDLE_VALUE) FindClose(d);
-#else
-    closedir(d);
-#endif
-    if (bad) wrpo__fail(ctx, WRPO_E_IO, "%s: shards of an earlier save cannot be removed: %s", dir, strerror(bad));
+/* The shards in dir that belong to a split into other than `shards` files: paths, an stb_ds array. */
+static char **wrpo__stale_shards(wrpo__arena *temp, const char *dir, int64_t shards) {
+    const wrpo__name *names = wrpo__list_dir(temp, dir);
+    char **stale = NULL;
+    for (int64_t i = 0, shard, of; i < stbds_arrlen(names); i++)
+        if (wrpo__shard_name(names[i].text, &shard, &of) && !(of == shards && shard >= 1 && shard <= of)) stbds_arrput(stale, wrpo__join(temp, dir, names[i].text));
+    return stale;
 }
 
 /* shard[i]: the file, from 0, that tensor i goes to; returns their number. The split of huggingface_hub: tensors fill a
@@ -4808,7 +4701,7 @@ static char *wrpo__shard_path(wrpo__arena *arena, const char *dir, int64_t shard
     return wrpo__join(arena, dir, wrpo__format(arena, "model-%05lld-of-%05lld.safetensors", (long long)shard + 1, (long long)shards));
 }
 /* One file of tensors p[n], sorted by name, under its part name. chunk: room for WRPO__CHUNK floats. */
-static wrpo__ready *wrpo__shard_write(wrpo__arena *temp, const char *path, const wrpo__save_tensor *t, const int64_t *bytes, const wrpo__placed *p, int64_t n,
+static wrpo__writer *wrpo__shard_write(wrpo__arena *temp, const char *path, const wrpo__save_tensor *t, const int64_t *bytes, const wrpo__placed *p, int64_t n,
                                       wrpo_dtype dtype, wrpo__save_fn fn, void *user, float *chunk) {
     const int64_t size = (int64_t)wrpo__dtype_size(dtype);
     wrpo__text header = {.arena = temp};
@@ -4839,9 +4732,10 @@ static wrpo__ready *wrpo__shard_write(wrpo__arena *temp, const char *path, const
         }
     }
     wrpo__block_free(header.data);
-    return wrpo__finish(temp, w);
+    wrpo__finish(w);
+    return w;
 }
-static wrpo__ready *wrpo__index_write(wrpo__arena *temp, const char *path, const wrpo__placed *p, int64_t n, int64_t shards, int64_t total) {
+static wrpo__writer *wrpo__index_write(wrpo__arena *temp, const char *path, const wrpo__placed *p, int64_t n, int64_t shards, int64_t total) {
     wrpo__text t = {.arena = temp};
     wrpo__text_printf(&t, "{\n  \"metadata\": {\n    \"total_size\": %lld\n  },\n  \"weight_map\": {", (long long)total);
     for (int64_t i = 0; i < n; i++) {
@@ -4852,7 +4746,8 @@ static wrpo__ready *wrpo__index_write(wrpo__arena *temp, const char *path, const
     wrpo__text_puts(&t, "\n  }\n}\n");
     wrpo__writer *w = wrpo__create(temp, path);
     wrpo__write(w, t.data, t.size);
-    return wrpo__finish(temp, w);
+    wrpo__finish(w);
+    return w;
 }
 /* t[n] into the directory, which exists: one file, or shards of at most max_shard_size bytes (0: 5e9) and their index.
    dtype 0 is F32. fn is called for each file's tensors in the order of their names, with bounded pieces. */
@@ -4871,23 +4766,24 @@ static void wrpo__tensors_save(wrpo__arena *temp, const char *dir, const wrpo__s
     if (n) qsort(placed, (size_t)n, sizeof *placed, wrpo__by_shard);
 
     const int64_t files = WRPO__MAX(shards, 1);
-    wrpo__ready **ready = wrpo__alloc(temp, (size_t)files, sizeof *ready), *index = NULL;
+    wrpo__writer **ready = wrpo__alloc(temp, (size_t)files, sizeof *ready), *index = NULL;
     float *chunk = wrpo__raw(temp, WRPO__CHUNK, sizeof *chunk);
     for (int64_t s = 0, i = 0, end; s < files; s++, i = end) {
         for (end = i; end < n && placed[end].shard == s; end++) {}
         ready[s] = wrpo__shard_write(temp, wrpo__shard_path(temp, dir, s, shards), t, bytes, placed + i, end - i, dtype, fn, user, chunk);
     }
     const char *index_path = wrpo__join(temp, dir, WRPO__INDEX_FILE);
+    char **stale = wrpo__stale_shards(temp, dir, shards > 1 ? shards : 0);      /* now: nothing is to fail once names are given */
     if (shards > 1) {
         if (n) qsort(placed, (size_t)n, sizeof *placed, wrpo__by_placed_name);
         index = wrpo__index_write(temp, index_path, placed, n, shards, total);
         for (int64_t s = 0; s < shards; s++)           /* an old index over old and new shards of the same names would open as a mixture */
-            if (wrpo__exists(ready[s]->w->path)) { wrpo__remove(ctx, index_path); break; }
+            if (wrpo__exists(ready[s]->path)) { wrpo__remove(ctx, index_path); break; }
     }
     for (int64_t s = 0; s < files; s++) wrpo__publish(ready[s]);
     if (index) wrpo__publish(index);
     wrpo__remove(ctx, index ? wrpo__join(temp, dir, WRPO__SINGLE_FILE) : index_path);
-    wrpo__remove_shards(ctx, dir, index ? shards : 0);
+    for (int64_t i = 0; i < stbds_arrlen(stale); i++) wrpo__remove(ctx, stale[i]);
     wrpo__block_free(chunk);
 }
 
@@ -6346,14 +6242,12 @@ static void wrpo__load_override(const wrpo__loader *in) {
     if (bos && tok->bos >= 0) stbds_arrput(tok->prefix, tok->bos);
     if (eos) stbds_arrput(tok->suffix, tok->eos);
 }
-static void wrpo__scratch_free(void *p) { wrpo__arena_free(((wrpo_tokenizer *)p)->scratch); }
 static wrpo_tokenizer *wrpo__tokenizer_load(wrpo_ctx *ctx, wrpo__arena *arena, const char *dir) {
     wrpo_tokenizer *tok = WRPO__NEW(arena, wrpo_tokenizer);
     wrpo__loader in = {tok, ctx, dir};
     tok->ctx = ctx, tok->arena = arena;
     tok->dir = wrpo__strndup(arena, dir, strlen(dir));
-    wrpo__on_free(arena, wrpo__scratch_free, tok);
-    if (!(tok->scratch = wrpo__arena_new(ctx))) wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: %zu bytes held", ctx->bytes);
+    tok->scratch = wrpo__sub_arena(arena);
     tok->seed = wrpo__hash((uint64_t)(uintptr_t)arena, &(double){wrpo__now()}, sizeof(double));    /* decides about speed, never about ids */
 
     const wrpo_json *root = wrpo__load_json(&in, tok->scratch, dir, "tokenizer.json");
@@ -8351,6 +8245,7 @@ static void wrpo__data_add(wrpo_data *data, const wrpo_record *record) {
     for (int k = 0; k < r.count; k++) {
         responses[k] = record->responses[k];
         responses[k].ids = ids;
+        if (responses[k].role != WRPO_SOURCE && responses[k].weight == 0) responses[k].weight = 1;
         memcpy(ids, record->responses[k].ids, (size_t)responses[k].count * sizeof *ids);
         ids += responses[k].count;
     }
@@ -8400,7 +8295,6 @@ static void wrpo__find_ends(wrpo__reading *in) {
     for (int32_t id = 0; id < (int32_t)in->tok->size; id++)
         if ((wrpo__is_special(in->tok, id) || id == in->tok->eos) && in->tok->tokens[id].size > 0) stbds_arrput(in->ends, id);
 }
-static void wrpo__free_arena(void *p) { wrpo__arena_free(p); }
 static wrpo_data *wrpo__data_load(wrpo__arena *arena, wrpo_tokenizer *tok, const wrpo_data_desc *desc) {
     wrpo_ctx *ctx = arena->ctx;
     wrpo_data *data = WRPO__NEW(arena, wrpo_data);
@@ -8415,9 +8309,7 @@ static wrpo_data *wrpo__data_load(wrpo__arena *arena, wrpo_tokenizer *tok, const
     if (!*max_prompt) *max_prompt = WRPO__MAX(*max_length / 2048 * 1800 + *max_length % 2048 * 1800 / 2048, 1);
     if (*max_prompt >= *max_length)
         wrpo__fail(ctx, WRPO_E_ARG, "max_prompt_length: want less than max_length, %lld, found %lld", (long long)*max_length, (long long)*max_prompt);
-    wrpo__cleanup *owner = wrpo__on_free(arena, wrpo__free_arena, NULL);
-    wrpo__arena *work = owner->p = wrpo__arena_new(ctx);   /* what goes when the file is read */
-    if (!work) wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: %zu bytes held", ctx->bytes);
+    wrpo__arena *work = wrpo__sub_arena(arena);            /* what goes when the file is read */
     const wrpo__file *f = wrpo__open_file(work, desc->path);
     wrpo__here = work;
     wrpo__find_ends(&in);
@@ -8426,8 +8318,7 @@ static wrpo_data *wrpo__data_load(wrpo__arena *arena, wrpo_tokenizer *tok, const
         wrpo__need(ctx, wrpo__load_line(&in, l.text, l.size));
     }
     wrpo__here = arena;
-    owner->p = NULL;
-    wrpo__arena_free(work);
+    wrpo__arena_clear(work);
     if (!data->stats.records) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want records, found none", desc->path);
     if (data->stats.truncated_prompts || data->stats.truncated_responses)
         wrpo__log(ctx, WRPO_LOG_WARN, "%s: %lld prompts and %lld responses were cut to fit %lld tokens, of which %lld for a prompt", desc->path,
@@ -8524,38 +8415,19 @@ WRPO_API wrpo_data_stats wrpo_data_statistics(const wrpo_data *data) { return da
 /* ---- config.json: old (rope_theta, rope_scaling, torch_dtype) and new (rope_parameters, dtype) spellings ----
    A key either changes a number below, or is known not to change one, or is refused by its name.        */
 typedef struct wrpo__reader { wrpo_ctx *ctx; const char *path; const wrpo_json *root; } wrpo__reader;
-_Noreturn static void wrpo__config_fail(const wrpo__reader *in, const wrpo_json *at, wrpo_result code, const char *what) {
-    wrpo__fail_at(in->ctx, code, at->line, at->column, "%s:%d: %s", in->path, at->line, what);
-}
-static const wrpo_json *wrpo__config_get(const wrpo_json *object, const char *key) {   /* null counts as absent */
-    const wrpo_json *v = wrpo__json_get(object, key);
-    return v && v->kind != WRPO_JSON_NULL ? v : NULL;
-}
+#define WRPO__REFUSE(at, code, ...) wrpo__json_fail(in->ctx, code, in->path, at, __VA_ARGS__)
 static int64_t wrpo__config_int(const wrpo__reader *in, const char *key, int64_t otherwise, int64_t low, int64_t high) {   /* otherwise -1: required */
-    const wrpo_json *v = wrpo__config_get(in->root, key);
-    char what[160];
-    if (!v && otherwise >= 0) return otherwise;
-    if (!v) wrpo__fail(in->ctx, WRPO_E_FORMAT, "%s: \"%s\" is missing", in->path, key);
-    if (v->kind == WRPO_JSON_NUMBER && v->exact && v->integer >= low && v->integer <= high) return v->integer;
-    snprintf(what, sizeof what, "%s: want an integer from %lld to %lld, found %.40s", key, (long long)low, (long long)high,
-             v->kind == WRPO_JSON_NUMBER ? v->text : "something else");
-    wrpo__config_fail(in, v, WRPO_E_FORMAT, what);
+    const wrpo_json *v = otherwise < 0 ? wrpo__json_need(in->ctx, in->path, in->root, key, WRPO_JSON_NUMBER) : wrpo__present(in->root, key);
+    return v ? wrpo__json_integer(in->ctx, in->path, v, low, high, NULL) : otherwise;
 }
 static double wrpo__config_number(const wrpo__reader *in, const wrpo_json *object, const char *key, double otherwise) {
-    const wrpo_json *v = wrpo__config_get(object, key);
-    char what[160];
-    if (!v) return otherwise;
-    if (v->kind == WRPO_JSON_NUMBER && v->number > 0 && v->number < 1e15) return v->number;
-    snprintf(what, sizeof what, "%s: want a positive number, found %.40s", key, v->kind == WRPO_JSON_NUMBER ? v->text : "something else");
-    wrpo__config_fail(in, v, WRPO_E_FORMAT, what);
+    const wrpo_json *v = wrpo__present(object, key);
+    if (v && !(v->kind == WRPO_JSON_NUMBER && v->number > 0 && v->number < 1e15)) wrpo__json_refuse(in->ctx, in->path, v, NULL, "a positive number");
+    return v ? v->number : otherwise;
 }
 static bool wrpo__config_bool(const wrpo__reader *in, const char *key, bool otherwise) {
-    const wrpo_json *v = wrpo__config_get(in->root, key);
-    char what[160];
-    if (!v) return otherwise;
-    if (v->kind == WRPO_JSON_BOOL) return v->boolean;
-    snprintf(what, sizeof what, "%s: want true or false", key);
-    wrpo__config_fail(in, v, WRPO_E_FORMAT, what);
+    const wrpo_json *v = wrpo__json_maybe(in->ctx, in->path, in->root, key, WRPO_JSON_BOOL);
+    return v ? v->boolean : otherwise;
 }
 static bool wrpo__among(const char *key, const char *const *list) {
     for (; *list; list++)
@@ -8578,68 +8450,59 @@ static const char *const wrpo__rope_names[] = {"default", "linear", "llama3", "y
 WRPO_API const char *wrpo_rope_name(int i) { return i >= 0 && i < WRPO__COUNT(wrpo__rope_names) ? wrpo__rope_names[i] : NULL; }
 /* An array of positive numbers, one for each pair of numbers that turns. */
 static void wrpo__config_factors(const wrpo__reader *in, const wrpo_json *r, const char *key, float *out, int64_t count) {
-    const wrpo_json *list = wrpo__config_get(r, key);
-    char what[160];
+    const wrpo_json *list = wrpo__present(r, key);
     int64_t n = 0;
     for (const wrpo_json *v = list && list->kind == WRPO_JSON_ARRAY && list->count == count ? list->child : NULL; v && v->kind == WRPO_JSON_NUMBER && v->number > 0; v = v->next)
         out[n++] = (float)v->number;
     if (n == count) return;
-    snprintf(what, sizeof what, "rope type longrope: %s: want %lld positive numbers", key, (long long)count);
-    wrpo__config_fail(in, list ? list : r, WRPO_E_FORMAT, what);
+    WRPO__REFUSE(list ? list : r, WRPO_E_FORMAT, "rope type longrope: %s: want %lld positive numbers", key, (long long)count);
 }
 static void wrpo__config_rope(const wrpo__reader *in, wrpo__family_name family, wrpo_config *c) {
     static const char *const known[] = {"type", "rope_type", "rope_theta", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings",
                                         "beta_fast", "beta_slow", "attention_factor", "truncate", "finetuned", "partial_rotary_factor", "short_factor", "long_factor", NULL};
     static const bool phi3[] = {true, false, false, false, false, true}, internlm2[] = {true, true, false, false, true, false};
     wrpo_rope *p = &c->rope;
-    const wrpo_json *v5 = wrpo__config_get(in->root, "rope_parameters"), *v4 = wrpo__config_get(in->root, "rope_scaling"), *r = v5 ? v5 : v4;
-    char what[256];
+    const wrpo_json *v5 = wrpo__present(in->root, "rope_parameters"), *v4 = wrpo__present(in->root, "rope_scaling"), *r = v5 ? v5 : v4;
     p->theta = wrpo__config_number(in, in->root, "rope_theta", 10000);
     double part = wrpo__config_number(in, in->root, "partial_rotary_factor", 1);
-    if (r && r->kind != WRPO_JSON_OBJECT) wrpo__config_fail(in, r, WRPO_E_FORMAT, "rope_scaling: want an object");
-    const wrpo_json *type = wrpo__config_get(r, "rope_type");
-    if (!type) type = wrpo__config_get(r, "type");
+    if (r && r->kind != WRPO_JSON_OBJECT) WRPO__REFUSE(r, WRPO_E_FORMAT, "rope_scaling: want an object");
+    const wrpo_json *type = wrpo__present(r, "rope_type");
+    if (!type) type = wrpo__present(r, "type");
     int kind = 0;
     while (type && kind < WRPO__COUNT(wrpo__rope_names) && !wrpo__json_is(type, wrpo__rope_names[kind])) kind++;
     if (family == WRPO__PHI3 && (wrpo__json_is(type, "su") || wrpo__json_is(type, "yarn"))) kind = WRPO_ROPE_LONGROPE;   /* what Phi-3 called it first */
-    if (kind == WRPO__COUNT(wrpo__rope_names) || (family == WRPO__PHI3 && !phi3[kind]) || (family == WRPO__INTERNLM2 && !internlm2[kind])) {
-        snprintf(what, sizeof what, "rope_type \"%.60s\" is not supported for model_type %s (%s)", type->kind == WRPO_JSON_STRING ? type->text : "?", c->model_type,
-                 family == WRPO__PHI3 ? "default and longrope are" : family == WRPO__INTERNLM2 ? "default, linear and dynamic are"
-                                                                  : "default, linear, llama3, yarn, dynamic and longrope are");
-        wrpo__config_fail(in, type, WRPO_E_UNSUPPORTED, what);
-    }
+    if (kind == WRPO__COUNT(wrpo__rope_names) || (family == WRPO__PHI3 && !phi3[kind]) || (family == WRPO__INTERNLM2 && !internlm2[kind]))
+        WRPO__REFUSE(type, WRPO_E_UNSUPPORTED, "rope_type \"%.60s\" is not supported for model_type %s (%s)", type->kind == WRPO_JSON_STRING ? type->text : "?",
+                     c->model_type, family == WRPO__PHI3 ? "default and longrope are" : family == WRPO__INTERNLM2 ? "default, linear and dynamic are"
+                                                                                   : "default, linear, llama3, yarn, dynamic and longrope are");
     p->type = (wrpo_rope_type)kind;
     for (const wrpo_json *v = r ? r->child : NULL; v; v = v->next)
-        if (v->kind != WRPO_JSON_NULL && !wrpo__among(v->key, known)) {
-            snprintf(what, sizeof what, "%s: \"%.60s\" is not supported", r->key, v->key);
-            wrpo__config_fail(in, v, WRPO_E_UNSUPPORTED, what);
-        }
+        if (v->kind != WRPO_JSON_NULL && !wrpo__among(v->key, known))
+            WRPO__REFUSE(v, WRPO_E_UNSUPPORTED, "%s: \"%.60s\" is not supported", r->key, v->key);
     p->theta = wrpo__config_number(in, r, "rope_theta", p->theta);
     part = wrpo__config_number(in, r, "partial_rotary_factor", part);
     if (part != 1 && family != WRPO__PHI3)
-        wrpo__config_fail(in, wrpo__config_get(r, "partial_rotary_factor") ? r : wrpo__json_get(in->root, "partial_rotary_factor"), WRPO_E_UNSUPPORTED,
-                          "partial_rotary_factor other than 1 is supported for model_type phi3 only");
+        WRPO__REFUSE(wrpo__present(r, "partial_rotary_factor") ? r : wrpo__json_get(in->root, "partial_rotary_factor"), WRPO_E_UNSUPPORTED,
+                     "partial_rotary_factor other than 1 is supported for model_type phi3 only");
     p->dims = (int64_t)((double)c->head_dim * part);
-    if (p->dims < 2 || p->dims % 2 || p->dims > c->head_dim) {
-        snprintf(what, sizeof what, "partial_rotary_factor: want an even number of the %lld numbers of a head, found %lld", (long long)c->head_dim, (long long)p->dims);
-        wrpo__config_fail(in, in->root, WRPO_E_UNSUPPORTED, what);
-    }
+    if (p->dims < 2 || p->dims % 2 || p->dims > c->head_dim)
+        WRPO__REFUSE(in->root, WRPO_E_UNSUPPORTED, "partial_rotary_factor: want an even number of the %lld numbers of a head, found %lld", (long long)c->head_dim, (long long)p->dims);
     if (p->type == WRPO_ROPE_DEFAULT) return;
     const double stated = wrpo__config_number(in, in->root, "original_max_position_embeddings", family == WRPO__PHI3 ? 4096 : 0);   /* Phi-3: beside the object */
     const double original = wrpo__config_number(in, r, "original_max_position_embeddings", stated > 0 ? stated : p->type == WRPO_ROPE_LLAMA3 ? 0 : (double)c->max_position_embeddings);
     if (stated > 0 && stated != original)
-        wrpo__config_fail(in, r, WRPO_E_FORMAT, "original_max_position_embeddings: the number in this object and that of config.json (4096 if it has none) differ");
+        WRPO__REFUSE(r, WRPO_E_FORMAT, "original_max_position_embeddings: the number in this object and that of config.json (4096 if it has none) differ");
     p->original_max_position_embeddings = (int64_t)original;
     p->factor = wrpo__config_number(in, r, "factor", p->type == WRPO_ROPE_LONGROPE ? (double)c->max_position_embeddings / original : 0);
     p->low_freq_factor = wrpo__config_number(in, r, "low_freq_factor", 0), p->high_freq_factor = wrpo__config_number(in, r, "high_freq_factor", 0);
     if (p->factor == 0 || (p->type == WRPO_ROPE_LLAMA3 && (original == 0 || p->low_freq_factor == 0 || p->high_freq_factor <= p->low_freq_factor)))
-        wrpo__config_fail(in, r, WRPO_E_FORMAT, p->type == WRPO_ROPE_LLAMA3
+        WRPO__REFUSE(r, WRPO_E_FORMAT, p->type == WRPO_ROPE_LLAMA3
             ? "rope type llama3: want factor, low_freq_factor < high_freq_factor and original_max_position_embeddings" : "rope scaling: want a factor");
-    if (p->type == WRPO_ROPE_DYNAMIC && p->dims < 4) wrpo__config_fail(in, r, WRPO_E_UNSUPPORTED, "rope type dynamic: want heads of at least 4 numbers");
+    if (p->type == WRPO_ROPE_DYNAMIC && p->dims < 4) WRPO__REFUSE(r, WRPO_E_UNSUPPORTED, "rope type dynamic: want heads of at least 4 numbers");
     p->beta_fast = wrpo__config_number(in, r, "beta_fast", 32), p->beta_slow = wrpo__config_number(in, r, "beta_slow", 1);
     p->attention_factor = wrpo__config_number(in, r, "attention_factor", p->factor <= 1 ? 1 : p->type == WRPO_ROPE_YARN ? 0.1 * log(p->factor) + 1
                                               : p->type == WRPO_ROPE_LONGROPE ? sqrt(1 + log(p->factor) / log(original)) : 1);
-    const wrpo_json *truncate = wrpo__config_get(r, "truncate");
+    const wrpo_json *truncate = wrpo__present(r, "truncate");
     p->yarn_truncate = !truncate || truncate->kind != WRPO_JSON_BOOL || truncate->boolean;
     if (p->type != WRPO_ROPE_LONGROPE) return;
     wrpo__config_factors(in, r, "short_factor", p->short_factor, p->dims / 2);
@@ -8660,19 +8523,19 @@ static void wrpo__config_parse(wrpo__arena *arena, const char *path, const wrpo_
         "forced_bos_token_id", "forced_eos_token_id", "remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens",
         "max_length", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups", "diversity_penalty", "tf_legacy_loss", "name_or_path",
         "attn_implementation", "head_dim_original", "max_sequence_length", "model_max_length", "pad_token", "unsloth_fixed", "unsloth_version", NULL};
-    wrpo__reader in = {arena->ctx, path, root};
+    const wrpo__reader *in = &(wrpo__reader){arena->ctx, path, root};
     char what[256];
     memset(c, 0, sizeof *c);
-    if (root->kind != WRPO_JSON_OBJECT) wrpo__config_fail(&in, root, WRPO_E_FORMAT, "want an object");
-    const wrpo_json *type = wrpo__config_get(root, "model_type"), *arch = wrpo__config_get(root, "architectures");
-    if (!type || type->kind != WRPO_JSON_STRING) wrpo__fail(in.ctx, WRPO_E_FORMAT, "%s: \"model_type\" is missing", path);
+    if (root->kind != WRPO_JSON_OBJECT) WRPO__REFUSE(root, WRPO_E_FORMAT, "want an object");
+    const wrpo_json *type = wrpo__present(root, "model_type"), *arch = wrpo__present(root, "architectures");
+    if (!type || type->kind != WRPO_JSON_STRING) wrpo__fail(in->ctx, WRPO_E_FORMAT, "%s: \"model_type\" is missing", path);
     int index = 0;
     while (index < WRPO__FAMILIES && !wrpo__json_is(type, wrpo__families[index].name)) index++;
     if (index == WRPO__FAMILIES) {
         size_t at = (size_t)snprintf(what, sizeof what, "model_type \"%.60s\" is not supported (these are:", type->text);
         for (index = 0; index < WRPO__FAMILIES; index++) at += (size_t)snprintf(what + at, sizeof what - at, " %s", wrpo__families[index].name);
         snprintf(what + at, sizeof what - at, ")");
-        wrpo__config_fail(&in, type, WRPO_E_UNSUPPORTED, what);
+        WRPO__REFUSE(type, WRPO_E_UNSUPPORTED, "%s", what);
     }
     const wrpo__family_name family = (wrpo__family_name)index;
     const struct wrpo__family *const defaults = &wrpo__families[index];
@@ -8685,101 +8548,88 @@ static void wrpo__config_parse(wrpo__arena *arena, const char *path, const wrpo_
         const char *of = a->kind == WRPO_JSON_STRING ? strstr(a->text, "For") : NULL;
         int h = 0;
         while (h < 4 && (!of || strcmp(of, heads[h]) || (h == WRPO_HEAD_VALUE && family != WRPO__INTERNLM2))) h++;
-        if (h == 4 || (a != arch->child && h != (int)c->head)) {
-            snprintf(what, sizeof what, "architectures: \"%.60s\" is not supported (causal language models, sequence classification and the reward models of "
+        if (h == 4 || (a != arch->child && h != (int)c->head))
+            WRPO__REFUSE(a, WRPO_E_UNSUPPORTED, "architectures: \"%.60s\" is not supported (causal language models, sequence classification and the reward models of "
                      "InternLM2 and ArmoRM are)", a->kind == WRPO_JSON_STRING ? a->text : "?");
-            wrpo__config_fail(&in, a, WRPO_E_UNSUPPORTED, what);
-        }
         c->head = (wrpo_head)h;
     }
     for (const wrpo_json *v = root->child; v; v = v->next) {
         bool off = v->kind == WRPO_JSON_NULL || (v->kind == WRPO_JSON_BOOL && !v->boolean);
         if (off || v->key[0] == '_' || !strncmp(v->key, "transformers.", 13) || wrpo__among(v->key, used) || wrpo__among(v->key, harmless) || wrpo__among(v->key, defaults->keys) || wrpo__among(v->key, head_keys[c->head])) continue;
-        snprintf(what, sizeof what, "\"%.80s\" is not supported for model_type %s", v->key, c->model_type);
-        wrpo__config_fail(&in, v, WRPO_E_UNSUPPORTED, what);
+        WRPO__REFUSE(v, WRPO_E_UNSUPPORTED, "\"%.80s\" is not supported for model_type %s", v->key, c->model_type);
     }
     const int64_t most = (int64_t)1 << 24;
-    c->vocab_size = wrpo__config_int(&in, "vocab_size", -1, 1, most), c->hidden_size = wrpo__config_int(&in, "hidden_size", -1, 1, WRPO__PACKED_WORDS);
-    c->intermediate_size = wrpo__config_int(&in, "intermediate_size", -1, 1, most);
-    c->num_hidden_layers = wrpo__config_int(&in, "num_hidden_layers", -1, 1, 512);
-    c->num_attention_heads = wrpo__config_int(&in, "num_attention_heads", -1, 1, 65536);
+    c->vocab_size = wrpo__config_int(in, "vocab_size", -1, 1, most), c->hidden_size = wrpo__config_int(in, "hidden_size", -1, 1, WRPO__PACKED_WORDS);
+    c->intermediate_size = wrpo__config_int(in, "intermediate_size", -1, 1, most);
+    c->num_hidden_layers = wrpo__config_int(in, "num_hidden_layers", -1, 1, 512);
+    c->num_attention_heads = wrpo__config_int(in, "num_attention_heads", -1, 1, 65536);
     const wrpo_json *kv = wrpo__json_get(root, "num_key_value_heads");   /* null means all heads; absent, the family's default */
-    c->num_key_value_heads = wrpo__config_int(&in, "num_key_value_heads", kv || !defaults->kv_heads ? c->num_attention_heads : defaults->kv_heads, 1, 65536);
+    c->num_key_value_heads = wrpo__config_int(in, "num_key_value_heads", kv || !defaults->kv_heads ? c->num_attention_heads : defaults->kv_heads, 1, 65536);
     const int64_t head_dim = wrpo__json_get(root, "head_dim") ? 0 : defaults->head_dim;   /* null means hidden / heads */
-    if (!head_dim && !wrpo__config_get(root, "head_dim") && c->hidden_size % c->num_attention_heads)
-        wrpo__fail(in.ctx, WRPO_E_FORMAT, "%s: hidden_size %lld is no multiple of num_attention_heads %lld, and there is no head_dim", path,
+    if (!head_dim && !wrpo__present(root, "head_dim") && c->hidden_size % c->num_attention_heads)
+        wrpo__fail(in->ctx, WRPO_E_FORMAT, "%s: hidden_size %lld is no multiple of num_attention_heads %lld, and there is no head_dim", path,
                    (long long)c->hidden_size, (long long)c->num_attention_heads);
-    c->head_dim = wrpo__config_int(&in, "head_dim", head_dim ? head_dim : c->hidden_size / c->num_attention_heads, 2, 512);
-    if (c->head_dim % 2 || c->head_dim < 2) wrpo__fail(in.ctx, WRPO_E_UNSUPPORTED, "%s: head_dim: want an even number, found %lld", path, (long long)c->head_dim);
+    c->head_dim = wrpo__config_int(in, "head_dim", head_dim ? head_dim : c->hidden_size / c->num_attention_heads, 2, 512);
+    if (c->head_dim % 2 || c->head_dim > WRPO__MAX_D) wrpo__fail(in->ctx, WRPO_E_UNSUPPORTED, "%s: head_dim: want an even number up to 512, found %lld", path, (long long)c->head_dim);
     if (c->num_attention_heads % c->num_key_value_heads)
-        wrpo__fail(in.ctx, WRPO_E_FORMAT, "%s: num_attention_heads %lld is no multiple of num_key_value_heads %lld", path,
+        wrpo__fail(in->ctx, WRPO_E_FORMAT, "%s: num_attention_heads %lld is no multiple of num_key_value_heads %lld", path,
                    (long long)c->num_attention_heads, (long long)c->num_key_value_heads);
-    c->max_position_embeddings = wrpo__config_int(&in, "max_position_embeddings", defaults->positions, 1, (int64_t)1 << 40);
-    c->rms_norm_eps = wrpo__config_number(&in, root, "rms_norm_eps", defaults->eps);
-    c->initializer_range = wrpo__config_number(&in, root, "initializer_range", 0.02);
-    c->tie_word_embeddings = wrpo__config_bool(&in, "tie_word_embeddings", defaults->tied);
-    c->attention_bias = family == WRPO__QWEN2 || wrpo__config_bool(&in, family == WRPO__INTERNLM2 ? "bias" : "attention_bias", family == WRPO__INTERNLM2);
+    c->max_position_embeddings = wrpo__config_int(in, "max_position_embeddings", defaults->positions, 1, (int64_t)1 << 40);
+    c->rms_norm_eps = wrpo__config_number(in, root, "rms_norm_eps", defaults->eps);
+    c->initializer_range = wrpo__config_number(in, root, "initializer_range", 0.02);
+    c->tie_word_embeddings = wrpo__config_bool(in, "tie_word_embeddings", defaults->tied);
+    c->attention_bias = family == WRPO__QWEN2 || wrpo__config_bool(in, family == WRPO__INTERNLM2 ? "bias" : "attention_bias", family == WRPO__INTERNLM2);
     c->output_bias = family != WRPO__QWEN2 && c->attention_bias;
     c->qk_norm = family == WRPO__QWEN3;
     c->gelu = c->norm_plus_one = c->post_norms = c->scale_embeddings = gemma2;
     if (gemma2) {                    /* a cap of null is none */
-        c->query_pre_attn_scalar = wrpo__config_number(&in, root, "query_pre_attn_scalar", 256);
-        c->attn_logit_softcapping = wrpo__config_number(&in, root, "attn_logit_softcapping", wrpo__json_get(root, "attn_logit_softcapping") ? 0 : 50);
-        c->final_logit_softcapping = wrpo__config_number(&in, root, "final_logit_softcapping", wrpo__json_get(root, "final_logit_softcapping") ? 0 : 30);
+        c->query_pre_attn_scalar = wrpo__config_number(in, root, "query_pre_attn_scalar", 256);
+        c->attn_logit_softcapping = wrpo__config_number(in, root, "attn_logit_softcapping", wrpo__json_get(root, "attn_logit_softcapping") ? 0 : 50);
+        c->final_logit_softcapping = wrpo__config_number(in, root, "final_logit_softcapping", wrpo__json_get(root, "final_logit_softcapping") ? 0 : 30);
     }
-    if ((family == WRPO__MISTRAL || family == WRPO__PHI3 || family == WRPO__INTERNLM2) && wrpo__config_bool(&in, "attention_bias", false)) {
-        snprintf(what, sizeof what, "attention_bias is not supported for model_type %s", c->model_type);
-        wrpo__config_fail(&in, wrpo__json_get(root, "attention_bias"), WRPO_E_UNSUPPORTED, what);
-    }
-    const wrpo_json *act = gemma2 ? wrpo__config_get(root, "hidden_activation") : NULL;
-    if (!act) act = wrpo__config_get(root, "hidden_act");
-    if (act && !(gemma2 ? wrpo__json_is(act, "gelu_pytorch_tanh") : wrpo__json_is(act, "silu") || wrpo__json_is(act, "swish"))) {
-        snprintf(what, sizeof what, "%s \"%.60s\" is not supported (%s is)", act->key, act->kind == WRPO_JSON_STRING ? act->text : "?", gemma2 ? "gelu_pytorch_tanh" : "silu");
-        wrpo__config_fail(&in, act, WRPO_E_UNSUPPORTED, what);
-    }
+    if ((family == WRPO__MISTRAL || family == WRPO__PHI3 || family == WRPO__INTERNLM2) && wrpo__config_bool(in, "attention_bias", false))
+        WRPO__REFUSE(wrpo__json_get(root, "attention_bias"), WRPO_E_UNSUPPORTED, "attention_bias is not supported for model_type %s", c->model_type);
+    const wrpo_json *act = gemma2 ? wrpo__present(root, "hidden_activation") : NULL;
+    if (!act) act = wrpo__present(root, "hidden_act");
+    if (act && !(gemma2 ? wrpo__json_is(act, "gelu_pytorch_tanh") : wrpo__json_is(act, "silu") || wrpo__json_is(act, "swish")))
+        WRPO__REFUSE(act, WRPO_E_UNSUPPORTED, "%s \"%.60s\" is not supported (%s is)", act->key, act->kind == WRPO_JSON_STRING ? act->text : "?", gemma2 ? "gelu_pytorch_tanh" : "silu");
     static const char *const dropouts[] = {"attention_dropout", "resid_pdrop", "embd_pdrop"}, *const off[] = {"mlp_bias", "rope_interleaved"};
     for (int i = 0; i < 3; i++) {
-        const wrpo_json *drop = wrpo__config_get(root, dropouts[i]);
-        snprintf(what, sizeof what, "%s other than 0 is not supported", dropouts[i]);
-        if (drop && (drop->kind != WRPO_JSON_NUMBER || drop->number != 0)) wrpo__config_fail(&in, drop, WRPO_E_UNSUPPORTED, what);
+        const wrpo_json *drop = wrpo__present(root, dropouts[i]);
+        if (drop && (drop->kind != WRPO_JSON_NUMBER || drop->number != 0)) WRPO__REFUSE(drop, WRPO_E_UNSUPPORTED, "%s other than 0 is not supported", dropouts[i]);
     }
     for (int i = 0; i < 2; i++) {
-        snprintf(what, sizeof what, "%s is not supported", off[i]);
-        if (wrpo__config_bool(&in, off[i], false)) wrpo__config_fail(&in, wrpo__json_get(root, off[i]), WRPO_E_UNSUPPORTED, what);
+        if (wrpo__config_bool(in, off[i], false)) WRPO__REFUSE(wrpo__json_get(root, off[i]), WRPO_E_UNSUPPORTED, "%s is not supported", off[i]);
     }
-    wrpo__config_rope(&in, family, c);
+    wrpo__config_rope(in, family, c);
 
     /* the window: every layer of mistral and phi3; qwen's upper layers; gemma2's even ones; layer_types overrides */
-    const wrpo_json *window = wrpo__json_get(root, "sliding_window"), *layers = wrpo__config_get(root, "layer_types");
-    if ((family == WRPO__LLAMA || family == WRPO__INTERNLM2) && wrpo__config_get(root, "sliding_window")) {
-        snprintf(what, sizeof what, "sliding_window is not supported for model_type %s", c->model_type);
-        wrpo__config_fail(&in, window, WRPO_E_UNSUPPORTED, what);
-    }
-    if (!qwen || wrpo__config_bool(&in, "use_sliding_window", false)) c->sliding_window = wrpo__config_int(&in, "sliding_window", window ? 0 : defaults->window, 1, (int64_t)1 << 40);
-    if (gemma2 && wrpo__config_int(&in, "sliding_window_size", c->sliding_window, 0, (int64_t)1 << 40) != c->sliding_window)
-        wrpo__config_fail(&in, wrpo__json_get(root, "sliding_window_size"), WRPO_E_FORMAT, "sliding_window_size: want the number of sliding_window");
-    const int64_t first = qwen && c->sliding_window ? wrpo__config_int(&in, "max_window_layers", 28, 0, (int64_t)1 << 40) : 0;
+    const wrpo_json *window = wrpo__json_get(root, "sliding_window"), *layers = wrpo__present(root, "layer_types");
+    if ((family == WRPO__LLAMA || family == WRPO__INTERNLM2) && wrpo__present(root, "sliding_window"))
+        WRPO__REFUSE(window, WRPO_E_UNSUPPORTED, "sliding_window is not supported for model_type %s", c->model_type);
+    if (!qwen || wrpo__config_bool(in, "use_sliding_window", false)) c->sliding_window = wrpo__config_int(in, "sliding_window", window ? 0 : defaults->window, 1, (int64_t)1 << 40);
+    if (gemma2 && wrpo__config_int(in, "sliding_window_size", c->sliding_window, 0, (int64_t)1 << 40) != c->sliding_window)
+        WRPO__REFUSE(wrpo__json_get(root, "sliding_window_size"), WRPO_E_FORMAT, "sliding_window_size: want the number of sliding_window");
+    const int64_t first = qwen && c->sliding_window ? wrpo__config_int(in, "max_window_layers", 28, 0, (int64_t)1 << 40) : 0;
     for (int64_t l = first; c->sliding_window && l < c->num_hidden_layers; l += gemma2 ? 2 : 1) c->sliding_layers[l / 64] |= (uint64_t)1 << l % 64;
     if (layers) {
-        if (layers->kind != WRPO_JSON_ARRAY || layers->count != c->num_hidden_layers) wrpo__config_fail(&in, layers, WRPO_E_FORMAT, "layer_types: want one entry a layer");
+        if (layers->kind != WRPO_JSON_ARRAY || layers->count != c->num_hidden_layers) WRPO__REFUSE(layers, WRPO_E_FORMAT, "layer_types: want one entry a layer");
         memset(c->sliding_layers, 0, sizeof c->sliding_layers);
         int64_t l = 0;
         for (const wrpo_json *v = layers->child; v; v = v->next, l++) {
             bool sliding = wrpo__json_is(v, "sliding_attention");
-            if (!sliding && !wrpo__json_is(v, "full_attention")) {
-                snprintf(what, sizeof what, "layer_types: \"%.60s\" is not supported", v->kind == WRPO_JSON_STRING ? v->text : "?");
-                wrpo__config_fail(&in, v, WRPO_E_UNSUPPORTED, what);
-            }
-            if (sliding && !c->sliding_window) wrpo__config_fail(&in, v, WRPO_E_FORMAT, "layer_types: sliding_attention without a sliding_window in force");
+            if (!sliding && !wrpo__json_is(v, "full_attention"))
+                WRPO__REFUSE(v, WRPO_E_UNSUPPORTED, "layer_types: \"%.60s\" is not supported", v->kind == WRPO_JSON_STRING ? v->text : "?");
+            if (sliding && !c->sliding_window) WRPO__REFUSE(v, WRPO_E_FORMAT, "layer_types: sliding_attention without a sliding_window in force");
             if (sliding) c->sliding_layers[l / 64] |= (uint64_t)1 << l % 64;
         }
     }
-    const wrpo_json *pad = wrpo__config_get(root, "pad_token_id");
+    const wrpo_json *pad = wrpo__present(root, "pad_token_id");
     c->pad_token_id = pad && pad->exact ? pad->integer : -1;           /* some files say -1 for none */
-    c->reward_token_id = c->head == WRPO_HEAD_VALUE ? wrpo__config_int(&in, "reward_token_id", -1, 0, c->vocab_size - 1) : -1;
-    c->gating_temperature = c->head == WRPO_HEAD_GATED ? wrpo__config_number(&in, root, "gating_temperature", 10) : 0;
-    const wrpo_json *dtype = wrpo__config_get(root, "dtype");
-    if (!dtype) dtype = wrpo__config_get(root, "torch_dtype");
+    c->reward_token_id = c->head == WRPO_HEAD_VALUE ? wrpo__config_int(in, "reward_token_id", -1, 0, c->vocab_size - 1) : -1;
+    c->gating_temperature = c->head == WRPO_HEAD_GATED ? wrpo__config_number(in, root, "gating_temperature", 10) : 0;
+    const wrpo_json *dtype = wrpo__present(root, "dtype");
+    if (!dtype) dtype = wrpo__present(root, "torch_dtype");
     c->dtype = wrpo__json_is(dtype, "float32") ? WRPO_F32 : wrpo__json_is(dtype, "bfloat16") ? WRPO_BF16 : wrpo__json_is(dtype, "float16") ? WRPO_F16 : WRPO_DTYPE_DEFAULT;
 }
 static void wrpo__config_read(wrpo__arena *arena, const char *path, wrpo_config *c) {   /* path: the file or its directory */
@@ -8855,23 +8705,20 @@ static bool wrpo__in_head(const wrpo_config *c, const char *name) {
 }
 /* m: the table of the config, without data. Every weight is there, and nothing else. */
 static wrpo_dtype wrpo__check_tensors(const wrpo_model *m, const char *dir, const wrpo_tensors *t) {
-    const wrpo_tensor_info *first = NULL;
+    const wrpo_tensor_info *all = wrpo_tensors_at(t, 0), *first = NULL;
+    bool *seen = wrpo__alloc(wrpo__here, (size_t)wrpo_tensors_count(t), sizeof *seen);
     wrpo__place place;
     char head[128];
-    int64_t used = 0;
-    for (int64_t i = 0; i < m->n_weights; i++, used += place.first == 0) {
+    for (int64_t i = 0; i < m->n_weights; i++) {
         const wrpo_tensor_info *info = wrpo__tensor_of(m, dir, t, &m->weights[i], &place);
         if (!first) first = info;
+        seen[info - all] = true;
     }
     wrpo__file_name(&m->config, "lm_head.weight", head);
-    for (int64_t i = 0; i < wrpo_tensors_count(t) && used < wrpo_tensors_count(t); i++) {
-        const wrpo_tensor_info *info = wrpo_tensors_at(t, i);
-        const char *dot = strstr(info->name, ".rotary_emb.inv_freq");
-        bool expected = (dot && !dot[20]) || wrpo__in_head(&m->config, info->name) || (m->config.tie_word_embeddings && !strcmp(info->name, head));
-        for (int64_t k = 0; k < m->n_weights && !expected; k++) place = wrpo__place_of(m, &m->weights[k]), expected = !strcmp(place.name, info->name);
-        if (!expected) wrpo__fail(m->ctx, WRPO_E_FORMAT, "%s: %s: no such tensor in a %s of this config", info->file, info->name, m->config.model_type);
-    }
-    return !strcmp(first->dtype, "BF16") ? WRPO_BF16 : !strcmp(first->dtype, "F16") ? WRPO_F16 : WRPO_F32;
+    for (const wrpo_tensor_info *info = all; info < all + wrpo_tensors_count(t); info++)
+        if (!seen[info - all] && !wrpo__ends(info->name, ".rotary_emb.inv_freq") && !wrpo__in_head(&m->config, info->name) && !(m->config.tie_word_embeddings && !strcmp(info->name, head)))
+            wrpo__fail(m->ctx, WRPO_E_FORMAT, "%s: %s: no such tensor in a %s of this config", info->file, info->name, m->config.model_type);
+    return wrpo__float_dtype(first);
 }
 static wrpo_tensors *wrpo__tensors_in(wrpo_ctx *ctx, const char *dir) {
     wrpo_tensors *t;
@@ -8994,44 +8841,6 @@ WRPO_API wrpo_result wrpo_model_init(wrpo_ctx *ctx, const wrpo_init_desc *desc, 
 }
 
 /* ---- save ---- */
-typedef struct wrpo__name { char *text; } wrpo__name;
-static int wrpo__by_name(const void *a, const void *b) { return strcmp(((const wrpo__name *)a)->text, ((const wrpo__name *)b)->text); }
-typedef struct wrpo__dir_handle { void *handle; } wrpo__dir_handle;
-static void wrpo__dir_close(void *p) {
-    wrpo__dir_handle *d = p;
-#ifndef _WIN32
-    if (d->handle) closedir(d->handle);
-#endif
-    d->handle = NULL;
-}
-/* The names in a directory, sorted; an stb_ds array. */
-static wrpo__name *wrpo__list_dir(wrpo__arena *arena, const char *dir) {
-    wrpo__name *names = NULL;
-    wrpo__dir_handle *d = WRPO__NEW(arena, wrpo__dir_handle);
-#ifdef _WIN32
-    WIN32_FIND_DATAA e;
-    HANDLE h = FindFirstFileA(wrpo__join(arena, dir, "*"), &e);
-    (void)d;
-    if (h == INVALID_HANDLE_VALUE) wrpo__fail(arena->ctx, WRPO_E_IO, "%s: cannot be listed", dir);
-    do { wrpo__name name = {wrpo__strndup(arena, e.cFileName, strlen(e.cFileName))}; stbds_arrput(names, name); } while (FindNextFileA(h, &e));
-    FindClose(h);
-#else
-    wrpo__on_free(arena, wrpo__dir_close, d);
-    d->handle = opendir(dir);
-    if (!d->handle) wrpo__fail(arena->ctx, WRPO_E_IO, "%s: cannot be listed: %s", dir, strerror(errno));
-    for (struct dirent *e; (e = readdir(d->handle));) {
-        wrpo__name name = {wrpo__strndup(arena, e->d_name, strlen(e->d_name))};
-        stbds_arrput(names, name);
-    }
-    wrpo__dir_close(d);
-#endif
-    if (names) qsort(names, (size_t)stbds_arrlen(names), sizeof *names, wrpo__by_name);
-    return names;
-}
-static bool wrpo__ends(const char *s, const char *end) {
-    size_t n = strlen(s), k = strlen(end);
-    return n >= k && !strcmp(s + n - k, end);
-}
 /* What belongs to a checkpoint beside its weights and config.json: settings, tokenizer, template, licence. */
 static bool wrpo__is_side_file(const char *name) {
     static const char *const ends[] = {".json", ".jinja", ".txt", ".model", ".md", ".py", "LICENSE", "NOTICE", NULL};
@@ -9058,20 +8867,14 @@ static void wrpo__save_config(wrpo__arena *arena, const char *from, const char *
     const char *name = dtype == WRPO_BF16 ? "bfloat16" : dtype == WRPO_F16 ? "float16" : "float32";
     const char *text = wrpo__strndup(arena, (const char *)f->data, f->size), *rest = text;
     wrpo__text out = {.arena = arena};
-    static const char *const keys[] = {"\"dtype\"", "\"torch_dtype\""};
-    for (int i = 0; i < 2; i++) {
-        const char *at = strstr(text, keys[i]);
-        if (!at) continue;
-        at += strlen(keys[i]);
-        at += strspn(at, " \t\r\n");
-        if (*at != ':') continue;
-        at++;
-        at += strspn(at, " \t\r\n");
-        size_t size = *at == '"' ? strcspn(at + 1, "\"") : 0;
-        if (!size || at < rest) continue;
+    for (const wrpo_json *v = wrpo__json_parse(arena, from, 1, text, f->size)->child; v; v = v->next) {
+        if (v->kind != WRPO_JSON_STRING || (strcmp(v->key, "dtype") && strcmp(v->key, "torch_dtype"))) continue;
+        const char *at = text;                         /* its opening quote */
+        for (int32_t i = 1; i < v->line; i++) at = strchr(at, '\n') + 1;
+        for (int32_t i = 1; i < v->column; i++) do at++; while ((*at & 0xC0) == 0x80);
         wrpo__text_add(&out, rest, (size_t)(at + 1 - rest));
         wrpo__text_puts(&out, name);
-        rest = at + 1 + size;
+        rest = strchr(at + 1, '"');
     }
     wrpo__text_puts(&out, rest);
     if (out.size == f->size && !memcmp(out.data, f->data, f->size) && wrpo__same_file(from, to)) return;
@@ -9132,14 +8935,6 @@ WRPO_API wrpo_result wrpo_model_save(wrpo_model *model, const wrpo_save_desc *de
 /* ---------------------------------------------------------------------------------------------- >>use
    Log-probs, then generation. Log-probs of a data set: records are packed until micro_tokens rows are full, a longer one goes alone. */
 enum { WRPO__MICRO_TOKENS = 1024 };
-static int64_t wrpo__longest_record(const wrpo_config *c, const wrpo_data *data) {
-    int64_t rows = 1;
-    for (int64_t i = 0; i < wrpo_data_count(data); i++) {
-        wrpo_record record = wrpo_data_record(data, i);
-        rows = WRPO__MAX(rows, wrpo__record_rows(c, &record));
-    }
-    return rows;
-}
 static int wrpo__most_responses(const wrpo_data *data) {
     int most = 1;
     for (int64_t i = 0; i < wrpo_data_count(data); i++) most = WRPO__MAX(most, wrpo_data_record(data, i).count);
@@ -9147,12 +8942,13 @@ static int wrpo__most_responses(const wrpo_data *data) {
 }
 /* Rows a run needs for this data: micro_tokens, all of the data if that is less, the longest record if that is more. */
 static int64_t wrpo__run_rows(const wrpo_config *c, const wrpo_data *data, int64_t micro_tokens) {
-    int64_t all = 0;
-    for (int64_t i = 0; i < wrpo_data_count(data) && all < micro_tokens; i++) {
-        wrpo_record record = wrpo_data_record(data, i);
-        all += wrpo__record_rows(c, &record);
+    int64_t all = 0, longest = 1;
+    for (int64_t i = 0; i < wrpo_data_count(data); i++) {
+        const wrpo_record record = wrpo_data_record(data, i);
+        const int64_t rows = wrpo__record_rows(c, &record);
+        all = WRPO__MIN(all + rows, micro_tokens), longest = WRPO__MAX(longest, rows);
     }
-    return WRPO__MAX(WRPO__MIN(all, micro_tokens), wrpo__longest_record(c, data));
+    return WRPO__MAX(all, longest);
 }
 /* Every id is a row of the embedding; every record has something to score. */
 static void wrpo__check_data(const wrpo_model *model, const wrpo_data *data) {
@@ -9341,7 +9137,7 @@ static int32_t wrpo__draw(const float *x, int64_t V, float cap, double temperatu
     double total = 0, sum = 0;
     for (int64_t i = 1; i < V; i++)
         if (x[i] > x[best]) best = i;
-    if (temperature == WRPO_ZERO) return (int32_t)best;
+    if (temperature < 1e-37) return (int32_t)best;     /* WRPO_ZERO, or its inverse is no float */
     const float scale = (float)(1 / temperature), top = cap > 0 ? cap * tanhf(x[best] / cap) : x[best];
 #define WRPO__WEIGHT(i) expf(((cap > 0 ? cap * tanhf(x[i] / cap) : x[i]) - top) * scale)
     if (!room) {
@@ -9711,7 +9507,7 @@ WRPO_API wrpo_result wrpo_reward_load(wrpo_ctx *ctx, const wrpo_reward_desc *des
         wrpo__arena *arena = wrpo__entry.arena;
         wrpo_reward *r = WRPO__NEW(arena, wrpo_reward);
         wrpo_config config;
-        r->ctx = ctx, r->arena = arena;
+        r->ctx = ctx, r->arena = arena, r->run_arena = wrpo__sub_arena(arena);
         if (!desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_reward_desc: dir is missing");
         if (desc->micro_tokens < 0) wrpo__fail(ctx, WRPO_E_ARG, "micro_tokens: want at least 1, found %lld", (long long)desc->micro_tokens);
         r->micro_tokens = desc->micro_tokens ? desc->micro_tokens : WRPO__MICRO_TOKENS;
@@ -9739,9 +9535,7 @@ WRPO_API wrpo_result wrpo_reward_load(wrpo_ctx *ctx, const wrpo_reward_desc *des
     return wrpo__end(&wrpo__entry);
 }
 WRPO_API void wrpo_reward_free(wrpo_reward *reward) {
-    if (!reward) return;
-    wrpo__arena_free(reward->run_arena);
-    wrpo__arena_free(reward->arena);
+    if (reward) wrpo__arena_free(reward->arena);
 }
 WRPO_API const wrpo_config *wrpo_reward_config(const wrpo_reward *reward) { return &reward->model->config; }
 
@@ -9777,9 +9571,8 @@ static int64_t wrpo__score_some(wrpo__arena *temp, wrpo_reward *w, const int32_t
 #define WRPO__PARTS(k) ((k) == first || wrpo__rope_key(c, counts[k]) != wrpo__rope_key(c, counts[(k) - 1]))
     for (int64_t more; end < n && (more = counts[end] - (WRPO__PARTS(end) ? 0 : P), end == at || rows + more <= w->micro_tokens); end++) rows += more;
     if (!w->run || w->run->shape.rows < rows) {
-        wrpo__arena_free(w->run_arena);
-        w->run = NULL, w->run_arena = wrpo__arena_new(w->ctx);
-        if (!w->run_arena) wrpo__fail(w->ctx, WRPO_E_MEMORY, "out of memory: %zu bytes held", w->ctx->bytes);
+        w->run = NULL;
+        wrpo__arena_clear(w->run_arena);
         w->run = wrpo__run_new(w->run_arena, w->model, &(wrpo__shape){.rows = rows});
     }
     int64_t (*places)[2] = wrpo__alloc(temp, (size_t)(end - at), sizeof *places);
@@ -9999,13 +9792,6 @@ static const char *wrpo__prompt_id(wrpo_ctx *ctx, const char *path, const wrpo_j
     if (!*id) return NULL;
     if ((*id)->kind != WRPO_JSON_NUMBER) wrpo__json_want(ctx, path, *id, WRPO_JSON_STRING, NULL);
     return (*id)->text;
-}
-/* An arena of its own inside another one, which it goes with. */
-static wrpo__arena *wrpo__sub_arena(wrpo__arena *arena) {
-    wrpo__cleanup *owner = wrpo__on_free(arena, wrpo__free_arena, NULL);
-    wrpo__arena *sub = owner->p = wrpo__arena_new(arena->ctx);
-    if (!sub) wrpo__fail(arena->ctx, WRPO_E_MEMORY, "out of memory: %zu bytes held", arena->ctx->bytes);
-    return sub;
 }
 static void wrpo__prompts_add(wrpo__prompts *t, const char *path) {
     const wrpo__file *f = wrpo__open_file(t->arena, path);
@@ -10421,7 +10207,6 @@ struct wrpo_trainer {
     double *sumsq;                   /* one number of the backend */
     FILE *metrics;
     double start;
-    bool stopped;
 };
 
 WRPO_API wrpo_train_desc wrpo_train_defaults(const wrpo_train_desc *desc) {
@@ -10450,6 +10235,8 @@ WRPO_API wrpo_train_desc wrpo_train_defaults(const wrpo_train_desc *desc) {
 static void wrpo__train_check(wrpo_ctx *ctx, const wrpo_train_desc *d) {   /* d resolved */
     const char *why = wrpo__loss_check(&d->loss, d->alpha);
     if (why) wrpo__fail(ctx, WRPO_E_ARG, "%s", why);
+    WRPO__RANGE(wrpo_schedule_name((int)d->schedule), "schedule", d->schedule, "one of wrpo_schedule");
+    WRPO__RANGE(wrpo_states_name((int)d->states), "states", d->states, "one of wrpo_states");
     WRPO__RANGE(d->learning_rate >= 0 && d->learning_rate <= 1e3, "learning rate", d->learning_rate, "a number from 0 to 1000");
     WRPO__RANGE(d->beta1 >= 0 && d->beta1 < 1, "beta1", d->beta1, "a number in [0, 1)");
     WRPO__RANGE(d->beta2 >= 0 && d->beta2 < 1, "beta2", d->beta2, "a number in [0, 1)");
@@ -10559,8 +10346,11 @@ static uint64_t wrpo__fingerprint(const wrpo_model *model, const wrpo_data *data
     const double numbers[] = {c->rms_norm_eps, c->rope.theta, (double)c->rope.type, c->rope.factor, c->rope.low_freq_factor, c->rope.high_freq_factor,
                               c->rope.beta_fast, c->rope.beta_slow, c->rope.attention_factor, (double)c->rope.original_max_position_embeddings,
                               (double)c->sliding_window, (double)c->head_dim, (double)c->num_attention_heads, (double)c->num_key_value_heads,
-                              (double)ctx->desc.dtype};
+                              (double)ctx->desc.dtype, (double)c->rope.dims, (double)c->rope.yarn_truncate,
+                              (double)c->max_position_embeddings, c->query_pre_attn_scalar, c->attn_logit_softcapping, c->final_logit_softcapping,
+                              c->gelu, c->norm_plus_one, c->post_norms, c->scale_embeddings};
     uint64_t h = wrpo__hash(wrpo__hash(0, numbers, sizeof numbers), c->sliding_layers, sizeof c->sliding_layers);
+    h = wrpo__hash(wrpo__hash(h, c->rope.short_factor, sizeof c->rope.short_factor), c->rope.long_factor, sizeof c->rope.long_factor);
     for (int64_t i = 0; i < model->n_weights; i++) {
         const wrpo_weight *w = &model->weights[i];
         h = wrpo__hash(h, w->name, strlen(w->name));
@@ -10615,7 +10405,6 @@ static void wrpo__reference_write(wrpo__arena *temp, const char *path, uint64_t 
     wrpo__write(w, t.data, t.size);
     wrpo__commit(w);
 }
-static void wrpo__model_drop(void *p) { wrpo_model_free(p); }
 /* Reference log-probs of one or two data sets by one reference model, which is gone afterwards. */
 static wrpo_result wrpo__reference(wrpo_trainer *t) {
     wrpo_ctx *ctx = t->ctx;
@@ -10624,7 +10413,7 @@ static wrpo_result wrpo__reference(wrpo_trainer *t) {
         wrpo_model *ref = t->model;
         if (t->desc.ref_dir) {
             const wrpo_model_desc desc = {.dir = t->desc.ref_dir, .frozen = true};
-            wrpo__cleanup *owner = wrpo__on_free(temp, wrpo__model_drop, NULL);
+            wrpo__cleanup *owner = wrpo__on_free(temp, wrpo__free_model, NULL);
             wrpo__need(ctx, wrpo_model_load(ctx, &desc, &ref));
             owner->p = ref;
         }
@@ -10658,6 +10447,13 @@ static void wrpo__close_metrics(void *p) {
     if (t->metrics) fclose(t->metrics);
     t->metrics = NULL;
 }
+/* The record's responses as the loss sees them, but for their log-probs. */
+static void wrpo__as_loss(const wrpo_record *record, wrpo_response *r) {
+    for (int k = 0; k < record->count; k++) {
+        const wrpo_tokens *y = &record->responses[k];
+        r[k] = (wrpo_response){.role = y->role, .weight = y->weight, .pair = y->pair, .tokens = y->count - y->first};
+    }
+}
 /* The method finds the roles it needs in every record. */
 static void wrpo__check_roles(wrpo_ctx *ctx, const wrpo_data *data, const wrpo_train_desc *d, int K) {
     wrpo_response *r = wrpo__alloc(wrpo__here, (size_t)K, sizeof *r);
@@ -10665,11 +10461,7 @@ static void wrpo__check_roles(wrpo_ctx *ctx, const wrpo_data *data, const wrpo_t
     for (int64_t i = 0; i < wrpo_data_count(data); i++) {
         wrpo_record record = wrpo_data_record(data, i);
         const char *why = NULL;
-        for (int k = 0; k < record.count; k++) {
-            const wrpo_tokens *y = &record.responses[k];
-            r[k] = (wrpo_response){.role = y->role, .weight = y->weight, .pair = y->pair, .tokens = y->count - y->first};
-            if (r[k].tokens < 1) why = "a response has no token";
-        }
+        wrpo__as_loss(&record, r);
         for (int end = 0; end < 2 && !why; end++)      /* alpha at its first step and at its last */
             wrpo_loss(&d->loss, wrpo_alpha(d->ramp, d->ramp_power, d->alpha, end, 1), r, record.count, 1, &why);
         if (why) wrpo__fail(ctx, WRPO_E_FORMAT, "record \"%s\" (line %lld): %s", record.prompt_id, (long long)record.line, why);
@@ -10793,10 +10585,13 @@ static void wrpo__tally_add(wrpo__tally *t, const wrpo_config *model, const wrpo
     m->rewards_pivot_accuracies += isnan(g - l) ? NAN : w * (g > l);
     m->rewards_margins += w * (c - l);
 }
-static void wrpo__tally_end(wrpo__tally *t, const wrpo_train_desc *d, double alpha) {
-    wrpo_metrics *m = &t->m;
-    m->logits_chosen = t->chosen / t->chosen_rows, m->logits_rejected = t->rejected / t->rejected_rows;
-    m->cur_alpha = d->loss.method == WRPO_METHOD_WRPO ? alpha : NAN;
+static void wrpo__tally_end(wrpo__tally *tally, const wrpo_trainer *t, double alpha, double begin) {
+    wrpo_metrics *m = &tally->m;
+    m->logits_chosen = tally->chosen / tally->chosen_rows, m->logits_rejected = tally->rejected / tally->rejected_rows;
+    m->cur_alpha = t->desc.loss.method == WRPO_METHOD_WRPO ? alpha : NAN;
+    m->epoch = (double)t->k / (double)t->steps_per_epoch;
+    m->seconds = wrpo__now() - t->start;
+    m->tokens_per_second = (double)m->tokens / WRPO__MAX(wrpo__now() - begin, 1e-9);
 }
 static void wrpo__metrics_text(wrpo__text *out, const wrpo_metrics *m, const char *prefix) {
     wrpo__text_printf(out, "{\"step\": %lld", (long long)m->step);
@@ -10804,8 +10599,9 @@ static void wrpo__metrics_text(wrpo__text *out, const wrpo_metrics *m, const cha
     if (!isnan(m->field)) { wrpo__text_printf(out, ", \"%s%s\": ", prefix, name); wrpo__json_number(out, m->field); }
     WRPO_METRICS(WRPO__X)
 #undef WRPO__X
-    wrpo__text_printf(out, ", \"%srecords\": %lld, \"%stokens\": %lld, \"%stokens_per_second\": %.1f, \"%sseconds\": %.3f}", prefix, (long long)m->records,
-                      prefix, (long long)m->tokens, prefix, m->tokens_per_second, prefix, m->seconds);
+    wrpo__text_printf(out, ", \"%srecords\": %lld, \"%stokens\": %lld, \"%stokens_per_second\": ", prefix, (long long)m->records, prefix, (long long)m->tokens, prefix);
+    wrpo__json_number(out, round(m->tokens_per_second * 10) / 10);
+    wrpo__text_printf(out, ", \"%sseconds\": ", prefix), wrpo__json_number(out, round(m->seconds * 1000) / 1000), wrpo__text_puts(out, "}");
 }
 WRPO_API wrpo_result wrpo_metrics_json(wrpo_ctx *ctx, const wrpo_metrics *m, const char *prefix, char **text) {
     *text = NULL;
@@ -10837,10 +10633,7 @@ static void wrpo__pass(wrpo_trainer *t, const wrpo_data *data, const double *ref
     double *logps = wrpo__alloc(wrpo__here, (size_t)K, sizeof *logps), scored = 0;
     for (int64_t i = 0; i < count && d->method == WRPO_METHOD_SFT; i++) {
         wrpo_record record = wrpo_data_record(data, list ? list[i] : i);
-        for (int k = 0; k < record.count; k++) {
-            const wrpo_tokens *tokens = &record.responses[k];
-            y[k] = (wrpo_response){.role = tokens->role, .weight = tokens->weight, .pair = tokens->pair, .tokens = tokens->count - tokens->first};
-        }
+        wrpo__as_loss(&record, y);
         scored += wrpo__sft_tokens(y, record.count);
     }
     for (int64_t at = 0, next; at < count; at = next) {
@@ -10853,11 +10646,8 @@ static void wrpo__pass(wrpo_trainer *t, const wrpo_data *data, const double *ref
             int64_t first = target;
             const char *why = NULL;
             wrpo__sum_logps(r, &record, &target, logps);
-            for (int k = 0; k < record.count; k++) {
-                const wrpo_tokens *tokens = &record.responses[k];
-                y[k] = (wrpo_response){.role = tokens->role, .weight = tokens->weight, .pair = tokens->pair, .tokens = tokens->count - tokens->first,
-                                       .logp = logps[k], .ref = ref ? ref[index * K + k] : 0};
-            }
+            wrpo__as_loss(&record, y);
+            for (int k = 0; k < record.count; k++) y[k].logp = logps[k], y[k].ref = ref ? ref[index * K + k] : 0;
             double L = wrpo_loss(d, alpha, y, record.count, scored, &why);
             if (!isfinite(L))
                 wrpo__fail(t->ctx, WRPO_E_NOT_FINITE, "step %lld: record \"%s\" (line %lld): %s", (long long)t->k, record.prompt_id, (long long)record.line,
@@ -10940,11 +10730,8 @@ WRPO_API wrpo_result wrpo_trainer_step(wrpo_trainer *t, wrpo_metrics *m) {
         wrpo__sync(ctx);
         t->k++;
 
-        wrpo__tally_end(&tally, d, alpha);
+        wrpo__tally_end(&tally, t, alpha, begin);
         tally.m.grad_norm = norm, tally.m.learning_rate = lr;
-        tally.m.epoch = (double)t->k / (double)t->steps_per_epoch;
-        tally.m.seconds = wrpo__now() - t->start;
-        tally.m.tokens_per_second = (double)tally.m.tokens / WRPO__MAX(wrpo__now() - begin, 1e-9);
         wrpo__log_metrics(t, &tally.m, "");
         *m = tally.m;
     }
@@ -10956,11 +10743,8 @@ static void wrpo__evaluate(wrpo_trainer *t, const wrpo_data *data, const double 
     wrpo__tally tally = {.m = {.step = t->k, .steps = t->T}};
     double begin = wrpo__now();
     wrpo__pass(t, data, ref, K, NULL, NULL, wrpo_data_count(data), alpha, false, &tally);
-    wrpo__tally_end(&tally, &t->desc, alpha);
+    wrpo__tally_end(&tally, t, alpha, begin);
     tally.m.grad_norm = tally.m.learning_rate = NAN;
-    tally.m.epoch = (double)t->k / (double)t->steps_per_epoch;
-    tally.m.seconds = wrpo__now() - t->start;
-    tally.m.tokens_per_second = (double)tally.m.tokens / WRPO__MAX(wrpo__now() - begin, 1e-9);
     *m = tally.m;
 }
 WRPO_API wrpo_result wrpo_trainer_eval(wrpo_trainer *t, const wrpo_data *data, wrpo_metrics *m) {

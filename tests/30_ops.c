@@ -759,10 +759,8 @@ static void test_memory(const wrpo_backend *be) {
     wrpo_desc desc = {.backend = be, .threads = 2};
     if (wrpo_open(&desc, &ctx) != WRPO_OK) { CHECK(false, "open"); return; }
     wrpo__cpu *cpu = ctx->dev;
-    size_t before = cpu->bytes;
     char *p = be->alloc(cpu, 1000), *q = be->alloc(cpu, 1);
     CHECK(p && q && (uintptr_t)p % 64 == 0 && (uintptr_t)q % 64 == 0, "alignment");
-    CHECK(cpu->bytes >= before + 1001 && cpu->peak >= cpu->bytes, "accounting");
     CHECK(be->alloc(cpu, SIZE_MAX) == NULL && be->alloc(cpu, SIZE_MAX - 100) == NULL, "sizes that do not fit");
     be->zero(cpu, p, 1000);
     be->put(cpu, q, "x", 1);
@@ -771,7 +769,6 @@ static void test_memory(const wrpo_backend *be) {
     be->get(cpu, got, p + 999, 1);
     CHECK(got[0] == 'x' && p[998] == 0, "zero, put, copy, get");
     be->release(cpu, p), be->release(cpu, q), be->release(cpu, NULL);
-    CHECK(cpu->bytes == before, "accounting after release");
     wrpo_error why;
     CHECK(be->sync(cpu, &why) == WRPO_OK, "sync");
     wrpo_close(ctx);

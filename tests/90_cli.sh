@@ -368,7 +368,7 @@ good "inspect a reward model" inspect "$G/rewards/gemma2_bf16"
 check "inspect a reward model: its head" grep -q '^type  *gemma2, reward: score' out.txt
 bad "score: not a reward model" 1 'a language model has no reward head' score --reward-model "$G/checkpoints/llama_f32" --in one.jsonl --out new
 bad "score: which label" 1 'score.weight has 3 rows' score --reward-model "$G/rewards/gemma2_bf16" --in one.jsonl --out new
-bad "score: two files" 1 'want one file to score, found 2' score --reward-model "$G/rewards/llama_f32" --in one.jsonl one.jsonl --out new
+bad "score: two files" 2 '--in takes one value' score --reward-model "$G/rewards/llama_f32" --in one.jsonl one.jsonl --out new
 bad "score: no such file" 1 'nowhere.jsonl: cannot be opened' score --reward-model "$G/rewards/llama_f32" --in nowhere.jsonl --out new
 bad "score: NaN" 1 'nan.jsonl:1:' score --reward-model "$G/rewards/llama_f32" --in nan.jsonl --out new
 bad "train a reward model" 1 'a reward model: it scores answers' train --model "$G/rewards/llama_f32" --data quads.jsonl --out new
