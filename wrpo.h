@@ -211,7 +211,7 @@ typedef struct wrpo_config {         /* config.json, old and new spellings, defa
     bool gelu;                       /* the MLP's gate: gelu_tanh in place of silu */
     bool norm_plus_one;              /* norms scale by 1 + w (not those of q and k) */
     bool post_norms;                 /* norms on what attention and MLP add to the stream */
-    bool scale_embeddings;           /* by sqrt(D), rounded to the type of the embedding */
+    bool scale_embeddings;           /* by sqrt(D), rounded to the dtype of the context */
     double query_pre_attn_scalar;    /* scores are scaled by its -0.5th power; 0 = head_dim */
     double attn_logit_softcapping, final_logit_softcapping;   /* x -> cap tanh(x / cap); 0 = none */
     wrpo_dtype dtype;                /* as the checkpoint states */
@@ -733,6 +733,7 @@ struct wrpo_ctx {
 };
 static WRPO__THREAD wrpo__arena *wrpo__here;   /* where stb_ds allocates: the innermost entry's arena */
 
+static int32_t wrpo__utf8_get(const char *s, size_t n, size_t *size);
 /* line, column: the place in a text file; the sentence should say it as well: "%s:%lld: ...". */
 _Noreturn WRPO__PRINTF(5, 6) static void wrpo__fail_at(wrpo_ctx *ctx, wrpo_result code, int64_t line, int64_t column, const char *format, ...) {
     va_list args;
@@ -740,6 +741,10 @@ _Noreturn WRPO__PRINTF(5, 6) static void wrpo__fail_at(wrpo_ctx *ctx, wrpo_resul
     ctx->error.code = code, ctx->error.line = line, ctx->error.column = column;
     vsnprintf(ctx->error.text, sizeof ctx->error.text, format, args);
     va_end(args);
+    for (size_t i = 0, size; ctx->error.text[i]; i += size) {     /* foreign text may hold anything, or be cut within a code point */
+        const int32_t c = wrpo__utf8_get(ctx->error.text + i, strlen(ctx->error.text + i), &size);
+        if (c < 0x20 || c == 0x7F) memset(ctx->error.text + i, '?', size);
+    }
     longjmp(ctx->frame->jump, 1);
 }
 #define wrpo__fail(ctx, code, ...) wrpo__fail_at(ctx, code, 0, 0, __VA_ARGS__)
@@ -2118,11 +2123,15 @@ WRPO__INLINE WRPO__V WRPO__(act)(WRPO__V g, bool gelu, WRPO__V *slope) {
 }
 WRPO__ROW void WRPO__(glu_row)(float *h, const float *gu, int64_t I, bool gelu) {
     WRPO__V slope;
-    for (int64_t i = 0; i < I; i += WRPO__LANES)
+    for (int64_t i = 0; i < I; i += WRPO__LANES) {     /* what is written is fetched too: the machine sees only what is read coming */
+        WRPO__PREFETCH(gu + i + 512, 0), WRPO__PREFETCH(gu + I + i + 512, 0), WRPO__PREFETCH(h + i + 512, 1);
         WRPO__(put)(h + i, I - i, WRPO__(act)(WRPO__(get)(gu + i, I - i, 0), gelu, &slope) * WRPO__(get)(gu + I + i, I - i, 0));
+    }
 }
 WRPO__ROW void WRPO__(glu_bwd_row)(float *dgu, float *h, const float *dh, const float *gu, int64_t I, bool gelu) {
     for (int64_t i = 0; i < I; i += WRPO__LANES) {
+        WRPO__PREFETCH(gu + i + 512, 0), WRPO__PREFETCH(gu + I + i + 512, 0), WRPO__PREFETCH(dh + i + 512, 0);
+        WRPO__PREFETCH(dgu + i + 512, 1), WRPO__PREFETCH(dgu + I + i + 512, 1);
         WRPO__V slope, up = WRPO__(get)(gu + I + i, I - i, 0), d = WRPO__(get)(dh + i, I - i, 0);
         WRPO__V act = WRPO__(act)(WRPO__(get)(gu + i, I - i, 0), gelu, &slope);
         if (h) WRPO__(put)(h + i, I - i, act * up);
@@ -3663,7 +3672,7 @@ static void wrpo__linear_fwd(wrpo_ctx *ctx, const wrpo__linear *lin, void *y, in
     for (int i = 0; i < 3 && lin->w[i]; at += lin->w[i]->rows, i++)
         if (lin->b[i]) be->bias(ctx->dev, wrpo__at(be, y, at), ldy, lin->b[i]->data, n, lin->b[i]->rows);
 }
-/* dx = dy W (dx NULL: not wanted);  dW += dy' x;  db += sum dy.  grads mirrors the weights. */
+/* dx = dy W;  dW += dy' x;  db += sum dy.  grads mirrors the weights. What is NULL is not wanted. */
 static void wrpo__linear_bwd(wrpo_ctx *ctx, const wrpo__linear *lin, void *dx, float *grads, const void *dy, int64_t lddy, const void *x, int64_t n) {
     const wrpo_backend *be = ctx->desc.backend;
     int64_t rows, at = 0, cols = lin->w[0]->cols;
@@ -3671,11 +3680,11 @@ static void wrpo__linear_bwd(wrpo_ctx *ctx, const wrpo__linear *lin, void *dx, f
         j = wrpo__joined(lin, i, &rows);
         const void *part = wrpo__at(be, dy, at);
         if (dx) be->gemm(ctx->dev, WRPO_NN, dx, cols, part, lddy, lin->w[i]->data, cols, lin->w[i]->dtype, n, cols, rows, at ? 1.0f : 0.0f);
-        be->gemm(ctx->dev, WRPO_TN, grads + lin->w[i]->at, cols, part, lddy, x, cols, WRPO_F32, rows, cols, n, 1);
+        if (grads) be->gemm(ctx->dev, WRPO_TN, grads + lin->w[i]->at, cols, part, lddy, x, cols, WRPO_F32, rows, cols, n, 1);
     }
     at = 0;
     for (int i = 0; i < 3 && lin->w[i]; at += lin->w[i]->rows, i++)
-        if (lin->b[i]) be->bias_bwd(ctx->dev, grads + lin->b[i]->at, wrpo__at(be, dy, at), lddy, n, lin->b[i]->rows);
+        if (grads && lin->b[i]) be->bias_bwd(ctx->dev, grads + lin->b[i]->at, wrpo__at(be, dy, at), lddy, n, lin->b[i]->rows);
 }
 
 /* ---- one layer ---- */
@@ -3721,12 +3730,13 @@ static void wrpo__add_fwd(wrpo__run *r, const wrpo__linear *lin, const wrpo_weig
     be->rmsnorm(ctx->dev, r->norm, D, rstd, kept, D, norm->data, r->n, 1, D, (float)c->rms_norm_eps, c->norm_plus_one);
     if (x) be->add(ctx->dev, x, r->norm, r->n * D);
 }
-/* da, from dL/dx in r->dx; r->dy is used up. */
-static void wrpo__add_bwd(wrpo__run *r, const wrpo__linear *lin, const wrpo_weight *norm, const void *kept, const float *rstd, void *da, float *grads, const void *a) {
+/* dL/d(a W'), from dL/dx in r->dx: that, or behind the norm, in r->dy. */
+static const void *wrpo__add_bwd(wrpo__run *r, const wrpo_weight *norm, const void *kept, const float *rstd, float *grads) {
     wrpo_model *m = r->model;
     const int64_t D = m->config.hidden_size;
-    if (norm) m->ctx->desc.backend->rmsnorm_bwd(m->ctx->dev, r->dy, D, WRPO__GRAD(norm), r->dx, D, NULL, 0, kept, D, norm->data, rstd, r->n, 1, D, m->config.norm_plus_one);
-    wrpo__linear_bwd(m->ctx, lin, da, grads, norm ? r->dy : r->dx, D, a, r->n);
+    if (!norm) return r->dx;
+    m->ctx->desc.backend->rmsnorm_bwd(m->ctx->dev, r->dy, D, WRPO__GRAD(norm), r->dx, D, NULL, 0, kept, D, norm->data, rstd, r->n, 1, D, m->config.norm_plus_one);
+    return r->dy;
 }
 /* x -> x_out; everything else goes to a. x, a->mid and x_out may be one place (inference): the stream is then updated
    in place. x_out NULL: only what the backward pass needs is made. */
@@ -3784,14 +3794,16 @@ static void wrpo__layer_bwd(wrpo__run *r, int64_t l, const wrpo__acts *a, const 
     void *dq = r->dqkv, *dk = wrpo__at(be, dq, H * d), *dv = wrpo__at(be, dk, G * d);
     const wrpo_attn attn = wrpo__attn_of(r, l);
 
-    be->glu(dev, r->h, a->gu, n, I, c->gelu);
-    wrpo__add_bwd(r, &w.down, w.norm_add_2, a->add_2, a->rstd_add_2, r->dh, grads, r->h);  /* 11 dh = dx W, dW += dx' h */
-    be->glu_bwd(dev, r->dgu, NULL, r->dh, a->gu, n, I, c->gelu);                           /* 10 */
+    const void *dy = wrpo__add_bwd(r, w.norm_add_2, a->add_2, a->rstd_add_2, grads);
+    wrpo__linear_bwd(ctx, &w.down, r->dh, NULL, dy, D, NULL, n);                           /* 11 dh = dx W */
+    be->glu_bwd(dev, r->dgu, r->h, r->dh, a->gu, n, I, c->gelu);                           /* 10, and h once more */
+    wrpo__linear_bwd(ctx, &w.down, NULL, grads, dy, D, r->h, n);                           /* 11 dW += dx' h */
     be->rmsnorm(dev, r->norm, D, a->rstd_2, a->mid, D, w.norm_2->data, n, 1, D, eps, plus);
     wrpo__linear_bwd(ctx, &w.gu, r->dy, grads, r->dgu, 2 * I, r->norm, n);                 /* 9  dc = dgu W */
     be->rmsnorm_bwd(dev, r->dx, D, WRPO__GRAD(w.norm_2), r->dy, D, r->dx, D, a->mid, D,
                     w.norm_2->data, a->rstd_2, n, 1, D, plus);                             /* 8  dx' = dx'' + ... */
-    wrpo__add_bwd(r, &w.o, w.norm_add_1, a->add_1, a->rstd_add_1, r->d_o, grads, a->o);    /* 7  do = dx' W */
+    dy = wrpo__add_bwd(r, w.norm_add_1, a->add_1, a->rstd_add_1, grads);
+    wrpo__linear_bwd(ctx, &w.o, r->d_o, grads, dy, D, a->o, n);                            /* 7  do = dx' W */
     be->attention_bwd(dev, &attn, dq, dk, dv, r->d_o, a->o, a->lse, q, k, v, r->attn_scratch);   /* 6 */
     wrpo__rotate(r, dq, -1);                                                               /* 5  turned back */
     if (c->qk_norm) {                                                                      /* 4 */
@@ -3809,10 +3821,10 @@ static void wrpo__layer_bwd(wrpo__run *r, int64_t l, const wrpo__acts *a, const 
 static const wrpo_weight *wrpo__head(const wrpo_model *m) {
     return m->config.tie_word_embeddings ? WRPO__W(m, embed_tokens, 0) : WRPO__W(m, lm_head, 0);
 }
-static float wrpo__embed_scale(const wrpo_config *c, const wrpo_weight *embed) {
-    if (!c->scale_embeddings) return 1;
-    const float s = (float)sqrt((double)c->hidden_size);
-    return embed->dtype == WRPO_BF16 ? wrpo__float_of(wrpo__float_to_bf16(s)) : s;
+static float wrpo__embed_scale(const wrpo_model *m) {  /* the same for all models of a context, wherever their weights lie */
+    if (!m->config.scale_embeddings) return 1;
+    const float s = (float)sqrt((double)m->config.hidden_size);
+    return m->ctx->desc.dtype == WRPO_BF16 ? wrpo__float_of(wrpo__float_to_bf16(s)) : s;
 }
 static void wrpo__sync(wrpo_ctx *ctx) {
     wrpo_error why = {WRPO_E_DEVICE, 0, 0, ""};
@@ -3834,7 +3846,7 @@ static void wrpo__trunk(wrpo__run *r) {
     const int64_t D = c->hidden_size, L = c->num_hidden_layers;
     const bool train = r->shape.train;
     void *x = train ? r->layer[0].x : r->scratch.x;
-    be->embed(dev, x, embed->data, embed->dtype, r->ids, r->n, D, wrpo__embed_scale(c, embed));   /* 1  x = E[ids] */
+    be->embed(dev, x, embed->data, embed->dtype, r->ids, r->n, D, wrpo__embed_scale(m));   /* 1  x = E[ids] */
     for (int64_t l = 0; l < L; l++) {
         void *x_out = train ? r->layer[l + 1].x : r->scratch.x;
         wrpo__layer_fwd(r, l, train && l >= r->shape.recompute ? &r->layer[l] : &r->scratch, x, x_out);
@@ -3931,7 +3943,7 @@ static void wrpo__backward(wrpo__run *r, float *grads) {
         if (a == &r->scratch) wrpo__layer_fwd(r, l, a, r->layer[l].x, NULL);               /* what was not kept is made again */
         wrpo__layer_bwd(r, l, a, r->layer[l].x, grads);
     }
-    be->embed_bwd(dev, WRPO__GRAD(embed), r->dx, r->ids, n, D, wrpo__embed_scale(c, embed));   /* 1 */
+    be->embed_bwd(dev, WRPO__GRAD(embed), r->dx, r->ids, n, D, wrpo__embed_scale(m));   /* 1 */
     wrpo__sync(ctx);
 }
 
@@ -4727,6 +4739,9 @@ static wrpo__writer *wrpo__shard_write(wrpo__arena *temp, const char *path, cons
         for (int64_t at = 0, k; at < count; at += k) {
             k = WRPO__MIN(count - at, WRPO__CHUNK);
             fn(user, p[i].tensor, at, k, chunk);
+            for (int64_t e = 0; dtype == WRPO_F16 && e < k; e++)
+                if (isfinite(chunk[e]) && fabsf(chunk[e]) >= 65520)
+                    wrpo__fail(temp->ctx, WRPO_E_NOT_FINITE, "%s: %s: element %lld, %g, is infinite in F16", path, t[p[i].tensor].name, (long long)(at + e), (double)chunk[e]);
             wrpo__from_float(chunk, dtype, chunk, k);
             wrpo__write(w, chunk, (size_t)(k * size));
         }
@@ -4750,9 +4765,10 @@ static wrpo__writer *wrpo__index_write(wrpo__arena *temp, const char *path, cons
     return w;
 }
 /* t[n] into the directory, which exists: one file, or shards of at most max_shard_size bytes (0: 5e9) and their index.
-   dtype 0 is F32. fn is called for each file's tensors in the order of their names, with bounded pieces. */
+   dtype 0 is F32. fn is called for each file's tensors in the order of their names, with bounded pieces. beside: an
+   stb_ds array of whole files that wait for their names; what they replace goes before, so that no kill leaves it with these tensors. */
 static void wrpo__tensors_save(wrpo__arena *temp, const char *dir, const wrpo__save_tensor *t, int64_t n, wrpo_dtype dtype, int64_t max_shard_size,
-                               wrpo__save_fn fn, void *user) {
+                               wrpo__save_fn fn, void *user, wrpo__writer **beside) {
     wrpo_ctx *ctx = temp->ctx;
     int64_t *bytes = wrpo__raw(temp, (size_t)n, sizeof *bytes), *shard = wrpo__raw(temp, (size_t)n, sizeof *shard), total = 0;
     for (int64_t i = 0; i < n; i++) {
@@ -4780,8 +4796,10 @@ static void wrpo__tensors_save(wrpo__arena *temp, const char *dir, const wrpo__s
         for (int64_t s = 0; s < shards; s++)           /* an old index over old and new shards of the same names would open as a mixture */
             if (wrpo__exists(ready[s]->path)) { wrpo__remove(ctx, index_path); break; }
     }
+    for (int64_t i = 0; i < stbds_arrlen(beside); i++) wrpo__remove(ctx, beside[i]->path);
     for (int64_t s = 0; s < files; s++) wrpo__publish(ready[s]);
     if (index) wrpo__publish(index);
+    for (int64_t i = stbds_arrlen(beside) - 1; i >= 0; i--) wrpo__publish(beside[i]);      /* config.json, the first, comes last: a load wants it */
     wrpo__remove(ctx, index ? wrpo__join(temp, dir, WRPO__SINGLE_FILE) : index_path);
     for (int64_t i = 0; i < stbds_arrlen(stale); i++) wrpo__remove(ctx, stale[i]);
     wrpo__block_free(chunk);
@@ -8476,6 +8494,8 @@ static void wrpo__config_rope(const wrpo__reader *in, wrpo__family_name family, 
                      c->model_type, family == WRPO__PHI3 ? "default and longrope are" : family == WRPO__INTERNLM2 ? "default, linear and dynamic are"
                                                                                    : "default, linear, llama3, yarn, dynamic and longrope are");
     p->type = (wrpo_rope_type)kind;
+    if (v4 && v5) WRPO__REFUSE(v4, WRPO_E_FORMAT, "rope_scaling: want either this or rope_parameters");
+    if (!type && wrpo__present(r, "factor")) WRPO__REFUSE(r, WRPO_E_FORMAT, "%s: want a rope_type for its factor", r->key);
     for (const wrpo_json *v = r ? r->child : NULL; v; v = v->next)
         if (v->kind != WRPO_JSON_NULL && !wrpo__among(v->key, known))
             WRPO__REFUSE(v, WRPO_E_UNSUPPORTED, "%s: \"%.60s\" is not supported", r->key, v->key);
@@ -8492,6 +8512,8 @@ static void wrpo__config_rope(const wrpo__reader *in, wrpo__family_name family, 
     const double original = wrpo__config_number(in, r, "original_max_position_embeddings", stated > 0 ? stated : p->type == WRPO_ROPE_LLAMA3 ? 0 : (double)c->max_position_embeddings);
     if (stated > 0 && stated != original)
         WRPO__REFUSE(r, WRPO_E_FORMAT, "original_max_position_embeddings: the number in this object and that of config.json (4096 if it has none) differ");
+    if (original != floor(original) || original == 1)
+        WRPO__REFUSE(r, WRPO_E_FORMAT, "original_max_position_embeddings: want an integer of at least 2, found %g", original);
     p->original_max_position_embeddings = (int64_t)original;
     p->factor = wrpo__config_number(in, r, "factor", p->type == WRPO_ROPE_LONGROPE ? (double)c->max_position_embeddings / original : 0);
     p->low_freq_factor = wrpo__config_number(in, r, "low_freq_factor", 0), p->high_freq_factor = wrpo__config_number(in, r, "high_freq_factor", 0);
@@ -8502,8 +8524,8 @@ static void wrpo__config_rope(const wrpo__reader *in, wrpo__family_name family, 
     p->beta_fast = wrpo__config_number(in, r, "beta_fast", 32), p->beta_slow = wrpo__config_number(in, r, "beta_slow", 1);
     p->attention_factor = wrpo__config_number(in, r, "attention_factor", p->factor <= 1 ? 1 : p->type == WRPO_ROPE_YARN ? 0.1 * log(p->factor) + 1
                                               : p->type == WRPO_ROPE_LONGROPE ? sqrt(1 + log(p->factor) / log(original)) : 1);
-    const wrpo_json *truncate = wrpo__present(r, "truncate");
-    p->yarn_truncate = !truncate || truncate->kind != WRPO_JSON_BOOL || truncate->boolean;
+    const wrpo_json *truncate = wrpo__json_maybe(in->ctx, in->path, r, "truncate", WRPO_JSON_BOOL);
+    p->yarn_truncate = !truncate || truncate->boolean;
     if (p->type != WRPO_ROPE_LONGROPE) return;
     wrpo__config_factors(in, r, "short_factor", p->short_factor, p->dims / 2);
     wrpo__config_factors(in, r, "long_factor", p->long_factor, p->dims / 2);
@@ -8554,7 +8576,7 @@ static void wrpo__config_parse(wrpo__arena *arena, const char *path, const wrpo_
         c->head = (wrpo_head)h;
     }
     for (const wrpo_json *v = root->child; v; v = v->next) {
-        bool off = v->kind == WRPO_JSON_NULL || (v->kind == WRPO_JSON_BOOL && !v->boolean);
+        bool off = v->kind == WRPO_JSON_NULL || (v->kind == WRPO_JSON_BOOL && v->boolean == !strcmp(v->key, "is_causal"));
         if (off || v->key[0] == '_' || !strncmp(v->key, "transformers.", 13) || wrpo__among(v->key, used) || wrpo__among(v->key, harmless) || wrpo__among(v->key, defaults->keys) || wrpo__among(v->key, head_keys[c->head])) continue;
         WRPO__REFUSE(v, WRPO_E_UNSUPPORTED, "\"%.80s\" is not supported for model_type %s", v->key, c->model_type);
     }
@@ -8625,7 +8647,8 @@ static void wrpo__config_parse(wrpo__arena *arena, const char *path, const wrpo_
         }
     }
     const wrpo_json *pad = wrpo__present(root, "pad_token_id");
-    c->pad_token_id = pad && pad->exact ? pad->integer : -1;           /* some files say -1 for none */
+    if (pad && !(pad->kind == WRPO_JSON_NUMBER && pad->exact)) WRPO__REFUSE(pad, WRPO_E_FORMAT, "pad_token_id: want an integer");
+    c->pad_token_id = pad ? pad->integer : -1;           /* some files say -1 for none */
     c->reward_token_id = c->head == WRPO_HEAD_VALUE ? wrpo__config_int(in, "reward_token_id", -1, 0, c->vocab_size - 1) : -1;
     c->gating_temperature = c->head == WRPO_HEAD_GATED ? wrpo__config_number(in, root, "gating_temperature", 10) : 0;
     const wrpo_json *dtype = wrpo__present(root, "dtype");
@@ -8705,15 +8728,17 @@ static bool wrpo__in_head(const wrpo_config *c, const char *name) {
 }
 /* m: the table of the config, without data. Every weight is there, and nothing else. */
 static wrpo_dtype wrpo__check_tensors(const wrpo_model *m, const char *dir, const wrpo_tensors *t) {
-    const wrpo_tensor_info *all = wrpo_tensors_at(t, 0), *first = NULL;
+    const wrpo_tensor_info *all = wrpo_tensors_at(t, 0), *first = NULL, *other = NULL;
     bool *seen = wrpo__alloc(wrpo__here, (size_t)wrpo_tensors_count(t), sizeof *seen);
     wrpo__place place;
     char head[128];
     for (int64_t i = 0; i < m->n_weights; i++) {
         const wrpo_tensor_info *info = wrpo__tensor_of(m, dir, t, &m->weights[i], &place);
         if (!first) first = info;
+        if (wrpo__float_dtype(info) != wrpo__float_dtype(first)) other = info;
         seen[info - all] = true;
     }
+    if (other) wrpo__log(m->ctx, WRPO_LOG_WARN, "%s: %s is %s, %s %s: saved again, all are %s unless a type is asked for", dir, first->name, first->dtype, other->name, other->dtype, first->dtype);
     wrpo__file_name(&m->config, "lm_head.weight", head);
     for (const wrpo_tensor_info *info = all; info < all + wrpo_tensors_count(t); info++)
         if (!seen[info - all] && !wrpo__ends(info->name, ".rotary_emb.inv_freq") && !wrpo__in_head(&m->config, info->name) && !(m->config.tie_word_embeddings && !strcmp(info->name, head)))
@@ -8728,6 +8753,7 @@ static wrpo_tensors *wrpo__tensors_in(wrpo_ctx *ctx, const char *dir) {
     return t;
 }
 WRPO_API wrpo_result wrpo_model_check(wrpo_ctx *ctx, const char *dir, wrpo_config *config, int64_t *parameters, wrpo_dtype *dtype) {
+    *parameters = 0, *dtype = WRPO_DTYPE_DEFAULT;
     WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
         wrpo__arena *arena = wrpo__entry.arena;
         wrpo__config_read(arena, dir, config);
@@ -8850,19 +8876,17 @@ static bool wrpo__is_side_file(const char *name) {
     yes = yes && name[0] != '.' && strncmp(name, "reference_logps", 15) != 0;
     return yes && !wrpo__ends(name, not[0]) && strcmp(name, not[1]) && strcmp(name, not[2]);
 }
-static bool wrpo__same_file(const char *a, const char *b) {
-    struct stat x, y;
-    return stat(a, &x) == 0 && stat(b, &y) == 0 && x.st_dev == y.st_dev && x.st_ino == y.st_ino && x.st_ino != 0;
-}
-static void wrpo__copy_file(wrpo__arena *arena, const char *from, const char *to) {
-    if (wrpo__same_file(from, to)) return;
-    const wrpo__file *f = wrpo__open_file(arena, from);
+/* One more file of a checkpoint, under its part name so far; not if it is there already, the same. */
+static void wrpo__beside(wrpo__arena *arena, wrpo__writer ***files, const char *to, const void *data, size_t size) {
+    const wrpo__file *old = wrpo__exists(to) ? wrpo__open_file(arena, to) : NULL;
+    if (old && old->size == size && !memcmp(old->data, data, size)) return;
     wrpo__writer *w = wrpo__create(arena, to);
-    wrpo__write(w, f->data, f->size);
-    wrpo__commit(w);
+    wrpo__write(w, data, size);
+    wrpo__finish(w);
+    stbds_arrput(*files, w);
 }
 /* config.json unchanged, but for the value of dtype / torch_dtype where the weights are written in another type. */
-static void wrpo__save_config(wrpo__arena *arena, const char *from, const char *to, wrpo_dtype dtype) {
+static void wrpo__save_config(wrpo__arena *arena, wrpo__writer ***files, const char *from, const char *to, wrpo_dtype dtype) {
     const wrpo__file *f = wrpo__open_file(arena, from);
     const char *name = dtype == WRPO_BF16 ? "bfloat16" : dtype == WRPO_F16 ? "float16" : "float32";
     const char *text = wrpo__strndup(arena, (const char *)f->data, f->size), *rest = text;
@@ -8877,10 +8901,7 @@ static void wrpo__save_config(wrpo__arena *arena, const char *from, const char *
         rest = strchr(at + 1, '"');
     }
     wrpo__text_puts(&out, rest);
-    if (out.size == f->size && !memcmp(out.data, f->data, f->size) && wrpo__same_file(from, to)) return;
-    wrpo__writer *w = wrpo__create(arena, to);
-    wrpo__write(w, out.data, out.size);
-    wrpo__commit(w);
+    wrpo__beside(arena, files, to, out.data, out.size);
 }
 typedef struct wrpo__saving { const wrpo_model *model; const wrpo_weight **of; } wrpo__saving;   /* of[tensor]: the first weight in it */
 static void wrpo__save_piece(void *user, int64_t tensor, int64_t first, int64_t count, float *dst) {
@@ -8913,10 +8934,10 @@ WRPO_API wrpo_result wrpo_model_save(wrpo_model *model, const wrpo_save_desc *de
             t[tensors] = (wrpo__save_tensor){wrpo__strndup(arena, p.name, strlen(p.name)), w->vector ? 1 : 2, {p.groups * p.stride, w->cols, 0, 0}};
             saving.of[tensors++] = w;
         }
-        wrpo__tensors_save(arena, desc->dir, t, tensors, dtype, desc->max_shard_size, wrpo__save_piece, &saving);
+        wrpo__writer **beside = NULL;
         bool dir = wrpo__is_dir(model->dir);
         const char *config = dir ? wrpo__join(arena, model->dir, "config.json") : model->dir;
-        wrpo__save_config(arena, config, wrpo__join(arena, desc->dir, "config.json"), dtype);
+        wrpo__save_config(arena, &beside, config, wrpo__join(arena, desc->dir, "config.json"), dtype);
         const char *from[2] = {model->tokenizer_dir, dir ? model->dir : NULL};
         for (int i = 0; i < 2; i++) {
             if (!from[i] || (i && from[0] && !strcmp(from[0], from[1]))) continue;
@@ -8924,10 +8945,12 @@ WRPO_API wrpo_result wrpo_model_save(wrpo_model *model, const wrpo_save_desc *de
             for (int64_t k = 0; k < stbds_arrlen(names); k++) {
                 const char *path = wrpo__join(arena, from[i], names[k].text);
                 bool known = i && from[0] && wrpo__exists(wrpo__join(arena, from[0], names[k].text));   /* the tokenizer's folder wins */
-                if (wrpo__is_side_file(names[k].text) && !known && !wrpo__is_dir(path))
-                    wrpo__copy_file(arena, path, wrpo__join(arena, desc->dir, names[k].text));
+                if (!wrpo__is_side_file(names[k].text) || known || wrpo__is_dir(path)) continue;
+                const wrpo__file *f = wrpo__open_file(arena, path);
+                wrpo__beside(arena, &beside, wrpo__join(arena, desc->dir, names[k].text), f->data, f->size);
             }
         }
+        wrpo__tensors_save(arena, desc->dir, t, tensors, dtype, desc->max_shard_size, wrpo__save_piece, &saving, beside);
     }
     return wrpo__end(&wrpo__entry);
 }

@@ -66,6 +66,13 @@ static void configs(void) {
         {"{\"model_type\":\"qwen2\"," SMALL ",\"layer_types\":[\"full_attention\"]}", "layer_types"}, {"{\"model_type\":\"qwen3\"," SMALL ",\"layer_types\":[\"full_attention\",\"linear\"]}", "linear"},
         {"{\"model_type\":\"llama\",\"vocab_size\":37,\"hidden_size\":16,\"intermediate_size\":20,\"num_hidden_layers\":2,\"num_attention_heads\":5}", "num_attention_heads"},
         {"{\"model_type\":\"llama\",\"vocab_size\":37,\"hidden_size\":16,\"intermediate_size\":20,\"num_hidden_layers\":2,\"num_attention_heads\":4,\"num_key_value_heads\":3}", "num_key_value_heads"},
+        {"{\"model_type\":\"llama\"," SMALL ",\"is_causal\":false}", "is_causal"}, {"{\"model_type\":\"llama\"," SMALL ",\"pad_token_id\":\"x\"}", "pad_token_id"},
+        {"{\"model_type\":\"llama\"," SMALL ",\"rope_parameters\":{\"rope_type\":\"default\"},\"rope_scaling\":{\"type\":\"linear\",\"factor\":4}}", "rope_scaling: want either"},
+        {"{\"model_type\":\"llama\"," SMALL ",\"rope_scaling\":{\"factor\":8}}", "want a rope_type"},
+        {"{\"model_type\":\"llama\"," SMALL ",\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":2,\"truncate\":\"no\"}}", "truncate"},
+        {"{\"model_type\":\"llama\"," SMALL ",\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":2,\"original_max_position_embeddings\":1}}", "want an integer of at least 2"},
+        {"{\"model_type\":\"llama\",\"vocab_size\":37,\"hidden_size\":4096,\"intermediate_size\":20,\"num_hidden_layers\":2,\"num_attention_heads\":2}", "head_dim"},
+        {"{\"model_type\":\"llama\"," SMALL ",\"\\u001b[2J\":1}", "\"?[2J\""},
         {"{\"model_type\":\"llama\",\"vocab_size\":3.5}", "vocab_size"}, {"{\"model_type\":\"llama\",\"vocab_size\":\"37\"}", "vocab_size"}};
     for (int i = 0; i < (int)(sizeof refused / sizeof *refused); i++) {
         put("config.json", refused[i].text);
@@ -167,13 +174,38 @@ static void round_trips(void) {
         snprintf(name, sizeof name, "f32_%d/notes.jsonl", i);
         CHECK(!get(name, &k), "foreign files are not");
     }
-    /* bf16: what was rounded once stays; config says so */
+    /* a key of the root only, whatever stands in front of it */
     char out[96];
+    shell("mkdir %s/nested; echo '{\"hidden_act\":\"silu\", \"torch_dtype\":\"float16\", \"transformers.js_config\":{\"dtype\":\"q4\"},' > %s/nested/config.json", dir, dir);
+    shell("tail -c +2 %s/config.json >> %s/nested/config.json", dir, dir);
+    shell("sed -i 's/, *\"torch_dtype\": *\"float32\"//; s/\"hidden_act\": *\"silu\", *\"vocab/\"vocab/' %s/nested/config.json%s", dir, "");
+    snprintf(out, sizeof out, "%s/nested", dir);
+    wrpo_model *nested;
+    CHECK(wrpo_model_init(ctx, &(wrpo_init_desc){.config = out, .seed = 5}, &nested) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+    CHECK(nested && wrpo_model_save(nested, &(wrpo_save_desc){.dir = out, .dtype = WRPO_BF16}) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+    char *b = get("nested/config.json", &k);
+    CHECK(b && strstr(b, "\"torch_dtype\":\"bfloat16\"") && strstr(b, "{\"dtype\":\"q4\"}"), "%s", b ? b : "");
+    free(b);
+    /* a save that fails leaves the old checkpoint; one number that F16 cannot hold is such a failure */
+    if (nested) {
+        wrpo_model *old = load("nested", NULL);
+        shell("mv %s/nested/config.json %s/kept.json", dir, dir);
+        CHECK(wrpo_model_save(nested, &(wrpo_save_desc){.dir = out}) == WRPO_E_IO && strstr(wrpo_last_error(ctx)->text, "nested/config.json"), "%s", wrpo_last_error(ctx)->text);
+        shell("mv %s/kept.json %s/nested/config.json", dir, dir);
+        ((float *)WRPO__W(nested, up_proj, 1)->data)[7] = 1e5f;
+        CHECK(wrpo_model_save(nested, &(wrpo_save_desc){.dir = out, .dtype = WRPO_F16}) == WRPO_E_NOT_FINITE && strstr(wrpo_last_error(ctx)->text, "element 7, 100000"), "%s",
+              wrpo_last_error(ctx)->text);
+        again = load("nested", NULL);
+        CHECK(old && again && equal(old, again), "a failed save changed the checkpoint");
+        wrpo_model_free(old), wrpo_model_free(again);
+    }
+    wrpo_model_free(nested);
+    /* bf16: what was rounded once stays; config says so */
     snprintf(out, sizeof out, "%s/bf16", dir);
     CHECK(wrpo_model_save(model, &(wrpo_save_desc){.dir = out, .dtype = WRPO_BF16}) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
     wrpo_model *half = load("bf16", NULL);
     CHECK(half && !equal(model, half), "bf16 rounds");
-    char *b = get("bf16/config.json", &k);
+    b = get("bf16/config.json", &k);
     CHECK(b && strstr(b, "\"torch_dtype\": \"bfloat16\""), "%s", b ? b : "");
     free(b);
     if (half) {

@@ -157,7 +157,7 @@ static void armorm(const wrpo_json *golden) {
         wrpo__save_tensor *t = wrpo__alloc(arena, (size_t)m->n_weights + HEADS, sizeof *t);
         for (int64_t i = 0; i < m->n_weights; i++) t[i] = (wrpo__save_tensor){m->weights[i].name, m->weights[i].vector ? 1 : 2, {m->weights[i].rows, m->weights[i].cols, 0, 0}};
         for (int i = 0; i < HEADS; i++) t[m->n_weights + i] = (wrpo__save_tensor){gated[i].name, gated[i].cols ? 2 : 1, {gated[i].rows, gated[i].cols, 0, 0}};
-        wrpo__tensors_save(arena, path("armorm"), t, m->n_weights + HEADS, WRPO_F32, 0, by_formula, m);
+        wrpo__tensors_save(arena, path("armorm"), t, m->n_weights + HEADS, WRPO_F32, 0, by_formula, m, NULL);
         wrpo_reward *r = load(path("armorm"), 0, 0);
         if (r) {
             static const int32_t without[] = {1, 2, 128009, 128006, 78191, 128007, 9, 128009};
@@ -171,10 +171,10 @@ static void armorm(const wrpo_json *golden) {
             CHECK(wrpo_reward_score(r, &prompt, &(const char *){"b"}, 1, &reward) == WRPO_E_IO && strstr(wrpo_last_error(ctx)->text, "tokenizer.json"), "%s", wrpo_last_error(ctx)->text);
             wrpo_reward_free(r);
         }
-        wrpo__tensors_save(arena, path("armorm"), t, m->n_weights + HEADS - 1, WRPO_F32, 0, by_formula, m);
+        wrpo__tensors_save(arena, path("armorm"), t, m->n_weights + HEADS - 1, WRPO_F32, 0, by_formula, m, NULL);
         refuse(path("armorm"), 0, "gating.logit_scale is missing");
         t[m->n_weights].shape[0] = 4;
-        wrpo__tensors_save(arena, path("armorm"), t, m->n_weights + HEADS, WRPO_F32, 0, by_formula, m);
+        wrpo__tensors_save(arena, path("armorm"), t, m->n_weights + HEADS, WRPO_F32, 0, by_formula, m, NULL);
         refuse(path("armorm"), 0, "reward_transform_matrix");
     }
     CHECK(wrpo__end(&wrpo__entry) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);

@@ -281,7 +281,15 @@ int main(void) {
         base.learning_rate = 0, base.batch_size = 0, base.micro_tokens = 0;
         drop(&free_run), wrpo_data_free(data), wrpo_model_free(model);
     }
-    {   /* bfloat16: a frozen model on a mapped file has the bits of a loaded one; training works on float masters, which a save keeps */
+    {   /* what is no source weighs 1 where nothing is said */
+        wrpo_tokens unsaid[3] = {responses[0][0], responses[0][1], responses[0][2]};
+        wrpo_record single = records[0];
+        wrpo_data *data;
+        unsaid[1].weight = unsaid[2].weight = 0, single.responses = unsaid;
+        CHECK(!wrpo_data_from_ids(ctx, &single, 1, &data) && wrpo_data_record(data, 0).responses[1].weight == 1 && wrpo_data_record(data, 0).responses[2].weight == 1, "a weight of 0");
+        wrpo_data_free(data);
+    }
+    {   /* bfloat16: a frozen model on a mapped file has the bits of a loaded single; training works on float masters, which a save keeps */
         wrpo_model *made = make_model(ctx), *loaded, *frozen, *again;
         wrpo_data *data = make_data(ctx, 0, N);
         char half[96], float_dir[96];
@@ -295,6 +303,8 @@ int main(void) {
         CHECK(!memcmp(a, b, sizeof a), "a mapped model has other log-probs");
         wrpo_trainer *t;
         CHECK(wrpo_trainer_new(frozen, data, &(wrpo_train_desc){0}, &t) == WRPO_E_ARG && strstr(wrpo_last_error(ctx)->text, "frozen"), "a frozen model was trained");
+        CHECK(wrpo_trainer_new(loaded, data, &(wrpo_train_desc){.schedule = (wrpo_schedule)7}, &t) == WRPO_E_ARG && strstr(wrpo_last_error(ctx)->text, "schedule: want"), "schedule 7");
+        CHECK(wrpo_trainer_new(loaded, data, &(wrpo_train_desc){.states = (wrpo_states)9}, &t) == WRPO_E_ARG && strstr(wrpo_last_error(ctx)->text, "states: want"), "states 9");
         wrpo_model_free(made), wrpo_model_free(frozen), wrpo_model_free(loaded), wrpo_data_free(data);
 
         wrpo_train_desc d = base;
