@@ -99,7 +99,7 @@ static void test_unicode(void) {
         wrpo__mark *marks = NULL;
         wrpo__text out = {.arena = wrpo__here}, again = {.arena = wrpo__here};
         wrpo__unicode_load_classes(wrpo__here, &u);
-        wrpo__unicode_load_nfc(&u);
+        wrpo__unicode_load_nfc(wrpo__here, &u);
         for (int64_t k = 0; k < WRPO__COUNT(sizes); k++) {
             int64_t n = 0;
             for (int32_t c = 0; c < 0x110000; c++) n += sizes[k].classes >> (u.kind[c] & 15) & 1;
@@ -307,6 +307,17 @@ static void test_refusals(void) {
     wrpo_tokenizer_free(load(dir));                    /* holes in the vocabulary are no error */
     write_small("added_tokens", "[" TOKEN(3, "<s>", SPECIAL) "," TOKEN(3, "<s>", SPECIAL) "," TOKEN(9, "", SPECIAL) "]");
     wrpo_tokenizer_free(load(dir));                    /* nor is the same token again, nor an empty one */
+    for (int n = 400; n <= 2000; n += 1600) {          /* alternatives, beyond which the parser would go too deep */
+        char pattern[4200];
+        for (int k = 0; k < n; k++) memcpy(pattern + 2 * k, "a|", 2);
+        pattern[2 * n - 1] = 0;
+        char *split = malloc(sizeof pattern + 128);
+        sprintf(split, SPLIT("%s"), pattern);
+        write_small("pre_tokenizer", split);
+        if (n == 400) wrpo_tokenizer_free(load(dir));
+        else check_refused(WRPO_E_UNSUPPORTED, "so many alternatives, or so deep a nest of groups is not supported");
+        free(split);
+    }
     put("tokenizer.json", NULL, 0);
     check_refused(WRPO_E_IO, "want a tokenizer.json in this directory, found none");
     puts_to("tokenizer.json", "[]");
@@ -316,26 +327,26 @@ static void test_refusals(void) {
 static void test_config(void) {
     write_small("", "");
     wrpo_tokenizer *tok = load(dir);
-    CHECK(!tok->config && !tok->chat_template && !tok->bos_token && wrpo_tokenizer_bos(tok) == -1 && wrpo_tokenizer_eos(tok) == -1, "nothing given");
+    CHECK(!tok->config && !tok->chat_template && !tok->special[0] && wrpo_tokenizer_bos(tok) == -1 && wrpo_tokenizer_eos(tok) == -1, "nothing given");
     CHECK(wrpo_tokenizer_size(tok) == 5 && wrpo__is_special(tok, 4) && !wrpo__is_special(tok, 0) && !wrpo__is_special(tok, 5) && !wrpo__is_special(tok, -1), "sizes");
     CHECK(wrpo__token_id(tok, "ab", 2) == 2 && wrpo__token_id(tok, "ba", 2) == -1 && wrpo__token_id(tok, "", 0) == -1, "token ids");
     wrpo_tokenizer_free(tok);
 
     puts_to("special_tokens_map.json", "{\"bos_token\":{\"content\":\"<s>\",\"lstrip\":false},\"eos_token\":\"a\",\"pad_token\":\"</s>\"}");
     tok = load(dir);
-    CHECK(tok->bos == 3 && tok->eos == 0 && !strcmp(tok->pad_token, "</s>") && !tok->unk_token, "special_tokens_map.json");
+    CHECK(tok->bos == 3 && tok->eos == 0 && !strcmp(tok->special[3], "</s>") && !tok->special[2], "special_tokens_map.json");
     wrpo_tokenizer_free(tok);
 
     puts_to("tokenizer_config.json", "{\"bos_token\":null,\"eos_token\":{\"content\":\"</s>\"},\"unk_token\":\"nowhere\",\"rare\":\"x\",\"add_bos_token\":true}");
     tok = load(dir);
-    CHECK(tok->bos == -1 && !tok->bos_token && tok->eos == 4 && !strcmp(tok->eos_token, "</s>") && !strcmp(tok->unk_token, "nowhere"), "tokenizer_config.json goes first");
+    CHECK(tok->bos == -1 && !tok->special[0] && tok->eos == 4 && !strcmp(tok->special[1], "</s>") && !strcmp(tok->special[2], "nowhere"), "tokenizer_config.json goes first");
     CHECK(wrpo__json_is(wrpo__json_get(tok->config, "rare"), "x") && stbds_arrlen(tok->prefix) == 0, "the rest of it is kept; other classes keep their post-processor");
     wrpo_tokenizer_free(tok);
     put("special_tokens_map.json", NULL, 0);
 
     puts_to("tokenizer_config.json", "{\"eos_token\":\"<|im_end|>\"}");
     tok = load(dir);
-    CHECK(tok->eos == -1 && !strcmp(tok->eos_token, "<|im_end|>"), "a token that templates can use, but without id");
+    CHECK(tok->eos == -1 && !strcmp(tok->special[1], "<|im_end|>"), "a token that templates can use, but without id");
     wrpo_tokenizer_free(tok);
     puts_to("tokenizer_config.json", "{\"bos_token\":7}");
     check_refused(WRPO_E_FORMAT, "bos_token: want a string, found 7");

@@ -18,7 +18,7 @@ static wrpo_json *read_json(const char *path) {
 }
 /* A tokenizer that has this template and nothing else of interest. */
 static wrpo_tokenizer template_of(wrpo__arena *arena, const char *text, size_t size) {
-    wrpo_tokenizer tok = {.ctx = ctx, .arena = arena, .dir = "here", .bos_token = "<s>", .bos = -1, .eos = -1};
+    wrpo_tokenizer tok = {.ctx = ctx, .arena = arena, .dir = "here", .special = {"<s>"}, .bos = -1, .eos = -1};
     tok.chat_template = text, tok.chat_template_size = size;
     return tok;
 }
@@ -88,7 +88,7 @@ static void real(void) {
         const wrpo_json *t = wrpo_json_get(e, "template"), *bos = wrpo_json_get(e, "bos_token"), *eos = wrpo_json_get(e, "eos_token");
         wrpo__arena *arena = wrpo__arena_new(ctx);
         wrpo_tokenizer tok = template_of(arena, t->text, t->size);
-        tok.bos_token = bos && bos->kind == WRPO_JSON_STRING ? bos->text : NULL, tok.eos_token = eos && eos->kind == WRPO_JSON_STRING ? eos->text : NULL;
+        tok.special[0] = bos && bos->kind == WRPO_JSON_STRING ? bos->text : NULL, tok.special[1] = eos && eos->kind == WRPO_JSON_STRING ? eos->text : NULL;
         static char line[1 << 18];
         int lines = 0;
         while (fgets(line, sizeof line, f)) {
