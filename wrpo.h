@@ -5364,6 +5364,10 @@ typedef struct wrpo__step {
 typedef struct wrpo__word { uint8_t size, count; char text[22]; int32_t ids[10]; } wrpo__word;    /* 64 bytes of the word cache */
 enum { WRPO__WORDS = 1 << 13, WRPO__SMALL_CHARS = 1 << 10, WRPO__MAX_ID = 1 << 22 };
 
+typedef struct wrpo__template {      /* text NULL: none; the rest by >>chat */
+    const char *text; size_t size;
+    wrpo__arena *arena; const void *tree; bool compiled;
+} wrpo__template;
 struct wrpo_tokenizer {
     wrpo_ctx *ctx;
     wrpo__arena *arena, *scratch;    /* scratch: what one call needs; cleared by the next */
@@ -5383,8 +5387,7 @@ struct wrpo_tokenizer {
     const wrpo_json *config;         /* tokenizer_config.json, or NULL */
     const char *special[7];          /* texts of wrpo__special_names; NULL: none */
     int32_t bos, eos;                /* -1: none */
-    const char *chat_template; size_t chat_template_size;        /* NULL: none */
-    const void *chat; wrpo__arena *chat_arena; bool compiled;    /* the template's tree, by >>chat */
+    wrpo__template chat[2];          /* the second: for conversations with tools, if there is one */
 };
 
 /* The vocabulary and the merges have tables of their own: the texts may hold NULs, ids are dense, a merge is looked
@@ -5845,7 +5848,9 @@ static void wrpo__decode(wrpo_tokenizer *tok, const int32_t *ids, int64_t n, boo
 }
 
 /* ---- load ---- */
-typedef struct wrpo__loader { wrpo_tokenizer *tok; wrpo_ctx *ctx; const char *name; } wrpo__loader;   /* name: of the file, for errors */
+typedef struct wrpo__loader {        /* name: of the file, for errors; next: the id of the next added token that is not in the vocabulary */
+    wrpo_tokenizer *tok; wrpo_ctx *ctx; const char *name; wrpo__work *work; int64_t next;
+} wrpo__loader;
 
 static bool wrpo__load_flag(const wrpo__loader *in, const wrpo_json *object, const char *key, bool otherwise) {
     const wrpo_json *v = wrpo__json_maybe(in->ctx, in->name, object, key, WRPO_JSON_BOOL);
@@ -5945,7 +5950,8 @@ static void wrpo__load_pre_tokenizer(const wrpo__loader *in, const wrpo_json *v,
             const wrpo__step *n = &tok->normalizer[i];
             size_t one = 0;
             if (n->kind == WRPO__STEP_REPLACE && n->size) wrpo__utf8_get(n->text, n->size, &one);
-            if (n->kind != WRPO__STEP_NFC && (!one || one != n->size)) wrpo__load_refuse(in, "after this normalizer, prepend_scheme", scheme);
+            if (n->kind != WRPO__STEP_NFC && (!one || one != n->size))
+                wrpo__load_refuse(in, "after this normalizer, prepend_scheme", scheme);
         }
         step.first = first;
         if (!never) stbds_arrput(tok->pre_tokenizer, step);
@@ -6110,31 +6116,54 @@ static void wrpo__trie_add(wrpo_tokenizer *tok, int root, const char *s, size_t 
         wrpo__json_fail(in->ctx, WRPO_E_FORMAT, in->name, v, "added token %d looks like added token %d", (int)id, (int)tok->trie[at].id);
     tok->trie[at].id = id;
 }
-static void wrpo__load_added(const wrpo__loader *in, const wrpo_json *list, int64_t next) {
+static uint32_t wrpo__load_flags(const wrpo__loader *in, const wrpo_json *v, uint32_t flags, bool all) {   /* all: none may be left out */
     static const struct { const char *key; uint32_t flag; } keys[] = {
         {"single_word", WRPO__TOKEN_SINGLE_WORD}, {"lstrip", WRPO__TOKEN_LSTRIP}, {"rstrip", WRPO__TOKEN_RSTRIP},
-        {"normalized", WRPO__TOKEN_NORMALIZED}, {"special", WRPO__TOKEN_SPECIAL},
+        {"special", WRPO__TOKEN_SPECIAL}, {"normalized", WRPO__TOKEN_NORMALIZED},
     };
+    for (int64_t k = 0; k < WRPO__COUNT(keys); k++) {
+        const wrpo_json *b = all ? wrpo__load_need(in, v, keys[k].key, WRPO_JSON_BOOL) : wrpo__json_maybe(in->ctx, in->name, v, keys[k].key, WRPO_JSON_BOOL);
+        if (b ? b->boolean : keys[k].flag == WRPO__TOKEN_NORMALIZED && !(flags & WRPO__TOKEN_SPECIAL)) flags |= keys[k].flag;
+    }
+    return flags;
+}
+static void wrpo__add_token(const wrpo__loader *in, const wrpo_json *v, int32_t id, uint32_t flags) {   /* a token with an id becomes an added one */
     wrpo_tokenizer *tok = in->tok;
-    wrpo__work w = {.tok = tok, .text.arena = tok->scratch, .spare.arena = tok->scratch};
-    for (int root = 0; root < 2; root++) stbds_arrput(tok->trie, ((wrpo__trie){0, -1, 0, 0}));
+    wrpo__work *w = in->work;
+    wrpo__token *token = &tok->tokens[id];
+    const size_t size = (size_t)token->size;
+    token->flags |= flags;
+    if (!(flags & WRPO__TOKEN_NORMALIZED)) { wrpo__trie_add(tok, 0, token->text, size, id, in, v); return; }
+    wrpo__normalize(w, token->text, token->size, true);
+    wrpo__trie_add(tok, 1, w->s, (size_t)w->n, id, in, v);
+    if ((size_t)w->n == size && memcmp(w->s, token->text, size) == 0) return;
+    /* the library decodes it to its normalized form, which it does not find among the special ones */
+    wrpo__renamed renamed = {id, {wrpo__strndup(tok->arena, w->s, (size_t)w->n), (int32_t)w->n, flags & ~(uint32_t)WRPO__TOKEN_SPECIAL}};
+    stbds_arrput(tok->renamed, renamed);
+    token->flags |= WRPO__TOKEN_RENAMED;
+}
+/* added_tokens of tokenizer.json, then added_tokens_decoder of tokenizer_config.json (again), an object whose keys are the ids.
+   transformers adds what the second has and the first lacks; where they differ about a token, the library's answer depends on
+   its version, and ours is to refuse. */
+static void wrpo__load_added(wrpo__loader *in, const wrpo_json *list, bool again) {
+    wrpo_tokenizer *tok = in->tok;
     for (const wrpo_json *v = list ? list->child : NULL; v; v = v->next) {
-        const wrpo_json *content = wrpo__load_need(in, v, "content", WRPO_JSON_STRING);
-        const wrpo_json *number = wrpo__load_need(in, v, "id", WRPO_JSON_NUMBER);
+        const wrpo_json *content = wrpo__load_need(in, v, "content", WRPO_JSON_STRING), *number = again ? v : wrpo__load_need(in, v, "id", WRPO_JSON_NUMBER);
+        const uint32_t flags = wrpo__load_flags(in, v, WRPO__TOKEN_ADDED, !again);
         wrpo__shown shown;
-        uint32_t flags = WRPO__TOKEN_ADDED;
-        for (int64_t k = 0; k < WRPO__COUNT(keys); k++)
-            if (wrpo__load_need(in, v, keys[k].key, WRPO_JSON_BOOL)->boolean) flags |= keys[k].flag;
+        char want[16];
         if (!content->size) continue;
         /* the library numbers added tokens itself: as the model has them, else one after the other behind the model's count */
-        int32_t known = wrpo__token_id(tok, content->text, content->size), id = known >= 0 ? known : (int32_t)next++;
+        int32_t known = wrpo__token_id(tok, content->text, content->size), id = known >= 0 ? known : (int32_t)in->next++;
         wrpo__show(shown, content->text, content->size);
-        if (!number->exact || number->integer != id)
-            wrpo__json_fail(in->ctx, WRPO_E_FORMAT, in->name, number, "added token \"%s\": want the id %d, %s, found %s", shown, (int)id,
-                            known >= 0 ? "which the vocabulary gives it" : "the next one free", number->text);
+        snprintf(want, sizeof want, "%d", (int)id);
+        if (strcmp(again ? v->key : number->text, want) != 0)
+            wrpo__json_fail(in->ctx, WRPO_E_FORMAT, in->name, number, "added token \"%s\": want the id %s, %s, found %.40s", shown, want,
+                            known >= 0 ? "which the vocabulary gives it" : "the next one free", again ? v->key : number->text);
         if (known >= 0 && tok->tokens[id].flags & WRPO__TOKEN_ADDED) {
             if ((tok->tokens[id].flags & ~(uint32_t)(WRPO__TOKEN_MODEL | WRPO__TOKEN_RENAMED)) == flags) continue;
-            wrpo__json_fail(in->ctx, WRPO_E_FORMAT, in->name, v, "added token \"%s\" stands twice, with different flags", shown);
+            wrpo__json_fail(in->ctx, WRPO_E_FORMAT, in->name, v, "added token \"%s\" %s", shown,
+                            again ? "has other flags in tokenizer.json" : "stands twice, with different flags");
         }
         if (known < 0) {
             if (tok->tokens[id].text)
@@ -6144,42 +6173,98 @@ static void wrpo__load_added(const wrpo__loader *in, const wrpo_json *list, int6
             tok->slots[wrpo__slot(tok, content->text, content->size)] = id;
             tok->size = WRPO__MAX(tok->size, id + 1);
         }
-        tok->tokens[id].flags |= flags;
-        if (!(flags & WRPO__TOKEN_NORMALIZED)) { wrpo__trie_add(tok, 0, content->text, content->size, id, in, v); continue; }
-        wrpo__normalize(&w, content->text, (int64_t)content->size, true);
-        wrpo__trie_add(tok, 1, w.s, (size_t)w.n, id, in, v);
-        if ((size_t)w.n == content->size && memcmp(w.s, content->text, content->size) == 0) continue;
-        /* the library decodes it to its normalized form, which it does not find among the special ones */
-        wrpo__renamed renamed = {id, {wrpo__strndup(tok->arena, w.s, (size_t)w.n), (int32_t)w.n, flags & ~(uint32_t)WRPO__TOKEN_SPECIAL}};
-        stbds_arrput(tok->renamed, renamed);
-        tok->tokens[id].flags |= WRPO__TOKEN_RENAMED;
+        wrpo__add_token(in, v, id, flags);
     }
 }
 
 static const char *const wrpo__special_names[] = {"bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"};
-/* A special token of tokenizer_config.json, else of special_tokens_map.json: a string, or an object that holds it. NULL: none.
-   Templates use the text; *id is -1 if the vocabulary lacks it, which is an error only where the id is needed. */
-static const char *wrpo__load_special(const wrpo__loader *in, const wrpo_json *map, const char *key, int32_t *id) {
-    wrpo_tokenizer *tok = in->tok;
-    const wrpo_json *v = wrpo__json_get(tok->config, key);
-    if (!v) v = wrpo__json_get(map, key);
-    if (v && v->kind == WRPO_JSON_OBJECT) v = wrpo__load_need(in, v, "content", WRPO_JSON_STRING);
-    *id = -1;
-    if (!v || v->kind == WRPO_JSON_NULL) return NULL;
-    *id = wrpo__token_id(tok, wrpo__json_want(in->ctx, in->name, v, WRPO_JSON_STRING, key)->text, v->size);
-    return wrpo__strndup(tok->arena, v->text, v->size);
-}
-static void wrpo__load_template(const wrpo__loader *in, const wrpo_json *v) {   /* a string, or a list of {name, template}: the one named default */
-    wrpo_tokenizer *tok = in->tok;
-    if (v && v->kind == WRPO_JSON_ARRAY) {
-        const wrpo_json *k = v->child;
-        while (k && !wrpo__json_is(wrpo__json_get(k, "name"), "default")) k = k->next;
-        v = k ? wrpo__load_need(in, k, "template", WRPO_JSON_STRING) : NULL;
+/* What some tokenizer classes of transformers bring with them: the first special tokens; of Llama and Gemma also a post-processor. */
+static const struct wrpo__tokenizer_class { const char *name, *special[4]; bool processor; } wrpo__tokenizer_classes[] = {
+    {"LlamaTokenizer", {"<s>", "</s>", "<unk>", NULL}, true}, {"GemmaTokenizer", {"<bos>", "<eos>", "<unk>", "<pad>"}, true},
+    {"GPT2Tokenizer", {"<|endoftext|>", "<|endoftext|>", "<|endoftext|>", NULL}, false},
+    {"Qwen2Tokenizer", {NULL, "<|endoftext|>", "<|endoftext|>", "<|endoftext|>"}, false}};
+static const struct wrpo__tokenizer_class *wrpo__load_class(const wrpo_json *name) {   /* NULL: one that changes nothing */
+    for (int64_t k = 0; k < WRPO__COUNT(wrpo__tokenizer_classes); k++) {
+        const char *s = wrpo__tokenizer_classes[k].name;
+        const size_t n = strlen(s);
+        if (name && name->kind == WRPO_JSON_STRING && !strncmp(name->text, s, n) && (!name->text[n] || !strcmp(name->text + n, "Fast")))
+            return &wrpo__tokenizer_classes[k];
     }
-    if (!v || v->kind == WRPO_JSON_NULL) return;
+    return NULL;
+}
+/* A special token, a string or an object that holds it, becomes an added one, as transformers makes it one. One that the vocabulary
+   lacks does not: transformers would give it an id for which the model has no row. Templates use its text all the same, and *id is
+   -1, which is an error only where the id is needed. Returns the text, or NULL: none. */
+static const wrpo_json *wrpo__load_special(const wrpo__loader *in, const wrpo_json *v, int32_t *id) {
+    const wrpo_json *text = v && v->kind == WRPO_JSON_OBJECT ? wrpo__json_get(v, "content") : v;
+    uint32_t flags = WRPO__TOKEN_ADDED | WRPO__TOKEN_SPECIAL;
+    *id = -1;
+    if (!text || text->kind != WRPO_JSON_STRING) return NULL;
+    *id = wrpo__token_id(in->tok, text->text, text->size);
+    if (text != v) flags = wrpo__load_flags(in, v, flags, false);
+    if (*id >= 0 && text->size && !(in->tok->tokens[*id].flags & WRPO__TOKEN_ADDED)) wrpo__add_token(in, v, *id, flags);
+    return text;
+}
+/* Those without one of the seven names: any other key that ends so, and the members of two lists. over: another file, whose keys go first. */
+static void wrpo__load_unnamed(const wrpo__loader *in, const wrpo_json *file, const wrpo_json *over) {
+    int32_t id;
+    for (const wrpo_json *v = file ? file->child : NULL; v; v = v->next) {
+        if (wrpo__json_get(over, v->key)) continue;
+        if (v->key_size > 6 && !strcmp(v->key + v->key_size - 6, "_token")) wrpo__load_special(in, v, &id);
+        else if (!strcmp(v->key, "additional_special_tokens") || !strcmp(v->key, "extra_special_tokens"))
+            for (const wrpo_json *k = v->child; k; k = k->next) wrpo__load_special(in, k, &id);
+    }
+}
+/* The special tokens of tokenizer_config.json; of special_tokens_map.json, which goes first where the config has no
+   added_tokens_decoder and is not read where it has one; of the tokenizer's class, where they are absent. */
+static void wrpo__load_specials(wrpo__loader *in, const wrpo_json *map, const char *map_name) {
+    static const char *const adds[] = {"add_bos_token", "add_eos_token"};
+    wrpo_tokenizer *tok = in->tok;
+    const char *const config_name = in->name;
+    const wrpo_json *name = wrpo__json_get(tok->config, "tokenizer_class");
+    const struct wrpo__tokenizer_class *class = wrpo__load_class(name);
+    int32_t ids[7];
+    bool add[2];
+    for (int i = 0; i < 7; i++) {
+        const char *usual = class && i < 4 ? class->special[i] : NULL;
+        const wrpo_json own = {.kind = WRPO_JSON_STRING, .text = usual, .size = usual ? strlen(usual) : 0};
+        const wrpo_json *v = wrpo__json_get(map, wrpo__special_names[i]);
+        in->name = v ? map_name : config_name;
+        if (!v && !(v = wrpo__json_get(tok->config, wrpo__special_names[i])) && usual) v = &own;
+        const wrpo_json *text = wrpo__load_special(in, v, &ids[i]);
+        if (text) tok->special[i] = wrpo__strndup(tok->arena, text->text, text->size);
+        else if (v && v->kind != WRPO_JSON_NULL) wrpo__json_want(in->ctx, in->name, v, WRPO_JSON_STRING, wrpo__special_names[i]);
+    }
+    tok->bos = ids[0], tok->eos = ids[1];
+    in->name = map_name, wrpo__load_unnamed(in, map, NULL);
+    in->name = config_name, wrpo__load_unnamed(in, tok->config, map);
+    if (!class || !class->processor) return;
+    /* transformers (4.x) gives these classes a post-processor of their own, whatever tokenizer.json says */
+    for (int i = 0; i < 2; i++) {
+        const wrpo_json *v = wrpo__json_get(tok->config, adds[i]);
+        add[i] = wrpo__load_flag(in, tok->config, adds[i], i == 0);
+        if (add[i] && ids[i] < 0)
+            wrpo__json_fail(in->ctx, WRPO_E_FORMAT, in->name, v ? v : name, "%s is true%s, but no %s is in the vocabulary", adds[i], v ? "" : ", as this class has it",
+                            wrpo__special_names[i]);
+    }
+    tok->prefix = tok->suffix = NULL;
+    if (add[0]) stbds_arrput(tok->prefix, tok->bos);
+    if (add[1]) stbds_arrput(tok->suffix, tok->eos);
+}
+static void wrpo__set_template(wrpo_tokenizer *tok, int i, const char *text, size_t size) {
+    tok->chat[i] = (wrpo__template){.text = wrpo__strndup(tok->arena, text, size), .size = size};
+}
+static void wrpo__load_template(const wrpo__loader *in, const wrpo_json *v) {   /* a string, or a list of {name, template}, of which two names count */
+    static const char *const names[] = {"default", "tool_use"};
+    for (const wrpo_json *k = v && v->kind == WRPO_JSON_ARRAY ? v->child : NULL; k; k = k->next)
+        for (int i = 0; i < 2; i++) {
+            if (!wrpo__json_is(wrpo__json_get(k, "name"), names[i])) continue;
+            const wrpo_json *text = wrpo__load_need(in, k, "template", WRPO_JSON_STRING);
+            wrpo__set_template(in->tok, i, text->text, text->size);
+        }
+    if (!v || v->kind == WRPO_JSON_NULL || v->kind == WRPO_JSON_ARRAY) return;
     wrpo__json_want(in->ctx, in->name, v, WRPO_JSON_STRING, "chat_template");
-    tok->chat_template = wrpo__strndup(tok->arena, v->text, v->size);
-    tok->chat_template_size = v->size;
+    wrpo__set_template(in->tok, 0, v->text, v->size);
 }
 /* A JSON object in a file of the directory; NULL if there is no such file. The text goes, the tree stays in the arena. */
 static const wrpo_json *wrpo__load_json(wrpo__loader *in, wrpo__arena *arena, const char *dir, const char *file) {
@@ -6189,31 +6274,18 @@ static const wrpo_json *wrpo__load_json(wrpo__loader *in, wrpo__arena *arena, co
     in->name = path;
     return wrpo__json_want(in->ctx, path, wrpo__json_parse(arena, path, 1, (const char *)f->data, f->size), WRPO_JSON_OBJECT, file);
 }
-/* transformers (4.x) gives the tokenizers of these classes a post-processor of its own, whatever tokenizer.json says. */
-static void wrpo__load_override(const wrpo__loader *in) {
-    static const char *const classes[] = {"LlamaTokenizer", "LlamaTokenizerFast", "GemmaTokenizer", "GemmaTokenizerFast"};
-    wrpo_tokenizer *tok = in->tok;
-    const wrpo_json *name = wrpo__json_get(tok->config, "tokenizer_class"), *v;
-    int64_t k = 0;
-    while (k < WRPO__COUNT(classes) && !wrpo__json_is(name, classes[k])) k++;
-    if (k == WRPO__COUNT(classes)) return;
-    bool bos = wrpo__load_flag(in, tok->config, "add_bos_token", true), eos = wrpo__load_flag(in, tok->config, "add_eos_token", false);
-    if (bos && tok->bos < 0 && (v = wrpo__json_get(tok->config, "add_bos_token")))
-        wrpo__json_fail(in->ctx, WRPO_E_FORMAT, in->name, v, "add_bos_token is true, but no bos_token is in the vocabulary");
-    if (eos && tok->eos < 0 && (v = wrpo__json_get(tok->config, "add_eos_token")))
-        wrpo__json_fail(in->ctx, WRPO_E_FORMAT, in->name, v, "add_eos_token is true, but no eos_token is in the vocabulary");
-    tok->prefix = tok->suffix = NULL;
-    if (bos && tok->bos >= 0) stbds_arrput(tok->prefix, tok->bos);
-    if (eos) stbds_arrput(tok->suffix, tok->eos);
-}
 static wrpo_tokenizer *wrpo__tokenizer_load(wrpo_ctx *ctx, wrpo__arena *arena, const char *dir) {
     wrpo_tokenizer *tok = WRPO__NEW(arena, wrpo_tokenizer);
-    wrpo__loader in = {tok, ctx, dir};
     tok->ctx = ctx, tok->arena = arena;
     tok->dir = wrpo__strndup(arena, dir, strlen(dir));
     tok->scratch = wrpo__sub_arena(arena);
+    wrpo__work work = {.tok = tok, .text.arena = tok->scratch, .spare.arena = tok->scratch};
+    wrpo__loader in = {.tok = tok, .ctx = ctx, .name = dir, .work = &work};
     tok->seed = wrpo__hash((uint64_t)(uintptr_t)arena, &(double){wrpo__now()}, sizeof(double));    /* decides about speed, never about ids */
 
+    tok->config = wrpo__load_json(&in, arena, dir, "tokenizer_config.json");
+    const char *config_name = in.name;
+    const wrpo_json *again = tok->config ? wrpo__json_maybe(ctx, config_name, tok->config, "added_tokens_decoder", WRPO_JSON_OBJECT) : NULL;
     const wrpo_json *root = wrpo__load_json(&in, tok->scratch, dir, "tokenizer.json");
     if (!root) wrpo__fail(ctx, WRPO_E_IO, "%s: want a tokenizer.json in this directory, found none", dir);
     const wrpo_json *version = wrpo__json_maybe(ctx, in.name, root, "version", WRPO_JSON_STRING);
@@ -6221,33 +6293,33 @@ static wrpo_tokenizer *wrpo__tokenizer_load(wrpo_ctx *ctx, wrpo__arena *arena, c
     const wrpo_json *model = wrpo__json_need(ctx, in.name, root, "model", WRPO_JSON_OBJECT);
     const wrpo_json *added = wrpo__json_maybe(ctx, in.name, root, "added_tokens", WRPO_JSON_ARRAY);
     wrpo__unicode_load_classes(arena, &tok->unicode);
-    wrpo__load_model(&in, model, added ? added->count : 0);
+    wrpo__load_model(&in, model, (added ? added->count : 0) + (again ? again->count : 0));
     const wrpo_json *decoder = wrpo__json_get(root, "decoder");
     tok->has_decoder = decoder && decoder->kind != WRPO_JSON_NULL;
     wrpo__load_each(&in, wrpo__json_get(root, "normalizer"), "normalizers", wrpo__load_normalizer);
     wrpo__load_each(&in, wrpo__json_get(root, "pre_tokenizer"), "pretokenizers", wrpo__load_pre_tokenizer);
     wrpo__load_each(&in, decoder, "decoders", wrpo__load_decoder);
-    wrpo__load_added(&in, added, wrpo__json_get(model, "vocab")->count);
+    for (int i = 0; i < 2; i++) stbds_arrput(tok->trie, ((wrpo__trie){0, -1, 0, 0}));
+    in.next = wrpo__json_get(model, "vocab")->count;
+    wrpo__load_added(&in, added, false);
     wrpo__load_each(&in, wrpo__json_get(root, "post_processor"), "processors", wrpo__load_post_processor);
     /* "truncation" and "padding" are for batches of a fixed shape; transformers switches both off for a plain call, and so they are ignored */
 
-    const wrpo_json *map = wrpo__load_json(&in, tok->scratch, dir, "special_tokens_map.json");
-    const wrpo_json *chat = wrpo__load_json(&in, tok->scratch, dir, "chat_template.json");
-    if (chat) wrpo__load_template(&in, wrpo__json_get(chat, "chat_template"));
-    tok->config = wrpo__load_json(&in, arena, dir, "tokenizer_config.json");
-    if (!tok->config && map) in.name = wrpo__join(arena, dir, "special_tokens_map.json");
-    int32_t ids[7];
-    for (int i = 0; i < 7; i++) tok->special[i] = wrpo__load_special(&in, map, wrpo__special_names[i], &ids[i]);
-    tok->bos = ids[0], tok->eos = ids[1];
-    wrpo__load_override(&in);
-    if (!tok->chat_template) wrpo__load_template(&in, wrpo__json_get(tok->config, "chat_template"));
-    const char *jinja = wrpo__join(arena, dir, "chat_template.jinja");
-    if (wrpo__exists(jinja)) {
-        const wrpo__file *f = wrpo__open_file(tok->scratch, jinja);
+    const wrpo_json *map = again ? NULL : wrpo__load_json(&in, tok->scratch, dir, "special_tokens_map.json");
+    const char *map_name = in.name;
+    in.name = config_name;
+    wrpo__load_added(&in, again, true);
+    wrpo__load_specials(&in, map, map_name);
+    wrpo__load_template(&in, wrpo__json_get(tok->config, "chat_template"));
+    static const char *const files[] = {"chat_template.jinja", "additional_chat_templates/tool_use.jinja"};
+    for (int i = 0, found = 0; i < 2; i++) {
+        const char *path = wrpo__join(arena, dir, files[i]);
+        if (!wrpo__exists(path)) continue;
+        const wrpo__file *f = wrpo__open_file(tok->scratch, path);
         size_t bad;
-        if (!wrpo__is_utf8((const char *)f->data, f->size, &bad)) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: not UTF-8 at byte %zu", jinja, bad);
-        tok->chat_template = wrpo__strndup(arena, (const char *)f->data, f->size);
-        tok->chat_template_size = f->size;
+        if (!wrpo__is_utf8((const char *)f->data, f->size, &bad)) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: not UTF-8 at byte %zu", path, bad);
+        if (!found++) memset(tok->chat, 0, sizeof tok->chat);  /* one file, and the config's count no more */
+        wrpo__set_template(tok, i, (const char *)f->data, f->size);
     }
     wrpo__arena_clear(tok->scratch);
     return tok;
@@ -7701,12 +7773,12 @@ static wrpo__jflow wrpo__jexec(wrpo__jinja *J, const wrpo__jnode *x, wrpo__jval 
 }
 
 /* ---- a template, compiled once per tokenizer; and a conversation through it ---- */
-static const wrpo__jnode *wrpo__jcompile(wrpo_tokenizer *tok, wrpo__arena *arena) {
-    wrpo__jinja J = {.ctx = tok->ctx, .arena = arena, .tok = tok, .line = 1, .held = tok->ctx->bytes};
+static const wrpo__jnode *wrpo__jcompile(wrpo_tokenizer *tok, const wrpo__template *t) {
+    wrpo__jinja J = {.ctx = tok->ctx, .arena = t->arena, .tok = tok, .line = 1, .held = tok->ctx->bytes};
     wrpo__jparser P = {.J = &J, .fresh = true};
-    char *s = wrpo__alloc(arena, tok->chat_template_size + 1, 1);
-    for (size_t i = 0, k, size = tok->chat_template_size; i < size; i += k) {   /* every newline is \n; the last one is dropped */
-        const char *from = tok->chat_template + i;
+    char *s = wrpo__alloc(t->arena, t->size + 1, 1);
+    for (size_t i = 0, k, size = t->size; i < size; i += k) {   /* every newline is \n; the last one is dropped */
+        const char *from = t->text + i;
         if (wrpo__utf8_get(from, size - i, &k) < 0) wrpo__fail(J.ctx, WRPO_E_FORMAT, "chat template, byte %zu: not UTF-8", i + 1);
         memcpy(s + P.n, from, k);
         P.n += k;
@@ -7748,11 +7820,13 @@ static wrpo__jv wrpo__jmessage(wrpo__jinja *J, const wrpo_json *message) {
 static void wrpo__chat_at(wrpo__arena *temp, wrpo_tokenizer *tok, const wrpo_json *messages, bool add_generation_prompt,
                           const wrpo_json *kwargs, time_t now, wrpo__text *out) {
     wrpo_ctx *ctx = tok->ctx;
-    if (!tok->chat_template)
+    const wrpo_json *tools = wrpo__json_get(kwargs, "tools");
+    wrpo__template *t = &tok->chat[tok->chat[1].text && tools && tools->kind != WRPO_JSON_NULL];    /* transformers' choice */
+    if (!t->text)
         wrpo__fail(ctx, WRPO_E_FORMAT, "%s: no chat template (chat_template.jinja, or chat_template in tokenizer_config.json)", tok->dir);
     if (messages->kind != WRPO_JSON_ARRAY) wrpo__fail(ctx, WRPO_E_ARG, "chat: want an array of messages");
-    if (!tok->chat_arena) tok->chat_arena = wrpo__sub_arena(tok->arena);
-    if (!tok->compiled) wrpo__arena_clear(tok->chat_arena), tok->chat = wrpo__jcompile(tok, tok->chat_arena), tok->compiled = true;
+    if (!t->arena) t->arena = wrpo__sub_arena(tok->arena);
+    if (!t->compiled) wrpo__arena_clear(t->arena), t->tree = wrpo__jcompile(tok, t), t->compiled = true;
     wrpo__jinja J = {.ctx = ctx, .arena = temp, .tok = tok, .line = 1, .held = ctx->bytes, .now = now};
     wrpo__jval *root = wrpo__jscope(&J, NULL), *list = wrpo__jnew(&J, WRPO__J_LIST);
     for (const wrpo_json *m = messages->child; m; m = m->next) {
@@ -7767,7 +7841,7 @@ static void wrpo__chat_at(wrpo__arena *temp, wrpo_tokenizer *tok, const wrpo_jso
     wrpo__jdict_put(&J, root, wrpo__jstring(&J, "add_generation_prompt"), wrpo__jbool(add_generation_prompt));
     for (const wrpo_json *k = kwargs ? kwargs->child : NULL; k; k = k->next)
         wrpo__jdict_put(&J, root, wrpo__jbytes(&J, k->key, k->key_size), wrpo__jfrom_json(&J, k));
-    wrpo__jexec(&J, tok->chat, root, out);
+    wrpo__jexec(&J, t->tree, root, out);
 }
 WRPO_API wrpo_result wrpo_chat(wrpo_tokenizer *tok, const wrpo_json *messages, bool add_generation_prompt, const wrpo_json *kwargs, char **text, size_t *size) {
     wrpo_ctx *ctx = tok->ctx;
