@@ -5105,6 +5105,15 @@ static int64_t wrpo__rx_match(const wrpo__regex *rx, int32_t at, const char *s, 
         }
     }
 }
+static bool wrpo__rx_takes_one(const wrpo__regex *rx) {            /* one code point, whatever it matches, and sees no other */
+    int64_t sets = 0, others = 0;
+    for (int64_t k = 0; k < stbds_arrlen(rx->nodes); k++) {
+        const wrpo__rx_node *x = &rx->nodes[k];
+        if (x->kind == WRPO__RX_SET && x->min == 1 && x->max == 1) sets++;
+        else others += x->kind != WRPO__RX_JOIN && x->kind != WRPO__RX_END;
+    }
+    return sets == 1 && !others;
+}
 /* The first match in s[from..n): [*begin, *end); false: none. No pattern matches the empty text. */
 static bool wrpo__rx_find(const wrpo__regex *rx, const char *s, int64_t n, int64_t from, int64_t *begin, int64_t *end) {
     for (int64_t i = from; i < n; i++) {
@@ -5945,12 +5954,12 @@ static void wrpo__load_pre_tokenizer(const wrpo__loader *in, const wrpo_json *v,
         marks.kind = WRPO__STEP_REPLACE;
         marks.regex = wrpo__regex_new(tok->arena, in->name, v, tok->unicode.kind, " ", 1, true);
         stbds_arrput(tok->pre_tokenizer, marks);
-        /* "first" asks where a piece lies in the original text: known as long as the normalizer neither adds nor drops at the front */
+        /* "first" asks where a piece lies in the original text: known as long as the normalizer puts one character for one */
         for (int64_t i = 0; i < stbds_arrlen(tok->normalizer) && first; i++) {
             const wrpo__step *n = &tok->normalizer[i];
             size_t one = 0;
             if (n->kind == WRPO__STEP_REPLACE && n->size) wrpo__utf8_get(n->text, n->size, &one);
-            if (n->kind != WRPO__STEP_NFC && (!one || one != n->size))
+            if (n->kind != WRPO__STEP_NFC && (!one || one != n->size || !wrpo__rx_takes_one(n->regex)))
                 wrpo__load_refuse(in, "after this normalizer, prepend_scheme", scheme);
         }
         step.first = first;
@@ -6367,6 +6376,9 @@ WRPO_API wrpo_result wrpo_decode(wrpo_tokenizer *tok, const int32_t *ids, int64_
    the template's line; what this interpreter does not know is WRPO_E_UNSUPPORTED by name, never a guess:
    inheritance, imports, call, filter, with and raw blocks, recursive loops, varargs, chains of comparisons,
    powers, format strings, escaping, and the filters, tests and methods that stand in no row of wrpo__jdefs.
+   One difference is known and not refused: a name that an inner block reads before the block around it sets
+   it for the first time. Jinja decides when it compiles that this name is the outer block's, and finds it
+   undefined; here it is looked up as it stands then, a variable of the caller's (bos_token, tools) included.
    Text -> tree (once per tokenizer) -> output (per rendering). Names: jv a value, jnode a node of the tree. */
 
 /* A template is a stranger's program: it is given this much and no more. */

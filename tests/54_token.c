@@ -300,6 +300,20 @@ static void test_refusals(void) {
     puts_to("tokenizer.json", "{\"normalizer\":{\"type\":\"Prepend\",\"prepend\":\"_\"},\"model\":" MODEL ","
             "\"pre_tokenizer\":{\"type\":\"Metaspace\",\"replacement\":\"_\",\"prepend_scheme\":\"first\"}}");
     check_refused(WRPO_E_UNSUPPORTED, "after this normalizer, prepend_scheme \"first\" is not supported");
+    static const char *const longer[] = {"{\"Regex\":\"[0-9]+\"}", "{\"String\":\"22\"}", "{\"Regex\":\"2|33\"}", "{\"Regex\":\"2(?=3)\"}", "{\"Regex\":\"[0-9]\"}", "{\"String\":\"2\"}"};
+    for (int k = 0; k < 6; k++) {                      /* a normalizer that can drop characters before Metaspace looks for the first */
+        char text[512];
+        int32_t *ids;
+        int64_t count;
+        snprintf(text, sizeof text, "{\"normalizer\":{\"type\":\"Replace\",\"pattern\":%s,\"content\":\"N\"},\"pre_tokenizer\":{\"type\":\"Metaspace\",\"replacement\":\"_\","
+                 "\"prepend_scheme\":\"first\"},\"model\":{\"type\":\"BPE\",\"vocab\":{\"N\":0,\"_\":7},\"merges\":[]}}", longer[k]);
+        puts_to("tokenizer.json", text);
+        if (k < 4) { check_refused(WRPO_E_UNSUPPORTED, "after this normalizer, prepend_scheme \"first\" is not supported"); continue; }
+        wrpo_tokenizer *tok = load(dir);
+        CHECK(wrpo_encode(tok, "22", 2, 0, &ids, &count) == WRPO_OK && count == 3 && ids[0] == 7 && ids[1] == 0 && ids[2] == 0, "%s", longer[k]);
+        wrpo_free(ctx, ids);
+        wrpo_tokenizer_free(tok);
+    }
     puts_to("tokenizer.json", "{\"normalizer\":{\"type\":\"Replace\",\"pattern\":{\"String\":\"y\"},\"content\":\"x\"},\"model\":" MODEL ","
             "\"added_tokens\":[" TOKEN(5, "x", "\"normalized\":true,\"special\":false") "," TOKEN(6, "y", "\"normalized\":true,\"special\":false") "]}");
     check_refused(WRPO_E_FORMAT, "added token 6 looks like added token 5");
