@@ -4951,7 +4951,7 @@ typedef struct wrpo__decomposition { int32_t c, count, part[3]; } wrpo__decompos
 typedef struct wrpo__unicode {
     uint8_t *kind;                   /* [0x110000] class, | WRPO__CAREFUL */
     wrpo__decomposition *decompositions, *pairs;         /* stb arrays; by c; the composing ones by part[0], part[1] */
-    int32_t (*ccc)[3];               /* stb array of first, last, combining class */
+    uint8_t *ccc;                    /* [0x110000] combining class */
 } wrpo__unicode;
 
 typedef struct wrpo__packed { const char *const *line; int64_t lines; const char *at; } wrpo__packed;
@@ -4965,6 +4965,7 @@ static bool wrpo__unpack(wrpo__packed *p, int32_t *value) {        /* false: tha
         if (digit < 32) return true;
     }
 }
+static int wrpo__by_code(const void *a, const void *b) { return ((const wrpo__decomposition *)a)->c - ((const wrpo__decomposition *)b)->c; }
 static int wrpo__by_pair(const void *a, const void *b) {
     const wrpo__decomposition *x = a, *y = b;
     int k = x->part[0] == y->part[0];
@@ -4975,7 +4976,7 @@ static void wrpo__unicode_load_classes(wrpo__arena *arena, wrpo__unicode *u) {
     u->kind = wrpo__raw(arena, 0x110000, 1);
     for (int32_t c = 0, v; wrpo__unpack(&in, &v); c += v / 16 + 1) memset(u->kind + c, v % 16, (size_t)(v / 16) + 1);
 }
-static void wrpo__unicode_load_nfc(wrpo__unicode *u) {
+static void wrpo__unicode_load_nfc(wrpo__arena *arena, wrpo__unicode *u) {
     wrpo__packed in = {wrpo__unicode_nfc, WRPO__COUNT(wrpo__unicode_nfc), wrpo__unicode_nfc[0]};
     int32_t v, c, last[3] = {0};
     if (u->decompositions) return;
@@ -4992,24 +4993,14 @@ static void wrpo__unicode_load_nfc(wrpo__unicode *u) {
     qsort(u->pairs, (size_t)stbds_arrlen(u->pairs), sizeof *u->pairs, wrpo__by_pair);
     for (c = 0x1161; c <= 0x11C2; c++) if (c <= 0x1175 || c >= 0x11A8) u->kind[c] |= WRPO__CAREFUL;   /* Hangul vowels and finals */
     in = (wrpo__packed){wrpo__unicode_ccc, WRPO__COUNT(wrpo__unicode_ccc), wrpo__unicode_ccc[0]};
-    for (c = -1; wrpo__unpack(&in, &v);) {
-        int32_t *range = *stbds_arraddnptr(u->ccc, 1);
-        range[0] = c + v + 1;
-        wrpo__unpack(&in, &range[2]);
+    u->ccc = wrpo__alloc(arena, 0x110000, 1);
+    for (c = 0; wrpo__unpack(&in, &v);) {
+        int32_t ccc = 0;
+        c += v;
+        wrpo__unpack(&in, &ccc);
         wrpo__unpack(&in, &v);
-        c = range[1] = range[0] + v;
-        for (int32_t k = range[0]; k <= c; k++) u->kind[k] |= WRPO__CAREFUL;
+        for (int32_t end = c + v; c <= end; c++) u->ccc[c] = (uint8_t)ccc, u->kind[c] |= WRPO__CAREFUL;
     }
-}
-static int32_t wrpo__ccc(const wrpo__unicode *u, int32_t c) {
-    if (!(u->kind[c] & WRPO__CAREFUL)) return 0;
-    for (int64_t low = 0, high = stbds_arrlen(u->ccc); low < high;) {
-        int64_t mid = (low + high) / 2;
-        if (c < u->ccc[mid][0]) high = mid;
-        else if (c > u->ccc[mid][1]) low = mid + 1;
-        else return u->ccc[mid][2];
-    }
-    return 0;
 }
 typedef struct wrpo__mark { int32_t c, ccc; int64_t at; } wrpo__mark;   /* at: its place, which keeps the sort stable */
 static int wrpo__by_ccc(const void *a, const void *b) {
@@ -5018,7 +5009,7 @@ static int wrpo__by_ccc(const void *a, const void *b) {
     return (x->at > y->at) - (x->at < y->at);
 }
 static void wrpo__put_mark(const wrpo__unicode *u, int32_t c, wrpo__mark **out) {
-    wrpo__mark m = {c, wrpo__ccc(u, c), stbds_arrlen(*out)};
+    wrpo__mark m = {c, u->ccc[c], stbds_arrlen(*out)};
     stbds_arrput(*out, m);
 }
 static void wrpo__decompose(const wrpo__unicode *u, int32_t c, wrpo__mark **out) {
@@ -5027,18 +5018,10 @@ static void wrpo__decompose(const wrpo__unicode *u, int32_t c, wrpo__mark **out)
         for (int k = 0; k < (i % 28 ? 3 : 2); k++) wrpo__put_mark(u, parts[k], out);
         return;
     }
-    for (int64_t low = 0, high = stbds_arrlen(u->decompositions); low < high;) {
-        int64_t mid = (low + high) / 2;
-        const wrpo__decomposition *d = &u->decompositions[mid];
-        if (c < d->c) high = mid;
-        else if (c > d->c) low = mid + 1;
-        else {
-            for (int k = 0; k < d->count; k++) wrpo__put_mark(u, d->part[k], out);
-            if (!d->count) wrpo__decompose(u, d->part[0], out), wrpo__decompose(u, d->part[1], out);
-            return;
-        }
-    }
-    wrpo__put_mark(u, c, out);
+    const wrpo__decomposition key = {c, 0, {0}}, *d = bsearch(&key, u->decompositions, (size_t)stbds_arrlen(u->decompositions), sizeof key, wrpo__by_code);
+    if (!d) wrpo__put_mark(u, c, out);
+    else if (!d->count) wrpo__decompose(u, d->part[0], out), wrpo__decompose(u, d->part[1], out);
+    for (int k = 0; d && k < d->count; k++) wrpo__put_mark(u, d->part[k], out);
 }
 static int32_t wrpo__compose(const wrpo__unicode *u, int32_t a, int32_t b) {   /* -1: they do not */
     if (a >= 0x1100 && a <= 0x1112 && b >= 0x1161 && b <= 0x1175) return 0xAC00 + ((a - 0x1100) * 21 + (b - 0x1161)) * 28;
@@ -5139,6 +5122,15 @@ static int64_t wrpo__rx_match(const wrpo__regex *rx, int32_t at, const char *s, 
             }
         }
     }
+}
+static bool wrpo__rx_takes_one(const wrpo__regex *rx) {            /* one code point, whatever it matches, and sees no other */
+    int64_t sets = 0, others = 0;
+    for (int64_t k = 0; k < stbds_arrlen(rx->nodes); k++) {
+        const wrpo__rx_node *x = &rx->nodes[k];
+        if (x->kind == WRPO__RX_SET && x->min == 1 && x->max == 1) sets++;
+        else others += x->kind != WRPO__RX_JOIN && x->kind != WRPO__RX_END;
+    }
+    return sets == 1 && !others;
 }
 /* The first match in s[from..n): [*begin, *end); false: none. No pattern matches the empty text. */
 static bool wrpo__rx_find(const wrpo__regex *rx, const char *s, int64_t n, int64_t from, int64_t *begin, int64_t *end) {
@@ -5297,10 +5289,9 @@ static wrpo__rx_part wrpo__rx_item(wrpo__rx_parser *p) {
         bool fold = p->fold;
         if (wrpo__rx_take(p, "?i:")) p->fold = true;
         else if (!wrpo__rx_take(p, "?:") && wrpo__rx_peek(p, 0) == '?') wrpo__rx_fail(p, "this kind of group");
-        if (++p->depth > 50) wrpo__rx_fail(p, "so deep a nest of groups");
         wrpo__rx_part part = wrpo__rx_alternatives(p);
         if (!wrpo__rx_take(p, ")")) wrpo__rx_fail(p, "a group without its end");
-        p->depth--, p->fold = fold;
+        p->fold = fold;
         if (wrpo__rx_take(p, "?")) {                   /* the group, else nothing */
             int32_t fork = wrpo__rx_add(p, WRPO__RX_FORK), join = wrpo__rx_add(p, WRPO__RX_JOIN);
             p->nodes[fork].next = part.first, p->nodes[fork].other = join, p->nodes[part.last].next = join;
@@ -5340,20 +5331,17 @@ static wrpo__rx_part wrpo__rx_sequence(wrpo__rx_parser *p) {
     return all;
 }
 static wrpo__rx_part wrpo__rx_alternatives(wrpo__rx_parser *p) {
+    if (++p->depth > 400) wrpo__rx_fail(p, "so many alternatives, or so deep a nest of groups");
     wrpo__rx_part all = wrpo__rx_sequence(p);
-    if (wrpo__rx_peek(p, 0) != '|') return all;
-    int32_t join = wrpo__rx_add(p, WRPO__RX_JOIN), fork = wrpo__rx_add(p, WRPO__RX_FORK);
-    p->nodes[all.last].next = join, p->nodes[fork].next = all.first;
-    all.first = fork, all.last = join;
-    while (wrpo__rx_take(p, "|")) {
-        wrpo__rx_part part = wrpo__rx_sequence(p);
-        p->nodes[part.last].next = join;
-        all.shortest = WRPO__MIN(all.shortest, part.shortest);
-        if (wrpo__rx_peek(p, 0) == '|') {
-            int32_t more = wrpo__rx_add(p, WRPO__RX_FORK);
-            p->nodes[more].next = part.first, p->nodes[fork].other = more, fork = more;
-        } else p->nodes[fork].other = part.first;
+    int32_t join = wrpo__rx_add(p, WRPO__RX_JOIN);
+    p->nodes[all.last].next = join, all.last = join;
+    if (wrpo__rx_take(p, "|")) {                       /* this one, else the others */
+        wrpo__rx_part rest = wrpo__rx_alternatives(p);
+        int32_t fork = wrpo__rx_add(p, WRPO__RX_FORK);
+        p->nodes[fork].next = all.first, p->nodes[fork].other = rest.first, p->nodes[rest.last].next = join;
+        all = (wrpo__rx_part){fork, join, WRPO__MIN(all.shortest, rest.shortest)};
     }
+    p->depth--;
     return all;
 }
 /* literal: the text itself is the pattern */
@@ -5403,6 +5391,10 @@ typedef struct wrpo__step {
 typedef struct wrpo__word { uint8_t size, count; char text[22]; int32_t ids[10]; } wrpo__word;    /* 64 bytes of the word cache */
 enum { WRPO__WORDS = 1 << 13, WRPO__SMALL_CHARS = 1 << 10, WRPO__MAX_ID = 1 << 22 };
 
+typedef struct wrpo__template {      /* text NULL: none; the rest by >>chat */
+    const char *text; size_t size;
+    wrpo__arena *arena; const void *tree; bool compiled;
+} wrpo__template;
 struct wrpo_tokenizer {
     wrpo_ctx *ctx;
     wrpo__arena *arena, *scratch;    /* scratch: what one call needs; cleared by the next */
@@ -5420,10 +5412,9 @@ struct wrpo_tokenizer {
     int32_t *prefix, *suffix;        /* stb arrays: the post-processor */
     wrpo__word *words;               /* [WORDS] direct-mapped cache of BPE results */
     const wrpo_json *config;         /* tokenizer_config.json, or NULL */
-    const char *bos_token, *eos_token, *unk_token, *pad_token;   /* NULL: none */
+    const char *special[7];          /* texts of wrpo__special_names; NULL: none */
     int32_t bos, eos;                /* -1: none */
-    const char *chat_template; size_t chat_template_size;        /* NULL: none */
-    void *chat;                      /* compiled by >>chat */
+    wrpo__template chat[2];          /* the second: for conversations with tools, if there is one */
 };
 
 /* The vocabulary and the merges have tables of their own: the texts may hold NULs, ids are dense, a merge is looked
@@ -5884,7 +5875,9 @@ static void wrpo__decode(wrpo_tokenizer *tok, const int32_t *ids, int64_t n, boo
 }
 
 /* ---- load ---- */
-typedef struct wrpo__loader { wrpo_tokenizer *tok; wrpo_ctx *ctx; const char *name; } wrpo__loader;   /* name: of the file, for errors */
+typedef struct wrpo__loader {        /* name: of the file, for errors; next: the id of the next added token that is not in the vocabulary */
+    wrpo_tokenizer *tok; wrpo_ctx *ctx; const char *name; wrpo__work *work; int64_t next;
+} wrpo__loader;
 
 static bool wrpo__load_flag(const wrpo__loader *in, const wrpo_json *object, const char *key, bool otherwise) {
     const wrpo_json *v = wrpo__json_maybe(in->ctx, in->name, object, key, WRPO_JSON_BOOL);
@@ -5926,16 +5919,18 @@ static wrpo__step wrpo__load_replace(const wrpo__loader *in, const wrpo_json *v)
     wrpo__load_text(in, v, "content", &step.text, &step.size);
     return step;
 }
-static void wrpo__load_normalizer(const wrpo__loader *in, const wrpo_json *v) {
-    wrpo_tokenizer *tok = in->tok;
+/* A component, or the members of a Sequence of them, in order. */
+typedef void wrpo__load_one(const wrpo__loader *in, const wrpo_json *v, const wrpo_json *type);
+static void wrpo__load_each(const wrpo__loader *in, const wrpo_json *v, const char *list, wrpo__load_one *one) {
     if (!v || v->kind == WRPO_JSON_NULL) return;
     const wrpo_json *type = wrpo__load_need(in, v, "type", WRPO_JSON_STRING);
+    if (!wrpo__json_is(type, "Sequence")) { one(in, v, type); return; }
+    for (const wrpo_json *k = wrpo__load_list(in, v, list); k; k = k->next) wrpo__load_each(in, k, list, one);
+}
+static void wrpo__load_normalizer(const wrpo__loader *in, const wrpo_json *v, const wrpo_json *type) {
+    wrpo_tokenizer *tok = in->tok;
     wrpo__step step = {.kind = WRPO__STEP_PREPEND};
-    if (wrpo__json_is(type, "Sequence")) {
-        for (const wrpo_json *k = wrpo__load_list(in, v, "normalizers"); k; k = k->next) wrpo__load_normalizer(in, k);
-        return;
-    }
-    if (wrpo__json_is(type, "NFC")) step.kind = WRPO__STEP_NFC, wrpo__unicode_load_nfc(&tok->unicode);
+    if (wrpo__json_is(type, "NFC")) step.kind = WRPO__STEP_NFC, wrpo__unicode_load_nfc(tok->arena, &tok->unicode);
     else if (wrpo__json_is(type, "Prepend")) wrpo__load_text(in, v, "prepend", &step.text, &step.size);
     else if (wrpo__json_is(type, "Replace")) step = wrpo__load_replace(in, v);
     else wrpo__load_refuse(in, "normalizer", type);
@@ -5946,19 +5941,15 @@ static void wrpo__load_splitter(const wrpo__loader *in, const wrpo_json *v, cons
     step.regex = wrpo__regex_new(in->tok->arena, in->name, v, in->tok->unicode.kind, pattern, strlen(pattern), literal);
     stbds_arrput(in->tok->pre_tokenizer, step);
 }
-static void wrpo__load_pre_tokenizer(const wrpo__loader *in, const wrpo_json *v) {
+static void wrpo__load_pre_tokenizer(const wrpo__loader *in, const wrpo_json *v, const wrpo_json *type) {
     static const char gpt2[] = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
     static const char numeric[] = "[\\p{N}\\x{11DE0}-\\x{11DE9}\\x{16FF4}-\\x{16FF6}]";     /* Rust's is_numeric is Unicode 17 */
     static const char *const behaviors[] = {"Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous"};
     wrpo_tokenizer *tok = in->tok;
-    if (!v || v->kind == WRPO_JSON_NULL) return;
-    const wrpo_json *type = wrpo__load_need(in, v, "type", WRPO_JSON_STRING), *k;
     wrpo__step step = {.kind = WRPO__STEP_PREPEND, .text = " ", .size = 1, .unless = true};
-    if (wrpo__json_is(type, "Sequence")) {
-        for (k = wrpo__load_list(in, v, "pretokenizers"); k; k = k->next) wrpo__load_pre_tokenizer(in, k);
-    } else if (wrpo__json_is(type, "Split")) {
+    if (wrpo__json_is(type, "Split")) {
         int64_t b = 0;
-        k = wrpo__load_need(in, v, "behavior", WRPO_JSON_STRING);
+        const wrpo_json *k = wrpo__load_need(in, v, "behavior", WRPO_JSON_STRING);
         while (b < WRPO__COUNT(behaviors) && !wrpo__json_is(k, behaviors[b])) b++;
         if (b == WRPO__COUNT(behaviors)) wrpo__load_refuse(in, "Split behavior", k);
         step = (wrpo__step){.kind = WRPO__STEP_SPLIT, .behavior = (wrpo__behavior)b, .invert = wrpo__load_flag(in, v, "invert", false)};
@@ -5981,28 +5972,21 @@ static void wrpo__load_pre_tokenizer(const wrpo__loader *in, const wrpo_json *v)
         marks.kind = WRPO__STEP_REPLACE;
         marks.regex = wrpo__regex_new(tok->arena, in->name, v, tok->unicode.kind, " ", 1, true);
         stbds_arrput(tok->pre_tokenizer, marks);
-        /* "first" asks where a piece lies in the original text: known as long as the normalizer neither adds nor drops at the front */
+        /* "first" asks where a piece lies in the original text: known as long as the normalizer puts one character for one */
         for (int64_t i = 0; i < stbds_arrlen(tok->normalizer) && first; i++) {
             const wrpo__step *n = &tok->normalizer[i];
             size_t one = 0;
             if (n->kind == WRPO__STEP_REPLACE && n->size) wrpo__utf8_get(n->text, n->size, &one);
-            if (n->kind != WRPO__STEP_NFC && (!one || one != n->size)) wrpo__load_refuse(in, "after this normalizer, prepend_scheme", scheme);
+            if (n->kind != WRPO__STEP_NFC && (!one || one != n->size || !wrpo__rx_takes_one(n->regex)))
+                wrpo__load_refuse(in, "after this normalizer, prepend_scheme", scheme);
         }
         step.first = first;
         if (!never) stbds_arrput(tok->pre_tokenizer, step);
         if (wrpo__load_flag(in, v, "split", true)) wrpo__load_splitter(in, v, step.text, true, WRPO__MERGED_WITH_NEXT);
     } else wrpo__load_refuse(in, "pre_tokenizer", type);
 }
-static void wrpo__load_decoder(const wrpo__loader *in, const wrpo_json *v) {
-    wrpo_tokenizer *tok = in->tok;
-    if (!v || v->kind == WRPO_JSON_NULL) return;
-    const wrpo_json *type = wrpo__load_need(in, v, "type", WRPO_JSON_STRING);
+static void wrpo__load_decoder(const wrpo__loader *in, const wrpo_json *v, const wrpo_json *type) {
     wrpo__step step = {.kind = WRPO__STEP_UNBYTES};
-    tok->has_decoder = true;
-    if (wrpo__json_is(type, "Sequence")) {
-        for (const wrpo_json *k = wrpo__load_list(in, v, "decoders"); k; k = k->next) wrpo__load_decoder(in, k);
-        return;
-    }
     if (wrpo__json_is(type, "ByteFallback")) step.kind = WRPO__STEP_BYTE_FALLBACK;
     else if (wrpo__json_is(type, "Fuse")) step.kind = WRPO__STEP_FUSE;
     else if (wrpo__json_is(type, "Replace")) step = wrpo__load_replace(in, v);
@@ -6016,23 +6000,17 @@ static void wrpo__load_decoder(const wrpo__loader *in, const wrpo_json *v) {
             step.stop = wrpo__load_count(in, wrpo__load_need(in, v, "stop", WRPO_JSON_NUMBER), INT32_MAX);
         }
     } else if (!wrpo__json_is(type, "ByteLevel")) wrpo__load_refuse(in, "decoder", type);
-    stbds_arrput(tok->decoder, step);
+    stbds_arrput(in->tok->decoder, step);
 }
 /* Only what a single text gets: ids before and after it. Sequences nest. */
-static void wrpo__load_post_processor(const wrpo__loader *in, const wrpo_json *v) {
+static void wrpo__load_post_processor(const wrpo__loader *in, const wrpo_json *v, const wrpo_json *type) {
     wrpo_tokenizer *tok = in->tok;
-    if (!v || v->kind == WRPO_JSON_NULL) return;
-    const wrpo_json *type = wrpo__load_need(in, v, "type", WRPO_JSON_STRING), *k;
-    if (wrpo__json_is(type, "Sequence")) {
-        for (k = wrpo__load_list(in, v, "processors"); k; k = k->next) wrpo__load_post_processor(in, k);
-        return;
-    }
     if (wrpo__json_is(type, "ByteLevel")) return;      /* moves offsets only */
     if (!wrpo__json_is(type, "TemplateProcessing")) wrpo__load_refuse(in, "post_processor", type);
     bool text = false;
     if (tok->has_template) wrpo__json_fail(in->ctx, WRPO_E_UNSUPPORTED, in->name, v, "more than one TemplateProcessing is not supported");
     tok->has_template = true;
-    for (k = wrpo__load_list(in, v, "single"); k; k = k->next) {
+    for (const wrpo_json *k = wrpo__load_list(in, v, "single"); k; k = k->next) {
         const wrpo_json *sequence = wrpo__json_maybe(in->ctx, in->name, k, "Sequence", WRPO_JSON_OBJECT);
         if (sequence) {
             if (text || !wrpo__json_is(wrpo__json_get(sequence, "id"), "A"))
@@ -6165,31 +6143,54 @@ static void wrpo__trie_add(wrpo_tokenizer *tok, int root, const char *s, size_t 
         wrpo__json_fail(in->ctx, WRPO_E_FORMAT, in->name, v, "added token %d looks like added token %d", (int)id, (int)tok->trie[at].id);
     tok->trie[at].id = id;
 }
-static void wrpo__load_added(const wrpo__loader *in, const wrpo_json *list, int64_t next) {
+static uint32_t wrpo__load_flags(const wrpo__loader *in, const wrpo_json *v, uint32_t flags, bool all) {   /* all: none may be left out */
     static const struct { const char *key; uint32_t flag; } keys[] = {
         {"single_word", WRPO__TOKEN_SINGLE_WORD}, {"lstrip", WRPO__TOKEN_LSTRIP}, {"rstrip", WRPO__TOKEN_RSTRIP},
-        {"normalized", WRPO__TOKEN_NORMALIZED}, {"special", WRPO__TOKEN_SPECIAL},
+        {"special", WRPO__TOKEN_SPECIAL}, {"normalized", WRPO__TOKEN_NORMALIZED},
     };
+    for (int64_t k = 0; k < WRPO__COUNT(keys); k++) {
+        const wrpo_json *b = all ? wrpo__load_need(in, v, keys[k].key, WRPO_JSON_BOOL) : wrpo__json_maybe(in->ctx, in->name, v, keys[k].key, WRPO_JSON_BOOL);
+        if (b ? b->boolean : keys[k].flag == WRPO__TOKEN_NORMALIZED && !(flags & WRPO__TOKEN_SPECIAL)) flags |= keys[k].flag;
+    }
+    return flags;
+}
+static void wrpo__add_token(const wrpo__loader *in, const wrpo_json *v, int32_t id, uint32_t flags) {   /* a token with an id becomes an added one */
     wrpo_tokenizer *tok = in->tok;
-    wrpo__work w = {.tok = tok, .text.arena = tok->scratch, .spare.arena = tok->scratch};
-    for (int root = 0; root < 2; root++) stbds_arrput(tok->trie, ((wrpo__trie){0, -1, 0, 0}));
+    wrpo__work *w = in->work;
+    wrpo__token *token = &tok->tokens[id];
+    const size_t size = (size_t)token->size;
+    token->flags |= flags;
+    if (!(flags & WRPO__TOKEN_NORMALIZED)) { wrpo__trie_add(tok, 0, token->text, size, id, in, v); return; }
+    wrpo__normalize(w, token->text, token->size, true);
+    wrpo__trie_add(tok, 1, w->s, (size_t)w->n, id, in, v);
+    if ((size_t)w->n == size && memcmp(w->s, token->text, size) == 0) return;
+    /* the library decodes it to its normalized form, which it does not find among the special ones */
+    wrpo__renamed renamed = {id, {wrpo__strndup(tok->arena, w->s, (size_t)w->n), (int32_t)w->n, flags & ~(uint32_t)WRPO__TOKEN_SPECIAL}};
+    stbds_arrput(tok->renamed, renamed);
+    token->flags |= WRPO__TOKEN_RENAMED;
+}
+/* added_tokens of tokenizer.json, then added_tokens_decoder of tokenizer_config.json (again), an object whose keys are the ids.
+   transformers adds what the second has and the first lacks; where they differ about a token, the library's answer depends on
+   its version, and ours is to refuse. */
+static void wrpo__load_added(wrpo__loader *in, const wrpo_json *list, bool again) {
+    wrpo_tokenizer *tok = in->tok;
     for (const wrpo_json *v = list ? list->child : NULL; v; v = v->next) {
-        const wrpo_json *content = wrpo__load_need(in, v, "content", WRPO_JSON_STRING);
-        const wrpo_json *number = wrpo__load_need(in, v, "id", WRPO_JSON_NUMBER);
+        const wrpo_json *content = wrpo__load_need(in, v, "content", WRPO_JSON_STRING), *number = again ? v : wrpo__load_need(in, v, "id", WRPO_JSON_NUMBER);
+        const uint32_t flags = wrpo__load_flags(in, v, WRPO__TOKEN_ADDED, !again);
         wrpo__shown shown;
-        uint32_t flags = WRPO__TOKEN_ADDED;
-        for (int64_t k = 0; k < WRPO__COUNT(keys); k++)
-            if (wrpo__load_need(in, v, keys[k].key, WRPO_JSON_BOOL)->boolean) flags |= keys[k].flag;
+        char want[16];
         if (!content->size) continue;
         /* the library numbers added tokens itself: as the model has them, else one after the other behind the model's count */
-        int32_t known = wrpo__token_id(tok, content->text, content->size), id = known >= 0 ? known : (int32_t)next++;
+        int32_t known = wrpo__token_id(tok, content->text, content->size), id = known >= 0 ? known : (int32_t)in->next++;
         wrpo__show(shown, content->text, content->size);
-        if (!number->exact || number->integer != id)
-            wrpo__json_fail(in->ctx, WRPO_E_FORMAT, in->name, number, "added token \"%s\": want the id %d, %s, found %s", shown, (int)id,
-                            known >= 0 ? "which the vocabulary gives it" : "the next one free", number->text);
+        snprintf(want, sizeof want, "%d", (int)id);
+        if (strcmp(again ? v->key : number->text, want) != 0)
+            wrpo__json_fail(in->ctx, WRPO_E_FORMAT, in->name, number, "added token \"%s\": want the id %s, %s, found %.40s", shown, want,
+                            known >= 0 ? "which the vocabulary gives it" : "the next one free", again ? v->key : number->text);
         if (known >= 0 && tok->tokens[id].flags & WRPO__TOKEN_ADDED) {
             if ((tok->tokens[id].flags & ~(uint32_t)(WRPO__TOKEN_MODEL | WRPO__TOKEN_RENAMED)) == flags) continue;
-            wrpo__json_fail(in->ctx, WRPO_E_FORMAT, in->name, v, "added token \"%s\" stands twice, with different flags", shown);
+            wrpo__json_fail(in->ctx, WRPO_E_FORMAT, in->name, v, "added token \"%s\" %s", shown,
+                            again ? "has other flags in tokenizer.json" : "stands twice, with different flags");
         }
         if (known < 0) {
             if (tok->tokens[id].text)
@@ -6199,41 +6200,98 @@ static void wrpo__load_added(const wrpo__loader *in, const wrpo_json *list, int6
             tok->slots[wrpo__slot(tok, content->text, content->size)] = id;
             tok->size = WRPO__MAX(tok->size, id + 1);
         }
-        tok->tokens[id].flags |= flags;
-        if (!(flags & WRPO__TOKEN_NORMALIZED)) { wrpo__trie_add(tok, 0, content->text, content->size, id, in, v); continue; }
-        wrpo__normalize(&w, content->text, (int64_t)content->size, true);
-        wrpo__trie_add(tok, 1, w.s, (size_t)w.n, id, in, v);
-        if ((size_t)w.n == content->size && memcmp(w.s, content->text, content->size) == 0) continue;
-        /* the library decodes it to its normalized form, which it does not find among the special ones */
-        wrpo__renamed renamed = {id, {wrpo__strndup(tok->arena, w.s, (size_t)w.n), (int32_t)w.n, flags & ~(uint32_t)WRPO__TOKEN_SPECIAL}};
-        stbds_arrput(tok->renamed, renamed);
-        tok->tokens[id].flags |= WRPO__TOKEN_RENAMED;
+        wrpo__add_token(in, v, id, flags);
     }
 }
 
-/* A special token of tokenizer_config.json, else of special_tokens_map.json: a string, or an object that holds it. NULL: none.
-   Templates use the text; *id is -1 if the vocabulary lacks it, which is an error only where the id is needed. */
-static const char *wrpo__load_special(const wrpo__loader *in, const wrpo_json *map, const char *key, int32_t *id) {
-    wrpo_tokenizer *tok = in->tok;
-    const wrpo_json *v = wrpo__json_get(tok->config, key);
-    if (!v) v = wrpo__json_get(map, key);
-    if (v && v->kind == WRPO_JSON_OBJECT) v = wrpo__load_need(in, v, "content", WRPO_JSON_STRING);
-    *id = -1;
-    if (!v || v->kind == WRPO_JSON_NULL) return NULL;
-    *id = wrpo__token_id(tok, wrpo__json_want(in->ctx, in->name, v, WRPO_JSON_STRING, key)->text, v->size);
-    return wrpo__strndup(tok->arena, v->text, v->size);
-}
-static void wrpo__load_template(const wrpo__loader *in, const wrpo_json *v) {   /* a string, or a list of {name, template}: the one named default */
-    wrpo_tokenizer *tok = in->tok;
-    if (v && v->kind == WRPO_JSON_ARRAY) {
-        const wrpo_json *k = v->child;
-        while (k && !wrpo__json_is(wrpo__json_get(k, "name"), "default")) k = k->next;
-        v = k ? wrpo__load_need(in, k, "template", WRPO_JSON_STRING) : NULL;
+static const char *const wrpo__special_names[] = {"bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"};
+/* What some tokenizer classes of transformers bring with them: the first special tokens; of Llama and Gemma also a post-processor. */
+static const struct wrpo__tokenizer_class { const char *name, *special[4]; bool processor; } wrpo__tokenizer_classes[] = {
+    {"LlamaTokenizer", {"<s>", "</s>", "<unk>", NULL}, true}, {"GemmaTokenizer", {"<bos>", "<eos>", "<unk>", "<pad>"}, true},
+    {"GPT2Tokenizer", {"<|endoftext|>", "<|endoftext|>", "<|endoftext|>", NULL}, false},
+    {"Qwen2Tokenizer", {NULL, "<|endoftext|>", "<|endoftext|>", "<|endoftext|>"}, false}};
+static const struct wrpo__tokenizer_class *wrpo__load_class(const wrpo_json *name) {   /* NULL: one that changes nothing */
+    for (int64_t k = 0; k < WRPO__COUNT(wrpo__tokenizer_classes); k++) {
+        const char *s = wrpo__tokenizer_classes[k].name;
+        const size_t n = strlen(s);
+        if (name && name->kind == WRPO_JSON_STRING && !strncmp(name->text, s, n) && (!name->text[n] || !strcmp(name->text + n, "Fast")))
+            return &wrpo__tokenizer_classes[k];
     }
-    if (!v || v->kind == WRPO_JSON_NULL) return;
+    return NULL;
+}
+/* A special token, a string or an object that holds it, becomes an added one, as transformers makes it one. One that the vocabulary
+   lacks does not: transformers would give it an id for which the model has no row. Templates use its text all the same, and *id is
+   -1, which is an error only where the id is needed. Returns the text, or NULL: none. */
+static const wrpo_json *wrpo__load_special(const wrpo__loader *in, const wrpo_json *v, int32_t *id) {
+    const wrpo_json *text = v && v->kind == WRPO_JSON_OBJECT ? wrpo__json_get(v, "content") : v;
+    uint32_t flags = WRPO__TOKEN_ADDED | WRPO__TOKEN_SPECIAL;
+    *id = -1;
+    if (!text || text->kind != WRPO_JSON_STRING) return NULL;
+    *id = wrpo__token_id(in->tok, text->text, text->size);
+    if (text != v) flags = wrpo__load_flags(in, v, flags, false);
+    if (*id >= 0 && text->size && !(in->tok->tokens[*id].flags & WRPO__TOKEN_ADDED)) wrpo__add_token(in, v, *id, flags);
+    return text;
+}
+/* Those without one of the seven names: any other key that ends so, and the members of two lists. over: another file, whose keys go first. */
+static void wrpo__load_unnamed(const wrpo__loader *in, const wrpo_json *file, const wrpo_json *over) {
+    int32_t id;
+    for (const wrpo_json *v = file ? file->child : NULL; v; v = v->next) {
+        if (wrpo__json_get(over, v->key)) continue;
+        if (v->key_size > 6 && !strcmp(v->key + v->key_size - 6, "_token")) wrpo__load_special(in, v, &id);
+        else if (!strcmp(v->key, "additional_special_tokens") || !strcmp(v->key, "extra_special_tokens"))
+            for (const wrpo_json *k = v->child; k; k = k->next) wrpo__load_special(in, k, &id);
+    }
+}
+/* The special tokens of tokenizer_config.json; of special_tokens_map.json, which goes first where the config has no
+   added_tokens_decoder and is not read where it has one; of the tokenizer's class, where they are absent. */
+static void wrpo__load_specials(wrpo__loader *in, const wrpo_json *map, const char *map_name) {
+    static const char *const adds[] = {"add_bos_token", "add_eos_token"};
+    wrpo_tokenizer *tok = in->tok;
+    const char *const config_name = in->name;
+    const wrpo_json *name = wrpo__json_get(tok->config, "tokenizer_class");
+    const struct wrpo__tokenizer_class *class = wrpo__load_class(name);
+    int32_t ids[7];
+    bool add[2];
+    for (int i = 0; i < 7; i++) {
+        const char *usual = class && i < 4 ? class->special[i] : NULL;
+        const wrpo_json own = {.kind = WRPO_JSON_STRING, .text = usual, .size = usual ? strlen(usual) : 0};
+        const wrpo_json *v = wrpo__json_get(map, wrpo__special_names[i]);
+        in->name = v ? map_name : config_name;
+        if (!v && !(v = wrpo__json_get(tok->config, wrpo__special_names[i])) && usual) v = &own;
+        const wrpo_json *text = wrpo__load_special(in, v, &ids[i]);
+        if (text) tok->special[i] = wrpo__strndup(tok->arena, text->text, text->size);
+        else if (v && v->kind != WRPO_JSON_NULL) wrpo__json_want(in->ctx, in->name, v, WRPO_JSON_STRING, wrpo__special_names[i]);
+    }
+    tok->bos = ids[0], tok->eos = ids[1];
+    in->name = map_name, wrpo__load_unnamed(in, map, NULL);
+    in->name = config_name, wrpo__load_unnamed(in, tok->config, map);
+    if (!class || !class->processor) return;
+    /* transformers (4.x) gives these classes a post-processor of their own, whatever tokenizer.json says */
+    for (int i = 0; i < 2; i++) {
+        const wrpo_json *v = wrpo__json_get(tok->config, adds[i]);
+        add[i] = wrpo__load_flag(in, tok->config, adds[i], i == 0);
+        if (add[i] && ids[i] < 0)
+            wrpo__json_fail(in->ctx, WRPO_E_FORMAT, in->name, v ? v : name, "%s is true%s, but no %s is in the vocabulary", adds[i], v ? "" : ", as this class has it",
+                            wrpo__special_names[i]);
+    }
+    tok->prefix = tok->suffix = NULL;
+    if (add[0]) stbds_arrput(tok->prefix, tok->bos);
+    if (add[1]) stbds_arrput(tok->suffix, tok->eos);
+}
+static void wrpo__set_template(wrpo_tokenizer *tok, int i, const char *text, size_t size) {
+    tok->chat[i] = (wrpo__template){.text = wrpo__strndup(tok->arena, text, size), .size = size};
+}
+static void wrpo__load_template(const wrpo__loader *in, const wrpo_json *v) {   /* a string, or a list of {name, template}, of which two names count */
+    static const char *const names[] = {"default", "tool_use"};
+    for (const wrpo_json *k = v && v->kind == WRPO_JSON_ARRAY ? v->child : NULL; k; k = k->next)
+        for (int i = 0; i < 2; i++) {
+            if (!wrpo__json_is(wrpo__json_get(k, "name"), names[i])) continue;
+            const wrpo_json *text = wrpo__load_need(in, k, "template", WRPO_JSON_STRING);
+            wrpo__set_template(in->tok, i, text->text, text->size);
+        }
+    if (!v || v->kind == WRPO_JSON_NULL || v->kind == WRPO_JSON_ARRAY) return;
     wrpo__json_want(in->ctx, in->name, v, WRPO_JSON_STRING, "chat_template");
-    tok->chat_template = wrpo__strndup(tok->arena, v->text, v->size);
-    tok->chat_template_size = v->size;
+    wrpo__set_template(in->tok, 0, v->text, v->size);
 }
 /* A JSON object in a file of the directory; NULL if there is no such file. The text goes, the tree stays in the arena. */
 static const wrpo_json *wrpo__load_json(wrpo__loader *in, wrpo__arena *arena, const char *dir, const char *file) {
@@ -6243,31 +6301,18 @@ static const wrpo_json *wrpo__load_json(wrpo__loader *in, wrpo__arena *arena, co
     in->name = path;
     return wrpo__json_want(in->ctx, path, wrpo__json_parse(arena, path, 1, (const char *)f->data, f->size), WRPO_JSON_OBJECT, file);
 }
-/* transformers (4.x) gives the tokenizers of these classes a post-processor of its own, whatever tokenizer.json says. */
-static void wrpo__load_override(const wrpo__loader *in) {
-    static const char *const classes[] = {"LlamaTokenizer", "LlamaTokenizerFast", "GemmaTokenizer", "GemmaTokenizerFast"};
-    wrpo_tokenizer *tok = in->tok;
-    const wrpo_json *name = wrpo__json_get(tok->config, "tokenizer_class"), *v;
-    int64_t k = 0;
-    while (k < WRPO__COUNT(classes) && !wrpo__json_is(name, classes[k])) k++;
-    if (k == WRPO__COUNT(classes)) return;
-    bool bos = wrpo__load_flag(in, tok->config, "add_bos_token", true), eos = wrpo__load_flag(in, tok->config, "add_eos_token", false);
-    if (bos && tok->bos < 0 && (v = wrpo__json_get(tok->config, "add_bos_token")))
-        wrpo__json_fail(in->ctx, WRPO_E_FORMAT, in->name, v, "add_bos_token is true, but no bos_token is in the vocabulary");
-    if (eos && tok->eos < 0 && (v = wrpo__json_get(tok->config, "add_eos_token")))
-        wrpo__json_fail(in->ctx, WRPO_E_FORMAT, in->name, v, "add_eos_token is true, but no eos_token is in the vocabulary");
-    tok->prefix = tok->suffix = NULL;
-    if (bos && tok->bos >= 0) stbds_arrput(tok->prefix, tok->bos);
-    if (eos) stbds_arrput(tok->suffix, tok->eos);
-}
 static wrpo_tokenizer *wrpo__tokenizer_load(wrpo_ctx *ctx, wrpo__arena *arena, const char *dir) {
     wrpo_tokenizer *tok = WRPO__NEW(arena, wrpo_tokenizer);
-    wrpo__loader in = {tok, ctx, dir};
     tok->ctx = ctx, tok->arena = arena;
     tok->dir = wrpo__strndup(arena, dir, strlen(dir));
     tok->scratch = wrpo__sub_arena(arena);
+    wrpo__work work = {.tok = tok, .text.arena = tok->scratch, .spare.arena = tok->scratch};
+    wrpo__loader in = {.tok = tok, .ctx = ctx, .name = dir, .work = &work};
     tok->seed = wrpo__hash((uint64_t)(uintptr_t)arena, &(double){wrpo__now()}, sizeof(double));    /* decides about speed, never about ids */
 
+    tok->config = wrpo__load_json(&in, arena, dir, "tokenizer_config.json");
+    const char *config_name = in.name;
+    const wrpo_json *again = tok->config ? wrpo__json_maybe(ctx, config_name, tok->config, "added_tokens_decoder", WRPO_JSON_OBJECT) : NULL;
     const wrpo_json *root = wrpo__load_json(&in, tok->scratch, dir, "tokenizer.json");
     if (!root) wrpo__fail(ctx, WRPO_E_IO, "%s: want a tokenizer.json in this directory, found none", dir);
     const wrpo_json *version = wrpo__json_maybe(ctx, in.name, root, "version", WRPO_JSON_STRING);
@@ -6275,33 +6320,33 @@ static wrpo_tokenizer *wrpo__tokenizer_load(wrpo_ctx *ctx, wrpo__arena *arena, c
     const wrpo_json *model = wrpo__json_need(ctx, in.name, root, "model", WRPO_JSON_OBJECT);
     const wrpo_json *added = wrpo__json_maybe(ctx, in.name, root, "added_tokens", WRPO_JSON_ARRAY);
     wrpo__unicode_load_classes(arena, &tok->unicode);
-    wrpo__load_model(&in, model, added ? added->count : 0);
-    wrpo__load_normalizer(&in, wrpo__json_get(root, "normalizer"));
-    wrpo__load_pre_tokenizer(&in, wrpo__json_get(root, "pre_tokenizer"));
-    wrpo__load_decoder(&in, wrpo__json_get(root, "decoder"));
-    wrpo__load_added(&in, added, wrpo__json_get(model, "vocab")->count);
-    wrpo__load_post_processor(&in, wrpo__json_get(root, "post_processor"));
+    wrpo__load_model(&in, model, (added ? added->count : 0) + (again ? again->count : 0));
+    const wrpo_json *decoder = wrpo__json_get(root, "decoder");
+    tok->has_decoder = decoder && decoder->kind != WRPO_JSON_NULL;
+    wrpo__load_each(&in, wrpo__json_get(root, "normalizer"), "normalizers", wrpo__load_normalizer);
+    wrpo__load_each(&in, wrpo__json_get(root, "pre_tokenizer"), "pretokenizers", wrpo__load_pre_tokenizer);
+    wrpo__load_each(&in, decoder, "decoders", wrpo__load_decoder);
+    for (int i = 0; i < 2; i++) stbds_arrput(tok->trie, ((wrpo__trie){0, -1, 0, 0}));
+    in.next = wrpo__json_get(model, "vocab")->count;
+    wrpo__load_added(&in, added, false);
+    wrpo__load_each(&in, wrpo__json_get(root, "post_processor"), "processors", wrpo__load_post_processor);
     /* "truncation" and "padding" are for batches of a fixed shape; transformers switches both off for a plain call, and so they are ignored */
 
-    const wrpo_json *map = wrpo__load_json(&in, tok->scratch, dir, "special_tokens_map.json");
-    const wrpo_json *chat = wrpo__load_json(&in, tok->scratch, dir, "chat_template.json");
-    if (chat) wrpo__load_template(&in, wrpo__json_get(chat, "chat_template"));
-    tok->config = wrpo__load_json(&in, arena, dir, "tokenizer_config.json");
-    if (!tok->config && map) in.name = wrpo__join(arena, dir, "special_tokens_map.json");
-    int32_t unused;
-    tok->bos_token = wrpo__load_special(&in, map, "bos_token", &tok->bos);
-    tok->eos_token = wrpo__load_special(&in, map, "eos_token", &tok->eos);
-    tok->unk_token = wrpo__load_special(&in, map, "unk_token", &unused);
-    tok->pad_token = wrpo__load_special(&in, map, "pad_token", &unused);
-    wrpo__load_override(&in);
-    if (!tok->chat_template) wrpo__load_template(&in, wrpo__json_get(tok->config, "chat_template"));
-    const char *jinja = wrpo__join(arena, dir, "chat_template.jinja");
-    if (wrpo__exists(jinja)) {
-        const wrpo__file *f = wrpo__open_file(tok->scratch, jinja);
+    const wrpo_json *map = again ? NULL : wrpo__load_json(&in, tok->scratch, dir, "special_tokens_map.json");
+    const char *map_name = in.name;
+    in.name = config_name;
+    wrpo__load_added(&in, again, true);
+    wrpo__load_specials(&in, map, map_name);
+    wrpo__load_template(&in, wrpo__json_get(tok->config, "chat_template"));
+    static const char *const files[] = {"chat_template.jinja", "additional_chat_templates/tool_use.jinja"};
+    for (int i = 0, found = 0; i < 2; i++) {
+        const char *path = wrpo__join(arena, dir, files[i]);
+        if (!wrpo__exists(path)) continue;
+        const wrpo__file *f = wrpo__open_file(tok->scratch, path);
         size_t bad;
-        if (!wrpo__is_utf8((const char *)f->data, f->size, &bad)) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: not UTF-8 at byte %zu", jinja, bad);
-        tok->chat_template = wrpo__strndup(arena, (const char *)f->data, f->size);
-        tok->chat_template_size = f->size;
+        if (!wrpo__is_utf8((const char *)f->data, f->size, &bad)) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: not UTF-8 at byte %zu", path, bad);
+        if (!found++) memset(tok->chat, 0, sizeof tok->chat);  /* one file, and the config's count no more */
+        wrpo__set_template(tok, i, (const char *)f->data, f->size);
     }
     wrpo__arena_clear(tok->scratch);
     return tok;
@@ -6349,6 +6394,9 @@ WRPO_API wrpo_result wrpo_decode(wrpo_tokenizer *tok, const int32_t *ids, int64_
    the template's line; what this interpreter does not know is WRPO_E_UNSUPPORTED by name, never a guess:
    inheritance, imports, call, filter, with and raw blocks, recursive loops, varargs, chains of comparisons,
    powers, format strings, escaping, and the filters, tests and methods that stand in no row of wrpo__jdefs.
+   One difference is known and not refused: a name that an inner block reads before the block around it sets
+   it for the first time. Jinja decides when it compiles that this name is the outer block's, and finds it
+   undefined; here it is looked up as it stands then, a variable of the caller's (bos_token, tools) included.
    Text -> tree (once per tokenizer) -> output (per rendering). Names: jv a value, jnode a node of the tree. */
 
 /* A template is a stranger's program: it is given this much and no more. */
@@ -6586,14 +6634,9 @@ static size_t wrpo__jskip_space(const char *s, size_t n, size_t i) {
     for (size_t size; i < n && wrpo__jspace(wrpo__utf8_get(s + i, n - i, &size)); i += size) {}
     return i;
 }
-static size_t wrpo__jlast(const char *s, size_t from, size_t to) {   /* where the code point that ends at `to` begins */
-    size_t i = to - 1;
-    while (i > from && to - i < 4 && ((unsigned char)s[i] & 0xC0) == 0x80) i--;
-    return i;
-}
 static size_t wrpo__jrstrip(const char *s, size_t from, size_t to) {
     for (size_t i, size; to > from; to = i) {
-        i = wrpo__jlast(s, from, to);
+        i = (size_t)wrpo__before(s, (int64_t)to);
         if (!wrpo__jspace(wrpo__utf8_get(s + i, to - i, &size))) break;
     }
     return to;
@@ -6902,7 +6945,7 @@ static wrpo__jv wrpo__jf_strip(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: 
         if (wrpo__jfind(J, chars, wrpo__jbytes(J, v->s + a, size), 0) == SIZE_MAX) break;
     }
     for (size_t i; (c->op & 2) && chars && a < b; b = i) {
-        i = wrpo__jlast(v->s, a, b);
+        i = (size_t)wrpo__before(v->s, (int64_t)b);
         if (wrpo__jfind(J, chars, wrpo__jbytes(J, v->s + i, b - i), 0) == SIZE_MAX) break;
     }
     wrpo__jspend_bytes(J, v->n - (b - a));
@@ -7760,25 +7803,19 @@ static wrpo__jflow wrpo__jexec(wrpo__jinja *J, const wrpo__jnode *x, wrpo__jval 
 }
 
 /* ---- a template, compiled once per tokenizer; and a conversation through it ---- */
-typedef struct wrpo__jtemplate { wrpo__arena *arena; const wrpo__jnode *root; } wrpo__jtemplate;
-static void wrpo__jtemplate_free(void *p) { wrpo__arena_free(((wrpo__jtemplate *)p)->arena); }
-static wrpo_result wrpo__jcompile(wrpo_tokenizer *tok, wrpo__jtemplate *out) {
-    WRPO__TRY(tok->ctx, wrpo__arena_new(tok->ctx), false) {
-        wrpo__jinja J = {.ctx = tok->ctx, .arena = wrpo__here, .tok = tok, .line = 1, .held = tok->ctx->bytes};
-        wrpo__jparser P = {.J = &J, .fresh = true};
-        char *s = wrpo__alloc(J.arena, tok->chat_template_size + 1, 1);
-        for (size_t i = 0, k, size = tok->chat_template_size; i < size; i += k) {   /* every newline is \n; the last one is dropped */
-            const char *from = tok->chat_template + i;
-            if (wrpo__utf8_get(from, size - i, &k) < 0) wrpo__fail(J.ctx, WRPO_E_FORMAT, "chat template, byte %zu: not UTF-8", i + 1);
-            memcpy(s + P.n, from, k);
-            P.n += k;
-            if (*from == '\r') s[P.n - 1] = '\n', k = i + 1 < size && from[1] == '\n' ? 2 : 1;
-        }
-        P.s = s, P.n -= P.n && s[P.n - 1] == '\n';
-        out->root = wrpo__jblocks(&P, "");
-        out->arena = wrpo__here;
+static const wrpo__jnode *wrpo__jcompile(wrpo_tokenizer *tok, const wrpo__template *t) {
+    wrpo__jinja J = {.ctx = tok->ctx, .arena = t->arena, .tok = tok, .line = 1, .held = tok->ctx->bytes};
+    wrpo__jparser P = {.J = &J, .fresh = true};
+    char *s = wrpo__alloc(t->arena, t->size + 1, 1);
+    for (size_t i = 0, k, size = t->size; i < size; i += k) {   /* every newline is \n; the last one is dropped */
+        const char *from = t->text + i;
+        if (wrpo__utf8_get(from, size - i, &k) < 0) wrpo__fail(J.ctx, WRPO_E_FORMAT, "chat template, byte %zu: not UTF-8", i + 1);
+        memcpy(s + P.n, from, k);
+        P.n += k;
+        if (*from == '\r') s[P.n - 1] = '\n', k = i + 1 < size && from[1] == '\n' ? 2 : 1;
     }
-    return wrpo__end(&wrpo__entry);
+    P.s = s, P.n -= P.n && s[P.n - 1] == '\n';
+    return wrpo__jblocks(&P, "");
 }
 static wrpo__jv wrpo__jfrom_json(wrpo__jinja *J, const wrpo_json *j) {
     if (j->kind == WRPO_JSON_NULL) return &wrpo__jnone;
@@ -7813,46 +7850,35 @@ static wrpo__jv wrpo__jmessage(wrpo__jinja *J, const wrpo_json *message) {
 static void wrpo__chat_at(wrpo__arena *temp, wrpo_tokenizer *tok, const wrpo_json *messages, bool add_generation_prompt,
                           const wrpo_json *kwargs, time_t now, wrpo__text *out) {
     wrpo_ctx *ctx = tok->ctx;
-    if (!tok->chat_template)
+    const wrpo_json *tools = wrpo__json_get(kwargs, "tools");
+    wrpo__template *t = &tok->chat[tok->chat[1].text && tools && tools->kind != WRPO_JSON_NULL];    /* transformers' choice */
+    if (!t->text)
         wrpo__fail(ctx, WRPO_E_FORMAT, "%s: no chat template (chat_template.jinja, or chat_template in tokenizer_config.json)", tok->dir);
     if (messages->kind != WRPO_JSON_ARRAY) wrpo__fail(ctx, WRPO_E_ARG, "chat: want an array of messages");
-    if (!tok->chat) {
-        wrpo__jtemplate *made = WRPO__NEW(tok->arena, wrpo__jtemplate);
-        wrpo__on_free(tok->arena, wrpo__jtemplate_free, made);
-        wrpo__need(ctx, wrpo__jcompile(tok, made));
-        tok->chat = made;
-    }
+    if (!t->arena) t->arena = wrpo__sub_arena(tok->arena);
+    if (!t->compiled) wrpo__arena_clear(t->arena), t->tree = wrpo__jcompile(tok, t), t->compiled = true;
     wrpo__jinja J = {.ctx = ctx, .arena = temp, .tok = tok, .line = 1, .held = ctx->bytes, .now = now};
     wrpo__jval *root = wrpo__jscope(&J, NULL), *list = wrpo__jnew(&J, WRPO__J_LIST);
     for (const wrpo_json *m = messages->child; m; m = m->next) {
         if (m->kind != WRPO_JSON_OBJECT) wrpo__fail(ctx, WRPO_E_ARG, "chat: want every message to be an object");
         wrpo__jpush(&J, list, NULL, wrpo__jmessage(&J, m));
     }
-    static const char *const names[] = {"bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"};
-    const char *const tokens[] = {tok->bos_token, tok->eos_token, tok->unk_token, tok->pad_token};
-    for (int i = 0; i < 7; i++) {                      /* the last three: a string of the config, or an object with its content */
-        const wrpo_json *t = i >= 4 && tok->config ? wrpo__json_get(tok->config, names[i]) : NULL;
-        if (t && t->kind == WRPO_JSON_OBJECT) t = wrpo__json_get(t, "content");
-        const char *text = i < 4 ? tokens[i] : t && t->kind == WRPO_JSON_STRING ? t->text : NULL;
-        if (text) wrpo__jdict_put(&J, root, wrpo__jstring(&J, names[i]), wrpo__jstring(&J, text));
-    }
+    for (int i = 0; i < 7; i++)
+        if (tok->special[i]) wrpo__jdict_put(&J, root, wrpo__jstring(&J, wrpo__special_names[i]), wrpo__jstring(&J, tok->special[i]));
     wrpo__jdict_put(&J, root, wrpo__jstring(&J, "tools"), &wrpo__jnone);
     wrpo__jdict_put(&J, root, wrpo__jstring(&J, "documents"), &wrpo__jnone);
     wrpo__jdict_put(&J, root, wrpo__jstring(&J, "messages"), list);
     wrpo__jdict_put(&J, root, wrpo__jstring(&J, "add_generation_prompt"), wrpo__jbool(add_generation_prompt));
     for (const wrpo_json *k = kwargs ? kwargs->child : NULL; k; k = k->next)
         wrpo__jdict_put(&J, root, wrpo__jbytes(&J, k->key, k->key_size), wrpo__jfrom_json(&J, k));
-    wrpo__jexec(&J, ((const wrpo__jtemplate *)tok->chat)->root, root, out);
-}
-static void wrpo__chat(wrpo__arena *temp, wrpo_tokenizer *tok, const wrpo_json *messages, bool add_generation_prompt, const wrpo_json *kwargs, wrpo__text *out) {
-    wrpo__chat_at(temp, tok, messages, add_generation_prompt, kwargs, time(NULL), out);
+    wrpo__jexec(&J, t->tree, root, out);
 }
 WRPO_API wrpo_result wrpo_chat(wrpo_tokenizer *tok, const wrpo_json *messages, bool add_generation_prompt, const wrpo_json *kwargs, char **text, size_t *size) {
     wrpo_ctx *ctx = tok->ctx;
     *text = NULL, *size = 0;
     WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
         wrpo__text out = {.arena = wrpo__here};
-        wrpo__chat(wrpo__here, tok, messages, add_generation_prompt, kwargs, &out);
+        wrpo__chat_at(wrpo__here, tok, messages, add_generation_prompt, kwargs, time(NULL), &out);
         *text = wrpo__handout(ctx, out.data, out.size);
         *size = out.size;
     }
@@ -8170,8 +8196,9 @@ static void wrpo__tokenize_clean(wrpo__reading *in, wrpo__ids *prompt, wrpo__ids
    response for all: the prompts keep their ends, then, if still needed, every response its begin.             */
 static void wrpo__tokenize_authors(wrpo__reading *in, wrpo__ids *prompt, wrpo__ids *out) {
     const int64_t K = stbds_arrlen(in->answers), max_length = in->desc.max_length, max_prompt = in->desc.max_prompt_length;
-    const size_t bos = in->tok->bos_token ? strlen(in->tok->bos_token) : 0;
-    int32_t *alone = NULL, **prompts = wrpo__alloc(wrpo__here, (size_t)K, sizeof *prompts);      /* stb arrays */
+    const char *bos_token = in->tok->special[0];
+    const size_t bos = bos_token ? strlen(bos_token) : 0;
+    int32_t *alone = NULL;                             /* stb array */
     int64_t longest = 0, shared = INT64_MAX;
     bool cut = false;
     wrpo__text before = {.arena = wrpo__here};
@@ -8181,7 +8208,7 @@ static void wrpo__tokenize_authors(wrpo__reading *in, wrpo__ids *prompt, wrpo__i
     for (int64_t k = 0; k < K; k++) {
         wrpo__text turn = {.arena = wrpo__here}, whole = {.arena = wrpo__here};
         wrpo__render(in, NULL, 0, in->answers[k].message, false, &turn);
-        size_t skip = bos && turn.size >= bos && memcmp(turn.data, in->tok->bos_token, bos) == 0 ? bos : 0;
+        size_t skip = bos && turn.size >= bos && memcmp(turn.data, bos_token, bos) == 0 ? bos : 0;
         wrpo__text_add(&whole, before.data, before.size);
         wrpo__text_add(&whole, turn.data + skip, turn.size - skip);
         int32_t *ids = NULL;
@@ -8189,42 +8216,36 @@ static void wrpo__tokenize_authors(wrpo__reading *in, wrpo__ids *prompt, wrpo__i
         int64_t border = stbds_arrlen(alone), n = stbds_arrlen(ids);
         if (border > n) wrpo__record_fail(in, in->answers[k].message, "with the response, the prompt has fewer tokens than alone: the authors' tokenization cannot tell them apart");
         if (border && memcmp(ids, alone, (size_t)border * sizeof *ids) != 0) border--;
-        for (int64_t i = 0; i < n; i++)
-            if (i < border) stbds_arrput(prompts[k], ids[i]);
-            else stbds_arrput(out[k].ids, ids[i]);
-        if (stbds_arrlen(out[k].ids) == 0) wrpo__record_fail(in, in->answers[k].message, "response %lld has no token", (long long)k + 1);
-        stbds_arrput(out[k].ids, in->tok->eos);
-        longest = WRPO__MAX(longest, stbds_arrlen(out[k].ids));
+        if (border == n) wrpo__record_fail(in, in->answers[k].message, "response %lld has no token", (long long)k + 1);
+        stbds_arrput(ids, in->tok->eos);
+        out[k] = (wrpo__ids){ids, border};             /* the prompt and the response, until below */
+        longest = WRPO__MAX(longest, n + 1 - border);
     }
     for (int64_t k = 0; k < K - 1; k++) {              /* a chosen one's prompt and the rejected one's: at most one token may differ */
-        const int64_t a = stbds_arrlen(prompts[k]), b = stbds_arrlen(prompts[K - 1]);
         int64_t other = 0;
-        for (int64_t i = 0; i < WRPO__MIN(a, b); i++) other += prompts[k][i] != prompts[K - 1][i];
+        for (int64_t i = 0; i < WRPO__MIN(out[k].first, out[K - 1].first); i++) other += out[k].ids[i] != out[K - 1].ids[i];
         if (other > 1) wrpo__record_fail(in, in->answers[k].message, "the responses change more than the prompt's last token");
     }
     for (int64_t k = 0; k < K; k++) {
-        int64_t P = stbds_arrlen(prompts[k]);
+        int64_t P = out[k].first;
         if (P + longest > max_length && P > max_prompt) {
-            stbds_arrdeln(prompts[k], 0, (size_t)(P - max_prompt));
-            P = max_prompt, cut = true;
+            stbds_arrdeln(out[k].ids, 0, (size_t)(P - max_prompt));
+            out[k].first = P = max_prompt, cut = true;
         }
-        if (P + longest > max_length && stbds_arrlen(out[k].ids) > max_length - max_prompt) {
-            stbds_arrsetlen(out[k].ids, (size_t)(max_length - max_prompt));
+        if (P + longest > max_length && stbds_arrlen(out[k].ids) - P > max_length - max_prompt) {
+            stbds_arrsetlen(out[k].ids, (size_t)(P + max_length - max_prompt));
             in->data->stats.truncated_responses++;
         }
         int64_t same = 0;                              /* with the first one's prompt */
-        while (same < P && same < stbds_arrlen(prompts[0]) && prompts[k][same] == prompts[0][same]) same++;
+        while (same < P && same < out[0].first && out[k].ids[same] == out[0].ids[same]) same++;
         shared = WRPO__MIN(shared, same);
     }
     in->data->stats.truncated_prompts += cut;
     if (shared == 0 && cut) wrpo__record_fail(in, NULL, "truncated, the responses' prompts have no token in common: want a shorter prompt or a larger max_prompt_length");
-    for (int64_t i = 0; i < shared; i++) stbds_arrput(prompt->ids, prompts[0][i]);
-    for (int64_t k = 0; k < K; k++) {                  /* what is not shared goes to the response, unscored */
-        int32_t *ids = NULL;
-        for (int64_t i = shared; i < stbds_arrlen(prompts[k]); i++) stbds_arrput(ids, prompts[k][i]);
-        out[k].first = stbds_arrlen(ids);
-        for (int64_t i = 0; i < stbds_arrlen(out[k].ids); i++) stbds_arrput(ids, out[k].ids[i]);
-        out[k].ids = ids;
+    for (int64_t i = 0; i < shared; i++) stbds_arrput(prompt->ids, out[0].ids[i]);
+    for (int64_t k = 0; k < K; k++) {                  /* what is not shared stays with the response, unscored */
+        stbds_arrdeln(out[k].ids, 0, (size_t)shared);
+        out[k].first -= shared;
     }
 }
 

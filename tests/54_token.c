@@ -99,7 +99,7 @@ static void test_unicode(void) {
         wrpo__mark *marks = NULL;
         wrpo__text out = {.arena = wrpo__here}, again = {.arena = wrpo__here};
         wrpo__unicode_load_classes(wrpo__here, &u);
-        wrpo__unicode_load_nfc(&u);
+        wrpo__unicode_load_nfc(wrpo__here, &u);
         for (int64_t k = 0; k < WRPO__COUNT(sizes); k++) {
             int64_t n = 0;
             for (int32_t c = 0; c < 0x110000; c++) n += sizes[k].classes >> (u.kind[c] & 15) & 1;
@@ -300,6 +300,20 @@ static void test_refusals(void) {
     puts_to("tokenizer.json", "{\"normalizer\":{\"type\":\"Prepend\",\"prepend\":\"_\"},\"model\":" MODEL ","
             "\"pre_tokenizer\":{\"type\":\"Metaspace\",\"replacement\":\"_\",\"prepend_scheme\":\"first\"}}");
     check_refused(WRPO_E_UNSUPPORTED, "after this normalizer, prepend_scheme \"first\" is not supported");
+    static const char *const longer[] = {"{\"Regex\":\"[0-9]+\"}", "{\"String\":\"22\"}", "{\"Regex\":\"2|33\"}", "{\"Regex\":\"2(?=3)\"}", "{\"Regex\":\"[0-9]\"}", "{\"String\":\"2\"}"};
+    for (int k = 0; k < 6; k++) {                      /* a normalizer that can drop characters before Metaspace looks for the first */
+        char text[512];
+        int32_t *ids;
+        int64_t count;
+        snprintf(text, sizeof text, "{\"normalizer\":{\"type\":\"Replace\",\"pattern\":%s,\"content\":\"N\"},\"pre_tokenizer\":{\"type\":\"Metaspace\",\"replacement\":\"_\","
+                 "\"prepend_scheme\":\"first\"},\"model\":{\"type\":\"BPE\",\"vocab\":{\"N\":0,\"_\":7},\"merges\":[]}}", longer[k]);
+        puts_to("tokenizer.json", text);
+        if (k < 4) { check_refused(WRPO_E_UNSUPPORTED, "after this normalizer, prepend_scheme \"first\" is not supported"); continue; }
+        wrpo_tokenizer *tok = load(dir);
+        CHECK(wrpo_encode(tok, "22", 2, 0, &ids, &count) == WRPO_OK && count == 3 && ids[0] == 7 && ids[1] == 0 && ids[2] == 0, "%s", longer[k]);
+        wrpo_free(ctx, ids);
+        wrpo_tokenizer_free(tok);
+    }
     puts_to("tokenizer.json", "{\"normalizer\":{\"type\":\"Replace\",\"pattern\":{\"String\":\"y\"},\"content\":\"x\"},\"model\":" MODEL ","
             "\"added_tokens\":[" TOKEN(5, "x", "\"normalized\":true,\"special\":false") "," TOKEN(6, "y", "\"normalized\":true,\"special\":false") "]}");
     check_refused(WRPO_E_FORMAT, "added token 6 looks like added token 5");
@@ -307,6 +321,17 @@ static void test_refusals(void) {
     wrpo_tokenizer_free(load(dir));                    /* holes in the vocabulary are no error */
     write_small("added_tokens", "[" TOKEN(3, "<s>", SPECIAL) "," TOKEN(3, "<s>", SPECIAL) "," TOKEN(9, "", SPECIAL) "]");
     wrpo_tokenizer_free(load(dir));                    /* nor is the same token again, nor an empty one */
+    for (int n = 400; n <= 2000; n += 1600) {          /* alternatives, beyond which the parser would go too deep */
+        char pattern[4200];
+        for (int k = 0; k < n; k++) memcpy(pattern + 2 * k, "a|", 2);
+        pattern[2 * n - 1] = 0;
+        char *split = malloc(sizeof pattern + 128);
+        sprintf(split, SPLIT("%s"), pattern);
+        write_small("pre_tokenizer", split);
+        if (n == 400) wrpo_tokenizer_free(load(dir));
+        else check_refused(WRPO_E_UNSUPPORTED, "so many alternatives, or so deep a nest of groups is not supported");
+        free(split);
+    }
     put("tokenizer.json", NULL, 0);
     check_refused(WRPO_E_IO, "want a tokenizer.json in this directory, found none");
     puts_to("tokenizer.json", "[]");
@@ -316,33 +341,45 @@ static void test_refusals(void) {
 static void test_config(void) {
     write_small("", "");
     wrpo_tokenizer *tok = load(dir);
-    CHECK(!tok->config && !tok->chat_template && !tok->bos_token && wrpo_tokenizer_bos(tok) == -1 && wrpo_tokenizer_eos(tok) == -1, "nothing given");
+    CHECK(!tok->config && !tok->chat[0].text && !tok->special[0] && wrpo_tokenizer_bos(tok) == -1 && wrpo_tokenizer_eos(tok) == -1, "nothing given");
     CHECK(wrpo_tokenizer_size(tok) == 5 && wrpo__is_special(tok, 4) && !wrpo__is_special(tok, 0) && !wrpo__is_special(tok, 5) && !wrpo__is_special(tok, -1), "sizes");
     CHECK(wrpo__token_id(tok, "ab", 2) == 2 && wrpo__token_id(tok, "ba", 2) == -1 && wrpo__token_id(tok, "", 0) == -1, "token ids");
     wrpo_tokenizer_free(tok);
 
-    puts_to("special_tokens_map.json", "{\"bos_token\":{\"content\":\"<s>\",\"lstrip\":false},\"eos_token\":\"a\",\"pad_token\":\"</s>\"}");
+    puts_to("special_tokens_map.json", "{\"bos_token\":{\"content\":\"<s>\",\"lstrip\":false},\"eos_token\":\"a\",\"pad_token\":\"</s>\",\"cls_token\":null}");
     tok = load(dir);
-    CHECK(tok->bos == 3 && tok->eos == 0 && !strcmp(tok->pad_token, "</s>") && !tok->unk_token, "special_tokens_map.json");
+    CHECK(tok->bos == 3 && tok->eos == 0 && !strcmp(tok->special[3], "</s>") && !tok->special[2], "special_tokens_map.json");
+    CHECK(wrpo__is_special(tok, 0), "a special token is an added one");
     wrpo_tokenizer_free(tok);
 
-    puts_to("tokenizer_config.json", "{\"bos_token\":null,\"eos_token\":{\"content\":\"</s>\"},\"unk_token\":\"nowhere\",\"rare\":\"x\",\"add_bos_token\":true}");
+    puts_to("tokenizer_config.json", "{\"bos_token\":null,\"eos_token\":{\"content\":\"</s>\"},\"unk_token\":\"nowhere\",\"cls_token\":\"b\",\"rare\":\"x\",\"add_bos_token\":true}");
     tok = load(dir);
-    CHECK(tok->bos == -1 && !tok->bos_token && tok->eos == 4 && !strcmp(tok->eos_token, "</s>") && !strcmp(tok->unk_token, "nowhere"), "tokenizer_config.json goes first");
+    CHECK(tok->bos == 3 && tok->eos == 0 && !strcmp(tok->special[3], "</s>") && !strcmp(tok->special[2], "nowhere") && !tok->special[5], "special_tokens_map.json goes first");
+    CHECK(wrpo__is_special(tok, 0) && !wrpo__is_special(tok, 1), "what it hides is no special token");
     CHECK(wrpo__json_is(wrpo__json_get(tok->config, "rare"), "x") && stbds_arrlen(tok->prefix) == 0, "the rest of it is kept; other classes keep their post-processor");
     wrpo_tokenizer_free(tok);
+
+    puts_to("tokenizer_config.json", "{\"bos_token\":null,\"eos_token\":\"</s>\",\"added_tokens_decoder\":{}}");
+    tok = load(dir);
+    CHECK(tok->bos == -1 && !tok->special[0] && tok->eos == 4 && !tok->special[3] && !wrpo__is_special(tok, 0), "but not beside an added_tokens_decoder");
+    wrpo_tokenizer_free(tok);
+    puts_to("special_tokens_map.json", "{\"bos_token\":7}");
+    puts_to("tokenizer_config.json", "{\"bos_token\":\"<s>\"}");
+    check_refused(WRPO_E_FORMAT, "special_tokens_map.json:1:14: bos_token: want a string, found 7");
     put("special_tokens_map.json", NULL, 0);
 
     puts_to("tokenizer_config.json", "{\"eos_token\":\"<|im_end|>\"}");
     tok = load(dir);
-    CHECK(tok->eos == -1 && !strcmp(tok->eos_token, "<|im_end|>"), "a token that templates can use, but without id");
+    CHECK(tok->eos == -1 && !strcmp(tok->special[1], "<|im_end|>"), "a token that templates can use, but without id");
     wrpo_tokenizer_free(tok);
     puts_to("tokenizer_config.json", "{\"bos_token\":7}");
     check_refused(WRPO_E_FORMAT, "bos_token: want a string, found 7");
     puts_to("tokenizer_config.json", "[1]");
     check_refused(WRPO_E_FORMAT, "tokenizer_config.json: want an object");
-    puts_to("tokenizer_config.json", "{\"tokenizer_class\":\"LlamaTokenizerFast\",\"add_bos_token\":true}");
+    puts_to("tokenizer_config.json", "{\"tokenizer_class\":\"LlamaTokenizerFast\",\"bos_token\":null,\"add_bos_token\":true}");
     check_refused(WRPO_E_FORMAT, "add_bos_token is true, but no bos_token is in the vocabulary");
+    puts_to("tokenizer_config.json", "{\"tokenizer_class\":\"GemmaTokenizer\"}");
+    check_refused(WRPO_E_FORMAT, "tokenizer_config.json:1:20: add_bos_token is true, as this class has it, but no bos_token is in the vocabulary");
 
     static const struct { const char *config; int32_t want[4]; int64_t count; } classes[] = {    /* text "ab"; tokenizer.json: </s> before it */
         {"{\"tokenizer_class\":\"PreTrainedTokenizerFast\",\"bos_token\":\"<s>\",\"add_bos_token\":true}", {4, 2}, 2},
@@ -350,6 +387,9 @@ static void test_config(void) {
         {"{\"tokenizer_class\":\"LlamaTokenizerFast\",\"bos_token\":\"<s>\",\"eos_token\":\"</s>\",\"add_bos_token\":false,\"add_eos_token\":true}", {2, 4}, 2},
         {"{\"tokenizer_class\":\"GemmaTokenizerFast\",\"bos_token\":\"<s>\",\"eos_token\":\"</s>\",\"add_bos_token\":true,\"add_eos_token\":true}", {3, 2, 4}, 3},
         {"{\"tokenizer_class\":\"GemmaTokenizer\",\"bos_token\":\"<s>\",\"add_bos_token\":false}", {2}, 1},
+        {"{\"tokenizer_class\":\"LlamaTokenizer\"}", {3, 2}, 2},
+        {"{\"tokenizer_class\":\"LlamaTokenizerFast\",\"add_bos_token\":false,\"add_eos_token\":true}", {2, 4}, 2},
+        {"{\"tokenizer_class\":\"LlamaTokenizers\"}", {4, 2}, 2},
     };
     write_small("post_processor", "{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{\"id\":\"</s>\"}},{\"Sequence\":{\"id\":\"A\"}}],"
                 "\"special_tokens\":{\"</s>\":{\"id\":\"</s>\",\"ids\":[4],\"tokens\":[\"</s>\"]}}}");
@@ -357,32 +397,103 @@ static void test_config(void) {
         int32_t *ids;
         int64_t count;
         puts_to("tokenizer_config.json", classes[k].config);
-        tok = load(dir);
+        if (!(tok = load(dir))) continue;
         CHECK(wrpo_encode(tok, "ab", 2, WRPO_ENCODE_SPECIAL, &ids, &count) == WRPO_OK && count == classes[k].count && memcmp(ids, classes[k].want, (size_t)count * 4) == 0,
               "%s", classes[k].config);
         wrpo_free(ctx, ids);
         wrpo_tokenizer_free(tok);
     }
-    static const struct { const char *config, *json, *jinja, *want; } templates[] = {
-        {"{\"chat_template\":\"A\"}", "", "", "A"},
-        {"{\"chat_template\":[{\"name\":\"rag\",\"template\":\"R\"},{\"name\":\"default\",\"template\":\"D\"}]}", "", "", "D"},
-        {"{\"chat_template\":[{\"name\":\"rag\",\"template\":\"R\"}]}", "", "", NULL},
-        {"{\"chat_template\":\"A\"}", "{\"chat_template\":\"B\"}", "", "B"},
-        {"{\"chat_template\":\"A\"}", "{\"chat_template\":\"B\"}", "C\n", "C\n"},
-        {"", "", "C", "C"},
+    static const struct { const char *config, *jinja, *tools, *want[2]; } templates[] = {       /* want: for a plain conversation, for one with tools */
+        {"{\"chat_template\":\"A\"}", "", "", {"A"}},
+        {"{\"chat_template\":[{\"name\":\"rag\",\"template\":\"R\"},{\"name\":\"default\",\"template\":\"D\"}]}", "", "", {"D"}},
+        {"{\"chat_template\":[{\"name\":\"tool_use\",\"template\":\"T\"},{\"name\":\"default\",\"template\":\"D\"},{\"name\":\"default\",\"template\":\"E\"}]}", "", "", {"E", "T"}},
+        {"{\"chat_template\":[{\"name\":\"rag\",\"template\":\"R\"}]}", "", "", {NULL}},
+        {"{\"chat_template\":\"A\"}", "C\n", "", {"C\n"}},
+        {"{\"chat_template\":[{\"name\":\"tool_use\",\"template\":\"T\"},{\"name\":\"default\",\"template\":\"D\"}]}", "C", "", {"C"}},
+        {"{\"chat_template\":\"A\"}", "C", "U", {"C", "U"}},
+        {"{\"chat_template\":\"A\"}", "", "U", {NULL, "U"}},
+        {"", "C", "", {"C"}},
     };
+    char folder[256];
+    snprintf(folder, sizeof folder, "%s/additional_chat_templates", dir);
+    CHECK(mkdir(folder, 0700) == 0, "%s", folder);
+    puts_to("chat_template.json", "{\"chat_template\":\"B\"}");       /* is a processor's, not a tokenizer's */
     for (int64_t k = 0; k < WRPO__COUNT(templates); k++) {
         puts_to("tokenizer_config.json", templates[k].config);
-        puts_to("chat_template.json", templates[k].json);
         puts_to("chat_template.jinja", templates[k].jinja);
+        puts_to("additional_chat_templates/tool_use.jinja", templates[k].tools);
         tok = load(dir);
-        const char *want = templates[k].want, *found = tok->chat_template;
-        CHECK(!want == !found && (!want || (!strcmp(found, want) && tok->chat_template_size == strlen(want))), "template %lld: found %s", (long long)k, found ? found : "none");
+        for (int i = 0; i < 2; i++) {
+            const char *want = templates[k].want[i], *found = tok->chat[i].text;
+            CHECK(!want == !found && (!want || (!strcmp(found, want) && tok->chat[i].size == strlen(want))), "template %lld: found %s", (long long)k, found ? found : "none");
+        }
         wrpo_tokenizer_free(tok);
     }
+    puts_to("chat_template.json", ""), puts_to("additional_chat_templates/tool_use.jinja", ""), remove(folder);
     puts_to("chat_template.jinja", "ab\xFF");
     check_refused(WRPO_E_FORMAT, "chat_template.jinja: not UTF-8 at byte 2");
-    puts_to("tokenizer_config.json", ""), puts_to("chat_template.json", ""), puts_to("chat_template.jinja", "");
+    puts_to("tokenizer_config.json", ""), puts_to("chat_template.jinja", "");
+}
+/* What tokenizer_config.json and special_tokens_map.json make of tokens: ids as transformers (5.24) has them, without and with
+   the skipping of special tokens. tokenizer.json adds <s> alone; there x becomes </s>. */
+#define ADD(content, flags) "{\"content\":\"" content "\",\"single_word\":false," flags "}"
+#define PLAIN "\"lstrip\":false,\"rstrip\":false," SPECIAL
+static void test_added_by_config(void) {
+    static const struct { const char *config, *map, *text; int64_t count; int32_t ids[8]; const char *skipped; } cases[] = {
+        {"{}", "", "ab</s>b", 6, {2, 5, 6, 3, 7, 1}, NULL},
+        {"{\"bos_token\":\"<s>\",\"eos_token\":\"</s>\"}", "", "ab</s>b", 3, {2, 4, 1}, "abb"},
+        {"{\"eos_token\":\"</s>\"}", "", "abxb", 6, {2, 5, 6, 3, 7, 1}, NULL},
+        {"{\"eos_token\":{\"__type\":\"AddedToken\",\"content\":\"</s>\",\"rstrip\":true}}", "", "ab </s>  b", 4, {2, 8, 4, 1}, "ab b"},
+        {"{\"eos_token\":{\"__type\":\"AddedToken\",\"content\":\"</s>\",\"normalized\":true}}", "", "abxb", 3, {2, 4, 1}, "abb"},
+        {"{}", "{\"eos_token\":{\"content\":\"</s>\",\"rstrip\":true}}", " </s>  b", 3, {8, 4, 1}, " b"},
+        {"{\"eos_token\":\"</s>\"}", "", " </s> b", 4, {8, 4, 8, 1}, "  b"},
+        {"{}", "{\"eos_token\":{\"content\":\"</s>\",\"normalized\":true}}", "abxb", 3, {2, 4, 1}, "abb"},
+        {"{\"cls_token\":\"a\"}", "", "ab", 2, {0, 1}, "b"},
+        {"{\"image_token\":\"a\"}", "", "ab", 2, {0, 1}, "b"},
+        {"{\"additional_special_tokens\":[\"a\"]}", "", "ab", 2, {0, 1}, "b"},
+        {"{}", "{\"additional_special_tokens\":[\"a\"]}", "ab", 2, {0, 1}, "b"},
+        {"{\"extra_special_tokens\":{\"image_token\":\"a\"}}", "", "ab", 2, {0, 1}, "b"},
+        {"{\"tokenizer_class\":\"LlamaTokenizer\"}", "", "ab</s>", 2, {2, 4}, "ab"},
+        {"{\"added_tokens_decoder\":{\"5\":" ADD("<", PLAIN) "}}", "", "<b", 2, {5, 1}, "b"},
+        {"{\"added_tokens_decoder\":{\"0\":{\"content\":\"a\",\"special\":true}}}", "", "ab", 2, {0, 1}, "b"},
+        {"{\"added_tokens_decoder\":{\"9\":" ADD("<s>", PLAIN) ",\"10\":" ADD("q", PLAIN) "}}", "", "aqb", 3, {0, 10, 1}, "ab"},
+    };
+    static const struct { const char *decoder, *says; } refused[] = {
+        {"\"9\":" ADD("<s>", "\"lstrip\":false,\"rstrip\":true," SPECIAL), "tokenizer_config.json:1:30: added token \"<s>\" has other flags in tokenizer.json"},
+        {"\"9\":" ADD("<s>", "\"lstrip\":true,\"rstrip\":false," SPECIAL), "has other flags"},
+        {"\"9\":" ADD("<s>", "\"lstrip\":false,\"rstrip\":false,\"normalized\":true,\"special\":true"), "has other flags"},
+        {"\"9\":" ADD("<s>", "\"lstrip\":false,\"rstrip\":false,\"normalized\":false,\"special\":false"), "has other flags"},
+        {"\"9\":{\"content\":\"<s>\",\"single_word\":true,\"special\":true}", "has other flags"},
+        {"\"8\":" ADD("<s>", PLAIN), "added token \"<s>\": want the id 9, which the vocabulary gives it, found 8"},
+        {"\"9\":" ADD("<t>", PLAIN), "added token \"<t>\": want the id 10, the next one free, found 9"},
+        {"\"9\":\"<s>\"", "want an object"},
+        {"\"9\":{}", "content: want a string, found no such key"},
+    };
+    put("special_tokens_map.json", NULL, 0);
+    char config[512];
+    puts_to("tokenizer.json", "{\"added_tokens\":[" TOKEN(9, "<s>", SPECIAL) "],\"decoder\":{\"type\":\"Fuse\"},\"normalizer\":{\"type\":\"Replace\",\"pattern\":{\"String\":\"x\"},\"content\":\"</s>\"},"
+            "\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0,\"b\":1,\"ab\":2,\"s\":3,\"</s>\":4,\"<\":5,\"/\":6,\">\":7,\" \":8},\"merges\":[\"a b\"]}}");
+    for (int64_t k = 0; k < WRPO__COUNT(cases); k++) {
+        int32_t *ids;
+        int64_t count;
+        char *text;
+        size_t size;
+        puts_to("tokenizer_config.json", cases[k].config), puts_to("special_tokens_map.json", cases[k].map);
+        wrpo_tokenizer *tok = load(dir);
+        if (!tok) continue;
+        CHECK(wrpo_encode(tok, cases[k].text, strlen(cases[k].text), 0, &ids, &count) == WRPO_OK && count == cases[k].count
+              && memcmp(ids, cases[k].ids, (size_t)count * sizeof *ids) == 0, "%s %s", cases[k].config, cases[k].map);
+        CHECK(wrpo_decode(tok, ids, count, true, &text, &size) == WRPO_OK && (!cases[k].skipped || !strcmp(text, cases[k].skipped)), "%s: %s", cases[k].config, text);
+        wrpo_free(ctx, ids), wrpo_free(ctx, text);
+        wrpo_tokenizer_free(tok);
+    }
+    put("special_tokens_map.json", NULL, 0);
+    for (int64_t k = 0; k < WRPO__COUNT(refused); k++) {
+        snprintf(config, sizeof config, "{\"added_tokens_decoder\":{%s}}", refused[k].decoder);
+        puts_to("tokenizer_config.json", config);
+        check_refused(WRPO_E_FORMAT, refused[k].says);
+    }
+    puts_to("tokenizer_config.json", "");
 }
 static void test_arguments(void) {
     static const struct { const char *text; size_t size; const char *says; } bad[] = {
@@ -450,6 +561,9 @@ static void test_long(void) {
 }
 
 /* ---- damage: whatever is in the file, an error with a sentence or a tokenizer that works ---- */
+#define RICH_CONFIG "{\"tokenizer_class\":\"LlamaTokenizer\",\"bos_token\":\"<s>\",\"eos_token\":{\"content\":\"aba\",\"normalized\":true},\"image_token\":\"ab\"," \
+    "\"added_tokens_decoder\":{\"6\":" ADD("<s>", PLAIN) ",\"8\":{\"content\":\"<x>\"},\"9\":{\"content\":\"d<\",\"lstrip\":true}},\"additional_special_tokens\":[\"b\"]," \
+    "\"add_eos_token\":true,\"chat_template\":[{\"name\":\"default\",\"template\":\"x\"},{\"name\":\"tool_use\",\"template\":\"y\"}]}"
 static char *rich_file(size_t *n) {                    /* every section of the loader in one file */
     static const char text[] = "{\"version\":\"1.0\",\"truncation\":null,\"added_tokens\":[" TOKEN(6, "<s>", SPECIAL) "," TOKEN(8, "<x>", "\"normalized\":true,\"special\":false") "],\n"
         "\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"NFC\"},{\"type\":\"Prepend\",\"prepend\":\"b\"},{\"type\":\"Replace\",\"pattern\":{\"String\":\"c\"},\"content\":\"b\"}]},\n"
@@ -505,8 +619,21 @@ static void test_damage(void) {
         free(damaged);
     }
     CHECK(loaded > 20 && refused > 2000, "damaged: %d loaded, %d refused", loaded, refused);
+    printf("damaged: %d loaded, %d refused; ", loaded, refused);
+    put("tokenizer.json", text, n);
+    loaded = refused = 0;
+    for (uint64_t k = 0; k < 2000; k++) {              /* the same with the other file */
+        char damaged[] = RICH_CONFIG;
+        const size_t m = sizeof damaged - 1, at = (size_t)(wrpo__random64(55, k, 0) % m), from = (size_t)(wrpo__random64(55, k, 1) % m), len = k % 24 + 1;
+        if (k % 2) damaged[at] = (char)(k * 37);
+        else memmove(damaged + WRPO__MIN(at, m - len), damaged + WRPO__MIN(from, m - len), len);
+        put("tokenizer_config.json", damaged, m);
+        try_file(&loaded, &refused);
+    }
+    put("tokenizer_config.json", NULL, 0);
+    CHECK(loaded > 100 && refused > 400, "damaged config: %d loaded, %d refused", loaded, refused);
     CHECK(ctx->bytes == held, "%zu bytes held before, %zu after", held, ctx->bytes);
-    printf("damaged: %d loaded, %d refused\n", loaded, refused);
+    printf("configs: %d and %d\n", loaded, refused);
     free(text);
 }
 
@@ -525,7 +652,7 @@ static void test_memory(void) {
     size_t n;
     char *text = rich_file(&n);
     put("tokenizer.json", text, n);
-    puts_to("tokenizer_config.json", "{\"bos_token\":\"<s>\",\"chat_template\":\"x\"}");
+    puts_to("tokenizer_config.json", RICH_CONFIG);
     wrpo_desc desc = {.memory = {counted_alloc, counted_free, NULL}, .threads = 1};
     CHECK(wrpo_open(&desc, &ctx) == WRPO_OK, "a context");
     int64_t before = memory.live, fails[3] = {0};
@@ -569,6 +696,7 @@ int main(void) {
     test_golden();
     test_refusals();
     test_config();
+    test_added_by_config();
     test_arguments();
     test_long();
     test_damage();

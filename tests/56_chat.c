@@ -18,8 +18,8 @@ static wrpo_json *read_json(const char *path) {
 }
 /* A tokenizer that has this template and nothing else of interest. */
 static wrpo_tokenizer template_of(wrpo__arena *arena, const char *text, size_t size) {
-    wrpo_tokenizer tok = {.ctx = ctx, .arena = arena, .dir = "here", .bos_token = "<s>", .bos = -1, .eos = -1};
-    tok.chat_template = text, tok.chat_template_size = size;
+    wrpo_tokenizer tok = {.ctx = ctx, .arena = arena, .dir = "here", .special = {"<s>"}, .bos = -1, .eos = -1};
+    tok.chat[0].text = text, tok.chat[0].size = size;
     return tok;
 }
 static void snippets(void) {
@@ -88,7 +88,7 @@ static void real(void) {
         const wrpo_json *t = wrpo_json_get(e, "template"), *bos = wrpo_json_get(e, "bos_token"), *eos = wrpo_json_get(e, "eos_token");
         wrpo__arena *arena = wrpo__arena_new(ctx);
         wrpo_tokenizer tok = template_of(arena, t->text, t->size);
-        tok.bos_token = bos && bos->kind == WRPO_JSON_STRING ? bos->text : NULL, tok.eos_token = eos && eos->kind == WRPO_JSON_STRING ? eos->text : NULL;
+        tok.special[0] = bos && bos->kind == WRPO_JSON_STRING ? bos->text : NULL, tok.special[1] = eos && eos->kind == WRPO_JSON_STRING ? eos->text : NULL;
         static char line[1 << 18];
         int lines = 0;
         while (fgets(line, sizeof line, f)) {
@@ -149,6 +149,26 @@ int main(void) {
         CHECK(wrpo_chat(&tok, m, true, NULL, &text, &size) == WRPO_E_FORMAT && strstr(wrpo_last_error(ctx)->text, "here: no chat template"), "%s", wrpo_last_error(ctx)->text);
         wrpo_json_free(ctx, m);
         wrpo__arena_free(arena);
+    }
+    {   /* two templates: that for tools is taken where tools are given, as transformers chooses (an empty list included) */
+        static const struct { const char *kwargs, *want; } tools[] = {{"{}", "D"}, {"{\"tools\":[{\"name\":\"f\"}]}", "T1"}, {"{\"tools\":null}", "D"}, {"{\"tools\":[]}", "T0"}, {"{\"x\":1}", "D"}};
+        for (int alone = 0; alone < 2; alone++) {
+            wrpo__arena *arena = wrpo__arena_new(ctx);
+            wrpo_tokenizer tok = template_of(arena, "D", alone ? 0 : 1);
+            if (alone) tok.chat[0].text = NULL;
+            tok.chat[1].text = "T{{ tools|length }}", tok.chat[1].size = strlen(tok.chat[1].text);
+            for (int k = 0; k < 5; k++) {
+                wrpo_json *m, *kwargs;
+                char *text;
+                size_t size;
+                CHECK(!wrpo_json_parse(ctx, "m", "[]", 2, &m) && !wrpo_json_parse(ctx, "k", tools[k].kwargs, strlen(tools[k].kwargs), &kwargs), "tools");
+                wrpo_result r = wrpo_chat(&tok, m, true, kwargs, &text, &size);
+                if (alone && *tools[k].want == 'D') CHECK(r == WRPO_E_FORMAT && strstr(wrpo_last_error(ctx)->text, "no chat template"), "%s", tools[k].kwargs);
+                else CHECK(r == WRPO_OK && !strcmp(text, tools[k].want), "%s: %s", tools[k].kwargs, r ? wrpo_last_error(ctx)->text : text);
+                wrpo_free(ctx, text), wrpo_json_free(ctx, m), wrpo_json_free(ctx, kwargs);
+            }
+            wrpo__arena_free(arena);
+        }
     }
     CHECK(ctx->bytes == sizeof(wrpo__arena), "%zu bytes still held", ctx->bytes);
     wrpo_close(ctx);

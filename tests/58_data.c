@@ -264,6 +264,25 @@ static void real(void) {     /* the property of the clean way, on every family: 
     remove(at("chat_template.jinja"));
 }
 
+/* An eos_token that only the vocabulary has is one token in a rendered text, ends an answer, and stands at the end of a response. */
+static void named(void) {
+    wrpo_tokenizer *tok;
+    int32_t end = -1;
+    tiny_put(dir, "tokenizer.json", "{\"added_tokens\":[],\"decoder\":{\"type\":\"Fuse\"},\"model\":{\"type\":\"BPE\",\"vocab\":{\"x\":0,\"y\":1,\"<\":2,\"/\":3,\"s\":4,\">\":5,\"</s>\":6,\":\":7},\"merges\":[]}}");
+    tiny_put(dir, "tokenizer_config.json", "{\"eos_token\":\"</s>\",\"chat_template\":\"{% for m in messages %}{{ m.content }}{{ ':' if m.role == 'user' else eos_token }}{% endfor %}\"}");
+    CHECK(wrpo_tokenizer_load(ctx, dir, &tok) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+    if (!tok) return;
+    CHECK(wrpo__answer_end(tok, &end) == WRPO_OK && end == 6, "an answer ends with token %d", (int)end);
+    wrpo_data *data = load(tok, "{\"prompt\":\"x\",\"chosen\":\"y\",\"rejected\":\"x\"}", (wrpo_data_desc){0});
+    CHECK(data, "%s", wrpo_last_error(ctx)->text);
+    if (data) {
+        const wrpo_record r = wrpo_data_record(data, 0);
+        CHECK(r.prompt_count == 2 && r.responses[0].count == 2 && r.responses[0].ids[0] == 1 && r.responses[0].ids[1] == 6, "%lld ids", (long long)r.responses[0].count);
+    }
+    wrpo_data_free(data);
+    wrpo_tokenizer_free(tok);
+}
+
 int main(void) {
     snprintf(dir, sizeof dir, "tmp_data_%ld", (long)getpid());
     if (wrpo_open(NULL, &ctx) != WRPO_OK) return 2;
@@ -273,6 +292,7 @@ int main(void) {
     forms(), endings(), cut(), refusals();
     tiny_tokenizer(dir, chatml), tiny_put(dir, "data.jsonl", QUAD "\n" QUAD "\n");
     allocations();
+    named();
     real();
     snprintf(command, sizeof command, "rm -rf %s", dir);
     CHECK(system(command) == 0, "rm");
