@@ -72,8 +72,8 @@ static const option options[] = {
     {"--data", TEXT, AT(data), "FILE", NULL, NULL, "JSON lines: {prompt, chosen: [source, target], rejected}, pairs, or {messages}"},
     {"--config", TEXT, AT(config), "FILE", NULL, NULL, "config.json, or its directory"},
     {"--tokenizer", TEXT, AT(tokenizer), "DIR", NULL, NULL, "directory with tokenizer.json and tokenizer_config.json, copied into the new one"},
-    {"--in", LIST, AT(in), "FILE", NULL, NULL, "JSON lines to read (standard input)"},
-    {"--out", TEXT, AT(out), "PATH", NULL, NULL, "where the result goes: a directory, or a file (standard output)"},
+    {"--in", LIST, AT(in), "FILE", NULL, NULL, "JSON lines to read (standard input; generate: want it or --prompt)"},
+    {"--out", TEXT, AT(out), "PATH", NULL, NULL, "where the result goes: a directory, or a file (standard output; report and demo: report.html)"},
     {"--prompt", TEXT, AT(prompt), "TEXT", NULL, NULL, "one prompt; the answer is written as it comes"},
     {"--prompts", TEXT, AT(prompts), "FILE", NULL, NULL, "JSON lines: {prompt_id, prompt} with a string, a message or a list of messages, or {messages}"},
     {"--questions", TEXT, AT(questions), "FILE", NULL, NULL, "the benchmark's questions as it publishes them"},
@@ -107,7 +107,7 @@ static const option options[] = {
     {"--memory-limit", COUNT, AT(memory_limit), "BYTES", "[1, inf)", NULL, "what a run may hold: it recomputes as many layers as that takes (what is free)"},
     {"--epochs", REAL, AT(epochs), "E", "(0, inf)", NULL, "passes over the data (1)"},
     {"--max-steps", COUNT, AT(max_steps), "N", "[1, inf)", NULL, "optimizer steps, in place of --epochs"},
-    {"--seed", COUNT, AT(seed), "N", "[1, inf)", NULL, "of the random weights, of the order of the records, of the samples (42)"},
+    {"--seed", COUNT, AT(seed), "N", "[1, inf)", NULL, "of the random weights, of the order of the records, of the samples (42; demo: 1)"},
     {"--no-shuffle", FLAG, AT(no_shuffle), NULL, NULL, NULL, "keep the order of the file"},
     {"--max-length", COUNT, AT(max_length), "N", "[2, inf)", NULL, "tokens of prompt and response; longer ones are cut and counted (2048)"},
     {"--max-prompt-length", COUNT, AT(max_prompt_length), "N", "[1, inf)", NULL, "tokens of the prompt (1800)"},
@@ -139,7 +139,7 @@ static const option options[] = {
     {"--seeds", COUNT, AT(seeds), "N", "[1, 1000]", NULL, "run the demo with N seeds and print means (1)"},
     {"--keep", FLAG, AT(keep), NULL, NULL, NULL, "keep the demo's folder"},
     {"--quick", FLAG, AT(quick), NULL, NULL, NULL, "every step of the demo in a few seconds, on so little that its table says nothing"},
-    {"--threads", COUNT, AT(threads), "N", "[1, 4096]", NULL, "threads (all)"},
+    {"--threads", COUNT, AT(threads), "N", "[1, 4096]", NULL, "threads (all; demo: 1)"},
     {"--version", FLAG, AT(version), NULL, NULL, NULL, "print the version"},
     {"--help", FLAG, AT(help), NULL, NULL, NULL, "this text"},
 };
@@ -221,7 +221,7 @@ static int set(const command *c, const option *o, const char *text, settings *s)
             break;
         }  /* fallthrough */
     case TEXT:
-        if (!*text) return misuse(c, "%s: want a path, found an empty text", o->name);
+        if (!*text) return misuse(c, "%s: want a %s, found an empty text", o->name, o->value);
         *(const char **)to = text;
         break;
     case COUNT: {
@@ -344,6 +344,7 @@ static void catch_signals(void) {     /* a SIGHUP that nohup ignores stays ignor
     signal(SIGINT, on_interrupt), signal(SIGTERM, on_interrupt);
 #ifndef _WIN32
     if (signal(SIGHUP, on_interrupt) == SIG_IGN) signal(SIGHUP, SIG_IGN);
+    signal(SIGPIPE, SIG_IGN);        /* a reader that has gone is an error of writing, and what stands in a scratch folder goes */
 #endif
 }
 static int screen_width(void) {
@@ -775,7 +776,8 @@ static int run_tokenize(const settings *s, session *z) {
     if (!lines_open(&in, s->in)) return 1;
     if (wrpo_tokenizer_load(z->ctx, s->model, &z->tokenizer)) code = fail(z);
     else if (!output_open(&out, s->out)) code = 1;
-    for (wrpo_json *v; !code && (more = lines_next(z, &in, false, &v)) != 0; wrpo_json_free(z->ctx, v))
+    catch_signals();
+    for (wrpo_json *v; !code && !(interrupted && (code = complain("interrupted"))) && (more = lines_next(z, &in, false, &v)) != 0; wrpo_json_free(z->ctx, v))
         code = more < 0 ? 1 : tokenize_line(z, out.f, in.name, in.line, v);
     free(in.data);
     return output_close(&out, code == 0) ? 0 : 1;
@@ -944,6 +946,8 @@ static int run_eval(const settings *s, session *z) {
     wrpo_metrics m;
     char *json;
     check_method(s);
+    if (!s->ref && s->method != WRPO_METHOD_SFT && s->method != WRPO_METHOD_SIMPO)
+        complain("warning: --ref is missing: the model is compared with itself, every reward is 0");
     if (load_data(z, s, s->data, &z->data) || load_model(z, s->model, true) || wrpo_eval(z->model, z->data, &d, &m)
         || wrpo_metrics_json(z->ctx, &m, "eval_", &json)) return fail(z);
     output out = {0};
@@ -1028,7 +1032,13 @@ static bool print_prompt(session *z, FILE *f, const prompts *p, int64_t i) {
     fputs("{", f);
     if (!print_text(z, f, "prompt_id", id, strlen(id))) return false;
     fputs(", \"prompt\": ", f);
-    return print_json(z, f, v);
+    bool ok = print_json(z, f, v);
+    static const char *const besides[] = {"tools", "chat_template_kwargs"};     /* without them it would be another prompt */
+    for (int k = 0; ok && k < 2; k++) {
+        v = wrpo_json_get(p->records[i], besides[k]);
+        if (v && v->kind != WRPO_JSON_NULL) fprintf(f, ", \"%s\": ", besides[k]), ok = print_json(z, f, v);
+    }
+    return ok;
 }
 static wrpo_generate_desc generate_desc(const settings *s, session *z) {
     wrpo_generate_desc d = {.tokenizer = z->tokenizer, .n = s->n, .max_tokens = s->max_tokens, .temperature = s->temperature, .top_p = s->top_p};
@@ -1220,6 +1230,17 @@ static bool sample_settings(const settings *s, session *z, uint64_t file, char *
         h = fnv(fnv(h, w->name, strlen(w->name)), w->data, w->bytes < 256 ? w->bytes : 256);
     }
     wrpo_tensors_close(t);
+    static const char *const files[] = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"};
+    for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
+        char path[4096];
+        size_t n;
+        snprintf(path, sizeof path, "%s/%s", s->model, files[i]);
+        FILE *f = fopen(path, "rb");
+        char *bytes = f ? read_all(f, &n) : NULL;
+        if (bytes) h = fnv(fnv(h, files[i], strlen(files[i])), bytes, n);
+        free(bytes);
+        if (f) fclose(f);
+    }
     snprintf(text, size, "--model %.1024s (%016llx) --prompts (%016llx) --as %s --name %.256s --n %lld --temperature %.17g --top-p %.17g --top-k %lld --max-tokens %lld --seed %llu --limit %lld%s%s",
              s->model, (unsigned long long)h, (unsigned long long)file, as_name(s->as), model_name(s), (long long)d.n, plain(d.temperature), d.top_p,
              (long long)d.top_k, (long long)d.max_tokens, (unsigned long long)d.seed, (long long)s->limit, s->raw ? " --raw" : "", s->device ? " --device cuda" : "");
@@ -2215,7 +2236,10 @@ static int run_demo(const settings *s, session *z) {
     int code = all ? 0 : complain("out of memory");
     char folder[4096], caption[128];
     int64_t ordered = 0;
+    output report;
     catch_signals();
+    if (!code && output_open(&report, path)) output_close(&report, false);      /* it can be written: known before the work */
+    else code = 1;
     for (int64_t i = 0; i < seeds && !code; i++) {
         demo_row *rows = all + i * DEMO_ROWS;
         memcpy(rows, demo_rows, sizeof demo_rows);

@@ -394,7 +394,7 @@ typedef struct wrpo_reward wrpo_reward;
 typedef struct wrpo_reward_desc {
     const char *dir;
     int64_t label;                   /* which row of score.weight is the reward, from 1; 0 = it has only one */
-    int64_t micro_tokens;            /* rows computed at once, a longer conversation alone; 0 = 2048 */
+    int64_t micro_tokens;            /* rows computed at once, a longer conversation alone; 0 = 1024 */
 } wrpo_reward_desc;
 WRPO_API wrpo_result wrpo_reward_load(wrpo_ctx *ctx, const wrpo_reward_desc *desc, wrpo_reward **out);
 WRPO_API void wrpo_reward_free(wrpo_reward *reward);
@@ -8984,10 +8984,10 @@ static int wrpo__most_responses(const wrpo_data *data) {
     for (int64_t i = 0; i < wrpo_data_count(data); i++) most = WRPO__MAX(most, wrpo_data_record(data, i).count);
     return most;
 }
-/* Rows a run needs for this data: micro_tokens, all of the data if that is less, the longest record if that is more. */
-static int64_t wrpo__run_rows(const wrpo_config *c, const wrpo_data *data, int64_t micro_tokens) {
+/* Rows a run needs for these records: micro_tokens, all of them if that is less, the longest record if that is more. */
+static int64_t wrpo__run_rows(const wrpo_config *c, const wrpo_data *data, int64_t first, int64_t count, int64_t micro_tokens) {
     int64_t all = 0, longest = 1;
-    for (int64_t i = 0; i < wrpo_data_count(data); i++) {
+    for (int64_t i = first; i < first + count; i++) {
         const wrpo_record record = wrpo_data_record(data, i);
         const int64_t rows = wrpo__record_rows(c, &record);
         all = WRPO__MIN(all + rows, micro_tokens), longest = WRPO__MAX(longest, rows);
@@ -8995,9 +8995,11 @@ static int64_t wrpo__run_rows(const wrpo_config *c, const wrpo_data *data, int64
     return WRPO__MAX(all, longest);
 }
 /* Every id is a row of the embedding; every record has something to score. */
-static void wrpo__check_data(const wrpo_model *model, const wrpo_data *data) {
-    for (int64_t i = 0; i < wrpo_data_count(data); i++) {
+static void wrpo__check_data(const wrpo_model *model, const wrpo_data *data, int64_t first, int64_t count) {
+    int64_t longest = 0;
+    for (int64_t i = first; i < first + count; i++) {
         wrpo_record record = wrpo_data_record(data, i);
+        for (int k = 0; k < record.count; k++) longest = WRPO__MAX(longest, record.prompt_count + record.responses[k].count);
         for (int k = -1; k < record.count; k++) {
             const int32_t *ids = k < 0 ? record.prompt : record.responses[k].ids;
             int64_t n = k < 0 ? record.prompt_count : record.responses[k].count;
@@ -9007,9 +9009,9 @@ static void wrpo__check_data(const wrpo_model *model, const wrpo_data *data) {
                                record.prompt_id, (int)ids[j], (long long)model->config.vocab_size);
         }
     }
-    if (wrpo_data_count(data) && wrpo_data_statistics(data).longest > model->config.max_position_embeddings)
+    if (longest > model->config.max_position_embeddings && longest == wrpo_data_statistics(data).longest)      /* once, however often the data are looked at in part */
         wrpo__log(model->ctx, WRPO_LOG_WARN, "a sequence of %lld tokens is longer than the model's max_position_embeddings %lld",
-                  (long long)wrpo_data_statistics(data).longest, (long long)model->config.max_position_embeddings);
+                  (long long)longest, (long long)model->config.max_position_embeddings);
 }
 /* Packs as many of the records list[at..count) as fit (at least one); returns where it stopped. list NULL: i itself. */
 static int64_t wrpo__pack_some(wrpo__run *r, const wrpo_data *data, const int64_t *list, int64_t at, int64_t count, int64_t micro_tokens) {
@@ -9032,8 +9034,8 @@ static void wrpo__sum_logps(const wrpo__run *r, const wrpo_record *record, int64
 /* logps[(count)][K] of records [first, first + count) with a run of its own; tokens: an stb_ds array or NULL. */
 static void wrpo__logprobs(wrpo__arena *temp, wrpo_model *model, const wrpo_data *data, int64_t first, int64_t count, int64_t micro_tokens,
                            double *logps, int K, float **tokens) {
-    wrpo__check_data(model, data);
-    wrpo__shape shape = {.rows = wrpo__run_rows(&model->config, data, micro_tokens)};
+    wrpo__check_data(model, data, first, count);
+    wrpo__shape shape = {.rows = wrpo__run_rows(&model->config, data, first, count, micro_tokens)};
     shape.chunk = wrpo__head_chunk(model->ctx, &model->config, shape.rows);
     wrpo__run *r = wrpo__run_new(temp, model, &shape);
     for (int64_t at = first, next; at < first + count; at = next) {
@@ -9060,7 +9062,7 @@ WRPO_API wrpo_result wrpo_logprobs(wrpo_model *model, const wrpo_data *data, int
     WRPO__TRY(model->ctx, wrpo__arena_new(model->ctx), true) {
         float *tokens = NULL;
         if (first < 0 || count < 0 || first > wrpo_data_count(data) || count > wrpo_data_count(data) - first)
-            wrpo__fail(model->ctx, WRPO_E_ARG, "records %lld to %lld: the data has %lld", (long long)first, (long long)(first + count), (long long)wrpo_data_count(data));
+            wrpo__fail(model->ctx, WRPO_E_ARG, "%lld records from %lld on: the data has %lld", (long long)count, (long long)first, (long long)wrpo_data_count(data));
         wrpo__logprobs(wrpo__entry.arena, model, data, first, count, WRPO__MICRO_TOKENS, logps, wrpo__most_responses(data), per_token ? &tokens : NULL);
         if (per_token) *per_token = wrpo__handout(model->ctx, tokens, (size_t)stbds_arrlen(tokens) * sizeof *tokens);
     }
@@ -9734,8 +9736,7 @@ static void wrpo__score_root(wrpo__scoring *s, const wrpo_json *root) {
     wrpo_score_stats *stats = s->stats;
     wrpo_json *texts = NULL, copy = *wrpo__json_want(ctx, path, root, WRPO_JSON_OBJECT, "line");     /* texts: an stb array */
     const bool alone = wrpo__present(root, "content") != NULL;
-    const wrpo_json *id = wrpo__present(root, "prompt_id");
-    if (id && (id->kind == WRPO_JSON_STRING || id->kind == WRPO_JSON_NUMBER)) s->in.id = id->text;
+    wrpo__read_head(&s->in, root);
     int64_t entries = 0;
     for (const wrpo_json *list = alone ? root : root->child; list; list = alone ? NULL : list->next) {
         if (!alone && (!wrpo__is_list(list) || list->kind == WRPO_JSON_NULL)) continue;
@@ -9775,7 +9776,7 @@ static void wrpo__score_root(wrpo__scoring *s, const wrpo_json *root) {
 }
 static wrpo_result wrpo__score_line(wrpo__scoring *s, const char *text, size_t n) {      /* an entry of its own: see wrpo__load_line */
     WRPO__TRY(s->in.ctx, wrpo__arena_new(s->in.ctx), true) {
-        s->in.id = wrpo__format(wrpo__here, "line %lld", (long long)s->in.line);
+        s->in.id = wrpo__format(wrpo__here, "line %lld", (long long)s->in.line), s->in.kwargs = NULL;
         wrpo__score_root(s, wrpo__json_parse(wrpo__here, s->in.desc.path, s->in.line, text, n));
     }
     if (wrpo__entry.failed && s->in.tokenizing && s->in.ctx->error.code != WRPO_E_MEMORY) wrpo__name_record(&s->in);
@@ -9820,6 +9821,7 @@ typedef struct wrpo__scored {
 typedef struct wrpo__spot { const char *path, *text; size_t size; int64_t line; struct wrpo__spot *next; } wrpo__spot;
 typedef struct wrpo__ranked { const char *id; wrpo__spot *first, *last; } wrpo__ranked;     /* a prompt's lines */
 typedef struct wrpo__named { char *key; int64_t value; } wrpo__named;
+static const char *const wrpo__heads[] = {"prompt", "tools", "chat_template_kwargs"};
 typedef struct wrpo__prompts {         /* the prompts of some files */
     wrpo_ctx *ctx;
     wrpo__arena *arena, *line;       /* line: of the prompt in work */
@@ -9827,8 +9829,8 @@ typedef struct wrpo__prompts {         /* the prompts of some files */
     wrpo__named *ids, *names;        /* stb maps to places in prompts and models */
     wrpo_select_model *models;       /* stb array; reward: the sum */
     int64_t empty;
-    const wrpo_json *prompt, *id;    /* of the prompt in work, and its responses: stb arrays */
-    wrpo__scored *lists[2];
+    const wrpo_json *id, *head[3];   /* of the prompt in work: itself, and what its template wants besides */
+    wrpo__scored *lists[2];          /* its responses: stb arrays */
 } wrpo__prompts;
 static const char *wrpo__prompt_id(wrpo_ctx *ctx, const char *path, const wrpo_json *root, const wrpo_json **id) {
     wrpo__json_want(ctx, path, root, WRPO_JSON_OBJECT, "line");
@@ -9885,7 +9887,7 @@ static void wrpo__add_candidate(wrpo__prompts *t, const char *path, const wrpo_j
 static void wrpo__prompts_read(wrpo__prompts *t, const wrpo__ranked *prompt, bool flat) {
     static const char *const keys[] = {"sources", "target"};
     wrpo__arena_clear(t->line);
-    t->prompt = NULL;
+    memset(t->head, 0, sizeof t->head);
     for (int list = 0; list < 2; list++)
         if (t->lists[list]) stbds_arrsetlen(t->lists[list], 0);
     for (const wrpo__spot *p = prompt->first; p; p = p->next) {
@@ -9893,9 +9895,13 @@ static void wrpo__prompts_read(wrpo__prompts *t, const wrpo__ranked *prompt, boo
         const bool alone = flat && wrpo__present(root, "content");
         int found = alone;
         wrpo__prompt_id(t->ctx, p->path, root, &t->id);
-        if (text && t->prompt && !wrpo__json_same(text, t->prompt))
-            wrpo__json_fail(t->ctx, WRPO_E_FORMAT, p->path, text, "prompt_id \"%.80s\": want the prompt as in %s:%lld, found another one", prompt->id, prompt->first->path, (long long)prompt->first->line);
-        if (text) t->prompt = text;
+        for (int k = 2; text && k >= 0; k--) {         /* the prompt last: it says whether there was one */
+            const wrpo_json *v = wrpo__present(root, wrpo__heads[k]), *old = t->head[k];
+            if (t->head[0] && (v && old ? !wrpo__json_same(v, old) : v != old))
+                wrpo__json_fail(t->ctx, WRPO_E_FORMAT, p->path, v ? v : text, "prompt_id \"%.80s\": want the %s as in %s:%lld, found another one", prompt->id, wrpo__heads[k],
+                                prompt->first->path, (long long)prompt->first->line);
+            t->head[k] = v;
+        }
         if (alone) wrpo__add_candidate(t, p->path, root, WRPO__TARGETS, false);
         for (int list = 0; list < 2 && !alone; list++) {
             const wrpo_json *all = wrpo__json_maybe(t->ctx, p->path, root, keys[list], WRPO_JSON_ARRAY);
@@ -10001,15 +10007,16 @@ static bool wrpo__select_prompt(wrpo__selected *s, const wrpo_select_desc *d) {
         n = kept;
     } else n = 1;
     wrpo__softmax_shares(sources, n, d->tau);
-    if (!t->prompt) wrpo__json_fail(t->ctx, WRPO_E_FORMAT, "candidates", t->id, "prompt_id \"%.80s\": want a \"prompt\" in one of its lines, found none", t->id->text);
+    if (!t->head[0]) wrpo__json_fail(t->ctx, WRPO_E_FORMAT, "candidates", t->id, "prompt_id \"%.80s\": want a \"prompt\" in one of its lines, found none", t->id->text);
 
     const wrpo__scored **all = NULL;                /* stb array */
     wrpo__text_puts(out, "{\"prompt_id\": "), wrpo__json_write(out, t->id);
-    if (d->form != WRPO_FORM_SFT) wrpo__text_puts(out, ", \"prompt\": "), wrpo__json_write(out, t->prompt);
+    for (int k = d->form == WRPO_FORM_SFT; k < 3; k++)
+        if (t->head[k]) wrpo__text_printf(out, ", \"%s\": ", wrpo__heads[k]), wrpo__json_write(out, t->head[k]);
     switch (d->form) {
     case WRPO_FORM_SFT:
         wrpo__text_puts(out, ", \"messages\": [");
-        for (const wrpo_json *m = t->prompt->kind == WRPO_JSON_ARRAY ? t->prompt->child : t->prompt; m; m = t->prompt->kind == WRPO_JSON_ARRAY ? m->next : NULL)
+        for (const wrpo_json *m = t->head[0]->kind == WRPO_JSON_ARRAY ? t->head[0]->child : t->head[0]; m; m = t->head[0]->kind == WRPO_JSON_ARRAY ? m->next : NULL)
             wrpo__json_write(out, m->kind == WRPO_JSON_STRING ? wrpo__message_of("user", m) : m), wrpo__text_puts(out, ", ");
         wrpo__put_answers(s, "", &sources->best, 1, 1, WRPO_SOURCE);
         wrpo__put_scores(out, &sources->best, 1);
@@ -10340,7 +10347,7 @@ WRPO_API wrpo_result wrpo_train_bytes(wrpo_ctx *ctx, const wrpo_config *config, 
     WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
         wrpo_train_desc d = wrpo_train_defaults(desc);
         wrpo__train_check(ctx, &d);
-        int64_t count, rows = data ? wrpo__run_rows(config, data, d.micro_tokens) : d.micro_tokens;
+        int64_t count, rows = data ? wrpo__run_rows(config, data, 0, wrpo_data_count(data), d.micro_tokens) : d.micro_tokens;
         wrpo__layout_weights(config, NULL, NULL, &count, NULL);
         wrpo_model *table = wrpo__model_table(wrpo__entry.arena, config, ctx->desc.dtype);
         wrpo__bump weights = {0};
@@ -10361,7 +10368,7 @@ WRPO_API wrpo_result wrpo_train_bytes(wrpo_ctx *ctx, const wrpo_config *config, 
 /* What would fit: first other moments, then fewer rows at once; NULL: nothing. */
 static const char *wrpo__would_fit(wrpo_trainer *t, int64_t rows, size_t room) {
     const wrpo_config *c = &t->model->config;
-    const int64_t least = WRPO__MAX(wrpo__run_rows(c, t->data, 1), t->eval ? wrpo__run_rows(c, t->eval, 1) : 0);     /* the longest record */
+    const int64_t least = WRPO__MAX(wrpo__run_rows(c, t->data, 0, t->N, 1), t->eval ? wrpo__run_rows(c, t->eval, 0, wrpo_data_count(t->eval), 1) : 0);     /* the longest record */
     wrpo_train_desc d = t->desc;
     wrpo_bytes need;
     d.recompute = 0;
@@ -10543,13 +10550,13 @@ static wrpo_trainer *wrpo__trainer_build(wrpo__arena *arena, wrpo_model *policy,
     t->eval = eval;
     t->N = wrpo_data_count(data), t->K = wrpo__most_responses(data);
     wrpo__check_roles(ctx, data, d, t->K);
-    wrpo__check_data(policy, data);
-    int64_t rows = wrpo__run_rows(&policy->config, data, d->micro_tokens);
+    wrpo__check_data(policy, data, 0, t->N);
+    int64_t rows = wrpo__run_rows(&policy->config, data, 0, t->N, d->micro_tokens);
     if (eval) {
         t->eval_K = wrpo__most_responses(eval);
         wrpo__check_roles(ctx, eval, d, t->eval_K);
-        wrpo__check_data(policy, eval);
-        rows = WRPO__MAX(rows, wrpo__run_rows(&policy->config, eval, d->micro_tokens));
+        wrpo__check_data(policy, eval, 0, wrpo_data_count(eval));
+        rows = WRPO__MAX(rows, wrpo__run_rows(&policy->config, eval, 0, wrpo_data_count(eval), d->micro_tokens));
     }
     t->micro = d->batch_size / d->accumulation;
     int64_t M = (t->N + t->micro - 1) / t->micro;

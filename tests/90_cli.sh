@@ -152,6 +152,7 @@ good "eval" eval --model run --ref tiny --data quads.jsonl --beta 0.1
 check "eval: one line" test "$(wc -l <out.txt)" -eq 1
 check "eval: names" grep -q '"eval_rewards/margins"' out.txt
 good "eval against itself" eval --model run --data quads.jsonl --alpha 0
+check "eval against itself: it is said" grep -q '^wrpo: warning: --ref is missing' err.txt
 check "eval: ln 2" grep -q '"eval_loss": 0.69314718' out.txt
 check "eval: alpha 0 means zero" grep -q '"eval_cur_alpha": 0[,.]' out.txt
 for m in dpo ipo hinge simpo dpo-norm sft; do
@@ -321,6 +322,9 @@ refused "too long a prompt" 'prompt 0: want fewer tokens than max_position_embed
 bad "sample: a raw message" 1 'raw prompt: want a string, found an object' $SAMPLE prompts.jsonl --raw
 bad "sample: no such file" 1 'absent.jsonl: cannot be opened' $SAMPLE absent.jsonl
 bad "sample: nowhere to write" 1 'new/x/y.part: cannot be written' sample --model tiny --as source --prompts prompts.jsonl --out new/x/y
+bad "generate: no prompt" 2 'prompt: want a TEXT, found an empty text' generate --model tiny --prompt ""
+bad "demo: nowhere to write" 1 'new/r.html.*cannot be written' demo --quick --out new/r.html
+check "demo: known before the work" test ! -s out.txt
 bad "generate: no model" 1 'absent' generate --model absent --prompt x
 
 # ---- selection, split, win rate
@@ -339,6 +343,10 @@ check "select: three records" test "$(wc -l <selected.jsonl)" -eq 3
 check "select: what is left out is said" grep -q '^left out  *1 without source response, .*; 1 empty responses$' out.txt
 check "select: shares" grep -Eq '^s +0.8500 +6 +3 100.0 %$' out.txt
 good "select: what it writes is records" logprob --model tiny --data selected.jsonl
+sed 's/"sources"/"tools": [{"name": "f"}], "sources"/' sources.jsonl >with.jsonl
+good "select: tools" select --in with.jsonl --form pair --out selected.jsonl
+check "select: tools stay with their prompt" test "$(grep -Ec "question [123]\", \"tools\": \[\{\"name\": \"f\"\}\], \"chosen\"" selected.jsonl)" -eq 3
+bad "select: tools in one file only" 1 'with.jsonl:1.*want the tools as in target.jsonl:1, found another one' select --in target.jsonl with.jsonl --out new
 good "select, min gap" select --in sources.jsonl target.jsonl --out selected.jsonl --min-gap 0.25
 check "select, min gap: two records" test "$(wc -l <selected.jsonl)" -eq 2
 good "select pairs" select --in sources.jsonl --out selected.jsonl --form pairs --tau=0.5

@@ -76,5 +76,24 @@ sample --out torn.jsonl >out.txt 2>err.txt; check "other prompts" says 'want a r
 while [ ! -s twice.jsonl.part ]; do sleep 0.01; done
 sample --out twice.jsonl --n 50 >out.txt 2>err.txt; check "two at once" says 'twice.jsonl.part: another process is writing it'
 kill -KILL $pid; wait $pid 2>/dev/null
+"$W" $ARGS --out early.jsonl --n 5000 >/dev/null 2>&1 & pid=$!
+while [ ! -e early.jsonl.settings ]; do sleep 0.01; done
+sample --out early.jsonl --n 5000 >out.txt 2>err.txt; check "two at once, before anything is there: refused" says 'early.jsonl.part: another process is writing it'
+check "two at once: the first one's files stay" test -e early.jsonl.part -a -e early.jsonl.settings
+kill -KILL $pid; wait $pid 2>/dev/null
+
+# ---- the model is all that answers depend on
+"$W" $ARGS --out model.jsonl --n 50 >/dev/null 2>&1 & pid=$!
+while [ ! -s model.jsonl.part ]; do sleep 0.01; done
+kill -KILL $pid; wait $pid 2>/dev/null
+cp tiny/config.json kept; sed 's/"rms_norm_eps": *[^,}]*/"rms_norm_eps": 0.01/' kept >tiny/config.json
+check "the config differs" test "$(cmp -s kept tiny/config.json; echo $?)" -eq 1
+sample --out model.jsonl --n 50 >out.txt 2>err.txt; check "another config.json" says 'want a run begun with'
+cp kept tiny/config.json
+
+# ---- what the template wants besides messages stays with the prompt
+printf '{"prompt_id": "t", "prompt": "x", "tools": [{"name": "f"}], "chat_template_kwargs": {"date": "1 May"}}\n' >tools.jsonl
+"$W" sample --model tiny --prompts tools.jsonl --as source --max-tokens 3 --n 2 --threads 1 --out tools.out >/dev/null 2>err.txt
+check "tools and kwargs are written" grep -q '"prompt": "x", "tools": \[{"name": *"f"}\], "chat_template_kwargs": {"date": *"1 May"}, "sources"' tools.out
 echo "92_sample: $passed passed, $failed failed, $skipped skipped"
 [ "$failed" -eq 0 ]
