@@ -10464,8 +10464,7 @@ static wrpo_result wrpo__reference(wrpo_trainer *t) {
    dice of the rounding follow from the step. Its name keeps loaders that read every *.safetensors of a directory from taking it for weights. */
 #define WRPO__STATE_FILE "trainer_state.wrpo"
 typedef struct wrpo__setting { const char *name, *text; } wrpo__setting;
-/* What must be the same, the reference last of it; then the place of the run. An stb_ds array. */
-enum { WRPO__STATE_PLACE = 2 };
+/* What must be the same, the reference last; then two numbers that say where the run is. An stb_ds array. */
 static wrpo__setting *wrpo__state_settings(wrpo__arena *temp, const wrpo_trainer *t) {
     const wrpo_train_desc *d = &t->desc;
     const wrpo_data *data[2] = {t->data, t->eval};
@@ -10486,7 +10485,7 @@ static wrpo__setting *wrpo__state_settings(wrpo__arena *temp, const wrpo_trainer
         {"states", wrpo_states_name((int)d->states), 0}, {"max_grad_norm", NULL, d->max_grad_norm}, {"batch_size", NULL, (double)d->batch_size},
         {"accumulation", NULL, (double)d->accumulation}, {"micro_tokens", NULL, (double)d->micro_tokens},
         {"seed", wrpo__format(temp, "%llu", (unsigned long long)d->seed), 0}, {"no_shuffle", NULL, d->no_shuffle}, {"eval_steps", NULL, (double)d->eval_steps},
-        {"data", is[0], 0}, {"eval_data", is[1], 0}, {"steps, by epochs or max_steps", NULL, (double)t->T},
+        {"data", is[0], 0}, {"eval_data", is[1], 0}, {"steps", NULL, (double)t->T},
         {"reference", wrpo__format(temp, "log-probs %016llx", (unsigned long long)h), 0},
         {"step", NULL, (double)t->k}, {"milliseconds", NULL, WRPO__MAX(0, floor((wrpo__now() - t->start) * 1000))}};
     wrpo__setting *out = NULL;
@@ -10526,22 +10525,17 @@ static wrpo__state_part *wrpo__state_parts(wrpo__arena *temp, const wrpo_trainer
         }
     return parts;
 }
-/* n bytes of it, from byte `from` on: between the run and piece, which has room for WRPO__PIECE floats. */
-static void wrpo__state_move(wrpo_trainer *t, const wrpo__state_part *p, size_t from, size_t n, float *piece, bool put) {
+/* As many of its bytes as fit into piece[WRPO__PIECE], from byte `from` on, out of the run or into it; returns how many. */
+static size_t wrpo__state_move(wrpo_trainer *t, const wrpo__state_part *p, size_t from, float *piece, bool put) {
     const wrpo_backend *be = t->ctx->desc.backend;
+    const size_t n = WRPO__MIN(p->bytes - from, WRPO__PIECE * sizeof *piece);
     const int64_t first = (int64_t)(from / sizeof *piece), count = (int64_t)(n / sizeof *piece);
     char *moments = p->moment ? (p->moment == 1 ? t->m : t->v) + p->at + from : NULL;
     if (moments && put) be->put(t->ctx->dev, moments, piece, n);
     else if (moments) be->get(t->ctx->dev, piece, moments, n);
     else if (put) wrpo__weight_put(t->model, p->w, first, count, piece);
     else wrpo__weight_get(t->model, p->w, first, count, piece);
-}
-#define WRPO__STATE_PIECES(p, from, n) \
-    for (size_t from = 0, n; from < (p)->bytes && (n = WRPO__MIN((p)->bytes - from, WRPO__PIECE * sizeof(float))) > 0; from += n)
-static uint64_t wrpo__state_hash(const wrpo__setting *s) {              /* where the checksum begins: all metadata */
-    uint64_t h = 0;
-    for (int64_t i = 0; i < stbds_arrlen(s); i++) h = wrpo__hash(h, s[i].text, strlen(s[i].text));
-    return h;
+    return n;
 }
 WRPO_API wrpo_result wrpo_trainer_save(wrpo_trainer *t, const wrpo_save_desc *desc) {
     wrpo_ctx *ctx = t->ctx;
@@ -10553,14 +10547,14 @@ WRPO_API wrpo_result wrpo_trainer_save(wrpo_trainer *t, const wrpo_save_desc *de
         const int64_t log_size = metrics ? (int64_t)metrics->size : 0, eight = 8;
         const wrpo__setting *settings = wrpo__state_settings(temp, t);
         const wrpo__state_part *parts = wrpo__state_parts(temp, t), *parts_end = parts + stbds_arrlen(parts);
-        float *piece = wrpo__raw(temp, WRPO__PIECE, sizeof *piece);
-        uint64_t h = wrpo__state_hash(settings);
+        uint64_t h = 0;                                /* the checksum: of the metadata, then of all data */
         int64_t at = 0;
         wrpo__text header = {.arena = temp};
         for (int64_t i = 0; i < stbds_arrlen(settings); i++) {
             wrpo__text_puts(&header, i ? ",\"" : "{\"__metadata__\":{\"");
             wrpo__text_printf(&header, "%s\":", settings[i].name);
             wrpo__json_quote(&header, settings[i].text, strlen(settings[i].text));
+            h = wrpo__hash(h, settings[i].text, strlen(settings[i].text));
         }
         wrpo__text_puts(&header, "}");
         for (const wrpo__state_part *p = parts; p < parts_end; at += (int64_t)p->bytes, p++) wrpo__header_add(&header, p->name, p->dtype, p->ndim, p->shape, at, (int64_t)p->bytes);
@@ -10569,11 +10563,12 @@ WRPO_API wrpo_result wrpo_trainer_save(wrpo_trainer *t, const wrpo_save_desc *de
 
         wrpo__remove(ctx, path);                       /* an old state does not stand beside new weights, not even for a moment */
         wrpo__need(ctx, wrpo_model_save(t->model, desc));
+        float *piece = wrpo__raw(temp, WRPO__PIECE, sizeof *piece);
         wrpo__writer *w = wrpo__create(temp, path);
         wrpo__header_write(w, &header);
         for (const wrpo__state_part *p = parts; p < parts_end; p++)
-            WRPO__STATE_PIECES(p, from, n) {
-                wrpo__state_move(t, p, from, n, piece, false);
+            for (size_t from = 0, n; from < p->bytes; from += n) {
+                n = wrpo__state_move(t, p, from, piece, false);
                 h = wrpo__hash(h, piece, n);
                 wrpo__write(w, piece, n);
             }
@@ -10594,8 +10589,8 @@ static const wrpo_tensor_info *wrpo__state_tensor(wrpo_ctx *ctx, const wrpo_tens
         wrpo__fail(ctx, WRPO_E_FORMAT, "%s: %s: want %s %s, found %s%s%s", path, name, dtype, want, info ? info->dtype : "", info ? " " : "", found);
     return info;
 }
-/* First, before anything is computed: that the file is whole and of this run, but for the reference. Then, when that is known and memory is taken: the
-   run is put where it was. */
+/* check: before anything is computed, that the file is whole and of this run, but for the reference. Later, when that is known and memory is taken,
+   the run is put where it was. */
 static wrpo_result wrpo__resume(wrpo_trainer *t, bool check) {
     wrpo_ctx *ctx = t->ctx;
     WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
@@ -10603,26 +10598,20 @@ static wrpo_result wrpo__resume(wrpo_trainer *t, bool check) {
         const char *path = wrpo__join(temp, t->desc.resume, WRPO__STATE_FILE);
         const wrpo_tensors *file = wrpo__tensors_in(ctx, path);
         const wrpo__file *f = wrpo__open_file(temp, path);              /* once more, for what the tensors do not say */
-        uint64_t size = 0, h, sum;
+        uint64_t size = 0, h = 0, sum;
         memcpy(&size, f->data, WRPO__MIN(f->size, 8));
-        const wrpo_json *root = wrpo__json_parse(temp, path, 1, (const char *)f->data + 8, (size_t)WRPO__MIN(size, f->size - 8));
-        const wrpo_json *metadata = wrpo__json_get(root, "__metadata__");
-        wrpo__setting *s = wrpo__state_settings(temp, t);
-        const int64_t n_same = stbds_arrlen(s) - WRPO__STATE_PLACE, most[WRPO__STATE_PLACE] = {t->T, (int64_t)1 << 50};
-        int64_t place[WRPO__STATE_PLACE], at = 0;
-        for (int64_t i = 0; i < stbds_arrlen(s); i++) {
-            const wrpo_json *v = metadata ? wrpo__json_get(metadata, s[i].name) : NULL;
-            const char *found = v ? v->text : "no such setting";
-            if (i < n_same && (!check || i != n_same - 1) && strcmp(found, s[i].text))
-                wrpo__fail(ctx, v ? WRPO_E_ARG : WRPO_E_FORMAT, "%s: %s: want %.100s, as this run has it, found %.100s", path, s[i].name, s[i].text, found);
-            if (i >= n_same) {
-                char *end = NULL;
-                place[at] = v ? strtoll(found, &end, 10) : -1;
-                if (!v || *end || place[at] < 0 || place[at] > most[at])
-                    wrpo__fail(ctx, WRPO_E_FORMAT, "%s: %s: want a number from 0 to %lld, found %.100s", path, s[i].name, (long long)most[at], found);
-                at++;
-            }
-            s[i].text = found;
+        const wrpo_json *metadata = wrpo__json_get(wrpo__json_parse(temp, path, 1, (const char *)f->data + 8, (size_t)WRPO__MIN(size, f->size - 8)), "__metadata__");
+        const wrpo__setting *settings = wrpo__state_settings(temp, t);
+        const int64_t same = stbds_arrlen(settings) - 2;
+        long long place[2] = {0};
+        for (int64_t i = 0; i < same + 2; i++) {
+            const wrpo_json *v = metadata ? wrpo__json_get(metadata, settings[i].name) : NULL;
+            const char *found = v ? v->text : "no such setting", *want = settings[i].text;
+            if (i < same && strcmp(found, want) && !(check && i == same - 1))
+                wrpo__fail(ctx, v ? WRPO_E_ARG : WRPO_E_FORMAT, "%s: %s: want %.100s, as this run has it, found %.100s", path, settings[i].name, want, found);
+            if (i >= same && (strspn(found, "0123456789") != strlen(found) || (place[i - same] = strtoll(found, NULL, 10)) > (i == same ? t->T : LLONG_MAX - 1)))
+                wrpo__fail(ctx, WRPO_E_FORMAT, "%s: %s: want a whole number, steps up to %lld, found %.100s", path, settings[i].name, (long long)t->T, found);
+            h = wrpo__hash(h, found, strlen(found));
         }
         const wrpo__state_part *parts = wrpo__state_parts(temp, t), *parts_end = parts + stbds_arrlen(parts);
         const wrpo_tensor_info *log = wrpo_tensors_find(file, "metrics.jsonl");
@@ -10632,7 +10621,6 @@ static wrpo_result wrpo__resume(wrpo_trainer *t, bool check) {
         memcpy(&sum, wrpo__state_tensor(ctx, file, path, "checksum", "U8", 1, &eight)->data, sizeof sum);
         if (wrpo_tensors_count(file) != parts_end - parts + 2)
             wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want %lld tensors, found %lld", path, (long long)(parts_end - parts + 2), (long long)wrpo_tensors_count(file));
-        h = wrpo__state_hash(s);
         if (!check && t->out_dir) {
             wrpo__writer *w = wrpo__create(temp, wrpo__join(temp, t->out_dir, "metrics.jsonl"));
             wrpo__write(w, log->data, log->bytes);
@@ -10640,16 +10628,16 @@ static wrpo_result wrpo__resume(wrpo_trainer *t, bool check) {
         }
         for (const wrpo__state_part *p = parts; p < parts_end; p++) {
             const wrpo_tensor_info *info = wrpo__state_tensor(ctx, file, path, p->name, p->dtype, p->ndim, p->shape);
-            WRPO__STATE_PIECES(p, from, n) {
+            for (size_t from = 0, n; from < p->bytes; from += n) {
+                n = WRPO__MIN(p->bytes - from, WRPO__PIECE * sizeof *piece);
                 memcpy(piece, (const char *)info->data + from, n);
                 if (check) h = wrpo__hash(h, piece, n);
-                else wrpo__state_move(t, p, from, n, piece, true);
+                else wrpo__state_move(t, p, from, piece, true);
             }
         }
-        if (check && wrpo__hash(h, log->data, log->bytes) != sum)
-            wrpo__fail(ctx, WRPO_E_FORMAT, "%s: checksum: want %016llx, found %016llx: these are not the bytes that were written", path,
-                       (unsigned long long)wrpo__hash(h, log->data, log->bytes), (unsigned long long)sum);
-        if (!check) t->k = place[0], t->start = wrpo__now() - (double)place[1] / 1000;
+        h = wrpo__hash(h, log->data, log->bytes);
+        if (check && h != sum) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: checksum: want %016llx, found %016llx: not the bytes that were written", path, (unsigned long long)sum, (unsigned long long)h);
+        if (!check) t->k = (int64_t)place[0], t->start = wrpo__now() - (double)place[1] / 1000;
         wrpo__sync(ctx);
     }
     return wrpo__end(&wrpo__entry);
@@ -10994,11 +10982,8 @@ static wrpo_result wrpo__checkpoint(wrpo_trainer *t, int64_t *saved) {
         wrpo__arena *temp = wrpo__entry.arena;
         wrpo_save_desc save = t->desc.save;
         const char *old = *saved < 0 ? NULL : wrpo__format(temp, "%s/checkpoint-%lld", save.dir, (long long)*saved);
-        if (*saved == t->k) old = NULL;
-        else {
-            save.dir = wrpo__format(temp, "%s/checkpoint-%lld", save.dir, (long long)t->k);
-            wrpo__need(t->ctx, wrpo_trainer_save(t, &save));
-        }
+        save.dir = wrpo__format(temp, "%s/checkpoint-%lld", save.dir, (long long)t->k);
+        wrpo__need(t->ctx, wrpo_trainer_save(t, &save));
         *saved = t->k;
         const wrpo__name *names = old ? wrpo__list_dir(temp, old) : NULL;
         for (int64_t i = 0; i < stbds_arrlen(names); i++)
@@ -11028,7 +11013,7 @@ WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const
         if (r == WRPO_OK && desc->on_step) go = desc->on_step(&m, eval ? &e : NULL, desc->user);
     }
     if (r == WRPO_OK && !go) ctx->error = (wrpo_error){WRPO_E_STOPPED, 0, 0, "stopped by the callback"}, r = WRPO_E_STOPPED;
-    if (desc->save.dir && (r == WRPO_E_STOPPED || r == WRPO_E_NOT_FINITE) && m.step > first) {
+    if (desc->save.dir && (r == WRPO_E_STOPPED || r == WRPO_E_NOT_FINITE) && m.step > first && m.step != saved) {
         const wrpo_error why = ctx->error;
         if (wrpo__checkpoint(t, &saved) == WRPO_OK) ctx->error = why;
         else r = ctx->error.code;

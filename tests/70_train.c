@@ -373,7 +373,7 @@ int main(void) {
             WITH(loss.label_smoothing, 0.1, "label_smoothing: want 0.1"), WITH(ramp, WRPO_RAMP_COSINE, "alpha_schedule: want cosine"), WITH(schedule, WRPO_LR_LINEAR, "lr_scheduler: want linear"),
             WITH(warmup_ratio, 0.5, "warmup_ratio: want 0.5"), WITH(beta2, 0.99, "beta2: want 0.99"), WITH(eps, 1e-6, "eps: want 1e-6"), WITH(weight_decay, 0.1, "weight_decay: want 0.1"),
             WITH(max_grad_norm, 2, "max_grad_norm: want 2"), WITH(accumulation, 2, "accumulation: want 2"), WITH(micro_tokens, 512, "micro_tokens: want 512"), WITH(seed, 7, "seed: want 7"),
-            WITH(no_shuffle, true, "no_shuffle: want 1"), WITH(eval_steps, 2, "eval_steps: want 2"), WITH(epochs, 2, "steps, by epochs or max_steps: want 8"), WITH(max_steps, 3, "steps, by epochs or max_steps: want 3"),
+            WITH(no_shuffle, true, "no_shuffle: want 1"), WITH(eval_steps, 2, "eval_steps: want 2"), WITH(epochs, 2, "steps: want 8"), WITH(max_steps, 3, "steps: want 3"),
             {{.learning_rate = 1e-3, .batch_size = 4, .resume = saved}, "states: want f32, as this run has it, found bf16"}, {{.learning_rate = 2e-3, .batch_size = 4, .states = WRPO_STATES_BF16, .resume = saved}, "learning_rate: want 0.002"},
             {{.learning_rate = 1e-3, .batch_size = 8, .states = WRPO_STATES_BF16, .resume = saved}, "batch_size: want 8"}};
         wrpo_model *model = make_model(ctx), *another;
