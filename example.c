@@ -36,12 +36,12 @@
 
 /* ---- options: one table; a command names those it takes ---- */
 typedef struct settings {            /* numbers that were not given are 0, which means the library's default */
-    const char *path, *model, *ref, *data, *eval_data, *in, *out, *config, *tokenizer, *a, *b, *prompt, *prompts, *questions, *name, *reward_model;
+    const char *path, *model, *ref, *data, *eval_data, *in, *out, *config, *tokenizer, *a, *b, *prompt, *prompts, *questions, *name, *reward_model, *resume;
     const char *more[64];            /* values of --in or operands after the first */
     int64_t n_more, top, resamples, seeds, label;
     double tau, min_gap, entropy_power, entropy_scale, sft;
     int64_t threads, seed, limit, max_length, max_prompt_length, max_shard_size;
-    int64_t batch_size, accumulation, micro_tokens, memory_limit, max_steps, eval_steps, log_steps, recompute;
+    int64_t batch_size, accumulation, micro_tokens, memory_limit, max_steps, eval_steps, log_steps, save_steps, recompute;
     double alpha, ramp_power, beta, label_smoothing, gamma_ratio;
     int64_t n, top_k, max_tokens, batch;
     double temperature, top_p;
@@ -127,6 +127,8 @@ static const option options[] = {
     {"--eval-data", TEXT, AT(eval_data), "FILE", NULL, NULL, "held-out records"},
     {"--eval-steps", COUNT, AT(eval_steps), "N", "[1, inf)", NULL, "evaluate every N steps (at the end only)"},
     {"--log-steps", COUNT, AT(log_steps), "N", "[1, inf)", NULL, "print a line every N steps where there is no progress bar (1)"},
+    {"--save-steps", COUNT, AT(save_steps), "N", "[1, inf)", NULL, "leave a checkpoint to resume from every N steps, in place of the last (only where a run ends early)"},
+    {"--resume", TEXT, AT(resume), "DIR", NULL, NULL, "go on from such a checkpoint; every other option as it was, and the result is that of a run that never stopped"},
     {"--device", CHOICE, AT(device), "NAME", NULL, device_name, "what the model is computed on (cpu)"},
     {"--dtype", CHOICE, AT(dtype), "TYPE", NULL, dtype_name, "of the products' arithmetic and the matrices in training; with bf16 the optimizer has float masters (f32; cuda: bf16)"},
     {"--save-dtype", CHOICE, AT(save_dtype), "TYPE", NULL, dtype_name, "of the weights in the files (as loaded; init: f32)"},
@@ -886,17 +888,9 @@ static void print_settings(const settings *s, session *z, const wrpo_train_desc 
     printf(", %s", d.no_shuffle ? "in order" : "shuffled");
     if (!d.no_shuffle) printf(" by seed %llu", (unsigned long long)d.seed);
     printf("\n");
+    if (d.resume) printf("resume       %s\n", d.resume);
     print_memory(bytes, wrpo_model_config(z->model)->num_hidden_layers);
     fflush(stdout);
-}
-/* What is worth keeping of a run that ended early. */
-static void save_checkpoint(const settings *s, session *z, const wrpo_metrics *last) {
-    char dir[4096];
-    wrpo_save_desc save = {.dir = dir, .dtype = dtype_of(s->save_dtype), .max_shard_size = s->max_shard_size};
-    if (last->step < 1) { complain("no step was done: nothing is saved"); return; }
-    snprintf(dir, sizeof dir, "%s/checkpoint-%lld", s->out, (long long)last->step);
-    if (wrpo_model_save(z->model, &save)) fail(z);
-    else complain("the model as it was after step %lld of %lld is in %s", (long long)last->step, (long long)last->steps, dir);
 }
 static int train(const settings *s, session *z) {
     wrpo_train_desc d = train_desc(s);
@@ -904,6 +898,8 @@ static int train(const settings *s, session *z) {
     wrpo_bytes bytes;
     wrpo_metrics last = {0};
     watch w = {.z = z, .every = z->screen.bar && isatty(fileno(stdout)) ? 0 : s->log_steps ? s->log_steps : 1};
+    d.resume = s->resume, d.save_steps = s->save_steps;
+    d.save = (wrpo_save_desc){.dir = s->out, .dtype = dtype_of(s->save_dtype), .max_shard_size = s->max_shard_size};
     if (wrpo_config_load(z->ctx, s->model, &config) || wrpo_train_bytes(z->ctx, &config, NULL, &d, &bytes)) return fail(z);    /* options first */
     if (load_data(z, s, s->data, &z->data) || (s->eval_data && load_data(z, s, s->eval_data, &z->eval_data)) || load_model(z, s->model, false)
         || wrpo_train_bytes(z->ctx, &config, z->data, &d, &bytes)) return fail(z);
@@ -914,18 +910,15 @@ static int train(const settings *s, session *z) {
     const wrpo_result r = wrpo_train(z->model, z->data, &d, &last);
     const double took = seconds() - begin;
     screen_clear(&z->screen);
-    if (r == WRPO_E_STOPPED) {
-        complain("interrupted");
-        save_checkpoint(s, z, &last);
-        return 1;
-    }
     if (r != WRPO_OK) {
-        fail(z);
-        if (r == WRPO_E_NOT_FINITE) save_checkpoint(s, z, &last);
-        return 1;
+        if (r == WRPO_E_STOPPED) complain("interrupted");
+        else fail(z);
+        if (r != WRPO_E_STOPPED && r != WRPO_E_NOT_FINITE) return 1;
+        if (!last.tokens) return complain("no step was done: nothing is saved");
+        return complain("the model as it was after step %lld of %lld is in %s/checkpoint-%lld: the same command goes on from there with --resume and this directory",
+                        (long long)last.step, (long long)last.steps, s->out, (long long)last.step);
     }
-    const wrpo_save_desc save = {.dir = s->out, .dtype = dtype_of(s->save_dtype), .max_shard_size = s->max_shard_size};
-    if (wrpo_model_save(z->model, &save)) return fail(z);
+    if (wrpo_model_save(z->model, &d.save)) return fail(z);
     printf("%s: trained, %lld steps in %s, with the reference %.2f seconds, memory peak %s\n", s->out, (long long)last.step, time_text(last.seconds).s,
            took, bytes_text((double)wrpo_memory_peak(z->ctx)).s);
     return 0;
@@ -2305,8 +2298,8 @@ static const command commands[] = {
      "One line a record: the log-probs of its responses, their scored tokens, and the tokens of the prompt."},
     {"train", "", "--model --data --out",
      LOSS DATA "--micro-tokens --alpha-schedule --learning-rate --lr-scheduler --warmup-ratio --weight-decay --max-grad-norm --batch-size --accumulation --recompute --memory-limit "
-     "--epochs --max-steps --seed --no-shuffle --ref --eval-data --eval-steps --log-steps --device --dtype --states --save-dtype --max-shard-size --threads --help", run_train,
-     "Trains a model and saves it, with metrics.jsonl, in the directory --out. Ctrl-C stops cleanly and saves a checkpoint."},
+     "--epochs --max-steps --seed --no-shuffle --ref --eval-data --eval-steps --log-steps --save-steps --resume --device --dtype --states --save-dtype --max-shard-size --threads --help", run_train,
+     "Trains a model and saves it, with metrics.jsonl, in the directory --out. Ctrl-C stops cleanly and leaves a checkpoint, from which --resume goes on to the same bits."},
     {"eval", "", "--model --data", LOSS DATA "--micro-tokens --ref --out --device --dtype --threads --help", run_eval, "The metrics of a model on records, as one JSON object."},
     {"generate", "", "--model", "--prompt --in --out --raw " SAMPLING "--limit --threads --help", run_generate,
      "An answer to --prompt, as it comes, or one line for each line of --in: {prompt_id, prompt, content, tokens, logp, stopped}."},

@@ -48,7 +48,7 @@
        >>use         log-probs, generation
        >>reward      reward models
        >>select      candidates to records, splits, win rates
-       >>train       reference, step, loop, metrics
+       >>train       reference, resume, step, loop, metrics
        >>end         the licence                                                                            */
 /* ---------------------------------------------------------------------------------------------- >>api
    Every public declaration. Stop at "Stop here" if you only want to use the library.
@@ -464,7 +464,7 @@ typedef struct wrpo_winrate_stats {
 } wrpo_winrate_stats;
 WRPO_API wrpo_result wrpo_winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *desc, wrpo_winrate_stats *out);
 
-/* ---- training: wrpo_train is new, step until done, free -- and nothing else ---- */
+/* ---- training: wrpo_train is new, step until done, save where asked, free -- and nothing else ---- */
 /* field, name in metrics.jsonl: averages over the batch's records. A reward is beta times the method's score. */
 #define WRPO_METRICS(X) \
     X(loss, "loss")                                    /* NaN is never logged: the run stops with an error */ \
@@ -525,6 +525,11 @@ typedef struct wrpo_train_desc {
     const char *out_dir;             /* metrics.jsonl and the cache of reference log-probs; NULL = no files */
     const char *ref_dir;             /* the reference; NULL = the policy as it is before step 1 */
     const wrpo_data *eval_data; int64_t eval_steps;    /* 0 = at the end only */
+    const char *resume;              /* a directory that wrpo_trainer_save wrote: the run goes on from there, to the bits of one that never stopped. All
+                                        else is as it was, or refused by name: settings above, data, backend, and the policy as it was before
+                                        step 1 (the reference, if ref_dir is NULL), whose weights are then replaced. NULL = from the start */
+    wrpo_save_desc save; int64_t save_steps;           /* save.dir not NULL: wrpo_train leaves save.dir/checkpoint-K where it ends early after K steps, stopped
+                                        or not finite; and every save_steps steps (0 = never), in place of its last */
     bool (*on_step)(const wrpo_metrics *m, const wrpo_metrics *eval /* NULL but where one was made */, void *user);
     void *user;                      /* on_step returning false stops cleanly: WRPO_E_STOPPED */
 } wrpo_train_desc;
@@ -542,6 +547,10 @@ WRPO_API wrpo_result wrpo_trainer_new(wrpo_model *policy, const wrpo_data *data,
 WRPO_API wrpo_result wrpo_trainer_step(wrpo_trainer *t, wrpo_metrics *m);    /* m->step == m->steps: that was the last */
 /* data: the training data or desc.eval_data, whose reference log-probs are known. */
 WRPO_API wrpo_result wrpo_trainer_eval(wrpo_trainer *t, const wrpo_data *data, wrpo_metrics *m);
+/* The model, as wrpo_model_save writes it, and beside it the state of the run, for wrpo_train_desc.resume: trainer_state.wrpo, a safetensors file
+   of the weights as the optimizer has them (float), their moments NAME.exp_avg and NAME.exp_avg_sq, the metrics.jsonl so far, and, as
+   metadata, the step and all that must be the same. It is written in pieces, and is whole or not there. */
+WRPO_API wrpo_result wrpo_trainer_save(wrpo_trainer *t, const wrpo_save_desc *desc);
 WRPO_API void wrpo_trainer_free(wrpo_trainer *t);
 /* The metrics of a model on data, nothing trained: desc gives loss, alpha (taken as it is) and ref_dir. */
 WRPO_API wrpo_result wrpo_eval(wrpo_model *model, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_metrics *m);
@@ -4712,28 +4721,33 @@ static char *wrpo__shard_path(wrpo__arena *arena, const char *dir, int64_t shard
     if (shards <= 1) return wrpo__join(arena, dir, WRPO__SINGLE_FILE);
     return wrpo__join(arena, dir, wrpo__format(arena, "model-%05lld-of-%05lld.safetensors", (long long)shard + 1, (long long)shards));
 }
+/* The header: {"__metadata__":{...} by the caller, then each tensor in the order of the data, then the end. */
+static void wrpo__header_add(wrpo__text *header, const char *name, const char *dtype, int ndim, const int64_t *shape, int64_t at, int64_t bytes) {
+    wrpo__text_puts(header, ",");
+    wrpo__json_quote(header, name, strlen(name));
+    wrpo__text_printf(header, ":{\"dtype\":\"%s\",\"shape\":[", dtype);
+    for (int d = 0; d < ndim; d++) wrpo__text_printf(header, d ? ",%lld" : "%lld", (long long)shape[d]);
+    wrpo__text_printf(header, "],\"data_offsets\":[%lld,%lld]}", (long long)at, (long long)(at + bytes));
+}
+static void wrpo__header_write(wrpo__writer *w, wrpo__text *header) {
+    unsigned char length[8];
+    wrpo__text_puts(header, "}");
+    while (header->size % 8) wrpo__text_puts(header, " ");              /* the data begins aligned */
+    for (int i = 0; i < 8; i++) length[i] = (unsigned char)(header->size >> 8 * i);
+    wrpo__write(w, length, sizeof length);
+    wrpo__write(w, header->data, header->size);
+    wrpo__block_free(header->data);
+}
 /* One file of tensors p[n], sorted by name, under its part name. chunk: room for WRPO__CHUNK floats. */
 static wrpo__writer *wrpo__shard_write(wrpo__arena *temp, const char *path, const wrpo__save_tensor *t, const int64_t *bytes, const wrpo__placed *p, int64_t n,
                                       wrpo_dtype dtype, wrpo__save_fn fn, void *user, float *chunk) {
     const int64_t size = (int64_t)wrpo__dtype_size(dtype);
     wrpo__text header = {.arena = temp};
     wrpo__text_puts(&header, "{\"__metadata__\":{\"format\":\"pt\"}");
-    for (int64_t i = 0, at = 0; i < n; at += bytes[p[i].tensor], i++) {
-        const wrpo__save_tensor *s = &t[p[i].tensor];
-        wrpo__text_puts(&header, ",");
-        wrpo__json_quote(&header, s->name, strlen(s->name));
-        wrpo__text_printf(&header, ":{\"dtype\":\"%s\",\"shape\":[", wrpo__dtype_name(dtype));
-        for (int d = 0; d < s->ndim; d++) wrpo__text_printf(&header, d ? ",%lld" : "%lld", (long long)s->shape[d]);
-        wrpo__text_printf(&header, "],\"data_offsets\":[%lld,%lld]}", (long long)at, (long long)(at + bytes[p[i].tensor]));
-    }
-    wrpo__text_puts(&header, "}");
-    while (header.size % 8) wrpo__text_puts(&header, " ");              /* the data begins aligned */
-    unsigned char length[8];
-    for (int i = 0; i < 8; i++) length[i] = (unsigned char)(header.size >> 8 * i);
-
+    for (int64_t i = 0, at = 0; i < n; at += bytes[p[i].tensor], i++)
+        wrpo__header_add(&header, t[p[i].tensor].name, wrpo__dtype_name(dtype), t[p[i].tensor].ndim, t[p[i].tensor].shape, at, bytes[p[i].tensor]);
     wrpo__writer *w = wrpo__create(temp, path);
-    wrpo__write(w, length, sizeof length);
-    wrpo__write(w, header.data, header.size);
+    wrpo__header_write(w, &header);
     for (int64_t i = 0; i < n; i++) {
         int64_t count = bytes[p[i].tensor] / size;
         for (int64_t at = 0, k; at < count; at += k) {
@@ -4746,7 +4760,6 @@ static wrpo__writer *wrpo__shard_write(wrpo__arena *temp, const char *path, cons
             wrpo__write(w, chunk, (size_t)(k * size));
         }
     }
-    wrpo__block_free(header.data);
     wrpo__finish(w);
     return w;
 }
@@ -10236,7 +10249,7 @@ WRPO_API wrpo_result wrpo_winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *desc, 
 }
 
 /* -------------------------------------------------------------------------------------------- >>train
-   Settings, reference, step, loop. Epochs and alpha are counted as the authors count them:
+   Settings, reference, state on disk, step, loop. Epochs and alpha are counted as the authors count them:
      micro-batches per epoch M = ceil(N / (batch_size / accumulation)),  steps per epoch S = floor(M / accumulation),
      T = ceil(epochs S).  A step's loss is the mean over its micro-batches of the mean over their records.     */
 struct wrpo_trainer {
@@ -10302,6 +10315,7 @@ static void wrpo__train_check(wrpo_ctx *ctx, const wrpo_train_desc *d) {   /* d 
     WRPO__RANGE(d->max_steps >= 0, "max steps", d->max_steps, "at least 0");
     WRPO__RANGE(d->micro_tokens >= 1 && d->micro_tokens <= (int64_t)1 << 30, "micro tokens", d->micro_tokens, "1 to 2^30");
     WRPO__RANGE(d->eval_steps >= 0, "eval steps", d->eval_steps, "at least 0");
+    WRPO__RANGE(d->save_steps >= 0 && (!d->save_steps || d->save.dir), "save steps", d->save_steps, "at least 0, and a directory for it in save");
     WRPO__RANGE(d->recompute >= -1, "recompute", d->recompute, "a number of layers, or -1 for all");
 }
 /* ---- memory of a run: measured, and fitted into what there is ---- */
@@ -10391,9 +10405,7 @@ static wrpo_bytes wrpo__fitted(wrpo_trainer *t, int64_t rows) {
 }
 
 /* ---- the reference: three numbers a record, computed once, kept in a file under a fingerprint ---- */
-static uint64_t wrpo__fingerprint(const wrpo_model *model, const wrpo_data *data, float *piece) {
-    wrpo_ctx *ctx = model->ctx;
-    const wrpo_config *c = &model->config;
+static uint64_t wrpo__config_hash(const wrpo_ctx *ctx, const wrpo_config *c) {
     const double numbers[] = {c->rms_norm_eps, c->rope.theta, (double)c->rope.type, c->rope.factor, c->rope.low_freq_factor, c->rope.high_freq_factor,
                               c->rope.beta_fast, c->rope.beta_slow, c->rope.attention_factor, (double)c->rope.original_max_position_embeddings,
                               (double)c->sliding_window, (double)c->head_dim, (double)c->num_attention_heads, (double)c->num_key_value_heads,
@@ -10401,7 +10413,22 @@ static uint64_t wrpo__fingerprint(const wrpo_model *model, const wrpo_data *data
                               (double)c->max_position_embeddings, c->query_pre_attn_scalar, c->attn_logit_softcapping, c->final_logit_softcapping,
                               c->gelu, c->norm_plus_one, c->post_norms, c->scale_embeddings};
     uint64_t h = wrpo__hash(wrpo__hash(0, numbers, sizeof numbers), c->sliding_layers, sizeof c->sliding_layers);
-    h = wrpo__hash(wrpo__hash(h, c->rope.short_factor, sizeof c->rope.short_factor), c->rope.long_factor, sizeof c->rope.long_factor);
+    return wrpo__hash(wrpo__hash(h, c->rope.short_factor, sizeof c->rope.short_factor), c->rope.long_factor, sizeof c->rope.long_factor);
+}
+static uint64_t wrpo__data_hash(uint64_t h, const wrpo_data *data) {
+    for (int64_t i = 0; i < wrpo_data_count(data); i++) {
+        wrpo_record record = wrpo_data_record(data, i);
+        h = wrpo__hash(wrpo__hash(h, record.prompt, (size_t)record.prompt_count * sizeof *record.prompt), &record.weight, sizeof record.weight);
+        for (int k = 0; k < record.count; k++) {
+            const wrpo_tokens *y = &record.responses[k];
+            const int64_t scored[3] = {y->first, (int64_t)y->role, y->pair};
+            h = wrpo__hash(wrpo__hash(wrpo__hash(h, y->ids, (size_t)y->count * sizeof *y->ids), scored, sizeof scored), &y->weight, sizeof y->weight);
+        }
+    }
+    return h;
+}
+static uint64_t wrpo__fingerprint(const wrpo_model *model, const wrpo_data *data, float *piece) {
+    uint64_t h = wrpo__config_hash(model->ctx, &model->config);
     for (int64_t i = 0; i < model->n_weights; i++) {
         const wrpo_weight *w = &model->weights[i];
         h = wrpo__hash(h, w->name, strlen(w->name));
@@ -10411,16 +10438,7 @@ static uint64_t wrpo__fingerprint(const wrpo_model *model, const wrpo_data *data
             h = wrpo__hash(h, piece, (size_t)n * sizeof *piece);
         }
     }
-    for (int64_t i = 0; i < wrpo_data_count(data); i++) {
-        wrpo_record record = wrpo_data_record(data, i);
-        h = wrpo__hash(h, record.prompt, (size_t)record.prompt_count * sizeof *record.prompt);
-        for (int k = 0; k < record.count; k++) {
-            const wrpo_tokens *y = &record.responses[k];
-            const int64_t scored[2] = {y->first, (int64_t)y->role};
-            h = wrpo__hash(wrpo__hash(h, y->ids, (size_t)y->count * sizeof *y->ids), scored, sizeof scored);
-        }
-    }
-    return h;
+    return wrpo__data_hash(h, data);
 }
 /* A cache that is there and whole fills ref; anything else is made anew. */
 static bool wrpo__reference_read(wrpo__arena *temp, const char *path, uint64_t fingerprint, double *ref, int64_t N, int K) {
@@ -10488,6 +10506,190 @@ static wrpo_result wrpo__reference(wrpo_trainer *t) {
             wrpo__logprobs(temp, ref, data, 0, N, t->desc.micro_tokens, out, K, NULL);
             if (path) wrpo__reference_write(temp, path, fingerprint, out, N, K);
         }
+    }
+    return wrpo__end(&wrpo__entry);
+}
+
+/* ---- the state of a run on disk: all that the next step depends on, in one file ----
+   The weights stand in it as well, for those beside it may be rounded, so it never belongs to others. Order of records, alpha, rate and
+   dice of the rounding follow from the step. Its name keeps loaders that read every *.safetensors of a directory from taking it for weights. */
+#define WRPO__STATE_FILE "trainer_state.wrpo"
+typedef struct wrpo__setting { const char *name, *text; } wrpo__setting;
+/* What must be the same, the reference last; then two numbers that say where the run is. An stb_ds array. */
+static wrpo__setting *wrpo__state_settings(wrpo__arena *temp, const wrpo_trainer *t) {
+    const wrpo_train_desc *d = &t->desc;
+    const wrpo_data *data[2] = {t->data, t->eval};
+    const char *is[2] = {NULL, "none"};
+    uint64_t h = 0;
+    for (int i = 0; i < 2; i++)
+        if (data[i]) is[i] = wrpo__format(temp, "%lld records, %016llx", (long long)wrpo_data_count(data[i]), (unsigned long long)wrpo__data_hash(0, data[i]));
+    if (t->ref) h = wrpo__hash(h, t->ref, (size_t)t->N * (size_t)t->K * sizeof *t->ref);
+    if (t->eval_ref) h = wrpo__hash(h, t->eval_ref, (size_t)wrpo_data_count(t->eval) * (size_t)t->eval_K * sizeof *t->eval_ref);
+    const struct { const char *name, *word; double number; } table[] = {
+        {"wrpo", WRPO_VERSION, 0}, {"backend", t->ctx->desc.backend->name, 0}, {"dtype", wrpo__dtype_name(t->ctx->desc.dtype), 0},
+        {"config", wrpo__format(temp, "%s %016llx", t->model->config.model_type, (unsigned long long)wrpo__config_hash(t->ctx, &t->model->config)), 0},
+        {"method", wrpo_method_name((int)d->loss.method), 0}, {"pair", wrpo_pair_name((int)d->loss.pair), 0}, {"beta", NULL, d->loss.beta},
+        {"label_smoothing", NULL, d->loss.label_smoothing}, {"gamma_ratio", NULL, d->loss.gamma_ratio}, {"ipo_sum", NULL, d->loss.ipo_sum},
+        {"alpha", NULL, d->alpha}, {"alpha_schedule", wrpo_ramp_name((int)d->ramp), 0}, {"ramp_power", NULL, d->ramp_power},
+        {"learning_rate", NULL, d->learning_rate}, {"lr_scheduler", wrpo_schedule_name((int)d->schedule), 0}, {"warmup_ratio", NULL, d->warmup_ratio},
+        {"beta1", NULL, d->beta1}, {"beta2", NULL, d->beta2}, {"eps", NULL, d->eps}, {"weight_decay", NULL, d->weight_decay},
+        {"states", wrpo_states_name((int)d->states), 0}, {"max_grad_norm", NULL, d->max_grad_norm}, {"batch_size", NULL, (double)d->batch_size},
+        {"accumulation", NULL, (double)d->accumulation}, {"micro_tokens", NULL, (double)d->micro_tokens},
+        {"seed", wrpo__format(temp, "%llu", (unsigned long long)d->seed), 0}, {"no_shuffle", NULL, d->no_shuffle}, {"eval_steps", NULL, (double)d->eval_steps},
+        {"data", is[0], 0}, {"eval_data", is[1], 0}, {"steps", NULL, (double)t->T},
+        {"reference", wrpo__format(temp, "log-probs %016llx", (unsigned long long)h), 0},
+        {"step", NULL, (double)t->k}, {"milliseconds", NULL, WRPO__MAX(0, floor((wrpo__now() - t->start) * 1000))}};
+    wrpo__setting *out = NULL;
+    for (int64_t i = 0; i < WRPO__COUNT(table); i++) {
+        wrpo__text number = {.arena = temp};
+        if (!table[i].word) wrpo__json_number(&number, table[i].number == WRPO_ZERO ? 0 : table[i].number);
+        const wrpo__setting s = {table[i].name, table[i].word ? table[i].word : number.data};
+        stbds_arrput(out, s);
+    }
+    return out;
+}
+typedef struct wrpo__state_part {    /* a tensor of the file: a weight as floats, or moments as they lie in memory */
+    const char *name, *dtype;
+    int ndim; int64_t shape[2];
+    const wrpo_weight *w;
+    int moment;                      /* 0: the weight itself; 1, 2: m, v */
+    size_t at, bytes;                /* in the memory of moments; in the file */
+} wrpo__state_part;
+/* In the file's order: all weights, their first moments, their second ones; moments in blocks are those of a run of weights, under the
+   name of its first. An stb_ds array. */
+static wrpo__state_part *wrpo__state_parts(wrpo__arena *temp, const wrpo_trainer *t) {
+    const bool blocks = t->desc.states == WRPO_STATES_8BIT, half = t->desc.states == WRPO_STATES_BF16;
+    wrpo__state_part *parts = NULL;
+    for (int moment = 0; moment < 3; moment++)
+        for (int64_t i = 0, end, size; i < t->model->n_weights; i = end) {
+            const wrpo_weight *w = &t->model->weights[i];
+            const size_t each = half && moment ? 2 : 4;
+            wrpo__state_part p = {w->name, half && moment ? "BF16" : "F32", w->vector ? 1 : 2, {w->rows, w->cols}, w, moment, (size_t)w->at * each, (size_t)wrpo__size(w) * each};
+            end = i + 1;
+            if (moment) p.name = wrpo__format(temp, moment == 1 ? "%s.exp_avg" : "%s.exp_avg_sq", w->name);
+            if (moment && blocks) {
+                end = i + wrpo__weight_run(w, t->model->n_weights - i, 0, &size);
+                p.dtype = "U8", p.ndim = 2, p.at = wrpo_states_bytes(t->desc.states, w->at), p.bytes = wrpo_states_bytes(t->desc.states, size);
+                p.shape[0] = (int64_t)(p.bytes / WRPO_BLOCK_BYTES), p.shape[1] = WRPO_BLOCK_BYTES;
+            }
+            stbds_arrput(parts, p);
+        }
+    return parts;
+}
+/* As many of its bytes as fit into piece[WRPO__PIECE], from byte `from` on, out of the run or into it; returns how many. */
+static size_t wrpo__state_move(wrpo_trainer *t, const wrpo__state_part *p, size_t from, float *piece, bool put) {
+    const wrpo_backend *be = t->ctx->desc.backend;
+    const size_t n = WRPO__MIN(p->bytes - from, WRPO__PIECE * sizeof *piece);
+    const int64_t first = (int64_t)(from / sizeof *piece), count = (int64_t)(n / sizeof *piece);
+    char *moments = p->moment ? (p->moment == 1 ? t->m : t->v) + p->at + from : NULL;
+    if (moments && put) be->put(t->ctx->dev, moments, piece, n);
+    else if (moments) be->get(t->ctx->dev, piece, moments, n);
+    else if (put) wrpo__weight_put(t->model, p->w, first, count, piece);
+    else wrpo__weight_get(t->model, p->w, first, count, piece);
+    return n;
+}
+WRPO_API wrpo_result wrpo_trainer_save(wrpo_trainer *t, const wrpo_save_desc *desc) {
+    wrpo_ctx *ctx = t->ctx;
+    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
+        wrpo__arena *temp = wrpo__entry.arena;
+        if (!desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_save_desc: dir is missing");
+        const char *path = wrpo__join(temp, desc->dir, WRPO__STATE_FILE), *log = t->out_dir ? wrpo__join(temp, t->out_dir, "metrics.jsonl") : NULL;
+        const wrpo__file *metrics = log && wrpo__exists(log) ? wrpo__open_file(temp, log) : NULL;
+        const int64_t log_size = metrics ? (int64_t)metrics->size : 0, eight = 8;
+        const wrpo__setting *settings = wrpo__state_settings(temp, t);
+        const wrpo__state_part *parts = wrpo__state_parts(temp, t), *parts_end = parts + stbds_arrlen(parts);
+        uint64_t h = 0;                                /* the checksum: of the metadata, then of all data */
+        int64_t at = 0;
+        wrpo__text header = {.arena = temp};
+        for (int64_t i = 0; i < stbds_arrlen(settings); i++) {
+            wrpo__text_puts(&header, i ? ",\"" : "{\"__metadata__\":{\"");
+            wrpo__text_printf(&header, "%s\":", settings[i].name);
+            wrpo__json_quote(&header, settings[i].text, strlen(settings[i].text));
+            h = wrpo__hash(h, settings[i].text, strlen(settings[i].text));
+        }
+        wrpo__text_puts(&header, "}");
+        for (const wrpo__state_part *p = parts; p < parts_end; at += (int64_t)p->bytes, p++) wrpo__header_add(&header, p->name, p->dtype, p->ndim, p->shape, at, (int64_t)p->bytes);
+        wrpo__header_add(&header, "metrics.jsonl", "U8", 1, &log_size, at, log_size);
+        wrpo__header_add(&header, "checksum", "U8", 1, &eight, at + log_size, eight);
+
+        wrpo__remove(ctx, path);                       /* an old state does not stand beside new weights, not even for a moment */
+        wrpo__need(ctx, wrpo_model_save(t->model, desc));
+        float *piece = wrpo__raw(temp, WRPO__PIECE, sizeof *piece);
+        wrpo__writer *w = wrpo__create(temp, path);
+        wrpo__header_write(w, &header);
+        for (const wrpo__state_part *p = parts; p < parts_end; p++)
+            for (size_t from = 0, n; from < p->bytes; from += n) {
+                n = wrpo__state_move(t, p, from, piece, false);
+                h = wrpo__hash(h, piece, n);
+                wrpo__write(w, piece, n);
+            }
+        wrpo__sync(ctx);                               /* a device that failed gave no moments */
+        if (metrics) wrpo__write(w, metrics->data, metrics->size);
+        h = wrpo__hash(h, metrics ? metrics->data : NULL, (size_t)log_size);
+        wrpo__write(w, &h, sizeof h);
+        wrpo__commit(w);
+    }
+    return wrpo__end(&wrpo__entry);
+}
+static const wrpo_tensor_info *wrpo__state_tensor(wrpo_ctx *ctx, const wrpo_tensors *file, const char *path, const char *name, const char *dtype, int ndim, const int64_t *shape) {
+    const wrpo_tensor_info *info = wrpo_tensors_find(file, name);
+    char want[80], found[160] = "no such tensor";
+    wrpo__shape_text(want, sizeof want, ndim, shape);
+    if (info) wrpo__shape_text(found, sizeof found, info->ndim, info->shape);
+    if (!info || strcmp(want, found) || strcmp(info->dtype, dtype))
+        wrpo__fail(ctx, WRPO_E_FORMAT, "%s: %s: want %s %s, found %s%s%s", path, name, dtype, want, info ? info->dtype : "", info ? " " : "", found);
+    return info;
+}
+/* check: before anything is computed, that the file is whole and of this run, but for the reference. Later, when that is known and memory is taken,
+   the run is put where it was. */
+static wrpo_result wrpo__resume(wrpo_trainer *t, bool check) {
+    wrpo_ctx *ctx = t->ctx;
+    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
+        wrpo__arena *temp = wrpo__entry.arena;
+        const char *path = wrpo__join(temp, t->desc.resume, WRPO__STATE_FILE);
+        const wrpo_tensors *file = wrpo__tensors_in(ctx, path);
+        const wrpo__file *f = wrpo__open_file(temp, path);              /* once more, for what the tensors do not say */
+        uint64_t size = 0, h = 0, sum;
+        memcpy(&size, f->data, WRPO__MIN(f->size, 8));
+        const wrpo_json *metadata = wrpo__json_get(wrpo__json_parse(temp, path, 1, (const char *)f->data + 8, (size_t)WRPO__MIN(size, f->size - 8)), "__metadata__");
+        const wrpo__setting *settings = wrpo__state_settings(temp, t);
+        const int64_t same = stbds_arrlen(settings) - 2;
+        long long place[2] = {0};
+        for (int64_t i = 0; i < same + 2; i++) {
+            const wrpo_json *v = metadata ? wrpo__json_get(metadata, settings[i].name) : NULL;
+            const char *found = v ? v->text : "no such setting", *want = settings[i].text;
+            if (i < same && strcmp(found, want) && !(check && i == same - 1))
+                wrpo__fail(ctx, v ? WRPO_E_ARG : WRPO_E_FORMAT, "%s: %s: want %.100s, as this run has it, found %.100s", path, settings[i].name, want, found);
+            if (i >= same && (strspn(found, "0123456789") != strlen(found) || (place[i - same] = strtoll(found, NULL, 10)) > (i == same ? t->T : LLONG_MAX - 1)))
+                wrpo__fail(ctx, WRPO_E_FORMAT, "%s: %s: want a whole number, steps up to %lld, found %.100s", path, settings[i].name, (long long)t->T, found);
+            h = wrpo__hash(h, found, strlen(found));
+        }
+        const wrpo__state_part *parts = wrpo__state_parts(temp, t), *parts_end = parts + stbds_arrlen(parts);
+        const wrpo_tensor_info *log = wrpo_tensors_find(file, "metrics.jsonl");
+        const int64_t eight = 8, log_size = log ? log->count : 0;
+        float *piece = wrpo__raw(temp, WRPO__PIECE, sizeof *piece);
+        log = wrpo__state_tensor(ctx, file, path, "metrics.jsonl", "U8", 1, &log_size);
+        memcpy(&sum, wrpo__state_tensor(ctx, file, path, "checksum", "U8", 1, &eight)->data, sizeof sum);
+        if (wrpo_tensors_count(file) != parts_end - parts + 2)
+            wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want %lld tensors, found %lld", path, (long long)(parts_end - parts + 2), (long long)wrpo_tensors_count(file));
+        if (!check && t->out_dir) {
+            wrpo__writer *w = wrpo__create(temp, wrpo__join(temp, t->out_dir, "metrics.jsonl"));
+            wrpo__write(w, log->data, log->bytes);
+            wrpo__commit(w);
+        }
+        for (const wrpo__state_part *p = parts; p < parts_end; p++) {
+            const wrpo_tensor_info *info = wrpo__state_tensor(ctx, file, path, p->name, p->dtype, p->ndim, p->shape);
+            for (size_t from = 0, n; from < p->bytes; from += n) {
+                n = WRPO__MIN(p->bytes - from, WRPO__PIECE * sizeof *piece);
+                memcpy(piece, (const char *)info->data + from, n);
+                if (check) h = wrpo__hash(h, piece, n);
+                else wrpo__state_move(t, p, from, piece, true);
+            }
+        }
+        h = wrpo__hash(h, log->data, log->bytes);
+        if (check && h != sum) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: checksum: want %016llx, found %016llx: not the bytes that were written", path, (unsigned long long)sum, (unsigned long long)h);
+        if (!check) t->k = (int64_t)place[0], t->start = wrpo__now() - (double)place[1] / 1000;
+        wrpo__sync(ctx);
     }
     return wrpo__end(&wrpo__entry);
 }
@@ -10570,6 +10772,7 @@ static wrpo_trainer *wrpo__trainer_build(wrpo__arena *arena, wrpo_model *policy,
         t->out_dir = wrpo__strndup(arena, d->out_dir, strlen(d->out_dir));
         wrpo__make_dir(ctx, t->out_dir);
     }
+    if (train && d->resume) wrpo__need(ctx, wrpo__resume(t, true));
     const wrpo_bytes plan = train ? wrpo__fitted(t, rows) : (wrpo_bytes){0};
     if (wrpo__rules[d->loss.method].reference) {
         t->ref = wrpo__alloc(arena, (size_t)t->N * (size_t)t->K, sizeof *t->ref);
@@ -10586,13 +10789,14 @@ static wrpo_trainer *wrpo__trainer_build(wrpo__arena *arena, wrpo_model *policy,
         t->m = wrpo__device_alloc(arena, bytes, "first moments"), t->v = wrpo__device_alloc(arena, bytes, "second moments");
         t->sumsq = wrpo__device_alloc(arena, sizeof *t->sumsq, "gradient norm");
         be->zero(ctx->dev, t->m, bytes), be->zero(ctx->dev, t->v, bytes);
+        t->start = wrpo__now();
+        if (d->resume) wrpo__need(ctx, wrpo__resume(t, false));
         if (t->out_dir) {
             const char *path = wrpo__join(arena, t->out_dir, "metrics.jsonl");
-            t->metrics = fopen(path, "w");
+            t->metrics = fopen(path, d->resume ? "a" : "w");
             if (!t->metrics) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be written: %s", path, strerror(errno));
         }
-    }
-    t->start = wrpo__now();
+    } else t->start = wrpo__now();
     return t;
 }
 static wrpo_result wrpo__trainer_make(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc, bool train, wrpo_trainer **out) {
@@ -10823,23 +11027,50 @@ WRPO_API wrpo_result wrpo_eval(wrpo_model *model, const wrpo_data *data, const w
     wrpo_trainer_free(t);
     return r;
 }
+/* save.dir/checkpoint-K, and then without the one before it, of step *saved (-1: none) */
+static wrpo_result wrpo__checkpoint(wrpo_trainer *t, int64_t *saved) {
+    WRPO__TRY(t->ctx, wrpo__arena_new(t->ctx), true) {
+        wrpo__arena *temp = wrpo__entry.arena;
+        wrpo_save_desc save = t->desc.save;
+        const char *old = *saved < 0 ? NULL : wrpo__format(temp, "%s/checkpoint-%lld", save.dir, (long long)*saved);
+        save.dir = wrpo__format(temp, "%s/checkpoint-%lld", save.dir, (long long)t->k);
+        wrpo__need(t->ctx, wrpo_trainer_save(t, &save));
+        *saved = t->k;
+        const wrpo__name *names = old ? wrpo__list_dir(temp, old) : NULL;
+        for (int64_t i = 0; i < stbds_arrlen(names); i++)
+            if (strcmp(names[i].text, ".") && strcmp(names[i].text, "..")) wrpo__remove(t->ctx, wrpo__join(temp, old, names[i].text));
+#ifdef _WIN32
+        if (old) _rmdir(old);
+#else
+        if (old) rmdir(old);
+#endif
+    }
+    return wrpo__end(&wrpo__entry);
+}
 WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_metrics *last) {
+    wrpo_ctx *ctx = policy->ctx;
     wrpo_trainer *t;
     wrpo_metrics m = {0}, e;
     bool go = true;
     wrpo_result r = wrpo_trainer_new(policy, data, desc, &t);
+    int64_t saved = -1;
+    if (r == WRPO_OK) m.step = t->k, m.steps = t->T, m.seconds = wrpo__now() - t->start;
+    const int64_t first = m.step;
     while (r == WRPO_OK && go && m.step < t->T) {
         r = wrpo_trainer_step(t, &m);
         bool eval = r == WRPO_OK && desc->eval_data && (m.step == t->T || (desc->eval_steps && m.step % desc->eval_steps == 0));
         if (eval) r = wrpo_trainer_eval(t, desc->eval_data, &e);
+        if (r == WRPO_OK && desc->save_steps && m.step % desc->save_steps == 0 && m.step < t->T) r = wrpo__checkpoint(t, &saved);
         if (r == WRPO_OK && desc->on_step) go = desc->on_step(&m, eval ? &e : NULL, desc->user);
+    }
+    if (r == WRPO_OK && !go) ctx->error = (wrpo_error){WRPO_E_STOPPED, 0, 0, "stopped by the callback"}, r = WRPO_E_STOPPED;
+    if (desc->save.dir && (r == WRPO_E_STOPPED || r == WRPO_E_NOT_FINITE) && m.step > first && m.step != saved) {
+        const wrpo_error why = ctx->error;
+        if (wrpo__checkpoint(t, &saved) == WRPO_OK) ctx->error = why;
+        else r = ctx->error.code;
     }
     if (last) *last = m;
     wrpo_trainer_free(t);
-    if (r == WRPO_OK && !go) {
-        policy->ctx->error = (wrpo_error){WRPO_E_STOPPED, 0, 0, "stopped by the callback"};
-        return WRPO_E_STOPPED;
-    }
     return r;
 }
 #endif /* WRPO_IMPLEMENTATION */

@@ -2,6 +2,7 @@
 #define WRPO_IMPLEMENTATION
 #include "wrpo.h"
 #include "test.h"
+#include "counting.h"
 #include <unistd.h>
 
 static const char *const config_text =
@@ -55,7 +56,8 @@ static double worst_difference(const wrpo_model *a, const wrpo_model *b, bool *s
     return worst;
 }
 typedef struct result { wrpo_ctx *ctx; wrpo_model *model; wrpo_metrics m[8]; int steps; } result;
-static result run_in(wrpo_dtype dtype, wrpo_train_desc d, int threads) {
+/* at most so many steps, then saved, if there is a directory for it */
+static result run_part(wrpo_dtype dtype, wrpo_train_desc d, int threads, int steps, const char *save) {
     result r = {.ctx = open_with(dtype, threads)};
     wrpo_trainer *t;
     r.model = make_model(r.ctx);
@@ -63,14 +65,16 @@ static result run_in(wrpo_dtype dtype, wrpo_train_desc d, int threads) {
     if (!d.learning_rate) d.learning_rate = 1e-3;
     if (!d.batch_size) d.batch_size = 4;
     if (wrpo_trainer_new(r.model, data, &d, &t) != WRPO_OK) { CHECK(false, "%s", wrpo_last_error(r.ctx)->text); return r; }
-    for (wrpo_metrics m = {0}; r.steps == 0 || (m.step < m.steps && r.steps < 8);) {
+    for (wrpo_metrics m = {0}; r.steps == 0 || (m.step < m.steps && r.steps < steps);) {
         if (wrpo_trainer_step(t, &m) != WRPO_OK) { CHECK(false, "%s", wrpo_last_error(r.ctx)->text); break; }
         r.m[r.steps++] = m;
     }
+    if (save) CHECK(wrpo_trainer_save(t, &(wrpo_save_desc){.dir = save, .dtype = WRPO_BF16}) == WRPO_OK, "%s", wrpo_last_error(r.ctx)->text);
     wrpo_trainer_free(t);
     wrpo_data_free(data);
     return r;
 }
+static result run_in(wrpo_dtype dtype, wrpo_train_desc d, int threads) { return run_part(dtype, d, threads, 8, NULL); }
 static result run(wrpo_train_desc d, int threads) { return run_in(WRPO_F32, d, threads); }
 static void drop(result *r) {
     wrpo_model_free(r->model);
@@ -337,6 +341,96 @@ int main(void) {
                 CHECK(fabs(x.m[i].loss - y.m[i].loss) < 0.02, "%s: step %d: loss %g and %g", wrpo_states_name(states), i, x.m[i].loss, y.m[i].loss);
             drop(&x), drop(&y);
         }
+    }
+    {   /* resume: a new trainer on a new model goes on to the bits of a run that never stopped, wherever and however it was stopped */
+        char saved[96], other[96];
+        snprintf(saved, sizeof saved, "%s/saved", dir), snprintf(other, sizeof other, "%s/other.json", dir);
+        for (int kind = 0; kind < 12; kind++) {
+            const wrpo_dtype dtype = kind % 2 ? WRPO_BF16 : WRPO_F32;
+            wrpo_train_desc d = {.states = (wrpo_states)(kind / 2 % 3), .epochs = 2, .alpha = 0.5, .weight_decay = 0.1, .micro_tokens = 300};
+            if (kind >= 6) d.accumulation = 2, d.loss.method = WRPO_METHOD_SIMPO;
+            const int stop = 1 + kind % 5;             /* within the first epoch, at its end, within the second */
+            result whole_run = run_in(dtype, d, 2), part = run_part(dtype, d, 1, stop, saved);
+            drop(&part);
+            d.resume = saved;
+            result rest = run_in(dtype, d, 3);
+            CHECK(rest.steps == whole_run.steps - stop, "kind %d: %d steps of %d after %d", kind, rest.steps, whole_run.steps, stop);
+            for (int i = 0; i < rest.steps && i + stop < 8; i++) {
+                wrpo_metrics *a = &rest.m[i], *b = &whole_run.m[stop + i];
+                a->seconds = b->seconds = a->tokens_per_second = b->tokens_per_second = 0;
+                CHECK(!memcmp(a, b, sizeof *a), "kind %d: step %d: loss %.17g and %.17g, alpha %g and %g", kind, stop + i, a->loss, b->loss, a->cur_alpha, b->cur_alpha);
+            }
+            float x[2][128];
+            bool same = true;
+            for (int64_t i = 0; i < rest.model->n_weights; i++)
+                for (int64_t k = 0, n, all_of = wrpo__size(&rest.model->weights[i]); k < all_of; k += n) {
+                    n = WRPO__MIN(128, all_of - k);
+                    wrpo__weight_get(rest.model, &rest.model->weights[i], k, n, x[0]), wrpo__weight_get(whole_run.model, &whole_run.model->weights[i], k, n, x[1]);
+                    same = same && !memcmp(x[0], x[1], (size_t)n * sizeof **x);
+                }
+            CHECK(same, "kind %d: other weights", kind);
+            drop(&rest), drop(&whole_run);
+        }
+        /* what is not the same is refused by its name, before anything has changed; memory may run out anywhere */
+        const wrpo_train_desc was = {.learning_rate = 1e-3, .batch_size = 4, .states = WRPO_STATES_BF16, .resume = saved};
+        wrpo_train_desc made = was;
+        made.resume = NULL;
+        result part = run_part(WRPO_F32, made, 2, 2, saved);
+        drop(&part);
+#define WITH(field, value, says) {{.learning_rate = 1e-3, .batch_size = 4, .states = WRPO_STATES_BF16, .resume = saved, .field = value}, "trainer_state.wrpo: " says}
+        const struct { wrpo_train_desc d; const char *says; } bad[] = {
+            WITH(loss.method, WRPO_METHOD_IPO, "method: want ipo, as this run has it, found wrpo"), WITH(loss.beta, 0.5, "beta: want 0.5"), WITH(alpha, 0.2, "alpha: want 0.2"),
+            WITH(loss.label_smoothing, 0.1, "label_smoothing: want 0.1"), WITH(ramp, WRPO_RAMP_COSINE, "alpha_schedule: want cosine"), WITH(schedule, WRPO_LR_LINEAR, "lr_scheduler: want linear"),
+            WITH(warmup_ratio, 0.5, "warmup_ratio: want 0.5"), WITH(beta2, 0.99, "beta2: want 0.99"), WITH(eps, 1e-6, "eps: want 1e-6"), WITH(weight_decay, 0.1, "weight_decay: want 0.1"),
+            WITH(max_grad_norm, 2, "max_grad_norm: want 2"), WITH(accumulation, 2, "accumulation: want 2"), WITH(micro_tokens, 512, "micro_tokens: want 512"), WITH(seed, 7, "seed: want 7"),
+            WITH(no_shuffle, true, "no_shuffle: want 1"), WITH(eval_steps, 2, "eval_steps: want 2"), WITH(epochs, 2, "steps: want 8"), WITH(max_steps, 3, "steps: want 3"),
+            {{.learning_rate = 1e-3, .batch_size = 4, .resume = saved}, "states: want f32, as this run has it, found bf16"}, {{.learning_rate = 2e-3, .batch_size = 4, .states = WRPO_STATES_BF16, .resume = saved}, "learning_rate: want 0.002"},
+            {{.learning_rate = 1e-3, .batch_size = 8, .states = WRPO_STATES_BF16, .resume = saved}, "batch_size: want 8"}};
+        wrpo_model *model = make_model(ctx), *another;
+        wrpo_data *data = make_data(ctx, 0, N), *fewer = make_data(ctx, 0, N - 1), *heavier;
+        wrpo_trainer *t;
+        for (int i = 0; i < (int)(sizeof bad / sizeof *bad); i++)
+            CHECK(wrpo_trainer_new(model, data, &bad[i].d, &t) == WRPO_E_ARG && !t && strstr(wrpo_last_error(ctx)->text, bad[i].says), "setting %d: \"%s\"", i, wrpo_last_error(ctx)->text);
+        records[3].weight = 2;
+        CHECK(wrpo_data_from_ids(ctx, records, N, &heavier) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+        records[3].weight = 0;
+        CHECK(wrpo_trainer_new(model, fewer, &was, &t) == WRPO_E_ARG && strstr(wrpo_last_error(ctx)->text, "data: want 12 records, "), "\"%s\"", wrpo_last_error(ctx)->text);
+        CHECK(wrpo_trainer_new(model, heavier, &was, &t) == WRPO_E_ARG && strstr(wrpo_last_error(ctx)->text, "data: want 13 records, "), "\"%s\"", wrpo_last_error(ctx)->text);
+        CHECK(wrpo_trainer_new(model, data, &(wrpo_train_desc){.save_steps = 3}, &t) == WRPO_E_ARG && strstr(wrpo_last_error(ctx)->text, "save steps: want"), "\"%s\"", wrpo_last_error(ctx)->text);
+        ((float *)WRPO__W(model, norm, 0)->data)[3] += 0.25f;
+        CHECK(wrpo_trainer_new(model, data, &was, &t) == WRPO_E_ARG && strstr(wrpo_last_error(ctx)->text, "reference: want log-probs "), "\"%s\"", wrpo_last_error(ctx)->text);
+        wrpo_model_free(model), wrpo_data_free(fewer), wrpo_data_free(heavier);
+        f = fopen(other, "w");
+        fprintf(f, "%.*s51%s", (int)(strstr(config_text, "50,") - config_text), config_text, strstr(config_text, "50,") + 2);
+        fclose(f);
+        CHECK(wrpo_model_init(ctx, &(wrpo_init_desc){.config = other}, &another) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+        CHECK(wrpo_trainer_new(another, data, &was, &t) == WRPO_E_FORMAT && strstr(wrpo_last_error(ctx)->text, ": want F32 [51,36], found F32 [50,36]"), "\"%s\"", wrpo_last_error(ctx)->text);
+        wrpo_model_free(another), wrpo_data_free(data);
+
+        wrpo_ctx *scarce;
+        if (wrpo_open(&(wrpo_desc){.threads = 2, .memory = {counting_alloc, counting_free, NULL}}, &scarce) != WRPO_OK) exit(2);
+        data = make_data(scarce, 0, N);
+        for (int what = 0; what < 2; what++) {
+            const char *out = what ? saved : other;
+            int64_t n = 0;
+            bool done = false;
+            if (!what) snprintf(other, sizeof other, "%s/again", dir);
+            for (; !done && n < 5000; n++) {
+                model = make_model(scarce);
+                if (what == 0) CHECK(wrpo_trainer_new(model, data, &was, &t) == WRPO_OK, "%s", wrpo_last_error(scarce)->text);
+                fail_at = calls + n;
+                const wrpo_result r = what ? wrpo_trainer_new(model, data, &was, &t) : wrpo_trainer_save(t, &(wrpo_save_desc){.dir = out});
+                fail_at = -1;
+                done = r == WRPO_OK;
+                if (!done && r != WRPO_E_MEMORY) CHECK(false, "call %lld: %d %s", (long long)n, r, wrpo_last_error(scarce)->text);
+                if (!what || done) wrpo_trainer_free(t);
+                wrpo_model_free(model);
+            }
+            CHECK(done && n > 10, "%lld failing allocations", (long long)n);
+        }
+        wrpo_data_free(data);
+        wrpo_close(scarce);
+        CHECK(live == 0, "%lld blocks are left", (long long)live);
     }
     {   /* the reference cache: made once, read the second time, not trusted when its model is another */
         wrpo_model *model = make_model(ctx);
