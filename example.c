@@ -913,8 +913,11 @@ static int train(const settings *s, session *z) {
     if (r != WRPO_OK) {
         if (r == WRPO_E_STOPPED) complain("interrupted");
         else fail(z);
-        if (r != WRPO_E_STOPPED && r != WRPO_E_NOT_FINITE) return 1;
-        if (!last.tokens) return complain("no step was done: nothing is saved");
+        char state[4200];
+        struct stat is;
+        snprintf(state, sizeof state, "%s/checkpoint-%lld/trainer_state.wrpo", s->out, (long long)last.step);
+        if (!last.tokens) return r == WRPO_E_STOPPED || r == WRPO_E_NOT_FINITE ? complain("no step was done: nothing is saved") : 1;
+        if (stat(state, &is) != 0) return 1;
         return complain("the model as it was after step %lld of %lld is in %s/checkpoint-%lld: the same command goes on from there with --resume and this directory",
                         (long long)last.step, (long long)last.steps, s->out, (long long)last.step);
     }

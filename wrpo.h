@@ -528,8 +528,8 @@ typedef struct wrpo_train_desc {
     const char *resume;              /* a directory that wrpo_trainer_save wrote: the run goes on from there, to the bits of one that never stopped. All
                                         else is as it was, or refused by name: settings above, data, backend, and the policy as it was before
                                         step 1 (the reference, if ref_dir is NULL), whose weights are then replaced. NULL = from the start */
-    wrpo_save_desc save; int64_t save_steps;           /* save.dir not NULL: wrpo_train leaves save.dir/checkpoint-K where it ends early after K steps, stopped
-                                        or not finite; and every save_steps steps (0 = never), in place of its last */
+    wrpo_save_desc save; int64_t save_steps;           /* save.dir not NULL: wrpo_train leaves save.dir/checkpoint-K where it ends early after K steps (not
+                                        after an error of a device); and every save_steps steps (0 = never), in place of its last */
     bool (*on_step)(const wrpo_metrics *m, const wrpo_metrics *eval /* NULL but where one was made */, void *user);
     void *user;                      /* on_step returning false stops cleanly: WRPO_E_STOPPED */
 } wrpo_train_desc;
@@ -10764,7 +10764,7 @@ static wrpo_trainer *wrpo__trainer_build(wrpo__arena *arena, wrpo_model *policy,
     int64_t M = (t->N + t->micro - 1) / t->micro;
     t->steps_per_epoch = WRPO__MAX(M / d->accumulation, 1);
     double steps = ceil(d->epochs * (double)t->steps_per_epoch - 1e-9);
-    t->T = d->max_steps ? d->max_steps : (int64_t)steps;
+    t->T = d->max_steps ? d->max_steps : WRPO__MAX((int64_t)steps, 1);
     t->order = wrpo__alloc(arena, (size_t)t->N, sizeof *t->order);
     t->weight = wrpo__alloc(arena, (size_t)WRPO__MIN(t->N, d->batch_size), sizeof *t->weight);
     t->order_epoch = -1;
@@ -10905,7 +10905,7 @@ static void wrpo__pass(wrpo_trainer *t, const wrpo_data *data, const double *ref
             for (int k = 0; k < record.count; k++) y[k].logp = logps[k], y[k].ref = ref ? ref[index * K + k] : 0;
             double L = wrpo_loss(d, alpha, y, record.count, scored, &why);
             if (!isfinite(L))
-                wrpo__fail(t->ctx, WRPO_E_NOT_FINITE, "step %lld: record \"%s\" (line %lld): %s", (long long)t->k, record.prompt_id, (long long)record.line,
+                wrpo__fail(t->ctx, WRPO_E_NOT_FINITE, "step %lld: record \"%s\" (line %lld): %s", (long long)t->k + train, record.prompt_id, (long long)record.line,
                            why ? why : "the loss is not a finite number");
             const double mean = weight ? weight[i] : 1 / (double)count;
             const double w = record.weight * (d->method == WRPO_METHOD_SFT ? 1 : mean);     /* SFT is a mean over tokens */
@@ -10978,7 +10978,7 @@ WRPO_API wrpo_result wrpo_trainer_step(wrpo_trainer *t, wrpo_metrics *m) {
         const double norm = sqrt(sumsq);
         if (!isfinite(norm)) {
             wrpo_record record = wrpo_data_record(t->data, list[0]);
-            wrpo__fail(ctx, WRPO_E_NOT_FINITE, "step %lld: the gradient is not finite (batch of %lld records from \"%s\" on)", (long long)t->k,
+            wrpo__fail(ctx, WRPO_E_NOT_FINITE, "step %lld: the gradient is not finite (batch of %lld records from \"%s\" on)", (long long)t->k + 1,
                        (long long)count, record.prompt_id);
         }
         wrpo__update(t, lr, d->max_grad_norm > 0 ? WRPO__MIN(1, d->max_grad_norm / (norm + 1e-6)) : 1);
@@ -11063,8 +11063,9 @@ WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const
         if (r == WRPO_OK && desc->save_steps && m.step % desc->save_steps == 0 && m.step < t->T) r = wrpo__checkpoint(t, &saved);
         if (r == WRPO_OK && desc->on_step) go = desc->on_step(&m, eval ? &e : NULL, desc->user);
     }
-    if (r == WRPO_OK && !go) ctx->error = (wrpo_error){WRPO_E_STOPPED, 0, 0, "stopped by the callback"}, r = WRPO_E_STOPPED;
-    if (desc->save.dir && (r == WRPO_E_STOPPED || r == WRPO_E_NOT_FINITE) && m.step > first && m.step != saved) {
+    if (r == WRPO_OK && !go && m.step < t->T) ctx->error = (wrpo_error){WRPO_E_STOPPED, 0, 0, "stopped by the callback"}, r = WRPO_E_STOPPED;
+    if (t) m.step = t->k;            /* a step whose line could not be written is done */
+    if (desc->save.dir && r != WRPO_OK && r != WRPO_E_DEVICE && m.step > first && m.step != saved) {
         const wrpo_error why = ctx->error;
         if (wrpo__checkpoint(t, &saved) == WRPO_OK) ctx->error = why;
         else r = ctx->error.code;
