@@ -692,29 +692,16 @@ static bool print_text(session *z, FILE *f, const char *key, const char *text, s
     wrpo_free(z->ctx, quoted);
     return true;
 }
-static bool print_json(session *z, FILE *f, const wrpo_json *v) {  /* on one line; numbers as they were written */
-    const bool object = v->kind == WRPO_JSON_OBJECT;
-    char *quoted;
-    switch (v->kind) {
-    case WRPO_JSON_NULL: fputs("null", f); return true;
-    case WRPO_JSON_BOOL: fputs(v->boolean ? "true" : "false", f); return true;
-    case WRPO_JSON_NUMBER: fputs(v->text, f); return true;
-    case WRPO_JSON_STRING:
-        if (wrpo_json_quote(z->ctx, v->text, v->size, &quoted)) return false;
-        fputs(quoted, f);
-        wrpo_free(z->ctx, quoted);
-        return true;
-    default:
-        fputc(object ? '{' : '[', f);
-        for (const wrpo_json *m = v->child; m; m = m->next) {
-            if (object && wrpo_json_quote(z->ctx, m->key, m->key_size, &quoted)) return false;
-            if (object) fprintf(f, "%s: ", quoted), wrpo_free(z->ctx, quoted);
-            if (!print_json(z, f, m)) return false;
-            if (m->next) fputs(", ", f);
-        }
-        fputc(object ? '}' : ']', f);
-        return true;
-    }
+static bool print_json(session *z, FILE *f, const wrpo_json *v) {
+    char *text;
+    if (wrpo_json_text(z->ctx, v, &text)) return false;
+    fputs(text, f);
+    wrpo_free(z->ctx, text);
+    return true;
+}
+static bool print_member(session *z, FILE *f, const char *before, const char *key, const wrpo_json *v) {
+    fprintf(f, "%s\"%s\": ", before, key);
+    return print_json(z, f, v);
 }
 static bool boolean(const wrpo_json *object, const char *key, bool *out) {     /* absent: false; false: it is something else */
     const wrpo_json *v = wrpo_json_get(object, key);
@@ -1530,10 +1517,6 @@ static bool print_metadata(FILE *f, const ask *q, const char *key) {
             (long long)m.bold[0], (long long)m.bold[1]);
     return true;
 }
-static bool print_member(session *z, FILE *f, const char *before, const char *key, const wrpo_json *v) {
-    fprintf(f, "%s\"%s\": ", before, key);
-    return print_json(z, f, v);
-}
 static bool print_answer(session *z, FILE *f, const asks *all, const ask *q, const char *name, uint64_t seed) {
     const bool hard = all->bench == ARENAHARD;
     bool ok = true;
@@ -2046,18 +2029,17 @@ static int demo_score(session *z, const char *folder, const char *name) {
     if (!output_open(&out, out_path)) return free(in.data), 1;
     while ((code = lines_next(z, &in, true, &line)) == 1) {
         const wrpo_json *id = wrpo_json_get(line, "prompt_id");
-        fputs("{\"prompt_id\": ", out.f), print_json(z, out.f, id);
-        fputs(", \"prompt\": ", out.f), print_json(z, out.f, wrpo_json_get(line, "prompt"));
+        print_member(z, out.f, "{", "prompt_id", id);
+        print_member(z, out.f, ", ", "prompt", wrpo_json_get(line, "prompt"));
         for (int list = 0; list < 2; list++) {
             const wrpo_json *all = wrpo_json_get(line, list ? "target" : "sources");
             if (!all) continue;
             fprintf(out.f, ", \"%s\": [", all->key);
             for (const wrpo_json *v = all->child; v; v = v->next, count++) {
                 const wrpo_json *text = wrpo_json_get(v, "content");
-                fputs("{\"model\": ", out.f), print_json(z, out.f, wrpo_json_get(v, "model"));
-                fputs(", \"content\": ", out.f);
-                if (last && strspn(text->text, " ") == text->size) fputs("\"(nothing)\"", out.f);
-                else print_json(z, out.f, text);
+                print_member(z, out.f, "{", "model", wrpo_json_get(v, "model"));
+                if (last && strspn(text->text, " ") == text->size) fputs(", \"content\": \"(nothing)\"", out.f);
+                else print_member(z, out.f, ", ", "content", text);
                 fprintf(out.f, ", \"reward\": %.6g}%s", demo_reward(id->text, text->text, text->size), v->next ? ", " : "");
             }
             fputs("]", out.f);

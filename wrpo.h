@@ -146,6 +146,7 @@ WRPO_API wrpo_result wrpo_json_parse(wrpo_ctx *ctx, const char *name, const char
 WRPO_API void wrpo_json_free(wrpo_ctx *ctx, wrpo_json *root);
 WRPO_API const wrpo_json *wrpo_json_get(const wrpo_json *object, const char *key);   /* NULL: absent, or no object */
 WRPO_API wrpo_result wrpo_json_quote(wrpo_ctx *ctx, const char *text, size_t size, char **out);  /* "..." with escapes; wrpo_free */
+WRPO_API wrpo_result wrpo_json_text(wrpo_ctx *ctx, const wrpo_json *value, char **out);   /* one line, numbers as they were written; wrpo_free */
 
 /* ---- safetensors: a file, a shard index or a directory; memory-mapped ---- */
 typedef struct wrpo_tensors wrpo_tensors;
@@ -4396,6 +4397,15 @@ WRPO_API wrpo_result wrpo_json_quote(wrpo_ctx *ctx, const char *text, size_t siz
     WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
         wrpo__text t = {.arena = wrpo__entry.arena};
         wrpo__json_quote(&t, text, size);
+        *out = wrpo__handout(ctx, t.data, t.size);
+    }
+    return wrpo__end(&wrpo__entry);
+}
+WRPO_API wrpo_result wrpo_json_text(wrpo_ctx *ctx, const wrpo_json *value, char **out) {
+    *out = NULL;
+    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
+        wrpo__text t = {.arena = wrpo__entry.arena};
+        wrpo__json_write(&t, value);
         *out = wrpo__handout(ctx, t.data, t.size);
     }
     return wrpo__end(&wrpo__entry);

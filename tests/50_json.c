@@ -334,6 +334,23 @@ static void test_quote(void) {
     }
 }
 
+/* A value as one line: numbers digit for digit, spaces ours; read again it gives the same line. */
+static void test_text(void) {
+    static const char text[] = " {\"a\" :[1.50,-0, 1E+2 ,123456789012345678901234567890],\"b\\u0000\":{ },\n\"c\":[ ], \"d\": [true,false,null,\"\\u00e9\\n\"]} ",
+                      want[] = "{\"a\": [1.50, -0, 1E+2, 123456789012345678901234567890], \"b\\u0000\": {}, \"c\": [], \"d\": [true, false, null, \"\xC3\xA9\\n\"]}";
+    const char *from = text;
+    size_t n = sizeof text - 1;
+    char *out[2] = {NULL, NULL};
+    for (int i = 0; i < 2 && from; from = out[i++], n = sizeof want - 1) {
+        wrpo_json *root = NULL;
+        CHECK(parse(from, n, &root) == WRPO_OK && wrpo_json_text(ctx, root, &out[i]) == WRPO_OK && !strcmp(out[i], want), "%s", out[i] ? out[i] : wrpo_last_error(ctx)->text);
+        char *inner = NULL;
+        CHECK(root && wrpo_json_text(ctx, root->child->next, &inner) == WRPO_OK && !strcmp(inner, "{}"), "a member alone, without its name");
+        wrpo_free(ctx, inner), wrpo_json_free(ctx, root);
+    }
+    wrpo_free(ctx, out[0]), wrpo_free(ctx, out[1]);
+}
+
 /* The accessors of the other sections. */
 static void test_wanted(void) {
     static const char text[] = "{\"n\": 7, \"x\": 1.5, \"s\": \"a\\nb\", \"none\": null, \"huge\": 1e999,\n \"list\": [1, \"two\"]}";
@@ -380,13 +397,14 @@ static void test_memory(void) {
     n += (size_t)snprintf(text, sizeof text, "[%s, 0.%0200d, {", sample, 7);
     for (int i = 0; i < 40; i++) n += (size_t)snprintf(text + n, sizeof text - n, "%s\"k%d\": [%d]", i ? ", " : "", i, i);
     n += (size_t)snprintf(text + n, sizeof text - n, "}]");
-    for (int what = 0; what < 2; what++) {
+    const wrpo_json value = {.kind = WRPO_JSON_STRING, .text = text, .size = n};
+    for (int what = 0; what < 3; what++) {
         int64_t failures = 0;
         for (bool done = false; !done;) {
             wrpo_json *root = NULL;
             int64_t held = memory.held;
             memory.calls = 0, memory.fail_at = failures + 1;
-            wrpo_result r = what ? wrpo_json_quote(ctx, text, n, &out) : wrpo_json_parse(ctx, "t", text, n, &root);
+            wrpo_result r = what == 2 ? wrpo_json_text(ctx, &value, &out) : what ? wrpo_json_quote(ctx, text, n, &out) : wrpo_json_parse(ctx, "t", text, n, &root);
             memory.fail_at = 0;
             done = r == WRPO_OK;
             if (!done) CHECK(r == WRPO_E_MEMORY && strstr(wrpo_last_error(ctx)->text, "out of memory"), "%d %s", (int)r, wrpo_last_error(ctx)->text);
@@ -412,6 +430,7 @@ int main(void) {
     test_duplicates();
     test_truncated();
     test_quote();
+    test_text();
     test_wanted();
     test_memory();
     wrpo_close(ctx);
