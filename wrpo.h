@@ -288,6 +288,7 @@ typedef struct wrpo_data_stats {
      weights                     K numbers, divided by their sum, says what each counts for (absent: the same)
      prompt, pairs               FuseRL: [{chosen, rejected, weight}, ...], a source's own best and worst each; weights likewise
      messages                    SFT
+     tools, chat_template_kwargs an array and an object, for the chat template beside the messages
      weight                      what the record's loss counts for (EAST), at least 0; 1 if absent                             */
 WRPO_API wrpo_result wrpo_data_load(wrpo_tokenizer *tok, const wrpo_data_desc *desc, wrpo_data **out);
 /* Records that are token ids already; everything is copied. */
@@ -416,8 +417,9 @@ WRPO_API wrpo_result wrpo_score(wrpo_reward *reward, const wrpo_score_desc *desc
 /* ---- selection: candidates with rewards -> records to train on; prompts -> two parts; answers -> a win rate ---- */
 /* A file of candidates has one line a prompt; several responses of a model are several entries; other keys are let be:
      {"prompt_id", "prompt", "sources": [{"model", "content", "reward"}, ...], "target": [the same]}
-   Lines of several files with one prompt_id belong together; within a file a prompt_id occurs once. A reward that is not a
-   finite number is an error. A response without text is left out and counted. */
+   and "tools" and "chat_template_kwargs" where the template was given them: they belong to the prompt. Lines of several files with one
+   prompt_id belong together, and those that have a prompt have the same; within a file a prompt_id occurs once. A reward that is not
+   a finite number is an error. A response without text is left out and counted. */
 typedef enum wrpo_form {             /* what a prompt becomes; best and worst by reward, on a tie the first in the order of the files */
     WRPO_FORM_QUADS,                 /* chosen: the best source's answer, the target's best; rejected: the target's worst */
     WRPO_FORM_SFT,                   /* messages: the prompt and the best source's answer */
@@ -9757,9 +9759,10 @@ static void wrpo__score_root(wrpo__scoring *s, const wrpo_json *root) {
     const char *path = s->in.desc.path;
     wrpo_ctx *ctx = s->in.ctx;
     wrpo_score_stats *stats = s->stats;
-    wrpo_json *texts = NULL, copy = *wrpo__json_want(ctx, path, root, WRPO_JSON_OBJECT, "line");     /* texts: an stb array */
-    const bool alone = wrpo__present(root, "content") != NULL;
+    s->in.kwargs = NULL;
     wrpo__read_head(&s->in, root);
+    wrpo_json *texts = NULL, copy = *root;             /* texts: an stb array */
+    const bool alone = wrpo__present(root, "content") != NULL;
     int64_t entries = 0;
     for (const wrpo_json *list = alone ? root : root->child; list; list = alone ? NULL : list->next) {
         if (!alone && (!wrpo__is_list(list) || list->kind == WRPO_JSON_NULL)) continue;
@@ -9799,7 +9802,7 @@ static void wrpo__score_root(wrpo__scoring *s, const wrpo_json *root) {
 }
 static wrpo_result wrpo__score_line(wrpo__scoring *s, const char *text, size_t n) {      /* an entry of its own: see wrpo__load_line */
     WRPO__TRY(s->in.ctx, wrpo__arena_new(s->in.ctx), true) {
-        s->in.id = wrpo__format(wrpo__here, "line %lld", (long long)s->in.line), s->in.kwargs = NULL;
+        s->in.id = wrpo__format(wrpo__here, "line %lld", (long long)s->in.line);
         wrpo__score_root(s, wrpo__json_parse(wrpo__here, s->in.desc.path, s->in.line, text, n));
     }
     if (wrpo__entry.failed && s->in.tokenizing && s->in.ctx->error.code != WRPO_E_MEMORY) wrpo__name_record(&s->in);
@@ -9844,7 +9847,7 @@ typedef struct wrpo__scored {
 typedef struct wrpo__spot { const char *path, *text; size_t size; int64_t line; struct wrpo__spot *next; } wrpo__spot;
 typedef struct wrpo__ranked { const char *id; wrpo__spot *first, *last; } wrpo__ranked;     /* a prompt's lines */
 typedef struct wrpo__named { char *key; int64_t value; } wrpo__named;
-static const char *const wrpo__heads[] = {"prompt", "tools", "chat_template_kwargs"};
+static const char *const wrpo__prompt_keys[] = {"prompt", "tools", "chat_template_kwargs"};
 typedef struct wrpo__prompts {         /* the prompts of some files */
     wrpo_ctx *ctx;
     wrpo__arena *arena, *line;       /* line: of the prompt in work */
@@ -9852,8 +9855,9 @@ typedef struct wrpo__prompts {         /* the prompts of some files */
     wrpo__named *ids, *names;        /* stb maps to places in prompts and models */
     wrpo_select_model *models;       /* stb array; reward: the sum */
     int64_t empty;
-    const wrpo_json *id, *head[3];   /* of the prompt in work: itself, and what its template wants besides */
-    wrpo__scored *lists[2];          /* its responses: stb arrays */
+    const wrpo_json *prompt[3], *id; /* of the prompt in work: what wrpo__prompt_keys names, from the line `said` on; and its responses: stb arrays */
+    const wrpo__spot *said;
+    wrpo__scored *lists[2];
 } wrpo__prompts;
 static const char *wrpo__prompt_id(wrpo_ctx *ctx, const char *path, const wrpo_json *root, const wrpo_json **id) {
     wrpo__json_want(ctx, path, root, WRPO_JSON_OBJECT, "line");
@@ -9910,21 +9914,21 @@ static void wrpo__add_candidate(wrpo__prompts *t, const char *path, const wrpo_j
 static void wrpo__prompts_read(wrpo__prompts *t, const wrpo__ranked *prompt, bool flat) {
     static const char *const keys[] = {"sources", "target"};
     wrpo__arena_clear(t->line);
-    memset(t->head, 0, sizeof t->head);
+    t->said = NULL, memset(t->prompt, 0, sizeof t->prompt);
     for (int list = 0; list < 2; list++)
         if (t->lists[list]) stbds_arrsetlen(t->lists[list], 0);
     for (const wrpo__spot *p = prompt->first; p; p = p->next) {
-        const wrpo_json *root = wrpo__json_parse(t->line, p->path, p->line, p->text, p->size), *text = wrpo__present(root, "prompt");
+        const wrpo_json *root = wrpo__json_parse(t->line, p->path, p->line, p->text, p->size), *said[3];
         const bool alone = flat && wrpo__present(root, "content");
+        bool says = false;             /* a line without any of them says nothing of the prompt; else what it lacks is none */
         int found = alone;
         wrpo__prompt_id(t->ctx, p->path, root, &t->id);
-        for (int k = 2; text && k >= 0; k--) {         /* the prompt last: it says whether there was one */
-            const wrpo_json *v = wrpo__present(root, wrpo__heads[k]), *old = t->head[k];
-            if (t->head[0] && (v && old ? !wrpo__json_same(v, old) : v != old))
-                wrpo__json_fail(t->ctx, WRPO_E_FORMAT, p->path, v ? v : text, "prompt_id \"%.80s\": want the %s as in %s:%lld, found another one", prompt->id, wrpo__heads[k],
-                                prompt->first->path, (long long)prompt->first->line);
-            t->head[k] = v;
-        }
+        for (int k = 0; k < 3; k++) said[k] = wrpo__present(root, wrpo__prompt_keys[k]), says = says || said[k];
+        for (int k = 0; k < 3 && says && t->said; k++)
+            if (!wrpo__json_same(said[k], t->prompt[k]))
+                wrpo__json_fail(t->ctx, WRPO_E_FORMAT, p->path, said[k] ? said[k] : root, "prompt_id \"%.80s\": want the %s as in %s:%lld, found %s", prompt->id, wrpo__prompt_keys[k],
+                                t->said->path, (long long)t->said->line, said[k] ? "another one" : "none");
+        if (says) t->said = p, memcpy(t->prompt, said, sizeof said);
         if (alone) wrpo__add_candidate(t, p->path, root, WRPO__TARGETS, false);
         for (int list = 0; list < 2 && !alone; list++) {
             const wrpo_json *all = wrpo__json_maybe(t->ctx, p->path, root, keys[list], WRPO_JSON_ARRAY);
@@ -10030,16 +10034,17 @@ static bool wrpo__select_prompt(wrpo__selected *s, const wrpo_select_desc *d) {
         n = kept;
     } else n = 1;
     wrpo__softmax_shares(sources, n, d->tau);
-    if (!t->head[0]) wrpo__json_fail(t->ctx, WRPO_E_FORMAT, "candidates", t->id, "prompt_id \"%.80s\": want a \"prompt\" in one of its lines, found none", t->id->text);
+    if (!t->prompt[0]) wrpo__json_fail(t->ctx, WRPO_E_FORMAT, "candidates", t->id, "prompt_id \"%.80s\": want a \"prompt\" in one of its lines, found none", t->id->text);
 
+    const bool many = t->prompt[0]->kind == WRPO_JSON_ARRAY;
     const wrpo__scored **all = NULL;                /* stb array */
     wrpo__text_puts(out, "{\"prompt_id\": "), wrpo__json_write(out, t->id);
     for (int k = d->form == WRPO_FORM_SFT; k < 3; k++)
-        if (t->head[k]) wrpo__text_printf(out, ", \"%s\": ", wrpo__heads[k]), wrpo__json_write(out, t->head[k]);
+        if (t->prompt[k]) wrpo__text_printf(out, ", \"%s\": ", wrpo__prompt_keys[k]), wrpo__json_write(out, t->prompt[k]);
     switch (d->form) {
     case WRPO_FORM_SFT:
         wrpo__text_puts(out, ", \"messages\": [");
-        for (const wrpo_json *m = t->head[0]->kind == WRPO_JSON_ARRAY ? t->head[0]->child : t->head[0]; m; m = t->head[0]->kind == WRPO_JSON_ARRAY ? m->next : NULL)
+        for (const wrpo_json *m = many ? t->prompt[0]->child : t->prompt[0]; m; m = many ? m->next : NULL)
             wrpo__json_write(out, m->kind == WRPO_JSON_STRING ? wrpo__message_of("user", m) : m), wrpo__text_puts(out, ", ");
         wrpo__put_answers(s, "", &sources->best, 1, 1, WRPO_SOURCE);
         wrpo__put_scores(out, &sources->best, 1);

@@ -216,11 +216,11 @@ static void bad_file(wrpo_reward *r, const char *text, const char *says) {
     CHECK(!left, "something is left of %s", says);
     free(left);
 }
+static const char *const candidates =
+    "{\"prompt_id\": \"a\", \"prompt\": {\"role\": \"user\", \"content\": \"Hi\"}, \"extra\": [1.50, null], \"sources\": [{\"model\": \"m\", \"content\": \"one\", \"reward\": 0.25000},"
+    " {\"model\": \"m\", \"content\": \"two\", \"reward\": null}], \"target\": [{\"model\": \"t\", \"x\": {\"y\": true}, \"content\": \"three\"}]}\n"
+    "\n{\"prompt_id\": 7, \"prompt\": \"Hi\", \"content\": \"two\"}\n";
 static void files(void) {
-    static const char *const candidates =
-        "{\"prompt_id\": \"a\", \"prompt\": {\"role\": \"user\", \"content\": \"Hi\"}, \"extra\": [1.50, null], \"sources\": [{\"model\": \"m\", \"content\": \"one\", \"reward\": 0.25000},"
-        " {\"model\": \"m\", \"content\": \"two\", \"reward\": null}], \"target\": [{\"model\": \"t\", \"x\": {\"y\": true}, \"content\": \"three\"}]}\n"
-        "\n{\"prompt_id\": 7, \"prompt\": \"Hi\", \"content\": \"two\"}\n";
     const char *answers[3] = {"one", "two", "three"};
     double want[3];
     char expected[1024];
@@ -269,6 +269,32 @@ static void files(void) {
     bad_file(r, "{\"prompt\": [{\"content\": \"Hi\"}], \"target\": [{\"content\": \"x\"}]}\n", "role");
     wrpo_reward_free(r);
 }
+/* tools and chat_template_kwargs reach the template, and only of their own line: what it writes with them is what it writes of texts that
+   hold it already. A line's last number is its reward. */
+static void template_arguments(void) {
+    const char *texts[2] = {"one", "[T1]one"};
+    double want[2], got[4] = {NAN, NAN, NAN, NAN};
+    wrpo_score_stats t;
+    const wrpo_json prompts[2] = {{.kind = WRPO_JSON_STRING, .text = "Hi", .size = 2}, {.kind = WRPO_JSON_STRING, .text = "[T1]Hi", .size = 6}};
+    shell("cp -r golden/rewards/llama_f32 %s/kwargs%s", dir, "");
+    put("kwargs/chat_template.jinja", "{% for m in messages %}{{ '[' + mark + (tools | length | string) + ']' if mark and tools else '' }}{{ m['content'] }}{% endfor %}");
+    wrpo_reward *r = load(path("kwargs"), 0, 0);
+    if (!r) return;
+    for (int i = 0; i < 2; i++) CHECK(wrpo_reward_score(r, &prompts[i], &texts[i], 1, &want[i]) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+    CHECK(want[0] != want[1], "the template's mark changes the reward");
+#define ARGUMENTS "\"tools\": [{\"name\": \"f\"}], \"chat_template_kwargs\": {\"mark\": \"T\"}"
+    put("in.jsonl", "{\"prompt\": \"Hi\", \"content\": \"one\"}\n{\"prompt\": \"Hi\", " ARGUMENTS ", \"content\": \"one\"}\n{\"prompt\": \"Hi\", \"content\": \"one\"}\n"
+                    "{\"prompt_id\": 4, \"prompt\": \"Hi\", " ARGUMENTS ", \"target\": [{\"content\": \"one\"}]}\n");
+    CHECK(wrpo_score(r, &(wrpo_score_desc){.in = path("in.jsonl"), .out = path("out.jsonl")}, &t) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+    char *out = get("out.jsonl"), *at = out;
+    for (int i = 0; i < 4 && at && (at = strstr(at, "\"reward\": ")); i++) got[i] = strtod(at += 10, NULL);
+    for (int i = 0; i < 4; i++) CHECK(fabs(got[i] - want[i % 2]) < 1e-6, "line %d: reward %g, want %g", i + 1, got[i], want[i % 2]);
+    CHECK(out && strstr(out, ARGUMENTS), "they stay in the line: %s", out);
+    free(out);
+    bad_file(r, "{\"prompt\": \"Hi\", \"chat_template_kwargs\": [], \"content\": \"one\"}\n", "chat_template_kwargs: want an object");
+    bad_file(r, "{\"prompt\": \"Hi\", \"tools\": {}, \"content\": \"one\"}\n", "tools: want an array");
+    wrpo_reward_free(r);
+}
 
 /* every allocation fails once: an error, and nothing held */
 static void allocations(void) {
@@ -301,6 +327,8 @@ int main(void) {
     armorm(golden_get(all, "armorm"));
     refusals();
     files();
+    template_arguments();
+    put("in.jsonl", candidates);
     allocations();
     wrpo_json_free(ctx, (wrpo_json *)(uintptr_t)all);
     shell("rm -rf %s%s", dir, "");

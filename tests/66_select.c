@@ -89,6 +89,35 @@ static void records(void) {
     wrpo_free(ctx, s.models);
 }
 
+/* What the template was given beside the messages belongs to the prompt: it stays in every form, and lines that have a prompt agree in it. */
+static void template_arguments(void) {
+#define TOOLS ", \"tools\": [{\"name\": \"f\", \"n\": 1.0}]"
+#define KWARGS ", \"chat_template_kwargs\": {\"think\": false}"
+#define P "{\"prompt_id\": \"p\", \"prompt\": \"q\""
+#define S ", \"sources\": [" R("m", "a", "2") ", " R("m", "b", "0") "]}\n"
+#define T ", \"target\": [" R("t", "c", "1") ", " R("t", "d", "0") "]}\n"
+    static const char *const want[] = {P TOOLS KWARGS ", \"chosen\": [" M("a") ", " M("c") "]", "{\"prompt_id\": \"p\"" TOOLS KWARGS ", \"messages\": [{\"role\": \"user\", \"content\": \"q\"}, " M("a") "]",
+                                       P TOOLS KWARGS ", \"chosen\": [" M("a") "]", P TOOLS KWARGS ", \"pairs\": ["};
+    static const char *const same[] = {P KWARGS TOOLS T, "{\"prompt_id\": \"p\"" T};      /* in any order; nothing said */
+    wrpo_select_stats s;
+    for (int i = 0; i < 8; i++) {
+        size_t n;
+        CHECK(choose((wrpo_select_desc){.form = (wrpo_form)(i / 2)}, P TOOLS KWARGS S, same[i % 2], &s) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+        char *text = slurp(at("out.jsonl"), &n);
+        CHECK(text && !strncmp(text, want[i / 2], strlen(want[i / 2])), "%s: want %s, found %s", wrpo_form_name(i / 2), want[i / 2], text ? text : "(no file)");
+        free(text);
+        wrpo_free(ctx, s.models);
+    }
+    const struct { const char *first, *second, *says; } bad[] = {
+        {P TOOLS S, P T, "b.jsonl:1:1: prompt_id \"p\": want the tools as in"}, {P S, P TOOLS T, "want the tools as in"}, {P KWARGS S, P ", \"chat_template_kwargs\": {\"think\": true}" T, "want the chat_template_kwargs as in"},
+        {P KWARGS S, P T, "a.jsonl:1, found none"}, {P KWARGS S, "{\"prompt_id\": \"p\"" KWARGS T, "want the prompt as in"}};
+    for (int i = 0; i < (int)(sizeof bad / sizeof *bad); i++)
+        CHECK(choose((wrpo_select_desc){0}, bad[i].first, bad[i].second, &s) == WRPO_E_FORMAT && strstr(wrpo_last_error(ctx)->text, bad[i].says), "disagreement %d: %s", i, wrpo_last_error(ctx)->text);
+#undef P
+#undef S
+#undef T
+}
+
 /* EAST: H of the target's clusters; "answer" groups texts that differ. min_gap leaves out. */
 static void weights_and_gaps(void) {
     wrpo_select_stats s;
@@ -293,7 +322,7 @@ int main(void) {
     char command[100];
     snprintf(command, sizeof command, "mkdir -p %s", dir);
     CHECK(system(command) == 0, "mkdir");
-    records(), weights_and_gaps(), refusals(), round_trip(), splits(), winrates(), allocations(), real();
+    records(), template_arguments(), weights_and_gaps(), refusals(), round_trip(), splits(), winrates(), allocations(), real();
     snprintf(command, sizeof command, "rm -rf %s", dir);
     CHECK(system(command) == 0, "rm");
     CHECK(ctx->bytes == sizeof(wrpo__arena), "%zu bytes still held", ctx->bytes);
