@@ -431,6 +431,12 @@ int main(void) {
         wrpo_data_free(data);
         wrpo_close(scarce);
         CHECK(live == 0, "%lld blocks are left", (long long)live);
+        part = run_part(WRPO_F32, made, 2, 8, saved);  /* stopped after its last step: there is nothing left to do */
+        drop(&part);
+        wrpo_metrics last;
+        model = make_model(ctx), data = make_data(ctx, 0, N);
+        CHECK(wrpo_train(model, data, &was, &last) == WRPO_OK && last.step == 4 && last.steps == 4 && last.tokens == 0, "%s", wrpo_last_error(ctx)->text);
+        wrpo_model_free(model), wrpo_data_free(data);
     }
     {   /* the reference cache: made once, read the second time, not trusted when its model is another */
         wrpo_model *model = make_model(ctx);

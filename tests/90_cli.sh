@@ -494,10 +494,10 @@ for states in f32 bf16 8bit; do for dtype in f32 bf16; do for m in "wrpo --ref t
     good "$what: its rest" $LONG $o --out rest --resume whole/checkpoint-9
     same_run "$what" whole rest
 done; done; done
-MANY="train --model tiny --data quads.jsonl --batch-size 1 --epochs 200 --threads 1 --out"
+MANY="train --model tiny --data quads.jsonl --batch-size 1 --epochs 500 --threads 1 --out"
 good "resume: whole" $MANY whole
-"$W" $MANY new >out.txt 2>err.txt & pid=$!
-i=0; while [ $i -lt 1000 ] && ! grep -q '^step ' out.txt; do sleep 0.01; i=$((i + 1)); done
+"$W" $MANY new >steps.txt 2>err.txt & pid=$!       # a name of its own: out.txt holds the steps of the run before
+i=0; while [ $i -lt 1000 ] && ! grep -qs '^step ' steps.txt; do sleep 0.01; i=$((i + 1)); done
 kill -TERM $pid; wait $pid; code=$?
 check "resume: interrupted" test $code -eq 1
 check "resume: how to go on" grep -q 'goes on from there with --resume' err.txt
@@ -509,7 +509,7 @@ good "resume: the rest" $MANY new --resume $K
 same_run "resume" whole new
 cp -r $K kept; rm -rf new
 S=kept/trainer_state.wrpo
-for o in "--batch-size 2:batch_size: want 2, as this run has it, found 1" "--learning-rate 1e-4:learning_rate: want 0.0001, .* found 3e-7" "--epochs 2:steps: want 10, .* found 1000" \
+for o in "--batch-size 2:batch_size: want 2, as this run has it, found 1" "--learning-rate 1e-4:learning_rate: want 0.0001, .* found 3e-7" "--epochs 2:steps: want 10, .* found 2500" \
          "--seed 3:seed: want 3, .* found 42" "--data pairs.jsonl --method dpo:method: want dpo, .* found wrpo" "--limit 4:data: want 4 records, .*, .* found 5 records" \
          "--states 8bit:states: want 8bit, .* found f32" "--dtype bf16:dtype: want BF16, .* found F32" "--alpha-schedule cosine:alpha_schedule: want cosine"; do
     bad "resume with another ${o%%:*}" 1 "$S: ${o#*:}" $MANY new --resume kept ${o%%:*}
@@ -523,7 +523,7 @@ cp $S state; size=$(wc -c <state)
 cp tiny/model.safetensors $S; bad "resume from weights under its name" 1 "$S: wrpo: want 0.1.0, .* found no such setting" $MANY new --resume kept
 for at in 0 5 3000 $((size - 100)); do head -c $at state >$S; bad "resume: cut off after $at bytes" 1 "$S: .*want .*found" $MANY new --resume kept; done
 { head -c $((size - 1000)) state; printf x; tail -c 999 state; } >$S; bad "resume: a byte is another" 1 "$S: checksum: want" $MANY new --resume kept
-sed 's/"step":"[0-9]/"step":"x/' state >$S; bad "resume: no step" 1 "$S: step: want a whole number, steps up to 1000, found x" $MANY new --resume kept
+sed 's/"step":"[0-9]/"step":"x/' state >$S; bad "resume: no step" 1 "$S: step: want a whole number, steps up to 2500, found x" $MANY new --resume kept
 sed 's/"milliseconds":"[0-9]/"milliseconds":"+/' state >$S; bad "resume: other metadata" 1 "$S: .*want" $MANY new --resume kept
 bad "--save-steps 0" 1 'save-steps: want a whole number in \[1, inf)' $TRAIN --save-steps 0
 
