@@ -293,7 +293,7 @@ int main(void) {
         CHECK(!wrpo_data_from_ids(ctx, &single, 1, &data) && wrpo_data_record(data, 0).responses[1].weight == 1 && wrpo_data_record(data, 0).responses[2].weight == 1, "a weight of 0");
         wrpo_data_free(data);
     }
-    {   /* bfloat16: a frozen model on a mapped file has the bits of a loaded single; training works on float masters, which a save keeps */
+    {   /* bfloat16: a frozen model on a mapped file has the bits of a loaded one; training works on float masters, which a save keeps */
         wrpo_model *made = make_model(ctx), *loaded, *frozen, *again;
         wrpo_data *data = make_data(ctx, 0, N);
         char half[96], float_dir[96];
