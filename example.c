@@ -541,14 +541,15 @@ static wrpo_train_desc train_desc(const settings *s) {
     d.seed = (uint64_t)s->seed, d.no_shuffle = s->no_shuffle, d.ref_dir = s->ref;
     return d;
 }
+static bool has_reference(const settings *s) { return s->method != WRPO_METHOD_SIMPO && s->method != WRPO_METHOD_SFT; }
 /* Options that say nothing to the method are named, not silently ignored. */
 static void check_method(const settings *s) {
     const wrpo_method m = (wrpo_method)s->method;
-    const bool pair = m != WRPO_METHOD_WRPO && m != WRPO_METHOD_SFT, reference = m != WRPO_METHOD_SIMPO && m != WRPO_METHOD_SFT;
+    const bool pair = m != WRPO_METHOD_WRPO && m != WRPO_METHOD_SFT;
     const struct { bool idle; const char *name; } idle[] = {
         {s->alpha != 0 && m != WRPO_METHOD_WRPO, "--alpha"}, {s->ramp && m != WRPO_METHOD_WRPO, "--alpha-schedule"}, {s->pair && !pair, "--pair"},
         {s->beta != 0 && m == WRPO_METHOD_SFT, "--beta"}, {s->gamma_ratio != 0 && m != WRPO_METHOD_SIMPO, "--gamma-ratio"},
-        {s->ipo_sum && m != WRPO_METHOD_IPO, "--ipo-sum"}, {s->ref && !reference, "--ref"}};
+        {s->ipo_sum && m != WRPO_METHOD_IPO, "--ipo-sum"}, {s->ref && !has_reference(s), "--ref"}};
     for (size_t i = 0; i < sizeof idle / sizeof *idle; i++)
         if (idle[i].idle) complain("warning: %s says nothing to --method %s", idle[i].name, wrpo_method_name(s->method));
 }
@@ -900,11 +901,11 @@ static int train(const settings *s, session *z) {
     if (r != WRPO_OK) {
         if (r == WRPO_E_STOPPED) complain("interrupted");
         else fail(z);
+        if (!last.tokens) return r == WRPO_E_STOPPED || r == WRPO_E_NOT_FINITE ? complain("no step was done: nothing is saved") : 1;
         char state[4200];
         struct stat is;
         snprintf(state, sizeof state, "%s/checkpoint-%lld/trainer_state.wrpo", s->out, (long long)last.step);
-        if (!last.tokens) return r == WRPO_E_STOPPED || r == WRPO_E_NOT_FINITE ? complain("no step was done: nothing is saved") : 1;
-        if (stat(state, &is) != 0) return 1;
+        if (stat(state, &is) != 0) return 1;           /* it could not be written either: that was the sentence */
         return complain("the model as it was after step %lld of %lld is in %s/checkpoint-%lld: the same command goes on from there with --resume and this directory",
                         (long long)last.step, (long long)last.steps, s->out, (long long)last.step);
     }
@@ -929,7 +930,7 @@ static int run_eval(const settings *s, session *z) {
     wrpo_metrics m;
     char *json;
     check_method(s);
-    if (!s->ref && s->method != WRPO_METHOD_SFT && s->method != WRPO_METHOD_SIMPO)
+    if (!s->ref && has_reference(s))
         complain("warning: --ref is missing: the model is compared with itself, every reward is 0");
     if (load_data(z, s, s->data, &z->data) || load_model(z, s->model, true) || wrpo_eval(z->model, z->data, &d, &m)
         || wrpo_metrics_json(z->ctx, &m, "eval_", &json)) return fail(z);
@@ -998,7 +999,7 @@ static bool prompts_add(session *z, prompts *p, wrpo_json *record, const wrpo_pr
     p->list[i].ids = ids, p->list[i].stream = fnv(FNV, prompt_id(p, i), strlen(prompt_id(p, i)));
     return true;
 }
-/* The lines of a file; now: for templates that show the date. *hash: of its bytes. */
+/* The prompts of a file, which is closed in any case; now: for templates that show the date. The caller frees what was read. */
 static bool prompts_load(session *z, const settings *s, lines *in, int64_t now, prompts *p) {
     int more = 0;
     bool ok = wrpo_tokenizer_load(z->ctx, s->model, &z->tokenizer) == WRPO_OK || fail(z) == 0;
@@ -1013,13 +1014,11 @@ static bool print_prompt(session *z, FILE *f, const prompts *p, int64_t i) {
     if (!v || v->kind == WRPO_JSON_NULL) v = wrpo_json_get(p->records[i], "messages");
     const char *id = prompt_id(p, i);
     fputs("{", f);
-    if (!print_text(z, f, "prompt_id", id, strlen(id))) return false;
-    fputs(", \"prompt\": ", f);
-    bool ok = print_json(z, f, v);
+    bool ok = print_text(z, f, "prompt_id", id, strlen(id)) && print_member(z, f, ", ", "prompt", v);
     static const char *const besides[] = {"tools", "chat_template_kwargs"};     /* without them it would be another prompt */
     for (int k = 0; ok && k < 2; k++) {
         v = wrpo_json_get(p->records[i], besides[k]);
-        if (v && v->kind != WRPO_JSON_NULL) fprintf(f, ", \"%s\": ", besides[k]), ok = print_json(z, f, v);
+        if (v && v->kind != WRPO_JSON_NULL) ok = print_member(z, f, ", ", besides[k], v);
     }
     return ok;
 }

@@ -753,8 +753,8 @@ _Noreturn WRPO__PRINTF(5, 6) static void wrpo__fail_at(wrpo_ctx *ctx, wrpo_resul
     ctx->error.code = code, ctx->error.line = line, ctx->error.column = column;
     vsnprintf(ctx->error.text, sizeof ctx->error.text, format, args);
     va_end(args);
-    for (size_t i = 0, size; ctx->error.text[i]; i += size) {     /* foreign text may hold anything, or be cut within a code point */
-        const int32_t c = wrpo__utf8_get(ctx->error.text + i, strlen(ctx->error.text + i), &size);
+    for (size_t i = 0, size, n = strlen(ctx->error.text); i < n; i += size) {     /* foreign text may hold anything, or be cut within a code point */
+        const int32_t c = wrpo__utf8_get(ctx->error.text + i, n - i, &size);
         if (c < 0x20 || c == 0x7F) memset(ctx->error.text + i, '?', size);
     }
     longjmp(ctx->frame->jump, 1);
@@ -1597,7 +1597,7 @@ enum {
     WRPO__NB = 8,                    /* panels of B that a task packs at once */
     WRPO__MB = 12,                   /* or of A, where B is packed for all */
     WRPO__ABREAST = 16,              /* steps that are packed side by side */
-    WRPO__PACKED_WORDS = 1 << 20,         /* of the packed piece of A, or of B */
+    WRPO__PACKED_WORDS = 1 << 20,    /* of the packed piece of A, or of B */
     WRPO__THREAD_FLOATS = 1 << 19,   /* of scratch per thread */
     WRPO__GRAIN = 1 << 14            /* numbers that are worth a task of their own */
 };
@@ -4752,7 +4752,7 @@ static void wrpo__header_write(wrpo__writer *w, wrpo__text *header) {
 }
 /* One file of tensors p[n], sorted by name, under its part name. chunk: room for WRPO__CHUNK floats. */
 static wrpo__writer *wrpo__shard_write(wrpo__arena *temp, const char *path, const wrpo__save_tensor *t, const int64_t *bytes, const wrpo__placed *p, int64_t n,
-                                      wrpo_dtype dtype, wrpo__save_fn fn, void *user, float *chunk) {
+                                       wrpo_dtype dtype, wrpo__save_fn fn, void *user, float *chunk) {
     const int64_t size = (int64_t)wrpo__dtype_size(dtype);
     wrpo__text header = {.arena = temp};
     wrpo__text_puts(&header, "{\"__metadata__\":{\"format\":\"pt\"}");
@@ -7931,6 +7931,7 @@ struct wrpo_data {
     wrpo__arena *arena;
     wrpo_record *records;            /* stb array */
     wrpo_data_stats stats;
+    int most;                        /* responses of a record */
 };
 typedef struct wrpo__answer { wrpo_role role; const wrpo_json *message; double weight; int pair; } wrpo__answer;
 typedef struct wrpo__ids { int32_t *ids; int64_t first; } wrpo__ids;         /* stb array; scored from first */
@@ -8093,6 +8094,7 @@ static void wrpo__read_head(wrpo__reading *in, const wrpo_json *root) {   /* wha
     if (tools && tools->kind != WRPO_JSON_ARRAY) wrpo__record_refuse(in, tools, "tools", "an array");
     if ((kwargs || tools) && in->desc.tokenization == WRPO_AUTHORS)
         wrpo__record_fail(in, tools ? tools : kwargs, "want no tools and no chat_template_kwargs: the authors' tokenization knows none");
+    in->kwargs = NULL;
     if (kwargs || tools) {
         wrpo_json *all = WRPO__NEW(wrpo__here, wrpo_json);
         all->kind = WRPO_JSON_OBJECT;
@@ -8317,7 +8319,7 @@ static void wrpo__data_add(wrpo_data *data, const wrpo_record *record) {
     stbds_arrput(data->records, r);
     wrpo__here = outer;
     data->stats.records++, data->stats.prompt_tokens += r.prompt_count, data->stats.response_tokens += total - r.prompt_count;
-    data->stats.longest = WRPO__MAX(data->stats.longest, r.prompt_count + longest);
+    data->stats.longest = WRPO__MAX(data->stats.longest, r.prompt_count + longest), data->most = WRPO__MAX(data->most, r.count);
 }
 static void wrpo__name_record(const wrpo__reading *in) {   /* in front of the sentence of an error from below */
     wrpo_error *e = &in->ctx->error;
@@ -8334,7 +8336,7 @@ static void wrpo__name_record(const wrpo__reading *in) {   /* in front of the se
 static wrpo_result wrpo__load_line(wrpo__reading *in, const char *text, size_t n) {
     WRPO__TRY(in->ctx, wrpo__arena_new(in->ctx), true) {
         in->id = wrpo__format(wrpo__here, "line %lld", (long long)in->line);
-        in->prompt = NULL, in->answers = NULL, in->kwargs = NULL;
+        in->prompt = NULL, in->answers = NULL;
         wrpo__read_record(in, wrpo__json_parse(wrpo__here, in->desc.path, in->line, text, n));
         const int64_t K = stbds_arrlen(in->answers);
         wrpo__ids prompt = {0}, *out = wrpo__alloc(wrpo__here, (size_t)K, sizeof *out);
@@ -9004,11 +9006,6 @@ WRPO_API wrpo_result wrpo_model_save(wrpo_model *model, const wrpo_save_desc *de
 /* ---------------------------------------------------------------------------------------------- >>use
    Log-probs, then generation. Log-probs of a data set: records are packed until micro_tokens rows are full, a longer one goes alone. */
 enum { WRPO__MICRO_TOKENS = 1024 };
-static int wrpo__most_responses(const wrpo_data *data) {
-    int most = 1;
-    for (int64_t i = 0; i < wrpo_data_count(data); i++) most = WRPO__MAX(most, wrpo_data_record(data, i).count);
-    return most;
-}
 /* Rows a run needs for these records: micro_tokens, all of them if that is less, the longest record if that is more. */
 static int64_t wrpo__run_rows(const wrpo_config *c, const wrpo_data *data, int64_t first, int64_t count, int64_t micro_tokens) {
     int64_t all = 0, longest = 1;
@@ -9024,10 +9021,10 @@ static void wrpo__check_data(const wrpo_model *model, const wrpo_data *data, int
     int64_t longest = 0;
     for (int64_t i = first; i < first + count; i++) {
         wrpo_record record = wrpo_data_record(data, i);
-        for (int k = 0; k < record.count; k++) longest = WRPO__MAX(longest, record.prompt_count + record.responses[k].count);
         for (int k = -1; k < record.count; k++) {
             const int32_t *ids = k < 0 ? record.prompt : record.responses[k].ids;
             int64_t n = k < 0 ? record.prompt_count : record.responses[k].count;
+            longest = WRPO__MAX(longest, k < 0 ? n : record.prompt_count + n);
             for (int64_t j = 0; j < n; j++)
                 if (ids[j] < 0 || ids[j] >= model->config.vocab_size)
                     wrpo__fail(model->ctx, WRPO_E_FORMAT, "record \"%s\": token id %d is outside the model's vocabulary of %lld: tokenizer and model do not belong together",
@@ -9088,7 +9085,7 @@ WRPO_API wrpo_result wrpo_logprobs(wrpo_model *model, const wrpo_data *data, int
         float *tokens = NULL;
         if (first < 0 || count < 0 || first > wrpo_data_count(data) || count > wrpo_data_count(data) - first)
             wrpo__fail(model->ctx, WRPO_E_ARG, "%lld records from %lld on: the data has %lld", (long long)count, (long long)first, (long long)wrpo_data_count(data));
-        wrpo__logprobs(wrpo__entry.arena, model, data, first, count, WRPO__MICRO_TOKENS, logps, wrpo__most_responses(data), per_token ? &tokens : NULL);
+        wrpo__logprobs(wrpo__entry.arena, model, data, first, count, WRPO__MICRO_TOKENS, logps, data->most, per_token ? &tokens : NULL);
         if (per_token) *per_token = wrpo__handout(model->ctx, tokens, (size_t)stbds_arrlen(tokens) * sizeof *tokens);
     }
     return wrpo__end(&wrpo__entry);
@@ -9759,7 +9756,6 @@ static void wrpo__score_root(wrpo__scoring *s, const wrpo_json *root) {
     const char *path = s->in.desc.path;
     wrpo_ctx *ctx = s->in.ctx;
     wrpo_score_stats *stats = s->stats;
-    s->in.kwargs = NULL;
     wrpo__read_head(&s->in, root);
     wrpo_json *texts = NULL, copy = *root;             /* texts: an stb array */
     const bool alone = wrpo__present(root, "content") != NULL;
@@ -10696,9 +10692,8 @@ static wrpo_result wrpo__resume(wrpo_trainer *t, bool check) {
             const wrpo_tensor_info *info = wrpo__state_tensor(ctx, file, path, p->name, p->dtype, p->ndim, p->shape);
             for (size_t from = 0, n; from < p->bytes; from += n) {
                 n = WRPO__MIN(p->bytes - from, WRPO__PIECE * sizeof *piece);
-                memcpy(piece, (const char *)info->data + from, n);
-                if (check) h = wrpo__hash(h, piece, n);
-                else wrpo__state_move(t, p, from, piece, true);
+                if (check) h = wrpo__hash(h, (const char *)info->data + from, n);
+                else memcpy(piece, (const char *)info->data + from, n), wrpo__state_move(t, p, from, piece, true);
             }
         }
         h = wrpo__hash(h, log->data, log->bytes);
@@ -10765,12 +10760,12 @@ static wrpo_trainer *wrpo__trainer_build(wrpo__arena *arena, wrpo_model *policy,
         if (eval) eval = wrpo__only_sources(arena, eval);
     }
     t->eval = eval;
-    t->N = wrpo_data_count(data), t->K = wrpo__most_responses(data);
+    t->N = wrpo_data_count(data), t->K = data->most;
     wrpo__check_roles(ctx, data, d, t->K);
     wrpo__check_data(policy, data, 0, t->N);
     int64_t rows = wrpo__run_rows(&policy->config, data, 0, t->N, d->micro_tokens);
     if (eval) {
-        t->eval_K = wrpo__most_responses(eval);
+        t->eval_K = eval->most;
         wrpo__check_roles(ctx, eval, d, t->eval_K);
         wrpo__check_data(policy, eval, 0, wrpo_data_count(eval));
         rows = WRPO__MAX(rows, wrpo__run_rows(&policy->config, eval, 0, wrpo_data_count(eval), d->micro_tokens));

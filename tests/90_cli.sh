@@ -428,7 +428,7 @@ for how in INT TERM HUP; do
     "$W" winrate --a many.jsonl --b many.jsonl --reward-model "$R" --rescore --threads 1 >out.txt 2>err.txt & pid=$!
     k=0; while [ $k -lt 200 ] && [ -z "$(ls scratch)" ]; do sleep 0.01; k=$((k + 1)); done
     kill -$how $pid; wait $pid; code=$?
-    if { [ $how = INT ] || [ $how = HUP ]; } && [ $code -eq 0 ]; then skipped=$((skipped + 1)); echo "skip: SIG$how is ignored here"
+    if [ $how = INT ] && [ $code -eq 0 ] || [ $how = HUP ] && (sh -c 'kill -HUP $$'; exit $?) 2>/dev/null; then skipped=$((skipped + 1)); echo "skip: SIG$how is ignored here"
     else check "winrate, SIG$how: a clean stop" grep -qx 'wrpo: interrupted' err.txt; fi
     nothing "winrate, SIG$how"
 done
