@@ -110,7 +110,7 @@ static const option options[] = {
     {"--seed", COUNT, AT(seed), "N", "[1, inf)", NULL, "of the random weights, of the order of the records, of the samples (42; demo: 1)"},
     {"--no-shuffle", FLAG, AT(no_shuffle), NULL, NULL, NULL, "keep the order of the file"},
     {"--max-length", COUNT, AT(max_length), "N", "[2, inf)", NULL, "tokens of prompt and response; longer ones are cut and counted (2048)"},
-    {"--max-prompt-length", COUNT, AT(max_prompt_length), "N", "[1, inf)", NULL, "tokens of the prompt (1800)"},
+    {"--max-prompt-length", COUNT, AT(max_prompt_length), "N", "[1, inf)", NULL, "tokens of the prompt (1800 of 2048, and so in proportion)"},
     {"--tokenization", CHOICE, AT(tokenization), "NAME", NULL, tokenization_name, "as at inference, or as the authors' trainer does (clean)"},
     {"--limit", COUNT, AT(limit), "N", "[1, inf)", NULL, "read only the first N records"},
     {"--ref", TEXT, AT(ref), "DIR", NULL, NULL, "the reference model (the model itself as it is before step 1)"},
@@ -135,7 +135,7 @@ static const option options[] = {
     {"--states", CHOICE, AT(states), "TYPE", NULL, wrpo_states_name, "of AdamW's moments in memory (f32)"},
     {"--max-shard-size", COUNT, AT(max_shard_size), "BYTES", "[1, inf)", NULL, "split the weights into files of at most this size (5000000000)"},
     {"--reward-model", TEXT, AT(reward_model), "DIR", NULL, NULL, "directory of a sequence-classification, InternLM2 or ArmoRM reward model"},
-    {"--label", COUNT, AT(label), "N", "[1, inf)", NULL, "which row of its score.weight is the reward (the only one)"},
+    {"--label", COUNT, AT(label), "N", "[1, inf)", NULL, "which row of its score.weight is the reward, from 1 on (the only one)"},
     {"--rescore", FLAG, AT(rescore), NULL, NULL, NULL, "replace the rewards that are there"},
     {"--tensors", FLAG, AT(tensors), NULL, NULL, NULL, "list the tensors of a directory too"},
     {"--seeds", COUNT, AT(seeds), "N", "[1, 1000]", NULL, "run the demo with N seeds and print means (1)"},
@@ -2306,7 +2306,7 @@ enum { N_COMMANDS = sizeof commands / sizeof *commands };
 static int help(void) {
     printf("wrpo %s: weighted-reward preference optimization of Hugging Face checkpoints\n\nusage: wrpo [COMMAND] [options]\n\n", WRPO_VERSION);
     for (int i = 0; i < N_COMMANDS; i++) printf("  %-10s %s\n", commands[i].name, commands[i].help);
-    printf("\nwrpo COMMAND --help lists the options of a command. Exit code: 0, 1 after an error, 2 after wrong usage.\n");
+    printf("\nwrpo COMMAND --help lists the options of a command. Exit code: 0, 1 after an error or an interruption, 2 after wrong usage.\n");
     return 0;
 }
 static int dispatch(int argc, char **argv) {
