@@ -5,7 +5,7 @@
 #define remove test_remove
 #define fsync test_fsync
 #include "wrpo.h"
-#include "test.h"
+#include "support/test.h"
 #include <signal.h>
 #include <sys/resource.h>
 #include <sys/wait.h>

@@ -5,7 +5,7 @@
 # usage, in this folder: sh 82_cuda_mutants.sh      (needs a C++ compiler; CXX, CC and EMU as the Makefile sets them)
 passed=0 failed=0 skipped=0
 CC=${CC:-cc} CXX=${CXX:-g++}
-: "${EMU:=-std=c++17 -fno-strict-aliasing -ffp-contract=off -Wno-unknown-pragmas -I..}"
+: "${EMU:=-std=c++17 -fno-strict-aliasing -ffp-contract=off -Wno-unknown-pragmas -I.. -include support/cuda_emu.h}"
 case $1 in */asan/*)
     echo "mutants: they bring their own sanitizers; not run again"; echo "cuda_mutants: 0 passed, 0 failed, 1 skipped"; exit 0 ;;
 esac
@@ -14,7 +14,7 @@ if ! command -v "$CXX" >/dev/null; then
 fi
 B=$(mktemp -d) || exit 1
 trap 'rm -rf "$B"' EXIT
-mkdir "$B/tests" "$B/bugs" && cp cuda_emu.h "$B/tests"
+mkdir "$B/run" "$B/bugs"
 flags() {
     case $1 in
     plain) echo "-O0" ;;
@@ -58,7 +58,7 @@ run_copy() {   # way, its number
         bad "$(cut -f 4 "$B/bugs/$way-$copy.list"): does not compile"; tail -3 "$B/log"; return
     fi
     while IFS="$tab" read -r test sign script name; do
-        (cd "$B/tests" && TSAN_OPTIONS=halt_on_error=1 timeout 120 "$B/test" $test) >"$B/log" 2>&1; code=$?
+        (cd "$B/run" && TSAN_OPTIONS=halt_on_error=1 timeout 120 "$B/test" $test) >"$B/log" 2>&1; code=$?
         if [ "$script" = none ]; then
             if [ $code -eq 0 ]; then ok; else bad "$test fails without a bug ($way)"; tail -3 "$B/log"; fi
         elif [ $code -ne 0 ] && grep -qE "$sign" "$B/log"; then

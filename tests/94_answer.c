@@ -2,8 +2,8 @@
 #define main program_main
 #include "example.c"
 #undef main
-#include "test.h"
-#include "tiny.h"
+#include "support/test.h"
+#include "support/tiny.h"
 
 static wrpo_ctx *ctx;
 static char dir[64];

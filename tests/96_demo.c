@@ -4,7 +4,7 @@
 #define main program_main
 #include "example.c"
 #undef main
-#include "test.h"
+#include "support/test.h"
 
 static double reward(const demo_problem *p, const char *text) {
     char id[64];
