@@ -98,7 +98,7 @@ typedef struct wrpo_error {          /* of the context's last failed call */
 } wrpo_error;
 
 /* ---- context: all state; no globals ---- */
-typedef enum wrpo_dtype { WRPO_DTYPE_DEFAULT, WRPO_F32, WRPO_BF16, WRPO_F16 } wrpo_dtype;
+typedef enum wrpo_dtype { WRPO_DTYPE_DEFAULT, WRPO_DTYPE_F32, WRPO_DTYPE_BF16, WRPO_DTYPE_F16 } wrpo_dtype;
 typedef struct wrpo_ctx wrpo_ctx;
 typedef struct wrpo_backend wrpo_backend;
 typedef struct wrpo_allocator {      /* both functions or neither; {0} = malloc and free */
@@ -165,22 +165,22 @@ WRPO_API const wrpo_tensor_info *wrpo_tensors_find(const wrpo_tensors *t, const 
 
 /* ---- tokenizer and chat template: tokenizer.json, tokenizer_config.json, chat_template.jinja ---- */
 typedef struct wrpo_tokenizer wrpo_tokenizer;
-typedef enum wrpo_encode_flags {
-    WRPO_ENCODE_SPECIAL = 1,         /* run the post-processor (adds BOS and the like) */
-    WRPO_ENCODE_CONTINUE = 2         /* the text continues an earlier one: nothing is prepended to it */
-} wrpo_encode_flags;
+typedef enum wrpo_tokenizer_flags {
+    WRPO_TOKENIZER_SPECIAL = 1,         /* run the post-processor (adds BOS and the like) */
+    WRPO_TOKENIZER_CONTINUE = 2         /* the text continues an earlier one: nothing is prepended to it */
+} wrpo_tokenizer_flags;
 WRPO_API wrpo_result wrpo_tokenizer_load(wrpo_ctx *ctx, const char *dir, wrpo_tokenizer **out);
 WRPO_API void wrpo_tokenizer_free(wrpo_tokenizer *tok);
 WRPO_API int64_t wrpo_tokenizer_size(const wrpo_tokenizer *tok);      /* highest id + 1 */
 WRPO_API int32_t wrpo_tokenizer_bos(const wrpo_tokenizer *tok);       /* -1: none */
 WRPO_API int32_t wrpo_tokenizer_eos(const wrpo_tokenizer *tok);       /* -1: none */
-WRPO_API wrpo_result wrpo_encode(wrpo_tokenizer *tok, const char *text, size_t size, unsigned flags,
+WRPO_API wrpo_result wrpo_tokenizer_encode(wrpo_tokenizer *tok, const char *text, size_t size, unsigned flags,
                                  int32_t **ids, int64_t *count);      /* wrpo_free(ids) */
-WRPO_API wrpo_result wrpo_decode(wrpo_tokenizer *tok, const int32_t *ids, int64_t count, bool skip_special,
+WRPO_API wrpo_result wrpo_tokenizer_decode(wrpo_tokenizer *tok, const int32_t *ids, int64_t count, bool skip_special,
                                  char **text, size_t *size);          /* wrpo_free(text); NUL-terminated */
 /* Renders the checkpoint's own template. messages: array of {role, content, ...}; kwargs: object of extra
    variables, or NULL. A template's raise_exception is WRPO_E_FORMAT with its sentence. wrpo_free(text). */
-WRPO_API wrpo_result wrpo_chat(wrpo_tokenizer *tok, const wrpo_json *messages, bool add_generation_prompt,
+WRPO_API wrpo_result wrpo_tokenizer_chat(wrpo_tokenizer *tok, const wrpo_json *messages, bool add_generation_prompt,
                                const wrpo_json *kwargs, char **text, size_t *size);
 
 /* ---- model: a Hugging Face directory in, a Hugging Face directory out ---- */
@@ -257,8 +257,8 @@ WRPO_API int64_t wrpo_model_weights(const wrpo_model *model, const wrpo_weight *
 WRPO_API int64_t wrpo_model_parameters(const wrpo_model *model);                         /* tied weights once */
 
 /* ---- data: JSON lines of {prompt, chosen, rejected} or {messages} ---- */
-typedef enum wrpo_role { WRPO_SOURCE, WRPO_TARGET, WRPO_REJECTED } wrpo_role;
-typedef enum wrpo_tokenization { WRPO_CLEAN, WRPO_AUTHORS } wrpo_tokenization;
+typedef enum wrpo_role { WRPO_ROLE_SOURCE, WRPO_ROLE_TARGET, WRPO_ROLE_REJECTED } wrpo_role;
+typedef enum wrpo_tokenization { WRPO_TOKENIZATION_CLEAN, WRPO_TOKENIZATION_AUTHORS } wrpo_tokenization;
 typedef struct wrpo_data wrpo_data;
 typedef struct wrpo_data_desc {
     const char *path;
@@ -296,7 +296,7 @@ WRPO_API wrpo_result wrpo_data_from_ids(wrpo_ctx *ctx, const wrpo_record *record
 WRPO_API void wrpo_data_free(wrpo_data *data);
 WRPO_API int64_t wrpo_data_count(const wrpo_data *data);
 WRPO_API wrpo_record wrpo_data_record(const wrpo_data *data, int64_t i);
-WRPO_API wrpo_data_stats wrpo_data_statistics(const wrpo_data *data);
+WRPO_API wrpo_data_stats wrpo_data_get_stats(const wrpo_data *data);
 
 /* ---- the algorithm: pure, host, double. Log-probs in; loss and its derivatives out ---- */
 typedef enum wrpo_method { WRPO_METHOD_WRPO, WRPO_METHOD_DPO, WRPO_METHOD_IPO, WRPO_METHOD_HINGE,
@@ -325,17 +325,17 @@ typedef struct wrpo_response {       /* one response of a record, as the loss se
    returned. A record without target is pairs of sources: a pair method takes them, whatever desc->pair. sft_tokens: the denominator of SFT's mean (scored tokens of the whole batch). */
 WRPO_API double wrpo_loss(const wrpo_loss_desc *desc, double alpha, wrpo_response *r, int n, double sft_tokens, const char **why);
 
-typedef enum wrpo_ramp { WRPO_RAMP_LINEAR, WRPO_RAMP_CONSTANT, WRPO_RAMP_POWER, WRPO_RAMP_COSINE } wrpo_ramp;
-typedef enum wrpo_schedule { WRPO_LR_COSINE, WRPO_LR_LINEAR, WRPO_LR_CONSTANT } wrpo_schedule;
+typedef enum wrpo_alpha_schedule { WRPO_ALPHA_SCHEDULE_LINEAR, WRPO_ALPHA_SCHEDULE_CONSTANT, WRPO_ALPHA_SCHEDULE_POWER, WRPO_ALPHA_SCHEDULE_COSINE } wrpo_alpha_schedule;
+typedef enum wrpo_lr_schedule { WRPO_LR_SCHEDULE_COSINE, WRPO_LR_SCHEDULE_LINEAR, WRPO_LR_SCHEDULE_CONSTANT } wrpo_lr_schedule;
 /* The names on the command line ("wrpo", "dpo-norm", ...), in the order of the enums; NULL past the last. */
 WRPO_API const char *wrpo_method_name(int i);
 WRPO_API const char *wrpo_pair_name(int i);
-WRPO_API const char *wrpo_ramp_name(int i);
-WRPO_API const char *wrpo_schedule_name(int i);
+WRPO_API const char *wrpo_alpha_schedule_name(int i);
+WRPO_API const char *wrpo_lr_schedule_name(int i);
 /* alpha(k) = end * f(k / T): f(u) = u, 1, u^p, (1 - cos(pi u)) / 2; k clamped to [0, T]. */
-WRPO_API double wrpo_alpha(wrpo_ramp ramp, double power, double end, int64_t k, int64_t T);
+WRPO_API double wrpo_alpha(wrpo_alpha_schedule schedule, double power, double end, int64_t k, int64_t T);
 /* factor(k) of the peak rate: k / warmup below warmup, then cosine or line to 0 at T, or 1. */
-WRPO_API double wrpo_lr_factor(wrpo_schedule schedule, int64_t warmup, int64_t k, int64_t T);
+WRPO_API double wrpo_lr_factor(wrpo_lr_schedule schedule, int64_t warmup, int64_t k, int64_t T);
 
 /* ---- log-probs ---- */
 /* For records [first, first + count): logps[count][K] (K: the largest response count of all records of data; NaN
@@ -347,7 +347,7 @@ WRPO_API wrpo_result wrpo_logprobs(wrpo_model *model, const wrpo_data *data, int
    A sample depends on the model, its prompt's ids and stream, its number, the seed and the settings of sampling; not on what
    is computed beside it, the batch or the threads. */
 typedef struct wrpo_prompt {
-    const int32_t *ids; int64_t count;                 /* as the model is given them: wrpo_prompt_ids makes them */
+    const int32_t *ids; int64_t count;                 /* as the model is given them: wrpo_tokenizer_prompt makes them */
     uint64_t stream;                 /* of random numbers: a hash of the prompt's name, say */
     double temperature;              /* 0 = the desc's */
 } wrpo_prompt;
@@ -377,14 +377,14 @@ WRPO_API wrpo_result wrpo_generate(wrpo_model *model, const wrpo_prompt *prompts
 /* eos_token_id of generation_config.json, or of config.json where that has none, the tokenizer's EOS and the token that ends
    an answer in its chat template (tok may be NULL); ascending. wrpo_free(ids). */
 WRPO_API wrpo_result wrpo_stop_tokens(wrpo_model *model, wrpo_tokenizer *tok, int32_t **ids, int64_t *count);
-typedef struct wrpo_prompt_desc {
+typedef struct wrpo_tokenizer_prompt_desc {
     const char *name; int64_t line;  /* what errors call the record's place; 0 = "prompts" and the record's own line */
     bool raw;                        /* no template: the prompt is a string, encoded as it is, BOS and the like included */
     int64_t now;                     /* seconds since 1970 for templates that show the date; 0 = now */
-} wrpo_prompt_desc;
+} wrpo_tokenizer_prompt_desc;
 /* The ids that training gives the model for the prompt of such a record ({prompt} or {messages}, tools, chat_template_kwargs):
    what the template writes, with the generation prompt. wrpo_free(ids). */
-WRPO_API wrpo_result wrpo_prompt_ids(wrpo_tokenizer *tok, const wrpo_prompt_desc *desc, const wrpo_json *record, int32_t **ids, int64_t *count);
+WRPO_API wrpo_result wrpo_tokenizer_prompt(wrpo_tokenizer *tok, const wrpo_tokenizer_prompt_desc *desc, const wrpo_json *record, int32_t **ids, int64_t *count);
 
 /* ---- reward models: a conversation in, a number out ----
    A directory of any family above whose architecture ends in
@@ -406,13 +406,13 @@ WRPO_API wrpo_result wrpo_reward_score(wrpo_reward *reward, const wrpo_json *pro
 /* Rewards of n conversations of token ids, as the template makes them. */
 WRPO_API wrpo_result wrpo_reward_score_ids(wrpo_reward *reward, const int32_t *const *ids, const int64_t *counts, int64_t n, double *rewards);
 /* A file of candidates (see selection) or answers, {"prompt", "content"} a line, with their rewards; all else stays. */
-typedef struct wrpo_score_desc {
+typedef struct wrpo_reward_file_desc {
     const char *in, *out;            /* out appears when all is done, whole */
     bool rescore;                    /* replace the rewards that are there; otherwise they are kept as they stand */
     bool (*on_line)(int64_t done, int64_t lines, void *user); void *user;      /* after each; false stops: WRPO_E_STOPPED */
-} wrpo_score_desc;
-typedef struct wrpo_score_stats { int64_t prompts, scored, kept; double mean, least, most; } wrpo_score_stats;   /* of scored ones; NaN: none */
-WRPO_API wrpo_result wrpo_score(wrpo_reward *reward, const wrpo_score_desc *desc, wrpo_score_stats *out);
+} wrpo_reward_file_desc;
+typedef struct wrpo_reward_file_stats { int64_t prompts, scored, kept; double mean, least, most; } wrpo_reward_file_stats;   /* of scored ones; NaN: none */
+WRPO_API wrpo_result wrpo_reward_file(wrpo_reward *reward, const wrpo_reward_file_desc *desc, wrpo_reward_file_stats *out);
 
 /* ---- selection: candidates with rewards -> records to train on; prompts -> two parts; answers -> a win rate ---- */
 /* A file of candidates has one line a prompt; several responses of a model are several entries; other keys are let be:
@@ -481,7 +481,7 @@ WRPO_API wrpo_result wrpo_winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *desc, 
     X(rewards_rejected, "rewards/rejected") \
     X(rewards_accuracies, "rewards/accuracies")        /* share of records with chosen > rejected */ \
     X(rewards_source_accuracies, "rewards/source_accuracies") \
-    X(rewards_pivot_accuracies, "rewards/pivot_accuracies")      /* target > rejected */ \
+    X(rewards_target_accuracies, "rewards/pivot_accuracies")      /* target > rejected */ \
     X(rewards_margins, "rewards/margins") \
     X(logps_chosen, "logps/chosen") \
     X(logps_source_chosen, "logps/source_chosen") \
@@ -502,20 +502,20 @@ typedef struct wrpo_metrics {        /* NaN: not defined for this method or thes
    number and then a float s, the largest magnitude. m = +-s (q / 127)^4 with +-q a signed byte, v = s (q / 255)^4 with q an unsigned
    one, never 0 for a v above 0. Where numbers are rounded, it is up or down at random so that the mean is right: moments move by less than
    half a step of bfloat16. */
-typedef enum wrpo_states { WRPO_STATES_F32, WRPO_STATES_BF16, WRPO_STATES_8BIT } wrpo_states;
+typedef enum wrpo_moments { WRPO_MOMENTS_F32, WRPO_MOMENTS_BF16, WRPO_MOMENTS_8BIT } wrpo_moments;
 enum { WRPO_BLOCK = 256, WRPO_BLOCK_BYTES = WRPO_BLOCK + 4 };
-WRPO_API const char *wrpo_states_name(int i);                           /* "f32", "bf16", "8bit"; NULL past the last */
-WRPO_API size_t wrpo_states_bytes(wrpo_states states, int64_t count);   /* of one moment of count numbers; whole blocks, but for f32 */
+WRPO_API const char *wrpo_moments_name(int i);                           /* "f32", "bf16", "8bit"; NULL past the last */
+WRPO_API size_t wrpo_moments_bytes(wrpo_moments moments, int64_t count);   /* of one moment of count numbers; whole blocks, but for f32 */
 typedef struct wrpo_train_desc {
     bool resolved;                   /* set by wrpo_train_defaults: a zero below is a zero */
     wrpo_loss_desc loss;
     double alpha;                    /* 0 = 0.1 (WRPO_ZERO for none) */
-    wrpo_ramp ramp; double ramp_power;   /* 0 = linear; power 0 = 2 */
+    wrpo_alpha_schedule alpha_schedule; double alpha_power;   /* 0 = linear; power 0 = 2 */
     double learning_rate;            /* 0 = 3e-7; 7e-6 for sft, 1e-6 for simpo, 8e-7 for dpo-norm */
     double beta1, beta2, eps, weight_decay;   /* 0 = 0.9, 0.999, 1e-8, 0 */
-    wrpo_states states;              /* of the moments; 0 = float */
+    wrpo_moments moments;              /* of the moments; 0 = float */
     double max_grad_norm;            /* 0 = 1; negative = off */
-    wrpo_schedule schedule; double warmup_ratio;   /* 0 = cosine, 0.1 (WRPO_ZERO for none) */
+    wrpo_lr_schedule lr_schedule; double warmup_ratio;   /* 0 = cosine, 0.1 (WRPO_ZERO for none) */
     double epochs;                   /* 0 = 1 */
     int64_t batch_size;              /* records per optimizer step; 0 = 128 */
     int64_t accumulation;            /* micro-batches of batch_size / accumulation, as the authors count epochs; 0 = 1 */
@@ -546,7 +546,7 @@ typedef struct wrpo_trainer wrpo_trainer;
 WRPO_API wrpo_train_desc wrpo_train_defaults(const wrpo_train_desc *desc);   /* the zeros, resolved: log this */
 WRPO_API wrpo_result wrpo_train_bytes(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_data *data /* or NULL: micro_tokens rows */,
                                       const wrpo_train_desc *desc, wrpo_bytes *out);
-WRPO_API wrpo_result wrpo_trainer_new(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_trainer **out);
+WRPO_API wrpo_result wrpo_trainer_open(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_trainer **out);
 WRPO_API wrpo_result wrpo_trainer_step(wrpo_trainer *t, wrpo_metrics *m);    /* m->step == m->steps: that was the last */
 /* data: the training data or desc.eval_data, whose reference log-probs are known. */
 WRPO_API wrpo_result wrpo_trainer_eval(wrpo_trainer *t, const wrpo_data *data, wrpo_metrics *m);
@@ -568,10 +568,10 @@ WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const
    float. Pointers are the backend's own memory. ld*: numbers from one row to the next. To replace one op:
    wrpo_backend be = *wrpo_backend_cpu(); be.gemm = my_blas; */
 typedef enum wrpo_mm {               /* c[m,n] = or += */
-    WRPO_NT,                         /* a[m,k] b[n,k]'   activations, weights -> activations:  y = x W' */
-    WRPO_NT_LOGITS,                  /* the same, but c is float */
-    WRPO_NN,                         /* a[m,k] b[k,n]    activations, weights -> activations:  dx = dy W */
-    WRPO_TN                          /* a[k,m]' b[k,n]   activations, activations -> float:    dW += dy' x */
+    WRPO_MM_NT,                         /* a[m,k] b[n,k]'   activations, weights -> activations:  y = x W' */
+    WRPO_MM_NT_FLOAT,                  /* the same, but c is float */
+    WRPO_MM_NN,                         /* a[m,k] b[k,n]    activations, weights -> activations:  dx = dy W */
+    WRPO_MM_TN                          /* a[k,m]' b[k,n]   activations, activations -> float:    dW += dy' x */
 } wrpo_mm;
 typedef struct wrpo_seg {
     int64_t begin, end;              /* rows of q and o */
@@ -589,7 +589,7 @@ typedef struct wrpo_attn {
 } wrpo_attn;
 typedef struct wrpo_adamw {
     float lr, beta1, beta2, eps, weight_decay, grad_scale; double correction1, correction2;
-    wrpo_states states;
+    wrpo_moments moments;
     uint64_t seed;                   /* of the stochastic rounding: of this step and array */
 } wrpo_adamw;
 struct wrpo_backend {
@@ -1255,7 +1255,7 @@ WRPO_API wrpo_result wrpo_open(const wrpo_desc *desc, wrpo_ctx **out) {
 #endif
     if (!d.backend) d.backend = wrpo_backend_cpu();
     if (!d.dtype) d.dtype = d.backend->dtype;
-    if (d.dtype != WRPO_F32 && d.dtype != WRPO_BF16) return wrpo__open_fails(&d, WRPO_E_ARG, "wrpo_open: dtype: want f32 or bf16");
+    if (d.dtype != WRPO_DTYPE_F32 && d.dtype != WRPO_DTYPE_BF16) return wrpo__open_fails(&d, WRPO_E_ARG, "wrpo_open: dtype: want f32 or bf16");
     wrpo_ctx *ctx = d.memory.alloc(sizeof *ctx, d.memory.user);
     if (!ctx) return wrpo__open_fails(&d, WRPO_E_MEMORY, "out of memory");
     memset(ctx, 0, sizeof *ctx);
@@ -1340,12 +1340,12 @@ static const wrpo__rule wrpo__rules[] = {
 
 /* ---- names: one list each; NULL past the last ---- */
 static const char *const wrpo__pairs[] = {[WRPO_PAIR_TARGET] = "target", [WRPO_PAIR_SOURCE] = "source", [WRPO_PAIR_BOTH] = "both"};
-static const char *const wrpo__ramps[] = {[WRPO_RAMP_LINEAR] = "linear", [WRPO_RAMP_CONSTANT] = "constant", [WRPO_RAMP_POWER] = "power", [WRPO_RAMP_COSINE] = "cosine"};
-static const char *const wrpo__schedules[] = {[WRPO_LR_COSINE] = "cosine", [WRPO_LR_LINEAR] = "linear", [WRPO_LR_CONSTANT] = "constant"};
+static const char *const wrpo__ramps[] = {[WRPO_ALPHA_SCHEDULE_LINEAR] = "linear", [WRPO_ALPHA_SCHEDULE_CONSTANT] = "constant", [WRPO_ALPHA_SCHEDULE_POWER] = "power", [WRPO_ALPHA_SCHEDULE_COSINE] = "cosine"};
+static const char *const wrpo__schedules[] = {[WRPO_LR_SCHEDULE_COSINE] = "cosine", [WRPO_LR_SCHEDULE_LINEAR] = "linear", [WRPO_LR_SCHEDULE_CONSTANT] = "constant"};
 WRPO_API const char *wrpo_method_name(int i) { return i >= 0 && i < WRPO__COUNT(wrpo__rules) ? wrpo__rules[i].name : NULL; }
 WRPO_API const char *wrpo_pair_name(int i) { return i >= 0 && i < WRPO__COUNT(wrpo__pairs) ? wrpo__pairs[i] : NULL; }
-WRPO_API const char *wrpo_ramp_name(int i) { return i >= 0 && i < WRPO__COUNT(wrpo__ramps) ? wrpo__ramps[i] : NULL; }
-WRPO_API const char *wrpo_schedule_name(int i) { return i >= 0 && i < WRPO__COUNT(wrpo__schedules) ? wrpo__schedules[i] : NULL; }
+WRPO_API const char *wrpo_alpha_schedule_name(int i) { return i >= 0 && i < WRPO__COUNT(wrpo__ramps) ? wrpo__ramps[i] : NULL; }
+WRPO_API const char *wrpo_lr_schedule_name(int i) { return i >= 0 && i < WRPO__COUNT(wrpo__schedules) ? wrpo__schedules[i] : NULL; }
 
 /* ---- settings ---- */
 /* The zeros of a desc, resolved; doing it twice changes nothing. An unknown method stays as it is. */
@@ -1382,7 +1382,7 @@ static double wrpo__source_share(const wrpo_loss_desc *d, double alpha, bool has
 }
 /* a(y): 0 for a response that is left out, or is rejected. K sources share by their weights, which sum to 1. */
 static double wrpo__share(double source_share, const wrpo_response *y) {
-    return y->role == WRPO_SOURCE ? source_share * y->weight : y->role == WRPO_TARGET ? 1 - source_share : 0;
+    return y->role == WRPO_ROLE_SOURCE ? source_share * y->weight : y->role == WRPO_ROLE_TARGET ? 1 - source_share : 0;
 }
 static bool wrpo__per_token(const wrpo_loss_desc *d) {
     return wrpo__rules[d->method].per_token && !(d->method == WRPO_METHOD_IPO && d->ipo_sum);
@@ -1399,7 +1399,7 @@ static bool wrpo__has(wrpo_role role, const wrpo_response *r, int n) {
 }
 /* Is y the opponent of chosen response x? A pair method compares within a pair. */
 static bool wrpo__against(const wrpo_loss_desc *d, const wrpo_response *x, const wrpo_response *y) {
-    return y->role == WRPO_REJECTED && (d->method == WRPO_METHOD_WRPO || x->pair == y->pair);
+    return y->role == WRPO_ROLE_REJECTED && (d->method == WRPO_METHOD_WRPO || x->pair == y->pair);
 }
 static int wrpo__opponents(const wrpo_loss_desc *d, const wrpo_response *x, const wrpo_response *r, int n, double *mean) {   /* s(y_l) for x */
     int count = 0;
@@ -1414,9 +1414,9 @@ static const char *wrpo__record_check(const wrpo_loss_desc *d, double alpha, con
     int sources = 0, targets = 0, rejected = 0;
     double weight = 0;
     for (int i = 0; i < n; i++) {
-        if (r[i].role == WRPO_SOURCE) sources++, weight += r[i].weight >= 0 ? r[i].weight : NAN;
-        else if (r[i].role == WRPO_TARGET) targets++;
-        else if (r[i].role == WRPO_REJECTED) rejected++;
+        if (r[i].role == WRPO_ROLE_SOURCE) sources++, weight += r[i].weight >= 0 ? r[i].weight : NAN;
+        else if (r[i].role == WRPO_ROLE_TARGET) targets++;
+        else if (r[i].role == WRPO_ROLE_REJECTED) rejected++;
         else return "a response has no valid role";
     }
     const double a = wrpo__source_share(d, alpha, sources > 0, targets > 0);
@@ -1428,9 +1428,9 @@ static const char *wrpo__record_check(const wrpo_loss_desc *d, double alpha, con
     if (targets > 1) return "want one target response, found several";
     if (sources && !(fabs(weight - 1) < 1e-6)) return "the weights of the source responses do not sum to 1";
     for (int i = 0; i < n; i++) {
-        if (r[i].role != WRPO_REJECTED && wrpo__share(a, &r[i]) == 0) continue;      /* left out: may be anything */
-        if (r[i].role == WRPO_REJECTED && d->method == WRPO_METHOD_SFT) continue;
-        if (r[i].role != WRPO_REJECTED && d->method != WRPO_METHOD_SFT && !wrpo__opponents(d, &r[i], r, n, &mean)) return "a chosen response has no rejected one in its pair";
+        if (r[i].role != WRPO_ROLE_REJECTED && wrpo__share(a, &r[i]) == 0) continue;      /* left out: may be anything */
+        if (r[i].role == WRPO_ROLE_REJECTED && d->method == WRPO_METHOD_SFT) continue;
+        if (r[i].role != WRPO_ROLE_REJECTED && d->method != WRPO_METHOD_SFT && !wrpo__opponents(d, &r[i], r, n, &mean)) return "a chosen response has no rejected one in its pair";
         if (wrpo__per_token(d) && r[i].tokens < 1) return "the method divides by the length of a response that has no tokens";
         if (!isfinite(r[i].logp) || (wrpo__rules[d->method].reference && !isfinite(r[i].ref))) return "a log-probability is not finite";
     }
@@ -1467,7 +1467,7 @@ WRPO_API double wrpo_loss(const wrpo_loss_desc *desc, double alpha, wrpo_respons
     if (wrong) return NAN;
 
     const wrpo__rule *rule = &wrpo__rules[d.method];
-    const double a = wrpo__source_share(&d, alpha, wrpo__has(WRPO_SOURCE, r, n), wrpo__has(WRPO_TARGET, r, n));
+    const double a = wrpo__source_share(&d, alpha, wrpo__has(WRPO_ROLE_SOURCE, r, n), wrpo__has(WRPO_ROLE_TARGET, r, n));
     double loss = 0, chosen = 0, rejected = 0, g = 0;
     if (rule->link == WRPO__LIKELIHOOD) {
         for (int i = 0; i < n; i++) {
@@ -1502,9 +1502,9 @@ WRPO_API double wrpo_loss(const wrpo_loss_desc *desc, double alpha, wrpo_respons
     /* 2. What pulls the chosen up pushes their rejected down; WRPO's shares sum to 1. */
     for (int k = 0; k < n; k++) {
         double pull = d.method == WRPO_METHOD_WRPO ? scale * g : 0;
-        if (r[k].role != WRPO_REJECTED) continue;
+        if (r[k].role != WRPO_ROLE_REJECTED) continue;
         for (int i = 0; i < n && d.method != WRPO_METHOD_WRPO; i++)
-            if (r[i].role != WRPO_REJECTED && wrpo__against(&d, &r[i], &r[k])) pull += r[i].dlogp;
+            if (r[i].role != WRPO_ROLE_REJECTED && wrpo__against(&d, &r[i], &r[k])) pull += r[i].dlogp;
         r[k].dlogp = -pull / wrpo__opponents(&d, &r[k], r, n, &rejected);
     }
 
@@ -1522,7 +1522,7 @@ static double wrpo__reward_of(const wrpo_loss_desc *desc, const wrpo_response *y
 }
 /* rewards/chosen: the average with the shares of the loss; NaN if a response it needs is not there. */
 static double wrpo__weighted_reward(const wrpo_loss_desc *desc, double alpha, const wrpo_response *r, int n) {
-    const double a = wrpo__source_share(desc, alpha, wrpo__has(WRPO_SOURCE, r, n), wrpo__has(WRPO_TARGET, r, n));
+    const double a = wrpo__source_share(desc, alpha, wrpo__has(WRPO_ROLE_SOURCE, r, n), wrpo__has(WRPO_ROLE_TARGET, r, n));
     double sum = 0, shares = 0;
     for (int i = 0; i < n; i++) {
         double share = wrpo__share(a, &r[i]);
@@ -1535,35 +1535,35 @@ static double wrpo__weighted_reward(const wrpo_loss_desc *desc, double alpha, co
 /* What a record adds to sft_tokens: its scored tokens; with several sources, their weighted mean. */
 static double wrpo__sft_tokens(const wrpo_response *r, int n) {
     const wrpo_loss_desc d = {.method = WRPO_METHOD_SFT};
-    const double a = wrpo__source_share(&d, 0, wrpo__has(WRPO_SOURCE, r, n), false);
+    const double a = wrpo__source_share(&d, 0, wrpo__has(WRPO_ROLE_SOURCE, r, n), false);
     double sum = 0;
     for (int i = 0; i < n; i++) sum += wrpo__share(a, &r[i]) * (double)r[i].tokens;
     return sum;
 }
 
 /* ---- schedules: k optimizer steps done of T ---- */
-WRPO_API double wrpo_alpha(wrpo_ramp ramp, double power, double end, int64_t k, int64_t T) {
+WRPO_API double wrpo_alpha(wrpo_alpha_schedule schedule, double power, double end, int64_t k, int64_t T) {
     const double pi = 3.14159265358979323846;
     const double u = T <= 0 || k >= T ? 1 : k <= 0 ? 0 : (double)k / (double)T;
     if (end == WRPO_ZERO) end = 0;
     if (power == 0) power = 2;
-    switch (ramp) {
-    case WRPO_RAMP_LINEAR: return end * u;
-    case WRPO_RAMP_CONSTANT: return end;
-    case WRPO_RAMP_POWER: return power > 0 ? end * pow(u, power) : NAN;
-    case WRPO_RAMP_COSINE: return end * (0.5 * (1 - cos(pi * u)));
+    switch (schedule) {
+    case WRPO_ALPHA_SCHEDULE_LINEAR: return end * u;
+    case WRPO_ALPHA_SCHEDULE_CONSTANT: return end;
+    case WRPO_ALPHA_SCHEDULE_POWER: return power > 0 ? end * pow(u, power) : NAN;
+    case WRPO_ALPHA_SCHEDULE_COSINE: return end * (0.5 * (1 - cos(pi * u)));
     }
     return NAN;
 }
-WRPO_API double wrpo_lr_factor(wrpo_schedule schedule, int64_t warmup, int64_t k, int64_t T) {
+WRPO_API double wrpo_lr_factor(wrpo_lr_schedule schedule, int64_t warmup, int64_t k, int64_t T) {
     const double pi = 3.14159265358979323846;
     k = k < 0 ? 0 : k > T && T >= 0 ? T : k;
     if (k < warmup) return (double)k / (double)warmup;
     const double rest = (double)WRPO__MAX(T - warmup, 1);
     switch (schedule) {
-    case WRPO_LR_COSINE: return WRPO__MAX(0.5 * (1 + cos(pi * ((double)(k - warmup) / rest))), 0);
-    case WRPO_LR_LINEAR: return WRPO__MAX((double)(T - k) / rest, 0);
-    case WRPO_LR_CONSTANT: return 1;
+    case WRPO_LR_SCHEDULE_COSINE: return WRPO__MAX(0.5 * (1 + cos(pi * ((double)(k - warmup) / rest))), 0);
+    case WRPO_LR_SCHEDULE_LINEAR: return WRPO__MAX((double)(T - k) / rest, 0);
+    case WRPO_LR_SCHEDULE_CONSTANT: return 1;
     }
     return NAN;
 }
@@ -1673,7 +1673,7 @@ static wrpo_result wrpo__cpu_open(void **dev, const wrpo_desc *desc, wrpo_error 
     if (cpu) {
         memset(cpu, 0, sizeof *cpu);
         cpu->memory = desc->memory;
-        cpu->threads = WRPO__MAX(desc->threads, 1), cpu->pairs = desc->dtype == WRPO_BF16 && !strcmp(desc->backend->name, "cpu-avx512") && wrpo__has_pairs();
+        cpu->threads = WRPO__MAX(desc->threads, 1), cpu->pairs = desc->dtype == WRPO_DTYPE_BF16 && !strcmp(desc->backend->name, "cpu-avx512") && wrpo__has_pairs();
         const char *want = getenv("WRPO_CPU");
         cpu->tiles = cpu->pairs && (!want || strcmp(want, "avx512")) && wrpo__has_tiles();
         cpu->packed = wrpo__cpu_alloc(cpu, WRPO__PACKED_WORDS * sizeof(float));
@@ -1733,10 +1733,10 @@ static void wrpo__master_split(float x, uint16_t *high, uint16_t *low) {
     const uint32_t bits = wrpo__float_bits(x);
     *high = (uint16_t)((bits + 0x8000u) >> 16), *low = (uint16_t)bits;
 }
-WRPO_API const char *wrpo_states_name(int i) { return i == 0 ? "f32" : i == 1 ? "bf16" : i == 2 ? "8bit" : NULL; }
-WRPO_API size_t wrpo_states_bytes(wrpo_states states, int64_t count) {
-    if (states == WRPO_STATES_8BIT) return (size_t)wrpo__div_up(count, WRPO_BLOCK) * WRPO_BLOCK_BYTES;
-    return states == WRPO_STATES_BF16 ? (size_t)wrpo__div_up(count, WRPO_BLOCK) * WRPO_BLOCK * 2 : (size_t)count * 4;
+WRPO_API const char *wrpo_moments_name(int i) { return i == 0 ? "f32" : i == 1 ? "bf16" : i == 2 ? "8bit" : NULL; }
+WRPO_API size_t wrpo_moments_bytes(wrpo_moments moments, int64_t count) {
+    if (moments == WRPO_MOMENTS_8BIT) return (size_t)wrpo__div_up(count, WRPO_BLOCK) * WRPO_BLOCK_BYTES;
+    return moments == WRPO_MOMENTS_BF16 ? (size_t)wrpo__div_up(count, WRPO_BLOCK) * WRPO_BLOCK * 2 : (size_t)count * 4;
 }
 
 /* The widths. A compiler that does not say the file's name gets it from WRPO_FILE; without either only
@@ -1986,7 +1986,7 @@ static void WRPO__(embed)(void *dev, void *y, const void *w, wrpo_dtype w_type, 
     wrpo__cpu *cpu = dev;
     WRPO__PARROWS(cpu, n, D)
     for (int64_t r = 0; r < n; r++)
-        if (w_type == WRPO_BF16) WRPO__(scaled_half)((float *)y + r * D, scale, (const uint16_t *)w + ids[r] * D, D);
+        if (w_type == WRPO_DTYPE_BF16) WRPO__(scaled_half)((float *)y + r * D, scale, (const uint16_t *)w + ids[r] * D, D);
         else WRPO__(scaled)((float *)y + r * D, scale, (const float *)w + ids[r] * D, D);
 }
 static void WRPO__(embed_bwd)(void *dev, float *dw, const void *dy, const int32_t *ids, int64_t n, int64_t D, float scale) {
@@ -2032,7 +2032,7 @@ static void WRPO__(add_columns)(const wrpo__cpu *cpu, float *y, const void *w, b
 static void WRPO__(bias_bwd)(void *dev, float *db, const void *dy, int64_t lddy, int64_t n, int64_t D) { WRPO__(add_columns)(dev, db, dy, false, lddy, n, D); }
 static void WRPO__(colsum)(void *dev, float *y, const void *w, wrpo_dtype w_type, int64_t rows, int64_t cols) {
     memset(y, 0, (size_t)cols * sizeof *y);
-    WRPO__(add_columns)(dev, y, w, w_type == WRPO_BF16, cols, rows, cols);
+    WRPO__(add_columns)(dev, y, w, w_type == WRPO_DTYPE_BF16, cols, rows, cols);
 }
 static void WRPO__(add)(void *dev, void *y, const void *x, int64_t count) {
     wrpo__cpu *cpu = dev;
@@ -2301,17 +2301,17 @@ WRPO__ROW void WRPO__(bytes_pack)(uint8_t *y, const float *x, bool moment2, uint
     for (int64_t i = 0; i < WRPO_BLOCK; i++) y[i] = moment2 ? (uint8_t)codes[i] : (uint8_t)(int8_t)(x[i] < 0 ? -codes[i] : codes[i]);
     memcpy(y + WRPO_BLOCK, &s, 4);
 }
-WRPO__ROW void WRPO__(moment_unpack)(float *x, const void *y, wrpo_states states, bool moment2) {
-    if (states == WRPO_STATES_BF16) WRPO__(bf16_unpack)(x, y);
+WRPO__ROW void WRPO__(moment_unpack)(float *x, const void *y, wrpo_moments moments, bool moment2) {
+    if (moments == WRPO_MOMENTS_BF16) WRPO__(bf16_unpack)(x, y);
     else WRPO__(bytes_unpack)(x, y, moment2);
 }
-WRPO__ROW void WRPO__(moment_pack)(void *y, const float *x, wrpo_states states, bool moment2, uint32_t seed, int64_t first) {
-    if (states == WRPO_STATES_BF16) WRPO__(bf16_pack)(y, x, seed, first);
+WRPO__ROW void WRPO__(moment_pack)(void *y, const float *x, wrpo_moments moments, bool moment2, uint32_t seed, int64_t first) {
+    if (moments == WRPO_MOMENTS_BF16) WRPO__(bf16_pack)(y, x, seed, first);
     else WRPO__(bytes_pack)(y, x, moment2, seed, first);
 }
 /* numbers [first, first + n) of the arrays; first is at a block */
 static void WRPO__(adamw_task)(void *w, uint16_t *low, void *m, void *v, const float *g, int64_t first, int64_t n, const wrpo_adamw *step) {
-    const bool floats = step->states == WRPO_STATES_F32;
+    const bool floats = step->moments == WRPO_MOMENTS_F32;
     const uint32_t seed_m = (uint32_t)step->seed, seed_v = (uint32_t)(step->seed >> 32);
     if (floats && !low) {
         WRPO__(adamw_part)((float *)w + first, (float *)m + first, (float *)v + first, g + first, n, step);
@@ -2319,11 +2319,11 @@ static void WRPO__(adamw_task)(void *w, uint16_t *low, void *m, void *v, const f
     }
     for (int64_t i = first; i < first + n; i += WRPO_BLOCK) {
         float tw[WRPO_BLOCK], tm[WRPO_BLOCK], tv[WRPO_BLOCK];
-        char *pm = (char *)m + wrpo_states_bytes(step->states, i), *pv = (char *)v + wrpo_states_bytes(step->states, i);
+        char *pm = (char *)m + wrpo_moments_bytes(step->moments, i), *pv = (char *)v + wrpo_moments_bytes(step->moments, i);
         if (low) WRPO__(masters_unpack)(tw, (uint16_t *)w + i, low + i);
-        if (!floats) WRPO__(moment_unpack)(tm, pm, step->states, false), WRPO__(moment_unpack)(tv, pv, step->states, true);
+        if (!floats) WRPO__(moment_unpack)(tm, pm, step->moments, false), WRPO__(moment_unpack)(tv, pv, step->moments, true);
         WRPO__(adamw_part)(low ? tw : (float *)w + i, floats ? (float *)m + i : tm, floats ? (float *)v + i : tv, g + i, WRPO__MIN(WRPO_BLOCK, first + n - i), step);
-        if (!floats) WRPO__(moment_pack)(pm, tm, step->states, false, seed_m, i), WRPO__(moment_pack)(pv, tv, step->states, true, seed_v, i);
+        if (!floats) WRPO__(moment_pack)(pm, tm, step->moments, false, seed_m, i), WRPO__(moment_pack)(pv, tv, step->moments, true, seed_v, i);
         if (low) WRPO__(masters_pack)((uint16_t *)w + i, low + i, tw);
     }
 }
@@ -2731,9 +2731,9 @@ static void WRPO__(gemm_task)(const WRPO__(product) *g, const int64_t *begin, co
 }
 static void WRPO__(gemm)(void *dev, wrpo_mm mm, void *c, int64_t ldc, const void *a, int64_t lda, const void *b, int64_t ldb, wrpo_dtype b_type,
                          int64_t m, int64_t n, int64_t k, float beta) {
-    const bool at = mm == WRPO_TN, bt = mm != WRPO_NN && mm != WRPO_TN;
+    const bool at = mm == WRPO_MM_TN, bt = mm != WRPO_MM_NN && mm != WRPO_MM_TN;
     WRPO__(product) g = {.cpu = dev, .c = c, .ldc = ldc, .of = {a, b}, .ls = {at ? 1 : lda, bt ? ldb : 1}, .ks = {at ? lda : 1, bt ? 1 : ldb}, .end = {m, n}, .k = k, .pair = 1,
-                         .width = {WRPO__(MR), WRPO__(NR)}, .room = {WRPO__(MS), WRPO__(NR)}, .half = b_type == WRPO_BF16 && !at, .add = beta != 0};
+                         .width = {WRPO__(MR), WRPO__(NR)}, .room = {WRPO__(MS), WRPO__(NR)}, .half = b_type == WRPO_DTYPE_BF16 && !at, .add = beta != 0};
 #ifdef WRPO__IN_PAIRS
     if (g.cpu->pairs && (g.half || at)) g.pair = 2, g.tiles = g.cpu->tiles;
     if (g.tiles) g.width[0] = g.room[0] = 32;
@@ -3153,7 +3153,7 @@ static void WRPO__(attention_bwd)(void *dev, const wrpo_attn *a, void *dq, void 
 #define WRPO__STRING2(x) #x
 #define WRPO__STRING(x) WRPO__STRING2(x)
 static const wrpo_backend WRPO__(backend) = {
-    .name = "cpu-" WRPO__STRING(WRPO__LEVEL), .act_bytes = 4, .dtype = WRPO_F32, .host = true,
+    .name = "cpu-" WRPO__STRING(WRPO__LEVEL), .act_bytes = 4, .dtype = WRPO_DTYPE_F32, .host = true,
     .open = wrpo__cpu_open, .close = wrpo__cpu_close, .alloc = wrpo__cpu_alloc, .release = wrpo__cpu_release,
     .put = wrpo__cpu_copy, .get = wrpo__cpu_copy, .copy = wrpo__cpu_copy, .zero = wrpo__cpu_zero, .room = wrpo__cpu_room, .sync = wrpo__cpu_sync,
     .gemm = WRPO__(gemm), .embed = WRPO__(embed), .embed_bwd = WRPO__(embed_bwd), .gather = WRPO__(gather), .gather_bwd = WRPO__(gather_bwd), .scatter = WRPO__(scatter),
@@ -3315,7 +3315,7 @@ static void *wrpo__take(wrpo__bump *b, int64_t rows, int64_t cols, size_t bytes)
 }
 /* ---- weights in memory ---- */
 static int64_t wrpo__size(const wrpo_weight *w) { return w->rows * w->cols; }
-static size_t wrpo__dtype_size(wrpo_dtype dtype) { return dtype == WRPO_BF16 || dtype == WRPO_F16 ? 2 : 4; }
+static size_t wrpo__dtype_size(wrpo_dtype dtype) { return dtype == WRPO_DTYPE_BF16 || dtype == WRPO_DTYPE_F16 ? 2 : 4; }
 /* b lies right behind a: what is done to a may be done to both at once. */
 static bool wrpo__follows(const wrpo_weight *a, const wrpo_weight *b) {
     const void *end = a->data ? (const char *)a->data + (size_t)wrpo__size(a) * wrpo__dtype_size(a->dtype) : NULL;
@@ -3336,7 +3336,7 @@ static wrpo_model *wrpo__model_table(wrpo__arena *arena, const wrpo_config *conf
     model->at = wrpo__alloc(arena, (size_t)config->num_hidden_layers, WRPO__KINDS * sizeof *model->at);
     for (int64_t i = 0; i < config->num_hidden_layers * WRPO__KINDS; i++) model->at[i] = -1;
     wrpo__layout_weights(config, model, NULL, NULL, NULL);
-    for (int64_t i = 0; i < model->n_weights; i++) model->weights[i].dtype = model->weights[i].vector ? WRPO_F32 : matrices;
+    for (int64_t i = 0; i < model->n_weights; i++) model->weights[i].dtype = model->weights[i].vector ? WRPO_DTYPE_F32 : matrices;
     return model;
 }
 /* Gives memory to the weights that have none yet. */
@@ -3351,7 +3351,7 @@ static void wrpo__place_weights(wrpo_model *model, wrpo__bump *b) {
     }
 }
 /* Masters: the low halves lie apart, where matrices that are trained are bfloat16. */
-static bool wrpo__has_masters(const wrpo_ctx *ctx, bool frozen) { return !frozen && ctx->desc.dtype == WRPO_BF16; }
+static bool wrpo__has_masters(const wrpo_ctx *ctx, bool frozen) { return !frozen && ctx->desc.dtype == WRPO_DTYPE_BF16; }
 static void wrpo__model_memory(wrpo_model *model) {
     wrpo_ctx *ctx = model->ctx;
     wrpo__bump b = {0};
@@ -3377,7 +3377,7 @@ static void wrpo__weight_get(const wrpo_model *model, const wrpo_weight *w, int6
     const wrpo_backend *be = model->ctx->desc.backend;
     void *dev = model->ctx->dev;
     uint16_t high[WRPO__HALVES], low[WRPO__HALVES] = {0};
-    if (w->dtype == WRPO_F32) { be->get(dev, dst, (const float *)w->data + first, (size_t)count * sizeof *dst); return; }
+    if (w->dtype == WRPO_DTYPE_F32) { be->get(dev, dst, (const float *)w->data + first, (size_t)count * sizeof *dst); return; }
     for (int64_t i = 0; i < count; i += WRPO__HALVES) {
         const int64_t n = WRPO__MIN(count - i, WRPO__HALVES);
         be->get(dev, high, (const uint16_t *)w->data + first + i, (size_t)n * 2);
@@ -3389,7 +3389,7 @@ static void wrpo__weight_put(wrpo_model *model, const wrpo_weight *w, int64_t fi
     const wrpo_backend *be = model->ctx->desc.backend;
     void *dev = model->ctx->dev;
     uint16_t high[WRPO__HALVES], low[WRPO__HALVES];
-    if (w->dtype == WRPO_F32) { be->put(dev, (float *)w->data + first, src, (size_t)count * sizeof *src); return; }
+    if (w->dtype == WRPO_DTYPE_F32) { be->put(dev, (float *)w->data + first, src, (size_t)count * sizeof *src); return; }
     for (int64_t i = 0; i < count; i += WRPO__HALVES) {
         const int64_t n = WRPO__MIN(count - i, WRPO__HALVES);
         for (int64_t k = 0; k < n; k++) wrpo__master_split(src[i + k], &high[k], &low[k]);
@@ -3678,7 +3678,7 @@ static void wrpo__linear_fwd(wrpo_ctx *ctx, const wrpo__linear *lin, void *y, in
     int64_t rows, at = 0, cols = lin->w[0]->cols;
     for (int i = 0, j; i < 3 && lin->w[i]; i = j, at += rows) {
         j = wrpo__joined(lin, i, &rows);
-        be->gemm(ctx->dev, WRPO_NT, wrpo__at(be, y, at), ldy, x, cols, lin->w[i]->data, cols, lin->w[i]->dtype, n, rows, cols, beta);
+        be->gemm(ctx->dev, WRPO_MM_NT, wrpo__at(be, y, at), ldy, x, cols, lin->w[i]->data, cols, lin->w[i]->dtype, n, rows, cols, beta);
     }
     at = 0;
     for (int i = 0; i < 3 && lin->w[i]; at += lin->w[i]->rows, i++)
@@ -3691,8 +3691,8 @@ static void wrpo__linear_bwd(wrpo_ctx *ctx, const wrpo__linear *lin, void *dx, f
     for (int i = 0, j; i < 3 && lin->w[i]; i = j, at += rows) {
         j = wrpo__joined(lin, i, &rows);
         const void *part = wrpo__at(be, dy, at);
-        if (dx) be->gemm(ctx->dev, WRPO_NN, dx, cols, part, lddy, lin->w[i]->data, cols, lin->w[i]->dtype, n, cols, rows, at ? 1.0f : 0.0f);
-        if (grads) be->gemm(ctx->dev, WRPO_TN, grads + lin->w[i]->at, cols, part, lddy, x, cols, WRPO_F32, rows, cols, n, 1);
+        if (dx) be->gemm(ctx->dev, WRPO_MM_NN, dx, cols, part, lddy, lin->w[i]->data, cols, lin->w[i]->dtype, n, cols, rows, at ? 1.0f : 0.0f);
+        if (grads) be->gemm(ctx->dev, WRPO_MM_TN, grads + lin->w[i]->at, cols, part, lddy, x, cols, WRPO_DTYPE_F32, rows, cols, n, 1);
     }
     at = 0;
     for (int i = 0; i < 3 && lin->w[i]; at += lin->w[i]->rows, i++)
@@ -3836,7 +3836,7 @@ static const wrpo_weight *wrpo__head(const wrpo_model *m) {
 static float wrpo__embed_scale(const wrpo_model *m) {  /* the same for all models of a context, wherever their weights lie */
     if (!m->config.scale_embeddings) return 1;
     const float s = (float)sqrt((double)m->config.hidden_size);
-    return m->ctx->desc.dtype == WRPO_BF16 ? wrpo__float_of(wrpo__float_to_bf16(s)) : s;
+    return m->ctx->desc.dtype == WRPO_DTYPE_BF16 ? wrpo__float_of(wrpo__float_to_bf16(s)) : s;
 }
 static void wrpo__sync(wrpo_ctx *ctx) {
     wrpo_error why = {WRPO_E_DEVICE, 0, 0, ""};
@@ -3881,7 +3881,7 @@ static void wrpo__logits(wrpo__run *r, int64_t t, int64_t count) {     /* of tar
     const wrpo_weight *head = wrpo__head(r->model);
     const int64_t D = r->model->config.hidden_size, V = r->model->config.vocab_size;
     wrpo__gather_hidden(r, t, count);
-    ctx->desc.backend->gemm(ctx->dev, WRPO_NT_LOGITS, wrpo__logits_at(r, t), V, r->hid, D, head->data, D, head->dtype, count, V, D, 0);
+    ctx->desc.backend->gemm(ctx->dev, WRPO_MM_NT_FLOAT, wrpo__logits_at(r, t), V, r->hid, D, head->data, D, head->dtype, count, V, D, 0);
 }
 /* Log-probs of all targets into r->h_logp; with means, the mean logit over the vocabulary of every row into r->h_mean: NaN
    where logits are capped, for then their mean is no product of vectors. */
@@ -3902,7 +3902,7 @@ static void wrpo__forward(wrpo__run *r, bool means) {
     if (means && cap > 0)
         for (int64_t i = 0; i < r->n; i++) r->h_mean[i] = NAN;
     else if (means) {                /* mean_v(y W_v) = y (sum_v W_v) / V: one vector, not V columns */
-        be->gemm(dev, WRPO_NT_LOGITS, r->mean, 1, r->y, D, r->mean_w, D, WRPO_F32, r->n, 1, D, 0);
+        be->gemm(dev, WRPO_MM_NT_FLOAT, r->mean, 1, r->y, D, r->mean_w, D, WRPO_DTYPE_F32, r->n, 1, D, 0);
         be->get(dev, r->h_mean, r->mean, (size_t)r->n * sizeof(float));
         for (int64_t i = 0; i < r->n; i++) r->h_mean[i] /= (float)V;
     }
@@ -3941,10 +3941,10 @@ static void wrpo__backward(wrpo__run *r, float *grads) {
             be->logprob(dev, r->logp + t, r->lse + t, logits, r->target + t, count, V, cap);
         }
         be->logprob_bwd(dev, dlogits, logits, r->target + t, r->lse + t, r->coef + t, count, V, cap);
-        be->gemm(dev, WRPO_NN, r->dhid, D, dlogits, V, head->data, D, head->dtype, count, D, V, 0);
+        be->gemm(dev, WRPO_MM_NN, r->dhid, D, dlogits, V, head->data, D, head->dtype, count, D, V, 0);
         for (int64_t s = 0; s < count; s += chunk) {           /* summed chunk by chunk, kept or not: the same bits */
             const int64_t some = WRPO__MIN(chunk, count - s);
-            be->gemm(dev, WRPO_TN, WRPO__GRAD(head), D, wrpo__at(be, dlogits, s * V), V, wrpo__at(be, r->hid, s * D), D, WRPO_F32, V, D, some, 1);
+            be->gemm(dev, WRPO_MM_TN, WRPO__GRAD(head), D, wrpo__at(be, dlogits, s * V), V, wrpo__at(be, r->hid, s * D), D, WRPO_DTYPE_F32, V, D, some, 1);
             be->gather_bwd(dev, r->dy, wrpo__at(be, r->dhid, s * D), r->rows + t + s, some, D);
         }
     }
@@ -4435,10 +4435,10 @@ static int wrpo__dtype_bits(const char *name) {        /* of one element; 0: no 
         if (!strcmp(table[i].name, name)) return table[i].bits;
     return 0;
 }
-static const char *wrpo__dtype_name(wrpo_dtype dtype) { return dtype == WRPO_BF16 ? "BF16" : dtype == WRPO_F16 ? "F16" : "F32"; }
+static const char *wrpo__dtype_name(wrpo_dtype dtype) { return dtype == WRPO_DTYPE_BF16 ? "BF16" : dtype == WRPO_DTYPE_F16 ? "F16" : "F32"; }
 /* What wrpo__to_float can read; WRPO_DTYPE_DEFAULT: not this tensor. */
 static wrpo_dtype wrpo__float_dtype(const wrpo_tensor_info *t) {
-    return !strcmp(t->dtype, "F32") ? WRPO_F32 : !strcmp(t->dtype, "BF16") ? WRPO_BF16 : !strcmp(t->dtype, "F16") ? WRPO_F16 : WRPO_DTYPE_DEFAULT;
+    return !strcmp(t->dtype, "F32") ? WRPO_DTYPE_F32 : !strcmp(t->dtype, "BF16") ? WRPO_DTYPE_BF16 : !strcmp(t->dtype, "F16") ? WRPO_DTYPE_F16 : WRPO_DTYPE_DEFAULT;
 }
 
 /* Bit patterns, not floats, pass through here: no signalling NaN is quieted by a move, no mode flushes a denormal. */
@@ -4468,18 +4468,18 @@ static void wrpo__to_float(wrpo_ctx *ctx, float *dst, const wrpo_tensor_info *t,
     if (!dtype) wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: %s: want F32, F16 or BF16, found %s", t->file, t->name, t->dtype);
     if (count <= 0) return;
     const unsigned char *src = (const unsigned char *)t->data + (size_t)first * wrpo__dtype_size(dtype);
-    if (dtype == WRPO_F32) { memcpy(dst, src, (size_t)count * 4); return; }
+    if (dtype == WRPO_DTYPE_F32) { memcpy(dst, src, (size_t)count * 4); return; }
     uint16_t h;
     uint32_t u;
-    if (dtype == WRPO_BF16) for (int64_t i = 0; i < count; i++) { memcpy(&h, src + 2 * i, 2); u = wrpo__bf16_to_bits(h); memcpy(dst + i, &u, 4); }
+    if (dtype == WRPO_DTYPE_BF16) for (int64_t i = 0; i < count; i++) { memcpy(&h, src + 2 * i, 2); u = wrpo__bf16_to_bits(h); memcpy(dst + i, &u, 4); }
     else for (int64_t i = 0; i < count; i++) { memcpy(&h, src + 2 * i, 2); u = wrpo__f16_to_bits(h); memcpy(dst + i, &u, 4); }
 }
 /* The way back, rounded; dst has wrpo__dtype_size bytes per number, no alignment, and may be src. */
 static void wrpo__from_float(void *dst, wrpo_dtype dtype, const float *src, int64_t count) {
     unsigned char *out = dst;
-    if (dtype != WRPO_BF16 && dtype != WRPO_F16) { if (count > 0) memmove(dst, src, (size_t)count * 4); return; }
+    if (dtype != WRPO_DTYPE_BF16 && dtype != WRPO_DTYPE_F16) { if (count > 0) memmove(dst, src, (size_t)count * 4); return; }
     for (int64_t i = 0; i < count; i++) {
-        uint16_t h = dtype == WRPO_BF16 ? wrpo__float_to_bf16(src[i]) : wrpo__float_to_f16(src[i]);
+        uint16_t h = dtype == WRPO_DTYPE_BF16 ? wrpo__float_to_bf16(src[i]) : wrpo__float_to_f16(src[i]);
         memcpy(out + 2 * i, &h, 2);
     }
 }
@@ -4765,7 +4765,7 @@ static wrpo__writer *wrpo__shard_write(wrpo__arena *temp, const char *path, cons
         for (int64_t at = 0, k; at < count; at += k) {
             k = WRPO__MIN(count - at, WRPO__CHUNK);
             fn(user, p[i].tensor, at, k, chunk);
-            for (int64_t e = 0; dtype == WRPO_F16 && e < k; e++)
+            for (int64_t e = 0; dtype == WRPO_DTYPE_F16 && e < k; e++)
                 if (isfinite(chunk[e]) && fabsf(chunk[e]) >= 65520)
                     wrpo__fail(temp->ctx, WRPO_E_NOT_FINITE, "%s: %s: element %lld, %g, is infinite in F16", path, t[p[i].tensor].name, (long long)(at + e), (double)chunk[e]);
             wrpo__from_float(chunk, dtype, chunk, k);
@@ -5770,17 +5770,17 @@ static void wrpo__encode(wrpo_tokenizer *tok, const char *text, size_t n, unsign
     wrpo__arena *outer = wrpo__here;
     wrpo__arena_clear(tok->scratch);
     wrpo__here = tok->scratch;
-    wrpo__work w = {.tok = tok, .continues = flags & WRPO_ENCODE_CONTINUE, .text.arena = tok->scratch, .spare.arena = tok->scratch};
+    wrpo__work w = {.tok = tok, .continues = flags & WRPO_TOKENIZER_CONTINUE, .text.arena = tok->scratch, .spare.arena = tok->scratch};
     wrpo__cut_added(&w, 0, text, (int64_t)n, true);
     wrpo__piece *segments = w.other;
     w.other = NULL;
-    if (flags & WRPO_ENCODE_SPECIAL) for (int64_t i = 0; i < stbds_arrlen(tok->prefix); i++) stbds_arrput(*ids, tok->prefix[i]);
+    if (flags & WRPO_TOKENIZER_SPECIAL) for (int64_t i = 0; i < stbds_arrlen(tok->prefix); i++) stbds_arrput(*ids, tok->prefix[i]);
     for (int64_t i = 0; i < stbds_arrlen(segments); i++) {
         wrpo__piece p = segments[i];
         if (p.id >= 0) stbds_arrput(*ids, p.id);
         else wrpo__encode_segment(&w, text + p.begin, p.end - p.begin, p.first, ids);
     }
-    if (flags & WRPO_ENCODE_SPECIAL) for (int64_t i = 0; i < stbds_arrlen(tok->suffix); i++) stbds_arrput(*ids, tok->suffix[i]);
+    if (flags & WRPO_TOKENIZER_SPECIAL) for (int64_t i = 0; i < stbds_arrlen(tok->suffix); i++) stbds_arrput(*ids, tok->suffix[i]);
     wrpo__here = outer;
     wrpo__arena_clear(tok->scratch);
 }
@@ -6389,7 +6389,7 @@ WRPO_API void wrpo_tokenizer_free(wrpo_tokenizer *tok) { if (tok) wrpo__arena_fr
 WRPO_API int64_t wrpo_tokenizer_size(const wrpo_tokenizer *tok) { return tok->size; }
 WRPO_API int32_t wrpo_tokenizer_bos(const wrpo_tokenizer *tok) { return tok->bos; }
 WRPO_API int32_t wrpo_tokenizer_eos(const wrpo_tokenizer *tok) { return tok->eos; }
-WRPO_API wrpo_result wrpo_encode(wrpo_tokenizer *tok, const char *text, size_t size, unsigned flags, int32_t **ids, int64_t *count) {
+WRPO_API wrpo_result wrpo_tokenizer_encode(wrpo_tokenizer *tok, const char *text, size_t size, unsigned flags, int32_t **ids, int64_t *count) {
     *ids = NULL, *count = 0;
     WRPO__TRY(tok->ctx, wrpo__arena_new(tok->ctx), true) {
         int32_t *list = NULL;
@@ -6399,7 +6399,7 @@ WRPO_API wrpo_result wrpo_encode(wrpo_tokenizer *tok, const char *text, size_t s
     }
     return wrpo__end(&wrpo__entry);
 }
-WRPO_API wrpo_result wrpo_decode(wrpo_tokenizer *tok, const int32_t *ids, int64_t count, bool skip_special, char **text, size_t *size) {
+WRPO_API wrpo_result wrpo_tokenizer_decode(wrpo_tokenizer *tok, const int32_t *ids, int64_t count, bool skip_special, char **text, size_t *size) {
     *text = NULL, *size = 0;
     WRPO__TRY(tok->ctx, wrpo__arena_new(tok->ctx), true) {
         wrpo__text out = {.arena = wrpo__entry.arena};
@@ -7898,7 +7898,7 @@ static void wrpo__chat_at(wrpo__arena *temp, wrpo_tokenizer *tok, const wrpo_jso
         wrpo__jdict_put(&J, root, wrpo__jbytes(&J, k->key, k->key_size), wrpo__jfrom_json(&J, k));
     wrpo__jexec(&J, t->tree, root, out);
 }
-WRPO_API wrpo_result wrpo_chat(wrpo_tokenizer *tok, const wrpo_json *messages, bool add_generation_prompt, const wrpo_json *kwargs, char **text, size_t *size) {
+WRPO_API wrpo_result wrpo_tokenizer_chat(wrpo_tokenizer *tok, const wrpo_json *messages, bool add_generation_prompt, const wrpo_json *kwargs, char **text, size_t *size) {
     wrpo_ctx *ctx = tok->ctx;
     *text = NULL, *size = 0;
     WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
@@ -8058,12 +8058,12 @@ static void wrpo__read_answers(wrpo__reading *in, const wrpo_json *v, const wrpo
     if (weights && (weights->kind != WRPO_JSON_ARRAY || !candidates || weights->count != sources))
         wrpo__record_fail(in, weights, "weights: want an array of a number for each source, %lld, found %lld", candidates ? (long long)sources : 0LL, (long long)weights->count);
     if (!candidates) {
-        wrpo__add_answer(in, chosen ? WRPO_TARGET : WRPO_REJECTED, wrpo__take_conversation(in, list, what), 1, 0, what);
+        wrpo__add_answer(in, chosen ? WRPO_ROLE_TARGET : WRPO_ROLE_REJECTED, wrpo__take_conversation(in, list, what), 1, 0, what);
         return;
     }
-    for (int64_t i = 0; i < sources; i++, w = w ? w->next : NULL) wrpo__add_answer(in, WRPO_SOURCE, list[i], wrpo__read_weight(in, w, "weights", 1), 0, what);
+    for (int64_t i = 0; i < sources; i++, w = w ? w->next : NULL) wrpo__add_answer(in, WRPO_ROLE_SOURCE, list[i], wrpo__read_weight(in, w, "weights", 1), 0, what);
     wrpo__share_weights(in, sources, v);
-    wrpo__add_answer(in, WRPO_TARGET, list[sources], 1, 0, what);
+    wrpo__add_answer(in, WRPO_ROLE_TARGET, list[sources], 1, 0, what);
 }
 /* [{chosen, rejected, weight}, ...]: the chosen ones as sources, then the rejected ones; pairs are numbered from 1. */
 static void wrpo__read_pairs(wrpo__reading *in, const wrpo_json *pairs) {
@@ -8078,7 +8078,7 @@ static void wrpo__read_pairs(wrpo__reading *in, const wrpo_json *pairs) {
             if (!v) wrpo__record_fail(in, p, "pairs: want \"chosen\" and \"rejected\", found no \"%s\"", sides[side]);
             const wrpo_json **list = wrpo__messages(in, v, "assistant", sides[side]);
             if (side == 0) weighted += w != NULL;
-            wrpo__add_answer(in, side ? WRPO_REJECTED : WRPO_SOURCE, wrpo__take_conversation(in, list, sides[side]), wrpo__read_weight(in, w, "weight", 1), k, sides[side]);
+            wrpo__add_answer(in, side ? WRPO_ROLE_REJECTED : WRPO_ROLE_SOURCE, wrpo__take_conversation(in, list, sides[side]), wrpo__read_weight(in, w, "weight", 1), k, sides[side]);
         }
     }
     if (weighted && weighted != pairs->count) wrpo__record_fail(in, pairs, "pairs: want a weight for all of them or for none, found %lld of %lld", (long long)weighted, (long long)pairs->count);
@@ -8092,7 +8092,7 @@ static void wrpo__read_head(wrpo__reading *in, const wrpo_json *root) {   /* wha
     if (id) in->id = id->text;
     if (kwargs && kwargs->kind != WRPO_JSON_OBJECT) wrpo__record_refuse(in, kwargs, "chat_template_kwargs", "an object");
     if (tools && tools->kind != WRPO_JSON_ARRAY) wrpo__record_refuse(in, tools, "tools", "an array");
-    if ((kwargs || tools) && in->desc.tokenization == WRPO_AUTHORS)
+    if ((kwargs || tools) && in->desc.tokenization == WRPO_TOKENIZATION_AUTHORS)
         wrpo__record_fail(in, tools ? tools : kwargs, "want no tools and no chat_template_kwargs: the authors' tokenization knows none");
     in->kwargs = NULL;
     if (kwargs || tools) {
@@ -8122,7 +8122,7 @@ static void wrpo__read_record(wrpo__reading *in, const wrpo_json *root) {
     } else if (messages && !chosen && !rejected) {
         const wrpo_json **list = wrpo__messages(in, messages, "user", "messages");
         if (stbds_arrlen(list) < 2) wrpo__record_fail(in, messages, "messages: want a prompt and an answer, found one message");
-        wrpo__add_answer(in, WRPO_SOURCE, wrpo__take_conversation(in, list, "messages"), 1, 0, "messages");
+        wrpo__add_answer(in, WRPO_ROLE_SOURCE, wrpo__take_conversation(in, list, "messages"), 1, 0, "messages");
     } else {
         if (!chosen || !rejected) wrpo__record_fail(in, root, "want \"chosen\" and \"rejected\", or \"messages\"; found no \"%s\"", chosen ? "rejected" : "chosen");
         if (prompt) in->prompt = wrpo__messages(in, prompt, "user", "prompt");
@@ -8192,7 +8192,7 @@ static void wrpo__encode_after(wrpo__reading *in, const wrpo__text *before, cons
         return;
     }
     stbds_arrsetlen(*ids, 0);
-    wrpo__encode(in->tok, rest, n, WRPO_ENCODE_CONTINUE, ids);
+    wrpo__encode(in->tok, rest, n, WRPO_TOKENIZER_CONTINUE, ids);
 }
 static void wrpo__tokenize_clean(wrpo__reading *in, wrpo__ids *prompt, wrpo__ids *out) {
     const int64_t count = stbds_arrlen(in->prompt), K = stbds_arrlen(in->answers);
@@ -8311,7 +8311,7 @@ static void wrpo__data_add(wrpo_data *data, const wrpo_record *record) {
     for (int k = 0; k < r.count; k++) {
         responses[k] = record->responses[k];
         responses[k].ids = ids;
-        if (responses[k].role != WRPO_SOURCE && responses[k].weight == 0) responses[k].weight = 1;
+        if (responses[k].role != WRPO_ROLE_SOURCE && responses[k].weight == 0) responses[k].weight = 1;
         memcpy(ids, record->responses[k].ids, (size_t)responses[k].count * sizeof *ids);
         ids += responses[k].count;
     }
@@ -8342,7 +8342,7 @@ static wrpo_result wrpo__load_line(wrpo__reading *in, const char *text, size_t n
         wrpo__ids prompt = {0}, *out = wrpo__alloc(wrpo__here, (size_t)K, sizeof *out);
         wrpo_tokens *responses = wrpo__alloc(wrpo__here, (size_t)K, sizeof *responses);
         in->tokenizing = true;
-        if (in->desc.tokenization == WRPO_AUTHORS) wrpo__tokenize_authors(in, &prompt, out);
+        if (in->desc.tokenization == WRPO_TOKENIZATION_AUTHORS) wrpo__tokenize_authors(in, &prompt, out);
         else wrpo__tokenize_clean(in, &prompt, out);
         in->tokenizing = false;
         if (stbds_arrlen(prompt.ids) == 0) wrpo__record_fail(in, NULL, "the prompt has no token");
@@ -8432,7 +8432,7 @@ static wrpo_result wrpo__prompt_ids(wrpo__reading *in, const wrpo_json *record, 
         in->tokenizing = true;
         if (raw) wrpo__text_add(&text, prompt->text, prompt->size);
         else wrpo__render(in, in->prompt, stbds_arrlen(in->prompt), NULL, true, &text);
-        wrpo__encode(in->tok, text.data, text.size, raw ? WRPO_ENCODE_SPECIAL : 0, &list);
+        wrpo__encode(in->tok, text.data, text.size, raw ? WRPO_TOKENIZER_SPECIAL : 0, &list);
         in->tokenizing = false;
         if (stbds_arrlen(list) == 0) wrpo__record_fail(in, NULL, "the prompt has no token");
         *ids = wrpo__handout(in->ctx, list, (size_t)stbds_arrlen(list) * sizeof *list);
@@ -8441,7 +8441,7 @@ static wrpo_result wrpo__prompt_ids(wrpo__reading *in, const wrpo_json *record, 
     if (wrpo__entry.failed && in->tokenizing && in->ctx->error.code != WRPO_E_MEMORY) wrpo__name_record(in);
     return wrpo__end(&wrpo__entry);
 }
-WRPO_API wrpo_result wrpo_prompt_ids(wrpo_tokenizer *tok, const wrpo_prompt_desc *desc, const wrpo_json *record, int32_t **ids, int64_t *count) {
+WRPO_API wrpo_result wrpo_tokenizer_prompt(wrpo_tokenizer *tok, const wrpo_tokenizer_prompt_desc *desc, const wrpo_json *record, int32_t **ids, int64_t *count) {
     char id[40];
     wrpo__reading in = {.ctx = tok->ctx, .tok = tok, .desc.path = desc->name ? desc->name : "prompts", .line = desc->line ? desc->line : record->line,
                         .now = desc->now ? (time_t)desc->now : time(NULL), .id = id};
@@ -8464,7 +8464,7 @@ static wrpo_result wrpo__answer_end(wrpo_tokenizer *tok, int32_t *end) {
         wrpo__render(&in, in.prompt, 1, NULL, true, &before);
         wrpo__render(&in, in.prompt, 1, answer, false, &whole);
         if (wrpo__response_span(&in, answer, &before, &whole, &from, &to)) {
-            wrpo__encode(tok, whole.data + from, to - from, WRPO_ENCODE_CONTINUE, &ids);
+            wrpo__encode(tok, whole.data + from, to - from, WRPO_TOKENIZER_CONTINUE, &ids);
             *end = stbds_arrlast(ids);
         }
     }
@@ -8473,7 +8473,7 @@ static wrpo_result wrpo__answer_end(wrpo_tokenizer *tok, int32_t *end) {
 WRPO_API void wrpo_data_free(wrpo_data *data) { if (data) wrpo__arena_free(data->arena); }
 WRPO_API int64_t wrpo_data_count(const wrpo_data *data) { return data->stats.records; }
 WRPO_API wrpo_record wrpo_data_record(const wrpo_data *data, int64_t i) { return data->records[i]; }
-WRPO_API wrpo_data_stats wrpo_data_statistics(const wrpo_data *data) { return data->stats; }
+WRPO_API wrpo_data_stats wrpo_data_get_stats(const wrpo_data *data) { return data->stats; }
 
 /* --------------------------------------------------------------------------------------- >>checkpoint
    A Hugging Face directory in, a Hugging Face directory out: config.json, weights, side files.          */
@@ -8701,7 +8701,7 @@ static void wrpo__config_parse(wrpo__arena *arena, const char *path, const wrpo_
     c->gating_temperature = c->head == WRPO_HEAD_GATED ? wrpo__config_number(in, root, "gating_temperature", 10) : 0;
     const wrpo_json *dtype = wrpo__present(root, "dtype");
     if (!dtype) dtype = wrpo__present(root, "torch_dtype");
-    c->dtype = wrpo__json_is(dtype, "float32") ? WRPO_F32 : wrpo__json_is(dtype, "bfloat16") ? WRPO_BF16 : wrpo__json_is(dtype, "float16") ? WRPO_F16 : WRPO_DTYPE_DEFAULT;
+    c->dtype = wrpo__json_is(dtype, "float32") ? WRPO_DTYPE_F32 : wrpo__json_is(dtype, "bfloat16") ? WRPO_DTYPE_BF16 : wrpo__json_is(dtype, "float16") ? WRPO_DTYPE_F16 : WRPO_DTYPE_DEFAULT;
 }
 static void wrpo__config_read(wrpo__arena *arena, const char *path, wrpo_config *c) {   /* path: the file or its directory */
     if (wrpo__is_dir(path)) path = wrpo__join(arena, path, "config.json");
@@ -8805,7 +8805,7 @@ WRPO_API wrpo_result wrpo_model_check(wrpo_ctx *ctx, const char *dir, wrpo_confi
     WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
         wrpo__arena *arena = wrpo__entry.arena;
         wrpo__config_read(arena, dir, config);
-        const wrpo_model *table = wrpo__model_table(arena, config, WRPO_F32);      /* alone, no memory behind it */
+        const wrpo_model *table = wrpo__model_table(arena, config, WRPO_DTYPE_F32);      /* alone, no memory behind it */
         *parameters = wrpo_model_parameters(table);
         *dtype = wrpo__check_tensors(table, dir, wrpo__tensors_in(ctx, dir));
     }
@@ -8825,7 +8825,7 @@ static void wrpo__map_weights(wrpo_model *model, const wrpo_tensors *t) {
         wrpo__place place;
         const wrpo_tensor_info *info = wrpo__tensor_of(model, model->dir, t, w, &place);
         const void *data = wrpo__mapped_data(info, &place, w);
-        if (data) w->data = (void *)(uintptr_t)data, w->dtype = !strcmp(info->dtype, "F32") ? WRPO_F32 : WRPO_BF16;
+        if (data) w->data = (void *)(uintptr_t)data, w->dtype = !strcmp(info->dtype, "F32") ? WRPO_DTYPE_F32 : WRPO_DTYPE_BF16;
     }
 }
 enum { WRPO__PIECE = 1 << 20 };      /* numbers converted at a time: weights may lie on a device */
@@ -8866,7 +8866,7 @@ static wrpo_result wrpo__model_load(wrpo_ctx *ctx, const wrpo_model_desc *desc, 
         wrpo__need(ctx, wrpo_model_check(ctx, desc->dir, &config, &(int64_t){0}, &dtype));   /* before memory is taken */
         if (!reward) wrpo__need_language_model(ctx, desc->dir, &config);
         const bool map = desc->frozen && ctx->desc.backend->host;
-        wrpo_model *model = wrpo__model_table(arena, &config, map ? WRPO_F32 : ctx->desc.dtype);
+        wrpo_model *model = wrpo__model_table(arena, &config, map ? WRPO_DTYPE_F32 : ctx->desc.dtype);
         model->dir = model->tokenizer_dir = wrpo__strndup(arena, desc->dir, strlen(desc->dir));
         model->dtype = dtype, model->frozen = desc->frozen;
         const wrpo_tensors *mapped = map ? wrpo__tensors_in(ctx, model->dir) : NULL;      /* open as long as the model */
@@ -8892,7 +8892,7 @@ WRPO_API wrpo_result wrpo_model_init(wrpo_ctx *ctx, const wrpo_init_desc *desc, 
         wrpo_model *model = wrpo__model_new(arena, &config);
         model->dir = wrpo__strndup(arena, desc->config, strlen(desc->config));
         model->tokenizer_dir = desc->tokenizer_dir ? wrpo__strndup(arena, desc->tokenizer_dir, strlen(desc->tokenizer_dir)) : NULL;
-        model->dtype = desc->dtype ? desc->dtype : WRPO_F32;
+        model->dtype = desc->dtype ? desc->dtype : WRPO_DTYPE_F32;
         float *piece = wrpo__raw(arena, WRPO__PIECE, sizeof *piece);
         for (int64_t i = 0; i < model->n_weights; i++) {
             const wrpo_weight *w = &model->weights[i];
@@ -8936,7 +8936,7 @@ static void wrpo__beside(wrpo__arena *arena, wrpo__writer ***files, const char *
 /* config.json unchanged, but for the value of dtype / torch_dtype where the weights are written in another type. */
 static void wrpo__save_config(wrpo__arena *arena, wrpo__writer ***files, const char *from, const char *to, wrpo_dtype dtype) {
     const wrpo__file *f = wrpo__open_file(arena, from);
-    const char *name = dtype == WRPO_BF16 ? "bfloat16" : dtype == WRPO_F16 ? "float16" : "float32";
+    const char *name = dtype == WRPO_DTYPE_BF16 ? "bfloat16" : dtype == WRPO_DTYPE_F16 ? "float16" : "float32";
     const char *text = wrpo__strndup(arena, (const char *)f->data, f->size), *rest = text;
     wrpo__text out = {.arena = arena};
     for (const wrpo_json *v = wrpo__json_parse(arena, from, 1, text, f->size)->child; v; v = v->next) {
@@ -9031,7 +9031,7 @@ static void wrpo__check_data(const wrpo_model *model, const wrpo_data *data, int
                                record.prompt_id, (int)ids[j], (long long)model->config.vocab_size);
         }
     }
-    if (longest > model->config.max_position_embeddings && longest == wrpo_data_statistics(data).longest)      /* once, however often the data are looked at in part */
+    if (longest > model->config.max_position_embeddings && longest == wrpo_data_get_stats(data).longest)      /* once, however often the data are looked at in part */
         wrpo__log(model->ctx, WRPO_LOG_WARN, "a sequence of %lld tokens is longer than the model's max_position_embeddings %lld",
                   (long long)longest, (long long)model->config.max_position_embeddings);
 }
@@ -9731,7 +9731,7 @@ WRPO_API wrpo_result wrpo_reward_score(wrpo_reward *reward, const wrpo_json *pro
 }
 
 /* ---- a file of candidates ---- */
-typedef struct wrpo__scoring { wrpo_reward *reward; const wrpo_score_desc *desc; wrpo__reading in; wrpo__writer *out; wrpo_score_stats *stats; double sum; } wrpo__scoring;
+typedef struct wrpo__scoring { wrpo_reward *reward; const wrpo_reward_file_desc *desc; wrpo__reading in; wrpo__writer *out; wrpo_reward_file_stats *stats; double sum; } wrpo__scoring;
 /* The reward that an entry has: NULL if it has none, or none that counts. */
 static const wrpo_json *wrpo__has_reward(const wrpo__scoring *s, const wrpo_json *entry) {
     const wrpo_json *v = wrpo__present(entry, "reward");
@@ -9755,7 +9755,7 @@ static bool wrpo__is_list(const wrpo_json *v) { return !strcmp(v->key, "sources"
 static void wrpo__score_root(wrpo__scoring *s, const wrpo_json *root) {
     const char *path = s->in.desc.path;
     wrpo_ctx *ctx = s->in.ctx;
-    wrpo_score_stats *stats = s->stats;
+    wrpo_reward_file_stats *stats = s->stats;
     wrpo__read_head(&s->in, root);
     wrpo_json *texts = NULL, copy = *root;             /* texts: an stb array */
     const bool alone = wrpo__present(root, "content") != NULL;
@@ -9805,12 +9805,12 @@ static wrpo_result wrpo__score_line(wrpo__scoring *s, const char *text, size_t n
     s->in.tokenizing = false;
     return wrpo__end(&wrpo__entry);
 }
-WRPO_API wrpo_result wrpo_score(wrpo_reward *reward, const wrpo_score_desc *desc, wrpo_score_stats *out) {
+WRPO_API wrpo_result wrpo_reward_file(wrpo_reward *reward, const wrpo_reward_file_desc *desc, wrpo_reward_file_stats *out) {
     wrpo_ctx *ctx = reward->ctx;
-    *out = (wrpo_score_stats){.mean = NAN, .least = NAN, .most = NAN};
+    *out = (wrpo_reward_file_stats){.mean = NAN, .least = NAN, .most = NAN};
     WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
         wrpo__arena *arena = wrpo__entry.arena;
-        if (!desc->in || !desc->out) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_score_desc: want in and out, found NULL");
+        if (!desc->in || !desc->out) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_reward_file_desc: want in and out, found NULL");
         const wrpo__file *f = wrpo__open_file(arena, desc->in);
         wrpo__scoring s = {.reward = reward, .desc = desc, .out = wrpo__create(arena, desc->out), .stats = out};
         s.in = (wrpo__reading){.ctx = ctx, .desc.path = desc->in, .now = time(NULL)};
@@ -9989,12 +9989,12 @@ typedef struct wrpo__selected { wrpo__text *line; wrpo_select_stats *stats; doub
 static void wrpo__put_answers(wrpo__selected *s, const char *key, const wrpo__scored *const *list, int64_t n, int64_t targets_from, wrpo_role role) {
     wrpo__text_puts(s->line, key);
     for (int64_t i = 0; i < n; i++) {
-        const wrpo_role as = role == WRPO_SOURCE && i >= targets_from ? WRPO_TARGET : role;
+        const wrpo_role as = role == WRPO_ROLE_SOURCE && i >= targets_from ? WRPO_ROLE_TARGET : role;
         wrpo__text_puts(s->line, i ? ", {\"content\": " : "{\"content\": ");
         wrpo__json_write(s->line, list[i]->content);
         wrpo__text_puts(s->line, ", \"role\": \"assistant\"}");
         s->stats->reward[as] += list[i]->reward, s->stats->length[as] += (double)wrpo__characters(list[i]->content), s->count[as]++;
-        s->t->models[list[i]->models_at].selected += as == WRPO_SOURCE;
+        s->t->models[list[i]->models_at].selected += as == WRPO_ROLE_SOURCE;
     }
     wrpo__text_puts(s->line, "]");
 }
@@ -10042,18 +10042,18 @@ static bool wrpo__select_prompt(wrpo__selected *s, const wrpo_select_desc *d) {
         wrpo__text_puts(out, ", \"messages\": [");
         for (const wrpo_json *m = many ? t->prompt[0]->child : t->prompt[0]; m; m = many ? m->next : NULL)
             wrpo__json_write(out, m->kind == WRPO_JSON_STRING ? wrpo__message_of("user", m) : m), wrpo__text_puts(out, ", ");
-        wrpo__put_answers(s, "", &sources->best, 1, 1, WRPO_SOURCE);
+        wrpo__put_answers(s, "", &sources->best, 1, 1, WRPO_ROLE_SOURCE);
         wrpo__put_scores(out, &sources->best, 1);
         break;
     case WRPO_FORM_PAIR:
-        wrpo__put_answers(s, ", \"chosen\": [", &sources->best, 1, 1, WRPO_SOURCE);
-        wrpo__put_answers(s, ", \"rejected\": [", &sources->worst, 1, 0, WRPO_REJECTED);
+        wrpo__put_answers(s, ", \"chosen\": [", &sources->best, 1, 1, WRPO_ROLE_SOURCE);
+        wrpo__put_answers(s, ", \"rejected\": [", &sources->worst, 1, 0, WRPO_ROLE_REJECTED);
         wrpo__put_scores(out, (const wrpo__scored *const[]){sources->best, sources->worst}, 2);
         break;
     case WRPO_FORM_PAIRS:
         for (int64_t i = 0; i < n; i++) {
-            wrpo__put_answers(s, i ? "}, {\"chosen\": [" : ", \"pairs\": [{\"chosen\": [", &sources[i].best, 1, 1, WRPO_SOURCE);
-            wrpo__put_answers(s, ", \"rejected\": [", &sources[i].worst, 1, 0, WRPO_REJECTED);
+            wrpo__put_answers(s, i ? "}, {\"chosen\": [" : ", \"pairs\": [{\"chosen\": [", &sources[i].best, 1, 1, WRPO_ROLE_SOURCE);
+            wrpo__put_answers(s, ", \"rejected\": [", &sources[i].worst, 1, 0, WRPO_ROLE_REJECTED);
             wrpo__text_puts(out, ", \"weight\": "), wrpo__json_number(out, sources[i].share);
             wrpo__put_scores(out, (const wrpo__scored *const[]){sources[i].best, sources[i].worst}, 2);
         }
@@ -10063,8 +10063,8 @@ static bool wrpo__select_prompt(wrpo__selected *s, const wrpo_select_desc *d) {
         for (int64_t i = 0; i < n; i++) stbds_arrput(all, sources[i].best);
         stbds_arrput(all, target->best);
         stbds_arrput(all, target->worst);
-        wrpo__put_answers(s, ", \"chosen\": [", all, n + 1, n, WRPO_SOURCE);
-        wrpo__put_answers(s, ", \"rejected\": [", all + n + 1, 1, 0, WRPO_REJECTED);
+        wrpo__put_answers(s, ", \"chosen\": [", all, n + 1, n, WRPO_ROLE_SOURCE);
+        wrpo__put_answers(s, ", \"rejected\": [", all + n + 1, 1, 0, WRPO_ROLE_REJECTED);
         wrpo__put_scores(out, all, n + 2);
         for (int64_t i = 0; i < n && n > 1; i++) wrpo__text_puts(out, i ? ", " : ", \"weights\": ["), wrpo__json_number(out, sources[i].share);
         if (n > 1) wrpo__text_puts(out, "]");
@@ -10292,7 +10292,7 @@ WRPO_API wrpo_train_desc wrpo_train_defaults(const wrpo_train_desc *desc) {
     d.loss = wrpo__loss_defaults(d.loss);
 #define WRPO__DEFAULT(field, value) (d.field = d.field == WRPO_ZERO ? 0 : d.field == 0 ? (value) : d.field)
     WRPO__DEFAULT(alpha, 0.1);
-    WRPO__DEFAULT(ramp_power, 2);
+    WRPO__DEFAULT(alpha_power, 2);
     WRPO__DEFAULT(learning_rate, m == WRPO_METHOD_SFT ? 7e-6 : m == WRPO_METHOD_SIMPO ? 1e-6 : m == WRPO_METHOD_DPO_NORM ? 8e-7 : 3e-7);
     WRPO__DEFAULT(beta1, 0.9);
     WRPO__DEFAULT(beta2, 0.999);
@@ -10310,8 +10310,8 @@ WRPO_API wrpo_train_desc wrpo_train_defaults(const wrpo_train_desc *desc) {
 static void wrpo__train_check(wrpo_ctx *ctx, const wrpo_train_desc *d) {   /* d resolved */
     const char *why = wrpo__loss_check(&d->loss, d->alpha);
     if (why) wrpo__fail(ctx, WRPO_E_ARG, "%s", why);
-    WRPO__RANGE(wrpo_schedule_name((int)d->schedule), "schedule", d->schedule, "one of wrpo_schedule");
-    WRPO__RANGE(wrpo_states_name((int)d->states), "states", d->states, "one of wrpo_states");
+    WRPO__RANGE(wrpo_lr_schedule_name((int)d->lr_schedule), "schedule", d->lr_schedule, "one of wrpo_lr_schedule");
+    WRPO__RANGE(wrpo_moments_name((int)d->moments), "states", d->moments, "one of wrpo_moments");
     WRPO__RANGE(d->learning_rate >= 0 && d->learning_rate <= 1e3, "learning rate", d->learning_rate, "a number from 0 to 1000");
     WRPO__RANGE(d->beta1 >= 0 && d->beta1 < 1, "beta1", d->beta1, "a number in [0, 1)");
     WRPO__RANGE(d->beta2 >= 0 && d->beta2 < 1, "beta2", d->beta2, "a number in [0, 1)");
@@ -10320,7 +10320,7 @@ static void wrpo__train_check(wrpo_ctx *ctx, const wrpo_train_desc *d) {   /* d 
     WRPO__RANGE(d->max_grad_norm == d->max_grad_norm, "max_grad_norm", d->max_grad_norm, "a number");
     WRPO__RANGE(d->warmup_ratio >= 0 && d->warmup_ratio <= 1, "warm-up ratio", d->warmup_ratio, "a number in [0, 1]");
     WRPO__RANGE(d->epochs > 0 && d->epochs < 1e9, "epochs", d->epochs, "a positive number");
-    WRPO__RANGE(d->ramp_power > 0 && d->ramp_power < 1e6, "alpha schedule's power", d->ramp_power, "a positive number");
+    WRPO__RANGE(d->alpha_power > 0 && d->alpha_power < 1e6, "alpha schedule's power", d->alpha_power, "a positive number");
     WRPO__RANGE(d->batch_size >= 1 && d->batch_size <= (int64_t)1 << 40, "batch size", d->batch_size, "at least 1");
     WRPO__RANGE(d->accumulation >= 1 && d->batch_size % d->accumulation == 0, "accumulation", d->accumulation, "a divisor of the batch size");
     WRPO__RANGE(d->max_steps >= 0, "max steps", d->max_steps, "at least 0");
@@ -10336,7 +10336,7 @@ static wrpo__shape wrpo__train_shape(const wrpo_ctx *ctx, const wrpo_config *c, 
     return s;
 }
 /* gradients, moments, activations, head and, for a backend with memory of its own, device (all but the weights); total is left to the caller */
-static void wrpo__measure(wrpo_ctx *ctx, const wrpo_config *config, wrpo_states states, int64_t recompute, bool logits, int64_t rows, wrpo_bytes *out) {
+static void wrpo__measure(wrpo_ctx *ctx, const wrpo_config *config, wrpo_moments moments, int64_t recompute, bool logits, int64_t rows, wrpo_bytes *out) {
     const wrpo__shape shape = wrpo__train_shape(ctx, config, recompute, logits, rows);
     wrpo__run run = {0};
     wrpo__bump b = {0};
@@ -10344,7 +10344,7 @@ static void wrpo__measure(wrpo_ctx *ctx, const wrpo_config *config, wrpo_states 
     wrpo__layout_weights(config, NULL, NULL, &count, NULL);
     wrpo__run_layout(ctx, config, &shape, &run, &b);
     if (b.overflow) wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: %lld rows of this model do not fit into the address space", (long long)rows);
-    out->gradients = (size_t)count * sizeof(float), out->moments = 2 * wrpo_states_bytes(states, count);
+    out->gradients = (size_t)count * sizeof(float), out->moments = 2 * wrpo_moments_bytes(moments, count);
     out->head = run.head_bytes;
     out->activations = run.bytes - run.head_bytes + wrpo__run_host_bytes(config, rows);
     out->device = out->gradients + out->moments + run.bytes;
@@ -10352,19 +10352,19 @@ static void wrpo__measure(wrpo_ctx *ctx, const wrpo_config *config, wrpo_states 
 }
 /* As asked; where no recomputing is asked for, with as little recomputed as lets the run fit into `room`: nothing, else the logits
    (of all that is kept they save the least time a byte), else as few layers as do. False: it does not fit. */
-static bool wrpo__fit(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_train_desc *d, wrpo_states states, int64_t rows, size_t room, wrpo_bytes *out) {
+static bool wrpo__fit(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_train_desc *d, wrpo_moments moments, int64_t rows, size_t room, wrpo_bytes *out) {
     int64_t low = 0, high = config->num_hidden_layers;
     const bool keep = d->recompute == 0 && (uint64_t)rows < SIZE_MAX / 16 / (uint64_t)config->vocab_size;      /* logits that can be addressed */
-    wrpo__measure(ctx, config, states, d->recompute, keep, rows, out);
+    wrpo__measure(ctx, config, moments, d->recompute, keep, rows, out);
     if (out->device <= room) return true;
     if (d->recompute) return false;
     while (low < high) {                               /* the more, the less it takes, but for the first, which brings a layer to share */
         const int64_t middle = (low + high) / 2;
-        wrpo__measure(ctx, config, states, middle, false, rows, out);
+        wrpo__measure(ctx, config, moments, middle, false, rows, out);
         if (out->device <= room) high = middle;
         else low = middle + 1;
     }
-    wrpo__measure(ctx, config, states, low, false, rows, out);
+    wrpo__measure(ctx, config, moments, low, false, rows, out);
     return out->device <= room;
 }
 WRPO_API wrpo_result wrpo_train_bytes(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_bytes *out) {
@@ -10380,10 +10380,10 @@ WRPO_API wrpo_result wrpo_train_bytes(wrpo_ctx *ctx, const wrpo_config *config, 
         out->weights = weights.used + (wrpo__has_masters(ctx, false) ? (size_t)count * sizeof *table->low : 0);
         const size_t held = WRPO__MIN(ctx->device_bytes, out->weights), free = wrpo__room(ctx);            /* the weights may be there already */
         const size_t room = free < SIZE_MAX - held ? free + held : SIZE_MAX;
-        wrpo__fit(ctx, config, &d, d.states, rows, room > out->weights ? room - out->weights : 0, out);
+        wrpo__fit(ctx, config, &d, d.moments, rows, room > out->weights ? room - out->weights : 0, out);
         out->device += out->weights, out->room = room;
         if (data) {
-            wrpo_data_stats s = wrpo_data_statistics(data);
+            wrpo_data_stats s = wrpo_data_get_stats(data);
             out->data = (size_t)(s.prompt_tokens + s.response_tokens) * 4 + (size_t)s.records * (64 + 4 * sizeof(wrpo_tokens) + 3 * sizeof(double));
         }
         out->total = out->weights + out->gradients + out->moments + out->activations + out->head + out->data;
@@ -10398,9 +10398,9 @@ static const char *wrpo__would_fit(wrpo_trainer *t, int64_t rows, size_t room) {
     wrpo_bytes need;
     d.recompute = 0;
     for (int64_t n = rows, last = 0; n != last; last = n, n = WRPO__MAX(least, n / 2))
-        for (int i = (int)d.states; i <= (int)WRPO_STATES_8BIT; i++)
-            if (wrpo__fit(t->ctx, c, &d, (wrpo_states)i, n, room, &need))
-                return wrpo__format(wrpo__here, "moments in %s, %lld micro tokens and %lld of %lld layers recomputed", wrpo_states_name(i), (long long)n,
+        for (int i = (int)d.moments; i <= (int)WRPO_MOMENTS_8BIT; i++)
+            if (wrpo__fit(t->ctx, c, &d, (wrpo_moments)i, n, room, &need))
+                return wrpo__format(wrpo__here, "moments in %s, %lld micro tokens and %lld of %lld layers recomputed", wrpo_moments_name(i), (long long)n,
                                     (long long)need.recompute, (long long)c->num_hidden_layers);
     return NULL;
 }
@@ -10408,7 +10408,7 @@ static const char *wrpo__would_fit(wrpo_trainer *t, int64_t rows, size_t room) {
 static wrpo_bytes wrpo__fitted(wrpo_trainer *t, int64_t rows) {
     const size_t room = wrpo__room(t->ctx);
     wrpo_bytes need;
-    const bool fits = wrpo__fit(t->ctx, &t->model->config, &t->desc, t->desc.states, rows, room, &need), host = t->ctx->desc.backend->host;
+    const bool fits = wrpo__fit(t->ctx, &t->model->config, &t->desc, t->desc.moments, rows, room, &need), host = t->ctx->desc.backend->host;
     if (fits || (host && !t->ctx->desc.memory_limit)) return need;                 /* a host may have more than it says: it can swap */
     const char *with = wrpo__would_fit(t, rows, room);
     wrpo__fail(t->ctx, WRPO_E_MEMORY, "out of memory: besides its weights the run takes %.3f GiB, %s %.3f GiB left; %s%s", (double)need.device / 1073741824.0,
@@ -10541,10 +10541,10 @@ static wrpo__setting *wrpo__state_settings(wrpo__arena *temp, const wrpo_trainer
         {"config", wrpo__format(temp, "%s %016llx", t->model->config.model_type, (unsigned long long)wrpo__config_hash(t->ctx, &t->model->config)), 0},
         {"method", wrpo_method_name((int)d->loss.method), 0}, {"pair", wrpo_pair_name((int)d->loss.pair), 0}, {"beta", NULL, d->loss.beta},
         {"label_smoothing", NULL, d->loss.label_smoothing}, {"gamma_ratio", NULL, d->loss.gamma_ratio}, {"ipo_sum", NULL, d->loss.ipo_sum},
-        {"alpha", NULL, d->alpha}, {"alpha_schedule", wrpo_ramp_name((int)d->ramp), 0}, {"ramp_power", NULL, d->ramp_power},
-        {"learning_rate", NULL, d->learning_rate}, {"lr_scheduler", wrpo_schedule_name((int)d->schedule), 0}, {"warmup_ratio", NULL, d->warmup_ratio},
+        {"alpha", NULL, d->alpha}, {"alpha_schedule", wrpo_alpha_schedule_name((int)d->alpha_schedule), 0}, {"alpha_power", NULL, d->alpha_power},
+        {"learning_rate", NULL, d->learning_rate}, {"lr_scheduler", wrpo_lr_schedule_name((int)d->lr_schedule), 0}, {"warmup_ratio", NULL, d->warmup_ratio},
         {"beta1", NULL, d->beta1}, {"beta2", NULL, d->beta2}, {"eps", NULL, d->eps}, {"weight_decay", NULL, d->weight_decay},
-        {"states", wrpo_states_name((int)d->states), 0}, {"max_grad_norm", NULL, d->max_grad_norm}, {"batch_size", NULL, (double)d->batch_size},
+        {"states", wrpo_moments_name((int)d->moments), 0}, {"max_grad_norm", NULL, d->max_grad_norm}, {"batch_size", NULL, (double)d->batch_size},
         {"accumulation", NULL, (double)d->accumulation}, {"micro_tokens", NULL, (double)d->micro_tokens},
         {"seed", wrpo__format(temp, "%llu", (unsigned long long)d->seed), 0}, {"no_shuffle", NULL, d->no_shuffle}, {"eval_steps", NULL, (double)d->eval_steps},
         {"data", is[0], 0}, {"eval_data", is[1], 0}, {"steps", NULL, (double)t->T},
@@ -10569,7 +10569,7 @@ typedef struct wrpo__state_part {    /* a tensor of the file: a weight as floats
 /* In the file's order: all weights, their first moments, their second ones; moments in blocks are those of a run of weights, under the
    name of its first. An stb_ds array. */
 static wrpo__state_part *wrpo__state_parts(wrpo__arena *temp, const wrpo_trainer *t) {
-    const bool blocks = t->desc.states == WRPO_STATES_8BIT, half = t->desc.states == WRPO_STATES_BF16;
+    const bool blocks = t->desc.moments == WRPO_MOMENTS_8BIT, half = t->desc.moments == WRPO_MOMENTS_BF16;
     wrpo__state_part *parts = NULL;
     for (int moment = 0; moment < 3; moment++)
         for (int64_t i = 0, end, size; i < t->model->n_weights; i = end) {
@@ -10580,7 +10580,7 @@ static wrpo__state_part *wrpo__state_parts(wrpo__arena *temp, const wrpo_trainer
             if (moment) p.name = wrpo__format(temp, moment == 1 ? "%s.exp_avg" : "%s.exp_avg_sq", w->name);
             if (moment && blocks) {
                 end = i + wrpo__weight_run(w, t->model->n_weights - i, 0, &size);
-                p.dtype = "U8", p.ndim = 2, p.at = wrpo_states_bytes(t->desc.states, w->at), p.bytes = wrpo_states_bytes(t->desc.states, size);
+                p.dtype = "U8", p.ndim = 2, p.at = wrpo_moments_bytes(t->desc.moments, w->at), p.bytes = wrpo_moments_bytes(t->desc.moments, size);
                 p.shape[0] = (int64_t)(p.bytes / WRPO_BLOCK_BYTES), p.shape[1] = WRPO_BLOCK_BYTES;
             }
             stbds_arrput(parts, p);
@@ -10726,7 +10726,7 @@ static void wrpo__check_roles(wrpo_ctx *ctx, const wrpo_data *data, const wrpo_t
         const char *why = NULL;
         wrpo__as_loss(&record, r);
         for (int end = 0; end < 2 && !why; end++)      /* alpha at its first step and at its last */
-            wrpo_loss(&d->loss, wrpo_alpha(d->ramp, d->ramp_power, d->alpha, end, 1), r, record.count, 1, &why);
+            wrpo_loss(&d->loss, wrpo_alpha(d->alpha_schedule, d->alpha_power, d->alpha, end, 1), r, record.count, 1, &why);
         if (why) wrpo__fail(ctx, WRPO_E_FORMAT, "record \"%s\" (line %lld): %s", record.prompt_id, (long long)record.line, why);
     }
 }
@@ -10738,7 +10738,7 @@ static const wrpo_data *wrpo__only_sources(wrpo__arena *arena, const wrpo_data *
     wrpo_data *out;
     for (int64_t i = 0; i < N; i++) {
         records[i] = wrpo_data_record(data, i);
-        while (records[i].count > 1 && records[i].responses[records[i].count - 1].role != WRPO_SOURCE) records[i].count--;   /* sources stand first */
+        while (records[i].count > 1 && records[i].responses[records[i].count - 1].role != WRPO_ROLE_SOURCE) records[i].count--;   /* sources stand first */
     }
     wrpo__cleanup *owner = wrpo__on_free(arena, wrpo__data_drop, NULL);
     wrpo__need(arena->ctx, wrpo_data_from_ids(arena->ctx, records, N, &out));
@@ -10793,7 +10793,7 @@ static wrpo_trainer *wrpo__trainer_build(wrpo__arena *arena, wrpo_model *policy,
     shape.train = train;
     t->run = wrpo__run_new(arena, policy, &shape);
     if (train) {
-        const size_t bytes = wrpo_states_bytes(d->states, policy->count);
+        const size_t bytes = wrpo_moments_bytes(d->moments, policy->count);
         const wrpo_backend *be = ctx->desc.backend;
         t->grads = wrpo__device_alloc(arena, wrpo__mul(ctx, (size_t)policy->count, sizeof *t->grads), "gradients");
         t->m = wrpo__device_alloc(arena, bytes, "first moments"), t->v = wrpo__device_alloc(arena, bytes, "second moments");
@@ -10814,7 +10814,7 @@ static wrpo_result wrpo__trainer_make(wrpo_model *policy, const wrpo_data *data,
     WRPO__TRY(policy->ctx, wrpo__arena_new(policy->ctx), false) *out = wrpo__trainer_build(wrpo__entry.arena, policy, data, desc, train);
     return wrpo__end(&wrpo__entry);
 }
-WRPO_API wrpo_result wrpo_trainer_new(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_trainer **out) {
+WRPO_API wrpo_result wrpo_trainer_open(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_trainer **out) {
     return wrpo__trainer_make(policy, data, desc, true, out);
 }
 WRPO_API void wrpo_trainer_free(wrpo_trainer *t) {
@@ -10834,7 +10834,7 @@ static void wrpo__tally_add(wrpo__tally *t, const wrpo_config *model, const wrpo
         }
         double rows = (double)(record->prompt_count + record->responses[k].count), sum = prompt;
         for (int64_t i = 0; i < record->responses[k].count; i++) sum += (double)*mean++;
-        if (r[k].role == WRPO_REJECTED) t->rejected += sum, t->rejected_rows += rows;
+        if (r[k].role == WRPO_ROLE_REJECTED) t->rejected += sum, t->rejected_rows += rows;
         else t->chosen += sum, t->chosen_rows += rows, all_chosen += r[k].logp, chosen++;
         logp[r[k].role] += r[k].weight * r[k].logp, share[r[k].role] += r[k].weight;
         reward[r[k].role] += r[k].weight * wrpo__reward_of(d, &r[k]);
@@ -10842,12 +10842,12 @@ static void wrpo__tally_add(wrpo__tally *t, const wrpo_config *model, const wrpo
     for (int role = 0; role < 3; role++)               /* a role that is absent has no number */
         logp[role] = share[role] > 0 ? logp[role] / share[role] : NAN, reward[role] = share[role] > 0 ? reward[role] / share[role] : NAN;
     m->logps_chosen += w * all_chosen / chosen;
-    m->logps_source_chosen += w * logp[WRPO_SOURCE], m->logps_target_chosen += w * logp[WRPO_TARGET], m->logps_rejected += w * logp[WRPO_REJECTED];
-    const double s = reward[WRPO_SOURCE], g = reward[WRPO_TARGET], l = reward[WRPO_REJECTED], c = wrpo__weighted_reward(d, alpha, r, record->count);
+    m->logps_source_chosen += w * logp[WRPO_ROLE_SOURCE], m->logps_target_chosen += w * logp[WRPO_ROLE_TARGET], m->logps_rejected += w * logp[WRPO_ROLE_REJECTED];
+    const double s = reward[WRPO_ROLE_SOURCE], g = reward[WRPO_ROLE_TARGET], l = reward[WRPO_ROLE_REJECTED], c = wrpo__weighted_reward(d, alpha, r, record->count);
     m->rewards_chosen += w * c, m->rewards_source_chosen += w * s, m->rewards_target_chosen += w * g, m->rewards_rejected += w * l;
     m->rewards_accuracies += isnan(c - l) ? NAN : w * (c > l);
     m->rewards_source_accuracies += isnan(s - l) ? NAN : w * (s > l);
-    m->rewards_pivot_accuracies += isnan(g - l) ? NAN : w * (g > l);
+    m->rewards_target_accuracies += isnan(g - l) ? NAN : w * (g > l);
     m->rewards_margins += w * (c - l);
 }
 static void wrpo__tally_end(wrpo__tally *tally, const wrpo_trainer *t, double alpha, double begin) {
@@ -10955,15 +10955,15 @@ static int64_t wrpo__next_batch(wrpo_trainer *t, const int64_t **list) {
 static void wrpo__update(wrpo_trainer *t, double lr, double grad_scale) {
     const wrpo_train_desc *d = &t->desc;
     const wrpo_backend *be = t->ctx->desc.backend;
-    wrpo_adamw step = {.lr = (float)lr, .beta1 = (float)d->beta1, .beta2 = (float)d->beta2, .eps = (float)d->eps, .grad_scale = (float)grad_scale, .states = d->states,
+    wrpo_adamw step = {.lr = (float)lr, .beta1 = (float)d->beta1, .beta2 = (float)d->beta2, .eps = (float)d->eps, .grad_scale = (float)grad_scale, .moments = d->moments,
                        .correction1 = 1 - pow(d->beta1, (double)(t->k + 1)), .correction2 = sqrt(1 - pow(d->beta2, (double)(t->k + 1)))};
     for (int64_t i = 0, end, size; i < t->model->n_weights; i = end) {
         const wrpo_weight *w = &t->model->weights[i];
-        const size_t at = wrpo_states_bytes(d->states, w->at);
+        const size_t at = wrpo_moments_bytes(d->moments, w->at);
         end = i + wrpo__weight_run(w, t->model->n_weights - i, 0, &size);
         step.weight_decay = w->decay ? (float)d->weight_decay : 0;
         step.seed = wrpo__random64(d->seed, (uint64_t)t->k, (uint64_t)w->at);
-        be->adamw(t->ctx->dev, w->data, w->dtype == WRPO_BF16 ? t->model->low + w->at : NULL, t->m + at, t->v + at, t->grads + w->at, size, &step);
+        be->adamw(t->ctx->dev, w->data, w->dtype == WRPO_DTYPE_BF16 ? t->model->low + w->at : NULL, t->m + at, t->v + at, t->grads + w->at, size, &step);
     }
 }
 WRPO_API wrpo_result wrpo_trainer_step(wrpo_trainer *t, wrpo_metrics *m) {
@@ -10975,8 +10975,8 @@ WRPO_API wrpo_result wrpo_trainer_step(wrpo_trainer *t, wrpo_metrics *m) {
         const int64_t *list;
         double begin = wrpo__now(), sumsq = 0;
         if (t->k >= t->T) wrpo__fail(ctx, WRPO_E_ARG, "all %lld steps are done", (long long)t->T);
-        const double alpha = wrpo_alpha(d->ramp, d->ramp_power, d->alpha, t->k, t->T);
-        const double lr = d->learning_rate * wrpo_lr_factor(d->schedule, (int64_t)ceil(d->warmup_ratio * (double)t->T - 1e-9), t->k, t->T);
+        const double alpha = wrpo_alpha(d->alpha_schedule, d->alpha_power, d->alpha, t->k, t->T);
+        const double lr = d->learning_rate * wrpo_lr_factor(d->lr_schedule, (int64_t)ceil(d->warmup_ratio * (double)t->T - 1e-9), t->k, t->T);
         const int64_t count = wrpo__next_batch(t, &list);
         be->zero(ctx->dev, t->grads, (size_t)t->model->count * sizeof *t->grads);
         wrpo__pass(t, t->data, t->ref, t->K, list, t->weight, count, alpha, true, &tally);
@@ -11017,7 +11017,7 @@ WRPO_API wrpo_result wrpo_trainer_eval(wrpo_trainer *t, const wrpo_data *data, w
         const bool train = data == t->user_data;
         if (!train && (!data || data != t->desc.eval_data))
             wrpo__fail(t->ctx, WRPO_E_ARG, "wrpo_trainer_eval: want the training data or desc.eval_data, whose reference is known");
-        const double alpha = wrpo_alpha(t->desc.ramp, t->desc.ramp_power, t->desc.alpha, t->k, t->T);
+        const double alpha = wrpo_alpha(t->desc.alpha_schedule, t->desc.alpha_power, t->desc.alpha, t->k, t->T);
         wrpo__evaluate(t, train ? t->data : t->eval, train ? t->ref : t->eval_ref, train ? t->K : t->eval_K, alpha, m);
         wrpo__log_metrics(t, m, "eval_");
     }
@@ -11062,7 +11062,7 @@ WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const
     wrpo_trainer *t;
     wrpo_metrics m = {0}, e;
     bool go = true;
-    wrpo_result r = wrpo_trainer_new(policy, data, desc, &t);
+    wrpo_result r = wrpo_trainer_open(policy, data, desc, &t);
     int64_t saved = -1;
     if (r == WRPO_OK) m.step = t->k, m.steps = t->T, m.seconds = wrpo__now() - t->start;
     const int64_t first = m.step;

@@ -149,7 +149,7 @@ static uint16_t *halves(run *t, float *x, int64_t n) {
 static void test_gemm(run *t, const int64_t *arg) {
     const int64_t m = arg[0], n = arg[1], k = arg[2], extra = arg[5];
     const wrpo_mm mm = (wrpo_mm)arg[3];
-    const bool bt = mm == WRPO_NT || mm == WRPO_NT_LOGITS, at = mm == WRPO_TN;
+    const bool bt = mm == WRPO_MM_NT || mm == WRPO_MM_NT_FLOAT, at = mm == WRPO_MM_TN;
     const int64_t lda = (at ? m : k) + extra, ldb = (bt ? k : n) + extra, ldc = n + extra;
     float *a = random_floats(t, (at ? k : m) * lda, -1, 1), *b = random_floats(t, (bt ? n : k) * ldb, -1, 1), *c = floats(t, m * ldc, NAN);
     double *want = doubles(t, m * n);
@@ -159,24 +159,24 @@ static void test_gemm(run *t, const int64_t *arg) {
             for (int64_t l = 0; l < k && t->way == 0; l++)
                 want[i * n + j] += (double)a[at ? l * lda + i : i * lda + l] * (double)b[bt ? j * ldb + l : l * ldb + j];
         }
-    t->be->gemm(t->dev, mm, c, ldc, a, lda, b, ldb, WRPO_F32, m, n, k, (float)arg[4]);
-    result(t, "gemm", mm == WRPO_NT ? "NT" : mm == WRPO_NT_LOGITS ? "NT_LOGITS" : mm == WRPO_NN ? "NN" : "TN", c, m, n, ldc, want, 2e-6);
+    t->be->gemm(t->dev, mm, c, ldc, a, lda, b, ldb, WRPO_DTYPE_F32, m, n, k, (float)arg[4]);
+    result(t, "gemm", mm == WRPO_MM_NT ? "NT" : mm == WRPO_MM_NT_FLOAT ? "NT_LOGITS" : mm == WRPO_MM_NN ? "NN" : "TN", c, m, n, ldc, want, 2e-6);
     if (at) return;
     {                                  /* a weight in bfloat16 gives the bits of the same numbers as floats */
         uint16_t *half = halves(t, b, (bt ? n : k) * ldb);
         float *first = floats(t, m * ldc, 0.5f), *second = floats(t, m * ldc, 0.5f);
-        t->be->gemm(t->dev, mm, first, ldc, a, lda, b, ldb, WRPO_F32, m, n, k, (float)arg[4]);
-        t->be->gemm(t->dev, mm, second, ldc, a, lda, half, ldb, WRPO_BF16, m, n, k, (float)arg[4]);
+        t->be->gemm(t->dev, mm, first, ldc, a, lda, b, ldb, WRPO_DTYPE_F32, m, n, k, (float)arg[4]);
+        t->be->gemm(t->dev, mm, second, ldc, a, lda, half, ldb, WRPO_DTYPE_BF16, m, n, k, (float)arg[4]);
         CHECK(memcmp(first, second, (size_t)(m * ldc) * sizeof *c) == 0, "%s: weights in bfloat16 give other bits", t->name);
     }
     if (arg[4]) return;                /* a row is a row, whichever others come with it */
-    t->be->gemm(t->dev, mm, c, ldc, a, lda, b, ldb, WRPO_F32, m, n, k, 0);
+    t->be->gemm(t->dev, mm, c, ldc, a, lda, b, ldb, WRPO_DTYPE_F32, m, n, k, 0);
     static const int64_t part[][2] = {{0, 1}, {5, 1}, {3, 2}, {2, 4}, {7, 13}, {1, 14}, {6, 30}, {30, 99}};
     for (int i = 0; i < 8; i++) {
         const int64_t first = part[i][0], count = part[i][1];
         if (first + count > m) continue;
         float *rows = floats(t, count * n, NAN);
-        t->be->gemm(t->dev, mm, rows, n, a + first * lda, lda, b, ldb, WRPO_F32, count, n, k, 0);
+        t->be->gemm(t->dev, mm, rows, n, a + first * lda, lda, b, ldb, WRPO_DTYPE_F32, count, n, k, 0);
         int64_t other = 0;
         for (int64_t r = 0; r < count; r++) other += memcmp(rows + r * n, c + (first + r) * ldc, (size_t)n * sizeof *c) != 0;
         CHECK(other == 0, "%s: rows %lld+%lld alone have other bits", t->name, (long long)first, (long long)count);
@@ -199,10 +199,10 @@ static void round_halves(double *x, const float *from, int64_t n, bool round) {
 static void test_gemm_pairs(run *t, const int64_t *arg) {
     const int64_t m = arg[0], n = arg[1], k = arg[2], extra = arg[5];
     const wrpo_mm mm = (wrpo_mm)arg[3];
-    const bool bt = mm == WRPO_NT || mm == WRPO_NT_LOGITS, at = mm == WRPO_TN;
+    const bool bt = mm == WRPO_MM_NT || mm == WRPO_MM_NT_FLOAT, at = mm == WRPO_MM_TN;
     const int64_t lda = (at ? m : k) + extra, ldb = (bt ? k : n) + extra, ldc = n + extra, all_a = (at ? k : m) * lda, all_b = (bt ? n : k) * ldb;
     wrpo_ctx *ctx;
-    const wrpo_desc desc = {.backend = t->be, .threads = THREADS[t->way], .dtype = WRPO_BF16};
+    const wrpo_desc desc = {.backend = t->be, .threads = THREADS[t->way], .dtype = WRPO_DTYPE_BF16};
     if (wrpo_open(&desc, &ctx) != WRPO_OK) { CHECK(false, "open"); return; }
     const bool pairs = ((wrpo__cpu *)ctx->dev)->pairs;
     float *a = random_floats(t, all_a, -1, 1), *b = random_floats(t, all_b, -1, 1), *c = floats(t, m * ldc, NAN);
@@ -214,11 +214,11 @@ static void test_gemm_pairs(run *t, const int64_t *arg) {
             if (arg[4]) want[i * n + j] = (double)(c[i * ldc + j] = (float)uniform(t, -1, 1));
             for (int64_t l = 0; l < k && t->way == 0; l++) want[i * n + j] += x[at ? l * lda + i : i * lda + l] * y[bt ? j * ldb + l : l * ldb + j];
         }
-    t->be->gemm(ctx->dev, mm, c, ldc, a, lda, at ? (void *)b : (void *)half, ldb, at ? WRPO_F32 : WRPO_BF16, m, n, k, (float)arg[4]);
+    t->be->gemm(ctx->dev, mm, c, ldc, a, lda, at ? (void *)b : (void *)half, ldb, at ? WRPO_DTYPE_F32 : WRPO_DTYPE_BF16, m, n, k, (float)arg[4]);
     result(t, pairs ? "gemm in pairs" : "gemm of halves", "c", c, m, n, ldc, want, 2e-6);
     for (int64_t r = 0; r < m && !at && !arg[4]; r += 1 + m / 5) {
         float *row = floats(t, n, NAN);
-        t->be->gemm(ctx->dev, mm, row, n, a + r * lda, lda, half, ldb, WRPO_BF16, 1, n, k, 0);
+        t->be->gemm(ctx->dev, mm, row, n, a + r * lda, lda, half, ldb, WRPO_DTYPE_BF16, 1, n, k, 0);
         CHECK(!memcmp(row, c + r * ldc, (size_t)n * 4), "%s: row %lld alone has other bits", t->name, (long long)r);
         t->be->release(t->dev, t->blocks[--t->n_blocks]);
     }
@@ -239,16 +239,16 @@ static void test_rows(run *t, const int64_t *arg) {
             dwant[ids[r] * D + j] += 1.5 * (double)x[r * D + j];
             dwant1[ids[r] * D + j] += (double)x[r * D + j];
         }
-    t->be->embed(t->dev, y, w, WRPO_F32, ids, n, D, scale);
+    t->be->embed(t->dev, y, w, WRPO_DTYPE_F32, ids, n, D, scale);
     result(t, "embed", "y", y, n, D, D, want, 1e-7);
     {
         float *copy = copy_of(t, w, V * D), *sum = floats(t, D, NAN), *sum2 = floats(t, D, NAN), *y2 = floats(t, n * D, NAN);
         uint16_t *half = halves(t, copy, V * D);
         double *sums = doubles(t, D);
         for (int64_t i = 0; i < V * D; i++) sums[i % D] += (double)copy[i];
-        t->be->colsum(t->dev, sum, copy, WRPO_F32, V, D), t->be->colsum(t->dev, sum2, half, WRPO_BF16, V, D);
+        t->be->colsum(t->dev, sum, copy, WRPO_DTYPE_F32, V, D), t->be->colsum(t->dev, sum2, half, WRPO_DTYPE_BF16, V, D);
         result(t, "colsum", "y", sum, 1, D, D, sums, 2e-6);
-        t->be->embed(t->dev, y2, half, WRPO_BF16, ids, n, D, scale), t->be->embed(t->dev, y, copy, WRPO_F32, ids, n, D, scale);
+        t->be->embed(t->dev, y2, half, WRPO_DTYPE_BF16, ids, n, D, scale), t->be->embed(t->dev, y, copy, WRPO_DTYPE_F32, ids, n, D, scale);
         CHECK(!memcmp(sum, sum2, (size_t)D * 4) && !memcmp(y, y2, (size_t)(n * D) * 4), "%s: bfloat16 gives other bits in embed or colsum", t->name);
     }
     t->be->embed_bwd(t->dev, dw, x, ids, n, D, scale);
@@ -476,7 +476,7 @@ static void test_attention(run *t, const int64_t *arg) {
 static void test_attention_pairs(run *t, const int64_t *arg) {
     wrpo_ctx *ctx;
     void *plain = t->dev;
-    const wrpo_desc desc = {.backend = t->be, .threads = THREADS[t->way], .dtype = WRPO_BF16};
+    const wrpo_desc desc = {.backend = t->be, .threads = THREADS[t->way], .dtype = WRPO_DTYPE_BF16};
     if (wrpo_open(&desc, &ctx) != WRPO_OK) { CHECK(false, "open"); return; }
     if (((wrpo__cpu *)ctx->dev)->pairs) {
         t->dev = ctx->dev, attn_slack = 4000;
@@ -689,18 +689,18 @@ static void test_adamw_states(run *t, const int64_t *arg) {
     }
     wrpo_adamw s = {.lr = 1e-4f, .beta1 = 0.9f, .beta2 = 0.999f, .eps = 1e-8f, .weight_decay = 0.1f, .grad_scale = 1};
     for (int kind = 0; kind < 4; kind++) {
-        const wrpo_states states = kind ? (wrpo_states)(kind - 1) : WRPO_STATES_F32;
+        const wrpo_moments moments = kind ? (wrpo_moments)(kind - 1) : WRPO_MOMENTS_F32;
         const bool masters = kind > 0;
         uint16_t *high = block(t, (size_t)all * 2), *low = block(t, (size_t)all * 2);
-        char *sm = block(t, wrpo_states_bytes(states, all)), *sv = block(t, wrpo_states_bytes(states, all));
-        memset(sm, 0, wrpo_states_bytes(states, all)), memset(sv, 0, wrpo_states_bytes(states, all));
+        char *sm = block(t, wrpo_moments_bytes(moments, all)), *sv = block(t, wrpo_moments_bytes(moments, all));
+        memset(sm, 0, wrpo_moments_bytes(moments, all)), memset(sv, 0, wrpo_moments_bytes(moments, all));
         for (int64_t i = 0; i < all; i++) {
             uint32_t bits;
             memcpy(&bits, start + i, 4);
             high[i] = (uint16_t)((bits + 0x8000u) >> 16), low[i] = (uint16_t)bits;
         }
         for (int64_t step = 0; step < arg[1]; step++) {
-            s.states = states, s.seed = wrpo__random64(1, (uint64_t)step, 2);
+            s.moments = moments, s.seed = wrpo__random64(1, (uint64_t)step, 2);
             s.correction1 = 1 - pow(0.9, (double)step + 1), s.correction2 = sqrt(1 - pow(0.999, (double)step + 1));
             if (masters) t->be->adamw(t->dev, high, low, sm, sv, g[step], n, &s);
             else t->be->adamw(t->dev, w, NULL, m, v, g[step], n, &s);
@@ -716,8 +716,8 @@ static void test_adamw_states(run *t, const int64_t *arg) {
         }
         if (kind == 1) CHECK(different == 0, "%s: %lld of %lld masters differ from float weights", t->name, (long long)different, (long long)n);
         if (kind >= 2) {
-            CHECK(worst < (kind == 2 ? 0.05 : 0.5) * (double)arg[1] * 1e-4, "%s: %s: a weight is off by %.3g", t->name, wrpo_states_name(kind - 1), worst);
-            CHECK(n < 1000 || fabs(drift) < 0.01 * moved, "%s: %s: weights drift by %.3g of %.3g", t->name, wrpo_states_name(kind - 1), drift, moved);
+            CHECK(worst < (kind == 2 ? 0.05 : 0.5) * (double)arg[1] * 1e-4, "%s: %s: a weight is off by %.3g", t->name, wrpo_moments_name(kind - 1), worst);
+            CHECK(n < 1000 || fabs(drift) < 0.01 * moved, "%s: %s: weights drift by %.3g of %.3g", t->name, wrpo_moments_name(kind - 1), drift, moved);
         }
     }
 }
@@ -813,8 +813,8 @@ int main(void) {
             each_way(text, seed++, fn, args[i], ctx); \
         } \
     } while (0)
-        EACH(test_gemm_pairs, "gemm in bfloat16", {{1, 1, 1, WRPO_NT, 0, 0}, {3, 17, 129, WRPO_NT, 1, 3}, {129, 70, 33, WRPO_NN, 0, 1}, {17, 129, 1300, WRPO_NT_LOGITS, 0, 0},
-            {45, 33, 97, WRPO_TN, 1, 2}, {130, 3, 700, WRPO_TN, 0, 5}, {31, 100, 65, WRPO_NN, 1, 0}, {600, 40, 64, WRPO_NT, 0, 0}});
+        EACH(test_gemm_pairs, "gemm in bfloat16", {{1, 1, 1, WRPO_MM_NT, 0, 0}, {3, 17, 129, WRPO_MM_NT, 1, 3}, {129, 70, 33, WRPO_MM_NN, 0, 1}, {17, 129, 1300, WRPO_MM_NT_FLOAT, 0, 0},
+            {45, 33, 97, WRPO_MM_TN, 1, 2}, {130, 3, 700, WRPO_MM_TN, 0, 5}, {31, 100, 65, WRPO_MM_NN, 1, 0}, {600, 40, 64, WRPO_MM_NT, 0, 0}});
         EACH(test_rows, "rows", {{1, 1, 1, 0}, {3, 17, 2, 1}, {129, 5, 3, 3}, {17, 129, 40, 0}, {300, 577, 7, 15}});
         EACH(test_rmsnorm, "rmsnorm", {{1, 1, 1, 0, 0, 0}, {3, 1, 17, 5, 1, 0}, {17, 3, 33, 2, 0, 0}, {129, 1, 577, 0, 0, 1}, {40, 9, 64, 7, 0, 1}, {65, 2, 31, 1, 1, 2}, {70, 1, 129, 0, 0, 2}});
         EACH(test_rope, "rope", {{1, 1, 2, 0}, {3, 5, 6, 3}, {17, 9, 64, 1}, {129, 2, 34, 0}, {40, 3, 512, 0}});
@@ -838,8 +838,8 @@ int main(void) {
         EACH(test_adamw_states, "adamw states", {{1, 3}, {300, 7}, {40000, 20}});
         EACH(test_decoding, "decoding", {{9, 3, 64, 0}, {4, 4, 17, 30}, {6, 2, 96, 9}});
         EACH(test_gemm, "gemm in several pieces", {     /* of k and of blocks of A; of k of B; of columns; of rows */
-            {530, 540, 2100, WRPO_NT, 1, 0}, {540, 530, 2100, WRPO_TN, 1, 3}, {2700, 2650, 3, WRPO_NN, 0, 0}, {2650, 2700, 3, WRPO_NT, 0, 0}});
-        EACH(test_gemm_pairs, "gemm in bfloat16 in several pieces", {{530, 540, 4200, WRPO_NT, 1, 0}, {2700, 2650, 5, WRPO_TN, 0, 0}});
+            {530, 540, 2100, WRPO_MM_NT, 1, 0}, {540, 530, 2100, WRPO_MM_TN, 1, 3}, {2700, 2650, 3, WRPO_MM_NN, 0, 0}, {2650, 2700, 3, WRPO_MM_NT, 0, 0}});
+        EACH(test_gemm_pairs, "gemm in bfloat16 in several pieces", {{530, 540, 4200, WRPO_MM_NT, 1, 0}, {2700, 2650, 5, WRPO_MM_TN, 0, 0}});
         test_memory(be);
         for (int i = 0; i < WAYS; i++) wrpo_close(ctx[i]);
         for (int i = 0; i < ops; i++) printf("  %-16s worst relative error %.1e over %lld numbers\n", table[i].op, table[i].worst, (long long)table[i].numbers);

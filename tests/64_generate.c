@@ -86,7 +86,7 @@ static void greedy_checkpoints(const wrpo_json *golden) {
             wrpo_json prompt = *v->child, record = {.kind = WRPO_JSON_OBJECT, .count = 1, .child = &prompt};
             int32_t *ids;
             prompt.key = "prompt", prompt.key_size = 6, prompt.next = NULL;
-            CHECK(wrpo_prompt_ids(tok, &(wrpo_prompt_desc){0}, &record, &ids, &p->count) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+            CHECK(wrpo_tokenizer_prompt(tok, &(wrpo_tokenizer_prompt_desc){0}, &record, &ids, &p->count) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
             p->ids = ids;
         }
         keeper k = generate(model, list, f->count, (wrpo_generate_desc){.tokenizer = tok, .max_tokens = 64, .temperature = WRPO_ZERO}, WRPO_OK);
@@ -135,7 +135,7 @@ static void same_as_forward(const char *name, const wrpo_json *scale, const char
     wrpo_tokens y[COUNT * N];
     for (int64_t i = 0; i < COUNT; i++) {
         records[i] = (wrpo_record){.prompt = list[i].ids, .prompt_count = list[i].count, .responses = y + i * N, .count = N};
-        for (int64_t j = 0; j < N; j++) y[i * N + j] = (wrpo_tokens){.role = WRPO_TARGET, .ids = k.of[i * N + j].ids, .count = k.of[i * N + j].count, .weight = 1};
+        for (int64_t j = 0; j < N; j++) y[i * N + j] = (wrpo_tokens){.role = WRPO_ROLE_TARGET, .ids = k.of[i * N + j].ids, .count = k.of[i * N + j].count, .weight = 1};
     }
     wrpo_data *data;
     double sums[COUNT * N];
@@ -254,7 +254,7 @@ static void frequencies(const wrpo_json *scale) {
     double *sums = malloc((size_t)V * sizeof *sums), *p = malloc((size_t)V * sizeof *p);
     float *logps;
     wrpo_data *data;
-    for (int64_t i = 0; i < V; i++) ids[i] = (int32_t)i, y[i] = (wrpo_tokens){.role = WRPO_TARGET, .ids = ids + i, .count = 1, .weight = 1};
+    for (int64_t i = 0; i < V; i++) ids[i] = (int32_t)i, y[i] = (wrpo_tokens){.role = WRPO_ROLE_TARGET, .ids = ids + i, .count = 1, .weight = 1};
     wrpo_record record = {.prompt = list->ids, .prompt_count = list->count, .responses = y, .count = (int)V};
     CHECK(wrpo_data_from_ids(ctx, &record, 1, &data) == WRPO_OK && wrpo_logprobs(model, data, 0, 1, sums, &logps) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
     for (int i = 0; i < 6; i++) {
@@ -365,7 +365,7 @@ static void texts(const wrpo_json *scale) {
             size_t size;
             for (int64_t j = 0; j < one.count - one.stopped; j++)
                 if (one.ids[j] < wrpo_tokenizer_size(tok)) known[n++] = one.ids[j];
-            CHECK(wrpo_decode(tok, known, n, true, &text, &size) == WRPO_OK && size == one.size && !memcmp(text, one.text, size), "seed %d: text", i + 1);
+            CHECK(wrpo_tokenizer_decode(tok, known, n, true, &text, &size) == WRPO_OK && size == one.size && !memcmp(text, one.text, size), "seed %d: text", i + 1);
             wrpo_free(ctx, text);
         }
         CHECK(held > 100, "characters of several tokens came, %lld pieces fewer than tokens", (long long)held);

@@ -487,7 +487,7 @@ same_run() { # what, two directories
 }
 LONG="train --model tiny --data quads.jsonl --batch-size 2 --accumulation 2 --learning-rate 1e-2 --beta 0.1 --eval-data quads.jsonl --eval-steps 5 --max-steps 11"
 for states in f32 bf16 8bit; do for dtype in f32 bf16; do for m in "wrpo --ref tiny2" "simpo --save-dtype bf16"; do
-    o="--states $states --dtype $dtype --method $m" what="resume, $states $dtype ${m%% *}"
+    o="--moments $states --dtype $dtype --method $m" what="resume, $states $dtype ${m%% *}"
     rm -rf whole rest
     good "$what: whole" $LONG $o --out whole --save-steps 3
     check "$what: the last checkpoint alone" test "$(echo whole/checkpoint-*)" = whole/checkpoint-9
@@ -511,7 +511,7 @@ cp -r $K kept; rm -rf new
 S=kept/trainer_state.wrpo
 for o in "--batch-size 2:batch_size: want 2, as this run has it, found 1" "--learning-rate 1e-4:learning_rate: want 0.0001, .* found 3e-7" "--epochs 2:steps: want 10, .* found 2500" \
          "--seed 3:seed: want 3, .* found 42" "--data pairs.jsonl --method dpo:method: want dpo, .* found wrpo" "--limit 4:data: want 4 records, .*, .* found 5 records" \
-         "--states 8bit:states: want 8bit, .* found f32" "--dtype bf16:dtype: want BF16, .* found F32" "--alpha-schedule cosine:alpha_schedule: want cosine"; do
+         "--moments 8bit:states: want 8bit, .* found f32" "--dtype bf16:dtype: want BF16, .* found F32" "--alpha-schedule cosine:alpha_schedule: want cosine"; do
     bad "resume with another ${o%%:*}" 1 "$S: ${o#*:}" $MANY new --resume kept ${o%%:*}
 done
 run "$W" $MANY other --ref tiny2 --resume kept >out.txt 2>err.txt; code=$?
