@@ -273,8 +273,8 @@ typedef struct wrpo_data_desc {
 typedef struct wrpo_tokens {         /* one response: ids[0..count), of which ids[first..count) are scored */
     wrpo_role role;
     const int32_t *ids; int64_t count, first;
-    double weight;                   /* among the sources of a record, where it sums to 1; of others 0 = 1 */
-    int pair;                        /* pair methods: compared with the rejected responses of the same number */
+    double share;                    /* of a source among the sources of its record: they sum to 1, or all are 0 = equal; of others 0 = 1 */
+    int pair_id;                     /* pair methods: compared with the rejected responses of the same number */
 } wrpo_tokens;
 typedef struct wrpo_record {         /* a view; lives as long as the data */
     const char *prompt_id;           /* "line 7" where the file has none */
@@ -316,11 +316,11 @@ typedef struct wrpo_loss_desc {
 } wrpo_loss_desc;
 typedef struct wrpo_response {       /* one response of a record, as the loss sees it */
     wrpo_role role;
-    double weight;                   /* of a source among the sources; 1 if there is one */
+    double share;                    /* of a source among the sources; 1 if there is one */
     int64_t tokens;                  /* scored tokens |y| */
     double logp, ref;                /* log pi(y|x) and log ref(y|x): sums over those tokens */
     double dlogp;                    /* out: dL / d logp */
-    int pair;                        /* pair methods compare with the rejected responses of the same number; 0 where there is one pair */
+    int pair_id;                     /* pair methods compare with the rejected responses of the same number; 0 where there is one pair */
 } wrpo_response;
 /* Loss of one record and, in r[i].dlogp, its derivatives. WRPO (Yang et al., ICLR 2025, eq. 5):
      z = beta (alpha sum_i w_i d_si + (1 - alpha) d_t - d_l),  d = logp - ref,  L = -log sigmoid(z)
@@ -768,7 +768,7 @@ _Noreturn WRPO__PRINTF(5, 6) static void wrpo__fail_at(wrpo_ctx *ctx, wrpo_resul
 #define wrpo__fail(ctx, code, ...) wrpo__fail_at(ctx, code, 0, 0, __VA_ARGS__)
 /* Settings: each must lie where it can. */
 #define WRPO__RANGE(ok, name, value, wanted) \
-    if (!(ok)) wrpo__fail(ctx, WRPO_E_ARG, "%s: want %s, found %g", name, wanted, (double)(value))
+    if (!(ok)) wrpo__fail(ctx, WRPO_E_ARG, "%s: want %s, found %g", name, wanted, (double)(value) + 0.0)    /* no -0 */
 WRPO__PRINTF(3, 4) static void wrpo__log(wrpo_ctx *ctx, wrpo_level level, const char *format, ...) {
     char text[1024];
     if (!ctx->desc.log.fn) return;
@@ -1418,9 +1418,9 @@ static double wrpo__source_share(const wrpo_loss_desc *d, double alpha, bool has
     default: return has_source && !has_target ? 1 : d->pair == WRPO_PAIR_SOURCE ? 1 : d->pair == WRPO_PAIR_BOTH ? 0.5 : 0;
     }
 }
-/* a(y): 0 for a response that is left out, or is rejected. K sources share by their weights, which sum to 1. */
+/* a(y): 0 for a response that is left out, or is rejected. K sources have shares of their own, which sum to 1. */
 static double wrpo__share(double source_share, const wrpo_response *y) {
-    return y->role == WRPO_ROLE_SOURCE ? source_share * y->weight : y->role == WRPO_ROLE_TARGET ? 1 - source_share : 0;
+    return y->role == WRPO_ROLE_SOURCE ? source_share * y->share : y->role == WRPO_ROLE_TARGET ? 1 - source_share : 0;
 }
 static bool wrpo__per_token(const wrpo_loss_desc *d) {
     return wrpo__rules[d->method].per_token && !(d->method == WRPO_METHOD_IPO && d->ipo_sum);
@@ -1437,7 +1437,7 @@ static bool wrpo__has(wrpo_role role, const wrpo_response *r, int n) {
 }
 /* Is y the opponent of chosen response x? A pair method compares within a pair. */
 static bool wrpo__against(const wrpo_loss_desc *d, const wrpo_response *x, const wrpo_response *y) {
-    return y->role == WRPO_ROLE_REJECTED && (d->method == WRPO_METHOD_WRPO || x->pair == y->pair);
+    return y->role == WRPO_ROLE_REJECTED && (d->method == WRPO_METHOD_WRPO || x->pair_id == y->pair_id);
 }
 static int wrpo__opponents(const wrpo_loss_desc *d, const wrpo_response *x, const wrpo_response *r, int n, double *mean) {   /* s(y_l) for x */
     int count = 0;
@@ -1452,7 +1452,7 @@ static const char *wrpo__record_check(const wrpo_loss_desc *d, double alpha, con
     int sources = 0, targets = 0, rejected = 0;
     double weight = 0;
     for (int i = 0; i < n; i++) {
-        if (r[i].role == WRPO_ROLE_SOURCE) sources++, weight += r[i].weight >= 0 ? r[i].weight : NAN;
+        if (r[i].role == WRPO_ROLE_SOURCE) sources++, weight += r[i].share >= 0 ? r[i].share : NAN;
         else if (r[i].role == WRPO_ROLE_TARGET) targets++;
         else if (r[i].role == WRPO_ROLE_REJECTED) rejected++;
         else return "a response has no valid role";
@@ -1464,7 +1464,7 @@ static const char *wrpo__record_check(const wrpo_loss_desc *d, double alpha, con
     if (a < 1 && targets == 0) return "the method needs a target response (the last in \"chosen\")";
     if (d->method != WRPO_METHOD_SFT && rejected == 0) return "the method needs a rejected response";
     if (targets > 1) return "want one target response, found several";
-    if (sources && !(fabs(weight - 1) < 1e-6)) return "the weights of the source responses do not sum to 1";
+    if (sources && !(fabs(weight - 1) < 1e-6)) return "the shares of the source responses do not sum to 1";
     for (int i = 0; i < n; i++) {
         if (r[i].role != WRPO_ROLE_REJECTED && wrpo__share(a, &r[i]) == 0) continue;      /* left out: may be anything */
         if (r[i].role == WRPO_ROLE_REJECTED && d->method == WRPO_METHOD_SFT) continue;
@@ -1496,6 +1496,7 @@ static double wrpo__link_loss(wrpo__link link, double z, double eps, double *g) 
 
 /* ---- the loss of one record ---- */
 WRPO_API double wrpo_loss(const wrpo_loss_desc *desc, double alpha, wrpo_response *r, int n, double sft_tokens, const char **why) {
+    desc = desc ? desc : &(wrpo_loss_desc){0};
     for (int i = 0; i < n; i++) r[i].dlogp = 0;
     const char *wrong = wrpo__loss_check(desc, alpha);
     const wrpo_loss_desc d = wrpo__loss_defaults(*desc);
@@ -1583,7 +1584,7 @@ static double wrpo__sft_tokens(const wrpo_response *r, int n) {
 WRPO_API double wrpo_alpha(wrpo_alpha_schedule schedule, double power, double end, int64_t k, int64_t T) {
     const double pi = 3.14159265358979323846;
     const double u = T <= 0 || k >= T ? 1 : k <= 0 ? 0 : (double)k / (double)T;
-    if (power == 0) power = 2;
+    power = wrpo__or_default(power, 2);
     end += 0.0;                      /* -0 becomes 0 */
     switch (schedule) {
     case WRPO_ALPHA_SCHEDULE_LINEAR: return end * u;
@@ -2438,24 +2439,27 @@ struct wrpo_data {
 /* Copies a record into the data, its ids as one block. */
 static void wrpo__data_add(wrpo_data *data, const wrpo_record *record) {
     wrpo__arena *arena = data->arena, *outer = wrpo__current;
-    int64_t total = record->prompt_count, longest = 0;
+    int64_t total = record->prompt_count, longest = 0, sources = 0, said = 0;
     for (int k = 0; k < record->count; k++) {
+        sources += record->responses[k].role == WRPO_ROLE_SOURCE;
+        said += record->responses[k].role == WRPO_ROLE_SOURCE && !wrpo__is_default(record->responses[k].share);
         total += record->responses[k].count;
         longest = WRPO__MAX(longest, record->responses[k].count);
     }
+    const double equal = said ? 0 : 1 / (double)sources;       /* a source's share where no source states one */
     int32_t *ids = wrpo__alloc(arena, (size_t)total, sizeof *ids);
     wrpo_tokens *responses = wrpo__alloc(arena, (size_t)record->count, sizeof *responses);
     wrpo_record r = *record;
     r.prompt_id = wrpo__strndup(arena, record->prompt_id, strlen(record->prompt_id));
     r.prompt = ids;
     r.responses = responses;
-    r.weight = wrpo__or_default(r.weight, 1) + 0.0;                            /* -0 becomes 0 */
+    r.weight = wrpo__or_default(r.weight, 1);          /* WRPO_ZERO stays, so that a view can be given again */
     memcpy(ids, record->prompt, (size_t)r.prompt_count * sizeof *ids);
     ids += r.prompt_count;
     for (int k = 0; k < r.count; k++) {
         responses[k] = record->responses[k];
         responses[k].ids = ids;
-        if (responses[k].role != WRPO_ROLE_SOURCE) responses[k].weight = wrpo__or_default(responses[k].weight, 1);
+        responses[k].share = wrpo__or_default(responses[k].share, responses[k].role == WRPO_ROLE_SOURCE ? equal : 1);
         memcpy(ids, record->responses[k].ids, (size_t)responses[k].count * sizeof *ids);
         ids += responses[k].count;
     }
@@ -2656,7 +2660,7 @@ struct wrpo_trainer {
 static void wrpo__as_loss(const wrpo_record *record, wrpo_response *r) {
     for (int k = 0; k < record->count; k++) {
         const wrpo_tokens *y = &record->responses[k];
-        r[k] = (wrpo_response){.role = y->role, .weight = y->weight, .pair = y->pair, .tokens = y->count - y->first};
+        r[k] = (wrpo_response){.role = y->role, .share = y->share, .pair_id = y->pair_id, .tokens = y->count - y->first};
     }
 }
 /* Every record must have the roles that the method needs. */
@@ -2681,7 +2685,6 @@ static const wrpo_data *wrpo__only_sources(wrpo__arena *arena, const wrpo_data *
     for (int64_t i = 0; i < N; i++) {
         wrpo_record *r = &records[i];
         *r = wrpo_data_record(data, i);
-        if (r->weight == 0) r->weight = WRPO_ZERO;
         while (r->count > 1 && r->responses[r->count - 1].role != WRPO_ROLE_SOURCE) r->count--;      /* sources come first */
     }
     wrpo__cleanup *owner = wrpo__on_free(arena, wrpo__data_drop, NULL);
@@ -2792,9 +2795,9 @@ static void wrpo__tally_add(wrpo__tally *t, const wrpo_config *model, const wrpo
             all_chosen += r[k].logp;
             chosen++;
         }
-        share[r[k].role] += r[k].weight;
-        logp[r[k].role] += r[k].weight * r[k].logp;
-        reward[r[k].role] += r[k].weight * wrpo__reward_of(d, &r[k]);
+        share[r[k].role] += r[k].share;
+        logp[r[k].role] += r[k].share * r[k].logp;
+        reward[r[k].role] += r[k].share * wrpo__reward_of(d, &r[k]);
     }
     for (int role = 0; role < 3; role++) {             /* NaN for a role that is absent */
         logp[role] = share[role] > 0 ? logp[role] / share[role] : NAN;
@@ -2927,7 +2930,7 @@ static wrpo_metrics wrpo__step(wrpo_trainer *t) {
     /* 1. The schedules' values for step k of T; the records of the batch. */
     const int64_t warmup = (int64_t)ceil(d->warmup_ratio * (double)t->T - 1e-9);
     const double alpha = wrpo_alpha(d->alpha_schedule, d->alpha_power, d->alpha, t->k, t->T);
-    const double lr = d->learning_rate * wrpo_lr_factor(d->lr_schedule, warmup, t->k, t->T);
+    const double lr = d->learning_rate * wrpo_lr_factor(d->lr_schedule, warmup, t->k, t->T) + 0.0;      /* no -0 */
     const int64_t count = wrpo__next_batch(t, &list);
     /* 2. Gradients of the batch's loss. */
     be->zero(ctx->dev, t->grads, (size_t)t->model->count * sizeof *t->grads);
@@ -4234,9 +4237,10 @@ static wrpo_result wrpo__load_weights(wrpo_model *model, const wrpo_tensors *map
 static void wrpo__need_language_model(wrpo_ctx *ctx, const char *dir, const wrpo_config *c) {
     if (c->head != WRPO_HEAD_LM) wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: a reward model: it scores answers (wrpo_reward_load), it has no logits to train", dir);
 }
-static wrpo_result wrpo__model_load(wrpo_ctx *ctx, const wrpo_model_desc *desc, bool reward, wrpo_model **out) {
+static wrpo_result wrpo__model_load(wrpo_ctx *ctx, const wrpo_model_desc *given, bool reward, wrpo_model **out) {
     *out = NULL;
     WRPO__TRY(ctx, wrpo__arena_new(ctx), false) {
+        const wrpo_model_desc *desc = given ? given : &(wrpo_model_desc){0};
         wrpo__arena *arena = wrpo__entry.arena;
         wrpo_config config;
         wrpo_dtype dtype;
@@ -4259,9 +4263,10 @@ static wrpo_result wrpo__model_load(wrpo_ctx *ctx, const wrpo_model_desc *desc, 
 WRPO_API wrpo_result wrpo_model_load(wrpo_ctx *ctx, const wrpo_model_desc *desc, wrpo_model **out) { return wrpo__model_load(ctx, desc, false, out); }
 
 /* ---- random weights ---- */
-WRPO_API wrpo_result wrpo_model_init(wrpo_ctx *ctx, const wrpo_init_desc *desc, wrpo_model **out) {
+WRPO_API wrpo_result wrpo_model_init(wrpo_ctx *ctx, const wrpo_init_desc *given, wrpo_model **out) {
     *out = NULL;
     WRPO__TRY(ctx, wrpo__arena_new(ctx), false) {
+        const wrpo_init_desc *desc = given ? given : &(wrpo_init_desc){0};
         wrpo__arena *arena = wrpo__entry.arena;
         if (!desc->config) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_init_desc: config is missing");
         wrpo_config config;
@@ -4327,9 +4332,10 @@ static void wrpo__save_piece(void *user, int64_t tensor, int64_t first, int64_t 
         wrpo__weight_get(s->model, w, (row / p.stride * p.own + in) * w->cols + col, n, dst);
     }
 }
-WRPO_API wrpo_result wrpo_model_save(wrpo_model *model, const wrpo_save_desc *desc) {
+WRPO_API wrpo_result wrpo_model_save(wrpo_model *model, const wrpo_save_desc *given) {
     wrpo_ctx *ctx = model->ctx;
     WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
+        const wrpo_save_desc *desc = given ? given : &(wrpo_save_desc){0};
         wrpo__arena *arena = wrpo__entry.arena;
         if (!desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_save_desc: dir is missing");
         if (desc->max_shard_size < 0) wrpo__fail(ctx, WRPO_E_ARG, "max_shard_size: want a number of bytes, found %lld", (long long)desc->max_shard_size);
@@ -7892,7 +7898,7 @@ static wrpo_data *wrpo__data_load(wrpo__arena *arena, wrpo_tokenizer *tok, const
 }
 WRPO_API wrpo_result wrpo_data_load(wrpo_tokenizer *tok, const wrpo_data_desc *desc, wrpo_data **out) {
     *out = NULL;
-    WRPO__TRY(tok->ctx, wrpo__arena_new(tok->ctx), false) *out = wrpo__data_load(wrpo__entry.arena, tok, desc);
+    WRPO__TRY(tok->ctx, wrpo__arena_new(tok->ctx), false) *out = wrpo__data_load(wrpo__entry.arena, tok, desc ? desc : &(wrpo_data_desc){0});
     return wrpo__end(&wrpo__entry);
 }
 
@@ -7922,6 +7928,7 @@ static wrpo_result wrpo__prompt_ids(wrpo__reading *in, const wrpo_json *record, 
     return wrpo__end(&wrpo__entry);
 }
 WRPO_API wrpo_result wrpo_tokenizer_prompt(wrpo_tokenizer *tok, const wrpo_tokenizer_prompt_desc *desc, const wrpo_json *record, int32_t **ids, int64_t *count) {
+    desc = desc ? desc : &(wrpo_tokenizer_prompt_desc){0};
     char id[40];
     wrpo__reading in = {.ctx = tok->ctx, .tok = tok, .desc.path = desc->name ? desc->name : "prompts", .line = desc->line ? desc->line : record->line,
                         .now = desc->now ? (time_t)desc->now : time(NULL), .id = id};
@@ -7986,7 +7993,7 @@ typedef struct wrpo__generation {
 } wrpo__generation;
 
 WRPO_API wrpo_generate_desc wrpo_generate_defaults(const wrpo_generate_desc *desc) {
-    wrpo_generate_desc d = *desc;
+    wrpo_generate_desc d = desc ? *desc : (wrpo_generate_desc){0};
     if (!d.n) d.n = 1;
     if (!d.max_tokens) d.max_tokens = 2048;
     if (d.top_p == 0) d.top_p = 1;
@@ -8429,9 +8436,10 @@ static void wrpo__load_gate(wrpo_reward *r, const wrpo_tensors *t) {
     g->temperature = r->model->config.gating_temperature;
 }
 static void wrpo__free_tokenizer(void *p) { wrpo_tokenizer_free(p); }
-WRPO_API wrpo_result wrpo_reward_load(wrpo_ctx *ctx, const wrpo_reward_desc *desc, wrpo_reward **out) {
+WRPO_API wrpo_result wrpo_reward_load(wrpo_ctx *ctx, const wrpo_reward_desc *given, wrpo_reward **out) {
     *out = NULL;
     WRPO__TRY(ctx, wrpo__arena_new(ctx), false) {
+        const wrpo_reward_desc *desc = given ? given : &(wrpo_reward_desc){0};
         wrpo__arena *arena = wrpo__entry.arena;
         wrpo_reward *r = WRPO__NEW(arena, wrpo_reward);
         wrpo_config config;
@@ -8665,10 +8673,11 @@ static wrpo_result wrpo__score_line(wrpo__scoring *s, const char *text, size_t n
     s->in.tokenizing = false;
     return wrpo__end(&wrpo__entry);
 }
-WRPO_API wrpo_result wrpo_reward_file(wrpo_reward *reward, const wrpo_reward_file_desc *desc, wrpo_reward_file_stats *out) {
+WRPO_API wrpo_result wrpo_reward_file(wrpo_reward *reward, const wrpo_reward_file_desc *given, wrpo_reward_file_stats *out) {
     wrpo_ctx *ctx = reward->ctx;
     *out = (wrpo_reward_file_stats){.mean = NAN, .least = NAN, .most = NAN};
     WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
+        const wrpo_reward_file_desc *desc = given ? given : &(wrpo_reward_file_desc){0};
         wrpo__arena *arena = wrpo__entry.arena;
         if (!desc->in || !desc->out) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_reward_file_desc: want in and out, found NULL");
         const wrpo__file *f = wrpo__open_file(arena, desc->in);
@@ -8787,11 +8796,12 @@ static uint64_t wrpo__config_hash(const wrpo_ctx *ctx, const wrpo_config *c) {
 static uint64_t wrpo__data_hash(uint64_t h, const wrpo_data *data) {
     for (int64_t i = 0; i < wrpo_data_count(data); i++) {
         wrpo_record record = wrpo_data_record(data, i);
+        record.weight += 0.0;                          /* WRPO_ZERO counts as 0 */
         h = wrpo__hash(wrpo__hash(h, record.prompt, (size_t)record.prompt_count * sizeof *record.prompt), &record.weight, sizeof record.weight);
         for (int k = 0; k < record.count; k++) {
             const wrpo_tokens *y = &record.responses[k];
-            const int64_t scored[3] = {y->first, (int64_t)y->role, y->pair};
-            h = wrpo__hash(wrpo__hash(wrpo__hash(h, y->ids, (size_t)y->count * sizeof *y->ids), scored, sizeof scored), &y->weight, sizeof y->weight);
+            const int64_t scored[3] = {y->first, (int64_t)y->role, y->pair_id};
+            h = wrpo__hash(wrpo__hash(wrpo__hash(h, y->ids, (size_t)y->count * sizeof *y->ids), scored, sizeof scored), &y->share, sizeof y->share);
         }
     }
     return h;
@@ -8973,9 +8983,10 @@ static size_t wrpo__state_move(wrpo_trainer *t, const wrpo__state_part *p, size_
     else wrpo__weight_get(t->model, p->w, first, count, piece);
     return n;
 }
-WRPO_API wrpo_result wrpo_trainer_save(wrpo_trainer *t, const wrpo_save_desc *desc) {
+WRPO_API wrpo_result wrpo_trainer_save(wrpo_trainer *t, const wrpo_save_desc *given) {
     wrpo_ctx *ctx = t->ctx;
     WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
+        const wrpo_save_desc *desc = given ? given : &(wrpo_save_desc){0};
         wrpo__arena *temp = wrpo__entry.arena;
         if (!desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_save_desc: dir is missing");
         const char *path = wrpo__join(temp, desc->dir, WRPO__STATE_FILE), *log = t->out_dir ? wrpo__join(temp, t->out_dir, "metrics.jsonl") : NULL;
@@ -9183,6 +9194,7 @@ static wrpo_result wrpo__checkpoint(wrpo_trainer *t, int64_t *saved) {
     return wrpo__end(&wrpo__entry);
 }
 WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_metrics *last) {
+    desc = desc ? desc : &(wrpo_train_desc){0};
     wrpo_ctx *ctx = policy->ctx;
     wrpo_trainer *t;
     wrpo_metrics m = {0}, e;
@@ -9463,15 +9475,15 @@ static void wrpo__select(wrpo__arena *arena, const wrpo_select_desc *desc, wrpo_
     wrpo__prompts t;
     wrpo__selected s = {.stats = stats, .t = &t};
     if (!d.top) d.top = 1;
-    if (d.tau == 0) d.tau = 1;
-    if (d.entropy_scale == 0) d.entropy_scale = 6.8;
+    d.tau = wrpo__or_default(d.tau, 1);
+    d.entropy_scale = wrpo__or_default(d.entropy_scale, 6.8);
     if (!wrpo_form_name((int)d.form)) wrpo__fail(ctx, WRPO_E_ARG, "form: no such form");
     if (d.top < 1 || (d.top > 1 && d.form != WRPO_FORM_QUADS)) wrpo__fail(ctx, WRPO_E_ARG, "top: want at least 1, and more than 1 for quads only, found %lld", (long long)d.top);
-    if (!(d.tau > 0 && d.tau <= DBL_MAX)) wrpo__fail(ctx, WRPO_E_ARG, "tau: want a finite number above 0, found %g", d.tau);
+    WRPO__RANGE(d.tau > 0 && d.tau <= DBL_MAX, "tau", d.tau, "a finite number above 0");
     if (!(d.min_gap >= 0 && d.min_gap <= DBL_MAX) || (d.min_gap > 0 && d.form == WRPO_FORM_SFT))
         wrpo__fail(ctx, WRPO_E_ARG, "min_gap: want a finite number of at least 0, and 0 for sft, which rejects nothing; found %g", d.min_gap);
     if (!(d.entropy_power >= 0 && d.entropy_power <= 100 && d.entropy_scale > 0 && d.entropy_scale <= DBL_MAX))
-        wrpo__fail(ctx, WRPO_E_ARG, "entropy: want a power from 0 to 100 and a scale above 0, found %g and %g", d.entropy_power, d.entropy_scale);
+        wrpo__fail(ctx, WRPO_E_ARG, "entropy: want a power from 0 to 100 and a scale above 0, found %g and %g", d.entropy_power + 0.0, d.entropy_scale + 0.0);
     wrpo__prompts_open(&t, arena, d.in, d.n_in);
     wrpo__writer *w = d.out ? wrpo__create(arena, d.out) : NULL;
     for (int64_t i = 0; i < stbds_arrlen(t.prompts); i++) {
@@ -9503,7 +9515,7 @@ static void wrpo__select(wrpo__arena *arena, const wrpo_select_desc *desc, wrpo_
 }
 WRPO_API wrpo_result wrpo_select(wrpo_ctx *ctx, const wrpo_select_desc *desc, wrpo_select_stats *out) {
     memset(out, 0, sizeof *out);
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) wrpo__select(wrpo__entry.arena, desc, out);
+    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) wrpo__select(wrpo__entry.arena, desc ? desc : &(wrpo_select_desc){0}, out);
     if (wrpo__entry.failed) memset(out, 0, sizeof *out);
     return wrpo__end(&wrpo__entry);
 }
@@ -9511,12 +9523,12 @@ WRPO_API wrpo_result wrpo_select(wrpo_ctx *ctx, const wrpo_select_desc *desc, wr
 /* ---- split ---- */
 static void wrpo__split_lines(wrpo__arena *arena, const wrpo_split_desc *d, int64_t counts[2]) {
     wrpo_ctx *ctx = arena->ctx;
-    const double share = d->share == 0 ? 1.0 / 3 : d->share;
+    const double share = wrpo__or_default(d->share, 1.0 / 3);
     const uint64_t seed = d->seed ? d->seed : 42;
     wrpo__arena *work = wrpo__sub_arena(arena);
     wrpo__named *ids = NULL;
     wrpo__lines *all = NULL;                           /* stb array */
-    if (!(share > 0 && share < 1)) wrpo__fail(ctx, WRPO_E_ARG, "share: want a number between 0 and 1, found %g", share);
+    WRPO__RANGE(share > 0 && share < 1, "share", share, "a number between 0 and 1");
     const wrpo__file *f = wrpo__open_file(arena, d->in);
     for (wrpo__lines l = {.file = f}; wrpo__next_line(&l); wrpo__arena_clear(work)) {
         const wrpo_json *root = wrpo__json_parse(work, d->in, l.number, l.text, l.size), *id;
@@ -9540,9 +9552,10 @@ static void wrpo__split_lines(wrpo__arena *arena, const wrpo_split_desc *d, int6
     wrpo__commit(w[0]), wrpo__commit(w[1]);
     counts[0] = first, counts[1] = n - first;
 }
-WRPO_API wrpo_result wrpo_split(wrpo_ctx *ctx, const wrpo_split_desc *desc, int64_t counts[2]) {
+WRPO_API wrpo_result wrpo_split(wrpo_ctx *ctx, const wrpo_split_desc *given, int64_t counts[2]) {
     counts[0] = counts[1] = 0;
     WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
+        const wrpo_split_desc *desc = given ? given : &(wrpo_split_desc){0};
         if (!desc->in || !desc->out[0] || !desc->out[1]) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_split_desc: want in and both of out, found NULL");
         wrpo__split_lines(wrpo__entry.arena, desc, counts);
     }
@@ -9630,9 +9643,10 @@ static void wrpo__winrate(wrpo__arena *arena, const wrpo_winrate_desc *d, wrpo_w
     wrpo__interval(rates, resamples, &out->low, &out->high);
     wrpo__interval(controlled, resamples, &out->controlled_low, &out->controlled_high);
 }
-WRPO_API wrpo_result wrpo_winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *desc, wrpo_winrate_stats *out) {
+WRPO_API wrpo_result wrpo_winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *given, wrpo_winrate_stats *out) {
     memset(out, 0, sizeof *out);
     WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
+        const wrpo_winrate_desc *desc = given ? given : &(wrpo_winrate_desc){0};
         if (!desc->a || !desc->b) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_winrate_desc: want a and b, found NULL");
         wrpo__winrate(wrpo__entry.arena, desc, out);
     }

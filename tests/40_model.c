@@ -108,7 +108,7 @@ static void make_records(int64_t V) {
             prompt[i][j] = (int32_t)(wrpo__random64(5, (uint64_t)i, (uint64_t)j) % (uint64_t)V);
             for (int k = 0; k < 3; k++) answer[i][k][j] = (int32_t)(wrpo__random64(6, (uint64_t)(i * 3 + k), (uint64_t)j) % (uint64_t)V);
         }
-        for (int k = 0; k < 3; k++) tokens[i][k] = (wrpo_tokens){.role = (wrpo_role)k, .ids = answer[i][k], .count = lengths[i][k + 1], .first = i == 2 && k == 2 ? 2 : 0, .weight = 1};
+        for (int k = 0; k < 3; k++) tokens[i][k] = (wrpo_tokens){.role = (wrpo_role)k, .ids = answer[i][k], .count = lengths[i][k + 1], .first = i == 2 && k == 2 ? 2 : 0, .share = 1};
         records[i] = (wrpo_record){.prompt_id = "r", .prompt = prompt[i], .prompt_count = lengths[i][0], .responses = tokens[i], .count = 3};
     }
 }

@@ -137,7 +137,7 @@ static void same_as_forward(const char *name, const wrpo_json *scale, const char
     wrpo_tokens y[COUNT * N];
     for (int64_t i = 0; i < COUNT; i++) {
         records[i] = (wrpo_record){.prompt = list[i].ids, .prompt_count = list[i].count, .responses = y + i * N, .count = N};
-        for (int64_t j = 0; j < N; j++) y[i * N + j] = (wrpo_tokens){.role = WRPO_ROLE_TARGET, .ids = k.of[i * N + j].ids, .count = k.of[i * N + j].count, .weight = 1};
+        for (int64_t j = 0; j < N; j++) y[i * N + j] = (wrpo_tokens){.role = WRPO_ROLE_TARGET, .ids = k.of[i * N + j].ids, .count = k.of[i * N + j].count, .share = 1};
     }
     wrpo_data *data;
     double sums[COUNT * N];
@@ -256,7 +256,7 @@ static void frequencies(const wrpo_json *scale) {
     double *sums = malloc((size_t)V * sizeof *sums), *p = malloc((size_t)V * sizeof *p);
     float *logps;
     wrpo_data *data;
-    for (int64_t i = 0; i < V; i++) ids[i] = (int32_t)i, y[i] = (wrpo_tokens){.role = WRPO_ROLE_TARGET, .ids = ids + i, .count = 1, .weight = 1};
+    for (int64_t i = 0; i < V; i++) ids[i] = (int32_t)i, y[i] = (wrpo_tokens){.role = WRPO_ROLE_TARGET, .ids = ids + i, .count = 1, .share = 1};
     wrpo_record record = {.prompt = list->ids, .prompt_count = list->count, .responses = y, .count = (int)V};
     CHECK(wrpo_data_from_ids(ctx, &record, 1, &data) == WRPO_OK && wrpo_logprobs(model, data, 0, 1, sums, &logps) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
     for (int i = 0; i < 6; i++) {
@@ -440,7 +440,7 @@ static void refusals(const wrpo_json *scale) {
         const wrpo_result r = wrpo_generate(model, &refused[i].prompt, 1, &refused[i].d);
         CHECK(r != WRPO_OK && strstr(wrpo_last_error(ctx)->text, refused[i].sentence), "want \"%s\", found \"%s\"", refused[i].sentence, wrpo_last_error(ctx)->text);
     }
-    CHECK(wrpo_generate(model, NULL, 0, &(wrpo_generate_desc){0}) == WRPO_OK, "no prompts: nothing to do");
+    CHECK(wrpo_generate(model, NULL, 0, &(wrpo_generate_desc){0}) == WRPO_OK && wrpo_generate(model, NULL, 0, NULL) == WRPO_OK, "no prompts: nothing to do");
     keeper k = generate(model, &(wrpo_prompt){.ids = many, .count = 255}, 1, (wrpo_generate_desc){.max_tokens = 9, .stop = good, .stop_count = 0}, WRPO_OK);
     CHECK(k.of[0].count == 1 && !k.of[0].stopped, "the last position: %lld tokens", (long long)k.of[0].count);
     free(k.of);

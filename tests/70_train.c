@@ -21,7 +21,7 @@ static void make_records(void) {
         for (int s = 0; s < 4; s++)
             for (int j = 0; j < LENGTH; j++) ids[i][s][j] = (int32_t)(wrpo__random64(1, (uint64_t)(i * 4 + s), (uint64_t)j) % 97);
         for (int k = 0; k < 3; k++)
-            responses[i][k] = (wrpo_tokens){.role = (wrpo_role)k, .ids = ids[i][k + 1], .count = 1 + (i * 7 + k * 11) % 29, .weight = 1};
+            responses[i][k] = (wrpo_tokens){.role = (wrpo_role)k, .ids = ids[i][k + 1], .count = 1 + (i * 7 + k * 11) % 29, .share = 1};
         snprintf(names[i], sizeof names[i], "r%d", i);
         records[i] = (wrpo_record){.prompt_id = names[i], .line = i + 1, .prompt = ids[i][0], .prompt_count = 1 + i * 5 % 33, .responses = responses[i], .count = 3};
     }
@@ -173,7 +173,7 @@ int main(void) {
             int64_t P = records[i / 3].prompt_count;
             memcpy(joined[i], records[i / 3].prompt, (size_t)P * 4);
             memcpy(joined[i] + P, y->ids, (size_t)y->count * 4);
-            whole_tokens[i] = (wrpo_tokens){.role = y->role, .ids = joined[i] + 1, .count = P + y->count - 1, .first = P - 1, .weight = 1};
+            whole_tokens[i] = (wrpo_tokens){.role = y->role, .ids = joined[i] + 1, .count = P + y->count - 1, .first = P - 1, .share = 1};
             singles[i] = (wrpo_record){.prompt_id = "x", .prompt = joined[i], .prompt_count = 1, .responses = &whole_tokens[i], .count = 1};
         }
         wrpo_data *plain;
@@ -289,9 +289,68 @@ int main(void) {
         wrpo_tokens unsaid[3] = {responses[0][0], responses[0][1], responses[0][2]};
         wrpo_record single = records[0];
         wrpo_data *data;
-        unsaid[1].weight = unsaid[2].weight = 0, single.responses = unsaid;
-        CHECK(!wrpo_data_from_ids(ctx, &single, 1, &data) && wrpo_data_record(data, 0).responses[1].weight == 1 && wrpo_data_record(data, 0).responses[2].weight == 1, "a weight of 0");
+        unsaid[1].share = unsaid[2].share = 0, single.responses = unsaid;
+        CHECK(!wrpo_data_from_ids(ctx, &single, 1, &data) && wrpo_data_record(data, 0).responses[1].share == 1 && wrpo_data_record(data, 0).responses[2].share == 1, "a weight of 0");
         wrpo_data_free(data);
+        /* sources that state no share have equal ones; a record that is given again from a view is the same record */
+        unsaid[0].share = 0, unsaid[1].role = WRPO_ROLE_SOURCE, single.weight = WRPO_ZERO;
+        CHECK(!wrpo_data_from_ids(ctx, &single, 1, &data), "%s", wrpo_last_error(ctx)->text);
+        wrpo_record view = wrpo_data_record(data, 0);
+        CHECK(view.responses[0].share == 0.5 && view.responses[1].share == 0.5 && view.weight == 0, "shares %g and %g", view.responses[0].share, view.responses[1].share);
+        unsaid[0] = view.responses[0], unsaid[1] = view.responses[1], unsaid[0].share = WRPO_ZERO, unsaid[1].share = 1, view.responses = unsaid;
+        for (int again = 0; again < 2; again++) {
+            wrpo_data *next;
+            CHECK(!wrpo_data_from_ids(ctx, &view, 1, &next), "%s", wrpo_last_error(ctx)->text);
+            view = wrpo_data_record(next, 0);
+            CHECK(view.responses[0].share == 0 && view.responses[1].share == 1 && view.weight == 0, "given %d times: shares %g and %g, weight %g", again + 1,
+                  view.responses[0].share, view.responses[1].share, view.weight);
+            wrpo_data_free(data), data = next;
+        }
+        wrpo_data_free(data);
+    }
+    {   /* a desc of NULL is {0} */
+        wrpo_model *model = make_model(ctx), *none;
+        wrpo_data *data = make_data(ctx, 0, N);
+        wrpo_trainer *t;
+        wrpo_reward *reward;
+        wrpo_bytes bytes;
+        wrpo_metrics m, other;
+        wrpo_select_stats selected;
+        wrpo_winrate_stats rates;
+        int64_t counts[2];
+#define SAYS(call, sentence) \
+    CHECK(call == WRPO_E_ARG && strstr(wrpo_last_error(ctx)->text, sentence), "want \"%s\", found \"%s\"", sentence, wrpo_last_error(ctx)->text)
+        SAYS(wrpo_model_load(ctx, NULL, &none), "wrpo_model_desc: dir is missing");
+        SAYS(wrpo_model_init(ctx, NULL, &none), "wrpo_init_desc: config is missing");
+        SAYS(wrpo_model_save(model, NULL), "wrpo_save_desc: dir is missing");
+        SAYS(wrpo_reward_load(ctx, NULL, &reward), "wrpo_reward_desc: dir is missing");
+        SAYS(wrpo_split(ctx, NULL, counts), "wrpo_split_desc: want in and both of out, found NULL");
+        SAYS(wrpo_winrate(ctx, NULL, &rates), "wrpo_winrate_desc: want a and b, found NULL");
+        CHECK(wrpo_select(ctx, NULL, &selected) == WRPO_E_FORMAT && strstr(wrpo_last_error(ctx)->text, "want prompts"), "%s", wrpo_last_error(ctx)->text);
+        CHECK(wrpo_train_bytes(ctx, wrpo_model_config(model), data, NULL, &bytes) == WRPO_OK && bytes.total > 0, "%s", wrpo_last_error(ctx)->text);
+        CHECK(wrpo_eval(model, data, NULL, &m) == WRPO_OK && wrpo_eval(model, data, &(wrpo_train_desc){0}, &other) == WRPO_OK && m.loss == other.loss, "%s", wrpo_last_error(ctx)->text);
+        CHECK(wrpo_trainer_new(model, data, NULL, &t) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+        SAYS(wrpo_trainer_save(t, NULL), "wrpo_save_desc: dir is missing");
+        wrpo_trainer_free(t);
+        CHECK(wrpo_train(model, data, NULL, NULL) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+        wrpo_data_free(data), wrpo_model_free(model);
+    }
+    {   /* an explicit zero is a zero, and nobody sees its sign */
+        wrpo_model *model = make_model(ctx);
+        wrpo_data *data = make_data(ctx, 0, N);
+        const wrpo_train_desc zeros = {.alpha = WRPO_ZERO, .learning_rate = WRPO_ZERO, .warmup_ratio = WRPO_ZERO, .beta1 = WRPO_ZERO, .beta2 = WRPO_ZERO, .eps = WRPO_ZERO,
+                                       .weight_decay = WRPO_ZERO, .loss.label_smoothing = WRPO_ZERO, .batch_size = N};
+        const wrpo_train_desc d = wrpo_train_defaults(&zeros), twice = wrpo_train_defaults(&d);
+        wrpo_metrics last;
+        char *line = NULL;
+        CHECK(d.alpha == 0 && d.learning_rate == 0 && d.warmup_ratio == 0 && d.beta1 == 0 && d.beta2 == 0 && d.eps == 0 && d.weight_decay == 0, "explicit zeros");
+        CHECK(twice.alpha == 0 && twice.learning_rate == 0 && twice.warmup_ratio == 0 && twice.beta1 == 0 && twice.beta2 == 0 && twice.eps == 0, "resolved twice");
+        CHECK(!wrpo_train(model, data, &zeros, &last) && !wrpo_metrics_json(ctx, &last, "", &line), "%s", wrpo_last_error(ctx)->text);
+        CHECK(last.learning_rate == 0 && last.cur_alpha == 0 && line && !strstr(line, "-0,") && strstr(line, "\"learning_rate\": 0,"), "%s", line ? line : "");
+        wrpo_free(ctx, line);
+        const wrpo_train_desc never = {.alpha_power = WRPO_ZERO};
+        CHECK(wrpo_train(model, data, &never, &last) == WRPO_E_ARG && strstr(wrpo_last_error(ctx)->text, "found 0") && !strstr(wrpo_last_error(ctx)->text, "-0"), "%s", wrpo_last_error(ctx)->text);
+        wrpo_data_free(data), wrpo_model_free(model);
     }
     {   /* bfloat16: a frozen model on a mapped file has the bits of a loaded one; training works on float masters, which a save keeps */
         wrpo_model *made = make_model(ctx), *loaded, *frozen, *again;

@@ -383,7 +383,7 @@ static void make_records(int64_t V) {
     for (int i = 0; i < RECORDS; i++) {
         for (int s = 0; s < 4; s++)
             for (int j = 0; j < MOST; j++) words[i][s][j] = (int32_t)(wrpo__random64(1, (uint64_t)(i * 4 + s), (uint64_t)j) % (uint64_t)V);
-        for (int k = 0; k < 3; k++) answers[i][k] = (wrpo_tokens){.role = (wrpo_role)k, .ids = words[i][k + 1], .count = 1 + (i * 7 + k * 11) % 29, .weight = 1};
+        for (int k = 0; k < 3; k++) answers[i][k] = (wrpo_tokens){.role = (wrpo_role)k, .ids = words[i][k + 1], .count = 1 + (i * 7 + k * 11) % 29, .share = 1};
         snprintf(record_names[i], sizeof record_names[i], "r%d", i);
         records[i] = (wrpo_record){.prompt_id = record_names[i], .line = i + 1, .prompt = words[i][0], .prompt_count = 1 + i * 13 % 71, .responses = answers[i], .count = 3, .weight = 1};
     }
@@ -526,7 +526,7 @@ static bool on_said(int64_t prompt, const wrpo_sample *y, void *user) {
     for (int k = 0; k < 2; k++) {
         wrpo_tokens *to = &spoken[prompt * 2 + k];
         memcpy(said[prompt * 2 + k], y[k].ids, (size_t)y[k].count * 4);
-        *to = (wrpo_tokens){.role = WRPO_ROLE_TARGET, .ids = said[prompt * 2 + k], .count = y[k].count, .weight = 1};
+        *to = (wrpo_tokens){.role = WRPO_ROLE_TARGET, .ids = said[prompt * 2 + k], .count = y[k].count, .share = 1};
         memcpy((float *)user + (prompt * 2 + k) * 40, y[k].logps, (size_t)y[k].count * 4);
     }
     return true;
