@@ -108,6 +108,17 @@ typedef struct wrpo_allocator {      /* both functions or neither; {0} = malloc 
     void (*free)(void *p, void *user);                 /* p is never NULL */
     void *user;
 } wrpo_allocator;
+/* Files from the caller in place of the file system, for all that a call of this context is given to read. The library
+   still writes to the file system, and reads there what it wrote into out_dir or a save's directory.
+   open: the bytes of a file, for reading until close; NULL: there is no such file. A path that is no file is taken for
+   a directory: the library asks for PATH/config.json and so on, a file perhaps more than once. */
+typedef struct wrpo_files {
+    const void *(*open)(const char *path, size_t *size, void **handle, void *user);    /* 0 = the file system */
+    void (*close)(void *handle, const void *data, void *user);                         /* 0 = the bytes stay */
+    const char *(*list)(const char *dir, int64_t i, void *user);       /* the i-th name in dir, from 0; NULL past the last.
+                                        Only a save asks, for the side files that it copies; 0 = it copies none */
+    void *user;
+} wrpo_files;
 typedef enum wrpo_level { WRPO_LOG_INFO, WRPO_LOG_WARN } wrpo_level;
 typedef struct wrpo_logger { void (*fn)(wrpo_level level, const char *text, void *user); void *user; } wrpo_logger;
 typedef struct wrpo_desc {
@@ -119,6 +130,7 @@ typedef struct wrpo_desc {
                                         are the high halves */
     size_t memory_limit;             /* bytes that a training run may make the context hold; 0 = what the machine or device has free */
     wrpo_allocator memory;
+    wrpo_files files;
     wrpo_logger log;                 /* 0 = silent; wrpo_log_stderr is one */
     wrpo_error *why;                 /* filled if wrpo_open fails, when there is no context to ask; may be NULL */
 } wrpo_desc;
@@ -672,15 +684,15 @@ WRPO_API const wrpo_backend *wrpo_backend_cuda(void);  /* in wrpo_cuda.cu: link 
 /* --------------------------------------------------------------------------------------------- >>base
    Errors, memory, text, files, threads, random numbers.
 
-   How failure travels: a private function that cannot go on calls wrpo__fail, which writes the sentence
-   into the context and jumps to the public entry. That entry was opened by WRPO__TRY with an arena; the
-   arena owns every byte, mapping and temporary file made since, so failure is one free. No private
-   function returns an error code, and none can be ignored.                                             */
+   How failure travels. A private function that cannot go on calls wrpo__fail, which writes the sentence into the
+   context and jumps to the public entry. WRPO__CALL opened that entry with an arena. The arena owns every block,
+   mapping and temporary file made since, so failure is one free. No private function returns an error code, and
+   none can be ignored.                                                                                         */
 #ifdef __cplusplus
 #error "wrpo.h: the declarations are C and C++, the implementation is C: give it a .c file of its own"
 #endif
 #if defined(_FEATURES_H) && !defined(__USE_XOPEN2K8)
-#error "wrpo.h: include it before any system header where WRPO_IMPLEMENTATION is defined, or compile with -D_POSIX_C_SOURCE=200809L"
+#error "wrpo.h: include it before any system header, or compile with -D_POSIX_C_SOURCE=200809L (WRPO_IMPLEMENTATION)"
 #endif
 #include <errno.h>
 #include <float.h>
@@ -695,19 +707,23 @@ WRPO_API const wrpo_backend *wrpo_backend_cuda(void);  /* in wrpo_cuda.cu: link 
 #include <sys/stat.h>
 #ifdef _WIN32
 #include <direct.h>
-#include <io.h>
 #include <windows.h>
+#define wrpo__mkdir(path) _mkdir(path)
+#define wrpo__rename(from, to) (MoveFileExA(from, to, MOVEFILE_REPLACE_EXISTING) ? 0 : -1)
+#define wrpo__process() GetCurrentProcessId()
 #else
 #include <dirent.h>
-#include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
+#define wrpo__mkdir(path) mkdir(path, 0777)
+#define wrpo__rename(from, to) rename(from, to)
+#define wrpo__process() getpid()
 #endif
 #ifdef _OPENMP
 #include <omp.h>
 #endif
 
-#if defined(__GNUC__)
+#ifdef __GNUC__
 #define WRPO__PRINTF(f, a) __attribute__((format(printf, f, a), nonnull(f)))
 #else
 #define WRPO__PRINTF(f, a)
@@ -720,20 +736,24 @@ WRPO_API const wrpo_backend *wrpo_backend_cuda(void);  /* in wrpo_cuda.cu: link 
 #define WRPO__COUNT(a) ((int64_t)(sizeof(a) / sizeof *(a)))
 #define WRPO__MIN(a, b) ((a) < (b) ? (a) : (b))
 #define WRPO__MAX(a, b) ((a) > (b) ? (a) : (b))
-#define WRPO__ALIGN 64               /* of every block: a cache line, an AVX-512 vector */
+/* The public name of each value of an enum, from a list of them; NULL past the last. */
+#define WRPO__NAMED(function, list) \
+    WRPO_API const char *function(int i) { return i >= 0 && i < WRPO__COUNT(list) ? (list)[i] : NULL; }
 
-/* ---- context, frames, arenas ---- */
-typedef struct wrpo__block {         /* header of one allocation, a node of its arena's ring */
+/* ---- context, entries, arenas ---- */
+enum { WRPO__ALIGN = 64 };           /* bytes that every block is aligned to: a cache line, an AVX-512 vector */
+typedef struct wrpo__block {         /* stands before the bytes of one allocation; a node of its arena's ring */
     struct wrpo__block *prev, *next;
     struct wrpo__arena *arena;
     void *base; size_t size;         /* as the allocator gave it */
 } wrpo__block;
+enum { WRPO__BLOCK_HEAD = (sizeof(wrpo__block) + WRPO__ALIGN - 1) / WRPO__ALIGN * WRPO__ALIGN };
 typedef struct wrpo__cleanup { void (*fn)(void *); void *p; struct wrpo__cleanup *next; } wrpo__cleanup;
 typedef struct wrpo__arena {
     wrpo_ctx *ctx;
-    wrpo__block ring;                /* sentinel */
-    wrpo__cleanup *cleanups;         /* run last in, first out, before any memory goes */
-    char *chunk; size_t used, cap;   /* where small things are carved from */
+    wrpo__block ring;                /* of its blocks; this one is none of them */
+    wrpo__cleanup *cleanups;         /* run before any block is freed, the last one first */
+    char *chunk; size_t used, cap;   /* a block that small things share */
 } wrpo__arena;
 typedef struct wrpo__frame {         /* one public entry in progress */
     jmp_buf jump;
@@ -746,29 +766,34 @@ struct wrpo_ctx {
     wrpo_error error;
     wrpo__frame *frame;
     void *dev;                       /* the backend's */
-    size_t bytes, peak, device_bytes;                  /* held, the most ever held, held of the backend's memory */
-    wrpo__arena *handouts;           /* text and arrays given to the user */
+    size_t bytes, peak, device_bytes;                  /* held; the most ever held; held of the backend's memory */
+    wrpo__arena *handouts;           /* text and arrays given to the caller */
 };
-static WRPO__THREAD wrpo__arena *wrpo__current;   /* where stb_ds allocates: the innermost entry's arena */
+static WRPO__THREAD wrpo__arena *wrpo__current;        /* the innermost entry's arena, where stb_ds allocates */
 
 static int32_t wrpo__utf8_get(const char *s, size_t n, size_t *size);
-/* line, column: the place in a text file; the sentence should say it as well: "%s:%lld: ...". */
-_Noreturn WRPO__PRINTF(5, 6) static void wrpo__fail_at(wrpo_ctx *ctx, wrpo_result code, int64_t line, int64_t column, const char *format, ...) {
+/* line, column: a position in a text file. The sentence should state it as well: "%s:%lld: ...". */
+_Noreturn WRPO__PRINTF(5, 6) static void wrpo__fail_at(wrpo_ctx *ctx, wrpo_result code, int64_t line, int64_t column,
+                                                       const char *format, ...) {
+    char *text = ctx->error.text;
     va_list args;
     va_start(args, format);
-    ctx->error.code = code, ctx->error.line = line, ctx->error.column = column;
-    vsnprintf(ctx->error.text, sizeof ctx->error.text, format, args);
+    vsnprintf(text, sizeof ctx->error.text, format, args);
     va_end(args);
-    for (size_t i = 0, size, n = strlen(ctx->error.text); i < n; i += size) {     /* foreign text may hold anything, or be cut within a code point */
-        const int32_t c = wrpo__utf8_get(ctx->error.text + i, n - i, &size);
-        if (c < 0x20 || c == 0x7F) memset(ctx->error.text + i, '?', size);
+    ctx->error.code = code;
+    ctx->error.line = line;
+    ctx->error.column = column;
+    const size_t n = strlen(text);
+    for (size_t i = 0, size; i < n; i += size) {       /* foreign text may hold any byte, or be cut in a character */
+        const int32_t c = wrpo__utf8_get(text + i, n - i, &size);
+        if (c < 0x20 || c == 0x7F) memset(text + i, '?', size);
     }
     longjmp(ctx->frame->jump, 1);
 }
 #define wrpo__fail(ctx, code, ...) wrpo__fail_at(ctx, code, 0, 0, __VA_ARGS__)
-/* Settings: each must lie where it can. */
+/* A setting that must be in a range. WRPO_ZERO is shown as 0. */
 #define WRPO__RANGE(ok, name, value, wanted) \
-    if (!(ok)) wrpo__fail(ctx, WRPO_E_ARG, "%s: want %s, found %g", name, wanted, (double)(value) + 0.0)    /* no -0 */
+    if (!(ok)) wrpo__fail(ctx, WRPO_E_ARG, "%s: want %s, found %g", name, wanted, (double)(value) + 0.0)
 WRPO__PRINTF(3, 4) static void wrpo__log(wrpo_ctx *ctx, wrpo_level level, const char *format, ...) {
     char text[1024];
     if (!ctx->desc.log.fn) return;
@@ -779,63 +804,64 @@ WRPO__PRINTF(3, 4) static void wrpo__log(wrpo_ctx *ctx, wrpo_level level, const 
     ctx->desc.log.fn(level, text, ctx->desc.log.user);
 }
 
-/* Checked sizes: count * size, or failure. */
+/* count * size, or failure. */
 static size_t wrpo__mul(wrpo_ctx *ctx, size_t count, size_t size) {
-    if (size && count > (SIZE_MAX - 4 * WRPO__ALIGN) / size) wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: %zu x %zu bytes", count, size);
+    if (size && count > (SIZE_MAX - 4 * WRPO__ALIGN) / size)
+        wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: %zu x %zu bytes", count, size);
     return count * size;
 }
-/* One block of n bytes, aligned to WRPO__ALIGN, not cleared; NULL if there is none. p NULL or a block to resize. */
-static void *wrpo__block_resize(wrpo__arena *arena, void *p, size_t n) {
-    wrpo_ctx *ctx = arena->ctx;
-    const size_t head = (sizeof(wrpo__block) + WRPO__ALIGN - 1) / WRPO__ALIGN * WRPO__ALIGN;
-    if (n > SIZE_MAX - head - WRPO__ALIGN) return NULL;
-    size_t size = head + n + WRPO__ALIGN;
-    void *base = ctx->desc.memory.alloc(size, ctx->desc.memory.user);
-    if (!base) return NULL;
-    char *data = (char *)(((uintptr_t)base + head + WRPO__ALIGN - 1) / WRPO__ALIGN * WRPO__ALIGN);
-    wrpo__block *block = (wrpo__block *)(void *)(data - head);
-    block->base = base, block->size = size, block->arena = arena;
-    ctx->bytes += size;
-    if (ctx->bytes > ctx->peak) ctx->peak = ctx->bytes;
-    if (!p) {
-        wrpo__block *next = arena->ring.next;
-        block->prev = &arena->ring, block->next = next;
-        next->prev = arena->ring.next = block;
-        return data;
-    }
-    wrpo__block *old = (wrpo__block *)(void *)((char *)p - head);
-    size_t kept = old->size - (size_t)((char *)p - (char *)old->base);
-    memcpy(data, p, WRPO__MIN(kept, n));
-    block->prev = old->prev, block->next = old->next, block->arena = old->arena;
-    block->next->prev = block->prev->next = block;
-    ctx->bytes -= old->size;
-    ctx->desc.memory.free(old->base, ctx->desc.memory.user);
-    return data;
-}
+static wrpo__block *wrpo__block_of(void *p) { return (wrpo__block *)(void *)((char *)p - WRPO__BLOCK_HEAD); }
 static void wrpo__block_free(void *p) {
     if (!p) return;
-    const size_t head = (sizeof(wrpo__block) + WRPO__ALIGN - 1) / WRPO__ALIGN * WRPO__ALIGN;
-    wrpo__block *block = (wrpo__block *)(void *)((char *)p - head);
-    wrpo_ctx *ctx = block->arena->ctx;
-    block->next->prev = block->prev, block->prev->next = block->next;
-    ctx->bytes -= block->size;
-    ctx->desc.memory.free(block->base, ctx->desc.memory.user);
+    wrpo__block *b = wrpo__block_of(p);
+    wrpo_ctx *ctx = b->arena->ctx;
+    b->next->prev = b->prev;
+    b->prev->next = b->next;
+    ctx->bytes -= b->size;
+    ctx->desc.memory.free(b->base, ctx->desc.memory.user);
 }
-static void *wrpo__resize(wrpo__arena *arena, void *p, size_t n) {      /* the same, or failure */
+/* A block of n bytes, not cleared; NULL: out of memory. p: NULL, or a block whose bytes it takes over. */
+static void *wrpo__block_resize(wrpo__arena *arena, void *p, size_t n) {
+    if (p) arena = wrpo__block_of(p)->arena;
+    wrpo_ctx *ctx = arena->ctx;
+    if (n > SIZE_MAX - WRPO__BLOCK_HEAD - WRPO__ALIGN) return NULL;
+    const size_t size = WRPO__BLOCK_HEAD + n + WRPO__ALIGN;
+    void *base = ctx->desc.memory.alloc(size, ctx->desc.memory.user);
+    if (!base) return NULL;
+    const uintptr_t end = (uintptr_t)base + WRPO__BLOCK_HEAD + WRPO__ALIGN - 1;
+    char *data = (char *)(end - end % WRPO__ALIGN);
+    wrpo__block *b = wrpo__block_of(data);
+    *b = (wrpo__block){&arena->ring, arena->ring.next, arena, base, size};
+    b->next->prev = b->prev->next = b;
+    ctx->bytes += size;
+    ctx->peak = WRPO__MAX(ctx->peak, ctx->bytes);
+    if (p) {
+        const wrpo__block *old = wrpo__block_of(p);
+        const size_t kept = old->size - (size_t)((char *)p - (char *)old->base);
+        memcpy(data, p, WRPO__MIN(kept, n));
+        wrpo__block_free(p);
+    }
+    return data;
+}
+static void *wrpo__resize(wrpo__arena *arena, void *p, size_t n) {     /* likewise, or failure */
     p = wrpo__block_resize(arena, p, n);
-    if (!p) wrpo__fail(arena->ctx, WRPO_E_MEMORY, "out of memory: %zu bytes wanted, %zu held", n, arena->ctx->bytes);
+    if (!p)
+        wrpo__fail(arena->ctx, WRPO_E_MEMORY, "out of memory: %zu bytes wanted, %zu held", n, arena->ctx->bytes);
     return p;
 }
-/* count * size bytes, not cleared; for what is large. Freed with the arena or by wrpo__block_free. */
-static void *wrpo__raw(wrpo__arena *arena, size_t count, size_t size) { return wrpo__resize(arena, NULL, wrpo__mul(arena->ctx, count, size)); }
-/* count * size bytes, cleared; small things share chunks. */
+/* count * size bytes, not cleared, in a block of their own. Freed with the arena or by wrpo__block_free. */
+static void *wrpo__raw(wrpo__arena *arena, size_t count, size_t size) {
+    return wrpo__resize(arena, NULL, wrpo__mul(arena->ctx, count, size));
+}
+/* count * size bytes, cleared. Small things share a block. */
 static void *wrpo__alloc(wrpo__arena *arena, size_t count, size_t size) {
-    size_t n = (wrpo__mul(arena->ctx, count, size) + 15) / 16 * 16;
+    const size_t n = (wrpo__mul(arena->ctx, count, size) + 15) / 16 * 16;
     if (n > 4096) return memset(wrpo__raw(arena, n, 1), 0, n);
     if (n > arena->cap - arena->used) {
-        size_t cap = arena->cap == 0 ? 4096 : arena->cap < 1 << 16 ? arena->cap * 4 : arena->cap;
+        const size_t cap = arena->cap ? WRPO__MIN(arena->cap * 4, (size_t)1 << 16) : 4096;
         arena->chunk = wrpo__raw(arena, cap, 1);
-        arena->cap = cap, arena->used = 0;
+        arena->cap = cap;
+        arena->used = 0;
     }
     void *p = arena->chunk + arena->used;
     arena->used += n;
@@ -847,33 +873,24 @@ static char *wrpo__strndup(wrpo__arena *arena, const char *s, size_t n) {
     if (n) memcpy(p, s, n);
     return p;
 }
-/* fn(p) when the arena goes. To own what does not exist yet, register it as NULL first and set ->p once it does. */
+/* fn(p) when the arena is freed, if p is not NULL. To own a thing before it exists, register NULL and set ->p later. */
 static wrpo__cleanup *wrpo__on_free(wrpo__arena *arena, void (*fn)(void *), void *p) {
     wrpo__cleanup *c = WRPO__NEW(arena, wrpo__cleanup);
-    c->fn = fn, c->p = p, c->next = arena->cleanups;
-    arena->cleanups = c;
-    return c;
+    *c = (wrpo__cleanup){fn, p, arena->cleanups};
+    return arena->cleanups = c;
 }
 static wrpo__arena *wrpo__arena_new(wrpo_ctx *ctx) {   /* NULL: out of memory */
     wrpo__arena *arena = ctx->desc.memory.alloc(sizeof *arena, ctx->desc.memory.user);
     if (!arena) return NULL;
-    memset(arena, 0, sizeof *arena);
-    arena->ctx = ctx;
-    arena->ring.prev = arena->ring.next = &arena->ring;
+    *arena = (wrpo__arena){.ctx = ctx, .ring = {.prev = &arena->ring, .next = &arena->ring}};
     ctx->bytes += sizeof *arena;
     return arena;
 }
-static void wrpo__arena_clear(wrpo__arena *arena) {    /* as new; what it owned is gone */
-    wrpo_ctx *ctx = arena->ctx;
+static void wrpo__arena_clear(wrpo__arena *arena) {    /* as new; all that it owned is freed */
     for (; arena->cleanups; arena->cleanups = arena->cleanups->next)
         if (arena->cleanups->p) arena->cleanups->fn(arena->cleanups->p);
-    for (wrpo__block *b = arena->ring.next, *next; b != &arena->ring; b = next) {
-        next = b->next;
-        ctx->bytes -= b->size;
-        ctx->desc.memory.free(b->base, ctx->desc.memory.user);
-    }
-    arena->ring.prev = arena->ring.next = &arena->ring;
-    arena->chunk = NULL, arena->used = arena->cap = 0;
+    while (arena->ring.next != &arena->ring) wrpo__block_free((char *)arena->ring.next + WRPO__BLOCK_HEAD);
+    arena->used = arena->cap = 0;
 }
 static void wrpo__arena_free(wrpo__arena *arena) {
     if (!arena) return;
@@ -881,8 +898,7 @@ static void wrpo__arena_free(wrpo__arena *arena) {
     arena->ctx->bytes -= sizeof *arena;
     arena->ctx->desc.memory.free(arena, arena->ctx->desc.memory.user);
 }
-
-/* An arena of its own inside another one, which it goes with. */
+/* An arena inside another one, which frees it. */
 static void wrpo__free_arena(void *p) { wrpo__arena_free(p); }
 static wrpo__arena *wrpo__sub_arena(wrpo__arena *arena) {
     wrpo__cleanup *owner = wrpo__on_free(arena, wrpo__free_arena, NULL);
@@ -890,45 +906,41 @@ static wrpo__arena *wrpo__sub_arena(wrpo__arena *arena) {
     if (!sub) wrpo__fail(arena->ctx, WRPO_E_MEMORY, "out of memory: %zu bytes held", arena->ctx->bytes);
     return sub;
 }
-/* The public entry:      WRPO__TRY(ctx, arena, temporary) { ...private calls...; *out = ...; }
-                          return wrpo__end(&wrpo__entry);
-   temporary false: the arena becomes the new object's and is freed only on failure. An arena that could
-   not be made (NULL) is a failure too. Entries nest. No local variable may change inside the braces. */
+/* A public entry:    WRPO__CALL(ctx, arena, temporary, call);      call: one call of a private function
+                      return wrpo__end(&wrpo__entry);
+   temporary false: the arena belongs to the object that is made, and is freed only on failure. An arena of NULL, for
+   want of memory, is a failure as well. Entries nest. */
 static bool wrpo__begin(wrpo__frame *f, wrpo_ctx *ctx, wrpo__arena *arena, bool temporary) {
-    f->ctx = ctx, f->up = ctx->frame, f->arena = arena, f->outer = wrpo__current;
-    f->temporary = temporary, f->failed = true;
+    *f = (wrpo__frame){.ctx = ctx, .up = ctx->frame, .arena = arena, .outer = wrpo__current,
+                       .temporary = temporary, .failed = true};
     ctx->frame = f;
     if (arena) wrpo__current = arena;
-    else {
-        ctx->error.code = WRPO_E_MEMORY, ctx->error.line = ctx->error.column = 0;
-        snprintf(ctx->error.text, sizeof ctx->error.text, "out of memory");
-    }
+    else ctx->error = (wrpo_error){WRPO_E_MEMORY, 0, 0, "out of memory"};
     return arena != NULL;
 }
-#define WRPO__TRY(context, new_arena, is_temporary) \
-    wrpo__frame wrpo__entry; \
-    if (wrpo__begin(&wrpo__entry, context, new_arena, is_temporary)) \
-        if (setjmp(wrpo__entry.jump) == 0) \
-            for (bool wrpo__once = true; wrpo__once; wrpo__once = false, wrpo__entry.failed = false)
-/* The same where `call`, one call of a private function, is the whole body: WRPO__CALL(ctx, arena, temporary, f(...)); */
 #define WRPO__CALL(context, new_arena, is_temporary, call) \
     wrpo__frame wrpo__entry; \
     if (wrpo__begin(&wrpo__entry, context, new_arena, is_temporary) && setjmp(wrpo__entry.jump) == 0) { \
         call; \
         wrpo__entry.failed = false; \
     }
+#define WRPO__TRY(context, new_arena, is_temporary) \
+    wrpo__frame wrpo__entry; \
+    if (wrpo__begin(&wrpo__entry, context, new_arena, is_temporary)) \
+        if (setjmp(wrpo__entry.jump) == 0) \
+            for (bool wrpo__once = true; wrpo__once; wrpo__once = false, wrpo__entry.failed = false)
 static wrpo_result wrpo__end(wrpo__frame *f) {
-    wrpo_ctx *ctx = f->ctx;
-    ctx->frame = f->up;
+    f->ctx->frame = f->up;
     wrpo__current = f->outer;
     if (f->failed || f->temporary) wrpo__arena_free(f->arena);
-    if (!f->failed) return WRPO_OK;
-    return ctx->error.code;
+    return f->failed ? f->ctx->error.code : WRPO_OK;
 }
-/* A private call across a nested entry: passes the failure on. */
-static void wrpo__rethrow(wrpo_ctx *ctx, wrpo_result r) { if (r != WRPO_OK) longjmp(ctx->frame->jump, 1); }
+/* After a nested entry that may have failed: passes its failure on. */
+static void wrpo__rethrow(wrpo_ctx *ctx, wrpo_result r) {
+    if (r != WRPO_OK) longjmp(ctx->frame->jump, 1);
+}
 
-/* ---- stb_ds: dynamic arrays and hash maps, in the current arena, under our own names ---- */
+/* ---- stb_ds: dynamic arrays and hash maps, in the current arena, under names of our own ---- */
 #ifdef INCLUDE_STB_DS_H
 #error "wrpo.h: give the implementation a file of its own, or include stb_ds.h after it in another one"
 #endif
@@ -951,248 +963,301 @@ static void wrpo__rethrow(wrpo_ctx *ctx, wrpo_result r) { if (r != WRPO_OK) long
 #define stbds_hmdel_key wrpo__stbds_hmdel_key
 #define stbds_shmode_func wrpo__stbds_shmode_func
 #define STB_DS_IMPLEMENTATION
-#include <stb/stb_ds.h>
+#if !defined(WRPO_STB_DS_H) && defined(__has_include)
+#if !__has_include(<stb/stb_ds.h>)
+#define WRPO_STB_DS_H "stb_ds.h"     /* beside this file, or on the include path */
+#endif
+#endif
+#ifndef WRPO_STB_DS_H
+#define WRPO_STB_DS_H <stb/stb_ds.h>
+#endif
+#include WRPO_STB_DS_H
 #undef STB_DS_IMPLEMENTATION
 #ifdef __GNUC__                      /* stb_ds says typeof, which -std=c11 does not know */
 #undef STBDS_ADDRESSOF
 #define STBDS_ADDRESSOF(variable, value) ((__typeof__(variable)[1]){value})
 #endif
 
-/* ---- text: a growing string in an arena; data is always NUL-terminated ---- */
+/* ---- text: a growing string in an arena; its bytes end in NUL ---- */
 typedef struct wrpo__text { wrpo__arena *arena; char *data; size_t size, cap; } wrpo__text;
+static void wrpo__text_room(wrpo__text *t, size_t n) { /* for n more bytes and the NUL */
+    if (t->data && n < t->cap - t->size) return;
+    size_t cap = WRPO__MAX(t->cap * 2, 64);
+    while (cap <= t->size + n) cap *= 2;
+    t->data = wrpo__resize(t->arena, t->data, cap);
+    t->cap = cap;
+}
 static void wrpo__text_add(wrpo__text *t, const char *s, size_t n) {
-    if (n >= t->cap - t->size || !t->data) {
-        size_t cap = WRPO__MAX(t->cap * 2, 64);
-        while (cap <= t->size + n) cap *= 2;
-        t->data = wrpo__resize(t->arena, t->data, cap), t->cap = cap;
-    }
+    wrpo__text_room(t, n);
     if (n) memcpy(t->data + t->size, s, n);
     t->size += n;
     t->data[t->size] = 0;
 }
 static void wrpo__text_puts(wrpo__text *t, const char *s) { wrpo__text_add(t, s, strlen(s)); }
 WRPO__PRINTF(2, 3) static void wrpo__text_printf(wrpo__text *t, const char *format, ...) {
-    char small[512];
-    va_list args;
-    va_start(args, format);
-    int n = vsnprintf(small, sizeof small, format, args);
-    va_end(args);
-    if (n < (int)sizeof small) { wrpo__text_add(t, small, n > 0 ? (size_t)n : 0); return; }
-    char *big = wrpo__raw(t->arena, (size_t)n + 1, 1);
-    va_start(args, format);
-    vsnprintf(big, (size_t)n + 1, format, args);
-    va_end(args);
-    wrpo__text_add(t, big, (size_t)n);
-    wrpo__block_free(big);
+    size_t n = 32;                   /* a first guess; the second one is exact */
+    for (bool fits = false; !fits;) {
+        wrpo__text_room(t, n);
+        va_list args;
+        va_start(args, format);
+        n = (size_t)vsnprintf(t->data + t->size, t->cap - t->size, format, args);
+        va_end(args);
+        fits = n < t->cap - t->size;
+    }
+    t->size += n;
 }
-/* printf into the arena, for paths and names */
+/* printf into the arena, for paths and names. */
 WRPO__PRINTF(2, 3) static char *wrpo__format(wrpo__arena *arena, const char *format, ...) {
     va_list args;
     va_start(args, format);
-    int n = vsnprintf(NULL, 0, format, args);
+    const size_t n = (size_t)vsnprintf(NULL, 0, format, args) + 1;
     va_end(args);
-    char *p = wrpo__alloc(arena, (size_t)(n < 0 ? 0 : n) + 1, 1);
+    char *p = wrpo__alloc(arena, n, 1);
     va_start(args, format);
-    vsnprintf(p, (size_t)(n < 0 ? 0 : n) + 1, format, args);
+    vsnprintf(p, n, format, args);
     va_end(args);
     return p;
 }
-/* For the user: a copy that outlives the entry and is given back by wrpo_free. */
+/* For the caller: a copy that outlives the entry, until wrpo_free. */
 static void *wrpo__handout(wrpo_ctx *ctx, const void *p, size_t n) {
     char *q = wrpo__raw(ctx->handouts, n + 1, 1);
     if (n) memcpy(q, p, n);
     q[n] = 0;
     return q;
 }
-WRPO_API void wrpo_free(wrpo_ctx *ctx, void *p) { (void)ctx; wrpo__block_free(p); }
+WRPO_API void wrpo_free(wrpo_ctx *ctx, void *p) {
+    (void)ctx;
+    wrpo__block_free(p);
+}
 
-/* UTF-8: the code point at s (of n > 0 bytes) and its length; -1 if the bytes are not valid there
-   (overlong forms, surrogates, above U+10FFFF, cut off), with *size the maximal subpart to skip. */
+/* UTF-8: the code point at s (n > 0 bytes) and the size of its bytes. -1 if they are not valid (an overlong form, a
+   surrogate, above U+10FFFF, cut off); *size is then the maximal subpart, to be skipped. */
 static int32_t wrpo__utf8_get(const char *s, size_t n, size_t *size) {
     const unsigned char *p = (const unsigned char *)s;
-    unsigned c = p[0], low = 0x80, high = 0xBF;
-    size_t need;
+    const unsigned first = p[0], more = 1u + (first >= 0xE0) + (first >= 0xF0);        /* bytes after the first */
     *size = 1;
-    if (c < 0x80) return (int32_t)c;
-    if (c >= 0xC2 && c <= 0xDF) need = 1, c &= 0x1F;
-    else if (c >= 0xE0 && c <= 0xEF) need = 2, low = c == 0xE0 ? 0xA0 : 0x80, high = c == 0xED ? 0x9F : 0xBF, c &= 0x0F;
-    else if (c >= 0xF0 && c <= 0xF4) need = 3, low = c == 0xF0 ? 0x90 : 0x80, high = c == 0xF4 ? 0x8F : 0xBF, c &= 0x07;
-    else return -1;
-    for (size_t i = 1; i <= need; i++, low = 0x80, high = 0xBF) {
-        if (i >= n || p[i] < low || p[i] > high) { *size = i; return -1; }
+    if (first < 0x80) return (int32_t)first;
+    if (first < 0xC2 || first > 0xF4) return -1;
+    unsigned low = first == 0xE0 ? 0xA0 : first == 0xF0 ? 0x90 : 0x80;         /* the range of the second byte */
+    unsigned high = first == 0xED ? 0x9F : first == 0xF4 ? 0x8F : 0xBF;
+    unsigned c = first & 0x3Fu >> more;
+    for (size_t i = 1; i <= more; i++) {
+        *size = i;
+        if (i >= n || p[i] < low || p[i] > high) return -1;
         c = c << 6 | (p[i] & 0x3Fu);
+        low = 0x80;
+        high = 0xBF;
     }
-    *size = need + 1;
+    *size = more + 1;
     return (int32_t)c;
 }
-static size_t wrpo__utf8_put(char *s, uint32_t c) {    /* writes up to 4 bytes */
-    if (c < 0x80) { s[0] = (char)c; return 1; }
-    size_t n = c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
-    for (size_t i = n - 1; i > 0; i--, c >>= 6) s[i] = (char)(0x80 | (c & 0x3F));
-    s[0] = (char)(c | (n == 2 ? 0xC0u : n == 3 ? 0xE0u : 0xF0u));
+static size_t wrpo__utf8_put(char *s, uint32_t c) {    /* writes up to 4 bytes; returns how many */
+    static const unsigned char marks[] = {0, 0, 0xC0, 0xE0, 0xF0};     /* of the first of n bytes */
+    const size_t n = 1u + (c >= 0x80) + (c >= 0x800) + (c >= 0x10000);
+    for (size_t i = n - 1; i > 0; i--) {
+        s[i] = (char)(0x80 | (c & 0x3F));
+        c >>= 6;
+    }
+    s[0] = (char)(c | marks[n]);
     return n;
 }
 
-/* ---- files ---- */
+/* ---- files ----
+   wrpo__disk_x looks at the file system, where all that the library writes is. wrpo__x is for what the caller gives it
+   to read, and asks the context's wrpo_files if there are any. */
 static char *wrpo__join(wrpo__arena *arena, const char *dir, const char *name) {
-    size_t n = strlen(dir);
+    const size_t n = strlen(dir);
     return wrpo__format(arena, n && dir[n - 1] == '/' ? "%s%s" : "%s/%s", dir, name);
 }
 static const char *wrpo__basename(const char *path) {
     const char *slash = strrchr(path, '/');
     return slash ? slash + 1 : path;
 }
-static bool wrpo__is_dir(const char *path) { struct stat st; return stat(path, &st) == 0 && S_ISDIR(st.st_mode); }
-static bool wrpo__exists(const char *path) { struct stat st; return stat(path, &st) == 0; }
-
-typedef struct wrpo__file { const char *path; const unsigned char *data; size_t size; bool mapped; int fd; } wrpo__file;    /* fd: while it is read, else -1 */
-static void wrpo__unmap(void *p) {
+static bool wrpo__ends(const char *s, const char *end) {
+    const size_t n = strlen(s), k = strlen(end);
+    return n >= k && !strcmp(s + n - k, end);
+}
+static bool wrpo__disk_exists(const char *path) { struct stat st; return stat(path, &st) == 0; }
+static bool wrpo__disk_is_dir(const char *path) { struct stat st; return stat(path, &st) == 0 && S_ISDIR(st.st_mode); }
+typedef struct wrpo__file {
+    const char *path; const unsigned char *data; size_t size;
+    bool mapped; FILE *in;           /* in: while it is read */
+    const wrpo_files *files; void *handle;             /* whom the bytes belong to; NULL: not a caller's */
+} wrpo__file;
+static void wrpo__file_drop(void *p) {
     wrpo__file *f = p;
+    if (f->in) fclose(f->in);
+    f->in = NULL;
+    if (f->files && f->files->close) f->files->close(f->handle, f->data, f->files->user);
 #ifndef _WIN32
     if (f->mapped) munmap((void *)(uintptr_t)f->data, f->size);
-    if (f->fd >= 0) close(f->fd);
 #endif
-    f->mapped = false, f->fd = -1;
 }
-/* The whole file, read-only, for as long as the arena lives: a mapping where there is one. */
-static const wrpo__file *wrpo__open_file(wrpo__arena *arena, const char *path) {
-    wrpo_ctx *ctx = arena->ctx;
+static wrpo__file *wrpo__file_new(wrpo__arena *arena, const char *path) {
     wrpo__file *f = WRPO__NEW(arena, wrpo__file);
     f->path = wrpo__strndup(arena, path, strlen(path));
     f->data = (const unsigned char *)"";
-    if (wrpo__is_dir(path)) wrpo__fail(ctx, WRPO_E_IO, "%s: want a file, found a directory", path);
-#ifdef _WIN32
-    FILE *in = fopen(path, "rb");
-    if (!in) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be opened: %s", path, strerror(errno));
-    _fseeki64(in, 0, SEEK_END);
-    f->size = (size_t)_ftelli64(in);
-    rewind(in);
-    unsigned char *data = wrpo__block_resize(arena, NULL, f->size + 1);
-    size_t got = data ? fread(data, 1, f->size, in) : 0;
-    fclose(in);
-    if (!data) wrpo__fail(ctx, WRPO_E_MEMORY, "%s: out of memory: %zu bytes wanted", path, f->size);
-    if (got != f->size) wrpo__fail(ctx, WRPO_E_IO, "%s: %zu bytes wanted, %zu read", path, f->size, got);
-    f->data = data;
-#else
-    f->fd = -1;
-    wrpo__on_free(arena, wrpo__unmap, f);
-    f->fd = open(path, O_RDONLY);
-    if (f->fd < 0) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be opened: %s", path, strerror(errno));
-    struct stat st;
-    if (fstat(f->fd, &st) != 0 || st.st_size < 0) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be read: %s", path, strerror(errno));
-    wrpo__text t = {.arena = arena};
-    if (S_ISREG(st.st_mode) && st.st_size) {
-        void *p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, f->fd, 0);
-        if (p == MAP_FAILED) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be mapped: %s", path, strerror(errno));
-        f->data = p, f->size = (size_t)st.st_size, f->mapped = true;
-    } else if (!S_ISREG(st.st_mode))
-        for (ssize_t n = 1; n;) {                      /* a pipe, a terminal: read to its end */
-            char part[1 << 14];
-            n = read(f->fd, part, sizeof part);
-            if (n > 0) wrpo__text_add(&t, part, (size_t)n);
-            else if (n < 0 && errno != EINTR) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be read: %s", path, strerror(errno));
-        }
-    close(f->fd), f->fd = -1;
-    if (t.size) f->data = (const unsigned char *)t.data, f->size = t.size;
-#endif
+    wrpo__on_free(arena, wrpo__file_drop, f);
     return f;
 }
-static void wrpo__make_dir(wrpo_ctx *ctx, const char *path) {   /* and its parents; existing is fine */
-    char part[4096];
-    size_t n = strlen(path);
-    if (n == 0 || n >= sizeof part) wrpo__fail(ctx, WRPO_E_IO, "\"%.200s\": not a usable path for a directory", path);
-    for (size_t i = 1; i <= n; i++) {
-        if (i < n && path[i] != '/') continue;
-        memcpy(part, path, i);
-        part[i] = 0;
-#ifdef _WIN32
-        int r = _mkdir(part);
-#else
-        int r = mkdir(part, 0777);
-#endif
-        const int e = errno == EEXIST ? ENOTDIR : errno;
-        if (r != 0 && !wrpo__is_dir(part)) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be made: %s", part, strerror(e));
+/* The whole file, read-only, until the arena is freed: a mapping where there is one. */
+static const wrpo__file *wrpo__disk_open(wrpo__arena *arena, const char *path) {
+    wrpo_ctx *ctx = arena->ctx;
+    wrpo__file *f = wrpo__file_new(arena, path);
+    wrpo__text t = {.arena = arena};
+    if (wrpo__disk_is_dir(path)) wrpo__fail(ctx, WRPO_E_IO, "%s: want a file, found a directory", path);
+    f->in = fopen(path, "rb");
+    if (!f->in) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be opened: %s", path, strerror(errno));
+#ifndef _WIN32
+    struct stat st;
+    if (fstat(fileno(f->in), &st) == 0 && S_ISREG(st.st_mode) && st.st_size > 0) {
+        void *p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fileno(f->in), 0);
+        if (p == MAP_FAILED) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be mapped: %s", path, strerror(errno));
+        f->data = p;
+        f->size = (size_t)st.st_size;
+        f->mapped = true;
     }
-}
-static bool wrpo__ends(const char *s, const char *end) {
-    size_t n = strlen(s), k = strlen(end);
-    return n >= k && !strcmp(s + n - k, end);
+#endif
+    while (!f->mapped) {             /* a pipe, a terminal, no mappings: read to its end */
+        char part[1 << 14];
+        const size_t n = fread(part, 1, sizeof part, f->in);
+        wrpo__text_add(&t, part, n);
+        if (n == 0 && !ferror(f->in)) break;
+        if (n == 0 && errno != EINTR) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be read: %s", path, strerror(errno));
+        clearerr(f->in);
+    }
+    fclose(f->in);
+    f->in = NULL;
+    if (!f->mapped) f->data = (const unsigned char *)t.data;
+    if (!f->mapped) f->size = t.size;
+    return f;
 }
 typedef struct wrpo__name { char *text; } wrpo__name;
-static int wrpo__by_name(const void *a, const void *b) { return strcmp(((const wrpo__name *)a)->text, ((const wrpo__name *)b)->text); }
+static int wrpo__by_name(const void *a, const void *b) {
+    return strcmp(((const wrpo__name *)a)->text, ((const wrpo__name *)b)->text);
+}
+static void wrpo__add_name(wrpo__arena *arena, wrpo__name **names, const char *text) {
+    const wrpo__name name = {wrpo__strndup(arena, text, strlen(text))};
+    stbds_arrput(*names, name);
+}
 #ifndef _WIN32
 static void wrpo__dir_close(void *p) { closedir(p); }
 #endif
 /* The names in a directory, sorted; an stb_ds array. */
-static wrpo__name *wrpo__list_dir(wrpo__arena *arena, const char *dir) {
+static wrpo__name *wrpo__disk_list(wrpo__arena *arena, const char *dir) {
     wrpo__name *names = NULL;
 #ifdef _WIN32
     WIN32_FIND_DATAA e;
     HANDLE h = FindFirstFileA(wrpo__join(arena, dir, "*"), &e);
     if (h == INVALID_HANDLE_VALUE) wrpo__fail(arena->ctx, WRPO_E_IO, "%s: cannot be listed", dir);
-    do { wrpo__name name = {wrpo__strndup(arena, e.cFileName, strlen(e.cFileName))}; stbds_arrput(names, name); } while (FindNextFileA(h, &e));
+    do wrpo__add_name(arena, &names, e.cFileName); while (FindNextFileA(h, &e));
     FindClose(h);
 #else
     wrpo__cleanup *owner = wrpo__on_free(arena, wrpo__dir_close, NULL);
     DIR *d = owner->p = opendir(dir);
     if (!d) wrpo__fail(arena->ctx, WRPO_E_IO, "%s: cannot be listed: %s", dir, strerror(errno));
-    for (struct dirent *e; (e = readdir(d));) {
-        wrpo__name name = {wrpo__strndup(arena, e->d_name, strlen(e->d_name))};
-        stbds_arrput(names, name);
-    }
+    for (struct dirent *e = readdir(d); e; e = readdir(d)) wrpo__add_name(arena, &names, e->d_name);
     owner->p = NULL;
     closedir(d);
 #endif
     if (names) qsort(names, (size_t)stbds_arrlen(names), sizeof *names, wrpo__by_name);
     return names;
 }
-/* A file that appears under its name whole or not at all: written beside it, synced, then renamed. */
+static const wrpo_files *wrpo__files(void) {           /* the current context's; NULL: it reads the file system */
+    const wrpo_files *files = &wrpo__current->ctx->desc.files;
+    return files->open ? files : NULL;
+}
+static bool wrpo__exists(const char *path) {
+    const wrpo_files *files = wrpo__files();
+    if (!files) return wrpo__disk_exists(path);
+    size_t size;
+    void *handle = NULL;
+    const void *data = files->open(path, &size, &handle, files->user);
+    if (data && files->close) files->close(handle, data, files->user);
+    return data != NULL;
+}
+/* Among wrpo_files, a path that names no file is that of a directory. */
+static bool wrpo__is_dir(const char *path) { return wrpo__files() ? !wrpo__exists(path) : wrpo__disk_is_dir(path); }
+static const wrpo__file *wrpo__open_file(wrpo__arena *arena, const char *path) {
+    const wrpo_files *files = wrpo__files();
+    if (!files) return wrpo__disk_open(arena, path);
+    wrpo__file *f = wrpo__file_new(arena, path);
+    const void *data = files->open(path, &f->size, &f->handle, files->user);
+    if (!data) wrpo__fail(arena->ctx, WRPO_E_IO, "%s: cannot be opened: wrpo_desc.files has no such file", path);
+    f->data = data;
+    f->files = files;
+    return f;
+}
+static wrpo__name *wrpo__list_dir(wrpo__arena *arena, const char *dir) {
+    const wrpo_files *files = wrpo__files();
+    wrpo__name *names = NULL;
+    if (!files) return wrpo__disk_list(arena, dir);
+    const char *name = files->list ? files->list(dir, 0, files->user) : NULL;
+    for (int64_t i = 1; name; i++) {
+        wrpo__add_name(arena, &names, name);
+        name = files->list(dir, i, files->user);
+    }
+    return names;
+}
+static void wrpo__make_dir(wrpo_ctx *ctx, const char *path) {  /* and its parents; one that exists is fine */
+    char part[4096];
+    const size_t n = strlen(path);
+    if (n == 0 || n >= sizeof part) wrpo__fail(ctx, WRPO_E_IO, "\"%.200s\": not a usable path for a directory", path);
+    for (size_t i = 1; i <= n; i++) {
+        if (i < n && path[i] != '/') continue;
+        memcpy(part, path, i);
+        part[i] = 0;
+        const int r = wrpo__mkdir(part);
+        const int e = errno == EEXIST ? ENOTDIR : errno;
+        if (r != 0 && !wrpo__disk_is_dir(part))
+            wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be made: %s", part, strerror(e));
+    }
+}
+/* A file that gets its name only when it is whole: written under a part name, synced, renamed. */
 typedef struct wrpo__writer { wrpo_ctx *ctx; char *path, *part; FILE *f; bool waits; } wrpo__writer;
 static void wrpo__writer_drop(void *p) {
     wrpo__writer *w = p;
+    const bool there = w->f || w->waits;
     if (w->f) fclose(w->f);
-    if (w->f || w->waits) remove(w->part);
-    w->f = NULL, w->waits = false;
+    if (there) remove(w->part);
+    w->f = NULL;
+    w->waits = false;
+}
+_Noreturn static void wrpo__writer_fail(const wrpo__writer *w, int e) {
+    wrpo__fail(w->ctx, WRPO_E_IO, "%s: cannot be written: %s", w->path, strerror(e));
 }
 static wrpo__writer *wrpo__create(wrpo__arena *arena, const char *path) {
     wrpo__writer *w = WRPO__NEW(arena, wrpo__writer);
     w->ctx = arena->ctx;
     w->path = wrpo__strndup(arena, path, strlen(path));
-#ifdef _WIN32
-    w->part = wrpo__format(arena, "%s.%lu.part", path, (unsigned long)GetCurrentProcessId());
-#else
-    w->part = wrpo__format(arena, "%s.%ld.part", path, (long)getpid());
-#endif
+    w->part = wrpo__format(arena, "%s.%lu.part", path, (unsigned long)wrpo__process());
     wrpo__on_free(arena, wrpo__writer_drop, w);
     w->f = fopen(w->part, "wb");
-    if (!w->f) wrpo__fail(w->ctx, WRPO_E_IO, "%s: cannot be written: %s", path, strerror(errno));
+    if (!w->f) wrpo__writer_fail(w, errno);
     return w;
 }
 static void wrpo__write(wrpo__writer *w, const void *p, size_t n) {
-    if (n && fwrite(p, 1, n, w->f) != n) wrpo__fail(w->ctx, WRPO_E_IO, "%s: cannot be written: %s", w->path, strerror(errno));
+    if (n && fwrite(p, 1, n, w->f) != n) wrpo__writer_fail(w, errno);
 }
-/* The file is whole, and waits for its name: closed and synced, so that many can wait without a descriptor each. */
+/* The file is whole and waits for its name. It is closed, so many can wait without a descriptor each. */
 static void wrpo__finish(wrpo__writer *w) {
-    bool ok = fflush(w->f) == 0;
-    int e = errno;
+    int e = fflush(w->f) == 0 ? 0 : errno;
 #ifndef _WIN32
-    if (ok && fsync(fileno(w->f)) != 0 && errno != EINVAL && errno != ENOTSUP) ok = false, e = errno;
+    if (!e && fsync(fileno(w->f)) != 0 && errno != EINVAL && errno != ENOTSUP) e = errno;
 #endif
-    if (fclose(w->f) != 0 && ok) ok = false, e = errno;
-    w->f = NULL, w->waits = true;
-    if (!ok) wrpo__fail(w->ctx, WRPO_E_IO, "%s: cannot be written: %s", w->path, strerror(e));
+    if (fclose(w->f) != 0 && !e) e = errno;
+    w->f = NULL;
+    w->waits = true;
+    if (e) wrpo__writer_fail(w, e);
 }
 static void wrpo__publish(wrpo__writer *w) {
-#ifdef _WIN32
-    bool ok = MoveFileExA(w->part, w->path, MOVEFILE_REPLACE_EXISTING) != 0;
-    errno = EIO;
-#else
-    bool ok = rename(w->part, w->path) == 0;
-#endif
-    if (!ok) wrpo__fail(w->ctx, WRPO_E_IO, "%s: cannot be written: %s", w->path, strerror(errno));
+    if (wrpo__rename(w->part, w->path) != 0) wrpo__writer_fail(w, errno);
     w->waits = false;
 }
-static void wrpo__commit(wrpo__writer *w) { wrpo__finish(w), wrpo__publish(w); }
+static void wrpo__commit(wrpo__writer *w) {
+    wrpo__finish(w);
+    wrpo__publish(w);
+}
 
 /* ---- time, threads ---- */
 static double wrpo__now(void) {      /* seconds */
@@ -1200,50 +1265,52 @@ static double wrpo__now(void) {      /* seconds */
     timespec_get(&t, TIME_UTC);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
-/* WRPO__PARFOR(threads) for (int64_t i = ...; i < n; i++) body: iterations are independent and each writes
-   places of its own; sums are never shared between iterations, so the thread count cannot show in a result.
-   WRPO__PARROWS: the same over n rows of D numbers, as many rows at a time as are worth fetching. */
+/* WRPO__PARFOR(threads) for (int64_t i = ...; i < n; i++) body: iterations are independent, and each writes elements
+   of its own. No sum is shared by iterations, so no result depends on the number of threads.
+   WRPO__PARROWS: likewise for n rows of D elements, as many rows at a time as are worth fetching. */
 #define WRPO__PRAGMA(x) _Pragma(#x)
 #ifdef _OPENMP
 #define WRPO__PARFOR(threads) WRPO__PRAGMA(omp parallel for num_threads(threads) schedule(dynamic, 1))
-#define WRPO__PARROWS(cpu, n, D) WRPO__PRAGMA(omp parallel for num_threads(wrpo__cpu_team(cpu, (n) * (D))) schedule(dynamic, wrpo__cpu_chunk(D)))
+#define WRPO__PARROWS(cpu, n, D) \
+    WRPO__PRAGMA(omp parallel for num_threads(wrpo__cpu_team(cpu, (n) * (D))) schedule(dynamic, wrpo__cpu_chunk(D)))
 #else
 #define WRPO__PARFOR(threads) (void)(threads);
 #define WRPO__PARROWS(cpu, n, D) (void)(wrpo__cpu_team(cpu, (n) * (D)) + wrpo__cpu_chunk(D));
 #endif
 
-/* ---- numbers: Philox4x32-10 (Salmon et al. 2011), a counter-based generator; and a 64-bit hash ---- */
+/* ---- random numbers: Philox4x32-10 (Salmon et al. 2011), a function of a counter; and a 64-bit hash ---- */
 typedef struct wrpo__philox { uint32_t v[4]; } wrpo__philox;
 static wrpo__philox wrpo__random(uint64_t seed, uint64_t stream, uint64_t counter) {
-    uint32_t c[4] = {(uint32_t)counter, (uint32_t)(counter >> 32), (uint32_t)stream, (uint32_t)(stream >> 32)};
-    uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
-    for (int round = 0; round < 10; round++, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
-        uint64_t a = (uint64_t)0xD2511F53u * c[0], b = (uint64_t)0xCD9E8D57u * c[2];
-        uint32_t n0 = (uint32_t)(b >> 32) ^ c[1] ^ k0, n2 = (uint32_t)(a >> 32) ^ c[3] ^ k1;
-        c[0] = n0, c[1] = (uint32_t)b, c[2] = n2, c[3] = (uint32_t)a;
+    wrpo__philox r = {{(uint32_t)counter, (uint32_t)(counter >> 32), (uint32_t)stream, (uint32_t)(stream >> 32)}};
+    uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32), *v = r.v;
+    for (int round = 0; round < 10; round++) {
+        const uint64_t a = (uint64_t)0xD2511F53u * v[0], b = (uint64_t)0xCD9E8D57u * v[2];
+        v[0] = (uint32_t)(b >> 32) ^ v[1] ^ k0;
+        v[2] = (uint32_t)(a >> 32) ^ v[3] ^ k1;
+        v[1] = (uint32_t)b;
+        v[3] = (uint32_t)a;
+        k0 += 0x9E3779B9u;
+        k1 += 0xBB67AE85u;
     }
-    wrpo__philox r = {{c[0], c[1], c[2], c[3]}};
     return r;
 }
 static uint64_t wrpo__random64(uint64_t seed, uint64_t stream, uint64_t counter) {
-    wrpo__philox r = wrpo__random(seed, stream, counter);
+    const wrpo__philox r = wrpo__random(seed, stream, counter);
     return (uint64_t)r.v[0] << 32 | r.v[1];
 }
-static double wrpo__normal(uint64_t seed, uint64_t stream, uint64_t counter) {   /* Box-Muller */
-    wrpo__philox r = wrpo__random(seed, stream, counter);
-    double u = ((double)r.v[0] + 0.5) / 4294967296.0, v = ((double)r.v[1] + 0.5) / 4294967296.0;
+static double wrpo__normal(uint64_t seed, uint64_t stream, uint64_t counter) {         /* N(0, 1): Box and Muller 1958 */
+    const wrpo__philox r = wrpo__random(seed, stream, counter);
+    const double u = ((double)r.v[0] + 0.5) / 4294967296.0, v = ((double)r.v[1] + 0.5) / 4294967296.0;
     return sqrt(-2 * log(u)) * cos(6.283185307179586 * v);
 }
-static uint64_t wrpo__hash(uint64_t h, const void *p, size_t n) {   /* chains; not against adversaries */
+static uint64_t wrpo__hash(uint64_t h, const void *p, size_t n) {      /* can be chained; not against adversaries */
     const unsigned char *s = p;
     h ^= n * 0x9E3779B97F4A7C15u;
-    while (n) {
+    for (size_t i = 0; i < n; i += 8) {
         uint64_t w = 0;
-        size_t k = WRPO__MIN(n, 8);
-        memcpy(&w, s, k);
+        memcpy(&w, s + i, WRPO__MIN(n - i, 8));
         h = (h ^ w) * 0xBF58476D1CE4E5B9u;
         h ^= h >> 29;
-        s += k, n -= k;
     }
     return h * 0x94D049BB133111EBu ^ h >> 32;
 }
@@ -1258,35 +1325,44 @@ static float wrpo__bits_float(uint32_t u) { float x; memcpy(&x, &u, sizeof x); r
 static float wrpo__float_of(uint16_t half) { return wrpo__bits_float((uint32_t)half << 16); }    /* of bfloat16 */
 static uint32_t wrpo__float_bits(float x) { uint32_t u; memcpy(&u, &x, sizeof u); return u; }
 static uint16_t wrpo__float_to_bf16(float x) {         /* to nearest, ties to even; NaN stays NaN */
-    uint32_t u = wrpo__float_bits(x);
+    const uint32_t u = wrpo__float_bits(x);
     if ((u & 0x7FFFFFFFu) > 0x7F800000u) return (uint16_t)(u >> 16 | 0x40);
     return (uint16_t)((u + 0x7FFFu + (u >> 16 & 1)) >> 16);
 }
-/* A float master in two halves: high, the nearest bfloat16, and low, what that left over: bits = (high << 16) + (int16_t)low. */
-static float wrpo__master(uint16_t high, uint16_t low) { return wrpo__bits_float(((uint32_t)high << 16) + (uint32_t)(int16_t)low); }
+/* A float master in two halves: high is the nearest bfloat16, low the rest: bits = (high << 16) + (int16_t)low. */
+static float wrpo__master(uint16_t high, uint16_t low) {
+    return wrpo__bits_float(((uint32_t)high << 16) + (uint32_t)(int16_t)low);
+}
 static void wrpo__master_split(float x, uint16_t *high, uint16_t *low) {
     const uint32_t bits = wrpo__float_bits(x);
-    *high = (uint16_t)((bits + 0x8000u) >> 16), *low = (uint16_t)bits;
+    *high = (uint16_t)((bits + 0x8000u) >> 16);
+    *low = (uint16_t)bits;
 }
-WRPO_API const char *wrpo_moments_name(int i) { return i == 0 ? "f32" : i == 1 ? "bf16" : i == 2 ? "8bit" : NULL; }
+static const char *const wrpo__moments_names[] = {
+    [WRPO_MOMENTS_F32] = "f32", [WRPO_MOMENTS_BF16] = "bf16", [WRPO_MOMENTS_8BIT] = "8bit"};
+WRPO__NAMED(wrpo_moments_name, wrpo__moments_names)
 WRPO_API size_t wrpo_moments_bytes(wrpo_moments moments, int64_t count) {
-    if (moments == WRPO_MOMENTS_8BIT) return (size_t)wrpo__div_up(count, WRPO_BLOCK) * WRPO_BLOCK_BYTES;
-    return moments == WRPO_MOMENTS_BF16 ? (size_t)wrpo__div_up(count, WRPO_BLOCK) * WRPO_BLOCK * 2 : (size_t)count * 4;
+    const size_t blocks = (size_t)wrpo__div_up(count, WRPO_BLOCK);
+    if (moments == WRPO_MOMENTS_8BIT) return blocks * WRPO_BLOCK_BYTES;
+    return moments == WRPO_MOMENTS_BF16 ? blocks * WRPO_BLOCK * 2 : (size_t)count * 4;
 }
 
 /* ---- context ---- */
 static void *wrpo__malloc(size_t n, void *user) { (void)user; return malloc(n); }
 static void wrpo__mfree(void *p, void *user) { (void)user; free(p); }
 static wrpo_result wrpo__open_fails(const wrpo_desc *d, wrpo_result r, const char *text) {
-    if (d->why) d->why->code = r, d->why->line = d->why->column = 0, snprintf(d->why->text, sizeof d->why->text, "%s", text);
+    if (!d->why) return r;
+    *d->why = (wrpo_error){.code = r};
+    snprintf(d->why->text, sizeof d->why->text, "%s", text);
     return r;
 }
 WRPO_API wrpo_result wrpo_open(const wrpo_desc *desc, wrpo_ctx **out) {
-    wrpo_desc d = {0};
+    wrpo_desc d = desc ? *desc : (wrpo_desc){0};
     *out = NULL;
-    if (desc) d = *desc;
-    if (!d.memory.alloc != !d.memory.free || d.threads < 0) return wrpo__open_fails(&d, WRPO_E_ARG, "wrpo_open: want both functions of memory or none, and no negative number of threads");
-    if (!d.memory.alloc) d.memory.alloc = wrpo__malloc, d.memory.free = wrpo__mfree;
+    if (!d.memory.alloc != !d.memory.free)
+        return wrpo__open_fails(&d, WRPO_E_ARG, "wrpo_open: memory: want both functions or none");
+    if (d.threads < 0) return wrpo__open_fails(&d, WRPO_E_ARG, "wrpo_open: threads: want at least 0");
+    if (!d.memory.alloc) d.memory = (wrpo_allocator){wrpo__malloc, wrpo__mfree, NULL};
 #ifdef _OPENMP
     if (!d.threads) d.threads = omp_get_max_threads();
 #else
@@ -1294,18 +1370,17 @@ WRPO_API wrpo_result wrpo_open(const wrpo_desc *desc, wrpo_ctx **out) {
 #endif
     if (!d.backend) d.backend = wrpo_backend_cpu();
     if (!d.dtype) d.dtype = d.backend->dtype;
-    if (d.dtype != WRPO_DTYPE_F32 && d.dtype != WRPO_DTYPE_BF16) return wrpo__open_fails(&d, WRPO_E_ARG, "wrpo_open: dtype: want f32 or bf16");
+    if (d.dtype != WRPO_DTYPE_F32 && d.dtype != WRPO_DTYPE_BF16)
+        return wrpo__open_fails(&d, WRPO_E_ARG, "wrpo_open: dtype: want f32 or bf16");
     wrpo_ctx *ctx = d.memory.alloc(sizeof *ctx, d.memory.user);
     if (!ctx) return wrpo__open_fails(&d, WRPO_E_MEMORY, "out of memory");
-    memset(ctx, 0, sizeof *ctx);
-    ctx->desc = d;
+    *ctx = (wrpo_ctx){.desc = d, .error = {.text = "out of memory"}};
     ctx->handouts = wrpo__arena_new(ctx);
-    snprintf(ctx->error.text, sizeof ctx->error.text, "out of memory");
-    wrpo_result r = ctx->handouts ? d.backend->open(&ctx->dev, &ctx->desc, &ctx->error) : WRPO_E_MEMORY;
+    const wrpo_result r = ctx->handouts ? d.backend->open(&ctx->dev, &ctx->desc, &ctx->error) : WRPO_E_MEMORY;
     if (r == WRPO_OK) {
         ctx->error = (wrpo_error){0};
         *out = ctx;
-        return r;
+        return WRPO_OK;
     }
     wrpo__open_fails(&d, r, ctx->error.text);
     wrpo__arena_free(ctx->handouts);
@@ -3727,7 +3802,7 @@ static void wrpo__remove(wrpo_ctx *ctx, const char *path) {
 }
 /* The shards in dir that belong to a split into other than `shards` files: paths, an stb_ds array. */
 static char **wrpo__stale_shards(wrpo__arena *temp, const char *dir, int64_t shards) {
-    const wrpo__name *names = wrpo__list_dir(temp, dir);
+    const wrpo__name *names = wrpo__disk_list(temp, dir);
     char **stale = NULL;
     for (int64_t i = 0, shard, of; i < stbds_arrlen(names); i++)
         if (wrpo__shard_name(names[i].text, &shard, &of) && !(of == shards && shard >= 1 && shard <= of)) stbds_arrput(stale, wrpo__join(temp, dir, names[i].text));
@@ -3846,7 +3921,7 @@ static void wrpo__tensors_save(wrpo__arena *temp, const char *dir, const wrpo__s
         if (n) qsort(placed, (size_t)n, sizeof *placed, wrpo__by_placed_name);
         index = wrpo__index_write(temp, index_path, placed, n, shards, total);
         for (int64_t s = 0; s < shards; s++)           /* an old index over old and new shards of the same names would open as a mixture */
-            if (wrpo__exists(ready[s]->path)) { wrpo__remove(ctx, index_path); break; }
+            if (wrpo__disk_exists(ready[s]->path)) { wrpo__remove(ctx, index_path); break; }
     }
     for (int64_t i = 0; i < stbds_arrlen(beside); i++) wrpo__remove(ctx, beside[i]->path);
     for (int64_t s = 0; s < files; s++) wrpo__publish(ready[s]);
@@ -4294,7 +4369,7 @@ static bool wrpo__is_side_file(const char *name) {
 }
 /* One more file of a checkpoint, under its part name so far; not if it is there already, the same. */
 static void wrpo__beside(wrpo__arena *arena, wrpo__writer ***files, const char *to, const void *data, size_t size) {
-    const wrpo__file *old = wrpo__exists(to) ? wrpo__open_file(arena, to) : NULL;
+    const wrpo__file *old = wrpo__disk_exists(to) ? wrpo__disk_open(arena, to) : NULL;
     if (old && old->size == size && !memcmp(old->data, data, size)) return;
     wrpo__writer *w = wrpo__create(arena, to);
     wrpo__write(w, data, size);
@@ -8822,8 +8897,8 @@ static uint64_t wrpo__fingerprint(const wrpo_model *model, const wrpo_data *data
 /* A cache that is there and whole fills ref; anything else is made anew. */
 static bool wrpo__reference_read(wrpo__arena *temp, const char *path, uint64_t fingerprint, double *ref, int64_t N, int K) {
     char want[32];
-    if (!wrpo__exists(path)) return false;
-    const wrpo__file *f = wrpo__open_file(temp, path);
+    if (!wrpo__disk_exists(path)) return false;
+    const wrpo__file *f = wrpo__disk_open(temp, path);
     wrpo_json *root;
     if (wrpo_json_parse(temp->ctx, path, (const char *)f->data, f->size, &root) != WRPO_OK) return false;
     snprintf(want, sizeof want, "%016llx", (unsigned long long)fingerprint);
@@ -8990,7 +9065,7 @@ WRPO_API wrpo_result wrpo_trainer_save(wrpo_trainer *t, const wrpo_save_desc *gi
         wrpo__arena *temp = wrpo__entry.arena;
         if (!desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_save_desc: dir is missing");
         const char *path = wrpo__join(temp, desc->dir, WRPO__STATE_FILE), *log = t->out_dir ? wrpo__join(temp, t->out_dir, "metrics.jsonl") : NULL;
-        const wrpo__file *metrics = log && wrpo__exists(log) ? wrpo__open_file(temp, log) : NULL;
+        const wrpo__file *metrics = log && wrpo__disk_exists(log) ? wrpo__disk_open(temp, log) : NULL;
         const int64_t log_size = metrics ? (int64_t)metrics->size : 0, eight = 8;
         const wrpo__setting *settings = wrpo__state_settings(temp, t);
         const wrpo__state_part *parts = wrpo__state_parts(temp, t), *parts_end = parts + stbds_arrlen(parts);
@@ -9182,7 +9257,7 @@ static wrpo_result wrpo__checkpoint(wrpo_trainer *t, int64_t *saved) {
         save.dir = wrpo__format(temp, "%s/checkpoint-%lld", save.dir, (long long)t->k);
         wrpo__rethrow(t->ctx, wrpo_trainer_save(t, &save));
         *saved = t->k;
-        const wrpo__name *names = old ? wrpo__list_dir(temp, old) : NULL;
+        const wrpo__name *names = old ? wrpo__disk_list(temp, old) : NULL;
         for (int64_t i = 0; i < stbds_arrlen(names); i++)
             if (strcmp(names[i].text, ".") && strcmp(names[i].text, "..")) wrpo__remove(t->ctx, wrpo__join(temp, old, names[i].text));
 #ifdef _WIN32
