@@ -271,6 +271,10 @@ WRPO_API wrpo_result wrpo_model_check(wrpo_ctx *ctx, const char *dir, wrpo_confi
 WRPO_API const wrpo_config *wrpo_model_config(const wrpo_model *model);
 WRPO_API int64_t wrpo_model_weights(const wrpo_model *model, const wrpo_weight **out);   /* the table; its length */
 WRPO_API int64_t wrpo_model_parameters(const wrpo_model *model);                         /* tied weights once */
+/* Elements [first, first + count) of weight i of the table, as floats, out of any backend's memory or into it. The
+   masters, where the model has them; otherwise put rounds to the weight's dtype. A frozen model takes none. */
+WRPO_API wrpo_result wrpo_weight_get(wrpo_model *model, int64_t i, int64_t first, int64_t count, float *out);
+WRPO_API wrpo_result wrpo_weight_put(wrpo_model *model, int64_t i, int64_t first, int64_t count, const float *values);
 
 /* ---- data: JSON lines of {prompt, chosen, rejected} or {messages} ---- */
 typedef enum wrpo_role { WRPO_ROLE_SOURCE, WRPO_ROLE_TARGET, WRPO_ROLE_REJECTED } wrpo_role;
@@ -358,6 +362,9 @@ WRPO_API double wrpo_lr_factor(wrpo_lr_schedule schedule, int64_t warmup, int64_
    where a record has fewer) and, if per_token is not NULL, a new array of every scored token's log-prob in order (wrpo_free). */
 WRPO_API wrpo_result wrpo_logprobs(wrpo_model *model, const wrpo_data *data, int64_t first, int64_t count,
                                    double *logps, float **per_token);
+/* Of count token ids as one sequence: hidden [count, D], what enters the LM head (after the final norm), and
+   logits [count, V], capped where the model caps them. NULL: not wanted. */
+WRPO_API wrpo_result wrpo_hidden(wrpo_model *model, const int32_t *ids, int64_t count, float *hidden, float *logits);
 
 /* ---- generation: many prompts and samples at once, over a cache of keys and values ----
    A sample depends on the model, its prompt's ids and stream, its number, the seed and the settings of sampling; not on what
@@ -401,6 +408,10 @@ typedef struct wrpo_tokenizer_prompt_desc {
 /* The ids that training gives the model for the prompt of such a record ({prompt} or {messages}, tools, chat_template_kwargs):
    what the template writes, with the generation prompt. wrpo_free(ids). */
 WRPO_API wrpo_result wrpo_tokenizer_prompt(wrpo_tokenizer *tok, const wrpo_tokenizer_prompt_desc *desc, const wrpo_json *record, int32_t **ids, int64_t *count);
+/* A user's prompt, plain text, in; the model's answer out, by the chat template. desc as for wrpo_generate, but tokenizer is
+   tok and n is 1. wrpo_free(answer). */
+WRPO_API wrpo_result wrpo_answer(wrpo_model *model, wrpo_tokenizer *tok, const char *prompt,
+                                 const wrpo_generate_desc *desc, char **answer);
 
 /* ---- reward models: a conversation in, a number out ----
    A directory of any family above whose architecture ends in
@@ -1925,9 +1936,61 @@ static wrpo_model *wrpo__model_random(wrpo__arena *arena, const wrpo_config *con
     wrpo__model_randomize(model, seed);
     return model;
 }
+/* A config that a caller filled in keeps the limits of one that is read from a file. */
+static void wrpo__config_check(wrpo_ctx *ctx, const wrpo_config *c) {
+    const wrpo_rope *p = &c->rope;
+    const int64_t dims = p->dims ? p->dims : c->head_dim, original = p->original_max_position_embeddings;
+    const struct { const char *name; int64_t value, low, high; } integers[] = {
+        {"vocab_size", c->vocab_size, 1, 1 << 24}, {"hidden_size", c->hidden_size, 1, WRPO__MAX_HIDDEN},
+        {"intermediate_size", c->intermediate_size, 1, 1 << 24}, {"num_hidden_layers", c->num_hidden_layers, 1, 512},
+        {"num_attention_heads", c->num_attention_heads, 1, 65536}, {"head_dim", c->head_dim, 2, WRPO__MAX_D},
+        {"num_key_value_heads", c->num_key_value_heads, 1, c->num_attention_heads},
+        {"max_position_embeddings", c->max_position_embeddings, 1, (int64_t)1 << 40},
+        {"sliding_window", c->sliding_window, 0, (int64_t)1 << 40}, {"rope.type", (int64_t)p->type, 0, WRPO_ROPE_LONGROPE},
+        {"rope.dims", dims, p->type == WRPO_ROPE_DYNAMIC ? 4 : 2, c->head_dim}};
+    const struct { const char *name; double value; bool needed; } reals[] = {       /* above 0, or 0 where not needed */
+        {"rms_norm_eps", c->rms_norm_eps, true}, {"initializer_range", c->initializer_range, true},
+        {"query_pre_attn_scalar", c->query_pre_attn_scalar, false}, {"rope.theta", p->theta, true},
+        {"attn_logit_softcapping", c->attn_logit_softcapping, false},
+        {"final_logit_softcapping", c->final_logit_softcapping, false}, {"rope.factor", p->factor, p->type != 0},
+        {"rope.attention_factor", p->attention_factor, p->type == WRPO_ROPE_YARN || p->type == WRPO_ROPE_LONGROPE},
+        {"rope.beta_fast", p->beta_fast, p->type == WRPO_ROPE_YARN}, {"rope.beta_slow", p->beta_slow, p->type == WRPO_ROPE_YARN},
+        {"rope.low_freq_factor", p->low_freq_factor, p->type == WRPO_ROPE_LLAMA3},
+        {"rope.high_freq_factor", p->high_freq_factor, p->type == WRPO_ROPE_LLAMA3}};
+    if (!memchr(c->model_type, 0, sizeof c->model_type)) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_config: model_type: want a NUL");
+    for (int i = 0; i < WRPO__COUNT(integers); i++)
+        if (integers[i].value < integers[i].low || integers[i].value > integers[i].high)
+            wrpo__fail(ctx, WRPO_E_ARG, "wrpo_config: %s: want %lld to %lld, found %lld", integers[i].name,
+                       (long long)integers[i].low, (long long)integers[i].high, (long long)integers[i].value);
+    for (int i = 0; i < WRPO__COUNT(reals); i++)
+        if (!(reals[i].value < 1e15 && (reals[i].value > 0 || (reals[i].value == 0 && !reals[i].needed))))
+            wrpo__fail(ctx, WRPO_E_ARG, "wrpo_config: %s: want a number %s 0, found %g", reals[i].name,
+                       reals[i].needed ? "above" : "of at least", reals[i].value);
+    if (c->num_attention_heads % c->num_key_value_heads)
+        wrpo__fail(ctx, WRPO_E_ARG, "wrpo_config: num_attention_heads: want a multiple of num_key_value_heads, %lld, found %lld",
+                   (long long)c->num_key_value_heads, (long long)c->num_attention_heads);
+    if (c->head_dim % 2 || dims % 2)
+        wrpo__fail(ctx, WRPO_E_ARG, "wrpo_config: head_dim and rope.dims: want even numbers, found %lld and %lld",
+                   (long long)c->head_dim, (long long)dims);
+    if (p->type > WRPO_ROPE_LINEAR && p->type != WRPO_ROPE_DYNAMIC && original < 2)
+        wrpo__fail(ctx, WRPO_E_ARG, "wrpo_config: rope.original_max_position_embeddings: want at least 2, found %lld",
+                   (long long)original);
+    if (p->type == WRPO_ROPE_LLAMA3 && p->high_freq_factor <= p->low_freq_factor)
+        wrpo__fail(ctx, WRPO_E_ARG, "wrpo_config: rope.high_freq_factor: want more than low_freq_factor, %g, found %g",
+                   p->low_freq_factor, p->high_freq_factor);
+    for (int64_t i = 0; p->type == WRPO_ROPE_LONGROPE && i < dims / 2; i++)
+        if (!(p->short_factor[i] > 0 && p->long_factor[i] > 0))
+            wrpo__fail(ctx, WRPO_E_ARG, "wrpo_config: rope.short_factor and long_factor: want %lld numbers above 0",
+                       (long long)(dims / 2));
+}
+static wrpo_model *wrpo__model_of(wrpo__arena *arena, const wrpo_config *config, uint64_t seed) {
+    wrpo__config_check(arena->ctx, config);
+    if (config->head != WRPO_HEAD_LM) wrpo__fail(arena->ctx, WRPO_E_ARG, "wrpo_config: head: want WRPO_HEAD_LM");
+    return wrpo__model_random(arena, config, seed);
+}
 WRPO_API wrpo_result wrpo_model_new(wrpo_ctx *ctx, const wrpo_config *config, uint64_t seed, wrpo_model **out) {
     *out = NULL;
-    WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__model_random(wrpo__current, config, seed));
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__model_of(wrpo__current, config, seed));
     return wrpo__end(&wrpo__entry);
 }
 WRPO_API const wrpo_config *wrpo_model_config(const wrpo_model *model) { return &model->config; }
@@ -1944,6 +2007,29 @@ WRPO_API void wrpo_model_free(wrpo_model *model) {
     if (model) wrpo__arena_free(model->arena);
 }
 static void wrpo__free_model(void *p) { wrpo_model_free(p); }
+
+/* ---- weights in and out; one of `get` and `put` is NULL ---- */
+static void wrpo__weight_move(wrpo_model *model, int64_t i, int64_t first, int64_t count, float *get, const float *put) {
+    wrpo_ctx *ctx = model->ctx;
+    if (i < 0 || i >= model->n_weights)
+        wrpo__fail(ctx, WRPO_E_ARG, "weight %lld: want 0 to %lld", (long long)i, (long long)model->n_weights - 1);
+    const wrpo_weight *w = &model->weights[i];
+    if (first < 0 || count < 0 || first > wrpo__size(w) || count > wrpo__size(w) - first)
+        wrpo__fail(ctx, WRPO_E_ARG, "%s: %lld elements from %lld on: it has %lld", w->name, (long long)count,
+                   (long long)first, (long long)wrpo__size(w));
+    if (put && model->frozen) wrpo__fail(ctx, WRPO_E_ARG, "%s: the model was loaded frozen (wrpo_model_desc)", w->name);
+    if (put) wrpo__weight_put(model, w, first, count, put);
+    else wrpo__weight_get(model, w, first, count, get);
+    wrpo__sync(ctx);
+}
+WRPO_API wrpo_result wrpo_weight_get(wrpo_model *model, int64_t i, int64_t first, int64_t count, float *out) {
+    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__weight_move(model, i, first, count, out, NULL));
+    return wrpo__end(&wrpo__entry);
+}
+WRPO_API wrpo_result wrpo_weight_put(wrpo_model *model, int64_t i, int64_t first, int64_t count, const float *values) {
+    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__weight_move(model, i, first, count, NULL, values));
+    return wrpo__end(&wrpo__entry);
+}
 
 /* -------------------------------------------------------------------------------------------- >>model
    The decoder, forward and backward, over a packed micro-batch. Written once, in ops of the backend table.
@@ -2657,6 +2743,48 @@ WRPO_API wrpo_result wrpo_logprobs(wrpo_model *model, const wrpo_data *data, int
         wrpo__logprobs(wrpo__entry.arena, model, data, first, count, WRPO__MICRO_TOKENS, logps, data->most, per_token ? &tokens : NULL);
         if (per_token) *per_token = wrpo__handout(model->ctx, tokens, (size_t)stbds_arrlen(tokens) * sizeof *tokens);
     }
+    return wrpo__end(&wrpo__entry);
+}
+
+/* ---- hidden states and logits of one sequence of token ids ---- */
+static void wrpo__hidden(wrpo__arena *temp, wrpo_model *model, const int32_t *ids, int64_t count, float *hidden,
+                         float *logits) {
+    wrpo_ctx *ctx = model->ctx;
+    const wrpo_backend *be = ctx->desc.backend;
+    const int64_t D = model->config.hidden_size, V = model->config.vocab_size;
+    const float cap = (float)model->config.final_logit_softcapping;
+    if (count < 1) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_hidden: want at least one token id, found %lld", (long long)count);
+    for (int64_t i = 0; i < count; i++)
+        if (ids[i] < 0 || ids[i] >= V)
+            wrpo__fail(ctx, WRPO_E_FORMAT, "wrpo_hidden: token id %d is outside the model's vocabulary of %lld",
+                       (int)ids[i], (long long)V);
+    const wrpo__shape shape = {.rows = count, .chunk = wrpo__head_chunk(ctx, &model->config, count)};
+    wrpo__run *r = wrpo__run_new(temp, model, &shape);
+    wrpo__pack_begin(r);
+    wrpo__pack_turn(r, count);
+    wrpo__pack_seg(r, ids, count, 0, 0, 0);
+    for (int64_t i = 0; logits && i < count; i++) wrpo__pack_target(r, i, 0);
+    wrpo__pack_end(r);
+    wrpo__trunk(r);
+    if (hidden) {                    /* as the backend has them: float, or bfloat16 in the first half of the array */
+        be->get(ctx->dev, hidden, r->y, (size_t)(count * D) * (size_t)be->act_bytes);
+        for (int64_t i = count * D - 1; be->act_bytes == 2 && i >= 0; i--) {
+            uint16_t half;
+            memcpy(&half, (const char *)hidden + 2 * i, sizeof half);
+            hidden[i] = wrpo__float_of(half);
+        }
+    }
+    for (int64_t t = 0, n; t < r->targets; t += n) {
+        n = WRPO__MIN(shape.chunk, r->targets - t);
+        wrpo__logits(r, t, n);
+        be->get(ctx->dev, logits + t * V, wrpo__logits_at(r, t), (size_t)(n * V) * sizeof *logits);
+    }
+    wrpo__sync(ctx);
+    for (int64_t i = 0; logits && cap > 0 && i < count * V; i++) logits[i] = cap * tanhf(logits[i] / cap);
+}
+WRPO_API wrpo_result wrpo_hidden(wrpo_model *model, const int32_t *ids, int64_t count, float *hidden, float *logits) {
+    wrpo_ctx *ctx = model->ctx;
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__hidden(wrpo__current, model, ids, count, hidden, logits));
     return wrpo__end(&wrpo__entry);
 }
 
@@ -4413,6 +4541,8 @@ WRPO_API wrpo_result wrpo_model_save(wrpo_model *model, const wrpo_save_desc *gi
         const wrpo_save_desc *desc = given ? given : &(wrpo_save_desc){0};
         wrpo__arena *arena = wrpo__entry.arena;
         if (!desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_save_desc: dir is missing");
+        if (!model->dir)
+            wrpo__fail(ctx, WRPO_E_ARG, "the model was made from a struct, so there is no config.json to save: want wrpo_model_init, which reads one");
         if (desc->max_shard_size < 0) wrpo__fail(ctx, WRPO_E_ARG, "max_shard_size: want a number of bytes, found %lld", (long long)desc->max_shard_size);
         wrpo_dtype dtype = desc->dtype ? desc->dtype : model->dtype;
         wrpo__make_dir(ctx, desc->dir);
@@ -8095,13 +8225,13 @@ static bool wrpo__read_eos(wrpo_ctx *ctx, const char *path, int64_t V, int32_t *
     return eos != NULL;
 }
 static int32_t *wrpo__stop_tokens(wrpo_model *model, wrpo_tokenizer *tok) {   /* stb array */
-    const char *dirs[2] = {model->tokenizer_dir, wrpo__is_dir(model->dir) ? model->dir : NULL};   /* the tokenizer's folder wins, as in a save */
+    const char *dirs[2] = {model->tokenizer_dir, model->dir && wrpo__is_dir(model->dir) ? model->dir : NULL};   /* the tokenizer's folder wins, as in a save */
     const int64_t V = model->config.vocab_size;
     int32_t *list = NULL, end = -1;
     bool said = false;
     if (tok && wrpo__answer_end(tok, &end) == WRPO_E_MEMORY) wrpo__rethrow(model->ctx, WRPO_E_MEMORY);
     for (int i = 0; i < 2 && !said; i++) said = dirs[i] && wrpo__read_eos(model->ctx, wrpo__join(wrpo__current, dirs[i], "generation_config.json"), V, &list);
-    if (!said) wrpo__read_eos(model->ctx, dirs[1] ? wrpo__join(wrpo__current, dirs[1], "config.json") : model->dir, V, &list);
+    if (!said && model->dir) wrpo__read_eos(model->ctx, dirs[1] ? wrpo__join(wrpo__current, dirs[1], "config.json") : model->dir, V, &list);
     if (tok && tok->eos >= 0) wrpo__add_stop(&list, tok->eos);
     if (end >= 0) wrpo__add_stop(&list, end);
     return list;
@@ -8410,6 +8540,54 @@ WRPO_API wrpo_result wrpo_generate(wrpo_model *model, const wrpo_prompt *prompts
         g->logits = wrpo__raw(arena, (size_t)(shape.chunk * c->vocab_size), sizeof *g->logits);
         g->ranked = ranks ? wrpo__raw(arena, (size_t)(shape.chunk * c->vocab_size), sizeof *g->ranked) : NULL;
         while (g->delivered < count) wrpo__generate_step(g);
+    }
+    return wrpo__end(&wrpo__entry);
+}
+
+/* ---- a prompt's text in, the answer's text out ---- */
+typedef struct wrpo__answering { wrpo_ctx *ctx; const wrpo_generate_desc *desc; char **answer; } wrpo__answering;
+static bool wrpo__answer_text(int64_t prompt, int64_t sample, const char *utf8, size_t size, void *user) {
+    const wrpo__answering *a = user;
+    return !a->desc->on_text || a->desc->on_text(prompt, sample, utf8, size, a->desc->user);
+}
+static bool wrpo__answer_done(int64_t prompt, const wrpo_sample *sample, void *user) {
+    const wrpo__answering *a = user;
+    *a->answer = wrpo__handout(a->ctx, sample->text, sample->size);
+    return !a->desc->on_done || a->desc->on_done(prompt, sample, a->desc->user);
+}
+static bool wrpo__answer_step(int64_t prompts, int64_t tokens, void *user) {
+    const wrpo__answering *a = user;
+    return !a->desc->on_step || a->desc->on_step(prompts, tokens, a->desc->user);
+}
+static void wrpo__answer_prompt(wrpo__arena *temp, wrpo_model *model, wrpo_tokenizer *tok, const char *prompt,
+                                const wrpo_generate_desc *desc, char **answer) {
+    wrpo__answering a = {model->ctx, desc, answer};
+    wrpo_generate_desc d = *desc;
+    wrpo_json text = {.kind = WRPO_JSON_STRING, .key = "prompt", .key_size = 6, .text = prompt, .size = strlen(prompt)};
+    const wrpo_json record = {.kind = WRPO_JSON_OBJECT, .count = 1, .child = &text};
+    int32_t *ids;
+    wrpo_prompt one = {.stream = wrpo__hash(0, prompt, text.size)};
+    if (tok->ctx != model->ctx) wrpo__fail(model->ctx, WRPO_E_ARG, "wrpo_answer: want a tokenizer of the model's context");
+    wrpo__cleanup *owner = wrpo__on_free(temp, wrpo__block_free, NULL);
+    wrpo__rethrow(model->ctx, wrpo_tokenizer_prompt(tok, NULL, &record, &ids, &one.count));
+    one.ids = owner->p = ids;
+    d.tokenizer = tok;
+    d.n = 1;
+    d.on_text = desc->on_text ? wrpo__answer_text : NULL;
+    d.on_done = wrpo__answer_done;
+    d.on_step = wrpo__answer_step;
+    d.user = &a;
+    wrpo__rethrow(model->ctx, wrpo_generate(model, &one, 1, &d));
+}
+WRPO_API wrpo_result wrpo_answer(wrpo_model *model, wrpo_tokenizer *tok, const char *prompt,
+                                 const wrpo_generate_desc *desc, char **answer) {
+    wrpo_ctx *ctx = model->ctx;
+    *answer = NULL;
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), true,
+               wrpo__answer_prompt(wrpo__current, model, tok, prompt, desc ? desc : &(wrpo_generate_desc){0}, answer));
+    if (wrpo__entry.failed) {
+        wrpo__block_free(*answer);
+        *answer = NULL;
     }
     return wrpo__end(&wrpo__entry);
 }
@@ -8812,6 +8990,7 @@ WRPO_API wrpo_result wrpo_train_bytes(wrpo_ctx *ctx, const wrpo_config *config, 
     memset(out, 0, sizeof *out);
     WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
         wrpo_train_desc d = wrpo_train_defaults(desc);
+        wrpo__config_check(ctx, config);
         wrpo__train_check(ctx, &d);
         int64_t count, rows = data ? wrpo__run_rows(config, data, 0, wrpo_data_count(data), d.micro_tokens) : d.micro_tokens;
         wrpo__layout_weights(config, NULL, NULL, &count, NULL);

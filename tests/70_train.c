@@ -93,6 +93,8 @@ static void compare(const char *what, wrpo_train_desc a, int threads_a, wrpo_tra
 }
 static double total(const double *p, int n) { double s = 0; for (int i = 0; i < n; i++) s += p[i]; return s; }
 
+#define SAYS(call, sentence) \
+    CHECK(call == WRPO_E_ARG && strstr(wrpo_last_error(ctx)->text, sentence), "want \"%s\", found \"%s\"", sentence, wrpo_last_error(ctx)->text)
 int main(void) {
     snprintf(dir, sizeof dir, "tmp_train_%ld", (long)getpid());
     wrpo_ctx *ctx = open_ctx(2);
@@ -308,6 +310,71 @@ int main(void) {
         }
         wrpo_data_free(data);
     }
+    {   /* a model of a struct: the limits of a config, its weights out and in, a step; it has no config.json to save */
+        const wrpo_config good = {.model_type = "llama", .vocab_size = 97, .hidden_size = 36, .intermediate_size = 50, .num_hidden_layers = 3, .num_attention_heads = 6,
+                                  .num_key_value_heads = 2, .head_dim = 10, .max_position_embeddings = 512, .rms_norm_eps = 1e-5, .initializer_range = 0.3,
+                                  .tie_word_embeddings = true, .rope.theta = 10000};
+        wrpo_model *model, *read = make_model(ctx), *none;
+        wrpo_data *data = make_data(ctx, 0, N);
+        wrpo_metrics m;
+        const wrpo_weight *w;
+        float x[3] = {0}, y[3] = {1, 2, 3};
+        bool equal;
+        CHECK(wrpo_model_new(ctx, &good, 7, &model) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+        worst_difference(model, read, &equal);
+        CHECK(equal && wrpo_model_parameters(model) == wrpo_model_parameters(read), "another model than that of the same config.json");
+        const int64_t weights = wrpo_model_weights(model, &w), size = w[1].rows * w[1].cols;
+        CHECK(wrpo_weight_get(model, 1, 4, 3, x) == WRPO_OK && !memcmp(x, (const float *)w[1].data + 4, sizeof x), "%s", wrpo_last_error(ctx)->text);
+        CHECK(wrpo_weight_put(model, 1, 4, 3, y) == WRPO_OK && wrpo_weight_get(model, 1, 4, 3, x) == WRPO_OK && !memcmp(x, y, sizeof x), "%s", wrpo_last_error(ctx)->text);
+        CHECK(wrpo_weight_get(model, 1, size, 0, x) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+        SAYS(wrpo_weight_get(model, -1, 0, 1, x), "weight -1: want 0 to");
+        SAYS(wrpo_weight_get(model, weights, 0, 1, x), ": want 0 to");
+        SAYS(wrpo_weight_get(model, 1, size - 2, 3, x), "elements from");
+        SAYS(wrpo_weight_put(model, 1, -1, 1, x), "1 elements from -1 on");
+        SAYS(wrpo_weight_put(model, 1, 0, -1, x), "-1 elements from 0 on");
+        CHECK(wrpo_train(model, data, &(wrpo_train_desc){.max_steps = 2, .batch_size = 4, .learning_rate = 1e-3}, &m) == WRPO_OK && isfinite(m.loss), "%s", wrpo_last_error(ctx)->text);
+        CHECK(wrpo_generate(model, &(wrpo_prompt){.ids = ids[0][0], .count = 3}, 1, &(wrpo_generate_desc){.max_tokens = 3}) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+        SAYS(wrpo_model_save(model, &(wrpo_save_desc){.dir = "tmp_none"}), "was made from a struct");
+        CHECK(!wrpo__disk_exists("tmp_none"), "a folder for nothing");
+        wrpo_model_free(model), wrpo_model_free(read), wrpo_data_free(data);
+        wrpo_ctx *masters = open_with(WRPO_DTYPE_BF16, 1);     /* matrices in two halves: what is put in comes out, to the last bit */
+        float in[3] = {0.1f, -1e-20f, 3e7f};
+        CHECK(wrpo_model_new(masters, &good, 7, &model) == WRPO_OK && wrpo_weight_put(model, 0, 50, 3, in) == WRPO_OK && wrpo_weight_get(model, 0, 50, 3, x) == WRPO_OK
+              && !memcmp(in, x, sizeof x), "%s", wrpo_last_error(masters)->text);
+        wrpo_model_free(model), wrpo_close(masters);
+#define BAD(change, sentence) do { wrpo_config c = good; change; SAYS(wrpo_model_new(ctx, &c, 0, &none), sentence); CHECK(!none, "a model"); } while (0)
+        BAD(c = (wrpo_config){0}, "wrpo_config: vocab_size: want 1 to 16777216, found 0");
+        BAD(c.hidden_size = -1, "hidden_size: want 1 to");
+        BAD(c.hidden_size = WRPO__MAX_HIDDEN + 1, "hidden_size: want 1 to");
+        BAD(c.intermediate_size = 0, "intermediate_size: want 1 to");
+        BAD(c.num_hidden_layers = 513, "num_hidden_layers: want 1 to 512, found 513");
+        BAD(c.num_attention_heads = 0, "num_attention_heads: want 1 to");
+        BAD(c.num_key_value_heads = 0, "num_key_value_heads: want 1 to 6, found 0");
+        BAD(c.num_key_value_heads = 4, "num_attention_heads: want a multiple of num_key_value_heads, 4, found 6");
+        BAD(c.head_dim = 11, "want even numbers, found 11 and 11");
+        BAD(c.head_dim = 514, "head_dim: want 2 to 512, found 514");
+        BAD(c.rope.dims = 5, "want even numbers, found 10 and 5");
+        BAD(c.rope.dims = 12, "rope.dims: want 2 to 10, found 12");
+        BAD(c.max_position_embeddings = 0, "max_position_embeddings: want 1 to");
+        BAD(c.sliding_window = -1, "sliding_window: want 0 to");
+        BAD(c.rms_norm_eps = 0, "rms_norm_eps: want a number above 0, found 0");
+        BAD(c.initializer_range = NAN, "initializer_range: want a number above 0");
+        BAD(c.rope.theta = -1, "rope.theta: want a number above 0, found -1");
+        BAD(c.attn_logit_softcapping = -1, "attn_logit_softcapping: want a number of at least 0, found -1");
+        BAD(c.query_pre_attn_scalar = INFINITY, "query_pre_attn_scalar: want a number of at least 0");
+        BAD(c.head = WRPO_HEAD_SCORE, "head: want WRPO_HEAD_LM");
+        BAD(memset(c.model_type, 'x', sizeof c.model_type), "model_type: want a NUL");
+        BAD(c.rope.type = (wrpo_rope_type)6, "rope.type: want 0 to 5, found 6");
+        BAD(c.rope.type = WRPO_ROPE_LINEAR, "rope.factor: want a number above 0, found 0");
+        BAD((c.rope.type = WRPO_ROPE_DYNAMIC, c.rope.factor = 2, c.rope.dims = 2), "rope.dims: want 4 to 10, found 2");
+        BAD((c.rope.type = WRPO_ROPE_LLAMA3, c.rope.factor = 2, c.rope.low_freq_factor = c.rope.high_freq_factor = 1), "original_max_position_embeddings: want at least 2, found 0");
+        BAD((c.rope.type = WRPO_ROPE_LLAMA3, c.rope.factor = 2, c.rope.low_freq_factor = c.rope.high_freq_factor = 1, c.rope.original_max_position_embeddings = 8), "high_freq_factor: want more than low_freq_factor, 1, found 1");
+        BAD((c.rope.type = WRPO_ROPE_YARN, c.rope.factor = 2), "rope.attention_factor: want a number above 0");
+        BAD((c.rope.type = WRPO_ROPE_LONGROPE, c.rope.factor = c.rope.attention_factor = 2, c.rope.original_max_position_embeddings = 8), "want 5 numbers above 0");
+#undef BAD
+        wrpo_bytes bytes;
+        SAYS(wrpo_train_bytes(ctx, &(wrpo_config){0}, NULL, NULL, &bytes), "wrpo_config: vocab_size: want 1 to");
+    }
     {   /* a desc of NULL is {0} */
         wrpo_model *model = make_model(ctx), *none;
         wrpo_data *data = make_data(ctx, 0, N);
@@ -318,8 +385,6 @@ int main(void) {
         wrpo_select_stats selected;
         wrpo_winrate_stats rates;
         int64_t counts[2];
-#define SAYS(call, sentence) \
-    CHECK(call == WRPO_E_ARG && strstr(wrpo_last_error(ctx)->text, sentence), "want \"%s\", found \"%s\"", sentence, wrpo_last_error(ctx)->text)
         SAYS(wrpo_model_load(ctx, NULL, &none), "wrpo_model_desc: dir is missing");
         SAYS(wrpo_model_init(ctx, NULL, &none), "wrpo_init_desc: config is missing");
         SAYS(wrpo_model_save(model, NULL), "wrpo_save_desc: dir is missing");
