@@ -333,7 +333,9 @@ static label time_text(double seconds) {                /* 1:02:03 */
     return t;
 }
 static const char *word(const char *name) { return name ? name : "?"; }
-static double plain(double x) { return x == WRPO_ZERO ? 0 : x; }
+static double plain(double x) { return x + 0.0; }      /* -0 becomes 0 */
+/* An option that was not given is 0, one that was given as 0 is -0. */
+static double or_default(double x, double otherwise) { return x == 0 && !signbit(x) ? otherwise : x; }
 
 /* ---- the terminal: a progress bar on stderr, which other output clears first ---- */
 typedef struct screen { bool bar, drawn; } screen;
@@ -1031,7 +1033,8 @@ static bool print_prompt(session *z, FILE *f, const prompts *p, int64_t i) {
     return ok;
 }
 static wrpo_generate_desc generate_desc(const settings *s, session *z) {
-    wrpo_generate_desc d = {.tokenizer = z->tokenizer, .n = s->n, .max_tokens = s->max_tokens, .temperature = s->temperature, .top_p = s->top_p};
+    wrpo_generate_desc d = {.tokenizer = z->tokenizer, .n = s->n, .max_tokens = s->max_tokens, .temperature = or_default(s->temperature, 0.8) + 0.0,
+                            .top_p = or_default(s->top_p, 0.95)};
     d.top_k = s->top_k, d.seed = (uint64_t)s->seed, d.batch = s->batch;
     return d;
 }
@@ -1437,13 +1440,13 @@ static bool answer_turn(const settings *s, session *z, asks *q, int turn, int64_
         ask *of = &q->list[i];
         wrpo_json node[2 + 3 * (2 * TURNS)];
         const wrpo_json *id = of->id ? of->id : of->turns[0];
-        const double temperature = s->temperature != 0 ? s->temperature : of->temperature != 0 ? of->temperature : WRPO_ZERO;
+        const double temperature = or_default(s->temperature, of->temperature) + 0.0;
         int32_t *ids;
         if (turn >= of->n) continue;
         ok = wrpo_tokenizer_prompt(z->tokenizer, &(wrpo_tokenizer_prompt_desc){.name = q->name}, question_record(of, turn, node), &ids, &p.list[p.count].count) == WRPO_OK || fail(z) == 0;
         if (!ok) break;
         w.of[p.count] = of;
-        p.list[p.count].ids = ids, p.list[p.count].temperature = temperature;
+        p.list[p.count].ids = ids, p.list[p.count].own_temperature = true, p.list[p.count].temperature = temperature;
         p.list[p.count++].stream = fnv(fnv(FNV, id->text, id->size), &turn, sizeof turn);
     }
     if (ok) {

@@ -38,17 +38,18 @@
    Contents (search for the tag)
        >>api         every public declaration, documented
        >>base        errors, arenas, text, files, threads, random numbers
-       >>loss        WRPO and its family: "where is WRPO?" is answered on one page
-       >>ops         each op of the model in plain loops, forward above backward: the definition
-       >>cpu         the ops on the CPU, each above its gradient; the fenced SIMD section
+       >>loss        WRPO and its family, on one page; schedules of alpha and of the learning rate
+       >>ops         every op in plain C, forward above backward: what each one means
        >>layout      the table of weights; memory measured, then assigned
        >>model       the decoder, forward and backward, over packed records with a shared prompt
-       >>json >>tensors >>token >>chat >>data        files to token ids
-       >>checkpoint  config.json, load, save
-       >>use         log-probs, generation
+       >>step        records of token ids -> packed batch -> log-probs -> loss -> gradients -> AdamW
+       ---- Stop here if you only want the algorithm ----
+       >>json >>tensors >>checkpoint >>token >>chat >>data        from files to token ids, and back
+       >>generate    samples, over a cache of keys and values
        >>reward      reward models
-       >>select      candidates to records, splits, win rates
-       >>train       reference, resume, step, loop, metrics
+       >>run         memory plan, reference cache, metrics, resume, the loop with files
+       >>recipe      candidates to records, splits, win rates
+       >>cpu         the fast ops: dispatch, SIMD, products, attention
        >>end         the licence                                                                            */
 /* ---------------------------------------------------------------------------------------------- >>api
    Every public declaration. Stop at "Stop here" if you only want to use the library.
@@ -73,7 +74,7 @@
 #ifndef WRPO_API                     /* -DWRPO_API=static makes the library private to one file */
 #define WRPO_API extern
 #endif
-#define WRPO_ZERO 1e-300             /* an explicit zero in a desc, where 0 means "the default" */
+#define WRPO_ZERO (-0.0)              /* an explicit zero in a desc, where 0 means "the default" */
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -248,6 +249,8 @@ typedef struct wrpo_weight {         /* one tensor of the table of weights; cols
 } wrpo_weight;
 WRPO_API wrpo_result wrpo_model_load(wrpo_ctx *ctx, const wrpo_model_desc *desc, wrpo_model **out);
 WRPO_API wrpo_result wrpo_model_init(wrpo_ctx *ctx, const wrpo_init_desc *desc, wrpo_model **out);
+/* Random weights for a config that the caller filled in: no file is read. */
+WRPO_API wrpo_result wrpo_model_new(wrpo_ctx *ctx, const wrpo_config *config, uint64_t seed, wrpo_model **out);
 WRPO_API wrpo_result wrpo_model_save(wrpo_model *model, const wrpo_save_desc *desc);
 WRPO_API void wrpo_model_free(wrpo_model *model);
 /* Config and tensors against each other, without reading a weight: what a load would say, in milliseconds. */
@@ -349,7 +352,7 @@ WRPO_API wrpo_result wrpo_logprobs(wrpo_model *model, const wrpo_data *data, int
 typedef struct wrpo_prompt {
     const int32_t *ids; int64_t count;                 /* as the model is given them: wrpo_tokenizer_prompt makes them */
     uint64_t stream;                 /* of random numbers: a hash of the prompt's name, say */
-    double temperature;              /* 0 = the desc's */
+    bool own_temperature; double temperature;          /* own_temperature false: the desc's is used */
 } wrpo_prompt;
 typedef struct wrpo_sample {         /* lives until the callback returns */
     const int32_t *ids; const float *logps; int64_t count;   /* log pi of each token, at temperature 1 and over the whole vocabulary */
@@ -361,8 +364,8 @@ typedef struct wrpo_generate_desc {
     int64_t n;                       /* samples of each prompt; 0 = 1 */
     int64_t max_tokens;              /* of a sample; 0 = 2048. It ends at max_position_embeddings as well. Longrope turns a prompt and
                                         its samples as sequences of so many tokens more than the prompt */
-    double temperature;              /* 0 = 0.8; WRPO_ZERO is greedy: the likeliest token, of equal ones the first */
-    double top_p;                    /* 0 = 0.95: from the likeliest tokens that have this probability together */
+    double temperature;              /* 0 = greedy: the likeliest token, of equal ones the first */
+    double top_p;                    /* from the likeliest tokens that have this probability together; 0 = 1: from all */
     int64_t top_k;                   /* from the k likeliest; first top_k, then top_p of what is left; 0 = all */
     uint64_t seed;                   /* 0 = 42 */
     const int32_t *stop; int64_t stop_count;           /* NULL = wrpo_stop_tokens */
@@ -507,7 +510,6 @@ enum { WRPO_BLOCK = 256, WRPO_BLOCK_BYTES = WRPO_BLOCK + 4 };
 WRPO_API const char *wrpo_moments_name(int i);                           /* "f32", "bf16", "8bit"; NULL past the last */
 WRPO_API size_t wrpo_moments_bytes(wrpo_moments moments, int64_t count);   /* of one moment of count numbers; whole blocks, but for f32 */
 typedef struct wrpo_train_desc {
-    bool resolved;                   /* set by wrpo_train_defaults: a zero below is a zero */
     wrpo_loss_desc loss;
     double alpha;                    /* 0 = 0.1 (WRPO_ZERO for none) */
     wrpo_alpha_schedule alpha_schedule; double alpha_power;   /* 0 = linear; power 0 = 2 */
@@ -546,6 +548,9 @@ typedef struct wrpo_trainer wrpo_trainer;
 WRPO_API wrpo_train_desc wrpo_train_defaults(const wrpo_train_desc *desc);   /* the zeros, resolved: log this */
 WRPO_API wrpo_result wrpo_train_bytes(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_data *data /* or NULL: micro_tokens rows */,
                                       const wrpo_train_desc *desc, wrpo_bytes *out);
+/* All in memory: no file is read or written; the reference is the policy as it is now. Free with wrpo_trainer_free. */
+WRPO_API wrpo_result wrpo_trainer_new(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_trainer **out);
+/* With the desc's files: out_dir, ref_dir, resume. Free with wrpo_trainer_free. */
 WRPO_API wrpo_result wrpo_trainer_open(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_trainer **out);
 WRPO_API wrpo_result wrpo_trainer_step(wrpo_trainer *t, wrpo_metrics *m);    /* m->step == m->steps: that was the last */
 /* data: the training data or desc.eval_data, whose reference log-probs are known. */
@@ -752,7 +757,7 @@ struct wrpo_ctx {
     size_t bytes, peak, device_bytes;                  /* held, the most ever held, held of the backend's memory */
     wrpo__arena *handouts;           /* text and arrays given to the user */
 };
-static WRPO__THREAD wrpo__arena *wrpo__here;   /* where stb_ds allocates: the innermost entry's arena */
+static WRPO__THREAD wrpo__arena *wrpo__current;   /* where stb_ds allocates: the innermost entry's arena */
 
 static int32_t wrpo__utf8_get(const char *s, size_t n, size_t *size);
 /* line, column: the place in a text file; the sentence should say it as well: "%s:%lld: ...". */
@@ -898,10 +903,10 @@ static wrpo__arena *wrpo__sub_arena(wrpo__arena *arena) {
    temporary false: the arena becomes the new object's and is freed only on failure. An arena that could
    not be made (NULL) is a failure too. Entries nest. No local variable may change inside the braces. */
 static bool wrpo__begin(wrpo__frame *f, wrpo_ctx *ctx, wrpo__arena *arena, bool temporary) {
-    f->ctx = ctx, f->up = ctx->frame, f->arena = arena, f->outer = wrpo__here;
+    f->ctx = ctx, f->up = ctx->frame, f->arena = arena, f->outer = wrpo__current;
     f->temporary = temporary, f->failed = true;
     ctx->frame = f;
-    if (arena) wrpo__here = arena;
+    if (arena) wrpo__current = arena;
     else {
         ctx->error.code = WRPO_E_MEMORY, ctx->error.line = ctx->error.column = 0;
         snprintf(ctx->error.text, sizeof ctx->error.text, "out of memory");
@@ -913,22 +918,29 @@ static bool wrpo__begin(wrpo__frame *f, wrpo_ctx *ctx, wrpo__arena *arena, bool 
     if (wrpo__begin(&wrpo__entry, context, new_arena, is_temporary)) \
         if (setjmp(wrpo__entry.jump) == 0) \
             for (bool wrpo__once = true; wrpo__once; wrpo__once = false, wrpo__entry.failed = false)
+/* The same where `call`, one call of a private function, is the whole body: WRPO__CALL(ctx, arena, temporary, f(...)); */
+#define WRPO__CALL(context, new_arena, is_temporary, call) \
+    wrpo__frame wrpo__entry; \
+    if (wrpo__begin(&wrpo__entry, context, new_arena, is_temporary) && setjmp(wrpo__entry.jump) == 0) { \
+        call; \
+        wrpo__entry.failed = false; \
+    }
 static wrpo_result wrpo__end(wrpo__frame *f) {
     wrpo_ctx *ctx = f->ctx;
     ctx->frame = f->up;
-    wrpo__here = f->outer;
+    wrpo__current = f->outer;
     if (f->failed || f->temporary) wrpo__arena_free(f->arena);
     if (!f->failed) return WRPO_OK;
     return ctx->error.code;
 }
 /* A private call across a nested entry: passes the failure on. */
-static void wrpo__need(wrpo_ctx *ctx, wrpo_result r) { if (r != WRPO_OK) longjmp(ctx->frame->jump, 1); }
+static void wrpo__rethrow(wrpo_ctx *ctx, wrpo_result r) { if (r != WRPO_OK) longjmp(ctx->frame->jump, 1); }
 
 /* ---- stb_ds: dynamic arrays and hash maps, in the current arena, under our own names ---- */
 #ifdef INCLUDE_STB_DS_H
 #error "wrpo.h: give the implementation a file of its own, or include stb_ds.h after it in another one"
 #endif
-#define STBDS_REALLOC(context, p, n) wrpo__resize(wrpo__here, p, n)
+#define STBDS_REALLOC(context, p, n) wrpo__resize(wrpo__current, p, n)
 #define STBDS_FREE(context, p) wrpo__block_free(p)
 #define STBDS_NO_SHORT_NAMES
 #define stbds_rand_seed wrpo__stbds_rand_seed
@@ -1244,30 +1256,35 @@ static uint64_t wrpo__hash(uint64_t h, const void *p, size_t n) {   /* chains; n
     return h * 0x94D049BB133111EBu ^ h >> 32;
 }
 
-/* ---- bfloat16: the high half of a float ---- */
+/* Is x the 0 that means "the default"? WRPO_ZERO, an explicit zero, is -0. */
+static bool wrpo__is_default(double x) { return x == 0 && !signbit(x); }
+static double wrpo__or_default(double x, double value) { return wrpo__is_default(x) ? value : x; }
+
+/* ---- number formats: bfloat16, float masters in two halves, the moments of AdamW ---- */
+static int64_t wrpo__div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static float wrpo__bits_float(uint32_t u) { float x; memcpy(&x, &u, sizeof x); return x; }
+static float wrpo__float_of(uint16_t half) { return wrpo__bits_float((uint32_t)half << 16); }    /* of bfloat16 */
 static uint32_t wrpo__float_bits(float x) { uint32_t u; memcpy(&u, &x, sizeof u); return u; }
-static float wrpo__float_of(uint16_t half) { return wrpo__bits_float((uint32_t)half << 16); }
 static uint16_t wrpo__float_to_bf16(float x) {         /* to nearest, ties to even; NaN stays NaN */
     uint32_t u = wrpo__float_bits(x);
     if ((u & 0x7FFFFFFFu) > 0x7F800000u) return (uint16_t)(u >> 16 | 0x40);
     return (uint16_t)((u + 0x7FFFu + (u >> 16 & 1)) >> 16);
 }
-/* A float master in two halves: high, the nearest bfloat16, and low, the rest: bits = (high << 16) + (int16_t)low. */
-static float wrpo__master(uint16_t high, uint16_t low) {
-    return wrpo__bits_float(((uint32_t)high << 16) + (uint32_t)(int16_t)low);
-}
+/* A float master in two halves: high, the nearest bfloat16, and low, what that left over: bits = (high << 16) + (int16_t)low. */
+static float wrpo__master(uint16_t high, uint16_t low) { return wrpo__bits_float(((uint32_t)high << 16) + (uint32_t)(int16_t)low); }
 static void wrpo__master_split(float x, uint16_t *high, uint16_t *low) {
     const uint32_t bits = wrpo__float_bits(x);
-    *high = (uint16_t)((bits + 0x8000u) >> 16);
-    *low = (uint16_t)bits;
+    *high = (uint16_t)((bits + 0x8000u) >> 16), *low = (uint16_t)bits;
 }
 /* Element i of an array that is float or bfloat16. */
 static float wrpo__element(const void *x, wrpo_dtype type, int64_t i) {
     return type == WRPO_DTYPE_BF16 ? wrpo__float_of(((const uint16_t *)x)[i]) : ((const float *)x)[i];
 }
-
-static int64_t wrpo__div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+WRPO_API const char *wrpo_moments_name(int i) { return i == 0 ? "f32" : i == 1 ? "bf16" : i == 2 ? "8bit" : NULL; }
+WRPO_API size_t wrpo_moments_bytes(wrpo_moments moments, int64_t count) {
+    if (moments == WRPO_MOMENTS_8BIT) return (size_t)wrpo__div_up(count, WRPO_BLOCK) * WRPO_BLOCK_BYTES;
+    return moments == WRPO_MOMENTS_BF16 ? (size_t)wrpo__div_up(count, WRPO_BLOCK) * WRPO_BLOCK * 2 : (size_t)count * 4;
+}
 
 /* ---- memory of the host; a device on it begins with its allocator ---- */
 static void *wrpo__host_alloc(void *dev, size_t n) {   /* a word in front of the block says where it begins */
@@ -1414,9 +1431,8 @@ WRPO_API const char *wrpo_lr_schedule_name(int i) { return i >= 0 && i < WRPO__C
 /* ---- settings ---- */
 /* The zeros of a desc, resolved; doing it twice changes nothing. An unknown method stays as it is. */
 static wrpo_loss_desc wrpo__loss_defaults(wrpo_loss_desc d) {
-    if (d.beta == 0) d.beta = wrpo_method_name((int)d.method) ? wrpo__rules[d.method].beta : 0.01;
-    if (d.gamma_ratio == 0) d.gamma_ratio = 0.3;       /* an explicit WRPO_ZERO stays: nothing is left of it beside a score */
-    if (d.label_smoothing == WRPO_ZERO) d.label_smoothing = 0;
+    if (wrpo__is_default(d.beta)) d.beta = wrpo_method_name((int)d.method) ? wrpo__rules[d.method].beta : 0.01;
+    d.gamma_ratio = wrpo__or_default(d.gamma_ratio, 0.3);
     return d;
 }
 /* NULL, or the sentence that says which setting cannot be. */
@@ -1424,7 +1440,7 @@ static const char *wrpo__loss_check(const wrpo_loss_desc *desc, double alpha) {
     if (!wrpo_method_name((int)desc->method)) return "method: no such method";
     if (!wrpo_pair_name((int)desc->pair)) return "pair: no such pair";
     const wrpo_loss_desc d = wrpo__loss_defaults(*desc);
-    if (!(d.beta > WRPO_ZERO && d.beta <= DBL_MAX)) return "beta: want a finite number above 0";
+    if (!(d.beta > 0 && d.beta <= DBL_MAX)) return "beta: want a finite number above 0";
     if (!(alpha >= 0 && alpha <= 1)) return "alpha: want a number in [0, 1]";
     if (!(d.label_smoothing >= 0 && d.label_smoothing < 0.5)) return "label_smoothing: want a number in [0, 0.5)";
     if (d.label_smoothing > 0 && wrpo__rules[d.method].link != WRPO__LOGISTIC)
@@ -1439,7 +1455,7 @@ static const char *wrpo__loss_check(const wrpo_loss_desc *desc, double alpha) {
    sources' answers, or on the one answer there is (`messages`, or the chosen one of a plain pair).     */
 static double wrpo__source_share(const wrpo_loss_desc *d, double alpha, bool has_source, bool has_target) {
     switch (d->method) {
-    case WRPO_METHOD_WRPO: return alpha == WRPO_ZERO ? 0 : alpha;
+    case WRPO_METHOD_WRPO: return alpha;
     case WRPO_METHOD_SFT: return has_source ? 1 : 0;
     default: return has_source && !has_target ? 1 : d->pair == WRPO_PAIR_SOURCE ? 1 : d->pair == WRPO_PAIR_BOTH ? 0.5 : 0;
     }
@@ -1609,8 +1625,8 @@ static double wrpo__sft_tokens(const wrpo_response *r, int n) {
 WRPO_API double wrpo_alpha(wrpo_alpha_schedule schedule, double power, double end, int64_t k, int64_t T) {
     const double pi = 3.14159265358979323846;
     const double u = T <= 0 || k >= T ? 1 : k <= 0 ? 0 : (double)k / (double)T;
-    if (end == WRPO_ZERO) end = 0;
     if (power == 0) power = 2;
+    end += 0.0;                      /* -0 becomes 0 */
     switch (schedule) {
     case WRPO_ALPHA_SCHEDULE_LINEAR: return end * u;
     case WRPO_ALPHA_SCHEDULE_CONSTANT: return end;
@@ -1646,7 +1662,7 @@ WRPO_API double wrpo_lr_factor(wrpo_lr_schedule schedule, int64_t warmup, int64_
 #if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
 #error "wrpo.h: -ffast-math and -ffinite-math-only break the handling of infinities and NaN: compile without it"
 #endif
-enum { WRPO__MAX_D = 512, WRPO__MAX_HIDDEN = 1 << 20 };        /* the largest head_dim and hidden_size */
+enum { WRPO__MAX_HIDDEN = 1 << 20, WRPO__MAX_D = 512 };        /* the largest hidden_size and head_dim of any backend */
 
 /* ---- the state of the plain backend ---- */
 typedef struct wrpo__plain { wrpo_allocator memory; bool bf16; } wrpo__plain;      /* bf16: the context's dtype */
@@ -1998,15 +2014,6 @@ static void wrpo__plain_sumsq(void *dev, double *out, const float *x, int64_t co
    scale (q / top)^4: top is 127, and there is a sign, for the first moment; top is 255 for the second.
    bfloat16 and codes are rounded up or down at random, so that the mean is right. Element i draws a hash of (seed, i).
    Every backend draws the same numbers, so the arithmetic of this page is float, operation by operation. */
-WRPO_API const char *wrpo_moments_name(int i) {
-    static const char *const names[] = {"f32", "bf16", "8bit"};
-    return i >= 0 && i < WRPO__COUNT(names) ? names[i] : NULL;
-}
-WRPO_API size_t wrpo_moments_bytes(wrpo_moments moments, int64_t count) {
-    const size_t blocks = (size_t)wrpo__div_up(count, WRPO_BLOCK);
-    if (moments == WRPO_MOMENTS_8BIT) return blocks * WRPO_BLOCK_BYTES;
-    return moments == WRPO_MOMENTS_BF16 ? blocks * WRPO_BLOCK * 2 : (size_t)count * 4;
-}
 static uint32_t wrpo__dice(uint32_t seed, int64_t i) {
     uint32_t x = seed + (uint32_t)i * 0x9E3779B9u;
     x = (x ^ x >> 16) * 0x7FEB352Du;
@@ -2101,1603 +2108,6 @@ WRPO_API const wrpo_backend *wrpo_backend_plain(void) {
     };
     return &backend;
 }
-
-/* ---------------------------------------------------------------------------------------------- >>cpu
-   The fast backend: all ops in fp32, on one to many threads.
-
-   The text below WRPO__LANES is compiled once per vector width: this file includes itself with WRPO__LANES
-   set to 16 (AVX-512) and 8 (AVX2 and FMA), then reads on with 4 (whatever 16-byte vectors the compiler knows:
-   SSE2, NEON). wrpo_backend_cpu picks the widest one that the machine runs, whatever -march says; wrpo_backend_find
-   gives each of them. With a compiler that does not know GNU C's vectors, or WRPO_NO_SIMD, none of it is compiled.
-
-   What holds throughout: a thread never adds into another's sum, and how a sum is cut depends on the shapes
-   alone; so results depend neither on the number of threads nor on the run. Further, the numbers of a row
-   (of y in NT and NN products, of o and lse in attention) depend on that row's inputs only, not on which
-   other rows are computed with it. They do depend on the vector width, in the last bits.                 */
-#if !defined(__GNUC__) && !defined(WRPO_NO_SIMD)
-#define WRPO_NO_SIMD                 /* the vectors below are GNU C */
-#endif
-#ifndef WRPO_NO_SIMD
-#if defined(__GNUC__) && (defined(__x86_64__) || defined(__i386__))
-#include <immintrin.h>
-#include <cpuid.h>
-#elif defined(__GNUC__) && defined(__aarch64__)
-#include <arm_neon.h>
-#endif
-enum {
-    WRPO__KC = 384,                  /* a product's k is summed in blocks of this many words */
-    WRPO__MC = 504,                  /* rows of A, one block deep, that stay in the cache next to the core */
-    WRPO__NB = 8,                    /* panels of B that a task packs at once */
-    WRPO__MB = 12,                   /* or of A, where B is packed for all */
-    WRPO__ABREAST = 16,              /* steps that are packed side by side */
-    WRPO__PACKED_WORDS = WRPO__MAX_HIDDEN,   /* of the packed piece of A, or of B; rmsnorm_bwd needs a row */
-    WRPO__THREAD_FLOATS = 1 << 19,   /* of scratch per thread */
-    WRPO__GRAIN = 1 << 14            /* numbers that are worth a task of their own */
-};
-typedef struct wrpo__cpu {
-    wrpo_allocator memory;           /* first, for wrpo__host_alloc */
-    int threads;
-    bool pairs, tiles;               /* bfloat16 is wanted and the machine multiplies it, by vectors or by tiles: a weight in it, two activations (TN) */
-    float *packed;                   /* a product's A or B, shared by all threads */
-    float *scratch;                  /* WRPO__THREAD_FLOATS for each thread */
-} wrpo__cpu;
-static void wrpo__cpu_close(void *dev) {
-    wrpo__cpu *cpu = dev;
-    if (!cpu) return;
-    wrpo__host_release(cpu, cpu->packed);
-    wrpo__host_release(cpu, cpu->scratch);
-    cpu->memory.free(cpu, cpu->memory.user);
-}
-static bool wrpo__has_pairs(void) {    /* AVX512_BF16: CPUID 7.1, EAX bit 5 */
-#if defined(__GNUC__) && defined(__x86_64__)
-    unsigned a, b, c, d;
-    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);
-#else
-    return false;
-#endif
-}
-/* AMX: tiles of 16 rows of 64 bytes, named 0 ... 7, and c += a b of tiles of bfloat16 pairs. By name, as no compiler option may be asked
-   for. A test may define the six itself and so run this code on any machine. */
-#if defined(__GNUC__) && defined(__x86_64__) && !defined(WRPO__TILE_DOT)
-#define WRPO__TILE_CONFIG(p) __asm__ volatile("ldtilecfg %0" : : "m"(*(const char (*)[64])(p)))
-#define WRPO__TILE_RELEASE() __asm__ volatile("tilerelease")
-#define WRPO__TILE_ZERO(t) __asm__ volatile("tilezero %%tmm" #t : :)
-#define WRPO__TILE_LOAD(t, p, stride) __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #t : : "r"(p), "r"((int64_t)(stride)) : "memory")
-#define WRPO__TILE_STORE(t, p, stride) __asm__ volatile("tilestored %%tmm" #t ", (%0,%1,1)" : : "r"(p), "r"((int64_t)(stride)) : "memory")
-#define WRPO__TILE_DOT(c, a, b) __asm__ volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #c : :)
-static bool wrpo__has_tiles(void) {    /* CPUID 1: OSXSAVE; 7: AMX-BF16, AMX-TILE; XCR0: the system saves tiles; and it lets this process use them */
-    unsigned a, b, c, d, low, high;
-    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> 27 & 1) || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d >> 22 & 1) || !(d >> 24 & 1)) return false;
-    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-    if ((low >> 17 & 3) != 3) return false;
-#ifdef __linux__
-    long r;                            /* arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA) */
-    __asm__ volatile("syscall" : "=a"(r) : "a"(158L), "D"(0x1023L), "S"(18L) : "rcx", "r11", "memory");
-    return r == 0;
-#else
-    return true;
-#endif
-}
-#elif defined(WRPO__TILE_DOT)
-static bool wrpo__has_tiles(void) { return true; }
-#else
-static bool wrpo__has_tiles(void) { return false; }
-#endif
-static wrpo_result wrpo__cpu_open(void **dev, const wrpo_desc *desc, wrpo_error *why) {
-    wrpo__cpu *cpu = desc->memory.alloc(sizeof *cpu, desc->memory.user);
-    *dev = NULL;
-    if (cpu) {
-        memset(cpu, 0, sizeof *cpu);
-        cpu->memory = desc->memory;
-        cpu->threads = WRPO__MAX(desc->threads, 1);
-        cpu->pairs = desc->dtype == WRPO_DTYPE_BF16 && (desc->backend->features & WRPO_FEATURE_BF16) && wrpo__has_pairs();
-        cpu->tiles = cpu->pairs && (desc->backend->features & WRPO_FEATURE_AMX) && wrpo__has_tiles();
-        cpu->packed = wrpo__host_alloc(cpu, WRPO__PACKED_WORDS * sizeof(float));
-        if ((size_t)cpu->threads < SIZE_MAX / 2 / (WRPO__THREAD_FLOATS * sizeof(float)))
-            cpu->scratch = wrpo__host_alloc(cpu, (size_t)cpu->threads * WRPO__THREAD_FLOATS * sizeof(float));
-        if (cpu->packed && cpu->scratch) { *dev = cpu; return WRPO_OK; }
-        wrpo__cpu_close(cpu);
-    }
-    why->code = WRPO_E_MEMORY, why->line = why->column = 0;
-    snprintf(why->text, sizeof why->text, "out of memory: buffers for %d threads", desc->threads);
-    return WRPO_E_MEMORY;
-}
-
-/* Threads for `work` numbers: one thread where waking others costs more than it saves. */
-static int wrpo__cpu_team(const wrpo__cpu *cpu, int64_t work) { return work <= WRPO__GRAIN ? 1 : cpu->threads; }
-static int64_t wrpo__cpu_chunk(int64_t D) { return WRPO__MAX(WRPO__GRAIN / 4 / WRPO__MAX(D, 1), 1); }
-static float *wrpo__cpu_scratch(const wrpo__cpu *cpu) {     /* of the calling thread */
-#ifdef _OPENMP
-    return cpu->scratch + (size_t)omp_get_thread_num() * WRPO__THREAD_FLOATS;
-#else
-    return cpu->scratch;
-#endif
-}
-/* Panels of a strip, at most `most`, that let `threads` threads be done soonest; of equals the most. */
-static int64_t wrpo__strip(int64_t panels, int64_t most, int threads) {
-    int64_t best = 1, least = INT64_MAX;
-    for (int64_t p = WRPO__MAX(most, 1); p >= 1; p--) {
-        const int64_t time = wrpo__div_up(wrpo__div_up(panels, p), threads) * (4 * p + 1);      /* a quarter of a panel's time to begin a strip */
-        if (time < least) least = time, best = p;
-    }
-    return best;
-}
-
-/* The widths. A compiler that does not say the file's name gets it from WRPO_FILE; without either only
-   the narrow one is compiled. */
-#if !defined(WRPO_FILE) && defined(__INCLUDE_LEVEL__)
-#if __INCLUDE_LEVEL__ > 0
-#ifdef __FILE_NAME__
-#define WRPO_FILE __FILE_NAME__
-#else
-#define WRPO_FILE "wrpo.h"
-#endif
-#endif
-#endif
-#undef WRPO_IMPLEMENTATION
-#if defined(__GNUC__) && (defined(__x86_64__) || defined(__i386__)) && defined(WRPO_FILE) && defined(__has_include)
-#if __has_include(WRPO_FILE)
-#define WRPO__LANES 16
-#include WRPO_FILE
-#undef WRPO__LANES
-#define WRPO__LANES 8
-#include WRPO_FILE
-#undef WRPO__LANES
-#endif
-#endif
-#ifdef __GNUC__
-#define WRPO__LANES 4
-#else
-#define WRPO__LANES 1
-#endif
-#define WRPO_IMPLEMENTATION
-#endif /* WRPO_NO_SIMD */
-#endif /* WRPO_IMPLEMENTATION */
-
-#ifdef WRPO__LANES
-/* ---- one vector width: WRPO__LANES floats; WRPO__(x) is wrpo__x_avx512 and so on ---- */
-#define WRPO__JOIN2(a, b, c) a##b##_##c
-#define WRPO__JOIN(a, b, c) WRPO__JOIN2(a, b, c)
-#define WRPO__(name) WRPO__JOIN(wrpo__, name, WRPO__LEVEL)
-#if WRPO__LANES == 16
-#define WRPO__LEVEL avx512
-#define WRPO__AT __attribute__((target("avx512f,avx512dq,avx2,fma")))
-#define WRPO__FMA(a, b, c) _mm512_fmadd_ps(a, b, c)
-#define WRPO__ALL(x) ((WRPO__V)_mm512_set1_ps(x))
-#define WRPO__SQRT(a) _mm512_sqrt_ps(a)
-#define WRPO__MORE(a, b) _mm512_max_ps(b, a)
-#define WRPO__LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
-#define WRPO__HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
-enum { WRPO__(MR) = 14, WRPO__(NV) = 2 };              /* rows and vectors of a register tile of C: 28 of 32 registers */
-#define WRPO__HAVE_AVX512
-/* Products of bfloat16, by name: no compiler option is needed where the machine is asked first (wrpo__has_pairs).
-   DOT: c + low(a) low(b) + high(a) high(b) for each word; TWO: 32 floats, rounded, as 16 words; the second: low halves from a, high from b. */
-static inline WRPO__AT __attribute__((always_inline)) __m512 wrpo__pair_dot(__m512 a, __m512 b, __m512 c) {
-    __asm__("vdpbf16ps %2, %1, %0" : "+v"(c) : "v"(a), "v"(b));
-    return c;
-}
-static inline WRPO__AT __attribute__((always_inline)) __m512 wrpo__pair_of(__m512 a, __m512 b) {
-    __asm__("vcvtne2ps2bf16 %2, %1, %0" : "=v"(a) : "v"(b), "v"(a));
-    return a;
-}
-#define WRPO__IN_PAIRS
-#define WRPO__STEP(pairs, a, b, c) ((pairs) ? wrpo__pair_dot(a, b, c) : _mm512_fmadd_ps(a, b, c))
-#elif WRPO__LANES == 8
-#define WRPO__LEVEL avx2
-#define WRPO__AT __attribute__((target("avx2,fma")))
-#define WRPO__FMA(a, b, c) _mm256_fmadd_ps(a, b, c)
-#define WRPO__SQRT(a) _mm256_sqrt_ps(a)
-#define WRPO__MORE(a, b) _mm256_max_ps(b, a)
-#define WRPO__LOW 0, 8, 1, 9, 2, 10, 3, 11
-#define WRPO__HIGH 4, 12, 5, 13, 6, 14, 7, 15
-enum { WRPO__(MR) = 6, WRPO__(NV) = 2 };               /* 12 of 16 */
-#define WRPO__HAVE_AVX2
-#else
-#define WRPO__LEVEL generic
-#define WRPO__AT
-#define WRPO__LOW 0, 4, 1, 5
-#define WRPO__HIGH 2, 6, 3, 7
-#if defined(__GNUC__) && defined(__aarch64__)
-#define WRPO__FMA(a, b, c) vfmaq_f32(c, a, b)
-#define WRPO__SQRT(a) vsqrtq_f32(a)
-enum { WRPO__(MR) = 6, WRPO__(NV) = 4 };               /* 24 of 32 */
-#else
-#define WRPO__FMA(a, b, c) ((a) * (b) + (c))
-enum { WRPO__(MR) = 6, WRPO__(NV) = 2 };
-#endif
-#endif
-enum {
-    WRPO__(NR) = WRPO__LANES * WRPO__(NV),
-    WRPO__(MS) = (WRPO__(MR) + WRPO__LANES - 1) / WRPO__LANES * WRPO__LANES    /* a step of a packed panel of A, padded */
-};
-/* V is a vector of floats, U of their bits. LESS gives all ones where it holds; a NaN is never less. */
-#ifndef WRPO__STEP
-#define WRPO__STEP(pairs, a, b, c) WRPO__FMA(a, b, c)
-#endif
-#ifdef __GNUC__
-#define WRPO__INLINE static inline WRPO__AT __attribute__((always_inline))
-#define WRPO__ROW static WRPO__AT __attribute__((noinline))
-#define WRPO__UNROLL _Pragma("GCC unroll 16")
-#define WRPO__PREFETCH(p, write) __builtin_prefetch(p, write)
-typedef float WRPO__(v) __attribute__((vector_size(4 * WRPO__LANES)));
-typedef uint32_t WRPO__(u) __attribute__((vector_size(4 * WRPO__LANES)));
-typedef WRPO__(v) WRPO__(vmem) __attribute__((aligned(4), may_alias));         /* a vector anywhere in memory */
-#define WRPO__V WRPO__(v)
-#define WRPO__U WRPO__(u)
-#define WRPO__LOAD(p) ((WRPO__V)*(const WRPO__(vmem) *)(const void *)(p))
-#define WRPO__STORE(p, x) (*(WRPO__(vmem) *)(void *)(p) = (x))
-typedef uint16_t WRPO__(h) __attribute__((vector_size(2 * WRPO__LANES)));      /* bfloat16: the high halves of floats */
-typedef WRPO__(h) WRPO__(hmem) __attribute__((aligned(2), may_alias));
-#define WRPO__LOAD_HALF(p) WRPO__FLOATS(__builtin_convertvector(*(const WRPO__(hmem) *)(const void *)(p), WRPO__U) << 16)
-#define WRPO__STORE_HIGH(p, u) (*(WRPO__(hmem) *)(void *)(p) = __builtin_convertvector((u) >> 16, WRPO__(h)))    /* of bits */
-typedef int32_t WRPO__(i) __attribute__((vector_size(4 * WRPO__LANES)));
-#define WRPO__REAL(u) __builtin_convertvector((WRPO__(i))(u), WRPO__V)          /* of whole numbers below 2^31 */
-#define WRPO__WHOLE(x) __builtin_convertvector(__builtin_convertvector(x, WRPO__(i)), WRPO__V)     /* toward 0 */
-#define WRPO__BITS(x) ((WRPO__U)(x))
-#define WRPO__FLOATS(x) ((WRPO__V)(x))
-#define WRPO__LESS(a, b) ((WRPO__U)((a) < (b)))
-#if defined(__clang__) || __GNUC__ >= 12
-#define WRPO__MIX(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-#define WRPO__MIX(a, b, ...) __builtin_shuffle(a, b, (WRPO__U){__VA_ARGS__})
-#endif
-#else
-#define WRPO__INLINE static inline
-#define WRPO__ROW static
-#define WRPO__UNROLL
-#define WRPO__PREFETCH(p, write) (void)(p)
-#define WRPO__V float
-#define WRPO__U uint32_t
-#define WRPO__LOAD(p) (*(p))
-#define WRPO__STORE(p, x) (*(p) = (x))
-#define WRPO__LOAD_HALF(p) WRPO__FLOATS((uint32_t)*(p) << 16)
-#define WRPO__STORE_HIGH(p, u) (*(p) = (uint16_t)((u) >> 16))
-#define WRPO__REAL(u) ((float)(u))
-#define WRPO__WHOLE(x) ((float)(int32_t)(x))
-#define WRPO__BITS(x) wrpo__float_bits(x)
-#define WRPO__FLOATS(x) wrpo__bits_float(x)
-#define WRPO__LESS(a, b) ((a) < (b) ? ~(uint32_t)0 : 0)
-#endif
-#define WRPO__SET(x) ((x) - (WRPO__V){0})              /* the same number in all lanes */
-#ifndef WRPO__ALL
-#define WRPO__ALL(x) WRPO__SET(x)                      /* the same bits: arithmetic may not touch words */
-#endif
-#define WRPO__PICK(mask, a, b) WRPO__FLOATS(((mask) & WRPO__BITS(a)) | (~(mask) & WRPO__BITS(b)))
-
-/* The ends of rows: `left` numbers may be fewer than a vector; missing ones read as `fill`, and are not written. */
-WRPO__INLINE WRPO__V WRPO__(get)(const float *p, int64_t left, float fill) {
-    if (left >= WRPO__LANES) return WRPO__LOAD(p);
-    float t[WRPO__LANES];
-    for (int i = 0; i < WRPO__LANES; i++) t[i] = i < left ? p[i] : fill;
-    return WRPO__LOAD(t);
-}
-WRPO__INLINE WRPO__V WRPO__(get_half)(const uint16_t *p, int64_t left) {
-    if (left >= WRPO__LANES) return WRPO__LOAD_HALF(p);
-    uint16_t t[WRPO__LANES] = {0};
-    for (int i = 0; i < left; i++) t[i] = p[i];
-    return WRPO__LOAD_HALF(t);
-}
-WRPO__INLINE void WRPO__(put)(float *p, int64_t left, WRPO__V x) {
-    if (left >= WRPO__LANES) { WRPO__STORE(p, x); return; }
-    float t[WRPO__LANES];
-    WRPO__STORE(t, x);
-    for (int i = 0; i < left; i++) p[i] = t[i];
-}
-WRPO__INLINE float WRPO__(sum)(WRPO__V x) {
-    float t[WRPO__LANES];
-    WRPO__STORE(t, x);
-    for (int w = WRPO__LANES / 2; w > 0; w /= 2)
-        for (int i = 0; i < w; i++) t[i] += t[i + w];
-    return t[0];
-}
-WRPO__INLINE float WRPO__(largest)(WRPO__V x) {
-    float t[WRPO__LANES];
-    WRPO__STORE(t, x);
-    for (int i = 1; i < WRPO__LANES; i++) t[0] = t[0] < t[i] ? t[i] : t[0];
-    return t[0];
-}
-WRPO__INLINE WRPO__V WRPO__(max)(WRPO__V a, WRPO__V b) {     /* a < b ? b : a, so a where either is NaN */
-#ifdef WRPO__MORE
-    return WRPO__MORE(a, b);
-#else
-    return WRPO__PICK(WRPO__LESS(a, b), b, a);
-#endif
-}
-WRPO__INLINE WRPO__V WRPO__(sqrt)(WRPO__V x) {
-#ifdef WRPO__SQRT
-    return WRPO__SQRT(x);
-#else
-    float t[WRPO__LANES];
-    WRPO__STORE(t, x);
-    for (int i = 0; i < WRPO__LANES; i++) t[i] = sqrtf(t[i]);
-    return WRPO__LOAD(t);
-#endif
-}
-/* e^x, relative error below 1.2e-7: x = z ln 2 + r with integer z and |r| <= ln 2 / 2, e^r by a polynomial.
-   0 below -87.336 (no denormals), the value at 88.37 above it; NaN stays NaN. */
-WRPO__INLINE WRPO__V WRPO__(exp)(WRPO__V x) {
-    const WRPO__V low = WRPO__SET(-87.336f), high = WRPO__SET(88.37f);
-    WRPO__U zero = WRPO__LESS(x, low);
-    x = WRPO__(max)(x, low);
-    x = -WRPO__(max)(-x, -high);
-    /* adding 1.5 * 2^23 rounds to an integer, and leaves it in the low bits: with 127 more, an exponent */
-    WRPO__V z = WRPO__FMA(x, WRPO__SET(1.44269504f), WRPO__SET(12582912.0f + 127.0f));
-    WRPO__V power = WRPO__FLOATS(WRPO__BITS(z) << 23);
-    z = z - WRPO__SET(12582912.0f + 127.0f);
-    x = WRPO__FMA(z, WRPO__SET(-0.693359375f), x);     /* ln 2 in two parts; the first one times z is exact */
-    x = WRPO__FMA(z, WRPO__SET(2.12194440e-4f), x);
-    WRPO__V p = WRPO__FMA(x, WRPO__SET(1.9875691500e-4f), WRPO__SET(1.3981999507e-3f));
-    p = WRPO__FMA(p, x, WRPO__SET(8.3334519073e-3f));
-    p = WRPO__FMA(p, x, WRPO__SET(4.1665795894e-2f));
-    p = WRPO__FMA(p, x, WRPO__SET(1.6666665459e-1f));
-    p = WRPO__FMA(p, x, WRPO__SET(5.0000001201e-1f));
-    p = WRPO__FMA(p, x * x, x) + WRPO__SET(1.0f);
-    return WRPO__FLOATS(~zero & WRPO__BITS(p * power));
-}
-/* tanh x: an odd polynomial near 0, where 1 - 2 / (e^2x + 1) would cancel */
-WRPO__INLINE WRPO__V WRPO__(tanh)(WRPO__V x) {
-    const WRPO__V one = WRPO__SET(1.0f);
-    WRPO__V q = x * x;
-    WRPO__V p = WRPO__FMA(q, WRPO__SET(-5.70498872745e-3f), WRPO__SET(2.06390887954e-2f));
-    p = WRPO__FMA(p, q, WRPO__SET(-5.37397155531e-2f));
-    p = WRPO__FMA(p, q, WRPO__SET(1.33314422036e-1f));
-    p = WRPO__FMA(p, q, WRPO__SET(-3.33332819422e-1f));
-    p = WRPO__FMA(p * q, x, x);
-    WRPO__V far = one - WRPO__SET(2.0f) / (WRPO__(exp)(x + x) + one);
-    return WRPO__PICK(WRPO__LESS(q, WRPO__SET(0.39f)), p, far);
-}
-
-/* ---- rows: what one thread does with one piece of memory ---- */
-WRPO__ROW void WRPO__(axpy)(float *y, float s, const float *x, int64_t n) {    /* y += s x */
-    for (int64_t i = 0; i < n; i += WRPO__LANES)
-        WRPO__(put)(y + i, n - i, WRPO__FMA(WRPO__SET(s), WRPO__(get)(x + i, n - i, 0), WRPO__(get)(y + i, n - i, 0)));
-}
-WRPO__ROW void WRPO__(scaled)(float *y, float s, const float *x, int64_t n) {  /* y = s x */
-    for (int64_t i = 0; i < n; i += WRPO__LANES) WRPO__(put)(y + i, n - i, s * WRPO__(get)(x + i, n - i, 0));
-}
-WRPO__ROW void WRPO__(scaled_half)(float *y, float s, const uint16_t *x, int64_t n) {  /* the same of bfloat16 */
-    for (int64_t i = 0; i < n; i += WRPO__LANES) WRPO__(put)(y + i, n - i, s * WRPO__(get_half)(x + i, n - i));
-}
-WRPO__ROW float WRPO__(dot)(const float *x, const float *y, int64_t n) {
-    WRPO__V s = {0};
-    for (int64_t i = 0; i < n; i += WRPO__LANES) s = WRPO__FMA(WRPO__(get)(x + i, n - i, 0), WRPO__(get)(y + i, n - i, 0), s);
-    return WRPO__(sum)(s);
-}
-
-/* ---- embed, gather, bias, colsum, add ----
-   Backward passes that add rows into shared places give each task a slice of the columns and all the rows, in order. */
-enum { WRPO__(SLICE) = 64 };
-static void WRPO__(embed)(void *dev, void *y, const void *w, wrpo_dtype w_type, const int32_t *ids, int64_t n, int64_t D, float scale) {
-    wrpo__cpu *cpu = dev;
-    WRPO__PARROWS(cpu, n, D)
-    for (int64_t r = 0; r < n; r++)
-        if (w_type == WRPO_DTYPE_BF16) WRPO__(scaled_half)((float *)y + r * D, scale, (const uint16_t *)w + ids[r] * D, D);
-        else WRPO__(scaled)((float *)y + r * D, scale, (const float *)w + ids[r] * D, D);
-}
-static void WRPO__(embed_bwd)(void *dev, float *dw, const void *dy, const int32_t *ids, int64_t n, int64_t D, float scale) {
-    wrpo__cpu *cpu = dev;
-    WRPO__PARFOR(wrpo__cpu_team(cpu, n * D))
-    for (int64_t j = 0; j < D; j += WRPO__(SLICE))
-        for (int64_t r = 0; r < n; r++)
-            WRPO__(axpy)(dw + ids[r] * D + j, scale, (const float *)dy + r * D + j, WRPO__MIN(D - j, WRPO__(SLICE)));
-}
-static void WRPO__(gather)(void *dev, void *y, const void *x, const int32_t *index, int64_t n, int64_t D) {
-    wrpo__cpu *cpu = dev;
-    WRPO__PARROWS(cpu, n, D)
-    for (int64_t r = 0; r < n; r++) memcpy((float *)y + r * D, (const float *)x + index[r] * D, (size_t)D * sizeof(float));
-}
-static void WRPO__(scatter)(void *dev, void *y, int64_t ldy, const void *x, int64_t ldx, const int32_t *index, int64_t n, int64_t D) {
-    wrpo__cpu *cpu = dev;
-    WRPO__PARROWS(cpu, n, D)
-    for (int64_t r = 0; r < n; r++) memcpy((float *)y + index[r] * ldy, (const float *)x + r * ldx, (size_t)D * sizeof(float));
-}
-static void WRPO__(gather_bwd)(void *dev, void *dx, const void *dy, const int32_t *index, int64_t n, int64_t D) {
-    WRPO__(embed_bwd)(dev, dx, dy, index, n, D, 1);
-}
-static void WRPO__(bias)(void *dev, void *y, int64_t ldy, const float *b, int64_t n, int64_t D) {
-    wrpo__cpu *cpu = dev;
-    WRPO__PARROWS(cpu, n, D)
-    for (int64_t r = 0; r < n; r++) WRPO__(axpy)((float *)y + r * ldy, 1, b, D);
-}
-static void WRPO__(add_columns)(const wrpo__cpu *cpu, float *y, const void *w, bool half, int64_t ld, int64_t n, int64_t D) {    /* y += sum_r w[r] */
-    WRPO__PARFOR(wrpo__cpu_team(cpu, n * D))
-    for (int64_t j = 0; j < D; j += WRPO__(SLICE)) {
-        float part[WRPO__(SLICE)], row[WRPO__(SLICE)];  /* sums of 64 rows first: rounding grows with the longest chain */
-        int64_t width = WRPO__MIN(D - j, WRPO__(SLICE));
-        for (int64_t r = 0; r < n; r += 64) {
-            memset(part, 0, sizeof part);
-            for (int64_t i = r; i < n && i < r + 64; i++) {
-                if (half) WRPO__(scaled_half)(row, 1, (const uint16_t *)w + i * ld + j, width);
-                WRPO__(axpy)(part, 1, half ? row : (const float *)w + i * ld + j, width);
-            }
-            WRPO__(axpy)(y + j, 1, part, width);
-        }
-    }
-}
-static void WRPO__(bias_bwd)(void *dev, float *db, const void *dy, int64_t lddy, int64_t n, int64_t D) { WRPO__(add_columns)(dev, db, dy, false, lddy, n, D); }
-static void WRPO__(colsum)(void *dev, float *y, const void *w, wrpo_dtype w_type, int64_t rows, int64_t cols) {
-    memset(y, 0, (size_t)cols * sizeof *y);
-    WRPO__(add_columns)(dev, y, w, w_type == WRPO_DTYPE_BF16, cols, rows, cols);
-}
-static void WRPO__(add)(void *dev, void *y, const void *x, int64_t count) {
-    wrpo__cpu *cpu = dev;
-    WRPO__PARFOR(wrpo__cpu_team(cpu, count))
-    for (int64_t i = 0; i < count; i += WRPO__GRAIN) WRPO__(axpy)((float *)y + i, 1, (const float *)x + i, WRPO__MIN(count - i, WRPO__GRAIN));
-}
-
-/* ---- rmsnorm ----
-   rstd = 1 / sqrt(mean(x^2) + eps),  y = (w + plus) x rstd
-   With g = dy (w + plus) and c = mean(g x) rstd^2:  dx = dres + rstd (g - c x),  dw += sum dy x rstd */
-WRPO__ROW void WRPO__(rmsnorm_row)(float *y, float *rstd, const float *x, const float *w, int64_t D, float eps, float plus) {
-    WRPO__V ss = {0};
-    for (int64_t i = 0; i < D; i += WRPO__LANES) {
-        WRPO__V v = WRPO__(get)(x + i, D - i, 0);
-        ss = WRPO__FMA(v, v, ss);
-    }
-    const float s = 1 / sqrtf(WRPO__(sum)(ss) / (float)D + eps);
-    for (int64_t i = 0; i < D; i += WRPO__LANES)
-        WRPO__(put)(y + i, D - i, WRPO__(get)(x + i, D - i, 0) * s * (WRPO__(get)(w + i, D - i, 0) + plus));
-    *rstd = s;
-}
-WRPO__ROW void WRPO__(rmsnorm_bwd_row)(float *dx, const float *dy, const float *dres, const float *x, const float *w, float rstd, int64_t D, float plus) {
-    WRPO__V dot = {0};
-    for (int64_t i = 0; i < D; i += WRPO__LANES)
-        dot = WRPO__FMA(WRPO__(get)(dy + i, D - i, 0) * (WRPO__(get)(w + i, D - i, 0) + plus), WRPO__(get)(x + i, D - i, 0), dot);
-    const float c = WRPO__(sum)(dot) / (float)D * rstd * rstd;
-    for (int64_t i = 0; i < D; i += WRPO__LANES) {
-        WRPO__V g = WRPO__(get)(dy + i, D - i, 0) * (WRPO__(get)(w + i, D - i, 0) + plus);
-        WRPO__V v = (g - c * WRPO__(get)(x + i, D - i, 0)) * rstd;
-        WRPO__(put)(dx + i, D - i, dres ? v + WRPO__(get)(dres + i, D - i, 0) : v);
-    }
-}
-WRPO__ROW void WRPO__(rmsnorm_dw_row)(float *dw, const float *dy, const float *x, float rstd, int64_t n) {
-    for (int64_t i = 0; i < n; i += WRPO__LANES)
-        WRPO__(put)(dw + i, n - i, WRPO__FMA(WRPO__(get)(dy + i, n - i, 0) * rstd, WRPO__(get)(x + i, n - i, 0), WRPO__(get)(dw + i, n - i, 0)));
-}
-static void WRPO__(rmsnorm)(void *dev, void *y, int64_t ldy, float *rstd, const void *x, int64_t ldx, const float *w,
-                            int64_t n, int64_t heads, int64_t D, float eps, float plus) {
-    wrpo__cpu *cpu = dev;
-    WRPO__PARROWS(cpu, n, heads * D)
-    for (int64_t r = 0; r < n; r++)
-        for (int64_t h = 0; h < heads; h++)
-            WRPO__(rmsnorm_row)((float *)y + r * ldy + h * D, rstd + r * heads + h, (const float *)x + r * ldx + h * D, w, D, eps, plus);
-}
-/* Groups of 64 (row, head)s: each one's sum for dw, and its dx while dy and x are at hand; then the sums of all groups, in order. */
-static void WRPO__(rmsnorm_bwd)(void *dev, void *dx, int64_t lddx, float *dw, const void *dy, int64_t lddy, const void *dres, int64_t lddres,
-                                const void *x, int64_t ldx, const float *w, const float *rstd, int64_t n, int64_t heads, int64_t D, float plus) {
-    wrpo__cpu *cpu = dev;
-    const float *dyf = dy, *xf = x, *dresf = dres;
-    float *sums = cpu->packed;                         /* [groups][D], the products' buffer */
-    const int64_t rows = n * heads, most = WRPO__PACKED_WORDS / D;
-    for (int64_t first = 0; first < rows; first += 64 * most) {
-        const int64_t groups = wrpo__div_up(WRPO__MIN(rows - first, 64 * most), 64);
-        WRPO__PARFOR(wrpo__cpu_team(cpu, rows * D))
-        for (int64_t g = 0; g < groups; g++) {
-            const int64_t begin = first + 64 * g, end = WRPO__MIN(rows, begin + 64);
-            memset(sums + g * D, 0, (size_t)D * sizeof *sums);
-            for (int64_t i = begin; i < end; i++) {    /* dw first: dx may be dy */
-                const int64_t r = i / heads, at = i % heads * D;
-                WRPO__(rmsnorm_dw_row)(sums + g * D, dyf + r * lddy + at, xf + r * ldx + at, rstd[i], D);
-                WRPO__(rmsnorm_bwd_row)((float *)dx + r * lddx + at, dyf + r * lddy + at, dresf ? dresf + r * lddres + at : NULL, xf + r * ldx + at, w, rstd[i], D, plus);
-            }
-        }
-        for (int64_t g = 0; g < groups; g++) WRPO__(axpy)(dw, 1, sums + g * D, D);
-    }
-}
-
-/* ---- rope: (x1, x2) = (x[i], x[i + d/2]) is turned by the angle of table[r][i]; the backward turns it back ---- */
-WRPO__ROW void WRPO__(rope_row)(float *x, const float *table, int64_t heads, int64_t d, float sign) {
-    const int64_t half = d / 2;
-    float cosine[WRPO__MAX_D / 2], sine[WRPO__MAX_D / 2];
-    for (int64_t i = 0; i < half; i++) cosine[i] = table[2 * i], sine[i] = sign * table[2 * i + 1];
-    for (int64_t h = 0; h < heads; h++, x += d)
-        for (int64_t i = 0; i < half; i += WRPO__LANES) {
-            const WRPO__V c = WRPO__(get)(cosine + i, half - i, 0), s = WRPO__(get)(sine + i, half - i, 0);
-            const WRPO__V x1 = WRPO__(get)(x + i, half - i, 0), x2 = WRPO__(get)(x + half + i, half - i, 0);
-            WRPO__(put)(x + i, half - i, x1 * c - x2 * s);
-            WRPO__(put)(x + half + i, half - i, x2 * c + x1 * s);
-        }
-}
-static void WRPO__(rope)(void *dev, void *x, int64_t ldx, const float *table, int64_t n, int64_t heads, int64_t d, float sign) {
-    wrpo__cpu *cpu = dev;
-    WRPO__PARROWS(cpu, n, heads * d)
-    for (int64_t r = 0; r < n; r++) WRPO__(rope_row)((float *)x + r * ldx, table + r * (d / 2 * 2), heads, d, sign);
-}
-
-/* ---- glu: h = act(gate) up.  silu(g) = g s with s = 1 / (1 + e^-g), silu' = s (1 + g (1 - s))
-   gelu(g) = g (1 + t) / 2 with t = tanh(a (g + b g^3)), gelu' = (1 + t) / 2 + g (1 - t^2) a (1 + 3 b g^2) / 2 ---- */
-WRPO__INLINE WRPO__V WRPO__(act)(WRPO__V g, bool gelu, WRPO__V *slope) {
-    const WRPO__V one = WRPO__SET(1.0f), half = WRPO__SET(0.5f);
-    if (!gelu) {
-        WRPO__V s = one / (one + WRPO__(exp)(-g));
-        *slope = s * WRPO__FMA(g, one - s, one);
-        return g * s;
-    }
-    const float a = 0.7978845608f, b = 0.044715f;      /* sqrt(2 / pi) */
-    WRPO__V t = WRPO__(tanh)(a * WRPO__FMA(b * g * g, g, g)), u = WRPO__FMA(half, t, half);
-    *slope = WRPO__FMA(half * g * WRPO__FMA(-t, t, one), a * WRPO__FMA(3 * b * g, g, one), u);
-    return g * u;
-}
-WRPO__ROW void WRPO__(glu_row)(float *h, const float *gu, int64_t I, bool gelu) {
-    WRPO__V slope;
-    for (int64_t i = 0; i < I; i += WRPO__LANES) {     /* what is written is fetched too: the machine sees only what is read coming */
-        WRPO__PREFETCH(gu + i + 512, 0), WRPO__PREFETCH(gu + I + i + 512, 0), WRPO__PREFETCH(h + i + 512, 1);
-        WRPO__(put)(h + i, I - i, WRPO__(act)(WRPO__(get)(gu + i, I - i, 0), gelu, &slope) * WRPO__(get)(gu + I + i, I - i, 0));
-    }
-}
-WRPO__ROW void WRPO__(glu_bwd_row)(float *dgu, float *h, const float *dh, const float *gu, int64_t I, bool gelu) {
-    for (int64_t i = 0; i < I; i += WRPO__LANES) {
-        WRPO__PREFETCH(gu + i + 512, 0), WRPO__PREFETCH(gu + I + i + 512, 0), WRPO__PREFETCH(dh + i + 512, 0);
-        WRPO__PREFETCH(dgu + i + 512, 1), WRPO__PREFETCH(dgu + I + i + 512, 1);
-        WRPO__V slope, up = WRPO__(get)(gu + I + i, I - i, 0), d = WRPO__(get)(dh + i, I - i, 0);
-        WRPO__V act = WRPO__(act)(WRPO__(get)(gu + i, I - i, 0), gelu, &slope);
-        if (h) WRPO__(put)(h + i, I - i, act * up);
-        WRPO__(put)(dgu + i, I - i, d * up * slope);
-        WRPO__(put)(dgu + I + i, I - i, d * act);
-    }
-}
-static void WRPO__(glu)(void *dev, void *h, const void *gu, int64_t n, int64_t I, bool gelu) {
-    wrpo__cpu *cpu = dev;
-    WRPO__PARROWS(cpu, n, 4 * I)
-    for (int64_t r = 0; r < n; r++) WRPO__(glu_row)((float *)h + r * I, (const float *)gu + r * 2 * I, I, gelu);
-}
-static void WRPO__(glu_bwd)(void *dev, void *dgu, void *h, const void *dh, const void *gu, int64_t n, int64_t I, bool gelu) {
-    wrpo__cpu *cpu = dev;
-    WRPO__PARROWS(cpu, n, 4 * I)
-    for (int64_t r = 0; r < n; r++)
-        WRPO__(glu_bwd_row)((float *)dgu + r * 2 * I, h ? (float *)h + r * I : NULL, (const float *)dh + r * I, (const float *)gu + r * 2 * I, I, gelu);
-}
-
-/* ---- logprob: lse = log sum exp(x), logp = x[target] - lse; x = softcap tanh(logits / softcap) where there is a softcap
-   The maximum runs along: in blocks of 1024 numbers, sums so far are rescaled when a block brings a larger one. ---- */
-WRPO__INLINE WRPO__V WRPO__(cap)(WRPO__V x, float softcap) {   /* -inf stays: it marks what does not count */
-    if (softcap <= 0) return x;
-    return WRPO__PICK(WRPO__LESS(x, WRPO__SET(-FLT_MAX)), x, softcap * WRPO__(tanh)(x / softcap));
-}
-WRPO__ROW double WRPO__(lse_row)(const float *x, int64_t n, float softcap) {
-    float m = -INFINITY;
-    double sum = 0;
-    for (int64_t b = 0; b < n; b += 1024) {
-        const int64_t e = WRPO__MIN(n, b + 1024);
-        WRPO__V top = WRPO__SET(-INFINITY), s = {0};
-        for (int64_t i = b; i < e; i += WRPO__LANES) top = WRPO__(max)(top, WRPO__(get)(x + i, e - i, -INFINITY));
-        float block = WRPO__(largest)(WRPO__(cap)(top, softcap));
-        if (block > m) sum *= exp((double)m - (double)block), m = block;
-        float base = m > -INFINITY ? m : 0;            /* nothing but -inf so far: the sum stays 0 */
-        for (int64_t i = b; i < e; i += WRPO__LANES) s += WRPO__(exp)(WRPO__(cap)(WRPO__(get)(x + i, e - i, -INFINITY), softcap) - base);
-        sum += (double)WRPO__(sum)(s);
-    }
-    return (double)m + log(sum);
-}
-WRPO__ROW void WRPO__(dlogits_row)(float *y, const float *x, int64_t target, float lse, float g, int64_t n, float softcap) {
-    const float xt = x[target], t = softcap > 0 ? tanhf(xt / softcap) : 0;
-    for (int64_t i = 0; i < n; i += WRPO__LANES) {
-        WRPO__V v = WRPO__(cap)(WRPO__(get)(x + i, n - i, 0), softcap), p = WRPO__(exp)(v - lse);
-        if (softcap > 0) {
-            WRPO__V th = WRPO__(max)(v / softcap, WRPO__SET(-1.0f));   /* of -inf: p is 0 there, and must stay it */
-            p = p * WRPO__FMA(-th, th, WRPO__SET(1.0f));
-        }
-        WRPO__(put)(y + i, n - i, -g * p);
-    }
-    y[target] += g * (1 - t * t);
-}
-static void WRPO__(logprob)(void *dev, float *logp, float *lse, const float *logits, const int32_t *target, int64_t n, int64_t V, float softcap) {
-    wrpo__cpu *cpu = dev;
-    WRPO__PARROWS(cpu, n, V)
-    for (int64_t r = 0; r < n; r++) {
-        const float *x = logits + r * V;
-        double sum = WRPO__(lse_row)(x, V, softcap), xt = (double)x[target[r]];
-        if (softcap > 0) xt = (double)softcap * tanh(xt / (double)softcap);
-        lse[r] = (float)sum;
-        logp[r] = (float)(xt - sum);
-    }
-}
-static void WRPO__(logprob_bwd)(void *dev, void *dlogits, const float *logits, const int32_t *target, const float *lse, const float *dlogp,
-                                int64_t n, int64_t V, float softcap) {
-    wrpo__cpu *cpu = dev;
-    WRPO__PARROWS(cpu, n, V)
-    for (int64_t r = 0; r < n; r++) WRPO__(dlogits_row)((float *)dlogits + r * V, logits + r * V, target[r], lse[r], dlogp[r], V, softcap);
-}
-
-/* ---- sumsq, adamw ---- */
-WRPO__ROW double WRPO__(sumsq_part)(const float *x, int64_t n) {
-    double s[8] = {0};
-    int64_t i = 0;
-    for (; i + 8 <= n; i += 8)
-        for (int j = 0; j < 8; j++) s[j] += (double)x[i + j] * (double)x[i + j];
-    for (; i < n; i++) s[0] += (double)x[i] * (double)x[i];
-    return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
-}
-static void WRPO__(sumsq)(void *dev, double *out, const float *x, int64_t count) {
-    wrpo__cpu *cpu = dev;
-    double part[256], sum = 0;                         /* as many parts for every number of threads */
-    const int64_t size = WRPO__MAX(wrpo__div_up(count, WRPO__COUNT(part)), WRPO__GRAIN), parts = wrpo__div_up(count, size);
-    WRPO__PARFOR(wrpo__cpu_team(cpu, count))
-    for (int64_t i = 0; i < parts; i++) part[i] = WRPO__(sumsq_part)(x + i * size, WRPO__MIN(size, count - i * size));
-    for (int64_t i = 0; i < parts; i++) sum += part[i];
-    *out += sum;
-}
-/* m += (1 - beta1) (g - m),  v = beta2 v + (1 - beta2) g^2,  w = w (1 - lr decay) - lr / correction1 m / (sqrt(v) / correction2 + eps) */
-WRPO__ROW void WRPO__(adamw_part)(float *w, float *m, float *v, const float *g, int64_t n, const wrpo_adamw *step) {
-    const float keep = (float)(1 - (double)step->lr * (double)step->weight_decay), rate = (float)((double)step->lr / step->correction1);
-    const float b1 = (float)(1 - (double)step->beta1), b2 = (float)(1 - (double)step->beta2), correction2 = (float)step->correction2;
-    for (int64_t i = 0; i < n; i += WRPO__LANES) {
-        WRPO__V gi = WRPO__(get)(g + i, n - i, 0) * step->grad_scale, mi = WRPO__(get)(m + i, n - i, 0), vi = WRPO__(get)(v + i, n - i, 0);
-        mi = WRPO__FMA(WRPO__SET(b1), gi - mi, mi);
-        vi = WRPO__FMA(b2 * gi, gi, vi * step->beta2);
-        WRPO__V root = WRPO__(sqrt)(vi) / correction2 + step->eps;
-        WRPO__(put)(m + i, n - i, mi);
-        WRPO__(put)(v + i, n - i, vi);
-        WRPO__(put)(w + i, n - i, WRPO__(get)(w + i, n - i, 0) * keep - rate * mi / root);
-    }
-}
-/* What is not float in memory is unpacked a block at a time, and packed again. */
-WRPO__INLINE WRPO__U WRPO__(random)(uint32_t seed, int64_t i) {        /* 32 bits for each of numbers i ... i + LANES: a hash of (seed, i) */
-    uint32_t count[WRPO__LANES];
-    for (int k = 0; k < WRPO__LANES; k++) count[k] = seed + (uint32_t)(i + k) * 0x9E3779B9u;
-    WRPO__U x;
-    memcpy(&x, count, sizeof x);
-    x = (x ^ x >> 16) * 0x7FEB352Du;
-    x = (x ^ x >> 15) * 0x846CA68Bu;
-    return x ^ x >> 16;
-}
-WRPO__ROW void WRPO__(masters_unpack)(float *x, const uint16_t *w, const uint16_t *low) {
-    for (int64_t i = 0; i < WRPO_BLOCK; i++) x[i] = wrpo__master(w[i], low[i]);
-}
-WRPO__ROW void WRPO__(masters_pack)(uint16_t *w, uint16_t *low, const float *x) {
-    for (int64_t i = 0; i < WRPO_BLOCK; i++) wrpo__master_split(x[i], &w[i], &low[i]);
-}
-WRPO__ROW void WRPO__(bf16_unpack)(float *x, const uint16_t *y) {
-    for (int64_t i = 0; i < WRPO_BLOCK; i += WRPO__LANES) WRPO__STORE(x + i, WRPO__LOAD_HALF(y + i));
-}
-WRPO__ROW void WRPO__(bf16_pack)(uint16_t *y, const float *x, uint32_t seed, int64_t first) {
-    for (int64_t i = 0; i < WRPO_BLOCK; i += WRPO__LANES) WRPO__STORE_HIGH(y + i, WRPO__BITS(WRPO__LOAD(x + i)) + (WRPO__(random)(seed, first + i) >> 16));
-}
-/* codes 0 ... top of magnitudes: s (q / top)^4 */
-WRPO__INLINE WRPO__V WRPO__(decode)(WRPO__V q, float s, float top) {
-    q = q * (1 / top);
-    q = q * q;
-    return q * q * s;
-}
-WRPO__ROW void WRPO__(bytes_unpack)(float *x, const uint8_t *y, bool moment2) {
-    float s;
-    memcpy(&s, y + WRPO_BLOCK, 4);
-    for (int64_t i = 0; i < WRPO_BLOCK; i++) x[i] = moment2 ? (float)y[i] : (float)(int8_t)y[i];
-    for (int64_t i = 0; i < WRPO_BLOCK; i += WRPO__LANES) {
-        WRPO__V q = WRPO__LOAD(x + i), size = WRPO__(decode)(q, s, moment2 ? 255 : 127);
-        WRPO__STORE(x + i, WRPO__PICK(WRPO__LESS(q, WRPO__SET(0.0f)), -size, size));
-    }
-}
-WRPO__ROW void WRPO__(bytes_pack)(uint8_t *y, const float *x, bool moment2, uint32_t seed, int64_t first) {
-    const float top = moment2 ? 255 : 127;
-    WRPO__V most = {0};
-    for (int64_t i = 0; i < WRPO_BLOCK; i += WRPO__LANES) most = WRPO__(max)(most, WRPO__(max)(WRPO__LOAD(x + i), -WRPO__LOAD(x + i)));
-    const float s = WRPO__(largest)(most), inverse = s >= FLT_MIN ? 1 / s : 0;
-    float codes[WRPO_BLOCK];
-    for (int64_t i = 0; i < WRPO_BLOCK; i += WRPO__LANES) {
-        WRPO__V size = WRPO__(max)(WRPO__LOAD(x + i), -WRPO__LOAD(x + i)), q = WRPO__(sqrt)(WRPO__(sqrt)(size * inverse)) * top;
-        q = WRPO__WHOLE(-WRPO__(max)(-q, WRPO__SET(1 - top)));                 /* q and q + 1 are the codes around it */
-        const WRPO__V low = WRPO__(decode)(q, s, top), high = WRPO__(decode)(q + 1, s, top);
-        const WRPO__V dice = WRPO__REAL(WRPO__(random)(seed, first + i) >> 8) * (1.0f / 16777216);
-        q = WRPO__PICK(WRPO__LESS(dice * (high - low), size - low), q + 1, q);
-        if (moment2) q = WRPO__PICK(WRPO__LESS(WRPO__SET(0.0f), size), WRPO__(max)(q, WRPO__SET(1.0f)), q);
-        WRPO__STORE(codes + i, q);
-    }
-    for (int64_t i = 0; i < WRPO_BLOCK; i++) y[i] = moment2 ? (uint8_t)codes[i] : (uint8_t)(int8_t)(x[i] < 0 ? -codes[i] : codes[i]);
-    memcpy(y + WRPO_BLOCK, &s, 4);
-}
-WRPO__ROW void WRPO__(moment_unpack)(float *x, const void *y, wrpo_moments moments, bool moment2) {
-    if (moments == WRPO_MOMENTS_BF16) WRPO__(bf16_unpack)(x, y);
-    else WRPO__(bytes_unpack)(x, y, moment2);
-}
-WRPO__ROW void WRPO__(moment_pack)(void *y, const float *x, wrpo_moments moments, bool moment2, uint32_t seed, int64_t first) {
-    if (moments == WRPO_MOMENTS_BF16) WRPO__(bf16_pack)(y, x, seed, first);
-    else WRPO__(bytes_pack)(y, x, moment2, seed, first);
-}
-/* numbers [first, first + n) of the arrays; first is at a block */
-static void WRPO__(adamw_task)(void *w, uint16_t *low, void *m, void *v, const float *g, int64_t first, int64_t n, const wrpo_adamw *step) {
-    const bool floats = step->moments == WRPO_MOMENTS_F32;
-    const uint32_t seed_m = (uint32_t)step->seed, seed_v = (uint32_t)(step->seed >> 32);
-    if (floats && !low) {
-        WRPO__(adamw_part)((float *)w + first, (float *)m + first, (float *)v + first, g + first, n, step);
-        return;
-    }
-    for (int64_t i = first; i < first + n; i += WRPO_BLOCK) {
-        float tw[WRPO_BLOCK], tm[WRPO_BLOCK], tv[WRPO_BLOCK];
-        char *pm = (char *)m + wrpo_moments_bytes(step->moments, i), *pv = (char *)v + wrpo_moments_bytes(step->moments, i);
-        if (low) WRPO__(masters_unpack)(tw, (uint16_t *)w + i, low + i);
-        if (!floats) WRPO__(moment_unpack)(tm, pm, step->moments, false), WRPO__(moment_unpack)(tv, pv, step->moments, true);
-        WRPO__(adamw_part)(low ? tw : (float *)w + i, floats ? (float *)m + i : tm, floats ? (float *)v + i : tv, g + i, WRPO__MIN(WRPO_BLOCK, first + n - i), step);
-        if (!floats) WRPO__(moment_pack)(pm, tm, step->moments, false, seed_m, i), WRPO__(moment_pack)(pv, tv, step->moments, true, seed_v, i);
-        if (low) WRPO__(masters_pack)((uint16_t *)w + i, low + i, tw);
-    }
-}
-static void WRPO__(adamw)(void *dev, void *w, uint16_t *low, void *m, void *v, const float *g, int64_t count, const wrpo_adamw *step) {
-    wrpo__cpu *cpu = dev;
-    WRPO__PARFOR(wrpo__cpu_team(cpu, count))
-    for (int64_t i = 0; i < count; i += WRPO__GRAIN) WRPO__(adamw_task)(w, low, m, v, g, i, WRPO__MIN(count - i, WRPO__GRAIN), step);
-}
-
-/* ---- gemm ----
-   Goto's scheme. A (rows of C) is packed into panels of MR rows, B (columns) into panels of NR, both step by step of k:
-   a[k][MS], b[k][NR]. The register tile multiplies one panel of each: per step NV vectors of B, MR single numbers of A,
-   MR * NV multiply-adds, all of C's tile in registers. The panels of the smaller of the two are packed by all threads for
-   all of them; then a task packs a few panels of the other, which stay in the cache next to its core, and runs them past all
-   of the first. Where A is one panel, B is not packed (thin_of). Each number of C is the sum over blocks of k (cut from 0, by
-   K alone) of the sums over k in order: the same for every row, whatever m, n and the threads.                            */
-
-/* x becomes its own transpose: log2(LANES) rounds, each interleaving row i with row i + LANES/2 */
-WRPO__INLINE void WRPO__(transpose)(WRPO__V *x) {
-#if WRPO__LANES > 1
-    WRPO__V t[WRPO__LANES];
-    WRPO__UNROLL
-    for (int w = 1; w < WRPO__LANES; w *= 2) {
-        WRPO__UNROLL
-        for (int i = 0; i < WRPO__LANES / 2; i++) {
-            t[2 * i] = WRPO__MIX(x[i], x[i + WRPO__LANES / 2], WRPO__LOW);
-            t[2 * i + 1] = WRPO__MIX(x[i], x[i + WRPO__LANES / 2], WRPO__HIGH);
-        }
-        WRPO__UNROLL
-        for (int i = 0; i < WRPO__LANES; i++) x[i] = t[i];
-    }
-#else
-    (void)x;
-#endif
-}
-/* n lanes (rows of A, columns of B) by kc steps into panels of `width` lanes, [word][stride] each, `next` numbers apart; missing
-   lanes are 0. Lane l, step k is number l * ls + k * ks of from, which are floats or halves (bfloat16); either ls or ks is 1. A word
-   is the float of a step; in pairs it is two steps, rounded to bfloat16, a last single one with 0. Where steps are rows of `from`,
-   ABREAST of them are read side by side, each from end to end. */
-#define WRPO__NUMBER(i) (half ? wrpo__float_of(((const uint16_t *)from)[i]) : ((const float *)from)[i])
-#define WRPO__VECTOR(i) (half ? WRPO__LOAD_HALF((const uint16_t *)from + (i)) : WRPO__LOAD((const float *)from + (i)))
-#define WRPO__AHEAD(i) WRPO__PREFETCH((const char *)from + (i) * (half ? 2 : 4) + 192, 0)     /* rows are left again before the machine sees them coming */
-#ifdef WRPO__IN_PAIRS
-/* words of two steps: low halves from a, high ones from b, rounded to nearest unless they are bfloat16 already */
-WRPO__INLINE WRPO__V WRPO__(pair_words)(WRPO__U a, WRPO__U b, const bool round) {
-    if (round) a += 0x7FFFu + (a >> 16 & 1), b += 0x7FFFu + (b >> 16 & 1);
-    return WRPO__FLOATS(a >> 16 | (b & ((WRPO__U){0} + 0xFFFF0000u)));
-}
-WRPO__INLINE WRPO__V WRPO__(halves)(const uint16_t *p) { WRPO__V x; memcpy(&x, p, sizeof x); return x; }     /* two to a word, as they are */
-/* from number i on: one word of LANES lanes; LANES words of one lane */
-#define WRPO__ACROSS(i) (pairs ? WRPO__(pair_words)(WRPO__BITS(WRPO__VECTOR(i)), WRPO__BITS(WRPO__VECTOR((i) + ks)), !half) : WRPO__VECTOR(i))
-#define WRPO__ALONG(i) (!pairs ? WRPO__VECTOR(i) : half ? WRPO__(halves)((const uint16_t *)from + (i)) \
-                                                       : (WRPO__V)wrpo__pair_of(WRPO__VECTOR(i), WRPO__VECTOR((i) + WRPO__LANES)))
-#else
-#define WRPO__ACROSS(i) WRPO__VECTOR(i)
-#define WRPO__ALONG(i) WRPO__VECTOR(i)
-#endif
-WRPO__INLINE float WRPO__(word)(const bool pairs, const bool half, const void *from, int64_t at, int64_t ks, int64_t left) {
-    if (!pairs) return WRPO__NUMBER(at);
-    const uint32_t low = wrpo__float_to_bf16(WRPO__NUMBER(at)), high = left > 1 ? wrpo__float_to_bf16(WRPO__NUMBER(at + ks)) : 0;
-    return wrpo__bits_float(low | high << 16);
-}
-WRPO__INLINE void WRPO__(pack)(const int width, const int stride, const bool pairs, const bool half, float *dst, int64_t next, const void *from, int64_t ls, int64_t ks, int64_t n, int64_t kc) {
-    const int step = pairs ? 2 : 1;
-    if (ls == 1) {
-        for (int64_t k0 = 0; k0 < kc; k0 += WRPO__ABREAST)
-            for (int64_t p = 0; p < n; p += width)
-                for (int64_t k = k0; k < WRPO__MIN(kc, k0 + WRPO__ABREAST); k += step) {
-                    const int64_t at = p + k * ks;
-                    float *d = dst + p / width * next + k / step * stride;
-                    WRPO__AHEAD(at);
-                    if (pairs) WRPO__AHEAD(at + ks);
-                    if (p + stride <= n && k + step <= kc)     /* lanes between width and stride may hold anything: no tile looks at them */
-                        for (int l = 0; l < stride; l += WRPO__LANES) WRPO__STORE(d + l, WRPO__ACROSS(at + l));
-                    else
-                        for (int l = 0; l < stride; l++) d[l] = l < WRPO__MIN(n - p, width) ? WRPO__(word)(pairs, half, from, at + l, ks, kc - k) : 0;
-                }
-        return;
-    }
-    for (int64_t p = 0; p < n; p += width, dst += next) {
-        const int64_t lanes = WRPO__MIN(n - p, width);
-        int64_t k = 0;
-        for (; k + step * WRPO__LANES <= kc; k += step * WRPO__LANES)
-            for (int l = 0; l < stride; l += WRPO__LANES) {
-                WRPO__V x[WRPO__LANES];
-                WRPO__UNROLL
-                for (int i = 0; i < WRPO__LANES; i++) {
-                    const int64_t at = (p + l + i) * ls + k;
-                    WRPO__AHEAD(at);
-                    x[i] = l + i < lanes ? WRPO__ALONG(at) : (WRPO__V){0};
-                }
-                WRPO__(transpose)(x);
-                WRPO__UNROLL
-                for (int i = 0; i < WRPO__LANES; i++) WRPO__STORE(dst + (k / step + i) * stride + l, x[i]);
-            }
-        for (int left = (int)(kc - k); left > 0; left -= step, k += step)
-            for (int l = 0; l < stride; l++) dst[k / step * stride + l] = l < lanes ? WRPO__(word)(pairs, half, from, (p + l) * ls + k, ks, left) : 0;
-    }
-}
-#define WRPO__PACK(name, width, stride, pairs, half) \
-    WRPO__ROW void WRPO__(name)(float *dst, int64_t next, const void *from, int64_t ls, int64_t ks, int64_t n, int64_t kc) { \
-        WRPO__(pack)(width, stride, pairs, half, dst, next, from, ls, ks, n, kc); \
-    }
-WRPO__PACK(pack_a, WRPO__(MR), WRPO__(MS), false, false)
-WRPO__PACK(pack_b, WRPO__(NR), WRPO__(NR), false, false)
-WRPO__PACK(pack_b_half, WRPO__(NR), WRPO__(NR), false, true)
-#ifdef WRPO__IN_PAIRS
-WRPO__PACK(pack_a_pairs, WRPO__(MR), WRPO__(MS), true, false)
-WRPO__PACK(pack_b_pairs, WRPO__(NR), WRPO__(NR), true, false)
-WRPO__PACK(pack_b_half_pairs, WRPO__(NR), WRPO__(NR), true, true)
-/* The same of A for tiles: panels of 32 lanes, [lane][words]; words are a multiple of 16, what is missing is 0. */
-WRPO__ROW void WRPO__(pack_a_tiles)(float *dst, const float *src, int64_t ls, int64_t ks, int64_t n, int64_t kc, int64_t words) {
-    for (int64_t l = 0; l < (n + 31) / 32 * 32; l += 16)
-        for (int64_t k = 0; k < 2 * words; k += 32) {
-            WRPO__V x[16];
-            for (int64_t i = 0; i < 16; i++)
-                if (ls != 1) {
-                    const float *from = src + (l + i) * ls + k;
-                    x[i] = l + i < n ? (WRPO__V)wrpo__pair_of(WRPO__(get)(from, kc - k, 0), WRPO__(get)(kc - k > 16 ? from + 16 : from, kc - k - 16, 0)) : (WRPO__V){0};
-                } else {
-                    const int64_t at = k + 2 * i;
-                    const WRPO__U a = at < kc ? WRPO__BITS(WRPO__(get)(src + at * ks + l, n - l, 0)) : (WRPO__U){0};
-                    const WRPO__U b = at + 1 < kc ? WRPO__BITS(WRPO__(get)(src + (at + 1) * ks + l, n - l, 0)) : (WRPO__U){0};
-                    x[i] = WRPO__(pair_words)(a, b, true);
-                }
-            if (ls == 1) WRPO__(transpose)(x);
-            for (int i = 0; i < 16; i++) WRPO__STORE(dst + (l + i) * words + k / 2, x[i]);
-        }
-}
-#endif
-#undef WRPO__PACK
-#undef WRPO__ACROSS
-/* panels of A (side 0) or of B (1), in words of `pair` steps; half: B's, from bfloat16 */
-static void WRPO__(pack_side)(int side, int64_t pair, bool half, float *dst, int64_t next, const void *from, int64_t ls, int64_t ks, int64_t n, int64_t kc) {
-#ifdef WRPO__IN_PAIRS
-    if (pair == 2) {
-        (half ? WRPO__(pack_b_half_pairs) : side ? WRPO__(pack_b_pairs) : WRPO__(pack_a_pairs))(dst, next, from, ls, ks, n, kc);
-        return;
-    }
-#endif
-    (void)pair;
-    (half ? WRPO__(pack_b_half) : side ? WRPO__(pack_b) : WRPO__(pack_a))(dst, next, from, ls, ks, n, kc);
-}
-/* c[m,n] = or += a' b for few rows: a panel a[kc][MS] and n <= LANES columns of b, column i at number i * ld, which are turned in registers
-   and not packed: each number of b is used but m times. The same sums in the same order as a tile's. */
-WRPO__INLINE void WRPO__(thin_of)(const int rows, const bool pairs, const bool half, int64_t kc, const float *a, const void *from, int64_t ld, float *c, int64_t ldc, int64_t m, int64_t n, bool add) {
-    const int step = pairs ? 2 : 1;
-    WRPO__V sum[WRPO__(MR)], x[WRPO__LANES];
-    WRPO__UNROLL
-    for (int r = 0; r < rows; r++) sum[r] = (WRPO__V){0};
-    for (int64_t k = 0; k < kc; k += step * WRPO__LANES) {
-        const int64_t left = kc - k, words = WRPO__MIN((left + step - 1) / step, WRPO__LANES);
-        WRPO__UNROLL
-        for (int i = 0; i < WRPO__LANES; i++) {
-            const int64_t at = i * ld + k;
-            x[i] = (WRPO__V){0};
-            if (i >= n) continue;
-            WRPO__AHEAD(at);
-            if (left >= step * WRPO__LANES) x[i] = WRPO__ALONG(at);
-            else if (pairs) memcpy(&x[i], (const uint16_t *)from + at, (size_t)left * 2);
-            else for (int64_t l = 0; l < left; l++) ((float *)&x[i])[l] = WRPO__NUMBER(at + l);
-        }
-        WRPO__(transpose)(x);
-        if (words == WRPO__LANES) {
-            WRPO__UNROLL
-            for (int i = 0; i < WRPO__LANES; i++, a += WRPO__(MS)) {
-                WRPO__UNROLL
-                for (int r = 0; r < rows; r++) sum[r] = WRPO__STEP(pairs, WRPO__ALL(a[r]), x[i], sum[r]);
-            }
-        } else
-            for (int64_t i = 0; i < words; i++, a += WRPO__(MS)) {
-                WRPO__UNROLL
-                for (int r = 0; r < rows; r++) sum[r] = WRPO__STEP(pairs, WRPO__ALL(a[r]), x[i], sum[r]);
-            }
-    }
-    WRPO__UNROLL
-    for (int r = 0; r < rows; r++)
-        if (r < m) WRPO__(put)(c + r * ldc, n, add ? (WRPO__V)(WRPO__(get)(c + r * ldc, n, 0) + sum[r]) : sum[r]);
-}
-#define WRPO__THIN(name, rows, pairs, half) \
-    WRPO__ROW void WRPO__(name)(int64_t kc, const float *a, const void *b, int64_t ld, float *c, int64_t ldc, int64_t m, int64_t n, bool add) { \
-        WRPO__(thin_of)(rows, pairs, half, kc, a, b, ld, c, ldc, m, n, add); \
-    }
-WRPO__THIN(thin_full, WRPO__(MR), false, false)
-WRPO__THIN(thin_four, 4, false, false)
-WRPO__THIN(thin_one, 1, false, false)
-WRPO__THIN(thin_full_half, WRPO__(MR), false, true)
-WRPO__THIN(thin_four_half, 4, false, true)
-WRPO__THIN(thin_one_half, 1, false, true)
-#ifdef WRPO__IN_PAIRS
-WRPO__THIN(thin_full_pairs, WRPO__(MR), true, true)
-WRPO__THIN(thin_four_pairs, 4, true, true)
-WRPO__THIN(thin_one_pairs, 1, true, true)
-#endif
-#undef WRPO__THIN
-#undef WRPO__NUMBER
-#undef WRPO__VECTOR
-#undef WRPO__AHEAD
-#undef WRPO__ALONG
-/* c[m,n] = or += a' b for a panel a[kc][MS] and NR columns b[kc][ldb]; m <= rows, n <= NR. The whole tile is computed, m by n is written.
-   pairs: a step is a word of two. */
-WRPO__INLINE void WRPO__(tile_of)(const int rows, const bool pairs, int64_t kc, const float *a, const float *b, int64_t ldb, float *c, int64_t ldc, int64_t m, int64_t n, bool add) {
-    WRPO__V x[WRPO__(MR)][WRPO__(NV)];
-    (void)pairs;
-    WRPO__UNROLL
-    for (int i = 0; i < rows; i++) {
-        WRPO__UNROLL
-        for (int j = 0; j < WRPO__(NV); j++) x[i][j] = (WRPO__V){0};
-    }
-    if (m == rows) {
-        WRPO__UNROLL
-        for (int i = 0; i < rows; i++) {
-            WRPO__UNROLL
-            for (int j = 0; j < WRPO__(NV); j++) WRPO__PREFETCH(c + i * ldc + j * WRPO__LANES, 1);
-        }
-    }
-    for (int64_t k = 0; k < kc; k++, a += WRPO__(MS), b += ldb) {
-        WRPO__V bk[WRPO__(NV)];
-        WRPO__UNROLL
-        for (int j = 0; j < WRPO__(NV); j++) bk[j] = WRPO__LOAD(b + j * WRPO__LANES);
-        WRPO__PREFETCH(a + 8 * WRPO__(MS), 0);
-        WRPO__UNROLL
-        for (int i = 0; i < rows; i++) {
-            WRPO__UNROLL
-            for (int j = 0; j < WRPO__(NV); j++) x[i][j] = WRPO__STEP(pairs, WRPO__ALL(a[i]), bk[j], x[i][j]);
-        }
-    }
-    if (m == rows && n == WRPO__(NR)) {
-        WRPO__UNROLL
-        for (int i = 0; i < rows; i++) {
-            WRPO__UNROLL
-            for (int j = 0; j < WRPO__(NV); j++) {
-                float *p = c + i * ldc + j * WRPO__LANES;
-                WRPO__STORE(p, add ? (WRPO__V)(WRPO__LOAD(p) + x[i][j]) : x[i][j]);
-            }
-        }
-        return;
-    }
-    float t[WRPO__(MR)][WRPO__(NR)];
-    WRPO__UNROLL
-    for (int i = 0; i < rows; i++) {
-        WRPO__UNROLL
-        for (int j = 0; j < WRPO__(NV); j++) WRPO__STORE(t[i] + j * WRPO__LANES, x[i][j]);
-    }
-    for (int64_t i = 0; i < m; i++)
-        for (int64_t j = 0; j < n; j++) c[i * ldc + j] = add ? c[i * ldc + j] + t[i][j] : t[i][j];
-}
-#define WRPO__TILE(name, rows, pairs) \
-    WRPO__ROW void WRPO__(name)(int64_t kc, const float *a, const float *b, int64_t ldb, float *c, int64_t ldc, int64_t m, int64_t n, bool add) { \
-        WRPO__(tile_of)(rows, pairs, kc, a, b, ldb, c, ldc, m, n, add); \
-    }
-WRPO__TILE(tile_full, WRPO__(MR), false)
-WRPO__TILE(tile_four, 4, false)
-WRPO__TILE(tile_one, 1, false)
-#ifdef WRPO__IN_PAIRS
-WRPO__TILE(tile_full_pairs, WRPO__(MR), true)
-WRPO__TILE(tile_four_pairs, 4, true)
-WRPO__TILE(tile_one_pairs, 1, true)
-#endif
-#undef WRPO__TILE
-#if defined(WRPO__IN_PAIRS) && defined(WRPO__TILE_DOT)
-/* c[m,n] = or += a b: a[32][words] by b[words][32], in four tiles of C */
-WRPO__ROW void WRPO__(tile_amx)(int64_t words, const float *a, const float *b, float *c, int64_t ldc, int64_t m, int64_t n, bool add) {
-    float t[32 * 32];
-    const bool both = m > 16;
-    WRPO__TILE_ZERO(0);
-    WRPO__TILE_ZERO(1);
-    WRPO__TILE_ZERO(2);
-    WRPO__TILE_ZERO(3);
-    for (int64_t w = 0; w < words; w += 16) {
-        WRPO__TILE_LOAD(4, a + w, words * 4);
-        WRPO__TILE_LOAD(6, b + w * 32, 128);
-        WRPO__TILE_DOT(0, 4, 6);
-        WRPO__TILE_LOAD(7, b + w * 32 + 16, 128);
-        WRPO__TILE_DOT(1, 4, 7);
-        if (!both) continue;
-        WRPO__TILE_LOAD(5, a + 16 * words + w, words * 4);
-        WRPO__TILE_DOT(2, 5, 6);
-        WRPO__TILE_DOT(3, 5, 7);
-    }
-    WRPO__TILE_STORE(0, t, 128);
-    WRPO__TILE_STORE(1, t + 16, 128);
-    WRPO__TILE_STORE(2, t + 512, 128);
-    WRPO__TILE_STORE(3, t + 528, 128);
-    for (int64_t i = 0; i < m; i++)
-        for (int64_t j = 0; j < n; j += WRPO__LANES) {
-            float *p = c + i * ldc + j;
-            WRPO__V x = WRPO__LOAD(t + i * 32 + j);
-            WRPO__(put)(p, n - j, add ? x + WRPO__(get)(p, n - j, 0) : x);
-        }
-}
-#endif
-static void WRPO__(tile)(bool pairs, int64_t kc, const float *a, const float *b, int64_t ldb, float *c, int64_t ldc, int64_t m, int64_t n, bool add) {
-#ifdef WRPO__IN_PAIRS
-    if (pairs) {
-        (m > 4 ? WRPO__(tile_full_pairs) : m > 1 ? WRPO__(tile_four_pairs) : WRPO__(tile_one_pairs))(kc, a, b, ldb, c, ldc, m, n, add);
-        return;
-    }
-#endif
-    (void)pairs;
-    (m > 4 ? WRPO__(tile_full) : m > 1 ? WRPO__(tile_four) : WRPO__(tile_one))(kc, a, b, ldb, c, ldc, m, n, add);
-}
-/* the block of k that begins at k0: KC words, with the last two halved evenly */
-static int64_t WRPO__(kblock)(int64_t k, int64_t k0, int pair) {
-    const int64_t left = k - k0, whole = WRPO__KC * pair;
-    return left >= 2 * whole ? whole : left > whole ? (left / 2 + 31) / 32 * 32 : left;
-}
-typedef struct WRPO__(product) {     /* one piece. A and B are sides 0 and 1; their lanes, the rows and columns of C: [begin, end); steps [k0, k1) */
-    wrpo__cpu *cpu;
-    float *c; int64_t ldc;
-    const void *of[2];               /* lane i, step k is number i * ls + k * ks */
-    int64_t ls[2], ks[2], begin[2], end[2], k, k0, k1;
-    int pair;                        /* steps of k in a word: 2 where bfloat16 is multiplied */
-    int width[2], room[2];           /* lanes of a panel, and their room in it */
-    int shared;                      /* the side of which all panels of the piece are packed, for all threads */
-    bool half, add, tiles, thin;     /* half: B is bfloat16 */
-} WRPO__(product);
-/* lanes of one of `parts` equal parts, in whole panels */
-static int64_t WRPO__(share)(const WRPO__(product) *g, int side, int64_t lanes, int64_t parts) {
-    return wrpo__div_up(wrpo__div_up(lanes, WRPO__MAX(parts, 1)), g->width[side]) * g->width[side];
-}
-/* words of kc steps; tiles take 16 at a time */
-static int64_t WRPO__(words)(const WRPO__(product) *g, int64_t kc) {
-    const int64_t words = wrpo__div_up(kc, g->pair);
-    return g->tiles ? wrpo__div_up(words, 16) * 16 : words;
-}
-/* lanes [lane, lane + n) of a side, steps [k, k + kc) */
-static void WRPO__(gemm_pack)(const WRPO__(product) *g, int side, float *panels, int64_t lane, int64_t n, int64_t k, int64_t kc) {
-    const int64_t ls = g->ls[side], ks = g->ks[side], words = WRPO__(words)(g, kc), made = wrpo__div_up(kc, g->pair), next = g->room[side] * words;
-    const bool half = side && g->half;
-    const void *from = (const char *)g->of[side] + (lane * ls + k * ks) * (half ? 2 : 4);
-#ifdef WRPO__IN_PAIRS
-    if (!side && g->tiles) { WRPO__(pack_a_tiles)(panels, from, ls, ks, n, kc, words); return; }
-#endif
-    WRPO__(pack_side)(side, g->pair, half, panels, next, from, ls, ks, n, kc);
-    for (float *p = panels; made < words && p < panels + wrpo__div_up(n, g->width[side]) * next; p += next)        /* tiles of B */
-        memset(p + made * g->room[side], 0, (size_t)((words - made) * g->room[side]) * sizeof *p);
-}
-/* Shared panels, of the words from step k on, each `words` deep: the one of lane `lane`. */
-static float *WRPO__(gemm_shared)(const WRPO__(product) *g, int64_t lane, int64_t k, int64_t words) {
-    const int side = g->shared, width = g->width[side], room = g->room[side];
-    return g->cpu->packed + ((k - g->k0) / g->pair * wrpo__div_up(g->end[side] - g->begin[side], width) + (lane - g->begin[side]) / width * words) * room;
-}
-/* packs lanes [lane, lane + n) of the shared side, all steps of the piece */
-static void WRPO__(gemm_share)(const WRPO__(product) *g, int64_t lane, int64_t n) {
-    for (int64_t k = g->k0, kc; k < g->k1; k += kc) {
-        kc = WRPO__(kblock)(g->k, k, g->pair);
-        WRPO__(gemm_pack)(g, g->shared, WRPO__(gemm_shared)(g, lane, k, WRPO__(words)(g, kc)), lane, n, k, kc);
-    }
-}
-/* columns [j0, j1) of the piece, whose rows are few */
-static void WRPO__(gemm_thin)(const WRPO__(product) *g, int64_t j0, int64_t j1) {
-    const int64_t top = g->begin[0], rows = g->end[0] - top;
-    for (int64_t j = j0; j < j1; j += WRPO__LANES)
-        for (int64_t k = g->k0, kc; k < g->k1; k += kc) {
-            kc = WRPO__(kblock)(g->k, k, g->pair);
-            const float *a = WRPO__(gemm_shared)(g, top, k, WRPO__(words)(g, kc));
-            const void *b = (const char *)g->of[1] + (j * g->ls[1] + k) * (g->half ? 2 : 4);
-            float *c = g->c + top * g->ldc + j;
-            const int64_t n = WRPO__MIN(WRPO__LANES, j1 - j);
-            const bool add = g->add || k > 0;
-#define WRPO__RUN_THIN(kind) (rows > 4 ? WRPO__(thin_full##kind) : rows > 1 ? WRPO__(thin_four##kind) : WRPO__(thin_one##kind))(kc, a, b, g->ls[1], c, g->ldc, rows, n, add)
-#ifdef WRPO__IN_PAIRS
-            if (g->pair == 2) { WRPO__RUN_THIN(_pairs); continue; }
-#endif
-            if (g->half) WRPO__RUN_THIN(_half);
-            else WRPO__RUN_THIN();
-#undef WRPO__RUN_THIN
-        }
-}
-/* a part of the piece: lanes [begin, end) of both sides */
-static void WRPO__(gemm_task)(const WRPO__(product) *g, const int64_t *begin, const int64_t *end) {
-    if (g->thin) { WRPO__(gemm_thin)(g, begin[1], end[1]); return; }
-    const int64_t block = WRPO__(share)(g, 0, end[0] - begin[0], wrpo__div_up(end[0] - begin[0], WRPO__MC));
-    const int side = g->shared, other = !side;
-    float *own = wrpo__cpu_scratch(g->cpu);
-#if defined(WRPO__IN_PAIRS) && defined(WRPO__TILE_DOT)
-    static const struct { uint8_t palette, start, none[14]; uint16_t bytes[16]; uint8_t rows[16]; } config = {
-        1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
-    if (g->tiles) WRPO__TILE_CONFIG(&config);
-#endif
-    for (int64_t k = g->k0, kc; k < g->k1; k += kc) {
-        kc = WRPO__(kblock)(g->k, k, g->pair);
-        const int64_t words = WRPO__(words)(g, kc);
-        const float *panels[2];
-        panels[side] = WRPO__(gemm_shared)(g, begin[side], k, words), panels[other] = own;
-        WRPO__(gemm_pack)(g, other, own, begin[other], end[other] - begin[other], k, kc);
-        for (int64_t top = begin[0], low; top < end[0]; top = low) {   /* rows of A that stay in the cache for all panels */
-            low = WRPO__MIN(end[0], top + block);
-            for (int64_t j = begin[1]; j < end[1]; j += WRPO__(NR))
-                for (int64_t i = top; i < low; i += g->width[0]) {
-                    const float *a = panels[0] + (i - begin[0]) / g->width[0] * g->room[0] * words, *b = panels[1] + (j - begin[1]) * words;
-                    float *c = g->c + i * g->ldc + j;
-                    const int64_t m = WRPO__MIN(g->width[0], end[0] - i), n = WRPO__MIN(WRPO__(NR), end[1] - j);
-#if defined(WRPO__IN_PAIRS) && defined(WRPO__TILE_DOT)
-                    if (g->tiles) { WRPO__(tile_amx)(words, a, b, c, g->ldc, m, n, g->add || k > 0); continue; }
-#endif
-                    WRPO__(tile)(g->pair == 2, words, a, b, WRPO__(NR), c, g->ldc, m, n, g->add || k > 0);
-                }
-        }
-    }
-#if defined(WRPO__IN_PAIRS) && defined(WRPO__TILE_DOT)
-    if (g->tiles) WRPO__TILE_RELEASE();
-#endif
-}
-static void WRPO__(gemm)(void *dev, wrpo_mm mm, void *c, int64_t ldc, const void *a, int64_t lda, const void *b, int64_t ldb, wrpo_dtype b_type,
-                         int64_t m, int64_t n, int64_t k, float beta) {
-    const bool at = mm == WRPO_MM_TN, bt = mm != WRPO_MM_NN && mm != WRPO_MM_TN;
-    WRPO__(product) g = {.cpu = dev, .c = c, .ldc = ldc, .of = {a, b}, .ls = {at ? 1 : lda, bt ? ldb : 1}, .ks = {at ? lda : 1, bt ? 1 : ldb}, .end = {m, n}, .k = k, .pair = 1,
-                         .width = {WRPO__(MR), WRPO__(NR)}, .room = {WRPO__(MS), WRPO__(NR)}, .half = b_type == WRPO_DTYPE_BF16 && !at, .add = beta != 0};
-#ifdef WRPO__IN_PAIRS
-    if (g.cpu->pairs && (g.half || at)) g.pair = 2, g.tiles = g.cpu->tiles;
-    if (g.tiles) g.width[0] = g.room[0] = 32;
-#endif
-    g.thin = m <= g.width[0] && bt && !g.tiles;
-    g.shared = n < m && !g.thin;
-    if (k <= 0 && !g.add)
-        for (int64_t i = 0; i < m; i++) memset(g.c + i * ldc, 0, (size_t)n * sizeof(float));
-    const int threads = m * n * k <= 1 << 16 ? 1 : g.cpu->threads, side = g.shared, other = !side;
-    /* A shared piece is as large as `packed` holds, so that there are few barriers; a task takes some lanes of the other side and
-       all of the piece, or a part of it where those are few for many threads. */
-    const int64_t lanes = g.end[side], across = g.end[other], panels = wrpo__div_up(across, g.width[other]);
-    const int64_t strip = wrpo__strip(panels, WRPO__MIN(side ? WRPO__MB : WRPO__NB, panels / (2 * threads)), threads) * g.width[other], strips = wrpo__div_up(across, strip);
-    const int64_t depth = WRPO__MAX(1, WRPO__MIN(wrpo__div_up(k, g.pair), WRPO__KC)), most = WRPO__PACKED_WORDS / (depth + 16) / g.room[side] * g.width[side];
-    const int64_t piece = WRPO__(share)(&g, side, lanes, wrpo__div_up(lanes, most));
-    for (int64_t first = 0; first < lanes; first += piece) {
-        const int64_t count = WRPO__MIN(piece, lanes - first), packing = WRPO__(share)(&g, side, count, 4 * threads);
-        const int64_t part = WRPO__(share)(&g, side, count, g.thin || strips >= 2 * threads ? 1 : wrpo__div_up(2 * threads, strips)), parts = wrpo__div_up(count, part);
-        g.begin[side] = first, g.end[side] = first + count;
-        for (g.k0 = 0; g.k0 < k; g.k0 = g.k1) {
-            const int64_t room = wrpo__div_up(count, g.width[side]) * g.room[side];
-            g.k1 = g.k0 + WRPO__(kblock)(k, g.k0, g.pair);
-            while (g.k1 < k && WRPO__(words)(&g, g.k1 - g.k0 + WRPO__(kblock)(k, g.k1, g.pair)) * room <= WRPO__PACKED_WORDS) g.k1 += WRPO__(kblock)(k, g.k1, g.pair);
-            WRPO__PARFOR(WRPO__MIN(threads, wrpo__cpu_team(g.cpu, count * (g.k1 - g.k0))))
-            for (int64_t i = 0; i < count; i += packing) WRPO__(gemm_share)(&g, first + i, WRPO__MIN(packing, count - i));
-            WRPO__PARFOR(threads)
-            for (int64_t t = 0; t < parts * strips; t++) {
-                int64_t begin[2], end[2];
-                begin[side] = first + t / strips * part, end[side] = WRPO__MIN(first + count, begin[side] + part);
-                begin[other] = t % strips * strip, end[other] = WRPO__MIN(across, begin[other] + strip);
-                WRPO__(gemm_task)(&g, begin, end);
-            }
-        }
-    }
-}
-
-/* ---- attention ----
-   Blocked, with a running maximum and sum (Dao et al. 2022). Everything is transposed: a score tile is [key][lane], a lane
-   being one query row of one head; so maxima, sums and scalings go down the columns, lane by lane, and no number ever
-   crosses lanes. The query heads that share a key/value head are lanes of the same tiles: lane i of a segment is row i / share
-   and head i % share of its group. With K and V tiles packed as A panels and lanes as B panels, all products are gemm's tile:
-     s[key][lane] = K q            o[d][lane] += V' p[key][lane]
-   A query sees keys at positions up to its own and, with a window, less than that far back; prefix and own rows are two ranges,
-   and key tiles are cut from the start of each. A tile or a key that a lane does not see changes none of its bits: p is 0 there.
-
-   Backward, with delta = sum_i do o and p = exp(s - lse):
-     dp = V do,  ds = p (dp - delta) (times 1 - (s/softcap)^2)
-     dq[d][lane] += K' ds          dk[key][d] += ds q          dv[key][d] += p do
-   in two passes that recompute s and dp: one task owns some lanes, or some keys, and nothing is added across tasks.
-   Where bfloat16 is multiplied (cpu->pairs), every factor is packed in words of two steps: `pair` steps of d, keys or lanes to a word. */
-enum { WRPO__(BK) = WRPO__(MR) * (WRPO__(MR) > 8 ? 8 : 16) };         /* keys per tile */
-typedef struct WRPO__(lanes) {       /* lanes [first, first + count) of a segment, for key/value head g; or of `segs` siblings: */
-    const wrpo_attn *a; const wrpo_seg *seg;           /* segments of one row each that have one prefix, samples of a prompt in decoding, */
-    int64_t g, share, first, count, segs, pair;        /* whose lanes go through the prefix together */
-} WRPO__(lanes);
-/* panels of A of n lanes and kc steps; they are MS * words apart */
-static void WRPO__(factor)(int64_t pair, float *dst, const float *src, int64_t ls, int64_t ks, int64_t n, int64_t kc) {
-    WRPO__(pack_side)(0, pair, false, dst, WRPO__(MS) * wrpo__div_up(kc, pair), src, ls, ks, n, kc);
-}
-/* x[rows][width] becomes [rows / 2][width] of words, in place, for use as B; width is whole vectors; a last single row is paired with 0 */
-WRPO__ROW void WRPO__(pair_rows)(int64_t pair, float *x, int64_t rows, int64_t width) {
-#ifdef WRPO__IN_PAIRS
-    for (int64_t r = 0; pair == 2 && r < rows; r += 2)
-        for (int64_t j = 0; j < width; j += WRPO__LANES) {
-            const WRPO__U a = WRPO__BITS(WRPO__LOAD(x + r * width + j)), b = r + 1 < rows ? WRPO__BITS(WRPO__LOAD(x + (r + 1) * width + j)) : (WRPO__U){0};
-            WRPO__STORE(x + r / 2 * width + j, WRPO__(pair_words)(a, b, true));
-        }
-#else
-    (void)pair, (void)x, (void)rows, (void)width;
-#endif
-}
-static int64_t WRPO__(lane_row)(const WRPO__(lanes) *b, int64_t i) { return b->seg->begin + (b->first + i) / b->share; }
-static int64_t WRPO__(lane_head)(const WRPO__(lanes) *b, int64_t i) { return b->g * b->share + (b->first + i) % b->share; }
-/* the position of its query: the prefix, the keys before the first query, and on from there */
-static int64_t WRPO__(lane_position)(const WRPO__(lanes) *b, int64_t i) {
-    const int64_t row = (b->first + i) / b->share;
-    const wrpo_seg *s = b->seg + (b->segs > 1 ? row : 0);
-    return s->prefix_end - s->prefix + (s->own_end - s->own) - (s->end - s->begin) + (b->segs > 1 ? 0 : row);
-}
-static int64_t WRPO__(round_up)(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-
-/* The part of [key0, key0 + keys) (positions) that lanes [i, i + n) see: keys [0, *seen) of it; masked: not all of them by all lanes. */
-static bool WRPO__(visible)(const WRPO__(lanes) *b, int64_t i, int64_t n, int64_t key0, int64_t keys, int64_t *seen, bool *masked) {
-    const int64_t window = b->a->window;
-    int64_t low = WRPO__(lane_position)(b, i), high = WRPO__(lane_position)(b, i + n - 1);
-    for (int64_t j = i; b->segs > 1 && j < i + n; j++) {
-        const int64_t at = WRPO__(lane_position)(b, j);
-        low = WRPO__MIN(low, at), high = WRPO__MAX(high, at);
-    }
-    *seen = WRPO__MIN(keys, high - key0 + 1);
-    *masked = low < key0 + *seen - 1 || (window > 0 && high - key0 >= window);
-    return *seen > 0 && (window <= 0 || low - (key0 + keys - 1) < window);
-}
-/* rows[i][ld] = scale times lane i's vector of x, and packed for use as B: panel[i / NR][d / pair][NR]. Padding is 0. */
-static void WRPO__(lane_vectors)(const WRPO__(lanes) *b, const float *x, int64_t ldx, float scale, float *rows, int64_t ld, float *panels) {
-    const int64_t d = b->a->d, all = WRPO__(round_up)(b->count, WRPO__(NR));
-    for (int64_t i = 0; i < all; i++) {
-        const int64_t have = i < b->count ? d : 0, ahead = i + 8;
-        if (ahead < b->count) {          /* the next row is far away, no machine foresees it */
-            const float *next = x + WRPO__(lane_row)(b, ahead) * ldx + WRPO__(lane_head)(b, ahead) * d;
-            for (int64_t j = 0; j < d; j += 16) WRPO__PREFETCH(next + j, 0);
-        }
-        if (have) WRPO__(scaled)(rows + i * ld, scale, x + WRPO__(lane_row)(b, i) * ldx + WRPO__(lane_head)(b, i) * d, d);
-        memset(rows + i * ld + have, 0, (size_t)(ld - have) * sizeof *rows);
-    }
-    WRPO__(pack_side)(1, b->pair, false, panels, wrpo__div_up(d, b->pair) * WRPO__(NR), rows, ld, 1, all, d);
-}
-/* the way back: lane i's vector of y = scale[i] times column i % NR of t[i / NR][padded d][NR] */
-WRPO__ROW void WRPO__(lane_results)(const WRPO__(lanes) *b, float *y, int64_t ldy, const float *t, const float *scale) {
-    const int64_t d = b->a->d, size = WRPO__(round_up)(d, WRPO__(MR)) * WRPO__(NR);
-    for (int64_t i = 0; i < b->count; i += WRPO__LANES)
-        for (int64_t j = 0; j < d; j += WRPO__LANES) {
-            const float *in = t + i / WRPO__(NR) * size + i % WRPO__(NR);
-            WRPO__V x[WRPO__LANES];
-            for (int64_t r = 0; r < WRPO__LANES; r++) x[r] = j + r < d ? WRPO__LOAD(in + (j + r) * WRPO__(NR)) : (WRPO__V){0};
-            WRPO__(transpose)(x);
-            for (int64_t r = 0; r < WRPO__MIN(WRPO__LANES, b->count - i); r++)
-                WRPO__(put)(y + WRPO__(lane_row)(b, i + r) * ldy + WRPO__(lane_head)(b, i + r) * d + j, d - j, WRPO__SET(scale[i + r]) * x[r]);
-        }
-}
-/* c[m,n] = or += a b over kc steps: a in panels `next` apart, b[kc / pair][ldb]; c has room for whole tiles, in rows and columns */
-static void WRPO__(panels)(int64_t pair, int64_t m, int64_t n, int64_t kc, const float *a, int64_t next, const float *b, int64_t ldb, float *c, int64_t ldc, bool add) {
-    for (int64_t j = 0; j < n; j += WRPO__(NR))
-        for (int64_t i = 0; i < m; i += WRPO__(MR))
-            WRPO__(tile)(pair == 2, wrpo__div_up(kc, pair), a + i / WRPO__(MR) * next, b + j, ldb, c + i * ldc + j, ldc, WRPO__(MR), WRPO__(NR), add);
-}
-/* one vector of scores of key `key`; at: the queries' positions, both counted from the tile's first key */
-WRPO__INLINE WRPO__V WRPO__(masked)(WRPO__V s, float key, WRPO__V at, float window) {
-    const WRPO__V never = WRPO__SET(-INFINITY);
-    s = WRPO__PICK(WRPO__LESS(at, WRPO__SET(key)), never, s);
-    return WRPO__PICK(WRPO__LESS(at - key, WRPO__SET(window)), s, never);
-}
-/* Scores s[keys][NR] become e^(s - m); m and l, the running maximum and sum, are brought up to date; rescale = e^(old m - m). */
-WRPO__ROW void WRPO__(softmax_tile)(float *s, int64_t keys, const float *at, float window, bool masked, float softcap, float *m, float *l, float *rescale) {
-    WRPO__V old[WRPO__(NV)], top[WRPO__(NV)], sum[WRPO__(NV)];
-    WRPO__UNROLL
-    for (int j = 0; j < WRPO__(NV); j++) old[j] = top[j] = WRPO__LOAD(m + j * WRPO__LANES), sum[j] = (WRPO__V){0};
-    for (int64_t k = 0; k < keys; k++) {
-        WRPO__UNROLL
-        for (int j = 0; j < WRPO__(NV); j++) {
-            float *p = s + k * WRPO__(NR) + j * WRPO__LANES;
-            WRPO__V x = WRPO__LOAD(p);
-            if (softcap > 0) x = WRPO__(cap)(x, softcap);
-            if (masked) x = WRPO__(masked)(x, (float)k, WRPO__LOAD(at + j * WRPO__LANES), window);
-            if (masked || softcap > 0) WRPO__STORE(p, x);
-            top[j] = WRPO__(max)(top[j], x);
-        }
-    }
-    for (int64_t k = 0; k < keys; k++) {
-        WRPO__UNROLL
-        for (int j = 0; j < WRPO__(NV); j++) {
-            float *p = s + k * WRPO__(NR) + j * WRPO__LANES;
-            WRPO__V e = WRPO__(exp)(WRPO__LOAD(p) - top[j]);
-            sum[j] += e;
-            WRPO__STORE(p, e);
-        }
-    }
-    for (int j = 0; j < WRPO__(NV); j++) {
-        WRPO__V f = WRPO__(exp)(old[j] - top[j]);
-        WRPO__STORE(l + j * WRPO__LANES, WRPO__FMA(WRPO__LOAD(l + j * WRPO__LANES), f, sum[j]));
-        WRPO__STORE(m + j * WRPO__LANES, top[j]);
-        WRPO__STORE(rescale + j * WRPO__LANES, f);
-    }
-}
-WRPO__ROW void WRPO__(rescale_tile)(float *o, const float *factor, int64_t rows) {
-    WRPO__V f[WRPO__(NV)];
-    for (int j = 0; j < WRPO__(NV); j++) f[j] = WRPO__LOAD(factor + j * WRPO__LANES);
-    for (int64_t i = 0; i < rows; i++)
-        for (int j = 0; j < WRPO__(NV); j++) {
-            float *p = o + i * WRPO__(NR) + j * WRPO__LANES;
-            WRPO__STORE(p, WRPO__LOAD(p) * f[j]);
-        }
-}
-/* The backward's: s becomes p = e^(s - lse), dp becomes ds. */
-WRPO__ROW void WRPO__(softmax_tile_bwd)(float *s, float *dp, int64_t keys, const float *at, float window, bool masked, float softcap,
-                                        const float *lse, const float *delta) {
-    for (int64_t k = 0; k < keys; k++)
-        for (int j = 0; j < WRPO__(NV); j++) {
-            float *ps = s + k * WRPO__(NR) + j * WRPO__LANES, *pd = dp + k * WRPO__(NR) + j * WRPO__LANES;
-            WRPO__V x = WRPO__LOAD(ps), slope = WRPO__SET(1.0f);
-            if (softcap > 0) {
-                x = WRPO__(cap)(x, softcap);
-                slope = WRPO__FMA(x / -softcap, x / softcap, slope);
-            }
-            if (masked) x = WRPO__(masked)(x, (float)k, WRPO__LOAD(at + j * WRPO__LANES), window);
-            x = WRPO__(exp)(x - WRPO__LOAD(lse + j * WRPO__LANES));
-            WRPO__STORE(ps, x);
-            WRPO__STORE(pd, x * (WRPO__LOAD(pd) - WRPO__LOAD(delta + j * WRPO__LANES)) * slope);
-        }
-}
-/* groups of NR lanes that a task takes: 8, or as many as its scratch has room for */
-static int64_t WRPO__(lane_groups)(int64_t fixed, int64_t each) {
-    return WRPO__MAX(1, WRPO__MIN(8, (WRPO__THREAD_FLOATS - fixed) / each));
-}
-static void WRPO__(attention_task)(const wrpo__cpu *cpu, const WRPO__(lanes) *b, float *o, float *lse, const float *q, const float *k, const float *v) {
-    enum { NR = WRPO__(NR), MR = WRPO__(MR), MS = WRPO__(MS), BK = WRPO__(BK) };
-    const wrpo_attn *a = b->a;
-    const int64_t d = a->d, dm = WRPO__(round_up)(d, MR), groups = wrpo__div_up(b->count, NR), pair = b->pair, dw = wrpo__div_up(d, pair);
-    float *at = wrpo__cpu_scratch(cpu), *m = at + NR, *l = m + groups * NR, *f = l + groups * NR, *s = f + NR;
-    float *keys = s + BK * NR, *values = keys + BK / MR * MS * d, *queries = values + dm / MR * MS * BK, *out = queries + groups * NR * d;
-    WRPO__(lane_vectors)(b, q, a->ldq, a->scale, out, d, queries);             /* out is free as yet */
-    for (int64_t i = 0; i < groups * NR; i++) m[i] = -FLT_MAX, l[i] = 0;
-    memset(out, 0, (size_t)(groups * NR * dm) * sizeof *out);
-    const int64_t shared = b->seg->prefix_end - b->seg->prefix;
-    const float window = a->window > 0 ? (float)a->window : INFINITY;
-    for (int64_t range = 0; range <= b->segs; range++) {                       /* the prefix; the own keys of each segment, for its lanes */
-        const bool own = range > 0, one = own && b->segs > 1;
-        const wrpo_seg *seg = b->seg + (own ? range - 1 : 0);
-        const int64_t begin = own ? seg->own : seg->prefix, end = own ? seg->own_end : seg->prefix_end;
-        const int64_t from = one ? WRPO__MAX((range - 1) * b->share - b->first, 0) : 0, to = one ? WRPO__MIN(range * b->share - b->first, b->count) : b->count;
-        for (int64_t t = begin; t < end && from < to; t += BK) {
-            const int64_t n = WRPO__MIN(BK, end - t), key0 = (own ? shared : 0) + t - begin;
-            int64_t seen;
-            bool masked;
-            if (!WRPO__(visible)(b, from, to - from, key0, n, &seen, &masked)) continue;
-            WRPO__(factor)(pair, keys, k + t * a->ldkv + b->g * d, a->ldkv, 1, n, d);
-            WRPO__(factor)(pair, values, v + t * a->ldkv + b->g * d, 1, a->ldkv, d, n);
-            for (int64_t i = from / NR; i * NR < to; i++) {
-                const int64_t lane0 = WRPO__MAX(from, i * NR), lanes = WRPO__MIN(i * NR + NR, to) - lane0;
-                if (!WRPO__(visible)(b, lane0, lanes, key0, n, &seen, &masked)) continue;
-                for (int64_t j = 0; j < NR; j++) {     /* a sibling's lanes see nothing; behind the last lane is padding */
-                    const int64_t lane = i * NR + j;
-                    at[j] = one && (lane < lane0 || lane >= lane0 + lanes) ? -1 : (float)(WRPO__(lane_position)(b, WRPO__MIN(lane, lane0 + lanes - 1)) - key0);
-                }
-                WRPO__(panels)(pair, seen, NR, d, keys, MS * dw, queries + i * NR * dw, NR, s, NR, false);
-                WRPO__(softmax_tile)(s, seen, at, window, masked || one, a->softcap, m + i * NR, l + i * NR, f);
-                WRPO__(rescale_tile)(out + i * NR * dm, f, d);
-                WRPO__(pair_rows)(pair, s, seen, NR);
-                WRPO__(panels)(pair, d, NR, seen, values, MS * wrpo__div_up(n, pair), s, NR, out + i * NR * dm, NR, true);
-            }
-        }
-    }
-    for (int64_t i = 0; i < b->count; i++) {
-        lse[WRPO__(lane_row)(b, i) * a->H + WRPO__(lane_head)(b, i)] = m[i] + logf(l[i]);
-        l[i] = 1 / l[i];
-    }
-    WRPO__(lane_results)(b, o, a->ldo, out, l);
-}
-/* p and ds of a group of lanes and a tile of keys, both [key][NR]; keys that no lane of the group sees get zeros up to n */
-static void WRPO__(attention_weights)(const wrpo_attn *a, int64_t pair, int64_t n, int64_t seen, bool masked, const float *keys, const float *values,
-                                      const float *queries, const float *d_outs, const float *at, const float *lse, const float *delta, float *p, float *ds) {
-    enum { NR = WRPO__(NR), MS = WRPO__(MS) };
-    const int64_t next = MS * wrpo__div_up(a->d, pair);
-    WRPO__(panels)(pair, seen, NR, a->d, keys, next, queries, NR, p, NR, false);
-    WRPO__(panels)(pair, seen, NR, a->d, values, next, d_outs, NR, ds, NR, false);
-    WRPO__(softmax_tile_bwd)(p, ds, seen, at, a->window > 0 ? (float)a->window : INFINITY, masked, a->softcap, lse, delta);
-    memset(p + seen * NR, 0, (size_t)((n - seen) * NR) * sizeof *p);
-    memset(ds + seen * NR, 0, (size_t)((n - seen) * NR) * sizeof *ds);
-}
-/* What the backward knows of a lane besides its vectors: position, lse and delta, in [group][3][NR]. Padded lanes have zeros. */
-static void WRPO__(lane_numbers)(const WRPO__(lanes) *b, const float *lse, const float *delta, float *x) {
-    for (int64_t i = 0; i < WRPO__(round_up)(b->count, WRPO__(NR)); i++) {
-        float *y = x + i / WRPO__(NR) * 3 * WRPO__(NR) + i % WRPO__(NR);
-        const int64_t lane = WRPO__MIN(i, b->count - 1), j = WRPO__(lane_row)(b, lane) * b->a->H + WRPO__(lane_head)(b, lane);
-        y[0] = (float)WRPO__(lane_position)(b, lane);
-        y[WRPO__(NR)] = i < b->count ? lse[j] : 0;
-        y[2 * WRPO__(NR)] = i < b->count ? delta[j] : 0;
-    }
-}
-static void WRPO__(attention_dq_task)(const wrpo__cpu *cpu, const WRPO__(lanes) *b, float *dq, const float *d_o, const float *lse, const float *delta,
-                                      const float *q, const float *k, const float *v) {
-    enum { NR = WRPO__(NR), MR = WRPO__(MR), MS = WRPO__(MS), BK = WRPO__(BK) };
-    const wrpo_attn *a = b->a;
-    const int64_t d = a->d, dm = WRPO__(round_up)(d, MR), groups = wrpo__div_up(b->count, NR), shared = b->seg->prefix_end - b->seg->prefix;
-    const int64_t pair = b->pair, dw = wrpo__div_up(d, pair);
-    float *at = wrpo__cpu_scratch(cpu), *numbers = at + NR, *p = numbers + groups * 3 * NR, *ds = p + BK * NR, *keys = ds + BK * NR;
-    float *values = keys + BK / MR * MS * d, *across = values + BK / MR * MS * d, *queries = across + dm / MR * MS * BK;
-    float *d_outs = queries + groups * NR * d, *out = d_outs + groups * NR * d;
-    WRPO__(lane_vectors)(b, q, a->ldq, a->scale, out, d, queries);
-    WRPO__(lane_vectors)(b, d_o, a->ldo, 1, out, d, d_outs);
-    WRPO__(lane_numbers)(b, lse, delta, numbers);
-    memset(out, 0, (size_t)(groups * NR * dm) * sizeof *out);
-    for (int own = 0; own < 2; own++) {
-        const int64_t begin = own ? b->seg->own : b->seg->prefix, end = own ? b->seg->own_end : b->seg->prefix_end;
-        for (int64_t t = begin; t < end; t += BK) {
-            const int64_t n = WRPO__MIN(BK, end - t), key0 = (own ? shared : 0) + t - begin;
-            int64_t seen;
-            bool masked;
-            if (!WRPO__(visible)(b, 0, b->count, key0, n, &seen, &masked)) continue;
-            WRPO__(factor)(pair, keys, k + t * a->ldkv + b->g * d, a->ldkv, 1, n, d);
-            WRPO__(factor)(pair, values, v + t * a->ldkv + b->g * d, a->ldkv, 1, n, d);
-            WRPO__(factor)(pair, across, k + t * a->ldkv + b->g * d, 1, a->ldkv, d, n);
-            for (int64_t i = 0; i < groups; i++) {
-                const float *x = numbers + i * 3 * NR;
-                if (!WRPO__(visible)(b, i * NR, WRPO__MIN(NR, b->count - i * NR), key0, n, &seen, &masked)) continue;
-                for (int64_t j = 0; j < NR; j++) at[j] = x[j] - (float)key0;
-                WRPO__(attention_weights)(a, pair, seen, seen, masked, keys, values, queries + i * NR * dw, d_outs + i * NR * dw, at, x + NR, x + 2 * NR, p, ds);
-                WRPO__(pair_rows)(pair, ds, seen, NR);
-                WRPO__(panels)(pair, d, NR, seen, across, MS * wrpo__div_up(n, pair), ds, NR, out + i * NR * dm, NR, true);
-            }
-        }
-    }
-    for (int64_t i = 0; i < b->count; i++) numbers[i] = a->scale;
-    WRPO__(lane_results)(b, dq, a->ldq, out, numbers);
-}
-/* dk and dv of rows [t, t + n) of segment `home`: from its own lanes and from those of every segment that has the rows as prefix, in order */
-static void WRPO__(attention_dkv_task)(const wrpo__cpu *cpu, const wrpo_attn *a, int64_t pair, int64_t home, int64_t t, int64_t n, int64_t g, float *dk, float *dv,
-                                       const float *d_o, const float *lse, const float *delta, const float *q, const float *k, const float *v) {
-    enum { NR = WRPO__(NR), MR = WRPO__(MR), MS = WRPO__(MS), BK = WRPO__(BK) };
-    const int64_t d = a->d, dn = WRPO__(round_up)(d, NR), panels = BK / MR * MS, dw = wrpo__div_up(d, pair);
-    const int64_t groups = WRPO__(lane_groups)(2 * panels * d + 2 * (BK + MR) * dn + 2 * BK * NR + NR, (2 * d + 2 * dn + 3 + 2 * panels) * NR), block = groups * NR;
-    float *at = wrpo__cpu_scratch(cpu), *numbers = at + NR, *p = numbers + 3 * block, *ds = p + BK * NR, *keys = ds + BK * NR, *values = keys + panels * d;
-    float *dks = values + panels * d, *dvs = dks + (BK + MR) * dn, *queries = dvs + (BK + MR) * dn, *d_outs = queries + block * d;
-    float *q_rows = d_outs + block * d, *do_rows = q_rows + block * dn, *p_packed = do_rows + block * dn, *ds_packed = p_packed + panels * block;
-    memset(dks, 0, (size_t)(2 * (BK + MR) * dn) * sizeof *dks);
-    for (int64_t s = 0; s < a->n_segs; s++) {
-        const wrpo_seg *seg = &a->segs[s];
-        const int64_t first = s == home ? t : WRPO__MAX(t, seg->prefix), last = s == home ? t + n : WRPO__MIN(t + n, seg->prefix_end), count = last - first;
-        const int64_t shared = seg->prefix_end - seg->prefix, key0 = s == home ? shared + t - seg->begin : first - seg->prefix;
-        if (count <= 0) continue;
-        WRPO__(factor)(pair, keys, k + first * a->ldkv + g * d, a->ldkv, 1, count, d);
-        WRPO__(factor)(pair, values, v + first * a->ldkv + g * d, a->ldkv, 1, count, d);
-        WRPO__(lanes) b = {a, seg, g, a->H / a->G, 0, 0, 1, pair};
-        const int64_t all = (seg->end - seg->begin) * b.share;
-        for (; b.first < all; b.first += block) {
-            int64_t seen, begin = -1, end = 0;        /* groups that see any of the keys */
-            bool masked;
-            b.count = WRPO__MIN(block, all - b.first);
-            for (int64_t i = 0; i < b.count; i += NR)
-                if (WRPO__(visible)(&b, i, WRPO__MIN(NR, b.count - i), key0, count, &seen, &masked)) begin = begin < 0 ? i : begin, end = i + NR;
-            if (begin < 0) continue;
-            WRPO__(lane_vectors)(&b, q, a->ldq, a->scale, q_rows, dn, queries);
-            WRPO__(lane_vectors)(&b, d_o, a->ldo, 1, do_rows, dn, d_outs);
-            WRPO__(lane_numbers)(&b, lse, delta, numbers);
-            WRPO__(pair_rows)(pair, q_rows, WRPO__(round_up)(b.count, NR), dn), WRPO__(pair_rows)(pair, do_rows, WRPO__(round_up)(b.count, NR), dn);
-            for (int64_t i = begin; i < end; i += NR) {
-                const float *x = numbers + 3 * i;
-                WRPO__(visible)(&b, i, WRPO__MIN(NR, b.count - i), key0, count, &seen, &masked);
-                for (int64_t j = 0; j < NR; j++) at[j] = x[j] - (float)key0;
-                WRPO__(attention_weights)(a, pair, count, seen, masked, keys, values, queries + i * dw, d_outs + i * dw, at, x + NR, x + 2 * NR, p, ds);
-                const int64_t next = MS * block / pair;        /* the tiles' NR lanes are steps of the keys' panels */
-                WRPO__(pack_side)(0, pair, false, p_packed + i / pair * MS, next, p, NR, 1, count, NR);
-                WRPO__(pack_side)(0, pair, false, ds_packed + i / pair * MS, next, ds, NR, 1, count, NR);
-            }
-            const int64_t from = begin / pair;
-            WRPO__(panels)(pair, count, d, end - begin, p_packed + from * MS, MS * block / pair, do_rows + from * dn, dn, dvs + (first - t) * dn, dn, true);
-            WRPO__(panels)(pair, count, d, end - begin, ds_packed + from * MS, MS * block / pair, q_rows + from * dn, dn, dks + (first - t) * dn, dn, true);
-        }
-    }
-    for (int64_t i = 0; i < n; i++) {
-        memcpy(dk + (t + i) * a->ldkv + g * d, dks + i * dn, (size_t)d * sizeof(float));
-        memcpy(dv + (t + i) * a->ldkv + g * d, dvs + i * dn, (size_t)d * sizeof(float));
-    }
-}
-/* Segments [s, s + n) that go through their prefix together. */
-static int64_t WRPO__(siblings)(const wrpo_attn *a, int64_t s, bool together) {
-    const wrpo_seg *x = &a->segs[s];
-    int64_t n = 1;
-    if (!together || x->end - x->begin != 1 || x->prefix == x->prefix_end) return 1;
-    while (s + n < a->n_segs && x[n].end - x[n].begin == 1 && x[n].prefix == x->prefix && x[n].prefix_end == x->prefix_end) n++;
-    return n;
-}
-/* Tasks are numbered through all segments, `step` units of each segment's `share` per row; siblings count as one. */
-static int64_t WRPO__(attention_tasks)(const wrpo_attn *a, int64_t share, int64_t step, bool together) {
-    int64_t tasks = 0;
-    for (int64_t s = 0, n; s < a->n_segs; s += n) {
-        n = WRPO__(siblings)(a, s, together);
-        tasks += wrpo__div_up((a->segs[s + n - 1].end - a->segs[s].begin) * share, step);
-    }
-    return tasks;
-}
-/* The segment of number i, counted from the end, where the long ones are; how many siblings it has, itself included. */
-static int64_t WRPO__(attention_find)(const wrpo_attn *a, int64_t share, int64_t step, bool together, int64_t i, int64_t *first, int64_t *count, int64_t *n) {
-    i = WRPO__(attention_tasks)(a, share, step, together) - 1 - i;
-    for (int64_t s = 0;; s += *n) {
-        *n = WRPO__(siblings)(a, s, together);
-        const int64_t all = (a->segs[s + *n - 1].end - a->segs[s].begin) * share, tasks = wrpo__div_up(all, step);
-        if (i < tasks) {
-            *first = i * step;
-            *count = WRPO__MIN(step, all - *first);
-            return s;
-        }
-        i -= tasks;
-    }
-}
-static void WRPO__(attention)(void *dev, const wrpo_attn *a, void *o, float *lse, const void *q, const void *k, const void *v) {
-    enum { NR = WRPO__(NR), MR = WRPO__(MR), MS = WRPO__(MS), BK = WRPO__(BK) };
-    const wrpo__cpu *cpu = dev;
-    const int64_t d = a->d, dm = WRPO__(round_up)(d, MR), share = a->H / a->G;
-    const int64_t step = NR * WRPO__(lane_groups)(2 * NR + BK * NR + BK / MR * MS * d + dm / MR * MS * BK, NR * (2 + d + dm));
-    const int64_t tasks = WRPO__(attention_tasks)(a, share, step, true) * a->G;
-    WRPO__PARFOR(wrpo__cpu_team(cpu, a->n * a->H * d))
-    for (int64_t i = 0; i < tasks; i++) {
-        int64_t first, count, n, s = WRPO__(attention_find)(a, share, step, true, i / a->G, &first, &count, &n);
-        const WRPO__(lanes) b = {a, a->segs + s, i % a->G, share, first, count, n, cpu->pairs ? 2 : 1};
-        WRPO__(attention_task)(cpu, &b, o, lse, q, k, v);
-    }
-}
-static size_t WRPO__(attention_scratch)(void *dev, int64_t n, int64_t H, int64_t G, int64_t d) {   /* delta */
-    (void)dev; (void)G; (void)d;
-    return (size_t)(n * H) * sizeof(float);
-}
-static void WRPO__(attention_bwd)(void *dev, const wrpo_attn *a, void *dq, void *dk, void *dv, const void *d_o, const void *o, const float *lse,
-                                  const void *q, const void *k, const void *v, void *scratch) {
-    enum { NR = WRPO__(NR), MR = WRPO__(MR), MS = WRPO__(MS), BK = WRPO__(BK) };
-    const wrpo__cpu *cpu = dev;
-    float *delta = scratch;
-    const int64_t d = a->d, dm = WRPO__(round_up)(d, MR), share = a->H / a->G, team = wrpo__cpu_team(cpu, a->n * a->H * d);
-    const int64_t step = NR * WRPO__(lane_groups)(NR + 2 * BK * NR + 2 * BK / MR * MS * d + dm / MR * MS * BK, NR * (3 + 2 * d + dm));
-    const int64_t blocks = WRPO__(attention_tasks)(a, share, step, false) * a->G, tiles = WRPO__(attention_tasks)(a, 1, BK, false) * a->G;
-    WRPO__PARFOR((int)team)
-    for (int64_t r = 0; r < a->n; r++)
-        for (int64_t h = 0; h < a->H; h++) delta[r * a->H + h] = WRPO__(dot)((const float *)d_o + r * a->ldo + h * d, (const float *)o + r * a->ldo + h * d, d);
-    WRPO__PARFOR((int)team)
-    for (int64_t i = 0; i < blocks; i++) {
-        int64_t first, count, n, s = WRPO__(attention_find)(a, share, step, false, i / a->G, &first, &count, &n);
-        const WRPO__(lanes) b = {a, a->segs + s, i % a->G, share, first, count, 1, cpu->pairs ? 2 : 1};
-        WRPO__(attention_dq_task)(cpu, &b, dq, d_o, lse, delta, q, k, v);
-    }
-    WRPO__PARFOR((int)team)
-    for (int64_t i = 0; i < tiles; i++) {
-        int64_t first, count, n, s = WRPO__(attention_find)(a, 1, BK, false, i / a->G, &first, &count, &n);
-        WRPO__(attention_dkv_task)(cpu, a, cpu->pairs ? 2 : 1, s, a->segs[s].begin + first, count, i % a->G, dk, dv, d_o, lse, delta, q, k, v);
-    }
-}
-
-#define WRPO__STRING2(x) #x
-#define WRPO__STRING(x) WRPO__STRING2(x)
-#define WRPO__TABLE(allowed) { \
-    .name = "cpu-" WRPO__STRING(WRPO__LEVEL), .act_bytes = 4, .dtype = WRPO_DTYPE_F32, .host = true, .features = allowed, \
-    .open = wrpo__cpu_open, .close = wrpo__cpu_close, .alloc = wrpo__host_alloc, .release = wrpo__host_release, \
-    .put = wrpo__host_copy, .get = wrpo__host_copy, .copy = wrpo__host_copy, .zero = wrpo__host_zero, \
-    .room = wrpo__host_room, .sync = wrpo__host_sync, .gemm = WRPO__(gemm), .embed = WRPO__(embed), \
-    .embed_bwd = WRPO__(embed_bwd), .gather = WRPO__(gather), .gather_bwd = WRPO__(gather_bwd), \
-    .scatter = WRPO__(scatter), .bias = WRPO__(bias), .bias_bwd = WRPO__(bias_bwd), .colsum = WRPO__(colsum), \
-    .add = WRPO__(add), .rmsnorm = WRPO__(rmsnorm), .rmsnorm_bwd = WRPO__(rmsnorm_bwd), .rope = WRPO__(rope), \
-    .attention = WRPO__(attention), .attention_bwd = WRPO__(attention_bwd), \
-    .attention_scratch = WRPO__(attention_scratch), .glu = WRPO__(glu), .glu_bwd = WRPO__(glu_bwd), \
-    .logprob = WRPO__(logprob), .logprob_bwd = WRPO__(logprob_bwd), .sumsq = WRPO__(sumsq), .adamw = WRPO__(adamw) \
-}
-#ifdef WRPO__IN_PAIRS
-static const wrpo_backend WRPO__(backend) = WRPO__TABLE(WRPO_FEATURE_BF16 | WRPO_FEATURE_AMX);
-static const wrpo_backend WRPO__(backend_no_tiles) = WRPO__TABLE(WRPO_FEATURE_BF16);
-#else
-static const wrpo_backend WRPO__(backend) = WRPO__TABLE(0);
-#endif
-#undef WRPO__TABLE
-#undef WRPO__LEVEL
-#undef WRPO__AT
-#undef WRPO__FMA
-#undef WRPO__IN_PAIRS
-#undef WRPO__STEP
-#undef WRPO__SQRT
-#undef WRPO__MORE
-#undef WRPO__LOW
-#undef WRPO__HIGH
-#undef WRPO__ALL
-#endif /* WRPO__LANES */
-
-#ifdef WRPO_IMPLEMENTATION
-#undef WRPO__LANES
-#ifdef WRPO_NO_SIMD
-WRPO_API const wrpo_backend *wrpo_backend_find(const char *name) {
-    return strcmp(name, "plain") == 0 ? wrpo_backend_plain() : NULL;
-}
-WRPO_API const wrpo_backend *wrpo_backend_cpu(void) { return wrpo_backend_plain(); }
-#else
-WRPO_API const wrpo_backend *wrpo_backend_find(const char *name) {
-    if (strcmp(name, "plain") == 0) return wrpo_backend_plain();
-    if (strcmp(name, "generic") == 0) return &wrpo__backend_generic;
-#ifdef WRPO__HAVE_AVX2
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    if (strcmp(name, "avx2") == 0 && avx2) return &wrpo__backend_avx2;
-#endif
-#ifdef WRPO__HAVE_AVX512
-    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq");
-    if (strcmp(name, "avx512") == 0 && avx512) return &wrpo__backend_no_tiles_avx512;
-    if (strcmp(name, "amx") == 0 && avx512 && wrpo__has_pairs() && wrpo__has_tiles()) return &wrpo__backend_avx512;
-#endif
-    return NULL;
-}
-WRPO_API const wrpo_backend *wrpo_backend_cpu(void) {
-#ifdef WRPO__HAVE_AVX512
-    if (wrpo_backend_find("avx512")) return &wrpo__backend_avx512;     /* open uses the tiles where there are any */
-#endif
-    const wrpo_backend *avx2 = wrpo_backend_find("avx2");
-    return avx2 ? avx2 : &wrpo__backend_generic;
-}
-#endif /* WRPO_NO_SIMD */
 
 /* ------------------------------------------------------------------------------------------- >>layout
    The table of weights, and memory measured before it is taken.                                        */
@@ -3907,6 +2317,45 @@ static void wrpo__weight_put(wrpo_model *model, const wrpo_weight *w, int64_t fi
         if (model->low) be->put(dev, model->low + w->at + first + i, low, (size_t)n * 2);
     }
 }
+static void wrpo__sync(wrpo_ctx *ctx) {
+    wrpo_error why = {WRPO_E_DEVICE, 0, 0, ""};
+    if (ctx->desc.backend->sync(ctx->dev, &why) != WRPO_OK) wrpo__fail(ctx, why.code, "%s: %s", ctx->desc.backend->name, why.text);
+}
+/* Random weights: matrices N(0, initializer_range), norms that scale by 1, biases 0. Counter-based: an element depends
+   on the seed, the tensor's name and its index. */
+enum { WRPO__PIECE = 1 << 20 };      /* elements converted at a time: weights may be in a device's memory */
+static void wrpo__model_randomize(wrpo_model *model, uint64_t seed) {
+    const wrpo_config *c = &model->config;
+    const int threads = model->ctx->desc.threads;
+    float *piece = wrpo__raw(model->arena, WRPO__PIECE, sizeof *piece);
+    for (int64_t i = 0; i < model->n_weights; i++) {
+        const wrpo_weight *w = &model->weights[i];
+        const uint64_t stream = wrpo__hash(0, w->name, strlen(w->name));
+        const bool norm = w->vector && wrpo__ends(w->name, ".weight");
+        for (int64_t at = 0, n; at < wrpo__size(w); at += n) {
+            n = WRPO__MIN(wrpo__size(w) - at, WRPO__PIECE);
+            for (int64_t k = 0; w->vector && k < n; k++) piece[k] = norm && !c->norm_plus_one;
+            WRPO__PARFOR(threads)
+            for (int64_t block = 0; block < (w->vector ? 0 : (n + 4095) / 4096); block++)
+                for (int64_t k = block * 4096; k < WRPO__MIN(n, block * 4096 + 4096); k++)
+                    piece[k] = (float)(c->initializer_range * wrpo__normal(seed ? seed : 42, stream, (uint64_t)(at + k)));
+            wrpo__weight_put(model, w, at, n, piece);
+        }
+    }
+    wrpo__block_free(piece);
+    wrpo__sync(model->ctx);
+}
+static wrpo_model *wrpo__model_random(wrpo__arena *arena, const wrpo_config *config, uint64_t seed) {
+    wrpo_model *model = wrpo__model_new(arena, config);
+    model->dtype = WRPO_DTYPE_F32;
+    wrpo__model_randomize(model, seed);
+    return model;
+}
+WRPO_API wrpo_result wrpo_model_new(wrpo_ctx *ctx, const wrpo_config *config, uint64_t seed, wrpo_model **out) {
+    *out = NULL;
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__model_random(wrpo__current, config, seed));
+    return wrpo__end(&wrpo__entry);
+}
 WRPO_API const wrpo_config *wrpo_model_config(const wrpo_model *model) { return &model->config; }
 WRPO_API int64_t wrpo_model_weights(const wrpo_model *model, const wrpo_weight **out) {
     if (out) *out = model->weights;
@@ -3920,6 +2369,7 @@ WRPO_API int64_t wrpo_model_parameters(const wrpo_model *model) {
 WRPO_API void wrpo_model_free(wrpo_model *model) {
     if (model) wrpo__arena_free(model->arena);
 }
+static void wrpo__free_model(void *p) { wrpo_model_free(p); }
 
 /* -------------------------------------------------------------------------------------------- >>model
    The decoder, forward and backward, over a packed micro-batch. Written once, in ops of the backend table.
@@ -4348,10 +2798,6 @@ static float wrpo__embed_scale(const wrpo_model *m) {  /* the same for all model
     const float s = (float)sqrt((double)m->config.hidden_size);
     return m->ctx->desc.dtype == WRPO_DTYPE_BF16 ? wrpo__float_of(wrpo__float_to_bf16(s)) : s;
 }
-static void wrpo__sync(wrpo_ctx *ctx) {
-    wrpo_error why = {WRPO_E_DEVICE, 0, 0, ""};
-    if (ctx->desc.backend->sync(ctx->dev, &why) != WRPO_OK) wrpo__fail(ctx, why.code, "%s: %s", ctx->desc.backend->name, why.text);
-}
 /* Before forward passes with means, whenever the weights have changed. Capped logits have none. */
 static void wrpo__sum_head(wrpo__run *r) {
     const wrpo_weight *head = wrpo__head(r->model);
@@ -4468,6 +2914,572 @@ static void wrpo__backward(wrpo__run *r, float *grads) {
     be->embed_bwd(dev, WRPO__GRAD(embed), r->dx, r->ids, n, D, wrpo__embed_scale(m));   /* 1 */
     wrpo__sync(ctx);
 }
+
+/* --------------------------------------------------------------------------------------------- >>step
+   One optimizer step: records of token ids -> packed micro-batches -> log-probs -> loss -> gradients -> AdamW.
+
+   A batch is computed in micro-batches that fit into the workspace. For each, the forward pass gives log-probs, the
+   host computes every record's loss and its derivatives (>>loss), and the backward pass adds to the gradients. Then
+   the global norm of the gradients is clipped, and AdamW changes the weights.
+
+   Steps are counted as the authors' trainer counts them, for N records:
+     micro-batches of an epoch   M = ceil(N / (batch_size / accumulation))
+     steps of an epoch           S = floor(M / accumulation), at least 1
+     steps of the run            T = ceil(epochs S)
+   The loss of a step is the mean over its micro-batches of the mean over their records. These micro-batches only
+   define that mean; how many rows are computed at once is micro_tokens, and changes no bit.                     */
+
+/* ---- data: records of token ids ---- */
+struct wrpo_data {
+    wrpo_ctx *ctx;
+    wrpo__arena *arena;
+    wrpo_record *records;            /* stb array */
+    wrpo_data_stats stats;
+    int most;                        /* the most responses that a record has */
+};
+/* Copies a record into the data, its ids as one block. */
+static void wrpo__data_add(wrpo_data *data, const wrpo_record *record) {
+    wrpo__arena *arena = data->arena, *outer = wrpo__current;
+    int64_t total = record->prompt_count, longest = 0;
+    for (int k = 0; k < record->count; k++) {
+        total += record->responses[k].count;
+        longest = WRPO__MAX(longest, record->responses[k].count);
+    }
+    int32_t *ids = wrpo__alloc(arena, (size_t)total, sizeof *ids);
+    wrpo_tokens *responses = wrpo__alloc(arena, (size_t)record->count, sizeof *responses);
+    wrpo_record r = *record;
+    r.prompt_id = wrpo__strndup(arena, record->prompt_id, strlen(record->prompt_id));
+    r.prompt = ids;
+    r.responses = responses;
+    r.weight = wrpo__or_default(r.weight, 1) + 0.0;                            /* -0 becomes 0 */
+    memcpy(ids, record->prompt, (size_t)r.prompt_count * sizeof *ids);
+    ids += r.prompt_count;
+    for (int k = 0; k < r.count; k++) {
+        responses[k] = record->responses[k];
+        responses[k].ids = ids;
+        if (responses[k].role != WRPO_ROLE_SOURCE) responses[k].weight = wrpo__or_default(responses[k].weight, 1);
+        memcpy(ids, record->responses[k].ids, (size_t)responses[k].count * sizeof *ids);
+        ids += responses[k].count;
+    }
+    wrpo__current = arena;
+    stbds_arrput(data->records, r);
+    wrpo__current = outer;
+    data->stats.records++;
+    data->stats.prompt_tokens += r.prompt_count;
+    data->stats.response_tokens += total - r.prompt_count;
+    data->stats.longest = WRPO__MAX(data->stats.longest, r.prompt_count + longest);
+    data->most = WRPO__MAX(data->most, r.count);
+}
+static wrpo_data *wrpo__data_from_ids(wrpo__arena *arena, const wrpo_record *records, int64_t count) {
+    wrpo_data *data = WRPO__NEW(arena, wrpo_data);
+    data->ctx = arena->ctx;
+    data->arena = arena;
+    for (int64_t i = 0; i < count; i++) {
+        wrpo_record r = records[i];
+        bool ok = r.prompt_count >= 1 && r.count >= 1;
+        for (int k = 0; ok && k < r.count; k++) ok = r.responses[k].first >= 0 && r.responses[k].count > r.responses[k].first;
+        if (!(r.weight >= 0 && r.weight <= DBL_MAX))
+            wrpo__fail(arena->ctx, WRPO_E_ARG, "record %lld: weight: want a finite number of at least 0, found %g", (long long)i, r.weight);
+        if (!ok) wrpo__fail(arena->ctx, WRPO_E_ARG, "record %lld: want a prompt and responses, each with at least one token", (long long)i);
+        if (!r.prompt_id) r.prompt_id = wrpo__format(arena, "record %lld", (long long)i);
+        wrpo__data_add(data, &r);
+    }
+    return data;
+}
+WRPO_API wrpo_result wrpo_data_from_ids(wrpo_ctx *ctx, const wrpo_record *records, int64_t count, wrpo_data **out) {
+    *out = NULL;
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__data_from_ids(wrpo__current, records, count));
+    return wrpo__end(&wrpo__entry);
+}
+WRPO_API void wrpo_data_free(wrpo_data *data) { if (data) wrpo__arena_free(data->arena); }
+WRPO_API int64_t wrpo_data_count(const wrpo_data *data) { return data->stats.records; }
+WRPO_API wrpo_record wrpo_data_record(const wrpo_data *data, int64_t i) { return data->records[i]; }
+WRPO_API wrpo_data_stats wrpo_data_get_stats(const wrpo_data *data) { return data->stats; }
+
+/* ---- log-probs of records: packed until micro_tokens rows are full; a longer record goes alone ---- */
+enum { WRPO__MICRO_TOKENS = 1024 };
+/* Rows a run needs for these records: micro_tokens, all of them if that is less, the longest record if that is more. */
+static int64_t wrpo__run_rows(const wrpo_config *c, const wrpo_data *data, int64_t first, int64_t count, int64_t micro_tokens) {
+    int64_t all = 0, longest = 1;
+    for (int64_t i = first; i < first + count; i++) {
+        const wrpo_record record = wrpo_data_record(data, i);
+        const int64_t rows = wrpo__record_rows(c, &record);
+        all = WRPO__MIN(all + rows, micro_tokens), longest = WRPO__MAX(longest, rows);
+    }
+    return WRPO__MAX(all, longest);
+}
+/* Every id is a row of the embedding; every record has something to score. */
+static void wrpo__check_data(const wrpo_model *model, const wrpo_data *data, int64_t first, int64_t count) {
+    int64_t longest = 0;
+    for (int64_t i = first; i < first + count; i++) {
+        wrpo_record record = wrpo_data_record(data, i);
+        for (int k = -1; k < record.count; k++) {
+            const int32_t *ids = k < 0 ? record.prompt : record.responses[k].ids;
+            int64_t n = k < 0 ? record.prompt_count : record.responses[k].count;
+            longest = WRPO__MAX(longest, k < 0 ? n : record.prompt_count + n);
+            for (int64_t j = 0; j < n; j++)
+                if (ids[j] < 0 || ids[j] >= model->config.vocab_size)
+                    wrpo__fail(model->ctx, WRPO_E_FORMAT, "record \"%s\": token id %d is outside the model's vocabulary of %lld: tokenizer and model do not belong together",
+                               record.prompt_id, (int)ids[j], (long long)model->config.vocab_size);
+        }
+    }
+    if (longest > model->config.max_position_embeddings && longest == wrpo_data_get_stats(data).longest)      /* once, however often the data are looked at in part */
+        wrpo__log(model->ctx, WRPO_LOG_WARN, "a sequence of %lld tokens is longer than the model's max_position_embeddings %lld",
+                  (long long)longest, (long long)model->config.max_position_embeddings);
+}
+/* Packs as many of the records list[at..count) as fit (at least one); returns where it stopped. list NULL: i itself. */
+static int64_t wrpo__pack_some(wrpo__run *r, const wrpo_data *data, const int64_t *list, int64_t at, int64_t count, int64_t micro_tokens) {
+    wrpo__pack_begin(r);
+    for (; at < count; at++) {
+        wrpo_record record = wrpo_data_record(data, list ? list[at] : at);
+        if (r->n && r->n + wrpo__record_rows(&r->model->config, &record) > micro_tokens) break;
+        wrpo__pack_record(r, &record);
+    }
+    wrpo__pack_end(r);
+    return at;
+}
+/* Sums of log-probs, in double, of the scored tokens of every response of a packed record: target *t onwards. */
+static void wrpo__sum_logps(const wrpo__run *r, const wrpo_record *record, int64_t *t, double *logps) {
+    for (int k = 0; k < record->count; k++) {
+        logps[k] = 0;
+        for (int64_t j = record->responses[k].first; j < record->responses[k].count; j++) logps[k] += (double)r->h_logp[(*t)++];
+    }
+}
+/* logps[(count)][K] of records [first, first + count) with a run of its own; tokens: an stb_ds array or NULL. */
+static void wrpo__logprobs(wrpo__arena *temp, wrpo_model *model, const wrpo_data *data, int64_t first, int64_t count, int64_t micro_tokens,
+                           double *logps, int K, float **tokens) {
+    wrpo__check_data(model, data, first, count);
+    wrpo__shape shape = {.rows = wrpo__run_rows(&model->config, data, first, count, micro_tokens)};
+    shape.chunk = wrpo__head_chunk(model->ctx, &model->config, shape.rows);
+    wrpo__run *r = wrpo__run_new(temp, model, &shape);
+    for (int64_t at = first, next; at < first + count; at = next) {
+        int64_t t = 0;
+        next = wrpo__pack_some(r, data, NULL, at, first + count, micro_tokens);
+        wrpo__forward(r, false);
+        for (int64_t i = at; i < next; i++) {
+            wrpo_record record = wrpo_data_record(data, i);
+            double *row = logps + (i - first) * K;
+            int64_t begin = t;
+            wrpo__sum_logps(r, &record, &t, row);
+            for (int k = 0; k < K; k++) {
+                if (k >= record.count) row[k] = NAN;
+                else if (!isfinite(row[k]))
+                    wrpo__fail(model->ctx, WRPO_E_NOT_FINITE, "record \"%s\" (line %lld): the log-prob of response %d is not a finite number",
+                               record.prompt_id, (long long)record.line, k + 1);
+            }
+            for (; tokens && begin < t; begin++) stbds_arrput(*tokens, r->h_logp[begin]);
+        }
+    }
+}
+WRPO_API wrpo_result wrpo_logprobs(wrpo_model *model, const wrpo_data *data, int64_t first, int64_t count, double *logps, float **per_token) {
+    if (per_token) *per_token = NULL;
+    WRPO__TRY(model->ctx, wrpo__arena_new(model->ctx), true) {
+        float *tokens = NULL;
+        if (first < 0 || count < 0 || first > wrpo_data_count(data) || count > wrpo_data_count(data) - first)
+            wrpo__fail(model->ctx, WRPO_E_ARG, "%lld records from %lld on: the data has %lld", (long long)count, (long long)first, (long long)wrpo_data_count(data));
+        wrpo__logprobs(wrpo__entry.arena, model, data, first, count, WRPO__MICRO_TOKENS, logps, data->most, per_token ? &tokens : NULL);
+        if (per_token) *per_token = wrpo__handout(model->ctx, tokens, (size_t)stbds_arrlen(tokens) * sizeof *tokens);
+    }
+    return wrpo__end(&wrpo__entry);
+}
+
+/* ---- settings: field, name in errors and state files, what 0 means, valid if (x is the value), wanted,
+        whether a run that goes on must have the same ---- */
+#define WRPO__SETTINGS(X) \
+    X(alpha,         "alpha",         0.1,  x >= 0 && x <= 1,                "a number in [0, 1]",     true) \
+    X(alpha_power,   "alpha_power",   2,    x > 0 && x < 1e6,                "a positive number",      true) \
+    X(learning_rate, "learning_rate", rate, x >= 0 && x <= 1e3,              "a number from 0 to 1000", true) \
+    X(warmup_ratio,  "warmup_ratio",  0.1,  x >= 0 && x <= 1,                "a number in [0, 1]",     true) \
+    X(beta1,         "beta1",         0.9,  x >= 0 && x < 1,                 "a number in [0, 1)",     true) \
+    X(beta2,         "beta2",         0.999, x >= 0 && x < 1,                "a number in [0, 1)",     true) \
+    X(eps,           "eps",           1e-8, x >= 0 && x < 1,                 "a number in [0, 1)",     true) \
+    X(weight_decay,  "weight_decay",  0,    x >= 0 && x <= 1e3,              "a number from 0 to 1000", true) \
+    X(max_grad_norm, "max_grad_norm", 1,    x == x,                          "a number",               true) \
+    X(epochs,        "epochs",        1,    x > 0 && x < 1e9,                "a positive number",      false) \
+    X(batch_size,    "batch_size",    128,  x >= 1 && x <= 0x1p40,           "at least 1",             true) \
+    X(accumulation,  "accumulation",  1,    x >= 1 && d->batch_size % d->accumulation == 0, \
+                                                                             "a divisor of batch_size", true) \
+    X(max_steps,     "max_steps",     0,    x >= 0,                          "at least 0",             false) \
+    X(micro_tokens,  "micro_tokens",  WRPO__MICRO_TOKENS, x >= 1 && x <= 0x1p30, "1 to 2^30",          true) \
+    X(recompute,     "recompute",     0,    x >= -1,                         "a number of layers, or -1 for all", false) \
+    X(eval_steps,    "eval_steps",    0,    x >= 0,                          "at least 0",             true) \
+    X(save_steps,    "save_steps",    0,    x >= 0 && (x == 0 || d->save.dir), "at least 0, and a directory in save", false)
+
+WRPO_API wrpo_train_desc wrpo_train_defaults(const wrpo_train_desc *desc) {
+    wrpo_train_desc d = {0};
+    if (desc) d = *desc;
+    const wrpo_method m = d.loss.method;
+    const double rate = m == WRPO_METHOD_SFT ? 7e-6 : m == WRPO_METHOD_SIMPO ? 1e-6 : m == WRPO_METHOD_DPO_NORM ? 8e-7 : 3e-7;
+    d.loss = wrpo__loss_defaults(d.loss);
+#define WRPO__X(field, name, otherwise, valid, want, same) if (wrpo__is_default((double)d.field)) d.field = otherwise;
+    WRPO__SETTINGS(WRPO__X)
+#undef WRPO__X
+    if (!d.seed) d.seed = 42;
+    return d;
+}
+static void wrpo__train_check(wrpo_ctx *ctx, const wrpo_train_desc *d) {   /* d resolved */
+    const char *why;
+#define WRPO__X(field, name, otherwise, valid, want, same) { const double x = (double)d->field; WRPO__RANGE(valid, name, x, want); }
+    WRPO__SETTINGS(WRPO__X)
+#undef WRPO__X
+    why = wrpo__loss_check(&d->loss, d->alpha);
+    if (why) wrpo__fail(ctx, WRPO_E_ARG, "%s", why);
+    WRPO__RANGE(wrpo_lr_schedule_name((int)d->lr_schedule), "lr_schedule", d->lr_schedule, "one of wrpo_lr_schedule");
+    WRPO__RANGE(wrpo_alpha_schedule_name((int)d->alpha_schedule), "alpha_schedule", d->alpha_schedule, "one of wrpo_alpha_schedule");
+    WRPO__RANGE(wrpo_moments_name((int)d->moments), "moments", d->moments, "one of wrpo_moments");
+}
+
+/* ---- the trainer ---- */
+typedef struct wrpo__set {           /* records, and what the reference says about them */
+    const wrpo_data *given;          /* as the caller knows it; NULL: there is no such set */
+    const wrpo_data *data;           /* what is computed: `given`, or for SFT the sources of its records alone */
+    int64_t N; int K;                /* records; the most responses that one has */
+    double *ref;                     /* [N, K] log-probs of the reference; NULL where the method needs none */
+} wrpo__set;
+struct wrpo_trainer {
+    wrpo_ctx *ctx;
+    wrpo__arena *arena;
+    wrpo_model *model;
+    wrpo_train_desc desc;            /* resolved */
+    wrpo__set train, eval;
+    int64_t rows;                    /* of the workspace: the most that a micro-batch of either set needs */
+    int64_t micro, steps_per_epoch, T, k;              /* batch_size / accumulation, S, T, and the steps done */
+    int64_t *order, order_epoch;     /* [N] the records in this epoch's order */
+    double *weight;                  /* [batch] of each record in a step's loss */
+    wrpo__run *run;
+    float *grads;                    /* mirrors the weights; NULL in an evaluation */
+    char *exp_avg, *exp_avg_sq;      /* AdamW's moments, mirror the weights */
+    double *sumsq;                   /* one element in the backend's memory */
+    double start;                    /* when the run began, in seconds */
+    const char *out_dir; FILE *metrics;                /* set and used by >>run, with the next */
+    void (*log)(wrpo_trainer *t, const wrpo_metrics *m, const char *prefix);   /* called with every line of metrics */
+};
+/* The record's responses as the loss sees them; log-probs are left 0. */
+static void wrpo__as_loss(const wrpo_record *record, wrpo_response *r) {
+    for (int k = 0; k < record->count; k++) {
+        const wrpo_tokens *y = &record->responses[k];
+        r[k] = (wrpo_response){.role = y->role, .weight = y->weight, .pair = y->pair, .tokens = y->count - y->first};
+    }
+}
+/* Every record must have the roles that the method needs. */
+static void wrpo__check_roles(wrpo_ctx *ctx, const wrpo__set *set, const wrpo_train_desc *d) {
+    wrpo_response *r = wrpo__alloc(wrpo__current, (size_t)set->K, sizeof *r);
+    if (set->N == 0) wrpo__fail(ctx, WRPO_E_ARG, "the data has no records");
+    for (int64_t i = 0; i < set->N; i++) {
+        wrpo_record record = wrpo_data_record(set->data, i);
+        const char *why = NULL;
+        wrpo__as_loss(&record, r);
+        for (int end = 0; end < 2 && !why; end++)      /* alpha of the first step, and its end value */
+            wrpo_loss(&d->loss, wrpo_alpha(d->alpha_schedule, d->alpha_power, d->alpha, end, 1), r, record.count, 1, &why);
+        if (why) wrpo__fail(ctx, WRPO_E_FORMAT, "record \"%s\" (line %lld): %s", record.prompt_id, (long long)record.line, why);
+    }
+}
+/* SFT scores y_ws alone, so the other responses are not computed. The new data lives as long as the arena. */
+static void wrpo__data_drop(void *p) { wrpo_data_free(p); }
+static const wrpo_data *wrpo__only_sources(wrpo__arena *arena, const wrpo_data *data) {
+    const int64_t N = wrpo_data_count(data);
+    wrpo_record *records = wrpo__alloc(arena, (size_t)N, sizeof *records);
+    wrpo_data *out;
+    for (int64_t i = 0; i < N; i++) {
+        wrpo_record *r = &records[i];
+        *r = wrpo_data_record(data, i);
+        if (r->weight == 0) r->weight = WRPO_ZERO;
+        while (r->count > 1 && r->responses[r->count - 1].role != WRPO_ROLE_SOURCE) r->count--;      /* sources come first */
+    }
+    wrpo__cleanup *owner = wrpo__on_free(arena, wrpo__data_drop, NULL);
+    wrpo__rethrow(arena->ctx, wrpo_data_from_ids(arena->ctx, records, N, &out));
+    owner->p = out;
+    return out;
+}
+static void wrpo__set_begin(wrpo_trainer *t, wrpo__set *set, const wrpo_data *data) {
+    set->given = data;
+    if (!data) return;
+    set->data = t->desc.loss.method == WRPO_METHOD_SFT ? wrpo__only_sources(t->arena, data) : data;
+    set->N = wrpo_data_count(set->data);
+    set->K = set->data->most;
+    wrpo__check_roles(t->ctx, set, &t->desc);
+    wrpo__check_data(t->model, set->data, 0, set->N);
+    t->rows = WRPO__MAX(t->rows, wrpo__run_rows(&t->model->config, set->data, 0, set->N, t->desc.micro_tokens));
+    if (wrpo__rules[t->desc.loss.method].reference)
+        set->ref = wrpo__alloc(t->arena, (size_t)set->N * (size_t)set->K, sizeof *set->ref);
+}
+/* 1. Settings and data checked; nothing large is allocated yet. */
+static wrpo_trainer *wrpo__trainer_begin(wrpo__arena *arena, wrpo_model *policy, const wrpo_data *data,
+                                         const wrpo_train_desc *desc, bool train) {
+    wrpo_trainer *t = WRPO__NEW(arena, wrpo_trainer);
+    t->ctx = arena->ctx;
+    t->arena = arena;
+    t->model = policy;
+    t->desc = wrpo_train_defaults(desc);
+    if (train && policy->frozen) wrpo__fail(t->ctx, WRPO_E_ARG, "the model was loaded frozen (wrpo_model_desc): it cannot be trained");
+    const wrpo_train_desc *d = &t->desc;
+    wrpo__train_check(t->ctx, d);
+    wrpo__set_begin(t, &t->train, data);
+    wrpo__set_begin(t, &t->eval, d->eval_data);
+    const int64_t N = t->train.N;
+    t->micro = d->batch_size / d->accumulation;
+    t->steps_per_epoch = WRPO__MAX((N + t->micro - 1) / t->micro / d->accumulation, 1);
+    const double steps = ceil(d->epochs * (double)t->steps_per_epoch - 1e-9);
+    t->T = d->max_steps ? d->max_steps : WRPO__MAX((int64_t)steps, 1);
+    t->order = wrpo__alloc(arena, (size_t)N, sizeof *t->order);
+    t->weight = wrpo__alloc(arena, (size_t)WRPO__MIN(N, d->batch_size), sizeof *t->weight);
+    t->order_epoch = -1;
+    return t;
+}
+/* 2. The reference's log-probs, before the memory of training is taken: ref is the policy as it is now, or another model. */
+static void wrpo__set_reference(wrpo__arena *temp, const wrpo_trainer *t, const wrpo__set *set, wrpo_model *ref) {
+    wrpo__logprobs(temp, ref, set->data, 0, set->N, t->desc.micro_tokens, set->ref, set->K, NULL);
+}
+/* 3. The workspace; in training also gradients and moments. recompute, logits: as in wrpo_bytes. */
+static wrpo__shape wrpo__train_shape(const wrpo_ctx *ctx, const wrpo_config *c, int64_t recompute, bool logits, int64_t rows) {
+    wrpo__shape s = {.rows = rows, .train = true, .chunk = wrpo__head_chunk(ctx, c, rows), .logits = logits};
+    s.recompute = recompute < 0 ? c->num_hidden_layers : WRPO__MIN(recompute, c->num_hidden_layers);
+    return s;
+}
+static void wrpo__trainer_memory(wrpo_trainer *t, bool train, int64_t recompute, bool logits) {
+    wrpo__shape shape = wrpo__train_shape(t->ctx, &t->model->config, recompute, logits, t->rows);
+    shape.train = train;
+    t->run = wrpo__run_new(t->arena, t->model, &shape);
+    t->start = wrpo__now();
+    if (!train) return;
+    const size_t count = (size_t)t->model->count, bytes = wrpo_moments_bytes(t->desc.moments, t->model->count);
+    t->grads = wrpo__device_alloc(t->arena, wrpo__mul(t->ctx, count, sizeof *t->grads), "gradients");
+    t->exp_avg = wrpo__device_alloc(t->arena, bytes, "first moments");
+    t->exp_avg_sq = wrpo__device_alloc(t->arena, bytes, "second moments");
+    t->sumsq = wrpo__device_alloc(t->arena, sizeof *t->sumsq, "gradient norm");
+    t->ctx->desc.backend->zero(t->ctx->dev, t->exp_avg, bytes);
+    t->ctx->desc.backend->zero(t->ctx->dev, t->exp_avg_sq, bytes);
+}
+static wrpo_trainer *wrpo__trainer_new(wrpo__arena *arena, wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc) {
+    wrpo_trainer *t = wrpo__trainer_begin(arena, policy, data, desc, true);
+    const wrpo_train_desc *d = &t->desc;
+    if (d->out_dir || d->ref_dir || d->resume || d->save.dir)
+        wrpo__fail(t->ctx, WRPO_E_ARG, "wrpo_trainer_new works in memory: want out_dir, ref_dir, resume and save.dir of NULL, or wrpo_trainer_open");
+    wrpo__arena *temp = wrpo__sub_arena(arena);
+    if (t->train.ref) wrpo__set_reference(temp, t, &t->train, policy);
+    if (t->eval.ref) wrpo__set_reference(temp, t, &t->eval, policy);
+    wrpo__arena_clear(temp);
+    wrpo__trainer_memory(t, true, d->recompute, false);
+    return t;
+}
+WRPO_API wrpo_result wrpo_trainer_new(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_trainer **out) {
+    *out = NULL;
+    WRPO__CALL(policy->ctx, wrpo__arena_new(policy->ctx), false, *out = wrpo__trainer_new(wrpo__current, policy, data, desc));
+    return wrpo__end(&wrpo__entry);
+}
+WRPO_API void wrpo_trainer_free(wrpo_trainer *t) {
+    if (t) wrpo__arena_free(t->arena);
+}
+
+/* ---- metrics: sums over records, weighted as in the loss, under the names of the authors' trainer ---- */
+typedef struct wrpo__tally { wrpo_metrics m; double chosen, chosen_rows, rejected, rejected_rows; } wrpo__tally;
+/* Adds one record of weight w; its loss is added elsewhere. mean: the mean logit of each of its rows, in packed order. */
+static void wrpo__tally_add(wrpo__tally *t, const wrpo_config *model, const wrpo_loss_desc *d, double alpha,
+                            const wrpo_record *record, const wrpo_response *r, double w, const float *mean) {
+    double logp[3] = {0}, reward[3] = {0}, share[3] = {0}, all_chosen = 0, chosen = 0, prompt = 0;
+    wrpo_metrics *m = &t->m;
+    for (int k = 0; k < record->count; k++) {
+        if (k == 0 || wrpo__prompt_again(model, record, k)) {
+            prompt = 0;
+            for (int64_t i = 0; i < record->prompt_count; i++) prompt += (double)*mean++;
+        }
+        double rows = (double)(record->prompt_count + record->responses[k].count), sum = prompt;
+        for (int64_t i = 0; i < record->responses[k].count; i++) sum += (double)*mean++;
+        if (r[k].role == WRPO_ROLE_REJECTED) {
+            t->rejected += sum;
+            t->rejected_rows += rows;
+        } else {
+            t->chosen += sum;
+            t->chosen_rows += rows;
+            all_chosen += r[k].logp;
+            chosen++;
+        }
+        share[r[k].role] += r[k].weight;
+        logp[r[k].role] += r[k].weight * r[k].logp;
+        reward[r[k].role] += r[k].weight * wrpo__reward_of(d, &r[k]);
+    }
+    for (int role = 0; role < 3; role++) {             /* NaN for a role that is absent */
+        logp[role] = share[role] > 0 ? logp[role] / share[role] : NAN;
+        reward[role] = share[role] > 0 ? reward[role] / share[role] : NAN;
+    }
+    const double source = reward[WRPO_ROLE_SOURCE], target = reward[WRPO_ROLE_TARGET], rejected = reward[WRPO_ROLE_REJECTED];
+    const double weighted = wrpo__weighted_reward(d, alpha, r, record->count);
+    m->logps_chosen += w * all_chosen / chosen;
+    m->logps_source_chosen += w * logp[WRPO_ROLE_SOURCE];
+    m->logps_target_chosen += w * logp[WRPO_ROLE_TARGET];
+    m->logps_rejected += w * logp[WRPO_ROLE_REJECTED];
+    m->rewards_chosen += w * weighted;
+    m->rewards_source_chosen += w * source;
+    m->rewards_target_chosen += w * target;
+    m->rewards_rejected += w * rejected;
+    m->rewards_accuracies += isnan(weighted - rejected) ? NAN : w * (weighted > rejected);
+    m->rewards_source_accuracies += isnan(source - rejected) ? NAN : w * (source > rejected);
+    m->rewards_target_accuracies += isnan(target - rejected) ? NAN : w * (target > rejected);
+    m->rewards_margins += w * (weighted - rejected);
+}
+static void wrpo__tally_end(wrpo__tally *tally, const wrpo_trainer *t, double alpha, double begin) {
+    wrpo_metrics *m = &tally->m;
+    m->logits_chosen = tally->chosen / tally->chosen_rows;
+    m->logits_rejected = tally->rejected / tally->rejected_rows;
+    m->cur_alpha = t->desc.loss.method == WRPO_METHOD_WRPO ? alpha : NAN;
+    m->epoch = (double)t->k / (double)t->steps_per_epoch;
+    m->seconds = wrpo__now() - t->start;
+    m->tokens_per_second = (double)m->tokens / WRPO__MAX(wrpo__now() - begin, 1e-9);
+}
+
+/* ---- one pass over records: log-probs, losses, metrics and, in training, gradients ----
+   list[i]: a record of the set (NULL: i itself); weight[i]: its weight in the loss (NULL: 1 / count). */
+static void wrpo__pass(wrpo_trainer *t, const wrpo__set *set, const int64_t *list, const double *weight, int64_t count,
+                       double alpha, bool train, wrpo__tally *tally) {
+    wrpo__run *r = t->run;
+    const wrpo_config *c = &r->model->config;
+    const wrpo_loss_desc *d = &t->desc.loss;
+    wrpo_response *y = wrpo__alloc(wrpo__current, (size_t)set->K, sizeof *y);
+    double *logps = wrpo__alloc(wrpo__current, (size_t)set->K, sizeof *logps), scored = 0;
+    wrpo__sum_head(r);
+    for (int64_t i = 0; i < count && d->method == WRPO_METHOD_SFT; i++) {      /* SFT's mean is over the batch's tokens */
+        wrpo_record record = wrpo_data_record(set->data, list ? list[i] : i);
+        wrpo__as_loss(&record, y);
+        scored += wrpo__sft_tokens(y, record.count);
+    }
+    for (int64_t at = 0, next; at < count; at = next) {
+        int64_t target = 0, row = 0;
+        next = wrpo__pack_some(r, set->data, list, at, count, t->desc.micro_tokens);
+        wrpo__forward(r, true);                                                /* log pi of every scored token */
+        for (int64_t i = at; i < next; i++) {
+            const int64_t index = list ? list[i] : i;
+            wrpo_record record = wrpo_data_record(set->data, index);
+            int64_t first = target;
+            const char *why = NULL;
+            wrpo__as_loss(&record, y);
+            wrpo__sum_logps(r, &record, &target, logps);
+            for (int k = 0; k < record.count; k++) {
+                y[k].logp = logps[k];
+                y[k].ref = set->ref ? set->ref[index * set->K + k] : 0;
+            }
+            const double loss = wrpo_loss(d, alpha, y, record.count, scored, &why);         /* WRPO is here: >>loss */
+            if (!isfinite(loss))
+                wrpo__fail(t->ctx, WRPO_E_NOT_FINITE, "step %lld: record \"%s\" (line %lld): %s", (long long)t->k + train,
+                           record.prompt_id, (long long)record.line, why ? why : "the loss is not a finite number");
+            const double mean = weight ? weight[i] : 1 / (double)count;
+            const double w = record.weight * (d->method == WRPO_METHOD_SFT ? 1 : mean);
+            for (int k = 0; train && k < record.count; k++)                    /* dL/dlogp of each of its tokens */
+                for (int64_t j = 0; j < y[k].tokens; j++) r->h_coef[first++] = (float)(w * y[k].dlogp);
+            tally->m.loss += w * loss;
+            wrpo__tally_add(tally, c, d, alpha, &record, y, mean, r->h_mean + row);
+            row += wrpo__record_rows(c, &record);
+        }
+        tally->m.tokens += r->n;
+        if (train) wrpo__backward(r, t->grads);
+    }
+    tally->m.records = count;
+}
+
+/* ---- one optimizer step ---- */
+/* The records of step k, *list[count], and in t->weight what each counts for in the loss. */
+static int64_t wrpo__next_batch(wrpo_trainer *t, const int64_t **list) {
+    const int64_t epoch = t->k / t->steps_per_epoch, step = t->k % t->steps_per_epoch, N = t->train.N;
+    if (epoch != t->order_epoch) {   /* Fisher-Yates, from the identity: the order depends on seed and epoch alone */
+        for (int64_t i = 0; i < N; i++) t->order[i] = i;
+        for (int64_t i = N - 1; i > 0 && !t->desc.no_shuffle; i--) {
+            const uint64_t draw = wrpo__random64(t->desc.seed, (uint64_t)epoch, (uint64_t)i);
+            const int64_t j = (int64_t)(draw % (uint64_t)(i + 1)), swap = t->order[i];
+            t->order[i] = t->order[j];
+            t->order[j] = swap;
+        }
+        t->order_epoch = epoch;
+    }
+    const int64_t first = step * t->desc.batch_size, count = WRPO__MIN(t->desc.batch_size, N - first);
+    const int64_t parts = (count + t->micro - 1) / t->micro;
+    for (int64_t i = 0; i < count; i++) {
+        const int64_t part = i / t->micro, size = WRPO__MIN(t->micro, count - part * t->micro);
+        t->weight[i] = 1 / ((double)parts * (double)size);
+    }
+    *list = t->order + first;
+    return count;
+}
+/* AdamW on every run of weights that are contiguous and decay alike. */
+static void wrpo__update(wrpo_trainer *t, double lr, double grad_scale) {
+    const wrpo_train_desc *d = &t->desc;
+    const wrpo_backend *be = t->ctx->desc.backend;
+    const double steps = (double)(t->k + 1);
+    wrpo_adamw step = {.lr = (float)lr, .beta1 = (float)d->beta1, .beta2 = (float)d->beta2, .eps = (float)d->eps,
+                       .grad_scale = (float)grad_scale, .moments = d->moments,
+                       .correction1 = 1 - pow(d->beta1, steps), .correction2 = sqrt(1 - pow(d->beta2, steps))};
+    for (int64_t i = 0, end, size; i < t->model->n_weights; i = end) {
+        const wrpo_weight *w = &t->model->weights[i];
+        const size_t at = wrpo_moments_bytes(d->moments, w->at);
+        end = i + wrpo__weight_run(w, t->model->n_weights - i, 0, &size);
+        step.weight_decay = w->decay ? (float)d->weight_decay : 0;
+        step.seed = wrpo__random64(d->seed, (uint64_t)t->k, (uint64_t)w->at);
+        be->adamw(t->ctx->dev, w->data, w->dtype == WRPO_DTYPE_BF16 ? t->model->low + w->at : NULL,
+                  t->exp_avg + at, t->exp_avg_sq + at, t->grads + w->at, size, &step);
+    }
+}
+static wrpo_metrics wrpo__step(wrpo_trainer *t) {
+    wrpo_ctx *ctx = t->ctx;
+    const wrpo_backend *be = ctx->desc.backend;
+    const wrpo_train_desc *d = &t->desc;
+    wrpo__tally tally = {.m = {.step = t->k + 1, .steps = t->T}};
+    const int64_t *list;
+    double sumsq = 0;
+    const double begin = wrpo__now();
+    if (t->k >= t->T) wrpo__fail(ctx, WRPO_E_ARG, "all %lld steps are done", (long long)t->T);
+
+    /* 1. The schedules' values for step k of T; the records of the batch. */
+    const int64_t warmup = (int64_t)ceil(d->warmup_ratio * (double)t->T - 1e-9);
+    const double alpha = wrpo_alpha(d->alpha_schedule, d->alpha_power, d->alpha, t->k, t->T);
+    const double lr = d->learning_rate * wrpo_lr_factor(d->lr_schedule, warmup, t->k, t->T);
+    const int64_t count = wrpo__next_batch(t, &list);
+    /* 2. Gradients of the batch's loss. */
+    be->zero(ctx->dev, t->grads, (size_t)t->model->count * sizeof *t->grads);
+    wrpo__pass(t, &t->train, list, t->weight, count, alpha, true, &tally);
+    /* 3. Their global norm; clipping is a factor in AdamW. */
+    be->zero(ctx->dev, t->sumsq, sizeof *t->sumsq);
+    be->sumsq(ctx->dev, t->sumsq, t->grads, t->model->count);
+    be->get(ctx->dev, &sumsq, t->sumsq, sizeof sumsq);
+    wrpo__sync(ctx);
+    const double norm = sqrt(sumsq);
+    if (!isfinite(norm))
+        wrpo__fail(ctx, WRPO_E_NOT_FINITE, "step %lld: the gradient is not finite (batch of %lld records, the first is \"%s\")",
+                   (long long)t->k + 1, (long long)count, wrpo_data_record(t->train.data, list[0]).prompt_id);
+    /* 4. The update. */
+    wrpo__update(t, lr, d->max_grad_norm > 0 ? WRPO__MIN(1, d->max_grad_norm / (norm + 1e-6)) : 1);
+    wrpo__sync(ctx);
+    t->k++;
+
+    wrpo__tally_end(&tally, t, alpha, begin);
+    tally.m.grad_norm = norm;
+    tally.m.learning_rate = lr;
+    if (t->log) t->log(t, &tally.m, "");
+    return tally.m;
+}
+WRPO_API wrpo_result wrpo_trainer_step(wrpo_trainer *t, wrpo_metrics *m) {
+    WRPO__CALL(t->ctx, wrpo__arena_new(t->ctx), true, *m = wrpo__step(t));
+    return wrpo__end(&wrpo__entry);
+}
+static wrpo_metrics wrpo__evaluate(wrpo_trainer *t, const wrpo__set *set, double alpha) {
+    wrpo__tally tally = {.m = {.step = t->k, .steps = t->T}};
+    const double begin = wrpo__now();
+    wrpo__pass(t, set, NULL, NULL, set->N, alpha, false, &tally);
+    wrpo__tally_end(&tally, t, alpha, begin);
+    tally.m.grad_norm = tally.m.learning_rate = NAN;
+    return tally.m;
+}
+static wrpo_metrics wrpo__trainer_eval(wrpo_trainer *t, const wrpo_data *data) {
+    if (!data || (data != t->train.given && data != t->eval.given))
+        wrpo__fail(t->ctx, WRPO_E_ARG, "wrpo_trainer_eval: want the training data or desc.eval_data, whose reference is known");
+    const double alpha = wrpo_alpha(t->desc.alpha_schedule, t->desc.alpha_power, t->desc.alpha, t->k, t->T);
+    const wrpo_metrics m = wrpo__evaluate(t, data == t->train.given ? &t->train : &t->eval, alpha);
+    if (t->log) t->log(t, &m, "eval_");
+    return m;
+}
+WRPO_API wrpo_result wrpo_trainer_eval(wrpo_trainer *t, const wrpo_data *data, wrpo_metrics *m) {
+    WRPO__CALL(t->ctx, wrpo__arena_new(t->ctx), true, *m = wrpo__trainer_eval(t, data));
+    return wrpo__end(&wrpo__entry);
+}
+
+/* ------------------------------------------------------------ Stop here if you only want the algorithm. */
 
 /* --------------------------------------------------------------------------------------------- >>json
    RFC 8259, strictly: valid UTF-8, no byte order mark, no lone surrogate, no key twice in an object, one
@@ -4922,6 +3934,10 @@ WRPO_API wrpo_result wrpo_json_text(wrpo_ctx *ctx, const wrpo_json *value, char 
     }
     return wrpo__end(&wrpo__entry);
 }
+static const wrpo_json *wrpo__present(const wrpo_json *root, const char *key) {   /* NULL: absent or null */
+    const wrpo_json *v = wrpo__json_get(root, key);
+    return v && v->kind != WRPO_JSON_NULL ? v : NULL;
+}
 
 /* ------------------------------------------------------------------------------------------ >>tensors
    safetensors: 8 bytes N, little-endian; N bytes of JSON; the data. The JSON names every tensor with its
@@ -5340,6 +4356,518 @@ static void wrpo__tensors_save(wrpo__arena *temp, const char *dir, const wrpo__s
     wrpo__block_free(chunk);
 }
 
+/* --------------------------------------------------------------------------------------- >>checkpoint
+   A Hugging Face directory in, a Hugging Face directory out: config.json, weights, side files.          */
+
+/* ---- config.json: old (rope_theta, rope_scaling, torch_dtype) and new (rope_parameters, dtype) spellings ----
+   A key either changes a number below, or is known not to change one, or is refused by its name.        */
+typedef struct wrpo__reader { wrpo_ctx *ctx; const char *path; const wrpo_json *root; } wrpo__reader;
+#define WRPO__REFUSE(at, code, ...) wrpo__json_fail(in->ctx, code, in->path, at, __VA_ARGS__)
+static int64_t wrpo__config_int(const wrpo__reader *in, const char *key, int64_t otherwise, int64_t low, int64_t high) {   /* otherwise -1: required */
+    const wrpo_json *v = otherwise < 0 ? wrpo__json_need(in->ctx, in->path, in->root, key, WRPO_JSON_NUMBER) : wrpo__present(in->root, key);
+    return v ? wrpo__json_integer(in->ctx, in->path, v, low, high, NULL) : otherwise;
+}
+static double wrpo__config_number(const wrpo__reader *in, const wrpo_json *object, const char *key, double otherwise) {
+    const wrpo_json *v = wrpo__present(object, key);
+    if (v && !(v->kind == WRPO_JSON_NUMBER && v->number > 0 && v->number < 1e15)) wrpo__json_refuse(in->ctx, in->path, v, NULL, "a positive number");
+    return v ? v->number : otherwise;
+}
+static bool wrpo__config_bool(const wrpo__reader *in, const char *key, bool otherwise) {
+    const wrpo_json *v = wrpo__json_maybe(in->ctx, in->path, in->root, key, WRPO_JSON_BOOL);
+    return v ? v->boolean : otherwise;
+}
+static bool wrpo__among(const char *key, const char *const *list) {
+    for (; *list; list++)
+        if (!strcmp(key, *list)) return true;
+    return false;
+}
+/* The families: what transformers takes where a key is absent (0: as many as heads, hidden / heads, none), and the keys that
+   only this family knows. */
+typedef enum wrpo__family_name { WRPO__LLAMA, WRPO__MISTRAL, WRPO__QWEN2, WRPO__QWEN3, WRPO__GEMMA2, WRPO__PHI3, WRPO__INTERNLM2, WRPO__FAMILIES } wrpo__family_name;
+static const struct wrpo__family { const char *name; int64_t kv_heads, head_dim, positions, window; double eps; bool tied; const char *keys[7]; } wrpo__families[] = {
+    {"llama", 0, 0, 2048, 0, 1e-6, false, {NULL}},
+    {"mistral", 8, 0, 131072, 4096, 1e-6, false, {NULL}},
+    {"qwen2", 32, 0, 32768, 4096, 1e-6, false, {"use_sliding_window", "max_window_layers", NULL}},
+    {"qwen3", 32, 128, 32768, 4096, 1e-6, false, {"use_sliding_window", "max_window_layers", NULL}},
+    {"gemma2", 4, 256, 8192, 4096, 1e-6, true, {"hidden_activation", "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping",
+                                                "cache_implementation", "sliding_window_size", NULL}},
+    {"phi3", 0, 0, 4096, 0, 1e-5, false, {"original_max_position_embeddings", "resid_pdrop", "embd_pdrop", "interpolate_factor", "full_attn_mod", NULL}},
+    {"internlm2", 0, 0, 2048, 0, 1e-6, false, {"bias", NULL}}};
+static const char *const wrpo__rope_names[] = {"default", "linear", "llama3", "yarn", "dynamic", "longrope"};
+WRPO_API const char *wrpo_rope_name(int i) { return i >= 0 && i < WRPO__COUNT(wrpo__rope_names) ? wrpo__rope_names[i] : NULL; }
+/* An array of positive numbers, one for each pair of numbers that turns. */
+static void wrpo__config_factors(const wrpo__reader *in, const wrpo_json *r, const char *key, float *out, int64_t count) {
+    const wrpo_json *list = wrpo__present(r, key);
+    int64_t n = 0;
+    for (const wrpo_json *v = list && list->kind == WRPO_JSON_ARRAY && list->count == count ? list->child : NULL; v && v->kind == WRPO_JSON_NUMBER && v->number > 0; v = v->next)
+        out[n++] = (float)v->number;
+    if (n == count) return;
+    WRPO__REFUSE(list ? list : r, WRPO_E_FORMAT, "rope type longrope: %s: want %lld positive numbers", key, (long long)count);
+}
+static void wrpo__config_rope(const wrpo__reader *in, wrpo__family_name family, wrpo_config *c) {
+    static const char *const known[] = {"type", "rope_type", "rope_theta", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings",
+                                        "beta_fast", "beta_slow", "attention_factor", "truncate", "finetuned", "partial_rotary_factor", "short_factor", "long_factor", NULL};
+    static const bool phi3[] = {true, false, false, false, false, true}, internlm2[] = {true, true, false, false, true, false};
+    wrpo_rope *p = &c->rope;
+    const wrpo_json *v5 = wrpo__present(in->root, "rope_parameters"), *v4 = wrpo__present(in->root, "rope_scaling"), *r = v5 ? v5 : v4;
+    p->theta = wrpo__config_number(in, in->root, "rope_theta", 10000);
+    double part = wrpo__config_number(in, in->root, "partial_rotary_factor", 1);
+    if (r && r->kind != WRPO_JSON_OBJECT) WRPO__REFUSE(r, WRPO_E_FORMAT, "rope_scaling: want an object");
+    const wrpo_json *type = wrpo__present(r, "rope_type");
+    if (!type) type = wrpo__present(r, "type");
+    int kind = 0;
+    while (type && kind < WRPO__COUNT(wrpo__rope_names) && !wrpo__json_is(type, wrpo__rope_names[kind])) kind++;
+    if (family == WRPO__PHI3 && (wrpo__json_is(type, "su") || wrpo__json_is(type, "yarn"))) kind = WRPO_ROPE_LONGROPE;   /* what Phi-3 called it first */
+    if (kind == WRPO__COUNT(wrpo__rope_names) || (family == WRPO__PHI3 && !phi3[kind]) || (family == WRPO__INTERNLM2 && !internlm2[kind]))
+        WRPO__REFUSE(type, WRPO_E_UNSUPPORTED, "rope_type \"%.60s\" is not supported for model_type %s (%s)", type->kind == WRPO_JSON_STRING ? type->text : "?",
+                     c->model_type, family == WRPO__PHI3 ? "default and longrope are" : family == WRPO__INTERNLM2 ? "default, linear and dynamic are"
+                                                                                   : "default, linear, llama3, yarn, dynamic and longrope are");
+    p->type = (wrpo_rope_type)kind;
+    if (v4 && v5) WRPO__REFUSE(v4, WRPO_E_FORMAT, "rope_scaling: want either this or rope_parameters");
+    if (!type && wrpo__present(r, "factor")) WRPO__REFUSE(r, WRPO_E_FORMAT, "%s: want a rope_type for its factor", r->key);
+    for (const wrpo_json *v = r ? r->child : NULL; v; v = v->next)
+        if (v->kind != WRPO_JSON_NULL && !wrpo__among(v->key, known))
+            WRPO__REFUSE(v, WRPO_E_UNSUPPORTED, "%s: \"%.60s\" is not supported", r->key, v->key);
+    p->theta = wrpo__config_number(in, r, "rope_theta", p->theta);
+    part = wrpo__config_number(in, r, "partial_rotary_factor", part);
+    if (part != 1 && family != WRPO__PHI3)
+        WRPO__REFUSE(wrpo__present(r, "partial_rotary_factor") ? r : wrpo__json_get(in->root, "partial_rotary_factor"), WRPO_E_UNSUPPORTED,
+                     "partial_rotary_factor other than 1 is supported for model_type phi3 only");
+    p->dims = (int64_t)((double)c->head_dim * part);
+    if (p->dims < 2 || p->dims % 2 || p->dims > c->head_dim)
+        WRPO__REFUSE(in->root, WRPO_E_UNSUPPORTED, "partial_rotary_factor: want an even number of the %lld numbers of a head, found %lld", (long long)c->head_dim, (long long)p->dims);
+    if (p->type == WRPO_ROPE_DEFAULT) return;
+    const double stated = wrpo__config_number(in, in->root, "original_max_position_embeddings", family == WRPO__PHI3 ? 4096 : 0);   /* Phi-3: beside the object */
+    const double original = wrpo__config_number(in, r, "original_max_position_embeddings", stated > 0 ? stated : p->type == WRPO_ROPE_LLAMA3 ? 0 : (double)c->max_position_embeddings);
+    if (stated > 0 && stated != original)
+        WRPO__REFUSE(r, WRPO_E_FORMAT, "original_max_position_embeddings: the number in this object and that of config.json (4096 if it has none) differ");
+    if (original != floor(original) || original == 1)
+        WRPO__REFUSE(r, WRPO_E_FORMAT, "original_max_position_embeddings: want an integer of at least 2, found %g", original);
+    p->original_max_position_embeddings = (int64_t)original;
+    p->factor = wrpo__config_number(in, r, "factor", p->type == WRPO_ROPE_LONGROPE ? (double)c->max_position_embeddings / original : 0);
+    p->low_freq_factor = wrpo__config_number(in, r, "low_freq_factor", 0), p->high_freq_factor = wrpo__config_number(in, r, "high_freq_factor", 0);
+    if (p->factor == 0 || (p->type == WRPO_ROPE_LLAMA3 && (original == 0 || p->low_freq_factor == 0 || p->high_freq_factor <= p->low_freq_factor)))
+        WRPO__REFUSE(r, WRPO_E_FORMAT, p->type == WRPO_ROPE_LLAMA3
+            ? "rope type llama3: want factor, low_freq_factor < high_freq_factor and original_max_position_embeddings" : "rope scaling: want a factor");
+    if (p->type == WRPO_ROPE_DYNAMIC && p->dims < 4) WRPO__REFUSE(r, WRPO_E_UNSUPPORTED, "rope type dynamic: want heads of at least 4 numbers");
+    p->beta_fast = wrpo__config_number(in, r, "beta_fast", 32), p->beta_slow = wrpo__config_number(in, r, "beta_slow", 1);
+    p->attention_factor = wrpo__config_number(in, r, "attention_factor", p->factor <= 1 ? 1 : p->type == WRPO_ROPE_YARN ? 0.1 * log(p->factor) + 1
+                                              : p->type == WRPO_ROPE_LONGROPE ? sqrt(1 + log(p->factor) / log(original)) : 1);
+    const wrpo_json *truncate = wrpo__json_maybe(in->ctx, in->path, r, "truncate", WRPO_JSON_BOOL);
+    p->yarn_truncate = !truncate || truncate->boolean;
+    if (p->type != WRPO_ROPE_LONGROPE) return;
+    wrpo__config_factors(in, r, "short_factor", p->short_factor, p->dims / 2);
+    wrpo__config_factors(in, r, "long_factor", p->long_factor, p->dims / 2);
+}
+static void wrpo__config_parse(wrpo__arena *arena, const char *path, const wrpo_json *root, wrpo_config *c) {
+    /* read below or by the tokenizer */
+    static const char *const used[] = {"model_type", "architectures", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+        "num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "initializer_range", "rope_theta", "rope_scaling", "rope_parameters",
+        "sliding_window", "layer_types", "attention_bias", "tie_word_embeddings", "torch_dtype", "dtype", "hidden_act",
+        "mlp_bias", "attention_dropout", "rope_interleaved", "partial_rotary_factor", "pad_token_id", NULL};
+    /* known not to change a log-prob: ids, caching, generation defaults, provenance */
+    static const char *const harmless[] = {"bos_token_id", "eos_token_id", "num_labels", "sep_token_id", "unk_token_id", "decoder_start_token_id", "use_cache",
+        "transformers_version", "pretraining_tp", "is_llama_config", "auto_map", "return_dict", "output_hidden_states", "output_attentions", "torchscript",
+        "use_bfloat16", "pruned_heads", "chunk_size_feed_forward", "is_encoder_decoder", "is_decoder", "id2label", "label2id", "task_specific_params",
+        "problem_type", "finetuning_task", "tokenizer_class", "prefix", "top_k", "top_p", "temperature", "typical_p", "repetition_penalty", "length_penalty",
+        "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids", "num_return_sequences", "output_scores", "return_dict_in_generate",
+        "forced_bos_token_id", "forced_eos_token_id", "remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens",
+        "max_length", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups", "diversity_penalty", "tf_legacy_loss", "name_or_path",
+        "attn_implementation", "head_dim_original", "max_sequence_length", "model_max_length", "pad_token", "unsloth_fixed", "unsloth_version", NULL};
+    const wrpo__reader *in = &(wrpo__reader){arena->ctx, path, root};
+    char what[256];
+    memset(c, 0, sizeof *c);
+    if (root->kind != WRPO_JSON_OBJECT) WRPO__REFUSE(root, WRPO_E_FORMAT, "want an object");
+    const wrpo_json *type = wrpo__present(root, "model_type"), *arch = wrpo__present(root, "architectures");
+    if (!type || type->kind != WRPO_JSON_STRING) wrpo__fail(in->ctx, WRPO_E_FORMAT, "%s: \"model_type\" is missing", path);
+    int index = 0;
+    while (index < WRPO__FAMILIES && !wrpo__json_is(type, wrpo__families[index].name)) index++;
+    if (index == WRPO__FAMILIES) {
+        size_t at = (size_t)snprintf(what, sizeof what, "model_type \"%.60s\" is not supported (these are:", type->text);
+        for (index = 0; index < WRPO__FAMILIES; index++) at += (size_t)snprintf(what + at, sizeof what - at, " %s", wrpo__families[index].name);
+        snprintf(what + at, sizeof what - at, ")");
+        WRPO__REFUSE(type, WRPO_E_UNSUPPORTED, "%s", what);
+    }
+    const wrpo__family_name family = (wrpo__family_name)index;
+    const struct wrpo__family *const defaults = &wrpo__families[index];
+    const bool gemma2 = family == WRPO__GEMMA2, qwen = family == WRPO__QWEN2 || family == WRPO__QWEN3;
+    snprintf(c->model_type, sizeof c->model_type, "%s", type->text);
+    static const char *const heads[] = {"ForCausalLM", "ForSequenceClassification", "ForRewardModel", "ForRewardModelWithGating"};
+    static const char *const head_keys[][5] = {{NULL}, {NULL}, {"reward_token_id", NULL},
+                                               {"num_objectives", "gating_temperature", "gating_hidden_dim", "gating_n_hidden", NULL}};
+    for (const wrpo_json *a = arch ? arch->child : NULL; a; a = a->next) {
+        const char *of = a->kind == WRPO_JSON_STRING ? strstr(a->text, "For") : NULL;
+        int h = 0;
+        while (h < 4 && (!of || strcmp(of, heads[h]) || (h == WRPO_HEAD_VALUE && family != WRPO__INTERNLM2))) h++;
+        if (h == 4 || (a != arch->child && h != (int)c->head))
+            WRPO__REFUSE(a, WRPO_E_UNSUPPORTED, "architectures: \"%.60s\" is not supported (causal language models, sequence classification and the reward models of "
+                     "InternLM2 and ArmoRM are)", a->kind == WRPO_JSON_STRING ? a->text : "?");
+        c->head = (wrpo_head)h;
+    }
+    for (const wrpo_json *v = root->child; v; v = v->next) {
+        bool off = v->kind == WRPO_JSON_NULL || (v->kind == WRPO_JSON_BOOL && v->boolean == !strcmp(v->key, "is_causal"));
+        if (off || v->key[0] == '_' || !strncmp(v->key, "transformers.", 13) || wrpo__among(v->key, used) || wrpo__among(v->key, harmless) || wrpo__among(v->key, defaults->keys) || wrpo__among(v->key, head_keys[c->head])) continue;
+        WRPO__REFUSE(v, WRPO_E_UNSUPPORTED, "\"%.80s\" is not supported for model_type %s", v->key, c->model_type);
+    }
+    const int64_t most = (int64_t)1 << 24;
+    c->vocab_size = wrpo__config_int(in, "vocab_size", -1, 1, most), c->hidden_size = wrpo__config_int(in, "hidden_size", -1, 1, WRPO__MAX_HIDDEN);
+    c->intermediate_size = wrpo__config_int(in, "intermediate_size", -1, 1, most);
+    c->num_hidden_layers = wrpo__config_int(in, "num_hidden_layers", -1, 1, 512);
+    c->num_attention_heads = wrpo__config_int(in, "num_attention_heads", -1, 1, 65536);
+    const wrpo_json *kv = wrpo__json_get(root, "num_key_value_heads");   /* null means all heads; absent, the family's default */
+    c->num_key_value_heads = wrpo__config_int(in, "num_key_value_heads", kv || !defaults->kv_heads ? c->num_attention_heads : defaults->kv_heads, 1, 65536);
+    const int64_t head_dim = wrpo__json_get(root, "head_dim") ? 0 : defaults->head_dim;   /* null means hidden / heads */
+    if (!head_dim && !wrpo__present(root, "head_dim") && c->hidden_size % c->num_attention_heads)
+        wrpo__fail(in->ctx, WRPO_E_FORMAT, "%s: hidden_size %lld is no multiple of num_attention_heads %lld, and there is no head_dim", path,
+                   (long long)c->hidden_size, (long long)c->num_attention_heads);
+    c->head_dim = wrpo__config_int(in, "head_dim", head_dim ? head_dim : c->hidden_size / c->num_attention_heads, 2, 512);
+    if (c->head_dim % 2 || c->head_dim > WRPO__MAX_D) wrpo__fail(in->ctx, WRPO_E_UNSUPPORTED, "%s: head_dim: want an even number up to 512, found %lld", path, (long long)c->head_dim);
+    if (c->num_attention_heads % c->num_key_value_heads)
+        wrpo__fail(in->ctx, WRPO_E_FORMAT, "%s: num_attention_heads %lld is no multiple of num_key_value_heads %lld", path,
+                   (long long)c->num_attention_heads, (long long)c->num_key_value_heads);
+    c->max_position_embeddings = wrpo__config_int(in, "max_position_embeddings", defaults->positions, 1, (int64_t)1 << 40);
+    c->rms_norm_eps = wrpo__config_number(in, root, "rms_norm_eps", defaults->eps);
+    c->initializer_range = wrpo__config_number(in, root, "initializer_range", 0.02);
+    c->tie_word_embeddings = wrpo__config_bool(in, "tie_word_embeddings", defaults->tied);
+    c->attention_bias = family == WRPO__QWEN2 || wrpo__config_bool(in, family == WRPO__INTERNLM2 ? "bias" : "attention_bias", family == WRPO__INTERNLM2);
+    c->output_bias = family != WRPO__QWEN2 && c->attention_bias;
+    c->qk_norm = family == WRPO__QWEN3;
+    c->gelu = c->norm_plus_one = c->post_norms = c->scale_embeddings = gemma2;
+    if (gemma2) {                    /* a cap of null is none */
+        c->query_pre_attn_scalar = wrpo__config_number(in, root, "query_pre_attn_scalar", 256);
+        c->attn_logit_softcapping = wrpo__config_number(in, root, "attn_logit_softcapping", wrpo__json_get(root, "attn_logit_softcapping") ? 0 : 50);
+        c->final_logit_softcapping = wrpo__config_number(in, root, "final_logit_softcapping", wrpo__json_get(root, "final_logit_softcapping") ? 0 : 30);
+    }
+    if ((family == WRPO__MISTRAL || family == WRPO__PHI3 || family == WRPO__INTERNLM2) && wrpo__config_bool(in, "attention_bias", false))
+        WRPO__REFUSE(wrpo__json_get(root, "attention_bias"), WRPO_E_UNSUPPORTED, "attention_bias is not supported for model_type %s", c->model_type);
+    const wrpo_json *act = gemma2 ? wrpo__present(root, "hidden_activation") : NULL;
+    if (!act) act = wrpo__present(root, "hidden_act");
+    if (act && !(gemma2 ? wrpo__json_is(act, "gelu_pytorch_tanh") : wrpo__json_is(act, "silu") || wrpo__json_is(act, "swish")))
+        WRPO__REFUSE(act, WRPO_E_UNSUPPORTED, "%s \"%.60s\" is not supported (%s is)", act->key, act->kind == WRPO_JSON_STRING ? act->text : "?", gemma2 ? "gelu_pytorch_tanh" : "silu");
+    static const char *const dropouts[] = {"attention_dropout", "resid_pdrop", "embd_pdrop"}, *const off[] = {"mlp_bias", "rope_interleaved"};
+    for (int i = 0; i < 3; i++) {
+        const wrpo_json *drop = wrpo__present(root, dropouts[i]);
+        if (drop && (drop->kind != WRPO_JSON_NUMBER || drop->number != 0)) WRPO__REFUSE(drop, WRPO_E_UNSUPPORTED, "%s other than 0 is not supported", dropouts[i]);
+    }
+    for (int i = 0; i < 2; i++) {
+        if (wrpo__config_bool(in, off[i], false)) WRPO__REFUSE(wrpo__json_get(root, off[i]), WRPO_E_UNSUPPORTED, "%s is not supported", off[i]);
+    }
+    wrpo__config_rope(in, family, c);
+
+    /* the window: every layer of mistral and phi3; qwen's upper layers; gemma2's even ones; layer_types overrides */
+    const wrpo_json *window = wrpo__json_get(root, "sliding_window"), *layers = wrpo__present(root, "layer_types");
+    if ((family == WRPO__LLAMA || family == WRPO__INTERNLM2) && wrpo__present(root, "sliding_window"))
+        WRPO__REFUSE(window, WRPO_E_UNSUPPORTED, "sliding_window is not supported for model_type %s", c->model_type);
+    if (!qwen || wrpo__config_bool(in, "use_sliding_window", false)) c->sliding_window = wrpo__config_int(in, "sliding_window", window ? 0 : defaults->window, 1, (int64_t)1 << 40);
+    if (gemma2 && wrpo__config_int(in, "sliding_window_size", c->sliding_window, 0, (int64_t)1 << 40) != c->sliding_window)
+        WRPO__REFUSE(wrpo__json_get(root, "sliding_window_size"), WRPO_E_FORMAT, "sliding_window_size: want the number of sliding_window");
+    const int64_t first = qwen && c->sliding_window ? wrpo__config_int(in, "max_window_layers", 28, 0, (int64_t)1 << 40) : 0;
+    for (int64_t l = first; c->sliding_window && l < c->num_hidden_layers; l += gemma2 ? 2 : 1) c->sliding_layers[l / 64] |= (uint64_t)1 << l % 64;
+    if (layers) {
+        if (layers->kind != WRPO_JSON_ARRAY || layers->count != c->num_hidden_layers) WRPO__REFUSE(layers, WRPO_E_FORMAT, "layer_types: want one entry a layer");
+        memset(c->sliding_layers, 0, sizeof c->sliding_layers);
+        int64_t l = 0;
+        for (const wrpo_json *v = layers->child; v; v = v->next, l++) {
+            bool sliding = wrpo__json_is(v, "sliding_attention");
+            if (!sliding && !wrpo__json_is(v, "full_attention"))
+                WRPO__REFUSE(v, WRPO_E_UNSUPPORTED, "layer_types: \"%.60s\" is not supported", v->kind == WRPO_JSON_STRING ? v->text : "?");
+            if (sliding && !c->sliding_window) WRPO__REFUSE(v, WRPO_E_FORMAT, "layer_types: sliding_attention without a sliding_window in force");
+            if (sliding) c->sliding_layers[l / 64] |= (uint64_t)1 << l % 64;
+        }
+    }
+    const wrpo_json *pad = wrpo__present(root, "pad_token_id");
+    if (pad && !(pad->kind == WRPO_JSON_NUMBER && pad->exact)) WRPO__REFUSE(pad, WRPO_E_FORMAT, "pad_token_id: want an integer");
+    c->pad_token_id = pad ? pad->integer : -1;           /* some files say -1 for none */
+    c->reward_token_id = c->head == WRPO_HEAD_VALUE ? wrpo__config_int(in, "reward_token_id", -1, 0, c->vocab_size - 1) : -1;
+    c->gating_temperature = c->head == WRPO_HEAD_GATED ? wrpo__config_number(in, root, "gating_temperature", 10) : 0;
+    const wrpo_json *dtype = wrpo__present(root, "dtype");
+    if (!dtype) dtype = wrpo__present(root, "torch_dtype");
+    c->dtype = wrpo__json_is(dtype, "float32") ? WRPO_DTYPE_F32 : wrpo__json_is(dtype, "bfloat16") ? WRPO_DTYPE_BF16 : wrpo__json_is(dtype, "float16") ? WRPO_DTYPE_F16 : WRPO_DTYPE_DEFAULT;
+}
+static void wrpo__config_read(wrpo__arena *arena, const char *path, wrpo_config *c) {   /* path: the file or its directory */
+    if (wrpo__is_dir(path)) path = wrpo__join(arena, path, "config.json");
+    const wrpo__file *f = wrpo__open_file(arena, path);
+    wrpo__config_parse(arena, path, wrpo__json_parse(arena, path, 1, (const char *)f->data, f->size), c);
+}
+WRPO_API wrpo_result wrpo_config_load(wrpo_ctx *ctx, const char *path, wrpo_config *out) {
+    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) wrpo__config_read(wrpo__entry.arena, path, out);
+    return wrpo__end(&wrpo__entry);
+}
+
+/* ---- names: where the numbers of the table lie in the files ----
+   The table has the Llama layout. Phi-3 and InternLM2 have other names, and tensors that hold the rows of several weights: one below
+   the other in the order of the table, or, in wqkv, so in each of G groups, a key/value head with its query heads.                  */
+static const struct { const char *family, *ours, *theirs; } wrpo__renames[] = {
+    {"phi3", "self_attn.q_proj.", "self_attn.qkv_proj."}, {"phi3", "self_attn.k_proj.", "self_attn.qkv_proj."}, {"phi3", "self_attn.v_proj.", "self_attn.qkv_proj."},
+    {"phi3", "mlp.gate_proj.", "mlp.gate_up_proj."}, {"phi3", "mlp.up_proj.", "mlp.gate_up_proj."},
+    {"internlm2", "embed_tokens.", "tok_embeddings."}, {"internlm2", "lm_head.", "output."},
+    {"internlm2", "self_attn.q_proj.", "attention.wqkv."}, {"internlm2", "self_attn.k_proj.", "attention.wqkv."}, {"internlm2", "self_attn.v_proj.", "attention.wqkv."},
+    {"internlm2", "self_attn.o_proj.", "attention.wo."}, {"internlm2", "input_layernorm.", "attention_norm."}, {"internlm2", "post_attention_layernorm.", "ffn_norm."},
+    {"internlm2", "mlp.gate_proj.", "feed_forward.w1."}, {"internlm2", "mlp.up_proj.", "feed_forward.w3."}, {"internlm2", "mlp.down_proj.", "feed_forward.w2."}};
+typedef struct wrpo__place {         /* row r of a weight is row r / own * stride + first + r % own of the tensor `name` */
+    char name[128];
+    int64_t groups, stride, first, own;
+} wrpo__place;
+static void wrpo__file_name(const wrpo_config *c, const char *name, char out[128]) {
+    for (int64_t i = 0; i < WRPO__COUNT(wrpo__renames); i++) {
+        const char *at = strcmp(c->model_type, wrpo__renames[i].family) ? NULL : strstr(name, wrpo__renames[i].ours);
+        if (!at) continue;
+        snprintf(out, 128, "%.*s%s%s", (int)(at - name), name, wrpo__renames[i].theirs, at + strlen(wrpo__renames[i].ours));
+        return;
+    }
+    snprintf(out, 128, "%s", name);
+}
+static wrpo__place wrpo__place_of(const wrpo_model *m, const wrpo_weight *w) {
+    wrpo__place p = {.groups = 1};
+    char other[128];
+    const wrpo_weight *begin = w, *end = w, *last = m->weights + m->n_weights;
+    wrpo__file_name(&m->config, w->name, p.name);
+    while (begin > m->weights && (wrpo__file_name(&m->config, begin[-1].name, other), !strcmp(other, p.name))) p.first += (--begin)->rows;
+    p.stride = p.first;
+    do p.stride += (end++)->rows; while (end < last && (wrpo__file_name(&m->config, end->name, other), !strcmp(other, p.name)));
+    if (strstr(p.name, ".wqkv.")) p.groups = m->config.num_key_value_heads;
+    p.own = w->rows / p.groups, p.first /= p.groups, p.stride /= p.groups;
+    return p;
+}
+
+/* ---- tensors against the table of weights ---- */
+static void wrpo__shape_text(char *s, size_t n, int ndim, const int64_t *shape) {
+    size_t at = (size_t)snprintf(s, n, "[");
+    for (int i = 0; i < ndim && at < n; i++) at += (size_t)snprintf(s + at, n - at, "%s%lld", i ? "," : "", (long long)shape[i]);
+    if (at < n) snprintf(s + at, n - at, "]");
+}
+/* The tensor that holds this weight, or a sentence: missing, misshapen, of a type that is no float. */
+static const wrpo_tensor_info *wrpo__tensor_of(const wrpo_model *m, const char *dir, const wrpo_tensors *t, const wrpo_weight *w, wrpo__place *place) {
+    *place = wrpo__place_of(m, w);
+    const wrpo_tensor_info *info = wrpo_tensors_find(t, place->name);
+    char want[80], found[160];
+    if (!info) wrpo__fail(m->ctx, WRPO_E_FORMAT, "%s: %s is missing", dir, place->name);
+    const int64_t shape[2] = {place->groups * place->stride, w->cols};
+    wrpo__shape_text(want, sizeof want, w->vector ? 1 : 2, shape);
+    wrpo__shape_text(found, sizeof found, info->ndim, info->shape);
+    if (strcmp(want, found)) wrpo__fail(m->ctx, WRPO_E_FORMAT, "%s: %s: want %s, found %s", info->file, info->name, want, found);
+    if (strcmp(info->dtype, "F32") && strcmp(info->dtype, "BF16") && strcmp(info->dtype, "F16"))
+        wrpo__fail(m->ctx, WRPO_E_UNSUPPORTED, "%s: %s: want F32, F16 or BF16, found %s", info->file, info->name, info->dtype);
+    return info;
+}
+/* A tensor of a reward model's head: read by wrpo_reward_load, beside the table, for nothing trains it. */
+static bool wrpo__in_head(const wrpo_config *c, const char *name) {
+    if (c->head == WRPO_HEAD_GATED) return !strcmp(name, "regression_layer.weight") || !strcmp(name, "reward_transform_matrix") || !strncmp(name, "gating.", 7);
+    return (c->head == WRPO_HEAD_SCORE && !strcmp(name, "score.weight")) || (c->head == WRPO_HEAD_VALUE && !strcmp(name, "v_head.weight"));
+}
+/* m: the table of the config, without data. Every weight is there, and nothing else. */
+static wrpo_dtype wrpo__check_tensors(const wrpo_model *m, const char *dir, const wrpo_tensors *t) {
+    const wrpo_tensor_info *all = wrpo_tensors_at(t, 0), *first = NULL, *other = NULL;
+    bool *seen = wrpo__alloc(wrpo__current, (size_t)wrpo_tensors_count(t), sizeof *seen);
+    wrpo__place place;
+    char head[128];
+    for (int64_t i = 0; i < m->n_weights; i++) {
+        const wrpo_tensor_info *info = wrpo__tensor_of(m, dir, t, &m->weights[i], &place);
+        if (!first) first = info;
+        if (wrpo__float_dtype(info) != wrpo__float_dtype(first)) other = info;
+        seen[info - all] = true;
+    }
+    if (other) wrpo__log(m->ctx, WRPO_LOG_WARN, "%s: %s is %s, %s %s: saved again, all are %s unless a type is asked for", dir, first->name, first->dtype, other->name, other->dtype, first->dtype);
+    wrpo__file_name(&m->config, "lm_head.weight", head);
+    for (const wrpo_tensor_info *info = all; info < all + wrpo_tensors_count(t); info++)
+        if (!seen[info - all] && !wrpo__ends(info->name, ".rotary_emb.inv_freq") && !wrpo__in_head(&m->config, info->name) && !(m->config.tie_word_embeddings && !strcmp(info->name, head)))
+            wrpo__fail(m->ctx, WRPO_E_FORMAT, "%s: %s: no such tensor in a %s of this config", info->file, info->name, m->config.model_type);
+    return wrpo__float_dtype(first);
+}
+static wrpo_tensors *wrpo__tensors_in(wrpo_ctx *ctx, const char *dir) {
+    wrpo_tensors *t;
+    wrpo__cleanup *owner = wrpo__on_free(wrpo__current, wrpo__tensors_drop, NULL);
+    wrpo__rethrow(ctx, wrpo_tensors_open(ctx, dir, &t));
+    owner->p = t;
+    return t;
+}
+WRPO_API wrpo_result wrpo_model_check(wrpo_ctx *ctx, const char *dir, wrpo_config *config, int64_t *parameters, wrpo_dtype *dtype) {
+    *parameters = 0, *dtype = WRPO_DTYPE_DEFAULT;
+    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
+        wrpo__arena *arena = wrpo__entry.arena;
+        wrpo__config_read(arena, dir, config);
+        const wrpo_model *table = wrpo__model_table(arena, config, WRPO_DTYPE_F32);      /* alone, no memory behind it */
+        *parameters = wrpo_model_parameters(table);
+        *dtype = wrpo__check_tensors(table, dir, wrpo__tensors_in(ctx, dir));
+    }
+    return wrpo__end(&wrpo__entry);
+}
+
+/* ---- load ----
+   A frozen model on the host keeps its matrices in the file that holds them, if they lie there in one piece, as floats or bfloat16 and aligned. */
+static const void *wrpo__mapped_data(const wrpo_tensor_info *info, const wrpo__place *p, const wrpo_weight *w) {   /* NULL: it must be copied */
+    const size_t size = !strcmp(info->dtype, "F32") ? 4 : !strcmp(info->dtype, "BF16") ? 2 : 0;
+    if (w->vector || p->groups > 1 || !size || (uintptr_t)info->data % size) return NULL;
+    return (const char *)info->data + (size_t)(p->first * w->cols) * size;
+}
+static void wrpo__map_weights(wrpo_model *model, const wrpo_tensors *t) {
+    for (int64_t i = 0; i < model->n_weights; i++) {
+        wrpo_weight *w = &model->weights[i];
+        wrpo__place place;
+        const wrpo_tensor_info *info = wrpo__tensor_of(model, model->dir, t, w, &place);
+        const void *data = wrpo__mapped_data(info, &place, w);
+        if (data) w->data = (void *)(uintptr_t)data, w->dtype = !strcmp(info->dtype, "F32") ? WRPO_DTYPE_F32 : WRPO_DTYPE_BF16;
+    }
+}
+static wrpo_result wrpo__load_weights(wrpo_model *model, const wrpo_tensors *mapped /* or NULL */) {
+    wrpo_ctx *ctx = model->ctx;
+    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
+        const wrpo_tensors *t = mapped ? mapped : wrpo__tensors_in(ctx, model->dir);
+        float *piece = wrpo__raw(wrpo__entry.arena, WRPO__PIECE, sizeof *piece);
+        for (int64_t i = 0; i < model->n_weights; i++) {
+            const wrpo_weight *w = &model->weights[i];
+            wrpo__place p;
+            const wrpo_tensor_info *info = wrpo__tensor_of(model, model->dir, t, w, &p);
+            if (mapped && w->data == wrpo__mapped_data(info, &p, w)) continue;
+            const int64_t part = p.own * w->cols;      /* lies in one piece */
+            for (int64_t at = 0, n; at < wrpo__size(w); at += n) {
+                const int64_t from = (at / part * p.stride + p.first) * w->cols + at % part;
+                n = WRPO__MIN(part - at % part, WRPO__PIECE);
+                wrpo__to_float(ctx, piece, info, from, n);
+                for (int64_t k = 0; k < n; k++)
+                    if (!isfinite(piece[k])) wrpo__fail(ctx, WRPO_E_NOT_FINITE, "%s: %s: element %lld is not a finite number", info->file, info->name, (long long)(from + k));
+                wrpo__weight_put(model, w, at, n, piece);
+            }
+        }
+        wrpo__sync(ctx);
+    }
+    return wrpo__end(&wrpo__entry);
+}
+static void wrpo__need_language_model(wrpo_ctx *ctx, const char *dir, const wrpo_config *c) {
+    if (c->head != WRPO_HEAD_LM) wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: a reward model: it scores answers (wrpo_reward_load), it has no logits to train", dir);
+}
+static wrpo_result wrpo__model_load(wrpo_ctx *ctx, const wrpo_model_desc *desc, bool reward, wrpo_model **out) {
+    *out = NULL;
+    WRPO__TRY(ctx, wrpo__arena_new(ctx), false) {
+        wrpo__arena *arena = wrpo__entry.arena;
+        wrpo_config config;
+        wrpo_dtype dtype;
+        if (!desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_model_desc: dir is missing");
+        wrpo__rethrow(ctx, wrpo_model_check(ctx, desc->dir, &config, &(int64_t){0}, &dtype));   /* before memory is taken */
+        if (!reward) wrpo__need_language_model(ctx, desc->dir, &config);
+        const bool map = desc->frozen && ctx->desc.backend->host;
+        wrpo_model *model = wrpo__model_table(arena, &config, map ? WRPO_DTYPE_F32 : ctx->desc.dtype);
+        model->dir = model->tokenizer_dir = wrpo__strndup(arena, desc->dir, strlen(desc->dir));
+        model->dtype = dtype, model->frozen = desc->frozen;
+        const wrpo_tensors *mapped = map ? wrpo__tensors_in(ctx, model->dir) : NULL;      /* open as long as the model */
+        if (map) wrpo__map_weights(model, mapped);
+        wrpo__model_memory(model);
+        wrpo__rethrow(ctx, wrpo__load_weights(model, mapped));
+        *out = model;
+    }
+    return wrpo__end(&wrpo__entry);
+}
+
+WRPO_API wrpo_result wrpo_model_load(wrpo_ctx *ctx, const wrpo_model_desc *desc, wrpo_model **out) { return wrpo__model_load(ctx, desc, false, out); }
+
+/* ---- random weights ---- */
+WRPO_API wrpo_result wrpo_model_init(wrpo_ctx *ctx, const wrpo_init_desc *desc, wrpo_model **out) {
+    *out = NULL;
+    WRPO__TRY(ctx, wrpo__arena_new(ctx), false) {
+        wrpo__arena *arena = wrpo__entry.arena;
+        if (!desc->config) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_init_desc: config is missing");
+        wrpo_config config;
+        wrpo__config_read(arena, desc->config, &config);
+        wrpo__need_language_model(ctx, desc->config, &config);
+        wrpo_model *model = wrpo__model_new(arena, &config);
+        model->dir = wrpo__strndup(arena, desc->config, strlen(desc->config));
+        model->tokenizer_dir = desc->tokenizer_dir ? wrpo__strndup(arena, desc->tokenizer_dir, strlen(desc->tokenizer_dir)) : NULL;
+        model->dtype = desc->dtype ? desc->dtype : WRPO_DTYPE_F32;
+        wrpo__model_randomize(model, desc->seed);
+        *out = model;
+    }
+    return wrpo__end(&wrpo__entry);
+}
+
+/* ---- save ---- */
+/* What belongs to a checkpoint beside its weights and config.json: settings, tokenizer, template, licence. */
+static bool wrpo__is_side_file(const char *name) {
+    static const char *const ends[] = {".json", ".jinja", ".txt", ".model", ".md", ".py", "LICENSE", "NOTICE", NULL};
+    static const char *const not[] = {".index.json", "trainer_state.json", "config.json", NULL};
+    bool yes = false;
+    for (const char *const *end = ends; *end; end++) yes = yes || wrpo__ends(name, *end);
+    yes = yes && name[0] != '.' && strncmp(name, "reference_logps", 15) != 0;
+    return yes && !wrpo__ends(name, not[0]) && strcmp(name, not[1]) && strcmp(name, not[2]);
+}
+/* One more file of a checkpoint, under its part name so far; not if it is there already, the same. */
+static void wrpo__beside(wrpo__arena *arena, wrpo__writer ***files, const char *to, const void *data, size_t size) {
+    const wrpo__file *old = wrpo__exists(to) ? wrpo__open_file(arena, to) : NULL;
+    if (old && old->size == size && !memcmp(old->data, data, size)) return;
+    wrpo__writer *w = wrpo__create(arena, to);
+    wrpo__write(w, data, size);
+    wrpo__finish(w);
+    stbds_arrput(*files, w);
+}
+/* config.json unchanged, but for the value of dtype / torch_dtype where the weights are written in another type. */
+static void wrpo__save_config(wrpo__arena *arena, wrpo__writer ***files, const char *from, const char *to, wrpo_dtype dtype) {
+    const wrpo__file *f = wrpo__open_file(arena, from);
+    const char *name = dtype == WRPO_DTYPE_BF16 ? "bfloat16" : dtype == WRPO_DTYPE_F16 ? "float16" : "float32";
+    const char *text = wrpo__strndup(arena, (const char *)f->data, f->size), *rest = text;
+    wrpo__text out = {.arena = arena};
+    for (const wrpo_json *v = wrpo__json_parse(arena, from, 1, text, f->size)->child; v; v = v->next) {
+        if (v->kind != WRPO_JSON_STRING || (strcmp(v->key, "dtype") && strcmp(v->key, "torch_dtype"))) continue;
+        const char *at = text;                         /* its opening quote */
+        for (int32_t i = 1; i < v->line; i++) at = strchr(at, '\n') + 1;
+        for (int32_t i = 1; i < v->column; i++) do at++; while ((*at & 0xC0) == 0x80);
+        wrpo__text_add(&out, rest, (size_t)(at + 1 - rest));
+        wrpo__text_puts(&out, name);
+        rest = strchr(at + 1, '"');
+    }
+    wrpo__text_puts(&out, rest);
+    wrpo__beside(arena, files, to, out.data, out.size);
+}
+typedef struct wrpo__saving { const wrpo_model *model; const wrpo_weight **of; } wrpo__saving;   /* of[tensor]: the first weight in it */
+static void wrpo__save_piece(void *user, int64_t tensor, int64_t first, int64_t count, float *dst) {
+    const wrpo__saving *s = user;
+    for (int64_t n; count > 0; first += n, dst += n, count -= n) {
+        const wrpo_weight *w = s->of[tensor];
+        const int64_t row = first / w->cols, col = first % w->cols;
+        wrpo__place p = wrpo__place_of(s->model, w);
+        while (row % p.stride >= p.first + p.own) p = wrpo__place_of(s->model, ++w);
+        const int64_t in = row % p.stride - p.first;
+        n = WRPO__MIN(count, (p.own - in) * w->cols - col);
+        wrpo__weight_get(s->model, w, (row / p.stride * p.own + in) * w->cols + col, n, dst);
+    }
+}
+WRPO_API wrpo_result wrpo_model_save(wrpo_model *model, const wrpo_save_desc *desc) {
+    wrpo_ctx *ctx = model->ctx;
+    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
+        wrpo__arena *arena = wrpo__entry.arena;
+        if (!desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_save_desc: dir is missing");
+        if (desc->max_shard_size < 0) wrpo__fail(ctx, WRPO_E_ARG, "max_shard_size: want a number of bytes, found %lld", (long long)desc->max_shard_size);
+        wrpo_dtype dtype = desc->dtype ? desc->dtype : model->dtype;
+        wrpo__make_dir(ctx, desc->dir);
+        wrpo__save_tensor *t = wrpo__alloc(arena, (size_t)model->n_weights, sizeof *t);
+        wrpo__saving saving = {model, wrpo__alloc(arena, (size_t)model->n_weights, sizeof *saving.of)};
+        int64_t tensors = 0;
+        for (int64_t i = 0; i < model->n_weights; i++) {
+            const wrpo_weight *w = &model->weights[i];
+            const wrpo__place p = wrpo__place_of(model, w);
+            if (p.first) continue;
+            t[tensors] = (wrpo__save_tensor){wrpo__strndup(arena, p.name, strlen(p.name)), w->vector ? 1 : 2, {p.groups * p.stride, w->cols, 0, 0}};
+            saving.of[tensors++] = w;
+        }
+        wrpo__writer **beside = NULL;
+        bool dir = wrpo__is_dir(model->dir);
+        const char *config = dir ? wrpo__join(arena, model->dir, "config.json") : model->dir;
+        wrpo__save_config(arena, &beside, config, wrpo__join(arena, desc->dir, "config.json"), dtype);
+        const char *from[2] = {model->tokenizer_dir, dir ? model->dir : NULL};
+        for (int i = 0; i < 2; i++) {
+            if (!from[i] || (i && from[0] && !strcmp(from[0], from[1]))) continue;
+            wrpo__name *names = wrpo__list_dir(arena, from[i]);
+            for (int64_t k = 0; k < stbds_arrlen(names); k++) {
+                const char *path = wrpo__join(arena, from[i], names[k].text);
+                bool known = i && from[0] && wrpo__exists(wrpo__join(arena, from[0], names[k].text));   /* the tokenizer's folder wins */
+                if (!wrpo__is_side_file(names[k].text) || known || wrpo__is_dir(path)) continue;
+                const wrpo__file *f = wrpo__open_file(arena, path);
+                wrpo__beside(arena, &beside, wrpo__join(arena, desc->dir, names[k].text), f->data, f->size);
+            }
+        }
+        wrpo__tensors_save(arena, desc->dir, t, tensors, dtype, desc->max_shard_size, wrpo__save_piece, &saving, beside);
+    }
+    return wrpo__end(&wrpo__entry);
+}
+
 /* -------------------------------------------------------------------------------------------- >>token
    tokenizer.json, exactly: text -> ids -> text as Hugging Face's tokenizers computes them, for BPE models.
 
@@ -5608,24 +5136,24 @@ static bool wrpo__nfc(const wrpo__unicode *u, const char *s, int64_t n, wrpo__te
    Alternatives of items; an item is a literal, an escape, a class in brackets or a lookahead for one of these, with
    ? * + {m,n} and possessive ?+ *+ ++; groups (...), (?:...), (?i:...) with or without ?. The pattern becomes a
    graph without cycles, which a backtracking matcher walks; its recursion is no deeper than the pattern is long. */
-typedef struct wrpo__set { uint64_t ascii[2]; uint32_t classes; bool negate; int32_t (*ranges)[2]; } wrpo__set;   /* ranges: stb array */
+typedef struct wrpo__char_set { uint64_t ascii[2]; uint32_t classes; bool negate; int32_t (*ranges)[2]; } wrpo__char_set;   /* ranges: stb array */
 typedef enum wrpo__rx_kind { WRPO__RX_SET, WRPO__RX_AHEAD, WRPO__RX_FORK, WRPO__RX_JOIN, WRPO__RX_END } wrpo__rx_kind;
 typedef struct wrpo__rx_node {
     wrpo__rx_kind kind;
     bool possessive, negative;       /* SET: never gives back; AHEAD: (?!...) */
     int64_t min, max;                /* SET: how many */
     int32_t next, other;             /* FORK: tried if `next` fails */
-    wrpo__set set;
+    wrpo__char_set set;
 } wrpo__rx_node;
 typedef struct wrpo__regex { wrpo__rx_node *nodes; int32_t first; const uint8_t *kind; } wrpo__regex;
 
-static bool wrpo__set_has(const wrpo__set *s, const uint8_t *kind, int32_t c) {
+static bool wrpo__set_has(const wrpo__char_set *s, const uint8_t *kind, int32_t c) {
     bool in = s->classes >> (kind[c] & 15) & 1;
     for (int64_t k = 0; k < stbds_arrlen(s->ranges) && !in; k++) in = c >= s->ranges[k][0] && c <= s->ranges[k][1];
     return in != s->negate;
 }
 /* Bytes of the code point at s if the set has it, else 0. s is valid UTF-8. */
-static inline int64_t wrpo__set_at(const wrpo__set *set, const uint8_t *kind, const char *s, int64_t n) {
+static inline int64_t wrpo__set_at(const wrpo__char_set *set, const uint8_t *kind, const char *s, int64_t n) {
     unsigned char c = (unsigned char)*s;
     if (c < 128) return set->ascii[c >> 6] >> (c & 63) & 1;
     size_t k;
@@ -5704,7 +5232,7 @@ static int32_t wrpo__rx_char(wrpo__rx_parser *p) {
     p->i += k;
     return c;
 }
-static void wrpo__rx_range(wrpo__set *set, int32_t first, int32_t last) {
+static void wrpo__rx_range(wrpo__char_set *set, int32_t first, int32_t last) {
     int32_t *range = *stbds_arraddnptr(set->ranges, 1);
     range[0] = first, range[1] = last;
 }
@@ -5751,8 +5279,8 @@ static uint32_t wrpo__rx_escape(wrpo__rx_parser *p, int32_t *c) {
     if (*c >= 128 || (*c >= '0' && *c <= '9') || ((*c | 32) >= 'a' && (*c | 32) <= 'z') || *c < 32) wrpo__rx_fail(p, "this escape");
     return 0;
 }
-static wrpo__set wrpo__rx_bracket(wrpo__rx_parser *p) {            /* behind '[' */
-    wrpo__set set = {{0}, 0, wrpo__rx_take(p, "^"), NULL};
+static wrpo__char_set wrpo__rx_bracket(wrpo__rx_parser *p) {            /* behind '[' */
+    wrpo__char_set set = {{0}, 0, wrpo__rx_take(p, "^"), NULL};
     if (wrpo__rx_peek(p, 0) == ']') wrpo__rx_fail(p, "an empty class");
     for (bool begun = false; !wrpo__rx_take(p, "]"); begun = true) {
         if (wrpo__rx_peek(p, 0) == '[') wrpo__rx_fail(p, "a class within a class");
@@ -5775,9 +5303,9 @@ static wrpo__set wrpo__rx_bracket(wrpo__rx_parser *p) {            /* behind '['
 }
 /* One literal, escape or class. In (?i:...) a letter is a class of its cases; only ASCII is folded, where U+017F
    and U+212A fold too, and where two letters that a ligature folds to stand together the pattern is refused. */
-static wrpo__set wrpo__rx_atom(wrpo__rx_parser *p) {
+static wrpo__char_set wrpo__rx_atom(wrpo__rx_parser *p) {
     static const char *const ligatures[] = {"ss", "ff", "fi", "fl", "st"};
-    wrpo__set set = {{0}, 0, false, NULL};
+    wrpo__char_set set = {{0}, 0, false, NULL};
     int32_t c = wrpo__rx_char(p);
     if (p->fold && (c == '[' || c == '\\' || c >= 128)) { p->i--; wrpo__rx_fail(p, "anything but ASCII letters in (?i:...)"); }
     if (c == '[') set = wrpo__rx_bracket(p);
@@ -5815,7 +5343,7 @@ static wrpo__rx_part wrpo__rx_item(wrpo__rx_parser *p) {
         p->i += 3;
         p->nodes[at].negative = p->s[p->i - 1] == '!';
         if (wrpo__rx_peek(p, 0) == '(' || wrpo__rx_peek(p, 0) == ')') wrpo__rx_fail(p, "a lookahead for more than one character");
-        wrpo__set set = wrpo__rx_atom(p);
+        wrpo__char_set set = wrpo__rx_atom(p);
         p->nodes[at].set = set;
         if (!wrpo__rx_take(p, ")")) wrpo__rx_fail(p, "a lookahead for more than one character");
         return (wrpo__rx_part){at, at, 0};
@@ -5837,7 +5365,7 @@ static wrpo__rx_part wrpo__rx_item(wrpo__rx_parser *p) {
         return part;
     }
     int32_t at = wrpo__rx_add(p, WRPO__RX_SET);
-    wrpo__set set = wrpo__rx_atom(p);
+    wrpo__char_set set = wrpo__rx_atom(p);
     wrpo__rx_node *x = &p->nodes[at];
     x->set = set;
     if (wrpo__rx_take(p, "{")) {
@@ -5888,7 +5416,7 @@ static wrpo__regex *wrpo__regex_new(wrpo__arena *arena, const char *name, const 
     if (literal)
         for (all.shortest = (int64_t)n; p.i < n; all.last++) {
             int32_t c = wrpo__rx_char(&p), at = wrpo__rx_add(&p, WRPO__RX_SET);
-            wrpo__set *set = &p.nodes[at].set;
+            wrpo__char_set *set = &p.nodes[at].set;
             wrpo__rx_range(set, c, c);
             if (c < 128) set->ascii[c >> 6] |= (uint64_t)1 << (c & 63);
             p.nodes[at].next = at + 1;
@@ -5915,14 +5443,14 @@ typedef enum wrpo__step_kind {
     WRPO__STEP_UNBYTES, WRPO__STEP_BYTE_FALLBACK, WRPO__STEP_FUSE, WRPO__STEP_STRIP, WRPO__STEP_METASPACE
 } wrpo__step_kind;
 typedef enum wrpo__behavior { WRPO__REMOVED, WRPO__ISOLATED, WRPO__MERGED_WITH_PREVIOUS, WRPO__MERGED_WITH_NEXT, WRPO__CONTIGUOUS } wrpo__behavior;
-typedef struct wrpo__step {
+typedef struct wrpo__stage {
     wrpo__step_kind kind;
     const wrpo__regex *regex;        /* REPLACE, SPLIT */
     const char *text; size_t size;   /* PREPEND; REPLACE by it; STRIP, METASPACE: the character */
     wrpo__behavior behavior; bool invert;                /* SPLIT */
     bool unless, first;              /* PREPEND: not to a piece that begins with text already; only where the text begins */
     int64_t start, stop;             /* STRIP: at most so many characters; METASPACE: start drops those of the first token */
-} wrpo__step;
+} wrpo__stage;
 typedef struct wrpo__word { uint8_t size, count; char text[22]; int32_t ids[10]; } wrpo__word;    /* 64 bytes of the word cache */
 enum { WRPO__WORDS = 1 << 13, WRPO__SMALL_CHARS = 1 << 10, WRPO__MAX_ID = 1 << 22 };
 
@@ -5940,7 +5468,7 @@ struct wrpo_tokenizer {
     wrpo__merge *merges; uint64_t merge_mask;            /* pair -> rank and id: open addressing */
     wrpo__trie *trie; bool begins[2][256];               /* added tokens; root 0: on raw text, root 1: on normalized text */
     wrpo__renamed *renamed;          /* stb array: added tokens that decoding shows in their normalized form */
-    wrpo__step *normalizer, *pre_tokenizer, *decoder;    /* stb arrays */
+    wrpo__stage *normalizer, *pre_tokenizer, *decoder;    /* stb arrays */
     bool has_decoder, has_template, byte_fallback, fuse_unk, ignore_merges, has_unk, cut_at_mark;
     const char *unk_text;            /* the model's unk_token */
     int32_t unk, bytes[256], small[WRPO__SMALL_CHARS];   /* ids in the model: <0xNN>; of the single characters below U+0400 */
@@ -6069,7 +5597,7 @@ static bool wrpo__joins(wrpo__behavior behavior, bool before, bool matched) {
     default: return false;
     }
 }
-static void wrpo__split_piece(wrpo__work *w, const wrpo__step *step, wrpo__piece p) {
+static void wrpo__split_piece(wrpo__work *w, const wrpo__stage *step, wrpo__piece p) {
     int64_t begin = p.begin, end = p.begin, open = -1, match_begin, match_end;   /* open: where the piece being made begins */
     bool before = false, more = true;
     while (more && end < p.end) {
@@ -6089,7 +5617,7 @@ static void wrpo__split_piece(wrpo__work *w, const wrpo__step *step, wrpo__piece
     }
     if (open >= 0) wrpo__put_piece(w, open, end, -1, p.first && open == p.begin);
 }
-static void wrpo__replace(wrpo__text *out, const wrpo__step *step, const char *s, int64_t n) {
+static void wrpo__replace(wrpo__text *out, const wrpo__stage *step, const char *s, int64_t n) {
     for (int64_t at = 0, begin, end; at < n; at = end) {
         if (!wrpo__rx_find(step->regex, s, n, at, &begin, &end)) begin = end = n;
         wrpo__text_add(out, s + at, (size_t)(begin - at));
@@ -6097,7 +5625,7 @@ static void wrpo__replace(wrpo__text *out, const wrpo__step *step, const char *s
     }
 }
 /* One step of the normalizer (there the segment is one piece) or of the pre-tokenizer, on all pieces of text. */
-static void wrpo__encode_step(wrpo__work *w, const wrpo__step *step) {
+static void wrpo__encode_step(wrpo__work *w, const wrpo__stage *step) {
     for (int64_t i = 0; i < stbds_arrlen(w->pieces); i++) {
         wrpo__piece p = w->pieces[i];
         const char *s = w->s + p.begin;
@@ -6277,9 +5805,9 @@ static void wrpo__encode(wrpo_tokenizer *tok, const char *text, size_t n, unsign
     size_t bad;
     if (!wrpo__is_utf8(text, n, &bad)) wrpo__fail(tok->ctx, WRPO_E_FORMAT, "text to tokenize: not UTF-8 at byte %zu", bad);
     if (!*ids) stbds_arrsetcap(*ids, n / 4 + 16);      /* in the caller's arena; what grows stays in its arena */
-    wrpo__arena *outer = wrpo__here;
+    wrpo__arena *outer = wrpo__current;
     wrpo__arena_clear(tok->scratch);
-    wrpo__here = tok->scratch;
+    wrpo__current = tok->scratch;
     wrpo__work w = {.tok = tok, .continues = flags & WRPO_TOKENIZER_CONTINUE, .text.arena = tok->scratch, .spare.arena = tok->scratch};
     wrpo__cut_added(&w, 0, text, (int64_t)n, true);
     wrpo__piece *segments = w.other;
@@ -6291,7 +5819,7 @@ static void wrpo__encode(wrpo_tokenizer *tok, const char *text, size_t n, unsign
         else wrpo__encode_segment(&w, text + p.begin, p.end - p.begin, p.first, ids);
     }
     if (flags & WRPO_TOKENIZER_SPECIAL) for (int64_t i = 0; i < stbds_arrlen(tok->suffix); i++) stbds_arrput(*ids, tok->suffix[i]);
-    wrpo__here = outer;
+    wrpo__current = outer;
     wrpo__arena_clear(tok->scratch);
 }
 
@@ -6317,7 +5845,7 @@ static void wrpo__end_bytes(wrpo__work *w, size_t begin, int64_t run) {
     w->spare.size = begin;
     for (; run > 0; run--, begin = w->spare.size) wrpo__text_add(&w->spare, "\xEF\xBF\xBD", 3), wrpo__put_token(w, begin);
 }
-static void wrpo__decode_step(wrpo__work *w, const wrpo__step *step) {
+static void wrpo__decode_step(wrpo__work *w, const wrpo__stage *step) {
     int64_t run = 0, count = stbds_arrlen(w->pieces);  /* run: bytes of <0xNN> tokens at the end of spare */
     for (int64_t i = 0; i < count; i++) {
         const char *s = w->s + w->pieces[i].begin;
@@ -6385,9 +5913,9 @@ static const wrpo__token *wrpo__as_decoded(const wrpo_tokenizer *tok, int32_t id
 }
 /* Appends the text of ids to out. */
 static void wrpo__decode(wrpo_tokenizer *tok, const int32_t *ids, int64_t n, bool skip_special, wrpo__text *out) {
-    wrpo__arena *outer = wrpo__here;
+    wrpo__arena *outer = wrpo__current;
     wrpo__arena_clear(tok->scratch);
-    wrpo__here = tok->scratch;
+    wrpo__current = tok->scratch;
     wrpo__work w = {.tok = tok, .text.arena = tok->scratch, .spare.arena = tok->scratch};
     for (int64_t i = 0; i < n; i++) {
         if (ids[i] < 0 || ids[i] >= tok->size || !tok->tokens[ids[i]].text)
@@ -6405,7 +5933,7 @@ static void wrpo__decode(wrpo_tokenizer *tok, const int32_t *ids, int64_t n, boo
     for (int64_t i = 0; i < stbds_arrlen(tok->decoder); i++) wrpo__decode_step(&w, &tok->decoder[i]);
     if (!out->data) wrpo__text_add(out, "", 0);
     for (int64_t i = 0; i < stbds_arrlen(w.pieces); i++) wrpo__text_add(out, w.s + w.pieces[i].begin, (size_t)(w.pieces[i].end - w.pieces[i].begin));
-    wrpo__here = outer;
+    wrpo__current = outer;
     wrpo__arena_clear(tok->scratch);
 }
 
@@ -6443,14 +5971,14 @@ static const wrpo__regex *wrpo__load_pattern(const wrpo__loader *in, const wrpo_
     const wrpo_json *v = wrpo__load_need(in, pattern, literal ? "String" : "Regex", WRPO_JSON_STRING);
     return wrpo__regex_new(in->tok->arena, in->name, v, in->tok->unicode.kind, v->text, v->size, literal);
 }
-static void wrpo__load_char(const wrpo__loader *in, const wrpo_json *object, const char *key, wrpo__step *step) {   /* a text of one character */
+static void wrpo__load_char(const wrpo__loader *in, const wrpo_json *object, const char *key, wrpo__stage *step) {   /* a text of one character */
     const wrpo_json *v = wrpo__load_text(in, object, key, &step->text, &step->size);
     size_t one = 0;
     if (step->size) wrpo__utf8_get(step->text, step->size, &one);
     if (!one || one != step->size) wrpo__json_refuse(in->ctx, in->name, v, NULL, "one character");
 }
-static wrpo__step wrpo__load_replace(const wrpo__loader *in, const wrpo_json *v) {
-    wrpo__step step = {.kind = WRPO__STEP_REPLACE, .regex = wrpo__load_pattern(in, v)};
+static wrpo__stage wrpo__load_replace(const wrpo__loader *in, const wrpo_json *v) {
+    wrpo__stage step = {.kind = WRPO__STEP_REPLACE, .regex = wrpo__load_pattern(in, v)};
     wrpo__load_text(in, v, "content", &step.text, &step.size);
     return step;
 }
@@ -6464,7 +5992,7 @@ static void wrpo__load_each(const wrpo__loader *in, const wrpo_json *v, const ch
 }
 static void wrpo__load_normalizer(const wrpo__loader *in, const wrpo_json *v, const wrpo_json *type) {
     wrpo_tokenizer *tok = in->tok;
-    wrpo__step step = {.kind = WRPO__STEP_PREPEND};
+    wrpo__stage step = {.kind = WRPO__STEP_PREPEND};
     if (wrpo__json_is(type, "NFC")) step.kind = WRPO__STEP_NFC, wrpo__unicode_load_nfc(tok->arena, &tok->unicode);
     else if (wrpo__json_is(type, "Prepend")) wrpo__load_text(in, v, "prepend", &step.text, &step.size);
     else if (wrpo__json_is(type, "Replace")) step = wrpo__load_replace(in, v);
@@ -6472,7 +6000,7 @@ static void wrpo__load_normalizer(const wrpo__loader *in, const wrpo_json *v, co
     stbds_arrput(tok->normalizer, step);
 }
 static void wrpo__load_splitter(const wrpo__loader *in, const wrpo_json *v, const char *pattern, bool literal, wrpo__behavior behavior) {
-    wrpo__step step = {.kind = WRPO__STEP_SPLIT, .behavior = behavior};
+    wrpo__stage step = {.kind = WRPO__STEP_SPLIT, .behavior = behavior};
     step.regex = wrpo__regex_new(in->tok->arena, in->name, v, in->tok->unicode.kind, pattern, strlen(pattern), literal);
     stbds_arrput(in->tok->pre_tokenizer, step);
 }
@@ -6481,13 +6009,13 @@ static void wrpo__load_pre_tokenizer(const wrpo__loader *in, const wrpo_json *v,
     static const char numeric[] = "[\\p{N}\\x{11DE0}-\\x{11DE9}\\x{16FF4}-\\x{16FF6}]";     /* Rust's is_numeric is Unicode 17 */
     static const char *const behaviors[] = {"Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous"};
     wrpo_tokenizer *tok = in->tok;
-    wrpo__step step = {.kind = WRPO__STEP_PREPEND, .text = " ", .size = 1, .unless = true};
+    wrpo__stage step = {.kind = WRPO__STEP_PREPEND, .text = " ", .size = 1, .unless = true};
     if (wrpo__json_is(type, "Split")) {
         int64_t b = 0;
         const wrpo_json *k = wrpo__load_need(in, v, "behavior", WRPO_JSON_STRING);
         while (b < WRPO__COUNT(behaviors) && !wrpo__json_is(k, behaviors[b])) b++;
         if (b == WRPO__COUNT(behaviors)) wrpo__load_refuse(in, "Split behavior", k);
-        step = (wrpo__step){.kind = WRPO__STEP_SPLIT, .behavior = (wrpo__behavior)b, .invert = wrpo__load_flag(in, v, "invert", false)};
+        step = (wrpo__stage){.kind = WRPO__STEP_SPLIT, .behavior = (wrpo__behavior)b, .invert = wrpo__load_flag(in, v, "invert", false)};
         step.regex = wrpo__load_pattern(in, v);
         stbds_arrput(tok->pre_tokenizer, step);
     } else if (wrpo__json_is(type, "Digits")) {
@@ -6495,7 +6023,7 @@ static void wrpo__load_pre_tokenizer(const wrpo__loader *in, const wrpo_json *v,
     } else if (wrpo__json_is(type, "ByteLevel")) {
         if (wrpo__load_flag(in, v, "add_prefix_space", true)) stbds_arrput(tok->pre_tokenizer, step);
         if (wrpo__load_flag(in, v, "use_regex", true)) wrpo__load_splitter(in, v, gpt2, false, WRPO__ISOLATED);
-        stbds_arrput(tok->pre_tokenizer, ((wrpo__step){.kind = WRPO__STEP_BYTES}));
+        stbds_arrput(tok->pre_tokenizer, ((wrpo__stage){.kind = WRPO__STEP_BYTES}));
     } else if (wrpo__json_is(type, "Metaspace")) {
         const wrpo_json *scheme = wrpo__json_maybe(in->ctx, in->name, v, "prepend_scheme", WRPO_JSON_STRING);
         bool never = wrpo__json_is(scheme, "never"), first = wrpo__json_is(scheme, "first");
@@ -6503,13 +6031,13 @@ static void wrpo__load_pre_tokenizer(const wrpo__loader *in, const wrpo_json *v,
         if (scheme && !never && !first && !wrpo__json_is(scheme, "always")) wrpo__load_refuse(in, "prepend_scheme", scheme);
         if (!wrpo__load_flag(in, v, "add_prefix_space", true) && !never)
             wrpo__json_fail(in->ctx, WRPO_E_FORMAT, in->name, v, "Metaspace: add_prefix_space false goes only with prepend_scheme \"never\"");
-        wrpo__step marks = step;
+        wrpo__stage marks = step;
         marks.kind = WRPO__STEP_REPLACE;
         marks.regex = wrpo__regex_new(tok->arena, in->name, v, tok->unicode.kind, " ", 1, true);
         stbds_arrput(tok->pre_tokenizer, marks);
         /* "first" asks where a piece lies in the original text: known as long as the normalizer puts one character for one */
         for (int64_t i = 0; i < stbds_arrlen(tok->normalizer) && first; i++) {
-            const wrpo__step *n = &tok->normalizer[i];
+            const wrpo__stage *n = &tok->normalizer[i];
             size_t one = 0;
             if (n->kind == WRPO__STEP_REPLACE && n->size) wrpo__utf8_get(n->text, n->size, &one);
             if (n->kind != WRPO__STEP_NFC && (!one || one != n->size || !wrpo__rx_takes_one(n->regex)))
@@ -6521,7 +6049,7 @@ static void wrpo__load_pre_tokenizer(const wrpo__loader *in, const wrpo_json *v,
     } else wrpo__load_refuse(in, "pre_tokenizer", type);
 }
 static void wrpo__load_decoder(const wrpo__loader *in, const wrpo_json *v, const wrpo_json *type) {
-    wrpo__step step = {.kind = WRPO__STEP_UNBYTES};
+    wrpo__stage step = {.kind = WRPO__STEP_UNBYTES};
     if (wrpo__json_is(type, "ByteFallback")) step.kind = WRPO__STEP_BYTE_FALLBACK;
     else if (wrpo__json_is(type, "Fuse")) step.kind = WRPO__STEP_FUSE;
     else if (wrpo__json_is(type, "Replace")) step = wrpo__load_replace(in, v);
@@ -8412,8 +7940,8 @@ WRPO_API wrpo_result wrpo_tokenizer_chat(wrpo_tokenizer *tok, const wrpo_json *m
     wrpo_ctx *ctx = tok->ctx;
     *text = NULL, *size = 0;
     WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        wrpo__text out = {.arena = wrpo__here};
-        wrpo__chat_at(wrpo__here, tok, messages, add_generation_prompt, kwargs, time(NULL), &out);
+        wrpo__text out = {.arena = wrpo__current};
+        wrpo__chat_at(wrpo__current, tok, messages, add_generation_prompt, kwargs, time(NULL), &out);
         *text = wrpo__handout(ctx, out.data, out.size);
         *size = out.size;
     }
@@ -8436,13 +7964,6 @@ WRPO_API wrpo_result wrpo_tokenizer_chat(wrpo_tokenizer *tok, const wrpo_json *m
      clean     the prompt's ids are what the model is given at inference; an answer's ids are what the template
                writes after that, up to and including the turn's end token, once
      authors   as the reference trainer does it, for parity                                                   */
-struct wrpo_data {
-    wrpo_ctx *ctx;
-    wrpo__arena *arena;
-    wrpo_record *records;            /* stb array */
-    wrpo_data_stats stats;
-    int most;                        /* responses of a record */
-};
 typedef struct wrpo__answer { wrpo_role role; const wrpo_json *message; double weight; int pair; } wrpo__answer;
 typedef struct wrpo__ids { int32_t *ids; int64_t first; } wrpo__ids;         /* stb array; scored from first */
 typedef struct wrpo__reading {       /* a file on its way into data */
@@ -8490,10 +8011,10 @@ static void wrpo__json_append(wrpo_json *parent, wrpo_json *v) {
     parent->count++;
 }
 static const wrpo_json *wrpo__message_of(const char *role, const wrpo_json *text) {   /* a bare string as a message */
-    wrpo_json *message = WRPO__NEW(wrpo__here, wrpo_json), r = {.kind = WRPO_JSON_STRING, .text = role, .size = strlen(role)};
+    wrpo_json *message = WRPO__NEW(wrpo__current, wrpo_json), r = {.kind = WRPO_JSON_STRING, .text = role, .size = strlen(role)};
     message->kind = WRPO_JSON_OBJECT, message->line = text->line, message->column = text->column;
-    wrpo__json_append(message, wrpo__json_copy(wrpo__here, &r, "role"));
-    wrpo__json_append(message, wrpo__json_copy(wrpo__here, text, "content"));
+    wrpo__json_append(message, wrpo__json_copy(wrpo__current, &r, "role"));
+    wrpo__json_append(message, wrpo__json_copy(wrpo__current, text, "content"));
     return message;
 }
 /* A string, a message or a list of either, as an stb array of messages; a string takes the role given. */
@@ -8541,10 +8062,6 @@ static const wrpo_json *wrpo__take_conversation(wrpo__reading *in, const wrpo_js
                wrpo__json_same(wrpo__json_get(list[i], "content"), wrpo__json_get(in->prompt[i], "content"));
     if (!same) wrpo__record_fail(in, list[0], "%s: want the prompt before the answer, found other messages", what);
     return list[n];
-}
-static const wrpo_json *wrpo__present(const wrpo_json *root, const char *key) {   /* NULL: absent or null */
-    const wrpo_json *v = wrpo__json_get(root, key);
-    return v && v->kind != WRPO_JSON_NULL ? v : NULL;
 }
 /* A number of at least 0; absent: otherwise. */
 static double wrpo__read_weight(wrpo__reading *in, const wrpo_json *v, const char *what, double otherwise) {
@@ -8606,10 +8123,10 @@ static void wrpo__read_head(wrpo__reading *in, const wrpo_json *root) {   /* wha
         wrpo__record_fail(in, tools ? tools : kwargs, "want no tools and no chat_template_kwargs: the authors' tokenization knows none");
     in->kwargs = NULL;
     if (kwargs || tools) {
-        wrpo_json *all = WRPO__NEW(wrpo__here, wrpo_json);
+        wrpo_json *all = WRPO__NEW(wrpo__current, wrpo_json);
         all->kind = WRPO_JSON_OBJECT;
-        if (tools) wrpo__json_append(all, wrpo__json_copy(wrpo__here, tools, NULL));
-        for (const wrpo_json *k = kwargs ? kwargs->child : NULL; k; k = k->next) wrpo__json_append(all, wrpo__json_copy(wrpo__here, k, NULL));
+        if (tools) wrpo__json_append(all, wrpo__json_copy(wrpo__current, tools, NULL));
+        for (const wrpo_json *k = kwargs ? kwargs->child : NULL; k; k = k->next) wrpo__json_append(all, wrpo__json_copy(wrpo__current, k, NULL));
         in->kwargs = all;
     }
 }
@@ -8646,9 +8163,9 @@ static void wrpo__read_record(wrpo__reading *in, const wrpo_json *root) {
 /* ---- clean ---- */
 static void wrpo__render(wrpo__reading *in, const wrpo_json *const *messages, int64_t count, const wrpo_json *answer, bool add_generation_prompt, wrpo__text *out) {
     wrpo_json all = {.kind = WRPO_JSON_ARRAY};
-    for (int64_t i = 0; i < count; i++) wrpo__json_append(&all, wrpo__json_copy(wrpo__here, messages[i], NULL));
-    if (answer) wrpo__json_append(&all, wrpo__json_copy(wrpo__here, answer, NULL));
-    wrpo__chat_at(wrpo__here, in->tok, &all, add_generation_prompt, in->kwargs, in->now, out);
+    for (int64_t i = 0; i < count; i++) wrpo__json_append(&all, wrpo__json_copy(wrpo__current, messages[i], NULL));
+    if (answer) wrpo__json_append(&all, wrpo__json_copy(wrpo__current, answer, NULL));
+    wrpo__chat_at(wrpo__current, in->tok, &all, add_generation_prompt, in->kwargs, in->now, out);
     wrpo__text_add(out, "", 0);                        /* never NULL */
 }
 /* Which part of `whole`, the conversation with its answer, is the response: from where `before`, the prompt as the
@@ -8662,8 +8179,8 @@ static bool wrpo__response_span(wrpo__reading *in, const wrpo_json *message, con
     size_t head = 0, tail = 0, k = 0;
     while (marks[k + 1] && memchr(content->text, marks[k], content->size)) k++;
     wrpo_json mark = {.kind = WRPO_JSON_STRING, .text = marks + k, .size = 1}, other = {.kind = WRPO_JSON_OBJECT};
-    for (const wrpo_json *v = message->child; v; v = v->next) wrpo__json_append(&other, wrpo__json_copy(wrpo__here, v == content ? &mark : v, v->key));
-    wrpo__text probe = {.arena = wrpo__here};
+    for (const wrpo_json *v = message->child; v; v = v->next) wrpo__json_append(&other, wrpo__json_copy(wrpo__current, v == content ? &mark : v, v->key));
+    wrpo__text probe = {.arena = wrpo__current};
     wrpo__render(in, in->prompt, stbds_arrlen(in->prompt), &other, false, &probe);
     const size_t least = WRPO__MIN(n, probe.size);
     while (head < least && whole->data[head] == probe.data[head]) head++;
@@ -8692,7 +8209,7 @@ static bool wrpo__response_span(wrpo__reading *in, const wrpo_json *message, con
    where its last token would merge with the rest or swallow white space of it, the rest is tokenized on its own. */
 static void wrpo__encode_after(wrpo__reading *in, const wrpo__text *before, const int32_t *prompt, const char *rest, size_t n, int32_t **ids) {
     const int64_t P = stbds_arrlen(prompt);
-    wrpo__text both = {.arena = wrpo__here};
+    wrpo__text both = {.arena = wrpo__current};
     wrpo__text_add(&both, before->data, before->size);
     wrpo__text_add(&both, rest, n);
     wrpo__encode(in->tok, both.data, both.size, 0, ids);
@@ -8706,12 +8223,12 @@ static void wrpo__encode_after(wrpo__reading *in, const wrpo__text *before, cons
 }
 static void wrpo__tokenize_clean(wrpo__reading *in, wrpo__ids *prompt, wrpo__ids *out) {
     const int64_t count = stbds_arrlen(in->prompt), K = stbds_arrlen(in->answers);
-    wrpo__text before = {.arena = wrpo__here};
+    wrpo__text before = {.arena = wrpo__current};
     wrpo__render(in, in->prompt, count, NULL, true, &before);
     wrpo__encode(in->tok, before.data, before.size, 0, &prompt->ids);
     const int64_t full = stbds_arrlen(prompt->ids), P = WRPO__MIN(full, in->desc.max_prompt_length);
     for (int64_t k = 0; k < K; k++) {
-        wrpo__text whole = {.arena = wrpo__here};
+        wrpo__text whole = {.arena = wrpo__current};
         size_t from, to;
         wrpo__render(in, in->prompt, count, in->answers[k].message, false, &whole);
         bool ends = wrpo__response_span(in, in->answers[k].message, &before, &whole, &from, &to);
@@ -8738,12 +8255,12 @@ static void wrpo__tokenize_authors(wrpo__reading *in, wrpo__ids *prompt, wrpo__i
     int32_t *alone = NULL;                             /* stb array */
     int64_t longest = 0, shared = INT64_MAX;
     bool cut = false;
-    wrpo__text before = {.arena = wrpo__here};
+    wrpo__text before = {.arena = wrpo__current};
     if (in->tok->eos < 0) wrpo__fail(in->ctx, WRPO_E_ARG, "the authors' tokenization wants an eos_token, the tokenizer has none");
     wrpo__render(in, in->prompt, stbds_arrlen(in->prompt), NULL, false, &before);
     wrpo__encode(in->tok, before.data, before.size, 0, &alone);
     for (int64_t k = 0; k < K; k++) {
-        wrpo__text turn = {.arena = wrpo__here}, whole = {.arena = wrpo__here};
+        wrpo__text turn = {.arena = wrpo__current}, whole = {.arena = wrpo__current};
         wrpo__render(in, NULL, 0, in->answers[k].message, false, &turn);
         size_t skip = bos && turn.size >= bos && memcmp(turn.data, bos_token, bos) == 0 ? bos : 0;
         wrpo__text_add(&whole, before.data, before.size);
@@ -8805,32 +8322,6 @@ static bool wrpo__next_line(wrpo__lines *l) {
 }
 
 /* ---- records ---- */
-/* Copies a record into the data, its ids as one block. */
-static void wrpo__data_add(wrpo_data *data, const wrpo_record *record) {
-    wrpo__arena *arena = data->arena, *outer = wrpo__here;
-    int64_t total = record->prompt_count, longest = 0;
-    for (int k = 0; k < record->count; k++) total += record->responses[k].count, longest = WRPO__MAX(longest, record->responses[k].count);
-    int32_t *ids = wrpo__alloc(arena, (size_t)total, sizeof *ids);
-    wrpo_tokens *responses = wrpo__alloc(arena, (size_t)record->count, sizeof *responses);
-    wrpo_record r = *record;
-    r.prompt_id = wrpo__strndup(arena, record->prompt_id, strlen(record->prompt_id));
-    r.prompt = ids, r.responses = responses;
-    if (r.weight == 0) r.weight = 1;
-    memcpy(ids, record->prompt, (size_t)r.prompt_count * sizeof *ids);
-    ids += r.prompt_count;
-    for (int k = 0; k < r.count; k++) {
-        responses[k] = record->responses[k];
-        responses[k].ids = ids;
-        if (responses[k].role != WRPO_ROLE_SOURCE && responses[k].weight == 0) responses[k].weight = 1;
-        memcpy(ids, record->responses[k].ids, (size_t)responses[k].count * sizeof *ids);
-        ids += responses[k].count;
-    }
-    wrpo__here = arena;
-    stbds_arrput(data->records, r);
-    wrpo__here = outer;
-    data->stats.records++, data->stats.prompt_tokens += r.prompt_count, data->stats.response_tokens += total - r.prompt_count;
-    data->stats.longest = WRPO__MAX(data->stats.longest, r.prompt_count + longest), data->most = WRPO__MAX(data->most, r.count);
-}
 static void wrpo__name_record(const wrpo__reading *in) {   /* in front of the sentence of an error from below */
     wrpo_error *e = &in->ctx->error;
     char place[256], sentence[sizeof e->text];
@@ -8845,12 +8336,12 @@ static void wrpo__name_record(const wrpo__reading *in) {   /* in front of the se
 /* One line. An entry of its own, so that its arena goes with it and an error from below learns which record it is about. */
 static wrpo_result wrpo__load_line(wrpo__reading *in, const char *text, size_t n) {
     WRPO__TRY(in->ctx, wrpo__arena_new(in->ctx), true) {
-        in->id = wrpo__format(wrpo__here, "line %lld", (long long)in->line);
+        in->id = wrpo__format(wrpo__current, "line %lld", (long long)in->line);
         in->prompt = NULL, in->answers = NULL;
-        wrpo__read_record(in, wrpo__json_parse(wrpo__here, in->desc.path, in->line, text, n));
+        wrpo__read_record(in, wrpo__json_parse(wrpo__current, in->desc.path, in->line, text, n));
         const int64_t K = stbds_arrlen(in->answers);
-        wrpo__ids prompt = {0}, *out = wrpo__alloc(wrpo__here, (size_t)K, sizeof *out);
-        wrpo_tokens *responses = wrpo__alloc(wrpo__here, (size_t)K, sizeof *responses);
+        wrpo__ids prompt = {0}, *out = wrpo__alloc(wrpo__current, (size_t)K, sizeof *out);
+        wrpo_tokens *responses = wrpo__alloc(wrpo__current, (size_t)K, sizeof *responses);
         in->tokenizing = true;
         if (in->desc.tokenization == WRPO_TOKENIZATION_AUTHORS) wrpo__tokenize_authors(in, &prompt, out);
         else wrpo__tokenize_clean(in, &prompt, out);
@@ -8887,13 +8378,13 @@ static wrpo_data *wrpo__data_load(wrpo__arena *arena, wrpo_tokenizer *tok, const
         wrpo__fail(ctx, WRPO_E_ARG, "max_prompt_length: want less than max_length, %lld, found %lld", (long long)*max_length, (long long)*max_prompt);
     wrpo__arena *work = wrpo__sub_arena(arena);            /* what goes when the file is read */
     const wrpo__file *f = wrpo__open_file(work, desc->path);
-    wrpo__here = work;
+    wrpo__current = work;
     wrpo__find_ends(&in);
     for (wrpo__lines l = {.file = f}; !(desc->limit && data->stats.records >= desc->limit) && wrpo__next_line(&l);) {
         in.line = l.number;
-        wrpo__need(ctx, wrpo__load_line(&in, l.text, l.size));
+        wrpo__rethrow(ctx, wrpo__load_line(&in, l.text, l.size));
     }
-    wrpo__here = arena;
+    wrpo__current = arena;
     wrpo__arena_clear(work);
     if (!data->stats.records) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want records, found none", desc->path);
     if (data->stats.truncated_prompts || data->stats.truncated_responses)
@@ -8904,25 +8395,6 @@ static wrpo_data *wrpo__data_load(wrpo__arena *arena, wrpo_tokenizer *tok, const
 WRPO_API wrpo_result wrpo_data_load(wrpo_tokenizer *tok, const wrpo_data_desc *desc, wrpo_data **out) {
     *out = NULL;
     WRPO__TRY(tok->ctx, wrpo__arena_new(tok->ctx), false) *out = wrpo__data_load(wrpo__entry.arena, tok, desc);
-    return wrpo__end(&wrpo__entry);
-}
-WRPO_API wrpo_result wrpo_data_from_ids(wrpo_ctx *ctx, const wrpo_record *records, int64_t count, wrpo_data **out) {
-    *out = NULL;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), false) {
-        wrpo_data *data = WRPO__NEW(wrpo__entry.arena, wrpo_data);
-        data->ctx = ctx, data->arena = wrpo__entry.arena;
-        for (int64_t i = 0; i < count; i++) {
-            const wrpo_record *r = &records[i];
-            bool ok = r->prompt_count >= 1 && r->count >= 1;
-            if (!(r->weight >= 0 && r->weight <= DBL_MAX)) wrpo__fail(ctx, WRPO_E_ARG, "record %lld: want a finite weight of at least 0, found %g", (long long)i, r->weight);
-            for (int k = 0; ok && k < r->count; k++) ok = r->responses[k].first >= 0 && r->responses[k].count > r->responses[k].first;
-            if (!ok) wrpo__fail(ctx, WRPO_E_ARG, "record %lld: want a prompt and responses, each with a token at least", (long long)i);
-            wrpo_record named = *r;
-            if (!named.prompt_id) named.prompt_id = wrpo__format(wrpo__entry.arena, "record %lld", (long long)i);
-            wrpo__data_add(data, &named);
-        }
-        *out = data;
-    }
     return wrpo__end(&wrpo__entry);
 }
 
@@ -8938,7 +8410,7 @@ static wrpo_result wrpo__prompt_ids(wrpo__reading *in, const wrpo_json *record, 
             in->prompt = wrpo__messages(in, prompt ? prompt : messages, "user", prompt ? "prompt" : "messages");
             wrpo__end_prompt(in);
         }
-        wrpo__text text = {.arena = wrpo__here};
+        wrpo__text text = {.arena = wrpo__current};
         in->tokenizing = true;
         if (raw) wrpo__text_add(&text, prompt->text, prompt->size);
         else wrpo__render(in, in->prompt, stbds_arrlen(in->prompt), NULL, true, &text);
@@ -8965,7 +8437,7 @@ static wrpo_result wrpo__answer_end(wrpo_tokenizer *tok, int32_t *end) {
     WRPO__TRY(tok->ctx, wrpo__arena_new(tok->ctx), true) {
         const wrpo_json said = {.kind = WRPO_JSON_STRING, .text = "x", .size = 1};
         wrpo__reading in = {.ctx = tok->ctx, .tok = tok, .desc.path = "chat template", .id = "of stop tokens", .now = time(NULL)};
-        wrpo__text before = {.arena = wrpo__here}, whole = {.arena = wrpo__here};
+        wrpo__text before = {.arena = wrpo__current}, whole = {.arena = wrpo__current};
         const wrpo_json *answer = wrpo__message_of("assistant", &said);
         int32_t *ids = NULL;
         size_t from, to;
@@ -8980,628 +8452,10 @@ static wrpo_result wrpo__answer_end(wrpo_tokenizer *tok, int32_t *end) {
     }
     return wrpo__end(&wrpo__entry);
 }
-WRPO_API void wrpo_data_free(wrpo_data *data) { if (data) wrpo__arena_free(data->arena); }
-WRPO_API int64_t wrpo_data_count(const wrpo_data *data) { return data->stats.records; }
-WRPO_API wrpo_record wrpo_data_record(const wrpo_data *data, int64_t i) { return data->records[i]; }
-WRPO_API wrpo_data_stats wrpo_data_get_stats(const wrpo_data *data) { return data->stats; }
 
-/* --------------------------------------------------------------------------------------- >>checkpoint
-   A Hugging Face directory in, a Hugging Face directory out: config.json, weights, side files.          */
+/* ------------------------------------------------------------------------------------------ >>generate
+   Samples of many prompts at once, over a cache of keys and values.
 
-/* ---- config.json: old (rope_theta, rope_scaling, torch_dtype) and new (rope_parameters, dtype) spellings ----
-   A key either changes a number below, or is known not to change one, or is refused by its name.        */
-typedef struct wrpo__reader { wrpo_ctx *ctx; const char *path; const wrpo_json *root; } wrpo__reader;
-#define WRPO__REFUSE(at, code, ...) wrpo__json_fail(in->ctx, code, in->path, at, __VA_ARGS__)
-static int64_t wrpo__config_int(const wrpo__reader *in, const char *key, int64_t otherwise, int64_t low, int64_t high) {   /* otherwise -1: required */
-    const wrpo_json *v = otherwise < 0 ? wrpo__json_need(in->ctx, in->path, in->root, key, WRPO_JSON_NUMBER) : wrpo__present(in->root, key);
-    return v ? wrpo__json_integer(in->ctx, in->path, v, low, high, NULL) : otherwise;
-}
-static double wrpo__config_number(const wrpo__reader *in, const wrpo_json *object, const char *key, double otherwise) {
-    const wrpo_json *v = wrpo__present(object, key);
-    if (v && !(v->kind == WRPO_JSON_NUMBER && v->number > 0 && v->number < 1e15)) wrpo__json_refuse(in->ctx, in->path, v, NULL, "a positive number");
-    return v ? v->number : otherwise;
-}
-static bool wrpo__config_bool(const wrpo__reader *in, const char *key, bool otherwise) {
-    const wrpo_json *v = wrpo__json_maybe(in->ctx, in->path, in->root, key, WRPO_JSON_BOOL);
-    return v ? v->boolean : otherwise;
-}
-static bool wrpo__among(const char *key, const char *const *list) {
-    for (; *list; list++)
-        if (!strcmp(key, *list)) return true;
-    return false;
-}
-/* The families: what transformers takes where a key is absent (0: as many as heads, hidden / heads, none), and the keys that
-   only this family knows. */
-typedef enum wrpo__family_name { WRPO__LLAMA, WRPO__MISTRAL, WRPO__QWEN2, WRPO__QWEN3, WRPO__GEMMA2, WRPO__PHI3, WRPO__INTERNLM2, WRPO__FAMILIES } wrpo__family_name;
-static const struct wrpo__family { const char *name; int64_t kv_heads, head_dim, positions, window; double eps; bool tied; const char *keys[7]; } wrpo__families[] = {
-    {"llama", 0, 0, 2048, 0, 1e-6, false, {NULL}},
-    {"mistral", 8, 0, 131072, 4096, 1e-6, false, {NULL}},
-    {"qwen2", 32, 0, 32768, 4096, 1e-6, false, {"use_sliding_window", "max_window_layers", NULL}},
-    {"qwen3", 32, 128, 32768, 4096, 1e-6, false, {"use_sliding_window", "max_window_layers", NULL}},
-    {"gemma2", 4, 256, 8192, 4096, 1e-6, true, {"hidden_activation", "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping",
-                                                "cache_implementation", "sliding_window_size", NULL}},
-    {"phi3", 0, 0, 4096, 0, 1e-5, false, {"original_max_position_embeddings", "resid_pdrop", "embd_pdrop", "interpolate_factor", "full_attn_mod", NULL}},
-    {"internlm2", 0, 0, 2048, 0, 1e-6, false, {"bias", NULL}}};
-static const char *const wrpo__rope_names[] = {"default", "linear", "llama3", "yarn", "dynamic", "longrope"};
-WRPO_API const char *wrpo_rope_name(int i) { return i >= 0 && i < WRPO__COUNT(wrpo__rope_names) ? wrpo__rope_names[i] : NULL; }
-/* An array of positive numbers, one for each pair of numbers that turns. */
-static void wrpo__config_factors(const wrpo__reader *in, const wrpo_json *r, const char *key, float *out, int64_t count) {
-    const wrpo_json *list = wrpo__present(r, key);
-    int64_t n = 0;
-    for (const wrpo_json *v = list && list->kind == WRPO_JSON_ARRAY && list->count == count ? list->child : NULL; v && v->kind == WRPO_JSON_NUMBER && v->number > 0; v = v->next)
-        out[n++] = (float)v->number;
-    if (n == count) return;
-    WRPO__REFUSE(list ? list : r, WRPO_E_FORMAT, "rope type longrope: %s: want %lld positive numbers", key, (long long)count);
-}
-static void wrpo__config_rope(const wrpo__reader *in, wrpo__family_name family, wrpo_config *c) {
-    static const char *const known[] = {"type", "rope_type", "rope_theta", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings",
-                                        "beta_fast", "beta_slow", "attention_factor", "truncate", "finetuned", "partial_rotary_factor", "short_factor", "long_factor", NULL};
-    static const bool phi3[] = {true, false, false, false, false, true}, internlm2[] = {true, true, false, false, true, false};
-    wrpo_rope *p = &c->rope;
-    const wrpo_json *v5 = wrpo__present(in->root, "rope_parameters"), *v4 = wrpo__present(in->root, "rope_scaling"), *r = v5 ? v5 : v4;
-    p->theta = wrpo__config_number(in, in->root, "rope_theta", 10000);
-    double part = wrpo__config_number(in, in->root, "partial_rotary_factor", 1);
-    if (r && r->kind != WRPO_JSON_OBJECT) WRPO__REFUSE(r, WRPO_E_FORMAT, "rope_scaling: want an object");
-    const wrpo_json *type = wrpo__present(r, "rope_type");
-    if (!type) type = wrpo__present(r, "type");
-    int kind = 0;
-    while (type && kind < WRPO__COUNT(wrpo__rope_names) && !wrpo__json_is(type, wrpo__rope_names[kind])) kind++;
-    if (family == WRPO__PHI3 && (wrpo__json_is(type, "su") || wrpo__json_is(type, "yarn"))) kind = WRPO_ROPE_LONGROPE;   /* what Phi-3 called it first */
-    if (kind == WRPO__COUNT(wrpo__rope_names) || (family == WRPO__PHI3 && !phi3[kind]) || (family == WRPO__INTERNLM2 && !internlm2[kind]))
-        WRPO__REFUSE(type, WRPO_E_UNSUPPORTED, "rope_type \"%.60s\" is not supported for model_type %s (%s)", type->kind == WRPO_JSON_STRING ? type->text : "?",
-                     c->model_type, family == WRPO__PHI3 ? "default and longrope are" : family == WRPO__INTERNLM2 ? "default, linear and dynamic are"
-                                                                                   : "default, linear, llama3, yarn, dynamic and longrope are");
-    p->type = (wrpo_rope_type)kind;
-    if (v4 && v5) WRPO__REFUSE(v4, WRPO_E_FORMAT, "rope_scaling: want either this or rope_parameters");
-    if (!type && wrpo__present(r, "factor")) WRPO__REFUSE(r, WRPO_E_FORMAT, "%s: want a rope_type for its factor", r->key);
-    for (const wrpo_json *v = r ? r->child : NULL; v; v = v->next)
-        if (v->kind != WRPO_JSON_NULL && !wrpo__among(v->key, known))
-            WRPO__REFUSE(v, WRPO_E_UNSUPPORTED, "%s: \"%.60s\" is not supported", r->key, v->key);
-    p->theta = wrpo__config_number(in, r, "rope_theta", p->theta);
-    part = wrpo__config_number(in, r, "partial_rotary_factor", part);
-    if (part != 1 && family != WRPO__PHI3)
-        WRPO__REFUSE(wrpo__present(r, "partial_rotary_factor") ? r : wrpo__json_get(in->root, "partial_rotary_factor"), WRPO_E_UNSUPPORTED,
-                     "partial_rotary_factor other than 1 is supported for model_type phi3 only");
-    p->dims = (int64_t)((double)c->head_dim * part);
-    if (p->dims < 2 || p->dims % 2 || p->dims > c->head_dim)
-        WRPO__REFUSE(in->root, WRPO_E_UNSUPPORTED, "partial_rotary_factor: want an even number of the %lld numbers of a head, found %lld", (long long)c->head_dim, (long long)p->dims);
-    if (p->type == WRPO_ROPE_DEFAULT) return;
-    const double stated = wrpo__config_number(in, in->root, "original_max_position_embeddings", family == WRPO__PHI3 ? 4096 : 0);   /* Phi-3: beside the object */
-    const double original = wrpo__config_number(in, r, "original_max_position_embeddings", stated > 0 ? stated : p->type == WRPO_ROPE_LLAMA3 ? 0 : (double)c->max_position_embeddings);
-    if (stated > 0 && stated != original)
-        WRPO__REFUSE(r, WRPO_E_FORMAT, "original_max_position_embeddings: the number in this object and that of config.json (4096 if it has none) differ");
-    if (original != floor(original) || original == 1)
-        WRPO__REFUSE(r, WRPO_E_FORMAT, "original_max_position_embeddings: want an integer of at least 2, found %g", original);
-    p->original_max_position_embeddings = (int64_t)original;
-    p->factor = wrpo__config_number(in, r, "factor", p->type == WRPO_ROPE_LONGROPE ? (double)c->max_position_embeddings / original : 0);
-    p->low_freq_factor = wrpo__config_number(in, r, "low_freq_factor", 0), p->high_freq_factor = wrpo__config_number(in, r, "high_freq_factor", 0);
-    if (p->factor == 0 || (p->type == WRPO_ROPE_LLAMA3 && (original == 0 || p->low_freq_factor == 0 || p->high_freq_factor <= p->low_freq_factor)))
-        WRPO__REFUSE(r, WRPO_E_FORMAT, p->type == WRPO_ROPE_LLAMA3
-            ? "rope type llama3: want factor, low_freq_factor < high_freq_factor and original_max_position_embeddings" : "rope scaling: want a factor");
-    if (p->type == WRPO_ROPE_DYNAMIC && p->dims < 4) WRPO__REFUSE(r, WRPO_E_UNSUPPORTED, "rope type dynamic: want heads of at least 4 numbers");
-    p->beta_fast = wrpo__config_number(in, r, "beta_fast", 32), p->beta_slow = wrpo__config_number(in, r, "beta_slow", 1);
-    p->attention_factor = wrpo__config_number(in, r, "attention_factor", p->factor <= 1 ? 1 : p->type == WRPO_ROPE_YARN ? 0.1 * log(p->factor) + 1
-                                              : p->type == WRPO_ROPE_LONGROPE ? sqrt(1 + log(p->factor) / log(original)) : 1);
-    const wrpo_json *truncate = wrpo__json_maybe(in->ctx, in->path, r, "truncate", WRPO_JSON_BOOL);
-    p->yarn_truncate = !truncate || truncate->boolean;
-    if (p->type != WRPO_ROPE_LONGROPE) return;
-    wrpo__config_factors(in, r, "short_factor", p->short_factor, p->dims / 2);
-    wrpo__config_factors(in, r, "long_factor", p->long_factor, p->dims / 2);
-}
-static void wrpo__config_parse(wrpo__arena *arena, const char *path, const wrpo_json *root, wrpo_config *c) {
-    /* read below or by the tokenizer */
-    static const char *const used[] = {"model_type", "architectures", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-        "num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "initializer_range", "rope_theta", "rope_scaling", "rope_parameters",
-        "sliding_window", "layer_types", "attention_bias", "tie_word_embeddings", "torch_dtype", "dtype", "hidden_act",
-        "mlp_bias", "attention_dropout", "rope_interleaved", "partial_rotary_factor", "pad_token_id", NULL};
-    /* known not to change a log-prob: ids, caching, generation defaults, provenance */
-    static const char *const harmless[] = {"bos_token_id", "eos_token_id", "num_labels", "sep_token_id", "unk_token_id", "decoder_start_token_id", "use_cache",
-        "transformers_version", "pretraining_tp", "is_llama_config", "auto_map", "return_dict", "output_hidden_states", "output_attentions", "torchscript",
-        "use_bfloat16", "pruned_heads", "chunk_size_feed_forward", "is_encoder_decoder", "is_decoder", "id2label", "label2id", "task_specific_params",
-        "problem_type", "finetuning_task", "tokenizer_class", "prefix", "top_k", "top_p", "temperature", "typical_p", "repetition_penalty", "length_penalty",
-        "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids", "num_return_sequences", "output_scores", "return_dict_in_generate",
-        "forced_bos_token_id", "forced_eos_token_id", "remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens",
-        "max_length", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups", "diversity_penalty", "tf_legacy_loss", "name_or_path",
-        "attn_implementation", "head_dim_original", "max_sequence_length", "model_max_length", "pad_token", "unsloth_fixed", "unsloth_version", NULL};
-    const wrpo__reader *in = &(wrpo__reader){arena->ctx, path, root};
-    char what[256];
-    memset(c, 0, sizeof *c);
-    if (root->kind != WRPO_JSON_OBJECT) WRPO__REFUSE(root, WRPO_E_FORMAT, "want an object");
-    const wrpo_json *type = wrpo__present(root, "model_type"), *arch = wrpo__present(root, "architectures");
-    if (!type || type->kind != WRPO_JSON_STRING) wrpo__fail(in->ctx, WRPO_E_FORMAT, "%s: \"model_type\" is missing", path);
-    int index = 0;
-    while (index < WRPO__FAMILIES && !wrpo__json_is(type, wrpo__families[index].name)) index++;
-    if (index == WRPO__FAMILIES) {
-        size_t at = (size_t)snprintf(what, sizeof what, "model_type \"%.60s\" is not supported (these are:", type->text);
-        for (index = 0; index < WRPO__FAMILIES; index++) at += (size_t)snprintf(what + at, sizeof what - at, " %s", wrpo__families[index].name);
-        snprintf(what + at, sizeof what - at, ")");
-        WRPO__REFUSE(type, WRPO_E_UNSUPPORTED, "%s", what);
-    }
-    const wrpo__family_name family = (wrpo__family_name)index;
-    const struct wrpo__family *const defaults = &wrpo__families[index];
-    const bool gemma2 = family == WRPO__GEMMA2, qwen = family == WRPO__QWEN2 || family == WRPO__QWEN3;
-    snprintf(c->model_type, sizeof c->model_type, "%s", type->text);
-    static const char *const heads[] = {"ForCausalLM", "ForSequenceClassification", "ForRewardModel", "ForRewardModelWithGating"};
-    static const char *const head_keys[][5] = {{NULL}, {NULL}, {"reward_token_id", NULL},
-                                               {"num_objectives", "gating_temperature", "gating_hidden_dim", "gating_n_hidden", NULL}};
-    for (const wrpo_json *a = arch ? arch->child : NULL; a; a = a->next) {
-        const char *of = a->kind == WRPO_JSON_STRING ? strstr(a->text, "For") : NULL;
-        int h = 0;
-        while (h < 4 && (!of || strcmp(of, heads[h]) || (h == WRPO_HEAD_VALUE && family != WRPO__INTERNLM2))) h++;
-        if (h == 4 || (a != arch->child && h != (int)c->head))
-            WRPO__REFUSE(a, WRPO_E_UNSUPPORTED, "architectures: \"%.60s\" is not supported (causal language models, sequence classification and the reward models of "
-                     "InternLM2 and ArmoRM are)", a->kind == WRPO_JSON_STRING ? a->text : "?");
-        c->head = (wrpo_head)h;
-    }
-    for (const wrpo_json *v = root->child; v; v = v->next) {
-        bool off = v->kind == WRPO_JSON_NULL || (v->kind == WRPO_JSON_BOOL && v->boolean == !strcmp(v->key, "is_causal"));
-        if (off || v->key[0] == '_' || !strncmp(v->key, "transformers.", 13) || wrpo__among(v->key, used) || wrpo__among(v->key, harmless) || wrpo__among(v->key, defaults->keys) || wrpo__among(v->key, head_keys[c->head])) continue;
-        WRPO__REFUSE(v, WRPO_E_UNSUPPORTED, "\"%.80s\" is not supported for model_type %s", v->key, c->model_type);
-    }
-    const int64_t most = (int64_t)1 << 24;
-    c->vocab_size = wrpo__config_int(in, "vocab_size", -1, 1, most), c->hidden_size = wrpo__config_int(in, "hidden_size", -1, 1, WRPO__MAX_HIDDEN);
-    c->intermediate_size = wrpo__config_int(in, "intermediate_size", -1, 1, most);
-    c->num_hidden_layers = wrpo__config_int(in, "num_hidden_layers", -1, 1, 512);
-    c->num_attention_heads = wrpo__config_int(in, "num_attention_heads", -1, 1, 65536);
-    const wrpo_json *kv = wrpo__json_get(root, "num_key_value_heads");   /* null means all heads; absent, the family's default */
-    c->num_key_value_heads = wrpo__config_int(in, "num_key_value_heads", kv || !defaults->kv_heads ? c->num_attention_heads : defaults->kv_heads, 1, 65536);
-    const int64_t head_dim = wrpo__json_get(root, "head_dim") ? 0 : defaults->head_dim;   /* null means hidden / heads */
-    if (!head_dim && !wrpo__present(root, "head_dim") && c->hidden_size % c->num_attention_heads)
-        wrpo__fail(in->ctx, WRPO_E_FORMAT, "%s: hidden_size %lld is no multiple of num_attention_heads %lld, and there is no head_dim", path,
-                   (long long)c->hidden_size, (long long)c->num_attention_heads);
-    c->head_dim = wrpo__config_int(in, "head_dim", head_dim ? head_dim : c->hidden_size / c->num_attention_heads, 2, 512);
-    if (c->head_dim % 2 || c->head_dim > WRPO__MAX_D) wrpo__fail(in->ctx, WRPO_E_UNSUPPORTED, "%s: head_dim: want an even number up to 512, found %lld", path, (long long)c->head_dim);
-    if (c->num_attention_heads % c->num_key_value_heads)
-        wrpo__fail(in->ctx, WRPO_E_FORMAT, "%s: num_attention_heads %lld is no multiple of num_key_value_heads %lld", path,
-                   (long long)c->num_attention_heads, (long long)c->num_key_value_heads);
-    c->max_position_embeddings = wrpo__config_int(in, "max_position_embeddings", defaults->positions, 1, (int64_t)1 << 40);
-    c->rms_norm_eps = wrpo__config_number(in, root, "rms_norm_eps", defaults->eps);
-    c->initializer_range = wrpo__config_number(in, root, "initializer_range", 0.02);
-    c->tie_word_embeddings = wrpo__config_bool(in, "tie_word_embeddings", defaults->tied);
-    c->attention_bias = family == WRPO__QWEN2 || wrpo__config_bool(in, family == WRPO__INTERNLM2 ? "bias" : "attention_bias", family == WRPO__INTERNLM2);
-    c->output_bias = family != WRPO__QWEN2 && c->attention_bias;
-    c->qk_norm = family == WRPO__QWEN3;
-    c->gelu = c->norm_plus_one = c->post_norms = c->scale_embeddings = gemma2;
-    if (gemma2) {                    /* a cap of null is none */
-        c->query_pre_attn_scalar = wrpo__config_number(in, root, "query_pre_attn_scalar", 256);
-        c->attn_logit_softcapping = wrpo__config_number(in, root, "attn_logit_softcapping", wrpo__json_get(root, "attn_logit_softcapping") ? 0 : 50);
-        c->final_logit_softcapping = wrpo__config_number(in, root, "final_logit_softcapping", wrpo__json_get(root, "final_logit_softcapping") ? 0 : 30);
-    }
-    if ((family == WRPO__MISTRAL || family == WRPO__PHI3 || family == WRPO__INTERNLM2) && wrpo__config_bool(in, "attention_bias", false))
-        WRPO__REFUSE(wrpo__json_get(root, "attention_bias"), WRPO_E_UNSUPPORTED, "attention_bias is not supported for model_type %s", c->model_type);
-    const wrpo_json *act = gemma2 ? wrpo__present(root, "hidden_activation") : NULL;
-    if (!act) act = wrpo__present(root, "hidden_act");
-    if (act && !(gemma2 ? wrpo__json_is(act, "gelu_pytorch_tanh") : wrpo__json_is(act, "silu") || wrpo__json_is(act, "swish")))
-        WRPO__REFUSE(act, WRPO_E_UNSUPPORTED, "%s \"%.60s\" is not supported (%s is)", act->key, act->kind == WRPO_JSON_STRING ? act->text : "?", gemma2 ? "gelu_pytorch_tanh" : "silu");
-    static const char *const dropouts[] = {"attention_dropout", "resid_pdrop", "embd_pdrop"}, *const off[] = {"mlp_bias", "rope_interleaved"};
-    for (int i = 0; i < 3; i++) {
-        const wrpo_json *drop = wrpo__present(root, dropouts[i]);
-        if (drop && (drop->kind != WRPO_JSON_NUMBER || drop->number != 0)) WRPO__REFUSE(drop, WRPO_E_UNSUPPORTED, "%s other than 0 is not supported", dropouts[i]);
-    }
-    for (int i = 0; i < 2; i++) {
-        if (wrpo__config_bool(in, off[i], false)) WRPO__REFUSE(wrpo__json_get(root, off[i]), WRPO_E_UNSUPPORTED, "%s is not supported", off[i]);
-    }
-    wrpo__config_rope(in, family, c);
-
-    /* the window: every layer of mistral and phi3; qwen's upper layers; gemma2's even ones; layer_types overrides */
-    const wrpo_json *window = wrpo__json_get(root, "sliding_window"), *layers = wrpo__present(root, "layer_types");
-    if ((family == WRPO__LLAMA || family == WRPO__INTERNLM2) && wrpo__present(root, "sliding_window"))
-        WRPO__REFUSE(window, WRPO_E_UNSUPPORTED, "sliding_window is not supported for model_type %s", c->model_type);
-    if (!qwen || wrpo__config_bool(in, "use_sliding_window", false)) c->sliding_window = wrpo__config_int(in, "sliding_window", window ? 0 : defaults->window, 1, (int64_t)1 << 40);
-    if (gemma2 && wrpo__config_int(in, "sliding_window_size", c->sliding_window, 0, (int64_t)1 << 40) != c->sliding_window)
-        WRPO__REFUSE(wrpo__json_get(root, "sliding_window_size"), WRPO_E_FORMAT, "sliding_window_size: want the number of sliding_window");
-    const int64_t first = qwen && c->sliding_window ? wrpo__config_int(in, "max_window_layers", 28, 0, (int64_t)1 << 40) : 0;
-    for (int64_t l = first; c->sliding_window && l < c->num_hidden_layers; l += gemma2 ? 2 : 1) c->sliding_layers[l / 64] |= (uint64_t)1 << l % 64;
-    if (layers) {
-        if (layers->kind != WRPO_JSON_ARRAY || layers->count != c->num_hidden_layers) WRPO__REFUSE(layers, WRPO_E_FORMAT, "layer_types: want one entry a layer");
-        memset(c->sliding_layers, 0, sizeof c->sliding_layers);
-        int64_t l = 0;
-        for (const wrpo_json *v = layers->child; v; v = v->next, l++) {
-            bool sliding = wrpo__json_is(v, "sliding_attention");
-            if (!sliding && !wrpo__json_is(v, "full_attention"))
-                WRPO__REFUSE(v, WRPO_E_UNSUPPORTED, "layer_types: \"%.60s\" is not supported", v->kind == WRPO_JSON_STRING ? v->text : "?");
-            if (sliding && !c->sliding_window) WRPO__REFUSE(v, WRPO_E_FORMAT, "layer_types: sliding_attention without a sliding_window in force");
-            if (sliding) c->sliding_layers[l / 64] |= (uint64_t)1 << l % 64;
-        }
-    }
-    const wrpo_json *pad = wrpo__present(root, "pad_token_id");
-    if (pad && !(pad->kind == WRPO_JSON_NUMBER && pad->exact)) WRPO__REFUSE(pad, WRPO_E_FORMAT, "pad_token_id: want an integer");
-    c->pad_token_id = pad ? pad->integer : -1;           /* some files say -1 for none */
-    c->reward_token_id = c->head == WRPO_HEAD_VALUE ? wrpo__config_int(in, "reward_token_id", -1, 0, c->vocab_size - 1) : -1;
-    c->gating_temperature = c->head == WRPO_HEAD_GATED ? wrpo__config_number(in, root, "gating_temperature", 10) : 0;
-    const wrpo_json *dtype = wrpo__present(root, "dtype");
-    if (!dtype) dtype = wrpo__present(root, "torch_dtype");
-    c->dtype = wrpo__json_is(dtype, "float32") ? WRPO_DTYPE_F32 : wrpo__json_is(dtype, "bfloat16") ? WRPO_DTYPE_BF16 : wrpo__json_is(dtype, "float16") ? WRPO_DTYPE_F16 : WRPO_DTYPE_DEFAULT;
-}
-static void wrpo__config_read(wrpo__arena *arena, const char *path, wrpo_config *c) {   /* path: the file or its directory */
-    if (wrpo__is_dir(path)) path = wrpo__join(arena, path, "config.json");
-    const wrpo__file *f = wrpo__open_file(arena, path);
-    wrpo__config_parse(arena, path, wrpo__json_parse(arena, path, 1, (const char *)f->data, f->size), c);
-}
-WRPO_API wrpo_result wrpo_config_load(wrpo_ctx *ctx, const char *path, wrpo_config *out) {
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) wrpo__config_read(wrpo__entry.arena, path, out);
-    return wrpo__end(&wrpo__entry);
-}
-
-/* ---- names: where the numbers of the table lie in the files ----
-   The table has the Llama layout. Phi-3 and InternLM2 have other names, and tensors that hold the rows of several weights: one below
-   the other in the order of the table, or, in wqkv, so in each of G groups, a key/value head with its query heads.                  */
-static const struct { const char *family, *ours, *theirs; } wrpo__renames[] = {
-    {"phi3", "self_attn.q_proj.", "self_attn.qkv_proj."}, {"phi3", "self_attn.k_proj.", "self_attn.qkv_proj."}, {"phi3", "self_attn.v_proj.", "self_attn.qkv_proj."},
-    {"phi3", "mlp.gate_proj.", "mlp.gate_up_proj."}, {"phi3", "mlp.up_proj.", "mlp.gate_up_proj."},
-    {"internlm2", "embed_tokens.", "tok_embeddings."}, {"internlm2", "lm_head.", "output."},
-    {"internlm2", "self_attn.q_proj.", "attention.wqkv."}, {"internlm2", "self_attn.k_proj.", "attention.wqkv."}, {"internlm2", "self_attn.v_proj.", "attention.wqkv."},
-    {"internlm2", "self_attn.o_proj.", "attention.wo."}, {"internlm2", "input_layernorm.", "attention_norm."}, {"internlm2", "post_attention_layernorm.", "ffn_norm."},
-    {"internlm2", "mlp.gate_proj.", "feed_forward.w1."}, {"internlm2", "mlp.up_proj.", "feed_forward.w3."}, {"internlm2", "mlp.down_proj.", "feed_forward.w2."}};
-typedef struct wrpo__place {         /* row r of a weight is row r / own * stride + first + r % own of the tensor `name` */
-    char name[128];
-    int64_t groups, stride, first, own;
-} wrpo__place;
-static void wrpo__file_name(const wrpo_config *c, const char *name, char out[128]) {
-    for (int64_t i = 0; i < WRPO__COUNT(wrpo__renames); i++) {
-        const char *at = strcmp(c->model_type, wrpo__renames[i].family) ? NULL : strstr(name, wrpo__renames[i].ours);
-        if (!at) continue;
-        snprintf(out, 128, "%.*s%s%s", (int)(at - name), name, wrpo__renames[i].theirs, at + strlen(wrpo__renames[i].ours));
-        return;
-    }
-    snprintf(out, 128, "%s", name);
-}
-static wrpo__place wrpo__place_of(const wrpo_model *m, const wrpo_weight *w) {
-    wrpo__place p = {.groups = 1};
-    char other[128];
-    const wrpo_weight *begin = w, *end = w, *last = m->weights + m->n_weights;
-    wrpo__file_name(&m->config, w->name, p.name);
-    while (begin > m->weights && (wrpo__file_name(&m->config, begin[-1].name, other), !strcmp(other, p.name))) p.first += (--begin)->rows;
-    p.stride = p.first;
-    do p.stride += (end++)->rows; while (end < last && (wrpo__file_name(&m->config, end->name, other), !strcmp(other, p.name)));
-    if (strstr(p.name, ".wqkv.")) p.groups = m->config.num_key_value_heads;
-    p.own = w->rows / p.groups, p.first /= p.groups, p.stride /= p.groups;
-    return p;
-}
-
-/* ---- tensors against the table of weights ---- */
-static void wrpo__shape_text(char *s, size_t n, int ndim, const int64_t *shape) {
-    size_t at = (size_t)snprintf(s, n, "[");
-    for (int i = 0; i < ndim && at < n; i++) at += (size_t)snprintf(s + at, n - at, "%s%lld", i ? "," : "", (long long)shape[i]);
-    if (at < n) snprintf(s + at, n - at, "]");
-}
-/* The tensor that holds this weight, or a sentence: missing, misshapen, of a type that is no float. */
-static const wrpo_tensor_info *wrpo__tensor_of(const wrpo_model *m, const char *dir, const wrpo_tensors *t, const wrpo_weight *w, wrpo__place *place) {
-    *place = wrpo__place_of(m, w);
-    const wrpo_tensor_info *info = wrpo_tensors_find(t, place->name);
-    char want[80], found[160];
-    if (!info) wrpo__fail(m->ctx, WRPO_E_FORMAT, "%s: %s is missing", dir, place->name);
-    const int64_t shape[2] = {place->groups * place->stride, w->cols};
-    wrpo__shape_text(want, sizeof want, w->vector ? 1 : 2, shape);
-    wrpo__shape_text(found, sizeof found, info->ndim, info->shape);
-    if (strcmp(want, found)) wrpo__fail(m->ctx, WRPO_E_FORMAT, "%s: %s: want %s, found %s", info->file, info->name, want, found);
-    if (strcmp(info->dtype, "F32") && strcmp(info->dtype, "BF16") && strcmp(info->dtype, "F16"))
-        wrpo__fail(m->ctx, WRPO_E_UNSUPPORTED, "%s: %s: want F32, F16 or BF16, found %s", info->file, info->name, info->dtype);
-    return info;
-}
-/* A tensor of a reward model's head: read by wrpo_reward_load, beside the table, for nothing trains it. */
-static bool wrpo__in_head(const wrpo_config *c, const char *name) {
-    if (c->head == WRPO_HEAD_GATED) return !strcmp(name, "regression_layer.weight") || !strcmp(name, "reward_transform_matrix") || !strncmp(name, "gating.", 7);
-    return (c->head == WRPO_HEAD_SCORE && !strcmp(name, "score.weight")) || (c->head == WRPO_HEAD_VALUE && !strcmp(name, "v_head.weight"));
-}
-/* m: the table of the config, without data. Every weight is there, and nothing else. */
-static wrpo_dtype wrpo__check_tensors(const wrpo_model *m, const char *dir, const wrpo_tensors *t) {
-    const wrpo_tensor_info *all = wrpo_tensors_at(t, 0), *first = NULL, *other = NULL;
-    bool *seen = wrpo__alloc(wrpo__here, (size_t)wrpo_tensors_count(t), sizeof *seen);
-    wrpo__place place;
-    char head[128];
-    for (int64_t i = 0; i < m->n_weights; i++) {
-        const wrpo_tensor_info *info = wrpo__tensor_of(m, dir, t, &m->weights[i], &place);
-        if (!first) first = info;
-        if (wrpo__float_dtype(info) != wrpo__float_dtype(first)) other = info;
-        seen[info - all] = true;
-    }
-    if (other) wrpo__log(m->ctx, WRPO_LOG_WARN, "%s: %s is %s, %s %s: saved again, all are %s unless a type is asked for", dir, first->name, first->dtype, other->name, other->dtype, first->dtype);
-    wrpo__file_name(&m->config, "lm_head.weight", head);
-    for (const wrpo_tensor_info *info = all; info < all + wrpo_tensors_count(t); info++)
-        if (!seen[info - all] && !wrpo__ends(info->name, ".rotary_emb.inv_freq") && !wrpo__in_head(&m->config, info->name) && !(m->config.tie_word_embeddings && !strcmp(info->name, head)))
-            wrpo__fail(m->ctx, WRPO_E_FORMAT, "%s: %s: no such tensor in a %s of this config", info->file, info->name, m->config.model_type);
-    return wrpo__float_dtype(first);
-}
-static wrpo_tensors *wrpo__tensors_in(wrpo_ctx *ctx, const char *dir) {
-    wrpo_tensors *t;
-    wrpo__cleanup *owner = wrpo__on_free(wrpo__here, wrpo__tensors_drop, NULL);
-    wrpo__need(ctx, wrpo_tensors_open(ctx, dir, &t));
-    owner->p = t;
-    return t;
-}
-WRPO_API wrpo_result wrpo_model_check(wrpo_ctx *ctx, const char *dir, wrpo_config *config, int64_t *parameters, wrpo_dtype *dtype) {
-    *parameters = 0, *dtype = WRPO_DTYPE_DEFAULT;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        wrpo__arena *arena = wrpo__entry.arena;
-        wrpo__config_read(arena, dir, config);
-        const wrpo_model *table = wrpo__model_table(arena, config, WRPO_DTYPE_F32);      /* alone, no memory behind it */
-        *parameters = wrpo_model_parameters(table);
-        *dtype = wrpo__check_tensors(table, dir, wrpo__tensors_in(ctx, dir));
-    }
-    return wrpo__end(&wrpo__entry);
-}
-
-/* ---- load ----
-   A frozen model on the host keeps its matrices in the file that holds them, if they lie there in one piece, as floats or bfloat16 and aligned. */
-static const void *wrpo__mapped_data(const wrpo_tensor_info *info, const wrpo__place *p, const wrpo_weight *w) {   /* NULL: it must be copied */
-    const size_t size = !strcmp(info->dtype, "F32") ? 4 : !strcmp(info->dtype, "BF16") ? 2 : 0;
-    if (w->vector || p->groups > 1 || !size || (uintptr_t)info->data % size) return NULL;
-    return (const char *)info->data + (size_t)(p->first * w->cols) * size;
-}
-static void wrpo__map_weights(wrpo_model *model, const wrpo_tensors *t) {
-    for (int64_t i = 0; i < model->n_weights; i++) {
-        wrpo_weight *w = &model->weights[i];
-        wrpo__place place;
-        const wrpo_tensor_info *info = wrpo__tensor_of(model, model->dir, t, w, &place);
-        const void *data = wrpo__mapped_data(info, &place, w);
-        if (data) w->data = (void *)(uintptr_t)data, w->dtype = !strcmp(info->dtype, "F32") ? WRPO_DTYPE_F32 : WRPO_DTYPE_BF16;
-    }
-}
-enum { WRPO__PIECE = 1 << 20 };      /* numbers converted at a time: weights may lie on a device */
-static wrpo_result wrpo__load_weights(wrpo_model *model, const wrpo_tensors *mapped /* or NULL */) {
-    wrpo_ctx *ctx = model->ctx;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        const wrpo_tensors *t = mapped ? mapped : wrpo__tensors_in(ctx, model->dir);
-        float *piece = wrpo__raw(wrpo__entry.arena, WRPO__PIECE, sizeof *piece);
-        for (int64_t i = 0; i < model->n_weights; i++) {
-            const wrpo_weight *w = &model->weights[i];
-            wrpo__place p;
-            const wrpo_tensor_info *info = wrpo__tensor_of(model, model->dir, t, w, &p);
-            if (mapped && w->data == wrpo__mapped_data(info, &p, w)) continue;
-            const int64_t part = p.own * w->cols;      /* lies in one piece */
-            for (int64_t at = 0, n; at < wrpo__size(w); at += n) {
-                const int64_t from = (at / part * p.stride + p.first) * w->cols + at % part;
-                n = WRPO__MIN(part - at % part, WRPO__PIECE);
-                wrpo__to_float(ctx, piece, info, from, n);
-                for (int64_t k = 0; k < n; k++)
-                    if (!isfinite(piece[k])) wrpo__fail(ctx, WRPO_E_NOT_FINITE, "%s: %s: element %lld is not a finite number", info->file, info->name, (long long)(from + k));
-                wrpo__weight_put(model, w, at, n, piece);
-            }
-        }
-        wrpo__sync(ctx);
-    }
-    return wrpo__end(&wrpo__entry);
-}
-static void wrpo__need_language_model(wrpo_ctx *ctx, const char *dir, const wrpo_config *c) {
-    if (c->head != WRPO_HEAD_LM) wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: a reward model: it scores answers (wrpo_reward_load), it has no logits to train", dir);
-}
-static wrpo_result wrpo__model_load(wrpo_ctx *ctx, const wrpo_model_desc *desc, bool reward, wrpo_model **out) {
-    *out = NULL;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), false) {
-        wrpo__arena *arena = wrpo__entry.arena;
-        wrpo_config config;
-        wrpo_dtype dtype;
-        if (!desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_model_desc: dir is missing");
-        wrpo__need(ctx, wrpo_model_check(ctx, desc->dir, &config, &(int64_t){0}, &dtype));   /* before memory is taken */
-        if (!reward) wrpo__need_language_model(ctx, desc->dir, &config);
-        const bool map = desc->frozen && ctx->desc.backend->host;
-        wrpo_model *model = wrpo__model_table(arena, &config, map ? WRPO_DTYPE_F32 : ctx->desc.dtype);
-        model->dir = model->tokenizer_dir = wrpo__strndup(arena, desc->dir, strlen(desc->dir));
-        model->dtype = dtype, model->frozen = desc->frozen;
-        const wrpo_tensors *mapped = map ? wrpo__tensors_in(ctx, model->dir) : NULL;      /* open as long as the model */
-        if (map) wrpo__map_weights(model, mapped);
-        wrpo__model_memory(model);
-        wrpo__need(ctx, wrpo__load_weights(model, mapped));
-        *out = model;
-    }
-    return wrpo__end(&wrpo__entry);
-}
-
-WRPO_API wrpo_result wrpo_model_load(wrpo_ctx *ctx, const wrpo_model_desc *desc, wrpo_model **out) { return wrpo__model_load(ctx, desc, false, out); }
-
-/* ---- random weights ---- */
-WRPO_API wrpo_result wrpo_model_init(wrpo_ctx *ctx, const wrpo_init_desc *desc, wrpo_model **out) {
-    *out = NULL;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), false) {
-        wrpo__arena *arena = wrpo__entry.arena;
-        if (!desc->config) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_init_desc: config is missing");
-        wrpo_config config;
-        wrpo__config_read(arena, desc->config, &config);
-        wrpo__need_language_model(ctx, desc->config, &config);
-        wrpo_model *model = wrpo__model_new(arena, &config);
-        model->dir = wrpo__strndup(arena, desc->config, strlen(desc->config));
-        model->tokenizer_dir = desc->tokenizer_dir ? wrpo__strndup(arena, desc->tokenizer_dir, strlen(desc->tokenizer_dir)) : NULL;
-        model->dtype = desc->dtype ? desc->dtype : WRPO_DTYPE_F32;
-        float *piece = wrpo__raw(arena, WRPO__PIECE, sizeof *piece);
-        for (int64_t i = 0; i < model->n_weights; i++) {
-            const wrpo_weight *w = &model->weights[i];
-            const uint64_t stream = wrpo__hash(0, w->name, strlen(w->name));
-            const bool norm = w->vector && strstr(w->name, "norm") != NULL;
-            for (int64_t at = 0, n; at < w->rows * w->cols; at += n) {
-                n = WRPO__MIN(w->rows * w->cols - at, WRPO__PIECE);
-                WRPO__PARFOR(ctx->desc.threads)
-                for (int64_t block = 0; block < (n + 4095) / 4096; block++)
-                    for (int64_t k = block * 4096; k < WRPO__MIN(n, block * 4096 + 4096); k++)
-                        piece[k] = norm ? !config.norm_plus_one : w->vector ? 0 : (float)(config.initializer_range * wrpo__normal(desc->seed ? desc->seed : 42, stream, (uint64_t)(at + k)));
-                wrpo__weight_put(model, w, at, n, piece);
-            }
-        }
-        wrpo__block_free(piece);
-        wrpo__sync(ctx);
-        *out = model;
-    }
-    return wrpo__end(&wrpo__entry);
-}
-
-/* ---- save ---- */
-/* What belongs to a checkpoint beside its weights and config.json: settings, tokenizer, template, licence. */
-static bool wrpo__is_side_file(const char *name) {
-    static const char *const ends[] = {".json", ".jinja", ".txt", ".model", ".md", ".py", "LICENSE", "NOTICE", NULL};
-    static const char *const not[] = {".index.json", "trainer_state.json", "config.json", NULL};
-    bool yes = false;
-    for (const char *const *end = ends; *end; end++) yes = yes || wrpo__ends(name, *end);
-    yes = yes && name[0] != '.' && strncmp(name, "reference_logps", 15) != 0;
-    return yes && !wrpo__ends(name, not[0]) && strcmp(name, not[1]) && strcmp(name, not[2]);
-}
-/* One more file of a checkpoint, under its part name so far; not if it is there already, the same. */
-static void wrpo__beside(wrpo__arena *arena, wrpo__writer ***files, const char *to, const void *data, size_t size) {
-    const wrpo__file *old = wrpo__exists(to) ? wrpo__open_file(arena, to) : NULL;
-    if (old && old->size == size && !memcmp(old->data, data, size)) return;
-    wrpo__writer *w = wrpo__create(arena, to);
-    wrpo__write(w, data, size);
-    wrpo__finish(w);
-    stbds_arrput(*files, w);
-}
-/* config.json unchanged, but for the value of dtype / torch_dtype where the weights are written in another type. */
-static void wrpo__save_config(wrpo__arena *arena, wrpo__writer ***files, const char *from, const char *to, wrpo_dtype dtype) {
-    const wrpo__file *f = wrpo__open_file(arena, from);
-    const char *name = dtype == WRPO_DTYPE_BF16 ? "bfloat16" : dtype == WRPO_DTYPE_F16 ? "float16" : "float32";
-    const char *text = wrpo__strndup(arena, (const char *)f->data, f->size), *rest = text;
-    wrpo__text out = {.arena = arena};
-    for (const wrpo_json *v = wrpo__json_parse(arena, from, 1, text, f->size)->child; v; v = v->next) {
-        if (v->kind != WRPO_JSON_STRING || (strcmp(v->key, "dtype") && strcmp(v->key, "torch_dtype"))) continue;
-        const char *at = text;                         /* its opening quote */
-        for (int32_t i = 1; i < v->line; i++) at = strchr(at, '\n') + 1;
-        for (int32_t i = 1; i < v->column; i++) do at++; while ((*at & 0xC0) == 0x80);
-        wrpo__text_add(&out, rest, (size_t)(at + 1 - rest));
-        wrpo__text_puts(&out, name);
-        rest = strchr(at + 1, '"');
-    }
-    wrpo__text_puts(&out, rest);
-    wrpo__beside(arena, files, to, out.data, out.size);
-}
-typedef struct wrpo__saving { const wrpo_model *model; const wrpo_weight **of; } wrpo__saving;   /* of[tensor]: the first weight in it */
-static void wrpo__save_piece(void *user, int64_t tensor, int64_t first, int64_t count, float *dst) {
-    const wrpo__saving *s = user;
-    for (int64_t n; count > 0; first += n, dst += n, count -= n) {
-        const wrpo_weight *w = s->of[tensor];
-        const int64_t row = first / w->cols, col = first % w->cols;
-        wrpo__place p = wrpo__place_of(s->model, w);
-        while (row % p.stride >= p.first + p.own) p = wrpo__place_of(s->model, ++w);
-        const int64_t in = row % p.stride - p.first;
-        n = WRPO__MIN(count, (p.own - in) * w->cols - col);
-        wrpo__weight_get(s->model, w, (row / p.stride * p.own + in) * w->cols + col, n, dst);
-    }
-}
-WRPO_API wrpo_result wrpo_model_save(wrpo_model *model, const wrpo_save_desc *desc) {
-    wrpo_ctx *ctx = model->ctx;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        wrpo__arena *arena = wrpo__entry.arena;
-        if (!desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_save_desc: dir is missing");
-        if (desc->max_shard_size < 0) wrpo__fail(ctx, WRPO_E_ARG, "max_shard_size: want a number of bytes, found %lld", (long long)desc->max_shard_size);
-        wrpo_dtype dtype = desc->dtype ? desc->dtype : model->dtype;
-        wrpo__make_dir(ctx, desc->dir);
-        wrpo__save_tensor *t = wrpo__alloc(arena, (size_t)model->n_weights, sizeof *t);
-        wrpo__saving saving = {model, wrpo__alloc(arena, (size_t)model->n_weights, sizeof *saving.of)};
-        int64_t tensors = 0;
-        for (int64_t i = 0; i < model->n_weights; i++) {
-            const wrpo_weight *w = &model->weights[i];
-            const wrpo__place p = wrpo__place_of(model, w);
-            if (p.first) continue;
-            t[tensors] = (wrpo__save_tensor){wrpo__strndup(arena, p.name, strlen(p.name)), w->vector ? 1 : 2, {p.groups * p.stride, w->cols, 0, 0}};
-            saving.of[tensors++] = w;
-        }
-        wrpo__writer **beside = NULL;
-        bool dir = wrpo__is_dir(model->dir);
-        const char *config = dir ? wrpo__join(arena, model->dir, "config.json") : model->dir;
-        wrpo__save_config(arena, &beside, config, wrpo__join(arena, desc->dir, "config.json"), dtype);
-        const char *from[2] = {model->tokenizer_dir, dir ? model->dir : NULL};
-        for (int i = 0; i < 2; i++) {
-            if (!from[i] || (i && from[0] && !strcmp(from[0], from[1]))) continue;
-            wrpo__name *names = wrpo__list_dir(arena, from[i]);
-            for (int64_t k = 0; k < stbds_arrlen(names); k++) {
-                const char *path = wrpo__join(arena, from[i], names[k].text);
-                bool known = i && from[0] && wrpo__exists(wrpo__join(arena, from[0], names[k].text));   /* the tokenizer's folder wins */
-                if (!wrpo__is_side_file(names[k].text) || known || wrpo__is_dir(path)) continue;
-                const wrpo__file *f = wrpo__open_file(arena, path);
-                wrpo__beside(arena, &beside, wrpo__join(arena, desc->dir, names[k].text), f->data, f->size);
-            }
-        }
-        wrpo__tensors_save(arena, desc->dir, t, tensors, dtype, desc->max_shard_size, wrpo__save_piece, &saving, beside);
-    }
-    return wrpo__end(&wrpo__entry);
-}
-
-/* ---------------------------------------------------------------------------------------------- >>use
-   Log-probs, then generation. Log-probs of a data set: records are packed until micro_tokens rows are full, a longer one goes alone. */
-enum { WRPO__MICRO_TOKENS = 1024 };
-/* Rows a run needs for these records: micro_tokens, all of them if that is less, the longest record if that is more. */
-static int64_t wrpo__run_rows(const wrpo_config *c, const wrpo_data *data, int64_t first, int64_t count, int64_t micro_tokens) {
-    int64_t all = 0, longest = 1;
-    for (int64_t i = first; i < first + count; i++) {
-        const wrpo_record record = wrpo_data_record(data, i);
-        const int64_t rows = wrpo__record_rows(c, &record);
-        all = WRPO__MIN(all + rows, micro_tokens), longest = WRPO__MAX(longest, rows);
-    }
-    return WRPO__MAX(all, longest);
-}
-/* Every id is a row of the embedding; every record has something to score. */
-static void wrpo__check_data(const wrpo_model *model, const wrpo_data *data, int64_t first, int64_t count) {
-    int64_t longest = 0;
-    for (int64_t i = first; i < first + count; i++) {
-        wrpo_record record = wrpo_data_record(data, i);
-        for (int k = -1; k < record.count; k++) {
-            const int32_t *ids = k < 0 ? record.prompt : record.responses[k].ids;
-            int64_t n = k < 0 ? record.prompt_count : record.responses[k].count;
-            longest = WRPO__MAX(longest, k < 0 ? n : record.prompt_count + n);
-            for (int64_t j = 0; j < n; j++)
-                if (ids[j] < 0 || ids[j] >= model->config.vocab_size)
-                    wrpo__fail(model->ctx, WRPO_E_FORMAT, "record \"%s\": token id %d is outside the model's vocabulary of %lld: tokenizer and model do not belong together",
-                               record.prompt_id, (int)ids[j], (long long)model->config.vocab_size);
-        }
-    }
-    if (longest > model->config.max_position_embeddings && longest == wrpo_data_get_stats(data).longest)      /* once, however often the data are looked at in part */
-        wrpo__log(model->ctx, WRPO_LOG_WARN, "a sequence of %lld tokens is longer than the model's max_position_embeddings %lld",
-                  (long long)longest, (long long)model->config.max_position_embeddings);
-}
-/* Packs as many of the records list[at..count) as fit (at least one); returns where it stopped. list NULL: i itself. */
-static int64_t wrpo__pack_some(wrpo__run *r, const wrpo_data *data, const int64_t *list, int64_t at, int64_t count, int64_t micro_tokens) {
-    wrpo__pack_begin(r);
-    for (; at < count; at++) {
-        wrpo_record record = wrpo_data_record(data, list ? list[at] : at);
-        if (r->n && r->n + wrpo__record_rows(&r->model->config, &record) > micro_tokens) break;
-        wrpo__pack_record(r, &record);
-    }
-    wrpo__pack_end(r);
-    return at;
-}
-/* Sums of log-probs, in double, of the scored tokens of every response of a packed record: target *t onwards. */
-static void wrpo__sum_logps(const wrpo__run *r, const wrpo_record *record, int64_t *t, double *logps) {
-    for (int k = 0; k < record->count; k++) {
-        logps[k] = 0;
-        for (int64_t j = record->responses[k].first; j < record->responses[k].count; j++) logps[k] += (double)r->h_logp[(*t)++];
-    }
-}
-/* logps[(count)][K] of records [first, first + count) with a run of its own; tokens: an stb_ds array or NULL. */
-static void wrpo__logprobs(wrpo__arena *temp, wrpo_model *model, const wrpo_data *data, int64_t first, int64_t count, int64_t micro_tokens,
-                           double *logps, int K, float **tokens) {
-    wrpo__check_data(model, data, first, count);
-    wrpo__shape shape = {.rows = wrpo__run_rows(&model->config, data, first, count, micro_tokens)};
-    shape.chunk = wrpo__head_chunk(model->ctx, &model->config, shape.rows);
-    wrpo__run *r = wrpo__run_new(temp, model, &shape);
-    for (int64_t at = first, next; at < first + count; at = next) {
-        int64_t t = 0;
-        next = wrpo__pack_some(r, data, NULL, at, first + count, micro_tokens);
-        wrpo__forward(r, false);
-        for (int64_t i = at; i < next; i++) {
-            wrpo_record record = wrpo_data_record(data, i);
-            double *row = logps + (i - first) * K;
-            int64_t begin = t;
-            wrpo__sum_logps(r, &record, &t, row);
-            for (int k = 0; k < K; k++) {
-                if (k >= record.count) row[k] = NAN;
-                else if (!isfinite(row[k]))
-                    wrpo__fail(model->ctx, WRPO_E_NOT_FINITE, "record \"%s\" (line %lld): the log-prob of response %d is not a finite number",
-                               record.prompt_id, (long long)record.line, k + 1);
-            }
-            for (; tokens && begin < t; begin++) stbds_arrput(*tokens, r->h_logp[begin]);
-        }
-    }
-}
-WRPO_API wrpo_result wrpo_logprobs(wrpo_model *model, const wrpo_data *data, int64_t first, int64_t count, double *logps, float **per_token) {
-    if (per_token) *per_token = NULL;
-    WRPO__TRY(model->ctx, wrpo__arena_new(model->ctx), true) {
-        float *tokens = NULL;
-        if (first < 0 || count < 0 || first > wrpo_data_count(data) || count > wrpo_data_count(data) - first)
-            wrpo__fail(model->ctx, WRPO_E_ARG, "%lld records from %lld on: the data has %lld", (long long)count, (long long)first, (long long)wrpo_data_count(data));
-        wrpo__logprobs(wrpo__entry.arena, model, data, first, count, WRPO__MICRO_TOKENS, logps, data->most, per_token ? &tokens : NULL);
-        if (per_token) *per_token = wrpo__handout(model->ctx, tokens, (size_t)stbds_arrlen(tokens) * sizeof *tokens);
-    }
-    return wrpo__end(&wrpo__entry);
-}
-
-/* ---- generation ----
    A prompt's keys and values are computed once and are the prefix that all its samples attend to; a sample has rows of the cache
    of its own. One step packs the newest token of every live sample and, into the rows left, pieces of prompts, and runs the one
    model text over them; a row's bits do not depend on the others. From the logits of a prompt's last row all its samples draw
@@ -9637,8 +8491,7 @@ WRPO_API wrpo_generate_desc wrpo_generate_defaults(const wrpo_generate_desc *des
     wrpo_generate_desc d = *desc;
     if (!d.n) d.n = 1;
     if (!d.max_tokens) d.max_tokens = 2048;
-    if (d.temperature == 0) d.temperature = 0.8;
-    if (d.top_p == 0) d.top_p = 0.95;
+    if (d.top_p == 0) d.top_p = 1;
     if (!d.seed) d.seed = 42;
     if (!d.batch) d.batch = 32;
     return d;
@@ -9653,8 +8506,8 @@ static void wrpo__add_stop(int32_t **list, int64_t id) {   /* in its place, once
 }
 static bool wrpo__read_eos(wrpo_ctx *ctx, const char *path, int64_t V, int32_t **list) {   /* false: the file says nothing */
     if (!wrpo__exists(path)) return false;
-    const wrpo__file *f = wrpo__open_file(wrpo__here, path);
-    const wrpo_json *root = wrpo__json_want(ctx, path, wrpo__json_parse(wrpo__here, path, 1, (const char *)f->data, f->size), WRPO_JSON_OBJECT, NULL);
+    const wrpo__file *f = wrpo__open_file(wrpo__current, path);
+    const wrpo_json *root = wrpo__json_want(ctx, path, wrpo__json_parse(wrpo__current, path, 1, (const char *)f->data, f->size), WRPO_JSON_OBJECT, NULL);
     const wrpo_json *eos = wrpo__present(root, "eos_token_id");
     bool many = eos && eos->kind == WRPO_JSON_ARRAY;
     for (const wrpo_json *v = many ? eos->child : eos; v; v = many ? v->next : NULL)
@@ -9666,9 +8519,9 @@ static int32_t *wrpo__stop_tokens(wrpo_model *model, wrpo_tokenizer *tok) {   /*
     const int64_t V = model->config.vocab_size;
     int32_t *list = NULL, end = -1;
     bool said = false;
-    if (tok && wrpo__answer_end(tok, &end) == WRPO_E_MEMORY) wrpo__need(model->ctx, WRPO_E_MEMORY);
-    for (int i = 0; i < 2 && !said; i++) said = dirs[i] && wrpo__read_eos(model->ctx, wrpo__join(wrpo__here, dirs[i], "generation_config.json"), V, &list);
-    if (!said) wrpo__read_eos(model->ctx, dirs[1] ? wrpo__join(wrpo__here, dirs[1], "config.json") : model->dir, V, &list);
+    if (tok && wrpo__answer_end(tok, &end) == WRPO_E_MEMORY) wrpo__rethrow(model->ctx, WRPO_E_MEMORY);
+    for (int i = 0; i < 2 && !said; i++) said = dirs[i] && wrpo__read_eos(model->ctx, wrpo__join(wrpo__current, dirs[i], "generation_config.json"), V, &list);
+    if (!said) wrpo__read_eos(model->ctx, dirs[1] ? wrpo__join(wrpo__current, dirs[1], "config.json") : model->dir, V, &list);
     if (tok && tok->eos >= 0) wrpo__add_stop(&list, tok->eos);
     if (end >= 0) wrpo__add_stop(&list, end);
     return list;
@@ -9715,7 +8568,7 @@ static int32_t wrpo__draw(const float *x, int64_t V, float cap, double temperatu
     double total = 0, sum = 0;
     for (int64_t i = 1; i < V; i++)
         if (x[i] > x[best]) best = i;
-    if (temperature < 1e-37) return (int32_t)best;     /* WRPO_ZERO, or its inverse is no float */
+    if (temperature < 1e-37) return (int32_t)best;     /* greedy, or its inverse is no float */
     const float scale = (float)(1 / temperature), top = cap > 0 ? cap * tanhf(x[best] / cap) : x[best];
 #define WRPO__WEIGHT(i) expf(((cap > 0 ? cap * tanhf(x[i] / cap) : x[i]) - top) * scale)
     if (!room) {
@@ -9761,7 +8614,7 @@ static void wrpo__stop_if(wrpo_ctx *ctx, bool go) {
 static void wrpo__show_text(wrpo__generation *g, wrpo__draft *d) {
     wrpo_tokenizer *tok = g->desc.tokenizer;
     if (!g->desc.on_text || !tok) return;
-    wrpo__text text = {.arena = wrpo__here};
+    wrpo__text text = {.arena = wrpo__current};
     const size_t size = wrpo__draft_text(tok, d, &text);
     if (size > d->shown) {
         wrpo__stop_if(g->model->ctx, g->desc.on_text(d->job->prompt, d->number, text.data + d->shown, size - d->shown, g->desc.user));
@@ -9773,11 +8626,11 @@ static void wrpo__show_text(wrpo__generation *g, wrpo__draft *d) {
 /* ---- jobs ---- */
 static void wrpo__begin_job(wrpo__generation *g) {
     const wrpo_prompt *p = &g->prompts[g->begun];
-    wrpo__job *job = wrpo__raw(wrpo__here, 1, sizeof *job);
+    wrpo__job *job = wrpo__raw(wrpo__current, 1, sizeof *job);
     *job = (wrpo__job){.prompt = g->begun++, .left = g->desc.n, .limit = WRPO__MIN(g->limit, g->model->config.max_position_embeddings - p->count)};
     while (g->taken[job->place]) job->place++;
     g->taken[job->place] = true;
-    job->drafts = wrpo__raw(wrpo__here, (size_t)g->desc.n, sizeof *job->drafts);
+    job->drafts = wrpo__raw(wrpo__current, (size_t)g->desc.n, sizeof *job->drafts);
     for (int64_t k = 0; k < g->desc.n; k++) job->drafts[k] = (wrpo__draft){.job = job, .number = k, .place = -1};
     stbds_arrput(g->jobs, job);
 }
@@ -9785,7 +8638,7 @@ static void wrpo__deliver(wrpo__generation *g) {       /* what is done, in order
     for (wrpo__job *job; stbds_arrlen(g->jobs) && (job = g->jobs[0])->left == 0; g->delivered++) {
         for (int64_t k = 0; k < g->desc.n; k++) {
             const wrpo__draft *d = &job->drafts[k];
-            g->texts[k] = (wrpo__text){.arena = wrpo__here};
+            g->texts[k] = (wrpo__text){.arena = wrpo__current};
             if (g->desc.tokenizer) wrpo__draft_text(g->desc.tokenizer, d, &g->texts[k]);
             g->samples[k] = (wrpo_sample){d->ids, d->logps, stbds_arrlen(d->ids), g->texts[k].data, g->texts[k].size, d->stopped};
         }
@@ -9891,7 +8744,7 @@ static void wrpo__generate_step(wrpo__generation *g) {
             const wrpo__draft *d = g->draws[t + i];
             const wrpo_prompt *p = &g->prompts[d->job->prompt];
             const uint64_t bits = wrpo__random64(g->desc.seed, p->stream, (uint64_t)d->number << 32 | (uint64_t)stbds_arrlen(d->ids));
-            r->h_target[t + i] = wrpo__draw(g->logits + i * V, V, cap, p->temperature != 0 ? p->temperature : g->desc.temperature, g->desc.top_k, g->desc.top_p,
+            r->h_target[t + i] = wrpo__draw(g->logits + i * V, V, cap, p->own_temperature ? p->temperature : g->desc.temperature, g->desc.top_k, g->desc.top_p,
                                             (double)(bits >> 11) / 9007199254740992.0, g->ranked ? g->ranked + i * V : NULL);
         }
         be->put(ctx->dev, r->target + t, r->h_target + t, (size_t)count * 4);
@@ -9909,7 +8762,7 @@ static void wrpo__generate_check(const wrpo__generation *g) {
     wrpo_ctx *ctx = g->model->ctx;
     WRPO__RANGE(d->n >= 1 && d->n <= 1 << 20, "n", d->n, "1 to 2^20 samples");
     WRPO__RANGE(d->max_tokens >= 1 && d->max_tokens <= INT32_MAX, "max tokens", d->max_tokens, "1 to 2^31 - 1");
-    WRPO__RANGE(d->temperature > 0 && d->temperature <= 1e6, "temperature", d->temperature, "a number in (0, 1e6]");
+    WRPO__RANGE(d->temperature >= 0 && d->temperature <= 1e6, "temperature", d->temperature, "a number in [0, 1e6]");
     WRPO__RANGE(d->top_p > 0 && d->top_p <= 1, "top p", d->top_p, "a number in (0, 1]");
     WRPO__RANGE(d->top_k >= 0, "top k", d->top_k, "at least 0");
     WRPO__RANGE(d->batch >= 1 && d->batch <= 1 << 20, "batch", d->batch, "1 to 2^20 samples");
@@ -10077,7 +8930,6 @@ static void wrpo__load_gate(wrpo_reward *r, const wrpo_tensors *t) {
     g->scale = (double)*wrpo__head_tensor(r, t, "gating.logit_scale", &one, &vector);
     g->temperature = r->model->config.gating_temperature;
 }
-static void wrpo__free_model(void *p) { wrpo_model_free(p); }
 static void wrpo__free_tokenizer(void *p) { wrpo_tokenizer_free(p); }
 WRPO_API wrpo_result wrpo_reward_load(wrpo_ctx *ctx, const wrpo_reward_desc *desc, wrpo_reward **out) {
     *out = NULL;
@@ -10093,11 +8945,11 @@ WRPO_API wrpo_result wrpo_reward_load(wrpo_ctx *ctx, const wrpo_reward_desc *des
         if (config.head == WRPO_HEAD_LM)
             wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: a language model has no reward head: want architectures of sequence classification or of a reward model", desc->dir);
         wrpo__cleanup *owner = wrpo__on_free(arena, wrpo__free_model, NULL);
-        wrpo__need(ctx, wrpo__model_load(ctx, &(wrpo_model_desc){.dir = desc->dir, .frozen = true}, true, &r->model));
+        wrpo__rethrow(ctx, wrpo__model_load(ctx, &(wrpo_model_desc){.dir = desc->dir, .frozen = true}, true, &r->model));
         owner->p = r->model;
         if (wrpo__exists(wrpo__join(arena, desc->dir, "tokenizer.json"))) {
             owner = wrpo__on_free(arena, wrpo__free_tokenizer, NULL);
-            wrpo__need(ctx, wrpo_tokenizer_load(ctx, desc->dir, &r->tok));
+            wrpo__rethrow(ctx, wrpo_tokenizer_load(ctx, desc->dir, &r->tok));
             owner->p = r->tok;
         }
         const wrpo_tensors *t = wrpo__tensors_in(ctx, desc->dir);
@@ -10250,15 +9102,15 @@ static const wrpo_json *wrpo__has_reward(const wrpo__scoring *s, const wrpo_json
 }
 /* A copy of v, which is an entry, with the reward at *next behind its other members, if it has none; *next goes on. */
 static wrpo_json *wrpo__with_reward(const wrpo__scoring *s, const wrpo_json *v, const double **next) {
-    wrpo_json *copy = wrpo__json_copy(wrpo__here, v, NULL), number = {.kind = WRPO_JSON_NUMBER};
+    wrpo_json *copy = wrpo__json_copy(wrpo__current, v, NULL), number = {.kind = WRPO_JSON_NUMBER};
     if (wrpo__has_reward(s, v)) return copy;
-    wrpo__text text = {.arena = wrpo__here};
+    wrpo__text text = {.arena = wrpo__current};
     wrpo__json_number(&text, *(*next)++);
     number.text = text.data, number.size = text.size;
     copy->child = NULL, copy->count = 0;
     for (const wrpo_json *m = v->child; m; m = m->next)
-        if (strcmp(m->key, "reward")) wrpo__json_append(copy, wrpo__json_copy(wrpo__here, m, NULL));
-    wrpo__json_append(copy, wrpo__json_copy(wrpo__here, &number, "reward"));
+        if (strcmp(m->key, "reward")) wrpo__json_append(copy, wrpo__json_copy(wrpo__current, m, NULL));
+    wrpo__json_append(copy, wrpo__json_copy(wrpo__current, &number, "reward"));
     return copy;
 }
 static bool wrpo__is_list(const wrpo_json *v) { return !strcmp(v->key, "sources") || !strcmp(v->key, "target"); }
@@ -10280,18 +9132,18 @@ static void wrpo__score_root(wrpo__scoring *s, const wrpo_json *root) {
     }
     if (!entries) wrpo__json_fail(ctx, WRPO_E_FORMAT, path, root, "want responses in \"sources\" or \"target\", or a \"content\", found none");
     const int64_t n = stbds_arrlen(texts);
-    double *rewards = wrpo__alloc(wrpo__here, (size_t)n, sizeof *rewards);
+    double *rewards = wrpo__alloc(wrpo__current, (size_t)n, sizeof *rewards);
     const double *next = rewards;
     if (n) {
         const wrpo_json *prompt = wrpo__present(root, "prompt");
         if (!prompt) wrpo__json_fail(ctx, WRPO_E_FORMAT, path, root, "prompt: want a string, a message or an array of messages, found none");
-        wrpo__score_answers(wrpo__here, s->reward, &s->in, prompt, texts, n, rewards);
+        wrpo__score_answers(wrpo__current, s->reward, &s->in, prompt, texts, n, rewards);
     }
     if (alone) copy = *wrpo__with_reward(s, root, &next);
     else {
         copy.child = NULL, copy.count = 0;
         for (const wrpo_json *m = root->child; m; m = m->next) {
-            wrpo_json *member = wrpo__json_copy(wrpo__here, m, NULL);
+            wrpo_json *member = wrpo__json_copy(wrpo__current, m, NULL);
             if (wrpo__is_list(m) && m->kind == WRPO_JSON_ARRAY) {
                 member->child = NULL, member->count = 0;
                 for (const wrpo_json *v = m->child; v; v = v->next) wrpo__json_append(member, wrpo__with_reward(s, v, &next));
@@ -10301,15 +9153,15 @@ static void wrpo__score_root(wrpo__scoring *s, const wrpo_json *root) {
     }
     for (int64_t k = 0; k < n; k++) s->sum += rewards[k], stats->least = fmin(stats->least, rewards[k]), stats->most = fmax(stats->most, rewards[k]);
     stats->prompts++, stats->scored += n, stats->kept += entries - n;
-    wrpo__text line = {.arena = wrpo__here};
+    wrpo__text line = {.arena = wrpo__current};
     wrpo__json_write(&line, &copy);
     wrpo__text_puts(&line, "\n");
     wrpo__write(s->out, line.data, line.size);
 }
 static wrpo_result wrpo__score_line(wrpo__scoring *s, const char *text, size_t n) {      /* an entry of its own: see wrpo__load_line */
     WRPO__TRY(s->in.ctx, wrpo__arena_new(s->in.ctx), true) {
-        s->in.id = wrpo__format(wrpo__here, "line %lld", (long long)s->in.line);
-        wrpo__score_root(s, wrpo__json_parse(wrpo__here, s->in.desc.path, s->in.line, text, n));
+        s->in.id = wrpo__format(wrpo__current, "line %lld", (long long)s->in.line);
+        wrpo__score_root(s, wrpo__json_parse(wrpo__current, s->in.desc.path, s->in.line, text, n));
     }
     if (wrpo__entry.failed && s->in.tokenizing && s->in.ctx->error.code != WRPO_E_MEMORY) wrpo__name_record(&s->in);
     s->in.tokenizing = false;
@@ -10329,7 +9181,7 @@ WRPO_API wrpo_result wrpo_reward_file(wrpo_reward *reward, const wrpo_reward_fil
         if (!lines) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want lines of candidates, found none", desc->in);
         for (wrpo__lines l = {.file = f}; wrpo__next_line(&l);) {
             s.in.line = l.number;
-            wrpo__need(ctx, wrpo__score_line(&s, l.text, l.size));
+            wrpo__rethrow(ctx, wrpo__score_line(&s, l.text, l.size));
             if (desc->on_line && !desc->on_line(++done, lines, desc->user)) wrpo__fail(ctx, WRPO_E_STOPPED, "%s: stopped after %lld of %lld lines", desc->in, (long long)done, (long long)lines);
         }
         wrpo__commit(s.out);
@@ -10338,7 +9190,528 @@ WRPO_API wrpo_result wrpo_reward_file(wrpo_reward *reward, const wrpo_reward_fil
     return wrpo__end(&wrpo__entry);
 }
 
-/* ------------------------------------------------------------------------------------------- >>select
+/* ---------------------------------------------------------------------------------------------- >>run
+   A run with files: the memory plan, the reference's cache, the state that a run goes on from, metrics, the loop. */
+
+/* ---- memory of a run: measured, and fitted into what there is ---- */
+/* gradients, moments, activations, head and, for a backend with memory of its own, device (all but the weights); total is left to the caller */
+static void wrpo__measure(wrpo_ctx *ctx, const wrpo_config *config, wrpo_moments moments, int64_t recompute, bool logits, int64_t rows, wrpo_bytes *out) {
+    const wrpo__shape shape = wrpo__train_shape(ctx, config, recompute, logits, rows);
+    wrpo__run run = {0};
+    wrpo__bump b = {0};
+    int64_t count;
+    wrpo__layout_weights(config, NULL, NULL, &count, NULL);
+    wrpo__run_layout(ctx, config, &shape, &run, &b);
+    if (b.overflow) wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: %lld rows of this model do not fit into the address space", (long long)rows);
+    out->gradients = (size_t)count * sizeof(float), out->moments = 2 * wrpo_moments_bytes(moments, count);
+    out->head = run.head_bytes;
+    out->activations = run.bytes - run.head_bytes + wrpo__run_host_bytes(config, rows);
+    out->device = out->gradients + out->moments + run.bytes;
+    out->recompute = shape.recompute, out->logits = wrpo__span(&shape) >= rows;
+}
+/* As asked; where no recomputing is asked for, with as little recomputed as lets the run fit into `room`: nothing, else the logits
+   (of all that is kept they save the least time a byte), else as few layers as do. False: it does not fit. */
+static bool wrpo__fit(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_train_desc *d, wrpo_moments moments, int64_t rows, size_t room, wrpo_bytes *out) {
+    int64_t low = 0, high = config->num_hidden_layers;
+    const bool keep = d->recompute == 0 && (uint64_t)rows < SIZE_MAX / 16 / (uint64_t)config->vocab_size;      /* logits that can be addressed */
+    wrpo__measure(ctx, config, moments, d->recompute, keep, rows, out);
+    if (out->device <= room) return true;
+    if (d->recompute) return false;
+    while (low < high) {                               /* the more, the less it takes, but for the first, which brings a layer to share */
+        const int64_t middle = (low + high) / 2;
+        wrpo__measure(ctx, config, moments, middle, false, rows, out);
+        if (out->device <= room) high = middle;
+        else low = middle + 1;
+    }
+    wrpo__measure(ctx, config, moments, low, false, rows, out);
+    return out->device <= room;
+}
+WRPO_API wrpo_result wrpo_train_bytes(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_bytes *out) {
+    memset(out, 0, sizeof *out);
+    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
+        wrpo_train_desc d = wrpo_train_defaults(desc);
+        wrpo__train_check(ctx, &d);
+        int64_t count, rows = data ? wrpo__run_rows(config, data, 0, wrpo_data_count(data), d.micro_tokens) : d.micro_tokens;
+        wrpo__layout_weights(config, NULL, NULL, &count, NULL);
+        wrpo_model *table = wrpo__model_table(wrpo__entry.arena, config, ctx->desc.dtype);
+        wrpo__bump weights = {0};
+        wrpo__place_weights(table, &weights);
+        out->weights = weights.used + (wrpo__has_masters(ctx, false) ? (size_t)count * sizeof *table->low : 0);
+        const size_t held = WRPO__MIN(ctx->device_bytes, out->weights), free = wrpo__room(ctx);            /* the weights may be there already */
+        const size_t room = free < SIZE_MAX - held ? free + held : SIZE_MAX;
+        wrpo__fit(ctx, config, &d, d.moments, rows, room > out->weights ? room - out->weights : 0, out);
+        out->device += out->weights, out->room = room;
+        if (data) {
+            wrpo_data_stats s = wrpo_data_get_stats(data);
+            out->data = (size_t)(s.prompt_tokens + s.response_tokens) * 4 + (size_t)s.records * (64 + 4 * sizeof(wrpo_tokens) + 3 * sizeof(double));
+        }
+        out->total = out->weights + out->gradients + out->moments + out->activations + out->head + out->data;
+    }
+    return wrpo__end(&wrpo__entry);
+}
+/* What would fit: first other moments, then fewer rows at once; NULL: nothing. */
+static const char *wrpo__would_fit(wrpo_trainer *t, int64_t rows, size_t room) {
+    const wrpo_config *c = &t->model->config;
+    int64_t least = wrpo__run_rows(c, t->train.data, 0, t->train.N, 1);                /* the longest record */
+    if (t->eval.data) least = WRPO__MAX(least, wrpo__run_rows(c, t->eval.data, 0, t->eval.N, 1));
+    wrpo_train_desc d = t->desc;
+    wrpo_bytes need;
+    d.recompute = 0;
+    for (int64_t n = rows, last = 0; n != last; last = n, n = WRPO__MAX(least, n / 2))
+        for (int i = (int)d.moments; i <= (int)WRPO_MOMENTS_8BIT; i++)
+            if (wrpo__fit(t->ctx, c, &d, (wrpo_moments)i, n, room, &need))
+                return wrpo__format(wrpo__current, "moments in %s, %lld micro tokens and %lld of %lld layers recomputed", wrpo_moments_name(i), (long long)n,
+                                    (long long)need.recompute, (long long)c->num_hidden_layers);
+    return NULL;
+}
+/* What a run takes and recomputes, or an error that says what would fit. The weights are in memory, the rest is not yet. */
+static wrpo_bytes wrpo__fitted(wrpo_trainer *t, int64_t rows) {
+    const size_t room = wrpo__room(t->ctx);
+    wrpo_bytes need;
+    const bool fits = wrpo__fit(t->ctx, &t->model->config, &t->desc, t->desc.moments, rows, room, &need), host = t->ctx->desc.backend->host;
+    if (fits || (host && !t->ctx->desc.memory_limit)) return need;                 /* a host may have more than it says: it can swap */
+    const char *with = wrpo__would_fit(t, rows, room);
+    wrpo__fail(t->ctx, WRPO_E_MEMORY, "out of memory: besides its weights the run takes %.3f GiB, %s %.3f GiB left; %s%s", (double)need.device / 1073741824.0,
+               host ? "its limit has" : "the device has", (double)room / 1073741824.0, with ? "it would fit with " : "nothing that can be set makes it fit", with ? with : "");
+}
+
+/* ---- the reference: three numbers a record, computed once, kept in a file under a fingerprint ---- */
+static uint64_t wrpo__config_hash(const wrpo_ctx *ctx, const wrpo_config *c) {
+    const double numbers[] = {c->rms_norm_eps, c->rope.theta, (double)c->rope.type, c->rope.factor, c->rope.low_freq_factor, c->rope.high_freq_factor,
+                              c->rope.beta_fast, c->rope.beta_slow, c->rope.attention_factor, (double)c->rope.original_max_position_embeddings,
+                              (double)c->sliding_window, (double)c->head_dim, (double)c->num_attention_heads, (double)c->num_key_value_heads,
+                              (double)ctx->desc.dtype, (double)c->rope.dims, (double)c->rope.yarn_truncate,
+                              (double)c->max_position_embeddings, c->query_pre_attn_scalar, c->attn_logit_softcapping, c->final_logit_softcapping,
+                              c->gelu, c->norm_plus_one, c->post_norms, c->scale_embeddings};
+    uint64_t h = wrpo__hash(wrpo__hash(0, numbers, sizeof numbers), c->sliding_layers, sizeof c->sliding_layers);
+    return wrpo__hash(wrpo__hash(h, c->rope.short_factor, sizeof c->rope.short_factor), c->rope.long_factor, sizeof c->rope.long_factor);
+}
+static uint64_t wrpo__data_hash(uint64_t h, const wrpo_data *data) {
+    for (int64_t i = 0; i < wrpo_data_count(data); i++) {
+        wrpo_record record = wrpo_data_record(data, i);
+        h = wrpo__hash(wrpo__hash(h, record.prompt, (size_t)record.prompt_count * sizeof *record.prompt), &record.weight, sizeof record.weight);
+        for (int k = 0; k < record.count; k++) {
+            const wrpo_tokens *y = &record.responses[k];
+            const int64_t scored[3] = {y->first, (int64_t)y->role, y->pair};
+            h = wrpo__hash(wrpo__hash(wrpo__hash(h, y->ids, (size_t)y->count * sizeof *y->ids), scored, sizeof scored), &y->weight, sizeof y->weight);
+        }
+    }
+    return h;
+}
+static uint64_t wrpo__fingerprint(const wrpo_model *model, const wrpo_data *data, float *piece) {
+    uint64_t h = wrpo__config_hash(model->ctx, &model->config);
+    for (int64_t i = 0; i < model->n_weights; i++) {
+        const wrpo_weight *w = &model->weights[i];
+        h = wrpo__hash(h, w->name, strlen(w->name));
+        for (int64_t at = 0, n; at < w->rows * w->cols; at += n) {
+            n = WRPO__MIN(w->rows * w->cols - at, WRPO__PIECE);
+            wrpo__weight_get(model, w, at, n, piece);
+            h = wrpo__hash(h, piece, (size_t)n * sizeof *piece);
+        }
+    }
+    return wrpo__data_hash(h, data);
+}
+/* A cache that is there and whole fills ref; anything else is made anew. */
+static bool wrpo__reference_read(wrpo__arena *temp, const char *path, uint64_t fingerprint, double *ref, int64_t N, int K) {
+    char want[32];
+    if (!wrpo__exists(path)) return false;
+    const wrpo__file *f = wrpo__open_file(temp, path);
+    wrpo_json *root;
+    if (wrpo_json_parse(temp->ctx, path, (const char *)f->data, f->size, &root) != WRPO_OK) return false;
+    snprintf(want, sizeof want, "%016llx", (unsigned long long)fingerprint);
+    const wrpo_json *rows = wrpo__json_get(root, "logps"), *row = rows ? rows->child : NULL;
+    bool ok = wrpo__json_is(wrpo__json_get(root, "fingerprint"), want) && rows && rows->kind == WRPO_JSON_ARRAY && rows->count == N;
+    for (int64_t i = 0; ok && i < N; i++, row = row->next) {
+        const wrpo_json *v = row->child;
+        ok = row->kind == WRPO_JSON_ARRAY && row->count == K;
+        for (int k = 0; ok && k < K; k++, v = v->next) ref[i * K + k] = v->kind == WRPO_JSON_NUMBER ? v->number : NAN;
+    }
+    wrpo_json_free(temp->ctx, root);
+    return ok;
+}
+static void wrpo__reference_write(wrpo__arena *temp, const char *path, uint64_t fingerprint, const double *ref, int64_t N, int K) {
+    wrpo__text t = {.arena = temp};
+    wrpo__text_printf(&t, "{\"fingerprint\": \"%016llx\", \"logps\": [", (unsigned long long)fingerprint);
+    for (int64_t i = 0; i < N; i++) {
+        wrpo__text_puts(&t, i ? ",\n[" : "\n[");
+        for (int k = 0; k < K; k++) {
+            if (k) wrpo__text_puts(&t, ",");
+            wrpo__json_number(&t, ref[i * K + k]);
+        }
+        wrpo__text_puts(&t, "]");
+    }
+    wrpo__text_puts(&t, "\n]}\n");
+    wrpo__writer *w = wrpo__create(temp, path);
+    wrpo__write(w, t.data, t.size);
+    wrpo__commit(w);
+}
+/* Reference log-probs of one set: from the cache in out_dir, or computed and then kept there. */
+static void wrpo__set_cached(wrpo__arena *temp, const wrpo_trainer *t, const wrpo__set *set, wrpo_model *ref, float *piece) {
+    const char *path = NULL;
+    uint64_t fingerprint = 0;
+    if (!set->ref) return;
+    if (t->out_dir) {
+        fingerprint = wrpo__fingerprint(ref, set->data, piece);
+        path = wrpo__format(temp, "%s/reference_logps-%016llx.json", t->out_dir, (unsigned long long)fingerprint);
+        if (wrpo__reference_read(temp, path, fingerprint, set->ref, set->N, set->K)) {
+            wrpo__log(t->ctx, WRPO_LOG_INFO, "reference log-probs read from %s", path);
+            return;
+        }
+    }
+    wrpo__set_reference(temp, t, set, ref);
+    if (path) wrpo__reference_write(temp, path, fingerprint, set->ref, set->N, set->K);
+}
+/* Both sets by one reference model, which is freed afterwards. */
+static void wrpo__reference(const wrpo_trainer *t) {
+    wrpo__arena *temp = wrpo__current;
+    wrpo_model *ref = t->model;
+    if (t->desc.ref_dir) {
+        const wrpo_model_desc desc = {.dir = t->desc.ref_dir, .frozen = true};
+        wrpo__cleanup *owner = wrpo__on_free(temp, wrpo__free_model, NULL);
+        wrpo__rethrow(t->ctx, wrpo_model_load(t->ctx, &desc, &ref));
+        owner->p = ref;
+    }
+    float *piece = wrpo__raw(temp, WRPO__PIECE, sizeof *piece);
+    wrpo__set_cached(temp, t, &t->train, ref, piece);
+    wrpo__set_cached(temp, t, &t->eval, ref, piece);
+}
+static wrpo_result wrpo__reference_entry(const wrpo_trainer *t) {
+    WRPO__CALL(t->ctx, wrpo__arena_new(t->ctx), true, wrpo__reference(t));
+    return wrpo__end(&wrpo__entry);
+}
+
+/* ---- the state of a run on disk: all that the next step depends on, in one file ----
+   The weights stand in it as well, for those beside it may be rounded, so it never belongs to others. Order of records, alpha, rate and
+   dice of the rounding follow from the step. Its name keeps loaders that read every *.safetensors of a directory from taking it for weights. */
+#define WRPO__STATE_FILE "trainer_state.wrpo"
+enum { WRPO__STATE_FORMAT = 2 };     /* goes up when a state of before can no longer be read; 1 named a version of the library instead */
+typedef struct wrpo__setting { const char *name, *text; } wrpo__setting;
+/* What must be the same, the reference last; then two numbers that say where the run is. An stb_ds array. */
+static wrpo__setting *wrpo__state_settings(wrpo__arena *temp, const wrpo_trainer *t) {
+    const wrpo_train_desc *d = &t->desc;
+    const wrpo__set *sets[2] = {&t->train, &t->eval};
+    const char *is[2] = {NULL, "none"};
+    uint64_t h = 0;
+    for (int i = 0; i < 2; i++) {
+        const wrpo__set *s = sets[i];
+        if (!s->data) continue;
+        is[i] = wrpo__format(temp, "%lld records, %016llx", (long long)s->N, (unsigned long long)wrpo__data_hash(0, s->data));
+        if (s->ref) h = wrpo__hash(h, s->ref, (size_t)s->N * (size_t)s->K * sizeof *s->ref);
+    }
+    const char *config = wrpo__format(temp, "%s %016llx", t->model->config.model_type,
+                                      (unsigned long long)wrpo__config_hash(t->ctx, &t->model->config));
+    const struct { const char *name, *word; double number; bool same; } table[] = {
+        {"state_format", NULL, WRPO__STATE_FORMAT, true},
+        {"backend", t->ctx->desc.backend->name, 0, true},
+        {"dtype", wrpo__dtype_name(t->ctx->desc.dtype), 0, true},
+        {"config", config, 0, true},
+        {"method", wrpo_method_name((int)d->loss.method), 0, true},
+        {"pair", wrpo_pair_name((int)d->loss.pair), 0, true},
+        {"beta", NULL, d->loss.beta, true},
+        {"label_smoothing", NULL, d->loss.label_smoothing, true},
+        {"gamma_ratio", NULL, d->loss.gamma_ratio, true},
+        {"ipo_sum", NULL, d->loss.ipo_sum, true},
+        {"alpha_schedule", wrpo_alpha_schedule_name((int)d->alpha_schedule), 0, true},
+        {"lr_schedule", wrpo_lr_schedule_name((int)d->lr_schedule), 0, true},
+        {"moments", wrpo_moments_name((int)d->moments), 0, true},
+#define WRPO__X(field, name, otherwise, valid, want, same) {name, NULL, (double)d->field, same},
+        WRPO__SETTINGS(WRPO__X)
+#undef WRPO__X
+        {"seed", wrpo__format(temp, "%llu", (unsigned long long)d->seed), 0, true},
+        {"no_shuffle", NULL, d->no_shuffle, true},
+        {"data", is[0], 0, true},
+        {"eval_data", is[1], 0, true},
+        {"steps", NULL, (double)t->T, true},
+        {"reference", wrpo__format(temp, "log-probs %016llx", (unsigned long long)h), 0, true},
+        {"step", NULL, (double)t->k, true},
+        {"milliseconds", NULL, WRPO__MAX(0, floor((wrpo__now() - t->start) * 1000)), true}};
+    wrpo__setting *out = NULL;
+    for (int64_t i = 0; i < WRPO__COUNT(table); i++) {
+        wrpo__text number = {.arena = temp};
+        if (!table[i].same) continue;
+        if (!table[i].word) wrpo__json_number(&number, table[i].number + 0.0);         /* -0 becomes 0 */
+        const wrpo__setting s = {table[i].name, table[i].word ? table[i].word : number.data};
+        stbds_arrput(out, s);
+    }
+    return out;
+}
+typedef struct wrpo__state_part {    /* a tensor of the file: a weight as floats, or moments as they lie in memory */
+    const char *name, *dtype;
+    int ndim; int64_t shape[2];
+    const wrpo_weight *w;
+    int moment;                      /* 0: the weight itself; 1, 2: m, v */
+    size_t at, bytes;                /* in the memory of moments; in the file */
+} wrpo__state_part;
+/* In the file's order: all weights, their first moments, their second ones; moments in blocks are those of a run of weights, under the
+   name of its first. An stb_ds array. */
+static wrpo__state_part *wrpo__state_parts(wrpo__arena *temp, const wrpo_trainer *t) {
+    const bool blocks = t->desc.moments == WRPO_MOMENTS_8BIT, half = t->desc.moments == WRPO_MOMENTS_BF16;
+    wrpo__state_part *parts = NULL;
+    for (int moment = 0; moment < 3; moment++)
+        for (int64_t i = 0, end, size; i < t->model->n_weights; i = end) {
+            const wrpo_weight *w = &t->model->weights[i];
+            const size_t each = half && moment ? 2 : 4;
+            wrpo__state_part p = {w->name, half && moment ? "BF16" : "F32", w->vector ? 1 : 2, {w->rows, w->cols}, w, moment, (size_t)w->at * each, (size_t)wrpo__size(w) * each};
+            end = i + 1;
+            if (moment) p.name = wrpo__format(temp, moment == 1 ? "%s.exp_avg" : "%s.exp_avg_sq", w->name);
+            if (moment && blocks) {
+                end = i + wrpo__weight_run(w, t->model->n_weights - i, 0, &size);
+                p.dtype = "U8", p.ndim = 2, p.at = wrpo_moments_bytes(t->desc.moments, w->at), p.bytes = wrpo_moments_bytes(t->desc.moments, size);
+                p.shape[0] = (int64_t)(p.bytes / WRPO_BLOCK_BYTES), p.shape[1] = WRPO_BLOCK_BYTES;
+            }
+            stbds_arrput(parts, p);
+        }
+    return parts;
+}
+/* As many of its bytes as fit into piece[WRPO__PIECE], from byte `from` on, out of the run or into it; returns how many. */
+static size_t wrpo__state_move(wrpo_trainer *t, const wrpo__state_part *p, size_t from, float *piece, bool put) {
+    const wrpo_backend *be = t->ctx->desc.backend;
+    const size_t n = WRPO__MIN(p->bytes - from, WRPO__PIECE * sizeof *piece);
+    const int64_t first = (int64_t)(from / sizeof *piece), count = (int64_t)(n / sizeof *piece);
+    char *moments = p->moment ? (p->moment == 1 ? t->exp_avg : t->exp_avg_sq) + p->at + from : NULL;
+    if (moments && put) be->put(t->ctx->dev, moments, piece, n);
+    else if (moments) be->get(t->ctx->dev, piece, moments, n);
+    else if (put) wrpo__weight_put(t->model, p->w, first, count, piece);
+    else wrpo__weight_get(t->model, p->w, first, count, piece);
+    return n;
+}
+WRPO_API wrpo_result wrpo_trainer_save(wrpo_trainer *t, const wrpo_save_desc *desc) {
+    wrpo_ctx *ctx = t->ctx;
+    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
+        wrpo__arena *temp = wrpo__entry.arena;
+        if (!desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_save_desc: dir is missing");
+        const char *path = wrpo__join(temp, desc->dir, WRPO__STATE_FILE), *log = t->out_dir ? wrpo__join(temp, t->out_dir, "metrics.jsonl") : NULL;
+        const wrpo__file *metrics = log && wrpo__exists(log) ? wrpo__open_file(temp, log) : NULL;
+        const int64_t log_size = metrics ? (int64_t)metrics->size : 0, eight = 8;
+        const wrpo__setting *settings = wrpo__state_settings(temp, t);
+        const wrpo__state_part *parts = wrpo__state_parts(temp, t), *parts_end = parts + stbds_arrlen(parts);
+        uint64_t h = 0;                                /* the checksum: of the metadata, then of all data */
+        int64_t at = 0;
+        wrpo__text header = {.arena = temp};
+        for (int64_t i = 0; i < stbds_arrlen(settings); i++) {
+            wrpo__text_puts(&header, i ? ",\"" : "{\"__metadata__\":{\"");
+            wrpo__text_printf(&header, "%s\":", settings[i].name);
+            wrpo__json_quote(&header, settings[i].text, strlen(settings[i].text));
+            h = wrpo__hash(h, settings[i].text, strlen(settings[i].text));
+        }
+        wrpo__text_puts(&header, "}");
+        for (const wrpo__state_part *p = parts; p < parts_end; at += (int64_t)p->bytes, p++) wrpo__header_add(&header, p->name, p->dtype, p->ndim, p->shape, at, (int64_t)p->bytes);
+        wrpo__header_add(&header, "metrics.jsonl", "U8", 1, &log_size, at, log_size);
+        wrpo__header_add(&header, "checksum", "U8", 1, &eight, at + log_size, eight);
+
+        wrpo__remove(ctx, path);                       /* an old state does not stand beside new weights, not even for a moment */
+        wrpo__rethrow(ctx, wrpo_model_save(t->model, desc));
+        float *piece = wrpo__raw(temp, WRPO__PIECE, sizeof *piece);
+        wrpo__writer *w = wrpo__create(temp, path);
+        wrpo__header_write(w, &header);
+        for (const wrpo__state_part *p = parts; p < parts_end; p++)
+            for (size_t from = 0, n; from < p->bytes; from += n) {
+                n = wrpo__state_move(t, p, from, piece, false);
+                h = wrpo__hash(h, piece, n);
+                wrpo__write(w, piece, n);
+            }
+        wrpo__sync(ctx);                               /* a device that failed gave no moments */
+        if (metrics) wrpo__write(w, metrics->data, metrics->size);
+        h = wrpo__hash(h, metrics ? metrics->data : NULL, (size_t)log_size);
+        wrpo__write(w, &h, sizeof h);
+        wrpo__commit(w);
+    }
+    return wrpo__end(&wrpo__entry);
+}
+static const wrpo_tensor_info *wrpo__state_tensor(wrpo_ctx *ctx, const wrpo_tensors *file, const char *path, const char *name, const char *dtype, int ndim, const int64_t *shape) {
+    const wrpo_tensor_info *info = wrpo_tensors_find(file, name);
+    char want[80], found[160] = "no such tensor";
+    wrpo__shape_text(want, sizeof want, ndim, shape);
+    if (info) wrpo__shape_text(found, sizeof found, info->ndim, info->shape);
+    if (!info || strcmp(want, found) || strcmp(info->dtype, dtype))
+        wrpo__fail(ctx, WRPO_E_FORMAT, "%s: %s: want %s %s, found %s%s%s", path, name, dtype, want, info ? info->dtype : "", info ? " " : "", found);
+    return info;
+}
+/* check: before anything is computed, that the file is whole and of this run, but for the reference. Later, when that is known and memory is taken,
+   the run is put where it was. */
+static wrpo_result wrpo__resume(wrpo_trainer *t, bool check) {
+    wrpo_ctx *ctx = t->ctx;
+    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
+        wrpo__arena *temp = wrpo__entry.arena;
+        const char *path = wrpo__join(temp, t->desc.resume, WRPO__STATE_FILE);
+        const wrpo_tensors *file = wrpo__tensors_in(ctx, path);
+        const wrpo__file *f = wrpo__open_file(temp, path);              /* once more, for what the tensors do not say */
+        uint64_t size = 0, h = 0, sum;
+        memcpy(&size, f->data, WRPO__MIN(f->size, 8));
+        const wrpo_json *metadata = wrpo__json_get(wrpo__json_parse(temp, path, 1, (const char *)f->data + 8, (size_t)WRPO__MIN(size, f->size - 8)), "__metadata__");
+        const wrpo__setting *settings = wrpo__state_settings(temp, t);
+        const int64_t same = stbds_arrlen(settings) - 2;
+        long long place[2] = {0};
+        for (int64_t i = 0; i < same + 2; i++) {
+            const wrpo_json *v = metadata ? wrpo__json_get(metadata, settings[i].name) : NULL;
+            const char *found = v ? v->text : "no such setting", *want = settings[i].text;
+            if (i < same && strcmp(found, want) && !(check && i == same - 1))
+                wrpo__fail(ctx, v ? WRPO_E_ARG : WRPO_E_FORMAT, "%s: %s: want %.100s, as this run has it, found %.100s", path, settings[i].name, want, found);
+            if (i >= same && (strspn(found, "0123456789") != strlen(found) || (place[i - same] = strtoll(found, NULL, 10)) > (i == same ? t->T : LLONG_MAX - 1)))
+                wrpo__fail(ctx, WRPO_E_FORMAT, "%s: %s: want a whole number, steps up to %lld, found %.100s", path, settings[i].name, (long long)t->T, found);
+            h = wrpo__hash(h, found, strlen(found));
+        }
+        const wrpo__state_part *parts = wrpo__state_parts(temp, t), *parts_end = parts + stbds_arrlen(parts);
+        const wrpo_tensor_info *log = wrpo_tensors_find(file, "metrics.jsonl");
+        const int64_t eight = 8, log_size = log ? log->count : 0;
+        float *piece = wrpo__raw(temp, WRPO__PIECE, sizeof *piece);
+        log = wrpo__state_tensor(ctx, file, path, "metrics.jsonl", "U8", 1, &log_size);
+        memcpy(&sum, wrpo__state_tensor(ctx, file, path, "checksum", "U8", 1, &eight)->data, sizeof sum);
+        if (wrpo_tensors_count(file) != parts_end - parts + 2)
+            wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want %lld tensors, found %lld", path, (long long)(parts_end - parts + 2), (long long)wrpo_tensors_count(file));
+        if (!check && t->out_dir) {
+            wrpo__writer *w = wrpo__create(temp, wrpo__join(temp, t->out_dir, "metrics.jsonl"));
+            wrpo__write(w, log->data, log->bytes);
+            wrpo__commit(w);
+        }
+        for (const wrpo__state_part *p = parts; p < parts_end; p++) {
+            const wrpo_tensor_info *info = wrpo__state_tensor(ctx, file, path, p->name, p->dtype, p->ndim, p->shape);
+            for (size_t from = 0, n; from < p->bytes; from += n) {
+                n = WRPO__MIN(p->bytes - from, WRPO__PIECE * sizeof *piece);
+                if (check) h = wrpo__hash(h, (const char *)info->data + from, n);
+                else memcpy(piece, (const char *)info->data + from, n), wrpo__state_move(t, p, from, piece, true);
+            }
+        }
+        h = wrpo__hash(h, log->data, log->bytes);
+        if (check && h != sum) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: checksum: want %016llx, found %016llx: not the bytes that were written", path, (unsigned long long)sum, (unsigned long long)h);
+        if (!check) t->k = (int64_t)place[0], t->start = wrpo__now() - (double)place[1] / 1000;
+        wrpo__sync(ctx);
+    }
+    return wrpo__end(&wrpo__entry);
+}
+
+/* ---- metrics as lines of JSON ---- */
+static void wrpo__metrics_text(wrpo__text *out, const wrpo_metrics *m, const char *prefix) {
+    wrpo__text_printf(out, "{\"step\": %lld", (long long)m->step);
+#define WRPO__X(field, name) \
+    if (!isnan(m->field)) { wrpo__text_printf(out, ", \"%s%s\": ", prefix, name); wrpo__json_number(out, m->field); }
+    WRPO_METRICS(WRPO__X)
+#undef WRPO__X
+    wrpo__text_printf(out, ", \"%srecords\": %lld, \"%stokens\": %lld, \"%stokens_per_second\": ", prefix, (long long)m->records, prefix, (long long)m->tokens, prefix);
+    wrpo__json_number(out, round(m->tokens_per_second * 10) / 10);
+    wrpo__text_printf(out, ", \"%sseconds\": ", prefix), wrpo__json_number(out, round(m->seconds * 1000) / 1000), wrpo__text_puts(out, "}");
+}
+WRPO_API wrpo_result wrpo_metrics_json(wrpo_ctx *ctx, const wrpo_metrics *m, const char *prefix, char **text) {
+    *text = NULL;
+    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
+        wrpo__text t = {.arena = wrpo__entry.arena};
+        wrpo__metrics_text(&t, m, prefix);
+        *text = wrpo__handout(ctx, t.data, t.size);
+    }
+    return wrpo__end(&wrpo__entry);
+}
+static void wrpo__log_metrics(wrpo_trainer *t, const wrpo_metrics *m, const char *prefix) {
+    if (!t->metrics) return;
+    wrpo__text line = {.arena = wrpo__current};
+    wrpo__metrics_text(&line, m, prefix);
+    wrpo__text_puts(&line, "\n");
+    if (fwrite(line.data, 1, line.size, t->metrics) != line.size || fflush(t->metrics) != 0)
+        wrpo__fail(t->ctx, WRPO_E_IO, "%s/metrics.jsonl: cannot be written: %s", t->out_dir, strerror(errno));
+}
+
+/* ---- open, with files ---- */
+static void wrpo__close_metrics(void *p) {
+    wrpo_trainer *t = p;
+    if (t->metrics) fclose(t->metrics);
+    t->metrics = NULL;
+}
+static wrpo_trainer *wrpo__trainer_open(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc, bool train) {
+    wrpo__arena *arena = wrpo__current;
+    wrpo_trainer *t = wrpo__trainer_begin(arena, policy, data, desc, train);
+    wrpo_ctx *ctx = t->ctx;
+    const char *resume = train ? t->desc.resume : NULL;
+    wrpo__on_free(arena, wrpo__close_metrics, t);
+    if (t->desc.out_dir) {
+        t->out_dir = wrpo__strndup(arena, t->desc.out_dir, strlen(t->desc.out_dir));
+        wrpo__make_dir(ctx, t->out_dir);
+    }
+    if (resume) wrpo__rethrow(ctx, wrpo__resume(t, true));
+    const wrpo_bytes plan = train ? wrpo__fitted(t, t->rows) : (wrpo_bytes){0};
+    wrpo__rethrow(ctx, wrpo__reference_entry(t));         /* before the memory of training is taken */
+    wrpo__trainer_memory(t, train, plan.recompute, plan.logits);
+    if (resume) wrpo__rethrow(ctx, wrpo__resume(t, false));
+    if (train && t->out_dir) {
+        const char *path = wrpo__join(arena, t->out_dir, "metrics.jsonl");
+        t->metrics = fopen(path, resume ? "a" : "w");
+        if (!t->metrics) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be written: %s", path, strerror(errno));
+        t->log = wrpo__log_metrics;
+    }
+    return t;
+}
+static wrpo_result wrpo__trainer_make(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc, bool train,
+                                      wrpo_trainer **out) {
+    *out = NULL;
+    WRPO__CALL(policy->ctx, wrpo__arena_new(policy->ctx), false, *out = wrpo__trainer_open(policy, data, desc, train));
+    return wrpo__end(&wrpo__entry);
+}
+WRPO_API wrpo_result wrpo_trainer_open(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_trainer **out) {
+    return wrpo__trainer_make(policy, data, desc, true, out);
+}
+
+/* ---- evaluation and the loop ---- */
+static wrpo_result wrpo__eval_entry(wrpo_trainer *t, wrpo_metrics *m) {
+    WRPO__CALL(t->ctx, wrpo__arena_new(t->ctx), true, *m = wrpo__evaluate(t, &t->train, t->desc.alpha + 0.0));
+    m->epoch = NAN;
+    return wrpo__end(&wrpo__entry);
+}
+WRPO_API wrpo_result wrpo_eval(wrpo_model *model, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_metrics *m) {
+    wrpo_train_desc d = desc ? *desc : (wrpo_train_desc){0};
+    wrpo_trainer *t;
+    d.eval_data = NULL;
+    wrpo_result r = wrpo__trainer_make(model, data, &d, false, &t);
+    if (r != WRPO_OK) return r;
+    r = wrpo__eval_entry(t, m);
+    wrpo_trainer_free(t);
+    return r;
+}
+/* save.dir/checkpoint-K, and then without the one before it, of step *saved (-1: none) */
+static wrpo_result wrpo__checkpoint(wrpo_trainer *t, int64_t *saved) {
+    WRPO__TRY(t->ctx, wrpo__arena_new(t->ctx), true) {
+        wrpo__arena *temp = wrpo__entry.arena;
+        wrpo_save_desc save = t->desc.save;
+        const char *old = *saved < 0 ? NULL : wrpo__format(temp, "%s/checkpoint-%lld", save.dir, (long long)*saved);
+        save.dir = wrpo__format(temp, "%s/checkpoint-%lld", save.dir, (long long)t->k);
+        wrpo__rethrow(t->ctx, wrpo_trainer_save(t, &save));
+        *saved = t->k;
+        const wrpo__name *names = old ? wrpo__list_dir(temp, old) : NULL;
+        for (int64_t i = 0; i < stbds_arrlen(names); i++)
+            if (strcmp(names[i].text, ".") && strcmp(names[i].text, "..")) wrpo__remove(t->ctx, wrpo__join(temp, old, names[i].text));
+#ifdef _WIN32
+        if (old) _rmdir(old);
+#else
+        if (old) rmdir(old);
+#endif
+    }
+    return wrpo__end(&wrpo__entry);
+}
+WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_metrics *last) {
+    wrpo_ctx *ctx = policy->ctx;
+    wrpo_trainer *t;
+    wrpo_metrics m = {0}, e;
+    bool go = true;
+    wrpo_result r = wrpo_trainer_open(policy, data, desc, &t);
+    int64_t saved = -1;
+    if (r == WRPO_OK) m.step = t->k, m.steps = t->T, m.seconds = wrpo__now() - t->start;
+    const int64_t first = m.step;
+    while (r == WRPO_OK && go && m.step < t->T) {
+        r = wrpo_trainer_step(t, &m);
+        bool eval = r == WRPO_OK && desc->eval_data && (m.step == t->T || (desc->eval_steps && m.step % desc->eval_steps == 0));
+        if (eval) r = wrpo_trainer_eval(t, desc->eval_data, &e);
+        if (r == WRPO_OK && desc->save_steps && m.step % desc->save_steps == 0 && m.step < t->T) r = wrpo__checkpoint(t, &saved);
+        if (r == WRPO_OK && desc->on_step) go = desc->on_step(&m, eval ? &e : NULL, desc->user);
+    }
+    if (r == WRPO_OK && !go && m.step < t->T) ctx->error = (wrpo_error){WRPO_E_STOPPED, 0, 0, "stopped by the callback"}, r = WRPO_E_STOPPED;
+    if (t) m.step = t->k;            /* a step whose line could not be written is done */
+    if (desc->save.dir && r != WRPO_OK && r != WRPO_E_DEVICE && m.step > first && m.step != saved) {
+        const wrpo_error why = ctx->error;
+        if (wrpo__checkpoint(t, &saved) == WRPO_OK) ctx->error = why;
+        else r = ctx->error.code;
+    }
+    if (last) *last = m;
+    wrpo_trainer_free(t);
+    return r;
+}
+/* ------------------------------------------------------------------------------------------- >>recipe
    Rewards decide: which answers a record is made of, how often one file of answers beats another.
 
    Files of candidates are read twice, so that one prompt at a time is in memory: once for the prompts' ids, which
@@ -10607,9 +9980,9 @@ static void wrpo__select(wrpo__arena *arena, const wrpo_select_desc *desc, wrpo_
         wrpo__text line = {.arena = t.line};
         wrpo__prompts_read(&t, &t.prompts[i], false);
         s.line = &line, stats->prompts++;
-        wrpo__here = t.line;                           /* for the lists of one prompt */
+        wrpo__current = t.line;                           /* for the lists of one prompt */
         const bool made = wrpo__select_prompt(&s, &d);
-        wrpo__here = arena;
+        wrpo__current = arena;
         if (!made) continue;
         stats->records++;
         if (w) wrpo__write(w, line.data, line.size);
@@ -10769,831 +10142,1602 @@ WRPO_API wrpo_result wrpo_winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *desc, 
     return wrpo__end(&wrpo__entry);
 }
 
-/* -------------------------------------------------------------------------------------------- >>train
-   Settings, reference, state on disk, step, loop. Epochs and alpha are counted as the authors count them:
-     micro-batches per epoch M = ceil(N / (batch_size / accumulation)),  steps per epoch S = floor(M / accumulation),
-     T = ceil(epochs S).  A step's loss is the mean over its micro-batches of the mean over their records.     */
-struct wrpo_trainer {
-    wrpo_ctx *ctx;
-    wrpo__arena *arena;
-    wrpo_model *model;
-    const wrpo_data *data, *eval;    /* desc's and eval_data, or for SFT their sources alone */
-    const wrpo_data *user_data;      /* as the caller knows it */
-    wrpo_train_desc desc;            /* resolved */
-    const char *out_dir;
-    int64_t N, micro, steps_per_epoch, T, k;           /* k: steps done */
-    int64_t *order, order_epoch;     /* [N] the records in this epoch's order */
-    double *weight;                  /* [batch] of each record in a step's loss */
-    int K;                           /* most responses of a record */
-    double *ref, *eval_ref; int eval_K;                /* [N][K] reference log-probs; NULL where none are needed */
-    wrpo__run *run;
-    float *grads;                    /* as the weights; NULL in an evaluation */
-    char *m, *v;                     /* moments: states of them */
-    double *sumsq;                   /* one number of the backend */
-    FILE *metrics;
-    double start;
+/* ---------------------------------------------------------------------------------------------- >>cpu
+   The fast backend: all ops in fp32, on one to many threads.
+
+   The text below WRPO__LANES is compiled once per vector width: this file includes itself with WRPO__LANES
+   set to 16 (AVX-512) and 8 (AVX2 and FMA), then reads on with 4 (whatever 16-byte vectors the compiler knows:
+   SSE2, NEON). wrpo_backend_cpu picks the widest one that the machine runs, whatever -march says; wrpo_backend_find
+   gives each of them. With a compiler that does not know GNU C's vectors, or WRPO_NO_SIMD, none of it is compiled.
+
+   What holds throughout: a thread never adds into another's sum, and how a sum is cut depends on the shapes
+   alone; so results depend neither on the number of threads nor on the run. Further, the numbers of a row
+   (of y in NT and NN products, of o and lse in attention) depend on that row's inputs only, not on which
+   other rows are computed with it. They do depend on the vector width, in the last bits.                 */
+#if !defined(__GNUC__) && !defined(WRPO_NO_SIMD)
+#define WRPO_NO_SIMD                 /* the vectors below are GNU C */
+#endif
+#ifndef WRPO_NO_SIMD
+#if defined(__GNUC__) && (defined(__x86_64__) || defined(__i386__))
+#include <immintrin.h>
+#include <cpuid.h>
+#elif defined(__GNUC__) && defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+enum {
+    WRPO__KC = 384,                  /* a product's k is summed in blocks of this many words */
+    WRPO__MC = 504,                  /* rows of A, one block deep, that stay in the cache next to the core */
+    WRPO__NB = 8,                    /* panels of B that a task packs at once */
+    WRPO__MB = 12,                   /* or of A, where B is packed for all */
+    WRPO__ABREAST = 16,              /* steps that are packed side by side */
+    WRPO__PACKED_WORDS = WRPO__MAX_HIDDEN,             /* of the packed piece of A, or of B; rmsnorm_bwd needs a row of it */
+    WRPO__THREAD_FLOATS = 1 << 19,   /* of scratch per thread */
+    WRPO__GRAIN = 1 << 14            /* numbers that are worth a task of their own */
 };
-
-WRPO_API wrpo_train_desc wrpo_train_defaults(const wrpo_train_desc *desc) {
-    wrpo_train_desc d = *desc;
-    const wrpo_method m = d.loss.method;
-    if (d.resolved) return d;
-    d.resolved = true;
-    d.loss = wrpo__loss_defaults(d.loss);
-#define WRPO__DEFAULT(field, value) (d.field = d.field == WRPO_ZERO ? 0 : d.field == 0 ? (value) : d.field)
-    WRPO__DEFAULT(alpha, 0.1);
-    WRPO__DEFAULT(alpha_power, 2);
-    WRPO__DEFAULT(learning_rate, m == WRPO_METHOD_SFT ? 7e-6 : m == WRPO_METHOD_SIMPO ? 1e-6 : m == WRPO_METHOD_DPO_NORM ? 8e-7 : 3e-7);
-    WRPO__DEFAULT(beta1, 0.9);
-    WRPO__DEFAULT(beta2, 0.999);
-    WRPO__DEFAULT(eps, 1e-8);
-    WRPO__DEFAULT(max_grad_norm, 1);
-    WRPO__DEFAULT(warmup_ratio, 0.1);
-    WRPO__DEFAULT(epochs, 1);
-#undef WRPO__DEFAULT
-    if (!d.batch_size) d.batch_size = 128;
-    if (!d.accumulation) d.accumulation = 1;
-    if (!d.micro_tokens) d.micro_tokens = WRPO__MICRO_TOKENS;
-    if (!d.seed) d.seed = 42;
-    return d;
+typedef struct wrpo__cpu {
+    wrpo_allocator memory;           /* first, for wrpo__host_alloc */
+    int threads;
+    bool pairs, tiles;               /* bfloat16 is wanted and the machine multiplies it, by vectors or by tiles: a weight in it, two activations (TN) */
+    float *packed;                   /* a product's A or B, shared by all threads */
+    float *scratch;                  /* WRPO__THREAD_FLOATS for each thread */
+} wrpo__cpu;
+static void wrpo__cpu_close(void *dev) {
+    wrpo__cpu *cpu = dev;
+    if (!cpu) return;
+    wrpo__host_release(cpu, cpu->packed);
+    wrpo__host_release(cpu, cpu->scratch);
+    cpu->memory.free(cpu, cpu->memory.user);
 }
-static void wrpo__train_check(wrpo_ctx *ctx, const wrpo_train_desc *d) {   /* d resolved */
-    const char *why = wrpo__loss_check(&d->loss, d->alpha);
-    if (why) wrpo__fail(ctx, WRPO_E_ARG, "%s", why);
-    WRPO__RANGE(wrpo_lr_schedule_name((int)d->lr_schedule), "schedule", d->lr_schedule, "one of wrpo_lr_schedule");
-    WRPO__RANGE(wrpo_moments_name((int)d->moments), "states", d->moments, "one of wrpo_moments");
-    WRPO__RANGE(d->learning_rate >= 0 && d->learning_rate <= 1e3, "learning rate", d->learning_rate, "a number from 0 to 1000");
-    WRPO__RANGE(d->beta1 >= 0 && d->beta1 < 1, "beta1", d->beta1, "a number in [0, 1)");
-    WRPO__RANGE(d->beta2 >= 0 && d->beta2 < 1, "beta2", d->beta2, "a number in [0, 1)");
-    WRPO__RANGE(d->eps >= 0 && d->eps < 1, "eps", d->eps, "a number in [0, 1)");
-    WRPO__RANGE(d->weight_decay >= 0 && d->weight_decay <= 1e3, "weight decay", d->weight_decay, "a number from 0 to 1000");
-    WRPO__RANGE(d->max_grad_norm == d->max_grad_norm, "max_grad_norm", d->max_grad_norm, "a number");
-    WRPO__RANGE(d->warmup_ratio >= 0 && d->warmup_ratio <= 1, "warm-up ratio", d->warmup_ratio, "a number in [0, 1]");
-    WRPO__RANGE(d->epochs > 0 && d->epochs < 1e9, "epochs", d->epochs, "a positive number");
-    WRPO__RANGE(d->alpha_power > 0 && d->alpha_power < 1e6, "alpha schedule's power", d->alpha_power, "a positive number");
-    WRPO__RANGE(d->batch_size >= 1 && d->batch_size <= (int64_t)1 << 40, "batch size", d->batch_size, "at least 1");
-    WRPO__RANGE(d->accumulation >= 1 && d->batch_size % d->accumulation == 0, "accumulation", d->accumulation, "a divisor of the batch size");
-    WRPO__RANGE(d->max_steps >= 0, "max steps", d->max_steps, "at least 0");
-    WRPO__RANGE(d->micro_tokens >= 1 && d->micro_tokens <= (int64_t)1 << 30, "micro tokens", d->micro_tokens, "1 to 2^30");
-    WRPO__RANGE(d->eval_steps >= 0, "eval steps", d->eval_steps, "at least 0");
-    WRPO__RANGE(d->save_steps >= 0 && (!d->save_steps || d->save.dir), "save steps", d->save_steps, "at least 0, and a directory for it in save");
-    WRPO__RANGE(d->recompute >= -1, "recompute", d->recompute, "a number of layers, or -1 for all");
+static bool wrpo__has_pairs(void) {    /* AVX512_BF16: CPUID 7.1, EAX bit 5 */
+#if defined(__GNUC__) && defined(__x86_64__)
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);
+#else
+    return false;
+#endif
 }
-/* ---- memory of a run: measured, and fitted into what there is ---- */
-static wrpo__shape wrpo__train_shape(const wrpo_ctx *ctx, const wrpo_config *c, int64_t recompute, bool logits, int64_t rows) {
-    wrpo__shape s = {.rows = rows, .train = true, .chunk = wrpo__head_chunk(ctx, c, rows), .logits = logits};
-    s.recompute = recompute < 0 ? c->num_hidden_layers : WRPO__MIN(recompute, c->num_hidden_layers);
-    return s;
+/* AMX: tiles of 16 rows of 64 bytes, named 0 ... 7, and c += a b of tiles of bfloat16 pairs. By name, as no compiler option may be asked
+   for. A test may define the six itself and so run this code on any machine. */
+#if defined(__GNUC__) && defined(__x86_64__) && !defined(WRPO__TILE_DOT)
+#define WRPO__TILE_CONFIG(p) __asm__ volatile("ldtilecfg %0" : : "m"(*(const char (*)[64])(p)))
+#define WRPO__TILE_RELEASE() __asm__ volatile("tilerelease")
+#define WRPO__TILE_ZERO(t) __asm__ volatile("tilezero %%tmm" #t : :)
+#define WRPO__TILE_LOAD(t, p, stride) __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #t : : "r"(p), "r"((int64_t)(stride)) : "memory")
+#define WRPO__TILE_STORE(t, p, stride) __asm__ volatile("tilestored %%tmm" #t ", (%0,%1,1)" : : "r"(p), "r"((int64_t)(stride)) : "memory")
+#define WRPO__TILE_DOT(c, a, b) __asm__ volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #c : :)
+static bool wrpo__has_tiles(void) {    /* CPUID 1: OSXSAVE; 7: AMX-BF16, AMX-TILE; XCR0: the system saves tiles; and it lets this process use them */
+    unsigned a, b, c, d, low, high;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> 27 & 1) || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d >> 22 & 1) || !(d >> 24 & 1)) return false;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    if ((low >> 17 & 3) != 3) return false;
+#ifdef __linux__
+    long r;                            /* arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA) */
+    __asm__ volatile("syscall" : "=a"(r) : "a"(158L), "D"(0x1023L), "S"(18L) : "rcx", "r11", "memory");
+    return r == 0;
+#else
+    return true;
+#endif
 }
-/* gradients, moments, activations, head and, for a backend with memory of its own, device (all but the weights); total is left to the caller */
-static void wrpo__measure(wrpo_ctx *ctx, const wrpo_config *config, wrpo_moments moments, int64_t recompute, bool logits, int64_t rows, wrpo_bytes *out) {
-    const wrpo__shape shape = wrpo__train_shape(ctx, config, recompute, logits, rows);
-    wrpo__run run = {0};
-    wrpo__bump b = {0};
-    int64_t count;
-    wrpo__layout_weights(config, NULL, NULL, &count, NULL);
-    wrpo__run_layout(ctx, config, &shape, &run, &b);
-    if (b.overflow) wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: %lld rows of this model do not fit into the address space", (long long)rows);
-    out->gradients = (size_t)count * sizeof(float), out->moments = 2 * wrpo_moments_bytes(moments, count);
-    out->head = run.head_bytes;
-    out->activations = run.bytes - run.head_bytes + wrpo__run_host_bytes(config, rows);
-    out->device = out->gradients + out->moments + run.bytes;
-    out->recompute = shape.recompute, out->logits = wrpo__span(&shape) >= rows;
-}
-/* As asked; where no recomputing is asked for, with as little recomputed as lets the run fit into `room`: nothing, else the logits
-   (of all that is kept they save the least time a byte), else as few layers as do. False: it does not fit. */
-static bool wrpo__fit(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_train_desc *d, wrpo_moments moments, int64_t rows, size_t room, wrpo_bytes *out) {
-    int64_t low = 0, high = config->num_hidden_layers;
-    const bool keep = d->recompute == 0 && (uint64_t)rows < SIZE_MAX / 16 / (uint64_t)config->vocab_size;      /* logits that can be addressed */
-    wrpo__measure(ctx, config, moments, d->recompute, keep, rows, out);
-    if (out->device <= room) return true;
-    if (d->recompute) return false;
-    while (low < high) {                               /* the more, the less it takes, but for the first, which brings a layer to share */
-        const int64_t middle = (low + high) / 2;
-        wrpo__measure(ctx, config, moments, middle, false, rows, out);
-        if (out->device <= room) high = middle;
-        else low = middle + 1;
+#elif defined(WRPO__TILE_DOT)
+static bool wrpo__has_tiles(void) { return true; }
+#else
+static bool wrpo__has_tiles(void) { return false; }
+#endif
+static wrpo_result wrpo__cpu_open(void **dev, const wrpo_desc *desc, wrpo_error *why) {
+    wrpo__cpu *cpu = desc->memory.alloc(sizeof *cpu, desc->memory.user);
+    *dev = NULL;
+    if (cpu) {
+        memset(cpu, 0, sizeof *cpu);
+        cpu->memory = desc->memory;
+        cpu->threads = WRPO__MAX(desc->threads, 1);
+        cpu->pairs = desc->dtype == WRPO_DTYPE_BF16 && (desc->backend->features & WRPO_FEATURE_BF16) && wrpo__has_pairs();
+        cpu->tiles = cpu->pairs && (desc->backend->features & WRPO_FEATURE_AMX) && wrpo__has_tiles();
+        cpu->packed = wrpo__host_alloc(cpu, WRPO__PACKED_WORDS * sizeof(float));
+        if ((size_t)cpu->threads < SIZE_MAX / 2 / (WRPO__THREAD_FLOATS * sizeof(float)))
+            cpu->scratch = wrpo__host_alloc(cpu, (size_t)cpu->threads * WRPO__THREAD_FLOATS * sizeof(float));
+        if (cpu->packed && cpu->scratch) { *dev = cpu; return WRPO_OK; }
+        wrpo__cpu_close(cpu);
     }
-    wrpo__measure(ctx, config, moments, low, false, rows, out);
-    return out->device <= room;
-}
-WRPO_API wrpo_result wrpo_train_bytes(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_bytes *out) {
-    memset(out, 0, sizeof *out);
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        wrpo_train_desc d = wrpo_train_defaults(desc);
-        wrpo__train_check(ctx, &d);
-        int64_t count, rows = data ? wrpo__run_rows(config, data, 0, wrpo_data_count(data), d.micro_tokens) : d.micro_tokens;
-        wrpo__layout_weights(config, NULL, NULL, &count, NULL);
-        wrpo_model *table = wrpo__model_table(wrpo__entry.arena, config, ctx->desc.dtype);
-        wrpo__bump weights = {0};
-        wrpo__place_weights(table, &weights);
-        out->weights = weights.used + (wrpo__has_masters(ctx, false) ? (size_t)count * sizeof *table->low : 0);
-        const size_t held = WRPO__MIN(ctx->device_bytes, out->weights), free = wrpo__room(ctx);            /* the weights may be there already */
-        const size_t room = free < SIZE_MAX - held ? free + held : SIZE_MAX;
-        wrpo__fit(ctx, config, &d, d.moments, rows, room > out->weights ? room - out->weights : 0, out);
-        out->device += out->weights, out->room = room;
-        if (data) {
-            wrpo_data_stats s = wrpo_data_get_stats(data);
-            out->data = (size_t)(s.prompt_tokens + s.response_tokens) * 4 + (size_t)s.records * (64 + 4 * sizeof(wrpo_tokens) + 3 * sizeof(double));
-        }
-        out->total = out->weights + out->gradients + out->moments + out->activations + out->head + out->data;
-    }
-    return wrpo__end(&wrpo__entry);
-}
-/* What would fit: first other moments, then fewer rows at once; NULL: nothing. */
-static const char *wrpo__would_fit(wrpo_trainer *t, int64_t rows, size_t room) {
-    const wrpo_config *c = &t->model->config;
-    const int64_t least = WRPO__MAX(wrpo__run_rows(c, t->data, 0, t->N, 1), t->eval ? wrpo__run_rows(c, t->eval, 0, wrpo_data_count(t->eval), 1) : 0);     /* the longest record */
-    wrpo_train_desc d = t->desc;
-    wrpo_bytes need;
-    d.recompute = 0;
-    for (int64_t n = rows, last = 0; n != last; last = n, n = WRPO__MAX(least, n / 2))
-        for (int i = (int)d.moments; i <= (int)WRPO_MOMENTS_8BIT; i++)
-            if (wrpo__fit(t->ctx, c, &d, (wrpo_moments)i, n, room, &need))
-                return wrpo__format(wrpo__here, "moments in %s, %lld micro tokens and %lld of %lld layers recomputed", wrpo_moments_name(i), (long long)n,
-                                    (long long)need.recompute, (long long)c->num_hidden_layers);
-    return NULL;
-}
-/* What a run takes and recomputes, or an error that says what would fit. The weights are in memory, the rest is not yet. */
-static wrpo_bytes wrpo__fitted(wrpo_trainer *t, int64_t rows) {
-    const size_t room = wrpo__room(t->ctx);
-    wrpo_bytes need;
-    const bool fits = wrpo__fit(t->ctx, &t->model->config, &t->desc, t->desc.moments, rows, room, &need), host = t->ctx->desc.backend->host;
-    if (fits || (host && !t->ctx->desc.memory_limit)) return need;                 /* a host may have more than it says: it can swap */
-    const char *with = wrpo__would_fit(t, rows, room);
-    wrpo__fail(t->ctx, WRPO_E_MEMORY, "out of memory: besides its weights the run takes %.3f GiB, %s %.3f GiB left; %s%s", (double)need.device / 1073741824.0,
-               host ? "its limit has" : "the device has", (double)room / 1073741824.0, with ? "it would fit with " : "nothing that can be set makes it fit", with ? with : "");
+    why->code = WRPO_E_MEMORY, why->line = why->column = 0;
+    snprintf(why->text, sizeof why->text, "out of memory: buffers for %d threads", desc->threads);
+    return WRPO_E_MEMORY;
 }
 
-/* ---- the reference: three numbers a record, computed once, kept in a file under a fingerprint ---- */
-static uint64_t wrpo__config_hash(const wrpo_ctx *ctx, const wrpo_config *c) {
-    const double numbers[] = {c->rms_norm_eps, c->rope.theta, (double)c->rope.type, c->rope.factor, c->rope.low_freq_factor, c->rope.high_freq_factor,
-                              c->rope.beta_fast, c->rope.beta_slow, c->rope.attention_factor, (double)c->rope.original_max_position_embeddings,
-                              (double)c->sliding_window, (double)c->head_dim, (double)c->num_attention_heads, (double)c->num_key_value_heads,
-                              (double)ctx->desc.dtype, (double)c->rope.dims, (double)c->rope.yarn_truncate,
-                              (double)c->max_position_embeddings, c->query_pre_attn_scalar, c->attn_logit_softcapping, c->final_logit_softcapping,
-                              c->gelu, c->norm_plus_one, c->post_norms, c->scale_embeddings};
-    uint64_t h = wrpo__hash(wrpo__hash(0, numbers, sizeof numbers), c->sliding_layers, sizeof c->sliding_layers);
-    return wrpo__hash(wrpo__hash(h, c->rope.short_factor, sizeof c->rope.short_factor), c->rope.long_factor, sizeof c->rope.long_factor);
+/* Threads for `work` numbers: one thread where waking others costs more than it saves. */
+static int wrpo__cpu_team(const wrpo__cpu *cpu, int64_t work) { return work <= WRPO__GRAIN ? 1 : cpu->threads; }
+static int64_t wrpo__cpu_chunk(int64_t D) { return WRPO__MAX(WRPO__GRAIN / 4 / WRPO__MAX(D, 1), 1); }
+static float *wrpo__cpu_scratch(const wrpo__cpu *cpu) {     /* of the calling thread */
+#ifdef _OPENMP
+    return cpu->scratch + (size_t)omp_get_thread_num() * WRPO__THREAD_FLOATS;
+#else
+    return cpu->scratch;
+#endif
 }
-static uint64_t wrpo__data_hash(uint64_t h, const wrpo_data *data) {
-    for (int64_t i = 0; i < wrpo_data_count(data); i++) {
-        wrpo_record record = wrpo_data_record(data, i);
-        h = wrpo__hash(wrpo__hash(h, record.prompt, (size_t)record.prompt_count * sizeof *record.prompt), &record.weight, sizeof record.weight);
-        for (int k = 0; k < record.count; k++) {
-            const wrpo_tokens *y = &record.responses[k];
-            const int64_t scored[3] = {y->first, (int64_t)y->role, y->pair};
-            h = wrpo__hash(wrpo__hash(wrpo__hash(h, y->ids, (size_t)y->count * sizeof *y->ids), scored, sizeof scored), &y->weight, sizeof y->weight);
+/* Panels of a strip, at most `most`, that let `threads` threads be done soonest; of equals the most. */
+static int64_t wrpo__strip(int64_t panels, int64_t most, int threads) {
+    int64_t best = 1, least = INT64_MAX;
+    for (int64_t p = WRPO__MAX(most, 1); p >= 1; p--) {
+        const int64_t time = wrpo__div_up(wrpo__div_up(panels, p), threads) * (4 * p + 1);      /* a quarter of a panel's time to begin a strip */
+        if (time < least) least = time, best = p;
+    }
+    return best;
+}
+/* The widths. A compiler that does not say the file's name gets it from WRPO_FILE; without either only
+   the narrow one is compiled. */
+#if !defined(WRPO_FILE) && defined(__INCLUDE_LEVEL__)
+#if __INCLUDE_LEVEL__ > 0
+#ifdef __FILE_NAME__
+#define WRPO_FILE __FILE_NAME__
+#else
+#define WRPO_FILE "wrpo.h"
+#endif
+#endif
+#endif
+#undef WRPO_IMPLEMENTATION
+#if defined(__GNUC__) && (defined(__x86_64__) || defined(__i386__)) && defined(WRPO_FILE) && defined(__has_include)
+#if __has_include(WRPO_FILE)
+#define WRPO__LANES 16
+#include WRPO_FILE
+#undef WRPO__LANES
+#define WRPO__LANES 8
+#include WRPO_FILE
+#undef WRPO__LANES
+#endif
+#endif
+#ifdef __GNUC__
+#define WRPO__LANES 4
+#else
+#define WRPO__LANES 1
+#endif
+#define WRPO_IMPLEMENTATION
+#endif /* WRPO_NO_SIMD */
+#endif /* WRPO_IMPLEMENTATION */
+
+#ifdef WRPO__LANES
+/* ---- one vector width: WRPO__LANES floats; WRPO__(x) is wrpo__x_avx512 and so on ---- */
+#define WRPO__JOIN2(a, b, c) a##b##_##c
+#define WRPO__JOIN(a, b, c) WRPO__JOIN2(a, b, c)
+#define WRPO__(name) WRPO__JOIN(wrpo__, name, WRPO__LEVEL)
+#if WRPO__LANES == 16
+#define WRPO__LEVEL avx512
+#define WRPO__AT __attribute__((target("avx512f,avx512dq,avx2,fma")))
+#define WRPO__FMA(a, b, c) _mm512_fmadd_ps(a, b, c)
+#define WRPO__ALL(x) ((WRPO__V)_mm512_set1_ps(x))
+#define WRPO__SQRT(a) _mm512_sqrt_ps(a)
+#define WRPO__MORE(a, b) _mm512_max_ps(b, a)
+#define WRPO__LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define WRPO__HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+enum { WRPO__(MR) = 14, WRPO__(NV) = 2 };              /* rows and vectors of a register tile of C: 28 of 32 registers */
+#define WRPO__HAVE_AVX512
+/* Products of bfloat16, by name: no compiler option is needed where the machine is asked first (wrpo__has_pairs).
+   DOT: c + low(a) low(b) + high(a) high(b) for each word; TWO: 32 floats, rounded, as 16 words; the second: low halves from a, high from b. */
+static inline WRPO__AT __attribute__((always_inline)) __m512 wrpo__pair_dot(__m512 a, __m512 b, __m512 c) {
+    __asm__("vdpbf16ps %2, %1, %0" : "+v"(c) : "v"(a), "v"(b));
+    return c;
+}
+static inline WRPO__AT __attribute__((always_inline)) __m512 wrpo__pair_of(__m512 a, __m512 b) {
+    __asm__("vcvtne2ps2bf16 %2, %1, %0" : "=v"(a) : "v"(b), "v"(a));
+    return a;
+}
+#define WRPO__IN_PAIRS
+#define WRPO__STEP(pairs, a, b, c) ((pairs) ? wrpo__pair_dot(a, b, c) : _mm512_fmadd_ps(a, b, c))
+#elif WRPO__LANES == 8
+#define WRPO__LEVEL avx2
+#define WRPO__AT __attribute__((target("avx2,fma")))
+#define WRPO__FMA(a, b, c) _mm256_fmadd_ps(a, b, c)
+#define WRPO__SQRT(a) _mm256_sqrt_ps(a)
+#define WRPO__MORE(a, b) _mm256_max_ps(b, a)
+#define WRPO__LOW 0, 8, 1, 9, 2, 10, 3, 11
+#define WRPO__HIGH 4, 12, 5, 13, 6, 14, 7, 15
+enum { WRPO__(MR) = 6, WRPO__(NV) = 2 };               /* 12 of 16 */
+#define WRPO__HAVE_AVX2
+#else
+#define WRPO__LEVEL generic
+#define WRPO__AT
+#define WRPO__LOW 0, 4, 1, 5
+#define WRPO__HIGH 2, 6, 3, 7
+#if defined(__GNUC__) && defined(__aarch64__)
+#define WRPO__FMA(a, b, c) vfmaq_f32(c, a, b)
+#define WRPO__SQRT(a) vsqrtq_f32(a)
+enum { WRPO__(MR) = 6, WRPO__(NV) = 4 };               /* 24 of 32 */
+#else
+#define WRPO__FMA(a, b, c) ((a) * (b) + (c))
+enum { WRPO__(MR) = 6, WRPO__(NV) = 2 };
+#endif
+#endif
+enum {
+    WRPO__(NR) = WRPO__LANES * WRPO__(NV),
+    WRPO__(MS) = (WRPO__(MR) + WRPO__LANES - 1) / WRPO__LANES * WRPO__LANES    /* a step of a packed panel of A, padded */
+};
+/* V is a vector of floats, U of their bits. LESS gives all ones where it holds; a NaN is never less. */
+#ifndef WRPO__STEP
+#define WRPO__STEP(pairs, a, b, c) WRPO__FMA(a, b, c)
+#endif
+#ifdef __GNUC__
+#define WRPO__INLINE static inline WRPO__AT __attribute__((always_inline))
+#define WRPO__ROW static WRPO__AT __attribute__((noinline))
+#define WRPO__UNROLL _Pragma("GCC unroll 16")
+#define WRPO__PREFETCH(p, write) __builtin_prefetch(p, write)
+typedef float WRPO__(v) __attribute__((vector_size(4 * WRPO__LANES)));
+typedef uint32_t WRPO__(u) __attribute__((vector_size(4 * WRPO__LANES)));
+typedef WRPO__(v) WRPO__(vmem) __attribute__((aligned(4), may_alias));         /* a vector anywhere in memory */
+#define WRPO__V WRPO__(v)
+#define WRPO__U WRPO__(u)
+#define WRPO__LOAD(p) ((WRPO__V)*(const WRPO__(vmem) *)(const void *)(p))
+#define WRPO__STORE(p, x) (*(WRPO__(vmem) *)(void *)(p) = (x))
+typedef uint16_t WRPO__(h) __attribute__((vector_size(2 * WRPO__LANES)));      /* bfloat16: the high halves of floats */
+typedef WRPO__(h) WRPO__(hmem) __attribute__((aligned(2), may_alias));
+#define WRPO__LOAD_HALF(p) WRPO__FLOATS(__builtin_convertvector(*(const WRPO__(hmem) *)(const void *)(p), WRPO__U) << 16)
+#define WRPO__STORE_HIGH(p, u) (*(WRPO__(hmem) *)(void *)(p) = __builtin_convertvector((u) >> 16, WRPO__(h)))    /* of bits */
+typedef int32_t WRPO__(i) __attribute__((vector_size(4 * WRPO__LANES)));
+#define WRPO__REAL(u) __builtin_convertvector((WRPO__(i))(u), WRPO__V)          /* of whole numbers below 2^31 */
+#define WRPO__WHOLE(x) __builtin_convertvector(__builtin_convertvector(x, WRPO__(i)), WRPO__V)     /* toward 0 */
+#define WRPO__BITS(x) ((WRPO__U)(x))
+#define WRPO__FLOATS(x) ((WRPO__V)(x))
+#define WRPO__LESS(a, b) ((WRPO__U)((a) < (b)))
+#if defined(__clang__) || __GNUC__ >= 12
+#define WRPO__MIX(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define WRPO__MIX(a, b, ...) __builtin_shuffle(a, b, (WRPO__U){__VA_ARGS__})
+#endif
+#else
+#define WRPO__INLINE static inline
+#define WRPO__ROW static
+#define WRPO__UNROLL
+#define WRPO__PREFETCH(p, write) (void)(p)
+#define WRPO__V float
+#define WRPO__U uint32_t
+#define WRPO__LOAD(p) (*(p))
+#define WRPO__STORE(p, x) (*(p) = (x))
+#define WRPO__LOAD_HALF(p) WRPO__FLOATS((uint32_t)*(p) << 16)
+#define WRPO__STORE_HIGH(p, u) (*(p) = (uint16_t)((u) >> 16))
+#define WRPO__REAL(u) ((float)(u))
+#define WRPO__WHOLE(x) ((float)(int32_t)(x))
+#define WRPO__BITS(x) wrpo__float_bits(x)
+#define WRPO__FLOATS(x) wrpo__bits_float(x)
+#define WRPO__LESS(a, b) ((a) < (b) ? ~(uint32_t)0 : 0)
+#endif
+#define WRPO__SET(x) ((x) - (WRPO__V){0})              /* the same number in all lanes */
+#ifndef WRPO__ALL
+#define WRPO__ALL(x) WRPO__SET(x)                      /* the same bits: arithmetic may not touch words */
+#endif
+#define WRPO__PICK(mask, a, b) WRPO__FLOATS(((mask) & WRPO__BITS(a)) | (~(mask) & WRPO__BITS(b)))
+
+/* The ends of rows: `left` numbers may be fewer than a vector; missing ones read as `fill`, and are not written. */
+WRPO__INLINE WRPO__V WRPO__(get)(const float *p, int64_t left, float fill) {
+    if (left >= WRPO__LANES) return WRPO__LOAD(p);
+    float t[WRPO__LANES];
+    for (int i = 0; i < WRPO__LANES; i++) t[i] = i < left ? p[i] : fill;
+    return WRPO__LOAD(t);
+}
+WRPO__INLINE WRPO__V WRPO__(get_half)(const uint16_t *p, int64_t left) {
+    if (left >= WRPO__LANES) return WRPO__LOAD_HALF(p);
+    uint16_t t[WRPO__LANES] = {0};
+    for (int i = 0; i < left; i++) t[i] = p[i];
+    return WRPO__LOAD_HALF(t);
+}
+WRPO__INLINE void WRPO__(put)(float *p, int64_t left, WRPO__V x) {
+    if (left >= WRPO__LANES) { WRPO__STORE(p, x); return; }
+    float t[WRPO__LANES];
+    WRPO__STORE(t, x);
+    for (int i = 0; i < left; i++) p[i] = t[i];
+}
+WRPO__INLINE float WRPO__(sum)(WRPO__V x) {
+    float t[WRPO__LANES];
+    WRPO__STORE(t, x);
+    for (int w = WRPO__LANES / 2; w > 0; w /= 2)
+        for (int i = 0; i < w; i++) t[i] += t[i + w];
+    return t[0];
+}
+WRPO__INLINE float WRPO__(largest)(WRPO__V x) {
+    float t[WRPO__LANES];
+    WRPO__STORE(t, x);
+    for (int i = 1; i < WRPO__LANES; i++) t[0] = t[0] < t[i] ? t[i] : t[0];
+    return t[0];
+}
+WRPO__INLINE WRPO__V WRPO__(max)(WRPO__V a, WRPO__V b) {     /* a < b ? b : a, so a where either is NaN */
+#ifdef WRPO__MORE
+    return WRPO__MORE(a, b);
+#else
+    return WRPO__PICK(WRPO__LESS(a, b), b, a);
+#endif
+}
+WRPO__INLINE WRPO__V WRPO__(sqrt)(WRPO__V x) {
+#ifdef WRPO__SQRT
+    return WRPO__SQRT(x);
+#else
+    float t[WRPO__LANES];
+    WRPO__STORE(t, x);
+    for (int i = 0; i < WRPO__LANES; i++) t[i] = sqrtf(t[i]);
+    return WRPO__LOAD(t);
+#endif
+}
+/* e^x, relative error below 1.2e-7: x = z ln 2 + r with integer z and |r| <= ln 2 / 2, e^r by a polynomial.
+   0 below -87.336 (no denormals), the value at 88.37 above it; NaN stays NaN. */
+WRPO__INLINE WRPO__V WRPO__(exp)(WRPO__V x) {
+    const WRPO__V low = WRPO__SET(-87.336f), high = WRPO__SET(88.37f);
+    WRPO__U zero = WRPO__LESS(x, low);
+    x = WRPO__(max)(x, low);
+    x = -WRPO__(max)(-x, -high);
+    /* adding 1.5 * 2^23 rounds to an integer, and leaves it in the low bits: with 127 more, an exponent */
+    WRPO__V z = WRPO__FMA(x, WRPO__SET(1.44269504f), WRPO__SET(12582912.0f + 127.0f));
+    WRPO__V power = WRPO__FLOATS(WRPO__BITS(z) << 23);
+    z = z - WRPO__SET(12582912.0f + 127.0f);
+    x = WRPO__FMA(z, WRPO__SET(-0.693359375f), x);     /* ln 2 in two parts; the first one times z is exact */
+    x = WRPO__FMA(z, WRPO__SET(2.12194440e-4f), x);
+    WRPO__V p = WRPO__FMA(x, WRPO__SET(1.9875691500e-4f), WRPO__SET(1.3981999507e-3f));
+    p = WRPO__FMA(p, x, WRPO__SET(8.3334519073e-3f));
+    p = WRPO__FMA(p, x, WRPO__SET(4.1665795894e-2f));
+    p = WRPO__FMA(p, x, WRPO__SET(1.6666665459e-1f));
+    p = WRPO__FMA(p, x, WRPO__SET(5.0000001201e-1f));
+    p = WRPO__FMA(p, x * x, x) + WRPO__SET(1.0f);
+    return WRPO__FLOATS(~zero & WRPO__BITS(p * power));
+}
+/* tanh x: an odd polynomial near 0, where 1 - 2 / (e^2x + 1) would cancel */
+WRPO__INLINE WRPO__V WRPO__(tanh)(WRPO__V x) {
+    const WRPO__V one = WRPO__SET(1.0f);
+    WRPO__V q = x * x;
+    WRPO__V p = WRPO__FMA(q, WRPO__SET(-5.70498872745e-3f), WRPO__SET(2.06390887954e-2f));
+    p = WRPO__FMA(p, q, WRPO__SET(-5.37397155531e-2f));
+    p = WRPO__FMA(p, q, WRPO__SET(1.33314422036e-1f));
+    p = WRPO__FMA(p, q, WRPO__SET(-3.33332819422e-1f));
+    p = WRPO__FMA(p * q, x, x);
+    WRPO__V far = one - WRPO__SET(2.0f) / (WRPO__(exp)(x + x) + one);
+    return WRPO__PICK(WRPO__LESS(q, WRPO__SET(0.39f)), p, far);
+}
+
+/* ---- rows: what one thread does with one piece of memory ---- */
+WRPO__ROW void WRPO__(axpy)(float *y, float s, const float *x, int64_t n) {    /* y += s x */
+    for (int64_t i = 0; i < n; i += WRPO__LANES)
+        WRPO__(put)(y + i, n - i, WRPO__FMA(WRPO__SET(s), WRPO__(get)(x + i, n - i, 0), WRPO__(get)(y + i, n - i, 0)));
+}
+WRPO__ROW void WRPO__(scaled)(float *y, float s, const float *x, int64_t n) {  /* y = s x */
+    for (int64_t i = 0; i < n; i += WRPO__LANES) WRPO__(put)(y + i, n - i, s * WRPO__(get)(x + i, n - i, 0));
+}
+WRPO__ROW void WRPO__(scaled_half)(float *y, float s, const uint16_t *x, int64_t n) {  /* the same of bfloat16 */
+    for (int64_t i = 0; i < n; i += WRPO__LANES) WRPO__(put)(y + i, n - i, s * WRPO__(get_half)(x + i, n - i));
+}
+WRPO__ROW float WRPO__(dot)(const float *x, const float *y, int64_t n) {
+    WRPO__V s = {0};
+    for (int64_t i = 0; i < n; i += WRPO__LANES) s = WRPO__FMA(WRPO__(get)(x + i, n - i, 0), WRPO__(get)(y + i, n - i, 0), s);
+    return WRPO__(sum)(s);
+}
+
+/* ---- embed, gather, bias, colsum, add ----
+   Backward passes that add rows into shared places give each task a slice of the columns and all the rows, in order. */
+enum { WRPO__(SLICE) = 64 };
+static void WRPO__(embed)(void *dev, void *y, const void *w, wrpo_dtype w_type, const int32_t *ids, int64_t n, int64_t D, float scale) {
+    wrpo__cpu *cpu = dev;
+    WRPO__PARROWS(cpu, n, D)
+    for (int64_t r = 0; r < n; r++)
+        if (w_type == WRPO_DTYPE_BF16) WRPO__(scaled_half)((float *)y + r * D, scale, (const uint16_t *)w + ids[r] * D, D);
+        else WRPO__(scaled)((float *)y + r * D, scale, (const float *)w + ids[r] * D, D);
+}
+static void WRPO__(embed_bwd)(void *dev, float *dw, const void *dy, const int32_t *ids, int64_t n, int64_t D, float scale) {
+    wrpo__cpu *cpu = dev;
+    WRPO__PARFOR(wrpo__cpu_team(cpu, n * D))
+    for (int64_t j = 0; j < D; j += WRPO__(SLICE))
+        for (int64_t r = 0; r < n; r++)
+            WRPO__(axpy)(dw + ids[r] * D + j, scale, (const float *)dy + r * D + j, WRPO__MIN(D - j, WRPO__(SLICE)));
+}
+static void WRPO__(gather)(void *dev, void *y, const void *x, const int32_t *index, int64_t n, int64_t D) {
+    wrpo__cpu *cpu = dev;
+    WRPO__PARROWS(cpu, n, D)
+    for (int64_t r = 0; r < n; r++) memcpy((float *)y + r * D, (const float *)x + index[r] * D, (size_t)D * sizeof(float));
+}
+static void WRPO__(scatter)(void *dev, void *y, int64_t ldy, const void *x, int64_t ldx, const int32_t *index, int64_t n, int64_t D) {
+    wrpo__cpu *cpu = dev;
+    WRPO__PARROWS(cpu, n, D)
+    for (int64_t r = 0; r < n; r++) memcpy((float *)y + index[r] * ldy, (const float *)x + r * ldx, (size_t)D * sizeof(float));
+}
+static void WRPO__(gather_bwd)(void *dev, void *dx, const void *dy, const int32_t *index, int64_t n, int64_t D) {
+    WRPO__(embed_bwd)(dev, dx, dy, index, n, D, 1);
+}
+static void WRPO__(bias)(void *dev, void *y, int64_t ldy, const float *b, int64_t n, int64_t D) {
+    wrpo__cpu *cpu = dev;
+    WRPO__PARROWS(cpu, n, D)
+    for (int64_t r = 0; r < n; r++) WRPO__(axpy)((float *)y + r * ldy, 1, b, D);
+}
+static void WRPO__(add_columns)(const wrpo__cpu *cpu, float *y, const void *w, bool half, int64_t ld, int64_t n, int64_t D) {    /* y += sum_r w[r] */
+    WRPO__PARFOR(wrpo__cpu_team(cpu, n * D))
+    for (int64_t j = 0; j < D; j += WRPO__(SLICE)) {
+        float part[WRPO__(SLICE)], row[WRPO__(SLICE)];  /* sums of 64 rows first: rounding grows with the longest chain */
+        int64_t width = WRPO__MIN(D - j, WRPO__(SLICE));
+        for (int64_t r = 0; r < n; r += 64) {
+            memset(part, 0, sizeof part);
+            for (int64_t i = r; i < n && i < r + 64; i++) {
+                if (half) WRPO__(scaled_half)(row, 1, (const uint16_t *)w + i * ld + j, width);
+                WRPO__(axpy)(part, 1, half ? row : (const float *)w + i * ld + j, width);
+            }
+            WRPO__(axpy)(y + j, 1, part, width);
         }
     }
-    return h;
 }
-static uint64_t wrpo__fingerprint(const wrpo_model *model, const wrpo_data *data, float *piece) {
-    uint64_t h = wrpo__config_hash(model->ctx, &model->config);
-    for (int64_t i = 0; i < model->n_weights; i++) {
-        const wrpo_weight *w = &model->weights[i];
-        h = wrpo__hash(h, w->name, strlen(w->name));
-        for (int64_t at = 0, n; at < w->rows * w->cols; at += n) {
-            n = WRPO__MIN(w->rows * w->cols - at, WRPO__PIECE);
-            wrpo__weight_get(model, w, at, n, piece);
-            h = wrpo__hash(h, piece, (size_t)n * sizeof *piece);
-        }
+static void WRPO__(bias_bwd)(void *dev, float *db, const void *dy, int64_t lddy, int64_t n, int64_t D) { WRPO__(add_columns)(dev, db, dy, false, lddy, n, D); }
+static void WRPO__(colsum)(void *dev, float *y, const void *w, wrpo_dtype w_type, int64_t rows, int64_t cols) {
+    memset(y, 0, (size_t)cols * sizeof *y);
+    WRPO__(add_columns)(dev, y, w, w_type == WRPO_DTYPE_BF16, cols, rows, cols);
+}
+static void WRPO__(add)(void *dev, void *y, const void *x, int64_t count) {
+    wrpo__cpu *cpu = dev;
+    WRPO__PARFOR(wrpo__cpu_team(cpu, count))
+    for (int64_t i = 0; i < count; i += WRPO__GRAIN) WRPO__(axpy)((float *)y + i, 1, (const float *)x + i, WRPO__MIN(count - i, WRPO__GRAIN));
+}
+
+/* ---- rmsnorm ----
+   rstd = 1 / sqrt(mean(x^2) + eps),  y = (w + plus) x rstd
+   With g = dy (w + plus) and c = mean(g x) rstd^2:  dx = dres + rstd (g - c x),  dw += sum dy x rstd */
+WRPO__ROW void WRPO__(rmsnorm_row)(float *y, float *rstd, const float *x, const float *w, int64_t D, float eps, float plus) {
+    WRPO__V ss = {0};
+    for (int64_t i = 0; i < D; i += WRPO__LANES) {
+        WRPO__V v = WRPO__(get)(x + i, D - i, 0);
+        ss = WRPO__FMA(v, v, ss);
     }
-    return wrpo__data_hash(h, data);
+    const float s = 1 / sqrtf(WRPO__(sum)(ss) / (float)D + eps);
+    for (int64_t i = 0; i < D; i += WRPO__LANES)
+        WRPO__(put)(y + i, D - i, WRPO__(get)(x + i, D - i, 0) * s * (WRPO__(get)(w + i, D - i, 0) + plus));
+    *rstd = s;
 }
-/* A cache that is there and whole fills ref; anything else is made anew. */
-static bool wrpo__reference_read(wrpo__arena *temp, const char *path, uint64_t fingerprint, double *ref, int64_t N, int K) {
-    char want[32];
-    if (!wrpo__exists(path)) return false;
-    const wrpo__file *f = wrpo__open_file(temp, path);
-    wrpo_json *root;
-    if (wrpo_json_parse(temp->ctx, path, (const char *)f->data, f->size, &root) != WRPO_OK) return false;
-    snprintf(want, sizeof want, "%016llx", (unsigned long long)fingerprint);
-    const wrpo_json *rows = wrpo__json_get(root, "logps"), *row = rows ? rows->child : NULL;
-    bool ok = wrpo__json_is(wrpo__json_get(root, "fingerprint"), want) && rows && rows->kind == WRPO_JSON_ARRAY && rows->count == N;
-    for (int64_t i = 0; ok && i < N; i++, row = row->next) {
-        const wrpo_json *v = row->child;
-        ok = row->kind == WRPO_JSON_ARRAY && row->count == K;
-        for (int k = 0; ok && k < K; k++, v = v->next) ref[i * K + k] = v->kind == WRPO_JSON_NUMBER ? v->number : NAN;
+WRPO__ROW void WRPO__(rmsnorm_bwd_row)(float *dx, const float *dy, const float *dres, const float *x, const float *w, float rstd, int64_t D, float plus) {
+    WRPO__V dot = {0};
+    for (int64_t i = 0; i < D; i += WRPO__LANES)
+        dot = WRPO__FMA(WRPO__(get)(dy + i, D - i, 0) * (WRPO__(get)(w + i, D - i, 0) + plus), WRPO__(get)(x + i, D - i, 0), dot);
+    const float c = WRPO__(sum)(dot) / (float)D * rstd * rstd;
+    for (int64_t i = 0; i < D; i += WRPO__LANES) {
+        WRPO__V g = WRPO__(get)(dy + i, D - i, 0) * (WRPO__(get)(w + i, D - i, 0) + plus);
+        WRPO__V v = (g - c * WRPO__(get)(x + i, D - i, 0)) * rstd;
+        WRPO__(put)(dx + i, D - i, dres ? v + WRPO__(get)(dres + i, D - i, 0) : v);
     }
-    wrpo_json_free(temp->ctx, root);
-    return ok;
 }
-static void wrpo__reference_write(wrpo__arena *temp, const char *path, uint64_t fingerprint, const double *ref, int64_t N, int K) {
-    wrpo__text t = {.arena = temp};
-    wrpo__text_printf(&t, "{\"fingerprint\": \"%016llx\", \"logps\": [", (unsigned long long)fingerprint);
-    for (int64_t i = 0; i < N; i++) {
-        wrpo__text_puts(&t, i ? ",\n[" : "\n[");
-        for (int k = 0; k < K; k++) {
-            if (k) wrpo__text_puts(&t, ",");
-            wrpo__json_number(&t, ref[i * K + k]);
+WRPO__ROW void WRPO__(rmsnorm_dw_row)(float *dw, const float *dy, const float *x, float rstd, int64_t n) {
+    for (int64_t i = 0; i < n; i += WRPO__LANES)
+        WRPO__(put)(dw + i, n - i, WRPO__FMA(WRPO__(get)(dy + i, n - i, 0) * rstd, WRPO__(get)(x + i, n - i, 0), WRPO__(get)(dw + i, n - i, 0)));
+}
+static void WRPO__(rmsnorm)(void *dev, void *y, int64_t ldy, float *rstd, const void *x, int64_t ldx, const float *w,
+                            int64_t n, int64_t heads, int64_t D, float eps, float plus) {
+    wrpo__cpu *cpu = dev;
+    WRPO__PARROWS(cpu, n, heads * D)
+    for (int64_t r = 0; r < n; r++)
+        for (int64_t h = 0; h < heads; h++)
+            WRPO__(rmsnorm_row)((float *)y + r * ldy + h * D, rstd + r * heads + h, (const float *)x + r * ldx + h * D, w, D, eps, plus);
+}
+/* Groups of 64 (row, head)s: each one's sum for dw, and its dx while dy and x are at hand; then the sums of all groups, in order. */
+static void WRPO__(rmsnorm_bwd)(void *dev, void *dx, int64_t lddx, float *dw, const void *dy, int64_t lddy, const void *dres, int64_t lddres,
+                                const void *x, int64_t ldx, const float *w, const float *rstd, int64_t n, int64_t heads, int64_t D, float plus) {
+    wrpo__cpu *cpu = dev;
+    const float *dyf = dy, *xf = x, *dresf = dres;
+    float *sums = cpu->packed;                         /* [groups][D], the products' buffer */
+    const int64_t rows = n * heads, most = WRPO__PACKED_WORDS / D;
+    for (int64_t first = 0; first < rows; first += 64 * most) {
+        const int64_t groups = wrpo__div_up(WRPO__MIN(rows - first, 64 * most), 64);
+        WRPO__PARFOR(wrpo__cpu_team(cpu, rows * D))
+        for (int64_t g = 0; g < groups; g++) {
+            const int64_t begin = first + 64 * g, end = WRPO__MIN(rows, begin + 64);
+            memset(sums + g * D, 0, (size_t)D * sizeof *sums);
+            for (int64_t i = begin; i < end; i++) {    /* dw first: dx may be dy */
+                const int64_t r = i / heads, at = i % heads * D;
+                WRPO__(rmsnorm_dw_row)(sums + g * D, dyf + r * lddy + at, xf + r * ldx + at, rstd[i], D);
+                WRPO__(rmsnorm_bwd_row)((float *)dx + r * lddx + at, dyf + r * lddy + at, dresf ? dresf + r * lddres + at : NULL, xf + r * ldx + at, w, rstd[i], D, plus);
+            }
         }
-        wrpo__text_puts(&t, "]");
+        for (int64_t g = 0; g < groups; g++) WRPO__(axpy)(dw, 1, sums + g * D, D);
     }
-    wrpo__text_puts(&t, "\n]}\n");
-    wrpo__writer *w = wrpo__create(temp, path);
-    wrpo__write(w, t.data, t.size);
-    wrpo__commit(w);
 }
-/* Reference log-probs of one or two data sets by one reference model, which is gone afterwards. */
-static wrpo_result wrpo__reference(wrpo_trainer *t) {
-    wrpo_ctx *ctx = t->ctx;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        wrpo__arena *temp = wrpo__entry.arena;
-        wrpo_model *ref = t->model;
-        if (t->desc.ref_dir) {
-            const wrpo_model_desc desc = {.dir = t->desc.ref_dir, .frozen = true};
-            wrpo__cleanup *owner = wrpo__on_free(temp, wrpo__free_model, NULL);
-            wrpo__need(ctx, wrpo_model_load(ctx, &desc, &ref));
-            owner->p = ref;
+
+/* ---- rope: (x1, x2) = (x[i], x[i + d/2]) is turned by the angle of table[r][i]; the backward turns it back ---- */
+WRPO__ROW void WRPO__(rope_row)(float *x, const float *table, int64_t heads, int64_t d, float sign) {
+    const int64_t half = d / 2;
+    float cosine[WRPO__MAX_D / 2], sine[WRPO__MAX_D / 2];
+    for (int64_t i = 0; i < half; i++) cosine[i] = table[2 * i], sine[i] = sign * table[2 * i + 1];
+    for (int64_t h = 0; h < heads; h++, x += d)
+        for (int64_t i = 0; i < half; i += WRPO__LANES) {
+            const WRPO__V c = WRPO__(get)(cosine + i, half - i, 0), s = WRPO__(get)(sine + i, half - i, 0);
+            const WRPO__V x1 = WRPO__(get)(x + i, half - i, 0), x2 = WRPO__(get)(x + half + i, half - i, 0);
+            WRPO__(put)(x + i, half - i, x1 * c - x2 * s);
+            WRPO__(put)(x + half + i, half - i, x2 * c + x1 * s);
         }
-        float *piece = wrpo__raw(temp, WRPO__PIECE, sizeof *piece);
-        for (int i = 0; i < 2; i++) {
-            const wrpo_data *data = i ? t->eval : t->data;
-            double *out = i ? t->eval_ref : t->ref;
-            int K = i ? t->eval_K : t->K;
-            if (!data || !out) continue;
-            const int64_t N = wrpo_data_count(data);
-            const char *path = NULL;
-            uint64_t fingerprint = 0;
-            if (t->out_dir) {
-                fingerprint = wrpo__fingerprint(ref, data, piece);
-                path = wrpo__format(temp, "%s/reference_logps-%016llx.json", t->out_dir, (unsigned long long)fingerprint);
-                if (wrpo__reference_read(temp, path, fingerprint, out, N, K)) {
-                    wrpo__log(ctx, WRPO_LOG_INFO, "reference log-probs read from %s", path);
-                    continue;
+}
+static void WRPO__(rope)(void *dev, void *x, int64_t ldx, const float *table, int64_t n, int64_t heads, int64_t d, float sign) {
+    wrpo__cpu *cpu = dev;
+    WRPO__PARROWS(cpu, n, heads * d)
+    for (int64_t r = 0; r < n; r++) WRPO__(rope_row)((float *)x + r * ldx, table + r * (d / 2 * 2), heads, d, sign);
+}
+
+/* ---- glu: h = act(gate) up.  silu(g) = g s with s = 1 / (1 + e^-g), silu' = s (1 + g (1 - s))
+   gelu(g) = g (1 + t) / 2 with t = tanh(a (g + b g^3)), gelu' = (1 + t) / 2 + g (1 - t^2) a (1 + 3 b g^2) / 2 ---- */
+WRPO__INLINE WRPO__V WRPO__(act)(WRPO__V g, bool gelu, WRPO__V *slope) {
+    const WRPO__V one = WRPO__SET(1.0f), half = WRPO__SET(0.5f);
+    if (!gelu) {
+        WRPO__V s = one / (one + WRPO__(exp)(-g));
+        *slope = s * WRPO__FMA(g, one - s, one);
+        return g * s;
+    }
+    const float a = 0.7978845608f, b = 0.044715f;      /* sqrt(2 / pi) */
+    WRPO__V t = WRPO__(tanh)(a * WRPO__FMA(b * g * g, g, g)), u = WRPO__FMA(half, t, half);
+    *slope = WRPO__FMA(half * g * WRPO__FMA(-t, t, one), a * WRPO__FMA(3 * b * g, g, one), u);
+    return g * u;
+}
+WRPO__ROW void WRPO__(glu_row)(float *h, const float *gu, int64_t I, bool gelu) {
+    WRPO__V slope;
+    for (int64_t i = 0; i < I; i += WRPO__LANES) {     /* what is written is fetched too: the machine sees only what is read coming */
+        WRPO__PREFETCH(gu + i + 512, 0), WRPO__PREFETCH(gu + I + i + 512, 0), WRPO__PREFETCH(h + i + 512, 1);
+        WRPO__(put)(h + i, I - i, WRPO__(act)(WRPO__(get)(gu + i, I - i, 0), gelu, &slope) * WRPO__(get)(gu + I + i, I - i, 0));
+    }
+}
+WRPO__ROW void WRPO__(glu_bwd_row)(float *dgu, float *h, const float *dh, const float *gu, int64_t I, bool gelu) {
+    for (int64_t i = 0; i < I; i += WRPO__LANES) {
+        WRPO__PREFETCH(gu + i + 512, 0), WRPO__PREFETCH(gu + I + i + 512, 0), WRPO__PREFETCH(dh + i + 512, 0);
+        WRPO__PREFETCH(dgu + i + 512, 1), WRPO__PREFETCH(dgu + I + i + 512, 1);
+        WRPO__V slope, up = WRPO__(get)(gu + I + i, I - i, 0), d = WRPO__(get)(dh + i, I - i, 0);
+        WRPO__V act = WRPO__(act)(WRPO__(get)(gu + i, I - i, 0), gelu, &slope);
+        if (h) WRPO__(put)(h + i, I - i, act * up);
+        WRPO__(put)(dgu + i, I - i, d * up * slope);
+        WRPO__(put)(dgu + I + i, I - i, d * act);
+    }
+}
+static void WRPO__(glu)(void *dev, void *h, const void *gu, int64_t n, int64_t I, bool gelu) {
+    wrpo__cpu *cpu = dev;
+    WRPO__PARROWS(cpu, n, 4 * I)
+    for (int64_t r = 0; r < n; r++) WRPO__(glu_row)((float *)h + r * I, (const float *)gu + r * 2 * I, I, gelu);
+}
+static void WRPO__(glu_bwd)(void *dev, void *dgu, void *h, const void *dh, const void *gu, int64_t n, int64_t I, bool gelu) {
+    wrpo__cpu *cpu = dev;
+    WRPO__PARROWS(cpu, n, 4 * I)
+    for (int64_t r = 0; r < n; r++)
+        WRPO__(glu_bwd_row)((float *)dgu + r * 2 * I, h ? (float *)h + r * I : NULL, (const float *)dh + r * I, (const float *)gu + r * 2 * I, I, gelu);
+}
+
+/* ---- logprob: lse = log sum exp(x), logp = x[target] - lse; x = softcap tanh(logits / softcap) where there is a softcap
+   The maximum runs along: in blocks of 1024 numbers, sums so far are rescaled when a block brings a larger one. ---- */
+WRPO__INLINE WRPO__V WRPO__(cap)(WRPO__V x, float softcap) {   /* -inf stays: it marks what does not count */
+    if (softcap <= 0) return x;
+    return WRPO__PICK(WRPO__LESS(x, WRPO__SET(-FLT_MAX)), x, softcap * WRPO__(tanh)(x / softcap));
+}
+WRPO__ROW double WRPO__(lse_row)(const float *x, int64_t n, float softcap) {
+    float m = -INFINITY;
+    double sum = 0;
+    for (int64_t b = 0; b < n; b += 1024) {
+        const int64_t e = WRPO__MIN(n, b + 1024);
+        WRPO__V top = WRPO__SET(-INFINITY), s = {0};
+        for (int64_t i = b; i < e; i += WRPO__LANES) top = WRPO__(max)(top, WRPO__(get)(x + i, e - i, -INFINITY));
+        float block = WRPO__(largest)(WRPO__(cap)(top, softcap));
+        if (block > m) sum *= exp((double)m - (double)block), m = block;
+        float base = m > -INFINITY ? m : 0;            /* nothing but -inf so far: the sum stays 0 */
+        for (int64_t i = b; i < e; i += WRPO__LANES) s += WRPO__(exp)(WRPO__(cap)(WRPO__(get)(x + i, e - i, -INFINITY), softcap) - base);
+        sum += (double)WRPO__(sum)(s);
+    }
+    return (double)m + log(sum);
+}
+WRPO__ROW void WRPO__(dlogits_row)(float *y, const float *x, int64_t target, float lse, float g, int64_t n, float softcap) {
+    const float xt = x[target], t = softcap > 0 ? tanhf(xt / softcap) : 0;
+    for (int64_t i = 0; i < n; i += WRPO__LANES) {
+        WRPO__V v = WRPO__(cap)(WRPO__(get)(x + i, n - i, 0), softcap), p = WRPO__(exp)(v - lse);
+        if (softcap > 0) {
+            WRPO__V th = WRPO__(max)(v / softcap, WRPO__SET(-1.0f));   /* of -inf: p is 0 there, and must stay it */
+            p = p * WRPO__FMA(-th, th, WRPO__SET(1.0f));
+        }
+        WRPO__(put)(y + i, n - i, -g * p);
+    }
+    y[target] += g * (1 - t * t);
+}
+static void WRPO__(logprob)(void *dev, float *logp, float *lse, const float *logits, const int32_t *target, int64_t n, int64_t V, float softcap) {
+    wrpo__cpu *cpu = dev;
+    WRPO__PARROWS(cpu, n, V)
+    for (int64_t r = 0; r < n; r++) {
+        const float *x = logits + r * V;
+        double sum = WRPO__(lse_row)(x, V, softcap), xt = (double)x[target[r]];
+        if (softcap > 0) xt = (double)softcap * tanh(xt / (double)softcap);
+        lse[r] = (float)sum;
+        logp[r] = (float)(xt - sum);
+    }
+}
+static void WRPO__(logprob_bwd)(void *dev, void *dlogits, const float *logits, const int32_t *target, const float *lse, const float *dlogp,
+                                int64_t n, int64_t V, float softcap) {
+    wrpo__cpu *cpu = dev;
+    WRPO__PARROWS(cpu, n, V)
+    for (int64_t r = 0; r < n; r++) WRPO__(dlogits_row)((float *)dlogits + r * V, logits + r * V, target[r], lse[r], dlogp[r], V, softcap);
+}
+
+/* ---- sumsq, adamw ---- */
+WRPO__ROW double WRPO__(sumsq_part)(const float *x, int64_t n) {
+    double s[8] = {0};
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        for (int j = 0; j < 8; j++) s[j] += (double)x[i + j] * (double)x[i + j];
+    for (; i < n; i++) s[0] += (double)x[i] * (double)x[i];
+    return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
+}
+static void WRPO__(sumsq)(void *dev, double *out, const float *x, int64_t count) {
+    wrpo__cpu *cpu = dev;
+    double part[256], sum = 0;                         /* as many parts for every number of threads */
+    const int64_t size = WRPO__MAX(wrpo__div_up(count, WRPO__COUNT(part)), WRPO__GRAIN), parts = wrpo__div_up(count, size);
+    WRPO__PARFOR(wrpo__cpu_team(cpu, count))
+    for (int64_t i = 0; i < parts; i++) part[i] = WRPO__(sumsq_part)(x + i * size, WRPO__MIN(size, count - i * size));
+    for (int64_t i = 0; i < parts; i++) sum += part[i];
+    *out += sum;
+}
+/* m += (1 - beta1) (g - m),  v = beta2 v + (1 - beta2) g^2,  w = w (1 - lr decay) - lr / correction1 m / (sqrt(v) / correction2 + eps) */
+WRPO__ROW void WRPO__(adamw_part)(float *w, float *m, float *v, const float *g, int64_t n, const wrpo_adamw *step) {
+    const float keep = (float)(1 - (double)step->lr * (double)step->weight_decay), rate = (float)((double)step->lr / step->correction1);
+    const float b1 = (float)(1 - (double)step->beta1), b2 = (float)(1 - (double)step->beta2), correction2 = (float)step->correction2;
+    for (int64_t i = 0; i < n; i += WRPO__LANES) {
+        WRPO__V gi = WRPO__(get)(g + i, n - i, 0) * step->grad_scale, mi = WRPO__(get)(m + i, n - i, 0), vi = WRPO__(get)(v + i, n - i, 0);
+        mi = WRPO__FMA(WRPO__SET(b1), gi - mi, mi);
+        vi = WRPO__FMA(b2 * gi, gi, vi * step->beta2);
+        WRPO__V root = WRPO__(sqrt)(vi) / correction2 + step->eps;
+        WRPO__(put)(m + i, n - i, mi);
+        WRPO__(put)(v + i, n - i, vi);
+        WRPO__(put)(w + i, n - i, WRPO__(get)(w + i, n - i, 0) * keep - rate * mi / root);
+    }
+}
+/* What is not float in memory is unpacked a block at a time, and packed again. */
+WRPO__INLINE WRPO__U WRPO__(random)(uint32_t seed, int64_t i) {        /* 32 bits for each of numbers i ... i + LANES: a hash of (seed, i) */
+    uint32_t count[WRPO__LANES];
+    for (int k = 0; k < WRPO__LANES; k++) count[k] = seed + (uint32_t)(i + k) * 0x9E3779B9u;
+    WRPO__U x;
+    memcpy(&x, count, sizeof x);
+    x = (x ^ x >> 16) * 0x7FEB352Du;
+    x = (x ^ x >> 15) * 0x846CA68Bu;
+    return x ^ x >> 16;
+}
+WRPO__ROW void WRPO__(masters_unpack)(float *x, const uint16_t *w, const uint16_t *low) {
+    for (int64_t i = 0; i < WRPO_BLOCK; i++) x[i] = wrpo__master(w[i], low[i]);
+}
+WRPO__ROW void WRPO__(masters_pack)(uint16_t *w, uint16_t *low, const float *x) {
+    for (int64_t i = 0; i < WRPO_BLOCK; i++) wrpo__master_split(x[i], &w[i], &low[i]);
+}
+WRPO__ROW void WRPO__(bf16_unpack)(float *x, const uint16_t *y) {
+    for (int64_t i = 0; i < WRPO_BLOCK; i += WRPO__LANES) WRPO__STORE(x + i, WRPO__LOAD_HALF(y + i));
+}
+WRPO__ROW void WRPO__(bf16_pack)(uint16_t *y, const float *x, uint32_t seed, int64_t first) {
+    for (int64_t i = 0; i < WRPO_BLOCK; i += WRPO__LANES) WRPO__STORE_HIGH(y + i, WRPO__BITS(WRPO__LOAD(x + i)) + (WRPO__(random)(seed, first + i) >> 16));
+}
+/* codes 0 ... top of magnitudes: s (q / top)^4 */
+WRPO__INLINE WRPO__V WRPO__(decode)(WRPO__V q, float s, float top) {
+    q = q * (1 / top);
+    q = q * q;
+    return q * q * s;
+}
+WRPO__ROW void WRPO__(bytes_unpack)(float *x, const uint8_t *y, bool moment2) {
+    float s;
+    memcpy(&s, y + WRPO_BLOCK, 4);
+    for (int64_t i = 0; i < WRPO_BLOCK; i++) x[i] = moment2 ? (float)y[i] : (float)(int8_t)y[i];
+    for (int64_t i = 0; i < WRPO_BLOCK; i += WRPO__LANES) {
+        WRPO__V q = WRPO__LOAD(x + i), size = WRPO__(decode)(q, s, moment2 ? 255 : 127);
+        WRPO__STORE(x + i, WRPO__PICK(WRPO__LESS(q, WRPO__SET(0.0f)), -size, size));
+    }
+}
+WRPO__ROW void WRPO__(bytes_pack)(uint8_t *y, const float *x, bool moment2, uint32_t seed, int64_t first) {
+    const float top = moment2 ? 255 : 127;
+    WRPO__V most = {0};
+    for (int64_t i = 0; i < WRPO_BLOCK; i += WRPO__LANES) most = WRPO__(max)(most, WRPO__(max)(WRPO__LOAD(x + i), -WRPO__LOAD(x + i)));
+    const float s = WRPO__(largest)(most), inverse = s >= FLT_MIN ? 1 / s : 0;
+    float codes[WRPO_BLOCK];
+    for (int64_t i = 0; i < WRPO_BLOCK; i += WRPO__LANES) {
+        WRPO__V size = WRPO__(max)(WRPO__LOAD(x + i), -WRPO__LOAD(x + i)), q = WRPO__(sqrt)(WRPO__(sqrt)(size * inverse)) * top;
+        q = WRPO__WHOLE(-WRPO__(max)(-q, WRPO__SET(1 - top)));                 /* q and q + 1 are the codes around it */
+        const WRPO__V low = WRPO__(decode)(q, s, top), high = WRPO__(decode)(q + 1, s, top);
+        const WRPO__V dice = WRPO__REAL(WRPO__(random)(seed, first + i) >> 8) * (1.0f / 16777216);
+        q = WRPO__PICK(WRPO__LESS(dice * (high - low), size - low), q + 1, q);
+        if (moment2) q = WRPO__PICK(WRPO__LESS(WRPO__SET(0.0f), size), WRPO__(max)(q, WRPO__SET(1.0f)), q);
+        WRPO__STORE(codes + i, q);
+    }
+    for (int64_t i = 0; i < WRPO_BLOCK; i++) y[i] = moment2 ? (uint8_t)codes[i] : (uint8_t)(int8_t)(x[i] < 0 ? -codes[i] : codes[i]);
+    memcpy(y + WRPO_BLOCK, &s, 4);
+}
+WRPO__ROW void WRPO__(moment_unpack)(float *x, const void *y, wrpo_moments moments, bool moment2) {
+    if (moments == WRPO_MOMENTS_BF16) WRPO__(bf16_unpack)(x, y);
+    else WRPO__(bytes_unpack)(x, y, moment2);
+}
+WRPO__ROW void WRPO__(moment_pack)(void *y, const float *x, wrpo_moments moments, bool moment2, uint32_t seed, int64_t first) {
+    if (moments == WRPO_MOMENTS_BF16) WRPO__(bf16_pack)(y, x, seed, first);
+    else WRPO__(bytes_pack)(y, x, moment2, seed, first);
+}
+/* numbers [first, first + n) of the arrays; first is at a block */
+static void WRPO__(adamw_task)(void *w, uint16_t *low, void *m, void *v, const float *g, int64_t first, int64_t n, const wrpo_adamw *step) {
+    const bool floats = step->moments == WRPO_MOMENTS_F32;
+    const uint32_t seed_m = (uint32_t)step->seed, seed_v = (uint32_t)(step->seed >> 32);
+    if (floats && !low) {
+        WRPO__(adamw_part)((float *)w + first, (float *)m + first, (float *)v + first, g + first, n, step);
+        return;
+    }
+    for (int64_t i = first; i < first + n; i += WRPO_BLOCK) {
+        float tw[WRPO_BLOCK], tm[WRPO_BLOCK], tv[WRPO_BLOCK];
+        char *pm = (char *)m + wrpo_moments_bytes(step->moments, i), *pv = (char *)v + wrpo_moments_bytes(step->moments, i);
+        if (low) WRPO__(masters_unpack)(tw, (uint16_t *)w + i, low + i);
+        if (!floats) WRPO__(moment_unpack)(tm, pm, step->moments, false), WRPO__(moment_unpack)(tv, pv, step->moments, true);
+        WRPO__(adamw_part)(low ? tw : (float *)w + i, floats ? (float *)m + i : tm, floats ? (float *)v + i : tv, g + i, WRPO__MIN(WRPO_BLOCK, first + n - i), step);
+        if (!floats) WRPO__(moment_pack)(pm, tm, step->moments, false, seed_m, i), WRPO__(moment_pack)(pv, tv, step->moments, true, seed_v, i);
+        if (low) WRPO__(masters_pack)((uint16_t *)w + i, low + i, tw);
+    }
+}
+static void WRPO__(adamw)(void *dev, void *w, uint16_t *low, void *m, void *v, const float *g, int64_t count, const wrpo_adamw *step) {
+    wrpo__cpu *cpu = dev;
+    WRPO__PARFOR(wrpo__cpu_team(cpu, count))
+    for (int64_t i = 0; i < count; i += WRPO__GRAIN) WRPO__(adamw_task)(w, low, m, v, g, i, WRPO__MIN(count - i, WRPO__GRAIN), step);
+}
+
+/* ---- gemm ----
+   Goto's scheme. A (rows of C) is packed into panels of MR rows, B (columns) into panels of NR, both step by step of k:
+   a[k][MS], b[k][NR]. The register tile multiplies one panel of each: per step NV vectors of B, MR single numbers of A,
+   MR * NV multiply-adds, all of C's tile in registers. The panels of the smaller of the two are packed by all threads for
+   all of them; then a task packs a few panels of the other, which stay in the cache next to its core, and runs them past all
+   of the first. Where A is one panel, B is not packed (thin_of). Each number of C is the sum over blocks of k (cut from 0, by
+   K alone) of the sums over k in order: the same for every row, whatever m, n and the threads.                            */
+
+/* x becomes its own transpose: log2(LANES) rounds, each interleaving row i with row i + LANES/2 */
+WRPO__INLINE void WRPO__(transpose)(WRPO__V *x) {
+#if WRPO__LANES > 1
+    WRPO__V t[WRPO__LANES];
+    WRPO__UNROLL
+    for (int w = 1; w < WRPO__LANES; w *= 2) {
+        WRPO__UNROLL
+        for (int i = 0; i < WRPO__LANES / 2; i++) {
+            t[2 * i] = WRPO__MIX(x[i], x[i + WRPO__LANES / 2], WRPO__LOW);
+            t[2 * i + 1] = WRPO__MIX(x[i], x[i + WRPO__LANES / 2], WRPO__HIGH);
+        }
+        WRPO__UNROLL
+        for (int i = 0; i < WRPO__LANES; i++) x[i] = t[i];
+    }
+#else
+    (void)x;
+#endif
+}
+/* n lanes (rows of A, columns of B) by kc steps into panels of `width` lanes, [word][stride] each, `next` numbers apart; missing
+   lanes are 0. Lane l, step k is number l * ls + k * ks of from, which are floats or halves (bfloat16); either ls or ks is 1. A word
+   is the float of a step; in pairs it is two steps, rounded to bfloat16, a last single one with 0. Where steps are rows of `from`,
+   ABREAST of them are read side by side, each from end to end. */
+#define WRPO__NUMBER(i) (half ? wrpo__float_of(((const uint16_t *)from)[i]) : ((const float *)from)[i])
+#define WRPO__VECTOR(i) (half ? WRPO__LOAD_HALF((const uint16_t *)from + (i)) : WRPO__LOAD((const float *)from + (i)))
+#define WRPO__AHEAD(i) WRPO__PREFETCH((const char *)from + (i) * (half ? 2 : 4) + 192, 0)     /* rows are left again before the machine sees them coming */
+#ifdef WRPO__IN_PAIRS
+/* words of two steps: low halves from a, high ones from b, rounded to nearest unless they are bfloat16 already */
+WRPO__INLINE WRPO__V WRPO__(pair_words)(WRPO__U a, WRPO__U b, const bool round) {
+    if (round) a += 0x7FFFu + (a >> 16 & 1), b += 0x7FFFu + (b >> 16 & 1);
+    return WRPO__FLOATS(a >> 16 | (b & ((WRPO__U){0} + 0xFFFF0000u)));
+}
+WRPO__INLINE WRPO__V WRPO__(halves)(const uint16_t *p) { WRPO__V x; memcpy(&x, p, sizeof x); return x; }     /* two to a word, as they are */
+/* from number i on: one word of LANES lanes; LANES words of one lane */
+#define WRPO__ACROSS(i) (pairs ? WRPO__(pair_words)(WRPO__BITS(WRPO__VECTOR(i)), WRPO__BITS(WRPO__VECTOR((i) + ks)), !half) : WRPO__VECTOR(i))
+#define WRPO__ALONG(i) (!pairs ? WRPO__VECTOR(i) : half ? WRPO__(halves)((const uint16_t *)from + (i)) \
+                                                       : (WRPO__V)wrpo__pair_of(WRPO__VECTOR(i), WRPO__VECTOR((i) + WRPO__LANES)))
+#else
+#define WRPO__ACROSS(i) WRPO__VECTOR(i)
+#define WRPO__ALONG(i) WRPO__VECTOR(i)
+#endif
+WRPO__INLINE float WRPO__(word)(const bool pairs, const bool half, const void *from, int64_t at, int64_t ks, int64_t left) {
+    if (!pairs) return WRPO__NUMBER(at);
+    const uint32_t low = wrpo__float_to_bf16(WRPO__NUMBER(at)), high = left > 1 ? wrpo__float_to_bf16(WRPO__NUMBER(at + ks)) : 0;
+    return wrpo__bits_float(low | high << 16);
+}
+WRPO__INLINE void WRPO__(pack)(const int width, const int stride, const bool pairs, const bool half, float *dst, int64_t next, const void *from, int64_t ls, int64_t ks, int64_t n, int64_t kc) {
+    const int step = pairs ? 2 : 1;
+    if (ls == 1) {
+        for (int64_t k0 = 0; k0 < kc; k0 += WRPO__ABREAST)
+            for (int64_t p = 0; p < n; p += width)
+                for (int64_t k = k0; k < WRPO__MIN(kc, k0 + WRPO__ABREAST); k += step) {
+                    const int64_t at = p + k * ks;
+                    float *d = dst + p / width * next + k / step * stride;
+                    WRPO__AHEAD(at);
+                    if (pairs) WRPO__AHEAD(at + ks);
+                    if (p + stride <= n && k + step <= kc)     /* lanes between width and stride may hold anything: no tile looks at them */
+                        for (int l = 0; l < stride; l += WRPO__LANES) WRPO__STORE(d + l, WRPO__ACROSS(at + l));
+                    else
+                        for (int l = 0; l < stride; l++) d[l] = l < WRPO__MIN(n - p, width) ? WRPO__(word)(pairs, half, from, at + l, ks, kc - k) : 0;
                 }
+        return;
+    }
+    for (int64_t p = 0; p < n; p += width, dst += next) {
+        const int64_t lanes = WRPO__MIN(n - p, width);
+        int64_t k = 0;
+        for (; k + step * WRPO__LANES <= kc; k += step * WRPO__LANES)
+            for (int l = 0; l < stride; l += WRPO__LANES) {
+                WRPO__V x[WRPO__LANES];
+                WRPO__UNROLL
+                for (int i = 0; i < WRPO__LANES; i++) {
+                    const int64_t at = (p + l + i) * ls + k;
+                    WRPO__AHEAD(at);
+                    x[i] = l + i < lanes ? WRPO__ALONG(at) : (WRPO__V){0};
+                }
+                WRPO__(transpose)(x);
+                WRPO__UNROLL
+                for (int i = 0; i < WRPO__LANES; i++) WRPO__STORE(dst + (k / step + i) * stride + l, x[i]);
             }
-            wrpo__logprobs(temp, ref, data, 0, N, t->desc.micro_tokens, out, K, NULL);
-            if (path) wrpo__reference_write(temp, path, fingerprint, out, N, K);
+        for (int left = (int)(kc - k); left > 0; left -= step, k += step)
+            for (int l = 0; l < stride; l++) dst[k / step * stride + l] = l < lanes ? WRPO__(word)(pairs, half, from, (p + l) * ls + k, ks, left) : 0;
+    }
+}
+#define WRPO__PACK(name, width, stride, pairs, half) \
+    WRPO__ROW void WRPO__(name)(float *dst, int64_t next, const void *from, int64_t ls, int64_t ks, int64_t n, int64_t kc) { \
+        WRPO__(pack)(width, stride, pairs, half, dst, next, from, ls, ks, n, kc); \
+    }
+WRPO__PACK(pack_a, WRPO__(MR), WRPO__(MS), false, false)
+WRPO__PACK(pack_b, WRPO__(NR), WRPO__(NR), false, false)
+WRPO__PACK(pack_b_half, WRPO__(NR), WRPO__(NR), false, true)
+#ifdef WRPO__IN_PAIRS
+WRPO__PACK(pack_a_pairs, WRPO__(MR), WRPO__(MS), true, false)
+WRPO__PACK(pack_b_pairs, WRPO__(NR), WRPO__(NR), true, false)
+WRPO__PACK(pack_b_half_pairs, WRPO__(NR), WRPO__(NR), true, true)
+/* The same of A for tiles: panels of 32 lanes, [lane][words]; words are a multiple of 16, what is missing is 0. */
+WRPO__ROW void WRPO__(pack_a_tiles)(float *dst, const float *src, int64_t ls, int64_t ks, int64_t n, int64_t kc, int64_t words) {
+    for (int64_t l = 0; l < (n + 31) / 32 * 32; l += 16)
+        for (int64_t k = 0; k < 2 * words; k += 32) {
+            WRPO__V x[16];
+            for (int64_t i = 0; i < 16; i++)
+                if (ls != 1) {
+                    const float *from = src + (l + i) * ls + k;
+                    x[i] = l + i < n ? (WRPO__V)wrpo__pair_of(WRPO__(get)(from, kc - k, 0), WRPO__(get)(kc - k > 16 ? from + 16 : from, kc - k - 16, 0)) : (WRPO__V){0};
+                } else {
+                    const int64_t at = k + 2 * i;
+                    const WRPO__U a = at < kc ? WRPO__BITS(WRPO__(get)(src + at * ks + l, n - l, 0)) : (WRPO__U){0};
+                    const WRPO__U b = at + 1 < kc ? WRPO__BITS(WRPO__(get)(src + (at + 1) * ks + l, n - l, 0)) : (WRPO__U){0};
+                    x[i] = WRPO__(pair_words)(a, b, true);
+                }
+            if (ls == 1) WRPO__(transpose)(x);
+            for (int i = 0; i < 16; i++) WRPO__STORE(dst + (l + i) * words + k / 2, x[i]);
+        }
+}
+#endif
+#undef WRPO__PACK
+#undef WRPO__ACROSS
+/* panels of A (side 0) or of B (1), in words of `pair` steps; half: B's, from bfloat16 */
+static void WRPO__(pack_side)(int side, int64_t pair, bool half, float *dst, int64_t next, const void *from, int64_t ls, int64_t ks, int64_t n, int64_t kc) {
+#ifdef WRPO__IN_PAIRS
+    if (pair == 2) {
+        (half ? WRPO__(pack_b_half_pairs) : side ? WRPO__(pack_b_pairs) : WRPO__(pack_a_pairs))(dst, next, from, ls, ks, n, kc);
+        return;
+    }
+#endif
+    (void)pair;
+    (half ? WRPO__(pack_b_half) : side ? WRPO__(pack_b) : WRPO__(pack_a))(dst, next, from, ls, ks, n, kc);
+}
+/* c[m,n] = or += a' b for few rows: a panel a[kc][MS] and n <= LANES columns of b, column i at number i * ld, which are turned in registers
+   and not packed: each number of b is used but m times. The same sums in the same order as a tile's. */
+WRPO__INLINE void WRPO__(thin_of)(const int rows, const bool pairs, const bool half, int64_t kc, const float *a, const void *from, int64_t ld, float *c, int64_t ldc, int64_t m, int64_t n, bool add) {
+    const int step = pairs ? 2 : 1;
+    WRPO__V sum[WRPO__(MR)], x[WRPO__LANES];
+    WRPO__UNROLL
+    for (int r = 0; r < rows; r++) sum[r] = (WRPO__V){0};
+    for (int64_t k = 0; k < kc; k += step * WRPO__LANES) {
+        const int64_t left = kc - k, words = WRPO__MIN((left + step - 1) / step, WRPO__LANES);
+        WRPO__UNROLL
+        for (int i = 0; i < WRPO__LANES; i++) {
+            const int64_t at = i * ld + k;
+            x[i] = (WRPO__V){0};
+            if (i >= n) continue;
+            WRPO__AHEAD(at);
+            if (left >= step * WRPO__LANES) x[i] = WRPO__ALONG(at);
+            else if (pairs) memcpy(&x[i], (const uint16_t *)from + at, (size_t)left * 2);
+            else for (int64_t l = 0; l < left; l++) ((float *)&x[i])[l] = WRPO__NUMBER(at + l);
+        }
+        WRPO__(transpose)(x);
+        if (words == WRPO__LANES) {
+            WRPO__UNROLL
+            for (int i = 0; i < WRPO__LANES; i++, a += WRPO__(MS)) {
+                WRPO__UNROLL
+                for (int r = 0; r < rows; r++) sum[r] = WRPO__STEP(pairs, WRPO__ALL(a[r]), x[i], sum[r]);
+            }
+        } else
+            for (int64_t i = 0; i < words; i++, a += WRPO__(MS)) {
+                WRPO__UNROLL
+                for (int r = 0; r < rows; r++) sum[r] = WRPO__STEP(pairs, WRPO__ALL(a[r]), x[i], sum[r]);
+            }
+    }
+    WRPO__UNROLL
+    for (int r = 0; r < rows; r++)
+        if (r < m) WRPO__(put)(c + r * ldc, n, add ? (WRPO__V)(WRPO__(get)(c + r * ldc, n, 0) + sum[r]) : sum[r]);
+}
+#define WRPO__THIN(name, rows, pairs, half) \
+    WRPO__ROW void WRPO__(name)(int64_t kc, const float *a, const void *b, int64_t ld, float *c, int64_t ldc, int64_t m, int64_t n, bool add) { \
+        WRPO__(thin_of)(rows, pairs, half, kc, a, b, ld, c, ldc, m, n, add); \
+    }
+WRPO__THIN(thin_full, WRPO__(MR), false, false)
+WRPO__THIN(thin_four, 4, false, false)
+WRPO__THIN(thin_one, 1, false, false)
+WRPO__THIN(thin_full_half, WRPO__(MR), false, true)
+WRPO__THIN(thin_four_half, 4, false, true)
+WRPO__THIN(thin_one_half, 1, false, true)
+#ifdef WRPO__IN_PAIRS
+WRPO__THIN(thin_full_pairs, WRPO__(MR), true, true)
+WRPO__THIN(thin_four_pairs, 4, true, true)
+WRPO__THIN(thin_one_pairs, 1, true, true)
+#endif
+#undef WRPO__THIN
+#undef WRPO__NUMBER
+#undef WRPO__VECTOR
+#undef WRPO__AHEAD
+#undef WRPO__ALONG
+/* c[m,n] = or += a' b for a panel a[kc][MS] and NR columns b[kc][ldb]; m <= rows, n <= NR. The whole tile is computed, m by n is written.
+   pairs: a step is a word of two. */
+WRPO__INLINE void WRPO__(tile_of)(const int rows, const bool pairs, int64_t kc, const float *a, const float *b, int64_t ldb, float *c, int64_t ldc, int64_t m, int64_t n, bool add) {
+    WRPO__V x[WRPO__(MR)][WRPO__(NV)];
+    (void)pairs;
+    WRPO__UNROLL
+    for (int i = 0; i < rows; i++) {
+        WRPO__UNROLL
+        for (int j = 0; j < WRPO__(NV); j++) x[i][j] = (WRPO__V){0};
+    }
+    if (m == rows) {
+        WRPO__UNROLL
+        for (int i = 0; i < rows; i++) {
+            WRPO__UNROLL
+            for (int j = 0; j < WRPO__(NV); j++) WRPO__PREFETCH(c + i * ldc + j * WRPO__LANES, 1);
         }
     }
-    return wrpo__end(&wrpo__entry);
+    for (int64_t k = 0; k < kc; k++, a += WRPO__(MS), b += ldb) {
+        WRPO__V bk[WRPO__(NV)];
+        WRPO__UNROLL
+        for (int j = 0; j < WRPO__(NV); j++) bk[j] = WRPO__LOAD(b + j * WRPO__LANES);
+        WRPO__PREFETCH(a + 8 * WRPO__(MS), 0);
+        WRPO__UNROLL
+        for (int i = 0; i < rows; i++) {
+            WRPO__UNROLL
+            for (int j = 0; j < WRPO__(NV); j++) x[i][j] = WRPO__STEP(pairs, WRPO__ALL(a[i]), bk[j], x[i][j]);
+        }
+    }
+    if (m == rows && n == WRPO__(NR)) {
+        WRPO__UNROLL
+        for (int i = 0; i < rows; i++) {
+            WRPO__UNROLL
+            for (int j = 0; j < WRPO__(NV); j++) {
+                float *p = c + i * ldc + j * WRPO__LANES;
+                WRPO__STORE(p, add ? (WRPO__V)(WRPO__LOAD(p) + x[i][j]) : x[i][j]);
+            }
+        }
+        return;
+    }
+    float t[WRPO__(MR)][WRPO__(NR)];
+    WRPO__UNROLL
+    for (int i = 0; i < rows; i++) {
+        WRPO__UNROLL
+        for (int j = 0; j < WRPO__(NV); j++) WRPO__STORE(t[i] + j * WRPO__LANES, x[i][j]);
+    }
+    for (int64_t i = 0; i < m; i++)
+        for (int64_t j = 0; j < n; j++) c[i * ldc + j] = add ? c[i * ldc + j] + t[i][j] : t[i][j];
+}
+#define WRPO__TILE(name, rows, pairs) \
+    WRPO__ROW void WRPO__(name)(int64_t kc, const float *a, const float *b, int64_t ldb, float *c, int64_t ldc, int64_t m, int64_t n, bool add) { \
+        WRPO__(tile_of)(rows, pairs, kc, a, b, ldb, c, ldc, m, n, add); \
+    }
+WRPO__TILE(tile_full, WRPO__(MR), false)
+WRPO__TILE(tile_four, 4, false)
+WRPO__TILE(tile_one, 1, false)
+#ifdef WRPO__IN_PAIRS
+WRPO__TILE(tile_full_pairs, WRPO__(MR), true)
+WRPO__TILE(tile_four_pairs, 4, true)
+WRPO__TILE(tile_one_pairs, 1, true)
+#endif
+#undef WRPO__TILE
+#if defined(WRPO__IN_PAIRS) && defined(WRPO__TILE_DOT)
+/* c[m,n] = or += a b: a[32][words] by b[words][32], in four tiles of C */
+WRPO__ROW void WRPO__(tile_amx)(int64_t words, const float *a, const float *b, float *c, int64_t ldc, int64_t m, int64_t n, bool add) {
+    float t[32 * 32];
+    const bool both = m > 16;
+    WRPO__TILE_ZERO(0);
+    WRPO__TILE_ZERO(1);
+    WRPO__TILE_ZERO(2);
+    WRPO__TILE_ZERO(3);
+    for (int64_t w = 0; w < words; w += 16) {
+        WRPO__TILE_LOAD(4, a + w, words * 4);
+        WRPO__TILE_LOAD(6, b + w * 32, 128);
+        WRPO__TILE_DOT(0, 4, 6);
+        WRPO__TILE_LOAD(7, b + w * 32 + 16, 128);
+        WRPO__TILE_DOT(1, 4, 7);
+        if (!both) continue;
+        WRPO__TILE_LOAD(5, a + 16 * words + w, words * 4);
+        WRPO__TILE_DOT(2, 5, 6);
+        WRPO__TILE_DOT(3, 5, 7);
+    }
+    WRPO__TILE_STORE(0, t, 128);
+    WRPO__TILE_STORE(1, t + 16, 128);
+    WRPO__TILE_STORE(2, t + 512, 128);
+    WRPO__TILE_STORE(3, t + 528, 128);
+    for (int64_t i = 0; i < m; i++)
+        for (int64_t j = 0; j < n; j += WRPO__LANES) {
+            float *p = c + i * ldc + j;
+            WRPO__V x = WRPO__LOAD(t + i * 32 + j);
+            WRPO__(put)(p, n - j, add ? x + WRPO__(get)(p, n - j, 0) : x);
+        }
+}
+#endif
+static void WRPO__(tile)(bool pairs, int64_t kc, const float *a, const float *b, int64_t ldb, float *c, int64_t ldc, int64_t m, int64_t n, bool add) {
+#ifdef WRPO__IN_PAIRS
+    if (pairs) {
+        (m > 4 ? WRPO__(tile_full_pairs) : m > 1 ? WRPO__(tile_four_pairs) : WRPO__(tile_one_pairs))(kc, a, b, ldb, c, ldc, m, n, add);
+        return;
+    }
+#endif
+    (void)pairs;
+    (m > 4 ? WRPO__(tile_full) : m > 1 ? WRPO__(tile_four) : WRPO__(tile_one))(kc, a, b, ldb, c, ldc, m, n, add);
+}
+/* the block of k that begins at k0: KC words, with the last two halved evenly */
+static int64_t WRPO__(kblock)(int64_t k, int64_t k0, int pair) {
+    const int64_t left = k - k0, whole = WRPO__KC * pair;
+    return left >= 2 * whole ? whole : left > whole ? (left / 2 + 31) / 32 * 32 : left;
+}
+typedef struct WRPO__(product) {     /* one piece. A and B are sides 0 and 1; their lanes, the rows and columns of C: [begin, end); steps [k0, k1) */
+    wrpo__cpu *cpu;
+    float *c; int64_t ldc;
+    const void *of[2];               /* lane i, step k is number i * ls + k * ks */
+    int64_t ls[2], ks[2], begin[2], end[2], k, k0, k1;
+    int pair;                        /* steps of k in a word: 2 where bfloat16 is multiplied */
+    int width[2], room[2];           /* lanes of a panel, and their room in it */
+    int shared;                      /* the side of which all panels of the piece are packed, for all threads */
+    bool half, add, tiles, thin;     /* half: B is bfloat16 */
+} WRPO__(product);
+/* lanes of one of `parts` equal parts, in whole panels */
+static int64_t WRPO__(share)(const WRPO__(product) *g, int side, int64_t lanes, int64_t parts) {
+    return wrpo__div_up(wrpo__div_up(lanes, WRPO__MAX(parts, 1)), g->width[side]) * g->width[side];
+}
+/* words of kc steps; tiles take 16 at a time */
+static int64_t WRPO__(words)(const WRPO__(product) *g, int64_t kc) {
+    const int64_t words = wrpo__div_up(kc, g->pair);
+    return g->tiles ? wrpo__div_up(words, 16) * 16 : words;
+}
+/* lanes [lane, lane + n) of a side, steps [k, k + kc) */
+static void WRPO__(gemm_pack)(const WRPO__(product) *g, int side, float *panels, int64_t lane, int64_t n, int64_t k, int64_t kc) {
+    const int64_t ls = g->ls[side], ks = g->ks[side], words = WRPO__(words)(g, kc), made = wrpo__div_up(kc, g->pair), next = g->room[side] * words;
+    const bool half = side && g->half;
+    const void *from = (const char *)g->of[side] + (lane * ls + k * ks) * (half ? 2 : 4);
+#ifdef WRPO__IN_PAIRS
+    if (!side && g->tiles) { WRPO__(pack_a_tiles)(panels, from, ls, ks, n, kc, words); return; }
+#endif
+    WRPO__(pack_side)(side, g->pair, half, panels, next, from, ls, ks, n, kc);
+    for (float *p = panels; made < words && p < panels + wrpo__div_up(n, g->width[side]) * next; p += next)        /* tiles of B */
+        memset(p + made * g->room[side], 0, (size_t)((words - made) * g->room[side]) * sizeof *p);
+}
+/* Shared panels, of the words from step k on, each `words` deep: the one of lane `lane`. */
+static float *WRPO__(gemm_shared)(const WRPO__(product) *g, int64_t lane, int64_t k, int64_t words) {
+    const int side = g->shared, width = g->width[side], room = g->room[side];
+    return g->cpu->packed + ((k - g->k0) / g->pair * wrpo__div_up(g->end[side] - g->begin[side], width) + (lane - g->begin[side]) / width * words) * room;
+}
+/* packs lanes [lane, lane + n) of the shared side, all steps of the piece */
+static void WRPO__(gemm_share)(const WRPO__(product) *g, int64_t lane, int64_t n) {
+    for (int64_t k = g->k0, kc; k < g->k1; k += kc) {
+        kc = WRPO__(kblock)(g->k, k, g->pair);
+        WRPO__(gemm_pack)(g, g->shared, WRPO__(gemm_shared)(g, lane, k, WRPO__(words)(g, kc)), lane, n, k, kc);
+    }
+}
+/* columns [j0, j1) of the piece, whose rows are few */
+static void WRPO__(gemm_thin)(const WRPO__(product) *g, int64_t j0, int64_t j1) {
+    const int64_t top = g->begin[0], rows = g->end[0] - top;
+    for (int64_t j = j0; j < j1; j += WRPO__LANES)
+        for (int64_t k = g->k0, kc; k < g->k1; k += kc) {
+            kc = WRPO__(kblock)(g->k, k, g->pair);
+            const float *a = WRPO__(gemm_shared)(g, top, k, WRPO__(words)(g, kc));
+            const void *b = (const char *)g->of[1] + (j * g->ls[1] + k) * (g->half ? 2 : 4);
+            float *c = g->c + top * g->ldc + j;
+            const int64_t n = WRPO__MIN(WRPO__LANES, j1 - j);
+            const bool add = g->add || k > 0;
+#define WRPO__RUN_THIN(kind) (rows > 4 ? WRPO__(thin_full##kind) : rows > 1 ? WRPO__(thin_four##kind) : WRPO__(thin_one##kind))(kc, a, b, g->ls[1], c, g->ldc, rows, n, add)
+#ifdef WRPO__IN_PAIRS
+            if (g->pair == 2) { WRPO__RUN_THIN(_pairs); continue; }
+#endif
+            if (g->half) WRPO__RUN_THIN(_half);
+            else WRPO__RUN_THIN();
+#undef WRPO__RUN_THIN
+        }
+}
+/* a part of the piece: lanes [begin, end) of both sides */
+static void WRPO__(gemm_task)(const WRPO__(product) *g, const int64_t *begin, const int64_t *end) {
+    if (g->thin) { WRPO__(gemm_thin)(g, begin[1], end[1]); return; }
+    const int64_t block = WRPO__(share)(g, 0, end[0] - begin[0], wrpo__div_up(end[0] - begin[0], WRPO__MC));
+    const int side = g->shared, other = !side;
+    float *own = wrpo__cpu_scratch(g->cpu);
+#if defined(WRPO__IN_PAIRS) && defined(WRPO__TILE_DOT)
+    static const struct { uint8_t palette, start, none[14]; uint16_t bytes[16]; uint8_t rows[16]; } config = {
+        1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+    if (g->tiles) WRPO__TILE_CONFIG(&config);
+#endif
+    for (int64_t k = g->k0, kc; k < g->k1; k += kc) {
+        kc = WRPO__(kblock)(g->k, k, g->pair);
+        const int64_t words = WRPO__(words)(g, kc);
+        const float *panels[2];
+        panels[side] = WRPO__(gemm_shared)(g, begin[side], k, words), panels[other] = own;
+        WRPO__(gemm_pack)(g, other, own, begin[other], end[other] - begin[other], k, kc);
+        for (int64_t top = begin[0], low; top < end[0]; top = low) {   /* rows of A that stay in the cache for all panels */
+            low = WRPO__MIN(end[0], top + block);
+            for (int64_t j = begin[1]; j < end[1]; j += WRPO__(NR))
+                for (int64_t i = top; i < low; i += g->width[0]) {
+                    const float *a = panels[0] + (i - begin[0]) / g->width[0] * g->room[0] * words, *b = panels[1] + (j - begin[1]) * words;
+                    float *c = g->c + i * g->ldc + j;
+                    const int64_t m = WRPO__MIN(g->width[0], end[0] - i), n = WRPO__MIN(WRPO__(NR), end[1] - j);
+#if defined(WRPO__IN_PAIRS) && defined(WRPO__TILE_DOT)
+                    if (g->tiles) { WRPO__(tile_amx)(words, a, b, c, g->ldc, m, n, g->add || k > 0); continue; }
+#endif
+                    WRPO__(tile)(g->pair == 2, words, a, b, WRPO__(NR), c, g->ldc, m, n, g->add || k > 0);
+                }
+        }
+    }
+#if defined(WRPO__IN_PAIRS) && defined(WRPO__TILE_DOT)
+    if (g->tiles) WRPO__TILE_RELEASE();
+#endif
+}
+static void WRPO__(gemm)(void *dev, wrpo_mm mm, void *c, int64_t ldc, const void *a, int64_t lda, const void *b, int64_t ldb, wrpo_dtype b_type,
+                         int64_t m, int64_t n, int64_t k, float beta) {
+    const bool at = mm == WRPO_MM_TN, bt = mm != WRPO_MM_NN && mm != WRPO_MM_TN;
+    WRPO__(product) g = {.cpu = dev, .c = c, .ldc = ldc, .of = {a, b}, .ls = {at ? 1 : lda, bt ? ldb : 1}, .ks = {at ? lda : 1, bt ? 1 : ldb}, .end = {m, n}, .k = k, .pair = 1,
+                         .width = {WRPO__(MR), WRPO__(NR)}, .room = {WRPO__(MS), WRPO__(NR)}, .half = b_type == WRPO_DTYPE_BF16 && !at, .add = beta != 0};
+#ifdef WRPO__IN_PAIRS
+    if (g.cpu->pairs && (g.half || at)) g.pair = 2, g.tiles = g.cpu->tiles;
+    if (g.tiles) g.width[0] = g.room[0] = 32;
+#endif
+    g.thin = m <= g.width[0] && bt && !g.tiles;
+    g.shared = n < m && !g.thin;
+    if (k <= 0 && !g.add)
+        for (int64_t i = 0; i < m; i++) memset(g.c + i * ldc, 0, (size_t)n * sizeof(float));
+    const int threads = m * n * k <= 1 << 16 ? 1 : g.cpu->threads, side = g.shared, other = !side;
+    /* A shared piece is as large as `packed` holds, so that there are few barriers; a task takes some lanes of the other side and
+       all of the piece, or a part of it where those are few for many threads. */
+    const int64_t lanes = g.end[side], across = g.end[other], panels = wrpo__div_up(across, g.width[other]);
+    const int64_t strip = wrpo__strip(panels, WRPO__MIN(side ? WRPO__MB : WRPO__NB, panels / (2 * threads)), threads) * g.width[other], strips = wrpo__div_up(across, strip);
+    const int64_t depth = WRPO__MAX(1, WRPO__MIN(wrpo__div_up(k, g.pair), WRPO__KC)), most = WRPO__PACKED_WORDS / (depth + 16) / g.room[side] * g.width[side];
+    const int64_t piece = WRPO__(share)(&g, side, lanes, wrpo__div_up(lanes, most));
+    for (int64_t first = 0; first < lanes; first += piece) {
+        const int64_t count = WRPO__MIN(piece, lanes - first), packing = WRPO__(share)(&g, side, count, 4 * threads);
+        const int64_t part = WRPO__(share)(&g, side, count, g.thin || strips >= 2 * threads ? 1 : wrpo__div_up(2 * threads, strips)), parts = wrpo__div_up(count, part);
+        g.begin[side] = first, g.end[side] = first + count;
+        for (g.k0 = 0; g.k0 < k; g.k0 = g.k1) {
+            const int64_t room = wrpo__div_up(count, g.width[side]) * g.room[side];
+            g.k1 = g.k0 + WRPO__(kblock)(k, g.k0, g.pair);
+            while (g.k1 < k && WRPO__(words)(&g, g.k1 - g.k0 + WRPO__(kblock)(k, g.k1, g.pair)) * room <= WRPO__PACKED_WORDS) g.k1 += WRPO__(kblock)(k, g.k1, g.pair);
+            WRPO__PARFOR(WRPO__MIN(threads, wrpo__cpu_team(g.cpu, count * (g.k1 - g.k0))))
+            for (int64_t i = 0; i < count; i += packing) WRPO__(gemm_share)(&g, first + i, WRPO__MIN(packing, count - i));
+            WRPO__PARFOR(threads)
+            for (int64_t t = 0; t < parts * strips; t++) {
+                int64_t begin[2], end[2];
+                begin[side] = first + t / strips * part, end[side] = WRPO__MIN(first + count, begin[side] + part);
+                begin[other] = t % strips * strip, end[other] = WRPO__MIN(across, begin[other] + strip);
+                WRPO__(gemm_task)(&g, begin, end);
+            }
+        }
+    }
 }
 
-/* ---- the state of a run on disk: all that the next step depends on, in one file ----
-   The weights stand in it as well, for those beside it may be rounded, so it never belongs to others. Order of records, alpha, rate and
-   dice of the rounding follow from the step. Its name keeps loaders that read every *.safetensors of a directory from taking it for weights. */
-#define WRPO__STATE_FILE "trainer_state.wrpo"
-typedef struct wrpo__setting { const char *name, *text; } wrpo__setting;
-/* What must be the same, the reference last; then two numbers that say where the run is. An stb_ds array. */
-static wrpo__setting *wrpo__state_settings(wrpo__arena *temp, const wrpo_trainer *t) {
-    const wrpo_train_desc *d = &t->desc;
-    const wrpo_data *data[2] = {t->data, t->eval};
-    const char *is[2] = {NULL, "none"};
-    uint64_t h = 0;
-    for (int i = 0; i < 2; i++)
-        if (data[i]) is[i] = wrpo__format(temp, "%lld records, %016llx", (long long)wrpo_data_count(data[i]), (unsigned long long)wrpo__data_hash(0, data[i]));
-    if (t->ref) h = wrpo__hash(h, t->ref, (size_t)t->N * (size_t)t->K * sizeof *t->ref);
-    if (t->eval_ref) h = wrpo__hash(h, t->eval_ref, (size_t)wrpo_data_count(t->eval) * (size_t)t->eval_K * sizeof *t->eval_ref);
-    const struct { const char *name, *word; double number; } table[] = {
-        {"wrpo", WRPO_VERSION, 0}, {"backend", t->ctx->desc.backend->name, 0}, {"dtype", wrpo__dtype_name(t->ctx->desc.dtype), 0},
-        {"config", wrpo__format(temp, "%s %016llx", t->model->config.model_type, (unsigned long long)wrpo__config_hash(t->ctx, &t->model->config)), 0},
-        {"method", wrpo_method_name((int)d->loss.method), 0}, {"pair", wrpo_pair_name((int)d->loss.pair), 0}, {"beta", NULL, d->loss.beta},
-        {"label_smoothing", NULL, d->loss.label_smoothing}, {"gamma_ratio", NULL, d->loss.gamma_ratio}, {"ipo_sum", NULL, d->loss.ipo_sum},
-        {"alpha", NULL, d->alpha}, {"alpha_schedule", wrpo_alpha_schedule_name((int)d->alpha_schedule), 0}, {"alpha_power", NULL, d->alpha_power},
-        {"learning_rate", NULL, d->learning_rate}, {"lr_scheduler", wrpo_lr_schedule_name((int)d->lr_schedule), 0}, {"warmup_ratio", NULL, d->warmup_ratio},
-        {"beta1", NULL, d->beta1}, {"beta2", NULL, d->beta2}, {"eps", NULL, d->eps}, {"weight_decay", NULL, d->weight_decay},
-        {"states", wrpo_moments_name((int)d->moments), 0}, {"max_grad_norm", NULL, d->max_grad_norm}, {"batch_size", NULL, (double)d->batch_size},
-        {"accumulation", NULL, (double)d->accumulation}, {"micro_tokens", NULL, (double)d->micro_tokens},
-        {"seed", wrpo__format(temp, "%llu", (unsigned long long)d->seed), 0}, {"no_shuffle", NULL, d->no_shuffle}, {"eval_steps", NULL, (double)d->eval_steps},
-        {"data", is[0], 0}, {"eval_data", is[1], 0}, {"steps", NULL, (double)t->T},
-        {"reference", wrpo__format(temp, "log-probs %016llx", (unsigned long long)h), 0},
-        {"step", NULL, (double)t->k}, {"milliseconds", NULL, WRPO__MAX(0, floor((wrpo__now() - t->start) * 1000))}};
-    wrpo__setting *out = NULL;
-    for (int64_t i = 0; i < WRPO__COUNT(table); i++) {
-        wrpo__text number = {.arena = temp};
-        if (!table[i].word) wrpo__json_number(&number, table[i].number == WRPO_ZERO ? 0 : table[i].number);
-        const wrpo__setting s = {table[i].name, table[i].word ? table[i].word : number.data};
-        stbds_arrput(out, s);
-    }
-    return out;
+/* ---- attention ----
+   Blocked, with a running maximum and sum (Dao et al. 2022). Everything is transposed: a score tile is [key][lane], a lane
+   being one query row of one head; so maxima, sums and scalings go down the columns, lane by lane, and no number ever
+   crosses lanes. The query heads that share a key/value head are lanes of the same tiles: lane i of a segment is row i / share
+   and head i % share of its group. With K and V tiles packed as A panels and lanes as B panels, all products are gemm's tile:
+     s[key][lane] = K q            o[d][lane] += V' p[key][lane]
+   A query sees keys at positions up to its own and, with a window, less than that far back; prefix and own rows are two ranges,
+   and key tiles are cut from the start of each. A tile or a key that a lane does not see changes none of its bits: p is 0 there.
+
+   Backward, with delta = sum_i do o and p = exp(s - lse):
+     dp = V do,  ds = p (dp - delta) (times 1 - (s/softcap)^2)
+     dq[d][lane] += K' ds          dk[key][d] += ds q          dv[key][d] += p do
+   in two passes that recompute s and dp: one task owns some lanes, or some keys, and nothing is added across tasks.
+   Where bfloat16 is multiplied (cpu->pairs), every factor is packed in words of two steps: `pair` steps of d, keys or lanes to a word. */
+enum { WRPO__(BK) = WRPO__(MR) * (WRPO__(MR) > 8 ? 8 : 16) };         /* keys per tile */
+typedef struct WRPO__(lanes) {       /* lanes [first, first + count) of a segment, for key/value head g; or of `segs` siblings: */
+    const wrpo_attn *a; const wrpo_seg *seg;           /* segments of one row each that have one prefix, samples of a prompt in decoding, */
+    int64_t g, share, first, count, segs, pair;        /* whose lanes go through the prefix together */
+} WRPO__(lanes);
+/* panels of A of n lanes and kc steps; they are MS * words apart */
+static void WRPO__(factor)(int64_t pair, float *dst, const float *src, int64_t ls, int64_t ks, int64_t n, int64_t kc) {
+    WRPO__(pack_side)(0, pair, false, dst, WRPO__(MS) * wrpo__div_up(kc, pair), src, ls, ks, n, kc);
 }
-typedef struct wrpo__state_part {    /* a tensor of the file: a weight as floats, or moments as they lie in memory */
-    const char *name, *dtype;
-    int ndim; int64_t shape[2];
-    const wrpo_weight *w;
-    int moment;                      /* 0: the weight itself; 1, 2: m, v */
-    size_t at, bytes;                /* in the memory of moments; in the file */
-} wrpo__state_part;
-/* In the file's order: all weights, their first moments, their second ones; moments in blocks are those of a run of weights, under the
-   name of its first. An stb_ds array. */
-static wrpo__state_part *wrpo__state_parts(wrpo__arena *temp, const wrpo_trainer *t) {
-    const bool blocks = t->desc.moments == WRPO_MOMENTS_8BIT, half = t->desc.moments == WRPO_MOMENTS_BF16;
-    wrpo__state_part *parts = NULL;
-    for (int moment = 0; moment < 3; moment++)
-        for (int64_t i = 0, end, size; i < t->model->n_weights; i = end) {
-            const wrpo_weight *w = &t->model->weights[i];
-            const size_t each = half && moment ? 2 : 4;
-            wrpo__state_part p = {w->name, half && moment ? "BF16" : "F32", w->vector ? 1 : 2, {w->rows, w->cols}, w, moment, (size_t)w->at * each, (size_t)wrpo__size(w) * each};
-            end = i + 1;
-            if (moment) p.name = wrpo__format(temp, moment == 1 ? "%s.exp_avg" : "%s.exp_avg_sq", w->name);
-            if (moment && blocks) {
-                end = i + wrpo__weight_run(w, t->model->n_weights - i, 0, &size);
-                p.dtype = "U8", p.ndim = 2, p.at = wrpo_moments_bytes(t->desc.moments, w->at), p.bytes = wrpo_moments_bytes(t->desc.moments, size);
-                p.shape[0] = (int64_t)(p.bytes / WRPO_BLOCK_BYTES), p.shape[1] = WRPO_BLOCK_BYTES;
-            }
-            stbds_arrput(parts, p);
+/* x[rows][width] becomes [rows / 2][width] of words, in place, for use as B; width is whole vectors; a last single row is paired with 0 */
+WRPO__ROW void WRPO__(pair_rows)(int64_t pair, float *x, int64_t rows, int64_t width) {
+#ifdef WRPO__IN_PAIRS
+    for (int64_t r = 0; pair == 2 && r < rows; r += 2)
+        for (int64_t j = 0; j < width; j += WRPO__LANES) {
+            const WRPO__U a = WRPO__BITS(WRPO__LOAD(x + r * width + j)), b = r + 1 < rows ? WRPO__BITS(WRPO__LOAD(x + (r + 1) * width + j)) : (WRPO__U){0};
+            WRPO__STORE(x + r / 2 * width + j, WRPO__(pair_words)(a, b, true));
         }
-    return parts;
+#else
+    (void)pair, (void)x, (void)rows, (void)width;
+#endif
 }
-/* As many of its bytes as fit into piece[WRPO__PIECE], from byte `from` on, out of the run or into it; returns how many. */
-static size_t wrpo__state_move(wrpo_trainer *t, const wrpo__state_part *p, size_t from, float *piece, bool put) {
-    const wrpo_backend *be = t->ctx->desc.backend;
-    const size_t n = WRPO__MIN(p->bytes - from, WRPO__PIECE * sizeof *piece);
-    const int64_t first = (int64_t)(from / sizeof *piece), count = (int64_t)(n / sizeof *piece);
-    char *moments = p->moment ? (p->moment == 1 ? t->m : t->v) + p->at + from : NULL;
-    if (moments && put) be->put(t->ctx->dev, moments, piece, n);
-    else if (moments) be->get(t->ctx->dev, piece, moments, n);
-    else if (put) wrpo__weight_put(t->model, p->w, first, count, piece);
-    else wrpo__weight_get(t->model, p->w, first, count, piece);
+static int64_t WRPO__(lane_row)(const WRPO__(lanes) *b, int64_t i) { return b->seg->begin + (b->first + i) / b->share; }
+static int64_t WRPO__(lane_head)(const WRPO__(lanes) *b, int64_t i) { return b->g * b->share + (b->first + i) % b->share; }
+/* the position of its query: the prefix, the keys before the first query, and on from there */
+static int64_t WRPO__(lane_position)(const WRPO__(lanes) *b, int64_t i) {
+    const int64_t row = (b->first + i) / b->share;
+    const wrpo_seg *s = b->seg + (b->segs > 1 ? row : 0);
+    return s->prefix_end - s->prefix + (s->own_end - s->own) - (s->end - s->begin) + (b->segs > 1 ? 0 : row);
+}
+static int64_t WRPO__(round_up)(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+/* The part of [key0, key0 + keys) (positions) that lanes [i, i + n) see: keys [0, *seen) of it; masked: not all of them by all lanes. */
+static bool WRPO__(visible)(const WRPO__(lanes) *b, int64_t i, int64_t n, int64_t key0, int64_t keys, int64_t *seen, bool *masked) {
+    const int64_t window = b->a->window;
+    int64_t low = WRPO__(lane_position)(b, i), high = WRPO__(lane_position)(b, i + n - 1);
+    for (int64_t j = i; b->segs > 1 && j < i + n; j++) {
+        const int64_t at = WRPO__(lane_position)(b, j);
+        low = WRPO__MIN(low, at), high = WRPO__MAX(high, at);
+    }
+    *seen = WRPO__MIN(keys, high - key0 + 1);
+    *masked = low < key0 + *seen - 1 || (window > 0 && high - key0 >= window);
+    return *seen > 0 && (window <= 0 || low - (key0 + keys - 1) < window);
+}
+/* rows[i][ld] = scale times lane i's vector of x, and packed for use as B: panel[i / NR][d / pair][NR]. Padding is 0. */
+static void WRPO__(lane_vectors)(const WRPO__(lanes) *b, const float *x, int64_t ldx, float scale, float *rows, int64_t ld, float *panels) {
+    const int64_t d = b->a->d, all = WRPO__(round_up)(b->count, WRPO__(NR));
+    for (int64_t i = 0; i < all; i++) {
+        const int64_t have = i < b->count ? d : 0, ahead = i + 8;
+        if (ahead < b->count) {          /* the next row is far away, no machine foresees it */
+            const float *next = x + WRPO__(lane_row)(b, ahead) * ldx + WRPO__(lane_head)(b, ahead) * d;
+            for (int64_t j = 0; j < d; j += 16) WRPO__PREFETCH(next + j, 0);
+        }
+        if (have) WRPO__(scaled)(rows + i * ld, scale, x + WRPO__(lane_row)(b, i) * ldx + WRPO__(lane_head)(b, i) * d, d);
+        memset(rows + i * ld + have, 0, (size_t)(ld - have) * sizeof *rows);
+    }
+    WRPO__(pack_side)(1, b->pair, false, panels, wrpo__div_up(d, b->pair) * WRPO__(NR), rows, ld, 1, all, d);
+}
+/* the way back: lane i's vector of y = scale[i] times column i % NR of t[i / NR][padded d][NR] */
+WRPO__ROW void WRPO__(lane_results)(const WRPO__(lanes) *b, float *y, int64_t ldy, const float *t, const float *scale) {
+    const int64_t d = b->a->d, size = WRPO__(round_up)(d, WRPO__(MR)) * WRPO__(NR);
+    for (int64_t i = 0; i < b->count; i += WRPO__LANES)
+        for (int64_t j = 0; j < d; j += WRPO__LANES) {
+            const float *in = t + i / WRPO__(NR) * size + i % WRPO__(NR);
+            WRPO__V x[WRPO__LANES];
+            for (int64_t r = 0; r < WRPO__LANES; r++) x[r] = j + r < d ? WRPO__LOAD(in + (j + r) * WRPO__(NR)) : (WRPO__V){0};
+            WRPO__(transpose)(x);
+            for (int64_t r = 0; r < WRPO__MIN(WRPO__LANES, b->count - i); r++)
+                WRPO__(put)(y + WRPO__(lane_row)(b, i + r) * ldy + WRPO__(lane_head)(b, i + r) * d + j, d - j, WRPO__SET(scale[i + r]) * x[r]);
+        }
+}
+/* c[m,n] = or += a b over kc steps: a in panels `next` apart, b[kc / pair][ldb]; c has room for whole tiles, in rows and columns */
+static void WRPO__(panels)(int64_t pair, int64_t m, int64_t n, int64_t kc, const float *a, int64_t next, const float *b, int64_t ldb, float *c, int64_t ldc, bool add) {
+    for (int64_t j = 0; j < n; j += WRPO__(NR))
+        for (int64_t i = 0; i < m; i += WRPO__(MR))
+            WRPO__(tile)(pair == 2, wrpo__div_up(kc, pair), a + i / WRPO__(MR) * next, b + j, ldb, c + i * ldc + j, ldc, WRPO__(MR), WRPO__(NR), add);
+}
+/* one vector of scores of key `key`; at: the queries' positions, both counted from the tile's first key */
+WRPO__INLINE WRPO__V WRPO__(masked)(WRPO__V s, float key, WRPO__V at, float window) {
+    const WRPO__V never = WRPO__SET(-INFINITY);
+    s = WRPO__PICK(WRPO__LESS(at, WRPO__SET(key)), never, s);
+    return WRPO__PICK(WRPO__LESS(at - key, WRPO__SET(window)), s, never);
+}
+/* Scores s[keys][NR] become e^(s - m); m and l, the running maximum and sum, are brought up to date; rescale = e^(old m - m). */
+WRPO__ROW void WRPO__(softmax_tile)(float *s, int64_t keys, const float *at, float window, bool masked, float softcap, float *m, float *l, float *rescale) {
+    WRPO__V old[WRPO__(NV)], top[WRPO__(NV)], sum[WRPO__(NV)];
+    WRPO__UNROLL
+    for (int j = 0; j < WRPO__(NV); j++) old[j] = top[j] = WRPO__LOAD(m + j * WRPO__LANES), sum[j] = (WRPO__V){0};
+    for (int64_t k = 0; k < keys; k++) {
+        WRPO__UNROLL
+        for (int j = 0; j < WRPO__(NV); j++) {
+            float *p = s + k * WRPO__(NR) + j * WRPO__LANES;
+            WRPO__V x = WRPO__LOAD(p);
+            if (softcap > 0) x = WRPO__(cap)(x, softcap);
+            if (masked) x = WRPO__(masked)(x, (float)k, WRPO__LOAD(at + j * WRPO__LANES), window);
+            if (masked || softcap > 0) WRPO__STORE(p, x);
+            top[j] = WRPO__(max)(top[j], x);
+        }
+    }
+    for (int64_t k = 0; k < keys; k++) {
+        WRPO__UNROLL
+        for (int j = 0; j < WRPO__(NV); j++) {
+            float *p = s + k * WRPO__(NR) + j * WRPO__LANES;
+            WRPO__V e = WRPO__(exp)(WRPO__LOAD(p) - top[j]);
+            sum[j] += e;
+            WRPO__STORE(p, e);
+        }
+    }
+    for (int j = 0; j < WRPO__(NV); j++) {
+        WRPO__V f = WRPO__(exp)(old[j] - top[j]);
+        WRPO__STORE(l + j * WRPO__LANES, WRPO__FMA(WRPO__LOAD(l + j * WRPO__LANES), f, sum[j]));
+        WRPO__STORE(m + j * WRPO__LANES, top[j]);
+        WRPO__STORE(rescale + j * WRPO__LANES, f);
+    }
+}
+WRPO__ROW void WRPO__(rescale_tile)(float *o, const float *factor, int64_t rows) {
+    WRPO__V f[WRPO__(NV)];
+    for (int j = 0; j < WRPO__(NV); j++) f[j] = WRPO__LOAD(factor + j * WRPO__LANES);
+    for (int64_t i = 0; i < rows; i++)
+        for (int j = 0; j < WRPO__(NV); j++) {
+            float *p = o + i * WRPO__(NR) + j * WRPO__LANES;
+            WRPO__STORE(p, WRPO__LOAD(p) * f[j]);
+        }
+}
+/* The backward's: s becomes p = e^(s - lse), dp becomes ds. */
+WRPO__ROW void WRPO__(softmax_tile_bwd)(float *s, float *dp, int64_t keys, const float *at, float window, bool masked, float softcap,
+                                        const float *lse, const float *delta) {
+    for (int64_t k = 0; k < keys; k++)
+        for (int j = 0; j < WRPO__(NV); j++) {
+            float *ps = s + k * WRPO__(NR) + j * WRPO__LANES, *pd = dp + k * WRPO__(NR) + j * WRPO__LANES;
+            WRPO__V x = WRPO__LOAD(ps), slope = WRPO__SET(1.0f);
+            if (softcap > 0) {
+                x = WRPO__(cap)(x, softcap);
+                slope = WRPO__FMA(x / -softcap, x / softcap, slope);
+            }
+            if (masked) x = WRPO__(masked)(x, (float)k, WRPO__LOAD(at + j * WRPO__LANES), window);
+            x = WRPO__(exp)(x - WRPO__LOAD(lse + j * WRPO__LANES));
+            WRPO__STORE(ps, x);
+            WRPO__STORE(pd, x * (WRPO__LOAD(pd) - WRPO__LOAD(delta + j * WRPO__LANES)) * slope);
+        }
+}
+/* groups of NR lanes that a task takes: 8, or as many as its scratch has room for */
+static int64_t WRPO__(lane_groups)(int64_t fixed, int64_t each) {
+    return WRPO__MAX(1, WRPO__MIN(8, (WRPO__THREAD_FLOATS - fixed) / each));
+}
+static void WRPO__(attention_task)(const wrpo__cpu *cpu, const WRPO__(lanes) *b, float *o, float *lse, const float *q, const float *k, const float *v) {
+    enum { NR = WRPO__(NR), MR = WRPO__(MR), MS = WRPO__(MS), BK = WRPO__(BK) };
+    const wrpo_attn *a = b->a;
+    const int64_t d = a->d, dm = WRPO__(round_up)(d, MR), groups = wrpo__div_up(b->count, NR), pair = b->pair, dw = wrpo__div_up(d, pair);
+    float *at = wrpo__cpu_scratch(cpu), *m = at + NR, *l = m + groups * NR, *f = l + groups * NR, *s = f + NR;
+    float *keys = s + BK * NR, *values = keys + BK / MR * MS * d, *queries = values + dm / MR * MS * BK, *out = queries + groups * NR * d;
+    WRPO__(lane_vectors)(b, q, a->ldq, a->scale, out, d, queries);             /* out is free as yet */
+    for (int64_t i = 0; i < groups * NR; i++) m[i] = -FLT_MAX, l[i] = 0;
+    memset(out, 0, (size_t)(groups * NR * dm) * sizeof *out);
+    const int64_t shared = b->seg->prefix_end - b->seg->prefix;
+    const float window = a->window > 0 ? (float)a->window : INFINITY;
+    for (int64_t range = 0; range <= b->segs; range++) {                       /* the prefix; the own keys of each segment, for its lanes */
+        const bool own = range > 0, one = own && b->segs > 1;
+        const wrpo_seg *seg = b->seg + (own ? range - 1 : 0);
+        const int64_t begin = own ? seg->own : seg->prefix, end = own ? seg->own_end : seg->prefix_end;
+        const int64_t from = one ? WRPO__MAX((range - 1) * b->share - b->first, 0) : 0, to = one ? WRPO__MIN(range * b->share - b->first, b->count) : b->count;
+        for (int64_t t = begin; t < end && from < to; t += BK) {
+            const int64_t n = WRPO__MIN(BK, end - t), key0 = (own ? shared : 0) + t - begin;
+            int64_t seen;
+            bool masked;
+            if (!WRPO__(visible)(b, from, to - from, key0, n, &seen, &masked)) continue;
+            WRPO__(factor)(pair, keys, k + t * a->ldkv + b->g * d, a->ldkv, 1, n, d);
+            WRPO__(factor)(pair, values, v + t * a->ldkv + b->g * d, 1, a->ldkv, d, n);
+            for (int64_t i = from / NR; i * NR < to; i++) {
+                const int64_t lane0 = WRPO__MAX(from, i * NR), lanes = WRPO__MIN(i * NR + NR, to) - lane0;
+                if (!WRPO__(visible)(b, lane0, lanes, key0, n, &seen, &masked)) continue;
+                for (int64_t j = 0; j < NR; j++) {     /* a sibling's lanes see nothing; behind the last lane is padding */
+                    const int64_t lane = i * NR + j;
+                    at[j] = one && (lane < lane0 || lane >= lane0 + lanes) ? -1 : (float)(WRPO__(lane_position)(b, WRPO__MIN(lane, lane0 + lanes - 1)) - key0);
+                }
+                WRPO__(panels)(pair, seen, NR, d, keys, MS * dw, queries + i * NR * dw, NR, s, NR, false);
+                WRPO__(softmax_tile)(s, seen, at, window, masked || one, a->softcap, m + i * NR, l + i * NR, f);
+                WRPO__(rescale_tile)(out + i * NR * dm, f, d);
+                WRPO__(pair_rows)(pair, s, seen, NR);
+                WRPO__(panels)(pair, d, NR, seen, values, MS * wrpo__div_up(n, pair), s, NR, out + i * NR * dm, NR, true);
+            }
+        }
+    }
+    for (int64_t i = 0; i < b->count; i++) {
+        lse[WRPO__(lane_row)(b, i) * a->H + WRPO__(lane_head)(b, i)] = m[i] + logf(l[i]);
+        l[i] = 1 / l[i];
+    }
+    WRPO__(lane_results)(b, o, a->ldo, out, l);
+}
+/* p and ds of a group of lanes and a tile of keys, both [key][NR]; keys that no lane of the group sees get zeros up to n */
+static void WRPO__(attention_weights)(const wrpo_attn *a, int64_t pair, int64_t n, int64_t seen, bool masked, const float *keys, const float *values,
+                                      const float *queries, const float *d_outs, const float *at, const float *lse, const float *delta, float *p, float *ds) {
+    enum { NR = WRPO__(NR), MS = WRPO__(MS) };
+    const int64_t next = MS * wrpo__div_up(a->d, pair);
+    WRPO__(panels)(pair, seen, NR, a->d, keys, next, queries, NR, p, NR, false);
+    WRPO__(panels)(pair, seen, NR, a->d, values, next, d_outs, NR, ds, NR, false);
+    WRPO__(softmax_tile_bwd)(p, ds, seen, at, a->window > 0 ? (float)a->window : INFINITY, masked, a->softcap, lse, delta);
+    memset(p + seen * NR, 0, (size_t)((n - seen) * NR) * sizeof *p);
+    memset(ds + seen * NR, 0, (size_t)((n - seen) * NR) * sizeof *ds);
+}
+/* What the backward knows of a lane besides its vectors: position, lse and delta, in [group][3][NR]. Padded lanes have zeros. */
+static void WRPO__(lane_numbers)(const WRPO__(lanes) *b, const float *lse, const float *delta, float *x) {
+    for (int64_t i = 0; i < WRPO__(round_up)(b->count, WRPO__(NR)); i++) {
+        float *y = x + i / WRPO__(NR) * 3 * WRPO__(NR) + i % WRPO__(NR);
+        const int64_t lane = WRPO__MIN(i, b->count - 1), j = WRPO__(lane_row)(b, lane) * b->a->H + WRPO__(lane_head)(b, lane);
+        y[0] = (float)WRPO__(lane_position)(b, lane);
+        y[WRPO__(NR)] = i < b->count ? lse[j] : 0;
+        y[2 * WRPO__(NR)] = i < b->count ? delta[j] : 0;
+    }
+}
+static void WRPO__(attention_dq_task)(const wrpo__cpu *cpu, const WRPO__(lanes) *b, float *dq, const float *d_o, const float *lse, const float *delta,
+                                      const float *q, const float *k, const float *v) {
+    enum { NR = WRPO__(NR), MR = WRPO__(MR), MS = WRPO__(MS), BK = WRPO__(BK) };
+    const wrpo_attn *a = b->a;
+    const int64_t d = a->d, dm = WRPO__(round_up)(d, MR), groups = wrpo__div_up(b->count, NR), shared = b->seg->prefix_end - b->seg->prefix;
+    const int64_t pair = b->pair, dw = wrpo__div_up(d, pair);
+    float *at = wrpo__cpu_scratch(cpu), *numbers = at + NR, *p = numbers + groups * 3 * NR, *ds = p + BK * NR, *keys = ds + BK * NR;
+    float *values = keys + BK / MR * MS * d, *across = values + BK / MR * MS * d, *queries = across + dm / MR * MS * BK;
+    float *d_outs = queries + groups * NR * d, *out = d_outs + groups * NR * d;
+    WRPO__(lane_vectors)(b, q, a->ldq, a->scale, out, d, queries);
+    WRPO__(lane_vectors)(b, d_o, a->ldo, 1, out, d, d_outs);
+    WRPO__(lane_numbers)(b, lse, delta, numbers);
+    memset(out, 0, (size_t)(groups * NR * dm) * sizeof *out);
+    for (int own = 0; own < 2; own++) {
+        const int64_t begin = own ? b->seg->own : b->seg->prefix, end = own ? b->seg->own_end : b->seg->prefix_end;
+        for (int64_t t = begin; t < end; t += BK) {
+            const int64_t n = WRPO__MIN(BK, end - t), key0 = (own ? shared : 0) + t - begin;
+            int64_t seen;
+            bool masked;
+            if (!WRPO__(visible)(b, 0, b->count, key0, n, &seen, &masked)) continue;
+            WRPO__(factor)(pair, keys, k + t * a->ldkv + b->g * d, a->ldkv, 1, n, d);
+            WRPO__(factor)(pair, values, v + t * a->ldkv + b->g * d, a->ldkv, 1, n, d);
+            WRPO__(factor)(pair, across, k + t * a->ldkv + b->g * d, 1, a->ldkv, d, n);
+            for (int64_t i = 0; i < groups; i++) {
+                const float *x = numbers + i * 3 * NR;
+                if (!WRPO__(visible)(b, i * NR, WRPO__MIN(NR, b->count - i * NR), key0, n, &seen, &masked)) continue;
+                for (int64_t j = 0; j < NR; j++) at[j] = x[j] - (float)key0;
+                WRPO__(attention_weights)(a, pair, seen, seen, masked, keys, values, queries + i * NR * dw, d_outs + i * NR * dw, at, x + NR, x + 2 * NR, p, ds);
+                WRPO__(pair_rows)(pair, ds, seen, NR);
+                WRPO__(panels)(pair, d, NR, seen, across, MS * wrpo__div_up(n, pair), ds, NR, out + i * NR * dm, NR, true);
+            }
+        }
+    }
+    for (int64_t i = 0; i < b->count; i++) numbers[i] = a->scale;
+    WRPO__(lane_results)(b, dq, a->ldq, out, numbers);
+}
+/* dk and dv of rows [t, t + n) of segment `home`: from its own lanes and from those of every segment that has the rows as prefix, in order */
+static void WRPO__(attention_dkv_task)(const wrpo__cpu *cpu, const wrpo_attn *a, int64_t pair, int64_t home, int64_t t, int64_t n, int64_t g, float *dk, float *dv,
+                                       const float *d_o, const float *lse, const float *delta, const float *q, const float *k, const float *v) {
+    enum { NR = WRPO__(NR), MR = WRPO__(MR), MS = WRPO__(MS), BK = WRPO__(BK) };
+    const int64_t d = a->d, dn = WRPO__(round_up)(d, NR), panels = BK / MR * MS, dw = wrpo__div_up(d, pair);
+    const int64_t groups = WRPO__(lane_groups)(2 * panels * d + 2 * (BK + MR) * dn + 2 * BK * NR + NR, (2 * d + 2 * dn + 3 + 2 * panels) * NR), block = groups * NR;
+    float *at = wrpo__cpu_scratch(cpu), *numbers = at + NR, *p = numbers + 3 * block, *ds = p + BK * NR, *keys = ds + BK * NR, *values = keys + panels * d;
+    float *dks = values + panels * d, *dvs = dks + (BK + MR) * dn, *queries = dvs + (BK + MR) * dn, *d_outs = queries + block * d;
+    float *q_rows = d_outs + block * d, *do_rows = q_rows + block * dn, *p_packed = do_rows + block * dn, *ds_packed = p_packed + panels * block;
+    memset(dks, 0, (size_t)(2 * (BK + MR) * dn) * sizeof *dks);
+    for (int64_t s = 0; s < a->n_segs; s++) {
+        const wrpo_seg *seg = &a->segs[s];
+        const int64_t first = s == home ? t : WRPO__MAX(t, seg->prefix), last = s == home ? t + n : WRPO__MIN(t + n, seg->prefix_end), count = last - first;
+        const int64_t shared = seg->prefix_end - seg->prefix, key0 = s == home ? shared + t - seg->begin : first - seg->prefix;
+        if (count <= 0) continue;
+        WRPO__(factor)(pair, keys, k + first * a->ldkv + g * d, a->ldkv, 1, count, d);
+        WRPO__(factor)(pair, values, v + first * a->ldkv + g * d, a->ldkv, 1, count, d);
+        WRPO__(lanes) b = {a, seg, g, a->H / a->G, 0, 0, 1, pair};
+        const int64_t all = (seg->end - seg->begin) * b.share;
+        for (; b.first < all; b.first += block) {
+            int64_t seen, begin = -1, end = 0;        /* groups that see any of the keys */
+            bool masked;
+            b.count = WRPO__MIN(block, all - b.first);
+            for (int64_t i = 0; i < b.count; i += NR)
+                if (WRPO__(visible)(&b, i, WRPO__MIN(NR, b.count - i), key0, count, &seen, &masked)) begin = begin < 0 ? i : begin, end = i + NR;
+            if (begin < 0) continue;
+            WRPO__(lane_vectors)(&b, q, a->ldq, a->scale, q_rows, dn, queries);
+            WRPO__(lane_vectors)(&b, d_o, a->ldo, 1, do_rows, dn, d_outs);
+            WRPO__(lane_numbers)(&b, lse, delta, numbers);
+            WRPO__(pair_rows)(pair, q_rows, WRPO__(round_up)(b.count, NR), dn), WRPO__(pair_rows)(pair, do_rows, WRPO__(round_up)(b.count, NR), dn);
+            for (int64_t i = begin; i < end; i += NR) {
+                const float *x = numbers + 3 * i;
+                WRPO__(visible)(&b, i, WRPO__MIN(NR, b.count - i), key0, count, &seen, &masked);
+                for (int64_t j = 0; j < NR; j++) at[j] = x[j] - (float)key0;
+                WRPO__(attention_weights)(a, pair, count, seen, masked, keys, values, queries + i * dw, d_outs + i * dw, at, x + NR, x + 2 * NR, p, ds);
+                const int64_t next = MS * block / pair;        /* the tiles' NR lanes are steps of the keys' panels */
+                WRPO__(pack_side)(0, pair, false, p_packed + i / pair * MS, next, p, NR, 1, count, NR);
+                WRPO__(pack_side)(0, pair, false, ds_packed + i / pair * MS, next, ds, NR, 1, count, NR);
+            }
+            const int64_t from = begin / pair;
+            WRPO__(panels)(pair, count, d, end - begin, p_packed + from * MS, MS * block / pair, do_rows + from * dn, dn, dvs + (first - t) * dn, dn, true);
+            WRPO__(panels)(pair, count, d, end - begin, ds_packed + from * MS, MS * block / pair, q_rows + from * dn, dn, dks + (first - t) * dn, dn, true);
+        }
+    }
+    for (int64_t i = 0; i < n; i++) {
+        memcpy(dk + (t + i) * a->ldkv + g * d, dks + i * dn, (size_t)d * sizeof(float));
+        memcpy(dv + (t + i) * a->ldkv + g * d, dvs + i * dn, (size_t)d * sizeof(float));
+    }
+}
+/* Segments [s, s + n) that go through their prefix together. */
+static int64_t WRPO__(siblings)(const wrpo_attn *a, int64_t s, bool together) {
+    const wrpo_seg *x = &a->segs[s];
+    int64_t n = 1;
+    if (!together || x->end - x->begin != 1 || x->prefix == x->prefix_end) return 1;
+    while (s + n < a->n_segs && x[n].end - x[n].begin == 1 && x[n].prefix == x->prefix && x[n].prefix_end == x->prefix_end) n++;
     return n;
 }
-WRPO_API wrpo_result wrpo_trainer_save(wrpo_trainer *t, const wrpo_save_desc *desc) {
-    wrpo_ctx *ctx = t->ctx;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        wrpo__arena *temp = wrpo__entry.arena;
-        if (!desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_save_desc: dir is missing");
-        const char *path = wrpo__join(temp, desc->dir, WRPO__STATE_FILE), *log = t->out_dir ? wrpo__join(temp, t->out_dir, "metrics.jsonl") : NULL;
-        const wrpo__file *metrics = log && wrpo__exists(log) ? wrpo__open_file(temp, log) : NULL;
-        const int64_t log_size = metrics ? (int64_t)metrics->size : 0, eight = 8;
-        const wrpo__setting *settings = wrpo__state_settings(temp, t);
-        const wrpo__state_part *parts = wrpo__state_parts(temp, t), *parts_end = parts + stbds_arrlen(parts);
-        uint64_t h = 0;                                /* the checksum: of the metadata, then of all data */
-        int64_t at = 0;
-        wrpo__text header = {.arena = temp};
-        for (int64_t i = 0; i < stbds_arrlen(settings); i++) {
-            wrpo__text_puts(&header, i ? ",\"" : "{\"__metadata__\":{\"");
-            wrpo__text_printf(&header, "%s\":", settings[i].name);
-            wrpo__json_quote(&header, settings[i].text, strlen(settings[i].text));
-            h = wrpo__hash(h, settings[i].text, strlen(settings[i].text));
-        }
-        wrpo__text_puts(&header, "}");
-        for (const wrpo__state_part *p = parts; p < parts_end; at += (int64_t)p->bytes, p++) wrpo__header_add(&header, p->name, p->dtype, p->ndim, p->shape, at, (int64_t)p->bytes);
-        wrpo__header_add(&header, "metrics.jsonl", "U8", 1, &log_size, at, log_size);
-        wrpo__header_add(&header, "checksum", "U8", 1, &eight, at + log_size, eight);
-
-        wrpo__remove(ctx, path);                       /* an old state does not stand beside new weights, not even for a moment */
-        wrpo__need(ctx, wrpo_model_save(t->model, desc));
-        float *piece = wrpo__raw(temp, WRPO__PIECE, sizeof *piece);
-        wrpo__writer *w = wrpo__create(temp, path);
-        wrpo__header_write(w, &header);
-        for (const wrpo__state_part *p = parts; p < parts_end; p++)
-            for (size_t from = 0, n; from < p->bytes; from += n) {
-                n = wrpo__state_move(t, p, from, piece, false);
-                h = wrpo__hash(h, piece, n);
-                wrpo__write(w, piece, n);
-            }
-        wrpo__sync(ctx);                               /* a device that failed gave no moments */
-        if (metrics) wrpo__write(w, metrics->data, metrics->size);
-        h = wrpo__hash(h, metrics ? metrics->data : NULL, (size_t)log_size);
-        wrpo__write(w, &h, sizeof h);
-        wrpo__commit(w);
+/* Tasks are numbered through all segments, `step` units of each segment's `share` per row; siblings count as one. */
+static int64_t WRPO__(attention_tasks)(const wrpo_attn *a, int64_t share, int64_t step, bool together) {
+    int64_t tasks = 0;
+    for (int64_t s = 0, n; s < a->n_segs; s += n) {
+        n = WRPO__(siblings)(a, s, together);
+        tasks += wrpo__div_up((a->segs[s + n - 1].end - a->segs[s].begin) * share, step);
     }
-    return wrpo__end(&wrpo__entry);
+    return tasks;
 }
-static const wrpo_tensor_info *wrpo__state_tensor(wrpo_ctx *ctx, const wrpo_tensors *file, const char *path, const char *name, const char *dtype, int ndim, const int64_t *shape) {
-    const wrpo_tensor_info *info = wrpo_tensors_find(file, name);
-    char want[80], found[160] = "no such tensor";
-    wrpo__shape_text(want, sizeof want, ndim, shape);
-    if (info) wrpo__shape_text(found, sizeof found, info->ndim, info->shape);
-    if (!info || strcmp(want, found) || strcmp(info->dtype, dtype))
-        wrpo__fail(ctx, WRPO_E_FORMAT, "%s: %s: want %s %s, found %s%s%s", path, name, dtype, want, info ? info->dtype : "", info ? " " : "", found);
-    return info;
-}
-/* check: before anything is computed, that the file is whole and of this run, but for the reference. Later, when that is known and memory is taken,
-   the run is put where it was. */
-static wrpo_result wrpo__resume(wrpo_trainer *t, bool check) {
-    wrpo_ctx *ctx = t->ctx;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        wrpo__arena *temp = wrpo__entry.arena;
-        const char *path = wrpo__join(temp, t->desc.resume, WRPO__STATE_FILE);
-        const wrpo_tensors *file = wrpo__tensors_in(ctx, path);
-        const wrpo__file *f = wrpo__open_file(temp, path);              /* once more, for what the tensors do not say */
-        uint64_t size = 0, h = 0, sum;
-        memcpy(&size, f->data, WRPO__MIN(f->size, 8));
-        const wrpo_json *metadata = wrpo__json_get(wrpo__json_parse(temp, path, 1, (const char *)f->data + 8, (size_t)WRPO__MIN(size, f->size - 8)), "__metadata__");
-        const wrpo__setting *settings = wrpo__state_settings(temp, t);
-        const int64_t same = stbds_arrlen(settings) - 2;
-        long long place[2] = {0};
-        for (int64_t i = 0; i < same + 2; i++) {
-            const wrpo_json *v = metadata ? wrpo__json_get(metadata, settings[i].name) : NULL;
-            const char *found = v ? v->text : "no such setting", *want = settings[i].text;
-            if (i < same && strcmp(found, want) && !(check && i == same - 1))
-                wrpo__fail(ctx, v ? WRPO_E_ARG : WRPO_E_FORMAT, "%s: %s: want %.100s, as this run has it, found %.100s", path, settings[i].name, want, found);
-            if (i >= same && (strspn(found, "0123456789") != strlen(found) || (place[i - same] = strtoll(found, NULL, 10)) > (i == same ? t->T : LLONG_MAX - 1)))
-                wrpo__fail(ctx, WRPO_E_FORMAT, "%s: %s: want a whole number, steps up to %lld, found %.100s", path, settings[i].name, (long long)t->T, found);
-            h = wrpo__hash(h, found, strlen(found));
+/* The segment of number i, counted from the end, where the long ones are; how many siblings it has, itself included. */
+static int64_t WRPO__(attention_find)(const wrpo_attn *a, int64_t share, int64_t step, bool together, int64_t i, int64_t *first, int64_t *count, int64_t *n) {
+    i = WRPO__(attention_tasks)(a, share, step, together) - 1 - i;
+    for (int64_t s = 0;; s += *n) {
+        *n = WRPO__(siblings)(a, s, together);
+        const int64_t all = (a->segs[s + *n - 1].end - a->segs[s].begin) * share, tasks = wrpo__div_up(all, step);
+        if (i < tasks) {
+            *first = i * step;
+            *count = WRPO__MIN(step, all - *first);
+            return s;
         }
-        const wrpo__state_part *parts = wrpo__state_parts(temp, t), *parts_end = parts + stbds_arrlen(parts);
-        const wrpo_tensor_info *log = wrpo_tensors_find(file, "metrics.jsonl");
-        const int64_t eight = 8, log_size = log ? log->count : 0;
-        float *piece = wrpo__raw(temp, WRPO__PIECE, sizeof *piece);
-        log = wrpo__state_tensor(ctx, file, path, "metrics.jsonl", "U8", 1, &log_size);
-        memcpy(&sum, wrpo__state_tensor(ctx, file, path, "checksum", "U8", 1, &eight)->data, sizeof sum);
-        if (wrpo_tensors_count(file) != parts_end - parts + 2)
-            wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want %lld tensors, found %lld", path, (long long)(parts_end - parts + 2), (long long)wrpo_tensors_count(file));
-        if (!check && t->out_dir) {
-            wrpo__writer *w = wrpo__create(temp, wrpo__join(temp, t->out_dir, "metrics.jsonl"));
-            wrpo__write(w, log->data, log->bytes);
-            wrpo__commit(w);
-        }
-        for (const wrpo__state_part *p = parts; p < parts_end; p++) {
-            const wrpo_tensor_info *info = wrpo__state_tensor(ctx, file, path, p->name, p->dtype, p->ndim, p->shape);
-            for (size_t from = 0, n; from < p->bytes; from += n) {
-                n = WRPO__MIN(p->bytes - from, WRPO__PIECE * sizeof *piece);
-                if (check) h = wrpo__hash(h, (const char *)info->data + from, n);
-                else memcpy(piece, (const char *)info->data + from, n), wrpo__state_move(t, p, from, piece, true);
-            }
-        }
-        h = wrpo__hash(h, log->data, log->bytes);
-        if (check && h != sum) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: checksum: want %016llx, found %016llx: not the bytes that were written", path, (unsigned long long)sum, (unsigned long long)h);
-        if (!check) t->k = (int64_t)place[0], t->start = wrpo__now() - (double)place[1] / 1000;
-        wrpo__sync(ctx);
+        i -= tasks;
     }
-    return wrpo__end(&wrpo__entry);
+}
+static void WRPO__(attention)(void *dev, const wrpo_attn *a, void *o, float *lse, const void *q, const void *k, const void *v) {
+    enum { NR = WRPO__(NR), MR = WRPO__(MR), MS = WRPO__(MS), BK = WRPO__(BK) };
+    const wrpo__cpu *cpu = dev;
+    const int64_t d = a->d, dm = WRPO__(round_up)(d, MR), share = a->H / a->G;
+    const int64_t step = NR * WRPO__(lane_groups)(2 * NR + BK * NR + BK / MR * MS * d + dm / MR * MS * BK, NR * (2 + d + dm));
+    const int64_t tasks = WRPO__(attention_tasks)(a, share, step, true) * a->G;
+    WRPO__PARFOR(wrpo__cpu_team(cpu, a->n * a->H * d))
+    for (int64_t i = 0; i < tasks; i++) {
+        int64_t first, count, n, s = WRPO__(attention_find)(a, share, step, true, i / a->G, &first, &count, &n);
+        const WRPO__(lanes) b = {a, a->segs + s, i % a->G, share, first, count, n, cpu->pairs ? 2 : 1};
+        WRPO__(attention_task)(cpu, &b, o, lse, q, k, v);
+    }
+}
+static size_t WRPO__(attention_scratch)(void *dev, int64_t n, int64_t H, int64_t G, int64_t d) {   /* delta */
+    (void)dev; (void)G; (void)d;
+    return (size_t)(n * H) * sizeof(float);
+}
+static void WRPO__(attention_bwd)(void *dev, const wrpo_attn *a, void *dq, void *dk, void *dv, const void *d_o, const void *o, const float *lse,
+                                  const void *q, const void *k, const void *v, void *scratch) {
+    enum { NR = WRPO__(NR), MR = WRPO__(MR), MS = WRPO__(MS), BK = WRPO__(BK) };
+    const wrpo__cpu *cpu = dev;
+    float *delta = scratch;
+    const int64_t d = a->d, dm = WRPO__(round_up)(d, MR), share = a->H / a->G, team = wrpo__cpu_team(cpu, a->n * a->H * d);
+    const int64_t step = NR * WRPO__(lane_groups)(NR + 2 * BK * NR + 2 * BK / MR * MS * d + dm / MR * MS * BK, NR * (3 + 2 * d + dm));
+    const int64_t blocks = WRPO__(attention_tasks)(a, share, step, false) * a->G, tiles = WRPO__(attention_tasks)(a, 1, BK, false) * a->G;
+    WRPO__PARFOR((int)team)
+    for (int64_t r = 0; r < a->n; r++)
+        for (int64_t h = 0; h < a->H; h++) delta[r * a->H + h] = WRPO__(dot)((const float *)d_o + r * a->ldo + h * d, (const float *)o + r * a->ldo + h * d, d);
+    WRPO__PARFOR((int)team)
+    for (int64_t i = 0; i < blocks; i++) {
+        int64_t first, count, n, s = WRPO__(attention_find)(a, share, step, false, i / a->G, &first, &count, &n);
+        const WRPO__(lanes) b = {a, a->segs + s, i % a->G, share, first, count, 1, cpu->pairs ? 2 : 1};
+        WRPO__(attention_dq_task)(cpu, &b, dq, d_o, lse, delta, q, k, v);
+    }
+    WRPO__PARFOR((int)team)
+    for (int64_t i = 0; i < tiles; i++) {
+        int64_t first, count, n, s = WRPO__(attention_find)(a, 1, BK, false, i / a->G, &first, &count, &n);
+        WRPO__(attention_dkv_task)(cpu, a, cpu->pairs ? 2 : 1, s, a->segs[s].begin + first, count, i % a->G, dk, dv, d_o, lse, delta, q, k, v);
+    }
 }
 
-/* ---- new ---- */
-static void wrpo__close_metrics(void *p) {
-    wrpo_trainer *t = p;
-    if (t->metrics) fclose(t->metrics);
-    t->metrics = NULL;
+#define WRPO__STRING2(x) #x
+#define WRPO__STRING(x) WRPO__STRING2(x)
+#define WRPO__TABLE(allowed) { \
+    .name = "cpu-" WRPO__STRING(WRPO__LEVEL), .act_bytes = 4, .dtype = WRPO_DTYPE_F32, .host = true, .features = allowed, \
+    .open = wrpo__cpu_open, .close = wrpo__cpu_close, .alloc = wrpo__host_alloc, .release = wrpo__host_release, \
+    .put = wrpo__host_copy, .get = wrpo__host_copy, .copy = wrpo__host_copy, .zero = wrpo__host_zero, \
+    .room = wrpo__host_room, .sync = wrpo__host_sync, .gemm = WRPO__(gemm), .embed = WRPO__(embed), \
+    .embed_bwd = WRPO__(embed_bwd), .gather = WRPO__(gather), .gather_bwd = WRPO__(gather_bwd), \
+    .scatter = WRPO__(scatter), .bias = WRPO__(bias), .bias_bwd = WRPO__(bias_bwd), .colsum = WRPO__(colsum), \
+    .add = WRPO__(add), .rmsnorm = WRPO__(rmsnorm), .rmsnorm_bwd = WRPO__(rmsnorm_bwd), .rope = WRPO__(rope), \
+    .attention = WRPO__(attention), .attention_bwd = WRPO__(attention_bwd), \
+    .attention_scratch = WRPO__(attention_scratch), .glu = WRPO__(glu), .glu_bwd = WRPO__(glu_bwd), \
+    .logprob = WRPO__(logprob), .logprob_bwd = WRPO__(logprob_bwd), .sumsq = WRPO__(sumsq), .adamw = WRPO__(adamw) \
 }
-/* The record's responses as the loss sees them, but for their log-probs. */
-static void wrpo__as_loss(const wrpo_record *record, wrpo_response *r) {
-    for (int k = 0; k < record->count; k++) {
-        const wrpo_tokens *y = &record->responses[k];
-        r[k] = (wrpo_response){.role = y->role, .weight = y->weight, .pair = y->pair, .tokens = y->count - y->first};
-    }
-}
-/* The method finds the roles it needs in every record. */
-static void wrpo__check_roles(wrpo_ctx *ctx, const wrpo_data *data, const wrpo_train_desc *d, int K) {
-    wrpo_response *r = wrpo__alloc(wrpo__here, (size_t)K, sizeof *r);
-    if (wrpo_data_count(data) == 0) wrpo__fail(ctx, WRPO_E_ARG, "the data has no records");
-    for (int64_t i = 0; i < wrpo_data_count(data); i++) {
-        wrpo_record record = wrpo_data_record(data, i);
-        const char *why = NULL;
-        wrpo__as_loss(&record, r);
-        for (int end = 0; end < 2 && !why; end++)      /* alpha at its first step and at its last */
-            wrpo_loss(&d->loss, wrpo_alpha(d->alpha_schedule, d->alpha_power, d->alpha, end, 1), r, record.count, 1, &why);
-        if (why) wrpo__fail(ctx, WRPO_E_FORMAT, "record \"%s\" (line %lld): %s", record.prompt_id, (long long)record.line, why);
-    }
-}
-/* SFT scores y_ws alone: the other responses need not be computed. The new data lives as long as the arena. */
-static void wrpo__data_drop(void *p) { wrpo_data_free(p); }
-static const wrpo_data *wrpo__only_sources(wrpo__arena *arena, const wrpo_data *data) {
-    const int64_t N = wrpo_data_count(data);
-    wrpo_record *records = wrpo__alloc(arena, (size_t)N, sizeof *records);
-    wrpo_data *out;
-    for (int64_t i = 0; i < N; i++) {
-        records[i] = wrpo_data_record(data, i);
-        while (records[i].count > 1 && records[i].responses[records[i].count - 1].role != WRPO_ROLE_SOURCE) records[i].count--;   /* sources stand first */
-    }
-    wrpo__cleanup *owner = wrpo__on_free(arena, wrpo__data_drop, NULL);
-    wrpo__need(arena->ctx, wrpo_data_from_ids(arena->ctx, records, N, &out));
-    owner->p = out;
-    return out;
-}
-static wrpo_trainer *wrpo__trainer_build(wrpo__arena *arena, wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc, bool train) {
-    wrpo_ctx *ctx = arena->ctx;
-    wrpo_trainer *t = WRPO__NEW(arena, wrpo_trainer);
-    wrpo__on_free(arena, wrpo__close_metrics, t);
-    if (train && policy->frozen) wrpo__fail(ctx, WRPO_E_ARG, "the model was loaded frozen (wrpo_model_desc): it cannot be trained");
-    t->ctx = ctx, t->arena = arena, t->model = policy, t->data = t->user_data = data;
-    t->desc = wrpo_train_defaults(desc);
-    wrpo__train_check(ctx, &t->desc);
-    const wrpo_train_desc *d = &t->desc;
-    const wrpo_data *eval = d->eval_data;
-    if (d->loss.method == WRPO_METHOD_SFT) {
-        t->data = data = wrpo__only_sources(arena, data);
-        if (eval) eval = wrpo__only_sources(arena, eval);
-    }
-    t->eval = eval;
-    t->N = wrpo_data_count(data), t->K = data->most;
-    wrpo__check_roles(ctx, data, d, t->K);
-    wrpo__check_data(policy, data, 0, t->N);
-    int64_t rows = wrpo__run_rows(&policy->config, data, 0, t->N, d->micro_tokens);
-    if (eval) {
-        t->eval_K = eval->most;
-        wrpo__check_roles(ctx, eval, d, t->eval_K);
-        wrpo__check_data(policy, eval, 0, wrpo_data_count(eval));
-        rows = WRPO__MAX(rows, wrpo__run_rows(&policy->config, eval, 0, wrpo_data_count(eval), d->micro_tokens));
-    }
-    t->micro = d->batch_size / d->accumulation;
-    int64_t M = (t->N + t->micro - 1) / t->micro;
-    t->steps_per_epoch = WRPO__MAX(M / d->accumulation, 1);
-    double steps = ceil(d->epochs * (double)t->steps_per_epoch - 1e-9);
-    t->T = d->max_steps ? d->max_steps : WRPO__MAX((int64_t)steps, 1);
-    t->order = wrpo__alloc(arena, (size_t)t->N, sizeof *t->order);
-    t->weight = wrpo__alloc(arena, (size_t)WRPO__MIN(t->N, d->batch_size), sizeof *t->weight);
-    t->order_epoch = -1;
-    if (d->out_dir) {
-        t->out_dir = wrpo__strndup(arena, d->out_dir, strlen(d->out_dir));
-        wrpo__make_dir(ctx, t->out_dir);
-    }
-    if (train && d->resume) wrpo__need(ctx, wrpo__resume(t, true));
-    const wrpo_bytes plan = train ? wrpo__fitted(t, rows) : (wrpo_bytes){0};
-    if (wrpo__rules[d->loss.method].reference) {
-        t->ref = wrpo__alloc(arena, (size_t)t->N * (size_t)t->K, sizeof *t->ref);
-        if (eval) t->eval_ref = wrpo__alloc(arena, (size_t)wrpo_data_count(eval) * (size_t)t->eval_K, sizeof *t->eval_ref);
-        wrpo__need(ctx, wrpo__reference(t));       /* before the memory of training is taken */
-    }
-    wrpo__shape shape = wrpo__train_shape(ctx, &policy->config, plan.recompute, plan.logits, rows);
-    shape.train = train;
-    t->run = wrpo__run_new(arena, policy, &shape);
-    if (train) {
-        const size_t bytes = wrpo_moments_bytes(d->moments, policy->count);
-        const wrpo_backend *be = ctx->desc.backend;
-        t->grads = wrpo__device_alloc(arena, wrpo__mul(ctx, (size_t)policy->count, sizeof *t->grads), "gradients");
-        t->m = wrpo__device_alloc(arena, bytes, "first moments"), t->v = wrpo__device_alloc(arena, bytes, "second moments");
-        t->sumsq = wrpo__device_alloc(arena, sizeof *t->sumsq, "gradient norm");
-        be->zero(ctx->dev, t->m, bytes), be->zero(ctx->dev, t->v, bytes);
-        t->start = wrpo__now();
-        if (d->resume) wrpo__need(ctx, wrpo__resume(t, false));
-        if (t->out_dir) {
-            const char *path = wrpo__join(arena, t->out_dir, "metrics.jsonl");
-            t->metrics = fopen(path, d->resume ? "a" : "w");
-            if (!t->metrics) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be written: %s", path, strerror(errno));
-        }
-    } else t->start = wrpo__now();
-    return t;
-}
-static wrpo_result wrpo__trainer_make(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc, bool train, wrpo_trainer **out) {
-    *out = NULL;
-    WRPO__TRY(policy->ctx, wrpo__arena_new(policy->ctx), false) *out = wrpo__trainer_build(wrpo__entry.arena, policy, data, desc, train);
-    return wrpo__end(&wrpo__entry);
-}
-WRPO_API wrpo_result wrpo_trainer_open(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_trainer **out) {
-    return wrpo__trainer_make(policy, data, desc, true, out);
-}
-WRPO_API void wrpo_trainer_free(wrpo_trainer *t) {
-    if (t) wrpo__arena_free(t->arena);
-}
-
-/* ---- metrics: weighted sums over records, then the averages of algorithm and trainer ---- */
-typedef struct wrpo__tally { wrpo_metrics m; double chosen, chosen_rows, rejected, rejected_rows; } wrpo__tally;
-/* Adds one record of weight w to the tally, but for its loss. mean: the mean logit of each of its rows, in the order of packing. */
-static void wrpo__tally_add(wrpo__tally *t, const wrpo_config *model, const wrpo_loss_desc *d, double alpha, const wrpo_record *record, const wrpo_response *r, double w, const float *mean) {
-    double logp[3] = {0}, reward[3] = {0}, share[3] = {0}, all_chosen = 0, chosen = 0, prompt = 0;
-    wrpo_metrics *m = &t->m;
-    for (int k = 0; k < record->count; k++) {
-        if (k == 0 || wrpo__prompt_again(model, record, k)) {
-            prompt = 0;
-            for (int64_t i = 0; i < record->prompt_count; i++) prompt += (double)*mean++;
-        }
-        double rows = (double)(record->prompt_count + record->responses[k].count), sum = prompt;
-        for (int64_t i = 0; i < record->responses[k].count; i++) sum += (double)*mean++;
-        if (r[k].role == WRPO_ROLE_REJECTED) t->rejected += sum, t->rejected_rows += rows;
-        else t->chosen += sum, t->chosen_rows += rows, all_chosen += r[k].logp, chosen++;
-        logp[r[k].role] += r[k].weight * r[k].logp, share[r[k].role] += r[k].weight;
-        reward[r[k].role] += r[k].weight * wrpo__reward_of(d, &r[k]);
-    }
-    for (int role = 0; role < 3; role++)               /* a role that is absent has no number */
-        logp[role] = share[role] > 0 ? logp[role] / share[role] : NAN, reward[role] = share[role] > 0 ? reward[role] / share[role] : NAN;
-    m->logps_chosen += w * all_chosen / chosen;
-    m->logps_source_chosen += w * logp[WRPO_ROLE_SOURCE], m->logps_target_chosen += w * logp[WRPO_ROLE_TARGET], m->logps_rejected += w * logp[WRPO_ROLE_REJECTED];
-    const double s = reward[WRPO_ROLE_SOURCE], g = reward[WRPO_ROLE_TARGET], l = reward[WRPO_ROLE_REJECTED], c = wrpo__weighted_reward(d, alpha, r, record->count);
-    m->rewards_chosen += w * c, m->rewards_source_chosen += w * s, m->rewards_target_chosen += w * g, m->rewards_rejected += w * l;
-    m->rewards_accuracies += isnan(c - l) ? NAN : w * (c > l);
-    m->rewards_source_accuracies += isnan(s - l) ? NAN : w * (s > l);
-    m->rewards_target_accuracies += isnan(g - l) ? NAN : w * (g > l);
-    m->rewards_margins += w * (c - l);
-}
-static void wrpo__tally_end(wrpo__tally *tally, const wrpo_trainer *t, double alpha, double begin) {
-    wrpo_metrics *m = &tally->m;
-    m->logits_chosen = tally->chosen / tally->chosen_rows, m->logits_rejected = tally->rejected / tally->rejected_rows;
-    m->cur_alpha = t->desc.loss.method == WRPO_METHOD_WRPO ? alpha : NAN;
-    m->epoch = (double)t->k / (double)t->steps_per_epoch;
-    m->seconds = wrpo__now() - t->start;
-    m->tokens_per_second = (double)m->tokens / WRPO__MAX(wrpo__now() - begin, 1e-9);
-}
-static void wrpo__metrics_text(wrpo__text *out, const wrpo_metrics *m, const char *prefix) {
-    wrpo__text_printf(out, "{\"step\": %lld", (long long)m->step);
-#define WRPO__X(field, name) \
-    if (!isnan(m->field)) { wrpo__text_printf(out, ", \"%s%s\": ", prefix, name); wrpo__json_number(out, m->field); }
-    WRPO_METRICS(WRPO__X)
-#undef WRPO__X
-    wrpo__text_printf(out, ", \"%srecords\": %lld, \"%stokens\": %lld, \"%stokens_per_second\": ", prefix, (long long)m->records, prefix, (long long)m->tokens, prefix);
-    wrpo__json_number(out, round(m->tokens_per_second * 10) / 10);
-    wrpo__text_printf(out, ", \"%sseconds\": ", prefix), wrpo__json_number(out, round(m->seconds * 1000) / 1000), wrpo__text_puts(out, "}");
-}
-WRPO_API wrpo_result wrpo_metrics_json(wrpo_ctx *ctx, const wrpo_metrics *m, const char *prefix, char **text) {
-    *text = NULL;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        wrpo__text t = {.arena = wrpo__entry.arena};
-        wrpo__metrics_text(&t, m, prefix);
-        *text = wrpo__handout(ctx, t.data, t.size);
-    }
-    return wrpo__end(&wrpo__entry);
-}
-static void wrpo__log_metrics(wrpo_trainer *t, const wrpo_metrics *m, const char *prefix) {
-    if (!t->metrics) return;
-    wrpo__text line = {.arena = wrpo__here};
-    wrpo__metrics_text(&line, m, prefix);
-    wrpo__text_puts(&line, "\n");
-    if (fwrite(line.data, 1, line.size, t->metrics) != line.size || fflush(t->metrics) != 0)
-        wrpo__fail(t->ctx, WRPO_E_IO, "%s/metrics.jsonl: cannot be written: %s", t->out_dir, strerror(errno));
-}
-
-/* ---- one pass over a list of records: log-probs, losses, tally and, in training, gradients ----
-   weight[i] of list[i] in the loss; tokens: all their scored tokens (SFT's denominator). */
-static void wrpo__pass(wrpo_trainer *t, const wrpo_data *data, const double *ref, int K, const int64_t *list, const double *weight, int64_t count,
-                       double alpha, bool train, wrpo__tally *tally) {
-    wrpo__run *r = t->run;
-    const wrpo_config *c = &r->model->config;
-    const wrpo_loss_desc *d = &t->desc.loss;
-    wrpo__sum_head(r);
-    wrpo_response *y = wrpo__alloc(wrpo__here, (size_t)K, sizeof *y);
-    double *logps = wrpo__alloc(wrpo__here, (size_t)K, sizeof *logps), scored = 0;
-    for (int64_t i = 0; i < count && d->method == WRPO_METHOD_SFT; i++) {
-        wrpo_record record = wrpo_data_record(data, list ? list[i] : i);
-        wrpo__as_loss(&record, y);
-        scored += wrpo__sft_tokens(y, record.count);
-    }
-    for (int64_t at = 0, next; at < count; at = next) {
-        int64_t target = 0, row = 0;
-        next = wrpo__pack_some(r, data, list, at, count, t->desc.micro_tokens);
-        wrpo__forward(r, true);
-        for (int64_t i = at; i < next; i++) {
-            const int64_t index = list ? list[i] : i;
-            wrpo_record record = wrpo_data_record(data, index);
-            int64_t first = target;
-            const char *why = NULL;
-            wrpo__sum_logps(r, &record, &target, logps);
-            wrpo__as_loss(&record, y);
-            for (int k = 0; k < record.count; k++) y[k].logp = logps[k], y[k].ref = ref ? ref[index * K + k] : 0;
-            double L = wrpo_loss(d, alpha, y, record.count, scored, &why);
-            if (!isfinite(L))
-                wrpo__fail(t->ctx, WRPO_E_NOT_FINITE, "step %lld: record \"%s\" (line %lld): %s", (long long)t->k + train, record.prompt_id, (long long)record.line,
-                           why ? why : "the loss is not a finite number");
-            const double mean = weight ? weight[i] : 1 / (double)count;
-            const double w = record.weight * (d->method == WRPO_METHOD_SFT ? 1 : mean);     /* SFT is a mean over tokens */
-            for (int k = 0; train && k < record.count; k++)
-                for (int64_t j = 0; j < y[k].tokens; j++) r->h_coef[first++] = (float)(w * y[k].dlogp);
-            tally->m.loss += w * L;
-            wrpo__tally_add(tally, c, d, alpha, &record, y, mean, r->h_mean + row);
-            row += wrpo__record_rows(c, &record);
-        }
-        tally->m.tokens += r->n;
-        if (train) wrpo__backward(r, t->grads);
-    }
-    tally->m.records = count;
-}
-
-/* ---- one optimizer step ---- */
-/* The records of step k: their places in t->order; the weight of each in the loss. */
-static int64_t wrpo__next_batch(wrpo_trainer *t, const int64_t **list) {
-    const int64_t epoch = t->k / t->steps_per_epoch, step = t->k % t->steps_per_epoch;
-    if (epoch != t->order_epoch) {   /* Fisher-Yates, from the identity: an epoch's order depends on seed and epoch alone */
-        for (int64_t i = 0; i < t->N; i++) t->order[i] = i;
-        for (int64_t i = t->N - 1; i > 0 && !t->desc.no_shuffle; i--) {
-            int64_t j = (int64_t)(wrpo__random64(t->desc.seed, (uint64_t)epoch, (uint64_t)i) % (uint64_t)(i + 1)), swap = t->order[i];
-            t->order[i] = t->order[j], t->order[j] = swap;
-        }
-        t->order_epoch = epoch;
-    }
-    const int64_t first = step * t->desc.batch_size, count = WRPO__MIN(t->desc.batch_size, t->N - first);
-    const int64_t parts = (count + t->micro - 1) / t->micro;
-    for (int64_t i = 0; i < count; i++) {
-        int64_t part = i / t->micro, size = WRPO__MIN(t->micro, count - part * t->micro);
-        t->weight[i] = 1 / ((double)parts * (double)size);
-    }
-    *list = t->order + first;
-    return count;
-}
-static void wrpo__update(wrpo_trainer *t, double lr, double grad_scale) {
-    const wrpo_train_desc *d = &t->desc;
-    const wrpo_backend *be = t->ctx->desc.backend;
-    wrpo_adamw step = {.lr = (float)lr, .beta1 = (float)d->beta1, .beta2 = (float)d->beta2, .eps = (float)d->eps, .grad_scale = (float)grad_scale, .moments = d->moments,
-                       .correction1 = 1 - pow(d->beta1, (double)(t->k + 1)), .correction2 = sqrt(1 - pow(d->beta2, (double)(t->k + 1)))};
-    for (int64_t i = 0, end, size; i < t->model->n_weights; i = end) {
-        const wrpo_weight *w = &t->model->weights[i];
-        const size_t at = wrpo_moments_bytes(d->moments, w->at);
-        end = i + wrpo__weight_run(w, t->model->n_weights - i, 0, &size);
-        step.weight_decay = w->decay ? (float)d->weight_decay : 0;
-        step.seed = wrpo__random64(d->seed, (uint64_t)t->k, (uint64_t)w->at);
-        be->adamw(t->ctx->dev, w->data, w->dtype == WRPO_DTYPE_BF16 ? t->model->low + w->at : NULL, t->m + at, t->v + at, t->grads + w->at, size, &step);
-    }
-}
-WRPO_API wrpo_result wrpo_trainer_step(wrpo_trainer *t, wrpo_metrics *m) {
-    wrpo_ctx *ctx = t->ctx;
-    const wrpo_backend *be = ctx->desc.backend;
-    const wrpo_train_desc *d = &t->desc;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        wrpo__tally tally = {.m = {.step = t->k + 1, .steps = t->T}};
-        const int64_t *list;
-        double begin = wrpo__now(), sumsq = 0;
-        if (t->k >= t->T) wrpo__fail(ctx, WRPO_E_ARG, "all %lld steps are done", (long long)t->T);
-        const double alpha = wrpo_alpha(d->alpha_schedule, d->alpha_power, d->alpha, t->k, t->T);
-        const double lr = d->learning_rate * wrpo_lr_factor(d->lr_schedule, (int64_t)ceil(d->warmup_ratio * (double)t->T - 1e-9), t->k, t->T);
-        const int64_t count = wrpo__next_batch(t, &list);
-        be->zero(ctx->dev, t->grads, (size_t)t->model->count * sizeof *t->grads);
-        wrpo__pass(t, t->data, t->ref, t->K, list, t->weight, count, alpha, true, &tally);
-
-        be->zero(ctx->dev, t->sumsq, sizeof *t->sumsq);
-        be->sumsq(ctx->dev, t->sumsq, t->grads, t->model->count);
-        be->get(ctx->dev, &sumsq, t->sumsq, sizeof sumsq);
-        wrpo__sync(ctx);
-        const double norm = sqrt(sumsq);
-        if (!isfinite(norm)) {
-            wrpo_record record = wrpo_data_record(t->data, list[0]);
-            wrpo__fail(ctx, WRPO_E_NOT_FINITE, "step %lld: the gradient is not finite (batch of %lld records from \"%s\" on)", (long long)t->k + 1,
-                       (long long)count, record.prompt_id);
-        }
-        wrpo__update(t, lr, d->max_grad_norm > 0 ? WRPO__MIN(1, d->max_grad_norm / (norm + 1e-6)) : 1);
-        wrpo__sync(ctx);
-        t->k++;
-
-        wrpo__tally_end(&tally, t, alpha, begin);
-        tally.m.grad_norm = norm, tally.m.learning_rate = lr;
-        wrpo__log_metrics(t, &tally.m, "");
-        *m = tally.m;
-    }
-    return wrpo__end(&wrpo__entry);
-}
-
-/* ---- evaluation and the loop ---- */
-static void wrpo__evaluate(wrpo_trainer *t, const wrpo_data *data, const double *ref, int K, double alpha, wrpo_metrics *m) {
-    wrpo__tally tally = {.m = {.step = t->k, .steps = t->T}};
-    double begin = wrpo__now();
-    wrpo__pass(t, data, ref, K, NULL, NULL, wrpo_data_count(data), alpha, false, &tally);
-    wrpo__tally_end(&tally, t, alpha, begin);
-    tally.m.grad_norm = tally.m.learning_rate = NAN;
-    *m = tally.m;
-}
-WRPO_API wrpo_result wrpo_trainer_eval(wrpo_trainer *t, const wrpo_data *data, wrpo_metrics *m) {
-    WRPO__TRY(t->ctx, wrpo__arena_new(t->ctx), true) {
-        const bool train = data == t->user_data;
-        if (!train && (!data || data != t->desc.eval_data))
-            wrpo__fail(t->ctx, WRPO_E_ARG, "wrpo_trainer_eval: want the training data or desc.eval_data, whose reference is known");
-        const double alpha = wrpo_alpha(t->desc.alpha_schedule, t->desc.alpha_power, t->desc.alpha, t->k, t->T);
-        wrpo__evaluate(t, train ? t->data : t->eval, train ? t->ref : t->eval_ref, train ? t->K : t->eval_K, alpha, m);
-        wrpo__log_metrics(t, m, "eval_");
-    }
-    return wrpo__end(&wrpo__entry);
-}
-WRPO_API wrpo_result wrpo_eval(wrpo_model *model, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_metrics *m) {
-    wrpo_train_desc d = *desc;
-    wrpo_trainer *t;
-    d.eval_data = NULL;
-    wrpo_result r = wrpo__trainer_make(model, data, &d, false, &t);
-    if (r != WRPO_OK) return r;
-    WRPO__TRY(model->ctx, wrpo__arena_new(model->ctx), true) {
-        wrpo__evaluate(t, t->data, t->ref, t->K, t->desc.alpha, m);
-        m->epoch = NAN;
-    }
-    r = wrpo__end(&wrpo__entry);
-    wrpo_trainer_free(t);
-    return r;
-}
-/* save.dir/checkpoint-K, and then without the one before it, of step *saved (-1: none) */
-static wrpo_result wrpo__checkpoint(wrpo_trainer *t, int64_t *saved) {
-    WRPO__TRY(t->ctx, wrpo__arena_new(t->ctx), true) {
-        wrpo__arena *temp = wrpo__entry.arena;
-        wrpo_save_desc save = t->desc.save;
-        const char *old = *saved < 0 ? NULL : wrpo__format(temp, "%s/checkpoint-%lld", save.dir, (long long)*saved);
-        save.dir = wrpo__format(temp, "%s/checkpoint-%lld", save.dir, (long long)t->k);
-        wrpo__need(t->ctx, wrpo_trainer_save(t, &save));
-        *saved = t->k;
-        const wrpo__name *names = old ? wrpo__list_dir(temp, old) : NULL;
-        for (int64_t i = 0; i < stbds_arrlen(names); i++)
-            if (strcmp(names[i].text, ".") && strcmp(names[i].text, "..")) wrpo__remove(t->ctx, wrpo__join(temp, old, names[i].text));
-#ifdef _WIN32
-        if (old) _rmdir(old);
+#ifdef WRPO__IN_PAIRS
+static const wrpo_backend WRPO__(backend) = WRPO__TABLE(WRPO_FEATURE_BF16 | WRPO_FEATURE_AMX);
+static const wrpo_backend WRPO__(backend_no_tiles) = WRPO__TABLE(WRPO_FEATURE_BF16);
 #else
-        if (old) rmdir(old);
+static const wrpo_backend WRPO__(backend) = WRPO__TABLE(0);
 #endif
-    }
-    return wrpo__end(&wrpo__entry);
+#undef WRPO__TABLE
+#undef WRPO__LEVEL
+#undef WRPO__AT
+#undef WRPO__FMA
+#undef WRPO__IN_PAIRS
+#undef WRPO__STEP
+#undef WRPO__SQRT
+#undef WRPO__MORE
+#undef WRPO__LOW
+#undef WRPO__HIGH
+#undef WRPO__ALL
+#endif /* WRPO__LANES */
+
+#ifdef WRPO_IMPLEMENTATION
+#undef WRPO__LANES
+#ifdef WRPO_NO_SIMD
+WRPO_API const wrpo_backend *wrpo_backend_find(const char *name) {
+    return strcmp(name, "plain") == 0 ? wrpo_backend_plain() : NULL;
 }
-WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_metrics *last) {
-    wrpo_ctx *ctx = policy->ctx;
-    wrpo_trainer *t;
-    wrpo_metrics m = {0}, e;
-    bool go = true;
-    wrpo_result r = wrpo_trainer_open(policy, data, desc, &t);
-    int64_t saved = -1;
-    if (r == WRPO_OK) m.step = t->k, m.steps = t->T, m.seconds = wrpo__now() - t->start;
-    const int64_t first = m.step;
-    while (r == WRPO_OK && go && m.step < t->T) {
-        r = wrpo_trainer_step(t, &m);
-        bool eval = r == WRPO_OK && desc->eval_data && (m.step == t->T || (desc->eval_steps && m.step % desc->eval_steps == 0));
-        if (eval) r = wrpo_trainer_eval(t, desc->eval_data, &e);
-        if (r == WRPO_OK && desc->save_steps && m.step % desc->save_steps == 0 && m.step < t->T) r = wrpo__checkpoint(t, &saved);
-        if (r == WRPO_OK && desc->on_step) go = desc->on_step(&m, eval ? &e : NULL, desc->user);
-    }
-    if (r == WRPO_OK && !go && m.step < t->T) ctx->error = (wrpo_error){WRPO_E_STOPPED, 0, 0, "stopped by the callback"}, r = WRPO_E_STOPPED;
-    if (t) m.step = t->k;            /* a step whose line could not be written is done */
-    if (desc->save.dir && r != WRPO_OK && r != WRPO_E_DEVICE && m.step > first && m.step != saved) {
-        const wrpo_error why = ctx->error;
-        if (wrpo__checkpoint(t, &saved) == WRPO_OK) ctx->error = why;
-        else r = ctx->error.code;
-    }
-    if (last) *last = m;
-    wrpo_trainer_free(t);
-    return r;
+WRPO_API const wrpo_backend *wrpo_backend_cpu(void) { return wrpo_backend_plain(); }
+#else
+WRPO_API const wrpo_backend *wrpo_backend_find(const char *name) {
+    if (strcmp(name, "plain") == 0) return wrpo_backend_plain();
+    if (strcmp(name, "generic") == 0) return &wrpo__backend_generic;
+#ifdef WRPO__HAVE_AVX2
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (strcmp(name, "avx2") == 0 && avx2) return &wrpo__backend_avx2;
+#endif
+#ifdef WRPO__HAVE_AVX512
+    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq");
+    if (strcmp(name, "avx512") == 0 && avx512) return &wrpo__backend_no_tiles_avx512;
+    if (strcmp(name, "amx") == 0 && avx512 && wrpo__has_pairs() && wrpo__has_tiles()) return &wrpo__backend_avx512;
+#endif
+    return NULL;
 }
+WRPO_API const wrpo_backend *wrpo_backend_cpu(void) {
+#ifdef WRPO__HAVE_AVX512
+    if (wrpo_backend_find("avx512")) return &wrpo__backend_avx512;     /* open uses the tiles where there are any */
+#endif
+    const wrpo_backend *avx2 = wrpo_backend_find("avx2");
+    return avx2 ? avx2 : &wrpo__backend_generic;
+}
+#endif /* WRPO_NO_SIMD */
+
 #endif /* WRPO_IMPLEMENTATION */
 
 /* ----------------------------------------------------------------------------------------------- >>end

@@ -19,7 +19,7 @@ static wrpo_result nested(wrpo_ctx *ctx, int depth, bool fail) {
         for (int64_t i = 0; i < 1000; i++) stbds_hmput(map, i * 7, i);
         CHECK(stbds_hmget(map, 7 * 123) == 123 && array[999] == 999, "stb_ds at depth %d", depth);
         wrpo__alloc(wrpo__entry.arena, 3, 5000);
-        if (depth) wrpo__need(ctx, nested(ctx, depth - 1, fail));
+        if (depth) wrpo__rethrow(ctx, nested(ctx, depth - 1, fail));
         else if (fail) wrpo__fail_at(ctx, WRPO_E_FORMAT, 12, 34, "file:%d: want %s", 12, "this");
     }
     return wrpo__end(&wrpo__entry);
@@ -51,7 +51,7 @@ int main(void) {
     CHECK(nested(ctx, 3, false) == WRPO_OK && live == base, "entries nest: %lld blocks left", (long long)(live - base));
     CHECK(nested(ctx, 3, true) == WRPO_E_FORMAT && live == base, "failure unwinds: %lld blocks left", (long long)(live - base));
     CHECK(ctx->error.line == 12 && ctx->error.column == 34 && !strcmp(ctx->error.text, "file:12: want this"), "%s", ctx->error.text);
-    CHECK(ctx->frame == NULL && wrpo__here == NULL, "frames are left");
+    CHECK(ctx->frame == NULL && wrpo__current == NULL, "frames are left");
     for (fail_at = 0; fail_at < 400; fail_at++) {      /* every n-th allocation inside entries */
         calls = 0;
         wrpo_result r = nested(ctx, 2, false);

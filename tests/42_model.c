@@ -39,7 +39,7 @@ static float *gradients(wrpo_model *model, const wrpo_data *data, const wrpo_jso
     float *grads = calloc((size_t)model->count, sizeof *grads);
     WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
         wrpo__shape shape = {.rows = wrpo__run_rows(&model->config, data, 0, wrpo_data_count(data), 4096), .chunk = 7, .recompute = recompute, .train = true};
-        wrpo__run *run = wrpo__run_new(wrpo__here, model, &shape);
+        wrpo__run *run = wrpo__run_new(wrpo__current, model, &shape);
         const wrpo_json *v = records->child;
         for (int64_t at = 0; at < records->count; at += batch) {
             wrpo__pack_begin(run);

@@ -97,9 +97,9 @@ static void test_unicode(void) {
     WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
         wrpo__unicode u = {0};
         wrpo__mark *marks = NULL;
-        wrpo__text out = {.arena = wrpo__here}, again = {.arena = wrpo__here};
-        wrpo__unicode_load_classes(wrpo__here, &u);
-        wrpo__unicode_load_nfc(wrpo__here, &u);
+        wrpo__text out = {.arena = wrpo__current}, again = {.arena = wrpo__current};
+        wrpo__unicode_load_classes(wrpo__current, &u);
+        wrpo__unicode_load_nfc(wrpo__current, &u);
         for (int64_t k = 0; k < WRPO__COUNT(sizes); k++) {
             int64_t n = 0;
             for (int32_t c = 0; c < 0x110000; c++) n += sizes[k].classes >> (u.kind[c] & 15) & 1;

@@ -30,6 +30,8 @@ static keeper generate(wrpo_model *model, const wrpo_prompt *prompts, int64_t co
     keeper k = {.n = d.n ? d.n : 1, .in_order = true};
     k.of = calloc((size_t)(count * k.n) + 1, sizeof *k.of);
     d.on_done = keep, d.user = &k;
+    if (d.temperature == 0 && !signbit(d.temperature)) d.temperature = 0.8;          /* WRPO_ZERO asks for greedy */
+    if (d.top_p == 0) d.top_p = 0.95;
     const wrpo_result r = wrpo_generate(model, prompts, count, &d);
     CHECK(r == want, "%d: %s", (int)r, wrpo_last_error(model->ctx)->text);
     CHECK(k.in_order && (r != WRPO_OK || k.next == count), "delivered %lld of %lld prompts, in order %d", (long long)k.next, (long long)count, k.in_order);
@@ -159,7 +161,7 @@ static void same_beside_others(const wrpo_json *scale) {
     wrpo_model *model = family(ctx, "smollm2", scale);
     if (!model) return;
     wrpo_prompt *list = some_prompts(COUNT, &model->config), turned[COUNT];
-    list[3].temperature = 0.3, list[4].temperature = WRPO_ZERO;
+    list[3].own_temperature = list[4].own_temperature = true, list[3].temperature = 0.3;
     const wrpo_generate_desc d = {.n = N, .max_tokens = 40, .temperature = 1.3, .top_k = 50};
     keeper all = generate(model, list, COUNT, d, WRPO_OK);
     for (int64_t batch = 1; batch <= 64; batch = batch * 3 + 1) {
@@ -429,9 +431,9 @@ static void refusals(const wrpo_json *scale) {
         {{.ids = bad, .count = 2}, {0}, "prompt 0: token id 301 is outside the model's vocabulary of 301"},
         {{.ids = &negative, .count = 1}, {0}, "token id -1 is outside"},
         {{.ids = many, .count = 256}, {0}, "prompt 0: want fewer tokens than max_position_embeddings, 256, found 256"},
-        {{.ids = good, .count = 3, .temperature = -1}, {0}, "a prompt's temperature: want a number in [0, 1e6], found -1"},
+        {{.ids = good, .count = 3, .own_temperature = true, .temperature = -1}, {0}, "a prompt's temperature: want a number in [0, 1e6], found -1"},
         {fine, {.n = -1}, "n: want 1 to 2^20 samples, found -1"}, {fine, {.max_tokens = -5}, "max tokens: want 1 to 2^31 - 1, found -5"},
-        {fine, {.temperature = -0.1}, "temperature: want a number in (0, 1e6]"}, {fine, {.temperature = NAN}, "temperature: want"},
+        {fine, {.temperature = -0.1}, "temperature: want a number in [0, 1e6]"}, {fine, {.temperature = NAN}, "temperature: want"},
         {fine, {.top_p = 1.5}, "top p: want a number in (0, 1], found 1.5"}, {fine, {.top_p = -1}, "top p: want"}, {fine, {.top_k = -1}, "top k: want at least 0"},
         {fine, {.batch = -1}, "batch: want 1 to 2^20 samples"}};
     for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
@@ -442,7 +444,7 @@ static void refusals(const wrpo_json *scale) {
     keeper k = generate(model, &(wrpo_prompt){.ids = many, .count = 255}, 1, (wrpo_generate_desc){.max_tokens = 9, .stop = good, .stop_count = 0}, WRPO_OK);
     CHECK(k.of[0].count == 1 && !k.of[0].stopped, "the last position: %lld tokens", (long long)k.of[0].count);
     free(k.of);
-    CHECK(wrpo_generate(model, &fine, 1, &(wrpo_generate_desc){.on_step = never, .n = 3}) == WRPO_E_STOPPED, "a callback that stops");
+    CHECK(wrpo_generate(model, &fine, 1, &(wrpo_generate_desc){.on_step = never, .n = 3, .temperature = 0.8}) == WRPO_E_STOPPED, "a callback that stops");
     ((float *)WRPO__W(model, down_proj, 1)->data)[0] = NAN;
     CHECK(wrpo_generate(model, &fine, 1, &(wrpo_generate_desc){0}) == WRPO_E_NOT_FINITE && strstr(wrpo_last_error(ctx)->text, "prompt 0, sample 0, token 0: the log-prob is not a finite number"),
           "NaN: %s", wrpo_last_error(ctx)->text);
@@ -456,7 +458,7 @@ static void refusals(const wrpo_json *scale) {
     int64_t tries = 0;
     for (; model && r == WRPO_E_MEMORY; tries++) {
         calls = 0, fail_at = tries;
-        r = wrpo_generate(model, &fine, 1, &(wrpo_generate_desc){.n = 3, .max_tokens = 6, .batch = 2});
+        r = wrpo_generate(model, &fine, 1, &(wrpo_generate_desc){.n = 3, .max_tokens = 6, .batch = 2, .temperature = 0.8, .top_p = 0.95});
         CHECK(live == base, "allocation %lld failed: %lld blocks left", (long long)tries, (long long)(live - base));
     }
     fail_at = -1;

@@ -197,8 +197,8 @@ int main(void) {
         /* impossible settings, one sentence each */
         const struct { wrpo_train_desc d; const char *says; } bad[] = {
             {{.alpha = 1.5}, "alpha"}, {{.alpha = -0.1}, "alpha"}, {{.alpha = NAN}, "alpha"}, {{.loss.beta = -1}, "beta"},
-            {{.loss.label_smoothing = 0.7}, "label_smoothing"}, {{.learning_rate = -1}, "learning rate"}, {{.beta2 = 1}, "beta2"},
-            {{.batch_size = 5, .accumulation = 2}, "accumulation"}, {{.epochs = -1}, "epochs"}, {{.warmup_ratio = 2}, "warm-up"},
+            {{.loss.label_smoothing = 0.7}, "label_smoothing"}, {{.learning_rate = -1}, "learning_rate"}, {{.beta2 = 1}, "beta2"},
+            {{.batch_size = 5, .accumulation = 2}, "accumulation"}, {{.epochs = -1}, "epochs"}, {{.warmup_ratio = 2}, "warmup_ratio"},
             {{.recompute = -2}, "recompute"}, {{.out_dir = "/proc/nowhere"}, "/proc/nowhere"}, {{.ref_dir = "tmp_nowhere"}, "tmp_nowhere"}};
         for (int i = 0; i < (int)(sizeof bad / sizeof *bad); i++) {
             wrpo_trainer *t = (wrpo_trainer *)&m;
@@ -308,7 +308,7 @@ int main(void) {
         wrpo_trainer *t;
         CHECK(wrpo_trainer_open(frozen, data, &(wrpo_train_desc){0}, &t) == WRPO_E_ARG && strstr(wrpo_last_error(ctx)->text, "frozen"), "a frozen model was trained");
         CHECK(wrpo_trainer_open(loaded, data, &(wrpo_train_desc){.lr_schedule = (wrpo_lr_schedule)7}, &t) == WRPO_E_ARG && strstr(wrpo_last_error(ctx)->text, "schedule: want"), "schedule 7");
-        CHECK(wrpo_trainer_open(loaded, data, &(wrpo_train_desc){.moments = (wrpo_moments)9}, &t) == WRPO_E_ARG && strstr(wrpo_last_error(ctx)->text, "states: want"), "states 9");
+        CHECK(wrpo_trainer_open(loaded, data, &(wrpo_train_desc){.moments = (wrpo_moments)9}, &t) == WRPO_E_ARG && strstr(wrpo_last_error(ctx)->text, "moments: want"), "states 9");
         wrpo_model_free(made), wrpo_model_free(frozen), wrpo_model_free(loaded), wrpo_data_free(data);
 
         wrpo_train_desc d = base;
@@ -380,11 +380,11 @@ int main(void) {
 #define WITH(field, value, says) {{.learning_rate = 1e-3, .batch_size = 4, .moments = WRPO_MOMENTS_BF16, .resume = saved, .field = value}, "trainer_state.wrpo: " says}
         const struct { wrpo_train_desc d; const char *says; } bad[] = {
             WITH(loss.method, WRPO_METHOD_IPO, "method: want ipo, as this run has it, found wrpo"), WITH(loss.beta, 0.5, "beta: want 0.5"), WITH(alpha, 0.2, "alpha: want 0.2"),
-            WITH(loss.label_smoothing, 0.1, "label_smoothing: want 0.1"), WITH(alpha_schedule, WRPO_ALPHA_SCHEDULE_COSINE, "alpha_schedule: want cosine"), WITH(lr_schedule, WRPO_LR_SCHEDULE_LINEAR, "lr_scheduler: want linear"),
+            WITH(loss.label_smoothing, 0.1, "label_smoothing: want 0.1"), WITH(alpha_schedule, WRPO_ALPHA_SCHEDULE_COSINE, "alpha_schedule: want cosine"), WITH(lr_schedule, WRPO_LR_SCHEDULE_LINEAR, "lr_schedule: want linear"),
             WITH(warmup_ratio, 0.5, "warmup_ratio: want 0.5"), WITH(beta2, 0.99, "beta2: want 0.99"), WITH(eps, 1e-6, "eps: want 1e-6"), WITH(weight_decay, 0.1, "weight_decay: want 0.1"),
             WITH(max_grad_norm, 2, "max_grad_norm: want 2"), WITH(accumulation, 2, "accumulation: want 2"), WITH(micro_tokens, 512, "micro_tokens: want 512"), WITH(seed, 7, "seed: want 7"),
             WITH(no_shuffle, true, "no_shuffle: want 1"), WITH(eval_steps, 2, "eval_steps: want 2"), WITH(epochs, 2, "steps: want 8"), WITH(max_steps, 3, "steps: want 3"),
-            {{.learning_rate = 1e-3, .batch_size = 4, .resume = saved}, "states: want f32, as this run has it, found bf16"}, {{.learning_rate = 2e-3, .batch_size = 4, .moments = WRPO_MOMENTS_BF16, .resume = saved}, "learning_rate: want 0.002"},
+            {{.learning_rate = 1e-3, .batch_size = 4, .resume = saved}, "moments: want f32, as this run has it, found bf16"}, {{.learning_rate = 2e-3, .batch_size = 4, .moments = WRPO_MOMENTS_BF16, .resume = saved}, "learning_rate: want 0.002"},
             {{.learning_rate = 1e-3, .batch_size = 8, .moments = WRPO_MOMENTS_BF16, .resume = saved}, "batch_size: want 8"}};
         wrpo_model *model = make_model(ctx), *another;
         wrpo_data *data = make_data(ctx, 0, N), *fewer = make_data(ctx, 0, N - 1), *heavier;
@@ -396,7 +396,7 @@ int main(void) {
         records[3].weight = 0;
         CHECK(wrpo_trainer_open(model, fewer, &was, &t) == WRPO_E_ARG && strstr(wrpo_last_error(ctx)->text, "data: want 12 records, "), "\"%s\"", wrpo_last_error(ctx)->text);
         CHECK(wrpo_trainer_open(model, heavier, &was, &t) == WRPO_E_ARG && strstr(wrpo_last_error(ctx)->text, "data: want 13 records, "), "\"%s\"", wrpo_last_error(ctx)->text);
-        CHECK(wrpo_trainer_open(model, data, &(wrpo_train_desc){.save_steps = 3}, &t) == WRPO_E_ARG && strstr(wrpo_last_error(ctx)->text, "save steps: want"), "\"%s\"", wrpo_last_error(ctx)->text);
+        CHECK(wrpo_trainer_open(model, data, &(wrpo_train_desc){.save_steps = 3}, &t) == WRPO_E_ARG && strstr(wrpo_last_error(ctx)->text, "save_steps: want"), "\"%s\"", wrpo_last_error(ctx)->text);
         ((float *)WRPO__W(model, norm, 0)->data)[3] += 0.25f;
         CHECK(wrpo_trainer_open(model, data, &was, &t) == WRPO_E_ARG && strstr(wrpo_last_error(ctx)->text, "reference: want log-probs "), "\"%s\"", wrpo_last_error(ctx)->text);
         wrpo_model_free(model), wrpo_data_free(fewer), wrpo_data_free(heavier);
@@ -447,13 +447,13 @@ int main(void) {
         for (int i = 0; i < 2; i++) {
             CHECK(wrpo_trainer_open(model, data, &d, &t) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
             ref[i] = malloc(3 * N * sizeof(double));
-            memcpy(ref[i], t->ref, 3 * N * sizeof(double));
+            memcpy(ref[i], t->train.ref, 3 * N * sizeof(double));
             wrpo_trainer_free(t);
         }
         CHECK(!memcmp(ref[0], ref[1], 3 * N * sizeof(double)), "the cache changes bits");
         ((float *)WRPO__W(model, norm, 0)->data)[3] += 0.25f;
         CHECK(wrpo_trainer_open(model, data, &d, &t) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
-        CHECK(memcmp(ref[0], t->ref, 3 * N * sizeof(double)) != 0, "a stale cache was read");
+        CHECK(memcmp(ref[0], t->train.ref, 3 * N * sizeof(double)) != 0, "a stale cache was read");
         wrpo_trainer_free(t);
         free(ref[0]), free(ref[1]);
         wrpo_data_free(data), wrpo_model_free(model);

@@ -546,7 +546,7 @@ static void test_generation(wrpo_ctx *gpu) {
         prompts[i] = (wrpo_prompt){.ids = records[i + 3].prompt, .count = records[i + 3].prompt_count, .stream = (uint64_t)i};
         lines[i] = (wrpo_record){.prompt = prompts[i].ids, .prompt_count = prompts[i].count, .responses = spoken + 2 * i, .count = 2};
     }
-    wrpo_generate_desc d = {.n = 2, .max_tokens = 20, .batch = 3, .on_done = on_said, .user = again};
+    wrpo_generate_desc d = {.n = 2, .max_tokens = 20, .temperature = 0.8, .top_p = 0.95, .batch = 3, .on_done = on_said, .user = again};
     CHECK(wrpo_generate(m, prompts, 3, &d) == WRPO_OK, "%s", wrpo_last_error(gpu)->text);
     d.batch = 6, d.user = first;
     CHECK(wrpo_generate(m, prompts, 3, &d) == WRPO_OK, "%s", wrpo_last_error(gpu)->text);
