@@ -1686,21 +1686,24 @@ static void wrpo__plain_close(void *dev) {
    A context of bfloat16 rounds the factors of TN, and of NT and NN where the weight b is bfloat16. */
 static void wrpo__plain_gemm(void *dev, wrpo_mm mm, void *c, int64_t ldc, const void *a, int64_t lda, const void *b,
                              int64_t ldb, wrpo_dtype b_type, int64_t m, int64_t n, int64_t k, float beta) {
-    const bool a_down = mm == WRPO_MM_TN, b_down = mm == WRPO_MM_TN || mm == WRPO_MM_NN;   /* k goes down the rows */
+    const bool a_transposed = mm == WRPO_MM_TN, b_transposed = mm == WRPO_MM_NT || mm == WRPO_MM_NT_FLOAT;
+    /* elements from one row i of c, column j of c, or step l of k to the next */
+    const int64_t a_row = a_transposed ? 1 : lda, a_step = a_transposed ? lda : 1;
+    const int64_t b_column = b_transposed ? ldb : 1, b_step = b_transposed ? 1 : ldb;
     const wrpo_dtype type = mm == WRPO_MM_TN ? WRPO_DTYPE_F32 : b_type;
     const bool round = ((wrpo__plain *)dev)->bf16 && (mm == WRPO_MM_TN || type == WRPO_DTYPE_BF16);
     for (int64_t i = 0; i < m; i++)
         for (int64_t j = 0; j < n; j++) {
-            float *y = (float *)c + i * ldc + j;
-            double sum = beta != 0 ? *y : 0;
+            float *out = (float *)c + i * ldc + j;
+            double sum = beta != 0 ? *out : 0;
             for (int64_t l = 0; l < k; l++) {
-                float x = ((const float *)a)[a_down ? l * lda + i : i * lda + l];
-                float w = wrpo__element(b, type, b_down ? l * ldb + j : j * ldb + l);
+                float x = ((const float *)a)[i * a_row + l * a_step];
+                float w = wrpo__element(b, type, j * b_column + l * b_step);
                 if (round) x = wrpo__float_of(wrpo__float_to_bf16(x));
                 if (round) w = wrpo__float_of(wrpo__float_to_bf16(w));
                 sum += (double)x * w;
             }
-            *y = (float)sum;
+            *out = (float)sum;
         }
 }
 

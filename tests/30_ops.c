@@ -312,7 +312,8 @@ static double linear_loss(run *t, void *p) {
 static void test_linear(run *t, const int64_t *arg) {
     const int64_t m = arg[0], n = arg[1], k = arg[2], most = WRPO__MAX(m, n) * WRPO__MAX(n, 2 * k) * 2;
     linear_env e = {.x = random_floats(t, most, -1, 1), .w = random_floats(t, most, -1, 1),
-                    .b = random_floats(t, n, -1, 1), .y = floats(t, most, 0), .dy = random_floats(t, most, -1, 1), .table = floats(t, m * k, 0),
+                    .b = random_floats(t, n, -1, 1), .y = floats(t, most, 0), .dy = random_floats(t, most, -1, 1),
+                    .table = floats(t, m * k, 0),
                     .ids = random_ids(t, m, n), .m = m, .n = n, .k = k};
     float *dx = floats(t, most, 0), *dw = floats(t, most, 0), *db = floats(t, n, 0);
     for (int64_t i = 0; i < m * (k / 2); i++) {

@@ -146,7 +146,8 @@ static void same_as_forward(const char *name, const wrpo_json *scale, const wrpo
     int64_t t = 0, differ = 0;
     for (int64_t i = 0; i < COUNT * N; i++)
         for (int64_t j = 0; j < k.of[i].count; j++, t++) differ += memcmp(&tokens[t], &k.of[i].logps[j], sizeof *tokens) != 0;
-    CHECK(t > 100 && differ == 0, "%s on %s: %lld of %lld log-probs differ from the forward pass", name, backend->name, (long long)differ, (long long)t);
+    CHECK(t > 100 && differ == 0, "%s on %s: %lld of %lld log-probs differ from the forward pass", name, backend->name,
+          (long long)differ, (long long)t);
     wrpo_free(c, tokens);
     wrpo_data_free(data);
     free_prompts(list, COUNT), free(k.of);
@@ -479,7 +480,8 @@ int main(int argc, char **argv) {
     for (int i = 0; i < WRPO__COUNT(names); i++) {
         const wrpo_backend *backend = wrpo_backend_find(names[i]);
         if (!backend) { SKIP(1, "this machine does not run %s", names[i]); continue; }
-        for (const wrpo_json *f = golden_get(golden, "families")->child; f; f = f->next) same_as_forward(f->key, scale, backend);
+        for (const wrpo_json *f = golden_get(golden, "families")->child; f; f = f->next)
+            same_as_forward(f->key, scale, backend);
     }
     same_beside_others(scale);
     frequencies(scale);

@@ -1,5 +1,5 @@
-/* The CUDA backend: every op at odd shapes and strides against the plain one; a whole model's step and training against the
-   CPU's. By default the kernels run on the host (cuda_emu.h), in several orders of threads and blocks and with asynchronous
+/* The CUDA backend: every op at odd shapes and strides against the plain one; a whole model's step and training against
+   the CPU's. By default the kernels run on the host (cuda_emu.h), in several orders of threads and blocks and with asynchronous
    copies landing late and at once; compiled by nvcc the same text runs on a GPU. Inputs are bf16 numbers, the same for both; the tolerance of each comparison stands
    beside it: the largest difference over the largest number wanted. 4e-3 is one rounding to bf16 (2^-8), 1e-5 a sum in another order. */
 #define WRPO_IMPLEMENTATION
@@ -98,7 +98,8 @@ static void tally(const char *op, double error, double tolerance, int64_t number
     if (!(error <= table[i].worst)) table[i].worst = error;
     table[i].tolerance = tolerance, table[i].numbers += numbers;
 }
-/* In the first order: a.dev against a.host (the plain op's result); what lies between rows has to be what it was. Later: the first order's bits. */
+/* In the first order: a.dev against a.host (the plain op's result); what is between rows has to be
+   what it was. Later: the first order's bits. */
 static void result(run *t, const char *op, const char *what, array a, int64_t rows, int64_t width, int64_t ld, double tolerance) {
     const size_t size = (size_t)(rows ? (rows - 1) * ld + width : 0) * (size_t)a.bytes;
     void *got = malloc(size + 4);
