@@ -29,8 +29,7 @@
 
    Options, defined before the implementation:
        WRPO_API                  linkage of the public functions (extern); static makes the library private
-   At run time:
-       WRPO_CPU                  environment: avx512, avx2 or generic, to force a path (see >>cpu)
+       WRPO_NO_SIMD              leaves out the fast ops: the plain ones of >>ops serve on every machine
 
    Does NOT: train in float16, use other GPUs than NVIDIA's (wrpo_cuda.cu beside this file), read GGUF or pickled weights, quantise, run
    mixture-of-experts or encoder models, or download anything. What a checkpoint asks for and this file does not
@@ -621,11 +620,16 @@ typedef struct wrpo_adamw {
     wrpo_moments moments;
     uint64_t seed;                   /* of the stochastic rounding: of this step and array */
 } wrpo_adamw;
+typedef enum wrpo_feature {
+    WRPO_FEATURE_BF16 = 1,           /* products of bfloat16, in a context of it: AVX512_BF16 */
+    WRPO_FEATURE_AMX = 2             /* and by tiles */
+} wrpo_feature;
 struct wrpo_backend {
     const char *name;
     int act_bytes;
     wrpo_dtype dtype;                /* what a context's dtype is by default */
     bool host;                       /* its memory is the host's: weights may lie in a mapped file */
+    unsigned features;               /* of wrpo_feature: what open uses where the machine has it. A copy of the table keeps it */
     wrpo_result (*open)(void **dev, const wrpo_desc *desc, wrpo_error *why);
     void (*close)(void *dev);
     void *(*alloc)(void *dev, size_t n);               /* NULL: out of memory; 64-byte aligned */
@@ -684,7 +688,11 @@ struct wrpo_backend {
        Arrays that are not float have room for whole blocks of WRPO_BLOCK numbers; what is behind count in the last is read and written. */
     void (*adamw)(void *dev, void *w, uint16_t *low, void *m, void *v, const float *g, int64_t count, const wrpo_adamw *step);
 };
-WRPO_API const wrpo_backend *wrpo_backend_cpu(void);
+WRPO_API const wrpo_backend *wrpo_backend_cpu(void);   /* the fastest of this machine */
+WRPO_API const wrpo_backend *wrpo_backend_plain(void); /* the definition of each op, in plain loops: slow (>>ops) */
+/* "plain", "generic", "avx2", "avx512" (without AMX) or "amx" (bfloat16 by tiles); NULL: no such name, or this machine
+   or this build does not have it. The generic backend uses the vectors that the compiler has for any machine. */
+WRPO_API const wrpo_backend *wrpo_backend_find(const char *name);
 WRPO_API const wrpo_backend *wrpo_backend_cuda(void);  /* in wrpo_cuda.cu: link it or do not call it */
 #ifdef __cplusplus
 }
@@ -1349,6 +1357,10 @@ static void wrpo__master_split(float x, uint16_t *high, uint16_t *low) {
     *high = (uint16_t)((bits + 0x8000u) >> 16);
     *low = (uint16_t)bits;
 }
+/* Element i of an array that is float or bfloat16. */
+static float wrpo__element(const void *x, wrpo_dtype type, int64_t i) {
+    return type == WRPO_DTYPE_BF16 ? wrpo__float_of(((const uint16_t *)x)[i]) : ((const float *)x)[i];
+}
 static const char *const wrpo__moments_names[] = {
     [WRPO_MOMENTS_F32] = "f32", [WRPO_MOMENTS_BF16] = "bf16", [WRPO_MOMENTS_8BIT] = "8bit"};
 WRPO__NAMED(wrpo_moments_name, wrpo__moments_names)
@@ -1357,6 +1369,36 @@ WRPO_API size_t wrpo_moments_bytes(wrpo_moments moments, int64_t count) {
     if (moments == WRPO_MOMENTS_8BIT) return blocks * WRPO_BLOCK_BYTES;
     return moments == WRPO_MOMENTS_BF16 ? blocks * WRPO_BLOCK * 2 : (size_t)count * 4;
 }
+
+/* ---- memory of the host; a device on it begins with its allocator ---- */
+static void *wrpo__host_alloc(void *dev, size_t n) {   /* a word in front of the block says where it begins */
+    const wrpo_allocator *memory = dev;
+    if (n > SIZE_MAX - 2 * WRPO__ALIGN) return NULL;
+    char *base = memory->alloc(n + 2 * WRPO__ALIGN, memory->user);
+    if (!base) return NULL;
+    char *p = (char *)(((uintptr_t)base + 2 * WRPO__ALIGN - 1) / WRPO__ALIGN * WRPO__ALIGN);
+    memcpy(p - sizeof base, &base, sizeof base);
+    return p;
+}
+static void wrpo__host_release(void *dev, void *p) {
+    const wrpo_allocator *memory = dev;
+    char *base;
+    if (!p) return;
+    memcpy(&base, (char *)p - sizeof base, sizeof base);
+    memory->free(base, memory->user);
+}
+static void wrpo__host_copy(void *dev, void *dst, const void *src, size_t n) { (void)dev; if (n) memmove(dst, src, n); }
+static void wrpo__host_zero(void *dev, void *dst, size_t n) { (void)dev; if (n) memset(dst, 0, n); }
+static size_t wrpo__host_room(void *dev) {             /* what the system can still give without swapping */
+    unsigned long long kib = 0;
+    char line[128];
+    (void)dev;
+    FILE *f = fopen("/proc/meminfo", "r");
+    while (f && fgets(line, sizeof line, f) && sscanf(line, "MemAvailable: %llu", &kib) != 1) {}
+    if (f) fclose(f);
+    return kib ? (size_t)kib * 1024 : SIZE_MAX;
+}
+static wrpo_result wrpo__host_sync(void *dev, wrpo_error *why) { (void)dev; (void)why; return WRPO_OK; }
 
 /* ---- context ---- */
 static void *wrpo__malloc(size_t n, void *user) { (void)user; return malloc(n); }
@@ -1693,6 +1735,470 @@ WRPO_API double wrpo_lr_factor(wrpo_lr_schedule schedule, int64_t warmup, int64_
     return NAN;
 }
 
+/* ---------------------------------------------------------------------------------------------- >>ops
+   What the model computes, one op after the other, in plain loops. These functions define the ops of struct
+   wrpo_backend: every faster backend is measured against them. They run where there is nothing faster, and
+   wrpo_backend_plain returns them anywhere.
+
+   Each gradient is directly below its forward op. A d before a name is the derivative of the loss by it: dx is
+   dL/dx. Parameters are outputs, then inputs, then sizes; ldx is the number of elements from one row of x to the
+   next. Outputs and dx are written. dw and db are added to: a step sums the gradients of several micro-batches.
+
+   Inputs and outputs are float, sums are double. A matrix of weights may be bfloat16. In a context of bfloat16,
+   gemm rounds its factors as a processor with such products does; the other ops round nothing. */
+#if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
+#error "wrpo.h: -ffast-math and -ffinite-math-only break the handling of infinities and NaN: compile without it"
+#endif
+enum { WRPO__MAX_HIDDEN = 1 << 20, WRPO__MAX_D = 512 };        /* the largest hidden_size and head_dim of any backend */
+
+/* ---- the state of the plain backend ---- */
+typedef struct wrpo__plain { wrpo_allocator memory; bool bf16; } wrpo__plain;      /* bf16: the context's dtype */
+static wrpo_result wrpo__plain_open(void **dev, const wrpo_desc *desc, wrpo_error *why) {
+    wrpo__plain *plain = *dev = desc->memory.alloc(sizeof *plain, desc->memory.user);
+    if (!plain) {
+        *why = (wrpo_error){WRPO_E_MEMORY, 0, 0, "out of memory: the state of the plain backend"};
+        return WRPO_E_MEMORY;
+    }
+    plain->memory = desc->memory;
+    plain->bf16 = desc->dtype == WRPO_DTYPE_BF16;
+    return WRPO_OK;
+}
+static void wrpo__plain_close(void *dev) {
+    const wrpo_allocator memory = ((wrpo__plain *)dev)->memory;
+    memory.free(dev, memory.user);
+}
+
+/* ---- gemm: c[m,n] = a b, or c += a b (beta 1) ----
+   NT: a[m,k] b[n,k]', a layer's y = x W'.  NN: a[m,k] b[k,n], its dx = dy W.  TN: a[k,m]' b[k,n], its dW += dy' x.
+   A context of bfloat16 rounds the factors of TN, and of NT and NN where the weight b is bfloat16. */
+static void wrpo__plain_gemm(void *dev, wrpo_mm mm, void *c, int64_t ldc, const void *a, int64_t lda, const void *b,
+                             int64_t ldb, wrpo_dtype b_type, int64_t m, int64_t n, int64_t k, float beta) {
+    const bool a_transposed = mm == WRPO_MM_TN, b_transposed = mm == WRPO_MM_NT || mm == WRPO_MM_NT_FLOAT;
+    /* elements from one row i of c, column j of c, or step l of k to the next */
+    const int64_t a_row = a_transposed ? 1 : lda, a_step = a_transposed ? lda : 1;
+    const int64_t b_column = b_transposed ? ldb : 1, b_step = b_transposed ? 1 : ldb;
+    const wrpo_dtype type = mm == WRPO_MM_TN ? WRPO_DTYPE_F32 : b_type;
+    const bool round = ((wrpo__plain *)dev)->bf16 && (mm == WRPO_MM_TN || type == WRPO_DTYPE_BF16);
+    for (int64_t i = 0; i < m; i++)
+        for (int64_t j = 0; j < n; j++) {
+            float *out = (float *)c + i * ldc + j;
+            double sum = beta != 0 ? *out : 0;
+            for (int64_t l = 0; l < k; l++) {
+                float x = ((const float *)a)[i * a_row + l * a_step];
+                float w = wrpo__element(b, type, j * b_column + l * b_step);
+                if (round) x = wrpo__float_of(wrpo__float_to_bf16(x));
+                if (round) w = wrpo__float_of(wrpo__float_to_bf16(w));
+                sum += (double)x * w;
+            }
+            *out = (float)sum;
+        }
+}
+
+/* ---- embed: y[n,D] = scale w[ids], a row of the table w[V,D] for each token.   dw[ids] += scale dy ---- */
+static void wrpo__plain_embed(void *dev, void *y, const void *w, wrpo_dtype w_type, const int32_t *ids,
+                              int64_t n, int64_t D, float scale) {
+    (void)dev;
+    for (int64_t r = 0; r < n; r++)
+        for (int64_t j = 0; j < D; j++) ((float *)y)[r * D + j] = scale * wrpo__element(w, w_type, ids[r] * D + j);
+}
+static void wrpo__plain_embed_bwd(void *dev, float *dw, const void *dy, const int32_t *ids,
+                                  int64_t n, int64_t D, float scale) {
+    (void)dev;
+    for (int64_t r = 0; r < n; r++)
+        for (int64_t j = 0; j < D; j++) dw[ids[r] * D + j] += scale * ((const float *)dy)[r * D + j];
+}
+
+/* ---- gather: y[n,D] = x[index].   dx[index] += dy: added, as an index may occur again ---- */
+static void wrpo__plain_gather(void *dev, void *y, const void *x, const int32_t *index, int64_t n, int64_t D) {
+    wrpo__plain_embed(dev, y, x, WRPO_DTYPE_F32, index, n, D, 1);
+}
+static void wrpo__plain_gather_bwd(void *dev, void *dx, const void *dy, const int32_t *index, int64_t n, int64_t D) {
+    wrpo__plain_embed_bwd(dev, dx, dy, index, n, D, 1);
+}
+/* ---- scatter: y[index] = x[n,D]. Only decoding needs it, so there is no gradient ---- */
+static void wrpo__plain_scatter(void *dev, void *y, int64_t ldy, const void *x, int64_t ldx, const int32_t *index,
+                                int64_t n, int64_t D) {
+    (void)dev;
+    for (int64_t r = 0; r < n; r++)
+        for (int64_t j = 0; j < D; j++) ((float *)y)[index[r] * ldy + j] = ((const float *)x)[r * ldx + j];
+}
+
+/* ---- bias: y[n,D] += b[D], in each row.   db += the sum of dy over the rows ---- */
+static double wrpo__column_sum(const void *x, wrpo_dtype type, int64_t ldx, int64_t rows, int64_t column) {
+    double sum = 0;
+    for (int64_t r = 0; r < rows; r++) sum += wrpo__element(x, type, r * ldx + column);
+    return sum;
+}
+static void wrpo__plain_bias(void *dev, void *y, int64_t ldy, const float *b, int64_t n, int64_t D) {
+    (void)dev;
+    for (int64_t r = 0; r < n; r++)
+        for (int64_t j = 0; j < D; j++) ((float *)y)[r * ldy + j] += b[j];
+}
+static void wrpo__plain_bias_bwd(void *dev, float *db, const void *dy, int64_t lddy, int64_t n, int64_t D) {
+    (void)dev;
+    for (int64_t j = 0; j < D; j++) db[j] = (float)(db[j] + wrpo__column_sum(dy, WRPO_DTYPE_F32, lddy, n, j));
+}
+/* ---- colsum: y[cols] = the sum of w[rows,cols] over its rows. It serves a metric, so there is no gradient ---- */
+static void wrpo__plain_colsum(void *dev, float *y, const void *w, wrpo_dtype w_type, int64_t rows, int64_t cols) {
+    (void)dev;
+    for (int64_t j = 0; j < cols; j++) y[j] = (float)wrpo__column_sum(w, w_type, cols, rows, j);
+}
+/* ---- add: y += x.   Both have the same gradient, so there is nothing to compute ---- */
+static void wrpo__plain_add(void *dev, void *y, const void *x, int64_t count) {
+    (void)dev;
+    for (int64_t i = 0; i < count; i++) ((float *)y)[i] += ((const float *)x)[i];
+}
+
+/* ---- rmsnorm (Zhang and Sennrich 2019): each row is `heads` vectors x[D], and each vector is scaled by itself ----
+   rstd = 1 / sqrt(mean(x^2) + eps)        y = (w + plus) x rstd
+   g = dy (w + plus)        dx = dres + rstd (g - x mean(g x) rstd^2)        dw += the sum of dy x rstd over all vectors
+   dres is the gradient beside the norm (of the residual stream), or NULL. y may be x; dx may be dy or dres. */
+static void wrpo__plain_rmsnorm(void *dev, void *y, int64_t ldy, float *rstd, const void *x, int64_t ldx,
+                                const float *w, int64_t n, int64_t heads, int64_t D, float eps, float plus) {
+    (void)dev;
+    for (int64_t i = 0; i < n * heads; i++) {
+        const int64_t row = i / heads, column = i % heads * D;
+        const float *in = (const float *)x + row * ldx + column;
+        float *out = (float *)y + row * ldy + column;
+        double sum = 0;
+        for (int64_t j = 0; j < D; j++) sum += (double)in[j] * in[j];
+        const double scale = 1 / sqrt(sum / (double)D + eps);
+        for (int64_t j = 0; j < D; j++) out[j] = (float)(((double)w[j] + plus) * in[j] * scale);
+        rstd[i] = (float)scale;
+    }
+}
+static void wrpo__plain_rmsnorm_bwd(void *dev, void *dx, int64_t lddx, float *dw, const void *dy, int64_t lddy,
+                                    const void *dres, int64_t lddres, const void *x, int64_t ldx, const float *w,
+                                    const float *rstd, int64_t n, int64_t heads, int64_t D, float plus) {
+    (void)dev;
+    for (int64_t j = 0; j < D; j++) {                  /* dw before dx, which may be dy */
+        double sum = dw[j];
+        for (int64_t i = 0; i < n * heads; i++) {
+            const int64_t row = i / heads, column = i % heads * D + j;
+            sum += (double)((const float *)dy)[row * lddy + column] * ((const float *)x)[row * ldx + column] * rstd[i];
+        }
+        dw[j] = (float)sum;
+    }
+    for (int64_t i = 0; i < n * heads; i++) {
+        const int64_t row = i / heads, column = i % heads * D;
+        const float *in = (const float *)x + row * ldx + column, *d_out = (const float *)dy + row * lddy + column;
+        const float *beside = dres ? (const float *)dres + row * lddres + column : NULL;
+        float *d_in = (float *)dx + row * lddx + column;
+        const double scale = rstd[i];
+        double mean = 0;                               /* of g x */
+        for (int64_t j = 0; j < D; j++) mean += ((double)w[j] + plus) * d_out[j] * in[j] / (double)D;
+        for (int64_t j = 0; j < D; j++) {
+            const double g = ((double)w[j] + plus) * d_out[j];
+            d_in[j] = (float)((beside ? beside[j] : 0) + scale * (g - in[j] * mean * scale * scale));
+        }
+    }
+}
+
+/* ---- rope (Su et al. 2021), in place: each row is `heads` vectors x[d]; table[n][d / 2] = (cosine, sine) ----
+   Each pair (x[i], x[i + d / 2]) is rotated by the angle table[row][i]. The gradient is rotated back: sign -1. */
+static void wrpo__plain_rope(void *dev, void *x, int64_t ldx, const float *table, int64_t n, int64_t heads, int64_t d,
+                             float sign) {
+    const int64_t half = d / 2;
+    (void)dev;
+    for (int64_t r = 0; r < n; r++)
+        for (int64_t h = 0; h < heads; h++)
+            for (int64_t i = 0; i < half; i++) {
+                const float *angle = table + 2 * (r * half + i);
+                float *first = (float *)x + r * ldx + h * d + i, *second = first + half;
+                const double x1 = *first, x2 = *second, cosine = angle[0], sine = sign * angle[1];
+                *first = (float)(x1 * cosine - x2 * sine);
+                *second = (float)(x2 * cosine + x1 * sine);
+            }
+}
+
+/* x -> cap tanh(x / cap) (Gemma 2, 2024), and its slope; cap 0 is no cap. -inf stays: such a logit does not count. */
+static double wrpo__softcap(double x, double cap, double *slope) {
+    *slope = 1;
+    if (cap <= 0 || x == -INFINITY) return x;
+    const double t = tanh(x / cap);
+    *slope = 1 - t * t;
+    return cap * t;
+}
+
+/* ---- attention (Vaswani et al. 2017), H query heads on G key/value heads (Ainslie et al. 2023) ----
+   For a row of q and one of its heads h, which uses key/value head h / (H / G), over the positions t that the row sees:
+     s_t = softcap(scale q.k_t)        lse = log sum exp(s_t)        p_t = exp(s_t - lse)        o = sum p_t v_t
+   A row's sequence is its segment's prefix, then its segment's own keys. The row sees the positions up to its own;
+   with a window, only the last `window` of them (Beltagy et al. 2020). The gradient starts from the stored lse and o:
+     dp_t = do.v_t        ds_t = p_t (dp_t - do.o) slope_t scale, because sum p_t dp_t = do.o
+     dq = sum over t of ds_t k_t        dk_t = sum over rows and heads of ds_t q        dv_t = likewise of p_t do
+   Scores are computed again wherever they are needed: there is never a matrix of them (Dao et al. 2022). */
+static int64_t wrpo__query_position(const wrpo_seg *s, int64_t row) {  /* the last row of q has the last own key */
+    return s->prefix_end - s->prefix + (s->own_end - s->own) - (s->end - row);
+}
+static int64_t wrpo__first_seen(const wrpo_attn *a, int64_t position) {
+    return a->window > 0 ? WRPO__MAX(0, position - a->window + 1) : 0;
+}
+static int64_t wrpo__key_row(const wrpo_seg *s, int64_t position) {
+    const int64_t shared = s->prefix_end - s->prefix;
+    return position < shared ? s->prefix + position : s->own + position - shared;
+}
+static int64_t wrpo__key_position(const wrpo_seg *s, int64_t row) {    /* the inverse; -1: not a key of the segment */
+    if (row >= s->prefix && row < s->prefix_end) return row - s->prefix;
+    return row >= s->own && row < s->own_end ? s->prefix_end - s->prefix + row - s->own : -1;
+}
+static double wrpo__dot(const float *x, const float *y, int64_t n) {
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) sum += (double)x[i] * y[i];
+    return sum;
+}
+static double wrpo__attention_score(const wrpo_attn *a, const float *q, const float *k, double *slope) {
+    return wrpo__softcap(a->scale * wrpo__dot(q, k, a->d), a->softcap, slope);
+}
+static void wrpo__plain_attention(void *dev, const wrpo_attn *a, void *o, float *lse,
+                                  const void *q, const void *k, const void *v) {
+    (void)dev;
+    for (const wrpo_seg *s = a->segs; s < a->segs + a->n_segs; s++)
+        for (int64_t r = s->begin; r < s->end; r++)
+            for (int64_t h = 0; h < a->H; h++) {
+                const int64_t last = wrpo__query_position(s, r), first = wrpo__first_seen(a, last);
+                const int64_t column = h / (a->H / a->G) * a->d;               /* of its key/value head */
+                const float *query = (const float *)q + r * a->ldq + h * a->d;
+                float *out = (float *)o + r * a->ldo + h * a->d;
+                double slope, top = -INFINITY, sum = 0, weighted[WRPO__MAX_D] = {0};
+                for (int64_t t = first; t <= last; t++) {
+                    const float *key = (const float *)k + wrpo__key_row(s, t) * a->ldkv + column;
+                    top = fmax(top, wrpo__attention_score(a, query, key, &slope));
+                }
+                for (int64_t t = first; t <= last; t++) {                      /* exp(s - top) does not overflow */
+                    const int64_t at = wrpo__key_row(s, t) * a->ldkv + column;
+                    const double p = exp(wrpo__attention_score(a, query, (const float *)k + at, &slope) - top);
+                    sum += p;
+                    for (int64_t i = 0; i < a->d; i++) weighted[i] += p * ((const float *)v)[at + i];
+                }
+                for (int64_t i = 0; i < a->d; i++) out[i] = (float)(weighted[i] / sum);
+                lse[r * a->H + h] = (float)(top + log(sum));
+            }
+}
+static void wrpo__plain_attention_bwd(void *dev, const wrpo_attn *a, void *dq, void *dk, void *dv, const void *d_o,
+                                      const void *o, const float *lse, const void *q, const void *k, const void *v,
+                                      void *scratch) {
+    const int64_t H = a->H, d = a->d, share = H / a->G;
+    (void)dev;
+    (void)scratch;
+    for (const wrpo_seg *s = a->segs; s < a->segs + a->n_segs; s++)            /* dq: for a query, over its keys */
+        for (int64_t r = s->begin; r < s->end; r++)
+            for (int64_t h = 0; h < H; h++) {
+                const int64_t at_o = r * a->ldo + h * d;
+                const float *query = (const float *)q + r * a->ldq + h * d, *d_out = (const float *)d_o + at_o;
+                const double delta = wrpo__dot(d_out, (const float *)o + at_o, d);
+                const int64_t last = wrpo__query_position(s, r);
+                double slope, sum[WRPO__MAX_D] = {0};
+                for (int64_t t = wrpo__first_seen(a, last); t <= last; t++) {
+                    const int64_t at = wrpo__key_row(s, t) * a->ldkv + h / share * d;
+                    const float *key = (const float *)k + at, *value = (const float *)v + at;
+                    const double p = exp(wrpo__attention_score(a, query, key, &slope) - lse[r * H + h]);
+                    const double ds = p * (wrpo__dot(d_out, value, d) - delta) * slope * a->scale;
+                    for (int64_t i = 0; i < d; i++) sum[i] += ds * key[i];
+                }
+                for (int64_t i = 0; i < d; i++) ((float *)dq)[r * a->ldq + h * d + i] = (float)sum[i];
+            }
+    for (int64_t row = 0; row < a->n; row++)           /* dk and dv: for a key, over the queries that see it */
+        for (int64_t g = 0; g < a->G; g++) {
+            const int64_t at = row * a->ldkv + g * d;
+            const float *key = (const float *)k + at, *value = (const float *)v + at;
+            double slope, sum_k[WRPO__MAX_D] = {0}, sum_v[WRPO__MAX_D] = {0};
+            for (const wrpo_seg *s = a->segs; s < a->segs + a->n_segs; s++) {
+                const int64_t t = wrpo__key_position(s, row);
+                for (int64_t i = s->begin * H; i < s->end * H && t >= 0; i++) {
+                    const int64_t r = i / H, h = i % H, last = wrpo__query_position(s, r);
+                    if (h / share != g || t > last || t < wrpo__first_seen(a, last)) continue;
+                    const int64_t at_o = r * a->ldo + h * d;
+                    const float *query = (const float *)q + r * a->ldq + h * d, *d_out = (const float *)d_o + at_o;
+                    const double delta = wrpo__dot(d_out, (const float *)o + at_o, d);
+                    const double p = exp(wrpo__attention_score(a, query, key, &slope) - lse[i]);
+                    const double ds = p * (wrpo__dot(d_out, value, d) - delta) * slope * a->scale;
+                    for (int64_t j = 0; j < d; j++) sum_k[j] += ds * query[j];
+                    for (int64_t j = 0; j < d; j++) sum_v[j] += p * d_out[j];
+                }
+            }
+            for (int64_t j = 0; j < d; j++) ((float *)dk)[at + j] = (float)sum_k[j];
+            for (int64_t j = 0; j < d; j++) ((float *)dv)[at + j] = (float)sum_v[j];
+        }
+}
+static size_t wrpo__plain_attention_scratch(void *dev, int64_t n, int64_t H, int64_t G, int64_t d) {
+    (void)dev, (void)n, (void)H, (void)G, (void)d;
+    return 0;
+}
+
+/* ---- glu (Shazeer 2020): h[n,I] = act(gate) up; a row of gu[n,2I] is gate[I], then up[I] ----
+   silu (Elfwing et al. 2017): act(g) = g s with s = 1 / (1 + e^-g)        slope = s (1 + g (1 - s))
+   gelu (Hendrycks and Gimpel 2016): act(g) = g (1 + t) / 2 with t = tanh(a (g + b g^3))
+                                     slope = (1 + t) / 2 + g (1 - t^2) a (1 + 3 b g^2) / 2
+   dgate = dh up slope        dup = dh act(gate)        dgu may be gu. h is computed again if it is not NULL. */
+static double wrpo__act(double g, bool gelu, double *slope) {
+    if (!gelu) {
+        const double s = 1 / (1 + exp(-g));
+        *slope = s * (1 + g * (1 - s));
+        return g * s;
+    }
+    const double a = 0.79788456080286535588, b = 0.044715;     /* a = sqrt(2 / pi) */
+    const double t = tanh(a * (g + b * g * g * g));
+    *slope = (1 + t) / 2 + g * (1 - t * t) * a * (1 + 3 * b * g * g) / 2;
+    return g * (1 + t) / 2;
+}
+static void wrpo__plain_glu(void *dev, void *h, const void *gu, int64_t n, int64_t I, bool gelu) {
+    (void)dev;
+    for (int64_t i = 0; i < n * I; i++) {
+        const float *gate = (const float *)gu + i / I * 2 * I + i % I, *up = gate + I;
+        double slope;
+        ((float *)h)[i] = (float)(wrpo__act(*gate, gelu, &slope) * *up);
+    }
+}
+static void wrpo__plain_glu_bwd(void *dev, void *dgu, void *h, const void *dh, const void *gu,
+                                int64_t n, int64_t I, bool gelu) {
+    (void)dev;
+    for (int64_t i = 0; i < n * I; i++) {
+        const int64_t at = i / I * 2 * I + i % I;
+        const double gate = ((const float *)gu)[at], up = ((const float *)gu)[at + I], d_out = ((const float *)dh)[i];
+        double slope;
+        const double act = wrpo__act(gate, gelu, &slope);
+        if (h) ((float *)h)[i] = (float)(act * up);
+        ((float *)dgu)[at] = (float)(d_out * up * slope);
+        ((float *)dgu)[at + I] = (float)(d_out * act);
+    }
+}
+
+/* ---- logprob: log-softmax of each row of logits[n,V] at its target, with x = softcap(logits) ----
+   lse = log sum exp(x)        logp = x[target] - lse
+   dlogits[v] = dlogp ([v = target] - exp(x[v] - lse)) slope[v]
+   dlogits may be logits. */
+static void wrpo__plain_logprob(void *dev, float *logp, float *lse, const float *logits, const int32_t *target,
+                                int64_t n, int64_t V, float softcap) {
+    (void)dev;
+    for (int64_t r = 0; r < n; r++) {
+        const float *x = logits + r * V;
+        double slope, top = -INFINITY, sum = 0;
+        for (int64_t v = 0; v < V; v++) top = fmax(top, x[v]);
+        top = wrpo__softcap(top, softcap, &slope);
+        for (int64_t v = 0; v < V && top > -INFINITY; v++) sum += exp(wrpo__softcap(x[v], softcap, &slope) - top);
+        const double log_sum = top + log(sum);
+        logp[r] = (float)(wrpo__softcap(x[target[r]], softcap, &slope) - log_sum);
+        lse[r] = (float)log_sum;
+    }
+}
+static void wrpo__plain_logprob_bwd(void *dev, void *dlogits, const float *logits, const int32_t *target,
+                                    const float *lse, const float *dlogp, int64_t n, int64_t V, float softcap) {
+    (void)dev;
+    for (int64_t r = 0; r < n; r++)
+        for (int64_t v = 0; v < V; v++) {
+            double slope;
+            const double p = exp(wrpo__softcap(logits[r * V + v], softcap, &slope) - lse[r]);
+            ((float *)dlogits)[r * V + v] = (float)(dlogp[r] * ((v == target[r]) - p) * slope);
+        }
+}
+
+/* ---- sumsq: *out += the sum of x^2, for the norm of all gradients ---- */
+static void wrpo__plain_sumsq(void *dev, double *out, const float *x, int64_t count) {
+    (void)dev;
+    *out += wrpo__dot(x, x, count);
+}
+
+/* ---- the moments of AdamW: float, bfloat16, or a code of 8 bits (after Dettmers et al. 2022) ----
+   Codes come in blocks of WRPO_BLOCK, and then their scale, the block's largest magnitude. The magnitude of code q is
+   scale (q / top)^4: top is 127, and there is a sign, for the first moment; top is 255 for the second.
+   bfloat16 and codes are rounded up or down at random, so that the mean is right. Element i draws a hash of (seed, i).
+   Every backend draws the same numbers, so the arithmetic of this page is float, operation by operation. */
+static uint32_t wrpo__dice(uint32_t seed, int64_t i) {
+    uint32_t x = seed + (uint32_t)i * 0x9E3779B9u;
+    x = (x ^ x >> 16) * 0x7FEB352Du;
+    x = (x ^ x >> 15) * 0x846CA68Bu;
+    return x ^ x >> 16;
+}
+static float wrpo__code_value(float code, float scale, float top) {
+    const float root = code * (1 / top), square = root * root;
+    return square * square * scale;
+}
+static float wrpo__code_of(float size, float scale, float top, float dice) {   /* dice in [0, 1) */
+    const float inverse = scale >= FLT_MIN ? 1 / scale : 0, root = sqrtf(sqrtf(size * inverse)) * top;
+    const float code = (float)(int)fminf(root, top - 1);
+    const float low = wrpo__code_value(code, scale, top), high = wrpo__code_value(code + 1, scale, top);
+    return dice * (high - low) < size - low ? code + 1 : code;
+}
+/* n elements, at most WRPO_BLOCK, of the block that begins at element `first` of a first or second moment. */
+static void wrpo__moment_load(float *x, const void *block, wrpo_moments moments, bool second, int64_t n) {
+    const uint8_t *codes = block;
+    float scale = 0;
+    if (moments == WRPO_MOMENTS_8BIT) memcpy(&scale, codes + WRPO_BLOCK, sizeof scale);
+    for (int64_t i = 0; i < n; i++) {
+        if (moments == WRPO_MOMENTS_F32) x[i] = ((const float *)block)[i];
+        else if (moments == WRPO_MOMENTS_BF16) x[i] = wrpo__float_of(((const uint16_t *)block)[i]);
+        else if (second) x[i] = wrpo__code_value(codes[i], scale, 255);
+        else x[i] = copysignf(wrpo__code_value((int8_t)codes[i], scale, 127), (int8_t)codes[i]);
+    }
+}
+static void wrpo__moment_store(void *block, const float *x, wrpo_moments moments, bool second, int64_t n,
+                               uint32_t seed, int64_t first) {
+    uint8_t *codes = block;
+    float scale = 0;
+    for (int64_t i = 0; i < n; i++) scale = fmaxf(scale, fabsf(x[i]));
+    for (int64_t i = 0; i < n; i++) {
+        const uint32_t dice = wrpo__dice(seed, first + i), bits = wrpo__float_bits(x[i]);
+        if (moments == WRPO_MOMENTS_F32) ((float *)block)[i] = x[i];
+        else if (moments == WRPO_MOMENTS_BF16) ((uint16_t *)block)[i] = (uint16_t)((bits + (dice >> 16)) >> 16);
+        else {
+            const float code = wrpo__code_of(fabsf(x[i]), scale, second ? 255 : 127, (float)(dice >> 8) / 16777216);
+            if (second) codes[i] = (uint8_t)(x[i] > 0 ? fmaxf(code, 1) : code);        /* above 0 stays above 0 */
+            else codes[i] = (uint8_t)(int8_t)(x[i] < 0 ? -code : code);
+        }
+    }
+    if (moments == WRPO_MOMENTS_8BIT) memcpy(codes + WRPO_BLOCK, &scale, sizeof scale);
+}
+/* ---- adamw (Loshchilov and Hutter 2019), as torch.optim.AdamW computes it; g is read times grad_scale ----
+   m += (1 - beta1) (g - m)        v = beta2 v + (1 - beta2) g^2
+   w = w (1 - lr weight_decay) - lr / correction1 m / (sqrt(v) / correction2 + eps)
+   with correction1 = 1 - beta1^step, correction2 = sqrt(1 - beta2^step). w is float (low NULL) or masters in halves. */
+static void wrpo__plain_adamw(void *dev, void *w, uint16_t *low, void *m, void *v, const float *g, int64_t count,
+                              const wrpo_adamw *step) {
+    const float keep = (float)(1 - (double)step->lr * step->weight_decay), rate = (float)(step->lr / step->correction1);
+    const float new1 = (float)(1 - (double)step->beta1), new2 = (float)(1 - (double)step->beta2);
+    const float correction2 = (float)step->correction2;
+    uint16_t *high = w;
+    (void)dev;
+    for (int64_t first = 0; first < count; first += WRPO_BLOCK) {
+        const int64_t n = WRPO__MIN(WRPO_BLOCK, count - first);
+        char *m_block = (char *)m + wrpo_moments_bytes(step->moments, first);
+        char *v_block = (char *)v + wrpo_moments_bytes(step->moments, first);
+        float m_now[WRPO_BLOCK], v_now[WRPO_BLOCK];
+        wrpo__moment_load(m_now, m_block, step->moments, false, n);
+        wrpo__moment_load(v_now, v_block, step->moments, true, n);
+        for (int64_t i = 0; i < n; i++) {
+            const float gradient = g[first + i] * step->grad_scale;
+            float weight = low ? wrpo__master(high[first + i], low[first + i]) : ((float *)w)[first + i];
+            m_now[i] = fmaf(new1, gradient - m_now[i], m_now[i]);
+            v_now[i] = fmaf(new2 * gradient, gradient, v_now[i] * step->beta2);
+            weight = weight * keep - rate * m_now[i] / (sqrtf(v_now[i]) / correction2 + step->eps);
+            if (low) wrpo__master_split(weight, &high[first + i], &low[first + i]);
+            else ((float *)w)[first + i] = weight;
+        }
+        wrpo__moment_store(m_block, m_now, step->moments, false, n, (uint32_t)step->seed, first);
+        wrpo__moment_store(v_block, v_now, step->moments, true, n, (uint32_t)(step->seed >> 32), first);
+    }
+}
+
+WRPO_API const wrpo_backend *wrpo_backend_plain(void) {
+    static const wrpo_backend backend = {
+        .name = "plain", .act_bytes = 4, .dtype = WRPO_DTYPE_F32, .host = true,
+        .open = wrpo__plain_open, .close = wrpo__plain_close, .alloc = wrpo__host_alloc, .release = wrpo__host_release,
+        .put = wrpo__host_copy, .get = wrpo__host_copy, .copy = wrpo__host_copy, .zero = wrpo__host_zero,
+        .room = wrpo__host_room, .sync = wrpo__host_sync, .gemm = wrpo__plain_gemm,
+        .embed = wrpo__plain_embed, .embed_bwd = wrpo__plain_embed_bwd,
+        .gather = wrpo__plain_gather, .gather_bwd = wrpo__plain_gather_bwd, .scatter = wrpo__plain_scatter,
+        .bias = wrpo__plain_bias, .bias_bwd = wrpo__plain_bias_bwd, .colsum = wrpo__plain_colsum,
+        .add = wrpo__plain_add, .rmsnorm = wrpo__plain_rmsnorm, .rmsnorm_bwd = wrpo__plain_rmsnorm_bwd,
+        .rope = wrpo__plain_rope, .attention = wrpo__plain_attention, .attention_bwd = wrpo__plain_attention_bwd,
+        .attention_scratch = wrpo__plain_attention_scratch, .glu = wrpo__plain_glu, .glu_bwd = wrpo__plain_glu_bwd,
+        .logprob = wrpo__plain_logprob, .logprob_bwd = wrpo__plain_logprob_bwd,
+        .sumsq = wrpo__plain_sumsq, .adamw = wrpo__plain_adamw
+    };
+    return &backend;
+}
+
 /* ------------------------------------------------------------------------------------------- >>layout
    The table of weights, and memory measured before it is taken.                                        */
 
@@ -1721,7 +2227,6 @@ WRPO_API double wrpo_lr_factor(wrpo_lr_schedule schedule, int64_t warmup, int64_
     X(post_feedforward_layernorm, PER_LAYER, "post_feedforward_layernorm.weight", D,     0,     c->post_norms,             false) \
     X(norm,                       AT_END,    "model.norm.weight",                 D,     0,     true,                      false) \
     X(lm_head,                    AT_END,    "lm_head.weight",                    V,     D,     c->head == WRPO_HEAD_LM && !c->tie_word_embeddings, false)
-enum { WRPO__MAX_HIDDEN = 1 << 20, WRPO__MAX_D = 512 };        /* the largest hidden_size and head_dim of any backend */
 typedef enum wrpo__kind {
 #define WRPO__X(field, scope, name, rows, cols, exists, joined) WRPO__W_##field,
     WRPO__WEIGHTS(WRPO__X)
@@ -9909,21 +10414,21 @@ WRPO_API wrpo_result wrpo_winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *given,
 }
 
 /* ---------------------------------------------------------------------------------------------- >>cpu
-   The backend that every machine has: all ops in fp32, on one to many threads.
+   The fast backend: all ops in fp32, on one to many threads.
 
    The text below WRPO__LANES is compiled once per vector width: this file includes itself with WRPO__LANES
    set to 16 (AVX-512) and 8 (AVX2 and FMA), then reads on with 4 (whatever 16-byte vectors the compiler knows:
-   SSE2, NEON) or, for a compiler without GCC's vector extensions, 1. wrpo_backend_cpu picks the widest one
-   that the machine runs, whatever -march says; the environment variable WRPO_CPU = avx512, avx2 or generic
-   asks for less (avx512: without AMX).
+   SSE2, NEON). wrpo_backend_cpu picks the widest one that the machine runs, whatever -march says; wrpo_backend_find
+   gives each of them. With a compiler that does not know GNU C's vectors, or WRPO_NO_SIMD, none of it is compiled.
 
    What holds throughout: a thread never adds into another's sum, and how a sum is cut depends on the shapes
    alone; so results depend neither on the number of threads nor on the run. Further, the numbers of a row
    (of y in NT and NN products, of o and lse in attention) depend on that row's inputs only, not on which
    other rows are computed with it. They do depend on the vector width, in the last bits.                 */
-#if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
-#error "wrpo.h: -ffast-math and -ffinite-math-only break the handling of infinities and NaN: compile without it"
+#if !defined(__GNUC__) && !defined(WRPO_NO_SIMD)
+#define WRPO_NO_SIMD                 /* the vectors below are GNU C */
 #endif
+#ifndef WRPO_NO_SIMD
 #if defined(__GNUC__) && (defined(__x86_64__) || defined(__i386__))
 #include <immintrin.h>
 #include <cpuid.h>
@@ -9941,34 +10446,17 @@ enum {
     WRPO__GRAIN = 1 << 14            /* numbers that are worth a task of their own */
 };
 typedef struct wrpo__cpu {
-    wrpo_allocator memory;
+    wrpo_allocator memory;           /* first, for wrpo__host_alloc */
     int threads;
     bool pairs, tiles;               /* bfloat16 is wanted and the machine multiplies it, by vectors or by tiles: a weight in it, two activations (TN) */
     float *packed;                   /* a product's A or B, shared by all threads */
     float *scratch;                  /* WRPO__THREAD_FLOATS for each thread */
 } wrpo__cpu;
-
-static void *wrpo__cpu_alloc(void *dev, size_t n) {    /* a word in front of the block: where it begins */
-    wrpo__cpu *cpu = dev;
-    if (n > SIZE_MAX - 2 * WRPO__ALIGN) return NULL;
-    char *base = cpu->memory.alloc(n + 2 * WRPO__ALIGN, cpu->memory.user);
-    if (!base) return NULL;
-    char *p = (char *)(((uintptr_t)base + 2 * WRPO__ALIGN - 1) / WRPO__ALIGN * WRPO__ALIGN);
-    memcpy(p - sizeof base, &base, sizeof base);
-    return p;
-}
-static void wrpo__cpu_release(void *dev, void *p) {
-    wrpo__cpu *cpu = dev;
-    char *base;
-    if (!p) return;
-    memcpy(&base, (char *)p - sizeof base, sizeof base);
-    cpu->memory.free(base, cpu->memory.user);
-}
 static void wrpo__cpu_close(void *dev) {
     wrpo__cpu *cpu = dev;
     if (!cpu) return;
-    wrpo__cpu_release(cpu, cpu->packed);
-    wrpo__cpu_release(cpu, cpu->scratch);
+    wrpo__host_release(cpu, cpu->packed);
+    wrpo__host_release(cpu, cpu->scratch);
     cpu->memory.free(cpu, cpu->memory.user);
 }
 static bool wrpo__has_pairs(void) {    /* AVX512_BF16: CPUID 7.1, EAX bit 5 */
@@ -10012,12 +10500,12 @@ static wrpo_result wrpo__cpu_open(void **dev, const wrpo_desc *desc, wrpo_error 
     if (cpu) {
         memset(cpu, 0, sizeof *cpu);
         cpu->memory = desc->memory;
-        cpu->threads = WRPO__MAX(desc->threads, 1), cpu->pairs = desc->dtype == WRPO_DTYPE_BF16 && !strcmp(desc->backend->name, "cpu-avx512") && wrpo__has_pairs();
-        const char *want = getenv("WRPO_CPU");
-        cpu->tiles = cpu->pairs && (!want || strcmp(want, "avx512")) && wrpo__has_tiles();
-        cpu->packed = wrpo__cpu_alloc(cpu, WRPO__PACKED_WORDS * sizeof(float));
+        cpu->threads = WRPO__MAX(desc->threads, 1);
+        cpu->pairs = desc->dtype == WRPO_DTYPE_BF16 && (desc->backend->features & WRPO_FEATURE_BF16) && wrpo__has_pairs();
+        cpu->tiles = cpu->pairs && (desc->backend->features & WRPO_FEATURE_AMX) && wrpo__has_tiles();
+        cpu->packed = wrpo__host_alloc(cpu, WRPO__PACKED_WORDS * sizeof(float));
         if ((size_t)cpu->threads < SIZE_MAX / 2 / (WRPO__THREAD_FLOATS * sizeof(float)))
-            cpu->scratch = wrpo__cpu_alloc(cpu, (size_t)cpu->threads * WRPO__THREAD_FLOATS * sizeof(float));
+            cpu->scratch = wrpo__host_alloc(cpu, (size_t)cpu->threads * WRPO__THREAD_FLOATS * sizeof(float));
         if (cpu->packed && cpu->scratch) { *dev = cpu; return WRPO_OK; }
         wrpo__cpu_close(cpu);
     }
@@ -10025,18 +10513,6 @@ static wrpo_result wrpo__cpu_open(void **dev, const wrpo_desc *desc, wrpo_error 
     snprintf(why->text, sizeof why->text, "out of memory: buffers for %d threads", desc->threads);
     return WRPO_E_MEMORY;
 }
-static void wrpo__cpu_copy(void *dev, void *dst, const void *src, size_t n) { (void)dev; if (n) memmove(dst, src, n); }
-static void wrpo__cpu_zero(void *dev, void *dst, size_t n) { (void)dev; if (n) memset(dst, 0, n); }
-static size_t wrpo__cpu_room(void *dev) {              /* what the system can still give without swapping */
-    unsigned long long kib = 0;
-    char line[128];
-    (void)dev;
-    FILE *f = fopen("/proc/meminfo", "r");
-    while (f && fgets(line, sizeof line, f) && sscanf(line, "MemAvailable: %llu", &kib) != 1) {}
-    if (f) fclose(f);
-    return kib ? (size_t)kib * 1024 : SIZE_MAX;
-}
-static wrpo_result wrpo__cpu_sync(void *dev, wrpo_error *why) { (void)dev; (void)why; return WRPO_OK; }
 
 /* Threads for `work` numbers: one thread where waking others costs more than it saves. */
 static int wrpo__cpu_team(const wrpo__cpu *cpu, int64_t work) { return work <= WRPO__GRAIN ? 1 : cpu->threads; }
@@ -10085,6 +10561,7 @@ static int64_t wrpo__strip(int64_t panels, int64_t most, int threads) {
 #define WRPO__LANES 1
 #endif
 #define WRPO_IMPLEMENTATION
+#endif /* WRPO_NO_SIMD */
 #endif /* WRPO_IMPLEMENTATION */
 
 #ifdef WRPO__LANES
@@ -11470,16 +11947,25 @@ static void WRPO__(attention_bwd)(void *dev, const wrpo_attn *a, void *dq, void 
 
 #define WRPO__STRING2(x) #x
 #define WRPO__STRING(x) WRPO__STRING2(x)
-static const wrpo_backend WRPO__(backend) = {
-    .name = "cpu-" WRPO__STRING(WRPO__LEVEL), .act_bytes = 4, .dtype = WRPO_DTYPE_F32, .host = true,
-    .open = wrpo__cpu_open, .close = wrpo__cpu_close, .alloc = wrpo__cpu_alloc, .release = wrpo__cpu_release,
-    .put = wrpo__cpu_copy, .get = wrpo__cpu_copy, .copy = wrpo__cpu_copy, .zero = wrpo__cpu_zero, .room = wrpo__cpu_room, .sync = wrpo__cpu_sync,
-    .gemm = WRPO__(gemm), .embed = WRPO__(embed), .embed_bwd = WRPO__(embed_bwd), .gather = WRPO__(gather), .gather_bwd = WRPO__(gather_bwd), .scatter = WRPO__(scatter),
-    .bias = WRPO__(bias), .bias_bwd = WRPO__(bias_bwd), .colsum = WRPO__(colsum), .add = WRPO__(add), .rmsnorm = WRPO__(rmsnorm), .rmsnorm_bwd = WRPO__(rmsnorm_bwd),
-    .rope = WRPO__(rope), .attention = WRPO__(attention), .attention_bwd = WRPO__(attention_bwd), .attention_scratch = WRPO__(attention_scratch),
-    .glu = WRPO__(glu), .glu_bwd = WRPO__(glu_bwd), .logprob = WRPO__(logprob), .logprob_bwd = WRPO__(logprob_bwd),
-    .sumsq = WRPO__(sumsq), .adamw = WRPO__(adamw)
-};
+#define WRPO__TABLE(allowed) { \
+    .name = "cpu-" WRPO__STRING(WRPO__LEVEL), .act_bytes = 4, .dtype = WRPO_DTYPE_F32, .host = true, .features = allowed, \
+    .open = wrpo__cpu_open, .close = wrpo__cpu_close, .alloc = wrpo__host_alloc, .release = wrpo__host_release, \
+    .put = wrpo__host_copy, .get = wrpo__host_copy, .copy = wrpo__host_copy, .zero = wrpo__host_zero, \
+    .room = wrpo__host_room, .sync = wrpo__host_sync, .gemm = WRPO__(gemm), .embed = WRPO__(embed), \
+    .embed_bwd = WRPO__(embed_bwd), .gather = WRPO__(gather), .gather_bwd = WRPO__(gather_bwd), \
+    .scatter = WRPO__(scatter), .bias = WRPO__(bias), .bias_bwd = WRPO__(bias_bwd), .colsum = WRPO__(colsum), \
+    .add = WRPO__(add), .rmsnorm = WRPO__(rmsnorm), .rmsnorm_bwd = WRPO__(rmsnorm_bwd), .rope = WRPO__(rope), \
+    .attention = WRPO__(attention), .attention_bwd = WRPO__(attention_bwd), \
+    .attention_scratch = WRPO__(attention_scratch), .glu = WRPO__(glu), .glu_bwd = WRPO__(glu_bwd), \
+    .logprob = WRPO__(logprob), .logprob_bwd = WRPO__(logprob_bwd), .sumsq = WRPO__(sumsq), .adamw = WRPO__(adamw) \
+}
+#ifdef WRPO__IN_PAIRS
+static const wrpo_backend WRPO__(backend) = WRPO__TABLE(WRPO_FEATURE_BF16 | WRPO_FEATURE_AMX);
+static const wrpo_backend WRPO__(backend_no_tiles) = WRPO__TABLE(WRPO_FEATURE_BF16);
+#else
+static const wrpo_backend WRPO__(backend) = WRPO__TABLE(0);
+#endif
+#undef WRPO__TABLE
 #undef WRPO__LEVEL
 #undef WRPO__AT
 #undef WRPO__FMA
@@ -11494,18 +11980,34 @@ static const wrpo_backend WRPO__(backend) = {
 
 #ifdef WRPO_IMPLEMENTATION
 #undef WRPO__LANES
-WRPO_API const wrpo_backend *wrpo_backend_cpu(void) {
-    const char *want = getenv("WRPO_CPU");
-    if (!want) want = "";
-#ifdef WRPO__HAVE_AVX512
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && strcmp(want, "avx2") != 0 && strcmp(want, "generic") != 0)
-        return &wrpo__backend_avx512;
-#endif
-#ifdef WRPO__HAVE_AVX2
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && strcmp(want, "generic") != 0) return &wrpo__backend_avx2;
-#endif
-    return &wrpo__backend_generic;
+#ifdef WRPO_NO_SIMD
+WRPO_API const wrpo_backend *wrpo_backend_find(const char *name) {
+    return strcmp(name, "plain") == 0 ? wrpo_backend_plain() : NULL;
 }
+WRPO_API const wrpo_backend *wrpo_backend_cpu(void) { return wrpo_backend_plain(); }
+#else
+WRPO_API const wrpo_backend *wrpo_backend_find(const char *name) {
+    if (strcmp(name, "plain") == 0) return wrpo_backend_plain();
+    if (strcmp(name, "generic") == 0) return &wrpo__backend_generic;
+#ifdef WRPO__HAVE_AVX2
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (strcmp(name, "avx2") == 0 && avx2) return &wrpo__backend_avx2;
+#endif
+#ifdef WRPO__HAVE_AVX512
+    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq");
+    if (strcmp(name, "avx512") == 0 && avx512) return &wrpo__backend_no_tiles_avx512;
+    if (strcmp(name, "amx") == 0 && avx512 && wrpo__has_pairs() && wrpo__has_tiles()) return &wrpo__backend_avx512;
+#endif
+    return NULL;
+}
+WRPO_API const wrpo_backend *wrpo_backend_cpu(void) {
+#ifdef WRPO__HAVE_AVX512
+    if (wrpo_backend_find("avx512")) return &wrpo__backend_avx512;     /* open uses the tiles where there are any */
+#endif
+    const wrpo_backend *avx2 = wrpo_backend_find("avx2");
+    return avx2 ? avx2 : &wrpo__backend_generic;
+}
+#endif /* WRPO_NO_SIMD */
 
 #endif /* WRPO_IMPLEMENTATION */
 
