@@ -1,13 +1,13 @@
 /* wrpo.h - Weighted-Reward Preference Optimization in one C header. MIT licence, at the end.
 
    --------------------------------------------------------------------------------------------- >>top
-   WRPO (Yang et al., ICLR 2025) fuses what different language models are good at into one of them, with no
-   alignment of vocabularies: source models answer the prompts, a reward model picks the best answer y_ws; the
-   model itself gives its best y_wt and its worst y_l; preference optimisation on such quadruples then moves it
-   from its own good answers toward the sources'. This file takes a Hugging Face checkpoint and a JSONL file of
-   quadruples and gives back a fine-tuned Hugging Face checkpoint, on the CPU, in float or bfloat16, without Python.
+   WRPO (Yang et al., ICLR 2025) fuses what different language models are good at into one of them, with no alignment
+   of vocabularies. Source models answer the prompts, and a reward model picks the best answer, y_ws. The model itself
+   gives its best answer, y_wt, and its worst, y_l. Preference optimization on such quadruples then moves the model from
+   its own good answers toward the sources'. This file takes a Hugging Face checkpoint and a JSONL file of quadruples
+   and gives back a fine-tuned Hugging Face checkpoint, on the CPU, in float or bfloat16, without Python.
 
-   In one C file of your project (the only dependency is stb_ds: Debian's libstb-dev):
+   In one C file of your project (the only dependency is stb_ds: Debian's libstb-dev, or stb_ds.h beside this file):
 
        #define WRPO_IMPLEMENTATION
        #include "wrpo.h"
@@ -24,57 +24,90 @@
         || wrpo_model_save(model, &(wrpo_save_desc){.dir = "fused"}))
            fprintf(stderr, "%s\n", wrpo_last_error(ctx)->text);
 
+   A prompt's text in, the answer's text out:
+
+       char *answer;
+       if (!wrpo_answer(model, tok, "Why is the sky blue?", NULL, &answer)) fputs(answer, stdout);
+       wrpo_free(ctx, answer);
+
+   One optimizer step on token ids (p, a, b and c are arrays of int32_t):
+
+       wrpo_trainer *t; wrpo_metrics m;
+       const wrpo_tokens y[] = {{.role = WRPO_ROLE_SOURCE, .ids = a, .count = 5},
+                                {.role = WRPO_ROLE_TARGET, .ids = b, .count = 4},
+                                {.role = WRPO_ROLE_REJECTED, .ids = c, .count = 6}};
+       const wrpo_record record = {.prompt = p, .prompt_count = 7, .responses = y, .count = 3};
+       const wrpo_train_desc desc = {.max_steps = 1, .warmup_ratio = WRPO_ZERO,
+                                     .alpha_schedule = WRPO_ALPHA_SCHEDULE_CONSTANT};
+       if (wrpo_data_from_ids(ctx, &record, 1, &data) || wrpo_trainer_new(model, data, &desc, &t)
+        || wrpo_trainer_step(t, &m)) ...
+
    Build:  cc -O2 -fopenmp main.c wrpo_impl.c -lm      without -fopenmp: one thread. No other flag is needed:
-           the hot loops pick AVX-512, AVX2 or portable code when the program runs.
+           the fast ops pick AVX-512, AVX2 or portable code when the program runs.
 
    Options, defined before the implementation:
        WRPO_API                  linkage of the public functions (extern); static makes the library private
        WRPO_NO_SIMD              leaves out the fast ops: the plain ones of >>ops serve on every machine
+       WRPO_STB_DS_H             stb_ds.h, as #include takes it: <stb/stb_ds.h>, or "stb_ds.h" where that is not found
+       WRPO_FILE                 this file, likewise, if you renamed it and your GCC is older than 12
 
-   Does NOT: train in float16, use other GPUs than NVIDIA's (wrpo_cuda.cu beside this file), read GGUF or pickled weights, quantise, run
-   mixture-of-experts or encoder models, or download anything. What a checkpoint asks for and this file does not
-   compute is refused by name, never ignored. No function exits, prints, or keeps state outside a context.
+   Does NOT: train in float16, read GGUF or pickled weights, quantize, run mixture-of-experts or encoder models, or
+   download anything. NVIDIA's GPUs need wrpo_cuda.cu, the file beside this one; there is no other GPU backend.
+   What a checkpoint asks for and this file does not compute is refused by name, never ignored. No function exits,
+   prints, or keeps state outside a context.
 
-   Contents (search for the tag)
-       >>api         every public declaration, documented
-       >>base        errors, arenas, text, files, threads, random numbers
-       >>loss        WRPO and its family, on one page; schedules of alpha and of the learning rate
-       >>ops         every op in plain C, forward above backward: what each one means
-       >>layout      the table of weights; memory measured, then assigned
-       >>model       the decoder, forward and backward, over packed records with a shared prompt
-       >>step        records of token ids -> packed batch -> log-probs -> loss -> gradients -> AdamW
+   Contents (search for the tag), with lines
+       >>api         720  every public declaration, documented
+       >>base        760  errors, arenas, text, files, threads, random numbers
+       >>loss        280  WRPO and its family, on one page; schedules of alpha and of the learning rate
+       >>ops         460  every op in plain C, forward above backward: what each one means
+       >>layout      330  the table of weights; memory measured, then assigned
+       >>model       540  the decoder, forward and backward, over packed records with a shared prompt
+       >>step        570  records of token ids -> packed batch -> log-probs -> loss -> gradients -> AdamW
        ---- Stop here if you only want the algorithm ----
-       >>json >>tensors >>checkpoint >>token >>chat >>data        from files to token ids, and back
-       >>generate    samples, over a cache of keys and values
-       >>reward      reward models
-       >>run         memory plan, reference cache, metrics, resume, the loop with files
-       >>recipe      candidates to records, splits, win rates
-       >>cpu         the fast ops: dispatch, SIMD, products, attention
-       >>end         the licence                                                                            */
+       >>json        460  from files to token ids, and back: this,
+                          >>tensors 420, >>checkpoint 520, >>token 1580, >>chat 1500, >>data 510
+       >>generate    470  samples, over a cache of keys and values
+       >>reward      360  reward models
+       >>run         530  memory plan, reference cache, metrics, resume, the loop with files
+       >>recipe      430  candidates to records, splits, win rates
+       >>cpu        1600  the fast ops: dispatch, SIMD, products, attention
+       >>end          23  the licence */
 /* ---------------------------------------------------------------------------------------------- >>api
    Every public declaration. Stop at "Stop here" if you only want to use the library.
 
-   Conventions. {0} is valid for every desc struct and means the documented default. 0 (WRPO_OK) is
-   success everywhere, so calls chain with ||. An out-parameter comes last; after a failure handles, arrays,
-   texts and their counts are NULL / 0, structs hold nothing to be read. The sentence that explains a failure
-   is in wrpo_last_error(ctx). Text is UTF-8. A context and everything made from it belong to one thread at a
-   time; different contexts are independent (but for the seed of stb_ds's maps, a race that shows in no result).
-   Shapes are row-major and use these letters:
+   Results. 0 (WRPO_OK) is success everywhere, so calls chain with ||. After a failure wrpo_last_error(ctx) has the
+   sentence: file, place, wanted, found. An out-parameter comes last; after a failure handles, arrays, texts and their
+   counts are NULL or 0, and structs hold nothing to be read.
+   Descs. {0} is valid for every desc and means the documented defaults; so does a desc of NULL.
+   Lifetimes. What is passed to a call must live until it returns; the library copies what it needs longer. Exceptions:
+     a context                     lives until everything made from it is freed
+     wrpo_desc                     its backend, memory, files and log, with their user pointers, live until wrpo_close
+     a trainer                     its policy, data and eval_data live until wrpo_trainer_free; its desc need not
+     wrpo_tensors, a frozen model  may be mapped files: these must not change until the object is freed
+   A pointer to const that is returned belongs to the object that was asked. An object that comes through an
+   out-parameter is freed by the function of its kind, text and arrays by wrpo_free. All of these take NULL.
+   Callbacks (allocator and logger too) run on the thread that made the call, before it returns. They must return: no
+   longjmp, no exception. They may call the library, but must not change or free what the call works with.
+   Threads. A context and everything made from it belong to one thread at a time; a call takes objects of one context.
+   Contexts are independent. (They share the seed of stb_ds's maps: a race that shows in no result.)
+   Text is UTF-8. Shapes are row-major and use these letters:
      n  rows (tokens) in a packed batch     D  hidden_size            V  vocab_size      L  layers
-     H  query heads    G  key/value heads   d  head_dim               I  intermediate_size              */
+     H  query heads    G  key/value heads   d  head_dim               I  intermediate_size */
 #ifndef WRPO_H
 #define WRPO_H
 #define WRPO_VERSION "0.1.0"
+#define WRPO_VERSION_NUMBER 100  /* 10000 major + 100 minor + patch */
 #if defined(WRPO_IMPLEMENTATION) && !defined(_FEATURES_H) && !defined(_POSIX_C_SOURCE)
-#define _POSIX_C_SOURCE 200809L      /* mmap, rename, fsync under -std=c11 */
+#define _POSIX_C_SOURCE 200809L  /* mmap, rename, fsync under -std=c11 */
 #endif
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
-#ifndef WRPO_API                     /* -DWRPO_API=static makes the library private to one file */
+#ifndef WRPO_API
 #define WRPO_API extern
 #endif
-#define WRPO_ZERO (-0.0)              /* an explicit zero in a desc, where 0 means "the default" */
+#define WRPO_ZERO (-0.0)     /* an explicit zero, for a double of a desc or record where 0 means "the default" */
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -82,239 +115,245 @@ extern "C" {
 /* ---- errors ---- */
 typedef enum wrpo_result {
     WRPO_OK,
-    WRPO_E_ARG,                      /* an impossible option or argument */
-    WRPO_E_MEMORY,                   /* the allocator returned NULL, or a size does not fit */
-    WRPO_E_IO,                       /* a file cannot be opened, read, written or renamed */
-    WRPO_E_FORMAT,                   /* a file says something it must not say */
-    WRPO_E_UNSUPPORTED,              /* valid, but not something this library computes */
-    WRPO_E_DEVICE,                   /* the backend failed */
-    WRPO_E_NOT_FINITE,               /* NaN or infinity where a number is needed */
-    WRPO_E_STOPPED                   /* a callback asked to stop */
+    WRPO_E_ARG,              /* an impossible option or argument */
+    WRPO_E_MEMORY,           /* the allocator returned NULL, or a size does not fit */
+    WRPO_E_IO,               /* a file cannot be opened, read, written or renamed */
+    WRPO_E_FORMAT,           /* a file says something it must not say */
+    WRPO_E_UNSUPPORTED,      /* valid, but not something this library computes */
+    WRPO_E_DEVICE,           /* the backend failed */
+    WRPO_E_NOT_FINITE,       /* NaN or infinity where a number is needed */
+    WRPO_E_STOPPED           /* a callback asked to stop */
 } wrpo_result;
-
-typedef struct wrpo_error {          /* of the context's last failed call */
+typedef struct wrpo_error {
     wrpo_result code;
-    int64_t line, column;            /* in the text file it is about, from 1; 0 where there is none */
-    char text[512];                  /* "model.safetensors: lm_head.weight: want [32000,4096], found [32000,2048]" */
+    int64_t line, column;    /* in the text file it is about, from 1; 0 where there is none */
+    char text[512];          /* "model.safetensors: lm_head.weight: want [32000,4096], found [32000,2048]" */
 } wrpo_error;
 
 /* ---- context: all state; no globals ---- */
 typedef enum wrpo_dtype { WRPO_DTYPE_DEFAULT, WRPO_DTYPE_F32, WRPO_DTYPE_BF16, WRPO_DTYPE_F16 } wrpo_dtype;
 typedef struct wrpo_ctx wrpo_ctx;
 typedef struct wrpo_backend wrpo_backend;
-typedef struct wrpo_allocator {      /* both functions or neither; {0} = malloc and free */
-    void *(*alloc)(size_t n, void *user);              /* NULL = out of memory, which is survived */
-    void (*free)(void *p, void *user);                 /* p is never NULL */
+typedef struct wrpo_allocator {  /* both functions or neither; {0} = malloc and free */
+    void *(*alloc)(size_t n, void *user);  /* NULL = out of memory: the call fails, nothing else */
+    void (*free)(void *p, void *user);  /* p is never NULL */
     void *user;
 } wrpo_allocator;
-/* Files from the caller in place of the file system, for all that a call of this context is given to read. The library
-   still writes to the file system, and reads there what it wrote into out_dir or a save's directory.
-   open: the bytes of a file, for reading until close; NULL: there is no such file. A path that is no file is taken for
-   a directory: the library asks for PATH/config.json and so on, a file perhaps more than once. */
+/* Files from the caller in place of the file system, for all that a call is given to read. The library still writes to
+   the file system, and reads there what it wrote into out_dir or the directory of a save. A path that is no file is
+   taken for a directory: PATH/config.json and so on are asked for, some more than once. */
 typedef struct wrpo_files {
-    const void *(*open)(const char *path, size_t *size, void **handle, void *user);    /* 0 = the file system */
-    void (*close)(void *handle, const void *data, void *user);                         /* 0 = the bytes stay */
-    const char *(*list)(const char *dir, int64_t i, void *user);       /* the i-th name in dir, from 0; NULL past the last.
-                                        Only a save asks, for the side files that it copies; 0 = it copies none */
+    /* The file's bytes, valid until close; NULL: there is no such file. *handle is for close. 0 = the file system */
+    const void *(*open)(const char *path, size_t *size, void **handle, void *user);
+    void (*close)(void *handle, const void *data, void *user);  /* 0 = the bytes stay until wrpo_close */
+    /* The i-th name in a directory, from 0; NULL past the last. Only a save asks, to copy side files. 0 = no names */
+    const char *(*list)(const char *dir, int64_t i, void *user);
     void *user;
 } wrpo_files;
 typedef enum wrpo_level { WRPO_LOG_INFO, WRPO_LOG_WARN } wrpo_level;
 typedef struct wrpo_logger { void (*fn)(wrpo_level level, const char *text, void *user); void *user; } wrpo_logger;
 typedef struct wrpo_desc {
-    const wrpo_backend *backend;     /* 0 = wrpo_backend_cpu() */
-    int threads;                     /* 0 = all that OpenMP offers; 1 without OpenMP */
-    wrpo_dtype dtype;                /* of the products' arithmetic, and of the matrices of models that are trained; 0 = the
-                                        backend's own: F32 on the CPU. BF16: a machine that multiplies bfloat16 in hardware rounds the
-                                        factors to it, sums are float, and the optimizer works on float masters, of which the matrices
-                                        are the high halves */
-    size_t memory_limit;             /* bytes that a training run may make the context hold; 0 = what the machine or device has free */
+    const wrpo_backend *backend;  /* 0 = wrpo_backend_cpu() */
+    int threads;             /* 0 = all that OpenMP offers; 1 without OpenMP */
+    wrpo_dtype dtype;        /* F32 or BF16; 0 = the backend's own, F32 on the CPU. BF16: products round their
+                                factors to bfloat16 where the machine multiplies it; sums stay float. A model
+                                to train has matrices of bfloat16, the high halves of float masters */
+    size_t memory_limit;     /* bytes that the context may hold in a training run; 0 = what is free */
     wrpo_allocator memory;
     wrpo_files files;
-    wrpo_logger log;                 /* 0 = silent; wrpo_log_stderr is one */
-    wrpo_error *why;                 /* filled if wrpo_open fails, when there is no context to ask; may be NULL */
+    wrpo_logger log;         /* 0 = silent; wrpo_log_stderr is one */
+    wrpo_error *why;         /* filled if wrpo_open fails, as there is no context to ask; may be NULL */
 } wrpo_desc;
-WRPO_API wrpo_result wrpo_open(const wrpo_desc *desc /* NULL = {0} */, wrpo_ctx **out);
-WRPO_API void wrpo_close(wrpo_ctx *ctx);               /* after everything made from it; NULL is allowed */
-WRPO_API const wrpo_error *wrpo_last_error(const wrpo_ctx *ctx);   /* NULL ctx: "out of memory" */
-WRPO_API void wrpo_free(wrpo_ctx *ctx, void *p);       /* text and arrays that the library handed out; NULL is allowed */
-WRPO_API size_t wrpo_memory_peak(const wrpo_ctx *ctx); /* the most bytes held at once: its allocator's and a device's, but for the CPU backend's 4 MiB and 2 MiB a thread */
+WRPO_API wrpo_result wrpo_open(const wrpo_desc *desc, wrpo_ctx **out);
+WRPO_API void wrpo_close(wrpo_ctx *ctx);
+WRPO_API const wrpo_error *wrpo_last_error(const wrpo_ctx *ctx);  /* until the next one; NULL ctx: "out of memory" */
+WRPO_API void wrpo_free(wrpo_ctx *ctx, void *p);
+/* The most bytes held at once, a device's included; without the CPU backend's own 4 MiB + 2 MiB a thread. */
+WRPO_API size_t wrpo_memory_peak(const wrpo_ctx *ctx);
 WRPO_API void wrpo_log_stderr(wrpo_level level, const char *text, void *user);
 
 /* ---- JSON (RFC 8259, strict) ---- */
 typedef enum wrpo_json_kind { WRPO_JSON_NULL, WRPO_JSON_BOOL, WRPO_JSON_NUMBER, WRPO_JSON_STRING,
                               WRPO_JSON_ARRAY, WRPO_JSON_OBJECT } wrpo_json_kind;
-typedef struct wrpo_json {           /* read-only; lives until wrpo_json_free of its root */
+typedef struct wrpo_json {   /* read-only; lives until wrpo_json_free of its root */
     wrpo_json_kind kind;
     bool boolean;
-    bool exact;                      /* NUMBER: an integer without fraction or exponent that fits `integer` */
-    int32_t line, column;            /* where the value begins, from 1 */
-    const char *key; size_t key_size;    /* its name in the object around it; unescaped, NUL-terminated */
-    const char *text; size_t size;   /* STRING: unescaped, NUL-terminated (may hold NULs); NUMBER: as written */
+    bool exact;              /* NUMBER: an integer without fraction or exponent that fits `integer` */
+    int32_t line, column;    /* where the value begins, from 1 */
+    const char *key; size_t key_size;  /* its name in the object around it; unescaped, NUL-terminated */
+    const char *text; size_t size;  /* STRING: unescaped, NUL-terminated (may hold NULs); NUMBER: as written */
     double number; int64_t integer;
-    int64_t count;                   /* ARRAY, OBJECT: members */
+    int64_t count;           /* ARRAY, OBJECT: members */
     struct wrpo_json *child, *next;  /* first member; next sibling */
 } wrpo_json;
-/* name: what errors call the text. A duplicate key is an error. */
+/* name: what errors call the text (NULL = "JSON"). A duplicate key is an error. */
 WRPO_API wrpo_result wrpo_json_parse(wrpo_ctx *ctx, const char *name, const char *text, size_t size, wrpo_json **out);
 WRPO_API void wrpo_json_free(wrpo_ctx *ctx, wrpo_json *root);
-WRPO_API const wrpo_json *wrpo_json_get(const wrpo_json *object, const char *key);   /* NULL: absent, or no object */
-WRPO_API wrpo_result wrpo_json_quote(wrpo_ctx *ctx, const char *text, size_t size, char **out);  /* "..." with escapes; wrpo_free */
-WRPO_API wrpo_result wrpo_json_text(wrpo_ctx *ctx, const wrpo_json *value, char **out);   /* one line, numbers as they were written; wrpo_free */
+WRPO_API const wrpo_json *wrpo_json_get(const wrpo_json *object, const char *key);  /* NULL: absent, or no object */
+/* A string of JSON, "..." with escapes; a value on one line, numbers as they were written. wrpo_free(out). */
+WRPO_API wrpo_result wrpo_json_quote(wrpo_ctx *ctx, const char *text, size_t size, char **out);
+WRPO_API wrpo_result wrpo_json_text(wrpo_ctx *ctx, const wrpo_json *value, char **out);
 
 /* ---- safetensors: a file, a shard index or a directory; memory-mapped ---- */
 typedef struct wrpo_tensors wrpo_tensors;
-typedef struct wrpo_tensor_info {    /* pointers live as long as the wrpo_tensors */
-    const char *name, *dtype;        /* dtype as written: "F32", "BF16", ... */
-    const char *file;                /* the file it lies in */
+typedef struct wrpo_tensor_info {  /* lives as long as the wrpo_tensors */
+    const char *name, *dtype;  /* dtype as written: "F32", "BF16", ... */
+    const char *file;        /* the file that holds it */
     int ndim; const int64_t *shape;
     int64_t count; size_t bytes;
-    const void *data;                /* not aligned; little-endian */
+    const void *data;        /* not aligned; little-endian */
 } wrpo_tensor_info;
 WRPO_API wrpo_result wrpo_tensors_open(wrpo_ctx *ctx, const char *path, wrpo_tensors **out);
 WRPO_API void wrpo_tensors_close(wrpo_tensors *t);
 WRPO_API int64_t wrpo_tensors_count(const wrpo_tensors *t);
-WRPO_API const wrpo_tensor_info *wrpo_tensors_at(const wrpo_tensors *t, int64_t i);            /* sorted by name */
-WRPO_API const wrpo_tensor_info *wrpo_tensors_find(const wrpo_tensors *t, const char *name);   /* NULL: absent */
+WRPO_API const wrpo_tensor_info *wrpo_tensors_at(const wrpo_tensors *t, int64_t i);  /* sorted by name */
+WRPO_API const wrpo_tensor_info *wrpo_tensors_find(const wrpo_tensors *t, const char *name);  /* NULL: absent */
 
 /* ---- tokenizer and chat template: tokenizer.json, tokenizer_config.json, chat_template.jinja ---- */
 typedef struct wrpo_tokenizer wrpo_tokenizer;
 typedef enum wrpo_tokenizer_flags {
-    WRPO_TOKENIZER_SPECIAL = 1,         /* run the post-processor (adds BOS and the like) */
-    WRPO_TOKENIZER_CONTINUE = 2         /* the text continues an earlier one: nothing is prepended to it */
+    WRPO_TOKENIZER_SPECIAL = 1,  /* run the post-processor (adds BOS and the like) */
+    WRPO_TOKENIZER_CONTINUE = 2  /* the text continues an earlier one: nothing is prepended to it */
 } wrpo_tokenizer_flags;
 WRPO_API wrpo_result wrpo_tokenizer_load(wrpo_ctx *ctx, const char *dir, wrpo_tokenizer **out);
 WRPO_API void wrpo_tokenizer_free(wrpo_tokenizer *tok);
-WRPO_API int64_t wrpo_tokenizer_size(const wrpo_tokenizer *tok);      /* highest id + 1 */
-WRPO_API int32_t wrpo_tokenizer_bos(const wrpo_tokenizer *tok);       /* -1: none */
-WRPO_API int32_t wrpo_tokenizer_eos(const wrpo_tokenizer *tok);       /* -1: none */
+WRPO_API int64_t wrpo_tokenizer_size(const wrpo_tokenizer *tok);  /* highest id + 1 */
+WRPO_API int32_t wrpo_tokenizer_bos(const wrpo_tokenizer *tok);  /* -1: none */
+WRPO_API int32_t wrpo_tokenizer_eos(const wrpo_tokenizer *tok);  /* -1: none */
+/* flags: of wrpo_tokenizer_flags. wrpo_free(ids). */
 WRPO_API wrpo_result wrpo_tokenizer_encode(wrpo_tokenizer *tok, const char *text, size_t size, unsigned flags,
-                                 int32_t **ids, int64_t *count);      /* wrpo_free(ids) */
+        int32_t **ids, int64_t *count);
 WRPO_API wrpo_result wrpo_tokenizer_decode(wrpo_tokenizer *tok, const int32_t *ids, int64_t count, bool skip_special,
-                                 char **text, size_t *size);          /* wrpo_free(text); NUL-terminated */
-/* Renders the checkpoint's own template. messages: array of {role, content, ...}; kwargs: object of extra
+        char **text, size_t *size);  /* wrpo_free(text); NUL-terminated */
+/* Renders the checkpoint's own template. messages: an array of {role, content, ...}; kwargs: an object of extra
    variables, or NULL. A template's raise_exception is WRPO_E_FORMAT with its sentence. wrpo_free(text). */
 WRPO_API wrpo_result wrpo_tokenizer_chat(wrpo_tokenizer *tok, const wrpo_json *messages, bool add_generation_prompt,
-                               const wrpo_json *kwargs, char **text, size_t *size);
+        const wrpo_json *kwargs, char **text, size_t *size);
 
 /* ---- model: a Hugging Face directory in, a Hugging Face directory out ---- */
 typedef enum wrpo_rope_type { WRPO_ROPE_DEFAULT, WRPO_ROPE_LINEAR, WRPO_ROPE_LLAMA3, WRPO_ROPE_YARN,
                               WRPO_ROPE_DYNAMIC, WRPO_ROPE_LONGROPE } wrpo_rope_type;
-WRPO_API const char *wrpo_rope_name(int i);            /* "default", "linear", ..., in the order of the enum; NULL past the last */
-typedef struct wrpo_rope {           /* transformers' rope_parameters; zero where the type has no such number */
+typedef struct wrpo_rope {   /* transformers' rope_parameters; 0 where the type has no such number */
     wrpo_rope_type type;
-    int64_t dims;                    /* numbers of a head that turn; 0 = head_dim (Phi-3's partial_rotary_factor) */
+    int64_t dims;            /* elements of a head that are rotated; 0 = head_dim (Phi-3: a part of it) */
     double theta, factor, low_freq_factor, high_freq_factor;
     double beta_fast, beta_slow, attention_factor; bool yarn_truncate;
     int64_t original_max_position_embeddings;
-    float short_factor[256], long_factor[256];         /* longrope: [dims / 2], of sequences within the original length and beyond */
+    float short_factor[256], long_factor[256];  /* longrope: [dims / 2], for sequences up to that length; beyond */
 } wrpo_rope;
 typedef enum wrpo_head { WRPO_HEAD_LM, WRPO_HEAD_SCORE, WRPO_HEAD_VALUE, WRPO_HEAD_GATED } wrpo_head;
-typedef struct wrpo_config {         /* config.json, old and new spellings, defaults resolved */
-    char model_type[32];             /* "llama", "mistral", "qwen2", "qwen3", "gemma2", "phi3", "internlm2" */
+typedef struct wrpo_config {  /* config.json, old and new spellings, defaults resolved */
+    char model_type[32];     /* "llama", "mistral", "qwen2", "qwen3", "gemma2", "phi3", "internlm2" */
     int64_t vocab_size, hidden_size, intermediate_size, num_hidden_layers;
     int64_t num_attention_heads, num_key_value_heads, head_dim;
     int64_t max_position_embeddings;
-    int64_t sliding_window;          /* 0 = none: keys at most sliding_window - 1 positions back are seen */
-    uint64_t sliding_layers[8];      /* bit l: layer l has the window; the others attend in full. Up to 512 layers */
+    int64_t sliding_window;  /* a position sees itself and the sliding_window - 1 before it; 0 = all */
+    uint64_t sliding_layers[8];  /* bit l: layer l has the window; the others see all. Up to 512 layers */
     double rms_norm_eps, initializer_range;
     wrpo_rope rope;
-    bool attention_bias;             /* q, k, v */
-    bool output_bias;                /* o */
+    bool attention_bias;     /* q, k, v */
+    bool output_bias;        /* o */
     bool qk_norm;
     bool tie_word_embeddings;
-    bool gelu;                       /* the MLP's gate: gelu_tanh in place of silu */
-    bool norm_plus_one;              /* norms scale by 1 + w (not those of q and k) */
-    bool post_norms;                 /* norms on what attention and MLP add to the stream */
-    bool scale_embeddings;           /* by sqrt(D), rounded to the dtype of the context */
-    double query_pre_attn_scalar;    /* scores are scaled by its -0.5th power; 0 = head_dim */
-    double attn_logit_softcapping, final_logit_softcapping;   /* x -> cap tanh(x / cap); 0 = none */
-    wrpo_dtype dtype;                /* as the checkpoint states */
-    wrpo_head head;                  /* by "architectures": of a language model, or of a reward model (see there) */
-    int64_t pad_token_id, reward_token_id;             /* of reward models; -1 = none */
+    bool gelu;               /* the MLP's gate: gelu_tanh in place of silu */
+    bool norm_plus_one;      /* norms scale by 1 + w (those of q and k do not) */
+    bool post_norms;         /* norms on what attention and MLP add to the residual stream */
+    bool scale_embeddings;   /* by sqrt(D), rounded to the dtype of the context */
+    double query_pre_attn_scalar;  /* scores are scaled by its -0.5th power; 0 = head_dim */
+    double attn_logit_softcapping, final_logit_softcapping;  /* x -> cap tanh(x / cap); 0 = none */
+    wrpo_dtype dtype;        /* as the checkpoint states */
+    wrpo_head head;          /* by "architectures": LM, or the head of a reward model (see there) */
+    int64_t pad_token_id, reward_token_id;  /* of reward models; -1 = none */
     double gating_temperature;
 } wrpo_config;
-WRPO_API wrpo_result wrpo_config_load(wrpo_ctx *ctx, const char *path /* config.json or its directory */, wrpo_config *out);
+/* path: config.json or its directory. */
+WRPO_API wrpo_result wrpo_config_load(wrpo_ctx *ctx, const char *path, wrpo_config *out);
 
 typedef struct wrpo_model wrpo_model;
 typedef struct wrpo_model_desc {
     const char *dir;
-    bool frozen;                     /* not to be trained: matrices stay as the file has them, mapped into memory where they can be */
+    bool frozen;             /* not for training: matrices stay as the file has them, mapped where that is possible */
 } wrpo_model_desc;
-typedef struct wrpo_init_desc {      /* random weights: N(0, initializer_range), norms that scale by 1, biases 0 */
-    const char *config;              /* config.json or its directory */
-    const char *tokenizer_dir;       /* side files that a save copies; may be NULL */
-    uint64_t seed;                   /* counter-based: a tensor's numbers depend on seed, its name and the index */
-    wrpo_dtype dtype;                /* what a save writes by default; 0 = F32 */
+typedef struct wrpo_init_desc {
+    const char *config;      /* config.json or its directory */
+    const char *tokenizer_dir;  /* side files that a save copies; may be NULL */
+    uint64_t seed;           /* 0 = 42 */
+    wrpo_dtype dtype;        /* what a save writes by default; 0 = F32 */
 } wrpo_init_desc;
 typedef struct wrpo_save_desc {
-    const char *dir;                 /* made if absent */
-    wrpo_dtype dtype;                /* 0 = as loaded */
-    int64_t max_shard_size;          /* bytes; 0 = 5e9, as transformers */
+    const char *dir;         /* made if absent */
+    wrpo_dtype dtype;        /* 0 = as loaded */
+    int64_t max_shard_size;  /* bytes; 0 = 5e9, as transformers */
 } wrpo_save_desc;
-typedef struct wrpo_weight {         /* one tensor of the table of weights; cols 1 and vector true for norms and biases */
-    const char *name;                /* "model.layers.0.self_attn.q_proj.weight": in the Llama layout, whatever the family's files call it */
-    int64_t rows, cols; bool vector;
-    bool decay;                      /* takes weight decay: all but norms and biases */
-    wrpo_dtype dtype;                /* of data: F32, or BF16 for matrices only */
-    void *data;                      /* the backend's memory; read-only in a frozen model */
-    int64_t at;                      /* its place in arrays that mirror all weights (gradients, moments), in numbers */
+typedef struct wrpo_weight {  /* one tensor of the table of weights, in the Llama layout, for every family */
+    const char *name;        /* "model.layers.0.self_attn.q_proj.weight" */
+    int64_t rows, cols; bool vector;  /* norms and biases: cols 1, vector true */
+    bool decay;              /* takes weight decay: all except norms and biases */
+    wrpo_dtype dtype;        /* of data: F32, or BF16 for matrices only */
+    void *data;              /* [rows, cols] in the backend's memory; read-only in a frozen model */
+    int64_t at;              /* its first element in arrays that mirror all weights (gradients, moments) */
 } wrpo_weight;
 WRPO_API wrpo_result wrpo_model_load(wrpo_ctx *ctx, const wrpo_model_desc *desc, wrpo_model **out);
+/* Random weights: matrices N(0, initializer_range), norms that scale by 1, biases 0. An element depends on the seed,
+   its tensor's name and its index. init reads config.json. new takes a struct, and its model cannot be saved. */
 WRPO_API wrpo_result wrpo_model_init(wrpo_ctx *ctx, const wrpo_init_desc *desc, wrpo_model **out);
-/* Random weights for a config that the caller filled in: no file is read. */
 WRPO_API wrpo_result wrpo_model_new(wrpo_ctx *ctx, const wrpo_config *config, uint64_t seed, wrpo_model **out);
+/* Weights, config.json and side files. A save that is cut short leaves the old checkpoint, the new one, or a directory
+   that does not open. */
 WRPO_API wrpo_result wrpo_model_save(wrpo_model *model, const wrpo_save_desc *desc);
 WRPO_API void wrpo_model_free(wrpo_model *model);
-/* Config and tensors against each other, without reading a weight: what a load would say, in milliseconds. */
-WRPO_API wrpo_result wrpo_model_check(wrpo_ctx *ctx, const char *dir, wrpo_config *config, int64_t *parameters, wrpo_dtype *dtype);
+/* What a load would say of config and tensors, in milliseconds: no weight is read. */
+WRPO_API wrpo_result wrpo_model_check(wrpo_ctx *ctx, const char *dir, wrpo_config *config, int64_t *parameters,
+        wrpo_dtype *dtype);
 WRPO_API const wrpo_config *wrpo_model_config(const wrpo_model *model);
-WRPO_API int64_t wrpo_model_weights(const wrpo_model *model, const wrpo_weight **out);   /* the table; its length */
-WRPO_API int64_t wrpo_model_parameters(const wrpo_model *model);                         /* tied weights once */
-/* Elements [first, first + count) of weight i of the table, as floats, out of any backend's memory or into it. The
-   masters, where the model has them; otherwise put rounds to the weight's dtype. A frozen model takes none. */
+WRPO_API int64_t wrpo_model_weights(const wrpo_model *model, const wrpo_weight **out);  /* the table; its length */
+WRPO_API int64_t wrpo_model_parameters(const wrpo_model *model);  /* a tied weight counts once */
+/* Elements [first, first + count) of weight i of the table, as floats, from or to any backend's memory. Where there
+   are float masters, these; otherwise put rounds to the weight's dtype. put refuses a frozen model. */
 WRPO_API wrpo_result wrpo_weight_get(wrpo_model *model, int64_t i, int64_t first, int64_t count, float *out);
 WRPO_API wrpo_result wrpo_weight_put(wrpo_model *model, int64_t i, int64_t first, int64_t count, const float *values);
 
 /* ---- data: JSON lines of {prompt, chosen, rejected} or {messages} ---- */
 typedef enum wrpo_role { WRPO_ROLE_SOURCE, WRPO_ROLE_TARGET, WRPO_ROLE_REJECTED } wrpo_role;
-typedef enum wrpo_tokenization { WRPO_TOKENIZATION_CLEAN, WRPO_TOKENIZATION_AUTHORS } wrpo_tokenization;
+typedef enum wrpo_tokenization { WRPO_TOKENIZATION_CLEAN, WRPO_TOKENIZATION_AUTHORS } wrpo_tokenization;  /* >>data */
 typedef struct wrpo_data wrpo_data;
 typedef struct wrpo_data_desc {
     const char *path;
-    wrpo_tokenization tokenization;
-    int64_t max_length, max_prompt_length;   /* tokens; 0 = 2048, 1800 */
-    int64_t limit;                   /* read only the first records; 0 = all */
+    wrpo_tokenization tokenization;  /* 0 = clean */
+    int64_t max_length, max_prompt_length;  /* tokens; 0 = 2048, and 1800 / 2048 of max_length */
+    int64_t limit;           /* read only that many records; 0 = all */
 } wrpo_data_desc;
-typedef struct wrpo_tokens {         /* one response: ids[0..count), of which ids[first..count) are scored */
+typedef struct wrpo_tokens {  /* one response: ids[0..count), of which ids[first..count) are scored */
     wrpo_role role;
     const int32_t *ids; int64_t count, first;
-    double share;                    /* of a source among the sources of its record: they sum to 1, or all are 0 = equal; of others 0 = 1 */
-    int pair_id;                     /* pair methods: compared with the rejected responses of the same number */
+    double share;            /* of a source among its record's sources: they sum to 1, or all are 0 = equal */
+    int pair_id;             /* pair methods compare a response with the rejected ones of the same pair_id */
 } wrpo_tokens;
-typedef struct wrpo_record {         /* a view; lives as long as the data */
-    const char *prompt_id;           /* "line 7" where the file has none */
+typedef struct wrpo_record {
+    const char *prompt_id;   /* "line 7" where the file has none; 0 = by number */
     int64_t line;
     const int32_t *prompt; int64_t prompt_count;
-    const wrpo_tokens *responses; int count;   /* sources first, then the target's, then the rejected ones */
-    double weight;                   /* of its loss in the batch's mean; 0 = 1 (WRPO_ZERO for none) */
+    const wrpo_tokens *responses; int count;  /* sources first, then the target's, then the rejected ones */
+    double weight;           /* of its loss in the batch's mean; 0 = 1 (WRPO_ZERO: it counts nothing) */
 } wrpo_record;
 typedef struct wrpo_data_stats {
-    int64_t records, prompt_tokens, response_tokens, longest;      /* longest: prompt + longest response */
+    int64_t records, prompt_tokens, response_tokens, longest;  /* longest: prompt + longest response */
     int64_t truncated_prompts, truncated_responses;
 } wrpo_data_stats;
 /* One line is one record. The keys, each with its forms (>>data):
-     prompt, chosen, rejected    a quadruple (chosen: source, target) or a pair; with K sources chosen has K + 1 answers, and
-     weights                     K numbers, divided by their sum, says what each counts for (absent: the same)
-     prompt, pairs               FuseRL: [{chosen, rejected, weight}, ...], a source's own best and worst each; weights likewise
-     messages                    SFT
-     tools, chat_template_kwargs an array and an object, for the chat template beside the messages
-     weight                      what the record's loss counts for (EAST), at least 0; 1 if absent                             */
+     prompt, chosen, rejected     a quadruple (chosen: source, target) or a pair. With K sources chosen has K + 1
+     weights                      K numbers, divided by their sum: the sources' shares (absent: equal)
+     prompt, pairs                FuseRL: [{chosen, rejected, weight}, ...], a source's own best and worst each
+     messages                     SFT
+     tools, chat_template_kwargs  an array and an object, for the chat template beside the messages
+     weight                       what the record's loss counts for (EAST), at least 0; 1 if absent
+   The tokenizer may be freed afterwards. */
 WRPO_API wrpo_result wrpo_data_load(wrpo_tokenizer *tok, const wrpo_data_desc *desc, wrpo_data **out);
-/* Records that are token ids already; everything is copied. */
+/* Records that are token ids already. All is copied. */
 WRPO_API wrpo_result wrpo_data_from_ids(wrpo_ctx *ctx, const wrpo_record *records, int64_t count, wrpo_data **out);
 WRPO_API void wrpo_data_free(wrpo_data *data);
 WRPO_API int64_t wrpo_data_count(const wrpo_data *data);
-WRPO_API wrpo_record wrpo_data_record(const wrpo_data *data, int64_t i);
+WRPO_API wrpo_record wrpo_data_record(const wrpo_data *data, int64_t i);  /* a view; lives as long as the data */
 WRPO_API wrpo_data_stats wrpo_data_get_stats(const wrpo_data *data);
 
 /* ---- the algorithm: pure, host, double. Log-probs in; loss and its derivatives out ---- */
@@ -322,376 +361,426 @@ typedef enum wrpo_method { WRPO_METHOD_WRPO, WRPO_METHOD_DPO, WRPO_METHOD_IPO, W
                            WRPO_METHOD_SIMPO, WRPO_METHOD_DPO_NORM, WRPO_METHOD_SFT } wrpo_method;
 typedef enum wrpo_pair { WRPO_PAIR_TARGET, WRPO_PAIR_SOURCE, WRPO_PAIR_BOTH } wrpo_pair;
 typedef struct wrpo_loss_desc {
-    wrpo_method method;
-    wrpo_pair pair;                  /* which (chosen, rejected) a pair method takes of a quadruple */
-    double beta;                     /* 0 = 0.01; 10 for simpo and dpo-norm */
-    double label_smoothing;          /* eps in [0, 0.5) */
-    double gamma_ratio;              /* simpo: gamma / beta; 0 = 0.3 */
-    bool ipo_sum;                    /* ipo on sums of log-probs in place of means over tokens */
+    wrpo_method method;      /* 0 = WRPO */
+    wrpo_pair pair;          /* what a pair method takes of a quadruple as chosen; 0 = the target's answer */
+    double beta;             /* 0 = 0.01; 10 for simpo and dpo-norm */
+    double label_smoothing;  /* eps in [0, 0.5); 0 = none */
+    double gamma_ratio;      /* simpo: gamma / beta; 0 = 0.3 (WRPO_ZERO for none) */
+    bool ipo_sum;            /* ipo on sums of log-probs in place of means over tokens */
 } wrpo_loss_desc;
-typedef struct wrpo_response {       /* one response of a record, as the loss sees it */
+typedef struct wrpo_response {  /* one response of a record, as the loss sees it */
     wrpo_role role;
-    double share;                    /* of a source among the sources; 1 if there is one */
-    int64_t tokens;                  /* scored tokens |y| */
-    double logp, ref;                /* log pi(y|x) and log ref(y|x): sums over those tokens */
-    double dlogp;                    /* out: dL / d logp */
-    int pair_id;                     /* pair methods compare with the rejected responses of the same number; 0 where there is one pair */
+    double share;            /* of a source among the sources: they sum to 1 */
+    int64_t tokens;          /* scored tokens |y| */
+    double logp, ref;        /* log pi(y|x) and log ref(y|x): sums over those tokens */
+    double dlogp;            /* out: dL / d logp */
+    int pair_id;             /* as in wrpo_tokens; 0 where there is one pair */
 } wrpo_response;
-/* Loss of one record and, in r[i].dlogp, its derivatives. WRPO (Yang et al., ICLR 2025, eq. 5):
-     z = beta (alpha sum_i w_i d_si + (1 - alpha) d_t - d_l),  d = logp - ref,  L = -log sigmoid(z)
-   Several sources share by weight; several rejected responses count as their mean, of each pair for a pair method. With a
-   missing role (a pair without source, say) the method must not need it: otherwise *why says so, dlogp is 0 and NaN is
-   returned. A record without target is pairs of sources: a pair method takes them, whatever desc->pair. sft_tokens: the denominator of SFT's mean (scored tokens of the whole batch). */
-WRPO_API double wrpo_loss(const wrpo_loss_desc *desc, double alpha, wrpo_response *r, int n, double sft_tokens, const char **why);
+/* Loss of one record of n responses and, in r[i].dlogp, its derivatives. WRPO (Yang et al., ICLR 2025, eq. 5):
+     z = beta (alpha sum_i share_i d_i + (1 - alpha) d_t - d_l),  d = logp - ref,  L = -log sigmoid(z)
+   over the sources i, the target's answer t and the rejected l. Several rejected responses count as their mean; for a
+   pair method, as the mean of each pair. If a role is missing that the method needs, *why says so (NULL: not wanted),
+   dlogp is 0 and NaN is returned. A record without target is pairs of sources, which a pair method takes whatever
+   desc->pair is. sft_tokens: the denominator of SFT's mean, the scored tokens of the whole batch. */
+WRPO_API double wrpo_loss(const wrpo_loss_desc *desc, double alpha, wrpo_response *r, int n, double sft_tokens,
+        const char **why);
 
-typedef enum wrpo_alpha_schedule { WRPO_ALPHA_SCHEDULE_LINEAR, WRPO_ALPHA_SCHEDULE_CONSTANT, WRPO_ALPHA_SCHEDULE_POWER, WRPO_ALPHA_SCHEDULE_COSINE } wrpo_alpha_schedule;
-typedef enum wrpo_lr_schedule { WRPO_LR_SCHEDULE_COSINE, WRPO_LR_SCHEDULE_LINEAR, WRPO_LR_SCHEDULE_CONSTANT } wrpo_lr_schedule;
-/* The names on the command line ("wrpo", "dpo-norm", ...), in the order of the enums; NULL past the last. */
-WRPO_API const char *wrpo_method_name(int i);
-WRPO_API const char *wrpo_pair_name(int i);
-WRPO_API const char *wrpo_alpha_schedule_name(int i);
-WRPO_API const char *wrpo_lr_schedule_name(int i);
-/* alpha(k) = end * f(k / T): f(u) = u, 1, u^p, (1 - cos(pi u)) / 2; k clamped to [0, T]. */
+typedef enum wrpo_alpha_schedule { WRPO_ALPHA_SCHEDULE_LINEAR, WRPO_ALPHA_SCHEDULE_CONSTANT, WRPO_ALPHA_SCHEDULE_POWER,
+                                   WRPO_ALPHA_SCHEDULE_COSINE } wrpo_alpha_schedule;
+typedef enum wrpo_lr_schedule { WRPO_LR_SCHEDULE_COSINE, WRPO_LR_SCHEDULE_LINEAR,
+                                WRPO_LR_SCHEDULE_CONSTANT } wrpo_lr_schedule;
+/* Schedules over a run of T steps; its steps have k = 0 ... T - 1 steps done before them.
+   alpha(k) = end f(k / T), f(u) = u, 1, u^power (0 = 2), (1 - cos(pi u)) / 2. Unless it is constant, no step is trained
+   with the end value itself. k is clamped to [0, T]. */
 WRPO_API double wrpo_alpha(wrpo_alpha_schedule schedule, double power, double end, int64_t k, int64_t T);
-/* factor(k) of the peak rate: k / warmup below warmup, then cosine or line to 0 at T, or 1. */
+/* The factor of the learning rate: k / warmup for k < warmup, so that the first step of a run with warm-up changes no
+   weight; then from 1, by a cosine or a line, toward 0 at k = T, or 1. */
 WRPO_API double wrpo_lr_factor(wrpo_lr_schedule schedule, int64_t warmup, int64_t k, int64_t T);
 
-/* ---- log-probs ---- */
-/* For records [first, first + count): logps[count][K] (K: the largest response count of all records of data; NaN
-   where a record has fewer) and, if per_token is not NULL, a new array of every scored token's log-prob in order (wrpo_free). */
+/* ---- log-probs, hidden states ---- */
+/* For records [first, first + count): logps [count, K] (K: the most responses of a record in data; NaN where a record
+   has fewer) and, if per_token is not NULL, a new array of every scored token's log-prob in order (wrpo_free). */
 WRPO_API wrpo_result wrpo_logprobs(wrpo_model *model, const wrpo_data *data, int64_t first, int64_t count,
-                                   double *logps, float **per_token);
-/* Of count token ids as one sequence: hidden [count, D], what enters the LM head (after the final norm), and
-   logits [count, V], capped where the model caps them. NULL: not wanted. */
+        double *logps, float **per_token);
+/* Of count token ids as one sequence: hidden [count, D], after the final norm, and logits [count, V], capped where the
+   model caps them. NULL: not wanted. */
 WRPO_API wrpo_result wrpo_hidden(wrpo_model *model, const int32_t *ids, int64_t count, float *hidden, float *logits);
 
 /* ---- generation: many prompts and samples at once, over a cache of keys and values ----
-   A sample depends on the model, its prompt's ids and stream, its number, the seed and the settings of sampling; not on what
-   is computed beside it, the batch or the threads. */
+   A sample depends on the model, its prompt's ids and stream, its number, the seed and the settings of sampling. It
+   does not depend on what is computed beside it, nor on the batch or the threads. */
 typedef struct wrpo_prompt {
-    const int32_t *ids; int64_t count;                 /* as the model is given them: wrpo_tokenizer_prompt makes them */
-    uint64_t stream;                 /* of random numbers: a hash of the prompt's name, say */
-    bool own_temperature; double temperature;          /* own_temperature false: the desc's is used */
+    const int32_t *ids; int64_t count;  /* as the model is given them: wrpo_tokenizer_prompt makes them */
+    uint64_t stream;         /* of random numbers: a hash of the prompt's name, say */
+    bool own_temperature; double temperature;  /* own_temperature false: the desc's is used */
 } wrpo_prompt;
-typedef struct wrpo_sample {         /* lives until the callback returns */
-    const int32_t *ids; const float *logps; int64_t count;   /* log pi of each token, at temperature 1 and over the whole vocabulary */
-    const char *text; size_t size;   /* without stop token and special tokens; NULL where there is no tokenizer */
-    bool stopped;                    /* by a stop token, which is the last of ids; false: cut off */
+typedef struct wrpo_sample {  /* lives until the callback returns */
+    const int32_t *ids; const float *logps; int64_t count;  /* logps: at temperature 1, over the whole vocabulary */
+    const char *text; size_t size;  /* without stop token and special tokens; NULL where there is no tokenizer */
+    bool stopped;            /* by a stop token, which is the last of ids; false: cut off */
 } wrpo_sample;
 typedef struct wrpo_generate_desc {
-    wrpo_tokenizer *tokenizer;       /* for text and stop tokens; NULL = ids only */
-    int64_t n;                       /* samples of each prompt; 0 = 1 */
-    int64_t max_tokens;              /* of a sample; 0 = 2048. It ends at max_position_embeddings as well. Longrope turns a prompt and
-                                        its samples as sequences of so many tokens more than the prompt */
-    double temperature;              /* 0 = greedy: the likeliest token, of equal ones the first */
-    double top_p;                    /* from the likeliest tokens that have this probability together; 0 = 1: from all */
-    int64_t top_k;                   /* from the k likeliest; first top_k, then top_p of what is left; 0 = all */
-    uint64_t seed;                   /* 0 = 42 */
-    const int32_t *stop; int64_t stop_count;           /* NULL = wrpo_stop_tokens */
-    int64_t batch;                   /* samples decoded at once: speed against memory; 0 = 32; fewer where there is no room for them */
-    bool (*on_text)(int64_t prompt, int64_t sample, const char *utf8, size_t size, void *user);   /* as it comes, in whole characters */
-    bool (*on_done)(int64_t prompt, const wrpo_sample *samples /* [n] */, void *user);              /* in the order of the prompts */
+    wrpo_tokenizer *tokenizer;  /* for text and stop tokens; NULL = ids only */
+    int64_t n;               /* samples of each prompt; 0 = 1 */
+    int64_t max_tokens;      /* of a sample, which ends at max_position_embeddings as well; 0 = 2048. Longrope
+                                picks its factors by prompt length + max_tokens (at most the position limit) */
+    double temperature;      /* 0 = greedy: the likeliest token, of equal ones the first */
+    double top_p;            /* from the fewest likeliest tokens that have this probability together; 0 = 1: all */
+    int64_t top_k;           /* from the k likeliest; first top_k, then top_p of what is left; 0 = all */
+    uint64_t seed;           /* 0 = 42 */
+    const int32_t *stop; int64_t stop_count;  /* NULL = wrpo_stop_tokens */
+    int64_t batch;           /* samples decoded at once, fewer where memory is short; 0 = 32. Changes no sample */
+    /* Callbacks; one that returns false stops the call: WRPO_E_STOPPED. 0 = none. */
+    bool (*on_text)(int64_t prompt, int64_t sample, const char *utf8, size_t size, void *user);  /* whole characters */
+    bool (*on_done)(int64_t prompt, const wrpo_sample *samples /* [n] */, void *user); /* in the order of the prompts */
     bool (*on_step)(int64_t prompts /* done */, int64_t tokens /* made */, void *user);
-    void *user;                      /* a callback returning false stops cleanly: WRPO_E_STOPPED */
+    void *user;
 } wrpo_generate_desc;
-WRPO_API wrpo_generate_desc wrpo_generate_defaults(const wrpo_generate_desc *desc);   /* the zeros, resolved: log this */
-WRPO_API wrpo_result wrpo_generate(wrpo_model *model, const wrpo_prompt *prompts, int64_t count, const wrpo_generate_desc *desc);
-/* eos_token_id of generation_config.json, or of config.json where that has none, the tokenizer's EOS and the token that ends
-   an answer in its chat template (tok may be NULL); ascending. wrpo_free(ids). */
+WRPO_API wrpo_generate_desc wrpo_generate_defaults(const wrpo_generate_desc *desc);  /* zeros resolved: log this */
+WRPO_API wrpo_result wrpo_generate(wrpo_model *model, const wrpo_prompt *prompts, int64_t count,
+        const wrpo_generate_desc *desc);
+/* eos_token_id of generation_config.json, or of config.json where that has none; the tokenizer's EOS; the token that
+   ends an answer in its chat template (tok may be NULL). Ascending. wrpo_free(ids). */
 WRPO_API wrpo_result wrpo_stop_tokens(wrpo_model *model, wrpo_tokenizer *tok, int32_t **ids, int64_t *count);
 typedef struct wrpo_tokenizer_prompt_desc {
-    const char *name; int64_t line;  /* what errors call the record's place; 0 = "prompts" and the record's own line */
-    bool raw;                        /* no template: the prompt is a string, encoded as it is, BOS and the like included */
-    int64_t now;                     /* seconds since 1970 for templates that show the date; 0 = now */
+    const char *name; int64_t line;  /* what errors call the record's place; 0 = "prompts", the record's own line */
+    bool raw;                /* no template: the prompt is a string, encoded as it is, with BOS and the like */
+    int64_t now;             /* seconds since 1970, for templates that show the date; 0 = now */
 } wrpo_tokenizer_prompt_desc;
-/* The ids that training gives the model for the prompt of such a record ({prompt} or {messages}, tools, chat_template_kwargs):
-   what the template writes, with the generation prompt. wrpo_free(ids). */
-WRPO_API wrpo_result wrpo_tokenizer_prompt(wrpo_tokenizer *tok, const wrpo_tokenizer_prompt_desc *desc, const wrpo_json *record, int32_t **ids, int64_t *count);
-/* A user's prompt, plain text, in; the model's answer out, by the chat template. desc as for wrpo_generate, but tokenizer is
-   tok and n is 1. wrpo_free(answer). */
+/* The ids that training gives the model for the prompt of a record ({prompt} or {messages}; tools,
+   chat_template_kwargs): what the template writes, with the generation prompt. wrpo_free(ids). */
+WRPO_API wrpo_result wrpo_tokenizer_prompt(wrpo_tokenizer *tok, const wrpo_tokenizer_prompt_desc *desc,
+        const wrpo_json *record, int32_t **ids, int64_t *count);
+/* A user's text in, the model's answer out, by the chat template. desc: as for wrpo_generate, with tok and n = 1.
+   wrpo_free(answer). */
 WRPO_API wrpo_result wrpo_answer(wrpo_model *model, wrpo_tokenizer *tok, const char *prompt,
-                                 const wrpo_generate_desc *desc, char **answer);
+        const wrpo_generate_desc *desc, char **answer);
 
 /* ---- reward models: a conversation in, a number out ----
    A directory of any family above whose architecture ends in
-     ForSequenceClassification   score.weight [labels, D] on the last hidden state at the last token that is not pad_token_id
-     ForRewardModel              InternLM2's: v_head.weight [1, D] at reward_token_id, which is put behind the conversation
-     ForRewardModelWithGating    ArmoRM's: objectives at the last token, weighed by a gate that reads the prompt
-   The matrices stay in the file where they can. Conversations that begin alike are computed in one piece up to where they part. */
+     ForSequenceClassification   score.weight [labels, D] on the hidden state of the last token that is not pad_token_id
+     ForRewardModel              InternLM2's: v_head.weight [1, D] on that of reward_token_id, put at the end
+     ForRewardModelWithGating    ArmoRM's: objectives at the last token, weighted by a gate that reads the prompt
+   The model is frozen. Conversations that begin alike are computed in one piece up to where they part. */
 typedef struct wrpo_reward wrpo_reward;
 typedef struct wrpo_reward_desc {
     const char *dir;
-    int64_t label;                   /* which row of score.weight is the reward, from 1; 0 = it has only one */
-    int64_t micro_tokens;            /* rows computed at once, a longer conversation alone; 0 = 1024 */
+    int64_t label;           /* which row of score.weight is the reward, from 1; 0 = it has only one */
+    int64_t micro_tokens;    /* rows computed at once, a longer conversation alone; 0 = 1024 */
 } wrpo_reward_desc;
 WRPO_API wrpo_result wrpo_reward_load(wrpo_ctx *ctx, const wrpo_reward_desc *desc, wrpo_reward **out);
 WRPO_API void wrpo_reward_free(wrpo_reward *reward);
 WRPO_API const wrpo_config *wrpo_reward_config(const wrpo_reward *reward);
-/* Rewards of n answers to one prompt, by the model's own chat template. prompt: a string, a message or an array of messages. */
-WRPO_API wrpo_result wrpo_reward_score(wrpo_reward *reward, const wrpo_json *prompt, const char *const *answers, int64_t n, double *rewards);
-/* Rewards of n conversations of token ids, as the template makes them. */
-WRPO_API wrpo_result wrpo_reward_score_ids(wrpo_reward *reward, const int32_t *const *ids, const int64_t *counts, int64_t n, double *rewards);
-/* A file of candidates (see selection) or answers, {"prompt", "content"} a line, with their rewards; all else stays. */
+/* rewards[n] of n answers to one prompt, by the model's own chat template. prompt: a string, a message or an array of
+   messages. */
+WRPO_API wrpo_result wrpo_reward_score(wrpo_reward *reward, const wrpo_json *prompt, const char *const *answers,
+        int64_t n, double *rewards);
+/* rewards[n] of n conversations of token ids, as the template makes them: ids[i][counts[i]]. */
+WRPO_API wrpo_result wrpo_reward_score_ids(wrpo_reward *reward, const int32_t *const *ids, const int64_t *counts,
+        int64_t n, double *rewards);
+/* A file of candidates (see selection), or of {"prompt", "content"} lines, with their rewards; all else stays. */
 typedef struct wrpo_reward_file_desc {
-    const char *in, *out;            /* out appears when all is done, whole */
-    bool rescore;                    /* replace the rewards that are there; otherwise they are kept as they stand */
-    bool (*on_line)(int64_t done, int64_t lines, void *user); void *user;      /* after each; false stops: WRPO_E_STOPPED */
+    const char *in, *out;    /* out gets its name when it is whole */
+    bool rescore;            /* replace rewards that are there; false: keep them */
+    bool (*on_line)(int64_t done, int64_t lines, void *user); void *user;  /* after each; false: WRPO_E_STOPPED */
 } wrpo_reward_file_desc;
-typedef struct wrpo_reward_file_stats { int64_t prompts, scored, kept; double mean, least, most; } wrpo_reward_file_stats;   /* of scored ones; NaN: none */
-WRPO_API wrpo_result wrpo_reward_file(wrpo_reward *reward, const wrpo_reward_file_desc *desc, wrpo_reward_file_stats *out);
+typedef struct wrpo_reward_file_stats {
+    int64_t prompts, scored, kept;
+    double mean, least, most;  /* of the scored rewards; NaN: none */
+} wrpo_reward_file_stats;
+WRPO_API wrpo_result wrpo_reward_file(wrpo_reward *reward, const wrpo_reward_file_desc *desc,
+        wrpo_reward_file_stats *out);
 
-/* ---- selection: candidates with rewards -> records to train on; prompts -> two parts; answers -> a win rate ---- */
-/* A file of candidates has one line a prompt; several responses of a model are several entries; other keys are let be:
-     {"prompt_id", "prompt", "sources": [{"model", "content", "reward"}, ...], "target": [the same]}
-   and "tools" and "chat_template_kwargs" where the template was given them: they belong to the prompt. Lines of several files with one
-   prompt_id belong together, and those that have a prompt have the same; within a file a prompt_id occurs once. A reward that is not
-   a finite number is an error. A response without text is left out and counted. */
-typedef enum wrpo_form {             /* what a prompt becomes; best and worst by reward, on a tie the first in the order of the files */
-    WRPO_FORM_QUADS,                 /* chosen: the best source's answer, the target's best; rejected: the target's worst */
-    WRPO_FORM_SFT,                   /* messages: the prompt and the best source's answer */
-    WRPO_FORM_PAIR,                  /* chosen, rejected: best and worst of the source that has the best (FuseChat-3.0) */
-    WRPO_FORM_PAIRS                  /* pairs: best and worst of every source, weight softmax(best's reward / tau) (FuseRL) */
+/* ---- selection: candidates with rewards -> records to train on; prompts -> two parts; answers -> a win rate ----
+   A file of candidates has one line for each prompt; other keys are ignored:
+     {"prompt_id", "prompt", "sources": [{"model", "content", "reward"}, ...], "target": [likewise]}
+   "tools" and "chat_template_kwargs" belong to the prompt if the template was given them. A model with several
+   responses has several entries. Lines of several files with one prompt_id belong together, and those that have a
+   prompt have the same; within a file a prompt_id occurs once. A reward that is not a finite number is an error. A
+   response without text is left out and counted. */
+typedef enum wrpo_form {     /* what a prompt becomes, by reward; of equal rewards the first in the files' order */
+    WRPO_FORM_QUADS,         /* chosen: the best source's answer, the target's best; rejected: its worst */
+    WRPO_FORM_SFT,           /* messages: the prompt and the best source's answer */
+    WRPO_FORM_PAIR,          /* chosen, rejected: best and worst of the source that has the best (FuseChat-3.0) */
+    WRPO_FORM_PAIRS          /* pairs: best and worst of each source, weight softmax(best's reward / tau) (FuseRL) */
 } wrpo_form;
-WRPO_API const char *wrpo_form_name(int i);
 typedef struct wrpo_select_desc {
     const char *const *in; int64_t n_in;
-    const char *out;                 /* NULL: only the statistics */
-    wrpo_form form;
-    int64_t top;                     /* quads: this many sources, each one's best, weights softmax(reward / tau); 0 = 1 */
-    double tau;                      /* 0 = 1 */
-    double min_gap;                  /* rewards of chosen responses exceed the rejected one's by this; what does not is left out */
-    double entropy_power;            /* EAST: weight = H^power / entropy_scale, H in bits over the target's responses (the sources' */
-    double entropy_scale;            /* if there are none), the same where "answer", or else the text, is the same. 0 = no weight; 6.8 */
+    const char *out;         /* NULL: only the statistics */
+    wrpo_form form;          /* 0 = quads */
+    int64_t top;             /* quads: that many sources, each one's best, shares softmax(reward / tau); 0 = 1 */
+    double tau;              /* 0 = 1 */
+    double min_gap;          /* leave out what is not better than the rejected response by this; 0 = keep all */
+    /* EAST: weight = H^entropy_power / entropy_scale. H is the entropy in bits of the target's responses (of the
+       sources', if there are none); responses are alike whose "answer", or else text, is the same. */
+    double entropy_power;    /* 0 = no weight */
+    double entropy_scale;    /* 0 = 6.8 */
 } wrpo_select_desc;
-typedef struct wrpo_select_model { const char *name; int64_t responses, selected; double reward; } wrpo_select_model;   /* reward: its mean */
+typedef struct wrpo_select_model {
+    const char *name;
+    int64_t responses, selected;  /* selected: as a source's chosen one */
+    double reward;           /* the mean */
+} wrpo_select_model;
 typedef struct wrpo_select_stats {
     int64_t prompts, records;
-    int64_t no_source, no_target, equal, gap;          /* prompts left out: no such response, the same text on both sides, rewards too close */
-    int64_t empty;                   /* responses left out */
-    double reward[3], length[3];     /* means over the selected responses, by wrpo_role; length in characters; NaN: none */
-    wrpo_select_model *models; int64_t n_models;       /* in the order of the files; selected: as source. wrpo_free(models) */
+    int64_t no_source, no_target, equal, gap;  /* prompts left out: no such response, equal texts, too close */
+    int64_t empty;           /* responses left out */
+    double reward[3], length[3];  /* means over the selected, by wrpo_role; length in characters; NaN: none */
+    wrpo_select_model *models; int64_t n_models;  /* in the order of the files. wrpo_free(models) */
 } wrpo_select_stats;
 WRPO_API wrpo_result wrpo_select(wrpo_ctx *ctx, const wrpo_select_desc *desc, wrpo_select_stats *out);
 typedef struct wrpo_split_desc {
-    const char *in;                  /* JSON lines, a prompt each */
-    const char *out[2];              /* round(share N) lines go to the first, the rest to the second, as they are, in their order */
-    double share;                    /* 0 = 1/3, the paper's part for SFT */
-    uint64_t seed;                   /* 0 = 42 */
+    const char *in;          /* JSON lines, one for each prompt */
+    const char *out[2];      /* round(share N) lines, by chance, for the first; the rest; in their order */
+    double share;            /* 0 = 1/3, the paper's part for SFT */
+    uint64_t seed;           /* 0 = 42 */
 } wrpo_split_desc;
 WRPO_API wrpo_result wrpo_split(wrpo_ctx *ctx, const wrpo_split_desc *desc, int64_t counts[2]);
 
-/* Two files of scored answers, as above or {"prompt_id", "content", "reward"} a line: how often a's reward is higher. A prompt's
-   value is 1, 1/2 for equal rewards, 0; with several answers the mean over their pairs. Intervals hold 95 %, from resampled prompts.
-   `controlled` takes length out, in the spirit of AlpacaEval-2: P(win) = sigmoid(theta + phi tanh((length a - length b) / sd)) is
-   fitted by maximum likelihood with a penalty phi^2 / 2; it is sigmoid(theta), the rate at equal lengths. Swapping a and b gives 1 - rate. */
-typedef struct wrpo_winrate_desc { const char *a, *b; int64_t resamples; uint64_t seed; } wrpo_winrate_desc;     /* 0 = 1000, 42 */
+/* Two files of scored answers, candidates or {"prompt_id", "content", "reward"} lines: how often a's reward is higher.
+   A prompt counts 1, 1/2 for equal rewards, or 0; with several answers, the mean over their pairs. Intervals hold 95 %,
+   from resampled prompts. `controlled` takes length out, in the spirit of AlpacaEval 2: it is sigmoid(theta), the rate
+   at equal lengths, where P(win) = sigmoid(theta + phi tanh((length a - length b) / sd)) is fitted by maximum
+   likelihood with a penalty phi^2 / 2. Swapping a and b gives 1 - rate. */
+typedef struct wrpo_winrate_desc {
+    const char *a, *b;
+    int64_t resamples;       /* 0 = 1000 */
+    uint64_t seed;           /* 0 = 42 */
+} wrpo_winrate_desc;
 typedef struct wrpo_winrate_stats {
-    int64_t prompts, only_a, only_b;                   /* in both files; in one, left out */
-    double wins, ties, losses;                         /* their shares */
+    int64_t prompts, only_a, only_b;  /* in both files; left out: in one of them */
+    double wins, ties, losses;  /* their shares of the pairs */
     double rate, low, high, controlled, controlled_low, controlled_high;
-    double reward[2], length[2];                       /* means of a and of b */
+    double reward[2], length[2];  /* means of a and of b */
 } wrpo_winrate_stats;
 WRPO_API wrpo_result wrpo_winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *desc, wrpo_winrate_stats *out);
 
-/* ---- training: wrpo_train is new, step until done, save where asked, free -- and nothing else ---- */
-/* field, name in metrics.jsonl: averages over the batch's records. A reward is beta times the method's score. */
+/* ---- training: wrpo_train is open, step until done, save where asked, free ----
+   Metrics: field, name in metrics.jsonl; means over the batch's records. A reward is beta times the method's score. */
 #define WRPO_METRICS(X) \
-    X(loss, "loss")                                    /* NaN is never logged: the run stops with an error */ \
-    X(grad_norm, "grad_norm")                          /* before clipping */ \
+    X(loss, "loss")          /* NaN is never logged: the run stops with an error */ \
+    X(grad_norm, "grad_norm")  /* before clipping */ \
     X(learning_rate, "learning_rate") \
     X(epoch, "epoch") \
     X(cur_alpha, "cur_alpha") \
-    X(rewards_chosen, "rewards/chosen")                /* weighted: alpha * source + (1 - alpha) * target */ \
+    X(rewards_chosen, "rewards/chosen")  /* weighted: alpha source + (1 - alpha) target */ \
     X(rewards_source_chosen, "rewards/source_chosen") \
     X(rewards_target_chosen, "rewards/target_chosen") \
     X(rewards_rejected, "rewards/rejected") \
-    X(rewards_accuracies, "rewards/accuracies")        /* share of records with chosen > rejected */ \
+    X(rewards_accuracies, "rewards/accuracies")  /* share of records with chosen > rejected */ \
     X(rewards_source_accuracies, "rewards/source_accuracies") \
-    X(rewards_target_accuracies, "rewards/pivot_accuracies")      /* target > rejected */ \
+    X(rewards_target_accuracies, "rewards/pivot_accuracies")  /* target > rejected; the authors' name */ \
     X(rewards_margins, "rewards/margins") \
     X(logps_chosen, "logps/chosen") \
     X(logps_source_chosen, "logps/source_chosen") \
     X(logps_target_chosen, "logps/target_chosen") \
     X(logps_rejected, "logps/rejected") \
-    X(logits_chosen, "logits/chosen")                  /* mean logit over all positions and the vocabulary; not of capped logits */ \
+    X(logits_chosen, "logits/chosen")  /* mean over all positions and the vocabulary; NaN if capped */ \
     X(logits_rejected, "logits/rejected")
-typedef struct wrpo_metrics {        /* NaN: not defined for this method or these records */
-    int64_t step, steps;             /* step counts from 1 after the first update */
-    int64_t records, tokens;         /* of this step; tokens are rows computed: prompts once */
-    double tokens_per_second, seconds;   /* of this step; since the start */
+typedef struct wrpo_metrics {  /* NaN: not defined for this method or these records */
+    int64_t step, steps;     /* steps done; steps of the run */
+    int64_t records, tokens;  /* of this step; tokens are rows computed: prompts once */
+    double tokens_per_second, seconds;  /* of this step; since the start */
 #define WRPO_X(field, name) double field;
     WRPO_METRICS(WRPO_X)
 #undef WRPO_X
 } wrpo_metrics;
 
-/* The moments of AdamW in memory: float; bfloat16; or blocks of WRPO_BLOCK numbers (after Dettmers et al. 2022), each a byte per
-   number and then a float s, the largest magnitude. m = +-s (q / 127)^4 with +-q a signed byte, v = s (q / 255)^4 with q an unsigned
-   one, never 0 for a v above 0. Where numbers are rounded, it is up or down at random so that the mean is right: moments move by less than
-   half a step of bfloat16. */
+/* How the moments of AdamW are stored: float; bfloat16; or blocks of WRPO_BLOCK elements (after Dettmers et al. 2022):
+   a byte for each, then a float s, the largest magnitude. m = +-s (q / 127)^4 with +-q a signed byte; v = s (q / 255)^4
+   with q unsigned, never 0 for a v above 0. Moments move by less than half a step of bfloat16, so what is not float is
+   rounded up or down at random, with the right mean. */
 typedef enum wrpo_moments { WRPO_MOMENTS_F32, WRPO_MOMENTS_BF16, WRPO_MOMENTS_8BIT } wrpo_moments;
 enum { WRPO_BLOCK = 256, WRPO_BLOCK_BYTES = WRPO_BLOCK + 4 };
-WRPO_API const char *wrpo_moments_name(int i);                           /* "f32", "bf16", "8bit"; NULL past the last */
-WRPO_API size_t wrpo_moments_bytes(wrpo_moments moments, int64_t count);   /* of one moment of count numbers; whole blocks, but for f32 */
+/* Bytes of one moment of count elements; whole blocks, except for F32. */
+WRPO_API size_t wrpo_moments_bytes(wrpo_moments moments, int64_t count);
 typedef struct wrpo_train_desc {
     wrpo_loss_desc loss;
-    double alpha;                    /* 0 = 0.1 (WRPO_ZERO for none) */
-    wrpo_alpha_schedule alpha_schedule; double alpha_power;   /* 0 = linear; power 0 = 2 */
-    double learning_rate;            /* 0 = 3e-7; 7e-6 for sft, 1e-6 for simpo, 8e-7 for dpo-norm */
-    double beta1, beta2, eps, weight_decay;   /* 0 = 0.9, 0.999, 1e-8, 0 */
-    wrpo_moments moments;              /* of the moments; 0 = float */
-    double max_grad_norm;            /* 0 = 1; negative = off */
-    wrpo_lr_schedule lr_schedule; double warmup_ratio;   /* 0 = cosine, 0.1 (WRPO_ZERO for none) */
-    double epochs;                   /* 0 = 1 */
-    int64_t batch_size;              /* records per optimizer step; 0 = 128 */
-    int64_t accumulation;            /* micro-batches of batch_size / accumulation, as the authors count epochs; 0 = 1 */
-    int64_t max_steps;               /* 0 = by epochs */
-    int64_t micro_tokens;            /* rows computed at once, a longer record alone; 0 = 1024 */
-    int64_t recompute;               /* layers whose activations are recomputed in the backward pass, from the first; -1 = all,
-                                        0 = as many as it takes to fit into the context's memory_limit. Logits are
-                                        kept where this is 0 and all fits, or where a micro-batch is no more than a chunk of them */
+    double alpha;            /* the schedule's end value; 0 = 0.1 (WRPO_ZERO for none) */
+    wrpo_alpha_schedule alpha_schedule; double alpha_power;  /* 0 = linear; power 0 = 2 */
+    double learning_rate;    /* the peak; 0 = 3e-7; 7e-6 for sft, 1e-6 for simpo, 8e-7 for dpo-norm */
+    double beta1, beta2, eps, weight_decay;  /* of AdamW; 0 = 0.9, 0.999, 1e-8, 0 (WRPO_ZERO for none) */
+    wrpo_moments moments;    /* 0 = float */
+    double max_grad_norm;    /* 0 = 1; negative or WRPO_ZERO = no clipping */
+    wrpo_lr_schedule lr_schedule;  /* 0 = cosine */
+    double warmup_ratio;     /* of the run's steps, rounded up; 0 = 0.1 (WRPO_ZERO for none) */
+    double epochs;           /* 0 = 1 */
+    int64_t batch_size;      /* records per optimizer step; 0 = 128 */
+    int64_t accumulation;    /* a step's loss is the mean of that many means, over batch_size / accumulation
+                                records each, as the authors form it. It saves no memory; 0 = 1 */
+    int64_t max_steps;       /* 0 = by epochs */
+    int64_t micro_tokens;    /* rows computed at once, a longer record alone: memory against speed; 0 = 1024 */
+    int64_t recompute;       /* layers, from the first, whose activations the backward pass computes again: less
+                                memory, more time. -1 = all; 0 = as few as memory_limit allows. Logits are kept
+                                if this is 0 and all fits, or if one chunk of them covers the micro-batch */
     uint64_t seed; bool no_shuffle;  /* seed 0 = 42 */
-    const char *out_dir;             /* metrics.jsonl and the cache of reference log-probs; NULL = no files */
-    const char *ref_dir;             /* the reference; NULL = the policy as it is before step 1 */
-    const wrpo_data *eval_data; int64_t eval_steps;    /* 0 = at the end only */
-    const char *resume;              /* a directory that wrpo_trainer_save wrote: the run goes on from there, to the bits of one that never stopped. All
-                                        else is as it was, or refused by name: settings above, data, backend, and the policy as it was before
-                                        step 1 (the reference, if ref_dir is NULL), whose weights are then replaced. NULL = from the start */
-    wrpo_save_desc save; int64_t save_steps;           /* save.dir not NULL: wrpo_train leaves save.dir/checkpoint-K where it ends early after K steps (not
-                                        after an error of a device); and every save_steps steps (0 = never), in place of its last */
-    bool (*on_step)(const wrpo_metrics *m, const wrpo_metrics *eval /* NULL but where one was made */, void *user);
-    void *user;                      /* on_step returning false stops cleanly: WRPO_E_STOPPED */
+    const char *out_dir;     /* for metrics.jsonl and the cache of reference log-probs; NULL = no files */
+    const char *ref_dir;     /* the reference; NULL = the policy as it is before step 1 */
+    const wrpo_data *eval_data; int64_t eval_steps;  /* evaluate every eval_steps steps; 0 = at the end only */
+    /* A directory that wrpo_trainer_save wrote; NULL = from the start. The run goes on to the bits of one that never
+       stopped. Settings, data, backend, and the policy from before step 1 (the reference, if ref_dir is NULL) must be
+       the same, or are refused by name; the policy's weights are then replaced. */
+    const char *resume;
+    /* save.dir not NULL: wrpo_train writes save.dir/checkpoint-K if it ends early, after K steps (not after a device's
+       error), and every save_steps steps (0 = never). A new checkpoint replaces the one before. */
+    wrpo_save_desc save; int64_t save_steps;
+    bool (*on_step)(const wrpo_metrics *m, const wrpo_metrics *eval /* or NULL */, void *user);  /* 0 = none */
+    void *user;              /* on_step returning false stops cleanly: WRPO_E_STOPPED */
 } wrpo_train_desc;
-typedef struct wrpo_bytes {          /* of a run, before anything is allocated */
+typedef struct wrpo_bytes {  /* of a run, before anything is allocated */
     size_t weights, gradients, moments, activations, head, data, total;
-    size_t device, room;             /* of total, in the backend's memory; what there is for it: SIZE_MAX where nobody knows */
-    int64_t recompute;               /* layers that the run recomputes */
-    bool logits;                     /* there is room for a micro-batch's logits until its backward pass */
+    size_t device, room;     /* of total, in the backend's memory; what is there for it, SIZE_MAX: unknown */
+    int64_t recompute;       /* layers that the run recomputes */
+    bool logits;             /* a micro-batch's logits are kept until its backward pass */
 } wrpo_bytes;
 typedef struct wrpo_trainer wrpo_trainer;
-WRPO_API wrpo_train_desc wrpo_train_defaults(const wrpo_train_desc *desc);   /* the zeros, resolved: log this */
-WRPO_API wrpo_result wrpo_train_bytes(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_data *data /* or NULL: micro_tokens rows */,
-                                      const wrpo_train_desc *desc, wrpo_bytes *out);
-/* All in memory: no file is read or written; the reference is the policy as it is now. Free with wrpo_trainer_free. */
-WRPO_API wrpo_result wrpo_trainer_new(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_trainer **out);
-/* With the desc's files: out_dir, ref_dir, resume. Free with wrpo_trainer_free. */
-WRPO_API wrpo_result wrpo_trainer_open(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_trainer **out);
-WRPO_API wrpo_result wrpo_trainer_step(wrpo_trainer *t, wrpo_metrics *m);    /* m->step == m->steps: that was the last */
+WRPO_API wrpo_train_desc wrpo_train_defaults(const wrpo_train_desc *desc);  /* the zeros, resolved: log this */
+WRPO_API wrpo_result wrpo_train_bytes(wrpo_ctx *ctx, const wrpo_config *config,
+        const wrpo_data *data /* NULL: micro_tokens rows */, const wrpo_train_desc *desc,
+        wrpo_bytes *out);
+/* All in memory: no file is read or written; the reference is the policy as it is now. */
+WRPO_API wrpo_result wrpo_trainer_new(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc,
+        wrpo_trainer **out);
+/* With the desc's files: out_dir, ref_dir, resume. */
+WRPO_API wrpo_result wrpo_trainer_open(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc,
+        wrpo_trainer **out);
+WRPO_API wrpo_result wrpo_trainer_step(wrpo_trainer *t, wrpo_metrics *m);  /* m->step == m->steps: that was the last */
 /* data: the training data or desc.eval_data, whose reference log-probs are known. */
 WRPO_API wrpo_result wrpo_trainer_eval(wrpo_trainer *t, const wrpo_data *data, wrpo_metrics *m);
-/* The model, as wrpo_model_save writes it, and beside it the state of the run, for wrpo_train_desc.resume: trainer_state.wrpo, a safetensors file
-   of the weights as the optimizer has them (float), their moments NAME.exp_avg and NAME.exp_avg_sq, the metrics.jsonl so far, and, as
-   metadata, the step and all that must be the same. It is written in pieces, and is whole or not there. */
+/* The model, as wrpo_model_save writes it, and beside it the run's state, for wrpo_train_desc.resume:
+   trainer_state.wrpo, a safetensors file of the weights as the optimizer has them (float), their moments NAME.exp_avg
+   and NAME.exp_avg_sq, metrics.jsonl, and, as metadata, the step and all that must be the same. */
 WRPO_API wrpo_result wrpo_trainer_save(wrpo_trainer *t, const wrpo_save_desc *desc);
 WRPO_API void wrpo_trainer_free(wrpo_trainer *t);
-/* The metrics of a model on data, nothing trained: desc gives loss, alpha (taken as it is) and ref_dir. */
+/* The metrics of a model on data, without training. Of desc: loss, alpha (taken as it is) and ref_dir. */
 WRPO_API wrpo_result wrpo_eval(wrpo_model *model, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_metrics *m);
 /* One line of JSON, the names with a prefix ("", "eval_"); undefined metrics are left out. wrpo_free(text). */
 WRPO_API wrpo_result wrpo_metrics_json(wrpo_ctx *ctx, const wrpo_metrics *m, const char *prefix, char **text);
-WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_metrics *last);
+/* last: the last step's metrics; may be NULL. */
+WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc,
+        wrpo_metrics *last);
+
+/* ---- names of enum values, as files and the command line spell them: "dpo-norm", ...; NULL past the last ---- */
+WRPO_API const char *wrpo_method_name(int i);
+WRPO_API const char *wrpo_pair_name(int i);
+WRPO_API const char *wrpo_alpha_schedule_name(int i);
+WRPO_API const char *wrpo_lr_schedule_name(int i);
+WRPO_API const char *wrpo_moments_name(int i);
+WRPO_API const char *wrpo_rope_name(int i);
+WRPO_API const char *wrpo_form_name(int i);
 
 /* ---- backend: memory and about twenty ops; the model is written once, above this table ----
-   Contract: y and dx are written, dw (float, gradients) is accumulated; no op allocates, waits or exits; results
-   depend neither on the number of threads nor on the run. Activations have act_bytes per number (4 = float, 2 =
-   bfloat16); a matrix of weights has its dtype beside it, vectors of weights (norms, biases), gradients and float * are
-   float. Pointers are the backend's own memory. ld*: numbers from one row to the next. To replace one op:
-   wrpo_backend be = *wrpo_backend_cpu(); be.gemm = my_blas; */
-typedef enum wrpo_mm {               /* c[m,n] = or += */
-    WRPO_MM_NT,                         /* a[m,k] b[n,k]'   activations, weights -> activations:  y = x W' */
-    WRPO_MM_NT_FLOAT,                  /* the same, but c is float */
-    WRPO_MM_NN,                         /* a[m,k] b[k,n]    activations, weights -> activations:  dx = dy W */
-    WRPO_MM_TN                          /* a[k,m]' b[k,n]   activations, activations -> float:    dW += dy' x */
+   To replace one op:  wrpo_backend be = *wrpo_backend_cpu(); be.gemm = my_gemm;   dev is what the table's open made.
+   What every op keeps, a replaced one as well (>>ops defines them):
+     y and dx are written, dw (float: gradients) is added to; no op allocates, waits or exits
+     results depend neither on the number of threads nor on the run, and a row of a product NT or NN or of attention
+     depends on that row's inputs only: a record has the same bits whatever is computed beside it
+     pointers are the backend's memory, and overlap only where the op says so
+     activations have act_bytes bytes an element (4 = float, 2 = bfloat16); a matrix of weights has its dtype beside it;
+     vectors of weights, gradients and float * are float
+     ldx: elements from one row of x to the next */
+typedef enum wrpo_mm {       /* c[m,n] = or += */
+    WRPO_MM_NT,              /* a[m,k] b[n,k]'   activations, weights -> activations:  y = x W' */
+    WRPO_MM_NT_FLOAT,        /* the same, but c is float */
+    WRPO_MM_NN,              /* a[m,k] b[k,n]    activations, weights -> activations:  dx = dy W */
+    WRPO_MM_TN               /* a[k,m]' b[k,n]   activations, activations -> float:    dW += dy' x */
 } wrpo_mm;
 typedef struct wrpo_seg {
-    int64_t begin, end;              /* rows of q and o */
-    int64_t prefix, prefix_end;      /* rows of k and v that all of them see, at positions from 0; equal: none */
-    int64_t own, own_end;            /* rows of k and v at the positions behind; the last row of q is at the last of them, and each sees
-                                        those up to its own position. In training own = begin and own_end = end; in decoding, k and v are
-                                        a cache, and own .. own_end is longer than begin .. end by what was decoded before */
+    int64_t begin, end;      /* rows of q and o */
+    int64_t prefix, prefix_end;  /* rows of k and v at positions from 0, which all of them see; equal: none */
+    /* Its own rows of k and v, after the prefix. The last row of q is at the last of their positions; each row sees
+       those up to its own. In training these are begin and end; in decoding they include earlier tokens. */
+    int64_t own, own_end;
 } wrpo_seg;
 typedef struct wrpo_attn {
-    int64_t n; const wrpo_seg *segs; int64_t n_segs;   /* segs in the backend's memory; they cover rows 0..n of q in order */
-    int64_t H, G, d;                 /* H query heads share G key/value heads: head h uses h / (H / G) */
-    int64_t ldq, ldkv, ldo;          /* q [n, ldq], k and v [n, ldkv], o [n, ldo]; dq, dk, dv, do likewise */
-    int64_t window;                  /* key visible iff position(q) - position(k) < window; 0 = no limit */
-    float scale, softcap;            /* softmax(scale q.k); softcap 0 = none */
+    int64_t n; const wrpo_seg *segs; int64_t n_segs;  /* in the backend's memory; they cover rows 0..n of q in order */
+    int64_t H, G, d;         /* H query heads share G key/value heads: head h uses h / (H / G) */
+    int64_t ldq, ldkv, ldo;  /* q [n, ldq], k and v [n, ldkv], o [n, ldo]; likewise for dq, dk, dv, do */
+    int64_t window;          /* a key is visible if position(q) - position(k) < window; 0 = no limit */
+    float scale, softcap;    /* softmax(scale q.k); softcap 0 = none */
 } wrpo_attn;
 typedef struct wrpo_adamw {
     float lr, beta1, beta2, eps, weight_decay, grad_scale; double correction1, correction2;
     wrpo_moments moments;
-    uint64_t seed;                   /* of the stochastic rounding: of this step and array */
+    uint64_t seed;           /* of the random rounding: of this step and array */
 } wrpo_adamw;
 typedef enum wrpo_feature {
-    WRPO_FEATURE_BF16 = 1,           /* products of bfloat16, in a context of it: AVX512_BF16 */
-    WRPO_FEATURE_AMX = 2             /* and by tiles */
+    WRPO_FEATURE_BF16 = 1,   /* a context of bfloat16 multiplies it in hardware: AVX512_BF16 */
+    WRPO_FEATURE_AMX = 2     /* and in tiles */
 } wrpo_feature;
 struct wrpo_backend {
     const char *name;
     int act_bytes;
-    wrpo_dtype dtype;                /* what a context's dtype is by default */
-    bool host;                       /* its memory is the host's: weights may lie in a mapped file */
-    unsigned features;               /* of wrpo_feature: what open uses where the machine has it. A copy of the table keeps it */
+    wrpo_dtype dtype;        /* what a context's dtype is by default */
+    bool host;               /* its memory is the host's: weights may be in a mapped file */
+    unsigned features;       /* of wrpo_feature: what open uses where the machine has it. A copy keeps it */
     wrpo_result (*open)(void **dev, const wrpo_desc *desc, wrpo_error *why);
     void (*close)(void *dev);
-    void *(*alloc)(void *dev, size_t n);               /* NULL: out of memory; 64-byte aligned */
-    size_t (*room)(void *dev);                         /* bytes that alloc can still give; NULL: not known */
+    void *(*alloc)(void *dev, size_t n);  /* NULL: out of memory; 64-byte aligned */
+    size_t (*room)(void *dev);  /* bytes that alloc can still give; NULL: not known */
     void (*release)(void *dev, void *p);
     void (*put)(void *dev, void *dst, const void *host, size_t n);
-    void (*get)(void *dev, void *host, const void *src, size_t n);    /* waits */
+    void (*get)(void *dev, void *host, const void *src, size_t n);  /* waits */
     void (*copy)(void *dev, void *dst, const void *src, size_t n);
     void (*zero)(void *dev, void *dst, size_t n);
-    wrpo_result (*sync)(void *dev, wrpo_error *why);   /* waits; the first error since the last */
-    /* ops(user), a stretch of ops that comes again and again; or, in its stead, what was recorded under the same key. NULL: ops are called. So
-       whatever the ops are given, pointers and sizes, follows from key, and what changes from call to call lies in the backend's memory.
-       ops does nothing but call ops of this table, copy and zero, and may be called twice (the first time nothing is run). release forgets
-       all that is recorded. */
+    wrpo_result (*sync)(void *dev, wrpo_error *why);  /* waits; the first error since the last */
+    /* Runs ops(user), or replays a recording with the same key. The key must determine every pointer and size; what
+       changes from call to call is in the backend's memory. ops only calls ops of this table, copy and zero, and may be
+       called twice (the first time nothing is run). release forgets all recordings. NULL: ops are called. */
     void (*replay)(void *dev, const int64_t key[4], void (*ops)(void *user), void *user);
-    /* c = a b (beta 0) or c += a b (beta 1) */
-    void (*gemm)(void *dev, wrpo_mm mm, void *c, int64_t ldc, const void *a, int64_t lda, const void *b, int64_t ldb, wrpo_dtype b_type,
-                 int64_t m, int64_t n, int64_t k, float beta);          /* b_type: of a weight; TN does not look at it */
+    /* c = a b (beta 0) or c += a b (beta 1). b_type: of a weight; not used for TN */
+    void (*gemm)(void *dev, wrpo_mm mm, void *c, int64_t ldc, const void *a, int64_t lda, const void *b, int64_t ldb,
+        wrpo_dtype b_type, int64_t m, int64_t n, int64_t k, float beta);
     /* y[r] = scale w[ids[r]]  and  dw[ids[r]] += scale dy[r] */
-    void (*embed)(void *dev, void *y, const void *w, wrpo_dtype w_type, const int32_t *ids, int64_t n, int64_t D, float scale);
+    void (*embed)(void *dev, void *y, const void *w, wrpo_dtype w_type, const int32_t *ids, int64_t n, int64_t D,
+        float scale);
     void (*embed_bwd)(void *dev, float *dw, const void *dy, const int32_t *ids, int64_t n, int64_t D, float scale);
-    /* y[r] = x[index[r]]  and  dx[index[r]] += dy[r] (dx accumulated; indices repeat) */
+    /* y[r] = x[index[r]]  and  dx[index[r]] += dy[r]: dx is added to, as indices repeat */
     void (*gather)(void *dev, void *y, const void *x, const int32_t *index, int64_t n, int64_t D);
     void (*gather_bwd)(void *dev, void *dx, const void *dy, const int32_t *index, int64_t n, int64_t D);
-    /* y[index[r]] = x[r], rows of D numbers, ldy and ldx apart; no index twice. Only decoding needs it (NULL: there is none) */
-    void (*scatter)(void *dev, void *y, int64_t ldy, const void *x, int64_t ldx, const int32_t *index, int64_t n, int64_t D);
+    /* y[index[r]] = x[r], rows of D elements; no index twice. Only decoding needs it (NULL: it is refused) */
+    void (*scatter)(void *dev, void *y, int64_t ldy, const void *x, int64_t ldx, const int32_t *index, int64_t n,
+        int64_t D);
     /* y[r] += b  and  db += sum_r dy[r] */
     void (*bias)(void *dev, void *y, int64_t ldy, const float *b, int64_t n, int64_t D);
     void (*bias_bwd)(void *dev, float *db, const void *dy, int64_t lddy, int64_t n, int64_t D);
-    void (*colsum)(void *dev, float *y, const void *w, wrpo_dtype w_type, int64_t rows, int64_t cols);    /* y[cols] = sum_r w[r] */
-    void (*add)(void *dev, void *y, const void *x, int64_t count);    /* y += x */
-    /* each row holds `heads` vectors of D numbers (heads 1: the whole row):  y = (w + plus) x rstd, rstd = 1/sqrt(mean(x^2) + eps)
-       rstd [n, heads] is written. y may be x.  Backward: dx = dres + ..., dres NULL = 0; dx may be dy or dres. */
+    /* y[cols] = sum_r w[r] */
+    void (*colsum)(void *dev, float *y, const void *w, wrpo_dtype w_type, int64_t rows, int64_t cols);
+    void (*add)(void *dev, void *y, const void *x, int64_t count);  /* y += x */
+    /* A row is `heads` vectors of D elements:  y = (w + plus) x rstd,  rstd [n, heads] = 1 / sqrt(mean(x^2) + eps)
+       dx = dres + ...; dres NULL is 0. y may be x; dx may be dy or dres */
     void (*rmsnorm)(void *dev, void *y, int64_t ldy, float *rstd, const void *x, int64_t ldx, const float *w,
-                    int64_t n, int64_t heads, int64_t D, float eps, float plus);
-    void (*rmsnorm_bwd)(void *dev, void *dx, int64_t lddx, float *dw, const void *dy, int64_t lddy, const void *dres, int64_t lddres,
-                        const void *x, int64_t ldx, const float *w, const float *rstd, int64_t n, int64_t heads, int64_t D, float plus);
-    /* rotate-half in place on `heads` vectors of d numbers per row; table[n][d/2][2] = cos, sin; sign -1 is the backward */
+        int64_t n, int64_t heads, int64_t D, float eps, float plus);
+    void (*rmsnorm_bwd)(void *dev, void *dx, int64_t lddx, float *dw, const void *dy, int64_t lddy, const void *dres,
+        int64_t lddres, const void *x, int64_t ldx, const float *w, const float *rstd, int64_t n,
+        int64_t heads, int64_t D, float plus);
+    /* Rotates `heads` vectors of d elements per row, in place; table [n, d/2, 2] = cos, sin; backward: sign -1 */
     void (*rope)(void *dev, void *x, int64_t ldx, const float *table, int64_t n, int64_t heads, int64_t d, float sign);
-    /* o = softmax(scale q k' + mask) v; lse [n, H] = log-sum-exp of the scaled scores.  Never a full score matrix. */
+    /* o = softmax(scale q k' + mask) v; lse [n, H] = log-sum-exp of the scaled scores */
     void (*attention)(void *dev, const wrpo_attn *a, void *o, float *lse, const void *q, const void *k, const void *v);
-    void (*attention_bwd)(void *dev, const wrpo_attn *a, void *dq, void *dk, void *dv, const void *d_o, const void *o, const float *lse,
-                          const void *q, const void *k, const void *v, void *scratch);
-    size_t (*attention_scratch)(void *dev, int64_t n, int64_t H, int64_t G, int64_t d);      /* bytes for the above */
-    /* gu [n, 2I] = gate | up:  h = silu(gate) up  (gelu true: gelu_tanh).  Backward writes dgu (may be gu) and h if not NULL. */
+    void (*attention_bwd)(void *dev, const wrpo_attn *a, void *dq, void *dk, void *dv, const void *d_o, const void *o,
+        const float *lse, const void *q, const void *k, const void *v, void *scratch);
+    size_t (*attention_scratch)(void *dev, int64_t n, int64_t H, int64_t G, int64_t d);  /* bytes for the above */
+    /* gu [n, 2I] = gate | up:  h = silu(gate) up  (gelu: gelu_tanh). Backward writes dgu (may be gu); h if not NULL */
     void (*glu)(void *dev, void *h, const void *gu, int64_t n, int64_t I, bool gelu);
     void (*glu_bwd)(void *dev, void *dgu, void *h, const void *dh, const void *gu, int64_t n, int64_t I, bool gelu);
-    /* logits float [n, V]:  lse[r] = log sum exp, logp[r] = logits[r, target[r]] - lse[r]
-       dlogits[r, v] = dlogp[r] ([v == target[r]] - exp(logits[r, v] - lse[r])); dlogits may be logits where activations are float */
-    void (*logprob)(void *dev, float *logp, float *lse, const float *logits, const int32_t *target, int64_t n, int64_t V, float softcap);
-    void (*logprob_bwd)(void *dev, void *dlogits, const float *logits, const int32_t *target, const float *lse, const float *dlogp,
-                        int64_t n, int64_t V, float softcap);
-    void (*sumsq)(void *dev, double *out, const float *x, int64_t count);                     /* *out += sum x^2, in double */
-    /* one AdamW step (Loshchilov & Hutter 2019) as torch.optim.AdamW computes it; g is read times grad_scale. low NULL: w is float;
-       else w is bfloat16, the masters rounded, and low what that left over: bits(master) = (w << 16) + (int16_t)low.
-       Arrays that are not float have room for whole blocks of WRPO_BLOCK numbers; what is behind count in the last is read and written. */
-    void (*adamw)(void *dev, void *w, uint16_t *low, void *m, void *v, const float *g, int64_t count, const wrpo_adamw *step);
+    /* logits float [n, V]:  lse[r] = log sum exp,  logp[r] = logits[r, target[r]] - lse[r]
+       dlogits[r, v] = dlogp[r] ([v == target[r]] - exp(logits[r, v] - lse[r])); it may be logits if act_bytes is 4 */
+    void (*logprob)(void *dev, float *logp, float *lse, const float *logits, const int32_t *target, int64_t n,
+        int64_t V, float softcap);
+    void (*logprob_bwd)(void *dev, void *dlogits, const float *logits, const int32_t *target, const float *lse,
+        const float *dlogp, int64_t n, int64_t V, float softcap);
+    void (*sumsq)(void *dev, double *out, const float *x, int64_t count);  /* *out += sum x^2, in double */
+    /* One AdamW step (Loshchilov & Hutter 2019) as torch.optim.AdamW computes it; g is read times grad_scale. low NULL:
+       w is float. Otherwise w is bfloat16, the masters rounded, and low the rest: master = (w << 16) + (int16_t)low.
+       Arrays that are not float have room for whole blocks of WRPO_BLOCK elements, and all of these are used. */
+    void (*adamw)(void *dev, void *w, uint16_t *low, void *m, void *v, const float *g, int64_t count,
+        const wrpo_adamw *step);
 };
-WRPO_API const wrpo_backend *wrpo_backend_cpu(void);   /* the fastest of this machine */
+WRPO_API const wrpo_backend *wrpo_backend_cpu(void);  /* the fastest of this machine */
 WRPO_API const wrpo_backend *wrpo_backend_plain(void); /* the definition of each op, in plain loops: slow (>>ops) */
-/* "plain", "generic", "avx2", "avx512" (without AMX) or "amx" (bfloat16 by tiles); NULL: no such name, or this machine
-   or this build does not have it. The generic backend uses the vectors that the compiler has for any machine. */
+/* "plain", "generic", "avx2", "avx512" (without AMX) or "amx" (bfloat16 in tiles); NULL: no such name, or this machine
+   or this build does not have it. "generic" uses the vectors that the compiler has for any machine. */
 WRPO_API const wrpo_backend *wrpo_backend_find(const char *name);
 WRPO_API const wrpo_backend *wrpo_backend_cuda(void);  /* in wrpo_cuda.cu: link it or do not call it */
 #ifdef __cplusplus
@@ -2444,49 +2533,41 @@ static wrpo_model *wrpo__model_random(wrpo__arena *arena, const wrpo_config *con
 /* A config that a caller filled in keeps the limits of one that is read from a file. */
 static void wrpo__config_check(wrpo_ctx *ctx, const wrpo_config *c) {
     const wrpo_rope *p = &c->rope;
-    const int64_t dims = p->dims ? p->dims : c->head_dim, original = p->original_max_position_embeddings;
-    const struct { const char *name; int64_t value, low, high; } integers[] = {
-        {"vocab_size", c->vocab_size, 1, 1 << 24}, {"hidden_size", c->hidden_size, 1, WRPO__MAX_HIDDEN},
-        {"intermediate_size", c->intermediate_size, 1, 1 << 24}, {"num_hidden_layers", c->num_hidden_layers, 1, 512},
-        {"num_attention_heads", c->num_attention_heads, 1, 65536}, {"head_dim", c->head_dim, 2, WRPO__MAX_D},
-        {"num_key_value_heads", c->num_key_value_heads, 1, c->num_attention_heads},
-        {"max_position_embeddings", c->max_position_embeddings, 1, (int64_t)1 << 40},
-        {"sliding_window", c->sliding_window, 0, (int64_t)1 << 40}, {"rope.type", (int64_t)p->type, 0, WRPO_ROPE_LONGROPE},
-        {"rope.dims", dims, p->type == WRPO_ROPE_DYNAMIC ? 4 : 2, c->head_dim}};
-    const struct { const char *name; double value; bool needed; } reals[] = {       /* above 0, or 0 where not needed */
-        {"rms_norm_eps", c->rms_norm_eps, true}, {"initializer_range", c->initializer_range, true},
-        {"query_pre_attn_scalar", c->query_pre_attn_scalar, false}, {"rope.theta", p->theta, true},
-        {"attn_logit_softcapping", c->attn_logit_softcapping, false},
-        {"final_logit_softcapping", c->final_logit_softcapping, false}, {"rope.factor", p->factor, p->type != 0},
-        {"rope.attention_factor", p->attention_factor, p->type == WRPO_ROPE_YARN || p->type == WRPO_ROPE_LONGROPE},
-        {"rope.beta_fast", p->beta_fast, p->type == WRPO_ROPE_YARN}, {"rope.beta_slow", p->beta_slow, p->type == WRPO_ROPE_YARN},
-        {"rope.low_freq_factor", p->low_freq_factor, p->type == WRPO_ROPE_LLAMA3},
-        {"rope.high_freq_factor", p->high_freq_factor, p->type == WRPO_ROPE_LLAMA3}};
+    const bool llama3 = p->type == WRPO_ROPE_LLAMA3, yarn = p->type == WRPO_ROPE_YARN, dynamic = p->type == WRPO_ROPE_DYNAMIC;
+    const bool longrope = p->type == WRPO_ROPE_LONGROPE, scaled = p->type != WRPO_ROPE_DEFAULT;
+    const double most = 1e15, least = 1 / most, huge = 0x1p40;         /* most: of a number; huge: of positions */
+    const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, dims = p->dims ? p->dims : c->head_dim;
+    double factor = longrope ? most : 1;               /* the smallest of its factors */
+    for (int i = 0; longrope && i < WRPO__MIN(dims, WRPO__MAX_D) / 2; i++)
+        factor = WRPO__MIN(factor, (double)WRPO__MIN(p->short_factor[i], p->long_factor[i]));
+    const struct { const char *name; double value, low, high; } limits[] = {
+        {"vocab_size", (double)c->vocab_size, 1, 1 << 24}, {"hidden_size", (double)c->hidden_size, 1, WRPO__MAX_HIDDEN},
+        {"intermediate_size", (double)c->intermediate_size, 1, 1 << 24},
+        {"num_hidden_layers", (double)c->num_hidden_layers, 1, 512}, {"num_attention_heads", (double)H, 1, 65536},
+        {"num_key_value_heads", (double)G, 1, (double)H},
+        {"num_attention_heads modulo num_key_value_heads", G > 0 ? (double)(H % G) : 0, 0, 0},
+        {"head_dim", (double)c->head_dim, 2, WRPO__MAX_D}, {"head_dim modulo 2", (double)(c->head_dim % 2), 0, 0},
+        {"max_position_embeddings", (double)c->max_position_embeddings, 1, huge},
+        {"sliding_window", (double)c->sliding_window, 0, huge}, {"rms_norm_eps", c->rms_norm_eps, least, most},
+        {"initializer_range", c->initializer_range, least, most},
+        {"query_pre_attn_scalar", c->query_pre_attn_scalar, 0, most},
+        {"attn_logit_softcapping", c->attn_logit_softcapping, 0, most},
+        {"final_logit_softcapping", c->final_logit_softcapping, 0, most},
+        {"rope.type", (double)p->type, 0, WRPO_ROPE_LONGROPE}, {"rope.theta", p->theta, least, most},
+        {"rope.dims", (double)dims, dynamic ? 4 : 2, (double)c->head_dim}, {"rope.dims modulo 2", (double)(dims % 2), 0, 0},
+        {"rope.factor", p->factor, scaled ? least : 0, most},
+        {"rope.original_max_position_embeddings", (double)p->original_max_position_embeddings,
+         llama3 || yarn || longrope ? 2 : 0, huge},
+        {"rope.attention_factor", p->attention_factor, yarn || longrope ? least : 0, most},
+        {"rope.beta_fast", p->beta_fast, yarn ? least : 0, most}, {"rope.beta_slow", p->beta_slow, yarn ? least : 0, most},
+        {"rope.low_freq_factor", p->low_freq_factor, llama3 ? least : 0, most},
+        {"rope.high_freq_factor", p->high_freq_factor, llama3 ? nextafter(p->low_freq_factor, most) : 0, most},
+        {"rope.short_factor and long_factor", factor, least, most}};
+    for (int i = 0; i < WRPO__COUNT(limits); i++)
+        if (!(limits[i].value >= limits[i].low && limits[i].value <= limits[i].high))
+            wrpo__fail(ctx, WRPO_E_ARG, "wrpo_config: %s: want %.15g to %.15g, found %.15g", limits[i].name, limits[i].low,
+                       limits[i].high, limits[i].value);
     if (!memchr(c->model_type, 0, sizeof c->model_type)) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_config: model_type: want a NUL");
-    for (int i = 0; i < WRPO__COUNT(integers); i++)
-        if (integers[i].value < integers[i].low || integers[i].value > integers[i].high)
-            wrpo__fail(ctx, WRPO_E_ARG, "wrpo_config: %s: want %lld to %lld, found %lld", integers[i].name,
-                       (long long)integers[i].low, (long long)integers[i].high, (long long)integers[i].value);
-    for (int i = 0; i < WRPO__COUNT(reals); i++)
-        if (!(reals[i].value < 1e15 && (reals[i].value > 0 || (reals[i].value == 0 && !reals[i].needed))))
-            wrpo__fail(ctx, WRPO_E_ARG, "wrpo_config: %s: want a number %s 0, found %g", reals[i].name,
-                       reals[i].needed ? "above" : "of at least", reals[i].value);
-    if (c->num_attention_heads % c->num_key_value_heads)
-        wrpo__fail(ctx, WRPO_E_ARG, "wrpo_config: num_attention_heads: want a multiple of num_key_value_heads, %lld, found %lld",
-                   (long long)c->num_key_value_heads, (long long)c->num_attention_heads);
-    if (c->head_dim % 2 || dims % 2)
-        wrpo__fail(ctx, WRPO_E_ARG, "wrpo_config: head_dim and rope.dims: want even numbers, found %lld and %lld",
-                   (long long)c->head_dim, (long long)dims);
-    if (p->type > WRPO_ROPE_LINEAR && p->type != WRPO_ROPE_DYNAMIC && original < 2)
-        wrpo__fail(ctx, WRPO_E_ARG, "wrpo_config: rope.original_max_position_embeddings: want at least 2, found %lld",
-                   (long long)original);
-    if (p->type == WRPO_ROPE_LLAMA3 && p->high_freq_factor <= p->low_freq_factor)
-        wrpo__fail(ctx, WRPO_E_ARG, "wrpo_config: rope.high_freq_factor: want more than low_freq_factor, %g, found %g",
-                   p->low_freq_factor, p->high_freq_factor);
-    for (int64_t i = 0; p->type == WRPO_ROPE_LONGROPE && i < dims / 2; i++)
-        if (!(p->short_factor[i] > 0 && p->long_factor[i] > 0))
-            wrpo__fail(ctx, WRPO_E_ARG, "wrpo_config: rope.short_factor and long_factor: want %lld numbers above 0",
-                       (long long)(dims / 2));
 }
 static wrpo_model *wrpo__model_of(wrpo__arena *arena, const wrpo_config *config, uint64_t seed) {
     wrpo__config_check(arena->ctx, config);
@@ -3248,48 +3329,6 @@ WRPO_API wrpo_result wrpo_logprobs(wrpo_model *model, const wrpo_data *data, int
         wrpo__logprobs(wrpo__entry.arena, model, data, first, count, WRPO__MICRO_TOKENS, logps, data->most, per_token ? &tokens : NULL);
         if (per_token) *per_token = wrpo__handout(model->ctx, tokens, (size_t)stbds_arrlen(tokens) * sizeof *tokens);
     }
-    return wrpo__end(&wrpo__entry);
-}
-
-/* ---- hidden states and logits of one sequence of token ids ---- */
-static void wrpo__hidden(wrpo__arena *temp, wrpo_model *model, const int32_t *ids, int64_t count, float *hidden,
-                         float *logits) {
-    wrpo_ctx *ctx = model->ctx;
-    const wrpo_backend *be = ctx->desc.backend;
-    const int64_t D = model->config.hidden_size, V = model->config.vocab_size;
-    const float cap = (float)model->config.final_logit_softcapping;
-    if (count < 1) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_hidden: want at least one token id, found %lld", (long long)count);
-    for (int64_t i = 0; i < count; i++)
-        if (ids[i] < 0 || ids[i] >= V)
-            wrpo__fail(ctx, WRPO_E_FORMAT, "wrpo_hidden: token id %d is outside the model's vocabulary of %lld",
-                       (int)ids[i], (long long)V);
-    const wrpo__shape shape = {.rows = count, .chunk = wrpo__head_chunk(ctx, &model->config, count)};
-    wrpo__run *r = wrpo__run_new(temp, model, &shape);
-    wrpo__pack_begin(r);
-    wrpo__pack_turn(r, count);
-    wrpo__pack_seg(r, ids, count, 0, 0, 0);
-    for (int64_t i = 0; logits && i < count; i++) wrpo__pack_target(r, i, 0);
-    wrpo__pack_end(r);
-    wrpo__trunk(r);
-    if (hidden) {                    /* as the backend has them: float, or bfloat16 in the first half of the array */
-        be->get(ctx->dev, hidden, r->y, (size_t)(count * D) * (size_t)be->act_bytes);
-        for (int64_t i = count * D - 1; be->act_bytes == 2 && i >= 0; i--) {
-            uint16_t half;
-            memcpy(&half, (const char *)hidden + 2 * i, sizeof half);
-            hidden[i] = wrpo__float_of(half);
-        }
-    }
-    for (int64_t t = 0, n; t < r->targets; t += n) {
-        n = WRPO__MIN(shape.chunk, r->targets - t);
-        wrpo__logits(r, t, n);
-        be->get(ctx->dev, logits + t * V, wrpo__logits_at(r, t), (size_t)(n * V) * sizeof *logits);
-    }
-    wrpo__sync(ctx);
-    for (int64_t i = 0; logits && cap > 0 && i < count * V; i++) logits[i] = cap * tanhf(logits[i] / cap);
-}
-WRPO_API wrpo_result wrpo_hidden(wrpo_model *model, const int32_t *ids, int64_t count, float *hidden, float *logits) {
-    wrpo_ctx *ctx = model->ctx;
-    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__hidden(wrpo__current, model, ids, count, hidden, logits));
     return wrpo__end(&wrpo__entry);
 }
 
@@ -4603,7 +4642,7 @@ static const struct wrpo__family { const char *name; int64_t kv_heads, head_dim,
     {"phi3", 0, 0, 4096, 0, 1e-5, false, {"original_max_position_embeddings", "resid_pdrop", "embd_pdrop", "interpolate_factor", "full_attn_mod", NULL}},
     {"internlm2", 0, 0, 2048, 0, 1e-6, false, {"bias", NULL}}};
 static const char *const wrpo__rope_names[] = {"default", "linear", "llama3", "yarn", "dynamic", "longrope"};
-WRPO_API const char *wrpo_rope_name(int i) { return i >= 0 && i < WRPO__COUNT(wrpo__rope_names) ? wrpo__rope_names[i] : NULL; }
+WRPO__NAMED(wrpo_rope_name, wrpo__rope_names)
 /* An array of positive numbers, one for each pair of numbers that turns. */
 static void wrpo__config_factors(const wrpo__reader *in, const wrpo_json *r, const char *key, float *out, int64_t count) {
     const wrpo_json *list = wrpo__present(r, key);
@@ -9049,6 +9088,48 @@ WRPO_API wrpo_result wrpo_generate(wrpo_model *model, const wrpo_prompt *prompts
     return wrpo__end(&wrpo__entry);
 }
 
+/* ---- hidden states and logits of one sequence of token ids ---- */
+static void wrpo__hidden(wrpo__arena *temp, wrpo_model *model, const int32_t *ids, int64_t count, float *hidden,
+                         float *logits) {
+    wrpo_ctx *ctx = model->ctx;
+    const wrpo_backend *be = ctx->desc.backend;
+    const int64_t D = model->config.hidden_size, V = model->config.vocab_size;
+    const float cap = (float)model->config.final_logit_softcapping;
+    if (count < 1) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_hidden: want at least one token id, found %lld", (long long)count);
+    for (int64_t i = 0; i < count; i++)
+        if (ids[i] < 0 || ids[i] >= V)
+            wrpo__fail(ctx, WRPO_E_FORMAT, "wrpo_hidden: token id %d is outside the model's vocabulary of %lld",
+                       (int)ids[i], (long long)V);
+    const wrpo__shape shape = {.rows = count, .chunk = wrpo__head_chunk(ctx, &model->config, count)};
+    wrpo__run *r = wrpo__run_new(temp, model, &shape);
+    wrpo__pack_begin(r);
+    wrpo__pack_turn(r, count);
+    wrpo__pack_seg(r, ids, count, 0, 0, 0);
+    for (int64_t i = 0; logits && i < count; i++) wrpo__pack_target(r, i, 0);
+    wrpo__pack_end(r);
+    wrpo__trunk(r);
+    if (hidden) {                    /* as the backend has them: float, or bfloat16 in the first half of the array */
+        be->get(ctx->dev, hidden, r->y, (size_t)(count * D) * (size_t)be->act_bytes);
+        for (int64_t i = count * D - 1; be->act_bytes == 2 && i >= 0; i--) {
+            uint16_t half;
+            memcpy(&half, (const char *)hidden + 2 * i, sizeof half);
+            hidden[i] = wrpo__float_of(half);
+        }
+    }
+    for (int64_t t = 0, n; t < r->targets; t += n) {
+        n = WRPO__MIN(shape.chunk, r->targets - t);
+        wrpo__logits(r, t, n);
+        be->get(ctx->dev, logits + t * V, wrpo__logits_at(r, t), (size_t)(n * V) * sizeof *logits);
+    }
+    wrpo__sync(ctx);
+    for (int64_t i = 0; logits && cap > 0 && i < count * V; i++) logits[i] = cap * tanhf(logits[i] / cap);
+}
+WRPO_API wrpo_result wrpo_hidden(wrpo_model *model, const int32_t *ids, int64_t count, float *hidden, float *logits) {
+    wrpo_ctx *ctx = model->ctx;
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__hidden(wrpo__current, model, ids, count, hidden, logits));
+    return wrpo__end(&wrpo__entry);
+}
+
 /* ---- a prompt's text in, the answer's text out ---- */
 typedef struct wrpo__answering { wrpo_ctx *ctx; const wrpo_generate_desc *desc; char **answer; } wrpo__answering;
 static bool wrpo__answer_text(int64_t prompt, int64_t sample, const char *utf8, size_t size, void *user) {
@@ -10092,7 +10173,7 @@ static void wrpo__prompts_read(wrpo__prompts *t, const wrpo__ranked *prompt, boo
 #define WRPO__X(value, name) [value] = name,
 static const char *const wrpo__forms[] = {WRPO__FORMS(WRPO__X)};
 #undef WRPO__X
-WRPO_API const char *wrpo_form_name(int i) { return i >= 0 && i < WRPO__COUNT(wrpo__forms) ? wrpo__forms[i] : NULL; }
+WRPO__NAMED(wrpo_form_name, wrpo__forms)
 typedef struct wrpo__extremes { const wrpo__scored *best, *worst; double share; } wrpo__extremes;
 static bool wrpo__same_text(const wrpo__scored *a, const wrpo__scored *b) { return wrpo__json_same(a->content, b->content); }
 /* Best and worst of each model of a list, the models by their best; by_model false: of the list. An stb array. */
@@ -10553,6 +10634,8 @@ static int64_t wrpo__strip(int64_t panels, int64_t most, int threads) {
 #define WRPO__LANES 8
 #include WRPO_FILE
 #undef WRPO__LANES
+#else
+#warning "wrpo.h: no file of the name WRPO_FILE: AVX-512 and AVX2 are left out. Define WRPO_FILE as the name of this file"
 #endif
 #endif
 #ifdef __GNUC__
