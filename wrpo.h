@@ -1545,6 +1545,48 @@ WRPO_API void wrpo_log_stderr(wrpo_level level, const char *text, void *user) {
     fprintf(stderr, "%s%s\n", level == WRPO_LOG_WARN ? "warning: " : "", text);
 }
 
+/* ---- configs ---- */
+enum { WRPO__MAX_HIDDEN = 1 << 20, WRPO__MAX_D = 512 };    /* the largest hidden_size and head_dim of any backend */
+/* A config that a caller filled in keeps the limits of one that is read from a file. */
+static void wrpo__config_check(wrpo_ctx *ctx, const wrpo_config *c) {
+    const wrpo_rope *p = &c->rope;
+    const bool llama3 = p->type == WRPO_ROPE_LLAMA3, yarn = p->type == WRPO_ROPE_YARN, dynamic = p->type == WRPO_ROPE_DYNAMIC;
+    const bool longrope = p->type == WRPO_ROPE_LONGROPE, scaled = p->type != WRPO_ROPE_DEFAULT;
+    const double most = 1e15, least = 1 / most, huge = 0x1p40;         /* most: of a number; huge: of positions */
+    const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, dims = p->dims ? p->dims : c->head_dim;
+    double factor = longrope ? most : 1;               /* the smallest of its factors */
+    for (int i = 0; longrope && i < WRPO__MIN(dims, WRPO__MAX_D) / 2; i++)
+        factor = WRPO__MIN(factor, (double)WRPO__MIN(p->short_factor[i], p->long_factor[i]));
+    const struct { const char *name; double value, low, high; } limits[] = {
+        {"vocab_size", (double)c->vocab_size, 1, 1 << 24}, {"hidden_size", (double)c->hidden_size, 1, WRPO__MAX_HIDDEN},
+        {"intermediate_size", (double)c->intermediate_size, 1, 1 << 24},
+        {"num_hidden_layers", (double)c->num_hidden_layers, 1, 512}, {"num_attention_heads", (double)H, 1, 65536},
+        {"num_key_value_heads", (double)G, 1, (double)H},
+        {"num_attention_heads modulo num_key_value_heads", G > 0 ? (double)(H % G) : 0, 0, 0},
+        {"head_dim", (double)c->head_dim, 2, WRPO__MAX_D}, {"head_dim modulo 2", (double)(c->head_dim % 2), 0, 0},
+        {"max_position_embeddings", (double)c->max_position_embeddings, 1, huge},
+        {"sliding_window", (double)c->sliding_window, 0, huge}, {"rms_norm_eps", c->rms_norm_eps, least, most},
+        {"initializer_range", c->initializer_range, least, most},
+        {"query_pre_attn_scalar", c->query_pre_attn_scalar, 0, most},
+        {"attn_logit_softcapping", c->attn_logit_softcapping, 0, most},
+        {"final_logit_softcapping", c->final_logit_softcapping, 0, most},
+        {"rope.type", (double)p->type, 0, WRPO_ROPE_LONGROPE}, {"rope.theta", p->theta, least, most},
+        {"rope.dims", (double)dims, dynamic ? 4 : 2, (double)c->head_dim}, {"rope.dims modulo 2", (double)(dims % 2), 0, 0},
+        {"rope.factor", p->factor, scaled ? least : 0, most},
+        {"rope.original_max_position_embeddings", (double)p->original_max_position_embeddings,
+         llama3 || yarn || longrope ? 2 : 0, huge},
+        {"rope.attention_factor", p->attention_factor, yarn || longrope ? least : 0, most},
+        {"rope.beta_fast", p->beta_fast, yarn ? least : 0, most}, {"rope.beta_slow", p->beta_slow, yarn ? least : 0, most},
+        {"rope.low_freq_factor", p->low_freq_factor, llama3 ? least : 0, most},
+        {"rope.high_freq_factor", p->high_freq_factor, llama3 ? nextafter(p->low_freq_factor, most) : 0, most},
+        {"rope.short_factor and long_factor", factor, least, most}};
+    for (int i = 0; i < WRPO__COUNT(limits); i++)
+        if (!(limits[i].value >= limits[i].low && limits[i].value <= limits[i].high))
+            wrpo__fail(ctx, WRPO_E_ARG, "wrpo_config: %s: want %.15g to %.15g, found %.15g", limits[i].name, limits[i].low,
+                       limits[i].high, limits[i].value);
+    if (!memchr(c->model_type, 0, sizeof c->model_type)) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_config: model_type: want a NUL");
+}
+
 /* ---- memory of the backend, owned by an arena ---- */
 typedef struct wrpo__device_block { wrpo_ctx *ctx; void *p; size_t n; } wrpo__device_block;
 static void wrpo__device_release(void *p) {
@@ -1575,6 +1617,149 @@ static void wrpo__sync(wrpo_ctx *ctx) {
     wrpo_error why = {WRPO_E_DEVICE, 0, 0, ""};
     if (ctx->desc.backend->sync(ctx->dev, &why) != WRPO_OK)
         wrpo__fail(ctx, why.code, "%s: %s", ctx->desc.backend->name, why.text);
+}
+
+/* ---- data: records of token ids ---- */
+struct wrpo_data {
+    wrpo_ctx *ctx;
+    wrpo__arena *arena;
+    wrpo_record *records;            /* stb array */
+    wrpo_data_stats stats;
+    int most;                        /* the most responses that a record has */
+};
+static const int32_t *wrpo__copy_ids(wrpo__arena *arena, const int32_t *ids, int64_t count) {
+    return memcpy(wrpo__alloc(arena, (size_t)count, sizeof *ids), ids, (size_t)count * sizeof *ids);
+}
+/* Copies a record into the data. */
+static void wrpo__data_add(wrpo_data *data, const wrpo_record *record) {
+    wrpo__arena *arena = data->arena, *outer = wrpo__current;
+    wrpo_tokens *responses = wrpo__alloc(arena, (size_t)record->count, sizeof *responses);
+    wrpo_record r = *record;
+    r.prompt_id = wrpo__strndup(arena, r.prompt_id, strlen(r.prompt_id));
+    r.prompt = wrpo__copy_ids(arena, r.prompt, r.prompt_count);
+    r.responses = responses;
+    r.weight = wrpo__or_default(r.weight, 1);          /* WRPO_ZERO stays, so that a view can be given again */
+    int sources = 0, stated = 0;
+    for (int k = 0; k < r.count; k++) {
+        sources += record->responses[k].role == WRPO_ROLE_SOURCE;
+        stated += record->responses[k].role == WRPO_ROLE_SOURCE && !wrpo__is_default(record->responses[k].share);
+    }
+    const double equal = stated ? 0 : 1 / (double)sources;     /* a source's share where no source states one */
+    for (int k = 0; k < r.count; k++) {
+        wrpo_tokens *y = &responses[k];
+        *y = record->responses[k];
+        y->ids = wrpo__copy_ids(arena, y->ids, y->count);
+        y->share = wrpo__or_default(y->share, y->role == WRPO_ROLE_SOURCE ? equal : 1);
+        data->stats.response_tokens += y->count;
+        data->stats.longest = WRPO__MAX(data->stats.longest, r.prompt_count + y->count);
+    }
+    wrpo__current = arena;
+    stbds_arrput(data->records, r);
+    wrpo__current = outer;
+    data->stats.records++;
+    data->stats.prompt_tokens += r.prompt_count;
+    data->most = WRPO__MAX(data->most, r.count);
+}
+static wrpo_data *wrpo__data_from_ids(wrpo__arena *arena, const wrpo_record *records, int64_t count) {
+    wrpo_data *data = WRPO__NEW(arena, wrpo_data);
+    data->ctx = arena->ctx;
+    data->arena = arena;
+    for (int64_t i = 0; i < count; i++) {
+        wrpo_record r = records[i];
+        bool ok = r.prompt_count >= 1 && r.count >= 1;
+        for (int k = 0; ok && k < r.count; k++)
+            ok = r.responses[k].first >= 0 && r.responses[k].count > r.responses[k].first;
+        if (!(r.weight >= 0 && r.weight <= DBL_MAX))
+            wrpo__fail(arena->ctx, WRPO_E_ARG, "record %lld: weight: want a finite number of at least 0, found %g",
+                       (long long)i, r.weight);
+        if (!ok)
+            wrpo__fail(arena->ctx, WRPO_E_ARG,
+                       "record %lld: want a prompt and responses, each with at least one token", (long long)i);
+        if (!r.prompt_id) r.prompt_id = wrpo__format(arena, "record %lld", (long long)i);
+        wrpo__data_add(data, &r);
+    }
+    return data;
+}
+WRPO_API wrpo_result wrpo_data_from_ids(wrpo_ctx *ctx, const wrpo_record *records, int64_t count, wrpo_data **out) {
+    *out = NULL;
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__data_from_ids(wrpo__current, records, count));
+    return wrpo__end(&wrpo__entry);
+}
+WRPO_API void wrpo_data_free(wrpo_data *data) { if (data) wrpo__arena_free(data->arena); }
+WRPO_API int64_t wrpo_data_count(const wrpo_data *data) { return data->stats.records; }
+WRPO_API wrpo_record wrpo_data_record(const wrpo_data *data, int64_t i) { return data->records[i]; }
+WRPO_API wrpo_data_stats wrpo_data_get_stats(const wrpo_data *data) { return data->stats; }
+/* Every id is one of the vocabulary. */
+static void wrpo__check_ids(wrpo_ctx *ctx, const wrpo_config *c, const wrpo_record *record,
+                            const int32_t *ids, int64_t count) {
+    const int64_t V = c->vocab_size;
+    for (int64_t j = 0; j < count; j++)
+        if (ids[j] < 0 || ids[j] >= V)
+            wrpo__fail(ctx, WRPO_E_FORMAT, "record \"%s\": token id %d is outside the model's vocabulary of %lld: "
+                       "tokenizer and model do not belong together", record->prompt_id, (int)ids[j], (long long)V);
+}
+static void wrpo__check_data(wrpo_ctx *ctx, const wrpo_config *c, const wrpo_data *data, int64_t first, int64_t count) {
+    const int64_t limit = c->max_position_embeddings;
+    int64_t longest = 0;
+    for (const wrpo_record *record = data->records + first; record < data->records + first + count; record++) {
+        wrpo__check_ids(ctx, c, record, record->prompt, record->prompt_count);
+        for (int k = 0; k < record->count; k++) {
+            const wrpo_tokens *y = &record->responses[k];
+            wrpo__check_ids(ctx, c, record, y->ids, y->count);
+            longest = WRPO__MAX(longest, record->prompt_count + y->count);
+        }
+    }
+    if (longest > limit && longest == data->stats.longest)     /* once, however often the data are looked at in part */
+        wrpo__log(ctx, WRPO_LOG_WARN,
+                  "a sequence of %lld tokens is longer than the model's max_position_embeddings %lld",
+                  (long long)longest, (long long)limit);
+}
+
+/* ---- rotary embedding (Su et al. 2021): inverse frequencies, in the float arithmetic of transformers ----
+   For two types they depend on the length of the sequence, prompt and response: longrope has other factors beyond the
+   original length, dynamic another theta for each length beyond max_position_embeddings. Equal keys: equal angles. */
+static int64_t wrpo__rope_dims(const wrpo_config *c) { return c->rope.dims ? c->rope.dims : c->head_dim; }
+static int64_t wrpo__rope_key(const wrpo_config *c, int64_t length) {
+    if (c->rope.type == WRPO_ROPE_LONGROPE) return length > c->rope.original_max_position_embeddings;
+    return c->rope.type == WRPO_ROPE_DYNAMIC && length > c->max_position_embeddings ? length : 0;
+}
+static void wrpo__inv_freq(const wrpo_config *c, int64_t key, float *inv, double *scale) {
+    const wrpo_rope *p = &c->rope;
+    const int64_t d = wrpo__rope_dims(c);
+    const double pi = 3.14159265358979323846, length = (double)p->original_max_position_embeddings;
+    const float factor = (float)p->factor, *longrope = key ? p->long_factor : p->short_factor;
+    float theta = (float)p->theta;
+    *scale = p->type == WRPO_ROPE_LONGROPE || p->type == WRPO_ROPE_YARN ? p->attention_factor : 1;
+    if (p->type == WRPO_ROPE_DYNAMIC && key) {
+        const float stretch = factor * (float)key / (float)c->max_position_embeddings - (float)(p->factor - 1);
+        theta *= powf(stretch, (float)((double)d / (double)(d - 2)));
+    }
+    for (int64_t i = 0; i < d / 2; i++) {
+        const float power = powf(theta, (float)(2 * i) / (float)d);
+        inv[i] = 1.0f / (p->type == WRPO_ROPE_LONGROPE ? longrope[i] * power : power);         /* Ding et al. 2024 */
+        if (p->type == WRPO_ROPE_LINEAR) inv[i] /= factor;
+    }
+    if (p->type == WRPO_ROPE_LLAMA3) {                 /* long waves slowed by factor, short ones kept, a ramp */
+        const float slow = (float)p->low_freq_factor, fast = (float)(p->high_freq_factor - p->low_freq_factor);
+        const float low = (float)(length / p->low_freq_factor), high = (float)(length / p->high_freq_factor);
+        for (int64_t i = 0; i < d / 2; i++) {
+            const float wave = (float)(2 * pi) / inv[i], smooth = ((float)length / wave - slow) / fast;
+            if (wave > low) inv[i] /= factor;
+            else if (wave >= high) inv[i] = (1 - smooth) * (inv[i] / factor) + smooth * inv[i];
+        }
+    }
+    if (p->type == WRPO_ROPE_YARN) {                   /* Peng et al. 2023: by rotations within the original length */
+        double first = (double)d * log(length / (p->beta_fast * 2 * pi)) / (2 * log(p->theta));
+        double last = (double)d * log(length / (p->beta_slow * 2 * pi)) / (2 * log(p->theta));
+        first = WRPO__MAX(p->yarn_truncate ? floor(first) : first, 0);
+        last = WRPO__MIN(p->yarn_truncate ? ceil(last) : last, (double)(d - 1));
+        if (first == last) last += 0.001;
+        for (int64_t i = 0; i < d / 2; i++) {
+            const float ramp = ((float)i - (float)first) / (float)(last - first);
+            const float keep = 1 - WRPO__MIN(WRPO__MAX(ramp, 0.0f), 1.0f);
+            inv[i] = inv[i] / factor * (1 - keep) + inv[i] * keep;
+        }
+    }
 }
 
 /* --------------------------------------------------------------------------------------------- >>loss
@@ -1870,7 +2055,6 @@ WRPO_API double wrpo_lr_factor(wrpo_lr_schedule schedule, int64_t warmup, int64_
 #if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
 #error "wrpo.h: -ffast-math and -ffinite-math-only break the handling of infinities and NaN: compile without it"
 #endif
-enum { WRPO__MAX_HIDDEN = 1 << 20, WRPO__MAX_D = 512 };        /* the largest hidden_size and head_dim of any backend */
 
 /* ---- the state of the plain backend ---- */
 typedef struct wrpo__plain { wrpo_allocator memory; bool bf16; } wrpo__plain;      /* bf16: the context's dtype */
@@ -2356,7 +2540,7 @@ typedef enum wrpo__kind {
 #define WRPO__X(field, scope, name, rows, cols, exists, joined) WRPO__W_##field,
     WRPO__WEIGHTS(WRPO__X)
 #undef WRPO__X
-    WRPO__KINDS
+    WRPO__KINDS, WRPO__W_none = WRPO__KINDS
 } wrpo__kind;
 
 struct wrpo_model {
@@ -2366,7 +2550,7 @@ struct wrpo_model {
     wrpo_weight *weights; int64_t n_weights;
     int64_t *index;                  /* [L][KINDS] into weights; -1 where the model has no such weight */
     int64_t count;                   /* elements of an array that mirrors the weights, gaps included (they stay 0) */
-    uint16_t *low;                   /* [count] low halves of float masters, whose high ones are the weights; NULL: none */
+    uint16_t *low;                   /* [count] low halves of float masters, the weights being the high ones; or NULL */
     bool frozen;                     /* is not trained */
     wrpo_dtype dtype;                /* of the checkpoint: what a save writes by default */
     const char *dir;                 /* of config.json and the other files that a save copies; NULL: none */
@@ -2374,7 +2558,7 @@ struct wrpo_model {
 };
 /* The weight of this kind in layer l (0 for those outside the layers); NULL: the model has none. */
 static const wrpo_weight *wrpo__weight(const wrpo_model *model, wrpo__kind kind, int64_t l) {
-    const int64_t i = model->index[l * WRPO__KINDS + (int64_t)kind];
+    const int64_t i = kind == WRPO__W_none ? -1 : model->index[l * WRPO__KINDS + (int64_t)kind];
     return i < 0 ? NULL : &model->weights[i];
 }
 #define WRPO__W(model, field, l) wrpo__weight(model, WRPO__W_##field, l)
@@ -2419,7 +2603,7 @@ static void wrpo__layout_weights(const wrpo_config *c, wrpo_model *model, int64_
 }
 
 /* ---- memory, measured and assigned ---- */
-/* One text lays out memory twice: with base NULL it measures, with a block of `used` bytes it assigns. No elements: NULL. */
+/* One text lays out memory twice: with base NULL it measures, then it assigns. For no elements it returns NULL. */
 typedef struct wrpo__bump { char *base; size_t used; bool overflow; } wrpo__bump;
 static void *wrpo__take(wrpo__bump *b, int64_t rows, int64_t cols, size_t bytes) {
     const size_t offset = b->used, size = (size_t)rows * (size_t)cols * bytes;
@@ -2543,45 +2727,6 @@ static wrpo_model *wrpo__model_random(wrpo__arena *arena, const wrpo_config *con
     wrpo__model_randomize(model, seed);
     return model;
 }
-/* A config that a caller filled in keeps the limits of one that is read from a file. */
-static void wrpo__config_check(wrpo_ctx *ctx, const wrpo_config *c) {
-    const wrpo_rope *p = &c->rope;
-    const bool llama3 = p->type == WRPO_ROPE_LLAMA3, yarn = p->type == WRPO_ROPE_YARN, dynamic = p->type == WRPO_ROPE_DYNAMIC;
-    const bool longrope = p->type == WRPO_ROPE_LONGROPE, scaled = p->type != WRPO_ROPE_DEFAULT;
-    const double most = 1e15, least = 1 / most, huge = 0x1p40;         /* most: of a number; huge: of positions */
-    const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, dims = p->dims ? p->dims : c->head_dim;
-    double factor = longrope ? most : 1;               /* the smallest of its factors */
-    for (int i = 0; longrope && i < WRPO__MIN(dims, WRPO__MAX_D) / 2; i++)
-        factor = WRPO__MIN(factor, (double)WRPO__MIN(p->short_factor[i], p->long_factor[i]));
-    const struct { const char *name; double value, low, high; } limits[] = {
-        {"vocab_size", (double)c->vocab_size, 1, 1 << 24}, {"hidden_size", (double)c->hidden_size, 1, WRPO__MAX_HIDDEN},
-        {"intermediate_size", (double)c->intermediate_size, 1, 1 << 24},
-        {"num_hidden_layers", (double)c->num_hidden_layers, 1, 512}, {"num_attention_heads", (double)H, 1, 65536},
-        {"num_key_value_heads", (double)G, 1, (double)H},
-        {"num_attention_heads modulo num_key_value_heads", G > 0 ? (double)(H % G) : 0, 0, 0},
-        {"head_dim", (double)c->head_dim, 2, WRPO__MAX_D}, {"head_dim modulo 2", (double)(c->head_dim % 2), 0, 0},
-        {"max_position_embeddings", (double)c->max_position_embeddings, 1, huge},
-        {"sliding_window", (double)c->sliding_window, 0, huge}, {"rms_norm_eps", c->rms_norm_eps, least, most},
-        {"initializer_range", c->initializer_range, least, most},
-        {"query_pre_attn_scalar", c->query_pre_attn_scalar, 0, most},
-        {"attn_logit_softcapping", c->attn_logit_softcapping, 0, most},
-        {"final_logit_softcapping", c->final_logit_softcapping, 0, most},
-        {"rope.type", (double)p->type, 0, WRPO_ROPE_LONGROPE}, {"rope.theta", p->theta, least, most},
-        {"rope.dims", (double)dims, dynamic ? 4 : 2, (double)c->head_dim}, {"rope.dims modulo 2", (double)(dims % 2), 0, 0},
-        {"rope.factor", p->factor, scaled ? least : 0, most},
-        {"rope.original_max_position_embeddings", (double)p->original_max_position_embeddings,
-         llama3 || yarn || longrope ? 2 : 0, huge},
-        {"rope.attention_factor", p->attention_factor, yarn || longrope ? least : 0, most},
-        {"rope.beta_fast", p->beta_fast, yarn ? least : 0, most}, {"rope.beta_slow", p->beta_slow, yarn ? least : 0, most},
-        {"rope.low_freq_factor", p->low_freq_factor, llama3 ? least : 0, most},
-        {"rope.high_freq_factor", p->high_freq_factor, llama3 ? nextafter(p->low_freq_factor, most) : 0, most},
-        {"rope.short_factor and long_factor", factor, least, most}};
-    for (int i = 0; i < WRPO__COUNT(limits); i++)
-        if (!(limits[i].value >= limits[i].low && limits[i].value <= limits[i].high))
-            wrpo__fail(ctx, WRPO_E_ARG, "wrpo_config: %s: want %.15g to %.15g, found %.15g", limits[i].name, limits[i].low,
-                       limits[i].high, limits[i].value);
-    if (!memchr(c->model_type, 0, sizeof c->model_type)) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_config: model_type: want a NUL");
-}
 static wrpo_model *wrpo__model_of(wrpo__arena *arena, const wrpo_config *config, uint64_t seed) {
     wrpo__config_check(arena->ctx, config);
     if (config->head != WRPO_HEAD_LM) wrpo__fail(arena->ctx, WRPO_E_ARG, "wrpo_config: head: want WRPO_HEAD_LM");
@@ -2645,46 +2790,32 @@ typedef struct wrpo__shape {         /* what there is room for */
 static int64_t wrpo__span(const wrpo__shape *s) { return s->logits ? s->rows : s->chunk; }
 
 /* The tables of buffers: [n, columns] each; 0 columns: NULL. void: activations, of the backend's act_bytes an element.
-   First what the backward pass needs of one layer, */
+   First what the backward pass needs of one layer, besides the x that enters it, */
 #define WRPO__LAYER_ACTS(X) \
-    X(void,  mid,           D * train)           /* residual stream after attention */ \
-    X(void,  qk0,           (H + G) * d * qk_norm)   /* q | k before their norms */ \
-    X(void,  qkv,           (H + 2 * G) * d)     /* q | k | v; q and k are rotated */ \
-    X(void,  o,             H * d)               /* attention's output */ \
-    X(void,  gu,            2 * I)               /* gate | up */ \
-    X(void,  attn_out,      D * post_norms)      /* what attention adds, before the norm on it */ \
-    X(void,  mlp_out,       D * post_norms)      /* likewise for the MLP */ \
-    X(float, rstd_attn,     1)                   /* 1 / rms(x), of each norm */ \
-    X(float, rstd_q,        H * qk_norm) \
-    X(float, rstd_k,        G * qk_norm) \
-    X(float, rstd_attn_out, post_norms) \
-    X(float, rstd_mlp,      1) \
-    X(float, rstd_mlp_out,  post_norms) \
-    X(float, lse,           H)                   /* attention's log sum exp */
+    X(void, mid, D * train)                                  /* the residual stream after attention */ \
+    X(void, qk0, (H + G) * d * qk_norm)                      /* q | k before their norms */ \
+    X(void, qkv, (H + 2 * G) * d)                            /* q | k | v; q and k are rotated */ \
+    X(void, o, H * d) X(float, lse, H)                       /* attention's output, and its log sum exp */ \
+    X(void, gu, 2 * I)                                       /* gate | up */ \
+    X(void, attn_out, D * post_norms) X(void, mlp_out, D * post_norms)    /* what is added to x, before its norm */ \
+    X(float, rstd_attn, 1) X(float, rstd_q, H * qk_norm) X(float, rstd_k, G * qk_norm)    /* 1 / rms, of each norm */ \
+    X(float, rstd_attn_out, post_norms) X(float, rstd_mlp, 1) X(float, rstd_mlp_out, post_norms)
 /* then what there is once, */
 #define WRPO__RUN_ACTS(X) \
-    X(void,  norm,          D)                   /* a norm's output, within a layer */ \
-    X(void,  h,             I)                   /* act(gate) up, within a layer */ \
-    X(void,  y,             D)                   /* the final norm's output */ \
-    X(float, rstd_final,    1) \
-    X(float, target_lse,    1)                   /* log sum exp of each target's logits */ \
-    X(void,  dx,            D * train)           /* dL/d of the residual stream */ \
-    X(void,  dy,            D * train) \
-    X(void,  dqkv,          (H + 2 * G) * d * train) \
-    X(void,  d_o,           H * d * train) \
-    X(void,  dgu,           2 * I * train) \
-    X(void,  dh,            I * train)
+    X(void, norm, D) X(void, h, I)                           /* a norm's output; act(gate) up. Within a layer */ \
+    X(void, y, D) X(float, rstd_final, 1)                    /* the final norm's output */ \
+    X(float, target_lse, 1)                                  /* log sum exp of each target's logits */ \
+    X(void, dx, D * train) X(void, dy, D * train)            /* dL/dx of the stream; dL/d of what a product read */ \
+    X(void, dqkv, (H + 2 * G) * d * train) X(void, d_o, H * d * train) \
+    X(void, dgu, 2 * I * train) X(void, dh, I * train)
 /* and what there is on the backend and, as h_ids and so on, on the host. */
 #define WRPO__RUN_BOTH(X) \
-    X(int32_t,  ids,        1) \
-    X(wrpo_seg, segs,       1) \
-    X(float,    rope,       d)                   /* cosine and sine, [n, dims / 2, 2] */ \
-    X(int32_t,  cache_row,  s->cache > 0)        /* where in the cache a row's key and value go */ \
-    X(int32_t,  target_row, 1) \
-    X(int32_t,  target_id,  1) \
-    X(float,    logp,       1)                   /* of each target */ \
-    X(float,    coef,       1)                   /* dL/dlogp of each target */ \
-    X(float,    mean,       1)                   /* mean logit of each row, a metric */
+    X(int32_t, ids, 1) X(wrpo_seg, segs, 1) \
+    X(float, rope, d)                                        /* cosine and sine, [n, dims / 2, 2] */ \
+    X(int32_t, cache_row, s->cache > 0)                      /* where in the cache a row's key and value go */ \
+    X(int32_t, target_row, 1) X(int32_t, target_id, 1) \
+    X(float, logp, 1) X(float, coef, 1)                      /* of each target; coef: dL/dlogp */ \
+    X(float, mean, 1)                                        /* mean logit of each row, a metric */
 typedef struct wrpo__acts {
     void *x;                         /* [n, D] residual stream that enters the layer */
 #define WRPO__X(type, field, columns) type *field;
@@ -2697,7 +2828,7 @@ typedef struct wrpo__run {
     wrpo_model *model; const wrpo_backend *be; void *dev;
     wrpo__shape shape;
     int64_t n, n_segs, n_targets, n_packed;            /* rows and so on that are packed */
-    wrpo__location *packed;            /* [n_packed] responses */
+    wrpo__location *packed;          /* [n_packed] responses */
     float *inv_freq; double rope_scale;                /* radians per position, [dims / 2]; factor of cosine and sine */
     int64_t rope_key;                /* of the sequences that these two are for */
     WRPO__RUN_ACTS(WRPO__X)
@@ -2723,12 +2854,12 @@ static void wrpo__run_layout(wrpo_ctx *ctx, const wrpo_config *c, const wrpo__sh
     const int64_t V = c->vocab_size, D = c->hidden_size, I = c->intermediate_size, d = c->head_dim;
     const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, L = c->num_hidden_layers, n = s->rows;
     const int64_t train = s->train, qk_norm = c->qk_norm, post_norms = c->post_norms, span = wrpo__span(s);
-    for (int64_t l = 0; l <= L + 1; l++) {             /* L + 1: scratch */
-        const bool shared = l > L;
-        const bool full = shared ? !s->train || s->recompute > 0 : s->train && l >= s->recompute && l < L;
+    for (int64_t l = 0; l <= L + 1; l++) {             /* L + 1: the shared one */
+        const bool shared = l > L, stored = s->train && l >= s->recompute && l < L;
+        const bool full = shared ? !s->train || s->recompute > 0 : stored;
         wrpo__acts unused, *a = shared ? &r->scratch : &unused;
         if (!shared && r->layer) a = &r->layer[l];
-        a->x = wrpo__take(b, n, shared ? D * !train : D * train, size_void);
+        a->x = wrpo__take(b, n, shared != s->train ? D : 0, size_void);
 #define WRPO__X(type, field, columns) a->field = wrpo__take(b, full ? n : 0, columns, size_##type);
         WRPO__LAYER_ACTS(WRPO__X)
 #undef WRPO__X
@@ -2761,62 +2892,12 @@ static int64_t wrpo__head_chunk(const wrpo_ctx *ctx, const wrpo_config *c, int64
     return WRPO__MIN(rows, WRPO__MAX(32, WRPO__MIN(512 * more, chunk)));
 }
 
-/* ---- rotary embedding (Su et al. 2021): inverse frequencies, in the float arithmetic of transformers ----
-   For two types they depend on the length of the sequence, prompt and response: longrope has other factors beyond the
-   original length, dynamic another theta for each length beyond max_position_embeddings. Equal keys: equal angles. */
-static int64_t wrpo__rope_dims(const wrpo_config *c) { return c->rope.dims ? c->rope.dims : c->head_dim; }
-static int64_t wrpo__rope_key(const wrpo_config *c, int64_t length) {
-    if (c->rope.type == WRPO_ROPE_LONGROPE) return length > c->rope.original_max_position_embeddings;
-    return c->rope.type == WRPO_ROPE_DYNAMIC && length > c->max_position_embeddings ? length : 0;
-}
-static void wrpo__inv_freq(const wrpo_config *c, int64_t key, float *inv, double *scale) {
-    const wrpo_rope *p = &c->rope;
-    const int64_t d = wrpo__rope_dims(c);
-    const double pi = 3.14159265358979323846, length = (double)p->original_max_position_embeddings;
-    const float factor = (float)p->factor, *longrope = key ? p->long_factor : p->short_factor;
-    float theta = (float)p->theta;
-    *scale = p->type == WRPO_ROPE_LONGROPE || p->type == WRPO_ROPE_YARN ? p->attention_factor : 1;
-    if (p->type == WRPO_ROPE_DYNAMIC && key) {
-        const float stretch = factor * (float)key / (float)c->max_position_embeddings - (float)(p->factor - 1);
-        theta *= powf(stretch, (float)((double)d / (double)(d - 2)));
-    }
-    for (int64_t i = 0; i < d / 2; i++) {
-        const float power = powf(theta, (float)(2 * i) / (float)d);
-        inv[i] = 1.0f / (p->type == WRPO_ROPE_LONGROPE ? longrope[i] * power : power);         /* Ding et al. 2024 */
-        if (p->type == WRPO_ROPE_LINEAR) inv[i] /= factor;
-    }
-    if (p->type == WRPO_ROPE_LLAMA3) {                 /* long waves slowed by factor, short ones kept, a ramp */
-        const float slow = (float)p->low_freq_factor, fast = (float)(p->high_freq_factor - p->low_freq_factor);
-        const float low = (float)(length / p->low_freq_factor), high = (float)(length / p->high_freq_factor);
-        for (int64_t i = 0; i < d / 2; i++) {
-            const float wave = (float)(2 * pi) / inv[i], smooth = ((float)length / wave - slow) / fast;
-            if (wave > low) inv[i] /= factor;
-            else if (wave >= high) inv[i] = (1 - smooth) * (inv[i] / factor) + smooth * inv[i];
-        }
-    }
-    if (p->type == WRPO_ROPE_YARN) {                   /* Peng et al. 2023: by rotations within the original length */
-        double first = (double)d * log(length / (p->beta_fast * 2 * pi)) / (2 * log(p->theta));
-        double last = (double)d * log(length / (p->beta_slow * 2 * pi)) / (2 * log(p->theta));
-        first = WRPO__MAX(p->yarn_truncate ? floor(first) : first, 0);
-        last = WRPO__MIN(p->yarn_truncate ? ceil(last) : last, (double)(d - 1));
-        if (first == last) last += 0.001;
-        for (int64_t i = 0; i < d / 2; i++) {
-            const float ramp = ((float)i - (float)first) / (float)(last - first);
-            const float keep = 1 - WRPO__MIN(WRPO__MAX(ramp, 0.0f), 1.0f);
-            inv[i] = inv[i] / factor * (1 - keep) + inv[i] * keep;
-        }
-    }
-}
-
 static wrpo__run *wrpo__run_new(wrpo__arena *arena, wrpo_model *model, const wrpo__shape *shape) {
     wrpo_ctx *ctx = arena->ctx;
     const wrpo_config *c = &model->config;
     wrpo__run *r = WRPO__NEW(arena, wrpo__run);
     wrpo__bump b = {0};
-    r->model = model;
-    r->be = ctx->desc.backend;
-    r->dev = ctx->dev;
-    r->shape = *shape;
+    *r = (wrpo__run){.model = model, .be = ctx->desc.backend, .dev = ctx->dev, .shape = *shape};
     r->layer = wrpo__alloc(arena, (size_t)c->num_hidden_layers + 1, sizeof *r->layer);
     wrpo__run_layout(ctx, c, shape, r, &b);
     if (b.overflow || r->host.overflow)
@@ -2912,16 +2993,12 @@ static void wrpo__pack_end(wrpo__run *r) {
 static void *wrpo__at(const wrpo_backend *be, const void *p, int64_t i) {      /* &p[i] of activations */
     return (char *)(uintptr_t)p + i * be->act_bytes;
 }
-/* Products, each of `count` weights that follow each other in the table. bias WRPO__KINDS: none. */
-typedef struct wrpo__linear { wrpo__kind weight, bias; int count; } wrpo__linear;
-static const wrpo__linear wrpo__qkv = {WRPO__W_q_proj, WRPO__W_q_bias, 3};
-static const wrpo__linear wrpo__qk = {WRPO__W_q_proj, WRPO__W_q_bias, 2}, wrpo__v = {WRPO__W_v_proj, WRPO__W_v_bias, 1};
-static const wrpo__linear wrpo__o = {WRPO__W_o_proj, WRPO__W_o_bias, 1};
-static const wrpo__linear wrpo__gu = {WRPO__W_gate_proj, WRPO__KINDS, 2};
-static const wrpo__linear wrpo__down = {WRPO__W_down_proj, WRPO__KINDS, 1};
-static const wrpo_weight *wrpo__biases(const wrpo_model *m, int64_t l, const wrpo__linear *lin) {
-    return lin->bias == WRPO__KINDS ? NULL : wrpo__weight(m, lin->bias, l);
-}
+/* Products, each of `count` weights that follow each other in the table, and of their biases. */
+typedef struct wrpo__linear { int count; wrpo__kind weight, bias; } wrpo__linear;
+static const wrpo__linear
+    wrpo__qkv = {3, WRPO__W_q_proj, WRPO__W_q_bias}, wrpo__qk = {2, WRPO__W_q_proj, WRPO__W_q_bias},
+    wrpo__v = {1, WRPO__W_v_proj, WRPO__W_v_bias}, wrpo__o = {1, WRPO__W_o_proj, WRPO__W_o_bias},
+    wrpo__gu = {2, WRPO__W_gate_proj, WRPO__W_none}, wrpo__down = {1, WRPO__W_down_proj, WRPO__W_none};
 /* The end of the weights from i on that are one matrix in memory, and its rows. */
 static int wrpo__joined(const wrpo_weight *w, int i, int count, int64_t *rows) {
     *rows = w[i].rows;
@@ -2931,7 +3008,7 @@ static int wrpo__joined(const wrpo_weight *w, int i, int count, int64_t *rows) {
 /* y = x W' + b, or y += if add. */
 static void wrpo__linear_fwd(const wrpo__run *r, int64_t l, const wrpo__linear *lin, void *y, int64_t ldy,
                              const void *x, bool add) {
-    const wrpo_weight *w = wrpo__weight(r->model, lin->weight, l), *b = wrpo__biases(r->model, l, lin);
+    const wrpo_weight *w = wrpo__weight(r->model, lin->weight, l), *b = wrpo__weight(r->model, lin->bias, l);
     const int64_t n = r->n, cols = w->cols;
     int64_t rows;
     for (int i = 0, end; i < lin->count;) {
@@ -2947,7 +3024,7 @@ static void wrpo__linear_fwd(const wrpo__run *r, int64_t l, const wrpo__linear *
 static void wrpo__linear_bwd(const wrpo__run *r, int64_t l, const wrpo__linear *lin, void *dx, float *grads,
                              const void *dy, int64_t lddy, const void *x) {
     const wrpo_backend *be = r->be;
-    const wrpo_weight *w = wrpo__weight(r->model, lin->weight, l), *b = wrpo__biases(r->model, l, lin);
+    const wrpo_weight *w = wrpo__weight(r->model, lin->weight, l), *b = wrpo__weight(r->model, lin->bias, l);
     const int64_t n = r->n, cols = w->cols;
     int64_t rows;
     for (int i = 0, end; i < lin->count;) {
@@ -3042,7 +3119,7 @@ static void wrpo__layer_fwd(const wrpo__run *r, int64_t l, const wrpo__acts *a, 
     else {
         wrpo__linear_fwd(r, l, &wrpo__qk, a->qk0, ld0, r->norm, false);
         wrpo__linear_fwd(r, l, &wrpo__v, v, ld, r->norm, false);
-        wrpo__norm_fwd(r, l, WRPO__W_q_norm, q, ld, a->rstd_q, a->qk0, ld0);         /* 4  q = g_q q / rms(q), per head */
+        wrpo__norm_fwd(r, l, WRPO__W_q_norm, q, ld, a->rstd_q, a->qk0, ld0);         /* 4  q = g_q q / rms(q), k too */
         wrpo__norm_fwd(r, l, WRPO__W_k_norm, k, ld, a->rstd_k, wrpo__at(be, a->qk0, H * d), ld0);
     }
     wrpo__rotate(r, q, 1);                                                           /* 5  q, k rotated by position */
@@ -3052,7 +3129,7 @@ static void wrpo__layer_fwd(const wrpo__run *r, int64_t l, const wrpo__acts *a, 
         k = kv;
         v = wrpo__at(be, kv, G * d);
     }
-    be->attention(r->dev, &attn, a->o, a->lse, q, k, v);                             /* 6  o = softmax(q k' / sqrt d) v */
+    be->attention(r->dev, &attn, a->o, a->lse, q, k, v);                             /* 6  o = softmax(s q k') v */
     if (a->mid != x) be->copy(r->dev, a->mid, x, stream);                            /* 7  x' = x + o W' */
     wrpo__add_fwd(r, l, &wrpo__o, WRPO__W_post_attention_layernorm, a->attn_out, a->rstd_attn_out, a->mid, a->o);
     wrpo__norm_fwd(r, l, wrpo__norm_mlp(c), r->norm, D, a->rstd_mlp, a->mid, D);     /* 8  c = g_2 x' / rms(x') */
@@ -3069,7 +3146,7 @@ static void wrpo__layer_bwd(const wrpo__run *r, int64_t l, const wrpo__acts *a, 
     const wrpo_config *c = &r->model->config;
     const int64_t n = r->n, D = c->hidden_size, I = c->intermediate_size, d = c->head_dim;
     const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, ld = (H + 2 * G) * d, ld0 = (H + G) * d;
-    void *q = a->qkv, *k = wrpo__at(be, q, H * d), *v = wrpo__at(be, k, G * d), *k0 = wrpo__at(be, a->qk0, H * d);
+    void *q = a->qkv, *k = wrpo__at(be, q, H * d), *v = wrpo__at(be, k, G * d);
     void *dq = r->dqkv, *dk = wrpo__at(be, dq, H * d), *dv = wrpo__at(be, dk, G * d);
     const wrpo_attn attn = wrpo__attn_of(r, l);
     const void *dy;
@@ -3089,7 +3166,7 @@ static void wrpo__layer_bwd(const wrpo__run *r, int64_t l, const wrpo__acts *a, 
     wrpo__rotate(r, dq, -1);                                                         /* 5  q, k rotated */
     if (c->qk_norm) {                                                                /* 4  q = g_q q / rms(q) */
         wrpo__norm_bwd(r, l, WRPO__W_q_norm, grads, dq, ld, dq, NULL, a->rstd_q, a->qk0, ld0);
-        wrpo__norm_bwd(r, l, WRPO__W_k_norm, grads, dk, ld, dk, NULL, a->rstd_k, k0, ld0);
+        wrpo__norm_bwd(r, l, WRPO__W_k_norm, grads, dk, ld, dk, NULL, a->rstd_k, wrpo__at(be, a->qk0, H * d), ld0);
     }
     wrpo__norm_fwd(r, l, WRPO__W_input_layernorm, r->norm, D, a->rstd_attn, x, D);   /*    a again */
     wrpo__linear_bwd(r, l, &wrpo__qkv, r->dy, grads, dq, ld, r->norm);               /* 3  q | k | v = a W' + b */
@@ -3156,14 +3233,14 @@ static void wrpo__trunk(const wrpo__run *r) {
     const int64_t D = m->config.hidden_size;
     const bool train = r->shape.train;
     void *x = train ? r->layer[0].x : r->scratch.x;
-    r->be->embed(r->dev, x, embed->data, embed->dtype, r->ids, r->n, D, wrpo__embed_scale(m));     /* 1  x = E[ids] */
+    r->be->embed(r->dev, x, embed->data, embed->dtype, r->ids, r->n, D, wrpo__embed_scale(m)); /* 1  x = E[ids] */
     for (int64_t l = 0; l < m->config.num_hidden_layers; l++) {
         const bool stored = train && l >= r->shape.recompute;
         void *x_out = train ? r->layer[l + 1].x : x;
-        wrpo__layer_fwd(r, l, stored ? &r->layer[l] : &r->scratch, x, x_out);                      /* 2 to 11 */
+        wrpo__layer_fwd(r, l, stored ? &r->layer[l] : &r->scratch, x, x_out);                  /* 2 to 11 */
         x = x_out;
     }
-    wrpo__norm_fwd(r, 0, WRPO__W_norm, r->y, D, r->rstd_final, x, D);                              /* 12 y = g x / rms */
+    wrpo__norm_fwd(r, 0, WRPO__W_norm, r->y, D, r->rstd_final, x, D);                          /* 12 y = g x / rms(x) */
 }
 /* Log-probs of all targets into r->h_logp and, if wanted, the mean logit of every row into r->h_mean. */
 static void wrpo__forward(wrpo__run *r, bool means) {
@@ -3250,77 +3327,6 @@ static void wrpo__backward(wrpo__run *r, float *grads) {
    To add a setting: a field of wrpo_train_desc, a row of WRPO__SETTINGS, an option of example.c. A metric: a row of
    WRPO_METRICS (>>api), its value in wrpo__tally_add. A method: >>loss, nothing here.                             */
 
-/* ---- data: records of token ids ---- */
-struct wrpo_data {
-    wrpo_ctx *ctx;
-    wrpo__arena *arena;
-    wrpo_record *records;            /* stb array */
-    wrpo_data_stats stats;
-    int most;                        /* the most responses that a record has */
-};
-static const int32_t *wrpo__copy_ids(wrpo__arena *arena, const int32_t *ids, int64_t count) {
-    return memcpy(wrpo__alloc(arena, (size_t)count, sizeof *ids), ids, (size_t)count * sizeof *ids);
-}
-/* Copies a record into the data. */
-static void wrpo__data_add(wrpo_data *data, const wrpo_record *record) {
-    wrpo__arena *arena = data->arena, *outer = wrpo__current;
-    int sources = 0, stated = 0;
-    for (int k = 0; k < record->count; k++) {
-        sources += record->responses[k].role == WRPO_ROLE_SOURCE;
-        stated += record->responses[k].role == WRPO_ROLE_SOURCE && !wrpo__is_default(record->responses[k].share);
-    }
-    const double equal = stated ? 0 : 1 / (double)sources;     /* a source's share where no source states one */
-    wrpo_tokens *responses = wrpo__alloc(arena, (size_t)record->count, sizeof *responses);
-    wrpo_record r = *record;
-    r.prompt_id = wrpo__strndup(arena, r.prompt_id, strlen(r.prompt_id));
-    r.prompt = wrpo__copy_ids(arena, r.prompt, r.prompt_count);
-    r.responses = responses;
-    r.weight = wrpo__or_default(r.weight, 1);          /* WRPO_ZERO stays, so that a view can be given again */
-    for (int k = 0; k < r.count; k++) {
-        wrpo_tokens *y = &responses[k];
-        *y = record->responses[k];
-        y->ids = wrpo__copy_ids(arena, y->ids, y->count);
-        y->share = wrpo__or_default(y->share, y->role == WRPO_ROLE_SOURCE ? equal : 1);
-        data->stats.response_tokens += y->count;
-        data->stats.longest = WRPO__MAX(data->stats.longest, r.prompt_count + y->count);
-    }
-    wrpo__current = arena;
-    stbds_arrput(data->records, r);
-    wrpo__current = outer;
-    data->stats.records++;
-    data->stats.prompt_tokens += r.prompt_count;
-    data->most = WRPO__MAX(data->most, r.count);
-}
-static wrpo_data *wrpo__data_from_ids(wrpo__arena *arena, const wrpo_record *records, int64_t count) {
-    wrpo_data *data = WRPO__NEW(arena, wrpo_data);
-    data->ctx = arena->ctx;
-    data->arena = arena;
-    for (int64_t i = 0; i < count; i++) {
-        wrpo_record r = records[i];
-        bool ok = r.prompt_count >= 1 && r.count >= 1;
-        for (int k = 0; ok && k < r.count; k++)
-            ok = r.responses[k].first >= 0 && r.responses[k].count > r.responses[k].first;
-        if (!(r.weight >= 0 && r.weight <= DBL_MAX))
-            wrpo__fail(arena->ctx, WRPO_E_ARG, "record %lld: weight: want a finite number of at least 0, found %g",
-                       (long long)i, r.weight);
-        if (!ok)
-            wrpo__fail(arena->ctx, WRPO_E_ARG,
-                       "record %lld: want a prompt and responses, each with at least one token", (long long)i);
-        if (!r.prompt_id) r.prompt_id = wrpo__format(arena, "record %lld", (long long)i);
-        wrpo__data_add(data, &r);
-    }
-    return data;
-}
-WRPO_API wrpo_result wrpo_data_from_ids(wrpo_ctx *ctx, const wrpo_record *records, int64_t count, wrpo_data **out) {
-    *out = NULL;
-    WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__data_from_ids(wrpo__current, records, count));
-    return wrpo__end(&wrpo__entry);
-}
-WRPO_API void wrpo_data_free(wrpo_data *data) { if (data) wrpo__arena_free(data->arena); }
-WRPO_API int64_t wrpo_data_count(const wrpo_data *data) { return data->stats.records; }
-WRPO_API wrpo_record wrpo_data_record(const wrpo_data *data, int64_t i) { return data->records[i]; }
-WRPO_API wrpo_data_stats wrpo_data_get_stats(const wrpo_data *data) { return data->stats; }
-
 /* ---- log-probs of records: packed until micro_tokens rows are full; a longer record goes alone ---- */
 enum { WRPO__MICRO_TOKENS = 1024 };
 /* Rows a run needs for these records: micro_tokens, all of them if that is less, the longest record if that is more. */
@@ -3333,30 +3339,6 @@ static int64_t wrpo__run_rows(const wrpo_config *c, const wrpo_data *data, int64
         longest = WRPO__MAX(longest, rows);
     }
     return WRPO__MAX(all, longest);
-}
-/* Every id is a row of the embedding. */
-static void wrpo__check_ids(const wrpo_model *model, const wrpo_record *record, const int32_t *ids, int64_t count) {
-    const int64_t V = model->config.vocab_size;
-    for (int64_t j = 0; j < count; j++)
-        if (ids[j] < 0 || ids[j] >= V)
-            wrpo__fail(model->ctx, WRPO_E_FORMAT, "record \"%s\": token id %d is outside the model's vocabulary of "
-                       "%lld: tokenizer and model do not belong together", record->prompt_id, (int)ids[j], (long long)V);
-}
-static void wrpo__check_data(const wrpo_model *model, const wrpo_data *data, int64_t first, int64_t count) {
-    const int64_t limit = model->config.max_position_embeddings;
-    int64_t longest = 0;
-    for (const wrpo_record *record = data->records + first; record < data->records + first + count; record++) {
-        wrpo__check_ids(model, record, record->prompt, record->prompt_count);
-        for (int k = 0; k < record->count; k++) {
-            const wrpo_tokens *y = &record->responses[k];
-            wrpo__check_ids(model, record, y->ids, y->count);
-            longest = WRPO__MAX(longest, record->prompt_count + y->count);
-        }
-    }
-    if (longest > limit && longest == data->stats.longest)     /* once, however often the data are looked at in part */
-        wrpo__log(model->ctx, WRPO_LOG_WARN,
-                  "a sequence of %lld tokens is longer than the model's max_position_embeddings %lld",
-                  (long long)longest, (long long)limit);
 }
 /* Packs as many records list[first..count) as fit, at least one; returns where it stopped. list NULL: i itself. */
 static int64_t wrpo__pack_some(wrpo__run *r, const wrpo_data *data, const int64_t *list, int64_t first, int64_t count,
@@ -3381,7 +3363,7 @@ static double wrpo__sum_logps(const wrpo__run *r, const wrpo_tokens *y, const wr
    token's log-prob, or NULL. */
 static void wrpo__logprobs(wrpo__arena *temp, wrpo_model *model, const wrpo_data *data, int64_t first, int64_t count,
                            int64_t micro_tokens, double *logps, int K, float **tokens) {
-    wrpo__check_data(model, data, first, count);
+    wrpo__check_data(model->ctx, &model->config, data, first, count);
     wrpo__shape shape = {.rows = wrpo__run_rows(&model->config, data, first, count, micro_tokens)};
     shape.chunk = wrpo__head_chunk(model->ctx, &model->config, shape.rows);
     wrpo__run *r = wrpo__run_new(temp, model, &shape);
@@ -3500,7 +3482,8 @@ struct wrpo_trainer {
 static void wrpo__as_loss(const wrpo_record *record, wrpo_response *r) {
     for (int k = 0; k < record->count; k++) {
         const wrpo_tokens *y = &record->responses[k];
-        r[k] = (wrpo_response){.role = y->role, .share = y->share, .pair_id = y->pair_id, .tokens = y->count - y->first};
+        r[k] = (wrpo_response){.role = y->role, .share = y->share, .pair_id = y->pair_id,
+                               .tokens = y->count - y->first};
     }
 }
 /* Every record must have the roles that the method needs. */
@@ -3541,7 +3524,7 @@ static void wrpo__set_begin(wrpo_trainer *t, wrpo__set *set, const wrpo_data *da
     set->N = set->data->stats.records;
     set->K = set->data->most;
     wrpo__check_roles(t->ctx, set, &t->desc);
-    wrpo__check_data(t->model, set->data, 0, set->N);
+    wrpo__check_data(t->ctx, &t->model->config, set->data, 0, set->N);
     const int64_t rows = wrpo__run_rows(&t->model->config, set->data, 0, set->N, t->desc.micro_tokens);
     t->rows = WRPO__MAX(t->rows, rows);
     if (wrpo__rules[t->desc.loss.method].reference)
@@ -5130,7 +5113,7 @@ WRPO_API wrpo_result wrpo_model_init(wrpo_ctx *ctx, const wrpo_init_desc *given,
     return wrpo__end(&wrpo__entry);
 }
 
-/* ---- weights in and out ---- */
+/* ---- weights in and out; one of `get` and `put` is NULL ---- */
 /* The inverse of wrpo__weight_put: elements [first, first + count) as floats, the masters where there are any. */
 static void wrpo__weight_get(const wrpo_model *model, const wrpo_weight *w, int64_t first, int64_t count, float *dst) {
     const wrpo_backend *be = model->ctx->desc.backend;
@@ -5147,7 +5130,6 @@ static void wrpo__weight_get(const wrpo_model *model, const wrpo_weight *w, int6
         for (int64_t k = 0; k < n; k++) dst[i + k] = wrpo__master(high[k], low[k]);
     }
 }
-/* One of `get` and `put` is NULL. */
 static void wrpo__weight_move(wrpo_model *model, int64_t i, int64_t first, int64_t count, float *get, const float *put) {
     wrpo_ctx *ctx = model->ctx;
     if (i < 0 || i >= model->n_weights)
