@@ -1791,34 +1791,41 @@ static void wrpo__inv_freq(const wrpo_config *c, int64_t key, float *inv, double
 
    The family. With scores s(y) and shares a(y) of the chosen responses (they sum to 1), every method is
 
-     WRPO             link( scale (sum_y a(y) s(y) - s(y_l) - offset) )            the mean stands inside the link
-     pair methods     sum_y a(y) link( scale (s(y) - s(y_l) - offset) )            the mean stands outside; y_l is y's own
+     WRPO             link( scale (sum_y a(y) s(y) - s(y_l) - offset) )       the mean is inside the link
+     pair methods     sum_y a(y) link( scale (s(y) - s(y_l) - offset) )       the mean is outside; y_l is y's own
      SFT              sum_y a(y) -log pi(y|x) / tokens
 
    and the table below says which score, scale, offset and link. FuseRL (2025) is these on K sources with shares
    a = softmax(reward / tau) that the data bring: SFT on their best answers, then a pair method on each one's best
-   and worst. EAST weights a record's loss by the entropy of its answers. >>select writes such data.       */
+   and worst. EAST weights a record's loss by the entropy of its answers. >>recipe writes such data. */
 typedef enum wrpo__link { WRPO__LOGISTIC, WRPO__SQUARE, WRPO__HINGE, WRPO__LIKELIHOOD } wrpo__link;
 
+/* reference: s(y) has -log ref(y|x). per_token: s(y) is divided by |y|. */
 typedef struct wrpo__rule { const char *name; wrpo__link link; double beta; bool reference, per_token; } wrpo__rule;
 static const wrpo__rule wrpo__rules[] = {
-/*   method                     name        link              beta   s has -log ref   s per token      scale  offset      source */
-    [WRPO_METHOD_WRPO]     = {"wrpo",     WRPO__LOGISTIC,   0.01,  true,            false},         /* beta   0           Yang et al. 2025 */
-    [WRPO_METHOD_DPO]      = {"dpo",      WRPO__LOGISTIC,   0.01,  true,            false},         /* beta   0           Rafailov et al. 2023 */
-    [WRPO_METHOD_IPO]      = {"ipo",      WRPO__SQUARE,     0.01,  true,            true},          /* 1      1/(2 beta)  Azar et al. 2024 */
-    [WRPO_METHOD_HINGE]    = {"hinge",    WRPO__HINGE,      0.01,  true,            false},         /* beta   0           Zhao et al. 2023 */
-    [WRPO_METHOD_SIMPO]    = {"simpo",    WRPO__LOGISTIC,   10,    false,           true},          /* beta   gamma/beta  Meng et al. 2024 */
-    [WRPO_METHOD_DPO_NORM] = {"dpo-norm", WRPO__LOGISTIC,   10,    true,            true},          /* beta   0           Yang et al. 2025b */
-    [WRPO_METHOD_SFT]      = {"sft",      WRPO__LIKELIHOOD, 0.01,  false,           false}};
+    /*                         name        link              beta  ref    /|y|       scale  offset      first author */
+    [WRPO_METHOD_WRPO]     = {"wrpo",     WRPO__LOGISTIC,   0.01, true,  false},  /* beta   0           Yang 2025 */
+    [WRPO_METHOD_DPO]      = {"dpo",      WRPO__LOGISTIC,   0.01, true,  false},  /* beta   0           Rafailov 2023 */
+    [WRPO_METHOD_IPO]      = {"ipo",      WRPO__SQUARE,     0.01, true,  true},   /* 1      1/(2 beta)  Azar 2024 */
+    [WRPO_METHOD_HINGE]    = {"hinge",    WRPO__HINGE,      0.01, true,  false},  /* beta   0           Zhao 2023 */
+    [WRPO_METHOD_SIMPO]    = {"simpo",    WRPO__LOGISTIC,   10,   false, true},   /* beta   gamma/beta  Meng 2024 */
+    [WRPO_METHOD_DPO_NORM] = {"dpo-norm", WRPO__LOGISTIC,   10,   true,  true},   /* beta   0           Yang 2025b */
+    [WRPO_METHOD_SFT]      = {"sft",      WRPO__LIKELIHOOD, 0.01, false, false}};
 
-/* ---- names: one list each; NULL past the last ---- */
-static const char *const wrpo__pairs[] = {[WRPO_PAIR_TARGET] = "target", [WRPO_PAIR_SOURCE] = "source", [WRPO_PAIR_BOTH] = "both"};
-static const char *const wrpo__ramps[] = {[WRPO_ALPHA_SCHEDULE_LINEAR] = "linear", [WRPO_ALPHA_SCHEDULE_CONSTANT] = "constant", [WRPO_ALPHA_SCHEDULE_POWER] = "power", [WRPO_ALPHA_SCHEDULE_COSINE] = "cosine"};
-static const char *const wrpo__schedules[] = {[WRPO_LR_SCHEDULE_COSINE] = "cosine", [WRPO_LR_SCHEDULE_LINEAR] = "linear", [WRPO_LR_SCHEDULE_CONSTANT] = "constant"};
-WRPO_API const char *wrpo_method_name(int i) { return i >= 0 && i < WRPO__COUNT(wrpo__rules) ? wrpo__rules[i].name : NULL; }
-WRPO_API const char *wrpo_pair_name(int i) { return i >= 0 && i < WRPO__COUNT(wrpo__pairs) ? wrpo__pairs[i] : NULL; }
-WRPO_API const char *wrpo_alpha_schedule_name(int i) { return i >= 0 && i < WRPO__COUNT(wrpo__ramps) ? wrpo__ramps[i] : NULL; }
-WRPO_API const char *wrpo_lr_schedule_name(int i) { return i >= 0 && i < WRPO__COUNT(wrpo__schedules) ? wrpo__schedules[i] : NULL; }
+WRPO_API const char *wrpo_method_name(int i) {
+    return i >= 0 && i < WRPO__COUNT(wrpo__rules) ? wrpo__rules[i].name : NULL;
+}
+static const char *const wrpo__pairs[] = {
+    [WRPO_PAIR_TARGET] = "target", [WRPO_PAIR_SOURCE] = "source", [WRPO_PAIR_BOTH] = "both"};
+static const char *const wrpo__ramps[] = {
+    [WRPO_ALPHA_SCHEDULE_LINEAR] = "linear", [WRPO_ALPHA_SCHEDULE_CONSTANT] = "constant",
+    [WRPO_ALPHA_SCHEDULE_POWER] = "power", [WRPO_ALPHA_SCHEDULE_COSINE] = "cosine"};
+static const char *const wrpo__schedules[] = {
+    [WRPO_LR_SCHEDULE_COSINE] = "cosine", [WRPO_LR_SCHEDULE_LINEAR] = "linear",
+    [WRPO_LR_SCHEDULE_CONSTANT] = "constant"};
+WRPO__NAMED(wrpo_pair_name, wrpo__pairs)
+WRPO__NAMED(wrpo_alpha_schedule_name, wrpo__ramps)
+WRPO__NAMED(wrpo_lr_schedule_name, wrpo__schedules)
 
 /* ---- settings ---- */
 /* The zeros of a desc, resolved; doing it twice changes nothing. An unknown method stays as it is. */
@@ -1843,68 +1850,75 @@ static const char *wrpo__loss_check(const wrpo_loss_desc *desc, double alpha) {
 }
 
 /* ---- what a response counts for ---- */
-/* The sources' part in the average over the chosen responses; the target's is the rest. SFT is on the
-   sources' answers, or on the one answer there is (`messages`, or the chosen one of a plain pair).     */
-static double wrpo__source_share(const wrpo_loss_desc *d, double alpha, bool has_source, bool has_target) {
-    switch (d->method) {
-    case WRPO_METHOD_WRPO: return alpha;
-    case WRPO_METHOD_SFT: return has_source ? 1 : 0;
-    default: return has_source && !has_target ? 1 : d->pair == WRPO_PAIR_SOURCE ? 1 : d->pair == WRPO_PAIR_BOTH ? 0.5 : 0;
-    }
+static bool wrpo__has(wrpo_role role, const wrpo_response *r, int n) {
+    for (int i = 0; i < n; i++)
+        if (r[i].role == role) return true;
+    return false;
+}
+/* The sources' part in the average over the chosen responses; the target's is the rest. SFT is on the sources'
+   answers, or on the one answer there is (`messages`, or the chosen one of a plain pair). */
+static double wrpo__source_share(const wrpo_loss_desc *d, double alpha, const wrpo_response *r, int n) {
+    const bool has_source = wrpo__has(WRPO_ROLE_SOURCE, r, n), has_target = wrpo__has(WRPO_ROLE_TARGET, r, n);
+    if (d->method == WRPO_METHOD_WRPO) return alpha;
+    if (d->method == WRPO_METHOD_SFT) return has_source ? 1 : 0;
+    if (d->pair == WRPO_PAIR_SOURCE || (has_source && !has_target)) return 1;
+    return d->pair == WRPO_PAIR_BOTH ? 0.5 : 0;
 }
 /* a(y): 0 for a response that is left out, or is rejected. K sources have shares of their own, which sum to 1. */
 static double wrpo__share(double source_share, const wrpo_response *y) {
-    return y->role == WRPO_ROLE_SOURCE ? source_share * y->share : y->role == WRPO_ROLE_TARGET ? 1 - source_share : 0;
+    if (y->role == WRPO_ROLE_SOURCE) return source_share * y->share;
+    return y->role == WRPO_ROLE_TARGET ? 1 - source_share : 0;
 }
 static bool wrpo__per_token(const wrpo_loss_desc *d) {
     return wrpo__rules[d->method].per_token && !(d->method == WRPO_METHOD_IPO && d->ipo_sum);
 }
 /* s(y) */
 static double wrpo__score(const wrpo_loss_desc *d, const wrpo_response *y) {
-    double s = wrpo__rules[d->method].reference ? y->logp - y->ref : y->logp;
+    const double s = wrpo__rules[d->method].reference ? y->logp - y->ref : y->logp;
     return wrpo__per_token(d) ? s / (double)y->tokens : s;
-}
-static bool wrpo__has(wrpo_role role, const wrpo_response *r, int n) {
-    for (int i = 0; i < n; i++)
-        if (r[i].role == role) return true;
-    return false;
 }
 /* Is y the opponent of chosen response x? A pair method compares within a pair. */
 static bool wrpo__against(const wrpo_loss_desc *d, const wrpo_response *x, const wrpo_response *y) {
     return y->role == WRPO_ROLE_REJECTED && (d->method == WRPO_METHOD_WRPO || x->pair_id == y->pair_id);
 }
-static int wrpo__opponents(const wrpo_loss_desc *d, const wrpo_response *x, const wrpo_response *r, int n, double *mean) {   /* s(y_l) for x */
+static int wrpo__opponents(const wrpo_loss_desc *d, const wrpo_response *x, const wrpo_response *r, int n) {
     int count = 0;
-    *mean = 0;
-    for (int i = 0; i < n; i++)
-        if (wrpo__against(d, x, &r[i])) *mean += wrpo__score(d, &r[i]), count++;
-    *mean /= count;
+    for (int i = 0; i < n; i++) count += wrpo__against(d, x, &r[i]);
     return count;
+}
+/* s(y_l) for x: the mean of its opponents' scores. */
+static double wrpo__rejected_score(const wrpo_loss_desc *d, const wrpo_response *x, const wrpo_response *r, int n) {
+    double sum = 0;
+    for (int i = 0; i < n; i++)
+        if (wrpo__against(d, x, &r[i])) sum += wrpo__score(d, &r[i]);
+    return sum / wrpo__opponents(d, x, r, n);
 }
 /* NULL, or what the record lacks for this method at this alpha. */
 static const char *wrpo__record_check(const wrpo_loss_desc *d, double alpha, const wrpo_response *r, int n) {
-    int sources = 0, targets = 0, rejected = 0;
-    double weight = 0;
+    const bool sft = d->method == WRPO_METHOD_SFT, reference = wrpo__rules[d->method].reference;
+    int count[3] = {0};
+    double shares = 0;
     for (int i = 0; i < n; i++) {
-        if (r[i].role == WRPO_ROLE_SOURCE) sources++, weight += r[i].share >= 0 ? r[i].share : NAN;
-        else if (r[i].role == WRPO_ROLE_TARGET) targets++;
-        else if (r[i].role == WRPO_ROLE_REJECTED) rejected++;
-        else return "a response has no valid role";
+        if ((int)r[i].role < 0 || r[i].role > WRPO_ROLE_REJECTED) return "a response has no valid role";
+        count[r[i].role]++;
+        if (r[i].role == WRPO_ROLE_SOURCE) shares += r[i].share >= 0 ? r[i].share : NAN;
     }
-    const double a = wrpo__source_share(d, alpha, sources > 0, targets > 0);
-    double mean;
-    if (d->method == WRPO_METHOD_SFT && sources + targets == 0) return "sft needs a response to learn from";
+    const int sources = count[WRPO_ROLE_SOURCE], targets = count[WRPO_ROLE_TARGET];
+    const double a = wrpo__source_share(d, alpha, r, n);
+    if (sft && sources + targets == 0) return "sft needs a response to learn from";
     if (a > 0 && sources == 0) return "the method needs a source response (the first of two in \"chosen\")";
     if (a < 1 && targets == 0) return "the method needs a target response (the last in \"chosen\")";
-    if (d->method != WRPO_METHOD_SFT && rejected == 0) return "the method needs a rejected response";
+    if (!sft && count[WRPO_ROLE_REJECTED] == 0) return "the method needs a rejected response";
     if (targets > 1) return "want one target response, found several";
-    if (sources && !(fabs(weight - 1) < 1e-6)) return "the shares of the source responses do not sum to 1";
+    if (sources && !(fabs(shares - 1) < 1e-6)) return "the shares of the source responses do not sum to 1";
     for (int i = 0; i < n; i++) {
-        if (r[i].role != WRPO_ROLE_REJECTED && wrpo__share(a, &r[i]) == 0) continue;      /* left out: may be anything */
-        if (r[i].role == WRPO_ROLE_REJECTED && d->method == WRPO_METHOD_SFT) continue;
-        if (r[i].role != WRPO_ROLE_REJECTED && d->method != WRPO_METHOD_SFT && !wrpo__opponents(d, &r[i], r, n, &mean)) return "a chosen response has no rejected one in its pair";
-        if (wrpo__per_token(d) && r[i].tokens < 1) return "the method divides by the length of a response that has no tokens";
-        if (!isfinite(r[i].logp) || (wrpo__rules[d->method].reference && !isfinite(r[i].ref))) return "a log-probability is not finite";
+        const bool rejected = r[i].role == WRPO_ROLE_REJECTED;
+        if (rejected ? sft : wrpo__share(a, &r[i]) == 0) continue;             /* left out: may be anything */
+        if (!rejected && !sft && !wrpo__opponents(d, &r[i], r, n))
+            return "a chosen response has no rejected one in its pair";
+        if (wrpo__per_token(d) && r[i].tokens < 1)
+            return "the method divides by the length of a response that has no tokens";
+        if (!isfinite(r[i].logp) || (reference && !isfinite(r[i].ref))) return "a log-probability is not finite";
     }
     return NULL;
 }
@@ -1929,22 +1943,23 @@ static double wrpo__link_loss(wrpo__link link, double z, double eps, double *g) 
 }
 
 /* ---- the loss of one record ---- */
-WRPO_API double wrpo_loss(const wrpo_loss_desc *desc, double alpha, wrpo_response *r, int n, double sft_tokens, const char **why) {
-    desc = desc ? desc : &(wrpo_loss_desc){0};
+WRPO_API double wrpo_loss(const wrpo_loss_desc *desc, double alpha, wrpo_response *r, int n, double sft_tokens,
+                          const char **why) {
+    const wrpo_loss_desc zero = {0}, d = wrpo__loss_defaults(desc ? *desc : zero);
+    const char *wrong = wrpo__loss_check(&d, alpha);
     for (int i = 0; i < n; i++) r[i].dlogp = 0;
-    const char *wrong = wrpo__loss_check(desc, alpha);
-    const wrpo_loss_desc d = wrpo__loss_defaults(*desc);
     if (!wrong) wrong = wrpo__record_check(&d, alpha, r, n);
-    if (!wrong && d.method == WRPO_METHOD_SFT && !(sft_tokens > 0)) wrong = "sft_tokens: want the number of scored tokens of the batch";
+    if (!wrong && d.method == WRPO_METHOD_SFT && !(sft_tokens > 0))
+        wrong = "sft_tokens: want the number of scored tokens of the batch";
     if (why) *why = wrong;
     if (wrong) return NAN;
 
     const wrpo__rule *rule = &wrpo__rules[d.method];
-    const double a = wrpo__source_share(&d, alpha, wrpo__has(WRPO_ROLE_SOURCE, r, n), wrpo__has(WRPO_ROLE_TARGET, r, n));
-    double loss = 0, chosen = 0, rejected = 0, g = 0;
+    const double a = wrpo__source_share(&d, alpha, r, n);
+    double loss = 0, chosen = 0, g = 0;
     if (rule->link == WRPO__LIKELIHOOD) {
         for (int i = 0; i < n; i++) {
-            double share = wrpo__share(a, &r[i]);
+            const double share = wrpo__share(a, &r[i]);
             if (share == 0) continue;
             r[i].dlogp = -share / sft_tokens;
             loss += r[i].dlogp * r[i].logp;
@@ -1952,25 +1967,28 @@ WRPO_API double wrpo_loss(const wrpo_loss_desc *desc, double alpha, wrpo_respons
         return loss;
     }
     const double scale = rule->link == WRPO__SQUARE ? 1 : d.beta;
-    const double offset = rule->link == WRPO__SQUARE ? 1 / (2 * d.beta) : d.method == WRPO_METHOD_SIMPO ? d.gamma_ratio : 0;
+    double offset = 0;
+    if (d.method == WRPO_METHOD_SIMPO) offset = d.gamma_ratio;
+    if (d.method == WRPO_METHOD_IPO) offset = 1 / (2 * d.beta);
 
     /* 1. The loss, and dL/ds(y) of the chosen responses. A share of 0 is skipped rather than multiplied by, so that
           a response which is left out cannot touch a bit of the result and need not have been computed. */
     if (d.method == WRPO_METHOD_WRPO) {
-        wrpo__opponents(&d, r, r, n, &rejected);
         for (int i = 0; i < n; i++)
             if (wrpo__share(a, &r[i]) != 0) chosen += wrpo__share(a, &r[i]) * wrpo__score(&d, &r[i]);
-        loss = wrpo__link_loss(rule->link, scale * (chosen - rejected - offset), d.label_smoothing, &g);
+        const double z = scale * (chosen - wrpo__rejected_score(&d, r, r, n) - offset);
+        loss = wrpo__link_loss(rule->link, z, d.label_smoothing, &g);
         for (int i = 0; i < n; i++)
             if (wrpo__share(a, &r[i]) != 0) r[i].dlogp = wrpo__share(a, &r[i]) * (scale * g);
-    } else
+    } else {
         for (int i = 0; i < n; i++) {
-            double share = wrpo__share(a, &r[i]);
+            const double share = wrpo__share(a, &r[i]);
             if (share == 0) continue;
-            wrpo__opponents(&d, &r[i], r, n, &rejected);
-            loss += share * wrpo__link_loss(rule->link, scale * (wrpo__score(&d, &r[i]) - rejected - offset), d.label_smoothing, &g);
+            const double z = scale * (wrpo__score(&d, &r[i]) - wrpo__rejected_score(&d, &r[i], r, n) - offset);
+            loss += share * wrpo__link_loss(rule->link, z, d.label_smoothing, &g);
             r[i].dlogp = share * (scale * g);
         }
+    }
 
     /* 2. What pulls the chosen up pushes their rejected down; WRPO's shares sum to 1. */
     for (int k = 0; k < n; k++) {
@@ -1978,13 +1996,14 @@ WRPO_API double wrpo_loss(const wrpo_loss_desc *desc, double alpha, wrpo_respons
         if (r[k].role != WRPO_ROLE_REJECTED) continue;
         for (int i = 0; i < n && d.method != WRPO_METHOD_WRPO; i++)
             if (r[i].role != WRPO_ROLE_REJECTED && wrpo__against(&d, &r[i], &r[k])) pull += r[i].dlogp;
-        r[k].dlogp = -pull / wrpo__opponents(&d, &r[k], r, n, &rejected);
+        r[k].dlogp = -pull / wrpo__opponents(&d, &r[k], r, n);
     }
 
     /* 3. ds/dlogp: 1 or 1 / |y| */
-    for (int i = 0; i < n; i++)
+    for (int i = 0; i < n; i++) {
         if (r[i].dlogp == 0) r[i].dlogp = 0;           /* no negative zeros */
         else if (wrpo__per_token(&d)) r[i].dlogp /= (double)r[i].tokens;
+    }
     return loss;
 }
 
@@ -1995,7 +2014,7 @@ static double wrpo__reward_of(const wrpo_loss_desc *desc, const wrpo_response *y
 }
 /* rewards/chosen: the average with the shares of the loss; NaN if a response it needs is not there. */
 static double wrpo__weighted_reward(const wrpo_loss_desc *desc, double alpha, const wrpo_response *r, int n) {
-    const double a = wrpo__source_share(desc, alpha, wrpo__has(WRPO_ROLE_SOURCE, r, n), wrpo__has(WRPO_ROLE_TARGET, r, n));
+    const double a = wrpo__source_share(desc, alpha, r, n);
     double sum = 0, shares = 0;
     for (int i = 0; i < n; i++) {
         double share = wrpo__share(a, &r[i]);
@@ -2008,34 +2027,34 @@ static double wrpo__weighted_reward(const wrpo_loss_desc *desc, double alpha, co
 /* What a record adds to sft_tokens: its scored tokens; with several sources, their weighted mean. */
 static double wrpo__sft_tokens(const wrpo_response *r, int n) {
     const wrpo_loss_desc d = {.method = WRPO_METHOD_SFT};
-    const double a = wrpo__source_share(&d, 0, wrpo__has(WRPO_ROLE_SOURCE, r, n), false);
+    const double a = wrpo__source_share(&d, 0, r, n);
     double sum = 0;
     for (int i = 0; i < n; i++) sum += wrpo__share(a, &r[i]) * (double)r[i].tokens;
     return sum;
 }
 
 /* ---- schedules: k optimizer steps done of T ---- */
+static const double wrpo__pi = 3.14159265358979323846;
 WRPO_API double wrpo_alpha(wrpo_alpha_schedule schedule, double power, double end, int64_t k, int64_t T) {
-    const double pi = 3.14159265358979323846;
-    const double u = T <= 0 || k >= T ? 1 : k <= 0 ? 0 : (double)k / (double)T;
+    const double u = T <= 0 || k >= T ? 1 : (double)WRPO__MAX(k, 0) / (double)T;
     power = wrpo__or_default(power, 2);
     end += 0.0;                      /* -0 becomes 0 */
     switch (schedule) {
     case WRPO_ALPHA_SCHEDULE_LINEAR: return end * u;
     case WRPO_ALPHA_SCHEDULE_CONSTANT: return end;
     case WRPO_ALPHA_SCHEDULE_POWER: return power > 0 ? end * pow(u, power) : NAN;
-    case WRPO_ALPHA_SCHEDULE_COSINE: return end * (0.5 * (1 - cos(pi * u)));
+    case WRPO_ALPHA_SCHEDULE_COSINE: return end * (0.5 * (1 - cos(wrpo__pi * u)));
     }
     return NAN;
 }
 WRPO_API double wrpo_lr_factor(wrpo_lr_schedule schedule, int64_t warmup, int64_t k, int64_t T) {
-    const double pi = 3.14159265358979323846;
-    k = k < 0 ? 0 : k > T && T >= 0 ? T : k;
+    if (T >= 0) k = WRPO__MIN(k, T);
+    k = WRPO__MAX(k, 0);
     if (k < warmup) return (double)k / (double)warmup;
-    const double rest = (double)WRPO__MAX(T - warmup, 1);
+    const double left = (double)WRPO__MAX(T - warmup, 1);
     switch (schedule) {
-    case WRPO_LR_SCHEDULE_COSINE: return WRPO__MAX(0.5 * (1 + cos(pi * ((double)(k - warmup) / rest))), 0);
-    case WRPO_LR_SCHEDULE_LINEAR: return WRPO__MAX((double)(T - k) / rest, 0);
+    case WRPO_LR_SCHEDULE_COSINE: return WRPO__MAX(0.5 * (1 + cos(wrpo__pi * ((double)(k - warmup) / left))), 0);
+    case WRPO_LR_SCHEDULE_LINEAR: return WRPO__MAX((double)(T - k) / left, 0);
     case WRPO_LR_SCHEDULE_CONSTANT: return 1;
     }
     return NAN;
