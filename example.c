@@ -42,11 +42,11 @@ typedef struct settings {            /* numbers that were not given are 0, which
     double tau, min_gap, entropy_power, entropy_scale, sft;
     int64_t threads, seed, limit, max_length, max_prompt_length, max_shard_size;
     int64_t batch_size, accumulation, micro_tokens, memory_limit, max_steps, eval_steps, log_steps, save_steps, recompute;
-    double alpha, ramp_power, beta, label_smoothing, gamma_ratio;
+    double alpha, alpha_power, beta, label_smoothing, gamma_ratio;
     int64_t n, top_k, max_tokens, batch;
     double temperature, top_p;
     double learning_rate, warmup_ratio, weight_decay, max_grad_norm, epochs;
-    int method, pair, ramp, schedule, tokenization, device, dtype, save_dtype, states, form, as, bench;
+    int method, pair, alpha_schedule, lr_schedule, tokenization, device, dtype, save_dtype, moments, form, as, bench;
     bool ipo_sum, no_shuffle, raw, tensors, keep, quick, rescore, help, version;
 } settings;
 typedef enum kind { TEXT, LIST, FLAG, COUNT, REAL, CHOICE, RAMP } kind;
@@ -58,13 +58,13 @@ typedef struct option {
     const char *help;
 } option;
 
-static const char *tokenization_name(int i) { return i == WRPO_CLEAN ? "clean" : i == WRPO_AUTHORS ? "authors" : NULL; }
+static const char *tokenization_name(int i) { return i == WRPO_TOKENIZATION_CLEAN ? "clean" : i == WRPO_TOKENIZATION_AUTHORS ? "authors" : NULL; }
 static const char *device_name(int i) { return i == 0 ? "cpu" : i == 1 ? "cuda" : NULL; }
 static const char *dtype_name(int i) { return i == 0 ? "f32" : i == 1 ? "bf16" : NULL; }
 static const char *as_name(int i) { return i == 0 ? "source" : i == 1 ? "target" : NULL; }
 enum { ALPACAEVAL, MTBENCH, ARENAHARD };
 static const char *bench_name(int i) { return i == ALPACAEVAL ? "alpacaeval" : i == MTBENCH ? "mtbench" : i == ARENAHARD ? "arenahard" : NULL; }
-static wrpo_dtype dtype_of(int choice) { return choice < 0 ? WRPO_DTYPE_DEFAULT : choice == 0 ? WRPO_F32 : WRPO_BF16; }
+static wrpo_dtype dtype_of(int choice) { return choice < 0 ? WRPO_DTYPE_DEFAULT : choice == 0 ? WRPO_DTYPE_F32 : WRPO_DTYPE_BF16; }
 
 #define AT(field) offsetof(settings, field)
 static const option options[] = {
@@ -90,13 +90,13 @@ static const option options[] = {
     {"--method", CHOICE, AT(method), "NAME", NULL, wrpo_method_name, "objective (wrpo)"},
     {"--pair", CHOICE, AT(pair), "NAME", NULL, wrpo_pair_name, "the chosen response that a pair method takes of a quadruple (target)"},
     {"--alpha", REAL, AT(alpha), "A", "[0, 1]", NULL, "weight of the source's reward at the end of the run (0.1)"},
-    {"--alpha-schedule", RAMP, AT(ramp), "NAME", NULL, wrpo_ramp_name, "how alpha rises from 0 (linear)"},
+    {"--alpha-schedule", RAMP, AT(alpha_schedule), "NAME", NULL, wrpo_alpha_schedule_name, "how alpha rises from 0 (linear)"},
     {"--beta", REAL, AT(beta), "B", "(0, inf)", NULL, "reward = beta * log-ratio (0.01; 10 for simpo and dpo-norm)"},
     {"--label-smoothing", REAL, AT(label_smoothing), "EPS", "[0, 0.5)", NULL, "share of labels taken to be wrong (0)"},
     {"--gamma-ratio", REAL, AT(gamma_ratio), "R", "[0, inf)", NULL, "simpo: margin gamma / beta (0.3)"},
     {"--ipo-sum", FLAG, AT(ipo_sum), NULL, NULL, NULL, "ipo: on sums of log-probs in place of means over tokens"},
     {"--learning-rate", REAL, AT(learning_rate), "LR", "[0, 1000)", NULL, "peak rate (3e-7; sft 7e-6, simpo 1e-6, dpo-norm 8e-7)"},
-    {"--lr-scheduler", CHOICE, AT(schedule), "NAME", NULL, wrpo_schedule_name, "after the warm-up (cosine)"},
+    {"--lr-scheduler", CHOICE, AT(lr_schedule), "NAME", NULL, wrpo_lr_schedule_name, "after the warm-up (cosine)"},
     {"--warmup-ratio", REAL, AT(warmup_ratio), "R", "[0, 1]", NULL, "share of the steps in which the rate rises from 0 (0.1)"},
     {"--weight-decay", REAL, AT(weight_decay), "D", "[0, 1000)", NULL, "AdamW's, on all but norms and biases (0)"},
     {"--max-grad-norm", REAL, AT(max_grad_norm), "N", "[0, inf)", NULL, "clip the global norm; 0 = off (1)"},
@@ -132,7 +132,7 @@ static const option options[] = {
     {"--device", CHOICE, AT(device), "NAME", NULL, device_name, "what the model is computed on (cpu)"},
     {"--dtype", CHOICE, AT(dtype), "TYPE", NULL, dtype_name, "of the products' arithmetic and the matrices in training; with bf16 the optimizer has float masters (f32; cuda: bf16)"},
     {"--save-dtype", CHOICE, AT(save_dtype), "TYPE", NULL, dtype_name, "of the weights in the files (as loaded; init: f32)"},
-    {"--states", CHOICE, AT(states), "TYPE", NULL, wrpo_states_name, "of AdamW's moments in memory (f32)"},
+    {"--moments", CHOICE, AT(moments), "TYPE", NULL, wrpo_moments_name, "of AdamW's moments in memory (f32)"},
     {"--max-shard-size", COUNT, AT(max_shard_size), "BYTES", "[1, inf)", NULL, "split the weights into files of at most this size (5000000000)"},
     {"--reward-model", TEXT, AT(reward_model), "DIR", NULL, NULL, "directory of a sequence-classification, InternLM2 or ArmoRM reward model"},
     {"--label", COUNT, AT(label), "N", "[1, inf)", NULL, "which row of its score.weight is the reward, from 1 on (the only one)"},
@@ -246,15 +246,15 @@ static int set(const command *c, const option *o, const char *text, settings *s)
         int i = 0;
         size_t n = colon ? (size_t)(colon - text) : strlen(text);
         while (o->names(i) && (strlen(o->names(i)) != n || strncmp(o->names(i), text, n))) i++;
-        if (!o->names(i) || (colon && i != WRPO_RAMP_POWER)) {
+        if (!o->names(i) || (colon && i != WRPO_ALPHA_SCHEDULE_POWER)) {
             words(o, all, sizeof all);
             return misuse(c, "%s: want one of %s, found \"%s\"", o->name, all, text);
         }
         *(int *)to = i;
         if (!colon) break;
-        s->ramp_power = strtod(colon + 1, &end);
+        s->alpha_power = strtod(colon + 1, &end);
         if (end == colon + 1 || *end) return misuse(c, "%s: want a number after \"power:\", found \"%s\"", o->name, colon + 1);
-        if (!(s->ramp_power > 0 && s->ramp_power < 1e6)) return complain("%s: want a power in (0, 1e6), found %s", o->name, colon + 1);
+        if (!(s->alpha_power > 0 && s->alpha_power < 1e6)) return complain("%s: want a power in (0, 1e6), found %s", o->name, colon + 1);
         break;
     }
     }
@@ -333,7 +333,9 @@ static label time_text(double seconds) {                /* 1:02:03 */
     return t;
 }
 static const char *word(const char *name) { return name ? name : "?"; }
-static double plain(double x) { return x == WRPO_ZERO ? 0 : x; }
+static double plain(double x) { return x + 0.0; }      /* -0 becomes 0 */
+/* An option that was not given is 0, one that was given as 0 is -0. */
+static double or_default(double x, double otherwise) { return x == 0 && !signbit(x) ? otherwise : x; }
 
 /* ---- the terminal: a progress bar on stderr, which other output clears first ---- */
 typedef struct screen { bool bar, drawn; } screen;
@@ -500,6 +502,14 @@ static bool session_open(session *z, const settings *s) {
     wrpo_error why = {0};
     wrpo_desc desc = {.threads = (int)s->threads, .dtype = dtype_of(s->dtype), .memory_limit = (size_t)s->memory_limit, .log = {log_line, &z->screen}, .why = &why};
     z->screen.bar = isatty(fileno(stderr));
+    const char *cpu = getenv("WRPO_CPU");              /* which of the CPU's backends computes; for tests and comparisons */
+    if (cpu && *cpu && s->device != 1) {
+        desc.backend = wrpo_backend_find(cpu);
+        if (!desc.backend) {
+            complain("WRPO_CPU: want plain, generic, avx2, avx512 or amx, and a machine that has it; found %s", cpu);
+            return false;
+        }
+    }
     if (s->device == 1) {
 #ifdef WRPO_CUDA
         desc.backend = wrpo_backend_cuda();
@@ -531,11 +541,11 @@ static wrpo_result load_model(session *z, const char *dir, bool frozen) {
     return wrpo_model_load(z->ctx, &(wrpo_model_desc){.dir = dir, .frozen = frozen}, &z->model);
 }
 static wrpo_train_desc train_desc(const settings *s) {
-    wrpo_train_desc d = {.alpha = s->alpha, .ramp = (wrpo_ramp)s->ramp, .ramp_power = s->ramp_power};
+    wrpo_train_desc d = {.alpha = s->alpha, .alpha_schedule = (wrpo_alpha_schedule)s->alpha_schedule, .alpha_power = s->alpha_power};
     d.loss = (wrpo_loss_desc){.method = (wrpo_method)s->method, .pair = (wrpo_pair)s->pair, .beta = s->beta, .label_smoothing = s->label_smoothing,
                               .gamma_ratio = s->gamma_ratio, .ipo_sum = s->ipo_sum};
-    d.learning_rate = s->learning_rate, d.schedule = (wrpo_schedule)s->schedule, d.warmup_ratio = s->warmup_ratio;
-    d.states = (wrpo_states)s->states, d.weight_decay = s->weight_decay, d.max_grad_norm = s->max_grad_norm;
+    d.learning_rate = s->learning_rate, d.lr_schedule = (wrpo_lr_schedule)s->lr_schedule, d.warmup_ratio = s->warmup_ratio;
+    d.moments = (wrpo_moments)s->moments, d.weight_decay = s->weight_decay, d.max_grad_norm = s->max_grad_norm;
     d.epochs = s->epochs, d.max_steps = s->max_steps, d.batch_size = s->batch_size, d.accumulation = s->accumulation;
     d.micro_tokens = s->micro_tokens, d.recompute = s->recompute, d.eval_steps = s->eval_steps;
     d.seed = (uint64_t)s->seed, d.no_shuffle = s->no_shuffle, d.ref_dir = s->ref;
@@ -547,7 +557,7 @@ static void check_method(const settings *s) {
     const wrpo_method m = (wrpo_method)s->method;
     const bool pair = m != WRPO_METHOD_WRPO && m != WRPO_METHOD_SFT;
     const struct { bool idle; const char *name; } idle[] = {
-        {s->alpha != 0 && m != WRPO_METHOD_WRPO, "--alpha"}, {s->ramp && m != WRPO_METHOD_WRPO, "--alpha-schedule"}, {s->pair && !pair, "--pair"},
+        {s->alpha != 0 && m != WRPO_METHOD_WRPO, "--alpha"}, {s->alpha_schedule && m != WRPO_METHOD_WRPO, "--alpha-schedule"}, {s->pair && !pair, "--pair"},
         {s->beta != 0 && m == WRPO_METHOD_SFT, "--beta"}, {s->gamma_ratio != 0 && m != WRPO_METHOD_SIMPO, "--gamma-ratio"},
         {s->ipo_sum && m != WRPO_METHOD_IPO, "--ipo-sum"}, {s->ref && !has_reference(s), "--ref"}};
     for (size_t i = 0; i < sizeof idle / sizeof *idle; i++)
@@ -607,7 +617,7 @@ static int inspect_model(const settings *s, session *z, const wrpo_tensors *t) {
     wrpo_bytes run, all;
     int64_t parameters;
     size_t total = 0;
-    const wrpo_train_desc none = {.states = (wrpo_states)s->states}, recompute = {.states = (wrpo_states)s->states, .recompute = -1};
+    const wrpo_train_desc none = {.moments = (wrpo_moments)s->moments}, recompute = {.moments = (wrpo_moments)s->moments, .recompute = -1};
     static const char *const heads[] = {"", ", reward: score", ", reward: v_head", ", reward: gated objectives"};
     if (wrpo_model_check(z->ctx, s->path, &c, &parameters, &dtype)) return fail(z);
     if (wrpo_train_bytes(z->ctx, &c, NULL, &none, &run) || wrpo_train_bytes(z->ctx, &c, NULL, &recompute, &all)) return fail(z);
@@ -725,18 +735,18 @@ static int tokenize_line(session *z, FILE *out, const char *name, int64_t line, 
     if (!boolean(in, "skip_special", &skip)) return bad_line(name, line, "\"skip_special\": want true or false");
     if (text) {
         if (text->kind != WRPO_JSON_STRING) return bad_line(name, line, "\"text\": want a string");
-        ok = wrpo_encode(z->tokenizer, text->text, text->size, special ? WRPO_ENCODE_SPECIAL : 0, &list, &count) == WRPO_OK;
+        ok = wrpo_tokenizer_encode(z->tokenizer, text->text, text->size, special ? WRPO_TOKENIZER_SPECIAL : 0, &list, &count) == WRPO_OK;
         if (ok) fputs("{", out), print_ids(out, list, count), fputs("}\n", out);
     } else if (messages) {
         if (kwargs && kwargs->kind == WRPO_JSON_NULL) kwargs = NULL;
         if (messages->kind != WRPO_JSON_ARRAY) return bad_line(name, line, "\"messages\": want an array");
         if (kwargs && kwargs->kind != WRPO_JSON_OBJECT) return bad_line(name, line, "\"kwargs\": want an object");
-        wrpo_result r = wrpo_chat(z->tokenizer, messages, prompt, kwargs, &result, &size);
+        wrpo_result r = wrpo_tokenizer_chat(z->tokenizer, messages, prompt, kwargs, &result, &size);
         fputs("{", out);
         if (r == WRPO_E_FORMAT || r == WRPO_E_UNSUPPORTED || r == WRPO_E_ARG) {        /* what the template has against these messages */
             const char *why = wrpo_last_error(z->ctx)->text;
             ok = print_text(z, out, "error", why, strlen(why));
-        } else if ((ok = r == WRPO_OK && wrpo_encode(z->tokenizer, result, size, 0, &list, &count) == WRPO_OK
+        } else if ((ok = r == WRPO_OK && wrpo_tokenizer_encode(z->tokenizer, result, size, 0, &list, &count) == WRPO_OK
                          && print_text(z, out, "text", result, size)))
             fputs(", ", out), print_ids(out, list, count);
         fputs("}\n", out);
@@ -749,7 +759,7 @@ static int tokenize_line(session *z, FILE *out, const char *name, int64_t line, 
             if (ok) list[count++] = (int32_t)v->integer;
         }
         if (!ok) return free(list), bad_line(name, line, "\"ids\": want ids of the tokenizer");
-        ok = wrpo_decode(z->tokenizer, list, count, skip, &result, &size) == WRPO_OK;
+        ok = wrpo_tokenizer_decode(z->tokenizer, list, count, skip, &result, &size) == WRPO_OK;
         free(list), list = NULL;
         fputs("{", out);
         ok = ok && print_text(z, out, "text", result, size);
@@ -813,7 +823,7 @@ static void print_metrics(const char *head, const wrpo_metrics *m, double left) 
     printf("%s %lld/%lld  loss %.4f", head, (long long)m->step, (long long)m->steps, m->loss);
     if (!isnan(m->rewards_margins)) printf("  margin %+.3g  accuracy %.2f", m->rewards_margins, m->rewards_accuracies);
     if (!isnan(m->rewards_source_accuracies)) printf("  source %.2f", m->rewards_source_accuracies);
-    if (!isnan(m->rewards_pivot_accuracies)) printf("  pivot %.2f", m->rewards_pivot_accuracies);
+    if (!isnan(m->rewards_target_accuracies)) printf("  pivot %.2f", m->rewards_target_accuracies);
     if (!isnan(m->cur_alpha)) printf("  alpha %.4f", m->cur_alpha);
     if (!isnan(m->learning_rate)) printf("  rate %.2e", m->learning_rate);
     if (!isnan(m->grad_norm)) printf("  grad %.3g", m->grad_norm);
@@ -847,7 +857,7 @@ static bool on_step(const wrpo_metrics *m, const wrpo_metrics *eval, void *user)
     return !interrupted;
 }
 static void print_data(const char *name, const char *path, const wrpo_data *data) {
-    const wrpo_data_stats t = wrpo_data_statistics(data);
+    const wrpo_data_stats t = wrpo_data_get_stats(data);
     printf("%-12s %s: %s records, %s prompt and %s response tokens, longest %s", name, path, grouped(t.records).s, grouped(t.prompt_tokens).s,
            grouped(t.response_tokens).s, grouped(t.longest).s);
     if (t.truncated_prompts || t.truncated_responses)
@@ -861,15 +871,15 @@ static void print_settings(const settings *s, session *z, const wrpo_train_desc 
     print_data("data", s->data, z->data);
     if (z->eval_data) print_data("eval data", s->eval_data, z->eval_data);
     printf("method       %s", word(wrpo_method_name((int)m)));
-    if (m == WRPO_METHOD_WRPO && d.ramp == WRPO_RAMP_CONSTANT) printf(", alpha %g", plain(d.alpha));
-    else if (m == WRPO_METHOD_WRPO) printf(", alpha 0 -> %g %s", plain(d.alpha), word(wrpo_ramp_name((int)d.ramp)));
+    if (m == WRPO_METHOD_WRPO && d.alpha_schedule == WRPO_ALPHA_SCHEDULE_CONSTANT) printf(", alpha %g", plain(d.alpha));
+    else if (m == WRPO_METHOD_WRPO) printf(", alpha 0 -> %g %s", plain(d.alpha), word(wrpo_alpha_schedule_name((int)d.alpha_schedule)));
     else if (m != WRPO_METHOD_SFT) printf(", pair %s", word(wrpo_pair_name((int)d.loss.pair)));
-    if (m == WRPO_METHOD_WRPO && d.ramp == WRPO_RAMP_POWER) printf(" %g", d.ramp_power);
+    if (m == WRPO_METHOD_WRPO && d.alpha_schedule == WRPO_ALPHA_SCHEDULE_POWER) printf(" %g", d.alpha_power);
     if (m != WRPO_METHOD_SFT) printf(", beta %g, label smoothing %g", d.loss.beta, plain(d.loss.label_smoothing));
     if (m == WRPO_METHOD_SIMPO) printf(", gamma/beta %g", plain(d.loss.gamma_ratio));
     if (m != WRPO_METHOD_SFT && m != WRPO_METHOD_SIMPO) printf(", reference %s", d.ref_dir ? d.ref_dir : "the model itself");
     printf("\noptimizer    AdamW %g/%g/%g, weight decay %g, clip %g, rate %g %s, warm-up %g\n", plain(d.beta1), plain(d.beta2), plain(d.eps),
-           plain(d.weight_decay), plain(d.max_grad_norm), plain(d.learning_rate), word(wrpo_schedule_name((int)d.schedule)), plain(d.warmup_ratio));
+           plain(d.weight_decay), plain(d.max_grad_norm), plain(d.learning_rate), word(wrpo_lr_schedule_name((int)d.lr_schedule)), plain(d.warmup_ratio));
     printf("batch        %s records, accumulation %lld, micro tokens %s, ", grouped(d.batch_size).s, (long long)d.accumulation, grouped(d.micro_tokens).s);
     if (d.max_steps) printf("%s steps", grouped(d.max_steps).s);
     else printf("%g epochs", d.epochs);
@@ -982,7 +992,7 @@ static uint64_t fnv(uint64_t h, const void *p, size_t n) {
 }
 #define FNV 0xCBF29CE484222325u
 /* One more; the record is p's from here on. */
-static bool prompts_add(session *z, prompts *p, wrpo_json *record, const wrpo_prompt_desc *d) {
+static bool prompts_add(session *z, prompts *p, wrpo_json *record, const wrpo_tokenizer_prompt_desc *d) {
     if ((p->count & (p->count - 1)) == 0) {            /* full at each power of two */
         const size_t cap = p->count ? 2 * (size_t)p->count : 1;
         void *r = realloc(p->records, cap * sizeof *p->records), *l, *q;
@@ -995,7 +1005,7 @@ static bool prompts_add(session *z, prompts *p, wrpo_json *record, const wrpo_pr
     const int64_t i = p->count++;
     p->records[i] = record, p->list[i] = (wrpo_prompt){0};
     snprintf(p->lines[i], sizeof *p->lines, "line %lld", (long long)(d->line ? d->line : 1));
-    if (wrpo_prompt_ids(z->tokenizer, d, record, &ids, &p->list[i].count)) return fail(z), false;
+    if (wrpo_tokenizer_prompt(z->tokenizer, d, record, &ids, &p->list[i].count)) return fail(z), false;
     p->list[i].ids = ids, p->list[i].stream = fnv(FNV, prompt_id(p, i), strlen(prompt_id(p, i)));
     return true;
 }
@@ -1004,7 +1014,7 @@ static bool prompts_load(session *z, const settings *s, lines *in, int64_t now, 
     int more = 0;
     bool ok = wrpo_tokenizer_load(z->ctx, s->model, &z->tokenizer) == WRPO_OK || fail(z) == 0;
     for (wrpo_json *v; ok && !(s->limit && p->count == s->limit) && (more = lines_next(z, in, true, &v)) != 0;)
-        ok = more > 0 && prompts_add(z, p, v, &(wrpo_prompt_desc){.name = in->name, .line = in->line, .raw = s->raw, .now = now});
+        ok = more > 0 && prompts_add(z, p, v, &(wrpo_tokenizer_prompt_desc){.name = in->name, .line = in->line, .raw = s->raw, .now = now});
     ok = ok && (p->count || (complain("%s: want prompts, found none", in->name), false)) && prompts_differ(p, in->name);
     free(in->data), in->data = NULL;
     return ok;
@@ -1023,7 +1033,8 @@ static bool print_prompt(session *z, FILE *f, const prompts *p, int64_t i) {
     return ok;
 }
 static wrpo_generate_desc generate_desc(const settings *s, session *z) {
-    wrpo_generate_desc d = {.tokenizer = z->tokenizer, .n = s->n, .max_tokens = s->max_tokens, .temperature = s->temperature, .top_p = s->top_p};
+    wrpo_generate_desc d = {.tokenizer = z->tokenizer, .n = s->n, .max_tokens = s->max_tokens, .temperature = or_default(s->temperature, 0.8) + 0.0,
+                            .top_p = or_default(s->top_p, 0.95)};
     d.top_k = s->top_k, d.seed = (uint64_t)s->seed, d.batch = s->batch;
     return d;
 }
@@ -1105,7 +1116,7 @@ static int run_generate(const settings *s, session *z) {
         wrpo_free(z->ctx, quoted);
         if (!text) return complain("out of memory");
         ok = (wrpo_json_parse(z->ctx, "--prompt", text, strlen(text), &record) == WRPO_OK || fail(z) == 0)
-             && prompts_add(z, &p, record, &(wrpo_prompt_desc){.name = "--prompt", .raw = s->raw});
+             && prompts_add(z, &p, record, &(wrpo_tokenizer_prompt_desc){.name = "--prompt", .raw = s->raw});
         free(text);
     }
     ok = ok && (load_model(z, s->model, true) == WRPO_OK || fail(z) == 0) && output_open(&out, s->out);
@@ -1429,13 +1440,13 @@ static bool answer_turn(const settings *s, session *z, asks *q, int turn, int64_
         ask *of = &q->list[i];
         wrpo_json node[2 + 3 * (2 * TURNS)];
         const wrpo_json *id = of->id ? of->id : of->turns[0];
-        const double temperature = s->temperature != 0 ? s->temperature : of->temperature != 0 ? of->temperature : WRPO_ZERO;
+        const double temperature = or_default(s->temperature, of->temperature) + 0.0;
         int32_t *ids;
         if (turn >= of->n) continue;
-        ok = wrpo_prompt_ids(z->tokenizer, &(wrpo_prompt_desc){.name = q->name}, question_record(of, turn, node), &ids, &p.list[p.count].count) == WRPO_OK || fail(z) == 0;
+        ok = wrpo_tokenizer_prompt(z->tokenizer, &(wrpo_tokenizer_prompt_desc){.name = q->name}, question_record(of, turn, node), &ids, &p.list[p.count].count) == WRPO_OK || fail(z) == 0;
         if (!ok) break;
         w.of[p.count] = of;
-        p.list[p.count].ids = ids, p.list[p.count].temperature = temperature;
+        p.list[p.count].ids = ids, p.list[p.count].own_temperature = true, p.list[p.count].temperature = temperature;
         p.list[p.count++].stream = fnv(fnv(FNV, id->text, id->size), &turn, sizeof turn);
     }
     if (ok) {
@@ -1584,11 +1595,11 @@ static bool on_scored(int64_t done, int64_t of, void *user) {
     return !interrupted;
 }
 static int run_score(const settings *s, session *z) {
-    const wrpo_score_desc d = {.in = s->in, .out = s->out, .rescore = s->rescore, .on_line = on_scored, .user = z};
-    wrpo_score_stats t;
+    const wrpo_reward_file_desc d = {.in = s->in, .out = s->out, .rescore = s->rescore, .on_line = on_scored, .user = z};
+    wrpo_reward_file_stats t;
     catch_signals();
     if (wrpo_reward_load(z->ctx, &(wrpo_reward_desc){.dir = s->reward_model, .label = s->label, .micro_tokens = s->micro_tokens}, &z->reward)
-        || wrpo_score(z->reward, &d, &t)) return fail(z);
+        || wrpo_reward_file(z->reward, &d, &t)) return fail(z);
     screen_clear(&z->screen);
     printf("%s: %s prompts, %s responses scored, %s rewards kept", s->out, grouped(t.prompts).s, grouped(t.scored).s, grouped(t.kept).s);
     if (t.scored) printf("; reward %.4f, from %.4f to %.4f", t.mean, t.least, t.most);
@@ -1631,12 +1642,12 @@ static int run_split(const settings *s, session *z) {
 }
 /* The answers of both files with the reward model's rewards where they have none, in a scratch folder: a.jsonl, b.jsonl. */
 static int winrate_score(const settings *s, session *z, const char *folder, char path[2][4200]) {
-    wrpo_score_stats t;
+    wrpo_reward_file_stats t;
     if (wrpo_reward_load(z->ctx, &(wrpo_reward_desc){.dir = s->reward_model, .label = s->label, .micro_tokens = s->micro_tokens}, &z->reward)) return fail(z);
     for (int b = 0; b < 2; b++) {
-        const wrpo_score_desc d = {.in = b ? s->b : s->a, .out = path[b], .rescore = s->rescore, .on_line = on_scored, .user = z};
+        const wrpo_reward_file_desc d = {.in = b ? s->b : s->a, .out = path[b], .rescore = s->rescore, .on_line = on_scored, .user = z};
         snprintf(path[b], sizeof path[b], "%s/%c.jsonl", folder, "ab"[b]);
-        const wrpo_result r = wrpo_score(z->reward, &d, &t);
+        const wrpo_result r = wrpo_reward_file(z->reward, &d, &t);
         screen_clear(&z->screen);
         if (r == WRPO_E_STOPPED) return complain("interrupted");
         if (r != WRPO_OK) return fail(z);
@@ -2274,7 +2285,7 @@ static int run_demo(const settings *s, session *z) {
 static const command commands[] = {
     {"init", "", "--config --tokenizer --out", "--seed --save-dtype --max-shard-size --threads --help", run_init,
      "Random weights as a Hugging Face directory: norms 1, biases 0, the others N(0, initializer_range)."},
-    {"inspect", "DIR|FILE", "", "--tensors --memory-limit --device --dtype --states --threads --help", run_inspect,
+    {"inspect", "DIR|FILE", "", "--tensors --memory-limit --device --dtype --moments --threads --help", run_inspect,
      "Architecture, parameters, tensors and the bytes a run would need, or the tensors of a .safetensors file. Exit code 1 if it is not valid."},
     {"tokenize", "", "--model", "--in --out --threads --help", run_tokenize,
      "JSON lines, one for one: {text, special?} -> {ids}; {messages, add_generation_prompt?, kwargs?} -> {text, ids} or {error}; {ids, skip_special?} -> {text}."},
@@ -2282,7 +2293,7 @@ static const command commands[] = {
      "One line a record: the log-probs of its responses, their scored tokens, and the tokens of the prompt."},
     {"train", "", "--model --data --out",
      LOSS DATA "--micro-tokens --alpha-schedule --learning-rate --lr-scheduler --warmup-ratio --weight-decay --max-grad-norm --batch-size --accumulation --recompute --memory-limit "
-     "--epochs --max-steps --seed --no-shuffle --ref --eval-data --eval-steps --log-steps --save-steps --resume --device --dtype --states --save-dtype --max-shard-size --threads --help", run_train,
+     "--epochs --max-steps --seed --no-shuffle --ref --eval-data --eval-steps --log-steps --save-steps --resume --device --dtype --moments --save-dtype --max-shard-size --threads --help", run_train,
      "Trains a model and saves it, with metrics.jsonl, in the directory --out. Ctrl-C stops cleanly and leaves a checkpoint, from which --resume goes on to the same bits."},
     {"eval", "", "--model --data", LOSS DATA "--micro-tokens --ref --out --device --dtype --threads --help", run_eval, "The metrics of a model on records, as one JSON object."},
     {"generate", "", "--model", "--prompt --in --out --raw " SAMPLING "--limit --threads --help", run_generate,

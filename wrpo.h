@@ -1,13 +1,13 @@
 /* wrpo.h - Weighted-Reward Preference Optimization in one C header. MIT licence, at the end.
 
    --------------------------------------------------------------------------------------------- >>top
-   WRPO (Yang et al., ICLR 2025) fuses what different language models are good at into one of them, with no
-   alignment of vocabularies: source models answer the prompts, a reward model picks the best answer y_ws; the
-   model itself gives its best y_wt and its worst y_l; preference optimisation on such quadruples then moves it
-   from its own good answers toward the sources'. This file takes a Hugging Face checkpoint and a JSONL file of
-   quadruples and gives back a fine-tuned Hugging Face checkpoint, on the CPU, in float or bfloat16, without Python.
+   WRPO (Yang et al., ICLR 2025) fuses what different language models are good at into one of them, with no alignment
+   of vocabularies. Source models answer the prompts, and a reward model picks the best answer, y_ws. The model itself
+   gives its best answer, y_wt, and its worst, y_l. Preference optimization on such quadruples then moves the model from
+   its own good answers toward the sources'. This file takes a Hugging Face checkpoint and a JSONL file of quadruples
+   and gives back a fine-tuned Hugging Face checkpoint, on the CPU, in float or bfloat16, without Python.
 
-   In one C file of your project (the only dependency is stb_ds: Debian's libstb-dev):
+   In one C file of your project (the only dependency is stb_ds: Debian's libstb-dev, or stb_ds.h beside this file):
 
        #define WRPO_IMPLEMENTATION
        #include "wrpo.h"
@@ -24,56 +24,90 @@
         || wrpo_model_save(model, &(wrpo_save_desc){.dir = "fused"}))
            fprintf(stderr, "%s\n", wrpo_last_error(ctx)->text);
 
+   A prompt's text in, the answer's text out:
+
+       char *answer;
+       if (!wrpo_answer(model, tok, "Why is the sky blue?", NULL, &answer)) fputs(answer, stdout);
+       wrpo_free(ctx, answer);
+
+   One optimizer step on token ids (p, a, b and c are arrays of int32_t):
+
+       wrpo_trainer *t; wrpo_metrics m;
+       const wrpo_tokens y[] = {{.role = WRPO_ROLE_SOURCE, .ids = a, .count = 5},
+                                {.role = WRPO_ROLE_TARGET, .ids = b, .count = 4},
+                                {.role = WRPO_ROLE_REJECTED, .ids = c, .count = 6}};
+       const wrpo_record record = {.prompt = p, .prompt_count = 7, .responses = y, .count = 3};
+       const wrpo_train_desc desc = {.max_steps = 1, .warmup_ratio = WRPO_ZERO,
+                                     .alpha_schedule = WRPO_ALPHA_SCHEDULE_CONSTANT};
+       if (wrpo_data_from_ids(ctx, &record, 1, &data) || wrpo_trainer_new(model, data, &desc, &t)
+        || wrpo_trainer_step(t, &m)) ...
+
    Build:  cc -O2 -fopenmp main.c wrpo_impl.c -lm      without -fopenmp: one thread. No other flag is needed:
-           the hot loops pick AVX-512, AVX2 or portable code when the program runs.
+           the fast ops pick AVX-512, AVX2 or portable code when the program runs.
 
    Options, defined before the implementation:
        WRPO_API                  linkage of the public functions (extern); static makes the library private
-   At run time:
-       WRPO_CPU                  environment: avx512, avx2 or generic, to force a path (see >>cpu)
+       WRPO_NO_SIMD              leaves out the fast ops: the plain ones of >>ops serve on every machine
+       WRPO_STB_DS_H             stb_ds.h, as #include takes it: <stb/stb_ds.h>, or "stb_ds.h" where that is not found
+       WRPO_FILE                 this file, likewise, if you renamed it and your GCC is older than 12
 
-   Does NOT: train in float16, use other GPUs than NVIDIA's (wrpo_cuda.cu beside this file), read GGUF or pickled weights, quantise, run
-   mixture-of-experts or encoder models, or download anything. What a checkpoint asks for and this file does not
-   compute is refused by name, never ignored. No function exits, prints, or keeps state outside a context.
+   Does NOT: train in float16, read GGUF or pickled weights, quantize, run mixture-of-experts or encoder models, or
+   download anything. NVIDIA's GPUs need wrpo_cuda.cu, the file beside this one; there is no other GPU backend.
+   What a checkpoint asks for and this file does not compute is refused by name, never ignored. No function exits,
+   prints, or keeps state outside a context.
 
-   Contents (search for the tag)
-       >>api         every public declaration, documented
-       >>base        errors, arenas, text, files, threads, random numbers
-       >>loss        WRPO and its family: "where is WRPO?" is answered on one page
-       >>cpu         the ops on the CPU, each above its gradient; the fenced SIMD section
-       >>layout      the table of weights; memory measured, then assigned
-       >>model       the decoder, forward and backward, over packed records with a shared prompt
-       >>json >>tensors >>token >>chat >>data        files to token ids
-       >>checkpoint  config.json, load, save
-       >>use         log-probs, generation
-       >>reward      reward models
-       >>select      candidates to records, splits, win rates
-       >>train       reference, resume, step, loop, metrics
-       >>end         the licence                                                                            */
+   Contents (search for the tag), with lines
+       >>api         720  every public declaration, documented
+       >>base        760  errors, arenas, text, files, threads, random numbers
+       >>loss        280  WRPO and its family, on one page; schedules of alpha and of the learning rate
+       >>ops         460  every op in plain C, forward above backward: what each one means
+       >>layout      330  the table of weights; memory measured, then assigned
+       >>model       540  the decoder, forward and backward, over packed records with a shared prompt
+       >>step        570  records of token ids -> packed batch -> log-probs -> loss -> gradients -> AdamW
+       ---- Stop here if you only want the algorithm ----
+       >>json        460  from files to token ids, and back: this,
+                          >>tensors 420, >>checkpoint 520, >>token 1580, >>chat 1500, >>data 510
+       >>generate    470  samples, over a cache of keys and values
+       >>reward      360  reward models
+       >>run         530  memory plan, reference cache, metrics, resume, the loop with files
+       >>recipe      430  candidates to records, splits, win rates
+       >>cpu        1600  the fast ops: dispatch, SIMD, products, attention
+       >>end          23  the licence */
 /* ---------------------------------------------------------------------------------------------- >>api
    Every public declaration. Stop at "Stop here" if you only want to use the library.
 
-   Conventions. {0} is valid for every desc struct and means the documented default. 0 (WRPO_OK) is
-   success everywhere, so calls chain with ||. An out-parameter comes last; after a failure handles, arrays,
-   texts and their counts are NULL / 0, structs hold nothing to be read. The sentence that explains a failure
-   is in wrpo_last_error(ctx). Text is UTF-8. A context and everything made from it belong to one thread at a
-   time; different contexts are independent (but for the seed of stb_ds's maps, a race that shows in no result).
-   Shapes are row-major and use these letters:
+   Results. 0 (WRPO_OK) is success everywhere, so calls chain with ||. After a failure wrpo_last_error(ctx) has the
+   sentence: file, place, wanted, found. An out-parameter comes last; after a failure handles, arrays, texts and their
+   counts are NULL or 0, and structs hold nothing to be read.
+   Descs. {0} is valid for every desc and means the documented defaults; so does a desc of NULL.
+   Lifetimes. What is passed to a call must live until it returns; the library copies what it needs longer. Exceptions:
+     a context                     lives until everything made from it is freed
+     wrpo_desc                     its backend, memory, files and log, with their user pointers, live until wrpo_close
+     a trainer                     its policy, data and eval_data live until wrpo_trainer_free; its desc need not
+     wrpo_tensors, a frozen model  may be mapped files: these must not change until the object is freed
+   A pointer to const that is returned belongs to the object that was asked. An object that comes through an
+   out-parameter is freed by the function of its kind, text and arrays by wrpo_free. All of these take NULL.
+   Callbacks (allocator and logger too) run on the thread that made the call, before it returns. They must return: no
+   longjmp, no exception. They may call the library, but must not change or free what the call works with.
+   Threads. A context and everything made from it belong to one thread at a time; a call takes objects of one context.
+   Contexts are independent. (They share the seed of stb_ds's maps: a race that shows in no result.)
+   Text is UTF-8. Shapes are row-major and use these letters:
      n  rows (tokens) in a packed batch     D  hidden_size            V  vocab_size      L  layers
-     H  query heads    G  key/value heads   d  head_dim               I  intermediate_size              */
+     H  query heads    G  key/value heads   d  head_dim               I  intermediate_size */
 #ifndef WRPO_H
 #define WRPO_H
 #define WRPO_VERSION "0.1.0"
+#define WRPO_VERSION_NUMBER 100  /* 10000 major + 100 minor + patch */
 #if defined(WRPO_IMPLEMENTATION) && !defined(_FEATURES_H) && !defined(_POSIX_C_SOURCE)
-#define _POSIX_C_SOURCE 200809L      /* mmap, rename, fsync under -std=c11 */
+#define _POSIX_C_SOURCE 200809L  /* mmap, rename, fsync under -std=c11 */
 #endif
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
-#ifndef WRPO_API                     /* -DWRPO_API=static makes the library private to one file */
+#ifndef WRPO_API
 #define WRPO_API extern
 #endif
-#define WRPO_ZERO 1e-300             /* an explicit zero in a desc, where 0 means "the default" */
+#define WRPO_ZERO (-0.0)     /* an explicit zero, for a double of a desc or record where 0 means "the default" */
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -81,581 +115,673 @@ extern "C" {
 /* ---- errors ---- */
 typedef enum wrpo_result {
     WRPO_OK,
-    WRPO_E_ARG,                      /* an impossible option or argument */
-    WRPO_E_MEMORY,                   /* the allocator returned NULL, or a size does not fit */
-    WRPO_E_IO,                       /* a file cannot be opened, read, written or renamed */
-    WRPO_E_FORMAT,                   /* a file says something it must not say */
-    WRPO_E_UNSUPPORTED,              /* valid, but not something this library computes */
-    WRPO_E_DEVICE,                   /* the backend failed */
-    WRPO_E_NOT_FINITE,               /* NaN or infinity where a number is needed */
-    WRPO_E_STOPPED                   /* a callback asked to stop */
+    WRPO_E_ARG,              /* an impossible option or argument */
+    WRPO_E_MEMORY,           /* the allocator returned NULL, or a size does not fit */
+    WRPO_E_IO,               /* a file cannot be opened, read, written or renamed */
+    WRPO_E_FORMAT,           /* a file says something it must not say */
+    WRPO_E_UNSUPPORTED,      /* valid, but not something this library computes */
+    WRPO_E_DEVICE,           /* the backend failed */
+    WRPO_E_NOT_FINITE,       /* NaN or infinity where a number is needed */
+    WRPO_E_STOPPED           /* a callback asked to stop */
 } wrpo_result;
-
-typedef struct wrpo_error {          /* of the context's last failed call */
+typedef struct wrpo_error {
     wrpo_result code;
-    int64_t line, column;            /* in the text file it is about, from 1; 0 where there is none */
-    char text[512];                  /* "model.safetensors: lm_head.weight: want [32000,4096], found [32000,2048]" */
+    int64_t line, column;    /* in the text file it is about, from 1; 0 where there is none */
+    char text[512];          /* "model.safetensors: lm_head.weight: want [32000,4096], found [32000,2048]" */
 } wrpo_error;
 
 /* ---- context: all state; no globals ---- */
-typedef enum wrpo_dtype { WRPO_DTYPE_DEFAULT, WRPO_F32, WRPO_BF16, WRPO_F16 } wrpo_dtype;
+typedef enum wrpo_dtype { WRPO_DTYPE_DEFAULT, WRPO_DTYPE_F32, WRPO_DTYPE_BF16, WRPO_DTYPE_F16 } wrpo_dtype;
 typedef struct wrpo_ctx wrpo_ctx;
 typedef struct wrpo_backend wrpo_backend;
-typedef struct wrpo_allocator {      /* both functions or neither; {0} = malloc and free */
-    void *(*alloc)(size_t n, void *user);              /* NULL = out of memory, which is survived */
-    void (*free)(void *p, void *user);                 /* p is never NULL */
+typedef struct wrpo_allocator {  /* both functions or neither; {0} = malloc and free */
+    void *(*alloc)(size_t n, void *user);  /* NULL = out of memory: the call fails, nothing else */
+    void (*free)(void *p, void *user);  /* p is never NULL */
     void *user;
 } wrpo_allocator;
+/* Files from the caller in place of the file system, for all that a call is given to read. The library still writes to
+   the file system, and reads there what it wrote into out_dir or the directory of a save. A path that is no file is
+   taken for a directory: PATH/config.json and so on are asked for, some more than once. */
+typedef struct wrpo_files {
+    /* The file's bytes, valid until close; NULL: there is no such file. *handle is for close. 0 = the file system */
+    const void *(*open)(const char *path, size_t *size, void **handle, void *user);
+    void (*close)(void *handle, const void *data, void *user);  /* 0 = the bytes stay until wrpo_close */
+    /* The i-th name in a directory, from 0; NULL past the last. Only a save asks, to copy side files. 0 = no names */
+    const char *(*list)(const char *dir, int64_t i, void *user);
+    void *user;
+} wrpo_files;
 typedef enum wrpo_level { WRPO_LOG_INFO, WRPO_LOG_WARN } wrpo_level;
 typedef struct wrpo_logger { void (*fn)(wrpo_level level, const char *text, void *user); void *user; } wrpo_logger;
 typedef struct wrpo_desc {
-    const wrpo_backend *backend;     /* 0 = wrpo_backend_cpu() */
-    int threads;                     /* 0 = all that OpenMP offers; 1 without OpenMP */
-    wrpo_dtype dtype;                /* of the products' arithmetic, and of the matrices of models that are trained; 0 = the
-                                        backend's own: F32 on the CPU. BF16: a machine that multiplies bfloat16 in hardware rounds the
-                                        factors to it, sums are float, and the optimizer works on float masters, of which the matrices
-                                        are the high halves */
-    size_t memory_limit;             /* bytes that a training run may make the context hold; 0 = what the machine or device has free */
+    const wrpo_backend *backend;  /* 0 = wrpo_backend_cpu() */
+    int threads;             /* 0 = all that OpenMP offers; 1 without OpenMP */
+    wrpo_dtype dtype;        /* F32 or BF16; 0 = the backend's own, F32 on the CPU. BF16: products round their
+                                factors to bfloat16 where the machine multiplies it; sums stay float. A model
+                                to train has matrices of bfloat16, the high halves of float masters */
+    size_t memory_limit;     /* bytes that the context may hold in a training run; 0 = what is free */
     wrpo_allocator memory;
-    wrpo_logger log;                 /* 0 = silent; wrpo_log_stderr is one */
-    wrpo_error *why;                 /* filled if wrpo_open fails, when there is no context to ask; may be NULL */
+    wrpo_files files;
+    wrpo_logger log;         /* 0 = silent; wrpo_log_stderr is one */
+    wrpo_error *why;         /* filled if wrpo_open fails, as there is no context to ask; may be NULL */
 } wrpo_desc;
-WRPO_API wrpo_result wrpo_open(const wrpo_desc *desc /* NULL = {0} */, wrpo_ctx **out);
-WRPO_API void wrpo_close(wrpo_ctx *ctx);               /* after everything made from it; NULL is allowed */
-WRPO_API const wrpo_error *wrpo_last_error(const wrpo_ctx *ctx);   /* NULL ctx: "out of memory" */
-WRPO_API void wrpo_free(wrpo_ctx *ctx, void *p);       /* text and arrays that the library handed out; NULL is allowed */
-WRPO_API size_t wrpo_memory_peak(const wrpo_ctx *ctx); /* the most bytes held at once: its allocator's and a device's, but for the CPU backend's 4 MiB and 2 MiB a thread */
+WRPO_API wrpo_result wrpo_open(const wrpo_desc *desc, wrpo_ctx **out);
+WRPO_API void wrpo_close(wrpo_ctx *ctx);
+WRPO_API const wrpo_error *wrpo_last_error(const wrpo_ctx *ctx);  /* until the next one; NULL ctx: "out of memory" */
+WRPO_API void wrpo_free(wrpo_ctx *ctx, void *p);
+/* The most bytes held at once, a device's included; without the CPU backend's own 4 MiB + 2 MiB a thread. */
+WRPO_API size_t wrpo_memory_peak(const wrpo_ctx *ctx);
 WRPO_API void wrpo_log_stderr(wrpo_level level, const char *text, void *user);
 
 /* ---- JSON (RFC 8259, strict) ---- */
 typedef enum wrpo_json_kind { WRPO_JSON_NULL, WRPO_JSON_BOOL, WRPO_JSON_NUMBER, WRPO_JSON_STRING,
                               WRPO_JSON_ARRAY, WRPO_JSON_OBJECT } wrpo_json_kind;
-typedef struct wrpo_json {           /* read-only; lives until wrpo_json_free of its root */
+typedef struct wrpo_json {   /* read-only; lives until wrpo_json_free of its root */
     wrpo_json_kind kind;
     bool boolean;
-    bool exact;                      /* NUMBER: an integer without fraction or exponent that fits `integer` */
-    int32_t line, column;            /* where the value begins, from 1 */
-    const char *key; size_t key_size;    /* its name in the object around it; unescaped, NUL-terminated */
-    const char *text; size_t size;   /* STRING: unescaped, NUL-terminated (may hold NULs); NUMBER: as written */
+    bool exact;              /* NUMBER: an integer without fraction or exponent that fits `integer` */
+    int32_t line, column;    /* where the value begins, from 1 */
+    const char *key; size_t key_size;  /* its name in the object around it; unescaped, NUL-terminated */
+    const char *text; size_t size;  /* STRING: unescaped, NUL-terminated (may hold NULs); NUMBER: as written */
     double number; int64_t integer;
-    int64_t count;                   /* ARRAY, OBJECT: members */
+    int64_t count;           /* ARRAY, OBJECT: members */
     struct wrpo_json *child, *next;  /* first member; next sibling */
 } wrpo_json;
-/* name: what errors call the text. A duplicate key is an error. */
+/* name: what errors call the text (NULL = "JSON"). A duplicate key is an error. */
 WRPO_API wrpo_result wrpo_json_parse(wrpo_ctx *ctx, const char *name, const char *text, size_t size, wrpo_json **out);
 WRPO_API void wrpo_json_free(wrpo_ctx *ctx, wrpo_json *root);
-WRPO_API const wrpo_json *wrpo_json_get(const wrpo_json *object, const char *key);   /* NULL: absent, or no object */
-WRPO_API wrpo_result wrpo_json_quote(wrpo_ctx *ctx, const char *text, size_t size, char **out);  /* "..." with escapes; wrpo_free */
-WRPO_API wrpo_result wrpo_json_text(wrpo_ctx *ctx, const wrpo_json *value, char **out);   /* one line, numbers as they were written; wrpo_free */
+WRPO_API const wrpo_json *wrpo_json_get(const wrpo_json *object, const char *key);  /* NULL: absent, or no object */
+/* A string of JSON, "..." with escapes; a value on one line, numbers as they were written. wrpo_free(out). */
+WRPO_API wrpo_result wrpo_json_quote(wrpo_ctx *ctx, const char *text, size_t size, char **out);
+WRPO_API wrpo_result wrpo_json_text(wrpo_ctx *ctx, const wrpo_json *value, char **out);
 
 /* ---- safetensors: a file, a shard index or a directory; memory-mapped ---- */
 typedef struct wrpo_tensors wrpo_tensors;
-typedef struct wrpo_tensor_info {    /* pointers live as long as the wrpo_tensors */
-    const char *name, *dtype;        /* dtype as written: "F32", "BF16", ... */
-    const char *file;                /* the file it lies in */
+typedef struct wrpo_tensor_info {  /* lives as long as the wrpo_tensors */
+    const char *name, *dtype;  /* dtype as written: "F32", "BF16", ... */
+    const char *file;        /* the file that holds it */
     int ndim; const int64_t *shape;
     int64_t count; size_t bytes;
-    const void *data;                /* not aligned; little-endian */
+    const void *data;        /* not aligned; little-endian */
 } wrpo_tensor_info;
 WRPO_API wrpo_result wrpo_tensors_open(wrpo_ctx *ctx, const char *path, wrpo_tensors **out);
 WRPO_API void wrpo_tensors_close(wrpo_tensors *t);
 WRPO_API int64_t wrpo_tensors_count(const wrpo_tensors *t);
-WRPO_API const wrpo_tensor_info *wrpo_tensors_at(const wrpo_tensors *t, int64_t i);            /* sorted by name */
-WRPO_API const wrpo_tensor_info *wrpo_tensors_find(const wrpo_tensors *t, const char *name);   /* NULL: absent */
+WRPO_API const wrpo_tensor_info *wrpo_tensors_at(const wrpo_tensors *t, int64_t i);  /* sorted by name */
+WRPO_API const wrpo_tensor_info *wrpo_tensors_find(const wrpo_tensors *t, const char *name);  /* NULL: absent */
 
 /* ---- tokenizer and chat template: tokenizer.json, tokenizer_config.json, chat_template.jinja ---- */
 typedef struct wrpo_tokenizer wrpo_tokenizer;
-typedef enum wrpo_encode_flags {
-    WRPO_ENCODE_SPECIAL = 1,         /* run the post-processor (adds BOS and the like) */
-    WRPO_ENCODE_CONTINUE = 2         /* the text continues an earlier one: nothing is prepended to it */
-} wrpo_encode_flags;
+typedef enum wrpo_tokenizer_flags {
+    WRPO_TOKENIZER_SPECIAL = 1,  /* run the post-processor (adds BOS and the like) */
+    WRPO_TOKENIZER_CONTINUE = 2  /* the text continues an earlier one: nothing is prepended to it */
+} wrpo_tokenizer_flags;
 WRPO_API wrpo_result wrpo_tokenizer_load(wrpo_ctx *ctx, const char *dir, wrpo_tokenizer **out);
 WRPO_API void wrpo_tokenizer_free(wrpo_tokenizer *tok);
-WRPO_API int64_t wrpo_tokenizer_size(const wrpo_tokenizer *tok);      /* highest id + 1 */
-WRPO_API int32_t wrpo_tokenizer_bos(const wrpo_tokenizer *tok);       /* -1: none */
-WRPO_API int32_t wrpo_tokenizer_eos(const wrpo_tokenizer *tok);       /* -1: none */
-WRPO_API wrpo_result wrpo_encode(wrpo_tokenizer *tok, const char *text, size_t size, unsigned flags,
-                                 int32_t **ids, int64_t *count);      /* wrpo_free(ids) */
-WRPO_API wrpo_result wrpo_decode(wrpo_tokenizer *tok, const int32_t *ids, int64_t count, bool skip_special,
-                                 char **text, size_t *size);          /* wrpo_free(text); NUL-terminated */
-/* Renders the checkpoint's own template. messages: array of {role, content, ...}; kwargs: object of extra
+WRPO_API int64_t wrpo_tokenizer_size(const wrpo_tokenizer *tok);  /* highest id + 1 */
+WRPO_API int32_t wrpo_tokenizer_bos(const wrpo_tokenizer *tok);  /* -1: none */
+WRPO_API int32_t wrpo_tokenizer_eos(const wrpo_tokenizer *tok);  /* -1: none */
+/* flags: of wrpo_tokenizer_flags. wrpo_free(ids). */
+WRPO_API wrpo_result wrpo_tokenizer_encode(wrpo_tokenizer *tok, const char *text, size_t size, unsigned flags,
+        int32_t **ids, int64_t *count);
+WRPO_API wrpo_result wrpo_tokenizer_decode(wrpo_tokenizer *tok, const int32_t *ids, int64_t count, bool skip_special,
+        char **text, size_t *size);  /* wrpo_free(text); NUL-terminated */
+/* Renders the checkpoint's own template. messages: an array of {role, content, ...}; kwargs: an object of extra
    variables, or NULL. A template's raise_exception is WRPO_E_FORMAT with its sentence. wrpo_free(text). */
-WRPO_API wrpo_result wrpo_chat(wrpo_tokenizer *tok, const wrpo_json *messages, bool add_generation_prompt,
-                               const wrpo_json *kwargs, char **text, size_t *size);
+WRPO_API wrpo_result wrpo_tokenizer_chat(wrpo_tokenizer *tok, const wrpo_json *messages, bool add_generation_prompt,
+        const wrpo_json *kwargs, char **text, size_t *size);
 
 /* ---- model: a Hugging Face directory in, a Hugging Face directory out ---- */
 typedef enum wrpo_rope_type { WRPO_ROPE_DEFAULT, WRPO_ROPE_LINEAR, WRPO_ROPE_LLAMA3, WRPO_ROPE_YARN,
                               WRPO_ROPE_DYNAMIC, WRPO_ROPE_LONGROPE } wrpo_rope_type;
-WRPO_API const char *wrpo_rope_name(int i);            /* "default", "linear", ..., in the order of the enum; NULL past the last */
-typedef struct wrpo_rope {           /* transformers' rope_parameters; zero where the type has no such number */
+typedef struct wrpo_rope {   /* transformers' rope_parameters; 0 where the type has no such number */
     wrpo_rope_type type;
-    int64_t dims;                    /* numbers of a head that turn; 0 = head_dim (Phi-3's partial_rotary_factor) */
+    int64_t dims;            /* elements of a head that are rotated; 0 = head_dim (Phi-3: a part of it) */
     double theta, factor, low_freq_factor, high_freq_factor;
     double beta_fast, beta_slow, attention_factor; bool yarn_truncate;
     int64_t original_max_position_embeddings;
-    float short_factor[256], long_factor[256];         /* longrope: [dims / 2], of sequences within the original length and beyond */
+    float short_factor[256], long_factor[256];  /* longrope: [dims / 2], for sequences up to that length; beyond */
 } wrpo_rope;
 typedef enum wrpo_head { WRPO_HEAD_LM, WRPO_HEAD_SCORE, WRPO_HEAD_VALUE, WRPO_HEAD_GATED } wrpo_head;
-typedef struct wrpo_config {         /* config.json, old and new spellings, defaults resolved */
-    char model_type[32];             /* "llama", "mistral", "qwen2", "qwen3", "gemma2", "phi3", "internlm2" */
+typedef struct wrpo_config {  /* config.json, old and new spellings, defaults resolved */
+    char model_type[32];     /* "llama", "mistral", "qwen2", "qwen3", "gemma2", "phi3", "internlm2" */
     int64_t vocab_size, hidden_size, intermediate_size, num_hidden_layers;
     int64_t num_attention_heads, num_key_value_heads, head_dim;
     int64_t max_position_embeddings;
-    int64_t sliding_window;          /* 0 = none: keys at most sliding_window - 1 positions back are seen */
-    uint64_t sliding_layers[8];      /* bit l: layer l has the window; the others attend in full. Up to 512 layers */
+    int64_t sliding_window;  /* a position sees itself and the sliding_window - 1 before it; 0 = all */
+    uint64_t sliding_layers[8];  /* bit l: layer l has the window; the others see all. Up to 512 layers */
     double rms_norm_eps, initializer_range;
     wrpo_rope rope;
-    bool attention_bias;             /* q, k, v */
-    bool output_bias;                /* o */
+    bool attention_bias;     /* q, k, v */
+    bool output_bias;        /* o */
     bool qk_norm;
     bool tie_word_embeddings;
-    bool gelu;                       /* the MLP's gate: gelu_tanh in place of silu */
-    bool norm_plus_one;              /* norms scale by 1 + w (not those of q and k) */
-    bool post_norms;                 /* norms on what attention and MLP add to the stream */
-    bool scale_embeddings;           /* by sqrt(D), rounded to the dtype of the context */
-    double query_pre_attn_scalar;    /* scores are scaled by its -0.5th power; 0 = head_dim */
-    double attn_logit_softcapping, final_logit_softcapping;   /* x -> cap tanh(x / cap); 0 = none */
-    wrpo_dtype dtype;                /* as the checkpoint states */
-    wrpo_head head;                  /* by "architectures": of a language model, or of a reward model (see there) */
-    int64_t pad_token_id, reward_token_id;             /* of reward models; -1 = none */
+    bool gelu;               /* the MLP's gate: gelu_tanh in place of silu */
+    bool norm_plus_one;      /* norms scale by 1 + w (those of q and k do not) */
+    bool post_norms;         /* norms on what attention and MLP add to the residual stream */
+    bool scale_embeddings;   /* by sqrt(D), rounded to the dtype of the context */
+    double query_pre_attn_scalar;  /* scores are scaled by its -0.5th power; 0 = head_dim */
+    double attn_logit_softcapping, final_logit_softcapping;  /* x -> cap tanh(x / cap); 0 = none */
+    wrpo_dtype dtype;        /* as the checkpoint states */
+    wrpo_head head;          /* by "architectures": LM, or the head of a reward model (see there) */
+    int64_t pad_token_id, reward_token_id;  /* of reward models; -1 = none */
     double gating_temperature;
 } wrpo_config;
-WRPO_API wrpo_result wrpo_config_load(wrpo_ctx *ctx, const char *path /* config.json or its directory */, wrpo_config *out);
+/* path: config.json or its directory. */
+WRPO_API wrpo_result wrpo_config_load(wrpo_ctx *ctx, const char *path, wrpo_config *out);
 
 typedef struct wrpo_model wrpo_model;
 typedef struct wrpo_model_desc {
     const char *dir;
-    bool frozen;                     /* not to be trained: matrices stay as the file has them, mapped into memory where they can be */
+    bool frozen;             /* not for training: matrices stay as the file has them, mapped where that is possible */
 } wrpo_model_desc;
-typedef struct wrpo_init_desc {      /* random weights: N(0, initializer_range), norms that scale by 1, biases 0 */
-    const char *config;              /* config.json or its directory */
-    const char *tokenizer_dir;       /* side files that a save copies; may be NULL */
-    uint64_t seed;                   /* counter-based: a tensor's numbers depend on seed, its name and the index */
-    wrpo_dtype dtype;                /* what a save writes by default; 0 = F32 */
+typedef struct wrpo_init_desc {
+    const char *config;      /* config.json or its directory */
+    const char *tokenizer_dir;  /* side files that a save copies; may be NULL */
+    uint64_t seed;           /* 0 = 42 */
+    wrpo_dtype dtype;        /* what a save writes by default; 0 = F32 */
 } wrpo_init_desc;
 typedef struct wrpo_save_desc {
-    const char *dir;                 /* made if absent */
-    wrpo_dtype dtype;                /* 0 = as loaded */
-    int64_t max_shard_size;          /* bytes; 0 = 5e9, as transformers */
+    const char *dir;         /* made if absent */
+    wrpo_dtype dtype;        /* 0 = as loaded */
+    int64_t max_shard_size;  /* bytes; 0 = 5e9, as transformers */
 } wrpo_save_desc;
-typedef struct wrpo_weight {         /* one tensor of the table of weights; cols 1 and vector true for norms and biases */
-    const char *name;                /* "model.layers.0.self_attn.q_proj.weight": in the Llama layout, whatever the family's files call it */
-    int64_t rows, cols; bool vector;
-    bool decay;                      /* takes weight decay: all but norms and biases */
-    wrpo_dtype dtype;                /* of data: F32, or BF16 for matrices only */
-    void *data;                      /* the backend's memory; read-only in a frozen model */
-    int64_t at;                      /* its place in arrays that mirror all weights (gradients, moments), in numbers */
+typedef struct wrpo_weight {  /* one tensor of the table of weights, in the Llama layout, for every family */
+    const char *name;        /* "model.layers.0.self_attn.q_proj.weight" */
+    int64_t rows, cols; bool vector;  /* norms and biases: cols 1, vector true */
+    bool decay;              /* takes weight decay: all except norms and biases */
+    wrpo_dtype dtype;        /* of data: F32, or BF16 for matrices only */
+    void *data;              /* [rows, cols] in the backend's memory; read-only in a frozen model */
+    int64_t at;              /* its first element in arrays that mirror all weights (gradients, moments) */
 } wrpo_weight;
 WRPO_API wrpo_result wrpo_model_load(wrpo_ctx *ctx, const wrpo_model_desc *desc, wrpo_model **out);
+/* Random weights: matrices N(0, initializer_range), norms that scale by 1, biases 0. An element depends on the seed,
+   its tensor's name and its index. init reads config.json. new takes a struct, and its model cannot be saved. */
 WRPO_API wrpo_result wrpo_model_init(wrpo_ctx *ctx, const wrpo_init_desc *desc, wrpo_model **out);
+WRPO_API wrpo_result wrpo_model_new(wrpo_ctx *ctx, const wrpo_config *config, uint64_t seed, wrpo_model **out);
+/* Weights, config.json and side files. A save that is cut short leaves the old checkpoint, the new one, or a directory
+   that does not open. */
 WRPO_API wrpo_result wrpo_model_save(wrpo_model *model, const wrpo_save_desc *desc);
 WRPO_API void wrpo_model_free(wrpo_model *model);
-/* Config and tensors against each other, without reading a weight: what a load would say, in milliseconds. */
-WRPO_API wrpo_result wrpo_model_check(wrpo_ctx *ctx, const char *dir, wrpo_config *config, int64_t *parameters, wrpo_dtype *dtype);
+/* What a load would say of config and tensors, in milliseconds: no weight is read. */
+WRPO_API wrpo_result wrpo_model_check(wrpo_ctx *ctx, const char *dir, wrpo_config *config, int64_t *parameters,
+        wrpo_dtype *dtype);
 WRPO_API const wrpo_config *wrpo_model_config(const wrpo_model *model);
-WRPO_API int64_t wrpo_model_weights(const wrpo_model *model, const wrpo_weight **out);   /* the table; its length */
-WRPO_API int64_t wrpo_model_parameters(const wrpo_model *model);                         /* tied weights once */
+WRPO_API int64_t wrpo_model_weights(const wrpo_model *model, const wrpo_weight **out);  /* the table; its length */
+WRPO_API int64_t wrpo_model_parameters(const wrpo_model *model);  /* a tied weight counts once */
+/* Elements [first, first + count) of weight i of the table, as floats, from or to any backend's memory. Where there
+   are float masters, these; otherwise put rounds to the weight's dtype. put refuses a frozen model. */
+WRPO_API wrpo_result wrpo_weight_get(wrpo_model *model, int64_t i, int64_t first, int64_t count, float *out);
+WRPO_API wrpo_result wrpo_weight_put(wrpo_model *model, int64_t i, int64_t first, int64_t count, const float *values);
 
 /* ---- data: JSON lines of {prompt, chosen, rejected} or {messages} ---- */
-typedef enum wrpo_role { WRPO_SOURCE, WRPO_TARGET, WRPO_REJECTED } wrpo_role;
-typedef enum wrpo_tokenization { WRPO_CLEAN, WRPO_AUTHORS } wrpo_tokenization;
+typedef enum wrpo_role { WRPO_ROLE_SOURCE, WRPO_ROLE_TARGET, WRPO_ROLE_REJECTED } wrpo_role;
+typedef enum wrpo_tokenization { WRPO_TOKENIZATION_CLEAN, WRPO_TOKENIZATION_AUTHORS } wrpo_tokenization;  /* >>data */
 typedef struct wrpo_data wrpo_data;
 typedef struct wrpo_data_desc {
     const char *path;
-    wrpo_tokenization tokenization;
-    int64_t max_length, max_prompt_length;   /* tokens; 0 = 2048, 1800 */
-    int64_t limit;                   /* read only the first records; 0 = all */
+    wrpo_tokenization tokenization;  /* 0 = clean */
+    int64_t max_length, max_prompt_length;  /* tokens; 0 = 2048, and 1800 / 2048 of max_length */
+    int64_t limit;           /* read only that many records; 0 = all */
 } wrpo_data_desc;
-typedef struct wrpo_tokens {         /* one response: ids[0..count), of which ids[first..count) are scored */
+typedef struct wrpo_tokens {  /* one response: ids[0..count), of which ids[first..count) are scored */
     wrpo_role role;
     const int32_t *ids; int64_t count, first;
-    double weight;                   /* among the sources of a record, where it sums to 1; of others 0 = 1 */
-    int pair;                        /* pair methods: compared with the rejected responses of the same number */
+    double share;            /* of a source among its record's sources: they sum to 1, or all are 0 = equal */
+    int pair_id;             /* pair methods compare a response with the rejected ones of the same pair_id */
 } wrpo_tokens;
-typedef struct wrpo_record {         /* a view; lives as long as the data */
-    const char *prompt_id;           /* "line 7" where the file has none */
+typedef struct wrpo_record {
+    const char *prompt_id;   /* "line 7" where the file has none; 0 = by number */
     int64_t line;
     const int32_t *prompt; int64_t prompt_count;
-    const wrpo_tokens *responses; int count;   /* sources first, then the target's, then the rejected ones */
-    double weight;                   /* of its loss in the batch's mean; 0 = 1 (WRPO_ZERO for none) */
+    const wrpo_tokens *responses; int count;  /* sources first, then the target's, then the rejected ones */
+    double weight;           /* of its loss in the batch's mean; 0 = 1 (WRPO_ZERO: it counts nothing) */
 } wrpo_record;
 typedef struct wrpo_data_stats {
-    int64_t records, prompt_tokens, response_tokens, longest;      /* longest: prompt + longest response */
+    int64_t records, prompt_tokens, response_tokens, longest;  /* longest: prompt + longest response */
     int64_t truncated_prompts, truncated_responses;
 } wrpo_data_stats;
 /* One line is one record. The keys, each with its forms (>>data):
-     prompt, chosen, rejected    a quadruple (chosen: source, target) or a pair; with K sources chosen has K + 1 answers, and
-     weights                     K numbers, divided by their sum, says what each counts for (absent: the same)
-     prompt, pairs               FuseRL: [{chosen, rejected, weight}, ...], a source's own best and worst each; weights likewise
-     messages                    SFT
-     tools, chat_template_kwargs an array and an object, for the chat template beside the messages
-     weight                      what the record's loss counts for (EAST), at least 0; 1 if absent                             */
+     prompt, chosen, rejected     a quadruple (chosen: source, target) or a pair. With K sources chosen has K + 1
+     weights                      K numbers, divided by their sum: the sources' shares (absent: equal)
+     prompt, pairs                FuseRL: [{chosen, rejected, weight}, ...], a source's own best and worst each
+     messages                     SFT
+     tools, chat_template_kwargs  an array and an object, for the chat template beside the messages
+     weight                       what the record's loss counts for (EAST), at least 0; 1 if absent
+   The tokenizer may be freed afterwards. */
 WRPO_API wrpo_result wrpo_data_load(wrpo_tokenizer *tok, const wrpo_data_desc *desc, wrpo_data **out);
-/* Records that are token ids already; everything is copied. */
+/* Records that are token ids already. All is copied. */
 WRPO_API wrpo_result wrpo_data_from_ids(wrpo_ctx *ctx, const wrpo_record *records, int64_t count, wrpo_data **out);
 WRPO_API void wrpo_data_free(wrpo_data *data);
 WRPO_API int64_t wrpo_data_count(const wrpo_data *data);
-WRPO_API wrpo_record wrpo_data_record(const wrpo_data *data, int64_t i);
-WRPO_API wrpo_data_stats wrpo_data_statistics(const wrpo_data *data);
+WRPO_API wrpo_record wrpo_data_record(const wrpo_data *data, int64_t i);  /* a view; lives as long as the data */
+WRPO_API wrpo_data_stats wrpo_data_get_stats(const wrpo_data *data);
 
 /* ---- the algorithm: pure, host, double. Log-probs in; loss and its derivatives out ---- */
 typedef enum wrpo_method { WRPO_METHOD_WRPO, WRPO_METHOD_DPO, WRPO_METHOD_IPO, WRPO_METHOD_HINGE,
                            WRPO_METHOD_SIMPO, WRPO_METHOD_DPO_NORM, WRPO_METHOD_SFT } wrpo_method;
 typedef enum wrpo_pair { WRPO_PAIR_TARGET, WRPO_PAIR_SOURCE, WRPO_PAIR_BOTH } wrpo_pair;
 typedef struct wrpo_loss_desc {
-    wrpo_method method;
-    wrpo_pair pair;                  /* which (chosen, rejected) a pair method takes of a quadruple */
-    double beta;                     /* 0 = 0.01; 10 for simpo and dpo-norm */
-    double label_smoothing;          /* eps in [0, 0.5) */
-    double gamma_ratio;              /* simpo: gamma / beta; 0 = 0.3 */
-    bool ipo_sum;                    /* ipo on sums of log-probs in place of means over tokens */
+    wrpo_method method;      /* 0 = WRPO */
+    wrpo_pair pair;          /* what a pair method takes of a quadruple as chosen; 0 = the target's answer */
+    double beta;             /* 0 = 0.01; 10 for simpo and dpo-norm */
+    double label_smoothing;  /* eps in [0, 0.5); 0 = none */
+    double gamma_ratio;      /* simpo: gamma / beta; 0 = 0.3 (WRPO_ZERO for none) */
+    bool ipo_sum;            /* ipo on sums of log-probs in place of means over tokens */
 } wrpo_loss_desc;
-typedef struct wrpo_response {       /* one response of a record, as the loss sees it */
+typedef struct wrpo_response {  /* one response of a record, as the loss sees it */
     wrpo_role role;
-    double weight;                   /* of a source among the sources; 1 if there is one */
-    int64_t tokens;                  /* scored tokens |y| */
-    double logp, ref;                /* log pi(y|x) and log ref(y|x): sums over those tokens */
-    double dlogp;                    /* out: dL / d logp */
-    int pair;                        /* pair methods compare with the rejected responses of the same number; 0 where there is one pair */
+    double share;            /* of a source among the sources: they sum to 1 */
+    int64_t tokens;          /* scored tokens |y| */
+    double logp, ref;        /* log pi(y|x) and log ref(y|x): sums over those tokens */
+    double dlogp;            /* out: dL / d logp */
+    int pair_id;             /* as in wrpo_tokens; 0 where there is one pair */
 } wrpo_response;
-/* Loss of one record and, in r[i].dlogp, its derivatives. WRPO (Yang et al., ICLR 2025, eq. 5):
-     z = beta (alpha sum_i w_i d_si + (1 - alpha) d_t - d_l),  d = logp - ref,  L = -log sigmoid(z)
-   Several sources share by weight; several rejected responses count as their mean, of each pair for a pair method. With a
-   missing role (a pair without source, say) the method must not need it: otherwise *why says so, dlogp is 0 and NaN is
-   returned. A record without target is pairs of sources: a pair method takes them, whatever desc->pair. sft_tokens: the denominator of SFT's mean (scored tokens of the whole batch). */
-WRPO_API double wrpo_loss(const wrpo_loss_desc *desc, double alpha, wrpo_response *r, int n, double sft_tokens, const char **why);
+/* Loss of one record of n responses and, in r[i].dlogp, its derivatives. WRPO (Yang et al., ICLR 2025, eq. 5):
+     z = beta (alpha sum_i share_i d_i + (1 - alpha) d_t - d_l),  d = logp - ref,  L = -log sigmoid(z)
+   over the sources i, the target's answer t and the rejected l. Several rejected responses count as their mean; for a
+   pair method, as the mean of each pair. If a role is missing that the method needs, *why says so (NULL: not wanted),
+   dlogp is 0 and NaN is returned. A record without target is pairs of sources, which a pair method takes whatever
+   desc->pair is. sft_tokens: the denominator of SFT's mean, the scored tokens of the whole batch. */
+WRPO_API double wrpo_loss(const wrpo_loss_desc *desc, double alpha, wrpo_response *r, int n, double sft_tokens,
+        const char **why);
 
-typedef enum wrpo_ramp { WRPO_RAMP_LINEAR, WRPO_RAMP_CONSTANT, WRPO_RAMP_POWER, WRPO_RAMP_COSINE } wrpo_ramp;
-typedef enum wrpo_schedule { WRPO_LR_COSINE, WRPO_LR_LINEAR, WRPO_LR_CONSTANT } wrpo_schedule;
-/* The names on the command line ("wrpo", "dpo-norm", ...), in the order of the enums; NULL past the last. */
-WRPO_API const char *wrpo_method_name(int i);
-WRPO_API const char *wrpo_pair_name(int i);
-WRPO_API const char *wrpo_ramp_name(int i);
-WRPO_API const char *wrpo_schedule_name(int i);
-/* alpha(k) = end * f(k / T): f(u) = u, 1, u^p, (1 - cos(pi u)) / 2; k clamped to [0, T]. */
-WRPO_API double wrpo_alpha(wrpo_ramp ramp, double power, double end, int64_t k, int64_t T);
-/* factor(k) of the peak rate: k / warmup below warmup, then cosine or line to 0 at T, or 1. */
-WRPO_API double wrpo_lr_factor(wrpo_schedule schedule, int64_t warmup, int64_t k, int64_t T);
+typedef enum wrpo_alpha_schedule { WRPO_ALPHA_SCHEDULE_LINEAR, WRPO_ALPHA_SCHEDULE_CONSTANT, WRPO_ALPHA_SCHEDULE_POWER,
+                                   WRPO_ALPHA_SCHEDULE_COSINE } wrpo_alpha_schedule;
+typedef enum wrpo_lr_schedule { WRPO_LR_SCHEDULE_COSINE, WRPO_LR_SCHEDULE_LINEAR,
+                                WRPO_LR_SCHEDULE_CONSTANT } wrpo_lr_schedule;
+/* Schedules over a run of T steps; its steps have k = 0 ... T - 1 steps done before them.
+   alpha(k) = end f(k / T), f(u) = u, 1, u^power (0 = 2), (1 - cos(pi u)) / 2. Unless it is constant, no step is trained
+   with the end value itself. k is clamped to [0, T]. */
+WRPO_API double wrpo_alpha(wrpo_alpha_schedule schedule, double power, double end, int64_t k, int64_t T);
+/* The factor of the learning rate: k / warmup for k < warmup, so that the first step of a run with warm-up changes no
+   weight; then from 1, by a cosine or a line, toward 0 at k = T, or 1. */
+WRPO_API double wrpo_lr_factor(wrpo_lr_schedule schedule, int64_t warmup, int64_t k, int64_t T);
 
-/* ---- log-probs ---- */
-/* For records [first, first + count): logps[count][K] (K: the largest response count of all records of data; NaN
-   where a record has fewer) and, if per_token is not NULL, a new array of every scored token's log-prob in order (wrpo_free). */
+/* ---- log-probs, hidden states ---- */
+/* For records [first, first + count): logps [count, K] (K: the most responses of a record in data; NaN where a record
+   has fewer) and, if per_token is not NULL, a new array of every scored token's log-prob in order (wrpo_free). */
 WRPO_API wrpo_result wrpo_logprobs(wrpo_model *model, const wrpo_data *data, int64_t first, int64_t count,
-                                   double *logps, float **per_token);
+        double *logps, float **per_token);
+/* Of count token ids as one sequence: hidden [count, D], after the final norm, and logits [count, V], capped where the
+   model caps them. NULL: not wanted. */
+WRPO_API wrpo_result wrpo_hidden(wrpo_model *model, const int32_t *ids, int64_t count, float *hidden, float *logits);
 
 /* ---- generation: many prompts and samples at once, over a cache of keys and values ----
-   A sample depends on the model, its prompt's ids and stream, its number, the seed and the settings of sampling; not on what
-   is computed beside it, the batch or the threads. */
+   A sample depends on the model, its prompt's ids and stream, its number, the seed and the settings of sampling. It
+   does not depend on what is computed beside it, nor on the batch or the threads. */
 typedef struct wrpo_prompt {
-    const int32_t *ids; int64_t count;                 /* as the model is given them: wrpo_prompt_ids makes them */
-    uint64_t stream;                 /* of random numbers: a hash of the prompt's name, say */
-    double temperature;              /* 0 = the desc's */
+    const int32_t *ids; int64_t count;  /* as the model is given them: wrpo_tokenizer_prompt makes them */
+    uint64_t stream;         /* of random numbers: a hash of the prompt's name, say */
+    bool own_temperature; double temperature;  /* own_temperature false: the desc's is used */
 } wrpo_prompt;
-typedef struct wrpo_sample {         /* lives until the callback returns */
-    const int32_t *ids; const float *logps; int64_t count;   /* log pi of each token, at temperature 1 and over the whole vocabulary */
-    const char *text; size_t size;   /* without stop token and special tokens; NULL where there is no tokenizer */
-    bool stopped;                    /* by a stop token, which is the last of ids; false: cut off */
+typedef struct wrpo_sample {  /* lives until the callback returns */
+    const int32_t *ids; const float *logps; int64_t count;  /* logps: at temperature 1, over the whole vocabulary */
+    const char *text; size_t size;  /* without stop token and special tokens; NULL where there is no tokenizer */
+    bool stopped;            /* by a stop token, which is the last of ids; false: cut off */
 } wrpo_sample;
 typedef struct wrpo_generate_desc {
-    wrpo_tokenizer *tokenizer;       /* for text and stop tokens; NULL = ids only */
-    int64_t n;                       /* samples of each prompt; 0 = 1 */
-    int64_t max_tokens;              /* of a sample; 0 = 2048. It ends at max_position_embeddings as well. Longrope turns a prompt and
-                                        its samples as sequences of so many tokens more than the prompt */
-    double temperature;              /* 0 = 0.8; WRPO_ZERO is greedy: the likeliest token, of equal ones the first */
-    double top_p;                    /* 0 = 0.95: from the likeliest tokens that have this probability together */
-    int64_t top_k;                   /* from the k likeliest; first top_k, then top_p of what is left; 0 = all */
-    uint64_t seed;                   /* 0 = 42 */
-    const int32_t *stop; int64_t stop_count;           /* NULL = wrpo_stop_tokens */
-    int64_t batch;                   /* samples decoded at once: speed against memory; 0 = 32; fewer where there is no room for them */
-    bool (*on_text)(int64_t prompt, int64_t sample, const char *utf8, size_t size, void *user);   /* as it comes, in whole characters */
-    bool (*on_done)(int64_t prompt, const wrpo_sample *samples /* [n] */, void *user);              /* in the order of the prompts */
+    wrpo_tokenizer *tokenizer;  /* for text and stop tokens; NULL = ids only */
+    int64_t n;               /* samples of each prompt; 0 = 1 */
+    int64_t max_tokens;      /* of a sample, which ends at max_position_embeddings as well; 0 = 2048. Longrope
+                                picks its factors by prompt length + max_tokens (at most the position limit) */
+    double temperature;      /* 0 = greedy: the likeliest token, of equal ones the first */
+    double top_p;            /* from the fewest likeliest tokens that have this probability together; 0 = 1: all */
+    int64_t top_k;           /* from the k likeliest; first top_k, then top_p of what is left; 0 = all */
+    uint64_t seed;           /* 0 = 42 */
+    const int32_t *stop; int64_t stop_count;  /* NULL = wrpo_stop_tokens */
+    int64_t batch;           /* samples decoded at once, fewer where memory is short; 0 = 32. Changes no sample */
+    /* Callbacks; one that returns false stops the call: WRPO_E_STOPPED. 0 = none. */
+    bool (*on_text)(int64_t prompt, int64_t sample, const char *utf8, size_t size, void *user);  /* whole characters */
+    bool (*on_done)(int64_t prompt, const wrpo_sample *samples /* [n] */, void *user); /* in the order of the prompts */
     bool (*on_step)(int64_t prompts /* done */, int64_t tokens /* made */, void *user);
-    void *user;                      /* a callback returning false stops cleanly: WRPO_E_STOPPED */
+    void *user;
 } wrpo_generate_desc;
-WRPO_API wrpo_generate_desc wrpo_generate_defaults(const wrpo_generate_desc *desc);   /* the zeros, resolved: log this */
-WRPO_API wrpo_result wrpo_generate(wrpo_model *model, const wrpo_prompt *prompts, int64_t count, const wrpo_generate_desc *desc);
-/* eos_token_id of generation_config.json, or of config.json where that has none, the tokenizer's EOS and the token that ends
-   an answer in its chat template (tok may be NULL); ascending. wrpo_free(ids). */
+WRPO_API wrpo_generate_desc wrpo_generate_defaults(const wrpo_generate_desc *desc);  /* zeros resolved: log this */
+WRPO_API wrpo_result wrpo_generate(wrpo_model *model, const wrpo_prompt *prompts, int64_t count,
+        const wrpo_generate_desc *desc);
+/* eos_token_id of generation_config.json, or of config.json where that has none; the tokenizer's EOS; the token that
+   ends an answer in its chat template (tok may be NULL). Ascending. wrpo_free(ids). */
 WRPO_API wrpo_result wrpo_stop_tokens(wrpo_model *model, wrpo_tokenizer *tok, int32_t **ids, int64_t *count);
-typedef struct wrpo_prompt_desc {
-    const char *name; int64_t line;  /* what errors call the record's place; 0 = "prompts" and the record's own line */
-    bool raw;                        /* no template: the prompt is a string, encoded as it is, BOS and the like included */
-    int64_t now;                     /* seconds since 1970 for templates that show the date; 0 = now */
-} wrpo_prompt_desc;
-/* The ids that training gives the model for the prompt of such a record ({prompt} or {messages}, tools, chat_template_kwargs):
-   what the template writes, with the generation prompt. wrpo_free(ids). */
-WRPO_API wrpo_result wrpo_prompt_ids(wrpo_tokenizer *tok, const wrpo_prompt_desc *desc, const wrpo_json *record, int32_t **ids, int64_t *count);
+typedef struct wrpo_tokenizer_prompt_desc {
+    const char *name; int64_t line;  /* what errors call the record's place; 0 = "prompts", the record's own line */
+    bool raw;                /* no template: the prompt is a string, encoded as it is, with BOS and the like */
+    int64_t now;             /* seconds since 1970, for templates that show the date; 0 = now */
+} wrpo_tokenizer_prompt_desc;
+/* The ids that training gives the model for the prompt of a record ({prompt} or {messages}; tools,
+   chat_template_kwargs): what the template writes, with the generation prompt. wrpo_free(ids). */
+WRPO_API wrpo_result wrpo_tokenizer_prompt(wrpo_tokenizer *tok, const wrpo_tokenizer_prompt_desc *desc,
+        const wrpo_json *record, int32_t **ids, int64_t *count);
+/* A user's text in, the model's answer out, by the chat template. desc: as for wrpo_generate, with tok and n = 1.
+   wrpo_free(answer). */
+WRPO_API wrpo_result wrpo_answer(wrpo_model *model, wrpo_tokenizer *tok, const char *prompt,
+        const wrpo_generate_desc *desc, char **answer);
 
 /* ---- reward models: a conversation in, a number out ----
    A directory of any family above whose architecture ends in
-     ForSequenceClassification   score.weight [labels, D] on the last hidden state at the last token that is not pad_token_id
-     ForRewardModel              InternLM2's: v_head.weight [1, D] at reward_token_id, which is put behind the conversation
-     ForRewardModelWithGating    ArmoRM's: objectives at the last token, weighed by a gate that reads the prompt
-   The matrices stay in the file where they can. Conversations that begin alike are computed in one piece up to where they part. */
+     ForSequenceClassification   score.weight [labels, D] on the hidden state of the last token that is not pad_token_id
+     ForRewardModel              InternLM2's: v_head.weight [1, D] on that of reward_token_id, put at the end
+     ForRewardModelWithGating    ArmoRM's: objectives at the last token, weighted by a gate that reads the prompt
+   The model is frozen. Conversations that begin alike are computed in one piece up to where they part. */
 typedef struct wrpo_reward wrpo_reward;
 typedef struct wrpo_reward_desc {
     const char *dir;
-    int64_t label;                   /* which row of score.weight is the reward, from 1; 0 = it has only one */
-    int64_t micro_tokens;            /* rows computed at once, a longer conversation alone; 0 = 1024 */
+    int64_t label;           /* which row of score.weight is the reward, from 1; 0 = it has only one */
+    int64_t micro_tokens;    /* rows computed at once, a longer conversation alone; 0 = 1024 */
 } wrpo_reward_desc;
 WRPO_API wrpo_result wrpo_reward_load(wrpo_ctx *ctx, const wrpo_reward_desc *desc, wrpo_reward **out);
 WRPO_API void wrpo_reward_free(wrpo_reward *reward);
 WRPO_API const wrpo_config *wrpo_reward_config(const wrpo_reward *reward);
-/* Rewards of n answers to one prompt, by the model's own chat template. prompt: a string, a message or an array of messages. */
-WRPO_API wrpo_result wrpo_reward_score(wrpo_reward *reward, const wrpo_json *prompt, const char *const *answers, int64_t n, double *rewards);
-/* Rewards of n conversations of token ids, as the template makes them. */
-WRPO_API wrpo_result wrpo_reward_score_ids(wrpo_reward *reward, const int32_t *const *ids, const int64_t *counts, int64_t n, double *rewards);
-/* A file of candidates (see selection) or answers, {"prompt", "content"} a line, with their rewards; all else stays. */
-typedef struct wrpo_score_desc {
-    const char *in, *out;            /* out appears when all is done, whole */
-    bool rescore;                    /* replace the rewards that are there; otherwise they are kept as they stand */
-    bool (*on_line)(int64_t done, int64_t lines, void *user); void *user;      /* after each; false stops: WRPO_E_STOPPED */
-} wrpo_score_desc;
-typedef struct wrpo_score_stats { int64_t prompts, scored, kept; double mean, least, most; } wrpo_score_stats;   /* of scored ones; NaN: none */
-WRPO_API wrpo_result wrpo_score(wrpo_reward *reward, const wrpo_score_desc *desc, wrpo_score_stats *out);
+/* rewards[n] of n answers to one prompt, by the model's own chat template. prompt: a string, a message or an array of
+   messages. */
+WRPO_API wrpo_result wrpo_reward_score(wrpo_reward *reward, const wrpo_json *prompt, const char *const *answers,
+        int64_t n, double *rewards);
+/* rewards[n] of n conversations of token ids, as the template makes them: ids[i][counts[i]]. */
+WRPO_API wrpo_result wrpo_reward_score_ids(wrpo_reward *reward, const int32_t *const *ids, const int64_t *counts,
+        int64_t n, double *rewards);
+/* A file of candidates (see selection), or of {"prompt", "content"} lines, with their rewards; all else stays. */
+typedef struct wrpo_reward_file_desc {
+    const char *in, *out;    /* out gets its name when it is whole */
+    bool rescore;            /* replace rewards that are there; false: keep them */
+    bool (*on_line)(int64_t done, int64_t lines, void *user); void *user;  /* after each; false: WRPO_E_STOPPED */
+} wrpo_reward_file_desc;
+typedef struct wrpo_reward_file_stats {
+    int64_t prompts, scored, kept;
+    double mean, least, most;  /* of the scored rewards; NaN: none */
+} wrpo_reward_file_stats;
+WRPO_API wrpo_result wrpo_reward_file(wrpo_reward *reward, const wrpo_reward_file_desc *desc,
+        wrpo_reward_file_stats *out);
 
-/* ---- selection: candidates with rewards -> records to train on; prompts -> two parts; answers -> a win rate ---- */
-/* A file of candidates has one line a prompt; several responses of a model are several entries; other keys are let be:
-     {"prompt_id", "prompt", "sources": [{"model", "content", "reward"}, ...], "target": [the same]}
-   and "tools" and "chat_template_kwargs" where the template was given them: they belong to the prompt. Lines of several files with one
-   prompt_id belong together, and those that have a prompt have the same; within a file a prompt_id occurs once. A reward that is not
-   a finite number is an error. A response without text is left out and counted. */
-typedef enum wrpo_form {             /* what a prompt becomes; best and worst by reward, on a tie the first in the order of the files */
-    WRPO_FORM_QUADS,                 /* chosen: the best source's answer, the target's best; rejected: the target's worst */
-    WRPO_FORM_SFT,                   /* messages: the prompt and the best source's answer */
-    WRPO_FORM_PAIR,                  /* chosen, rejected: best and worst of the source that has the best (FuseChat-3.0) */
-    WRPO_FORM_PAIRS                  /* pairs: best and worst of every source, weight softmax(best's reward / tau) (FuseRL) */
+/* ---- selection: candidates with rewards -> records to train on; prompts -> two parts; answers -> a win rate ----
+   A file of candidates has one line for each prompt; other keys are ignored:
+     {"prompt_id", "prompt", "sources": [{"model", "content", "reward"}, ...], "target": [likewise]}
+   "tools" and "chat_template_kwargs" belong to the prompt if the template was given them. A model with several
+   responses has several entries. Lines of several files with one prompt_id belong together, and those that have a
+   prompt have the same; within a file a prompt_id occurs once. A reward that is not a finite number is an error. A
+   response without text is left out and counted. */
+typedef enum wrpo_form {     /* what a prompt becomes, by reward; of equal rewards the first in the files' order */
+    WRPO_FORM_QUADS,         /* chosen: the best source's answer, the target's best; rejected: its worst */
+    WRPO_FORM_SFT,           /* messages: the prompt and the best source's answer */
+    WRPO_FORM_PAIR,          /* chosen, rejected: best and worst of the source that has the best (FuseChat-3.0) */
+    WRPO_FORM_PAIRS          /* pairs: best and worst of each source, weight softmax(best's reward / tau) (FuseRL) */
 } wrpo_form;
-WRPO_API const char *wrpo_form_name(int i);
 typedef struct wrpo_select_desc {
     const char *const *in; int64_t n_in;
-    const char *out;                 /* NULL: only the statistics */
-    wrpo_form form;
-    int64_t top;                     /* quads: this many sources, each one's best, weights softmax(reward / tau); 0 = 1 */
-    double tau;                      /* 0 = 1 */
-    double min_gap;                  /* rewards of chosen responses exceed the rejected one's by this; what does not is left out */
-    double entropy_power;            /* EAST: weight = H^power / entropy_scale, H in bits over the target's responses (the sources' */
-    double entropy_scale;            /* if there are none), the same where "answer", or else the text, is the same. 0 = no weight; 6.8 */
+    const char *out;         /* NULL: only the statistics */
+    wrpo_form form;          /* 0 = quads */
+    int64_t top;             /* quads: that many sources, each one's best, shares softmax(reward / tau); 0 = 1 */
+    double tau;              /* 0 = 1 */
+    double min_gap;          /* leave out what is not better than the rejected response by this; 0 = keep all */
+    /* EAST: weight = H^entropy_power / entropy_scale. H is the entropy in bits of the target's responses (of the
+       sources', if there are none); responses are alike whose "answer", or else text, is the same. */
+    double entropy_power;    /* 0 = no weight */
+    double entropy_scale;    /* 0 = 6.8 */
 } wrpo_select_desc;
-typedef struct wrpo_select_model { const char *name; int64_t responses, selected; double reward; } wrpo_select_model;   /* reward: its mean */
+typedef struct wrpo_select_model {
+    const char *name;
+    int64_t responses, selected;  /* selected: as a source's chosen one */
+    double reward;           /* the mean */
+} wrpo_select_model;
 typedef struct wrpo_select_stats {
     int64_t prompts, records;
-    int64_t no_source, no_target, equal, gap;          /* prompts left out: no such response, the same text on both sides, rewards too close */
-    int64_t empty;                   /* responses left out */
-    double reward[3], length[3];     /* means over the selected responses, by wrpo_role; length in characters; NaN: none */
-    wrpo_select_model *models; int64_t n_models;       /* in the order of the files; selected: as source. wrpo_free(models) */
+    int64_t no_source, no_target, equal, gap;  /* prompts left out: no such response, equal texts, too close */
+    int64_t empty;           /* responses left out */
+    double reward[3], length[3];  /* means over the selected, by wrpo_role; length in characters; NaN: none */
+    wrpo_select_model *models; int64_t n_models;  /* in the order of the files. wrpo_free(models) */
 } wrpo_select_stats;
 WRPO_API wrpo_result wrpo_select(wrpo_ctx *ctx, const wrpo_select_desc *desc, wrpo_select_stats *out);
 typedef struct wrpo_split_desc {
-    const char *in;                  /* JSON lines, a prompt each */
-    const char *out[2];              /* round(share N) lines go to the first, the rest to the second, as they are, in their order */
-    double share;                    /* 0 = 1/3, the paper's part for SFT */
-    uint64_t seed;                   /* 0 = 42 */
+    const char *in;          /* JSON lines, one for each prompt */
+    const char *out[2];      /* round(share N) lines, by chance, for the first; the rest; in their order */
+    double share;            /* 0 = 1/3, the paper's part for SFT */
+    uint64_t seed;           /* 0 = 42 */
 } wrpo_split_desc;
 WRPO_API wrpo_result wrpo_split(wrpo_ctx *ctx, const wrpo_split_desc *desc, int64_t counts[2]);
 
-/* Two files of scored answers, as above or {"prompt_id", "content", "reward"} a line: how often a's reward is higher. A prompt's
-   value is 1, 1/2 for equal rewards, 0; with several answers the mean over their pairs. Intervals hold 95 %, from resampled prompts.
-   `controlled` takes length out, in the spirit of AlpacaEval-2: P(win) = sigmoid(theta + phi tanh((length a - length b) / sd)) is
-   fitted by maximum likelihood with a penalty phi^2 / 2; it is sigmoid(theta), the rate at equal lengths. Swapping a and b gives 1 - rate. */
-typedef struct wrpo_winrate_desc { const char *a, *b; int64_t resamples; uint64_t seed; } wrpo_winrate_desc;     /* 0 = 1000, 42 */
+/* Two files of scored answers, candidates or {"prompt_id", "content", "reward"} lines: how often a's reward is higher.
+   A prompt counts 1, 1/2 for equal rewards, or 0; with several answers, the mean over their pairs. Intervals hold 95 %,
+   from resampled prompts. `controlled` takes length out, in the spirit of AlpacaEval 2: it is sigmoid(theta), the rate
+   at equal lengths, where P(win) = sigmoid(theta + phi tanh((length a - length b) / sd)) is fitted by maximum
+   likelihood with a penalty phi^2 / 2. Swapping a and b gives 1 - rate. */
+typedef struct wrpo_winrate_desc {
+    const char *a, *b;
+    int64_t resamples;       /* 0 = 1000 */
+    uint64_t seed;           /* 0 = 42 */
+} wrpo_winrate_desc;
 typedef struct wrpo_winrate_stats {
-    int64_t prompts, only_a, only_b;                   /* in both files; in one, left out */
-    double wins, ties, losses;                         /* their shares */
+    int64_t prompts, only_a, only_b;  /* in both files; left out: in one of them */
+    double wins, ties, losses;  /* their shares of the pairs */
     double rate, low, high, controlled, controlled_low, controlled_high;
-    double reward[2], length[2];                       /* means of a and of b */
+    double reward[2], length[2];  /* means of a and of b */
 } wrpo_winrate_stats;
 WRPO_API wrpo_result wrpo_winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *desc, wrpo_winrate_stats *out);
 
-/* ---- training: wrpo_train is new, step until done, save where asked, free -- and nothing else ---- */
-/* field, name in metrics.jsonl: averages over the batch's records. A reward is beta times the method's score. */
+/* ---- training: wrpo_train is open, step until done, save where asked, free ----
+   Metrics: field, name in metrics.jsonl; means over the batch's records. A reward is beta times the method's score. */
 #define WRPO_METRICS(X) \
-    X(loss, "loss")                                    /* NaN is never logged: the run stops with an error */ \
-    X(grad_norm, "grad_norm")                          /* before clipping */ \
+    X(loss, "loss")          /* NaN is never logged: the run stops with an error */ \
+    X(grad_norm, "grad_norm")  /* before clipping */ \
     X(learning_rate, "learning_rate") \
     X(epoch, "epoch") \
     X(cur_alpha, "cur_alpha") \
-    X(rewards_chosen, "rewards/chosen")                /* weighted: alpha * source + (1 - alpha) * target */ \
+    X(rewards_chosen, "rewards/chosen")  /* weighted: alpha source + (1 - alpha) target */ \
     X(rewards_source_chosen, "rewards/source_chosen") \
     X(rewards_target_chosen, "rewards/target_chosen") \
     X(rewards_rejected, "rewards/rejected") \
-    X(rewards_accuracies, "rewards/accuracies")        /* share of records with chosen > rejected */ \
+    X(rewards_accuracies, "rewards/accuracies")  /* share of records with chosen > rejected */ \
     X(rewards_source_accuracies, "rewards/source_accuracies") \
-    X(rewards_pivot_accuracies, "rewards/pivot_accuracies")      /* target > rejected */ \
+    X(rewards_target_accuracies, "rewards/pivot_accuracies")  /* target > rejected; the authors' name */ \
     X(rewards_margins, "rewards/margins") \
     X(logps_chosen, "logps/chosen") \
     X(logps_source_chosen, "logps/source_chosen") \
     X(logps_target_chosen, "logps/target_chosen") \
     X(logps_rejected, "logps/rejected") \
-    X(logits_chosen, "logits/chosen")                  /* mean logit over all positions and the vocabulary; not of capped logits */ \
+    X(logits_chosen, "logits/chosen")  /* mean over all positions and the vocabulary; NaN if capped */ \
     X(logits_rejected, "logits/rejected")
-typedef struct wrpo_metrics {        /* NaN: not defined for this method or these records */
-    int64_t step, steps;             /* step counts from 1 after the first update */
-    int64_t records, tokens;         /* of this step; tokens are rows computed: prompts once */
-    double tokens_per_second, seconds;   /* of this step; since the start */
+typedef struct wrpo_metrics {  /* NaN: not defined for this method or these records */
+    int64_t step, steps;     /* steps done; steps of the run */
+    int64_t records, tokens;  /* of this step; tokens are rows computed: prompts once */
+    double tokens_per_second, seconds;  /* of this step; since the start */
 #define WRPO_X(field, name) double field;
     WRPO_METRICS(WRPO_X)
 #undef WRPO_X
 } wrpo_metrics;
 
-/* The moments of AdamW in memory: float; bfloat16; or blocks of WRPO_BLOCK numbers (after Dettmers et al. 2022), each a byte per
-   number and then a float s, the largest magnitude. m = +-s (q / 127)^4 with +-q a signed byte, v = s (q / 255)^4 with q an unsigned
-   one, never 0 for a v above 0. Where numbers are rounded, it is up or down at random so that the mean is right: moments move by less than
-   half a step of bfloat16. */
-typedef enum wrpo_states { WRPO_STATES_F32, WRPO_STATES_BF16, WRPO_STATES_8BIT } wrpo_states;
+/* How the moments of AdamW are stored: float; bfloat16; or blocks of WRPO_BLOCK elements (after Dettmers et al. 2022):
+   a byte for each, then a float s, the largest magnitude. m = +-s (q / 127)^4 with +-q a signed byte; v = s (q / 255)^4
+   with q unsigned, never 0 for a v above 0. Moments move by less than half a step of bfloat16, so what is not float is
+   rounded up or down at random, with the right mean. */
+typedef enum wrpo_moments { WRPO_MOMENTS_F32, WRPO_MOMENTS_BF16, WRPO_MOMENTS_8BIT } wrpo_moments;
 enum { WRPO_BLOCK = 256, WRPO_BLOCK_BYTES = WRPO_BLOCK + 4 };
-WRPO_API const char *wrpo_states_name(int i);                           /* "f32", "bf16", "8bit"; NULL past the last */
-WRPO_API size_t wrpo_states_bytes(wrpo_states states, int64_t count);   /* of one moment of count numbers; whole blocks, but for f32 */
+/* Bytes of one moment of count elements; whole blocks, except for F32. */
+WRPO_API size_t wrpo_moments_bytes(wrpo_moments moments, int64_t count);
 typedef struct wrpo_train_desc {
-    bool resolved;                   /* set by wrpo_train_defaults: a zero below is a zero */
     wrpo_loss_desc loss;
-    double alpha;                    /* 0 = 0.1 (WRPO_ZERO for none) */
-    wrpo_ramp ramp; double ramp_power;   /* 0 = linear; power 0 = 2 */
-    double learning_rate;            /* 0 = 3e-7; 7e-6 for sft, 1e-6 for simpo, 8e-7 for dpo-norm */
-    double beta1, beta2, eps, weight_decay;   /* 0 = 0.9, 0.999, 1e-8, 0 */
-    wrpo_states states;              /* of the moments; 0 = float */
-    double max_grad_norm;            /* 0 = 1; negative = off */
-    wrpo_schedule schedule; double warmup_ratio;   /* 0 = cosine, 0.1 (WRPO_ZERO for none) */
-    double epochs;                   /* 0 = 1 */
-    int64_t batch_size;              /* records per optimizer step; 0 = 128 */
-    int64_t accumulation;            /* micro-batches of batch_size / accumulation, as the authors count epochs; 0 = 1 */
-    int64_t max_steps;               /* 0 = by epochs */
-    int64_t micro_tokens;            /* rows computed at once, a longer record alone; 0 = 1024 */
-    int64_t recompute;               /* layers whose activations are recomputed in the backward pass, from the first; -1 = all,
-                                        0 = as many as it takes to fit into the context's memory_limit. Logits are
-                                        kept where this is 0 and all fits, or where a micro-batch is no more than a chunk of them */
+    double alpha;            /* the schedule's end value; 0 = 0.1 (WRPO_ZERO for none) */
+    wrpo_alpha_schedule alpha_schedule; double alpha_power;  /* 0 = linear; power 0 = 2 */
+    double learning_rate;    /* the peak; 0 = 3e-7; 7e-6 for sft, 1e-6 for simpo, 8e-7 for dpo-norm */
+    double beta1, beta2, eps, weight_decay;  /* of AdamW; 0 = 0.9, 0.999, 1e-8, 0 (WRPO_ZERO for none) */
+    wrpo_moments moments;    /* 0 = float */
+    double max_grad_norm;    /* 0 = 1; negative or WRPO_ZERO = no clipping */
+    wrpo_lr_schedule lr_schedule;  /* 0 = cosine */
+    double warmup_ratio;     /* of the run's steps, rounded up; 0 = 0.1 (WRPO_ZERO for none) */
+    double epochs;           /* 0 = 1 */
+    int64_t batch_size;      /* records per optimizer step; 0 = 128 */
+    int64_t accumulation;    /* a step's loss is the mean of that many means, over batch_size / accumulation
+                                records each, as the authors form it. It saves no memory; 0 = 1 */
+    int64_t max_steps;       /* 0 = by epochs */
+    int64_t micro_tokens;    /* rows computed at once, a longer record alone: memory against speed; 0 = 1024 */
+    int64_t recompute;       /* layers, from the first, whose activations the backward pass computes again: less
+                                memory, more time. -1 = all; 0 = as few as memory_limit allows. Logits are kept
+                                if this is 0 and all fits, or if one chunk of them covers the micro-batch */
     uint64_t seed; bool no_shuffle;  /* seed 0 = 42 */
-    const char *out_dir;             /* metrics.jsonl and the cache of reference log-probs; NULL = no files */
-    const char *ref_dir;             /* the reference; NULL = the policy as it is before step 1 */
-    const wrpo_data *eval_data; int64_t eval_steps;    /* 0 = at the end only */
-    const char *resume;              /* a directory that wrpo_trainer_save wrote: the run goes on from there, to the bits of one that never stopped. All
-                                        else is as it was, or refused by name: settings above, data, backend, and the policy as it was before
-                                        step 1 (the reference, if ref_dir is NULL), whose weights are then replaced. NULL = from the start */
-    wrpo_save_desc save; int64_t save_steps;           /* save.dir not NULL: wrpo_train leaves save.dir/checkpoint-K where it ends early after K steps (not
-                                        after an error of a device); and every save_steps steps (0 = never), in place of its last */
-    bool (*on_step)(const wrpo_metrics *m, const wrpo_metrics *eval /* NULL but where one was made */, void *user);
-    void *user;                      /* on_step returning false stops cleanly: WRPO_E_STOPPED */
+    const char *out_dir;     /* for metrics.jsonl and the cache of reference log-probs; NULL = no files */
+    const char *ref_dir;     /* the reference; NULL = the policy as it is before step 1 */
+    const wrpo_data *eval_data; int64_t eval_steps;  /* evaluate every eval_steps steps; 0 = at the end only */
+    /* A directory that wrpo_trainer_save wrote; NULL = from the start. The run goes on to the bits of one that never
+       stopped. Settings, data, backend, and the policy from before step 1 (the reference, if ref_dir is NULL) must be
+       the same, or are refused by name; the policy's weights are then replaced. */
+    const char *resume;
+    /* save.dir not NULL: wrpo_train writes save.dir/checkpoint-K if it ends early, after K steps (not after a device's
+       error), and every save_steps steps (0 = never). A new checkpoint replaces the one before. */
+    wrpo_save_desc save; int64_t save_steps;
+    bool (*on_step)(const wrpo_metrics *m, const wrpo_metrics *eval /* or NULL */, void *user);  /* 0 = none */
+    void *user;              /* on_step returning false stops cleanly: WRPO_E_STOPPED */
 } wrpo_train_desc;
-typedef struct wrpo_bytes {          /* of a run, before anything is allocated */
+typedef struct wrpo_bytes {  /* of a run, before anything is allocated */
     size_t weights, gradients, moments, activations, head, data, total;
-    size_t device, room;             /* of total, in the backend's memory; what there is for it: SIZE_MAX where nobody knows */
-    int64_t recompute;               /* layers that the run recomputes */
-    bool logits;                     /* there is room for a micro-batch's logits until its backward pass */
+    size_t device, room;     /* of total, in the backend's memory; what is there for it, SIZE_MAX: unknown */
+    int64_t recompute;       /* layers that the run recomputes */
+    bool logits;             /* a micro-batch's logits are kept until its backward pass */
 } wrpo_bytes;
 typedef struct wrpo_trainer wrpo_trainer;
-WRPO_API wrpo_train_desc wrpo_train_defaults(const wrpo_train_desc *desc);   /* the zeros, resolved: log this */
-WRPO_API wrpo_result wrpo_train_bytes(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_data *data /* or NULL: micro_tokens rows */,
-                                      const wrpo_train_desc *desc, wrpo_bytes *out);
-WRPO_API wrpo_result wrpo_trainer_new(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_trainer **out);
-WRPO_API wrpo_result wrpo_trainer_step(wrpo_trainer *t, wrpo_metrics *m);    /* m->step == m->steps: that was the last */
+WRPO_API wrpo_train_desc wrpo_train_defaults(const wrpo_train_desc *desc);  /* the zeros, resolved: log this */
+WRPO_API wrpo_result wrpo_train_bytes(wrpo_ctx *ctx, const wrpo_config *config,
+        const wrpo_data *data /* NULL: micro_tokens rows */, const wrpo_train_desc *desc,
+        wrpo_bytes *out);
+/* All in memory: no file is read or written; the reference is the policy as it is now. */
+WRPO_API wrpo_result wrpo_trainer_new(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc,
+        wrpo_trainer **out);
+/* With the desc's files: out_dir, ref_dir, resume. */
+WRPO_API wrpo_result wrpo_trainer_open(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc,
+        wrpo_trainer **out);
+WRPO_API wrpo_result wrpo_trainer_step(wrpo_trainer *t, wrpo_metrics *m);  /* m->step == m->steps: that was the last */
 /* data: the training data or desc.eval_data, whose reference log-probs are known. */
 WRPO_API wrpo_result wrpo_trainer_eval(wrpo_trainer *t, const wrpo_data *data, wrpo_metrics *m);
-/* The model, as wrpo_model_save writes it, and beside it the state of the run, for wrpo_train_desc.resume: trainer_state.wrpo, a safetensors file
-   of the weights as the optimizer has them (float), their moments NAME.exp_avg and NAME.exp_avg_sq, the metrics.jsonl so far, and, as
-   metadata, the step and all that must be the same. It is written in pieces, and is whole or not there. */
+/* The model, as wrpo_model_save writes it, and beside it the run's state, for wrpo_train_desc.resume:
+   trainer_state.wrpo, a safetensors file of the weights as the optimizer has them (float), their moments NAME.exp_avg
+   and NAME.exp_avg_sq, metrics.jsonl, and, as metadata, the step and all that must be the same. */
 WRPO_API wrpo_result wrpo_trainer_save(wrpo_trainer *t, const wrpo_save_desc *desc);
 WRPO_API void wrpo_trainer_free(wrpo_trainer *t);
-/* The metrics of a model on data, nothing trained: desc gives loss, alpha (taken as it is) and ref_dir. */
+/* The metrics of a model on data, without training. Of desc: loss, alpha (taken as it is) and ref_dir. */
 WRPO_API wrpo_result wrpo_eval(wrpo_model *model, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_metrics *m);
 /* One line of JSON, the names with a prefix ("", "eval_"); undefined metrics are left out. wrpo_free(text). */
 WRPO_API wrpo_result wrpo_metrics_json(wrpo_ctx *ctx, const wrpo_metrics *m, const char *prefix, char **text);
-WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_metrics *last);
+/* last: the last step's metrics; may be NULL. */
+WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc,
+        wrpo_metrics *last);
+
+/* ---- names of enum values, as files and the command line spell them: "dpo-norm", ...; NULL past the last ---- */
+WRPO_API const char *wrpo_method_name(int i);
+WRPO_API const char *wrpo_pair_name(int i);
+WRPO_API const char *wrpo_alpha_schedule_name(int i);
+WRPO_API const char *wrpo_lr_schedule_name(int i);
+WRPO_API const char *wrpo_moments_name(int i);
+WRPO_API const char *wrpo_rope_name(int i);
+WRPO_API const char *wrpo_form_name(int i);
 
 /* ---- backend: memory and about twenty ops; the model is written once, above this table ----
-   Contract: y and dx are written, dw (float, gradients) is accumulated; no op allocates, waits or exits; results
-   depend neither on the number of threads nor on the run. Activations have act_bytes per number (4 = float, 2 =
-   bfloat16); a matrix of weights has its dtype beside it, vectors of weights (norms, biases), gradients and float * are
-   float. Pointers are the backend's own memory. ld*: numbers from one row to the next. To replace one op:
-   wrpo_backend be = *wrpo_backend_cpu(); be.gemm = my_blas; */
-typedef enum wrpo_mm {               /* c[m,n] = or += */
-    WRPO_NT,                         /* a[m,k] b[n,k]'   activations, weights -> activations:  y = x W' */
-    WRPO_NT_LOGITS,                  /* the same, but c is float */
-    WRPO_NN,                         /* a[m,k] b[k,n]    activations, weights -> activations:  dx = dy W */
-    WRPO_TN                          /* a[k,m]' b[k,n]   activations, activations -> float:    dW += dy' x */
+   To replace one op:  wrpo_backend be = *wrpo_backend_cpu(); be.gemm = my_gemm;   dev is what the table's open made.
+   What every op keeps, a replaced one as well (>>ops defines them):
+     y and dx are written, dw (float: gradients) is added to; no op allocates, waits or exits
+     results depend neither on the number of threads nor on the run, and a row of a product NT or NN or of attention
+     depends on that row's inputs only: a record has the same bits whatever is computed beside it
+     pointers are the backend's memory, and overlap only where the op says so
+     activations have act_bytes bytes an element (4 = float, 2 = bfloat16); a matrix of weights has its dtype beside it;
+     vectors of weights, gradients and float * are float
+     ldx: elements from one row of x to the next */
+typedef enum wrpo_mm {       /* c[m,n] = or += */
+    WRPO_MM_NT,              /* a[m,k] b[n,k]'   activations, weights -> activations:  y = x W' */
+    WRPO_MM_NT_FLOAT,        /* the same, but c is float */
+    WRPO_MM_NN,              /* a[m,k] b[k,n]    activations, weights -> activations:  dx = dy W */
+    WRPO_MM_TN               /* a[k,m]' b[k,n]   activations, activations -> float:    dW += dy' x */
 } wrpo_mm;
 typedef struct wrpo_seg {
-    int64_t begin, end;              /* rows of q and o */
-    int64_t prefix, prefix_end;      /* rows of k and v that all of them see, at positions from 0; equal: none */
-    int64_t own, own_end;            /* rows of k and v at the positions behind; the last row of q is at the last of them, and each sees
-                                        those up to its own position. In training own = begin and own_end = end; in decoding, k and v are
-                                        a cache, and own .. own_end is longer than begin .. end by what was decoded before */
+    int64_t begin, end;      /* rows of q and o */
+    int64_t prefix, prefix_end;  /* rows of k and v at positions from 0, which all of them see; equal: none */
+    /* Its own rows of k and v, after the prefix. The last row of q is at the last of their positions; each row sees
+       those up to its own. In training these are begin and end; in decoding they include earlier tokens. */
+    int64_t own, own_end;
 } wrpo_seg;
 typedef struct wrpo_attn {
-    int64_t n; const wrpo_seg *segs; int64_t n_segs;   /* segs in the backend's memory; they cover rows 0..n of q in order */
-    int64_t H, G, d;                 /* H query heads share G key/value heads: head h uses h / (H / G) */
-    int64_t ldq, ldkv, ldo;          /* q [n, ldq], k and v [n, ldkv], o [n, ldo]; dq, dk, dv, do likewise */
-    int64_t window;                  /* key visible iff position(q) - position(k) < window; 0 = no limit */
-    float scale, softcap;            /* softmax(scale q.k); softcap 0 = none */
+    int64_t n; const wrpo_seg *segs; int64_t n_segs;  /* in the backend's memory; they cover rows 0..n of q in order */
+    int64_t H, G, d;         /* H query heads share G key/value heads: head h uses h / (H / G) */
+    int64_t ldq, ldkv, ldo;  /* q [n, ldq], k and v [n, ldkv], o [n, ldo]; likewise for dq, dk, dv, do */
+    int64_t window;          /* a key is visible if position(q) - position(k) < window; 0 = no limit */
+    float scale, softcap;    /* softmax(scale q.k); softcap 0 = none */
 } wrpo_attn;
 typedef struct wrpo_adamw {
     float lr, beta1, beta2, eps, weight_decay, grad_scale; double correction1, correction2;
-    wrpo_states states;
-    uint64_t seed;                   /* of the stochastic rounding: of this step and array */
+    wrpo_moments moments;
+    uint64_t seed;           /* of the random rounding: of this step and array */
 } wrpo_adamw;
+typedef enum wrpo_feature {
+    WRPO_FEATURE_BF16 = 1,   /* a context of bfloat16 multiplies it in hardware: AVX512_BF16 */
+    WRPO_FEATURE_AMX = 2     /* and in tiles */
+} wrpo_feature;
 struct wrpo_backend {
     const char *name;
     int act_bytes;
-    wrpo_dtype dtype;                /* what a context's dtype is by default */
-    bool host;                       /* its memory is the host's: weights may lie in a mapped file */
+    wrpo_dtype dtype;        /* what a context's dtype is by default */
+    bool host;               /* its memory is the host's: weights may be in a mapped file */
+    unsigned features;       /* of wrpo_feature: what open uses where the machine has it. A copy keeps it */
     wrpo_result (*open)(void **dev, const wrpo_desc *desc, wrpo_error *why);
     void (*close)(void *dev);
-    void *(*alloc)(void *dev, size_t n);               /* NULL: out of memory; 64-byte aligned */
-    size_t (*room)(void *dev);                         /* bytes that alloc can still give; NULL: not known */
+    void *(*alloc)(void *dev, size_t n);  /* NULL: out of memory; 64-byte aligned */
+    size_t (*room)(void *dev);  /* bytes that alloc can still give; NULL: not known */
     void (*release)(void *dev, void *p);
     void (*put)(void *dev, void *dst, const void *host, size_t n);
-    void (*get)(void *dev, void *host, const void *src, size_t n);    /* waits */
+    void (*get)(void *dev, void *host, const void *src, size_t n);  /* waits */
     void (*copy)(void *dev, void *dst, const void *src, size_t n);
     void (*zero)(void *dev, void *dst, size_t n);
-    wrpo_result (*sync)(void *dev, wrpo_error *why);   /* waits; the first error since the last */
-    /* ops(user), a stretch of ops that comes again and again; or, in its stead, what was recorded under the same key. NULL: ops are called. So
-       whatever the ops are given, pointers and sizes, follows from key, and what changes from call to call lies in the backend's memory.
-       ops does nothing but call ops of this table, copy and zero, and may be called twice (the first time nothing is run). release forgets
-       all that is recorded. */
+    wrpo_result (*sync)(void *dev, wrpo_error *why);  /* waits; the first error since the last */
+    /* Runs ops(user), or replays a recording with the same key. The key must determine every pointer and size; what
+       changes from call to call is in the backend's memory. ops only calls ops of this table, copy and zero, and may be
+       called twice (the first time nothing is run). release forgets all recordings. NULL: ops are called. */
     void (*replay)(void *dev, const int64_t key[4], void (*ops)(void *user), void *user);
-    /* c = a b (beta 0) or c += a b (beta 1) */
-    void (*gemm)(void *dev, wrpo_mm mm, void *c, int64_t ldc, const void *a, int64_t lda, const void *b, int64_t ldb, wrpo_dtype b_type,
-                 int64_t m, int64_t n, int64_t k, float beta);          /* b_type: of a weight; TN does not look at it */
+    /* c = a b (beta 0) or c += a b (beta 1). b_type: of a weight; not used for TN */
+    void (*gemm)(void *dev, wrpo_mm mm, void *c, int64_t ldc, const void *a, int64_t lda, const void *b, int64_t ldb,
+        wrpo_dtype b_type, int64_t m, int64_t n, int64_t k, float beta);
     /* y[r] = scale w[ids[r]]  and  dw[ids[r]] += scale dy[r] */
-    void (*embed)(void *dev, void *y, const void *w, wrpo_dtype w_type, const int32_t *ids, int64_t n, int64_t D, float scale);
+    void (*embed)(void *dev, void *y, const void *w, wrpo_dtype w_type, const int32_t *ids, int64_t n, int64_t D,
+        float scale);
     void (*embed_bwd)(void *dev, float *dw, const void *dy, const int32_t *ids, int64_t n, int64_t D, float scale);
-    /* y[r] = x[index[r]]  and  dx[index[r]] += dy[r] (dx accumulated; indices repeat) */
+    /* y[r] = x[index[r]]  and  dx[index[r]] += dy[r]: dx is added to, as indices repeat */
     void (*gather)(void *dev, void *y, const void *x, const int32_t *index, int64_t n, int64_t D);
     void (*gather_bwd)(void *dev, void *dx, const void *dy, const int32_t *index, int64_t n, int64_t D);
-    /* y[index[r]] = x[r], rows of D numbers, ldy and ldx apart; no index twice. Only decoding needs it (NULL: there is none) */
-    void (*scatter)(void *dev, void *y, int64_t ldy, const void *x, int64_t ldx, const int32_t *index, int64_t n, int64_t D);
+    /* y[index[r]] = x[r], rows of D elements; no index twice. Only decoding needs it (NULL: it is refused) */
+    void (*scatter)(void *dev, void *y, int64_t ldy, const void *x, int64_t ldx, const int32_t *index, int64_t n,
+        int64_t D);
     /* y[r] += b  and  db += sum_r dy[r] */
     void (*bias)(void *dev, void *y, int64_t ldy, const float *b, int64_t n, int64_t D);
     void (*bias_bwd)(void *dev, float *db, const void *dy, int64_t lddy, int64_t n, int64_t D);
-    void (*colsum)(void *dev, float *y, const void *w, wrpo_dtype w_type, int64_t rows, int64_t cols);    /* y[cols] = sum_r w[r] */
-    void (*add)(void *dev, void *y, const void *x, int64_t count);    /* y += x */
-    /* each row holds `heads` vectors of D numbers (heads 1: the whole row):  y = (w + plus) x rstd, rstd = 1/sqrt(mean(x^2) + eps)
-       rstd [n, heads] is written. y may be x.  Backward: dx = dres + ..., dres NULL = 0; dx may be dy or dres. */
+    /* y[cols] = sum_r w[r] */
+    void (*colsum)(void *dev, float *y, const void *w, wrpo_dtype w_type, int64_t rows, int64_t cols);
+    void (*add)(void *dev, void *y, const void *x, int64_t count);  /* y += x */
+    /* A row is `heads` vectors of D elements:  y = (w + plus) x rstd,  rstd [n, heads] = 1 / sqrt(mean(x^2) + eps)
+       dx = dres + ...; dres NULL is 0. y may be x; dx may be dy or dres */
     void (*rmsnorm)(void *dev, void *y, int64_t ldy, float *rstd, const void *x, int64_t ldx, const float *w,
-                    int64_t n, int64_t heads, int64_t D, float eps, float plus);
-    void (*rmsnorm_bwd)(void *dev, void *dx, int64_t lddx, float *dw, const void *dy, int64_t lddy, const void *dres, int64_t lddres,
-                        const void *x, int64_t ldx, const float *w, const float *rstd, int64_t n, int64_t heads, int64_t D, float plus);
-    /* rotate-half in place on `heads` vectors of d numbers per row; table[n][d/2][2] = cos, sin; sign -1 is the backward */
+        int64_t n, int64_t heads, int64_t D, float eps, float plus);
+    void (*rmsnorm_bwd)(void *dev, void *dx, int64_t lddx, float *dw, const void *dy, int64_t lddy, const void *dres,
+        int64_t lddres, const void *x, int64_t ldx, const float *w, const float *rstd, int64_t n,
+        int64_t heads, int64_t D, float plus);
+    /* Rotates `heads` vectors of d elements per row, in place; table [n, d/2, 2] = cos, sin; backward: sign -1 */
     void (*rope)(void *dev, void *x, int64_t ldx, const float *table, int64_t n, int64_t heads, int64_t d, float sign);
-    /* o = softmax(scale q k' + mask) v; lse [n, H] = log-sum-exp of the scaled scores.  Never a full score matrix. */
+    /* o = softmax(scale q k' + mask) v; lse [n, H] = log-sum-exp of the scaled scores */
     void (*attention)(void *dev, const wrpo_attn *a, void *o, float *lse, const void *q, const void *k, const void *v);
-    void (*attention_bwd)(void *dev, const wrpo_attn *a, void *dq, void *dk, void *dv, const void *d_o, const void *o, const float *lse,
-                          const void *q, const void *k, const void *v, void *scratch);
-    size_t (*attention_scratch)(void *dev, int64_t n, int64_t H, int64_t G, int64_t d);      /* bytes for the above */
-    /* gu [n, 2I] = gate | up:  h = silu(gate) up  (gelu true: gelu_tanh).  Backward writes dgu (may be gu) and h if not NULL. */
+    void (*attention_bwd)(void *dev, const wrpo_attn *a, void *dq, void *dk, void *dv, const void *d_o, const void *o,
+        const float *lse, const void *q, const void *k, const void *v, void *scratch);
+    size_t (*attention_scratch)(void *dev, int64_t n, int64_t H, int64_t G, int64_t d);  /* bytes for the above */
+    /* gu [n, 2I] = gate | up:  h = silu(gate) up  (gelu: gelu_tanh). Backward writes dgu (may be gu); h if not NULL */
     void (*glu)(void *dev, void *h, const void *gu, int64_t n, int64_t I, bool gelu);
     void (*glu_bwd)(void *dev, void *dgu, void *h, const void *dh, const void *gu, int64_t n, int64_t I, bool gelu);
-    /* logits float [n, V]:  lse[r] = log sum exp, logp[r] = logits[r, target[r]] - lse[r]
-       dlogits[r, v] = dlogp[r] ([v == target[r]] - exp(logits[r, v] - lse[r])); dlogits may be logits where activations are float */
-    void (*logprob)(void *dev, float *logp, float *lse, const float *logits, const int32_t *target, int64_t n, int64_t V, float softcap);
-    void (*logprob_bwd)(void *dev, void *dlogits, const float *logits, const int32_t *target, const float *lse, const float *dlogp,
-                        int64_t n, int64_t V, float softcap);
-    void (*sumsq)(void *dev, double *out, const float *x, int64_t count);                     /* *out += sum x^2, in double */
-    /* one AdamW step (Loshchilov & Hutter 2019) as torch.optim.AdamW computes it; g is read times grad_scale. low NULL: w is float;
-       else w is bfloat16, the masters rounded, and low what that left over: bits(master) = (w << 16) + (int16_t)low.
-       Arrays that are not float have room for whole blocks of WRPO_BLOCK numbers; what is behind count in the last is read and written. */
-    void (*adamw)(void *dev, void *w, uint16_t *low, void *m, void *v, const float *g, int64_t count, const wrpo_adamw *step);
+    /* logits float [n, V]:  lse[r] = log sum exp,  logp[r] = logits[r, target[r]] - lse[r]
+       dlogits[r, v] = dlogp[r] ([v == target[r]] - exp(logits[r, v] - lse[r])); it may be logits if act_bytes is 4 */
+    void (*logprob)(void *dev, float *logp, float *lse, const float *logits, const int32_t *target, int64_t n,
+        int64_t V, float softcap);
+    void (*logprob_bwd)(void *dev, void *dlogits, const float *logits, const int32_t *target, const float *lse,
+        const float *dlogp, int64_t n, int64_t V, float softcap);
+    void (*sumsq)(void *dev, double *out, const float *x, int64_t count);  /* *out += sum x^2, in double */
+    /* One AdamW step (Loshchilov & Hutter 2019) as torch.optim.AdamW computes it; g is read times grad_scale. low NULL:
+       w is float. Otherwise w is bfloat16, the masters rounded, and low the rest: master = (w << 16) + (int16_t)low.
+       Arrays that are not float have room for whole blocks of WRPO_BLOCK elements, and all of these are used. */
+    void (*adamw)(void *dev, void *w, uint16_t *low, void *m, void *v, const float *g, int64_t count,
+        const wrpo_adamw *step);
 };
-WRPO_API const wrpo_backend *wrpo_backend_cpu(void);
+WRPO_API const wrpo_backend *wrpo_backend_cpu(void);  /* the fastest of this machine */
+WRPO_API const wrpo_backend *wrpo_backend_plain(void); /* the definition of each op, in plain loops: slow (>>ops) */
+/* "plain", "generic", "avx2", "avx512" (without AMX) or "amx" (bfloat16 in tiles); NULL: no such name, or this machine
+   or this build does not have it. "generic" uses the vectors that the compiler has for any machine. */
+WRPO_API const wrpo_backend *wrpo_backend_find(const char *name);
 WRPO_API const wrpo_backend *wrpo_backend_cuda(void);  /* in wrpo_cuda.cu: link it or do not call it */
 #ifdef __cplusplus
 }
@@ -666,15 +792,15 @@ WRPO_API const wrpo_backend *wrpo_backend_cuda(void);  /* in wrpo_cuda.cu: link 
 /* --------------------------------------------------------------------------------------------- >>base
    Errors, memory, text, files, threads, random numbers.
 
-   How failure travels: a private function that cannot go on calls wrpo__fail, which writes the sentence
-   into the context and jumps to the public entry. That entry was opened by WRPO__TRY with an arena; the
-   arena owns every byte, mapping and temporary file made since, so failure is one free. No private
-   function returns an error code, and none can be ignored.                                             */
+   How failure travels. A private function that cannot go on calls wrpo__fail, which writes the sentence into the
+   context and jumps to the public entry. WRPO__CALL opened that entry with an arena. The arena owns every block,
+   mapping and temporary file made since, so failure is one free. No private function returns an error code, and
+   none can be ignored.                                                                                         */
 #ifdef __cplusplus
 #error "wrpo.h: the declarations are C and C++, the implementation is C: give it a .c file of its own"
 #endif
 #if defined(_FEATURES_H) && !defined(__USE_XOPEN2K8)
-#error "wrpo.h: include it before any system header where WRPO_IMPLEMENTATION is defined, or compile with -D_POSIX_C_SOURCE=200809L"
+#error "wrpo.h: include it before any system header, or compile with -D_POSIX_C_SOURCE=200809L (WRPO_IMPLEMENTATION)"
 #endif
 #include <errno.h>
 #include <float.h>
@@ -689,19 +815,23 @@ WRPO_API const wrpo_backend *wrpo_backend_cuda(void);  /* in wrpo_cuda.cu: link 
 #include <sys/stat.h>
 #ifdef _WIN32
 #include <direct.h>
-#include <io.h>
 #include <windows.h>
+#define wrpo__mkdir(path) _mkdir(path)
+#define wrpo__rename(from, to) (MoveFileExA(from, to, MOVEFILE_REPLACE_EXISTING) ? 0 : -1)
+#define wrpo__process() GetCurrentProcessId()
 #else
 #include <dirent.h>
-#include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
+#define wrpo__mkdir(path) mkdir(path, 0777)
+#define wrpo__rename(from, to) rename(from, to)
+#define wrpo__process() getpid()
 #endif
 #ifdef _OPENMP
 #include <omp.h>
 #endif
 
-#if defined(__GNUC__)
+#ifdef __GNUC__
 #define WRPO__PRINTF(f, a) __attribute__((format(printf, f, a), nonnull(f)))
 #else
 #define WRPO__PRINTF(f, a)
@@ -714,20 +844,24 @@ WRPO_API const wrpo_backend *wrpo_backend_cuda(void);  /* in wrpo_cuda.cu: link 
 #define WRPO__COUNT(a) ((int64_t)(sizeof(a) / sizeof *(a)))
 #define WRPO__MIN(a, b) ((a) < (b) ? (a) : (b))
 #define WRPO__MAX(a, b) ((a) > (b) ? (a) : (b))
-#define WRPO__ALIGN 64               /* of every block: a cache line, an AVX-512 vector */
+/* The public name of each value of an enum, from a list of them; NULL past the last. */
+#define WRPO__NAMED(function, list) \
+    WRPO_API const char *function(int i) { return i >= 0 && i < WRPO__COUNT(list) ? (list)[i] : NULL; }
 
-/* ---- context, frames, arenas ---- */
-typedef struct wrpo__block {         /* header of one allocation, a node of its arena's ring */
+/* ---- context, entries, arenas ---- */
+enum { WRPO__ALIGN = 64 };           /* bytes that every block is aligned to: a cache line, an AVX-512 vector */
+typedef struct wrpo__block {         /* stands before the bytes of one allocation; a node of its arena's ring */
     struct wrpo__block *prev, *next;
     struct wrpo__arena *arena;
     void *base; size_t size;         /* as the allocator gave it */
 } wrpo__block;
+enum { WRPO__BLOCK_HEAD = (sizeof(wrpo__block) + WRPO__ALIGN - 1) / WRPO__ALIGN * WRPO__ALIGN };
 typedef struct wrpo__cleanup { void (*fn)(void *); void *p; struct wrpo__cleanup *next; } wrpo__cleanup;
 typedef struct wrpo__arena {
     wrpo_ctx *ctx;
-    wrpo__block ring;                /* sentinel */
-    wrpo__cleanup *cleanups;         /* run last in, first out, before any memory goes */
-    char *chunk; size_t used, cap;   /* where small things are carved from */
+    wrpo__block ring;                /* of its blocks; this one is none of them */
+    wrpo__cleanup *cleanups;         /* run before any block is freed, the last one first */
+    char *chunk; size_t used, cap;   /* a block that small things share */
 } wrpo__arena;
 typedef struct wrpo__frame {         /* one public entry in progress */
     jmp_buf jump;
@@ -740,29 +874,34 @@ struct wrpo_ctx {
     wrpo_error error;
     wrpo__frame *frame;
     void *dev;                       /* the backend's */
-    size_t bytes, peak, device_bytes;                  /* held, the most ever held, held of the backend's memory */
-    wrpo__arena *handouts;           /* text and arrays given to the user */
+    size_t bytes, peak, device_bytes;                  /* held; the most ever held; held of the backend's memory */
+    wrpo__arena *handouts;           /* text and arrays given to the caller */
 };
-static WRPO__THREAD wrpo__arena *wrpo__here;   /* where stb_ds allocates: the innermost entry's arena */
+static WRPO__THREAD wrpo__arena *wrpo__current;        /* the innermost entry's arena, where stb_ds allocates */
 
 static int32_t wrpo__utf8_get(const char *s, size_t n, size_t *size);
-/* line, column: the place in a text file; the sentence should say it as well: "%s:%lld: ...". */
-_Noreturn WRPO__PRINTF(5, 6) static void wrpo__fail_at(wrpo_ctx *ctx, wrpo_result code, int64_t line, int64_t column, const char *format, ...) {
+/* line, column: a position in a text file. The sentence should state it as well: "%s:%lld: ...". */
+_Noreturn WRPO__PRINTF(5, 6) static void wrpo__fail_at(wrpo_ctx *ctx, wrpo_result code, int64_t line, int64_t column,
+                                                       const char *format, ...) {
+    char *text = ctx->error.text;
     va_list args;
     va_start(args, format);
-    ctx->error.code = code, ctx->error.line = line, ctx->error.column = column;
-    vsnprintf(ctx->error.text, sizeof ctx->error.text, format, args);
+    vsnprintf(text, sizeof ctx->error.text, format, args);
     va_end(args);
-    for (size_t i = 0, size, n = strlen(ctx->error.text); i < n; i += size) {     /* foreign text may hold anything, or be cut within a code point */
-        const int32_t c = wrpo__utf8_get(ctx->error.text + i, n - i, &size);
-        if (c < 0x20 || c == 0x7F) memset(ctx->error.text + i, '?', size);
+    ctx->error.code = code;
+    ctx->error.line = line;
+    ctx->error.column = column;
+    const size_t n = strlen(text);
+    for (size_t i = 0, size; i < n; i += size) {       /* foreign text may hold any byte, or be cut in a character */
+        const int32_t c = wrpo__utf8_get(text + i, n - i, &size);
+        if (c < 0x20 || c == 0x7F) memset(text + i, '?', size);
     }
     longjmp(ctx->frame->jump, 1);
 }
 #define wrpo__fail(ctx, code, ...) wrpo__fail_at(ctx, code, 0, 0, __VA_ARGS__)
-/* Settings: each must lie where it can. */
+/* A setting that must be in a range. WRPO_ZERO is shown as 0. */
 #define WRPO__RANGE(ok, name, value, wanted) \
-    if (!(ok)) wrpo__fail(ctx, WRPO_E_ARG, "%s: want %s, found %g", name, wanted, (double)(value))
+    if (!(ok)) wrpo__fail(ctx, WRPO_E_ARG, "%s: want %s, found %g", name, wanted, (double)(value) + 0.0)
 WRPO__PRINTF(3, 4) static void wrpo__log(wrpo_ctx *ctx, wrpo_level level, const char *format, ...) {
     char text[1024];
     if (!ctx->desc.log.fn) return;
@@ -773,63 +912,64 @@ WRPO__PRINTF(3, 4) static void wrpo__log(wrpo_ctx *ctx, wrpo_level level, const 
     ctx->desc.log.fn(level, text, ctx->desc.log.user);
 }
 
-/* Checked sizes: count * size, or failure. */
+/* count * size, or failure. */
 static size_t wrpo__mul(wrpo_ctx *ctx, size_t count, size_t size) {
-    if (size && count > (SIZE_MAX - 4 * WRPO__ALIGN) / size) wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: %zu x %zu bytes", count, size);
+    if (size && count > (SIZE_MAX - 4 * WRPO__ALIGN) / size)
+        wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: %zu x %zu bytes", count, size);
     return count * size;
 }
-/* One block of n bytes, aligned to WRPO__ALIGN, not cleared; NULL if there is none. p NULL or a block to resize. */
-static void *wrpo__block_resize(wrpo__arena *arena, void *p, size_t n) {
-    wrpo_ctx *ctx = arena->ctx;
-    const size_t head = (sizeof(wrpo__block) + WRPO__ALIGN - 1) / WRPO__ALIGN * WRPO__ALIGN;
-    if (n > SIZE_MAX - head - WRPO__ALIGN) return NULL;
-    size_t size = head + n + WRPO__ALIGN;
-    void *base = ctx->desc.memory.alloc(size, ctx->desc.memory.user);
-    if (!base) return NULL;
-    char *data = (char *)(((uintptr_t)base + head + WRPO__ALIGN - 1) / WRPO__ALIGN * WRPO__ALIGN);
-    wrpo__block *block = (wrpo__block *)(void *)(data - head);
-    block->base = base, block->size = size, block->arena = arena;
-    ctx->bytes += size;
-    if (ctx->bytes > ctx->peak) ctx->peak = ctx->bytes;
-    if (!p) {
-        wrpo__block *next = arena->ring.next;
-        block->prev = &arena->ring, block->next = next;
-        next->prev = arena->ring.next = block;
-        return data;
-    }
-    wrpo__block *old = (wrpo__block *)(void *)((char *)p - head);
-    size_t kept = old->size - (size_t)((char *)p - (char *)old->base);
-    memcpy(data, p, WRPO__MIN(kept, n));
-    block->prev = old->prev, block->next = old->next, block->arena = old->arena;
-    block->next->prev = block->prev->next = block;
-    ctx->bytes -= old->size;
-    ctx->desc.memory.free(old->base, ctx->desc.memory.user);
-    return data;
-}
+static wrpo__block *wrpo__block_of(void *p) { return (wrpo__block *)(void *)((char *)p - WRPO__BLOCK_HEAD); }
 static void wrpo__block_free(void *p) {
     if (!p) return;
-    const size_t head = (sizeof(wrpo__block) + WRPO__ALIGN - 1) / WRPO__ALIGN * WRPO__ALIGN;
-    wrpo__block *block = (wrpo__block *)(void *)((char *)p - head);
-    wrpo_ctx *ctx = block->arena->ctx;
-    block->next->prev = block->prev, block->prev->next = block->next;
-    ctx->bytes -= block->size;
-    ctx->desc.memory.free(block->base, ctx->desc.memory.user);
+    wrpo__block *b = wrpo__block_of(p);
+    wrpo_ctx *ctx = b->arena->ctx;
+    b->next->prev = b->prev;
+    b->prev->next = b->next;
+    ctx->bytes -= b->size;
+    ctx->desc.memory.free(b->base, ctx->desc.memory.user);
 }
-static void *wrpo__resize(wrpo__arena *arena, void *p, size_t n) {      /* the same, or failure */
+/* A block of n bytes, not cleared; NULL: out of memory. p: NULL, or a block whose bytes it takes over. */
+static void *wrpo__block_resize(wrpo__arena *arena, void *p, size_t n) {
+    if (p) arena = wrpo__block_of(p)->arena;
+    wrpo_ctx *ctx = arena->ctx;
+    if (n > SIZE_MAX - WRPO__BLOCK_HEAD - WRPO__ALIGN) return NULL;
+    const size_t size = WRPO__BLOCK_HEAD + n + WRPO__ALIGN;
+    void *base = ctx->desc.memory.alloc(size, ctx->desc.memory.user);
+    if (!base) return NULL;
+    const uintptr_t end = (uintptr_t)base + WRPO__BLOCK_HEAD + WRPO__ALIGN - 1;
+    char *data = (char *)(end - end % WRPO__ALIGN);
+    wrpo__block *b = wrpo__block_of(data);
+    *b = (wrpo__block){&arena->ring, arena->ring.next, arena, base, size};
+    b->next->prev = b->prev->next = b;
+    ctx->bytes += size;
+    ctx->peak = WRPO__MAX(ctx->peak, ctx->bytes);
+    if (p) {
+        const wrpo__block *old = wrpo__block_of(p);
+        const size_t kept = old->size - (size_t)((char *)p - (char *)old->base);
+        memcpy(data, p, WRPO__MIN(kept, n));
+        wrpo__block_free(p);
+    }
+    return data;
+}
+static void *wrpo__resize(wrpo__arena *arena, void *p, size_t n) {     /* likewise, or failure */
     p = wrpo__block_resize(arena, p, n);
-    if (!p) wrpo__fail(arena->ctx, WRPO_E_MEMORY, "out of memory: %zu bytes wanted, %zu held", n, arena->ctx->bytes);
+    if (!p)
+        wrpo__fail(arena->ctx, WRPO_E_MEMORY, "out of memory: %zu bytes wanted, %zu held", n, arena->ctx->bytes);
     return p;
 }
-/* count * size bytes, not cleared; for what is large. Freed with the arena or by wrpo__block_free. */
-static void *wrpo__raw(wrpo__arena *arena, size_t count, size_t size) { return wrpo__resize(arena, NULL, wrpo__mul(arena->ctx, count, size)); }
-/* count * size bytes, cleared; small things share chunks. */
+/* count * size bytes, not cleared, in a block of their own. Freed with the arena or by wrpo__block_free. */
+static void *wrpo__raw(wrpo__arena *arena, size_t count, size_t size) {
+    return wrpo__resize(arena, NULL, wrpo__mul(arena->ctx, count, size));
+}
+/* count * size bytes, cleared. Small things share a block. */
 static void *wrpo__alloc(wrpo__arena *arena, size_t count, size_t size) {
-    size_t n = (wrpo__mul(arena->ctx, count, size) + 15) / 16 * 16;
+    const size_t n = (wrpo__mul(arena->ctx, count, size) + 15) / 16 * 16;
     if (n > 4096) return memset(wrpo__raw(arena, n, 1), 0, n);
     if (n > arena->cap - arena->used) {
-        size_t cap = arena->cap == 0 ? 4096 : arena->cap < 1 << 16 ? arena->cap * 4 : arena->cap;
+        const size_t cap = arena->cap ? WRPO__MIN(arena->cap * 4, (size_t)1 << 16) : 4096;
         arena->chunk = wrpo__raw(arena, cap, 1);
-        arena->cap = cap, arena->used = 0;
+        arena->cap = cap;
+        arena->used = 0;
     }
     void *p = arena->chunk + arena->used;
     arena->used += n;
@@ -841,33 +981,24 @@ static char *wrpo__strndup(wrpo__arena *arena, const char *s, size_t n) {
     if (n) memcpy(p, s, n);
     return p;
 }
-/* fn(p) when the arena goes. To own what does not exist yet, register it as NULL first and set ->p once it does. */
+/* fn(p) when the arena is freed, if p is not NULL. To own a thing before it exists, register NULL and set ->p later. */
 static wrpo__cleanup *wrpo__on_free(wrpo__arena *arena, void (*fn)(void *), void *p) {
     wrpo__cleanup *c = WRPO__NEW(arena, wrpo__cleanup);
-    c->fn = fn, c->p = p, c->next = arena->cleanups;
-    arena->cleanups = c;
-    return c;
+    *c = (wrpo__cleanup){fn, p, arena->cleanups};
+    return arena->cleanups = c;
 }
 static wrpo__arena *wrpo__arena_new(wrpo_ctx *ctx) {   /* NULL: out of memory */
     wrpo__arena *arena = ctx->desc.memory.alloc(sizeof *arena, ctx->desc.memory.user);
     if (!arena) return NULL;
-    memset(arena, 0, sizeof *arena);
-    arena->ctx = ctx;
-    arena->ring.prev = arena->ring.next = &arena->ring;
+    *arena = (wrpo__arena){.ctx = ctx, .ring = {.prev = &arena->ring, .next = &arena->ring}};
     ctx->bytes += sizeof *arena;
     return arena;
 }
-static void wrpo__arena_clear(wrpo__arena *arena) {    /* as new; what it owned is gone */
-    wrpo_ctx *ctx = arena->ctx;
+static void wrpo__arena_clear(wrpo__arena *arena) {    /* as new; all that it owned is freed */
     for (; arena->cleanups; arena->cleanups = arena->cleanups->next)
         if (arena->cleanups->p) arena->cleanups->fn(arena->cleanups->p);
-    for (wrpo__block *b = arena->ring.next, *next; b != &arena->ring; b = next) {
-        next = b->next;
-        ctx->bytes -= b->size;
-        ctx->desc.memory.free(b->base, ctx->desc.memory.user);
-    }
-    arena->ring.prev = arena->ring.next = &arena->ring;
-    arena->chunk = NULL, arena->used = arena->cap = 0;
+    while (arena->ring.next != &arena->ring) wrpo__block_free((char *)arena->ring.next + WRPO__BLOCK_HEAD);
+    arena->used = arena->cap = 0;
 }
 static void wrpo__arena_free(wrpo__arena *arena) {
     if (!arena) return;
@@ -875,8 +1006,7 @@ static void wrpo__arena_free(wrpo__arena *arena) {
     arena->ctx->bytes -= sizeof *arena;
     arena->ctx->desc.memory.free(arena, arena->ctx->desc.memory.user);
 }
-
-/* An arena of its own inside another one, which it goes with. */
+/* An arena inside another one, which frees it. */
 static void wrpo__free_arena(void *p) { wrpo__arena_free(p); }
 static wrpo__arena *wrpo__sub_arena(wrpo__arena *arena) {
     wrpo__cleanup *owner = wrpo__on_free(arena, wrpo__free_arena, NULL);
@@ -884,42 +1014,45 @@ static wrpo__arena *wrpo__sub_arena(wrpo__arena *arena) {
     if (!sub) wrpo__fail(arena->ctx, WRPO_E_MEMORY, "out of memory: %zu bytes held", arena->ctx->bytes);
     return sub;
 }
-/* The public entry:      WRPO__TRY(ctx, arena, temporary) { ...private calls...; *out = ...; }
-                          return wrpo__end(&wrpo__entry);
-   temporary false: the arena becomes the new object's and is freed only on failure. An arena that could
-   not be made (NULL) is a failure too. Entries nest. No local variable may change inside the braces. */
+/* A public entry:    WRPO__CALL(ctx, arena, temporary, call);      call: one call of a private function
+                      return wrpo__end(&wrpo__entry);
+   temporary false: the arena belongs to the object that is made, and is freed only on failure. An arena of NULL, for
+   want of memory, is a failure as well. Entries nest. */
 static bool wrpo__begin(wrpo__frame *f, wrpo_ctx *ctx, wrpo__arena *arena, bool temporary) {
-    f->ctx = ctx, f->up = ctx->frame, f->arena = arena, f->outer = wrpo__here;
-    f->temporary = temporary, f->failed = true;
+    *f = (wrpo__frame){.ctx = ctx, .up = ctx->frame, .arena = arena, .outer = wrpo__current,
+                       .temporary = temporary, .failed = true};
     ctx->frame = f;
-    if (arena) wrpo__here = arena;
-    else {
-        ctx->error.code = WRPO_E_MEMORY, ctx->error.line = ctx->error.column = 0;
-        snprintf(ctx->error.text, sizeof ctx->error.text, "out of memory");
-    }
+    if (arena) wrpo__current = arena;
+    else ctx->error = (wrpo_error){WRPO_E_MEMORY, 0, 0, "out of memory"};
     return arena != NULL;
 }
+#define WRPO__CALL(context, new_arena, is_temporary, call) \
+    wrpo__frame wrpo__entry; \
+    if (wrpo__begin(&wrpo__entry, context, new_arena, is_temporary) && setjmp(wrpo__entry.jump) == 0) { \
+        call; \
+        wrpo__entry.failed = false; \
+    }
 #define WRPO__TRY(context, new_arena, is_temporary) \
     wrpo__frame wrpo__entry; \
     if (wrpo__begin(&wrpo__entry, context, new_arena, is_temporary)) \
         if (setjmp(wrpo__entry.jump) == 0) \
             for (bool wrpo__once = true; wrpo__once; wrpo__once = false, wrpo__entry.failed = false)
 static wrpo_result wrpo__end(wrpo__frame *f) {
-    wrpo_ctx *ctx = f->ctx;
-    ctx->frame = f->up;
-    wrpo__here = f->outer;
+    f->ctx->frame = f->up;
+    wrpo__current = f->outer;
     if (f->failed || f->temporary) wrpo__arena_free(f->arena);
-    if (!f->failed) return WRPO_OK;
-    return ctx->error.code;
+    return f->failed ? f->ctx->error.code : WRPO_OK;
 }
-/* A private call across a nested entry: passes the failure on. */
-static void wrpo__need(wrpo_ctx *ctx, wrpo_result r) { if (r != WRPO_OK) longjmp(ctx->frame->jump, 1); }
+/* After a nested entry that may have failed: passes its failure on. */
+static void wrpo__rethrow(wrpo_ctx *ctx, wrpo_result r) {
+    if (r != WRPO_OK) longjmp(ctx->frame->jump, 1);
+}
 
-/* ---- stb_ds: dynamic arrays and hash maps, in the current arena, under our own names ---- */
+/* ---- stb_ds: dynamic arrays and hash maps, in the current arena, under names of our own ---- */
 #ifdef INCLUDE_STB_DS_H
 #error "wrpo.h: give the implementation a file of its own, or include stb_ds.h after it in another one"
 #endif
-#define STBDS_REALLOC(context, p, n) wrpo__resize(wrpo__here, p, n)
+#define STBDS_REALLOC(context, p, n) wrpo__resize(wrpo__current, p, n)
 #define STBDS_FREE(context, p) wrpo__block_free(p)
 #define STBDS_NO_SHORT_NAMES
 #define stbds_rand_seed wrpo__stbds_rand_seed
@@ -938,248 +1071,301 @@ static void wrpo__need(wrpo_ctx *ctx, wrpo_result r) { if (r != WRPO_OK) longjmp
 #define stbds_hmdel_key wrpo__stbds_hmdel_key
 #define stbds_shmode_func wrpo__stbds_shmode_func
 #define STB_DS_IMPLEMENTATION
-#include <stb/stb_ds.h>
+#if !defined(WRPO_STB_DS_H) && defined(__has_include)
+#if !__has_include(<stb/stb_ds.h>)
+#define WRPO_STB_DS_H "stb_ds.h"     /* beside this file, or on the include path */
+#endif
+#endif
+#ifndef WRPO_STB_DS_H
+#define WRPO_STB_DS_H <stb/stb_ds.h>
+#endif
+#include WRPO_STB_DS_H
 #undef STB_DS_IMPLEMENTATION
 #ifdef __GNUC__                      /* stb_ds says typeof, which -std=c11 does not know */
 #undef STBDS_ADDRESSOF
 #define STBDS_ADDRESSOF(variable, value) ((__typeof__(variable)[1]){value})
 #endif
 
-/* ---- text: a growing string in an arena; data is always NUL-terminated ---- */
+/* ---- text: a growing string in an arena; its bytes end in NUL ---- */
 typedef struct wrpo__text { wrpo__arena *arena; char *data; size_t size, cap; } wrpo__text;
+static void wrpo__text_room(wrpo__text *t, size_t n) { /* for n more bytes and the NUL */
+    if (t->data && n < t->cap - t->size) return;
+    size_t cap = WRPO__MAX(t->cap * 2, 64);
+    while (cap <= t->size + n) cap *= 2;
+    t->data = wrpo__resize(t->arena, t->data, cap);
+    t->cap = cap;
+}
 static void wrpo__text_add(wrpo__text *t, const char *s, size_t n) {
-    if (n >= t->cap - t->size || !t->data) {
-        size_t cap = WRPO__MAX(t->cap * 2, 64);
-        while (cap <= t->size + n) cap *= 2;
-        t->data = wrpo__resize(t->arena, t->data, cap), t->cap = cap;
-    }
+    wrpo__text_room(t, n);
     if (n) memcpy(t->data + t->size, s, n);
     t->size += n;
     t->data[t->size] = 0;
 }
 static void wrpo__text_puts(wrpo__text *t, const char *s) { wrpo__text_add(t, s, strlen(s)); }
 WRPO__PRINTF(2, 3) static void wrpo__text_printf(wrpo__text *t, const char *format, ...) {
-    char small[512];
-    va_list args;
-    va_start(args, format);
-    int n = vsnprintf(small, sizeof small, format, args);
-    va_end(args);
-    if (n < (int)sizeof small) { wrpo__text_add(t, small, n > 0 ? (size_t)n : 0); return; }
-    char *big = wrpo__raw(t->arena, (size_t)n + 1, 1);
-    va_start(args, format);
-    vsnprintf(big, (size_t)n + 1, format, args);
-    va_end(args);
-    wrpo__text_add(t, big, (size_t)n);
-    wrpo__block_free(big);
+    size_t n = 32;                   /* a first guess; the second one is exact */
+    for (bool fits = false; !fits;) {
+        wrpo__text_room(t, n);
+        va_list args;
+        va_start(args, format);
+        n = (size_t)vsnprintf(t->data + t->size, t->cap - t->size, format, args);
+        va_end(args);
+        fits = n < t->cap - t->size;
+    }
+    t->size += n;
 }
-/* printf into the arena, for paths and names */
+/* printf into the arena, for paths and names. */
 WRPO__PRINTF(2, 3) static char *wrpo__format(wrpo__arena *arena, const char *format, ...) {
     va_list args;
     va_start(args, format);
-    int n = vsnprintf(NULL, 0, format, args);
+    const size_t n = (size_t)vsnprintf(NULL, 0, format, args) + 1;
     va_end(args);
-    char *p = wrpo__alloc(arena, (size_t)(n < 0 ? 0 : n) + 1, 1);
+    char *p = wrpo__alloc(arena, n, 1);
     va_start(args, format);
-    vsnprintf(p, (size_t)(n < 0 ? 0 : n) + 1, format, args);
+    vsnprintf(p, n, format, args);
     va_end(args);
     return p;
 }
-/* For the user: a copy that outlives the entry and is given back by wrpo_free. */
+/* For the caller: a copy that outlives the entry, until wrpo_free. */
 static void *wrpo__handout(wrpo_ctx *ctx, const void *p, size_t n) {
     char *q = wrpo__raw(ctx->handouts, n + 1, 1);
     if (n) memcpy(q, p, n);
     q[n] = 0;
     return q;
 }
-WRPO_API void wrpo_free(wrpo_ctx *ctx, void *p) { (void)ctx; wrpo__block_free(p); }
+WRPO_API void wrpo_free(wrpo_ctx *ctx, void *p) {
+    (void)ctx;
+    wrpo__block_free(p);
+}
 
-/* UTF-8: the code point at s (of n > 0 bytes) and its length; -1 if the bytes are not valid there
-   (overlong forms, surrogates, above U+10FFFF, cut off), with *size the maximal subpart to skip. */
+/* UTF-8: the code point at s (n > 0 bytes) and the size of its bytes. -1 if they are not valid (an overlong form, a
+   surrogate, above U+10FFFF, cut off); *size is then the maximal subpart, to be skipped. */
 static int32_t wrpo__utf8_get(const char *s, size_t n, size_t *size) {
     const unsigned char *p = (const unsigned char *)s;
-    unsigned c = p[0], low = 0x80, high = 0xBF;
-    size_t need;
+    const unsigned first = p[0], more = 1u + (first >= 0xE0) + (first >= 0xF0);        /* bytes after the first */
     *size = 1;
-    if (c < 0x80) return (int32_t)c;
-    if (c >= 0xC2 && c <= 0xDF) need = 1, c &= 0x1F;
-    else if (c >= 0xE0 && c <= 0xEF) need = 2, low = c == 0xE0 ? 0xA0 : 0x80, high = c == 0xED ? 0x9F : 0xBF, c &= 0x0F;
-    else if (c >= 0xF0 && c <= 0xF4) need = 3, low = c == 0xF0 ? 0x90 : 0x80, high = c == 0xF4 ? 0x8F : 0xBF, c &= 0x07;
-    else return -1;
-    for (size_t i = 1; i <= need; i++, low = 0x80, high = 0xBF) {
-        if (i >= n || p[i] < low || p[i] > high) { *size = i; return -1; }
+    if (first < 0x80) return (int32_t)first;
+    if (first < 0xC2 || first > 0xF4) return -1;
+    unsigned low = first == 0xE0 ? 0xA0 : first == 0xF0 ? 0x90 : 0x80;         /* the range of the second byte */
+    unsigned high = first == 0xED ? 0x9F : first == 0xF4 ? 0x8F : 0xBF;
+    unsigned c = first & 0x3Fu >> more;
+    for (size_t i = 1; i <= more; i++) {
+        *size = i;
+        if (i >= n || p[i] < low || p[i] > high) return -1;
         c = c << 6 | (p[i] & 0x3Fu);
+        low = 0x80;
+        high = 0xBF;
     }
-    *size = need + 1;
+    *size = more + 1;
     return (int32_t)c;
 }
-static size_t wrpo__utf8_put(char *s, uint32_t c) {    /* writes up to 4 bytes */
-    if (c < 0x80) { s[0] = (char)c; return 1; }
-    size_t n = c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
-    for (size_t i = n - 1; i > 0; i--, c >>= 6) s[i] = (char)(0x80 | (c & 0x3F));
-    s[0] = (char)(c | (n == 2 ? 0xC0u : n == 3 ? 0xE0u : 0xF0u));
+static size_t wrpo__utf8_put(char *s, uint32_t c) {    /* writes up to 4 bytes; returns how many */
+    static const unsigned char marks[] = {0, 0, 0xC0, 0xE0, 0xF0};     /* of the first of n bytes */
+    const size_t n = 1u + (c >= 0x80) + (c >= 0x800) + (c >= 0x10000);
+    for (size_t i = n - 1; i > 0; i--) {
+        s[i] = (char)(0x80 | (c & 0x3F));
+        c >>= 6;
+    }
+    s[0] = (char)(c | marks[n]);
     return n;
 }
 
-/* ---- files ---- */
+/* ---- files ----
+   wrpo__disk_x looks at the file system, where all that the library writes is. wrpo__x is for what the caller gives it
+   to read, and asks the context's wrpo_files if there are any. */
 static char *wrpo__join(wrpo__arena *arena, const char *dir, const char *name) {
-    size_t n = strlen(dir);
+    const size_t n = strlen(dir);
     return wrpo__format(arena, n && dir[n - 1] == '/' ? "%s%s" : "%s/%s", dir, name);
 }
 static const char *wrpo__basename(const char *path) {
     const char *slash = strrchr(path, '/');
     return slash ? slash + 1 : path;
 }
-static bool wrpo__is_dir(const char *path) { struct stat st; return stat(path, &st) == 0 && S_ISDIR(st.st_mode); }
-static bool wrpo__exists(const char *path) { struct stat st; return stat(path, &st) == 0; }
-
-typedef struct wrpo__file { const char *path; const unsigned char *data; size_t size; bool mapped; int fd; } wrpo__file;    /* fd: while it is read, else -1 */
-static void wrpo__unmap(void *p) {
+static bool wrpo__ends(const char *s, const char *end) {
+    const size_t n = strlen(s), k = strlen(end);
+    return n >= k && !strcmp(s + n - k, end);
+}
+static bool wrpo__disk_exists(const char *path) { struct stat st; return stat(path, &st) == 0; }
+static bool wrpo__disk_is_dir(const char *path) { struct stat st; return stat(path, &st) == 0 && S_ISDIR(st.st_mode); }
+typedef struct wrpo__file {
+    const char *path; const unsigned char *data; size_t size;
+    bool mapped; FILE *in;           /* in: while it is read */
+    const wrpo_files *files; void *handle;             /* whom the bytes belong to; NULL: not a caller's */
+} wrpo__file;
+static void wrpo__file_drop(void *p) {
     wrpo__file *f = p;
+    if (f->in) fclose(f->in);
+    f->in = NULL;
+    if (f->files && f->files->close) f->files->close(f->handle, f->data, f->files->user);
 #ifndef _WIN32
     if (f->mapped) munmap((void *)(uintptr_t)f->data, f->size);
-    if (f->fd >= 0) close(f->fd);
 #endif
-    f->mapped = false, f->fd = -1;
 }
-/* The whole file, read-only, for as long as the arena lives: a mapping where there is one. */
-static const wrpo__file *wrpo__open_file(wrpo__arena *arena, const char *path) {
-    wrpo_ctx *ctx = arena->ctx;
+static wrpo__file *wrpo__file_new(wrpo__arena *arena, const char *path) {
     wrpo__file *f = WRPO__NEW(arena, wrpo__file);
     f->path = wrpo__strndup(arena, path, strlen(path));
     f->data = (const unsigned char *)"";
-    if (wrpo__is_dir(path)) wrpo__fail(ctx, WRPO_E_IO, "%s: want a file, found a directory", path);
-#ifdef _WIN32
-    FILE *in = fopen(path, "rb");
-    if (!in) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be opened: %s", path, strerror(errno));
-    _fseeki64(in, 0, SEEK_END);
-    f->size = (size_t)_ftelli64(in);
-    rewind(in);
-    unsigned char *data = wrpo__block_resize(arena, NULL, f->size + 1);
-    size_t got = data ? fread(data, 1, f->size, in) : 0;
-    fclose(in);
-    if (!data) wrpo__fail(ctx, WRPO_E_MEMORY, "%s: out of memory: %zu bytes wanted", path, f->size);
-    if (got != f->size) wrpo__fail(ctx, WRPO_E_IO, "%s: %zu bytes wanted, %zu read", path, f->size, got);
-    f->data = data;
-#else
-    f->fd = -1;
-    wrpo__on_free(arena, wrpo__unmap, f);
-    f->fd = open(path, O_RDONLY);
-    if (f->fd < 0) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be opened: %s", path, strerror(errno));
-    struct stat st;
-    if (fstat(f->fd, &st) != 0 || st.st_size < 0) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be read: %s", path, strerror(errno));
-    wrpo__text t = {.arena = arena};
-    if (S_ISREG(st.st_mode) && st.st_size) {
-        void *p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, f->fd, 0);
-        if (p == MAP_FAILED) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be mapped: %s", path, strerror(errno));
-        f->data = p, f->size = (size_t)st.st_size, f->mapped = true;
-    } else if (!S_ISREG(st.st_mode))
-        for (ssize_t n = 1; n;) {                      /* a pipe, a terminal: read to its end */
-            char part[1 << 14];
-            n = read(f->fd, part, sizeof part);
-            if (n > 0) wrpo__text_add(&t, part, (size_t)n);
-            else if (n < 0 && errno != EINTR) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be read: %s", path, strerror(errno));
-        }
-    close(f->fd), f->fd = -1;
-    if (t.size) f->data = (const unsigned char *)t.data, f->size = t.size;
-#endif
+    wrpo__on_free(arena, wrpo__file_drop, f);
     return f;
 }
-static void wrpo__make_dir(wrpo_ctx *ctx, const char *path) {   /* and its parents; existing is fine */
-    char part[4096];
-    size_t n = strlen(path);
-    if (n == 0 || n >= sizeof part) wrpo__fail(ctx, WRPO_E_IO, "\"%.200s\": not a usable path for a directory", path);
-    for (size_t i = 1; i <= n; i++) {
-        if (i < n && path[i] != '/') continue;
-        memcpy(part, path, i);
-        part[i] = 0;
-#ifdef _WIN32
-        int r = _mkdir(part);
-#else
-        int r = mkdir(part, 0777);
-#endif
-        const int e = errno == EEXIST ? ENOTDIR : errno;
-        if (r != 0 && !wrpo__is_dir(part)) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be made: %s", part, strerror(e));
+/* The whole file, read-only, until the arena is freed: a mapping where there is one. */
+static const wrpo__file *wrpo__disk_open(wrpo__arena *arena, const char *path) {
+    wrpo_ctx *ctx = arena->ctx;
+    wrpo__file *f = wrpo__file_new(arena, path);
+    wrpo__text t = {.arena = arena};
+    if (wrpo__disk_is_dir(path)) wrpo__fail(ctx, WRPO_E_IO, "%s: want a file, found a directory", path);
+    f->in = fopen(path, "rb");
+    if (!f->in) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be opened: %s", path, strerror(errno));
+#ifndef _WIN32
+    struct stat st;
+    if (fstat(fileno(f->in), &st) == 0 && S_ISREG(st.st_mode) && st.st_size > 0) {
+        void *p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fileno(f->in), 0);
+        if (p == MAP_FAILED) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be mapped: %s", path, strerror(errno));
+        f->data = p;
+        f->size = (size_t)st.st_size;
+        f->mapped = true;
     }
-}
-static bool wrpo__ends(const char *s, const char *end) {
-    size_t n = strlen(s), k = strlen(end);
-    return n >= k && !strcmp(s + n - k, end);
+#endif
+    while (!f->mapped) {             /* a pipe, a terminal, no mappings: read to its end */
+        char part[1 << 14];
+        const size_t n = fread(part, 1, sizeof part, f->in);
+        wrpo__text_add(&t, part, n);
+        if (n == 0 && !ferror(f->in)) break;
+        if (n == 0 && errno != EINTR) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be read: %s", path, strerror(errno));
+        clearerr(f->in);
+    }
+    fclose(f->in);
+    f->in = NULL;
+    if (!f->mapped) f->data = (const unsigned char *)t.data;
+    if (!f->mapped) f->size = t.size;
+    return f;
 }
 typedef struct wrpo__name { char *text; } wrpo__name;
-static int wrpo__by_name(const void *a, const void *b) { return strcmp(((const wrpo__name *)a)->text, ((const wrpo__name *)b)->text); }
+static int wrpo__by_name(const void *a, const void *b) {
+    return strcmp(((const wrpo__name *)a)->text, ((const wrpo__name *)b)->text);
+}
+static void wrpo__add_name(wrpo__arena *arena, wrpo__name **names, const char *text) {
+    const wrpo__name name = {wrpo__strndup(arena, text, strlen(text))};
+    stbds_arrput(*names, name);
+}
 #ifndef _WIN32
 static void wrpo__dir_close(void *p) { closedir(p); }
 #endif
 /* The names in a directory, sorted; an stb_ds array. */
-static wrpo__name *wrpo__list_dir(wrpo__arena *arena, const char *dir) {
+static wrpo__name *wrpo__disk_list(wrpo__arena *arena, const char *dir) {
     wrpo__name *names = NULL;
 #ifdef _WIN32
     WIN32_FIND_DATAA e;
     HANDLE h = FindFirstFileA(wrpo__join(arena, dir, "*"), &e);
     if (h == INVALID_HANDLE_VALUE) wrpo__fail(arena->ctx, WRPO_E_IO, "%s: cannot be listed", dir);
-    do { wrpo__name name = {wrpo__strndup(arena, e.cFileName, strlen(e.cFileName))}; stbds_arrput(names, name); } while (FindNextFileA(h, &e));
+    do wrpo__add_name(arena, &names, e.cFileName); while (FindNextFileA(h, &e));
     FindClose(h);
 #else
     wrpo__cleanup *owner = wrpo__on_free(arena, wrpo__dir_close, NULL);
     DIR *d = owner->p = opendir(dir);
     if (!d) wrpo__fail(arena->ctx, WRPO_E_IO, "%s: cannot be listed: %s", dir, strerror(errno));
-    for (struct dirent *e; (e = readdir(d));) {
-        wrpo__name name = {wrpo__strndup(arena, e->d_name, strlen(e->d_name))};
-        stbds_arrput(names, name);
-    }
+    for (struct dirent *e = readdir(d); e; e = readdir(d)) wrpo__add_name(arena, &names, e->d_name);
     owner->p = NULL;
     closedir(d);
 #endif
     if (names) qsort(names, (size_t)stbds_arrlen(names), sizeof *names, wrpo__by_name);
     return names;
 }
-/* A file that appears under its name whole or not at all: written beside it, synced, then renamed. */
+static const wrpo_files *wrpo__files(void) {           /* the current context's; NULL: it reads the file system */
+    const wrpo_files *files = &wrpo__current->ctx->desc.files;
+    return files->open ? files : NULL;
+}
+static bool wrpo__exists(const char *path) {
+    const wrpo_files *files = wrpo__files();
+    if (!files) return wrpo__disk_exists(path);
+    size_t size;
+    void *handle = NULL;
+    const void *data = files->open(path, &size, &handle, files->user);
+    if (data && files->close) files->close(handle, data, files->user);
+    return data != NULL;
+}
+/* Among wrpo_files, a path that names no file is that of a directory. */
+static bool wrpo__is_dir(const char *path) { return wrpo__files() ? !wrpo__exists(path) : wrpo__disk_is_dir(path); }
+static const wrpo__file *wrpo__open_file(wrpo__arena *arena, const char *path) {
+    const wrpo_files *files = wrpo__files();
+    if (!files) return wrpo__disk_open(arena, path);
+    wrpo__file *f = wrpo__file_new(arena, path);
+    const void *data = files->open(path, &f->size, &f->handle, files->user);
+    if (!data) wrpo__fail(arena->ctx, WRPO_E_IO, "%s: cannot be opened: wrpo_desc.files has no such file", path);
+    f->data = data;
+    f->files = files;
+    return f;
+}
+static wrpo__name *wrpo__list_dir(wrpo__arena *arena, const char *dir) {
+    const wrpo_files *files = wrpo__files();
+    wrpo__name *names = NULL;
+    if (!files) return wrpo__disk_list(arena, dir);
+    const char *name = files->list ? files->list(dir, 0, files->user) : NULL;
+    for (int64_t i = 1; name; i++) {
+        wrpo__add_name(arena, &names, name);
+        name = files->list(dir, i, files->user);
+    }
+    return names;
+}
+static void wrpo__make_dir(wrpo_ctx *ctx, const char *path) {  /* and its parents; one that exists is fine */
+    char part[4096];
+    const size_t n = strlen(path);
+    if (n == 0 || n >= sizeof part) wrpo__fail(ctx, WRPO_E_IO, "\"%.200s\": not a usable path for a directory", path);
+    for (size_t i = 1; i <= n; i++) {
+        if (i < n && path[i] != '/') continue;
+        memcpy(part, path, i);
+        part[i] = 0;
+        const int r = wrpo__mkdir(part);
+        const int e = errno == EEXIST ? ENOTDIR : errno;
+        if (r != 0 && !wrpo__disk_is_dir(part))
+            wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be made: %s", part, strerror(e));
+    }
+}
+/* A file that gets its name only when it is whole: written under a part name, synced, renamed. */
 typedef struct wrpo__writer { wrpo_ctx *ctx; char *path, *part; FILE *f; bool waits; } wrpo__writer;
 static void wrpo__writer_drop(void *p) {
     wrpo__writer *w = p;
+    const bool there = w->f || w->waits;
     if (w->f) fclose(w->f);
-    if (w->f || w->waits) remove(w->part);
-    w->f = NULL, w->waits = false;
+    if (there) remove(w->part);
+    w->f = NULL;
+    w->waits = false;
+}
+_Noreturn static void wrpo__writer_fail(const wrpo__writer *w, int e) {
+    wrpo__fail(w->ctx, WRPO_E_IO, "%s: cannot be written: %s", w->path, strerror(e));
 }
 static wrpo__writer *wrpo__create(wrpo__arena *arena, const char *path) {
     wrpo__writer *w = WRPO__NEW(arena, wrpo__writer);
     w->ctx = arena->ctx;
     w->path = wrpo__strndup(arena, path, strlen(path));
-#ifdef _WIN32
-    w->part = wrpo__format(arena, "%s.%lu.part", path, (unsigned long)GetCurrentProcessId());
-#else
-    w->part = wrpo__format(arena, "%s.%ld.part", path, (long)getpid());
-#endif
+    w->part = wrpo__format(arena, "%s.%lu.part", path, (unsigned long)wrpo__process());
     wrpo__on_free(arena, wrpo__writer_drop, w);
     w->f = fopen(w->part, "wb");
-    if (!w->f) wrpo__fail(w->ctx, WRPO_E_IO, "%s: cannot be written: %s", path, strerror(errno));
+    if (!w->f) wrpo__writer_fail(w, errno);
     return w;
 }
 static void wrpo__write(wrpo__writer *w, const void *p, size_t n) {
-    if (n && fwrite(p, 1, n, w->f) != n) wrpo__fail(w->ctx, WRPO_E_IO, "%s: cannot be written: %s", w->path, strerror(errno));
+    if (n && fwrite(p, 1, n, w->f) != n) wrpo__writer_fail(w, errno);
 }
-/* The file is whole, and waits for its name: closed and synced, so that many can wait without a descriptor each. */
+/* The file is whole and waits for its name. It is closed, so many can wait without a descriptor each. */
 static void wrpo__finish(wrpo__writer *w) {
-    bool ok = fflush(w->f) == 0;
-    int e = errno;
+    int e = fflush(w->f) == 0 ? 0 : errno;
 #ifndef _WIN32
-    if (ok && fsync(fileno(w->f)) != 0 && errno != EINVAL && errno != ENOTSUP) ok = false, e = errno;
+    if (!e && fsync(fileno(w->f)) != 0 && errno != EINVAL && errno != ENOTSUP) e = errno;
 #endif
-    if (fclose(w->f) != 0 && ok) ok = false, e = errno;
-    w->f = NULL, w->waits = true;
-    if (!ok) wrpo__fail(w->ctx, WRPO_E_IO, "%s: cannot be written: %s", w->path, strerror(e));
+    if (fclose(w->f) != 0 && !e) e = errno;
+    w->f = NULL;
+    w->waits = true;
+    if (e) wrpo__writer_fail(w, e);
 }
 static void wrpo__publish(wrpo__writer *w) {
-#ifdef _WIN32
-    bool ok = MoveFileExA(w->part, w->path, MOVEFILE_REPLACE_EXISTING) != 0;
-    errno = EIO;
-#else
-    bool ok = rename(w->part, w->path) == 0;
-#endif
-    if (!ok) wrpo__fail(w->ctx, WRPO_E_IO, "%s: cannot be written: %s", w->path, strerror(errno));
+    if (wrpo__rename(w->part, w->path) != 0) wrpo__writer_fail(w, errno);
     w->waits = false;
 }
-static void wrpo__commit(wrpo__writer *w) { wrpo__finish(w), wrpo__publish(w); }
+static void wrpo__commit(wrpo__writer *w) {
+    wrpo__finish(w);
+    wrpo__publish(w);
+}
 
 /* ---- time, threads ---- */
 static double wrpo__now(void) {      /* seconds */
@@ -1187,67 +1373,138 @@ static double wrpo__now(void) {      /* seconds */
     timespec_get(&t, TIME_UTC);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
-/* WRPO__PARFOR(threads) for (int64_t i = ...; i < n; i++) body: iterations are independent and each writes
-   places of its own; sums are never shared between iterations, so the thread count cannot show in a result.
-   WRPO__PARROWS: the same over n rows of D numbers, as many rows at a time as are worth fetching. */
+/* WRPO__PARFOR(threads) for (int64_t i = ...; i < n; i++) body: iterations are independent, and each writes elements
+   of its own. No sum is shared by iterations, so no result depends on the number of threads.
+   WRPO__PARROWS: likewise for n rows of D elements, as many rows at a time as are worth fetching. */
 #define WRPO__PRAGMA(x) _Pragma(#x)
 #ifdef _OPENMP
 #define WRPO__PARFOR(threads) WRPO__PRAGMA(omp parallel for num_threads(threads) schedule(dynamic, 1))
-#define WRPO__PARROWS(cpu, n, D) WRPO__PRAGMA(omp parallel for num_threads(wrpo__cpu_team(cpu, (n) * (D))) schedule(dynamic, wrpo__cpu_chunk(D)))
+#define WRPO__PARROWS(cpu, n, D) \
+    WRPO__PRAGMA(omp parallel for num_threads(wrpo__cpu_team(cpu, (n) * (D))) schedule(dynamic, wrpo__cpu_chunk(D)))
 #else
 #define WRPO__PARFOR(threads) (void)(threads);
 #define WRPO__PARROWS(cpu, n, D) (void)(wrpo__cpu_team(cpu, (n) * (D)) + wrpo__cpu_chunk(D));
 #endif
 
-/* ---- numbers: Philox4x32-10 (Salmon et al. 2011), a counter-based generator; and a 64-bit hash ---- */
+/* ---- random numbers: Philox4x32-10 (Salmon et al. 2011), a function of a counter; and a 64-bit hash ---- */
 typedef struct wrpo__philox { uint32_t v[4]; } wrpo__philox;
 static wrpo__philox wrpo__random(uint64_t seed, uint64_t stream, uint64_t counter) {
-    uint32_t c[4] = {(uint32_t)counter, (uint32_t)(counter >> 32), (uint32_t)stream, (uint32_t)(stream >> 32)};
-    uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
-    for (int round = 0; round < 10; round++, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
-        uint64_t a = (uint64_t)0xD2511F53u * c[0], b = (uint64_t)0xCD9E8D57u * c[2];
-        uint32_t n0 = (uint32_t)(b >> 32) ^ c[1] ^ k0, n2 = (uint32_t)(a >> 32) ^ c[3] ^ k1;
-        c[0] = n0, c[1] = (uint32_t)b, c[2] = n2, c[3] = (uint32_t)a;
+    wrpo__philox r = {{(uint32_t)counter, (uint32_t)(counter >> 32), (uint32_t)stream, (uint32_t)(stream >> 32)}};
+    uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32), *v = r.v;
+    for (int round = 0; round < 10; round++) {
+        const uint64_t a = (uint64_t)0xD2511F53u * v[0], b = (uint64_t)0xCD9E8D57u * v[2];
+        v[0] = (uint32_t)(b >> 32) ^ v[1] ^ k0;
+        v[2] = (uint32_t)(a >> 32) ^ v[3] ^ k1;
+        v[1] = (uint32_t)b;
+        v[3] = (uint32_t)a;
+        k0 += 0x9E3779B9u;
+        k1 += 0xBB67AE85u;
     }
-    wrpo__philox r = {{c[0], c[1], c[2], c[3]}};
     return r;
 }
 static uint64_t wrpo__random64(uint64_t seed, uint64_t stream, uint64_t counter) {
-    wrpo__philox r = wrpo__random(seed, stream, counter);
+    const wrpo__philox r = wrpo__random(seed, stream, counter);
     return (uint64_t)r.v[0] << 32 | r.v[1];
 }
-static double wrpo__normal(uint64_t seed, uint64_t stream, uint64_t counter) {   /* Box-Muller */
-    wrpo__philox r = wrpo__random(seed, stream, counter);
-    double u = ((double)r.v[0] + 0.5) / 4294967296.0, v = ((double)r.v[1] + 0.5) / 4294967296.0;
+static double wrpo__normal(uint64_t seed, uint64_t stream, uint64_t counter) {         /* N(0, 1): Box and Muller 1958 */
+    const wrpo__philox r = wrpo__random(seed, stream, counter);
+    const double u = ((double)r.v[0] + 0.5) / 4294967296.0, v = ((double)r.v[1] + 0.5) / 4294967296.0;
     return sqrt(-2 * log(u)) * cos(6.283185307179586 * v);
 }
-static uint64_t wrpo__hash(uint64_t h, const void *p, size_t n) {   /* chains; not against adversaries */
+static uint64_t wrpo__hash(uint64_t h, const void *p, size_t n) {      /* can be chained; not against adversaries */
     const unsigned char *s = p;
     h ^= n * 0x9E3779B97F4A7C15u;
-    while (n) {
+    for (size_t i = 0; i < n; i += 8) {
         uint64_t w = 0;
-        size_t k = WRPO__MIN(n, 8);
-        memcpy(&w, s, k);
+        memcpy(&w, s + i, WRPO__MIN(n - i, 8));
         h = (h ^ w) * 0xBF58476D1CE4E5B9u;
         h ^= h >> 29;
-        s += k, n -= k;
     }
     return h * 0x94D049BB133111EBu ^ h >> 32;
 }
+
+/* Is x the 0 that means "the default"? WRPO_ZERO, an explicit zero, is -0. */
+static bool wrpo__is_default(double x) { return x == 0 && !signbit(x); }
+static double wrpo__or_default(double x, double value) { return wrpo__is_default(x) ? value : x; }
+
+/* ---- number formats: bfloat16, float masters in two halves, the moments of AdamW ---- */
+static int64_t wrpo__div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static float wrpo__bits_float(uint32_t u) { float x; memcpy(&x, &u, sizeof x); return x; }
+static float wrpo__float_of(uint16_t half) { return wrpo__bits_float((uint32_t)half << 16); }    /* of bfloat16 */
+static uint32_t wrpo__float_bits(float x) { uint32_t u; memcpy(&u, &x, sizeof u); return u; }
+static uint16_t wrpo__float_to_bf16(float x) {         /* to nearest, ties to even; NaN stays NaN */
+    const uint32_t u = wrpo__float_bits(x);
+    if ((u & 0x7FFFFFFFu) > 0x7F800000u) return (uint16_t)(u >> 16 | 0x40);
+    return (uint16_t)((u + 0x7FFFu + (u >> 16 & 1)) >> 16);
+}
+/* A float master in two halves: high is the nearest bfloat16, low the rest: bits = (high << 16) + (int16_t)low. */
+static float wrpo__master(uint16_t high, uint16_t low) {
+    return wrpo__bits_float(((uint32_t)high << 16) + (uint32_t)(int16_t)low);
+}
+static void wrpo__master_split(float x, uint16_t *high, uint16_t *low) {
+    const uint32_t bits = wrpo__float_bits(x);
+    *high = (uint16_t)((bits + 0x8000u) >> 16);
+    *low = (uint16_t)bits;
+}
+/* Element i of an array that is float or bfloat16. */
+static float wrpo__element(const void *x, wrpo_dtype type, int64_t i) {
+    return type == WRPO_DTYPE_BF16 ? wrpo__float_of(((const uint16_t *)x)[i]) : ((const float *)x)[i];
+}
+static const char *const wrpo__moments_names[] = {
+    [WRPO_MOMENTS_F32] = "f32", [WRPO_MOMENTS_BF16] = "bf16", [WRPO_MOMENTS_8BIT] = "8bit"};
+WRPO__NAMED(wrpo_moments_name, wrpo__moments_names)
+WRPO_API size_t wrpo_moments_bytes(wrpo_moments moments, int64_t count) {
+    const size_t blocks = (size_t)wrpo__div_up(count, WRPO_BLOCK);
+    if (moments == WRPO_MOMENTS_8BIT) return blocks * WRPO_BLOCK_BYTES;
+    return moments == WRPO_MOMENTS_BF16 ? blocks * WRPO_BLOCK * 2 : (size_t)count * 4;
+}
+
+/* ---- memory of the host; a device on it begins with its allocator ---- */
+static void *wrpo__host_alloc(void *dev, size_t n) {   /* a word in front of the block says where it begins */
+    const wrpo_allocator *memory = dev;
+    if (n > SIZE_MAX - 2 * WRPO__ALIGN) return NULL;
+    char *base = memory->alloc(n + 2 * WRPO__ALIGN, memory->user);
+    if (!base) return NULL;
+    char *p = (char *)(((uintptr_t)base + 2 * WRPO__ALIGN - 1) / WRPO__ALIGN * WRPO__ALIGN);
+    memcpy(p - sizeof base, &base, sizeof base);
+    return p;
+}
+static void wrpo__host_release(void *dev, void *p) {
+    const wrpo_allocator *memory = dev;
+    char *base;
+    if (!p) return;
+    memcpy(&base, (char *)p - sizeof base, sizeof base);
+    memory->free(base, memory->user);
+}
+static void wrpo__host_copy(void *dev, void *dst, const void *src, size_t n) { (void)dev; if (n) memmove(dst, src, n); }
+static void wrpo__host_zero(void *dev, void *dst, size_t n) { (void)dev; if (n) memset(dst, 0, n); }
+static size_t wrpo__host_room(void *dev) {             /* what the system can still give without swapping */
+    unsigned long long kib = 0;
+    char line[128];
+    (void)dev;
+    FILE *f = fopen("/proc/meminfo", "r");
+    while (f && fgets(line, sizeof line, f) && sscanf(line, "MemAvailable: %llu", &kib) != 1) {}
+    if (f) fclose(f);
+    return kib ? (size_t)kib * 1024 : SIZE_MAX;
+}
+static wrpo_result wrpo__host_sync(void *dev, wrpo_error *why) { (void)dev; (void)why; return WRPO_OK; }
 
 /* ---- context ---- */
 static void *wrpo__malloc(size_t n, void *user) { (void)user; return malloc(n); }
 static void wrpo__mfree(void *p, void *user) { (void)user; free(p); }
 static wrpo_result wrpo__open_fails(const wrpo_desc *d, wrpo_result r, const char *text) {
-    if (d->why) d->why->code = r, d->why->line = d->why->column = 0, snprintf(d->why->text, sizeof d->why->text, "%s", text);
+    if (!d->why) return r;
+    *d->why = (wrpo_error){.code = r};
+    snprintf(d->why->text, sizeof d->why->text, "%s", text);
     return r;
 }
 WRPO_API wrpo_result wrpo_open(const wrpo_desc *desc, wrpo_ctx **out) {
-    wrpo_desc d = {0};
+    wrpo_desc d = desc ? *desc : (wrpo_desc){0};
     *out = NULL;
-    if (desc) d = *desc;
-    if (!d.memory.alloc != !d.memory.free || d.threads < 0) return wrpo__open_fails(&d, WRPO_E_ARG, "wrpo_open: want both functions of memory or none, and no negative number of threads");
-    if (!d.memory.alloc) d.memory.alloc = wrpo__malloc, d.memory.free = wrpo__mfree;
+    if (!d.memory.alloc != !d.memory.free)
+        return wrpo__open_fails(&d, WRPO_E_ARG, "wrpo_open: memory: want both functions or none");
+    if (d.threads < 0) return wrpo__open_fails(&d, WRPO_E_ARG, "wrpo_open: threads: want at least 0");
+    if (!d.memory.alloc) d.memory = (wrpo_allocator){wrpo__malloc, wrpo__mfree, NULL};
 #ifdef _OPENMP
     if (!d.threads) d.threads = omp_get_max_threads();
 #else
@@ -1255,18 +1512,17 @@ WRPO_API wrpo_result wrpo_open(const wrpo_desc *desc, wrpo_ctx **out) {
 #endif
     if (!d.backend) d.backend = wrpo_backend_cpu();
     if (!d.dtype) d.dtype = d.backend->dtype;
-    if (d.dtype != WRPO_F32 && d.dtype != WRPO_BF16) return wrpo__open_fails(&d, WRPO_E_ARG, "wrpo_open: dtype: want f32 or bf16");
+    if (d.dtype != WRPO_DTYPE_F32 && d.dtype != WRPO_DTYPE_BF16)
+        return wrpo__open_fails(&d, WRPO_E_ARG, "wrpo_open: dtype: want f32 or bf16");
     wrpo_ctx *ctx = d.memory.alloc(sizeof *ctx, d.memory.user);
     if (!ctx) return wrpo__open_fails(&d, WRPO_E_MEMORY, "out of memory");
-    memset(ctx, 0, sizeof *ctx);
-    ctx->desc = d;
+    *ctx = (wrpo_ctx){.desc = d, .error = {.text = "out of memory"}};
     ctx->handouts = wrpo__arena_new(ctx);
-    snprintf(ctx->error.text, sizeof ctx->error.text, "out of memory");
-    wrpo_result r = ctx->handouts ? d.backend->open(&ctx->dev, &ctx->desc, &ctx->error) : WRPO_E_MEMORY;
+    const wrpo_result r = ctx->handouts ? d.backend->open(&ctx->dev, &ctx->desc, &ctx->error) : WRPO_E_MEMORY;
     if (r == WRPO_OK) {
         ctx->error = (wrpo_error){0};
         *out = ctx;
-        return r;
+        return WRPO_OK;
     }
     wrpo__open_fails(&d, r, ctx->error.text);
     wrpo__arena_free(ctx->handouts);
@@ -1287,6 +1543,223 @@ WRPO_API size_t wrpo_memory_peak(const wrpo_ctx *ctx) { return ctx->peak; }
 WRPO_API void wrpo_log_stderr(wrpo_level level, const char *text, void *user) {
     (void)user;
     fprintf(stderr, "%s%s\n", level == WRPO_LOG_WARN ? "warning: " : "", text);
+}
+
+/* ---- configs ---- */
+enum { WRPO__MAX_HIDDEN = 1 << 20, WRPO__MAX_D = 512 };    /* the largest hidden_size and head_dim of any backend */
+/* A config that a caller filled in keeps the limits of one that is read from a file. */
+static void wrpo__config_check(wrpo_ctx *ctx, const wrpo_config *c) {
+    const wrpo_rope *p = &c->rope;
+    const bool llama3 = p->type == WRPO_ROPE_LLAMA3, yarn = p->type == WRPO_ROPE_YARN, dynamic = p->type == WRPO_ROPE_DYNAMIC;
+    const bool longrope = p->type == WRPO_ROPE_LONGROPE, scaled = p->type != WRPO_ROPE_DEFAULT;
+    const double most = 1e15, least = 1 / most, huge = 0x1p40;         /* most: of a number; huge: of positions */
+    const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, dims = p->dims ? p->dims : c->head_dim;
+    double factor = longrope ? most : 1;               /* the smallest of its factors */
+    for (int i = 0; longrope && i < WRPO__MIN(dims, WRPO__MAX_D) / 2; i++)
+        factor = WRPO__MIN(factor, (double)WRPO__MIN(p->short_factor[i], p->long_factor[i]));
+    const struct { const char *name; double value, low, high; } limits[] = {
+        {"vocab_size", (double)c->vocab_size, 1, 1 << 24}, {"hidden_size", (double)c->hidden_size, 1, WRPO__MAX_HIDDEN},
+        {"intermediate_size", (double)c->intermediate_size, 1, 1 << 24},
+        {"num_hidden_layers", (double)c->num_hidden_layers, 1, 512}, {"num_attention_heads", (double)H, 1, 65536},
+        {"num_key_value_heads", (double)G, 1, (double)H},
+        {"num_attention_heads modulo num_key_value_heads", G > 0 ? (double)(H % G) : 0, 0, 0},
+        {"head_dim", (double)c->head_dim, 2, WRPO__MAX_D}, {"head_dim modulo 2", (double)(c->head_dim % 2), 0, 0},
+        {"max_position_embeddings", (double)c->max_position_embeddings, 1, huge},
+        {"sliding_window", (double)c->sliding_window, 0, huge}, {"rms_norm_eps", c->rms_norm_eps, least, most},
+        {"initializer_range", c->initializer_range, least, most},
+        {"query_pre_attn_scalar", c->query_pre_attn_scalar, 0, most},
+        {"attn_logit_softcapping", c->attn_logit_softcapping, 0, most},
+        {"final_logit_softcapping", c->final_logit_softcapping, 0, most},
+        {"rope.type", (double)p->type, 0, WRPO_ROPE_LONGROPE}, {"rope.theta", p->theta, least, most},
+        {"rope.dims", (double)dims, dynamic ? 4 : 2, (double)c->head_dim}, {"rope.dims modulo 2", (double)(dims % 2), 0, 0},
+        {"rope.factor", p->factor, scaled ? least : 0, most},
+        {"rope.original_max_position_embeddings", (double)p->original_max_position_embeddings,
+         llama3 || yarn || longrope ? 2 : 0, huge},
+        {"rope.attention_factor", p->attention_factor, yarn || longrope ? least : 0, most},
+        {"rope.beta_fast", p->beta_fast, yarn ? least : 0, most}, {"rope.beta_slow", p->beta_slow, yarn ? least : 0, most},
+        {"rope.low_freq_factor", p->low_freq_factor, llama3 ? least : 0, most},
+        {"rope.high_freq_factor", p->high_freq_factor, llama3 ? nextafter(p->low_freq_factor, most) : 0, most},
+        {"rope.short_factor and long_factor", factor, least, most}};
+    for (int i = 0; i < WRPO__COUNT(limits); i++)
+        if (!(limits[i].value >= limits[i].low && limits[i].value <= limits[i].high))
+            wrpo__fail(ctx, WRPO_E_ARG, "wrpo_config: %s: want %.15g to %.15g, found %.15g", limits[i].name, limits[i].low,
+                       limits[i].high, limits[i].value);
+    if (!memchr(c->model_type, 0, sizeof c->model_type)) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_config: model_type: want a NUL");
+}
+
+/* ---- memory of the backend, owned by an arena ---- */
+typedef struct wrpo__device_block { wrpo_ctx *ctx; void *p; size_t n; } wrpo__device_block;
+static void wrpo__device_release(void *p) {
+    wrpo__device_block *b = p;
+    if (!b->p) return;
+    b->ctx->desc.backend->release(b->ctx->dev, b->p);
+    b->ctx->bytes -= b->n;
+    b->ctx->device_bytes -= b->n;
+}
+static void *wrpo__device_alloc(wrpo__arena *arena, size_t n, const char *what) {
+    wrpo_ctx *ctx = arena->ctx;
+    const wrpo_backend *be = ctx->desc.backend;
+    wrpo__device_block *b = WRPO__NEW(arena, wrpo__device_block);
+    b->ctx = ctx;
+    b->n = n;
+    wrpo__on_free(arena, wrpo__device_release, b);
+    b->p = be->alloc(ctx->dev, WRPO__MAX(n, 1));
+    if (!b->p && !be->host && be->room)
+        wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: %s: %zu bytes wanted, the device has %zu left", what, n,
+                   be->room(ctx->dev));
+    if (!b->p) wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: %s: %zu bytes wanted, %zu held", what, n, ctx->bytes);
+    ctx->bytes += n;
+    ctx->device_bytes += n;
+    ctx->peak = WRPO__MAX(ctx->peak, ctx->bytes);
+    return b->p;
+}
+static void wrpo__sync(wrpo_ctx *ctx) {
+    wrpo_error why = {WRPO_E_DEVICE, 0, 0, ""};
+    if (ctx->desc.backend->sync(ctx->dev, &why) != WRPO_OK)
+        wrpo__fail(ctx, why.code, "%s: %s", ctx->desc.backend->name, why.text);
+}
+
+/* ---- data: records of token ids ---- */
+struct wrpo_data {
+    wrpo_ctx *ctx;
+    wrpo__arena *arena;
+    wrpo_record *records;            /* stb array */
+    wrpo_data_stats stats;
+    int most;                        /* the most responses that a record has */
+};
+static const int32_t *wrpo__copy_ids(wrpo__arena *arena, const int32_t *ids, int64_t count) {
+    return memcpy(wrpo__alloc(arena, (size_t)count, sizeof *ids), ids, (size_t)count * sizeof *ids);
+}
+/* Copies a record into the data. */
+static void wrpo__data_add(wrpo_data *data, const wrpo_record *record) {
+    wrpo__arena *arena = data->arena, *outer = wrpo__current;
+    wrpo_tokens *responses = wrpo__alloc(arena, (size_t)record->count, sizeof *responses);
+    wrpo_record r = *record;
+    r.prompt_id = wrpo__strndup(arena, r.prompt_id, strlen(r.prompt_id));
+    r.prompt = wrpo__copy_ids(arena, r.prompt, r.prompt_count);
+    r.responses = responses;
+    r.weight = wrpo__or_default(r.weight, 1);          /* WRPO_ZERO stays, so that a view can be given again */
+    int sources = 0, stated = 0;
+    for (int k = 0; k < r.count; k++) {
+        sources += record->responses[k].role == WRPO_ROLE_SOURCE;
+        stated += record->responses[k].role == WRPO_ROLE_SOURCE && !wrpo__is_default(record->responses[k].share);
+    }
+    const double equal = stated ? 0 : 1 / (double)sources;     /* a source's share where no source states one */
+    for (int k = 0; k < r.count; k++) {
+        wrpo_tokens *y = &responses[k];
+        *y = record->responses[k];
+        y->ids = wrpo__copy_ids(arena, y->ids, y->count);
+        y->share = wrpo__or_default(y->share, y->role == WRPO_ROLE_SOURCE ? equal : 1);
+        data->stats.response_tokens += y->count;
+        data->stats.longest = WRPO__MAX(data->stats.longest, r.prompt_count + y->count);
+    }
+    wrpo__current = arena;
+    stbds_arrput(data->records, r);
+    wrpo__current = outer;
+    data->stats.records++;
+    data->stats.prompt_tokens += r.prompt_count;
+    data->most = WRPO__MAX(data->most, r.count);
+}
+static wrpo_data *wrpo__data_from_ids(wrpo__arena *arena, const wrpo_record *records, int64_t count) {
+    wrpo_data *data = WRPO__NEW(arena, wrpo_data);
+    data->ctx = arena->ctx;
+    data->arena = arena;
+    for (int64_t i = 0; i < count; i++) {
+        wrpo_record r = records[i];
+        bool ok = r.prompt_count >= 1 && r.count >= 1;
+        for (int k = 0; ok && k < r.count; k++)
+            ok = r.responses[k].first >= 0 && r.responses[k].count > r.responses[k].first;
+        if (!(r.weight >= 0 && r.weight <= DBL_MAX))
+            wrpo__fail(arena->ctx, WRPO_E_ARG, "record %lld: weight: want a finite number of at least 0, found %g",
+                       (long long)i, r.weight);
+        if (!ok)
+            wrpo__fail(arena->ctx, WRPO_E_ARG,
+                       "record %lld: want a prompt and responses, each with at least one token", (long long)i);
+        if (!r.prompt_id) r.prompt_id = wrpo__format(arena, "record %lld", (long long)i);
+        wrpo__data_add(data, &r);
+    }
+    return data;
+}
+WRPO_API wrpo_result wrpo_data_from_ids(wrpo_ctx *ctx, const wrpo_record *records, int64_t count, wrpo_data **out) {
+    *out = NULL;
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__data_from_ids(wrpo__current, records, count));
+    return wrpo__end(&wrpo__entry);
+}
+WRPO_API void wrpo_data_free(wrpo_data *data) { if (data) wrpo__arena_free(data->arena); }
+WRPO_API int64_t wrpo_data_count(const wrpo_data *data) { return data->stats.records; }
+WRPO_API wrpo_record wrpo_data_record(const wrpo_data *data, int64_t i) { return data->records[i]; }
+WRPO_API wrpo_data_stats wrpo_data_get_stats(const wrpo_data *data) { return data->stats; }
+/* Every id is one of the vocabulary. */
+static void wrpo__check_ids(wrpo_ctx *ctx, const wrpo_config *c, const wrpo_record *record,
+                            const int32_t *ids, int64_t count) {
+    const int64_t V = c->vocab_size;
+    for (int64_t j = 0; j < count; j++)
+        if (ids[j] < 0 || ids[j] >= V)
+            wrpo__fail(ctx, WRPO_E_FORMAT, "record \"%s\": token id %d is outside the model's vocabulary of %lld: "
+                       "tokenizer and model do not belong together", record->prompt_id, (int)ids[j], (long long)V);
+}
+static void wrpo__check_data(wrpo_ctx *ctx, const wrpo_config *c, const wrpo_data *data, int64_t first, int64_t count) {
+    const int64_t limit = c->max_position_embeddings;
+    int64_t longest = 0;
+    for (const wrpo_record *record = data->records + first; record < data->records + first + count; record++) {
+        wrpo__check_ids(ctx, c, record, record->prompt, record->prompt_count);
+        for (int k = 0; k < record->count; k++) {
+            const wrpo_tokens *y = &record->responses[k];
+            wrpo__check_ids(ctx, c, record, y->ids, y->count);
+            longest = WRPO__MAX(longest, record->prompt_count + y->count);
+        }
+    }
+    if (longest > limit && longest == data->stats.longest)     /* once, however often the data are looked at in part */
+        wrpo__log(ctx, WRPO_LOG_WARN,
+                  "a sequence of %lld tokens is longer than the model's max_position_embeddings %lld",
+                  (long long)longest, (long long)limit);
+}
+
+/* ---- rotary embedding (Su et al. 2021): inverse frequencies, in the float arithmetic of transformers ----
+   For two types they depend on the length of the sequence, prompt and response: longrope has other factors beyond the
+   original length, dynamic another theta for each length beyond max_position_embeddings. Equal keys: equal angles. */
+static int64_t wrpo__rope_dims(const wrpo_config *c) { return c->rope.dims ? c->rope.dims : c->head_dim; }
+static int64_t wrpo__rope_key(const wrpo_config *c, int64_t length) {
+    if (c->rope.type == WRPO_ROPE_LONGROPE) return length > c->rope.original_max_position_embeddings;
+    return c->rope.type == WRPO_ROPE_DYNAMIC && length > c->max_position_embeddings ? length : 0;
+}
+static void wrpo__inv_freq(const wrpo_config *c, int64_t key, float *inv, double *scale) {
+    const wrpo_rope *p = &c->rope;
+    const int64_t d = wrpo__rope_dims(c);
+    const double pi = 3.14159265358979323846, length = (double)p->original_max_position_embeddings;
+    const float factor = (float)p->factor, *longrope = key ? p->long_factor : p->short_factor;
+    float theta = (float)p->theta;
+    *scale = p->type == WRPO_ROPE_LONGROPE || p->type == WRPO_ROPE_YARN ? p->attention_factor : 1;
+    if (p->type == WRPO_ROPE_DYNAMIC && key) {
+        const float stretch = factor * (float)key / (float)c->max_position_embeddings - (float)(p->factor - 1);
+        theta *= powf(stretch, (float)((double)d / (double)(d - 2)));
+    }
+    for (int64_t i = 0; i < d / 2; i++) {
+        const float power = powf(theta, (float)(2 * i) / (float)d);
+        inv[i] = 1.0f / (p->type == WRPO_ROPE_LONGROPE ? longrope[i] * power : power);         /* Ding et al. 2024 */
+        if (p->type == WRPO_ROPE_LINEAR) inv[i] /= factor;
+    }
+    if (p->type == WRPO_ROPE_LLAMA3) {                 /* long waves slowed by factor, short ones kept, a ramp */
+        const float slow = (float)p->low_freq_factor, fast = (float)(p->high_freq_factor - p->low_freq_factor);
+        const float low = (float)(length / p->low_freq_factor), high = (float)(length / p->high_freq_factor);
+        for (int64_t i = 0; i < d / 2; i++) {
+            const float wave = (float)(2 * pi) / inv[i], smooth = ((float)length / wave - slow) / fast;
+            if (wave > low) inv[i] /= factor;
+            else if (wave >= high) inv[i] = (1 - smooth) * (inv[i] / factor) + smooth * inv[i];
+        }
+    }
+    if (p->type == WRPO_ROPE_YARN) {                   /* Peng et al. 2023: by rotations within the original length */
+        double first = (double)d * log(length / (p->beta_fast * 2 * pi)) / (2 * log(p->theta));
+        double last = (double)d * log(length / (p->beta_slow * 2 * pi)) / (2 * log(p->theta));
+        first = WRPO__MAX(p->yarn_truncate ? floor(first) : first, 0);
+        last = WRPO__MIN(p->yarn_truncate ? ceil(last) : last, (double)(d - 1));
+        if (first == last) last += 0.001;
+        for (int64_t i = 0; i < d / 2; i++) {
+            const float ramp = ((float)i - (float)first) / (float)(last - first);
+            const float keep = 1 - WRPO__MIN(WRPO__MAX(ramp, 0.0f), 1.0f);
+            inv[i] = inv[i] / factor * (1 - keep) + inv[i] * keep;
+        }
+    }
 }
 
 /* --------------------------------------------------------------------------------------------- >>loss
@@ -1318,41 +1791,47 @@ WRPO_API void wrpo_log_stderr(wrpo_level level, const char *text, void *user) {
 
    The family. With scores s(y) and shares a(y) of the chosen responses (they sum to 1), every method is
 
-     WRPO             link( scale (sum_y a(y) s(y) - s(y_l) - offset) )            the mean stands inside the link
-     pair methods     sum_y a(y) link( scale (s(y) - s(y_l) - offset) )            the mean stands outside; y_l is y's own
+     WRPO             link( scale (sum_y a(y) s(y) - s(y_l) - offset) )       the mean is inside the link
+     pair methods     sum_y a(y) link( scale (s(y) - s(y_l) - offset) )       the mean is outside; y_l is y's own
      SFT              sum_y a(y) -log pi(y|x) / tokens
 
    and the table below says which score, scale, offset and link. FuseRL (2025) is these on K sources with shares
    a = softmax(reward / tau) that the data bring: SFT on their best answers, then a pair method on each one's best
-   and worst. EAST weights a record's loss by the entropy of its answers. >>select writes such data.       */
+   and worst. EAST weights a record's loss by the entropy of its answers. >>recipe writes such data. */
 typedef enum wrpo__link { WRPO__LOGISTIC, WRPO__SQUARE, WRPO__HINGE, WRPO__LIKELIHOOD } wrpo__link;
 
+/* reference: s(y) has -log ref(y|x). per_token: s(y) is divided by |y|. */
 typedef struct wrpo__rule { const char *name; wrpo__link link; double beta; bool reference, per_token; } wrpo__rule;
 static const wrpo__rule wrpo__rules[] = {
-/*   method                     name        link              beta   s has -log ref   s per token      scale  offset      source */
-    [WRPO_METHOD_WRPO]     = {"wrpo",     WRPO__LOGISTIC,   0.01,  true,            false},         /* beta   0           Yang et al. 2025 */
-    [WRPO_METHOD_DPO]      = {"dpo",      WRPO__LOGISTIC,   0.01,  true,            false},         /* beta   0           Rafailov et al. 2023 */
-    [WRPO_METHOD_IPO]      = {"ipo",      WRPO__SQUARE,     0.01,  true,            true},          /* 1      1/(2 beta)  Azar et al. 2024 */
-    [WRPO_METHOD_HINGE]    = {"hinge",    WRPO__HINGE,      0.01,  true,            false},         /* beta   0           Zhao et al. 2023 */
-    [WRPO_METHOD_SIMPO]    = {"simpo",    WRPO__LOGISTIC,   10,    false,           true},          /* beta   gamma/beta  Meng et al. 2024 */
-    [WRPO_METHOD_DPO_NORM] = {"dpo-norm", WRPO__LOGISTIC,   10,    true,            true},          /* beta   0           Yang et al. 2025b */
-    [WRPO_METHOD_SFT]      = {"sft",      WRPO__LIKELIHOOD, 0.01,  false,           false}};
+    /*                         name        link              beta  ref    /|y|       scale  offset      first author */
+    [WRPO_METHOD_WRPO]     = {"wrpo",     WRPO__LOGISTIC,   0.01, true,  false},  /* beta   0           Yang 2025 */
+    [WRPO_METHOD_DPO]      = {"dpo",      WRPO__LOGISTIC,   0.01, true,  false},  /* beta   0           Rafailov 2023 */
+    [WRPO_METHOD_IPO]      = {"ipo",      WRPO__SQUARE,     0.01, true,  true},   /* 1      1/(2 beta)  Azar 2024 */
+    [WRPO_METHOD_HINGE]    = {"hinge",    WRPO__HINGE,      0.01, true,  false},  /* beta   0           Zhao 2023 */
+    [WRPO_METHOD_SIMPO]    = {"simpo",    WRPO__LOGISTIC,   10,   false, true},   /* beta   gamma/beta  Meng 2024 */
+    [WRPO_METHOD_DPO_NORM] = {"dpo-norm", WRPO__LOGISTIC,   10,   true,  true},   /* beta   0           Yang 2025b */
+    [WRPO_METHOD_SFT]      = {"sft",      WRPO__LIKELIHOOD, 0.01, false, false}};
 
-/* ---- names: one list each; NULL past the last ---- */
-static const char *const wrpo__pairs[] = {[WRPO_PAIR_TARGET] = "target", [WRPO_PAIR_SOURCE] = "source", [WRPO_PAIR_BOTH] = "both"};
-static const char *const wrpo__ramps[] = {[WRPO_RAMP_LINEAR] = "linear", [WRPO_RAMP_CONSTANT] = "constant", [WRPO_RAMP_POWER] = "power", [WRPO_RAMP_COSINE] = "cosine"};
-static const char *const wrpo__schedules[] = {[WRPO_LR_COSINE] = "cosine", [WRPO_LR_LINEAR] = "linear", [WRPO_LR_CONSTANT] = "constant"};
-WRPO_API const char *wrpo_method_name(int i) { return i >= 0 && i < WRPO__COUNT(wrpo__rules) ? wrpo__rules[i].name : NULL; }
-WRPO_API const char *wrpo_pair_name(int i) { return i >= 0 && i < WRPO__COUNT(wrpo__pairs) ? wrpo__pairs[i] : NULL; }
-WRPO_API const char *wrpo_ramp_name(int i) { return i >= 0 && i < WRPO__COUNT(wrpo__ramps) ? wrpo__ramps[i] : NULL; }
-WRPO_API const char *wrpo_schedule_name(int i) { return i >= 0 && i < WRPO__COUNT(wrpo__schedules) ? wrpo__schedules[i] : NULL; }
+WRPO_API const char *wrpo_method_name(int i) {
+    return i >= 0 && i < WRPO__COUNT(wrpo__rules) ? wrpo__rules[i].name : NULL;
+}
+static const char *const wrpo__pairs[] = {
+    [WRPO_PAIR_TARGET] = "target", [WRPO_PAIR_SOURCE] = "source", [WRPO_PAIR_BOTH] = "both"};
+static const char *const wrpo__ramps[] = {
+    [WRPO_ALPHA_SCHEDULE_LINEAR] = "linear", [WRPO_ALPHA_SCHEDULE_CONSTANT] = "constant",
+    [WRPO_ALPHA_SCHEDULE_POWER] = "power", [WRPO_ALPHA_SCHEDULE_COSINE] = "cosine"};
+static const char *const wrpo__schedules[] = {
+    [WRPO_LR_SCHEDULE_COSINE] = "cosine", [WRPO_LR_SCHEDULE_LINEAR] = "linear",
+    [WRPO_LR_SCHEDULE_CONSTANT] = "constant"};
+WRPO__NAMED(wrpo_pair_name, wrpo__pairs)
+WRPO__NAMED(wrpo_alpha_schedule_name, wrpo__ramps)
+WRPO__NAMED(wrpo_lr_schedule_name, wrpo__schedules)
 
 /* ---- settings ---- */
 /* The zeros of a desc, resolved; doing it twice changes nothing. An unknown method stays as it is. */
 static wrpo_loss_desc wrpo__loss_defaults(wrpo_loss_desc d) {
-    if (d.beta == 0) d.beta = wrpo_method_name((int)d.method) ? wrpo__rules[d.method].beta : 0.01;
-    if (d.gamma_ratio == 0) d.gamma_ratio = 0.3;       /* an explicit WRPO_ZERO stays: nothing is left of it beside a score */
-    if (d.label_smoothing == WRPO_ZERO) d.label_smoothing = 0;
+    if (wrpo__is_default(d.beta)) d.beta = wrpo_method_name((int)d.method) ? wrpo__rules[d.method].beta : 0.01;
+    d.gamma_ratio = wrpo__or_default(d.gamma_ratio, 0.3);
     return d;
 }
 /* NULL, or the sentence that says which setting cannot be. */
@@ -1360,7 +1839,7 @@ static const char *wrpo__loss_check(const wrpo_loss_desc *desc, double alpha) {
     if (!wrpo_method_name((int)desc->method)) return "method: no such method";
     if (!wrpo_pair_name((int)desc->pair)) return "pair: no such pair";
     const wrpo_loss_desc d = wrpo__loss_defaults(*desc);
-    if (!(d.beta > WRPO_ZERO && d.beta <= DBL_MAX)) return "beta: want a finite number above 0";
+    if (!(d.beta > 0 && d.beta <= DBL_MAX)) return "beta: want a finite number above 0";
     if (!(alpha >= 0 && alpha <= 1)) return "alpha: want a number in [0, 1]";
     if (!(d.label_smoothing >= 0 && d.label_smoothing < 0.5)) return "label_smoothing: want a number in [0, 0.5)";
     if (d.label_smoothing > 0 && wrpo__rules[d.method].link != WRPO__LOGISTIC)
@@ -1371,68 +1850,75 @@ static const char *wrpo__loss_check(const wrpo_loss_desc *desc, double alpha) {
 }
 
 /* ---- what a response counts for ---- */
-/* The sources' part in the average over the chosen responses; the target's is the rest. SFT is on the
-   sources' answers, or on the one answer there is (`messages`, or the chosen one of a plain pair).     */
-static double wrpo__source_share(const wrpo_loss_desc *d, double alpha, bool has_source, bool has_target) {
-    switch (d->method) {
-    case WRPO_METHOD_WRPO: return alpha == WRPO_ZERO ? 0 : alpha;
-    case WRPO_METHOD_SFT: return has_source ? 1 : 0;
-    default: return has_source && !has_target ? 1 : d->pair == WRPO_PAIR_SOURCE ? 1 : d->pair == WRPO_PAIR_BOTH ? 0.5 : 0;
-    }
+static bool wrpo__has(wrpo_role role, const wrpo_response *r, int n) {
+    for (int i = 0; i < n; i++)
+        if (r[i].role == role) return true;
+    return false;
 }
-/* a(y): 0 for a response that is left out, or is rejected. K sources share by their weights, which sum to 1. */
+/* The sources' part in the average over the chosen responses; the target's is the rest. SFT is on the sources'
+   answers, or on the one answer there is (`messages`, or the chosen one of a plain pair). */
+static double wrpo__source_share(const wrpo_loss_desc *d, double alpha, const wrpo_response *r, int n) {
+    const bool has_source = wrpo__has(WRPO_ROLE_SOURCE, r, n), has_target = wrpo__has(WRPO_ROLE_TARGET, r, n);
+    if (d->method == WRPO_METHOD_WRPO) return alpha;
+    if (d->method == WRPO_METHOD_SFT) return has_source ? 1 : 0;
+    if (d->pair == WRPO_PAIR_SOURCE || (has_source && !has_target)) return 1;
+    return d->pair == WRPO_PAIR_BOTH ? 0.5 : 0;
+}
+/* a(y): 0 for a response that is left out, or is rejected. K sources have shares of their own, which sum to 1. */
 static double wrpo__share(double source_share, const wrpo_response *y) {
-    return y->role == WRPO_SOURCE ? source_share * y->weight : y->role == WRPO_TARGET ? 1 - source_share : 0;
+    if (y->role == WRPO_ROLE_SOURCE) return source_share * y->share;
+    return y->role == WRPO_ROLE_TARGET ? 1 - source_share : 0;
 }
 static bool wrpo__per_token(const wrpo_loss_desc *d) {
     return wrpo__rules[d->method].per_token && !(d->method == WRPO_METHOD_IPO && d->ipo_sum);
 }
 /* s(y) */
 static double wrpo__score(const wrpo_loss_desc *d, const wrpo_response *y) {
-    double s = wrpo__rules[d->method].reference ? y->logp - y->ref : y->logp;
+    const double s = wrpo__rules[d->method].reference ? y->logp - y->ref : y->logp;
     return wrpo__per_token(d) ? s / (double)y->tokens : s;
-}
-static bool wrpo__has(wrpo_role role, const wrpo_response *r, int n) {
-    for (int i = 0; i < n; i++)
-        if (r[i].role == role) return true;
-    return false;
 }
 /* Is y the opponent of chosen response x? A pair method compares within a pair. */
 static bool wrpo__against(const wrpo_loss_desc *d, const wrpo_response *x, const wrpo_response *y) {
-    return y->role == WRPO_REJECTED && (d->method == WRPO_METHOD_WRPO || x->pair == y->pair);
+    return y->role == WRPO_ROLE_REJECTED && (d->method == WRPO_METHOD_WRPO || x->pair_id == y->pair_id);
 }
-static int wrpo__opponents(const wrpo_loss_desc *d, const wrpo_response *x, const wrpo_response *r, int n, double *mean) {   /* s(y_l) for x */
+static int wrpo__opponents(const wrpo_loss_desc *d, const wrpo_response *x, const wrpo_response *r, int n) {
     int count = 0;
-    *mean = 0;
-    for (int i = 0; i < n; i++)
-        if (wrpo__against(d, x, &r[i])) *mean += wrpo__score(d, &r[i]), count++;
-    *mean /= count;
+    for (int i = 0; i < n; i++) count += wrpo__against(d, x, &r[i]);
     return count;
+}
+/* s(y_l) for x: the mean of its opponents' scores. */
+static double wrpo__rejected_score(const wrpo_loss_desc *d, const wrpo_response *x, const wrpo_response *r, int n) {
+    double sum = 0;
+    for (int i = 0; i < n; i++)
+        if (wrpo__against(d, x, &r[i])) sum += wrpo__score(d, &r[i]);
+    return sum / wrpo__opponents(d, x, r, n);
 }
 /* NULL, or what the record lacks for this method at this alpha. */
 static const char *wrpo__record_check(const wrpo_loss_desc *d, double alpha, const wrpo_response *r, int n) {
-    int sources = 0, targets = 0, rejected = 0;
-    double weight = 0;
+    const bool sft = d->method == WRPO_METHOD_SFT, reference = wrpo__rules[d->method].reference;
+    int count[3] = {0};
+    double shares = 0;
     for (int i = 0; i < n; i++) {
-        if (r[i].role == WRPO_SOURCE) sources++, weight += r[i].weight >= 0 ? r[i].weight : NAN;
-        else if (r[i].role == WRPO_TARGET) targets++;
-        else if (r[i].role == WRPO_REJECTED) rejected++;
-        else return "a response has no valid role";
+        if ((int)r[i].role < 0 || r[i].role > WRPO_ROLE_REJECTED) return "a response has no valid role";
+        count[r[i].role]++;
+        if (r[i].role == WRPO_ROLE_SOURCE) shares += r[i].share >= 0 ? r[i].share : NAN;
     }
-    const double a = wrpo__source_share(d, alpha, sources > 0, targets > 0);
-    double mean;
-    if (d->method == WRPO_METHOD_SFT && sources + targets == 0) return "sft needs a response to learn from";
+    const int sources = count[WRPO_ROLE_SOURCE], targets = count[WRPO_ROLE_TARGET];
+    const double a = wrpo__source_share(d, alpha, r, n);
+    if (sft && sources + targets == 0) return "sft needs a response to learn from";
     if (a > 0 && sources == 0) return "the method needs a source response (the first of two in \"chosen\")";
     if (a < 1 && targets == 0) return "the method needs a target response (the last in \"chosen\")";
-    if (d->method != WRPO_METHOD_SFT && rejected == 0) return "the method needs a rejected response";
+    if (!sft && count[WRPO_ROLE_REJECTED] == 0) return "the method needs a rejected response";
     if (targets > 1) return "want one target response, found several";
-    if (sources && !(fabs(weight - 1) < 1e-6)) return "the weights of the source responses do not sum to 1";
+    if (sources && !(fabs(shares - 1) < 1e-6)) return "the shares of the source responses do not sum to 1";
     for (int i = 0; i < n; i++) {
-        if (r[i].role != WRPO_REJECTED && wrpo__share(a, &r[i]) == 0) continue;      /* left out: may be anything */
-        if (r[i].role == WRPO_REJECTED && d->method == WRPO_METHOD_SFT) continue;
-        if (r[i].role != WRPO_REJECTED && d->method != WRPO_METHOD_SFT && !wrpo__opponents(d, &r[i], r, n, &mean)) return "a chosen response has no rejected one in its pair";
-        if (wrpo__per_token(d) && r[i].tokens < 1) return "the method divides by the length of a response that has no tokens";
-        if (!isfinite(r[i].logp) || (wrpo__rules[d->method].reference && !isfinite(r[i].ref))) return "a log-probability is not finite";
+        const bool rejected = r[i].role == WRPO_ROLE_REJECTED;
+        if (rejected ? sft : wrpo__share(a, &r[i]) == 0) continue;             /* left out: may be anything */
+        if (!rejected && !sft && !wrpo__opponents(d, &r[i], r, n))
+            return "a chosen response has no rejected one in its pair";
+        if (wrpo__per_token(d) && r[i].tokens < 1)
+            return "the method divides by the length of a response that has no tokens";
+        if (!isfinite(r[i].logp) || (reference && !isfinite(r[i].ref))) return "a log-probability is not finite";
     }
     return NULL;
 }
@@ -1457,21 +1943,23 @@ static double wrpo__link_loss(wrpo__link link, double z, double eps, double *g) 
 }
 
 /* ---- the loss of one record ---- */
-WRPO_API double wrpo_loss(const wrpo_loss_desc *desc, double alpha, wrpo_response *r, int n, double sft_tokens, const char **why) {
+WRPO_API double wrpo_loss(const wrpo_loss_desc *desc, double alpha, wrpo_response *r, int n, double sft_tokens,
+                          const char **why) {
+    const wrpo_loss_desc zero = {0}, d = wrpo__loss_defaults(desc ? *desc : zero);
+    const char *wrong = wrpo__loss_check(&d, alpha);
     for (int i = 0; i < n; i++) r[i].dlogp = 0;
-    const char *wrong = wrpo__loss_check(desc, alpha);
-    const wrpo_loss_desc d = wrpo__loss_defaults(*desc);
     if (!wrong) wrong = wrpo__record_check(&d, alpha, r, n);
-    if (!wrong && d.method == WRPO_METHOD_SFT && !(sft_tokens > 0)) wrong = "sft_tokens: want the number of scored tokens of the batch";
+    if (!wrong && d.method == WRPO_METHOD_SFT && !(sft_tokens > 0))
+        wrong = "sft_tokens: want the number of scored tokens of the batch";
     if (why) *why = wrong;
     if (wrong) return NAN;
 
     const wrpo__rule *rule = &wrpo__rules[d.method];
-    const double a = wrpo__source_share(&d, alpha, wrpo__has(WRPO_SOURCE, r, n), wrpo__has(WRPO_TARGET, r, n));
-    double loss = 0, chosen = 0, rejected = 0, g = 0;
+    const double a = wrpo__source_share(&d, alpha, r, n);
+    double loss = 0, chosen = 0, g = 0;
     if (rule->link == WRPO__LIKELIHOOD) {
         for (int i = 0; i < n; i++) {
-            double share = wrpo__share(a, &r[i]);
+            const double share = wrpo__share(a, &r[i]);
             if (share == 0) continue;
             r[i].dlogp = -share / sft_tokens;
             loss += r[i].dlogp * r[i].logp;
@@ -1479,39 +1967,43 @@ WRPO_API double wrpo_loss(const wrpo_loss_desc *desc, double alpha, wrpo_respons
         return loss;
     }
     const double scale = rule->link == WRPO__SQUARE ? 1 : d.beta;
-    const double offset = rule->link == WRPO__SQUARE ? 1 / (2 * d.beta) : d.method == WRPO_METHOD_SIMPO ? d.gamma_ratio : 0;
+    double offset = 0;
+    if (d.method == WRPO_METHOD_SIMPO) offset = d.gamma_ratio;
+    if (d.method == WRPO_METHOD_IPO) offset = 1 / (2 * d.beta);
 
     /* 1. The loss, and dL/ds(y) of the chosen responses. A share of 0 is skipped rather than multiplied by, so that
           a response which is left out cannot touch a bit of the result and need not have been computed. */
     if (d.method == WRPO_METHOD_WRPO) {
-        wrpo__opponents(&d, r, r, n, &rejected);
         for (int i = 0; i < n; i++)
             if (wrpo__share(a, &r[i]) != 0) chosen += wrpo__share(a, &r[i]) * wrpo__score(&d, &r[i]);
-        loss = wrpo__link_loss(rule->link, scale * (chosen - rejected - offset), d.label_smoothing, &g);
+        const double z = scale * (chosen - wrpo__rejected_score(&d, r, r, n) - offset);
+        loss = wrpo__link_loss(rule->link, z, d.label_smoothing, &g);
         for (int i = 0; i < n; i++)
             if (wrpo__share(a, &r[i]) != 0) r[i].dlogp = wrpo__share(a, &r[i]) * (scale * g);
-    } else
+    } else {
         for (int i = 0; i < n; i++) {
-            double share = wrpo__share(a, &r[i]);
+            const double share = wrpo__share(a, &r[i]);
             if (share == 0) continue;
-            wrpo__opponents(&d, &r[i], r, n, &rejected);
-            loss += share * wrpo__link_loss(rule->link, scale * (wrpo__score(&d, &r[i]) - rejected - offset), d.label_smoothing, &g);
+            const double z = scale * (wrpo__score(&d, &r[i]) - wrpo__rejected_score(&d, &r[i], r, n) - offset);
+            loss += share * wrpo__link_loss(rule->link, z, d.label_smoothing, &g);
             r[i].dlogp = share * (scale * g);
         }
+    }
 
     /* 2. What pulls the chosen up pushes their rejected down; WRPO's shares sum to 1. */
     for (int k = 0; k < n; k++) {
         double pull = d.method == WRPO_METHOD_WRPO ? scale * g : 0;
-        if (r[k].role != WRPO_REJECTED) continue;
+        if (r[k].role != WRPO_ROLE_REJECTED) continue;
         for (int i = 0; i < n && d.method != WRPO_METHOD_WRPO; i++)
-            if (r[i].role != WRPO_REJECTED && wrpo__against(&d, &r[i], &r[k])) pull += r[i].dlogp;
-        r[k].dlogp = -pull / wrpo__opponents(&d, &r[k], r, n, &rejected);
+            if (r[i].role != WRPO_ROLE_REJECTED && wrpo__against(&d, &r[i], &r[k])) pull += r[i].dlogp;
+        r[k].dlogp = -pull / wrpo__opponents(&d, &r[k], r, n);
     }
 
     /* 3. ds/dlogp: 1 or 1 / |y| */
-    for (int i = 0; i < n; i++)
+    for (int i = 0; i < n; i++) {
         if (r[i].dlogp == 0) r[i].dlogp = 0;           /* no negative zeros */
         else if (wrpo__per_token(&d)) r[i].dlogp /= (double)r[i].tokens;
+    }
     return loss;
 }
 
@@ -1522,7 +2014,7 @@ static double wrpo__reward_of(const wrpo_loss_desc *desc, const wrpo_response *y
 }
 /* rewards/chosen: the average with the shares of the loss; NaN if a response it needs is not there. */
 static double wrpo__weighted_reward(const wrpo_loss_desc *desc, double alpha, const wrpo_response *r, int n) {
-    const double a = wrpo__source_share(desc, alpha, wrpo__has(WRPO_SOURCE, r, n), wrpo__has(WRPO_TARGET, r, n));
+    const double a = wrpo__source_share(desc, alpha, r, n);
     double sum = 0, shares = 0;
     for (int i = 0; i < n; i++) {
         double share = wrpo__share(a, &r[i]);
@@ -1535,1823 +2027,659 @@ static double wrpo__weighted_reward(const wrpo_loss_desc *desc, double alpha, co
 /* What a record adds to sft_tokens: its scored tokens; with several sources, their weighted mean. */
 static double wrpo__sft_tokens(const wrpo_response *r, int n) {
     const wrpo_loss_desc d = {.method = WRPO_METHOD_SFT};
-    const double a = wrpo__source_share(&d, 0, wrpo__has(WRPO_SOURCE, r, n), false);
+    const double a = wrpo__source_share(&d, 0, r, n);
     double sum = 0;
     for (int i = 0; i < n; i++) sum += wrpo__share(a, &r[i]) * (double)r[i].tokens;
     return sum;
 }
 
 /* ---- schedules: k optimizer steps done of T ---- */
-WRPO_API double wrpo_alpha(wrpo_ramp ramp, double power, double end, int64_t k, int64_t T) {
-    const double pi = 3.14159265358979323846;
-    const double u = T <= 0 || k >= T ? 1 : k <= 0 ? 0 : (double)k / (double)T;
-    if (end == WRPO_ZERO) end = 0;
-    if (power == 0) power = 2;
-    switch (ramp) {
-    case WRPO_RAMP_LINEAR: return end * u;
-    case WRPO_RAMP_CONSTANT: return end;
-    case WRPO_RAMP_POWER: return power > 0 ? end * pow(u, power) : NAN;
-    case WRPO_RAMP_COSINE: return end * (0.5 * (1 - cos(pi * u)));
-    }
-    return NAN;
-}
-WRPO_API double wrpo_lr_factor(wrpo_schedule schedule, int64_t warmup, int64_t k, int64_t T) {
-    const double pi = 3.14159265358979323846;
-    k = k < 0 ? 0 : k > T && T >= 0 ? T : k;
-    if (k < warmup) return (double)k / (double)warmup;
-    const double rest = (double)WRPO__MAX(T - warmup, 1);
+static const double wrpo__pi = 3.14159265358979323846;
+WRPO_API double wrpo_alpha(wrpo_alpha_schedule schedule, double power, double end, int64_t k, int64_t T) {
+    const double u = T <= 0 || k >= T ? 1 : (double)WRPO__MAX(k, 0) / (double)T;
+    power = wrpo__or_default(power, 2);
+    end += 0.0;                      /* -0 becomes 0 */
     switch (schedule) {
-    case WRPO_LR_COSINE: return WRPO__MAX(0.5 * (1 + cos(pi * ((double)(k - warmup) / rest))), 0);
-    case WRPO_LR_LINEAR: return WRPO__MAX((double)(T - k) / rest, 0);
-    case WRPO_LR_CONSTANT: return 1;
+    case WRPO_ALPHA_SCHEDULE_LINEAR: return end * u;
+    case WRPO_ALPHA_SCHEDULE_CONSTANT: return end;
+    case WRPO_ALPHA_SCHEDULE_POWER: return power > 0 ? end * pow(u, power) : NAN;
+    case WRPO_ALPHA_SCHEDULE_COSINE: return end * (0.5 * (1 - cos(wrpo__pi * u)));
+    }
+    return NAN;
+}
+WRPO_API double wrpo_lr_factor(wrpo_lr_schedule schedule, int64_t warmup, int64_t k, int64_t T) {
+    if (T >= 0) k = WRPO__MIN(k, T);
+    k = WRPO__MAX(k, 0);
+    if (k < warmup) return (double)k / (double)warmup;
+    const double left = (double)WRPO__MAX(T - warmup, 1);
+    switch (schedule) {
+    case WRPO_LR_SCHEDULE_COSINE: return WRPO__MAX(0.5 * (1 + cos(wrpo__pi * ((double)(k - warmup) / left))), 0);
+    case WRPO_LR_SCHEDULE_LINEAR: return WRPO__MAX((double)(T - k) / left, 0);
+    case WRPO_LR_SCHEDULE_CONSTANT: return 1;
     }
     return NAN;
 }
 
-/* ---------------------------------------------------------------------------------------------- >>cpu
-   The backend that every machine has: all ops in fp32, on one to many threads.
+/* ---------------------------------------------------------------------------------------------- >>ops
+   What the model computes, one op after the other, in plain loops. These functions define the ops of struct
+   wrpo_backend: every faster backend is measured against them. They run where there is nothing faster, and
+   wrpo_backend_plain returns them anywhere.
 
-   The text below WRPO__LANES is compiled once per vector width: this file includes itself with WRPO__LANES
-   set to 16 (AVX-512) and 8 (AVX2 and FMA), then reads on with 4 (whatever 16-byte vectors the compiler knows:
-   SSE2, NEON) or, for a compiler without GCC's vector extensions, 1. wrpo_backend_cpu picks the widest one
-   that the machine runs, whatever -march says; the environment variable WRPO_CPU = avx512, avx2 or generic
-   asks for less (avx512: without AMX).
+   Each gradient is directly below its forward op. A d before a name is the derivative of the loss by it: dx is
+   dL/dx. Parameters are outputs, then inputs, then sizes; ldx is the number of elements from one row of x to the
+   next. Outputs and dx are written. dw and db are added to: a step sums the gradients of several micro-batches.
 
-   What holds throughout: a thread never adds into another's sum, and how a sum is cut depends on the shapes
-   alone; so results depend neither on the number of threads nor on the run. Further, the numbers of a row
-   (of y in NT and NN products, of o and lse in attention) depend on that row's inputs only, not on which
-   other rows are computed with it. They do depend on the vector width, in the last bits.                 */
+   Inputs and outputs are float, sums are double. A matrix of weights may be bfloat16. In a context of bfloat16,
+   gemm rounds its factors as a processor with such products does; the other ops round nothing. */
 #if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
 #error "wrpo.h: -ffast-math and -ffinite-math-only break the handling of infinities and NaN: compile without it"
 #endif
-#if defined(__GNUC__) && (defined(__x86_64__) || defined(__i386__))
-#include <immintrin.h>
-#include <cpuid.h>
-#elif defined(__GNUC__) && defined(__aarch64__)
-#include <arm_neon.h>
-#endif
-enum {
-    WRPO__MAX_D = 512,               /* the largest head_dim of attention */
-    WRPO__KC = 384,                  /* a product's k is summed in blocks of this many words */
-    WRPO__MC = 504,                  /* rows of A, one block deep, that stay in the cache next to the core */
-    WRPO__NB = 8,                    /* panels of B that a task packs at once */
-    WRPO__MB = 12,                   /* or of A, where B is packed for all */
-    WRPO__ABREAST = 16,              /* steps that are packed side by side */
-    WRPO__PACKED_WORDS = 1 << 20,    /* of the packed piece of A, or of B */
-    WRPO__THREAD_FLOATS = 1 << 19,   /* of scratch per thread */
-    WRPO__GRAIN = 1 << 14            /* numbers that are worth a task of their own */
-};
-typedef struct wrpo__cpu {
-    wrpo_allocator memory;
-    int threads;
-    bool pairs, tiles;               /* bfloat16 is wanted and the machine multiplies it, by vectors or by tiles: a weight in it, two activations (TN) */
-    float *packed;                   /* a product's A or B, shared by all threads */
-    float *scratch;                  /* WRPO__THREAD_FLOATS for each thread */
-} wrpo__cpu;
 
-static void *wrpo__cpu_alloc(void *dev, size_t n) {    /* a word in front of the block: where it begins */
-    wrpo__cpu *cpu = dev;
-    if (n > SIZE_MAX - 2 * WRPO__ALIGN) return NULL;
-    char *base = cpu->memory.alloc(n + 2 * WRPO__ALIGN, cpu->memory.user);
-    if (!base) return NULL;
-    char *p = (char *)(((uintptr_t)base + 2 * WRPO__ALIGN - 1) / WRPO__ALIGN * WRPO__ALIGN);
-    memcpy(p - sizeof base, &base, sizeof base);
-    return p;
-}
-static void wrpo__cpu_release(void *dev, void *p) {
-    wrpo__cpu *cpu = dev;
-    char *base;
-    if (!p) return;
-    memcpy(&base, (char *)p - sizeof base, sizeof base);
-    cpu->memory.free(base, cpu->memory.user);
-}
-static void wrpo__cpu_close(void *dev) {
-    wrpo__cpu *cpu = dev;
-    if (!cpu) return;
-    wrpo__cpu_release(cpu, cpu->packed);
-    wrpo__cpu_release(cpu, cpu->scratch);
-    cpu->memory.free(cpu, cpu->memory.user);
-}
-static bool wrpo__has_pairs(void) {    /* AVX512_BF16: CPUID 7.1, EAX bit 5 */
-#if defined(__GNUC__) && defined(__x86_64__)
-    unsigned a, b, c, d;
-    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);
-#else
-    return false;
-#endif
-}
-/* AMX: tiles of 16 rows of 64 bytes, named 0 ... 7, and c += a b of tiles of bfloat16 pairs. By name, as no compiler option may be asked
-   for. A test may define the six itself and so run this code on any machine. */
-#if defined(__GNUC__) && defined(__x86_64__) && !defined(WRPO__TILE_DOT)
-#define WRPO__TILE_CONFIG(p) __asm__ volatile("ldtilecfg %0" : : "m"(*(const char (*)[64])(p)))
-#define WRPO__TILE_RELEASE() __asm__ volatile("tilerelease")
-#define WRPO__TILE_ZERO(t) __asm__ volatile("tilezero %%tmm" #t : :)
-#define WRPO__TILE_LOAD(t, p, stride) __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #t : : "r"(p), "r"((int64_t)(stride)) : "memory")
-#define WRPO__TILE_STORE(t, p, stride) __asm__ volatile("tilestored %%tmm" #t ", (%0,%1,1)" : : "r"(p), "r"((int64_t)(stride)) : "memory")
-#define WRPO__TILE_DOT(c, a, b) __asm__ volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #c : :)
-static bool wrpo__has_tiles(void) {    /* CPUID 1: OSXSAVE; 7: AMX-BF16, AMX-TILE; XCR0: the system saves tiles; and it lets this process use them */
-    unsigned a, b, c, d, low, high;
-    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> 27 & 1) || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d >> 22 & 1) || !(d >> 24 & 1)) return false;
-    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-    if ((low >> 17 & 3) != 3) return false;
-#ifdef __linux__
-    long r;                            /* arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA) */
-    __asm__ volatile("syscall" : "=a"(r) : "a"(158L), "D"(0x1023L), "S"(18L) : "rcx", "r11", "memory");
-    return r == 0;
-#else
-    return true;
-#endif
-}
-#elif defined(WRPO__TILE_DOT)
-static bool wrpo__has_tiles(void) { return true; }
-#else
-static bool wrpo__has_tiles(void) { return false; }
-#endif
-static wrpo_result wrpo__cpu_open(void **dev, const wrpo_desc *desc, wrpo_error *why) {
-    wrpo__cpu *cpu = desc->memory.alloc(sizeof *cpu, desc->memory.user);
-    *dev = NULL;
-    if (cpu) {
-        memset(cpu, 0, sizeof *cpu);
-        cpu->memory = desc->memory;
-        cpu->threads = WRPO__MAX(desc->threads, 1), cpu->pairs = desc->dtype == WRPO_BF16 && !strcmp(desc->backend->name, "cpu-avx512") && wrpo__has_pairs();
-        const char *want = getenv("WRPO_CPU");
-        cpu->tiles = cpu->pairs && (!want || strcmp(want, "avx512")) && wrpo__has_tiles();
-        cpu->packed = wrpo__cpu_alloc(cpu, WRPO__PACKED_WORDS * sizeof(float));
-        if ((size_t)cpu->threads < SIZE_MAX / 2 / (WRPO__THREAD_FLOATS * sizeof(float)))
-            cpu->scratch = wrpo__cpu_alloc(cpu, (size_t)cpu->threads * WRPO__THREAD_FLOATS * sizeof(float));
-        if (cpu->packed && cpu->scratch) { *dev = cpu; return WRPO_OK; }
-        wrpo__cpu_close(cpu);
+/* ---- the state of the plain backend ---- */
+typedef struct wrpo__plain { wrpo_allocator memory; bool bf16; } wrpo__plain;      /* bf16: the context's dtype */
+static wrpo_result wrpo__plain_open(void **dev, const wrpo_desc *desc, wrpo_error *why) {
+    wrpo__plain *plain = *dev = desc->memory.alloc(sizeof *plain, desc->memory.user);
+    if (!plain) {
+        *why = (wrpo_error){WRPO_E_MEMORY, 0, 0, "out of memory: the state of the plain backend"};
+        return WRPO_E_MEMORY;
     }
-    why->code = WRPO_E_MEMORY, why->line = why->column = 0;
-    snprintf(why->text, sizeof why->text, "out of memory: buffers for %d threads", desc->threads);
-    return WRPO_E_MEMORY;
+    plain->memory = desc->memory;
+    plain->bf16 = desc->dtype == WRPO_DTYPE_BF16;
+    return WRPO_OK;
 }
-static void wrpo__cpu_copy(void *dev, void *dst, const void *src, size_t n) { (void)dev; if (n) memmove(dst, src, n); }
-static void wrpo__cpu_zero(void *dev, void *dst, size_t n) { (void)dev; if (n) memset(dst, 0, n); }
-static size_t wrpo__cpu_room(void *dev) {              /* what the system can still give without swapping */
-    unsigned long long kib = 0;
-    char line[128];
-    (void)dev;
-    FILE *f = fopen("/proc/meminfo", "r");
-    while (f && fgets(line, sizeof line, f) && sscanf(line, "MemAvailable: %llu", &kib) != 1) {}
-    if (f) fclose(f);
-    return kib ? (size_t)kib * 1024 : SIZE_MAX;
-}
-static wrpo_result wrpo__cpu_sync(void *dev, wrpo_error *why) { (void)dev; (void)why; return WRPO_OK; }
-
-/* Threads for `work` numbers: one thread where waking others costs more than it saves. */
-static int wrpo__cpu_team(const wrpo__cpu *cpu, int64_t work) { return work <= WRPO__GRAIN ? 1 : cpu->threads; }
-static int64_t wrpo__cpu_chunk(int64_t D) { return WRPO__MAX(WRPO__GRAIN / 4 / WRPO__MAX(D, 1), 1); }
-static float *wrpo__cpu_scratch(const wrpo__cpu *cpu) {     /* of the calling thread */
-#ifdef _OPENMP
-    return cpu->scratch + (size_t)omp_get_thread_num() * WRPO__THREAD_FLOATS;
-#else
-    return cpu->scratch;
-#endif
-}
-static int64_t wrpo__div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-/* Panels of a strip, at most `most`, that let `threads` threads be done soonest; of equals the most. */
-static int64_t wrpo__strip(int64_t panels, int64_t most, int threads) {
-    int64_t best = 1, least = INT64_MAX;
-    for (int64_t p = WRPO__MAX(most, 1); p >= 1; p--) {
-        const int64_t time = wrpo__div_up(wrpo__div_up(panels, p), threads) * (4 * p + 1);      /* a quarter of a panel's time to begin a strip */
-        if (time < least) least = time, best = p;
-    }
-    return best;
-}
-static float wrpo__bits_float(uint32_t u) { float x; memcpy(&x, &u, sizeof x); return x; }
-static float wrpo__float_of(uint16_t half) { return wrpo__bits_float((uint32_t)half << 16); }    /* of bfloat16 */
-static uint32_t wrpo__float_bits(float x) { uint32_t u; memcpy(&u, &x, sizeof u); return u; }
-static uint16_t wrpo__float_to_bf16(float x) {         /* to nearest, ties to even; NaN stays NaN */
-    uint32_t u = wrpo__float_bits(x);
-    if ((u & 0x7FFFFFFFu) > 0x7F800000u) return (uint16_t)(u >> 16 | 0x40);
-    return (uint16_t)((u + 0x7FFFu + (u >> 16 & 1)) >> 16);
-}
-/* A float master in two halves: high, the nearest bfloat16, and low, what that left over: bits = (high << 16) + (int16_t)low. */
-static float wrpo__master(uint16_t high, uint16_t low) { return wrpo__bits_float(((uint32_t)high << 16) + (uint32_t)(int16_t)low); }
-static void wrpo__master_split(float x, uint16_t *high, uint16_t *low) {
-    const uint32_t bits = wrpo__float_bits(x);
-    *high = (uint16_t)((bits + 0x8000u) >> 16), *low = (uint16_t)bits;
-}
-WRPO_API const char *wrpo_states_name(int i) { return i == 0 ? "f32" : i == 1 ? "bf16" : i == 2 ? "8bit" : NULL; }
-WRPO_API size_t wrpo_states_bytes(wrpo_states states, int64_t count) {
-    if (states == WRPO_STATES_8BIT) return (size_t)wrpo__div_up(count, WRPO_BLOCK) * WRPO_BLOCK_BYTES;
-    return states == WRPO_STATES_BF16 ? (size_t)wrpo__div_up(count, WRPO_BLOCK) * WRPO_BLOCK * 2 : (size_t)count * 4;
+static void wrpo__plain_close(void *dev) {
+    const wrpo_allocator memory = ((wrpo__plain *)dev)->memory;
+    memory.free(dev, memory.user);
 }
 
-/* The widths. A compiler that does not say the file's name gets it from WRPO_FILE; without either only
-   the narrow one is compiled. */
-#if !defined(WRPO_FILE) && defined(__INCLUDE_LEVEL__)
-#if __INCLUDE_LEVEL__ > 0
-#ifdef __FILE_NAME__
-#define WRPO_FILE __FILE_NAME__
-#else
-#define WRPO_FILE "wrpo.h"
-#endif
-#endif
-#endif
-#undef WRPO_IMPLEMENTATION
-#if defined(__GNUC__) && (defined(__x86_64__) || defined(__i386__)) && defined(WRPO_FILE) && defined(__has_include)
-#if __has_include(WRPO_FILE)
-#define WRPO__LANES 16
-#include WRPO_FILE
-#undef WRPO__LANES
-#define WRPO__LANES 8
-#include WRPO_FILE
-#undef WRPO__LANES
-#endif
-#endif
-#ifdef __GNUC__
-#define WRPO__LANES 4
-#else
-#define WRPO__LANES 1
-#endif
-#define WRPO_IMPLEMENTATION
-#endif /* WRPO_IMPLEMENTATION */
-
-#ifdef WRPO__LANES
-/* ---- one vector width: WRPO__LANES floats; WRPO__(x) is wrpo__x_avx512 and so on ---- */
-#define WRPO__JOIN2(a, b, c) a##b##_##c
-#define WRPO__JOIN(a, b, c) WRPO__JOIN2(a, b, c)
-#define WRPO__(name) WRPO__JOIN(wrpo__, name, WRPO__LEVEL)
-#if WRPO__LANES == 16
-#define WRPO__LEVEL avx512
-#define WRPO__AT __attribute__((target("avx512f,avx512dq,avx2,fma")))
-#define WRPO__FMA(a, b, c) _mm512_fmadd_ps(a, b, c)
-#define WRPO__ALL(x) ((WRPO__V)_mm512_set1_ps(x))
-#define WRPO__SQRT(a) _mm512_sqrt_ps(a)
-#define WRPO__MORE(a, b) _mm512_max_ps(b, a)
-#define WRPO__LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
-#define WRPO__HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
-enum { WRPO__(MR) = 14, WRPO__(NV) = 2 };              /* rows and vectors of a register tile of C: 28 of 32 registers */
-#define WRPO__HAVE_AVX512
-/* Products of bfloat16, by name: no compiler option is needed where the machine is asked first (wrpo__has_pairs).
-   DOT: c + low(a) low(b) + high(a) high(b) for each word; TWO: 32 floats, rounded, as 16 words; the second: low halves from a, high from b. */
-static inline WRPO__AT __attribute__((always_inline)) __m512 wrpo__pair_dot(__m512 a, __m512 b, __m512 c) {
-    __asm__("vdpbf16ps %2, %1, %0" : "+v"(c) : "v"(a), "v"(b));
-    return c;
-}
-static inline WRPO__AT __attribute__((always_inline)) __m512 wrpo__pair_of(__m512 a, __m512 b) {
-    __asm__("vcvtne2ps2bf16 %2, %1, %0" : "=v"(a) : "v"(b), "v"(a));
-    return a;
-}
-#define WRPO__IN_PAIRS
-#define WRPO__STEP(pairs, a, b, c) ((pairs) ? wrpo__pair_dot(a, b, c) : _mm512_fmadd_ps(a, b, c))
-#elif WRPO__LANES == 8
-#define WRPO__LEVEL avx2
-#define WRPO__AT __attribute__((target("avx2,fma")))
-#define WRPO__FMA(a, b, c) _mm256_fmadd_ps(a, b, c)
-#define WRPO__SQRT(a) _mm256_sqrt_ps(a)
-#define WRPO__MORE(a, b) _mm256_max_ps(b, a)
-#define WRPO__LOW 0, 8, 1, 9, 2, 10, 3, 11
-#define WRPO__HIGH 4, 12, 5, 13, 6, 14, 7, 15
-enum { WRPO__(MR) = 6, WRPO__(NV) = 2 };               /* 12 of 16 */
-#define WRPO__HAVE_AVX2
-#else
-#define WRPO__LEVEL generic
-#define WRPO__AT
-#define WRPO__LOW 0, 4, 1, 5
-#define WRPO__HIGH 2, 6, 3, 7
-#if defined(__GNUC__) && defined(__aarch64__)
-#define WRPO__FMA(a, b, c) vfmaq_f32(c, a, b)
-#define WRPO__SQRT(a) vsqrtq_f32(a)
-enum { WRPO__(MR) = 6, WRPO__(NV) = 4 };               /* 24 of 32 */
-#else
-#define WRPO__FMA(a, b, c) ((a) * (b) + (c))
-enum { WRPO__(MR) = 6, WRPO__(NV) = 2 };
-#endif
-#endif
-enum {
-    WRPO__(NR) = WRPO__LANES * WRPO__(NV),
-    WRPO__(MS) = (WRPO__(MR) + WRPO__LANES - 1) / WRPO__LANES * WRPO__LANES    /* a step of a packed panel of A, padded */
-};
-/* V is a vector of floats, U of their bits. LESS gives all ones where it holds; a NaN is never less. */
-#ifndef WRPO__STEP
-#define WRPO__STEP(pairs, a, b, c) WRPO__FMA(a, b, c)
-#endif
-#ifdef __GNUC__
-#define WRPO__INLINE static inline WRPO__AT __attribute__((always_inline))
-#define WRPO__ROW static WRPO__AT __attribute__((noinline))
-#define WRPO__UNROLL _Pragma("GCC unroll 16")
-#define WRPO__PREFETCH(p, write) __builtin_prefetch(p, write)
-typedef float WRPO__(v) __attribute__((vector_size(4 * WRPO__LANES)));
-typedef uint32_t WRPO__(u) __attribute__((vector_size(4 * WRPO__LANES)));
-typedef WRPO__(v) WRPO__(vmem) __attribute__((aligned(4), may_alias));         /* a vector anywhere in memory */
-#define WRPO__V WRPO__(v)
-#define WRPO__U WRPO__(u)
-#define WRPO__LOAD(p) ((WRPO__V)*(const WRPO__(vmem) *)(const void *)(p))
-#define WRPO__STORE(p, x) (*(WRPO__(vmem) *)(void *)(p) = (x))
-typedef uint16_t WRPO__(h) __attribute__((vector_size(2 * WRPO__LANES)));      /* bfloat16: the high halves of floats */
-typedef WRPO__(h) WRPO__(hmem) __attribute__((aligned(2), may_alias));
-#define WRPO__LOAD_HALF(p) WRPO__FLOATS(__builtin_convertvector(*(const WRPO__(hmem) *)(const void *)(p), WRPO__U) << 16)
-#define WRPO__STORE_HIGH(p, u) (*(WRPO__(hmem) *)(void *)(p) = __builtin_convertvector((u) >> 16, WRPO__(h)))    /* of bits */
-typedef int32_t WRPO__(i) __attribute__((vector_size(4 * WRPO__LANES)));
-#define WRPO__REAL(u) __builtin_convertvector((WRPO__(i))(u), WRPO__V)          /* of whole numbers below 2^31 */
-#define WRPO__WHOLE(x) __builtin_convertvector(__builtin_convertvector(x, WRPO__(i)), WRPO__V)     /* toward 0 */
-#define WRPO__BITS(x) ((WRPO__U)(x))
-#define WRPO__FLOATS(x) ((WRPO__V)(x))
-#define WRPO__LESS(a, b) ((WRPO__U)((a) < (b)))
-#if defined(__clang__) || __GNUC__ >= 12
-#define WRPO__MIX(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-#define WRPO__MIX(a, b, ...) __builtin_shuffle(a, b, (WRPO__U){__VA_ARGS__})
-#endif
-#else
-#define WRPO__INLINE static inline
-#define WRPO__ROW static
-#define WRPO__UNROLL
-#define WRPO__PREFETCH(p, write) (void)(p)
-#define WRPO__V float
-#define WRPO__U uint32_t
-#define WRPO__LOAD(p) (*(p))
-#define WRPO__STORE(p, x) (*(p) = (x))
-#define WRPO__LOAD_HALF(p) WRPO__FLOATS((uint32_t)*(p) << 16)
-#define WRPO__STORE_HIGH(p, u) (*(p) = (uint16_t)((u) >> 16))
-#define WRPO__REAL(u) ((float)(u))
-#define WRPO__WHOLE(x) ((float)(int32_t)(x))
-#define WRPO__BITS(x) wrpo__float_bits(x)
-#define WRPO__FLOATS(x) wrpo__bits_float(x)
-#define WRPO__LESS(a, b) ((a) < (b) ? ~(uint32_t)0 : 0)
-#endif
-#define WRPO__SET(x) ((x) - (WRPO__V){0})              /* the same number in all lanes */
-#ifndef WRPO__ALL
-#define WRPO__ALL(x) WRPO__SET(x)                      /* the same bits: arithmetic may not touch words */
-#endif
-#define WRPO__PICK(mask, a, b) WRPO__FLOATS(((mask) & WRPO__BITS(a)) | (~(mask) & WRPO__BITS(b)))
-
-/* The ends of rows: `left` numbers may be fewer than a vector; missing ones read as `fill`, and are not written. */
-WRPO__INLINE WRPO__V WRPO__(get)(const float *p, int64_t left, float fill) {
-    if (left >= WRPO__LANES) return WRPO__LOAD(p);
-    float t[WRPO__LANES];
-    for (int i = 0; i < WRPO__LANES; i++) t[i] = i < left ? p[i] : fill;
-    return WRPO__LOAD(t);
-}
-WRPO__INLINE WRPO__V WRPO__(get_half)(const uint16_t *p, int64_t left) {
-    if (left >= WRPO__LANES) return WRPO__LOAD_HALF(p);
-    uint16_t t[WRPO__LANES] = {0};
-    for (int i = 0; i < left; i++) t[i] = p[i];
-    return WRPO__LOAD_HALF(t);
-}
-WRPO__INLINE void WRPO__(put)(float *p, int64_t left, WRPO__V x) {
-    if (left >= WRPO__LANES) { WRPO__STORE(p, x); return; }
-    float t[WRPO__LANES];
-    WRPO__STORE(t, x);
-    for (int i = 0; i < left; i++) p[i] = t[i];
-}
-WRPO__INLINE float WRPO__(sum)(WRPO__V x) {
-    float t[WRPO__LANES];
-    WRPO__STORE(t, x);
-    for (int w = WRPO__LANES / 2; w > 0; w /= 2)
-        for (int i = 0; i < w; i++) t[i] += t[i + w];
-    return t[0];
-}
-WRPO__INLINE float WRPO__(largest)(WRPO__V x) {
-    float t[WRPO__LANES];
-    WRPO__STORE(t, x);
-    for (int i = 1; i < WRPO__LANES; i++) t[0] = t[0] < t[i] ? t[i] : t[0];
-    return t[0];
-}
-WRPO__INLINE WRPO__V WRPO__(max)(WRPO__V a, WRPO__V b) {     /* a < b ? b : a, so a where either is NaN */
-#ifdef WRPO__MORE
-    return WRPO__MORE(a, b);
-#else
-    return WRPO__PICK(WRPO__LESS(a, b), b, a);
-#endif
-}
-WRPO__INLINE WRPO__V WRPO__(sqrt)(WRPO__V x) {
-#ifdef WRPO__SQRT
-    return WRPO__SQRT(x);
-#else
-    float t[WRPO__LANES];
-    WRPO__STORE(t, x);
-    for (int i = 0; i < WRPO__LANES; i++) t[i] = sqrtf(t[i]);
-    return WRPO__LOAD(t);
-#endif
-}
-/* e^x, relative error below 1.2e-7: x = z ln 2 + r with integer z and |r| <= ln 2 / 2, e^r by a polynomial.
-   0 below -87.336 (no denormals), the value at 88.37 above it; NaN stays NaN. */
-WRPO__INLINE WRPO__V WRPO__(exp)(WRPO__V x) {
-    const WRPO__V low = WRPO__SET(-87.336f), high = WRPO__SET(88.37f);
-    WRPO__U zero = WRPO__LESS(x, low);
-    x = WRPO__(max)(x, low);
-    x = -WRPO__(max)(-x, -high);
-    /* adding 1.5 * 2^23 rounds to an integer, and leaves it in the low bits: with 127 more, an exponent */
-    WRPO__V z = WRPO__FMA(x, WRPO__SET(1.44269504f), WRPO__SET(12582912.0f + 127.0f));
-    WRPO__V power = WRPO__FLOATS(WRPO__BITS(z) << 23);
-    z = z - WRPO__SET(12582912.0f + 127.0f);
-    x = WRPO__FMA(z, WRPO__SET(-0.693359375f), x);     /* ln 2 in two parts; the first one times z is exact */
-    x = WRPO__FMA(z, WRPO__SET(2.12194440e-4f), x);
-    WRPO__V p = WRPO__FMA(x, WRPO__SET(1.9875691500e-4f), WRPO__SET(1.3981999507e-3f));
-    p = WRPO__FMA(p, x, WRPO__SET(8.3334519073e-3f));
-    p = WRPO__FMA(p, x, WRPO__SET(4.1665795894e-2f));
-    p = WRPO__FMA(p, x, WRPO__SET(1.6666665459e-1f));
-    p = WRPO__FMA(p, x, WRPO__SET(5.0000001201e-1f));
-    p = WRPO__FMA(p, x * x, x) + WRPO__SET(1.0f);
-    return WRPO__FLOATS(~zero & WRPO__BITS(p * power));
-}
-/* tanh x: an odd polynomial near 0, where 1 - 2 / (e^2x + 1) would cancel */
-WRPO__INLINE WRPO__V WRPO__(tanh)(WRPO__V x) {
-    const WRPO__V one = WRPO__SET(1.0f);
-    WRPO__V q = x * x;
-    WRPO__V p = WRPO__FMA(q, WRPO__SET(-5.70498872745e-3f), WRPO__SET(2.06390887954e-2f));
-    p = WRPO__FMA(p, q, WRPO__SET(-5.37397155531e-2f));
-    p = WRPO__FMA(p, q, WRPO__SET(1.33314422036e-1f));
-    p = WRPO__FMA(p, q, WRPO__SET(-3.33332819422e-1f));
-    p = WRPO__FMA(p * q, x, x);
-    WRPO__V far = one - WRPO__SET(2.0f) / (WRPO__(exp)(x + x) + one);
-    return WRPO__PICK(WRPO__LESS(q, WRPO__SET(0.39f)), p, far);
-}
-
-/* ---- rows: what one thread does with one piece of memory ---- */
-WRPO__ROW void WRPO__(axpy)(float *y, float s, const float *x, int64_t n) {    /* y += s x */
-    for (int64_t i = 0; i < n; i += WRPO__LANES)
-        WRPO__(put)(y + i, n - i, WRPO__FMA(WRPO__SET(s), WRPO__(get)(x + i, n - i, 0), WRPO__(get)(y + i, n - i, 0)));
-}
-WRPO__ROW void WRPO__(scaled)(float *y, float s, const float *x, int64_t n) {  /* y = s x */
-    for (int64_t i = 0; i < n; i += WRPO__LANES) WRPO__(put)(y + i, n - i, s * WRPO__(get)(x + i, n - i, 0));
-}
-WRPO__ROW void WRPO__(scaled_half)(float *y, float s, const uint16_t *x, int64_t n) {  /* the same of bfloat16 */
-    for (int64_t i = 0; i < n; i += WRPO__LANES) WRPO__(put)(y + i, n - i, s * WRPO__(get_half)(x + i, n - i));
-}
-WRPO__ROW float WRPO__(dot)(const float *x, const float *y, int64_t n) {
-    WRPO__V s = {0};
-    for (int64_t i = 0; i < n; i += WRPO__LANES) s = WRPO__FMA(WRPO__(get)(x + i, n - i, 0), WRPO__(get)(y + i, n - i, 0), s);
-    return WRPO__(sum)(s);
-}
-
-/* ---- embed, gather, bias, colsum, add ----
-   Backward passes that add rows into shared places give each task a slice of the columns and all the rows, in order. */
-enum { WRPO__(SLICE) = 64 };
-static void WRPO__(embed)(void *dev, void *y, const void *w, wrpo_dtype w_type, const int32_t *ids, int64_t n, int64_t D, float scale) {
-    wrpo__cpu *cpu = dev;
-    WRPO__PARROWS(cpu, n, D)
-    for (int64_t r = 0; r < n; r++)
-        if (w_type == WRPO_BF16) WRPO__(scaled_half)((float *)y + r * D, scale, (const uint16_t *)w + ids[r] * D, D);
-        else WRPO__(scaled)((float *)y + r * D, scale, (const float *)w + ids[r] * D, D);
-}
-static void WRPO__(embed_bwd)(void *dev, float *dw, const void *dy, const int32_t *ids, int64_t n, int64_t D, float scale) {
-    wrpo__cpu *cpu = dev;
-    WRPO__PARFOR(wrpo__cpu_team(cpu, n * D))
-    for (int64_t j = 0; j < D; j += WRPO__(SLICE))
-        for (int64_t r = 0; r < n; r++)
-            WRPO__(axpy)(dw + ids[r] * D + j, scale, (const float *)dy + r * D + j, WRPO__MIN(D - j, WRPO__(SLICE)));
-}
-static void WRPO__(gather)(void *dev, void *y, const void *x, const int32_t *index, int64_t n, int64_t D) {
-    wrpo__cpu *cpu = dev;
-    WRPO__PARROWS(cpu, n, D)
-    for (int64_t r = 0; r < n; r++) memcpy((float *)y + r * D, (const float *)x + index[r] * D, (size_t)D * sizeof(float));
-}
-static void WRPO__(scatter)(void *dev, void *y, int64_t ldy, const void *x, int64_t ldx, const int32_t *index, int64_t n, int64_t D) {
-    wrpo__cpu *cpu = dev;
-    WRPO__PARROWS(cpu, n, D)
-    for (int64_t r = 0; r < n; r++) memcpy((float *)y + index[r] * ldy, (const float *)x + r * ldx, (size_t)D * sizeof(float));
-}
-static void WRPO__(gather_bwd)(void *dev, void *dx, const void *dy, const int32_t *index, int64_t n, int64_t D) {
-    WRPO__(embed_bwd)(dev, dx, dy, index, n, D, 1);
-}
-static void WRPO__(bias)(void *dev, void *y, int64_t ldy, const float *b, int64_t n, int64_t D) {
-    wrpo__cpu *cpu = dev;
-    WRPO__PARROWS(cpu, n, D)
-    for (int64_t r = 0; r < n; r++) WRPO__(axpy)((float *)y + r * ldy, 1, b, D);
-}
-static void WRPO__(add_columns)(const wrpo__cpu *cpu, float *y, const void *w, bool half, int64_t ld, int64_t n, int64_t D) {    /* y += sum_r w[r] */
-    WRPO__PARFOR(wrpo__cpu_team(cpu, n * D))
-    for (int64_t j = 0; j < D; j += WRPO__(SLICE)) {
-        float part[WRPO__(SLICE)], row[WRPO__(SLICE)];  /* sums of 64 rows first: rounding grows with the longest chain */
-        int64_t width = WRPO__MIN(D - j, WRPO__(SLICE));
-        for (int64_t r = 0; r < n; r += 64) {
-            memset(part, 0, sizeof part);
-            for (int64_t i = r; i < n && i < r + 64; i++) {
-                if (half) WRPO__(scaled_half)(row, 1, (const uint16_t *)w + i * ld + j, width);
-                WRPO__(axpy)(part, 1, half ? row : (const float *)w + i * ld + j, width);
+/* ---- gemm: c[m,n] = a b, or c += a b (beta 1) ----
+   NT: a[m,k] b[n,k]', a layer's y = x W'.  NN: a[m,k] b[k,n], its dx = dy W.  TN: a[k,m]' b[k,n], its dW += dy' x.
+   A context of bfloat16 rounds the factors of TN, and of NT and NN where the weight b is bfloat16. */
+static void wrpo__plain_gemm(void *dev, wrpo_mm mm, void *c, int64_t ldc, const void *a, int64_t lda, const void *b,
+                             int64_t ldb, wrpo_dtype b_type, int64_t m, int64_t n, int64_t k, float beta) {
+    const bool a_transposed = mm == WRPO_MM_TN, b_transposed = mm == WRPO_MM_NT || mm == WRPO_MM_NT_FLOAT;
+    /* elements from one row i of c, column j of c, or step l of k to the next */
+    const int64_t a_row = a_transposed ? 1 : lda, a_step = a_transposed ? lda : 1;
+    const int64_t b_column = b_transposed ? ldb : 1, b_step = b_transposed ? 1 : ldb;
+    const wrpo_dtype type = mm == WRPO_MM_TN ? WRPO_DTYPE_F32 : b_type;
+    const bool round = ((wrpo__plain *)dev)->bf16 && (mm == WRPO_MM_TN || type == WRPO_DTYPE_BF16);
+    for (int64_t i = 0; i < m; i++)
+        for (int64_t j = 0; j < n; j++) {
+            float *out = (float *)c + i * ldc + j;
+            double sum = beta != 0 ? *out : 0;
+            for (int64_t l = 0; l < k; l++) {
+                float x = ((const float *)a)[i * a_row + l * a_step];
+                float w = wrpo__element(b, type, j * b_column + l * b_step);
+                if (round) x = wrpo__float_of(wrpo__float_to_bf16(x));
+                if (round) w = wrpo__float_of(wrpo__float_to_bf16(w));
+                sum += (double)x * w;
             }
-            WRPO__(axpy)(y + j, 1, part, width);
+            *out = (float)sum;
+        }
+}
+
+/* ---- embed: y[n,D] = scale w[ids], a row of the table w[V,D] for each token.   dw[ids] += scale dy ---- */
+static void wrpo__plain_embed(void *dev, void *y, const void *w, wrpo_dtype w_type, const int32_t *ids,
+                              int64_t n, int64_t D, float scale) {
+    (void)dev;
+    for (int64_t r = 0; r < n; r++)
+        for (int64_t j = 0; j < D; j++) ((float *)y)[r * D + j] = scale * wrpo__element(w, w_type, ids[r] * D + j);
+}
+static void wrpo__plain_embed_bwd(void *dev, float *dw, const void *dy, const int32_t *ids,
+                                  int64_t n, int64_t D, float scale) {
+    (void)dev;
+    for (int64_t r = 0; r < n; r++)
+        for (int64_t j = 0; j < D; j++) dw[ids[r] * D + j] += scale * ((const float *)dy)[r * D + j];
+}
+
+/* ---- gather: y[n,D] = x[index].   dx[index] += dy: added, as an index may occur again ---- */
+static void wrpo__plain_gather(void *dev, void *y, const void *x, const int32_t *index, int64_t n, int64_t D) {
+    wrpo__plain_embed(dev, y, x, WRPO_DTYPE_F32, index, n, D, 1);
+}
+static void wrpo__plain_gather_bwd(void *dev, void *dx, const void *dy, const int32_t *index, int64_t n, int64_t D) {
+    wrpo__plain_embed_bwd(dev, dx, dy, index, n, D, 1);
+}
+/* ---- scatter: y[index] = x[n,D]. Only decoding needs it, so there is no gradient ---- */
+static void wrpo__plain_scatter(void *dev, void *y, int64_t ldy, const void *x, int64_t ldx, const int32_t *index,
+                                int64_t n, int64_t D) {
+    (void)dev;
+    for (int64_t r = 0; r < n; r++)
+        for (int64_t j = 0; j < D; j++) ((float *)y)[index[r] * ldy + j] = ((const float *)x)[r * ldx + j];
+}
+
+/* ---- bias: y[n,D] += b[D], in each row.   db += the sum of dy over the rows ---- */
+static double wrpo__column_sum(const void *x, wrpo_dtype type, int64_t ldx, int64_t rows, int64_t column) {
+    double sum = 0;
+    for (int64_t r = 0; r < rows; r++) sum += wrpo__element(x, type, r * ldx + column);
+    return sum;
+}
+static void wrpo__plain_bias(void *dev, void *y, int64_t ldy, const float *b, int64_t n, int64_t D) {
+    (void)dev;
+    for (int64_t r = 0; r < n; r++)
+        for (int64_t j = 0; j < D; j++) ((float *)y)[r * ldy + j] += b[j];
+}
+static void wrpo__plain_bias_bwd(void *dev, float *db, const void *dy, int64_t lddy, int64_t n, int64_t D) {
+    (void)dev;
+    for (int64_t j = 0; j < D; j++) db[j] = (float)(db[j] + wrpo__column_sum(dy, WRPO_DTYPE_F32, lddy, n, j));
+}
+/* ---- colsum: y[cols] = the sum of w[rows,cols] over its rows. It serves a metric, so there is no gradient ---- */
+static void wrpo__plain_colsum(void *dev, float *y, const void *w, wrpo_dtype w_type, int64_t rows, int64_t cols) {
+    (void)dev;
+    for (int64_t j = 0; j < cols; j++) y[j] = (float)wrpo__column_sum(w, w_type, cols, rows, j);
+}
+/* ---- add: y += x.   Both have the same gradient, so there is nothing to compute ---- */
+static void wrpo__plain_add(void *dev, void *y, const void *x, int64_t count) {
+    (void)dev;
+    for (int64_t i = 0; i < count; i++) ((float *)y)[i] += ((const float *)x)[i];
+}
+
+/* ---- rmsnorm (Zhang and Sennrich 2019): each row is `heads` vectors x[D], and each vector is scaled by itself ----
+   rstd = 1 / sqrt(mean(x^2) + eps)        y = (w + plus) x rstd
+   g = dy (w + plus)        dx = dres + rstd (g - x mean(g x) rstd^2)        dw += the sum of dy x rstd over all vectors
+   dres is the gradient beside the norm (of the residual stream), or NULL. y may be x; dx may be dy or dres. */
+static void wrpo__plain_rmsnorm(void *dev, void *y, int64_t ldy, float *rstd, const void *x, int64_t ldx,
+                                const float *w, int64_t n, int64_t heads, int64_t D, float eps, float plus) {
+    (void)dev;
+    for (int64_t i = 0; i < n * heads; i++) {
+        const int64_t row = i / heads, column = i % heads * D;
+        const float *in = (const float *)x + row * ldx + column;
+        float *out = (float *)y + row * ldy + column;
+        double sum = 0;
+        for (int64_t j = 0; j < D; j++) sum += (double)in[j] * in[j];
+        const double scale = 1 / sqrt(sum / (double)D + eps);
+        for (int64_t j = 0; j < D; j++) out[j] = (float)(((double)w[j] + plus) * in[j] * scale);
+        rstd[i] = (float)scale;
+    }
+}
+static void wrpo__plain_rmsnorm_bwd(void *dev, void *dx, int64_t lddx, float *dw, const void *dy, int64_t lddy,
+                                    const void *dres, int64_t lddres, const void *x, int64_t ldx, const float *w,
+                                    const float *rstd, int64_t n, int64_t heads, int64_t D, float plus) {
+    (void)dev;
+    for (int64_t j = 0; j < D; j++) {                  /* dw before dx, which may be dy */
+        double sum = dw[j];
+        for (int64_t i = 0; i < n * heads; i++) {
+            const int64_t row = i / heads, column = i % heads * D + j;
+            sum += (double)((const float *)dy)[row * lddy + column] * ((const float *)x)[row * ldx + column] * rstd[i];
+        }
+        dw[j] = (float)sum;
+    }
+    for (int64_t i = 0; i < n * heads; i++) {
+        const int64_t row = i / heads, column = i % heads * D;
+        const float *in = (const float *)x + row * ldx + column, *d_out = (const float *)dy + row * lddy + column;
+        const float *beside = dres ? (const float *)dres + row * lddres + column : NULL;
+        float *d_in = (float *)dx + row * lddx + column;
+        const double scale = rstd[i];
+        double mean = 0;                               /* of g x */
+        for (int64_t j = 0; j < D; j++) mean += ((double)w[j] + plus) * d_out[j] * in[j] / (double)D;
+        for (int64_t j = 0; j < D; j++) {
+            const double g = ((double)w[j] + plus) * d_out[j];
+            d_in[j] = (float)((beside ? beside[j] : 0) + scale * (g - in[j] * mean * scale * scale));
         }
     }
 }
-static void WRPO__(bias_bwd)(void *dev, float *db, const void *dy, int64_t lddy, int64_t n, int64_t D) { WRPO__(add_columns)(dev, db, dy, false, lddy, n, D); }
-static void WRPO__(colsum)(void *dev, float *y, const void *w, wrpo_dtype w_type, int64_t rows, int64_t cols) {
-    memset(y, 0, (size_t)cols * sizeof *y);
-    WRPO__(add_columns)(dev, y, w, w_type == WRPO_BF16, cols, rows, cols);
-}
-static void WRPO__(add)(void *dev, void *y, const void *x, int64_t count) {
-    wrpo__cpu *cpu = dev;
-    WRPO__PARFOR(wrpo__cpu_team(cpu, count))
-    for (int64_t i = 0; i < count; i += WRPO__GRAIN) WRPO__(axpy)((float *)y + i, 1, (const float *)x + i, WRPO__MIN(count - i, WRPO__GRAIN));
-}
 
-/* ---- rmsnorm ----
-   rstd = 1 / sqrt(mean(x^2) + eps),  y = (w + plus) x rstd
-   With g = dy (w + plus) and c = mean(g x) rstd^2:  dx = dres + rstd (g - c x),  dw += sum dy x rstd */
-WRPO__ROW void WRPO__(rmsnorm_row)(float *y, float *rstd, const float *x, const float *w, int64_t D, float eps, float plus) {
-    WRPO__V ss = {0};
-    for (int64_t i = 0; i < D; i += WRPO__LANES) {
-        WRPO__V v = WRPO__(get)(x + i, D - i, 0);
-        ss = WRPO__FMA(v, v, ss);
-    }
-    const float s = 1 / sqrtf(WRPO__(sum)(ss) / (float)D + eps);
-    for (int64_t i = 0; i < D; i += WRPO__LANES)
-        WRPO__(put)(y + i, D - i, WRPO__(get)(x + i, D - i, 0) * s * (WRPO__(get)(w + i, D - i, 0) + plus));
-    *rstd = s;
-}
-WRPO__ROW void WRPO__(rmsnorm_bwd_row)(float *dx, const float *dy, const float *dres, const float *x, const float *w, float rstd, int64_t D, float plus) {
-    WRPO__V dot = {0};
-    for (int64_t i = 0; i < D; i += WRPO__LANES)
-        dot = WRPO__FMA(WRPO__(get)(dy + i, D - i, 0) * (WRPO__(get)(w + i, D - i, 0) + plus), WRPO__(get)(x + i, D - i, 0), dot);
-    const float c = WRPO__(sum)(dot) / (float)D * rstd * rstd;
-    for (int64_t i = 0; i < D; i += WRPO__LANES) {
-        WRPO__V g = WRPO__(get)(dy + i, D - i, 0) * (WRPO__(get)(w + i, D - i, 0) + plus);
-        WRPO__V v = (g - c * WRPO__(get)(x + i, D - i, 0)) * rstd;
-        WRPO__(put)(dx + i, D - i, dres ? v + WRPO__(get)(dres + i, D - i, 0) : v);
-    }
-}
-WRPO__ROW void WRPO__(rmsnorm_dw_row)(float *dw, const float *dy, const float *x, float rstd, int64_t n) {
-    for (int64_t i = 0; i < n; i += WRPO__LANES)
-        WRPO__(put)(dw + i, n - i, WRPO__FMA(WRPO__(get)(dy + i, n - i, 0) * rstd, WRPO__(get)(x + i, n - i, 0), WRPO__(get)(dw + i, n - i, 0)));
-}
-static void WRPO__(rmsnorm)(void *dev, void *y, int64_t ldy, float *rstd, const void *x, int64_t ldx, const float *w,
-                            int64_t n, int64_t heads, int64_t D, float eps, float plus) {
-    wrpo__cpu *cpu = dev;
-    WRPO__PARROWS(cpu, n, heads * D)
+/* ---- rope (Su et al. 2021), in place: each row is `heads` vectors x[d]; table[n][d / 2] = (cosine, sine) ----
+   Each pair (x[i], x[i + d / 2]) is rotated by the angle table[row][i]. The gradient is rotated back: sign -1. */
+static void wrpo__plain_rope(void *dev, void *x, int64_t ldx, const float *table, int64_t n, int64_t heads, int64_t d,
+                             float sign) {
+    const int64_t half = d / 2;
+    (void)dev;
     for (int64_t r = 0; r < n; r++)
         for (int64_t h = 0; h < heads; h++)
-            WRPO__(rmsnorm_row)((float *)y + r * ldy + h * D, rstd + r * heads + h, (const float *)x + r * ldx + h * D, w, D, eps, plus);
-}
-/* Groups of 64 (row, head)s: each one's sum for dw, and its dx while dy and x are at hand; then the sums of all groups, in order. */
-static void WRPO__(rmsnorm_bwd)(void *dev, void *dx, int64_t lddx, float *dw, const void *dy, int64_t lddy, const void *dres, int64_t lddres,
-                                const void *x, int64_t ldx, const float *w, const float *rstd, int64_t n, int64_t heads, int64_t D, float plus) {
-    wrpo__cpu *cpu = dev;
-    const float *dyf = dy, *xf = x, *dresf = dres;
-    float *sums = cpu->packed;                         /* [groups][D], the products' buffer */
-    const int64_t rows = n * heads, most = WRPO__PACKED_WORDS / D;
-    for (int64_t first = 0; first < rows; first += 64 * most) {
-        const int64_t groups = wrpo__div_up(WRPO__MIN(rows - first, 64 * most), 64);
-        WRPO__PARFOR(wrpo__cpu_team(cpu, rows * D))
-        for (int64_t g = 0; g < groups; g++) {
-            const int64_t begin = first + 64 * g, end = WRPO__MIN(rows, begin + 64);
-            memset(sums + g * D, 0, (size_t)D * sizeof *sums);
-            for (int64_t i = begin; i < end; i++) {    /* dw first: dx may be dy */
-                const int64_t r = i / heads, at = i % heads * D;
-                WRPO__(rmsnorm_dw_row)(sums + g * D, dyf + r * lddy + at, xf + r * ldx + at, rstd[i], D);
-                WRPO__(rmsnorm_bwd_row)((float *)dx + r * lddx + at, dyf + r * lddy + at, dresf ? dresf + r * lddres + at : NULL, xf + r * ldx + at, w, rstd[i], D, plus);
+            for (int64_t i = 0; i < half; i++) {
+                const float *angle = table + 2 * (r * half + i);
+                float *first = (float *)x + r * ldx + h * d + i, *second = first + half;
+                const double x1 = *first, x2 = *second, cosine = angle[0], sine = sign * angle[1];
+                *first = (float)(x1 * cosine - x2 * sine);
+                *second = (float)(x2 * cosine + x1 * sine);
             }
-        }
-        for (int64_t g = 0; g < groups; g++) WRPO__(axpy)(dw, 1, sums + g * D, D);
-    }
 }
 
-/* ---- rope: (x1, x2) = (x[i], x[i + d/2]) is turned by the angle of table[r][i]; the backward turns it back ---- */
-WRPO__ROW void WRPO__(rope_row)(float *x, const float *table, int64_t heads, int64_t d, float sign) {
-    const int64_t half = d / 2;
-    float cosine[WRPO__MAX_D / 2], sine[WRPO__MAX_D / 2];
-    for (int64_t i = 0; i < half; i++) cosine[i] = table[2 * i], sine[i] = sign * table[2 * i + 1];
-    for (int64_t h = 0; h < heads; h++, x += d)
-        for (int64_t i = 0; i < half; i += WRPO__LANES) {
-            const WRPO__V c = WRPO__(get)(cosine + i, half - i, 0), s = WRPO__(get)(sine + i, half - i, 0);
-            const WRPO__V x1 = WRPO__(get)(x + i, half - i, 0), x2 = WRPO__(get)(x + half + i, half - i, 0);
-            WRPO__(put)(x + i, half - i, x1 * c - x2 * s);
-            WRPO__(put)(x + half + i, half - i, x2 * c + x1 * s);
-        }
-}
-static void WRPO__(rope)(void *dev, void *x, int64_t ldx, const float *table, int64_t n, int64_t heads, int64_t d, float sign) {
-    wrpo__cpu *cpu = dev;
-    WRPO__PARROWS(cpu, n, heads * d)
-    for (int64_t r = 0; r < n; r++) WRPO__(rope_row)((float *)x + r * ldx, table + r * (d / 2 * 2), heads, d, sign);
+/* x -> cap tanh(x / cap) (Gemma 2, 2024), and its slope; cap 0 is no cap. -inf stays: such a logit does not count. */
+static double wrpo__softcap(double x, double cap, double *slope) {
+    *slope = 1;
+    if (cap <= 0 || x == -INFINITY) return x;
+    const double t = tanh(x / cap);
+    *slope = 1 - t * t;
+    return cap * t;
 }
 
-/* ---- glu: h = act(gate) up.  silu(g) = g s with s = 1 / (1 + e^-g), silu' = s (1 + g (1 - s))
-   gelu(g) = g (1 + t) / 2 with t = tanh(a (g + b g^3)), gelu' = (1 + t) / 2 + g (1 - t^2) a (1 + 3 b g^2) / 2 ---- */
-WRPO__INLINE WRPO__V WRPO__(act)(WRPO__V g, bool gelu, WRPO__V *slope) {
-    const WRPO__V one = WRPO__SET(1.0f), half = WRPO__SET(0.5f);
+/* ---- attention (Vaswani et al. 2017), H query heads on G key/value heads (Ainslie et al. 2023) ----
+   For a row of q and one of its heads h, which uses key/value head h / (H / G), over the positions t that the row sees:
+     s_t = softcap(scale q.k_t)        lse = log sum exp(s_t)        p_t = exp(s_t - lse)        o = sum p_t v_t
+   A row's sequence is its segment's prefix, then its segment's own keys. The row sees the positions up to its own;
+   with a window, only the last `window` of them (Beltagy et al. 2020). The gradient starts from the stored lse and o:
+     dp_t = do.v_t        ds_t = p_t (dp_t - do.o) slope_t scale, because sum p_t dp_t = do.o
+     dq = sum over t of ds_t k_t        dk_t = sum over rows and heads of ds_t q        dv_t = likewise of p_t do
+   Scores are computed again wherever they are needed: there is never a matrix of them (Dao et al. 2022). */
+static int64_t wrpo__query_position(const wrpo_seg *s, int64_t row) {  /* the last row of q has the last own key */
+    return s->prefix_end - s->prefix + (s->own_end - s->own) - (s->end - row);
+}
+static int64_t wrpo__first_seen(const wrpo_attn *a, int64_t position) {
+    return a->window > 0 ? WRPO__MAX(0, position - a->window + 1) : 0;
+}
+static int64_t wrpo__key_row(const wrpo_seg *s, int64_t position) {
+    const int64_t shared = s->prefix_end - s->prefix;
+    return position < shared ? s->prefix + position : s->own + position - shared;
+}
+static int64_t wrpo__key_position(const wrpo_seg *s, int64_t row) {    /* the inverse; -1: not a key of the segment */
+    if (row >= s->prefix && row < s->prefix_end) return row - s->prefix;
+    return row >= s->own && row < s->own_end ? s->prefix_end - s->prefix + row - s->own : -1;
+}
+static double wrpo__dot(const float *x, const float *y, int64_t n) {
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) sum += (double)x[i] * y[i];
+    return sum;
+}
+static double wrpo__attention_score(const wrpo_attn *a, const float *q, const float *k, double *slope) {
+    return wrpo__softcap(a->scale * wrpo__dot(q, k, a->d), a->softcap, slope);
+}
+static void wrpo__plain_attention(void *dev, const wrpo_attn *a, void *o, float *lse,
+                                  const void *q, const void *k, const void *v) {
+    (void)dev;
+    for (const wrpo_seg *s = a->segs; s < a->segs + a->n_segs; s++)
+        for (int64_t r = s->begin; r < s->end; r++)
+            for (int64_t h = 0; h < a->H; h++) {
+                const int64_t last = wrpo__query_position(s, r), first = wrpo__first_seen(a, last);
+                const int64_t column = h / (a->H / a->G) * a->d;               /* of its key/value head */
+                const float *query = (const float *)q + r * a->ldq + h * a->d;
+                float *out = (float *)o + r * a->ldo + h * a->d;
+                double slope, top = -INFINITY, sum = 0, weighted[WRPO__MAX_D] = {0};
+                for (int64_t t = first; t <= last; t++) {
+                    const float *key = (const float *)k + wrpo__key_row(s, t) * a->ldkv + column;
+                    top = fmax(top, wrpo__attention_score(a, query, key, &slope));
+                }
+                for (int64_t t = first; t <= last; t++) {                      /* exp(s - top) does not overflow */
+                    const int64_t at = wrpo__key_row(s, t) * a->ldkv + column;
+                    const double p = exp(wrpo__attention_score(a, query, (const float *)k + at, &slope) - top);
+                    sum += p;
+                    for (int64_t i = 0; i < a->d; i++) weighted[i] += p * ((const float *)v)[at + i];
+                }
+                for (int64_t i = 0; i < a->d; i++) out[i] = (float)(weighted[i] / sum);
+                lse[r * a->H + h] = (float)(top + log(sum));
+            }
+}
+static void wrpo__plain_attention_bwd(void *dev, const wrpo_attn *a, void *dq, void *dk, void *dv, const void *d_o,
+                                      const void *o, const float *lse, const void *q, const void *k, const void *v,
+                                      void *scratch) {
+    const int64_t H = a->H, d = a->d, share = H / a->G;
+    (void)dev;
+    (void)scratch;
+    for (const wrpo_seg *s = a->segs; s < a->segs + a->n_segs; s++)            /* dq: for a query, over its keys */
+        for (int64_t r = s->begin; r < s->end; r++)
+            for (int64_t h = 0; h < H; h++) {
+                const int64_t at_o = r * a->ldo + h * d;
+                const float *query = (const float *)q + r * a->ldq + h * d, *d_out = (const float *)d_o + at_o;
+                const double delta = wrpo__dot(d_out, (const float *)o + at_o, d);
+                const int64_t last = wrpo__query_position(s, r);
+                double slope, sum[WRPO__MAX_D] = {0};
+                for (int64_t t = wrpo__first_seen(a, last); t <= last; t++) {
+                    const int64_t at = wrpo__key_row(s, t) * a->ldkv + h / share * d;
+                    const float *key = (const float *)k + at, *value = (const float *)v + at;
+                    const double p = exp(wrpo__attention_score(a, query, key, &slope) - lse[r * H + h]);
+                    const double ds = p * (wrpo__dot(d_out, value, d) - delta) * slope * a->scale;
+                    for (int64_t i = 0; i < d; i++) sum[i] += ds * key[i];
+                }
+                for (int64_t i = 0; i < d; i++) ((float *)dq)[r * a->ldq + h * d + i] = (float)sum[i];
+            }
+    for (int64_t row = 0; row < a->n; row++)           /* dk and dv: for a key, over the queries that see it */
+        for (int64_t g = 0; g < a->G; g++) {
+            const int64_t at = row * a->ldkv + g * d;
+            const float *key = (const float *)k + at, *value = (const float *)v + at;
+            double slope, sum_k[WRPO__MAX_D] = {0}, sum_v[WRPO__MAX_D] = {0};
+            for (const wrpo_seg *s = a->segs; s < a->segs + a->n_segs; s++) {
+                const int64_t t = wrpo__key_position(s, row);
+                for (int64_t i = s->begin * H; i < s->end * H && t >= 0; i++) {
+                    const int64_t r = i / H, h = i % H, last = wrpo__query_position(s, r);
+                    if (h / share != g || t > last || t < wrpo__first_seen(a, last)) continue;
+                    const int64_t at_o = r * a->ldo + h * d;
+                    const float *query = (const float *)q + r * a->ldq + h * d, *d_out = (const float *)d_o + at_o;
+                    const double delta = wrpo__dot(d_out, (const float *)o + at_o, d);
+                    const double p = exp(wrpo__attention_score(a, query, key, &slope) - lse[i]);
+                    const double ds = p * (wrpo__dot(d_out, value, d) - delta) * slope * a->scale;
+                    for (int64_t j = 0; j < d; j++) sum_k[j] += ds * query[j];
+                    for (int64_t j = 0; j < d; j++) sum_v[j] += p * d_out[j];
+                }
+            }
+            for (int64_t j = 0; j < d; j++) ((float *)dk)[at + j] = (float)sum_k[j];
+            for (int64_t j = 0; j < d; j++) ((float *)dv)[at + j] = (float)sum_v[j];
+        }
+}
+static size_t wrpo__plain_attention_scratch(void *dev, int64_t n, int64_t H, int64_t G, int64_t d) {
+    (void)dev, (void)n, (void)H, (void)G, (void)d;
+    return 0;
+}
+
+/* ---- glu (Shazeer 2020): h[n,I] = act(gate) up; a row of gu[n,2I] is gate[I], then up[I] ----
+   silu (Elfwing et al. 2017): act(g) = g s with s = 1 / (1 + e^-g)        slope = s (1 + g (1 - s))
+   gelu (Hendrycks and Gimpel 2016): act(g) = g (1 + t) / 2 with t = tanh(a (g + b g^3))
+                                     slope = (1 + t) / 2 + g (1 - t^2) a (1 + 3 b g^2) / 2
+   dgate = dh up slope        dup = dh act(gate)        dgu may be gu. h is computed again if it is not NULL. */
+static double wrpo__act(double g, bool gelu, double *slope) {
     if (!gelu) {
-        WRPO__V s = one / (one + WRPO__(exp)(-g));
-        *slope = s * WRPO__FMA(g, one - s, one);
+        const double s = 1 / (1 + exp(-g));
+        *slope = s * (1 + g * (1 - s));
         return g * s;
     }
-    const float a = 0.7978845608f, b = 0.044715f;      /* sqrt(2 / pi) */
-    WRPO__V t = WRPO__(tanh)(a * WRPO__FMA(b * g * g, g, g)), u = WRPO__FMA(half, t, half);
-    *slope = WRPO__FMA(half * g * WRPO__FMA(-t, t, one), a * WRPO__FMA(3 * b * g, g, one), u);
-    return g * u;
+    const double a = 0.79788456080286535588, b = 0.044715;     /* a = sqrt(2 / pi) */
+    const double t = tanh(a * (g + b * g * g * g));
+    *slope = (1 + t) / 2 + g * (1 - t * t) * a * (1 + 3 * b * g * g) / 2;
+    return g * (1 + t) / 2;
 }
-WRPO__ROW void WRPO__(glu_row)(float *h, const float *gu, int64_t I, bool gelu) {
-    WRPO__V slope;
-    for (int64_t i = 0; i < I; i += WRPO__LANES) {     /* what is written is fetched too: the machine sees only what is read coming */
-        WRPO__PREFETCH(gu + i + 512, 0), WRPO__PREFETCH(gu + I + i + 512, 0), WRPO__PREFETCH(h + i + 512, 1);
-        WRPO__(put)(h + i, I - i, WRPO__(act)(WRPO__(get)(gu + i, I - i, 0), gelu, &slope) * WRPO__(get)(gu + I + i, I - i, 0));
+static void wrpo__plain_glu(void *dev, void *h, const void *gu, int64_t n, int64_t I, bool gelu) {
+    (void)dev;
+    for (int64_t i = 0; i < n * I; i++) {
+        const float *gate = (const float *)gu + i / I * 2 * I + i % I, *up = gate + I;
+        double slope;
+        ((float *)h)[i] = (float)(wrpo__act(*gate, gelu, &slope) * *up);
     }
 }
-WRPO__ROW void WRPO__(glu_bwd_row)(float *dgu, float *h, const float *dh, const float *gu, int64_t I, bool gelu) {
-    for (int64_t i = 0; i < I; i += WRPO__LANES) {
-        WRPO__PREFETCH(gu + i + 512, 0), WRPO__PREFETCH(gu + I + i + 512, 0), WRPO__PREFETCH(dh + i + 512, 0);
-        WRPO__PREFETCH(dgu + i + 512, 1), WRPO__PREFETCH(dgu + I + i + 512, 1);
-        WRPO__V slope, up = WRPO__(get)(gu + I + i, I - i, 0), d = WRPO__(get)(dh + i, I - i, 0);
-        WRPO__V act = WRPO__(act)(WRPO__(get)(gu + i, I - i, 0), gelu, &slope);
-        if (h) WRPO__(put)(h + i, I - i, act * up);
-        WRPO__(put)(dgu + i, I - i, d * up * slope);
-        WRPO__(put)(dgu + I + i, I - i, d * act);
+static void wrpo__plain_glu_bwd(void *dev, void *dgu, void *h, const void *dh, const void *gu,
+                                int64_t n, int64_t I, bool gelu) {
+    (void)dev;
+    for (int64_t i = 0; i < n * I; i++) {
+        const int64_t at = i / I * 2 * I + i % I;
+        const double gate = ((const float *)gu)[at], up = ((const float *)gu)[at + I], d_out = ((const float *)dh)[i];
+        double slope;
+        const double act = wrpo__act(gate, gelu, &slope);
+        if (h) ((float *)h)[i] = (float)(act * up);
+        ((float *)dgu)[at] = (float)(d_out * up * slope);
+        ((float *)dgu)[at + I] = (float)(d_out * act);
     }
-}
-static void WRPO__(glu)(void *dev, void *h, const void *gu, int64_t n, int64_t I, bool gelu) {
-    wrpo__cpu *cpu = dev;
-    WRPO__PARROWS(cpu, n, 4 * I)
-    for (int64_t r = 0; r < n; r++) WRPO__(glu_row)((float *)h + r * I, (const float *)gu + r * 2 * I, I, gelu);
-}
-static void WRPO__(glu_bwd)(void *dev, void *dgu, void *h, const void *dh, const void *gu, int64_t n, int64_t I, bool gelu) {
-    wrpo__cpu *cpu = dev;
-    WRPO__PARROWS(cpu, n, 4 * I)
-    for (int64_t r = 0; r < n; r++)
-        WRPO__(glu_bwd_row)((float *)dgu + r * 2 * I, h ? (float *)h + r * I : NULL, (const float *)dh + r * I, (const float *)gu + r * 2 * I, I, gelu);
 }
 
-/* ---- logprob: lse = log sum exp(x), logp = x[target] - lse; x = softcap tanh(logits / softcap) where there is a softcap
-   The maximum runs along: in blocks of 1024 numbers, sums so far are rescaled when a block brings a larger one. ---- */
-WRPO__INLINE WRPO__V WRPO__(cap)(WRPO__V x, float softcap) {   /* -inf stays: it marks what does not count */
-    if (softcap <= 0) return x;
-    return WRPO__PICK(WRPO__LESS(x, WRPO__SET(-FLT_MAX)), x, softcap * WRPO__(tanh)(x / softcap));
-}
-WRPO__ROW double WRPO__(lse_row)(const float *x, int64_t n, float softcap) {
-    float m = -INFINITY;
-    double sum = 0;
-    for (int64_t b = 0; b < n; b += 1024) {
-        const int64_t e = WRPO__MIN(n, b + 1024);
-        WRPO__V top = WRPO__SET(-INFINITY), s = {0};
-        for (int64_t i = b; i < e; i += WRPO__LANES) top = WRPO__(max)(top, WRPO__(get)(x + i, e - i, -INFINITY));
-        float block = WRPO__(largest)(WRPO__(cap)(top, softcap));
-        if (block > m) sum *= exp((double)m - (double)block), m = block;
-        float base = m > -INFINITY ? m : 0;            /* nothing but -inf so far: the sum stays 0 */
-        for (int64_t i = b; i < e; i += WRPO__LANES) s += WRPO__(exp)(WRPO__(cap)(WRPO__(get)(x + i, e - i, -INFINITY), softcap) - base);
-        sum += (double)WRPO__(sum)(s);
-    }
-    return (double)m + log(sum);
-}
-WRPO__ROW void WRPO__(dlogits_row)(float *y, const float *x, int64_t target, float lse, float g, int64_t n, float softcap) {
-    const float xt = x[target], t = softcap > 0 ? tanhf(xt / softcap) : 0;
-    for (int64_t i = 0; i < n; i += WRPO__LANES) {
-        WRPO__V v = WRPO__(cap)(WRPO__(get)(x + i, n - i, 0), softcap), p = WRPO__(exp)(v - lse);
-        if (softcap > 0) {
-            WRPO__V th = WRPO__(max)(v / softcap, WRPO__SET(-1.0f));   /* of -inf: p is 0 there, and must stay it */
-            p = p * WRPO__FMA(-th, th, WRPO__SET(1.0f));
-        }
-        WRPO__(put)(y + i, n - i, -g * p);
-    }
-    y[target] += g * (1 - t * t);
-}
-static void WRPO__(logprob)(void *dev, float *logp, float *lse, const float *logits, const int32_t *target, int64_t n, int64_t V, float softcap) {
-    wrpo__cpu *cpu = dev;
-    WRPO__PARROWS(cpu, n, V)
+/* ---- logprob: log-softmax of each row of logits[n,V] at its target, with x = softcap(logits) ----
+   lse = log sum exp(x)        logp = x[target] - lse
+   dlogits[v] = dlogp ([v = target] - exp(x[v] - lse)) slope[v]
+   dlogits may be logits. */
+static void wrpo__plain_logprob(void *dev, float *logp, float *lse, const float *logits, const int32_t *target,
+                                int64_t n, int64_t V, float softcap) {
+    (void)dev;
     for (int64_t r = 0; r < n; r++) {
         const float *x = logits + r * V;
-        double sum = WRPO__(lse_row)(x, V, softcap), xt = (double)x[target[r]];
-        if (softcap > 0) xt = (double)softcap * tanh(xt / (double)softcap);
-        lse[r] = (float)sum;
-        logp[r] = (float)(xt - sum);
+        double slope, top = -INFINITY, sum = 0;
+        for (int64_t v = 0; v < V; v++) top = fmax(top, x[v]);
+        top = wrpo__softcap(top, softcap, &slope);
+        for (int64_t v = 0; v < V && top > -INFINITY; v++) sum += exp(wrpo__softcap(x[v], softcap, &slope) - top);
+        const double log_sum = top + log(sum);
+        logp[r] = (float)(wrpo__softcap(x[target[r]], softcap, &slope) - log_sum);
+        lse[r] = (float)log_sum;
     }
 }
-static void WRPO__(logprob_bwd)(void *dev, void *dlogits, const float *logits, const int32_t *target, const float *lse, const float *dlogp,
-                                int64_t n, int64_t V, float softcap) {
-    wrpo__cpu *cpu = dev;
-    WRPO__PARROWS(cpu, n, V)
-    for (int64_t r = 0; r < n; r++) WRPO__(dlogits_row)((float *)dlogits + r * V, logits + r * V, target[r], lse[r], dlogp[r], V, softcap);
+static void wrpo__plain_logprob_bwd(void *dev, void *dlogits, const float *logits, const int32_t *target,
+                                    const float *lse, const float *dlogp, int64_t n, int64_t V, float softcap) {
+    (void)dev;
+    for (int64_t r = 0; r < n; r++)
+        for (int64_t v = 0; v < V; v++) {
+            double slope;
+            const double p = exp(wrpo__softcap(logits[r * V + v], softcap, &slope) - lse[r]);
+            ((float *)dlogits)[r * V + v] = (float)(dlogp[r] * ((v == target[r]) - p) * slope);
+        }
 }
 
-/* ---- sumsq, adamw ---- */
-WRPO__ROW double WRPO__(sumsq_part)(const float *x, int64_t n) {
-    double s[8] = {0};
-    int64_t i = 0;
-    for (; i + 8 <= n; i += 8)
-        for (int j = 0; j < 8; j++) s[j] += (double)x[i + j] * (double)x[i + j];
-    for (; i < n; i++) s[0] += (double)x[i] * (double)x[i];
-    return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
+/* ---- sumsq: *out += the sum of x^2, for the norm of all gradients ---- */
+static void wrpo__plain_sumsq(void *dev, double *out, const float *x, int64_t count) {
+    (void)dev;
+    *out += wrpo__dot(x, x, count);
 }
-static void WRPO__(sumsq)(void *dev, double *out, const float *x, int64_t count) {
-    wrpo__cpu *cpu = dev;
-    double part[256], sum = 0;                         /* as many parts for every number of threads */
-    const int64_t size = WRPO__MAX(wrpo__div_up(count, WRPO__COUNT(part)), WRPO__GRAIN), parts = wrpo__div_up(count, size);
-    WRPO__PARFOR(wrpo__cpu_team(cpu, count))
-    for (int64_t i = 0; i < parts; i++) part[i] = WRPO__(sumsq_part)(x + i * size, WRPO__MIN(size, count - i * size));
-    for (int64_t i = 0; i < parts; i++) sum += part[i];
-    *out += sum;
-}
-/* m += (1 - beta1) (g - m),  v = beta2 v + (1 - beta2) g^2,  w = w (1 - lr decay) - lr / correction1 m / (sqrt(v) / correction2 + eps) */
-WRPO__ROW void WRPO__(adamw_part)(float *w, float *m, float *v, const float *g, int64_t n, const wrpo_adamw *step) {
-    const float keep = (float)(1 - (double)step->lr * (double)step->weight_decay), rate = (float)((double)step->lr / step->correction1);
-    const float b1 = (float)(1 - (double)step->beta1), b2 = (float)(1 - (double)step->beta2), correction2 = (float)step->correction2;
-    for (int64_t i = 0; i < n; i += WRPO__LANES) {
-        WRPO__V gi = WRPO__(get)(g + i, n - i, 0) * step->grad_scale, mi = WRPO__(get)(m + i, n - i, 0), vi = WRPO__(get)(v + i, n - i, 0);
-        mi = WRPO__FMA(WRPO__SET(b1), gi - mi, mi);
-        vi = WRPO__FMA(b2 * gi, gi, vi * step->beta2);
-        WRPO__V root = WRPO__(sqrt)(vi) / correction2 + step->eps;
-        WRPO__(put)(m + i, n - i, mi);
-        WRPO__(put)(v + i, n - i, vi);
-        WRPO__(put)(w + i, n - i, WRPO__(get)(w + i, n - i, 0) * keep - rate * mi / root);
-    }
-}
-/* What is not float in memory is unpacked a block at a time, and packed again. */
-WRPO__INLINE WRPO__U WRPO__(random)(uint32_t seed, int64_t i) {        /* 32 bits for each of numbers i ... i + LANES: a hash of (seed, i) */
-    uint32_t count[WRPO__LANES];
-    for (int k = 0; k < WRPO__LANES; k++) count[k] = seed + (uint32_t)(i + k) * 0x9E3779B9u;
-    WRPO__U x;
-    memcpy(&x, count, sizeof x);
+
+/* ---- the moments of AdamW: float, bfloat16, or a code of 8 bits (after Dettmers et al. 2022) ----
+   Codes come in blocks of WRPO_BLOCK, and then their scale, the block's largest magnitude. The magnitude of code q is
+   scale (q / top)^4: top is 127, and there is a sign, for the first moment; top is 255 for the second.
+   bfloat16 and codes are rounded up or down at random, so that the mean is right. Element i draws a hash of (seed, i).
+   Every backend draws the same numbers, so the arithmetic of this page is float, operation by operation. */
+static uint32_t wrpo__dice(uint32_t seed, int64_t i) {
+    uint32_t x = seed + (uint32_t)i * 0x9E3779B9u;
     x = (x ^ x >> 16) * 0x7FEB352Du;
     x = (x ^ x >> 15) * 0x846CA68Bu;
     return x ^ x >> 16;
 }
-WRPO__ROW void WRPO__(masters_unpack)(float *x, const uint16_t *w, const uint16_t *low) {
-    for (int64_t i = 0; i < WRPO_BLOCK; i++) x[i] = wrpo__master(w[i], low[i]);
+static float wrpo__code_value(float code, float scale, float top) {
+    const float root = code * (1 / top), square = root * root;
+    return square * square * scale;
 }
-WRPO__ROW void WRPO__(masters_pack)(uint16_t *w, uint16_t *low, const float *x) {
-    for (int64_t i = 0; i < WRPO_BLOCK; i++) wrpo__master_split(x[i], &w[i], &low[i]);
+static float wrpo__code_of(float size, float scale, float top, float dice) {   /* dice in [0, 1) */
+    const float inverse = scale >= FLT_MIN ? 1 / scale : 0, root = sqrtf(sqrtf(size * inverse)) * top;
+    const float code = (float)(int)fminf(root, top - 1);
+    const float low = wrpo__code_value(code, scale, top), high = wrpo__code_value(code + 1, scale, top);
+    return dice * (high - low) < size - low ? code + 1 : code;
 }
-WRPO__ROW void WRPO__(bf16_unpack)(float *x, const uint16_t *y) {
-    for (int64_t i = 0; i < WRPO_BLOCK; i += WRPO__LANES) WRPO__STORE(x + i, WRPO__LOAD_HALF(y + i));
-}
-WRPO__ROW void WRPO__(bf16_pack)(uint16_t *y, const float *x, uint32_t seed, int64_t first) {
-    for (int64_t i = 0; i < WRPO_BLOCK; i += WRPO__LANES) WRPO__STORE_HIGH(y + i, WRPO__BITS(WRPO__LOAD(x + i)) + (WRPO__(random)(seed, first + i) >> 16));
-}
-/* codes 0 ... top of magnitudes: s (q / top)^4 */
-WRPO__INLINE WRPO__V WRPO__(decode)(WRPO__V q, float s, float top) {
-    q = q * (1 / top);
-    q = q * q;
-    return q * q * s;
-}
-WRPO__ROW void WRPO__(bytes_unpack)(float *x, const uint8_t *y, bool moment2) {
-    float s;
-    memcpy(&s, y + WRPO_BLOCK, 4);
-    for (int64_t i = 0; i < WRPO_BLOCK; i++) x[i] = moment2 ? (float)y[i] : (float)(int8_t)y[i];
-    for (int64_t i = 0; i < WRPO_BLOCK; i += WRPO__LANES) {
-        WRPO__V q = WRPO__LOAD(x + i), size = WRPO__(decode)(q, s, moment2 ? 255 : 127);
-        WRPO__STORE(x + i, WRPO__PICK(WRPO__LESS(q, WRPO__SET(0.0f)), -size, size));
-    }
-}
-WRPO__ROW void WRPO__(bytes_pack)(uint8_t *y, const float *x, bool moment2, uint32_t seed, int64_t first) {
-    const float top = moment2 ? 255 : 127;
-    WRPO__V most = {0};
-    for (int64_t i = 0; i < WRPO_BLOCK; i += WRPO__LANES) most = WRPO__(max)(most, WRPO__(max)(WRPO__LOAD(x + i), -WRPO__LOAD(x + i)));
-    const float s = WRPO__(largest)(most), inverse = s >= FLT_MIN ? 1 / s : 0;
-    float codes[WRPO_BLOCK];
-    for (int64_t i = 0; i < WRPO_BLOCK; i += WRPO__LANES) {
-        WRPO__V size = WRPO__(max)(WRPO__LOAD(x + i), -WRPO__LOAD(x + i)), q = WRPO__(sqrt)(WRPO__(sqrt)(size * inverse)) * top;
-        q = WRPO__WHOLE(-WRPO__(max)(-q, WRPO__SET(1 - top)));                 /* q and q + 1 are the codes around it */
-        const WRPO__V low = WRPO__(decode)(q, s, top), high = WRPO__(decode)(q + 1, s, top);
-        const WRPO__V dice = WRPO__REAL(WRPO__(random)(seed, first + i) >> 8) * (1.0f / 16777216);
-        q = WRPO__PICK(WRPO__LESS(dice * (high - low), size - low), q + 1, q);
-        if (moment2) q = WRPO__PICK(WRPO__LESS(WRPO__SET(0.0f), size), WRPO__(max)(q, WRPO__SET(1.0f)), q);
-        WRPO__STORE(codes + i, q);
-    }
-    for (int64_t i = 0; i < WRPO_BLOCK; i++) y[i] = moment2 ? (uint8_t)codes[i] : (uint8_t)(int8_t)(x[i] < 0 ? -codes[i] : codes[i]);
-    memcpy(y + WRPO_BLOCK, &s, 4);
-}
-WRPO__ROW void WRPO__(moment_unpack)(float *x, const void *y, wrpo_states states, bool moment2) {
-    if (states == WRPO_STATES_BF16) WRPO__(bf16_unpack)(x, y);
-    else WRPO__(bytes_unpack)(x, y, moment2);
-}
-WRPO__ROW void WRPO__(moment_pack)(void *y, const float *x, wrpo_states states, bool moment2, uint32_t seed, int64_t first) {
-    if (states == WRPO_STATES_BF16) WRPO__(bf16_pack)(y, x, seed, first);
-    else WRPO__(bytes_pack)(y, x, moment2, seed, first);
-}
-/* numbers [first, first + n) of the arrays; first is at a block */
-static void WRPO__(adamw_task)(void *w, uint16_t *low, void *m, void *v, const float *g, int64_t first, int64_t n, const wrpo_adamw *step) {
-    const bool floats = step->states == WRPO_STATES_F32;
-    const uint32_t seed_m = (uint32_t)step->seed, seed_v = (uint32_t)(step->seed >> 32);
-    if (floats && !low) {
-        WRPO__(adamw_part)((float *)w + first, (float *)m + first, (float *)v + first, g + first, n, step);
-        return;
-    }
-    for (int64_t i = first; i < first + n; i += WRPO_BLOCK) {
-        float tw[WRPO_BLOCK], tm[WRPO_BLOCK], tv[WRPO_BLOCK];
-        char *pm = (char *)m + wrpo_states_bytes(step->states, i), *pv = (char *)v + wrpo_states_bytes(step->states, i);
-        if (low) WRPO__(masters_unpack)(tw, (uint16_t *)w + i, low + i);
-        if (!floats) WRPO__(moment_unpack)(tm, pm, step->states, false), WRPO__(moment_unpack)(tv, pv, step->states, true);
-        WRPO__(adamw_part)(low ? tw : (float *)w + i, floats ? (float *)m + i : tm, floats ? (float *)v + i : tv, g + i, WRPO__MIN(WRPO_BLOCK, first + n - i), step);
-        if (!floats) WRPO__(moment_pack)(pm, tm, step->states, false, seed_m, i), WRPO__(moment_pack)(pv, tv, step->states, true, seed_v, i);
-        if (low) WRPO__(masters_pack)((uint16_t *)w + i, low + i, tw);
-    }
-}
-static void WRPO__(adamw)(void *dev, void *w, uint16_t *low, void *m, void *v, const float *g, int64_t count, const wrpo_adamw *step) {
-    wrpo__cpu *cpu = dev;
-    WRPO__PARFOR(wrpo__cpu_team(cpu, count))
-    for (int64_t i = 0; i < count; i += WRPO__GRAIN) WRPO__(adamw_task)(w, low, m, v, g, i, WRPO__MIN(count - i, WRPO__GRAIN), step);
-}
-
-/* ---- gemm ----
-   Goto's scheme. A (rows of C) is packed into panels of MR rows, B (columns) into panels of NR, both step by step of k:
-   a[k][MS], b[k][NR]. The register tile multiplies one panel of each: per step NV vectors of B, MR single numbers of A,
-   MR * NV multiply-adds, all of C's tile in registers. The panels of the smaller of the two are packed by all threads for
-   all of them; then a task packs a few panels of the other, which stay in the cache next to its core, and runs them past all
-   of the first. Where A is one panel, B is not packed (thin_of). Each number of C is the sum over blocks of k (cut from 0, by
-   K alone) of the sums over k in order: the same for every row, whatever m, n and the threads.                            */
-
-/* x becomes its own transpose: log2(LANES) rounds, each interleaving row i with row i + LANES/2 */
-WRPO__INLINE void WRPO__(transpose)(WRPO__V *x) {
-#if WRPO__LANES > 1
-    WRPO__V t[WRPO__LANES];
-    WRPO__UNROLL
-    for (int w = 1; w < WRPO__LANES; w *= 2) {
-        WRPO__UNROLL
-        for (int i = 0; i < WRPO__LANES / 2; i++) {
-            t[2 * i] = WRPO__MIX(x[i], x[i + WRPO__LANES / 2], WRPO__LOW);
-            t[2 * i + 1] = WRPO__MIX(x[i], x[i + WRPO__LANES / 2], WRPO__HIGH);
-        }
-        WRPO__UNROLL
-        for (int i = 0; i < WRPO__LANES; i++) x[i] = t[i];
-    }
-#else
-    (void)x;
-#endif
-}
-/* n lanes (rows of A, columns of B) by kc steps into panels of `width` lanes, [word][stride] each, `next` numbers apart; missing
-   lanes are 0. Lane l, step k is number l * ls + k * ks of from, which are floats or halves (bfloat16); either ls or ks is 1. A word
-   is the float of a step; in pairs it is two steps, rounded to bfloat16, a last single one with 0. Where steps are rows of `from`,
-   ABREAST of them are read side by side, each from end to end. */
-#define WRPO__NUMBER(i) (half ? wrpo__float_of(((const uint16_t *)from)[i]) : ((const float *)from)[i])
-#define WRPO__VECTOR(i) (half ? WRPO__LOAD_HALF((const uint16_t *)from + (i)) : WRPO__LOAD((const float *)from + (i)))
-#define WRPO__AHEAD(i) WRPO__PREFETCH((const char *)from + (i) * (half ? 2 : 4) + 192, 0)     /* rows are left again before the machine sees them coming */
-#ifdef WRPO__IN_PAIRS
-/* words of two steps: low halves from a, high ones from b, rounded to nearest unless they are bfloat16 already */
-WRPO__INLINE WRPO__V WRPO__(pair_words)(WRPO__U a, WRPO__U b, const bool round) {
-    if (round) a += 0x7FFFu + (a >> 16 & 1), b += 0x7FFFu + (b >> 16 & 1);
-    return WRPO__FLOATS(a >> 16 | (b & ((WRPO__U){0} + 0xFFFF0000u)));
-}
-WRPO__INLINE WRPO__V WRPO__(halves)(const uint16_t *p) { WRPO__V x; memcpy(&x, p, sizeof x); return x; }     /* two to a word, as they are */
-/* from number i on: one word of LANES lanes; LANES words of one lane */
-#define WRPO__ACROSS(i) (pairs ? WRPO__(pair_words)(WRPO__BITS(WRPO__VECTOR(i)), WRPO__BITS(WRPO__VECTOR((i) + ks)), !half) : WRPO__VECTOR(i))
-#define WRPO__ALONG(i) (!pairs ? WRPO__VECTOR(i) : half ? WRPO__(halves)((const uint16_t *)from + (i)) \
-                                                       : (WRPO__V)wrpo__pair_of(WRPO__VECTOR(i), WRPO__VECTOR((i) + WRPO__LANES)))
-#else
-#define WRPO__ACROSS(i) WRPO__VECTOR(i)
-#define WRPO__ALONG(i) WRPO__VECTOR(i)
-#endif
-WRPO__INLINE float WRPO__(word)(const bool pairs, const bool half, const void *from, int64_t at, int64_t ks, int64_t left) {
-    if (!pairs) return WRPO__NUMBER(at);
-    const uint32_t low = wrpo__float_to_bf16(WRPO__NUMBER(at)), high = left > 1 ? wrpo__float_to_bf16(WRPO__NUMBER(at + ks)) : 0;
-    return wrpo__bits_float(low | high << 16);
-}
-WRPO__INLINE void WRPO__(pack)(const int width, const int stride, const bool pairs, const bool half, float *dst, int64_t next, const void *from, int64_t ls, int64_t ks, int64_t n, int64_t kc) {
-    const int step = pairs ? 2 : 1;
-    if (ls == 1) {
-        for (int64_t k0 = 0; k0 < kc; k0 += WRPO__ABREAST)
-            for (int64_t p = 0; p < n; p += width)
-                for (int64_t k = k0; k < WRPO__MIN(kc, k0 + WRPO__ABREAST); k += step) {
-                    const int64_t at = p + k * ks;
-                    float *d = dst + p / width * next + k / step * stride;
-                    WRPO__AHEAD(at);
-                    if (pairs) WRPO__AHEAD(at + ks);
-                    if (p + stride <= n && k + step <= kc)     /* lanes between width and stride may hold anything: no tile looks at them */
-                        for (int l = 0; l < stride; l += WRPO__LANES) WRPO__STORE(d + l, WRPO__ACROSS(at + l));
-                    else
-                        for (int l = 0; l < stride; l++) d[l] = l < WRPO__MIN(n - p, width) ? WRPO__(word)(pairs, half, from, at + l, ks, kc - k) : 0;
-                }
-        return;
-    }
-    for (int64_t p = 0; p < n; p += width, dst += next) {
-        const int64_t lanes = WRPO__MIN(n - p, width);
-        int64_t k = 0;
-        for (; k + step * WRPO__LANES <= kc; k += step * WRPO__LANES)
-            for (int l = 0; l < stride; l += WRPO__LANES) {
-                WRPO__V x[WRPO__LANES];
-                WRPO__UNROLL
-                for (int i = 0; i < WRPO__LANES; i++) {
-                    const int64_t at = (p + l + i) * ls + k;
-                    WRPO__AHEAD(at);
-                    x[i] = l + i < lanes ? WRPO__ALONG(at) : (WRPO__V){0};
-                }
-                WRPO__(transpose)(x);
-                WRPO__UNROLL
-                for (int i = 0; i < WRPO__LANES; i++) WRPO__STORE(dst + (k / step + i) * stride + l, x[i]);
-            }
-        for (int left = (int)(kc - k); left > 0; left -= step, k += step)
-            for (int l = 0; l < stride; l++) dst[k / step * stride + l] = l < lanes ? WRPO__(word)(pairs, half, from, (p + l) * ls + k, ks, left) : 0;
-    }
-}
-#define WRPO__PACK(name, width, stride, pairs, half) \
-    WRPO__ROW void WRPO__(name)(float *dst, int64_t next, const void *from, int64_t ls, int64_t ks, int64_t n, int64_t kc) { \
-        WRPO__(pack)(width, stride, pairs, half, dst, next, from, ls, ks, n, kc); \
-    }
-WRPO__PACK(pack_a, WRPO__(MR), WRPO__(MS), false, false)
-WRPO__PACK(pack_b, WRPO__(NR), WRPO__(NR), false, false)
-WRPO__PACK(pack_b_half, WRPO__(NR), WRPO__(NR), false, true)
-#ifdef WRPO__IN_PAIRS
-WRPO__PACK(pack_a_pairs, WRPO__(MR), WRPO__(MS), true, false)
-WRPO__PACK(pack_b_pairs, WRPO__(NR), WRPO__(NR), true, false)
-WRPO__PACK(pack_b_half_pairs, WRPO__(NR), WRPO__(NR), true, true)
-/* The same of A for tiles: panels of 32 lanes, [lane][words]; words are a multiple of 16, what is missing is 0. */
-WRPO__ROW void WRPO__(pack_a_tiles)(float *dst, const float *src, int64_t ls, int64_t ks, int64_t n, int64_t kc, int64_t words) {
-    for (int64_t l = 0; l < (n + 31) / 32 * 32; l += 16)
-        for (int64_t k = 0; k < 2 * words; k += 32) {
-            WRPO__V x[16];
-            for (int64_t i = 0; i < 16; i++)
-                if (ls != 1) {
-                    const float *from = src + (l + i) * ls + k;
-                    x[i] = l + i < n ? (WRPO__V)wrpo__pair_of(WRPO__(get)(from, kc - k, 0), WRPO__(get)(kc - k > 16 ? from + 16 : from, kc - k - 16, 0)) : (WRPO__V){0};
-                } else {
-                    const int64_t at = k + 2 * i;
-                    const WRPO__U a = at < kc ? WRPO__BITS(WRPO__(get)(src + at * ks + l, n - l, 0)) : (WRPO__U){0};
-                    const WRPO__U b = at + 1 < kc ? WRPO__BITS(WRPO__(get)(src + (at + 1) * ks + l, n - l, 0)) : (WRPO__U){0};
-                    x[i] = WRPO__(pair_words)(a, b, true);
-                }
-            if (ls == 1) WRPO__(transpose)(x);
-            for (int i = 0; i < 16; i++) WRPO__STORE(dst + (l + i) * words + k / 2, x[i]);
-        }
-}
-#endif
-#undef WRPO__PACK
-#undef WRPO__ACROSS
-/* panels of A (side 0) or of B (1), in words of `pair` steps; half: B's, from bfloat16 */
-static void WRPO__(pack_side)(int side, int64_t pair, bool half, float *dst, int64_t next, const void *from, int64_t ls, int64_t ks, int64_t n, int64_t kc) {
-#ifdef WRPO__IN_PAIRS
-    if (pair == 2) {
-        (half ? WRPO__(pack_b_half_pairs) : side ? WRPO__(pack_b_pairs) : WRPO__(pack_a_pairs))(dst, next, from, ls, ks, n, kc);
-        return;
-    }
-#endif
-    (void)pair;
-    (half ? WRPO__(pack_b_half) : side ? WRPO__(pack_b) : WRPO__(pack_a))(dst, next, from, ls, ks, n, kc);
-}
-/* c[m,n] = or += a' b for few rows: a panel a[kc][MS] and n <= LANES columns of b, column i at number i * ld, which are turned in registers
-   and not packed: each number of b is used but m times. The same sums in the same order as a tile's. */
-WRPO__INLINE void WRPO__(thin_of)(const int rows, const bool pairs, const bool half, int64_t kc, const float *a, const void *from, int64_t ld, float *c, int64_t ldc, int64_t m, int64_t n, bool add) {
-    const int step = pairs ? 2 : 1;
-    WRPO__V sum[WRPO__(MR)], x[WRPO__LANES];
-    WRPO__UNROLL
-    for (int r = 0; r < rows; r++) sum[r] = (WRPO__V){0};
-    for (int64_t k = 0; k < kc; k += step * WRPO__LANES) {
-        const int64_t left = kc - k, words = WRPO__MIN((left + step - 1) / step, WRPO__LANES);
-        WRPO__UNROLL
-        for (int i = 0; i < WRPO__LANES; i++) {
-            const int64_t at = i * ld + k;
-            x[i] = (WRPO__V){0};
-            if (i >= n) continue;
-            WRPO__AHEAD(at);
-            if (left >= step * WRPO__LANES) x[i] = WRPO__ALONG(at);
-            else if (pairs) memcpy(&x[i], (const uint16_t *)from + at, (size_t)left * 2);
-            else for (int64_t l = 0; l < left; l++) ((float *)&x[i])[l] = WRPO__NUMBER(at + l);
-        }
-        WRPO__(transpose)(x);
-        if (words == WRPO__LANES) {
-            WRPO__UNROLL
-            for (int i = 0; i < WRPO__LANES; i++, a += WRPO__(MS)) {
-                WRPO__UNROLL
-                for (int r = 0; r < rows; r++) sum[r] = WRPO__STEP(pairs, WRPO__ALL(a[r]), x[i], sum[r]);
-            }
-        } else
-            for (int64_t i = 0; i < words; i++, a += WRPO__(MS)) {
-                WRPO__UNROLL
-                for (int r = 0; r < rows; r++) sum[r] = WRPO__STEP(pairs, WRPO__ALL(a[r]), x[i], sum[r]);
-            }
-    }
-    WRPO__UNROLL
-    for (int r = 0; r < rows; r++)
-        if (r < m) WRPO__(put)(c + r * ldc, n, add ? (WRPO__V)(WRPO__(get)(c + r * ldc, n, 0) + sum[r]) : sum[r]);
-}
-#define WRPO__THIN(name, rows, pairs, half) \
-    WRPO__ROW void WRPO__(name)(int64_t kc, const float *a, const void *b, int64_t ld, float *c, int64_t ldc, int64_t m, int64_t n, bool add) { \
-        WRPO__(thin_of)(rows, pairs, half, kc, a, b, ld, c, ldc, m, n, add); \
-    }
-WRPO__THIN(thin_full, WRPO__(MR), false, false)
-WRPO__THIN(thin_four, 4, false, false)
-WRPO__THIN(thin_one, 1, false, false)
-WRPO__THIN(thin_full_half, WRPO__(MR), false, true)
-WRPO__THIN(thin_four_half, 4, false, true)
-WRPO__THIN(thin_one_half, 1, false, true)
-#ifdef WRPO__IN_PAIRS
-WRPO__THIN(thin_full_pairs, WRPO__(MR), true, true)
-WRPO__THIN(thin_four_pairs, 4, true, true)
-WRPO__THIN(thin_one_pairs, 1, true, true)
-#endif
-#undef WRPO__THIN
-#undef WRPO__NUMBER
-#undef WRPO__VECTOR
-#undef WRPO__AHEAD
-#undef WRPO__ALONG
-/* c[m,n] = or += a' b for a panel a[kc][MS] and NR columns b[kc][ldb]; m <= rows, n <= NR. The whole tile is computed, m by n is written.
-   pairs: a step is a word of two. */
-WRPO__INLINE void WRPO__(tile_of)(const int rows, const bool pairs, int64_t kc, const float *a, const float *b, int64_t ldb, float *c, int64_t ldc, int64_t m, int64_t n, bool add) {
-    WRPO__V x[WRPO__(MR)][WRPO__(NV)];
-    (void)pairs;
-    WRPO__UNROLL
-    for (int i = 0; i < rows; i++) {
-        WRPO__UNROLL
-        for (int j = 0; j < WRPO__(NV); j++) x[i][j] = (WRPO__V){0};
-    }
-    if (m == rows) {
-        WRPO__UNROLL
-        for (int i = 0; i < rows; i++) {
-            WRPO__UNROLL
-            for (int j = 0; j < WRPO__(NV); j++) WRPO__PREFETCH(c + i * ldc + j * WRPO__LANES, 1);
-        }
-    }
-    for (int64_t k = 0; k < kc; k++, a += WRPO__(MS), b += ldb) {
-        WRPO__V bk[WRPO__(NV)];
-        WRPO__UNROLL
-        for (int j = 0; j < WRPO__(NV); j++) bk[j] = WRPO__LOAD(b + j * WRPO__LANES);
-        WRPO__PREFETCH(a + 8 * WRPO__(MS), 0);
-        WRPO__UNROLL
-        for (int i = 0; i < rows; i++) {
-            WRPO__UNROLL
-            for (int j = 0; j < WRPO__(NV); j++) x[i][j] = WRPO__STEP(pairs, WRPO__ALL(a[i]), bk[j], x[i][j]);
-        }
-    }
-    if (m == rows && n == WRPO__(NR)) {
-        WRPO__UNROLL
-        for (int i = 0; i < rows; i++) {
-            WRPO__UNROLL
-            for (int j = 0; j < WRPO__(NV); j++) {
-                float *p = c + i * ldc + j * WRPO__LANES;
-                WRPO__STORE(p, add ? (WRPO__V)(WRPO__LOAD(p) + x[i][j]) : x[i][j]);
-            }
-        }
-        return;
-    }
-    float t[WRPO__(MR)][WRPO__(NR)];
-    WRPO__UNROLL
-    for (int i = 0; i < rows; i++) {
-        WRPO__UNROLL
-        for (int j = 0; j < WRPO__(NV); j++) WRPO__STORE(t[i] + j * WRPO__LANES, x[i][j]);
-    }
-    for (int64_t i = 0; i < m; i++)
-        for (int64_t j = 0; j < n; j++) c[i * ldc + j] = add ? c[i * ldc + j] + t[i][j] : t[i][j];
-}
-#define WRPO__TILE(name, rows, pairs) \
-    WRPO__ROW void WRPO__(name)(int64_t kc, const float *a, const float *b, int64_t ldb, float *c, int64_t ldc, int64_t m, int64_t n, bool add) { \
-        WRPO__(tile_of)(rows, pairs, kc, a, b, ldb, c, ldc, m, n, add); \
-    }
-WRPO__TILE(tile_full, WRPO__(MR), false)
-WRPO__TILE(tile_four, 4, false)
-WRPO__TILE(tile_one, 1, false)
-#ifdef WRPO__IN_PAIRS
-WRPO__TILE(tile_full_pairs, WRPO__(MR), true)
-WRPO__TILE(tile_four_pairs, 4, true)
-WRPO__TILE(tile_one_pairs, 1, true)
-#endif
-#undef WRPO__TILE
-#if defined(WRPO__IN_PAIRS) && defined(WRPO__TILE_DOT)
-/* c[m,n] = or += a b: a[32][words] by b[words][32], in four tiles of C */
-WRPO__ROW void WRPO__(tile_amx)(int64_t words, const float *a, const float *b, float *c, int64_t ldc, int64_t m, int64_t n, bool add) {
-    float t[32 * 32];
-    const bool both = m > 16;
-    WRPO__TILE_ZERO(0);
-    WRPO__TILE_ZERO(1);
-    WRPO__TILE_ZERO(2);
-    WRPO__TILE_ZERO(3);
-    for (int64_t w = 0; w < words; w += 16) {
-        WRPO__TILE_LOAD(4, a + w, words * 4);
-        WRPO__TILE_LOAD(6, b + w * 32, 128);
-        WRPO__TILE_DOT(0, 4, 6);
-        WRPO__TILE_LOAD(7, b + w * 32 + 16, 128);
-        WRPO__TILE_DOT(1, 4, 7);
-        if (!both) continue;
-        WRPO__TILE_LOAD(5, a + 16 * words + w, words * 4);
-        WRPO__TILE_DOT(2, 5, 6);
-        WRPO__TILE_DOT(3, 5, 7);
-    }
-    WRPO__TILE_STORE(0, t, 128);
-    WRPO__TILE_STORE(1, t + 16, 128);
-    WRPO__TILE_STORE(2, t + 512, 128);
-    WRPO__TILE_STORE(3, t + 528, 128);
-    for (int64_t i = 0; i < m; i++)
-        for (int64_t j = 0; j < n; j += WRPO__LANES) {
-            float *p = c + i * ldc + j;
-            WRPO__V x = WRPO__LOAD(t + i * 32 + j);
-            WRPO__(put)(p, n - j, add ? x + WRPO__(get)(p, n - j, 0) : x);
-        }
-}
-#endif
-static void WRPO__(tile)(bool pairs, int64_t kc, const float *a, const float *b, int64_t ldb, float *c, int64_t ldc, int64_t m, int64_t n, bool add) {
-#ifdef WRPO__IN_PAIRS
-    if (pairs) {
-        (m > 4 ? WRPO__(tile_full_pairs) : m > 1 ? WRPO__(tile_four_pairs) : WRPO__(tile_one_pairs))(kc, a, b, ldb, c, ldc, m, n, add);
-        return;
-    }
-#endif
-    (void)pairs;
-    (m > 4 ? WRPO__(tile_full) : m > 1 ? WRPO__(tile_four) : WRPO__(tile_one))(kc, a, b, ldb, c, ldc, m, n, add);
-}
-/* the block of k that begins at k0: KC words, with the last two halved evenly */
-static int64_t WRPO__(kblock)(int64_t k, int64_t k0, int pair) {
-    const int64_t left = k - k0, whole = WRPO__KC * pair;
-    return left >= 2 * whole ? whole : left > whole ? (left / 2 + 31) / 32 * 32 : left;
-}
-typedef struct WRPO__(product) {     /* one piece. A and B are sides 0 and 1; their lanes, the rows and columns of C: [begin, end); steps [k0, k1) */
-    wrpo__cpu *cpu;
-    float *c; int64_t ldc;
-    const void *of[2];               /* lane i, step k is number i * ls + k * ks */
-    int64_t ls[2], ks[2], begin[2], end[2], k, k0, k1;
-    int pair;                        /* steps of k in a word: 2 where bfloat16 is multiplied */
-    int width[2], room[2];           /* lanes of a panel, and their room in it */
-    int shared;                      /* the side of which all panels of the piece are packed, for all threads */
-    bool half, add, tiles, thin;     /* half: B is bfloat16 */
-} WRPO__(product);
-/* lanes of one of `parts` equal parts, in whole panels */
-static int64_t WRPO__(share)(const WRPO__(product) *g, int side, int64_t lanes, int64_t parts) {
-    return wrpo__div_up(wrpo__div_up(lanes, WRPO__MAX(parts, 1)), g->width[side]) * g->width[side];
-}
-/* words of kc steps; tiles take 16 at a time */
-static int64_t WRPO__(words)(const WRPO__(product) *g, int64_t kc) {
-    const int64_t words = wrpo__div_up(kc, g->pair);
-    return g->tiles ? wrpo__div_up(words, 16) * 16 : words;
-}
-/* lanes [lane, lane + n) of a side, steps [k, k + kc) */
-static void WRPO__(gemm_pack)(const WRPO__(product) *g, int side, float *panels, int64_t lane, int64_t n, int64_t k, int64_t kc) {
-    const int64_t ls = g->ls[side], ks = g->ks[side], words = WRPO__(words)(g, kc), made = wrpo__div_up(kc, g->pair), next = g->room[side] * words;
-    const bool half = side && g->half;
-    const void *from = (const char *)g->of[side] + (lane * ls + k * ks) * (half ? 2 : 4);
-#ifdef WRPO__IN_PAIRS
-    if (!side && g->tiles) { WRPO__(pack_a_tiles)(panels, from, ls, ks, n, kc, words); return; }
-#endif
-    WRPO__(pack_side)(side, g->pair, half, panels, next, from, ls, ks, n, kc);
-    for (float *p = panels; made < words && p < panels + wrpo__div_up(n, g->width[side]) * next; p += next)        /* tiles of B */
-        memset(p + made * g->room[side], 0, (size_t)((words - made) * g->room[side]) * sizeof *p);
-}
-/* Shared panels, of the words from step k on, each `words` deep: the one of lane `lane`. */
-static float *WRPO__(gemm_shared)(const WRPO__(product) *g, int64_t lane, int64_t k, int64_t words) {
-    const int side = g->shared, width = g->width[side], room = g->room[side];
-    return g->cpu->packed + ((k - g->k0) / g->pair * wrpo__div_up(g->end[side] - g->begin[side], width) + (lane - g->begin[side]) / width * words) * room;
-}
-/* packs lanes [lane, lane + n) of the shared side, all steps of the piece */
-static void WRPO__(gemm_share)(const WRPO__(product) *g, int64_t lane, int64_t n) {
-    for (int64_t k = g->k0, kc; k < g->k1; k += kc) {
-        kc = WRPO__(kblock)(g->k, k, g->pair);
-        WRPO__(gemm_pack)(g, g->shared, WRPO__(gemm_shared)(g, lane, k, WRPO__(words)(g, kc)), lane, n, k, kc);
-    }
-}
-/* columns [j0, j1) of the piece, whose rows are few */
-static void WRPO__(gemm_thin)(const WRPO__(product) *g, int64_t j0, int64_t j1) {
-    const int64_t top = g->begin[0], rows = g->end[0] - top;
-    for (int64_t j = j0; j < j1; j += WRPO__LANES)
-        for (int64_t k = g->k0, kc; k < g->k1; k += kc) {
-            kc = WRPO__(kblock)(g->k, k, g->pair);
-            const float *a = WRPO__(gemm_shared)(g, top, k, WRPO__(words)(g, kc));
-            const void *b = (const char *)g->of[1] + (j * g->ls[1] + k) * (g->half ? 2 : 4);
-            float *c = g->c + top * g->ldc + j;
-            const int64_t n = WRPO__MIN(WRPO__LANES, j1 - j);
-            const bool add = g->add || k > 0;
-#define WRPO__RUN_THIN(kind) (rows > 4 ? WRPO__(thin_full##kind) : rows > 1 ? WRPO__(thin_four##kind) : WRPO__(thin_one##kind))(kc, a, b, g->ls[1], c, g->ldc, rows, n, add)
-#ifdef WRPO__IN_PAIRS
-            if (g->pair == 2) { WRPO__RUN_THIN(_pairs); continue; }
-#endif
-            if (g->half) WRPO__RUN_THIN(_half);
-            else WRPO__RUN_THIN();
-#undef WRPO__RUN_THIN
-        }
-}
-/* a part of the piece: lanes [begin, end) of both sides */
-static void WRPO__(gemm_task)(const WRPO__(product) *g, const int64_t *begin, const int64_t *end) {
-    if (g->thin) { WRPO__(gemm_thin)(g, begin[1], end[1]); return; }
-    const int64_t block = WRPO__(share)(g, 0, end[0] - begin[0], wrpo__div_up(end[0] - begin[0], WRPO__MC));
-    const int side = g->shared, other = !side;
-    float *own = wrpo__cpu_scratch(g->cpu);
-#if defined(WRPO__IN_PAIRS) && defined(WRPO__TILE_DOT)
-    static const struct { uint8_t palette, start, none[14]; uint16_t bytes[16]; uint8_t rows[16]; } config = {
-        1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
-    if (g->tiles) WRPO__TILE_CONFIG(&config);
-#endif
-    for (int64_t k = g->k0, kc; k < g->k1; k += kc) {
-        kc = WRPO__(kblock)(g->k, k, g->pair);
-        const int64_t words = WRPO__(words)(g, kc);
-        const float *panels[2];
-        panels[side] = WRPO__(gemm_shared)(g, begin[side], k, words), panels[other] = own;
-        WRPO__(gemm_pack)(g, other, own, begin[other], end[other] - begin[other], k, kc);
-        for (int64_t top = begin[0], low; top < end[0]; top = low) {   /* rows of A that stay in the cache for all panels */
-            low = WRPO__MIN(end[0], top + block);
-            for (int64_t j = begin[1]; j < end[1]; j += WRPO__(NR))
-                for (int64_t i = top; i < low; i += g->width[0]) {
-                    const float *a = panels[0] + (i - begin[0]) / g->width[0] * g->room[0] * words, *b = panels[1] + (j - begin[1]) * words;
-                    float *c = g->c + i * g->ldc + j;
-                    const int64_t m = WRPO__MIN(g->width[0], end[0] - i), n = WRPO__MIN(WRPO__(NR), end[1] - j);
-#if defined(WRPO__IN_PAIRS) && defined(WRPO__TILE_DOT)
-                    if (g->tiles) { WRPO__(tile_amx)(words, a, b, c, g->ldc, m, n, g->add || k > 0); continue; }
-#endif
-                    WRPO__(tile)(g->pair == 2, words, a, b, WRPO__(NR), c, g->ldc, m, n, g->add || k > 0);
-                }
-        }
-    }
-#if defined(WRPO__IN_PAIRS) && defined(WRPO__TILE_DOT)
-    if (g->tiles) WRPO__TILE_RELEASE();
-#endif
-}
-static void WRPO__(gemm)(void *dev, wrpo_mm mm, void *c, int64_t ldc, const void *a, int64_t lda, const void *b, int64_t ldb, wrpo_dtype b_type,
-                         int64_t m, int64_t n, int64_t k, float beta) {
-    const bool at = mm == WRPO_TN, bt = mm != WRPO_NN && mm != WRPO_TN;
-    WRPO__(product) g = {.cpu = dev, .c = c, .ldc = ldc, .of = {a, b}, .ls = {at ? 1 : lda, bt ? ldb : 1}, .ks = {at ? lda : 1, bt ? 1 : ldb}, .end = {m, n}, .k = k, .pair = 1,
-                         .width = {WRPO__(MR), WRPO__(NR)}, .room = {WRPO__(MS), WRPO__(NR)}, .half = b_type == WRPO_BF16 && !at, .add = beta != 0};
-#ifdef WRPO__IN_PAIRS
-    if (g.cpu->pairs && (g.half || at)) g.pair = 2, g.tiles = g.cpu->tiles;
-    if (g.tiles) g.width[0] = g.room[0] = 32;
-#endif
-    g.thin = m <= g.width[0] && bt && !g.tiles;
-    g.shared = n < m && !g.thin;
-    if (k <= 0 && !g.add)
-        for (int64_t i = 0; i < m; i++) memset(g.c + i * ldc, 0, (size_t)n * sizeof(float));
-    const int threads = m * n * k <= 1 << 16 ? 1 : g.cpu->threads, side = g.shared, other = !side;
-    /* A shared piece is as large as `packed` holds, so that there are few barriers; a task takes some lanes of the other side and
-       all of the piece, or a part of it where those are few for many threads. */
-    const int64_t lanes = g.end[side], across = g.end[other], panels = wrpo__div_up(across, g.width[other]);
-    const int64_t strip = wrpo__strip(panels, WRPO__MIN(side ? WRPO__MB : WRPO__NB, panels / (2 * threads)), threads) * g.width[other], strips = wrpo__div_up(across, strip);
-    const int64_t depth = WRPO__MAX(1, WRPO__MIN(wrpo__div_up(k, g.pair), WRPO__KC)), most = WRPO__PACKED_WORDS / (depth + 16) / g.room[side] * g.width[side];
-    const int64_t piece = WRPO__(share)(&g, side, lanes, wrpo__div_up(lanes, most));
-    for (int64_t first = 0; first < lanes; first += piece) {
-        const int64_t count = WRPO__MIN(piece, lanes - first), packing = WRPO__(share)(&g, side, count, 4 * threads);
-        const int64_t part = WRPO__(share)(&g, side, count, g.thin || strips >= 2 * threads ? 1 : wrpo__div_up(2 * threads, strips)), parts = wrpo__div_up(count, part);
-        g.begin[side] = first, g.end[side] = first + count;
-        for (g.k0 = 0; g.k0 < k; g.k0 = g.k1) {
-            const int64_t room = wrpo__div_up(count, g.width[side]) * g.room[side];
-            g.k1 = g.k0 + WRPO__(kblock)(k, g.k0, g.pair);
-            while (g.k1 < k && WRPO__(words)(&g, g.k1 - g.k0 + WRPO__(kblock)(k, g.k1, g.pair)) * room <= WRPO__PACKED_WORDS) g.k1 += WRPO__(kblock)(k, g.k1, g.pair);
-            WRPO__PARFOR(WRPO__MIN(threads, wrpo__cpu_team(g.cpu, count * (g.k1 - g.k0))))
-            for (int64_t i = 0; i < count; i += packing) WRPO__(gemm_share)(&g, first + i, WRPO__MIN(packing, count - i));
-            WRPO__PARFOR(threads)
-            for (int64_t t = 0; t < parts * strips; t++) {
-                int64_t begin[2], end[2];
-                begin[side] = first + t / strips * part, end[side] = WRPO__MIN(first + count, begin[side] + part);
-                begin[other] = t % strips * strip, end[other] = WRPO__MIN(across, begin[other] + strip);
-                WRPO__(gemm_task)(&g, begin, end);
-            }
-        }
-    }
-}
-
-/* ---- attention ----
-   Blocked, with a running maximum and sum (Dao et al. 2022). Everything is transposed: a score tile is [key][lane], a lane
-   being one query row of one head; so maxima, sums and scalings go down the columns, lane by lane, and no number ever
-   crosses lanes. The query heads that share a key/value head are lanes of the same tiles: lane i of a segment is row i / share
-   and head i % share of its group. With K and V tiles packed as A panels and lanes as B panels, all products are gemm's tile:
-     s[key][lane] = K q            o[d][lane] += V' p[key][lane]
-   A query sees keys at positions up to its own and, with a window, less than that far back; prefix and own rows are two ranges,
-   and key tiles are cut from the start of each. A tile or a key that a lane does not see changes none of its bits: p is 0 there.
-
-   Backward, with delta = sum_i do o and p = exp(s - lse):
-     dp = V do,  ds = p (dp - delta) (times 1 - (s/softcap)^2)
-     dq[d][lane] += K' ds          dk[key][d] += ds q          dv[key][d] += p do
-   in two passes that recompute s and dp: one task owns some lanes, or some keys, and nothing is added across tasks.
-   Where bfloat16 is multiplied (cpu->pairs), every factor is packed in words of two steps: `pair` steps of d, keys or lanes to a word. */
-enum { WRPO__(BK) = WRPO__(MR) * (WRPO__(MR) > 8 ? 8 : 16) };         /* keys per tile */
-typedef struct WRPO__(lanes) {       /* lanes [first, first + count) of a segment, for key/value head g; or of `segs` siblings: */
-    const wrpo_attn *a; const wrpo_seg *seg;           /* segments of one row each that have one prefix, samples of a prompt in decoding, */
-    int64_t g, share, first, count, segs, pair;        /* whose lanes go through the prefix together */
-} WRPO__(lanes);
-/* panels of A of n lanes and kc steps; they are MS * words apart */
-static void WRPO__(factor)(int64_t pair, float *dst, const float *src, int64_t ls, int64_t ks, int64_t n, int64_t kc) {
-    WRPO__(pack_side)(0, pair, false, dst, WRPO__(MS) * wrpo__div_up(kc, pair), src, ls, ks, n, kc);
-}
-/* x[rows][width] becomes [rows / 2][width] of words, in place, for use as B; width is whole vectors; a last single row is paired with 0 */
-WRPO__ROW void WRPO__(pair_rows)(int64_t pair, float *x, int64_t rows, int64_t width) {
-#ifdef WRPO__IN_PAIRS
-    for (int64_t r = 0; pair == 2 && r < rows; r += 2)
-        for (int64_t j = 0; j < width; j += WRPO__LANES) {
-            const WRPO__U a = WRPO__BITS(WRPO__LOAD(x + r * width + j)), b = r + 1 < rows ? WRPO__BITS(WRPO__LOAD(x + (r + 1) * width + j)) : (WRPO__U){0};
-            WRPO__STORE(x + r / 2 * width + j, WRPO__(pair_words)(a, b, true));
-        }
-#else
-    (void)pair, (void)x, (void)rows, (void)width;
-#endif
-}
-static int64_t WRPO__(lane_row)(const WRPO__(lanes) *b, int64_t i) { return b->seg->begin + (b->first + i) / b->share; }
-static int64_t WRPO__(lane_head)(const WRPO__(lanes) *b, int64_t i) { return b->g * b->share + (b->first + i) % b->share; }
-/* the position of its query: the prefix, the keys before the first query, and on from there */
-static int64_t WRPO__(lane_position)(const WRPO__(lanes) *b, int64_t i) {
-    const int64_t row = (b->first + i) / b->share;
-    const wrpo_seg *s = b->seg + (b->segs > 1 ? row : 0);
-    return s->prefix_end - s->prefix + (s->own_end - s->own) - (s->end - s->begin) + (b->segs > 1 ? 0 : row);
-}
-static int64_t WRPO__(round_up)(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-
-/* The part of [key0, key0 + keys) (positions) that lanes [i, i + n) see: keys [0, *seen) of it; masked: not all of them by all lanes. */
-static bool WRPO__(visible)(const WRPO__(lanes) *b, int64_t i, int64_t n, int64_t key0, int64_t keys, int64_t *seen, bool *masked) {
-    const int64_t window = b->a->window;
-    int64_t low = WRPO__(lane_position)(b, i), high = WRPO__(lane_position)(b, i + n - 1);
-    for (int64_t j = i; b->segs > 1 && j < i + n; j++) {
-        const int64_t at = WRPO__(lane_position)(b, j);
-        low = WRPO__MIN(low, at), high = WRPO__MAX(high, at);
-    }
-    *seen = WRPO__MIN(keys, high - key0 + 1);
-    *masked = low < key0 + *seen - 1 || (window > 0 && high - key0 >= window);
-    return *seen > 0 && (window <= 0 || low - (key0 + keys - 1) < window);
-}
-/* rows[i][ld] = scale times lane i's vector of x, and packed for use as B: panel[i / NR][d / pair][NR]. Padding is 0. */
-static void WRPO__(lane_vectors)(const WRPO__(lanes) *b, const float *x, int64_t ldx, float scale, float *rows, int64_t ld, float *panels) {
-    const int64_t d = b->a->d, all = WRPO__(round_up)(b->count, WRPO__(NR));
-    for (int64_t i = 0; i < all; i++) {
-        const int64_t have = i < b->count ? d : 0, ahead = i + 8;
-        if (ahead < b->count) {          /* the next row is far away, no machine foresees it */
-            const float *next = x + WRPO__(lane_row)(b, ahead) * ldx + WRPO__(lane_head)(b, ahead) * d;
-            for (int64_t j = 0; j < d; j += 16) WRPO__PREFETCH(next + j, 0);
-        }
-        if (have) WRPO__(scaled)(rows + i * ld, scale, x + WRPO__(lane_row)(b, i) * ldx + WRPO__(lane_head)(b, i) * d, d);
-        memset(rows + i * ld + have, 0, (size_t)(ld - have) * sizeof *rows);
-    }
-    WRPO__(pack_side)(1, b->pair, false, panels, wrpo__div_up(d, b->pair) * WRPO__(NR), rows, ld, 1, all, d);
-}
-/* the way back: lane i's vector of y = scale[i] times column i % NR of t[i / NR][padded d][NR] */
-WRPO__ROW void WRPO__(lane_results)(const WRPO__(lanes) *b, float *y, int64_t ldy, const float *t, const float *scale) {
-    const int64_t d = b->a->d, size = WRPO__(round_up)(d, WRPO__(MR)) * WRPO__(NR);
-    for (int64_t i = 0; i < b->count; i += WRPO__LANES)
-        for (int64_t j = 0; j < d; j += WRPO__LANES) {
-            const float *in = t + i / WRPO__(NR) * size + i % WRPO__(NR);
-            WRPO__V x[WRPO__LANES];
-            for (int64_t r = 0; r < WRPO__LANES; r++) x[r] = j + r < d ? WRPO__LOAD(in + (j + r) * WRPO__(NR)) : (WRPO__V){0};
-            WRPO__(transpose)(x);
-            for (int64_t r = 0; r < WRPO__MIN(WRPO__LANES, b->count - i); r++)
-                WRPO__(put)(y + WRPO__(lane_row)(b, i + r) * ldy + WRPO__(lane_head)(b, i + r) * d + j, d - j, WRPO__SET(scale[i + r]) * x[r]);
-        }
-}
-/* c[m,n] = or += a b over kc steps: a in panels `next` apart, b[kc / pair][ldb]; c has room for whole tiles, in rows and columns */
-static void WRPO__(panels)(int64_t pair, int64_t m, int64_t n, int64_t kc, const float *a, int64_t next, const float *b, int64_t ldb, float *c, int64_t ldc, bool add) {
-    for (int64_t j = 0; j < n; j += WRPO__(NR))
-        for (int64_t i = 0; i < m; i += WRPO__(MR))
-            WRPO__(tile)(pair == 2, wrpo__div_up(kc, pair), a + i / WRPO__(MR) * next, b + j, ldb, c + i * ldc + j, ldc, WRPO__(MR), WRPO__(NR), add);
-}
-/* one vector of scores of key `key`; at: the queries' positions, both counted from the tile's first key */
-WRPO__INLINE WRPO__V WRPO__(masked)(WRPO__V s, float key, WRPO__V at, float window) {
-    const WRPO__V never = WRPO__SET(-INFINITY);
-    s = WRPO__PICK(WRPO__LESS(at, WRPO__SET(key)), never, s);
-    return WRPO__PICK(WRPO__LESS(at - key, WRPO__SET(window)), s, never);
-}
-/* Scores s[keys][NR] become e^(s - m); m and l, the running maximum and sum, are brought up to date; rescale = e^(old m - m). */
-WRPO__ROW void WRPO__(softmax_tile)(float *s, int64_t keys, const float *at, float window, bool masked, float softcap, float *m, float *l, float *rescale) {
-    WRPO__V old[WRPO__(NV)], top[WRPO__(NV)], sum[WRPO__(NV)];
-    WRPO__UNROLL
-    for (int j = 0; j < WRPO__(NV); j++) old[j] = top[j] = WRPO__LOAD(m + j * WRPO__LANES), sum[j] = (WRPO__V){0};
-    for (int64_t k = 0; k < keys; k++) {
-        WRPO__UNROLL
-        for (int j = 0; j < WRPO__(NV); j++) {
-            float *p = s + k * WRPO__(NR) + j * WRPO__LANES;
-            WRPO__V x = WRPO__LOAD(p);
-            if (softcap > 0) x = WRPO__(cap)(x, softcap);
-            if (masked) x = WRPO__(masked)(x, (float)k, WRPO__LOAD(at + j * WRPO__LANES), window);
-            if (masked || softcap > 0) WRPO__STORE(p, x);
-            top[j] = WRPO__(max)(top[j], x);
-        }
-    }
-    for (int64_t k = 0; k < keys; k++) {
-        WRPO__UNROLL
-        for (int j = 0; j < WRPO__(NV); j++) {
-            float *p = s + k * WRPO__(NR) + j * WRPO__LANES;
-            WRPO__V e = WRPO__(exp)(WRPO__LOAD(p) - top[j]);
-            sum[j] += e;
-            WRPO__STORE(p, e);
-        }
-    }
-    for (int j = 0; j < WRPO__(NV); j++) {
-        WRPO__V f = WRPO__(exp)(old[j] - top[j]);
-        WRPO__STORE(l + j * WRPO__LANES, WRPO__FMA(WRPO__LOAD(l + j * WRPO__LANES), f, sum[j]));
-        WRPO__STORE(m + j * WRPO__LANES, top[j]);
-        WRPO__STORE(rescale + j * WRPO__LANES, f);
-    }
-}
-WRPO__ROW void WRPO__(rescale_tile)(float *o, const float *factor, int64_t rows) {
-    WRPO__V f[WRPO__(NV)];
-    for (int j = 0; j < WRPO__(NV); j++) f[j] = WRPO__LOAD(factor + j * WRPO__LANES);
-    for (int64_t i = 0; i < rows; i++)
-        for (int j = 0; j < WRPO__(NV); j++) {
-            float *p = o + i * WRPO__(NR) + j * WRPO__LANES;
-            WRPO__STORE(p, WRPO__LOAD(p) * f[j]);
-        }
-}
-/* The backward's: s becomes p = e^(s - lse), dp becomes ds. */
-WRPO__ROW void WRPO__(softmax_tile_bwd)(float *s, float *dp, int64_t keys, const float *at, float window, bool masked, float softcap,
-                                        const float *lse, const float *delta) {
-    for (int64_t k = 0; k < keys; k++)
-        for (int j = 0; j < WRPO__(NV); j++) {
-            float *ps = s + k * WRPO__(NR) + j * WRPO__LANES, *pd = dp + k * WRPO__(NR) + j * WRPO__LANES;
-            WRPO__V x = WRPO__LOAD(ps), slope = WRPO__SET(1.0f);
-            if (softcap > 0) {
-                x = WRPO__(cap)(x, softcap);
-                slope = WRPO__FMA(x / -softcap, x / softcap, slope);
-            }
-            if (masked) x = WRPO__(masked)(x, (float)k, WRPO__LOAD(at + j * WRPO__LANES), window);
-            x = WRPO__(exp)(x - WRPO__LOAD(lse + j * WRPO__LANES));
-            WRPO__STORE(ps, x);
-            WRPO__STORE(pd, x * (WRPO__LOAD(pd) - WRPO__LOAD(delta + j * WRPO__LANES)) * slope);
-        }
-}
-/* groups of NR lanes that a task takes: 8, or as many as its scratch has room for */
-static int64_t WRPO__(lane_groups)(int64_t fixed, int64_t each) {
-    return WRPO__MAX(1, WRPO__MIN(8, (WRPO__THREAD_FLOATS - fixed) / each));
-}
-static void WRPO__(attention_task)(const wrpo__cpu *cpu, const WRPO__(lanes) *b, float *o, float *lse, const float *q, const float *k, const float *v) {
-    enum { NR = WRPO__(NR), MR = WRPO__(MR), MS = WRPO__(MS), BK = WRPO__(BK) };
-    const wrpo_attn *a = b->a;
-    const int64_t d = a->d, dm = WRPO__(round_up)(d, MR), groups = wrpo__div_up(b->count, NR), pair = b->pair, dw = wrpo__div_up(d, pair);
-    float *at = wrpo__cpu_scratch(cpu), *m = at + NR, *l = m + groups * NR, *f = l + groups * NR, *s = f + NR;
-    float *keys = s + BK * NR, *values = keys + BK / MR * MS * d, *queries = values + dm / MR * MS * BK, *out = queries + groups * NR * d;
-    WRPO__(lane_vectors)(b, q, a->ldq, a->scale, out, d, queries);             /* out is free as yet */
-    for (int64_t i = 0; i < groups * NR; i++) m[i] = -FLT_MAX, l[i] = 0;
-    memset(out, 0, (size_t)(groups * NR * dm) * sizeof *out);
-    const int64_t shared = b->seg->prefix_end - b->seg->prefix;
-    const float window = a->window > 0 ? (float)a->window : INFINITY;
-    for (int64_t range = 0; range <= b->segs; range++) {                       /* the prefix; the own keys of each segment, for its lanes */
-        const bool own = range > 0, one = own && b->segs > 1;
-        const wrpo_seg *seg = b->seg + (own ? range - 1 : 0);
-        const int64_t begin = own ? seg->own : seg->prefix, end = own ? seg->own_end : seg->prefix_end;
-        const int64_t from = one ? WRPO__MAX((range - 1) * b->share - b->first, 0) : 0, to = one ? WRPO__MIN(range * b->share - b->first, b->count) : b->count;
-        for (int64_t t = begin; t < end && from < to; t += BK) {
-            const int64_t n = WRPO__MIN(BK, end - t), key0 = (own ? shared : 0) + t - begin;
-            int64_t seen;
-            bool masked;
-            if (!WRPO__(visible)(b, from, to - from, key0, n, &seen, &masked)) continue;
-            WRPO__(factor)(pair, keys, k + t * a->ldkv + b->g * d, a->ldkv, 1, n, d);
-            WRPO__(factor)(pair, values, v + t * a->ldkv + b->g * d, 1, a->ldkv, d, n);
-            for (int64_t i = from / NR; i * NR < to; i++) {
-                const int64_t lane0 = WRPO__MAX(from, i * NR), lanes = WRPO__MIN(i * NR + NR, to) - lane0;
-                if (!WRPO__(visible)(b, lane0, lanes, key0, n, &seen, &masked)) continue;
-                for (int64_t j = 0; j < NR; j++) {     /* a sibling's lanes see nothing; behind the last lane is padding */
-                    const int64_t lane = i * NR + j;
-                    at[j] = one && (lane < lane0 || lane >= lane0 + lanes) ? -1 : (float)(WRPO__(lane_position)(b, WRPO__MIN(lane, lane0 + lanes - 1)) - key0);
-                }
-                WRPO__(panels)(pair, seen, NR, d, keys, MS * dw, queries + i * NR * dw, NR, s, NR, false);
-                WRPO__(softmax_tile)(s, seen, at, window, masked || one, a->softcap, m + i * NR, l + i * NR, f);
-                WRPO__(rescale_tile)(out + i * NR * dm, f, d);
-                WRPO__(pair_rows)(pair, s, seen, NR);
-                WRPO__(panels)(pair, d, NR, seen, values, MS * wrpo__div_up(n, pair), s, NR, out + i * NR * dm, NR, true);
-            }
-        }
-    }
-    for (int64_t i = 0; i < b->count; i++) {
-        lse[WRPO__(lane_row)(b, i) * a->H + WRPO__(lane_head)(b, i)] = m[i] + logf(l[i]);
-        l[i] = 1 / l[i];
-    }
-    WRPO__(lane_results)(b, o, a->ldo, out, l);
-}
-/* p and ds of a group of lanes and a tile of keys, both [key][NR]; keys that no lane of the group sees get zeros up to n */
-static void WRPO__(attention_weights)(const wrpo_attn *a, int64_t pair, int64_t n, int64_t seen, bool masked, const float *keys, const float *values,
-                                      const float *queries, const float *d_outs, const float *at, const float *lse, const float *delta, float *p, float *ds) {
-    enum { NR = WRPO__(NR), MS = WRPO__(MS) };
-    const int64_t next = MS * wrpo__div_up(a->d, pair);
-    WRPO__(panels)(pair, seen, NR, a->d, keys, next, queries, NR, p, NR, false);
-    WRPO__(panels)(pair, seen, NR, a->d, values, next, d_outs, NR, ds, NR, false);
-    WRPO__(softmax_tile_bwd)(p, ds, seen, at, a->window > 0 ? (float)a->window : INFINITY, masked, a->softcap, lse, delta);
-    memset(p + seen * NR, 0, (size_t)((n - seen) * NR) * sizeof *p);
-    memset(ds + seen * NR, 0, (size_t)((n - seen) * NR) * sizeof *ds);
-}
-/* What the backward knows of a lane besides its vectors: position, lse and delta, in [group][3][NR]. Padded lanes have zeros. */
-static void WRPO__(lane_numbers)(const WRPO__(lanes) *b, const float *lse, const float *delta, float *x) {
-    for (int64_t i = 0; i < WRPO__(round_up)(b->count, WRPO__(NR)); i++) {
-        float *y = x + i / WRPO__(NR) * 3 * WRPO__(NR) + i % WRPO__(NR);
-        const int64_t lane = WRPO__MIN(i, b->count - 1), j = WRPO__(lane_row)(b, lane) * b->a->H + WRPO__(lane_head)(b, lane);
-        y[0] = (float)WRPO__(lane_position)(b, lane);
-        y[WRPO__(NR)] = i < b->count ? lse[j] : 0;
-        y[2 * WRPO__(NR)] = i < b->count ? delta[j] : 0;
-    }
-}
-static void WRPO__(attention_dq_task)(const wrpo__cpu *cpu, const WRPO__(lanes) *b, float *dq, const float *d_o, const float *lse, const float *delta,
-                                      const float *q, const float *k, const float *v) {
-    enum { NR = WRPO__(NR), MR = WRPO__(MR), MS = WRPO__(MS), BK = WRPO__(BK) };
-    const wrpo_attn *a = b->a;
-    const int64_t d = a->d, dm = WRPO__(round_up)(d, MR), groups = wrpo__div_up(b->count, NR), shared = b->seg->prefix_end - b->seg->prefix;
-    const int64_t pair = b->pair, dw = wrpo__div_up(d, pair);
-    float *at = wrpo__cpu_scratch(cpu), *numbers = at + NR, *p = numbers + groups * 3 * NR, *ds = p + BK * NR, *keys = ds + BK * NR;
-    float *values = keys + BK / MR * MS * d, *across = values + BK / MR * MS * d, *queries = across + dm / MR * MS * BK;
-    float *d_outs = queries + groups * NR * d, *out = d_outs + groups * NR * d;
-    WRPO__(lane_vectors)(b, q, a->ldq, a->scale, out, d, queries);
-    WRPO__(lane_vectors)(b, d_o, a->ldo, 1, out, d, d_outs);
-    WRPO__(lane_numbers)(b, lse, delta, numbers);
-    memset(out, 0, (size_t)(groups * NR * dm) * sizeof *out);
-    for (int own = 0; own < 2; own++) {
-        const int64_t begin = own ? b->seg->own : b->seg->prefix, end = own ? b->seg->own_end : b->seg->prefix_end;
-        for (int64_t t = begin; t < end; t += BK) {
-            const int64_t n = WRPO__MIN(BK, end - t), key0 = (own ? shared : 0) + t - begin;
-            int64_t seen;
-            bool masked;
-            if (!WRPO__(visible)(b, 0, b->count, key0, n, &seen, &masked)) continue;
-            WRPO__(factor)(pair, keys, k + t * a->ldkv + b->g * d, a->ldkv, 1, n, d);
-            WRPO__(factor)(pair, values, v + t * a->ldkv + b->g * d, a->ldkv, 1, n, d);
-            WRPO__(factor)(pair, across, k + t * a->ldkv + b->g * d, 1, a->ldkv, d, n);
-            for (int64_t i = 0; i < groups; i++) {
-                const float *x = numbers + i * 3 * NR;
-                if (!WRPO__(visible)(b, i * NR, WRPO__MIN(NR, b->count - i * NR), key0, n, &seen, &masked)) continue;
-                for (int64_t j = 0; j < NR; j++) at[j] = x[j] - (float)key0;
-                WRPO__(attention_weights)(a, pair, seen, seen, masked, keys, values, queries + i * NR * dw, d_outs + i * NR * dw, at, x + NR, x + 2 * NR, p, ds);
-                WRPO__(pair_rows)(pair, ds, seen, NR);
-                WRPO__(panels)(pair, d, NR, seen, across, MS * wrpo__div_up(n, pair), ds, NR, out + i * NR * dm, NR, true);
-            }
-        }
-    }
-    for (int64_t i = 0; i < b->count; i++) numbers[i] = a->scale;
-    WRPO__(lane_results)(b, dq, a->ldq, out, numbers);
-}
-/* dk and dv of rows [t, t + n) of segment `home`: from its own lanes and from those of every segment that has the rows as prefix, in order */
-static void WRPO__(attention_dkv_task)(const wrpo__cpu *cpu, const wrpo_attn *a, int64_t pair, int64_t home, int64_t t, int64_t n, int64_t g, float *dk, float *dv,
-                                       const float *d_o, const float *lse, const float *delta, const float *q, const float *k, const float *v) {
-    enum { NR = WRPO__(NR), MR = WRPO__(MR), MS = WRPO__(MS), BK = WRPO__(BK) };
-    const int64_t d = a->d, dn = WRPO__(round_up)(d, NR), panels = BK / MR * MS, dw = wrpo__div_up(d, pair);
-    const int64_t groups = WRPO__(lane_groups)(2 * panels * d + 2 * (BK + MR) * dn + 2 * BK * NR + NR, (2 * d + 2 * dn + 3 + 2 * panels) * NR), block = groups * NR;
-    float *at = wrpo__cpu_scratch(cpu), *numbers = at + NR, *p = numbers + 3 * block, *ds = p + BK * NR, *keys = ds + BK * NR, *values = keys + panels * d;
-    float *dks = values + panels * d, *dvs = dks + (BK + MR) * dn, *queries = dvs + (BK + MR) * dn, *d_outs = queries + block * d;
-    float *q_rows = d_outs + block * d, *do_rows = q_rows + block * dn, *p_packed = do_rows + block * dn, *ds_packed = p_packed + panels * block;
-    memset(dks, 0, (size_t)(2 * (BK + MR) * dn) * sizeof *dks);
-    for (int64_t s = 0; s < a->n_segs; s++) {
-        const wrpo_seg *seg = &a->segs[s];
-        const int64_t first = s == home ? t : WRPO__MAX(t, seg->prefix), last = s == home ? t + n : WRPO__MIN(t + n, seg->prefix_end), count = last - first;
-        const int64_t shared = seg->prefix_end - seg->prefix, key0 = s == home ? shared + t - seg->begin : first - seg->prefix;
-        if (count <= 0) continue;
-        WRPO__(factor)(pair, keys, k + first * a->ldkv + g * d, a->ldkv, 1, count, d);
-        WRPO__(factor)(pair, values, v + first * a->ldkv + g * d, a->ldkv, 1, count, d);
-        WRPO__(lanes) b = {a, seg, g, a->H / a->G, 0, 0, 1, pair};
-        const int64_t all = (seg->end - seg->begin) * b.share;
-        for (; b.first < all; b.first += block) {
-            int64_t seen, begin = -1, end = 0;        /* groups that see any of the keys */
-            bool masked;
-            b.count = WRPO__MIN(block, all - b.first);
-            for (int64_t i = 0; i < b.count; i += NR)
-                if (WRPO__(visible)(&b, i, WRPO__MIN(NR, b.count - i), key0, count, &seen, &masked)) begin = begin < 0 ? i : begin, end = i + NR;
-            if (begin < 0) continue;
-            WRPO__(lane_vectors)(&b, q, a->ldq, a->scale, q_rows, dn, queries);
-            WRPO__(lane_vectors)(&b, d_o, a->ldo, 1, do_rows, dn, d_outs);
-            WRPO__(lane_numbers)(&b, lse, delta, numbers);
-            WRPO__(pair_rows)(pair, q_rows, WRPO__(round_up)(b.count, NR), dn), WRPO__(pair_rows)(pair, do_rows, WRPO__(round_up)(b.count, NR), dn);
-            for (int64_t i = begin; i < end; i += NR) {
-                const float *x = numbers + 3 * i;
-                WRPO__(visible)(&b, i, WRPO__MIN(NR, b.count - i), key0, count, &seen, &masked);
-                for (int64_t j = 0; j < NR; j++) at[j] = x[j] - (float)key0;
-                WRPO__(attention_weights)(a, pair, count, seen, masked, keys, values, queries + i * dw, d_outs + i * dw, at, x + NR, x + 2 * NR, p, ds);
-                const int64_t next = MS * block / pair;        /* the tiles' NR lanes are steps of the keys' panels */
-                WRPO__(pack_side)(0, pair, false, p_packed + i / pair * MS, next, p, NR, 1, count, NR);
-                WRPO__(pack_side)(0, pair, false, ds_packed + i / pair * MS, next, ds, NR, 1, count, NR);
-            }
-            const int64_t from = begin / pair;
-            WRPO__(panels)(pair, count, d, end - begin, p_packed + from * MS, MS * block / pair, do_rows + from * dn, dn, dvs + (first - t) * dn, dn, true);
-            WRPO__(panels)(pair, count, d, end - begin, ds_packed + from * MS, MS * block / pair, q_rows + from * dn, dn, dks + (first - t) * dn, dn, true);
-        }
-    }
+/* n elements, at most WRPO_BLOCK, of the block that begins at element `first` of a first or second moment. */
+static void wrpo__moment_load(float *x, const void *block, wrpo_moments moments, bool second, int64_t n) {
+    const uint8_t *codes = block;
+    float scale = 0;
+    if (moments == WRPO_MOMENTS_8BIT) memcpy(&scale, codes + WRPO_BLOCK, sizeof scale);
     for (int64_t i = 0; i < n; i++) {
-        memcpy(dk + (t + i) * a->ldkv + g * d, dks + i * dn, (size_t)d * sizeof(float));
-        memcpy(dv + (t + i) * a->ldkv + g * d, dvs + i * dn, (size_t)d * sizeof(float));
+        if (moments == WRPO_MOMENTS_F32) x[i] = ((const float *)block)[i];
+        else if (moments == WRPO_MOMENTS_BF16) x[i] = wrpo__float_of(((const uint16_t *)block)[i]);
+        else if (second) x[i] = wrpo__code_value(codes[i], scale, 255);
+        else x[i] = copysignf(wrpo__code_value((int8_t)codes[i], scale, 127), (int8_t)codes[i]);
     }
 }
-/* Segments [s, s + n) that go through their prefix together. */
-static int64_t WRPO__(siblings)(const wrpo_attn *a, int64_t s, bool together) {
-    const wrpo_seg *x = &a->segs[s];
-    int64_t n = 1;
-    if (!together || x->end - x->begin != 1 || x->prefix == x->prefix_end) return 1;
-    while (s + n < a->n_segs && x[n].end - x[n].begin == 1 && x[n].prefix == x->prefix && x[n].prefix_end == x->prefix_end) n++;
-    return n;
-}
-/* Tasks are numbered through all segments, `step` units of each segment's `share` per row; siblings count as one. */
-static int64_t WRPO__(attention_tasks)(const wrpo_attn *a, int64_t share, int64_t step, bool together) {
-    int64_t tasks = 0;
-    for (int64_t s = 0, n; s < a->n_segs; s += n) {
-        n = WRPO__(siblings)(a, s, together);
-        tasks += wrpo__div_up((a->segs[s + n - 1].end - a->segs[s].begin) * share, step);
-    }
-    return tasks;
-}
-/* The segment of number i, counted from the end, where the long ones are; how many siblings it has, itself included. */
-static int64_t WRPO__(attention_find)(const wrpo_attn *a, int64_t share, int64_t step, bool together, int64_t i, int64_t *first, int64_t *count, int64_t *n) {
-    i = WRPO__(attention_tasks)(a, share, step, together) - 1 - i;
-    for (int64_t s = 0;; s += *n) {
-        *n = WRPO__(siblings)(a, s, together);
-        const int64_t all = (a->segs[s + *n - 1].end - a->segs[s].begin) * share, tasks = wrpo__div_up(all, step);
-        if (i < tasks) {
-            *first = i * step;
-            *count = WRPO__MIN(step, all - *first);
-            return s;
+static void wrpo__moment_store(void *block, const float *x, wrpo_moments moments, bool second, int64_t n,
+                               uint32_t seed, int64_t first) {
+    uint8_t *codes = block;
+    float scale = 0;
+    for (int64_t i = 0; i < n; i++) scale = fmaxf(scale, fabsf(x[i]));
+    for (int64_t i = 0; i < n; i++) {
+        const uint32_t dice = wrpo__dice(seed, first + i), bits = wrpo__float_bits(x[i]);
+        if (moments == WRPO_MOMENTS_F32) ((float *)block)[i] = x[i];
+        else if (moments == WRPO_MOMENTS_BF16) ((uint16_t *)block)[i] = (uint16_t)((bits + (dice >> 16)) >> 16);
+        else {
+            const float code = wrpo__code_of(fabsf(x[i]), scale, second ? 255 : 127, (float)(dice >> 8) / 16777216);
+            if (second) codes[i] = (uint8_t)(x[i] > 0 ? fmaxf(code, 1) : code);        /* above 0 stays above 0 */
+            else codes[i] = (uint8_t)(int8_t)(x[i] < 0 ? -code : code);
         }
-        i -= tasks;
     }
+    if (moments == WRPO_MOMENTS_8BIT) memcpy(codes + WRPO_BLOCK, &scale, sizeof scale);
 }
-static void WRPO__(attention)(void *dev, const wrpo_attn *a, void *o, float *lse, const void *q, const void *k, const void *v) {
-    enum { NR = WRPO__(NR), MR = WRPO__(MR), MS = WRPO__(MS), BK = WRPO__(BK) };
-    const wrpo__cpu *cpu = dev;
-    const int64_t d = a->d, dm = WRPO__(round_up)(d, MR), share = a->H / a->G;
-    const int64_t step = NR * WRPO__(lane_groups)(2 * NR + BK * NR + BK / MR * MS * d + dm / MR * MS * BK, NR * (2 + d + dm));
-    const int64_t tasks = WRPO__(attention_tasks)(a, share, step, true) * a->G;
-    WRPO__PARFOR(wrpo__cpu_team(cpu, a->n * a->H * d))
-    for (int64_t i = 0; i < tasks; i++) {
-        int64_t first, count, n, s = WRPO__(attention_find)(a, share, step, true, i / a->G, &first, &count, &n);
-        const WRPO__(lanes) b = {a, a->segs + s, i % a->G, share, first, count, n, cpu->pairs ? 2 : 1};
-        WRPO__(attention_task)(cpu, &b, o, lse, q, k, v);
-    }
-}
-static size_t WRPO__(attention_scratch)(void *dev, int64_t n, int64_t H, int64_t G, int64_t d) {   /* delta */
-    (void)dev; (void)G; (void)d;
-    return (size_t)(n * H) * sizeof(float);
-}
-static void WRPO__(attention_bwd)(void *dev, const wrpo_attn *a, void *dq, void *dk, void *dv, const void *d_o, const void *o, const float *lse,
-                                  const void *q, const void *k, const void *v, void *scratch) {
-    enum { NR = WRPO__(NR), MR = WRPO__(MR), MS = WRPO__(MS), BK = WRPO__(BK) };
-    const wrpo__cpu *cpu = dev;
-    float *delta = scratch;
-    const int64_t d = a->d, dm = WRPO__(round_up)(d, MR), share = a->H / a->G, team = wrpo__cpu_team(cpu, a->n * a->H * d);
-    const int64_t step = NR * WRPO__(lane_groups)(NR + 2 * BK * NR + 2 * BK / MR * MS * d + dm / MR * MS * BK, NR * (3 + 2 * d + dm));
-    const int64_t blocks = WRPO__(attention_tasks)(a, share, step, false) * a->G, tiles = WRPO__(attention_tasks)(a, 1, BK, false) * a->G;
-    WRPO__PARFOR((int)team)
-    for (int64_t r = 0; r < a->n; r++)
-        for (int64_t h = 0; h < a->H; h++) delta[r * a->H + h] = WRPO__(dot)((const float *)d_o + r * a->ldo + h * d, (const float *)o + r * a->ldo + h * d, d);
-    WRPO__PARFOR((int)team)
-    for (int64_t i = 0; i < blocks; i++) {
-        int64_t first, count, n, s = WRPO__(attention_find)(a, share, step, false, i / a->G, &first, &count, &n);
-        const WRPO__(lanes) b = {a, a->segs + s, i % a->G, share, first, count, 1, cpu->pairs ? 2 : 1};
-        WRPO__(attention_dq_task)(cpu, &b, dq, d_o, lse, delta, q, k, v);
-    }
-    WRPO__PARFOR((int)team)
-    for (int64_t i = 0; i < tiles; i++) {
-        int64_t first, count, n, s = WRPO__(attention_find)(a, 1, BK, false, i / a->G, &first, &count, &n);
-        WRPO__(attention_dkv_task)(cpu, a, cpu->pairs ? 2 : 1, s, a->segs[s].begin + first, count, i % a->G, dk, dv, d_o, lse, delta, q, k, v);
+/* ---- adamw (Loshchilov and Hutter 2019), as torch.optim.AdamW computes it; g is read times grad_scale ----
+   m += (1 - beta1) (g - m)        v = beta2 v + (1 - beta2) g^2
+   w = w (1 - lr weight_decay) - lr / correction1 m / (sqrt(v) / correction2 + eps)
+   with correction1 = 1 - beta1^step, correction2 = sqrt(1 - beta2^step). w is float (low NULL) or masters in halves. */
+static void wrpo__plain_adamw(void *dev, void *w, uint16_t *low, void *m, void *v, const float *g, int64_t count,
+                              const wrpo_adamw *step) {
+    const float keep = (float)(1 - (double)step->lr * step->weight_decay), rate = (float)(step->lr / step->correction1);
+    const float new1 = (float)(1 - (double)step->beta1), new2 = (float)(1 - (double)step->beta2);
+    const float correction2 = (float)step->correction2;
+    uint16_t *high = w;
+    (void)dev;
+    for (int64_t first = 0; first < count; first += WRPO_BLOCK) {
+        const int64_t n = WRPO__MIN(WRPO_BLOCK, count - first);
+        char *m_block = (char *)m + wrpo_moments_bytes(step->moments, first);
+        char *v_block = (char *)v + wrpo_moments_bytes(step->moments, first);
+        float m_now[WRPO_BLOCK], v_now[WRPO_BLOCK];
+        wrpo__moment_load(m_now, m_block, step->moments, false, n);
+        wrpo__moment_load(v_now, v_block, step->moments, true, n);
+        for (int64_t i = 0; i < n; i++) {
+            const float gradient = g[first + i] * step->grad_scale;
+            float weight = low ? wrpo__master(high[first + i], low[first + i]) : ((float *)w)[first + i];
+            m_now[i] = fmaf(new1, gradient - m_now[i], m_now[i]);
+            v_now[i] = fmaf(new2 * gradient, gradient, v_now[i] * step->beta2);
+            weight = weight * keep - rate * m_now[i] / (sqrtf(v_now[i]) / correction2 + step->eps);
+            if (low) wrpo__master_split(weight, &high[first + i], &low[first + i]);
+            else ((float *)w)[first + i] = weight;
+        }
+        wrpo__moment_store(m_block, m_now, step->moments, false, n, (uint32_t)step->seed, first);
+        wrpo__moment_store(v_block, v_now, step->moments, true, n, (uint32_t)(step->seed >> 32), first);
     }
 }
 
-#define WRPO__STRING2(x) #x
-#define WRPO__STRING(x) WRPO__STRING2(x)
-static const wrpo_backend WRPO__(backend) = {
-    .name = "cpu-" WRPO__STRING(WRPO__LEVEL), .act_bytes = 4, .dtype = WRPO_F32, .host = true,
-    .open = wrpo__cpu_open, .close = wrpo__cpu_close, .alloc = wrpo__cpu_alloc, .release = wrpo__cpu_release,
-    .put = wrpo__cpu_copy, .get = wrpo__cpu_copy, .copy = wrpo__cpu_copy, .zero = wrpo__cpu_zero, .room = wrpo__cpu_room, .sync = wrpo__cpu_sync,
-    .gemm = WRPO__(gemm), .embed = WRPO__(embed), .embed_bwd = WRPO__(embed_bwd), .gather = WRPO__(gather), .gather_bwd = WRPO__(gather_bwd), .scatter = WRPO__(scatter),
-    .bias = WRPO__(bias), .bias_bwd = WRPO__(bias_bwd), .colsum = WRPO__(colsum), .add = WRPO__(add), .rmsnorm = WRPO__(rmsnorm), .rmsnorm_bwd = WRPO__(rmsnorm_bwd),
-    .rope = WRPO__(rope), .attention = WRPO__(attention), .attention_bwd = WRPO__(attention_bwd), .attention_scratch = WRPO__(attention_scratch),
-    .glu = WRPO__(glu), .glu_bwd = WRPO__(glu_bwd), .logprob = WRPO__(logprob), .logprob_bwd = WRPO__(logprob_bwd),
-    .sumsq = WRPO__(sumsq), .adamw = WRPO__(adamw)
-};
-#undef WRPO__LEVEL
-#undef WRPO__AT
-#undef WRPO__FMA
-#undef WRPO__IN_PAIRS
-#undef WRPO__STEP
-#undef WRPO__SQRT
-#undef WRPO__MORE
-#undef WRPO__LOW
-#undef WRPO__HIGH
-#undef WRPO__ALL
-#endif /* WRPO__LANES */
-
-#ifdef WRPO_IMPLEMENTATION
-#undef WRPO__LANES
-WRPO_API const wrpo_backend *wrpo_backend_cpu(void) {
-    const char *want = getenv("WRPO_CPU");
-    if (!want) want = "";
-#ifdef WRPO__HAVE_AVX512
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && strcmp(want, "avx2") != 0 && strcmp(want, "generic") != 0)
-        return &wrpo__backend_avx512;
-#endif
-#ifdef WRPO__HAVE_AVX2
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && strcmp(want, "generic") != 0) return &wrpo__backend_avx2;
-#endif
-    return &wrpo__backend_generic;
+WRPO_API const wrpo_backend *wrpo_backend_plain(void) {
+    static const wrpo_backend backend = {
+        .name = "plain", .act_bytes = 4, .dtype = WRPO_DTYPE_F32, .host = true,
+        .open = wrpo__plain_open, .close = wrpo__plain_close, .alloc = wrpo__host_alloc, .release = wrpo__host_release,
+        .put = wrpo__host_copy, .get = wrpo__host_copy, .copy = wrpo__host_copy, .zero = wrpo__host_zero,
+        .room = wrpo__host_room, .sync = wrpo__host_sync, .gemm = wrpo__plain_gemm,
+        .embed = wrpo__plain_embed, .embed_bwd = wrpo__plain_embed_bwd,
+        .gather = wrpo__plain_gather, .gather_bwd = wrpo__plain_gather_bwd, .scatter = wrpo__plain_scatter,
+        .bias = wrpo__plain_bias, .bias_bwd = wrpo__plain_bias_bwd, .colsum = wrpo__plain_colsum,
+        .add = wrpo__plain_add, .rmsnorm = wrpo__plain_rmsnorm, .rmsnorm_bwd = wrpo__plain_rmsnorm_bwd,
+        .rope = wrpo__plain_rope, .attention = wrpo__plain_attention, .attention_bwd = wrpo__plain_attention_bwd,
+        .attention_scratch = wrpo__plain_attention_scratch, .glu = wrpo__plain_glu, .glu_bwd = wrpo__plain_glu_bwd,
+        .logprob = wrpo__plain_logprob, .logprob_bwd = wrpo__plain_logprob_bwd,
+        .sumsq = wrpo__plain_sumsq, .adamw = wrpo__plain_adamw
+    };
+    return &backend;
 }
 
 /* ------------------------------------------------------------------------------------------- >>layout
-   The table of weights, and memory measured before it is taken.                                        */
+   In: a config. Out: a model, whose weights are a table of tensors in the backend's memory. Gradients and moments are
+   arrays that mirror the weights: an element of a weight is at the same offset in each of them.
 
-/* One row per kind of tensor: field, name in the checkpoint, rows, cols (0: a vector), where it exists.
-   Loader, saver, optimizer and tests walk this table and nothing else. PER_LAYER names stand behind
-   "model.layers.<l>.". A row marked JOINED follows the row above without a gap, so that the pair (q, k, v;
-   gate, up) is one matrix and one product.                                                              */
+   To add a weight: a row of WRPO__WEIGHTS; a flag of wrpo_config if not every model has the weight (>>checkpoint sets
+   it); a field of wrpo__layer and its use forward and backward (>>model); and the same in double in plain_logps of
+   tests/40_model.c. That is all: loader, saver, optimizer and tests walk the table.                               */
+
+/* One row per kind of tensor. A name of scope LAYER comes after "model.layers.<l>."; cols 0: a vector. A JOINED row
+   follows the row above without a gap, so that q, k and v are one matrix and one product, and so are gate and up. */
 #define WRPO__WEIGHTS(X) \
-    X(embed_tokens,               ONCE,      "model.embed_tokens.weight",         V,     D,     true,                      false) \
-    X(input_layernorm,            PER_LAYER, "input_layernorm.weight",            D,     0,     true,                      false) \
-    X(q_proj,                     PER_LAYER, "self_attn.q_proj.weight",           H * d, D,     true,                      false) \
-    X(k_proj,                     PER_LAYER, "self_attn.k_proj.weight",           G * d, D,     true,                      JOINED) \
-    X(v_proj,                     PER_LAYER, "self_attn.v_proj.weight",           G * d, D,     true,                      JOINED) \
-    X(q_bias,                     PER_LAYER, "self_attn.q_proj.bias",             H * d, 0,     c->attention_bias,         false) \
-    X(k_bias,                     PER_LAYER, "self_attn.k_proj.bias",             G * d, 0,     c->attention_bias,         JOINED) \
-    X(v_bias,                     PER_LAYER, "self_attn.v_proj.bias",             G * d, 0,     c->attention_bias,         JOINED) \
-    X(q_norm,                     PER_LAYER, "self_attn.q_norm.weight",           d,     0,     c->qk_norm,                false) \
-    X(k_norm,                     PER_LAYER, "self_attn.k_norm.weight",           d,     0,     c->qk_norm,                false) \
-    X(o_proj,                     PER_LAYER, "self_attn.o_proj.weight",           D,     H * d, true,                      false) \
-    X(o_bias,                     PER_LAYER, "self_attn.o_proj.bias",             D,     0,     c->output_bias,            false) \
-    X(post_attention_layernorm,   PER_LAYER, "post_attention_layernorm.weight",   D,     0,     true,                      false) \
-    X(pre_feedforward_layernorm,  PER_LAYER, "pre_feedforward_layernorm.weight",  D,     0,     c->post_norms,             false) \
-    X(gate_proj,                  PER_LAYER, "mlp.gate_proj.weight",              I,     D,     true,                      false) \
-    X(up_proj,                    PER_LAYER, "mlp.up_proj.weight",                I,     D,     true,                      JOINED) \
-    X(down_proj,                  PER_LAYER, "mlp.down_proj.weight",              D,     I,     true,                      false) \
-    X(post_feedforward_layernorm, PER_LAYER, "post_feedforward_layernorm.weight", D,     0,     c->post_norms,             false) \
-    X(norm,                       AT_END,    "model.norm.weight",                 D,     0,     true,                      false) \
-    X(lm_head,                    AT_END,    "lm_head.weight",                    V,     D,     c->head == WRPO_HEAD_LM && !c->tie_word_embeddings, false)
+/*    field                       scope  name in the checkpoint               rows   cols   exists      joined */ \
+    X(embed_tokens,               FIRST, "model.embed_tokens.weight",         V,     D,     always,     false) \
+    X(input_layernorm,            LAYER, "input_layernorm.weight",            D,     0,     always,     false) \
+    X(q_proj,                     LAYER, "self_attn.q_proj.weight",           H * d, D,     always,     false) \
+    X(k_proj,                     LAYER, "self_attn.k_proj.weight",           G * d, D,     always,     JOINED) \
+    X(v_proj,                     LAYER, "self_attn.v_proj.weight",           G * d, D,     always,     JOINED) \
+    X(q_bias,                     LAYER, "self_attn.q_proj.bias",             H * d, 0,     qkv_bias,   false) \
+    X(k_bias,                     LAYER, "self_attn.k_proj.bias",             G * d, 0,     qkv_bias,   JOINED) \
+    X(v_bias,                     LAYER, "self_attn.v_proj.bias",             G * d, 0,     qkv_bias,   JOINED) \
+    X(q_norm,                     LAYER, "self_attn.q_norm.weight",           d,     0,     qk_norm,    false) \
+    X(k_norm,                     LAYER, "self_attn.k_norm.weight",           d,     0,     qk_norm,    false) \
+    X(o_proj,                     LAYER, "self_attn.o_proj.weight",           D,     H * d, always,     false) \
+    X(o_bias,                     LAYER, "self_attn.o_proj.bias",             D,     0,     o_bias,     false) \
+    X(post_attention_layernorm,   LAYER, "post_attention_layernorm.weight",   D,     0,     always,     false) \
+    X(pre_feedforward_layernorm,  LAYER, "pre_feedforward_layernorm.weight",  D,     0,     post_norms, false) \
+    X(gate_proj,                  LAYER, "mlp.gate_proj.weight",              I,     D,     always,     false) \
+    X(up_proj,                    LAYER, "mlp.up_proj.weight",                I,     D,     always,     JOINED) \
+    X(down_proj,                  LAYER, "mlp.down_proj.weight",              D,     I,     always,     false) \
+    X(post_feedforward_layernorm, LAYER, "post_feedforward_layernorm.weight", D,     0,     post_norms, false) \
+    X(norm,                       LAST,  "model.norm.weight",                 D,     0,     always,     false) \
+    X(lm_head,                    LAST,  "lm_head.weight",                    V,     D,     own_head,   false)
 typedef enum wrpo__kind {
 #define WRPO__X(field, scope, name, rows, cols, exists, joined) WRPO__W_##field,
     WRPO__WEIGHTS(WRPO__X)
 #undef WRPO__X
-    WRPO__KINDS
+    WRPO__KINDS, WRPO__W_none = WRPO__KINDS
 } wrpo__kind;
 
 struct wrpo_model {
     wrpo_ctx *ctx;
     wrpo__arena *arena;
     wrpo_config config;
-    const char *dir;                 /* where config.json and the side files lie that a save copies */
-    wrpo_dtype dtype;                /* of the checkpoint: what a save writes by default */
-    const char *tokenizer_dir;       /* the same for the tokenizer's files; dir unless made by wrpo_model_init */
     wrpo_weight *weights; int64_t n_weights;
-    int64_t *at;                     /* [L][KINDS] -> index into weights, -1 where it does not exist */
-    int64_t count;                   /* numbers in arrays that mirror the weights, gaps included (gaps stay 0) */
-    uint16_t *low;                   /* [count] what is left of the masters of BF16 matrices; NULL: weights are what they are */
-    bool frozen;
+    int64_t *index;                  /* [L][KINDS] into weights; -1 where the model has no such weight */
+    int64_t count;                   /* elements of an array that mirrors the weights, gaps included (they stay 0) */
+    uint16_t *low;                   /* [count] low halves of float masters, the weights being the high ones; or NULL */
+    bool frozen;                     /* is not trained */
+    wrpo_dtype dtype;                /* of the checkpoint: what a save writes by default */
+    const char *dir;                 /* of config.json and the other files that a save copies; NULL: none */
+    const char *tokenizer_dir;       /* of the tokenizer's; differs from dir only after wrpo_model_init */
 };
-/* The weight of this kind in layer l (0 for those outside the layers); NULL where the model has none. */
+/* The weight of this kind in layer l (0 for those outside the layers); NULL: the model has none. */
 static const wrpo_weight *wrpo__weight(const wrpo_model *model, wrpo__kind kind, int64_t l) {
-    int64_t i = model->at[l * WRPO__KINDS + (int64_t)kind];
+    const int64_t i = kind == WRPO__W_none ? -1 : model->index[l * WRPO__KINDS + (int64_t)kind];
     return i < 0 ? NULL : &model->weights[i];
 }
 #define WRPO__W(model, field, l) wrpo__weight(model, WRPO__W_##field, l)
 
-/* Walks the table for a config. With model NULL it only counts: *weights tensors, *count numbers with gaps.
-   With model, its weights (but for dtype and data) and at are filled in. */
-static void wrpo__layout_weights(const wrpo_config *c, wrpo_model *model, int64_t *weights, int64_t *count, int64_t *parameters) {
-    enum { ONCE, PER_LAYER, AT_END, JOINED = 1 };
+static int64_t wrpo__whole_blocks(int64_t count) { return wrpo__div_up(count, WRPO_BLOCK) * WRPO_BLOCK; }
+/* Walks the table. Out, where not NULL: how many weights, elements with gaps, and parameters the config has; in model,
+   its index and its weights, except for dtype and data. */
+static void wrpo__layout_weights(const wrpo_config *c, wrpo_model *model, int64_t *weights, int64_t *count,
+                                 int64_t *parameters) {
+    enum { FIRST, LAYER, LAST, JOINED = 1 };
     const int64_t V = c->vocab_size, D = c->hidden_size, I = c->intermediate_size, d = c->head_dim;
     const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, L = c->num_hidden_layers;
-    const struct { int scope, joined; bool exists; const char *name; int64_t rows, cols; } table[] = {
-#define WRPO__X(field, scope, name, rows, cols, exists, joined) {scope, joined, exists, name, rows, cols},
+    const bool always = true, qkv_bias = c->attention_bias, o_bias = c->output_bias, qk_norm = c->qk_norm;
+    const bool post_norms = c->post_norms, own_head = c->head == WRPO_HEAD_LM && !c->tie_word_embeddings;
+    const struct { int scope; const char *name; int64_t rows, cols; bool exists, joined; } table[] = {
+#define WRPO__X(field, scope, name, rows, cols, exists, joined) {scope, name, rows, cols, exists, joined},
         WRPO__WEIGHTS(WRPO__X)
 #undef WRPO__X
     };
     int64_t n = 0, offset = 0, total = 0;
-    for (int scope = ONCE; scope <= AT_END; scope++)
-        for (int64_t l = 0; l < (scope == PER_LAYER ? L : 1); l++)
+    for (int scope = FIRST; scope <= LAST; scope++)
+        for (int64_t l = 0; l < (scope == LAYER ? L : 1); l++)
             for (int64_t kind = 0; kind < WRPO__KINDS; kind++) {
+                const int64_t rows = table[kind].rows, cols = WRPO__MAX(table[kind].cols, 1);
+                const char *name = table[kind].name;
                 if (table[kind].scope != scope || !table[kind].exists) continue;
-                int64_t size = table[kind].rows * WRPO__MAX(table[kind].cols, 1);
-                if (!table[kind].joined) offset = (offset + WRPO_BLOCK - 1) / WRPO_BLOCK * WRPO_BLOCK;
+                if (!table[kind].joined) offset = wrpo__whole_blocks(offset);
                 if (model) {
-                    wrpo_weight *w = &model->weights[n];
-                    w->name = scope == PER_LAYER ? wrpo__format(model->arena, "model.layers.%lld.%s", (long long)l, table[kind].name) : table[kind].name;
-                    w->rows = table[kind].rows, w->cols = WRPO__MAX(table[kind].cols, 1);
-                    w->vector = table[kind].cols == 0, w->decay = !w->vector;
-                    w->at = offset;
-                    for (int64_t k = scope == PER_LAYER ? l : 0; k <= (scope == PER_LAYER ? l : L - 1); k++) model->at[k * WRPO__KINDS + kind] = n;
+                    if (scope == LAYER) name = wrpo__format(model->arena, "model.layers.%lld.%s", (long long)l, name);
+                    const bool vector = table[kind].cols == 0;
+                    model->weights[n] = (wrpo_weight){.name = name, .rows = rows, .cols = cols, .vector = vector,
+                                                      .decay = !vector, .at = offset};
+                    model->index[l * WRPO__KINDS + kind] = n;
                 }
-                n++, offset += size, total += size;
+                n++;
+                offset += rows * cols;
+                total += rows * cols;
             }
     if (weights) *weights = n;
-    if (count) *count = (offset + WRPO_BLOCK - 1) / WRPO_BLOCK * WRPO_BLOCK;
+    if (count) *count = wrpo__whole_blocks(offset);
     if (parameters) *parameters = total;
 }
 
-static int64_t wrpo__layer_window(const wrpo_config *c, int64_t l) { return c->sliding_layers[l / 64] >> l % 64 & 1 ? c->sliding_window : 0; }
-
-/* ---- memory of the backend, owned by an arena ---- */
-typedef struct wrpo__device_block { wrpo_ctx *ctx; void *p; size_t n; } wrpo__device_block;
-static void wrpo__device_release(void *p) {
-    wrpo__device_block *b = p;
-    if (!b->p) return;
-    b->ctx->desc.backend->release(b->ctx->dev, b->p);
-    b->ctx->bytes -= b->n, b->ctx->device_bytes -= b->n;
-}
-static void *wrpo__device_alloc(wrpo__arena *arena, size_t n, const char *what) {
-    wrpo_ctx *ctx = arena->ctx;
-    wrpo__device_block *b = WRPO__NEW(arena, wrpo__device_block);
-    b->ctx = ctx, b->n = n;
-    wrpo__on_free(arena, wrpo__device_release, b);
-    b->p = ctx->desc.backend->alloc(ctx->dev, WRPO__MAX(n, 1));
-    if (!b->p && !ctx->desc.backend->host && ctx->desc.backend->room)
-        wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: %s: %zu bytes wanted, the device has %zu left", what, n, ctx->desc.backend->room(ctx->dev));
-    if (!b->p) wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: %s: %zu bytes wanted, %zu held", what, n, ctx->bytes);
-    ctx->bytes += n, ctx->device_bytes += n;
-    if (ctx->bytes > ctx->peak) ctx->peak = ctx->bytes;
-    return b->p;
-}
-static size_t wrpo__room(const wrpo_ctx *ctx) {        /* bytes that may still be taken */
-    const size_t limit = ctx->desc.memory_limit, room = ctx->desc.backend->room ? ctx->desc.backend->room(ctx->dev) : SIZE_MAX;
-    return limit ? WRPO__MIN(room, limit - WRPO__MIN(limit, ctx->bytes)) : room;
-}
-/* A layout is run twice over one text: on base NULL to measure, on real memory to assign. */
+/* ---- memory, measured and assigned ---- */
+/* One text lays out memory twice: with base NULL it measures, then it assigns. For no elements it returns NULL. */
 typedef struct wrpo__bump { char *base; size_t used; bool overflow; } wrpo__bump;
 static void *wrpo__take(wrpo__bump *b, int64_t rows, int64_t cols, size_t bytes) {
-    size_t at = b->used, size = (size_t)rows * (size_t)cols;
+    const size_t offset = b->used, size = (size_t)rows * (size_t)cols * bytes;
     if (cols > 0 && (size_t)rows > SIZE_MAX / 16 / (size_t)cols) b->overflow = true;
-    b->used += (size * bytes + WRPO__ALIGN - 1) / WRPO__ALIGN * WRPO__ALIGN;
-    if (b->used < at || b->used > SIZE_MAX / 2) b->overflow = true;
-    return b->base ? b->base + at : NULL;
+    b->used += (size + WRPO__ALIGN - 1) / WRPO__ALIGN * WRPO__ALIGN;
+    if (b->used < offset || b->used > SIZE_MAX / 2) b->overflow = true;
+    return b->base && size > 0 ? b->base + offset : NULL;
 }
+
 /* ---- weights in memory ---- */
 static int64_t wrpo__size(const wrpo_weight *w) { return w->rows * w->cols; }
-static size_t wrpo__dtype_size(wrpo_dtype dtype) { return dtype == WRPO_BF16 || dtype == WRPO_F16 ? 2 : 4; }
-/* b lies right behind a: what is done to a may be done to both at once. */
+static size_t wrpo__dtype_size(wrpo_dtype dtype) { return dtype == WRPO_DTYPE_BF16 || dtype == WRPO_DTYPE_F16 ? 2 : 4; }
+/* Is b directly after a, in memory and in the arrays that mirror the weights, and treated alike? They are then one. */
 static bool wrpo__follows(const wrpo_weight *a, const wrpo_weight *b) {
-    const void *end = a->data ? (const char *)a->data + (size_t)wrpo__size(a) * wrpo__dtype_size(a->dtype) : NULL;
+    const size_t bytes = (size_t)wrpo__size(a) * wrpo__dtype_size(a->dtype);
+    const void *end = a->data ? (const char *)a->data + bytes : NULL;
     return b->at == a->at + wrpo__size(a) && b->dtype == a->dtype && b->decay == a->decay && b->data == end;
 }
-/* The end of the run of such weights that begins at i; their numbers in *size. */
-static int64_t wrpo__weight_run(const wrpo_weight *w, int64_t n, int64_t i, int64_t *size) {
+/* The end of the run of such weights that begins at weight i; how many elements it has in *size. */
+static int64_t wrpo__weight_run(const wrpo_model *model, int64_t i, int64_t *size) {
+    const wrpo_weight *w = model->weights;
     *size = wrpo__size(&w[i]);
-    while (i + 1 < n && wrpo__follows(&w[i], &w[i + 1])) *size += wrpo__size(&w[++i]);
-    return i + 1;
+    for (i++; i < model->n_weights && wrpo__follows(&w[i - 1], &w[i]); i++) *size += wrpo__size(&w[i]);
+    return i;
 }
-/* The table of a model, with its matrices of one dtype; nothing has a place yet. */
+/* The table of a model whose matrices have one dtype. No weight has memory yet. */
 static wrpo_model *wrpo__model_table(wrpo__arena *arena, const wrpo_config *config, wrpo_dtype matrices) {
+    const int64_t L = config->num_hidden_layers;
     wrpo_model *model = WRPO__NEW(arena, wrpo_model);
-    model->ctx = arena->ctx, model->arena = arena, model->config = *config;
+    model->ctx = arena->ctx;
+    model->arena = arena;
+    model->config = *config;
     wrpo__layout_weights(config, NULL, &model->n_weights, &model->count, NULL);
     model->weights = wrpo__alloc(arena, (size_t)model->n_weights, sizeof *model->weights);
-    model->at = wrpo__alloc(arena, (size_t)config->num_hidden_layers, WRPO__KINDS * sizeof *model->at);
-    for (int64_t i = 0; i < config->num_hidden_layers * WRPO__KINDS; i++) model->at[i] = -1;
+    model->index = wrpo__alloc(arena, (size_t)L, WRPO__KINDS * sizeof *model->index);
+    for (int64_t i = 0; i < L * WRPO__KINDS; i++) model->index[i] = -1;
     wrpo__layout_weights(config, model, NULL, NULL, NULL);
-    for (int64_t i = 0; i < model->n_weights; i++) model->weights[i].dtype = model->weights[i].vector ? WRPO_F32 : matrices;
+    for (wrpo_weight *w = model->weights; w < model->weights + model->n_weights; w++)
+        w->dtype = w->vector ? WRPO_DTYPE_F32 : matrices;
     return model;
 }
-/* Gives memory to the weights that have none yet. */
+/* Memory for the weights that have none yet: whole blocks, as adamw wants them. */
 static void wrpo__place_weights(wrpo_model *model, wrpo__bump *b) {
-    int64_t size;
-    for (int64_t i = 0, end; i < model->n_weights; i = end) {
+    for (int64_t i = 0, end, size; i < model->n_weights; i = end) {
         wrpo_weight *w = &model->weights[i];
-        end = wrpo__weight_run(w, model->n_weights - i, 0, &size) + i;
+        end = wrpo__weight_run(model, i, &size);
         if (w->data) continue;
-        char *p = wrpo__take(b, (size + WRPO_BLOCK - 1) / WRPO_BLOCK * WRPO_BLOCK, 1, wrpo__dtype_size(w->dtype));     /* whole blocks, for adamw */
-        for (; p && w < model->weights + end; p += (size_t)wrpo__size(w) * wrpo__dtype_size(w->dtype), w++) w->data = p;
+        char *p = wrpo__take(b, wrpo__whole_blocks(size), 1, wrpo__dtype_size(w->dtype));
+        for (; p && w < model->weights + end; w++) {
+            w->data = p;
+            p += (size_t)wrpo__size(w) * wrpo__dtype_size(w->dtype);
+        }
     }
 }
-/* Masters: the low halves lie apart, where matrices that are trained are bfloat16. */
-static bool wrpo__has_masters(const wrpo_ctx *ctx, bool frozen) { return !frozen && ctx->desc.dtype == WRPO_BF16; }
+static bool wrpo__has_masters(const wrpo_ctx *ctx, bool frozen) {
+    return !frozen && ctx->desc.dtype == WRPO_DTYPE_BF16;
+}
 static void wrpo__model_memory(wrpo_model *model) {
     wrpo_ctx *ctx = model->ctx;
     wrpo__bump b = {0};
@@ -3371,31 +2699,62 @@ static wrpo_model *wrpo__model_new(wrpo__arena *arena, const wrpo_config *config
     wrpo__model_memory(model);
     return model;
 }
-/* Numbers [first, first + count) of a weight as floats, in and out: the masters where there are any, else rounded to its dtype. */
-enum { WRPO__HALVES = 8192 };        /* at a time */
-static void wrpo__weight_get(const wrpo_model *model, const wrpo_weight *w, int64_t first, int64_t count, float *dst) {
-    const wrpo_backend *be = model->ctx->desc.backend;
-    void *dev = model->ctx->dev;
-    uint16_t high[WRPO__HALVES], low[WRPO__HALVES] = {0};
-    if (w->dtype == WRPO_F32) { be->get(dev, dst, (const float *)w->data + first, (size_t)count * sizeof *dst); return; }
-    for (int64_t i = 0; i < count; i += WRPO__HALVES) {
-        const int64_t n = WRPO__MIN(count - i, WRPO__HALVES);
-        be->get(dev, high, (const uint16_t *)w->data + first + i, (size_t)n * 2);
-        if (model->low) be->get(dev, low, model->low + w->at + first + i, (size_t)n * 2);
-        for (int64_t k = 0; k < n; k++) dst[i + k] = wrpo__master(high[k], low[k]);
-    }
-}
+/* Elements [first, first + count) of a weight from floats: rounded to its dtype, unless there are masters. */
+enum { WRPO__HALVES = 8192 };        /* elements split at a time */
 static void wrpo__weight_put(wrpo_model *model, const wrpo_weight *w, int64_t first, int64_t count, const float *src) {
     const wrpo_backend *be = model->ctx->desc.backend;
     void *dev = model->ctx->dev;
     uint16_t high[WRPO__HALVES], low[WRPO__HALVES];
-    if (w->dtype == WRPO_F32) { be->put(dev, (float *)w->data + first, src, (size_t)count * sizeof *src); return; }
+    if (w->dtype == WRPO_DTYPE_F32) {
+        be->put(dev, (float *)w->data + first, src, (size_t)count * sizeof *src);
+        return;
+    }
     for (int64_t i = 0; i < count; i += WRPO__HALVES) {
         const int64_t n = WRPO__MIN(count - i, WRPO__HALVES);
         for (int64_t k = 0; k < n; k++) wrpo__master_split(src[i + k], &high[k], &low[k]);
-        be->put(dev, (uint16_t *)w->data + first + i, high, (size_t)n * 2);
-        if (model->low) be->put(dev, model->low + w->at + first + i, low, (size_t)n * 2);
+        be->put(dev, (uint16_t *)w->data + first + i, high, (size_t)n * sizeof *high);
+        if (model->low) be->put(dev, model->low + w->at + first + i, low, (size_t)n * sizeof *low);
     }
+}
+/* Random weights: matrices N(0, initializer_range), norms that scale by 1, biases 0. Counter-based: an element depends
+   on the seed, the tensor's name and its index. */
+enum { WRPO__PIECE = 1 << 20, WRPO__DRAWS = 4096 };   /* elements converted at a time; drawn by a thread at a time */
+static void wrpo__model_randomize(wrpo_model *model, uint64_t seed) {
+    const wrpo_config *c = &model->config;
+    const int threads = model->ctx->desc.threads;
+    float *piece = wrpo__raw(model->arena, WRPO__PIECE, sizeof *piece);
+    if (!seed) seed = 42;
+    for (const wrpo_weight *w = model->weights; w < model->weights + model->n_weights; w++) {
+        const uint64_t stream = wrpo__hash(0, w->name, strlen(w->name));
+        const bool norm = w->vector && wrpo__ends(w->name, ".weight");
+        for (int64_t first = 0, n; first < wrpo__size(w); first += n) {
+            n = WRPO__MIN(wrpo__size(w) - first, WRPO__PIECE);
+            for (int64_t k = 0; w->vector && k < n; k++) piece[k] = norm && !c->norm_plus_one;
+            WRPO__PARFOR(threads)
+            for (int64_t begin = 0; begin < (w->vector ? 0 : n); begin += WRPO__DRAWS)
+                for (int64_t k = begin; k < WRPO__MIN(begin + WRPO__DRAWS, n); k++)
+                    piece[k] = (float)(c->initializer_range * wrpo__normal(seed, stream, (uint64_t)(first + k)));
+            wrpo__weight_put(model, w, first, n, piece);
+        }
+    }
+    wrpo__block_free(piece);
+    wrpo__sync(model->ctx);
+}
+static wrpo_model *wrpo__model_random(wrpo__arena *arena, const wrpo_config *config, uint64_t seed) {
+    wrpo_model *model = wrpo__model_new(arena, config);
+    model->dtype = WRPO_DTYPE_F32;
+    wrpo__model_randomize(model, seed);
+    return model;
+}
+static wrpo_model *wrpo__model_of(wrpo__arena *arena, const wrpo_config *config, uint64_t seed) {
+    wrpo__config_check(arena->ctx, config);
+    if (config->head != WRPO_HEAD_LM) wrpo__fail(arena->ctx, WRPO_E_ARG, "wrpo_config: head: want WRPO_HEAD_LM");
+    return wrpo__model_random(arena, config, seed);
+}
+WRPO_API wrpo_result wrpo_model_new(wrpo_ctx *ctx, const wrpo_config *config, uint64_t seed, wrpo_model **out) {
+    *out = NULL;
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__model_of(wrpo__current, config, seed));
+    return wrpo__end(&wrpo__entry);
 }
 WRPO_API const wrpo_config *wrpo_model_config(const wrpo_model *model) { return &model->config; }
 WRPO_API int64_t wrpo_model_weights(const wrpo_model *model, const wrpo_weight **out) {
@@ -3412,7 +2771,8 @@ WRPO_API void wrpo_model_free(wrpo_model *model) {
 }
 
 /* -------------------------------------------------------------------------------------------- >>model
-   The decoder, forward and backward, over a packed micro-batch. Written once, in ops of the backend table.
+   The decoder, forward and backward, over a packed micro-batch. It is written once, in ops of the backend's table.
+   In: records of token ids. Out: the log-prob of every scored token; then, from dL/dlogp of each, the gradients.
 
    Packing. A record is one prompt of P tokens and K responses of R_k tokens; it takes P + sum R_k rows:
 
@@ -3423,541 +2783,1054 @@ WRPO_API void wrpo_model_free(wrpo_model *model) {
    Records follow each other; there is no padding. The token at response position j is predicted by the row
    before it: the prompt's last row for j = 0. Only those rows ("targets") meet the LM head, in chunks.
 
-   One step on a micro-batch: pack, forward (log-probs), loss on the host, backward (gradients accumulated). */
+   Words.  row       one token of the packed micro-batch; activations are [n, columns] for n rows
+           segment   the rows of one prompt or one response: what attention takes for a sequence
+           prefix    rows whose keys all queries of a segment see: a response's prompt; a prompt has none
+           own keys  those of the segment's own rows; each query sees them up to its own position
+           target    a scored token: target_id is it, target_row predicts it
+           chunk     targets that go through the head together where memory is short
+           span      targets whose logits there is room for: a chunk, or as many as there are rows
+           rotate    apply the rotary position embedding to q and k
 
-typedef struct wrpo__acts {          /* what the backward pass needs of one layer; n rows, act_bytes each */
-    void *x;                         /* [n, D]  residual stream entering the layer */
-    void *mid;                       /* [n, D]  after attention */
-    void *qkv;                       /* [n, (H+2G)d]  q and k rotated */
-    void *qk0;                       /* [n, (H+G)d]  q and k before their norms; only with qk_norm */
-    void *o;                         /* [n, Hd]  attention output */
-    void *gu;                        /* [n, 2I]  gate | up */
-    void *add_1, *add_2;             /* [n, D]  what attention and MLP add, before their norms; only with post_norms */
-    float *rstd_1, *rstd_2;          /* [n] */
-    float *rstd_add_1, *rstd_add_2;  /* [n]; only with post_norms */
-    float *rstd_q, *rstd_k;          /* [n, H], [n, G]; only with qk_norm */
-    float *lse;                      /* [n, H] */
-} wrpo__acts;
-typedef struct wrpo__shape {         /* capacities of a run */
-    int64_t rows;                    /* packed rows; targets and segments are never more */
-    int64_t chunk;                   /* targets per chunk of the head */
-    bool logits;                     /* there is room for those of all rows, not of a chunk only */
-    int64_t recompute;               /* layers [0, recompute) keep only x */
+   To add an op: the table (>>api), its definition (>>ops), the fast ones (>>cpu, wrpo_cuda.cu), tests/30_ops.c; then
+   its call in wrpo__layer_fwd, and its gradient's in wrpo__layer_bwd. A norm: its weight (>>layout), its rstd in
+   WRPO__LAYER_ACTS, wrpo__norm_fwd and wrpo__norm_bwd in the same two. A family: its model_type and names of tensors
+   (>>checkpoint), a flag of wrpo_config at each step that differs, tests/40_model.c and 42_model.c.               */
+
+/* ---- a run: the memory that micro-batches are computed in ---- */
+typedef struct wrpo__shape {         /* what there is room for */
+    int64_t rows;                    /* never fewer than targets, segments or responses */
+    int64_t chunk;                   /* targets in a chunk */
+    bool logits;                     /* the span is all rows, not a chunk */
+    int64_t recompute;               /* layers [0, recompute) store only x; the backward pass computes the rest again */
     int64_t cache;                   /* rows of keys and values that outlive a forward pass, for decoding; 0 = none */
     bool train;
 } wrpo__shape;
-typedef struct wrpo__run {           /* a workspace for micro-batches, and the one that is packed in it */
-    wrpo_model *model;
+static int64_t wrpo__span(const wrpo__shape *s) { return s->logits ? s->rows : s->chunk; }
+
+/* The tables of buffers: [n, columns] each; 0 columns: NULL. void: activations, of the backend's act_bytes an element.
+   First what the backward pass needs of one layer, besides the x that enters it, */
+#define WRPO__LAYER_ACTS(X) \
+    X(void, mid, D * train)                                  /* the residual stream after attention */ \
+    X(void, qk0, (H + G) * d * qk_norm)                      /* q | k before their norms */ \
+    X(void, qkv, (H + 2 * G) * d)                            /* q | k | v; q and k are rotated */ \
+    X(void, o, H * d) X(float, lse, H)                       /* attention's output, and its log sum exp */ \
+    X(void, gu, 2 * I)                                       /* gate | up */ \
+    X(void, attn_out, D * post_norms) X(void, mlp_out, D * post_norms)    /* what is added to x, before its norm */ \
+    X(float, rstd_attn, 1) X(float, rstd_q, H * qk_norm) X(float, rstd_k, G * qk_norm)    /* 1 / rms, of each norm */ \
+    X(float, rstd_attn_out, post_norms) X(float, rstd_mlp, 1) X(float, rstd_mlp_out, post_norms)
+/* then what there is once, */
+#define WRPO__RUN_ACTS(X) \
+    X(void, norm, D) X(void, h, I)                           /* a norm's output; act(gate) up. Within a layer */ \
+    X(void, y, D) X(float, rstd_final, 1)                    /* the final norm's output */ \
+    X(float, target_lse, 1)                                  /* log sum exp of each target's logits */ \
+    X(void, dx, D * train) X(void, dy, D * train)            /* dL/dx of the stream; dL/d of what a product read */ \
+    X(void, dqkv, (H + 2 * G) * d * train) X(void, d_o, H * d * train) \
+    X(void, dgu, 2 * I * train) X(void, dh, I * train)
+/* and what there is on the backend and, as h_ids and so on, on the host. */
+#define WRPO__RUN_BOTH(X) \
+    X(int32_t, ids, 1) X(wrpo_seg, segs, 1) \
+    X(float, rope, d)                                        /* cosine and sine, [n, dims / 2, 2] */ \
+    X(int32_t, cache_row, s->cache > 0)                      /* where in the cache a row's key and value go */ \
+    X(int32_t, target_row, 1) X(int32_t, target_id, 1) \
+    X(float, logp, 1) X(float, coef, 1)                      /* of each target; coef: dL/dlogp */ \
+    X(float, mean, 1)                                        /* mean logit of each row, a metric */
+typedef struct wrpo__acts {
+    void *x;                         /* [n, D] residual stream that enters the layer */
+#define WRPO__X(type, field, columns) type *field;
+    WRPO__LAYER_ACTS(WRPO__X)
+} wrpo__acts;
+typedef struct wrpo__location {      /* where a response is: the first row of its prompt, its own, its first target */
+    int64_t prompt_row, row, target;
+} wrpo__location;
+typedef struct wrpo__run {
+    wrpo_model *model; const wrpo_backend *be; void *dev;
     wrpo__shape shape;
-    /* host */
-    int64_t n, segs, targets;
-    int32_t *h_ids, *h_rows, *h_target, *h_place;      /* place: with a cache, where in it a row's key and value go */
-    wrpo_seg *h_segs;
-    float *h_rope, *h_logp, *h_coef, *h_mean;          /* rope [n, d/2, 2]; mean [n]: mean logit of each row, if wanted */
-    /* backend */
-    int32_t *ids, *rows, *target, *place;
-    void *cache;                     /* [L][shape.cache, 2Gd]  k | v */
-    wrpo_seg *d_segs;
-    float *rope, *inv_freq;          /* inv_freq [rope dims / 2] is on the host */
-    double rope_scale;
-    int64_t rope_key;                /* of the sequences that inv_freq is for */
-    float *logp, *lse, *coef, *mean, *mean_w;          /* mean_w [D]: sum of the LM head's rows */
-    wrpo__acts *layer;               /* [L + 1]; x of the last one enters the final norm */
-    wrpo__acts scratch;              /* shared by layers that keep nothing */
-    void *norm, *h;                  /* [n, D], [n, I]: a norm's output, the MLP's inside; valid within a layer */
-    void *y;                         /* [n, D]  final norm's output */
-    float *rstd_f;
-    void *hid, *dhid; float *logits; /* [span, D], [span, D], [span, V]: wrpo__span */
-    bool held;                       /* logits and lse are those of all targets: the backward pass need not make them again */
-    void *dlogits;                   /* [chunk, V]; NULL where activations are float: it replaces the logits then */
-    void *dx, *dqkv, *dgu, *d_o, *dh, *dy;             /* backward only */
-    void *attn_scratch;
-    size_t bytes, head_bytes;
+    int64_t n, n_segs, n_targets, n_packed;            /* rows and so on that are packed */
+    wrpo__location *packed;          /* [n_packed] responses */
+    float *inv_freq; double rope_scale;                /* radians per position, [dims / 2]; factor of cosine and sine */
+    int64_t rope_key;                /* of the sequences that these two are for */
+    WRPO__RUN_ACTS(WRPO__X)
+#undef WRPO__X
+#define WRPO__X(type, field, columns) type *field, *h_##field;
+    WRPO__RUN_BOTH(WRPO__X)
+#undef WRPO__X
+    wrpo__acts *layer;               /* [L + 1]; the last has only x, which enters the final norm */
+    wrpo__acts scratch;              /* of all layers that store only x, and in inference of all */
+    void *cache, *attn_scratch;      /* cache [L][shape.cache, 2Gd]: k | v */
+    void *hid, *dhid; float *logits; /* [span, D], [span, D], [span, V]; hid: y at the target rows */
+    void *dlogits;                   /* [chunk, V]; NULL where activations are float: it takes the place of logits */
+    float *head_sum;                 /* [D] sum of the head's rows */
+    bool logits_kept;                /* logits and target_lse are those of all targets */
+    size_t bytes, head_bytes;        /* on the backend: of all, of hid to dlogits */
+    wrpo__bump host;                 /* the memory of what is on the host */
 } wrpo__run;
 
-static int64_t wrpo__span(const wrpo__shape *s) { return s->logits ? s->rows : s->chunk; }     /* targets that the logits have room for */
-/* Bytes and places of a run on the backend. */
+/* Measures a run (r->layer may be NULL), or assigns its memory. */
 static void wrpo__run_layout(wrpo_ctx *ctx, const wrpo_config *c, const wrpo__shape *s, wrpo__run *r, wrpo__bump *b) {
     const wrpo_backend *be = ctx->desc.backend;
-    const size_t A = (size_t)be->act_bytes, F = sizeof(float);
-    const int64_t V = c->vocab_size, D = c->hidden_size, I = c->intermediate_size, d = c->head_dim, L = c->num_hidden_layers;
-    const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, n = s->rows;
-    r->ids = wrpo__take(b, n, 1, 4), r->rows = wrpo__take(b, n, 1, 4), r->target = wrpo__take(b, n, 1, 4);
-    r->d_segs = wrpo__take(b, n, 1, sizeof(wrpo_seg));
-    r->place = s->cache ? wrpo__take(b, n, 1, 4) : NULL, r->cache = s->cache ? wrpo__take(b, s->cache, L * 2 * G * d, A) : NULL;
-    r->rope = wrpo__take(b, n, d, F);
-    r->logp = wrpo__take(b, n, 1, F), r->lse = wrpo__take(b, n, 1, F), r->coef = wrpo__take(b, n, 1, F);
-    r->mean = wrpo__take(b, n, 1, F), r->mean_w = wrpo__take(b, D, 1, F);
-    for (int64_t l = -1; l <= L; l++) {                /* -1: the scratch layer; L: only x */
-        wrpo__acts *a = l < 0 ? &r->scratch : b->base ? &r->layer[l] : &(wrpo__acts){0};
-        bool full = l < 0 ? !s->train || s->recompute > 0 : s->train && l < L && l >= s->recompute;
-        bool x = l < 0 ? !s->train : s->train;
-        a->x = x ? wrpo__take(b, n, D, A) : NULL;
-        if (!full) continue;
-        a->mid = s->train ? wrpo__take(b, n, D, A) : a->x;
-        a->qkv = wrpo__take(b, n, (H + 2 * G) * d, A);
-        a->qk0 = c->qk_norm ? wrpo__take(b, n, (H + G) * d, A) : NULL;
-        a->o = wrpo__take(b, n, H * d, A);
-        a->gu = wrpo__take(b, n, 2 * I, A);
-        a->add_1 = c->post_norms ? wrpo__take(b, n, D, A) : NULL, a->add_2 = c->post_norms ? wrpo__take(b, n, D, A) : NULL;
-        a->rstd_1 = wrpo__take(b, n, 1, F), a->rstd_2 = wrpo__take(b, n, 1, F);
-        a->rstd_add_1 = c->post_norms ? wrpo__take(b, n, 1, F) : NULL, a->rstd_add_2 = c->post_norms ? wrpo__take(b, n, 1, F) : NULL;
-        a->rstd_q = c->qk_norm ? wrpo__take(b, n, H, F) : NULL, a->rstd_k = c->qk_norm ? wrpo__take(b, n, G, F) : NULL;
-        a->lse = wrpo__take(b, n, H, F);
+    const size_t size_void = (size_t)be->act_bytes, size_float = sizeof(float);
+    const int64_t V = c->vocab_size, D = c->hidden_size, I = c->intermediate_size, d = c->head_dim;
+    const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, L = c->num_hidden_layers, n = s->rows;
+    const int64_t train = s->train, qk_norm = c->qk_norm, post_norms = c->post_norms, span = wrpo__span(s);
+    for (int64_t l = 0; l <= L + 1; l++) {             /* L + 1: the shared one */
+        const bool shared = l > L, stored = s->train && l >= s->recompute && l < L;
+        const bool full = shared ? !s->train || s->recompute > 0 : stored;
+        wrpo__acts unused, *a = shared ? &r->scratch : &unused;
+        if (!shared && r->layer) a = &r->layer[l];
+        a->x = wrpo__take(b, n, shared != s->train ? D : 0, size_void);
+#define WRPO__X(type, field, columns) a->field = wrpo__take(b, full ? n : 0, columns, size_##type);
+        WRPO__LAYER_ACTS(WRPO__X)
+#undef WRPO__X
+        if (!s->train) a->mid = a->x;                  /* the stream is updated in place */
     }
-    r->norm = wrpo__take(b, n, D, A), r->h = wrpo__take(b, n, I, A);
-    r->y = wrpo__take(b, n, D, A), r->rstd_f = wrpo__take(b, n, 1, F);
-    size_t before_head = b->used;
-    const int64_t span = wrpo__span(s);
-    r->hid = wrpo__take(b, span, D, A), r->logits = wrpo__take(b, span, V, F);
-    if (s->train) {
-        r->dhid = wrpo__take(b, span, D, A);
-        r->dlogits = A == F ? NULL : wrpo__take(b, s->chunk, V, A);
-    }
-    r->head_bytes = b->used - before_head;
-    if (s->train) {
-        r->dx = wrpo__take(b, n, D, A), r->dy = wrpo__take(b, n, D, A);
-        r->dqkv = wrpo__take(b, n, (H + 2 * G) * d, A), r->d_o = wrpo__take(b, n, H * d, A);
-        r->dgu = wrpo__take(b, n, 2 * I, A), r->dh = wrpo__take(b, n, I, A);
-        r->attn_scratch = wrpo__take(b, (int64_t)be->attention_scratch(ctx->dev, n, H, G, d), 1, 1);
-    }
+#define WRPO__X(type, field, columns) r->field = wrpo__take(b, n, columns, size_##type);
+    WRPO__RUN_ACTS(WRPO__X)
+#undef WRPO__X
+#define WRPO__X(type, field, columns) \
+    r->field = wrpo__take(b, n, columns, sizeof(type)); \
+    r->h_##field = wrpo__take(&r->host, n, columns, sizeof(type));
+    WRPO__RUN_BOTH(WRPO__X)
+#undef WRPO__X
+    r->packed = wrpo__take(&r->host, n, 1, sizeof *r->packed);
+    r->inv_freq = wrpo__take(&r->host, 1, d / 2, sizeof *r->inv_freq);
+    r->cache = wrpo__take(b, s->cache, L * 2 * G * d, size_void);
+    r->attn_scratch = wrpo__take(b, train, (int64_t)be->attention_scratch(ctx->dev, n, H, G, d), 1);
+    r->head_sum = wrpo__take(b, 1, D, size_float);
+    r->head_bytes = b->used;
+    r->hid = wrpo__take(b, span, D, size_void);
+    r->logits = wrpo__take(b, span, V, size_float);
+    r->dhid = wrpo__take(b, span, D * train, size_void);
+    r->dlogits = wrpo__take(b, s->chunk, size_void == size_float ? 0 : V * train, size_void);
+    r->head_bytes = b->used - r->head_bytes;
     r->bytes = b->used;
 }
-/* Targets per chunk of the head: about 64 MiB of logits, 32 to 512 of them; on a device, which wants large products, 8 times that. */
+/* About 64 MiB of logits, for 32 to 512 targets; on a device, which wants large products, 8 times that. */
 static int64_t wrpo__head_chunk(const wrpo_ctx *ctx, const wrpo_config *c, int64_t rows) {
     const int64_t more = ctx->desc.backend->host ? 1 : 8, chunk = (more << 26) / (4 * c->vocab_size) / 32 * 32;
     return WRPO__MIN(rows, WRPO__MAX(32, WRPO__MIN(512 * more, chunk)));
 }
-/* Host bytes of the packing buffers, per row. */
-static size_t wrpo__run_host_bytes(const wrpo_config *c, int64_t rows) {
-    return (size_t)rows * (3 * sizeof(int32_t) + sizeof(wrpo_seg) + 3 * sizeof(float) + (size_t)c->head_dim * sizeof(float));
-}
-
-/* ---- rotary embedding (Su et al. 2021): inverse frequencies, in the float arithmetic of the reference ----
-   Two types look at the length of the whole sequence, prompt and response: longrope takes other factors beyond the original
-   length, dynamic another theta for each length beyond max_position_embeddings. Sequences of one key turn alike.          */
-static int64_t wrpo__rope_dims(const wrpo_config *c) { return c->rope.dims ? c->rope.dims : c->head_dim; }
-static int64_t wrpo__rope_key(const wrpo_config *c, int64_t length) {
-    if (c->rope.type == WRPO_ROPE_LONGROPE) return length > c->rope.original_max_position_embeddings;
-    return c->rope.type == WRPO_ROPE_DYNAMIC && length > c->max_position_embeddings ? length : 0;
-}
-static void wrpo__inv_freq(const wrpo_config *c, int64_t key, float *inv, double *scale) {
-    const wrpo_rope *p = &c->rope;
-    const int64_t d = wrpo__rope_dims(c);
-    const double pi = 3.14159265358979323846;
-    float theta = (float)p->theta;
-    *scale = 1;
-    if (p->type == WRPO_ROPE_DYNAMIC && key)
-        theta *= powf((float)p->factor * (float)key / (float)c->max_position_embeddings - (float)(p->factor - 1), (float)((double)d / (double)(d - 2)));
-    for (int64_t i = 0; i < d / 2; i++) inv[i] = 1.0f / powf(theta, (float)(2 * i) / (float)d);
-    if (p->type == WRPO_ROPE_LONGROPE) {               /* Ding et al. 2024 */
-        for (int64_t i = 0; i < d / 2; i++) inv[i] = 1.0f / ((key ? p->long_factor : p->short_factor)[i] * powf(theta, (float)(2 * i) / (float)d));
-        *scale = p->attention_factor;
-    }
-    if (p->type == WRPO_ROPE_LINEAR)
-        for (int64_t i = 0; i < d / 2; i++) inv[i] /= (float)p->factor;
-    if (p->type == WRPO_ROPE_LLAMA3) {                 /* long waves slowed by factor, short ones kept, a ramp between */
-        const float low = (float)((double)p->original_max_position_embeddings / p->low_freq_factor);
-        const float high = (float)((double)p->original_max_position_embeddings / p->high_freq_factor);
-        for (int64_t i = 0; i < d / 2; i++) {
-            float wave = (float)(2 * pi) / inv[i];
-            float smooth = ((float)p->original_max_position_embeddings / wave - (float)p->low_freq_factor)
-                         / (float)(p->high_freq_factor - p->low_freq_factor);
-            if (wave > low) inv[i] /= (float)p->factor;
-            else if (wave >= high) inv[i] = (1 - smooth) * (inv[i] / (float)p->factor) + smooth * inv[i];
-        }
-    }
-    if (p->type == WRPO_ROPE_YARN) {                   /* Peng et al. 2023: by number of turns within the original length */
-        double length = (double)p->original_max_position_embeddings;
-        double first = (double)d * log(length / (p->beta_fast * 2 * pi)) / (2 * log(p->theta));
-        double last = (double)d * log(length / (p->beta_slow * 2 * pi)) / (2 * log(p->theta));
-        if (p->yarn_truncate) first = floor(first), last = ceil(last);
-        first = WRPO__MAX(first, 0), last = WRPO__MIN(last, (double)(d - 1));
-        if (first == last) last += 0.001;
-        for (int64_t i = 0; i < d / 2; i++) {
-            float ramp = ((float)i - (float)first) / (float)(last - first);
-            float keep = 1 - WRPO__MIN(WRPO__MAX(ramp, 0.0f), 1.0f);
-            inv[i] = inv[i] / (float)p->factor * (1 - keep) + inv[i] * keep;
-        }
-        *scale = p->attention_factor;
-    }
-}
 
 static wrpo__run *wrpo__run_new(wrpo__arena *arena, wrpo_model *model, const wrpo__shape *shape) {
+    wrpo_ctx *ctx = arena->ctx;
     const wrpo_config *c = &model->config;
-    const size_t n = (size_t)shape->rows;
     wrpo__run *r = WRPO__NEW(arena, wrpo__run);
-    r->model = model, r->shape = *shape;
-    r->layer = wrpo__alloc(arena, (size_t)c->num_hidden_layers + 1, sizeof *r->layer);
     wrpo__bump b = {0};
-    wrpo__run_layout(arena->ctx, c, shape, r, &b);
-    if (b.overflow) wrpo__fail(arena->ctx, WRPO_E_MEMORY, "out of memory: %lld rows of this model do not fit into the address space", (long long)shape->rows);
+    *r = (wrpo__run){.model = model, .be = ctx->desc.backend, .dev = ctx->dev, .shape = *shape};
+    r->layer = wrpo__alloc(arena, (size_t)c->num_hidden_layers + 1, sizeof *r->layer);
+    wrpo__run_layout(ctx, c, shape, r, &b);
+    if (b.overflow || r->host.overflow)
+        wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: %lld rows of this model do not fit into the address space",
+                   (long long)shape->rows);
     b = (wrpo__bump){.base = wrpo__device_alloc(arena, b.used, "activations")};
-    wrpo__run_layout(arena->ctx, c, shape, r, &b);
-    r->h_ids = wrpo__raw(arena, n, 4), r->h_rows = wrpo__raw(arena, n, 4), r->h_target = wrpo__raw(arena, n, 4);
-    r->h_place = shape->cache ? wrpo__raw(arena, n, 4) : NULL;
-    r->h_segs = wrpo__raw(arena, n, sizeof(wrpo_seg));
-    r->h_rope = wrpo__raw(arena, n, (size_t)c->head_dim * sizeof(float));
-    r->h_logp = wrpo__raw(arena, n, 4), r->h_coef = wrpo__raw(arena, n, 4), r->h_mean = wrpo__raw(arena, n, 4);
-    r->inv_freq = wrpo__alloc(arena, (size_t)c->head_dim / 2, sizeof(float));
+    r->host = (wrpo__bump){.base = wrpo__raw(arena, r->host.used, 1)};
+    wrpo__run_layout(ctx, c, shape, r, &b);
     wrpo__inv_freq(c, 0, r->inv_freq, &r->rope_scale);
     return r;
 }
 
-/* ---- packing ---- */
-/* Response k cannot share the prompt's rows with the response before it: their sequences turn differently. */
-static bool wrpo__prompt_again(const wrpo_config *c, const wrpo_record *record, int k) {
-    return k && wrpo__rope_key(c, record->prompt_count + record->responses[k].count) != wrpo__rope_key(c, record->prompt_count + record->responses[k - 1].count);
+/* ---- packing: begin, records, end ---- */
+static void wrpo__pack_begin(wrpo__run *r) {
+    r->n = r->n_segs = r->n_targets = r->n_packed = 0;
+    r->logits_kept = false;
 }
-static int64_t wrpo__record_rows(const wrpo_config *c, const wrpo_record *record) {
-    int64_t n = record->prompt_count;
-    for (int k = 0; k < record->count; k++) n += record->responses[k].count + (wrpo__prompt_again(c, record, k) ? record->prompt_count : 0);
-    return n;
-}
-static void wrpo__pack_begin(wrpo__run *r) { r->n = r->segs = r->targets = 0, r->held = false; }
-/* From here on rows of sequences of this length, prompt and response, are packed. */
-static void wrpo__pack_turn(wrpo__run *r, int64_t length) {
+/* What is packed next belongs to a sequence of this length, prompt and response. */
+static void wrpo__pack_rotary(wrpo__run *r, int64_t length) {
     const int64_t key = wrpo__rope_key(&r->model->config, length);
-    if (key != r->rope_key) wrpo__inv_freq(&r->model->config, r->rope_key = key, r->inv_freq, &r->rope_scale);
+    if (key == r->rope_key) return;
+    r->rope_key = key;
+    wrpo__inv_freq(&r->model->config, key, r->inv_freq, &r->rope_scale);
 }
-/* One run of rows at positions from `position`, the last one at the end of `seg`'s own keys; the caller has made sure that it fits. */
+/* A segment of `count` rows, the first at `position`. seg gives its prefix and its own keys, of which the last row has
+   the last. The caller has made sure that there is room. */
 static void wrpo__pack_rows(wrpo__run *r, const int32_t *ids, int64_t count, int64_t position, wrpo_seg seg) {
     const int64_t half = wrpo__rope_dims(&r->model->config) / 2;
+    seg.begin = r->n;
+    seg.end = r->n + count;
     for (int64_t i = 0; i < count; i++) {
-        r->h_ids[r->n + i] = ids[i];
+        const int64_t row = seg.begin + i;
+        float *rope = r->h_rope + row * half * 2;
+        r->h_ids[row] = ids[i];
+        if (r->h_cache_row) r->h_cache_row[row] = (int32_t)(seg.own_end - count + i);
         for (int64_t k = 0; k < half; k++) {
-            float angle = (float)(position + i) * r->inv_freq[k], *t = r->h_rope + ((r->n + i) * half + k) * 2;
-            t[0] = cosf(angle) * (float)r->rope_scale, t[1] = sinf(angle) * (float)r->rope_scale;
+            const float angle = (float)(position + i) * r->inv_freq[k];
+            rope[2 * k] = cosf(angle) * (float)r->rope_scale;
+            rope[2 * k + 1] = sinf(angle) * (float)r->rope_scale;
         }
     }
-    for (int64_t i = 0; r->h_place && i < count; i++) r->h_place[r->n + i] = (int32_t)(seg.own_end - count + i);
-    seg.begin = r->n, seg.end = r->n += count;
-    r->h_segs[r->segs++] = seg;
+    r->h_segs[r->n_segs++] = seg;
+    r->n = seg.end;
 }
-static void wrpo__pack_seg(wrpo__run *r, const int32_t *ids, int64_t count, int64_t position, int64_t prefix, int64_t prefix_end) {
+static void wrpo__pack_seg(wrpo__run *r, const int32_t *ids, int64_t count, int64_t position, int64_t prefix,
+                           int64_t prefix_end) {
     wrpo__pack_rows(r, ids, count, position, (wrpo_seg){0, 0, prefix, prefix_end, r->n, r->n + count});
 }
-static void wrpo__pack_target(wrpo__run *r, int64_t row, int32_t id) { r->h_rows[r->targets] = (int32_t)row, r->h_target[r->targets++] = id; }
+static void wrpo__pack_target(wrpo__run *r, int64_t row, int32_t id) {
+    r->h_target_row[r->n_targets] = (int32_t)row;
+    r->h_target_id[r->n_targets++] = id;
+}
+/* Is the prompt packed before response k? Not if it shares the rows that response k - 1 has: equal rotary keys. */
+static bool wrpo__packs_prompt(const wrpo_config *c, const wrpo_record *record, int k) {
+    const int64_t P = record->prompt_count;
+    const wrpo_tokens *y = &record->responses[k];
+    return k == 0 || wrpo__rope_key(c, P + y->count) != wrpo__rope_key(c, P + y[-1].count);
+}
+static int64_t wrpo__record_rows(const wrpo_config *c, const wrpo_record *record) {
+    int64_t n = 0;
+    for (int k = 0; k < record->count; k++)
+        n += record->responses[k].count + (wrpo__packs_prompt(c, record, k) ? record->prompt_count : 0);
+    return n;
+}
 static void wrpo__pack_record(wrpo__run *r, const wrpo_record *record) {
     const int64_t P = record->prompt_count;
-    int64_t first = r->n;
+    int64_t prompt = 0;
     for (int k = 0; k < record->count; k++) {
         const wrpo_tokens *y = &record->responses[k];
-        if (k == 0 || wrpo__prompt_again(&r->model->config, record, k)) {
-            wrpo__pack_turn(r, P + y->count);
-            first = r->n;
-            wrpo__pack_seg(r, record->prompt, P, 0, first, first);
+        if (wrpo__packs_prompt(&r->model->config, record, k)) {
+            prompt = r->n;
+            wrpo__pack_rotary(r, P + y->count);
+            wrpo__pack_seg(r, record->prompt, P, 0, prompt, prompt);
         }
-        for (int64_t j = y->first; j < y->count; j++) wrpo__pack_target(r, j ? r->n + j - 1 : first + P - 1, y->ids[j]);
-        wrpo__pack_seg(r, y->ids, y->count, P, first, first + P);
+        r->packed[r->n_packed++] = (wrpo__location){.prompt_row = prompt, .row = r->n, .target = r->n_targets};
+        for (int64_t j = y->first; j < y->count; j++)
+            wrpo__pack_target(r, j > 0 ? r->n + j - 1 : prompt + P - 1, y->ids[j]);
+        wrpo__pack_seg(r, y->ids, y->count, P, prompt, prompt + P);
     }
 }
 static void wrpo__pack_end(wrpo__run *r) {
-    wrpo_ctx *ctx = r->model->ctx;
-    const wrpo_backend *be = ctx->desc.backend;
-    be->put(ctx->dev, r->ids, r->h_ids, (size_t)r->n * 4);
-    be->put(ctx->dev, r->rows, r->h_rows, (size_t)r->targets * 4);
-    be->put(ctx->dev, r->target, r->h_target, (size_t)r->targets * 4);
-    if (r->place) be->put(ctx->dev, r->place, r->h_place, (size_t)r->n * 4);
-    be->put(ctx->dev, r->d_segs, r->h_segs, (size_t)r->segs * sizeof(wrpo_seg));
-    be->put(ctx->dev, r->rope, r->h_rope, (size_t)(r->n * wrpo__rope_dims(&r->model->config)) * sizeof(float));
+    const size_t n = (size_t)r->n, targets = (size_t)r->n_targets;
+    const size_t angles = n * (size_t)wrpo__rope_dims(&r->model->config);
+    r->be->put(r->dev, r->ids, r->h_ids, n * sizeof *r->ids);
+    r->be->put(r->dev, r->segs, r->h_segs, (size_t)r->n_segs * sizeof *r->segs);
+    r->be->put(r->dev, r->rope, r->h_rope, angles * sizeof *r->rope);
+    if (r->cache) r->be->put(r->dev, r->cache_row, r->h_cache_row, n * sizeof *r->cache_row);
+    r->be->put(r->dev, r->target_row, r->h_target_row, targets * sizeof *r->target_row);
+    r->be->put(r->dev, r->target_id, r->h_target_id, targets * sizeof *r->target_id);
 }
 
-/* ---- linear layers ----
-   Weights that the table joins are one matrix: y[n, sum of rows] = x W' with as few products as memory allows. */
-typedef struct wrpo__linear { const wrpo_weight *w[3]; const wrpo_weight *b[3]; } wrpo__linear;
-#define WRPO__ROWS(w) ((w) ? (w)->rows : 0)
-static int wrpo__joined(const wrpo__linear *lin, int i, int64_t *rows) {   /* end of the run of joined weights from i; its rows */
-    int j = i + 1;
-    for (*rows = lin->w[i]->rows; j < 3 && lin->w[j] && wrpo__follows(lin->w[j - 1], lin->w[j]); j++) *rows += lin->w[j]->rows;
-    return j;
+/* ---- the parts of a layer ---- */
+static void *wrpo__at(const wrpo_backend *be, const void *p, int64_t i) {      /* &p[i] of activations */
+    return (char *)(uintptr_t)p + i * be->act_bytes;
 }
-static void *wrpo__at(const wrpo_backend *be, const void *p, int64_t i) { return (char *)(uintptr_t)p + i * be->act_bytes; }
-static void wrpo__linear_fwd(wrpo_ctx *ctx, const wrpo__linear *lin, void *y, int64_t ldy, const void *x, int64_t n, float beta) {
-    const wrpo_backend *be = ctx->desc.backend;
-    int64_t rows, at = 0, cols = lin->w[0]->cols;
-    for (int i = 0, j; i < 3 && lin->w[i]; i = j, at += rows) {
-        j = wrpo__joined(lin, i, &rows);
-        be->gemm(ctx->dev, WRPO_NT, wrpo__at(be, y, at), ldy, x, cols, lin->w[i]->data, cols, lin->w[i]->dtype, n, rows, cols, beta);
+/* Products, each of `count` weights that follow each other in the table, and of their biases. */
+typedef struct wrpo__linear { int count; wrpo__kind weight, bias; } wrpo__linear;
+static const wrpo__linear
+    wrpo__qkv = {3, WRPO__W_q_proj, WRPO__W_q_bias}, wrpo__qk = {2, WRPO__W_q_proj, WRPO__W_q_bias},
+    wrpo__v = {1, WRPO__W_v_proj, WRPO__W_v_bias}, wrpo__o = {1, WRPO__W_o_proj, WRPO__W_o_bias},
+    wrpo__gu = {2, WRPO__W_gate_proj, WRPO__W_none}, wrpo__down = {1, WRPO__W_down_proj, WRPO__W_none};
+/* The end of the weights from i on that are one matrix in memory, and its rows. */
+static int wrpo__joined(const wrpo_weight *w, int i, int count, int64_t *rows) {
+    *rows = w[i].rows;
+    for (i++; i < count && wrpo__follows(&w[i - 1], &w[i]); i++) *rows += w[i].rows;
+    return i;
+}
+/* y = x W' + b, or y += if add. */
+static void wrpo__linear_fwd(const wrpo__run *r, int64_t l, const wrpo__linear *lin, void *y, int64_t ldy,
+                             const void *x, bool add) {
+    const wrpo_weight *w = wrpo__weight(r->model, lin->weight, l), *b = wrpo__weight(r->model, lin->bias, l);
+    const int64_t n = r->n, cols = w->cols;
+    int64_t rows;
+    for (int i = 0, end; i < lin->count;) {
+        end = wrpo__joined(w, i, lin->count, &rows);
+        r->be->gemm(r->dev, WRPO_MM_NT, y, ldy, x, cols, w[i].data, cols, w[i].dtype, n, rows, cols, add);
+        for (; i < end; i++) {
+            if (b) r->be->bias(r->dev, y, ldy, b[i].data, n, b[i].rows);
+            y = wrpo__at(r->be, y, w[i].rows);
+        }
     }
-    at = 0;
-    for (int i = 0; i < 3 && lin->w[i]; at += lin->w[i]->rows, i++)
-        if (lin->b[i]) be->bias(ctx->dev, wrpo__at(be, y, at), ldy, lin->b[i]->data, n, lin->b[i]->rows);
 }
-/* dx = dy W;  dW += dy' x;  db += sum dy.  grads mirrors the weights. What is NULL is not wanted. */
-static void wrpo__linear_bwd(wrpo_ctx *ctx, const wrpo__linear *lin, void *dx, float *grads, const void *dy, int64_t lddy, const void *x, int64_t n) {
-    const wrpo_backend *be = ctx->desc.backend;
-    int64_t rows, at = 0, cols = lin->w[0]->cols;
-    for (int i = 0, j; i < 3 && lin->w[i]; i = j, at += rows) {
-        j = wrpo__joined(lin, i, &rows);
-        const void *part = wrpo__at(be, dy, at);
-        if (dx) be->gemm(ctx->dev, WRPO_NN, dx, cols, part, lddy, lin->w[i]->data, cols, lin->w[i]->dtype, n, cols, rows, at ? 1.0f : 0.0f);
-        if (grads) be->gemm(ctx->dev, WRPO_TN, grads + lin->w[i]->at, cols, part, lddy, x, cols, WRPO_F32, rows, cols, n, 1);
+/* dx = dy W;  dW += dy' x;  db += sum dy.  What is NULL, dx or grads, is not computed. */
+static void wrpo__linear_bwd(const wrpo__run *r, int64_t l, const wrpo__linear *lin, void *dx, float *grads,
+                             const void *dy, int64_t lddy, const void *x) {
+    const wrpo_backend *be = r->be;
+    const wrpo_weight *w = wrpo__weight(r->model, lin->weight, l), *b = wrpo__weight(r->model, lin->bias, l);
+    const int64_t n = r->n, cols = w->cols;
+    int64_t rows;
+    for (int i = 0, end; i < lin->count;) {
+        float *dw = grads ? grads + w[i].at : NULL;
+        const bool add = i > 0;
+        end = wrpo__joined(w, i, lin->count, &rows);
+        if (dx) be->gemm(r->dev, WRPO_MM_NN, dx, cols, dy, lddy, w[i].data, cols, w[i].dtype, n, cols, rows, add);
+        if (dw) be->gemm(r->dev, WRPO_MM_TN, dw, cols, dy, lddy, x, cols, WRPO_DTYPE_F32, rows, cols, n, 1);
+        for (; i < end; i++) {
+            if (b && grads) be->bias_bwd(r->dev, grads + b[i].at, dy, lddy, n, b[i].rows);
+            dy = wrpo__at(be, dy, w[i].rows);
+        }
     }
-    at = 0;
-    for (int i = 0; i < 3 && lin->w[i]; at += lin->w[i]->rows, i++)
-        if (grads && lin->b[i]) be->bias_bwd(ctx->dev, grads + lin->b[i]->at, wrpo__at(be, dy, at), lddy, n, lin->b[i]->rows);
 }
-
-/* ---- one layer ---- */
-#define WRPO__GRAD(weight) (grads + (weight)->at)
-typedef struct wrpo__layer_weights { wrpo__linear qkv, o, gu, down; const wrpo_weight *norm_1, *norm_2, *norm_q, *norm_k, *norm_add_1, *norm_add_2; } wrpo__layer_weights;
-static wrpo__layer_weights wrpo__layer_of(const wrpo_model *m, int64_t l) {
-    const wrpo_weight *after = WRPO__W(m, post_attention_layernorm, l), *before = WRPO__W(m, pre_feedforward_layernorm, l);   /* with post_norms the name is meant */
-    wrpo__layer_weights w = {
-        .qkv = {{WRPO__W(m, q_proj, l), WRPO__W(m, k_proj, l), WRPO__W(m, v_proj, l)}, {WRPO__W(m, q_bias, l), WRPO__W(m, k_bias, l), WRPO__W(m, v_bias, l)}},
-        .o = {{WRPO__W(m, o_proj, l)}, {WRPO__W(m, o_bias, l)}},
-        .gu = {{WRPO__W(m, gate_proj, l), WRPO__W(m, up_proj, l)}, {NULL}},
-        .down = {{WRPO__W(m, down_proj, l)}, {NULL}},
-        .norm_1 = WRPO__W(m, input_layernorm, l), .norm_2 = before ? before : after,
-        .norm_add_1 = before ? after : NULL, .norm_add_2 = WRPO__W(m, post_feedforward_layernorm, l),
-        .norm_q = WRPO__W(m, q_norm, l), .norm_k = WRPO__W(m, k_norm, l)};
-    return w;
+/* Norms: y = (w + plus) x / rms(x), for each of the `heads` vectors of a row. */
+typedef struct wrpo__norm { const wrpo_weight *w; int64_t heads; float plus; } wrpo__norm;
+static wrpo__norm wrpo__norm_of(const wrpo_model *m, wrpo__kind kind, int64_t l) {
+    const wrpo_weight *w = wrpo__weight(m, kind, l);
+    if (kind == WRPO__W_q_norm) return (wrpo__norm){w, m->config.num_attention_heads, 0};
+    if (kind == WRPO__W_k_norm) return (wrpo__norm){w, m->config.num_key_value_heads, 0};
+    return (wrpo__norm){w, 1, m->config.norm_plus_one};
+}
+static void wrpo__norm_fwd(const wrpo__run *r, int64_t l, wrpo__kind kind, void *y, int64_t ldy, float *rstd,
+                           const void *x, int64_t ldx) {
+    const wrpo__norm norm = wrpo__norm_of(r->model, kind, l);
+    r->be->rmsnorm(r->dev, y, ldy, rstd, x, ldx, norm.w->data, r->n, norm.heads, norm.w->rows,
+                   (float)r->model->config.rms_norm_eps, norm.plus);
+}
+/* dx = dL/dx, plus dres unless it is NULL; dL/dw is added to grads. dx may be dy or dres. */
+static void wrpo__norm_bwd(const wrpo__run *r, int64_t l, wrpo__kind kind, float *grads, void *dx, int64_t lddx,
+                           const void *dy, const void *dres, const float *rstd, const void *x, int64_t ldx) {
+    const wrpo__norm norm = wrpo__norm_of(r->model, kind, l);
+    r->be->rmsnorm_bwd(r->dev, dx, lddx, grads + norm.w->at, dy, lddx, dres, lddx, x, ldx, norm.w->data, rstd,
+                       r->n, norm.heads, norm.w->rows, norm.plus);
+}
+/* x += a W', or with post_norms x += norm(a W'), and a W' stays in `out`. x NULL: only that. */
+static void wrpo__add_fwd(const wrpo__run *r, int64_t l, const wrpo__linear *lin, wrpo__kind norm, void *out,
+                          float *rstd, void *x, const void *a) {
+    const int64_t D = r->model->config.hidden_size;
+    const bool normed = r->model->config.post_norms;
+    wrpo__linear_fwd(r, l, lin, normed ? out : x, D, a, !normed);
+    if (normed) wrpo__norm_fwd(r, l, norm, r->norm, D, rstd, out, D);
+    if (normed && x) r->be->add(r->dev, x, r->norm, r->n * D);
+}
+/* From dL/dx in r->dx, dL/d(a W'): the same, or with post_norms in r->dy. */
+static const void *wrpo__add_bwd(const wrpo__run *r, int64_t l, wrpo__kind norm, float *grads, const float *rstd,
+                                 const void *out) {
+    const int64_t D = r->model->config.hidden_size;
+    if (!r->model->config.post_norms) return r->dx;
+    wrpo__norm_bwd(r, l, norm, grads, r->dy, D, r->dx, NULL, rstd, out, D);
+    return r->dy;
+}
+/* q | k, rotated by position; sign -1 rotates back. If only the first dims of a head are, it is done head by head. */
+static void wrpo__rotate(const wrpo__run *r, void *q, float sign) {
+    const wrpo_config *c = &r->model->config;
+    const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, d = c->head_dim, ld = (H + 2 * G) * d;
+    const int64_t dims = wrpo__rope_dims(c), parts = dims == d ? 1 : H + G;
+    for (int64_t i = 0; i < parts; i++)
+        r->be->rope(r->dev, wrpo__at(r->be, q, i * d), ld, r->rope, r->n, (H + G) / parts, dims, sign);
+}
+static int64_t wrpo__layer_window(const wrpo_config *c, int64_t l) {
+    return c->sliding_layers[l / 64] >> l % 64 & 1 ? c->sliding_window : 0;
 }
 static wrpo_attn wrpo__attn_of(const wrpo__run *r, int64_t l) {
     const wrpo_config *c = &r->model->config;
     const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, d = c->head_dim;
-    wrpo_attn a = {.n = r->n, .segs = r->d_segs, .n_segs = r->segs, .H = H, .G = G, .d = d,
-                   .ldq = (H + 2 * G) * d, .ldkv = (r->cache ? 2 * G : H + 2 * G) * d, .ldo = H * d,
-                   .window = wrpo__layer_window(c, l), .scale = (float)(1 / sqrt(c->query_pre_attn_scalar > 0 ? c->query_pre_attn_scalar : (double)d)),
-                   .softcap = (float)c->attn_logit_softcapping};
-    return a;
+    const double scalar = c->query_pre_attn_scalar > 0 ? c->query_pre_attn_scalar : (double)d;
+    return (wrpo_attn){.n = r->n, .segs = r->segs, .n_segs = r->n_segs, .H = H, .G = G, .d = d,
+                       .ldq = (H + 2 * G) * d, .ldkv = (r->cache ? 2 * G : H + 2 * G) * d, .ldo = H * d,
+                       .window = wrpo__layer_window(c, l), .scale = (float)(1 / sqrt(scalar)),
+                       .softcap = (float)c->attn_logit_softcapping};
 }
-/* q and k, H + G heads beside each other, turned by position; sign -1 turns back. Where only part of a head turns, head by head. */
-static void wrpo__rotate(wrpo__run *r, void *q, float sign) {
-    const wrpo_backend *be = r->model->ctx->desc.backend;
+
+/* ---- one layer ---- */
+/* The norm before the MLP. With post_norms, post_attention_layernorm is the norm on what attention adds. */
+static wrpo__kind wrpo__norm_mlp(const wrpo_config *c) {
+    return c->post_norms ? WRPO__W_pre_feedforward_layernorm : WRPO__W_post_attention_layernorm;
+}
+/* x -> x_out; all else goes to a. In inference x, a->mid and x_out are one buffer: the stream is updated in place.
+   x_out NULL: only what the backward pass needs is computed. */
+static void wrpo__layer_fwd(const wrpo__run *r, int64_t l, const wrpo__acts *a, void *x, void *x_out) {
+    const wrpo_backend *be = r->be;
     const wrpo_config *c = &r->model->config;
-    const int64_t heads = c->num_attention_heads + c->num_key_value_heads, d = c->head_dim, dims = wrpo__rope_dims(c), ld = (heads + c->num_key_value_heads) * d;
-    if (dims == d) be->rope(r->model->ctx->dev, q, ld, r->rope, r->n, heads, d, sign);
-    else for (int64_t h = 0; h < heads; h++) be->rope(r->model->ctx->dev, wrpo__at(be, q, h * d), ld, r->rope, r->n, 1, dims, sign);
-}
-/* x += a W'; with a norm on what is added, x += g (a W') / rms(a W'), and what the norm reads is kept. x NULL: only that. */
-static void wrpo__add_fwd(wrpo__run *r, const wrpo__linear *lin, const wrpo_weight *norm, void *kept, float *rstd, void *x, const void *a) {
-    wrpo_ctx *ctx = r->model->ctx;
-    const wrpo_backend *be = ctx->desc.backend;
-    const wrpo_config *c = &r->model->config;
-    const int64_t D = c->hidden_size;
-    wrpo__linear_fwd(ctx, lin, norm ? kept : x, D, a, r->n, norm ? 0 : 1);
-    if (!norm) return;
-    be->rmsnorm(ctx->dev, r->norm, D, rstd, kept, D, norm->data, r->n, 1, D, (float)c->rms_norm_eps, c->norm_plus_one);
-    if (x) be->add(ctx->dev, x, r->norm, r->n * D);
-}
-/* dL/d(a W'), from dL/dx in r->dx: that, or behind the norm, in r->dy. */
-static const void *wrpo__add_bwd(wrpo__run *r, const wrpo_weight *norm, const void *kept, const float *rstd, float *grads) {
-    wrpo_model *m = r->model;
-    const int64_t D = m->config.hidden_size;
-    if (!norm) return r->dx;
-    m->ctx->desc.backend->rmsnorm_bwd(m->ctx->dev, r->dy, D, WRPO__GRAD(norm), r->dx, D, NULL, 0, kept, D, norm->data, rstd, r->n, 1, D, m->config.norm_plus_one);
-    return r->dy;
-}
-/* x -> x_out; everything else goes to a. x, a->mid and x_out may be one place (inference): the stream is then updated
-   in place. x_out NULL: only what the backward pass needs is made. */
-static void wrpo__layer_fwd(wrpo__run *r, int64_t l, const wrpo__acts *a, void *x, void *x_out) {
-    wrpo_ctx *ctx = r->model->ctx;
-    const wrpo_backend *be = ctx->desc.backend;
-    void *dev = ctx->dev;
-    const wrpo_config *c = &r->model->config;
-    const wrpo__layer_weights w = wrpo__layer_of(r->model, l);
     const int64_t n = r->n, D = c->hidden_size, I = c->intermediate_size, d = c->head_dim;
-    const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, ld = (H + 2 * G) * d;
-    const float eps = (float)c->rms_norm_eps, plus = c->norm_plus_one;
+    const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, ld = (H + 2 * G) * d, ld0 = (H + G) * d;
     const size_t stream = (size_t)(n * D) * (size_t)be->act_bytes;
     void *q = a->qkv, *k = wrpo__at(be, q, H * d), *v = wrpo__at(be, k, G * d);
     const wrpo_attn attn = wrpo__attn_of(r, l);
 
-    be->rmsnorm(dev, r->norm, D, a->rstd_1, x, D, w.norm_1->data, n, 1, D, eps, plus);     /* 2  a = g_1 x / rms(x) */
-    if (!c->qk_norm) wrpo__linear_fwd(ctx, &w.qkv, q, ld, r->norm, n, 0);                  /* 3  q | k | v = a W' + b */
+    wrpo__norm_fwd(r, l, WRPO__W_input_layernorm, r->norm, D, a->rstd_attn, x, D);   /* 2  a = g_1 x / rms(x) */
+    if (!c->qk_norm) wrpo__linear_fwd(r, l, &wrpo__qkv, q, ld, r->norm, false);      /* 3  q | k | v = a W' + b */
     else {
-        const wrpo__linear qk = {{w.qkv.w[0], w.qkv.w[1]}, {w.qkv.b[0], w.qkv.b[1]}}, only_v = {{w.qkv.w[2]}, {w.qkv.b[2]}};
-        const void *k0 = wrpo__at(be, a->qk0, H * d);
-        wrpo__linear_fwd(ctx, &qk, a->qk0, (H + G) * d, r->norm, n, 0);
-        wrpo__linear_fwd(ctx, &only_v, v, ld, r->norm, n, 0);
-        be->rmsnorm(dev, q, ld, a->rstd_q, a->qk0, (H + G) * d, w.norm_q->data, n, H, d, eps, 0);   /* 4  per head (Qwen3) */
-        be->rmsnorm(dev, k, ld, a->rstd_k, k0, (H + G) * d, w.norm_k->data, n, G, d, eps, 0);
+        wrpo__linear_fwd(r, l, &wrpo__qk, a->qk0, ld0, r->norm, false);
+        wrpo__linear_fwd(r, l, &wrpo__v, v, ld, r->norm, false);
+        wrpo__norm_fwd(r, l, WRPO__W_q_norm, q, ld, a->rstd_q, a->qk0, ld0);         /* 4  q = g_q q / rms(q), k too */
+        wrpo__norm_fwd(r, l, WRPO__W_k_norm, k, ld, a->rstd_k, wrpo__at(be, a->qk0, H * d), ld0);
     }
-    wrpo__rotate(r, q, 1);                                                                 /* 5  q, k turned by position */
-    if (r->cache) {                  /* k | v to their places, to stay there */
+    wrpo__rotate(r, q, 1);                                                           /* 5  q, k rotated by position */
+    if (r->cache) {                                                                  /*    k | v stay in the cache */
         void *kv = wrpo__at(be, r->cache, l * r->shape.cache * attn.ldkv);
-        be->scatter(dev, kv, attn.ldkv, k, ld, r->place, n, attn.ldkv);
-        k = kv, v = wrpo__at(be, kv, G * d);
+        be->scatter(r->dev, kv, attn.ldkv, k, ld, r->cache_row, n, attn.ldkv);
+        k = kv;
+        v = wrpo__at(be, kv, G * d);
     }
-    be->attention(dev, &attn, a->o, a->lse, q, k, v);                                      /* 6  o = softmax(q k' / sqrt d) v */
-    if (a->mid != x) be->copy(dev, a->mid, x, stream);
-    wrpo__add_fwd(r, &w.o, w.norm_add_1, a->add_1, a->rstd_add_1, a->mid, a->o);           /* 7  x' = x + o W' */
-    be->rmsnorm(dev, r->norm, D, a->rstd_2, a->mid, D, w.norm_2->data, n, 1, D, eps, plus);   /* 8  c = g_2 x' / rms(x') */
-    wrpo__linear_fwd(ctx, &w.gu, a->gu, 2 * I, r->norm, n, 0);                             /* 9  g | u = c W' */
-    if (!x_out && !w.norm_add_2) return;
-    be->glu(dev, r->h, a->gu, n, I, c->gelu);                                              /* 10 h = silu(g) u */
-    if (x_out && x_out != a->mid) be->copy(dev, x_out, a->mid, stream);
-    wrpo__add_fwd(r, &w.down, w.norm_add_2, a->add_2, a->rstd_add_2, x_out, r->h);         /* 11 x'' = x' + h W' */
+    be->attention(r->dev, &attn, a->o, a->lse, q, k, v);                             /* 6  o = softmax(s q k') v */
+    if (a->mid != x) be->copy(r->dev, a->mid, x, stream);                            /* 7  x' = x + o W' */
+    wrpo__add_fwd(r, l, &wrpo__o, WRPO__W_post_attention_layernorm, a->attn_out, a->rstd_attn_out, a->mid, a->o);
+    wrpo__norm_fwd(r, l, wrpo__norm_mlp(c), r->norm, D, a->rstd_mlp, a->mid, D);     /* 8  c = g_2 x' / rms(x') */
+    wrpo__linear_fwd(r, l, &wrpo__gu, a->gu, 2 * I, r->norm, false);                 /* 9  g | u = c W' */
+    if (!x_out && !c->post_norms) return;
+    be->glu(r->dev, r->h, a->gu, n, I, c->gelu);                                     /* 10 h = silu(g) u */
+    if (x_out && x_out != a->mid) be->copy(r->dev, x_out, a->mid, stream);           /* 11 x'' = x' + h W' */
+    wrpo__add_fwd(r, l, &wrpo__down, WRPO__W_post_feedforward_layernorm, a->mlp_out, a->rstd_mlp_out, x_out, r->h);
 }
-/* r->dx holds dL/dx'' and is turned into dL/dx in place. r->norm and r->h are rebuilt, not kept. */
-static void wrpo__layer_bwd(wrpo__run *r, int64_t l, const wrpo__acts *a, const void *x, float *grads) {
-    wrpo_model *m = r->model;
-    wrpo_ctx *ctx = m->ctx;
-    const wrpo_backend *be = ctx->desc.backend;
-    void *dev = ctx->dev;
-    const wrpo_config *c = &m->config;
-    const wrpo__layer_weights w = wrpo__layer_of(m, l);
+/* r->dx is dL/dx'' and becomes dL/dx. Numbers and formulas are those of the forward pass, in reverse. a, c and h were
+   not stored: they are computed once more. */
+static void wrpo__layer_bwd(const wrpo__run *r, int64_t l, const wrpo__acts *a, const void *x, float *grads) {
+    const wrpo_backend *be = r->be;
+    const wrpo_config *c = &r->model->config;
     const int64_t n = r->n, D = c->hidden_size, I = c->intermediate_size, d = c->head_dim;
-    const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, ld = (H + 2 * G) * d;
-    const float eps = (float)c->rms_norm_eps, plus = c->norm_plus_one;
+    const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, ld = (H + 2 * G) * d, ld0 = (H + G) * d;
     void *q = a->qkv, *k = wrpo__at(be, q, H * d), *v = wrpo__at(be, k, G * d);
     void *dq = r->dqkv, *dk = wrpo__at(be, dq, H * d), *dv = wrpo__at(be, dk, G * d);
     const wrpo_attn attn = wrpo__attn_of(r, l);
-
-    const void *dy = wrpo__add_bwd(r, w.norm_add_2, a->add_2, a->rstd_add_2, grads);
-    wrpo__linear_bwd(ctx, &w.down, r->dh, NULL, dy, D, NULL, n);                           /* 11 dh = dx W */
-    be->glu_bwd(dev, r->dgu, r->h, r->dh, a->gu, n, I, c->gelu);                           /* 10, and h once more */
-    wrpo__linear_bwd(ctx, &w.down, NULL, grads, dy, D, r->h, n);                           /* 11 dW += dx' h */
-    be->rmsnorm(dev, r->norm, D, a->rstd_2, a->mid, D, w.norm_2->data, n, 1, D, eps, plus);
-    wrpo__linear_bwd(ctx, &w.gu, r->dy, grads, r->dgu, 2 * I, r->norm, n);                 /* 9  dc = dgu W */
-    be->rmsnorm_bwd(dev, r->dx, D, WRPO__GRAD(w.norm_2), r->dy, D, r->dx, D, a->mid, D,
-                    w.norm_2->data, a->rstd_2, n, 1, D, plus);                             /* 8  dx' = dx'' + ... */
-    dy = wrpo__add_bwd(r, w.norm_add_1, a->add_1, a->rstd_add_1, grads);
-    wrpo__linear_bwd(ctx, &w.o, r->d_o, grads, dy, D, a->o, n);                            /* 7  do = dx' W */
-    be->attention_bwd(dev, &attn, dq, dk, dv, r->d_o, a->o, a->lse, q, k, v, r->attn_scratch);   /* 6 */
-    wrpo__rotate(r, dq, -1);                                                               /* 5  turned back */
-    if (c->qk_norm) {                                                                      /* 4 */
-        const void *k0 = wrpo__at(be, a->qk0, H * d);
-        be->rmsnorm_bwd(dev, dq, ld, WRPO__GRAD(w.norm_q), dq, ld, NULL, 0, a->qk0, (H + G) * d, w.norm_q->data, a->rstd_q, n, H, d, 0);
-        be->rmsnorm_bwd(dev, dk, ld, WRPO__GRAD(w.norm_k), dk, ld, NULL, 0, k0, (H + G) * d, w.norm_k->data, a->rstd_k, n, G, d, 0);
+    const void *dy;
+                                                                                     /*    was, in the forward pass: */
+    dy = wrpo__add_bwd(r, l, WRPO__W_post_feedforward_layernorm, grads, a->rstd_mlp_out, a->mlp_out);
+    wrpo__linear_bwd(r, l, &wrpo__down, r->dh, NULL, dy, D, NULL);                   /* 11 x'' = x' + h W', now dh */
+    be->glu_bwd(r->dev, r->dgu, r->h, r->dh, a->gu, n, I, c->gelu);                  /* 10 h = silu(g) u, and h again */
+    wrpo__linear_bwd(r, l, &wrpo__down, NULL, grads, dy, D, r->h);                   /* 11 now dW */
+    wrpo__norm_fwd(r, l, wrpo__norm_mlp(c), r->norm, D, a->rstd_mlp, a->mid, D);     /*    c again */
+    wrpo__linear_bwd(r, l, &wrpo__gu, r->dy, grads, r->dgu, 2 * I, r->norm);         /* 9  g | u = c W' */
+    wrpo__norm_bwd(r, l, wrpo__norm_mlp(c), grads, r->dx, D, r->dy, r->dx,               /* 8  c = g_2 x' / rms(x') */
+                   a->rstd_mlp, a->mid, D);
+    dy = wrpo__add_bwd(r, l, WRPO__W_post_attention_layernorm, grads, a->rstd_attn_out, a->attn_out);
+    wrpo__linear_bwd(r, l, &wrpo__o, r->d_o, grads, dy, D, a->o);                    /* 7  x' = x + o W' */
+    be->attention_bwd(r->dev, &attn, dq, dk, dv, r->d_o, a->o, a->lse, q, k, v,          /* 6  o = softmax(...) v */
+                      r->attn_scratch);
+    wrpo__rotate(r, dq, -1);                                                         /* 5  q, k rotated */
+    if (c->qk_norm) {                                                                /* 4  q = g_q q / rms(q) */
+        wrpo__norm_bwd(r, l, WRPO__W_q_norm, grads, dq, ld, dq, NULL, a->rstd_q, a->qk0, ld0);
+        wrpo__norm_bwd(r, l, WRPO__W_k_norm, grads, dk, ld, dk, NULL, a->rstd_k, wrpo__at(be, a->qk0, H * d), ld0);
     }
-    be->rmsnorm(dev, r->norm, D, a->rstd_1, x, D, w.norm_1->data, n, 1, D, eps, plus);
-    wrpo__linear_bwd(ctx, &w.qkv, r->dy, grads, dq, ld, r->norm, n);                       /* 3  da = dqkv W */
-    be->rmsnorm_bwd(dev, r->dx, D, WRPO__GRAD(w.norm_1), r->dy, D, r->dx, D, x, D,
-                    w.norm_1->data, a->rstd_1, n, 1, D, plus);                             /* 2  dx = dx' + ... */
+    wrpo__norm_fwd(r, l, WRPO__W_input_layernorm, r->norm, D, a->rstd_attn, x, D);   /*    a again */
+    wrpo__linear_bwd(r, l, &wrpo__qkv, r->dy, grads, dq, ld, r->norm);               /* 3  q | k | v = a W' + b */
+    wrpo__norm_bwd(r, l, WRPO__W_input_layernorm, grads, r->dx, D, r->dy, r->dx,         /* 2  a = g_1 x / rms(x) */
+                   a->rstd_attn, x, D);
 }
 
-/* ---- the whole model ---- */
+/* ---- the head: log-probs of targets ----
+   Logits are the largest array. If the span has room for those of all targets, the backward pass finds them there;
+   if not, they are computed chunk by chunk, each in place of the one before, and again in the backward pass. */
 static const wrpo_weight *wrpo__head(const wrpo_model *m) {
     return m->config.tie_word_embeddings ? WRPO__W(m, embed_tokens, 0) : WRPO__W(m, lm_head, 0);
 }
-static float wrpo__embed_scale(const wrpo_model *m) {  /* the same for all models of a context, wherever their weights lie */
-    if (!m->config.scale_embeddings) return 1;
-    const float s = (float)sqrt((double)m->config.hidden_size);
-    return m->ctx->desc.dtype == WRPO_BF16 ? wrpo__float_of(wrpo__float_to_bf16(s)) : s;
+static bool wrpo__logits_fit(const wrpo__run *r) { return r->n_targets <= wrpo__span(&r->shape); }
+/* The targets of one product: all that fit; but where products may choose their arithmetic by their shape, always a
+   chunk, so that no bit depends on how much memory there is. */
+static int64_t wrpo__targets_at_once(const wrpo__run *r) {
+    const bool any_shape = r->be->host && r->be->act_bytes == sizeof(float);
+    return any_shape && wrpo__logits_fit(r) ? WRPO__MAX(r->n_targets, 1) : r->shape.chunk;
 }
-static void wrpo__sync(wrpo_ctx *ctx) {
-    wrpo_error why = {WRPO_E_DEVICE, 0, 0, ""};
-    if (ctx->desc.backend->sync(ctx->dev, &why) != WRPO_OK) wrpo__fail(ctx, why.code, "%s: %s", ctx->desc.backend->name, why.text);
+static float *wrpo__logits_at(const wrpo__run *r, int64_t t) {         /* of target t and those after it */
+    return r->logits + (wrpo__logits_fit(r) ? t * r->model->config.vocab_size : 0);
 }
-/* Before forward passes with means, whenever the weights have changed. Capped logits have none. */
-static void wrpo__sum_head(wrpo__run *r) {
-    const wrpo_weight *head = wrpo__head(r->model);
+static void wrpo__logits(const wrpo__run *r, int64_t t, int64_t count) {       /* of targets [t, t + count) */
+    const wrpo_weight *w = wrpo__head(r->model);
+    const int64_t V = w->rows, D = w->cols;
+    r->be->gather(r->dev, r->hid, r->y, r->target_row + t, count, D);
+    r->be->gemm(r->dev, WRPO_MM_NT_FLOAT, wrpo__logits_at(r, t), V, r->hid, D, w->data, D, w->dtype, count, V, D, 0);
+}
+static void wrpo__log_probs(const wrpo__run *r, int64_t t, int64_t count) {
+    const wrpo_config *c = &r->model->config;
+    wrpo__logits(r, t, count);
+    r->be->logprob(r->dev, r->logp + t, r->target_lse + t, wrpo__logits_at(r, t), r->target_id + t, count,
+                   c->vocab_size, (float)c->final_logit_softcapping);
+}
+/* For a metric: the mean logit of every row, y (sum_v W_v) / V, is one product with the sum of the head's rows. It is
+   NaN where logits are capped: their mean is no such product. The sum is made whenever the weights have changed. */
+static void wrpo__sum_head(const wrpo__run *r) {
+    const wrpo_weight *w = wrpo__head(r->model);
     if (r->model->config.final_logit_softcapping > 0) return;
-    r->model->ctx->desc.backend->colsum(r->model->ctx->dev, r->mean_w, head->data, head->dtype, head->rows, head->cols);
+    r->be->colsum(r->dev, r->head_sum, w->data, w->dtype, w->rows, w->cols);
+}
+static void wrpo__mean_logits(const wrpo__run *r) {
+    const wrpo_config *c = &r->model->config;
+    const int64_t D = c->hidden_size;
+    if (c->final_logit_softcapping > 0) {
+        for (int64_t i = 0; i < r->n; i++) r->h_mean[i] = NAN;
+        return;
+    }
+    r->be->gemm(r->dev, WRPO_MM_NT_FLOAT, r->mean, 1, r->y, D, r->head_sum, D, WRPO_DTYPE_F32, r->n, 1, D, 0);
+    r->be->get(r->dev, r->h_mean, r->mean, (size_t)r->n * sizeof *r->mean);
+    for (int64_t i = 0; i < r->n; i++) r->h_mean[i] /= (float)c->vocab_size;
+}
+
+/* ---- the whole model ---- */
+static float wrpo__embed_scale(const wrpo_model *m) {  /* in the context's dtype, whatever the weights' is */
+    const float scale = m->config.scale_embeddings ? (float)sqrt((double)m->config.hidden_size) : 1;
+    return m->ctx->desc.dtype == WRPO_DTYPE_BF16 ? wrpo__float_of(wrpo__float_to_bf16(scale)) : scale;
 }
 /* Steps 1 to 12: what is packed, to r->y. */
-static void wrpo__trunk(wrpo__run *r) {
-    wrpo_model *m = r->model;
-    const wrpo_backend *be = m->ctx->desc.backend;
-    void *dev = m->ctx->dev;
-    const wrpo_config *c = &m->config;
+static void wrpo__trunk(const wrpo__run *r) {
+    const wrpo_model *m = r->model;
     const wrpo_weight *embed = WRPO__W(m, embed_tokens, 0);
-    const int64_t D = c->hidden_size, L = c->num_hidden_layers;
+    const int64_t D = m->config.hidden_size;
     const bool train = r->shape.train;
     void *x = train ? r->layer[0].x : r->scratch.x;
-    be->embed(dev, x, embed->data, embed->dtype, r->ids, r->n, D, wrpo__embed_scale(m));   /* 1  x = E[ids] */
-    for (int64_t l = 0; l < L; l++) {
-        void *x_out = train ? r->layer[l + 1].x : r->scratch.x;
-        wrpo__layer_fwd(r, l, train && l >= r->shape.recompute ? &r->layer[l] : &r->scratch, x, x_out);
+    r->be->embed(r->dev, x, embed->data, embed->dtype, r->ids, r->n, D, wrpo__embed_scale(m)); /* 1  x = E[ids] */
+    for (int64_t l = 0; l < m->config.num_hidden_layers; l++) {
+        const bool stored = train && l >= r->shape.recompute;
+        void *x_out = train ? r->layer[l + 1].x : x;
+        wrpo__layer_fwd(r, l, stored ? &r->layer[l] : &r->scratch, x, x_out);                  /* 2 to 11 */
         x = x_out;
     }
-    be->rmsnorm(dev, r->y, D, r->rstd_f, x, D, WRPO__W(m, norm, 0)->data, r->n, 1, D, (float)c->rms_norm_eps, c->norm_plus_one);   /* 12 y */
+    wrpo__norm_fwd(r, 0, WRPO__W_norm, r->y, D, r->rstd_final, x, D);                          /* 12 y = g x / rms(x) */
 }
-/* Targets whose logits are made at once: all of a micro-batch that there is room for; on a device, whose products may choose their
-   arithmetic by their shape, always a chunk, so that no bit depends on what is kept. And where those from target t on are. */
-static int64_t wrpo__at_once(const wrpo__run *r) {
-    const wrpo_backend *be = r->model->ctx->desc.backend;
-    return be->host && be->act_bytes == sizeof(float) && r->targets <= wrpo__span(&r->shape) ? WRPO__MAX(r->targets, 1) : r->shape.chunk;
-}
-static float *wrpo__logits_at(const wrpo__run *r, int64_t t) { return r->logits + (r->targets <= wrpo__span(&r->shape) ? t * r->model->config.vocab_size : 0); }
-static void wrpo__gather_hidden(wrpo__run *r, int64_t t, int64_t count) {
-    r->model->ctx->desc.backend->gather(r->model->ctx->dev, r->hid, r->y, r->rows + t, count, r->model->config.hidden_size);
-}
-static void wrpo__logits(wrpo__run *r, int64_t t, int64_t count) {     /* of targets [t, t + count), made at once; also fills r->hid */
-    wrpo_ctx *ctx = r->model->ctx;
-    const wrpo_weight *head = wrpo__head(r->model);
-    const int64_t D = r->model->config.hidden_size, V = r->model->config.vocab_size;
-    wrpo__gather_hidden(r, t, count);
-    ctx->desc.backend->gemm(ctx->dev, WRPO_NT_LOGITS, wrpo__logits_at(r, t), V, r->hid, D, head->data, D, head->dtype, count, V, D, 0);
-}
-/* Log-probs of all targets into r->h_logp; with means, the mean logit over the vocabulary of every row into r->h_mean: NaN
-   where logits are capped, for then their mean is no product of vectors. */
+/* Log-probs of all targets into r->h_logp and, if wanted, the mean logit of every row into r->h_mean. */
 static void wrpo__forward(wrpo__run *r, bool means) {
-    wrpo_ctx *ctx = r->model->ctx;
-    const wrpo_backend *be = ctx->desc.backend;
-    void *dev = ctx->dev;
-    const int64_t D = r->model->config.hidden_size, V = r->model->config.vocab_size;
-    const float cap = (float)r->model->config.final_logit_softcapping;
     wrpo__trunk(r);
-    const int64_t step = wrpo__at_once(r);
-    for (int64_t t = 0; t < r->targets; t += step) {                                       /* 13 log softmax(y W')[target] */
-        int64_t count = WRPO__MIN(step, r->targets - t);
-        wrpo__logits(r, t, count);
-        be->logprob(dev, r->logp + t, r->lse + t, wrpo__logits_at(r, t), r->target + t, count, V, cap);
-    }
-    r->held = r->targets <= wrpo__span(&r->shape);
-    if (means && cap > 0)
-        for (int64_t i = 0; i < r->n; i++) r->h_mean[i] = NAN;
-    else if (means) {                /* mean_v(y W_v) = y (sum_v W_v) / V: one vector, not V columns */
-        be->gemm(dev, WRPO_NT_LOGITS, r->mean, 1, r->y, D, r->mean_w, D, WRPO_F32, r->n, 1, D, 0);
-        be->get(dev, r->h_mean, r->mean, (size_t)r->n * sizeof(float));
-        for (int64_t i = 0; i < r->n; i++) r->h_mean[i] /= (float)V;
-    }
-    be->get(dev, r->h_logp, r->logp, (size_t)r->targets * sizeof(float));
-    wrpo__sync(ctx);
+    const int64_t step = wrpo__targets_at_once(r);
+    for (int64_t t = 0; t < r->n_targets; t += step)                      /* 13 log softmax(y W')[target] */
+        wrpo__log_probs(r, t, WRPO__MIN(step, r->n_targets - t));
+    r->logits_kept = wrpo__logits_fit(r);
+    if (means) wrpo__mean_logits(r);
+    r->be->get(r->dev, r->h_logp, r->logp, (size_t)r->n_targets * sizeof *r->logp);
+    wrpo__sync(r->model->ctx);
 }
-/* Adds the gradient of sum_t coef[t] logp[t] (r->h_coef, filled by the caller) to grads, which mirrors the weights.
-   Targets with coefficient 0 drop out of the head. The packed arrays of targets are reordered. */
+/* Targets with coefficient 0 need no gradient: they are removed, and the rest moved up. Then logits are not where the
+   forward pass left them. */
+static void wrpo__drop_targets(wrpo__run *r) {
+    int64_t left = 0;
+    for (int64_t t = 0; t < r->n_targets; t++) {
+        if (r->h_coef[t] == 0) continue;
+        r->h_target_row[left] = r->h_target_row[t];
+        r->h_target_id[left] = r->h_target_id[t];
+        r->h_coef[left++] = r->h_coef[t];
+    }
+    r->logits_kept = r->logits_kept && left == r->n_targets;
+    r->n_targets = left;
+    r->be->put(r->dev, r->target_row, r->h_target_row, (size_t)left * sizeof *r->target_row);
+    r->be->put(r->dev, r->target_id, r->h_target_id, (size_t)left * sizeof *r->target_id);
+    r->be->put(r->dev, r->coef, r->h_coef, (size_t)left * sizeof *r->coef);
+}
+/* Adds the gradient of sum_t coef[t] logp[t] to grads, which mirrors the weights. The caller has filled r->h_coef. */
 static void wrpo__backward(wrpo__run *r, float *grads) {
-    wrpo_model *m = r->model;
-    wrpo_ctx *ctx = m->ctx;
-    const wrpo_backend *be = ctx->desc.backend;
-    void *dev = ctx->dev;
+    const wrpo_model *m = r->model;
+    const wrpo_backend *be = r->be;
     const wrpo_config *c = &m->config;
-    const wrpo_weight *head = wrpo__head(m), *norm = WRPO__W(m, norm, 0), *embed = WRPO__W(m, embed_tokens, 0);
-    const int64_t D = c->hidden_size, V = c->vocab_size, L = c->num_hidden_layers, n = r->n;
+    const wrpo_weight *head = wrpo__head(m), *embed = WRPO__W(m, embed_tokens, 0);
+    const int64_t D = c->hidden_size, V = c->vocab_size, L = c->num_hidden_layers, chunk = r->shape.chunk;
     const float cap = (float)c->final_logit_softcapping;
-    int64_t live = 0;
-    for (int64_t t = 0; t < r->targets; t++)
-        if (r->h_coef[t] != 0) r->h_rows[live] = r->h_rows[t], r->h_target[live] = r->h_target[t], r->h_coef[live++] = r->h_coef[t];
-    const bool held = r->held && live == r->targets;   /* not where some have dropped out: their places are not those of the forward pass */
-    r->held = false, r->targets = live;
-    be->put(dev, r->rows, r->h_rows, (size_t)live * 4);
-    be->put(dev, r->target, r->h_target, (size_t)live * 4);
-    be->put(dev, r->coef, r->h_coef, (size_t)live * sizeof(float));
-
-    be->zero(dev, r->dy, (size_t)(n * D) * (size_t)be->act_bytes);
-    const int64_t step = wrpo__at_once(r), chunk = r->shape.chunk;
-    for (int64_t t = 0; t < live; t += step) {                                             /* 13 the logits, kept or made again; then their gradient */
-        const int64_t count = WRPO__MIN(step, live - t);
+    wrpo__drop_targets(r);
+    be->zero(r->dev, r->dy, (size_t)(r->n * D) * (size_t)be->act_bytes);
+    const int64_t step = wrpo__targets_at_once(r);
+    for (int64_t t = 0; t < r->n_targets; t += step) {                    /* 13 log softmax(y W')[target] */
+        const int64_t count = WRPO__MIN(step, r->n_targets - t);
         float *logits = wrpo__logits_at(r, t);
         void *dlogits = r->dlogits ? r->dlogits : logits;
-        if (held) wrpo__gather_hidden(r, t, count);
-        else {
-            wrpo__logits(r, t, count);
-            be->logprob(dev, r->logp + t, r->lse + t, logits, r->target + t, count, V, cap);
-        }
-        be->logprob_bwd(dev, dlogits, logits, r->target + t, r->lse + t, r->coef + t, count, V, cap);
-        be->gemm(dev, WRPO_NN, r->dhid, D, dlogits, V, head->data, D, head->dtype, count, D, V, 0);
-        for (int64_t s = 0; s < count; s += chunk) {           /* summed chunk by chunk, kept or not: the same bits */
+        if (r->logits_kept) be->gather(r->dev, r->hid, r->y, r->target_row + t, count, D);
+        else wrpo__log_probs(r, t, count);
+        be->logprob_bwd(r->dev, dlogits, logits, r->target_id + t, r->target_lse + t, r->coef + t, count, V, cap);
+        be->gemm(r->dev, WRPO_MM_NN, r->dhid, D, dlogits, V, head->data, D, head->dtype, count, D, V, 0);
+        for (int64_t s = 0; s < count; s += chunk) {   /* summed chunk by chunk, whatever the step: the same bits */
             const int64_t some = WRPO__MIN(chunk, count - s);
-            be->gemm(dev, WRPO_TN, WRPO__GRAD(head), D, wrpo__at(be, dlogits, s * V), V, wrpo__at(be, r->hid, s * D), D, WRPO_F32, V, D, some, 1);
-            be->gather_bwd(dev, r->dy, wrpo__at(be, r->dhid, s * D), r->rows + t + s, some, D);
+            be->gemm(r->dev, WRPO_MM_TN, grads + head->at, D, wrpo__at(be, dlogits, s * V), V,
+                     wrpo__at(be, r->hid, s * D), D, WRPO_DTYPE_F32, V, D, some, 1);
+            be->gather_bwd(r->dev, r->dy, wrpo__at(be, r->dhid, s * D), r->target_row + t + s, some, D);
         }
     }
-    be->rmsnorm_bwd(dev, r->dx, D, WRPO__GRAD(norm), r->dy, D, NULL, 0, r->layer[L].x, D,
-                    norm->data, r->rstd_f, n, 1, D, c->norm_plus_one);                     /* 12 */
+    r->logits_kept = false;
+    wrpo__norm_bwd(r, 0, WRPO__W_norm, grads, r->dx, D, r->dy, NULL, r->rstd_final, r->layer[L].x, D);       /* 12 */
     for (int64_t l = L - 1; l >= 0; l--) {
-        const wrpo__acts *a = l >= r->shape.recompute ? &r->layer[l] : &r->scratch;
-        if (a == &r->scratch) wrpo__layer_fwd(r, l, a, r->layer[l].x, NULL);               /* what was not kept is made again */
-        wrpo__layer_bwd(r, l, a, r->layer[l].x, grads);
+        const bool stored = l >= r->shape.recompute;
+        const wrpo__acts *a = stored ? &r->layer[l] : &r->scratch;
+        if (!stored) wrpo__layer_fwd(r, l, a, r->layer[l].x, NULL);       /* computed again, from x */
+        wrpo__layer_bwd(r, l, a, r->layer[l].x, grads);                   /* 11 to 2 */
     }
-    be->embed_bwd(dev, WRPO__GRAD(embed), r->dx, r->ids, n, D, wrpo__embed_scale(m));   /* 1 */
-    wrpo__sync(ctx);
+    be->embed_bwd(r->dev, grads + embed->at, r->dx, r->ids, r->n, D, wrpo__embed_scale(m));        /* 1  x = E[ids] */
+    wrpo__sync(m->ctx);
 }
+
+/* --------------------------------------------------------------------------------------------- >>step
+   One optimizer step: wrpo__step, at the end of this section. In: a model, records of token ids. Out: the model after
+   the step, its metrics. wrpo__step is four phases:
+     1. alpha and the learning rate of this step; the records of its batch
+     2. wrpo__pass, in micro-batches that fit into the workspace: pack, forward to log-probs, loss and derivatives of
+        every record on the host (wrpo_loss: WRPO is there), backward to gradients
+     3. the norm of all gradients, and the factor that clips it
+     4. AdamW on all weights; only matrices decay
+   Before step 1 the reference, which is the policy as it is then, gives the log-probs of all responses, once.
+
+   Steps are counted as the authors' trainer counts them, for N records:
+     micro-batches of an epoch   M = ceil(N / (batch_size / accumulation))
+     steps of an epoch           S = floor(M / accumulation), at least 1
+     steps of the run            T = ceil(epochs S)
+   The loss of a step is the mean over its micro-batches of the mean over their records. These micro-batches only
+   define that mean; how many rows are computed at once is micro_tokens, and changes no bit.
+
+   To add a setting: a field of wrpo_train_desc, a row of WRPO__SETTINGS, an option of example.c. A metric: a row of
+   WRPO_METRICS (>>api), its value in wrpo__tally_add. A method: >>loss, nothing here.                             */
+
+/* ---- log-probs of records: packed until micro_tokens rows are full; a longer record goes alone ---- */
+enum { WRPO__MICRO_TOKENS = 1024 };
+/* Rows a run needs for these records: micro_tokens, all of them if that is less, the longest record if that is more. */
+static int64_t wrpo__run_rows(const wrpo_config *c, const wrpo_data *data, int64_t first, int64_t count,
+                              int64_t micro_tokens) {
+    int64_t all = 0, longest = 1;
+    for (int64_t i = first; i < first + count; i++) {
+        const int64_t rows = wrpo__record_rows(c, &data->records[i]);
+        all = WRPO__MIN(all + rows, micro_tokens);
+        longest = WRPO__MAX(longest, rows);
+    }
+    return WRPO__MAX(all, longest);
+}
+/* Packs as many records list[first..count) as fit, at least one; returns where it stopped. list NULL: i itself. */
+static int64_t wrpo__pack_some(wrpo__run *r, const wrpo_data *data, const int64_t *list, int64_t first, int64_t count,
+                               int64_t micro_tokens) {
+    int64_t i = first;
+    wrpo__pack_begin(r);
+    for (; i < count; i++) {
+        const wrpo_record *record = &data->records[list ? list[i] : i];
+        if (r->n && r->n + wrpo__record_rows(&r->model->config, record) > micro_tokens) break;
+        wrpo__pack_record(r, record);
+    }
+    wrpo__pack_end(r);
+    return i;
+}
+/* The sum of log-probs, in double, of a response's scored tokens. */
+static double wrpo__sum_logps(const wrpo__run *r, const wrpo_tokens *y, const wrpo__location *packed) {
+    double sum = 0;
+    for (int64_t j = 0; j < y->count - y->first; j++) sum += (double)r->h_logp[packed->target + j];
+    return sum;
+}
+/* logps [count, K] of records [first, first + count), with a run of its own. tokens: an stb array of every scored
+   token's log-prob, or NULL. */
+static void wrpo__logprobs(wrpo__arena *temp, wrpo_model *model, const wrpo_data *data, int64_t first, int64_t count,
+                           int64_t micro_tokens, double *logps, int K, float **tokens) {
+    wrpo__check_data(model->ctx, &model->config, data, first, count);
+    wrpo__shape shape = {.rows = wrpo__run_rows(&model->config, data, first, count, micro_tokens)};
+    shape.chunk = wrpo__head_chunk(model->ctx, &model->config, shape.rows);
+    wrpo__run *r = wrpo__run_new(temp, model, &shape);
+    for (int64_t i = first, next; i < first + count; ) {
+        next = wrpo__pack_some(r, data, NULL, i, first + count, micro_tokens);
+        wrpo__forward(r, false);
+        for (const wrpo__location *packed = r->packed; i < next; i++, logps += K) {
+            const wrpo_record *record = &data->records[i];
+            for (int k = 0; k < K; k++) {
+                logps[k] = k < record->count ? wrpo__sum_logps(r, &record->responses[k], packed++) : NAN;
+                if (k < record->count && !isfinite(logps[k]))
+                    wrpo__fail(model->ctx, WRPO_E_NOT_FINITE,
+                               "record \"%s\" (line %lld): the log-prob of response %d is not a finite number",
+                               record->prompt_id, (long long)record->line, k + 1);
+            }
+        }
+        for (int64_t t = 0; tokens && t < r->n_targets; t++) stbds_arrput(*tokens, r->h_logp[t]);
+    }
+}
+static void wrpo__logprobs_part(wrpo_model *model, const wrpo_data *data, int64_t first, int64_t count,
+                                double *logps, float **per_token) {
+    const int64_t N = data->stats.records;
+    float *tokens = NULL;
+    if (first < 0 || count < 0 || first > N || count > N - first)
+        wrpo__fail(model->ctx, WRPO_E_ARG, "%lld records from %lld on: the data has %lld", (long long)count,
+                   (long long)first, (long long)N);
+    wrpo__logprobs(wrpo__current, model, data, first, count, WRPO__MICRO_TOKENS, logps, data->most,
+                   per_token ? &tokens : NULL);
+    if (per_token) *per_token = wrpo__handout(model->ctx, tokens, (size_t)stbds_arrlen(tokens) * sizeof *tokens);
+}
+WRPO_API wrpo_result wrpo_logprobs(wrpo_model *model, const wrpo_data *data, int64_t first, int64_t count,
+                                   double *logps, float **per_token) {
+    if (per_token) *per_token = NULL;
+    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true,
+               wrpo__logprobs_part(model, data, first, count, logps, per_token));
+    return wrpo__end(&wrpo__entry);
+}
+
+/* ---- settings: field, name in errors and state files, what 0 means, valid if (x is the value), wanted,
+        whether a run that goes on must have the same ---- */
+#define WRPO__SETTINGS(X) \
+    X(alpha,         "alpha",         0.1,   x >= 0 && x <= 1,     "a number in [0, 1]",     true) \
+    X(alpha_power,   "alpha_power",   2,     x > 0 && x < 1e6,     "a positive number",      true) \
+    X(learning_rate, "learning_rate", rate,  x >= 0 && x <= 1e3,   "a number from 0 to 1000", true) \
+    X(warmup_ratio,  "warmup_ratio",  0.1,   x >= 0 && x <= 1,     "a number in [0, 1]",     true) \
+    X(beta1,         "beta1",         0.9,   x >= 0 && x < 1,      "a number in [0, 1)",     true) \
+    X(beta2,         "beta2",         0.999, x >= 0 && x < 1,      "a number in [0, 1)",     true) \
+    X(eps,           "eps",           1e-8,  x >= 0 && x < 1,      "a number in [0, 1)",     true) \
+    X(weight_decay,  "weight_decay",  0,     x >= 0 && x <= 1e3,   "a number from 0 to 1000", true) \
+    X(max_grad_norm, "max_grad_norm", 1,     x == x,               "a number",               true) \
+    X(epochs,        "epochs",        1,     x > 0 && x < 1e9,     "a positive number",      false) \
+    X(batch_size,    "batch_size",    128,   x >= 1 && x <= 0x1p40, "at least 1",            true) \
+    X(accumulation,  "accumulation",  1,     x >= 1 && d->batch_size % d->accumulation == 0, \
+                                                                   "a divisor of batch_size", true) \
+    X(max_steps,     "max_steps",     0,     x >= 0,               "at least 0",             false) \
+    X(micro_tokens,  "micro_tokens",  WRPO__MICRO_TOKENS, x >= 1 && x <= 0x1p30, "1 to 2^30", true) \
+    X(recompute,     "recompute",     0,     x >= -1,              "a number of layers, or -1 for all", false) \
+    X(eval_steps,    "eval_steps",    0,     x >= 0,               "at least 0",             true) \
+    X(save_steps,    "save_steps",    0,     x >= 0 && (x == 0 || d->save.dir), \
+                                                                   "at least 0, and a directory in save", false)
+
+WRPO_API wrpo_train_desc wrpo_train_defaults(const wrpo_train_desc *desc) {
+    wrpo_train_desc d = {0};
+    if (desc) d = *desc;
+    double rate = 3e-7;
+    if (d.loss.method == WRPO_METHOD_SFT) rate = 7e-6;
+    if (d.loss.method == WRPO_METHOD_SIMPO) rate = 1e-6;
+    if (d.loss.method == WRPO_METHOD_DPO_NORM) rate = 8e-7;
+    d.loss = wrpo__loss_defaults(d.loss);
+#define WRPO__X(field, name, otherwise, valid, want, same) if (wrpo__is_default((double)d.field)) d.field = otherwise;
+    WRPO__SETTINGS(WRPO__X)
+#undef WRPO__X
+    if (!d.seed) d.seed = 42;
+    return d;
+}
+static void wrpo__train_check(wrpo_ctx *ctx, const wrpo_train_desc *d) {   /* d resolved */
+    double x;
+#define WRPO__X(field, name, otherwise, valid, want, same) x = (double)d->field; WRPO__RANGE(valid, name, x, want);
+    WRPO__SETTINGS(WRPO__X)
+#undef WRPO__X
+    const char *why = wrpo__loss_check(&d->loss, d->alpha);
+    if (why) wrpo__fail(ctx, WRPO_E_ARG, "%s", why);
+    WRPO__RANGE(wrpo_lr_schedule_name((int)d->lr_schedule), "lr_schedule", d->lr_schedule, "one of wrpo_lr_schedule");
+    WRPO__RANGE(wrpo_alpha_schedule_name((int)d->alpha_schedule), "alpha_schedule", d->alpha_schedule,
+                "one of wrpo_alpha_schedule");
+    WRPO__RANGE(wrpo_moments_name((int)d->moments), "moments", d->moments, "one of wrpo_moments");
+}
+
+/* ---- the trainer ---- */
+typedef struct wrpo__set {           /* records, and what the reference says about them */
+    const wrpo_data *given;          /* as the caller knows it; NULL: there is no such set */
+    const wrpo_data *data;           /* what is computed: `given`, or for SFT the sources of its records alone */
+    int64_t N; int K;                /* records; the most responses that one has */
+    double *ref;                     /* [N, K] log-probs of the reference; NULL where the method needs none */
+} wrpo__set;
+struct wrpo_trainer {
+    wrpo_ctx *ctx;
+    wrpo__arena *arena;
+    wrpo_model *model;               /* the policy */
+    wrpo_train_desc desc;            /* resolved */
+    wrpo__set train, eval;
+    int64_t rows;                    /* of the workspace: the most that a micro-batch of either set needs */
+    int64_t micro;                   /* batch_size / accumulation */
+    int64_t steps_per_epoch, T, k;   /* S, T, and how many steps are done */
+    int64_t *order, order_epoch;     /* [N] the records in this epoch's order */
+    double *weight;                  /* [batch_size] of each record in a step's loss */
+    wrpo__run *run;
+    float *grads;                    /* mirrors the weights; NULL in an evaluation */
+    char *exp_avg, *exp_avg_sq;      /* AdamW's moments, mirror the weights */
+    double *sumsq;                   /* one element in the backend's memory */
+    double start;                    /* when the run began, in seconds */
+    const char *out_dir; FILE *metrics;                /* used by >>run alone */
+    void (*log)(wrpo_trainer *t, const wrpo_metrics *m, const char *prefix);   /* called with every line of metrics */
+};
+/* The record's responses as the loss sees them; log-probs are left 0. */
+static void wrpo__as_loss(const wrpo_record *record, wrpo_response *r) {
+    for (int k = 0; k < record->count; k++) {
+        const wrpo_tokens *y = &record->responses[k];
+        r[k] = (wrpo_response){.role = y->role, .share = y->share, .pair_id = y->pair_id,
+                               .tokens = y->count - y->first};
+    }
+}
+/* Every record must have the roles that the method needs. */
+static void wrpo__check_roles(wrpo_ctx *ctx, const wrpo__set *set, const wrpo_train_desc *d) {
+    wrpo_response *r = wrpo__alloc(wrpo__current, (size_t)set->K, sizeof *r);
+    if (set->N == 0) wrpo__fail(ctx, WRPO_E_ARG, "the data has no records");
+    for (int64_t i = 0; i < set->N; i++) {
+        const wrpo_record *record = &set->data->records[i];
+        const char *why = NULL;
+        wrpo__as_loss(record, r);
+        for (int k = 0; k < 2 && !why; k++) {          /* alpha of the first step, and its end value */
+            const double alpha = wrpo_alpha(d->alpha_schedule, d->alpha_power, d->alpha, k, 1);
+            wrpo_loss(&d->loss, alpha, r, record->count, 1, &why);
+        }
+        if (why) wrpo__fail(ctx, WRPO_E_FORMAT, "record \"%s\" (line %lld): %s", record->prompt_id,
+                            (long long)record->line, why);
+    }
+}
+/* SFT scores y_ws alone, so the other responses are not computed: a view of the data without them. */
+static const wrpo_data *wrpo__only_sources(wrpo__arena *arena, const wrpo_data *data) {
+    wrpo_data *view = WRPO__NEW(arena, wrpo_data);
+    view->stats.records = data->stats.records;
+    view->records = wrpo__alloc(arena, (size_t)data->stats.records, sizeof *view->records);
+    for (int64_t i = 0; i < data->stats.records; i++) {
+        wrpo_record *r = &view->records[i];
+        *r = data->records[i];
+        while (r->count > 1 && r->responses[r->count - 1].role != WRPO_ROLE_SOURCE) r->count--;    /* they come first */
+        view->most = WRPO__MAX(view->most, r->count);
+        for (int k = 0; k < r->count; k++)
+            view->stats.longest = WRPO__MAX(view->stats.longest, r->prompt_count + r->responses[k].count);
+    }
+    return view;
+}
+static void wrpo__set_begin(wrpo_trainer *t, wrpo__set *set, const wrpo_data *data) {
+    set->given = data;
+    if (!data) return;
+    set->data = t->desc.loss.method == WRPO_METHOD_SFT ? wrpo__only_sources(t->arena, data) : data;
+    set->N = set->data->stats.records;
+    set->K = set->data->most;
+    wrpo__check_roles(t->ctx, set, &t->desc);
+    wrpo__check_data(t->ctx, &t->model->config, set->data, 0, set->N);
+    const int64_t rows = wrpo__run_rows(&t->model->config, set->data, 0, set->N, t->desc.micro_tokens);
+    t->rows = WRPO__MAX(t->rows, rows);
+    if (wrpo__rules[t->desc.loss.method].reference)
+        set->ref = wrpo__alloc(t->arena, (size_t)set->N * (size_t)set->K, sizeof *set->ref);
+}
+/* 1. Settings and data checked; nothing large is allocated yet. */
+static wrpo_trainer *wrpo__trainer_begin(wrpo__arena *arena, wrpo_model *policy, const wrpo_data *data,
+                                         const wrpo_train_desc *desc, bool train) {
+    wrpo_trainer *t = WRPO__NEW(arena, wrpo_trainer);
+    t->ctx = arena->ctx;
+    t->arena = arena;
+    t->model = policy;
+    t->desc = wrpo_train_defaults(desc);
+    if (train && policy->frozen)
+        wrpo__fail(t->ctx, WRPO_E_ARG, "the model was loaded frozen (wrpo_model_desc): it cannot be trained");
+    const wrpo_train_desc *d = &t->desc;
+    wrpo__train_check(t->ctx, d);
+    wrpo__set_begin(t, &t->train, data);
+    wrpo__set_begin(t, &t->eval, d->eval_data);
+    const int64_t N = t->train.N;
+    t->micro = d->batch_size / d->accumulation;
+    t->steps_per_epoch = WRPO__MAX(wrpo__div_up(N, t->micro) / d->accumulation, 1);
+    const double steps = ceil(d->epochs * (double)t->steps_per_epoch - 1e-9);
+    t->T = d->max_steps ? d->max_steps : WRPO__MAX((int64_t)steps, 1);
+    t->order = wrpo__alloc(arena, (size_t)N, sizeof *t->order);
+    t->weight = wrpo__alloc(arena, (size_t)WRPO__MIN(N, d->batch_size), sizeof *t->weight);
+    t->order_epoch = -1;
+    return t;
+}
+/* 2. The reference's log-probs, before the memory of training is taken. ref: the policy as it is, or another model. */
+static void wrpo__set_reference(wrpo__arena *temp, const wrpo_trainer *t, const wrpo__set *set, wrpo_model *ref) {
+    wrpo__logprobs(temp, ref, set->data, 0, set->N, t->desc.micro_tokens, set->ref, set->K, NULL);
+}
+/* 3. The workspace; in training also gradients and moments. recompute, logits: as in wrpo_bytes. */
+static wrpo__shape wrpo__train_shape(const wrpo_ctx *ctx, const wrpo_config *c, int64_t recompute, bool logits,
+                                     int64_t rows) {
+    const int64_t L = c->num_hidden_layers;
+    return (wrpo__shape){.rows = rows, .chunk = wrpo__head_chunk(ctx, c, rows), .logits = logits, .train = true,
+                         .recompute = recompute < 0 ? L : WRPO__MIN(recompute, L)};
+}
+static void wrpo__trainer_memory(wrpo_trainer *t, bool train, int64_t recompute, bool logits) {
+    const wrpo_backend *be = t->ctx->desc.backend;
+    wrpo__shape shape = wrpo__train_shape(t->ctx, &t->model->config, recompute, logits, t->rows);
+    shape.train = train;
+    t->run = wrpo__run_new(t->arena, t->model, &shape);
+    t->start = wrpo__now();
+    if (!train) return;
+    const size_t count = (size_t)t->model->count, bytes = wrpo_moments_bytes(t->desc.moments, t->model->count);
+    t->grads = wrpo__device_alloc(t->arena, wrpo__mul(t->ctx, count, sizeof *t->grads), "gradients");
+    t->exp_avg = wrpo__device_alloc(t->arena, bytes, "first moments");
+    t->exp_avg_sq = wrpo__device_alloc(t->arena, bytes, "second moments");
+    t->sumsq = wrpo__device_alloc(t->arena, sizeof *t->sumsq, "gradient norm");
+    be->zero(t->ctx->dev, t->exp_avg, bytes);
+    be->zero(t->ctx->dev, t->exp_avg_sq, bytes);
+}
+static wrpo_trainer *wrpo__trainer_new(wrpo__arena *arena, wrpo_model *policy, const wrpo_data *data,
+                                       const wrpo_train_desc *desc) {
+    wrpo_trainer *t = wrpo__trainer_begin(arena, policy, data, desc, true);
+    const wrpo_train_desc *d = &t->desc;
+    if (d->out_dir || d->ref_dir || d->resume || d->save.dir)
+        wrpo__fail(t->ctx, WRPO_E_ARG, "wrpo_trainer_new works in memory: want out_dir, ref_dir, resume and save.dir "
+                   "of NULL, or wrpo_trainer_open");
+    wrpo__arena *temp = wrpo__sub_arena(arena);
+    if (t->train.ref) wrpo__set_reference(temp, t, &t->train, policy);
+    if (t->eval.ref) wrpo__set_reference(temp, t, &t->eval, policy);
+    wrpo__arena_clear(temp);
+    wrpo__trainer_memory(t, true, d->recompute, false);
+    return t;
+}
+WRPO_API wrpo_result wrpo_trainer_new(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc,
+                                      wrpo_trainer **out) {
+    *out = NULL;
+    WRPO__CALL(policy->ctx, wrpo__arena_new(policy->ctx), false,
+               *out = wrpo__trainer_new(wrpo__current, policy, data, desc));
+    return wrpo__end(&wrpo__entry);
+}
+WRPO_API void wrpo_trainer_free(wrpo_trainer *t) {
+    if (t) wrpo__arena_free(t->arena);
+}
+
+/* ---- metrics: sums over records, weighted as in the loss, under the names of the authors' trainer ---- */
+typedef struct wrpo__tally { wrpo_metrics m; double chosen, chosen_rows, rejected, rejected_rows; } wrpo__tally;
+static double wrpo__wins(double gap, double w) { return isnan(gap) ? NAN : w * (gap > 0); }
+/* Adds a record of weight w, except for its loss. r: its responses with their log-probs; packed: where they are. */
+static void wrpo__tally_add(wrpo__tally *t, const wrpo__run *run, const wrpo_loss_desc *d, double alpha,
+                            const wrpo_record *record, const wrpo_response *r, const wrpo__location *packed, double w) {
+    double logp[3] = {0}, reward[3] = {0}, share[3] = {0}, all_chosen = 0, chosen = 0;         /* by wrpo_role */
+    wrpo_metrics *m = &t->m;
+    for (int k = 0; k < record->count; k++) {
+        const wrpo_role role = r[k].role;
+        const int64_t P = record->prompt_count, R = record->responses[k].count;
+        double mean = 0;             /* of the logits of its rows and the prompt's: the sum of these means */
+        for (int64_t i = 0; i < P; i++) mean += (double)run->h_mean[packed[k].prompt_row + i];
+        for (int64_t i = 0; i < R; i++) mean += (double)run->h_mean[packed[k].row + i];
+        if (role == WRPO_ROLE_REJECTED) {
+            t->rejected += mean;
+            t->rejected_rows += (double)(P + R);
+        } else {
+            t->chosen += mean;
+            t->chosen_rows += (double)(P + R);
+            all_chosen += r[k].logp;
+            chosen++;
+        }
+        share[role] += r[k].share;
+        logp[role] += r[k].share * r[k].logp;
+        reward[role] += r[k].share * wrpo__reward_of(d, &r[k]);
+    }
+    double *const logps_sum[] = {&m->logps_source_chosen, &m->logps_target_chosen, &m->logps_rejected};
+    double *const rewards_sum[] = {&m->rewards_source_chosen, &m->rewards_target_chosen, &m->rewards_rejected};
+    for (int role = 0; role < 3; role++) {             /* NaN for a role that is absent */
+        logp[role] = share[role] > 0 ? logp[role] / share[role] : NAN;
+        reward[role] = share[role] > 0 ? reward[role] / share[role] : NAN;
+        *logps_sum[role] += w * logp[role];
+        *rewards_sum[role] += w * reward[role];
+    }
+    const double weighted = wrpo__weighted_reward(d, alpha, r, record->count), rejected = reward[WRPO_ROLE_REJECTED];
+    const double source = reward[WRPO_ROLE_SOURCE] - rejected, target = reward[WRPO_ROLE_TARGET] - rejected;
+    m->logps_chosen += w * all_chosen / chosen;
+    m->rewards_chosen += w * weighted;
+    m->rewards_margins += w * (weighted - rejected);
+    m->rewards_accuracies += wrpo__wins(weighted - rejected, w);
+    m->rewards_source_accuracies += wrpo__wins(source, w);
+    m->rewards_target_accuracies += wrpo__wins(target, w);
+}
+static void wrpo__tally_end(wrpo__tally *tally, const wrpo_trainer *t, double alpha, double begin) {
+    wrpo_metrics *m = &tally->m;
+    m->logits_chosen = tally->chosen / tally->chosen_rows;
+    m->logits_rejected = tally->rejected / tally->rejected_rows;
+    m->cur_alpha = t->desc.loss.method == WRPO_METHOD_WRPO ? alpha : NAN;
+    m->epoch = (double)t->k / (double)t->steps_per_epoch;
+    m->seconds = wrpo__now() - t->start;
+    m->tokens_per_second = (double)m->tokens / WRPO__MAX(wrpo__now() - begin, 1e-9);
+}
+
+/* ---- one pass over records: log-probs, losses, metrics and, in training, gradients ----
+   list[i]: a record of the set (NULL: i itself); weight[i]: its weight in the loss (NULL: 1 / count). */
+static void wrpo__pass(wrpo_trainer *t, const wrpo__set *set, const int64_t *list, const double *weight, int64_t count,
+                       double alpha, bool train, wrpo__tally *tally) {
+    wrpo__run *r = t->run;
+    const wrpo_loss_desc *d = &t->desc.loss;
+    const bool sft = d->method == WRPO_METHOD_SFT;
+    wrpo_response *y = wrpo__alloc(wrpo__current, (size_t)set->K, sizeof *y);
+    double scored = 0;
+    wrpo__sum_head(r);
+    for (int64_t i = 0; sft && i < count; i++) {       /* SFT's mean is over the batch's tokens */
+        const wrpo_record *record = &set->data->records[list ? list[i] : i];
+        wrpo__as_loss(record, y);
+        scored += wrpo__sft_tokens(y, record->count);
+    }
+    for (int64_t i = 0, next; i < count;) {            /* micro-batches */
+        next = wrpo__pack_some(r, set->data, list, i, count, t->desc.micro_tokens);
+        wrpo__forward(r, true);                                                /* log pi of every scored token */
+        for (const wrpo__location *packed = r->packed; i < next; i++) {
+            const int64_t index = list ? list[i] : i;
+            const wrpo_record *record = &set->data->records[index];
+            const char *why = NULL;
+            wrpo__as_loss(record, y);
+            for (int k = 0; k < record->count; k++) {
+                y[k].logp = wrpo__sum_logps(r, &record->responses[k], &packed[k]);
+                y[k].ref = set->ref ? set->ref[index * set->K + k] : 0;
+            }
+            const double loss = wrpo_loss(d, alpha, y, record->count, scored, &why);        /* WRPO is here: >>loss */
+            if (!isfinite(loss))
+                wrpo__fail(t->ctx, WRPO_E_NOT_FINITE, "step %lld: record \"%s\" (line %lld): %s",
+                           (long long)t->k + train, record->prompt_id, (long long)record->line,
+                           why ? why : "the loss is not a finite number");
+            const double mean = weight ? weight[i] : 1 / (double)count;
+            const double w = record->weight * (sft ? 1 : mean);
+            for (int k = 0; train && k < record->count; k++)                   /* dL/dlogp of each of its tokens */
+                for (int64_t j = 0; j < y[k].tokens; j++) r->h_coef[packed[k].target + j] = (float)(w * y[k].dlogp);
+            tally->m.loss += w * loss;
+            wrpo__tally_add(tally, r, d, alpha, record, y, packed, mean);
+            packed += record->count;
+        }
+        tally->m.tokens += r->n;
+        if (train) wrpo__backward(r, t->grads);
+    }
+    tally->m.records = count;
+}
+
+/* ---- one optimizer step ---- */
+/* The records of step k, *list[count], and in t->weight what each counts for in the loss. */
+static int64_t wrpo__next_batch(wrpo_trainer *t, const int64_t **list) {
+    const int64_t epoch = t->k / t->steps_per_epoch, step = t->k % t->steps_per_epoch, N = t->train.N;
+    if (epoch != t->order_epoch) {   /* Fisher-Yates, from the identity: the order depends on seed and epoch alone */
+        for (int64_t i = 0; i < N; i++) t->order[i] = i;
+        for (int64_t i = N - 1; i > 0 && !t->desc.no_shuffle; i--) {
+            const uint64_t draw = wrpo__random64(t->desc.seed, (uint64_t)epoch, (uint64_t)i);
+            const int64_t j = (int64_t)(draw % (uint64_t)(i + 1)), swap = t->order[i];
+            t->order[i] = t->order[j];
+            t->order[j] = swap;
+        }
+        t->order_epoch = epoch;
+    }
+    const int64_t first = step * t->desc.batch_size, count = WRPO__MIN(t->desc.batch_size, N - first);
+    const int64_t parts = wrpo__div_up(count, t->micro);
+    for (int64_t i = 0; i < count; i++) {
+        const int64_t part = i / t->micro, size = WRPO__MIN(t->micro, count - part * t->micro);
+        t->weight[i] = 1 / ((double)parts * (double)size);
+    }
+    *list = t->order + first;
+    return count;
+}
+/* AdamW on every run of weights that are contiguous and decay alike: matrices decay, norms and biases do not. */
+static void wrpo__update(wrpo_trainer *t, double lr, double grad_scale) {
+    const wrpo_train_desc *d = &t->desc;
+    const wrpo_backend *be = t->ctx->desc.backend;
+    const double steps = (double)(t->k + 1);
+    wrpo_adamw step = {.lr = (float)lr, .beta1 = (float)d->beta1, .beta2 = (float)d->beta2, .eps = (float)d->eps,
+                       .grad_scale = (float)grad_scale, .moments = d->moments,
+                       .correction1 = 1 - pow(d->beta1, steps), .correction2 = sqrt(1 - pow(d->beta2, steps))};
+    for (int64_t i = 0, end, size; i < t->model->n_weights; i = end) {
+        const wrpo_weight *w = &t->model->weights[i];
+        const size_t offset = wrpo_moments_bytes(d->moments, w->at);
+        end = wrpo__weight_run(t->model, i, &size);
+        step.weight_decay = w->decay ? (float)d->weight_decay : 0;
+        step.seed = wrpo__random64(d->seed, (uint64_t)t->k, (uint64_t)w->at);
+        be->adamw(t->ctx->dev, w->data, w->dtype == WRPO_DTYPE_BF16 ? t->model->low + w->at : NULL,
+                  t->exp_avg + offset, t->exp_avg_sq + offset, t->grads + w->at, size, &step);
+    }
+}
+static wrpo_metrics wrpo__step(wrpo_trainer *t) {
+    wrpo_ctx *ctx = t->ctx;
+    const wrpo_backend *be = ctx->desc.backend;
+    const wrpo_train_desc *d = &t->desc;
+    wrpo__tally tally = {.m = {.step = t->k + 1, .steps = t->T}};
+    const int64_t *list;
+    double sumsq = 0;
+    const double begin = wrpo__now();
+    if (t->k >= t->T) wrpo__fail(ctx, WRPO_E_ARG, "all %lld steps are done", (long long)t->T);
+
+    /* 1. The schedules' values for step k = 0 ... T - 1: alpha's end value is never trained with, and with warm-up the
+          rate of the first step is 0. The records of the batch. */
+    const int64_t warmup = (int64_t)ceil(d->warmup_ratio * (double)t->T - 1e-9);
+    const double alpha = wrpo_alpha(d->alpha_schedule, d->alpha_power, d->alpha, t->k, t->T);
+    const double lr = d->learning_rate * wrpo_lr_factor(d->lr_schedule, warmup, t->k, t->T) + 0.0;      /* no -0 */
+    const int64_t count = wrpo__next_batch(t, &list);
+    /* 2. Gradients of the batch's loss. */
+    be->zero(ctx->dev, t->grads, (size_t)t->model->count * sizeof *t->grads);
+    wrpo__pass(t, &t->train, list, t->weight, count, alpha, true, &tally);
+    /* 3. Their global norm. Above max_grad_norm they are scaled down to it: a factor in AdamW. */
+    be->zero(ctx->dev, t->sumsq, sizeof *t->sumsq);
+    be->sumsq(ctx->dev, t->sumsq, t->grads, t->model->count);
+    be->get(ctx->dev, &sumsq, t->sumsq, sizeof sumsq);
+    wrpo__sync(ctx);
+    const double norm = sqrt(sumsq), clip = d->max_grad_norm > 0 ? d->max_grad_norm / (norm + 1e-6) : 1;
+    if (!isfinite(norm))
+        wrpo__fail(ctx, WRPO_E_NOT_FINITE, "step %lld: the gradient is not finite (batch of %lld records, the first is "
+                   "\"%s\")", (long long)t->k + 1, (long long)count, t->train.data->records[list[0]].prompt_id);
+    /* 4. The update. */
+    wrpo__update(t, lr, WRPO__MIN(1, clip));
+    wrpo__sync(ctx);
+    t->k++;
+
+    wrpo__tally_end(&tally, t, alpha, begin);
+    tally.m.grad_norm = norm;
+    tally.m.learning_rate = lr;
+    if (t->log) t->log(t, &tally.m, "");
+    return tally.m;
+}
+WRPO_API wrpo_result wrpo_trainer_step(wrpo_trainer *t, wrpo_metrics *m) {
+    WRPO__CALL(t->ctx, wrpo__arena_new(t->ctx), true, *m = wrpo__step(t));
+    return wrpo__end(&wrpo__entry);
+}
+static wrpo_metrics wrpo__evaluate(wrpo_trainer *t, const wrpo__set *set, double alpha) {
+    wrpo__tally tally = {.m = {.step = t->k, .steps = t->T}};
+    const double begin = wrpo__now();
+    wrpo__pass(t, set, NULL, NULL, set->N, alpha, false, &tally);
+    wrpo__tally_end(&tally, t, alpha, begin);
+    tally.m.grad_norm = tally.m.learning_rate = NAN;
+    return tally.m;
+}
+static wrpo_metrics wrpo__trainer_eval(wrpo_trainer *t, const wrpo_data *data) {
+    if (!data || (data != t->train.given && data != t->eval.given))
+        wrpo__fail(t->ctx, WRPO_E_ARG,
+                   "wrpo_trainer_eval: want the training data or desc.eval_data, whose reference is known");
+    const double alpha = wrpo_alpha(t->desc.alpha_schedule, t->desc.alpha_power, t->desc.alpha, t->k, t->T);
+    const wrpo_metrics m = wrpo__evaluate(t, data == t->train.given ? &t->train : &t->eval, alpha);
+    if (t->log) t->log(t, &m, "eval_");
+    return m;
+}
+WRPO_API wrpo_result wrpo_trainer_eval(wrpo_trainer *t, const wrpo_data *data, wrpo_metrics *m) {
+    WRPO__CALL(t->ctx, wrpo__arena_new(t->ctx), true, *m = wrpo__trainer_eval(t, data));
+    return wrpo__end(&wrpo__entry);
+}
+
+/* ------------------------------------------------------------ Stop here if you only want the algorithm. */
 
 /* --------------------------------------------------------------------------------------------- >>json
    RFC 8259, strictly: valid UTF-8, no byte order mark, no lone surrogate, no key twice in an object, one
@@ -4412,6 +4285,10 @@ WRPO_API wrpo_result wrpo_json_text(wrpo_ctx *ctx, const wrpo_json *value, char 
     }
     return wrpo__end(&wrpo__entry);
 }
+static const wrpo_json *wrpo__present(const wrpo_json *root, const char *key) {   /* NULL: absent or null */
+    const wrpo_json *v = wrpo__json_get(root, key);
+    return v && v->kind != WRPO_JSON_NULL ? v : NULL;
+}
 
 /* ------------------------------------------------------------------------------------------ >>tensors
    safetensors: 8 bytes N, little-endian; N bytes of JSON; the data. The JSON names every tensor with its
@@ -4435,10 +4312,10 @@ static int wrpo__dtype_bits(const char *name) {        /* of one element; 0: no 
         if (!strcmp(table[i].name, name)) return table[i].bits;
     return 0;
 }
-static const char *wrpo__dtype_name(wrpo_dtype dtype) { return dtype == WRPO_BF16 ? "BF16" : dtype == WRPO_F16 ? "F16" : "F32"; }
+static const char *wrpo__dtype_name(wrpo_dtype dtype) { return dtype == WRPO_DTYPE_BF16 ? "BF16" : dtype == WRPO_DTYPE_F16 ? "F16" : "F32"; }
 /* What wrpo__to_float can read; WRPO_DTYPE_DEFAULT: not this tensor. */
 static wrpo_dtype wrpo__float_dtype(const wrpo_tensor_info *t) {
-    return !strcmp(t->dtype, "F32") ? WRPO_F32 : !strcmp(t->dtype, "BF16") ? WRPO_BF16 : !strcmp(t->dtype, "F16") ? WRPO_F16 : WRPO_DTYPE_DEFAULT;
+    return !strcmp(t->dtype, "F32") ? WRPO_DTYPE_F32 : !strcmp(t->dtype, "BF16") ? WRPO_DTYPE_BF16 : !strcmp(t->dtype, "F16") ? WRPO_DTYPE_F16 : WRPO_DTYPE_DEFAULT;
 }
 
 /* Bit patterns, not floats, pass through here: no signalling NaN is quieted by a move, no mode flushes a denormal. */
@@ -4468,18 +4345,18 @@ static void wrpo__to_float(wrpo_ctx *ctx, float *dst, const wrpo_tensor_info *t,
     if (!dtype) wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: %s: want F32, F16 or BF16, found %s", t->file, t->name, t->dtype);
     if (count <= 0) return;
     const unsigned char *src = (const unsigned char *)t->data + (size_t)first * wrpo__dtype_size(dtype);
-    if (dtype == WRPO_F32) { memcpy(dst, src, (size_t)count * 4); return; }
+    if (dtype == WRPO_DTYPE_F32) { memcpy(dst, src, (size_t)count * 4); return; }
     uint16_t h;
     uint32_t u;
-    if (dtype == WRPO_BF16) for (int64_t i = 0; i < count; i++) { memcpy(&h, src + 2 * i, 2); u = wrpo__bf16_to_bits(h); memcpy(dst + i, &u, 4); }
+    if (dtype == WRPO_DTYPE_BF16) for (int64_t i = 0; i < count; i++) { memcpy(&h, src + 2 * i, 2); u = wrpo__bf16_to_bits(h); memcpy(dst + i, &u, 4); }
     else for (int64_t i = 0; i < count; i++) { memcpy(&h, src + 2 * i, 2); u = wrpo__f16_to_bits(h); memcpy(dst + i, &u, 4); }
 }
 /* The way back, rounded; dst has wrpo__dtype_size bytes per number, no alignment, and may be src. */
 static void wrpo__from_float(void *dst, wrpo_dtype dtype, const float *src, int64_t count) {
     unsigned char *out = dst;
-    if (dtype != WRPO_BF16 && dtype != WRPO_F16) { if (count > 0) memmove(dst, src, (size_t)count * 4); return; }
+    if (dtype != WRPO_DTYPE_BF16 && dtype != WRPO_DTYPE_F16) { if (count > 0) memmove(dst, src, (size_t)count * 4); return; }
     for (int64_t i = 0; i < count; i++) {
-        uint16_t h = dtype == WRPO_BF16 ? wrpo__float_to_bf16(src[i]) : wrpo__float_to_f16(src[i]);
+        uint16_t h = dtype == WRPO_DTYPE_BF16 ? wrpo__float_to_bf16(src[i]) : wrpo__float_to_f16(src[i]);
         memcpy(out + 2 * i, &h, 2);
     }
 }
@@ -4700,7 +4577,7 @@ static void wrpo__remove(wrpo_ctx *ctx, const char *path) {
 }
 /* The shards in dir that belong to a split into other than `shards` files: paths, an stb_ds array. */
 static char **wrpo__stale_shards(wrpo__arena *temp, const char *dir, int64_t shards) {
-    const wrpo__name *names = wrpo__list_dir(temp, dir);
+    const wrpo__name *names = wrpo__disk_list(temp, dir);
     char **stale = NULL;
     for (int64_t i = 0, shard, of; i < stbds_arrlen(names); i++)
         if (wrpo__shard_name(names[i].text, &shard, &of) && !(of == shards && shard >= 1 && shard <= of)) stbds_arrput(stale, wrpo__join(temp, dir, names[i].text));
@@ -4765,7 +4642,7 @@ static wrpo__writer *wrpo__shard_write(wrpo__arena *temp, const char *path, cons
         for (int64_t at = 0, k; at < count; at += k) {
             k = WRPO__MIN(count - at, WRPO__CHUNK);
             fn(user, p[i].tensor, at, k, chunk);
-            for (int64_t e = 0; dtype == WRPO_F16 && e < k; e++)
+            for (int64_t e = 0; dtype == WRPO_DTYPE_F16 && e < k; e++)
                 if (isfinite(chunk[e]) && fabsf(chunk[e]) >= 65520)
                     wrpo__fail(temp->ctx, WRPO_E_NOT_FINITE, "%s: %s: element %lld, %g, is infinite in F16", path, t[p[i].tensor].name, (long long)(at + e), (double)chunk[e]);
             wrpo__from_float(chunk, dtype, chunk, k);
@@ -4819,7 +4696,7 @@ static void wrpo__tensors_save(wrpo__arena *temp, const char *dir, const wrpo__s
         if (n) qsort(placed, (size_t)n, sizeof *placed, wrpo__by_placed_name);
         index = wrpo__index_write(temp, index_path, placed, n, shards, total);
         for (int64_t s = 0; s < shards; s++)           /* an old index over old and new shards of the same names would open as a mixture */
-            if (wrpo__exists(ready[s]->path)) { wrpo__remove(ctx, index_path); break; }
+            if (wrpo__disk_exists(ready[s]->path)) { wrpo__remove(ctx, index_path); break; }
     }
     for (int64_t i = 0; i < stbds_arrlen(beside); i++) wrpo__remove(ctx, beside[i]->path);
     for (int64_t s = 0; s < files; s++) wrpo__publish(ready[s]);
@@ -4828,6 +4705,562 @@ static void wrpo__tensors_save(wrpo__arena *temp, const char *dir, const wrpo__s
     wrpo__remove(ctx, index ? wrpo__join(temp, dir, WRPO__SINGLE_FILE) : index_path);
     for (int64_t i = 0; i < stbds_arrlen(stale); i++) wrpo__remove(ctx, stale[i]);
     wrpo__block_free(chunk);
+}
+
+/* --------------------------------------------------------------------------------------- >>checkpoint
+   A Hugging Face directory in, a Hugging Face directory out: config.json, weights, side files.          */
+
+/* ---- config.json: old (rope_theta, rope_scaling, torch_dtype) and new (rope_parameters, dtype) spellings ----
+   A key either changes a number below, or is known not to change one, or is refused by its name.        */
+typedef struct wrpo__reader { wrpo_ctx *ctx; const char *path; const wrpo_json *root; } wrpo__reader;
+#define WRPO__REFUSE(at, code, ...) wrpo__json_fail(in->ctx, code, in->path, at, __VA_ARGS__)
+static int64_t wrpo__config_int(const wrpo__reader *in, const char *key, int64_t otherwise, int64_t low, int64_t high) {   /* otherwise -1: required */
+    const wrpo_json *v = otherwise < 0 ? wrpo__json_need(in->ctx, in->path, in->root, key, WRPO_JSON_NUMBER) : wrpo__present(in->root, key);
+    return v ? wrpo__json_integer(in->ctx, in->path, v, low, high, NULL) : otherwise;
+}
+static double wrpo__config_number(const wrpo__reader *in, const wrpo_json *object, const char *key, double otherwise) {
+    const wrpo_json *v = wrpo__present(object, key);
+    if (v && !(v->kind == WRPO_JSON_NUMBER && v->number > 0 && v->number < 1e15)) wrpo__json_refuse(in->ctx, in->path, v, NULL, "a positive number");
+    return v ? v->number : otherwise;
+}
+static bool wrpo__config_bool(const wrpo__reader *in, const char *key, bool otherwise) {
+    const wrpo_json *v = wrpo__json_maybe(in->ctx, in->path, in->root, key, WRPO_JSON_BOOL);
+    return v ? v->boolean : otherwise;
+}
+static bool wrpo__among(const char *key, const char *const *list) {
+    for (; *list; list++)
+        if (!strcmp(key, *list)) return true;
+    return false;
+}
+/* The families: what transformers takes where a key is absent (0: as many as heads, hidden / heads, none), and the keys that
+   only this family knows. */
+typedef enum wrpo__family_name { WRPO__LLAMA, WRPO__MISTRAL, WRPO__QWEN2, WRPO__QWEN3, WRPO__GEMMA2, WRPO__PHI3, WRPO__INTERNLM2, WRPO__FAMILIES } wrpo__family_name;
+static const struct wrpo__family { const char *name; int64_t kv_heads, head_dim, positions, window; double eps; bool tied; const char *keys[7]; } wrpo__families[] = {
+    {"llama", 0, 0, 2048, 0, 1e-6, false, {NULL}},
+    {"mistral", 8, 0, 131072, 4096, 1e-6, false, {NULL}},
+    {"qwen2", 32, 0, 32768, 4096, 1e-6, false, {"use_sliding_window", "max_window_layers", NULL}},
+    {"qwen3", 32, 128, 32768, 4096, 1e-6, false, {"use_sliding_window", "max_window_layers", NULL}},
+    {"gemma2", 4, 256, 8192, 4096, 1e-6, true, {"hidden_activation", "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping",
+                                                "cache_implementation", "sliding_window_size", NULL}},
+    {"phi3", 0, 0, 4096, 0, 1e-5, false, {"original_max_position_embeddings", "resid_pdrop", "embd_pdrop", "interpolate_factor", "full_attn_mod", NULL}},
+    {"internlm2", 0, 0, 2048, 0, 1e-6, false, {"bias", NULL}}};
+static const char *const wrpo__rope_names[] = {"default", "linear", "llama3", "yarn", "dynamic", "longrope"};
+WRPO__NAMED(wrpo_rope_name, wrpo__rope_names)
+/* An array of positive numbers, one for each pair of numbers that turns. */
+static void wrpo__config_factors(const wrpo__reader *in, const wrpo_json *r, const char *key, float *out, int64_t count) {
+    const wrpo_json *list = wrpo__present(r, key);
+    int64_t n = 0;
+    for (const wrpo_json *v = list && list->kind == WRPO_JSON_ARRAY && list->count == count ? list->child : NULL; v && v->kind == WRPO_JSON_NUMBER && v->number > 0; v = v->next)
+        out[n++] = (float)v->number;
+    if (n == count) return;
+    WRPO__REFUSE(list ? list : r, WRPO_E_FORMAT, "rope type longrope: %s: want %lld positive numbers", key, (long long)count);
+}
+static void wrpo__config_rope(const wrpo__reader *in, wrpo__family_name family, wrpo_config *c) {
+    static const char *const known[] = {"type", "rope_type", "rope_theta", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings",
+                                        "beta_fast", "beta_slow", "attention_factor", "truncate", "finetuned", "partial_rotary_factor", "short_factor", "long_factor", NULL};
+    static const bool phi3[] = {true, false, false, false, false, true}, internlm2[] = {true, true, false, false, true, false};
+    wrpo_rope *p = &c->rope;
+    const wrpo_json *v5 = wrpo__present(in->root, "rope_parameters"), *v4 = wrpo__present(in->root, "rope_scaling"), *r = v5 ? v5 : v4;
+    p->theta = wrpo__config_number(in, in->root, "rope_theta", 10000);
+    double part = wrpo__config_number(in, in->root, "partial_rotary_factor", 1);
+    if (r && r->kind != WRPO_JSON_OBJECT) WRPO__REFUSE(r, WRPO_E_FORMAT, "rope_scaling: want an object");
+    const wrpo_json *type = wrpo__present(r, "rope_type");
+    if (!type) type = wrpo__present(r, "type");
+    int kind = 0;
+    while (type && kind < WRPO__COUNT(wrpo__rope_names) && !wrpo__json_is(type, wrpo__rope_names[kind])) kind++;
+    if (family == WRPO__PHI3 && (wrpo__json_is(type, "su") || wrpo__json_is(type, "yarn"))) kind = WRPO_ROPE_LONGROPE;   /* what Phi-3 called it first */
+    if (kind == WRPO__COUNT(wrpo__rope_names) || (family == WRPO__PHI3 && !phi3[kind]) || (family == WRPO__INTERNLM2 && !internlm2[kind]))
+        WRPO__REFUSE(type, WRPO_E_UNSUPPORTED, "rope_type \"%.60s\" is not supported for model_type %s (%s)", type->kind == WRPO_JSON_STRING ? type->text : "?",
+                     c->model_type, family == WRPO__PHI3 ? "default and longrope are" : family == WRPO__INTERNLM2 ? "default, linear and dynamic are"
+                                                                                   : "default, linear, llama3, yarn, dynamic and longrope are");
+    p->type = (wrpo_rope_type)kind;
+    if (v4 && v5) WRPO__REFUSE(v4, WRPO_E_FORMAT, "rope_scaling: want either this or rope_parameters");
+    if (!type && wrpo__present(r, "factor")) WRPO__REFUSE(r, WRPO_E_FORMAT, "%s: want a rope_type for its factor", r->key);
+    for (const wrpo_json *v = r ? r->child : NULL; v; v = v->next)
+        if (v->kind != WRPO_JSON_NULL && !wrpo__among(v->key, known))
+            WRPO__REFUSE(v, WRPO_E_UNSUPPORTED, "%s: \"%.60s\" is not supported", r->key, v->key);
+    p->theta = wrpo__config_number(in, r, "rope_theta", p->theta);
+    part = wrpo__config_number(in, r, "partial_rotary_factor", part);
+    if (part != 1 && family != WRPO__PHI3)
+        WRPO__REFUSE(wrpo__present(r, "partial_rotary_factor") ? r : wrpo__json_get(in->root, "partial_rotary_factor"), WRPO_E_UNSUPPORTED,
+                     "partial_rotary_factor other than 1 is supported for model_type phi3 only");
+    p->dims = (int64_t)((double)c->head_dim * part);
+    if (p->dims < 2 || p->dims % 2 || p->dims > c->head_dim)
+        WRPO__REFUSE(in->root, WRPO_E_UNSUPPORTED, "partial_rotary_factor: want an even number of the %lld numbers of a head, found %lld", (long long)c->head_dim, (long long)p->dims);
+    if (p->type == WRPO_ROPE_DEFAULT) return;
+    const double stated = wrpo__config_number(in, in->root, "original_max_position_embeddings", family == WRPO__PHI3 ? 4096 : 0);   /* Phi-3: beside the object */
+    const double original = wrpo__config_number(in, r, "original_max_position_embeddings", stated > 0 ? stated : p->type == WRPO_ROPE_LLAMA3 ? 0 : (double)c->max_position_embeddings);
+    if (stated > 0 && stated != original)
+        WRPO__REFUSE(r, WRPO_E_FORMAT, "original_max_position_embeddings: the number in this object and that of config.json (4096 if it has none) differ");
+    if (original != floor(original) || original == 1)
+        WRPO__REFUSE(r, WRPO_E_FORMAT, "original_max_position_embeddings: want an integer of at least 2, found %g", original);
+    p->original_max_position_embeddings = (int64_t)original;
+    p->factor = wrpo__config_number(in, r, "factor", p->type == WRPO_ROPE_LONGROPE ? (double)c->max_position_embeddings / original : 0);
+    p->low_freq_factor = wrpo__config_number(in, r, "low_freq_factor", 0), p->high_freq_factor = wrpo__config_number(in, r, "high_freq_factor", 0);
+    if (p->factor == 0 || (p->type == WRPO_ROPE_LLAMA3 && (original == 0 || p->low_freq_factor == 0 || p->high_freq_factor <= p->low_freq_factor)))
+        WRPO__REFUSE(r, WRPO_E_FORMAT, p->type == WRPO_ROPE_LLAMA3
+            ? "rope type llama3: want factor, low_freq_factor < high_freq_factor and original_max_position_embeddings" : "rope scaling: want a factor");
+    if (p->type == WRPO_ROPE_DYNAMIC && p->dims < 4) WRPO__REFUSE(r, WRPO_E_UNSUPPORTED, "rope type dynamic: want heads of at least 4 numbers");
+    p->beta_fast = wrpo__config_number(in, r, "beta_fast", 32), p->beta_slow = wrpo__config_number(in, r, "beta_slow", 1);
+    p->attention_factor = wrpo__config_number(in, r, "attention_factor", p->factor <= 1 ? 1 : p->type == WRPO_ROPE_YARN ? 0.1 * log(p->factor) + 1
+                                              : p->type == WRPO_ROPE_LONGROPE ? sqrt(1 + log(p->factor) / log(original)) : 1);
+    const wrpo_json *truncate = wrpo__json_maybe(in->ctx, in->path, r, "truncate", WRPO_JSON_BOOL);
+    p->yarn_truncate = !truncate || truncate->boolean;
+    if (p->type != WRPO_ROPE_LONGROPE) return;
+    wrpo__config_factors(in, r, "short_factor", p->short_factor, p->dims / 2);
+    wrpo__config_factors(in, r, "long_factor", p->long_factor, p->dims / 2);
+}
+static void wrpo__config_parse(wrpo__arena *arena, const char *path, const wrpo_json *root, wrpo_config *c) {
+    /* read below or by the tokenizer */
+    static const char *const used[] = {"model_type", "architectures", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+        "num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "initializer_range", "rope_theta", "rope_scaling", "rope_parameters",
+        "sliding_window", "layer_types", "attention_bias", "tie_word_embeddings", "torch_dtype", "dtype", "hidden_act",
+        "mlp_bias", "attention_dropout", "rope_interleaved", "partial_rotary_factor", "pad_token_id", NULL};
+    /* known not to change a log-prob: ids, caching, generation defaults, provenance */
+    static const char *const harmless[] = {"bos_token_id", "eos_token_id", "num_labels", "sep_token_id", "unk_token_id", "decoder_start_token_id", "use_cache",
+        "transformers_version", "pretraining_tp", "is_llama_config", "auto_map", "return_dict", "output_hidden_states", "output_attentions", "torchscript",
+        "use_bfloat16", "pruned_heads", "chunk_size_feed_forward", "is_encoder_decoder", "is_decoder", "id2label", "label2id", "task_specific_params",
+        "problem_type", "finetuning_task", "tokenizer_class", "prefix", "top_k", "top_p", "temperature", "typical_p", "repetition_penalty", "length_penalty",
+        "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids", "num_return_sequences", "output_scores", "return_dict_in_generate",
+        "forced_bos_token_id", "forced_eos_token_id", "remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens",
+        "max_length", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups", "diversity_penalty", "tf_legacy_loss", "name_or_path",
+        "attn_implementation", "head_dim_original", "max_sequence_length", "model_max_length", "pad_token", "unsloth_fixed", "unsloth_version", NULL};
+    const wrpo__reader *in = &(wrpo__reader){arena->ctx, path, root};
+    char what[256];
+    memset(c, 0, sizeof *c);
+    if (root->kind != WRPO_JSON_OBJECT) WRPO__REFUSE(root, WRPO_E_FORMAT, "want an object");
+    const wrpo_json *type = wrpo__present(root, "model_type"), *arch = wrpo__present(root, "architectures");
+    if (!type || type->kind != WRPO_JSON_STRING) wrpo__fail(in->ctx, WRPO_E_FORMAT, "%s: \"model_type\" is missing", path);
+    int index = 0;
+    while (index < WRPO__FAMILIES && !wrpo__json_is(type, wrpo__families[index].name)) index++;
+    if (index == WRPO__FAMILIES) {
+        size_t at = (size_t)snprintf(what, sizeof what, "model_type \"%.60s\" is not supported (these are:", type->text);
+        for (index = 0; index < WRPO__FAMILIES; index++) at += (size_t)snprintf(what + at, sizeof what - at, " %s", wrpo__families[index].name);
+        snprintf(what + at, sizeof what - at, ")");
+        WRPO__REFUSE(type, WRPO_E_UNSUPPORTED, "%s", what);
+    }
+    const wrpo__family_name family = (wrpo__family_name)index;
+    const struct wrpo__family *const defaults = &wrpo__families[index];
+    const bool gemma2 = family == WRPO__GEMMA2, qwen = family == WRPO__QWEN2 || family == WRPO__QWEN3;
+    snprintf(c->model_type, sizeof c->model_type, "%s", type->text);
+    static const char *const heads[] = {"ForCausalLM", "ForSequenceClassification", "ForRewardModel", "ForRewardModelWithGating"};
+    static const char *const head_keys[][5] = {{NULL}, {NULL}, {"reward_token_id", NULL},
+                                               {"num_objectives", "gating_temperature", "gating_hidden_dim", "gating_n_hidden", NULL}};
+    for (const wrpo_json *a = arch ? arch->child : NULL; a; a = a->next) {
+        const char *of = a->kind == WRPO_JSON_STRING ? strstr(a->text, "For") : NULL;
+        int h = 0;
+        while (h < 4 && (!of || strcmp(of, heads[h]) || (h == WRPO_HEAD_VALUE && family != WRPO__INTERNLM2))) h++;
+        if (h == 4 || (a != arch->child && h != (int)c->head))
+            WRPO__REFUSE(a, WRPO_E_UNSUPPORTED, "architectures: \"%.60s\" is not supported (causal language models, sequence classification and the reward models of "
+                     "InternLM2 and ArmoRM are)", a->kind == WRPO_JSON_STRING ? a->text : "?");
+        c->head = (wrpo_head)h;
+    }
+    for (const wrpo_json *v = root->child; v; v = v->next) {
+        bool off = v->kind == WRPO_JSON_NULL || (v->kind == WRPO_JSON_BOOL && v->boolean == !strcmp(v->key, "is_causal"));
+        if (off || v->key[0] == '_' || !strncmp(v->key, "transformers.", 13) || wrpo__among(v->key, used) || wrpo__among(v->key, harmless) || wrpo__among(v->key, defaults->keys) || wrpo__among(v->key, head_keys[c->head])) continue;
+        WRPO__REFUSE(v, WRPO_E_UNSUPPORTED, "\"%.80s\" is not supported for model_type %s", v->key, c->model_type);
+    }
+    const int64_t most = (int64_t)1 << 24;
+    c->vocab_size = wrpo__config_int(in, "vocab_size", -1, 1, most), c->hidden_size = wrpo__config_int(in, "hidden_size", -1, 1, WRPO__MAX_HIDDEN);
+    c->intermediate_size = wrpo__config_int(in, "intermediate_size", -1, 1, most);
+    c->num_hidden_layers = wrpo__config_int(in, "num_hidden_layers", -1, 1, 512);
+    c->num_attention_heads = wrpo__config_int(in, "num_attention_heads", -1, 1, 65536);
+    const wrpo_json *kv = wrpo__json_get(root, "num_key_value_heads");   /* null means all heads; absent, the family's default */
+    c->num_key_value_heads = wrpo__config_int(in, "num_key_value_heads", kv || !defaults->kv_heads ? c->num_attention_heads : defaults->kv_heads, 1, 65536);
+    const int64_t head_dim = wrpo__json_get(root, "head_dim") ? 0 : defaults->head_dim;   /* null means hidden / heads */
+    if (!head_dim && !wrpo__present(root, "head_dim") && c->hidden_size % c->num_attention_heads)
+        wrpo__fail(in->ctx, WRPO_E_FORMAT, "%s: hidden_size %lld is no multiple of num_attention_heads %lld, and there is no head_dim", path,
+                   (long long)c->hidden_size, (long long)c->num_attention_heads);
+    c->head_dim = wrpo__config_int(in, "head_dim", head_dim ? head_dim : c->hidden_size / c->num_attention_heads, 2, 512);
+    if (c->head_dim % 2 || c->head_dim > WRPO__MAX_D) wrpo__fail(in->ctx, WRPO_E_UNSUPPORTED, "%s: head_dim: want an even number up to 512, found %lld", path, (long long)c->head_dim);
+    if (c->num_attention_heads % c->num_key_value_heads)
+        wrpo__fail(in->ctx, WRPO_E_FORMAT, "%s: num_attention_heads %lld is no multiple of num_key_value_heads %lld", path,
+                   (long long)c->num_attention_heads, (long long)c->num_key_value_heads);
+    c->max_position_embeddings = wrpo__config_int(in, "max_position_embeddings", defaults->positions, 1, (int64_t)1 << 40);
+    c->rms_norm_eps = wrpo__config_number(in, root, "rms_norm_eps", defaults->eps);
+    c->initializer_range = wrpo__config_number(in, root, "initializer_range", 0.02);
+    c->tie_word_embeddings = wrpo__config_bool(in, "tie_word_embeddings", defaults->tied);
+    c->attention_bias = family == WRPO__QWEN2 || wrpo__config_bool(in, family == WRPO__INTERNLM2 ? "bias" : "attention_bias", family == WRPO__INTERNLM2);
+    c->output_bias = family != WRPO__QWEN2 && c->attention_bias;
+    c->qk_norm = family == WRPO__QWEN3;
+    c->gelu = c->norm_plus_one = c->post_norms = c->scale_embeddings = gemma2;
+    if (gemma2) {                    /* a cap of null is none */
+        c->query_pre_attn_scalar = wrpo__config_number(in, root, "query_pre_attn_scalar", 256);
+        c->attn_logit_softcapping = wrpo__config_number(in, root, "attn_logit_softcapping", wrpo__json_get(root, "attn_logit_softcapping") ? 0 : 50);
+        c->final_logit_softcapping = wrpo__config_number(in, root, "final_logit_softcapping", wrpo__json_get(root, "final_logit_softcapping") ? 0 : 30);
+    }
+    if ((family == WRPO__MISTRAL || family == WRPO__PHI3 || family == WRPO__INTERNLM2) && wrpo__config_bool(in, "attention_bias", false))
+        WRPO__REFUSE(wrpo__json_get(root, "attention_bias"), WRPO_E_UNSUPPORTED, "attention_bias is not supported for model_type %s", c->model_type);
+    const wrpo_json *act = gemma2 ? wrpo__present(root, "hidden_activation") : NULL;
+    if (!act) act = wrpo__present(root, "hidden_act");
+    if (act && !(gemma2 ? wrpo__json_is(act, "gelu_pytorch_tanh") : wrpo__json_is(act, "silu") || wrpo__json_is(act, "swish")))
+        WRPO__REFUSE(act, WRPO_E_UNSUPPORTED, "%s \"%.60s\" is not supported (%s is)", act->key, act->kind == WRPO_JSON_STRING ? act->text : "?", gemma2 ? "gelu_pytorch_tanh" : "silu");
+    static const char *const dropouts[] = {"attention_dropout", "resid_pdrop", "embd_pdrop"}, *const off[] = {"mlp_bias", "rope_interleaved"};
+    for (int i = 0; i < 3; i++) {
+        const wrpo_json *drop = wrpo__present(root, dropouts[i]);
+        if (drop && (drop->kind != WRPO_JSON_NUMBER || drop->number != 0)) WRPO__REFUSE(drop, WRPO_E_UNSUPPORTED, "%s other than 0 is not supported", dropouts[i]);
+    }
+    for (int i = 0; i < 2; i++) {
+        if (wrpo__config_bool(in, off[i], false)) WRPO__REFUSE(wrpo__json_get(root, off[i]), WRPO_E_UNSUPPORTED, "%s is not supported", off[i]);
+    }
+    wrpo__config_rope(in, family, c);
+
+    /* the window: every layer of mistral and phi3; qwen's upper layers; gemma2's even ones; layer_types overrides */
+    const wrpo_json *window = wrpo__json_get(root, "sliding_window"), *layers = wrpo__present(root, "layer_types");
+    if ((family == WRPO__LLAMA || family == WRPO__INTERNLM2) && wrpo__present(root, "sliding_window"))
+        WRPO__REFUSE(window, WRPO_E_UNSUPPORTED, "sliding_window is not supported for model_type %s", c->model_type);
+    if (!qwen || wrpo__config_bool(in, "use_sliding_window", false)) c->sliding_window = wrpo__config_int(in, "sliding_window", window ? 0 : defaults->window, 1, (int64_t)1 << 40);
+    if (gemma2 && wrpo__config_int(in, "sliding_window_size", c->sliding_window, 0, (int64_t)1 << 40) != c->sliding_window)
+        WRPO__REFUSE(wrpo__json_get(root, "sliding_window_size"), WRPO_E_FORMAT, "sliding_window_size: want the number of sliding_window");
+    const int64_t first = qwen && c->sliding_window ? wrpo__config_int(in, "max_window_layers", 28, 0, (int64_t)1 << 40) : 0;
+    for (int64_t l = first; c->sliding_window && l < c->num_hidden_layers; l += gemma2 ? 2 : 1) c->sliding_layers[l / 64] |= (uint64_t)1 << l % 64;
+    if (layers) {
+        if (layers->kind != WRPO_JSON_ARRAY || layers->count != c->num_hidden_layers) WRPO__REFUSE(layers, WRPO_E_FORMAT, "layer_types: want one entry a layer");
+        memset(c->sliding_layers, 0, sizeof c->sliding_layers);
+        int64_t l = 0;
+        for (const wrpo_json *v = layers->child; v; v = v->next, l++) {
+            bool sliding = wrpo__json_is(v, "sliding_attention");
+            if (!sliding && !wrpo__json_is(v, "full_attention"))
+                WRPO__REFUSE(v, WRPO_E_UNSUPPORTED, "layer_types: \"%.60s\" is not supported", v->kind == WRPO_JSON_STRING ? v->text : "?");
+            if (sliding && !c->sliding_window) WRPO__REFUSE(v, WRPO_E_FORMAT, "layer_types: sliding_attention without a sliding_window in force");
+            if (sliding) c->sliding_layers[l / 64] |= (uint64_t)1 << l % 64;
+        }
+    }
+    const wrpo_json *pad = wrpo__present(root, "pad_token_id");
+    if (pad && !(pad->kind == WRPO_JSON_NUMBER && pad->exact)) WRPO__REFUSE(pad, WRPO_E_FORMAT, "pad_token_id: want an integer");
+    c->pad_token_id = pad ? pad->integer : -1;           /* some files say -1 for none */
+    c->reward_token_id = c->head == WRPO_HEAD_VALUE ? wrpo__config_int(in, "reward_token_id", -1, 0, c->vocab_size - 1) : -1;
+    c->gating_temperature = c->head == WRPO_HEAD_GATED ? wrpo__config_number(in, root, "gating_temperature", 10) : 0;
+    const wrpo_json *dtype = wrpo__present(root, "dtype");
+    if (!dtype) dtype = wrpo__present(root, "torch_dtype");
+    c->dtype = wrpo__json_is(dtype, "float32") ? WRPO_DTYPE_F32 : wrpo__json_is(dtype, "bfloat16") ? WRPO_DTYPE_BF16 : wrpo__json_is(dtype, "float16") ? WRPO_DTYPE_F16 : WRPO_DTYPE_DEFAULT;
+}
+static void wrpo__config_read(wrpo__arena *arena, const char *path, wrpo_config *c) {   /* path: the file or its directory */
+    if (wrpo__is_dir(path)) path = wrpo__join(arena, path, "config.json");
+    const wrpo__file *f = wrpo__open_file(arena, path);
+    wrpo__config_parse(arena, path, wrpo__json_parse(arena, path, 1, (const char *)f->data, f->size), c);
+}
+WRPO_API wrpo_result wrpo_config_load(wrpo_ctx *ctx, const char *path, wrpo_config *out) {
+    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) wrpo__config_read(wrpo__entry.arena, path, out);
+    return wrpo__end(&wrpo__entry);
+}
+
+/* ---- names: where the numbers of the table lie in the files ----
+   The table has the Llama layout. Phi-3 and InternLM2 have other names, and tensors that hold the rows of several weights: one below
+   the other in the order of the table, or, in wqkv, so in each of G groups, a key/value head with its query heads.                  */
+static const struct { const char *family, *ours, *theirs; } wrpo__renames[] = {
+    {"phi3", "self_attn.q_proj.", "self_attn.qkv_proj."}, {"phi3", "self_attn.k_proj.", "self_attn.qkv_proj."}, {"phi3", "self_attn.v_proj.", "self_attn.qkv_proj."},
+    {"phi3", "mlp.gate_proj.", "mlp.gate_up_proj."}, {"phi3", "mlp.up_proj.", "mlp.gate_up_proj."},
+    {"internlm2", "embed_tokens.", "tok_embeddings."}, {"internlm2", "lm_head.", "output."},
+    {"internlm2", "self_attn.q_proj.", "attention.wqkv."}, {"internlm2", "self_attn.k_proj.", "attention.wqkv."}, {"internlm2", "self_attn.v_proj.", "attention.wqkv."},
+    {"internlm2", "self_attn.o_proj.", "attention.wo."}, {"internlm2", "input_layernorm.", "attention_norm."}, {"internlm2", "post_attention_layernorm.", "ffn_norm."},
+    {"internlm2", "mlp.gate_proj.", "feed_forward.w1."}, {"internlm2", "mlp.up_proj.", "feed_forward.w3."}, {"internlm2", "mlp.down_proj.", "feed_forward.w2."}};
+typedef struct wrpo__place {         /* row r of a weight is row r / own * stride + first + r % own of the tensor `name` */
+    char name[128];
+    int64_t groups, stride, first, own;
+} wrpo__place;
+static void wrpo__file_name(const wrpo_config *c, const char *name, char out[128]) {
+    for (int64_t i = 0; i < WRPO__COUNT(wrpo__renames); i++) {
+        const char *at = strcmp(c->model_type, wrpo__renames[i].family) ? NULL : strstr(name, wrpo__renames[i].ours);
+        if (!at) continue;
+        snprintf(out, 128, "%.*s%s%s", (int)(at - name), name, wrpo__renames[i].theirs, at + strlen(wrpo__renames[i].ours));
+        return;
+    }
+    snprintf(out, 128, "%s", name);
+}
+static wrpo__place wrpo__place_of(const wrpo_model *m, const wrpo_weight *w) {
+    wrpo__place p = {.groups = 1};
+    char other[128];
+    const wrpo_weight *begin = w, *end = w, *last = m->weights + m->n_weights;
+    wrpo__file_name(&m->config, w->name, p.name);
+    while (begin > m->weights && (wrpo__file_name(&m->config, begin[-1].name, other), !strcmp(other, p.name))) p.first += (--begin)->rows;
+    p.stride = p.first;
+    do p.stride += (end++)->rows; while (end < last && (wrpo__file_name(&m->config, end->name, other), !strcmp(other, p.name)));
+    if (strstr(p.name, ".wqkv.")) p.groups = m->config.num_key_value_heads;
+    p.own = w->rows / p.groups, p.first /= p.groups, p.stride /= p.groups;
+    return p;
+}
+
+/* ---- tensors against the table of weights ---- */
+static void wrpo__shape_text(char *s, size_t n, int ndim, const int64_t *shape) {
+    size_t at = (size_t)snprintf(s, n, "[");
+    for (int i = 0; i < ndim && at < n; i++) at += (size_t)snprintf(s + at, n - at, "%s%lld", i ? "," : "", (long long)shape[i]);
+    if (at < n) snprintf(s + at, n - at, "]");
+}
+/* The tensor that holds this weight, or a sentence: missing, misshapen, of a type that is no float. */
+static const wrpo_tensor_info *wrpo__tensor_of(const wrpo_model *m, const char *dir, const wrpo_tensors *t, const wrpo_weight *w, wrpo__place *place) {
+    *place = wrpo__place_of(m, w);
+    const wrpo_tensor_info *info = wrpo_tensors_find(t, place->name);
+    char want[80], found[160];
+    if (!info) wrpo__fail(m->ctx, WRPO_E_FORMAT, "%s: %s is missing", dir, place->name);
+    const int64_t shape[2] = {place->groups * place->stride, w->cols};
+    wrpo__shape_text(want, sizeof want, w->vector ? 1 : 2, shape);
+    wrpo__shape_text(found, sizeof found, info->ndim, info->shape);
+    if (strcmp(want, found)) wrpo__fail(m->ctx, WRPO_E_FORMAT, "%s: %s: want %s, found %s", info->file, info->name, want, found);
+    if (strcmp(info->dtype, "F32") && strcmp(info->dtype, "BF16") && strcmp(info->dtype, "F16"))
+        wrpo__fail(m->ctx, WRPO_E_UNSUPPORTED, "%s: %s: want F32, F16 or BF16, found %s", info->file, info->name, info->dtype);
+    return info;
+}
+/* A tensor of a reward model's head: read by wrpo_reward_load, beside the table, for nothing trains it. */
+static bool wrpo__in_head(const wrpo_config *c, const char *name) {
+    if (c->head == WRPO_HEAD_GATED) return !strcmp(name, "regression_layer.weight") || !strcmp(name, "reward_transform_matrix") || !strncmp(name, "gating.", 7);
+    return (c->head == WRPO_HEAD_SCORE && !strcmp(name, "score.weight")) || (c->head == WRPO_HEAD_VALUE && !strcmp(name, "v_head.weight"));
+}
+/* m: the table of the config, without data. Every weight is there, and nothing else. */
+static wrpo_dtype wrpo__check_tensors(const wrpo_model *m, const char *dir, const wrpo_tensors *t) {
+    const wrpo_tensor_info *all = wrpo_tensors_at(t, 0), *first = NULL, *other = NULL;
+    bool *seen = wrpo__alloc(wrpo__current, (size_t)wrpo_tensors_count(t), sizeof *seen);
+    wrpo__place place;
+    char head[128];
+    for (int64_t i = 0; i < m->n_weights; i++) {
+        const wrpo_tensor_info *info = wrpo__tensor_of(m, dir, t, &m->weights[i], &place);
+        if (!first) first = info;
+        if (wrpo__float_dtype(info) != wrpo__float_dtype(first)) other = info;
+        seen[info - all] = true;
+    }
+    if (other) wrpo__log(m->ctx, WRPO_LOG_WARN, "%s: %s is %s, %s %s: saved again, all are %s unless a type is asked for", dir, first->name, first->dtype, other->name, other->dtype, first->dtype);
+    wrpo__file_name(&m->config, "lm_head.weight", head);
+    for (const wrpo_tensor_info *info = all; info < all + wrpo_tensors_count(t); info++)
+        if (!seen[info - all] && !wrpo__ends(info->name, ".rotary_emb.inv_freq") && !wrpo__in_head(&m->config, info->name) && !(m->config.tie_word_embeddings && !strcmp(info->name, head)))
+            wrpo__fail(m->ctx, WRPO_E_FORMAT, "%s: %s: no such tensor in a %s of this config", info->file, info->name, m->config.model_type);
+    return wrpo__float_dtype(first);
+}
+static wrpo_tensors *wrpo__tensors_in(wrpo_ctx *ctx, const char *dir) {
+    wrpo_tensors *t;
+    wrpo__cleanup *owner = wrpo__on_free(wrpo__current, wrpo__tensors_drop, NULL);
+    wrpo__rethrow(ctx, wrpo_tensors_open(ctx, dir, &t));
+    owner->p = t;
+    return t;
+}
+WRPO_API wrpo_result wrpo_model_check(wrpo_ctx *ctx, const char *dir, wrpo_config *config, int64_t *parameters, wrpo_dtype *dtype) {
+    *parameters = 0, *dtype = WRPO_DTYPE_DEFAULT;
+    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
+        wrpo__arena *arena = wrpo__entry.arena;
+        wrpo__config_read(arena, dir, config);
+        const wrpo_model *table = wrpo__model_table(arena, config, WRPO_DTYPE_F32);      /* alone, no memory behind it */
+        *parameters = wrpo_model_parameters(table);
+        *dtype = wrpo__check_tensors(table, dir, wrpo__tensors_in(ctx, dir));
+    }
+    return wrpo__end(&wrpo__entry);
+}
+
+/* ---- load ----
+   A frozen model on the host keeps its matrices in the file that holds them, if they lie there in one piece, as floats or bfloat16 and aligned. */
+static const void *wrpo__mapped_data(const wrpo_tensor_info *info, const wrpo__place *p, const wrpo_weight *w) {   /* NULL: it must be copied */
+    const size_t size = !strcmp(info->dtype, "F32") ? 4 : !strcmp(info->dtype, "BF16") ? 2 : 0;
+    if (w->vector || p->groups > 1 || !size || (uintptr_t)info->data % size) return NULL;
+    return (const char *)info->data + (size_t)(p->first * w->cols) * size;
+}
+static void wrpo__map_weights(wrpo_model *model, const wrpo_tensors *t) {
+    for (int64_t i = 0; i < model->n_weights; i++) {
+        wrpo_weight *w = &model->weights[i];
+        wrpo__place place;
+        const wrpo_tensor_info *info = wrpo__tensor_of(model, model->dir, t, w, &place);
+        const void *data = wrpo__mapped_data(info, &place, w);
+        if (data) w->data = (void *)(uintptr_t)data, w->dtype = !strcmp(info->dtype, "F32") ? WRPO_DTYPE_F32 : WRPO_DTYPE_BF16;
+    }
+}
+static wrpo_result wrpo__load_weights(wrpo_model *model, const wrpo_tensors *mapped /* or NULL */) {
+    wrpo_ctx *ctx = model->ctx;
+    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
+        const wrpo_tensors *t = mapped ? mapped : wrpo__tensors_in(ctx, model->dir);
+        float *piece = wrpo__raw(wrpo__entry.arena, WRPO__PIECE, sizeof *piece);
+        for (int64_t i = 0; i < model->n_weights; i++) {
+            const wrpo_weight *w = &model->weights[i];
+            wrpo__place p;
+            const wrpo_tensor_info *info = wrpo__tensor_of(model, model->dir, t, w, &p);
+            if (mapped && w->data == wrpo__mapped_data(info, &p, w)) continue;
+            const int64_t part = p.own * w->cols;      /* lies in one piece */
+            for (int64_t at = 0, n; at < wrpo__size(w); at += n) {
+                const int64_t from = (at / part * p.stride + p.first) * w->cols + at % part;
+                n = WRPO__MIN(part - at % part, WRPO__PIECE);
+                wrpo__to_float(ctx, piece, info, from, n);
+                for (int64_t k = 0; k < n; k++)
+                    if (!isfinite(piece[k])) wrpo__fail(ctx, WRPO_E_NOT_FINITE, "%s: %s: element %lld is not a finite number", info->file, info->name, (long long)(from + k));
+                wrpo__weight_put(model, w, at, n, piece);
+            }
+        }
+        wrpo__sync(ctx);
+    }
+    return wrpo__end(&wrpo__entry);
+}
+static void wrpo__need_language_model(wrpo_ctx *ctx, const char *dir, const wrpo_config *c) {
+    if (c->head != WRPO_HEAD_LM) wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: a reward model: it scores answers (wrpo_reward_load), it has no logits to train", dir);
+}
+static wrpo_result wrpo__model_load(wrpo_ctx *ctx, const wrpo_model_desc *given, bool reward, wrpo_model **out) {
+    *out = NULL;
+    WRPO__TRY(ctx, wrpo__arena_new(ctx), false) {
+        const wrpo_model_desc *desc = given ? given : &(wrpo_model_desc){0};
+        wrpo__arena *arena = wrpo__entry.arena;
+        wrpo_config config;
+        wrpo_dtype dtype;
+        if (!desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_model_desc: dir is missing");
+        wrpo__rethrow(ctx, wrpo_model_check(ctx, desc->dir, &config, &(int64_t){0}, &dtype));   /* before memory is taken */
+        if (!reward) wrpo__need_language_model(ctx, desc->dir, &config);
+        const bool map = desc->frozen && ctx->desc.backend->host;
+        wrpo_model *model = wrpo__model_table(arena, &config, map ? WRPO_DTYPE_F32 : ctx->desc.dtype);
+        model->dir = model->tokenizer_dir = wrpo__strndup(arena, desc->dir, strlen(desc->dir));
+        model->dtype = dtype, model->frozen = desc->frozen;
+        const wrpo_tensors *mapped = map ? wrpo__tensors_in(ctx, model->dir) : NULL;      /* open as long as the model */
+        if (map) wrpo__map_weights(model, mapped);
+        wrpo__model_memory(model);
+        wrpo__rethrow(ctx, wrpo__load_weights(model, mapped));
+        *out = model;
+    }
+    return wrpo__end(&wrpo__entry);
+}
+
+WRPO_API wrpo_result wrpo_model_load(wrpo_ctx *ctx, const wrpo_model_desc *desc, wrpo_model **out) { return wrpo__model_load(ctx, desc, false, out); }
+
+/* ---- random weights ---- */
+WRPO_API wrpo_result wrpo_model_init(wrpo_ctx *ctx, const wrpo_init_desc *given, wrpo_model **out) {
+    *out = NULL;
+    WRPO__TRY(ctx, wrpo__arena_new(ctx), false) {
+        const wrpo_init_desc *desc = given ? given : &(wrpo_init_desc){0};
+        wrpo__arena *arena = wrpo__entry.arena;
+        if (!desc->config) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_init_desc: config is missing");
+        wrpo_config config;
+        wrpo__config_read(arena, desc->config, &config);
+        wrpo__need_language_model(ctx, desc->config, &config);
+        wrpo_model *model = wrpo__model_new(arena, &config);
+        model->dir = wrpo__strndup(arena, desc->config, strlen(desc->config));
+        model->tokenizer_dir = desc->tokenizer_dir ? wrpo__strndup(arena, desc->tokenizer_dir, strlen(desc->tokenizer_dir)) : NULL;
+        model->dtype = desc->dtype ? desc->dtype : WRPO_DTYPE_F32;
+        wrpo__model_randomize(model, desc->seed);
+        *out = model;
+    }
+    return wrpo__end(&wrpo__entry);
+}
+
+/* ---- weights in and out; one of `get` and `put` is NULL ---- */
+/* The inverse of wrpo__weight_put: elements [first, first + count) as floats, the masters where there are any. */
+static void wrpo__weight_get(const wrpo_model *model, const wrpo_weight *w, int64_t first, int64_t count, float *dst) {
+    const wrpo_backend *be = model->ctx->desc.backend;
+    void *dev = model->ctx->dev;
+    uint16_t high[WRPO__HALVES], low[WRPO__HALVES] = {0};
+    if (w->dtype == WRPO_DTYPE_F32) {
+        be->get(dev, dst, (const float *)w->data + first, (size_t)count * sizeof *dst);
+        return;
+    }
+    for (int64_t i = 0; i < count; i += WRPO__HALVES) {
+        const int64_t n = WRPO__MIN(count - i, WRPO__HALVES);
+        be->get(dev, high, (const uint16_t *)w->data + first + i, (size_t)n * sizeof *high);
+        if (model->low) be->get(dev, low, model->low + w->at + first + i, (size_t)n * sizeof *low);
+        for (int64_t k = 0; k < n; k++) dst[i + k] = wrpo__master(high[k], low[k]);
+    }
+}
+static void wrpo__weight_move(wrpo_model *model, int64_t i, int64_t first, int64_t count, float *get, const float *put) {
+    wrpo_ctx *ctx = model->ctx;
+    if (i < 0 || i >= model->n_weights)
+        wrpo__fail(ctx, WRPO_E_ARG, "weight %lld: want 0 to %lld", (long long)i, (long long)model->n_weights - 1);
+    const wrpo_weight *w = &model->weights[i];
+    if (first < 0 || count < 0 || first > wrpo__size(w) || count > wrpo__size(w) - first)
+        wrpo__fail(ctx, WRPO_E_ARG, "%s: %lld elements from %lld on: it has %lld", w->name, (long long)count,
+                   (long long)first, (long long)wrpo__size(w));
+    if (put && model->frozen) wrpo__fail(ctx, WRPO_E_ARG, "%s: the model was loaded frozen (wrpo_model_desc)", w->name);
+    if (put) wrpo__weight_put(model, w, first, count, put);
+    else wrpo__weight_get(model, w, first, count, get);
+    wrpo__sync(ctx);
+}
+WRPO_API wrpo_result wrpo_weight_get(wrpo_model *model, int64_t i, int64_t first, int64_t count, float *out) {
+    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__weight_move(model, i, first, count, out, NULL));
+    return wrpo__end(&wrpo__entry);
+}
+WRPO_API wrpo_result wrpo_weight_put(wrpo_model *model, int64_t i, int64_t first, int64_t count, const float *values) {
+    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__weight_move(model, i, first, count, NULL, values));
+    return wrpo__end(&wrpo__entry);
+}
+
+/* ---- save ---- */
+/* What belongs to a checkpoint beside its weights and config.json: settings, tokenizer, template, licence. */
+static bool wrpo__is_side_file(const char *name) {
+    static const char *const ends[] = {".json", ".jinja", ".txt", ".model", ".md", ".py", "LICENSE", "NOTICE", NULL};
+    static const char *const not[] = {".index.json", "trainer_state.json", "config.json", NULL};
+    bool yes = false;
+    for (const char *const *end = ends; *end; end++) yes = yes || wrpo__ends(name, *end);
+    yes = yes && name[0] != '.' && strncmp(name, "reference_logps", 15) != 0;
+    return yes && !wrpo__ends(name, not[0]) && strcmp(name, not[1]) && strcmp(name, not[2]);
+}
+/* One more file of a checkpoint, under its part name so far; not if it is there already, the same. */
+static void wrpo__beside(wrpo__arena *arena, wrpo__writer ***files, const char *to, const void *data, size_t size) {
+    const wrpo__file *old = wrpo__disk_exists(to) ? wrpo__disk_open(arena, to) : NULL;
+    if (old && old->size == size && !memcmp(old->data, data, size)) return;
+    wrpo__writer *w = wrpo__create(arena, to);
+    wrpo__write(w, data, size);
+    wrpo__finish(w);
+    stbds_arrput(*files, w);
+}
+/* config.json unchanged, but for the value of dtype / torch_dtype where the weights are written in another type. */
+static void wrpo__save_config(wrpo__arena *arena, wrpo__writer ***files, const char *from, const char *to, wrpo_dtype dtype) {
+    const wrpo__file *f = wrpo__open_file(arena, from);
+    const char *name = dtype == WRPO_DTYPE_BF16 ? "bfloat16" : dtype == WRPO_DTYPE_F16 ? "float16" : "float32";
+    const char *text = wrpo__strndup(arena, (const char *)f->data, f->size), *rest = text;
+    wrpo__text out = {.arena = arena};
+    for (const wrpo_json *v = wrpo__json_parse(arena, from, 1, text, f->size)->child; v; v = v->next) {
+        if (v->kind != WRPO_JSON_STRING || (strcmp(v->key, "dtype") && strcmp(v->key, "torch_dtype"))) continue;
+        const char *at = text;                         /* its opening quote */
+        for (int32_t i = 1; i < v->line; i++) at = strchr(at, '\n') + 1;
+        for (int32_t i = 1; i < v->column; i++) do at++; while ((*at & 0xC0) == 0x80);
+        wrpo__text_add(&out, rest, (size_t)(at + 1 - rest));
+        wrpo__text_puts(&out, name);
+        rest = strchr(at + 1, '"');
+    }
+    wrpo__text_puts(&out, rest);
+    wrpo__beside(arena, files, to, out.data, out.size);
+}
+typedef struct wrpo__saving { const wrpo_model *model; const wrpo_weight **of; } wrpo__saving;   /* of[tensor]: the first weight in it */
+static void wrpo__save_piece(void *user, int64_t tensor, int64_t first, int64_t count, float *dst) {
+    const wrpo__saving *s = user;
+    for (int64_t n; count > 0; first += n, dst += n, count -= n) {
+        const wrpo_weight *w = s->of[tensor];
+        const int64_t row = first / w->cols, col = first % w->cols;
+        wrpo__place p = wrpo__place_of(s->model, w);
+        while (row % p.stride >= p.first + p.own) p = wrpo__place_of(s->model, ++w);
+        const int64_t in = row % p.stride - p.first;
+        n = WRPO__MIN(count, (p.own - in) * w->cols - col);
+        wrpo__weight_get(s->model, w, (row / p.stride * p.own + in) * w->cols + col, n, dst);
+    }
+}
+WRPO_API wrpo_result wrpo_model_save(wrpo_model *model, const wrpo_save_desc *given) {
+    wrpo_ctx *ctx = model->ctx;
+    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
+        const wrpo_save_desc *desc = given ? given : &(wrpo_save_desc){0};
+        wrpo__arena *arena = wrpo__entry.arena;
+        if (!desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_save_desc: dir is missing");
+        if (!model->dir)
+            wrpo__fail(ctx, WRPO_E_ARG, "the model was made from a struct, so there is no config.json to save: want wrpo_model_init, which reads one");
+        if (desc->max_shard_size < 0) wrpo__fail(ctx, WRPO_E_ARG, "max_shard_size: want a number of bytes, found %lld", (long long)desc->max_shard_size);
+        wrpo_dtype dtype = desc->dtype ? desc->dtype : model->dtype;
+        wrpo__make_dir(ctx, desc->dir);
+        wrpo__save_tensor *t = wrpo__alloc(arena, (size_t)model->n_weights, sizeof *t);
+        wrpo__saving saving = {model, wrpo__alloc(arena, (size_t)model->n_weights, sizeof *saving.of)};
+        int64_t tensors = 0;
+        for (int64_t i = 0; i < model->n_weights; i++) {
+            const wrpo_weight *w = &model->weights[i];
+            const wrpo__place p = wrpo__place_of(model, w);
+            if (p.first) continue;
+            t[tensors] = (wrpo__save_tensor){wrpo__strndup(arena, p.name, strlen(p.name)), w->vector ? 1 : 2, {p.groups * p.stride, w->cols, 0, 0}};
+            saving.of[tensors++] = w;
+        }
+        wrpo__writer **beside = NULL;
+        bool dir = wrpo__is_dir(model->dir);
+        const char *config = dir ? wrpo__join(arena, model->dir, "config.json") : model->dir;
+        wrpo__save_config(arena, &beside, config, wrpo__join(arena, desc->dir, "config.json"), dtype);
+        const char *from[2] = {model->tokenizer_dir, dir ? model->dir : NULL};
+        for (int i = 0; i < 2; i++) {
+            if (!from[i] || (i && from[0] && !strcmp(from[0], from[1]))) continue;
+            wrpo__name *names = wrpo__list_dir(arena, from[i]);
+            for (int64_t k = 0; k < stbds_arrlen(names); k++) {
+                const char *path = wrpo__join(arena, from[i], names[k].text);
+                bool known = i && from[0] && wrpo__exists(wrpo__join(arena, from[0], names[k].text));   /* the tokenizer's folder wins */
+                if (!wrpo__is_side_file(names[k].text) || known || wrpo__is_dir(path)) continue;
+                const wrpo__file *f = wrpo__open_file(arena, path);
+                wrpo__beside(arena, &beside, wrpo__join(arena, desc->dir, names[k].text), f->data, f->size);
+            }
+        }
+        wrpo__tensors_save(arena, desc->dir, t, tensors, dtype, desc->max_shard_size, wrpo__save_piece, &saving, beside);
+    }
+    return wrpo__end(&wrpo__entry);
 }
 
 /* -------------------------------------------------------------------------------------------- >>token
@@ -5098,24 +5531,24 @@ static bool wrpo__nfc(const wrpo__unicode *u, const char *s, int64_t n, wrpo__te
    Alternatives of items; an item is a literal, an escape, a class in brackets or a lookahead for one of these, with
    ? * + {m,n} and possessive ?+ *+ ++; groups (...), (?:...), (?i:...) with or without ?. The pattern becomes a
    graph without cycles, which a backtracking matcher walks; its recursion is no deeper than the pattern is long. */
-typedef struct wrpo__set { uint64_t ascii[2]; uint32_t classes; bool negate; int32_t (*ranges)[2]; } wrpo__set;   /* ranges: stb array */
+typedef struct wrpo__char_set { uint64_t ascii[2]; uint32_t classes; bool negate; int32_t (*ranges)[2]; } wrpo__char_set;   /* ranges: stb array */
 typedef enum wrpo__rx_kind { WRPO__RX_SET, WRPO__RX_AHEAD, WRPO__RX_FORK, WRPO__RX_JOIN, WRPO__RX_END } wrpo__rx_kind;
 typedef struct wrpo__rx_node {
     wrpo__rx_kind kind;
     bool possessive, negative;       /* SET: never gives back; AHEAD: (?!...) */
     int64_t min, max;                /* SET: how many */
     int32_t next, other;             /* FORK: tried if `next` fails */
-    wrpo__set set;
+    wrpo__char_set set;
 } wrpo__rx_node;
 typedef struct wrpo__regex { wrpo__rx_node *nodes; int32_t first; const uint8_t *kind; } wrpo__regex;
 
-static bool wrpo__set_has(const wrpo__set *s, const uint8_t *kind, int32_t c) {
+static bool wrpo__set_has(const wrpo__char_set *s, const uint8_t *kind, int32_t c) {
     bool in = s->classes >> (kind[c] & 15) & 1;
     for (int64_t k = 0; k < stbds_arrlen(s->ranges) && !in; k++) in = c >= s->ranges[k][0] && c <= s->ranges[k][1];
     return in != s->negate;
 }
 /* Bytes of the code point at s if the set has it, else 0. s is valid UTF-8. */
-static inline int64_t wrpo__set_at(const wrpo__set *set, const uint8_t *kind, const char *s, int64_t n) {
+static inline int64_t wrpo__set_at(const wrpo__char_set *set, const uint8_t *kind, const char *s, int64_t n) {
     unsigned char c = (unsigned char)*s;
     if (c < 128) return set->ascii[c >> 6] >> (c & 63) & 1;
     size_t k;
@@ -5194,7 +5627,7 @@ static int32_t wrpo__rx_char(wrpo__rx_parser *p) {
     p->i += k;
     return c;
 }
-static void wrpo__rx_range(wrpo__set *set, int32_t first, int32_t last) {
+static void wrpo__rx_range(wrpo__char_set *set, int32_t first, int32_t last) {
     int32_t *range = *stbds_arraddnptr(set->ranges, 1);
     range[0] = first, range[1] = last;
 }
@@ -5241,8 +5674,8 @@ static uint32_t wrpo__rx_escape(wrpo__rx_parser *p, int32_t *c) {
     if (*c >= 128 || (*c >= '0' && *c <= '9') || ((*c | 32) >= 'a' && (*c | 32) <= 'z') || *c < 32) wrpo__rx_fail(p, "this escape");
     return 0;
 }
-static wrpo__set wrpo__rx_bracket(wrpo__rx_parser *p) {            /* behind '[' */
-    wrpo__set set = {{0}, 0, wrpo__rx_take(p, "^"), NULL};
+static wrpo__char_set wrpo__rx_bracket(wrpo__rx_parser *p) {            /* behind '[' */
+    wrpo__char_set set = {{0}, 0, wrpo__rx_take(p, "^"), NULL};
     if (wrpo__rx_peek(p, 0) == ']') wrpo__rx_fail(p, "an empty class");
     for (bool begun = false; !wrpo__rx_take(p, "]"); begun = true) {
         if (wrpo__rx_peek(p, 0) == '[') wrpo__rx_fail(p, "a class within a class");
@@ -5265,9 +5698,9 @@ static wrpo__set wrpo__rx_bracket(wrpo__rx_parser *p) {            /* behind '['
 }
 /* One literal, escape or class. In (?i:...) a letter is a class of its cases; only ASCII is folded, where U+017F
    and U+212A fold too, and where two letters that a ligature folds to stand together the pattern is refused. */
-static wrpo__set wrpo__rx_atom(wrpo__rx_parser *p) {
+static wrpo__char_set wrpo__rx_atom(wrpo__rx_parser *p) {
     static const char *const ligatures[] = {"ss", "ff", "fi", "fl", "st"};
-    wrpo__set set = {{0}, 0, false, NULL};
+    wrpo__char_set set = {{0}, 0, false, NULL};
     int32_t c = wrpo__rx_char(p);
     if (p->fold && (c == '[' || c == '\\' || c >= 128)) { p->i--; wrpo__rx_fail(p, "anything but ASCII letters in (?i:...)"); }
     if (c == '[') set = wrpo__rx_bracket(p);
@@ -5305,7 +5738,7 @@ static wrpo__rx_part wrpo__rx_item(wrpo__rx_parser *p) {
         p->i += 3;
         p->nodes[at].negative = p->s[p->i - 1] == '!';
         if (wrpo__rx_peek(p, 0) == '(' || wrpo__rx_peek(p, 0) == ')') wrpo__rx_fail(p, "a lookahead for more than one character");
-        wrpo__set set = wrpo__rx_atom(p);
+        wrpo__char_set set = wrpo__rx_atom(p);
         p->nodes[at].set = set;
         if (!wrpo__rx_take(p, ")")) wrpo__rx_fail(p, "a lookahead for more than one character");
         return (wrpo__rx_part){at, at, 0};
@@ -5327,7 +5760,7 @@ static wrpo__rx_part wrpo__rx_item(wrpo__rx_parser *p) {
         return part;
     }
     int32_t at = wrpo__rx_add(p, WRPO__RX_SET);
-    wrpo__set set = wrpo__rx_atom(p);
+    wrpo__char_set set = wrpo__rx_atom(p);
     wrpo__rx_node *x = &p->nodes[at];
     x->set = set;
     if (wrpo__rx_take(p, "{")) {
@@ -5378,7 +5811,7 @@ static wrpo__regex *wrpo__regex_new(wrpo__arena *arena, const char *name, const 
     if (literal)
         for (all.shortest = (int64_t)n; p.i < n; all.last++) {
             int32_t c = wrpo__rx_char(&p), at = wrpo__rx_add(&p, WRPO__RX_SET);
-            wrpo__set *set = &p.nodes[at].set;
+            wrpo__char_set *set = &p.nodes[at].set;
             wrpo__rx_range(set, c, c);
             if (c < 128) set->ascii[c >> 6] |= (uint64_t)1 << (c & 63);
             p.nodes[at].next = at + 1;
@@ -5405,14 +5838,14 @@ typedef enum wrpo__step_kind {
     WRPO__STEP_UNBYTES, WRPO__STEP_BYTE_FALLBACK, WRPO__STEP_FUSE, WRPO__STEP_STRIP, WRPO__STEP_METASPACE
 } wrpo__step_kind;
 typedef enum wrpo__behavior { WRPO__REMOVED, WRPO__ISOLATED, WRPO__MERGED_WITH_PREVIOUS, WRPO__MERGED_WITH_NEXT, WRPO__CONTIGUOUS } wrpo__behavior;
-typedef struct wrpo__step {
+typedef struct wrpo__stage {
     wrpo__step_kind kind;
     const wrpo__regex *regex;        /* REPLACE, SPLIT */
     const char *text; size_t size;   /* PREPEND; REPLACE by it; STRIP, METASPACE: the character */
     wrpo__behavior behavior; bool invert;                /* SPLIT */
     bool unless, first;              /* PREPEND: not to a piece that begins with text already; only where the text begins */
     int64_t start, stop;             /* STRIP: at most so many characters; METASPACE: start drops those of the first token */
-} wrpo__step;
+} wrpo__stage;
 typedef struct wrpo__word { uint8_t size, count; char text[22]; int32_t ids[10]; } wrpo__word;    /* 64 bytes of the word cache */
 enum { WRPO__WORDS = 1 << 13, WRPO__SMALL_CHARS = 1 << 10, WRPO__MAX_ID = 1 << 22 };
 
@@ -5430,7 +5863,7 @@ struct wrpo_tokenizer {
     wrpo__merge *merges; uint64_t merge_mask;            /* pair -> rank and id: open addressing */
     wrpo__trie *trie; bool begins[2][256];               /* added tokens; root 0: on raw text, root 1: on normalized text */
     wrpo__renamed *renamed;          /* stb array: added tokens that decoding shows in their normalized form */
-    wrpo__step *normalizer, *pre_tokenizer, *decoder;    /* stb arrays */
+    wrpo__stage *normalizer, *pre_tokenizer, *decoder;    /* stb arrays */
     bool has_decoder, has_template, byte_fallback, fuse_unk, ignore_merges, has_unk, cut_at_mark;
     const char *unk_text;            /* the model's unk_token */
     int32_t unk, bytes[256], small[WRPO__SMALL_CHARS];   /* ids in the model: <0xNN>; of the single characters below U+0400 */
@@ -5559,7 +5992,7 @@ static bool wrpo__joins(wrpo__behavior behavior, bool before, bool matched) {
     default: return false;
     }
 }
-static void wrpo__split_piece(wrpo__work *w, const wrpo__step *step, wrpo__piece p) {
+static void wrpo__split_piece(wrpo__work *w, const wrpo__stage *step, wrpo__piece p) {
     int64_t begin = p.begin, end = p.begin, open = -1, match_begin, match_end;   /* open: where the piece being made begins */
     bool before = false, more = true;
     while (more && end < p.end) {
@@ -5579,7 +6012,7 @@ static void wrpo__split_piece(wrpo__work *w, const wrpo__step *step, wrpo__piece
     }
     if (open >= 0) wrpo__put_piece(w, open, end, -1, p.first && open == p.begin);
 }
-static void wrpo__replace(wrpo__text *out, const wrpo__step *step, const char *s, int64_t n) {
+static void wrpo__replace(wrpo__text *out, const wrpo__stage *step, const char *s, int64_t n) {
     for (int64_t at = 0, begin, end; at < n; at = end) {
         if (!wrpo__rx_find(step->regex, s, n, at, &begin, &end)) begin = end = n;
         wrpo__text_add(out, s + at, (size_t)(begin - at));
@@ -5587,7 +6020,7 @@ static void wrpo__replace(wrpo__text *out, const wrpo__step *step, const char *s
     }
 }
 /* One step of the normalizer (there the segment is one piece) or of the pre-tokenizer, on all pieces of text. */
-static void wrpo__encode_step(wrpo__work *w, const wrpo__step *step) {
+static void wrpo__encode_step(wrpo__work *w, const wrpo__stage *step) {
     for (int64_t i = 0; i < stbds_arrlen(w->pieces); i++) {
         wrpo__piece p = w->pieces[i];
         const char *s = w->s + p.begin;
@@ -5767,21 +6200,21 @@ static void wrpo__encode(wrpo_tokenizer *tok, const char *text, size_t n, unsign
     size_t bad;
     if (!wrpo__is_utf8(text, n, &bad)) wrpo__fail(tok->ctx, WRPO_E_FORMAT, "text to tokenize: not UTF-8 at byte %zu", bad);
     if (!*ids) stbds_arrsetcap(*ids, n / 4 + 16);      /* in the caller's arena; what grows stays in its arena */
-    wrpo__arena *outer = wrpo__here;
+    wrpo__arena *outer = wrpo__current;
     wrpo__arena_clear(tok->scratch);
-    wrpo__here = tok->scratch;
-    wrpo__work w = {.tok = tok, .continues = flags & WRPO_ENCODE_CONTINUE, .text.arena = tok->scratch, .spare.arena = tok->scratch};
+    wrpo__current = tok->scratch;
+    wrpo__work w = {.tok = tok, .continues = flags & WRPO_TOKENIZER_CONTINUE, .text.arena = tok->scratch, .spare.arena = tok->scratch};
     wrpo__cut_added(&w, 0, text, (int64_t)n, true);
     wrpo__piece *segments = w.other;
     w.other = NULL;
-    if (flags & WRPO_ENCODE_SPECIAL) for (int64_t i = 0; i < stbds_arrlen(tok->prefix); i++) stbds_arrput(*ids, tok->prefix[i]);
+    if (flags & WRPO_TOKENIZER_SPECIAL) for (int64_t i = 0; i < stbds_arrlen(tok->prefix); i++) stbds_arrput(*ids, tok->prefix[i]);
     for (int64_t i = 0; i < stbds_arrlen(segments); i++) {
         wrpo__piece p = segments[i];
         if (p.id >= 0) stbds_arrput(*ids, p.id);
         else wrpo__encode_segment(&w, text + p.begin, p.end - p.begin, p.first, ids);
     }
-    if (flags & WRPO_ENCODE_SPECIAL) for (int64_t i = 0; i < stbds_arrlen(tok->suffix); i++) stbds_arrput(*ids, tok->suffix[i]);
-    wrpo__here = outer;
+    if (flags & WRPO_TOKENIZER_SPECIAL) for (int64_t i = 0; i < stbds_arrlen(tok->suffix); i++) stbds_arrput(*ids, tok->suffix[i]);
+    wrpo__current = outer;
     wrpo__arena_clear(tok->scratch);
 }
 
@@ -5807,7 +6240,7 @@ static void wrpo__end_bytes(wrpo__work *w, size_t begin, int64_t run) {
     w->spare.size = begin;
     for (; run > 0; run--, begin = w->spare.size) wrpo__text_add(&w->spare, "\xEF\xBF\xBD", 3), wrpo__put_token(w, begin);
 }
-static void wrpo__decode_step(wrpo__work *w, const wrpo__step *step) {
+static void wrpo__decode_step(wrpo__work *w, const wrpo__stage *step) {
     int64_t run = 0, count = stbds_arrlen(w->pieces);  /* run: bytes of <0xNN> tokens at the end of spare */
     for (int64_t i = 0; i < count; i++) {
         const char *s = w->s + w->pieces[i].begin;
@@ -5875,9 +6308,9 @@ static const wrpo__token *wrpo__as_decoded(const wrpo_tokenizer *tok, int32_t id
 }
 /* Appends the text of ids to out. */
 static void wrpo__decode(wrpo_tokenizer *tok, const int32_t *ids, int64_t n, bool skip_special, wrpo__text *out) {
-    wrpo__arena *outer = wrpo__here;
+    wrpo__arena *outer = wrpo__current;
     wrpo__arena_clear(tok->scratch);
-    wrpo__here = tok->scratch;
+    wrpo__current = tok->scratch;
     wrpo__work w = {.tok = tok, .text.arena = tok->scratch, .spare.arena = tok->scratch};
     for (int64_t i = 0; i < n; i++) {
         if (ids[i] < 0 || ids[i] >= tok->size || !tok->tokens[ids[i]].text)
@@ -5895,7 +6328,7 @@ static void wrpo__decode(wrpo_tokenizer *tok, const int32_t *ids, int64_t n, boo
     for (int64_t i = 0; i < stbds_arrlen(tok->decoder); i++) wrpo__decode_step(&w, &tok->decoder[i]);
     if (!out->data) wrpo__text_add(out, "", 0);
     for (int64_t i = 0; i < stbds_arrlen(w.pieces); i++) wrpo__text_add(out, w.s + w.pieces[i].begin, (size_t)(w.pieces[i].end - w.pieces[i].begin));
-    wrpo__here = outer;
+    wrpo__current = outer;
     wrpo__arena_clear(tok->scratch);
 }
 
@@ -5933,14 +6366,14 @@ static const wrpo__regex *wrpo__load_pattern(const wrpo__loader *in, const wrpo_
     const wrpo_json *v = wrpo__load_need(in, pattern, literal ? "String" : "Regex", WRPO_JSON_STRING);
     return wrpo__regex_new(in->tok->arena, in->name, v, in->tok->unicode.kind, v->text, v->size, literal);
 }
-static void wrpo__load_char(const wrpo__loader *in, const wrpo_json *object, const char *key, wrpo__step *step) {   /* a text of one character */
+static void wrpo__load_char(const wrpo__loader *in, const wrpo_json *object, const char *key, wrpo__stage *step) {   /* a text of one character */
     const wrpo_json *v = wrpo__load_text(in, object, key, &step->text, &step->size);
     size_t one = 0;
     if (step->size) wrpo__utf8_get(step->text, step->size, &one);
     if (!one || one != step->size) wrpo__json_refuse(in->ctx, in->name, v, NULL, "one character");
 }
-static wrpo__step wrpo__load_replace(const wrpo__loader *in, const wrpo_json *v) {
-    wrpo__step step = {.kind = WRPO__STEP_REPLACE, .regex = wrpo__load_pattern(in, v)};
+static wrpo__stage wrpo__load_replace(const wrpo__loader *in, const wrpo_json *v) {
+    wrpo__stage step = {.kind = WRPO__STEP_REPLACE, .regex = wrpo__load_pattern(in, v)};
     wrpo__load_text(in, v, "content", &step.text, &step.size);
     return step;
 }
@@ -5954,7 +6387,7 @@ static void wrpo__load_each(const wrpo__loader *in, const wrpo_json *v, const ch
 }
 static void wrpo__load_normalizer(const wrpo__loader *in, const wrpo_json *v, const wrpo_json *type) {
     wrpo_tokenizer *tok = in->tok;
-    wrpo__step step = {.kind = WRPO__STEP_PREPEND};
+    wrpo__stage step = {.kind = WRPO__STEP_PREPEND};
     if (wrpo__json_is(type, "NFC")) step.kind = WRPO__STEP_NFC, wrpo__unicode_load_nfc(tok->arena, &tok->unicode);
     else if (wrpo__json_is(type, "Prepend")) wrpo__load_text(in, v, "prepend", &step.text, &step.size);
     else if (wrpo__json_is(type, "Replace")) step = wrpo__load_replace(in, v);
@@ -5962,7 +6395,7 @@ static void wrpo__load_normalizer(const wrpo__loader *in, const wrpo_json *v, co
     stbds_arrput(tok->normalizer, step);
 }
 static void wrpo__load_splitter(const wrpo__loader *in, const wrpo_json *v, const char *pattern, bool literal, wrpo__behavior behavior) {
-    wrpo__step step = {.kind = WRPO__STEP_SPLIT, .behavior = behavior};
+    wrpo__stage step = {.kind = WRPO__STEP_SPLIT, .behavior = behavior};
     step.regex = wrpo__regex_new(in->tok->arena, in->name, v, in->tok->unicode.kind, pattern, strlen(pattern), literal);
     stbds_arrput(in->tok->pre_tokenizer, step);
 }
@@ -5971,13 +6404,13 @@ static void wrpo__load_pre_tokenizer(const wrpo__loader *in, const wrpo_json *v,
     static const char numeric[] = "[\\p{N}\\x{11DE0}-\\x{11DE9}\\x{16FF4}-\\x{16FF6}]";     /* Rust's is_numeric is Unicode 17 */
     static const char *const behaviors[] = {"Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous"};
     wrpo_tokenizer *tok = in->tok;
-    wrpo__step step = {.kind = WRPO__STEP_PREPEND, .text = " ", .size = 1, .unless = true};
+    wrpo__stage step = {.kind = WRPO__STEP_PREPEND, .text = " ", .size = 1, .unless = true};
     if (wrpo__json_is(type, "Split")) {
         int64_t b = 0;
         const wrpo_json *k = wrpo__load_need(in, v, "behavior", WRPO_JSON_STRING);
         while (b < WRPO__COUNT(behaviors) && !wrpo__json_is(k, behaviors[b])) b++;
         if (b == WRPO__COUNT(behaviors)) wrpo__load_refuse(in, "Split behavior", k);
-        step = (wrpo__step){.kind = WRPO__STEP_SPLIT, .behavior = (wrpo__behavior)b, .invert = wrpo__load_flag(in, v, "invert", false)};
+        step = (wrpo__stage){.kind = WRPO__STEP_SPLIT, .behavior = (wrpo__behavior)b, .invert = wrpo__load_flag(in, v, "invert", false)};
         step.regex = wrpo__load_pattern(in, v);
         stbds_arrput(tok->pre_tokenizer, step);
     } else if (wrpo__json_is(type, "Digits")) {
@@ -5985,7 +6418,7 @@ static void wrpo__load_pre_tokenizer(const wrpo__loader *in, const wrpo_json *v,
     } else if (wrpo__json_is(type, "ByteLevel")) {
         if (wrpo__load_flag(in, v, "add_prefix_space", true)) stbds_arrput(tok->pre_tokenizer, step);
         if (wrpo__load_flag(in, v, "use_regex", true)) wrpo__load_splitter(in, v, gpt2, false, WRPO__ISOLATED);
-        stbds_arrput(tok->pre_tokenizer, ((wrpo__step){.kind = WRPO__STEP_BYTES}));
+        stbds_arrput(tok->pre_tokenizer, ((wrpo__stage){.kind = WRPO__STEP_BYTES}));
     } else if (wrpo__json_is(type, "Metaspace")) {
         const wrpo_json *scheme = wrpo__json_maybe(in->ctx, in->name, v, "prepend_scheme", WRPO_JSON_STRING);
         bool never = wrpo__json_is(scheme, "never"), first = wrpo__json_is(scheme, "first");
@@ -5993,13 +6426,13 @@ static void wrpo__load_pre_tokenizer(const wrpo__loader *in, const wrpo_json *v,
         if (scheme && !never && !first && !wrpo__json_is(scheme, "always")) wrpo__load_refuse(in, "prepend_scheme", scheme);
         if (!wrpo__load_flag(in, v, "add_prefix_space", true) && !never)
             wrpo__json_fail(in->ctx, WRPO_E_FORMAT, in->name, v, "Metaspace: add_prefix_space false goes only with prepend_scheme \"never\"");
-        wrpo__step marks = step;
+        wrpo__stage marks = step;
         marks.kind = WRPO__STEP_REPLACE;
         marks.regex = wrpo__regex_new(tok->arena, in->name, v, tok->unicode.kind, " ", 1, true);
         stbds_arrput(tok->pre_tokenizer, marks);
         /* "first" asks where a piece lies in the original text: known as long as the normalizer puts one character for one */
         for (int64_t i = 0; i < stbds_arrlen(tok->normalizer) && first; i++) {
-            const wrpo__step *n = &tok->normalizer[i];
+            const wrpo__stage *n = &tok->normalizer[i];
             size_t one = 0;
             if (n->kind == WRPO__STEP_REPLACE && n->size) wrpo__utf8_get(n->text, n->size, &one);
             if (n->kind != WRPO__STEP_NFC && (!one || one != n->size || !wrpo__rx_takes_one(n->regex)))
@@ -6011,7 +6444,7 @@ static void wrpo__load_pre_tokenizer(const wrpo__loader *in, const wrpo_json *v,
     } else wrpo__load_refuse(in, "pre_tokenizer", type);
 }
 static void wrpo__load_decoder(const wrpo__loader *in, const wrpo_json *v, const wrpo_json *type) {
-    wrpo__step step = {.kind = WRPO__STEP_UNBYTES};
+    wrpo__stage step = {.kind = WRPO__STEP_UNBYTES};
     if (wrpo__json_is(type, "ByteFallback")) step.kind = WRPO__STEP_BYTE_FALLBACK;
     else if (wrpo__json_is(type, "Fuse")) step.kind = WRPO__STEP_FUSE;
     else if (wrpo__json_is(type, "Replace")) step = wrpo__load_replace(in, v);
@@ -6389,7 +6822,7 @@ WRPO_API void wrpo_tokenizer_free(wrpo_tokenizer *tok) { if (tok) wrpo__arena_fr
 WRPO_API int64_t wrpo_tokenizer_size(const wrpo_tokenizer *tok) { return tok->size; }
 WRPO_API int32_t wrpo_tokenizer_bos(const wrpo_tokenizer *tok) { return tok->bos; }
 WRPO_API int32_t wrpo_tokenizer_eos(const wrpo_tokenizer *tok) { return tok->eos; }
-WRPO_API wrpo_result wrpo_encode(wrpo_tokenizer *tok, const char *text, size_t size, unsigned flags, int32_t **ids, int64_t *count) {
+WRPO_API wrpo_result wrpo_tokenizer_encode(wrpo_tokenizer *tok, const char *text, size_t size, unsigned flags, int32_t **ids, int64_t *count) {
     *ids = NULL, *count = 0;
     WRPO__TRY(tok->ctx, wrpo__arena_new(tok->ctx), true) {
         int32_t *list = NULL;
@@ -6399,7 +6832,7 @@ WRPO_API wrpo_result wrpo_encode(wrpo_tokenizer *tok, const char *text, size_t s
     }
     return wrpo__end(&wrpo__entry);
 }
-WRPO_API wrpo_result wrpo_decode(wrpo_tokenizer *tok, const int32_t *ids, int64_t count, bool skip_special, char **text, size_t *size) {
+WRPO_API wrpo_result wrpo_tokenizer_decode(wrpo_tokenizer *tok, const int32_t *ids, int64_t count, bool skip_special, char **text, size_t *size) {
     *text = NULL, *size = 0;
     WRPO__TRY(tok->ctx, wrpo__arena_new(tok->ctx), true) {
         wrpo__text out = {.arena = wrpo__entry.arena};
@@ -7898,12 +8331,12 @@ static void wrpo__chat_at(wrpo__arena *temp, wrpo_tokenizer *tok, const wrpo_jso
         wrpo__jdict_put(&J, root, wrpo__jbytes(&J, k->key, k->key_size), wrpo__jfrom_json(&J, k));
     wrpo__jexec(&J, t->tree, root, out);
 }
-WRPO_API wrpo_result wrpo_chat(wrpo_tokenizer *tok, const wrpo_json *messages, bool add_generation_prompt, const wrpo_json *kwargs, char **text, size_t *size) {
+WRPO_API wrpo_result wrpo_tokenizer_chat(wrpo_tokenizer *tok, const wrpo_json *messages, bool add_generation_prompt, const wrpo_json *kwargs, char **text, size_t *size) {
     wrpo_ctx *ctx = tok->ctx;
     *text = NULL, *size = 0;
     WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        wrpo__text out = {.arena = wrpo__here};
-        wrpo__chat_at(wrpo__here, tok, messages, add_generation_prompt, kwargs, time(NULL), &out);
+        wrpo__text out = {.arena = wrpo__current};
+        wrpo__chat_at(wrpo__current, tok, messages, add_generation_prompt, kwargs, time(NULL), &out);
         *text = wrpo__handout(ctx, out.data, out.size);
         *size = out.size;
     }
@@ -7926,13 +8359,6 @@ WRPO_API wrpo_result wrpo_chat(wrpo_tokenizer *tok, const wrpo_json *messages, b
      clean     the prompt's ids are what the model is given at inference; an answer's ids are what the template
                writes after that, up to and including the turn's end token, once
      authors   as the reference trainer does it, for parity                                                   */
-struct wrpo_data {
-    wrpo_ctx *ctx;
-    wrpo__arena *arena;
-    wrpo_record *records;            /* stb array */
-    wrpo_data_stats stats;
-    int most;                        /* responses of a record */
-};
 typedef struct wrpo__answer { wrpo_role role; const wrpo_json *message; double weight; int pair; } wrpo__answer;
 typedef struct wrpo__ids { int32_t *ids; int64_t first; } wrpo__ids;         /* stb array; scored from first */
 typedef struct wrpo__reading {       /* a file on its way into data */
@@ -7980,10 +8406,10 @@ static void wrpo__json_append(wrpo_json *parent, wrpo_json *v) {
     parent->count++;
 }
 static const wrpo_json *wrpo__message_of(const char *role, const wrpo_json *text) {   /* a bare string as a message */
-    wrpo_json *message = WRPO__NEW(wrpo__here, wrpo_json), r = {.kind = WRPO_JSON_STRING, .text = role, .size = strlen(role)};
+    wrpo_json *message = WRPO__NEW(wrpo__current, wrpo_json), r = {.kind = WRPO_JSON_STRING, .text = role, .size = strlen(role)};
     message->kind = WRPO_JSON_OBJECT, message->line = text->line, message->column = text->column;
-    wrpo__json_append(message, wrpo__json_copy(wrpo__here, &r, "role"));
-    wrpo__json_append(message, wrpo__json_copy(wrpo__here, text, "content"));
+    wrpo__json_append(message, wrpo__json_copy(wrpo__current, &r, "role"));
+    wrpo__json_append(message, wrpo__json_copy(wrpo__current, text, "content"));
     return message;
 }
 /* A string, a message or a list of either, as an stb array of messages; a string takes the role given. */
@@ -8032,10 +8458,6 @@ static const wrpo_json *wrpo__take_conversation(wrpo__reading *in, const wrpo_js
     if (!same) wrpo__record_fail(in, list[0], "%s: want the prompt before the answer, found other messages", what);
     return list[n];
 }
-static const wrpo_json *wrpo__present(const wrpo_json *root, const char *key) {   /* NULL: absent or null */
-    const wrpo_json *v = wrpo__json_get(root, key);
-    return v && v->kind != WRPO_JSON_NULL ? v : NULL;
-}
 /* A number of at least 0; absent: otherwise. */
 static double wrpo__read_weight(wrpo__reading *in, const wrpo_json *v, const char *what, double otherwise) {
     if (v && !(v->kind == WRPO_JSON_NUMBER && v->number >= 0 && v->number <= DBL_MAX)) wrpo__record_refuse(in, v, what, "a finite number of at least 0");
@@ -8058,12 +8480,12 @@ static void wrpo__read_answers(wrpo__reading *in, const wrpo_json *v, const wrpo
     if (weights && (weights->kind != WRPO_JSON_ARRAY || !candidates || weights->count != sources))
         wrpo__record_fail(in, weights, "weights: want an array of a number for each source, %lld, found %lld", candidates ? (long long)sources : 0LL, (long long)weights->count);
     if (!candidates) {
-        wrpo__add_answer(in, chosen ? WRPO_TARGET : WRPO_REJECTED, wrpo__take_conversation(in, list, what), 1, 0, what);
+        wrpo__add_answer(in, chosen ? WRPO_ROLE_TARGET : WRPO_ROLE_REJECTED, wrpo__take_conversation(in, list, what), 1, 0, what);
         return;
     }
-    for (int64_t i = 0; i < sources; i++, w = w ? w->next : NULL) wrpo__add_answer(in, WRPO_SOURCE, list[i], wrpo__read_weight(in, w, "weights", 1), 0, what);
+    for (int64_t i = 0; i < sources; i++, w = w ? w->next : NULL) wrpo__add_answer(in, WRPO_ROLE_SOURCE, list[i], wrpo__read_weight(in, w, "weights", 1), 0, what);
     wrpo__share_weights(in, sources, v);
-    wrpo__add_answer(in, WRPO_TARGET, list[sources], 1, 0, what);
+    wrpo__add_answer(in, WRPO_ROLE_TARGET, list[sources], 1, 0, what);
 }
 /* [{chosen, rejected, weight}, ...]: the chosen ones as sources, then the rejected ones; pairs are numbered from 1. */
 static void wrpo__read_pairs(wrpo__reading *in, const wrpo_json *pairs) {
@@ -8078,7 +8500,7 @@ static void wrpo__read_pairs(wrpo__reading *in, const wrpo_json *pairs) {
             if (!v) wrpo__record_fail(in, p, "pairs: want \"chosen\" and \"rejected\", found no \"%s\"", sides[side]);
             const wrpo_json **list = wrpo__messages(in, v, "assistant", sides[side]);
             if (side == 0) weighted += w != NULL;
-            wrpo__add_answer(in, side ? WRPO_REJECTED : WRPO_SOURCE, wrpo__take_conversation(in, list, sides[side]), wrpo__read_weight(in, w, "weight", 1), k, sides[side]);
+            wrpo__add_answer(in, side ? WRPO_ROLE_REJECTED : WRPO_ROLE_SOURCE, wrpo__take_conversation(in, list, sides[side]), wrpo__read_weight(in, w, "weight", 1), k, sides[side]);
         }
     }
     if (weighted && weighted != pairs->count) wrpo__record_fail(in, pairs, "pairs: want a weight for all of them or for none, found %lld of %lld", (long long)weighted, (long long)pairs->count);
@@ -8092,14 +8514,14 @@ static void wrpo__read_head(wrpo__reading *in, const wrpo_json *root) {   /* wha
     if (id) in->id = id->text;
     if (kwargs && kwargs->kind != WRPO_JSON_OBJECT) wrpo__record_refuse(in, kwargs, "chat_template_kwargs", "an object");
     if (tools && tools->kind != WRPO_JSON_ARRAY) wrpo__record_refuse(in, tools, "tools", "an array");
-    if ((kwargs || tools) && in->desc.tokenization == WRPO_AUTHORS)
+    if ((kwargs || tools) && in->desc.tokenization == WRPO_TOKENIZATION_AUTHORS)
         wrpo__record_fail(in, tools ? tools : kwargs, "want no tools and no chat_template_kwargs: the authors' tokenization knows none");
     in->kwargs = NULL;
     if (kwargs || tools) {
-        wrpo_json *all = WRPO__NEW(wrpo__here, wrpo_json);
+        wrpo_json *all = WRPO__NEW(wrpo__current, wrpo_json);
         all->kind = WRPO_JSON_OBJECT;
-        if (tools) wrpo__json_append(all, wrpo__json_copy(wrpo__here, tools, NULL));
-        for (const wrpo_json *k = kwargs ? kwargs->child : NULL; k; k = k->next) wrpo__json_append(all, wrpo__json_copy(wrpo__here, k, NULL));
+        if (tools) wrpo__json_append(all, wrpo__json_copy(wrpo__current, tools, NULL));
+        for (const wrpo_json *k = kwargs ? kwargs->child : NULL; k; k = k->next) wrpo__json_append(all, wrpo__json_copy(wrpo__current, k, NULL));
         in->kwargs = all;
     }
 }
@@ -8122,7 +8544,7 @@ static void wrpo__read_record(wrpo__reading *in, const wrpo_json *root) {
     } else if (messages && !chosen && !rejected) {
         const wrpo_json **list = wrpo__messages(in, messages, "user", "messages");
         if (stbds_arrlen(list) < 2) wrpo__record_fail(in, messages, "messages: want a prompt and an answer, found one message");
-        wrpo__add_answer(in, WRPO_SOURCE, wrpo__take_conversation(in, list, "messages"), 1, 0, "messages");
+        wrpo__add_answer(in, WRPO_ROLE_SOURCE, wrpo__take_conversation(in, list, "messages"), 1, 0, "messages");
     } else {
         if (!chosen || !rejected) wrpo__record_fail(in, root, "want \"chosen\" and \"rejected\", or \"messages\"; found no \"%s\"", chosen ? "rejected" : "chosen");
         if (prompt) in->prompt = wrpo__messages(in, prompt, "user", "prompt");
@@ -8136,9 +8558,9 @@ static void wrpo__read_record(wrpo__reading *in, const wrpo_json *root) {
 /* ---- clean ---- */
 static void wrpo__render(wrpo__reading *in, const wrpo_json *const *messages, int64_t count, const wrpo_json *answer, bool add_generation_prompt, wrpo__text *out) {
     wrpo_json all = {.kind = WRPO_JSON_ARRAY};
-    for (int64_t i = 0; i < count; i++) wrpo__json_append(&all, wrpo__json_copy(wrpo__here, messages[i], NULL));
-    if (answer) wrpo__json_append(&all, wrpo__json_copy(wrpo__here, answer, NULL));
-    wrpo__chat_at(wrpo__here, in->tok, &all, add_generation_prompt, in->kwargs, in->now, out);
+    for (int64_t i = 0; i < count; i++) wrpo__json_append(&all, wrpo__json_copy(wrpo__current, messages[i], NULL));
+    if (answer) wrpo__json_append(&all, wrpo__json_copy(wrpo__current, answer, NULL));
+    wrpo__chat_at(wrpo__current, in->tok, &all, add_generation_prompt, in->kwargs, in->now, out);
     wrpo__text_add(out, "", 0);                        /* never NULL */
 }
 /* Which part of `whole`, the conversation with its answer, is the response: from where `before`, the prompt as the
@@ -8152,8 +8574,8 @@ static bool wrpo__response_span(wrpo__reading *in, const wrpo_json *message, con
     size_t head = 0, tail = 0, k = 0;
     while (marks[k + 1] && memchr(content->text, marks[k], content->size)) k++;
     wrpo_json mark = {.kind = WRPO_JSON_STRING, .text = marks + k, .size = 1}, other = {.kind = WRPO_JSON_OBJECT};
-    for (const wrpo_json *v = message->child; v; v = v->next) wrpo__json_append(&other, wrpo__json_copy(wrpo__here, v == content ? &mark : v, v->key));
-    wrpo__text probe = {.arena = wrpo__here};
+    for (const wrpo_json *v = message->child; v; v = v->next) wrpo__json_append(&other, wrpo__json_copy(wrpo__current, v == content ? &mark : v, v->key));
+    wrpo__text probe = {.arena = wrpo__current};
     wrpo__render(in, in->prompt, stbds_arrlen(in->prompt), &other, false, &probe);
     const size_t least = WRPO__MIN(n, probe.size);
     while (head < least && whole->data[head] == probe.data[head]) head++;
@@ -8182,7 +8604,7 @@ static bool wrpo__response_span(wrpo__reading *in, const wrpo_json *message, con
    where its last token would merge with the rest or swallow white space of it, the rest is tokenized on its own. */
 static void wrpo__encode_after(wrpo__reading *in, const wrpo__text *before, const int32_t *prompt, const char *rest, size_t n, int32_t **ids) {
     const int64_t P = stbds_arrlen(prompt);
-    wrpo__text both = {.arena = wrpo__here};
+    wrpo__text both = {.arena = wrpo__current};
     wrpo__text_add(&both, before->data, before->size);
     wrpo__text_add(&both, rest, n);
     wrpo__encode(in->tok, both.data, both.size, 0, ids);
@@ -8192,16 +8614,16 @@ static void wrpo__encode_after(wrpo__reading *in, const wrpo__text *before, cons
         return;
     }
     stbds_arrsetlen(*ids, 0);
-    wrpo__encode(in->tok, rest, n, WRPO_ENCODE_CONTINUE, ids);
+    wrpo__encode(in->tok, rest, n, WRPO_TOKENIZER_CONTINUE, ids);
 }
 static void wrpo__tokenize_clean(wrpo__reading *in, wrpo__ids *prompt, wrpo__ids *out) {
     const int64_t count = stbds_arrlen(in->prompt), K = stbds_arrlen(in->answers);
-    wrpo__text before = {.arena = wrpo__here};
+    wrpo__text before = {.arena = wrpo__current};
     wrpo__render(in, in->prompt, count, NULL, true, &before);
     wrpo__encode(in->tok, before.data, before.size, 0, &prompt->ids);
     const int64_t full = stbds_arrlen(prompt->ids), P = WRPO__MIN(full, in->desc.max_prompt_length);
     for (int64_t k = 0; k < K; k++) {
-        wrpo__text whole = {.arena = wrpo__here};
+        wrpo__text whole = {.arena = wrpo__current};
         size_t from, to;
         wrpo__render(in, in->prompt, count, in->answers[k].message, false, &whole);
         bool ends = wrpo__response_span(in, in->answers[k].message, &before, &whole, &from, &to);
@@ -8228,12 +8650,12 @@ static void wrpo__tokenize_authors(wrpo__reading *in, wrpo__ids *prompt, wrpo__i
     int32_t *alone = NULL;                             /* stb array */
     int64_t longest = 0, shared = INT64_MAX;
     bool cut = false;
-    wrpo__text before = {.arena = wrpo__here};
+    wrpo__text before = {.arena = wrpo__current};
     if (in->tok->eos < 0) wrpo__fail(in->ctx, WRPO_E_ARG, "the authors' tokenization wants an eos_token, the tokenizer has none");
     wrpo__render(in, in->prompt, stbds_arrlen(in->prompt), NULL, false, &before);
     wrpo__encode(in->tok, before.data, before.size, 0, &alone);
     for (int64_t k = 0; k < K; k++) {
-        wrpo__text turn = {.arena = wrpo__here}, whole = {.arena = wrpo__here};
+        wrpo__text turn = {.arena = wrpo__current}, whole = {.arena = wrpo__current};
         wrpo__render(in, NULL, 0, in->answers[k].message, false, &turn);
         size_t skip = bos && turn.size >= bos && memcmp(turn.data, bos_token, bos) == 0 ? bos : 0;
         wrpo__text_add(&whole, before.data, before.size);
@@ -8295,32 +8717,6 @@ static bool wrpo__next_line(wrpo__lines *l) {
 }
 
 /* ---- records ---- */
-/* Copies a record into the data, its ids as one block. */
-static void wrpo__data_add(wrpo_data *data, const wrpo_record *record) {
-    wrpo__arena *arena = data->arena, *outer = wrpo__here;
-    int64_t total = record->prompt_count, longest = 0;
-    for (int k = 0; k < record->count; k++) total += record->responses[k].count, longest = WRPO__MAX(longest, record->responses[k].count);
-    int32_t *ids = wrpo__alloc(arena, (size_t)total, sizeof *ids);
-    wrpo_tokens *responses = wrpo__alloc(arena, (size_t)record->count, sizeof *responses);
-    wrpo_record r = *record;
-    r.prompt_id = wrpo__strndup(arena, record->prompt_id, strlen(record->prompt_id));
-    r.prompt = ids, r.responses = responses;
-    if (r.weight == 0) r.weight = 1;
-    memcpy(ids, record->prompt, (size_t)r.prompt_count * sizeof *ids);
-    ids += r.prompt_count;
-    for (int k = 0; k < r.count; k++) {
-        responses[k] = record->responses[k];
-        responses[k].ids = ids;
-        if (responses[k].role != WRPO_SOURCE && responses[k].weight == 0) responses[k].weight = 1;
-        memcpy(ids, record->responses[k].ids, (size_t)responses[k].count * sizeof *ids);
-        ids += responses[k].count;
-    }
-    wrpo__here = arena;
-    stbds_arrput(data->records, r);
-    wrpo__here = outer;
-    data->stats.records++, data->stats.prompt_tokens += r.prompt_count, data->stats.response_tokens += total - r.prompt_count;
-    data->stats.longest = WRPO__MAX(data->stats.longest, r.prompt_count + longest), data->most = WRPO__MAX(data->most, r.count);
-}
 static void wrpo__name_record(const wrpo__reading *in) {   /* in front of the sentence of an error from below */
     wrpo_error *e = &in->ctx->error;
     char place[256], sentence[sizeof e->text];
@@ -8335,14 +8731,14 @@ static void wrpo__name_record(const wrpo__reading *in) {   /* in front of the se
 /* One line. An entry of its own, so that its arena goes with it and an error from below learns which record it is about. */
 static wrpo_result wrpo__load_line(wrpo__reading *in, const char *text, size_t n) {
     WRPO__TRY(in->ctx, wrpo__arena_new(in->ctx), true) {
-        in->id = wrpo__format(wrpo__here, "line %lld", (long long)in->line);
+        in->id = wrpo__format(wrpo__current, "line %lld", (long long)in->line);
         in->prompt = NULL, in->answers = NULL;
-        wrpo__read_record(in, wrpo__json_parse(wrpo__here, in->desc.path, in->line, text, n));
+        wrpo__read_record(in, wrpo__json_parse(wrpo__current, in->desc.path, in->line, text, n));
         const int64_t K = stbds_arrlen(in->answers);
-        wrpo__ids prompt = {0}, *out = wrpo__alloc(wrpo__here, (size_t)K, sizeof *out);
-        wrpo_tokens *responses = wrpo__alloc(wrpo__here, (size_t)K, sizeof *responses);
+        wrpo__ids prompt = {0}, *out = wrpo__alloc(wrpo__current, (size_t)K, sizeof *out);
+        wrpo_tokens *responses = wrpo__alloc(wrpo__current, (size_t)K, sizeof *responses);
         in->tokenizing = true;
-        if (in->desc.tokenization == WRPO_AUTHORS) wrpo__tokenize_authors(in, &prompt, out);
+        if (in->desc.tokenization == WRPO_TOKENIZATION_AUTHORS) wrpo__tokenize_authors(in, &prompt, out);
         else wrpo__tokenize_clean(in, &prompt, out);
         in->tokenizing = false;
         if (stbds_arrlen(prompt.ids) == 0) wrpo__record_fail(in, NULL, "the prompt has no token");
@@ -8377,13 +8773,13 @@ static wrpo_data *wrpo__data_load(wrpo__arena *arena, wrpo_tokenizer *tok, const
         wrpo__fail(ctx, WRPO_E_ARG, "max_prompt_length: want less than max_length, %lld, found %lld", (long long)*max_length, (long long)*max_prompt);
     wrpo__arena *work = wrpo__sub_arena(arena);            /* what goes when the file is read */
     const wrpo__file *f = wrpo__open_file(work, desc->path);
-    wrpo__here = work;
+    wrpo__current = work;
     wrpo__find_ends(&in);
     for (wrpo__lines l = {.file = f}; !(desc->limit && data->stats.records >= desc->limit) && wrpo__next_line(&l);) {
         in.line = l.number;
-        wrpo__need(ctx, wrpo__load_line(&in, l.text, l.size));
+        wrpo__rethrow(ctx, wrpo__load_line(&in, l.text, l.size));
     }
-    wrpo__here = arena;
+    wrpo__current = arena;
     wrpo__arena_clear(work);
     if (!data->stats.records) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want records, found none", desc->path);
     if (data->stats.truncated_prompts || data->stats.truncated_responses)
@@ -8393,26 +8789,7 @@ static wrpo_data *wrpo__data_load(wrpo__arena *arena, wrpo_tokenizer *tok, const
 }
 WRPO_API wrpo_result wrpo_data_load(wrpo_tokenizer *tok, const wrpo_data_desc *desc, wrpo_data **out) {
     *out = NULL;
-    WRPO__TRY(tok->ctx, wrpo__arena_new(tok->ctx), false) *out = wrpo__data_load(wrpo__entry.arena, tok, desc);
-    return wrpo__end(&wrpo__entry);
-}
-WRPO_API wrpo_result wrpo_data_from_ids(wrpo_ctx *ctx, const wrpo_record *records, int64_t count, wrpo_data **out) {
-    *out = NULL;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), false) {
-        wrpo_data *data = WRPO__NEW(wrpo__entry.arena, wrpo_data);
-        data->ctx = ctx, data->arena = wrpo__entry.arena;
-        for (int64_t i = 0; i < count; i++) {
-            const wrpo_record *r = &records[i];
-            bool ok = r->prompt_count >= 1 && r->count >= 1;
-            if (!(r->weight >= 0 && r->weight <= DBL_MAX)) wrpo__fail(ctx, WRPO_E_ARG, "record %lld: want a finite weight of at least 0, found %g", (long long)i, r->weight);
-            for (int k = 0; ok && k < r->count; k++) ok = r->responses[k].first >= 0 && r->responses[k].count > r->responses[k].first;
-            if (!ok) wrpo__fail(ctx, WRPO_E_ARG, "record %lld: want a prompt and responses, each with a token at least", (long long)i);
-            wrpo_record named = *r;
-            if (!named.prompt_id) named.prompt_id = wrpo__format(wrpo__entry.arena, "record %lld", (long long)i);
-            wrpo__data_add(data, &named);
-        }
-        *out = data;
-    }
+    WRPO__TRY(tok->ctx, wrpo__arena_new(tok->ctx), false) *out = wrpo__data_load(wrpo__entry.arena, tok, desc ? desc : &(wrpo_data_desc){0});
     return wrpo__end(&wrpo__entry);
 }
 
@@ -8428,11 +8805,11 @@ static wrpo_result wrpo__prompt_ids(wrpo__reading *in, const wrpo_json *record, 
             in->prompt = wrpo__messages(in, prompt ? prompt : messages, "user", prompt ? "prompt" : "messages");
             wrpo__end_prompt(in);
         }
-        wrpo__text text = {.arena = wrpo__here};
+        wrpo__text text = {.arena = wrpo__current};
         in->tokenizing = true;
         if (raw) wrpo__text_add(&text, prompt->text, prompt->size);
         else wrpo__render(in, in->prompt, stbds_arrlen(in->prompt), NULL, true, &text);
-        wrpo__encode(in->tok, text.data, text.size, raw ? WRPO_ENCODE_SPECIAL : 0, &list);
+        wrpo__encode(in->tok, text.data, text.size, raw ? WRPO_TOKENIZER_SPECIAL : 0, &list);
         in->tokenizing = false;
         if (stbds_arrlen(list) == 0) wrpo__record_fail(in, NULL, "the prompt has no token");
         *ids = wrpo__handout(in->ctx, list, (size_t)stbds_arrlen(list) * sizeof *list);
@@ -8441,7 +8818,8 @@ static wrpo_result wrpo__prompt_ids(wrpo__reading *in, const wrpo_json *record, 
     if (wrpo__entry.failed && in->tokenizing && in->ctx->error.code != WRPO_E_MEMORY) wrpo__name_record(in);
     return wrpo__end(&wrpo__entry);
 }
-WRPO_API wrpo_result wrpo_prompt_ids(wrpo_tokenizer *tok, const wrpo_prompt_desc *desc, const wrpo_json *record, int32_t **ids, int64_t *count) {
+WRPO_API wrpo_result wrpo_tokenizer_prompt(wrpo_tokenizer *tok, const wrpo_tokenizer_prompt_desc *desc, const wrpo_json *record, int32_t **ids, int64_t *count) {
+    desc = desc ? desc : &(wrpo_tokenizer_prompt_desc){0};
     char id[40];
     wrpo__reading in = {.ctx = tok->ctx, .tok = tok, .desc.path = desc->name ? desc->name : "prompts", .line = desc->line ? desc->line : record->line,
                         .now = desc->now ? (time_t)desc->now : time(NULL), .id = id};
@@ -8455,7 +8833,7 @@ static wrpo_result wrpo__answer_end(wrpo_tokenizer *tok, int32_t *end) {
     WRPO__TRY(tok->ctx, wrpo__arena_new(tok->ctx), true) {
         const wrpo_json said = {.kind = WRPO_JSON_STRING, .text = "x", .size = 1};
         wrpo__reading in = {.ctx = tok->ctx, .tok = tok, .desc.path = "chat template", .id = "of stop tokens", .now = time(NULL)};
-        wrpo__text before = {.arena = wrpo__here}, whole = {.arena = wrpo__here};
+        wrpo__text before = {.arena = wrpo__current}, whole = {.arena = wrpo__current};
         const wrpo_json *answer = wrpo__message_of("assistant", &said);
         int32_t *ids = NULL;
         size_t from, to;
@@ -8464,634 +8842,16 @@ static wrpo_result wrpo__answer_end(wrpo_tokenizer *tok, int32_t *end) {
         wrpo__render(&in, in.prompt, 1, NULL, true, &before);
         wrpo__render(&in, in.prompt, 1, answer, false, &whole);
         if (wrpo__response_span(&in, answer, &before, &whole, &from, &to)) {
-            wrpo__encode(tok, whole.data + from, to - from, WRPO_ENCODE_CONTINUE, &ids);
+            wrpo__encode(tok, whole.data + from, to - from, WRPO_TOKENIZER_CONTINUE, &ids);
             *end = stbds_arrlast(ids);
         }
     }
     return wrpo__end(&wrpo__entry);
 }
-WRPO_API void wrpo_data_free(wrpo_data *data) { if (data) wrpo__arena_free(data->arena); }
-WRPO_API int64_t wrpo_data_count(const wrpo_data *data) { return data->stats.records; }
-WRPO_API wrpo_record wrpo_data_record(const wrpo_data *data, int64_t i) { return data->records[i]; }
-WRPO_API wrpo_data_stats wrpo_data_statistics(const wrpo_data *data) { return data->stats; }
 
-/* --------------------------------------------------------------------------------------- >>checkpoint
-   A Hugging Face directory in, a Hugging Face directory out: config.json, weights, side files.          */
+/* ------------------------------------------------------------------------------------------ >>generate
+   Samples of many prompts at once, over a cache of keys and values.
 
-/* ---- config.json: old (rope_theta, rope_scaling, torch_dtype) and new (rope_parameters, dtype) spellings ----
-   A key either changes a number below, or is known not to change one, or is refused by its name.        */
-typedef struct wrpo__reader { wrpo_ctx *ctx; const char *path; const wrpo_json *root; } wrpo__reader;
-#define WRPO__REFUSE(at, code, ...) wrpo__json_fail(in->ctx, code, in->path, at, __VA_ARGS__)
-static int64_t wrpo__config_int(const wrpo__reader *in, const char *key, int64_t otherwise, int64_t low, int64_t high) {   /* otherwise -1: required */
-    const wrpo_json *v = otherwise < 0 ? wrpo__json_need(in->ctx, in->path, in->root, key, WRPO_JSON_NUMBER) : wrpo__present(in->root, key);
-    return v ? wrpo__json_integer(in->ctx, in->path, v, low, high, NULL) : otherwise;
-}
-static double wrpo__config_number(const wrpo__reader *in, const wrpo_json *object, const char *key, double otherwise) {
-    const wrpo_json *v = wrpo__present(object, key);
-    if (v && !(v->kind == WRPO_JSON_NUMBER && v->number > 0 && v->number < 1e15)) wrpo__json_refuse(in->ctx, in->path, v, NULL, "a positive number");
-    return v ? v->number : otherwise;
-}
-static bool wrpo__config_bool(const wrpo__reader *in, const char *key, bool otherwise) {
-    const wrpo_json *v = wrpo__json_maybe(in->ctx, in->path, in->root, key, WRPO_JSON_BOOL);
-    return v ? v->boolean : otherwise;
-}
-static bool wrpo__among(const char *key, const char *const *list) {
-    for (; *list; list++)
-        if (!strcmp(key, *list)) return true;
-    return false;
-}
-/* The families: what transformers takes where a key is absent (0: as many as heads, hidden / heads, none), and the keys that
-   only this family knows. */
-typedef enum wrpo__family_name { WRPO__LLAMA, WRPO__MISTRAL, WRPO__QWEN2, WRPO__QWEN3, WRPO__GEMMA2, WRPO__PHI3, WRPO__INTERNLM2, WRPO__FAMILIES } wrpo__family_name;
-static const struct wrpo__family { const char *name; int64_t kv_heads, head_dim, positions, window; double eps; bool tied; const char *keys[7]; } wrpo__families[] = {
-    {"llama", 0, 0, 2048, 0, 1e-6, false, {NULL}},
-    {"mistral", 8, 0, 131072, 4096, 1e-6, false, {NULL}},
-    {"qwen2", 32, 0, 32768, 4096, 1e-6, false, {"use_sliding_window", "max_window_layers", NULL}},
-    {"qwen3", 32, 128, 32768, 4096, 1e-6, false, {"use_sliding_window", "max_window_layers", NULL}},
-    {"gemma2", 4, 256, 8192, 4096, 1e-6, true, {"hidden_activation", "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping",
-                                                "cache_implementation", "sliding_window_size", NULL}},
-    {"phi3", 0, 0, 4096, 0, 1e-5, false, {"original_max_position_embeddings", "resid_pdrop", "embd_pdrop", "interpolate_factor", "full_attn_mod", NULL}},
-    {"internlm2", 0, 0, 2048, 0, 1e-6, false, {"bias", NULL}}};
-static const char *const wrpo__rope_names[] = {"default", "linear", "llama3", "yarn", "dynamic", "longrope"};
-WRPO_API const char *wrpo_rope_name(int i) { return i >= 0 && i < WRPO__COUNT(wrpo__rope_names) ? wrpo__rope_names[i] : NULL; }
-/* An array of positive numbers, one for each pair of numbers that turns. */
-static void wrpo__config_factors(const wrpo__reader *in, const wrpo_json *r, const char *key, float *out, int64_t count) {
-    const wrpo_json *list = wrpo__present(r, key);
-    int64_t n = 0;
-    for (const wrpo_json *v = list && list->kind == WRPO_JSON_ARRAY && list->count == count ? list->child : NULL; v && v->kind == WRPO_JSON_NUMBER && v->number > 0; v = v->next)
-        out[n++] = (float)v->number;
-    if (n == count) return;
-    WRPO__REFUSE(list ? list : r, WRPO_E_FORMAT, "rope type longrope: %s: want %lld positive numbers", key, (long long)count);
-}
-static void wrpo__config_rope(const wrpo__reader *in, wrpo__family_name family, wrpo_config *c) {
-    static const char *const known[] = {"type", "rope_type", "rope_theta", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings",
-                                        "beta_fast", "beta_slow", "attention_factor", "truncate", "finetuned", "partial_rotary_factor", "short_factor", "long_factor", NULL};
-    static const bool phi3[] = {true, false, false, false, false, true}, internlm2[] = {true, true, false, false, true, false};
-    wrpo_rope *p = &c->rope;
-    const wrpo_json *v5 = wrpo__present(in->root, "rope_parameters"), *v4 = wrpo__present(in->root, "rope_scaling"), *r = v5 ? v5 : v4;
-    p->theta = wrpo__config_number(in, in->root, "rope_theta", 10000);
-    double part = wrpo__config_number(in, in->root, "partial_rotary_factor", 1);
-    if (r && r->kind != WRPO_JSON_OBJECT) WRPO__REFUSE(r, WRPO_E_FORMAT, "rope_scaling: want an object");
-    const wrpo_json *type = wrpo__present(r, "rope_type");
-    if (!type) type = wrpo__present(r, "type");
-    int kind = 0;
-    while (type && kind < WRPO__COUNT(wrpo__rope_names) && !wrpo__json_is(type, wrpo__rope_names[kind])) kind++;
-    if (family == WRPO__PHI3 && (wrpo__json_is(type, "su") || wrpo__json_is(type, "yarn"))) kind = WRPO_ROPE_LONGROPE;   /* what Phi-3 called it first */
-    if (kind == WRPO__COUNT(wrpo__rope_names) || (family == WRPO__PHI3 && !phi3[kind]) || (family == WRPO__INTERNLM2 && !internlm2[kind]))
-        WRPO__REFUSE(type, WRPO_E_UNSUPPORTED, "rope_type \"%.60s\" is not supported for model_type %s (%s)", type->kind == WRPO_JSON_STRING ? type->text : "?",
-                     c->model_type, family == WRPO__PHI3 ? "default and longrope are" : family == WRPO__INTERNLM2 ? "default, linear and dynamic are"
-                                                                                   : "default, linear, llama3, yarn, dynamic and longrope are");
-    p->type = (wrpo_rope_type)kind;
-    if (v4 && v5) WRPO__REFUSE(v4, WRPO_E_FORMAT, "rope_scaling: want either this or rope_parameters");
-    if (!type && wrpo__present(r, "factor")) WRPO__REFUSE(r, WRPO_E_FORMAT, "%s: want a rope_type for its factor", r->key);
-    for (const wrpo_json *v = r ? r->child : NULL; v; v = v->next)
-        if (v->kind != WRPO_JSON_NULL && !wrpo__among(v->key, known))
-            WRPO__REFUSE(v, WRPO_E_UNSUPPORTED, "%s: \"%.60s\" is not supported", r->key, v->key);
-    p->theta = wrpo__config_number(in, r, "rope_theta", p->theta);
-    part = wrpo__config_number(in, r, "partial_rotary_factor", part);
-    if (part != 1 && family != WRPO__PHI3)
-        WRPO__REFUSE(wrpo__present(r, "partial_rotary_factor") ? r : wrpo__json_get(in->root, "partial_rotary_factor"), WRPO_E_UNSUPPORTED,
-                     "partial_rotary_factor other than 1 is supported for model_type phi3 only");
-    p->dims = (int64_t)((double)c->head_dim * part);
-    if (p->dims < 2 || p->dims % 2 || p->dims > c->head_dim)
-        WRPO__REFUSE(in->root, WRPO_E_UNSUPPORTED, "partial_rotary_factor: want an even number of the %lld numbers of a head, found %lld", (long long)c->head_dim, (long long)p->dims);
-    if (p->type == WRPO_ROPE_DEFAULT) return;
-    const double stated = wrpo__config_number(in, in->root, "original_max_position_embeddings", family == WRPO__PHI3 ? 4096 : 0);   /* Phi-3: beside the object */
-    const double original = wrpo__config_number(in, r, "original_max_position_embeddings", stated > 0 ? stated : p->type == WRPO_ROPE_LLAMA3 ? 0 : (double)c->max_position_embeddings);
-    if (stated > 0 && stated != original)
-        WRPO__REFUSE(r, WRPO_E_FORMAT, "original_max_position_embeddings: the number in this object and that of config.json (4096 if it has none) differ");
-    if (original != floor(original) || original == 1)
-        WRPO__REFUSE(r, WRPO_E_FORMAT, "original_max_position_embeddings: want an integer of at least 2, found %g", original);
-    p->original_max_position_embeddings = (int64_t)original;
-    p->factor = wrpo__config_number(in, r, "factor", p->type == WRPO_ROPE_LONGROPE ? (double)c->max_position_embeddings / original : 0);
-    p->low_freq_factor = wrpo__config_number(in, r, "low_freq_factor", 0), p->high_freq_factor = wrpo__config_number(in, r, "high_freq_factor", 0);
-    if (p->factor == 0 || (p->type == WRPO_ROPE_LLAMA3 && (original == 0 || p->low_freq_factor == 0 || p->high_freq_factor <= p->low_freq_factor)))
-        WRPO__REFUSE(r, WRPO_E_FORMAT, p->type == WRPO_ROPE_LLAMA3
-            ? "rope type llama3: want factor, low_freq_factor < high_freq_factor and original_max_position_embeddings" : "rope scaling: want a factor");
-    if (p->type == WRPO_ROPE_DYNAMIC && p->dims < 4) WRPO__REFUSE(r, WRPO_E_UNSUPPORTED, "rope type dynamic: want heads of at least 4 numbers");
-    p->beta_fast = wrpo__config_number(in, r, "beta_fast", 32), p->beta_slow = wrpo__config_number(in, r, "beta_slow", 1);
-    p->attention_factor = wrpo__config_number(in, r, "attention_factor", p->factor <= 1 ? 1 : p->type == WRPO_ROPE_YARN ? 0.1 * log(p->factor) + 1
-                                              : p->type == WRPO_ROPE_LONGROPE ? sqrt(1 + log(p->factor) / log(original)) : 1);
-    const wrpo_json *truncate = wrpo__json_maybe(in->ctx, in->path, r, "truncate", WRPO_JSON_BOOL);
-    p->yarn_truncate = !truncate || truncate->boolean;
-    if (p->type != WRPO_ROPE_LONGROPE) return;
-    wrpo__config_factors(in, r, "short_factor", p->short_factor, p->dims / 2);
-    wrpo__config_factors(in, r, "long_factor", p->long_factor, p->dims / 2);
-}
-static void wrpo__config_parse(wrpo__arena *arena, const char *path, const wrpo_json *root, wrpo_config *c) {
-    /* read below or by the tokenizer */
-    static const char *const used[] = {"model_type", "architectures", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-        "num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "initializer_range", "rope_theta", "rope_scaling", "rope_parameters",
-        "sliding_window", "layer_types", "attention_bias", "tie_word_embeddings", "torch_dtype", "dtype", "hidden_act",
-        "mlp_bias", "attention_dropout", "rope_interleaved", "partial_rotary_factor", "pad_token_id", NULL};
-    /* known not to change a log-prob: ids, caching, generation defaults, provenance */
-    static const char *const harmless[] = {"bos_token_id", "eos_token_id", "num_labels", "sep_token_id", "unk_token_id", "decoder_start_token_id", "use_cache",
-        "transformers_version", "pretraining_tp", "is_llama_config", "auto_map", "return_dict", "output_hidden_states", "output_attentions", "torchscript",
-        "use_bfloat16", "pruned_heads", "chunk_size_feed_forward", "is_encoder_decoder", "is_decoder", "id2label", "label2id", "task_specific_params",
-        "problem_type", "finetuning_task", "tokenizer_class", "prefix", "top_k", "top_p", "temperature", "typical_p", "repetition_penalty", "length_penalty",
-        "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids", "num_return_sequences", "output_scores", "return_dict_in_generate",
-        "forced_bos_token_id", "forced_eos_token_id", "remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens",
-        "max_length", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups", "diversity_penalty", "tf_legacy_loss", "name_or_path",
-        "attn_implementation", "head_dim_original", "max_sequence_length", "model_max_length", "pad_token", "unsloth_fixed", "unsloth_version", NULL};
-    const wrpo__reader *in = &(wrpo__reader){arena->ctx, path, root};
-    char what[256];
-    memset(c, 0, sizeof *c);
-    if (root->kind != WRPO_JSON_OBJECT) WRPO__REFUSE(root, WRPO_E_FORMAT, "want an object");
-    const wrpo_json *type = wrpo__present(root, "model_type"), *arch = wrpo__present(root, "architectures");
-    if (!type || type->kind != WRPO_JSON_STRING) wrpo__fail(in->ctx, WRPO_E_FORMAT, "%s: \"model_type\" is missing", path);
-    int index = 0;
-    while (index < WRPO__FAMILIES && !wrpo__json_is(type, wrpo__families[index].name)) index++;
-    if (index == WRPO__FAMILIES) {
-        size_t at = (size_t)snprintf(what, sizeof what, "model_type \"%.60s\" is not supported (these are:", type->text);
-        for (index = 0; index < WRPO__FAMILIES; index++) at += (size_t)snprintf(what + at, sizeof what - at, " %s", wrpo__families[index].name);
-        snprintf(what + at, sizeof what - at, ")");
-        WRPO__REFUSE(type, WRPO_E_UNSUPPORTED, "%s", what);
-    }
-    const wrpo__family_name family = (wrpo__family_name)index;
-    const struct wrpo__family *const defaults = &wrpo__families[index];
-    const bool gemma2 = family == WRPO__GEMMA2, qwen = family == WRPO__QWEN2 || family == WRPO__QWEN3;
-    snprintf(c->model_type, sizeof c->model_type, "%s", type->text);
-    static const char *const heads[] = {"ForCausalLM", "ForSequenceClassification", "ForRewardModel", "ForRewardModelWithGating"};
-    static const char *const head_keys[][5] = {{NULL}, {NULL}, {"reward_token_id", NULL},
-                                               {"num_objectives", "gating_temperature", "gating_hidden_dim", "gating_n_hidden", NULL}};
-    for (const wrpo_json *a = arch ? arch->child : NULL; a; a = a->next) {
-        const char *of = a->kind == WRPO_JSON_STRING ? strstr(a->text, "For") : NULL;
-        int h = 0;
-        while (h < 4 && (!of || strcmp(of, heads[h]) || (h == WRPO_HEAD_VALUE && family != WRPO__INTERNLM2))) h++;
-        if (h == 4 || (a != arch->child && h != (int)c->head))
-            WRPO__REFUSE(a, WRPO_E_UNSUPPORTED, "architectures: \"%.60s\" is not supported (causal language models, sequence classification and the reward models of "
-                     "InternLM2 and ArmoRM are)", a->kind == WRPO_JSON_STRING ? a->text : "?");
-        c->head = (wrpo_head)h;
-    }
-    for (const wrpo_json *v = root->child; v; v = v->next) {
-        bool off = v->kind == WRPO_JSON_NULL || (v->kind == WRPO_JSON_BOOL && v->boolean == !strcmp(v->key, "is_causal"));
-        if (off || v->key[0] == '_' || !strncmp(v->key, "transformers.", 13) || wrpo__among(v->key, used) || wrpo__among(v->key, harmless) || wrpo__among(v->key, defaults->keys) || wrpo__among(v->key, head_keys[c->head])) continue;
-        WRPO__REFUSE(v, WRPO_E_UNSUPPORTED, "\"%.80s\" is not supported for model_type %s", v->key, c->model_type);
-    }
-    const int64_t most = (int64_t)1 << 24;
-    c->vocab_size = wrpo__config_int(in, "vocab_size", -1, 1, most), c->hidden_size = wrpo__config_int(in, "hidden_size", -1, 1, WRPO__PACKED_WORDS);
-    c->intermediate_size = wrpo__config_int(in, "intermediate_size", -1, 1, most);
-    c->num_hidden_layers = wrpo__config_int(in, "num_hidden_layers", -1, 1, 512);
-    c->num_attention_heads = wrpo__config_int(in, "num_attention_heads", -1, 1, 65536);
-    const wrpo_json *kv = wrpo__json_get(root, "num_key_value_heads");   /* null means all heads; absent, the family's default */
-    c->num_key_value_heads = wrpo__config_int(in, "num_key_value_heads", kv || !defaults->kv_heads ? c->num_attention_heads : defaults->kv_heads, 1, 65536);
-    const int64_t head_dim = wrpo__json_get(root, "head_dim") ? 0 : defaults->head_dim;   /* null means hidden / heads */
-    if (!head_dim && !wrpo__present(root, "head_dim") && c->hidden_size % c->num_attention_heads)
-        wrpo__fail(in->ctx, WRPO_E_FORMAT, "%s: hidden_size %lld is no multiple of num_attention_heads %lld, and there is no head_dim", path,
-                   (long long)c->hidden_size, (long long)c->num_attention_heads);
-    c->head_dim = wrpo__config_int(in, "head_dim", head_dim ? head_dim : c->hidden_size / c->num_attention_heads, 2, 512);
-    if (c->head_dim % 2 || c->head_dim > WRPO__MAX_D) wrpo__fail(in->ctx, WRPO_E_UNSUPPORTED, "%s: head_dim: want an even number up to 512, found %lld", path, (long long)c->head_dim);
-    if (c->num_attention_heads % c->num_key_value_heads)
-        wrpo__fail(in->ctx, WRPO_E_FORMAT, "%s: num_attention_heads %lld is no multiple of num_key_value_heads %lld", path,
-                   (long long)c->num_attention_heads, (long long)c->num_key_value_heads);
-    c->max_position_embeddings = wrpo__config_int(in, "max_position_embeddings", defaults->positions, 1, (int64_t)1 << 40);
-    c->rms_norm_eps = wrpo__config_number(in, root, "rms_norm_eps", defaults->eps);
-    c->initializer_range = wrpo__config_number(in, root, "initializer_range", 0.02);
-    c->tie_word_embeddings = wrpo__config_bool(in, "tie_word_embeddings", defaults->tied);
-    c->attention_bias = family == WRPO__QWEN2 || wrpo__config_bool(in, family == WRPO__INTERNLM2 ? "bias" : "attention_bias", family == WRPO__INTERNLM2);
-    c->output_bias = family != WRPO__QWEN2 && c->attention_bias;
-    c->qk_norm = family == WRPO__QWEN3;
-    c->gelu = c->norm_plus_one = c->post_norms = c->scale_embeddings = gemma2;
-    if (gemma2) {                    /* a cap of null is none */
-        c->query_pre_attn_scalar = wrpo__config_number(in, root, "query_pre_attn_scalar", 256);
-        c->attn_logit_softcapping = wrpo__config_number(in, root, "attn_logit_softcapping", wrpo__json_get(root, "attn_logit_softcapping") ? 0 : 50);
-        c->final_logit_softcapping = wrpo__config_number(in, root, "final_logit_softcapping", wrpo__json_get(root, "final_logit_softcapping") ? 0 : 30);
-    }
-    if ((family == WRPO__MISTRAL || family == WRPO__PHI3 || family == WRPO__INTERNLM2) && wrpo__config_bool(in, "attention_bias", false))
-        WRPO__REFUSE(wrpo__json_get(root, "attention_bias"), WRPO_E_UNSUPPORTED, "attention_bias is not supported for model_type %s", c->model_type);
-    const wrpo_json *act = gemma2 ? wrpo__present(root, "hidden_activation") : NULL;
-    if (!act) act = wrpo__present(root, "hidden_act");
-    if (act && !(gemma2 ? wrpo__json_is(act, "gelu_pytorch_tanh") : wrpo__json_is(act, "silu") || wrpo__json_is(act, "swish")))
-        WRPO__REFUSE(act, WRPO_E_UNSUPPORTED, "%s \"%.60s\" is not supported (%s is)", act->key, act->kind == WRPO_JSON_STRING ? act->text : "?", gemma2 ? "gelu_pytorch_tanh" : "silu");
-    static const char *const dropouts[] = {"attention_dropout", "resid_pdrop", "embd_pdrop"}, *const off[] = {"mlp_bias", "rope_interleaved"};
-    for (int i = 0; i < 3; i++) {
-        const wrpo_json *drop = wrpo__present(root, dropouts[i]);
-        if (drop && (drop->kind != WRPO_JSON_NUMBER || drop->number != 0)) WRPO__REFUSE(drop, WRPO_E_UNSUPPORTED, "%s other than 0 is not supported", dropouts[i]);
-    }
-    for (int i = 0; i < 2; i++) {
-        if (wrpo__config_bool(in, off[i], false)) WRPO__REFUSE(wrpo__json_get(root, off[i]), WRPO_E_UNSUPPORTED, "%s is not supported", off[i]);
-    }
-    wrpo__config_rope(in, family, c);
-
-    /* the window: every layer of mistral and phi3; qwen's upper layers; gemma2's even ones; layer_types overrides */
-    const wrpo_json *window = wrpo__json_get(root, "sliding_window"), *layers = wrpo__present(root, "layer_types");
-    if ((family == WRPO__LLAMA || family == WRPO__INTERNLM2) && wrpo__present(root, "sliding_window"))
-        WRPO__REFUSE(window, WRPO_E_UNSUPPORTED, "sliding_window is not supported for model_type %s", c->model_type);
-    if (!qwen || wrpo__config_bool(in, "use_sliding_window", false)) c->sliding_window = wrpo__config_int(in, "sliding_window", window ? 0 : defaults->window, 1, (int64_t)1 << 40);
-    if (gemma2 && wrpo__config_int(in, "sliding_window_size", c->sliding_window, 0, (int64_t)1 << 40) != c->sliding_window)
-        WRPO__REFUSE(wrpo__json_get(root, "sliding_window_size"), WRPO_E_FORMAT, "sliding_window_size: want the number of sliding_window");
-    const int64_t first = qwen && c->sliding_window ? wrpo__config_int(in, "max_window_layers", 28, 0, (int64_t)1 << 40) : 0;
-    for (int64_t l = first; c->sliding_window && l < c->num_hidden_layers; l += gemma2 ? 2 : 1) c->sliding_layers[l / 64] |= (uint64_t)1 << l % 64;
-    if (layers) {
-        if (layers->kind != WRPO_JSON_ARRAY || layers->count != c->num_hidden_layers) WRPO__REFUSE(layers, WRPO_E_FORMAT, "layer_types: want one entry a layer");
-        memset(c->sliding_layers, 0, sizeof c->sliding_layers);
-        int64_t l = 0;
-        for (const wrpo_json *v = layers->child; v; v = v->next, l++) {
-            bool sliding = wrpo__json_is(v, "sliding_attention");
-            if (!sliding && !wrpo__json_is(v, "full_attention"))
-                WRPO__REFUSE(v, WRPO_E_UNSUPPORTED, "layer_types: \"%.60s\" is not supported", v->kind == WRPO_JSON_STRING ? v->text : "?");
-            if (sliding && !c->sliding_window) WRPO__REFUSE(v, WRPO_E_FORMAT, "layer_types: sliding_attention without a sliding_window in force");
-            if (sliding) c->sliding_layers[l / 64] |= (uint64_t)1 << l % 64;
-        }
-    }
-    const wrpo_json *pad = wrpo__present(root, "pad_token_id");
-    if (pad && !(pad->kind == WRPO_JSON_NUMBER && pad->exact)) WRPO__REFUSE(pad, WRPO_E_FORMAT, "pad_token_id: want an integer");
-    c->pad_token_id = pad ? pad->integer : -1;           /* some files say -1 for none */
-    c->reward_token_id = c->head == WRPO_HEAD_VALUE ? wrpo__config_int(in, "reward_token_id", -1, 0, c->vocab_size - 1) : -1;
-    c->gating_temperature = c->head == WRPO_HEAD_GATED ? wrpo__config_number(in, root, "gating_temperature", 10) : 0;
-    const wrpo_json *dtype = wrpo__present(root, "dtype");
-    if (!dtype) dtype = wrpo__present(root, "torch_dtype");
-    c->dtype = wrpo__json_is(dtype, "float32") ? WRPO_F32 : wrpo__json_is(dtype, "bfloat16") ? WRPO_BF16 : wrpo__json_is(dtype, "float16") ? WRPO_F16 : WRPO_DTYPE_DEFAULT;
-}
-static void wrpo__config_read(wrpo__arena *arena, const char *path, wrpo_config *c) {   /* path: the file or its directory */
-    if (wrpo__is_dir(path)) path = wrpo__join(arena, path, "config.json");
-    const wrpo__file *f = wrpo__open_file(arena, path);
-    wrpo__config_parse(arena, path, wrpo__json_parse(arena, path, 1, (const char *)f->data, f->size), c);
-}
-WRPO_API wrpo_result wrpo_config_load(wrpo_ctx *ctx, const char *path, wrpo_config *out) {
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) wrpo__config_read(wrpo__entry.arena, path, out);
-    return wrpo__end(&wrpo__entry);
-}
-
-/* ---- names: where the numbers of the table lie in the files ----
-   The table has the Llama layout. Phi-3 and InternLM2 have other names, and tensors that hold the rows of several weights: one below
-   the other in the order of the table, or, in wqkv, so in each of G groups, a key/value head with its query heads.                  */
-static const struct { const char *family, *ours, *theirs; } wrpo__renames[] = {
-    {"phi3", "self_attn.q_proj.", "self_attn.qkv_proj."}, {"phi3", "self_attn.k_proj.", "self_attn.qkv_proj."}, {"phi3", "self_attn.v_proj.", "self_attn.qkv_proj."},
-    {"phi3", "mlp.gate_proj.", "mlp.gate_up_proj."}, {"phi3", "mlp.up_proj.", "mlp.gate_up_proj."},
-    {"internlm2", "embed_tokens.", "tok_embeddings."}, {"internlm2", "lm_head.", "output."},
-    {"internlm2", "self_attn.q_proj.", "attention.wqkv."}, {"internlm2", "self_attn.k_proj.", "attention.wqkv."}, {"internlm2", "self_attn.v_proj.", "attention.wqkv."},
-    {"internlm2", "self_attn.o_proj.", "attention.wo."}, {"internlm2", "input_layernorm.", "attention_norm."}, {"internlm2", "post_attention_layernorm.", "ffn_norm."},
-    {"internlm2", "mlp.gate_proj.", "feed_forward.w1."}, {"internlm2", "mlp.up_proj.", "feed_forward.w3."}, {"internlm2", "mlp.down_proj.", "feed_forward.w2."}};
-typedef struct wrpo__place {         /* row r of a weight is row r / own * stride + first + r % own of the tensor `name` */
-    char name[128];
-    int64_t groups, stride, first, own;
-} wrpo__place;
-static void wrpo__file_name(const wrpo_config *c, const char *name, char out[128]) {
-    for (int64_t i = 0; i < WRPO__COUNT(wrpo__renames); i++) {
-        const char *at = strcmp(c->model_type, wrpo__renames[i].family) ? NULL : strstr(name, wrpo__renames[i].ours);
-        if (!at) continue;
-        snprintf(out, 128, "%.*s%s%s", (int)(at - name), name, wrpo__renames[i].theirs, at + strlen(wrpo__renames[i].ours));
-        return;
-    }
-    snprintf(out, 128, "%s", name);
-}
-static wrpo__place wrpo__place_of(const wrpo_model *m, const wrpo_weight *w) {
-    wrpo__place p = {.groups = 1};
-    char other[128];
-    const wrpo_weight *begin = w, *end = w, *last = m->weights + m->n_weights;
-    wrpo__file_name(&m->config, w->name, p.name);
-    while (begin > m->weights && (wrpo__file_name(&m->config, begin[-1].name, other), !strcmp(other, p.name))) p.first += (--begin)->rows;
-    p.stride = p.first;
-    do p.stride += (end++)->rows; while (end < last && (wrpo__file_name(&m->config, end->name, other), !strcmp(other, p.name)));
-    if (strstr(p.name, ".wqkv.")) p.groups = m->config.num_key_value_heads;
-    p.own = w->rows / p.groups, p.first /= p.groups, p.stride /= p.groups;
-    return p;
-}
-
-/* ---- tensors against the table of weights ---- */
-static void wrpo__shape_text(char *s, size_t n, int ndim, const int64_t *shape) {
-    size_t at = (size_t)snprintf(s, n, "[");
-    for (int i = 0; i < ndim && at < n; i++) at += (size_t)snprintf(s + at, n - at, "%s%lld", i ? "," : "", (long long)shape[i]);
-    if (at < n) snprintf(s + at, n - at, "]");
-}
-/* The tensor that holds this weight, or a sentence: missing, misshapen, of a type that is no float. */
-static const wrpo_tensor_info *wrpo__tensor_of(const wrpo_model *m, const char *dir, const wrpo_tensors *t, const wrpo_weight *w, wrpo__place *place) {
-    *place = wrpo__place_of(m, w);
-    const wrpo_tensor_info *info = wrpo_tensors_find(t, place->name);
-    char want[80], found[160];
-    if (!info) wrpo__fail(m->ctx, WRPO_E_FORMAT, "%s: %s is missing", dir, place->name);
-    const int64_t shape[2] = {place->groups * place->stride, w->cols};
-    wrpo__shape_text(want, sizeof want, w->vector ? 1 : 2, shape);
-    wrpo__shape_text(found, sizeof found, info->ndim, info->shape);
-    if (strcmp(want, found)) wrpo__fail(m->ctx, WRPO_E_FORMAT, "%s: %s: want %s, found %s", info->file, info->name, want, found);
-    if (strcmp(info->dtype, "F32") && strcmp(info->dtype, "BF16") && strcmp(info->dtype, "F16"))
-        wrpo__fail(m->ctx, WRPO_E_UNSUPPORTED, "%s: %s: want F32, F16 or BF16, found %s", info->file, info->name, info->dtype);
-    return info;
-}
-/* A tensor of a reward model's head: read by wrpo_reward_load, beside the table, for nothing trains it. */
-static bool wrpo__in_head(const wrpo_config *c, const char *name) {
-    if (c->head == WRPO_HEAD_GATED) return !strcmp(name, "regression_layer.weight") || !strcmp(name, "reward_transform_matrix") || !strncmp(name, "gating.", 7);
-    return (c->head == WRPO_HEAD_SCORE && !strcmp(name, "score.weight")) || (c->head == WRPO_HEAD_VALUE && !strcmp(name, "v_head.weight"));
-}
-/* m: the table of the config, without data. Every weight is there, and nothing else. */
-static wrpo_dtype wrpo__check_tensors(const wrpo_model *m, const char *dir, const wrpo_tensors *t) {
-    const wrpo_tensor_info *all = wrpo_tensors_at(t, 0), *first = NULL, *other = NULL;
-    bool *seen = wrpo__alloc(wrpo__here, (size_t)wrpo_tensors_count(t), sizeof *seen);
-    wrpo__place place;
-    char head[128];
-    for (int64_t i = 0; i < m->n_weights; i++) {
-        const wrpo_tensor_info *info = wrpo__tensor_of(m, dir, t, &m->weights[i], &place);
-        if (!first) first = info;
-        if (wrpo__float_dtype(info) != wrpo__float_dtype(first)) other = info;
-        seen[info - all] = true;
-    }
-    if (other) wrpo__log(m->ctx, WRPO_LOG_WARN, "%s: %s is %s, %s %s: saved again, all are %s unless a type is asked for", dir, first->name, first->dtype, other->name, other->dtype, first->dtype);
-    wrpo__file_name(&m->config, "lm_head.weight", head);
-    for (const wrpo_tensor_info *info = all; info < all + wrpo_tensors_count(t); info++)
-        if (!seen[info - all] && !wrpo__ends(info->name, ".rotary_emb.inv_freq") && !wrpo__in_head(&m->config, info->name) && !(m->config.tie_word_embeddings && !strcmp(info->name, head)))
-            wrpo__fail(m->ctx, WRPO_E_FORMAT, "%s: %s: no such tensor in a %s of this config", info->file, info->name, m->config.model_type);
-    return wrpo__float_dtype(first);
-}
-static wrpo_tensors *wrpo__tensors_in(wrpo_ctx *ctx, const char *dir) {
-    wrpo_tensors *t;
-    wrpo__cleanup *owner = wrpo__on_free(wrpo__here, wrpo__tensors_drop, NULL);
-    wrpo__need(ctx, wrpo_tensors_open(ctx, dir, &t));
-    owner->p = t;
-    return t;
-}
-WRPO_API wrpo_result wrpo_model_check(wrpo_ctx *ctx, const char *dir, wrpo_config *config, int64_t *parameters, wrpo_dtype *dtype) {
-    *parameters = 0, *dtype = WRPO_DTYPE_DEFAULT;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        wrpo__arena *arena = wrpo__entry.arena;
-        wrpo__config_read(arena, dir, config);
-        const wrpo_model *table = wrpo__model_table(arena, config, WRPO_F32);      /* alone, no memory behind it */
-        *parameters = wrpo_model_parameters(table);
-        *dtype = wrpo__check_tensors(table, dir, wrpo__tensors_in(ctx, dir));
-    }
-    return wrpo__end(&wrpo__entry);
-}
-
-/* ---- load ----
-   A frozen model on the host keeps its matrices in the file that holds them, if they lie there in one piece, as floats or bfloat16 and aligned. */
-static const void *wrpo__mapped_data(const wrpo_tensor_info *info, const wrpo__place *p, const wrpo_weight *w) {   /* NULL: it must be copied */
-    const size_t size = !strcmp(info->dtype, "F32") ? 4 : !strcmp(info->dtype, "BF16") ? 2 : 0;
-    if (w->vector || p->groups > 1 || !size || (uintptr_t)info->data % size) return NULL;
-    return (const char *)info->data + (size_t)(p->first * w->cols) * size;
-}
-static void wrpo__map_weights(wrpo_model *model, const wrpo_tensors *t) {
-    for (int64_t i = 0; i < model->n_weights; i++) {
-        wrpo_weight *w = &model->weights[i];
-        wrpo__place place;
-        const wrpo_tensor_info *info = wrpo__tensor_of(model, model->dir, t, w, &place);
-        const void *data = wrpo__mapped_data(info, &place, w);
-        if (data) w->data = (void *)(uintptr_t)data, w->dtype = !strcmp(info->dtype, "F32") ? WRPO_F32 : WRPO_BF16;
-    }
-}
-enum { WRPO__PIECE = 1 << 20 };      /* numbers converted at a time: weights may lie on a device */
-static wrpo_result wrpo__load_weights(wrpo_model *model, const wrpo_tensors *mapped /* or NULL */) {
-    wrpo_ctx *ctx = model->ctx;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        const wrpo_tensors *t = mapped ? mapped : wrpo__tensors_in(ctx, model->dir);
-        float *piece = wrpo__raw(wrpo__entry.arena, WRPO__PIECE, sizeof *piece);
-        for (int64_t i = 0; i < model->n_weights; i++) {
-            const wrpo_weight *w = &model->weights[i];
-            wrpo__place p;
-            const wrpo_tensor_info *info = wrpo__tensor_of(model, model->dir, t, w, &p);
-            if (mapped && w->data == wrpo__mapped_data(info, &p, w)) continue;
-            const int64_t part = p.own * w->cols;      /* lies in one piece */
-            for (int64_t at = 0, n; at < wrpo__size(w); at += n) {
-                const int64_t from = (at / part * p.stride + p.first) * w->cols + at % part;
-                n = WRPO__MIN(part - at % part, WRPO__PIECE);
-                wrpo__to_float(ctx, piece, info, from, n);
-                for (int64_t k = 0; k < n; k++)
-                    if (!isfinite(piece[k])) wrpo__fail(ctx, WRPO_E_NOT_FINITE, "%s: %s: element %lld is not a finite number", info->file, info->name, (long long)(from + k));
-                wrpo__weight_put(model, w, at, n, piece);
-            }
-        }
-        wrpo__sync(ctx);
-    }
-    return wrpo__end(&wrpo__entry);
-}
-static void wrpo__need_language_model(wrpo_ctx *ctx, const char *dir, const wrpo_config *c) {
-    if (c->head != WRPO_HEAD_LM) wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: a reward model: it scores answers (wrpo_reward_load), it has no logits to train", dir);
-}
-static wrpo_result wrpo__model_load(wrpo_ctx *ctx, const wrpo_model_desc *desc, bool reward, wrpo_model **out) {
-    *out = NULL;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), false) {
-        wrpo__arena *arena = wrpo__entry.arena;
-        wrpo_config config;
-        wrpo_dtype dtype;
-        if (!desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_model_desc: dir is missing");
-        wrpo__need(ctx, wrpo_model_check(ctx, desc->dir, &config, &(int64_t){0}, &dtype));   /* before memory is taken */
-        if (!reward) wrpo__need_language_model(ctx, desc->dir, &config);
-        const bool map = desc->frozen && ctx->desc.backend->host;
-        wrpo_model *model = wrpo__model_table(arena, &config, map ? WRPO_F32 : ctx->desc.dtype);
-        model->dir = model->tokenizer_dir = wrpo__strndup(arena, desc->dir, strlen(desc->dir));
-        model->dtype = dtype, model->frozen = desc->frozen;
-        const wrpo_tensors *mapped = map ? wrpo__tensors_in(ctx, model->dir) : NULL;      /* open as long as the model */
-        if (map) wrpo__map_weights(model, mapped);
-        wrpo__model_memory(model);
-        wrpo__need(ctx, wrpo__load_weights(model, mapped));
-        *out = model;
-    }
-    return wrpo__end(&wrpo__entry);
-}
-
-WRPO_API wrpo_result wrpo_model_load(wrpo_ctx *ctx, const wrpo_model_desc *desc, wrpo_model **out) { return wrpo__model_load(ctx, desc, false, out); }
-
-/* ---- random weights ---- */
-WRPO_API wrpo_result wrpo_model_init(wrpo_ctx *ctx, const wrpo_init_desc *desc, wrpo_model **out) {
-    *out = NULL;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), false) {
-        wrpo__arena *arena = wrpo__entry.arena;
-        if (!desc->config) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_init_desc: config is missing");
-        wrpo_config config;
-        wrpo__config_read(arena, desc->config, &config);
-        wrpo__need_language_model(ctx, desc->config, &config);
-        wrpo_model *model = wrpo__model_new(arena, &config);
-        model->dir = wrpo__strndup(arena, desc->config, strlen(desc->config));
-        model->tokenizer_dir = desc->tokenizer_dir ? wrpo__strndup(arena, desc->tokenizer_dir, strlen(desc->tokenizer_dir)) : NULL;
-        model->dtype = desc->dtype ? desc->dtype : WRPO_F32;
-        float *piece = wrpo__raw(arena, WRPO__PIECE, sizeof *piece);
-        for (int64_t i = 0; i < model->n_weights; i++) {
-            const wrpo_weight *w = &model->weights[i];
-            const uint64_t stream = wrpo__hash(0, w->name, strlen(w->name));
-            const bool norm = w->vector && strstr(w->name, "norm") != NULL;
-            for (int64_t at = 0, n; at < w->rows * w->cols; at += n) {
-                n = WRPO__MIN(w->rows * w->cols - at, WRPO__PIECE);
-                WRPO__PARFOR(ctx->desc.threads)
-                for (int64_t block = 0; block < (n + 4095) / 4096; block++)
-                    for (int64_t k = block * 4096; k < WRPO__MIN(n, block * 4096 + 4096); k++)
-                        piece[k] = norm ? !config.norm_plus_one : w->vector ? 0 : (float)(config.initializer_range * wrpo__normal(desc->seed ? desc->seed : 42, stream, (uint64_t)(at + k)));
-                wrpo__weight_put(model, w, at, n, piece);
-            }
-        }
-        wrpo__block_free(piece);
-        wrpo__sync(ctx);
-        *out = model;
-    }
-    return wrpo__end(&wrpo__entry);
-}
-
-/* ---- save ---- */
-/* What belongs to a checkpoint beside its weights and config.json: settings, tokenizer, template, licence. */
-static bool wrpo__is_side_file(const char *name) {
-    static const char *const ends[] = {".json", ".jinja", ".txt", ".model", ".md", ".py", "LICENSE", "NOTICE", NULL};
-    static const char *const not[] = {".index.json", "trainer_state.json", "config.json", NULL};
-    bool yes = false;
-    for (const char *const *end = ends; *end; end++) yes = yes || wrpo__ends(name, *end);
-    yes = yes && name[0] != '.' && strncmp(name, "reference_logps", 15) != 0;
-    return yes && !wrpo__ends(name, not[0]) && strcmp(name, not[1]) && strcmp(name, not[2]);
-}
-/* One more file of a checkpoint, under its part name so far; not if it is there already, the same. */
-static void wrpo__beside(wrpo__arena *arena, wrpo__writer ***files, const char *to, const void *data, size_t size) {
-    const wrpo__file *old = wrpo__exists(to) ? wrpo__open_file(arena, to) : NULL;
-    if (old && old->size == size && !memcmp(old->data, data, size)) return;
-    wrpo__writer *w = wrpo__create(arena, to);
-    wrpo__write(w, data, size);
-    wrpo__finish(w);
-    stbds_arrput(*files, w);
-}
-/* config.json unchanged, but for the value of dtype / torch_dtype where the weights are written in another type. */
-static void wrpo__save_config(wrpo__arena *arena, wrpo__writer ***files, const char *from, const char *to, wrpo_dtype dtype) {
-    const wrpo__file *f = wrpo__open_file(arena, from);
-    const char *name = dtype == WRPO_BF16 ? "bfloat16" : dtype == WRPO_F16 ? "float16" : "float32";
-    const char *text = wrpo__strndup(arena, (const char *)f->data, f->size), *rest = text;
-    wrpo__text out = {.arena = arena};
-    for (const wrpo_json *v = wrpo__json_parse(arena, from, 1, text, f->size)->child; v; v = v->next) {
-        if (v->kind != WRPO_JSON_STRING || (strcmp(v->key, "dtype") && strcmp(v->key, "torch_dtype"))) continue;
-        const char *at = text;                         /* its opening quote */
-        for (int32_t i = 1; i < v->line; i++) at = strchr(at, '\n') + 1;
-        for (int32_t i = 1; i < v->column; i++) do at++; while ((*at & 0xC0) == 0x80);
-        wrpo__text_add(&out, rest, (size_t)(at + 1 - rest));
-        wrpo__text_puts(&out, name);
-        rest = strchr(at + 1, '"');
-    }
-    wrpo__text_puts(&out, rest);
-    wrpo__beside(arena, files, to, out.data, out.size);
-}
-typedef struct wrpo__saving { const wrpo_model *model; const wrpo_weight **of; } wrpo__saving;   /* of[tensor]: the first weight in it */
-static void wrpo__save_piece(void *user, int64_t tensor, int64_t first, int64_t count, float *dst) {
-    const wrpo__saving *s = user;
-    for (int64_t n; count > 0; first += n, dst += n, count -= n) {
-        const wrpo_weight *w = s->of[tensor];
-        const int64_t row = first / w->cols, col = first % w->cols;
-        wrpo__place p = wrpo__place_of(s->model, w);
-        while (row % p.stride >= p.first + p.own) p = wrpo__place_of(s->model, ++w);
-        const int64_t in = row % p.stride - p.first;
-        n = WRPO__MIN(count, (p.own - in) * w->cols - col);
-        wrpo__weight_get(s->model, w, (row / p.stride * p.own + in) * w->cols + col, n, dst);
-    }
-}
-WRPO_API wrpo_result wrpo_model_save(wrpo_model *model, const wrpo_save_desc *desc) {
-    wrpo_ctx *ctx = model->ctx;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        wrpo__arena *arena = wrpo__entry.arena;
-        if (!desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_save_desc: dir is missing");
-        if (desc->max_shard_size < 0) wrpo__fail(ctx, WRPO_E_ARG, "max_shard_size: want a number of bytes, found %lld", (long long)desc->max_shard_size);
-        wrpo_dtype dtype = desc->dtype ? desc->dtype : model->dtype;
-        wrpo__make_dir(ctx, desc->dir);
-        wrpo__save_tensor *t = wrpo__alloc(arena, (size_t)model->n_weights, sizeof *t);
-        wrpo__saving saving = {model, wrpo__alloc(arena, (size_t)model->n_weights, sizeof *saving.of)};
-        int64_t tensors = 0;
-        for (int64_t i = 0; i < model->n_weights; i++) {
-            const wrpo_weight *w = &model->weights[i];
-            const wrpo__place p = wrpo__place_of(model, w);
-            if (p.first) continue;
-            t[tensors] = (wrpo__save_tensor){wrpo__strndup(arena, p.name, strlen(p.name)), w->vector ? 1 : 2, {p.groups * p.stride, w->cols, 0, 0}};
-            saving.of[tensors++] = w;
-        }
-        wrpo__writer **beside = NULL;
-        bool dir = wrpo__is_dir(model->dir);
-        const char *config = dir ? wrpo__join(arena, model->dir, "config.json") : model->dir;
-        wrpo__save_config(arena, &beside, config, wrpo__join(arena, desc->dir, "config.json"), dtype);
-        const char *from[2] = {model->tokenizer_dir, dir ? model->dir : NULL};
-        for (int i = 0; i < 2; i++) {
-            if (!from[i] || (i && from[0] && !strcmp(from[0], from[1]))) continue;
-            wrpo__name *names = wrpo__list_dir(arena, from[i]);
-            for (int64_t k = 0; k < stbds_arrlen(names); k++) {
-                const char *path = wrpo__join(arena, from[i], names[k].text);
-                bool known = i && from[0] && wrpo__exists(wrpo__join(arena, from[0], names[k].text));   /* the tokenizer's folder wins */
-                if (!wrpo__is_side_file(names[k].text) || known || wrpo__is_dir(path)) continue;
-                const wrpo__file *f = wrpo__open_file(arena, path);
-                wrpo__beside(arena, &beside, wrpo__join(arena, desc->dir, names[k].text), f->data, f->size);
-            }
-        }
-        wrpo__tensors_save(arena, desc->dir, t, tensors, dtype, desc->max_shard_size, wrpo__save_piece, &saving, beside);
-    }
-    return wrpo__end(&wrpo__entry);
-}
-
-/* ---------------------------------------------------------------------------------------------- >>use
-   Log-probs, then generation. Log-probs of a data set: records are packed until micro_tokens rows are full, a longer one goes alone. */
-enum { WRPO__MICRO_TOKENS = 1024 };
-/* Rows a run needs for these records: micro_tokens, all of them if that is less, the longest record if that is more. */
-static int64_t wrpo__run_rows(const wrpo_config *c, const wrpo_data *data, int64_t first, int64_t count, int64_t micro_tokens) {
-    int64_t all = 0, longest = 1;
-    for (int64_t i = first; i < first + count; i++) {
-        const wrpo_record record = wrpo_data_record(data, i);
-        const int64_t rows = wrpo__record_rows(c, &record);
-        all = WRPO__MIN(all + rows, micro_tokens), longest = WRPO__MAX(longest, rows);
-    }
-    return WRPO__MAX(all, longest);
-}
-/* Every id is a row of the embedding; every record has something to score. */
-static void wrpo__check_data(const wrpo_model *model, const wrpo_data *data, int64_t first, int64_t count) {
-    int64_t longest = 0;
-    for (int64_t i = first; i < first + count; i++) {
-        wrpo_record record = wrpo_data_record(data, i);
-        for (int k = -1; k < record.count; k++) {
-            const int32_t *ids = k < 0 ? record.prompt : record.responses[k].ids;
-            int64_t n = k < 0 ? record.prompt_count : record.responses[k].count;
-            longest = WRPO__MAX(longest, k < 0 ? n : record.prompt_count + n);
-            for (int64_t j = 0; j < n; j++)
-                if (ids[j] < 0 || ids[j] >= model->config.vocab_size)
-                    wrpo__fail(model->ctx, WRPO_E_FORMAT, "record \"%s\": token id %d is outside the model's vocabulary of %lld: tokenizer and model do not belong together",
-                               record.prompt_id, (int)ids[j], (long long)model->config.vocab_size);
-        }
-    }
-    if (longest > model->config.max_position_embeddings && longest == wrpo_data_statistics(data).longest)      /* once, however often the data are looked at in part */
-        wrpo__log(model->ctx, WRPO_LOG_WARN, "a sequence of %lld tokens is longer than the model's max_position_embeddings %lld",
-                  (long long)longest, (long long)model->config.max_position_embeddings);
-}
-/* Packs as many of the records list[at..count) as fit (at least one); returns where it stopped. list NULL: i itself. */
-static int64_t wrpo__pack_some(wrpo__run *r, const wrpo_data *data, const int64_t *list, int64_t at, int64_t count, int64_t micro_tokens) {
-    wrpo__pack_begin(r);
-    for (; at < count; at++) {
-        wrpo_record record = wrpo_data_record(data, list ? list[at] : at);
-        if (r->n && r->n + wrpo__record_rows(&r->model->config, &record) > micro_tokens) break;
-        wrpo__pack_record(r, &record);
-    }
-    wrpo__pack_end(r);
-    return at;
-}
-/* Sums of log-probs, in double, of the scored tokens of every response of a packed record: target *t onwards. */
-static void wrpo__sum_logps(const wrpo__run *r, const wrpo_record *record, int64_t *t, double *logps) {
-    for (int k = 0; k < record->count; k++) {
-        logps[k] = 0;
-        for (int64_t j = record->responses[k].first; j < record->responses[k].count; j++) logps[k] += (double)r->h_logp[(*t)++];
-    }
-}
-/* logps[(count)][K] of records [first, first + count) with a run of its own; tokens: an stb_ds array or NULL. */
-static void wrpo__logprobs(wrpo__arena *temp, wrpo_model *model, const wrpo_data *data, int64_t first, int64_t count, int64_t micro_tokens,
-                           double *logps, int K, float **tokens) {
-    wrpo__check_data(model, data, first, count);
-    wrpo__shape shape = {.rows = wrpo__run_rows(&model->config, data, first, count, micro_tokens)};
-    shape.chunk = wrpo__head_chunk(model->ctx, &model->config, shape.rows);
-    wrpo__run *r = wrpo__run_new(temp, model, &shape);
-    for (int64_t at = first, next; at < first + count; at = next) {
-        int64_t t = 0;
-        next = wrpo__pack_some(r, data, NULL, at, first + count, micro_tokens);
-        wrpo__forward(r, false);
-        for (int64_t i = at; i < next; i++) {
-            wrpo_record record = wrpo_data_record(data, i);
-            double *row = logps + (i - first) * K;
-            int64_t begin = t;
-            wrpo__sum_logps(r, &record, &t, row);
-            for (int k = 0; k < K; k++) {
-                if (k >= record.count) row[k] = NAN;
-                else if (!isfinite(row[k]))
-                    wrpo__fail(model->ctx, WRPO_E_NOT_FINITE, "record \"%s\" (line %lld): the log-prob of response %d is not a finite number",
-                               record.prompt_id, (long long)record.line, k + 1);
-            }
-            for (; tokens && begin < t; begin++) stbds_arrput(*tokens, r->h_logp[begin]);
-        }
-    }
-}
-WRPO_API wrpo_result wrpo_logprobs(wrpo_model *model, const wrpo_data *data, int64_t first, int64_t count, double *logps, float **per_token) {
-    if (per_token) *per_token = NULL;
-    WRPO__TRY(model->ctx, wrpo__arena_new(model->ctx), true) {
-        float *tokens = NULL;
-        if (first < 0 || count < 0 || first > wrpo_data_count(data) || count > wrpo_data_count(data) - first)
-            wrpo__fail(model->ctx, WRPO_E_ARG, "%lld records from %lld on: the data has %lld", (long long)count, (long long)first, (long long)wrpo_data_count(data));
-        wrpo__logprobs(wrpo__entry.arena, model, data, first, count, WRPO__MICRO_TOKENS, logps, data->most, per_token ? &tokens : NULL);
-        if (per_token) *per_token = wrpo__handout(model->ctx, tokens, (size_t)stbds_arrlen(tokens) * sizeof *tokens);
-    }
-    return wrpo__end(&wrpo__entry);
-}
-
-/* ---- generation ----
    A prompt's keys and values are computed once and are the prefix that all its samples attend to; a sample has rows of the cache
    of its own. One step packs the newest token of every live sample and, into the rows left, pieces of prompts, and runs the one
    model text over them; a row's bits do not depend on the others. From the logits of a prompt's last row all its samples draw
@@ -9124,11 +8884,10 @@ typedef struct wrpo__generation {
 } wrpo__generation;
 
 WRPO_API wrpo_generate_desc wrpo_generate_defaults(const wrpo_generate_desc *desc) {
-    wrpo_generate_desc d = *desc;
+    wrpo_generate_desc d = desc ? *desc : (wrpo_generate_desc){0};
     if (!d.n) d.n = 1;
     if (!d.max_tokens) d.max_tokens = 2048;
-    if (d.temperature == 0) d.temperature = 0.8;
-    if (d.top_p == 0) d.top_p = 0.95;
+    if (d.top_p == 0) d.top_p = 1;
     if (!d.seed) d.seed = 42;
     if (!d.batch) d.batch = 32;
     return d;
@@ -9143,8 +8902,8 @@ static void wrpo__add_stop(int32_t **list, int64_t id) {   /* in its place, once
 }
 static bool wrpo__read_eos(wrpo_ctx *ctx, const char *path, int64_t V, int32_t **list) {   /* false: the file says nothing */
     if (!wrpo__exists(path)) return false;
-    const wrpo__file *f = wrpo__open_file(wrpo__here, path);
-    const wrpo_json *root = wrpo__json_want(ctx, path, wrpo__json_parse(wrpo__here, path, 1, (const char *)f->data, f->size), WRPO_JSON_OBJECT, NULL);
+    const wrpo__file *f = wrpo__open_file(wrpo__current, path);
+    const wrpo_json *root = wrpo__json_want(ctx, path, wrpo__json_parse(wrpo__current, path, 1, (const char *)f->data, f->size), WRPO_JSON_OBJECT, NULL);
     const wrpo_json *eos = wrpo__present(root, "eos_token_id");
     bool many = eos && eos->kind == WRPO_JSON_ARRAY;
     for (const wrpo_json *v = many ? eos->child : eos; v; v = many ? v->next : NULL)
@@ -9152,13 +8911,13 @@ static bool wrpo__read_eos(wrpo_ctx *ctx, const char *path, int64_t V, int32_t *
     return eos != NULL;
 }
 static int32_t *wrpo__stop_tokens(wrpo_model *model, wrpo_tokenizer *tok) {   /* stb array */
-    const char *dirs[2] = {model->tokenizer_dir, wrpo__is_dir(model->dir) ? model->dir : NULL};   /* the tokenizer's folder wins, as in a save */
+    const char *dirs[2] = {model->tokenizer_dir, model->dir && wrpo__is_dir(model->dir) ? model->dir : NULL};   /* the tokenizer's folder wins, as in a save */
     const int64_t V = model->config.vocab_size;
     int32_t *list = NULL, end = -1;
     bool said = false;
-    if (tok && wrpo__answer_end(tok, &end) == WRPO_E_MEMORY) wrpo__need(model->ctx, WRPO_E_MEMORY);
-    for (int i = 0; i < 2 && !said; i++) said = dirs[i] && wrpo__read_eos(model->ctx, wrpo__join(wrpo__here, dirs[i], "generation_config.json"), V, &list);
-    if (!said) wrpo__read_eos(model->ctx, dirs[1] ? wrpo__join(wrpo__here, dirs[1], "config.json") : model->dir, V, &list);
+    if (tok && wrpo__answer_end(tok, &end) == WRPO_E_MEMORY) wrpo__rethrow(model->ctx, WRPO_E_MEMORY);
+    for (int i = 0; i < 2 && !said; i++) said = dirs[i] && wrpo__read_eos(model->ctx, wrpo__join(wrpo__current, dirs[i], "generation_config.json"), V, &list);
+    if (!said && model->dir) wrpo__read_eos(model->ctx, dirs[1] ? wrpo__join(wrpo__current, dirs[1], "config.json") : model->dir, V, &list);
     if (tok && tok->eos >= 0) wrpo__add_stop(&list, tok->eos);
     if (end >= 0) wrpo__add_stop(&list, end);
     return list;
@@ -9205,7 +8964,7 @@ static int32_t wrpo__draw(const float *x, int64_t V, float cap, double temperatu
     double total = 0, sum = 0;
     for (int64_t i = 1; i < V; i++)
         if (x[i] > x[best]) best = i;
-    if (temperature < 1e-37) return (int32_t)best;     /* WRPO_ZERO, or its inverse is no float */
+    if (temperature < 1e-37) return (int32_t)best;     /* greedy, or its inverse is no float */
     const float scale = (float)(1 / temperature), top = cap > 0 ? cap * tanhf(x[best] / cap) : x[best];
 #define WRPO__WEIGHT(i) expf(((cap > 0 ? cap * tanhf(x[i] / cap) : x[i]) - top) * scale)
     if (!room) {
@@ -9251,7 +9010,7 @@ static void wrpo__stop_if(wrpo_ctx *ctx, bool go) {
 static void wrpo__show_text(wrpo__generation *g, wrpo__draft *d) {
     wrpo_tokenizer *tok = g->desc.tokenizer;
     if (!g->desc.on_text || !tok) return;
-    wrpo__text text = {.arena = wrpo__here};
+    wrpo__text text = {.arena = wrpo__current};
     const size_t size = wrpo__draft_text(tok, d, &text);
     if (size > d->shown) {
         wrpo__stop_if(g->model->ctx, g->desc.on_text(d->job->prompt, d->number, text.data + d->shown, size - d->shown, g->desc.user));
@@ -9263,11 +9022,11 @@ static void wrpo__show_text(wrpo__generation *g, wrpo__draft *d) {
 /* ---- jobs ---- */
 static void wrpo__begin_job(wrpo__generation *g) {
     const wrpo_prompt *p = &g->prompts[g->begun];
-    wrpo__job *job = wrpo__raw(wrpo__here, 1, sizeof *job);
+    wrpo__job *job = wrpo__raw(wrpo__current, 1, sizeof *job);
     *job = (wrpo__job){.prompt = g->begun++, .left = g->desc.n, .limit = WRPO__MIN(g->limit, g->model->config.max_position_embeddings - p->count)};
     while (g->taken[job->place]) job->place++;
     g->taken[job->place] = true;
-    job->drafts = wrpo__raw(wrpo__here, (size_t)g->desc.n, sizeof *job->drafts);
+    job->drafts = wrpo__raw(wrpo__current, (size_t)g->desc.n, sizeof *job->drafts);
     for (int64_t k = 0; k < g->desc.n; k++) job->drafts[k] = (wrpo__draft){.job = job, .number = k, .place = -1};
     stbds_arrput(g->jobs, job);
 }
@@ -9275,7 +9034,7 @@ static void wrpo__deliver(wrpo__generation *g) {       /* what is done, in order
     for (wrpo__job *job; stbds_arrlen(g->jobs) && (job = g->jobs[0])->left == 0; g->delivered++) {
         for (int64_t k = 0; k < g->desc.n; k++) {
             const wrpo__draft *d = &job->drafts[k];
-            g->texts[k] = (wrpo__text){.arena = wrpo__here};
+            g->texts[k] = (wrpo__text){.arena = wrpo__current};
             if (g->desc.tokenizer) wrpo__draft_text(g->desc.tokenizer, d, &g->texts[k]);
             g->samples[k] = (wrpo_sample){d->ids, d->logps, stbds_arrlen(d->ids), g->texts[k].data, g->texts[k].size, d->stopped};
         }
@@ -9334,9 +9093,9 @@ static void wrpo__pack_step(wrpo__generation *g) {
         wrpo__draft *d = &g->jobs[i / g->desc.n]->drafts[i % g->desc.n];
         if (d->place < 0 || d->done) continue;
         const int64_t P = g->prompts[d->job->prompt].count, n = stbds_arrlen(d->ids), prefix = wrpo__prompt_row(g, d->job), own = wrpo__draft_row(g, d);
-        g->draws[r->targets] = d;
+        g->draws[r->n_targets] = d;
         wrpo__pack_target(r, r->n, 0);
-        wrpo__pack_turn(r, P + d->job->limit);
+        wrpo__pack_rotary(r, P + d->job->limit);
         wrpo__pack_rows(r, d->ids + n - 1, 1, P + n - 1, (wrpo_seg){0, 0, prefix, prefix + P, own, own + n});
     }
     for (int64_t i = 0; i < stbds_arrlen(g->jobs); i++) {
@@ -9344,12 +9103,12 @@ static void wrpo__pack_step(wrpo__generation *g) {
         const wrpo_prompt *p = &g->prompts[job->prompt];
         const int64_t own = wrpo__prompt_row(g, job), n = WRPO__MIN(p->count - job->rows, r->shape.rows - r->n);
         const bool last = job->rows + n == p->count;
-        if (n <= 0 || (last && r->targets + g->desc.n > r->shape.rows)) continue;
-        wrpo__pack_turn(r, p->count + job->limit);
+        if (n <= 0 || (last && r->n_targets + g->desc.n > r->shape.rows)) continue;
+        wrpo__pack_rotary(r, p->count + job->limit);
         wrpo__pack_rows(r, p->ids + job->rows, n, job->rows, (wrpo_seg){0, 0, own, own, own, own + job->rows + n});
         job->rows += n;
         for (int64_t k = 0; last && k < g->desc.n; k++) {
-            g->draws[r->targets] = &job->drafts[k];
+            g->draws[r->n_targets] = &job->drafts[k];
             wrpo__pack_target(r, r->n - 1, 0);
         }
     }
@@ -9358,7 +9117,7 @@ static void wrpo__pack_step(wrpo__generation *g) {
 static void wrpo__step_ops(void *run) {
     wrpo__run *r = run;
     wrpo__trunk(r);
-    if (r->targets) wrpo__logits(r, 0, WRPO__MIN(r->shape.chunk, r->targets));
+    if (r->n_targets) wrpo__logits(r, 0, WRPO__MIN(r->shape.chunk, r->n_targets));
 }
 static void wrpo__generate_step(wrpo__generation *g) {
     wrpo__run *r = g->run;
@@ -9367,12 +9126,12 @@ static void wrpo__generate_step(wrpo__generation *g) {
     const int64_t V = g->model->config.vocab_size;
     const float cap = (float)g->model->config.final_logit_softcapping;
     wrpo__pack_step(g);
-    /* Steps that only decode, a row a segment, come again and again: ids, turns, places and segments are what differs, and packing put them on the device. */
-    const int64_t key[4] = {(int64_t)(uintptr_t)r, r->n, r->segs, r->targets};
-    if (be->replay && r->segs == r->n) be->replay(ctx->dev, key, wrpo__step_ops, r);
+    /* Steps that only decode, a row a segment, come again and again: ids, angles, cache rows and segments are what differs, and packing put them on the device. */
+    const int64_t key[4] = {(int64_t)(uintptr_t)r, r->n, r->n_segs, r->n_targets};
+    if (be->replay && r->n_segs == r->n) be->replay(ctx->dev, key, wrpo__step_ops, r);
     else wrpo__step_ops(r);
-    for (int64_t t = 0; t < r->targets; t += r->shape.chunk) {
-        const int64_t count = WRPO__MIN(r->shape.chunk, r->targets - t);
+    for (int64_t t = 0; t < r->n_targets; t += r->shape.chunk) {
+        const int64_t count = WRPO__MIN(r->shape.chunk, r->n_targets - t);
         if (t) wrpo__logits(r, t, count);
         be->get(ctx->dev, g->logits, r->logits, (size_t)(count * V) * sizeof *g->logits);
         wrpo__sync(ctx);
@@ -9381,15 +9140,15 @@ static void wrpo__generate_step(wrpo__generation *g) {
             const wrpo__draft *d = g->draws[t + i];
             const wrpo_prompt *p = &g->prompts[d->job->prompt];
             const uint64_t bits = wrpo__random64(g->desc.seed, p->stream, (uint64_t)d->number << 32 | (uint64_t)stbds_arrlen(d->ids));
-            r->h_target[t + i] = wrpo__draw(g->logits + i * V, V, cap, p->temperature != 0 ? p->temperature : g->desc.temperature, g->desc.top_k, g->desc.top_p,
+            r->h_target_id[t + i] = wrpo__draw(g->logits + i * V, V, cap, p->own_temperature ? p->temperature : g->desc.temperature, g->desc.top_k, g->desc.top_p,
                                             (double)(bits >> 11) / 9007199254740992.0, g->ranked ? g->ranked + i * V : NULL);
         }
-        be->put(ctx->dev, r->target + t, r->h_target + t, (size_t)count * 4);
-        be->logprob(ctx->dev, r->logp + t, r->lse + t, r->logits, r->target + t, count, V, cap);
+        be->put(ctx->dev, r->target_id + t, r->h_target_id + t, (size_t)count * 4);
+        be->logprob(ctx->dev, r->logp + t, r->target_lse + t, r->logits, r->target_id + t, count, V, cap);
     }
-    be->get(ctx->dev, r->h_logp, r->logp, (size_t)r->targets * sizeof(float));
+    be->get(ctx->dev, r->h_logp, r->logp, (size_t)r->n_targets * sizeof(float));
     wrpo__sync(ctx);
-    for (int64_t t = 0; t < r->targets; t++) wrpo__drawn(g, g->draws[t], r->h_target[t], r->h_logp[t]);
+    for (int64_t t = 0; t < r->n_targets; t++) wrpo__drawn(g, g->draws[t], r->h_target_id[t], r->h_logp[t]);
     wrpo__deliver(g);
     if (g->desc.on_step) wrpo__stop_if(ctx, g->desc.on_step(g->delivered, g->tokens, g->desc.user));
 }
@@ -9399,7 +9158,7 @@ static void wrpo__generate_check(const wrpo__generation *g) {
     wrpo_ctx *ctx = g->model->ctx;
     WRPO__RANGE(d->n >= 1 && d->n <= 1 << 20, "n", d->n, "1 to 2^20 samples");
     WRPO__RANGE(d->max_tokens >= 1 && d->max_tokens <= INT32_MAX, "max tokens", d->max_tokens, "1 to 2^31 - 1");
-    WRPO__RANGE(d->temperature > 0 && d->temperature <= 1e6, "temperature", d->temperature, "a number in (0, 1e6]");
+    WRPO__RANGE(d->temperature >= 0 && d->temperature <= 1e6, "temperature", d->temperature, "a number in [0, 1e6]");
     WRPO__RANGE(d->top_p > 0 && d->top_p <= 1, "top p", d->top_p, "a number in (0, 1]");
     WRPO__RANGE(d->top_k >= 0, "top k", d->top_k, "at least 0");
     WRPO__RANGE(d->batch >= 1 && d->batch <= 1 << 20, "batch", d->batch, "1 to 2^20 samples");
@@ -9416,6 +9175,11 @@ static void wrpo__generate_check(const wrpo__generation *g) {
                 wrpo__fail(ctx, WRPO_E_FORMAT, "prompt %lld: token id %d is outside the model's vocabulary of %lld: tokenizer and model do not belong together",
                            (long long)i, (int)p->ids[j], (long long)c->vocab_size);
     }
+}
+static size_t wrpo__room(const wrpo_ctx *ctx) {        /* bytes that may still be taken */
+    const size_t limit = ctx->desc.memory_limit;
+    const size_t room = ctx->desc.backend->room ? ctx->desc.backend->room(ctx->dev) : SIZE_MAX;
+    return limit ? WRPO__MIN(room, limit - WRPO__MIN(limit, ctx->bytes)) : room;
 }
 /* The capacities; fewer samples at once where memory is short, which changes none of them. */
 static wrpo__shape wrpo__generation_shape(wrpo__generation *g) {
@@ -9467,6 +9231,96 @@ WRPO_API wrpo_result wrpo_generate(wrpo_model *model, const wrpo_prompt *prompts
         g->logits = wrpo__raw(arena, (size_t)(shape.chunk * c->vocab_size), sizeof *g->logits);
         g->ranked = ranks ? wrpo__raw(arena, (size_t)(shape.chunk * c->vocab_size), sizeof *g->ranked) : NULL;
         while (g->delivered < count) wrpo__generate_step(g);
+    }
+    return wrpo__end(&wrpo__entry);
+}
+
+/* ---- hidden states and logits of one sequence of token ids ---- */
+static void wrpo__hidden(wrpo__arena *temp, wrpo_model *model, const int32_t *ids, int64_t count, float *hidden,
+                         float *logits) {
+    wrpo_ctx *ctx = model->ctx;
+    const wrpo_backend *be = ctx->desc.backend;
+    const int64_t D = model->config.hidden_size, V = model->config.vocab_size;
+    const float cap = (float)model->config.final_logit_softcapping;
+    if (count < 1) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_hidden: want at least one token id, found %lld", (long long)count);
+    for (int64_t i = 0; i < count; i++)
+        if (ids[i] < 0 || ids[i] >= V)
+            wrpo__fail(ctx, WRPO_E_FORMAT, "wrpo_hidden: token id %d is outside the model's vocabulary of %lld",
+                       (int)ids[i], (long long)V);
+    const wrpo__shape shape = {.rows = count, .chunk = wrpo__head_chunk(ctx, &model->config, count)};
+    wrpo__run *r = wrpo__run_new(temp, model, &shape);
+    wrpo__pack_begin(r);
+    wrpo__pack_rotary(r, count);
+    wrpo__pack_seg(r, ids, count, 0, 0, 0);
+    for (int64_t i = 0; logits && i < count; i++) wrpo__pack_target(r, i, 0);
+    wrpo__pack_end(r);
+    wrpo__trunk(r);
+    if (hidden) {                    /* as the backend has them: float, or bfloat16 in the first half of the array */
+        be->get(ctx->dev, hidden, r->y, (size_t)(count * D) * (size_t)be->act_bytes);
+        for (int64_t i = count * D - 1; be->act_bytes == 2 && i >= 0; i--) {
+            uint16_t half;
+            memcpy(&half, (const char *)hidden + 2 * i, sizeof half);
+            hidden[i] = wrpo__float_of(half);
+        }
+    }
+    for (int64_t t = 0, n; t < r->n_targets; t += n) {
+        n = WRPO__MIN(shape.chunk, r->n_targets - t);
+        wrpo__logits(r, t, n);
+        be->get(ctx->dev, logits + t * V, wrpo__logits_at(r, t), (size_t)(n * V) * sizeof *logits);
+    }
+    wrpo__sync(ctx);
+    for (int64_t i = 0; logits && cap > 0 && i < count * V; i++) logits[i] = cap * tanhf(logits[i] / cap);
+}
+WRPO_API wrpo_result wrpo_hidden(wrpo_model *model, const int32_t *ids, int64_t count, float *hidden, float *logits) {
+    wrpo_ctx *ctx = model->ctx;
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__hidden(wrpo__current, model, ids, count, hidden, logits));
+    return wrpo__end(&wrpo__entry);
+}
+
+/* ---- a prompt's text in, the answer's text out ---- */
+typedef struct wrpo__answering { wrpo_ctx *ctx; const wrpo_generate_desc *desc; char **answer; } wrpo__answering;
+static bool wrpo__answer_text(int64_t prompt, int64_t sample, const char *utf8, size_t size, void *user) {
+    const wrpo__answering *a = user;
+    return !a->desc->on_text || a->desc->on_text(prompt, sample, utf8, size, a->desc->user);
+}
+static bool wrpo__answer_done(int64_t prompt, const wrpo_sample *sample, void *user) {
+    const wrpo__answering *a = user;
+    *a->answer = wrpo__handout(a->ctx, sample->text, sample->size);
+    return !a->desc->on_done || a->desc->on_done(prompt, sample, a->desc->user);
+}
+static bool wrpo__answer_step(int64_t prompts, int64_t tokens, void *user) {
+    const wrpo__answering *a = user;
+    return !a->desc->on_step || a->desc->on_step(prompts, tokens, a->desc->user);
+}
+static void wrpo__answer_prompt(wrpo__arena *temp, wrpo_model *model, wrpo_tokenizer *tok, const char *prompt,
+                                const wrpo_generate_desc *desc, char **answer) {
+    wrpo__answering a = {model->ctx, desc, answer};
+    wrpo_generate_desc d = *desc;
+    wrpo_json text = {.kind = WRPO_JSON_STRING, .key = "prompt", .key_size = 6, .text = prompt, .size = strlen(prompt)};
+    const wrpo_json record = {.kind = WRPO_JSON_OBJECT, .count = 1, .child = &text};
+    int32_t *ids;
+    wrpo_prompt one = {.stream = wrpo__hash(0, prompt, text.size)};
+    if (tok->ctx != model->ctx) wrpo__fail(model->ctx, WRPO_E_ARG, "wrpo_answer: want a tokenizer of the model's context");
+    wrpo__cleanup *owner = wrpo__on_free(temp, wrpo__block_free, NULL);
+    wrpo__rethrow(model->ctx, wrpo_tokenizer_prompt(tok, NULL, &record, &ids, &one.count));
+    one.ids = owner->p = ids;
+    d.tokenizer = tok;
+    d.n = 1;
+    d.on_text = desc->on_text ? wrpo__answer_text : NULL;
+    d.on_done = wrpo__answer_done;
+    d.on_step = wrpo__answer_step;
+    d.user = &a;
+    wrpo__rethrow(model->ctx, wrpo_generate(model, &one, 1, &d));
+}
+WRPO_API wrpo_result wrpo_answer(wrpo_model *model, wrpo_tokenizer *tok, const char *prompt,
+                                 const wrpo_generate_desc *desc, char **answer) {
+    wrpo_ctx *ctx = model->ctx;
+    *answer = NULL;
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), true,
+               wrpo__answer_prompt(wrpo__current, model, tok, prompt, desc ? desc : &(wrpo_generate_desc){0}, answer));
+    if (wrpo__entry.failed) {
+        wrpo__block_free(*answer);
+        *answer = NULL;
     }
     return wrpo__end(&wrpo__entry);
 }
@@ -9569,9 +9423,10 @@ static void wrpo__load_gate(wrpo_reward *r, const wrpo_tensors *t) {
 }
 static void wrpo__free_model(void *p) { wrpo_model_free(p); }
 static void wrpo__free_tokenizer(void *p) { wrpo_tokenizer_free(p); }
-WRPO_API wrpo_result wrpo_reward_load(wrpo_ctx *ctx, const wrpo_reward_desc *desc, wrpo_reward **out) {
+WRPO_API wrpo_result wrpo_reward_load(wrpo_ctx *ctx, const wrpo_reward_desc *given, wrpo_reward **out) {
     *out = NULL;
     WRPO__TRY(ctx, wrpo__arena_new(ctx), false) {
+        const wrpo_reward_desc *desc = given ? given : &(wrpo_reward_desc){0};
         wrpo__arena *arena = wrpo__entry.arena;
         wrpo_reward *r = WRPO__NEW(arena, wrpo_reward);
         wrpo_config config;
@@ -9583,11 +9438,11 @@ WRPO_API wrpo_result wrpo_reward_load(wrpo_ctx *ctx, const wrpo_reward_desc *des
         if (config.head == WRPO_HEAD_LM)
             wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: a language model has no reward head: want architectures of sequence classification or of a reward model", desc->dir);
         wrpo__cleanup *owner = wrpo__on_free(arena, wrpo__free_model, NULL);
-        wrpo__need(ctx, wrpo__model_load(ctx, &(wrpo_model_desc){.dir = desc->dir, .frozen = true}, true, &r->model));
+        wrpo__rethrow(ctx, wrpo__model_load(ctx, &(wrpo_model_desc){.dir = desc->dir, .frozen = true}, true, &r->model));
         owner->p = r->model;
         if (wrpo__exists(wrpo__join(arena, desc->dir, "tokenizer.json"))) {
             owner = wrpo__on_free(arena, wrpo__free_tokenizer, NULL);
-            wrpo__need(ctx, wrpo_tokenizer_load(ctx, desc->dir, &r->tok));
+            wrpo__rethrow(ctx, wrpo_tokenizer_load(ctx, desc->dir, &r->tok));
             owner->p = r->tok;
         }
         const wrpo_tensors *t = wrpo__tensors_in(ctx, desc->dir);
@@ -9649,7 +9504,7 @@ static int64_t wrpo__score_some(wrpo__arena *temp, wrpo_reward *w, const int32_t
     for (int64_t k = at; k < end; k++) {
         int64_t pooled[2];
         if (WRPO__PARTS(k)) {
-            wrpo__pack_turn(w->run, counts[k]);
+            wrpo__pack_rotary(w->run, counts[k]);
             prefix = w->run->n;
             if (P) wrpo__pack_seg(w->run, ids[k], P, 0, prefix, prefix);
         }
@@ -9731,7 +9586,7 @@ WRPO_API wrpo_result wrpo_reward_score(wrpo_reward *reward, const wrpo_json *pro
 }
 
 /* ---- a file of candidates ---- */
-typedef struct wrpo__scoring { wrpo_reward *reward; const wrpo_score_desc *desc; wrpo__reading in; wrpo__writer *out; wrpo_score_stats *stats; double sum; } wrpo__scoring;
+typedef struct wrpo__scoring { wrpo_reward *reward; const wrpo_reward_file_desc *desc; wrpo__reading in; wrpo__writer *out; wrpo_reward_file_stats *stats; double sum; } wrpo__scoring;
 /* The reward that an entry has: NULL if it has none, or none that counts. */
 static const wrpo_json *wrpo__has_reward(const wrpo__scoring *s, const wrpo_json *entry) {
     const wrpo_json *v = wrpo__present(entry, "reward");
@@ -9740,22 +9595,22 @@ static const wrpo_json *wrpo__has_reward(const wrpo__scoring *s, const wrpo_json
 }
 /* A copy of v, which is an entry, with the reward at *next behind its other members, if it has none; *next goes on. */
 static wrpo_json *wrpo__with_reward(const wrpo__scoring *s, const wrpo_json *v, const double **next) {
-    wrpo_json *copy = wrpo__json_copy(wrpo__here, v, NULL), number = {.kind = WRPO_JSON_NUMBER};
+    wrpo_json *copy = wrpo__json_copy(wrpo__current, v, NULL), number = {.kind = WRPO_JSON_NUMBER};
     if (wrpo__has_reward(s, v)) return copy;
-    wrpo__text text = {.arena = wrpo__here};
+    wrpo__text text = {.arena = wrpo__current};
     wrpo__json_number(&text, *(*next)++);
     number.text = text.data, number.size = text.size;
     copy->child = NULL, copy->count = 0;
     for (const wrpo_json *m = v->child; m; m = m->next)
-        if (strcmp(m->key, "reward")) wrpo__json_append(copy, wrpo__json_copy(wrpo__here, m, NULL));
-    wrpo__json_append(copy, wrpo__json_copy(wrpo__here, &number, "reward"));
+        if (strcmp(m->key, "reward")) wrpo__json_append(copy, wrpo__json_copy(wrpo__current, m, NULL));
+    wrpo__json_append(copy, wrpo__json_copy(wrpo__current, &number, "reward"));
     return copy;
 }
 static bool wrpo__is_list(const wrpo_json *v) { return !strcmp(v->key, "sources") || !strcmp(v->key, "target"); }
 static void wrpo__score_root(wrpo__scoring *s, const wrpo_json *root) {
     const char *path = s->in.desc.path;
     wrpo_ctx *ctx = s->in.ctx;
-    wrpo_score_stats *stats = s->stats;
+    wrpo_reward_file_stats *stats = s->stats;
     wrpo__read_head(&s->in, root);
     wrpo_json *texts = NULL, copy = *root;             /* texts: an stb array */
     const bool alone = wrpo__present(root, "content") != NULL;
@@ -9770,18 +9625,18 @@ static void wrpo__score_root(wrpo__scoring *s, const wrpo_json *root) {
     }
     if (!entries) wrpo__json_fail(ctx, WRPO_E_FORMAT, path, root, "want responses in \"sources\" or \"target\", or a \"content\", found none");
     const int64_t n = stbds_arrlen(texts);
-    double *rewards = wrpo__alloc(wrpo__here, (size_t)n, sizeof *rewards);
+    double *rewards = wrpo__alloc(wrpo__current, (size_t)n, sizeof *rewards);
     const double *next = rewards;
     if (n) {
         const wrpo_json *prompt = wrpo__present(root, "prompt");
         if (!prompt) wrpo__json_fail(ctx, WRPO_E_FORMAT, path, root, "prompt: want a string, a message or an array of messages, found none");
-        wrpo__score_answers(wrpo__here, s->reward, &s->in, prompt, texts, n, rewards);
+        wrpo__score_answers(wrpo__current, s->reward, &s->in, prompt, texts, n, rewards);
     }
     if (alone) copy = *wrpo__with_reward(s, root, &next);
     else {
         copy.child = NULL, copy.count = 0;
         for (const wrpo_json *m = root->child; m; m = m->next) {
-            wrpo_json *member = wrpo__json_copy(wrpo__here, m, NULL);
+            wrpo_json *member = wrpo__json_copy(wrpo__current, m, NULL);
             if (wrpo__is_list(m) && m->kind == WRPO_JSON_ARRAY) {
                 member->child = NULL, member->count = 0;
                 for (const wrpo_json *v = m->child; v; v = v->next) wrpo__json_append(member, wrpo__with_reward(s, v, &next));
@@ -9791,26 +9646,27 @@ static void wrpo__score_root(wrpo__scoring *s, const wrpo_json *root) {
     }
     for (int64_t k = 0; k < n; k++) s->sum += rewards[k], stats->least = fmin(stats->least, rewards[k]), stats->most = fmax(stats->most, rewards[k]);
     stats->prompts++, stats->scored += n, stats->kept += entries - n;
-    wrpo__text line = {.arena = wrpo__here};
+    wrpo__text line = {.arena = wrpo__current};
     wrpo__json_write(&line, &copy);
     wrpo__text_puts(&line, "\n");
     wrpo__write(s->out, line.data, line.size);
 }
 static wrpo_result wrpo__score_line(wrpo__scoring *s, const char *text, size_t n) {      /* an entry of its own: see wrpo__load_line */
     WRPO__TRY(s->in.ctx, wrpo__arena_new(s->in.ctx), true) {
-        s->in.id = wrpo__format(wrpo__here, "line %lld", (long long)s->in.line);
-        wrpo__score_root(s, wrpo__json_parse(wrpo__here, s->in.desc.path, s->in.line, text, n));
+        s->in.id = wrpo__format(wrpo__current, "line %lld", (long long)s->in.line);
+        wrpo__score_root(s, wrpo__json_parse(wrpo__current, s->in.desc.path, s->in.line, text, n));
     }
     if (wrpo__entry.failed && s->in.tokenizing && s->in.ctx->error.code != WRPO_E_MEMORY) wrpo__name_record(&s->in);
     s->in.tokenizing = false;
     return wrpo__end(&wrpo__entry);
 }
-WRPO_API wrpo_result wrpo_score(wrpo_reward *reward, const wrpo_score_desc *desc, wrpo_score_stats *out) {
+WRPO_API wrpo_result wrpo_reward_file(wrpo_reward *reward, const wrpo_reward_file_desc *given, wrpo_reward_file_stats *out) {
     wrpo_ctx *ctx = reward->ctx;
-    *out = (wrpo_score_stats){.mean = NAN, .least = NAN, .most = NAN};
+    *out = (wrpo_reward_file_stats){.mean = NAN, .least = NAN, .most = NAN};
     WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
+        const wrpo_reward_file_desc *desc = given ? given : &(wrpo_reward_file_desc){0};
         wrpo__arena *arena = wrpo__entry.arena;
-        if (!desc->in || !desc->out) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_score_desc: want in and out, found NULL");
+        if (!desc->in || !desc->out) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_reward_file_desc: want in and out, found NULL");
         const wrpo__file *f = wrpo__open_file(arena, desc->in);
         wrpo__scoring s = {.reward = reward, .desc = desc, .out = wrpo__create(arena, desc->out), .stats = out};
         s.in = (wrpo__reading){.ctx = ctx, .desc.path = desc->in, .now = time(NULL)};
@@ -9819,7 +9675,7 @@ WRPO_API wrpo_result wrpo_score(wrpo_reward *reward, const wrpo_score_desc *desc
         if (!lines) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want lines of candidates, found none", desc->in);
         for (wrpo__lines l = {.file = f}; wrpo__next_line(&l);) {
             s.in.line = l.number;
-            wrpo__need(ctx, wrpo__score_line(&s, l.text, l.size));
+            wrpo__rethrow(ctx, wrpo__score_line(&s, l.text, l.size));
             if (desc->on_line && !desc->on_line(++done, lines, desc->user)) wrpo__fail(ctx, WRPO_E_STOPPED, "%s: stopped after %lld of %lld lines", desc->in, (long long)done, (long long)lines);
         }
         wrpo__commit(s.out);
@@ -9828,7 +9684,532 @@ WRPO_API wrpo_result wrpo_score(wrpo_reward *reward, const wrpo_score_desc *desc
     return wrpo__end(&wrpo__entry);
 }
 
-/* ------------------------------------------------------------------------------------------- >>select
+/* ---------------------------------------------------------------------------------------------- >>run
+   A run with files: the memory plan, the reference's cache, the state that a run goes on from, metrics, the loop. */
+
+/* ---- memory of a run: measured, and fitted into what there is ---- */
+/* gradients, moments, activations, head and, for a backend with memory of its own, device (all but the weights); total is left to the caller */
+static void wrpo__measure(wrpo_ctx *ctx, const wrpo_config *config, wrpo_moments moments, int64_t recompute, bool logits, int64_t rows, wrpo_bytes *out) {
+    const wrpo__shape shape = wrpo__train_shape(ctx, config, recompute, logits, rows);
+    wrpo__run run = {0};
+    wrpo__bump b = {0};
+    int64_t count;
+    wrpo__layout_weights(config, NULL, NULL, &count, NULL);
+    wrpo__run_layout(ctx, config, &shape, &run, &b);
+    if (b.overflow) wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: %lld rows of this model do not fit into the address space", (long long)rows);
+    out->gradients = (size_t)count * sizeof(float), out->moments = 2 * wrpo_moments_bytes(moments, count);
+    out->head = run.head_bytes;
+    out->activations = run.bytes - run.head_bytes + run.host.used;
+    out->device = out->gradients + out->moments + run.bytes;
+    out->recompute = shape.recompute, out->logits = wrpo__span(&shape) >= rows;
+}
+/* As asked; where no recomputing is asked for, with as little recomputed as lets the run fit into `room`: nothing, else the logits
+   (of all that is kept they save the least time a byte), else as few layers as do. False: it does not fit. */
+static bool wrpo__fit(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_train_desc *d, wrpo_moments moments, int64_t rows, size_t room, wrpo_bytes *out) {
+    int64_t low = 0, high = config->num_hidden_layers;
+    const bool keep = d->recompute == 0 && (uint64_t)rows < SIZE_MAX / 16 / (uint64_t)config->vocab_size;      /* logits that can be addressed */
+    wrpo__measure(ctx, config, moments, d->recompute, keep, rows, out);
+    if (out->device <= room) return true;
+    if (d->recompute) return false;
+    while (low < high) {                               /* the more, the less it takes, but for the first, which brings a layer to share */
+        const int64_t middle = (low + high) / 2;
+        wrpo__measure(ctx, config, moments, middle, false, rows, out);
+        if (out->device <= room) high = middle;
+        else low = middle + 1;
+    }
+    wrpo__measure(ctx, config, moments, low, false, rows, out);
+    return out->device <= room;
+}
+WRPO_API wrpo_result wrpo_train_bytes(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_bytes *out) {
+    memset(out, 0, sizeof *out);
+    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
+        wrpo_train_desc d = wrpo_train_defaults(desc);
+        wrpo__config_check(ctx, config);
+        wrpo__train_check(ctx, &d);
+        int64_t count, rows = data ? wrpo__run_rows(config, data, 0, wrpo_data_count(data), d.micro_tokens) : d.micro_tokens;
+        wrpo__layout_weights(config, NULL, NULL, &count, NULL);
+        wrpo_model *table = wrpo__model_table(wrpo__entry.arena, config, ctx->desc.dtype);
+        wrpo__bump weights = {0};
+        wrpo__place_weights(table, &weights);
+        out->weights = weights.used + (wrpo__has_masters(ctx, false) ? (size_t)count * sizeof *table->low : 0);
+        const size_t held = WRPO__MIN(ctx->device_bytes, out->weights), free = wrpo__room(ctx);            /* the weights may be there already */
+        const size_t room = free < SIZE_MAX - held ? free + held : SIZE_MAX;
+        wrpo__fit(ctx, config, &d, d.moments, rows, room > out->weights ? room - out->weights : 0, out);
+        out->device += out->weights, out->room = room;
+        if (data) {
+            wrpo_data_stats s = wrpo_data_get_stats(data);
+            out->data = (size_t)(s.prompt_tokens + s.response_tokens) * 4 + (size_t)s.records * (64 + 4 * sizeof(wrpo_tokens) + 3 * sizeof(double));
+        }
+        out->total = out->weights + out->gradients + out->moments + out->activations + out->head + out->data;
+    }
+    return wrpo__end(&wrpo__entry);
+}
+/* What would fit: first other moments, then fewer rows at once; NULL: nothing. */
+static const char *wrpo__would_fit(wrpo_trainer *t, int64_t rows, size_t room) {
+    const wrpo_config *c = &t->model->config;
+    int64_t least = wrpo__run_rows(c, t->train.data, 0, t->train.N, 1);                /* the longest record */
+    if (t->eval.data) least = WRPO__MAX(least, wrpo__run_rows(c, t->eval.data, 0, t->eval.N, 1));
+    wrpo_train_desc d = t->desc;
+    wrpo_bytes need;
+    d.recompute = 0;
+    for (int64_t n = rows, last = 0; n != last; last = n, n = WRPO__MAX(least, n / 2))
+        for (int i = (int)d.moments; i <= (int)WRPO_MOMENTS_8BIT; i++)
+            if (wrpo__fit(t->ctx, c, &d, (wrpo_moments)i, n, room, &need))
+                return wrpo__format(wrpo__current, "moments in %s, %lld micro tokens and %lld of %lld layers recomputed", wrpo_moments_name(i), (long long)n,
+                                    (long long)need.recompute, (long long)c->num_hidden_layers);
+    return NULL;
+}
+/* What a run takes and recomputes, or an error that says what would fit. The weights are in memory, the rest is not yet. */
+static wrpo_bytes wrpo__fitted(wrpo_trainer *t, int64_t rows) {
+    const size_t room = wrpo__room(t->ctx);
+    wrpo_bytes need;
+    const bool fits = wrpo__fit(t->ctx, &t->model->config, &t->desc, t->desc.moments, rows, room, &need), host = t->ctx->desc.backend->host;
+    if (fits || (host && !t->ctx->desc.memory_limit)) return need;                 /* a host may have more than it says: it can swap */
+    const char *with = wrpo__would_fit(t, rows, room);
+    wrpo__fail(t->ctx, WRPO_E_MEMORY, "out of memory: besides its weights the run takes %.3f GiB, %s %.3f GiB left; %s%s", (double)need.device / 1073741824.0,
+               host ? "its limit has" : "the device has", (double)room / 1073741824.0, with ? "it would fit with " : "nothing that can be set makes it fit", with ? with : "");
+}
+
+/* ---- the reference: three numbers a record, computed once, kept in a file under a fingerprint ---- */
+static uint64_t wrpo__config_hash(const wrpo_ctx *ctx, const wrpo_config *c) {
+    const double numbers[] = {c->rms_norm_eps, c->rope.theta, (double)c->rope.type, c->rope.factor, c->rope.low_freq_factor, c->rope.high_freq_factor,
+                              c->rope.beta_fast, c->rope.beta_slow, c->rope.attention_factor, (double)c->rope.original_max_position_embeddings,
+                              (double)c->sliding_window, (double)c->head_dim, (double)c->num_attention_heads, (double)c->num_key_value_heads,
+                              (double)ctx->desc.dtype, (double)c->rope.dims, (double)c->rope.yarn_truncate,
+                              (double)c->max_position_embeddings, c->query_pre_attn_scalar, c->attn_logit_softcapping, c->final_logit_softcapping,
+                              c->gelu, c->norm_plus_one, c->post_norms, c->scale_embeddings};
+    uint64_t h = wrpo__hash(wrpo__hash(0, numbers, sizeof numbers), c->sliding_layers, sizeof c->sliding_layers);
+    return wrpo__hash(wrpo__hash(h, c->rope.short_factor, sizeof c->rope.short_factor), c->rope.long_factor, sizeof c->rope.long_factor);
+}
+static uint64_t wrpo__data_hash(uint64_t h, const wrpo_data *data) {
+    for (int64_t i = 0; i < wrpo_data_count(data); i++) {
+        wrpo_record record = wrpo_data_record(data, i);
+        record.weight += 0.0;                          /* WRPO_ZERO counts as 0 */
+        h = wrpo__hash(wrpo__hash(h, record.prompt, (size_t)record.prompt_count * sizeof *record.prompt), &record.weight, sizeof record.weight);
+        for (int k = 0; k < record.count; k++) {
+            const wrpo_tokens *y = &record.responses[k];
+            const int64_t scored[3] = {y->first, (int64_t)y->role, y->pair_id};
+            h = wrpo__hash(wrpo__hash(wrpo__hash(h, y->ids, (size_t)y->count * sizeof *y->ids), scored, sizeof scored), &y->share, sizeof y->share);
+        }
+    }
+    return h;
+}
+static uint64_t wrpo__fingerprint(const wrpo_model *model, const wrpo_data *data, float *piece) {
+    uint64_t h = wrpo__config_hash(model->ctx, &model->config);
+    for (int64_t i = 0; i < model->n_weights; i++) {
+        const wrpo_weight *w = &model->weights[i];
+        h = wrpo__hash(h, w->name, strlen(w->name));
+        for (int64_t at = 0, n; at < w->rows * w->cols; at += n) {
+            n = WRPO__MIN(w->rows * w->cols - at, WRPO__PIECE);
+            wrpo__weight_get(model, w, at, n, piece);
+            h = wrpo__hash(h, piece, (size_t)n * sizeof *piece);
+        }
+    }
+    return wrpo__data_hash(h, data);
+}
+/* A cache that is there and whole fills ref; anything else is made anew. */
+static bool wrpo__reference_read(wrpo__arena *temp, const char *path, uint64_t fingerprint, double *ref, int64_t N, int K) {
+    char want[32];
+    if (!wrpo__disk_exists(path)) return false;
+    const wrpo__file *f = wrpo__disk_open(temp, path);
+    wrpo_json *root;
+    if (wrpo_json_parse(temp->ctx, path, (const char *)f->data, f->size, &root) != WRPO_OK) return false;
+    snprintf(want, sizeof want, "%016llx", (unsigned long long)fingerprint);
+    const wrpo_json *rows = wrpo__json_get(root, "logps"), *row = rows ? rows->child : NULL;
+    bool ok = wrpo__json_is(wrpo__json_get(root, "fingerprint"), want) && rows && rows->kind == WRPO_JSON_ARRAY && rows->count == N;
+    for (int64_t i = 0; ok && i < N; i++, row = row->next) {
+        const wrpo_json *v = row->child;
+        ok = row->kind == WRPO_JSON_ARRAY && row->count == K;
+        for (int k = 0; ok && k < K; k++, v = v->next) ref[i * K + k] = v->kind == WRPO_JSON_NUMBER ? v->number : NAN;
+    }
+    wrpo_json_free(temp->ctx, root);
+    return ok;
+}
+static void wrpo__reference_write(wrpo__arena *temp, const char *path, uint64_t fingerprint, const double *ref, int64_t N, int K) {
+    wrpo__text t = {.arena = temp};
+    wrpo__text_printf(&t, "{\"fingerprint\": \"%016llx\", \"logps\": [", (unsigned long long)fingerprint);
+    for (int64_t i = 0; i < N; i++) {
+        wrpo__text_puts(&t, i ? ",\n[" : "\n[");
+        for (int k = 0; k < K; k++) {
+            if (k) wrpo__text_puts(&t, ",");
+            wrpo__json_number(&t, ref[i * K + k]);
+        }
+        wrpo__text_puts(&t, "]");
+    }
+    wrpo__text_puts(&t, "\n]}\n");
+    wrpo__writer *w = wrpo__create(temp, path);
+    wrpo__write(w, t.data, t.size);
+    wrpo__commit(w);
+}
+/* Reference log-probs of one set: from the cache in out_dir, or computed and then kept there. */
+static void wrpo__set_cached(wrpo__arena *temp, const wrpo_trainer *t, const wrpo__set *set, wrpo_model *ref, float *piece) {
+    const char *path = NULL;
+    uint64_t fingerprint = 0;
+    if (!set->ref) return;
+    if (t->out_dir) {
+        fingerprint = wrpo__fingerprint(ref, set->data, piece);
+        path = wrpo__format(temp, "%s/reference_logps-%016llx.json", t->out_dir, (unsigned long long)fingerprint);
+        if (wrpo__reference_read(temp, path, fingerprint, set->ref, set->N, set->K)) {
+            wrpo__log(t->ctx, WRPO_LOG_INFO, "reference log-probs read from %s", path);
+            return;
+        }
+    }
+    wrpo__set_reference(temp, t, set, ref);
+    if (path) wrpo__reference_write(temp, path, fingerprint, set->ref, set->N, set->K);
+}
+/* Both sets by one reference model, which is freed afterwards. */
+static void wrpo__reference(const wrpo_trainer *t) {
+    wrpo__arena *temp = wrpo__current;
+    wrpo_model *ref = t->model;
+    if (t->desc.ref_dir) {
+        const wrpo_model_desc desc = {.dir = t->desc.ref_dir, .frozen = true};
+        wrpo__cleanup *owner = wrpo__on_free(temp, wrpo__free_model, NULL);
+        wrpo__rethrow(t->ctx, wrpo_model_load(t->ctx, &desc, &ref));
+        owner->p = ref;
+    }
+    float *piece = wrpo__raw(temp, WRPO__PIECE, sizeof *piece);
+    wrpo__set_cached(temp, t, &t->train, ref, piece);
+    wrpo__set_cached(temp, t, &t->eval, ref, piece);
+}
+static wrpo_result wrpo__reference_entry(const wrpo_trainer *t) {
+    WRPO__CALL(t->ctx, wrpo__arena_new(t->ctx), true, wrpo__reference(t));
+    return wrpo__end(&wrpo__entry);
+}
+
+/* ---- the state of a run on disk: all that the next step depends on, in one file ----
+   The weights stand in it as well, for those beside it may be rounded, so it never belongs to others. Order of records, alpha, rate and
+   dice of the rounding follow from the step. Its name keeps loaders that read every *.safetensors of a directory from taking it for weights. */
+#define WRPO__STATE_FILE "trainer_state.wrpo"
+enum { WRPO__STATE_FORMAT = 2 };     /* goes up when a state of before can no longer be read; 1 named a version of the library instead */
+typedef struct wrpo__setting { const char *name, *text; } wrpo__setting;
+/* What must be the same, the reference last; then two numbers that say where the run is. An stb_ds array. */
+static wrpo__setting *wrpo__state_settings(wrpo__arena *temp, const wrpo_trainer *t) {
+    const wrpo_train_desc *d = &t->desc;
+    const wrpo__set *sets[2] = {&t->train, &t->eval};
+    const char *is[2] = {NULL, "none"};
+    uint64_t h = 0;
+    for (int i = 0; i < 2; i++) {
+        const wrpo__set *s = sets[i];
+        if (!s->data) continue;
+        is[i] = wrpo__format(temp, "%lld records, %016llx", (long long)s->N, (unsigned long long)wrpo__data_hash(0, s->data));
+        if (s->ref) h = wrpo__hash(h, s->ref, (size_t)s->N * (size_t)s->K * sizeof *s->ref);
+    }
+    const char *config = wrpo__format(temp, "%s %016llx", t->model->config.model_type,
+                                      (unsigned long long)wrpo__config_hash(t->ctx, &t->model->config));
+    const struct { const char *name, *word; double number; bool same; } table[] = {
+        {"state_format", NULL, WRPO__STATE_FORMAT, true},
+        {"backend", t->ctx->desc.backend->name, 0, true},
+        {"dtype", wrpo__dtype_name(t->ctx->desc.dtype), 0, true},
+        {"config", config, 0, true},
+        {"method", wrpo_method_name((int)d->loss.method), 0, true},
+        {"pair", wrpo_pair_name((int)d->loss.pair), 0, true},
+        {"beta", NULL, d->loss.beta, true},
+        {"label_smoothing", NULL, d->loss.label_smoothing, true},
+        {"gamma_ratio", NULL, d->loss.gamma_ratio, true},
+        {"ipo_sum", NULL, d->loss.ipo_sum, true},
+        {"alpha_schedule", wrpo_alpha_schedule_name((int)d->alpha_schedule), 0, true},
+        {"lr_schedule", wrpo_lr_schedule_name((int)d->lr_schedule), 0, true},
+        {"moments", wrpo_moments_name((int)d->moments), 0, true},
+#define WRPO__X(field, name, otherwise, valid, want, same) {name, NULL, (double)d->field, same},
+        WRPO__SETTINGS(WRPO__X)
+#undef WRPO__X
+        {"seed", wrpo__format(temp, "%llu", (unsigned long long)d->seed), 0, true},
+        {"no_shuffle", NULL, d->no_shuffle, true},
+        {"data", is[0], 0, true},
+        {"eval_data", is[1], 0, true},
+        {"steps", NULL, (double)t->T, true},
+        {"reference", wrpo__format(temp, "log-probs %016llx", (unsigned long long)h), 0, true},
+        {"step", NULL, (double)t->k, true},
+        {"milliseconds", NULL, WRPO__MAX(0, floor((wrpo__now() - t->start) * 1000)), true}};
+    wrpo__setting *out = NULL;
+    for (int64_t i = 0; i < WRPO__COUNT(table); i++) {
+        wrpo__text number = {.arena = temp};
+        if (!table[i].same) continue;
+        if (!table[i].word) wrpo__json_number(&number, table[i].number + 0.0);         /* -0 becomes 0 */
+        const wrpo__setting s = {table[i].name, table[i].word ? table[i].word : number.data};
+        stbds_arrput(out, s);
+    }
+    return out;
+}
+typedef struct wrpo__state_part {    /* a tensor of the file: a weight as floats, or moments as they lie in memory */
+    const char *name, *dtype;
+    int ndim; int64_t shape[2];
+    const wrpo_weight *w;
+    int moment;                      /* 0: the weight itself; 1, 2: m, v */
+    size_t at, bytes;                /* in the memory of moments; in the file */
+} wrpo__state_part;
+/* In the file's order: all weights, their first moments, their second ones; moments in blocks are those of a run of weights, under the
+   name of its first. An stb_ds array. */
+static wrpo__state_part *wrpo__state_parts(wrpo__arena *temp, const wrpo_trainer *t) {
+    const bool blocks = t->desc.moments == WRPO_MOMENTS_8BIT, half = t->desc.moments == WRPO_MOMENTS_BF16;
+    wrpo__state_part *parts = NULL;
+    for (int moment = 0; moment < 3; moment++)
+        for (int64_t i = 0, end, size; i < t->model->n_weights; i = end) {
+            const wrpo_weight *w = &t->model->weights[i];
+            const size_t each = half && moment ? 2 : 4;
+            wrpo__state_part p = {w->name, half && moment ? "BF16" : "F32", w->vector ? 1 : 2, {w->rows, w->cols}, w, moment, (size_t)w->at * each, (size_t)wrpo__size(w) * each};
+            end = i + 1;
+            if (moment) p.name = wrpo__format(temp, moment == 1 ? "%s.exp_avg" : "%s.exp_avg_sq", w->name);
+            if (moment && blocks) {
+                end = wrpo__weight_run(t->model, i, &size);
+                p.dtype = "U8", p.ndim = 2, p.at = wrpo_moments_bytes(t->desc.moments, w->at), p.bytes = wrpo_moments_bytes(t->desc.moments, size);
+                p.shape[0] = (int64_t)(p.bytes / WRPO_BLOCK_BYTES), p.shape[1] = WRPO_BLOCK_BYTES;
+            }
+            stbds_arrput(parts, p);
+        }
+    return parts;
+}
+/* As many of its bytes as fit into piece[WRPO__PIECE], from byte `from` on, out of the run or into it; returns how many. */
+static size_t wrpo__state_move(wrpo_trainer *t, const wrpo__state_part *p, size_t from, float *piece, bool put) {
+    const wrpo_backend *be = t->ctx->desc.backend;
+    const size_t n = WRPO__MIN(p->bytes - from, WRPO__PIECE * sizeof *piece);
+    const int64_t first = (int64_t)(from / sizeof *piece), count = (int64_t)(n / sizeof *piece);
+    char *moments = p->moment ? (p->moment == 1 ? t->exp_avg : t->exp_avg_sq) + p->at + from : NULL;
+    if (moments && put) be->put(t->ctx->dev, moments, piece, n);
+    else if (moments) be->get(t->ctx->dev, piece, moments, n);
+    else if (put) wrpo__weight_put(t->model, p->w, first, count, piece);
+    else wrpo__weight_get(t->model, p->w, first, count, piece);
+    return n;
+}
+WRPO_API wrpo_result wrpo_trainer_save(wrpo_trainer *t, const wrpo_save_desc *given) {
+    wrpo_ctx *ctx = t->ctx;
+    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
+        const wrpo_save_desc *desc = given ? given : &(wrpo_save_desc){0};
+        wrpo__arena *temp = wrpo__entry.arena;
+        if (!desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_save_desc: dir is missing");
+        const char *path = wrpo__join(temp, desc->dir, WRPO__STATE_FILE), *log = t->out_dir ? wrpo__join(temp, t->out_dir, "metrics.jsonl") : NULL;
+        const wrpo__file *metrics = log && wrpo__disk_exists(log) ? wrpo__disk_open(temp, log) : NULL;
+        const int64_t log_size = metrics ? (int64_t)metrics->size : 0, eight = 8;
+        const wrpo__setting *settings = wrpo__state_settings(temp, t);
+        const wrpo__state_part *parts = wrpo__state_parts(temp, t), *parts_end = parts + stbds_arrlen(parts);
+        uint64_t h = 0;                                /* the checksum: of the metadata, then of all data */
+        int64_t at = 0;
+        wrpo__text header = {.arena = temp};
+        for (int64_t i = 0; i < stbds_arrlen(settings); i++) {
+            wrpo__text_puts(&header, i ? ",\"" : "{\"__metadata__\":{\"");
+            wrpo__text_printf(&header, "%s\":", settings[i].name);
+            wrpo__json_quote(&header, settings[i].text, strlen(settings[i].text));
+            h = wrpo__hash(h, settings[i].text, strlen(settings[i].text));
+        }
+        wrpo__text_puts(&header, "}");
+        for (const wrpo__state_part *p = parts; p < parts_end; at += (int64_t)p->bytes, p++) wrpo__header_add(&header, p->name, p->dtype, p->ndim, p->shape, at, (int64_t)p->bytes);
+        wrpo__header_add(&header, "metrics.jsonl", "U8", 1, &log_size, at, log_size);
+        wrpo__header_add(&header, "checksum", "U8", 1, &eight, at + log_size, eight);
+
+        wrpo__remove(ctx, path);                       /* an old state does not stand beside new weights, not even for a moment */
+        wrpo__rethrow(ctx, wrpo_model_save(t->model, desc));
+        float *piece = wrpo__raw(temp, WRPO__PIECE, sizeof *piece);
+        wrpo__writer *w = wrpo__create(temp, path);
+        wrpo__header_write(w, &header);
+        for (const wrpo__state_part *p = parts; p < parts_end; p++)
+            for (size_t from = 0, n; from < p->bytes; from += n) {
+                n = wrpo__state_move(t, p, from, piece, false);
+                h = wrpo__hash(h, piece, n);
+                wrpo__write(w, piece, n);
+            }
+        wrpo__sync(ctx);                               /* a device that failed gave no moments */
+        if (metrics) wrpo__write(w, metrics->data, metrics->size);
+        h = wrpo__hash(h, metrics ? metrics->data : NULL, (size_t)log_size);
+        wrpo__write(w, &h, sizeof h);
+        wrpo__commit(w);
+    }
+    return wrpo__end(&wrpo__entry);
+}
+static const wrpo_tensor_info *wrpo__state_tensor(wrpo_ctx *ctx, const wrpo_tensors *file, const char *path, const char *name, const char *dtype, int ndim, const int64_t *shape) {
+    const wrpo_tensor_info *info = wrpo_tensors_find(file, name);
+    char want[80], found[160] = "no such tensor";
+    wrpo__shape_text(want, sizeof want, ndim, shape);
+    if (info) wrpo__shape_text(found, sizeof found, info->ndim, info->shape);
+    if (!info || strcmp(want, found) || strcmp(info->dtype, dtype))
+        wrpo__fail(ctx, WRPO_E_FORMAT, "%s: %s: want %s %s, found %s%s%s", path, name, dtype, want, info ? info->dtype : "", info ? " " : "", found);
+    return info;
+}
+/* check: before anything is computed, that the file is whole and of this run, but for the reference. Later, when that is known and memory is taken,
+   the run is put where it was. */
+static wrpo_result wrpo__resume(wrpo_trainer *t, bool check) {
+    wrpo_ctx *ctx = t->ctx;
+    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
+        wrpo__arena *temp = wrpo__entry.arena;
+        const char *path = wrpo__join(temp, t->desc.resume, WRPO__STATE_FILE);
+        const wrpo_tensors *file = wrpo__tensors_in(ctx, path);
+        const wrpo__file *f = wrpo__open_file(temp, path);              /* once more, for what the tensors do not say */
+        uint64_t size = 0, h = 0, sum;
+        memcpy(&size, f->data, WRPO__MIN(f->size, 8));
+        const wrpo_json *metadata = wrpo__json_get(wrpo__json_parse(temp, path, 1, (const char *)f->data + 8, (size_t)WRPO__MIN(size, f->size - 8)), "__metadata__");
+        const wrpo__setting *settings = wrpo__state_settings(temp, t);
+        const int64_t same = stbds_arrlen(settings) - 2;
+        long long place[2] = {0};
+        for (int64_t i = 0; i < same + 2; i++) {
+            const wrpo_json *v = metadata ? wrpo__json_get(metadata, settings[i].name) : NULL;
+            const char *found = v ? v->text : "no such setting", *want = settings[i].text;
+            if (i < same && strcmp(found, want) && !(check && i == same - 1))
+                wrpo__fail(ctx, v ? WRPO_E_ARG : WRPO_E_FORMAT, "%s: %s: want %.100s, as this run has it, found %.100s", path, settings[i].name, want, found);
+            if (i >= same && (strspn(found, "0123456789") != strlen(found) || (place[i - same] = strtoll(found, NULL, 10)) > (i == same ? t->T : LLONG_MAX - 1)))
+                wrpo__fail(ctx, WRPO_E_FORMAT, "%s: %s: want a whole number, steps up to %lld, found %.100s", path, settings[i].name, (long long)t->T, found);
+            h = wrpo__hash(h, found, strlen(found));
+        }
+        const wrpo__state_part *parts = wrpo__state_parts(temp, t), *parts_end = parts + stbds_arrlen(parts);
+        const wrpo_tensor_info *log = wrpo_tensors_find(file, "metrics.jsonl");
+        const int64_t eight = 8, log_size = log ? log->count : 0;
+        float *piece = wrpo__raw(temp, WRPO__PIECE, sizeof *piece);
+        log = wrpo__state_tensor(ctx, file, path, "metrics.jsonl", "U8", 1, &log_size);
+        memcpy(&sum, wrpo__state_tensor(ctx, file, path, "checksum", "U8", 1, &eight)->data, sizeof sum);
+        if (wrpo_tensors_count(file) != parts_end - parts + 2)
+            wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want %lld tensors, found %lld", path, (long long)(parts_end - parts + 2), (long long)wrpo_tensors_count(file));
+        if (!check && t->out_dir) {
+            wrpo__writer *w = wrpo__create(temp, wrpo__join(temp, t->out_dir, "metrics.jsonl"));
+            wrpo__write(w, log->data, log->bytes);
+            wrpo__commit(w);
+        }
+        for (const wrpo__state_part *p = parts; p < parts_end; p++) {
+            const wrpo_tensor_info *info = wrpo__state_tensor(ctx, file, path, p->name, p->dtype, p->ndim, p->shape);
+            for (size_t from = 0, n; from < p->bytes; from += n) {
+                n = WRPO__MIN(p->bytes - from, WRPO__PIECE * sizeof *piece);
+                if (check) h = wrpo__hash(h, (const char *)info->data + from, n);
+                else memcpy(piece, (const char *)info->data + from, n), wrpo__state_move(t, p, from, piece, true);
+            }
+        }
+        h = wrpo__hash(h, log->data, log->bytes);
+        if (check && h != sum) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: checksum: want %016llx, found %016llx: not the bytes that were written", path, (unsigned long long)sum, (unsigned long long)h);
+        if (!check) t->k = (int64_t)place[0], t->start = wrpo__now() - (double)place[1] / 1000;
+        wrpo__sync(ctx);
+    }
+    return wrpo__end(&wrpo__entry);
+}
+
+/* ---- metrics as lines of JSON ---- */
+static void wrpo__metrics_text(wrpo__text *out, const wrpo_metrics *m, const char *prefix) {
+    wrpo__text_printf(out, "{\"step\": %lld", (long long)m->step);
+#define WRPO__X(field, name) \
+    if (!isnan(m->field)) { wrpo__text_printf(out, ", \"%s%s\": ", prefix, name); wrpo__json_number(out, m->field); }
+    WRPO_METRICS(WRPO__X)
+#undef WRPO__X
+    wrpo__text_printf(out, ", \"%srecords\": %lld, \"%stokens\": %lld, \"%stokens_per_second\": ", prefix, (long long)m->records, prefix, (long long)m->tokens, prefix);
+    wrpo__json_number(out, round(m->tokens_per_second * 10) / 10);
+    wrpo__text_printf(out, ", \"%sseconds\": ", prefix), wrpo__json_number(out, round(m->seconds * 1000) / 1000), wrpo__text_puts(out, "}");
+}
+WRPO_API wrpo_result wrpo_metrics_json(wrpo_ctx *ctx, const wrpo_metrics *m, const char *prefix, char **text) {
+    *text = NULL;
+    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
+        wrpo__text t = {.arena = wrpo__entry.arena};
+        wrpo__metrics_text(&t, m, prefix);
+        *text = wrpo__handout(ctx, t.data, t.size);
+    }
+    return wrpo__end(&wrpo__entry);
+}
+static void wrpo__log_metrics(wrpo_trainer *t, const wrpo_metrics *m, const char *prefix) {
+    if (!t->metrics) return;
+    wrpo__text line = {.arena = wrpo__current};
+    wrpo__metrics_text(&line, m, prefix);
+    wrpo__text_puts(&line, "\n");
+    if (fwrite(line.data, 1, line.size, t->metrics) != line.size || fflush(t->metrics) != 0)
+        wrpo__fail(t->ctx, WRPO_E_IO, "%s/metrics.jsonl: cannot be written: %s", t->out_dir, strerror(errno));
+}
+
+/* ---- open, with files ---- */
+static void wrpo__close_metrics(void *p) {
+    wrpo_trainer *t = p;
+    if (t->metrics) fclose(t->metrics);
+    t->metrics = NULL;
+}
+static wrpo_trainer *wrpo__trainer_open(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc, bool train) {
+    wrpo__arena *arena = wrpo__current;
+    wrpo_trainer *t = wrpo__trainer_begin(arena, policy, data, desc, train);
+    wrpo_ctx *ctx = t->ctx;
+    const char *resume = train ? t->desc.resume : NULL;
+    wrpo__on_free(arena, wrpo__close_metrics, t);
+    if (t->desc.out_dir) {
+        t->out_dir = wrpo__strndup(arena, t->desc.out_dir, strlen(t->desc.out_dir));
+        wrpo__make_dir(ctx, t->out_dir);
+    }
+    if (resume) wrpo__rethrow(ctx, wrpo__resume(t, true));
+    const wrpo_bytes plan = train ? wrpo__fitted(t, t->rows) : (wrpo_bytes){0};
+    wrpo__rethrow(ctx, wrpo__reference_entry(t));         /* before the memory of training is taken */
+    wrpo__trainer_memory(t, train, plan.recompute, plan.logits);
+    if (resume) wrpo__rethrow(ctx, wrpo__resume(t, false));
+    if (train && t->out_dir) {
+        const char *path = wrpo__join(arena, t->out_dir, "metrics.jsonl");
+        t->metrics = fopen(path, resume ? "a" : "w");
+        if (!t->metrics) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be written: %s", path, strerror(errno));
+        t->log = wrpo__log_metrics;
+    }
+    return t;
+}
+static wrpo_result wrpo__trainer_make(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc, bool train,
+                                      wrpo_trainer **out) {
+    *out = NULL;
+    WRPO__CALL(policy->ctx, wrpo__arena_new(policy->ctx), false, *out = wrpo__trainer_open(policy, data, desc, train));
+    return wrpo__end(&wrpo__entry);
+}
+WRPO_API wrpo_result wrpo_trainer_open(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_trainer **out) {
+    return wrpo__trainer_make(policy, data, desc, true, out);
+}
+
+/* ---- evaluation and the loop ---- */
+static wrpo_result wrpo__eval_entry(wrpo_trainer *t, wrpo_metrics *m) {
+    WRPO__CALL(t->ctx, wrpo__arena_new(t->ctx), true, *m = wrpo__evaluate(t, &t->train, t->desc.alpha + 0.0));
+    m->epoch = NAN;
+    return wrpo__end(&wrpo__entry);
+}
+WRPO_API wrpo_result wrpo_eval(wrpo_model *model, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_metrics *m) {
+    wrpo_train_desc d = desc ? *desc : (wrpo_train_desc){0};
+    wrpo_trainer *t;
+    d.eval_data = NULL;
+    wrpo_result r = wrpo__trainer_make(model, data, &d, false, &t);
+    if (r != WRPO_OK) return r;
+    r = wrpo__eval_entry(t, m);
+    wrpo_trainer_free(t);
+    return r;
+}
+/* save.dir/checkpoint-K, and then without the one before it, of step *saved (-1: none) */
+static wrpo_result wrpo__checkpoint(wrpo_trainer *t, int64_t *saved) {
+    WRPO__TRY(t->ctx, wrpo__arena_new(t->ctx), true) {
+        wrpo__arena *temp = wrpo__entry.arena;
+        wrpo_save_desc save = t->desc.save;
+        const char *old = *saved < 0 ? NULL : wrpo__format(temp, "%s/checkpoint-%lld", save.dir, (long long)*saved);
+        save.dir = wrpo__format(temp, "%s/checkpoint-%lld", save.dir, (long long)t->k);
+        wrpo__rethrow(t->ctx, wrpo_trainer_save(t, &save));
+        *saved = t->k;
+        const wrpo__name *names = old ? wrpo__disk_list(temp, old) : NULL;
+        for (int64_t i = 0; i < stbds_arrlen(names); i++)
+            if (strcmp(names[i].text, ".") && strcmp(names[i].text, "..")) wrpo__remove(t->ctx, wrpo__join(temp, old, names[i].text));
+#ifdef _WIN32
+        if (old) _rmdir(old);
+#else
+        if (old) rmdir(old);
+#endif
+    }
+    return wrpo__end(&wrpo__entry);
+}
+WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_metrics *last) {
+    desc = desc ? desc : &(wrpo_train_desc){0};
+    wrpo_ctx *ctx = policy->ctx;
+    wrpo_trainer *t;
+    wrpo_metrics m = {0}, e;
+    bool go = true;
+    wrpo_result r = wrpo_trainer_open(policy, data, desc, &t);
+    int64_t saved = -1;
+    if (r == WRPO_OK) m.step = t->k, m.steps = t->T, m.seconds = wrpo__now() - t->start;
+    const int64_t first = m.step;
+    while (r == WRPO_OK && go && m.step < t->T) {
+        r = wrpo_trainer_step(t, &m);
+        bool eval = r == WRPO_OK && desc->eval_data && (m.step == t->T || (desc->eval_steps && m.step % desc->eval_steps == 0));
+        if (eval) r = wrpo_trainer_eval(t, desc->eval_data, &e);
+        if (r == WRPO_OK && desc->save_steps && m.step % desc->save_steps == 0 && m.step < t->T) r = wrpo__checkpoint(t, &saved);
+        if (r == WRPO_OK && desc->on_step) go = desc->on_step(&m, eval ? &e : NULL, desc->user);
+    }
+    if (r == WRPO_OK && !go && m.step < t->T) ctx->error = (wrpo_error){WRPO_E_STOPPED, 0, 0, "stopped by the callback"}, r = WRPO_E_STOPPED;
+    if (t) m.step = t->k;            /* a step whose line could not be written is done */
+    if (desc->save.dir && r != WRPO_OK && r != WRPO_E_DEVICE && m.step > first && m.step != saved) {
+        const wrpo_error why = ctx->error;
+        if (wrpo__checkpoint(t, &saved) == WRPO_OK) ctx->error = why;
+        else r = ctx->error.code;
+    }
+    if (last) *last = m;
+    wrpo_trainer_free(t);
+    return r;
+}
+/* ------------------------------------------------------------------------------------------- >>recipe
    Rewards decide: which answers a record is made of, how often one file of answers beats another.
 
    Files of candidates are read twice, so that one prompt at a time is in memory: once for the prompts' ids, which
@@ -9940,7 +10321,7 @@ static void wrpo__prompts_read(wrpo__prompts *t, const wrpo__ranked *prompt, boo
 #define WRPO__X(value, name) [value] = name,
 static const char *const wrpo__forms[] = {WRPO__FORMS(WRPO__X)};
 #undef WRPO__X
-WRPO_API const char *wrpo_form_name(int i) { return i >= 0 && i < WRPO__COUNT(wrpo__forms) ? wrpo__forms[i] : NULL; }
+WRPO__NAMED(wrpo_form_name, wrpo__forms)
 typedef struct wrpo__extremes { const wrpo__scored *best, *worst; double share; } wrpo__extremes;
 static bool wrpo__same_text(const wrpo__scored *a, const wrpo__scored *b) { return wrpo__json_same(a->content, b->content); }
 /* Best and worst of each model of a list, the models by their best; by_model false: of the list. An stb array. */
@@ -9989,12 +10370,12 @@ typedef struct wrpo__selected { wrpo__text *line; wrpo_select_stats *stats; doub
 static void wrpo__put_answers(wrpo__selected *s, const char *key, const wrpo__scored *const *list, int64_t n, int64_t targets_from, wrpo_role role) {
     wrpo__text_puts(s->line, key);
     for (int64_t i = 0; i < n; i++) {
-        const wrpo_role as = role == WRPO_SOURCE && i >= targets_from ? WRPO_TARGET : role;
+        const wrpo_role as = role == WRPO_ROLE_SOURCE && i >= targets_from ? WRPO_ROLE_TARGET : role;
         wrpo__text_puts(s->line, i ? ", {\"content\": " : "{\"content\": ");
         wrpo__json_write(s->line, list[i]->content);
         wrpo__text_puts(s->line, ", \"role\": \"assistant\"}");
         s->stats->reward[as] += list[i]->reward, s->stats->length[as] += (double)wrpo__characters(list[i]->content), s->count[as]++;
-        s->t->models[list[i]->models_at].selected += as == WRPO_SOURCE;
+        s->t->models[list[i]->models_at].selected += as == WRPO_ROLE_SOURCE;
     }
     wrpo__text_puts(s->line, "]");
 }
@@ -10042,18 +10423,18 @@ static bool wrpo__select_prompt(wrpo__selected *s, const wrpo_select_desc *d) {
         wrpo__text_puts(out, ", \"messages\": [");
         for (const wrpo_json *m = many ? t->prompt[0]->child : t->prompt[0]; m; m = many ? m->next : NULL)
             wrpo__json_write(out, m->kind == WRPO_JSON_STRING ? wrpo__message_of("user", m) : m), wrpo__text_puts(out, ", ");
-        wrpo__put_answers(s, "", &sources->best, 1, 1, WRPO_SOURCE);
+        wrpo__put_answers(s, "", &sources->best, 1, 1, WRPO_ROLE_SOURCE);
         wrpo__put_scores(out, &sources->best, 1);
         break;
     case WRPO_FORM_PAIR:
-        wrpo__put_answers(s, ", \"chosen\": [", &sources->best, 1, 1, WRPO_SOURCE);
-        wrpo__put_answers(s, ", \"rejected\": [", &sources->worst, 1, 0, WRPO_REJECTED);
+        wrpo__put_answers(s, ", \"chosen\": [", &sources->best, 1, 1, WRPO_ROLE_SOURCE);
+        wrpo__put_answers(s, ", \"rejected\": [", &sources->worst, 1, 0, WRPO_ROLE_REJECTED);
         wrpo__put_scores(out, (const wrpo__scored *const[]){sources->best, sources->worst}, 2);
         break;
     case WRPO_FORM_PAIRS:
         for (int64_t i = 0; i < n; i++) {
-            wrpo__put_answers(s, i ? "}, {\"chosen\": [" : ", \"pairs\": [{\"chosen\": [", &sources[i].best, 1, 1, WRPO_SOURCE);
-            wrpo__put_answers(s, ", \"rejected\": [", &sources[i].worst, 1, 0, WRPO_REJECTED);
+            wrpo__put_answers(s, i ? "}, {\"chosen\": [" : ", \"pairs\": [{\"chosen\": [", &sources[i].best, 1, 1, WRPO_ROLE_SOURCE);
+            wrpo__put_answers(s, ", \"rejected\": [", &sources[i].worst, 1, 0, WRPO_ROLE_REJECTED);
             wrpo__text_puts(out, ", \"weight\": "), wrpo__json_number(out, sources[i].share);
             wrpo__put_scores(out, (const wrpo__scored *const[]){sources[i].best, sources[i].worst}, 2);
         }
@@ -10063,8 +10444,8 @@ static bool wrpo__select_prompt(wrpo__selected *s, const wrpo_select_desc *d) {
         for (int64_t i = 0; i < n; i++) stbds_arrput(all, sources[i].best);
         stbds_arrput(all, target->best);
         stbds_arrput(all, target->worst);
-        wrpo__put_answers(s, ", \"chosen\": [", all, n + 1, n, WRPO_SOURCE);
-        wrpo__put_answers(s, ", \"rejected\": [", all + n + 1, 1, 0, WRPO_REJECTED);
+        wrpo__put_answers(s, ", \"chosen\": [", all, n + 1, n, WRPO_ROLE_SOURCE);
+        wrpo__put_answers(s, ", \"rejected\": [", all + n + 1, 1, 0, WRPO_ROLE_REJECTED);
         wrpo__put_scores(out, all, n + 2);
         for (int64_t i = 0; i < n && n > 1; i++) wrpo__text_puts(out, i ? ", " : ", \"weights\": ["), wrpo__json_number(out, sources[i].share);
         if (n > 1) wrpo__text_puts(out, "]");
@@ -10082,24 +10463,24 @@ static void wrpo__select(wrpo__arena *arena, const wrpo_select_desc *desc, wrpo_
     wrpo__prompts t;
     wrpo__selected s = {.stats = stats, .t = &t};
     if (!d.top) d.top = 1;
-    if (d.tau == 0) d.tau = 1;
-    if (d.entropy_scale == 0) d.entropy_scale = 6.8;
+    d.tau = wrpo__or_default(d.tau, 1);
+    d.entropy_scale = wrpo__or_default(d.entropy_scale, 6.8);
     if (!wrpo_form_name((int)d.form)) wrpo__fail(ctx, WRPO_E_ARG, "form: no such form");
     if (d.top < 1 || (d.top > 1 && d.form != WRPO_FORM_QUADS)) wrpo__fail(ctx, WRPO_E_ARG, "top: want at least 1, and more than 1 for quads only, found %lld", (long long)d.top);
-    if (!(d.tau > 0 && d.tau <= DBL_MAX)) wrpo__fail(ctx, WRPO_E_ARG, "tau: want a finite number above 0, found %g", d.tau);
+    WRPO__RANGE(d.tau > 0 && d.tau <= DBL_MAX, "tau", d.tau, "a finite number above 0");
     if (!(d.min_gap >= 0 && d.min_gap <= DBL_MAX) || (d.min_gap > 0 && d.form == WRPO_FORM_SFT))
         wrpo__fail(ctx, WRPO_E_ARG, "min_gap: want a finite number of at least 0, and 0 for sft, which rejects nothing; found %g", d.min_gap);
     if (!(d.entropy_power >= 0 && d.entropy_power <= 100 && d.entropy_scale > 0 && d.entropy_scale <= DBL_MAX))
-        wrpo__fail(ctx, WRPO_E_ARG, "entropy: want a power from 0 to 100 and a scale above 0, found %g and %g", d.entropy_power, d.entropy_scale);
+        wrpo__fail(ctx, WRPO_E_ARG, "entropy: want a power from 0 to 100 and a scale above 0, found %g and %g", d.entropy_power + 0.0, d.entropy_scale + 0.0);
     wrpo__prompts_open(&t, arena, d.in, d.n_in);
     wrpo__writer *w = d.out ? wrpo__create(arena, d.out) : NULL;
     for (int64_t i = 0; i < stbds_arrlen(t.prompts); i++) {
         wrpo__text line = {.arena = t.line};
         wrpo__prompts_read(&t, &t.prompts[i], false);
         s.line = &line, stats->prompts++;
-        wrpo__here = t.line;                           /* for the lists of one prompt */
+        wrpo__current = t.line;                           /* for the lists of one prompt */
         const bool made = wrpo__select_prompt(&s, &d);
-        wrpo__here = arena;
+        wrpo__current = arena;
         if (!made) continue;
         stats->records++;
         if (w) wrpo__write(w, line.data, line.size);
@@ -10122,7 +10503,7 @@ static void wrpo__select(wrpo__arena *arena, const wrpo_select_desc *desc, wrpo_
 }
 WRPO_API wrpo_result wrpo_select(wrpo_ctx *ctx, const wrpo_select_desc *desc, wrpo_select_stats *out) {
     memset(out, 0, sizeof *out);
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) wrpo__select(wrpo__entry.arena, desc, out);
+    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) wrpo__select(wrpo__entry.arena, desc ? desc : &(wrpo_select_desc){0}, out);
     if (wrpo__entry.failed) memset(out, 0, sizeof *out);
     return wrpo__end(&wrpo__entry);
 }
@@ -10130,12 +10511,12 @@ WRPO_API wrpo_result wrpo_select(wrpo_ctx *ctx, const wrpo_select_desc *desc, wr
 /* ---- split ---- */
 static void wrpo__split_lines(wrpo__arena *arena, const wrpo_split_desc *d, int64_t counts[2]) {
     wrpo_ctx *ctx = arena->ctx;
-    const double share = d->share == 0 ? 1.0 / 3 : d->share;
+    const double share = wrpo__or_default(d->share, 1.0 / 3);
     const uint64_t seed = d->seed ? d->seed : 42;
     wrpo__arena *work = wrpo__sub_arena(arena);
     wrpo__named *ids = NULL;
     wrpo__lines *all = NULL;                           /* stb array */
-    if (!(share > 0 && share < 1)) wrpo__fail(ctx, WRPO_E_ARG, "share: want a number between 0 and 1, found %g", share);
+    WRPO__RANGE(share > 0 && share < 1, "share", share, "a number between 0 and 1");
     const wrpo__file *f = wrpo__open_file(arena, d->in);
     for (wrpo__lines l = {.file = f}; wrpo__next_line(&l); wrpo__arena_clear(work)) {
         const wrpo_json *root = wrpo__json_parse(work, d->in, l.number, l.text, l.size), *id;
@@ -10159,9 +10540,10 @@ static void wrpo__split_lines(wrpo__arena *arena, const wrpo_split_desc *d, int6
     wrpo__commit(w[0]), wrpo__commit(w[1]);
     counts[0] = first, counts[1] = n - first;
 }
-WRPO_API wrpo_result wrpo_split(wrpo_ctx *ctx, const wrpo_split_desc *desc, int64_t counts[2]) {
+WRPO_API wrpo_result wrpo_split(wrpo_ctx *ctx, const wrpo_split_desc *given, int64_t counts[2]) {
     counts[0] = counts[1] = 0;
     WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
+        const wrpo_split_desc *desc = given ? given : &(wrpo_split_desc){0};
         if (!desc->in || !desc->out[0] || !desc->out[1]) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_split_desc: want in and both of out, found NULL");
         wrpo__split_lines(wrpo__entry.arena, desc, counts);
     }
@@ -10249,9 +10631,10 @@ static void wrpo__winrate(wrpo__arena *arena, const wrpo_winrate_desc *d, wrpo_w
     wrpo__interval(rates, resamples, &out->low, &out->high);
     wrpo__interval(controlled, resamples, &out->controlled_low, &out->controlled_high);
 }
-WRPO_API wrpo_result wrpo_winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *desc, wrpo_winrate_stats *out) {
+WRPO_API wrpo_result wrpo_winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *given, wrpo_winrate_stats *out) {
     memset(out, 0, sizeof *out);
     WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
+        const wrpo_winrate_desc *desc = given ? given : &(wrpo_winrate_desc){0};
         if (!desc->a || !desc->b) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_winrate_desc: want a and b, found NULL");
         wrpo__winrate(wrpo__entry.arena, desc, out);
     }
@@ -10259,831 +10642,1604 @@ WRPO_API wrpo_result wrpo_winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *desc, 
     return wrpo__end(&wrpo__entry);
 }
 
-/* -------------------------------------------------------------------------------------------- >>train
-   Settings, reference, state on disk, step, loop. Epochs and alpha are counted as the authors count them:
-     micro-batches per epoch M = ceil(N / (batch_size / accumulation)),  steps per epoch S = floor(M / accumulation),
-     T = ceil(epochs S).  A step's loss is the mean over its micro-batches of the mean over their records.     */
-struct wrpo_trainer {
-    wrpo_ctx *ctx;
-    wrpo__arena *arena;
-    wrpo_model *model;
-    const wrpo_data *data, *eval;    /* desc's and eval_data, or for SFT their sources alone */
-    const wrpo_data *user_data;      /* as the caller knows it */
-    wrpo_train_desc desc;            /* resolved */
-    const char *out_dir;
-    int64_t N, micro, steps_per_epoch, T, k;           /* k: steps done */
-    int64_t *order, order_epoch;     /* [N] the records in this epoch's order */
-    double *weight;                  /* [batch] of each record in a step's loss */
-    int K;                           /* most responses of a record */
-    double *ref, *eval_ref; int eval_K;                /* [N][K] reference log-probs; NULL where none are needed */
-    wrpo__run *run;
-    float *grads;                    /* as the weights; NULL in an evaluation */
-    char *m, *v;                     /* moments: states of them */
-    double *sumsq;                   /* one number of the backend */
-    FILE *metrics;
-    double start;
+/* ---------------------------------------------------------------------------------------------- >>cpu
+   The fast backend: all ops in fp32, on one to many threads.
+
+   The text below WRPO__LANES is compiled once per vector width: this file includes itself with WRPO__LANES
+   set to 16 (AVX-512) and 8 (AVX2 and FMA), then reads on with 4 (whatever 16-byte vectors the compiler knows:
+   SSE2, NEON). wrpo_backend_cpu picks the widest one that the machine runs, whatever -march says; wrpo_backend_find
+   gives each of them. With a compiler that does not know GNU C's vectors, or WRPO_NO_SIMD, none of it is compiled.
+
+   What holds throughout: a thread never adds into another's sum, and how a sum is cut depends on the shapes
+   alone; so results depend neither on the number of threads nor on the run. Further, the numbers of a row
+   (of y in NT and NN products, of o and lse in attention) depend on that row's inputs only, not on which
+   other rows are computed with it. They do depend on the vector width, in the last bits.                 */
+#if !defined(__GNUC__) && !defined(WRPO_NO_SIMD)
+#define WRPO_NO_SIMD                 /* the vectors below are GNU C */
+#endif
+#ifndef WRPO_NO_SIMD
+#if defined(__GNUC__) && (defined(__x86_64__) || defined(__i386__))
+#include <immintrin.h>
+#include <cpuid.h>
+#elif defined(__GNUC__) && defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+enum {
+    WRPO__KC = 384,                  /* a product's k is summed in blocks of this many words */
+    WRPO__MC = 504,                  /* rows of A, one block deep, that stay in the cache next to the core */
+    WRPO__NB = 8,                    /* panels of B that a task packs at once */
+    WRPO__MB = 12,                   /* or of A, where B is packed for all */
+    WRPO__ABREAST = 16,              /* steps that are packed side by side */
+    WRPO__PACKED_WORDS = WRPO__MAX_HIDDEN,             /* of the packed piece of A, or of B; rmsnorm_bwd needs a row of it */
+    WRPO__THREAD_FLOATS = 1 << 19,   /* of scratch per thread */
+    WRPO__GRAIN = 1 << 14            /* numbers that are worth a task of their own */
 };
-
-WRPO_API wrpo_train_desc wrpo_train_defaults(const wrpo_train_desc *desc) {
-    wrpo_train_desc d = *desc;
-    const wrpo_method m = d.loss.method;
-    if (d.resolved) return d;
-    d.resolved = true;
-    d.loss = wrpo__loss_defaults(d.loss);
-#define WRPO__DEFAULT(field, value) (d.field = d.field == WRPO_ZERO ? 0 : d.field == 0 ? (value) : d.field)
-    WRPO__DEFAULT(alpha, 0.1);
-    WRPO__DEFAULT(ramp_power, 2);
-    WRPO__DEFAULT(learning_rate, m == WRPO_METHOD_SFT ? 7e-6 : m == WRPO_METHOD_SIMPO ? 1e-6 : m == WRPO_METHOD_DPO_NORM ? 8e-7 : 3e-7);
-    WRPO__DEFAULT(beta1, 0.9);
-    WRPO__DEFAULT(beta2, 0.999);
-    WRPO__DEFAULT(eps, 1e-8);
-    WRPO__DEFAULT(max_grad_norm, 1);
-    WRPO__DEFAULT(warmup_ratio, 0.1);
-    WRPO__DEFAULT(epochs, 1);
-#undef WRPO__DEFAULT
-    if (!d.batch_size) d.batch_size = 128;
-    if (!d.accumulation) d.accumulation = 1;
-    if (!d.micro_tokens) d.micro_tokens = WRPO__MICRO_TOKENS;
-    if (!d.seed) d.seed = 42;
-    return d;
+typedef struct wrpo__cpu {
+    wrpo_allocator memory;           /* first, for wrpo__host_alloc */
+    int threads;
+    bool pairs, tiles;               /* bfloat16 is wanted and the machine multiplies it, by vectors or by tiles: a weight in it, two activations (TN) */
+    float *packed;                   /* a product's A or B, shared by all threads */
+    float *scratch;                  /* WRPO__THREAD_FLOATS for each thread */
+} wrpo__cpu;
+static void wrpo__cpu_close(void *dev) {
+    wrpo__cpu *cpu = dev;
+    if (!cpu) return;
+    wrpo__host_release(cpu, cpu->packed);
+    wrpo__host_release(cpu, cpu->scratch);
+    cpu->memory.free(cpu, cpu->memory.user);
 }
-static void wrpo__train_check(wrpo_ctx *ctx, const wrpo_train_desc *d) {   /* d resolved */
-    const char *why = wrpo__loss_check(&d->loss, d->alpha);
-    if (why) wrpo__fail(ctx, WRPO_E_ARG, "%s", why);
-    WRPO__RANGE(wrpo_schedule_name((int)d->schedule), "schedule", d->schedule, "one of wrpo_schedule");
-    WRPO__RANGE(wrpo_states_name((int)d->states), "states", d->states, "one of wrpo_states");
-    WRPO__RANGE(d->learning_rate >= 0 && d->learning_rate <= 1e3, "learning rate", d->learning_rate, "a number from 0 to 1000");
-    WRPO__RANGE(d->beta1 >= 0 && d->beta1 < 1, "beta1", d->beta1, "a number in [0, 1)");
-    WRPO__RANGE(d->beta2 >= 0 && d->beta2 < 1, "beta2", d->beta2, "a number in [0, 1)");
-    WRPO__RANGE(d->eps >= 0 && d->eps < 1, "eps", d->eps, "a number in [0, 1)");
-    WRPO__RANGE(d->weight_decay >= 0 && d->weight_decay <= 1e3, "weight decay", d->weight_decay, "a number from 0 to 1000");
-    WRPO__RANGE(d->max_grad_norm == d->max_grad_norm, "max_grad_norm", d->max_grad_norm, "a number");
-    WRPO__RANGE(d->warmup_ratio >= 0 && d->warmup_ratio <= 1, "warm-up ratio", d->warmup_ratio, "a number in [0, 1]");
-    WRPO__RANGE(d->epochs > 0 && d->epochs < 1e9, "epochs", d->epochs, "a positive number");
-    WRPO__RANGE(d->ramp_power > 0 && d->ramp_power < 1e6, "alpha schedule's power", d->ramp_power, "a positive number");
-    WRPO__RANGE(d->batch_size >= 1 && d->batch_size <= (int64_t)1 << 40, "batch size", d->batch_size, "at least 1");
-    WRPO__RANGE(d->accumulation >= 1 && d->batch_size % d->accumulation == 0, "accumulation", d->accumulation, "a divisor of the batch size");
-    WRPO__RANGE(d->max_steps >= 0, "max steps", d->max_steps, "at least 0");
-    WRPO__RANGE(d->micro_tokens >= 1 && d->micro_tokens <= (int64_t)1 << 30, "micro tokens", d->micro_tokens, "1 to 2^30");
-    WRPO__RANGE(d->eval_steps >= 0, "eval steps", d->eval_steps, "at least 0");
-    WRPO__RANGE(d->save_steps >= 0 && (!d->save_steps || d->save.dir), "save steps", d->save_steps, "at least 0, and a directory for it in save");
-    WRPO__RANGE(d->recompute >= -1, "recompute", d->recompute, "a number of layers, or -1 for all");
+static bool wrpo__has_pairs(void) {    /* AVX512_BF16: CPUID 7.1, EAX bit 5 */
+#if defined(__GNUC__) && defined(__x86_64__)
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);
+#else
+    return false;
+#endif
 }
-/* ---- memory of a run: measured, and fitted into what there is ---- */
-static wrpo__shape wrpo__train_shape(const wrpo_ctx *ctx, const wrpo_config *c, int64_t recompute, bool logits, int64_t rows) {
-    wrpo__shape s = {.rows = rows, .train = true, .chunk = wrpo__head_chunk(ctx, c, rows), .logits = logits};
-    s.recompute = recompute < 0 ? c->num_hidden_layers : WRPO__MIN(recompute, c->num_hidden_layers);
-    return s;
+/* AMX: tiles of 16 rows of 64 bytes, named 0 ... 7, and c += a b of tiles of bfloat16 pairs. By name, as no compiler option may be asked
+   for. A test may define the six itself and so run this code on any machine. */
+#if defined(__GNUC__) && defined(__x86_64__) && !defined(WRPO__TILE_DOT)
+#define WRPO__TILE_CONFIG(p) __asm__ volatile("ldtilecfg %0" : : "m"(*(const char (*)[64])(p)))
+#define WRPO__TILE_RELEASE() __asm__ volatile("tilerelease")
+#define WRPO__TILE_ZERO(t) __asm__ volatile("tilezero %%tmm" #t : :)
+#define WRPO__TILE_LOAD(t, p, stride) __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #t : : "r"(p), "r"((int64_t)(stride)) : "memory")
+#define WRPO__TILE_STORE(t, p, stride) __asm__ volatile("tilestored %%tmm" #t ", (%0,%1,1)" : : "r"(p), "r"((int64_t)(stride)) : "memory")
+#define WRPO__TILE_DOT(c, a, b) __asm__ volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #c : :)
+static bool wrpo__has_tiles(void) {    /* CPUID 1: OSXSAVE; 7: AMX-BF16, AMX-TILE; XCR0: the system saves tiles; and it lets this process use them */
+    unsigned a, b, c, d, low, high;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> 27 & 1) || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d >> 22 & 1) || !(d >> 24 & 1)) return false;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    if ((low >> 17 & 3) != 3) return false;
+#ifdef __linux__
+    long r;                            /* arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA) */
+    __asm__ volatile("syscall" : "=a"(r) : "a"(158L), "D"(0x1023L), "S"(18L) : "rcx", "r11", "memory");
+    return r == 0;
+#else
+    return true;
+#endif
 }
-/* gradients, moments, activations, head and, for a backend with memory of its own, device (all but the weights); total is left to the caller */
-static void wrpo__measure(wrpo_ctx *ctx, const wrpo_config *config, wrpo_states states, int64_t recompute, bool logits, int64_t rows, wrpo_bytes *out) {
-    const wrpo__shape shape = wrpo__train_shape(ctx, config, recompute, logits, rows);
-    wrpo__run run = {0};
-    wrpo__bump b = {0};
-    int64_t count;
-    wrpo__layout_weights(config, NULL, NULL, &count, NULL);
-    wrpo__run_layout(ctx, config, &shape, &run, &b);
-    if (b.overflow) wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: %lld rows of this model do not fit into the address space", (long long)rows);
-    out->gradients = (size_t)count * sizeof(float), out->moments = 2 * wrpo_states_bytes(states, count);
-    out->head = run.head_bytes;
-    out->activations = run.bytes - run.head_bytes + wrpo__run_host_bytes(config, rows);
-    out->device = out->gradients + out->moments + run.bytes;
-    out->recompute = shape.recompute, out->logits = wrpo__span(&shape) >= rows;
-}
-/* As asked; where no recomputing is asked for, with as little recomputed as lets the run fit into `room`: nothing, else the logits
-   (of all that is kept they save the least time a byte), else as few layers as do. False: it does not fit. */
-static bool wrpo__fit(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_train_desc *d, wrpo_states states, int64_t rows, size_t room, wrpo_bytes *out) {
-    int64_t low = 0, high = config->num_hidden_layers;
-    const bool keep = d->recompute == 0 && (uint64_t)rows < SIZE_MAX / 16 / (uint64_t)config->vocab_size;      /* logits that can be addressed */
-    wrpo__measure(ctx, config, states, d->recompute, keep, rows, out);
-    if (out->device <= room) return true;
-    if (d->recompute) return false;
-    while (low < high) {                               /* the more, the less it takes, but for the first, which brings a layer to share */
-        const int64_t middle = (low + high) / 2;
-        wrpo__measure(ctx, config, states, middle, false, rows, out);
-        if (out->device <= room) high = middle;
-        else low = middle + 1;
+#elif defined(WRPO__TILE_DOT)
+static bool wrpo__has_tiles(void) { return true; }
+#else
+static bool wrpo__has_tiles(void) { return false; }
+#endif
+static wrpo_result wrpo__cpu_open(void **dev, const wrpo_desc *desc, wrpo_error *why) {
+    wrpo__cpu *cpu = desc->memory.alloc(sizeof *cpu, desc->memory.user);
+    *dev = NULL;
+    if (cpu) {
+        memset(cpu, 0, sizeof *cpu);
+        cpu->memory = desc->memory;
+        cpu->threads = WRPO__MAX(desc->threads, 1);
+        cpu->pairs = desc->dtype == WRPO_DTYPE_BF16 && (desc->backend->features & WRPO_FEATURE_BF16) && wrpo__has_pairs();
+        cpu->tiles = cpu->pairs && (desc->backend->features & WRPO_FEATURE_AMX) && wrpo__has_tiles();
+        cpu->packed = wrpo__host_alloc(cpu, WRPO__PACKED_WORDS * sizeof(float));
+        if ((size_t)cpu->threads < SIZE_MAX / 2 / (WRPO__THREAD_FLOATS * sizeof(float)))
+            cpu->scratch = wrpo__host_alloc(cpu, (size_t)cpu->threads * WRPO__THREAD_FLOATS * sizeof(float));
+        if (cpu->packed && cpu->scratch) { *dev = cpu; return WRPO_OK; }
+        wrpo__cpu_close(cpu);
     }
-    wrpo__measure(ctx, config, states, low, false, rows, out);
-    return out->device <= room;
-}
-WRPO_API wrpo_result wrpo_train_bytes(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_bytes *out) {
-    memset(out, 0, sizeof *out);
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        wrpo_train_desc d = wrpo_train_defaults(desc);
-        wrpo__train_check(ctx, &d);
-        int64_t count, rows = data ? wrpo__run_rows(config, data, 0, wrpo_data_count(data), d.micro_tokens) : d.micro_tokens;
-        wrpo__layout_weights(config, NULL, NULL, &count, NULL);
-        wrpo_model *table = wrpo__model_table(wrpo__entry.arena, config, ctx->desc.dtype);
-        wrpo__bump weights = {0};
-        wrpo__place_weights(table, &weights);
-        out->weights = weights.used + (wrpo__has_masters(ctx, false) ? (size_t)count * sizeof *table->low : 0);
-        const size_t held = WRPO__MIN(ctx->device_bytes, out->weights), free = wrpo__room(ctx);            /* the weights may be there already */
-        const size_t room = free < SIZE_MAX - held ? free + held : SIZE_MAX;
-        wrpo__fit(ctx, config, &d, d.states, rows, room > out->weights ? room - out->weights : 0, out);
-        out->device += out->weights, out->room = room;
-        if (data) {
-            wrpo_data_stats s = wrpo_data_statistics(data);
-            out->data = (size_t)(s.prompt_tokens + s.response_tokens) * 4 + (size_t)s.records * (64 + 4 * sizeof(wrpo_tokens) + 3 * sizeof(double));
-        }
-        out->total = out->weights + out->gradients + out->moments + out->activations + out->head + out->data;
-    }
-    return wrpo__end(&wrpo__entry);
-}
-/* What would fit: first other moments, then fewer rows at once; NULL: nothing. */
-static const char *wrpo__would_fit(wrpo_trainer *t, int64_t rows, size_t room) {
-    const wrpo_config *c = &t->model->config;
-    const int64_t least = WRPO__MAX(wrpo__run_rows(c, t->data, 0, t->N, 1), t->eval ? wrpo__run_rows(c, t->eval, 0, wrpo_data_count(t->eval), 1) : 0);     /* the longest record */
-    wrpo_train_desc d = t->desc;
-    wrpo_bytes need;
-    d.recompute = 0;
-    for (int64_t n = rows, last = 0; n != last; last = n, n = WRPO__MAX(least, n / 2))
-        for (int i = (int)d.states; i <= (int)WRPO_STATES_8BIT; i++)
-            if (wrpo__fit(t->ctx, c, &d, (wrpo_states)i, n, room, &need))
-                return wrpo__format(wrpo__here, "moments in %s, %lld micro tokens and %lld of %lld layers recomputed", wrpo_states_name(i), (long long)n,
-                                    (long long)need.recompute, (long long)c->num_hidden_layers);
-    return NULL;
-}
-/* What a run takes and recomputes, or an error that says what would fit. The weights are in memory, the rest is not yet. */
-static wrpo_bytes wrpo__fitted(wrpo_trainer *t, int64_t rows) {
-    const size_t room = wrpo__room(t->ctx);
-    wrpo_bytes need;
-    const bool fits = wrpo__fit(t->ctx, &t->model->config, &t->desc, t->desc.states, rows, room, &need), host = t->ctx->desc.backend->host;
-    if (fits || (host && !t->ctx->desc.memory_limit)) return need;                 /* a host may have more than it says: it can swap */
-    const char *with = wrpo__would_fit(t, rows, room);
-    wrpo__fail(t->ctx, WRPO_E_MEMORY, "out of memory: besides its weights the run takes %.3f GiB, %s %.3f GiB left; %s%s", (double)need.device / 1073741824.0,
-               host ? "its limit has" : "the device has", (double)room / 1073741824.0, with ? "it would fit with " : "nothing that can be set makes it fit", with ? with : "");
+    why->code = WRPO_E_MEMORY, why->line = why->column = 0;
+    snprintf(why->text, sizeof why->text, "out of memory: buffers for %d threads", desc->threads);
+    return WRPO_E_MEMORY;
 }
 
-/* ---- the reference: three numbers a record, computed once, kept in a file under a fingerprint ---- */
-static uint64_t wrpo__config_hash(const wrpo_ctx *ctx, const wrpo_config *c) {
-    const double numbers[] = {c->rms_norm_eps, c->rope.theta, (double)c->rope.type, c->rope.factor, c->rope.low_freq_factor, c->rope.high_freq_factor,
-                              c->rope.beta_fast, c->rope.beta_slow, c->rope.attention_factor, (double)c->rope.original_max_position_embeddings,
-                              (double)c->sliding_window, (double)c->head_dim, (double)c->num_attention_heads, (double)c->num_key_value_heads,
-                              (double)ctx->desc.dtype, (double)c->rope.dims, (double)c->rope.yarn_truncate,
-                              (double)c->max_position_embeddings, c->query_pre_attn_scalar, c->attn_logit_softcapping, c->final_logit_softcapping,
-                              c->gelu, c->norm_plus_one, c->post_norms, c->scale_embeddings};
-    uint64_t h = wrpo__hash(wrpo__hash(0, numbers, sizeof numbers), c->sliding_layers, sizeof c->sliding_layers);
-    return wrpo__hash(wrpo__hash(h, c->rope.short_factor, sizeof c->rope.short_factor), c->rope.long_factor, sizeof c->rope.long_factor);
+/* Threads for `work` numbers: one thread where waking others costs more than it saves. */
+static int wrpo__cpu_team(const wrpo__cpu *cpu, int64_t work) { return work <= WRPO__GRAIN ? 1 : cpu->threads; }
+static int64_t wrpo__cpu_chunk(int64_t D) { return WRPO__MAX(WRPO__GRAIN / 4 / WRPO__MAX(D, 1), 1); }
+static float *wrpo__cpu_scratch(const wrpo__cpu *cpu) {     /* of the calling thread */
+#ifdef _OPENMP
+    return cpu->scratch + (size_t)omp_get_thread_num() * WRPO__THREAD_FLOATS;
+#else
+    return cpu->scratch;
+#endif
 }
-static uint64_t wrpo__data_hash(uint64_t h, const wrpo_data *data) {
-    for (int64_t i = 0; i < wrpo_data_count(data); i++) {
-        wrpo_record record = wrpo_data_record(data, i);
-        h = wrpo__hash(wrpo__hash(h, record.prompt, (size_t)record.prompt_count * sizeof *record.prompt), &record.weight, sizeof record.weight);
-        for (int k = 0; k < record.count; k++) {
-            const wrpo_tokens *y = &record.responses[k];
-            const int64_t scored[3] = {y->first, (int64_t)y->role, y->pair};
-            h = wrpo__hash(wrpo__hash(wrpo__hash(h, y->ids, (size_t)y->count * sizeof *y->ids), scored, sizeof scored), &y->weight, sizeof y->weight);
+/* Panels of a strip, at most `most`, that let `threads` threads be done soonest; of equals the most. */
+static int64_t wrpo__strip(int64_t panels, int64_t most, int threads) {
+    int64_t best = 1, least = INT64_MAX;
+    for (int64_t p = WRPO__MAX(most, 1); p >= 1; p--) {
+        const int64_t time = wrpo__div_up(wrpo__div_up(panels, p), threads) * (4 * p + 1);      /* a quarter of a panel's time to begin a strip */
+        if (time < least) least = time, best = p;
+    }
+    return best;
+}
+/* The widths. A compiler that does not say the file's name gets it from WRPO_FILE; without either only
+   the narrow one is compiled. */
+#if !defined(WRPO_FILE) && defined(__INCLUDE_LEVEL__)
+#if __INCLUDE_LEVEL__ > 0
+#ifdef __FILE_NAME__
+#define WRPO_FILE __FILE_NAME__
+#else
+#define WRPO_FILE "wrpo.h"
+#endif
+#endif
+#endif
+#undef WRPO_IMPLEMENTATION
+#if defined(__GNUC__) && (defined(__x86_64__) || defined(__i386__)) && defined(WRPO_FILE) && defined(__has_include)
+#if __has_include(WRPO_FILE)
+#define WRPO__LANES 16
+#include WRPO_FILE
+#undef WRPO__LANES
+#define WRPO__LANES 8
+#include WRPO_FILE
+#undef WRPO__LANES
+#else
+#warning "wrpo.h: no file of the name WRPO_FILE: AVX-512 and AVX2 are left out. Define WRPO_FILE as the name of this file"
+#endif
+#endif
+#ifdef __GNUC__
+#define WRPO__LANES 4
+#else
+#define WRPO__LANES 1
+#endif
+#define WRPO_IMPLEMENTATION
+#endif /* WRPO_NO_SIMD */
+#endif /* WRPO_IMPLEMENTATION */
+
+#ifdef WRPO__LANES
+/* ---- one vector width: WRPO__LANES floats; WRPO__(x) is wrpo__x_avx512 and so on ---- */
+#define WRPO__JOIN2(a, b, c) a##b##_##c
+#define WRPO__JOIN(a, b, c) WRPO__JOIN2(a, b, c)
+#define WRPO__(name) WRPO__JOIN(wrpo__, name, WRPO__LEVEL)
+#if WRPO__LANES == 16
+#define WRPO__LEVEL avx512
+#define WRPO__AT __attribute__((target("avx512f,avx512dq,avx2,fma")))
+#define WRPO__FMA(a, b, c) _mm512_fmadd_ps(a, b, c)
+#define WRPO__ALL(x) ((WRPO__V)_mm512_set1_ps(x))
+#define WRPO__SQRT(a) _mm512_sqrt_ps(a)
+#define WRPO__MORE(a, b) _mm512_max_ps(b, a)
+#define WRPO__LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define WRPO__HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+enum { WRPO__(MR) = 14, WRPO__(NV) = 2 };              /* rows and vectors of a register tile of C: 28 of 32 registers */
+#define WRPO__HAVE_AVX512
+/* Products of bfloat16, by name: no compiler option is needed where the machine is asked first (wrpo__has_pairs).
+   DOT: c + low(a) low(b) + high(a) high(b) for each word; TWO: 32 floats, rounded, as 16 words; the second: low halves from a, high from b. */
+static inline WRPO__AT __attribute__((always_inline)) __m512 wrpo__pair_dot(__m512 a, __m512 b, __m512 c) {
+    __asm__("vdpbf16ps %2, %1, %0" : "+v"(c) : "v"(a), "v"(b));
+    return c;
+}
+static inline WRPO__AT __attribute__((always_inline)) __m512 wrpo__pair_of(__m512 a, __m512 b) {
+    __asm__("vcvtne2ps2bf16 %2, %1, %0" : "=v"(a) : "v"(b), "v"(a));
+    return a;
+}
+#define WRPO__IN_PAIRS
+#define WRPO__STEP(pairs, a, b, c) ((pairs) ? wrpo__pair_dot(a, b, c) : _mm512_fmadd_ps(a, b, c))
+#elif WRPO__LANES == 8
+#define WRPO__LEVEL avx2
+#define WRPO__AT __attribute__((target("avx2,fma")))
+#define WRPO__FMA(a, b, c) _mm256_fmadd_ps(a, b, c)
+#define WRPO__SQRT(a) _mm256_sqrt_ps(a)
+#define WRPO__MORE(a, b) _mm256_max_ps(b, a)
+#define WRPO__LOW 0, 8, 1, 9, 2, 10, 3, 11
+#define WRPO__HIGH 4, 12, 5, 13, 6, 14, 7, 15
+enum { WRPO__(MR) = 6, WRPO__(NV) = 2 };               /* 12 of 16 */
+#define WRPO__HAVE_AVX2
+#else
+#define WRPO__LEVEL generic
+#define WRPO__AT
+#define WRPO__LOW 0, 4, 1, 5
+#define WRPO__HIGH 2, 6, 3, 7
+#if defined(__GNUC__) && defined(__aarch64__)
+#define WRPO__FMA(a, b, c) vfmaq_f32(c, a, b)
+#define WRPO__SQRT(a) vsqrtq_f32(a)
+enum { WRPO__(MR) = 6, WRPO__(NV) = 4 };               /* 24 of 32 */
+#else
+#define WRPO__FMA(a, b, c) ((a) * (b) + (c))
+enum { WRPO__(MR) = 6, WRPO__(NV) = 2 };
+#endif
+#endif
+enum {
+    WRPO__(NR) = WRPO__LANES * WRPO__(NV),
+    WRPO__(MS) = (WRPO__(MR) + WRPO__LANES - 1) / WRPO__LANES * WRPO__LANES    /* a step of a packed panel of A, padded */
+};
+/* V is a vector of floats, U of their bits. LESS gives all ones where it holds; a NaN is never less. */
+#ifndef WRPO__STEP
+#define WRPO__STEP(pairs, a, b, c) WRPO__FMA(a, b, c)
+#endif
+#ifdef __GNUC__
+#define WRPO__INLINE static inline WRPO__AT __attribute__((always_inline))
+#define WRPO__ROW static WRPO__AT __attribute__((noinline))
+#define WRPO__UNROLL _Pragma("GCC unroll 16")
+#define WRPO__PREFETCH(p, write) __builtin_prefetch(p, write)
+typedef float WRPO__(v) __attribute__((vector_size(4 * WRPO__LANES)));
+typedef uint32_t WRPO__(u) __attribute__((vector_size(4 * WRPO__LANES)));
+typedef WRPO__(v) WRPO__(vmem) __attribute__((aligned(4), may_alias));         /* a vector anywhere in memory */
+#define WRPO__V WRPO__(v)
+#define WRPO__U WRPO__(u)
+#define WRPO__LOAD(p) ((WRPO__V)*(const WRPO__(vmem) *)(const void *)(p))
+#define WRPO__STORE(p, x) (*(WRPO__(vmem) *)(void *)(p) = (x))
+typedef uint16_t WRPO__(h) __attribute__((vector_size(2 * WRPO__LANES)));      /* bfloat16: the high halves of floats */
+typedef WRPO__(h) WRPO__(hmem) __attribute__((aligned(2), may_alias));
+#define WRPO__LOAD_HALF(p) WRPO__FLOATS(__builtin_convertvector(*(const WRPO__(hmem) *)(const void *)(p), WRPO__U) << 16)
+#define WRPO__STORE_HIGH(p, u) (*(WRPO__(hmem) *)(void *)(p) = __builtin_convertvector((u) >> 16, WRPO__(h)))    /* of bits */
+typedef int32_t WRPO__(i) __attribute__((vector_size(4 * WRPO__LANES)));
+#define WRPO__REAL(u) __builtin_convertvector((WRPO__(i))(u), WRPO__V)          /* of whole numbers below 2^31 */
+#define WRPO__WHOLE(x) __builtin_convertvector(__builtin_convertvector(x, WRPO__(i)), WRPO__V)     /* toward 0 */
+#define WRPO__BITS(x) ((WRPO__U)(x))
+#define WRPO__FLOATS(x) ((WRPO__V)(x))
+#define WRPO__LESS(a, b) ((WRPO__U)((a) < (b)))
+#if defined(__clang__) || __GNUC__ >= 12
+#define WRPO__MIX(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define WRPO__MIX(a, b, ...) __builtin_shuffle(a, b, (WRPO__U){__VA_ARGS__})
+#endif
+#else
+#define WRPO__INLINE static inline
+#define WRPO__ROW static
+#define WRPO__UNROLL
+#define WRPO__PREFETCH(p, write) (void)(p)
+#define WRPO__V float
+#define WRPO__U uint32_t
+#define WRPO__LOAD(p) (*(p))
+#define WRPO__STORE(p, x) (*(p) = (x))
+#define WRPO__LOAD_HALF(p) WRPO__FLOATS((uint32_t)*(p) << 16)
+#define WRPO__STORE_HIGH(p, u) (*(p) = (uint16_t)((u) >> 16))
+#define WRPO__REAL(u) ((float)(u))
+#define WRPO__WHOLE(x) ((float)(int32_t)(x))
+#define WRPO__BITS(x) wrpo__float_bits(x)
+#define WRPO__FLOATS(x) wrpo__bits_float(x)
+#define WRPO__LESS(a, b) ((a) < (b) ? ~(uint32_t)0 : 0)
+#endif
+#define WRPO__SET(x) ((x) - (WRPO__V){0})              /* the same number in all lanes */
+#ifndef WRPO__ALL
+#define WRPO__ALL(x) WRPO__SET(x)                      /* the same bits: arithmetic may not touch words */
+#endif
+#define WRPO__PICK(mask, a, b) WRPO__FLOATS(((mask) & WRPO__BITS(a)) | (~(mask) & WRPO__BITS(b)))
+
+/* The ends of rows: `left` numbers may be fewer than a vector; missing ones read as `fill`, and are not written. */
+WRPO__INLINE WRPO__V WRPO__(get)(const float *p, int64_t left, float fill) {
+    if (left >= WRPO__LANES) return WRPO__LOAD(p);
+    float t[WRPO__LANES];
+    for (int i = 0; i < WRPO__LANES; i++) t[i] = i < left ? p[i] : fill;
+    return WRPO__LOAD(t);
+}
+WRPO__INLINE WRPO__V WRPO__(get_half)(const uint16_t *p, int64_t left) {
+    if (left >= WRPO__LANES) return WRPO__LOAD_HALF(p);
+    uint16_t t[WRPO__LANES] = {0};
+    for (int i = 0; i < left; i++) t[i] = p[i];
+    return WRPO__LOAD_HALF(t);
+}
+WRPO__INLINE void WRPO__(put)(float *p, int64_t left, WRPO__V x) {
+    if (left >= WRPO__LANES) { WRPO__STORE(p, x); return; }
+    float t[WRPO__LANES];
+    WRPO__STORE(t, x);
+    for (int i = 0; i < left; i++) p[i] = t[i];
+}
+WRPO__INLINE float WRPO__(sum)(WRPO__V x) {
+    float t[WRPO__LANES];
+    WRPO__STORE(t, x);
+    for (int w = WRPO__LANES / 2; w > 0; w /= 2)
+        for (int i = 0; i < w; i++) t[i] += t[i + w];
+    return t[0];
+}
+WRPO__INLINE float WRPO__(largest)(WRPO__V x) {
+    float t[WRPO__LANES];
+    WRPO__STORE(t, x);
+    for (int i = 1; i < WRPO__LANES; i++) t[0] = t[0] < t[i] ? t[i] : t[0];
+    return t[0];
+}
+WRPO__INLINE WRPO__V WRPO__(max)(WRPO__V a, WRPO__V b) {     /* a < b ? b : a, so a where either is NaN */
+#ifdef WRPO__MORE
+    return WRPO__MORE(a, b);
+#else
+    return WRPO__PICK(WRPO__LESS(a, b), b, a);
+#endif
+}
+WRPO__INLINE WRPO__V WRPO__(sqrt)(WRPO__V x) {
+#ifdef WRPO__SQRT
+    return WRPO__SQRT(x);
+#else
+    float t[WRPO__LANES];
+    WRPO__STORE(t, x);
+    for (int i = 0; i < WRPO__LANES; i++) t[i] = sqrtf(t[i]);
+    return WRPO__LOAD(t);
+#endif
+}
+/* e^x, relative error below 1.2e-7: x = z ln 2 + r with integer z and |r| <= ln 2 / 2, e^r by a polynomial.
+   0 below -87.336 (no denormals), the value at 88.37 above it; NaN stays NaN. */
+WRPO__INLINE WRPO__V WRPO__(exp)(WRPO__V x) {
+    const WRPO__V low = WRPO__SET(-87.336f), high = WRPO__SET(88.37f);
+    WRPO__U zero = WRPO__LESS(x, low);
+    x = WRPO__(max)(x, low);
+    x = -WRPO__(max)(-x, -high);
+    /* adding 1.5 * 2^23 rounds to an integer, and leaves it in the low bits: with 127 more, an exponent */
+    WRPO__V z = WRPO__FMA(x, WRPO__SET(1.44269504f), WRPO__SET(12582912.0f + 127.0f));
+    WRPO__V power = WRPO__FLOATS(WRPO__BITS(z) << 23);
+    z = z - WRPO__SET(12582912.0f + 127.0f);
+    x = WRPO__FMA(z, WRPO__SET(-0.693359375f), x);     /* ln 2 in two parts; the first one times z is exact */
+    x = WRPO__FMA(z, WRPO__SET(2.12194440e-4f), x);
+    WRPO__V p = WRPO__FMA(x, WRPO__SET(1.9875691500e-4f), WRPO__SET(1.3981999507e-3f));
+    p = WRPO__FMA(p, x, WRPO__SET(8.3334519073e-3f));
+    p = WRPO__FMA(p, x, WRPO__SET(4.1665795894e-2f));
+    p = WRPO__FMA(p, x, WRPO__SET(1.6666665459e-1f));
+    p = WRPO__FMA(p, x, WRPO__SET(5.0000001201e-1f));
+    p = WRPO__FMA(p, x * x, x) + WRPO__SET(1.0f);
+    return WRPO__FLOATS(~zero & WRPO__BITS(p * power));
+}
+/* tanh x: an odd polynomial near 0, where 1 - 2 / (e^2x + 1) would cancel */
+WRPO__INLINE WRPO__V WRPO__(tanh)(WRPO__V x) {
+    const WRPO__V one = WRPO__SET(1.0f);
+    WRPO__V q = x * x;
+    WRPO__V p = WRPO__FMA(q, WRPO__SET(-5.70498872745e-3f), WRPO__SET(2.06390887954e-2f));
+    p = WRPO__FMA(p, q, WRPO__SET(-5.37397155531e-2f));
+    p = WRPO__FMA(p, q, WRPO__SET(1.33314422036e-1f));
+    p = WRPO__FMA(p, q, WRPO__SET(-3.33332819422e-1f));
+    p = WRPO__FMA(p * q, x, x);
+    WRPO__V far = one - WRPO__SET(2.0f) / (WRPO__(exp)(x + x) + one);
+    return WRPO__PICK(WRPO__LESS(q, WRPO__SET(0.39f)), p, far);
+}
+
+/* ---- rows: what one thread does with one piece of memory ---- */
+WRPO__ROW void WRPO__(axpy)(float *y, float s, const float *x, int64_t n) {    /* y += s x */
+    for (int64_t i = 0; i < n; i += WRPO__LANES)
+        WRPO__(put)(y + i, n - i, WRPO__FMA(WRPO__SET(s), WRPO__(get)(x + i, n - i, 0), WRPO__(get)(y + i, n - i, 0)));
+}
+WRPO__ROW void WRPO__(scaled)(float *y, float s, const float *x, int64_t n) {  /* y = s x */
+    for (int64_t i = 0; i < n; i += WRPO__LANES) WRPO__(put)(y + i, n - i, s * WRPO__(get)(x + i, n - i, 0));
+}
+WRPO__ROW void WRPO__(scaled_half)(float *y, float s, const uint16_t *x, int64_t n) {  /* the same of bfloat16 */
+    for (int64_t i = 0; i < n; i += WRPO__LANES) WRPO__(put)(y + i, n - i, s * WRPO__(get_half)(x + i, n - i));
+}
+WRPO__ROW float WRPO__(dot)(const float *x, const float *y, int64_t n) {
+    WRPO__V s = {0};
+    for (int64_t i = 0; i < n; i += WRPO__LANES) s = WRPO__FMA(WRPO__(get)(x + i, n - i, 0), WRPO__(get)(y + i, n - i, 0), s);
+    return WRPO__(sum)(s);
+}
+
+/* ---- embed, gather, bias, colsum, add ----
+   Backward passes that add rows into shared places give each task a slice of the columns and all the rows, in order. */
+enum { WRPO__(SLICE) = 64 };
+static void WRPO__(embed)(void *dev, void *y, const void *w, wrpo_dtype w_type, const int32_t *ids, int64_t n, int64_t D, float scale) {
+    wrpo__cpu *cpu = dev;
+    WRPO__PARROWS(cpu, n, D)
+    for (int64_t r = 0; r < n; r++)
+        if (w_type == WRPO_DTYPE_BF16) WRPO__(scaled_half)((float *)y + r * D, scale, (const uint16_t *)w + ids[r] * D, D);
+        else WRPO__(scaled)((float *)y + r * D, scale, (const float *)w + ids[r] * D, D);
+}
+static void WRPO__(embed_bwd)(void *dev, float *dw, const void *dy, const int32_t *ids, int64_t n, int64_t D, float scale) {
+    wrpo__cpu *cpu = dev;
+    WRPO__PARFOR(wrpo__cpu_team(cpu, n * D))
+    for (int64_t j = 0; j < D; j += WRPO__(SLICE))
+        for (int64_t r = 0; r < n; r++)
+            WRPO__(axpy)(dw + ids[r] * D + j, scale, (const float *)dy + r * D + j, WRPO__MIN(D - j, WRPO__(SLICE)));
+}
+static void WRPO__(gather)(void *dev, void *y, const void *x, const int32_t *index, int64_t n, int64_t D) {
+    wrpo__cpu *cpu = dev;
+    WRPO__PARROWS(cpu, n, D)
+    for (int64_t r = 0; r < n; r++) memcpy((float *)y + r * D, (const float *)x + index[r] * D, (size_t)D * sizeof(float));
+}
+static void WRPO__(scatter)(void *dev, void *y, int64_t ldy, const void *x, int64_t ldx, const int32_t *index, int64_t n, int64_t D) {
+    wrpo__cpu *cpu = dev;
+    WRPO__PARROWS(cpu, n, D)
+    for (int64_t r = 0; r < n; r++) memcpy((float *)y + index[r] * ldy, (const float *)x + r * ldx, (size_t)D * sizeof(float));
+}
+static void WRPO__(gather_bwd)(void *dev, void *dx, const void *dy, const int32_t *index, int64_t n, int64_t D) {
+    WRPO__(embed_bwd)(dev, dx, dy, index, n, D, 1);
+}
+static void WRPO__(bias)(void *dev, void *y, int64_t ldy, const float *b, int64_t n, int64_t D) {
+    wrpo__cpu *cpu = dev;
+    WRPO__PARROWS(cpu, n, D)
+    for (int64_t r = 0; r < n; r++) WRPO__(axpy)((float *)y + r * ldy, 1, b, D);
+}
+static void WRPO__(add_columns)(const wrpo__cpu *cpu, float *y, const void *w, bool half, int64_t ld, int64_t n, int64_t D) {    /* y += sum_r w[r] */
+    WRPO__PARFOR(wrpo__cpu_team(cpu, n * D))
+    for (int64_t j = 0; j < D; j += WRPO__(SLICE)) {
+        float part[WRPO__(SLICE)], row[WRPO__(SLICE)];  /* sums of 64 rows first: rounding grows with the longest chain */
+        int64_t width = WRPO__MIN(D - j, WRPO__(SLICE));
+        for (int64_t r = 0; r < n; r += 64) {
+            memset(part, 0, sizeof part);
+            for (int64_t i = r; i < n && i < r + 64; i++) {
+                if (half) WRPO__(scaled_half)(row, 1, (const uint16_t *)w + i * ld + j, width);
+                WRPO__(axpy)(part, 1, half ? row : (const float *)w + i * ld + j, width);
+            }
+            WRPO__(axpy)(y + j, 1, part, width);
         }
     }
-    return h;
 }
-static uint64_t wrpo__fingerprint(const wrpo_model *model, const wrpo_data *data, float *piece) {
-    uint64_t h = wrpo__config_hash(model->ctx, &model->config);
-    for (int64_t i = 0; i < model->n_weights; i++) {
-        const wrpo_weight *w = &model->weights[i];
-        h = wrpo__hash(h, w->name, strlen(w->name));
-        for (int64_t at = 0, n; at < w->rows * w->cols; at += n) {
-            n = WRPO__MIN(w->rows * w->cols - at, WRPO__PIECE);
-            wrpo__weight_get(model, w, at, n, piece);
-            h = wrpo__hash(h, piece, (size_t)n * sizeof *piece);
-        }
+static void WRPO__(bias_bwd)(void *dev, float *db, const void *dy, int64_t lddy, int64_t n, int64_t D) { WRPO__(add_columns)(dev, db, dy, false, lddy, n, D); }
+static void WRPO__(colsum)(void *dev, float *y, const void *w, wrpo_dtype w_type, int64_t rows, int64_t cols) {
+    memset(y, 0, (size_t)cols * sizeof *y);
+    WRPO__(add_columns)(dev, y, w, w_type == WRPO_DTYPE_BF16, cols, rows, cols);
+}
+static void WRPO__(add)(void *dev, void *y, const void *x, int64_t count) {
+    wrpo__cpu *cpu = dev;
+    WRPO__PARFOR(wrpo__cpu_team(cpu, count))
+    for (int64_t i = 0; i < count; i += WRPO__GRAIN) WRPO__(axpy)((float *)y + i, 1, (const float *)x + i, WRPO__MIN(count - i, WRPO__GRAIN));
+}
+
+/* ---- rmsnorm ----
+   rstd = 1 / sqrt(mean(x^2) + eps),  y = (w + plus) x rstd
+   With g = dy (w + plus) and c = mean(g x) rstd^2:  dx = dres + rstd (g - c x),  dw += sum dy x rstd */
+WRPO__ROW void WRPO__(rmsnorm_row)(float *y, float *rstd, const float *x, const float *w, int64_t D, float eps, float plus) {
+    WRPO__V ss = {0};
+    for (int64_t i = 0; i < D; i += WRPO__LANES) {
+        WRPO__V v = WRPO__(get)(x + i, D - i, 0);
+        ss = WRPO__FMA(v, v, ss);
     }
-    return wrpo__data_hash(h, data);
+    const float s = 1 / sqrtf(WRPO__(sum)(ss) / (float)D + eps);
+    for (int64_t i = 0; i < D; i += WRPO__LANES)
+        WRPO__(put)(y + i, D - i, WRPO__(get)(x + i, D - i, 0) * s * (WRPO__(get)(w + i, D - i, 0) + plus));
+    *rstd = s;
 }
-/* A cache that is there and whole fills ref; anything else is made anew. */
-static bool wrpo__reference_read(wrpo__arena *temp, const char *path, uint64_t fingerprint, double *ref, int64_t N, int K) {
-    char want[32];
-    if (!wrpo__exists(path)) return false;
-    const wrpo__file *f = wrpo__open_file(temp, path);
-    wrpo_json *root;
-    if (wrpo_json_parse(temp->ctx, path, (const char *)f->data, f->size, &root) != WRPO_OK) return false;
-    snprintf(want, sizeof want, "%016llx", (unsigned long long)fingerprint);
-    const wrpo_json *rows = wrpo__json_get(root, "logps"), *row = rows ? rows->child : NULL;
-    bool ok = wrpo__json_is(wrpo__json_get(root, "fingerprint"), want) && rows && rows->kind == WRPO_JSON_ARRAY && rows->count == N;
-    for (int64_t i = 0; ok && i < N; i++, row = row->next) {
-        const wrpo_json *v = row->child;
-        ok = row->kind == WRPO_JSON_ARRAY && row->count == K;
-        for (int k = 0; ok && k < K; k++, v = v->next) ref[i * K + k] = v->kind == WRPO_JSON_NUMBER ? v->number : NAN;
+WRPO__ROW void WRPO__(rmsnorm_bwd_row)(float *dx, const float *dy, const float *dres, const float *x, const float *w, float rstd, int64_t D, float plus) {
+    WRPO__V dot = {0};
+    for (int64_t i = 0; i < D; i += WRPO__LANES)
+        dot = WRPO__FMA(WRPO__(get)(dy + i, D - i, 0) * (WRPO__(get)(w + i, D - i, 0) + plus), WRPO__(get)(x + i, D - i, 0), dot);
+    const float c = WRPO__(sum)(dot) / (float)D * rstd * rstd;
+    for (int64_t i = 0; i < D; i += WRPO__LANES) {
+        WRPO__V g = WRPO__(get)(dy + i, D - i, 0) * (WRPO__(get)(w + i, D - i, 0) + plus);
+        WRPO__V v = (g - c * WRPO__(get)(x + i, D - i, 0)) * rstd;
+        WRPO__(put)(dx + i, D - i, dres ? v + WRPO__(get)(dres + i, D - i, 0) : v);
     }
-    wrpo_json_free(temp->ctx, root);
-    return ok;
 }
-static void wrpo__reference_write(wrpo__arena *temp, const char *path, uint64_t fingerprint, const double *ref, int64_t N, int K) {
-    wrpo__text t = {.arena = temp};
-    wrpo__text_printf(&t, "{\"fingerprint\": \"%016llx\", \"logps\": [", (unsigned long long)fingerprint);
-    for (int64_t i = 0; i < N; i++) {
-        wrpo__text_puts(&t, i ? ",\n[" : "\n[");
-        for (int k = 0; k < K; k++) {
-            if (k) wrpo__text_puts(&t, ",");
-            wrpo__json_number(&t, ref[i * K + k]);
+WRPO__ROW void WRPO__(rmsnorm_dw_row)(float *dw, const float *dy, const float *x, float rstd, int64_t n) {
+    for (int64_t i = 0; i < n; i += WRPO__LANES)
+        WRPO__(put)(dw + i, n - i, WRPO__FMA(WRPO__(get)(dy + i, n - i, 0) * rstd, WRPO__(get)(x + i, n - i, 0), WRPO__(get)(dw + i, n - i, 0)));
+}
+static void WRPO__(rmsnorm)(void *dev, void *y, int64_t ldy, float *rstd, const void *x, int64_t ldx, const float *w,
+                            int64_t n, int64_t heads, int64_t D, float eps, float plus) {
+    wrpo__cpu *cpu = dev;
+    WRPO__PARROWS(cpu, n, heads * D)
+    for (int64_t r = 0; r < n; r++)
+        for (int64_t h = 0; h < heads; h++)
+            WRPO__(rmsnorm_row)((float *)y + r * ldy + h * D, rstd + r * heads + h, (const float *)x + r * ldx + h * D, w, D, eps, plus);
+}
+/* Groups of 64 (row, head)s: each one's sum for dw, and its dx while dy and x are at hand; then the sums of all groups, in order. */
+static void WRPO__(rmsnorm_bwd)(void *dev, void *dx, int64_t lddx, float *dw, const void *dy, int64_t lddy, const void *dres, int64_t lddres,
+                                const void *x, int64_t ldx, const float *w, const float *rstd, int64_t n, int64_t heads, int64_t D, float plus) {
+    wrpo__cpu *cpu = dev;
+    const float *dyf = dy, *xf = x, *dresf = dres;
+    float *sums = cpu->packed;                         /* [groups][D], the products' buffer */
+    const int64_t rows = n * heads, most = WRPO__PACKED_WORDS / D;
+    for (int64_t first = 0; first < rows; first += 64 * most) {
+        const int64_t groups = wrpo__div_up(WRPO__MIN(rows - first, 64 * most), 64);
+        WRPO__PARFOR(wrpo__cpu_team(cpu, rows * D))
+        for (int64_t g = 0; g < groups; g++) {
+            const int64_t begin = first + 64 * g, end = WRPO__MIN(rows, begin + 64);
+            memset(sums + g * D, 0, (size_t)D * sizeof *sums);
+            for (int64_t i = begin; i < end; i++) {    /* dw first: dx may be dy */
+                const int64_t r = i / heads, at = i % heads * D;
+                WRPO__(rmsnorm_dw_row)(sums + g * D, dyf + r * lddy + at, xf + r * ldx + at, rstd[i], D);
+                WRPO__(rmsnorm_bwd_row)((float *)dx + r * lddx + at, dyf + r * lddy + at, dresf ? dresf + r * lddres + at : NULL, xf + r * ldx + at, w, rstd[i], D, plus);
+            }
         }
-        wrpo__text_puts(&t, "]");
+        for (int64_t g = 0; g < groups; g++) WRPO__(axpy)(dw, 1, sums + g * D, D);
     }
-    wrpo__text_puts(&t, "\n]}\n");
-    wrpo__writer *w = wrpo__create(temp, path);
-    wrpo__write(w, t.data, t.size);
-    wrpo__commit(w);
 }
-/* Reference log-probs of one or two data sets by one reference model, which is gone afterwards. */
-static wrpo_result wrpo__reference(wrpo_trainer *t) {
-    wrpo_ctx *ctx = t->ctx;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        wrpo__arena *temp = wrpo__entry.arena;
-        wrpo_model *ref = t->model;
-        if (t->desc.ref_dir) {
-            const wrpo_model_desc desc = {.dir = t->desc.ref_dir, .frozen = true};
-            wrpo__cleanup *owner = wrpo__on_free(temp, wrpo__free_model, NULL);
-            wrpo__need(ctx, wrpo_model_load(ctx, &desc, &ref));
-            owner->p = ref;
+
+/* ---- rope: (x1, x2) = (x[i], x[i + d/2]) is turned by the angle of table[r][i]; the backward turns it back ---- */
+WRPO__ROW void WRPO__(rope_row)(float *x, const float *table, int64_t heads, int64_t d, float sign) {
+    const int64_t half = d / 2;
+    float cosine[WRPO__MAX_D / 2], sine[WRPO__MAX_D / 2];
+    for (int64_t i = 0; i < half; i++) cosine[i] = table[2 * i], sine[i] = sign * table[2 * i + 1];
+    for (int64_t h = 0; h < heads; h++, x += d)
+        for (int64_t i = 0; i < half; i += WRPO__LANES) {
+            const WRPO__V c = WRPO__(get)(cosine + i, half - i, 0), s = WRPO__(get)(sine + i, half - i, 0);
+            const WRPO__V x1 = WRPO__(get)(x + i, half - i, 0), x2 = WRPO__(get)(x + half + i, half - i, 0);
+            WRPO__(put)(x + i, half - i, x1 * c - x2 * s);
+            WRPO__(put)(x + half + i, half - i, x2 * c + x1 * s);
         }
-        float *piece = wrpo__raw(temp, WRPO__PIECE, sizeof *piece);
-        for (int i = 0; i < 2; i++) {
-            const wrpo_data *data = i ? t->eval : t->data;
-            double *out = i ? t->eval_ref : t->ref;
-            int K = i ? t->eval_K : t->K;
-            if (!data || !out) continue;
-            const int64_t N = wrpo_data_count(data);
-            const char *path = NULL;
-            uint64_t fingerprint = 0;
-            if (t->out_dir) {
-                fingerprint = wrpo__fingerprint(ref, data, piece);
-                path = wrpo__format(temp, "%s/reference_logps-%016llx.json", t->out_dir, (unsigned long long)fingerprint);
-                if (wrpo__reference_read(temp, path, fingerprint, out, N, K)) {
-                    wrpo__log(ctx, WRPO_LOG_INFO, "reference log-probs read from %s", path);
-                    continue;
+}
+static void WRPO__(rope)(void *dev, void *x, int64_t ldx, const float *table, int64_t n, int64_t heads, int64_t d, float sign) {
+    wrpo__cpu *cpu = dev;
+    WRPO__PARROWS(cpu, n, heads * d)
+    for (int64_t r = 0; r < n; r++) WRPO__(rope_row)((float *)x + r * ldx, table + r * (d / 2 * 2), heads, d, sign);
+}
+
+/* ---- glu: h = act(gate) up.  silu(g) = g s with s = 1 / (1 + e^-g), silu' = s (1 + g (1 - s))
+   gelu(g) = g (1 + t) / 2 with t = tanh(a (g + b g^3)), gelu' = (1 + t) / 2 + g (1 - t^2) a (1 + 3 b g^2) / 2 ---- */
+WRPO__INLINE WRPO__V WRPO__(act)(WRPO__V g, bool gelu, WRPO__V *slope) {
+    const WRPO__V one = WRPO__SET(1.0f), half = WRPO__SET(0.5f);
+    if (!gelu) {
+        WRPO__V s = one / (one + WRPO__(exp)(-g));
+        *slope = s * WRPO__FMA(g, one - s, one);
+        return g * s;
+    }
+    const float a = 0.7978845608f, b = 0.044715f;      /* sqrt(2 / pi) */
+    WRPO__V t = WRPO__(tanh)(a * WRPO__FMA(b * g * g, g, g)), u = WRPO__FMA(half, t, half);
+    *slope = WRPO__FMA(half * g * WRPO__FMA(-t, t, one), a * WRPO__FMA(3 * b * g, g, one), u);
+    return g * u;
+}
+WRPO__ROW void WRPO__(glu_row)(float *h, const float *gu, int64_t I, bool gelu) {
+    WRPO__V slope;
+    for (int64_t i = 0; i < I; i += WRPO__LANES) {     /* what is written is fetched too: the machine sees only what is read coming */
+        WRPO__PREFETCH(gu + i + 512, 0), WRPO__PREFETCH(gu + I + i + 512, 0), WRPO__PREFETCH(h + i + 512, 1);
+        WRPO__(put)(h + i, I - i, WRPO__(act)(WRPO__(get)(gu + i, I - i, 0), gelu, &slope) * WRPO__(get)(gu + I + i, I - i, 0));
+    }
+}
+WRPO__ROW void WRPO__(glu_bwd_row)(float *dgu, float *h, const float *dh, const float *gu, int64_t I, bool gelu) {
+    for (int64_t i = 0; i < I; i += WRPO__LANES) {
+        WRPO__PREFETCH(gu + i + 512, 0), WRPO__PREFETCH(gu + I + i + 512, 0), WRPO__PREFETCH(dh + i + 512, 0);
+        WRPO__PREFETCH(dgu + i + 512, 1), WRPO__PREFETCH(dgu + I + i + 512, 1);
+        WRPO__V slope, up = WRPO__(get)(gu + I + i, I - i, 0), d = WRPO__(get)(dh + i, I - i, 0);
+        WRPO__V act = WRPO__(act)(WRPO__(get)(gu + i, I - i, 0), gelu, &slope);
+        if (h) WRPO__(put)(h + i, I - i, act * up);
+        WRPO__(put)(dgu + i, I - i, d * up * slope);
+        WRPO__(put)(dgu + I + i, I - i, d * act);
+    }
+}
+static void WRPO__(glu)(void *dev, void *h, const void *gu, int64_t n, int64_t I, bool gelu) {
+    wrpo__cpu *cpu = dev;
+    WRPO__PARROWS(cpu, n, 4 * I)
+    for (int64_t r = 0; r < n; r++) WRPO__(glu_row)((float *)h + r * I, (const float *)gu + r * 2 * I, I, gelu);
+}
+static void WRPO__(glu_bwd)(void *dev, void *dgu, void *h, const void *dh, const void *gu, int64_t n, int64_t I, bool gelu) {
+    wrpo__cpu *cpu = dev;
+    WRPO__PARROWS(cpu, n, 4 * I)
+    for (int64_t r = 0; r < n; r++)
+        WRPO__(glu_bwd_row)((float *)dgu + r * 2 * I, h ? (float *)h + r * I : NULL, (const float *)dh + r * I, (const float *)gu + r * 2 * I, I, gelu);
+}
+
+/* ---- logprob: lse = log sum exp(x), logp = x[target] - lse; x = softcap tanh(logits / softcap) where there is a softcap
+   The maximum runs along: in blocks of 1024 numbers, sums so far are rescaled when a block brings a larger one. ---- */
+WRPO__INLINE WRPO__V WRPO__(cap)(WRPO__V x, float softcap) {   /* -inf stays: it marks what does not count */
+    if (softcap <= 0) return x;
+    return WRPO__PICK(WRPO__LESS(x, WRPO__SET(-FLT_MAX)), x, softcap * WRPO__(tanh)(x / softcap));
+}
+WRPO__ROW double WRPO__(lse_row)(const float *x, int64_t n, float softcap) {
+    float m = -INFINITY;
+    double sum = 0;
+    for (int64_t b = 0; b < n; b += 1024) {
+        const int64_t e = WRPO__MIN(n, b + 1024);
+        WRPO__V top = WRPO__SET(-INFINITY), s = {0};
+        for (int64_t i = b; i < e; i += WRPO__LANES) top = WRPO__(max)(top, WRPO__(get)(x + i, e - i, -INFINITY));
+        float block = WRPO__(largest)(WRPO__(cap)(top, softcap));
+        if (block > m) sum *= exp((double)m - (double)block), m = block;
+        float base = m > -INFINITY ? m : 0;            /* nothing but -inf so far: the sum stays 0 */
+        for (int64_t i = b; i < e; i += WRPO__LANES) s += WRPO__(exp)(WRPO__(cap)(WRPO__(get)(x + i, e - i, -INFINITY), softcap) - base);
+        sum += (double)WRPO__(sum)(s);
+    }
+    return (double)m + log(sum);
+}
+WRPO__ROW void WRPO__(dlogits_row)(float *y, const float *x, int64_t target, float lse, float g, int64_t n, float softcap) {
+    const float xt = x[target], t = softcap > 0 ? tanhf(xt / softcap) : 0;
+    for (int64_t i = 0; i < n; i += WRPO__LANES) {
+        WRPO__V v = WRPO__(cap)(WRPO__(get)(x + i, n - i, 0), softcap), p = WRPO__(exp)(v - lse);
+        if (softcap > 0) {
+            WRPO__V th = WRPO__(max)(v / softcap, WRPO__SET(-1.0f));   /* of -inf: p is 0 there, and must stay it */
+            p = p * WRPO__FMA(-th, th, WRPO__SET(1.0f));
+        }
+        WRPO__(put)(y + i, n - i, -g * p);
+    }
+    y[target] += g * (1 - t * t);
+}
+static void WRPO__(logprob)(void *dev, float *logp, float *lse, const float *logits, const int32_t *target, int64_t n, int64_t V, float softcap) {
+    wrpo__cpu *cpu = dev;
+    WRPO__PARROWS(cpu, n, V)
+    for (int64_t r = 0; r < n; r++) {
+        const float *x = logits + r * V;
+        double sum = WRPO__(lse_row)(x, V, softcap), xt = (double)x[target[r]];
+        if (softcap > 0) xt = (double)softcap * tanh(xt / (double)softcap);
+        lse[r] = (float)sum;
+        logp[r] = (float)(xt - sum);
+    }
+}
+static void WRPO__(logprob_bwd)(void *dev, void *dlogits, const float *logits, const int32_t *target, const float *lse, const float *dlogp,
+                                int64_t n, int64_t V, float softcap) {
+    wrpo__cpu *cpu = dev;
+    WRPO__PARROWS(cpu, n, V)
+    for (int64_t r = 0; r < n; r++) WRPO__(dlogits_row)((float *)dlogits + r * V, logits + r * V, target[r], lse[r], dlogp[r], V, softcap);
+}
+
+/* ---- sumsq, adamw ---- */
+WRPO__ROW double WRPO__(sumsq_part)(const float *x, int64_t n) {
+    double s[8] = {0};
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8)
+        for (int j = 0; j < 8; j++) s[j] += (double)x[i + j] * (double)x[i + j];
+    for (; i < n; i++) s[0] += (double)x[i] * (double)x[i];
+    return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
+}
+static void WRPO__(sumsq)(void *dev, double *out, const float *x, int64_t count) {
+    wrpo__cpu *cpu = dev;
+    double part[256], sum = 0;                         /* as many parts for every number of threads */
+    const int64_t size = WRPO__MAX(wrpo__div_up(count, WRPO__COUNT(part)), WRPO__GRAIN), parts = wrpo__div_up(count, size);
+    WRPO__PARFOR(wrpo__cpu_team(cpu, count))
+    for (int64_t i = 0; i < parts; i++) part[i] = WRPO__(sumsq_part)(x + i * size, WRPO__MIN(size, count - i * size));
+    for (int64_t i = 0; i < parts; i++) sum += part[i];
+    *out += sum;
+}
+/* m += (1 - beta1) (g - m),  v = beta2 v + (1 - beta2) g^2,  w = w (1 - lr decay) - lr / correction1 m / (sqrt(v) / correction2 + eps) */
+WRPO__ROW void WRPO__(adamw_part)(float *w, float *m, float *v, const float *g, int64_t n, const wrpo_adamw *step) {
+    const float keep = (float)(1 - (double)step->lr * (double)step->weight_decay), rate = (float)((double)step->lr / step->correction1);
+    const float b1 = (float)(1 - (double)step->beta1), b2 = (float)(1 - (double)step->beta2), correction2 = (float)step->correction2;
+    for (int64_t i = 0; i < n; i += WRPO__LANES) {
+        WRPO__V gi = WRPO__(get)(g + i, n - i, 0) * step->grad_scale, mi = WRPO__(get)(m + i, n - i, 0), vi = WRPO__(get)(v + i, n - i, 0);
+        mi = WRPO__FMA(WRPO__SET(b1), gi - mi, mi);
+        vi = WRPO__FMA(b2 * gi, gi, vi * step->beta2);
+        WRPO__V root = WRPO__(sqrt)(vi) / correction2 + step->eps;
+        WRPO__(put)(m + i, n - i, mi);
+        WRPO__(put)(v + i, n - i, vi);
+        WRPO__(put)(w + i, n - i, WRPO__(get)(w + i, n - i, 0) * keep - rate * mi / root);
+    }
+}
+/* What is not float in memory is unpacked a block at a time, and packed again. */
+WRPO__INLINE WRPO__U WRPO__(random)(uint32_t seed, int64_t i) {        /* 32 bits for each of numbers i ... i + LANES: a hash of (seed, i) */
+    uint32_t count[WRPO__LANES];
+    for (int k = 0; k < WRPO__LANES; k++) count[k] = seed + (uint32_t)(i + k) * 0x9E3779B9u;
+    WRPO__U x;
+    memcpy(&x, count, sizeof x);
+    x = (x ^ x >> 16) * 0x7FEB352Du;
+    x = (x ^ x >> 15) * 0x846CA68Bu;
+    return x ^ x >> 16;
+}
+WRPO__ROW void WRPO__(masters_unpack)(float *x, const uint16_t *w, const uint16_t *low) {
+    for (int64_t i = 0; i < WRPO_BLOCK; i++) x[i] = wrpo__master(w[i], low[i]);
+}
+WRPO__ROW void WRPO__(masters_pack)(uint16_t *w, uint16_t *low, const float *x) {
+    for (int64_t i = 0; i < WRPO_BLOCK; i++) wrpo__master_split(x[i], &w[i], &low[i]);
+}
+WRPO__ROW void WRPO__(bf16_unpack)(float *x, const uint16_t *y) {
+    for (int64_t i = 0; i < WRPO_BLOCK; i += WRPO__LANES) WRPO__STORE(x + i, WRPO__LOAD_HALF(y + i));
+}
+WRPO__ROW void WRPO__(bf16_pack)(uint16_t *y, const float *x, uint32_t seed, int64_t first) {
+    for (int64_t i = 0; i < WRPO_BLOCK; i += WRPO__LANES) WRPO__STORE_HIGH(y + i, WRPO__BITS(WRPO__LOAD(x + i)) + (WRPO__(random)(seed, first + i) >> 16));
+}
+/* codes 0 ... top of magnitudes: s (q / top)^4 */
+WRPO__INLINE WRPO__V WRPO__(decode)(WRPO__V q, float s, float top) {
+    q = q * (1 / top);
+    q = q * q;
+    return q * q * s;
+}
+WRPO__ROW void WRPO__(bytes_unpack)(float *x, const uint8_t *y, bool moment2) {
+    float s;
+    memcpy(&s, y + WRPO_BLOCK, 4);
+    for (int64_t i = 0; i < WRPO_BLOCK; i++) x[i] = moment2 ? (float)y[i] : (float)(int8_t)y[i];
+    for (int64_t i = 0; i < WRPO_BLOCK; i += WRPO__LANES) {
+        WRPO__V q = WRPO__LOAD(x + i), size = WRPO__(decode)(q, s, moment2 ? 255 : 127);
+        WRPO__STORE(x + i, WRPO__PICK(WRPO__LESS(q, WRPO__SET(0.0f)), -size, size));
+    }
+}
+WRPO__ROW void WRPO__(bytes_pack)(uint8_t *y, const float *x, bool moment2, uint32_t seed, int64_t first) {
+    const float top = moment2 ? 255 : 127;
+    WRPO__V most = {0};
+    for (int64_t i = 0; i < WRPO_BLOCK; i += WRPO__LANES) most = WRPO__(max)(most, WRPO__(max)(WRPO__LOAD(x + i), -WRPO__LOAD(x + i)));
+    const float s = WRPO__(largest)(most), inverse = s >= FLT_MIN ? 1 / s : 0;
+    float codes[WRPO_BLOCK];
+    for (int64_t i = 0; i < WRPO_BLOCK; i += WRPO__LANES) {
+        WRPO__V size = WRPO__(max)(WRPO__LOAD(x + i), -WRPO__LOAD(x + i)), q = WRPO__(sqrt)(WRPO__(sqrt)(size * inverse)) * top;
+        q = WRPO__WHOLE(-WRPO__(max)(-q, WRPO__SET(1 - top)));                 /* q and q + 1 are the codes around it */
+        const WRPO__V low = WRPO__(decode)(q, s, top), high = WRPO__(decode)(q + 1, s, top);
+        const WRPO__V dice = WRPO__REAL(WRPO__(random)(seed, first + i) >> 8) * (1.0f / 16777216);
+        q = WRPO__PICK(WRPO__LESS(dice * (high - low), size - low), q + 1, q);
+        if (moment2) q = WRPO__PICK(WRPO__LESS(WRPO__SET(0.0f), size), WRPO__(max)(q, WRPO__SET(1.0f)), q);
+        WRPO__STORE(codes + i, q);
+    }
+    for (int64_t i = 0; i < WRPO_BLOCK; i++) y[i] = moment2 ? (uint8_t)codes[i] : (uint8_t)(int8_t)(x[i] < 0 ? -codes[i] : codes[i]);
+    memcpy(y + WRPO_BLOCK, &s, 4);
+}
+WRPO__ROW void WRPO__(moment_unpack)(float *x, const void *y, wrpo_moments moments, bool moment2) {
+    if (moments == WRPO_MOMENTS_BF16) WRPO__(bf16_unpack)(x, y);
+    else WRPO__(bytes_unpack)(x, y, moment2);
+}
+WRPO__ROW void WRPO__(moment_pack)(void *y, const float *x, wrpo_moments moments, bool moment2, uint32_t seed, int64_t first) {
+    if (moments == WRPO_MOMENTS_BF16) WRPO__(bf16_pack)(y, x, seed, first);
+    else WRPO__(bytes_pack)(y, x, moment2, seed, first);
+}
+/* numbers [first, first + n) of the arrays; first is at a block */
+static void WRPO__(adamw_task)(void *w, uint16_t *low, void *m, void *v, const float *g, int64_t first, int64_t n, const wrpo_adamw *step) {
+    const bool floats = step->moments == WRPO_MOMENTS_F32;
+    const uint32_t seed_m = (uint32_t)step->seed, seed_v = (uint32_t)(step->seed >> 32);
+    if (floats && !low) {
+        WRPO__(adamw_part)((float *)w + first, (float *)m + first, (float *)v + first, g + first, n, step);
+        return;
+    }
+    for (int64_t i = first; i < first + n; i += WRPO_BLOCK) {
+        float tw[WRPO_BLOCK], tm[WRPO_BLOCK], tv[WRPO_BLOCK];
+        char *pm = (char *)m + wrpo_moments_bytes(step->moments, i), *pv = (char *)v + wrpo_moments_bytes(step->moments, i);
+        if (low) WRPO__(masters_unpack)(tw, (uint16_t *)w + i, low + i);
+        if (!floats) WRPO__(moment_unpack)(tm, pm, step->moments, false), WRPO__(moment_unpack)(tv, pv, step->moments, true);
+        WRPO__(adamw_part)(low ? tw : (float *)w + i, floats ? (float *)m + i : tm, floats ? (float *)v + i : tv, g + i, WRPO__MIN(WRPO_BLOCK, first + n - i), step);
+        if (!floats) WRPO__(moment_pack)(pm, tm, step->moments, false, seed_m, i), WRPO__(moment_pack)(pv, tv, step->moments, true, seed_v, i);
+        if (low) WRPO__(masters_pack)((uint16_t *)w + i, low + i, tw);
+    }
+}
+static void WRPO__(adamw)(void *dev, void *w, uint16_t *low, void *m, void *v, const float *g, int64_t count, const wrpo_adamw *step) {
+    wrpo__cpu *cpu = dev;
+    WRPO__PARFOR(wrpo__cpu_team(cpu, count))
+    for (int64_t i = 0; i < count; i += WRPO__GRAIN) WRPO__(adamw_task)(w, low, m, v, g, i, WRPO__MIN(count - i, WRPO__GRAIN), step);
+}
+
+/* ---- gemm ----
+   Goto's scheme. A (rows of C) is packed into panels of MR rows, B (columns) into panels of NR, both step by step of k:
+   a[k][MS], b[k][NR]. The register tile multiplies one panel of each: per step NV vectors of B, MR single numbers of A,
+   MR * NV multiply-adds, all of C's tile in registers. The panels of the smaller of the two are packed by all threads for
+   all of them; then a task packs a few panels of the other, which stay in the cache next to its core, and runs them past all
+   of the first. Where A is one panel, B is not packed (thin_of). Each number of C is the sum over blocks of k (cut from 0, by
+   K alone) of the sums over k in order: the same for every row, whatever m, n and the threads.                            */
+
+/* x becomes its own transpose: log2(LANES) rounds, each interleaving row i with row i + LANES/2 */
+WRPO__INLINE void WRPO__(transpose)(WRPO__V *x) {
+#if WRPO__LANES > 1
+    WRPO__V t[WRPO__LANES];
+    WRPO__UNROLL
+    for (int w = 1; w < WRPO__LANES; w *= 2) {
+        WRPO__UNROLL
+        for (int i = 0; i < WRPO__LANES / 2; i++) {
+            t[2 * i] = WRPO__MIX(x[i], x[i + WRPO__LANES / 2], WRPO__LOW);
+            t[2 * i + 1] = WRPO__MIX(x[i], x[i + WRPO__LANES / 2], WRPO__HIGH);
+        }
+        WRPO__UNROLL
+        for (int i = 0; i < WRPO__LANES; i++) x[i] = t[i];
+    }
+#else
+    (void)x;
+#endif
+}
+/* n lanes (rows of A, columns of B) by kc steps into panels of `width` lanes, [word][stride] each, `next` numbers apart; missing
+   lanes are 0. Lane l, step k is number l * ls + k * ks of from, which are floats or halves (bfloat16); either ls or ks is 1. A word
+   is the float of a step; in pairs it is two steps, rounded to bfloat16, a last single one with 0. Where steps are rows of `from`,
+   ABREAST of them are read side by side, each from end to end. */
+#define WRPO__NUMBER(i) (half ? wrpo__float_of(((const uint16_t *)from)[i]) : ((const float *)from)[i])
+#define WRPO__VECTOR(i) (half ? WRPO__LOAD_HALF((const uint16_t *)from + (i)) : WRPO__LOAD((const float *)from + (i)))
+#define WRPO__AHEAD(i) WRPO__PREFETCH((const char *)from + (i) * (half ? 2 : 4) + 192, 0)     /* rows are left again before the machine sees them coming */
+#ifdef WRPO__IN_PAIRS
+/* words of two steps: low halves from a, high ones from b, rounded to nearest unless they are bfloat16 already */
+WRPO__INLINE WRPO__V WRPO__(pair_words)(WRPO__U a, WRPO__U b, const bool round) {
+    if (round) a += 0x7FFFu + (a >> 16 & 1), b += 0x7FFFu + (b >> 16 & 1);
+    return WRPO__FLOATS(a >> 16 | (b & ((WRPO__U){0} + 0xFFFF0000u)));
+}
+WRPO__INLINE WRPO__V WRPO__(halves)(const uint16_t *p) { WRPO__V x; memcpy(&x, p, sizeof x); return x; }     /* two to a word, as they are */
+/* from number i on: one word of LANES lanes; LANES words of one lane */
+#define WRPO__ACROSS(i) (pairs ? WRPO__(pair_words)(WRPO__BITS(WRPO__VECTOR(i)), WRPO__BITS(WRPO__VECTOR((i) + ks)), !half) : WRPO__VECTOR(i))
+#define WRPO__ALONG(i) (!pairs ? WRPO__VECTOR(i) : half ? WRPO__(halves)((const uint16_t *)from + (i)) \
+                                                       : (WRPO__V)wrpo__pair_of(WRPO__VECTOR(i), WRPO__VECTOR((i) + WRPO__LANES)))
+#else
+#define WRPO__ACROSS(i) WRPO__VECTOR(i)
+#define WRPO__ALONG(i) WRPO__VECTOR(i)
+#endif
+WRPO__INLINE float WRPO__(word)(const bool pairs, const bool half, const void *from, int64_t at, int64_t ks, int64_t left) {
+    if (!pairs) return WRPO__NUMBER(at);
+    const uint32_t low = wrpo__float_to_bf16(WRPO__NUMBER(at)), high = left > 1 ? wrpo__float_to_bf16(WRPO__NUMBER(at + ks)) : 0;
+    return wrpo__bits_float(low | high << 16);
+}
+WRPO__INLINE void WRPO__(pack)(const int width, const int stride, const bool pairs, const bool half, float *dst, int64_t next, const void *from, int64_t ls, int64_t ks, int64_t n, int64_t kc) {
+    const int step = pairs ? 2 : 1;
+    if (ls == 1) {
+        for (int64_t k0 = 0; k0 < kc; k0 += WRPO__ABREAST)
+            for (int64_t p = 0; p < n; p += width)
+                for (int64_t k = k0; k < WRPO__MIN(kc, k0 + WRPO__ABREAST); k += step) {
+                    const int64_t at = p + k * ks;
+                    float *d = dst + p / width * next + k / step * stride;
+                    WRPO__AHEAD(at);
+                    if (pairs) WRPO__AHEAD(at + ks);
+                    if (p + stride <= n && k + step <= kc)     /* lanes between width and stride may hold anything: no tile looks at them */
+                        for (int l = 0; l < stride; l += WRPO__LANES) WRPO__STORE(d + l, WRPO__ACROSS(at + l));
+                    else
+                        for (int l = 0; l < stride; l++) d[l] = l < WRPO__MIN(n - p, width) ? WRPO__(word)(pairs, half, from, at + l, ks, kc - k) : 0;
                 }
+        return;
+    }
+    for (int64_t p = 0; p < n; p += width, dst += next) {
+        const int64_t lanes = WRPO__MIN(n - p, width);
+        int64_t k = 0;
+        for (; k + step * WRPO__LANES <= kc; k += step * WRPO__LANES)
+            for (int l = 0; l < stride; l += WRPO__LANES) {
+                WRPO__V x[WRPO__LANES];
+                WRPO__UNROLL
+                for (int i = 0; i < WRPO__LANES; i++) {
+                    const int64_t at = (p + l + i) * ls + k;
+                    WRPO__AHEAD(at);
+                    x[i] = l + i < lanes ? WRPO__ALONG(at) : (WRPO__V){0};
+                }
+                WRPO__(transpose)(x);
+                WRPO__UNROLL
+                for (int i = 0; i < WRPO__LANES; i++) WRPO__STORE(dst + (k / step + i) * stride + l, x[i]);
             }
-            wrpo__logprobs(temp, ref, data, 0, N, t->desc.micro_tokens, out, K, NULL);
-            if (path) wrpo__reference_write(temp, path, fingerprint, out, N, K);
+        for (int left = (int)(kc - k); left > 0; left -= step, k += step)
+            for (int l = 0; l < stride; l++) dst[k / step * stride + l] = l < lanes ? WRPO__(word)(pairs, half, from, (p + l) * ls + k, ks, left) : 0;
+    }
+}
+#define WRPO__PACK(name, width, stride, pairs, half) \
+    WRPO__ROW void WRPO__(name)(float *dst, int64_t next, const void *from, int64_t ls, int64_t ks, int64_t n, int64_t kc) { \
+        WRPO__(pack)(width, stride, pairs, half, dst, next, from, ls, ks, n, kc); \
+    }
+WRPO__PACK(pack_a, WRPO__(MR), WRPO__(MS), false, false)
+WRPO__PACK(pack_b, WRPO__(NR), WRPO__(NR), false, false)
+WRPO__PACK(pack_b_half, WRPO__(NR), WRPO__(NR), false, true)
+#ifdef WRPO__IN_PAIRS
+WRPO__PACK(pack_a_pairs, WRPO__(MR), WRPO__(MS), true, false)
+WRPO__PACK(pack_b_pairs, WRPO__(NR), WRPO__(NR), true, false)
+WRPO__PACK(pack_b_half_pairs, WRPO__(NR), WRPO__(NR), true, true)
+/* The same of A for tiles: panels of 32 lanes, [lane][words]; words are a multiple of 16, what is missing is 0. */
+WRPO__ROW void WRPO__(pack_a_tiles)(float *dst, const float *src, int64_t ls, int64_t ks, int64_t n, int64_t kc, int64_t words) {
+    for (int64_t l = 0; l < (n + 31) / 32 * 32; l += 16)
+        for (int64_t k = 0; k < 2 * words; k += 32) {
+            WRPO__V x[16];
+            for (int64_t i = 0; i < 16; i++)
+                if (ls != 1) {
+                    const float *from = src + (l + i) * ls + k;
+                    x[i] = l + i < n ? (WRPO__V)wrpo__pair_of(WRPO__(get)(from, kc - k, 0), WRPO__(get)(kc - k > 16 ? from + 16 : from, kc - k - 16, 0)) : (WRPO__V){0};
+                } else {
+                    const int64_t at = k + 2 * i;
+                    const WRPO__U a = at < kc ? WRPO__BITS(WRPO__(get)(src + at * ks + l, n - l, 0)) : (WRPO__U){0};
+                    const WRPO__U b = at + 1 < kc ? WRPO__BITS(WRPO__(get)(src + (at + 1) * ks + l, n - l, 0)) : (WRPO__U){0};
+                    x[i] = WRPO__(pair_words)(a, b, true);
+                }
+            if (ls == 1) WRPO__(transpose)(x);
+            for (int i = 0; i < 16; i++) WRPO__STORE(dst + (l + i) * words + k / 2, x[i]);
+        }
+}
+#endif
+#undef WRPO__PACK
+#undef WRPO__ACROSS
+/* panels of A (side 0) or of B (1), in words of `pair` steps; half: B's, from bfloat16 */
+static void WRPO__(pack_side)(int side, int64_t pair, bool half, float *dst, int64_t next, const void *from, int64_t ls, int64_t ks, int64_t n, int64_t kc) {
+#ifdef WRPO__IN_PAIRS
+    if (pair == 2) {
+        (half ? WRPO__(pack_b_half_pairs) : side ? WRPO__(pack_b_pairs) : WRPO__(pack_a_pairs))(dst, next, from, ls, ks, n, kc);
+        return;
+    }
+#endif
+    (void)pair;
+    (half ? WRPO__(pack_b_half) : side ? WRPO__(pack_b) : WRPO__(pack_a))(dst, next, from, ls, ks, n, kc);
+}
+/* c[m,n] = or += a' b for few rows: a panel a[kc][MS] and n <= LANES columns of b, column i at number i * ld, which are turned in registers
+   and not packed: each number of b is used but m times. The same sums in the same order as a tile's. */
+WRPO__INLINE void WRPO__(thin_of)(const int rows, const bool pairs, const bool half, int64_t kc, const float *a, const void *from, int64_t ld, float *c, int64_t ldc, int64_t m, int64_t n, bool add) {
+    const int step = pairs ? 2 : 1;
+    WRPO__V sum[WRPO__(MR)], x[WRPO__LANES];
+    WRPO__UNROLL
+    for (int r = 0; r < rows; r++) sum[r] = (WRPO__V){0};
+    for (int64_t k = 0; k < kc; k += step * WRPO__LANES) {
+        const int64_t left = kc - k, words = WRPO__MIN((left + step - 1) / step, WRPO__LANES);
+        WRPO__UNROLL
+        for (int i = 0; i < WRPO__LANES; i++) {
+            const int64_t at = i * ld + k;
+            x[i] = (WRPO__V){0};
+            if (i >= n) continue;
+            WRPO__AHEAD(at);
+            if (left >= step * WRPO__LANES) x[i] = WRPO__ALONG(at);
+            else if (pairs) memcpy(&x[i], (const uint16_t *)from + at, (size_t)left * 2);
+            else for (int64_t l = 0; l < left; l++) ((float *)&x[i])[l] = WRPO__NUMBER(at + l);
+        }
+        WRPO__(transpose)(x);
+        if (words == WRPO__LANES) {
+            WRPO__UNROLL
+            for (int i = 0; i < WRPO__LANES; i++, a += WRPO__(MS)) {
+                WRPO__UNROLL
+                for (int r = 0; r < rows; r++) sum[r] = WRPO__STEP(pairs, WRPO__ALL(a[r]), x[i], sum[r]);
+            }
+        } else
+            for (int64_t i = 0; i < words; i++, a += WRPO__(MS)) {
+                WRPO__UNROLL
+                for (int r = 0; r < rows; r++) sum[r] = WRPO__STEP(pairs, WRPO__ALL(a[r]), x[i], sum[r]);
+            }
+    }
+    WRPO__UNROLL
+    for (int r = 0; r < rows; r++)
+        if (r < m) WRPO__(put)(c + r * ldc, n, add ? (WRPO__V)(WRPO__(get)(c + r * ldc, n, 0) + sum[r]) : sum[r]);
+}
+#define WRPO__THIN(name, rows, pairs, half) \
+    WRPO__ROW void WRPO__(name)(int64_t kc, const float *a, const void *b, int64_t ld, float *c, int64_t ldc, int64_t m, int64_t n, bool add) { \
+        WRPO__(thin_of)(rows, pairs, half, kc, a, b, ld, c, ldc, m, n, add); \
+    }
+WRPO__THIN(thin_full, WRPO__(MR), false, false)
+WRPO__THIN(thin_four, 4, false, false)
+WRPO__THIN(thin_one, 1, false, false)
+WRPO__THIN(thin_full_half, WRPO__(MR), false, true)
+WRPO__THIN(thin_four_half, 4, false, true)
+WRPO__THIN(thin_one_half, 1, false, true)
+#ifdef WRPO__IN_PAIRS
+WRPO__THIN(thin_full_pairs, WRPO__(MR), true, true)
+WRPO__THIN(thin_four_pairs, 4, true, true)
+WRPO__THIN(thin_one_pairs, 1, true, true)
+#endif
+#undef WRPO__THIN
+#undef WRPO__NUMBER
+#undef WRPO__VECTOR
+#undef WRPO__AHEAD
+#undef WRPO__ALONG
+/* c[m,n] = or += a' b for a panel a[kc][MS] and NR columns b[kc][ldb]; m <= rows, n <= NR. The whole tile is computed, m by n is written.
+   pairs: a step is a word of two. */
+WRPO__INLINE void WRPO__(tile_of)(const int rows, const bool pairs, int64_t kc, const float *a, const float *b, int64_t ldb, float *c, int64_t ldc, int64_t m, int64_t n, bool add) {
+    WRPO__V x[WRPO__(MR)][WRPO__(NV)];
+    (void)pairs;
+    WRPO__UNROLL
+    for (int i = 0; i < rows; i++) {
+        WRPO__UNROLL
+        for (int j = 0; j < WRPO__(NV); j++) x[i][j] = (WRPO__V){0};
+    }
+    if (m == rows) {
+        WRPO__UNROLL
+        for (int i = 0; i < rows; i++) {
+            WRPO__UNROLL
+            for (int j = 0; j < WRPO__(NV); j++) WRPO__PREFETCH(c + i * ldc + j * WRPO__LANES, 1);
         }
     }
-    return wrpo__end(&wrpo__entry);
+    for (int64_t k = 0; k < kc; k++, a += WRPO__(MS), b += ldb) {
+        WRPO__V bk[WRPO__(NV)];
+        WRPO__UNROLL
+        for (int j = 0; j < WRPO__(NV); j++) bk[j] = WRPO__LOAD(b + j * WRPO__LANES);
+        WRPO__PREFETCH(a + 8 * WRPO__(MS), 0);
+        WRPO__UNROLL
+        for (int i = 0; i < rows; i++) {
+            WRPO__UNROLL
+            for (int j = 0; j < WRPO__(NV); j++) x[i][j] = WRPO__STEP(pairs, WRPO__ALL(a[i]), bk[j], x[i][j]);
+        }
+    }
+    if (m == rows && n == WRPO__(NR)) {
+        WRPO__UNROLL
+        for (int i = 0; i < rows; i++) {
+            WRPO__UNROLL
+            for (int j = 0; j < WRPO__(NV); j++) {
+                float *p = c + i * ldc + j * WRPO__LANES;
+                WRPO__STORE(p, add ? (WRPO__V)(WRPO__LOAD(p) + x[i][j]) : x[i][j]);
+            }
+        }
+        return;
+    }
+    float t[WRPO__(MR)][WRPO__(NR)];
+    WRPO__UNROLL
+    for (int i = 0; i < rows; i++) {
+        WRPO__UNROLL
+        for (int j = 0; j < WRPO__(NV); j++) WRPO__STORE(t[i] + j * WRPO__LANES, x[i][j]);
+    }
+    for (int64_t i = 0; i < m; i++)
+        for (int64_t j = 0; j < n; j++) c[i * ldc + j] = add ? c[i * ldc + j] + t[i][j] : t[i][j];
+}
+#define WRPO__TILE(name, rows, pairs) \
+    WRPO__ROW void WRPO__(name)(int64_t kc, const float *a, const float *b, int64_t ldb, float *c, int64_t ldc, int64_t m, int64_t n, bool add) { \
+        WRPO__(tile_of)(rows, pairs, kc, a, b, ldb, c, ldc, m, n, add); \
+    }
+WRPO__TILE(tile_full, WRPO__(MR), false)
+WRPO__TILE(tile_four, 4, false)
+WRPO__TILE(tile_one, 1, false)
+#ifdef WRPO__IN_PAIRS
+WRPO__TILE(tile_full_pairs, WRPO__(MR), true)
+WRPO__TILE(tile_four_pairs, 4, true)
+WRPO__TILE(tile_one_pairs, 1, true)
+#endif
+#undef WRPO__TILE
+#if defined(WRPO__IN_PAIRS) && defined(WRPO__TILE_DOT)
+/* c[m,n] = or += a b: a[32][words] by b[words][32], in four tiles of C */
+WRPO__ROW void WRPO__(tile_amx)(int64_t words, const float *a, const float *b, float *c, int64_t ldc, int64_t m, int64_t n, bool add) {
+    float t[32 * 32];
+    const bool both = m > 16;
+    WRPO__TILE_ZERO(0);
+    WRPO__TILE_ZERO(1);
+    WRPO__TILE_ZERO(2);
+    WRPO__TILE_ZERO(3);
+    for (int64_t w = 0; w < words; w += 16) {
+        WRPO__TILE_LOAD(4, a + w, words * 4);
+        WRPO__TILE_LOAD(6, b + w * 32, 128);
+        WRPO__TILE_DOT(0, 4, 6);
+        WRPO__TILE_LOAD(7, b + w * 32 + 16, 128);
+        WRPO__TILE_DOT(1, 4, 7);
+        if (!both) continue;
+        WRPO__TILE_LOAD(5, a + 16 * words + w, words * 4);
+        WRPO__TILE_DOT(2, 5, 6);
+        WRPO__TILE_DOT(3, 5, 7);
+    }
+    WRPO__TILE_STORE(0, t, 128);
+    WRPO__TILE_STORE(1, t + 16, 128);
+    WRPO__TILE_STORE(2, t + 512, 128);
+    WRPO__TILE_STORE(3, t + 528, 128);
+    for (int64_t i = 0; i < m; i++)
+        for (int64_t j = 0; j < n; j += WRPO__LANES) {
+            float *p = c + i * ldc + j;
+            WRPO__V x = WRPO__LOAD(t + i * 32 + j);
+            WRPO__(put)(p, n - j, add ? x + WRPO__(get)(p, n - j, 0) : x);
+        }
+}
+#endif
+static void WRPO__(tile)(bool pairs, int64_t kc, const float *a, const float *b, int64_t ldb, float *c, int64_t ldc, int64_t m, int64_t n, bool add) {
+#ifdef WRPO__IN_PAIRS
+    if (pairs) {
+        (m > 4 ? WRPO__(tile_full_pairs) : m > 1 ? WRPO__(tile_four_pairs) : WRPO__(tile_one_pairs))(kc, a, b, ldb, c, ldc, m, n, add);
+        return;
+    }
+#endif
+    (void)pairs;
+    (m > 4 ? WRPO__(tile_full) : m > 1 ? WRPO__(tile_four) : WRPO__(tile_one))(kc, a, b, ldb, c, ldc, m, n, add);
+}
+/* the block of k that begins at k0: KC words, with the last two halved evenly */
+static int64_t WRPO__(kblock)(int64_t k, int64_t k0, int pair) {
+    const int64_t left = k - k0, whole = WRPO__KC * pair;
+    return left >= 2 * whole ? whole : left > whole ? (left / 2 + 31) / 32 * 32 : left;
+}
+typedef struct WRPO__(product) {     /* one piece. A and B are sides 0 and 1; their lanes, the rows and columns of C: [begin, end); steps [k0, k1) */
+    wrpo__cpu *cpu;
+    float *c; int64_t ldc;
+    const void *of[2];               /* lane i, step k is number i * ls + k * ks */
+    int64_t ls[2], ks[2], begin[2], end[2], k, k0, k1;
+    int pair;                        /* steps of k in a word: 2 where bfloat16 is multiplied */
+    int width[2], room[2];           /* lanes of a panel, and their room in it */
+    int shared;                      /* the side of which all panels of the piece are packed, for all threads */
+    bool half, add, tiles, thin;     /* half: B is bfloat16 */
+} WRPO__(product);
+/* lanes of one of `parts` equal parts, in whole panels */
+static int64_t WRPO__(share)(const WRPO__(product) *g, int side, int64_t lanes, int64_t parts) {
+    return wrpo__div_up(wrpo__div_up(lanes, WRPO__MAX(parts, 1)), g->width[side]) * g->width[side];
+}
+/* words of kc steps; tiles take 16 at a time */
+static int64_t WRPO__(words)(const WRPO__(product) *g, int64_t kc) {
+    const int64_t words = wrpo__div_up(kc, g->pair);
+    return g->tiles ? wrpo__div_up(words, 16) * 16 : words;
+}
+/* lanes [lane, lane + n) of a side, steps [k, k + kc) */
+static void WRPO__(gemm_pack)(const WRPO__(product) *g, int side, float *panels, int64_t lane, int64_t n, int64_t k, int64_t kc) {
+    const int64_t ls = g->ls[side], ks = g->ks[side], words = WRPO__(words)(g, kc), made = wrpo__div_up(kc, g->pair), next = g->room[side] * words;
+    const bool half = side && g->half;
+    const void *from = (const char *)g->of[side] + (lane * ls + k * ks) * (half ? 2 : 4);
+#ifdef WRPO__IN_PAIRS
+    if (!side && g->tiles) { WRPO__(pack_a_tiles)(panels, from, ls, ks, n, kc, words); return; }
+#endif
+    WRPO__(pack_side)(side, g->pair, half, panels, next, from, ls, ks, n, kc);
+    for (float *p = panels; made < words && p < panels + wrpo__div_up(n, g->width[side]) * next; p += next)        /* tiles of B */
+        memset(p + made * g->room[side], 0, (size_t)((words - made) * g->room[side]) * sizeof *p);
+}
+/* Shared panels, of the words from step k on, each `words` deep: the one of lane `lane`. */
+static float *WRPO__(gemm_shared)(const WRPO__(product) *g, int64_t lane, int64_t k, int64_t words) {
+    const int side = g->shared, width = g->width[side], room = g->room[side];
+    return g->cpu->packed + ((k - g->k0) / g->pair * wrpo__div_up(g->end[side] - g->begin[side], width) + (lane - g->begin[side]) / width * words) * room;
+}
+/* packs lanes [lane, lane + n) of the shared side, all steps of the piece */
+static void WRPO__(gemm_share)(const WRPO__(product) *g, int64_t lane, int64_t n) {
+    for (int64_t k = g->k0, kc; k < g->k1; k += kc) {
+        kc = WRPO__(kblock)(g->k, k, g->pair);
+        WRPO__(gemm_pack)(g, g->shared, WRPO__(gemm_shared)(g, lane, k, WRPO__(words)(g, kc)), lane, n, k, kc);
+    }
+}
+/* columns [j0, j1) of the piece, whose rows are few */
+static void WRPO__(gemm_thin)(const WRPO__(product) *g, int64_t j0, int64_t j1) {
+    const int64_t top = g->begin[0], rows = g->end[0] - top;
+    for (int64_t j = j0; j < j1; j += WRPO__LANES)
+        for (int64_t k = g->k0, kc; k < g->k1; k += kc) {
+            kc = WRPO__(kblock)(g->k, k, g->pair);
+            const float *a = WRPO__(gemm_shared)(g, top, k, WRPO__(words)(g, kc));
+            const void *b = (const char *)g->of[1] + (j * g->ls[1] + k) * (g->half ? 2 : 4);
+            float *c = g->c + top * g->ldc + j;
+            const int64_t n = WRPO__MIN(WRPO__LANES, j1 - j);
+            const bool add = g->add || k > 0;
+#define WRPO__RUN_THIN(kind) (rows > 4 ? WRPO__(thin_full##kind) : rows > 1 ? WRPO__(thin_four##kind) : WRPO__(thin_one##kind))(kc, a, b, g->ls[1], c, g->ldc, rows, n, add)
+#ifdef WRPO__IN_PAIRS
+            if (g->pair == 2) { WRPO__RUN_THIN(_pairs); continue; }
+#endif
+            if (g->half) WRPO__RUN_THIN(_half);
+            else WRPO__RUN_THIN();
+#undef WRPO__RUN_THIN
+        }
+}
+/* a part of the piece: lanes [begin, end) of both sides */
+static void WRPO__(gemm_task)(const WRPO__(product) *g, const int64_t *begin, const int64_t *end) {
+    if (g->thin) { WRPO__(gemm_thin)(g, begin[1], end[1]); return; }
+    const int64_t block = WRPO__(share)(g, 0, end[0] - begin[0], wrpo__div_up(end[0] - begin[0], WRPO__MC));
+    const int side = g->shared, other = !side;
+    float *own = wrpo__cpu_scratch(g->cpu);
+#if defined(WRPO__IN_PAIRS) && defined(WRPO__TILE_DOT)
+    static const struct { uint8_t palette, start, none[14]; uint16_t bytes[16]; uint8_t rows[16]; } config = {
+        1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+    if (g->tiles) WRPO__TILE_CONFIG(&config);
+#endif
+    for (int64_t k = g->k0, kc; k < g->k1; k += kc) {
+        kc = WRPO__(kblock)(g->k, k, g->pair);
+        const int64_t words = WRPO__(words)(g, kc);
+        const float *panels[2];
+        panels[side] = WRPO__(gemm_shared)(g, begin[side], k, words), panels[other] = own;
+        WRPO__(gemm_pack)(g, other, own, begin[other], end[other] - begin[other], k, kc);
+        for (int64_t top = begin[0], low; top < end[0]; top = low) {   /* rows of A that stay in the cache for all panels */
+            low = WRPO__MIN(end[0], top + block);
+            for (int64_t j = begin[1]; j < end[1]; j += WRPO__(NR))
+                for (int64_t i = top; i < low; i += g->width[0]) {
+                    const float *a = panels[0] + (i - begin[0]) / g->width[0] * g->room[0] * words, *b = panels[1] + (j - begin[1]) * words;
+                    float *c = g->c + i * g->ldc + j;
+                    const int64_t m = WRPO__MIN(g->width[0], end[0] - i), n = WRPO__MIN(WRPO__(NR), end[1] - j);
+#if defined(WRPO__IN_PAIRS) && defined(WRPO__TILE_DOT)
+                    if (g->tiles) { WRPO__(tile_amx)(words, a, b, c, g->ldc, m, n, g->add || k > 0); continue; }
+#endif
+                    WRPO__(tile)(g->pair == 2, words, a, b, WRPO__(NR), c, g->ldc, m, n, g->add || k > 0);
+                }
+        }
+    }
+#if defined(WRPO__IN_PAIRS) && defined(WRPO__TILE_DOT)
+    if (g->tiles) WRPO__TILE_RELEASE();
+#endif
+}
+static void WRPO__(gemm)(void *dev, wrpo_mm mm, void *c, int64_t ldc, const void *a, int64_t lda, const void *b, int64_t ldb, wrpo_dtype b_type,
+                         int64_t m, int64_t n, int64_t k, float beta) {
+    const bool at = mm == WRPO_MM_TN, bt = mm != WRPO_MM_NN && mm != WRPO_MM_TN;
+    WRPO__(product) g = {.cpu = dev, .c = c, .ldc = ldc, .of = {a, b}, .ls = {at ? 1 : lda, bt ? ldb : 1}, .ks = {at ? lda : 1, bt ? 1 : ldb}, .end = {m, n}, .k = k, .pair = 1,
+                         .width = {WRPO__(MR), WRPO__(NR)}, .room = {WRPO__(MS), WRPO__(NR)}, .half = b_type == WRPO_DTYPE_BF16 && !at, .add = beta != 0};
+#ifdef WRPO__IN_PAIRS
+    if (g.cpu->pairs && (g.half || at)) g.pair = 2, g.tiles = g.cpu->tiles;
+    if (g.tiles) g.width[0] = g.room[0] = 32;
+#endif
+    g.thin = m <= g.width[0] && bt && !g.tiles;
+    g.shared = n < m && !g.thin;
+    if (k <= 0 && !g.add)
+        for (int64_t i = 0; i < m; i++) memset(g.c + i * ldc, 0, (size_t)n * sizeof(float));
+    const int threads = m * n * k <= 1 << 16 ? 1 : g.cpu->threads, side = g.shared, other = !side;
+    /* A shared piece is as large as `packed` holds, so that there are few barriers; a task takes some lanes of the other side and
+       all of the piece, or a part of it where those are few for many threads. */
+    const int64_t lanes = g.end[side], across = g.end[other], panels = wrpo__div_up(across, g.width[other]);
+    const int64_t strip = wrpo__strip(panels, WRPO__MIN(side ? WRPO__MB : WRPO__NB, panels / (2 * threads)), threads) * g.width[other], strips = wrpo__div_up(across, strip);
+    const int64_t depth = WRPO__MAX(1, WRPO__MIN(wrpo__div_up(k, g.pair), WRPO__KC)), most = WRPO__PACKED_WORDS / (depth + 16) / g.room[side] * g.width[side];
+    const int64_t piece = WRPO__(share)(&g, side, lanes, wrpo__div_up(lanes, most));
+    for (int64_t first = 0; first < lanes; first += piece) {
+        const int64_t count = WRPO__MIN(piece, lanes - first), packing = WRPO__(share)(&g, side, count, 4 * threads);
+        const int64_t part = WRPO__(share)(&g, side, count, g.thin || strips >= 2 * threads ? 1 : wrpo__div_up(2 * threads, strips)), parts = wrpo__div_up(count, part);
+        g.begin[side] = first, g.end[side] = first + count;
+        for (g.k0 = 0; g.k0 < k; g.k0 = g.k1) {
+            const int64_t room = wrpo__div_up(count, g.width[side]) * g.room[side];
+            g.k1 = g.k0 + WRPO__(kblock)(k, g.k0, g.pair);
+            while (g.k1 < k && WRPO__(words)(&g, g.k1 - g.k0 + WRPO__(kblock)(k, g.k1, g.pair)) * room <= WRPO__PACKED_WORDS) g.k1 += WRPO__(kblock)(k, g.k1, g.pair);
+            WRPO__PARFOR(WRPO__MIN(threads, wrpo__cpu_team(g.cpu, count * (g.k1 - g.k0))))
+            for (int64_t i = 0; i < count; i += packing) WRPO__(gemm_share)(&g, first + i, WRPO__MIN(packing, count - i));
+            WRPO__PARFOR(threads)
+            for (int64_t t = 0; t < parts * strips; t++) {
+                int64_t begin[2], end[2];
+                begin[side] = first + t / strips * part, end[side] = WRPO__MIN(first + count, begin[side] + part);
+                begin[other] = t % strips * strip, end[other] = WRPO__MIN(across, begin[other] + strip);
+                WRPO__(gemm_task)(&g, begin, end);
+            }
+        }
+    }
 }
 
-/* ---- the state of a run on disk: all that the next step depends on, in one file ----
-   The weights stand in it as well, for those beside it may be rounded, so it never belongs to others. Order of records, alpha, rate and
-   dice of the rounding follow from the step. Its name keeps loaders that read every *.safetensors of a directory from taking it for weights. */
-#define WRPO__STATE_FILE "trainer_state.wrpo"
-typedef struct wrpo__setting { const char *name, *text; } wrpo__setting;
-/* What must be the same, the reference last; then two numbers that say where the run is. An stb_ds array. */
-static wrpo__setting *wrpo__state_settings(wrpo__arena *temp, const wrpo_trainer *t) {
-    const wrpo_train_desc *d = &t->desc;
-    const wrpo_data *data[2] = {t->data, t->eval};
-    const char *is[2] = {NULL, "none"};
-    uint64_t h = 0;
-    for (int i = 0; i < 2; i++)
-        if (data[i]) is[i] = wrpo__format(temp, "%lld records, %016llx", (long long)wrpo_data_count(data[i]), (unsigned long long)wrpo__data_hash(0, data[i]));
-    if (t->ref) h = wrpo__hash(h, t->ref, (size_t)t->N * (size_t)t->K * sizeof *t->ref);
-    if (t->eval_ref) h = wrpo__hash(h, t->eval_ref, (size_t)wrpo_data_count(t->eval) * (size_t)t->eval_K * sizeof *t->eval_ref);
-    const struct { const char *name, *word; double number; } table[] = {
-        {"wrpo", WRPO_VERSION, 0}, {"backend", t->ctx->desc.backend->name, 0}, {"dtype", wrpo__dtype_name(t->ctx->desc.dtype), 0},
-        {"config", wrpo__format(temp, "%s %016llx", t->model->config.model_type, (unsigned long long)wrpo__config_hash(t->ctx, &t->model->config)), 0},
-        {"method", wrpo_method_name((int)d->loss.method), 0}, {"pair", wrpo_pair_name((int)d->loss.pair), 0}, {"beta", NULL, d->loss.beta},
-        {"label_smoothing", NULL, d->loss.label_smoothing}, {"gamma_ratio", NULL, d->loss.gamma_ratio}, {"ipo_sum", NULL, d->loss.ipo_sum},
-        {"alpha", NULL, d->alpha}, {"alpha_schedule", wrpo_ramp_name((int)d->ramp), 0}, {"ramp_power", NULL, d->ramp_power},
-        {"learning_rate", NULL, d->learning_rate}, {"lr_scheduler", wrpo_schedule_name((int)d->schedule), 0}, {"warmup_ratio", NULL, d->warmup_ratio},
-        {"beta1", NULL, d->beta1}, {"beta2", NULL, d->beta2}, {"eps", NULL, d->eps}, {"weight_decay", NULL, d->weight_decay},
-        {"states", wrpo_states_name((int)d->states), 0}, {"max_grad_norm", NULL, d->max_grad_norm}, {"batch_size", NULL, (double)d->batch_size},
-        {"accumulation", NULL, (double)d->accumulation}, {"micro_tokens", NULL, (double)d->micro_tokens},
-        {"seed", wrpo__format(temp, "%llu", (unsigned long long)d->seed), 0}, {"no_shuffle", NULL, d->no_shuffle}, {"eval_steps", NULL, (double)d->eval_steps},
-        {"data", is[0], 0}, {"eval_data", is[1], 0}, {"steps", NULL, (double)t->T},
-        {"reference", wrpo__format(temp, "log-probs %016llx", (unsigned long long)h), 0},
-        {"step", NULL, (double)t->k}, {"milliseconds", NULL, WRPO__MAX(0, floor((wrpo__now() - t->start) * 1000))}};
-    wrpo__setting *out = NULL;
-    for (int64_t i = 0; i < WRPO__COUNT(table); i++) {
-        wrpo__text number = {.arena = temp};
-        if (!table[i].word) wrpo__json_number(&number, table[i].number == WRPO_ZERO ? 0 : table[i].number);
-        const wrpo__setting s = {table[i].name, table[i].word ? table[i].word : number.data};
-        stbds_arrput(out, s);
-    }
-    return out;
+/* ---- attention ----
+   Blocked, with a running maximum and sum (Dao et al. 2022). Everything is transposed: a score tile is [key][lane], a lane
+   being one query row of one head; so maxima, sums and scalings go down the columns, lane by lane, and no number ever
+   crosses lanes. The query heads that share a key/value head are lanes of the same tiles: lane i of a segment is row i / share
+   and head i % share of its group. With K and V tiles packed as A panels and lanes as B panels, all products are gemm's tile:
+     s[key][lane] = K q            o[d][lane] += V' p[key][lane]
+   A query sees keys at positions up to its own and, with a window, less than that far back; prefix and own rows are two ranges,
+   and key tiles are cut from the start of each. A tile or a key that a lane does not see changes none of its bits: p is 0 there.
+
+   Backward, with delta = sum_i do o and p = exp(s - lse):
+     dp = V do,  ds = p (dp - delta) (times 1 - (s/softcap)^2)
+     dq[d][lane] += K' ds          dk[key][d] += ds q          dv[key][d] += p do
+   in two passes that recompute s and dp: one task owns some lanes, or some keys, and nothing is added across tasks.
+   Where bfloat16 is multiplied (cpu->pairs), every factor is packed in words of two steps: `pair` steps of d, keys or lanes to a word. */
+enum { WRPO__(BK) = WRPO__(MR) * (WRPO__(MR) > 8 ? 8 : 16) };         /* keys per tile */
+typedef struct WRPO__(lanes) {       /* lanes [first, first + count) of a segment, for key/value head g; or of `segs` siblings: */
+    const wrpo_attn *a; const wrpo_seg *seg;           /* segments of one row each that have one prefix, samples of a prompt in decoding, */
+    int64_t g, share, first, count, segs, pair;        /* whose lanes go through the prefix together */
+} WRPO__(lanes);
+/* panels of A of n lanes and kc steps; they are MS * words apart */
+static void WRPO__(factor)(int64_t pair, float *dst, const float *src, int64_t ls, int64_t ks, int64_t n, int64_t kc) {
+    WRPO__(pack_side)(0, pair, false, dst, WRPO__(MS) * wrpo__div_up(kc, pair), src, ls, ks, n, kc);
 }
-typedef struct wrpo__state_part {    /* a tensor of the file: a weight as floats, or moments as they lie in memory */
-    const char *name, *dtype;
-    int ndim; int64_t shape[2];
-    const wrpo_weight *w;
-    int moment;                      /* 0: the weight itself; 1, 2: m, v */
-    size_t at, bytes;                /* in the memory of moments; in the file */
-} wrpo__state_part;
-/* In the file's order: all weights, their first moments, their second ones; moments in blocks are those of a run of weights, under the
-   name of its first. An stb_ds array. */
-static wrpo__state_part *wrpo__state_parts(wrpo__arena *temp, const wrpo_trainer *t) {
-    const bool blocks = t->desc.states == WRPO_STATES_8BIT, half = t->desc.states == WRPO_STATES_BF16;
-    wrpo__state_part *parts = NULL;
-    for (int moment = 0; moment < 3; moment++)
-        for (int64_t i = 0, end, size; i < t->model->n_weights; i = end) {
-            const wrpo_weight *w = &t->model->weights[i];
-            const size_t each = half && moment ? 2 : 4;
-            wrpo__state_part p = {w->name, half && moment ? "BF16" : "F32", w->vector ? 1 : 2, {w->rows, w->cols}, w, moment, (size_t)w->at * each, (size_t)wrpo__size(w) * each};
-            end = i + 1;
-            if (moment) p.name = wrpo__format(temp, moment == 1 ? "%s.exp_avg" : "%s.exp_avg_sq", w->name);
-            if (moment && blocks) {
-                end = i + wrpo__weight_run(w, t->model->n_weights - i, 0, &size);
-                p.dtype = "U8", p.ndim = 2, p.at = wrpo_states_bytes(t->desc.states, w->at), p.bytes = wrpo_states_bytes(t->desc.states, size);
-                p.shape[0] = (int64_t)(p.bytes / WRPO_BLOCK_BYTES), p.shape[1] = WRPO_BLOCK_BYTES;
-            }
-            stbds_arrput(parts, p);
+/* x[rows][width] becomes [rows / 2][width] of words, in place, for use as B; width is whole vectors; a last single row is paired with 0 */
+WRPO__ROW void WRPO__(pair_rows)(int64_t pair, float *x, int64_t rows, int64_t width) {
+#ifdef WRPO__IN_PAIRS
+    for (int64_t r = 0; pair == 2 && r < rows; r += 2)
+        for (int64_t j = 0; j < width; j += WRPO__LANES) {
+            const WRPO__U a = WRPO__BITS(WRPO__LOAD(x + r * width + j)), b = r + 1 < rows ? WRPO__BITS(WRPO__LOAD(x + (r + 1) * width + j)) : (WRPO__U){0};
+            WRPO__STORE(x + r / 2 * width + j, WRPO__(pair_words)(a, b, true));
         }
-    return parts;
+#else
+    (void)pair, (void)x, (void)rows, (void)width;
+#endif
 }
-/* As many of its bytes as fit into piece[WRPO__PIECE], from byte `from` on, out of the run or into it; returns how many. */
-static size_t wrpo__state_move(wrpo_trainer *t, const wrpo__state_part *p, size_t from, float *piece, bool put) {
-    const wrpo_backend *be = t->ctx->desc.backend;
-    const size_t n = WRPO__MIN(p->bytes - from, WRPO__PIECE * sizeof *piece);
-    const int64_t first = (int64_t)(from / sizeof *piece), count = (int64_t)(n / sizeof *piece);
-    char *moments = p->moment ? (p->moment == 1 ? t->m : t->v) + p->at + from : NULL;
-    if (moments && put) be->put(t->ctx->dev, moments, piece, n);
-    else if (moments) be->get(t->ctx->dev, piece, moments, n);
-    else if (put) wrpo__weight_put(t->model, p->w, first, count, piece);
-    else wrpo__weight_get(t->model, p->w, first, count, piece);
+static int64_t WRPO__(lane_row)(const WRPO__(lanes) *b, int64_t i) { return b->seg->begin + (b->first + i) / b->share; }
+static int64_t WRPO__(lane_head)(const WRPO__(lanes) *b, int64_t i) { return b->g * b->share + (b->first + i) % b->share; }
+/* the position of its query: the prefix, the keys before the first query, and on from there */
+static int64_t WRPO__(lane_position)(const WRPO__(lanes) *b, int64_t i) {
+    const int64_t row = (b->first + i) / b->share;
+    const wrpo_seg *s = b->seg + (b->segs > 1 ? row : 0);
+    return s->prefix_end - s->prefix + (s->own_end - s->own) - (s->end - s->begin) + (b->segs > 1 ? 0 : row);
+}
+static int64_t WRPO__(round_up)(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+/* The part of [key0, key0 + keys) (positions) that lanes [i, i + n) see: keys [0, *seen) of it; masked: not all of them by all lanes. */
+static bool WRPO__(visible)(const WRPO__(lanes) *b, int64_t i, int64_t n, int64_t key0, int64_t keys, int64_t *seen, bool *masked) {
+    const int64_t window = b->a->window;
+    int64_t low = WRPO__(lane_position)(b, i), high = WRPO__(lane_position)(b, i + n - 1);
+    for (int64_t j = i; b->segs > 1 && j < i + n; j++) {
+        const int64_t at = WRPO__(lane_position)(b, j);
+        low = WRPO__MIN(low, at), high = WRPO__MAX(high, at);
+    }
+    *seen = WRPO__MIN(keys, high - key0 + 1);
+    *masked = low < key0 + *seen - 1 || (window > 0 && high - key0 >= window);
+    return *seen > 0 && (window <= 0 || low - (key0 + keys - 1) < window);
+}
+/* rows[i][ld] = scale times lane i's vector of x, and packed for use as B: panel[i / NR][d / pair][NR]. Padding is 0. */
+static void WRPO__(lane_vectors)(const WRPO__(lanes) *b, const float *x, int64_t ldx, float scale, float *rows, int64_t ld, float *panels) {
+    const int64_t d = b->a->d, all = WRPO__(round_up)(b->count, WRPO__(NR));
+    for (int64_t i = 0; i < all; i++) {
+        const int64_t have = i < b->count ? d : 0, ahead = i + 8;
+        if (ahead < b->count) {          /* the next row is far away, no machine foresees it */
+            const float *next = x + WRPO__(lane_row)(b, ahead) * ldx + WRPO__(lane_head)(b, ahead) * d;
+            for (int64_t j = 0; j < d; j += 16) WRPO__PREFETCH(next + j, 0);
+        }
+        if (have) WRPO__(scaled)(rows + i * ld, scale, x + WRPO__(lane_row)(b, i) * ldx + WRPO__(lane_head)(b, i) * d, d);
+        memset(rows + i * ld + have, 0, (size_t)(ld - have) * sizeof *rows);
+    }
+    WRPO__(pack_side)(1, b->pair, false, panels, wrpo__div_up(d, b->pair) * WRPO__(NR), rows, ld, 1, all, d);
+}
+/* the way back: lane i's vector of y = scale[i] times column i % NR of t[i / NR][padded d][NR] */
+WRPO__ROW void WRPO__(lane_results)(const WRPO__(lanes) *b, float *y, int64_t ldy, const float *t, const float *scale) {
+    const int64_t d = b->a->d, size = WRPO__(round_up)(d, WRPO__(MR)) * WRPO__(NR);
+    for (int64_t i = 0; i < b->count; i += WRPO__LANES)
+        for (int64_t j = 0; j < d; j += WRPO__LANES) {
+            const float *in = t + i / WRPO__(NR) * size + i % WRPO__(NR);
+            WRPO__V x[WRPO__LANES];
+            for (int64_t r = 0; r < WRPO__LANES; r++) x[r] = j + r < d ? WRPO__LOAD(in + (j + r) * WRPO__(NR)) : (WRPO__V){0};
+            WRPO__(transpose)(x);
+            for (int64_t r = 0; r < WRPO__MIN(WRPO__LANES, b->count - i); r++)
+                WRPO__(put)(y + WRPO__(lane_row)(b, i + r) * ldy + WRPO__(lane_head)(b, i + r) * d + j, d - j, WRPO__SET(scale[i + r]) * x[r]);
+        }
+}
+/* c[m,n] = or += a b over kc steps: a in panels `next` apart, b[kc / pair][ldb]; c has room for whole tiles, in rows and columns */
+static void WRPO__(panels)(int64_t pair, int64_t m, int64_t n, int64_t kc, const float *a, int64_t next, const float *b, int64_t ldb, float *c, int64_t ldc, bool add) {
+    for (int64_t j = 0; j < n; j += WRPO__(NR))
+        for (int64_t i = 0; i < m; i += WRPO__(MR))
+            WRPO__(tile)(pair == 2, wrpo__div_up(kc, pair), a + i / WRPO__(MR) * next, b + j, ldb, c + i * ldc + j, ldc, WRPO__(MR), WRPO__(NR), add);
+}
+/* one vector of scores of key `key`; at: the queries' positions, both counted from the tile's first key */
+WRPO__INLINE WRPO__V WRPO__(masked)(WRPO__V s, float key, WRPO__V at, float window) {
+    const WRPO__V never = WRPO__SET(-INFINITY);
+    s = WRPO__PICK(WRPO__LESS(at, WRPO__SET(key)), never, s);
+    return WRPO__PICK(WRPO__LESS(at - key, WRPO__SET(window)), s, never);
+}
+/* Scores s[keys][NR] become e^(s - m); m and l, the running maximum and sum, are brought up to date; rescale = e^(old m - m). */
+WRPO__ROW void WRPO__(softmax_tile)(float *s, int64_t keys, const float *at, float window, bool masked, float softcap, float *m, float *l, float *rescale) {
+    WRPO__V old[WRPO__(NV)], top[WRPO__(NV)], sum[WRPO__(NV)];
+    WRPO__UNROLL
+    for (int j = 0; j < WRPO__(NV); j++) old[j] = top[j] = WRPO__LOAD(m + j * WRPO__LANES), sum[j] = (WRPO__V){0};
+    for (int64_t k = 0; k < keys; k++) {
+        WRPO__UNROLL
+        for (int j = 0; j < WRPO__(NV); j++) {
+            float *p = s + k * WRPO__(NR) + j * WRPO__LANES;
+            WRPO__V x = WRPO__LOAD(p);
+            if (softcap > 0) x = WRPO__(cap)(x, softcap);
+            if (masked) x = WRPO__(masked)(x, (float)k, WRPO__LOAD(at + j * WRPO__LANES), window);
+            if (masked || softcap > 0) WRPO__STORE(p, x);
+            top[j] = WRPO__(max)(top[j], x);
+        }
+    }
+    for (int64_t k = 0; k < keys; k++) {
+        WRPO__UNROLL
+        for (int j = 0; j < WRPO__(NV); j++) {
+            float *p = s + k * WRPO__(NR) + j * WRPO__LANES;
+            WRPO__V e = WRPO__(exp)(WRPO__LOAD(p) - top[j]);
+            sum[j] += e;
+            WRPO__STORE(p, e);
+        }
+    }
+    for (int j = 0; j < WRPO__(NV); j++) {
+        WRPO__V f = WRPO__(exp)(old[j] - top[j]);
+        WRPO__STORE(l + j * WRPO__LANES, WRPO__FMA(WRPO__LOAD(l + j * WRPO__LANES), f, sum[j]));
+        WRPO__STORE(m + j * WRPO__LANES, top[j]);
+        WRPO__STORE(rescale + j * WRPO__LANES, f);
+    }
+}
+WRPO__ROW void WRPO__(rescale_tile)(float *o, const float *factor, int64_t rows) {
+    WRPO__V f[WRPO__(NV)];
+    for (int j = 0; j < WRPO__(NV); j++) f[j] = WRPO__LOAD(factor + j * WRPO__LANES);
+    for (int64_t i = 0; i < rows; i++)
+        for (int j = 0; j < WRPO__(NV); j++) {
+            float *p = o + i * WRPO__(NR) + j * WRPO__LANES;
+            WRPO__STORE(p, WRPO__LOAD(p) * f[j]);
+        }
+}
+/* The backward's: s becomes p = e^(s - lse), dp becomes ds. */
+WRPO__ROW void WRPO__(softmax_tile_bwd)(float *s, float *dp, int64_t keys, const float *at, float window, bool masked, float softcap,
+                                        const float *lse, const float *delta) {
+    for (int64_t k = 0; k < keys; k++)
+        for (int j = 0; j < WRPO__(NV); j++) {
+            float *ps = s + k * WRPO__(NR) + j * WRPO__LANES, *pd = dp + k * WRPO__(NR) + j * WRPO__LANES;
+            WRPO__V x = WRPO__LOAD(ps), slope = WRPO__SET(1.0f);
+            if (softcap > 0) {
+                x = WRPO__(cap)(x, softcap);
+                slope = WRPO__FMA(x / -softcap, x / softcap, slope);
+            }
+            if (masked) x = WRPO__(masked)(x, (float)k, WRPO__LOAD(at + j * WRPO__LANES), window);
+            x = WRPO__(exp)(x - WRPO__LOAD(lse + j * WRPO__LANES));
+            WRPO__STORE(ps, x);
+            WRPO__STORE(pd, x * (WRPO__LOAD(pd) - WRPO__LOAD(delta + j * WRPO__LANES)) * slope);
+        }
+}
+/* groups of NR lanes that a task takes: 8, or as many as its scratch has room for */
+static int64_t WRPO__(lane_groups)(int64_t fixed, int64_t each) {
+    return WRPO__MAX(1, WRPO__MIN(8, (WRPO__THREAD_FLOATS - fixed) / each));
+}
+static void WRPO__(attention_task)(const wrpo__cpu *cpu, const WRPO__(lanes) *b, float *o, float *lse, const float *q, const float *k, const float *v) {
+    enum { NR = WRPO__(NR), MR = WRPO__(MR), MS = WRPO__(MS), BK = WRPO__(BK) };
+    const wrpo_attn *a = b->a;
+    const int64_t d = a->d, dm = WRPO__(round_up)(d, MR), groups = wrpo__div_up(b->count, NR), pair = b->pair, dw = wrpo__div_up(d, pair);
+    float *at = wrpo__cpu_scratch(cpu), *m = at + NR, *l = m + groups * NR, *f = l + groups * NR, *s = f + NR;
+    float *keys = s + BK * NR, *values = keys + BK / MR * MS * d, *queries = values + dm / MR * MS * BK, *out = queries + groups * NR * d;
+    WRPO__(lane_vectors)(b, q, a->ldq, a->scale, out, d, queries);             /* out is free as yet */
+    for (int64_t i = 0; i < groups * NR; i++) m[i] = -FLT_MAX, l[i] = 0;
+    memset(out, 0, (size_t)(groups * NR * dm) * sizeof *out);
+    const int64_t shared = b->seg->prefix_end - b->seg->prefix;
+    const float window = a->window > 0 ? (float)a->window : INFINITY;
+    for (int64_t range = 0; range <= b->segs; range++) {                       /* the prefix; the own keys of each segment, for its lanes */
+        const bool own = range > 0, one = own && b->segs > 1;
+        const wrpo_seg *seg = b->seg + (own ? range - 1 : 0);
+        const int64_t begin = own ? seg->own : seg->prefix, end = own ? seg->own_end : seg->prefix_end;
+        const int64_t from = one ? WRPO__MAX((range - 1) * b->share - b->first, 0) : 0, to = one ? WRPO__MIN(range * b->share - b->first, b->count) : b->count;
+        for (int64_t t = begin; t < end && from < to; t += BK) {
+            const int64_t n = WRPO__MIN(BK, end - t), key0 = (own ? shared : 0) + t - begin;
+            int64_t seen;
+            bool masked;
+            if (!WRPO__(visible)(b, from, to - from, key0, n, &seen, &masked)) continue;
+            WRPO__(factor)(pair, keys, k + t * a->ldkv + b->g * d, a->ldkv, 1, n, d);
+            WRPO__(factor)(pair, values, v + t * a->ldkv + b->g * d, 1, a->ldkv, d, n);
+            for (int64_t i = from / NR; i * NR < to; i++) {
+                const int64_t lane0 = WRPO__MAX(from, i * NR), lanes = WRPO__MIN(i * NR + NR, to) - lane0;
+                if (!WRPO__(visible)(b, lane0, lanes, key0, n, &seen, &masked)) continue;
+                for (int64_t j = 0; j < NR; j++) {     /* a sibling's lanes see nothing; behind the last lane is padding */
+                    const int64_t lane = i * NR + j;
+                    at[j] = one && (lane < lane0 || lane >= lane0 + lanes) ? -1 : (float)(WRPO__(lane_position)(b, WRPO__MIN(lane, lane0 + lanes - 1)) - key0);
+                }
+                WRPO__(panels)(pair, seen, NR, d, keys, MS * dw, queries + i * NR * dw, NR, s, NR, false);
+                WRPO__(softmax_tile)(s, seen, at, window, masked || one, a->softcap, m + i * NR, l + i * NR, f);
+                WRPO__(rescale_tile)(out + i * NR * dm, f, d);
+                WRPO__(pair_rows)(pair, s, seen, NR);
+                WRPO__(panels)(pair, d, NR, seen, values, MS * wrpo__div_up(n, pair), s, NR, out + i * NR * dm, NR, true);
+            }
+        }
+    }
+    for (int64_t i = 0; i < b->count; i++) {
+        lse[WRPO__(lane_row)(b, i) * a->H + WRPO__(lane_head)(b, i)] = m[i] + logf(l[i]);
+        l[i] = 1 / l[i];
+    }
+    WRPO__(lane_results)(b, o, a->ldo, out, l);
+}
+/* p and ds of a group of lanes and a tile of keys, both [key][NR]; keys that no lane of the group sees get zeros up to n */
+static void WRPO__(attention_weights)(const wrpo_attn *a, int64_t pair, int64_t n, int64_t seen, bool masked, const float *keys, const float *values,
+                                      const float *queries, const float *d_outs, const float *at, const float *lse, const float *delta, float *p, float *ds) {
+    enum { NR = WRPO__(NR), MS = WRPO__(MS) };
+    const int64_t next = MS * wrpo__div_up(a->d, pair);
+    WRPO__(panels)(pair, seen, NR, a->d, keys, next, queries, NR, p, NR, false);
+    WRPO__(panels)(pair, seen, NR, a->d, values, next, d_outs, NR, ds, NR, false);
+    WRPO__(softmax_tile_bwd)(p, ds, seen, at, a->window > 0 ? (float)a->window : INFINITY, masked, a->softcap, lse, delta);
+    memset(p + seen * NR, 0, (size_t)((n - seen) * NR) * sizeof *p);
+    memset(ds + seen * NR, 0, (size_t)((n - seen) * NR) * sizeof *ds);
+}
+/* What the backward knows of a lane besides its vectors: position, lse and delta, in [group][3][NR]. Padded lanes have zeros. */
+static void WRPO__(lane_numbers)(const WRPO__(lanes) *b, const float *lse, const float *delta, float *x) {
+    for (int64_t i = 0; i < WRPO__(round_up)(b->count, WRPO__(NR)); i++) {
+        float *y = x + i / WRPO__(NR) * 3 * WRPO__(NR) + i % WRPO__(NR);
+        const int64_t lane = WRPO__MIN(i, b->count - 1), j = WRPO__(lane_row)(b, lane) * b->a->H + WRPO__(lane_head)(b, lane);
+        y[0] = (float)WRPO__(lane_position)(b, lane);
+        y[WRPO__(NR)] = i < b->count ? lse[j] : 0;
+        y[2 * WRPO__(NR)] = i < b->count ? delta[j] : 0;
+    }
+}
+static void WRPO__(attention_dq_task)(const wrpo__cpu *cpu, const WRPO__(lanes) *b, float *dq, const float *d_o, const float *lse, const float *delta,
+                                      const float *q, const float *k, const float *v) {
+    enum { NR = WRPO__(NR), MR = WRPO__(MR), MS = WRPO__(MS), BK = WRPO__(BK) };
+    const wrpo_attn *a = b->a;
+    const int64_t d = a->d, dm = WRPO__(round_up)(d, MR), groups = wrpo__div_up(b->count, NR), shared = b->seg->prefix_end - b->seg->prefix;
+    const int64_t pair = b->pair, dw = wrpo__div_up(d, pair);
+    float *at = wrpo__cpu_scratch(cpu), *numbers = at + NR, *p = numbers + groups * 3 * NR, *ds = p + BK * NR, *keys = ds + BK * NR;
+    float *values = keys + BK / MR * MS * d, *across = values + BK / MR * MS * d, *queries = across + dm / MR * MS * BK;
+    float *d_outs = queries + groups * NR * d, *out = d_outs + groups * NR * d;
+    WRPO__(lane_vectors)(b, q, a->ldq, a->scale, out, d, queries);
+    WRPO__(lane_vectors)(b, d_o, a->ldo, 1, out, d, d_outs);
+    WRPO__(lane_numbers)(b, lse, delta, numbers);
+    memset(out, 0, (size_t)(groups * NR * dm) * sizeof *out);
+    for (int own = 0; own < 2; own++) {
+        const int64_t begin = own ? b->seg->own : b->seg->prefix, end = own ? b->seg->own_end : b->seg->prefix_end;
+        for (int64_t t = begin; t < end; t += BK) {
+            const int64_t n = WRPO__MIN(BK, end - t), key0 = (own ? shared : 0) + t - begin;
+            int64_t seen;
+            bool masked;
+            if (!WRPO__(visible)(b, 0, b->count, key0, n, &seen, &masked)) continue;
+            WRPO__(factor)(pair, keys, k + t * a->ldkv + b->g * d, a->ldkv, 1, n, d);
+            WRPO__(factor)(pair, values, v + t * a->ldkv + b->g * d, a->ldkv, 1, n, d);
+            WRPO__(factor)(pair, across, k + t * a->ldkv + b->g * d, 1, a->ldkv, d, n);
+            for (int64_t i = 0; i < groups; i++) {
+                const float *x = numbers + i * 3 * NR;
+                if (!WRPO__(visible)(b, i * NR, WRPO__MIN(NR, b->count - i * NR), key0, n, &seen, &masked)) continue;
+                for (int64_t j = 0; j < NR; j++) at[j] = x[j] - (float)key0;
+                WRPO__(attention_weights)(a, pair, seen, seen, masked, keys, values, queries + i * NR * dw, d_outs + i * NR * dw, at, x + NR, x + 2 * NR, p, ds);
+                WRPO__(pair_rows)(pair, ds, seen, NR);
+                WRPO__(panels)(pair, d, NR, seen, across, MS * wrpo__div_up(n, pair), ds, NR, out + i * NR * dm, NR, true);
+            }
+        }
+    }
+    for (int64_t i = 0; i < b->count; i++) numbers[i] = a->scale;
+    WRPO__(lane_results)(b, dq, a->ldq, out, numbers);
+}
+/* dk and dv of rows [t, t + n) of segment `home`: from its own lanes and from those of every segment that has the rows as prefix, in order */
+static void WRPO__(attention_dkv_task)(const wrpo__cpu *cpu, const wrpo_attn *a, int64_t pair, int64_t home, int64_t t, int64_t n, int64_t g, float *dk, float *dv,
+                                       const float *d_o, const float *lse, const float *delta, const float *q, const float *k, const float *v) {
+    enum { NR = WRPO__(NR), MR = WRPO__(MR), MS = WRPO__(MS), BK = WRPO__(BK) };
+    const int64_t d = a->d, dn = WRPO__(round_up)(d, NR), panels = BK / MR * MS, dw = wrpo__div_up(d, pair);
+    const int64_t groups = WRPO__(lane_groups)(2 * panels * d + 2 * (BK + MR) * dn + 2 * BK * NR + NR, (2 * d + 2 * dn + 3 + 2 * panels) * NR), block = groups * NR;
+    float *at = wrpo__cpu_scratch(cpu), *numbers = at + NR, *p = numbers + 3 * block, *ds = p + BK * NR, *keys = ds + BK * NR, *values = keys + panels * d;
+    float *dks = values + panels * d, *dvs = dks + (BK + MR) * dn, *queries = dvs + (BK + MR) * dn, *d_outs = queries + block * d;
+    float *q_rows = d_outs + block * d, *do_rows = q_rows + block * dn, *p_packed = do_rows + block * dn, *ds_packed = p_packed + panels * block;
+    memset(dks, 0, (size_t)(2 * (BK + MR) * dn) * sizeof *dks);
+    for (int64_t s = 0; s < a->n_segs; s++) {
+        const wrpo_seg *seg = &a->segs[s];
+        const int64_t first = s == home ? t : WRPO__MAX(t, seg->prefix), last = s == home ? t + n : WRPO__MIN(t + n, seg->prefix_end), count = last - first;
+        const int64_t shared = seg->prefix_end - seg->prefix, key0 = s == home ? shared + t - seg->begin : first - seg->prefix;
+        if (count <= 0) continue;
+        WRPO__(factor)(pair, keys, k + first * a->ldkv + g * d, a->ldkv, 1, count, d);
+        WRPO__(factor)(pair, values, v + first * a->ldkv + g * d, a->ldkv, 1, count, d);
+        WRPO__(lanes) b = {a, seg, g, a->H / a->G, 0, 0, 1, pair};
+        const int64_t all = (seg->end - seg->begin) * b.share;
+        for (; b.first < all; b.first += block) {
+            int64_t seen, begin = -1, end = 0;        /* groups that see any of the keys */
+            bool masked;
+            b.count = WRPO__MIN(block, all - b.first);
+            for (int64_t i = 0; i < b.count; i += NR)
+                if (WRPO__(visible)(&b, i, WRPO__MIN(NR, b.count - i), key0, count, &seen, &masked)) begin = begin < 0 ? i : begin, end = i + NR;
+            if (begin < 0) continue;
+            WRPO__(lane_vectors)(&b, q, a->ldq, a->scale, q_rows, dn, queries);
+            WRPO__(lane_vectors)(&b, d_o, a->ldo, 1, do_rows, dn, d_outs);
+            WRPO__(lane_numbers)(&b, lse, delta, numbers);
+            WRPO__(pair_rows)(pair, q_rows, WRPO__(round_up)(b.count, NR), dn), WRPO__(pair_rows)(pair, do_rows, WRPO__(round_up)(b.count, NR), dn);
+            for (int64_t i = begin; i < end; i += NR) {
+                const float *x = numbers + 3 * i;
+                WRPO__(visible)(&b, i, WRPO__MIN(NR, b.count - i), key0, count, &seen, &masked);
+                for (int64_t j = 0; j < NR; j++) at[j] = x[j] - (float)key0;
+                WRPO__(attention_weights)(a, pair, count, seen, masked, keys, values, queries + i * dw, d_outs + i * dw, at, x + NR, x + 2 * NR, p, ds);
+                const int64_t next = MS * block / pair;        /* the tiles' NR lanes are steps of the keys' panels */
+                WRPO__(pack_side)(0, pair, false, p_packed + i / pair * MS, next, p, NR, 1, count, NR);
+                WRPO__(pack_side)(0, pair, false, ds_packed + i / pair * MS, next, ds, NR, 1, count, NR);
+            }
+            const int64_t from = begin / pair;
+            WRPO__(panels)(pair, count, d, end - begin, p_packed + from * MS, MS * block / pair, do_rows + from * dn, dn, dvs + (first - t) * dn, dn, true);
+            WRPO__(panels)(pair, count, d, end - begin, ds_packed + from * MS, MS * block / pair, q_rows + from * dn, dn, dks + (first - t) * dn, dn, true);
+        }
+    }
+    for (int64_t i = 0; i < n; i++) {
+        memcpy(dk + (t + i) * a->ldkv + g * d, dks + i * dn, (size_t)d * sizeof(float));
+        memcpy(dv + (t + i) * a->ldkv + g * d, dvs + i * dn, (size_t)d * sizeof(float));
+    }
+}
+/* Segments [s, s + n) that go through their prefix together. */
+static int64_t WRPO__(siblings)(const wrpo_attn *a, int64_t s, bool together) {
+    const wrpo_seg *x = &a->segs[s];
+    int64_t n = 1;
+    if (!together || x->end - x->begin != 1 || x->prefix == x->prefix_end) return 1;
+    while (s + n < a->n_segs && x[n].end - x[n].begin == 1 && x[n].prefix == x->prefix && x[n].prefix_end == x->prefix_end) n++;
     return n;
 }
-WRPO_API wrpo_result wrpo_trainer_save(wrpo_trainer *t, const wrpo_save_desc *desc) {
-    wrpo_ctx *ctx = t->ctx;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        wrpo__arena *temp = wrpo__entry.arena;
-        if (!desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_save_desc: dir is missing");
-        const char *path = wrpo__join(temp, desc->dir, WRPO__STATE_FILE), *log = t->out_dir ? wrpo__join(temp, t->out_dir, "metrics.jsonl") : NULL;
-        const wrpo__file *metrics = log && wrpo__exists(log) ? wrpo__open_file(temp, log) : NULL;
-        const int64_t log_size = metrics ? (int64_t)metrics->size : 0, eight = 8;
-        const wrpo__setting *settings = wrpo__state_settings(temp, t);
-        const wrpo__state_part *parts = wrpo__state_parts(temp, t), *parts_end = parts + stbds_arrlen(parts);
-        uint64_t h = 0;                                /* the checksum: of the metadata, then of all data */
-        int64_t at = 0;
-        wrpo__text header = {.arena = temp};
-        for (int64_t i = 0; i < stbds_arrlen(settings); i++) {
-            wrpo__text_puts(&header, i ? ",\"" : "{\"__metadata__\":{\"");
-            wrpo__text_printf(&header, "%s\":", settings[i].name);
-            wrpo__json_quote(&header, settings[i].text, strlen(settings[i].text));
-            h = wrpo__hash(h, settings[i].text, strlen(settings[i].text));
-        }
-        wrpo__text_puts(&header, "}");
-        for (const wrpo__state_part *p = parts; p < parts_end; at += (int64_t)p->bytes, p++) wrpo__header_add(&header, p->name, p->dtype, p->ndim, p->shape, at, (int64_t)p->bytes);
-        wrpo__header_add(&header, "metrics.jsonl", "U8", 1, &log_size, at, log_size);
-        wrpo__header_add(&header, "checksum", "U8", 1, &eight, at + log_size, eight);
-
-        wrpo__remove(ctx, path);                       /* an old state does not stand beside new weights, not even for a moment */
-        wrpo__need(ctx, wrpo_model_save(t->model, desc));
-        float *piece = wrpo__raw(temp, WRPO__PIECE, sizeof *piece);
-        wrpo__writer *w = wrpo__create(temp, path);
-        wrpo__header_write(w, &header);
-        for (const wrpo__state_part *p = parts; p < parts_end; p++)
-            for (size_t from = 0, n; from < p->bytes; from += n) {
-                n = wrpo__state_move(t, p, from, piece, false);
-                h = wrpo__hash(h, piece, n);
-                wrpo__write(w, piece, n);
-            }
-        wrpo__sync(ctx);                               /* a device that failed gave no moments */
-        if (metrics) wrpo__write(w, metrics->data, metrics->size);
-        h = wrpo__hash(h, metrics ? metrics->data : NULL, (size_t)log_size);
-        wrpo__write(w, &h, sizeof h);
-        wrpo__commit(w);
+/* Tasks are numbered through all segments, `step` units of each segment's `share` per row; siblings count as one. */
+static int64_t WRPO__(attention_tasks)(const wrpo_attn *a, int64_t share, int64_t step, bool together) {
+    int64_t tasks = 0;
+    for (int64_t s = 0, n; s < a->n_segs; s += n) {
+        n = WRPO__(siblings)(a, s, together);
+        tasks += wrpo__div_up((a->segs[s + n - 1].end - a->segs[s].begin) * share, step);
     }
-    return wrpo__end(&wrpo__entry);
+    return tasks;
 }
-static const wrpo_tensor_info *wrpo__state_tensor(wrpo_ctx *ctx, const wrpo_tensors *file, const char *path, const char *name, const char *dtype, int ndim, const int64_t *shape) {
-    const wrpo_tensor_info *info = wrpo_tensors_find(file, name);
-    char want[80], found[160] = "no such tensor";
-    wrpo__shape_text(want, sizeof want, ndim, shape);
-    if (info) wrpo__shape_text(found, sizeof found, info->ndim, info->shape);
-    if (!info || strcmp(want, found) || strcmp(info->dtype, dtype))
-        wrpo__fail(ctx, WRPO_E_FORMAT, "%s: %s: want %s %s, found %s%s%s", path, name, dtype, want, info ? info->dtype : "", info ? " " : "", found);
-    return info;
-}
-/* check: before anything is computed, that the file is whole and of this run, but for the reference. Later, when that is known and memory is taken,
-   the run is put where it was. */
-static wrpo_result wrpo__resume(wrpo_trainer *t, bool check) {
-    wrpo_ctx *ctx = t->ctx;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        wrpo__arena *temp = wrpo__entry.arena;
-        const char *path = wrpo__join(temp, t->desc.resume, WRPO__STATE_FILE);
-        const wrpo_tensors *file = wrpo__tensors_in(ctx, path);
-        const wrpo__file *f = wrpo__open_file(temp, path);              /* once more, for what the tensors do not say */
-        uint64_t size = 0, h = 0, sum;
-        memcpy(&size, f->data, WRPO__MIN(f->size, 8));
-        const wrpo_json *metadata = wrpo__json_get(wrpo__json_parse(temp, path, 1, (const char *)f->data + 8, (size_t)WRPO__MIN(size, f->size - 8)), "__metadata__");
-        const wrpo__setting *settings = wrpo__state_settings(temp, t);
-        const int64_t same = stbds_arrlen(settings) - 2;
-        long long place[2] = {0};
-        for (int64_t i = 0; i < same + 2; i++) {
-            const wrpo_json *v = metadata ? wrpo__json_get(metadata, settings[i].name) : NULL;
-            const char *found = v ? v->text : "no such setting", *want = settings[i].text;
-            if (i < same && strcmp(found, want) && !(check && i == same - 1))
-                wrpo__fail(ctx, v ? WRPO_E_ARG : WRPO_E_FORMAT, "%s: %s: want %.100s, as this run has it, found %.100s", path, settings[i].name, want, found);
-            if (i >= same && (strspn(found, "0123456789") != strlen(found) || (place[i - same] = strtoll(found, NULL, 10)) > (i == same ? t->T : LLONG_MAX - 1)))
-                wrpo__fail(ctx, WRPO_E_FORMAT, "%s: %s: want a whole number, steps up to %lld, found %.100s", path, settings[i].name, (long long)t->T, found);
-            h = wrpo__hash(h, found, strlen(found));
+/* The segment of number i, counted from the end, where the long ones are; how many siblings it has, itself included. */
+static int64_t WRPO__(attention_find)(const wrpo_attn *a, int64_t share, int64_t step, bool together, int64_t i, int64_t *first, int64_t *count, int64_t *n) {
+    i = WRPO__(attention_tasks)(a, share, step, together) - 1 - i;
+    for (int64_t s = 0;; s += *n) {
+        *n = WRPO__(siblings)(a, s, together);
+        const int64_t all = (a->segs[s + *n - 1].end - a->segs[s].begin) * share, tasks = wrpo__div_up(all, step);
+        if (i < tasks) {
+            *first = i * step;
+            *count = WRPO__MIN(step, all - *first);
+            return s;
         }
-        const wrpo__state_part *parts = wrpo__state_parts(temp, t), *parts_end = parts + stbds_arrlen(parts);
-        const wrpo_tensor_info *log = wrpo_tensors_find(file, "metrics.jsonl");
-        const int64_t eight = 8, log_size = log ? log->count : 0;
-        float *piece = wrpo__raw(temp, WRPO__PIECE, sizeof *piece);
-        log = wrpo__state_tensor(ctx, file, path, "metrics.jsonl", "U8", 1, &log_size);
-        memcpy(&sum, wrpo__state_tensor(ctx, file, path, "checksum", "U8", 1, &eight)->data, sizeof sum);
-        if (wrpo_tensors_count(file) != parts_end - parts + 2)
-            wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want %lld tensors, found %lld", path, (long long)(parts_end - parts + 2), (long long)wrpo_tensors_count(file));
-        if (!check && t->out_dir) {
-            wrpo__writer *w = wrpo__create(temp, wrpo__join(temp, t->out_dir, "metrics.jsonl"));
-            wrpo__write(w, log->data, log->bytes);
-            wrpo__commit(w);
-        }
-        for (const wrpo__state_part *p = parts; p < parts_end; p++) {
-            const wrpo_tensor_info *info = wrpo__state_tensor(ctx, file, path, p->name, p->dtype, p->ndim, p->shape);
-            for (size_t from = 0, n; from < p->bytes; from += n) {
-                n = WRPO__MIN(p->bytes - from, WRPO__PIECE * sizeof *piece);
-                if (check) h = wrpo__hash(h, (const char *)info->data + from, n);
-                else memcpy(piece, (const char *)info->data + from, n), wrpo__state_move(t, p, from, piece, true);
-            }
-        }
-        h = wrpo__hash(h, log->data, log->bytes);
-        if (check && h != sum) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: checksum: want %016llx, found %016llx: not the bytes that were written", path, (unsigned long long)sum, (unsigned long long)h);
-        if (!check) t->k = (int64_t)place[0], t->start = wrpo__now() - (double)place[1] / 1000;
-        wrpo__sync(ctx);
+        i -= tasks;
     }
-    return wrpo__end(&wrpo__entry);
+}
+static void WRPO__(attention)(void *dev, const wrpo_attn *a, void *o, float *lse, const void *q, const void *k, const void *v) {
+    enum { NR = WRPO__(NR), MR = WRPO__(MR), MS = WRPO__(MS), BK = WRPO__(BK) };
+    const wrpo__cpu *cpu = dev;
+    const int64_t d = a->d, dm = WRPO__(round_up)(d, MR), share = a->H / a->G;
+    const int64_t step = NR * WRPO__(lane_groups)(2 * NR + BK * NR + BK / MR * MS * d + dm / MR * MS * BK, NR * (2 + d + dm));
+    const int64_t tasks = WRPO__(attention_tasks)(a, share, step, true) * a->G;
+    WRPO__PARFOR(wrpo__cpu_team(cpu, a->n * a->H * d))
+    for (int64_t i = 0; i < tasks; i++) {
+        int64_t first, count, n, s = WRPO__(attention_find)(a, share, step, true, i / a->G, &first, &count, &n);
+        const WRPO__(lanes) b = {a, a->segs + s, i % a->G, share, first, count, n, cpu->pairs ? 2 : 1};
+        WRPO__(attention_task)(cpu, &b, o, lse, q, k, v);
+    }
+}
+static size_t WRPO__(attention_scratch)(void *dev, int64_t n, int64_t H, int64_t G, int64_t d) {   /* delta */
+    (void)dev; (void)G; (void)d;
+    return (size_t)(n * H) * sizeof(float);
+}
+static void WRPO__(attention_bwd)(void *dev, const wrpo_attn *a, void *dq, void *dk, void *dv, const void *d_o, const void *o, const float *lse,
+                                  const void *q, const void *k, const void *v, void *scratch) {
+    enum { NR = WRPO__(NR), MR = WRPO__(MR), MS = WRPO__(MS), BK = WRPO__(BK) };
+    const wrpo__cpu *cpu = dev;
+    float *delta = scratch;
+    const int64_t d = a->d, dm = WRPO__(round_up)(d, MR), share = a->H / a->G, team = wrpo__cpu_team(cpu, a->n * a->H * d);
+    const int64_t step = NR * WRPO__(lane_groups)(NR + 2 * BK * NR + 2 * BK / MR * MS * d + dm / MR * MS * BK, NR * (3 + 2 * d + dm));
+    const int64_t blocks = WRPO__(attention_tasks)(a, share, step, false) * a->G, tiles = WRPO__(attention_tasks)(a, 1, BK, false) * a->G;
+    WRPO__PARFOR((int)team)
+    for (int64_t r = 0; r < a->n; r++)
+        for (int64_t h = 0; h < a->H; h++) delta[r * a->H + h] = WRPO__(dot)((const float *)d_o + r * a->ldo + h * d, (const float *)o + r * a->ldo + h * d, d);
+    WRPO__PARFOR((int)team)
+    for (int64_t i = 0; i < blocks; i++) {
+        int64_t first, count, n, s = WRPO__(attention_find)(a, share, step, false, i / a->G, &first, &count, &n);
+        const WRPO__(lanes) b = {a, a->segs + s, i % a->G, share, first, count, 1, cpu->pairs ? 2 : 1};
+        WRPO__(attention_dq_task)(cpu, &b, dq, d_o, lse, delta, q, k, v);
+    }
+    WRPO__PARFOR((int)team)
+    for (int64_t i = 0; i < tiles; i++) {
+        int64_t first, count, n, s = WRPO__(attention_find)(a, 1, BK, false, i / a->G, &first, &count, &n);
+        WRPO__(attention_dkv_task)(cpu, a, cpu->pairs ? 2 : 1, s, a->segs[s].begin + first, count, i % a->G, dk, dv, d_o, lse, delta, q, k, v);
+    }
 }
 
-/* ---- new ---- */
-static void wrpo__close_metrics(void *p) {
-    wrpo_trainer *t = p;
-    if (t->metrics) fclose(t->metrics);
-    t->metrics = NULL;
+#define WRPO__STRING2(x) #x
+#define WRPO__STRING(x) WRPO__STRING2(x)
+#define WRPO__TABLE(allowed) { \
+    .name = "cpu-" WRPO__STRING(WRPO__LEVEL), .act_bytes = 4, .dtype = WRPO_DTYPE_F32, .host = true, .features = allowed, \
+    .open = wrpo__cpu_open, .close = wrpo__cpu_close, .alloc = wrpo__host_alloc, .release = wrpo__host_release, \
+    .put = wrpo__host_copy, .get = wrpo__host_copy, .copy = wrpo__host_copy, .zero = wrpo__host_zero, \
+    .room = wrpo__host_room, .sync = wrpo__host_sync, .gemm = WRPO__(gemm), .embed = WRPO__(embed), \
+    .embed_bwd = WRPO__(embed_bwd), .gather = WRPO__(gather), .gather_bwd = WRPO__(gather_bwd), \
+    .scatter = WRPO__(scatter), .bias = WRPO__(bias), .bias_bwd = WRPO__(bias_bwd), .colsum = WRPO__(colsum), \
+    .add = WRPO__(add), .rmsnorm = WRPO__(rmsnorm), .rmsnorm_bwd = WRPO__(rmsnorm_bwd), .rope = WRPO__(rope), \
+    .attention = WRPO__(attention), .attention_bwd = WRPO__(attention_bwd), \
+    .attention_scratch = WRPO__(attention_scratch), .glu = WRPO__(glu), .glu_bwd = WRPO__(glu_bwd), \
+    .logprob = WRPO__(logprob), .logprob_bwd = WRPO__(logprob_bwd), .sumsq = WRPO__(sumsq), .adamw = WRPO__(adamw) \
 }
-/* The record's responses as the loss sees them, but for their log-probs. */
-static void wrpo__as_loss(const wrpo_record *record, wrpo_response *r) {
-    for (int k = 0; k < record->count; k++) {
-        const wrpo_tokens *y = &record->responses[k];
-        r[k] = (wrpo_response){.role = y->role, .weight = y->weight, .pair = y->pair, .tokens = y->count - y->first};
-    }
-}
-/* The method finds the roles it needs in every record. */
-static void wrpo__check_roles(wrpo_ctx *ctx, const wrpo_data *data, const wrpo_train_desc *d, int K) {
-    wrpo_response *r = wrpo__alloc(wrpo__here, (size_t)K, sizeof *r);
-    if (wrpo_data_count(data) == 0) wrpo__fail(ctx, WRPO_E_ARG, "the data has no records");
-    for (int64_t i = 0; i < wrpo_data_count(data); i++) {
-        wrpo_record record = wrpo_data_record(data, i);
-        const char *why = NULL;
-        wrpo__as_loss(&record, r);
-        for (int end = 0; end < 2 && !why; end++)      /* alpha at its first step and at its last */
-            wrpo_loss(&d->loss, wrpo_alpha(d->ramp, d->ramp_power, d->alpha, end, 1), r, record.count, 1, &why);
-        if (why) wrpo__fail(ctx, WRPO_E_FORMAT, "record \"%s\" (line %lld): %s", record.prompt_id, (long long)record.line, why);
-    }
-}
-/* SFT scores y_ws alone: the other responses need not be computed. The new data lives as long as the arena. */
-static void wrpo__data_drop(void *p) { wrpo_data_free(p); }
-static const wrpo_data *wrpo__only_sources(wrpo__arena *arena, const wrpo_data *data) {
-    const int64_t N = wrpo_data_count(data);
-    wrpo_record *records = wrpo__alloc(arena, (size_t)N, sizeof *records);
-    wrpo_data *out;
-    for (int64_t i = 0; i < N; i++) {
-        records[i] = wrpo_data_record(data, i);
-        while (records[i].count > 1 && records[i].responses[records[i].count - 1].role != WRPO_SOURCE) records[i].count--;   /* sources stand first */
-    }
-    wrpo__cleanup *owner = wrpo__on_free(arena, wrpo__data_drop, NULL);
-    wrpo__need(arena->ctx, wrpo_data_from_ids(arena->ctx, records, N, &out));
-    owner->p = out;
-    return out;
-}
-static wrpo_trainer *wrpo__trainer_build(wrpo__arena *arena, wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc, bool train) {
-    wrpo_ctx *ctx = arena->ctx;
-    wrpo_trainer *t = WRPO__NEW(arena, wrpo_trainer);
-    wrpo__on_free(arena, wrpo__close_metrics, t);
-    if (train && policy->frozen) wrpo__fail(ctx, WRPO_E_ARG, "the model was loaded frozen (wrpo_model_desc): it cannot be trained");
-    t->ctx = ctx, t->arena = arena, t->model = policy, t->data = t->user_data = data;
-    t->desc = wrpo_train_defaults(desc);
-    wrpo__train_check(ctx, &t->desc);
-    const wrpo_train_desc *d = &t->desc;
-    const wrpo_data *eval = d->eval_data;
-    if (d->loss.method == WRPO_METHOD_SFT) {
-        t->data = data = wrpo__only_sources(arena, data);
-        if (eval) eval = wrpo__only_sources(arena, eval);
-    }
-    t->eval = eval;
-    t->N = wrpo_data_count(data), t->K = data->most;
-    wrpo__check_roles(ctx, data, d, t->K);
-    wrpo__check_data(policy, data, 0, t->N);
-    int64_t rows = wrpo__run_rows(&policy->config, data, 0, t->N, d->micro_tokens);
-    if (eval) {
-        t->eval_K = eval->most;
-        wrpo__check_roles(ctx, eval, d, t->eval_K);
-        wrpo__check_data(policy, eval, 0, wrpo_data_count(eval));
-        rows = WRPO__MAX(rows, wrpo__run_rows(&policy->config, eval, 0, wrpo_data_count(eval), d->micro_tokens));
-    }
-    t->micro = d->batch_size / d->accumulation;
-    int64_t M = (t->N + t->micro - 1) / t->micro;
-    t->steps_per_epoch = WRPO__MAX(M / d->accumulation, 1);
-    double steps = ceil(d->epochs * (double)t->steps_per_epoch - 1e-9);
-    t->T = d->max_steps ? d->max_steps : WRPO__MAX((int64_t)steps, 1);
-    t->order = wrpo__alloc(arena, (size_t)t->N, sizeof *t->order);
-    t->weight = wrpo__alloc(arena, (size_t)WRPO__MIN(t->N, d->batch_size), sizeof *t->weight);
-    t->order_epoch = -1;
-    if (d->out_dir) {
-        t->out_dir = wrpo__strndup(arena, d->out_dir, strlen(d->out_dir));
-        wrpo__make_dir(ctx, t->out_dir);
-    }
-    if (train && d->resume) wrpo__need(ctx, wrpo__resume(t, true));
-    const wrpo_bytes plan = train ? wrpo__fitted(t, rows) : (wrpo_bytes){0};
-    if (wrpo__rules[d->loss.method].reference) {
-        t->ref = wrpo__alloc(arena, (size_t)t->N * (size_t)t->K, sizeof *t->ref);
-        if (eval) t->eval_ref = wrpo__alloc(arena, (size_t)wrpo_data_count(eval) * (size_t)t->eval_K, sizeof *t->eval_ref);
-        wrpo__need(ctx, wrpo__reference(t));       /* before the memory of training is taken */
-    }
-    wrpo__shape shape = wrpo__train_shape(ctx, &policy->config, plan.recompute, plan.logits, rows);
-    shape.train = train;
-    t->run = wrpo__run_new(arena, policy, &shape);
-    if (train) {
-        const size_t bytes = wrpo_states_bytes(d->states, policy->count);
-        const wrpo_backend *be = ctx->desc.backend;
-        t->grads = wrpo__device_alloc(arena, wrpo__mul(ctx, (size_t)policy->count, sizeof *t->grads), "gradients");
-        t->m = wrpo__device_alloc(arena, bytes, "first moments"), t->v = wrpo__device_alloc(arena, bytes, "second moments");
-        t->sumsq = wrpo__device_alloc(arena, sizeof *t->sumsq, "gradient norm");
-        be->zero(ctx->dev, t->m, bytes), be->zero(ctx->dev, t->v, bytes);
-        t->start = wrpo__now();
-        if (d->resume) wrpo__need(ctx, wrpo__resume(t, false));
-        if (t->out_dir) {
-            const char *path = wrpo__join(arena, t->out_dir, "metrics.jsonl");
-            t->metrics = fopen(path, d->resume ? "a" : "w");
-            if (!t->metrics) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be written: %s", path, strerror(errno));
-        }
-    } else t->start = wrpo__now();
-    return t;
-}
-static wrpo_result wrpo__trainer_make(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc, bool train, wrpo_trainer **out) {
-    *out = NULL;
-    WRPO__TRY(policy->ctx, wrpo__arena_new(policy->ctx), false) *out = wrpo__trainer_build(wrpo__entry.arena, policy, data, desc, train);
-    return wrpo__end(&wrpo__entry);
-}
-WRPO_API wrpo_result wrpo_trainer_new(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_trainer **out) {
-    return wrpo__trainer_make(policy, data, desc, true, out);
-}
-WRPO_API void wrpo_trainer_free(wrpo_trainer *t) {
-    if (t) wrpo__arena_free(t->arena);
-}
-
-/* ---- metrics: weighted sums over records, then the averages of algorithm and trainer ---- */
-typedef struct wrpo__tally { wrpo_metrics m; double chosen, chosen_rows, rejected, rejected_rows; } wrpo__tally;
-/* Adds one record of weight w to the tally, but for its loss. mean: the mean logit of each of its rows, in the order of packing. */
-static void wrpo__tally_add(wrpo__tally *t, const wrpo_config *model, const wrpo_loss_desc *d, double alpha, const wrpo_record *record, const wrpo_response *r, double w, const float *mean) {
-    double logp[3] = {0}, reward[3] = {0}, share[3] = {0}, all_chosen = 0, chosen = 0, prompt = 0;
-    wrpo_metrics *m = &t->m;
-    for (int k = 0; k < record->count; k++) {
-        if (k == 0 || wrpo__prompt_again(model, record, k)) {
-            prompt = 0;
-            for (int64_t i = 0; i < record->prompt_count; i++) prompt += (double)*mean++;
-        }
-        double rows = (double)(record->prompt_count + record->responses[k].count), sum = prompt;
-        for (int64_t i = 0; i < record->responses[k].count; i++) sum += (double)*mean++;
-        if (r[k].role == WRPO_REJECTED) t->rejected += sum, t->rejected_rows += rows;
-        else t->chosen += sum, t->chosen_rows += rows, all_chosen += r[k].logp, chosen++;
-        logp[r[k].role] += r[k].weight * r[k].logp, share[r[k].role] += r[k].weight;
-        reward[r[k].role] += r[k].weight * wrpo__reward_of(d, &r[k]);
-    }
-    for (int role = 0; role < 3; role++)               /* a role that is absent has no number */
-        logp[role] = share[role] > 0 ? logp[role] / share[role] : NAN, reward[role] = share[role] > 0 ? reward[role] / share[role] : NAN;
-    m->logps_chosen += w * all_chosen / chosen;
-    m->logps_source_chosen += w * logp[WRPO_SOURCE], m->logps_target_chosen += w * logp[WRPO_TARGET], m->logps_rejected += w * logp[WRPO_REJECTED];
-    const double s = reward[WRPO_SOURCE], g = reward[WRPO_TARGET], l = reward[WRPO_REJECTED], c = wrpo__weighted_reward(d, alpha, r, record->count);
-    m->rewards_chosen += w * c, m->rewards_source_chosen += w * s, m->rewards_target_chosen += w * g, m->rewards_rejected += w * l;
-    m->rewards_accuracies += isnan(c - l) ? NAN : w * (c > l);
-    m->rewards_source_accuracies += isnan(s - l) ? NAN : w * (s > l);
-    m->rewards_pivot_accuracies += isnan(g - l) ? NAN : w * (g > l);
-    m->rewards_margins += w * (c - l);
-}
-static void wrpo__tally_end(wrpo__tally *tally, const wrpo_trainer *t, double alpha, double begin) {
-    wrpo_metrics *m = &tally->m;
-    m->logits_chosen = tally->chosen / tally->chosen_rows, m->logits_rejected = tally->rejected / tally->rejected_rows;
-    m->cur_alpha = t->desc.loss.method == WRPO_METHOD_WRPO ? alpha : NAN;
-    m->epoch = (double)t->k / (double)t->steps_per_epoch;
-    m->seconds = wrpo__now() - t->start;
-    m->tokens_per_second = (double)m->tokens / WRPO__MAX(wrpo__now() - begin, 1e-9);
-}
-static void wrpo__metrics_text(wrpo__text *out, const wrpo_metrics *m, const char *prefix) {
-    wrpo__text_printf(out, "{\"step\": %lld", (long long)m->step);
-#define WRPO__X(field, name) \
-    if (!isnan(m->field)) { wrpo__text_printf(out, ", \"%s%s\": ", prefix, name); wrpo__json_number(out, m->field); }
-    WRPO_METRICS(WRPO__X)
-#undef WRPO__X
-    wrpo__text_printf(out, ", \"%srecords\": %lld, \"%stokens\": %lld, \"%stokens_per_second\": ", prefix, (long long)m->records, prefix, (long long)m->tokens, prefix);
-    wrpo__json_number(out, round(m->tokens_per_second * 10) / 10);
-    wrpo__text_printf(out, ", \"%sseconds\": ", prefix), wrpo__json_number(out, round(m->seconds * 1000) / 1000), wrpo__text_puts(out, "}");
-}
-WRPO_API wrpo_result wrpo_metrics_json(wrpo_ctx *ctx, const wrpo_metrics *m, const char *prefix, char **text) {
-    *text = NULL;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        wrpo__text t = {.arena = wrpo__entry.arena};
-        wrpo__metrics_text(&t, m, prefix);
-        *text = wrpo__handout(ctx, t.data, t.size);
-    }
-    return wrpo__end(&wrpo__entry);
-}
-static void wrpo__log_metrics(wrpo_trainer *t, const wrpo_metrics *m, const char *prefix) {
-    if (!t->metrics) return;
-    wrpo__text line = {.arena = wrpo__here};
-    wrpo__metrics_text(&line, m, prefix);
-    wrpo__text_puts(&line, "\n");
-    if (fwrite(line.data, 1, line.size, t->metrics) != line.size || fflush(t->metrics) != 0)
-        wrpo__fail(t->ctx, WRPO_E_IO, "%s/metrics.jsonl: cannot be written: %s", t->out_dir, strerror(errno));
-}
-
-/* ---- one pass over a list of records: log-probs, losses, tally and, in training, gradients ----
-   weight[i] of list[i] in the loss; tokens: all their scored tokens (SFT's denominator). */
-static void wrpo__pass(wrpo_trainer *t, const wrpo_data *data, const double *ref, int K, const int64_t *list, const double *weight, int64_t count,
-                       double alpha, bool train, wrpo__tally *tally) {
-    wrpo__run *r = t->run;
-    const wrpo_config *c = &r->model->config;
-    const wrpo_loss_desc *d = &t->desc.loss;
-    wrpo__sum_head(r);
-    wrpo_response *y = wrpo__alloc(wrpo__here, (size_t)K, sizeof *y);
-    double *logps = wrpo__alloc(wrpo__here, (size_t)K, sizeof *logps), scored = 0;
-    for (int64_t i = 0; i < count && d->method == WRPO_METHOD_SFT; i++) {
-        wrpo_record record = wrpo_data_record(data, list ? list[i] : i);
-        wrpo__as_loss(&record, y);
-        scored += wrpo__sft_tokens(y, record.count);
-    }
-    for (int64_t at = 0, next; at < count; at = next) {
-        int64_t target = 0, row = 0;
-        next = wrpo__pack_some(r, data, list, at, count, t->desc.micro_tokens);
-        wrpo__forward(r, true);
-        for (int64_t i = at; i < next; i++) {
-            const int64_t index = list ? list[i] : i;
-            wrpo_record record = wrpo_data_record(data, index);
-            int64_t first = target;
-            const char *why = NULL;
-            wrpo__sum_logps(r, &record, &target, logps);
-            wrpo__as_loss(&record, y);
-            for (int k = 0; k < record.count; k++) y[k].logp = logps[k], y[k].ref = ref ? ref[index * K + k] : 0;
-            double L = wrpo_loss(d, alpha, y, record.count, scored, &why);
-            if (!isfinite(L))
-                wrpo__fail(t->ctx, WRPO_E_NOT_FINITE, "step %lld: record \"%s\" (line %lld): %s", (long long)t->k + train, record.prompt_id, (long long)record.line,
-                           why ? why : "the loss is not a finite number");
-            const double mean = weight ? weight[i] : 1 / (double)count;
-            const double w = record.weight * (d->method == WRPO_METHOD_SFT ? 1 : mean);     /* SFT is a mean over tokens */
-            for (int k = 0; train && k < record.count; k++)
-                for (int64_t j = 0; j < y[k].tokens; j++) r->h_coef[first++] = (float)(w * y[k].dlogp);
-            tally->m.loss += w * L;
-            wrpo__tally_add(tally, c, d, alpha, &record, y, mean, r->h_mean + row);
-            row += wrpo__record_rows(c, &record);
-        }
-        tally->m.tokens += r->n;
-        if (train) wrpo__backward(r, t->grads);
-    }
-    tally->m.records = count;
-}
-
-/* ---- one optimizer step ---- */
-/* The records of step k: their places in t->order; the weight of each in the loss. */
-static int64_t wrpo__next_batch(wrpo_trainer *t, const int64_t **list) {
-    const int64_t epoch = t->k / t->steps_per_epoch, step = t->k % t->steps_per_epoch;
-    if (epoch != t->order_epoch) {   /* Fisher-Yates, from the identity: an epoch's order depends on seed and epoch alone */
-        for (int64_t i = 0; i < t->N; i++) t->order[i] = i;
-        for (int64_t i = t->N - 1; i > 0 && !t->desc.no_shuffle; i--) {
-            int64_t j = (int64_t)(wrpo__random64(t->desc.seed, (uint64_t)epoch, (uint64_t)i) % (uint64_t)(i + 1)), swap = t->order[i];
-            t->order[i] = t->order[j], t->order[j] = swap;
-        }
-        t->order_epoch = epoch;
-    }
-    const int64_t first = step * t->desc.batch_size, count = WRPO__MIN(t->desc.batch_size, t->N - first);
-    const int64_t parts = (count + t->micro - 1) / t->micro;
-    for (int64_t i = 0; i < count; i++) {
-        int64_t part = i / t->micro, size = WRPO__MIN(t->micro, count - part * t->micro);
-        t->weight[i] = 1 / ((double)parts * (double)size);
-    }
-    *list = t->order + first;
-    return count;
-}
-static void wrpo__update(wrpo_trainer *t, double lr, double grad_scale) {
-    const wrpo_train_desc *d = &t->desc;
-    const wrpo_backend *be = t->ctx->desc.backend;
-    wrpo_adamw step = {.lr = (float)lr, .beta1 = (float)d->beta1, .beta2 = (float)d->beta2, .eps = (float)d->eps, .grad_scale = (float)grad_scale, .states = d->states,
-                       .correction1 = 1 - pow(d->beta1, (double)(t->k + 1)), .correction2 = sqrt(1 - pow(d->beta2, (double)(t->k + 1)))};
-    for (int64_t i = 0, end, size; i < t->model->n_weights; i = end) {
-        const wrpo_weight *w = &t->model->weights[i];
-        const size_t at = wrpo_states_bytes(d->states, w->at);
-        end = i + wrpo__weight_run(w, t->model->n_weights - i, 0, &size);
-        step.weight_decay = w->decay ? (float)d->weight_decay : 0;
-        step.seed = wrpo__random64(d->seed, (uint64_t)t->k, (uint64_t)w->at);
-        be->adamw(t->ctx->dev, w->data, w->dtype == WRPO_BF16 ? t->model->low + w->at : NULL, t->m + at, t->v + at, t->grads + w->at, size, &step);
-    }
-}
-WRPO_API wrpo_result wrpo_trainer_step(wrpo_trainer *t, wrpo_metrics *m) {
-    wrpo_ctx *ctx = t->ctx;
-    const wrpo_backend *be = ctx->desc.backend;
-    const wrpo_train_desc *d = &t->desc;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        wrpo__tally tally = {.m = {.step = t->k + 1, .steps = t->T}};
-        const int64_t *list;
-        double begin = wrpo__now(), sumsq = 0;
-        if (t->k >= t->T) wrpo__fail(ctx, WRPO_E_ARG, "all %lld steps are done", (long long)t->T);
-        const double alpha = wrpo_alpha(d->ramp, d->ramp_power, d->alpha, t->k, t->T);
-        const double lr = d->learning_rate * wrpo_lr_factor(d->schedule, (int64_t)ceil(d->warmup_ratio * (double)t->T - 1e-9), t->k, t->T);
-        const int64_t count = wrpo__next_batch(t, &list);
-        be->zero(ctx->dev, t->grads, (size_t)t->model->count * sizeof *t->grads);
-        wrpo__pass(t, t->data, t->ref, t->K, list, t->weight, count, alpha, true, &tally);
-
-        be->zero(ctx->dev, t->sumsq, sizeof *t->sumsq);
-        be->sumsq(ctx->dev, t->sumsq, t->grads, t->model->count);
-        be->get(ctx->dev, &sumsq, t->sumsq, sizeof sumsq);
-        wrpo__sync(ctx);
-        const double norm = sqrt(sumsq);
-        if (!isfinite(norm)) {
-            wrpo_record record = wrpo_data_record(t->data, list[0]);
-            wrpo__fail(ctx, WRPO_E_NOT_FINITE, "step %lld: the gradient is not finite (batch of %lld records from \"%s\" on)", (long long)t->k + 1,
-                       (long long)count, record.prompt_id);
-        }
-        wrpo__update(t, lr, d->max_grad_norm > 0 ? WRPO__MIN(1, d->max_grad_norm / (norm + 1e-6)) : 1);
-        wrpo__sync(ctx);
-        t->k++;
-
-        wrpo__tally_end(&tally, t, alpha, begin);
-        tally.m.grad_norm = norm, tally.m.learning_rate = lr;
-        wrpo__log_metrics(t, &tally.m, "");
-        *m = tally.m;
-    }
-    return wrpo__end(&wrpo__entry);
-}
-
-/* ---- evaluation and the loop ---- */
-static void wrpo__evaluate(wrpo_trainer *t, const wrpo_data *data, const double *ref, int K, double alpha, wrpo_metrics *m) {
-    wrpo__tally tally = {.m = {.step = t->k, .steps = t->T}};
-    double begin = wrpo__now();
-    wrpo__pass(t, data, ref, K, NULL, NULL, wrpo_data_count(data), alpha, false, &tally);
-    wrpo__tally_end(&tally, t, alpha, begin);
-    tally.m.grad_norm = tally.m.learning_rate = NAN;
-    *m = tally.m;
-}
-WRPO_API wrpo_result wrpo_trainer_eval(wrpo_trainer *t, const wrpo_data *data, wrpo_metrics *m) {
-    WRPO__TRY(t->ctx, wrpo__arena_new(t->ctx), true) {
-        const bool train = data == t->user_data;
-        if (!train && (!data || data != t->desc.eval_data))
-            wrpo__fail(t->ctx, WRPO_E_ARG, "wrpo_trainer_eval: want the training data or desc.eval_data, whose reference is known");
-        const double alpha = wrpo_alpha(t->desc.ramp, t->desc.ramp_power, t->desc.alpha, t->k, t->T);
-        wrpo__evaluate(t, train ? t->data : t->eval, train ? t->ref : t->eval_ref, train ? t->K : t->eval_K, alpha, m);
-        wrpo__log_metrics(t, m, "eval_");
-    }
-    return wrpo__end(&wrpo__entry);
-}
-WRPO_API wrpo_result wrpo_eval(wrpo_model *model, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_metrics *m) {
-    wrpo_train_desc d = *desc;
-    wrpo_trainer *t;
-    d.eval_data = NULL;
-    wrpo_result r = wrpo__trainer_make(model, data, &d, false, &t);
-    if (r != WRPO_OK) return r;
-    WRPO__TRY(model->ctx, wrpo__arena_new(model->ctx), true) {
-        wrpo__evaluate(t, t->data, t->ref, t->K, t->desc.alpha, m);
-        m->epoch = NAN;
-    }
-    r = wrpo__end(&wrpo__entry);
-    wrpo_trainer_free(t);
-    return r;
-}
-/* save.dir/checkpoint-K, and then without the one before it, of step *saved (-1: none) */
-static wrpo_result wrpo__checkpoint(wrpo_trainer *t, int64_t *saved) {
-    WRPO__TRY(t->ctx, wrpo__arena_new(t->ctx), true) {
-        wrpo__arena *temp = wrpo__entry.arena;
-        wrpo_save_desc save = t->desc.save;
-        const char *old = *saved < 0 ? NULL : wrpo__format(temp, "%s/checkpoint-%lld", save.dir, (long long)*saved);
-        save.dir = wrpo__format(temp, "%s/checkpoint-%lld", save.dir, (long long)t->k);
-        wrpo__need(t->ctx, wrpo_trainer_save(t, &save));
-        *saved = t->k;
-        const wrpo__name *names = old ? wrpo__list_dir(temp, old) : NULL;
-        for (int64_t i = 0; i < stbds_arrlen(names); i++)
-            if (strcmp(names[i].text, ".") && strcmp(names[i].text, "..")) wrpo__remove(t->ctx, wrpo__join(temp, old, names[i].text));
-#ifdef _WIN32
-        if (old) _rmdir(old);
+#ifdef WRPO__IN_PAIRS
+static const wrpo_backend WRPO__(backend) = WRPO__TABLE(WRPO_FEATURE_BF16 | WRPO_FEATURE_AMX);
+static const wrpo_backend WRPO__(backend_no_tiles) = WRPO__TABLE(WRPO_FEATURE_BF16);
 #else
-        if (old) rmdir(old);
+static const wrpo_backend WRPO__(backend) = WRPO__TABLE(0);
 #endif
-    }
-    return wrpo__end(&wrpo__entry);
+#undef WRPO__TABLE
+#undef WRPO__LEVEL
+#undef WRPO__AT
+#undef WRPO__FMA
+#undef WRPO__IN_PAIRS
+#undef WRPO__STEP
+#undef WRPO__SQRT
+#undef WRPO__MORE
+#undef WRPO__LOW
+#undef WRPO__HIGH
+#undef WRPO__ALL
+#endif /* WRPO__LANES */
+
+#ifdef WRPO_IMPLEMENTATION
+#undef WRPO__LANES
+#ifdef WRPO_NO_SIMD
+WRPO_API const wrpo_backend *wrpo_backend_find(const char *name) {
+    return strcmp(name, "plain") == 0 ? wrpo_backend_plain() : NULL;
 }
-WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_metrics *last) {
-    wrpo_ctx *ctx = policy->ctx;
-    wrpo_trainer *t;
-    wrpo_metrics m = {0}, e;
-    bool go = true;
-    wrpo_result r = wrpo_trainer_new(policy, data, desc, &t);
-    int64_t saved = -1;
-    if (r == WRPO_OK) m.step = t->k, m.steps = t->T, m.seconds = wrpo__now() - t->start;
-    const int64_t first = m.step;
-    while (r == WRPO_OK && go && m.step < t->T) {
-        r = wrpo_trainer_step(t, &m);
-        bool eval = r == WRPO_OK && desc->eval_data && (m.step == t->T || (desc->eval_steps && m.step % desc->eval_steps == 0));
-        if (eval) r = wrpo_trainer_eval(t, desc->eval_data, &e);
-        if (r == WRPO_OK && desc->save_steps && m.step % desc->save_steps == 0 && m.step < t->T) r = wrpo__checkpoint(t, &saved);
-        if (r == WRPO_OK && desc->on_step) go = desc->on_step(&m, eval ? &e : NULL, desc->user);
-    }
-    if (r == WRPO_OK && !go && m.step < t->T) ctx->error = (wrpo_error){WRPO_E_STOPPED, 0, 0, "stopped by the callback"}, r = WRPO_E_STOPPED;
-    if (t) m.step = t->k;            /* a step whose line could not be written is done */
-    if (desc->save.dir && r != WRPO_OK && r != WRPO_E_DEVICE && m.step > first && m.step != saved) {
-        const wrpo_error why = ctx->error;
-        if (wrpo__checkpoint(t, &saved) == WRPO_OK) ctx->error = why;
-        else r = ctx->error.code;
-    }
-    if (last) *last = m;
-    wrpo_trainer_free(t);
-    return r;
+WRPO_API const wrpo_backend *wrpo_backend_cpu(void) { return wrpo_backend_plain(); }
+#else
+WRPO_API const wrpo_backend *wrpo_backend_find(const char *name) {
+    if (strcmp(name, "plain") == 0) return wrpo_backend_plain();
+    if (strcmp(name, "generic") == 0) return &wrpo__backend_generic;
+#ifdef WRPO__HAVE_AVX2
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (strcmp(name, "avx2") == 0 && avx2) return &wrpo__backend_avx2;
+#endif
+#ifdef WRPO__HAVE_AVX512
+    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq");
+    if (strcmp(name, "avx512") == 0 && avx512) return &wrpo__backend_no_tiles_avx512;
+    if (strcmp(name, "amx") == 0 && avx512 && wrpo__has_pairs() && wrpo__has_tiles()) return &wrpo__backend_avx512;
+#endif
+    return NULL;
 }
+WRPO_API const wrpo_backend *wrpo_backend_cpu(void) {
+#ifdef WRPO__HAVE_AVX512
+    if (wrpo_backend_find("avx512")) return &wrpo__backend_avx512;     /* open uses the tiles where there are any */
+#endif
+    const wrpo_backend *avx2 = wrpo_backend_find("avx2");
+    return avx2 ? avx2 : &wrpo__backend_generic;
+}
+#endif /* WRPO_NO_SIMD */
+
 #endif /* WRPO_IMPLEMENTATION */
 
 /* ----------------------------------------------------------------------------------------------- >>end

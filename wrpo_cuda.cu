@@ -296,10 +296,10 @@ template <class T> __global__ void scatter_kernel(T *to, const bf16 *dy, const i
 void embed(void *d, void *y, const void *w, wrpo_dtype w_type, const int32_t *ids, int64_t n, int64_t D, float scale) {
     device *dev = (device *)d;
     if (n <= 0) return;
-    const bool wide = w_type == WRPO_F32, fast = on16(y, D, 2) && on16(w, D, wide ? 4 : 2);
+    const bool wide = w_type == WRPO_DTYPE_F32, fast = on16(y, D, 2) && on16(w, D, wide ? 4 : 2);
     LAUNCH(gather_kernel, (unsigned)n, row_threads(D), 0, (bf16 *)y, w, wide, ids, D, scale, fast);
 }
-void gather(void *d, void *y, const void *x, const int32_t *index, int64_t n, int64_t D) { embed(d, y, x, WRPO_BF16, index, n, D, 1); }
+void gather(void *d, void *y, const void *x, const int32_t *index, int64_t n, int64_t D) { embed(d, y, x, WRPO_DTYPE_BF16, index, n, D, 1); }
 void embed_bwd(void *d, float *dw, const void *dy, const int32_t *ids, int64_t n, int64_t D, float scale) {
     device *dev = (device *)d;
     if (n <= 0) return;
@@ -394,7 +394,7 @@ void bias_bwd(void *d, float *db, const void *dy, int64_t lddy, int64_t n, int64
     sum_columns((device *)d, db, columns{dy, false, lddy, nullptr, 0, nullptr, n, 1, D, 0}, 1);
 }
 void colsum(void *d, float *out, const void *w, wrpo_dtype w_type, int64_t rows, int64_t cols) {
-    sum_columns((device *)d, out, columns{w, w_type == WRPO_F32, cols, nullptr, 0, nullptr, rows, 1, cols, 0}, 0);
+    sum_columns((device *)d, out, columns{w, w_type == WRPO_DTYPE_F32, cols, nullptr, 0, nullptr, rows, 1, cols, 0}, 0);
 }
 
 /* ---- rmsnorm ----
@@ -641,7 +641,7 @@ enum { GEMM_STAGES = 3 };
 template <int BM> struct gemm_shape { enum { BN = BM == 128 ? 128 : 64, STAGE = (BM + BN) * 64, SHARED = GEMM_STAGES * STAGE * 2 }; };
 template <int MM, int BM, class C> __global__ void __launch_bounds__(128) gemm_kernel(C *c, int64_t ldc, matrix a, matrix b, int64_t m, int64_t n, int64_t k, bool add, bool fast) {
     enum { BN = gemm_shape<BM>::BN, STAGE = gemm_shape<BM>::STAGE, WM = BM == 128 ? 64 : 16, WN = BM == 128 ? 64 : 16, MI = WM / 16, NI = WN / 8,
-           A_ALONG_M = MM == WRPO_TN, B_ALONG_N = MM == WRPO_NN || MM == WRPO_TN };     /* else along k */
+           A_ALONG_M = MM == WRPO_MM_TN, B_ALONG_N = MM == WRPO_MM_NN || MM == WRPO_MM_TN };     /* else along k */
     WRPO_DYN_SHARED(bf16, stages);
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, wm = BM == 128 ? warp / 2 * 64 : 0, wn = BM == 128 ? warp % 2 * 64 : warp * 16;
     const int64_t steps = (k + 63) / 64;
@@ -726,7 +726,7 @@ static_assert((REGISTERS_LOAD + 2 * REGISTERS_MULTIPLY) * 128 <= 65536, "the reg
 template <int MM, class C> __global__ void __launch_bounds__(384, 1) wgmma_kernel(C *c, int64_t ldc, const __grid_constant__ ptx::tensor_map a,
                                                                                 const __grid_constant__ ptx::tensor_map b, int64_t m, int64_t n, int64_t k, bool add, bool fast) {
 #if WRPO_SM90A
-    enum { A_ALONG_M = MM == WRPO_TN, B_ALONG_N = MM == WRPO_NN || MM == WRPO_TN };
+    enum { A_ALONG_M = MM == WRPO_MM_TN, B_ALONG_N = MM == WRPO_MM_NN || MM == WRPO_MM_TN };
     WRPO_DYN_SHARED(bf16, stages);
     uint64_t *full = (uint64_t *)(stages + WGMMA_STAGES * WGMMA_STAGE), *empty = full + WGMMA_STAGES;
     const int group = threadIdx.x / 128, warp = threadIdx.x / 32, lane = threadIdx.x % 32, steps = (int)((k + 63) / 64);
@@ -786,8 +786,8 @@ __global__ void sm90a_kernel(int *there) { *there = WRPO_SM90A; }      /* card: 
 template <int MM, class C> bool gemm_wgmma(device *dev, void *c, int64_t ldc, const matrix &a, const matrix &b, int64_t m, int64_t n, int64_t k, bool add) {
     auto kernel = wgmma_kernel<MM, C>;
     ptx::tensor_map ma, mb;
-    if (!ptx::tensor_map_make(dev->encoder, &ma, a.p, a.ld, a.rows, a.cols, MM == WRPO_TN ? 64 : WGMMA_M)
-        || !ptx::tensor_map_make(dev->encoder, &mb, b.p, b.ld, b.rows, b.cols, MM == WRPO_NT || MM == WRPO_NT_LOGITS ? WGMMA_N : 64)) return false;
+    if (!ptx::tensor_map_make(dev->encoder, &ma, a.p, a.ld, a.rows, a.cols, MM == WRPO_MM_TN ? 64 : WGMMA_M)
+        || !ptx::tensor_map_make(dev->encoder, &mb, b.p, b.ld, b.rows, b.cols, MM == WRPO_MM_NT || MM == WRPO_MM_NT_FLOAT ? WGMMA_N : 64)) return false;
     LAUNCH(kernel, (unsigned)(div_up(m, WGMMA_M) * div_up(n, WGMMA_N)), 384, WGMMA_SHARED, (C *)c, ldc, ma, mb, m, n, k, add,
            ((uintptr_t)c | (uintptr_t)ldc * sizeof(C)) % (2 * sizeof(C)) == 0);
     return true;
@@ -802,7 +802,7 @@ bool gemm_lt(device *dev, wrpo_mm mm, void *c, int64_t ldc, const void *a, int64
     uint64_t hash = 1469598103934665603u;
     for (size_t i = 0; i < sizeof shape / 8; i++) hash = (hash ^ (uint64_t)((const int64_t *)&shape)[i]) * 1099511628211u, hash ^= hash >> 29;
     lt_choice *choice = &dev->choices[hash % LT_KEPT];
-    const bool at = mm == WRPO_TN, bt = mm == WRPO_NT || mm == WRPO_NT_LOGITS;
+    const bool at = mm == WRPO_MM_TN, bt = mm == WRPO_MM_NT || mm == WRPO_MM_NT_FLOAT;
     const cublasOperation_t flip = CUBLAS_OP_T;
     const float one = 1, beta = add ? 1 : 0;
     const uint32_t aligned = 16;
@@ -813,7 +813,7 @@ bool gemm_lt(device *dev, wrpo_mm mm, void *c, int64_t ldc, const void *a, int64
     bool ok = !cublasLtMatmulDescCreate(&op, CUBLAS_COMPUTE_32F, CUDA_R_32F)
            && !cublasLtMatrixLayoutCreate(&lb, CUDA_R_16BF, (uint64_t)(bt ? k : n), (uint64_t)(bt ? n : k), ldb)
            && !cublasLtMatrixLayoutCreate(&la, CUDA_R_16BF, (uint64_t)(at ? m : k), (uint64_t)(at ? k : m), lda)
-           && !cublasLtMatrixLayoutCreate(&lc, mm == WRPO_NT || mm == WRPO_NN ? CUDA_R_16BF : CUDA_R_32F, (uint64_t)n, (uint64_t)m, ldc);
+           && !cublasLtMatrixLayoutCreate(&lc, mm == WRPO_MM_NT || mm == WRPO_MM_NN ? CUDA_R_16BF : CUDA_R_32F, (uint64_t)n, (uint64_t)m, ldc);
     if (ok && bt) ok = !cublasLtMatmulDescSetAttribute(op, CUBLASLT_MATMUL_DESC_TRANSA, &flip, sizeof flip);
     if (ok && at) ok = !cublasLtMatmulDescSetAttribute(op, CUBLASLT_MATMUL_DESC_TRANSB, &flip, sizeof flip);
     if (ok && !(choice->known && memcmp(&choice->shape, &shape, sizeof shape) == 0)) {
@@ -840,20 +840,20 @@ bool gemm_lt(device *dev, wrpo_mm mm, void *c, int64_t ldc, const void *a, int64
 void gemm(void *d, wrpo_mm mm, void *c, int64_t ldc, const void *a, int64_t lda, const void *b, int64_t ldb, wrpo_dtype b_type, int64_t m, int64_t n, int64_t k, float beta) {
     device *dev = (device *)d;
     if (m <= 0 || n <= 0) return;
-    const bool at = mm == WRPO_TN, bt = mm == WRPO_NT || mm == WRPO_NT_LOGITS, add = beta != 0, wide = !at && b_type == WRPO_F32;
+    const bool at = mm == WRPO_MM_TN, bt = mm == WRPO_MM_NT || mm == WRPO_MM_NT_FLOAT, add = beta != 0, wide = !at && b_type == WRPO_DTYPE_F32;
     const matrix ma = {a, lda, at ? k : m, at ? m : k, on16(a, lda, 2), false}, mb = {b, ldb, bt ? n : k, bt ? k : n, !wide && on16(b, ldb, 2), wide};
 #ifndef WRPO_NO_CUBLAS
-    if (dev->lt && k > 0 && ma.fast && mb.fast && on16(c, ldc, mm == WRPO_NT || mm == WRPO_NN ? 2 : 4)
+    if (dev->lt && k > 0 && ma.fast && mb.fast && on16(c, ldc, mm == WRPO_MM_NT || mm == WRPO_MM_NN ? 2 : 4)
         && gemm_lt(dev, mm, c, ldc, a, lda, b, ldb, m, n, k, add)) return;
 #endif
     if (dev->encoder && m > 16 && k > 0 && ma.fast && mb.fast && max(max(m, n), k) <= INT32_MAX - WGMMA_N
-        && (mm == WRPO_NT ? gemm_wgmma<WRPO_NT, bf16>(dev, c, ldc, ma, mb, m, n, k, add) : mm == WRPO_NN ? gemm_wgmma<WRPO_NN, bf16>(dev, c, ldc, ma, mb, m, n, k, add)
-          : mm == WRPO_TN ? gemm_wgmma<WRPO_TN, float>(dev, c, ldc, ma, mb, m, n, k, add) : gemm_wgmma<WRPO_NT, float>(dev, c, ldc, ma, mb, m, n, k, add))) return;
+        && (mm == WRPO_MM_NT ? gemm_wgmma<WRPO_MM_NT, bf16>(dev, c, ldc, ma, mb, m, n, k, add) : mm == WRPO_MM_NN ? gemm_wgmma<WRPO_MM_NN, bf16>(dev, c, ldc, ma, mb, m, n, k, add)
+          : mm == WRPO_MM_TN ? gemm_wgmma<WRPO_MM_TN, float>(dev, c, ldc, ma, mb, m, n, k, add) : gemm_wgmma<WRPO_MM_NT, float>(dev, c, ldc, ma, mb, m, n, k, add))) return;
     switch (mm) {
-    case WRPO_NT: m <= 16 ? gemm_own<WRPO_NT, 16, bf16>(dev, c, ldc, ma, mb, m, n, k, add) : gemm_own<WRPO_NT, 128, bf16>(dev, c, ldc, ma, mb, m, n, k, add); break;
-    case WRPO_NT_LOGITS: m <= 16 ? gemm_own<WRPO_NT, 16, float>(dev, c, ldc, ma, mb, m, n, k, add) : gemm_own<WRPO_NT, 128, float>(dev, c, ldc, ma, mb, m, n, k, add); break;
-    case WRPO_NN: m <= 16 ? gemm_own<WRPO_NN, 16, bf16>(dev, c, ldc, ma, mb, m, n, k, add) : gemm_own<WRPO_NN, 128, bf16>(dev, c, ldc, ma, mb, m, n, k, add); break;
-    case WRPO_TN: gemm_own<WRPO_TN, 128, float>(dev, c, ldc, ma, mb, m, n, k, add); break;
+    case WRPO_MM_NT: m <= 16 ? gemm_own<WRPO_MM_NT, 16, bf16>(dev, c, ldc, ma, mb, m, n, k, add) : gemm_own<WRPO_MM_NT, 128, bf16>(dev, c, ldc, ma, mb, m, n, k, add); break;
+    case WRPO_MM_NT_FLOAT: m <= 16 ? gemm_own<WRPO_MM_NT, 16, float>(dev, c, ldc, ma, mb, m, n, k, add) : gemm_own<WRPO_MM_NT, 128, float>(dev, c, ldc, ma, mb, m, n, k, add); break;
+    case WRPO_MM_NN: m <= 16 ? gemm_own<WRPO_MM_NN, 16, bf16>(dev, c, ldc, ma, mb, m, n, k, add) : gemm_own<WRPO_MM_NN, 128, bf16>(dev, c, ldc, ma, mb, m, n, k, add); break;
+    case WRPO_MM_TN: gemm_own<WRPO_MM_TN, 128, float>(dev, c, ldc, ma, mb, m, n, k, add); break;
     }
 }
 
@@ -1289,9 +1289,9 @@ __device__ __forceinline__ float decode(float q, float s, float top) {          
     return __fmul_rn(__fmul_rn(q, q), s);
 }
 /* Eight numbers from p + i, the moment `second` or the first. `all` of them exist in memory; of floats, `left`. */
-__device__ __forceinline__ eight moment(const void *p, int64_t i, int64_t left, wrpo_states states, bool second) {
-    if (states == WRPO_STATES_F32) return load((const float *)p + i, left, left >= 8);
-    if (states == WRPO_STATES_BF16) return load((const bf16 *)p + i, 8, true);
+__device__ __forceinline__ eight moment(const void *p, int64_t i, int64_t left, wrpo_moments moments, bool second) {
+    if (moments == WRPO_MOMENTS_F32) return load((const float *)p + i, left, left >= 8);
+    if (moments == WRPO_MOMENTS_BF16) return load((const bf16 *)p + i, 8, true);
     const uint8_t *block = (const uint8_t *)p + i / WRPO_BLOCK * WRPO_BLOCK_BYTES;
     const float s = *(const float *)(block + WRPO_BLOCK), top = second ? 255 : 127;
     const uint32_t *words = (const uint32_t *)(block + i % WRPO_BLOCK);
@@ -1304,9 +1304,9 @@ __device__ __forceinline__ eight moment(const void *p, int64_t i, int64_t left, 
     }
     return v;
 }
-__device__ __forceinline__ void moment(void *p, const eight &v, int64_t i, int64_t left, wrpo_states states, bool second, uint32_t seed) {
-    if (states == WRPO_STATES_F32) { store((float *)p + i, v, left, left >= 8); return; }
-    if (states == WRPO_STATES_BF16) {                  /* rounded up or down by chance */
+__device__ __forceinline__ void moment(void *p, const eight &v, int64_t i, int64_t left, wrpo_moments moments, bool second, uint32_t seed) {
+    if (moments == WRPO_MOMENTS_F32) { store((float *)p + i, v, left, left >= 8); return; }
+    if (moments == WRPO_MOMENTS_BF16) {                  /* rounded up or down by chance */
         uint32_t w[8];
 #pragma unroll
         for (int e = 0; e < 8; e++) w[e] = (__float_as_uint(v.x[e]) + (dice(seed, i + e) >> 16)) >> 16;
@@ -1334,10 +1334,10 @@ __device__ __forceinline__ void moment(void *p, const eight &v, int64_t i, int64
     __syncwarp();                                      /* all lanes have read the old scale */
     if (threadIdx.x % 32 == 0) *(float *)(block + WRPO_BLOCK) = s;
 }
-__global__ void adamw_kernel(void *w, uint16_t *low, void *m, void *v, const float *g, int64_t count, wrpo_states states, update u) {
+__global__ void adamw_kernel(void *w, uint16_t *low, void *m, void *v, const float *g, int64_t count, wrpo_moments moments, update u) {
     const int64_t i = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * 8, left = count - i;
     if (i / WRPO_BLOCK * WRPO_BLOCK >= count) return;  /* whole warps */
-    eight x, mi = moment(m, i, left, states, false), vi = moment(v, i, left, states, true);
+    eight x, mi = moment(m, i, left, moments, false), vi = moment(v, i, left, moments, true);
     const eight gi = load(g + i, left, left >= 8);
     if (!low) x = load((const float *)w + i, left, left >= 8);
     else {
@@ -1354,7 +1354,7 @@ __global__ void adamw_kernel(void *w, uint16_t *low, void *m, void *v, const flo
         mi.x[e] = me, vi.x[e] = ve;
         x.x[e] = __fsub_rn(__fmul_rn(x.x[e], u.keep), __fmul_rn(u.rate, me) / root);
     }
-    moment(m, mi, i, left, states, false, u.seed_m), moment(v, vi, i, left, states, true, u.seed_v);
+    moment(m, mi, i, left, moments, false, u.seed_m), moment(v, vi, i, left, moments, true, u.seed_v);
     if (!low) { store((float *)w + i, x, left, left >= 8); return; }
     uint32_t high[4] = {0, 0, 0, 0}, rest[4] = {0, 0, 0, 0};
 #pragma unroll
@@ -1370,7 +1370,7 @@ void adamw(void *d, void *w, uint16_t *low, void *m, void *v, const float *g, in
     if (count <= 0) return;
     const update u = {(float)(1 - (double)step->lr * (double)step->weight_decay), (float)((double)step->lr / step->correction1), (float)(1 - (double)step->beta1),
                       (float)(1 - (double)step->beta2), step->beta2, (float)step->correction2, step->eps, step->grad_scale, (uint32_t)step->seed, (uint32_t)(step->seed >> 32)};
-    LAUNCH(adamw_kernel, (unsigned)div_up(count, 2048), 256, 0, w, low, m, v, g, count, step->states, u);
+    LAUNCH(adamw_kernel, (unsigned)div_up(count, 2048), 256, 0, w, low, m, v, g, count, step->moments, u);
 }
 
 /* ---- graphs ----
@@ -1517,15 +1517,15 @@ template <int HD> cudaError_t roomy_attention(int most) {
     return e;
 }
 cudaError_t roomy_all(int most) {
-    const cudaError_t all[] = {roomy_gemm<WRPO_NT, bf16>(most), roomy_gemm<WRPO_NT, float>(most), roomy_gemm<WRPO_NN, bf16>(most),
-                               roomy(gemm_kernel<WRPO_TN, 128, float>, gemm_shape<128>::SHARED, most), roomy_attention<32>(most), roomy_attention<64>(most),
+    const cudaError_t all[] = {roomy_gemm<WRPO_MM_NT, bf16>(most), roomy_gemm<WRPO_MM_NT, float>(most), roomy_gemm<WRPO_MM_NN, bf16>(most),
+                               roomy(gemm_kernel<WRPO_MM_TN, 128, float>, gemm_shape<128>::SHARED, most), roomy_attention<32>(most), roomy_attention<64>(most),
                                roomy_attention<96>(most), roomy_attention<128>(most), roomy_attention<256>(most)};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) if (all[i] != cudaSuccess) return all[i];
     return cudaSuccess;
 }
 cudaError_t roomy_wgmma(int most) {
-    const cudaError_t all[] = {roomy(wgmma_kernel<WRPO_NT, bf16>, WGMMA_SHARED, most), roomy(wgmma_kernel<WRPO_NT, float>, WGMMA_SHARED, most),
-                               roomy(wgmma_kernel<WRPO_NN, bf16>, WGMMA_SHARED, most), roomy(wgmma_kernel<WRPO_TN, float>, WGMMA_SHARED, most)};
+    const cudaError_t all[] = {roomy(wgmma_kernel<WRPO_MM_NT, bf16>, WGMMA_SHARED, most), roomy(wgmma_kernel<WRPO_MM_NT, float>, WGMMA_SHARED, most),
+                               roomy(wgmma_kernel<WRPO_MM_NN, bf16>, WGMMA_SHARED, most), roomy(wgmma_kernel<WRPO_MM_TN, float>, WGMMA_SHARED, most)};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) if (all[i] != cudaSuccess) return all[i];
     return cudaSuccess;
 }
@@ -1535,7 +1535,7 @@ wrpo_result open(void **out, const wrpo_desc *desc, wrpo_error *why) {
     const char *graphs = getenv("WRPO_GRAPHS");
     *out = NULL;
     if (graphs && strcmp(graphs, "0") != 0 && strcmp(graphs, "1") != 0) return refuse(why, WRPO_E_ARG, "cuda: WRPO_GRAPHS: want 0 or 1, found %s", graphs);
-    if (desc->dtype == WRPO_F32) return refuse(why, WRPO_E_UNSUPPORTED, "%s: products are bf16 with float sums: want dtype bf16, found f32", "cuda");
+    if (desc->dtype == WRPO_DTYPE_F32) return refuse(why, WRPO_E_UNSUPPORTED, "%s: products are bf16 with float sums: want dtype bf16, found f32", "cuda");
     cudaError_t e = cudaGetDeviceCount(&count);
     if (e == cudaSuccess && count > 0) e = cudaGetDevice(&which);
     if (e == cudaSuccess && count > 0) e = cudaGetDeviceProperties(&info, which);
@@ -1587,7 +1587,7 @@ wrpo_result open(void **out, const wrpo_desc *desc, wrpo_error *why) {
 }
 wrpo_backend table() {
     wrpo_backend b = {};
-    b.name = "cuda", b.act_bytes = 2, b.dtype = WRPO_BF16, b.host = false;
+    b.name = "cuda", b.act_bytes = 2, b.dtype = WRPO_DTYPE_BF16, b.host = false;
     b.open = open, b.close = close, b.alloc = alloc, b.room = room, b.release = release, b.put = put, b.get = get, b.copy = copy, b.zero = zero, b.sync = sync, b.replay = replay;
     b.gemm = gemm, b.embed = embed, b.embed_bwd = embed_bwd, b.gather = gather, b.gather_bwd = gather_bwd, b.scatter = scatter, b.bias = bias, b.bias_bwd = bias_bwd;
     b.colsum = colsum, b.add = add, b.rmsnorm = rmsnorm, b.rmsnorm_bwd = rmsnorm_bwd, b.rope = rope, b.attention = attention, b.attention_bwd = attention_bwd;

@@ -13,13 +13,13 @@ static int record(wrpo_response *r, int sources, int target, int rejected, doubl
     int n = 0;
     double total = 0;
     for (int i = 0; i < sources + target + rejected; i++, n++) {
-        r[n] = (wrpo_response){.role = i < sources ? WRPO_SOURCE : i < sources + target ? WRPO_TARGET : WRPO_REJECTED};
+        r[n] = (wrpo_response){.role = i < sources ? WRPO_ROLE_SOURCE : i < sources + target ? WRPO_ROLE_TARGET : WRPO_ROLE_REJECTED};
         r[n].tokens = (int64_t)uniform(1, 60);
         r[n].ref = uniform(-90, -1);
         r[n].logp = r[n].ref + uniform(-spread, spread);
-        if (i < sources) total += r[n].weight = uniform(0.1, 1);
+        if (i < sources) total += r[n].share = uniform(0.1, 1);
     }
-    for (int i = 0; i < sources; i++) r[i].weight = sources == 1 ? 1 : r[i].weight / total;
+    for (int i = 0; i < sources; i++) r[i].share = sources == 1 ? 1 : r[i].share / total;
     return n;
 }
 
@@ -41,8 +41,8 @@ static void test_derivatives(void) {
                         if (trial % 3 == 0) d.gamma_ratio = WRPO_ZERO;
                         int n = record(r, shapes[shape][0], shapes[shape][1], shapes[shape][2], 2 / d.beta);
                         double alpha = trial == 0 || shape == 3 ? shape == 3 : trial == 1 ? 1 : uniform(0, 1), tokens = 100;
-                        for (int i = 0; shape == 3 && i < n; i++) r[i].pair = i % 3 + 1;
-                        for (int i = 0; shape == 4 && i < n; i++) r[i].pair = i == 0 ? 7 : i == 3 || i == 4 ? 7 : i % 2;
+                        for (int i = 0; shape == 3 && i < n; i++) r[i].pair_id = i % 3 + 1;
+                        for (int i = 0; shape == 4 && i < n; i++) r[i].pair_id = i == 0 ? 7 : i == 3 || i == 4 ? 7 : i % 2;
                         const char *why = "";
                         double loss = wrpo_loss(&d, alpha, r, n, tokens, &why);
                         CHECK(isfinite(loss) && why == NULL, "%s", why ? why : "NaN");
@@ -115,26 +115,26 @@ static void test_formulas(void) {
     record(r, 2, 1, 1, 40);
     double tol = 1e-12, d0 = r[0].logp - r[0].ref, d1 = r[1].logp - r[1].ref, dt = r[2].logp - r[2].ref, dl = r[3].logp - r[3].ref;
     wrpo_loss_desc d = {0};
-    double z = 0.01 * (0.3 * (r[0].weight * d0 + r[1].weight * d1) + 0.7 * dt - dl);
+    double z = 0.01 * (0.3 * (r[0].share * d0 + r[1].share * d1) + 0.7 * dt - dl);
     NEAR(wrpo_loss(&d, 0.3, r, 4, 1, NULL), -log(SIGMOID(z)));
     d.method = WRPO_METHOD_DPO, d.pair = WRPO_PAIR_SOURCE;
-    NEAR(wrpo_loss(&d, 0.3, r, 4, 1, NULL), -r[0].weight * log(SIGMOID(0.01 * (d0 - dl))) - r[1].weight * log(SIGMOID(0.01 * (d1 - dl))));
+    NEAR(wrpo_loss(&d, 0.3, r, 4, 1, NULL), -r[0].share * log(SIGMOID(0.01 * (d0 - dl))) - r[1].share * log(SIGMOID(0.01 * (d1 - dl))));
     d = (wrpo_loss_desc){.method = WRPO_METHOD_SIMPO};      /* the published settings: beta 10, gamma / beta 0.3 */
     NEAR(wrpo_loss(&d, 0, r, 4, 1, NULL), -log(SIGMOID(10 * (r[2].logp / (double)r[2].tokens - r[3].logp / (double)r[3].tokens) - 3)));
     /* FusePO: each source's best against its own worst */
     wrpo_response f[4];
     record(f, 2, 0, 2, 40);
-    f[0].pair = f[3].pair = 1, f[1].pair = f[2].pair = 2;
+    f[0].pair_id = f[3].pair_id = 1, f[1].pair_id = f[2].pair_id = 2;
     double z1 = 0.01 * (f[0].logp - f[0].ref - f[3].logp + f[3].ref), z2 = 0.01 * (f[1].logp - f[1].ref - f[2].logp + f[2].ref);
     for (int pair = 0; wrpo_pair_name(pair); pair++) {
         d = (wrpo_loss_desc){.method = WRPO_METHOD_DPO, .pair = (wrpo_pair)pair};
-        NEAR(wrpo_loss(&d, 0, f, 4, 1, NULL), -f[0].weight * log(SIGMOID(z1)) - f[1].weight * log(SIGMOID(z2)));
-        NEAR(f[2].dlogp, 0.01 * f[1].weight * SIGMOID(-z2));
+        NEAR(wrpo_loss(&d, 0, f, 4, 1, NULL), -f[0].share * log(SIGMOID(z1)) - f[1].share * log(SIGMOID(z2)));
+        NEAR(f[2].dlogp, 0.01 * f[1].share * SIGMOID(-z2));
         NEAR(f[3].dlogp, -f[0].dlogp);
     }
     d = (wrpo_loss_desc){.method = WRPO_METHOD_SFT};        /* FuseSFT: the same file's best answers */
-    NEAR(wrpo_loss(&d, 0, f, 4, 10, NULL), -(f[0].weight * f[0].logp + f[1].weight * f[1].logp) / 10);
-    r[0].role = WRPO_TARGET;                                /* sft of a record without source: the one answer there is */
+    NEAR(wrpo_loss(&d, 0, f, 4, 10, NULL), -(f[0].share * f[0].logp + f[1].share * f[1].logp) / 10);
+    r[0].role = WRPO_ROLE_TARGET;                                /* sft of a record without source: the one answer there is */
     d = (wrpo_loss_desc){.method = WRPO_METHOD_SFT};
     NEAR(wrpo_loss(&d, 0, r, 1, 10, NULL), -r[0].logp / 10);
 }
@@ -172,7 +172,7 @@ static void test_exact(void) {
     for (int method = 0; method < WRPO_METHOD_SFT; method++)      /* saturation: |z| = 1e4, and one of the two sides is certain */
         for (int sign = -1; sign <= 1; sign += 2)
             for (int smooth = 0; smooth < 2; smooth++) {
-                wrpo_response r[3] = {{WRPO_SOURCE, 1, 10, -1, -1, 0, 0}, {WRPO_TARGET, 0, 10, 0, 0, 0, 0}, {WRPO_REJECTED, 0, 10, 0, 0, 0, 0}};
+                wrpo_response r[3] = {{WRPO_ROLE_SOURCE, 1, 10, -1, -1, 0, 0}, {WRPO_ROLE_TARGET, 0, 10, 0, 0, 0, 0}, {WRPO_ROLE_REJECTED, 0, 10, 0, 0, 0, 0}};
                 wrpo_loss_desc d = {.method = (wrpo_method)method, .beta = 1, .gamma_ratio = WRPO_ZERO, .ipo_sum = true};
                 if (smooth && wrpo__rules[method].link != WRPO__LOGISTIC) continue;
                 d.label_smoothing = smooth * 0.1;
@@ -184,10 +184,10 @@ static void test_exact(void) {
                 CHECK(fabs(loss - want) < 1e-9, "%s at z = %g: %g, want %g", wrpo_method_name(method), sign * 1e4, loss, want);
                 CHECK(same(r[1].dlogp, (sign > 0 ? eps : eps - 1) / tokens), "%s at z = %g: %g", wrpo_method_name(method), sign * 1e4, r[1].dlogp);
             }
-    wrpo_response q[3] = {{WRPO_SOURCE, 1, 1, 0, 0, 0, 0}, {WRPO_TARGET, 0, 1, 2, 0, 0, 0}, {WRPO_REJECTED, 0, 1, 0, 0, 0, 0}};
+    wrpo_response q[3] = {{WRPO_ROLE_SOURCE, 1, 1, 0, 0, 0, 0}, {WRPO_ROLE_TARGET, 0, 1, 2, 0, 0, 0}, {WRPO_ROLE_REJECTED, 0, 1, 0, 0, 0, 0}};
     wrpo_loss_desc hinge = {.method = WRPO_METHOD_HINGE, .beta = 1};   /* satisfied: nothing left to learn, and no negative zeros */
     CHECK(same(wrpo_loss(&hinge, 0, q, 3, 1, NULL), 0) && same(q[1].dlogp, 0) && same(q[2].dlogp, 0), "a satisfied hinge");
-    wrpo_response r[3] = {{WRPO_SOURCE, 1, 1, 0, 0, 0, 0}, {WRPO_TARGET, 0, 1, 40, 0, 0, 0}, {WRPO_REJECTED, 0, 1, 0, 0, 0, 0}};
+    wrpo_response r[3] = {{WRPO_ROLE_SOURCE, 1, 1, 0, 0, 0, 0}, {WRPO_ROLE_TARGET, 0, 1, 40, 0, 0, 0}, {WRPO_ROLE_REJECTED, 0, 1, 0, 0, 0, 0}};
     wrpo_loss_desc d = {.beta = 1};                         /* z = 40: 1 - sigmoid(z) would have cancelled to 0 */
     wrpo_loss(&d, 0, r, 3, 1, NULL);
     CHECK(fabs(r[1].dlogp / -exp(-40) - 1) < 1e-12, "z = 40: %g", r[1].dlogp);
@@ -205,12 +205,13 @@ static void test_refusals(void) {
     const wrpo_loss_desc d = {0};
     record(r, 1, 1, 1, 10);
 #define WITH(...) ((wrpo_loss_desc){__VA_ARGS__})
-    s[0] = r[0], s[1] = r[2], s[0].pair = 1;
+    s[0] = r[0], s[1] = r[2], s[0].pair_id = 1;
     refuse(WITH(.method = WRPO_METHOD_DPO), 0, s, 2, 1, "no rejected one in its pair");
     refuse(WITH(.beta = -1), 0.1, r, 3, 1, "beta");
     refuse(WITH(.beta = NAN), 0.1, r, 3, 1, "beta");
     refuse(WITH(.beta = INFINITY), 0.1, r, 3, 1, "beta");
     refuse(WITH(.beta = WRPO_ZERO), 0.1, r, 3, 1, "beta");
+    CHECK(same(wrpo_loss(NULL, 0.1, r, 3, 1, NULL), wrpo_loss(&(wrpo_loss_desc){0}, 0.1, r, 3, 1, NULL)), "a desc of NULL is {0}");
     refuse(d, -0.01, r, 3, 1, "alpha");
     refuse(d, 1.01, r, 3, 1, "alpha");
     refuse(d, NAN, r, 3, 1, "alpha");
@@ -237,11 +238,11 @@ static void test_refusals(void) {
     refuse(d, 0.1, r, 2, 1, "rejected");
     refuse(d, 0.1, r, 0, 1, "needs");
     refuse(WITH(.method = WRPO_METHOD_SFT), 0, r + 2, 1, 1, "sft");
-    memcpy(s, r, sizeof s), s[0].weight = 0.5;
-    refuse(d, 0.1, s, 3, 1, "weights");
-    memcpy(s, r, sizeof s), s[0].weight = NAN;
-    refuse(d, 0.1, s, 3, 1, "weights");
-    memcpy(s, r, sizeof s), s[0].role = WRPO_TARGET;
+    memcpy(s, r, sizeof s), s[0].share = 0.5;
+    refuse(d, 0.1, s, 3, 1, "shares");
+    memcpy(s, r, sizeof s), s[0].share = NAN;
+    refuse(d, 0.1, s, 3, 1, "shares");
+    memcpy(s, r, sizeof s), s[0].role = WRPO_ROLE_TARGET;
     refuse(d, 0, s, 3, 1, "one target");
     memcpy(s, r, sizeof s), s[0].role = (wrpo_role)5;
     refuse(d, 0, s, 3, 1, "role");
@@ -266,37 +267,37 @@ static void test_schedules(void) {
     for (int64_t T = 1; T < 40; T += 3)
         for (int64_t k = -2; k <= T + 2; k++) {
             const double end = 0.1, u = fmin(fmax((double)k / (double)T, 0), 1);
-            CHECK(same(wrpo_alpha(WRPO_RAMP_LINEAR, 0, end, k, T), end * u), "linear %lld/%lld", (long long)k, (long long)T);
-            CHECK(same(wrpo_alpha(WRPO_RAMP_CONSTANT, 0, end, k, T), end), "constant");
-            CHECK(fabs(wrpo_alpha(WRPO_RAMP_POWER, 0, end, k, T) - end * u * u) < 1e-16, "power, 0 = 2");
-            CHECK(fabs(wrpo_alpha(WRPO_RAMP_POWER, 3, end, k, T) - end * u * u * u) < 1e-16, "power 3");
-            CHECK(fabs(wrpo_alpha(WRPO_RAMP_COSINE, 0, end, k, T) - end * (1 - cos(acos(-1) * u)) / 2) < 1e-16, "cosine");
-            for (int ramp = 0; wrpo_ramp_name(ramp); ramp++) CHECK(same(wrpo_alpha((wrpo_ramp)ramp, 0, WRPO_ZERO, k, T), 0), "an end of zero");
+            CHECK(same(wrpo_alpha(WRPO_ALPHA_SCHEDULE_LINEAR, 0, end, k, T), end * u), "linear %lld/%lld", (long long)k, (long long)T);
+            CHECK(same(wrpo_alpha(WRPO_ALPHA_SCHEDULE_CONSTANT, 0, end, k, T), end), "constant");
+            CHECK(fabs(wrpo_alpha(WRPO_ALPHA_SCHEDULE_POWER, 0, end, k, T) - end * u * u) < 1e-16, "power, 0 = 2");
+            CHECK(fabs(wrpo_alpha(WRPO_ALPHA_SCHEDULE_POWER, 3, end, k, T) - end * u * u * u) < 1e-16, "power 3");
+            CHECK(fabs(wrpo_alpha(WRPO_ALPHA_SCHEDULE_COSINE, 0, end, k, T) - end * (1 - cos(acos(-1) * u)) / 2) < 1e-16, "cosine");
+            for (int ramp = 0; wrpo_alpha_schedule_name(ramp); ramp++) CHECK(same(wrpo_alpha((wrpo_alpha_schedule)ramp, 0, WRPO_ZERO, k, T), 0), "an end of zero");
             for (int64_t w = 0; w <= T; w += 2) {           /* transformers' get_*_schedule_with_warmup */
                 const int64_t c = k < 0 ? 0 : k > T ? T : k;
                 const double up = (double)c / fmax(1, (double)w), rest = fmax(1, (double)(T - w));
-                CHECK(same(wrpo_lr_factor(WRPO_LR_COSINE, w, k, T), c < w ? up : fmax(0, 0.5 * (1 + cos(acos(-1) * ((double)(c - w) / rest))))), "cosine");
-                CHECK(same(wrpo_lr_factor(WRPO_LR_LINEAR, w, k, T), c < w ? up : fmax(0, (double)(T - c) / rest)), "linear");
-                CHECK(same(wrpo_lr_factor(WRPO_LR_CONSTANT, w, k, T), c < w ? up : 1), "constant");
+                CHECK(same(wrpo_lr_factor(WRPO_LR_SCHEDULE_COSINE, w, k, T), c < w ? up : fmax(0, 0.5 * (1 + cos(acos(-1) * ((double)(c - w) / rest))))), "cosine");
+                CHECK(same(wrpo_lr_factor(WRPO_LR_SCHEDULE_LINEAR, w, k, T), c < w ? up : fmax(0, (double)(T - c) / rest)), "linear");
+                CHECK(same(wrpo_lr_factor(WRPO_LR_SCHEDULE_CONSTANT, w, k, T), c < w ? up : 1), "constant");
             }
         }
     /* numbers from transformers 4: T = 10, warm-up 3 */
     static const double cosine[] = {0, 1.0 / 3, 2.0 / 3, 1, 0.9504844339512095, 0.8117449009293668, 0.6112604669781572,
                                     0.38873953302184283, 0.1882550990706332, 0.04951556604879043, 0};
-    for (int k = 0; k <= 10; k++) CHECK(fabs(wrpo_lr_factor(WRPO_LR_COSINE, 3, k, 10) - cosine[k]) < 1e-15, "cosine at %d", k);
-    CHECK(same(wrpo_alpha(WRPO_RAMP_LINEAR, 0, 0.1, 0, 0), 0.1) && same(wrpo_alpha(WRPO_RAMP_LINEAR, 0, 0.1, 0, 1), 0), "T = 0, 1");
-    CHECK(same(wrpo_lr_factor(WRPO_LR_COSINE, 0, 0, 0), 1) && same(wrpo_lr_factor(WRPO_LR_COSINE, 1, 0, 1), 0), "T = 0, 1");
-    CHECK(same(wrpo_lr_factor(WRPO_LR_COSINE, 5, 2, 3), 0.4), "a warm-up longer than the run");
-    CHECK(isnan(wrpo_alpha((wrpo_ramp)9, 0, 1, 1, 2)) && isnan(wrpo_lr_factor((wrpo_schedule)9, 0, 1, 2)), "unknown schedules");
-    CHECK(isnan(wrpo_alpha(WRPO_RAMP_POWER, -1, 1, 1, 2)) && isnan(wrpo_alpha(WRPO_RAMP_POWER, NAN, 1, 1, 2)), "a power below 0");
+    for (int k = 0; k <= 10; k++) CHECK(fabs(wrpo_lr_factor(WRPO_LR_SCHEDULE_COSINE, 3, k, 10) - cosine[k]) < 1e-15, "cosine at %d", k);
+    CHECK(same(wrpo_alpha(WRPO_ALPHA_SCHEDULE_LINEAR, 0, 0.1, 0, 0), 0.1) && same(wrpo_alpha(WRPO_ALPHA_SCHEDULE_LINEAR, 0, 0.1, 0, 1), 0), "T = 0, 1");
+    CHECK(same(wrpo_lr_factor(WRPO_LR_SCHEDULE_COSINE, 0, 0, 0), 1) && same(wrpo_lr_factor(WRPO_LR_SCHEDULE_COSINE, 1, 0, 1), 0), "T = 0, 1");
+    CHECK(same(wrpo_lr_factor(WRPO_LR_SCHEDULE_COSINE, 5, 2, 3), 0.4), "a warm-up longer than the run");
+    CHECK(isnan(wrpo_alpha((wrpo_alpha_schedule)9, 0, 1, 1, 2)) && isnan(wrpo_lr_factor((wrpo_lr_schedule)9, 0, 1, 2)), "unknown schedules");
+    CHECK(isnan(wrpo_alpha(WRPO_ALPHA_SCHEDULE_POWER, -1, 1, 1, 2)) && isnan(wrpo_alpha(WRPO_ALPHA_SCHEDULE_POWER, NAN, 1, 1, 2)), "a power below 0");
 }
 
 static void test_names(void) {
     static const char *const methods[] = {"wrpo", "dpo", "ipo", "hinge", "simpo", "dpo-norm", "sft", NULL};
     for (int i = 0; i < 8; i++) CHECK(methods[i] ? !strcmp(wrpo_method_name(i), methods[i]) : !wrpo_method_name(i), "method %d", i);
     CHECK(!strcmp(wrpo_method_name(WRPO_METHOD_DPO_NORM), "dpo-norm") && !strcmp(wrpo_pair_name(WRPO_PAIR_BOTH), "both"), "names");
-    CHECK(!strcmp(wrpo_ramp_name(WRPO_RAMP_POWER), "power") && !strcmp(wrpo_schedule_name(WRPO_LR_CONSTANT), "constant"), "names");
-    CHECK(!wrpo_method_name(-1) && !wrpo_pair_name(3) && !wrpo_ramp_name(4) && !wrpo_schedule_name(3), "past the last name");
+    CHECK(!strcmp(wrpo_alpha_schedule_name(WRPO_ALPHA_SCHEDULE_POWER), "power") && !strcmp(wrpo_lr_schedule_name(WRPO_LR_SCHEDULE_CONSTANT), "constant"), "names");
+    CHECK(!wrpo_method_name(-1) && !wrpo_pair_name(3) && !wrpo_alpha_schedule_name(4) && !wrpo_lr_schedule_name(3), "past the last name");
 }
 
 int main(void) {

@@ -58,7 +58,7 @@ static uint16_t half_of(float x) {
     return (uint16_t)((bits + 0x7FFFu + (bits >> 16 & 1)) >> 16);
 }
 static void check(wrpo_ctx **ctx, wrpo_mm mm, int64_t m, int64_t n, int64_t k, int64_t extra, bool add) {
-    const bool bt = mm == WRPO_NT || mm == WRPO_NT_LOGITS, at = mm == WRPO_TN;
+    const bool bt = mm == WRPO_MM_NT || mm == WRPO_MM_NT_FLOAT, at = mm == WRPO_MM_TN;
     const int64_t lda = (at ? m : k) + extra, ldb = (bt ? k : n) + extra, ldc = n + extra, na = (at ? k : m) * lda, nb = (bt ? n : k) * ldb;
     float *a = malloc((size_t)na * 4), *b = malloc((size_t)nb * 4), *c[2], *row = malloc((size_t)n * 4);     /* exact sizes: a sanitizer sees a read beyond */
     uint16_t *h = malloc((size_t)nb * 2);
@@ -67,7 +67,7 @@ static void check(wrpo_ctx **ctx, wrpo_mm mm, int64_t m, int64_t n, int64_t k, i
     for (int t = 0; t < 2; t++) {
         c[t] = malloc((size_t)(m * ldc) * 4);
         for (int64_t i = 0; i < m * ldc; i++) c[t][i] = add && i % ldc < n ? uniform(3, i) : NAN;
-        ctx[t]->desc.backend->gemm(ctx[t]->dev, mm, c[t], ldc, a, lda, at ? (void *)b : (void *)h, ldb, at ? WRPO_F32 : WRPO_BF16, m, n, k, add);
+        ctx[t]->desc.backend->gemm(ctx[t]->dev, mm, c[t], ldc, a, lda, at ? (void *)b : (void *)h, ldb, at ? WRPO_DTYPE_F32 : WRPO_DTYPE_BF16, m, n, k, add);
     }
     double error = 0, scale = 0;
     int64_t touched = 0;
@@ -83,7 +83,7 @@ static void check(wrpo_ctx **ctx, wrpo_mm mm, int64_t m, int64_t n, int64_t k, i
     CHECK(error <= 2e-6 * scale && !touched, "layout %d, %lld x %lld x %lld: off by %.3g of %.3g, %lld written between rows", (int)mm, (long long)m, (long long)n, (long long)k, error, scale, (long long)touched);
     CHECK(!memcmp(c[0], c[1], (size_t)(m * ldc) * 4), "layout %d, %lld x %lld x %lld: threads change bits", (int)mm, (long long)m, (long long)n, (long long)k);
     for (int64_t r = 0; r < m && !at && !add; r += 1 + m / 7) {
-        ctx[0]->desc.backend->gemm(ctx[0]->dev, mm, row, n, a + r * lda, lda, h, ldb, WRPO_BF16, 1, n, k, 0);
+        ctx[0]->desc.backend->gemm(ctx[0]->dev, mm, row, n, a + r * lda, lda, h, ldb, WRPO_DTYPE_BF16, 1, n, k, 0);
         CHECK(!memcmp(row, c[0] + r * ldc, (size_t)n * 4), "row %lld alone has other bits", (long long)r);
     }
     free(a), free(b), free(h), free(c[0]), free(c[1]), free(row);
@@ -91,12 +91,12 @@ static void check(wrpo_ctx **ctx, wrpo_mm mm, int64_t m, int64_t n, int64_t k, i
 int main(void) {
     wrpo_ctx *ctx[2];
     for (int t = 0; t < 2; t++)
-        if (wrpo_open(&(wrpo_desc){.threads = 1 + 2 * t, .dtype = WRPO_BF16}, &ctx[t]) != WRPO_OK) return 2;
+        if (wrpo_open(&(wrpo_desc){.threads = 1 + 2 * t, .dtype = WRPO_DTYPE_BF16}, &ctx[t]) != WRPO_OK) return 2;
     if (!((wrpo__cpu *)ctx[0]->dev)->tiles) SKIP(1, "no AVX512_BF16 on this machine, which packs for the tiles");
     else {
         static const int64_t shapes[][3] = {{1, 1, 1}, {3, 17, 5}, {16, 32, 32}, {17, 33, 31}, {33, 65, 129}, {129, 70, 640}, {70, 129, 700}, {40, 300, 1500}, {700, 20, 33}};
         for (int i = 0; i < 9; i++)
-            for (int mm = WRPO_NT; mm <= WRPO_TN; mm++)
+            for (int mm = WRPO_MM_NT; mm <= WRPO_MM_TN; mm++)
                 for (int more = 0; more < 2; more++) check(ctx, (wrpo_mm)mm, shapes[i][0], shapes[i][1], shapes[i][2], more * 3, more);
         CHECK(misuses == 0, "%d uses of tiles without a configuration", misuses);
         printf("worst relative error %.2g\n", worst);

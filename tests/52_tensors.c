@@ -6,6 +6,7 @@
 #define fsync test_fsync
 #include "wrpo.h"
 #include "support/test.h"
+#include <fcntl.h>
 #include <signal.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
@@ -71,7 +72,7 @@ static const char *list(const char *dir, bool empty) {
         char path[2048];
         strcat(strcat(text, names[i]), " ");
         snprintf(path, sizeof path, "%s/%.63s", dir, names[i]);
-        if (empty) { if (wrpo__is_dir(path)) rmdir(path); else remove(path); }
+        if (empty) { if (wrpo__disk_is_dir(path)) rmdir(path); else remove(path); }
     }
     return text;
 }
@@ -295,10 +296,10 @@ static void test_conversion(void) {
         }
         CHECK(wrong == 0, "%s: %d wrong", t.dtype, wrong);
         uint16_t *again = malloc(131072);
-        wrpo__from_float(again, kind ? WRPO_F16 : WRPO_BF16, x, 65536);
+        wrpo__from_float(again, kind ? WRPO_DTYPE_F16 : WRPO_DTYPE_BF16, x, 65536);
         for (int i = 0; i < 65536; i++) back += again[i] != (isnan(x[i]) ? again[i] : i) || !isnan(x[i]) != ((again[i] & 0x7FFF) <= (kind ? 0x7C00 : 0x7F80));
         CHECK(back == 0, "%s: %d do not come back", t.dtype, back);
-        wrpo__from_float(x, kind ? WRPO_F16 : WRPO_BF16, x, 65536);    /* in place, as a save does */
+        wrpo__from_float(x, kind ? WRPO_DTYPE_F16 : WRPO_DTYPE_BF16, x, 65536);    /* in place, as a save does */
         CHECK(!memcmp(x, again, 131072), "in place");
         free(again);
     }
@@ -310,7 +311,7 @@ static void test_conversion(void) {
     wrpo__to_float(ctx, x, &t, 1, 3);
     CHECK(!memcmp(x, pattern + 1, 12), "F32 from 1");
     wrpo__to_float(ctx, x, &t, 0, 4);
-    wrpo__from_float(floats, WRPO_F32, x, 4);
+    wrpo__from_float(floats, WRPO_DTYPE_F32, x, 4);
     CHECK(!memcmp(floats, pattern, 16), "F32 unchanged");
     int before = test_failed;
     for (uint32_t i = 0; i < 1u << 20; i++) check_down(i << 12), check_down(i << 12 | 0x800), check_down((uint32_t)wrpo__random64(52, 2, i));
@@ -419,8 +420,8 @@ static int64_t generation_of(const char *dir, const wrpo__save_tensor *s, int64_
             same = info && info->ndim == s[i].ndim && !memcmp(info->shape, s[i].shape, (size_t)s[i].ndim * 8) && wrpo__float_dtype(info) == dtype;
             for (int64_t k = 0; same && k < info->count; k++) {
                 float x = number(g, i, k);
-                uint16_t h = dtype == WRPO_BF16 ? wrpo__float_to_bf16(x) : wrpo__float_to_f16(x);
-                same = dtype == WRPO_F32 ? !memcmp((const char *)info->data + 4 * k, &x, 4) : !memcmp((const char *)info->data + 2 * k, &h, 2);
+                uint16_t h = dtype == WRPO_DTYPE_BF16 ? wrpo__float_to_bf16(x) : wrpo__float_to_f16(x);
+                same = dtype == WRPO_DTYPE_F32 ? !memcmp((const char *)info->data + 4 * k, &x, 4) : !memcmp((const char *)info->data + 2 * k, &h, 2);
             }
         }
         if (same) found = g;
@@ -433,14 +434,14 @@ static const wrpo__save_tensor model[] = {             /* 40, 12, 20, 4, 0, 24 f
 enum { TENSORS = 6 };
 
 static void test_save(void) {
-    static const wrpo_dtype dtypes[] = {WRPO_F32, WRPO_BF16, WRPO_F16};
+    static const wrpo_dtype dtypes[] = {WRPO_DTYPE_F32, WRPO_DTYPE_BF16, WRPO_DTYPE_F16};
     char text[4096];
     for (int d = 0; d < 3; d++)
         for (int64_t limit = 0; limit <= 200; limit += 20) {
             CHECK(save(tmp, model, TENSORS, dtypes[d], limit, d + 1) == WRPO_OK, "%s", why());
             CHECK(generation_of(tmp, model, TENSORS, dtypes[d], 3) == d + 1, "dtype %d limit %lld: %s", d, (long long)limit, list(tmp, false));
         }
-    CHECK(save(tmp, model, TENSORS, WRPO_F32, 160, 1) == WRPO_OK, "%s", why());
+    CHECK(save(tmp, model, TENSORS, WRPO_DTYPE_F32, 160, 1) == WRPO_OK, "%s", why());
     CHECK(!strcmp(list(tmp, false), "model-00001-of-00003.safetensors model-00002-of-00003.safetensors model-00003-of-00003.safetensors model.safetensors.index.json "), "%s", list(tmp, false));
     get_file(in_tmp("model.safetensors.index.json"), text, sizeof text);
     CHECK(!strcmp(text, "{\n  \"metadata\": {\n    \"total_size\": 400\n  },\n  \"weight_map\": {\n"
@@ -449,21 +450,21 @@ static void test_save(void) {
                         "    \"model.norm.weight\": \"model-00002-of-00003.safetensors\",\n    \"scale\": \"model-00002-of-00003.safetensors\"\n  }\n}\n"), "%s", text);
     CHECK(save(tmp, model, TENSORS, WRPO_DTYPE_DEFAULT, 0, 1) == WRPO_OK && !strcmp(list(tmp, false), "model.safetensors "), "the old shards are gone: %s", list(tmp, false));
     static const wrpo__save_tensor two[] = {{"b", 2, {1, 3}}, {"a", 1, {2}}};
-    CHECK(save(tmp, two, 2, WRPO_BF16, 0, 1) == WRPO_OK, "%s", why());
+    CHECK(save(tmp, two, 2, WRPO_DTYPE_BF16, 0, 1) == WRPO_OK, "%s", why());
     size_t n = get_file(in_tmp("model.safetensors"), text, sizeof text);
     static const char header[] = "{\"__metadata__\":{\"format\":\"pt\"},\"a\":{\"dtype\":\"BF16\",\"shape\":[2],\"data_offsets\":[0,4]},\"b\":{\"dtype\":\"BF16\",\"shape\":[1,3],\"data_offsets\":[4,10]}} ";
     CHECK(n == 8 + sizeof header - 1 + 10 && (unsigned char)text[0] == sizeof header - 1 && !memcmp(text + 1, "\0\0\0\0\0\0\0", 7) && !memcmp(text + 8, header, sizeof header - 1), "%s", text + 8);
-    CHECK(save(tmp, NULL, 0, WRPO_F32, 0, 1) == WRPO_OK, "%s", why());
+    CHECK(save(tmp, NULL, 0, WRPO_DTYPE_F32, 0, 1) == WRPO_OK, "%s", why());
     n = get_file(in_tmp("model.safetensors"), text, sizeof text);
     CHECK(n == 40 && !strcmp(text + 8, "{\"__metadata__\":{\"format\":\"pt\"}}"), "%zu %s", n, text + 8);
     for (int k = 0; k < 8; k++) {                      /* whatever the names, the data begins at a multiple of 8 */
         wrpo__save_tensor one = {&"seventy"[7 - k], 1, {2}};
-        CHECK(save(tmp, &one, 1, WRPO_F32, 0, 1) == WRPO_OK && generation_of(tmp, &one, 1, WRPO_F32, 1) == 1, "%s", why());
+        CHECK(save(tmp, &one, 1, WRPO_DTYPE_F32, 0, 1) == WRPO_OK && generation_of(tmp, &one, 1, WRPO_DTYPE_F32, 1) == 1, "%s", why());
         n = get_file(in_tmp("model.safetensors"), text, sizeof text);
         CHECK(n % 8 == 0 && (size_t)(unsigned char)text[0] == n - 16, "%zu bytes", n);
     }
     wrpo__save_tensor big = {"big", 2, {3, WRPO__CHUNK / 2 - 5}};      /* more than one piece */
-    CHECK(save(tmp, &big, 1, WRPO_BF16, 0, 1) == WRPO_OK && generation_of(tmp, &big, 1, WRPO_BF16, 1) == 1, "%s", why());
+    CHECK(save(tmp, &big, 1, WRPO_DTYPE_BF16, 0, 1) == WRPO_OK && generation_of(tmp, &big, 1, WRPO_DTYPE_BF16, 1) == 1, "%s", why());
     list(tmp, true);
 }
 /* The split of huggingface_hub 2.4: sizes, limit, file of each, as it gives them. */
@@ -489,7 +490,7 @@ static void test_stale(void) {
     for (int sharded = 0; sharded < 2; sharded++) {
         for (int64_t i = 0; i < WRPO__COUNT(names); i++) put_file(in_tmp(names[i]), "old", 3);
         put_file(in_tmp("model.safetensors.index.json"), "{}", 2);
-        CHECK(save(tmp, model, TENSORS, WRPO_F32, sharded ? 160 : 0, 1) == WRPO_OK && generation_of(tmp, model, TENSORS, WRPO_F32, 1) == 1, "%s", why());
+        CHECK(save(tmp, model, TENSORS, WRPO_DTYPE_F32, sharded ? 160 : 0, 1) == WRPO_OK && generation_of(tmp, model, TENSORS, WRPO_DTYPE_F32, 1) == 1, "%s", why());
         CHECK(!strcmp(list(tmp, true), sharded ? "adapter_model.safetensors config.json keep.safetensors model-00001-of-00002.safetensors.bak model-00001-of-00003.safetensors model-00002-of-00003.safetensors "
                                                  "model-00003-of-00003.safetensors model-0000x-of-00002.safetensors model-1-of-2.safetensors model.safetensors.bak model.safetensors.index.json "
                                                  "pytorch_model.bin xmodel-00001-of-00002.safetensors "
@@ -502,12 +503,12 @@ static void test_stale(void) {
 static void test_failures(void) {
     char before[2048];
     for (int64_t limit = 0; limit <= 160; limit += 160) {              /* one file; three files */
-        CHECK(save(tmp, model, TENSORS, WRPO_F32, limit, 1) == WRPO_OK, "%s", why());
+        CHECK(save(tmp, model, TENSORS, WRPO_DTYPE_F32, limit, 1) == WRPO_OK, "%s", why());
         snprintf(before, sizeof before, "%s", list(tmp, false));
         for (fail_tensor = 0; fail_tensor < TENSORS; fail_tensor++) {  /* the source of the numbers fails */
             if (fail_tensor == 4) continue;                            /* the empty one is never asked for */
-            CHECK(save(tmp, model, TENSORS, WRPO_F32, limit, 2) == WRPO_E_DEVICE && strstr(why(), "the device is gone"), "%s", why());
-            CHECK(!strcmp(list(tmp, false), before) && generation_of(tmp, model, TENSORS, WRPO_F32, 2) == 1, "tensor %lld: %s", (long long)fail_tensor, list(tmp, false));
+            CHECK(save(tmp, model, TENSORS, WRPO_DTYPE_F32, limit, 2) == WRPO_E_DEVICE && strstr(why(), "the device is gone"), "%s", why());
+            CHECK(!strcmp(list(tmp, false), before) && generation_of(tmp, model, TENSORS, WRPO_DTYPE_F32, 2) == 1, "tensor %lld: %s", (long long)fail_tensor, list(tmp, false));
         }
         fail_tensor = -1;
         struct rlimit old, tight;                                      /* the disk is full */
@@ -516,28 +517,28 @@ static void test_failures(void) {
         for (rlim_t bytes = 0; bytes <= 400; bytes += 100) {
             tight = old, tight.rlim_cur = bytes;
             setrlimit(RLIMIT_FSIZE, &tight);
-            wrpo_result r = save(tmp, model, TENSORS, WRPO_F32, limit, 2);
+            wrpo_result r = save(tmp, model, TENSORS, WRPO_DTYPE_F32, limit, 2);
             setrlimit(RLIMIT_FSIZE, &old);
             CHECK(r == WRPO_E_IO && strstr(why(), "cannot be written: "), "%d %s", (int)r, why());
-            CHECK(!strcmp(list(tmp, false), before) && generation_of(tmp, model, TENSORS, WRPO_F32, 2) == 1, "%d bytes: %s", (int)bytes, list(tmp, false));
+            CHECK(!strcmp(list(tmp, false), before) && generation_of(tmp, model, TENSORS, WRPO_DTYPE_F32, 2) == 1, "%d bytes: %s", (int)bytes, list(tmp, false));
         }
         list(tmp, true);
     }
-    CHECK(save(in_tmp("absent"), model, TENSORS, WRPO_F32, 0, 1) == WRPO_E_IO && strstr(why(), "absent/model.safetensors: cannot be written"), "%s", why());
+    CHECK(save(in_tmp("absent"), model, TENSORS, WRPO_DTYPE_F32, 0, 1) == WRPO_E_IO && strstr(why(), "absent/model.safetensors: cannot be written"), "%s", why());
     put_file(in_tmp("file"), "x", 1);
-    CHECK(save(in_tmp("file"), model, TENSORS, WRPO_F32, 0, 1) == WRPO_E_IO && strstr(why(), "file/model.safetensors: cannot be written"), "%s", why());
+    CHECK(save(in_tmp("file"), model, TENSORS, WRPO_DTYPE_F32, 0, 1) == WRPO_E_IO && strstr(why(), "file/model.safetensors: cannot be written"), "%s", why());
     list(tmp, true);
     chmod(tmp, 0555);
     if (geteuid() == 0) SKIP(1, "root writes into any directory");
-    else CHECK(save(tmp, model, TENSORS, WRPO_F32, 0, 1) == WRPO_E_IO && strstr(why(), "cannot be written"), "%s", why());
+    else CHECK(save(tmp, model, TENSORS, WRPO_DTYPE_F32, 0, 1) == WRPO_E_IO && strstr(why(), "cannot be written"), "%s", why());
     chmod(tmp, 0755);
     mkdir(in_tmp("model.safetensors"), 0755);                          /* the name is taken by a directory: the rename fails */
-    CHECK(save(tmp, model, TENSORS, WRPO_F32, 0, 1) == WRPO_E_IO && strstr(why(), "/model.safetensors: cannot be written"), "%s", why());
+    CHECK(save(tmp, model, TENSORS, WRPO_DTYPE_F32, 0, 1) == WRPO_E_IO && strstr(why(), "/model.safetensors: cannot be written"), "%s", why());
     CHECK(!strcmp(list(tmp, true), "model.safetensors "), "part files remain");
-    CHECK(save(tmp, model, TENSORS, WRPO_F32, 160, 1) == WRPO_OK, "%s", why());          /* the same with shards, after the first is in place: */
+    CHECK(save(tmp, model, TENSORS, WRPO_DTYPE_F32, 160, 1) == WRPO_OK, "%s", why());          /* the same with shards, after the first is in place: */
     remove(in_tmp("model-00002-of-00003.safetensors"));
     mkdir(in_tmp("model-00002-of-00003.safetensors"), 0755);
-    CHECK(save(tmp, model, TENSORS, WRPO_F32, 160, 2) == WRPO_E_IO && strstr(why(), "model-00002-of-00003.safetensors: cannot be written"), "%s", why());
+    CHECK(save(tmp, model, TENSORS, WRPO_DTYPE_F32, 160, 2) == WRPO_E_IO && strstr(why(), "model-00002-of-00003.safetensors: cannot be written"), "%s", why());
     wrpo_tensors *t;                                                   /* old and new shards side by side, and no index that would join them */
     CHECK(wrpo_tensors_open(ctx, tmp, &t) == WRPO_E_IO && strstr(why(), "found neither"), "%s", why());
     CHECK(!strcmp(list(tmp, true), "model-00001-of-00003.safetensors model-00002-of-00003.safetensors model-00003-of-00003.safetensors "), "part files remain");
@@ -551,18 +552,18 @@ static void test_killed(void) {
         int64_t seen[3] = {0};
         for (int k = 0; !alive && k < 20; k++) {
             list(tmp, true);
-            CHECK(save(tmp, model, TENSORS, WRPO_F32, cases[c].from, 1) == WRPO_OK, "%s", why());
+            CHECK(save(tmp, model, TENSORS, WRPO_DTYPE_F32, cases[c].from, 1) == WRPO_OK, "%s", why());
             fflush(stdout);
             pid_t child = fork();
             int status = -1;
             if (child == 0) {
                 steps_left = k;
-                _exit(save(tmp, model, TENSORS, WRPO_F32, cases[c].to, 2) == WRPO_OK ? 0 : 1);
+                _exit(save(tmp, model, TENSORS, WRPO_DTYPE_F32, cases[c].to, 2) == WRPO_OK ? 0 : 1);
             }
             waitpid(child, &status, 0);
             CHECK(WIFEXITED(status) && (WEXITSTATUS(status) == 9 || WEXITSTATUS(status) == 0), "status %d", status);
             alive = WIFEXITED(status) && WEXITSTATUS(status) != 9;
-            int64_t g = generation_of(tmp, model, TENSORS, WRPO_F32, 2);
+            int64_t g = generation_of(tmp, model, TENSORS, WRPO_DTYPE_F32, 2);
             CHECK(g == 1 || g == 2 || (g == -1 && !cases[c].always), "case %lld, step %d: %lld of %s", (long long)c, k, (long long)g, list(tmp, false));
             if (g > 0) { CHECK(g == 2 || !seen[2], "case %lld, step %d: old again", (long long)c, k); seen[g]++; }
             if (alive) CHECK(g == 2 && !strstr(list(tmp, false), ".part"), "case %lld: %lld", (long long)c, (long long)g);
@@ -584,8 +585,8 @@ static void test_descriptors(void) {
     getrlimit(RLIMIT_NOFILE, &old);
     tight = old, tight.rlim_cur = 32;
     setrlimit(RLIMIT_NOFILE, &tight);
-    wrpo_result r = save(tmp, t, MANY, WRPO_F32, 12, 1);
-    int64_t g = generation_of(tmp, t, MANY, WRPO_F32, 1);
+    wrpo_result r = save(tmp, t, MANY, WRPO_DTYPE_F32, 12, 1);
+    int64_t g = generation_of(tmp, t, MANY, WRPO_DTYPE_F32, 1);
     setrlimit(RLIMIT_NOFILE, &old);
     CHECK(r == WRPO_OK && g == 1 && strstr(list(tmp, false), "model-00200-of-00200.safetensors"), "%s", why());
     list(tmp, true);
@@ -593,20 +594,20 @@ static void test_descriptors(void) {
 /* Memory that runs out at every allocation in turn. */
 static void test_memory(void) {
     wrpo_tensors *t;
-    CHECK(save(tmp, model, TENSORS, WRPO_F32, 160, 1) == WRPO_OK, "%s", why());
+    CHECK(save(tmp, model, TENSORS, WRPO_DTYPE_F32, 160, 1) == WRPO_OK, "%s", why());
     for (int what = 0; what < 3; what++) {             /* open; save over shards of the same names; save over them into one file */
         int64_t failures = 0;
         for (bool done = false; !done;) {
             int64_t held = memory.held;
             memory.calls = 0, memory.fail_at = failures + 1;
-            wrpo_result r = what ? save(tmp, model, TENSORS, WRPO_F32, what == 1 ? 160 : 0, what + 1) : wrpo_tensors_open(ctx, tmp, &t);
+            wrpo_result r = what ? save(tmp, model, TENSORS, WRPO_DTYPE_F32, what == 1 ? 160 : 0, what + 1) : wrpo_tensors_open(ctx, tmp, &t);
             memory.fail_at = 0;
             done = r == WRPO_OK;
             if (!done) CHECK(r == WRPO_E_MEMORY && strstr(why(), "out of memory"), "%d %s", (int)r, why());
             if (!what) wrpo_tensors_close(t);
             CHECK(memory.held == held, "%d, allocation %lld: %lld blocks lost", what, (long long)failures, (long long)(memory.held - held));
             CHECK(!strstr(list(tmp, false), ".part"), "%s", list(tmp, false));
-            int64_t g = generation_of(tmp, model, TENSORS, WRPO_F32, 3);
+            int64_t g = generation_of(tmp, model, TENSORS, WRPO_DTYPE_F32, 3);
             CHECK(done ? g == what + 1 : g == WRPO__MAX(what, 1), "%d, allocation %lld: generation %lld", what, (long long)failures, (long long)g);
             failures += !done;
         }

@@ -44,7 +44,7 @@ static void check_encode(wrpo_tokenizer *tok, const char *name, const wrpo_json 
     const wrpo_json *const parts[] = {before, want, after};
     int32_t *ids;
     int64_t count, i = 0;
-    bool same = wrpo_encode(tok, text->text, text->size, flags, &ids, &count) == WRPO_OK;
+    bool same = wrpo_tokenizer_encode(tok, text->text, text->size, flags, &ids, &count) == WRPO_OK;
     for (int k = 0; k < 3; k++)
         for (const wrpo_json *v = parts[k] ? parts[k]->child : NULL; v && same; v = v->next, i++) same = i < count && ids[i] == v->integer;
     CHECK(same && i == count, "%s: flags %u: ids of \"%s\"", name, flags, text->text);
@@ -56,7 +56,7 @@ static void check_decode(wrpo_tokenizer *tok, const char *name, const wrpo_json 
     char *text;
     size_t size;
     for (const wrpo_json *v = list->child; v; v = v->next) ids[i++] = (int32_t)v->integer;
-    wrpo_result r = wrpo_decode(tok, ids, list->count, skip, &text, &size);
+    wrpo_result r = wrpo_tokenizer_decode(tok, ids, list->count, skip, &text, &size);
     CHECK(r == WRPO_OK && size == want->size && memcmp(text, want->text, size) == 0, "%s: skip %d: want \"%s\", found \"%s\"", name, skip, want->text, text);
     wrpo_free(ctx, text);
     free(ids);
@@ -72,13 +72,13 @@ static int check_continue(wrpo_tokenizer *tok, const char *name) {
             int64_t count = 0, more = 0;
             char *before = NULL, *after = NULL;
             size_t before_size = 0, after_size = 0, size = strlen(replies[r]);
-            bool ok = wrpo_encode(tok, prompts[p], strlen(prompts[p]), 0, &ids, &count) == WRPO_OK;
-            ok = ok && wrpo_encode(tok, replies[r], size, WRPO_ENCODE_CONTINUE, &rest, &more) == WRPO_OK && count + more < 256;
+            bool ok = wrpo_tokenizer_encode(tok, prompts[p], strlen(prompts[p]), 0, &ids, &count) == WRPO_OK;
+            ok = ok && wrpo_tokenizer_encode(tok, replies[r], size, WRPO_TOKENIZER_CONTINUE, &rest, &more) == WRPO_OK && count + more < 256;
             if (!ok) { CHECK(ok, "%s", name); return n; }
             memcpy(all, ids, (size_t)count * sizeof *ids);
             memcpy(all + count, rest, (size_t)more * sizeof *rest);
-            ok = wrpo_decode(tok, ids, count, false, &before, &before_size) == WRPO_OK;
-            ok = ok && wrpo_decode(tok, all, count + more, false, &after, &after_size) == WRPO_OK;
+            ok = wrpo_tokenizer_decode(tok, ids, count, false, &before, &before_size) == WRPO_OK;
+            ok = ok && wrpo_tokenizer_decode(tok, all, count + more, false, &after, &after_size) == WRPO_OK;
             CHECK(ok && after_size == before_size + size && memcmp(after, before, before_size) == 0 && memcmp(after + before_size, replies[r], size) == 0,
                   "%s: \"%s\" and \"%s\" became \"%s\"", name, prompts[p], replies[r], after);
             wrpo_free(ctx, ids), wrpo_free(ctx, rest), wrpo_free(ctx, before), wrpo_free(ctx, after);
@@ -97,9 +97,9 @@ static void test_unicode(void) {
     WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
         wrpo__unicode u = {0};
         wrpo__mark *marks = NULL;
-        wrpo__text out = {.arena = wrpo__here}, again = {.arena = wrpo__here};
-        wrpo__unicode_load_classes(wrpo__here, &u);
-        wrpo__unicode_load_nfc(wrpo__here, &u);
+        wrpo__text out = {.arena = wrpo__current}, again = {.arena = wrpo__current};
+        wrpo__unicode_load_classes(wrpo__current, &u);
+        wrpo__unicode_load_nfc(wrpo__current, &u);
         for (int64_t k = 0; k < WRPO__COUNT(sizes); k++) {
             int64_t n = 0;
             for (int32_t c = 0; c < 0x110000; c++) n += sizes[k].classes >> (u.kind[c] & 15) & 1;
@@ -152,7 +152,7 @@ static void test_golden(void) {
             if (skipped->kind == WRPO_JSON_NUMBER) skipped = decoded;
             for (int turn = 0; turn < 2 && in->kind != WRPO_JSON_NULL; turn++) {   /* the second time from the cache of words */
                 check_encode(tok, name, in, 0, NULL, ids, NULL);
-                check_encode(tok, name, in, WRPO_ENCODE_SPECIAL, wrpo_json_get(c, "before"), ids, wrpo_json_get(c, "after"));
+                check_encode(tok, name, in, WRPO_TOKENIZER_SPECIAL, wrpo_json_get(c, "before"), ids, wrpo_json_get(c, "after"));
             }
             check_decode(tok, name, ids, false, decoded);
             check_decode(tok, name, ids, true, skipped);
@@ -186,7 +186,7 @@ static void test_shared_tokenizers(void) {
                 const wrpo_json *text = wrpo_json_get(v, "text"), *ids = wrpo_json_get(v, "ids"), *special = wrpo_json_get(v, "ids_special");
                 const wrpo_json *plain = wrpo_json_get(v, "decoded"), *skipped = wrpo_json_get(v, "decoded_skip");
                 check_encode(tok, names[k], text, 0, NULL, ids, NULL);
-                check_encode(tok, names[k], text, WRPO_ENCODE_SPECIAL, NULL, special ? special : ids, NULL);
+                check_encode(tok, names[k], text, WRPO_TOKENIZER_SPECIAL, NULL, special ? special : ids, NULL);
                 check_decode(tok, names[k], ids, false, plain ? plain : text);
                 check_decode(tok, names[k], ids, true, skipped ? skipped : plain ? plain : text);
                 encoded += 2, decoded += 2;
@@ -310,7 +310,7 @@ static void test_refusals(void) {
         puts_to("tokenizer.json", text);
         if (k < 4) { check_refused(WRPO_E_UNSUPPORTED, "after this normalizer, prepend_scheme \"first\" is not supported"); continue; }
         wrpo_tokenizer *tok = load(dir);
-        CHECK(wrpo_encode(tok, "22", 2, 0, &ids, &count) == WRPO_OK && count == 3 && ids[0] == 7 && ids[1] == 0 && ids[2] == 0, "%s", longer[k]);
+        CHECK(wrpo_tokenizer_encode(tok, "22", 2, 0, &ids, &count) == WRPO_OK && count == 3 && ids[0] == 7 && ids[1] == 0 && ids[2] == 0, "%s", longer[k]);
         wrpo_free(ctx, ids);
         wrpo_tokenizer_free(tok);
     }
@@ -398,7 +398,7 @@ static void test_config(void) {
         int64_t count;
         puts_to("tokenizer_config.json", classes[k].config);
         if (!(tok = load(dir))) continue;
-        CHECK(wrpo_encode(tok, "ab", 2, WRPO_ENCODE_SPECIAL, &ids, &count) == WRPO_OK && count == classes[k].count && memcmp(ids, classes[k].want, (size_t)count * 4) == 0,
+        CHECK(wrpo_tokenizer_encode(tok, "ab", 2, WRPO_TOKENIZER_SPECIAL, &ids, &count) == WRPO_OK && count == classes[k].count && memcmp(ids, classes[k].want, (size_t)count * 4) == 0,
               "%s", classes[k].config);
         wrpo_free(ctx, ids);
         wrpo_tokenizer_free(tok);
@@ -481,9 +481,9 @@ static void test_added_by_config(void) {
         puts_to("tokenizer_config.json", cases[k].config), puts_to("special_tokens_map.json", cases[k].map);
         wrpo_tokenizer *tok = load(dir);
         if (!tok) continue;
-        CHECK(wrpo_encode(tok, cases[k].text, strlen(cases[k].text), 0, &ids, &count) == WRPO_OK && count == cases[k].count
+        CHECK(wrpo_tokenizer_encode(tok, cases[k].text, strlen(cases[k].text), 0, &ids, &count) == WRPO_OK && count == cases[k].count
               && memcmp(ids, cases[k].ids, (size_t)count * sizeof *ids) == 0, "%s %s", cases[k].config, cases[k].map);
-        CHECK(wrpo_decode(tok, ids, count, true, &text, &size) == WRPO_OK && (!cases[k].skipped || !strcmp(text, cases[k].skipped)), "%s: %s", cases[k].config, text);
+        CHECK(wrpo_tokenizer_decode(tok, ids, count, true, &text, &size) == WRPO_OK && (!cases[k].skipped || !strcmp(text, cases[k].skipped)), "%s: %s", cases[k].config, text);
         wrpo_free(ctx, ids), wrpo_free(ctx, text);
         wrpo_tokenizer_free(tok);
     }
@@ -506,30 +506,30 @@ static void test_arguments(void) {
     write_small("", "");
     wrpo_tokenizer *tok = load(dir);
     for (int64_t k = 0; k < WRPO__COUNT(bad); k++)
-        CHECK(wrpo_encode(tok, bad[k].text, bad[k].size, 0, &ids, &count) == WRPO_E_FORMAT && !ids && !count && strstr(wrpo_last_error(ctx)->text, bad[k].says), "%s",
+        CHECK(wrpo_tokenizer_encode(tok, bad[k].text, bad[k].size, 0, &ids, &count) == WRPO_E_FORMAT && !ids && !count && strstr(wrpo_last_error(ctx)->text, bad[k].says), "%s",
               wrpo_last_error(ctx)->text);
-    CHECK(wrpo_encode(tok, NULL, 0, 0, &ids, &count) == WRPO_OK && ids && count == 0, "no text");
+    CHECK(wrpo_tokenizer_encode(tok, NULL, 0, 0, &ids, &count) == WRPO_OK && ids && count == 0, "no text");
     wrpo_free(ctx, ids);
-    CHECK(wrpo_encode(tok, "<s></s>", 7, 0, &ids, &count) == WRPO_OK && count == 2 && ids[0] == 3 && ids[1] == 4, "only special tokens");
+    CHECK(wrpo_tokenizer_encode(tok, "<s></s>", 7, 0, &ids, &count) == WRPO_OK && count == 2 && ids[0] == 3 && ids[1] == 4, "only special tokens");
     wrpo_free(ctx, ids);
-    CHECK(wrpo_decode(tok, NULL, 0, false, &text, &size) == WRPO_OK && size == 0 && *text == 0, "no ids");
+    CHECK(wrpo_tokenizer_decode(tok, NULL, 0, false, &text, &size) == WRPO_OK && size == 0 && *text == 0, "no ids");
     wrpo_free(ctx, text);
     const int32_t good[] = {3, 2, 4, 0};
-    CHECK(wrpo_decode(tok, good, 4, true, &text, &size) == WRPO_OK && size == 3 && !strcmp(text, "aba"), "special tokens skipped");
+    CHECK(wrpo_tokenizer_decode(tok, good, 4, true, &text, &size) == WRPO_OK && size == 3 && !strcmp(text, "aba"), "special tokens skipped");
     wrpo_free(ctx, text);
     for (int32_t id = -1; id <= 5; id += 6) {
         const int32_t list[] = {0, id};
-        CHECK(wrpo_decode(tok, list, 2, false, &text, &size) == WRPO_E_ARG && !text && !size && strstr(wrpo_last_error(ctx)->text, "id 1 of the text to decode: no token has the id"), "%s",
+        CHECK(wrpo_tokenizer_decode(tok, list, 2, false, &text, &size) == WRPO_E_ARG && !text && !size && strstr(wrpo_last_error(ctx)->text, "id 1 of the text to decode: no token has the id"), "%s",
               wrpo_last_error(ctx)->text);
     }
     wrpo_tokenizer_free(tok);
     /* texts and tokens with NUL; holes in the ids; an unk_token that does not exist */
     write_small("model", "{\"type\":\"BPE\",\"unk_token\":\"<u>\",\"vocab\":{\"a\\u0000\":0,\"\\u0000\":1,\"a\":2,\"<s>\":3,\"</s>\":4,\"aa\":6},\"merges\":[\"a \\u0000\"]}");
     tok = load(dir);
-    CHECK(wrpo_encode(tok, "\0a\0", 3, 0, &ids, &count) == WRPO_OK && count == 2 && ids[0] == 1 && ids[1] == 0, "NUL");
+    CHECK(wrpo_tokenizer_encode(tok, "\0a\0", 3, 0, &ids, &count) == WRPO_OK && count == 2 && ids[0] == 1 && ids[1] == 0, "NUL");
     wrpo_free(ctx, ids);
-    CHECK(wrpo_encode(tok, "ax", 2, 0, &ids, &count) == WRPO_E_FORMAT && strstr(wrpo_last_error(ctx)->text, "unk_token \"<u>\" is not in the vocabulary"), "%s", wrpo_last_error(ctx)->text);
-    CHECK(wrpo_decode(tok, (const int32_t[]){5}, 1, false, &text, &size) == WRPO_E_ARG, "a hole");
+    CHECK(wrpo_tokenizer_encode(tok, "ax", 2, 0, &ids, &count) == WRPO_E_FORMAT && strstr(wrpo_last_error(ctx)->text, "unk_token \"<u>\" is not in the vocabulary"), "%s", wrpo_last_error(ctx)->text);
+    CHECK(wrpo_tokenizer_decode(tok, (const int32_t[]){5}, 1, false, &text, &size) == WRPO_E_ARG, "a hole");
     wrpo_tokenizer_free(tok);
     wrpo_tokenizer_free(NULL);
 }
@@ -545,7 +545,7 @@ static void test_long(void) {
     for (size_t i = 0; i < n; i++) text[i] = i % 2 ? 'b' : 'a';
     size_t held = ctx->bytes;
     for (int turn = 0; turn < 3; turn++) {
-        CHECK(wrpo_encode(tok, text, n, 0, &ids, &count) == WRPO_OK && count == (int64_t)n / 2, "%lld ids", (long long)count);
+        CHECK(wrpo_tokenizer_encode(tok, text, n, 0, &ids, &count) == WRPO_OK && count == (int64_t)n / 2, "%lld ids", (long long)count);
         for (int64_t i = 0; i < count; i++) wrong += ids[i] != 2;
         wrpo_free(ctx, ids);
         CHECK(ctx->bytes == held && wrong == 0, "%zu bytes held before, %zu after; %lld wrong", held, ctx->bytes, (long long)wrong);
@@ -554,7 +554,7 @@ static void test_long(void) {
     write_small("normalizer", "{\"type\":\"NFC\"}");
     tok = load(dir);
     for (size_t i = 0; i < n; i++) text[i] = "\xCC\x81\xCC\xA3"[i % 4];        /* acute, dot below: in turns */
-    CHECK(wrpo_encode(tok, text, n, 0, &ids, &count) == WRPO_OK && count == 0, "%s", wrpo_last_error(ctx)->text);
+    CHECK(wrpo_tokenizer_encode(tok, text, n, 0, &ids, &count) == WRPO_OK && count == 0, "%s", wrpo_last_error(ctx)->text);
     wrpo_free(ctx, ids);
     wrpo_tokenizer_free(tok);
     free(text);
@@ -590,8 +590,8 @@ static void try_file(int *loaded, int *refused) {
         return;
     }
     ++*loaded;
-    if (wrpo_encode(tok, words, sizeof words - 1, WRPO_ENCODE_SPECIAL, &ids, &count) == WRPO_OK) {
-        CHECK(wrpo_decode(tok, ids, count, false, &text, &size) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+    if (wrpo_tokenizer_encode(tok, words, sizeof words - 1, WRPO_TOKENIZER_SPECIAL, &ids, &count) == WRPO_OK) {
+        CHECK(wrpo_tokenizer_decode(tok, ids, count, false, &text, &size) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
         wrpo_free(ctx, text);
     }
     wrpo_free(ctx, ids);
@@ -666,7 +666,7 @@ static void test_memory(void) {
             int64_t live = memory.live;
             memory.count = 0;
             wrpo_result r = step == 0 ? wrpo_tokenizer_load(ctx, dir, &tok)
-                : step == 1 ? wrpo_encode(tok, words, sizeof words - 1, WRPO_ENCODE_SPECIAL, &ids, &count) : wrpo_decode(tok, ids, count, false, &back, &size);
+                : step == 1 ? wrpo_tokenizer_encode(tok, words, sizeof words - 1, WRPO_TOKENIZER_SPECIAL, &ids, &count) : wrpo_tokenizer_decode(tok, ids, count, false, &back, &size);
             if (memory.count < memory.fail_at) {
                 memory.fail_at = 0;
                 CHECK(r == WRPO_OK, "step %d: %s", step, wrpo_last_error(ctx)->text);

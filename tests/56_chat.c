@@ -34,7 +34,7 @@ static void snippets(void) {
         char *text;
         size_t size;
         for (int twice = 0; twice < 2; twice++) {      /* compiled, then from its cache */
-            wrpo_result r = wrpo_chat(&tok, messages, true, context, &text, &size);
+            wrpo_result r = wrpo_tokenizer_chat(&tok, messages, true, context, &text, &size);
             if (refused) CHECK(r == WRPO_E_UNSUPPORTED && !text && strstr(wrpo_last_error(ctx)->text, refused->text), "%s: %d %s", t->text, r, wrpo_last_error(ctx)->text);
             else if (want) CHECK(r == WRPO_OK && size == want->size && !memcmp(text, want->text, size), "%s\n   want %s\n   found %s", t->text, want->text, r ? wrpo_last_error(ctx)->text : text);
             else CHECK(r == WRPO_E_FORMAT || r == WRPO_E_UNSUPPORTED, "%s: want an error, found \"%s\"", t->text, text ? text : "");
@@ -69,7 +69,7 @@ static void limits(void) {
         wrpo_tokenizer tok = template_of(arena, bad[i].text, strlen(bad[i].text));
         char *text;
         size_t size;
-        wrpo_result r = wrpo_chat(&tok, messages, true, NULL, &text, &size);
+        wrpo_result r = wrpo_tokenizer_chat(&tok, messages, true, NULL, &text, &size);
         CHECK(r != WRPO_OK && !text && strstr(wrpo_last_error(ctx)->text, bad[i].says), "template %d: %d %s", i, r, r ? wrpo_last_error(ctx)->text : "rendered");
         wrpo__arena_free(arena);
     }
@@ -97,7 +97,7 @@ static void real(void) {
             size_t size;
             CHECK(wrpo_json_parse(ctx, name, line, strlen(line), &v) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
             const wrpo_json *want = wrpo_json_get(v, "text"), *gen = wrpo_json_get(v, "add_generation_prompt");
-            wrpo_result r = wrpo_chat(&tok, wrpo_json_get(v, "messages"), gen && gen->boolean, wrpo_json_get(v, "kwargs"), &text, &size);
+            wrpo_result r = wrpo_tokenizer_chat(&tok, wrpo_json_get(v, "messages"), gen && gen->boolean, wrpo_json_get(v, "kwargs"), &text, &size);
             CHECK(want ? r == WRPO_OK && size == want->size && !memcmp(text, want->text, size) : r != WRPO_OK, "%s line %d: %s", name, lines + 1, r ? wrpo_last_error(ctx)->text : text);
             wrpo_free(ctx, text), wrpo_json_free(ctx, v);
             lines++;
@@ -125,7 +125,7 @@ static void allocations(void) {
         size_t size;
         if (arena) {
             wrpo_tokenizer tok = template_of(arena, text, strlen(text));
-            r = wrpo_chat(&tok, messages, false, NULL, &out, &size);
+            r = wrpo_tokenizer_chat(&tok, messages, false, NULL, &out, &size);
         }
         wrpo_free(ctx, out), wrpo__arena_free(arena);
         if (live != base || (r != WRPO_OK && r != WRPO_E_MEMORY)) CHECK(false, "allocation %lld: %d %s, %lld held", (long long)fail_at, r, wrpo_last_error(ctx)->text, (long long)(live - base));
@@ -146,7 +146,7 @@ int main(void) {
         size_t size;
         wrpo_json *m;
         CHECK(wrpo_json_parse(ctx, "m", "[]", 2, &m) == WRPO_OK, "[]");
-        CHECK(wrpo_chat(&tok, m, true, NULL, &text, &size) == WRPO_E_FORMAT && strstr(wrpo_last_error(ctx)->text, "here: no chat template"), "%s", wrpo_last_error(ctx)->text);
+        CHECK(wrpo_tokenizer_chat(&tok, m, true, NULL, &text, &size) == WRPO_E_FORMAT && strstr(wrpo_last_error(ctx)->text, "here: no chat template"), "%s", wrpo_last_error(ctx)->text);
         wrpo_json_free(ctx, m);
         wrpo__arena_free(arena);
     }
@@ -162,7 +162,7 @@ int main(void) {
                 char *text;
                 size_t size;
                 CHECK(!wrpo_json_parse(ctx, "m", "[]", 2, &m) && !wrpo_json_parse(ctx, "k", tools[k].kwargs, strlen(tools[k].kwargs), &kwargs), "tools");
-                wrpo_result r = wrpo_chat(&tok, m, true, kwargs, &text, &size);
+                wrpo_result r = wrpo_tokenizer_chat(&tok, m, true, kwargs, &text, &size);
                 if (alone && *tools[k].want == 'D') CHECK(r == WRPO_E_FORMAT && strstr(wrpo_last_error(ctx)->text, "no chat template"), "%s", tools[k].kwargs);
                 else CHECK(r == WRPO_OK && !strcmp(text, tools[k].want), "%s: %s", tools[k].kwargs, r ? wrpo_last_error(ctx)->text : text);
                 wrpo_free(ctx, text), wrpo_json_free(ctx, m), wrpo_json_free(ctx, kwargs);

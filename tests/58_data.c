@@ -29,7 +29,7 @@ static wrpo_data *load(wrpo_tokenizer *tok, const char *text, wrpo_data_desc des
 static void is(wrpo_tokenizer *tok, const int32_t *ids, int64_t n, const char *want, const char *what) {
     char *text;
     size_t size;
-    CHECK(wrpo_decode(tok, ids, n, false, &text, &size) == WRPO_OK && !strcmp(text, want), "%s: want \"%s\", found \"%s\"", what, want, text ? text : wrpo_last_error(ctx)->text);
+    CHECK(wrpo_tokenizer_decode(tok, ids, n, false, &text, &size) == WRPO_OK && !strcmp(text, want), "%s: want \"%s\", found \"%s\"", what, want, text ? text : wrpo_last_error(ctx)->text);
     wrpo_free(ctx, text);
 }
 static const char *const chatml =
@@ -50,19 +50,19 @@ static void forms(void) {
     if (!data) return;
     const char *prompt = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n";
     const struct { const char *id; int64_t line; int count; wrpo_role role[4]; const char *text[4]; } want[] = {
-        {"q", 2, 3, {WRPO_SOURCE, WRPO_TARGET, WRPO_REJECTED}, {"one<|im_end|>", "two<|im_end|>", "bad<|im_end|>"}},
-        {"line 4", 4, 2, {WRPO_TARGET, WRPO_REJECTED}, {"two<|im_end|>", "bad<|im_end|>"}},
-        {"line 5", 5, 2, {WRPO_TARGET, WRPO_REJECTED}, {"two<|im_end|>", "bad<|im_end|>"}},
-        {"line 6", 6, 2, {WRPO_TARGET, WRPO_REJECTED}, {"two<|im_end|>", "bad<|im_end|>"}},
-        {"7", 7, 1, {WRPO_SOURCE}, {"one<|im_end|>"}},
-        {"line 8", 8, 4, {WRPO_SOURCE, WRPO_SOURCE, WRPO_TARGET, WRPO_REJECTED}, {"a<|im_end|>", "b<|im_end|>", "c<|im_end|>", "bad<|im_end|>"}}};
+        {"q", 2, 3, {WRPO_ROLE_SOURCE, WRPO_ROLE_TARGET, WRPO_ROLE_REJECTED}, {"one<|im_end|>", "two<|im_end|>", "bad<|im_end|>"}},
+        {"line 4", 4, 2, {WRPO_ROLE_TARGET, WRPO_ROLE_REJECTED}, {"two<|im_end|>", "bad<|im_end|>"}},
+        {"line 5", 5, 2, {WRPO_ROLE_TARGET, WRPO_ROLE_REJECTED}, {"two<|im_end|>", "bad<|im_end|>"}},
+        {"line 6", 6, 2, {WRPO_ROLE_TARGET, WRPO_ROLE_REJECTED}, {"two<|im_end|>", "bad<|im_end|>"}},
+        {"7", 7, 1, {WRPO_ROLE_SOURCE}, {"one<|im_end|>"}},
+        {"line 8", 8, 4, {WRPO_ROLE_SOURCE, WRPO_ROLE_SOURCE, WRPO_ROLE_TARGET, WRPO_ROLE_REJECTED}, {"a<|im_end|>", "b<|im_end|>", "c<|im_end|>", "bad<|im_end|>"}}};
     for (int i = 0; i < 6; i++) {
         wrpo_record r = wrpo_data_record(data, i);
         CHECK(!strcmp(r.prompt_id, want[i].id) && r.line == want[i].line && r.count == want[i].count, "record %d: \"%s\", line %lld, %d responses", i, r.prompt_id, (long long)r.line, r.count);
         is(tok, r.prompt, r.prompt_count, i == 2 ? "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n" : prompt, "prompt");
         for (int k = 0; k < r.count && k < 4; k++) {
             CHECK(r.responses[k].role == want[i].role[k] && r.responses[k].first == 0, "record %d, response %d: role %d", i, k, r.responses[k].role);
-            CHECK(r.responses[k].weight == (i == 5 && k < 2 ? 0.5 : 1), "weight %g", r.responses[k].weight);
+            CHECK(r.responses[k].share == (i == 5 && k < 2 ? 0.5 : 1), "share %g", r.responses[k].share);
             is(tok, r.responses[k].ids, r.responses[k].count, want[i].text[k], "response");
         }
     }
@@ -73,15 +73,15 @@ static void forms(void) {
     CHECK(data && wrpo_data_count(data) == 3, "%s", wrpo_last_error(ctx)->text);
     if (data) {
         static const struct { int count; double weight; const char *text; wrpo_role role[4]; double share[4]; int pair[4]; } fused[] = {
-            {4, 0.25, "abcbad", {WRPO_SOURCE, WRPO_SOURCE, WRPO_TARGET, WRPO_REJECTED}, {0.75, 0.25, 1, 1}, {0, 0, 0, 0}},
-            {4, 1, "abxy", {WRPO_SOURCE, WRPO_SOURCE, WRPO_REJECTED, WRPO_REJECTED}, {0.25, 0.75, 0.25, 0.75}, {1, 2, 1, 2}},
-            {2, WRPO_ZERO, "ax", {WRPO_SOURCE, WRPO_REJECTED}, {1, 1}, {1, 1}}};
+            {4, 0.25, "abcbad", {WRPO_ROLE_SOURCE, WRPO_ROLE_SOURCE, WRPO_ROLE_TARGET, WRPO_ROLE_REJECTED}, {0.75, 0.25, 1, 1}, {0, 0, 0, 0}},
+            {4, 1, "abxy", {WRPO_ROLE_SOURCE, WRPO_ROLE_SOURCE, WRPO_ROLE_REJECTED, WRPO_ROLE_REJECTED}, {0.25, 0.75, 0.25, 0.75}, {1, 2, 1, 2}},
+            {2, WRPO_ZERO, "ax", {WRPO_ROLE_SOURCE, WRPO_ROLE_REJECTED}, {1, 1}, {1, 1}}};
         for (int i = 0; i < 3; i++) {
             wrpo_record r = wrpo_data_record(data, i);
             CHECK(r.count == fused[i].count && r.weight == fused[i].weight, "fused %d: %d responses, weight %g", i, r.count, r.weight);
             for (int k = 0; k < r.count; k++)
-                CHECK(r.responses[k].role == fused[i].role[k] && r.responses[k].weight == fused[i].share[k] && r.responses[k].pair == fused[i].pair[k]
-                      && r.responses[k].ids[0] == fused[i].text[k], "fused %d, response %d: weight %g, pair %d", i, k, r.responses[k].weight, r.responses[k].pair);
+                CHECK(r.responses[k].role == fused[i].role[k] && r.responses[k].share == fused[i].share[k] && r.responses[k].pair_id == fused[i].pair[k]
+                      && r.responses[k].ids[0] == fused[i].text[k], "fused %d, response %d: share %g, pair %d", i, k, r.responses[k].share, r.responses[k].pair_id);
         }
     }
     wrpo_data_free(data);
@@ -122,7 +122,7 @@ static void cut(void) {
     CHECK(data, "%s", wrpo_last_error(ctx)->text);
     if (data) {              /* the prompt keeps its last 22 ids, responses have 8 */
         wrpo_record r = wrpo_data_record(data, 0);
-        wrpo_data_stats s = wrpo_data_statistics(data);
+        wrpo_data_stats s = wrpo_data_get_stats(data);
         is(tok, r.prompt, r.prompt_count, "bababababab<|im_end|>\n<|im_start|>assistant\n" + 2, "clean: prompt");
         is(tok, r.responses[0].ids, r.responses[0].count, "01234567", "clean: response");
         is(tok, r.responses[1].ids, r.responses[1].count, "short<|im_end|>", "clean: response that fits");
@@ -132,7 +132,7 @@ static void cut(void) {
     /* authors: header scored, BOS of the reply's own rendering off, EOS once more; all responses cut because of the longest */
     wrpo_tokenizer_free(tok);
     tok = tokenizer("\"<s>{% for m in messages %}{{ '<|im_start|>' + m['role'] + ' ' + m['content'] + '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}never{% endif %}\"");
-    data = load(tok, QUAD, (wrpo_data_desc){.tokenization = WRPO_AUTHORS});
+    data = load(tok, QUAD, (wrpo_data_desc){.tokenization = WRPO_TOKENIZATION_AUTHORS});
     CHECK(data, "%s", wrpo_last_error(ctx)->text);
     if (data) {
         wrpo_record r = wrpo_data_record(data, 0);
@@ -140,7 +140,7 @@ static void cut(void) {
         is(tok, r.responses[0].ids, r.responses[0].count, "<|im_start|>assistant one<|im_end|></s>", "authors: response");
     }
     wrpo_data_free(data);
-    data = load(tok, text, (wrpo_data_desc){.tokenization = WRPO_AUTHORS, .max_length = 30, .max_prompt_length = 10});
+    data = load(tok, text, (wrpo_data_desc){.tokenization = WRPO_TOKENIZATION_AUTHORS, .max_length = 30, .max_prompt_length = 10});
     CHECK(data, "%s", wrpo_last_error(ctx)->text);
     if (data) {
         wrpo_record r = wrpo_data_record(data, 0);
@@ -208,7 +208,7 @@ static void allocations(void) {
             wrpo_data *data = NULL;
             calls = 0;
             wrpo_result r = wrpo_tokenizer_load(ctx, dir, &tok);
-            if (r == WRPO_OK) r = wrpo_data_load(tok, &(wrpo_data_desc){.path = at("data.jsonl"), .tokenization = how ? WRPO_AUTHORS : WRPO_CLEAN}, &data);
+            if (r == WRPO_OK) r = wrpo_data_load(tok, &(wrpo_data_desc){.path = at("data.jsonl"), .tokenization = how ? WRPO_TOKENIZATION_AUTHORS : WRPO_TOKENIZATION_CLEAN}, &data);
             wrpo_data_free(data), wrpo_tokenizer_free(tok);
             if (live != base || (r != WRPO_OK && r != WRPO_E_MEMORY)) CHECK(false, "allocation %lld: %d %s, %lld held", (long long)fail_at, r, wrpo_last_error(ctx)->text, (long long)(live - base));
             if (r == WRPO_OK) break;
@@ -251,7 +251,7 @@ static void real(void) {     /* the property of the clean way, on every family: 
             memcpy(ids, r.prompt, (size_t)r.prompt_count * 4), memcpy(ids + r.prompt_count, y->ids, (size_t)y->count * 4);
             char *joined, *prompt;
             size_t n, m;
-            CHECK(!wrpo_decode(tok, ids, r.prompt_count + y->count, false, &joined, &n) && !wrpo_decode(tok, r.prompt, r.prompt_count, false, &prompt, &m), "decode");
+            CHECK(!wrpo_tokenizer_decode(tok, ids, r.prompt_count + y->count, false, &joined, &n) && !wrpo_tokenizer_decode(tok, r.prompt, r.prompt_count, false, &prompt, &m), "decode");
             const char *reply = strstr(joined, k == 0 ? "Letter first." : k == 1 ? "space first" : k == 2 ? "newline first" : k == 3 ? "\xF0\x9F\x98\x80 emoji first" : "two\n\nparagraphs");
             CHECK(reply && m <= n && !memcmp(joined, prompt, m), "%s: \"%s\" does not go on from \"%s\"", pairs[i][1], joined, prompt);
             for (int64_t j = 0; j < y->count; j++) ends += wrpo__is_special(tok, y->ids[j]);

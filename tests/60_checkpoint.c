@@ -84,9 +84,9 @@ static void configs(void) {
         {"{\"model_type\":\"llama\"," SMALL "}", WRPO_ROPE_DEFAULT, 10000, 0, 2, 4, 0, false, false, false, WRPO_DTYPE_DEFAULT},
         {"{\"model_type\":\"llama\"," SMALL ",\"head_dim\":8,\"rope_theta\":500000.0,\"torch_dtype\":\"bfloat16\",\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":32.0,"
          "\"low_freq_factor\":1.0,\"high_freq_factor\":4.0,\"original_max_position_embeddings\":8192},\"tie_word_embeddings\":true,\"attention_bias\":true}",
-         WRPO_ROPE_LLAMA3, 500000, 0, 2, 8, 0, true, false, true, WRPO_BF16},
+         WRPO_ROPE_LLAMA3, 500000, 0, 2, 8, 0, true, false, true, WRPO_DTYPE_BF16},
         {"{\"model_type\":\"llama\"," SMALL ",\"head_dim\":8,\"rope_parameters\":{\"rope_type\":\"linear\",\"rope_theta\":7000.0,\"factor\":2.0},\"dtype\":\"float16\"}",
-         WRPO_ROPE_LINEAR, 7000, 0, 2, 8, 0, false, false, false, WRPO_F16},
+         WRPO_ROPE_LINEAR, 7000, 0, 2, 8, 0, false, false, false, WRPO_DTYPE_F16},
         {"{\"model_type\":\"mistral\"," SMALL ",\"head_dim\":8}", WRPO_ROPE_DEFAULT, 10000, 4096, 2, 8, 3, false, false, false, WRPO_DTYPE_DEFAULT},
         {"{\"model_type\":\"mistral\"," SMALL ",\"head_dim\":8,\"sliding_window\":null}", WRPO_ROPE_DEFAULT, 10000, 0, 2, 8, 0, false, false, false, WRPO_DTYPE_DEFAULT},
         {"{\"model_type\":\"qwen2\"," SMALL ",\"head_dim\":8,\"use_sliding_window\":true,\"sliding_window\":9,\"max_window_layers\":1}", WRPO_ROPE_DEFAULT, 10000, 9, 2, 8, 2, true, false, false, WRPO_DTYPE_DEFAULT},
@@ -182,7 +182,7 @@ static void round_trips(void) {
     snprintf(out, sizeof out, "%s/nested", dir);
     wrpo_model *nested;
     CHECK(wrpo_model_init(ctx, &(wrpo_init_desc){.config = out, .seed = 5}, &nested) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
-    CHECK(nested && wrpo_model_save(nested, &(wrpo_save_desc){.dir = out, .dtype = WRPO_BF16}) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+    CHECK(nested && wrpo_model_save(nested, &(wrpo_save_desc){.dir = out, .dtype = WRPO_DTYPE_BF16}) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
     char *b = get("nested/config.json", &k);
     CHECK(b && strstr(b, "\"torch_dtype\":\"bfloat16\"") && strstr(b, "{\"dtype\":\"q4\"}"), "%s", b ? b : "");
     free(b);
@@ -193,7 +193,7 @@ static void round_trips(void) {
         CHECK(wrpo_model_save(nested, &(wrpo_save_desc){.dir = out}) == WRPO_E_IO && strstr(wrpo_last_error(ctx)->text, "nested/config.json"), "%s", wrpo_last_error(ctx)->text);
         shell("mv %s/kept.json %s/nested/config.json", dir, dir);
         ((float *)WRPO__W(nested, up_proj, 1)->data)[7] = 1e5f;
-        CHECK(wrpo_model_save(nested, &(wrpo_save_desc){.dir = out, .dtype = WRPO_F16}) == WRPO_E_NOT_FINITE && strstr(wrpo_last_error(ctx)->text, "element 7, 100000"), "%s",
+        CHECK(wrpo_model_save(nested, &(wrpo_save_desc){.dir = out, .dtype = WRPO_DTYPE_F16}) == WRPO_E_NOT_FINITE && strstr(wrpo_last_error(ctx)->text, "element 7, 100000"), "%s",
               wrpo_last_error(ctx)->text);
         again = load("nested", NULL);
         CHECK(old && again && equal(old, again), "a failed save changed the checkpoint");
@@ -202,7 +202,7 @@ static void round_trips(void) {
     wrpo_model_free(nested);
     /* bf16: what was rounded once stays; config says so */
     snprintf(out, sizeof out, "%s/bf16", dir);
-    CHECK(wrpo_model_save(model, &(wrpo_save_desc){.dir = out, .dtype = WRPO_BF16}) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+    CHECK(wrpo_model_save(model, &(wrpo_save_desc){.dir = out, .dtype = WRPO_DTYPE_BF16}) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
     wrpo_model *half = load("bf16", NULL);
     CHECK(half && !equal(model, half), "bf16 rounds");
     b = get("bf16/config.json", &k);
@@ -226,7 +226,7 @@ static void round_trips(void) {
         wrpo_config c;
         int64_t parameters;
         wrpo_dtype dtype;
-        CHECK(wrpo_model_check(ctx, out, &c, &parameters, &dtype) == WRPO_OK && parameters == wrpo_model_parameters(model) && dtype == WRPO_BF16, "check: %s", wrpo_last_error(ctx)->text);
+        CHECK(wrpo_model_check(ctx, out, &c, &parameters, &dtype) == WRPO_OK && parameters == wrpo_model_parameters(model) && dtype == WRPO_DTYPE_BF16, "check: %s", wrpo_last_error(ctx)->text);
     }
     /* broken directories */
     shell("cp -r %s/f32_0 %s/broken", dir, dir);

@@ -153,11 +153,11 @@ static void armorm(const wrpo_json *golden) {
         wrpo_config c;
         wrpo__config_read(arena, path("armorm"), &c);
         CHECK(c.head == WRPO_HEAD_GATED && c.gating_temperature == 10 && c.pad_token_id == 128256, "config");
-        wrpo_model *m = wrpo__model_table(arena, &c, WRPO_F32);
+        wrpo_model *m = wrpo__model_table(arena, &c, WRPO_DTYPE_F32);
         wrpo__save_tensor *t = wrpo__alloc(arena, (size_t)m->n_weights + HEADS, sizeof *t);
         for (int64_t i = 0; i < m->n_weights; i++) t[i] = (wrpo__save_tensor){m->weights[i].name, m->weights[i].vector ? 1 : 2, {m->weights[i].rows, m->weights[i].cols, 0, 0}};
         for (int i = 0; i < HEADS; i++) t[m->n_weights + i] = (wrpo__save_tensor){gated[i].name, gated[i].cols ? 2 : 1, {gated[i].rows, gated[i].cols, 0, 0}};
-        wrpo__tensors_save(arena, path("armorm"), t, m->n_weights + HEADS, WRPO_F32, 0, by_formula, m, NULL);
+        wrpo__tensors_save(arena, path("armorm"), t, m->n_weights + HEADS, WRPO_DTYPE_F32, 0, by_formula, m, NULL);
         wrpo_reward *r = load(path("armorm"), 0, 0);
         if (r) {
             static const int32_t without[] = {1, 2, 128009, 128006, 78191, 128007, 9, 128009};
@@ -171,10 +171,10 @@ static void armorm(const wrpo_json *golden) {
             CHECK(wrpo_reward_score(r, &prompt, &(const char *){"b"}, 1, &reward) == WRPO_E_IO && strstr(wrpo_last_error(ctx)->text, "tokenizer.json"), "%s", wrpo_last_error(ctx)->text);
             wrpo_reward_free(r);
         }
-        wrpo__tensors_save(arena, path("armorm"), t, m->n_weights + HEADS - 1, WRPO_F32, 0, by_formula, m, NULL);
+        wrpo__tensors_save(arena, path("armorm"), t, m->n_weights + HEADS - 1, WRPO_DTYPE_F32, 0, by_formula, m, NULL);
         refuse(path("armorm"), 0, "gating.logit_scale is missing");
         t[m->n_weights].shape[0] = 4;
-        wrpo__tensors_save(arena, path("armorm"), t, m->n_weights + HEADS, WRPO_F32, 0, by_formula, m, NULL);
+        wrpo__tensors_save(arena, path("armorm"), t, m->n_weights + HEADS, WRPO_DTYPE_F32, 0, by_formula, m, NULL);
         refuse(path("armorm"), 0, "reward_transform_matrix");
     }
     CHECK(wrpo__end(&wrpo__entry) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
@@ -207,10 +207,10 @@ static void refusals(void) {
 static int64_t lines_seen, stop_after;
 static bool on_line(int64_t done, int64_t lines, void *user) { (void)lines, (void)user; lines_seen = done; return done != stop_after; }
 static void bad_file(wrpo_reward *r, const char *text, const char *says) {
-    wrpo_score_stats t;
+    wrpo_reward_file_stats t;
     put("bad.jsonl", text);
     remove(path("new.jsonl"));
-    const wrpo_result code = wrpo_score(r, &(wrpo_score_desc){.in = path("bad.jsonl"), .out = path("new.jsonl")}, &t);
+    const wrpo_result code = wrpo_reward_file(r, &(wrpo_reward_file_desc){.in = path("bad.jsonl"), .out = path("new.jsonl")}, &t);
     CHECK(code != WRPO_OK && strstr(wrpo_last_error(ctx)->text, says) && strstr(wrpo_last_error(ctx)->text, "bad.jsonl"), "want \"%s\", found %d \"%s\"", says, code, wrpo_last_error(ctx)->text);
     char *left = get("new.jsonl");
     CHECK(!left, "something is left of %s", says);
@@ -224,7 +224,7 @@ static void files(void) {
     const char *answers[3] = {"one", "two", "three"};
     double want[3];
     char expected[1024];
-    wrpo_score_stats t;
+    wrpo_reward_file_stats t;
     wrpo_json hi = {.kind = WRPO_JSON_STRING, .text = "Hi", .size = 2};
     wrpo_reward *r = load("golden/rewards/llama_f32", 0, 0);
     if (!r) return;
@@ -232,7 +232,7 @@ static void files(void) {
     CHECK(wrpo_reward_score(r, &hi, answers, 3, want) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
     for (int rescore = 0; rescore < 2; rescore++) {
         char number[3][40];
-        CHECK(wrpo_score(r, &(wrpo_score_desc){.in = path("in.jsonl"), .out = path("out.jsonl"), .rescore = rescore, .on_line = on_line}, &t) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+        CHECK(wrpo_reward_file(r, &(wrpo_reward_file_desc){.in = path("in.jsonl"), .out = path("out.jsonl"), .rescore = rescore, .on_line = on_line}, &t) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
         CHECK(t.prompts == 2 && t.scored == 3 + rescore && t.kept == 1 - rescore && lines_seen == 2, "%lld prompts, %lld scored, %lld kept", (long long)t.prompts, (long long)t.scored, (long long)t.kept);
         char *out = get("out.jsonl"), *p = out ? out : (char *)(uintptr_t)"";
         for (int i = 0; i < 3; i++) {                  /* the numbers as they stand in the file, against the call above */
@@ -250,7 +250,7 @@ static void files(void) {
         free(out);
     }
     stop_after = 1, remove(path("new.jsonl"));
-    CHECK(wrpo_score(r, &(wrpo_score_desc){.in = path("in.jsonl"), .out = path("new.jsonl"), .on_line = on_line}, &t) == WRPO_E_STOPPED, "%s", wrpo_last_error(ctx)->text);
+    CHECK(wrpo_reward_file(r, &(wrpo_reward_file_desc){.in = path("in.jsonl"), .out = path("new.jsonl"), .on_line = on_line}, &t) == WRPO_E_STOPPED, "%s", wrpo_last_error(ctx)->text);
     char *left = get("new.jsonl");
     CHECK(!left, "a stopped run leaves a file");
     free(left);
@@ -274,7 +274,7 @@ static void files(void) {
 static void template_arguments(void) {
     const char *texts[2] = {"one", "[T1]one"};
     double want[2], got[4] = {NAN, NAN, NAN, NAN};
-    wrpo_score_stats t;
+    wrpo_reward_file_stats t;
     const wrpo_json prompts[2] = {{.kind = WRPO_JSON_STRING, .text = "Hi", .size = 2}, {.kind = WRPO_JSON_STRING, .text = "[T1]Hi", .size = 6}};
     shell("cp -r golden/rewards/llama_f32 %s/kwargs%s", dir, "");
     put("kwargs/chat_template.jinja", "{% for m in messages %}{{ '[' + mark + (tools | length | string) + ']' if mark and tools else '' }}{{ m['content'] }}{% endfor %}");
@@ -285,7 +285,7 @@ static void template_arguments(void) {
 #define ARGUMENTS "\"tools\": [{\"name\": \"f\"}], \"chat_template_kwargs\": {\"mark\": \"T\"}"
     put("in.jsonl", "{\"prompt\": \"Hi\", \"content\": \"one\"}\n{\"prompt\": \"Hi\", " ARGUMENTS ", \"content\": \"one\"}\n{\"prompt\": \"Hi\", \"content\": \"one\"}\n"
                     "{\"prompt_id\": 4, \"prompt\": \"Hi\", " ARGUMENTS ", \"target\": [{\"content\": \"one\"}]}\n");
-    CHECK(wrpo_score(r, &(wrpo_score_desc){.in = path("in.jsonl"), .out = path("out.jsonl")}, &t) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+    CHECK(wrpo_reward_file(r, &(wrpo_reward_file_desc){.in = path("in.jsonl"), .out = path("out.jsonl")}, &t) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
     char *out = get("out.jsonl"), *at = out;
     for (int i = 0; i < 4 && at && (at = strstr(at, "\"reward\": ")); i++) got[i] = strtod(at += 10, NULL);
     for (int i = 0; i < 4; i++) CHECK(fabs(got[i] - want[i % 2]) < 1e-6, "line %d: reward %g, want %g", i + 1, got[i], want[i % 2]);
@@ -304,10 +304,10 @@ static void allocations(void) {
     const int64_t base = live;
     for (fail_at = 0; fail_at < 20000; fail_at++) {
         wrpo_reward *r;
-        wrpo_score_stats t;
+        wrpo_reward_file_stats t;
         calls = 0;
         wrpo_result code = wrpo_reward_load(own, &(wrpo_reward_desc){.dir = "golden/rewards/llama_f32"}, &r);
-        if (code == WRPO_OK) code = wrpo_score(r, &(wrpo_score_desc){.in = path("in.jsonl"), .out = path("oom.jsonl")}, &t);
+        if (code == WRPO_OK) code = wrpo_reward_file(r, &(wrpo_reward_file_desc){.in = path("in.jsonl"), .out = path("oom.jsonl")}, &t);
         wrpo_reward_free(r);
         if (live != base || (code != WRPO_OK && code != WRPO_E_MEMORY)) CHECK(false, "allocation %lld: %d, %lld held: %s", (long long)fail_at, code, (long long)(live - base), wrpo_last_error(own)->text);
         if (code == WRPO_OK) break;

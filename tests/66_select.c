@@ -53,7 +53,7 @@ static void records(void) {
     holds("out.jsonl", "{\"prompt_id\": \"p1\", \"prompt\": \"one\xC3\xA9\", \"chosen\": [" M("b") ", " M("y") "], \"rejected\": [" M("x") "], \"rewards\": [7e-1, 0.6, 0.2], \"models\": [\"n\", \"t\", \"t\"]}\n", "quads");
     CHECK(s.prompts == 3 && s.records == 1 && s.no_source == 1 && s.equal == 1 && s.no_target == 0 && s.gap == 0 && s.empty == 1, "%lld %lld %lld %lld %lld", (long long)s.prompts,
           (long long)s.records, (long long)s.no_source, (long long)s.equal, (long long)s.empty);
-    CHECK(s.reward[WRPO_SOURCE] == 0.7 && s.reward[WRPO_TARGET] == 0.6 && s.reward[WRPO_REJECTED] == 0.2 && s.length[0] == 1, "means");
+    CHECK(s.reward[WRPO_ROLE_SOURCE] == 0.7 && s.reward[WRPO_ROLE_TARGET] == 0.6 && s.reward[WRPO_ROLE_REJECTED] == 0.2 && s.length[0] == 1, "means");
     CHECK(s.n_models == 4 && !strcmp(s.models[0].name, "m") && !strcmp(s.models[1].name, "n") && !strcmp(s.models[2].name, "t") && !strcmp(s.models[3].name, "o"), "models");
     CHECK(s.models[0].responses == 4 && s.models[0].selected == 0 && s.models[1].selected == 1 && s.models[1].reward == 0.7, "model statistics");
     wrpo_free(ctx, s.models);
@@ -75,7 +75,7 @@ static void records(void) {
 
     CHECK(choose((wrpo_select_desc){.form = WRPO_FORM_PAIR}, sources, target, &s) == WRPO_OK && s.records == 1 && s.equal == 1, "%s", wrpo_last_error(ctx)->text);
     holds("out.jsonl", "{\"prompt_id\": 2, \"prompt\": [{\"role\": \"user\", \"content\": \"two\"}], \"chosen\": [" M("e") "], \"rejected\": [" M("f") "], \"rewards\": [1, -1], \"models\": [\"m\", \"m\"]}\n", "pair");
-    CHECK(isnan(s.reward[WRPO_TARGET]) && s.reward[WRPO_REJECTED] == -1, "means of pairs");
+    CHECK(isnan(s.reward[WRPO_ROLE_TARGET]) && s.reward[WRPO_ROLE_REJECTED] == -1, "means of pairs");
     wrpo_free(ctx, s.models);
 
     CHECK(choose((wrpo_select_desc){.form = WRPO_FORM_PAIRS, .tau = 0.5},

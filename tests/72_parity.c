@@ -22,10 +22,10 @@ static wrpo_train_desc desc_of(const wrpo_json *o) {
                  .pair = (wrpo_pair)index_of(wrpo_pair_name, golden_text(o, "pair", "target")),
                  .beta = golden_number(o, "beta", 0), .label_smoothing = golden_number(o, "label_smoothing", 0),
                  .gamma_ratio = golden_number(o, "gamma_ratio", 0)},
-        .alpha = golden_number(o, "alpha", 0), .ramp = (wrpo_ramp)index_of(wrpo_ramp_name, ramp), .ramp_power = power ? atof(power) : 0,
+        .alpha = golden_number(o, "alpha", 0), .alpha_schedule = (wrpo_alpha_schedule)index_of(wrpo_alpha_schedule_name, ramp), .alpha_power = power ? atof(power) : 0,
         .learning_rate = golden_number(o, "learning_rate", 0), .weight_decay = golden_number(o, "weight_decay", 0),
         .max_grad_norm = golden_number(o, "max_grad_norm", 0),
-        .schedule = (wrpo_schedule)index_of(wrpo_schedule_name, golden_text(o, "lr_scheduler", "cosine")),
+        .lr_schedule = (wrpo_lr_schedule)index_of(wrpo_lr_schedule_name, golden_text(o, "lr_scheduler", "cosine")),
         .warmup_ratio = explicit_zero(golden_number(o, "warmup_ratio", 0.1)),
         .batch_size = (int64_t)golden_number(o, "batch_size", 0), .epochs = golden_number(o, "epochs", 1), .no_shuffle = true};
 }
@@ -36,9 +36,10 @@ static double metric(const wrpo_metrics *m, const char *name) {
     return NAN;
 }
 
-int main(void) {
+static void all(const wrpo_backend *backend) {
     wrpo_ctx *ctx;
-    if (wrpo_open(&(wrpo_desc){.threads = 1}, &ctx) != WRPO_OK) return 1;
+    if (wrpo_open(&(wrpo_desc){.threads = 1, .backend = backend}, &ctx) != WRPO_OK) exit(1);
+    printf("%s\n", backend->name);
     const wrpo_json *golden = golden_read(ctx, "golden/train.json");
     int n = 0;
     for (const wrpo_json *run = golden_get(golden, "runs")->child; run; run = run->next, n++) {
@@ -54,7 +55,7 @@ int main(void) {
         CHECK(wrpo_model_init(ctx, &(wrpo_init_desc){.config = "golden/train"}, &model) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
         if (!model) break;
         golden_fill(model, golden_get(golden, "scale"));
-        CHECK(wrpo_trainer_new(model, data, &desc, &t) == WRPO_OK, "%s: %s", name, wrpo_last_error(ctx)->text);
+        CHECK(wrpo_trainer_open(model, data, &desc, &t) == WRPO_OK, "%s: %s", name, wrpo_last_error(ctx)->text);
         double worst = 0;
         for (int64_t k = 0; t && k < T; k++) {
             wrpo_result r = wrpo_trainer_step(t, &m);
@@ -93,5 +94,9 @@ int main(void) {
     CHECK(n == 17, "%d runs", n);
     wrpo_json_free(ctx, (wrpo_json *)(uintptr_t)golden);
     wrpo_close(ctx);
+}
+int main(void) {
+    all(wrpo_backend_cpu());
+    all(wrpo_backend_plain());
     return test_end("72_parity");
 }

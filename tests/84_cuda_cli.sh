@@ -34,12 +34,12 @@ if [ -x "${W}_cuda" ]; then
     "$C" inspect cuda --device cuda >out.txt 2>err.txt
     check "inspect" grep -q '^room ' out.txt
     for states in f32 bf16 8bit; do
-        "$C" $TRAIN --out whole --device cuda --states $states --save-steps 3 >out.txt 2>err.txt
-        "$C" $TRAIN --out rest --device cuda --states $states --resume whole/checkpoint-3 >out.txt 2>err.txt
+        "$C" $TRAIN --out whole --device cuda --moments $states --save-steps 3 >out.txt 2>err.txt
+        "$C" $TRAIN --out rest --device cuda --moments $states --resume whole/checkpoint-3 >out.txt 2>err.txt
         check "resume, moments in $states" cmp -s whole/model.safetensors rest/model.safetensors
         rm -rf whole/model.safetensors rest
     done
-    "$C" $TRAIN --out new --states 8bit --dtype bf16 --resume whole/checkpoint-3 >out.txt 2>err.txt
+    "$C" $TRAIN --out new --moments 8bit --dtype bf16 --resume whole/checkpoint-3 >out.txt 2>err.txt
     check "resume: not what the device began" grep -q '^wrpo: whole/checkpoint-3/trainer_state.wrpo: backend: want cpu.*, as this run has it, found cuda' err.txt
     "$C" $TRAIN --out new --device cuda --dtype f32 >out.txt 2>err.txt
     check "float products: refused" grep -q '^wrpo: cuda: .*want dtype bf16, found f32' err.txt

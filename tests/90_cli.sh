@@ -487,7 +487,7 @@ same_run() { # what, two directories
 }
 LONG="train --model tiny --data quads.jsonl --batch-size 2 --accumulation 2 --learning-rate 1e-2 --beta 0.1 --eval-data quads.jsonl --eval-steps 5 --max-steps 11"
 for states in f32 bf16 8bit; do for dtype in f32 bf16; do for m in "wrpo --ref tiny2" "simpo --save-dtype bf16"; do
-    o="--states $states --dtype $dtype --method $m" what="resume, $states $dtype ${m%% *}"
+    o="--moments $states --dtype $dtype --method $m" what="resume, $states $dtype ${m%% *}"
     rm -rf whole rest
     good "$what: whole" $LONG $o --out whole --save-steps 3
     check "$what: the last checkpoint alone" test "$(echo whole/checkpoint-*)" = whole/checkpoint-9
@@ -511,7 +511,7 @@ cp -r $K kept; rm -rf new
 S=kept/trainer_state.wrpo
 for o in "--batch-size 2:batch_size: want 2, as this run has it, found 1" "--learning-rate 1e-4:learning_rate: want 0.0001, .* found 3e-7" "--epochs 2:steps: want 10, .* found 2500" \
          "--seed 3:seed: want 3, .* found 42" "--data pairs.jsonl --method dpo:method: want dpo, .* found wrpo" "--limit 4:data: want 4 records, .*, .* found 5 records" \
-         "--states 8bit:states: want 8bit, .* found f32" "--dtype bf16:dtype: want BF16, .* found F32" "--alpha-schedule cosine:alpha_schedule: want cosine"; do
+         "--moments 8bit:moments: want 8bit, .* found f32" "--dtype bf16:dtype: want BF16, .* found F32" "--alpha-schedule cosine:alpha_schedule: want cosine"; do
     bad "resume with another ${o%%:*}" 1 "$S: ${o#*:}" $MANY new --resume kept ${o%%:*}
 done
 run "$W" $MANY other --ref tiny2 --resume kept >out.txt 2>err.txt; code=$?
@@ -520,7 +520,7 @@ check "resume with another reference: exit code 1, no metrics" test $code -eq 1 
 bad "resume from nothing" 1 'absent/trainer_state.wrpo: cannot be opened' $MANY new --resume absent
 bad "resume from weights alone" 1 'tiny/trainer_state.wrpo: cannot be opened' $MANY new --resume tiny
 cp $S state; size=$(wc -c <state)
-cp tiny/model.safetensors $S; bad "resume from weights under its name" 1 "$S: wrpo: want 0.1.0, .* found no such setting" $MANY new --resume kept
+cp tiny/model.safetensors $S; bad "resume from weights under its name" 1 "$S: state_format: want 2, .* found no such setting" $MANY new --resume kept
 for at in 0 5 3000 $((size - 100)); do head -c $at state >$S; bad "resume: cut off after $at bytes" 1 "$S: .*want .*found" $MANY new --resume kept; done
 { head -c $((size - 1000)) state; printf x; tail -c 999 state; } >$S; bad "resume: a byte is another" 1 "$S: checksum: want" $MANY new --resume kept
 sed 's/"step":"[0-9]/"step":"x/' state >$S; bad "resume: no step" 1 "$S: step: want a whole number, steps up to 2500, found x" $MANY new --resume kept

@@ -81,7 +81,7 @@ static const char *greedy(const char *messages, int64_t most) {
     int32_t *ids = NULL;
     wrpo_prompt p = {0};
     CHECK(wrpo_model_load(ctx, &(wrpo_model_desc){.dir = at("model")}, &model) == WRPO_OK && wrpo_tokenizer_load(ctx, at("model"), &tok) == WRPO_OK
-          && wrpo_prompt_ids(tok, &(wrpo_prompt_desc){0}, record, &ids, &p.count) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+          && wrpo_tokenizer_prompt(tok, &(wrpo_tokenizer_prompt_desc){0}, record, &ids, &p.count) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
     p.ids = ids;
     CHECK(wrpo_generate(model, &p, 1, &(wrpo_generate_desc){.tokenizer = tok, .temperature = WRPO_ZERO, .max_tokens = most, .on_done = keep_text}) == WRPO_OK, "%s",
           wrpo_last_error(ctx)->text);

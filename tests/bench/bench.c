@@ -39,7 +39,7 @@ static struct options {
 } opt = {.shape = "smollm2", .threads = 2, .reps = 5, .max_length = 1024, .records = 8, .prompt = 48, .response = 400, .responses = 3,
          .micro_tokens = 2048, .steps = 2};
 
-static wrpo_dtype dtype_of(void) { return opt.bf16 ? WRPO_BF16 : WRPO_F32; }
+static wrpo_dtype dtype_of(void) { return opt.bf16 ? WRPO_DTYPE_BF16 : WRPO_DTYPE_F32; }
 static void die(const char *what) { fprintf(stderr, "bench: %s\n", what); exit(1); }
 static double now(void) {
     struct timespec t;
@@ -223,21 +223,21 @@ static double bytes_ideal(double bytes, bool read_only) { return bytes > 0 ? byt
         add_row(name, now() - t_, 0, b_, bytes_ideal(b_, true)); \
     } while (0)
 static double peak_of(bool bf16) { return (bf16 ? top.bf16 : top.fma) * 1e9; }
-static const char *mm_name(wrpo_mm mm) { return mm == WRPO_NT ? "NT" : mm == WRPO_NT_LOGITS ? "NT logits" : mm == WRPO_NN ? "NN" : "TN"; }
+static const char *mm_name(wrpo_mm mm) { return mm == WRPO_MM_NT ? "NT" : mm == WRPO_MM_NT_FLOAT ? "NT logits" : mm == WRPO_MM_NN ? "NN" : "TN"; }
 static void t_gemm(void *dev, wrpo_mm mm, void *c, int64_t ldc, const void *a, int64_t lda, const void *b, int64_t ldb, wrpo_dtype b_type, int64_t m, int64_t n, int64_t k,
                    float beta) {
     char name[56];                   /* by the matrix of weights, whatever the number of rows */
-    if (mm == WRPO_TN) snprintf(name, sizeof name, "gemm TN        dW [%lld, %lld]", (long long)m, (long long)n);
-    else snprintf(name, sizeof name, "gemm %-9s  W [%lld, %lld]", mm_name(mm), (long long)(mm == WRPO_NN ? k : n), (long long)(mm == WRPO_NN ? n : k));
+    if (mm == WRPO_MM_TN) snprintf(name, sizeof name, "gemm TN        dW [%lld, %lld]", (long long)m, (long long)n);
+    else snprintf(name, sizeof name, "gemm %-9s  W [%lld, %lld]", mm_name(mm), (long long)(mm == WRPO_MM_NN ? k : n), (long long)(mm == WRPO_MM_NN ? n : k));
     const double flops = 2.0 * (double)m * (double)n * (double)k, t = now();
     inner->gemm(dev, mm, c, ldc, a, lda, b, ldb, b_type, m, n, k, beta);
     add_row(name, now() - t, flops, 0, flops / peak_of(opt.bf16));
 }
 static void t_embed(void *dev, void *y, const void *w, wrpo_dtype w_type, const int32_t *ids, int64_t n, int64_t D, float s) {
-    MEMORY("embed", (w_type == WRPO_F32 ? 8 : 6) * n * D, inner->embed(dev, y, w, w_type, ids, n, D, s));
+    MEMORY("embed", (w_type == WRPO_DTYPE_F32 ? 8 : 6) * n * D, inner->embed(dev, y, w, w_type, ids, n, D, s));
 }
 static void t_colsum(void *dev, float *y, const void *w, wrpo_dtype w_type, int64_t n, int64_t D) {
-    READING("colsum", (w_type == WRPO_F32 ? 4 : 2) * n * D, inner->colsum(dev, y, w, w_type, n, D));
+    READING("colsum", (w_type == WRPO_DTYPE_F32 ? 4 : 2) * n * D, inner->colsum(dev, y, w, w_type, n, D));
 }
 static void t_embed_bwd(void *dev, float *dw, const void *dy, const int32_t *ids, int64_t n, int64_t D, float s) { MEMORY("embed_bwd", 12 * n * D, inner->embed_bwd(dev, dw, dy, ids, n, D, s)); }
 static void t_gather(void *dev, void *y, const void *x, const int32_t *i, int64_t n, int64_t D) { MEMORY("gather", 8 * n * D, inner->gather(dev, y, x, i, n, D)); }
@@ -289,7 +289,7 @@ static void t_logprob_bwd(void *dev, void *dlogits, const float *logits, const i
 }
 static void t_sumsq(void *dev, double *out, const float *x, int64_t count) { READING("sumsq", 4 * count, inner->sumsq(dev, out, x, count)); }
 static void t_adamw(void *dev, void *w, uint16_t *low, void *m, void *v, const float *g, int64_t count, const wrpo_adamw *step) {
-    const int64_t moments = step->states == WRPO_STATES_F32 ? 16 : step->states == WRPO_STATES_BF16 ? 8 : 4;     /* weights and moments in and out, gradients in */
+    const int64_t moments = step->moments == WRPO_MOMENTS_F32 ? 16 : step->moments == WRPO_MOMENTS_BF16 ? 8 : 4;     /* weights and moments in and out, gradients in */
     MEMORY("adamw", (8 + 4 + moments) * count, inner->adamw(dev, w, low, m, v, g, count, step));
 }
 static void t_put(void *dev, void *dst, const void *host, size_t n) { MEMORY("put", 2 * n, inner->put(dev, dst, host, n)); }
@@ -351,8 +351,8 @@ static run_of open_run(const wrpo_backend *be) {
             int32_t *ids = get((size_t)R * sizeof *ids);
             for (int64_t j = 0; j < R; j++) ids[j] = (int32_t)(wrpo__random64(3, (uint64_t)(i * 64 + k + 1), (uint64_t)j) % (uint64_t)V);
             if (k < 0) records[i].prompt = ids;
-            else y[k] = (wrpo_tokens){.role = K == 1 || k < K - 2 ? WRPO_SOURCE : k == K - 2 ? WRPO_TARGET : WRPO_REJECTED, .ids = ids, .count = R,
-                                      .weight = K > 2 && k < K - 2 ? 1 / (double)(K - 2) : 1};
+            else y[k] = (wrpo_tokens){.role = K == 1 || k < K - 2 ? WRPO_ROLE_SOURCE : k == K - 2 ? WRPO_ROLE_TARGET : WRPO_ROLE_REJECTED, .ids = ids, .count = R,
+                                      .share = K > 2 && k < K - 2 ? 1 / (double)(K - 2) : 1};
         }
         records[i].prompt_id = "bench", records[i].line = i + 1, records[i].prompt_count = P, records[i].responses = y, records[i].count = (int)K;
     }
@@ -381,7 +381,7 @@ static outcome train(run_of *r, bool all) {
     need(r->ctx, wrpo_train_bytes(r->ctx, wrpo_model_config(r->model), r->data, &d, &o.bytes));
     timing = all;
     double begin = now();
-    need(r->ctx, wrpo_trainer_new(r->model, r->data, &d, &t));
+    need(r->ctx, wrpo_trainer_open(r->model, r->data, &d, &t));
     o.reference = now() - begin;
     timing = false;
     need(r->ctx, wrpo_trainer_step(t, &o.m));
@@ -469,7 +469,7 @@ static void load_blas(void) {
     if ((symbol = dlsym(lib, "openblas_get_config"))) memcpy(&config, &symbol, sizeof symbol), snprintf(blas.what, sizeof blas.what, "%s", config());
 }
 static void run_blas(const product *p, const operands *x) {
-    const bool ta = p->mm == WRPO_TN, tb = p->mm == WRPO_NT;
+    const bool ta = p->mm == WRPO_MM_TN, tb = p->mm == WRPO_MM_NT;
     blas.sgemm(101, ta ? 112 : 111, tb ? 112 : 111, (int)p->m, (int)p->n, (int)p->k, 1, x->a, (int)(ta ? p->m : p->k), x->b, (int)(tb ? p->k : p->n), p->beta, x->c, (int)p->n);
 }
 #ifdef BENCH_DNNL
@@ -477,7 +477,7 @@ typedef struct dnnl { dnnl_engine_t engine; dnnl_stream_t stream; dnnl_primitive
 static void ok(dnnl_status_t s) { if (s != dnnl_success) die("oneDNN refuses a product"); }
 static dnnl dnnl_make(const product *p, const operands *x, bool bf16) {
     dnnl d;
-    const bool ta = p->mm == WRPO_TN, tb = p->mm == WRPO_NT;
+    const bool ta = p->mm == WRPO_MM_TN, tb = p->mm == WRPO_MM_NT;
     const dnnl_data_type_t type = bf16 ? dnnl_bf16 : dnnl_f32;
     const dnnl_dims_t da = {p->m, p->k}, db = {p->k, p->n}, dc = {p->m, p->n};
     ok(dnnl_engine_create(&d.engine, dnnl_cpu, 0));
@@ -590,8 +590,8 @@ enum { OURS, OPENBLAS, ONEDNN, TORCH, ENGINES };
 static void kernel_row(const char *what, const product *p, const wrpo_backend *be, void *dev, const operands *x, bool bf16, double *logs, int *counts, double *least) {
     double t[ENGINES][99] = {{0}};
     static const char *const names[] = {"NT", "NT", "NN", "TN"};
-    const int64_t lda = p->mm == WRPO_TN ? p->m : p->k, ldb = p->mm == WRPO_NT ? p->k : p->n;
-    const void *b = bf16 && p->mm != WRPO_TN ? (const void *)x->b16 : x->b;
+    const int64_t lda = p->mm == WRPO_MM_TN ? p->m : p->k, ldb = p->mm == WRPO_MM_NT ? p->k : p->n;
+    const void *b = bf16 && p->mm != WRPO_MM_TN ? (const void *)x->b16 : x->b;
 #ifdef BENCH_DNNL
     dnnl d = dnnl_make(p, x, bf16);
 #endif
@@ -599,7 +599,7 @@ static void kernel_row(const char *what, const product *p, const wrpo_backend *b
     snprintf(line, sizeof line, "| %s | %s | %s | %lld x %lld x %lld |", what, bf16 ? "bf16" : "fp32", names[p->mm], (long long)p->m, (long long)p->n, (long long)p->k);
     if (!opt.only || strstr(line, opt.only)) {
         for (int64_t r = 0; r < opt.reps; r++) {
-            SECONDS(t[OURS][r], be->gemm(dev, p->mm, x->c_ours, p->n, x->a, lda, b, ldb, bf16 ? WRPO_BF16 : WRPO_F32, p->m, p->n, p->k, p->beta));
+            SECONDS(t[OURS][r], be->gemm(dev, p->mm, x->c_ours, p->n, x->a, lda, b, ldb, bf16 ? WRPO_DTYPE_BF16 : WRPO_DTYPE_F32, p->m, p->n, p->k, p->beta));
             if (blas.sgemm && !bf16) SECONDS(t[OPENBLAS][r], run_blas(p, x));
 #ifdef BENCH_DNNL
             SECONDS(t[ONEDNN][r], dnnl_run(&d));
@@ -641,7 +641,7 @@ static void kernels(void) {
     for (int bf16 = 0; bf16 < 2; bf16++) {
         const wrpo_backend *be = inner = wrpo_backend_cpu();
         wrpo_ctx *ctx;
-        if (wrpo_open(&(wrpo_desc){.threads = (int)opt.threads, .dtype = bf16 ? WRPO_BF16 : WRPO_F32}, &ctx) != WRPO_OK) die("out of memory");
+        if (wrpo_open(&(wrpo_desc){.threads = (int)opt.threads, .dtype = bf16 ? WRPO_DTYPE_BF16 : WRPO_DTYPE_F32}, &ctx) != WRPO_OK) die("out of memory");
         double logs[ENGINES] = {0}, least[ENGINES] = {0, 1e9, 1e9, 1e9};
         int counts[ENGINES] = {0};
         printf("\n%s, %d threads, GFLOP/s; ratios: ours over theirs\n| of | type | layout | m x n x k | %s | of peak | OpenBLAS | ratio | oneDNN | ratio | PyTorch | ratio |\n"
@@ -654,7 +654,7 @@ static void kernels(void) {
                 x.a[j] = (float)(j * 2654435761u >> 8 & 0xFFFF) / 65536 - 0.5f, x.b[j] = (float)(j * 2246822519u >> 8 & 0xFFFF) / 65536 - 0.5f;
                 x.a16[j] = (uint16_t)(wrpo__float_bits(x.a[j]) >> 16), x.b16[j] = (uint16_t)(wrpo__float_bits(x.b[j]) >> 16);
             }
-            const product layouts[] = {{M, N, K, WRPO_NT, 0}, {M, K, N, WRPO_NN, 0}, {N, K, M, WRPO_TN, 1}};
+            const product layouts[] = {{M, N, K, WRPO_MM_NT, 0}, {M, K, N, WRPO_MM_NN, 0}, {N, K, M, WRPO_MM_TN, 1}};
             static const char *const whats[] = {"y = x W'", "dx = dy W", "dW += dy' x"};
             for (int l = 0; l < 3; l++) kernel_row(whats[l], &layouts[l], be, ctx->dev, &x, bf16, logs, counts, least);
             free(x.a), free(x.b), free(x.c), free(x.c_ours), free(x.a16), free(x.b16);

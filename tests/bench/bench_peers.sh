@@ -9,7 +9,7 @@
 # PYTHON is an interpreter with the peers (python3); to make one:
 #   python3 -m venv venv && venv/bin/pip install torch transformers trl tokenizers jinja2 && PYTHON=venv/bin/python sh bench/bench_peers.sh ...
 # ROWS=3 gives the peers their three responses as one padded batch, as they do by themselves; 1 (default) spares them the padding, which is
-# faster. MORE is passed on to bench_peers.py compare (MORE=--compile, MORE="--once trl", MORE="--small '--states 8bit'"). What is measured, and how
+# faster. MORE is passed on to bench_peers.py compare (MORE=--compile, MORE="--once trl", MORE="--small '--moments 8bit'"). What is measured, and how
 # the peers are set up: the comment on top of bench_peers.py.
 set -e
 cd "$(dirname "$0")/.."

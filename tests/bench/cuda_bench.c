@@ -76,9 +76,9 @@ static void products(const char *model, int64_t n, int64_t D, int64_t qkv, int64
             double t;
             const char *note = way == 2 ? "own kernel (wgmma)" : way ? "own kernel (mma.sync)" : "as linked (cuBLASLt unless left out)";
 #define SAY(layout) (snprintf(name, sizeof name, "gemm %s %s %s %lldx%lldx%lld", model, shape[i].name, layout, (long long)n, (long long)out, (long long)in), name)
-            TIME(t, dev, be->gemm(dev, WRPO_NT, y, out, x, in, w, in, WRPO_BF16, n, out, in, 0)); row(SAY("y"), t, 0, flop, note);
-            TIME(t, dev, be->gemm(dev, WRPO_NN, x, in, y, out, w, in, WRPO_BF16, n, in, out, 0)); row(SAY("dx"), t, 0, flop, note);
-            TIME(t, dev, be->gemm(dev, WRPO_TN, dw, in, y, out, x, in, WRPO_BF16, out, in, n, 1)); row(SAY("dW"), t, 0, flop, note);
+            TIME(t, dev, be->gemm(dev, WRPO_MM_NT, y, out, x, in, w, in, WRPO_DTYPE_BF16, n, out, in, 0)); row(SAY("y"), t, 0, flop, note);
+            TIME(t, dev, be->gemm(dev, WRPO_MM_NN, x, in, y, out, w, in, WRPO_DTYPE_BF16, n, in, out, 0)); row(SAY("dx"), t, 0, flop, note);
+            TIME(t, dev, be->gemm(dev, WRPO_MM_TN, dw, in, y, out, x, in, WRPO_DTYPE_BF16, out, in, n, 1)); row(SAY("dW"), t, 0, flop, note);
         }
         drop(x), drop(w), drop(y), drop(dw);
         check(true, model);
@@ -130,14 +130,14 @@ static void streams(int64_t n, int64_t D, int64_t I, int64_t heads, int64_t d, i
     drop(gu), drop(h), drop(q), drop(table);
     void *e = numbers(V * D, 2, 0.02);
     float *de = numbers(V * D, 4, 0);
-    TIME(t, dev, be->embed(dev, y, e, WRPO_BF16, dids, n, D, 1)); row("embed", t, 4 * nD, 0, "");
+    TIME(t, dev, be->embed(dev, y, e, WRPO_DTYPE_BF16, dids, n, D, 1)); row("embed", t, 4 * nD, 0, "");
     TIME(t, dev, be->embed_bwd(dev, de, y, dids, n, D, 1)); row("embed_bwd", t, 10 * nD, 0, "");
-    TIME(t, dev, be->colsum(dev, w, e, WRPO_BF16, V, D)); row("colsum of the head", t, 2 * (double)V * (double)D, 0, "");
+    TIME(t, dev, be->colsum(dev, w, e, WRPO_DTYPE_BF16, V, D)); row("colsum of the head", t, 2 * (double)V * (double)D, 0, "");
     drop(de);
     float *logits = numbers(chunk * V, 4, 2), *lse = numbers(chunk, 4, 1), *logp = numbers(chunk, 4, 1);
     void *dlogits = numbers(chunk * V, 2, 1);
     const double nV = (double)chunk * (double)V;
-    TIME(t, dev, be->gemm(dev, WRPO_NT_LOGITS, logits, V, x, D, e, D, WRPO_BF16, chunk, V, D, 0)); row("gemm logits", t, 0, 2 * nV * (double)D, "");
+    TIME(t, dev, be->gemm(dev, WRPO_MM_NT_FLOAT, logits, V, x, D, e, D, WRPO_DTYPE_BF16, chunk, V, D, 0)); row("gemm logits", t, 0, 2 * nV * (double)D, "");
     TIME(t, dev, be->logprob(dev, logp, lse, logits, dids, chunk, V, 0)); row("logprob", t, 4 * nV, 0, "");
     TIME(t, dev, be->logprob_bwd(dev, dlogits, logits, dids, lse, logp, chunk, V, 0)); row("logprob_bwd", t, 6 * nV, 0, "");
     drop(e), drop(logits), drop(lse), drop(logp), drop(dlogits), drop(x), drop(y), drop(w), drop(dw), drop(rstd), drop(dids);
@@ -147,12 +147,12 @@ static void streams(int64_t n, int64_t D, int64_t I, int64_t heads, int64_t d, i
     be->zero(dev, sum, 8);
     TIME(t, dev, be->sumsq(dev, sum, g, weights)); row("sumsq", t, 4 * (double)weights, 0, "");
     for (int i = 0; i < 3; i++) {
-        const size_t bytes = wrpo_states_bytes((wrpo_states)i, weights);
+        const size_t bytes = wrpo_moments_bytes((wrpo_moments)i, weights);
         void *m = be->alloc(dev, bytes), *v = be->alloc(dev, bytes);
-        const wrpo_adamw s = {.lr = 1e-6f, .beta1 = 0.9f, .beta2 = 0.999f, .eps = 1e-8f, .grad_scale = 1, .correction1 = 0.5, .correction2 = 0.5, .states = (wrpo_states)i};
+        const wrpo_adamw s = {.lr = 1e-6f, .beta1 = 0.9f, .beta2 = 0.999f, .eps = 1e-8f, .grad_scale = 1, .correction1 = 0.5, .correction2 = 0.5, .moments = (wrpo_moments)i};
         char name[60];
         be->zero(dev, m, bytes), be->zero(dev, v, bytes);
-        snprintf(name, sizeof name, "adamw, masters, moments %s", wrpo_states_name(i));
+        snprintf(name, sizeof name, "adamw, masters, moments %s", wrpo_moments_name(i));
         TIME(t, dev, be->adamw(dev, master, (uint16_t *)low, m, v, g, weights, &s)); row(name, t, 12 * (double)weights + 4 * (double)bytes, 0, "");
         drop(m), drop(v);
     }
@@ -226,7 +226,7 @@ static void step(const char *name, wrpo_config c, int64_t P, int64_t R, int reco
     char label[96];
     snprintf(label, sizeof label, "step %s, %lld + 3 x %lld", name, (long long)P, (long long)R);
     for (int s = 0; s < 4; s++) for (int j = 0; j < 4096; j++) ids[s][j] = (int32_t)(wrpo__random64(1, (uint64_t)s, (uint64_t)j) % (uint64_t)c.vocab_size);
-    for (int k = 0; k < 3; k++) y[k] = (wrpo_tokens){.role = (wrpo_role)k, .ids = ids[k + 1], .count = R, .weight = 1};
+    for (int k = 0; k < 3; k++) y[k] = (wrpo_tokens){.role = (wrpo_role)k, .ids = ids[k + 1], .count = R, .share = 1};
     for (int i = 0; i < records_n; i++) records[i] = (wrpo_record){.prompt_id = "r", .line = 1, .prompt = ids[0], .prompt_count = P, .responses = y, .count = 3, .weight = 1};
     if (wrpo_data_from_ids(ctx, records, records_n, &data) != WRPO_OK) { check(false, label); return; }
     WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
@@ -238,11 +238,11 @@ static void step(const char *name, wrpo_config c, int64_t P, int64_t R, int reco
         wrpo_metrics x;
         const size_t before = be->room(ctx->dev);
         for (int i = 0; i < 3 && !t; i++) {            /* the widest moments that fit */
-            d.states = (wrpo_states)i;
-            if (wrpo_train_bytes(ctx, &c, data, &d, &bytes) == WRPO_OK && bytes.device <= bytes.room && wrpo_trainer_new(m, data, &d, &t) != WRPO_OK) t = NULL;
+            d.moments = (wrpo_moments)i;
+            if (wrpo_train_bytes(ctx, &c, data, &d, &bytes) == WRPO_OK && bytes.device <= bytes.room && wrpo_trainer_open(m, data, &d, &t) != WRPO_OK) t = NULL;
         }
         if (!t) {
-            if (wrpo_trainer_new(m, data, &d, &t) == WRPO_OK) wrpo_trainer_free(t);
+            if (wrpo_trainer_open(m, data, &d, &t) == WRPO_OK) wrpo_trainer_free(t);
             printf("%-44s does not fit: %s\n", label, ctx->error.text);
         } else {
             const size_t taken = before - be->room(ctx->dev);
@@ -263,7 +263,7 @@ static void step(const char *name, wrpo_config c, int64_t P, int64_t R, int reco
                 const double flop = 6 * rows * L * layer + 6 * targets * D * (double)c.vocab_size + 14 * pairs;
                 printf("%-44s %10.3f s   %8.0f rows/s  %8.0f tokens/s unshared  %6.1f TFLOP/s, %4.1f %% of the products' rate; moments %s, %lld of %lld layers recomputed;"
                        " memory %.2f GiB, predicted %.2f\n", label, seconds, rows / seconds, (double)records_n * 3 * (double)(P + R) / seconds, flop / seconds * 1e-12, 100 * flop / seconds / rate,
-                       wrpo_states_name((int)d.states), (long long)bytes.recompute, (long long)c.num_hidden_layers, (double)(taken + bytes.weights) / 1073741824.0,
+                       wrpo_moments_name((int)d.moments), (long long)bytes.recompute, (long long)c.num_hidden_layers, (double)(taken + bytes.weights) / 1073741824.0,
                        (double)bytes.device / 1073741824.0);
             }
         }
@@ -295,7 +295,7 @@ int main(int argc, char **argv) {
         bandwidth = 2 * (double)n / t;
         drop(p);
         void *a = numbers(k * k, 2, 1), *b = numbers(k * k, 2, 1), *c = numbers(k * k, 2, 1);
-        TIME(t, ctx->dev, be->gemm(ctx->dev, WRPO_NT, c, k, a, k, b, k, WRPO_BF16, k, k, k, 0));
+        TIME(t, ctx->dev, be->gemm(ctx->dev, WRPO_MM_NT, c, k, a, k, b, k, WRPO_DTYPE_BF16, k, k, k, 0));
         rate = 2 * (double)k * (double)k * (double)k / t;
         drop(a), drop(b), drop(c);
         printf("measured: copy %.0f GB/s (read + written), product of %lld^3 %.1f TFLOP/s; %.1f GiB free\n", bandwidth * 1e-9, (long long)k, rate * 1e-12, (double)be->room(ctx->dev) / 1073741824.0);
