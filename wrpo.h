@@ -7954,47 +7954,88 @@ static wrpo_result wrpo__answer_end(wrpo_tokenizer *tok, int32_t *end) {
 /* ------------------------------------------------------------------------------------------ >>generate
    Samples of many prompts at once, over a cache of keys and values.
 
-   A prompt's keys and values are computed once and are the prefix that all its samples attend to; a sample has rows of the cache
-   of its own. One step packs the newest token of every live sample and, into the rows left, pieces of prompts, and runs the one
-   model text over them; a row's bits do not depend on the others. From the logits of a prompt's last row all its samples draw
-   their first token; those that find no place among the live ones wait with it. A prompt is begun when places would stay empty. */
+   The keys and values of a prompt are computed once: they are the prefix that all its samples attend to. Each live
+   sample has rows of its own in the cache. One step packs the newest token of every live sample, fills the rows that
+   are left with pieces of prompts, and runs the model over them; the bits of a row do not depend on the other rows.
+   All samples of a prompt draw their first token from the logits of the prompt's last row. Those that find no free
+   slot wait. A prompt is begun when slots would stay empty otherwise.                                          */
 typedef struct wrpo__draft {         /* a sample in the making */
     struct wrpo__job *job;
-    int64_t number, place;           /* place among the live ones; -1: none */
+    int64_t number, slot;            /* slot among the live samples; -1: none */
     int32_t *ids; float *logps;      /* stb arrays */
     size_t shown;                    /* bytes of its text that on_text has had */
     bool stopped, done;
 } wrpo__draft;
 typedef struct wrpo__job {           /* a prompt that is begun and not delivered yet */
-    int64_t prompt, place, rows, left, limit;          /* rows of it in the cache; samples not done; tokens of a sample at most */
-    wrpo__draft *drafts;             /* [n] */
+    int64_t prompt, slot;            /* its index; its slot in the cache */
+    int64_t rows;                    /* of it in the cache so far */
+    int64_t left, limit;             /* samples that are not done; the most tokens of a sample */
+    wrpo__draft drafts[];            /* [n] */
 } wrpo__job;
 typedef struct wrpo__weighed { float weight; int32_t id; } wrpo__weighed;
 typedef struct wrpo__generation {
     wrpo_model *model;
     wrpo_generate_desc desc;         /* resolved */
     const wrpo_prompt *prompts; int64_t count;
-    int64_t longest, limit, jobs_most;                 /* rows of a prompt's and of a sample's place in the cache; places of prompts */
+    int64_t prompt_slots;            /* of the cache; then come batch slots of samples */
+    int64_t prompt_rows, sample_rows;                  /* rows of a slot */
     wrpo__run *run;
     wrpo__job **jobs;                /* stb array: of prompts [delivered, begun) */
     int64_t begun, delivered, tokens;
-    wrpo__draft **live, **waiting;   /* [batch], NULL: free; stb array */
-    bool *taken;                     /* [jobs_most] places of prompts */
-    wrpo__draft **draws;             /* [rows] who draws from the run's target i */
-    wrpo__text *texts; wrpo_sample *samples;           /* [n] of a prompt that is delivered */
-    float *logits; wrpo__weighed *ranked;               /* [chunk, V] on the host; ranked NULL where none is needed */
+    int64_t *free_prompts, *free_samples;              /* stb arrays: slots */
+    wrpo__draft **draws;             /* [rows] which sample draws from the run's target i */
+    wrpo__arena *texts; wrpo_sample *samples;          /* of the prompt that is delivered; [n] */
+    float *logits; wrpo__weighed *weights;             /* [chunk, V] on the host */
 } wrpo__generation;
 
+/* Settings: field, name in errors, what 0 means, valid if (x is the value), wanted. */
+#define WRPO__SAMPLING(X) \
+    X(n,           "n",           1,    x >= 1 && x <= 1 << 20,   "1 to 2^20 samples") \
+    X(max_tokens,  "max tokens",  2048, x >= 1 && x <= INT32_MAX, "1 to 2^31 - 1") \
+    X(temperature, "temperature", 0,    x >= 0 && x <= 1e6,       "a number in [0, 1e6]") \
+    X(top_p,       "top p",       1,    x > 0 && x <= 1,          "a number in (0, 1]") \
+    X(top_k,       "top k",       0,    x >= 0,                   "at least 0") \
+    X(batch,       "batch",       32,   x >= 1 && x <= 1 << 20,   "1 to 2^20 samples")
 WRPO_API wrpo_generate_desc wrpo_generate_defaults(const wrpo_generate_desc *desc) {
-    wrpo_generate_desc d = *desc;
-    if (!d.n) d.n = 1;
-    if (!d.max_tokens) d.max_tokens = 2048;
-    if (d.top_p == 0) d.top_p = 1;
+    wrpo_generate_desc d = {0};
+    if (desc) d = *desc;
+#define WRPO__X(field, name, otherwise, valid, want) if (d.field == 0) d.field = otherwise;
+    WRPO__SAMPLING(WRPO__X)
+#undef WRPO__X
     if (!d.seed) d.seed = 42;
-    if (!d.batch) d.batch = 32;
     return d;
 }
-static void wrpo__add_stop(int32_t **list, int64_t id) {   /* in its place, once */
+/* Every id is a row of the embedding. what, number: whose ids they are. */
+static void wrpo__check_ids(const wrpo_model *model, const int32_t *ids, int64_t n, const char *what, int64_t number) {
+    const long long V = model->config.vocab_size;
+    for (int64_t i = 0; i < n; i++)
+        if (ids[i] < 0 || ids[i] >= V)
+            wrpo__fail(model->ctx, WRPO_E_FORMAT, "%s %lld: token id %d is outside the model's vocabulary of %lld: "
+                       "tokenizer and model do not belong together", what, (long long)number, (int)ids[i], V);
+}
+static void wrpo__generate_check(const wrpo__generation *g) {
+    wrpo_ctx *ctx = g->model->ctx;
+    const long long most = g->model->config.max_position_embeddings;
+#define WRPO__X(field, name, otherwise, valid, want) \
+    { const double x = (double)g->desc.field; WRPO__RANGE(valid, name, x, want); }
+    WRPO__SAMPLING(WRPO__X)
+#undef WRPO__X
+    if (!ctx->desc.backend->scatter)
+        wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: this backend does not generate", ctx->desc.backend->name);
+    for (int64_t i = 0; i < g->count; i++) {
+        const wrpo_prompt *p = &g->prompts[i];
+        WRPO__RANGE(p->temperature >= 0 && p->temperature <= 1e6, "a prompt's temperature", p->temperature,
+                    "a number in [0, 1e6]");
+        if (p->count < 1) wrpo__fail(ctx, WRPO_E_ARG, "prompt %lld has no token", (long long)i);
+        if (p->count >= most)
+            wrpo__fail(ctx, WRPO_E_ARG, "prompt %lld: want fewer tokens than max_position_embeddings, %lld, found %lld",
+                       (long long)i, most, (long long)p->count);
+        wrpo__check_ids(g->model, p->ids, p->count, "prompt", i);
+    }
+}
+
+/* ---- stop tokens: an stb array, ascending, each once ---- */
+static void wrpo__add_stop(int32_t **list, int64_t id) {
     int64_t at = stbds_arrlen(*list);
     for (int64_t i = 0; i < at; i++)
         if ((*list)[i] == id) return;
@@ -8002,104 +8043,127 @@ static void wrpo__add_stop(int32_t **list, int64_t id) {   /* in its place, once
     for (; at > 0 && (*list)[at - 1] > id; at--) (*list)[at] = (*list)[at - 1];
     (*list)[at] = (int32_t)id;
 }
-static bool wrpo__read_eos(wrpo_ctx *ctx, const char *path, int64_t V, int32_t **list) {   /* false: the file says nothing */
+/* Adds "eos_token_id" of the file; false: the file is missing or has none. */
+static bool wrpo__read_eos(const wrpo_model *model, const char *path, int32_t **list) {
+    wrpo_ctx *ctx = model->ctx;
     if (!wrpo__exists(path)) return false;
     const wrpo__file *f = wrpo__open_file(wrpo__current, path);
-    const wrpo_json *root = wrpo__json_want(ctx, path, wrpo__json_parse(wrpo__current, path, 1, (const char *)f->data, f->size), WRPO_JSON_OBJECT, NULL);
-    const wrpo_json *eos = wrpo__present(root, "eos_token_id");
-    bool many = eos && eos->kind == WRPO_JSON_ARRAY;
+    const wrpo_json *root = wrpo__json_parse(wrpo__current, path, 1, (const char *)f->data, f->size);
+    const wrpo_json *eos = wrpo__present(wrpo__json_want(ctx, path, root, WRPO_JSON_OBJECT, NULL), "eos_token_id");
+    const bool many = eos && eos->kind == WRPO_JSON_ARRAY;
     for (const wrpo_json *v = many ? eos->child : eos; v; v = many ? v->next : NULL)
-        wrpo__add_stop(list, wrpo__json_integer(ctx, path, v, 0, V - 1, "eos_token_id"));
+        wrpo__add_stop(list, wrpo__json_integer(ctx, path, v, 0, model->config.vocab_size - 1, "eos_token_id"));
     return eos != NULL;
 }
-static int32_t *wrpo__stop_tokens(wrpo_model *model, wrpo_tokenizer *tok) {   /* stb array */
-    const char *dirs[2] = {model->tokenizer_dir, wrpo__is_dir(model->dir) ? model->dir : NULL};   /* the tokenizer's folder wins, as in a save */
-    const int64_t V = model->config.vocab_size;
+static int32_t *wrpo__stop_tokens(wrpo_model *model, wrpo_tokenizer *tok) {
+    const char *own = wrpo__is_dir(model->dir) ? model->dir : NULL;
+    const char *dirs[2] = {model->tokenizer_dir, own};         /* the tokenizer's folder wins, as in a save */
     int32_t *list = NULL, end = -1;
-    bool said = false;
+    bool found = false;
     if (tok && wrpo__answer_end(tok, &end) == WRPO_E_MEMORY) wrpo__rethrow(model->ctx, WRPO_E_MEMORY);
-    for (int i = 0; i < 2 && !said; i++) said = dirs[i] && wrpo__read_eos(model->ctx, wrpo__join(wrpo__current, dirs[i], "generation_config.json"), V, &list);
-    if (!said) wrpo__read_eos(model->ctx, dirs[1] ? wrpo__join(wrpo__current, dirs[1], "config.json") : model->dir, V, &list);
+    for (int i = 0; i < 2 && !found; i++)
+        if (dirs[i]) found = wrpo__read_eos(model, wrpo__join(wrpo__current, dirs[i], "generation_config.json"), &list);
+    if (!found) wrpo__read_eos(model, own ? wrpo__join(wrpo__current, own, "config.json") : model->dir, &list);
     if (tok && tok->eos >= 0) wrpo__add_stop(&list, tok->eos);
     if (end >= 0) wrpo__add_stop(&list, end);
     return list;
 }
+static void wrpo__hand_out_stops(wrpo_model *model, wrpo_tokenizer *tok, int32_t **ids, int64_t *count) {
+    const int32_t *list = wrpo__stop_tokens(model, tok);
+    *ids = wrpo__handout(model->ctx, list, (size_t)stbds_arrlen(list) * sizeof *list);
+    *count = stbds_arrlen(list);
+}
 WRPO_API wrpo_result wrpo_stop_tokens(wrpo_model *model, wrpo_tokenizer *tok, int32_t **ids, int64_t *count) {
     *ids = NULL, *count = 0;
-    WRPO__TRY(model->ctx, wrpo__arena_new(model->ctx), true) {
-        int32_t *list = wrpo__stop_tokens(model, tok);
-        *ids = wrpo__handout(model->ctx, list, (size_t)stbds_arrlen(list) * sizeof *list);
-        *count = stbds_arrlen(list);
-    }
+    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__hand_out_stops(model, tok, ids, count));
     return wrpo__end(&wrpo__entry);
 }
 
 /* ---- the sampler: one row of logits, on the host ---- */
-static bool wrpo__outranks(wrpo__weighed a, wrpo__weighed b) { return a.weight > b.weight || (a.weight == b.weight && a.id < b.id); }
-/* The fewest of w[n], by rank, that are `most` or weigh `mass`, to the front, in no order; their number, at least 1 (Hoare 1961). */
+static bool wrpo__outranks(wrpo__weighed a, wrpo__weighed b) {
+    return a.weight > b.weight || (a.weight == b.weight && a.id < b.id);
+}
+static wrpo__weighed wrpo__median(wrpo__weighed a, wrpo__weighed b, wrpo__weighed c) {
+    const bool ab = wrpo__outranks(a, b), bc = wrpo__outranks(b, c), ac = wrpo__outranks(a, c);
+    if (ab == bc) return b;
+    return ab == ac ? c : a;
+}
+static double wrpo__total_weight(const wrpo__weighed *w, int64_t n) {
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) sum += (double)w[i].weight;
+    return sum;
+}
+/* Moves the fewest of w[n], by rank, that are `most` or weigh `mass` to the front, in no order (quickselect, Hoare
+   1961). Returns how many they are, at least 1. */
 static int64_t wrpo__select_top(wrpo__weighed *w, int64_t n, int64_t most, double mass) {
     int64_t low = 0, high = n;       /* those before low are in, those from high on are out */
     while (high - low > 1) {
-        const wrpo__weighed a = w[low], b = w[low + (high - low) / 2], c = w[high - 1];
-        const wrpo__weighed pivot = wrpo__outranks(a, b) ? (wrpo__outranks(b, c) ? b : wrpo__outranks(a, c) ? c : a) : wrpo__outranks(a, c) ? a : wrpo__outranks(b, c) ? c : b;
-        int64_t at = low;
-        double sum = 0;
-        for (int64_t i = low; i < high; i++) {         /* what outranks the pivot, then the pivot, then the rest */
+        const wrpo__weighed pivot = wrpo__median(w[low], w[low + (high - low) / 2], w[high - 1]);
+        int64_t at = low, own = low;
+        double sum = 0;              /* of what outranks the pivot */
+        for (int64_t i = low; i < high; i++) {         /* what outranks the pivot and the pivot itself to the front */
             if (wrpo__outranks(pivot, w[i])) continue;
             const wrpo__weighed x = w[i];
-            sum += x.id == pivot.id ? 0 : (double)x.weight;
-            w[i] = w[at], w[at++] = x;
+            if (x.id != pivot.id) sum += (double)x.weight;
+            w[i] = w[at];
+            w[at++] = x;
         }
-        int64_t own = low;
         while (w[own].id != pivot.id) own++;
-        w[own] = w[at - 1], w[at - 1] = pivot;
-        if (at - 1 - low >= most || (at - 1 > low && sum >= mass)) high = at - 1;
-        else if (at - low >= most || sum + (double)pivot.weight >= mass) return at;
-        else mass -= sum + (double)pivot.weight, most -= at - low, low = at;
+        w[own] = w[at - 1];
+        w[at - 1] = pivot;
+        const int64_t above = at - 1 - low;
+        const double with_pivot = sum + (double)pivot.weight;
+        if (above >= most || (above > 0 && sum >= mass)) high = at - 1;
+        else if (above + 1 >= most || with_pivot >= mass) return at;
+        else {
+            mass -= with_pivot;
+            most -= above + 1;
+            low = at;
+        }
     }
     return WRPO__MAX(high, 1);
 }
-/* A token by u in [0, 1): weights w = e^((x - max x) / temperature); the top_k largest of them; of these the fewest, by rank, that
-   have top_p of their sum; from those the one at u of theirs. room [V] is not needed where nothing is left out. */
-static int32_t wrpo__draw(const float *x, int64_t V, float cap, double temperature, int64_t top_k, double top_p, double u, wrpo__weighed *room) {
+static float wrpo__capped(float x, float cap) { return cap > 0 ? cap * tanhf(x / cap) : x; }
+/* A token by u in [0, 1). The weights are e^((x - max x) / temperature). Of the top_k largest, the fewest that have
+   top_p of their sum are kept; the token is the one at u of the sum of those. w [V] is for the weights. */
+static int32_t wrpo__draw(const float *x, int64_t V, float cap, double temperature, int64_t top_k, double top_p,
+                          double u, wrpo__weighed *w) {
     int64_t best = 0, n = 0;
-    double total = 0, sum = 0;
     for (int64_t i = 1; i < V; i++)
         if (x[i] > x[best]) best = i;
     if (temperature < 1e-37) return (int32_t)best;     /* greedy, or its inverse is no float */
-    const float scale = (float)(1 / temperature), top = cap > 0 ? cap * tanhf(x[best] / cap) : x[best];
-#define WRPO__WEIGHT(i) expf(((cap > 0 ? cap * tanhf(x[i] / cap) : x[i]) - top) * scale)
-    if (!room) {
-        for (int64_t i = 0; i < V; i++) total += (double)WRPO__WEIGHT(i);
-        for (int64_t i = 0; i < V; i++)
-            if ((sum += (double)WRPO__WEIGHT(i)) > u * total) return (int32_t)i;
-        return (int32_t)best;
-    }
-    for (int64_t i = 0; i < V; i++) total += (double)(room[i] = (wrpo__weighed){WRPO__WEIGHT(i), (int32_t)i}).weight;
-#undef WRPO__WEIGHT
-    const double least = top_k ? 0 : (1 - top_p) * total / (double)V;      /* all the smaller ones together have less than 1 - top_p */
+    const float scale = (float)(1 / temperature), top = wrpo__capped(x[best], cap);
+    for (int64_t i = 0; i < V; i++) w[i] = (wrpo__weighed){expf((wrpo__capped(x[i], cap) - top) * scale), (int32_t)i};
+    double total = wrpo__total_weight(w, V), sum = 0;
+    const double least = top_k ? 0 : (1 - top_p) * total / (double)V;      /* all below it have less than 1 - top_p */
     for (int64_t i = 0; i < V; i++)
-        if ((double)room[i].weight >= least) room[n++] = room[i];
+        if ((double)w[i].weight >= least) w[n++] = w[i];
     if (top_k && top_k < n) {
-        n = wrpo__select_top(room, n, top_k, INFINITY), total = 0;
-        for (int64_t i = 0; i < n; i++) total += (double)room[i].weight;
+        n = wrpo__select_top(w, n, top_k, INFINITY);
+        total = wrpo__total_weight(w, n);
     }
-    if (top_p < 1) n = wrpo__select_top(room, n, n, top_p * total);
-    total = 0;
-    for (int64_t i = 0; i < n; i++) total += (double)room[i].weight;
-    for (int64_t i = 0; i < n; i++)
-        if ((sum += (double)room[i].weight) > u * total) return room[i].id;
-    return room[n - 1].id;
+    if (top_p < 1) n = wrpo__select_top(w, n, n, top_p * total);
+    total = wrpo__total_weight(w, n);
+    for (int64_t i = 0; i < n; i++) {
+        sum += (double)w[i].weight;
+        if (sum > u * total) return w[i].id;
+    }
+    return w[n - 1].id;
 }
 
 /* ---- text ---- */
-/* The text of a sample; how much of it will stay as it is, whatever comes: all of it once the sample is done; before, not a character
-   that is not whole, nor the <0xNN> tokens at its end. Ids without a token (a vocabulary padded to a round number) have no text. */
+/* Writes the text of a sample and returns how many of its bytes are final: all of them once the sample is done. Before
+   that, <0xNN> tokens and an incomplete character at the end may still change. Ids without a token (a vocabulary padded
+   to a round number) have no text. */
 static size_t wrpo__draft_text(wrpo_tokenizer *tok, const wrpo__draft *d, wrpo__text *text) {
     int32_t *ids = NULL;
     for (int64_t i = 0; i < stbds_arrlen(d->ids) - d->stopped; i++)
         if (d->ids[i] < tok->size && tok->tokens[d->ids[i]].text) stbds_arrput(ids, d->ids[i]);
-    while (!d->done && stbds_arrlen(ids) && wrpo__byte_token(tok->tokens[stbds_arrlast(ids)].text, tok->tokens[stbds_arrlast(ids)].size) >= 0) (void)stbds_arrpop(ids);
+    while (!d->done && stbds_arrlen(ids)) {
+        const wrpo__token *last = &tok->tokens[stbds_arrlast(ids)];
+        if (wrpo__byte_token(last->text, last->size) < 0) break;
+        (void)stbds_arrpop(ids);
+    }
     wrpo__decode(tok, ids, stbds_arrlen(ids), true, text);
     stbds_arrfree(ids);
     size_t size = text->size;
@@ -8110,43 +8174,43 @@ static void wrpo__stop_if(wrpo_ctx *ctx, bool go) {
     if (!go) wrpo__fail(ctx, WRPO_E_STOPPED, "stopped by the callback");
 }
 static void wrpo__show_text(wrpo__generation *g, wrpo__draft *d) {
-    wrpo_tokenizer *tok = g->desc.tokenizer;
-    if (!g->desc.on_text || !tok) return;
+    const wrpo_generate_desc *desc = &g->desc;
+    if (!desc->on_text || !desc->tokenizer) return;
     wrpo__text text = {.arena = wrpo__current};
-    const size_t size = wrpo__draft_text(tok, d, &text);
-    if (size > d->shown) {
-        wrpo__stop_if(g->model->ctx, g->desc.on_text(d->job->prompt, d->number, text.data + d->shown, size - d->shown, g->desc.user));
+    const size_t at = d->shown, size = wrpo__draft_text(desc->tokenizer, d, &text);
+    if (size > at) {
         d->shown = size;
+        wrpo__stop_if(g->model->ctx, desc->on_text(d->job->prompt, d->number, text.data + at, size - at, desc->user));
     }
     wrpo__block_free(text.data);
 }
 
 /* ---- jobs ---- */
 static void wrpo__begin_job(wrpo__generation *g) {
-    const wrpo_prompt *p = &g->prompts[g->begun];
-    wrpo__job *job = wrpo__raw(wrpo__current, 1, sizeof *job);
-    *job = (wrpo__job){.prompt = g->begun++, .left = g->desc.n, .limit = WRPO__MIN(g->limit, g->model->config.max_position_embeddings - p->count)};
-    while (g->taken[job->place]) job->place++;
-    g->taken[job->place] = true;
-    job->drafts = wrpo__raw(wrpo__current, (size_t)g->desc.n, sizeof *job->drafts);
-    for (int64_t k = 0; k < g->desc.n; k++) job->drafts[k] = (wrpo__draft){.job = job, .number = k, .place = -1};
+    const int64_t n = g->desc.n, prompt = g->begun++;
+    const int64_t room = g->model->config.max_position_embeddings - g->prompts[prompt].count;
+    wrpo__job *job = wrpo__raw(wrpo__current, 1, sizeof *job + (size_t)n * sizeof *job->drafts);
+    *job = (wrpo__job){.prompt = prompt, .left = n, .limit = WRPO__MIN(g->sample_rows, room)};
+    job->slot = stbds_arrpop(g->free_prompts);
+    for (int64_t k = 0; k < n; k++) job->drafts[k] = (wrpo__draft){.job = job, .number = k, .slot = -1};
     stbds_arrput(g->jobs, job);
 }
-static void wrpo__deliver(wrpo__generation *g) {       /* what is done, in order */
-    for (wrpo__job *job; stbds_arrlen(g->jobs) && (job = g->jobs[0])->left == 0; g->delivered++) {
-        for (int64_t k = 0; k < g->desc.n; k++) {
+static void wrpo__deliver(wrpo__generation *g) {       /* what is done, in the order of the prompts */
+    const wrpo_generate_desc *desc = &g->desc;
+    for (; stbds_arrlen(g->jobs) && g->jobs[0]->left == 0; g->delivered++) {
+        wrpo__job *job = g->jobs[0];
+        for (int64_t k = 0; k < desc->n; k++) {
             const wrpo__draft *d = &job->drafts[k];
-            g->texts[k] = (wrpo__text){.arena = wrpo__current};
-            if (g->desc.tokenizer) wrpo__draft_text(g->desc.tokenizer, d, &g->texts[k]);
-            g->samples[k] = (wrpo_sample){d->ids, d->logps, stbds_arrlen(d->ids), g->texts[k].data, g->texts[k].size, d->stopped};
+            wrpo__text text = {.arena = g->texts};
+            if (desc->tokenizer) wrpo__draft_text(desc->tokenizer, d, &text);
+            g->samples[k] = (wrpo_sample){d->ids, d->logps, stbds_arrlen(d->ids), text.data, text.size, d->stopped};
         }
-        if (g->desc.on_done) wrpo__stop_if(g->model->ctx, g->desc.on_done(job->prompt, g->samples, g->desc.user));
-        for (int64_t k = 0; k < g->desc.n; k++) {
-            wrpo__block_free(g->texts[k].data);
+        if (desc->on_done) wrpo__stop_if(g->model->ctx, desc->on_done(job->prompt, g->samples, desc->user));
+        wrpo__arena_clear(g->texts);
+        for (int64_t k = 0; k < desc->n; k++) {
             stbds_arrfree(job->drafts[k].ids);
             stbds_arrfree(job->drafts[k].logps);
         }
-        wrpo__block_free(job->drafts);
         wrpo__block_free(job);
         stbds_arrdel(g->jobs, 0);
     }
@@ -8154,81 +8218,86 @@ static void wrpo__deliver(wrpo__generation *g) {       /* what is done, in order
 static void wrpo__drawn(wrpo__generation *g, wrpo__draft *d, int32_t id, float logp) {
     wrpo__job *job = d->job;
     if (!isfinite(logp))
-        wrpo__fail(g->model->ctx, WRPO_E_NOT_FINITE, "prompt %lld, sample %lld, token %lld: the log-prob is not a finite number", (long long)job->prompt,
-                   (long long)d->number, (long long)stbds_arrlen(d->ids));
+        wrpo__fail(g->model->ctx, WRPO_E_NOT_FINITE, "prompt %lld, sample %lld, token %lld: the log-prob is not "
+                   "a finite number", (long long)job->prompt, (long long)d->number, (long long)stbds_arrlen(d->ids));
     stbds_arrput(d->ids, id);
     stbds_arrput(d->logps, logp);
     g->tokens++;
     for (int64_t i = 0; i < g->desc.stop_count; i++) d->stopped = d->stopped || g->desc.stop[i] == id;
     d->done = d->stopped || stbds_arrlen(d->ids) == job->limit;
     wrpo__show_text(g, d);
-    if (!d->done) {
-        if (d->place < 0) stbds_arrput(g->waiting, d);
-        return;
-    }
-    if (d->place >= 0) g->live[d->place] = NULL;
-    if (--job->left == 0) g->taken[job->place] = false;
+    if (!d->done) return;
+    if (d->slot >= 0) stbds_arrput(g->free_samples, d->slot);
+    if (--job->left == 0) stbds_arrput(g->free_prompts, job->slot);
 }
-static int64_t wrpo__prompt_row(const wrpo__generation *g, const wrpo__job *job) { return job->place * g->longest; }
-static int64_t wrpo__draft_row(const wrpo__generation *g, const wrpo__draft *d) { return g->jobs_most * g->longest + d->place * g->limit; }
-/* Fills the places, begins prompts, packs what can be computed now. */
-static void wrpo__pack_step(wrpo__generation *g) {
+
+/* ---- one step: slots are filled and prompts begun, rows packed and computed, tokens drawn ---- */
+/* Longrope and dynamic pick their frequencies by the length of prompt + max_tokens (at most the position limit). */
+static void wrpo__pack_job(wrpo__generation *g, wrpo__job *job) {
     wrpo__run *r = g->run;
-    int64_t empty = 0, begun = 0;
-    for (int64_t i = 0, next = 0; i < g->desc.batch; i++) {
-        if (!g->live[i] && next < stbds_arrlen(g->waiting)) {
-            g->live[i] = g->waiting[next];
-            g->waiting[next++]->place = i;
-        }
-        empty += !g->live[i];
-        if (i == g->desc.batch - 1 && next) stbds_arrdeln(g->waiting, 0, (size_t)next);
+    const wrpo_prompt *p = &g->prompts[job->prompt];
+    const int64_t own = job->slot * g->prompt_rows, n = WRPO__MIN(p->count - job->rows, r->shape.rows - r->n);
+    const bool last = job->rows + n == p->count;
+    if (n <= 0 || (last && r->targets + g->desc.n > r->shape.rows)) return;
+    wrpo__pack_turn(r, p->count + job->limit);
+    wrpo__pack_rows(r, p->ids + job->rows, n, job->rows, (wrpo_seg){0, 0, own, own, own, own + job->rows + n});
+    job->rows += n;
+    for (int64_t k = 0; last && k < g->desc.n; k++) {
+        g->draws[r->targets] = &job->drafts[k];
+        wrpo__pack_target(r, r->n - 1, 0);
     }
-    for (int64_t i = 0; i < stbds_arrlen(g->jobs); i++) begun += g->jobs[i]->rows < g->prompts[g->jobs[i]->prompt].count;
-    for (; g->begun < g->count && stbds_arrlen(g->waiting) + begun * g->desc.n < empty; begun++) {
-        int64_t used = 0;
-        for (int64_t i = 0; i < g->jobs_most; i++) used += g->taken[i];
-        if (used == g->jobs_most) break;
+}
+static void wrpo__pack_draft(wrpo__generation *g, wrpo__draft *d) {
+    wrpo__run *r = g->run;
+    const int64_t P = g->prompts[d->job->prompt].count, n = stbds_arrlen(d->ids);
+    const int64_t prefix = d->job->slot * g->prompt_rows, first = g->prompt_slots * g->prompt_rows;
+    const int64_t own = first + d->slot * g->sample_rows;
+    g->draws[r->targets] = d;
+    wrpo__pack_target(r, r->n, 0);
+    wrpo__pack_turn(r, P + d->job->limit);
+    wrpo__pack_rows(r, d->ids + n - 1, 1, P + n - 1, (wrpo_seg){0, 0, prefix, prefix + P, own, own + n});
+}
+static void wrpo__pack_step(wrpo__generation *g) {
+    int64_t coming = 0;              /* samples of begun prompts that have no slot yet */
+    wrpo__pack_begin(g->run);
+    for (int64_t i = 0; i < stbds_arrlen(g->jobs); i++)
+        for (int64_t k = 0; k < g->desc.n; k++) {
+            wrpo__draft *d = &g->jobs[i]->drafts[k];
+            const bool waits = d->slot < 0 && stbds_arrlen(d->ids) > 0;
+            if (d->done) continue;
+            if (waits && stbds_arrlen(g->free_samples)) d->slot = stbds_arrpop(g->free_samples);
+            if (d->slot >= 0) wrpo__pack_draft(g, d);
+            else coming++;
+        }
+    while (g->begun < g->count && coming < stbds_arrlen(g->free_samples) && stbds_arrlen(g->free_prompts)) {
         wrpo__begin_job(g);
+        coming += g->desc.n;
     }
-    wrpo__pack_begin(r);
-    for (int64_t i = 0; i < stbds_arrlen(g->jobs) * g->desc.n; i++) {  /* samples of a prompt beside each other */
-        wrpo__draft *d = &g->jobs[i / g->desc.n]->drafts[i % g->desc.n];
-        if (d->place < 0 || d->done) continue;
-        const int64_t P = g->prompts[d->job->prompt].count, n = stbds_arrlen(d->ids), prefix = wrpo__prompt_row(g, d->job), own = wrpo__draft_row(g, d);
-        g->draws[r->targets] = d;
-        wrpo__pack_target(r, r->n, 0);
-        wrpo__pack_turn(r, P + d->job->limit);
-        wrpo__pack_rows(r, d->ids + n - 1, 1, P + n - 1, (wrpo_seg){0, 0, prefix, prefix + P, own, own + n});
-    }
-    for (int64_t i = 0; i < stbds_arrlen(g->jobs); i++) {
-        wrpo__job *job = g->jobs[i];
-        const wrpo_prompt *p = &g->prompts[job->prompt];
-        const int64_t own = wrpo__prompt_row(g, job), n = WRPO__MIN(p->count - job->rows, r->shape.rows - r->n);
-        const bool last = job->rows + n == p->count;
-        if (n <= 0 || (last && r->targets + g->desc.n > r->shape.rows)) continue;
-        wrpo__pack_turn(r, p->count + job->limit);
-        wrpo__pack_rows(r, p->ids + job->rows, n, job->rows, (wrpo_seg){0, 0, own, own, own, own + job->rows + n});
-        job->rows += n;
-        for (int64_t k = 0; last && k < g->desc.n; k++) {
-            g->draws[r->targets] = &job->drafts[k];
-            wrpo__pack_target(r, r->n - 1, 0);
-        }
-    }
-    wrpo__pack_end(r);
+    for (int64_t i = 0; i < stbds_arrlen(g->jobs); i++) wrpo__pack_job(g, g->jobs[i]);
+    wrpo__pack_end(g->run);
 }
 static void wrpo__step_ops(void *run) {
     wrpo__run *r = run;
     wrpo__trunk(r);
     if (r->targets) wrpo__logits(r, 0, WRPO__MIN(r->shape.chunk, r->targets));
 }
+/* The next token of a sample by its row of logits. Every token has a random number of its own. */
+static int32_t wrpo__next_token(const wrpo__generation *g, const wrpo__draft *d, const float *x, wrpo__weighed *w) {
+    const wrpo_config *c = &g->model->config;
+    const wrpo_prompt *p = &g->prompts[d->job->prompt];
+    const uint64_t counter = (uint64_t)d->number << 32 | (uint64_t)stbds_arrlen(d->ids);
+    const double u = (double)(wrpo__random64(g->desc.seed, p->stream, counter) >> 11) / 0x1p53;
+    return wrpo__draw(x, c->vocab_size, (float)c->final_logit_softcapping,
+                      p->own_temperature ? p->temperature : g->desc.temperature, g->desc.top_k, g->desc.top_p, u, w);
+}
 static void wrpo__generate_step(wrpo__generation *g) {
     wrpo__run *r = g->run;
     wrpo_ctx *ctx = g->model->ctx;
     const wrpo_backend *be = ctx->desc.backend;
     const int64_t V = g->model->config.vocab_size;
-    const float cap = (float)g->model->config.final_logit_softcapping;
     wrpo__pack_step(g);
-    /* Steps that only decode, a row a segment, come again and again: ids, turns, places and segments are what differs, and packing put them on the device. */
+    /* Steps that only decode, one row a segment, have a key that comes back. What differs (ids, positions, rows of the
+       cache, segments) is in the backend's memory: packing has put it there. */
     const int64_t key[4] = {(int64_t)(uintptr_t)r, r->n, r->segs, r->targets};
     if (be->replay && r->segs == r->n) be->replay(ctx->dev, key, wrpo__step_ops, r);
     else wrpo__step_ops(r);
@@ -8238,97 +8307,85 @@ static void wrpo__generate_step(wrpo__generation *g) {
         be->get(ctx->dev, g->logits, r->logits, (size_t)(count * V) * sizeof *g->logits);
         wrpo__sync(ctx);
         WRPO__PARFOR((int)WRPO__MIN(ctx->desc.threads, count))
-        for (int64_t i = 0; i < count; i++) {
-            const wrpo__draft *d = g->draws[t + i];
-            const wrpo_prompt *p = &g->prompts[d->job->prompt];
-            const uint64_t bits = wrpo__random64(g->desc.seed, p->stream, (uint64_t)d->number << 32 | (uint64_t)stbds_arrlen(d->ids));
-            r->h_target[t + i] = wrpo__draw(g->logits + i * V, V, cap, p->own_temperature ? p->temperature : g->desc.temperature, g->desc.top_k, g->desc.top_p,
-                                            (double)(bits >> 11) / 9007199254740992.0, g->ranked ? g->ranked + i * V : NULL);
-        }
-        be->put(ctx->dev, r->target + t, r->h_target + t, (size_t)count * 4);
-        be->logprob(ctx->dev, r->logp + t, r->lse + t, r->logits, r->target + t, count, V, cap);
+        for (int64_t i = 0; i < count; i++)
+            r->h_target[t + i] = wrpo__next_token(g, g->draws[t + i], g->logits + i * V, g->weights + i * V);
+        be->put(ctx->dev, r->target + t, r->h_target + t, (size_t)count * sizeof *r->h_target);
+        be->logprob(ctx->dev, r->logp + t, r->lse + t, r->logits, r->target + t, count, V,
+                    (float)g->model->config.final_logit_softcapping);
     }
-    be->get(ctx->dev, r->h_logp, r->logp, (size_t)r->targets * sizeof(float));
+    be->get(ctx->dev, r->h_logp, r->logp, (size_t)r->targets * sizeof *r->h_logp);
     wrpo__sync(ctx);
     for (int64_t t = 0; t < r->targets; t++) wrpo__drawn(g, g->draws[t], r->h_target[t], r->h_logp[t]);
     wrpo__deliver(g);
     if (g->desc.on_step) wrpo__stop_if(ctx, g->desc.on_step(g->delivered, g->tokens, g->desc.user));
 }
-static void wrpo__generate_check(const wrpo__generation *g) {
-    const wrpo_generate_desc *d = &g->desc;
-    const wrpo_config *c = &g->model->config;
-    wrpo_ctx *ctx = g->model->ctx;
-    WRPO__RANGE(d->n >= 1 && d->n <= 1 << 20, "n", d->n, "1 to 2^20 samples");
-    WRPO__RANGE(d->max_tokens >= 1 && d->max_tokens <= INT32_MAX, "max tokens", d->max_tokens, "1 to 2^31 - 1");
-    WRPO__RANGE(d->temperature >= 0 && d->temperature <= 1e6, "temperature", d->temperature, "a number in [0, 1e6]");
-    WRPO__RANGE(d->top_p > 0 && d->top_p <= 1, "top p", d->top_p, "a number in (0, 1]");
-    WRPO__RANGE(d->top_k >= 0, "top k", d->top_k, "at least 0");
-    WRPO__RANGE(d->batch >= 1 && d->batch <= 1 << 20, "batch", d->batch, "1 to 2^20 samples");
-    if (!ctx->desc.backend->scatter) wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: this backend does not generate", ctx->desc.backend->name);
-    for (int64_t i = 0; i < g->count; i++) {
-        const wrpo_prompt *p = &g->prompts[i];
-        WRPO__RANGE(p->temperature >= 0 && p->temperature <= 1e6, "a prompt's temperature", p->temperature, "a number in [0, 1e6]");
-        if (p->count < 1) wrpo__fail(ctx, WRPO_E_ARG, "prompt %lld has no token", (long long)i);
-        if (p->count >= c->max_position_embeddings)
-            wrpo__fail(ctx, WRPO_E_ARG, "prompt %lld: want fewer tokens than max_position_embeddings, %lld, found %lld", (long long)i,
-                       (long long)c->max_position_embeddings, (long long)p->count);
-        for (int64_t j = 0; j < p->count; j++)
-            if (p->ids[j] < 0 || p->ids[j] >= c->vocab_size)
-                wrpo__fail(ctx, WRPO_E_FORMAT, "prompt %lld: token id %d is outside the model's vocabulary of %lld: tokenizer and model do not belong together",
-                           (long long)i, (int)p->ids[j], (long long)c->vocab_size);
-    }
-}
-/* The capacities; fewer samples at once where memory is short, which changes none of them. */
+
+/* ---- memory, and the loop ---- */
+static double wrpo__gib(size_t bytes) { return (double)bytes / 0x1p30; }
+/* The capacities. If memory is short, fewer samples are computed at once, which changes none of them. */
 static wrpo__shape wrpo__generation_shape(wrpo__generation *g) {
     wrpo_ctx *ctx = g->model->ctx;
     const wrpo_config *c = &g->model->config;
-    int64_t *batch = &g->desc.batch, n = g->desc.n, wanted = *batch;
-    for (;; *batch = (*batch + 1) / 2) {
-        g->jobs_most = WRPO__MIN(g->count, 2 * wrpo__div_up(*batch, n) + 1);
-        wrpo__shape shape = {.rows = *batch + WRPO__MAX(n, WRPO__MIN(g->jobs_most * g->longest, WRPO__MICRO_TOKENS)),
-                             .cache = g->jobs_most * g->longest + *batch * g->limit};
+    const int64_t wanted = g->desc.batch, n = g->desc.n;
+    for (int64_t batch = wanted;; batch = (batch + 1) / 2) {
+        g->desc.batch = batch;
+        g->prompt_slots = WRPO__MIN(g->count, 2 * wrpo__div_up(batch, n) + 1);
+        const int64_t prompts = g->prompt_slots * g->prompt_rows;
+        wrpo__shape shape = {.rows = batch + WRPO__MAX(n, WRPO__MIN(prompts, WRPO__MICRO_TOKENS)),
+                             .cache = prompts + batch * g->sample_rows};
+        shape.chunk = wrpo__head_chunk(ctx, c, WRPO__MIN(shape.rows, 2 * batch + n));
         wrpo__run run = {.layer = NULL};
         wrpo__bump need = {0};
-        shape.chunk = wrpo__head_chunk(ctx, c, WRPO__MIN(shape.rows, 2 * *batch + n));
         wrpo__run_layout(ctx, c, &shape, &run, &need);
-        const bool possible = shape.cache <= INT32_MAX && !need.overflow, fits = possible && need.used <= wrpo__room(ctx);
-        if (fits && *batch < wanted) wrpo__log(ctx, WRPO_LOG_INFO, "memory for %lld samples at once, not %lld", (long long)*batch, (long long)wanted);
-        if (fits) return shape;
-        if (*batch > 1) continue;
-        if (possible && ctx->desc.backend->host && !ctx->desc.memory_limit) return shape;      /* a host may have more than it says: it can swap */
-        wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: one sample at a time takes %.3f GiB, there are %.3f; want fewer tokens", (double)need.used / 1073741824.0,
-                   (double)wrpo__room(ctx) / 1073741824.0);
+        const bool possible = shape.cache <= INT32_MAX && !need.overflow;
+        if (possible && need.used <= wrpo__room(ctx)) {
+            if (batch < wanted)
+                wrpo__log(ctx, WRPO_LOG_INFO, "memory for %lld samples at once, not %lld", (long long)batch,
+                          (long long)wanted);
+            return shape;
+        }
+        if (batch > 1) continue;
+        if (possible && ctx->desc.backend->host && !ctx->desc.memory_limit) return shape;      /* a host may swap */
+        wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: one sample at a time takes %.3f GiB, there are %.3f; want fewer "
+                   "tokens", wrpo__gib(need.used), wrpo__gib(wrpo__room(ctx)));
     }
 }
-WRPO_API wrpo_result wrpo_generate(wrpo_model *model, const wrpo_prompt *prompts, int64_t count, const wrpo_generate_desc *desc) {
-    wrpo_ctx *ctx = model->ctx;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        wrpo__arena *arena = wrpo__entry.arena;
-        const wrpo_config *c = &model->config;
-        wrpo__generation *g = WRPO__NEW(arena, wrpo__generation);
-        int64_t shortest = INT64_MAX;
-        *g = (wrpo__generation){.model = model, .desc = wrpo_generate_defaults(desc), .prompts = prompts, .count = count};
-        wrpo__generate_check(g);
-        if (!g->desc.stop) {
-            int32_t *stop = wrpo__stop_tokens(model, g->desc.tokenizer);
-            g->desc.stop = stop, g->desc.stop_count = stbds_arrlen(stop);
-        }
-        bool ranks = g->desc.top_k > 0 || g->desc.top_p < 1;
-        if (count == 0) continue;
-        for (int64_t i = 0; i < count; i++) g->longest = WRPO__MAX(g->longest, prompts[i].count), shortest = WRPO__MIN(shortest, prompts[i].count);
-        g->limit = WRPO__MIN(g->desc.max_tokens, c->max_position_embeddings - shortest);
-        if (count <= g->desc.batch / g->desc.n) g->desc.batch = count * g->desc.n;
-        const wrpo__shape shape = wrpo__generation_shape(g);
-        g->run = wrpo__run_new(arena, model, &shape);
-        g->live = wrpo__alloc(arena, (size_t)g->desc.batch, sizeof(wrpo__draft *));
-        g->taken = wrpo__alloc(arena, (size_t)g->jobs_most, sizeof *g->taken);
-        g->texts = wrpo__alloc(arena, (size_t)g->desc.n, sizeof *g->texts);
-        g->samples = wrpo__alloc(arena, (size_t)g->desc.n, sizeof *g->samples);
-        g->draws = wrpo__raw(arena, (size_t)shape.rows, sizeof(wrpo__draft *));
-        g->logits = wrpo__raw(arena, (size_t)(shape.chunk * c->vocab_size), sizeof *g->logits);
-        g->ranked = ranks ? wrpo__raw(arena, (size_t)(shape.chunk * c->vocab_size), sizeof *g->ranked) : NULL;
-        while (g->delivered < count) wrpo__generate_step(g);
+static void wrpo__generate(wrpo_model *model, const wrpo_prompt *prompts, int64_t count,
+                           const wrpo_generate_desc *desc) {
+    wrpo__arena *arena = wrpo__current;
+    const wrpo_config *c = &model->config;
+    wrpo__generation *g = WRPO__NEW(arena, wrpo__generation);
+    *g = (wrpo__generation){.model = model, .desc = wrpo_generate_defaults(desc), .prompts = prompts, .count = count};
+    wrpo_generate_desc *d = &g->desc;
+    wrpo__generate_check(g);
+    if (!d->stop) {
+        int32_t *stop = wrpo__stop_tokens(model, d->tokenizer);
+        d->stop = stop;
+        d->stop_count = stbds_arrlen(stop);
     }
+    int64_t shortest = c->max_position_embeddings;
+    for (int64_t i = 0; i < count; i++) {
+        g->prompt_rows = WRPO__MAX(g->prompt_rows, prompts[i].count);
+        shortest = WRPO__MIN(shortest, prompts[i].count);
+    }
+    if (count == 0) return;
+    g->sample_rows = WRPO__MIN(d->max_tokens, c->max_position_embeddings - shortest);
+    if (count <= d->batch / d->n) d->batch = count * d->n;
+    const wrpo__shape shape = wrpo__generation_shape(g);
+    const size_t logits = (size_t)(shape.chunk * c->vocab_size);
+    g->run = wrpo__run_new(arena, model, &shape);
+    for (int64_t i = g->prompt_slots; i-- > 0;) stbds_arrput(g->free_prompts, i);
+    for (int64_t i = d->batch; i-- > 0;) stbds_arrput(g->free_samples, i);
+    g->texts = wrpo__sub_arena(arena);
+    g->samples = wrpo__alloc(arena, (size_t)d->n, sizeof *g->samples);
+    g->draws = wrpo__raw(arena, (size_t)shape.rows, sizeof(wrpo__draft *));
+    g->logits = wrpo__raw(arena, logits, sizeof *g->logits);
+    g->weights = wrpo__raw(arena, logits, sizeof *g->weights);
+    while (g->delivered < count) wrpo__generate_step(g);
+}
+WRPO_API wrpo_result wrpo_generate(wrpo_model *model, const wrpo_prompt *prompts, int64_t count,
+                                   const wrpo_generate_desc *desc) {
+    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__generate(model, prompts, count, desc));
     return wrpo__end(&wrpo__entry);
 }
 

@@ -290,10 +290,10 @@ static void sampler(void) {
         CHECK(wrpo__draw(x, 6, 0, 1, 1, 1, u, room) == 1, "top_k 1 at %g", u);
         CHECK(wrpo__draw(x, 6, 0, 1, 0, 1e-9, u, room) == 1, "the smallest top_p at %g", u);
         CHECK(wrpo__draw(x, 6, 0, 1, 2, 0.5, u, room) == 1, "half of two equal ones is the first, at %g", u);
-        CHECK(wrpo__draw(x, 6, 0, 1, 0, 1, u, NULL) != 4, "a token without probability at %g", u);
-        const int32_t two = wrpo__draw(x, 6, 0, 1, 2, 1, u, room), cold = wrpo__draw(x, 6, 0, 1e-3, 0, 1, u, NULL);
+        CHECK(wrpo__draw(x, 6, 0, 1, 0, 1, u, room) != 4, "a token without probability at %g", u);
+        const int32_t two = wrpo__draw(x, 6, 0, 1, 2, 1, u, room), cold = wrpo__draw(x, 6, 0, 1e-3, 0, 1, u, room);
         CHECK((two == 1 || two == 3) && (cold == 1 || cold == 3), "at %g: %d and %d", u, (int)two, (int)cold);
-        counts[0] += two == 1, counts[1] += cold == 1, counts[2] += wrpo__draw(capped, 2, 1.0f, 1, 0, 1, u, NULL) == 0;
+        counts[0] += two == 1, counts[1] += cold == 1, counts[2] += wrpo__draw(capped, 2, 1.0f, 1, 0, 1, u, room) == 0;
     }
     CHECK(counts[0] == 50 && counts[1] == 50 && counts[2] == 50, "halves: %d, %d, %d of 100", counts[0], counts[1], counts[2]);
     for (int n = 1; n <= 600; n = n * 3 / 2 + 1)       /* what selection keeps is what sorting keeps */
