@@ -8390,11 +8390,12 @@ WRPO_API wrpo_result wrpo_generate(wrpo_model *model, const wrpo_prompt *prompts
 }
 
 /* ------------------------------------------------------------------------------------------- >>reward
-   Reward models: the trunk of a language model, and a head on a few rows of its last hidden state, computed on the host in double. */
-typedef struct wrpo__dense { const float *w, *b; int64_t rows, cols; } wrpo__dense;        /* y = W x + b; b may be NULL */
+   Reward models: the trunk of a language model, and a head on a few rows of its last hidden state. The head is computed
+   on the host, in double. */
+typedef struct wrpo__dense { const float *w, *b; int64_t rows, cols; } wrpo__dense;    /* y = W x + b; b may be NULL */
 enum { WRPO__GATE_LAYERS = 16 };
 typedef struct wrpo__gate {          /* ArmoRM (Wang et al. 2024): objectives weighed by what the prompt is about */
-    wrpo__dense regression, transform, layer[WRPO__GATE_LAYERS];       /* transform: [objectives, objectives], taken from the left */
+    wrpo__dense regression, transform, layer[WRPO__GATE_LAYERS];       /* transform: [objectives, objectives], r' M */
     int64_t layers, widest;
     double scale, temperature;
 } wrpo__gate;
@@ -8415,19 +8416,23 @@ static void wrpo__dense_apply(const wrpo__dense *l, const double *x, double *y) 
         for (int64_t k = 0; k < l->cols; k++) y[r] += (double)l->w[r * l->cols + k] * x[k];
     }
 }
-/* last, prompt: the hidden states at the last token and where the answer's header begins; work: 3 * widest numbers. */
-static double wrpo__gated_score(const wrpo__gate *g, const double *last, const double *prompt, double *work) {
+/* last, prompt: the hidden states at the last token and where the answer's header begins. scratch [3 * widest]. */
+static double wrpo__gated_score(const wrpo__gate *g, const double *last, const double *prompt, double *scratch) {
     const int64_t n = g->regression.rows;
-    double *x = work, *y = work + g->widest, *r = y + g->widest, most = -INFINITY, sum = 0, score = 0;
+    double *x = scratch, *y = x + g->widest, *r = y + g->widest, most = -INFINITY, sum = 0, score = 0;
     memcpy(x, prompt, (size_t)g->layer[0].cols * sizeof *x);
-    for (int64_t l = 0; l < g->layers; l++) {
+    for (int64_t l = 0; l < g->layers; l++) {          /* x = the gate's logits of the objectives */
         double *swap = x;
         wrpo__dense_apply(&g->layer[l], x, y);
         for (int64_t k = 0; l + 1 < g->layers && k < g->layer[l].rows; k++) y[k] = y[k] > 0 ? y[k] : 0;
-        x = y, y = swap;
+        x = y;
+        y = swap;
     }
     for (int64_t j = 0; j < n; j++) most = fmax(most, x[j] / g->temperature);
-    for (int64_t j = 0; j < n; j++) sum += x[j] = exp(x[j] / g->temperature - most);
+    for (int64_t j = 0; j < n; j++) {
+        x[j] = exp(x[j] / g->temperature - most);
+        sum += x[j];
+    }
     wrpo__dense_apply(&g->regression, last, r);
     for (int64_t j = 0; j < n; j++) {                  /* sum_j softmax_j scale (r' M)_j */
         double adjusted = 0;
@@ -8438,85 +8443,95 @@ static double wrpo__gated_score(const wrpo__gate *g, const double *last, const d
 }
 
 /* ---- load ---- */
-/* A tensor of the head as floats; rows, cols 0: any number. A vector has cols -1. */
-static const float *wrpo__head_tensor(wrpo_reward *r, const wrpo_tensors *t, const char *name, int64_t *rows, int64_t *cols) {
+/* A tensor of the head as floats; rows, cols 0: any number; cols -1: a vector. */
+static wrpo__dense wrpo__head_tensor(wrpo_reward *r, const wrpo_tensors *t, const char *name, int64_t rows,
+                                     int64_t cols) {
     const wrpo_tensor_info *info = wrpo_tensors_find(t, name);
-    const int64_t want[2] = {*rows, *cols};
-    char found[160];
-    if (!info) wrpo__fail(r->ctx, WRPO_E_FORMAT, "%s: %s is missing: a reward model of this architecture has it", r->model->dir, name);
-    bool fits = info->ndim == (*cols < 0 ? 1 : 2);
-    for (int k = 0; fits && k < info->ndim; k++) fits = info->shape[k] > 0 && (want[k] <= 0 || info->shape[k] == want[k]);
+    const int64_t shape[2] = {rows, cols};
+    const int ndim = cols < 0 ? 1 : 2;
+    char want[80], found[160];
+    if (!info)
+        wrpo__fail(r->ctx, WRPO_E_FORMAT, "%s: %s is missing: a reward model of this architecture has it",
+                   r->model->dir, name);
+    bool fits = info->ndim == ndim;
+    for (int k = 0; fits && k < ndim; k++) fits = info->shape[k] > 0 && (shape[k] == 0 || info->shape[k] == shape[k]);
+    wrpo__shape_text(want, sizeof want, ndim, shape);
     wrpo__shape_text(found, sizeof found, info->ndim, info->shape);
-    if (!fits && *cols < 0) wrpo__fail(r->ctx, WRPO_E_FORMAT, "%s: %s: want [%lld], found %s", info->file, name, (long long)*rows, found);
-    if (!fits) wrpo__fail(r->ctx, WRPO_E_FORMAT, "%s: %s: want %lld rows of %lld (0: any number), found %s", info->file, name, (long long)*rows, (long long)*cols, found);
+    if (!fits)
+        wrpo__fail(r->ctx, WRPO_E_FORMAT, "%s: %s: want %s (0: any number), found %s", info->file, name, want, found);
     if (strcmp(info->dtype, "F32") && strcmp(info->dtype, "BF16") && strcmp(info->dtype, "F16"))
-        wrpo__fail(r->ctx, WRPO_E_UNSUPPORTED, "%s: %s: want F32, F16 or BF16, found %s", info->file, name, info->dtype);
-    float *p = wrpo__raw(r->arena, (size_t)info->count, sizeof *p);
-    wrpo__to_float(r->ctx, p, info, 0, info->count);
+        wrpo__fail(r->ctx, WRPO_E_UNSUPPORTED, "%s: %s: want F32, F16 or BF16, found %s", info->file, name,
+                   info->dtype);
+    float *w = wrpo__raw(r->arena, (size_t)info->count, sizeof *w);
+    wrpo__to_float(r->ctx, w, info, 0, info->count);
     for (int64_t k = 0; k < info->count; k++)
-        if (!isfinite(p[k])) wrpo__fail(r->ctx, WRPO_E_NOT_FINITE, "%s: %s: element %lld is not a finite number", info->file, name, (long long)k);
-    *rows = info->shape[0];
-    if (*cols >= 0) *cols = info->shape[1];
-    return p;
-}
-static wrpo__dense wrpo__head_dense(wrpo_reward *r, const wrpo_tensors *t, const char *name, const char *bias, int64_t rows, int64_t cols) {
-    wrpo__dense l = {.rows = rows, .cols = cols};
-    int64_t vector = -1;
-    l.w = wrpo__head_tensor(r, t, name, &l.rows, &l.cols);
-    if (bias) l.b = wrpo__head_tensor(r, t, bias, &l.rows, &vector);
-    return l;
+        if (!isfinite(w[k]))
+            wrpo__fail(r->ctx, WRPO_E_NOT_FINITE, "%s: %s: element %lld is not a finite number", info->file, name,
+                       (long long)k);
+    return (wrpo__dense){w, NULL, info->shape[0], ndim == 2 ? info->shape[1] : 1};
 }
 static void wrpo__load_gate(wrpo_reward *r, const wrpo_tensors *t) {
     wrpo__gate *g = &r->gate;
-    int64_t one = 1, vector = -1, cols = r->model->config.hidden_size;
-    char name[64], bias[64];
-    g->regression = wrpo__head_dense(r, t, "regression_layer.weight", NULL, 0, cols);
-    g->transform = wrpo__head_dense(r, t, "reward_transform_matrix", NULL, g->regression.rows, g->regression.rows);
-    for (g->layers = 0; snprintf(name, sizeof name, "gating.layers.%lld.weight", (long long)g->layers), wrpo_tensors_find(t, name); g->layers++) {
-        if (g->layers == WRPO__GATE_LAYERS) wrpo__fail(r->ctx, WRPO_E_UNSUPPORTED, "%s: a gate of more than %d layers is not supported", r->model->dir, WRPO__GATE_LAYERS);
+    int64_t cols = r->model->config.hidden_size;
+    g->regression = wrpo__head_tensor(r, t, "regression_layer.weight", 0, cols);
+    g->transform = wrpo__head_tensor(r, t, "reward_transform_matrix", g->regression.rows, g->regression.rows);
+    for (;; g->layers++) {
+        char name[64], bias[64];
+        wrpo__dense *layer = &g->layer[g->layers];
+        snprintf(name, sizeof name, "gating.layers.%lld.weight", (long long)g->layers);
         snprintf(bias, sizeof bias, "gating.layers.%lld.bias", (long long)g->layers);
-        g->layer[g->layers] = wrpo__head_dense(r, t, name, bias, 0, cols);
-        cols = g->layer[g->layers].rows;
-        g->widest = WRPO__MAX(g->widest, WRPO__MAX(cols, g->layer[g->layers].cols));
+        if (!wrpo_tensors_find(t, name) && g->layers) break;
+        if (g->layers == WRPO__GATE_LAYERS)
+            wrpo__fail(r->ctx, WRPO_E_UNSUPPORTED, "%s: a gate of more than %d layers is not supported", r->model->dir,
+                       WRPO__GATE_LAYERS);
+        *layer = wrpo__head_tensor(r, t, name, 0, cols);
+        layer->b = wrpo__head_tensor(r, t, bias, layer->rows, -1).w;
+        cols = layer->rows;
+        g->widest = WRPO__MAX(g->widest, WRPO__MAX(cols, layer->cols));
     }
-    if (!g->layers) wrpo__fail(r->ctx, WRPO_E_FORMAT, "%s: %s is missing: a reward model of this architecture has it", r->model->dir, name);
     if (cols != g->regression.rows)
-        wrpo__fail(r->ctx, WRPO_E_FORMAT, "%s: the gate weighs %lld objectives, regression_layer.weight has %lld", r->model->dir, (long long)cols, (long long)g->regression.rows);
-    g->scale = (double)*wrpo__head_tensor(r, t, "gating.logit_scale", &one, &vector);
+        wrpo__fail(r->ctx, WRPO_E_FORMAT, "%s: the gate weighs %lld objectives, regression_layer.weight has %lld",
+                   r->model->dir, (long long)cols, (long long)g->regression.rows);
+    g->scale = (double)*wrpo__head_tensor(r, t, "gating.logit_scale", 1, -1).w;
     g->temperature = r->model->config.gating_temperature;
 }
 static void wrpo__free_tokenizer(void *p) { wrpo_tokenizer_free(p); }
+static wrpo_reward *wrpo__reward_load(wrpo__arena *arena, const wrpo_reward_desc *desc) {
+    wrpo_ctx *ctx = arena->ctx;
+    wrpo_config c;
+    wrpo_reward *r = WRPO__NEW(arena, wrpo_reward);
+    r->ctx = ctx, r->arena = arena, r->run_arena = wrpo__sub_arena(arena);
+    if (!desc || !desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_reward_desc: dir is missing");
+    if (desc->micro_tokens < 0)
+        wrpo__fail(ctx, WRPO_E_ARG, "micro_tokens: want at least 1, found %lld", (long long)desc->micro_tokens);
+    r->micro_tokens = desc->micro_tokens ? desc->micro_tokens : WRPO__MICRO_TOKENS;
+    wrpo__config_read(arena, desc->dir, &c);
+    if (c.head == WRPO_HEAD_LM)
+        wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: a language model has no reward head: "
+                   "want architectures of sequence classification or of a reward model", desc->dir);
+    wrpo__cleanup *owner = wrpo__on_free(arena, wrpo__free_model, NULL);
+    wrpo__rethrow(ctx, wrpo__model_load(ctx, &(wrpo_model_desc){.dir = desc->dir, .frozen = true}, true, &r->model));
+    owner->p = r->model;
+    if (wrpo__exists(wrpo__join(arena, desc->dir, "tokenizer.json"))) {
+        owner = wrpo__on_free(arena, wrpo__free_tokenizer, NULL);
+        wrpo__rethrow(ctx, wrpo_tokenizer_load(ctx, desc->dir, &r->tok));
+        owner->p = r->tok;
+    }
+    const wrpo_tensors *t = wrpo__tensors_in(ctx, desc->dir);
+    if (c.head == WRPO_HEAD_GATED) wrpo__load_gate(r, t);
+    else if (c.head == WRPO_HEAD_VALUE) r->score = wrpo__head_tensor(r, t, "v_head.weight", 1, c.hidden_size);
+    else r->score = wrpo__head_tensor(r, t, "score.weight", 0, c.hidden_size);
+    const int64_t label = desc->label, rows = r->score.rows;
+    if (c.head != WRPO_HEAD_SCORE && label) wrpo__fail(ctx, WRPO_E_ARG, "label: %s has one reward only", desc->dir);
+    if (c.head == WRPO_HEAD_SCORE && (label < 0 || label > rows || (!label && rows > 1)))
+        wrpo__fail(ctx, WRPO_E_ARG, "label: score.weight has %lld rows: want the number of one, found %lld",
+                   (long long)rows, (long long)label);
+    r->label = WRPO__MAX(label, 1) - 1;
+    return r;
+}
 WRPO_API wrpo_result wrpo_reward_load(wrpo_ctx *ctx, const wrpo_reward_desc *desc, wrpo_reward **out) {
     *out = NULL;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), false) {
-        wrpo__arena *arena = wrpo__entry.arena;
-        wrpo_reward *r = WRPO__NEW(arena, wrpo_reward);
-        wrpo_config config;
-        r->ctx = ctx, r->arena = arena, r->run_arena = wrpo__sub_arena(arena);
-        if (!desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_reward_desc: dir is missing");
-        if (desc->micro_tokens < 0) wrpo__fail(ctx, WRPO_E_ARG, "micro_tokens: want at least 1, found %lld", (long long)desc->micro_tokens);
-        r->micro_tokens = desc->micro_tokens ? desc->micro_tokens : WRPO__MICRO_TOKENS;
-        wrpo__config_read(arena, desc->dir, &config);
-        if (config.head == WRPO_HEAD_LM)
-            wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: a language model has no reward head: want architectures of sequence classification or of a reward model", desc->dir);
-        wrpo__cleanup *owner = wrpo__on_free(arena, wrpo__free_model, NULL);
-        wrpo__rethrow(ctx, wrpo__model_load(ctx, &(wrpo_model_desc){.dir = desc->dir, .frozen = true}, true, &r->model));
-        owner->p = r->model;
-        if (wrpo__exists(wrpo__join(arena, desc->dir, "tokenizer.json"))) {
-            owner = wrpo__on_free(arena, wrpo__free_tokenizer, NULL);
-            wrpo__rethrow(ctx, wrpo_tokenizer_load(ctx, desc->dir, &r->tok));
-            owner->p = r->tok;
-        }
-        const wrpo_tensors *t = wrpo__tensors_in(ctx, desc->dir);
-        if (config.head == WRPO_HEAD_GATED) wrpo__load_gate(r, t);
-        else if (config.head == WRPO_HEAD_VALUE) r->score = wrpo__head_dense(r, t, "v_head.weight", NULL, 1, config.hidden_size);
-        else r->score = wrpo__head_dense(r, t, "score.weight", NULL, 0, config.hidden_size);
-        if (config.head != WRPO_HEAD_SCORE && desc->label) wrpo__fail(ctx, WRPO_E_ARG, "label: %s has one reward only", desc->dir);
-        if (config.head == WRPO_HEAD_SCORE && (desc->label < 0 || desc->label > r->score.rows || (!desc->label && r->score.rows > 1)))
-            wrpo__fail(ctx, WRPO_E_ARG, "label: score.weight has %lld rows: want the number of one, found %lld", (long long)r->score.rows, (long long)desc->label);
-        r->label = WRPO__MAX(desc->label, 1) - 1;
-        *out = r;
-    }
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__reward_load(wrpo__current, desc));
     return wrpo__end(&wrpo__entry);
 }
 WRPO_API void wrpo_reward_free(wrpo_reward *reward) {
@@ -8525,18 +8540,23 @@ WRPO_API void wrpo_reward_free(wrpo_reward *reward) {
 WRPO_API const wrpo_config *wrpo_reward_config(const wrpo_reward *reward) { return &reward->model->config; }
 
 /* ---- score ---- */
-/* Places of ids[n] that the head looks at: the last token, by the rule of the model's code, and for a gate where the answer's header
-   begins, the last time: <|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n of Llama 3. false: there is no such place. */
-static bool wrpo__pooled(const wrpo_config *c, const int32_t *ids, int64_t n, int64_t *last, int64_t *gate) {
-    static const int32_t header[] = {128009, 128006, 78191, 128007, 271};
-    *last = n - 1, *gate = n - WRPO__COUNT(header);
+typedef struct wrpo__batch {         /* conversations */
+    const int32_t **ids;
+    int64_t *counts, n;
+    int64_t shared;                  /* the first so many tokens are the same in all of them, and not all of any */
+} wrpo__batch;
+/* The tokens of ids[n] that the head looks at: the last one, by the rule of the model's code, and for a gate where the
+   last answer's header begins, <|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n of Llama 3. false: none. */
+static bool wrpo__pooled(const wrpo_config *c, const int32_t *ids, int64_t n, int64_t *last, int64_t *header) {
+    static const int32_t want[] = {128009, 128006, 78191, 128007, 271};
+    *last = n - 1, *header = 0;
     if (c->head == WRPO_HEAD_SCORE)
-        for (*last = n - 1; *last > 0 && ids[*last] == c->pad_token_id;) --*last;
+        while (*last > 0 && ids[*last] == c->pad_token_id) --*last;
     if (c->head != WRPO_HEAD_GATED) return true;
     for (int64_t i = n; i-- > 0;)
         if (ids[i] == c->pad_token_id) *last = i ? i - 1 : n - 1;
-    while (*gate >= 0 && memcmp(ids + *gate, header, sizeof header)) --*gate;
-    return *gate >= 0;
+    for (*header = n - WRPO__COUNT(want); *header >= 0 && memcmp(ids + *header, want, sizeof want);) --*header;
+    return *header >= 0;
 }
 static void wrpo__hidden_row(const wrpo__run *r, int64_t row, double *out) {
     const wrpo_backend *be = r->model->ctx->desc.backend;
@@ -8545,84 +8565,107 @@ static void wrpo__hidden_row(const wrpo__run *r, int64_t row, double *out) {
         const int64_t n = WRPO__MIN(D - k, WRPO__HALVES);
         union { float whole[WRPO__HALVES]; uint16_t half[WRPO__HALVES]; } part;
         be->get(r->model->ctx->dev, &part, wrpo__at(be, r->y, row * D + k), (size_t)n * (size_t)be->act_bytes);
-        for (int64_t i = 0; i < n; i++) out[k + i] = (double)(be->act_bytes == 4 ? part.whole[i] : wrpo__float_of(part.half[i]));
+        for (int64_t i = 0; i < n; i++)
+            out[k + i] = (double)(be->act_bytes == 4 ? part.whole[i] : wrpo__float_of(part.half[i]));
     }
 }
-/* As many of the conversations [at, n) as fit, at least one; the first P tokens of all are the same. Returns where it stopped. */
-static int64_t wrpo__score_some(wrpo__arena *temp, wrpo_reward *w, const int32_t *const *ids, const int64_t *counts, int64_t P, int64_t at, int64_t n, double *rewards) {
+/* Conversation k needs rows of its own for the shared tokens: it is the first that is packed, or it has other rotary
+   frequencies than the one before. */
+static bool wrpo__shared_again(const wrpo_config *c, const wrpo__batch *b, int64_t first, int64_t k) {
+    return k == first || wrpo__rope_key(c, b->counts[k]) != wrpo__rope_key(c, b->counts[k - 1]);
+}
+/* Scores as many of the conversations from `first` on as fit, at least one. Returns where it stopped. */
+static int64_t wrpo__score_some(wrpo_reward *w, const wrpo__batch *b, int64_t first, double *rewards) {
     const wrpo_config *c = &w->model->config;
-    const int64_t D = c->hidden_size, first = at;
-    int64_t rows = 0, end = at, prefix = 0;
-#define WRPO__PARTS(k) ((k) == first || wrpo__rope_key(c, counts[k]) != wrpo__rope_key(c, counts[(k) - 1]))
-    for (int64_t more; end < n && (more = counts[end] - (WRPO__PARTS(end) ? 0 : P), end == at || rows + more <= w->micro_tokens); end++) rows += more;
+    wrpo__arena *temp = wrpo__current;
+    const int64_t D = c->hidden_size, P = b->shared;
+    int64_t rows = 0, end = first, prefix = 0;
+    for (; end < b->n; end++) {
+        const int64_t more = b->counts[end] - (wrpo__shared_again(c, b, first, end) ? 0 : P);
+        if (end > first && rows + more > w->micro_tokens) break;
+        rows += more;
+    }
     if (!w->run || w->run->shape.rows < rows) {
         w->run = NULL;
         wrpo__arena_clear(w->run_arena);
         w->run = wrpo__run_new(w->run_arena, w->model, &(wrpo__shape){.rows = rows});
     }
-    int64_t (*places)[2] = wrpo__alloc(temp, (size_t)(end - at), sizeof *places);
-    double *hidden = wrpo__alloc(temp, (size_t)D, 2 * sizeof *hidden), *work = wrpo__alloc(temp, (size_t)WRPO__MAX(3 * w->gate.widest, w->score.rows), sizeof *work);
+    int64_t (*pooled)[2] = wrpo__alloc(temp, (size_t)(end - first), sizeof *pooled);           /* rows */
+    double *hidden = wrpo__alloc(temp, (size_t)D, 2 * sizeof *hidden);
+    double *scratch = wrpo__alloc(temp, (size_t)WRPO__MAX(3 * w->gate.widest, w->score.rows), sizeof *scratch);
     wrpo__pack_begin(w->run);
-    for (int64_t k = at; k < end; k++) {
-        int64_t pooled[2];
-        if (WRPO__PARTS(k)) {
-            wrpo__pack_turn(w->run, counts[k]);
+    for (int64_t k = first; k < end; k++) {
+        int64_t *at = pooled[k - first];
+        if (wrpo__shared_again(c, b, first, k)) {
+            wrpo__pack_turn(w->run, b->counts[k]);
             prefix = w->run->n;
-            if (P) wrpo__pack_seg(w->run, ids[k], P, 0, prefix, prefix);
+            if (P) wrpo__pack_seg(w->run, b->ids[k], P, 0, prefix, prefix);
         }
-        if (!wrpo__pooled(c, ids[k], counts[k], &pooled[0], &pooled[1]))
-            wrpo__fail(w->ctx, WRPO_E_FORMAT, "conversation %lld: want the header of an assistant's answer, which the gate of this reward model looks for, found none", (long long)k + 1);
-        for (int i = 0; i < 2; i++) places[k - at][i] = pooled[i] < P ? prefix + pooled[i] : w->run->n + pooled[i] - P;
-        wrpo__pack_seg(w->run, ids[k] + P, counts[k] - P, P, prefix, prefix + P);
+        if (!wrpo__pooled(c, b->ids[k], b->counts[k], &at[0], &at[1]))
+            wrpo__fail(w->ctx, WRPO_E_FORMAT, "conversation %lld: want the header of an assistant's answer, which the "
+                       "gate of this reward model looks for, found none", (long long)k + 1);
+        for (int i = 0; i < 2; i++) at[i] += at[i] < P ? prefix : w->run->n - P;
+        wrpo__pack_seg(w->run, b->ids[k] + P, b->counts[k] - P, P, prefix, prefix + P);
     }
     wrpo__pack_end(w->run);
     wrpo__trunk(w->run);
-    for (int64_t k = at; k < end; k++) {
-        wrpo__hidden_row(w->run, places[k - at][0], hidden);
+    for (int64_t k = first; k < end; k++) {
+        wrpo__hidden_row(w->run, pooled[k - first][0], hidden);
         if (c->head == WRPO_HEAD_GATED) {
-            wrpo__hidden_row(w->run, places[k - at][1], hidden + D);
-            rewards[k] = wrpo__gated_score(&w->gate, hidden, hidden + D, work);
+            wrpo__hidden_row(w->run, pooled[k - first][1], hidden + D);
+            rewards[k] = wrpo__gated_score(&w->gate, hidden, hidden + D, scratch);
         } else {
-            wrpo__dense_apply(&w->score, hidden, work);
-            rewards[k] = work[w->label];
+            wrpo__dense_apply(&w->score, hidden, scratch);
+            rewards[k] = scratch[w->label];
         }
-        if (!isfinite(rewards[k])) wrpo__fail(w->ctx, WRPO_E_NOT_FINITE, "conversation %lld: the reward is not a finite number", (long long)k + 1);
+        if (!isfinite(rewards[k]))
+            wrpo__fail(w->ctx, WRPO_E_NOT_FINITE, "conversation %lld: the reward is not a finite number",
+                       (long long)k + 1);
     }
     wrpo__sync(w->ctx);
     return end;
-#undef WRPO__PARTS
 }
-static void wrpo__score_ids(wrpo__arena *temp, wrpo_reward *w, const int32_t *const *ids, const int64_t *counts, int64_t n, double *rewards) {
+static void wrpo__score_ids(wrpo_reward *w, const int32_t *const *ids, const int64_t *counts, int64_t n,
+                            double *rewards) {
+    wrpo__arena *temp = wrpo__current;
     const wrpo_config *c = &w->model->config;
-    const int32_t **own = wrpo__alloc(temp, (size_t)n, sizeof *own);
-    int64_t *sizes = wrpo__alloc(temp, (size_t)n, sizeof *sizes), P = INT64_MAX;
+    wrpo__batch b = {.n = n, .shared = INT64_MAX};
+    b.ids = wrpo__alloc(temp, (size_t)n, sizeof *b.ids);
+    b.counts = wrpo__alloc(temp, (size_t)n, sizeof *b.counts);
     for (int64_t k = 0; k < n; k++) {
-        own[k] = ids[k], sizes[k] = counts[k];
-        if (counts[k] < 1) wrpo__fail(w->ctx, WRPO_E_ARG, "conversation %lld: want at least one token, found none", (long long)k + 1);
-        for (int64_t i = 0; i < counts[k]; i++)
-            if (ids[k][i] < 0 || ids[k][i] >= c->vocab_size)
-                wrpo__fail(w->ctx, WRPO_E_FORMAT, "conversation %lld: token id %d is outside the model's vocabulary of %lld", (long long)k + 1, (int)ids[k][i], (long long)c->vocab_size);
-        if (c->head == WRPO_HEAD_VALUE && ids[k][counts[k] - 1] != c->reward_token_id) {
-            int32_t *longer = wrpo__alloc(temp, (size_t)counts[k] + 1, sizeof *longer);
-            memcpy(longer, ids[k], (size_t)counts[k] * sizeof *longer);
-            longer[sizes[k]++] = (int32_t)c->reward_token_id, own[k] = longer;
+        int64_t count = counts[k], same = 0;
+        const int32_t *own = ids[k];
+        if (count < 1)
+            wrpo__fail(w->ctx, WRPO_E_ARG, "conversation %lld: want at least one token, found none", (long long)k + 1);
+        wrpo__check_ids(w->model, own, count, "conversation", k + 1);
+        if (c->head == WRPO_HEAD_VALUE && own[count - 1] != c->reward_token_id) {
+            int32_t *longer = wrpo__alloc(temp, (size_t)count + 1, sizeof *longer);
+            memcpy(longer, own, (size_t)count * sizeof *longer);
+            longer[count++] = (int32_t)c->reward_token_id;
+            own = longer;
         }
-        if (sizes[k] > c->max_position_embeddings && !w->warned)
-            wrpo__log(w->ctx, WRPO_LOG_WARN, "a conversation of %lld tokens is longer than the reward model's max_position_embeddings %lld", (long long)sizes[k],
-                      (long long)c->max_position_embeddings), w->warned = true;
-        int64_t same = 0;
-        while (same < P && same < sizes[k] - 1 && own[k][same] == own[0][same]) same++;      /* each keeps a token of its own */
-        P = same;
+        if (count > c->max_position_embeddings && !w->warned) {
+            wrpo__log(w->ctx, WRPO_LOG_WARN, "a conversation of %lld tokens is longer than the reward model's "
+                      "max_position_embeddings %lld", (long long)count, (long long)c->max_position_embeddings);
+            w->warned = true;
+        }
+        b.ids[k] = own, b.counts[k] = count;
+        while (same < b.shared && same < count - 1 && own[same] == b.ids[0][same]) same++;
+        b.shared = same;
     }
-    for (int64_t at = 0; at < n;) at = wrpo__score_some(temp, w, own, sizes, P, at, n, rewards);
+    for (int64_t at = 0; at < n;) at = wrpo__score_some(w, &b, at, rewards);
 }
-WRPO_API wrpo_result wrpo_reward_score_ids(wrpo_reward *reward, const int32_t *const *ids, const int64_t *counts, int64_t n, double *rewards) {
-    WRPO__TRY(reward->ctx, wrpo__arena_new(reward->ctx), true) wrpo__score_ids(wrpo__entry.arena, reward, ids, counts, n, rewards);
+WRPO_API wrpo_result wrpo_reward_score_ids(wrpo_reward *reward, const int32_t *const *ids, const int64_t *counts,
+                                           int64_t n, double *rewards) {
+    WRPO__CALL(reward->ctx, wrpo__arena_new(reward->ctx), true,
+               wrpo__score_ids(reward, ids, counts, n, rewards));
     return wrpo__end(&wrpo__entry);
 }
 /* answers[n]: strings. Errors name the line and record of in. */
-static void wrpo__score_answers(wrpo__arena *temp, wrpo_reward *w, wrpo__reading *in, const wrpo_json *prompt, const wrpo_json *answers, int64_t n, double *rewards) {
-    if (!w->tok) wrpo__fail(w->ctx, WRPO_E_IO, "%s: tokenizer.json: want it, to score texts, found none", w->model->dir);
+static void wrpo__score_answers(wrpo_reward *w, wrpo__reading *in, const wrpo_json *prompt, const wrpo_json *answers,
+                                int64_t n, double *rewards) {
+    wrpo__arena *temp = wrpo__current;
+    if (!w->tok) wrpo__fail(w->ctx, WRPO_E_IO, "%s: tokenizer.json: want it to score texts, found none", w->model->dir);
     const wrpo_json **list = wrpo__messages(in, prompt, "user", "prompt");
     int32_t **ids = wrpo__alloc(temp, (size_t)n, sizeof *ids);
     int64_t *counts = wrpo__alloc(temp, (size_t)n, sizeof *counts);
@@ -8633,115 +8676,143 @@ static void wrpo__score_answers(wrpo__arena *temp, wrpo_reward *w, wrpo__reading
         wrpo__encode(w->tok, text.data, text.size, 0, &ids[k]);
         counts[k] = stbds_arrlen(ids[k]);
     }
-    wrpo__score_ids(temp, w, (const int32_t *const *)ids, counts, n, rewards);
+    wrpo__score_ids(w, (const int32_t *const *)ids, counts, n, rewards);
     in->tokenizing = false;
 }
-WRPO_API wrpo_result wrpo_reward_score(wrpo_reward *reward, const wrpo_json *prompt, const char *const *answers, int64_t n, double *rewards) {
-    WRPO__TRY(reward->ctx, wrpo__arena_new(reward->ctx), true) {
-        wrpo__arena *temp = wrpo__entry.arena;
-        wrpo__reading in = {.ctx = reward->ctx, .desc.path = "wrpo_reward_score", .id = "prompt", .line = prompt->line, .now = time(NULL)};
-        wrpo_json *texts = wrpo__alloc(temp, (size_t)n, sizeof *texts);
-        for (int64_t k = 0; k < n; k++) texts[k] = (wrpo_json){.kind = WRPO_JSON_STRING, .text = answers[k], .size = strlen(answers[k])};
-        wrpo__score_answers(temp, reward, &in, prompt, texts, n, rewards);
-    }
+static void wrpo__reward_score(wrpo_reward *reward, const wrpo_json *prompt, const char *const *answers, int64_t n,
+                               double *rewards) {
+    wrpo__reading in = {.ctx = reward->ctx, .desc.path = "wrpo_reward_score", .id = "prompt", .line = prompt->line,
+                        .now = time(NULL)};
+    wrpo_json *texts = wrpo__alloc(wrpo__current, (size_t)n, sizeof *texts);
+    for (int64_t k = 0; k < n; k++)
+        texts[k] = (wrpo_json){.kind = WRPO_JSON_STRING, .text = answers[k], .size = strlen(answers[k])};
+    wrpo__score_answers(reward, &in, prompt, texts, n, rewards);
+}
+WRPO_API wrpo_result wrpo_reward_score(wrpo_reward *reward, const wrpo_json *prompt, const char *const *answers,
+                                       int64_t n, double *rewards) {
+    WRPO__CALL(reward->ctx, wrpo__arena_new(reward->ctx), true,
+               wrpo__reward_score(reward, prompt, answers, n, rewards));
     return wrpo__end(&wrpo__entry);
 }
 
 /* ---- a file of candidates ---- */
-typedef struct wrpo__scoring { wrpo_reward *reward; const wrpo_reward_file_desc *desc; wrpo__reading in; wrpo__writer *out; wrpo_reward_file_stats *stats; double sum; } wrpo__scoring;
-/* The reward that an entry has: NULL if it has none, or none that counts. */
-static const wrpo_json *wrpo__has_reward(const wrpo__scoring *s, const wrpo_json *entry) {
-    const wrpo_json *v = wrpo__present(entry, "reward");
-    if (v) wrpo__json_real(s->in.ctx, s->in.desc.path, v, NULL);
-    return s->desc->rescore ? NULL : v;
-}
-/* A copy of v, which is an entry, with the reward at *next behind its other members, if it has none; *next goes on. */
-static wrpo_json *wrpo__with_reward(const wrpo__scoring *s, const wrpo_json *v, const double **next) {
-    wrpo_json *copy = wrpo__json_copy(wrpo__current, v, NULL), number = {.kind = WRPO_JSON_NUMBER};
-    if (wrpo__has_reward(s, v)) return copy;
-    wrpo__text text = {.arena = wrpo__current};
-    wrpo__json_number(&text, *(*next)++);
-    number.text = text.data, number.size = text.size;
-    copy->child = NULL, copy->count = 0;
-    for (const wrpo_json *m = v->child; m; m = m->next)
-        if (strcmp(m->key, "reward")) wrpo__json_append(copy, wrpo__json_copy(wrpo__current, m, NULL));
-    wrpo__json_append(copy, wrpo__json_copy(wrpo__current, &number, "reward"));
-    return copy;
-}
-static bool wrpo__is_list(const wrpo_json *v) { return !strcmp(v->key, "sources") || !strcmp(v->key, "target"); }
-static void wrpo__score_root(wrpo__scoring *s, const wrpo_json *root) {
-    const char *path = s->in.desc.path;
-    wrpo_ctx *ctx = s->in.ctx;
-    wrpo_reward_file_stats *stats = s->stats;
-    wrpo__read_head(&s->in, root);
-    wrpo_json *texts = NULL, copy = *root;             /* texts: an stb array */
-    const bool alone = wrpo__present(root, "content") != NULL;
-    int64_t entries = 0;
-    for (const wrpo_json *list = alone ? root : root->child; list; list = alone ? NULL : list->next) {
-        if (!alone && (!wrpo__is_list(list) || list->kind == WRPO_JSON_NULL)) continue;
-        const wrpo_json *first = alone ? root : wrpo__json_want(ctx, path, list, WRPO_JSON_ARRAY, NULL)->child;
-        for (const wrpo_json *v = first; v; v = alone ? NULL : v->next, entries++) {
-            const wrpo_json *content = wrpo__json_need(ctx, path, v, "content", WRPO_JSON_STRING);
-            if (!wrpo__has_reward(s, v)) stbds_arrput(texts, *content);
-        }
+enum { WRPO__SOURCES, WRPO__TARGETS };
+typedef struct wrpo__listed { wrpo_json *json; int list; } wrpo__listed;
+/* The responses of a line: the members of its lists or, if `alone` allows it and it has "content", the line itself.
+   An stb array; *found: there is one of the three. */
+static wrpo__listed *wrpo__responses(wrpo_ctx *ctx, const char *path, wrpo_json *root, bool alone, bool *found) {
+    static const char *const keys[] = {"sources", "target"};
+    wrpo__listed *out = NULL, c = {root, WRPO__TARGETS};
+    *found = alone && wrpo__present(root, "content");
+    if (*found) {
+        stbds_arrput(out, c);
+        return out;
     }
-    if (!entries) wrpo__json_fail(ctx, WRPO_E_FORMAT, path, root, "want responses in \"sources\" or \"target\", or a \"content\", found none");
+    for (c.list = 0; c.list < 2; c.list++) {
+        const wrpo_json *all = wrpo__json_maybe(ctx, path, root, keys[c.list], WRPO_JSON_ARRAY);
+        if (!all) continue;
+        *found = true;
+        for (c.json = all->child; c.json; c.json = c.json->next) stbds_arrput(out, c);
+    }
+    return out;
+}
+/* In place of the reward that it has, if any; as its last member. */
+static void wrpo__set_reward(wrpo_json *entry, double reward) {
+    wrpo__text text = {.arena = wrpo__current};
+    wrpo_json *number = WRPO__NEW(wrpo__current, wrpo_json);
+    for (wrpo_json **m = &entry->child; *m;) {
+        if (strcmp((*m)->key, "reward")) m = &(*m)->next;
+        else *m = (*m)->next;
+    }
+    wrpo__json_number(&text, reward);
+    *number = (wrpo_json){.kind = WRPO_JSON_NUMBER, .key = "reward", .text = text.data, .size = text.size};
+    number->key_size = strlen(number->key);
+    wrpo__json_append(entry, number);
+}
+typedef struct wrpo__scoring {
+    wrpo_reward *reward; bool rescore;
+    wrpo__reading in; wrpo__writer *out;
+    wrpo_reward_file_stats *stats;   /* mean: the sum */
+} wrpo__scoring;
+static void wrpo__score_root(wrpo__scoring *s, wrpo_json *root) {
+    wrpo_ctx *ctx = s->in.ctx;
+    const char *path = s->in.desc.path;
+    wrpo_reward_file_stats *stats = s->stats;
+    wrpo_json *texts = NULL;         /* stb array: of what has no reward that counts, list[0..n) */
+    bool found;
+    wrpo__read_head(&s->in, root);
+    wrpo__listed *list = wrpo__responses(ctx, path, root, true, &found);
+    const int64_t all = stbds_arrlen(list);
+    if (!all)
+        wrpo__json_fail(ctx, WRPO_E_FORMAT, path, root,
+                        "want responses in \"sources\" or \"target\", or a \"content\", found none");
+    for (int64_t i = 0, n = 0; i < all; i++) {
+        const wrpo_json *content = wrpo__json_need(ctx, path, list[i].json, "content", WRPO_JSON_STRING);
+        const wrpo_json *reward = wrpo__present(list[i].json, "reward");
+        if (reward) wrpo__json_real(ctx, path, reward, NULL);
+        if (reward && !s->rescore) continue;
+        stbds_arrput(texts, *content);
+        list[n++] = list[i];
+    }
     const int64_t n = stbds_arrlen(texts);
     double *rewards = wrpo__alloc(wrpo__current, (size_t)n, sizeof *rewards);
-    const double *next = rewards;
     if (n) {
         const wrpo_json *prompt = wrpo__present(root, "prompt");
-        if (!prompt) wrpo__json_fail(ctx, WRPO_E_FORMAT, path, root, "prompt: want a string, a message or an array of messages, found none");
-        wrpo__score_answers(wrpo__current, s->reward, &s->in, prompt, texts, n, rewards);
+        if (!prompt)
+            wrpo__json_fail(ctx, WRPO_E_FORMAT, path, root,
+                            "prompt: want a string, a message or an array of messages, found none");
+        wrpo__score_answers(s->reward, &s->in, prompt, texts, n, rewards);
     }
-    if (alone) copy = *wrpo__with_reward(s, root, &next);
-    else {
-        copy.child = NULL, copy.count = 0;
-        for (const wrpo_json *m = root->child; m; m = m->next) {
-            wrpo_json *member = wrpo__json_copy(wrpo__current, m, NULL);
-            if (wrpo__is_list(m) && m->kind == WRPO_JSON_ARRAY) {
-                member->child = NULL, member->count = 0;
-                for (const wrpo_json *v = m->child; v; v = v->next) wrpo__json_append(member, wrpo__with_reward(s, v, &next));
-            }
-            wrpo__json_append(&copy, member);
-        }
+    for (int64_t k = 0; k < n; k++) {
+        wrpo__set_reward(list[k].json, rewards[k]);
+        stats->mean += rewards[k];
+        stats->least = fmin(stats->least, rewards[k]);
+        stats->most = fmax(stats->most, rewards[k]);
     }
-    for (int64_t k = 0; k < n; k++) s->sum += rewards[k], stats->least = fmin(stats->least, rewards[k]), stats->most = fmax(stats->most, rewards[k]);
-    stats->prompts++, stats->scored += n, stats->kept += entries - n;
+    stats->prompts++;
+    stats->scored += n;
+    stats->kept += all - n;
     wrpo__text line = {.arena = wrpo__current};
-    wrpo__json_write(&line, &copy);
+    wrpo__json_write(&line, root);
     wrpo__text_puts(&line, "\n");
     wrpo__write(s->out, line.data, line.size);
 }
-static wrpo_result wrpo__score_line(wrpo__scoring *s, const char *text, size_t n) {      /* an entry of its own: see wrpo__load_line */
-    WRPO__TRY(s->in.ctx, wrpo__arena_new(s->in.ctx), true) {
-        s->in.id = wrpo__format(wrpo__current, "line %lld", (long long)s->in.line);
-        wrpo__score_root(s, wrpo__json_parse(wrpo__current, s->in.desc.path, s->in.line, text, n));
-    }
+static void wrpo__score_text(wrpo__scoring *s, const char *text, size_t n) {
+    s->in.id = wrpo__format(wrpo__current, "line %lld", (long long)s->in.line);
+    wrpo__score_root(s, wrpo__json_parse(wrpo__current, s->in.desc.path, s->in.line, text, n));
+}
+static wrpo_result wrpo__score_line(wrpo__scoring *s, const char *text, size_t n) {      /* an entry, as in >>data */
+    WRPO__CALL(s->in.ctx, wrpo__arena_new(s->in.ctx), true, wrpo__score_text(s, text, n));
     if (wrpo__entry.failed && s->in.tokenizing && s->in.ctx->error.code != WRPO_E_MEMORY) wrpo__name_record(&s->in);
     s->in.tokenizing = false;
     return wrpo__end(&wrpo__entry);
 }
-WRPO_API wrpo_result wrpo_reward_file(wrpo_reward *reward, const wrpo_reward_file_desc *desc, wrpo_reward_file_stats *out) {
+static void wrpo__reward_file(wrpo_reward *reward, const wrpo_reward_file_desc *desc, wrpo_reward_file_stats *stats) {
     wrpo_ctx *ctx = reward->ctx;
-    *out = (wrpo_reward_file_stats){.mean = NAN, .least = NAN, .most = NAN};
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        wrpo__arena *arena = wrpo__entry.arena;
-        if (!desc->in || !desc->out) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_reward_file_desc: want in and out, found NULL");
-        const wrpo__file *f = wrpo__open_file(arena, desc->in);
-        wrpo__scoring s = {.reward = reward, .desc = desc, .out = wrpo__create(arena, desc->out), .stats = out};
-        s.in = (wrpo__reading){.ctx = ctx, .desc.path = desc->in, .now = time(NULL)};
-        int64_t lines = 0, done = 0;
-        for (wrpo__lines l = {.file = f}; wrpo__next_line(&l);) lines++;
-        if (!lines) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want lines of candidates, found none", desc->in);
-        for (wrpo__lines l = {.file = f}; wrpo__next_line(&l);) {
-            s.in.line = l.number;
-            wrpo__rethrow(ctx, wrpo__score_line(&s, l.text, l.size));
-            if (desc->on_line && !desc->on_line(++done, lines, desc->user)) wrpo__fail(ctx, WRPO_E_STOPPED, "%s: stopped after %lld of %lld lines", desc->in, (long long)done, (long long)lines);
-        }
-        wrpo__commit(s.out);
-        if (out->scored) out->mean = s.sum / (double)out->scored;
+    int64_t lines = 0, done = 0;
+    if (!desc || !desc->in || !desc->out)
+        wrpo__fail(ctx, WRPO_E_ARG, "wrpo_reward_file_desc: want in and out, found NULL");
+    const wrpo__file *f = wrpo__open_file(wrpo__current, desc->in);
+    wrpo__scoring s = {.reward = reward, .rescore = desc->rescore, .stats = stats};
+    s.out = wrpo__create(wrpo__current, desc->out);
+    s.in = (wrpo__reading){.ctx = ctx, .desc.path = desc->in, .now = time(NULL)};
+    for (wrpo__lines l = {.file = f}; wrpo__next_line(&l);) lines++;
+    if (!lines) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want lines of candidates, found none", desc->in);
+    for (wrpo__lines l = {.file = f}; wrpo__next_line(&l);) {
+        s.in.line = l.number;
+        wrpo__rethrow(ctx, wrpo__score_line(&s, l.text, l.size));
+        done++;
+        if (desc->on_line && !desc->on_line(done, lines, desc->user))
+            wrpo__fail(ctx, WRPO_E_STOPPED, "%s: stopped after %lld of %lld lines", desc->in, (long long)done,
+                       (long long)lines);
     }
+    wrpo__commit(s.out);
+    stats->mean /= (double)stats->scored;              /* NaN: none */
+}
+WRPO_API wrpo_result wrpo_reward_file(wrpo_reward *reward, const wrpo_reward_file_desc *desc,
+                                      wrpo_reward_file_stats *out) {
+    *out = (wrpo_reward_file_stats){.least = NAN, .most = NAN};
+    WRPO__CALL(reward->ctx, wrpo__arena_new(reward->ctx), true, wrpo__reward_file(reward, desc, out));
     return wrpo__end(&wrpo__entry);
 }
 
@@ -9267,30 +9338,30 @@ WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const
     return r;
 }
 /* ------------------------------------------------------------------------------------------- >>recipe
-   Rewards decide: which answers a record is made of, how often one file of answers beats another.
+   Rewards decide which answers a record is made of, and how often one file of answers beats another.
 
-   Files of candidates are read twice, so that one prompt at a time is in memory: once for the prompts' ids, which
-   say what lines belong together, and once, prompt by prompt, for the responses.                             */
-enum { WRPO__SOURCES, WRPO__TARGETS };
-typedef struct wrpo__scored {
-    const char *model; int64_t models_at;              /* its place in wrpo__prompts.models */
+   Files of candidates are read twice, so that only one prompt at a time is in memory: once for the prompts' ids, which
+   say what lines belong together, and once, prompt by prompt, for the responses.                                 */
+typedef struct wrpo__scored {        /* a response */
+    const char *model; int64_t index;                  /* index: of the model in wrpo__prompts.models */
     const wrpo_json *content, *number;                 /* number: the reward as written */
     const wrpo_json *answer;                           /* what entropy looks at: "answer", or content */
     double reward;
 } wrpo__scored;
-typedef struct wrpo__spot { const char *path, *text; size_t size; int64_t line; struct wrpo__spot *next; } wrpo__spot;
-typedef struct wrpo__ranked { const char *id; wrpo__spot *first, *last; } wrpo__ranked;     /* a prompt's lines */
+typedef struct wrpo__spot { wrpo__lines line; struct wrpo__spot *next; } wrpo__spot;
+typedef struct wrpo__gathered { const char *id; wrpo__spot *first, *last; } wrpo__gathered;    /* a prompt's lines */
 typedef struct wrpo__named { char *key; int64_t value; } wrpo__named;
 static const char *const wrpo__prompt_keys[] = {"prompt", "tools", "chat_template_kwargs"};
-typedef struct wrpo__prompts {         /* the prompts of some files */
+typedef struct wrpo__prompts {       /* the prompts of some files */
     wrpo_ctx *ctx;
-    wrpo__arena *arena, *line;       /* line: of the prompt in work */
-    wrpo__ranked *prompts;           /* stb array, in the order of their first lines */
-    wrpo__named *ids, *names;        /* stb maps to places in prompts and models */
+    wrpo__arena *arena, *temp;       /* temp: of the current prompt */
+    wrpo__gathered *prompts;         /* stb array, in the order of their first lines */
+    wrpo__named *ids, *names;        /* stb maps to indices of prompts and models */
     wrpo_select_model *models;       /* stb array; reward: the sum */
-    int64_t empty;
-    const wrpo_json *prompt[3], *id; /* of the prompt in work: what wrpo__prompt_keys names, from the line `said` on; and its responses: stb arrays */
-    const wrpo__spot *said;
+    int64_t empty;                   /* responses without text */
+    /* of the current prompt: its id, what wrpo__prompt_keys names, the line that says it, its responses (stb arrays) */
+    const wrpo_json *id, *prompt[3];
+    const wrpo__lines *said;
     wrpo__scored *lists[2];
 } wrpo__prompts;
 static const char *wrpo__prompt_id(wrpo_ctx *ctx, const char *path, const wrpo_json *root, const wrpo_json **id) {
@@ -9300,93 +9371,121 @@ static const char *wrpo__prompt_id(wrpo_ctx *ctx, const char *path, const wrpo_j
     if ((*id)->kind != WRPO_JSON_NUMBER) wrpo__json_want(ctx, path, *id, WRPO_JSON_STRING, NULL);
     return (*id)->text;
 }
-static void wrpo__prompts_add(wrpo__prompts *t, const char *path) {
-    const wrpo__file *f = wrpo__open_file(t->arena, path);
-    for (wrpo__lines l = {.file = f}; wrpo__next_line(&l); wrpo__arena_clear(t->line)) {
-        const wrpo_json *root = wrpo__json_parse(t->line, path, l.number, l.text, l.size), *id;
+/* ids: every line has a prompt_id. */
+static void wrpo__prompts_add(wrpo__prompts *t, const char *path, bool ids) {
+    for (wrpo__lines l = {.file = wrpo__open_file(t->arena, path)}; wrpo__next_line(&l); wrpo__arena_clear(t->temp)) {
+        const wrpo_json *root = wrpo__json_parse(t->temp, path, l.number, l.text, l.size), *id;
         const char *name = wrpo__prompt_id(t->ctx, path, root, &id);
-        if (!name) wrpo__json_fail(t->ctx, WRPO_E_FORMAT, path, root, "prompt_id: want a string or a number, found none");
-        wrpo__spot *place = WRPO__NEW(t->arena, wrpo__spot);
-        *place = (wrpo__spot){path, l.text, l.size, l.number, NULL};
-        ptrdiff_t at = stbds_shgeti(t->ids, name);
+        const ptrdiff_t at = name ? stbds_shgeti(t->ids, name) : -1;
+        wrpo__spot *spot = WRPO__NEW(t->arena, wrpo__spot);
+        spot->line = l;
+        if (ids && !name)
+            wrpo__json_fail(t->ctx, WRPO_E_FORMAT, path, root, "prompt_id: want a string or a number, found none");
         if (at < 0) {
-            wrpo__ranked prompt = {wrpo__strndup(t->arena, name, strlen(name)), place, place};
-            stbds_shput(t->ids, prompt.id, stbds_arrlen(t->prompts));
+            const wrpo__gathered prompt = {name ? wrpo__strndup(t->arena, name, strlen(name)) : NULL, spot, spot};
+            if (name) stbds_shput(t->ids, prompt.id, stbds_arrlen(t->prompts));
             stbds_arrput(t->prompts, prompt);
             continue;
         }
-        wrpo__ranked *prompt = &t->prompts[t->ids[at].value];
-        if (prompt->last->path == path)
-            wrpo__json_fail(t->ctx, WRPO_E_FORMAT, path, root, "prompt_id \"%.80s\": want each once in a file, found it in line %lld too", name, (long long)prompt->last->line);
-        prompt->last = prompt->last->next = place;
+        wrpo__gathered *prompt = &t->prompts[t->ids[at].value];
+        if (prompt->last->line.file == l.file)
+            wrpo__json_fail(t->ctx, WRPO_E_FORMAT, path, root, "prompt_id \"%.80s\": want each once in a file, found "
+                            "it in line %lld too", name, (long long)prompt->last->line.number);
+        prompt->last->next = spot;
+        prompt->last = spot;
     }
 }
-static void wrpo__prompts_open(wrpo__prompts *t, wrpo__arena *arena, const char *const *paths, int64_t n) {
-    *t = (wrpo__prompts){.ctx = arena->ctx, .arena = arena, .line = wrpo__sub_arena(arena)};
-    for (int64_t i = 0; i < n; i++) wrpo__prompts_add(t, wrpo__strndup(arena, paths[i], strlen(paths[i])));
-    if (!t->prompts) wrpo__fail(t->ctx, WRPO_E_FORMAT, "%s: want prompts, found none", n ? paths[0] : "wrpo_select_desc.in");
+static void wrpo__prompts_open(wrpo__prompts *t, const char *const *paths, int64_t n, bool ids) {
+    wrpo__arena *arena = wrpo__current;
+    *t = (wrpo__prompts){.ctx = arena->ctx, .arena = arena, .temp = wrpo__sub_arena(arena)};
+    for (int64_t i = 0; i < n; i++) wrpo__prompts_add(t, paths[i], ids);
+    if (t->prompts) return;
+    wrpo__fail(t->ctx, WRPO_E_FORMAT, "%s: want prompts, found none", n ? paths[0] : "wrpo_select_desc.in");
 }
-static void wrpo__add_candidate(wrpo__prompts *t, const char *path, const wrpo_json *v, int list, bool named) {
-    const wrpo_json *model = named ? wrpo__json_need(t->ctx, path, v, "model", WRPO_JSON_STRING) : NULL;
-    const wrpo_json *answer = wrpo__present(v, "answer");
-    wrpo__scored c = {.model = model ? model->text : "", .content = wrpo__json_need(t->ctx, path, v, "content", WRPO_JSON_STRING),
-                         .number = wrpo__json_need(t->ctx, path, v, "reward", WRPO_JSON_NUMBER)};
-    c.reward = wrpo__json_real(t->ctx, path, c.number, NULL), c.answer = answer ? answer : c.content;
-    if (wrpo__jskip_space(c.content->text, c.content->size, 0) == c.content->size) { t->empty++; return; }
-    ptrdiff_t at = stbds_shgeti(t->names, c.model);
-    if (at < 0) {
-        wrpo_select_model m = {.name = wrpo__strndup(t->arena, c.model, strlen(c.model))};
+static void wrpo__add_response(wrpo__prompts *t, const char *path, const wrpo_json *v, const char *model, int list) {
+    wrpo__scored r = {.model = model, .content = wrpo__json_need(t->ctx, path, v, "content", WRPO_JSON_STRING)};
+    r.number = wrpo__json_need(t->ctx, path, v, "reward", WRPO_JSON_NUMBER);
+    r.reward = wrpo__json_real(t->ctx, path, r.number, NULL);
+    r.answer = wrpo__present(v, "answer");
+    if (!r.answer) r.answer = r.content;
+    if (wrpo__jskip_space(r.content->text, r.content->size, 0) == r.content->size) {
+        t->empty++;
+        return;
+    }
+    if (stbds_shgeti(t->names, model) < 0) {
+        const wrpo_select_model m = {.name = wrpo__strndup(t->arena, model, strlen(model))};
         stbds_shput(t->names, m.name, stbds_arrlen(t->models));
         stbds_arrput(t->models, m);
-        at = stbds_shgeti(t->names, c.model);
     }
-    c.models_at = t->names[at].value;
-    t->models[c.models_at].responses++, t->models[c.models_at].reward += c.reward;
-    stbds_arrput(t->lists[list], c);
+    r.index = stbds_shget(t->names, model);
+    t->models[r.index].responses++;
+    t->models[r.index].reward += r.reward;
+    stbds_arrput(t->lists[list], r);
 }
-/* Reads the lines of a prompt. flat: a line may be an answer itself. */
-static void wrpo__prompts_read(wrpo__prompts *t, const wrpo__ranked *prompt, bool flat) {
-    static const char *const keys[] = {"sources", "target"};
-    wrpo__arena_clear(t->line);
-    t->said = NULL, memset(t->prompt, 0, sizeof t->prompt);
+/* What a line says of the prompt must be what an earlier line said. A line without any of the keys says nothing. */
+static void wrpo__read_prompt(wrpo__prompts *t, const wrpo__lines *line, const wrpo_json *root, const char *id) {
+    const char *path = line->file->path;
+    const wrpo_json *says[3];
+    bool any = false;
+    for (int k = 0; k < 3; k++) {
+        says[k] = wrpo__present(root, wrpo__prompt_keys[k]);
+        any = any || says[k];
+    }
+    for (int k = 0; k < 3 && any && t->said; k++)
+        if (!wrpo__json_same(says[k], t->prompt[k]))
+            wrpo__json_fail(t->ctx, WRPO_E_FORMAT, path, says[k] ? says[k] : root,
+                            "prompt_id \"%.80s\": want the %s as in %s:%lld, found %s", id, wrpo__prompt_keys[k],
+                            t->said->file->path, (long long)t->said->number, says[k] ? "another one" : "none");
+    if (!any) return;
+    t->said = line;
+    memcpy(t->prompt, says, sizeof says);
+}
+/* Reads the lines of a prompt. For a comparison all its responses are answers, and a line may be an answer itself. */
+static void wrpo__prompts_read(wrpo__prompts *t, const wrpo__gathered *prompt, bool compare) {
+    wrpo__arena_clear(t->temp);
+    t->said = NULL;
+    memset(t->prompt, 0, sizeof t->prompt);
     for (int list = 0; list < 2; list++)
         if (t->lists[list]) stbds_arrsetlen(t->lists[list], 0);
     for (const wrpo__spot *p = prompt->first; p; p = p->next) {
-        const wrpo_json *root = wrpo__json_parse(t->line, p->path, p->line, p->text, p->size), *said[3];
-        const bool alone = flat && wrpo__present(root, "content");
-        bool says = false;             /* a line without any of them says nothing of the prompt; else what it lacks is none */
-        int found = alone;
-        wrpo__prompt_id(t->ctx, p->path, root, &t->id);
-        for (int k = 0; k < 3; k++) said[k] = wrpo__present(root, wrpo__prompt_keys[k]), says = says || said[k];
-        for (int k = 0; k < 3 && says && t->said; k++)
-            if (!wrpo__json_same(said[k], t->prompt[k]))
-                wrpo__json_fail(t->ctx, WRPO_E_FORMAT, p->path, said[k] ? said[k] : root, "prompt_id \"%.80s\": want the %s as in %s:%lld, found %s", prompt->id, wrpo__prompt_keys[k],
-                                t->said->path, (long long)t->said->line, said[k] ? "another one" : "none");
-        if (says) t->said = p, memcpy(t->prompt, said, sizeof said);
-        if (alone) wrpo__add_candidate(t, p->path, root, WRPO__TARGETS, false);
-        for (int list = 0; list < 2 && !alone; list++) {
-            const wrpo_json *all = wrpo__json_maybe(t->ctx, p->path, root, keys[list], WRPO_JSON_ARRAY);
-            found += all != NULL;
-            for (const wrpo_json *v = all ? all->child : NULL; v; v = v->next) wrpo__add_candidate(t, p->path, v, list, true);
+        const char *path = p->line.file->path;
+        wrpo_json *root = wrpo__json_parse(t->temp, path, p->line.number, p->line.text, p->line.size);
+        bool found;
+        wrpo__prompt_id(t->ctx, path, root, &t->id);
+        wrpo__read_prompt(t, &p->line, root, prompt->id);
+        wrpo__listed *all = wrpo__responses(t->ctx, path, root, compare, &found);
+        if (!found)
+            wrpo__json_fail(t->ctx, WRPO_E_FORMAT, path, root, "prompt_id \"%.80s\": want responses in \"sources\" or "
+                            "\"target\", found neither", prompt->id);
+        for (int64_t i = 0; i < stbds_arrlen(all); i++) {
+            const wrpo_json *v = all[i].json;
+            const char *model = v == root ? "" : wrpo__json_need(t->ctx, path, v, "model", WRPO_JSON_STRING)->text;
+            wrpo__add_response(t, path, v, model, compare ? WRPO__TARGETS : all[i].list);
         }
-        if (!found) wrpo__json_fail(t->ctx, WRPO_E_FORMAT, p->path, root, "prompt_id \"%.80s\": want responses in \"sources\" or \"target\", found neither", prompt->id);
+        stbds_arrfree(all);
     }
+}
+static int64_t wrpo__characters(const wrpo_json *text) {
+    int64_t n = 0;
+    for (size_t i = 0; i < text->size; i++) n += ((unsigned char)text->text[i] & 0xC0) != 0x80;
+    return n;
 }
 
 /* ---- selection ---- */
-#define WRPO__FORMS(X) X(WRPO_FORM_QUADS, "quads") X(WRPO_FORM_SFT, "sft") X(WRPO_FORM_PAIR, "pair") X(WRPO_FORM_PAIRS, "pairs")
-#define WRPO__X(value, name) [value] = name,
-static const char *const wrpo__forms[] = {WRPO__FORMS(WRPO__X)};
-#undef WRPO__X
+static const char *const wrpo__forms[] = {
+    [WRPO_FORM_QUADS] = "quads", [WRPO_FORM_SFT] = "sft", [WRPO_FORM_PAIR] = "pair", [WRPO_FORM_PAIRS] = "pairs"};
 WRPO_API const char *wrpo_form_name(int i) { return i >= 0 && i < WRPO__COUNT(wrpo__forms) ? wrpo__forms[i] : NULL; }
 typedef struct wrpo__extremes { const wrpo__scored *best, *worst; double share; } wrpo__extremes;
-static bool wrpo__same_text(const wrpo__scored *a, const wrpo__scored *b) { return wrpo__json_same(a->content, b->content); }
+static bool wrpo__same_text(const wrpo__scored *a, const wrpo__scored *b) {
+    return wrpo__json_same(a->content, b->content);
+}
 /* Best and worst of each model of a list, the models by their best; by_model false: of the list. An stb array. */
 static wrpo__extremes *wrpo__rank(const wrpo__scored *list, bool by_model) {
     wrpo__extremes *out = NULL;
-    for (int64_t i = 0, k; i < stbds_arrlen(list); i++) {
+    for (int64_t i = 0; i < stbds_arrlen(list); i++) {
         const wrpo__scored *c = &list[i];
-        for (k = 0; k < stbds_arrlen(out) && by_model && out[k].best->models_at != c->models_at; k++) {}
+        int64_t k = 0;
+        while (k < stbds_arrlen(out) && by_model && out[k].best->index != c->index) k++;
         if (k == stbds_arrlen(out)) {
             const wrpo__extremes first = {c, c, 0};
             stbds_arrput(out, first);
@@ -9394,17 +9493,22 @@ static wrpo__extremes *wrpo__rank(const wrpo__scored *list, bool by_model) {
         if (c->reward > out[k].best->reward) out[k].best = c;
         if (c->reward < out[k].worst->reward) out[k].worst = c;
     }
-    for (int64_t i = 1; i < stbds_arrlen(out); i++)    /* by reward, then by place */
+    for (int64_t i = 1; i < stbds_arrlen(out); i++)    /* by reward, then by position in the list */
         for (int64_t k = i; k > 0; k--) {
             const wrpo__extremes a = out[k - 1], b = out[k];
             if (a.best->reward > b.best->reward || (a.best->reward == b.best->reward && a.best < b.best)) break;
-            out[k - 1] = b, out[k] = a;
+            out[k - 1] = b;
+            out[k] = a;
         }
     return out;
 }
-static void wrpo__softmax_shares(wrpo__extremes *list, int64_t n, double tau) {      /* of the best ones' rewards, the first the highest */
+/* share = softmax(best's reward / tau); the first is the highest. */
+static void wrpo__softmax_shares(wrpo__extremes *list, int64_t n, double tau) {
     double sum = 0;
-    for (int64_t i = 0; i < n; i++) sum += list[i].share = exp((list[i].best->reward - list[0].best->reward) / tau);
+    for (int64_t i = 0; i < n; i++) {
+        list[i].share = exp((list[i].best->reward - list[0].best->reward) / tau);
+        sum += list[i].share;
+    }
     for (int64_t i = 0; i < n; i++) list[i].share /= sum;
 }
 static double wrpo__entropy(const wrpo__scored *list) {                           /* bits */
@@ -9417,209 +9521,273 @@ static double wrpo__entropy(const wrpo__scored *list) {                         
     }
     return H > 0 ? H : 0;
 }
-static int64_t wrpo__characters(const wrpo_json *text) {
-    int64_t n = 0;
-    for (size_t i = 0; i < text->size; i++) n += ((unsigned char)text->text[i] & 0xC0) != 0x80;
-    return n;
-}
-typedef struct wrpo__selected { wrpo__text *line; wrpo_select_stats *stats; double count[3]; wrpo__prompts *t; } wrpo__selected;
-/* A list of answers as messages; counts them. */
-static void wrpo__put_answers(wrpo__selected *s, const char *key, const wrpo__scored *const *list, int64_t n, int64_t targets_from, wrpo_role role) {
-    wrpo__text_puts(s->line, key);
-    for (int64_t i = 0; i < n; i++) {
-        const wrpo_role as = role == WRPO_ROLE_SOURCE && i >= targets_from ? WRPO_ROLE_TARGET : role;
-        wrpo__text_puts(s->line, i ? ", {\"content\": " : "{\"content\": ");
-        wrpo__json_write(s->line, list[i]->content);
-        wrpo__text_puts(s->line, ", \"role\": \"assistant\"}");
-        s->stats->reward[as] += list[i]->reward, s->stats->length[as] += (double)wrpo__characters(list[i]->content), s->count[as]++;
-        s->t->models[list[i]->models_at].selected += as == WRPO_ROLE_SOURCE;
-    }
-    wrpo__text_puts(s->line, "]");
-}
-static void wrpo__put_scores(wrpo__text *out, const wrpo__scored *const *list, int64_t n) {
-    for (int64_t i = 0; i < n; i++) wrpo__text_puts(out, i ? ", " : ", \"rewards\": ["), wrpo__text_add(out, list[i]->number->text, list[i]->number->size);
-    for (int64_t i = 0; i < n; i++) wrpo__text_puts(out, i ? ", " : "], \"models\": ["), wrpo__json_quote(out, list[i]->model, strlen(list[i]->model));
-    wrpo__text_puts(out, "]");
-}
-/* The prompt in work as a line of the form; false: left out and counted. */
-static bool wrpo__select_prompt(wrpo__selected *s, const wrpo_select_desc *d) {
+typedef struct wrpo__selection {
+    wrpo_select_desc desc;           /* resolved */
+    wrpo_select_stats *stats; double count[3];         /* count: of the sums in stats, by role */
+    wrpo__prompts t;
+    wrpo__text line;                 /* of the current prompt, as is `put` */
+    const wrpo__scored **put;        /* stb array: answers since the last list of scores */
+} wrpo__selection;
+/* Leaves the *n sources that the form takes of the current prompt. Returns NULL, or the statistic that counts why the
+   prompt is left out. */
+static int64_t *wrpo__choose(wrpo__selection *s, wrpo__extremes *sources, const wrpo__extremes *target, int64_t *n) {
+    const wrpo_select_desc *d = &s->desc;
     wrpo_select_stats *stats = s->stats;
-    wrpo__prompts *t = s->t;
-    wrpo__text *out = s->line;
-    wrpo__extremes *sources = wrpo__rank(t->lists[WRPO__SOURCES], true), *target = wrpo__rank(t->lists[WRPO__TARGETS], false);
-    int64_t n = stbds_arrlen(sources);
-    if (!n) return stats->no_source++, false;
+    int64_t kept = 0, equal = 0;
+    if (!*n) return &stats->no_source;
+    if (d->form == WRPO_FORM_SFT || d->form == WRPO_FORM_PAIR) *n = 1;
+    if (d->form == WRPO_FORM_SFT) return NULL;
     if (d->form == WRPO_FORM_QUADS) {
-        n = WRPO__MIN(n, d->top);
-        if (!target) return stats->no_target++, false;
-        if (wrpo__same_text(target->best, target->worst) || wrpo__same_text(sources->best, target->worst)) return stats->equal++, false;
-        while (n && sources[n - 1].best->reward - target->worst->reward < d->min_gap && d->min_gap > 0) n--;       /* the last is the lowest */
-        if (!n || target->best->reward - target->worst->reward < d->min_gap) return stats->gap++, false;
-        for (int64_t i = 1; i < n; i++) if (wrpo__same_text(sources[i].best, target->worst)) n = i;
-    } else if (d->form != WRPO_FORM_SFT) {
-        int64_t kept = 0, equal = 0;
-        if (d->form == WRPO_FORM_PAIR) n = 1;
-        for (int64_t i = 0; i < n; i++) {
-            const bool same = wrpo__same_text(sources[i].best, sources[i].worst);
-            equal += same;
-            if (!same && sources[i].best->reward - sources[i].worst->reward >= d->min_gap) sources[kept++] = sources[i];
+        if (!target) return &stats->no_target;
+        const wrpo__scored *rejected = target->worst;
+        if (wrpo__same_text(target->best, rejected) || wrpo__same_text(sources->best, rejected)) return &stats->equal;
+        kept = WRPO__MIN(*n, d->top);
+        while (kept && d->min_gap > 0 && sources[kept - 1].best->reward - rejected->reward < d->min_gap) kept--;
+        if (!kept || target->best->reward - rejected->reward < d->min_gap) return &stats->gap;
+        for (int64_t i = 1; i < kept; i++)
+            if (wrpo__same_text(sources[i].best, rejected)) kept = i;
+        *n = kept;
+        return NULL;
+    }
+    for (int64_t i = 0; i < *n; i++) {
+        const bool same = wrpo__same_text(sources[i].best, sources[i].worst);
+        equal += same;
+        if (!same && sources[i].best->reward - sources[i].worst->reward >= d->min_gap) sources[kept++] = sources[i];
+    }
+    if (!kept) return equal == *n ? &stats->equal : &stats->gap;
+    *n = kept;
+    return NULL;
+}
+/* An answer as a message, after the text `before`; counts it. */
+static void wrpo__put_answer(wrpo__selection *s, const char *before, const wrpo__scored *answer, wrpo_role role) {
+    wrpo__text_printf(&s->line, "%s{\"content\": ", before);
+    wrpo__json_write(&s->line, answer->content);
+    wrpo__text_puts(&s->line, ", \"role\": \"assistant\"}");
+    s->stats->reward[role] += answer->reward;
+    s->stats->length[role] += (double)wrpo__characters(answer->content);
+    s->count[role]++;
+    s->t.models[answer->index].selected += role == WRPO_ROLE_SOURCE;
+    stbds_arrput(s->put, answer);
+}
+/* A best and a worst answer as chosen and rejected. */
+static void wrpo__put_pair(wrpo__selection *s, const char *before, const wrpo__extremes *source) {
+    wrpo__put_answer(s, before, source->best, WRPO_ROLE_SOURCE);
+    wrpo__put_answer(s, "], \"rejected\": [", source->worst, WRPO_ROLE_REJECTED);
+}
+static void wrpo__put_number(wrpo__selection *s, const char *before, double x) {
+    wrpo__text_puts(&s->line, before);
+    wrpo__json_number(&s->line, x);
+}
+/* The rewards and models of the answers since the last call. */
+static void wrpo__put_scores(wrpo__selection *s) {
+    const int64_t n = stbds_arrlen(s->put);
+    for (int64_t i = 0; i < n; i++) {
+        wrpo__text_puts(&s->line, i ? ", " : ", \"rewards\": [");
+        wrpo__json_write(&s->line, s->put[i]->number);
+    }
+    for (int64_t i = 0; i < n; i++) {
+        wrpo__text_puts(&s->line, i ? ", " : "], \"models\": [");
+        wrpo__json_quote(&s->line, s->put[i]->model, strlen(s->put[i]->model));
+    }
+    wrpo__text_puts(&s->line, "]");
+    stbds_arrsetlen(s->put, 0);
+}
+/* The current prompt as a line of the form, with sources[n]. */
+static void wrpo__put_record(wrpo__selection *s, const wrpo__extremes *sources, int64_t n,
+                             const wrpo__extremes *target) {
+    const wrpo_select_desc *d = &s->desc;
+    const wrpo__prompts *t = &s->t;
+    wrpo__text *out = &s->line;
+    const wrpo_json *prompt = t->prompt[0];
+    const bool many = prompt->kind == WRPO_JSON_ARRAY;
+    wrpo__text_puts(out, "{\"prompt_id\": ");
+    wrpo__json_write(out, t->id);
+    for (int k = d->form == WRPO_FORM_SFT ? 1 : 0; k < 3; k++)
+        if (t->prompt[k]) {
+            wrpo__text_printf(out, ", \"%s\": ", wrpo__prompt_keys[k]);
+            wrpo__json_write(out, t->prompt[k]);
         }
-        if (!kept) return equal == n ? stats->equal++ : stats->gap++, false;
-        n = kept;
-    } else n = 1;
-    wrpo__softmax_shares(sources, n, d->tau);
-    if (!t->prompt[0]) wrpo__json_fail(t->ctx, WRPO_E_FORMAT, "candidates", t->id, "prompt_id \"%.80s\": want a \"prompt\" in one of its lines, found none", t->id->text);
-
-    const bool many = t->prompt[0]->kind == WRPO_JSON_ARRAY;
-    const wrpo__scored **all = NULL;                /* stb array */
-    wrpo__text_puts(out, "{\"prompt_id\": "), wrpo__json_write(out, t->id);
-    for (int k = d->form == WRPO_FORM_SFT; k < 3; k++)
-        if (t->prompt[k]) wrpo__text_printf(out, ", \"%s\": ", wrpo__prompt_keys[k]), wrpo__json_write(out, t->prompt[k]);
     switch (d->form) {
     case WRPO_FORM_SFT:
         wrpo__text_puts(out, ", \"messages\": [");
-        for (const wrpo_json *m = many ? t->prompt[0]->child : t->prompt[0]; m; m = many ? m->next : NULL)
-            wrpo__json_write(out, m->kind == WRPO_JSON_STRING ? wrpo__message_of("user", m) : m), wrpo__text_puts(out, ", ");
-        wrpo__put_answers(s, "", &sources->best, 1, 1, WRPO_ROLE_SOURCE);
-        wrpo__put_scores(out, &sources->best, 1);
+        for (const wrpo_json *m = many ? prompt->child : prompt; m; m = many ? m->next : NULL) {
+            wrpo__json_write(out, m->kind == WRPO_JSON_STRING ? wrpo__message_of("user", m) : m);
+            wrpo__text_puts(out, ", ");
+        }
+        wrpo__put_answer(s, "", sources->best, WRPO_ROLE_SOURCE);
+        wrpo__text_puts(out, "]");
+        wrpo__put_scores(s);
         break;
     case WRPO_FORM_PAIR:
-        wrpo__put_answers(s, ", \"chosen\": [", &sources->best, 1, 1, WRPO_ROLE_SOURCE);
-        wrpo__put_answers(s, ", \"rejected\": [", &sources->worst, 1, 0, WRPO_ROLE_REJECTED);
-        wrpo__put_scores(out, (const wrpo__scored *const[]){sources->best, sources->worst}, 2);
+        wrpo__put_pair(s, ", \"chosen\": [", sources);
+        wrpo__text_puts(out, "]");
+        wrpo__put_scores(s);
         break;
     case WRPO_FORM_PAIRS:
         for (int64_t i = 0; i < n; i++) {
-            wrpo__put_answers(s, i ? "}, {\"chosen\": [" : ", \"pairs\": [{\"chosen\": [", &sources[i].best, 1, 1, WRPO_ROLE_SOURCE);
-            wrpo__put_answers(s, ", \"rejected\": [", &sources[i].worst, 1, 0, WRPO_ROLE_REJECTED);
-            wrpo__text_puts(out, ", \"weight\": "), wrpo__json_number(out, sources[i].share);
-            wrpo__put_scores(out, (const wrpo__scored *const[]){sources[i].best, sources[i].worst}, 2);
+            wrpo__put_pair(s, i ? "}, {\"chosen\": [" : ", \"pairs\": [{\"chosen\": [", &sources[i]);
+            wrpo__put_number(s, "], \"weight\": ", sources[i].share);
+            wrpo__put_scores(s);
         }
         wrpo__text_puts(out, "}]");
         break;
     case WRPO_FORM_QUADS:
-        for (int64_t i = 0; i < n; i++) stbds_arrput(all, sources[i].best);
-        stbds_arrput(all, target->best);
-        stbds_arrput(all, target->worst);
-        wrpo__put_answers(s, ", \"chosen\": [", all, n + 1, n, WRPO_ROLE_SOURCE);
-        wrpo__put_answers(s, ", \"rejected\": [", all + n + 1, 1, 0, WRPO_ROLE_REJECTED);
-        wrpo__put_scores(out, all, n + 2);
-        for (int64_t i = 0; i < n && n > 1; i++) wrpo__text_puts(out, i ? ", " : ", \"weights\": ["), wrpo__json_number(out, sources[i].share);
+        for (int64_t i = 0; i < n; i++)
+            wrpo__put_answer(s, i ? ", " : ", \"chosen\": [", sources[i].best, WRPO_ROLE_SOURCE);
+        wrpo__put_answer(s, ", ", target->best, WRPO_ROLE_TARGET);
+        wrpo__put_answer(s, "], \"rejected\": [", target->worst, WRPO_ROLE_REJECTED);
+        wrpo__text_puts(out, "]");
+        wrpo__put_scores(s);
+        for (int64_t i = 0; i < n && n > 1; i++) wrpo__put_number(s, i ? ", " : ", \"weights\": [", sources[i].share);
         if (n > 1) wrpo__text_puts(out, "]");
     }
-    if (d->entropy_power > 0) {
-        wrpo__text_puts(out, ", \"weight\": ");
-        wrpo__json_number(out, pow(wrpo__entropy(t->lists[target ? WRPO__TARGETS : WRPO__SOURCES]), d->entropy_power) / d->entropy_scale);
-    }
+    const double entropy = wrpo__entropy(t->lists[target ? WRPO__TARGETS : WRPO__SOURCES]);
+    if (d->entropy_power > 0) wrpo__put_number(s, ", \"weight\": ", pow(entropy, d->entropy_power) / d->entropy_scale);
     wrpo__text_puts(out, "}\n");
+}
+/* false: the prompt is left out and counted. */
+static bool wrpo__select_prompt(wrpo__selection *s) {
+    const wrpo__prompts *t = &s->t;
+    wrpo__extremes *sources = wrpo__rank(t->lists[WRPO__SOURCES], true);
+    const wrpo__extremes *target = wrpo__rank(t->lists[WRPO__TARGETS], false);
+    int64_t n = stbds_arrlen(sources), *left_out = wrpo__choose(s, sources, target, &n);
+    if (left_out) {
+        ++*left_out;
+        return false;
+    }
+    if (!t->prompt[0])
+        wrpo__json_fail(t->ctx, WRPO_E_FORMAT, "candidates", t->id, "prompt_id \"%.80s\": want a \"prompt\" in one of "
+                        "its lines, found none", t->id->text);
+    wrpo__softmax_shares(sources, n, s->desc.tau);
+    wrpo__put_record(s, sources, n, target);
     return true;
 }
-static void wrpo__select(wrpo__arena *arena, const wrpo_select_desc *desc, wrpo_select_stats *stats) {
-    wrpo_ctx *ctx = arena->ctx;
-    wrpo_select_desc d = *desc;
-    wrpo__prompts t;
-    wrpo__selected s = {.stats = stats, .t = &t};
-    if (!d.top) d.top = 1;
-    if (d.tau == 0) d.tau = 1;
-    if (d.entropy_scale == 0) d.entropy_scale = 6.8;
-    if (!wrpo_form_name((int)d.form)) wrpo__fail(ctx, WRPO_E_ARG, "form: no such form");
-    if (d.top < 1 || (d.top > 1 && d.form != WRPO_FORM_QUADS)) wrpo__fail(ctx, WRPO_E_ARG, "top: want at least 1, and more than 1 for quads only, found %lld", (long long)d.top);
-    if (!(d.tau > 0 && d.tau <= DBL_MAX)) wrpo__fail(ctx, WRPO_E_ARG, "tau: want a finite number above 0, found %g", d.tau);
-    if (!(d.min_gap >= 0 && d.min_gap <= DBL_MAX) || (d.min_gap > 0 && d.form == WRPO_FORM_SFT))
-        wrpo__fail(ctx, WRPO_E_ARG, "min_gap: want a finite number of at least 0, and 0 for sft, which rejects nothing; found %g", d.min_gap);
-    if (!(d.entropy_power >= 0 && d.entropy_power <= 100 && d.entropy_scale > 0 && d.entropy_scale <= DBL_MAX))
-        wrpo__fail(ctx, WRPO_E_ARG, "entropy: want a power from 0 to 100 and a scale above 0, found %g and %g", d.entropy_power, d.entropy_scale);
-    wrpo__prompts_open(&t, arena, d.in, d.n_in);
-    wrpo__writer *w = d.out ? wrpo__create(arena, d.out) : NULL;
-    for (int64_t i = 0; i < stbds_arrlen(t.prompts); i++) {
-        wrpo__text line = {.arena = t.line};
-        wrpo__prompts_read(&t, &t.prompts[i], false);
-        s.line = &line, stats->prompts++;
-        wrpo__current = t.line;                           /* for the lists of one prompt */
-        const bool made = wrpo__select_prompt(&s, &d);
+static void wrpo__select_check(wrpo_ctx *ctx, const wrpo_select_desc *d) {
+    WRPO__RANGE(wrpo_form_name((int)d->form), "form", d->form, "one of wrpo_form");
+    WRPO__RANGE(d->top >= 1 && (d->top == 1 || d->form == WRPO_FORM_QUADS), "top", d->top,
+                "at least 1, and more than 1 for quads only");
+    WRPO__RANGE(d->tau > 0 && d->tau <= DBL_MAX, "tau", d->tau, "a finite number above 0");
+    WRPO__RANGE(d->min_gap >= 0 && d->min_gap <= DBL_MAX && (d->min_gap == 0 || d->form != WRPO_FORM_SFT), "min_gap",
+                d->min_gap, "a finite number of at least 0, and 0 for sft, which rejects nothing");
+    WRPO__RANGE(d->entropy_power >= 0 && d->entropy_power <= 100, "entropy_power", d->entropy_power,
+                "a number from 0 to 100");
+    WRPO__RANGE(d->entropy_scale > 0 && d->entropy_scale <= DBL_MAX, "entropy_scale", d->entropy_scale,
+                "a finite number above 0");
+}
+/* The models' array and their names, as one block for the user. */
+static void wrpo__hand_out_models(wrpo__prompts *t, wrpo_select_stats *stats) {
+    wrpo__text block = {.arena = t->arena};
+    const int64_t n = stbds_arrlen(t->models);
+    const size_t head = (size_t)n * sizeof *t->models;
+    for (int64_t i = 0; i < n; i++) t->models[i].reward /= (double)t->models[i].responses;
+    wrpo__text_add(&block, (const char *)t->models, head);
+    for (int64_t i = 0; i < n; i++) wrpo__text_add(&block, t->models[i].name, strlen(t->models[i].name) + 1);
+    stats->models = wrpo__handout(t->ctx, block.data, block.size);
+    stats->n_models = n;
+    const char *name = (const char *)stats->models + head;
+    for (int64_t i = 0; i < n; i++, name += strlen(name) + 1) stats->models[i].name = name;
+}
+static void wrpo__select(const wrpo_select_desc *desc, wrpo_select_stats *stats) {
+    wrpo__arena *arena = wrpo__current;
+    wrpo__selection s = {.stats = stats};
+    wrpo_select_desc *d = &s.desc;
+    if (desc) *d = *desc;
+    if (!d->top) d->top = 1;
+    if (d->tau == 0) d->tau = 1;
+    if (d->entropy_scale == 0) d->entropy_scale = 6.8;
+    wrpo__select_check(arena->ctx, d);
+    wrpo__prompts_open(&s.t, d->in, d->n_in, true);
+    wrpo__writer *w = d->out ? wrpo__create(arena, d->out) : NULL;
+    for (int64_t i = 0; i < stbds_arrlen(s.t.prompts); i++) {
+        wrpo__prompts_read(&s.t, &s.t.prompts[i], false);
+        stats->prompts++;
+        wrpo__current = s.t.temp;                      /* for the lists of one prompt */
+        s.line = (wrpo__text){.arena = s.t.temp};
+        s.put = NULL;
+        const bool made = wrpo__select_prompt(&s);
         wrpo__current = arena;
-        if (!made) continue;
-        stats->records++;
-        if (w) wrpo__write(w, line.data, line.size);
+        stats->records += made;
+        if (made && w) wrpo__write(w, s.line.data, s.line.size);
     }
     if (!stats->records)
-        wrpo__fail(ctx, WRPO_E_FORMAT, "%s: no prompt gives a record: of %lld, %lld have no source response, %lld no target response, %lld equal texts, %lld rewards too close", d.in[0],
-                   (long long)stats->prompts, (long long)stats->no_source, (long long)stats->no_target, (long long)stats->equal, (long long)stats->gap);
-    for (int role = 0; role < 3; role++) stats->reward[role] /= s.count[role], stats->length[role] /= s.count[role];
-    for (int64_t i = 0; i < stbds_arrlen(t.models); i++) t.models[i].reward /= (double)t.models[i].responses;
-    stats->empty = t.empty, stats->n_models = stbds_arrlen(t.models);
-
-    const size_t head = (size_t)stats->n_models * sizeof *t.models;                  /* the models and, behind them, their names */
-    wrpo__text block = {.arena = arena};
-    wrpo__text_add(&block, (const char *)t.models, head);
-    for (int64_t i = 0; i < stats->n_models; i++) wrpo__text_add(&block, t.models[i].name, strlen(t.models[i].name) + 1);
+        wrpo__fail(arena->ctx, WRPO_E_FORMAT, "%s: no prompt gives a record: of %lld, %lld have no source response, "
+                   "%lld no target response, %lld equal texts, %lld rewards too close", d->in[0],
+                   (long long)stats->prompts, (long long)stats->no_source, (long long)stats->no_target,
+                   (long long)stats->equal, (long long)stats->gap);
+    for (int role = 0; role < 3; role++) {
+        stats->reward[role] /= s.count[role];
+        stats->length[role] /= s.count[role];
+    }
+    stats->empty = s.t.empty;
     if (w) wrpo__commit(w);
-    stats->models = wrpo__handout(ctx, block.data, block.size);
-    char *name = (char *)stats->models + head;
-    for (int64_t i = 0; i < stats->n_models; i++, name += strlen(name) + 1) stats->models[i].name = name;
+    wrpo__hand_out_models(&s.t, stats);
 }
 WRPO_API wrpo_result wrpo_select(wrpo_ctx *ctx, const wrpo_select_desc *desc, wrpo_select_stats *out) {
-    memset(out, 0, sizeof *out);
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) wrpo__select(wrpo__entry.arena, desc, out);
-    if (wrpo__entry.failed) memset(out, 0, sizeof *out);
+    *out = (wrpo_select_stats){0};
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__select(desc, out));
+    if (wrpo__entry.failed) *out = (wrpo_select_stats){0};
     return wrpo__end(&wrpo__entry);
 }
 
 /* ---- split ---- */
-static void wrpo__split_lines(wrpo__arena *arena, const wrpo_split_desc *d, int64_t counts[2]) {
-    wrpo_ctx *ctx = arena->ctx;
+static void wrpo__split_prompts(wrpo_ctx *ctx, const wrpo_split_desc *d, int64_t counts[2]) {
+    wrpo__arena *arena = wrpo__current;
+    wrpo__prompts t;
+    if (!d || !d->in || !d->out[0] || !d->out[1])
+        wrpo__fail(ctx, WRPO_E_ARG, "wrpo_split_desc: want in and both of out, found NULL");
     const double share = d->share == 0 ? 1.0 / 3 : d->share;
     const uint64_t seed = d->seed ? d->seed : 42;
-    wrpo__arena *work = wrpo__sub_arena(arena);
-    wrpo__named *ids = NULL;
-    wrpo__lines *all = NULL;                           /* stb array */
-    if (!(share > 0 && share < 1)) wrpo__fail(ctx, WRPO_E_ARG, "share: want a number between 0 and 1, found %g", share);
-    const wrpo__file *f = wrpo__open_file(arena, d->in);
-    for (wrpo__lines l = {.file = f}; wrpo__next_line(&l); wrpo__arena_clear(work)) {
-        const wrpo_json *root = wrpo__json_parse(work, d->in, l.number, l.text, l.size), *id;
-        const char *name = wrpo__prompt_id(ctx, d->in, root, &id);
-        ptrdiff_t at = name ? stbds_shgeti(ids, name) : -1;
-        if (at >= 0) wrpo__json_fail(ctx, WRPO_E_FORMAT, d->in, root, "prompt_id \"%.80s\": want each once, found it in line %lld too", name, (long long)ids[at].value);
-        if (name) stbds_shput(ids, wrpo__strndup(arena, name, strlen(name)), l.number);
-        stbds_arrput(all, l);
-    }
-    const int64_t n = stbds_arrlen(all), first = (int64_t)floor(share * (double)n + 0.5);
-    if (n < 2 || first < 1 || first >= n) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want prompts for both parts, found %lld in all", d->in, (long long)n);
+    WRPO__RANGE(share > 0 && share < 1, "share", share, "a number between 0 and 1");
+    wrpo__prompts_open(&t, &d->in, 1, false);
+    const int64_t n = stbds_arrlen(t.prompts), first = (int64_t)floor(share * (double)n + 0.5);
+    if (n < 2 || first < 1 || first >= n)
+        wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want prompts for both parts, found %lld in all", d->in, (long long)n);
     int64_t *order = wrpo__alloc(arena, (size_t)n, sizeof *order);
     bool *chosen = wrpo__alloc(arena, (size_t)n, sizeof *chosen);
     for (int64_t i = 0; i < n; i++) order[i] = i;
-    for (int64_t i = 0; i < first; i++) {              /* the first places of a shuffle */
-        const int64_t k = i + (int64_t)(wrpo__random64(seed, 0, (uint64_t)i) % (uint64_t)(n - i)), taken = order[k];
-        order[k] = order[i], order[i] = taken, chosen[taken] = true;
+    for (int64_t i = 0; i < first; i++) {              /* the first ones of a shuffle */
+        const uint64_t draw = wrpo__random64(seed, 0, (uint64_t)i);
+        const int64_t k = i + (int64_t)(draw % (uint64_t)(n - i));
+        chosen[order[k]] = true;
+        order[k] = order[i];
     }
-    wrpo__writer *w[2] = {wrpo__create(arena, d->out[0]), wrpo__create(arena, d->out[1])};
-    for (int64_t i = 0; i < n; i++) wrpo__write(w[!chosen[i]], all[i].text, all[i].size), wrpo__write(w[!chosen[i]], "\n", 1);
-    wrpo__commit(w[0]), wrpo__commit(w[1]);
+    wrpo__writer *parts[2] = {wrpo__create(arena, d->out[0]), wrpo__create(arena, d->out[1])};
+    for (int64_t i = 0; i < n; i++) {
+        const wrpo__lines *line = &t.prompts[i].first->line;
+        wrpo__writer *w = chosen[i] ? parts[0] : parts[1];
+        wrpo__write(w, line->text, line->size);
+        wrpo__write(w, "\n", 1);
+    }
+    wrpo__commit(parts[0]);
+    wrpo__commit(parts[1]);
     counts[0] = first, counts[1] = n - first;
 }
 WRPO_API wrpo_result wrpo_split(wrpo_ctx *ctx, const wrpo_split_desc *desc, int64_t counts[2]) {
     counts[0] = counts[1] = 0;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        if (!desc->in || !desc->out[0] || !desc->out[1]) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_split_desc: want in and both of out, found NULL");
-        wrpo__split_lines(wrpo__entry.arena, desc, counts);
-    }
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__split_prompts(ctx, desc, counts));
     return wrpo__end(&wrpo__entry);
 }
 
 /* ---- win rate ---- */
-/* theta and phi of P(win) = sigmoid(theta + phi x[i]) for values y[i] in [0, 1], by Newton's method from where they are. */
-static void wrpo__fit_logistic(const double *y, const double *x, const int64_t *sample, int64_t n, double *theta, double *phi) {
+/* theta and phi of P(win) = sigmoid(theta + phi x[i]) for values y[i] in [0, 1], by Newton's method from where they
+   are. sample [n]: which i are taken; NULL: each once. */
+static void wrpo__fit_logistic(const double *y, const double *x, const int64_t *sample, int64_t n, double *theta,
+                               double *phi) {
     for (int step = 0; step < 50; step++) {
         double g0 = 0, g1 = *phi, h00 = 1e-9, h01 = 0, h11 = 1;       /* the penalty phi^2 / 2 */
         for (int64_t i = 0; i < n; i++) {
             const int64_t k = sample ? sample[i] : i;
             const double p = wrpo__sigmoid(*theta + *phi * x[k]), v = p * (1 - p);
-            g0 += p - y[k], g1 += (p - y[k]) * x[k];
-            h00 += v, h01 += v * x[k], h11 += v * x[k] * x[k];
+            g0 += p - y[k];
+            g1 += (p - y[k]) * x[k];
+            h00 += v;
+            h01 += v * x[k];
+            h11 += v * x[k] * x[k];
         }
         const double det = h00 * h11 - h01 * h01, d0 = (h11 * g0 - h01 * g1) / det, d1 = (h00 * g1 - h01 * g0) / det;
         const double most = WRPO__MAX(fabs(d0), fabs(d1)), cut = most > 2 ? 2 / most : 1;
-        *theta = WRPO__MAX(WRPO__MIN(*theta - cut * d0, 30), -30), *phi -= cut * d1;      /* 30: won or lost throughout */
+        *theta = WRPO__MAX(WRPO__MIN(*theta - cut * d0, 30), -30);    /* 30: won or lost throughout */
+        *phi -= cut * d1;
         if (most < 1e-10) break;
     }
 }
@@ -9629,71 +9797,99 @@ static int wrpo__by_value(const void *a, const void *b) {
 }
 static void wrpo__interval(double *sorted, int64_t n, double *low, double *high) {
     qsort(sorted, (size_t)n, sizeof *sorted, wrpo__by_value);
-    *low = sorted[(int64_t)floor(0.025 * (double)(n - 1))], *high = sorted[(int64_t)ceil(0.975 * (double)(n - 1))];
+    *low = sorted[(int64_t)floor(0.025 * (double)(n - 1))];
+    *high = sorted[(int64_t)ceil(0.975 * (double)(n - 1))];
 }
-static void wrpo__winrate(wrpo__arena *arena, const wrpo_winrate_desc *d, wrpo_winrate_stats *out) {
-    wrpo_ctx *ctx = arena->ctx;
+/* One prompt: adds to wins, ties and the means of out. Returns its value; *longer: how much longer a's answers are. */
+static double wrpo__compare(wrpo__prompts sides[2], const char *id, wrpo_winrate_stats *out, double *longer) {
+    double pairs = 0, win = 0, tie = 0, length[2];
+    for (int side = 0; side < 2; side++) {
+        wrpo__prompts *t = &sides[side];
+        const wrpo__gathered *prompt = &t->prompts[stbds_shget(t->ids, id)];
+        double reward = 0, characters = 0;
+        wrpo__prompts_read(t, prompt, true);
+        const wrpo__scored *list = t->lists[WRPO__TARGETS];
+        const double count = (double)stbds_arrlen(list);
+        if (count == 0)
+            wrpo__fail(t->ctx, WRPO_E_FORMAT, "%s: prompt_id \"%.80s\": want an answer with text, found none",
+                       prompt->first->line.file->path, id);
+        for (int64_t k = 0; k < stbds_arrlen(list); k++) {
+            reward += list[k].reward;
+            characters += (double)wrpo__characters(list[k].content);
+        }
+        length[side] = characters / count;
+        out->reward[side] += reward / count;
+        out->length[side] += length[side];
+    }
+    const wrpo__scored *a = sides[0].lists[WRPO__TARGETS], *b = sides[1].lists[WRPO__TARGETS];
+    for (int64_t k = 0; k < stbds_arrlen(a); k++)
+        for (int64_t l = 0; l < stbds_arrlen(b); l++) {
+            win += a[k].reward > b[l].reward;
+            tie += a[k].reward == b[l].reward;
+            pairs++;
+        }
+    out->wins += win / pairs;
+    out->ties += tie / pairs;
+    *longer = length[0] - length[1];
+    return (win + 0.5 * tie) / pairs;
+}
+static void wrpo__winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *d, wrpo_winrate_stats *out) {
+    wrpo__arena *arena = wrpo__current;
+    wrpo__prompts sides[2];
+    if (!d || !d->a || !d->b) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_winrate_desc: want a and b, found NULL");
     const int64_t resamples = d->resamples ? d->resamples : 1000;
     const uint64_t seed = d->seed ? d->seed : 42;
-    wrpo__prompts a, b;
-    if (resamples < 1 || resamples > 1 << 24) wrpo__fail(ctx, WRPO_E_ARG, "resamples: want 1 to 2^24, found %lld", (long long)resamples);
-    wrpo__prompts_open(&a, arena, &d->a, 1), wrpo__prompts_open(&b, arena, &d->b, 1);
-    const int64_t all = stbds_arrlen(a.prompts);
-    double *y = wrpo__alloc(arena, (size_t)all, sizeof *y), *x = wrpo__alloc(arena, (size_t)all, sizeof *x), squares = 0;
+    WRPO__RANGE(resamples >= 1 && resamples <= 1 << 24, "resamples", resamples, "1 to 2^24");
+    wrpo__prompts_open(&sides[0], &d->a, 1, true);
+    wrpo__prompts_open(&sides[1], &d->b, 1, true);
+    /* 1. The prompts of both files: values y, differences of length x. */
+    const int64_t all = stbds_arrlen(sides[0].prompts);
+    double *y = wrpo__alloc(arena, (size_t)all, sizeof *y), *x = wrpo__alloc(arena, (size_t)all, sizeof *x);
+    double squares = 0;
     int64_t n = 0;
     for (int64_t i = 0; i < all; i++) {
-        const ptrdiff_t at = stbds_shgeti(b.ids, a.prompts[i].id);
-        if (at < 0) continue;
-        double pairs = 0, win = 0, tie = 0;
-        wrpo__scored *lists[2] = {NULL, NULL};      /* stb arrays in `arena`: sources and target alike are answers */
-        for (int side = 0; side < 2; side++) {
-            wrpo__prompts *t = side ? &b : &a;
-            wrpo__prompts_read(t, side ? &b.prompts[b.ids[at].value] : &a.prompts[i], true);
-            for (int list = 0; list < 2; list++)
-                for (int64_t k = 0; k < stbds_arrlen(t->lists[list]); k++) stbds_arrput(lists[side], t->lists[list][k]);
-            if (!lists[side]) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: prompt_id \"%.80s\": want an answer with text, found none", side ? d->b : d->a, a.prompts[i].id);
-            double reward = 0, length = 0, count = (double)stbds_arrlen(lists[side]);
-            for (int64_t k = 0; k < stbds_arrlen(lists[side]); k++) reward += lists[side][k].reward, length += (double)wrpo__characters(lists[side][k].content);
-            out->reward[side] += reward / count, out->length[side] += length / count;
-            x[n] += (side ? -1 : 1) * length / count;
-        }
-        for (int64_t k = 0; k < stbds_arrlen(lists[0]); k++)
-            for (int64_t l = 0; l < stbds_arrlen(lists[1]); l++, pairs++) win += lists[0][k].reward > lists[1][l].reward, tie += lists[0][k].reward == lists[1][l].reward;
-        out->wins += win / pairs, out->ties += tie / pairs;
-        y[n] = (win + 0.5 * tie) / pairs, squares += x[n] * x[n];
+        const char *id = sides[0].prompts[i].id;
+        if (stbds_shgeti(sides[1].ids, id) < 0) continue;
+        y[n] = wrpo__compare(sides, id, out, &x[n]);
+        squares += x[n] * x[n];
         n++;
-        stbds_arrfree(lists[0]);
-        stbds_arrfree(lists[1]);
     }
     if (!n) wrpo__fail(ctx, WRPO_E_FORMAT, "%s, %s: want prompts with the same prompt_id, found none", d->a, d->b);
     const double N = (double)n, sd = sqrt(squares / N);
-    out->prompts = n, out->only_a = all - n, out->only_b = stbds_arrlen(b.prompts) - n;
+    out->prompts = n, out->only_a = all - n, out->only_b = stbds_arrlen(sides[1].prompts) - n;
     out->wins /= N, out->ties /= N, out->losses = 1 - out->wins - out->ties;
-    for (int side = 0; side < 2; side++) out->reward[side] /= N, out->length[side] /= N;
-    for (int64_t i = 0; i < n; i++) x[i] = sd > 0 ? tanh(x[i] / sd) : 0, out->rate += y[i] / N;
-    double theta = 0, phi = 0, *rates = wrpo__alloc(arena, 2 * (size_t)resamples, sizeof *rates), *controlled = rates + resamples;
-    int64_t *sample = wrpo__alloc(arena, (size_t)n, sizeof *sample);
+    for (int side = 0; side < 2; side++) {
+        out->reward[side] /= N;
+        out->length[side] /= N;
+    }
+    /* 2. The rate, and the rate at equal lengths. */
+    double theta = 0, phi = 0;
+    for (int64_t i = 0; i < n; i++) {
+        x[i] = sd > 0 ? tanh(x[i] / sd) : 0;
+        out->rate += y[i] / N;
+    }
     wrpo__fit_logistic(y, x, NULL, n, &theta, &phi);
     out->controlled = wrpo__sigmoid(theta);
+    /* 3. Their intervals, from resampled prompts. */
+    double *rates = wrpo__alloc(arena, (size_t)resamples, sizeof *rates);
+    double *controlled = wrpo__alloc(arena, (size_t)resamples, sizeof *controlled);
+    int64_t *sample = wrpo__alloc(arena, (size_t)n, sizeof *sample);
     for (int64_t r = 0; r < resamples; r++) {
-        double t = 0, p = 0;
+        theta = phi = 0;
         for (int64_t i = 0; i < n; i++) {
             sample[i] = (int64_t)(wrpo__random64(seed, (uint64_t)r, (uint64_t)i) % (uint64_t)n);
             rates[r] += y[sample[i]] / N;
         }
-        wrpo__fit_logistic(y, x, sample, n, &t, &p);
-        controlled[r] = wrpo__sigmoid(t);
+        wrpo__fit_logistic(y, x, sample, n, &theta, &phi);
+        controlled[r] = wrpo__sigmoid(theta);
     }
     wrpo__interval(rates, resamples, &out->low, &out->high);
     wrpo__interval(controlled, resamples, &out->controlled_low, &out->controlled_high);
 }
 WRPO_API wrpo_result wrpo_winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *desc, wrpo_winrate_stats *out) {
-    memset(out, 0, sizeof *out);
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        if (!desc->a || !desc->b) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_winrate_desc: want a and b, found NULL");
-        wrpo__winrate(wrpo__entry.arena, desc, out);
-    }
-    if (wrpo__entry.failed) memset(out, 0, sizeof *out);
+    *out = (wrpo_winrate_stats){0};
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__winrate(ctx, desc, out));
+    if (wrpo__entry.failed) *out = (wrpo_winrate_stats){0};
     return wrpo__end(&wrpo__entry);
 }
 

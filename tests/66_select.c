@@ -213,7 +213,7 @@ static void splits(void) {
     CHECK(wrpo_split(ctx, &d, counts) == WRPO_E_ARG && strstr(wrpo_last_error(ctx)->text, "share"), "share 1");
     d.share = 0;
     tiny_put(dir, "prompts.jsonl", "{\"prompt_id\": 1}\n{\"prompt_id\": 2}\n{\"prompt_id\": 1}\n");
-    CHECK(wrpo_split(ctx, &d, counts) == WRPO_E_FORMAT && strstr(wrpo_last_error(ctx)->text, "prompts.jsonl:3:1: prompt_id \"1\": want each once, found it in line 1 too"), "%s", wrpo_last_error(ctx)->text);
+    CHECK(wrpo_split(ctx, &d, counts) == WRPO_E_FORMAT && strstr(wrpo_last_error(ctx)->text, "prompts.jsonl:3:1: prompt_id \"1\": want each once in a file, found it in line 1 too"), "%s", wrpo_last_error(ctx)->text);
     tiny_put(dir, "prompts.jsonl", "{\"prompt_id\": 1}\n");
     CHECK(wrpo_split(ctx, &d, counts) == WRPO_E_FORMAT && strstr(wrpo_last_error(ctx)->text, "both parts"), "%s", wrpo_last_error(ctx)->text);
     CHECK(wrpo_split(ctx, &(wrpo_split_desc){0}, counts) == WRPO_E_ARG, "no files");
