@@ -8820,30 +8820,41 @@ WRPO_API wrpo_result wrpo_reward_file(wrpo_reward *reward, const wrpo_reward_fil
    A run with files: the memory plan, the reference's cache, the state that a run goes on from, metrics, the loop. */
 
 /* ---- memory of a run: measured, and fitted into what there is ---- */
-/* gradients, moments, activations, head and, for a backend with memory of its own, device (all but the weights); total is left to the caller */
-static void wrpo__measure(wrpo_ctx *ctx, const wrpo_config *config, wrpo_moments moments, int64_t recompute, bool logits, int64_t rows, wrpo_bytes *out) {
+/* Fills in gradients, moments, activations, head, recompute, logits and device: what the run takes of the backend's
+   memory beside its weights. */
+static void wrpo__measure(wrpo_ctx *ctx, const wrpo_config *config, wrpo_moments moments, int64_t recompute,
+                          bool logits, int64_t rows, wrpo_bytes *out) {
     const wrpo__shape shape = wrpo__train_shape(ctx, config, recompute, logits, rows);
     wrpo__run run = {0};
     wrpo__bump b = {0};
     int64_t count;
     wrpo__layout_weights(config, NULL, NULL, &count, NULL);
     wrpo__run_layout(ctx, config, &shape, &run, &b);
-    if (b.overflow) wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: %lld rows of this model do not fit into the address space", (long long)rows);
-    out->gradients = (size_t)count * sizeof(float), out->moments = 2 * wrpo_moments_bytes(moments, count);
+    if (b.overflow)
+        wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: %lld rows of this model do not fit into the address space",
+                   (long long)rows);
+    out->gradients = (size_t)count * sizeof(float);
+    out->moments = 2 * wrpo_moments_bytes(moments, count);
     out->head = run.head_bytes;
     out->activations = run.bytes - run.head_bytes + wrpo__run_host_bytes(config, rows);
     out->device = out->gradients + out->moments + run.bytes;
-    out->recompute = shape.recompute, out->logits = wrpo__span(&shape) >= rows;
+    out->recompute = shape.recompute;
+    out->logits = wrpo__span(&shape) >= rows;
 }
-/* As asked; where no recomputing is asked for, with as little recomputed as lets the run fit into `room`: nothing, else the logits
-   (of all that is kept they save the least time a byte), else as few layers as do. False: it does not fit. */
-static bool wrpo__fit(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_train_desc *d, wrpo_moments moments, int64_t rows, size_t room, wrpo_bytes *out) {
-    int64_t low = 0, high = config->num_hidden_layers;
-    const bool keep = d->recompute == 0 && (uint64_t)rows < SIZE_MAX / 16 / (uint64_t)config->vocab_size;      /* logits that can be addressed */
-    wrpo__measure(ctx, config, moments, d->recompute, keep, rows, out);
+/* As wrpo__measure, with as little recomputed as lets the run fit into `room`, unless recompute says what is. It tries
+     1. to recompute nothing;
+     2. to recompute the logits: of all that is kept, they save the least time a byte;
+     3. to recompute layers as well, as few as do. The more, the less memory, except for the first: it brings a layer
+        of memory that all of them share.
+   false: it does not fit. */
+static bool wrpo__fit(wrpo_ctx *ctx, const wrpo_config *config, wrpo_moments moments, int64_t recompute, int64_t rows,
+                      size_t room, wrpo_bytes *out) {
+    const bool addressable = (uint64_t)rows < SIZE_MAX / 16 / (uint64_t)config->vocab_size;    /* all logits */
+    wrpo__measure(ctx, config, moments, recompute, recompute == 0 && addressable, rows, out);
     if (out->device <= room) return true;
-    if (d->recompute) return false;
-    while (low < high) {                               /* the more, the less it takes, but for the first, which brings a layer to share */
+    if (recompute) return false;
+    int64_t low = 0, high = config->num_hidden_layers; /* 2. is low = 0 */
+    while (low < high) {
         const int64_t middle = (low + high) / 2;
         wrpo__measure(ctx, config, moments, middle, false, rows, out);
         if (out->device <= room) high = middle;
@@ -8852,384 +8863,462 @@ static bool wrpo__fit(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_train
     wrpo__measure(ctx, config, moments, low, false, rows, out);
     return out->device <= room;
 }
-WRPO_API wrpo_result wrpo_train_bytes(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_bytes *out) {
-    memset(out, 0, sizeof *out);
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        wrpo_train_desc d = wrpo_train_defaults(desc);
-        wrpo__train_check(ctx, &d);
-        int64_t count, rows = data ? wrpo__run_rows(config, data, 0, wrpo_data_count(data), d.micro_tokens) : d.micro_tokens;
-        wrpo__layout_weights(config, NULL, NULL, &count, NULL);
-        wrpo_model *table = wrpo__model_table(wrpo__entry.arena, config, ctx->desc.dtype);
-        wrpo__bump weights = {0};
-        wrpo__place_weights(table, &weights);
-        out->weights = weights.used + (wrpo__has_masters(ctx, false) ? (size_t)count * sizeof *table->low : 0);
-        const size_t held = WRPO__MIN(ctx->device_bytes, out->weights), free = wrpo__room(ctx);            /* the weights may be there already */
-        const size_t room = free < SIZE_MAX - held ? free + held : SIZE_MAX;
-        wrpo__fit(ctx, config, &d, d.moments, rows, room > out->weights ? room - out->weights : 0, out);
-        out->device += out->weights, out->room = room;
-        if (data) {
-            wrpo_data_stats s = wrpo_data_get_stats(data);
-            out->data = (size_t)(s.prompt_tokens + s.response_tokens) * 4 + (size_t)s.records * (64 + 4 * sizeof(wrpo_tokens) + 3 * sizeof(double));
-        }
-        out->total = out->weights + out->gradients + out->moments + out->activations + out->head + out->data;
+static void wrpo__train_bytes(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_data *data,
+                              const wrpo_train_desc *desc, wrpo_bytes *out) {
+    const wrpo_train_desc d = wrpo_train_defaults(desc);
+    wrpo_model *table = wrpo__model_table(wrpo__current, config, ctx->desc.dtype);
+    wrpo__bump weights = {0};
+    wrpo__train_check(ctx, &d);
+    wrpo__place_weights(table, &weights);
+    out->weights = weights.used + (wrpo__has_masters(ctx, false) ? (size_t)table->count * sizeof *table->low : 0);
+    const int64_t rows = data ? wrpo__run_rows(config, data, 0, wrpo_data_count(data), d.micro_tokens) : d.micro_tokens;
+    const size_t held = WRPO__MIN(ctx->device_bytes, out->weights), free = wrpo__room(ctx);    /* they may be there */
+    out->room = free < SIZE_MAX - held ? free + held : SIZE_MAX;
+    const size_t room = out->room > out->weights ? out->room - out->weights : 0;
+    wrpo__fit(ctx, config, d.moments, d.recompute, rows, room, out);
+    out->device += out->weights;
+    if (data) {
+        const wrpo_data_stats s = data->stats;
+        const size_t record = 64 + 4 * sizeof(wrpo_tokens) + 3 * sizeof(double);
+        out->data = (size_t)(s.prompt_tokens + s.response_tokens) * sizeof(int32_t) + (size_t)s.records * record;
     }
+    out->total = out->weights + out->gradients + out->moments + out->activations + out->head + out->data;
+}
+WRPO_API wrpo_result wrpo_train_bytes(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_data *data,
+                                      const wrpo_train_desc *desc, wrpo_bytes *out) {
+    *out = (wrpo_bytes){0};
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__train_bytes(ctx, config, data, desc, out));
     return wrpo__end(&wrpo__entry);
 }
 /* What would fit: first other moments, then fewer rows at once; NULL: nothing. */
-static const char *wrpo__would_fit(wrpo_trainer *t, int64_t rows, size_t room) {
+static const char *wrpo__would_fit(const wrpo_trainer *t, size_t room) {
     const wrpo_config *c = &t->model->config;
-    int64_t least = wrpo__run_rows(c, t->train.data, 0, t->train.N, 1);                /* the longest record */
-    if (t->eval.data) least = WRPO__MAX(least, wrpo__run_rows(c, t->eval.data, 0, t->eval.N, 1));
-    wrpo_train_desc d = t->desc;
+    const wrpo__set *sets[2] = {&t->train, &t->eval};
+    int64_t least = 1;                                 /* the longest record */
+    for (int i = 0; i < 2; i++)
+        if (sets[i]->data) least = WRPO__MAX(least, wrpo__run_rows(c, sets[i]->data, 0, sets[i]->N, 1));
     wrpo_bytes need;
-    d.recompute = 0;
-    for (int64_t n = rows, last = 0; n != last; last = n, n = WRPO__MAX(least, n / 2))
-        for (int i = (int)d.moments; i <= (int)WRPO_MOMENTS_8BIT; i++)
-            if (wrpo__fit(t->ctx, c, &d, (wrpo_moments)i, n, room, &need))
-                return wrpo__format(wrpo__current, "moments in %s, %lld micro tokens and %lld of %lld layers recomputed", wrpo_moments_name(i), (long long)n,
-                                    (long long)need.recompute, (long long)c->num_hidden_layers);
+    for (int64_t n = t->rows, last = 0; n != last; last = n, n = WRPO__MAX(least, n / 2))
+        for (int i = (int)t->desc.moments; wrpo_moments_name(i); i++)
+            if (wrpo__fit(t->ctx, c, (wrpo_moments)i, 0, n, room, &need))
+                return wrpo__format(wrpo__current, "moments in %s, %lld micro tokens and %lld of %lld layers "
+                                    "recomputed", wrpo_moments_name(i), (long long)n, (long long)need.recompute,
+                                    (long long)c->num_hidden_layers);
     return NULL;
 }
-/* What a run takes and recomputes, or an error that says what would fit. The weights are in memory, the rest is not yet. */
-static wrpo_bytes wrpo__fitted(wrpo_trainer *t, int64_t rows) {
+/* What a run takes and recomputes, or an error that says what would fit. Only the weights are in memory yet. */
+static wrpo_bytes wrpo__fitted(const wrpo_trainer *t) {
     const size_t room = wrpo__room(t->ctx);
+    const bool host = t->ctx->desc.backend->host;
     wrpo_bytes need;
-    const bool fits = wrpo__fit(t->ctx, &t->model->config, &t->desc, t->desc.moments, rows, room, &need), host = t->ctx->desc.backend->host;
-    if (fits || (host && !t->ctx->desc.memory_limit)) return need;                 /* a host may have more than it says: it can swap */
-    const char *with = wrpo__would_fit(t, rows, room);
-    wrpo__fail(t->ctx, WRPO_E_MEMORY, "out of memory: besides its weights the run takes %.3f GiB, %s %.3f GiB left; %s%s", (double)need.device / 1073741824.0,
-               host ? "its limit has" : "the device has", (double)room / 1073741824.0, with ? "it would fit with " : "nothing that can be set makes it fit", with ? with : "");
+    if (wrpo__fit(t->ctx, &t->model->config, t->desc.moments, t->desc.recompute, t->rows, room, &need)) return need;
+    if (host && !t->ctx->desc.memory_limit) return need;       /* a host may have more than it says: it can swap */
+    const char *with = wrpo__would_fit(t, room);
+    wrpo__fail(t->ctx, WRPO_E_MEMORY, "out of memory: besides its weights the run takes %.3f GiB, %s %.3f GiB left; "
+               "%s%s", wrpo__gib(need.device), host ? "its limit has" : "the device has", wrpo__gib(room),
+               with ? "it would fit with " : "nothing that can be set makes it fit", with ? with : "");
 }
 
-/* ---- the reference: three numbers a record, computed once, kept in a file under a fingerprint ---- */
+/* ---- the reference: log-probs [N, K], computed once, kept in a file under a fingerprint ---- */
 static uint64_t wrpo__config_hash(const wrpo_ctx *ctx, const wrpo_config *c) {
-    const double numbers[] = {c->rms_norm_eps, c->rope.theta, (double)c->rope.type, c->rope.factor, c->rope.low_freq_factor, c->rope.high_freq_factor,
-                              c->rope.beta_fast, c->rope.beta_slow, c->rope.attention_factor, (double)c->rope.original_max_position_embeddings,
-                              (double)c->sliding_window, (double)c->head_dim, (double)c->num_attention_heads, (double)c->num_key_value_heads,
-                              (double)ctx->desc.dtype, (double)c->rope.dims, (double)c->rope.yarn_truncate,
-                              (double)c->max_position_embeddings, c->query_pre_attn_scalar, c->attn_logit_softcapping, c->final_logit_softcapping,
-                              c->gelu, c->norm_plus_one, c->post_norms, c->scale_embeddings};
-    uint64_t h = wrpo__hash(wrpo__hash(0, numbers, sizeof numbers), c->sliding_layers, sizeof c->sliding_layers);
-    return wrpo__hash(wrpo__hash(h, c->rope.short_factor, sizeof c->rope.short_factor), c->rope.long_factor, sizeof c->rope.long_factor);
+    const wrpo_rope *p = &c->rope;
+    const double numbers[] = {
+        c->rms_norm_eps, p->theta, (double)p->type, p->factor, p->low_freq_factor, p->high_freq_factor, p->beta_fast,
+        p->beta_slow, p->attention_factor, (double)p->original_max_position_embeddings, (double)c->sliding_window,
+        (double)c->head_dim, (double)c->num_attention_heads, (double)c->num_key_value_heads, (double)ctx->desc.dtype,
+        (double)p->dims, (double)p->yarn_truncate, (double)c->max_position_embeddings, c->query_pre_attn_scalar,
+        c->attn_logit_softcapping, c->final_logit_softcapping, c->gelu, c->norm_plus_one, c->post_norms,
+        c->scale_embeddings};
+    uint64_t h = wrpo__hash(0, numbers, sizeof numbers);
+    h = wrpo__hash(h, c->sliding_layers, sizeof c->sliding_layers);
+    h = wrpo__hash(h, p->short_factor, sizeof p->short_factor);
+    return wrpo__hash(h, p->long_factor, sizeof p->long_factor);
 }
 static uint64_t wrpo__data_hash(uint64_t h, const wrpo_data *data) {
     for (int64_t i = 0; i < wrpo_data_count(data); i++) {
-        wrpo_record record = wrpo_data_record(data, i);
-        h = wrpo__hash(wrpo__hash(h, record.prompt, (size_t)record.prompt_count * sizeof *record.prompt), &record.weight, sizeof record.weight);
+        const wrpo_record record = wrpo_data_record(data, i);
+        h = wrpo__hash(h, record.prompt, (size_t)record.prompt_count * sizeof *record.prompt);
+        h = wrpo__hash(h, &record.weight, sizeof record.weight);
         for (int k = 0; k < record.count; k++) {
             const wrpo_tokens *y = &record.responses[k];
             const int64_t scored[3] = {y->first, (int64_t)y->role, y->pair};
-            h = wrpo__hash(wrpo__hash(wrpo__hash(h, y->ids, (size_t)y->count * sizeof *y->ids), scored, sizeof scored), &y->weight, sizeof y->weight);
+            h = wrpo__hash(h, y->ids, (size_t)y->count * sizeof *y->ids);
+            h = wrpo__hash(h, scored, sizeof scored);
+            h = wrpo__hash(h, &y->weight, sizeof y->weight);
         }
     }
     return h;
 }
-static uint64_t wrpo__fingerprint(const wrpo_model *model, const wrpo_data *data, float *piece) {
+static uint64_t wrpo__fingerprint(const wrpo_model *model, const wrpo_data *data) {
     uint64_t h = wrpo__config_hash(model->ctx, &model->config);
+    float *piece = wrpo__raw(wrpo__current, WRPO__PIECE, sizeof *piece);
     for (int64_t i = 0; i < model->n_weights; i++) {
         const wrpo_weight *w = &model->weights[i];
         h = wrpo__hash(h, w->name, strlen(w->name));
-        for (int64_t at = 0, n; at < w->rows * w->cols; at += n) {
-            n = WRPO__MIN(w->rows * w->cols - at, WRPO__PIECE);
+        for (int64_t at = 0, n; at < wrpo__size(w); at += n) {
+            n = WRPO__MIN(wrpo__size(w) - at, WRPO__PIECE);
             wrpo__weight_get(model, w, at, n, piece);
             h = wrpo__hash(h, piece, (size_t)n * sizeof *piece);
         }
     }
+    wrpo__block_free(piece);
     return wrpo__data_hash(h, data);
 }
-/* A cache that is there and whole fills ref; anything else is made anew. */
-static bool wrpo__reference_read(wrpo__arena *temp, const char *path, uint64_t fingerprint, double *ref, int64_t N, int K) {
-    char want[32];
-    if (!wrpo__exists(path)) return false;
-    const wrpo__file *f = wrpo__open_file(temp, path);
+/* A cache that is there and whole fills set->ref; anything else is made anew. */
+static bool wrpo__reference_read(wrpo_ctx *ctx, const char *path, const char *fingerprint, const wrpo__set *set) {
     wrpo_json *root;
-    if (wrpo_json_parse(temp->ctx, path, (const char *)f->data, f->size, &root) != WRPO_OK) return false;
-    snprintf(want, sizeof want, "%016llx", (unsigned long long)fingerprint);
+    if (!wrpo__exists(path)) return false;
+    const wrpo__file *f = wrpo__open_file(wrpo__current, path);
+    if (wrpo_json_parse(ctx, path, (const char *)f->data, f->size, &root) != WRPO_OK) return false;
     const wrpo_json *rows = wrpo__json_get(root, "logps"), *row = rows ? rows->child : NULL;
-    bool ok = wrpo__json_is(wrpo__json_get(root, "fingerprint"), want) && rows && rows->kind == WRPO_JSON_ARRAY && rows->count == N;
-    for (int64_t i = 0; ok && i < N; i++, row = row->next) {
+    bool ok = wrpo__json_is(wrpo__json_get(root, "fingerprint"), fingerprint);
+    ok = ok && rows && rows->kind == WRPO_JSON_ARRAY && rows->count == set->N;
+    for (int64_t i = 0; ok && i < set->N; i++, row = row->next) {
         const wrpo_json *v = row->child;
-        ok = row->kind == WRPO_JSON_ARRAY && row->count == K;
-        for (int k = 0; ok && k < K; k++, v = v->next) ref[i * K + k] = v->kind == WRPO_JSON_NUMBER ? v->number : NAN;
+        ok = row->kind == WRPO_JSON_ARRAY && row->count == set->K;
+        for (int k = 0; ok && k < set->K; k++, v = v->next)
+            set->ref[i * set->K + k] = v->kind == WRPO_JSON_NUMBER ? v->number : NAN;
     }
-    wrpo_json_free(temp->ctx, root);
+    wrpo_json_free(ctx, root);
     return ok;
 }
-static void wrpo__reference_write(wrpo__arena *temp, const char *path, uint64_t fingerprint, const double *ref, int64_t N, int K) {
-    wrpo__text t = {.arena = temp};
-    wrpo__text_printf(&t, "{\"fingerprint\": \"%016llx\", \"logps\": [", (unsigned long long)fingerprint);
-    for (int64_t i = 0; i < N; i++) {
+static void wrpo__reference_write(const char *path, const char *fingerprint, const wrpo__set *set) {
+    wrpo__text t = {.arena = wrpo__current};
+    wrpo__text_printf(&t, "{\"fingerprint\": \"%s\", \"logps\": [", fingerprint);
+    for (int64_t i = 0; i < set->N; i++) {
         wrpo__text_puts(&t, i ? ",\n[" : "\n[");
-        for (int k = 0; k < K; k++) {
+        for (int k = 0; k < set->K; k++) {
             if (k) wrpo__text_puts(&t, ",");
-            wrpo__json_number(&t, ref[i * K + k]);
+            wrpo__json_number(&t, set->ref[i * set->K + k]);
         }
         wrpo__text_puts(&t, "]");
     }
     wrpo__text_puts(&t, "\n]}\n");
-    wrpo__writer *w = wrpo__create(temp, path);
+    wrpo__writer *w = wrpo__create(wrpo__current, path);
     wrpo__write(w, t.data, t.size);
     wrpo__commit(w);
 }
 /* Reference log-probs of one set: from the cache in out_dir, or computed and then kept there. */
-static void wrpo__set_cached(wrpo__arena *temp, const wrpo_trainer *t, const wrpo__set *set, wrpo_model *ref, float *piece) {
-    const char *path = NULL;
-    uint64_t fingerprint = 0;
+static void wrpo__set_cached(const wrpo_trainer *t, const wrpo__set *set, wrpo_model *ref) {
+    const char *path = NULL, *fingerprint = NULL;
     if (!set->ref) return;
     if (t->out_dir) {
-        fingerprint = wrpo__fingerprint(ref, set->data, piece);
-        path = wrpo__format(temp, "%s/reference_logps-%016llx.json", t->out_dir, (unsigned long long)fingerprint);
-        if (wrpo__reference_read(temp, path, fingerprint, set->ref, set->N, set->K)) {
-            wrpo__log(t->ctx, WRPO_LOG_INFO, "reference log-probs read from %s", path);
-            return;
-        }
+        const unsigned long long h = wrpo__fingerprint(ref, set->data);
+        fingerprint = wrpo__format(wrpo__current, "%016llx", h);
+        path = wrpo__format(wrpo__current, "%s/reference_logps-%s.json", t->out_dir, fingerprint);
     }
-    wrpo__set_reference(temp, t, set, ref);
-    if (path) wrpo__reference_write(temp, path, fingerprint, set->ref, set->N, set->K);
+    if (path && wrpo__reference_read(t->ctx, path, fingerprint, set)) {
+        wrpo__log(t->ctx, WRPO_LOG_INFO, "reference log-probs read from %s", path);
+        return;
+    }
+    wrpo__set_reference(wrpo__current, t, set, ref);
+    if (path) wrpo__reference_write(path, fingerprint, set);
 }
-/* Both sets by one reference model, which is freed afterwards. */
+/* Both sets by one reference model, which goes with the current arena. */
 static void wrpo__reference(const wrpo_trainer *t) {
-    wrpo__arena *temp = wrpo__current;
     wrpo_model *ref = t->model;
     if (t->desc.ref_dir) {
         const wrpo_model_desc desc = {.dir = t->desc.ref_dir, .frozen = true};
-        wrpo__cleanup *owner = wrpo__on_free(temp, wrpo__free_model, NULL);
+        wrpo__cleanup *owner = wrpo__on_free(wrpo__current, wrpo__free_model, NULL);
         wrpo__rethrow(t->ctx, wrpo_model_load(t->ctx, &desc, &ref));
         owner->p = ref;
     }
-    float *piece = wrpo__raw(temp, WRPO__PIECE, sizeof *piece);
-    wrpo__set_cached(temp, t, &t->train, ref, piece);
-    wrpo__set_cached(temp, t, &t->eval, ref, piece);
-}
-static wrpo_result wrpo__reference_entry(const wrpo_trainer *t) {
-    WRPO__CALL(t->ctx, wrpo__arena_new(t->ctx), true, wrpo__reference(t));
-    return wrpo__end(&wrpo__entry);
+    wrpo__set_cached(t, &t->train, ref);
+    wrpo__set_cached(t, &t->eval, ref);
 }
 
 /* ---- the state of a run on disk: all that the next step depends on, in one file ----
-   The weights stand in it as well, for those beside it may be rounded, so it never belongs to others. Order of records, alpha, rate and
-   dice of the rounding follow from the step. Its name keeps loaders that read every *.safetensors of a directory from taking it for weights. */
+   The weights are in it too, since those beside it may be rounded. The order of records, alpha, the rate and the random
+   rounding follow from the step. Its name keeps loaders that read every *.safetensors of a directory away from it. */
 #define WRPO__STATE_FILE "trainer_state.wrpo"
-enum { WRPO__STATE_FORMAT = 2 };     /* goes up when a state of before can no longer be read; 1 named a version of the library instead */
-typedef struct wrpo__setting { const char *name, *text; } wrpo__setting;
-/* What must be the same, the reference last; then two numbers that say where the run is. An stb_ds array. */
-static wrpo__setting *wrpo__state_settings(wrpo__arena *temp, const wrpo_trainer *t) {
-    const wrpo_train_desc *d = &t->desc;
+enum { WRPO__STATE_FORMAT = 2 };     /* goes up when earlier states can no longer be read; format 1 had no number */
+enum { WRPO__FREE, WRPO__SAME, WRPO__SAID };
+typedef struct wrpo__setting { const char *name, *text; int rule; } wrpo__setting;
+static const char *wrpo__reference_text(const wrpo_trainer *t) {
     const wrpo__set *sets[2] = {&t->train, &t->eval};
-    const char *is[2] = {NULL, "none"};
     uint64_t h = 0;
-    for (int i = 0; i < 2; i++) {
-        const wrpo__set *s = sets[i];
-        if (!s->data) continue;
-        is[i] = wrpo__format(temp, "%lld records, %016llx", (long long)s->N, (unsigned long long)wrpo__data_hash(0, s->data));
-        if (s->ref) h = wrpo__hash(h, s->ref, (size_t)s->N * (size_t)s->K * sizeof *s->ref);
-    }
-    const char *config = wrpo__format(temp, "%s %016llx", t->model->config.model_type,
-                                      (unsigned long long)wrpo__config_hash(t->ctx, &t->model->config));
-    const struct { const char *name, *word; double number; bool same; } table[] = {
-        {"state_format", NULL, WRPO__STATE_FORMAT, true},
-        {"backend", t->ctx->desc.backend->name, 0, true},
-        {"dtype", wrpo__dtype_name(t->ctx->desc.dtype), 0, true},
-        {"config", config, 0, true},
-        {"method", wrpo_method_name((int)d->loss.method), 0, true},
-        {"pair", wrpo_pair_name((int)d->loss.pair), 0, true},
-        {"beta", NULL, d->loss.beta, true},
-        {"label_smoothing", NULL, d->loss.label_smoothing, true},
-        {"gamma_ratio", NULL, d->loss.gamma_ratio, true},
-        {"ipo_sum", NULL, d->loss.ipo_sum, true},
-        {"alpha_schedule", wrpo_alpha_schedule_name((int)d->alpha_schedule), 0, true},
-        {"lr_schedule", wrpo_lr_schedule_name((int)d->lr_schedule), 0, true},
-        {"moments", wrpo_moments_name((int)d->moments), 0, true},
-#define WRPO__X(field, name, otherwise, valid, want, same) {name, NULL, (double)d->field, same},
+    for (int i = 0; i < 2; i++)
+        if (sets[i]->ref) h = wrpo__hash(h, sets[i]->ref, (size_t)(sets[i]->N * sets[i]->K) * sizeof(double));
+    return wrpo__format(wrpo__current, "log-probs %016llx", (unsigned long long)h);
+}
+static const char *wrpo__set_text(const wrpo__set *set) {
+    if (!set->data) return "none";
+    const unsigned long long h = wrpo__data_hash(0, set->data);
+    return wrpo__format(wrpo__current, "%lld records, %016llx", (long long)set->N, h);
+}
+/* What the file says of the run. SAME: a run that goes on must have the same. SAID: the file says where the run is.
+   FREE: it is not in the file. An stb_ds array. */
+static wrpo__setting *wrpo__state_settings(const wrpo_trainer *t) {
+    wrpo__arena *temp = wrpo__current;
+    const wrpo_train_desc *d = &t->desc;
+    const unsigned long long config = wrpo__config_hash(t->ctx, &t->model->config);
+    const struct { const char *name, *word; double number; int rule; } table[] = {
+        {"state_format", NULL, WRPO__STATE_FORMAT, WRPO__SAME},
+        {"backend", t->ctx->desc.backend->name, 0, WRPO__SAME},
+        {"dtype", wrpo__dtype_name(t->ctx->desc.dtype), 0, WRPO__SAME},
+        {"config", wrpo__format(temp, "%s %016llx", t->model->config.model_type, config), 0, WRPO__SAME},
+        {"method", wrpo_method_name((int)d->loss.method), 0, WRPO__SAME},
+        {"pair", wrpo_pair_name((int)d->loss.pair), 0, WRPO__SAME},
+        {"beta", NULL, d->loss.beta, WRPO__SAME},
+        {"label_smoothing", NULL, d->loss.label_smoothing, WRPO__SAME},
+        {"gamma_ratio", NULL, d->loss.gamma_ratio, WRPO__SAME},
+        {"ipo_sum", NULL, d->loss.ipo_sum, WRPO__SAME},
+        {"alpha_schedule", wrpo_alpha_schedule_name((int)d->alpha_schedule), 0, WRPO__SAME},
+        {"lr_schedule", wrpo_lr_schedule_name((int)d->lr_schedule), 0, WRPO__SAME},
+        {"moments", wrpo_moments_name((int)d->moments), 0, WRPO__SAME},
+#define WRPO__X(field, name, otherwise, valid, want, same) \
+        {name, NULL, (double)d->field, same ? WRPO__SAME : WRPO__FREE},
         WRPO__SETTINGS(WRPO__X)
 #undef WRPO__X
-        {"seed", wrpo__format(temp, "%llu", (unsigned long long)d->seed), 0, true},
-        {"no_shuffle", NULL, d->no_shuffle, true},
-        {"data", is[0], 0, true},
-        {"eval_data", is[1], 0, true},
-        {"steps", NULL, (double)t->T, true},
-        {"reference", wrpo__format(temp, "log-probs %016llx", (unsigned long long)h), 0, true},
-        {"step", NULL, (double)t->k, true},
-        {"milliseconds", NULL, WRPO__MAX(0, floor((wrpo__now() - t->start) * 1000)), true}};
+        {"seed", wrpo__format(temp, "%llu", (unsigned long long)d->seed), 0, WRPO__SAME},
+        {"no_shuffle", NULL, d->no_shuffle, WRPO__SAME},
+        {"data", wrpo__set_text(&t->train), 0, WRPO__SAME},
+        {"eval_data", wrpo__set_text(&t->eval), 0, WRPO__SAME},
+        {"steps", NULL, (double)t->T, WRPO__SAME},
+        {"reference", wrpo__reference_text(t), 0, WRPO__SAID},
+        {"step", NULL, (double)t->k, WRPO__SAID},
+        {"milliseconds", NULL, WRPO__MAX(0, floor((wrpo__now() - t->start) * 1000)), WRPO__SAID}};
     wrpo__setting *out = NULL;
     for (int64_t i = 0; i < WRPO__COUNT(table); i++) {
         wrpo__text number = {.arena = temp};
-        if (!table[i].same) continue;
+        if (table[i].rule == WRPO__FREE) continue;
         if (!table[i].word) wrpo__json_number(&number, table[i].number + 0.0);         /* -0 becomes 0 */
-        const wrpo__setting s = {table[i].name, table[i].word ? table[i].word : number.data};
+        const wrpo__setting s = {table[i].name, table[i].word ? table[i].word : number.data, table[i].rule};
         stbds_arrput(out, s);
     }
     return out;
 }
-typedef struct wrpo__state_part {    /* a tensor of the file: a weight as floats, or moments as they lie in memory */
+typedef struct wrpo__state_part {    /* a tensor of the file: a weight as floats, or moments as they are in memory */
     const char *name, *dtype;
     int ndim; int64_t shape[2];
     const wrpo_weight *w;
     int moment;                      /* 0: the weight itself; 1, 2: m, v */
-    size_t at, bytes;                /* in the memory of moments; in the file */
+    size_t at, bytes;                /* where it begins in the memory of moments; its bytes */
+    const char *data;                /* in a file that is read */
 } wrpo__state_part;
-/* In the file's order: all weights, their first moments, their second ones; moments in blocks are those of a run of weights, under the
-   name of its first. An stb_ds array. */
-static wrpo__state_part *wrpo__state_parts(wrpo__arena *temp, const wrpo_trainer *t) {
-    const bool blocks = t->desc.moments == WRPO_MOMENTS_8BIT, half = t->desc.moments == WRPO_MOMENTS_BF16;
+/* In the file's order: all weights, their first moments, their second ones. Moments in blocks are those of a run of
+   weights, under the name of its first. An stb_ds array. */
+static wrpo__state_part *wrpo__state_parts(const wrpo_trainer *t) {
+    static const char *const suffix[] = {"", ".exp_avg", ".exp_avg_sq"};
+    const wrpo_moments moments = t->desc.moments;
     wrpo__state_part *parts = NULL;
     for (int moment = 0; moment < 3; moment++)
         for (int64_t i = 0, end, size; i < t->model->n_weights; i = end) {
             const wrpo_weight *w = &t->model->weights[i];
-            const size_t each = half && moment ? 2 : 4;
-            wrpo__state_part p = {w->name, half && moment ? "BF16" : "F32", w->vector ? 1 : 2, {w->rows, w->cols}, w, moment, (size_t)w->at * each, (size_t)wrpo__size(w) * each};
+            const bool half = moment && moments == WRPO_MOMENTS_BF16;
+            const size_t each = half ? 2 : 4;
+            wrpo__state_part p = {.w = w, .moment = moment, .dtype = half ? "BF16" : "F32", .ndim = w->vector ? 1 : 2,
+                                  .shape = {w->rows, w->cols}, .at = (size_t)w->at * each};
+            p.name = wrpo__format(wrpo__current, "%s%s", w->name, suffix[moment]);
+            p.bytes = (size_t)wrpo__size(w) * each;
             end = i + 1;
-            if (moment) p.name = wrpo__format(temp, moment == 1 ? "%s.exp_avg" : "%s.exp_avg_sq", w->name);
-            if (moment && blocks) {
+            if (moment && moments == WRPO_MOMENTS_8BIT) {
                 end = i + wrpo__weight_run(w, t->model->n_weights - i, 0, &size);
-                p.dtype = "U8", p.ndim = 2, p.at = wrpo_moments_bytes(t->desc.moments, w->at), p.bytes = wrpo_moments_bytes(t->desc.moments, size);
+                p.at = wrpo_moments_bytes(moments, w->at);
+                p.bytes = wrpo_moments_bytes(moments, size);
+                p.dtype = "U8", p.ndim = 2;
                 p.shape[0] = (int64_t)(p.bytes / WRPO_BLOCK_BYTES), p.shape[1] = WRPO_BLOCK_BYTES;
             }
             stbds_arrput(parts, p);
         }
     return parts;
 }
-/* As many of its bytes as fit into piece[WRPO__PIECE], from byte `from` on, out of the run or into it; returns how many. */
+/* Moves a piece of a part out of the run or into it, from byte `from` on, as much as piece [WRPO__PIECE] holds. Returns
+   its bytes. */
 static size_t wrpo__state_move(wrpo_trainer *t, const wrpo__state_part *p, size_t from, float *piece, bool put) {
     const wrpo_backend *be = t->ctx->desc.backend;
     const size_t n = WRPO__MIN(p->bytes - from, WRPO__PIECE * sizeof *piece);
     const int64_t first = (int64_t)(from / sizeof *piece), count = (int64_t)(n / sizeof *piece);
-    char *moments = p->moment ? (p->moment == 1 ? t->exp_avg : t->exp_avg_sq) + p->at + from : NULL;
-    if (moments && put) be->put(t->ctx->dev, moments, piece, n);
-    else if (moments) be->get(t->ctx->dev, piece, moments, n);
+    char *moments = p->moment == 1 ? t->exp_avg : t->exp_avg_sq;
+    if (put) memcpy(piece, p->data + from, n);
+    if (p->moment && put) be->put(t->ctx->dev, moments + p->at + from, piece, n);
+    else if (p->moment) be->get(t->ctx->dev, piece, moments + p->at + from, n);
     else if (put) wrpo__weight_put(t->model, p->w, first, count, piece);
     else wrpo__weight_get(t->model, p->w, first, count, piece);
     return n;
 }
-WRPO_API wrpo_result wrpo_trainer_save(wrpo_trainer *t, const wrpo_save_desc *desc) {
+static void wrpo__trainer_save(wrpo_trainer *t, const wrpo_save_desc *desc) {
     wrpo_ctx *ctx = t->ctx;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        wrpo__arena *temp = wrpo__entry.arena;
-        if (!desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_save_desc: dir is missing");
-        const char *path = wrpo__join(temp, desc->dir, WRPO__STATE_FILE), *log = t->out_dir ? wrpo__join(temp, t->out_dir, "metrics.jsonl") : NULL;
-        const wrpo__file *metrics = log && wrpo__exists(log) ? wrpo__open_file(temp, log) : NULL;
-        const int64_t log_size = metrics ? (int64_t)metrics->size : 0, eight = 8;
-        const wrpo__setting *settings = wrpo__state_settings(temp, t);
-        const wrpo__state_part *parts = wrpo__state_parts(temp, t), *parts_end = parts + stbds_arrlen(parts);
-        uint64_t h = 0;                                /* the checksum: of the metadata, then of all data */
-        int64_t at = 0;
-        wrpo__text header = {.arena = temp};
-        for (int64_t i = 0; i < stbds_arrlen(settings); i++) {
-            wrpo__text_puts(&header, i ? ",\"" : "{\"__metadata__\":{\"");
-            wrpo__text_printf(&header, "%s\":", settings[i].name);
-            wrpo__json_quote(&header, settings[i].text, strlen(settings[i].text));
-            h = wrpo__hash(h, settings[i].text, strlen(settings[i].text));
-        }
-        wrpo__text_puts(&header, "}");
-        for (const wrpo__state_part *p = parts; p < parts_end; at += (int64_t)p->bytes, p++) wrpo__header_add(&header, p->name, p->dtype, p->ndim, p->shape, at, (int64_t)p->bytes);
-        wrpo__header_add(&header, "metrics.jsonl", "U8", 1, &log_size, at, log_size);
-        wrpo__header_add(&header, "checksum", "U8", 1, &eight, at + log_size, eight);
-
-        wrpo__remove(ctx, path);                       /* an old state does not stand beside new weights, not even for a moment */
-        wrpo__rethrow(ctx, wrpo_model_save(t->model, desc));
-        float *piece = wrpo__raw(temp, WRPO__PIECE, sizeof *piece);
-        wrpo__writer *w = wrpo__create(temp, path);
-        wrpo__header_write(w, &header);
-        for (const wrpo__state_part *p = parts; p < parts_end; p++)
-            for (size_t from = 0, n; from < p->bytes; from += n) {
-                n = wrpo__state_move(t, p, from, piece, false);
-                h = wrpo__hash(h, piece, n);
-                wrpo__write(w, piece, n);
-            }
-        wrpo__sync(ctx);                               /* a device that failed gave no moments */
-        if (metrics) wrpo__write(w, metrics->data, metrics->size);
-        h = wrpo__hash(h, metrics ? metrics->data : NULL, (size_t)log_size);
-        wrpo__write(w, &h, sizeof h);
-        wrpo__commit(w);
+    wrpo__arena *temp = wrpo__current;
+    if (!desc || !desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_save_desc: dir is missing");
+    const char *path = wrpo__join(temp, desc->dir, WRPO__STATE_FILE);
+    const char *log = t->out_dir ? wrpo__join(temp, t->out_dir, "metrics.jsonl") : NULL;
+    const wrpo__file *metrics = log && wrpo__exists(log) ? wrpo__open_file(temp, log) : NULL;
+    const int64_t log_size = metrics ? (int64_t)metrics->size : 0, eight = 8;
+    const wrpo__setting *settings = wrpo__state_settings(t);
+    const wrpo__state_part *parts = wrpo__state_parts(t), *end = parts + stbds_arrlen(parts);
+    /* 1. The header. The checksum is of the metadata, then of all data. */
+    uint64_t h = 0;
+    int64_t at = 0;
+    wrpo__text header = {.arena = temp};
+    for (int64_t i = 0; i < stbds_arrlen(settings); i++) {
+        wrpo__text_printf(&header, "%s\"%s\":", i ? "," : "{\"__metadata__\":{", settings[i].name);
+        wrpo__json_quote(&header, settings[i].text, strlen(settings[i].text));
+        h = wrpo__hash(h, settings[i].text, strlen(settings[i].text));
     }
+    wrpo__text_puts(&header, "}");
+    for (const wrpo__state_part *p = parts; p < end; at += (int64_t)p->bytes, p++)
+        wrpo__header_add(&header, p->name, p->dtype, p->ndim, p->shape, at, (int64_t)p->bytes);
+    wrpo__header_add(&header, "metrics.jsonl", "U8", 1, &log_size, at, log_size);
+    wrpo__header_add(&header, "checksum", "U8", 1, &eight, at + log_size, eight);
+    /* 2. The model, without an old state beside it, not even for a moment. */
+    wrpo__remove(ctx, path);
+    wrpo__rethrow(ctx, wrpo_model_save(t->model, desc));
+    /* 3. The state. */
+    float *piece = wrpo__raw(temp, WRPO__PIECE, sizeof *piece);
+    wrpo__writer *w = wrpo__create(temp, path);
+    wrpo__header_write(w, &header);
+    for (const wrpo__state_part *p = parts; p < end; p++)
+        for (size_t from = 0, n; from < p->bytes; from += n) {
+            n = wrpo__state_move(t, p, from, piece, false);
+            h = wrpo__hash(h, piece, n);
+            wrpo__write(w, piece, n);
+        }
+    wrpo__sync(ctx);                                   /* a device that failed gave no moments */
+    if (metrics) wrpo__write(w, metrics->data, metrics->size);
+    h = wrpo__hash(h, metrics ? metrics->data : NULL, (size_t)log_size);
+    wrpo__write(w, &h, sizeof h);
+    wrpo__commit(w);
+}
+WRPO_API wrpo_result wrpo_trainer_save(wrpo_trainer *t, const wrpo_save_desc *desc) {
+    WRPO__CALL(t->ctx, wrpo__arena_new(t->ctx), true, wrpo__trainer_save(t, desc));
     return wrpo__end(&wrpo__entry);
 }
-static const wrpo_tensor_info *wrpo__state_tensor(wrpo_ctx *ctx, const wrpo_tensors *file, const char *path, const char *name, const char *dtype, int ndim, const int64_t *shape) {
-    const wrpo_tensor_info *info = wrpo_tensors_find(file, name);
+
+/* ---- resume: wrpo__state_open before anything is computed, wrpo__state_restore when the memory is taken ---- */
+typedef struct wrpo__state {         /* a file */
+    wrpo_ctx *ctx;
+    const char *path, *reference;    /* reference: as wrpo__reference_text */
+    const wrpo_tensors *tensors;
+    const wrpo_json *metadata;
+    wrpo__state_part *parts, *end;
+    const wrpo_tensor_info *log;
+    int64_t step, milliseconds;
+} wrpo__state;
+static const char *wrpo__state_text(const wrpo__state *s, const char *name) {
+    const wrpo_json *v = s->metadata ? wrpo__json_get(s->metadata, name) : NULL;
+    return v ? v->text : "no such setting";
+}
+static void wrpo__state_same(const wrpo__state *s, const char *name, const char *want) {
+    const char *found = wrpo__state_text(s, name);
+    if (!strcmp(want, found)) return;
+    wrpo__fail(s->ctx, wrpo__json_get(s->metadata, name) ? WRPO_E_ARG : WRPO_E_FORMAT,
+               "%s: %s: want %.100s, as this run has it, found %.100s", s->path, name, want, found);
+}
+static int64_t wrpo__state_count(const wrpo__state *s, const char *name, int64_t most) {
+    const char *found = wrpo__state_text(s, name);
+    const long long n = strtoll(found, NULL, 10);
+    if (strspn(found, "0123456789") != strlen(found) || n > most)
+        wrpo__fail(s->ctx, WRPO_E_FORMAT, "%s: %s: want a whole number up to %lld, found %.100s", s->path, name,
+                   (long long)most, found);
+    return n;
+}
+static const wrpo_tensor_info *wrpo__state_tensor(const wrpo__state *s, const char *name, const char *dtype, int ndim,
+                                                  const int64_t *shape) {
+    const wrpo_tensor_info *info = wrpo_tensors_find(s->tensors, name);
     char want[80], found[160] = "no such tensor";
     wrpo__shape_text(want, sizeof want, ndim, shape);
     if (info) wrpo__shape_text(found, sizeof found, info->ndim, info->shape);
     if (!info || strcmp(want, found) || strcmp(info->dtype, dtype))
-        wrpo__fail(ctx, WRPO_E_FORMAT, "%s: %s: want %s %s, found %s%s%s", path, name, dtype, want, info ? info->dtype : "", info ? " " : "", found);
+        wrpo__fail(s->ctx, WRPO_E_FORMAT, "%s: %s: want %s %s, found %s%s%s", s->path, name, dtype, want,
+                   info ? info->dtype : "", info ? " " : "", found);
     return info;
 }
-/* check: before anything is computed, that the file is whole and of this run, but for the reference. Later, when that is known and memory is taken,
-   the run is put where it was. */
-static wrpo_result wrpo__resume(wrpo_trainer *t, bool check) {
-    wrpo_ctx *ctx = t->ctx;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        wrpo__arena *temp = wrpo__entry.arena;
-        const char *path = wrpo__join(temp, t->desc.resume, WRPO__STATE_FILE);
-        const wrpo_tensors *file = wrpo__tensors_in(ctx, path);
-        const wrpo__file *f = wrpo__open_file(temp, path);              /* once more, for what the tensors do not say */
-        uint64_t size = 0, h = 0, sum;
-        memcpy(&size, f->data, WRPO__MIN(f->size, 8));
-        const wrpo_json *metadata = wrpo__json_get(wrpo__json_parse(temp, path, 1, (const char *)f->data + 8, (size_t)WRPO__MIN(size, f->size - 8)), "__metadata__");
-        const wrpo__setting *settings = wrpo__state_settings(temp, t);
-        const int64_t same = stbds_arrlen(settings) - 2;
-        long long place[2] = {0};
-        for (int64_t i = 0; i < same + 2; i++) {
-            const wrpo_json *v = metadata ? wrpo__json_get(metadata, settings[i].name) : NULL;
-            const char *found = v ? v->text : "no such setting", *want = settings[i].text;
-            if (i < same && strcmp(found, want) && !(check && i == same - 1))
-                wrpo__fail(ctx, v ? WRPO_E_ARG : WRPO_E_FORMAT, "%s: %s: want %.100s, as this run has it, found %.100s", path, settings[i].name, want, found);
-            if (i >= same && (strspn(found, "0123456789") != strlen(found) || (place[i - same] = strtoll(found, NULL, 10)) > (i == same ? t->T : LLONG_MAX - 1)))
-                wrpo__fail(ctx, WRPO_E_FORMAT, "%s: %s: want a whole number, steps up to %lld, found %.100s", path, settings[i].name, (long long)t->T, found);
-            h = wrpo__hash(h, found, strlen(found));
-        }
-        const wrpo__state_part *parts = wrpo__state_parts(temp, t), *parts_end = parts + stbds_arrlen(parts);
-        const wrpo_tensor_info *log = wrpo_tensors_find(file, "metrics.jsonl");
-        const int64_t eight = 8, log_size = log ? log->count : 0;
-        float *piece = wrpo__raw(temp, WRPO__PIECE, sizeof *piece);
-        log = wrpo__state_tensor(ctx, file, path, "metrics.jsonl", "U8", 1, &log_size);
-        memcpy(&sum, wrpo__state_tensor(ctx, file, path, "checksum", "U8", 1, &eight)->data, sizeof sum);
-        if (wrpo_tensors_count(file) != parts_end - parts + 2)
-            wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want %lld tensors, found %lld", path, (long long)(parts_end - parts + 2), (long long)wrpo_tensors_count(file));
-        if (!check && t->out_dir) {
-            wrpo__writer *w = wrpo__create(temp, wrpo__join(temp, t->out_dir, "metrics.jsonl"));
-            wrpo__write(w, log->data, log->bytes);
-            wrpo__commit(w);
-        }
-        for (const wrpo__state_part *p = parts; p < parts_end; p++) {
-            const wrpo_tensor_info *info = wrpo__state_tensor(ctx, file, path, p->name, p->dtype, p->ndim, p->shape);
-            for (size_t from = 0, n; from < p->bytes; from += n) {
-                n = WRPO__MIN(p->bytes - from, WRPO__PIECE * sizeof *piece);
-                if (check) h = wrpo__hash(h, (const char *)info->data + from, n);
-                else memcpy(piece, (const char *)info->data + from, n), wrpo__state_move(t, p, from, piece, true);
-            }
-        }
-        h = wrpo__hash(h, log->data, log->bytes);
-        if (check && h != sum) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: checksum: want %016llx, found %016llx: not the bytes that were written", path, (unsigned long long)sum, (unsigned long long)h);
-        if (!check) t->k = (int64_t)place[0], t->start = wrpo__now() - (double)place[1] / 1000;
-        wrpo__sync(ctx);
+/* The metadata: of this run, as far as is known without the reference. Returns the hash of all settings. */
+static uint64_t wrpo__state_read_settings(wrpo__state *s, const wrpo_trainer *t) {
+    const wrpo__file *f = wrpo__open_file(wrpo__current, s->path);     /* again: tensors have no metadata */
+    const char *text = (const char *)f->data + 8;
+    uint64_t size = 0, h = 0;
+    memcpy(&size, f->data, WRPO__MIN(f->size, 8));
+    size = WRPO__MIN(size, f->size - 8);
+    s->metadata = wrpo__json_get(wrpo__json_parse(wrpo__current, s->path, 1, text, (size_t)size), "__metadata__");
+    if (wrpo__json_get(s->metadata, "wrpo") && !wrpo__json_get(s->metadata, "state_format"))
+        wrpo__fail(s->ctx, WRPO_E_UNSUPPORTED, "%s: state_format: want %d, which this version reads, found none: "
+                   "version %.40s wrote the file, when formats had no number", s->path, WRPO__STATE_FORMAT,
+                   wrpo__state_text(s, "wrpo"));
+    const wrpo__setting *settings = wrpo__state_settings(t);
+    for (int64_t i = 0; i < stbds_arrlen(settings); i++) {
+        const char *found = wrpo__state_text(s, settings[i].name);
+        if (settings[i].rule == WRPO__SAME) wrpo__state_same(s, settings[i].name, settings[i].text);
+        h = wrpo__hash(h, found, strlen(found));
     }
-    return wrpo__end(&wrpo__entry);
+    s->reference = wrpo__state_text(s, "reference");
+    s->step = wrpo__state_count(s, "step", t->T);
+    s->milliseconds = wrpo__state_count(s, "milliseconds", LLONG_MAX - 1);
+    return h;
+}
+/* The file: whole, and of this run, except for the reference. It lives as long as the current arena. */
+static wrpo__state wrpo__state_open(const wrpo_trainer *t) {
+    const char *path = wrpo__join(wrpo__current, t->desc.resume, WRPO__STATE_FILE);
+    wrpo__state s = {.ctx = t->ctx, .path = path, .tensors = wrpo__tensors_in(t->ctx, path)};
+    uint64_t h = wrpo__state_read_settings(&s, t), sum;
+    s.parts = wrpo__state_parts(t);
+    s.end = s.parts + stbds_arrlen(s.parts);
+    const wrpo_tensor_info *log = wrpo_tensors_find(s.tensors, "metrics.jsonl");
+    const int64_t log_size = log ? log->count : 0, eight = 8;
+    const long long want = (long long)(s.end - s.parts) + 2, found = wrpo_tensors_count(s.tensors);
+    s.log = wrpo__state_tensor(&s, "metrics.jsonl", "U8", 1, &log_size);
+    memcpy(&sum, wrpo__state_tensor(&s, "checksum", "U8", 1, &eight)->data, sizeof sum);
+    if (found != want) wrpo__fail(t->ctx, WRPO_E_FORMAT, "%s: want %lld tensors, found %lld", path, want, found);
+    for (wrpo__state_part *p = s.parts; p < s.end; p++) {
+        p->data = wrpo__state_tensor(&s, p->name, p->dtype, p->ndim, p->shape)->data;
+        for (size_t from = 0, n; from < p->bytes; from += n) {
+            n = WRPO__MIN(p->bytes - from, WRPO__PIECE * sizeof(float));
+            h = wrpo__hash(h, p->data + from, n);
+        }
+    }
+    h = wrpo__hash(h, s.log->data, s.log->bytes);
+    if (h != sum)
+        wrpo__fail(t->ctx, WRPO_E_FORMAT, "%s: checksum: want %016llx, found %016llx: not the bytes that were written",
+                   path, (unsigned long long)sum, (unsigned long long)h);
+    return s;
+}
+/* Puts the run where the file says. */
+static void wrpo__state_restore(wrpo_trainer *t, const wrpo__state *s) {
+    float *piece = wrpo__raw(wrpo__current, WRPO__PIECE, sizeof *piece);
+    wrpo__state_same(s, "reference", wrpo__reference_text(t));
+    if (t->out_dir) {
+        wrpo__writer *w = wrpo__create(wrpo__current, wrpo__join(wrpo__current, t->out_dir, "metrics.jsonl"));
+        wrpo__write(w, s->log->data, s->log->bytes);
+        wrpo__commit(w);
+    }
+    for (const wrpo__state_part *p = s->parts; p < s->end; p++)
+        for (size_t from = 0; from < p->bytes;) from += wrpo__state_move(t, p, from, piece, true);
+    t->k = s->step;
+    t->start = wrpo__now() - (double)s->milliseconds / 1000;
+    wrpo__sync(t->ctx);
 }
 
 /* ---- metrics as lines of JSON ---- */
-static void wrpo__metrics_text(wrpo__text *out, const wrpo_metrics *m, const char *prefix) {
-    wrpo__text_printf(out, "{\"step\": %lld", (long long)m->step);
-#define WRPO__X(field, name) \
-    if (!isnan(m->field)) { wrpo__text_printf(out, ", \"%s%s\": ", prefix, name); wrpo__json_number(out, m->field); }
+static void wrpo__put_metric(wrpo__text *out, const char *prefix, const char *name, double x) {    /* NaN: left out */
+    if (isnan(x)) return;
+    wrpo__text_printf(out, ", \"%s%s\": ", prefix, name);
+    wrpo__json_number(out, x);
+}
+static wrpo__text wrpo__metrics_text(const wrpo_metrics *m, const char *prefix) {
+    wrpo__text out = {.arena = wrpo__current};
+    wrpo__text_printf(&out, "{\"step\": %lld", (long long)m->step);
+#define WRPO__X(field, name) wrpo__put_metric(&out, prefix, name, m->field);
     WRPO_METRICS(WRPO__X)
 #undef WRPO__X
-    wrpo__text_printf(out, ", \"%srecords\": %lld, \"%stokens\": %lld, \"%stokens_per_second\": ", prefix, (long long)m->records, prefix, (long long)m->tokens, prefix);
-    wrpo__json_number(out, round(m->tokens_per_second * 10) / 10);
-    wrpo__text_printf(out, ", \"%sseconds\": ", prefix), wrpo__json_number(out, round(m->seconds * 1000) / 1000), wrpo__text_puts(out, "}");
+    wrpo__text_printf(&out, ", \"%srecords\": %lld, \"%stokens\": %lld", prefix, (long long)m->records, prefix,
+                      (long long)m->tokens);
+    wrpo__put_metric(&out, prefix, "tokens_per_second", round(m->tokens_per_second * 10) / 10);
+    wrpo__put_metric(&out, prefix, "seconds", round(m->seconds * 1000) / 1000);
+    wrpo__text_puts(&out, "}");
+    return out;
+}
+static char *wrpo__metrics_json(wrpo_ctx *ctx, const wrpo_metrics *m, const char *prefix) {
+    const wrpo__text line = wrpo__metrics_text(m, prefix);
+    return wrpo__handout(ctx, line.data, line.size);
 }
 WRPO_API wrpo_result wrpo_metrics_json(wrpo_ctx *ctx, const wrpo_metrics *m, const char *prefix, char **text) {
     *text = NULL;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        wrpo__text t = {.arena = wrpo__entry.arena};
-        wrpo__metrics_text(&t, m, prefix);
-        *text = wrpo__handout(ctx, t.data, t.size);
-    }
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, *text = wrpo__metrics_json(ctx, m, prefix));
     return wrpo__end(&wrpo__entry);
 }
 static void wrpo__log_metrics(wrpo_trainer *t, const wrpo_metrics *m, const char *prefix) {
-    if (!t->metrics) return;
-    wrpo__text line = {.arena = wrpo__current};
-    wrpo__metrics_text(&line, m, prefix);
+    wrpo__text line = wrpo__metrics_text(m, prefix);
     wrpo__text_puts(&line, "\n");
     if (fwrite(line.data, 1, line.size, t->metrics) != line.size || fflush(t->metrics) != 0)
         wrpo__fail(t->ctx, WRPO_E_IO, "%s/metrics.jsonl: cannot be written: %s", t->out_dir, strerror(errno));
@@ -9241,36 +9330,46 @@ static void wrpo__close_metrics(void *p) {
     if (t->metrics) fclose(t->metrics);
     t->metrics = NULL;
 }
-static wrpo_trainer *wrpo__trainer_open(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc, bool train) {
-    wrpo__arena *arena = wrpo__current;
+static wrpo_trainer *wrpo__trainer_open(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc,
+                                        bool train) {
+    wrpo__arena *arena = wrpo__current, *temp = wrpo__sub_arena(arena), *file = wrpo__sub_arena(arena);
     wrpo_trainer *t = wrpo__trainer_begin(arena, policy, data, desc, train);
-    wrpo_ctx *ctx = t->ctx;
-    const char *resume = train ? t->desc.resume : NULL;
+    const char *out_dir = t->desc.out_dir;
+    const bool resume = train && t->desc.resume;
+    wrpo__state state = {0};
+    wrpo_bytes plan = {0};
     wrpo__on_free(arena, wrpo__close_metrics, t);
-    if (t->desc.out_dir) {
-        t->out_dir = wrpo__strndup(arena, t->desc.out_dir, strlen(t->desc.out_dir));
-        wrpo__make_dir(ctx, t->out_dir);
+    if (out_dir) {
+        t->out_dir = wrpo__strndup(arena, out_dir, strlen(out_dir));
+        wrpo__make_dir(t->ctx, out_dir);
     }
-    if (resume) wrpo__rethrow(ctx, wrpo__resume(t, true));
-    const wrpo_bytes plan = train ? wrpo__fitted(t, t->rows) : (wrpo_bytes){0};
-    wrpo__rethrow(ctx, wrpo__reference_entry(t));         /* before the memory of training is taken */
+    wrpo__current = file;
+    if (resume) state = wrpo__state_open(t);
+    wrpo__current = temp;
+    if (train) plan = wrpo__fitted(t);
+    wrpo__reference(t);                                /* before the memory of training is taken */
+    wrpo__arena_clear(temp);
     wrpo__trainer_memory(t, train, plan.recompute, plan.logits);
-    if (resume) wrpo__rethrow(ctx, wrpo__resume(t, false));
-    if (train && t->out_dir) {
-        const char *path = wrpo__join(arena, t->out_dir, "metrics.jsonl");
+    if (resume) wrpo__state_restore(t, &state);
+    wrpo__current = arena;
+    wrpo__arena_clear(temp);
+    wrpo__arena_clear(file);
+    if (train && out_dir) {
+        const char *path = wrpo__join(arena, out_dir, "metrics.jsonl");
         t->metrics = fopen(path, resume ? "a" : "w");
-        if (!t->metrics) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be written: %s", path, strerror(errno));
+        if (!t->metrics) wrpo__fail(t->ctx, WRPO_E_IO, "%s: cannot be written: %s", path, strerror(errno));
         t->log = wrpo__log_metrics;
     }
     return t;
 }
-static wrpo_result wrpo__trainer_make(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc, bool train,
-                                      wrpo_trainer **out) {
+static wrpo_result wrpo__trainer_make(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc,
+                                      bool train, wrpo_trainer **out) {
     *out = NULL;
     WRPO__CALL(policy->ctx, wrpo__arena_new(policy->ctx), false, *out = wrpo__trainer_open(policy, data, desc, train));
     return wrpo__end(&wrpo__entry);
 }
-WRPO_API wrpo_result wrpo_trainer_open(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_trainer **out) {
+WRPO_API wrpo_result wrpo_trainer_open(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc,
+                                       wrpo_trainer **out) {
     return wrpo__trainer_make(policy, data, desc, true, out);
 }
 
@@ -9281,62 +9380,75 @@ static wrpo_result wrpo__eval_entry(wrpo_trainer *t, wrpo_metrics *m) {
     return wrpo__end(&wrpo__entry);
 }
 WRPO_API wrpo_result wrpo_eval(wrpo_model *model, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_metrics *m) {
-    wrpo_train_desc d = desc ? *desc : (wrpo_train_desc){0};
+    wrpo_train_desc d = {0};
     wrpo_trainer *t;
+    if (desc) d = *desc;
     d.eval_data = NULL;
     wrpo_result r = wrpo__trainer_make(model, data, &d, false, &t);
-    if (r != WRPO_OK) return r;
-    r = wrpo__eval_entry(t, m);
+    if (r == WRPO_OK) r = wrpo__eval_entry(t, m);
     wrpo_trainer_free(t);
     return r;
 }
-/* save.dir/checkpoint-K, and then without the one before it, of step *saved (-1: none) */
-static wrpo_result wrpo__checkpoint(wrpo_trainer *t, int64_t *saved) {
-    WRPO__TRY(t->ctx, wrpo__arena_new(t->ctx), true) {
-        wrpo__arena *temp = wrpo__entry.arena;
-        wrpo_save_desc save = t->desc.save;
-        const char *old = *saved < 0 ? NULL : wrpo__format(temp, "%s/checkpoint-%lld", save.dir, (long long)*saved);
-        save.dir = wrpo__format(temp, "%s/checkpoint-%lld", save.dir, (long long)t->k);
-        wrpo__rethrow(t->ctx, wrpo_trainer_save(t, &save));
-        *saved = t->k;
-        const wrpo__name *names = old ? wrpo__list_dir(temp, old) : NULL;
-        for (int64_t i = 0; i < stbds_arrlen(names); i++)
-            if (strcmp(names[i].text, ".") && strcmp(names[i].text, "..")) wrpo__remove(t->ctx, wrpo__join(temp, old, names[i].text));
+/* save.dir/checkpoint-K; then the one before it goes, of step *saved (-1: none). */
+static void wrpo__checkpoint(wrpo_trainer *t, int64_t *saved) {
+    wrpo__arena *temp = wrpo__current;
+    wrpo_save_desc save = t->desc.save;
+    const char *old = *saved < 0 ? NULL : wrpo__format(temp, "%s/checkpoint-%lld", save.dir, (long long)*saved);
+    save.dir = wrpo__format(temp, "%s/checkpoint-%lld", save.dir, (long long)t->k);
+    wrpo__rethrow(t->ctx, wrpo_trainer_save(t, &save));
+    *saved = t->k;
+    if (!old) return;
+    const wrpo__name *names = wrpo__list_dir(temp, old);
+    for (int64_t i = 0; i < stbds_arrlen(names); i++)
+        if (strcmp(names[i].text, ".") && strcmp(names[i].text, ".."))
+            wrpo__remove(t->ctx, wrpo__join(temp, old, names[i].text));
 #ifdef _WIN32
-        if (old) _rmdir(old);
+    _rmdir(old);
 #else
-        if (old) rmdir(old);
+    rmdir(old);
 #endif
-    }
+}
+static wrpo_result wrpo__checkpoint_entry(wrpo_trainer *t, int64_t *saved) {
+    WRPO__CALL(t->ctx, wrpo__arena_new(t->ctx), true, wrpo__checkpoint(t, saved));
     return wrpo__end(&wrpo__entry);
 }
-WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_metrics *last) {
+WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc,
+                                wrpo_metrics *last) {
     wrpo_ctx *ctx = policy->ctx;
+    wrpo_train_desc d = {0};
     wrpo_trainer *t;
     wrpo_metrics m = {0}, e;
-    bool go = true;
-    wrpo_result r = wrpo_trainer_open(policy, data, desc, &t);
+    if (desc) d = *desc;
+    if (last) *last = m;
+    wrpo_result r = wrpo_trainer_open(policy, data, &d, &t);
+    if (r != WRPO_OK) return r;
+    const int64_t first = t->k;
     int64_t saved = -1;
-    if (r == WRPO_OK) m.step = t->k, m.steps = t->T, m.seconds = wrpo__now() - t->start;
-    const int64_t first = m.step;
-    while (r == WRPO_OK && go && m.step < t->T) {
+    bool go = true;
+    m.step = t->k, m.steps = t->T, m.seconds = wrpo__now() - t->start;
+    while (r == WRPO_OK && go && t->k < t->T) {
         r = wrpo_trainer_step(t, &m);
-        bool eval = r == WRPO_OK && desc->eval_data && (m.step == t->T || (desc->eval_steps && m.step % desc->eval_steps == 0));
-        if (eval) r = wrpo_trainer_eval(t, desc->eval_data, &e);
-        if (r == WRPO_OK && desc->save_steps && m.step % desc->save_steps == 0 && m.step < t->T) r = wrpo__checkpoint(t, &saved);
-        if (r == WRPO_OK && desc->on_step) go = desc->on_step(&m, eval ? &e : NULL, desc->user);
+        const bool end = t->k == t->T, eval = d.eval_data && (end || (d.eval_steps && t->k % d.eval_steps == 0));
+        const bool save = !end && d.save_steps && t->k % d.save_steps == 0;
+        if (r == WRPO_OK && eval) r = wrpo_trainer_eval(t, d.eval_data, &e);
+        if (r == WRPO_OK && save) r = wrpo__checkpoint_entry(t, &saved);
+        if (r == WRPO_OK && d.on_step) go = d.on_step(&m, eval ? &e : NULL, d.user);
     }
-    if (r == WRPO_OK && !go && m.step < t->T) ctx->error = (wrpo_error){WRPO_E_STOPPED, 0, 0, "stopped by the callback"}, r = WRPO_E_STOPPED;
-    if (t) m.step = t->k;            /* a step whose line could not be written is done */
-    if (desc->save.dir && r != WRPO_OK && r != WRPO_E_DEVICE && m.step > first && m.step != saved) {
+    if (r == WRPO_OK && t->k < t->T) {
+        ctx->error = (wrpo_error){WRPO_E_STOPPED, 0, 0, "stopped by the callback"};
+        r = WRPO_E_STOPPED;
+    }
+    if (d.save.dir && r != WRPO_OK && r != WRPO_E_DEVICE && t->k > first && t->k != saved) {   /* it ends early */
         const wrpo_error why = ctx->error;
-        if (wrpo__checkpoint(t, &saved) == WRPO_OK) ctx->error = why;
+        if (wrpo__checkpoint_entry(t, &saved) == WRPO_OK) ctx->error = why;
         else r = ctx->error.code;
     }
+    m.step = t->k;                   /* a step whose line could not be written is done */
     if (last) *last = m;
     wrpo_trainer_free(t);
     return r;
 }
+
 /* ------------------------------------------------------------------------------------------- >>recipe
    Rewards decide which answers a record is made of, and how often one file of answers beats another.
 
