@@ -8083,10 +8083,15 @@ WRPO_API wrpo_result wrpo_stop_tokens(wrpo_model *model, wrpo_tokenizer *tok, in
 static bool wrpo__outranks(wrpo__weighed a, wrpo__weighed b) {
     return a.weight > b.weight || (a.weight == b.weight && a.id < b.id);
 }
-static wrpo__weighed wrpo__median(wrpo__weighed a, wrpo__weighed b, wrpo__weighed c) {
-    const bool ab = wrpo__outranks(a, b), bc = wrpo__outranks(b, c), ac = wrpo__outranks(a, c);
+static int64_t wrpo__median(const wrpo__weighed *w, int64_t a, int64_t b, int64_t c) {
+    const bool ab = wrpo__outranks(w[a], w[b]), bc = wrpo__outranks(w[b], w[c]), ac = wrpo__outranks(w[a], w[c]);
     if (ab == bc) return b;
     return ab == ac ? c : a;
+}
+static void wrpo__swap(wrpo__weighed *w, int64_t i, int64_t k) {
+    const wrpo__weighed x = w[i];
+    w[i] = w[k];
+    w[k] = x;
 }
 static double wrpo__total_weight(const wrpo__weighed *w, int64_t n) {
     double sum = 0;
@@ -8098,27 +8103,24 @@ static double wrpo__total_weight(const wrpo__weighed *w, int64_t n) {
 static int64_t wrpo__select_top(wrpo__weighed *w, int64_t n, int64_t most, double mass) {
     int64_t low = 0, high = n;       /* those before low are in, those from high on are out */
     while (high - low > 1) {
-        const wrpo__weighed pivot = wrpo__median(w[low], w[low + (high - low) / 2], w[high - 1]);
-        int64_t at = low, own = low;
-        double sum = 0;              /* of what outranks the pivot */
-        for (int64_t i = low; i < high; i++) {         /* what outranks the pivot and the pivot itself to the front */
-            if (wrpo__outranks(pivot, w[i])) continue;
-            const wrpo__weighed x = w[i];
-            if (x.id != pivot.id) sum += (double)x.weight;
-            w[i] = w[at];
-            w[at++] = x;
-        }
-        while (w[own].id != pivot.id) own++;
-        w[own] = w[at - 1];
-        w[at - 1] = pivot;
-        const int64_t above = at - 1 - low;
-        const double with_pivot = sum + (double)pivot.weight;
-        if (above >= most || (above > 0 && sum >= mass)) high = at - 1;
-        else if (above + 1 >= most || with_pivot >= mass) return at;
+        const int64_t last = high - 1;
+        int64_t at = low;
+        double sum = 0;
+        wrpo__swap(w, wrpo__median(w, low, low + (high - low) / 2, last), last);
+        for (int64_t i = low; i < last; i++)           /* the pivot is last; what outranks it goes to the front */
+            if (wrpo__outranks(w[i], w[last])) {
+                sum += (double)w[i].weight;
+                wrpo__swap(w, i, at++);
+            }
+        wrpo__swap(w, at, last);                       /* the pivot is at `at` */
+        const int64_t with_pivot = at + 1 - low;
+        const double weight = sum + (double)w[at].weight;
+        if (at - low >= most || (at > low && sum >= mass)) high = at;
+        else if (with_pivot >= most || weight >= mass) return at + 1;
         else {
-            mass -= with_pivot;
-            most -= above + 1;
-            low = at;
+            most -= with_pivot;
+            mass -= weight;
+            low = at + 1;
         }
     }
     return WRPO__MAX(high, 1);
@@ -9691,10 +9693,10 @@ static void wrpo__put_number(wrpo__selection *s, const char *before, double x) {
     wrpo__json_number(&s->line, x);
 }
 /* The rewards and models of the answers since the last call. */
-static void wrpo__put_scores(wrpo__selection *s) {
+static void wrpo__put_scores(wrpo__selection *s, const char *before) {
     const int64_t n = stbds_arrlen(s->put);
     for (int64_t i = 0; i < n; i++) {
-        wrpo__text_puts(&s->line, i ? ", " : ", \"rewards\": [");
+        wrpo__text_puts(&s->line, i ? ", " : before);
         wrpo__json_write(&s->line, s->put[i]->number);
     }
     for (int64_t i = 0; i < n; i++) {
@@ -9727,19 +9729,17 @@ static void wrpo__put_record(wrpo__selection *s, const wrpo__extremes *sources, 
             wrpo__text_puts(out, ", ");
         }
         wrpo__put_answer(s, "", sources->best, WRPO_ROLE_SOURCE);
-        wrpo__text_puts(out, "]");
-        wrpo__put_scores(s);
+        wrpo__put_scores(s, "], \"rewards\": [");
         break;
     case WRPO_FORM_PAIR:
         wrpo__put_pair(s, ", \"chosen\": [", sources);
-        wrpo__text_puts(out, "]");
-        wrpo__put_scores(s);
+        wrpo__put_scores(s, "], \"rewards\": [");
         break;
     case WRPO_FORM_PAIRS:
         for (int64_t i = 0; i < n; i++) {
             wrpo__put_pair(s, i ? "}, {\"chosen\": [" : ", \"pairs\": [{\"chosen\": [", &sources[i]);
             wrpo__put_number(s, "], \"weight\": ", sources[i].share);
-            wrpo__put_scores(s);
+            wrpo__put_scores(s, ", \"rewards\": [");
         }
         wrpo__text_puts(out, "}]");
         break;
@@ -9748,8 +9748,7 @@ static void wrpo__put_record(wrpo__selection *s, const wrpo__extremes *sources, 
             wrpo__put_answer(s, i ? ", " : ", \"chosen\": [", sources[i].best, WRPO_ROLE_SOURCE);
         wrpo__put_answer(s, ", ", target->best, WRPO_ROLE_TARGET);
         wrpo__put_answer(s, "], \"rejected\": [", target->worst, WRPO_ROLE_REJECTED);
-        wrpo__text_puts(out, "]");
-        wrpo__put_scores(s);
+        wrpo__put_scores(s, "], \"rewards\": [");
         for (int64_t i = 0; i < n && n > 1; i++) wrpo__put_number(s, i ? ", " : ", \"weights\": [", sources[i].share);
         if (n > 1) wrpo__text_puts(out, "]");
     }

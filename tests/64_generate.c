@@ -441,6 +441,7 @@ static void refusals(const wrpo_json *scale) {
         CHECK(r != WRPO_OK && strstr(wrpo_last_error(ctx)->text, refused[i].sentence), "want \"%s\", found \"%s\"", refused[i].sentence, wrpo_last_error(ctx)->text);
     }
     CHECK(wrpo_generate(model, NULL, 0, &(wrpo_generate_desc){0}) == WRPO_OK, "no prompts: nothing to do");
+    CHECK(wrpo_generate(model, NULL, 0, NULL) == WRPO_OK && wrpo_generate_defaults(NULL).batch == 32, "no desc: all defaults");
     keeper k = generate(model, &(wrpo_prompt){.ids = many, .count = 255}, 1, (wrpo_generate_desc){.max_tokens = 9, .stop = good, .stop_count = 0}, WRPO_OK);
     CHECK(k.of[0].count == 1 && !k.of[0].stopped, "the last position: %lld tokens", (long long)k.of[0].count);
     free(k.of);

@@ -439,6 +439,8 @@ int main(void) {
         drop(&part);
         wrpo_metrics last;
         model = make_model(ctx), data = make_data(ctx, 0, N);
+        CHECK(wrpo_trainer_new(model, data, NULL, &t) == WRPO_OK && wrpo_trainer_save(t, NULL) == WRPO_E_ARG, "no desc");
+        wrpo_trainer_free(t);
         CHECK(wrpo_train(model, data, &was, &last) == WRPO_OK && last.step == 4 && last.steps == 4 && last.tokens == 0, "%s", wrpo_last_error(ctx)->text);
         wrpo_model_free(model), wrpo_data_free(data);
     }
