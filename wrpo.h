@@ -8074,7 +8074,8 @@ static void wrpo__hand_out_stops(wrpo_model *model, wrpo_tokenizer *tok, int32_t
     *count = stbds_arrlen(list);
 }
 WRPO_API wrpo_result wrpo_stop_tokens(wrpo_model *model, wrpo_tokenizer *tok, int32_t **ids, int64_t *count) {
-    *ids = NULL, *count = 0;
+    *ids = NULL;
+    *count = 0;
     WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__hand_out_stops(model, tok, ids, count));
     return wrpo__end(&wrpo__entry);
 }
@@ -8083,15 +8084,10 @@ WRPO_API wrpo_result wrpo_stop_tokens(wrpo_model *model, wrpo_tokenizer *tok, in
 static bool wrpo__outranks(wrpo__weighed a, wrpo__weighed b) {
     return a.weight > b.weight || (a.weight == b.weight && a.id < b.id);
 }
-static int64_t wrpo__median(const wrpo__weighed *w, int64_t a, int64_t b, int64_t c) {
-    const bool ab = wrpo__outranks(w[a], w[b]), bc = wrpo__outranks(w[b], w[c]), ac = wrpo__outranks(w[a], w[c]);
+static wrpo__weighed wrpo__median(wrpo__weighed a, wrpo__weighed b, wrpo__weighed c) {
+    const bool ab = wrpo__outranks(a, b), bc = wrpo__outranks(b, c), ac = wrpo__outranks(a, c);
     if (ab == bc) return b;
     return ab == ac ? c : a;
-}
-static void wrpo__swap(wrpo__weighed *w, int64_t i, int64_t k) {
-    const wrpo__weighed x = w[i];
-    w[i] = w[k];
-    w[k] = x;
 }
 static double wrpo__total_weight(const wrpo__weighed *w, int64_t n) {
     double sum = 0;
@@ -8103,24 +8099,27 @@ static double wrpo__total_weight(const wrpo__weighed *w, int64_t n) {
 static int64_t wrpo__select_top(wrpo__weighed *w, int64_t n, int64_t most, double mass) {
     int64_t low = 0, high = n;       /* those before low are in, those from high on are out */
     while (high - low > 1) {
-        const int64_t last = high - 1;
-        int64_t at = low;
-        double sum = 0;
-        wrpo__swap(w, wrpo__median(w, low, low + (high - low) / 2, last), last);
-        for (int64_t i = low; i < last; i++)           /* the pivot is last; what outranks it goes to the front */
-            if (wrpo__outranks(w[i], w[last])) {
-                sum += (double)w[i].weight;
-                wrpo__swap(w, i, at++);
-            }
-        wrpo__swap(w, at, last);                       /* the pivot is at `at` */
-        const int64_t with_pivot = at + 1 - low;
-        const double weight = sum + (double)w[at].weight;
-        if (at - low >= most || (at > low && sum >= mass)) high = at;
-        else if (with_pivot >= most || weight >= mass) return at + 1;
+        const wrpo__weighed pivot = wrpo__median(w[low], w[low + (high - low) / 2], w[high - 1]);
+        int64_t end = low, own = low;
+        double sum = 0;              /* of what outranks the pivot */
+        for (int64_t i = low; i < high; i++) {         /* that and the pivot to the front: to [low, end) */
+            if (wrpo__outranks(pivot, w[i])) continue;
+            const wrpo__weighed x = w[i];
+            if (x.id != pivot.id) sum += (double)x.weight;
+            w[i] = w[end];
+            w[end++] = x;
+        }
+        while (w[own].id != pivot.id) own++;           /* the pivot to their end */
+        w[own] = w[end - 1];
+        w[end - 1] = pivot;
+        const int64_t count = end - low;
+        const double weight = sum + (double)pivot.weight;
+        if (count > most || (count > 1 && sum >= mass)) high = end - 1;
+        else if (count == most || weight >= mass) return end;
         else {
-            most -= with_pivot;
+            most -= count;
             mass -= weight;
-            low = at + 1;
+            low = end;
         }
     }
     return WRPO__MAX(high, 1);
@@ -8502,10 +8501,11 @@ static wrpo_reward *wrpo__reward_load(wrpo__arena *arena, const wrpo_reward_desc
     wrpo_ctx *ctx = arena->ctx;
     wrpo_config c;
     wrpo_reward *r = WRPO__NEW(arena, wrpo_reward);
-    r->ctx = ctx, r->arena = arena, r->run_arena = wrpo__sub_arena(arena);
+    r->ctx = ctx;
+    r->arena = arena;
+    r->run_arena = wrpo__sub_arena(arena);
     if (!desc || !desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_reward_desc: dir is missing");
-    if (desc->micro_tokens < 0)
-        wrpo__fail(ctx, WRPO_E_ARG, "micro_tokens: want at least 1, found %lld", (long long)desc->micro_tokens);
+    WRPO__RANGE(desc->micro_tokens >= 0, "micro_tokens", desc->micro_tokens, "at least 1");
     r->micro_tokens = desc->micro_tokens ? desc->micro_tokens : WRPO__MICRO_TOKENS;
     wrpo__config_read(arena, desc->dir, &c);
     if (c.head == WRPO_HEAD_LM)
@@ -8545,13 +8545,14 @@ WRPO_API const wrpo_config *wrpo_reward_config(const wrpo_reward *reward) { retu
 typedef struct wrpo__batch {         /* conversations */
     const int32_t **ids;
     int64_t *counts, n;
-    int64_t shared;                  /* the first so many tokens are the same in all of them, and not all of any */
+    int64_t shared;                  /* that many first tokens are the same in all; each has more */
 } wrpo__batch;
 /* The tokens of ids[n] that the head looks at: the last one, by the rule of the model's code, and for a gate where the
    last answer's header begins, <|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n of Llama 3. false: none. */
 static bool wrpo__pooled(const wrpo_config *c, const int32_t *ids, int64_t n, int64_t *last, int64_t *header) {
     static const int32_t want[] = {128009, 128006, 78191, 128007, 271};
-    *last = n - 1, *header = 0;
+    *last = n - 1;
+    *header = 0;
     if (c->head == WRPO_HEAD_SCORE)
         while (*last > 0 && ids[*last] == c->pad_token_id) --*last;
     if (c->head != WRPO_HEAD_GATED) return true;
@@ -8651,7 +8652,8 @@ static void wrpo__score_ids(wrpo_reward *w, const int32_t *const *ids, const int
                       "max_position_embeddings %lld", (long long)count, (long long)c->max_position_embeddings);
             w->warned = true;
         }
-        b.ids[k] = own, b.counts[k] = count;
+        b.ids[k] = own;
+        b.counts[k] = count;
         while (same < b.shared && same < count - 1 && own[same] == b.ids[0][same]) same++;
         b.shared = same;
     }
@@ -8671,7 +8673,8 @@ static void wrpo__score_answers(wrpo_reward *w, wrpo__reading *in, const wrpo_js
     const wrpo_json **list = wrpo__messages(in, prompt, "user", "prompt");
     int32_t **ids = wrpo__alloc(temp, (size_t)n, sizeof *ids);
     int64_t *counts = wrpo__alloc(temp, (size_t)n, sizeof *counts);
-    in->tok = w->tok, in->tokenizing = true;
+    in->tok = w->tok;
+    in->tokenizing = true;
     for (int64_t k = 0; k < n; k++) {
         wrpo__text text = {.arena = temp};
         wrpo__render(in, list, stbds_arrlen(list), wrpo__message_of("assistant", &answers[k]), false, &text);
@@ -9118,8 +9121,10 @@ static wrpo__state_part *wrpo__state_parts(const wrpo_trainer *t) {
                 end = i + wrpo__weight_run(w, t->model->n_weights - i, 0, &size);
                 p.at = wrpo_moments_bytes(moments, w->at);
                 p.bytes = wrpo_moments_bytes(moments, size);
-                p.dtype = "U8", p.ndim = 2;
-                p.shape[0] = (int64_t)(p.bytes / WRPO_BLOCK_BYTES), p.shape[1] = WRPO_BLOCK_BYTES;
+                p.dtype = "U8";
+                p.ndim = 2;
+                p.shape[0] = (int64_t)(p.bytes / WRPO_BLOCK_BYTES);
+                p.shape[1] = WRPO_BLOCK_BYTES;
             }
             stbds_arrput(parts, p);
         }
@@ -9188,9 +9193,9 @@ WRPO_API wrpo_result wrpo_trainer_save(wrpo_trainer *t, const wrpo_save_desc *de
 }
 
 /* ---- resume: wrpo__state_open before anything is computed, wrpo__state_restore when the memory is taken ---- */
-typedef struct wrpo__state {         /* a file */
+typedef struct wrpo__state {         /* a file that is read */
     wrpo_ctx *ctx;
-    const char *path, *reference;    /* reference: as wrpo__reference_text */
+    const char *path;
     const wrpo_tensors *tensors;
     const wrpo_json *metadata;
     wrpo__state_part *parts, *end;
@@ -9226,7 +9231,7 @@ static const wrpo_tensor_info *wrpo__state_tensor(const wrpo__state *s, const ch
                    info ? info->dtype : "", info ? " " : "", found);
     return info;
 }
-/* The metadata: of this run, as far as is known without the reference. Returns the hash of all settings. */
+/* The metadata is of this run, as far as is known without the reference. Returns the hash of all settings. */
 static uint64_t wrpo__state_read_settings(wrpo__state *s, const wrpo_trainer *t) {
     const wrpo__file *f = wrpo__open_file(wrpo__current, s->path);     /* again: tensors have no metadata */
     const char *text = (const char *)f->data + 8;
@@ -9244,12 +9249,11 @@ static uint64_t wrpo__state_read_settings(wrpo__state *s, const wrpo_trainer *t)
         if (settings[i].rule == WRPO__SAME) wrpo__state_same(s, settings[i].name, settings[i].text);
         h = wrpo__hash(h, found, strlen(found));
     }
-    s->reference = wrpo__state_text(s, "reference");
     s->step = wrpo__state_count(s, "step", t->T);
     s->milliseconds = wrpo__state_count(s, "milliseconds", LLONG_MAX - 1);
     return h;
 }
-/* The file: whole, and of this run, except for the reference. It lives as long as the current arena. */
+/* The file is whole and, except for the reference, of this run. The state lives as long as the current arena. */
 static wrpo__state wrpo__state_open(const wrpo_trainer *t) {
     const char *path = wrpo__join(wrpo__current, t->desc.resume, WRPO__STATE_FILE);
     wrpo__state s = {.ctx = t->ctx, .path = path, .tensors = wrpo__tensors_in(t->ctx, path)};
@@ -9345,7 +9349,7 @@ static wrpo_trainer *wrpo__trainer_open(wrpo_model *policy, const wrpo_data *dat
         t->out_dir = wrpo__strndup(arena, out_dir, strlen(out_dir));
         wrpo__make_dir(t->ctx, out_dir);
     }
-    wrpo__current = file;
+    wrpo__current = file;            /* of the state, until the run is where it says */
     if (resume) state = wrpo__state_open(t);
     wrpo__current = temp;
     if (train) plan = wrpo__fitted(t);
@@ -9427,7 +9431,9 @@ WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const
     const int64_t first = t->k;
     int64_t saved = -1;
     bool go = true;
-    m.step = t->k, m.steps = t->T, m.seconds = wrpo__now() - t->start;
+    m.step = t->k;
+    m.steps = t->T;
+    m.seconds = wrpo__now() - t->start;
     while (r == WRPO_OK && go && t->k < t->T) {
         r = wrpo_trainer_step(t, &m);
         const bool end = t->k == t->T, eval = d.eval_data && (end || (d.eval_steps && t->k % d.eval_steps == 0));
@@ -9752,8 +9758,10 @@ static void wrpo__put_record(wrpo__selection *s, const wrpo__extremes *sources, 
         for (int64_t i = 0; i < n && n > 1; i++) wrpo__put_number(s, i ? ", " : ", \"weights\": [", sources[i].share);
         if (n > 1) wrpo__text_puts(out, "]");
     }
-    const double entropy = wrpo__entropy(t->lists[target ? WRPO__TARGETS : WRPO__SOURCES]);
-    if (d->entropy_power > 0) wrpo__put_number(s, ", \"weight\": ", pow(entropy, d->entropy_power) / d->entropy_scale);
+    if (d->entropy_power > 0) {
+        const double entropy = wrpo__entropy(t->lists[target ? WRPO__TARGETS : WRPO__SOURCES]);
+        wrpo__put_number(s, ", \"weight\": ", pow(entropy, d->entropy_power) / d->entropy_scale);
+    }
     wrpo__text_puts(out, "}\n");
 }
 /* false: the prompt is left out and counted. */
@@ -9871,7 +9879,8 @@ static void wrpo__split_prompts(wrpo_ctx *ctx, const wrpo_split_desc *d, int64_t
     }
     wrpo__commit(parts[0]);
     wrpo__commit(parts[1]);
-    counts[0] = first, counts[1] = n - first;
+    counts[0] = first;
+    counts[1] = n - first;
 }
 WRPO_API wrpo_result wrpo_split(wrpo_ctx *ctx, const wrpo_split_desc *desc, int64_t counts[2]) {
     counts[0] = counts[1] = 0;
@@ -9967,8 +9976,12 @@ static void wrpo__winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *d, wrpo_winrat
     }
     if (!n) wrpo__fail(ctx, WRPO_E_FORMAT, "%s, %s: want prompts with the same prompt_id, found none", d->a, d->b);
     const double N = (double)n, sd = sqrt(squares / N);
-    out->prompts = n, out->only_a = all - n, out->only_b = stbds_arrlen(sides[1].prompts) - n;
-    out->wins /= N, out->ties /= N, out->losses = 1 - out->wins - out->ties;
+    out->prompts = n;
+    out->only_a = all - n;
+    out->only_b = stbds_arrlen(sides[1].prompts) - n;
+    out->wins /= N;
+    out->ties /= N;
+    out->losses = 1 - out->wins - out->ties;
     for (int side = 0; side < 2; side++) {
         out->reward[side] /= N;
         out->length[side] /= N;
