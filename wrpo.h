@@ -1689,23 +1689,25 @@ WRPO_API void wrpo_data_free(wrpo_data *data) { if (data) wrpo__arena_free(data-
 WRPO_API int64_t wrpo_data_count(const wrpo_data *data) { return data->stats.records; }
 WRPO_API wrpo_record wrpo_data_record(const wrpo_data *data, int64_t i) { return data->records[i]; }
 WRPO_API wrpo_data_stats wrpo_data_get_stats(const wrpo_data *data) { return data->stats; }
-/* Every id is one of the vocabulary. */
-static void wrpo__check_ids(wrpo_ctx *ctx, const wrpo_config *c, const wrpo_record *record,
-                            const int32_t *ids, int64_t count) {
-    const int64_t V = c->vocab_size;
-    for (int64_t j = 0; j < count; j++)
-        if (ids[j] < 0 || ids[j] >= V)
-            wrpo__fail(ctx, WRPO_E_FORMAT, "record \"%s\": token id %d is outside the model's vocabulary of %lld: "
-                       "tokenizer and model do not belong together", record->prompt_id, (int)ids[j], (long long)V);
+/* Every id must be a row of the embedding. Errors say `what` with its name, or its number if name is NULL. */
+static void wrpo__check_ids(wrpo_ctx *ctx, int64_t V, const int32_t *ids, int64_t count, const char *what,
+                            const char *name, int64_t number) {
+    for (int64_t i = 0; i < count; i++) {
+        if (ids[i] >= 0 && ids[i] < V) continue;
+        const char *of = name ? wrpo__format(wrpo__current, "%s \"%s\"", what, name)
+                              : wrpo__format(wrpo__current, "%s %lld", what, (long long)number);
+        wrpo__fail(ctx, WRPO_E_FORMAT, "%s: token id %d is outside the model's vocabulary of %lld: "
+                   "tokenizer and model do not belong together", of, (int)ids[i], (long long)V);
+    }
 }
 static void wrpo__check_data(wrpo_ctx *ctx, const wrpo_config *c, const wrpo_data *data, int64_t first, int64_t count) {
     const int64_t limit = c->max_position_embeddings;
     int64_t longest = 0;
     for (const wrpo_record *record = data->records + first; record < data->records + first + count; record++) {
-        wrpo__check_ids(ctx, c, record, record->prompt, record->prompt_count);
+        wrpo__check_ids(ctx, c->vocab_size, record->prompt, record->prompt_count, "record", record->prompt_id, 0);
         for (int k = 0; k < record->count; k++) {
             const wrpo_tokens *y = &record->responses[k];
-            wrpo__check_ids(ctx, c, record, y->ids, y->count);
+            wrpo__check_ids(ctx, c->vocab_size, y->ids, y->count, "record", record->prompt_id, 0);
             longest = WRPO__MAX(longest, record->prompt_count + y->count);
         }
     }
@@ -8852,47 +8854,80 @@ static wrpo_result wrpo__answer_end(wrpo_tokenizer *tok, int32_t *end) {
 /* ------------------------------------------------------------------------------------------ >>generate
    Samples of many prompts at once, over a cache of keys and values.
 
-   A prompt's keys and values are computed once and are the prefix that all its samples attend to; a sample has rows of the cache
-   of its own. One step packs the newest token of every live sample and, into the rows left, pieces of prompts, and runs the one
-   model text over them; a row's bits do not depend on the others. From the logits of a prompt's last row all its samples draw
-   their first token; those that find no place among the live ones wait with it. A prompt is begun when places would stay empty. */
+   The keys and values of a prompt are computed once: they are the prefix that all its samples attend to. Each live
+   sample has rows of its own in the cache. One step packs the newest token of every live sample, fills the rows that
+   are left with pieces of prompts, and runs the model over them; the bits of a row do not depend on the other rows.
+   All samples of a prompt draw their first token from the logits of the prompt's last row. Those that find no free
+   slot wait. A prompt is begun when slots would stay empty otherwise.                                          */
 typedef struct wrpo__draft {         /* a sample in the making */
     struct wrpo__job *job;
-    int64_t number, place;           /* place among the live ones; -1: none */
+    int64_t number, slot;            /* slot among the live samples; -1: none */
     int32_t *ids; float *logps;      /* stb arrays */
     size_t shown;                    /* bytes of its text that on_text has had */
     bool stopped, done;
 } wrpo__draft;
 typedef struct wrpo__job {           /* a prompt that is begun and not delivered yet */
-    int64_t prompt, place, rows, left, limit;          /* rows of it in the cache; samples not done; tokens of a sample at most */
-    wrpo__draft *drafts;             /* [n] */
+    int64_t prompt, slot;            /* its index; its slot in the cache */
+    int64_t rows;                    /* of it in the cache so far */
+    int64_t left, limit;             /* samples that are not done; the most tokens of a sample */
+    wrpo__draft drafts[];            /* [n] */
 } wrpo__job;
 typedef struct wrpo__weighed { float weight; int32_t id; } wrpo__weighed;
 typedef struct wrpo__generation {
     wrpo_model *model;
     wrpo_generate_desc desc;         /* resolved */
     const wrpo_prompt *prompts; int64_t count;
-    int64_t longest, limit, jobs_most;                 /* rows of a prompt's and of a sample's place in the cache; places of prompts */
+    int64_t prompt_slots;            /* of the cache; then come batch slots of samples */
+    int64_t prompt_rows, sample_rows;                  /* rows of a slot */
     wrpo__run *run;
     wrpo__job **jobs;                /* stb array: of prompts [delivered, begun) */
     int64_t begun, delivered, tokens;
-    wrpo__draft **live, **waiting;   /* [batch], NULL: free; stb array */
-    bool *taken;                     /* [jobs_most] places of prompts */
-    wrpo__draft **draws;             /* [rows] who draws from the run's target i */
-    wrpo__text *texts; wrpo_sample *samples;           /* [n] of a prompt that is delivered */
-    float *logits; wrpo__weighed *ranked;               /* [chunk, V] on the host; ranked NULL where none is needed */
+    int64_t *free_prompts, *free_samples;              /* stb arrays: slots */
+    wrpo__draft **draws;             /* [rows] which sample draws from the run's target i */
+    wrpo__arena *texts; wrpo_sample *samples;          /* of the prompt that is delivered; [n] */
+    float *logits; wrpo__weighed *weights;             /* [chunk, V] on the host */
 } wrpo__generation;
 
+/* Settings: field, name in errors, what 0 means, valid if (x is the value), wanted. */
+#define WRPO__SAMPLING(X) \
+    X(n,           "n",           1,    x >= 1 && x <= 1 << 20,   "1 to 2^20 samples") \
+    X(max_tokens,  "max tokens",  2048, x >= 1 && x <= INT32_MAX, "1 to 2^31 - 1") \
+    X(temperature, "temperature", 0,    x >= 0 && x <= 1e6,       "a number in [0, 1e6]") \
+    X(top_p,       "top p",       1,    x > 0 && x <= 1,          "a number in (0, 1]") \
+    X(top_k,       "top k",       0,    x >= 0,                   "at least 0") \
+    X(batch,       "batch",       32,   x >= 1 && x <= 1 << 20,   "1 to 2^20 samples")
 WRPO_API wrpo_generate_desc wrpo_generate_defaults(const wrpo_generate_desc *desc) {
-    wrpo_generate_desc d = desc ? *desc : (wrpo_generate_desc){0};
-    if (!d.n) d.n = 1;
-    if (!d.max_tokens) d.max_tokens = 2048;
-    if (d.top_p == 0) d.top_p = 1;
+    wrpo_generate_desc d = {0};
+    if (desc) d = *desc;
+#define WRPO__X(field, name, otherwise, valid, want) if (d.field == 0) d.field = otherwise;
+    WRPO__SAMPLING(WRPO__X)
+#undef WRPO__X
     if (!d.seed) d.seed = 42;
-    if (!d.batch) d.batch = 32;
     return d;
 }
-static void wrpo__add_stop(int32_t **list, int64_t id) {   /* in its place, once */
+static void wrpo__generate_check(const wrpo__generation *g) {
+    wrpo_ctx *ctx = g->model->ctx;
+    const long long most = g->model->config.max_position_embeddings;
+#define WRPO__X(field, name, otherwise, valid, want) \
+    { const double x = (double)g->desc.field; WRPO__RANGE(valid, name, x, want); }
+    WRPO__SAMPLING(WRPO__X)
+#undef WRPO__X
+    if (!ctx->desc.backend->scatter)
+        wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: this backend does not generate", ctx->desc.backend->name);
+    for (int64_t i = 0; i < g->count; i++) {
+        const wrpo_prompt *p = &g->prompts[i];
+        WRPO__RANGE(p->temperature >= 0 && p->temperature <= 1e6, "a prompt's temperature", p->temperature,
+                    "a number in [0, 1e6]");
+        if (p->count < 1) wrpo__fail(ctx, WRPO_E_ARG, "prompt %lld has no token", (long long)i);
+        if (p->count >= most)
+            wrpo__fail(ctx, WRPO_E_ARG, "prompt %lld: want fewer tokens than max_position_embeddings, %lld, found %lld",
+                       (long long)i, most, (long long)p->count);
+        wrpo__check_ids(ctx, g->model->config.vocab_size, p->ids, p->count, "prompt", NULL, i);
+    }
+}
+
+/* ---- stop tokens: an stb array, ascending, each once ---- */
+static void wrpo__add_stop(int32_t **list, int64_t id) {
     int64_t at = stbds_arrlen(*list);
     for (int64_t i = 0; i < at; i++)
         if ((*list)[i] == id) return;
@@ -8900,104 +8935,128 @@ static void wrpo__add_stop(int32_t **list, int64_t id) {   /* in its place, once
     for (; at > 0 && (*list)[at - 1] > id; at--) (*list)[at] = (*list)[at - 1];
     (*list)[at] = (int32_t)id;
 }
-static bool wrpo__read_eos(wrpo_ctx *ctx, const char *path, int64_t V, int32_t **list) {   /* false: the file says nothing */
+/* Adds "eos_token_id" of the file; false: the file is missing or has none. */
+static bool wrpo__read_eos(const wrpo_model *model, const char *path, int32_t **list) {
+    wrpo_ctx *ctx = model->ctx;
     if (!wrpo__exists(path)) return false;
     const wrpo__file *f = wrpo__open_file(wrpo__current, path);
-    const wrpo_json *root = wrpo__json_want(ctx, path, wrpo__json_parse(wrpo__current, path, 1, (const char *)f->data, f->size), WRPO_JSON_OBJECT, NULL);
-    const wrpo_json *eos = wrpo__present(root, "eos_token_id");
-    bool many = eos && eos->kind == WRPO_JSON_ARRAY;
+    const wrpo_json *root = wrpo__json_parse(wrpo__current, path, 1, (const char *)f->data, f->size);
+    const wrpo_json *eos = wrpo__present(wrpo__json_want(ctx, path, root, WRPO_JSON_OBJECT, NULL), "eos_token_id");
+    const bool many = eos && eos->kind == WRPO_JSON_ARRAY;
     for (const wrpo_json *v = many ? eos->child : eos; v; v = many ? v->next : NULL)
-        wrpo__add_stop(list, wrpo__json_integer(ctx, path, v, 0, V - 1, "eos_token_id"));
+        wrpo__add_stop(list, wrpo__json_integer(ctx, path, v, 0, model->config.vocab_size - 1, "eos_token_id"));
     return eos != NULL;
 }
-static int32_t *wrpo__stop_tokens(wrpo_model *model, wrpo_tokenizer *tok) {   /* stb array */
-    const char *dirs[2] = {model->tokenizer_dir, model->dir && wrpo__is_dir(model->dir) ? model->dir : NULL};   /* the tokenizer's folder wins, as in a save */
-    const int64_t V = model->config.vocab_size;
+static int32_t *wrpo__stop_tokens(wrpo_model *model, wrpo_tokenizer *tok) {
+    const char *own = wrpo__is_dir(model->dir) ? model->dir : NULL;
+    const char *dirs[2] = {model->tokenizer_dir, own};         /* the tokenizer's folder wins, as in a save */
     int32_t *list = NULL, end = -1;
-    bool said = false;
+    bool found = false;
     if (tok && wrpo__answer_end(tok, &end) == WRPO_E_MEMORY) wrpo__rethrow(model->ctx, WRPO_E_MEMORY);
-    for (int i = 0; i < 2 && !said; i++) said = dirs[i] && wrpo__read_eos(model->ctx, wrpo__join(wrpo__current, dirs[i], "generation_config.json"), V, &list);
-    if (!said && model->dir) wrpo__read_eos(model->ctx, dirs[1] ? wrpo__join(wrpo__current, dirs[1], "config.json") : model->dir, V, &list);
+    for (int i = 0; i < 2 && !found; i++)
+        if (dirs[i]) found = wrpo__read_eos(model, wrpo__join(wrpo__current, dirs[i], "generation_config.json"), &list);
+    if (!found) wrpo__read_eos(model, own ? wrpo__join(wrpo__current, own, "config.json") : model->dir, &list);
     if (tok && tok->eos >= 0) wrpo__add_stop(&list, tok->eos);
     if (end >= 0) wrpo__add_stop(&list, end);
     return list;
 }
+static void wrpo__hand_out_stops(wrpo_model *model, wrpo_tokenizer *tok, int32_t **ids, int64_t *count) {
+    const int32_t *list = wrpo__stop_tokens(model, tok);
+    *ids = wrpo__handout(model->ctx, list, (size_t)stbds_arrlen(list) * sizeof *list);
+    *count = stbds_arrlen(list);
+}
 WRPO_API wrpo_result wrpo_stop_tokens(wrpo_model *model, wrpo_tokenizer *tok, int32_t **ids, int64_t *count) {
-    *ids = NULL, *count = 0;
-    WRPO__TRY(model->ctx, wrpo__arena_new(model->ctx), true) {
-        int32_t *list = wrpo__stop_tokens(model, tok);
-        *ids = wrpo__handout(model->ctx, list, (size_t)stbds_arrlen(list) * sizeof *list);
-        *count = stbds_arrlen(list);
-    }
+    *ids = NULL;
+    *count = 0;
+    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__hand_out_stops(model, tok, ids, count));
     return wrpo__end(&wrpo__entry);
 }
 
 /* ---- the sampler: one row of logits, on the host ---- */
-static bool wrpo__outranks(wrpo__weighed a, wrpo__weighed b) { return a.weight > b.weight || (a.weight == b.weight && a.id < b.id); }
-/* The fewest of w[n], by rank, that are `most` or weigh `mass`, to the front, in no order; their number, at least 1 (Hoare 1961). */
+static bool wrpo__outranks(wrpo__weighed a, wrpo__weighed b) {
+    return a.weight > b.weight || (a.weight == b.weight && a.id < b.id);
+}
+static wrpo__weighed wrpo__median(wrpo__weighed a, wrpo__weighed b, wrpo__weighed c) {
+    const bool ab = wrpo__outranks(a, b), bc = wrpo__outranks(b, c), ac = wrpo__outranks(a, c);
+    if (ab == bc) return b;
+    return ab == ac ? c : a;
+}
+static double wrpo__total_weight(const wrpo__weighed *w, int64_t n) {
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) sum += (double)w[i].weight;
+    return sum;
+}
+/* Moves the fewest of w[n], by rank, that are `most` or weigh `mass` to the front, in no order (quickselect, Hoare
+   1961). Returns how many they are, at least 1. */
 static int64_t wrpo__select_top(wrpo__weighed *w, int64_t n, int64_t most, double mass) {
     int64_t low = 0, high = n;       /* those before low are in, those from high on are out */
     while (high - low > 1) {
-        const wrpo__weighed a = w[low], b = w[low + (high - low) / 2], c = w[high - 1];
-        const wrpo__weighed pivot = wrpo__outranks(a, b) ? (wrpo__outranks(b, c) ? b : wrpo__outranks(a, c) ? c : a) : wrpo__outranks(a, c) ? a : wrpo__outranks(b, c) ? c : b;
-        int64_t at = low;
-        double sum = 0;
-        for (int64_t i = low; i < high; i++) {         /* what outranks the pivot, then the pivot, then the rest */
+        const wrpo__weighed pivot = wrpo__median(w[low], w[low + (high - low) / 2], w[high - 1]);
+        int64_t end = low, own = low;
+        double sum = 0;              /* of what outranks the pivot */
+        for (int64_t i = low; i < high; i++) {         /* that and the pivot to the front: to [low, end) */
             if (wrpo__outranks(pivot, w[i])) continue;
             const wrpo__weighed x = w[i];
-            sum += x.id == pivot.id ? 0 : (double)x.weight;
-            w[i] = w[at], w[at++] = x;
+            if (x.id != pivot.id) sum += (double)x.weight;
+            w[i] = w[end];
+            w[end++] = x;
         }
-        int64_t own = low;
-        while (w[own].id != pivot.id) own++;
-        w[own] = w[at - 1], w[at - 1] = pivot;
-        if (at - 1 - low >= most || (at - 1 > low && sum >= mass)) high = at - 1;
-        else if (at - low >= most || sum + (double)pivot.weight >= mass) return at;
-        else mass -= sum + (double)pivot.weight, most -= at - low, low = at;
+        while (w[own].id != pivot.id) own++;           /* the pivot to their end */
+        w[own] = w[end - 1];
+        w[end - 1] = pivot;
+        const int64_t count = end - low;
+        const double weight = sum + (double)pivot.weight;
+        if (count > most || (count > 1 && sum >= mass)) high = end - 1;
+        else if (count == most || weight >= mass) return end;
+        else {
+            most -= count;
+            mass -= weight;
+            low = end;
+        }
     }
     return WRPO__MAX(high, 1);
 }
-/* A token by u in [0, 1): weights w = e^((x - max x) / temperature); the top_k largest of them; of these the fewest, by rank, that
-   have top_p of their sum; from those the one at u of theirs. room [V] is not needed where nothing is left out. */
-static int32_t wrpo__draw(const float *x, int64_t V, float cap, double temperature, int64_t top_k, double top_p, double u, wrpo__weighed *room) {
+static float wrpo__capped(float x, float cap) { return cap > 0 ? cap * tanhf(x / cap) : x; }
+/* A token by u in [0, 1). The weights are e^((x - max x) / temperature). Of the top_k largest, the fewest that have
+   top_p of their sum are kept; the token is the one at u of the sum of those. w [V] is for the weights. */
+static int32_t wrpo__draw(const float *x, int64_t V, float cap, double temperature, int64_t top_k, double top_p,
+                          double u, wrpo__weighed *w) {
     int64_t best = 0, n = 0;
-    double total = 0, sum = 0;
     for (int64_t i = 1; i < V; i++)
         if (x[i] > x[best]) best = i;
     if (temperature < 1e-37) return (int32_t)best;     /* greedy, or its inverse is no float */
-    const float scale = (float)(1 / temperature), top = cap > 0 ? cap * tanhf(x[best] / cap) : x[best];
-#define WRPO__WEIGHT(i) expf(((cap > 0 ? cap * tanhf(x[i] / cap) : x[i]) - top) * scale)
-    if (!room) {
-        for (int64_t i = 0; i < V; i++) total += (double)WRPO__WEIGHT(i);
-        for (int64_t i = 0; i < V; i++)
-            if ((sum += (double)WRPO__WEIGHT(i)) > u * total) return (int32_t)i;
-        return (int32_t)best;
-    }
-    for (int64_t i = 0; i < V; i++) total += (double)(room[i] = (wrpo__weighed){WRPO__WEIGHT(i), (int32_t)i}).weight;
-#undef WRPO__WEIGHT
-    const double least = top_k ? 0 : (1 - top_p) * total / (double)V;      /* all the smaller ones together have less than 1 - top_p */
+    const float scale = (float)(1 / temperature), top = wrpo__capped(x[best], cap);
+    for (int64_t i = 0; i < V; i++) w[i] = (wrpo__weighed){expf((wrpo__capped(x[i], cap) - top) * scale), (int32_t)i};
+    double total = wrpo__total_weight(w, V), sum = 0;
+    const double least = top_k ? 0 : (1 - top_p) * total / (double)V;      /* all below it have less than 1 - top_p */
     for (int64_t i = 0; i < V; i++)
-        if ((double)room[i].weight >= least) room[n++] = room[i];
+        if ((double)w[i].weight >= least) w[n++] = w[i];
     if (top_k && top_k < n) {
-        n = wrpo__select_top(room, n, top_k, INFINITY), total = 0;
-        for (int64_t i = 0; i < n; i++) total += (double)room[i].weight;
+        n = wrpo__select_top(w, n, top_k, INFINITY);
+        total = wrpo__total_weight(w, n);
     }
-    if (top_p < 1) n = wrpo__select_top(room, n, n, top_p * total);
-    total = 0;
-    for (int64_t i = 0; i < n; i++) total += (double)room[i].weight;
-    for (int64_t i = 0; i < n; i++)
-        if ((sum += (double)room[i].weight) > u * total) return room[i].id;
-    return room[n - 1].id;
+    if (top_p < 1) n = wrpo__select_top(w, n, n, top_p * total);
+    total = wrpo__total_weight(w, n);
+    for (int64_t i = 0; i < n; i++) {
+        sum += (double)w[i].weight;
+        if (sum > u * total) return w[i].id;
+    }
+    return w[n - 1].id;
 }
 
 /* ---- text ---- */
-/* The text of a sample; how much of it will stay as it is, whatever comes: all of it once the sample is done; before, not a character
-   that is not whole, nor the <0xNN> tokens at its end. Ids without a token (a vocabulary padded to a round number) have no text. */
+/* Writes the text of a sample and returns how many of its bytes are final: all of them once the sample is done. Before
+   that, <0xNN> tokens and an incomplete character at the end may still change. Ids without a token (a vocabulary padded
+   to a round number) have no text. */
 static size_t wrpo__draft_text(wrpo_tokenizer *tok, const wrpo__draft *d, wrpo__text *text) {
     int32_t *ids = NULL;
     for (int64_t i = 0; i < stbds_arrlen(d->ids) - d->stopped; i++)
         if (d->ids[i] < tok->size && tok->tokens[d->ids[i]].text) stbds_arrput(ids, d->ids[i]);
-    while (!d->done && stbds_arrlen(ids) && wrpo__byte_token(tok->tokens[stbds_arrlast(ids)].text, tok->tokens[stbds_arrlast(ids)].size) >= 0) (void)stbds_arrpop(ids);
+    while (!d->done && stbds_arrlen(ids)) {
+        const wrpo__token *last = &tok->tokens[stbds_arrlast(ids)];
+        if (wrpo__byte_token(last->text, last->size) < 0) break;
+        (void)stbds_arrpop(ids);
+    }
     wrpo__decode(tok, ids, stbds_arrlen(ids), true, text);
     stbds_arrfree(ids);
     size_t size = text->size;
@@ -9008,43 +9067,43 @@ static void wrpo__stop_if(wrpo_ctx *ctx, bool go) {
     if (!go) wrpo__fail(ctx, WRPO_E_STOPPED, "stopped by the callback");
 }
 static void wrpo__show_text(wrpo__generation *g, wrpo__draft *d) {
-    wrpo_tokenizer *tok = g->desc.tokenizer;
-    if (!g->desc.on_text || !tok) return;
+    const wrpo_generate_desc *desc = &g->desc;
+    if (!desc->on_text || !desc->tokenizer) return;
     wrpo__text text = {.arena = wrpo__current};
-    const size_t size = wrpo__draft_text(tok, d, &text);
-    if (size > d->shown) {
-        wrpo__stop_if(g->model->ctx, g->desc.on_text(d->job->prompt, d->number, text.data + d->shown, size - d->shown, g->desc.user));
+    const size_t at = d->shown, size = wrpo__draft_text(desc->tokenizer, d, &text);
+    if (size > at) {
         d->shown = size;
+        wrpo__stop_if(g->model->ctx, desc->on_text(d->job->prompt, d->number, text.data + at, size - at, desc->user));
     }
     wrpo__block_free(text.data);
 }
 
 /* ---- jobs ---- */
 static void wrpo__begin_job(wrpo__generation *g) {
-    const wrpo_prompt *p = &g->prompts[g->begun];
-    wrpo__job *job = wrpo__raw(wrpo__current, 1, sizeof *job);
-    *job = (wrpo__job){.prompt = g->begun++, .left = g->desc.n, .limit = WRPO__MIN(g->limit, g->model->config.max_position_embeddings - p->count)};
-    while (g->taken[job->place]) job->place++;
-    g->taken[job->place] = true;
-    job->drafts = wrpo__raw(wrpo__current, (size_t)g->desc.n, sizeof *job->drafts);
-    for (int64_t k = 0; k < g->desc.n; k++) job->drafts[k] = (wrpo__draft){.job = job, .number = k, .place = -1};
+    const int64_t n = g->desc.n, prompt = g->begun++;
+    const int64_t room = g->model->config.max_position_embeddings - g->prompts[prompt].count;
+    wrpo__job *job = wrpo__raw(wrpo__current, 1, sizeof *job + (size_t)n * sizeof *job->drafts);
+    *job = (wrpo__job){.prompt = prompt, .left = n, .limit = WRPO__MIN(g->sample_rows, room)};
+    job->slot = stbds_arrpop(g->free_prompts);
+    for (int64_t k = 0; k < n; k++) job->drafts[k] = (wrpo__draft){.job = job, .number = k, .slot = -1};
     stbds_arrput(g->jobs, job);
 }
-static void wrpo__deliver(wrpo__generation *g) {       /* what is done, in order */
-    for (wrpo__job *job; stbds_arrlen(g->jobs) && (job = g->jobs[0])->left == 0; g->delivered++) {
-        for (int64_t k = 0; k < g->desc.n; k++) {
+static void wrpo__deliver(wrpo__generation *g) {       /* what is done, in the order of the prompts */
+    const wrpo_generate_desc *desc = &g->desc;
+    for (; stbds_arrlen(g->jobs) && g->jobs[0]->left == 0; g->delivered++) {
+        wrpo__job *job = g->jobs[0];
+        for (int64_t k = 0; k < desc->n; k++) {
             const wrpo__draft *d = &job->drafts[k];
-            g->texts[k] = (wrpo__text){.arena = wrpo__current};
-            if (g->desc.tokenizer) wrpo__draft_text(g->desc.tokenizer, d, &g->texts[k]);
-            g->samples[k] = (wrpo_sample){d->ids, d->logps, stbds_arrlen(d->ids), g->texts[k].data, g->texts[k].size, d->stopped};
+            wrpo__text text = {.arena = g->texts};
+            if (desc->tokenizer) wrpo__draft_text(desc->tokenizer, d, &text);
+            g->samples[k] = (wrpo_sample){d->ids, d->logps, stbds_arrlen(d->ids), text.data, text.size, d->stopped};
         }
-        if (g->desc.on_done) wrpo__stop_if(g->model->ctx, g->desc.on_done(job->prompt, g->samples, g->desc.user));
-        for (int64_t k = 0; k < g->desc.n; k++) {
-            wrpo__block_free(g->texts[k].data);
+        if (desc->on_done) wrpo__stop_if(g->model->ctx, desc->on_done(job->prompt, g->samples, desc->user));
+        wrpo__arena_clear(g->texts);
+        for (int64_t k = 0; k < desc->n; k++) {
             stbds_arrfree(job->drafts[k].ids);
             stbds_arrfree(job->drafts[k].logps);
         }
-        wrpo__block_free(job->drafts);
         wrpo__block_free(job);
         stbds_arrdel(g->jobs, 0);
     }
@@ -9052,81 +9111,86 @@ static void wrpo__deliver(wrpo__generation *g) {       /* what is done, in order
 static void wrpo__drawn(wrpo__generation *g, wrpo__draft *d, int32_t id, float logp) {
     wrpo__job *job = d->job;
     if (!isfinite(logp))
-        wrpo__fail(g->model->ctx, WRPO_E_NOT_FINITE, "prompt %lld, sample %lld, token %lld: the log-prob is not a finite number", (long long)job->prompt,
-                   (long long)d->number, (long long)stbds_arrlen(d->ids));
+        wrpo__fail(g->model->ctx, WRPO_E_NOT_FINITE, "prompt %lld, sample %lld, token %lld: the log-prob is not "
+                   "a finite number", (long long)job->prompt, (long long)d->number, (long long)stbds_arrlen(d->ids));
     stbds_arrput(d->ids, id);
     stbds_arrput(d->logps, logp);
     g->tokens++;
     for (int64_t i = 0; i < g->desc.stop_count; i++) d->stopped = d->stopped || g->desc.stop[i] == id;
     d->done = d->stopped || stbds_arrlen(d->ids) == job->limit;
     wrpo__show_text(g, d);
-    if (!d->done) {
-        if (d->place < 0) stbds_arrput(g->waiting, d);
-        return;
-    }
-    if (d->place >= 0) g->live[d->place] = NULL;
-    if (--job->left == 0) g->taken[job->place] = false;
+    if (!d->done) return;
+    if (d->slot >= 0) stbds_arrput(g->free_samples, d->slot);
+    if (--job->left == 0) stbds_arrput(g->free_prompts, job->slot);
 }
-static int64_t wrpo__prompt_row(const wrpo__generation *g, const wrpo__job *job) { return job->place * g->longest; }
-static int64_t wrpo__draft_row(const wrpo__generation *g, const wrpo__draft *d) { return g->jobs_most * g->longest + d->place * g->limit; }
-/* Fills the places, begins prompts, packs what can be computed now. */
-static void wrpo__pack_step(wrpo__generation *g) {
+
+/* ---- one step: slots are filled and prompts begun, rows packed and computed, tokens drawn ---- */
+/* Longrope and dynamic pick their frequencies by the length of prompt + max_tokens (at most the position limit). */
+static void wrpo__pack_job(wrpo__generation *g, wrpo__job *job) {
     wrpo__run *r = g->run;
-    int64_t empty = 0, begun = 0;
-    for (int64_t i = 0, next = 0; i < g->desc.batch; i++) {
-        if (!g->live[i] && next < stbds_arrlen(g->waiting)) {
-            g->live[i] = g->waiting[next];
-            g->waiting[next++]->place = i;
-        }
-        empty += !g->live[i];
-        if (i == g->desc.batch - 1 && next) stbds_arrdeln(g->waiting, 0, (size_t)next);
+    const wrpo_prompt *p = &g->prompts[job->prompt];
+    const int64_t own = job->slot * g->prompt_rows, n = WRPO__MIN(p->count - job->rows, r->shape.rows - r->n);
+    const bool last = job->rows + n == p->count;
+    if (n <= 0 || (last && r->n_targets + g->desc.n > r->shape.rows)) return;
+    wrpo__pack_rotary(r, p->count + job->limit);
+    wrpo__pack_rows(r, p->ids + job->rows, n, job->rows, (wrpo_seg){0, 0, own, own, own, own + job->rows + n});
+    job->rows += n;
+    for (int64_t k = 0; last && k < g->desc.n; k++) {
+        g->draws[r->n_targets] = &job->drafts[k];
+        wrpo__pack_target(r, r->n - 1, 0);
     }
-    for (int64_t i = 0; i < stbds_arrlen(g->jobs); i++) begun += g->jobs[i]->rows < g->prompts[g->jobs[i]->prompt].count;
-    for (; g->begun < g->count && stbds_arrlen(g->waiting) + begun * g->desc.n < empty; begun++) {
-        int64_t used = 0;
-        for (int64_t i = 0; i < g->jobs_most; i++) used += g->taken[i];
-        if (used == g->jobs_most) break;
+}
+static void wrpo__pack_draft(wrpo__generation *g, wrpo__draft *d) {
+    wrpo__run *r = g->run;
+    const int64_t P = g->prompts[d->job->prompt].count, n = stbds_arrlen(d->ids);
+    const int64_t prefix = d->job->slot * g->prompt_rows, first = g->prompt_slots * g->prompt_rows;
+    const int64_t own = first + d->slot * g->sample_rows;
+    g->draws[r->n_targets] = d;
+    wrpo__pack_target(r, r->n, 0);
+    wrpo__pack_rotary(r, P + d->job->limit);
+    wrpo__pack_rows(r, d->ids + n - 1, 1, P + n - 1, (wrpo_seg){0, 0, prefix, prefix + P, own, own + n});
+}
+static void wrpo__pack_step(wrpo__generation *g) {
+    int64_t coming = 0;              /* samples of begun prompts that have no slot yet */
+    wrpo__pack_begin(g->run);
+    for (int64_t i = 0; i < stbds_arrlen(g->jobs); i++)
+        for (int64_t k = 0; k < g->desc.n; k++) {
+            wrpo__draft *d = &g->jobs[i]->drafts[k];
+            const bool waits = d->slot < 0 && stbds_arrlen(d->ids) > 0;
+            if (d->done) continue;
+            if (waits && stbds_arrlen(g->free_samples)) d->slot = stbds_arrpop(g->free_samples);
+            if (d->slot >= 0) wrpo__pack_draft(g, d);
+            else coming++;
+        }
+    while (g->begun < g->count && coming < stbds_arrlen(g->free_samples) && stbds_arrlen(g->free_prompts)) {
         wrpo__begin_job(g);
+        coming += g->desc.n;
     }
-    wrpo__pack_begin(r);
-    for (int64_t i = 0; i < stbds_arrlen(g->jobs) * g->desc.n; i++) {  /* samples of a prompt beside each other */
-        wrpo__draft *d = &g->jobs[i / g->desc.n]->drafts[i % g->desc.n];
-        if (d->place < 0 || d->done) continue;
-        const int64_t P = g->prompts[d->job->prompt].count, n = stbds_arrlen(d->ids), prefix = wrpo__prompt_row(g, d->job), own = wrpo__draft_row(g, d);
-        g->draws[r->n_targets] = d;
-        wrpo__pack_target(r, r->n, 0);
-        wrpo__pack_rotary(r, P + d->job->limit);
-        wrpo__pack_rows(r, d->ids + n - 1, 1, P + n - 1, (wrpo_seg){0, 0, prefix, prefix + P, own, own + n});
-    }
-    for (int64_t i = 0; i < stbds_arrlen(g->jobs); i++) {
-        wrpo__job *job = g->jobs[i];
-        const wrpo_prompt *p = &g->prompts[job->prompt];
-        const int64_t own = wrpo__prompt_row(g, job), n = WRPO__MIN(p->count - job->rows, r->shape.rows - r->n);
-        const bool last = job->rows + n == p->count;
-        if (n <= 0 || (last && r->n_targets + g->desc.n > r->shape.rows)) continue;
-        wrpo__pack_rotary(r, p->count + job->limit);
-        wrpo__pack_rows(r, p->ids + job->rows, n, job->rows, (wrpo_seg){0, 0, own, own, own, own + job->rows + n});
-        job->rows += n;
-        for (int64_t k = 0; last && k < g->desc.n; k++) {
-            g->draws[r->n_targets] = &job->drafts[k];
-            wrpo__pack_target(r, r->n - 1, 0);
-        }
-    }
-    wrpo__pack_end(r);
+    for (int64_t i = 0; i < stbds_arrlen(g->jobs); i++) wrpo__pack_job(g, g->jobs[i]);
+    wrpo__pack_end(g->run);
 }
 static void wrpo__step_ops(void *run) {
     wrpo__run *r = run;
     wrpo__trunk(r);
     if (r->n_targets) wrpo__logits(r, 0, WRPO__MIN(r->shape.chunk, r->n_targets));
 }
+/* The next token of a sample by its row of logits. Every token has a random number of its own. */
+static int32_t wrpo__next_token(const wrpo__generation *g, const wrpo__draft *d, const float *x, wrpo__weighed *w) {
+    const wrpo_config *c = &g->model->config;
+    const wrpo_prompt *p = &g->prompts[d->job->prompt];
+    const uint64_t counter = (uint64_t)d->number << 32 | (uint64_t)stbds_arrlen(d->ids);
+    const double u = (double)(wrpo__random64(g->desc.seed, p->stream, counter) >> 11) / 0x1p53;
+    return wrpo__draw(x, c->vocab_size, (float)c->final_logit_softcapping,
+                      p->own_temperature ? p->temperature : g->desc.temperature, g->desc.top_k, g->desc.top_p, u, w);
+}
 static void wrpo__generate_step(wrpo__generation *g) {
     wrpo__run *r = g->run;
     wrpo_ctx *ctx = g->model->ctx;
     const wrpo_backend *be = ctx->desc.backend;
     const int64_t V = g->model->config.vocab_size;
-    const float cap = (float)g->model->config.final_logit_softcapping;
     wrpo__pack_step(g);
-    /* Steps that only decode, a row a segment, come again and again: ids, angles, cache rows and segments are what differs, and packing put them on the device. */
+    /* Steps that only decode, one row a segment, have a key that comes back. What differs (ids, positions, rows of the
+       cache, segments) is in the backend's memory: packing has put it there. */
     const int64_t key[4] = {(int64_t)(uintptr_t)r, r->n, r->n_segs, r->n_targets};
     if (be->replay && r->n_segs == r->n) be->replay(ctx->dev, key, wrpo__step_ops, r);
     else wrpo__step_ops(r);
@@ -9136,102 +9200,90 @@ static void wrpo__generate_step(wrpo__generation *g) {
         be->get(ctx->dev, g->logits, r->logits, (size_t)(count * V) * sizeof *g->logits);
         wrpo__sync(ctx);
         WRPO__PARFOR((int)WRPO__MIN(ctx->desc.threads, count))
-        for (int64_t i = 0; i < count; i++) {
-            const wrpo__draft *d = g->draws[t + i];
-            const wrpo_prompt *p = &g->prompts[d->job->prompt];
-            const uint64_t bits = wrpo__random64(g->desc.seed, p->stream, (uint64_t)d->number << 32 | (uint64_t)stbds_arrlen(d->ids));
-            r->h_target_id[t + i] = wrpo__draw(g->logits + i * V, V, cap, p->own_temperature ? p->temperature : g->desc.temperature, g->desc.top_k, g->desc.top_p,
-                                            (double)(bits >> 11) / 9007199254740992.0, g->ranked ? g->ranked + i * V : NULL);
-        }
-        be->put(ctx->dev, r->target_id + t, r->h_target_id + t, (size_t)count * 4);
-        be->logprob(ctx->dev, r->logp + t, r->target_lse + t, r->logits, r->target_id + t, count, V, cap);
+        for (int64_t i = 0; i < count; i++)
+            r->h_target_id[t + i] = wrpo__next_token(g, g->draws[t + i], g->logits + i * V, g->weights + i * V);
+        be->put(ctx->dev, r->target_id + t, r->h_target_id + t, (size_t)count * sizeof *r->h_target_id);
+        be->logprob(ctx->dev, r->logp + t, r->target_lse + t, r->logits, r->target_id + t, count, V,
+                    (float)g->model->config.final_logit_softcapping);
     }
-    be->get(ctx->dev, r->h_logp, r->logp, (size_t)r->n_targets * sizeof(float));
+    be->get(ctx->dev, r->h_logp, r->logp, (size_t)r->n_targets * sizeof *r->h_logp);
     wrpo__sync(ctx);
     for (int64_t t = 0; t < r->n_targets; t++) wrpo__drawn(g, g->draws[t], r->h_target_id[t], r->h_logp[t]);
     wrpo__deliver(g);
     if (g->desc.on_step) wrpo__stop_if(ctx, g->desc.on_step(g->delivered, g->tokens, g->desc.user));
 }
-static void wrpo__generate_check(const wrpo__generation *g) {
-    const wrpo_generate_desc *d = &g->desc;
-    const wrpo_config *c = &g->model->config;
-    wrpo_ctx *ctx = g->model->ctx;
-    WRPO__RANGE(d->n >= 1 && d->n <= 1 << 20, "n", d->n, "1 to 2^20 samples");
-    WRPO__RANGE(d->max_tokens >= 1 && d->max_tokens <= INT32_MAX, "max tokens", d->max_tokens, "1 to 2^31 - 1");
-    WRPO__RANGE(d->temperature >= 0 && d->temperature <= 1e6, "temperature", d->temperature, "a number in [0, 1e6]");
-    WRPO__RANGE(d->top_p > 0 && d->top_p <= 1, "top p", d->top_p, "a number in (0, 1]");
-    WRPO__RANGE(d->top_k >= 0, "top k", d->top_k, "at least 0");
-    WRPO__RANGE(d->batch >= 1 && d->batch <= 1 << 20, "batch", d->batch, "1 to 2^20 samples");
-    if (!ctx->desc.backend->scatter) wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: this backend does not generate", ctx->desc.backend->name);
-    for (int64_t i = 0; i < g->count; i++) {
-        const wrpo_prompt *p = &g->prompts[i];
-        WRPO__RANGE(p->temperature >= 0 && p->temperature <= 1e6, "a prompt's temperature", p->temperature, "a number in [0, 1e6]");
-        if (p->count < 1) wrpo__fail(ctx, WRPO_E_ARG, "prompt %lld has no token", (long long)i);
-        if (p->count >= c->max_position_embeddings)
-            wrpo__fail(ctx, WRPO_E_ARG, "prompt %lld: want fewer tokens than max_position_embeddings, %lld, found %lld", (long long)i,
-                       (long long)c->max_position_embeddings, (long long)p->count);
-        for (int64_t j = 0; j < p->count; j++)
-            if (p->ids[j] < 0 || p->ids[j] >= c->vocab_size)
-                wrpo__fail(ctx, WRPO_E_FORMAT, "prompt %lld: token id %d is outside the model's vocabulary of %lld: tokenizer and model do not belong together",
-                           (long long)i, (int)p->ids[j], (long long)c->vocab_size);
-    }
-}
+
+/* ---- memory, and the loop ---- */
 static size_t wrpo__room(const wrpo_ctx *ctx) {        /* bytes that may still be taken */
     const size_t limit = ctx->desc.memory_limit;
     const size_t room = ctx->desc.backend->room ? ctx->desc.backend->room(ctx->dev) : SIZE_MAX;
     return limit ? WRPO__MIN(room, limit - WRPO__MIN(limit, ctx->bytes)) : room;
 }
-/* The capacities; fewer samples at once where memory is short, which changes none of them. */
+static double wrpo__gib(size_t bytes) { return (double)bytes / 0x1p30; }
+/* The capacities. If memory is short, fewer samples are computed at once, which changes none of them. */
 static wrpo__shape wrpo__generation_shape(wrpo__generation *g) {
     wrpo_ctx *ctx = g->model->ctx;
     const wrpo_config *c = &g->model->config;
-    int64_t *batch = &g->desc.batch, n = g->desc.n, wanted = *batch;
-    for (;; *batch = (*batch + 1) / 2) {
-        g->jobs_most = WRPO__MIN(g->count, 2 * wrpo__div_up(*batch, n) + 1);
-        wrpo__shape shape = {.rows = *batch + WRPO__MAX(n, WRPO__MIN(g->jobs_most * g->longest, WRPO__MICRO_TOKENS)),
-                             .cache = g->jobs_most * g->longest + *batch * g->limit};
+    const int64_t wanted = g->desc.batch, n = g->desc.n;
+    for (int64_t batch = wanted;; batch = (batch + 1) / 2) {
+        g->desc.batch = batch;
+        g->prompt_slots = WRPO__MIN(g->count, 2 * wrpo__div_up(batch, n) + 1);
+        const int64_t prompts = g->prompt_slots * g->prompt_rows;
+        wrpo__shape shape = {.rows = batch + WRPO__MAX(n, WRPO__MIN(prompts, WRPO__MICRO_TOKENS)),
+                             .cache = prompts + batch * g->sample_rows};
+        shape.chunk = wrpo__head_chunk(ctx, c, WRPO__MIN(shape.rows, 2 * batch + n));
         wrpo__run run = {.layer = NULL};
         wrpo__bump need = {0};
-        shape.chunk = wrpo__head_chunk(ctx, c, WRPO__MIN(shape.rows, 2 * *batch + n));
         wrpo__run_layout(ctx, c, &shape, &run, &need);
-        const bool possible = shape.cache <= INT32_MAX && !need.overflow, fits = possible && need.used <= wrpo__room(ctx);
-        if (fits && *batch < wanted) wrpo__log(ctx, WRPO_LOG_INFO, "memory for %lld samples at once, not %lld", (long long)*batch, (long long)wanted);
-        if (fits) return shape;
-        if (*batch > 1) continue;
-        if (possible && ctx->desc.backend->host && !ctx->desc.memory_limit) return shape;      /* a host may have more than it says: it can swap */
-        wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: one sample at a time takes %.3f GiB, there are %.3f; want fewer tokens", (double)need.used / 1073741824.0,
-                   (double)wrpo__room(ctx) / 1073741824.0);
+        const bool possible = shape.cache <= INT32_MAX && !need.overflow;
+        if (possible && need.used <= wrpo__room(ctx)) {
+            if (batch < wanted)
+                wrpo__log(ctx, WRPO_LOG_INFO, "memory for %lld samples at once, not %lld", (long long)batch,
+                          (long long)wanted);
+            return shape;
+        }
+        if (batch > 1) continue;
+        if (possible && ctx->desc.backend->host && !ctx->desc.memory_limit) return shape;      /* a host may swap */
+        wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: one sample at a time takes %.3f GiB, there are %.3f; want fewer "
+                   "tokens", wrpo__gib(need.used), wrpo__gib(wrpo__room(ctx)));
     }
 }
-WRPO_API wrpo_result wrpo_generate(wrpo_model *model, const wrpo_prompt *prompts, int64_t count, const wrpo_generate_desc *desc) {
-    wrpo_ctx *ctx = model->ctx;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        wrpo__arena *arena = wrpo__entry.arena;
-        const wrpo_config *c = &model->config;
-        wrpo__generation *g = WRPO__NEW(arena, wrpo__generation);
-        int64_t shortest = INT64_MAX;
-        *g = (wrpo__generation){.model = model, .desc = wrpo_generate_defaults(desc), .prompts = prompts, .count = count};
-        wrpo__generate_check(g);
-        if (!g->desc.stop) {
-            int32_t *stop = wrpo__stop_tokens(model, g->desc.tokenizer);
-            g->desc.stop = stop, g->desc.stop_count = stbds_arrlen(stop);
-        }
-        bool ranks = g->desc.top_k > 0 || g->desc.top_p < 1;
-        if (count == 0) continue;
-        for (int64_t i = 0; i < count; i++) g->longest = WRPO__MAX(g->longest, prompts[i].count), shortest = WRPO__MIN(shortest, prompts[i].count);
-        g->limit = WRPO__MIN(g->desc.max_tokens, c->max_position_embeddings - shortest);
-        if (count <= g->desc.batch / g->desc.n) g->desc.batch = count * g->desc.n;
-        const wrpo__shape shape = wrpo__generation_shape(g);
-        g->run = wrpo__run_new(arena, model, &shape);
-        g->live = wrpo__alloc(arena, (size_t)g->desc.batch, sizeof(wrpo__draft *));
-        g->taken = wrpo__alloc(arena, (size_t)g->jobs_most, sizeof *g->taken);
-        g->texts = wrpo__alloc(arena, (size_t)g->desc.n, sizeof *g->texts);
-        g->samples = wrpo__alloc(arena, (size_t)g->desc.n, sizeof *g->samples);
-        g->draws = wrpo__raw(arena, (size_t)shape.rows, sizeof(wrpo__draft *));
-        g->logits = wrpo__raw(arena, (size_t)(shape.chunk * c->vocab_size), sizeof *g->logits);
-        g->ranked = ranks ? wrpo__raw(arena, (size_t)(shape.chunk * c->vocab_size), sizeof *g->ranked) : NULL;
-        while (g->delivered < count) wrpo__generate_step(g);
+static void wrpo__generate(wrpo_model *model, const wrpo_prompt *prompts, int64_t count,
+                           const wrpo_generate_desc *desc) {
+    wrpo__arena *arena = wrpo__current;
+    const wrpo_config *c = &model->config;
+    wrpo__generation *g = WRPO__NEW(arena, wrpo__generation);
+    *g = (wrpo__generation){.model = model, .desc = wrpo_generate_defaults(desc), .prompts = prompts, .count = count};
+    wrpo_generate_desc *d = &g->desc;
+    wrpo__generate_check(g);
+    if (!d->stop) {
+        int32_t *stop = wrpo__stop_tokens(model, d->tokenizer);
+        d->stop = stop;
+        d->stop_count = stbds_arrlen(stop);
     }
+    int64_t shortest = c->max_position_embeddings;
+    for (int64_t i = 0; i < count; i++) {
+        g->prompt_rows = WRPO__MAX(g->prompt_rows, prompts[i].count);
+        shortest = WRPO__MIN(shortest, prompts[i].count);
+    }
+    if (count == 0) return;
+    g->sample_rows = WRPO__MIN(d->max_tokens, c->max_position_embeddings - shortest);
+    if (count <= d->batch / d->n) d->batch = count * d->n;
+    const wrpo__shape shape = wrpo__generation_shape(g);
+    const size_t logits = (size_t)(shape.chunk * c->vocab_size);
+    g->run = wrpo__run_new(arena, model, &shape);
+    for (int64_t i = g->prompt_slots; i-- > 0;) stbds_arrput(g->free_prompts, i);
+    for (int64_t i = d->batch; i-- > 0;) stbds_arrput(g->free_samples, i);
+    g->texts = wrpo__sub_arena(arena);
+    g->samples = wrpo__alloc(arena, (size_t)d->n, sizeof *g->samples);
+    g->draws = wrpo__raw(arena, (size_t)shape.rows, sizeof(wrpo__draft *));
+    g->logits = wrpo__raw(arena, logits, sizeof *g->logits);
+    g->weights = wrpo__raw(arena, logits, sizeof *g->weights);
+    while (g->delivered < count) wrpo__generate_step(g);
+}
+WRPO_API wrpo_result wrpo_generate(wrpo_model *model, const wrpo_prompt *prompts, int64_t count,
+                                   const wrpo_generate_desc *desc) {
+    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__generate(model, prompts, count, desc));
     return wrpo__end(&wrpo__entry);
 }
 
@@ -9326,11 +9378,12 @@ WRPO_API wrpo_result wrpo_answer(wrpo_model *model, wrpo_tokenizer *tok, const c
 }
 
 /* ------------------------------------------------------------------------------------------- >>reward
-   Reward models: the trunk of a language model, and a head on a few rows of its last hidden state, computed on the host in double. */
-typedef struct wrpo__dense { const float *w, *b; int64_t rows, cols; } wrpo__dense;        /* y = W x + b; b may be NULL */
+   Reward models: the trunk of a language model, and a head on a few rows of its last hidden state. The head is computed
+   on the host, in double. */
+typedef struct wrpo__dense { const float *w, *b; int64_t rows, cols; } wrpo__dense;    /* y = W x + b; b may be NULL */
 enum { WRPO__GATE_LAYERS = 16 };
 typedef struct wrpo__gate {          /* ArmoRM (Wang et al. 2024): objectives weighed by what the prompt is about */
-    wrpo__dense regression, transform, layer[WRPO__GATE_LAYERS];       /* transform: [objectives, objectives], taken from the left */
+    wrpo__dense regression, transform, layer[WRPO__GATE_LAYERS];       /* transform: [objectives, objectives], r' M */
     int64_t layers, widest;
     double scale, temperature;
 } wrpo__gate;
@@ -9351,19 +9404,23 @@ static void wrpo__dense_apply(const wrpo__dense *l, const double *x, double *y) 
         for (int64_t k = 0; k < l->cols; k++) y[r] += (double)l->w[r * l->cols + k] * x[k];
     }
 }
-/* last, prompt: the hidden states at the last token and where the answer's header begins; work: 3 * widest numbers. */
-static double wrpo__gated_score(const wrpo__gate *g, const double *last, const double *prompt, double *work) {
+/* last, prompt: the hidden states at the last token and where the answer's header begins. scratch [3 * widest]. */
+static double wrpo__gated_score(const wrpo__gate *g, const double *last, const double *prompt, double *scratch) {
     const int64_t n = g->regression.rows;
-    double *x = work, *y = work + g->widest, *r = y + g->widest, most = -INFINITY, sum = 0, score = 0;
+    double *x = scratch, *y = x + g->widest, *r = y + g->widest, most = -INFINITY, sum = 0, score = 0;
     memcpy(x, prompt, (size_t)g->layer[0].cols * sizeof *x);
-    for (int64_t l = 0; l < g->layers; l++) {
+    for (int64_t l = 0; l < g->layers; l++) {          /* x = the gate's logits of the objectives */
         double *swap = x;
         wrpo__dense_apply(&g->layer[l], x, y);
         for (int64_t k = 0; l + 1 < g->layers && k < g->layer[l].rows; k++) y[k] = y[k] > 0 ? y[k] : 0;
-        x = y, y = swap;
+        x = y;
+        y = swap;
     }
     for (int64_t j = 0; j < n; j++) most = fmax(most, x[j] / g->temperature);
-    for (int64_t j = 0; j < n; j++) sum += x[j] = exp(x[j] / g->temperature - most);
+    for (int64_t j = 0; j < n; j++) {
+        x[j] = exp(x[j] / g->temperature - most);
+        sum += x[j];
+    }
     wrpo__dense_apply(&g->regression, last, r);
     for (int64_t j = 0; j < n; j++) {                  /* sum_j softmax_j scale (r' M)_j */
         double adjusted = 0;
@@ -9374,87 +9431,97 @@ static double wrpo__gated_score(const wrpo__gate *g, const double *last, const d
 }
 
 /* ---- load ---- */
-/* A tensor of the head as floats; rows, cols 0: any number. A vector has cols -1. */
-static const float *wrpo__head_tensor(wrpo_reward *r, const wrpo_tensors *t, const char *name, int64_t *rows, int64_t *cols) {
+/* A tensor of the head as floats; rows, cols 0: any number; cols -1: a vector. */
+static wrpo__dense wrpo__head_tensor(wrpo_reward *r, const wrpo_tensors *t, const char *name, int64_t rows,
+                                     int64_t cols) {
     const wrpo_tensor_info *info = wrpo_tensors_find(t, name);
-    const int64_t want[2] = {*rows, *cols};
-    char found[160];
-    if (!info) wrpo__fail(r->ctx, WRPO_E_FORMAT, "%s: %s is missing: a reward model of this architecture has it", r->model->dir, name);
-    bool fits = info->ndim == (*cols < 0 ? 1 : 2);
-    for (int k = 0; fits && k < info->ndim; k++) fits = info->shape[k] > 0 && (want[k] <= 0 || info->shape[k] == want[k]);
+    const int64_t shape[2] = {rows, cols};
+    const int ndim = cols < 0 ? 1 : 2;
+    char want[80], found[160];
+    if (!info)
+        wrpo__fail(r->ctx, WRPO_E_FORMAT, "%s: %s is missing: a reward model of this architecture has it",
+                   r->model->dir, name);
+    bool fits = info->ndim == ndim;
+    for (int k = 0; fits && k < ndim; k++) fits = info->shape[k] > 0 && (shape[k] == 0 || info->shape[k] == shape[k]);
+    wrpo__shape_text(want, sizeof want, ndim, shape);
     wrpo__shape_text(found, sizeof found, info->ndim, info->shape);
-    if (!fits && *cols < 0) wrpo__fail(r->ctx, WRPO_E_FORMAT, "%s: %s: want [%lld], found %s", info->file, name, (long long)*rows, found);
-    if (!fits) wrpo__fail(r->ctx, WRPO_E_FORMAT, "%s: %s: want %lld rows of %lld (0: any number), found %s", info->file, name, (long long)*rows, (long long)*cols, found);
+    if (!fits)
+        wrpo__fail(r->ctx, WRPO_E_FORMAT, "%s: %s: want %s (0: any number), found %s", info->file, name, want, found);
     if (strcmp(info->dtype, "F32") && strcmp(info->dtype, "BF16") && strcmp(info->dtype, "F16"))
-        wrpo__fail(r->ctx, WRPO_E_UNSUPPORTED, "%s: %s: want F32, F16 or BF16, found %s", info->file, name, info->dtype);
-    float *p = wrpo__raw(r->arena, (size_t)info->count, sizeof *p);
-    wrpo__to_float(r->ctx, p, info, 0, info->count);
+        wrpo__fail(r->ctx, WRPO_E_UNSUPPORTED, "%s: %s: want F32, F16 or BF16, found %s", info->file, name,
+                   info->dtype);
+    float *w = wrpo__raw(r->arena, (size_t)info->count, sizeof *w);
+    wrpo__to_float(r->ctx, w, info, 0, info->count);
     for (int64_t k = 0; k < info->count; k++)
-        if (!isfinite(p[k])) wrpo__fail(r->ctx, WRPO_E_NOT_FINITE, "%s: %s: element %lld is not a finite number", info->file, name, (long long)k);
-    *rows = info->shape[0];
-    if (*cols >= 0) *cols = info->shape[1];
-    return p;
-}
-static wrpo__dense wrpo__head_dense(wrpo_reward *r, const wrpo_tensors *t, const char *name, const char *bias, int64_t rows, int64_t cols) {
-    wrpo__dense l = {.rows = rows, .cols = cols};
-    int64_t vector = -1;
-    l.w = wrpo__head_tensor(r, t, name, &l.rows, &l.cols);
-    if (bias) l.b = wrpo__head_tensor(r, t, bias, &l.rows, &vector);
-    return l;
+        if (!isfinite(w[k]))
+            wrpo__fail(r->ctx, WRPO_E_NOT_FINITE, "%s: %s: element %lld is not a finite number", info->file, name,
+                       (long long)k);
+    return (wrpo__dense){w, NULL, info->shape[0], ndim == 2 ? info->shape[1] : 1};
 }
 static void wrpo__load_gate(wrpo_reward *r, const wrpo_tensors *t) {
     wrpo__gate *g = &r->gate;
-    int64_t one = 1, vector = -1, cols = r->model->config.hidden_size;
-    char name[64], bias[64];
-    g->regression = wrpo__head_dense(r, t, "regression_layer.weight", NULL, 0, cols);
-    g->transform = wrpo__head_dense(r, t, "reward_transform_matrix", NULL, g->regression.rows, g->regression.rows);
-    for (g->layers = 0; snprintf(name, sizeof name, "gating.layers.%lld.weight", (long long)g->layers), wrpo_tensors_find(t, name); g->layers++) {
-        if (g->layers == WRPO__GATE_LAYERS) wrpo__fail(r->ctx, WRPO_E_UNSUPPORTED, "%s: a gate of more than %d layers is not supported", r->model->dir, WRPO__GATE_LAYERS);
+    int64_t cols = r->model->config.hidden_size;
+    g->regression = wrpo__head_tensor(r, t, "regression_layer.weight", 0, cols);
+    g->transform = wrpo__head_tensor(r, t, "reward_transform_matrix", g->regression.rows, g->regression.rows);
+    for (;; g->layers++) {
+        char name[64], bias[64];
+        wrpo__dense *layer = &g->layer[g->layers];
+        snprintf(name, sizeof name, "gating.layers.%lld.weight", (long long)g->layers);
         snprintf(bias, sizeof bias, "gating.layers.%lld.bias", (long long)g->layers);
-        g->layer[g->layers] = wrpo__head_dense(r, t, name, bias, 0, cols);
-        cols = g->layer[g->layers].rows;
-        g->widest = WRPO__MAX(g->widest, WRPO__MAX(cols, g->layer[g->layers].cols));
+        if (!wrpo_tensors_find(t, name) && g->layers) break;
+        if (g->layers == WRPO__GATE_LAYERS)
+            wrpo__fail(r->ctx, WRPO_E_UNSUPPORTED, "%s: a gate of more than %d layers is not supported", r->model->dir,
+                       WRPO__GATE_LAYERS);
+        *layer = wrpo__head_tensor(r, t, name, 0, cols);
+        layer->b = wrpo__head_tensor(r, t, bias, layer->rows, -1).w;
+        cols = layer->rows;
+        g->widest = WRPO__MAX(g->widest, WRPO__MAX(cols, layer->cols));
     }
-    if (!g->layers) wrpo__fail(r->ctx, WRPO_E_FORMAT, "%s: %s is missing: a reward model of this architecture has it", r->model->dir, name);
     if (cols != g->regression.rows)
-        wrpo__fail(r->ctx, WRPO_E_FORMAT, "%s: the gate weighs %lld objectives, regression_layer.weight has %lld", r->model->dir, (long long)cols, (long long)g->regression.rows);
-    g->scale = (double)*wrpo__head_tensor(r, t, "gating.logit_scale", &one, &vector);
+        wrpo__fail(r->ctx, WRPO_E_FORMAT, "%s: the gate weighs %lld objectives, regression_layer.weight has %lld",
+                   r->model->dir, (long long)cols, (long long)g->regression.rows);
+    g->scale = (double)*wrpo__head_tensor(r, t, "gating.logit_scale", 1, -1).w;
     g->temperature = r->model->config.gating_temperature;
 }
 static void wrpo__free_model(void *p) { wrpo_model_free(p); }
 static void wrpo__free_tokenizer(void *p) { wrpo_tokenizer_free(p); }
-WRPO_API wrpo_result wrpo_reward_load(wrpo_ctx *ctx, const wrpo_reward_desc *given, wrpo_reward **out) {
-    *out = NULL;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), false) {
-        const wrpo_reward_desc *desc = given ? given : &(wrpo_reward_desc){0};
-        wrpo__arena *arena = wrpo__entry.arena;
-        wrpo_reward *r = WRPO__NEW(arena, wrpo_reward);
-        wrpo_config config;
-        r->ctx = ctx, r->arena = arena, r->run_arena = wrpo__sub_arena(arena);
-        if (!desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_reward_desc: dir is missing");
-        if (desc->micro_tokens < 0) wrpo__fail(ctx, WRPO_E_ARG, "micro_tokens: want at least 1, found %lld", (long long)desc->micro_tokens);
-        r->micro_tokens = desc->micro_tokens ? desc->micro_tokens : WRPO__MICRO_TOKENS;
-        wrpo__config_read(arena, desc->dir, &config);
-        if (config.head == WRPO_HEAD_LM)
-            wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: a language model has no reward head: want architectures of sequence classification or of a reward model", desc->dir);
-        wrpo__cleanup *owner = wrpo__on_free(arena, wrpo__free_model, NULL);
-        wrpo__rethrow(ctx, wrpo__model_load(ctx, &(wrpo_model_desc){.dir = desc->dir, .frozen = true}, true, &r->model));
-        owner->p = r->model;
-        if (wrpo__exists(wrpo__join(arena, desc->dir, "tokenizer.json"))) {
-            owner = wrpo__on_free(arena, wrpo__free_tokenizer, NULL);
-            wrpo__rethrow(ctx, wrpo_tokenizer_load(ctx, desc->dir, &r->tok));
-            owner->p = r->tok;
-        }
-        const wrpo_tensors *t = wrpo__tensors_in(ctx, desc->dir);
-        if (config.head == WRPO_HEAD_GATED) wrpo__load_gate(r, t);
-        else if (config.head == WRPO_HEAD_VALUE) r->score = wrpo__head_dense(r, t, "v_head.weight", NULL, 1, config.hidden_size);
-        else r->score = wrpo__head_dense(r, t, "score.weight", NULL, 0, config.hidden_size);
-        if (config.head != WRPO_HEAD_SCORE && desc->label) wrpo__fail(ctx, WRPO_E_ARG, "label: %s has one reward only", desc->dir);
-        if (config.head == WRPO_HEAD_SCORE && (desc->label < 0 || desc->label > r->score.rows || (!desc->label && r->score.rows > 1)))
-            wrpo__fail(ctx, WRPO_E_ARG, "label: score.weight has %lld rows: want the number of one, found %lld", (long long)r->score.rows, (long long)desc->label);
-        r->label = WRPO__MAX(desc->label, 1) - 1;
-        *out = r;
+static wrpo_reward *wrpo__reward_load(wrpo__arena *arena, const wrpo_reward_desc *desc) {
+    wrpo_ctx *ctx = arena->ctx;
+    wrpo_config c;
+    wrpo_reward *r = WRPO__NEW(arena, wrpo_reward);
+    r->ctx = ctx;
+    r->arena = arena;
+    r->run_arena = wrpo__sub_arena(arena);
+    if (!desc || !desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_reward_desc: dir is missing");
+    WRPO__RANGE(desc->micro_tokens >= 0, "micro_tokens", desc->micro_tokens, "at least 1");
+    r->micro_tokens = desc->micro_tokens ? desc->micro_tokens : WRPO__MICRO_TOKENS;
+    wrpo__config_read(arena, desc->dir, &c);
+    if (c.head == WRPO_HEAD_LM)
+        wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: a language model has no reward head: "
+                   "want architectures of sequence classification or of a reward model", desc->dir);
+    wrpo__cleanup *owner = wrpo__on_free(arena, wrpo__free_model, NULL);
+    wrpo__rethrow(ctx, wrpo__model_load(ctx, &(wrpo_model_desc){.dir = desc->dir, .frozen = true}, true, &r->model));
+    owner->p = r->model;
+    if (wrpo__exists(wrpo__join(arena, desc->dir, "tokenizer.json"))) {
+        owner = wrpo__on_free(arena, wrpo__free_tokenizer, NULL);
+        wrpo__rethrow(ctx, wrpo_tokenizer_load(ctx, desc->dir, &r->tok));
+        owner->p = r->tok;
     }
+    const wrpo_tensors *t = wrpo__tensors_in(ctx, desc->dir);
+    if (c.head == WRPO_HEAD_GATED) wrpo__load_gate(r, t);
+    else if (c.head == WRPO_HEAD_VALUE) r->score = wrpo__head_tensor(r, t, "v_head.weight", 1, c.hidden_size);
+    else r->score = wrpo__head_tensor(r, t, "score.weight", 0, c.hidden_size);
+    const int64_t label = desc->label, rows = r->score.rows;
+    if (c.head != WRPO_HEAD_SCORE && label) wrpo__fail(ctx, WRPO_E_ARG, "label: %s has one reward only", desc->dir);
+    if (c.head == WRPO_HEAD_SCORE && (label < 0 || label > rows || (!label && rows > 1)))
+        wrpo__fail(ctx, WRPO_E_ARG, "label: score.weight has %lld rows: want the number of one, found %lld",
+                   (long long)rows, (long long)label);
+    r->label = WRPO__MAX(label, 1) - 1;
+    return r;
+}
+WRPO_API wrpo_result wrpo_reward_load(wrpo_ctx *ctx, const wrpo_reward_desc *desc, wrpo_reward **out) {
+    *out = NULL;
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__reward_load(wrpo__current, desc));
     return wrpo__end(&wrpo__entry);
 }
 WRPO_API void wrpo_reward_free(wrpo_reward *reward) {
@@ -9463,18 +9530,24 @@ WRPO_API void wrpo_reward_free(wrpo_reward *reward) {
 WRPO_API const wrpo_config *wrpo_reward_config(const wrpo_reward *reward) { return &reward->model->config; }
 
 /* ---- score ---- */
-/* Places of ids[n] that the head looks at: the last token, by the rule of the model's code, and for a gate where the answer's header
-   begins, the last time: <|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n of Llama 3. false: there is no such place. */
-static bool wrpo__pooled(const wrpo_config *c, const int32_t *ids, int64_t n, int64_t *last, int64_t *gate) {
-    static const int32_t header[] = {128009, 128006, 78191, 128007, 271};
-    *last = n - 1, *gate = n - WRPO__COUNT(header);
+typedef struct wrpo__batch {         /* conversations */
+    const int32_t **ids;
+    int64_t *counts, n;
+    int64_t shared;                  /* that many first tokens are the same in all; each has more */
+} wrpo__batch;
+/* The tokens of ids[n] that the head looks at: the last one, by the rule of the model's code, and for a gate where the
+   last answer's header begins, <|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n of Llama 3. false: none. */
+static bool wrpo__pooled(const wrpo_config *c, const int32_t *ids, int64_t n, int64_t *last, int64_t *header) {
+    static const int32_t want[] = {128009, 128006, 78191, 128007, 271};
+    *last = n - 1;
+    *header = 0;
     if (c->head == WRPO_HEAD_SCORE)
-        for (*last = n - 1; *last > 0 && ids[*last] == c->pad_token_id;) --*last;
+        while (*last > 0 && ids[*last] == c->pad_token_id) --*last;
     if (c->head != WRPO_HEAD_GATED) return true;
     for (int64_t i = n; i-- > 0;)
         if (ids[i] == c->pad_token_id) *last = i ? i - 1 : n - 1;
-    while (*gate >= 0 && memcmp(ids + *gate, header, sizeof header)) --*gate;
-    return *gate >= 0;
+    for (*header = n - WRPO__COUNT(want); *header >= 0 && memcmp(ids + *header, want, sizeof want);) --*header;
+    return *header >= 0;
 }
 static void wrpo__hidden_row(const wrpo__run *r, int64_t row, double *out) {
     const wrpo_backend *be = r->model->ctx->desc.backend;
@@ -9483,204 +9556,256 @@ static void wrpo__hidden_row(const wrpo__run *r, int64_t row, double *out) {
         const int64_t n = WRPO__MIN(D - k, WRPO__HALVES);
         union { float whole[WRPO__HALVES]; uint16_t half[WRPO__HALVES]; } part;
         be->get(r->model->ctx->dev, &part, wrpo__at(be, r->y, row * D + k), (size_t)n * (size_t)be->act_bytes);
-        for (int64_t i = 0; i < n; i++) out[k + i] = (double)(be->act_bytes == 4 ? part.whole[i] : wrpo__float_of(part.half[i]));
+        for (int64_t i = 0; i < n; i++)
+            out[k + i] = (double)(be->act_bytes == 4 ? part.whole[i] : wrpo__float_of(part.half[i]));
     }
 }
-/* As many of the conversations [at, n) as fit, at least one; the first P tokens of all are the same. Returns where it stopped. */
-static int64_t wrpo__score_some(wrpo__arena *temp, wrpo_reward *w, const int32_t *const *ids, const int64_t *counts, int64_t P, int64_t at, int64_t n, double *rewards) {
+/* Conversation k needs rows of its own for the shared tokens: it is the first that is packed, or it has other rotary
+   frequencies than the one before. */
+static bool wrpo__shared_again(const wrpo_config *c, const wrpo__batch *b, int64_t first, int64_t k) {
+    return k == first || wrpo__rope_key(c, b->counts[k]) != wrpo__rope_key(c, b->counts[k - 1]);
+}
+/* Scores as many of the conversations from `first` on as fit, at least one. Returns where it stopped. */
+static int64_t wrpo__score_some(wrpo_reward *w, const wrpo__batch *b, int64_t first, double *rewards) {
     const wrpo_config *c = &w->model->config;
-    const int64_t D = c->hidden_size, first = at;
-    int64_t rows = 0, end = at, prefix = 0;
-#define WRPO__PARTS(k) ((k) == first || wrpo__rope_key(c, counts[k]) != wrpo__rope_key(c, counts[(k) - 1]))
-    for (int64_t more; end < n && (more = counts[end] - (WRPO__PARTS(end) ? 0 : P), end == at || rows + more <= w->micro_tokens); end++) rows += more;
+    wrpo__arena *temp = wrpo__current;
+    const int64_t D = c->hidden_size, P = b->shared;
+    int64_t rows = 0, end = first, prefix = 0;
+    for (; end < b->n; end++) {
+        const int64_t more = b->counts[end] - (wrpo__shared_again(c, b, first, end) ? 0 : P);
+        if (end > first && rows + more > w->micro_tokens) break;
+        rows += more;
+    }
     if (!w->run || w->run->shape.rows < rows) {
         w->run = NULL;
         wrpo__arena_clear(w->run_arena);
         w->run = wrpo__run_new(w->run_arena, w->model, &(wrpo__shape){.rows = rows});
     }
-    int64_t (*places)[2] = wrpo__alloc(temp, (size_t)(end - at), sizeof *places);
-    double *hidden = wrpo__alloc(temp, (size_t)D, 2 * sizeof *hidden), *work = wrpo__alloc(temp, (size_t)WRPO__MAX(3 * w->gate.widest, w->score.rows), sizeof *work);
+    int64_t (*pooled)[2] = wrpo__alloc(temp, (size_t)(end - first), sizeof *pooled);           /* rows */
+    double *hidden = wrpo__alloc(temp, (size_t)D, 2 * sizeof *hidden);
+    double *scratch = wrpo__alloc(temp, (size_t)WRPO__MAX(3 * w->gate.widest, w->score.rows), sizeof *scratch);
     wrpo__pack_begin(w->run);
-    for (int64_t k = at; k < end; k++) {
-        int64_t pooled[2];
-        if (WRPO__PARTS(k)) {
-            wrpo__pack_rotary(w->run, counts[k]);
+    for (int64_t k = first; k < end; k++) {
+        int64_t *at = pooled[k - first];
+        if (wrpo__shared_again(c, b, first, k)) {
+            wrpo__pack_rotary(w->run, b->counts[k]);
             prefix = w->run->n;
-            if (P) wrpo__pack_seg(w->run, ids[k], P, 0, prefix, prefix);
+            if (P) wrpo__pack_seg(w->run, b->ids[k], P, 0, prefix, prefix);
         }
-        if (!wrpo__pooled(c, ids[k], counts[k], &pooled[0], &pooled[1]))
-            wrpo__fail(w->ctx, WRPO_E_FORMAT, "conversation %lld: want the header of an assistant's answer, which the gate of this reward model looks for, found none", (long long)k + 1);
-        for (int i = 0; i < 2; i++) places[k - at][i] = pooled[i] < P ? prefix + pooled[i] : w->run->n + pooled[i] - P;
-        wrpo__pack_seg(w->run, ids[k] + P, counts[k] - P, P, prefix, prefix + P);
+        if (!wrpo__pooled(c, b->ids[k], b->counts[k], &at[0], &at[1]))
+            wrpo__fail(w->ctx, WRPO_E_FORMAT, "conversation %lld: want the header of an assistant's answer, which the "
+                       "gate of this reward model looks for, found none", (long long)k + 1);
+        for (int i = 0; i < 2; i++) at[i] += at[i] < P ? prefix : w->run->n - P;
+        wrpo__pack_seg(w->run, b->ids[k] + P, b->counts[k] - P, P, prefix, prefix + P);
     }
     wrpo__pack_end(w->run);
     wrpo__trunk(w->run);
-    for (int64_t k = at; k < end; k++) {
-        wrpo__hidden_row(w->run, places[k - at][0], hidden);
+    for (int64_t k = first; k < end; k++) {
+        wrpo__hidden_row(w->run, pooled[k - first][0], hidden);
         if (c->head == WRPO_HEAD_GATED) {
-            wrpo__hidden_row(w->run, places[k - at][1], hidden + D);
-            rewards[k] = wrpo__gated_score(&w->gate, hidden, hidden + D, work);
+            wrpo__hidden_row(w->run, pooled[k - first][1], hidden + D);
+            rewards[k] = wrpo__gated_score(&w->gate, hidden, hidden + D, scratch);
         } else {
-            wrpo__dense_apply(&w->score, hidden, work);
-            rewards[k] = work[w->label];
+            wrpo__dense_apply(&w->score, hidden, scratch);
+            rewards[k] = scratch[w->label];
         }
-        if (!isfinite(rewards[k])) wrpo__fail(w->ctx, WRPO_E_NOT_FINITE, "conversation %lld: the reward is not a finite number", (long long)k + 1);
+        if (!isfinite(rewards[k]))
+            wrpo__fail(w->ctx, WRPO_E_NOT_FINITE, "conversation %lld: the reward is not a finite number",
+                       (long long)k + 1);
     }
     wrpo__sync(w->ctx);
     return end;
-#undef WRPO__PARTS
 }
-static void wrpo__score_ids(wrpo__arena *temp, wrpo_reward *w, const int32_t *const *ids, const int64_t *counts, int64_t n, double *rewards) {
+static void wrpo__score_ids(wrpo_reward *w, const int32_t *const *ids, const int64_t *counts, int64_t n,
+                            double *rewards) {
+    wrpo__arena *temp = wrpo__current;
     const wrpo_config *c = &w->model->config;
-    const int32_t **own = wrpo__alloc(temp, (size_t)n, sizeof *own);
-    int64_t *sizes = wrpo__alloc(temp, (size_t)n, sizeof *sizes), P = INT64_MAX;
+    wrpo__batch b = {.n = n, .shared = INT64_MAX};
+    b.ids = wrpo__alloc(temp, (size_t)n, sizeof *b.ids);
+    b.counts = wrpo__alloc(temp, (size_t)n, sizeof *b.counts);
     for (int64_t k = 0; k < n; k++) {
-        own[k] = ids[k], sizes[k] = counts[k];
-        if (counts[k] < 1) wrpo__fail(w->ctx, WRPO_E_ARG, "conversation %lld: want at least one token, found none", (long long)k + 1);
-        for (int64_t i = 0; i < counts[k]; i++)
-            if (ids[k][i] < 0 || ids[k][i] >= c->vocab_size)
-                wrpo__fail(w->ctx, WRPO_E_FORMAT, "conversation %lld: token id %d is outside the model's vocabulary of %lld", (long long)k + 1, (int)ids[k][i], (long long)c->vocab_size);
-        if (c->head == WRPO_HEAD_VALUE && ids[k][counts[k] - 1] != c->reward_token_id) {
-            int32_t *longer = wrpo__alloc(temp, (size_t)counts[k] + 1, sizeof *longer);
-            memcpy(longer, ids[k], (size_t)counts[k] * sizeof *longer);
-            longer[sizes[k]++] = (int32_t)c->reward_token_id, own[k] = longer;
+        int64_t count = counts[k], same = 0;
+        const int32_t *own = ids[k];
+        if (count < 1)
+            wrpo__fail(w->ctx, WRPO_E_ARG, "conversation %lld: want at least one token, found none", (long long)k + 1);
+        wrpo__check_ids(w->model->ctx, w->model->config.vocab_size, own, count, "conversation", NULL, k + 1);
+        if (c->head == WRPO_HEAD_VALUE && own[count - 1] != c->reward_token_id) {
+            int32_t *longer = wrpo__alloc(temp, (size_t)count + 1, sizeof *longer);
+            memcpy(longer, own, (size_t)count * sizeof *longer);
+            longer[count++] = (int32_t)c->reward_token_id;
+            own = longer;
         }
-        if (sizes[k] > c->max_position_embeddings && !w->warned)
-            wrpo__log(w->ctx, WRPO_LOG_WARN, "a conversation of %lld tokens is longer than the reward model's max_position_embeddings %lld", (long long)sizes[k],
-                      (long long)c->max_position_embeddings), w->warned = true;
-        int64_t same = 0;
-        while (same < P && same < sizes[k] - 1 && own[k][same] == own[0][same]) same++;      /* each keeps a token of its own */
-        P = same;
+        if (count > c->max_position_embeddings && !w->warned) {
+            wrpo__log(w->ctx, WRPO_LOG_WARN, "a conversation of %lld tokens is longer than the reward model's "
+                      "max_position_embeddings %lld", (long long)count, (long long)c->max_position_embeddings);
+            w->warned = true;
+        }
+        b.ids[k] = own;
+        b.counts[k] = count;
+        while (same < b.shared && same < count - 1 && own[same] == b.ids[0][same]) same++;
+        b.shared = same;
     }
-    for (int64_t at = 0; at < n;) at = wrpo__score_some(temp, w, own, sizes, P, at, n, rewards);
+    for (int64_t at = 0; at < n;) at = wrpo__score_some(w, &b, at, rewards);
 }
-WRPO_API wrpo_result wrpo_reward_score_ids(wrpo_reward *reward, const int32_t *const *ids, const int64_t *counts, int64_t n, double *rewards) {
-    WRPO__TRY(reward->ctx, wrpo__arena_new(reward->ctx), true) wrpo__score_ids(wrpo__entry.arena, reward, ids, counts, n, rewards);
+WRPO_API wrpo_result wrpo_reward_score_ids(wrpo_reward *reward, const int32_t *const *ids, const int64_t *counts,
+                                           int64_t n, double *rewards) {
+    WRPO__CALL(reward->ctx, wrpo__arena_new(reward->ctx), true,
+               wrpo__score_ids(reward, ids, counts, n, rewards));
     return wrpo__end(&wrpo__entry);
 }
 /* answers[n]: strings. Errors name the line and record of in. */
-static void wrpo__score_answers(wrpo__arena *temp, wrpo_reward *w, wrpo__reading *in, const wrpo_json *prompt, const wrpo_json *answers, int64_t n, double *rewards) {
-    if (!w->tok) wrpo__fail(w->ctx, WRPO_E_IO, "%s: tokenizer.json: want it, to score texts, found none", w->model->dir);
+static void wrpo__score_answers(wrpo_reward *w, wrpo__reading *in, const wrpo_json *prompt, const wrpo_json *answers,
+                                int64_t n, double *rewards) {
+    wrpo__arena *temp = wrpo__current;
+    if (!w->tok) wrpo__fail(w->ctx, WRPO_E_IO, "%s: tokenizer.json: want it to score texts, found none", w->model->dir);
     const wrpo_json **list = wrpo__messages(in, prompt, "user", "prompt");
     int32_t **ids = wrpo__alloc(temp, (size_t)n, sizeof *ids);
     int64_t *counts = wrpo__alloc(temp, (size_t)n, sizeof *counts);
-    in->tok = w->tok, in->tokenizing = true;
+    in->tok = w->tok;
+    in->tokenizing = true;
     for (int64_t k = 0; k < n; k++) {
         wrpo__text text = {.arena = temp};
         wrpo__render(in, list, stbds_arrlen(list), wrpo__message_of("assistant", &answers[k]), false, &text);
         wrpo__encode(w->tok, text.data, text.size, 0, &ids[k]);
         counts[k] = stbds_arrlen(ids[k]);
     }
-    wrpo__score_ids(temp, w, (const int32_t *const *)ids, counts, n, rewards);
+    wrpo__score_ids(w, (const int32_t *const *)ids, counts, n, rewards);
     in->tokenizing = false;
 }
-WRPO_API wrpo_result wrpo_reward_score(wrpo_reward *reward, const wrpo_json *prompt, const char *const *answers, int64_t n, double *rewards) {
-    WRPO__TRY(reward->ctx, wrpo__arena_new(reward->ctx), true) {
-        wrpo__arena *temp = wrpo__entry.arena;
-        wrpo__reading in = {.ctx = reward->ctx, .desc.path = "wrpo_reward_score", .id = "prompt", .line = prompt->line, .now = time(NULL)};
-        wrpo_json *texts = wrpo__alloc(temp, (size_t)n, sizeof *texts);
-        for (int64_t k = 0; k < n; k++) texts[k] = (wrpo_json){.kind = WRPO_JSON_STRING, .text = answers[k], .size = strlen(answers[k])};
-        wrpo__score_answers(temp, reward, &in, prompt, texts, n, rewards);
-    }
+static void wrpo__reward_score(wrpo_reward *reward, const wrpo_json *prompt, const char *const *answers, int64_t n,
+                               double *rewards) {
+    wrpo__reading in = {.ctx = reward->ctx, .desc.path = "wrpo_reward_score", .id = "prompt", .line = prompt->line,
+                        .now = time(NULL)};
+    wrpo_json *texts = wrpo__alloc(wrpo__current, (size_t)n, sizeof *texts);
+    for (int64_t k = 0; k < n; k++)
+        texts[k] = (wrpo_json){.kind = WRPO_JSON_STRING, .text = answers[k], .size = strlen(answers[k])};
+    wrpo__score_answers(reward, &in, prompt, texts, n, rewards);
+}
+WRPO_API wrpo_result wrpo_reward_score(wrpo_reward *reward, const wrpo_json *prompt, const char *const *answers,
+                                       int64_t n, double *rewards) {
+    WRPO__CALL(reward->ctx, wrpo__arena_new(reward->ctx), true,
+               wrpo__reward_score(reward, prompt, answers, n, rewards));
     return wrpo__end(&wrpo__entry);
 }
 
 /* ---- a file of candidates ---- */
-typedef struct wrpo__scoring { wrpo_reward *reward; const wrpo_reward_file_desc *desc; wrpo__reading in; wrpo__writer *out; wrpo_reward_file_stats *stats; double sum; } wrpo__scoring;
-/* The reward that an entry has: NULL if it has none, or none that counts. */
-static const wrpo_json *wrpo__has_reward(const wrpo__scoring *s, const wrpo_json *entry) {
-    const wrpo_json *v = wrpo__present(entry, "reward");
-    if (v) wrpo__json_real(s->in.ctx, s->in.desc.path, v, NULL);
-    return s->desc->rescore ? NULL : v;
-}
-/* A copy of v, which is an entry, with the reward at *next behind its other members, if it has none; *next goes on. */
-static wrpo_json *wrpo__with_reward(const wrpo__scoring *s, const wrpo_json *v, const double **next) {
-    wrpo_json *copy = wrpo__json_copy(wrpo__current, v, NULL), number = {.kind = WRPO_JSON_NUMBER};
-    if (wrpo__has_reward(s, v)) return copy;
-    wrpo__text text = {.arena = wrpo__current};
-    wrpo__json_number(&text, *(*next)++);
-    number.text = text.data, number.size = text.size;
-    copy->child = NULL, copy->count = 0;
-    for (const wrpo_json *m = v->child; m; m = m->next)
-        if (strcmp(m->key, "reward")) wrpo__json_append(copy, wrpo__json_copy(wrpo__current, m, NULL));
-    wrpo__json_append(copy, wrpo__json_copy(wrpo__current, &number, "reward"));
-    return copy;
-}
-static bool wrpo__is_list(const wrpo_json *v) { return !strcmp(v->key, "sources") || !strcmp(v->key, "target"); }
-static void wrpo__score_root(wrpo__scoring *s, const wrpo_json *root) {
-    const char *path = s->in.desc.path;
-    wrpo_ctx *ctx = s->in.ctx;
-    wrpo_reward_file_stats *stats = s->stats;
-    wrpo__read_head(&s->in, root);
-    wrpo_json *texts = NULL, copy = *root;             /* texts: an stb array */
-    const bool alone = wrpo__present(root, "content") != NULL;
-    int64_t entries = 0;
-    for (const wrpo_json *list = alone ? root : root->child; list; list = alone ? NULL : list->next) {
-        if (!alone && (!wrpo__is_list(list) || list->kind == WRPO_JSON_NULL)) continue;
-        const wrpo_json *first = alone ? root : wrpo__json_want(ctx, path, list, WRPO_JSON_ARRAY, NULL)->child;
-        for (const wrpo_json *v = first; v; v = alone ? NULL : v->next, entries++) {
-            const wrpo_json *content = wrpo__json_need(ctx, path, v, "content", WRPO_JSON_STRING);
-            if (!wrpo__has_reward(s, v)) stbds_arrput(texts, *content);
-        }
+enum { WRPO__SOURCES, WRPO__TARGETS };
+typedef struct wrpo__listed { wrpo_json *json; int list; } wrpo__listed;
+/* The responses of a line: the members of its lists or, if `alone` allows it and it has "content", the line itself.
+   An stb array; *found: there is one of the three. */
+static wrpo__listed *wrpo__responses(wrpo_ctx *ctx, const char *path, wrpo_json *root, bool alone, bool *found) {
+    static const char *const keys[] = {"sources", "target"};
+    wrpo__listed *out = NULL, c = {root, WRPO__TARGETS};
+    *found = alone && wrpo__present(root, "content");
+    if (*found) {
+        stbds_arrput(out, c);
+        return out;
     }
-    if (!entries) wrpo__json_fail(ctx, WRPO_E_FORMAT, path, root, "want responses in \"sources\" or \"target\", or a \"content\", found none");
+    for (c.list = 0; c.list < 2; c.list++) {
+        const wrpo_json *all = wrpo__json_maybe(ctx, path, root, keys[c.list], WRPO_JSON_ARRAY);
+        if (!all) continue;
+        *found = true;
+        for (c.json = all->child; c.json; c.json = c.json->next) stbds_arrput(out, c);
+    }
+    return out;
+}
+/* In place of the reward that it has, if any; as its last member. */
+static void wrpo__set_reward(wrpo_json *entry, double reward) {
+    wrpo__text text = {.arena = wrpo__current};
+    wrpo_json *number = WRPO__NEW(wrpo__current, wrpo_json);
+    for (wrpo_json **m = &entry->child; *m;) {
+        if (strcmp((*m)->key, "reward")) m = &(*m)->next;
+        else *m = (*m)->next;
+    }
+    wrpo__json_number(&text, reward);
+    *number = (wrpo_json){.kind = WRPO_JSON_NUMBER, .key = "reward", .text = text.data, .size = text.size};
+    number->key_size = strlen(number->key);
+    wrpo__json_append(entry, number);
+}
+typedef struct wrpo__scoring {
+    wrpo_reward *reward; bool rescore;
+    wrpo__reading in; wrpo__writer *out;
+    wrpo_reward_file_stats *stats;   /* mean: the sum */
+} wrpo__scoring;
+static void wrpo__score_root(wrpo__scoring *s, wrpo_json *root) {
+    wrpo_ctx *ctx = s->in.ctx;
+    const char *path = s->in.desc.path;
+    wrpo_reward_file_stats *stats = s->stats;
+    wrpo_json *texts = NULL;         /* stb array: of what has no reward that counts, list[0..n) */
+    bool found;
+    wrpo__read_head(&s->in, root);
+    wrpo__listed *list = wrpo__responses(ctx, path, root, true, &found);
+    const int64_t all = stbds_arrlen(list);
+    if (!all)
+        wrpo__json_fail(ctx, WRPO_E_FORMAT, path, root,
+                        "want responses in \"sources\" or \"target\", or a \"content\", found none");
+    for (int64_t i = 0, n = 0; i < all; i++) {
+        const wrpo_json *content = wrpo__json_need(ctx, path, list[i].json, "content", WRPO_JSON_STRING);
+        const wrpo_json *reward = wrpo__present(list[i].json, "reward");
+        if (reward) wrpo__json_real(ctx, path, reward, NULL);
+        if (reward && !s->rescore) continue;
+        stbds_arrput(texts, *content);
+        list[n++] = list[i];
+    }
     const int64_t n = stbds_arrlen(texts);
     double *rewards = wrpo__alloc(wrpo__current, (size_t)n, sizeof *rewards);
-    const double *next = rewards;
     if (n) {
         const wrpo_json *prompt = wrpo__present(root, "prompt");
-        if (!prompt) wrpo__json_fail(ctx, WRPO_E_FORMAT, path, root, "prompt: want a string, a message or an array of messages, found none");
-        wrpo__score_answers(wrpo__current, s->reward, &s->in, prompt, texts, n, rewards);
+        if (!prompt)
+            wrpo__json_fail(ctx, WRPO_E_FORMAT, path, root,
+                            "prompt: want a string, a message or an array of messages, found none");
+        wrpo__score_answers(s->reward, &s->in, prompt, texts, n, rewards);
     }
-    if (alone) copy = *wrpo__with_reward(s, root, &next);
-    else {
-        copy.child = NULL, copy.count = 0;
-        for (const wrpo_json *m = root->child; m; m = m->next) {
-            wrpo_json *member = wrpo__json_copy(wrpo__current, m, NULL);
-            if (wrpo__is_list(m) && m->kind == WRPO_JSON_ARRAY) {
-                member->child = NULL, member->count = 0;
-                for (const wrpo_json *v = m->child; v; v = v->next) wrpo__json_append(member, wrpo__with_reward(s, v, &next));
-            }
-            wrpo__json_append(&copy, member);
-        }
+    for (int64_t k = 0; k < n; k++) {
+        wrpo__set_reward(list[k].json, rewards[k]);
+        stats->mean += rewards[k];
+        stats->least = fmin(stats->least, rewards[k]);
+        stats->most = fmax(stats->most, rewards[k]);
     }
-    for (int64_t k = 0; k < n; k++) s->sum += rewards[k], stats->least = fmin(stats->least, rewards[k]), stats->most = fmax(stats->most, rewards[k]);
-    stats->prompts++, stats->scored += n, stats->kept += entries - n;
+    stats->prompts++;
+    stats->scored += n;
+    stats->kept += all - n;
     wrpo__text line = {.arena = wrpo__current};
-    wrpo__json_write(&line, &copy);
+    wrpo__json_write(&line, root);
     wrpo__text_puts(&line, "\n");
     wrpo__write(s->out, line.data, line.size);
 }
-static wrpo_result wrpo__score_line(wrpo__scoring *s, const char *text, size_t n) {      /* an entry of its own: see wrpo__load_line */
-    WRPO__TRY(s->in.ctx, wrpo__arena_new(s->in.ctx), true) {
-        s->in.id = wrpo__format(wrpo__current, "line %lld", (long long)s->in.line);
-        wrpo__score_root(s, wrpo__json_parse(wrpo__current, s->in.desc.path, s->in.line, text, n));
-    }
+static void wrpo__score_text(wrpo__scoring *s, const char *text, size_t n) {
+    s->in.id = wrpo__format(wrpo__current, "line %lld", (long long)s->in.line);
+    wrpo__score_root(s, wrpo__json_parse(wrpo__current, s->in.desc.path, s->in.line, text, n));
+}
+static wrpo_result wrpo__score_line(wrpo__scoring *s, const char *text, size_t n) {      /* an entry, as in >>data */
+    WRPO__CALL(s->in.ctx, wrpo__arena_new(s->in.ctx), true, wrpo__score_text(s, text, n));
     if (wrpo__entry.failed && s->in.tokenizing && s->in.ctx->error.code != WRPO_E_MEMORY) wrpo__name_record(&s->in);
     s->in.tokenizing = false;
     return wrpo__end(&wrpo__entry);
 }
-WRPO_API wrpo_result wrpo_reward_file(wrpo_reward *reward, const wrpo_reward_file_desc *given, wrpo_reward_file_stats *out) {
+static void wrpo__reward_file(wrpo_reward *reward, const wrpo_reward_file_desc *desc, wrpo_reward_file_stats *stats) {
     wrpo_ctx *ctx = reward->ctx;
-    *out = (wrpo_reward_file_stats){.mean = NAN, .least = NAN, .most = NAN};
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        const wrpo_reward_file_desc *desc = given ? given : &(wrpo_reward_file_desc){0};
-        wrpo__arena *arena = wrpo__entry.arena;
-        if (!desc->in || !desc->out) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_reward_file_desc: want in and out, found NULL");
-        const wrpo__file *f = wrpo__open_file(arena, desc->in);
-        wrpo__scoring s = {.reward = reward, .desc = desc, .out = wrpo__create(arena, desc->out), .stats = out};
-        s.in = (wrpo__reading){.ctx = ctx, .desc.path = desc->in, .now = time(NULL)};
-        int64_t lines = 0, done = 0;
-        for (wrpo__lines l = {.file = f}; wrpo__next_line(&l);) lines++;
-        if (!lines) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want lines of candidates, found none", desc->in);
-        for (wrpo__lines l = {.file = f}; wrpo__next_line(&l);) {
-            s.in.line = l.number;
-            wrpo__rethrow(ctx, wrpo__score_line(&s, l.text, l.size));
-            if (desc->on_line && !desc->on_line(++done, lines, desc->user)) wrpo__fail(ctx, WRPO_E_STOPPED, "%s: stopped after %lld of %lld lines", desc->in, (long long)done, (long long)lines);
-        }
-        wrpo__commit(s.out);
-        if (out->scored) out->mean = s.sum / (double)out->scored;
+    int64_t lines = 0, done = 0;
+    if (!desc || !desc->in || !desc->out)
+        wrpo__fail(ctx, WRPO_E_ARG, "wrpo_reward_file_desc: want in and out, found NULL");
+    const wrpo__file *f = wrpo__open_file(wrpo__current, desc->in);
+    wrpo__scoring s = {.reward = reward, .rescore = desc->rescore, .stats = stats};
+    s.out = wrpo__create(wrpo__current, desc->out);
+    s.in = (wrpo__reading){.ctx = ctx, .desc.path = desc->in, .now = time(NULL)};
+    for (wrpo__lines l = {.file = f}; wrpo__next_line(&l);) lines++;
+    if (!lines) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want lines of candidates, found none", desc->in);
+    for (wrpo__lines l = {.file = f}; wrpo__next_line(&l);) {
+        s.in.line = l.number;
+        wrpo__rethrow(ctx, wrpo__score_line(&s, l.text, l.size));
+        done++;
+        if (desc->on_line && !desc->on_line(done, lines, desc->user))
+            wrpo__fail(ctx, WRPO_E_STOPPED, "%s: stopped after %lld of %lld lines", desc->in, (long long)done,
+                       (long long)lines);
     }
+    wrpo__commit(s.out);
+    stats->mean /= (double)stats->scored;              /* NaN: none */
+}
+WRPO_API wrpo_result wrpo_reward_file(wrpo_reward *reward, const wrpo_reward_file_desc *desc,
+                                      wrpo_reward_file_stats *out) {
+    *out = (wrpo_reward_file_stats){.least = NAN, .most = NAN};
+    WRPO__CALL(reward->ctx, wrpo__arena_new(reward->ctx), true, wrpo__reward_file(reward, desc, out));
     return wrpo__end(&wrpo__entry);
 }
 
@@ -9688,30 +9813,41 @@ WRPO_API wrpo_result wrpo_reward_file(wrpo_reward *reward, const wrpo_reward_fil
    A run with files: the memory plan, the reference's cache, the state that a run goes on from, metrics, the loop. */
 
 /* ---- memory of a run: measured, and fitted into what there is ---- */
-/* gradients, moments, activations, head and, for a backend with memory of its own, device (all but the weights); total is left to the caller */
-static void wrpo__measure(wrpo_ctx *ctx, const wrpo_config *config, wrpo_moments moments, int64_t recompute, bool logits, int64_t rows, wrpo_bytes *out) {
+/* Fills in gradients, moments, activations, head, recompute, logits and device: what the run takes of the backend's
+   memory beside its weights. */
+static void wrpo__measure(wrpo_ctx *ctx, const wrpo_config *config, wrpo_moments moments, int64_t recompute,
+                          bool logits, int64_t rows, wrpo_bytes *out) {
     const wrpo__shape shape = wrpo__train_shape(ctx, config, recompute, logits, rows);
     wrpo__run run = {0};
     wrpo__bump b = {0};
     int64_t count;
     wrpo__layout_weights(config, NULL, NULL, &count, NULL);
     wrpo__run_layout(ctx, config, &shape, &run, &b);
-    if (b.overflow) wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: %lld rows of this model do not fit into the address space", (long long)rows);
-    out->gradients = (size_t)count * sizeof(float), out->moments = 2 * wrpo_moments_bytes(moments, count);
+    if (b.overflow)
+        wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: %lld rows of this model do not fit into the address space",
+                   (long long)rows);
+    out->gradients = (size_t)count * sizeof(float);
+    out->moments = 2 * wrpo_moments_bytes(moments, count);
     out->head = run.head_bytes;
     out->activations = run.bytes - run.head_bytes + run.host.used;
     out->device = out->gradients + out->moments + run.bytes;
-    out->recompute = shape.recompute, out->logits = wrpo__span(&shape) >= rows;
+    out->recompute = shape.recompute;
+    out->logits = wrpo__span(&shape) >= rows;
 }
-/* As asked; where no recomputing is asked for, with as little recomputed as lets the run fit into `room`: nothing, else the logits
-   (of all that is kept they save the least time a byte), else as few layers as do. False: it does not fit. */
-static bool wrpo__fit(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_train_desc *d, wrpo_moments moments, int64_t rows, size_t room, wrpo_bytes *out) {
-    int64_t low = 0, high = config->num_hidden_layers;
-    const bool keep = d->recompute == 0 && (uint64_t)rows < SIZE_MAX / 16 / (uint64_t)config->vocab_size;      /* logits that can be addressed */
-    wrpo__measure(ctx, config, moments, d->recompute, keep, rows, out);
+/* As wrpo__measure, with as little recomputed as lets the run fit into `room`, unless recompute says what is. It tries
+     1. to recompute nothing;
+     2. to recompute the logits: of all that is kept, they save the least time a byte;
+     3. to recompute layers as well, as few as do. The more, the less memory, except for the first: it brings a layer
+        of memory that all of them share.
+   false: it does not fit. */
+static bool wrpo__fit(wrpo_ctx *ctx, const wrpo_config *config, wrpo_moments moments, int64_t recompute, int64_t rows,
+                      size_t room, wrpo_bytes *out) {
+    const bool addressable = (uint64_t)rows < SIZE_MAX / 16 / (uint64_t)config->vocab_size;    /* all logits */
+    wrpo__measure(ctx, config, moments, recompute, recompute == 0 && addressable, rows, out);
     if (out->device <= room) return true;
-    if (d->recompute) return false;
-    while (low < high) {                               /* the more, the less it takes, but for the first, which brings a layer to share */
+    if (recompute) return false;
+    int64_t low = 0, high = config->num_hidden_layers; /* 2. is low = 0 */
+    while (low < high) {
         const int64_t middle = (low + high) / 2;
         wrpo__measure(ctx, config, moments, middle, false, rows, out);
         if (out->device <= room) high = middle;
@@ -9720,387 +9856,463 @@ static bool wrpo__fit(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_train
     wrpo__measure(ctx, config, moments, low, false, rows, out);
     return out->device <= room;
 }
-WRPO_API wrpo_result wrpo_train_bytes(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_bytes *out) {
-    memset(out, 0, sizeof *out);
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        wrpo_train_desc d = wrpo_train_defaults(desc);
-        wrpo__config_check(ctx, config);
-        wrpo__train_check(ctx, &d);
-        int64_t count, rows = data ? wrpo__run_rows(config, data, 0, wrpo_data_count(data), d.micro_tokens) : d.micro_tokens;
-        wrpo__layout_weights(config, NULL, NULL, &count, NULL);
-        wrpo_model *table = wrpo__model_table(wrpo__entry.arena, config, ctx->desc.dtype);
-        wrpo__bump weights = {0};
-        wrpo__place_weights(table, &weights);
-        out->weights = weights.used + (wrpo__has_masters(ctx, false) ? (size_t)count * sizeof *table->low : 0);
-        const size_t held = WRPO__MIN(ctx->device_bytes, out->weights), free = wrpo__room(ctx);            /* the weights may be there already */
-        const size_t room = free < SIZE_MAX - held ? free + held : SIZE_MAX;
-        wrpo__fit(ctx, config, &d, d.moments, rows, room > out->weights ? room - out->weights : 0, out);
-        out->device += out->weights, out->room = room;
-        if (data) {
-            wrpo_data_stats s = wrpo_data_get_stats(data);
-            out->data = (size_t)(s.prompt_tokens + s.response_tokens) * 4 + (size_t)s.records * (64 + 4 * sizeof(wrpo_tokens) + 3 * sizeof(double));
-        }
-        out->total = out->weights + out->gradients + out->moments + out->activations + out->head + out->data;
+static void wrpo__train_bytes(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_data *data,
+                              const wrpo_train_desc *desc, wrpo_bytes *out) {
+    const wrpo_train_desc d = wrpo_train_defaults(desc);
+    wrpo_model *table = wrpo__model_table(wrpo__current, config, ctx->desc.dtype);
+    wrpo__bump weights = {0};
+    wrpo__train_check(ctx, &d);
+    wrpo__place_weights(table, &weights);
+    out->weights = weights.used + (wrpo__has_masters(ctx, false) ? (size_t)table->count * sizeof *table->low : 0);
+    const int64_t rows = data ? wrpo__run_rows(config, data, 0, wrpo_data_count(data), d.micro_tokens) : d.micro_tokens;
+    const size_t held = WRPO__MIN(ctx->device_bytes, out->weights), free = wrpo__room(ctx);    /* they may be there */
+    out->room = free < SIZE_MAX - held ? free + held : SIZE_MAX;
+    const size_t room = out->room > out->weights ? out->room - out->weights : 0;
+    wrpo__fit(ctx, config, d.moments, d.recompute, rows, room, out);
+    out->device += out->weights;
+    if (data) {
+        const wrpo_data_stats s = data->stats;
+        const size_t record = 64 + 4 * sizeof(wrpo_tokens) + 3 * sizeof(double);
+        out->data = (size_t)(s.prompt_tokens + s.response_tokens) * sizeof(int32_t) + (size_t)s.records * record;
     }
+    out->total = out->weights + out->gradients + out->moments + out->activations + out->head + out->data;
+}
+WRPO_API wrpo_result wrpo_train_bytes(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_data *data,
+                                      const wrpo_train_desc *desc, wrpo_bytes *out) {
+    *out = (wrpo_bytes){0};
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__train_bytes(ctx, config, data, desc, out));
     return wrpo__end(&wrpo__entry);
 }
 /* What would fit: first other moments, then fewer rows at once; NULL: nothing. */
-static const char *wrpo__would_fit(wrpo_trainer *t, int64_t rows, size_t room) {
+static const char *wrpo__would_fit(const wrpo_trainer *t, size_t room) {
     const wrpo_config *c = &t->model->config;
-    int64_t least = wrpo__run_rows(c, t->train.data, 0, t->train.N, 1);                /* the longest record */
-    if (t->eval.data) least = WRPO__MAX(least, wrpo__run_rows(c, t->eval.data, 0, t->eval.N, 1));
-    wrpo_train_desc d = t->desc;
+    const wrpo__set *sets[2] = {&t->train, &t->eval};
+    int64_t least = 1;                                 /* the longest record */
+    for (int i = 0; i < 2; i++)
+        if (sets[i]->data) least = WRPO__MAX(least, wrpo__run_rows(c, sets[i]->data, 0, sets[i]->N, 1));
     wrpo_bytes need;
-    d.recompute = 0;
-    for (int64_t n = rows, last = 0; n != last; last = n, n = WRPO__MAX(least, n / 2))
-        for (int i = (int)d.moments; i <= (int)WRPO_MOMENTS_8BIT; i++)
-            if (wrpo__fit(t->ctx, c, &d, (wrpo_moments)i, n, room, &need))
-                return wrpo__format(wrpo__current, "moments in %s, %lld micro tokens and %lld of %lld layers recomputed", wrpo_moments_name(i), (long long)n,
-                                    (long long)need.recompute, (long long)c->num_hidden_layers);
+    for (int64_t n = t->rows, last = 0; n != last; last = n, n = WRPO__MAX(least, n / 2))
+        for (int i = (int)t->desc.moments; wrpo_moments_name(i); i++)
+            if (wrpo__fit(t->ctx, c, (wrpo_moments)i, 0, n, room, &need))
+                return wrpo__format(wrpo__current, "moments in %s, %lld micro tokens and %lld of %lld layers "
+                                    "recomputed", wrpo_moments_name(i), (long long)n, (long long)need.recompute,
+                                    (long long)c->num_hidden_layers);
     return NULL;
 }
-/* What a run takes and recomputes, or an error that says what would fit. The weights are in memory, the rest is not yet. */
-static wrpo_bytes wrpo__fitted(wrpo_trainer *t, int64_t rows) {
+/* What a run takes and recomputes, or an error that says what would fit. Only the weights are in memory yet. */
+static wrpo_bytes wrpo__fitted(const wrpo_trainer *t) {
     const size_t room = wrpo__room(t->ctx);
+    const bool host = t->ctx->desc.backend->host;
     wrpo_bytes need;
-    const bool fits = wrpo__fit(t->ctx, &t->model->config, &t->desc, t->desc.moments, rows, room, &need), host = t->ctx->desc.backend->host;
-    if (fits || (host && !t->ctx->desc.memory_limit)) return need;                 /* a host may have more than it says: it can swap */
-    const char *with = wrpo__would_fit(t, rows, room);
-    wrpo__fail(t->ctx, WRPO_E_MEMORY, "out of memory: besides its weights the run takes %.3f GiB, %s %.3f GiB left; %s%s", (double)need.device / 1073741824.0,
-               host ? "its limit has" : "the device has", (double)room / 1073741824.0, with ? "it would fit with " : "nothing that can be set makes it fit", with ? with : "");
+    if (wrpo__fit(t->ctx, &t->model->config, t->desc.moments, t->desc.recompute, t->rows, room, &need)) return need;
+    if (host && !t->ctx->desc.memory_limit) return need;       /* a host may have more than it says: it can swap */
+    const char *with = wrpo__would_fit(t, room);
+    wrpo__fail(t->ctx, WRPO_E_MEMORY, "out of memory: besides its weights the run takes %.3f GiB, %s %.3f GiB left; "
+               "%s%s", wrpo__gib(need.device), host ? "its limit has" : "the device has", wrpo__gib(room),
+               with ? "it would fit with " : "nothing that can be set makes it fit", with ? with : "");
 }
 
-/* ---- the reference: three numbers a record, computed once, kept in a file under a fingerprint ---- */
+/* ---- the reference: log-probs [N, K], computed once, kept in a file under a fingerprint ---- */
 static uint64_t wrpo__config_hash(const wrpo_ctx *ctx, const wrpo_config *c) {
-    const double numbers[] = {c->rms_norm_eps, c->rope.theta, (double)c->rope.type, c->rope.factor, c->rope.low_freq_factor, c->rope.high_freq_factor,
-                              c->rope.beta_fast, c->rope.beta_slow, c->rope.attention_factor, (double)c->rope.original_max_position_embeddings,
-                              (double)c->sliding_window, (double)c->head_dim, (double)c->num_attention_heads, (double)c->num_key_value_heads,
-                              (double)ctx->desc.dtype, (double)c->rope.dims, (double)c->rope.yarn_truncate,
-                              (double)c->max_position_embeddings, c->query_pre_attn_scalar, c->attn_logit_softcapping, c->final_logit_softcapping,
-                              c->gelu, c->norm_plus_one, c->post_norms, c->scale_embeddings};
-    uint64_t h = wrpo__hash(wrpo__hash(0, numbers, sizeof numbers), c->sliding_layers, sizeof c->sliding_layers);
-    return wrpo__hash(wrpo__hash(h, c->rope.short_factor, sizeof c->rope.short_factor), c->rope.long_factor, sizeof c->rope.long_factor);
+    const wrpo_rope *p = &c->rope;
+    const double numbers[] = {
+        c->rms_norm_eps, p->theta, (double)p->type, p->factor, p->low_freq_factor, p->high_freq_factor, p->beta_fast,
+        p->beta_slow, p->attention_factor, (double)p->original_max_position_embeddings, (double)c->sliding_window,
+        (double)c->head_dim, (double)c->num_attention_heads, (double)c->num_key_value_heads, (double)ctx->desc.dtype,
+        (double)p->dims, (double)p->yarn_truncate, (double)c->max_position_embeddings, c->query_pre_attn_scalar,
+        c->attn_logit_softcapping, c->final_logit_softcapping, c->gelu, c->norm_plus_one, c->post_norms,
+        c->scale_embeddings};
+    uint64_t h = wrpo__hash(0, numbers, sizeof numbers);
+    h = wrpo__hash(h, c->sliding_layers, sizeof c->sliding_layers);
+    h = wrpo__hash(h, p->short_factor, sizeof p->short_factor);
+    return wrpo__hash(h, p->long_factor, sizeof p->long_factor);
 }
 static uint64_t wrpo__data_hash(uint64_t h, const wrpo_data *data) {
     for (int64_t i = 0; i < wrpo_data_count(data); i++) {
-        wrpo_record record = wrpo_data_record(data, i);
-        record.weight += 0.0;                          /* WRPO_ZERO counts as 0 */
-        h = wrpo__hash(wrpo__hash(h, record.prompt, (size_t)record.prompt_count * sizeof *record.prompt), &record.weight, sizeof record.weight);
+        const wrpo_record record = wrpo_data_record(data, i);
+        h = wrpo__hash(h, record.prompt, (size_t)record.prompt_count * sizeof *record.prompt);
+        h = wrpo__hash(h, &record.weight, sizeof record.weight);
         for (int k = 0; k < record.count; k++) {
             const wrpo_tokens *y = &record.responses[k];
             const int64_t scored[3] = {y->first, (int64_t)y->role, y->pair_id};
-            h = wrpo__hash(wrpo__hash(wrpo__hash(h, y->ids, (size_t)y->count * sizeof *y->ids), scored, sizeof scored), &y->share, sizeof y->share);
+            h = wrpo__hash(h, y->ids, (size_t)y->count * sizeof *y->ids);
+            h = wrpo__hash(h, scored, sizeof scored);
+            h = wrpo__hash(h, &y->share, sizeof y->share);
         }
     }
     return h;
 }
-static uint64_t wrpo__fingerprint(const wrpo_model *model, const wrpo_data *data, float *piece) {
+static uint64_t wrpo__fingerprint(const wrpo_model *model, const wrpo_data *data) {
     uint64_t h = wrpo__config_hash(model->ctx, &model->config);
+    float *piece = wrpo__raw(wrpo__current, WRPO__PIECE, sizeof *piece);
     for (int64_t i = 0; i < model->n_weights; i++) {
         const wrpo_weight *w = &model->weights[i];
         h = wrpo__hash(h, w->name, strlen(w->name));
-        for (int64_t at = 0, n; at < w->rows * w->cols; at += n) {
-            n = WRPO__MIN(w->rows * w->cols - at, WRPO__PIECE);
+        for (int64_t at = 0, n; at < wrpo__size(w); at += n) {
+            n = WRPO__MIN(wrpo__size(w) - at, WRPO__PIECE);
             wrpo__weight_get(model, w, at, n, piece);
             h = wrpo__hash(h, piece, (size_t)n * sizeof *piece);
         }
     }
+    wrpo__block_free(piece);
     return wrpo__data_hash(h, data);
 }
-/* A cache that is there and whole fills ref; anything else is made anew. */
-static bool wrpo__reference_read(wrpo__arena *temp, const char *path, uint64_t fingerprint, double *ref, int64_t N, int K) {
-    char want[32];
-    if (!wrpo__disk_exists(path)) return false;
-    const wrpo__file *f = wrpo__disk_open(temp, path);
+/* A cache that is there and whole fills set->ref; anything else is made anew. */
+static bool wrpo__reference_read(wrpo_ctx *ctx, const char *path, const char *fingerprint, const wrpo__set *set) {
     wrpo_json *root;
-    if (wrpo_json_parse(temp->ctx, path, (const char *)f->data, f->size, &root) != WRPO_OK) return false;
-    snprintf(want, sizeof want, "%016llx", (unsigned long long)fingerprint);
+    if (!wrpo__exists(path)) return false;
+    const wrpo__file *f = wrpo__open_file(wrpo__current, path);
+    if (wrpo_json_parse(ctx, path, (const char *)f->data, f->size, &root) != WRPO_OK) return false;
     const wrpo_json *rows = wrpo__json_get(root, "logps"), *row = rows ? rows->child : NULL;
-    bool ok = wrpo__json_is(wrpo__json_get(root, "fingerprint"), want) && rows && rows->kind == WRPO_JSON_ARRAY && rows->count == N;
-    for (int64_t i = 0; ok && i < N; i++, row = row->next) {
+    bool ok = wrpo__json_is(wrpo__json_get(root, "fingerprint"), fingerprint);
+    ok = ok && rows && rows->kind == WRPO_JSON_ARRAY && rows->count == set->N;
+    for (int64_t i = 0; ok && i < set->N; i++, row = row->next) {
         const wrpo_json *v = row->child;
-        ok = row->kind == WRPO_JSON_ARRAY && row->count == K;
-        for (int k = 0; ok && k < K; k++, v = v->next) ref[i * K + k] = v->kind == WRPO_JSON_NUMBER ? v->number : NAN;
+        ok = row->kind == WRPO_JSON_ARRAY && row->count == set->K;
+        for (int k = 0; ok && k < set->K; k++, v = v->next)
+            set->ref[i * set->K + k] = v->kind == WRPO_JSON_NUMBER ? v->number : NAN;
     }
-    wrpo_json_free(temp->ctx, root);
+    wrpo_json_free(ctx, root);
     return ok;
 }
-static void wrpo__reference_write(wrpo__arena *temp, const char *path, uint64_t fingerprint, const double *ref, int64_t N, int K) {
-    wrpo__text t = {.arena = temp};
-    wrpo__text_printf(&t, "{\"fingerprint\": \"%016llx\", \"logps\": [", (unsigned long long)fingerprint);
-    for (int64_t i = 0; i < N; i++) {
+static void wrpo__reference_write(const char *path, const char *fingerprint, const wrpo__set *set) {
+    wrpo__text t = {.arena = wrpo__current};
+    wrpo__text_printf(&t, "{\"fingerprint\": \"%s\", \"logps\": [", fingerprint);
+    for (int64_t i = 0; i < set->N; i++) {
         wrpo__text_puts(&t, i ? ",\n[" : "\n[");
-        for (int k = 0; k < K; k++) {
+        for (int k = 0; k < set->K; k++) {
             if (k) wrpo__text_puts(&t, ",");
-            wrpo__json_number(&t, ref[i * K + k]);
+            wrpo__json_number(&t, set->ref[i * set->K + k]);
         }
         wrpo__text_puts(&t, "]");
     }
     wrpo__text_puts(&t, "\n]}\n");
-    wrpo__writer *w = wrpo__create(temp, path);
+    wrpo__writer *w = wrpo__create(wrpo__current, path);
     wrpo__write(w, t.data, t.size);
     wrpo__commit(w);
 }
 /* Reference log-probs of one set: from the cache in out_dir, or computed and then kept there. */
-static void wrpo__set_cached(wrpo__arena *temp, const wrpo_trainer *t, const wrpo__set *set, wrpo_model *ref, float *piece) {
-    const char *path = NULL;
-    uint64_t fingerprint = 0;
+static void wrpo__set_cached(const wrpo_trainer *t, const wrpo__set *set, wrpo_model *ref) {
+    const char *path = NULL, *fingerprint = NULL;
     if (!set->ref) return;
     if (t->out_dir) {
-        fingerprint = wrpo__fingerprint(ref, set->data, piece);
-        path = wrpo__format(temp, "%s/reference_logps-%016llx.json", t->out_dir, (unsigned long long)fingerprint);
-        if (wrpo__reference_read(temp, path, fingerprint, set->ref, set->N, set->K)) {
-            wrpo__log(t->ctx, WRPO_LOG_INFO, "reference log-probs read from %s", path);
-            return;
-        }
+        const unsigned long long h = wrpo__fingerprint(ref, set->data);
+        fingerprint = wrpo__format(wrpo__current, "%016llx", h);
+        path = wrpo__format(wrpo__current, "%s/reference_logps-%s.json", t->out_dir, fingerprint);
     }
-    wrpo__set_reference(temp, t, set, ref);
-    if (path) wrpo__reference_write(temp, path, fingerprint, set->ref, set->N, set->K);
+    if (path && wrpo__reference_read(t->ctx, path, fingerprint, set)) {
+        wrpo__log(t->ctx, WRPO_LOG_INFO, "reference log-probs read from %s", path);
+        return;
+    }
+    wrpo__set_reference(wrpo__current, t, set, ref);
+    if (path) wrpo__reference_write(path, fingerprint, set);
 }
-/* Both sets by one reference model, which is freed afterwards. */
+/* Both sets by one reference model, which goes with the current arena. */
 static void wrpo__reference(const wrpo_trainer *t) {
-    wrpo__arena *temp = wrpo__current;
     wrpo_model *ref = t->model;
     if (t->desc.ref_dir) {
         const wrpo_model_desc desc = {.dir = t->desc.ref_dir, .frozen = true};
-        wrpo__cleanup *owner = wrpo__on_free(temp, wrpo__free_model, NULL);
+        wrpo__cleanup *owner = wrpo__on_free(wrpo__current, wrpo__free_model, NULL);
         wrpo__rethrow(t->ctx, wrpo_model_load(t->ctx, &desc, &ref));
         owner->p = ref;
     }
-    float *piece = wrpo__raw(temp, WRPO__PIECE, sizeof *piece);
-    wrpo__set_cached(temp, t, &t->train, ref, piece);
-    wrpo__set_cached(temp, t, &t->eval, ref, piece);
-}
-static wrpo_result wrpo__reference_entry(const wrpo_trainer *t) {
-    WRPO__CALL(t->ctx, wrpo__arena_new(t->ctx), true, wrpo__reference(t));
-    return wrpo__end(&wrpo__entry);
+    wrpo__set_cached(t, &t->train, ref);
+    wrpo__set_cached(t, &t->eval, ref);
 }
 
 /* ---- the state of a run on disk: all that the next step depends on, in one file ----
-   The weights stand in it as well, for those beside it may be rounded, so it never belongs to others. Order of records, alpha, rate and
-   dice of the rounding follow from the step. Its name keeps loaders that read every *.safetensors of a directory from taking it for weights. */
+   The weights are in it too, since those beside it may be rounded. The order of records, alpha, the rate and the random
+   rounding follow from the step. Its name keeps loaders that read every *.safetensors of a directory away from it. */
 #define WRPO__STATE_FILE "trainer_state.wrpo"
-enum { WRPO__STATE_FORMAT = 2 };     /* goes up when a state of before can no longer be read; 1 named a version of the library instead */
-typedef struct wrpo__setting { const char *name, *text; } wrpo__setting;
-/* What must be the same, the reference last; then two numbers that say where the run is. An stb_ds array. */
-static wrpo__setting *wrpo__state_settings(wrpo__arena *temp, const wrpo_trainer *t) {
-    const wrpo_train_desc *d = &t->desc;
+enum { WRPO__STATE_FORMAT = 2 };     /* goes up when earlier states can no longer be read; format 1 had no number */
+enum { WRPO__FREE, WRPO__SAME, WRPO__SAID };
+typedef struct wrpo__setting { const char *name, *text; int rule; } wrpo__setting;
+static const char *wrpo__reference_text(const wrpo_trainer *t) {
     const wrpo__set *sets[2] = {&t->train, &t->eval};
-    const char *is[2] = {NULL, "none"};
     uint64_t h = 0;
-    for (int i = 0; i < 2; i++) {
-        const wrpo__set *s = sets[i];
-        if (!s->data) continue;
-        is[i] = wrpo__format(temp, "%lld records, %016llx", (long long)s->N, (unsigned long long)wrpo__data_hash(0, s->data));
-        if (s->ref) h = wrpo__hash(h, s->ref, (size_t)s->N * (size_t)s->K * sizeof *s->ref);
-    }
-    const char *config = wrpo__format(temp, "%s %016llx", t->model->config.model_type,
-                                      (unsigned long long)wrpo__config_hash(t->ctx, &t->model->config));
-    const struct { const char *name, *word; double number; bool same; } table[] = {
-        {"state_format", NULL, WRPO__STATE_FORMAT, true},
-        {"backend", t->ctx->desc.backend->name, 0, true},
-        {"dtype", wrpo__dtype_name(t->ctx->desc.dtype), 0, true},
-        {"config", config, 0, true},
-        {"method", wrpo_method_name((int)d->loss.method), 0, true},
-        {"pair", wrpo_pair_name((int)d->loss.pair), 0, true},
-        {"beta", NULL, d->loss.beta, true},
-        {"label_smoothing", NULL, d->loss.label_smoothing, true},
-        {"gamma_ratio", NULL, d->loss.gamma_ratio, true},
-        {"ipo_sum", NULL, d->loss.ipo_sum, true},
-        {"alpha_schedule", wrpo_alpha_schedule_name((int)d->alpha_schedule), 0, true},
-        {"lr_schedule", wrpo_lr_schedule_name((int)d->lr_schedule), 0, true},
-        {"moments", wrpo_moments_name((int)d->moments), 0, true},
-#define WRPO__X(field, name, otherwise, valid, want, same) {name, NULL, (double)d->field, same},
+    for (int i = 0; i < 2; i++)
+        if (sets[i]->ref) h = wrpo__hash(h, sets[i]->ref, (size_t)(sets[i]->N * sets[i]->K) * sizeof(double));
+    return wrpo__format(wrpo__current, "log-probs %016llx", (unsigned long long)h);
+}
+static const char *wrpo__set_text(const wrpo__set *set) {
+    if (!set->data) return "none";
+    const unsigned long long h = wrpo__data_hash(0, set->data);
+    return wrpo__format(wrpo__current, "%lld records, %016llx", (long long)set->N, h);
+}
+/* What the file says of the run. SAME: a run that goes on must have the same. SAID: the file says where the run is.
+   FREE: it is not in the file. An stb_ds array. */
+static wrpo__setting *wrpo__state_settings(const wrpo_trainer *t) {
+    wrpo__arena *temp = wrpo__current;
+    const wrpo_train_desc *d = &t->desc;
+    const unsigned long long config = wrpo__config_hash(t->ctx, &t->model->config);
+    const struct { const char *name, *word; double number; int rule; } table[] = {
+        {"state_format", NULL, WRPO__STATE_FORMAT, WRPO__SAME},
+        {"backend", t->ctx->desc.backend->name, 0, WRPO__SAME},
+        {"dtype", wrpo__dtype_name(t->ctx->desc.dtype), 0, WRPO__SAME},
+        {"config", wrpo__format(temp, "%s %016llx", t->model->config.model_type, config), 0, WRPO__SAME},
+        {"method", wrpo_method_name((int)d->loss.method), 0, WRPO__SAME},
+        {"pair", wrpo_pair_name((int)d->loss.pair), 0, WRPO__SAME},
+        {"beta", NULL, d->loss.beta, WRPO__SAME},
+        {"label_smoothing", NULL, d->loss.label_smoothing, WRPO__SAME},
+        {"gamma_ratio", NULL, d->loss.gamma_ratio, WRPO__SAME},
+        {"ipo_sum", NULL, d->loss.ipo_sum, WRPO__SAME},
+        {"alpha_schedule", wrpo_alpha_schedule_name((int)d->alpha_schedule), 0, WRPO__SAME},
+        {"lr_schedule", wrpo_lr_schedule_name((int)d->lr_schedule), 0, WRPO__SAME},
+        {"moments", wrpo_moments_name((int)d->moments), 0, WRPO__SAME},
+#define WRPO__X(field, name, otherwise, valid, want, same) \
+        {name, NULL, (double)d->field, same ? WRPO__SAME : WRPO__FREE},
         WRPO__SETTINGS(WRPO__X)
 #undef WRPO__X
-        {"seed", wrpo__format(temp, "%llu", (unsigned long long)d->seed), 0, true},
-        {"no_shuffle", NULL, d->no_shuffle, true},
-        {"data", is[0], 0, true},
-        {"eval_data", is[1], 0, true},
-        {"steps", NULL, (double)t->T, true},
-        {"reference", wrpo__format(temp, "log-probs %016llx", (unsigned long long)h), 0, true},
-        {"step", NULL, (double)t->k, true},
-        {"milliseconds", NULL, WRPO__MAX(0, floor((wrpo__now() - t->start) * 1000)), true}};
+        {"seed", wrpo__format(temp, "%llu", (unsigned long long)d->seed), 0, WRPO__SAME},
+        {"no_shuffle", NULL, d->no_shuffle, WRPO__SAME},
+        {"data", wrpo__set_text(&t->train), 0, WRPO__SAME},
+        {"eval_data", wrpo__set_text(&t->eval), 0, WRPO__SAME},
+        {"steps", NULL, (double)t->T, WRPO__SAME},
+        {"reference", wrpo__reference_text(t), 0, WRPO__SAID},
+        {"step", NULL, (double)t->k, WRPO__SAID},
+        {"milliseconds", NULL, WRPO__MAX(0, floor((wrpo__now() - t->start) * 1000)), WRPO__SAID}};
     wrpo__setting *out = NULL;
     for (int64_t i = 0; i < WRPO__COUNT(table); i++) {
         wrpo__text number = {.arena = temp};
-        if (!table[i].same) continue;
+        if (table[i].rule == WRPO__FREE) continue;
         if (!table[i].word) wrpo__json_number(&number, table[i].number + 0.0);         /* -0 becomes 0 */
-        const wrpo__setting s = {table[i].name, table[i].word ? table[i].word : number.data};
+        const wrpo__setting s = {table[i].name, table[i].word ? table[i].word : number.data, table[i].rule};
         stbds_arrput(out, s);
     }
     return out;
 }
-typedef struct wrpo__state_part {    /* a tensor of the file: a weight as floats, or moments as they lie in memory */
+typedef struct wrpo__state_part {    /* a tensor of the file: a weight as floats, or moments as they are in memory */
     const char *name, *dtype;
     int ndim; int64_t shape[2];
     const wrpo_weight *w;
     int moment;                      /* 0: the weight itself; 1, 2: m, v */
-    size_t at, bytes;                /* in the memory of moments; in the file */
+    size_t at, bytes;                /* where it begins in the memory of moments; its bytes */
+    const char *data;                /* in a file that is read */
 } wrpo__state_part;
-/* In the file's order: all weights, their first moments, their second ones; moments in blocks are those of a run of weights, under the
-   name of its first. An stb_ds array. */
-static wrpo__state_part *wrpo__state_parts(wrpo__arena *temp, const wrpo_trainer *t) {
-    const bool blocks = t->desc.moments == WRPO_MOMENTS_8BIT, half = t->desc.moments == WRPO_MOMENTS_BF16;
+/* In the file's order: all weights, their first moments, their second ones. Moments in blocks are those of a run of
+   weights, under the name of its first. An stb_ds array. */
+static wrpo__state_part *wrpo__state_parts(const wrpo_trainer *t) {
+    static const char *const suffix[] = {"", ".exp_avg", ".exp_avg_sq"};
+    const wrpo_moments moments = t->desc.moments;
     wrpo__state_part *parts = NULL;
     for (int moment = 0; moment < 3; moment++)
         for (int64_t i = 0, end, size; i < t->model->n_weights; i = end) {
             const wrpo_weight *w = &t->model->weights[i];
-            const size_t each = half && moment ? 2 : 4;
-            wrpo__state_part p = {w->name, half && moment ? "BF16" : "F32", w->vector ? 1 : 2, {w->rows, w->cols}, w, moment, (size_t)w->at * each, (size_t)wrpo__size(w) * each};
+            const bool half = moment && moments == WRPO_MOMENTS_BF16;
+            const size_t each = half ? 2 : 4;
+            wrpo__state_part p = {.w = w, .moment = moment, .dtype = half ? "BF16" : "F32", .ndim = w->vector ? 1 : 2,
+                                  .shape = {w->rows, w->cols}, .at = (size_t)w->at * each};
+            p.name = wrpo__format(wrpo__current, "%s%s", w->name, suffix[moment]);
+            p.bytes = (size_t)wrpo__size(w) * each;
             end = i + 1;
-            if (moment) p.name = wrpo__format(temp, moment == 1 ? "%s.exp_avg" : "%s.exp_avg_sq", w->name);
-            if (moment && blocks) {
+            if (moment && moments == WRPO_MOMENTS_8BIT) {
                 end = wrpo__weight_run(t->model, i, &size);
-                p.dtype = "U8", p.ndim = 2, p.at = wrpo_moments_bytes(t->desc.moments, w->at), p.bytes = wrpo_moments_bytes(t->desc.moments, size);
-                p.shape[0] = (int64_t)(p.bytes / WRPO_BLOCK_BYTES), p.shape[1] = WRPO_BLOCK_BYTES;
+                p.at = wrpo_moments_bytes(moments, w->at);
+                p.bytes = wrpo_moments_bytes(moments, size);
+                p.dtype = "U8";
+                p.ndim = 2;
+                p.shape[0] = (int64_t)(p.bytes / WRPO_BLOCK_BYTES);
+                p.shape[1] = WRPO_BLOCK_BYTES;
             }
             stbds_arrput(parts, p);
         }
     return parts;
 }
-/* As many of its bytes as fit into piece[WRPO__PIECE], from byte `from` on, out of the run or into it; returns how many. */
+/* Moves a piece of a part out of the run or into it, from byte `from` on, as much as piece [WRPO__PIECE] holds. Returns
+   its bytes. */
 static size_t wrpo__state_move(wrpo_trainer *t, const wrpo__state_part *p, size_t from, float *piece, bool put) {
     const wrpo_backend *be = t->ctx->desc.backend;
     const size_t n = WRPO__MIN(p->bytes - from, WRPO__PIECE * sizeof *piece);
     const int64_t first = (int64_t)(from / sizeof *piece), count = (int64_t)(n / sizeof *piece);
-    char *moments = p->moment ? (p->moment == 1 ? t->exp_avg : t->exp_avg_sq) + p->at + from : NULL;
-    if (moments && put) be->put(t->ctx->dev, moments, piece, n);
-    else if (moments) be->get(t->ctx->dev, piece, moments, n);
+    char *moments = p->moment == 1 ? t->exp_avg : t->exp_avg_sq;
+    if (put) memcpy(piece, p->data + from, n);
+    if (p->moment && put) be->put(t->ctx->dev, moments + p->at + from, piece, n);
+    else if (p->moment) be->get(t->ctx->dev, piece, moments + p->at + from, n);
     else if (put) wrpo__weight_put(t->model, p->w, first, count, piece);
     else wrpo__weight_get(t->model, p->w, first, count, piece);
     return n;
 }
-WRPO_API wrpo_result wrpo_trainer_save(wrpo_trainer *t, const wrpo_save_desc *given) {
+static void wrpo__trainer_save(wrpo_trainer *t, const wrpo_save_desc *desc) {
     wrpo_ctx *ctx = t->ctx;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        const wrpo_save_desc *desc = given ? given : &(wrpo_save_desc){0};
-        wrpo__arena *temp = wrpo__entry.arena;
-        if (!desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_save_desc: dir is missing");
-        const char *path = wrpo__join(temp, desc->dir, WRPO__STATE_FILE), *log = t->out_dir ? wrpo__join(temp, t->out_dir, "metrics.jsonl") : NULL;
-        const wrpo__file *metrics = log && wrpo__disk_exists(log) ? wrpo__disk_open(temp, log) : NULL;
-        const int64_t log_size = metrics ? (int64_t)metrics->size : 0, eight = 8;
-        const wrpo__setting *settings = wrpo__state_settings(temp, t);
-        const wrpo__state_part *parts = wrpo__state_parts(temp, t), *parts_end = parts + stbds_arrlen(parts);
-        uint64_t h = 0;                                /* the checksum: of the metadata, then of all data */
-        int64_t at = 0;
-        wrpo__text header = {.arena = temp};
-        for (int64_t i = 0; i < stbds_arrlen(settings); i++) {
-            wrpo__text_puts(&header, i ? ",\"" : "{\"__metadata__\":{\"");
-            wrpo__text_printf(&header, "%s\":", settings[i].name);
-            wrpo__json_quote(&header, settings[i].text, strlen(settings[i].text));
-            h = wrpo__hash(h, settings[i].text, strlen(settings[i].text));
-        }
-        wrpo__text_puts(&header, "}");
-        for (const wrpo__state_part *p = parts; p < parts_end; at += (int64_t)p->bytes, p++) wrpo__header_add(&header, p->name, p->dtype, p->ndim, p->shape, at, (int64_t)p->bytes);
-        wrpo__header_add(&header, "metrics.jsonl", "U8", 1, &log_size, at, log_size);
-        wrpo__header_add(&header, "checksum", "U8", 1, &eight, at + log_size, eight);
-
-        wrpo__remove(ctx, path);                       /* an old state does not stand beside new weights, not even for a moment */
-        wrpo__rethrow(ctx, wrpo_model_save(t->model, desc));
-        float *piece = wrpo__raw(temp, WRPO__PIECE, sizeof *piece);
-        wrpo__writer *w = wrpo__create(temp, path);
-        wrpo__header_write(w, &header);
-        for (const wrpo__state_part *p = parts; p < parts_end; p++)
-            for (size_t from = 0, n; from < p->bytes; from += n) {
-                n = wrpo__state_move(t, p, from, piece, false);
-                h = wrpo__hash(h, piece, n);
-                wrpo__write(w, piece, n);
-            }
-        wrpo__sync(ctx);                               /* a device that failed gave no moments */
-        if (metrics) wrpo__write(w, metrics->data, metrics->size);
-        h = wrpo__hash(h, metrics ? metrics->data : NULL, (size_t)log_size);
-        wrpo__write(w, &h, sizeof h);
-        wrpo__commit(w);
+    wrpo__arena *temp = wrpo__current;
+    if (!desc || !desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_save_desc: dir is missing");
+    const char *path = wrpo__join(temp, desc->dir, WRPO__STATE_FILE);
+    const char *log = t->out_dir ? wrpo__join(temp, t->out_dir, "metrics.jsonl") : NULL;
+    const wrpo__file *metrics = log && wrpo__exists(log) ? wrpo__open_file(temp, log) : NULL;
+    const int64_t log_size = metrics ? (int64_t)metrics->size : 0, eight = 8;
+    const wrpo__setting *settings = wrpo__state_settings(t);
+    const wrpo__state_part *parts = wrpo__state_parts(t), *end = parts + stbds_arrlen(parts);
+    /* 1. The header. The checksum is of the metadata, then of all data. */
+    uint64_t h = 0;
+    int64_t at = 0;
+    wrpo__text header = {.arena = temp};
+    for (int64_t i = 0; i < stbds_arrlen(settings); i++) {
+        wrpo__text_printf(&header, "%s\"%s\":", i ? "," : "{\"__metadata__\":{", settings[i].name);
+        wrpo__json_quote(&header, settings[i].text, strlen(settings[i].text));
+        h = wrpo__hash(h, settings[i].text, strlen(settings[i].text));
     }
+    wrpo__text_puts(&header, "}");
+    for (const wrpo__state_part *p = parts; p < end; at += (int64_t)p->bytes, p++)
+        wrpo__header_add(&header, p->name, p->dtype, p->ndim, p->shape, at, (int64_t)p->bytes);
+    wrpo__header_add(&header, "metrics.jsonl", "U8", 1, &log_size, at, log_size);
+    wrpo__header_add(&header, "checksum", "U8", 1, &eight, at + log_size, eight);
+    /* 2. The model, without an old state beside it, not even for a moment. */
+    wrpo__remove(ctx, path);
+    wrpo__rethrow(ctx, wrpo_model_save(t->model, desc));
+    /* 3. The state. */
+    float *piece = wrpo__raw(temp, WRPO__PIECE, sizeof *piece);
+    wrpo__writer *w = wrpo__create(temp, path);
+    wrpo__header_write(w, &header);
+    for (const wrpo__state_part *p = parts; p < end; p++)
+        for (size_t from = 0, n; from < p->bytes; from += n) {
+            n = wrpo__state_move(t, p, from, piece, false);
+            h = wrpo__hash(h, piece, n);
+            wrpo__write(w, piece, n);
+        }
+    wrpo__sync(ctx);                                   /* a device that failed gave no moments */
+    if (metrics) wrpo__write(w, metrics->data, metrics->size);
+    h = wrpo__hash(h, metrics ? metrics->data : NULL, (size_t)log_size);
+    wrpo__write(w, &h, sizeof h);
+    wrpo__commit(w);
+}
+WRPO_API wrpo_result wrpo_trainer_save(wrpo_trainer *t, const wrpo_save_desc *desc) {
+    WRPO__CALL(t->ctx, wrpo__arena_new(t->ctx), true, wrpo__trainer_save(t, desc));
     return wrpo__end(&wrpo__entry);
 }
-static const wrpo_tensor_info *wrpo__state_tensor(wrpo_ctx *ctx, const wrpo_tensors *file, const char *path, const char *name, const char *dtype, int ndim, const int64_t *shape) {
-    const wrpo_tensor_info *info = wrpo_tensors_find(file, name);
+
+/* ---- resume: wrpo__state_open before anything is computed, wrpo__state_restore when the memory is taken ---- */
+typedef struct wrpo__state {         /* a file that is read */
+    wrpo_ctx *ctx;
+    const char *path;
+    const wrpo_tensors *tensors;
+    const wrpo_json *metadata;
+    wrpo__state_part *parts, *end;
+    const wrpo_tensor_info *log;
+    int64_t step, milliseconds;
+} wrpo__state;
+static const char *wrpo__state_text(const wrpo__state *s, const char *name) {
+    const wrpo_json *v = s->metadata ? wrpo__json_get(s->metadata, name) : NULL;
+    return v ? v->text : "no such setting";
+}
+static void wrpo__state_same(const wrpo__state *s, const char *name, const char *want) {
+    const char *found = wrpo__state_text(s, name);
+    if (!strcmp(want, found)) return;
+    wrpo__fail(s->ctx, wrpo__json_get(s->metadata, name) ? WRPO_E_ARG : WRPO_E_FORMAT,
+               "%s: %s: want %.100s, as this run has it, found %.100s", s->path, name, want, found);
+}
+static int64_t wrpo__state_count(const wrpo__state *s, const char *name, int64_t most) {
+    const char *found = wrpo__state_text(s, name);
+    const long long n = strtoll(found, NULL, 10);
+    if (strspn(found, "0123456789") != strlen(found) || n > most)
+        wrpo__fail(s->ctx, WRPO_E_FORMAT, "%s: %s: want a whole number up to %lld, found %.100s", s->path, name,
+                   (long long)most, found);
+    return n;
+}
+static const wrpo_tensor_info *wrpo__state_tensor(const wrpo__state *s, const char *name, const char *dtype, int ndim,
+                                                  const int64_t *shape) {
+    const wrpo_tensor_info *info = wrpo_tensors_find(s->tensors, name);
     char want[80], found[160] = "no such tensor";
     wrpo__shape_text(want, sizeof want, ndim, shape);
     if (info) wrpo__shape_text(found, sizeof found, info->ndim, info->shape);
     if (!info || strcmp(want, found) || strcmp(info->dtype, dtype))
-        wrpo__fail(ctx, WRPO_E_FORMAT, "%s: %s: want %s %s, found %s%s%s", path, name, dtype, want, info ? info->dtype : "", info ? " " : "", found);
+        wrpo__fail(s->ctx, WRPO_E_FORMAT, "%s: %s: want %s %s, found %s%s%s", s->path, name, dtype, want,
+                   info ? info->dtype : "", info ? " " : "", found);
     return info;
 }
-/* check: before anything is computed, that the file is whole and of this run, but for the reference. Later, when that is known and memory is taken,
-   the run is put where it was. */
-static wrpo_result wrpo__resume(wrpo_trainer *t, bool check) {
-    wrpo_ctx *ctx = t->ctx;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        wrpo__arena *temp = wrpo__entry.arena;
-        const char *path = wrpo__join(temp, t->desc.resume, WRPO__STATE_FILE);
-        const wrpo_tensors *file = wrpo__tensors_in(ctx, path);
-        const wrpo__file *f = wrpo__open_file(temp, path);              /* once more, for what the tensors do not say */
-        uint64_t size = 0, h = 0, sum;
-        memcpy(&size, f->data, WRPO__MIN(f->size, 8));
-        const wrpo_json *metadata = wrpo__json_get(wrpo__json_parse(temp, path, 1, (const char *)f->data + 8, (size_t)WRPO__MIN(size, f->size - 8)), "__metadata__");
-        const wrpo__setting *settings = wrpo__state_settings(temp, t);
-        const int64_t same = stbds_arrlen(settings) - 2;
-        long long place[2] = {0};
-        for (int64_t i = 0; i < same + 2; i++) {
-            const wrpo_json *v = metadata ? wrpo__json_get(metadata, settings[i].name) : NULL;
-            const char *found = v ? v->text : "no such setting", *want = settings[i].text;
-            if (i < same && strcmp(found, want) && !(check && i == same - 1))
-                wrpo__fail(ctx, v ? WRPO_E_ARG : WRPO_E_FORMAT, "%s: %s: want %.100s, as this run has it, found %.100s", path, settings[i].name, want, found);
-            if (i >= same && (strspn(found, "0123456789") != strlen(found) || (place[i - same] = strtoll(found, NULL, 10)) > (i == same ? t->T : LLONG_MAX - 1)))
-                wrpo__fail(ctx, WRPO_E_FORMAT, "%s: %s: want a whole number, steps up to %lld, found %.100s", path, settings[i].name, (long long)t->T, found);
-            h = wrpo__hash(h, found, strlen(found));
-        }
-        const wrpo__state_part *parts = wrpo__state_parts(temp, t), *parts_end = parts + stbds_arrlen(parts);
-        const wrpo_tensor_info *log = wrpo_tensors_find(file, "metrics.jsonl");
-        const int64_t eight = 8, log_size = log ? log->count : 0;
-        float *piece = wrpo__raw(temp, WRPO__PIECE, sizeof *piece);
-        log = wrpo__state_tensor(ctx, file, path, "metrics.jsonl", "U8", 1, &log_size);
-        memcpy(&sum, wrpo__state_tensor(ctx, file, path, "checksum", "U8", 1, &eight)->data, sizeof sum);
-        if (wrpo_tensors_count(file) != parts_end - parts + 2)
-            wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want %lld tensors, found %lld", path, (long long)(parts_end - parts + 2), (long long)wrpo_tensors_count(file));
-        if (!check && t->out_dir) {
-            wrpo__writer *w = wrpo__create(temp, wrpo__join(temp, t->out_dir, "metrics.jsonl"));
-            wrpo__write(w, log->data, log->bytes);
-            wrpo__commit(w);
-        }
-        for (const wrpo__state_part *p = parts; p < parts_end; p++) {
-            const wrpo_tensor_info *info = wrpo__state_tensor(ctx, file, path, p->name, p->dtype, p->ndim, p->shape);
-            for (size_t from = 0, n; from < p->bytes; from += n) {
-                n = WRPO__MIN(p->bytes - from, WRPO__PIECE * sizeof *piece);
-                if (check) h = wrpo__hash(h, (const char *)info->data + from, n);
-                else memcpy(piece, (const char *)info->data + from, n), wrpo__state_move(t, p, from, piece, true);
-            }
-        }
-        h = wrpo__hash(h, log->data, log->bytes);
-        if (check && h != sum) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: checksum: want %016llx, found %016llx: not the bytes that were written", path, (unsigned long long)sum, (unsigned long long)h);
-        if (!check) t->k = (int64_t)place[0], t->start = wrpo__now() - (double)place[1] / 1000;
-        wrpo__sync(ctx);
+/* The metadata is of this run, as far as is known without the reference. Returns the hash of all settings. */
+static uint64_t wrpo__state_read_settings(wrpo__state *s, const wrpo_trainer *t) {
+    const wrpo__file *f = wrpo__open_file(wrpo__current, s->path);     /* again: tensors have no metadata */
+    const char *text = (const char *)f->data + 8;
+    uint64_t size = 0, h = 0;
+    memcpy(&size, f->data, WRPO__MIN(f->size, 8));
+    size = WRPO__MIN(size, f->size - 8);
+    s->metadata = wrpo__json_get(wrpo__json_parse(wrpo__current, s->path, 1, text, (size_t)size), "__metadata__");
+    if (wrpo__json_get(s->metadata, "wrpo") && !wrpo__json_get(s->metadata, "state_format"))
+        wrpo__fail(s->ctx, WRPO_E_UNSUPPORTED, "%s: state_format: want %d, which this version reads, found none: "
+                   "version %.40s wrote the file, when formats had no number", s->path, WRPO__STATE_FORMAT,
+                   wrpo__state_text(s, "wrpo"));
+    const wrpo__setting *settings = wrpo__state_settings(t);
+    for (int64_t i = 0; i < stbds_arrlen(settings); i++) {
+        const char *found = wrpo__state_text(s, settings[i].name);
+        if (settings[i].rule == WRPO__SAME) wrpo__state_same(s, settings[i].name, settings[i].text);
+        h = wrpo__hash(h, found, strlen(found));
     }
-    return wrpo__end(&wrpo__entry);
+    s->step = wrpo__state_count(s, "step", t->T);
+    s->milliseconds = wrpo__state_count(s, "milliseconds", LLONG_MAX - 1);
+    return h;
+}
+/* The file is whole and, except for the reference, of this run. The state lives as long as the current arena. */
+static wrpo__state wrpo__state_open(const wrpo_trainer *t) {
+    const char *path = wrpo__join(wrpo__current, t->desc.resume, WRPO__STATE_FILE);
+    wrpo__state s = {.ctx = t->ctx, .path = path, .tensors = wrpo__tensors_in(t->ctx, path)};
+    uint64_t h = wrpo__state_read_settings(&s, t), sum;
+    s.parts = wrpo__state_parts(t);
+    s.end = s.parts + stbds_arrlen(s.parts);
+    const wrpo_tensor_info *log = wrpo_tensors_find(s.tensors, "metrics.jsonl");
+    const int64_t log_size = log ? log->count : 0, eight = 8;
+    const long long want = (long long)(s.end - s.parts) + 2, found = wrpo_tensors_count(s.tensors);
+    s.log = wrpo__state_tensor(&s, "metrics.jsonl", "U8", 1, &log_size);
+    memcpy(&sum, wrpo__state_tensor(&s, "checksum", "U8", 1, &eight)->data, sizeof sum);
+    if (found != want) wrpo__fail(t->ctx, WRPO_E_FORMAT, "%s: want %lld tensors, found %lld", path, want, found);
+    for (wrpo__state_part *p = s.parts; p < s.end; p++) {
+        p->data = wrpo__state_tensor(&s, p->name, p->dtype, p->ndim, p->shape)->data;
+        for (size_t from = 0, n; from < p->bytes; from += n) {
+            n = WRPO__MIN(p->bytes - from, WRPO__PIECE * sizeof(float));
+            h = wrpo__hash(h, p->data + from, n);
+        }
+    }
+    h = wrpo__hash(h, s.log->data, s.log->bytes);
+    if (h != sum)
+        wrpo__fail(t->ctx, WRPO_E_FORMAT, "%s: checksum: want %016llx, found %016llx: not the bytes that were written",
+                   path, (unsigned long long)sum, (unsigned long long)h);
+    return s;
+}
+/* Puts the run where the file says. */
+static void wrpo__state_restore(wrpo_trainer *t, const wrpo__state *s) {
+    float *piece = wrpo__raw(wrpo__current, WRPO__PIECE, sizeof *piece);
+    wrpo__state_same(s, "reference", wrpo__reference_text(t));
+    if (t->out_dir) {
+        wrpo__writer *w = wrpo__create(wrpo__current, wrpo__join(wrpo__current, t->out_dir, "metrics.jsonl"));
+        wrpo__write(w, s->log->data, s->log->bytes);
+        wrpo__commit(w);
+    }
+    for (const wrpo__state_part *p = s->parts; p < s->end; p++)
+        for (size_t from = 0; from < p->bytes;) from += wrpo__state_move(t, p, from, piece, true);
+    t->k = s->step;
+    t->start = wrpo__now() - (double)s->milliseconds / 1000;
+    wrpo__sync(t->ctx);
 }
 
 /* ---- metrics as lines of JSON ---- */
-static void wrpo__metrics_text(wrpo__text *out, const wrpo_metrics *m, const char *prefix) {
-    wrpo__text_printf(out, "{\"step\": %lld", (long long)m->step);
-#define WRPO__X(field, name) \
-    if (!isnan(m->field)) { wrpo__text_printf(out, ", \"%s%s\": ", prefix, name); wrpo__json_number(out, m->field); }
+static void wrpo__put_metric(wrpo__text *out, const char *prefix, const char *name, double x) {    /* NaN: left out */
+    if (isnan(x)) return;
+    wrpo__text_printf(out, ", \"%s%s\": ", prefix, name);
+    wrpo__json_number(out, x);
+}
+static wrpo__text wrpo__metrics_text(const wrpo_metrics *m, const char *prefix) {
+    wrpo__text out = {.arena = wrpo__current};
+    wrpo__text_printf(&out, "{\"step\": %lld", (long long)m->step);
+#define WRPO__X(field, name) wrpo__put_metric(&out, prefix, name, m->field);
     WRPO_METRICS(WRPO__X)
 #undef WRPO__X
-    wrpo__text_printf(out, ", \"%srecords\": %lld, \"%stokens\": %lld, \"%stokens_per_second\": ", prefix, (long long)m->records, prefix, (long long)m->tokens, prefix);
-    wrpo__json_number(out, round(m->tokens_per_second * 10) / 10);
-    wrpo__text_printf(out, ", \"%sseconds\": ", prefix), wrpo__json_number(out, round(m->seconds * 1000) / 1000), wrpo__text_puts(out, "}");
+    wrpo__text_printf(&out, ", \"%srecords\": %lld, \"%stokens\": %lld", prefix, (long long)m->records, prefix,
+                      (long long)m->tokens);
+    wrpo__put_metric(&out, prefix, "tokens_per_second", round(m->tokens_per_second * 10) / 10);
+    wrpo__put_metric(&out, prefix, "seconds", round(m->seconds * 1000) / 1000);
+    wrpo__text_puts(&out, "}");
+    return out;
+}
+static char *wrpo__metrics_json(wrpo_ctx *ctx, const wrpo_metrics *m, const char *prefix) {
+    const wrpo__text line = wrpo__metrics_text(m, prefix);
+    return wrpo__handout(ctx, line.data, line.size);
 }
 WRPO_API wrpo_result wrpo_metrics_json(wrpo_ctx *ctx, const wrpo_metrics *m, const char *prefix, char **text) {
     *text = NULL;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        wrpo__text t = {.arena = wrpo__entry.arena};
-        wrpo__metrics_text(&t, m, prefix);
-        *text = wrpo__handout(ctx, t.data, t.size);
-    }
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, *text = wrpo__metrics_json(ctx, m, prefix));
     return wrpo__end(&wrpo__entry);
 }
 static void wrpo__log_metrics(wrpo_trainer *t, const wrpo_metrics *m, const char *prefix) {
-    if (!t->metrics) return;
-    wrpo__text line = {.arena = wrpo__current};
-    wrpo__metrics_text(&line, m, prefix);
+    wrpo__text line = wrpo__metrics_text(m, prefix);
     wrpo__text_puts(&line, "\n");
     if (fwrite(line.data, 1, line.size, t->metrics) != line.size || fflush(t->metrics) != 0)
         wrpo__fail(t->ctx, WRPO_E_IO, "%s/metrics.jsonl: cannot be written: %s", t->out_dir, strerror(errno));
@@ -10112,36 +10324,46 @@ static void wrpo__close_metrics(void *p) {
     if (t->metrics) fclose(t->metrics);
     t->metrics = NULL;
 }
-static wrpo_trainer *wrpo__trainer_open(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc, bool train) {
-    wrpo__arena *arena = wrpo__current;
+static wrpo_trainer *wrpo__trainer_open(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc,
+                                        bool train) {
+    wrpo__arena *arena = wrpo__current, *temp = wrpo__sub_arena(arena), *file = wrpo__sub_arena(arena);
     wrpo_trainer *t = wrpo__trainer_begin(arena, policy, data, desc, train);
-    wrpo_ctx *ctx = t->ctx;
-    const char *resume = train ? t->desc.resume : NULL;
+    const char *out_dir = t->desc.out_dir;
+    const bool resume = train && t->desc.resume;
+    wrpo__state state = {0};
+    wrpo_bytes plan = {0};
     wrpo__on_free(arena, wrpo__close_metrics, t);
-    if (t->desc.out_dir) {
-        t->out_dir = wrpo__strndup(arena, t->desc.out_dir, strlen(t->desc.out_dir));
-        wrpo__make_dir(ctx, t->out_dir);
+    if (out_dir) {
+        t->out_dir = wrpo__strndup(arena, out_dir, strlen(out_dir));
+        wrpo__make_dir(t->ctx, out_dir);
     }
-    if (resume) wrpo__rethrow(ctx, wrpo__resume(t, true));
-    const wrpo_bytes plan = train ? wrpo__fitted(t, t->rows) : (wrpo_bytes){0};
-    wrpo__rethrow(ctx, wrpo__reference_entry(t));         /* before the memory of training is taken */
+    wrpo__current = file;            /* of the state, until the run is where it says */
+    if (resume) state = wrpo__state_open(t);
+    wrpo__current = temp;
+    if (train) plan = wrpo__fitted(t);
+    wrpo__reference(t);                                /* before the memory of training is taken */
+    wrpo__arena_clear(temp);
     wrpo__trainer_memory(t, train, plan.recompute, plan.logits);
-    if (resume) wrpo__rethrow(ctx, wrpo__resume(t, false));
-    if (train && t->out_dir) {
-        const char *path = wrpo__join(arena, t->out_dir, "metrics.jsonl");
+    if (resume) wrpo__state_restore(t, &state);
+    wrpo__current = arena;
+    wrpo__arena_clear(temp);
+    wrpo__arena_clear(file);
+    if (train && out_dir) {
+        const char *path = wrpo__join(arena, out_dir, "metrics.jsonl");
         t->metrics = fopen(path, resume ? "a" : "w");
-        if (!t->metrics) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be written: %s", path, strerror(errno));
+        if (!t->metrics) wrpo__fail(t->ctx, WRPO_E_IO, "%s: cannot be written: %s", path, strerror(errno));
         t->log = wrpo__log_metrics;
     }
     return t;
 }
-static wrpo_result wrpo__trainer_make(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc, bool train,
-                                      wrpo_trainer **out) {
+static wrpo_result wrpo__trainer_make(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc,
+                                      bool train, wrpo_trainer **out) {
     *out = NULL;
     WRPO__CALL(policy->ctx, wrpo__arena_new(policy->ctx), false, *out = wrpo__trainer_open(policy, data, desc, train));
     return wrpo__end(&wrpo__entry);
 }
-WRPO_API wrpo_result wrpo_trainer_open(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_trainer **out) {
+WRPO_API wrpo_result wrpo_trainer_open(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc,
+                                       wrpo_trainer **out) {
     return wrpo__trainer_make(policy, data, desc, true, out);
 }
 
@@ -10152,88 +10374,102 @@ static wrpo_result wrpo__eval_entry(wrpo_trainer *t, wrpo_metrics *m) {
     return wrpo__end(&wrpo__entry);
 }
 WRPO_API wrpo_result wrpo_eval(wrpo_model *model, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_metrics *m) {
-    wrpo_train_desc d = desc ? *desc : (wrpo_train_desc){0};
+    wrpo_train_desc d = {0};
     wrpo_trainer *t;
+    if (desc) d = *desc;
     d.eval_data = NULL;
     wrpo_result r = wrpo__trainer_make(model, data, &d, false, &t);
-    if (r != WRPO_OK) return r;
-    r = wrpo__eval_entry(t, m);
+    if (r == WRPO_OK) r = wrpo__eval_entry(t, m);
     wrpo_trainer_free(t);
     return r;
 }
-/* save.dir/checkpoint-K, and then without the one before it, of step *saved (-1: none) */
-static wrpo_result wrpo__checkpoint(wrpo_trainer *t, int64_t *saved) {
-    WRPO__TRY(t->ctx, wrpo__arena_new(t->ctx), true) {
-        wrpo__arena *temp = wrpo__entry.arena;
-        wrpo_save_desc save = t->desc.save;
-        const char *old = *saved < 0 ? NULL : wrpo__format(temp, "%s/checkpoint-%lld", save.dir, (long long)*saved);
-        save.dir = wrpo__format(temp, "%s/checkpoint-%lld", save.dir, (long long)t->k);
-        wrpo__rethrow(t->ctx, wrpo_trainer_save(t, &save));
-        *saved = t->k;
-        const wrpo__name *names = old ? wrpo__disk_list(temp, old) : NULL;
-        for (int64_t i = 0; i < stbds_arrlen(names); i++)
-            if (strcmp(names[i].text, ".") && strcmp(names[i].text, "..")) wrpo__remove(t->ctx, wrpo__join(temp, old, names[i].text));
+/* save.dir/checkpoint-K; then the one before it goes, of step *saved (-1: none). */
+static void wrpo__checkpoint(wrpo_trainer *t, int64_t *saved) {
+    wrpo__arena *temp = wrpo__current;
+    wrpo_save_desc save = t->desc.save;
+    const char *old = *saved < 0 ? NULL : wrpo__format(temp, "%s/checkpoint-%lld", save.dir, (long long)*saved);
+    save.dir = wrpo__format(temp, "%s/checkpoint-%lld", save.dir, (long long)t->k);
+    wrpo__rethrow(t->ctx, wrpo_trainer_save(t, &save));
+    *saved = t->k;
+    if (!old) return;
+    const wrpo__name *names = wrpo__list_dir(temp, old);
+    for (int64_t i = 0; i < stbds_arrlen(names); i++)
+        if (strcmp(names[i].text, ".") && strcmp(names[i].text, ".."))
+            wrpo__remove(t->ctx, wrpo__join(temp, old, names[i].text));
 #ifdef _WIN32
-        if (old) _rmdir(old);
+    _rmdir(old);
 #else
-        if (old) rmdir(old);
+    rmdir(old);
 #endif
-    }
+}
+static wrpo_result wrpo__checkpoint_entry(wrpo_trainer *t, int64_t *saved) {
+    WRPO__CALL(t->ctx, wrpo__arena_new(t->ctx), true, wrpo__checkpoint(t, saved));
     return wrpo__end(&wrpo__entry);
 }
-WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_metrics *last) {
-    desc = desc ? desc : &(wrpo_train_desc){0};
+WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc,
+                                wrpo_metrics *last) {
     wrpo_ctx *ctx = policy->ctx;
+    wrpo_train_desc d = {0};
     wrpo_trainer *t;
     wrpo_metrics m = {0}, e;
-    bool go = true;
-    wrpo_result r = wrpo_trainer_open(policy, data, desc, &t);
+    if (desc) d = *desc;
+    if (last) *last = m;
+    wrpo_result r = wrpo_trainer_open(policy, data, &d, &t);
+    if (r != WRPO_OK) return r;
+    const int64_t first = t->k;
     int64_t saved = -1;
-    if (r == WRPO_OK) m.step = t->k, m.steps = t->T, m.seconds = wrpo__now() - t->start;
-    const int64_t first = m.step;
-    while (r == WRPO_OK && go && m.step < t->T) {
+    bool go = true;
+    m.step = t->k;
+    m.steps = t->T;
+    m.seconds = wrpo__now() - t->start;
+    while (r == WRPO_OK && go && t->k < t->T) {
         r = wrpo_trainer_step(t, &m);
-        bool eval = r == WRPO_OK && desc->eval_data && (m.step == t->T || (desc->eval_steps && m.step % desc->eval_steps == 0));
-        if (eval) r = wrpo_trainer_eval(t, desc->eval_data, &e);
-        if (r == WRPO_OK && desc->save_steps && m.step % desc->save_steps == 0 && m.step < t->T) r = wrpo__checkpoint(t, &saved);
-        if (r == WRPO_OK && desc->on_step) go = desc->on_step(&m, eval ? &e : NULL, desc->user);
+        const bool end = t->k == t->T, eval = d.eval_data && (end || (d.eval_steps && t->k % d.eval_steps == 0));
+        const bool save = !end && d.save_steps && t->k % d.save_steps == 0;
+        if (r == WRPO_OK && eval) r = wrpo_trainer_eval(t, d.eval_data, &e);
+        if (r == WRPO_OK && save) r = wrpo__checkpoint_entry(t, &saved);
+        if (r == WRPO_OK && d.on_step) go = d.on_step(&m, eval ? &e : NULL, d.user);
     }
-    if (r == WRPO_OK && !go && m.step < t->T) ctx->error = (wrpo_error){WRPO_E_STOPPED, 0, 0, "stopped by the callback"}, r = WRPO_E_STOPPED;
-    if (t) m.step = t->k;            /* a step whose line could not be written is done */
-    if (desc->save.dir && r != WRPO_OK && r != WRPO_E_DEVICE && m.step > first && m.step != saved) {
+    if (r == WRPO_OK && t->k < t->T) {
+        ctx->error = (wrpo_error){WRPO_E_STOPPED, 0, 0, "stopped by the callback"};
+        r = WRPO_E_STOPPED;
+    }
+    if (d.save.dir && r != WRPO_OK && r != WRPO_E_DEVICE && t->k > first && t->k != saved) {   /* it ends early */
         const wrpo_error why = ctx->error;
-        if (wrpo__checkpoint(t, &saved) == WRPO_OK) ctx->error = why;
+        if (wrpo__checkpoint_entry(t, &saved) == WRPO_OK) ctx->error = why;
         else r = ctx->error.code;
     }
+    m.step = t->k;                   /* a step whose line could not be written is done */
     if (last) *last = m;
     wrpo_trainer_free(t);
     return r;
 }
-/* ------------------------------------------------------------------------------------------- >>recipe
-   Rewards decide: which answers a record is made of, how often one file of answers beats another.
 
-   Files of candidates are read twice, so that one prompt at a time is in memory: once for the prompts' ids, which
-   say what lines belong together, and once, prompt by prompt, for the responses.                             */
-enum { WRPO__SOURCES, WRPO__TARGETS };
-typedef struct wrpo__scored {
-    const char *model; int64_t models_at;              /* its place in wrpo__prompts.models */
+/* ------------------------------------------------------------------------------------------- >>recipe
+   Rewards decide which answers a record is made of, and how often one file of answers beats another.
+
+   Files of candidates are read twice, so that only one prompt at a time is in memory: once for the prompts' ids, which
+   say what lines belong together, and once, prompt by prompt, for the responses.                                 */
+typedef struct wrpo__scored {        /* a response */
+    const char *model; int64_t index;                  /* index: of the model in wrpo__prompts.models */
     const wrpo_json *content, *number;                 /* number: the reward as written */
     const wrpo_json *answer;                           /* what entropy looks at: "answer", or content */
     double reward;
 } wrpo__scored;
-typedef struct wrpo__spot { const char *path, *text; size_t size; int64_t line; struct wrpo__spot *next; } wrpo__spot;
-typedef struct wrpo__ranked { const char *id; wrpo__spot *first, *last; } wrpo__ranked;     /* a prompt's lines */
+typedef struct wrpo__spot { wrpo__lines line; struct wrpo__spot *next; } wrpo__spot;
+typedef struct wrpo__gathered { const char *id; wrpo__spot *first, *last; } wrpo__gathered;    /* a prompt's lines */
 typedef struct wrpo__named { char *key; int64_t value; } wrpo__named;
 static const char *const wrpo__prompt_keys[] = {"prompt", "tools", "chat_template_kwargs"};
-typedef struct wrpo__prompts {         /* the prompts of some files */
+typedef struct wrpo__prompts {       /* the prompts of some files */
     wrpo_ctx *ctx;
-    wrpo__arena *arena, *line;       /* line: of the prompt in work */
-    wrpo__ranked *prompts;           /* stb array, in the order of their first lines */
-    wrpo__named *ids, *names;        /* stb maps to places in prompts and models */
+    wrpo__arena *arena, *temp;       /* temp: of the current prompt */
+    wrpo__gathered *prompts;         /* stb array, in the order of their first lines */
+    wrpo__named *ids, *names;        /* stb maps to indices of prompts and models */
     wrpo_select_model *models;       /* stb array; reward: the sum */
-    int64_t empty;
-    const wrpo_json *prompt[3], *id; /* of the prompt in work: what wrpo__prompt_keys names, from the line `said` on; and its responses: stb arrays */
-    const wrpo__spot *said;
+    int64_t empty;                   /* responses without text */
+    /* of the current prompt: its id, what wrpo__prompt_keys names, the line that says it, its responses (stb arrays) */
+    const wrpo_json *id, *prompt[3];
+    const wrpo__lines *said;
     wrpo__scored *lists[2];
 } wrpo__prompts;
 static const char *wrpo__prompt_id(wrpo_ctx *ctx, const char *path, const wrpo_json *root, const wrpo_json **id) {
@@ -10243,93 +10479,121 @@ static const char *wrpo__prompt_id(wrpo_ctx *ctx, const char *path, const wrpo_j
     if ((*id)->kind != WRPO_JSON_NUMBER) wrpo__json_want(ctx, path, *id, WRPO_JSON_STRING, NULL);
     return (*id)->text;
 }
-static void wrpo__prompts_add(wrpo__prompts *t, const char *path) {
-    const wrpo__file *f = wrpo__open_file(t->arena, path);
-    for (wrpo__lines l = {.file = f}; wrpo__next_line(&l); wrpo__arena_clear(t->line)) {
-        const wrpo_json *root = wrpo__json_parse(t->line, path, l.number, l.text, l.size), *id;
+/* ids: every line has a prompt_id. */
+static void wrpo__prompts_add(wrpo__prompts *t, const char *path, bool ids) {
+    for (wrpo__lines l = {.file = wrpo__open_file(t->arena, path)}; wrpo__next_line(&l); wrpo__arena_clear(t->temp)) {
+        const wrpo_json *root = wrpo__json_parse(t->temp, path, l.number, l.text, l.size), *id;
         const char *name = wrpo__prompt_id(t->ctx, path, root, &id);
-        if (!name) wrpo__json_fail(t->ctx, WRPO_E_FORMAT, path, root, "prompt_id: want a string or a number, found none");
-        wrpo__spot *place = WRPO__NEW(t->arena, wrpo__spot);
-        *place = (wrpo__spot){path, l.text, l.size, l.number, NULL};
-        ptrdiff_t at = stbds_shgeti(t->ids, name);
+        const ptrdiff_t at = name ? stbds_shgeti(t->ids, name) : -1;
+        wrpo__spot *spot = WRPO__NEW(t->arena, wrpo__spot);
+        spot->line = l;
+        if (ids && !name)
+            wrpo__json_fail(t->ctx, WRPO_E_FORMAT, path, root, "prompt_id: want a string or a number, found none");
         if (at < 0) {
-            wrpo__ranked prompt = {wrpo__strndup(t->arena, name, strlen(name)), place, place};
-            stbds_shput(t->ids, prompt.id, stbds_arrlen(t->prompts));
+            const wrpo__gathered prompt = {name ? wrpo__strndup(t->arena, name, strlen(name)) : NULL, spot, spot};
+            if (name) stbds_shput(t->ids, prompt.id, stbds_arrlen(t->prompts));
             stbds_arrput(t->prompts, prompt);
             continue;
         }
-        wrpo__ranked *prompt = &t->prompts[t->ids[at].value];
-        if (prompt->last->path == path)
-            wrpo__json_fail(t->ctx, WRPO_E_FORMAT, path, root, "prompt_id \"%.80s\": want each once in a file, found it in line %lld too", name, (long long)prompt->last->line);
-        prompt->last = prompt->last->next = place;
+        wrpo__gathered *prompt = &t->prompts[t->ids[at].value];
+        if (prompt->last->line.file == l.file)
+            wrpo__json_fail(t->ctx, WRPO_E_FORMAT, path, root, "prompt_id \"%.80s\": want each once in a file, found "
+                            "it in line %lld too", name, (long long)prompt->last->line.number);
+        prompt->last->next = spot;
+        prompt->last = spot;
     }
 }
-static void wrpo__prompts_open(wrpo__prompts *t, wrpo__arena *arena, const char *const *paths, int64_t n) {
-    *t = (wrpo__prompts){.ctx = arena->ctx, .arena = arena, .line = wrpo__sub_arena(arena)};
-    for (int64_t i = 0; i < n; i++) wrpo__prompts_add(t, wrpo__strndup(arena, paths[i], strlen(paths[i])));
-    if (!t->prompts) wrpo__fail(t->ctx, WRPO_E_FORMAT, "%s: want prompts, found none", n ? paths[0] : "wrpo_select_desc.in");
+static void wrpo__prompts_open(wrpo__prompts *t, const char *const *paths, int64_t n, bool ids) {
+    wrpo__arena *arena = wrpo__current;
+    *t = (wrpo__prompts){.ctx = arena->ctx, .arena = arena, .temp = wrpo__sub_arena(arena)};
+    for (int64_t i = 0; i < n; i++) wrpo__prompts_add(t, paths[i], ids);
+    if (t->prompts) return;
+    wrpo__fail(t->ctx, WRPO_E_FORMAT, "%s: want prompts, found none", n ? paths[0] : "wrpo_select_desc.in");
 }
-static void wrpo__add_candidate(wrpo__prompts *t, const char *path, const wrpo_json *v, int list, bool named) {
-    const wrpo_json *model = named ? wrpo__json_need(t->ctx, path, v, "model", WRPO_JSON_STRING) : NULL;
-    const wrpo_json *answer = wrpo__present(v, "answer");
-    wrpo__scored c = {.model = model ? model->text : "", .content = wrpo__json_need(t->ctx, path, v, "content", WRPO_JSON_STRING),
-                         .number = wrpo__json_need(t->ctx, path, v, "reward", WRPO_JSON_NUMBER)};
-    c.reward = wrpo__json_real(t->ctx, path, c.number, NULL), c.answer = answer ? answer : c.content;
-    if (wrpo__jskip_space(c.content->text, c.content->size, 0) == c.content->size) { t->empty++; return; }
-    ptrdiff_t at = stbds_shgeti(t->names, c.model);
-    if (at < 0) {
-        wrpo_select_model m = {.name = wrpo__strndup(t->arena, c.model, strlen(c.model))};
+static void wrpo__add_response(wrpo__prompts *t, const char *path, const wrpo_json *v, const char *model, int list) {
+    wrpo__scored r = {.model = model, .content = wrpo__json_need(t->ctx, path, v, "content", WRPO_JSON_STRING)};
+    r.number = wrpo__json_need(t->ctx, path, v, "reward", WRPO_JSON_NUMBER);
+    r.reward = wrpo__json_real(t->ctx, path, r.number, NULL);
+    r.answer = wrpo__present(v, "answer");
+    if (!r.answer) r.answer = r.content;
+    if (wrpo__jskip_space(r.content->text, r.content->size, 0) == r.content->size) {
+        t->empty++;
+        return;
+    }
+    if (stbds_shgeti(t->names, model) < 0) {
+        const wrpo_select_model m = {.name = wrpo__strndup(t->arena, model, strlen(model))};
         stbds_shput(t->names, m.name, stbds_arrlen(t->models));
         stbds_arrput(t->models, m);
-        at = stbds_shgeti(t->names, c.model);
     }
-    c.models_at = t->names[at].value;
-    t->models[c.models_at].responses++, t->models[c.models_at].reward += c.reward;
-    stbds_arrput(t->lists[list], c);
+    r.index = stbds_shget(t->names, model);
+    t->models[r.index].responses++;
+    t->models[r.index].reward += r.reward;
+    stbds_arrput(t->lists[list], r);
 }
-/* Reads the lines of a prompt. flat: a line may be an answer itself. */
-static void wrpo__prompts_read(wrpo__prompts *t, const wrpo__ranked *prompt, bool flat) {
-    static const char *const keys[] = {"sources", "target"};
-    wrpo__arena_clear(t->line);
-    t->said = NULL, memset(t->prompt, 0, sizeof t->prompt);
+/* What a line says of the prompt must be what an earlier line said. A line without any of the keys says nothing. */
+static void wrpo__read_prompt(wrpo__prompts *t, const wrpo__lines *line, const wrpo_json *root, const char *id) {
+    const char *path = line->file->path;
+    const wrpo_json *says[3];
+    bool any = false;
+    for (int k = 0; k < 3; k++) {
+        says[k] = wrpo__present(root, wrpo__prompt_keys[k]);
+        any = any || says[k];
+    }
+    for (int k = 0; k < 3 && any && t->said; k++)
+        if (!wrpo__json_same(says[k], t->prompt[k]))
+            wrpo__json_fail(t->ctx, WRPO_E_FORMAT, path, says[k] ? says[k] : root,
+                            "prompt_id \"%.80s\": want the %s as in %s:%lld, found %s", id, wrpo__prompt_keys[k],
+                            t->said->file->path, (long long)t->said->number, says[k] ? "another one" : "none");
+    if (!any) return;
+    t->said = line;
+    memcpy(t->prompt, says, sizeof says);
+}
+/* Reads the lines of a prompt. For a comparison all its responses are answers, and a line may be an answer itself. */
+static void wrpo__prompts_read(wrpo__prompts *t, const wrpo__gathered *prompt, bool compare) {
+    wrpo__arena_clear(t->temp);
+    t->said = NULL;
+    memset(t->prompt, 0, sizeof t->prompt);
     for (int list = 0; list < 2; list++)
         if (t->lists[list]) stbds_arrsetlen(t->lists[list], 0);
     for (const wrpo__spot *p = prompt->first; p; p = p->next) {
-        const wrpo_json *root = wrpo__json_parse(t->line, p->path, p->line, p->text, p->size), *said[3];
-        const bool alone = flat && wrpo__present(root, "content");
-        bool says = false;             /* a line without any of them says nothing of the prompt; else what it lacks is none */
-        int found = alone;
-        wrpo__prompt_id(t->ctx, p->path, root, &t->id);
-        for (int k = 0; k < 3; k++) said[k] = wrpo__present(root, wrpo__prompt_keys[k]), says = says || said[k];
-        for (int k = 0; k < 3 && says && t->said; k++)
-            if (!wrpo__json_same(said[k], t->prompt[k]))
-                wrpo__json_fail(t->ctx, WRPO_E_FORMAT, p->path, said[k] ? said[k] : root, "prompt_id \"%.80s\": want the %s as in %s:%lld, found %s", prompt->id, wrpo__prompt_keys[k],
-                                t->said->path, (long long)t->said->line, said[k] ? "another one" : "none");
-        if (says) t->said = p, memcpy(t->prompt, said, sizeof said);
-        if (alone) wrpo__add_candidate(t, p->path, root, WRPO__TARGETS, false);
-        for (int list = 0; list < 2 && !alone; list++) {
-            const wrpo_json *all = wrpo__json_maybe(t->ctx, p->path, root, keys[list], WRPO_JSON_ARRAY);
-            found += all != NULL;
-            for (const wrpo_json *v = all ? all->child : NULL; v; v = v->next) wrpo__add_candidate(t, p->path, v, list, true);
+        const char *path = p->line.file->path;
+        wrpo_json *root = wrpo__json_parse(t->temp, path, p->line.number, p->line.text, p->line.size);
+        bool found;
+        wrpo__prompt_id(t->ctx, path, root, &t->id);
+        wrpo__read_prompt(t, &p->line, root, prompt->id);
+        wrpo__listed *all = wrpo__responses(t->ctx, path, root, compare, &found);
+        if (!found)
+            wrpo__json_fail(t->ctx, WRPO_E_FORMAT, path, root, "prompt_id \"%.80s\": want responses in \"sources\" or "
+                            "\"target\", found neither", prompt->id);
+        for (int64_t i = 0; i < stbds_arrlen(all); i++) {
+            const wrpo_json *v = all[i].json;
+            const char *model = v == root ? "" : wrpo__json_need(t->ctx, path, v, "model", WRPO_JSON_STRING)->text;
+            wrpo__add_response(t, path, v, model, compare ? WRPO__TARGETS : all[i].list);
         }
-        if (!found) wrpo__json_fail(t->ctx, WRPO_E_FORMAT, p->path, root, "prompt_id \"%.80s\": want responses in \"sources\" or \"target\", found neither", prompt->id);
+        stbds_arrfree(all);
     }
+}
+static int64_t wrpo__characters(const wrpo_json *text) {
+    int64_t n = 0;
+    for (size_t i = 0; i < text->size; i++) n += ((unsigned char)text->text[i] & 0xC0) != 0x80;
+    return n;
 }
 
 /* ---- selection ---- */
-#define WRPO__FORMS(X) X(WRPO_FORM_QUADS, "quads") X(WRPO_FORM_SFT, "sft") X(WRPO_FORM_PAIR, "pair") X(WRPO_FORM_PAIRS, "pairs")
-#define WRPO__X(value, name) [value] = name,
-static const char *const wrpo__forms[] = {WRPO__FORMS(WRPO__X)};
-#undef WRPO__X
-WRPO__NAMED(wrpo_form_name, wrpo__forms)
+static const char *const wrpo__forms[] = {
+    [WRPO_FORM_QUADS] = "quads", [WRPO_FORM_SFT] = "sft", [WRPO_FORM_PAIR] = "pair", [WRPO_FORM_PAIRS] = "pairs"};
+WRPO_API const char *wrpo_form_name(int i) { return i >= 0 && i < WRPO__COUNT(wrpo__forms) ? wrpo__forms[i] : NULL; }
 typedef struct wrpo__extremes { const wrpo__scored *best, *worst; double share; } wrpo__extremes;
-static bool wrpo__same_text(const wrpo__scored *a, const wrpo__scored *b) { return wrpo__json_same(a->content, b->content); }
+static bool wrpo__same_text(const wrpo__scored *a, const wrpo__scored *b) {
+    return wrpo__json_same(a->content, b->content);
+}
 /* Best and worst of each model of a list, the models by their best; by_model false: of the list. An stb array. */
 static wrpo__extremes *wrpo__rank(const wrpo__scored *list, bool by_model) {
     wrpo__extremes *out = NULL;
-    for (int64_t i = 0, k; i < stbds_arrlen(list); i++) {
+    for (int64_t i = 0; i < stbds_arrlen(list); i++) {
         const wrpo__scored *c = &list[i];
-        for (k = 0; k < stbds_arrlen(out) && by_model && out[k].best->models_at != c->models_at; k++) {}
+        int64_t k = 0;
+        while (k < stbds_arrlen(out) && by_model && out[k].best->index != c->index) k++;
         if (k == stbds_arrlen(out)) {
             const wrpo__extremes first = {c, c, 0};
             stbds_arrput(out, first);
@@ -10337,17 +10601,22 @@ static wrpo__extremes *wrpo__rank(const wrpo__scored *list, bool by_model) {
         if (c->reward > out[k].best->reward) out[k].best = c;
         if (c->reward < out[k].worst->reward) out[k].worst = c;
     }
-    for (int64_t i = 1; i < stbds_arrlen(out); i++)    /* by reward, then by place */
+    for (int64_t i = 1; i < stbds_arrlen(out); i++)    /* by reward, then by position in the list */
         for (int64_t k = i; k > 0; k--) {
             const wrpo__extremes a = out[k - 1], b = out[k];
             if (a.best->reward > b.best->reward || (a.best->reward == b.best->reward && a.best < b.best)) break;
-            out[k - 1] = b, out[k] = a;
+            out[k - 1] = b;
+            out[k] = a;
         }
     return out;
 }
-static void wrpo__softmax_shares(wrpo__extremes *list, int64_t n, double tau) {      /* of the best ones' rewards, the first the highest */
+/* share = softmax(best's reward / tau); the first is the highest. */
+static void wrpo__softmax_shares(wrpo__extremes *list, int64_t n, double tau) {
     double sum = 0;
-    for (int64_t i = 0; i < n; i++) sum += list[i].share = exp((list[i].best->reward - list[0].best->reward) / tau);
+    for (int64_t i = 0; i < n; i++) {
+        list[i].share = exp((list[i].best->reward - list[0].best->reward) / tau);
+        sum += list[i].share;
+    }
     for (int64_t i = 0; i < n; i++) list[i].share /= sum;
 }
 static double wrpo__entropy(const wrpo__scored *list) {                           /* bits */
@@ -10360,210 +10629,273 @@ static double wrpo__entropy(const wrpo__scored *list) {                         
     }
     return H > 0 ? H : 0;
 }
-static int64_t wrpo__characters(const wrpo_json *text) {
-    int64_t n = 0;
-    for (size_t i = 0; i < text->size; i++) n += ((unsigned char)text->text[i] & 0xC0) != 0x80;
-    return n;
-}
-typedef struct wrpo__selected { wrpo__text *line; wrpo_select_stats *stats; double count[3]; wrpo__prompts *t; } wrpo__selected;
-/* A list of answers as messages; counts them. */
-static void wrpo__put_answers(wrpo__selected *s, const char *key, const wrpo__scored *const *list, int64_t n, int64_t targets_from, wrpo_role role) {
-    wrpo__text_puts(s->line, key);
-    for (int64_t i = 0; i < n; i++) {
-        const wrpo_role as = role == WRPO_ROLE_SOURCE && i >= targets_from ? WRPO_ROLE_TARGET : role;
-        wrpo__text_puts(s->line, i ? ", {\"content\": " : "{\"content\": ");
-        wrpo__json_write(s->line, list[i]->content);
-        wrpo__text_puts(s->line, ", \"role\": \"assistant\"}");
-        s->stats->reward[as] += list[i]->reward, s->stats->length[as] += (double)wrpo__characters(list[i]->content), s->count[as]++;
-        s->t->models[list[i]->models_at].selected += as == WRPO_ROLE_SOURCE;
-    }
-    wrpo__text_puts(s->line, "]");
-}
-static void wrpo__put_scores(wrpo__text *out, const wrpo__scored *const *list, int64_t n) {
-    for (int64_t i = 0; i < n; i++) wrpo__text_puts(out, i ? ", " : ", \"rewards\": ["), wrpo__text_add(out, list[i]->number->text, list[i]->number->size);
-    for (int64_t i = 0; i < n; i++) wrpo__text_puts(out, i ? ", " : "], \"models\": ["), wrpo__json_quote(out, list[i]->model, strlen(list[i]->model));
-    wrpo__text_puts(out, "]");
-}
-/* The prompt in work as a line of the form; false: left out and counted. */
-static bool wrpo__select_prompt(wrpo__selected *s, const wrpo_select_desc *d) {
+typedef struct wrpo__selection {
+    wrpo_select_desc desc;           /* resolved */
+    wrpo_select_stats *stats; double count[3];         /* count: of the sums in stats, by role */
+    wrpo__prompts t;
+    wrpo__text line;                 /* of the current prompt, as is `put` */
+    const wrpo__scored **put;        /* stb array: answers since the last list of scores */
+} wrpo__selection;
+/* Leaves the *n sources that the form takes of the current prompt. Returns NULL, or the statistic that counts why the
+   prompt is left out. */
+static int64_t *wrpo__choose(wrpo__selection *s, wrpo__extremes *sources, const wrpo__extremes *target, int64_t *n) {
+    const wrpo_select_desc *d = &s->desc;
     wrpo_select_stats *stats = s->stats;
-    wrpo__prompts *t = s->t;
-    wrpo__text *out = s->line;
-    wrpo__extremes *sources = wrpo__rank(t->lists[WRPO__SOURCES], true), *target = wrpo__rank(t->lists[WRPO__TARGETS], false);
-    int64_t n = stbds_arrlen(sources);
-    if (!n) return stats->no_source++, false;
+    int64_t kept = 0, equal = 0;
+    if (!*n) return &stats->no_source;
+    if (d->form == WRPO_FORM_SFT || d->form == WRPO_FORM_PAIR) *n = 1;
+    if (d->form == WRPO_FORM_SFT) return NULL;
     if (d->form == WRPO_FORM_QUADS) {
-        n = WRPO__MIN(n, d->top);
-        if (!target) return stats->no_target++, false;
-        if (wrpo__same_text(target->best, target->worst) || wrpo__same_text(sources->best, target->worst)) return stats->equal++, false;
-        while (n && sources[n - 1].best->reward - target->worst->reward < d->min_gap && d->min_gap > 0) n--;       /* the last is the lowest */
-        if (!n || target->best->reward - target->worst->reward < d->min_gap) return stats->gap++, false;
-        for (int64_t i = 1; i < n; i++) if (wrpo__same_text(sources[i].best, target->worst)) n = i;
-    } else if (d->form != WRPO_FORM_SFT) {
-        int64_t kept = 0, equal = 0;
-        if (d->form == WRPO_FORM_PAIR) n = 1;
-        for (int64_t i = 0; i < n; i++) {
-            const bool same = wrpo__same_text(sources[i].best, sources[i].worst);
-            equal += same;
-            if (!same && sources[i].best->reward - sources[i].worst->reward >= d->min_gap) sources[kept++] = sources[i];
+        if (!target) return &stats->no_target;
+        const wrpo__scored *rejected = target->worst;
+        if (wrpo__same_text(target->best, rejected) || wrpo__same_text(sources->best, rejected)) return &stats->equal;
+        kept = WRPO__MIN(*n, d->top);
+        while (kept && d->min_gap > 0 && sources[kept - 1].best->reward - rejected->reward < d->min_gap) kept--;
+        if (!kept || target->best->reward - rejected->reward < d->min_gap) return &stats->gap;
+        for (int64_t i = 1; i < kept; i++)
+            if (wrpo__same_text(sources[i].best, rejected)) kept = i;
+        *n = kept;
+        return NULL;
+    }
+    for (int64_t i = 0; i < *n; i++) {
+        const bool same = wrpo__same_text(sources[i].best, sources[i].worst);
+        equal += same;
+        if (!same && sources[i].best->reward - sources[i].worst->reward >= d->min_gap) sources[kept++] = sources[i];
+    }
+    if (!kept) return equal == *n ? &stats->equal : &stats->gap;
+    *n = kept;
+    return NULL;
+}
+/* An answer as a message, after the text `before`; counts it. */
+static void wrpo__put_answer(wrpo__selection *s, const char *before, const wrpo__scored *answer, wrpo_role role) {
+    wrpo__text_printf(&s->line, "%s{\"content\": ", before);
+    wrpo__json_write(&s->line, answer->content);
+    wrpo__text_puts(&s->line, ", \"role\": \"assistant\"}");
+    s->stats->reward[role] += answer->reward;
+    s->stats->length[role] += (double)wrpo__characters(answer->content);
+    s->count[role]++;
+    s->t.models[answer->index].selected += role == WRPO_ROLE_SOURCE;
+    stbds_arrput(s->put, answer);
+}
+/* A best and a worst answer as chosen and rejected. */
+static void wrpo__put_pair(wrpo__selection *s, const char *before, const wrpo__extremes *source) {
+    wrpo__put_answer(s, before, source->best, WRPO_ROLE_SOURCE);
+    wrpo__put_answer(s, "], \"rejected\": [", source->worst, WRPO_ROLE_REJECTED);
+}
+static void wrpo__put_number(wrpo__selection *s, const char *before, double x) {
+    wrpo__text_puts(&s->line, before);
+    wrpo__json_number(&s->line, x);
+}
+/* The rewards and models of the answers since the last call. */
+static void wrpo__put_scores(wrpo__selection *s, const char *before) {
+    const int64_t n = stbds_arrlen(s->put);
+    for (int64_t i = 0; i < n; i++) {
+        wrpo__text_puts(&s->line, i ? ", " : before);
+        wrpo__json_write(&s->line, s->put[i]->number);
+    }
+    for (int64_t i = 0; i < n; i++) {
+        wrpo__text_puts(&s->line, i ? ", " : "], \"models\": [");
+        wrpo__json_quote(&s->line, s->put[i]->model, strlen(s->put[i]->model));
+    }
+    wrpo__text_puts(&s->line, "]");
+    stbds_arrsetlen(s->put, 0);
+}
+/* The current prompt as a line of the form, with sources[n]. */
+static void wrpo__put_record(wrpo__selection *s, const wrpo__extremes *sources, int64_t n,
+                             const wrpo__extremes *target) {
+    const wrpo_select_desc *d = &s->desc;
+    const wrpo__prompts *t = &s->t;
+    wrpo__text *out = &s->line;
+    const wrpo_json *prompt = t->prompt[0];
+    const bool many = prompt->kind == WRPO_JSON_ARRAY;
+    wrpo__text_puts(out, "{\"prompt_id\": ");
+    wrpo__json_write(out, t->id);
+    for (int k = d->form == WRPO_FORM_SFT ? 1 : 0; k < 3; k++)
+        if (t->prompt[k]) {
+            wrpo__text_printf(out, ", \"%s\": ", wrpo__prompt_keys[k]);
+            wrpo__json_write(out, t->prompt[k]);
         }
-        if (!kept) return equal == n ? stats->equal++ : stats->gap++, false;
-        n = kept;
-    } else n = 1;
-    wrpo__softmax_shares(sources, n, d->tau);
-    if (!t->prompt[0]) wrpo__json_fail(t->ctx, WRPO_E_FORMAT, "candidates", t->id, "prompt_id \"%.80s\": want a \"prompt\" in one of its lines, found none", t->id->text);
-
-    const bool many = t->prompt[0]->kind == WRPO_JSON_ARRAY;
-    const wrpo__scored **all = NULL;                /* stb array */
-    wrpo__text_puts(out, "{\"prompt_id\": "), wrpo__json_write(out, t->id);
-    for (int k = d->form == WRPO_FORM_SFT; k < 3; k++)
-        if (t->prompt[k]) wrpo__text_printf(out, ", \"%s\": ", wrpo__prompt_keys[k]), wrpo__json_write(out, t->prompt[k]);
     switch (d->form) {
     case WRPO_FORM_SFT:
         wrpo__text_puts(out, ", \"messages\": [");
-        for (const wrpo_json *m = many ? t->prompt[0]->child : t->prompt[0]; m; m = many ? m->next : NULL)
-            wrpo__json_write(out, m->kind == WRPO_JSON_STRING ? wrpo__message_of("user", m) : m), wrpo__text_puts(out, ", ");
-        wrpo__put_answers(s, "", &sources->best, 1, 1, WRPO_ROLE_SOURCE);
-        wrpo__put_scores(out, &sources->best, 1);
+        for (const wrpo_json *m = many ? prompt->child : prompt; m; m = many ? m->next : NULL) {
+            wrpo__json_write(out, m->kind == WRPO_JSON_STRING ? wrpo__message_of("user", m) : m);
+            wrpo__text_puts(out, ", ");
+        }
+        wrpo__put_answer(s, "", sources->best, WRPO_ROLE_SOURCE);
+        wrpo__put_scores(s, "], \"rewards\": [");
         break;
     case WRPO_FORM_PAIR:
-        wrpo__put_answers(s, ", \"chosen\": [", &sources->best, 1, 1, WRPO_ROLE_SOURCE);
-        wrpo__put_answers(s, ", \"rejected\": [", &sources->worst, 1, 0, WRPO_ROLE_REJECTED);
-        wrpo__put_scores(out, (const wrpo__scored *const[]){sources->best, sources->worst}, 2);
+        wrpo__put_pair(s, ", \"chosen\": [", sources);
+        wrpo__put_scores(s, "], \"rewards\": [");
         break;
     case WRPO_FORM_PAIRS:
         for (int64_t i = 0; i < n; i++) {
-            wrpo__put_answers(s, i ? "}, {\"chosen\": [" : ", \"pairs\": [{\"chosen\": [", &sources[i].best, 1, 1, WRPO_ROLE_SOURCE);
-            wrpo__put_answers(s, ", \"rejected\": [", &sources[i].worst, 1, 0, WRPO_ROLE_REJECTED);
-            wrpo__text_puts(out, ", \"weight\": "), wrpo__json_number(out, sources[i].share);
-            wrpo__put_scores(out, (const wrpo__scored *const[]){sources[i].best, sources[i].worst}, 2);
+            wrpo__put_pair(s, i ? "}, {\"chosen\": [" : ", \"pairs\": [{\"chosen\": [", &sources[i]);
+            wrpo__put_number(s, "], \"weight\": ", sources[i].share);
+            wrpo__put_scores(s, ", \"rewards\": [");
         }
         wrpo__text_puts(out, "}]");
         break;
     case WRPO_FORM_QUADS:
-        for (int64_t i = 0; i < n; i++) stbds_arrput(all, sources[i].best);
-        stbds_arrput(all, target->best);
-        stbds_arrput(all, target->worst);
-        wrpo__put_answers(s, ", \"chosen\": [", all, n + 1, n, WRPO_ROLE_SOURCE);
-        wrpo__put_answers(s, ", \"rejected\": [", all + n + 1, 1, 0, WRPO_ROLE_REJECTED);
-        wrpo__put_scores(out, all, n + 2);
-        for (int64_t i = 0; i < n && n > 1; i++) wrpo__text_puts(out, i ? ", " : ", \"weights\": ["), wrpo__json_number(out, sources[i].share);
+        for (int64_t i = 0; i < n; i++)
+            wrpo__put_answer(s, i ? ", " : ", \"chosen\": [", sources[i].best, WRPO_ROLE_SOURCE);
+        wrpo__put_answer(s, ", ", target->best, WRPO_ROLE_TARGET);
+        wrpo__put_answer(s, "], \"rejected\": [", target->worst, WRPO_ROLE_REJECTED);
+        wrpo__put_scores(s, "], \"rewards\": [");
+        for (int64_t i = 0; i < n && n > 1; i++) wrpo__put_number(s, i ? ", " : ", \"weights\": [", sources[i].share);
         if (n > 1) wrpo__text_puts(out, "]");
     }
     if (d->entropy_power > 0) {
-        wrpo__text_puts(out, ", \"weight\": ");
-        wrpo__json_number(out, pow(wrpo__entropy(t->lists[target ? WRPO__TARGETS : WRPO__SOURCES]), d->entropy_power) / d->entropy_scale);
+        const double entropy = wrpo__entropy(t->lists[target ? WRPO__TARGETS : WRPO__SOURCES]);
+        wrpo__put_number(s, ", \"weight\": ", pow(entropy, d->entropy_power) / d->entropy_scale);
     }
     wrpo__text_puts(out, "}\n");
+}
+/* false: the prompt is left out and counted. */
+static bool wrpo__select_prompt(wrpo__selection *s) {
+    const wrpo__prompts *t = &s->t;
+    wrpo__extremes *sources = wrpo__rank(t->lists[WRPO__SOURCES], true);
+    const wrpo__extremes *target = wrpo__rank(t->lists[WRPO__TARGETS], false);
+    int64_t n = stbds_arrlen(sources), *left_out = wrpo__choose(s, sources, target, &n);
+    if (left_out) {
+        ++*left_out;
+        return false;
+    }
+    if (!t->prompt[0])
+        wrpo__json_fail(t->ctx, WRPO_E_FORMAT, "candidates", t->id, "prompt_id \"%.80s\": want a \"prompt\" in one of "
+                        "its lines, found none", t->id->text);
+    wrpo__softmax_shares(sources, n, s->desc.tau);
+    wrpo__put_record(s, sources, n, target);
     return true;
 }
-static void wrpo__select(wrpo__arena *arena, const wrpo_select_desc *desc, wrpo_select_stats *stats) {
-    wrpo_ctx *ctx = arena->ctx;
-    wrpo_select_desc d = *desc;
-    wrpo__prompts t;
-    wrpo__selected s = {.stats = stats, .t = &t};
-    if (!d.top) d.top = 1;
-    d.tau = wrpo__or_default(d.tau, 1);
-    d.entropy_scale = wrpo__or_default(d.entropy_scale, 6.8);
-    if (!wrpo_form_name((int)d.form)) wrpo__fail(ctx, WRPO_E_ARG, "form: no such form");
-    if (d.top < 1 || (d.top > 1 && d.form != WRPO_FORM_QUADS)) wrpo__fail(ctx, WRPO_E_ARG, "top: want at least 1, and more than 1 for quads only, found %lld", (long long)d.top);
-    WRPO__RANGE(d.tau > 0 && d.tau <= DBL_MAX, "tau", d.tau, "a finite number above 0");
-    if (!(d.min_gap >= 0 && d.min_gap <= DBL_MAX) || (d.min_gap > 0 && d.form == WRPO_FORM_SFT))
-        wrpo__fail(ctx, WRPO_E_ARG, "min_gap: want a finite number of at least 0, and 0 for sft, which rejects nothing; found %g", d.min_gap);
-    if (!(d.entropy_power >= 0 && d.entropy_power <= 100 && d.entropy_scale > 0 && d.entropy_scale <= DBL_MAX))
-        wrpo__fail(ctx, WRPO_E_ARG, "entropy: want a power from 0 to 100 and a scale above 0, found %g and %g", d.entropy_power + 0.0, d.entropy_scale + 0.0);
-    wrpo__prompts_open(&t, arena, d.in, d.n_in);
-    wrpo__writer *w = d.out ? wrpo__create(arena, d.out) : NULL;
-    for (int64_t i = 0; i < stbds_arrlen(t.prompts); i++) {
-        wrpo__text line = {.arena = t.line};
-        wrpo__prompts_read(&t, &t.prompts[i], false);
-        s.line = &line, stats->prompts++;
-        wrpo__current = t.line;                           /* for the lists of one prompt */
-        const bool made = wrpo__select_prompt(&s, &d);
+static void wrpo__select_check(wrpo_ctx *ctx, const wrpo_select_desc *d) {
+    WRPO__RANGE(wrpo_form_name((int)d->form), "form", d->form, "one of wrpo_form");
+    WRPO__RANGE(d->top >= 1 && (d->top == 1 || d->form == WRPO_FORM_QUADS), "top", d->top,
+                "at least 1, and more than 1 for quads only");
+    WRPO__RANGE(d->tau > 0 && d->tau <= DBL_MAX, "tau", d->tau, "a finite number above 0");
+    WRPO__RANGE(d->min_gap >= 0 && d->min_gap <= DBL_MAX && (d->min_gap == 0 || d->form != WRPO_FORM_SFT), "min_gap",
+                d->min_gap, "a finite number of at least 0, and 0 for sft, which rejects nothing");
+    WRPO__RANGE(d->entropy_power >= 0 && d->entropy_power <= 100, "entropy_power", d->entropy_power,
+                "a number from 0 to 100");
+    WRPO__RANGE(d->entropy_scale > 0 && d->entropy_scale <= DBL_MAX, "entropy_scale", d->entropy_scale,
+                "a finite number above 0");
+}
+/* The models' array and their names, as one block for the user. */
+static void wrpo__hand_out_models(wrpo__prompts *t, wrpo_select_stats *stats) {
+    wrpo__text block = {.arena = t->arena};
+    const int64_t n = stbds_arrlen(t->models);
+    const size_t head = (size_t)n * sizeof *t->models;
+    for (int64_t i = 0; i < n; i++) t->models[i].reward /= (double)t->models[i].responses;
+    wrpo__text_add(&block, (const char *)t->models, head);
+    for (int64_t i = 0; i < n; i++) wrpo__text_add(&block, t->models[i].name, strlen(t->models[i].name) + 1);
+    stats->models = wrpo__handout(t->ctx, block.data, block.size);
+    stats->n_models = n;
+    const char *name = (const char *)stats->models + head;
+    for (int64_t i = 0; i < n; i++, name += strlen(name) + 1) stats->models[i].name = name;
+}
+static void wrpo__select(const wrpo_select_desc *desc, wrpo_select_stats *stats) {
+    wrpo__arena *arena = wrpo__current;
+    wrpo__selection s = {.stats = stats};
+    wrpo_select_desc *d = &s.desc;
+    if (desc) *d = *desc;
+    if (!d->top) d->top = 1;
+    if (d->tau == 0) d->tau = 1;
+    if (d->entropy_scale == 0) d->entropy_scale = 6.8;
+    wrpo__select_check(arena->ctx, d);
+    wrpo__prompts_open(&s.t, d->in, d->n_in, true);
+    wrpo__writer *w = d->out ? wrpo__create(arena, d->out) : NULL;
+    for (int64_t i = 0; i < stbds_arrlen(s.t.prompts); i++) {
+        wrpo__prompts_read(&s.t, &s.t.prompts[i], false);
+        stats->prompts++;
+        wrpo__current = s.t.temp;                      /* for the lists of one prompt */
+        s.line = (wrpo__text){.arena = s.t.temp};
+        s.put = NULL;
+        const bool made = wrpo__select_prompt(&s);
         wrpo__current = arena;
-        if (!made) continue;
-        stats->records++;
-        if (w) wrpo__write(w, line.data, line.size);
+        stats->records += made;
+        if (made && w) wrpo__write(w, s.line.data, s.line.size);
     }
     if (!stats->records)
-        wrpo__fail(ctx, WRPO_E_FORMAT, "%s: no prompt gives a record: of %lld, %lld have no source response, %lld no target response, %lld equal texts, %lld rewards too close", d.in[0],
-                   (long long)stats->prompts, (long long)stats->no_source, (long long)stats->no_target, (long long)stats->equal, (long long)stats->gap);
-    for (int role = 0; role < 3; role++) stats->reward[role] /= s.count[role], stats->length[role] /= s.count[role];
-    for (int64_t i = 0; i < stbds_arrlen(t.models); i++) t.models[i].reward /= (double)t.models[i].responses;
-    stats->empty = t.empty, stats->n_models = stbds_arrlen(t.models);
-
-    const size_t head = (size_t)stats->n_models * sizeof *t.models;                  /* the models and, behind them, their names */
-    wrpo__text block = {.arena = arena};
-    wrpo__text_add(&block, (const char *)t.models, head);
-    for (int64_t i = 0; i < stats->n_models; i++) wrpo__text_add(&block, t.models[i].name, strlen(t.models[i].name) + 1);
+        wrpo__fail(arena->ctx, WRPO_E_FORMAT, "%s: no prompt gives a record: of %lld, %lld have no source response, "
+                   "%lld no target response, %lld equal texts, %lld rewards too close", d->in[0],
+                   (long long)stats->prompts, (long long)stats->no_source, (long long)stats->no_target,
+                   (long long)stats->equal, (long long)stats->gap);
+    for (int role = 0; role < 3; role++) {
+        stats->reward[role] /= s.count[role];
+        stats->length[role] /= s.count[role];
+    }
+    stats->empty = s.t.empty;
     if (w) wrpo__commit(w);
-    stats->models = wrpo__handout(ctx, block.data, block.size);
-    char *name = (char *)stats->models + head;
-    for (int64_t i = 0; i < stats->n_models; i++, name += strlen(name) + 1) stats->models[i].name = name;
+    wrpo__hand_out_models(&s.t, stats);
 }
 WRPO_API wrpo_result wrpo_select(wrpo_ctx *ctx, const wrpo_select_desc *desc, wrpo_select_stats *out) {
-    memset(out, 0, sizeof *out);
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) wrpo__select(wrpo__entry.arena, desc ? desc : &(wrpo_select_desc){0}, out);
-    if (wrpo__entry.failed) memset(out, 0, sizeof *out);
+    *out = (wrpo_select_stats){0};
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__select(desc, out));
+    if (wrpo__entry.failed) *out = (wrpo_select_stats){0};
     return wrpo__end(&wrpo__entry);
 }
 
 /* ---- split ---- */
-static void wrpo__split_lines(wrpo__arena *arena, const wrpo_split_desc *d, int64_t counts[2]) {
-    wrpo_ctx *ctx = arena->ctx;
-    const double share = wrpo__or_default(d->share, 1.0 / 3);
+static void wrpo__split_prompts(wrpo_ctx *ctx, const wrpo_split_desc *d, int64_t counts[2]) {
+    wrpo__arena *arena = wrpo__current;
+    wrpo__prompts t;
+    if (!d || !d->in || !d->out[0] || !d->out[1])
+        wrpo__fail(ctx, WRPO_E_ARG, "wrpo_split_desc: want in and both of out, found NULL");
+    const double share = d->share == 0 ? 1.0 / 3 : d->share;
     const uint64_t seed = d->seed ? d->seed : 42;
-    wrpo__arena *work = wrpo__sub_arena(arena);
-    wrpo__named *ids = NULL;
-    wrpo__lines *all = NULL;                           /* stb array */
     WRPO__RANGE(share > 0 && share < 1, "share", share, "a number between 0 and 1");
-    const wrpo__file *f = wrpo__open_file(arena, d->in);
-    for (wrpo__lines l = {.file = f}; wrpo__next_line(&l); wrpo__arena_clear(work)) {
-        const wrpo_json *root = wrpo__json_parse(work, d->in, l.number, l.text, l.size), *id;
-        const char *name = wrpo__prompt_id(ctx, d->in, root, &id);
-        ptrdiff_t at = name ? stbds_shgeti(ids, name) : -1;
-        if (at >= 0) wrpo__json_fail(ctx, WRPO_E_FORMAT, d->in, root, "prompt_id \"%.80s\": want each once, found it in line %lld too", name, (long long)ids[at].value);
-        if (name) stbds_shput(ids, wrpo__strndup(arena, name, strlen(name)), l.number);
-        stbds_arrput(all, l);
-    }
-    const int64_t n = stbds_arrlen(all), first = (int64_t)floor(share * (double)n + 0.5);
-    if (n < 2 || first < 1 || first >= n) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want prompts for both parts, found %lld in all", d->in, (long long)n);
+    wrpo__prompts_open(&t, &d->in, 1, false);
+    const int64_t n = stbds_arrlen(t.prompts), first = (int64_t)floor(share * (double)n + 0.5);
+    if (n < 2 || first < 1 || first >= n)
+        wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want prompts for both parts, found %lld in all", d->in, (long long)n);
     int64_t *order = wrpo__alloc(arena, (size_t)n, sizeof *order);
     bool *chosen = wrpo__alloc(arena, (size_t)n, sizeof *chosen);
     for (int64_t i = 0; i < n; i++) order[i] = i;
-    for (int64_t i = 0; i < first; i++) {              /* the first places of a shuffle */
-        const int64_t k = i + (int64_t)(wrpo__random64(seed, 0, (uint64_t)i) % (uint64_t)(n - i)), taken = order[k];
-        order[k] = order[i], order[i] = taken, chosen[taken] = true;
+    for (int64_t i = 0; i < first; i++) {              /* the first ones of a shuffle */
+        const uint64_t draw = wrpo__random64(seed, 0, (uint64_t)i);
+        const int64_t k = i + (int64_t)(draw % (uint64_t)(n - i));
+        chosen[order[k]] = true;
+        order[k] = order[i];
     }
-    wrpo__writer *w[2] = {wrpo__create(arena, d->out[0]), wrpo__create(arena, d->out[1])};
-    for (int64_t i = 0; i < n; i++) wrpo__write(w[!chosen[i]], all[i].text, all[i].size), wrpo__write(w[!chosen[i]], "\n", 1);
-    wrpo__commit(w[0]), wrpo__commit(w[1]);
-    counts[0] = first, counts[1] = n - first;
+    wrpo__writer *parts[2] = {wrpo__create(arena, d->out[0]), wrpo__create(arena, d->out[1])};
+    for (int64_t i = 0; i < n; i++) {
+        const wrpo__lines *line = &t.prompts[i].first->line;
+        wrpo__writer *w = chosen[i] ? parts[0] : parts[1];
+        wrpo__write(w, line->text, line->size);
+        wrpo__write(w, "\n", 1);
+    }
+    wrpo__commit(parts[0]);
+    wrpo__commit(parts[1]);
+    counts[0] = first;
+    counts[1] = n - first;
 }
 WRPO_API wrpo_result wrpo_split(wrpo_ctx *ctx, const wrpo_split_desc *given, int64_t counts[2]) {
     counts[0] = counts[1] = 0;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        const wrpo_split_desc *desc = given ? given : &(wrpo_split_desc){0};
-        if (!desc->in || !desc->out[0] || !desc->out[1]) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_split_desc: want in and both of out, found NULL");
-        wrpo__split_lines(wrpo__entry.arena, desc, counts);
-    }
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__split_prompts(ctx, given, counts));
     return wrpo__end(&wrpo__entry);
 }
 
 /* ---- win rate ---- */
-/* theta and phi of P(win) = sigmoid(theta + phi x[i]) for values y[i] in [0, 1], by Newton's method from where they are. */
-static void wrpo__fit_logistic(const double *y, const double *x, const int64_t *sample, int64_t n, double *theta, double *phi) {
+/* theta and phi of P(win) = sigmoid(theta + phi x[i]) for values y[i] in [0, 1], by Newton's method from where they
+   are. sample [n]: which i are taken; NULL: each once. */
+static void wrpo__fit_logistic(const double *y, const double *x, const int64_t *sample, int64_t n, double *theta,
+                               double *phi) {
     for (int step = 0; step < 50; step++) {
         double g0 = 0, g1 = *phi, h00 = 1e-9, h01 = 0, h11 = 1;       /* the penalty phi^2 / 2 */
         for (int64_t i = 0; i < n; i++) {
             const int64_t k = sample ? sample[i] : i;
             const double p = wrpo__sigmoid(*theta + *phi * x[k]), v = p * (1 - p);
-            g0 += p - y[k], g1 += (p - y[k]) * x[k];
-            h00 += v, h01 += v * x[k], h11 += v * x[k] * x[k];
+            g0 += p - y[k];
+            g1 += (p - y[k]) * x[k];
+            h00 += v;
+            h01 += v * x[k];
+            h11 += v * x[k] * x[k];
         }
         const double det = h00 * h11 - h01 * h01, d0 = (h11 * g0 - h01 * g1) / det, d1 = (h00 * g1 - h01 * g0) / det;
         const double most = WRPO__MAX(fabs(d0), fabs(d1)), cut = most > 2 ? 2 / most : 1;
-        *theta = WRPO__MAX(WRPO__MIN(*theta - cut * d0, 30), -30), *phi -= cut * d1;      /* 30: won or lost throughout */
+        *theta = WRPO__MAX(WRPO__MIN(*theta - cut * d0, 30), -30);    /* 30: won or lost throughout */
+        *phi -= cut * d1;
         if (most < 1e-10) break;
     }
 }
@@ -10573,72 +10905,103 @@ static int wrpo__by_value(const void *a, const void *b) {
 }
 static void wrpo__interval(double *sorted, int64_t n, double *low, double *high) {
     qsort(sorted, (size_t)n, sizeof *sorted, wrpo__by_value);
-    *low = sorted[(int64_t)floor(0.025 * (double)(n - 1))], *high = sorted[(int64_t)ceil(0.975 * (double)(n - 1))];
+    *low = sorted[(int64_t)floor(0.025 * (double)(n - 1))];
+    *high = sorted[(int64_t)ceil(0.975 * (double)(n - 1))];
 }
-static void wrpo__winrate(wrpo__arena *arena, const wrpo_winrate_desc *d, wrpo_winrate_stats *out) {
-    wrpo_ctx *ctx = arena->ctx;
+/* One prompt: adds to wins, ties and the means of out. Returns its value; *longer: how much longer a's answers are. */
+static double wrpo__compare(wrpo__prompts sides[2], const char *id, wrpo_winrate_stats *out, double *longer) {
+    double pairs = 0, win = 0, tie = 0, length[2];
+    for (int side = 0; side < 2; side++) {
+        wrpo__prompts *t = &sides[side];
+        const wrpo__gathered *prompt = &t->prompts[stbds_shget(t->ids, id)];
+        double reward = 0, characters = 0;
+        wrpo__prompts_read(t, prompt, true);
+        const wrpo__scored *list = t->lists[WRPO__TARGETS];
+        const double count = (double)stbds_arrlen(list);
+        if (count == 0)
+            wrpo__fail(t->ctx, WRPO_E_FORMAT, "%s: prompt_id \"%.80s\": want an answer with text, found none",
+                       prompt->first->line.file->path, id);
+        for (int64_t k = 0; k < stbds_arrlen(list); k++) {
+            reward += list[k].reward;
+            characters += (double)wrpo__characters(list[k].content);
+        }
+        length[side] = characters / count;
+        out->reward[side] += reward / count;
+        out->length[side] += length[side];
+    }
+    const wrpo__scored *a = sides[0].lists[WRPO__TARGETS], *b = sides[1].lists[WRPO__TARGETS];
+    for (int64_t k = 0; k < stbds_arrlen(a); k++)
+        for (int64_t l = 0; l < stbds_arrlen(b); l++) {
+            win += a[k].reward > b[l].reward;
+            tie += a[k].reward == b[l].reward;
+            pairs++;
+        }
+    out->wins += win / pairs;
+    out->ties += tie / pairs;
+    *longer = length[0] - length[1];
+    return (win + 0.5 * tie) / pairs;
+}
+static void wrpo__winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *d, wrpo_winrate_stats *out) {
+    wrpo__arena *arena = wrpo__current;
+    wrpo__prompts sides[2];
+    if (!d || !d->a || !d->b) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_winrate_desc: want a and b, found NULL");
     const int64_t resamples = d->resamples ? d->resamples : 1000;
     const uint64_t seed = d->seed ? d->seed : 42;
-    wrpo__prompts a, b;
-    if (resamples < 1 || resamples > 1 << 24) wrpo__fail(ctx, WRPO_E_ARG, "resamples: want 1 to 2^24, found %lld", (long long)resamples);
-    wrpo__prompts_open(&a, arena, &d->a, 1), wrpo__prompts_open(&b, arena, &d->b, 1);
-    const int64_t all = stbds_arrlen(a.prompts);
-    double *y = wrpo__alloc(arena, (size_t)all, sizeof *y), *x = wrpo__alloc(arena, (size_t)all, sizeof *x), squares = 0;
+    WRPO__RANGE(resamples >= 1 && resamples <= 1 << 24, "resamples", resamples, "1 to 2^24");
+    wrpo__prompts_open(&sides[0], &d->a, 1, true);
+    wrpo__prompts_open(&sides[1], &d->b, 1, true);
+    /* 1. The prompts of both files: values y, differences of length x. */
+    const int64_t all = stbds_arrlen(sides[0].prompts);
+    double *y = wrpo__alloc(arena, (size_t)all, sizeof *y), *x = wrpo__alloc(arena, (size_t)all, sizeof *x);
+    double squares = 0;
     int64_t n = 0;
     for (int64_t i = 0; i < all; i++) {
-        const ptrdiff_t at = stbds_shgeti(b.ids, a.prompts[i].id);
-        if (at < 0) continue;
-        double pairs = 0, win = 0, tie = 0;
-        wrpo__scored *lists[2] = {NULL, NULL};      /* stb arrays in `arena`: sources and target alike are answers */
-        for (int side = 0; side < 2; side++) {
-            wrpo__prompts *t = side ? &b : &a;
-            wrpo__prompts_read(t, side ? &b.prompts[b.ids[at].value] : &a.prompts[i], true);
-            for (int list = 0; list < 2; list++)
-                for (int64_t k = 0; k < stbds_arrlen(t->lists[list]); k++) stbds_arrput(lists[side], t->lists[list][k]);
-            if (!lists[side]) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: prompt_id \"%.80s\": want an answer with text, found none", side ? d->b : d->a, a.prompts[i].id);
-            double reward = 0, length = 0, count = (double)stbds_arrlen(lists[side]);
-            for (int64_t k = 0; k < stbds_arrlen(lists[side]); k++) reward += lists[side][k].reward, length += (double)wrpo__characters(lists[side][k].content);
-            out->reward[side] += reward / count, out->length[side] += length / count;
-            x[n] += (side ? -1 : 1) * length / count;
-        }
-        for (int64_t k = 0; k < stbds_arrlen(lists[0]); k++)
-            for (int64_t l = 0; l < stbds_arrlen(lists[1]); l++, pairs++) win += lists[0][k].reward > lists[1][l].reward, tie += lists[0][k].reward == lists[1][l].reward;
-        out->wins += win / pairs, out->ties += tie / pairs;
-        y[n] = (win + 0.5 * tie) / pairs, squares += x[n] * x[n];
+        const char *id = sides[0].prompts[i].id;
+        if (stbds_shgeti(sides[1].ids, id) < 0) continue;
+        y[n] = wrpo__compare(sides, id, out, &x[n]);
+        squares += x[n] * x[n];
         n++;
-        stbds_arrfree(lists[0]);
-        stbds_arrfree(lists[1]);
     }
     if (!n) wrpo__fail(ctx, WRPO_E_FORMAT, "%s, %s: want prompts with the same prompt_id, found none", d->a, d->b);
     const double N = (double)n, sd = sqrt(squares / N);
-    out->prompts = n, out->only_a = all - n, out->only_b = stbds_arrlen(b.prompts) - n;
-    out->wins /= N, out->ties /= N, out->losses = 1 - out->wins - out->ties;
-    for (int side = 0; side < 2; side++) out->reward[side] /= N, out->length[side] /= N;
-    for (int64_t i = 0; i < n; i++) x[i] = sd > 0 ? tanh(x[i] / sd) : 0, out->rate += y[i] / N;
-    double theta = 0, phi = 0, *rates = wrpo__alloc(arena, 2 * (size_t)resamples, sizeof *rates), *controlled = rates + resamples;
-    int64_t *sample = wrpo__alloc(arena, (size_t)n, sizeof *sample);
+    out->prompts = n;
+    out->only_a = all - n;
+    out->only_b = stbds_arrlen(sides[1].prompts) - n;
+    out->wins /= N;
+    out->ties /= N;
+    out->losses = 1 - out->wins - out->ties;
+    for (int side = 0; side < 2; side++) {
+        out->reward[side] /= N;
+        out->length[side] /= N;
+    }
+    /* 2. The rate, and the rate at equal lengths. */
+    double theta = 0, phi = 0;
+    for (int64_t i = 0; i < n; i++) {
+        x[i] = sd > 0 ? tanh(x[i] / sd) : 0;
+        out->rate += y[i] / N;
+    }
     wrpo__fit_logistic(y, x, NULL, n, &theta, &phi);
     out->controlled = wrpo__sigmoid(theta);
+    /* 3. Their intervals, from resampled prompts. */
+    double *rates = wrpo__alloc(arena, (size_t)resamples, sizeof *rates);
+    double *controlled = wrpo__alloc(arena, (size_t)resamples, sizeof *controlled);
+    int64_t *sample = wrpo__alloc(arena, (size_t)n, sizeof *sample);
     for (int64_t r = 0; r < resamples; r++) {
-        double t = 0, p = 0;
+        theta = phi = 0;
         for (int64_t i = 0; i < n; i++) {
             sample[i] = (int64_t)(wrpo__random64(seed, (uint64_t)r, (uint64_t)i) % (uint64_t)n);
             rates[r] += y[sample[i]] / N;
         }
-        wrpo__fit_logistic(y, x, sample, n, &t, &p);
-        controlled[r] = wrpo__sigmoid(t);
+        wrpo__fit_logistic(y, x, sample, n, &theta, &phi);
+        controlled[r] = wrpo__sigmoid(theta);
     }
     wrpo__interval(rates, resamples, &out->low, &out->high);
     wrpo__interval(controlled, resamples, &out->controlled_low, &out->controlled_high);
 }
-WRPO_API wrpo_result wrpo_winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *given, wrpo_winrate_stats *out) {
-    memset(out, 0, sizeof *out);
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        const wrpo_winrate_desc *desc = given ? given : &(wrpo_winrate_desc){0};
-        if (!desc->a || !desc->b) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_winrate_desc: want a and b, found NULL");
-        wrpo__winrate(wrpo__entry.arena, desc, out);
-    }
-    if (wrpo__entry.failed) memset(out, 0, sizeof *out);
+WRPO_API wrpo_result wrpo_winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *desc, wrpo_winrate_stats *out) {
+    *out = (wrpo_winrate_stats){0};
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__winrate(ctx, desc, out));
+    if (wrpo__entry.failed) *out = (wrpo_winrate_stats){0};
     return wrpo__end(&wrpo__entry);
 }
 

@@ -520,6 +520,9 @@ int main(void) {
         records[3].weight = 0;
         CHECK(wrpo_trainer_open(model, fewer, &was, &t) == WRPO_E_ARG && strstr(wrpo_last_error(ctx)->text, "data: want 12 records, "), "\"%s\"", wrpo_last_error(ctx)->text);
         CHECK(wrpo_trainer_open(model, heavier, &was, &t) == WRPO_E_ARG && strstr(wrpo_last_error(ctx)->text, "data: want 13 records, "), "\"%s\"", wrpo_last_error(ctx)->text);
+        CHECK(wrpo_trainer_open(model, data, &(wrpo_train_desc){.resume = "golden/states"}, &t) == WRPO_E_UNSUPPORTED &&
+              strstr(wrpo_last_error(ctx)->text, "state_format: want 2, which this version reads, found none: version 0.1.0 wrote the file"),
+              "the version before: \"%s\"", wrpo_last_error(ctx)->text);
         CHECK(wrpo_trainer_open(model, data, &(wrpo_train_desc){.save_steps = 3}, &t) == WRPO_E_ARG && strstr(wrpo_last_error(ctx)->text, "save_steps: want"), "\"%s\"", wrpo_last_error(ctx)->text);
         ((float *)WRPO__W(model, norm, 0)->data)[3] += 0.25f;
         CHECK(wrpo_trainer_open(model, data, &was, &t) == WRPO_E_ARG && strstr(wrpo_last_error(ctx)->text, "reference: want log-probs "), "\"%s\"", wrpo_last_error(ctx)->text);
@@ -547,6 +550,7 @@ int main(void) {
                 fail_at = -1;
                 done = r == WRPO_OK;
                 if (!done && r != WRPO_E_MEMORY) CHECK(false, "call %lld: %d %s", (long long)n, r, wrpo_last_error(scarce)->text);
+                if (!done && what) CHECK(!t, "call %lld: a trainer after a failure", (long long)n);
                 if (!what || done) wrpo_trainer_free(t);
                 wrpo_model_free(model);
             }
@@ -559,6 +563,8 @@ int main(void) {
         drop(&part);
         wrpo_metrics last;
         model = make_model(ctx), data = make_data(ctx, 0, N);
+        CHECK(wrpo_trainer_new(model, data, NULL, &t) == WRPO_OK && wrpo_trainer_save(t, NULL) == WRPO_E_ARG, "no desc");
+        wrpo_trainer_free(t);
         CHECK(wrpo_train(model, data, &was, &last) == WRPO_OK && last.step == 4 && last.steps == 4 && last.tokens == 0, "%s", wrpo_last_error(ctx)->text);
         wrpo_model_free(model), wrpo_data_free(data);
     }
