@@ -815,10 +815,17 @@ WRPO_API const wrpo_backend *wrpo_backend_cuda(void);  /* in wrpo_cuda.cu: link 
 #include <sys/stat.h>
 #ifdef _WIN32
 #include <direct.h>
-#include <windows.h>
+#include <io.h>
+#include <process.h>
+#include <sys/timeb.h>
+/* Not from windows.h, which makes macros of common words. */
+__declspec(dllimport) int __stdcall MoveFileExA(const char *from, const char *to, unsigned long flags);
 #define wrpo__mkdir(path) _mkdir(path)
-#define wrpo__rename(from, to) (MoveFileExA(from, to, MOVEFILE_REPLACE_EXISTING) ? 0 : -1)
-#define wrpo__process() GetCurrentProcessId()
+#define wrpo__rename(from, to) (MoveFileExA(from, to, 1 /* replace */) ? 0 : -1)
+#define wrpo__process() _getpid()
+#ifndef S_ISDIR
+#define S_ISDIR(mode) (((mode) & _S_IFMT) == _S_IFDIR)
+#endif
 #else
 #include <dirent.h>
 #include <sys/mman.h>
@@ -831,7 +838,9 @@ WRPO_API const wrpo_backend *wrpo_backend_cuda(void);  /* in wrpo_cuda.cu: link 
 #include <omp.h>
 #endif
 
-#ifdef __GNUC__
+#ifdef __MINGW32__
+#define WRPO__PRINTF(f, a) __attribute__((format(gnu_printf, f, a), nonnull(f)))
+#elif defined(__GNUC__)
 #define WRPO__PRINTF(f, a) __attribute__((format(printf, f, a), nonnull(f)))
 #else
 #define WRPO__PRINTF(f, a)
@@ -1255,11 +1264,11 @@ static void wrpo__dir_close(void *p) { closedir(p); }
 static wrpo__name *wrpo__disk_list(wrpo__arena *arena, const char *dir) {
     wrpo__name *names = NULL;
 #ifdef _WIN32
-    WIN32_FIND_DATAA e;
-    HANDLE h = FindFirstFileA(wrpo__join(arena, dir, "*"), &e);
-    if (h == INVALID_HANDLE_VALUE) wrpo__fail(arena->ctx, WRPO_E_IO, "%s: cannot be listed", dir);
-    do wrpo__add_name(arena, &names, e.cFileName); while (FindNextFileA(h, &e));
-    FindClose(h);
+    struct _finddata_t e;
+    const intptr_t h = _findfirst(wrpo__join(arena, dir, "*"), &e);
+    if (h == -1) wrpo__fail(arena->ctx, WRPO_E_IO, "%s: cannot be listed: %s", dir, strerror(errno));
+    do wrpo__add_name(arena, &names, e.name); while (_findnext(h, &e) == 0);
+    _findclose(h);
 #else
     wrpo__cleanup *owner = wrpo__on_free(arena, wrpo__dir_close, NULL);
     DIR *d = owner->p = opendir(dir);
@@ -1359,6 +1368,7 @@ static void wrpo__finish(wrpo__writer *w) {
     if (e) wrpo__writer_fail(w, e);
 }
 static void wrpo__publish(wrpo__writer *w) {
+    errno = EIO;                     /* for Windows, which does not set it */
     if (wrpo__rename(w->part, w->path) != 0) wrpo__writer_fail(w, errno);
     w->waits = false;
 }
@@ -1369,9 +1379,15 @@ static void wrpo__commit(wrpo__writer *w) {
 
 /* ---- time, threads ---- */
 static double wrpo__now(void) {      /* seconds */
+#ifdef _WIN32
+    struct __timeb64 t;
+    _ftime64(&t);
+    return (double)t.time + 1e-3 * (double)t.millitm;
+#else
     struct timespec t;
     timespec_get(&t, TIME_UTC);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+#endif
 }
 /* WRPO__PARFOR(threads) for (int64_t i = ...; i < n; i++) body: iterations are independent, and each writes elements
    of its own. No sum is shared by iterations, so no result depends on the number of threads.

@@ -7,6 +7,7 @@
 #include "wrpo.h"
 #include "test.h"
 #include <signal.h>
+#include <fcntl.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 
