@@ -1309,10 +1309,10 @@ static wrpo__name *wrpo__list_dir(wrpo__arena *arena, const char *dir) {
     const wrpo_files *files = wrpo__files();
     wrpo__name *names = NULL;
     if (!files) return wrpo__disk_list(arena, dir);
-    const char *name = files->list ? files->list(dir, 0, files->user) : NULL;
-    for (int64_t i = 1; name; i++) {
+    for (int64_t i = 0; files->list; i++) {
+        const char *name = files->list(dir, i, files->user);
+        if (!name) break;
         wrpo__add_name(arena, &names, name);
-        name = files->list(dir, i, files->user);
     }
     return names;
 }
@@ -1422,7 +1422,7 @@ static uint64_t wrpo__random64(uint64_t seed, uint64_t stream, uint64_t counter)
     const wrpo__philox r = wrpo__random(seed, stream, counter);
     return (uint64_t)r.v[0] << 32 | r.v[1];
 }
-static double wrpo__normal(uint64_t seed, uint64_t stream, uint64_t counter) {         /* N(0, 1): Box and Muller 1958 */
+static double wrpo__normal(uint64_t seed, uint64_t stream, uint64_t counter) { /* N(0, 1): Box and Muller 1958 */
     const wrpo__philox r = wrpo__random(seed, stream, counter);
     const double u = ((double)r.v[0] + 0.5) / 4294967296.0, v = ((double)r.v[1] + 0.5) / 4294967296.0;
     return sqrt(-2 * log(u)) * cos(6.283185307179586 * v);
@@ -1566,8 +1566,8 @@ enum { WRPO__MAX_HIDDEN = 1 << 20, WRPO__MAX_D = 512 };    /* the largest hidden
 /* A config that a caller filled in keeps the limits of one that is read from a file. */
 static void wrpo__config_check(wrpo_ctx *ctx, const wrpo_config *c) {
     const wrpo_rope *p = &c->rope;
-    const bool llama3 = p->type == WRPO_ROPE_LLAMA3, yarn = p->type == WRPO_ROPE_YARN, dynamic = p->type == WRPO_ROPE_DYNAMIC;
-    const bool longrope = p->type == WRPO_ROPE_LONGROPE, scaled = p->type != WRPO_ROPE_DEFAULT;
+    const bool llama3 = p->type == WRPO_ROPE_LLAMA3, dynamic = p->type == WRPO_ROPE_DYNAMIC;
+    const bool yarn = p->type == WRPO_ROPE_YARN, longrope = p->type == WRPO_ROPE_LONGROPE;
     const double most = 1e15, least = 1 / most, huge = 0x1p40;         /* most: of a number; huge: of positions */
     const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, dims = p->dims ? p->dims : c->head_dim;
     double factor = longrope ? most : 1;               /* the smallest of its factors */
@@ -1587,20 +1587,23 @@ static void wrpo__config_check(wrpo_ctx *ctx, const wrpo_config *c) {
         {"attn_logit_softcapping", c->attn_logit_softcapping, 0, most},
         {"final_logit_softcapping", c->final_logit_softcapping, 0, most},
         {"rope.type", (double)p->type, 0, WRPO_ROPE_LONGROPE}, {"rope.theta", p->theta, least, most},
-        {"rope.dims", (double)dims, dynamic ? 4 : 2, (double)c->head_dim}, {"rope.dims modulo 2", (double)(dims % 2), 0, 0},
-        {"rope.factor", p->factor, scaled ? least : 0, most},
+        {"rope.dims", (double)dims, dynamic ? 4 : 2, (double)c->head_dim},
+        {"rope.dims modulo 2", (double)(dims % 2), 0, 0},
+        {"rope.factor", p->factor, p->type != WRPO_ROPE_DEFAULT ? least : 0, most},
         {"rope.original_max_position_embeddings", (double)p->original_max_position_embeddings,
          llama3 || yarn || longrope ? 2 : 0, huge},
         {"rope.attention_factor", p->attention_factor, yarn || longrope ? least : 0, most},
-        {"rope.beta_fast", p->beta_fast, yarn ? least : 0, most}, {"rope.beta_slow", p->beta_slow, yarn ? least : 0, most},
+        {"rope.beta_fast", p->beta_fast, yarn ? least : 0, most},
+        {"rope.beta_slow", p->beta_slow, yarn ? least : 0, most},
         {"rope.low_freq_factor", p->low_freq_factor, llama3 ? least : 0, most},
         {"rope.high_freq_factor", p->high_freq_factor, llama3 ? nextafter(p->low_freq_factor, most) : 0, most},
         {"rope.short_factor and long_factor", factor, least, most}};
     for (int i = 0; i < WRPO__COUNT(limits); i++)
         if (!(limits[i].value >= limits[i].low && limits[i].value <= limits[i].high))
-            wrpo__fail(ctx, WRPO_E_ARG, "wrpo_config: %s: want %.15g to %.15g, found %.15g", limits[i].name, limits[i].low,
-                       limits[i].high, limits[i].value);
-    if (!memchr(c->model_type, 0, sizeof c->model_type)) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_config: model_type: want a NUL");
+            wrpo__fail(ctx, WRPO_E_ARG, "wrpo_config: %s: want %.15g to %.15g, found %.15g", limits[i].name,
+                       limits[i].low, limits[i].high, limits[i].value);
+    if (!memchr(c->model_type, 0, sizeof c->model_type))
+        wrpo__fail(ctx, WRPO_E_ARG, "wrpo_config: model_type: want a NUL");
 }
 
 /* ---- memory of the backend, owned by an arena ---- */
