@@ -58,16 +58,16 @@
 
    Contents (search for the tag), with lines
        >>api         720  every public declaration, documented
-       >>base        760  errors, arenas, text, files, threads, random numbers
-       >>loss        280  WRPO and its family, on one page; schedules of alpha and of the learning rate
+       >>base        990  errors, arenas, text, files, threads, random numbers
+       >>loss        300  WRPO and its family, on one page; schedules of alpha and of the learning rate
        >>ops         460  every op in plain C, forward above backward: what each one means
-       >>layout      330  the table of weights; memory measured, then assigned
-       >>model       540  the decoder, forward and backward, over packed records with a shared prompt
-       >>step        570  records of token ids -> packed batch -> log-probs -> loss -> gradients -> AdamW
+       >>layout      250  the table of weights; memory measured, then assigned
+       >>model       560  the decoder, forward and backward, over packed records with a shared prompt
+       >>step        510  records of token ids -> packed batch -> log-probs -> loss -> gradients -> AdamW
        ---- Stop here if you only want the algorithm ----
        >>json        460  from files to token ids, and back: this,
-                          >>tensors 420, >>checkpoint 520, >>token 1580, >>chat 1500, >>data 510
-       >>generate    470  samples, over a cache of keys and values
+                          >>tensors 420, >>checkpoint 560, >>token 1580, >>chat 1500, >>data 510
+       >>generate    480  samples, over a cache of keys and values
        >>reward      360  reward models
        >>run         530  memory plan, reference cache, metrics, resume, the loop with files
        >>recipe      430  candidates to records, splits, win rates
@@ -706,14 +706,17 @@ typedef struct wrpo_adamw {
 } wrpo_adamw;
 typedef enum wrpo_feature {
     WRPO_FEATURE_BF16 = 1,   /* a context of bfloat16 multiplies it in hardware: AVX512_BF16 */
-    WRPO_FEATURE_AMX = 2     /* and in tiles */
+    WRPO_FEATURE_AMX = 2,    /* and in tiles */
+    WRPO_FEATURE_CUBLAS = 4, /* CUDA: products by cuBLASLt; without it by the backend's own kernel of mma.sync */
+    WRPO_FEATURE_WGMMA = 8,  /* CUDA: products by its kernel of wgmma and TMA; refused where the device cannot */
+    WRPO_FEATURE_GRAPHS = 16 /* CUDA: decoding steps are recorded and replayed */
 } wrpo_feature;
 struct wrpo_backend {
     const char *name;
     int act_bytes;
     wrpo_dtype dtype;        /* what a context's dtype is by default */
     bool host;               /* its memory is the host's: weights may be in a mapped file */
-    unsigned features;       /* of wrpo_feature: what open uses where the machine has it. A copy keeps it */
+    unsigned features;       /* of wrpo_feature: what open uses where the machine has it. A copy may have others */
     wrpo_result (*open)(void **dev, const wrpo_desc *desc, wrpo_error *why);
     void (*close)(void *dev);
     void *(*alloc)(void *dev, size_t n);  /* NULL: out of memory; 64-byte aligned */
