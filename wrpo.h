@@ -58,16 +58,16 @@
 
    Contents (search for the tag), with lines
        >>api         720  every public declaration, documented
-       >>base        760  errors, arenas, text, files, threads, random numbers
-       >>loss        280  WRPO and its family, on one page; schedules of alpha and of the learning rate
+       >>base        990  errors, arenas, text, files, threads, random numbers
+       >>loss        300  WRPO and its family, on one page; schedules of alpha and of the learning rate
        >>ops         460  every op in plain C, forward above backward: what each one means
-       >>layout      330  the table of weights; memory measured, then assigned
-       >>model       540  the decoder, forward and backward, over packed records with a shared prompt
-       >>step        570  records of token ids -> packed batch -> log-probs -> loss -> gradients -> AdamW
+       >>layout      250  the table of weights; memory measured, then assigned
+       >>model       560  the decoder, forward and backward, over packed records with a shared prompt
+       >>step        510  records of token ids -> packed batch -> log-probs -> loss -> gradients -> AdamW
        ---- Stop here if you only want the algorithm ----
        >>json        460  from files to token ids, and back: this,
-                          >>tensors 420, >>checkpoint 520, >>token 1580, >>chat 1500, >>data 510
-       >>generate    470  samples, over a cache of keys and values
+                          >>tensors 420, >>checkpoint 560, >>token 1580, >>chat 1500, >>data 510
+       >>generate    480  samples, over a cache of keys and values
        >>reward      360  reward models
        >>run         530  memory plan, reference cache, metrics, resume, the loop with files
        >>recipe      430  candidates to records, splits, win rates
@@ -706,14 +706,17 @@ typedef struct wrpo_adamw {
 } wrpo_adamw;
 typedef enum wrpo_feature {
     WRPO_FEATURE_BF16 = 1,   /* a context of bfloat16 multiplies it in hardware: AVX512_BF16 */
-    WRPO_FEATURE_AMX = 2     /* and in tiles */
+    WRPO_FEATURE_AMX = 2,    /* and in tiles */
+    WRPO_FEATURE_CUBLAS = 4, /* CUDA: products by cuBLASLt; without it by the backend's own kernel of mma.sync */
+    WRPO_FEATURE_WGMMA = 8,  /* CUDA: products by its kernel of wgmma and TMA; refused where the device cannot */
+    WRPO_FEATURE_GRAPHS = 16 /* CUDA: decoding steps are recorded and replayed */
 } wrpo_feature;
 struct wrpo_backend {
     const char *name;
     int act_bytes;
     wrpo_dtype dtype;        /* what a context's dtype is by default */
     bool host;               /* its memory is the host's: weights may be in a mapped file */
-    unsigned features;       /* of wrpo_feature: what open uses where the machine has it. A copy keeps it */
+    unsigned features;       /* of wrpo_feature: what open uses where the machine has it. A copy may have others */
     wrpo_result (*open)(void **dev, const wrpo_desc *desc, wrpo_error *why);
     void (*close)(void *dev);
     void *(*alloc)(void *dev, size_t n);  /* NULL: out of memory; 64-byte aligned */
@@ -815,10 +818,17 @@ WRPO_API const wrpo_backend *wrpo_backend_cuda(void);  /* in wrpo_cuda.cu: link 
 #include <sys/stat.h>
 #ifdef _WIN32
 #include <direct.h>
-#include <windows.h>
+#include <io.h>
+#include <process.h>
+#include <sys/timeb.h>
+/* Not from windows.h, which makes macros of common words. */
+__declspec(dllimport) int __stdcall MoveFileExA(const char *from, const char *to, unsigned long flags);
 #define wrpo__mkdir(path) _mkdir(path)
-#define wrpo__rename(from, to) (MoveFileExA(from, to, MOVEFILE_REPLACE_EXISTING) ? 0 : -1)
-#define wrpo__process() GetCurrentProcessId()
+#define wrpo__rename(from, to) (MoveFileExA(from, to, 1 /* replace */) ? 0 : -1)
+#define wrpo__process() _getpid()
+#ifndef S_ISDIR
+#define S_ISDIR(mode) (((mode) & _S_IFMT) == _S_IFDIR)
+#endif
 #else
 #include <dirent.h>
 #include <sys/mman.h>
@@ -831,7 +841,9 @@ WRPO_API const wrpo_backend *wrpo_backend_cuda(void);  /* in wrpo_cuda.cu: link 
 #include <omp.h>
 #endif
 
-#ifdef __GNUC__
+#ifdef __MINGW32__
+#define WRPO__PRINTF(f, a) __attribute__((format(gnu_printf, f, a), nonnull(f)))
+#elif defined(__GNUC__)
 #define WRPO__PRINTF(f, a) __attribute__((format(printf, f, a), nonnull(f)))
 #else
 #define WRPO__PRINTF(f, a)
@@ -1255,11 +1267,11 @@ static void wrpo__dir_close(void *p) { closedir(p); }
 static wrpo__name *wrpo__disk_list(wrpo__arena *arena, const char *dir) {
     wrpo__name *names = NULL;
 #ifdef _WIN32
-    WIN32_FIND_DATAA e;
-    HANDLE h = FindFirstFileA(wrpo__join(arena, dir, "*"), &e);
-    if (h == INVALID_HANDLE_VALUE) wrpo__fail(arena->ctx, WRPO_E_IO, "%s: cannot be listed", dir);
-    do wrpo__add_name(arena, &names, e.cFileName); while (FindNextFileA(h, &e));
-    FindClose(h);
+    struct _finddata_t e;
+    const intptr_t h = _findfirst(wrpo__join(arena, dir, "*"), &e);
+    if (h == -1) wrpo__fail(arena->ctx, WRPO_E_IO, "%s: cannot be listed: %s", dir, strerror(errno));
+    do wrpo__add_name(arena, &names, e.name); while (_findnext(h, &e) == 0);
+    _findclose(h);
 #else
     wrpo__cleanup *owner = wrpo__on_free(arena, wrpo__dir_close, NULL);
     DIR *d = owner->p = opendir(dir);
@@ -1300,10 +1312,10 @@ static wrpo__name *wrpo__list_dir(wrpo__arena *arena, const char *dir) {
     const wrpo_files *files = wrpo__files();
     wrpo__name *names = NULL;
     if (!files) return wrpo__disk_list(arena, dir);
-    const char *name = files->list ? files->list(dir, 0, files->user) : NULL;
-    for (int64_t i = 1; name; i++) {
+    for (int64_t i = 0; files->list; i++) {
+        const char *name = files->list(dir, i, files->user);
+        if (!name) break;
         wrpo__add_name(arena, &names, name);
-        name = files->list(dir, i, files->user);
     }
     return names;
 }
@@ -1359,6 +1371,7 @@ static void wrpo__finish(wrpo__writer *w) {
     if (e) wrpo__writer_fail(w, e);
 }
 static void wrpo__publish(wrpo__writer *w) {
+    errno = EIO;                     /* for Windows, which does not set it */
     if (wrpo__rename(w->part, w->path) != 0) wrpo__writer_fail(w, errno);
     w->waits = false;
 }
@@ -1369,9 +1382,15 @@ static void wrpo__commit(wrpo__writer *w) {
 
 /* ---- time, threads ---- */
 static double wrpo__now(void) {      /* seconds */
+#ifdef _WIN32
+    struct __timeb64 t;
+    _ftime64(&t);
+    return (double)t.time + 1e-3 * (double)t.millitm;
+#else
     struct timespec t;
     timespec_get(&t, TIME_UTC);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+#endif
 }
 /* WRPO__PARFOR(threads) for (int64_t i = ...; i < n; i++) body: iterations are independent, and each writes elements
    of its own. No sum is shared by iterations, so no result depends on the number of threads.
@@ -1406,7 +1425,7 @@ static uint64_t wrpo__random64(uint64_t seed, uint64_t stream, uint64_t counter)
     const wrpo__philox r = wrpo__random(seed, stream, counter);
     return (uint64_t)r.v[0] << 32 | r.v[1];
 }
-static double wrpo__normal(uint64_t seed, uint64_t stream, uint64_t counter) {         /* N(0, 1): Box and Muller 1958 */
+static double wrpo__normal(uint64_t seed, uint64_t stream, uint64_t counter) { /* N(0, 1): Box and Muller 1958 */
     const wrpo__philox r = wrpo__random(seed, stream, counter);
     const double u = ((double)r.v[0] + 0.5) / 4294967296.0, v = ((double)r.v[1] + 0.5) / 4294967296.0;
     return sqrt(-2 * log(u)) * cos(6.283185307179586 * v);
@@ -1550,8 +1569,8 @@ enum { WRPO__MAX_HIDDEN = 1 << 20, WRPO__MAX_D = 512 };    /* the largest hidden
 /* A config that a caller filled in keeps the limits of one that is read from a file. */
 static void wrpo__config_check(wrpo_ctx *ctx, const wrpo_config *c) {
     const wrpo_rope *p = &c->rope;
-    const bool llama3 = p->type == WRPO_ROPE_LLAMA3, yarn = p->type == WRPO_ROPE_YARN, dynamic = p->type == WRPO_ROPE_DYNAMIC;
-    const bool longrope = p->type == WRPO_ROPE_LONGROPE, scaled = p->type != WRPO_ROPE_DEFAULT;
+    const bool llama3 = p->type == WRPO_ROPE_LLAMA3, dynamic = p->type == WRPO_ROPE_DYNAMIC;
+    const bool yarn = p->type == WRPO_ROPE_YARN, longrope = p->type == WRPO_ROPE_LONGROPE;
     const double most = 1e15, least = 1 / most, huge = 0x1p40;         /* most: of a number; huge: of positions */
     const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, dims = p->dims ? p->dims : c->head_dim;
     double factor = longrope ? most : 1;               /* the smallest of its factors */
@@ -1571,20 +1590,23 @@ static void wrpo__config_check(wrpo_ctx *ctx, const wrpo_config *c) {
         {"attn_logit_softcapping", c->attn_logit_softcapping, 0, most},
         {"final_logit_softcapping", c->final_logit_softcapping, 0, most},
         {"rope.type", (double)p->type, 0, WRPO_ROPE_LONGROPE}, {"rope.theta", p->theta, least, most},
-        {"rope.dims", (double)dims, dynamic ? 4 : 2, (double)c->head_dim}, {"rope.dims modulo 2", (double)(dims % 2), 0, 0},
-        {"rope.factor", p->factor, scaled ? least : 0, most},
+        {"rope.dims", (double)dims, dynamic ? 4 : 2, (double)c->head_dim},
+        {"rope.dims modulo 2", (double)(dims % 2), 0, 0},
+        {"rope.factor", p->factor, p->type != WRPO_ROPE_DEFAULT ? least : 0, most},
         {"rope.original_max_position_embeddings", (double)p->original_max_position_embeddings,
          llama3 || yarn || longrope ? 2 : 0, huge},
         {"rope.attention_factor", p->attention_factor, yarn || longrope ? least : 0, most},
-        {"rope.beta_fast", p->beta_fast, yarn ? least : 0, most}, {"rope.beta_slow", p->beta_slow, yarn ? least : 0, most},
+        {"rope.beta_fast", p->beta_fast, yarn ? least : 0, most},
+        {"rope.beta_slow", p->beta_slow, yarn ? least : 0, most},
         {"rope.low_freq_factor", p->low_freq_factor, llama3 ? least : 0, most},
         {"rope.high_freq_factor", p->high_freq_factor, llama3 ? nextafter(p->low_freq_factor, most) : 0, most},
         {"rope.short_factor and long_factor", factor, least, most}};
     for (int i = 0; i < WRPO__COUNT(limits); i++)
         if (!(limits[i].value >= limits[i].low && limits[i].value <= limits[i].high))
-            wrpo__fail(ctx, WRPO_E_ARG, "wrpo_config: %s: want %.15g to %.15g, found %.15g", limits[i].name, limits[i].low,
-                       limits[i].high, limits[i].value);
-    if (!memchr(c->model_type, 0, sizeof c->model_type)) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_config: model_type: want a NUL");
+            wrpo__fail(ctx, WRPO_E_ARG, "wrpo_config: %s: want %.15g to %.15g, found %.15g", limits[i].name,
+                       limits[i].low, limits[i].high, limits[i].value);
+    if (!memchr(c->model_type, 0, sizeof c->model_type))
+        wrpo__fail(ctx, WRPO_E_ARG, "wrpo_config: model_type: want a NUL");
 }
 
 /* ---- memory of the backend, owned by an arena ---- */

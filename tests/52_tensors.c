@@ -8,6 +8,7 @@
 #include "test.h"
 #include <fcntl.h>
 #include <signal.h>
+#include <fcntl.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 

@@ -310,6 +310,25 @@ int main(void) {
         }
         wrpo_data_free(data);
     }
+    {   /* the second example of >>top: one optimizer step on token ids */
+        wrpo_model *model = make_model(ctx);
+        wrpo_data *data;
+        wrpo_trainer *t;
+        wrpo_metrics m;
+        const float before = ((const float *)model->weights[1].data)[3];
+        const int32_t *p = ids[0][0], *a = ids[0][1], *b = ids[0][2], *c = ids[0][3];
+        const wrpo_tokens y[] = {{.role = WRPO_ROLE_SOURCE, .ids = a, .count = 5},
+                                 {.role = WRPO_ROLE_TARGET, .ids = b, .count = 4},
+                                 {.role = WRPO_ROLE_REJECTED, .ids = c, .count = 6}};
+        const wrpo_record record = {.prompt = p, .prompt_count = 7, .responses = y, .count = 3};
+        const wrpo_train_desc desc = {.max_steps = 1, .warmup_ratio = WRPO_ZERO,
+                                      .alpha_schedule = WRPO_ALPHA_SCHEDULE_CONSTANT};
+        CHECK(!wrpo_data_from_ids(ctx, &record, 1, &data) && !wrpo_trainer_new(model, data, &desc, &t)
+              && !wrpo_trainer_step(t, &m), "%s", wrpo_last_error(ctx)->text);
+        CHECK(fabs(m.loss - log(2)) < 1e-6 && m.cur_alpha == 0.1 && m.learning_rate == 3e-7 && m.step == m.steps, "loss %g", m.loss);
+        CHECK(((const float *)model->weights[1].data)[3] != before, "the step changed nothing");
+        wrpo_trainer_free(t), wrpo_data_free(data), wrpo_model_free(model);
+    }
     {   /* a model of a struct: the limits of a config, its weights out and in, a step; it has no config.json to save */
         const wrpo_config good = {.model_type = "llama", .vocab_size = 97, .hidden_size = 36, .intermediate_size = 50, .num_hidden_layers = 3, .num_attention_heads = 6,
                                   .num_key_value_heads = 2, .head_dim = 10, .max_position_embeddings = 512, .rms_norm_eps = 1e-5, .initializer_range = 0.3,
