@@ -3003,7 +3003,7 @@ static const char *wrpo__show(char *out, const char *s, size_t n) {
 }
 /* "NAME:LINE:COLUMN: " and the sentence. */
 _Noreturn WRPO__PRINTF(5, 6) static void wrpo__json_fail(wrpo_ctx *ctx, wrpo_result code, const char *name,
-                                                         const wrpo_json *v, const char *format, ...) {
+        const wrpo_json *v, const char *format, ...) {
     char text[400];
     va_list args;
     va_start(args, format);
@@ -3026,7 +3026,7 @@ static int64_t wrpo__json_column(const wrpo__json_in *in) { return in->at - in->
 _Noreturn static void wrpo__json_stop(wrpo__json_in *in, const char *want, const char *found) {
     const int64_t column = wrpo__json_column(in);
     wrpo__fail_at(in->arena->ctx, WRPO_E_FORMAT, in->line, column, "%s:%lld:%lld: want %s, found %s", in->name,
-                  (long long)in->line, (long long)column, want, found);
+            (long long)in->line, (long long)column, want, found);
 }
 /* The next character must not be there. */
 _Noreturn static void wrpo__json_expect(wrpo__json_in *in, const char *want) {
@@ -3115,7 +3115,7 @@ static double wrpo__json_double(wrpo__arena *arena, const char *s, size_t n) {
     const char *point = memchr(s, '.', n), *end = s + n;
     if (!point) return strtod(wrpo__strndup(arena, s, n), NULL);
     return strtod(wrpo__format(arena, "%.*s%s%.*s", (int)(point - s), s, localeconv()->decimal_point,
-                               (int)(end - point - 1), point + 1), NULL);
+            (int)(end - point - 1), point + 1), NULL);
 }
 static void wrpo__json_digits(wrpo__json_in *in) {
     if (wrpo__json_peek(in) < '0' || wrpo__json_peek(in) > '9') wrpo__json_expect(in, "a digit");
@@ -3165,11 +3165,11 @@ static void wrpo__json_unique(wrpo__json_in *in, const wrpo_json *object) {
             wrpo__shown key;
             if (a->key_size == b->key_size && !memcmp(a->key, b->key, a->key_size))
                 wrpo__json_fail(in->arena->ctx, WRPO_E_FORMAT, in->name, b,
-                                "want every key once, found \"%s\" again (first on line %d)",
-                                wrpo__show(key, b->key, b->key_size), a->line);
+                        "want every key once, found \"%s\" again (first on line %d)",
+                        wrpo__show(key, b->key, b->key_size), a->line);
             if (--steps == 0)
                 wrpo__json_fail(in->arena->ctx, WRPO_E_UNSUPPORTED, in->name, object,
-                                "want keys as texts have them, found %lld made to collide", (long long)object->count);
+                        "want keys as texts have them, found %lld made to collide", (long long)object->count);
         }
         table[i] = b;
     }
@@ -3222,7 +3222,7 @@ static void wrpo__json_value(wrpo__json_in *in, wrpo_json *v, int depth) {
 }
 /* The text as a tree in the arena. name: what errors call it. first_line: of JSON lines, the line that this text is. */
 static wrpo_json *wrpo__json_parse(wrpo__arena *arena, const char *name, int64_t first_line, const char *text,
-                                   size_t n) {
+        size_t n) {
     if (n >= INT32_MAX)
         wrpo__fail(arena->ctx, WRPO_E_UNSUPPORTED, "%s: want less than 2 GiB of JSON, found %zu bytes", name, n);
     if (!n) text = "";
@@ -3284,32 +3284,32 @@ static const char *wrpo__json_kind(wrpo_json_kind kind) {
 }
 /* what: the value in words; NULL = its key. */
 _Noreturn static void wrpo__json_refuse(wrpo_ctx *ctx, const char *name, const wrpo_json *v, const char *what,
-                                        const char *want) {
+        const char *want) {
     wrpo__shown key, found;
     if (!what) what = v->key ? wrpo__show(key, v->key, v->key_size) : "JSON";
     wrpo__json_fail(ctx, WRPO_E_FORMAT, name, v, "%s: want %s, found %s", what, want, wrpo__json_found(found, v));
 }
 static const wrpo_json *wrpo__json_want(wrpo_ctx *ctx, const char *name, const wrpo_json *v, wrpo_json_kind kind,
-                                        const char *what) {
+        const char *what) {
     if (v->kind != kind) wrpo__json_refuse(ctx, name, v, what, wrpo__json_kind(kind));
     return v;
 }
 /* A member of an object: NULL if it is absent or null, else of this kind. */
 static const wrpo_json *wrpo__json_maybe(wrpo_ctx *ctx, const char *name, const wrpo_json *object, const char *key,
-                                         wrpo_json_kind kind) {
+        wrpo_json_kind kind) {
     const wrpo_json *v = wrpo__present(wrpo__json_want(ctx, name, object, WRPO_JSON_OBJECT, NULL), key);
     return v ? wrpo__json_want(ctx, name, v, kind, NULL) : NULL;
 }
 /* A member that must be there, of this kind. */
 static const wrpo_json *wrpo__json_need(wrpo_ctx *ctx, const char *name, const wrpo_json *object, const char *key,
-                                        wrpo_json_kind kind) {
+        wrpo_json_kind kind) {
     const wrpo_json *v = wrpo__json_get(wrpo__json_want(ctx, name, object, WRPO_JSON_OBJECT, NULL), key);
     if (!v) wrpo__json_fail(ctx, WRPO_E_FORMAT, name, object, "%s: want %s, found no such key in this object", key,
-                            wrpo__json_kind(kind));
+            wrpo__json_kind(kind));
     return wrpo__json_want(ctx, name, v, kind, NULL);
 }
 static int64_t wrpo__json_integer(wrpo_ctx *ctx, const char *name, const wrpo_json *v, int64_t low, int64_t high,
-                                  const char *what) {
+        const char *what) {
     char want[80];
     if (v->kind == WRPO_JSON_NUMBER && v->exact && v->integer >= low && v->integer <= high) return v->integer;
     snprintf(want, sizeof want, "an integer from %lld to %lld", (long long)low, (long long)high);
@@ -3519,7 +3519,7 @@ static void wrpo__to_finite(wrpo_ctx *ctx, float *dst, const wrpo_tensor_info *t
     for (int64_t i = 0; i < count; i++)
         if (!isfinite(dst[i]))
             wrpo__fail(ctx, WRPO_E_NOT_FINITE, "%s: %s: element %lld is not a finite number", t->file, t->name,
-                       (long long)(first + i));
+                    (long long)(first + i));
 }
 /* The way back, rounded. dst has wrpo__dtype_size bytes per element and no alignment; it may be src. */
 static void wrpo__from_float(void *dst, wrpo_dtype dtype, const float *src, int64_t count) {
@@ -3540,6 +3540,10 @@ static int wrpo__by_offset(const void *x, const void *y) {             /* where 
 /* Of structs that begin with their name. */
 static int wrpo__by_first_name(const void *x, const void *y) {
     return strcmp(*(const char *const *)x, *(const char *const *)y);
+}
+WRPO_API const wrpo_tensor_info *wrpo_tensors_find(const wrpo_tensors *t, const char *name) {
+    if (!t->count) return NULL;
+    return bsearch(&name, t->info, (size_t)t->count, sizeof *t->info, wrpo__by_first_name);
 }
 /* "FILE: TENSOR: " and the sentence. */
 _Noreturn WRPO__PRINTF(2, 3) static void wrpo__tensor_fail(const wrpo_tensor_info *t, const char *format, ...) {
@@ -3566,7 +3570,7 @@ static bool wrpo__is_size(const wrpo_json *v) {
 }
 /* One entry of the header; data[size]: all that follows the header. */
 static void wrpo__tensor_read(wrpo__arena *arena, const wrpo_json *entry, const unsigned char *data, size_t size,
-                              wrpo_tensor_info *t) {
+        wrpo_tensor_info *t) {
     wrpo__tensor_want(entry->kind == WRPO_JSON_OBJECT, t, "an object of dtype, shape and data_offsets", entry);
     const wrpo_json *dtype = wrpo__entry_get(t, entry, "dtype"), *shape = wrpo__entry_get(t, entry, "shape");
     const wrpo_json *offsets = wrpo__entry_get(t, entry, "data_offsets");
@@ -3574,7 +3578,7 @@ static void wrpo__tensor_read(wrpo__arena *arena, const wrpo_json *entry, const 
         wrpo__shown found;
         if (v == dtype || v == shape || v == offsets) continue;
         wrpo__tensor_fail(t, "want dtype, shape and data_offsets, found \"%s\" as well",
-                          wrpo__show(found, v->key, v->key_size));
+                wrpo__show(found, v->key, v->key_size));
     }
     const int index = dtype->kind == WRPO_JSON_STRING ? wrpo__dtype_index(dtype->text) : 0;
     wrpo__tensor_want(index && wrpo__json_is(dtype, wrpo__dtypes[index].name), t, "a dtype", dtype);
@@ -3594,7 +3598,7 @@ static void wrpo__tensor_read(wrpo__arena *arena, const wrpo_json *entry, const 
     const bool fits = t->count <= INT64_MAX / bits;
     if (!fits || t->count * bits % 8)
         wrpo__tensor_fail(t, "want %s, found %lld x %d bits", fits ? "whole bytes" : "a size that fits 63 bits",
-                          (long long)t->count, bits);
+                (long long)t->count, bits);
     const uint64_t want = (uint64_t)(t->count * bits / 8);
 
     const bool two = offsets->kind == WRPO_JSON_ARRAY && offsets->count == 2;
@@ -3605,10 +3609,10 @@ static void wrpo__tensor_read(wrpo__arena *arena, const wrpo_json *entry, const 
     const uint64_t begin = (uint64_t)first->integer, end = (uint64_t)last->integer;
     if (begin > end || end > size)
         wrpo__tensor_fail(t, "want data within the file's %zu bytes, found [%llu, %llu)", size,
-                          (unsigned long long)begin, (unsigned long long)end);
+                (unsigned long long)begin, (unsigned long long)end);
     if (end - begin != want)
         wrpo__tensor_fail(t, "want %llu bytes for %lld of %s, found %llu", (unsigned long long)want,
-                          (long long)t->count, t->dtype, (unsigned long long)(end - begin));
+                (long long)t->count, t->dtype, (unsigned long long)(end - begin));
     t->bytes = (size_t)want;
     t->data = data + begin;
 }
@@ -3623,10 +3627,10 @@ static wrpo_tensors wrpo__file_open(wrpo__arena *arena, const char *path) {
     for (int i = 7; i >= 0; i--) header = header << 8 | f->data[i];
     if (header > WRPO__HEADER_MAX)
         wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want a header of at most %d bytes, found %llu", path, WRPO__HEADER_MAX,
-                   (unsigned long long)header);
+                (unsigned long long)header);
     if (header > f->size - 8)
         wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want %llu bytes of header, found %zu", path, (unsigned long long)header,
-                   f->size - 8);
+                f->size - 8);
     const unsigned char *data = f->data + 8 + header;
     const size_t size = f->size - 8 - (size_t)header;
 
@@ -3644,7 +3648,7 @@ static wrpo_tensors wrpo__file_open(wrpo__arena *arena, const char *path) {
         if (v == metadata) continue;
         if (strlen(v->key) != v->key_size)
             wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: %s: want a name without U+0000", path,
-                       wrpo__show(shown, v->key, v->key_size));
+                    wrpo__show(shown, v->key, v->key_size));
         *t = (wrpo_tensor_info){.name = wrpo__strndup(arena, v->key, v->key_size), .file = f->path};
         wrpo__tensor_read(arena, v, data, size, t++);
     }
@@ -3656,7 +3660,7 @@ static wrpo_tensors wrpo__file_open(wrpo__arena *arena, const char *path) {
         const size_t begin = (size_t)((const unsigned char *)t->data - data);
         if (begin != covered)
             wrpo__tensor_fail(t, "want data from byte %zu on, found %zu: %s", covered, begin,
-                              begin < covered ? "an overlap" : "a hole");
+                    begin < covered ? "an overlap" : "a hole");
         covered += t->bytes;
     }
     if (covered != size) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want %zu bytes of data, found %zu", path, covered, size);
@@ -3665,58 +3669,55 @@ static wrpo_tensors wrpo__file_open(wrpo__arena *arena, const char *path) {
 }
 
 /* ---- many files: the index maps every tensor to its file ---- */
-typedef struct wrpo__mapped { const char *file, *name; } wrpo__mapped;
-static int wrpo__by_file(const void *x, const void *y) {
-    const wrpo__mapped *a = x, *b = y;
-    const int order = strcmp(a->file, b->file);
-    return order ? order : strcmp(a->name, b->name);
-}
-/* A tensor in a file that the index does not map to it. */
-_Noreturn static void wrpo__not_mapped(const wrpo_tensor_info *t, const char *index, const wrpo__mapped *map,
-                                       int64_t n) {
-    for (int64_t i = 0; i < n; i++)
-        if (!strcmp(map[i].name, t->name))
-            wrpo__tensor_fail(t, "want it only in %s, as %s says, found it here as well", map[i].file, index);
-    wrpo__tensor_fail(t, "want an entry in the weight_map of %s, found none", index);
-}
+typedef struct wrpo__part { const char *file; wrpo_tensors tensors; } wrpo__part;
 static wrpo_tensors wrpo__index_open(wrpo__arena *arena, const char *path) {
     wrpo_ctx *ctx = arena->ctx;
     wrpo__arena *temp = wrpo__sub_arena(arena);
     wrpo__shown shown;
     const wrpo_json *root = wrpo__json_want(ctx, path, wrpo__json_file(temp, path), WRPO_JSON_OBJECT, "the index");
-    const wrpo_json *weights = wrpo__json_need(ctx, path, root, "weight_map", WRPO_JSON_OBJECT);
+    const wrpo_json *map = wrpo__json_need(ctx, path, root, "weight_map", WRPO_JSON_OBJECT);
     const wrpo_json *metadata = wrpo__json_maybe(ctx, path, root, "metadata", WRPO_JSON_OBJECT);
+    const wrpo_json *size = metadata ? wrpo__json_get(metadata, "total_size") : NULL;
     const char *dir = wrpo__strndup(temp, path, (size_t)(wrpo__basename(path) - path));
-    wrpo_tensors all = {arena, weights->count, wrpo__raw(arena, (size_t)weights->count, sizeof *all.info)};
-    wrpo__mapped *map = wrpo__raw(temp, (size_t)all.count, sizeof *map), *next = map;
-    for (const wrpo_json *v = weights->child; v; v = v->next) {
+    wrpo_tensors all = {arena, map->count, wrpo__raw(arena, (size_t)map->count, sizeof *all.info)};
+    wrpo_tensor_info *next = all.info;
+    wrpo__part *parts = NULL;                          /* stb array */
+    int64_t total = 0;
+    double bytes = 0;
+    for (const wrpo_json *v = map->child; v; v = v->next) {
+        const wrpo_tensor_info wanted = {.file = path, .name = v->key}, *found = NULL;
+        int64_t p = 0;
         wrpo__json_want(ctx, path, v, WRPO_JSON_STRING, NULL);
         if (!v->size || strlen(v->text) != v->size || strpbrk(v->text, "/\\") || strstr(v->text, ".."))
             wrpo__json_fail(ctx, WRPO_E_FORMAT, path, v, "%s: want the name of a file beside the index, found \"%s\"",
-                            v->key, wrpo__show(shown, v->text, v->size));
-        *next++ = (wrpo__mapped){v->text, v->key};
-    }
-    if (all.count) qsort(map, (size_t)all.count, sizeof *map, wrpo__by_file);
-    double bytes = 0;
-    for (int64_t i = 0, end; i < all.count; i = end) {                 /* map[i..end): the tensors of one file */
-        for (end = i; end < all.count && !strcmp(map[end].file, map[i].file); end++) {}
-        const wrpo_tensors part = wrpo__file_open(arena, wrpo__format(temp, "%s%s", dir, map[i].file));
-        for (int64_t k = 0; k < WRPO__MAX(part.count, end - i); k++) { /* both are sorted: they agree up to k */
-            const wrpo_tensor_info wanted = {.file = path, .name = i + k < end ? map[i + k].name : NULL};
-            const char *found = k < part.count ? part.info[k].name : NULL;
-            if (wanted.name && (!found || strcmp(wanted.name, found) < 0))
-                wrpo__tensor_fail(&wanted, "want it in %s, found no such tensor there", map[i].file);
-            if (!wanted.name || strcmp(wanted.name, found))
-                wrpo__not_mapped(&part.info[k], wrpo__basename(path), map, all.count);
-            all.info[i + k] = part.info[k];
-            bytes += (double)part.info[k].bytes;
+                    v->key, wrpo__show(shown, v->text, v->size));
+        while (p < stbds_arrlen(parts) && strcmp(parts[p].file, v->text)) p++;
+        if (p == stbds_arrlen(parts)) {
+            const wrpo__part part = {v->text, wrpo__file_open(arena, wrpo__format(temp, "%s%s", dir, v->text))};
+            stbds_arrput(parts, part);
+            total += part.tensors.count;
         }
-        wrpo__block_free(part.info);
+        if (strlen(v->key) == v->key_size) found = wrpo_tensors_find(&parts[p].tensors, v->key);
+        if (!found) wrpo__tensor_fail(&wanted, "want it in %s, found no such tensor there", v->text);
+        bytes += (double)found->bytes;
+        *next++ = *found;
     }
-    const wrpo_json *total = metadata ? wrpo__json_get(metadata, "total_size") : NULL;
-    if (total && !(total->kind == WRPO_JSON_NUMBER && total->number == bytes))
-        wrpo__log(ctx, WRPO_LOG_WARN, "%s:%d: total_size: want %.0f, found %s", path, total->line, bytes,
-                  wrpo__json_found(shown, total));
+    for (int64_t p = 0; p < stbds_arrlen(parts); p++) {
+        const wrpo_tensor_info *t = parts[p].tensors.info;
+        for (int64_t k = 0; total > all.count && k < parts[p].tensors.count; k++) {    /* which one is not mapped? */
+            const wrpo_json *v = wrpo__json_get(map, t[k].name);
+            if (!v)
+                wrpo__tensor_fail(&t[k], "want an entry in the weight_map of %s, found none", wrpo__basename(path));
+            if (strcmp(v->text, parts[p].file))
+                wrpo__tensor_fail(&t[k], "want it only in %s, as %s says, found it here as well", v->text,
+                        wrpo__basename(path));
+        }
+        wrpo__block_free(parts[p].tensors.info);
+    }
+    if (size && !(size->kind == WRPO_JSON_NUMBER && size->number == bytes))
+        wrpo__log(ctx, WRPO_LOG_WARN, "%s:%d: total_size: want %.0f, found %s", path, size->line, bytes,
+                wrpo__json_found(shown, size));
+    stbds_arrfree(parts);
     wrpo__arena_clear(temp);
     if (all.count) qsort(all.info, (size_t)all.count, sizeof *all.info, wrpo__by_first_name);
     return all;
@@ -3731,7 +3732,7 @@ static wrpo_tensors *wrpo__tensors_new(wrpo__arena *arena, const char *path) {
         if (!wrpo__exists(file)) file = wrpo__join(arena, path, WRPO__INDEX_FILE);
         if (!wrpo__exists(file))
             wrpo__fail(arena->ctx, WRPO_E_IO,
-                       "%s: want " WRPO__SINGLE_FILE " or " WRPO__INDEX_FILE " in this directory, found neither", path);
+                    "%s: want " WRPO__SINGLE_FILE " or " WRPO__INDEX_FILE " in this directory, found neither", path);
     }
     wrpo_tensors *t = WRPO__NEW(arena, wrpo_tensors);
     *t = wrpo__ends(file, ".json") ? wrpo__index_open(arena, file) : wrpo__file_open(arena, file);
@@ -3746,10 +3747,6 @@ WRPO_API void wrpo_tensors_close(wrpo_tensors *t) { if (t) wrpo__arena_free(t->a
 WRPO_API int64_t wrpo_tensors_count(const wrpo_tensors *t) { return t->count; }
 WRPO_API const wrpo_tensor_info *wrpo_tensors_at(const wrpo_tensors *t, int64_t i) {
     return i >= 0 && i < t->count ? &t->info[i] : NULL;
-}
-WRPO_API const wrpo_tensor_info *wrpo_tensors_find(const wrpo_tensors *t, const char *name) {
-    if (!t->count) return NULL;
-    return bsearch(&name, t->info, (size_t)t->count, sizeof *t->info, wrpo__by_first_name);
 }
 
 /* ---- save ----
@@ -3812,7 +3809,7 @@ static int wrpo__by_shard(const void *x, const void *y) {
 }
 /* The header: {"__metadata__":{...} by the caller, then each tensor in the order of the data, then the end. */
 static void wrpo__header_add(wrpo__text *header, const char *name, const char *dtype, int ndim, const int64_t *shape,
-                             int64_t offset, int64_t bytes) {
+        int64_t offset, int64_t bytes) {
     wrpo__text_puts(header, ",");
     wrpo__json_quote(header, name, strlen(name));
     wrpo__text_printf(header, ":{\"dtype\":\"%s\",\"shape\":[", dtype);
@@ -3849,7 +3846,7 @@ static wrpo__writer *wrpo__shard_write(const wrpo__save *save, int64_t shard, co
             for (int64_t k = 0; save->dtype == WRPO_DTYPE_F16 && k < count; k++)
                 if (isfinite(chunk[k]) && fabsf(chunk[k]) >= 65520)
                     wrpo__fail(w->ctx, WRPO_E_NOT_FINITE, "%s: %s: element %lld, %g, is infinite in F16", path,
-                               p[i].name, (long long)(first + k), (double)chunk[k]);
+                            p[i].name, (long long)(first + k), (double)chunk[k]);
             wrpo__from_float(chunk, save->dtype, chunk, count);
             wrpo__write(w, chunk, (size_t)(count * size));
         }
@@ -3879,8 +3876,8 @@ static wrpo__writer *wrpo__index_write(const wrpo__save *save, const char *path,
    stb_ds array of whole files that wait for their names. What they replace is removed first, so that no kill leaves it
    with the new tensors. */
 static void wrpo__tensors_save(wrpo__arena *temp, const char *dir, const wrpo__save_tensor *t, int64_t n,
-                               wrpo_dtype dtype, int64_t max_shard_size, wrpo__save_fn fn, void *user,
-                               wrpo__writer **sides) {
+        wrpo_dtype dtype, int64_t max_shard_size, wrpo__save_fn fn, void *user,
+        wrpo__writer **sides) {
     wrpo_ctx *ctx = temp->ctx;
     wrpo__save save = {.temp = temp, .dir = dir, .t = t, .dtype = dtype, .fn = fn, .user = user};
     int64_t *bytes = wrpo__raw(temp, (size_t)n, sizeof *bytes), *shard = wrpo__raw(temp, (size_t)n, sizeof *shard);
@@ -3925,28 +3922,29 @@ static void wrpo__tensors_save(wrpo__arena *temp, const char *dir, const wrpo__s
 /* ---- config.json: old (rope_theta, rope_scaling, torch_dtype) and new (rope_parameters, dtype) spellings ----
    A key sets a field, or is known not to change a log-prob, or is refused by its name. To add a family: its bit, name
    and defaults here, the keys that it reads, its names of tensors below.                                         */
-enum { WRPO__LLAMA = 1, WRPO__MISTRAL = 2, WRPO__QWEN2 = 4, WRPO__QWEN3 = 8, WRPO__GEMMA2 = 16, WRPO__PHI3 = 32,
-       WRPO__INTERNLM2 = 64, WRPO__QWEN = WRPO__QWEN2 | WRPO__QWEN3, WRPO__WINDOWED = 62, WRPO__ALL = 0xFFFF,
-       WRPO__VALUE = 128 << WRPO_HEAD_VALUE, WRPO__GATED = 128 << WRPO_HEAD_GATED };
-static const char *const wrpo__family_names[] = {
-    "llama", "mistral", "qwen2", "qwen3", "gemma2", "phi3", "internlm2", NULL};
-/* What transformers takes where a key is absent. 0: as many key/value heads as heads; hidden_size / heads; no window. */
+enum {                               /* bits: the families, in the order of the table; two heads */
+    WRPO__LLAMA = 1, WRPO__MISTRAL = 2, WRPO__QWEN2 = 4, WRPO__QWEN3 = 8, WRPO__GEMMA2 = 16, WRPO__PHI3 = 32,
+    WRPO__INTERNLM2 = 64, WRPO__VALUE = 128 << WRPO_HEAD_VALUE, WRPO__GATED = 128 << WRPO_HEAD_GATED,
+    WRPO__QWEN = WRPO__QWEN2 | WRPO__QWEN3, WRPO__WINDOWED = WRPO__MISTRAL | WRPO__QWEN | WRPO__GEMMA2 | WRPO__PHI3,
+    WRPO__ALL = 0xFFFF
+};
+/* What transformers takes where a key is absent. 0: a key/value head for each head; hidden_size / heads; no window. */
 static const wrpo_config wrpo__families[] = {
-    {.max_position_embeddings = 2048, .rms_norm_eps = 1e-6},
-    {.num_key_value_heads = 8, .max_position_embeddings = 131072, .sliding_window = 4096, .rms_norm_eps = 1e-6},
-    {.num_key_value_heads = 32, .max_position_embeddings = 32768, .sliding_window = 4096, .rms_norm_eps = 1e-6,
+    {.model_type = "llama", .max_position_embeddings = 2048},
+    {.model_type = "mistral", .num_key_value_heads = 8, .max_position_embeddings = 131072, .sliding_window = 4096},
+    {.model_type = "qwen2", .num_key_value_heads = 32, .max_position_embeddings = 32768, .sliding_window = 4096,
      .attention_bias = true},
-    {.num_key_value_heads = 32, .head_dim = 128, .max_position_embeddings = 32768, .sliding_window = 4096,
-     .rms_norm_eps = 1e-6, .qk_norm = true},
-    {.num_key_value_heads = 4, .head_dim = 256, .max_position_embeddings = 8192, .sliding_window = 4096,
-     .rms_norm_eps = 1e-6, .tie_word_embeddings = true, .gelu = true, .norm_plus_one = true, .post_norms = true,
+    {.model_type = "qwen3", .num_key_value_heads = 32, .head_dim = 128, .max_position_embeddings = 32768,
+     .sliding_window = 4096, .qk_norm = true},
+    {.model_type = "gemma2", .num_key_value_heads = 4, .head_dim = 256, .max_position_embeddings = 8192,
+     .sliding_window = 4096, .tie_word_embeddings = true, .gelu = true, .norm_plus_one = true, .post_norms = true,
      .scale_embeddings = true, .query_pre_attn_scalar = 256, .attn_logit_softcapping = 50,
      .final_logit_softcapping = 30},
-    {.max_position_embeddings = 4096, .rms_norm_eps = 1e-5},
-    {.max_position_embeddings = 2048, .rms_norm_eps = 1e-6, .attention_bias = true}};
+    {.model_type = "phi3", .max_position_embeddings = 4096},
+    {.model_type = "internlm2", .max_position_embeddings = 2048, .attention_bias = true}};
 
-/* The keys that set a field, each for the families or heads that read it; integers in a range, numbers above 0. A key
-   that is null is as if absent, or, of the kinds OR_NONE, 0. */
+/* The keys that set a field, each for the families or heads that read it: integers in a range, numbers above 0. A key
+   that is null is as if absent; of the kinds OR_NONE it is 0. */
 typedef enum wrpo__key_kind {
     WRPO__REQUIRED, WRPO__INTEGER, WRPO__INTEGER_OR_NONE, WRPO__NUMBER, WRPO__NUMBER_OR_NONE, WRPO__SWITCH
 } wrpo__key_kind;
@@ -3988,15 +3986,18 @@ static const struct { unsigned of; const char *keys; } wrpo__known_keys[] = {
      "max_sequence_length model_max_length head_dim_original attn_implementation name_or_path transformers_version "
      "unsloth_fixed unsloth_version top_k top_p temperature typical_p repetition_penalty length_penalty "
      "exponential_decay_length_penalty diversity_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size "
-     "bad_words_ids suppress_tokens begin_suppress_tokens forced_bos_token_id forced_eos_token_id remove_invalid_values "
-     "max_length min_length do_sample early_stopping num_beams num_beam_groups num_return_sequences"},
+     "bad_words_ids suppress_tokens begin_suppress_tokens forced_bos_token_id forced_eos_token_id max_length "
+     "min_length remove_invalid_values do_sample early_stopping num_beams num_beam_groups num_return_sequences"},
     {WRPO__QWEN2, "attention_bias"}, {WRPO__GEMMA2, "cache_implementation"},
-    {WRPO__PHI3, "interpolate_factor full_attn_mod"}, {WRPO__GATED, "num_objectives gating_hidden_dim gating_n_hidden"}};
+    {WRPO__PHI3, "interpolate_factor full_attn_mod"},
+    {WRPO__GATED, "num_objectives gating_hidden_dim gating_n_hidden"}};
 
-typedef struct wrpo__reader {        /* is: bits of the family and of the head */
-    wrpo_ctx *ctx; const char *path; const wrpo_json *root; wrpo_config *c; unsigned is;
+typedef struct wrpo__reader {
+    wrpo_ctx *ctx; const char *path; const wrpo_json *root;
+    wrpo_config *c;
+    unsigned is;                     /* the bits of its family and head */
 } wrpo__reader;
-#define WRPO__REFUSE(v, code, ...) wrpo__json_fail(in->ctx, code, in->path, v, __VA_ARGS__)
+#define WRPO__REFUSE(v, ...) wrpo__json_fail(in->ctx, WRPO_E_UNSUPPORTED, in->path, v, __VA_ARGS__)
 static bool wrpo__in_words(const char *words, const char *word) {
     const size_t n = strlen(word);
     for (size_t size; *words; words += size + (words[size] == ' ')) {
@@ -4018,7 +4019,7 @@ static bool wrpo__is_known(const wrpo__reader *in, const wrpo_json *v) {
 }
 /* Which of the names v is, of those that have a bit in `allowed`. */
 static int wrpo__config_choice(const wrpo__reader *in, const wrpo_json *v, const char *what, const char *const *names,
-                               unsigned allowed) {
+        unsigned allowed) {
     char list[160] = "";
     wrpo__shown found;
     size_t used = 0;
@@ -4027,16 +4028,19 @@ static int wrpo__config_choice(const wrpo__reader *in, const wrpo_json *v, const
         if (wrpo__json_is(v, names[i])) return i;
         used += (size_t)snprintf(list + used, sizeof list - used, "%s%s", used ? ", " : "", names[i]);
     }
-    WRPO__REFUSE(v, WRPO_E_UNSUPPORTED, "%s: want one of %s, found %s", what, list, wrpo__json_found(found, v));
+    WRPO__REFUSE(v, "%s: want one of %s, found %s", what, list, wrpo__json_found(found, v));
+}
+static void wrpo__config_want(const wrpo__reader *in, bool ok, const wrpo_json *v, const char *want) {
+    if (!ok) wrpo__json_refuse(in->ctx, in->path, v, NULL, want);
 }
 static double wrpo__config_number(const wrpo__reader *in, const wrpo_json *object, const char *key, double otherwise) {
     const wrpo_json *v = wrpo__present(object, key);
-    if (v && !(v->kind == WRPO_JSON_NUMBER && v->number > 0 && v->number < 1e15))
-        wrpo__json_refuse(in->ctx, in->path, v, NULL, "a positive number");
-    return v ? v->number : otherwise;
+    if (!v) return otherwise;
+    wrpo__config_want(in, v->kind == WRPO_JSON_NUMBER && v->number > 0 && v->number < 1e15, v, "a positive number");
+    return v->number;
 }
 static int64_t wrpo__config_integer(const wrpo__reader *in, const char *key, int64_t otherwise, int64_t low,
-                                    int64_t high) {
+        int64_t high) {
     const wrpo_json *v = wrpo__present(in->root, key);
     return v ? wrpo__json_integer(in->ctx, in->path, v, low, high, NULL) : otherwise;
 }
@@ -4066,41 +4070,42 @@ WRPO_API const char *wrpo_rope_name(int i) {
 /* An array of positive numbers, one for each pair of elements that is rotated. */
 static void wrpo__rope_factors(const wrpo__reader *in, const wrpo_json *r, const char *key, float *out, int64_t count) {
     const wrpo_json *list = wrpo__present(r, key);
+    char want[64];
     bool fits = list && list->kind == WRPO_JSON_ARRAY && list->count == count;
     for (const wrpo_json *v = fits ? list->child : NULL; v; v = v->next) {
         fits = fits && v->kind == WRPO_JSON_NUMBER && v->number > 0;
         *out++ = (float)v->number;
     }
-    if (!fits)
-        WRPO__REFUSE(list ? list : r, WRPO_E_FORMAT, "rope type longrope: %s: want %lld positive numbers", key,
-                     (long long)count);
+    snprintf(want, sizeof want, "%s of %lld positive numbers", key, (long long)count);
+    wrpo__config_want(in, fits, list ? list : r, want);
 }
 /* What types other than default read from their object r. */
 static void wrpo__rope_scaling(const wrpo__reader *in, const wrpo_json *r) {
-    static const char original_key[] = "original_max_position_embeddings";
+    static const char key[] = "original_max_position_embeddings";
     wrpo_rope *p = &in->c->rope;
     const bool llama3 = p->type == WRPO_ROPE_LLAMA3, longrope = p->type == WRPO_ROPE_LONGROPE;
+    const wrpo_json *of = wrpo__present(r, key);
     double original = llama3 ? 0 : (double)in->c->max_position_embeddings;
     if (in->is & WRPO__PHI3) {                         /* Phi-3 states it outside the object as well */
-        original = wrpo__config_number(in, in->root, original_key, 4096);
-        if (wrpo__config_number(in, r, original_key, original) != original)
-            WRPO__REFUSE(r, WRPO_E_FORMAT, "%s: want %g, as in config.json (4096 if it has none), found another number",
-                         original_key, original);
+        original = wrpo__config_number(in, in->root, key, 4096);
+        const bool same = wrpo__config_number(in, r, key, original) == original;
+        wrpo__config_want(in, same, of, "the number of config.json, 4096 if it has none");
+        of = wrpo__json_get(in->root, key);
     }
-    original = wrpo__config_number(in, r, original_key, original);
-    if (original != floor(original) || original == 1)
-        WRPO__REFUSE(r, WRPO_E_FORMAT, "%s: want an integer of at least 2, found %g", original_key, original);
+    original = wrpo__config_number(in, r, key, original);
+    if (!of) of = wrpo__json_get(in->root, "max_position_embeddings");
+    wrpo__config_want(in, original == floor(original) && original != 1, of, "an integer of at least 2");
     p->original_max_position_embeddings = (int64_t)original;
     const double stretch = longrope ? (double)in->c->max_position_embeddings / original : 0;
     p->factor = wrpo__config_number(in, r, "factor", stretch);
     p->low_freq_factor = wrpo__config_number(in, r, "low_freq_factor", 0);
     p->high_freq_factor = wrpo__config_number(in, r, "high_freq_factor", 0);
-    if (llama3 && (!p->factor || !original || !p->low_freq_factor || p->high_freq_factor <= p->low_freq_factor))
-        WRPO__REFUSE(r, WRPO_E_FORMAT, "rope type llama3: want factor, low_freq_factor < high_freq_factor and %s",
-                     original_key);
-    if (!p->factor) WRPO__REFUSE(r, WRPO_E_FORMAT, "rope scaling: want a factor");
+    wrpo__config_want(in, p->factor > 0, r, "a factor");
+    const bool ramp = p->low_freq_factor > 0 && p->low_freq_factor < p->high_freq_factor;
+    wrpo__config_want(in, !llama3 || (ramp && original > 0), r,
+            "for llama3 low_freq_factor < high_freq_factor and original_max_position_embeddings");
     if (p->type == WRPO_ROPE_DYNAMIC && p->dims < 4)
-        WRPO__REFUSE(r, WRPO_E_UNSUPPORTED, "rope type dynamic: want heads of at least 4 elements");
+        WRPO__REFUSE(r, "rope type dynamic: want heads of at least 4 elements");
     p->beta_fast = wrpo__config_number(in, r, "beta_fast", 32);
     p->beta_slow = wrpo__config_number(in, r, "beta_slow", 1);
     double attention = 1;
@@ -4122,20 +4127,18 @@ static void wrpo__config_rope(const wrpo__reader *in) {
     const bool phi3 = in->is & WRPO__PHI3;
     const wrpo_json *parameters = wrpo__present(in->root, "rope_parameters");
     const wrpo_json *scaling = wrpo__present(in->root, "rope_scaling"), *r = parameters ? parameters : scaling;
-    if (parameters && scaling)
-        WRPO__REFUSE(scaling, WRPO_E_FORMAT, "rope_scaling: want either this or rope_parameters, found both");
+    wrpo__config_want(in, !parameters || !scaling, scaling, "either this or rope_parameters");
     if (r) wrpo__json_want(in->ctx, in->path, r, WRPO_JSON_OBJECT, NULL);
     for (const wrpo_json *v = r ? r->child : NULL; v; v = v->next)
         if (v->kind != WRPO_JSON_NULL && !wrpo__in_words(keys, v->key))
-            WRPO__REFUSE(v, WRPO_E_UNSUPPORTED, "%s: \"%.60s\" is not supported", r->key, v->key);
+            WRPO__REFUSE(v, "%s: \"%.60s\" is not supported", r->key, v->key);
 
     unsigned allowed = 63;                             /* a bit for each type */
     if (phi3) allowed = 1 << WRPO_ROPE_DEFAULT | 1 << WRPO_ROPE_LONGROPE;
     if (in->is & WRPO__INTERNLM2) allowed = 1 << WRPO_ROPE_DEFAULT | 1 << WRPO_ROPE_LINEAR | 1 << WRPO_ROPE_DYNAMIC;
     const wrpo_json *type = wrpo__present(r, "rope_type");
     if (!type) type = wrpo__present(r, "type");
-    if (!type && wrpo__present(r, "factor"))
-        WRPO__REFUSE(r, WRPO_E_FORMAT, "%s: want a rope_type for its factor, found none", r->key);
+    wrpo__config_want(in, type || !wrpo__present(r, "factor"), r, "a rope_type for its factor");
     if (phi3 && (wrpo__json_is(type, "su") || wrpo__json_is(type, "yarn")))
         p->type = WRPO_ROPE_LONGROPE;                  /* what Phi-3 called it first */
     else if (type) p->type = (wrpo_rope_type)wrpo__config_choice(in, type, "rope_type", wrpo__rope_names, allowed);
@@ -4144,17 +4147,17 @@ static void wrpo__config_rope(const wrpo__reader *in) {
     const wrpo_json *part_of = wrpo__present(r, part_key) ? r : in->root;
     const double part = wrpo__config_number(in, part_of, part_key, 1);
     if (part != 1 && !phi3)
-        WRPO__REFUSE(wrpo__json_get(part_of, part_key), WRPO_E_UNSUPPORTED,
-                     "%s other than 1 is supported for model_type phi3 only", part_key);
+        WRPO__REFUSE(part_of, "%s other than 1 is supported for model_type phi3 only", part_key);
     p->dims = (int64_t)((double)d * part);
     if (p->dims < 2 || p->dims % 2 || p->dims > d)
-        WRPO__REFUSE(in->root, WRPO_E_UNSUPPORTED, "%s: want an even number of the %lld elements of a head, found %lld",
-                     part_key, (long long)d, (long long)p->dims);
+        WRPO__REFUSE(in->root, "%s: want an even number of the %lld elements of a head, found %lld",
+                part_key, (long long)d, (long long)p->dims);
     if (p->type != WRPO_ROPE_DEFAULT) wrpo__rope_scaling(in, r);
 }
 /* Which layers have a window: all; Qwen's from max_window_layers on; Gemma 2's even ones. layer_types overrides. */
 static void wrpo__config_windows(const wrpo__reader *in) {
     static const char *const types[] = {"full_attention", "sliding_attention", NULL};
+    static const char size_key[] = "sliding_window_size";
     const int64_t most = (int64_t)1 << 40;
     wrpo_config *c = in->c;
     const wrpo_json *window = wrpo__json_get(in->root, "sliding_window");
@@ -4163,19 +4166,17 @@ static void wrpo__config_windows(const wrpo__reader *in) {
     const bool off = qwen && !wrpo__config_switch(in, in->root, "use_sliding_window", false);
     if (off || (window && window->kind == WRPO_JSON_NULL)) c->sliding_window = 0;
     else c->sliding_window = wrpo__config_integer(in, "sliding_window", c->sliding_window, 1, most);
-    if (gemma2 && wrpo__config_integer(in, "sliding_window_size", c->sliding_window, 0, most) != c->sliding_window)
-        WRPO__REFUSE(wrpo__json_get(in->root, "sliding_window_size"), WRPO_E_FORMAT,
-                     "sliding_window_size: want the number of sliding_window");
+    const int64_t size = gemma2 ? wrpo__config_integer(in, size_key, c->sliding_window, 0, most) : c->sliding_window;
+    wrpo__config_want(in, size == c->sliding_window, wrpo__json_get(in->root, size_key), "that of sliding_window");
     const int64_t first = qwen && c->sliding_window ? wrpo__config_integer(in, "max_window_layers", 28, 0, most) : 0;
-    if (layers && (layers->kind != WRPO_JSON_ARRAY || layers->count != c->num_hidden_layers))
-        WRPO__REFUSE(layers, WRPO_E_FORMAT, "layer_types: want one entry a layer");
+    const bool fits = !layers || (layers->kind == WRPO_JSON_ARRAY && layers->count == c->num_hidden_layers);
+    wrpo__config_want(in, fits, layers, "one entry a layer");
     const wrpo_json *v = layers ? layers->child : NULL;
     for (int64_t l = 0; l < c->num_hidden_layers; l++) {
         bool sliding = c->sliding_window && l >= first && !(gemma2 && l % 2);
         if (layers) {
             sliding = wrpo__config_choice(in, v, "layer_types", types, 3) == 1;
-            if (sliding && !c->sliding_window)
-                WRPO__REFUSE(v, WRPO_E_FORMAT, "layer_types: sliding_attention without a sliding_window in force");
+            wrpo__config_want(in, !sliding || c->sliding_window, layers, "full_attention: there is no sliding_window");
             v = v->next;
         }
         if (sliding) c->sliding_layers[l / 64] |= (uint64_t)1 << l % 64;
@@ -4191,45 +4192,45 @@ static void wrpo__config_head(wrpo__reader *in) {
         while (head < 4 && !wrpo__ends(v->text, heads[head])) head++;
         const bool fits = head < 4 && (head != WRPO_HEAD_VALUE || in->is & WRPO__INTERNLM2);
         if (!fits || (v != list->child && head != (int)in->c->head))
-            WRPO__REFUSE(v, WRPO_E_UNSUPPORTED, "architectures: want causal language models, sequence classification or "
-                         "the reward models of InternLM2 and ArmoRM, found %s", wrpo__json_found(found, v));
+            WRPO__REFUSE(v, "architectures: want causal language models, sequence classification "
+                    "or the reward models of InternLM2 and ArmoRM, found %s", wrpo__json_found(found, v));
         in->c->head = (wrpo_head)head;
     }
     in->is |= 128u << in->c->head;
 }
 static void wrpo__config_parse(wrpo__arena *arena, const char *path, const wrpo_json *root, wrpo_config *c) {
     static const char *const acts[] = {"silu", "swish", "gelu_pytorch_tanh", NULL};
+    const char *names[WRPO__COUNT(wrpo__families) + 1] = {NULL};
     wrpo__shown found;
+    char want[96];
     wrpo__reader reader = {.ctx = arena->ctx, .path = path, .root = root, .c = c}, *in = &reader;
     memset(c, 0, sizeof *c);
     const wrpo_json *type = wrpo__json_need(in->ctx, path, root, "model_type", WRPO_JSON_STRING);
-    const int family = wrpo__config_choice(in, type, "model_type", wrpo__family_names, 127);
+    for (int i = 0; i < WRPO__COUNT(wrpo__families); i++) names[i] = wrpo__families[i].model_type;
+    const int family = wrpo__config_choice(in, type, "model_type", names, WRPO__ALL);
     in->is = 1u << family;
     *c = wrpo__families[family];
-    snprintf(c->model_type, sizeof c->model_type, "%s", type->text);
     wrpo__config_head(in);
+    c->rms_norm_eps = in->is & WRPO__PHI3 ? 1e-5 : 1e-6;
     c->initializer_range = 0.02;
     c->pad_token_id = c->reward_token_id = -1;
     if (c->head == WRPO_HEAD_GATED) c->gating_temperature = 10;
     for (const wrpo_json *v = root->child; v; v = v->next)
         if (!wrpo__is_known(in, v))
-            WRPO__REFUSE(v, WRPO_E_UNSUPPORTED, "\"%.80s\": %s is not supported for model_type %s", v->key,
-                         wrpo__json_found(found, v), c->model_type);
+            WRPO__REFUSE(v, "\"%.80s\": %s is not supported for model_type %s", v->key,
+                    wrpo__json_found(found, v), c->model_type);
     for (int i = 0; i < WRPO__COUNT(wrpo__keys); i++)
         if (in->is & wrpo__keys[i].of) wrpo__config_key(in, &wrpo__keys[i]);
 
     const int64_t H = c->num_attention_heads;
     if (!c->num_key_value_heads) c->num_key_value_heads = H;
-    if (!c->head_dim && c->hidden_size % H)
-        wrpo__fail(in->ctx, WRPO_E_FORMAT, "%s: hidden_size %lld is no multiple of num_attention_heads %lld, and there "
-                   "is no head_dim", path, (long long)c->hidden_size, (long long)H);
+    snprintf(want, sizeof want, "a multiple of num_attention_heads, %lld, where there is no head_dim", (long long)H);
+    wrpo__config_want(in, c->head_dim || c->hidden_size % H == 0, wrpo__json_get(root, "hidden_size"), want);
     if (!c->head_dim) c->head_dim = c->hidden_size / H;
     if (c->head_dim % 2 || c->head_dim > WRPO__MAX_D)
-        wrpo__fail(in->ctx, WRPO_E_UNSUPPORTED, "%s: head_dim: want an even number up to %d, found %lld", path,
-                   WRPO__MAX_D, (long long)c->head_dim);
-    if (H % c->num_key_value_heads)
-        wrpo__fail(in->ctx, WRPO_E_FORMAT, "%s: num_attention_heads %lld is no multiple of num_key_value_heads %lld",
-                   path, (long long)H, (long long)c->num_key_value_heads);
+        WRPO__REFUSE(root, "head_dim: want an even number up to %d, found %lld", WRPO__MAX_D, (long long)c->head_dim);
+    snprintf(want, sizeof want, "a multiple of num_key_value_heads, %lld", (long long)c->num_key_value_heads);
+    wrpo__config_want(in, H % c->num_key_value_heads == 0, wrpo__json_get(root, "num_attention_heads"), want);
     c->output_bias = c->attention_bias && !(in->is & WRPO__QWEN2);
     const wrpo_json *act = c->gelu ? wrpo__present(root, "hidden_activation") : NULL;
     if (!act) act = wrpo__present(root, "hidden_act");
@@ -4256,8 +4257,8 @@ WRPO_API wrpo_result wrpo_config_load(wrpo_ctx *ctx, const char *path, wrpo_conf
 
 /* ---- names: where the weights of the table are in the files ----
    The table has the Llama layout. Phi-3 and InternLM2 have other names, and tensors that hold the rows of several
-   weights: one weight after the other, in the order of the table; in wqkv, so in each of G groups: the query heads of a
-   key/value head, then its key, then its value.                                                                      */
+   weights, one weight after the other in the order of the table. InternLM2's wqkv does so within each of G groups: the
+   query heads of one key/value head, then its key, then its value.                                               */
 static const struct { const char *family, *ours, *theirs; } wrpo__renames[] = {
     {"phi3", "self_attn.q_proj.", "self_attn.qkv_proj."}, {"phi3", "self_attn.k_proj.", "self_attn.qkv_proj."},
     {"phi3", "self_attn.v_proj.", "self_attn.qkv_proj."}, {"phi3", "mlp.gate_proj.", "mlp.gate_up_proj."},
@@ -4271,6 +4272,8 @@ static const struct { const char *family, *ours, *theirs; } wrpo__renames[] = {
 typedef struct wrpo__slice {         /* row r of a weight is row r / own * stride + first + r % own of tensor `name` */
     char name[128];
     int64_t groups, stride, first, own;
+    const wrpo_tensor_info *info;    /* the tensor, once it is found */
+    bool mapped;                     /* the weight is used where the file has it */
 } wrpo__slice;
 static void wrpo__file_name(const wrpo_config *c, const char *name, char out[128]) {
     snprintf(out, 128, "%s", name);
@@ -4304,21 +4307,6 @@ static void wrpo__shape_text(char *s, size_t n, int ndim, const int64_t *shape) 
         used += (size_t)snprintf(s + used, n - used, "%s%lld", i ? "," : "", (long long)shape[i]);
     if (used < n) snprintf(s + used, n - used, "]");
 }
-/* The tensor that holds this weight, or a sentence: missing, misshapen, of a dtype that is no float. */
-static const wrpo_tensor_info *wrpo__tensor_of(const wrpo_model *m, const char *dir, const wrpo_tensors *t,
-                                               const wrpo_weight *w, wrpo__slice *slice) {
-    *slice = wrpo__slice_of(m, w);
-    const wrpo_tensor_info *info = wrpo_tensors_find(t, slice->name);
-    char want[80], found[160];
-    if (!info) wrpo__fail(m->ctx, WRPO_E_FORMAT, "%s: %s is missing", dir, slice->name);
-    const int64_t shape[2] = {slice->groups * slice->stride, w->cols};
-    wrpo__shape_text(want, sizeof want, w->vector ? 1 : 2, shape);
-    wrpo__shape_text(found, sizeof found, info->ndim, info->shape);
-    if (strcmp(want, found))
-        wrpo__fail(m->ctx, WRPO_E_FORMAT, "%s: %s: want %s, found %s", info->file, info->name, want, found);
-    wrpo__need_float(m->ctx, info);
-    return info;
-}
 /* A tensor that a load may leave alone: an untied output of a tied model, as transformers does; frequencies of old
    files; the head of a reward model, which wrpo_reward_load reads, for nothing trains it. */
 static bool wrpo__is_extra(const wrpo_config *c, const char *name) {
@@ -4333,40 +4321,52 @@ static bool wrpo__is_extra(const wrpo_config *c, const char *name) {
     default: return false;
     }
 }
-/* Every weight of the table is there, and nothing else. Returns the dtype of the first. m: a table without data. */
-static wrpo_dtype wrpo__check_tensors(const wrpo_model *m, const char *dir, const wrpo_tensors *t) {
-    const wrpo_tensor_info *all = wrpo_tensors_at(t, 0), *first = NULL, *other = NULL;
-    bool *seen = wrpo__alloc(wrpo__current, (size_t)t->count, sizeof *seen);
-    wrpo__slice slice;
+/* The slice of each weight of the table: all are there, in their shapes, and no other tensor. *dtype: of the first. */
+static wrpo__slice *wrpo__find_weights(wrpo__arena *arena, const wrpo_model *m, const char *dir, const wrpo_tensors *t,
+        wrpo_dtype *dtype) {
+    const wrpo_tensor_info *first = NULL, *other = NULL;
+    wrpo__slice *slices = wrpo__alloc(arena, (size_t)m->n_weights, sizeof *slices);
+    bool *seen = wrpo__alloc(arena, (size_t)t->count, sizeof *seen);
     for (int64_t i = 0; i < m->n_weights; i++) {
-        const wrpo_tensor_info *info = wrpo__tensor_of(m, dir, t, &m->weights[i], &slice);
+        const wrpo_weight *w = &m->weights[i];
+        wrpo__slice *s = &slices[i];
+        *s = wrpo__slice_of(m, w);
+        const wrpo_tensor_info *info = s->info = wrpo_tensors_find(t, s->name);
+        char want[80], found[160];
+        if (!info) wrpo__fail(m->ctx, WRPO_E_FORMAT, "%s: %s is missing", dir, s->name);
+        const int64_t shape[2] = {s->groups * s->stride, w->cols};
+        wrpo__shape_text(want, sizeof want, w->vector ? 1 : 2, shape);
+        wrpo__shape_text(found, sizeof found, info->ndim, info->shape);
+        if (strcmp(want, found))
+            wrpo__fail(m->ctx, WRPO_E_FORMAT, "%s: %s: want %s, found %s", info->file, info->name, want, found);
+        wrpo__need_float(m->ctx, info);
         if (!first) first = info;
         if (strcmp(info->dtype, first->dtype)) other = info;
-        seen[info - all] = true;
+        seen[info - t->info] = true;
     }
     if (other)
         wrpo__log(m->ctx, WRPO_LOG_WARN, "%s: %s is %s, %s %s: saved again, all are %s unless a type is asked for", dir,
-                  first->name, first->dtype, other->name, other->dtype, first->dtype);
+                first->name, first->dtype, other->name, other->dtype, first->dtype);
     for (int64_t i = 0; i < t->count; i++)
-        if (!seen[i] && !wrpo__is_extra(&m->config, all[i].name))
-            wrpo__fail(m->ctx, WRPO_E_FORMAT, "%s: %s: no such tensor in a %s of this config", all[i].file, all[i].name,
-                       m->config.model_type);
-    return wrpo__float_dtype(first);
+        if (!seen[i] && !wrpo__is_extra(&m->config, t->info[i].name))
+            wrpo__fail(m->ctx, WRPO_E_FORMAT, "%s: %s: no such tensor in a %s of this config", t->info[i].file,
+                    t->info[i].name, m->config.model_type);
+    *dtype = wrpo__float_dtype(first);
+    return slices;
 }
-/* The tensors of a directory, open as long as the current arena. */
+/* The tensors of a directory, open until the current entry's arena is freed. */
 static wrpo_tensors *wrpo__tensors_in(wrpo_ctx *ctx, const char *dir) {
-    (void)ctx;
-    return wrpo__tensors_new(wrpo__current, dir);
+    return wrpo__tensors_new(ctx->frame->arena, dir);
 }
 static void wrpo__model_check(const char *dir, wrpo_config *config, int64_t *parameters, wrpo_dtype *dtype) {
     wrpo__arena *temp = wrpo__current;
     wrpo__config_read(temp, dir, config);
     const wrpo_model *table = wrpo__model_table(temp, config, WRPO_DTYPE_F32);
     *parameters = wrpo_model_parameters(table);
-    *dtype = wrpo__check_tensors(table, dir, wrpo__tensors_new(temp, dir));
+    wrpo__find_weights(temp, table, dir, wrpo__tensors_new(temp, dir), dtype);
 }
 WRPO_API wrpo_result wrpo_model_check(wrpo_ctx *ctx, const char *dir, wrpo_config *config, int64_t *parameters,
-                                      wrpo_dtype *dtype) {
+        wrpo_dtype *dtype) {
     *parameters = 0, *dtype = WRPO_DTYPE_DEFAULT;
     WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__model_check(dir, config, parameters, dtype));
     return wrpo__end(&wrpo__entry);
@@ -4375,31 +4375,24 @@ WRPO_API wrpo_result wrpo_model_check(wrpo_ctx *ctx, const char *dir, wrpo_confi
 /* ---- load ----
    A frozen model on the host uses its matrices where the file has them, if they are float or bfloat16, aligned and in
    one piece there. Everything else is copied. */
-static const void *wrpo__mapped_data(const wrpo_tensor_info *info, const wrpo__slice *s, const wrpo_weight *w) {
-    const wrpo_dtype dtype = wrpo__float_dtype(info);
-    const size_t size = wrpo__dtype_size(dtype);
-    if (w->vector || s->groups > 1 || dtype == WRPO_DTYPE_F16 || (uintptr_t)info->data % size) return NULL;
-    return (const char *)info->data + (size_t)(s->first * w->cols) * size;
-}
-static void wrpo__map_weights(wrpo_model *model, const wrpo_tensors *t) {
+static void wrpo__map_weights(wrpo_model *model, wrpo__slice *slices) {
     for (int64_t i = 0; i < model->n_weights; i++) {
         wrpo_weight *w = &model->weights[i];
-        wrpo__slice slice;
-        const wrpo_tensor_info *info = wrpo__tensor_of(model, model->dir, t, w, &slice);
-        const void *data = wrpo__mapped_data(info, &slice, w);
-        if (data) w->data = (void *)(uintptr_t)data, w->dtype = wrpo__float_dtype(info);
+        wrpo__slice *s = &slices[i];
+        const wrpo_dtype dtype = wrpo__float_dtype(s->info);
+        const uintptr_t data = (uintptr_t)s->info->data, size = wrpo__dtype_size(dtype);
+        s->mapped = !w->vector && s->groups == 1 && dtype != WRPO_DTYPE_F16 && data % size == 0;
+        if (s->mapped) w->data = (void *)(data + (uintptr_t)(s->first * w->cols) * size), w->dtype = dtype;
     }
 }
-static void wrpo__copy_weights(wrpo_model *model, const wrpo_tensors *t, float *piece) {
+static void wrpo__copy_weights(wrpo_model *model, const wrpo__slice *slices, float *piece) {
     for (int64_t i = 0; i < model->n_weights; i++) {
         const wrpo_weight *w = &model->weights[i];
-        wrpo__slice s;
-        const wrpo_tensor_info *info = wrpo__tensor_of(model, model->dir, t, w, &s);
-        if (w->data == wrpo__mapped_data(info, &s, w)) continue;
-        const int64_t run = s.own * w->cols;           /* elements in one piece of the file */
-        for (int64_t k = 0, n; k < wrpo__size(w); k += n) {
+        const wrpo__slice *s = &slices[i];
+        const int64_t run = s->own * w->cols;          /* elements in one piece of the file */
+        for (int64_t k = 0, n; k < wrpo__size(w) && !s->mapped; k += n) {
             n = WRPO__MIN(run - k % run, WRPO__PIECE);
-            wrpo__to_finite(model->ctx, piece, info, (k / run * s.stride + s.first) * w->cols + k % run, n);
+            wrpo__to_finite(model->ctx, piece, s->info, (k / run * s->stride + s->first) * w->cols + k % run, n);
             wrpo__weight_put(model, w, k, n, piece);
         }
     }
@@ -4408,7 +4401,7 @@ static void wrpo__copy_weights(wrpo_model *model, const wrpo_tensors *t, float *
 static void wrpo__need_language_model(wrpo_ctx *ctx, const char *dir, const wrpo_config *c) {
     if (c->head != WRPO_HEAD_LM)
         wrpo__fail(ctx, WRPO_E_UNSUPPORTED,
-                   "%s: a reward model: it scores answers (wrpo_reward_load), it has no logits to train", dir);
+                "%s: a reward model: it scores answers (wrpo_reward_load), it has no logits to train", dir);
 }
 static wrpo_model *wrpo__model_from(wrpo__arena *arena, const wrpo_model_desc *desc, bool reward) {
     wrpo_ctx *ctx = arena->ctx;
@@ -4421,11 +4414,11 @@ static wrpo_model *wrpo__model_from(wrpo__arena *arena, const wrpo_model_desc *d
     const wrpo_tensors *t = wrpo__tensors_new(map ? arena : temp, desc->dir);  /* mapped: open as long as the model */
     wrpo_model *model = wrpo__model_table(arena, &config, map ? WRPO_DTYPE_F32 : ctx->desc.dtype);
     model->dir = model->tokenizer_dir = wrpo__strndup(arena, desc->dir, strlen(desc->dir));
-    model->dtype = wrpo__check_tensors(model, model->dir, t);
     model->frozen = desc->frozen;
-    if (map) wrpo__map_weights(model, t);
+    wrpo__slice *slices = wrpo__find_weights(temp, model, model->dir, t, &model->dtype);
+    if (map) wrpo__map_weights(model, slices);
     wrpo__model_memory(model);
-    wrpo__copy_weights(model, t, wrpo__raw(temp, WRPO__PIECE, sizeof(float)));
+    wrpo__copy_weights(model, slices, wrpo__raw(temp, WRPO__PIECE, sizeof(float)));
     wrpo__arena_clear(temp);
     return model;
 }
@@ -4479,7 +4472,7 @@ static void wrpo__side_file(wrpo__arena *arena, wrpo__writer ***sides, const cha
 }
 /* config.json, unchanged except for the value of dtype / torch_dtype, which becomes that of the weights written. */
 static void wrpo__save_config(wrpo__arena *arena, wrpo__writer ***sides, const char *from, const char *to,
-                              wrpo_dtype dtype) {
+        wrpo_dtype dtype) {
     const wrpo__file *f = wrpo__open_file(arena, from);
     const char *text = wrpo__strndup(arena, (const char *)f->data, f->size), *rest = text;
     wrpo__text out = {.arena = arena};
@@ -4488,7 +4481,7 @@ static void wrpo__save_config(wrpo__arena *arena, wrpo__writer ***sides, const c
         const char *quote = text;                      /* the opening one, by line and column */
         for (int32_t i = 1; i < v->line; i++) quote = strchr(quote, '\n') + 1;
         for (int32_t i = 1; i < v->column; i++)
-            do quote++; while ((*quote & 0xC0) == 0x80);
+            for (quote++; (*quote & 0xC0) == 0x80;) quote++;           /* to the next code point */
         wrpo__text_add(&out, rest, (size_t)(quote + 1 - rest));
         wrpo__text_puts(&out, wrpo__dtypes[dtype].torch);
         rest = strchr(quote + 1, '"');
@@ -4515,11 +4508,12 @@ static wrpo__writer **wrpo__save_sides(wrpo__arena *arena, const wrpo_model *mod
     }
     return sides;
 }
-typedef struct wrpo__saving { const wrpo_model *model; const wrpo_weight **of; } wrpo__saving; /* of[tensor]: its first */
+/* first[tensor]: the first weight in it */
+typedef struct wrpo__saving { const wrpo_model *model; const wrpo_weight **first; } wrpo__saving;
 static void wrpo__save_piece(void *user, int64_t tensor, int64_t first, int64_t count, float *dst) {
     const wrpo__saving *saving = user;
     for (int64_t n; count > 0; first += n, dst += n, count -= n) {
-        const wrpo_weight *w = saving->of[tensor];
+        const wrpo_weight *w = saving->first[tensor];
         const int64_t row = first / w->cols, col = first % w->cols;
         wrpo__slice s = wrpo__slice_of(saving->model, w);
         while (row % s.stride >= s.first + s.own) s = wrpo__slice_of(saving->model, ++w);
@@ -4531,13 +4525,15 @@ static void wrpo__save_piece(void *user, int64_t tensor, int64_t first, int64_t 
 static void wrpo__model_save(wrpo__arena *arena, const wrpo_model *model, const wrpo_save_desc *desc) {
     wrpo_ctx *ctx = arena->ctx;
     if (!desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_save_desc: dir is missing");
+    if (!model->dir)
+        wrpo__fail(ctx, WRPO_E_ARG, "wrpo_model_save: want a model with a config.json, found one of wrpo_model_new");
     if (desc->max_shard_size < 0)
         wrpo__fail(ctx, WRPO_E_ARG, "max_shard_size: want a number of bytes, found %lld",
-                   (long long)desc->max_shard_size);
+                (long long)desc->max_shard_size);
     const wrpo_dtype dtype = desc->dtype ? desc->dtype : model->dtype;
     wrpo__make_dir(ctx, desc->dir);
     wrpo__save_tensor *t = wrpo__alloc(arena, (size_t)model->n_weights, sizeof *t);
-    wrpo__saving saving = {model, wrpo__alloc(arena, (size_t)model->n_weights, sizeof *saving.of)};
+    wrpo__saving saving = {model, wrpo__alloc(arena, (size_t)model->n_weights, sizeof *saving.first)};
     int64_t tensors = 0;
     for (int64_t i = 0; i < model->n_weights; i++) {
         const wrpo_weight *w = &model->weights[i];
@@ -4545,7 +4541,7 @@ static void wrpo__model_save(wrpo__arena *arena, const wrpo_model *model, const 
         if (s.first) continue;                         /* in the tensor of an earlier weight */
         const char *name = wrpo__strndup(arena, s.name, strlen(s.name));
         t[tensors] = (wrpo__save_tensor){name, w->vector ? 1 : 2, {s.groups * s.stride, w->cols, 0, 0}};
-        saving.of[tensors++] = w;
+        saving.first[tensors++] = w;
     }
     wrpo__writer **sides = wrpo__save_sides(arena, model, desc->dir, dtype);
     wrpo__tensors_save(arena, desc->dir, t, tensors, dtype, desc->max_shard_size, wrpo__save_piece, &saving, sides);
