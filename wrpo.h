@@ -2986,7 +2986,7 @@ WRPO_API wrpo_result wrpo_trainer_eval(wrpo_trainer *t, const wrpo_data *data, w
 enum { WRPO__JSON_DEPTH = 256 };
 typedef char wrpo__shown[96];
 
-/* Foreign text for one of our sentences: control characters escaped, invalid UTF-8 as '?', cut to fit. */
+/* Foreign text in one of our sentences: control characters escaped, invalid UTF-8 as '?', cut to fit a wrpo__shown. */
 static const char *wrpo__show(char *out, const char *s, size_t n) {
     size_t used = 0;
     out[0] = 0;
@@ -3028,7 +3028,7 @@ _Noreturn static void wrpo__json_stop(wrpo__json_in *in, const char *want, const
     wrpo__fail_at(in->arena->ctx, WRPO_E_FORMAT, in->line, column, "%s:%lld:%lld: want %s, found %s", in->name,
             (long long)in->line, (long long)column, want, found);
 }
-/* The next character must not be there. */
+/* Refuses the next character. */
 _Noreturn static void wrpo__json_expect(wrpo__json_in *in, const char *want) {
     char found[128];
     wrpo__shown shown;
@@ -3150,8 +3150,8 @@ static bool wrpo__json_word(wrpo__json_in *in, const char *word) {
     if (found) in->at += n;
     return found;
 }
-/* Every key of this object once: a hash table, at most half full. Keys made to collide would take quadratic time; they
-   are refused long before. */
+/* Every key of this object once. The hash table is at most half full. Keys made to collide would take quadratic time;
+   they are refused long before. */
 static void wrpo__json_unique(wrpo__json_in *in, const wrpo_json *object) {
     const wrpo_json *small[64] = {0}, **table = small;
     size_t slots = 64;
@@ -3220,7 +3220,7 @@ static void wrpo__json_value(wrpo__json_in *in, wrpo_json *v, int depth) {
     else if (!wrpo__json_word(in, "null")) wrpo__json_expect(in, "a value");
     wrpo__json_space(in);
 }
-/* The text as a tree in the arena. name: what errors call it. first_line: of JSON lines, the line that this text is. */
+/* The text as a tree in the arena. name: what errors call it. first_line: its line in a file of JSON lines, else 1. */
 static wrpo_json *wrpo__json_parse(wrpo__arena *arena, const char *name, int64_t first_line, const char *text,
         size_t n) {
     if (n >= INT32_MAX)
@@ -3264,7 +3264,7 @@ static bool wrpo__json_same(const wrpo_json *a, const wrpo_json *b) {
         if (!wrpo__json_same(x, a->kind == WRPO_JSON_OBJECT ? wrpo__json_get(b, x->key) : y)) return false;
     return true;
 }
-/* What a value is, for the end of a sentence. */
+/* What a value is, for the end of a sentence; out is a wrpo__shown. */
 static const char *wrpo__json_found(char *out, const wrpo_json *v) {
     wrpo__shown text;
     const size_t n = sizeof(wrpo__shown);
@@ -3770,6 +3770,13 @@ static char *wrpo__shard_file(const wrpo__save *save, int64_t shard) {
     if (save->shards <= 1) return wrpo__format(save->temp, WRPO__SINGLE_FILE);
     return wrpo__format(save->temp, WRPO__SHARD_FILE, (long long)shard + 1, (long long)save->shards);
 }
+/* A file that waits for its name. */
+static wrpo__writer *wrpo__write_whole(wrpo__arena *arena, const char *path, const void *data, size_t size) {
+    wrpo__writer *w = wrpo__create(arena, path);
+    wrpo__write(w, data, size);
+    wrpo__finish(w);
+    return w;
+}
 static void wrpo__remove(wrpo_ctx *ctx, const char *path) {
     if (remove(path) != 0 && errno != ENOENT)
         wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be removed: %s", path, strerror(errno));
@@ -3866,18 +3873,14 @@ static wrpo__writer *wrpo__index_write(const wrpo__save *save, const char *path,
         wrpo__text_printf(&t, ": \"%s\"", wrpo__shard_file(save, p[i].shard));
     }
     wrpo__text_puts(&t, "\n  }\n}\n");
-    wrpo__writer *w = wrpo__create(save->temp, path);
-    wrpo__write(w, t.data, t.size);
-    wrpo__finish(w);
-    return w;
+    return wrpo__write_whole(save->temp, path, t.data, t.size);
 }
 /* t[n] into the directory, which exists: one file, or shards of at most max_shard_size bytes (0: 5e9) and their index.
    dtype 0 is F32. fn is called for each file's tensors in the order of their names, with bounded pieces. sides: an
    stb_ds array of whole files that wait for their names. What they replace is removed first, so that no kill leaves it
    with the new tensors. */
 static void wrpo__tensors_save(wrpo__arena *temp, const char *dir, const wrpo__save_tensor *t, int64_t n,
-        wrpo_dtype dtype, int64_t max_shard_size, wrpo__save_fn fn, void *user,
-        wrpo__writer **sides) {
+        wrpo_dtype dtype, int64_t max_shard_size, wrpo__save_fn fn, void *user, wrpo__writer **sides) {
     wrpo_ctx *ctx = temp->ctx;
     wrpo__save save = {.temp = temp, .dir = dir, .t = t, .dtype = dtype, .fn = fn, .user = user};
     int64_t *bytes = wrpo__raw(temp, (size_t)n, sizeof *bytes), *shard = wrpo__raw(temp, (size_t)n, sizeof *shard);
@@ -3903,9 +3906,9 @@ static void wrpo__tensors_save(wrpo__arena *temp, const char *dir, const wrpo__s
     if (save.shards > 1) {
         qsort(placed, (size_t)n, sizeof *placed, wrpo__by_first_name);
         index = wrpo__index_write(&save, index_path, placed, n);
-        bool again = false;                            /* the old index over old and new shards: a mixture */
-        for (int64_t s = 0; s < files; s++) again = again || wrpo__exists(ready[s]->path);
-        if (again) wrpo__remove(ctx, index_path);
+        bool same_names = false;                       /* then the old index would open old and new shards together */
+        for (int64_t s = 0; s < files; s++) same_names = same_names || wrpo__exists(ready[s]->path);
+        if (same_names) wrpo__remove(ctx, index_path);
     }
     for (int64_t i = 0; i < stbds_arrlen(sides); i++) wrpo__remove(ctx, sides[i]->path);
     for (int64_t s = 0; s < files; s++) wrpo__publish(ready[s]);
@@ -4465,10 +4468,7 @@ static bool wrpo__is_side_file(const char *name) {     /* other than config.json
 static void wrpo__side_file(wrpo__arena *arena, wrpo__writer ***sides, const char *to, const void *data, size_t size) {
     const wrpo__file *old = wrpo__exists(to) ? wrpo__open_file(arena, to) : NULL;
     if (old && old->size == size && !memcmp(old->data, data, size)) return;
-    wrpo__writer *w = wrpo__create(arena, to);
-    wrpo__write(w, data, size);
-    wrpo__finish(w);
-    stbds_arrput(*sides, w);
+    stbds_arrput(*sides, wrpo__write_whole(arena, to, data, size));
 }
 /* config.json, unchanged except for the value of dtype / torch_dtype, which becomes that of the weights written. */
 static void wrpo__save_config(wrpo__arena *arena, wrpo__writer ***sides, const char *from, const char *to,
