@@ -808,6 +808,7 @@ WRPO_API const wrpo_backend *wrpo_backend_cuda(void);  /* in wrpo_cuda.cu: link 
 #include <errno.h>
 #include <float.h>
 #include <limits.h>
+#include <locale.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -3858,25 +3859,34 @@ WRPO_API wrpo_result wrpo_trainer_eval(wrpo_trainer *t, const wrpo_data *data, w
 
 /* --------------------------------------------------------------------------------------------- >>json
    RFC 8259, strictly: valid UTF-8, no byte order mark, no lone surrogate, no key twice in an object, one
-   value and nothing behind it. One pass without recursion. Every node knows its line and column.       */
-enum { WRPO__JSON_DEPTH = 256, WRPO__JSON_SCAN = 16 /* members up to which keys are compared in pairs */ };
+   value and nothing after it. Every node knows its line and column.                                    */
+enum { WRPO__JSON_DEPTH = 256 };
 typedef char wrpo__shown[96];
 
-/* Foreign text in one of our sentences: control characters escaped, bytes that are not UTF-8 as '?', cut to fit. */
+/* Foreign text in one of our sentences: control characters escaped, invalid UTF-8 as '?', cut to fit a wrpo__shown. */
 static const char *wrpo__show(char *out, const char *s, size_t n) {
     size_t used = 0;
-    for (size_t at = 0, size; at < n; at += size) {
-        int32_t c = wrpo__utf8_get(s + at, n - at, &size);
+    out[0] = 0;
+    for (size_t i = 0, size; i < n; i += size) {
+        const int32_t c = wrpo__utf8_get(s + i, n - i, &size);
         char part[16] = "?";
         if (c >= 0 && (c < 0x20 || (c >= 0x7F && c <= 0xA0))) snprintf(part, sizeof part, "\\u%04X", (unsigned)c);
-        else if (c >= 0) memcpy(part, s + at, size), part[size] = 0;
-        size_t k = strlen(part);
-        if (used + k + 4 > sizeof(wrpo__shown)) { memcpy(out + used, "...", 3); used += 3; break; }
-        memcpy(out + used, part, k);
-        used += k;
+        else if (c >= 0) snprintf(part, sizeof part, "%.*s", (int)size, s + i);
+        const bool fits = used + strlen(part) + 4 <= sizeof(wrpo__shown);
+        used += (size_t)snprintf(out + used, sizeof(wrpo__shown) - used, "%s", fits ? part : "...");
+        if (!fits) break;
     }
-    out[used] = 0;
     return out;
+}
+/* "NAME:LINE:COLUMN: " and the sentence. */
+_Noreturn WRPO__PRINTF(5, 6) static void wrpo__json_fail(wrpo_ctx *ctx, wrpo_result code, const char *name,
+        const wrpo_json *v, const char *format, ...) {
+    char text[400];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    wrpo__fail_at(ctx, code, v->line, v->column, "%s:%d:%d: %s", name, v->line, v->column, text);
 }
 
 /* ---- read ---- */
@@ -3889,31 +3899,37 @@ typedef struct wrpo__json_in {
     char *out;                       /* where the next unescaped text goes */
 } wrpo__json_in;
 
-_Noreturn static void wrpo__json_stop(wrpo__json_in *in, wrpo_result code, const char *want, const char *found) {
-    int64_t column = in->at - in->line_begin - in->inner + 1;
-    wrpo__fail_at(in->arena->ctx, code, in->line, column, "%s:%lld:%lld: want %s, found %s", in->name, (long long)in->line, (long long)column, want, found);
+static int64_t wrpo__json_column(const wrpo__json_in *in) { return in->at - in->line_begin - in->inner + 1; }
+_Noreturn static void wrpo__json_stop(wrpo__json_in *in, const char *want, const char *found) {
+    const int64_t column = wrpo__json_column(in);
+    wrpo__fail_at(in->arena->ctx, WRPO_E_FORMAT, in->line, column, "%s:%lld:%lld: want %s, found %s", in->name,
+            (long long)in->line, (long long)column, want, found);
 }
-/* The reader stands on what must not be there. */
+/* Refuses the next character. */
 _Noreturn static void wrpo__json_expect(wrpo__json_in *in, const char *want) {
     char found[128];
     wrpo__shown shown;
     size_t n = (size_t)(in->end - in->at), size;
-    int32_t c = n ? wrpo__utf8_get(in->at, n, &size) : 0;
+    const int32_t c = n ? wrpo__utf8_get(in->at, n, &size) : 0;
     if (!n) snprintf(found, sizeof found, "the end of the text");
     else if (c < 0) snprintf(found, sizeof found, "byte 0x%02X, which is not UTF-8 here", (unsigned char)*in->at);
     else if (c == 0xFEFF) snprintf(found, sizeof found, "a byte order mark");
     else if (c < 0x20) snprintf(found, sizeof found, "the control character U+%04X", (unsigned)c);
     else {
         size_t word = 0;                               /* NaN, True, undefined: shown whole */
-        while (word < n && word < 24 && ((in->at[word] | 32) >= 'a' && (in->at[word] | 32) <= 'z')) word++;
+        while (word < n && word < 24 && (in->at[word] | 32) >= 'a' && (in->at[word] | 32) <= 'z') word++;
         snprintf(found, sizeof found, "'%s'", wrpo__show(shown, in->at, word ? word : size));
     }
-    wrpo__json_stop(in, WRPO_E_FORMAT, want, found);
+    wrpo__json_stop(in, want, found);
 }
-static char wrpo__json_peek(const wrpo__json_in *in) { return in->at < in->end ? *in->at : 0; }   /* 0 is nowhere valid */
+static char wrpo__json_peek(const wrpo__json_in *in) { return in->at < in->end ? *in->at : 0; }   /* 0 is never valid */
+static void wrpo__json_skip(wrpo__json_in *in, char c, const char *want) {
+    if (wrpo__json_peek(in) != c) wrpo__json_expect(in, want);
+    in->at++;
+}
 static void wrpo__json_space(wrpo__json_in *in) {
     for (; in->at < in->end; in->at++) {
-        char c = *in->at;
+        const char c = *in->at;
         if (c == '\n') in->line++, in->line_begin = in->at + 1, in->inner = 0;
         else if (c != ' ' && c != '\t' && c != '\r') return;
     }
@@ -3921,79 +3937,62 @@ static void wrpo__json_space(wrpo__json_in *in) {
 static uint32_t wrpo__json_hex4(wrpo__json_in *in) {
     uint32_t c = 0;
     for (int i = 0; i < 4; i++, in->at++) {
-        char d = wrpo__json_peek(in), low = (char)(d | 32);
+        const char d = wrpo__json_peek(in), low = (char)(d | 32);
         if (d >= '0' && d <= '9') c = c << 4 | (uint32_t)(d - '0');
         else if (low >= 'a' && low <= 'f') c = c << 4 | (uint32_t)(low - 'a' + 10);
         else wrpo__json_expect(in, "four hexadecimal digits after \\u");
     }
     return c;
 }
-/* The code point behind \u, the other half of its pair included. */
+/* The code point after \u; of a surrogate pair, both halves. */
 static uint32_t wrpo__json_unicode(wrpo__json_in *in) {
     const char *begin = in->at - 2;
     char found[32];
-    uint32_t c = wrpo__json_hex4(in);
+    const uint32_t c = wrpo__json_hex4(in);
     if (c < 0xD800 || c > 0xDFFF) return c;
     if (c < 0xDC00 && in->end - in->at >= 2 && in->at[0] == '\\' && in->at[1] == 'u') {
         in->at += 2;
-        uint32_t low = wrpo__json_hex4(in);
+        const uint32_t low = wrpo__json_hex4(in);
         if (low >= 0xDC00 && low <= 0xDFFF) return 0x10000 + ((c - 0xD800) << 10) + (low - 0xDC00);
     }
     in->at = begin;
     snprintf(found, sizeof found, "\\u%04X alone", (unsigned)c);
-    wrpo__json_stop(in, WRPO_E_FORMAT, "both halves of a surrogate pair", found);
+    wrpo__json_stop(in, "both halves of a surrogate pair", found);
 }
-/* A string, from behind its opening quote. Unescaped it is never longer than it stands in the text, quotes against
-   NUL; numbers have a byte behind them. So one buffer of the text's size and 1 holds all texts and keys. */
+/* A string, after its opening quote. Unescaped text is never longer than its source: its NUL replaces a quote, and
+   every number is followed by a byte. So one buffer of the text's size and 1 holds all strings, keys and numbers. */
 static const char *wrpo__json_string(wrpo__json_in *in, size_t *size) {
-    char *begin = in->out, *to = begin;
+    static const char escapes[] = "\"\\/bfnrt", meant[] = "\"\\/\b\f\n\r\t";
+    char *begin = in->out;
     for (;;) {
-        const char *run = in->at, *s = run;
-        for (unsigned char c; s < in->end && (c = (unsigned char)*s) >= 0x20 && c != '"' && c != '\\';) {
-            if (c < 0x80) { s++; continue; }
-            size_t k;
-            if (wrpo__utf8_get(s, (size_t)(in->end - s), &k) < 0) break;
-            in->inner += (int64_t)k - 1;
-            s += k;
+        const char *run = in->at;                      /* copied as it is */
+        while (in->at < in->end && (unsigned char)*in->at >= 0x20 && *in->at != '"' && *in->at != '\\') {
+            size_t bytes;
+            if (wrpo__utf8_get(in->at, (size_t)(in->end - in->at), &bytes) < 0) break;
+            in->inner += (int64_t)bytes - 1;
+            in->at += bytes;
         }
-        if (s > run) memcpy(to, run, (size_t)(s - run));
-        to += s - run;
-        in->at = s;
-        char c = wrpo__json_peek(in);
-        if (c == '"') break;
-        if (c != '\\') wrpo__json_expect(in, "a string's text or its closing '\"'");
-        in->at++;
-        c = wrpo__json_peek(in);
-        static const char from[] = "\"\\/bfnrt", into[] = "\"\\/\b\f\n\r\t";
-        const char *simple = c ? strchr(from, c) : NULL;
+        memcpy(in->out, run, (size_t)(in->at - run));
+        in->out += in->at - run;
+        if (wrpo__json_peek(in) == '"') break;
+        wrpo__json_skip(in, '\\', "a string's text or its closing '\"'");
+        const char c = wrpo__json_peek(in), *simple = c ? strchr(escapes, c) : NULL;
         if (!simple && c != 'u') wrpo__json_expect(in, "one of \" \\ / b f n r t u after a backslash");
         in->at++;
-        if (simple) *to++ = into[simple - from];
-        else to += wrpo__utf8_put(to, wrpo__json_unicode(in));
+        if (simple) *in->out++ = meant[simple - escapes];
+        else in->out += wrpo__utf8_put(in->out, wrpo__json_unicode(in));
     }
     in->at++;
-    *to = 0;
-    in->out = to + 1;
-    *size = (size_t)(to - begin);
+    *size = (size_t)(in->out - begin);
+    *in->out++ = 0;
     return begin;
 }
-/* A number of the grammar, correctly rounded whatever the locale's decimal point: 1.25e3 is read as 125e1. */
+/* The double nearest to a JSON number, whatever the locale's decimal point. */
 static double wrpo__json_double(wrpo__arena *arena, const char *s, size_t n) {
-    char small[128], *digits = n + 32 <= sizeof small ? small : wrpo__raw(arena, n + 32, 1);
-    size_t k = 0, i = 0;
-    int64_t power = 0, written = 0;
-    bool fraction = false;
-    for (; i < n && (s[i] | 32) != 'e'; i++) {
-        if (s[i] == '.') fraction = true;
-        else digits[k++] = s[i], power -= fraction;
-    }
-    bool down = i + 1 < n && s[i + 1] == '-';
-    for (; i < n; i++)
-        if (s[i] >= '0' && s[i] <= '9' && written < INT64_MAX / 100) written = written * 10 + (s[i] - '0');
-    snprintf(digits + k, 32, "e%lld", (long long)(power + (down ? -written : written)));
-    double x = strtod(digits, NULL);
-    if (digits != small) wrpo__block_free(digits);
-    return x;
+    const char *point = memchr(s, '.', n), *end = s + n;
+    if (!point) return strtod(wrpo__strndup(arena, s, n), NULL);
+    return strtod(wrpo__format(arena, "%.*s%s%.*s", (int)(point - s), s, localeconv()->decimal_point,
+            (int)(end - point - 1), point + 1), NULL);
 }
 static void wrpo__json_digits(wrpo__json_in *in) {
     if (wrpo__json_peek(in) < '0' || wrpo__json_peek(in) > '9') wrpo__json_expect(in, "a digit");
@@ -4001,21 +4000,12 @@ static void wrpo__json_digits(wrpo__json_in *in) {
 }
 static void wrpo__json_read_number(wrpo__json_in *in, wrpo_json *v) {
     const char *begin = in->at;
-    bool minus = *begin == '-', whole = true;
-    in->at += minus;
-    const char *first = in->at;
+    if (*begin == '-') in->at++;
     if (wrpo__json_peek(in) == '0') in->at++;
     else wrpo__json_digits(in);
-    const uint64_t limit = (uint64_t)INT64_MAX + minus;
-    uint64_t integer = 0;
-    for (const char *s = first; s < in->at && whole; s++) {
-        uint64_t d = (uint64_t)(*s - '0');
-        if (integer > (limit - d) / 10) whole = false;
-        else integer = integer * 10 + d;
-    }
-    if (wrpo__json_peek(in) == '.') { whole = false; in->at++; wrpo__json_digits(in); }
+    const char *point = in->at;                        /* where the integer ends */
+    if (wrpo__json_peek(in) == '.') { in->at++; wrpo__json_digits(in); }
     if ((wrpo__json_peek(in) | 32) == 'e') {
-        whole = false;
         in->at++;
         if (wrpo__json_peek(in) == '+' || wrpo__json_peek(in) == '-') in->at++;
         wrpo__json_digits(in);
@@ -4025,134 +4015,133 @@ static void wrpo__json_read_number(wrpo__json_in *in, wrpo_json *v) {
     v->text = memcpy(in->out, begin, v->size);
     in->out[v->size] = 0;
     in->out += v->size + 1;
-    v->exact = whole;
-    if (whole) {
-        v->integer = minus ? (int64_t)(0 - integer) : (int64_t)integer;
-        v->number = minus ? -(double)integer : (double)integer;     /* -0 stays -0 */
-    } else v->number = wrpo__json_double(in->arena, begin, v->size);
+    errno = 0;
+    const long long integer = strtoll(v->text, NULL, 10);
+    v->exact = in->at == point && errno == 0;
+    if (v->exact) v->integer = integer;
+    v->number = v->integer ? (double)v->integer : wrpo__json_double(in->arena, begin, v->size);   /* -0 too */
 }
 static bool wrpo__json_word(wrpo__json_in *in, const char *word) {
-    size_t n = strlen(word);
-    if ((size_t)(in->end - in->at) < n || memcmp(in->at, word, n)) return false;
-    in->at += n;
-    return true;
+    const size_t n = strlen(word);
+    const bool found = (size_t)(in->end - in->at) >= n && !memcmp(in->at, word, n);
+    if (found) in->at += n;
+    return found;
 }
-/* One value; of an array or object only its opening bracket. */
-static void wrpo__json_value(wrpo__json_in *in, wrpo_json *v) {
+/* Every key of this object once. The hash table is at most half full. Keys made to collide would take quadratic time;
+   they are refused long before. */
+static void wrpo__json_unique(wrpo__json_in *in, const wrpo_json *object) {
+    const wrpo_json *small[64] = {0}, **table = small;
+    size_t slots = 64;
+    while (slots < (size_t)object->count * 2) slots *= 2;
+    if (slots > 64) table = memset(wrpo__raw(in->arena, slots, sizeof *table), 0, slots * sizeof *table);
+    int64_t steps = 16 * object->count + 1024;
+    for (const wrpo_json *b = object->child; b; b = b->next) {
+        size_t i = wrpo__hash(0, b->key, b->key_size) & (slots - 1);
+        for (; table[i]; i = (i + 1) & (slots - 1)) {
+            const wrpo_json *a = table[i];
+            wrpo__shown key;
+            if (a->key_size == b->key_size && !memcmp(a->key, b->key, a->key_size))
+                wrpo__json_fail(in->arena->ctx, WRPO_E_FORMAT, in->name, b,
+                        "want every key once, found \"%s\" again (first on line %d)",
+                        wrpo__show(key, b->key, b->key_size), a->line);
+            if (--steps == 0)
+                wrpo__json_fail(in->arena->ctx, WRPO_E_UNSUPPORTED, in->name, object,
+                        "want keys as texts have them, found %lld made to collide", (long long)object->count);
+        }
+        table[i] = b;
+    }
+    if (table != small) wrpo__block_free(table);
+}
+static void wrpo__json_value(wrpo__json_in *in, wrpo_json *v, int depth);
+static void wrpo__json_members(wrpo__json_in *in, wrpo_json *v, int depth) {       /* from bracket to bracket */
+    const bool object = v->kind == WRPO_JSON_OBJECT;
+    wrpo_json **tail = &v->child;
+    if (depth == WRPO__JSON_DEPTH) wrpo__json_stop(in, "at most 256 levels of nesting", "one more");
+    in->at++;
+    wrpo__json_space(in);
+    bool more = wrpo__json_peek(in) != (object ? '}' : ']');
+    while (more) {
+        wrpo_json *member = *tail = WRPO__NEW(in->arena, wrpo_json);
+        tail = &member->next;
+        v->count++;
+        if (object) {
+            wrpo__json_space(in);
+            wrpo__json_skip(in, '"', "a key in double quotes");
+            member->key = wrpo__json_string(in, &member->key_size);
+            wrpo__json_space(in);
+            wrpo__json_skip(in, ':', "':' after a key");
+        }
+        wrpo__json_value(in, member, depth + 1);
+        more = wrpo__json_peek(in) == ',';
+        if (more) in->at++;
+    }
+    wrpo__json_skip(in, object ? '}' : ']', object ? "',' or '}'" : "',' or ']'");
+    if (object) wrpo__json_unique(in, v);
+}
+/* One value, and the space around it. */
+static void wrpo__json_value(wrpo__json_in *in, wrpo_json *v, int depth) {
+    wrpo__json_space(in);
     v->line = (int32_t)WRPO__MIN(in->line, INT32_MAX);
-    v->column = (int32_t)(in->at - in->line_begin - in->inner + 1);
-    char c = wrpo__json_peek(in);
-    if (c == '"') { in->at++; v->kind = WRPO_JSON_STRING; v->text = wrpo__json_string(in, &v->size); }
-    else if (c == '-' || (c >= '0' && c <= '9')) wrpo__json_read_number(in, v);
-    else if (c == '[' || c == '{') { in->at++; v->kind = c == '[' ? WRPO_JSON_ARRAY : WRPO_JSON_OBJECT; }
-    else if (wrpo__json_word(in, "true")) { v->kind = WRPO_JSON_BOOL; v->boolean = true; }
+    v->column = (int32_t)wrpo__json_column(in);
+    const char c = wrpo__json_peek(in);
+    if (c == '"') {
+        in->at++;
+        v->kind = WRPO_JSON_STRING;
+        v->text = wrpo__json_string(in, &v->size);
+    } else if (c == '[' || c == '{') {
+        v->kind = c == '[' ? WRPO_JSON_ARRAY : WRPO_JSON_OBJECT;
+        wrpo__json_members(in, v, depth);
+    } else if (c == '-' || (c >= '0' && c <= '9')) wrpo__json_read_number(in, v);
+    else if (wrpo__json_word(in, "true")) v->kind = WRPO_JSON_BOOL, v->boolean = true;
     else if (wrpo__json_word(in, "false")) v->kind = WRPO_JSON_BOOL;
     else if (!wrpo__json_word(in, "null")) wrpo__json_expect(in, "a value");
+    wrpo__json_space(in);
 }
-static bool wrpo__json_same_key(const wrpo_json *a, const wrpo_json *b) { return a->key_size == b->key_size && !memcmp(a->key, b->key, a->key_size); }
-/* Every key of this object once: pairs where there are few, a hash table of half load where there are many. Keys made
-   to collide would take quadratic time; they are refused long before. */
-static void wrpo__json_unique(wrpo__json_in *in, const wrpo_json *object) {
-    wrpo_ctx *ctx = in->arena->ctx;
-    const wrpo_json *twice = NULL, *first = NULL;
-    if (object->count <= WRPO__JSON_SCAN) {
-        for (const wrpo_json *b = object->child; b && !twice; b = b->next)
-            for (const wrpo_json *a = object->child; a != b && !twice; a = a->next)
-                if (wrpo__json_same_key(a, b)) twice = b, first = a;
-    } else {
-        typedef struct { uint64_t hash; const wrpo_json *member; } slot;
-        size_t slots = 64;
-        while (slots < (size_t)object->count * 2) slots *= 2;
-        int64_t steps = 16 * object->count + 1024;
-        slot *table = wrpo__raw(in->arena, slots, sizeof *table);
-        memset(table, 0, slots * sizeof *table);
-        for (const wrpo_json *b = object->child; b && !twice; b = b->next) {
-            uint64_t hash = wrpo__hash(0, b->key, b->key_size);
-            size_t i = hash & (slots - 1);
-            for (; table[i].member && !twice && --steps > 0; i = (i + 1) & (slots - 1))
-                if (table[i].hash == hash && wrpo__json_same_key(table[i].member, b)) twice = b, first = table[i].member;
-            if (steps <= 0)
-                wrpo__fail_at(ctx, WRPO_E_UNSUPPORTED, object->line, object->column, "%s:%d:%d: want keys as texts have them, found %lld made to collide",
-                              in->name, object->line, object->column, (long long)object->count);
-            table[i].hash = hash, table[i].member = b;
-        }
-        wrpo__block_free(table);
-    }
-    if (!twice) return;
-    wrpo__shown key;
-    wrpo__fail_at(ctx, WRPO_E_FORMAT, twice->line, twice->column, "%s:%d:%d: want every key once, found \"%s\" again (first on line %d)",
-                  in->name, twice->line, twice->column, wrpo__show(key, twice->key, twice->key_size), first->line);
-}
-/* The text as a tree in the arena. name: what errors call it. first_line: of JSON lines, the line that this text is. */
-static wrpo_json *wrpo__json_parse(wrpo__arena *arena, const char *name, int64_t first_line, const char *text, size_t n) {
+/* The text as a tree in the arena. name: what errors call it. first_line: its line in a file of JSON lines, else 1. */
+static wrpo_json *wrpo__json_parse(wrpo__arena *arena, const char *name, int64_t first_line, const char *text,
+        size_t n) {
+    if (n >= INT32_MAX)
+        wrpo__fail(arena->ctx, WRPO_E_UNSUPPORTED, "%s: want less than 2 GiB of JSON, found %zu bytes", name, n);
     if (!n) text = "";
-    wrpo__json_in in = {.arena = arena, .name = name, .at = text, .end = text + n, .line_begin = text, .line = first_line};
-    struct { wrpo_json *node, **tail; } up[WRPO__JSON_DEPTH];       /* the containers that are open */
-    int depth = 0;
-    wrpo_json *root = NULL;
-    if (n >= INT32_MAX) wrpo__fail(arena->ctx, WRPO_E_UNSUPPORTED, "%s: want less than 2 GiB of JSON, found %zu bytes", name, n);
+    wrpo__json_in in = {.arena = arena, .name = name, .at = text, .end = text + n};
+    in.line_begin = text, in.line = first_line;
     in.out = wrpo__raw(arena, n + 1, 1);
-    wrpo__json_space(&in);
-    for (;;) {
-        wrpo_json *v = WRPO__NEW(arena, wrpo_json);
-        if (depth && up[depth - 1].node->kind == WRPO_JSON_OBJECT) {
-            if (wrpo__json_peek(&in) != '"') wrpo__json_expect(&in, "a key in double quotes");
-            in.at++;
-            v->key = wrpo__json_string(&in, &v->key_size);
-            wrpo__json_space(&in);
-            if (wrpo__json_peek(&in) != ':') wrpo__json_expect(&in, "':' after a key");
-            in.at++;
-            wrpo__json_space(&in);
-        }
-        wrpo__json_value(&in, v);
-        if (depth) {
-            *up[depth - 1].tail = v;
-            up[depth - 1].tail = &v->next;
-            up[depth - 1].node->count++;
-        } else root = v;
-        if (v->kind == WRPO_JSON_ARRAY || v->kind == WRPO_JSON_OBJECT) {
-            if (depth == WRPO__JSON_DEPTH) { in.at--; wrpo__json_stop(&in, WRPO_E_FORMAT, "at most 256 levels of nesting", "one more"); }
-            up[depth].node = v;
-            up[depth++].tail = &v->child;
-            wrpo__json_space(&in);
-            if (wrpo__json_peek(&in) != (v->kind == WRPO_JSON_ARRAY ? ']' : '}')) continue;
-        }
-        for (; depth; depth--) {                       /* behind a whole value: a comma, or ends */
-            bool array = up[depth - 1].node->kind == WRPO_JSON_ARRAY;
-            wrpo__json_space(&in);
-            char c = wrpo__json_peek(&in);
-            if (c != ',' && c != (array ? ']' : '}')) wrpo__json_expect(&in, array ? "',' or ']'" : "',' or '}'");
-            in.at++;
-            if (c == ',') break;
-            if (!array) wrpo__json_unique(&in, up[depth - 1].node);
-        }
-        wrpo__json_space(&in);
-        if (!depth) break;
-    }
+    wrpo_json *root = WRPO__NEW(arena, wrpo_json);
+    wrpo__json_value(&in, root, 0);
     if (in.at != in.end) wrpo__json_expect(&in, "the end of the text");
     return root;
 }
+static wrpo_json *wrpo__json_file(wrpo__arena *arena, const char *path) {
+    const wrpo__file *f = wrpo__open_file(arena, path);
+    return wrpo__json_parse(arena, path, 1, (const char *)f->data, f->size);
+}
+
+/* ---- use: values as they are wanted, or "NAME:LINE:COLUMN: KEY: want ..., found ..." ---- */
 static const wrpo_json *wrpo__json_get(const wrpo_json *object, const char *key) {
     if (!object || object->kind != WRPO_JSON_OBJECT) return NULL;
-    size_t n = strlen(key);
+    const size_t n = strlen(key);
     for (const wrpo_json *v = object->child; v; v = v->next)
         if (v->key_size == n && !memcmp(v->key, key, n)) return v;
     return NULL;
 }
-
-/* ---- use: values as they are wanted, or "NAME:LINE:COLUMN: KEY: want ..., found ..." ---- */
+static const wrpo_json *wrpo__present(const wrpo_json *object, const char *key) {      /* NULL: absent or null */
+    const wrpo_json *v = wrpo__json_get(object, key);
+    return v && v->kind != WRPO_JSON_NULL ? v : NULL;
+}
 static bool wrpo__json_is(const wrpo_json *v, const char *text) {      /* this string */
     return v && v->kind == WRPO_JSON_STRING && v->size == strlen(text) && !memcmp(v->text, text, v->size);
 }
-_Noreturn WRPO__PRINTF(5, 6) static void wrpo__json_fail(wrpo_ctx *ctx, wrpo_result code, const char *name, const wrpo_json *v, const char *format, ...) {
-    char text[400];
-    va_list args;
-    va_start(args, format);
-    vsnprintf(text, sizeof text, format, args);
-    va_end(args);
-    wrpo__fail_at(ctx, code, v->line, v->column, "%s:%d:%d: %s", name, v->line, v->column, text);
+static bool wrpo__json_same(const wrpo_json *a, const wrpo_json *b) {
+    if (!a || !b || a->kind != b->kind || a->count != b->count) return a == b;
+    if (a->kind == WRPO_JSON_STRING || a->kind == WRPO_JSON_NUMBER)
+        return a->size == b->size && memcmp(a->text, b->text, a->size) == 0;
+    if (a->kind == WRPO_JSON_BOOL) return a->boolean == b->boolean;
+    const wrpo_json *x = a->child, *y = b->child;
+    for (; x; x = x->next, y = y->next)
+        if (!wrpo__json_same(x, a->kind == WRPO_JSON_OBJECT ? wrpo__json_get(b, x->key) : y)) return false;
+    return true;
 }
-/* What a value is, for the end of a sentence; out: of the size of wrpo__shown. */
+/* What a value is, for the end of a sentence; out is a wrpo__shown. */
 static const char *wrpo__json_found(char *out, const wrpo_json *v) {
     wrpo__shown text;
     const size_t n = sizeof(wrpo__shown);
@@ -4170,27 +4159,34 @@ static const char *wrpo__json_kind(wrpo_json_kind kind) {
     static const char *const names[] = {"null", "true or false", "a number", "a string", "an array", "an object"};
     return names[kind];
 }
-/* what: the value in words; NULL = its key. Every "want" below ends in one of these two. */
-_Noreturn static void wrpo__json_refuse(wrpo_ctx *ctx, const char *name, const wrpo_json *v, const char *what, const char *want) {
+/* what: the value in words; NULL = its key. */
+_Noreturn static void wrpo__json_refuse(wrpo_ctx *ctx, const char *name, const wrpo_json *v, const char *what,
+        const char *want) {
     wrpo__shown key, found;
     if (!what) what = v->key ? wrpo__show(key, v->key, v->key_size) : "JSON";
     wrpo__json_fail(ctx, WRPO_E_FORMAT, name, v, "%s: want %s, found %s", what, want, wrpo__json_found(found, v));
 }
-static const wrpo_json *wrpo__json_want(wrpo_ctx *ctx, const char *name, const wrpo_json *v, wrpo_json_kind kind, const char *what) {
+static const wrpo_json *wrpo__json_want(wrpo_ctx *ctx, const char *name, const wrpo_json *v, wrpo_json_kind kind,
+        const char *what) {
     if (v->kind != kind) wrpo__json_refuse(ctx, name, v, what, wrpo__json_kind(kind));
     return v;
 }
-/* A member of an object: of this kind and there; or NULL where it is absent or null. */
-static const wrpo_json *wrpo__json_maybe(wrpo_ctx *ctx, const char *name, const wrpo_json *object, const char *key, wrpo_json_kind kind) {
-    const wrpo_json *v = wrpo__json_get(wrpo__json_want(ctx, name, object, WRPO_JSON_OBJECT, NULL), key);
-    return v && v->kind != WRPO_JSON_NULL ? wrpo__json_want(ctx, name, v, kind, NULL) : NULL;
+/* A member of an object: NULL if it is absent or null, else of this kind. */
+static const wrpo_json *wrpo__json_maybe(wrpo_ctx *ctx, const char *name, const wrpo_json *object, const char *key,
+        wrpo_json_kind kind) {
+    const wrpo_json *v = wrpo__present(wrpo__json_want(ctx, name, object, WRPO_JSON_OBJECT, NULL), key);
+    return v ? wrpo__json_want(ctx, name, v, kind, NULL) : NULL;
 }
-static const wrpo_json *wrpo__json_need(wrpo_ctx *ctx, const char *name, const wrpo_json *object, const char *key, wrpo_json_kind kind) {
+/* A member that must be there, of this kind. */
+static const wrpo_json *wrpo__json_need(wrpo_ctx *ctx, const char *name, const wrpo_json *object, const char *key,
+        wrpo_json_kind kind) {
     const wrpo_json *v = wrpo__json_get(wrpo__json_want(ctx, name, object, WRPO_JSON_OBJECT, NULL), key);
-    if (!v) wrpo__json_fail(ctx, WRPO_E_FORMAT, name, object, "%s: want %s, found no such key in this object", key, wrpo__json_kind(kind));
+    if (!v) wrpo__json_fail(ctx, WRPO_E_FORMAT, name, object, "%s: want %s, found no such key in this object", key,
+            wrpo__json_kind(kind));
     return wrpo__json_want(ctx, name, v, kind, NULL);
 }
-static int64_t wrpo__json_integer(wrpo_ctx *ctx, const char *name, const wrpo_json *v, int64_t low, int64_t high, const char *what) {
+static int64_t wrpo__json_integer(wrpo_ctx *ctx, const char *name, const wrpo_json *v, int64_t low, int64_t high,
+        const char *what) {
     char want[80];
     if (v->kind == WRPO_JSON_NUMBER && v->exact && v->integer >= low && v->integer <= high) return v->integer;
     snprintf(want, sizeof want, "an integer from %lld to %lld", (long long)low, (long long)high);
@@ -4201,16 +4197,31 @@ static double wrpo__json_real(wrpo_ctx *ctx, const char *name, const wrpo_json *
     return v->number;
 }
 
+/* ---- build: a node is in one list only, so trees are put together from shallow copies ---- */
+static wrpo_json *wrpo__json_copy(wrpo__arena *arena, const wrpo_json *v, const char *key) {   /* key NULL: its own */
+    wrpo_json *copy = WRPO__NEW(arena, wrpo_json);
+    *copy = *v;
+    copy->next = NULL;
+    if (key) copy->key = key, copy->key_size = strlen(key);
+    return copy;
+}
+static void wrpo__json_append(wrpo_json *parent, wrpo_json *v) {
+    wrpo_json **tail = &parent->child;
+    while (*tail) tail = &(*tail)->next;
+    *tail = v;
+    parent->count++;
+}
+
 /* ---- write ---- */
 static void wrpo__json_quote(wrpo__text *out, const char *s, size_t n) {   /* bytes that are not UTF-8 become U+FFFD */
+    static const char special[] = "\"\\\b\f\n\r\t", escape[] = "\"\\bfnrt";
     size_t done = 0;
     wrpo__text_puts(out, "\"");
-    for (size_t at = 0, size; at < n; at += size) {
-        static const char special[] = "\"\\\b\f\n\r\t", escape[] = "\"\\bfnrt";
-        int32_t c = wrpo__utf8_get(s + at, n - at, &size);
+    for (size_t i = 0, size; i < n; i += size) {
+        const int32_t c = wrpo__utf8_get(s + i, n - i, &size);
         if (c >= 0x20 && c != '"' && c != '\\') continue;
-        wrpo__text_add(out, s + done, at - done);
-        done = at + size;
+        wrpo__text_add(out, s + done, i - done);
+        done = i + size;
         const char *simple = c > 0 ? strchr(special, c) : NULL;
         if (c < 0) wrpo__text_puts(out, "\xEF\xBF\xBD");
         else if (simple) wrpo__text_printf(out, "\\%c", escape[simple - special]);
@@ -4219,44 +4230,49 @@ static void wrpo__json_quote(wrpo__text *out, const char *s, size_t n) {   /* by
     wrpo__text_add(out, s + done, n - done);
     wrpo__text_puts(out, "\"");
 }
-/* The fewest digits of a finite x that read back as the same double, whatever the locale: returns their number n, |x| = d.ddd * 10^power. */
+/* The fewest digits that read back as the finite x, whatever the locale; returns their count. |x| = d.ddd * 10^power */
 static int wrpo__json_digits_of(double x, char digits[24], int *power) {
     char s[48];
-    snprintf(s, sizeof s, "%.14e", x);
-    int precision = strtod(s, NULL) == x ? 0 : 15;
-    for (; precision < 17; precision++) {
-        snprintf(s, sizeof s, "%.*e", precision, x);
-        if (strtod(s, NULL) == x) break;
-    }
-    int n = 0;
+    int n = 0, precision = 0;
+    do snprintf(s, sizeof s, "%.*e", precision, x); while (strtod(s, NULL) != x && ++precision < 17);
     const char *p = s;
     for (; *p != 'e'; p++)                             /* skips the sign and a decimal point of any locale */
         if (*p >= '0' && *p <= '9') digits[n++] = *p;
     digits[n] = 0;
     *power = (int)strtol(p + 1, NULL, 10);
-    if (n == 17) {                                     /* a power of two owns more of the line above it: its 16 digits may be those rounded up */
-        char up[24];
-        int i = 15;
-        memcpy(up, digits, 16);
-        while (i >= 0 && up[i] == '9') up[i--] = '0';
-        if (i >= 0) up[i]++;
-        snprintf(s, sizeof s, "%.16se%d", up, *power - 15);
-        if (strtod(s, NULL) == fabs(x)) { memcpy(digits, up, 16); digits[n = 16] = 0; }
-    }
-    return n;
+    if (n < 17) return n;
+    /* Below a power of two the doubles are closer together than above it. There the 16 digits rounded up may read back
+       as x where the nearest 16 do not. */
+    char up[24];
+    int i = 15;
+    memcpy(up, digits, 16);
+    while (i >= 0 && up[i] == '9') up[i--] = '0';
+    if (i >= 0) up[i]++;
+    snprintf(s, sizeof s, "%.16se%d", up, *power - 15);
+    if (strtod(s, NULL) != fabs(x)) return n;
+    memcpy(digits, up, 16);
+    digits[16] = 0;
+    return 16;
+}
+/* A finite x as JSON writes it here (5, 1e-7) or as Python's repr does (5.0, 1e-07). */
+static void wrpo__double_write(wrpo__text *out, double x, bool python) {
+    char digits[24];
+    int power;
+    const int n = wrpo__json_digits_of(x, digits, &power);
+    if (signbit(x)) wrpo__text_puts(out, "-");
+    if (power < (python ? -4 : -5) || power > (python ? 15 : 16)) {
+        wrpo__text_printf(out, n > 1 ? "%.1s.%s" : "%.1s%s", digits, digits + 1);
+        wrpo__text_printf(out, python ? "e%+03d" : "e%d", power);
+    } else if (power < 0) wrpo__text_printf(out, "0.%.*s%s", -power - 1, "00000", digits);
+    else if (power < n - 1) wrpo__text_printf(out, "%.*s.%s", power + 1, digits, digits + power + 1);
+    else wrpo__text_printf(out, "%s%.*s%s", digits, power - n + 1, "0000000000000000", python ? ".0" : "");
 }
 static void wrpo__json_number(wrpo__text *out, double x) {   /* NaN and infinity become null */
-    char digits[24];
-    int power = 0, n = isfinite(x) ? wrpo__json_digits_of(x, digits, &power) : 0;
-    if (n == 0) { wrpo__text_puts(out, "null"); return; }
-    if (signbit(x)) wrpo__text_puts(out, "-");
-    if (power < -5 || power > 16) wrpo__text_printf(out, n > 1 ? "%.1s.%se%d" : "%.1s%se%d", digits, digits + 1, power);
-    else if (power < 0) wrpo__text_printf(out, "0.%.*s%s", -power - 1, "00000", digits);
-    else if (power < n - 1) wrpo__text_printf(out, "%.*s.%s", power + 1, digits, digits + power + 1);
-    else wrpo__text_printf(out, "%s%.*s", digits, power - n + 1, "0000000000000000");
+    if (isfinite(x)) wrpo__double_write(out, x, false);
+    else wrpo__text_puts(out, "null");
 }
-
-static void wrpo__json_write(wrpo__text *out, const wrpo_json *v) {    /* a value on one line; numbers as they were written */
+static void wrpo__json_write(wrpo__text *out, const wrpo_json *v) {    /* on one line; numbers as they were written */
+    const bool object = v->kind == WRPO_JSON_OBJECT;
     switch (v->kind) {
     case WRPO_JSON_NULL: wrpo__text_puts(out, "null"); return;
     case WRPO_JSON_BOOL: wrpo__text_puts(out, v->boolean ? "true" : "false"); return;
@@ -4264,7 +4280,6 @@ static void wrpo__json_write(wrpo__text *out, const wrpo_json *v) {    /* a valu
     case WRPO_JSON_STRING: wrpo__json_quote(out, v->text, v->size); return;
     case WRPO_JSON_ARRAY: case WRPO_JSON_OBJECT: break;
     }
-    const bool object = v->kind == WRPO_JSON_OBJECT;
     wrpo__text_puts(out, object ? "{" : "[");
     for (const wrpo_json *m = v->child; m; m = m->next) {
         if (object) wrpo__json_quote(out, m->key, m->key_size), wrpo__text_puts(out, ": ");
@@ -4276,305 +4291,339 @@ static void wrpo__json_write(wrpo__text *out, const wrpo_json *v) {    /* a valu
 
 /* ---- the public face ---- */
 typedef struct wrpo__json_root { wrpo__arena *arena; wrpo_json node; } wrpo__json_root;   /* the user holds &node */
+static wrpo_json *wrpo__json_new(const char *name, const char *text, size_t size) {
+    wrpo__json_root *root = WRPO__NEW(wrpo__current, wrpo__json_root);
+    root->arena = wrpo__current;
+    root->node = *wrpo__json_parse(root->arena, name ? name : "JSON", 1, text, size);
+    return &root->node;
+}
+static char *wrpo__json_line(wrpo_ctx *ctx, const wrpo_json *value) {
+    wrpo__text t = {.arena = wrpo__current};
+    wrpo__json_write(&t, value);
+    return wrpo__handout(ctx, t.data, t.size);
+}
 WRPO_API wrpo_result wrpo_json_parse(wrpo_ctx *ctx, const char *name, const char *text, size_t size, wrpo_json **out) {
     *out = NULL;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), false) {
-        wrpo__json_root *root = WRPO__NEW(wrpo__entry.arena, wrpo__json_root);
-        root->arena = wrpo__entry.arena;
-        root->node = *wrpo__json_parse(root->arena, name ? name : "JSON", 1, text, size);
-        *out = &root->node;
-    }
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__json_new(name, text, size));
     return wrpo__end(&wrpo__entry);
 }
 WRPO_API void wrpo_json_free(wrpo_ctx *ctx, wrpo_json *root) {
     (void)ctx;
     if (root) wrpo__arena_free(((wrpo__json_root *)(void *)((char *)root - offsetof(wrpo__json_root, node)))->arena);
 }
-WRPO_API const wrpo_json *wrpo_json_get(const wrpo_json *object, const char *key) { return wrpo__json_get(object, key); }
-WRPO_API wrpo_result wrpo_json_quote(wrpo_ctx *ctx, const char *text, size_t size, char **out) {
-    *out = NULL;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        wrpo__text t = {.arena = wrpo__entry.arena};
-        wrpo__json_quote(&t, text, size);
-        *out = wrpo__handout(ctx, t.data, t.size);
-    }
-    return wrpo__end(&wrpo__entry);
+WRPO_API const wrpo_json *wrpo_json_get(const wrpo_json *object, const char *key) {
+    return wrpo__json_get(object, key);
 }
 WRPO_API wrpo_result wrpo_json_text(wrpo_ctx *ctx, const wrpo_json *value, char **out) {
     *out = NULL;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        wrpo__text t = {.arena = wrpo__entry.arena};
-        wrpo__json_write(&t, value);
-        *out = wrpo__handout(ctx, t.data, t.size);
-    }
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, *out = wrpo__json_line(ctx, value));
     return wrpo__end(&wrpo__entry);
 }
-static const wrpo_json *wrpo__present(const wrpo_json *root, const char *key) {   /* NULL: absent or null */
-    const wrpo_json *v = wrpo__json_get(root, key);
-    return v && v->kind != WRPO_JSON_NULL ? v : NULL;
+WRPO_API wrpo_result wrpo_json_quote(wrpo_ctx *ctx, const char *text, size_t size, char **out) {
+    const wrpo_json value = {.kind = WRPO_JSON_STRING, .text = text, .size = size};
+    return wrpo_json_text(ctx, &value, out);
 }
 
 /* ------------------------------------------------------------------------------------------ >>tensors
    safetensors: 8 bytes N, little-endian; N bytes of JSON; the data. The JSON names every tensor with its
-   dtype, shape and [begin, end) in the data, which they must cover without a hole or an overlap.
+   dtype, shape and [begin, end) in the data. The tensors cover the data without a hole or an overlap.
    Opening reads headers only, so a checkpoint of any size opens in milliseconds.                       */
 #if defined(__BYTE_ORDER__) && defined(__ORDER_BIG_ENDIAN__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
 #error "wrpo.h: checkpoints are little-endian, and so must the machine be"
 #endif
 #define WRPO__SINGLE_FILE "model.safetensors"
 #define WRPO__INDEX_FILE "model.safetensors.index.json"
+#define WRPO__SHARD_FILE "model-%05lld-of-%05lld.safetensors"
 enum { WRPO__HEADER_MAX = 100000000, WRPO__CHUNK = 1 << 20 /* floats written at a time */ };
 
-/* ---- dtypes ---- */
-static int wrpo__dtype_bits(const char *name) {        /* of one element; 0: no such dtype */
-    static const struct { const char *name; int bits; } table[] = {
-        {"F64", 64}, {"F32", 32}, {"F16", 16}, {"BF16", 16}, {"I64", 64}, {"I32", 32}, {"I16", 16}, {"I8", 8},
-        {"U64", 64}, {"U32", 32}, {"U16", 16}, {"U8", 8}, {"BOOL", 8}, {"C64", 64},
-        {"F8_E5M2", 8}, {"F8_E4M3", 8}, {"F8_E8M0", 8}, {"F8_E4M3FNUZ", 8}, {"F8_E5M2FNUZ", 8},
-        {"F6_E2M3", 6}, {"F6_E3M2", 6}, {"F4", 4}};
-    for (int64_t i = 0; i < WRPO__COUNT(table); i++)
-        if (!strcmp(table[i].name, name)) return table[i].bits;
+/* ---- dtypes: those of wrpo_dtype, in its order, with PyTorch's names; then the others of the format ---- */
+static const struct wrpo__dtype { const char *name, *torch; int bits; } wrpo__dtypes[] = {
+    {"F32", "float32", 32}, {"F32", "float32", 32}, {"BF16", "bfloat16", 16}, {"F16", "float16", 16},
+    {"F64", "", 64}, {"I64", "", 64}, {"I32", "", 32}, {"I16", "", 16}, {"I8", "", 8}, {"U64", "", 64}, {"U32", "", 32},
+    {"U16", "", 16}, {"U8", "", 8}, {"BOOL", "", 8}, {"C64", "", 64}, {"F8_E5M2", "", 8}, {"F8_E4M3", "", 8},
+    {"F8_E8M0", "", 8}, {"F8_E4M3FNUZ", "", 8}, {"F8_E5M2FNUZ", "", 8}, {"F6_E2M3", "", 6}, {"F6_E3M2", "", 6},
+    {"F4", "", 4}};
+static int wrpo__dtype_index(const char *name) {       /* 0: no such dtype */
+    for (int i = 1; i < WRPO__COUNT(wrpo__dtypes); i++)
+        if (!strcmp(wrpo__dtypes[i].name, name)) return i;
     return 0;
 }
-static const char *wrpo__dtype_name(wrpo_dtype dtype) { return dtype == WRPO_DTYPE_BF16 ? "BF16" : dtype == WRPO_DTYPE_F16 ? "F16" : "F32"; }
-/* What wrpo__to_float can read; WRPO_DTYPE_DEFAULT: not this tensor. */
+static const char *wrpo__dtype_name(wrpo_dtype dtype) { return wrpo__dtypes[dtype].name; }
+/* WRPO_DTYPE_DEFAULT: wrpo__to_float cannot read this tensor. */
 static wrpo_dtype wrpo__float_dtype(const wrpo_tensor_info *t) {
-    return !strcmp(t->dtype, "F32") ? WRPO_DTYPE_F32 : !strcmp(t->dtype, "BF16") ? WRPO_DTYPE_BF16 : !strcmp(t->dtype, "F16") ? WRPO_DTYPE_F16 : WRPO_DTYPE_DEFAULT;
+    const int i = wrpo__dtype_index(t->dtype);
+    return i <= WRPO_DTYPE_F16 ? (wrpo_dtype)i : WRPO_DTYPE_DEFAULT;
+}
+static wrpo_dtype wrpo__need_float(wrpo_ctx *ctx, const wrpo_tensor_info *t) {
+    const wrpo_dtype dtype = wrpo__float_dtype(t);
+    if (!dtype)
+        wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: %s: want F32, F16 or BF16, found %s", t->file, t->name, t->dtype);
+    return dtype;
 }
 
-/* Bit patterns, not floats, pass through here: no signalling NaN is quieted by a move, no mode flushes a denormal. */
-static uint32_t wrpo__bf16_to_bits(uint16_t h) { return (uint32_t)h << 16; }
+/* Conversions move bit patterns, not floats: no signalling NaN is quieted, no mode flushes a denormal. */
 static uint32_t wrpo__f16_to_bits(uint16_t h) {
-    uint32_t sign = (uint32_t)(h & 0x8000) << 16, m = h & 0x7FFFu;
-    uint32_t large = m << 13 | 0x7F800000u;            /* infinity, NaN with its payload */
-    uint32_t usual = (m << 13) + (112u << 23);         /* exponent bias 15 -> 127 */
-    uint32_t small = wrpo__float_bits((float)(int32_t)m * 0x1p-24f);                /* denormal here, normal there */
-    return sign | (m >= 0x7C00 ? large : m >= 0x0400 ? usual : small);
+    const uint32_t sign = (uint32_t)(h & 0x8000) << 16, m = h & 0x7FFFu;
+    if (m >= 0x7C00) return sign | m << 13 | 0x7F800000u;                  /* infinity, NaN with its payload */
+    if (m >= 0x0400) return sign | ((m << 13) + (112u << 23));             /* exponent bias 15 -> 127 */
+    return sign | wrpo__float_bits((float)(int32_t)m * 0x1p-24f);          /* denormal in F16, normal in F32 */
 }
 static uint16_t wrpo__float_to_f16(float x) {
-    uint32_t u = wrpo__float_bits(x), sign = u >> 16 & 0x8000u, a = u & 0x7FFFFFFFu;
+    const uint32_t u = wrpo__float_bits(x), sign = u >> 16 & 0x8000u, a = u & 0x7FFFFFFFu;
     if (a > 0x7F800000u) return (uint16_t)(sign | 0x7E00u | (a >> 13 & 0x3FFu));
-    if (a >= 0x477FF000u) return (uint16_t)(sign | 0x7C00u);                        /* from 65520 on: infinity */
+    if (a >= 0x477FF000u) return (uint16_t)(sign | 0x7C00u);               /* from 65520 on: infinity */
     if (a >= 0x38800000u) return (uint16_t)(sign | ((a - (112u << 23) + 0xFFFu + (a >> 13 & 1)) >> 13));
-    if (a < 0x33000000u) return (uint16_t)sign;                                     /* below half the least denormal, 2^-25 */
-    uint32_t shift = 126 - (a >> 23), m = (a & 0x7FFFFFu) | 0x800000u;              /* 14..24: units of 2^-24 */
-    uint32_t rest = m & ((1u << shift) - 1), half = 1u << (shift - 1);
-    m >>= shift;
-    return (uint16_t)(sign | (m + (rest > half || (rest == half && (m & 1)))));
+    if (a < 0x33000000u) return (uint16_t)sign;                            /* below 2^-25, half the least denormal */
+    const uint32_t shift = 126 - (a >> 23), m = (a & 0x7FFFFFu) | 0x800000u;       /* 14..24: units of 2^-24 */
+    const uint32_t rest = m & ((1u << shift) - 1), half = 1u << (shift - 1), kept = m >> shift;
+    return (uint16_t)(sign | (kept + (rest > half || (rest == half && (kept & 1)))));
 }
-/* dst[count] = elements [first, first + count) of t, exactly. Fails for a dtype that is no float: check with
-   wrpo__float_dtype where a failure cannot be passed on, as in a parallel loop. */
+/* dst[count] = elements [first, first + count) of t, exactly. */
 static void wrpo__to_float(wrpo_ctx *ctx, float *dst, const wrpo_tensor_info *t, int64_t first, int64_t count) {
-    wrpo_dtype dtype = wrpo__float_dtype(t);
-    if (!dtype) wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: %s: want F32, F16 or BF16, found %s", t->file, t->name, t->dtype);
+    const wrpo_dtype dtype = wrpo__need_float(ctx, t);
     if (count <= 0) return;
     const unsigned char *src = (const unsigned char *)t->data + (size_t)first * wrpo__dtype_size(dtype);
     if (dtype == WRPO_DTYPE_F32) { memcpy(dst, src, (size_t)count * 4); return; }
-    uint16_t h;
-    uint32_t u;
-    if (dtype == WRPO_DTYPE_BF16) for (int64_t i = 0; i < count; i++) { memcpy(&h, src + 2 * i, 2); u = wrpo__bf16_to_bits(h); memcpy(dst + i, &u, 4); }
-    else for (int64_t i = 0; i < count; i++) { memcpy(&h, src + 2 * i, 2); u = wrpo__f16_to_bits(h); memcpy(dst + i, &u, 4); }
-}
-/* The way back, rounded; dst has wrpo__dtype_size bytes per number, no alignment, and may be src. */
-static void wrpo__from_float(void *dst, wrpo_dtype dtype, const float *src, int64_t count) {
-    unsigned char *out = dst;
-    if (dtype != WRPO_DTYPE_BF16 && dtype != WRPO_DTYPE_F16) { if (count > 0) memmove(dst, src, (size_t)count * 4); return; }
     for (int64_t i = 0; i < count; i++) {
-        uint16_t h = dtype == WRPO_DTYPE_BF16 ? wrpo__float_to_bf16(src[i]) : wrpo__float_to_f16(src[i]);
-        memcpy(out + 2 * i, &h, 2);
+        uint16_t h;
+        memcpy(&h, src + 2 * i, 2);
+        const uint32_t bits = dtype == WRPO_DTYPE_BF16 ? (uint32_t)h << 16 : wrpo__f16_to_bits(h);
+        memcpy(dst + i, &bits, 4);
+    }
+}
+static void wrpo__to_finite(wrpo_ctx *ctx, float *dst, const wrpo_tensor_info *t, int64_t first, int64_t count) {
+    wrpo__to_float(ctx, dst, t, first, count);
+    for (int64_t i = 0; i < count; i++)
+        if (!isfinite(dst[i]))
+            wrpo__fail(ctx, WRPO_E_NOT_FINITE, "%s: %s: element %lld is not a finite number", t->file, t->name,
+                    (long long)(first + i));
+}
+/* The way back, rounded. dst has wrpo__dtype_size bytes per element and no alignment; it may be src. */
+static void wrpo__from_float(void *dst, wrpo_dtype dtype, const float *src, int64_t count) {
+    if (wrpo__dtype_size(dtype) == 4) { if (count > 0) memmove(dst, src, (size_t)count * 4); return; }
+    for (int64_t i = 0; i < count; i++) {
+        const uint16_t h = dtype == WRPO_DTYPE_BF16 ? wrpo__float_to_bf16(src[i]) : wrpo__float_to_f16(src[i]);
+        memcpy((unsigned char *)dst + 2 * i, &h, 2);
     }
 }
 
 /* ---- one file ---- */
-struct wrpo_tensors { wrpo__arena *arena; wrpo_tensor_info *info; int64_t count; };   /* info: sorted by name */
-typedef struct wrpo__part { const char *path; wrpo_tensor_info *info; int64_t count; } wrpo__part;
-
-static int wrpo__by_place(const void *x, const void *y) {               /* where the data begins, then where it ends */
+struct wrpo_tensors { wrpo__arena *arena; int64_t count; wrpo_tensor_info *info; };    /* info: sorted by name */
+static int wrpo__by_offset(const void *x, const void *y) {             /* where the data begins, then where it ends */
     const wrpo_tensor_info *a = x, *b = y;
     if (a->data != b->data) return (uintptr_t)a->data < (uintptr_t)b->data ? -1 : 1;
     return (a->bytes > b->bytes) - (a->bytes < b->bytes);
 }
-static int wrpo__by_tensor_name(const void *x, const void *y) { return strcmp(((const wrpo_tensor_info *)x)->name, ((const wrpo_tensor_info *)y)->name); }
-
-_Noreturn WRPO__PRINTF(5, 6) static void wrpo__tensor_fail(wrpo_ctx *ctx, wrpo_result code, const char *path, const char *name, const char *format, ...) {
+/* Of structs that begin with their name. */
+static int wrpo__by_first_name(const void *x, const void *y) {
+    return strcmp(*(const char *const *)x, *(const char *const *)y);
+}
+WRPO_API const wrpo_tensor_info *wrpo_tensors_find(const wrpo_tensors *t, const char *name) {
+    if (!t->count) return NULL;
+    return bsearch(&name, t->info, (size_t)t->count, sizeof *t->info, wrpo__by_first_name);
+}
+/* "FILE: TENSOR: " and the sentence. */
+_Noreturn WRPO__PRINTF(2, 3) static void wrpo__tensor_fail(const wrpo_tensor_info *t, const char *format, ...) {
     char text[320];
-    wrpo__shown shown;
+    wrpo__shown name;
     va_list args;
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
-    wrpo__fail(ctx, code, "%s: %s: %s", path, wrpo__show(shown, name, strlen(name)), text);
+    wrpo__show(name, t->name, strlen(t->name));
+    wrpo__fail(wrpo__current->ctx, WRPO_E_FORMAT, "%s: %s: %s", t->file, name, text);
 }
-static bool wrpo__is_size(const wrpo_json *v) { return v->kind == WRPO_JSON_NUMBER && v->exact && v->text[0] != '-'; }
-/* One entry of the header; data[size]: all that follows the header. */
-static void wrpo__tensor_read(wrpo__arena *arena, const wrpo_json *entry, const unsigned char *data, size_t size, wrpo_tensor_info *t) {
-    wrpo_ctx *ctx = arena->ctx;
+static void wrpo__tensor_want(bool ok, const wrpo_tensor_info *t, const char *want, const wrpo_json *v) {
     wrpo__shown found;
-    if (entry->kind != WRPO_JSON_OBJECT) wrpo__tensor_fail(ctx, WRPO_E_FORMAT, t->file, t->name, "want an object of dtype, shape and data_offsets, found %s", wrpo__json_found(found, entry));
-    const wrpo_json *dtype = NULL, *shape = NULL, *place = NULL;
+    if (!ok) wrpo__tensor_fail(t, "want %s, found %s", want, wrpo__json_found(found, v));
+}
+static const wrpo_json *wrpo__entry_get(const wrpo_tensor_info *t, const wrpo_json *entry, const char *key) {
+    const wrpo_json *v = wrpo__json_get(entry, key);
+    if (!v) wrpo__tensor_fail(t, "want dtype, shape and data_offsets, found no %s", key);
+    return v;
+}
+static bool wrpo__is_size(const wrpo_json *v) {
+    return v->kind == WRPO_JSON_NUMBER && v->exact && v->text[0] != '-';
+}
+/* One entry of the header; data[size]: all that follows the header. */
+static void wrpo__tensor_read(wrpo__arena *arena, const wrpo_json *entry, const unsigned char *data, size_t size,
+        wrpo_tensor_info *t) {
+    wrpo__tensor_want(entry->kind == WRPO_JSON_OBJECT, t, "an object of dtype, shape and data_offsets", entry);
+    const wrpo_json *dtype = wrpo__entry_get(t, entry, "dtype"), *shape = wrpo__entry_get(t, entry, "shape");
+    const wrpo_json *offsets = wrpo__entry_get(t, entry, "data_offsets");
     for (const wrpo_json *v = entry->child; v; v = v->next) {
-        const wrpo_json **to = !strcmp(v->key, "dtype") ? &dtype : !strcmp(v->key, "shape") ? &shape : !strcmp(v->key, "data_offsets") ? &place : NULL;
-        if (!to || *to) wrpo__tensor_fail(ctx, WRPO_E_FORMAT, t->file, t->name, "want dtype, shape and data_offsets, found \"%s\" as well", wrpo__show(found, v->key, v->key_size));
-        *to = v;
+        wrpo__shown found;
+        if (v == dtype || v == shape || v == offsets) continue;
+        wrpo__tensor_fail(t, "want dtype, shape and data_offsets, found \"%s\" as well",
+                wrpo__show(found, v->key, v->key_size));
     }
-    const char *missing = !dtype ? "dtype" : !shape ? "shape" : !place ? "data_offsets" : NULL;
-    if (missing) wrpo__tensor_fail(ctx, WRPO_E_FORMAT, t->file, t->name, "want dtype, shape and data_offsets, found no %s", missing);
+    const int index = dtype->kind == WRPO_JSON_STRING ? wrpo__dtype_index(dtype->text) : 0;
+    wrpo__tensor_want(index && wrpo__json_is(dtype, wrpo__dtypes[index].name), t, "a dtype", dtype);
+    t->dtype = wrpo__dtypes[index].name;
 
-    int bits = dtype->kind == WRPO_JSON_STRING ? wrpo__dtype_bits(dtype->text) : 0;
-    if (!bits || strlen(dtype->text) != dtype->size) wrpo__tensor_fail(ctx, WRPO_E_FORMAT, t->file, t->name, "want a dtype, found %s", wrpo__json_found(found, dtype));
-    t->dtype = wrpo__strndup(arena, dtype->text, dtype->size);
-    if (shape->kind != WRPO_JSON_ARRAY) wrpo__tensor_fail(ctx, WRPO_E_FORMAT, t->file, t->name, "want shape to be an array, found %s", wrpo__json_found(found, shape));
+    wrpo__tensor_want(shape->kind == WRPO_JSON_ARRAY, t, "shape to be an array", shape);
     int64_t *dims = wrpo__alloc(arena, (size_t)shape->count, sizeof *dims);
     t->ndim = (int)shape->count, t->shape = dims, t->count = 1;
-    for (const wrpo_json *v = shape->child; v; v = v->next) {           /* the product in the order written, as the format's library forms it */
-        if (!wrpo__is_size(v)) wrpo__tensor_fail(ctx, WRPO_E_FORMAT, t->file, t->name, "want shape to hold sizes, found %s", wrpo__json_found(found, v));
-        if (v->integer && t->count > INT64_MAX / v->integer) wrpo__tensor_fail(ctx, WRPO_E_FORMAT, t->file, t->name, "want a shape whose product fits 63 bits, found more");
-        t->count *= *dims++ = v->integer;
+    for (const wrpo_json *v = shape->child; v; v = v->next) {          /* the order of the format's own library */
+        wrpo__tensor_want(wrpo__is_size(v), t, "shape to hold sizes", v);
+        if (v->integer && t->count > INT64_MAX / v->integer)
+            wrpo__tensor_fail(t, "want a shape whose product fits 63 bits, found more");
+        *dims++ = v->integer;
+        t->count *= v->integer;
     }
-    if (t->count > INT64_MAX / bits) wrpo__tensor_fail(ctx, WRPO_E_FORMAT, t->file, t->name, "want a size that fits 63 bits, found %lld x %d bits", (long long)t->count, bits);
-    if (t->count * bits % 8) wrpo__tensor_fail(ctx, WRPO_E_FORMAT, t->file, t->name, "want whole bytes, found %lld x %d bits", (long long)t->count, bits);
+    const int bits = wrpo__dtypes[index].bits;
+    const bool fits = t->count <= INT64_MAX / bits;
+    if (!fits || t->count * bits % 8)
+        wrpo__tensor_fail(t, "want %s, found %lld x %d bits", fits ? "whole bytes" : "a size that fits 63 bits",
+                (long long)t->count, bits);
+    const uint64_t want = (uint64_t)(t->count * bits / 8);
 
-    if (place->kind != WRPO_JSON_ARRAY || place->count != 2 || !wrpo__is_size(place->child) || !wrpo__is_size(place->child->next))
-        wrpo__tensor_fail(ctx, WRPO_E_FORMAT, t->file, t->name, "want data_offsets to be [begin, end], found %s%s", wrpo__json_found(found, place),
-                          place->kind == WRPO_JSON_ARRAY && place->count == 2 ? ", not both whole numbers" : "");
-    uint64_t begin = (uint64_t)place->child->integer, end = (uint64_t)place->child->next->integer;
+    const bool two = offsets->kind == WRPO_JSON_ARRAY && offsets->count == 2;
+    wrpo__tensor_want(two, t, "data_offsets to be [begin, end]", offsets);
+    const wrpo_json *first = offsets->child, *last = first->next;
+    if (!wrpo__is_size(first) || !wrpo__is_size(last))
+        wrpo__tensor_fail(t, "want data_offsets to be [begin, end], found an array of 2, not both whole numbers");
+    const uint64_t begin = (uint64_t)first->integer, end = (uint64_t)last->integer;
     if (begin > end || end > size)
-        wrpo__tensor_fail(ctx, WRPO_E_FORMAT, t->file, t->name, "want data within the file's %zu bytes, found [%llu, %llu)", size, (unsigned long long)begin, (unsigned long long)end);
-    if (end - begin != (uint64_t)(t->count * bits / 8))
-        wrpo__tensor_fail(ctx, WRPO_E_FORMAT, t->file, t->name, "want %lld bytes for %lld of %s, found %llu", (long long)(t->count * bits / 8), (long long)t->count, t->dtype,
-                          (unsigned long long)(end - begin));
-    t->bytes = (size_t)(end - begin);
+        wrpo__tensor_fail(t, "want data within the file's %zu bytes, found [%llu, %llu)", size,
+                (unsigned long long)begin, (unsigned long long)end);
+    if (end - begin != want)
+        wrpo__tensor_fail(t, "want %llu bytes for %lld of %s, found %llu", (unsigned long long)want,
+                (long long)t->count, t->dtype, (unsigned long long)(end - begin));
+    t->bytes = (size_t)want;
     t->data = data + begin;
 }
 /* A .safetensors file, mapped into the arena: its tensors, sorted by name. */
-static wrpo__part wrpo__part_open(wrpo__arena *arena, const char *path) {
+static wrpo_tensors wrpo__file_open(wrpo__arena *arena, const char *path) {
     wrpo_ctx *ctx = arena->ctx;
     wrpo__arena *temp = wrpo__sub_arena(arena);
     const wrpo__file *f = wrpo__open_file(arena, path);
-    if (f->size < 8) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want 8 bytes of header size, found a file of %zu", path, f->size);
+    if (f->size < 8)
+        wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want 8 bytes of header size, found a file of %zu", path, f->size);
     uint64_t header = 0;
     for (int i = 7; i >= 0; i--) header = header << 8 | f->data[i];
-    if (header > WRPO__HEADER_MAX) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want a header of at most %d bytes, found %llu", path, WRPO__HEADER_MAX, (unsigned long long)header);
-    if (header > f->size - 8) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want %llu bytes of header, found %zu", path, (unsigned long long)header, f->size - 8);
+    if (header > WRPO__HEADER_MAX)
+        wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want a header of at most %d bytes, found %llu", path, WRPO__HEADER_MAX,
+                (unsigned long long)header);
+    if (header > f->size - 8)
+        wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want %llu bytes of header, found %zu", path, (unsigned long long)header,
+                f->size - 8);
     const unsigned char *data = f->data + 8 + header;
     const size_t size = f->size - 8 - (size_t)header;
 
     const char *name = wrpo__format(temp, "%s: header", path);
-    const wrpo_json *root = wrpo__json_want(ctx, name, wrpo__json_parse(temp, name, 1, (const char *)f->data + 8, (size_t)header), WRPO_JSON_OBJECT, "the header");
+    const wrpo_json *root = wrpo__json_parse(temp, name, 1, (const char *)f->data + 8, (size_t)header);
+    wrpo__json_want(ctx, name, root, WRPO_JSON_OBJECT, "the header");
     const wrpo_json *metadata = wrpo__json_get(root, "__metadata__");
-    if (metadata) {
-        wrpo__json_want(ctx, name, metadata, WRPO_JSON_OBJECT, NULL);
-        for (const wrpo_json *v = metadata->child; v; v = v->next) wrpo__json_want(ctx, name, v, WRPO_JSON_STRING, NULL);
-    }
-    wrpo__part part = {f->path, NULL, root->count - (metadata != NULL)};
+    if (metadata) wrpo__json_want(ctx, name, metadata, WRPO_JSON_OBJECT, NULL);
+    for (const wrpo_json *v = metadata ? metadata->child : NULL; v; v = v->next)
+        wrpo__json_want(ctx, name, v, WRPO_JSON_STRING, NULL);
+    wrpo_tensors part = {arena, root->count - (metadata != NULL), NULL};
     wrpo_tensor_info *t = part.info = wrpo__raw(arena, (size_t)part.count, sizeof *t);
     for (const wrpo_json *v = root->child; v; v = v->next) {
         wrpo__shown shown;
         if (v == metadata) continue;
-        if (strlen(v->key) != v->key_size) wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: %s: want a name without U+0000", path, wrpo__show(shown, v->key, v->key_size));
+        if (strlen(v->key) != v->key_size)
+            wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: %s: want a name without U+0000", path,
+                    wrpo__show(shown, v->key, v->key_size));
         *t = (wrpo_tensor_info){.name = wrpo__strndup(arena, v->key, v->key_size), .file = f->path};
         wrpo__tensor_read(arena, v, data, size, t++);
     }
     wrpo__arena_clear(temp);
-    if (part.count) qsort(part.info, (size_t)part.count, sizeof *t, wrpo__by_place);
-    size_t at = 0;
+    if (part.count) qsort(part.info, (size_t)part.count, sizeof *t, wrpo__by_offset);
+    size_t covered = 0;
     for (int64_t i = 0; i < part.count; i++) {
         t = &part.info[i];
-        size_t begin = (size_t)((const unsigned char *)t->data - data);
-        if (begin != at) wrpo__tensor_fail(ctx, WRPO_E_FORMAT, path, t->name, "want data from byte %zu on, found %zu: %s", at, begin, begin < at ? "an overlap" : "a hole");
-        at = begin + t->bytes;
+        const size_t begin = (size_t)((const unsigned char *)t->data - data);
+        if (begin != covered)
+            wrpo__tensor_fail(t, "want data from byte %zu on, found %zu: %s", covered, begin,
+                    begin < covered ? "an overlap" : "a hole");
+        covered += t->bytes;
     }
-    if (at != size) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want %zu bytes of data, found %zu", path, at, size);
-    if (part.count) qsort(part.info, (size_t)part.count, sizeof *t, wrpo__by_tensor_name);
+    if (covered != size) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want %zu bytes of data, found %zu", path, covered, size);
+    if (part.count) qsort(part.info, (size_t)part.count, sizeof *t, wrpo__by_first_name);
     return part;
 }
 
 /* ---- many files: the index maps every tensor to its file ---- */
-typedef struct wrpo__mapped { const char *file, *name; } wrpo__mapped;
-static int wrpo__by_file(const void *x, const void *y) {
-    const wrpo__mapped *a = x, *b = y;
-    int order = strcmp(a->file, b->file);
-    return order ? order : strcmp(a->name, b->name);
-}
-static wrpo__part wrpo__index_open(wrpo__arena *arena, const char *path) {
+typedef struct wrpo__part { const char *file; wrpo_tensors tensors; } wrpo__part;
+static wrpo_tensors wrpo__index_open(wrpo__arena *arena, const char *path) {
     wrpo_ctx *ctx = arena->ctx;
     wrpo__arena *temp = wrpo__sub_arena(arena);
-    const wrpo__file *f = wrpo__open_file(temp, path);
-    const wrpo_json *root = wrpo__json_want(ctx, path, wrpo__json_parse(temp, path, 1, (const char *)f->data, f->size), WRPO_JSON_OBJECT, "the index");
-    const wrpo_json *map = wrpo__json_need(ctx, path, root, "weight_map", WRPO_JSON_OBJECT), *metadata = wrpo__json_maybe(ctx, path, root, "metadata", WRPO_JSON_OBJECT);
-    wrpo__part all = {path, wrpo__raw(arena, (size_t)map->count, sizeof *all.info), 0};
-    wrpo__mapped *mapped = wrpo__raw(temp, (size_t)map->count, sizeof *mapped);
+    wrpo__shown shown;
+    const wrpo_json *root = wrpo__json_want(ctx, path, wrpo__json_file(temp, path), WRPO_JSON_OBJECT, "the index");
+    const wrpo_json *map = wrpo__json_need(ctx, path, root, "weight_map", WRPO_JSON_OBJECT);
+    const wrpo_json *metadata = wrpo__json_maybe(ctx, path, root, "metadata", WRPO_JSON_OBJECT);
+    const wrpo_json *size = metadata ? wrpo__json_get(metadata, "total_size") : NULL;
     const char *dir = wrpo__strndup(temp, path, (size_t)(wrpo__basename(path) - path));
+    wrpo_tensors all = {arena, map->count, wrpo__raw(arena, (size_t)map->count, sizeof *all.info)};
+    wrpo_tensor_info *next = all.info;
+    wrpo__part *parts = NULL;                          /* stb array */
+    int64_t total = 0;
+    double bytes = 0;
     for (const wrpo_json *v = map->child; v; v = v->next) {
-        wrpo__shown shown;
+        const wrpo_tensor_info wanted = {.file = path, .name = v->key}, *found = NULL;
+        int64_t p = 0;
         wrpo__json_want(ctx, path, v, WRPO_JSON_STRING, NULL);
         if (!v->size || strlen(v->text) != v->size || strpbrk(v->text, "/\\") || strstr(v->text, ".."))
-            wrpo__json_fail(ctx, WRPO_E_FORMAT, path, v, "%s: want the name of a file beside the index, found \"%s\"", v->key, wrpo__show(shown, v->text, v->size));
-        mapped[all.count++] = (wrpo__mapped){v->text, v->key};
-    }
-    if (all.count) qsort(mapped, (size_t)all.count, sizeof *mapped, wrpo__by_file);
-    double bytes = 0;
-    for (int64_t i = 0, next; i < all.count; i = next) {                /* a file's tensors stand together, sorted as the file's are */
-        wrpo__part part = wrpo__part_open(arena, wrpo__format(temp, "%s%s", dir, mapped[i].file));
-        for (next = i; next < all.count && !strcmp(mapped[next].file, mapped[i].file); next++) {}
-        int64_t k = 0;
-        for (int64_t m = i; m < next || k < part.count;) {
-            int order = m == next ? 1 : k == part.count ? -1 : strcmp(mapped[m].name, part.info[k].name);
-            if (order < 0) wrpo__tensor_fail(ctx, WRPO_E_FORMAT, path, mapped[m].name, "want it in %s, found no such tensor there", mapped[m].file);
-            if (order > 0) {
-                for (int64_t j = 0; j < all.count; j++)
-                    if (!strcmp(mapped[j].name, part.info[k].name))
-                        wrpo__tensor_fail(ctx, WRPO_E_FORMAT, part.path, part.info[k].name, "want it only in %s, as %s says, found it here as well", mapped[j].file, wrpo__basename(path));
-                wrpo__tensor_fail(ctx, WRPO_E_FORMAT, part.path, part.info[k].name, "want an entry in the weight_map of %s, found none", wrpo__basename(path));
-            }
-            bytes += (double)part.info[k].bytes;
-            all.info[m++] = part.info[k++];
+            wrpo__json_fail(ctx, WRPO_E_FORMAT, path, v, "%s: want the name of a file beside the index, found \"%s\"",
+                    v->key, wrpo__show(shown, v->text, v->size));
+        while (p < stbds_arrlen(parts) && strcmp(parts[p].file, v->text)) p++;
+        if (p == stbds_arrlen(parts)) {
+            const wrpo__part part = {v->text, wrpo__file_open(arena, wrpo__format(temp, "%s%s", dir, v->text))};
+            stbds_arrput(parts, part);
+            total += part.tensors.count;
         }
-        wrpo__block_free(part.info);
+        if (strlen(v->key) == v->key_size) found = wrpo_tensors_find(&parts[p].tensors, v->key);
+        if (!found) wrpo__tensor_fail(&wanted, "want it in %s, found no such tensor there", v->text);
+        bytes += (double)found->bytes;
+        *next++ = *found;
     }
-    const wrpo_json *total = metadata ? wrpo__json_get(metadata, "total_size") : NULL;
-    if (total && !(total->kind == WRPO_JSON_NUMBER && total->number == bytes)) {
-        wrpo__shown found;
-        wrpo__log(ctx, WRPO_LOG_WARN, "%s:%d: total_size: want %.0f, found %s", path, total->line, bytes, wrpo__json_found(found, total));
+    for (int64_t p = 0; p < stbds_arrlen(parts); p++) {
+        const wrpo_tensor_info *t = parts[p].tensors.info;
+        for (int64_t k = 0; total > all.count && k < parts[p].tensors.count; k++) {    /* which one is not mapped? */
+            const wrpo_json *v = wrpo__json_get(map, t[k].name);
+            if (!v)
+                wrpo__tensor_fail(&t[k], "want an entry in the weight_map of %s, found none", wrpo__basename(path));
+            if (strcmp(v->text, parts[p].file))
+                wrpo__tensor_fail(&t[k], "want it only in %s, as %s says, found it here as well", v->text,
+                        wrpo__basename(path));
+        }
+        wrpo__block_free(parts[p].tensors.info);
     }
+    if (size && !(size->kind == WRPO_JSON_NUMBER && size->number == bytes))
+        wrpo__log(ctx, WRPO_LOG_WARN, "%s:%d: total_size: want %.0f, found %s", path, size->line, bytes,
+                wrpo__json_found(shown, size));
+    stbds_arrfree(parts);
     wrpo__arena_clear(temp);
-    if (all.count) qsort(all.info, (size_t)all.count, sizeof *all.info, wrpo__by_tensor_name);
+    if (all.count) qsort(all.info, (size_t)all.count, sizeof *all.info, wrpo__by_first_name);
     return all;
 }
 
-/* ---- open ----
-   A directory is read as transformers reads it: the single file first, then the index. Nothing is guessed. */
+/* ---- open ---- */
+/* A directory is read as transformers reads it: the single file first, then the index. Nothing is guessed. */
+static wrpo_tensors *wrpo__tensors_new(wrpo__arena *arena, const char *path) {
+    const char *file = path;
+    if (wrpo__is_dir(path)) {
+        file = wrpo__join(arena, path, WRPO__SINGLE_FILE);
+        if (!wrpo__exists(file)) file = wrpo__join(arena, path, WRPO__INDEX_FILE);
+        if (!wrpo__exists(file))
+            wrpo__fail(arena->ctx, WRPO_E_IO,
+                    "%s: want " WRPO__SINGLE_FILE " or " WRPO__INDEX_FILE " in this directory, found neither", path);
+    }
+    wrpo_tensors *t = WRPO__NEW(arena, wrpo_tensors);
+    *t = wrpo__ends(file, ".json") ? wrpo__index_open(arena, file) : wrpo__file_open(arena, file);
+    return t;
+}
 WRPO_API wrpo_result wrpo_tensors_open(wrpo_ctx *ctx, const char *path, wrpo_tensors **out) {
     *out = NULL;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), false) {
-        wrpo__arena *arena = wrpo__entry.arena;
-        const char *file = path, *suffix = ".json";
-        if (wrpo__is_dir(path)) {
-            const char *single = wrpo__join(arena, path, WRPO__SINGLE_FILE), *index = wrpo__join(arena, path, WRPO__INDEX_FILE);
-            file = wrpo__exists(single) ? single : wrpo__exists(index) ? index : NULL;
-            if (!file) wrpo__fail(ctx, WRPO_E_IO, "%s: want " WRPO__SINGLE_FILE " or " WRPO__INDEX_FILE " in this directory, found neither", path);
-        }
-        size_t n = strlen(file), k = strlen(suffix);
-        wrpo__part part = n > k && !strcmp(file + n - k, suffix) ? wrpo__index_open(arena, file) : wrpo__part_open(arena, file);
-        wrpo_tensors *t = WRPO__NEW(arena, wrpo_tensors);
-        t->arena = arena, t->info = part.info, t->count = part.count;
-        *out = t;
-    }
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__tensors_new(wrpo__current, path));
     return wrpo__end(&wrpo__entry);
 }
 WRPO_API void wrpo_tensors_close(wrpo_tensors *t) { if (t) wrpo__arena_free(t->arena); }
-static void wrpo__tensors_drop(void *p) { wrpo_tensors_close(p); }     /* for wrpo__on_free */
 WRPO_API int64_t wrpo_tensors_count(const wrpo_tensors *t) { return t->count; }
-WRPO_API const wrpo_tensor_info *wrpo_tensors_at(const wrpo_tensors *t, int64_t i) { return i >= 0 && i < t->count ? &t->info[i] : NULL; }
-WRPO_API const wrpo_tensor_info *wrpo_tensors_find(const wrpo_tensors *t, const char *name) {
-    for (int64_t low = 0, high = t->count; low < high;) {
-        int64_t middle = low + (high - low) / 2;
-        int order = strcmp(t->info[middle].name, name);
-        if (!order) return &t->info[middle];
-        if (order < 0) low = middle + 1;
-        else high = middle;
-    }
-    return NULL;
+WRPO_API const wrpo_tensor_info *wrpo_tensors_at(const wrpo_tensors *t, int64_t i) {
+    return i >= 0 && i < t->count ? &t->info[i] : NULL;
 }
 
 /* ---- save ----
@@ -4583,576 +4632,700 @@ WRPO_API const wrpo_tensor_info *wrpo_tensors_find(const wrpo_tensors *t, const 
 typedef struct wrpo__save_tensor { const char *name; int ndim; int64_t shape[4]; } wrpo__save_tensor;
 /* dst[count] = elements [first, first + count) of tensor */
 typedef void (*wrpo__save_fn)(void *user, int64_t tensor, int64_t first, int64_t count, float *dst);
+typedef struct wrpo__placed { const char *name; int64_t tensor, bytes, shard; } wrpo__placed;
+typedef struct wrpo__save {          /* one save in progress */
+    wrpo__arena *temp;
+    const char *dir;
+    const wrpo__save_tensor *t;
+    wrpo_dtype dtype;
+    int64_t shards;
+    wrpo__save_fn fn; void *user;
+    float *chunk;                    /* [CHUNK] */
+} wrpo__save;
 
-/* model-00002-of-00003.safetensors, exactly: its two numbers. */
-static bool wrpo__shard_name(const char *name, int64_t *shard, int64_t *shards) {
-    static const char pattern[] = "model-#####-of-#####.safetensors";
-    *shard = *shards = 0;
-    if (strlen(name) != sizeof pattern - 1) return false;
-    for (size_t i = 0; pattern[i]; i++) {
-        int64_t *n = i < 12 ? shard : shards;
-        if (pattern[i] != '#' ? name[i] != pattern[i] : name[i] < '0' || name[i] > '9') return false;
-        if (pattern[i] == '#') *n = *n * 10 + (name[i] - '0');
-    }
-    return true;
+static char *wrpo__shard_file(const wrpo__save *save, int64_t shard) {
+    if (save->shards <= 1) return wrpo__format(save->temp, WRPO__SINGLE_FILE);
+    return wrpo__format(save->temp, WRPO__SHARD_FILE, (long long)shard + 1, (long long)save->shards);
+}
+/* A file that waits for its name. */
+static wrpo__writer *wrpo__write_whole(wrpo__arena *arena, const char *path, const void *data, size_t size) {
+    wrpo__writer *w = wrpo__create(arena, path);
+    wrpo__write(w, data, size);
+    wrpo__finish(w);
+    return w;
 }
 static void wrpo__remove(wrpo_ctx *ctx, const char *path) {
-    if (remove(path) != 0 && errno != ENOENT) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be removed: %s", path, strerror(errno));
+    if (remove(path) != 0 && errno != ENOENT)
+        wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be removed: %s", path, strerror(errno));
 }
-/* The shards in dir that belong to a split into other than `shards` files: paths, an stb_ds array. */
-static char **wrpo__stale_shards(wrpo__arena *temp, const char *dir, int64_t shards) {
-    const wrpo__name *names = wrpo__disk_list(temp, dir);
+/* The paths of the shards in dir that belong to a split into another number of files; an stb_ds array. */
+static char **wrpo__stale_shards(const wrpo__save *save) {
+    const wrpo__name *names = wrpo__disk_list(save->temp, save->dir);
     char **stale = NULL;
-    for (int64_t i = 0, shard, of; i < stbds_arrlen(names); i++)
-        if (wrpo__shard_name(names[i].text, &shard, &of) && !(of == shards && shard >= 1 && shard <= of)) stbds_arrput(stale, wrpo__join(temp, dir, names[i].text));
+    for (int64_t i = 0; i < stbds_arrlen(names); i++) {
+        long long shard, shards;
+        if (sscanf(names[i].text, "model-%5lld-of-%5lld", &shard, &shards) != 2) continue;
+        const bool exact = !strcmp(names[i].text, wrpo__format(save->temp, WRPO__SHARD_FILE, shard, shards));
+        const bool ours = save->shards > 1 && shards == save->shards && shard >= 1 && shard <= shards;
+        if (exact && !ours) stbds_arrput(stale, wrpo__join(save->temp, save->dir, names[i].text));
+    }
     return stale;
 }
-
-/* shard[i]: the file, from 0, that tensor i goes to; returns their number. The split of huggingface_hub: tensors fill a
-   shard in the order given until the next would not fit; one above the limit gets a shard of its own at once, while the
-   shard being filled stays open and so takes a later number. */
+/* shard[i]: the file, from 0, that tensor i goes to. Returns the number of files. The split is huggingface_hub's: in
+   the order given, tensors fill a shard until the next does not fit. A tensor above the limit gets a shard of its own
+   at once, while the shard that is being filled stays open and so takes a later number. */
 static int64_t wrpo__split(const int64_t *bytes, int64_t n, int64_t limit, int64_t *shard) {
-    int64_t shards = 0, filled = 0, since = 0, waiting = 0;             /* waiting: tensors of the open shard, all in [since, i) */
+    int64_t shards = 0, filled = 0, first = 0, waiting = 0;            /* the open shard: of the tensors [first, i) */
     for (int64_t i = 0; i <= n; i++) {
         if (i < n && bytes[i] > limit) { shard[i] = shards++; continue; }
         if (waiting && (i == n || filled + bytes[i] > limit)) {
-            for (int64_t k = since; k < i; k++)
+            for (int64_t k = first; k < i; k++)
                 if (shard[k] < 0) shard[k] = shards;
-            shards++, filled = waiting = 0, since = i;
+            shards++, filled = waiting = 0, first = i;
         }
         if (i < n) shard[i] = -1, filled += bytes[i], waiting++;
     }
     return shards;
 }
-typedef struct wrpo__placed { int64_t shard, tensor; const char *name; } wrpo__placed;
 static int wrpo__by_shard(const void *x, const void *y) {
     const wrpo__placed *a = x, *b = y;
     return a->shard != b->shard ? (a->shard > b->shard) - (a->shard < b->shard) : strcmp(a->name, b->name);
 }
-static int wrpo__by_placed_name(const void *x, const void *y) { return strcmp(((const wrpo__placed *)x)->name, ((const wrpo__placed *)y)->name); }
-static char *wrpo__shard_path(wrpo__arena *arena, const char *dir, int64_t shard, int64_t shards) {
-    if (shards <= 1) return wrpo__join(arena, dir, WRPO__SINGLE_FILE);
-    return wrpo__join(arena, dir, wrpo__format(arena, "model-%05lld-of-%05lld.safetensors", (long long)shard + 1, (long long)shards));
-}
 /* The header: {"__metadata__":{...} by the caller, then each tensor in the order of the data, then the end. */
-static void wrpo__header_add(wrpo__text *header, const char *name, const char *dtype, int ndim, const int64_t *shape, int64_t at, int64_t bytes) {
+static void wrpo__header_add(wrpo__text *header, const char *name, const char *dtype, int ndim, const int64_t *shape,
+        int64_t offset, int64_t bytes) {
     wrpo__text_puts(header, ",");
     wrpo__json_quote(header, name, strlen(name));
     wrpo__text_printf(header, ":{\"dtype\":\"%s\",\"shape\":[", dtype);
     for (int d = 0; d < ndim; d++) wrpo__text_printf(header, d ? ",%lld" : "%lld", (long long)shape[d]);
-    wrpo__text_printf(header, "],\"data_offsets\":[%lld,%lld]}", (long long)at, (long long)(at + bytes));
+    wrpo__text_printf(header, "],\"data_offsets\":[%lld,%lld]}", (long long)offset, (long long)(offset + bytes));
 }
 static void wrpo__header_write(wrpo__writer *w, wrpo__text *header) {
     unsigned char length[8];
     wrpo__text_puts(header, "}");
-    while (header->size % 8) wrpo__text_puts(header, " ");              /* the data begins aligned */
+    while (header->size % 8) wrpo__text_puts(header, " ");             /* the data begins aligned */
     for (int i = 0; i < 8; i++) length[i] = (unsigned char)(header->size >> 8 * i);
     wrpo__write(w, length, sizeof length);
     wrpo__write(w, header->data, header->size);
     wrpo__block_free(header->data);
 }
-/* One file of tensors p[n], sorted by name, under its part name. chunk: room for WRPO__CHUNK floats. */
-static wrpo__writer *wrpo__shard_write(wrpo__arena *temp, const char *path, const wrpo__save_tensor *t, const int64_t *bytes, const wrpo__placed *p, int64_t n,
-                                       wrpo_dtype dtype, wrpo__save_fn fn, void *user, float *chunk) {
-    const int64_t size = (int64_t)wrpo__dtype_size(dtype);
-    wrpo__text header = {.arena = temp};
+/* One file of tensors p[n], sorted by name, under its part name. */
+static wrpo__writer *wrpo__shard_write(const wrpo__save *save, int64_t shard, const wrpo__placed *p, int64_t n) {
+    const char *path = wrpo__join(save->temp, save->dir, wrpo__shard_file(save, shard));
+    const int64_t size = (int64_t)wrpo__dtype_size(save->dtype);
+    float *chunk = save->chunk;
+    wrpo__text header = {.arena = save->temp};
     wrpo__text_puts(&header, "{\"__metadata__\":{\"format\":\"pt\"}");
-    for (int64_t i = 0, at = 0; i < n; at += bytes[p[i].tensor], i++)
-        wrpo__header_add(&header, t[p[i].tensor].name, wrpo__dtype_name(dtype), t[p[i].tensor].ndim, t[p[i].tensor].shape, at, bytes[p[i].tensor]);
-    wrpo__writer *w = wrpo__create(temp, path);
+    for (int64_t i = 0, offset = 0; i < n; offset += p[i].bytes, i++) {
+        const wrpo__save_tensor *t = &save->t[p[i].tensor];
+        wrpo__header_add(&header, t->name, wrpo__dtype_name(save->dtype), t->ndim, t->shape, offset, p[i].bytes);
+    }
+    wrpo__writer *w = wrpo__create(save->temp, path);
     wrpo__header_write(w, &header);
     for (int64_t i = 0; i < n; i++) {
-        int64_t count = bytes[p[i].tensor] / size;
-        for (int64_t at = 0, k; at < count; at += k) {
-            k = WRPO__MIN(count - at, WRPO__CHUNK);
-            fn(user, p[i].tensor, at, k, chunk);
-            for (int64_t e = 0; dtype == WRPO_DTYPE_F16 && e < k; e++)
-                if (isfinite(chunk[e]) && fabsf(chunk[e]) >= 65520)
-                    wrpo__fail(temp->ctx, WRPO_E_NOT_FINITE, "%s: %s: element %lld, %g, is infinite in F16", path, t[p[i].tensor].name, (long long)(at + e), (double)chunk[e]);
-            wrpo__from_float(chunk, dtype, chunk, k);
-            wrpo__write(w, chunk, (size_t)(k * size));
+        const int64_t elements = p[i].bytes / size;
+        for (int64_t first = 0, count; first < elements; first += count) {
+            count = WRPO__MIN(elements - first, WRPO__CHUNK);
+            save->fn(save->user, p[i].tensor, first, count, chunk);
+            for (int64_t k = 0; save->dtype == WRPO_DTYPE_F16 && k < count; k++)
+                if (isfinite(chunk[k]) && fabsf(chunk[k]) >= 65520)
+                    wrpo__fail(w->ctx, WRPO_E_NOT_FINITE, "%s: %s: element %lld, %g, is infinite in F16", path,
+                            p[i].name, (long long)(first + k), (double)chunk[k]);
+            wrpo__from_float(chunk, save->dtype, chunk, count);
+            wrpo__write(w, chunk, (size_t)(count * size));
         }
     }
     wrpo__finish(w);
     return w;
 }
-static wrpo__writer *wrpo__index_write(wrpo__arena *temp, const char *path, const wrpo__placed *p, int64_t n, int64_t shards, int64_t total) {
-    wrpo__text t = {.arena = temp};
-    wrpo__text_printf(&t, "{\n  \"metadata\": {\n    \"total_size\": %lld\n  },\n  \"weight_map\": {", (long long)total);
+static wrpo__writer *wrpo__index_write(const wrpo__save *save, const char *path, const wrpo__placed *p, int64_t n) {
+    wrpo__text t = {.arena = save->temp};
+    int64_t total = 0;
+    for (int64_t i = 0; i < n; i++) total += p[i].bytes;
+    wrpo__text_printf(&t, "{\n  \"metadata\": {\n    \"total_size\": %lld\n  },\n", (long long)total);
+    wrpo__text_puts(&t, "  \"weight_map\": {");
     for (int64_t i = 0; i < n; i++) {
         wrpo__text_puts(&t, i ? ",\n    " : "\n    ");
         wrpo__json_quote(&t, p[i].name, strlen(p[i].name));
-        wrpo__text_printf(&t, ": \"model-%05lld-of-%05lld.safetensors\"", (long long)p[i].shard + 1, (long long)shards);
+        wrpo__text_printf(&t, ": \"%s\"", wrpo__shard_file(save, p[i].shard));
     }
     wrpo__text_puts(&t, "\n  }\n}\n");
-    wrpo__writer *w = wrpo__create(temp, path);
-    wrpo__write(w, t.data, t.size);
-    wrpo__finish(w);
-    return w;
+    return wrpo__write_whole(save->temp, path, t.data, t.size);
 }
 /* t[n] into the directory, which exists: one file, or shards of at most max_shard_size bytes (0: 5e9) and their index.
-   dtype 0 is F32. fn is called for each file's tensors in the order of their names, with bounded pieces. beside: an
-   stb_ds array of whole files that wait for their names; what they replace goes before, so that no kill leaves it with these tensors. */
-static void wrpo__tensors_save(wrpo__arena *temp, const char *dir, const wrpo__save_tensor *t, int64_t n, wrpo_dtype dtype, int64_t max_shard_size,
-                               wrpo__save_fn fn, void *user, wrpo__writer **beside) {
+   dtype 0 is F32. fn is called for each file's tensors in the order of their names, with bounded pieces. sides: an
+   stb_ds array of whole files that wait for their names. What they replace is removed first, so that no kill leaves it
+   with the new tensors. */
+static void wrpo__tensors_save(wrpo__arena *temp, const char *dir, const wrpo__save_tensor *t, int64_t n,
+        wrpo_dtype dtype, int64_t max_shard_size, wrpo__save_fn fn, void *user, wrpo__writer **sides) {
     wrpo_ctx *ctx = temp->ctx;
-    int64_t *bytes = wrpo__raw(temp, (size_t)n, sizeof *bytes), *shard = wrpo__raw(temp, (size_t)n, sizeof *shard), total = 0;
+    wrpo__save save = {.temp = temp, .dir = dir, .t = t, .dtype = dtype, .fn = fn, .user = user};
+    int64_t *bytes = wrpo__raw(temp, (size_t)n, sizeof *bytes), *shard = wrpo__raw(temp, (size_t)n, sizeof *shard);
     for (int64_t i = 0; i < n; i++) {
         size_t size = wrpo__dtype_size(dtype);
         for (int d = 0; d < t[i].ndim; d++) size = wrpo__mul(ctx, size, (size_t)t[i].shape[d]);
-        total += bytes[i] = (int64_t)size;
+        bytes[i] = (int64_t)size;
     }
-    const int64_t shards = wrpo__split(bytes, n, max_shard_size > 0 ? max_shard_size : 5000000000, shard);
+    save.shards = wrpo__split(bytes, n, max_shard_size > 0 ? max_shard_size : 5000000000, shard);
     wrpo__placed *placed = wrpo__raw(temp, (size_t)n, sizeof *placed);
-    for (int64_t i = 0; i < n; i++) placed[i] = (wrpo__placed){shard[i], i, t[i].name};
+    for (int64_t i = 0; i < n; i++) placed[i] = (wrpo__placed){t[i].name, i, bytes[i], shard[i]};
     if (n) qsort(placed, (size_t)n, sizeof *placed, wrpo__by_shard);
 
-    const int64_t files = WRPO__MAX(shards, 1);
+    const int64_t files = WRPO__MAX(save.shards, 1);
     wrpo__writer **ready = wrpo__alloc(temp, (size_t)files, sizeof *ready), *index = NULL;
-    float *chunk = wrpo__raw(temp, WRPO__CHUNK, sizeof *chunk);
+    save.chunk = wrpo__raw(temp, WRPO__CHUNK, sizeof *save.chunk);
     for (int64_t s = 0, i = 0, end; s < files; s++, i = end) {
         for (end = i; end < n && placed[end].shard == s; end++) {}
-        ready[s] = wrpo__shard_write(temp, wrpo__shard_path(temp, dir, s, shards), t, bytes, placed + i, end - i, dtype, fn, user, chunk);
+        ready[s] = wrpo__shard_write(&save, s, placed + i, end - i);
     }
     const char *index_path = wrpo__join(temp, dir, WRPO__INDEX_FILE);
-    char **stale = wrpo__stale_shards(temp, dir, shards > 1 ? shards : 0);      /* now: nothing is to fail once names are given */
-    if (shards > 1) {
-        if (n) qsort(placed, (size_t)n, sizeof *placed, wrpo__by_placed_name);
-        index = wrpo__index_write(temp, index_path, placed, n, shards, total);
-        for (int64_t s = 0; s < shards; s++)           /* an old index over old and new shards of the same names would open as a mixture */
-            if (wrpo__disk_exists(ready[s]->path)) { wrpo__remove(ctx, index_path); break; }
+    char **stale = wrpo__stale_shards(&save);          /* listed now: nothing may fail once names are given */
+    if (save.shards > 1) {
+        qsort(placed, (size_t)n, sizeof *placed, wrpo__by_first_name);
+        index = wrpo__index_write(&save, index_path, placed, n);
+        bool same_names = false;                       /* then the old index would open old and new shards together */
+        for (int64_t s = 0; s < files; s++) same_names = same_names || wrpo__disk_exists(ready[s]->path);
+        if (same_names) wrpo__remove(ctx, index_path);
     }
-    for (int64_t i = 0; i < stbds_arrlen(beside); i++) wrpo__remove(ctx, beside[i]->path);
+    for (int64_t i = 0; i < stbds_arrlen(sides); i++) wrpo__remove(ctx, sides[i]->path);
     for (int64_t s = 0; s < files; s++) wrpo__publish(ready[s]);
     if (index) wrpo__publish(index);
-    for (int64_t i = stbds_arrlen(beside) - 1; i >= 0; i--) wrpo__publish(beside[i]);      /* config.json, the first, comes last: a load wants it */
+    for (int64_t i = stbds_arrlen(sides) - 1; i >= 0; i--) wrpo__publish(sides[i]);  /* config.json last */
     wrpo__remove(ctx, index ? wrpo__join(temp, dir, WRPO__SINGLE_FILE) : index_path);
     for (int64_t i = 0; i < stbds_arrlen(stale); i++) wrpo__remove(ctx, stale[i]);
-    wrpo__block_free(chunk);
+    wrpo__block_free(save.chunk);
 }
 
 /* --------------------------------------------------------------------------------------- >>checkpoint
    A Hugging Face directory in, a Hugging Face directory out: config.json, weights, side files.          */
 
 /* ---- config.json: old (rope_theta, rope_scaling, torch_dtype) and new (rope_parameters, dtype) spellings ----
-   A key either changes a number below, or is known not to change one, or is refused by its name.        */
-typedef struct wrpo__reader { wrpo_ctx *ctx; const char *path; const wrpo_json *root; } wrpo__reader;
-#define WRPO__REFUSE(at, code, ...) wrpo__json_fail(in->ctx, code, in->path, at, __VA_ARGS__)
-static int64_t wrpo__config_int(const wrpo__reader *in, const char *key, int64_t otherwise, int64_t low, int64_t high) {   /* otherwise -1: required */
-    const wrpo_json *v = otherwise < 0 ? wrpo__json_need(in->ctx, in->path, in->root, key, WRPO_JSON_NUMBER) : wrpo__present(in->root, key);
-    return v ? wrpo__json_integer(in->ctx, in->path, v, low, high, NULL) : otherwise;
+   A key sets a field, or is known not to change a log-prob, or is refused by its name. To add a family: its bit, name
+   and defaults here, the keys that it reads, its names of tensors below.                                         */
+enum {                               /* bits: the families, in the order of the table; two heads */
+    WRPO__LLAMA = 1, WRPO__MISTRAL = 2, WRPO__QWEN2 = 4, WRPO__QWEN3 = 8, WRPO__GEMMA2 = 16, WRPO__PHI3 = 32,
+    WRPO__INTERNLM2 = 64, WRPO__VALUE = 128 << WRPO_HEAD_VALUE, WRPO__GATED = 128 << WRPO_HEAD_GATED,
+    WRPO__QWEN = WRPO__QWEN2 | WRPO__QWEN3, WRPO__WINDOWED = WRPO__MISTRAL | WRPO__QWEN | WRPO__GEMMA2 | WRPO__PHI3,
+    WRPO__ALL = 0xFFFF
+};
+/* What transformers takes where a key is absent. 0: a key/value head for each head; hidden_size / heads; no window. */
+static const wrpo_config wrpo__families[] = {
+    {.model_type = "llama", .max_position_embeddings = 2048},
+    {.model_type = "mistral", .num_key_value_heads = 8, .max_position_embeddings = 131072, .sliding_window = 4096},
+    {.model_type = "qwen2", .num_key_value_heads = 32, .max_position_embeddings = 32768, .sliding_window = 4096,
+     .attention_bias = true},
+    {.model_type = "qwen3", .num_key_value_heads = 32, .head_dim = 128, .max_position_embeddings = 32768,
+     .sliding_window = 4096, .qk_norm = true},
+    {.model_type = "gemma2", .num_key_value_heads = 4, .head_dim = 256, .max_position_embeddings = 8192,
+     .sliding_window = 4096, .tie_word_embeddings = true, .gelu = true, .norm_plus_one = true, .post_norms = true,
+     .scale_embeddings = true, .query_pre_attn_scalar = 256, .attn_logit_softcapping = 50,
+     .final_logit_softcapping = 30},
+    {.model_type = "phi3", .max_position_embeddings = 4096},
+    {.model_type = "internlm2", .max_position_embeddings = 2048, .attention_bias = true}};
+
+/* The keys that set a field, each for the families or heads that read it: integers in a range, numbers above 0. A key
+   that is null is as if absent; of the kinds OR_NONE it is 0. */
+typedef enum wrpo__key_kind {
+    WRPO__REQUIRED, WRPO__INTEGER, WRPO__INTEGER_OR_NONE, WRPO__NUMBER, WRPO__NUMBER_OR_NONE, WRPO__SWITCH
+} wrpo__key_kind;
+static const struct wrpo__key { const char *key; unsigned of; wrpo__key_kind kind; size_t field; int64_t low, high; }
+wrpo__keys[] = {
+#define WRPO__KEY(key, of, kind, low, high) {#key, WRPO__##of, WRPO__##kind, offsetof(wrpo_config, key), low, high}
+    WRPO__KEY(vocab_size, ALL, REQUIRED, 1, 1 << 24),
+    WRPO__KEY(hidden_size, ALL, REQUIRED, 1, WRPO__MAX_HIDDEN),
+    WRPO__KEY(intermediate_size, ALL, REQUIRED, 1, 1 << 24),
+    WRPO__KEY(num_hidden_layers, ALL, REQUIRED, 1, 512),
+    WRPO__KEY(num_attention_heads, ALL, REQUIRED, 1, 65536),
+    WRPO__KEY(num_key_value_heads, ALL, INTEGER_OR_NONE, 1, 65536),
+    WRPO__KEY(head_dim, ALL, INTEGER_OR_NONE, 2, WRPO__MAX_D),
+    WRPO__KEY(max_position_embeddings, ALL, INTEGER, 1, (int64_t)1 << 40),
+    WRPO__KEY(rms_norm_eps, ALL, NUMBER, 0, 0),
+    WRPO__KEY(initializer_range, ALL, NUMBER, 0, 0),
+    WRPO__KEY(tie_word_embeddings, ALL, SWITCH, 0, 0),
+    WRPO__KEY(attention_bias, LLAMA | WRPO__QWEN3 | WRPO__GEMMA2, SWITCH, 0, 0),
+    {"bias", WRPO__INTERNLM2, WRPO__SWITCH, offsetof(wrpo_config, attention_bias), 0, 0},
+    WRPO__KEY(query_pre_attn_scalar, GEMMA2, NUMBER, 0, 0),
+    WRPO__KEY(attn_logit_softcapping, GEMMA2, NUMBER_OR_NONE, 0, 0),
+    WRPO__KEY(final_logit_softcapping, GEMMA2, NUMBER_OR_NONE, 0, 0),
+    WRPO__KEY(pad_token_id, ALL, INTEGER, INT64_MIN, INT64_MAX),           /* some files say -1 for none */
+    WRPO__KEY(gating_temperature, GATED, NUMBER, 0, 0)};
+#undef WRPO__KEY
+static const struct { unsigned of; const char *keys; } wrpo__known_keys[] = {
+    /* read by the functions below */
+    {WRPO__ALL, "model_type architectures rope_theta rope_scaling rope_parameters partial_rotary_factor layer_types "
+                "torch_dtype dtype hidden_act"},
+    {WRPO__WINDOWED, "sliding_window"}, {WRPO__QWEN, "use_sliding_window max_window_layers"},
+    {WRPO__GEMMA2, "hidden_activation sliding_window_size"}, {WRPO__PHI3, "original_max_position_embeddings"},
+    {WRPO__VALUE, "reward_token_id"},
+    /* known not to change a log-prob: ids, caching, generation defaults, provenance */
+    {WRPO__ALL,
+     "bos_token_id eos_token_id sep_token_id unk_token_id decoder_start_token_id pad_token tokenizer_class prefix "
+     "is_encoder_decoder is_decoder is_llama_config use_cache pretraining_tp use_bfloat16 pruned_heads num_labels "
+     "torchscript return_dict return_dict_in_generate output_hidden_states output_attentions output_scores id2label "
+     "label2id task_specific_params problem_type finetuning_task chunk_size_feed_forward tf_legacy_loss auto_map "
+     "max_sequence_length model_max_length head_dim_original attn_implementation name_or_path transformers_version "
+     "unsloth_fixed unsloth_version top_k top_p temperature typical_p repetition_penalty length_penalty "
+     "exponential_decay_length_penalty diversity_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size "
+     "bad_words_ids suppress_tokens begin_suppress_tokens forced_bos_token_id forced_eos_token_id max_length "
+     "min_length remove_invalid_values do_sample early_stopping num_beams num_beam_groups num_return_sequences"},
+    {WRPO__QWEN2, "attention_bias"}, {WRPO__GEMMA2, "cache_implementation"},
+    {WRPO__PHI3, "interpolate_factor full_attn_mod"},
+    {WRPO__GATED, "num_objectives gating_hidden_dim gating_n_hidden"}};
+
+typedef struct wrpo__reader {
+    wrpo_ctx *ctx; const char *path; const wrpo_json *root;
+    wrpo_config *c;
+    unsigned is;                     /* the bits of its family and head */
+} wrpo__reader;
+#define WRPO__REFUSE(v, ...) wrpo__json_fail(in->ctx, WRPO_E_UNSUPPORTED, in->path, v, __VA_ARGS__)
+static bool wrpo__in_words(const char *words, const char *word) {
+    const size_t n = strlen(word);
+    for (size_t size; *words; words += size + (words[size] == ' ')) {
+        size = strcspn(words, " ");
+        if (size == n && !memcmp(words, word, n)) return true;
+    }
+    return false;
+}
+static bool wrpo__is_known(const wrpo__reader *in, const wrpo_json *v) {
+    if (v->kind == WRPO_JSON_NULL || v->key[0] == '_' || !strncmp(v->key, "transformers.", 13)) return true;
+    if (v->kind == WRPO_JSON_BOOL && v->boolean == !strcmp(v->key, "is_causal")) return true;
+    const bool dropout = wrpo__ends(v->key, "_dropout") || wrpo__ends(v->key, "_pdrop");
+    if (v->kind == WRPO_JSON_NUMBER && v->number == 0 && dropout) return true;
+    for (int i = 0; i < WRPO__COUNT(wrpo__keys); i++)
+        if (in->is & wrpo__keys[i].of && !strcmp(v->key, wrpo__keys[i].key)) return true;
+    for (int i = 0; i < WRPO__COUNT(wrpo__known_keys); i++)
+        if (in->is & wrpo__known_keys[i].of && wrpo__in_words(wrpo__known_keys[i].keys, v->key)) return true;
+    return false;
+}
+/* Which of the names v is, of those that have a bit in `allowed`. */
+static int wrpo__config_choice(const wrpo__reader *in, const wrpo_json *v, const char *what, const char *const *names,
+        unsigned allowed) {
+    char list[160] = "";
+    wrpo__shown found;
+    size_t used = 0;
+    for (int i = 0; names[i]; i++) {
+        if (!(allowed >> i & 1)) continue;
+        if (wrpo__json_is(v, names[i])) return i;
+        used += (size_t)snprintf(list + used, sizeof list - used, "%s%s", used ? ", " : "", names[i]);
+    }
+    WRPO__REFUSE(v, "%s: want one of %s, found %s", what, list, wrpo__json_found(found, v));
+}
+static void wrpo__config_want(const wrpo__reader *in, bool ok, const wrpo_json *v, const char *want) {
+    if (!ok) wrpo__json_refuse(in->ctx, in->path, v, NULL, want);
 }
 static double wrpo__config_number(const wrpo__reader *in, const wrpo_json *object, const char *key, double otherwise) {
     const wrpo_json *v = wrpo__present(object, key);
-    if (v && !(v->kind == WRPO_JSON_NUMBER && v->number > 0 && v->number < 1e15)) wrpo__json_refuse(in->ctx, in->path, v, NULL, "a positive number");
-    return v ? v->number : otherwise;
+    if (!v) return otherwise;
+    wrpo__config_want(in, v->kind == WRPO_JSON_NUMBER && v->number > 0 && v->number < 1e15, v, "a positive number");
+    return v->number;
 }
-static bool wrpo__config_bool(const wrpo__reader *in, const char *key, bool otherwise) {
-    const wrpo_json *v = wrpo__json_maybe(in->ctx, in->path, in->root, key, WRPO_JSON_BOOL);
-    return v ? v->boolean : otherwise;
+static int64_t wrpo__config_integer(const wrpo__reader *in, const char *key, int64_t otherwise, int64_t low,
+        int64_t high) {
+    const wrpo_json *v = wrpo__present(in->root, key);
+    return v ? wrpo__json_integer(in->ctx, in->path, v, low, high, NULL) : otherwise;
 }
-static bool wrpo__among(const char *key, const char *const *list) {
-    for (; *list; list++)
-        if (!strcmp(key, *list)) return true;
-    return false;
+static bool wrpo__config_switch(const wrpo__reader *in, const wrpo_json *object, const char *key, bool otherwise) {
+    const wrpo_json *v = wrpo__present(object, key);
+    return v ? wrpo__json_want(in->ctx, in->path, v, WRPO_JSON_BOOL, NULL)->boolean : otherwise;
 }
-/* The families: what transformers takes where a key is absent (0: as many as heads, hidden / heads, none), and the keys that
-   only this family knows. */
-typedef enum wrpo__family_name { WRPO__LLAMA, WRPO__MISTRAL, WRPO__QWEN2, WRPO__QWEN3, WRPO__GEMMA2, WRPO__PHI3, WRPO__INTERNLM2, WRPO__FAMILIES } wrpo__family_name;
-static const struct wrpo__family { const char *name; int64_t kv_heads, head_dim, positions, window; double eps; bool tied; const char *keys[7]; } wrpo__families[] = {
-    {"llama", 0, 0, 2048, 0, 1e-6, false, {NULL}},
-    {"mistral", 8, 0, 131072, 4096, 1e-6, false, {NULL}},
-    {"qwen2", 32, 0, 32768, 4096, 1e-6, false, {"use_sliding_window", "max_window_layers", NULL}},
-    {"qwen3", 32, 128, 32768, 4096, 1e-6, false, {"use_sliding_window", "max_window_layers", NULL}},
-    {"gemma2", 4, 256, 8192, 4096, 1e-6, true, {"hidden_activation", "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping",
-                                                "cache_implementation", "sliding_window_size", NULL}},
-    {"phi3", 0, 0, 4096, 0, 1e-5, false, {"original_max_position_embeddings", "resid_pdrop", "embd_pdrop", "interpolate_factor", "full_attn_mod", NULL}},
-    {"internlm2", 0, 0, 2048, 0, 1e-6, false, {"bias", NULL}}};
-static const char *const wrpo__rope_names[] = {"default", "linear", "llama3", "yarn", "dynamic", "longrope"};
+static void wrpo__config_key(const wrpo__reader *in, const struct wrpo__key *k) {
+    void *field = (char *)in->c + k->field;
+    int64_t *integer = field;
+    double *number = field;
+    bool *on = field;
+    const wrpo_json *v = wrpo__json_get(in->root, k->key);
+    const bool null = v && v->kind == WRPO_JSON_NULL;
+    if (k->kind == WRPO__REQUIRED) wrpo__json_need(in->ctx, in->path, in->root, k->key, WRPO_JSON_NUMBER);
+    if (k->kind == WRPO__INTEGER_OR_NONE && null) *integer = 0;
+    if (k->kind == WRPO__NUMBER_OR_NONE && null) *number = 0;
+    if (k->kind == WRPO__SWITCH) *on = wrpo__config_switch(in, in->root, k->key, *on);
+    else if (k->kind >= WRPO__NUMBER) *number = wrpo__config_number(in, in->root, k->key, *number);
+    else *integer = wrpo__config_integer(in, k->key, *integer, k->low, k->high);
+}
+
+static const char *const wrpo__rope_names[] = {"default", "linear", "llama3", "yarn", "dynamic", "longrope", NULL};
 WRPO__NAMED(wrpo_rope_name, wrpo__rope_names)
-/* An array of positive numbers, one for each pair of numbers that turns. */
-static void wrpo__config_factors(const wrpo__reader *in, const wrpo_json *r, const char *key, float *out, int64_t count) {
+/* An array of positive numbers, one for each pair of elements that is rotated. */
+static void wrpo__rope_factors(const wrpo__reader *in, const wrpo_json *r, const char *key, float *out, int64_t count) {
     const wrpo_json *list = wrpo__present(r, key);
-    int64_t n = 0;
-    for (const wrpo_json *v = list && list->kind == WRPO_JSON_ARRAY && list->count == count ? list->child : NULL; v && v->kind == WRPO_JSON_NUMBER && v->number > 0; v = v->next)
-        out[n++] = (float)v->number;
-    if (n == count) return;
-    WRPO__REFUSE(list ? list : r, WRPO_E_FORMAT, "rope type longrope: %s: want %lld positive numbers", key, (long long)count);
+    char want[64];
+    bool fits = list && list->kind == WRPO_JSON_ARRAY && list->count == count;
+    for (const wrpo_json *v = fits ? list->child : NULL; v; v = v->next) {
+        fits = fits && v->kind == WRPO_JSON_NUMBER && v->number > 0;
+        *out++ = (float)v->number;
+    }
+    snprintf(want, sizeof want, "%s of %lld positive numbers", key, (long long)count);
+    wrpo__config_want(in, fits, list ? list : r, want);
 }
-static void wrpo__config_rope(const wrpo__reader *in, wrpo__family_name family, wrpo_config *c) {
-    static const char *const known[] = {"type", "rope_type", "rope_theta", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings",
-                                        "beta_fast", "beta_slow", "attention_factor", "truncate", "finetuned", "partial_rotary_factor", "short_factor", "long_factor", NULL};
-    static const bool phi3[] = {true, false, false, false, false, true}, internlm2[] = {true, true, false, false, true, false};
-    wrpo_rope *p = &c->rope;
-    const wrpo_json *v5 = wrpo__present(in->root, "rope_parameters"), *v4 = wrpo__present(in->root, "rope_scaling"), *r = v5 ? v5 : v4;
-    p->theta = wrpo__config_number(in, in->root, "rope_theta", 10000);
-    double part = wrpo__config_number(in, in->root, "partial_rotary_factor", 1);
-    if (r && r->kind != WRPO_JSON_OBJECT) WRPO__REFUSE(r, WRPO_E_FORMAT, "rope_scaling: want an object");
+/* What types other than default read from their object r. */
+static void wrpo__rope_scaling(const wrpo__reader *in, const wrpo_json *r) {
+    static const char key[] = "original_max_position_embeddings";
+    wrpo_rope *p = &in->c->rope;
+    const bool llama3 = p->type == WRPO_ROPE_LLAMA3, longrope = p->type == WRPO_ROPE_LONGROPE;
+    const wrpo_json *of = wrpo__present(r, key);
+    double original = llama3 ? 0 : (double)in->c->max_position_embeddings;
+    if (in->is & WRPO__PHI3) {                         /* Phi-3 states it outside the object as well */
+        original = wrpo__config_number(in, in->root, key, 4096);
+        const bool same = wrpo__config_number(in, r, key, original) == original;
+        wrpo__config_want(in, same, of, "the number of config.json, 4096 if it has none");
+        of = wrpo__json_get(in->root, key);
+    }
+    original = wrpo__config_number(in, r, key, original);
+    if (!of) of = wrpo__json_get(in->root, "max_position_embeddings");
+    wrpo__config_want(in, original == floor(original) && original != 1, of, "an integer of at least 2");
+    p->original_max_position_embeddings = (int64_t)original;
+    const double stretch = longrope ? (double)in->c->max_position_embeddings / original : 0;
+    p->factor = wrpo__config_number(in, r, "factor", stretch);
+    p->low_freq_factor = wrpo__config_number(in, r, "low_freq_factor", 0);
+    p->high_freq_factor = wrpo__config_number(in, r, "high_freq_factor", 0);
+    wrpo__config_want(in, p->factor > 0, r, "a factor");
+    const bool ramp = p->low_freq_factor > 0 && p->low_freq_factor < p->high_freq_factor;
+    wrpo__config_want(in, !llama3 || (ramp && original > 0), r,
+            "for llama3 low_freq_factor < high_freq_factor and original_max_position_embeddings");
+    if (p->type == WRPO_ROPE_DYNAMIC && p->dims < 4)
+        WRPO__REFUSE(r, "rope type dynamic: want heads of at least 4 elements");
+    p->beta_fast = wrpo__config_number(in, r, "beta_fast", 32);
+    p->beta_slow = wrpo__config_number(in, r, "beta_slow", 1);
+    double attention = 1;
+    if (p->factor > 1 && p->type == WRPO_ROPE_YARN) attention = 0.1 * log(p->factor) + 1;
+    if (p->factor > 1 && longrope) attention = sqrt(1 + log(p->factor) / log(original));
+    p->attention_factor = wrpo__config_number(in, r, "attention_factor", attention);
+    p->yarn_truncate = wrpo__config_switch(in, r, "truncate", true);
+    if (!longrope) return;
+    wrpo__rope_factors(in, r, "short_factor", p->short_factor, p->dims / 2);
+    wrpo__rope_factors(in, r, "long_factor", p->long_factor, p->dims / 2);
+}
+static void wrpo__config_rope(const wrpo__reader *in) {
+    static const char part_key[] = "partial_rotary_factor";
+    static const char keys[] = "type rope_type rope_theta factor low_freq_factor high_freq_factor beta_fast beta_slow "
+                               "original_max_position_embeddings attention_factor truncate finetuned "
+                               "partial_rotary_factor short_factor long_factor";
+    wrpo_rope *p = &in->c->rope;
+    const int64_t d = in->c->head_dim;
+    const bool phi3 = in->is & WRPO__PHI3;
+    const wrpo_json *parameters = wrpo__present(in->root, "rope_parameters");
+    const wrpo_json *scaling = wrpo__present(in->root, "rope_scaling"), *r = parameters ? parameters : scaling;
+    wrpo__config_want(in, !parameters || !scaling, scaling, "either this or rope_parameters");
+    if (r) wrpo__json_want(in->ctx, in->path, r, WRPO_JSON_OBJECT, NULL);
+    for (const wrpo_json *v = r ? r->child : NULL; v; v = v->next)
+        if (v->kind != WRPO_JSON_NULL && !wrpo__in_words(keys, v->key))
+            WRPO__REFUSE(v, "%s: \"%.60s\" is not supported", r->key, v->key);
+
+    unsigned allowed = 63;                             /* a bit for each type */
+    if (phi3) allowed = 1 << WRPO_ROPE_DEFAULT | 1 << WRPO_ROPE_LONGROPE;
+    if (in->is & WRPO__INTERNLM2) allowed = 1 << WRPO_ROPE_DEFAULT | 1 << WRPO_ROPE_LINEAR | 1 << WRPO_ROPE_DYNAMIC;
     const wrpo_json *type = wrpo__present(r, "rope_type");
     if (!type) type = wrpo__present(r, "type");
-    int kind = 0;
-    while (type && kind < WRPO__COUNT(wrpo__rope_names) && !wrpo__json_is(type, wrpo__rope_names[kind])) kind++;
-    if (family == WRPO__PHI3 && (wrpo__json_is(type, "su") || wrpo__json_is(type, "yarn"))) kind = WRPO_ROPE_LONGROPE;   /* what Phi-3 called it first */
-    if (kind == WRPO__COUNT(wrpo__rope_names) || (family == WRPO__PHI3 && !phi3[kind]) || (family == WRPO__INTERNLM2 && !internlm2[kind]))
-        WRPO__REFUSE(type, WRPO_E_UNSUPPORTED, "rope_type \"%.60s\" is not supported for model_type %s (%s)", type->kind == WRPO_JSON_STRING ? type->text : "?",
-                     c->model_type, family == WRPO__PHI3 ? "default and longrope are" : family == WRPO__INTERNLM2 ? "default, linear and dynamic are"
-                                                                                   : "default, linear, llama3, yarn, dynamic and longrope are");
-    p->type = (wrpo_rope_type)kind;
-    if (v4 && v5) WRPO__REFUSE(v4, WRPO_E_FORMAT, "rope_scaling: want either this or rope_parameters");
-    if (!type && wrpo__present(r, "factor")) WRPO__REFUSE(r, WRPO_E_FORMAT, "%s: want a rope_type for its factor", r->key);
-    for (const wrpo_json *v = r ? r->child : NULL; v; v = v->next)
-        if (v->kind != WRPO_JSON_NULL && !wrpo__among(v->key, known))
-            WRPO__REFUSE(v, WRPO_E_UNSUPPORTED, "%s: \"%.60s\" is not supported", r->key, v->key);
-    p->theta = wrpo__config_number(in, r, "rope_theta", p->theta);
-    part = wrpo__config_number(in, r, "partial_rotary_factor", part);
-    if (part != 1 && family != WRPO__PHI3)
-        WRPO__REFUSE(wrpo__present(r, "partial_rotary_factor") ? r : wrpo__json_get(in->root, "partial_rotary_factor"), WRPO_E_UNSUPPORTED,
-                     "partial_rotary_factor other than 1 is supported for model_type phi3 only");
-    p->dims = (int64_t)((double)c->head_dim * part);
-    if (p->dims < 2 || p->dims % 2 || p->dims > c->head_dim)
-        WRPO__REFUSE(in->root, WRPO_E_UNSUPPORTED, "partial_rotary_factor: want an even number of the %lld numbers of a head, found %lld", (long long)c->head_dim, (long long)p->dims);
-    if (p->type == WRPO_ROPE_DEFAULT) return;
-    const double stated = wrpo__config_number(in, in->root, "original_max_position_embeddings", family == WRPO__PHI3 ? 4096 : 0);   /* Phi-3: beside the object */
-    const double original = wrpo__config_number(in, r, "original_max_position_embeddings", stated > 0 ? stated : p->type == WRPO_ROPE_LLAMA3 ? 0 : (double)c->max_position_embeddings);
-    if (stated > 0 && stated != original)
-        WRPO__REFUSE(r, WRPO_E_FORMAT, "original_max_position_embeddings: the number in this object and that of config.json (4096 if it has none) differ");
-    if (original != floor(original) || original == 1)
-        WRPO__REFUSE(r, WRPO_E_FORMAT, "original_max_position_embeddings: want an integer of at least 2, found %g", original);
-    p->original_max_position_embeddings = (int64_t)original;
-    p->factor = wrpo__config_number(in, r, "factor", p->type == WRPO_ROPE_LONGROPE ? (double)c->max_position_embeddings / original : 0);
-    p->low_freq_factor = wrpo__config_number(in, r, "low_freq_factor", 0), p->high_freq_factor = wrpo__config_number(in, r, "high_freq_factor", 0);
-    if (p->factor == 0 || (p->type == WRPO_ROPE_LLAMA3 && (original == 0 || p->low_freq_factor == 0 || p->high_freq_factor <= p->low_freq_factor)))
-        WRPO__REFUSE(r, WRPO_E_FORMAT, p->type == WRPO_ROPE_LLAMA3
-            ? "rope type llama3: want factor, low_freq_factor < high_freq_factor and original_max_position_embeddings" : "rope scaling: want a factor");
-    if (p->type == WRPO_ROPE_DYNAMIC && p->dims < 4) WRPO__REFUSE(r, WRPO_E_UNSUPPORTED, "rope type dynamic: want heads of at least 4 numbers");
-    p->beta_fast = wrpo__config_number(in, r, "beta_fast", 32), p->beta_slow = wrpo__config_number(in, r, "beta_slow", 1);
-    p->attention_factor = wrpo__config_number(in, r, "attention_factor", p->factor <= 1 ? 1 : p->type == WRPO_ROPE_YARN ? 0.1 * log(p->factor) + 1
-                                              : p->type == WRPO_ROPE_LONGROPE ? sqrt(1 + log(p->factor) / log(original)) : 1);
-    const wrpo_json *truncate = wrpo__json_maybe(in->ctx, in->path, r, "truncate", WRPO_JSON_BOOL);
-    p->yarn_truncate = !truncate || truncate->boolean;
-    if (p->type != WRPO_ROPE_LONGROPE) return;
-    wrpo__config_factors(in, r, "short_factor", p->short_factor, p->dims / 2);
-    wrpo__config_factors(in, r, "long_factor", p->long_factor, p->dims / 2);
+    wrpo__config_want(in, type || !wrpo__present(r, "factor"), r, "a rope_type for its factor");
+    if (phi3 && (wrpo__json_is(type, "su") || wrpo__json_is(type, "yarn")))
+        p->type = WRPO_ROPE_LONGROPE;                  /* what Phi-3 called it first */
+    else if (type) p->type = (wrpo_rope_type)wrpo__config_choice(in, type, "rope_type", wrpo__rope_names, allowed);
+
+    p->theta = wrpo__config_number(in, r, "rope_theta", wrpo__config_number(in, in->root, "rope_theta", 10000));
+    const wrpo_json *part_of = wrpo__present(r, part_key) ? r : in->root;
+    const double part = wrpo__config_number(in, part_of, part_key, 1);
+    if (part != 1 && !phi3)
+        WRPO__REFUSE(part_of, "%s other than 1 is supported for model_type phi3 only", part_key);
+    p->dims = (int64_t)((double)d * part);
+    if (p->dims < 2 || p->dims % 2 || p->dims > d)
+        WRPO__REFUSE(in->root, "%s: want an even number of the %lld elements of a head, found %lld",
+                part_key, (long long)d, (long long)p->dims);
+    if (p->type != WRPO_ROPE_DEFAULT) wrpo__rope_scaling(in, r);
+}
+/* Which layers have a window: all; Qwen's from max_window_layers on; Gemma 2's even ones. layer_types overrides. */
+static void wrpo__config_windows(const wrpo__reader *in) {
+    static const char *const types[] = {"full_attention", "sliding_attention", NULL};
+    static const char size_key[] = "sliding_window_size";
+    const int64_t most = (int64_t)1 << 40;
+    wrpo_config *c = in->c;
+    const wrpo_json *window = wrpo__json_get(in->root, "sliding_window");
+    const wrpo_json *layers = wrpo__present(in->root, "layer_types");
+    const bool qwen = in->is & WRPO__QWEN, gemma2 = in->is & WRPO__GEMMA2;
+    const bool off = qwen && !wrpo__config_switch(in, in->root, "use_sliding_window", false);
+    if (off || (window && window->kind == WRPO_JSON_NULL)) c->sliding_window = 0;
+    else c->sliding_window = wrpo__config_integer(in, "sliding_window", c->sliding_window, 1, most);
+    const int64_t size = gemma2 ? wrpo__config_integer(in, size_key, c->sliding_window, 0, most) : c->sliding_window;
+    wrpo__config_want(in, size == c->sliding_window, wrpo__json_get(in->root, size_key), "that of sliding_window");
+    const int64_t first = qwen && c->sliding_window ? wrpo__config_integer(in, "max_window_layers", 28, 0, most) : 0;
+    const bool fits = !layers || (layers->kind == WRPO_JSON_ARRAY && layers->count == c->num_hidden_layers);
+    wrpo__config_want(in, fits, layers, "one entry a layer");
+    const wrpo_json *v = layers ? layers->child : NULL;
+    for (int64_t l = 0; l < c->num_hidden_layers; l++) {
+        bool sliding = c->sliding_window && l >= first && !(gemma2 && l % 2);
+        if (layers) {
+            sliding = wrpo__config_choice(in, v, "layer_types", types, 3) == 1;
+            wrpo__config_want(in, !sliding || c->sliding_window, layers, "full_attention: there is no sliding_window");
+            v = v->next;
+        }
+        if (sliding) c->sliding_layers[l / 64] |= (uint64_t)1 << l % 64;
+    }
+}
+static void wrpo__config_head(wrpo__reader *in) {
+    static const char *const heads[] = {
+        "ForCausalLM", "ForSequenceClassification", "ForRewardModel", "ForRewardModelWithGating"};
+    const wrpo_json *list = wrpo__present(in->root, "architectures");
+    for (const wrpo_json *v = list ? list->child : NULL; v; v = v->next) {
+        wrpo__shown found;
+        int head = v->kind == WRPO_JSON_STRING ? 0 : 4;
+        while (head < 4 && !wrpo__ends(v->text, heads[head])) head++;
+        const bool fits = head < 4 && (head != WRPO_HEAD_VALUE || in->is & WRPO__INTERNLM2);
+        if (!fits || (v != list->child && head != (int)in->c->head))
+            WRPO__REFUSE(v, "architectures: want causal language models, sequence classification "
+                    "or the reward models of InternLM2 and ArmoRM, found %s", wrpo__json_found(found, v));
+        in->c->head = (wrpo_head)head;
+    }
+    in->is |= 128u << in->c->head;
 }
 static void wrpo__config_parse(wrpo__arena *arena, const char *path, const wrpo_json *root, wrpo_config *c) {
-    /* read below or by the tokenizer */
-    static const char *const used[] = {"model_type", "architectures", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-        "num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "initializer_range", "rope_theta", "rope_scaling", "rope_parameters",
-        "sliding_window", "layer_types", "attention_bias", "tie_word_embeddings", "torch_dtype", "dtype", "hidden_act",
-        "mlp_bias", "attention_dropout", "rope_interleaved", "partial_rotary_factor", "pad_token_id", NULL};
-    /* known not to change a log-prob: ids, caching, generation defaults, provenance */
-    static const char *const harmless[] = {"bos_token_id", "eos_token_id", "num_labels", "sep_token_id", "unk_token_id", "decoder_start_token_id", "use_cache",
-        "transformers_version", "pretraining_tp", "is_llama_config", "auto_map", "return_dict", "output_hidden_states", "output_attentions", "torchscript",
-        "use_bfloat16", "pruned_heads", "chunk_size_feed_forward", "is_encoder_decoder", "is_decoder", "id2label", "label2id", "task_specific_params",
-        "problem_type", "finetuning_task", "tokenizer_class", "prefix", "top_k", "top_p", "temperature", "typical_p", "repetition_penalty", "length_penalty",
-        "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids", "num_return_sequences", "output_scores", "return_dict_in_generate",
-        "forced_bos_token_id", "forced_eos_token_id", "remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens",
-        "max_length", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups", "diversity_penalty", "tf_legacy_loss", "name_or_path",
-        "attn_implementation", "head_dim_original", "max_sequence_length", "model_max_length", "pad_token", "unsloth_fixed", "unsloth_version", NULL};
-    const wrpo__reader *in = &(wrpo__reader){arena->ctx, path, root};
-    char what[256];
+    static const char *const acts[] = {"silu", "swish", "gelu_pytorch_tanh", NULL};
+    const char *names[WRPO__COUNT(wrpo__families) + 1] = {NULL};
+    wrpo__shown found;
+    char want[96];
+    wrpo__reader reader = {.ctx = arena->ctx, .path = path, .root = root, .c = c}, *in = &reader;
     memset(c, 0, sizeof *c);
-    if (root->kind != WRPO_JSON_OBJECT) WRPO__REFUSE(root, WRPO_E_FORMAT, "want an object");
-    const wrpo_json *type = wrpo__present(root, "model_type"), *arch = wrpo__present(root, "architectures");
-    if (!type || type->kind != WRPO_JSON_STRING) wrpo__fail(in->ctx, WRPO_E_FORMAT, "%s: \"model_type\" is missing", path);
-    int index = 0;
-    while (index < WRPO__FAMILIES && !wrpo__json_is(type, wrpo__families[index].name)) index++;
-    if (index == WRPO__FAMILIES) {
-        size_t at = (size_t)snprintf(what, sizeof what, "model_type \"%.60s\" is not supported (these are:", type->text);
-        for (index = 0; index < WRPO__FAMILIES; index++) at += (size_t)snprintf(what + at, sizeof what - at, " %s", wrpo__families[index].name);
-        snprintf(what + at, sizeof what - at, ")");
-        WRPO__REFUSE(type, WRPO_E_UNSUPPORTED, "%s", what);
-    }
-    const wrpo__family_name family = (wrpo__family_name)index;
-    const struct wrpo__family *const defaults = &wrpo__families[index];
-    const bool gemma2 = family == WRPO__GEMMA2, qwen = family == WRPO__QWEN2 || family == WRPO__QWEN3;
-    snprintf(c->model_type, sizeof c->model_type, "%s", type->text);
-    static const char *const heads[] = {"ForCausalLM", "ForSequenceClassification", "ForRewardModel", "ForRewardModelWithGating"};
-    static const char *const head_keys[][5] = {{NULL}, {NULL}, {"reward_token_id", NULL},
-                                               {"num_objectives", "gating_temperature", "gating_hidden_dim", "gating_n_hidden", NULL}};
-    for (const wrpo_json *a = arch ? arch->child : NULL; a; a = a->next) {
-        const char *of = a->kind == WRPO_JSON_STRING ? strstr(a->text, "For") : NULL;
-        int h = 0;
-        while (h < 4 && (!of || strcmp(of, heads[h]) || (h == WRPO_HEAD_VALUE && family != WRPO__INTERNLM2))) h++;
-        if (h == 4 || (a != arch->child && h != (int)c->head))
-            WRPO__REFUSE(a, WRPO_E_UNSUPPORTED, "architectures: \"%.60s\" is not supported (causal language models, sequence classification and the reward models of "
-                     "InternLM2 and ArmoRM are)", a->kind == WRPO_JSON_STRING ? a->text : "?");
-        c->head = (wrpo_head)h;
-    }
-    for (const wrpo_json *v = root->child; v; v = v->next) {
-        bool off = v->kind == WRPO_JSON_NULL || (v->kind == WRPO_JSON_BOOL && v->boolean == !strcmp(v->key, "is_causal"));
-        if (off || v->key[0] == '_' || !strncmp(v->key, "transformers.", 13) || wrpo__among(v->key, used) || wrpo__among(v->key, harmless) || wrpo__among(v->key, defaults->keys) || wrpo__among(v->key, head_keys[c->head])) continue;
-        WRPO__REFUSE(v, WRPO_E_UNSUPPORTED, "\"%.80s\" is not supported for model_type %s", v->key, c->model_type);
-    }
-    const int64_t most = (int64_t)1 << 24;
-    c->vocab_size = wrpo__config_int(in, "vocab_size", -1, 1, most), c->hidden_size = wrpo__config_int(in, "hidden_size", -1, 1, WRPO__MAX_HIDDEN);
-    c->intermediate_size = wrpo__config_int(in, "intermediate_size", -1, 1, most);
-    c->num_hidden_layers = wrpo__config_int(in, "num_hidden_layers", -1, 1, 512);
-    c->num_attention_heads = wrpo__config_int(in, "num_attention_heads", -1, 1, 65536);
-    const wrpo_json *kv = wrpo__json_get(root, "num_key_value_heads");   /* null means all heads; absent, the family's default */
-    c->num_key_value_heads = wrpo__config_int(in, "num_key_value_heads", kv || !defaults->kv_heads ? c->num_attention_heads : defaults->kv_heads, 1, 65536);
-    const int64_t head_dim = wrpo__json_get(root, "head_dim") ? 0 : defaults->head_dim;   /* null means hidden / heads */
-    if (!head_dim && !wrpo__present(root, "head_dim") && c->hidden_size % c->num_attention_heads)
-        wrpo__fail(in->ctx, WRPO_E_FORMAT, "%s: hidden_size %lld is no multiple of num_attention_heads %lld, and there is no head_dim", path,
-                   (long long)c->hidden_size, (long long)c->num_attention_heads);
-    c->head_dim = wrpo__config_int(in, "head_dim", head_dim ? head_dim : c->hidden_size / c->num_attention_heads, 2, 512);
-    if (c->head_dim % 2 || c->head_dim > WRPO__MAX_D) wrpo__fail(in->ctx, WRPO_E_UNSUPPORTED, "%s: head_dim: want an even number up to 512, found %lld", path, (long long)c->head_dim);
-    if (c->num_attention_heads % c->num_key_value_heads)
-        wrpo__fail(in->ctx, WRPO_E_FORMAT, "%s: num_attention_heads %lld is no multiple of num_key_value_heads %lld", path,
-                   (long long)c->num_attention_heads, (long long)c->num_key_value_heads);
-    c->max_position_embeddings = wrpo__config_int(in, "max_position_embeddings", defaults->positions, 1, (int64_t)1 << 40);
-    c->rms_norm_eps = wrpo__config_number(in, root, "rms_norm_eps", defaults->eps);
-    c->initializer_range = wrpo__config_number(in, root, "initializer_range", 0.02);
-    c->tie_word_embeddings = wrpo__config_bool(in, "tie_word_embeddings", defaults->tied);
-    c->attention_bias = family == WRPO__QWEN2 || wrpo__config_bool(in, family == WRPO__INTERNLM2 ? "bias" : "attention_bias", family == WRPO__INTERNLM2);
-    c->output_bias = family != WRPO__QWEN2 && c->attention_bias;
-    c->qk_norm = family == WRPO__QWEN3;
-    c->gelu = c->norm_plus_one = c->post_norms = c->scale_embeddings = gemma2;
-    if (gemma2) {                    /* a cap of null is none */
-        c->query_pre_attn_scalar = wrpo__config_number(in, root, "query_pre_attn_scalar", 256);
-        c->attn_logit_softcapping = wrpo__config_number(in, root, "attn_logit_softcapping", wrpo__json_get(root, "attn_logit_softcapping") ? 0 : 50);
-        c->final_logit_softcapping = wrpo__config_number(in, root, "final_logit_softcapping", wrpo__json_get(root, "final_logit_softcapping") ? 0 : 30);
-    }
-    if ((family == WRPO__MISTRAL || family == WRPO__PHI3 || family == WRPO__INTERNLM2) && wrpo__config_bool(in, "attention_bias", false))
-        WRPO__REFUSE(wrpo__json_get(root, "attention_bias"), WRPO_E_UNSUPPORTED, "attention_bias is not supported for model_type %s", c->model_type);
-    const wrpo_json *act = gemma2 ? wrpo__present(root, "hidden_activation") : NULL;
-    if (!act) act = wrpo__present(root, "hidden_act");
-    if (act && !(gemma2 ? wrpo__json_is(act, "gelu_pytorch_tanh") : wrpo__json_is(act, "silu") || wrpo__json_is(act, "swish")))
-        WRPO__REFUSE(act, WRPO_E_UNSUPPORTED, "%s \"%.60s\" is not supported (%s is)", act->key, act->kind == WRPO_JSON_STRING ? act->text : "?", gemma2 ? "gelu_pytorch_tanh" : "silu");
-    static const char *const dropouts[] = {"attention_dropout", "resid_pdrop", "embd_pdrop"}, *const off[] = {"mlp_bias", "rope_interleaved"};
-    for (int i = 0; i < 3; i++) {
-        const wrpo_json *drop = wrpo__present(root, dropouts[i]);
-        if (drop && (drop->kind != WRPO_JSON_NUMBER || drop->number != 0)) WRPO__REFUSE(drop, WRPO_E_UNSUPPORTED, "%s other than 0 is not supported", dropouts[i]);
-    }
-    for (int i = 0; i < 2; i++) {
-        if (wrpo__config_bool(in, off[i], false)) WRPO__REFUSE(wrpo__json_get(root, off[i]), WRPO_E_UNSUPPORTED, "%s is not supported", off[i]);
-    }
-    wrpo__config_rope(in, family, c);
+    const wrpo_json *type = wrpo__json_need(in->ctx, path, root, "model_type", WRPO_JSON_STRING);
+    for (int i = 0; i < WRPO__COUNT(wrpo__families); i++) names[i] = wrpo__families[i].model_type;
+    const int family = wrpo__config_choice(in, type, "model_type", names, WRPO__ALL);
+    in->is = 1u << family;
+    *c = wrpo__families[family];
+    wrpo__config_head(in);
+    c->rms_norm_eps = in->is & WRPO__PHI3 ? 1e-5 : 1e-6;
+    c->initializer_range = 0.02;
+    c->pad_token_id = c->reward_token_id = -1;
+    if (c->head == WRPO_HEAD_GATED) c->gating_temperature = 10;
+    for (const wrpo_json *v = root->child; v; v = v->next)
+        if (!wrpo__is_known(in, v))
+            WRPO__REFUSE(v, "\"%.80s\": %s is not supported for model_type %s", v->key,
+                    wrpo__json_found(found, v), c->model_type);
+    for (int i = 0; i < WRPO__COUNT(wrpo__keys); i++)
+        if (in->is & wrpo__keys[i].of) wrpo__config_key(in, &wrpo__keys[i]);
 
-    /* the window: every layer of mistral and phi3; qwen's upper layers; gemma2's even ones; layer_types overrides */
-    const wrpo_json *window = wrpo__json_get(root, "sliding_window"), *layers = wrpo__present(root, "layer_types");
-    if ((family == WRPO__LLAMA || family == WRPO__INTERNLM2) && wrpo__present(root, "sliding_window"))
-        WRPO__REFUSE(window, WRPO_E_UNSUPPORTED, "sliding_window is not supported for model_type %s", c->model_type);
-    if (!qwen || wrpo__config_bool(in, "use_sliding_window", false)) c->sliding_window = wrpo__config_int(in, "sliding_window", window ? 0 : defaults->window, 1, (int64_t)1 << 40);
-    if (gemma2 && wrpo__config_int(in, "sliding_window_size", c->sliding_window, 0, (int64_t)1 << 40) != c->sliding_window)
-        WRPO__REFUSE(wrpo__json_get(root, "sliding_window_size"), WRPO_E_FORMAT, "sliding_window_size: want the number of sliding_window");
-    const int64_t first = qwen && c->sliding_window ? wrpo__config_int(in, "max_window_layers", 28, 0, (int64_t)1 << 40) : 0;
-    for (int64_t l = first; c->sliding_window && l < c->num_hidden_layers; l += gemma2 ? 2 : 1) c->sliding_layers[l / 64] |= (uint64_t)1 << l % 64;
-    if (layers) {
-        if (layers->kind != WRPO_JSON_ARRAY || layers->count != c->num_hidden_layers) WRPO__REFUSE(layers, WRPO_E_FORMAT, "layer_types: want one entry a layer");
-        memset(c->sliding_layers, 0, sizeof c->sliding_layers);
-        int64_t l = 0;
-        for (const wrpo_json *v = layers->child; v; v = v->next, l++) {
-            bool sliding = wrpo__json_is(v, "sliding_attention");
-            if (!sliding && !wrpo__json_is(v, "full_attention"))
-                WRPO__REFUSE(v, WRPO_E_UNSUPPORTED, "layer_types: \"%.60s\" is not supported", v->kind == WRPO_JSON_STRING ? v->text : "?");
-            if (sliding && !c->sliding_window) WRPO__REFUSE(v, WRPO_E_FORMAT, "layer_types: sliding_attention without a sliding_window in force");
-            if (sliding) c->sliding_layers[l / 64] |= (uint64_t)1 << l % 64;
-        }
+    const int64_t H = c->num_attention_heads;
+    if (!c->num_key_value_heads) c->num_key_value_heads = H;
+    snprintf(want, sizeof want, "a multiple of num_attention_heads, %lld, where there is no head_dim", (long long)H);
+    wrpo__config_want(in, c->head_dim || c->hidden_size % H == 0, wrpo__json_get(root, "hidden_size"), want);
+    if (!c->head_dim) c->head_dim = c->hidden_size / H;
+    if (c->head_dim % 2 || c->head_dim > WRPO__MAX_D)
+        WRPO__REFUSE(root, "head_dim: want an even number up to %d, found %lld", WRPO__MAX_D, (long long)c->head_dim);
+    snprintf(want, sizeof want, "a multiple of num_key_value_heads, %lld", (long long)c->num_key_value_heads);
+    wrpo__config_want(in, H % c->num_key_value_heads == 0, wrpo__json_get(root, "num_attention_heads"), want);
+    c->output_bias = c->attention_bias && !(in->is & WRPO__QWEN2);
+    const wrpo_json *act = c->gelu ? wrpo__present(root, "hidden_activation") : NULL;
+    if (!act) act = wrpo__present(root, "hidden_act");
+    if (act) wrpo__config_choice(in, act, act->key, acts, c->gelu ? 4 : 3);
+    wrpo__config_rope(in);
+    wrpo__config_windows(in);
+    if (c->head == WRPO_HEAD_VALUE) {
+        const wrpo_json *token = wrpo__json_need(in->ctx, path, root, "reward_token_id", WRPO_JSON_NUMBER);
+        c->reward_token_id = wrpo__json_integer(in->ctx, path, token, 0, c->vocab_size - 1, NULL);
     }
-    const wrpo_json *pad = wrpo__present(root, "pad_token_id");
-    if (pad && !(pad->kind == WRPO_JSON_NUMBER && pad->exact)) WRPO__REFUSE(pad, WRPO_E_FORMAT, "pad_token_id: want an integer");
-    c->pad_token_id = pad ? pad->integer : -1;           /* some files say -1 for none */
-    c->reward_token_id = c->head == WRPO_HEAD_VALUE ? wrpo__config_int(in, "reward_token_id", -1, 0, c->vocab_size - 1) : -1;
-    c->gating_temperature = c->head == WRPO_HEAD_GATED ? wrpo__config_number(in, root, "gating_temperature", 10) : 0;
     const wrpo_json *dtype = wrpo__present(root, "dtype");
     if (!dtype) dtype = wrpo__present(root, "torch_dtype");
-    c->dtype = wrpo__json_is(dtype, "float32") ? WRPO_DTYPE_F32 : wrpo__json_is(dtype, "bfloat16") ? WRPO_DTYPE_BF16 : wrpo__json_is(dtype, "float16") ? WRPO_DTYPE_F16 : WRPO_DTYPE_DEFAULT;
+    for (int i = WRPO_DTYPE_F32; i <= WRPO_DTYPE_F16; i++)
+        if (wrpo__json_is(dtype, wrpo__dtypes[i].torch)) c->dtype = (wrpo_dtype)i;
 }
-static void wrpo__config_read(wrpo__arena *arena, const char *path, wrpo_config *c) {   /* path: the file or its directory */
+static void wrpo__config_read(wrpo__arena *arena, const char *path, wrpo_config *c) {  /* path: or its directory */
     if (wrpo__is_dir(path)) path = wrpo__join(arena, path, "config.json");
-    const wrpo__file *f = wrpo__open_file(arena, path);
-    wrpo__config_parse(arena, path, wrpo__json_parse(arena, path, 1, (const char *)f->data, f->size), c);
+    wrpo__config_parse(arena, path, wrpo__json_file(arena, path), c);
 }
 WRPO_API wrpo_result wrpo_config_load(wrpo_ctx *ctx, const char *path, wrpo_config *out) {
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) wrpo__config_read(wrpo__entry.arena, path, out);
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__config_read(wrpo__current, path, out));
     return wrpo__end(&wrpo__entry);
 }
 
-/* ---- names: where the numbers of the table lie in the files ----
-   The table has the Llama layout. Phi-3 and InternLM2 have other names, and tensors that hold the rows of several weights: one below
-   the other in the order of the table, or, in wqkv, so in each of G groups, a key/value head with its query heads.                  */
+/* ---- names: where the weights of the table are in the files ----
+   The table has the Llama layout. Phi-3 and InternLM2 have other names, and tensors that hold the rows of several
+   weights, one weight after the other in the order of the table. InternLM2's wqkv does so within each of G groups: the
+   query heads of one key/value head, then its key, then its value.                                               */
 static const struct { const char *family, *ours, *theirs; } wrpo__renames[] = {
-    {"phi3", "self_attn.q_proj.", "self_attn.qkv_proj."}, {"phi3", "self_attn.k_proj.", "self_attn.qkv_proj."}, {"phi3", "self_attn.v_proj.", "self_attn.qkv_proj."},
-    {"phi3", "mlp.gate_proj.", "mlp.gate_up_proj."}, {"phi3", "mlp.up_proj.", "mlp.gate_up_proj."},
+    {"phi3", "self_attn.q_proj.", "self_attn.qkv_proj."}, {"phi3", "self_attn.k_proj.", "self_attn.qkv_proj."},
+    {"phi3", "self_attn.v_proj.", "self_attn.qkv_proj."}, {"phi3", "mlp.gate_proj.", "mlp.gate_up_proj."},
+    {"phi3", "mlp.up_proj.", "mlp.gate_up_proj."},
     {"internlm2", "embed_tokens.", "tok_embeddings."}, {"internlm2", "lm_head.", "output."},
-    {"internlm2", "self_attn.q_proj.", "attention.wqkv."}, {"internlm2", "self_attn.k_proj.", "attention.wqkv."}, {"internlm2", "self_attn.v_proj.", "attention.wqkv."},
-    {"internlm2", "self_attn.o_proj.", "attention.wo."}, {"internlm2", "input_layernorm.", "attention_norm."}, {"internlm2", "post_attention_layernorm.", "ffn_norm."},
-    {"internlm2", "mlp.gate_proj.", "feed_forward.w1."}, {"internlm2", "mlp.up_proj.", "feed_forward.w3."}, {"internlm2", "mlp.down_proj.", "feed_forward.w2."}};
-typedef struct wrpo__place {         /* row r of a weight is row r / own * stride + first + r % own of the tensor `name` */
+    {"internlm2", "self_attn.q_proj.", "attention.wqkv."}, {"internlm2", "self_attn.k_proj.", "attention.wqkv."},
+    {"internlm2", "self_attn.v_proj.", "attention.wqkv."}, {"internlm2", "self_attn.o_proj.", "attention.wo."},
+    {"internlm2", "input_layernorm.", "attention_norm."}, {"internlm2", "post_attention_layernorm.", "ffn_norm."},
+    {"internlm2", "mlp.gate_proj.", "feed_forward.w1."}, {"internlm2", "mlp.up_proj.", "feed_forward.w3."},
+    {"internlm2", "mlp.down_proj.", "feed_forward.w2."}};
+typedef struct wrpo__slice {         /* row r of a weight is row r / own * stride + first + r % own of tensor `name` */
     char name[128];
     int64_t groups, stride, first, own;
-} wrpo__place;
+    const wrpo_tensor_info *info;    /* the tensor, once it is found */
+    bool mapped;                     /* the weight is used where the file has it */
+} wrpo__slice;
 static void wrpo__file_name(const wrpo_config *c, const char *name, char out[128]) {
-    for (int64_t i = 0; i < WRPO__COUNT(wrpo__renames); i++) {
-        const char *at = strcmp(c->model_type, wrpo__renames[i].family) ? NULL : strstr(name, wrpo__renames[i].ours);
-        if (!at) continue;
-        snprintf(out, 128, "%.*s%s%s", (int)(at - name), name, wrpo__renames[i].theirs, at + strlen(wrpo__renames[i].ours));
-        return;
-    }
     snprintf(out, 128, "%s", name);
+    for (int64_t i = 0; i < WRPO__COUNT(wrpo__renames); i++) {
+        const char *ours = wrpo__renames[i].ours, *found = strstr(name, ours);
+        if (found && !strcmp(c->model_type, wrpo__renames[i].family))
+            snprintf(out, 128, "%.*s%s%s", (int)(found - name), name, wrpo__renames[i].theirs, found + strlen(ours));
+    }
 }
-static wrpo__place wrpo__place_of(const wrpo_model *m, const wrpo_weight *w) {
-    wrpo__place p = {.groups = 1};
-    char other[128];
-    const wrpo_weight *begin = w, *end = w, *last = m->weights + m->n_weights;
-    wrpo__file_name(&m->config, w->name, p.name);
-    while (begin > m->weights && (wrpo__file_name(&m->config, begin[-1].name, other), !strcmp(other, p.name))) p.first += (--begin)->rows;
-    p.stride = p.first;
-    do p.stride += (end++)->rows; while (end < last && (wrpo__file_name(&m->config, end->name, other), !strcmp(other, p.name)));
-    if (strstr(p.name, ".wqkv.")) p.groups = m->config.num_key_value_heads;
-    p.own = w->rows / p.groups, p.first /= p.groups, p.stride /= p.groups;
-    return p;
+static bool wrpo__is_in(const wrpo_model *m, const wrpo_weight *w, const char *tensor) {
+    char name[128];
+    wrpo__file_name(&m->config, w->name, name);
+    return !strcmp(name, tensor);
+}
+static wrpo__slice wrpo__slice_of(const wrpo_model *m, const wrpo_weight *w) {
+    wrpo__slice s = {.groups = 1};
+    const wrpo_weight *end = m->weights + m->n_weights;
+    wrpo__file_name(&m->config, w->name, s.name);
+    if (strstr(s.name, ".wqkv.")) s.groups = m->config.num_key_value_heads;
+    for (const wrpo_weight *x = w; x > m->weights && wrpo__is_in(m, x - 1, s.name); x--) s.first += x[-1].rows;
+    s.stride = s.first;
+    for (const wrpo_weight *x = w; x < end && wrpo__is_in(m, x, s.name); x++) s.stride += x->rows;
+    s.own = w->rows / s.groups, s.first /= s.groups, s.stride /= s.groups;
+    return s;
 }
 
 /* ---- tensors against the table of weights ---- */
 static void wrpo__shape_text(char *s, size_t n, int ndim, const int64_t *shape) {
-    size_t at = (size_t)snprintf(s, n, "[");
-    for (int i = 0; i < ndim && at < n; i++) at += (size_t)snprintf(s + at, n - at, "%s%lld", i ? "," : "", (long long)shape[i]);
-    if (at < n) snprintf(s + at, n - at, "]");
+    size_t used = (size_t)snprintf(s, n, "[");
+    for (int i = 0; i < ndim && used < n; i++)
+        used += (size_t)snprintf(s + used, n - used, "%s%lld", i ? "," : "", (long long)shape[i]);
+    if (used < n) snprintf(s + used, n - used, "]");
 }
-/* The tensor that holds this weight, or a sentence: missing, misshapen, of a type that is no float. */
-static const wrpo_tensor_info *wrpo__tensor_of(const wrpo_model *m, const char *dir, const wrpo_tensors *t, const wrpo_weight *w, wrpo__place *place) {
-    *place = wrpo__place_of(m, w);
-    const wrpo_tensor_info *info = wrpo_tensors_find(t, place->name);
-    char want[80], found[160];
-    if (!info) wrpo__fail(m->ctx, WRPO_E_FORMAT, "%s: %s is missing", dir, place->name);
-    const int64_t shape[2] = {place->groups * place->stride, w->cols};
-    wrpo__shape_text(want, sizeof want, w->vector ? 1 : 2, shape);
-    wrpo__shape_text(found, sizeof found, info->ndim, info->shape);
-    if (strcmp(want, found)) wrpo__fail(m->ctx, WRPO_E_FORMAT, "%s: %s: want %s, found %s", info->file, info->name, want, found);
-    if (strcmp(info->dtype, "F32") && strcmp(info->dtype, "BF16") && strcmp(info->dtype, "F16"))
-        wrpo__fail(m->ctx, WRPO_E_UNSUPPORTED, "%s: %s: want F32, F16 or BF16, found %s", info->file, info->name, info->dtype);
-    return info;
-}
-/* A tensor of a reward model's head: read by wrpo_reward_load, beside the table, for nothing trains it. */
-static bool wrpo__in_head(const wrpo_config *c, const char *name) {
-    if (c->head == WRPO_HEAD_GATED) return !strcmp(name, "regression_layer.weight") || !strcmp(name, "reward_transform_matrix") || !strncmp(name, "gating.", 7);
-    return (c->head == WRPO_HEAD_SCORE && !strcmp(name, "score.weight")) || (c->head == WRPO_HEAD_VALUE && !strcmp(name, "v_head.weight"));
-}
-/* m: the table of the config, without data. Every weight is there, and nothing else. */
-static wrpo_dtype wrpo__check_tensors(const wrpo_model *m, const char *dir, const wrpo_tensors *t) {
-    const wrpo_tensor_info *all = wrpo_tensors_at(t, 0), *first = NULL, *other = NULL;
-    bool *seen = wrpo__alloc(wrpo__current, (size_t)wrpo_tensors_count(t), sizeof *seen);
-    wrpo__place place;
+/* A tensor that a load may leave alone: an untied output of a tied model, as transformers does; frequencies of old
+   files; the head of a reward model, which wrpo_reward_load reads, for nothing trains it. */
+static bool wrpo__is_extra(const wrpo_config *c, const char *name) {
     char head[128];
+    wrpo__file_name(c, "lm_head.weight", head);
+    if (wrpo__ends(name, ".rotary_emb.inv_freq") || (c->tie_word_embeddings && !strcmp(name, head))) return true;
+    switch (c->head) {
+    case WRPO_HEAD_SCORE: return !strcmp(name, "score.weight");
+    case WRPO_HEAD_VALUE: return !strcmp(name, "v_head.weight");
+    case WRPO_HEAD_GATED: return !strncmp(name, "gating.", 7) || !strcmp(name, "regression_layer.weight") ||
+                                 !strcmp(name, "reward_transform_matrix");
+    default: return false;
+    }
+}
+/* The slice of each weight of the table: all are there, in their shapes, and no other tensor. *dtype: of the first. */
+static wrpo__slice *wrpo__find_weights(wrpo__arena *arena, const wrpo_model *m, const char *dir, const wrpo_tensors *t,
+        wrpo_dtype *dtype) {
+    const wrpo_tensor_info *first = NULL, *other = NULL;
+    wrpo__slice *slices = wrpo__alloc(arena, (size_t)m->n_weights, sizeof *slices);
+    bool *seen = wrpo__alloc(arena, (size_t)t->count, sizeof *seen);
     for (int64_t i = 0; i < m->n_weights; i++) {
-        const wrpo_tensor_info *info = wrpo__tensor_of(m, dir, t, &m->weights[i], &place);
+        const wrpo_weight *w = &m->weights[i];
+        wrpo__slice *s = &slices[i];
+        *s = wrpo__slice_of(m, w);
+        const wrpo_tensor_info *info = s->info = wrpo_tensors_find(t, s->name);
+        char want[80], found[160];
+        if (!info) wrpo__fail(m->ctx, WRPO_E_FORMAT, "%s: %s is missing", dir, s->name);
+        const int64_t shape[2] = {s->groups * s->stride, w->cols};
+        wrpo__shape_text(want, sizeof want, w->vector ? 1 : 2, shape);
+        wrpo__shape_text(found, sizeof found, info->ndim, info->shape);
+        if (strcmp(want, found))
+            wrpo__fail(m->ctx, WRPO_E_FORMAT, "%s: %s: want %s, found %s", info->file, info->name, want, found);
+        wrpo__need_float(m->ctx, info);
         if (!first) first = info;
-        if (wrpo__float_dtype(info) != wrpo__float_dtype(first)) other = info;
-        seen[info - all] = true;
+        if (strcmp(info->dtype, first->dtype)) other = info;
+        seen[info - t->info] = true;
     }
-    if (other) wrpo__log(m->ctx, WRPO_LOG_WARN, "%s: %s is %s, %s %s: saved again, all are %s unless a type is asked for", dir, first->name, first->dtype, other->name, other->dtype, first->dtype);
-    wrpo__file_name(&m->config, "lm_head.weight", head);
-    for (const wrpo_tensor_info *info = all; info < all + wrpo_tensors_count(t); info++)
-        if (!seen[info - all] && !wrpo__ends(info->name, ".rotary_emb.inv_freq") && !wrpo__in_head(&m->config, info->name) && !(m->config.tie_word_embeddings && !strcmp(info->name, head)))
-            wrpo__fail(m->ctx, WRPO_E_FORMAT, "%s: %s: no such tensor in a %s of this config", info->file, info->name, m->config.model_type);
-    return wrpo__float_dtype(first);
+    if (other)
+        wrpo__log(m->ctx, WRPO_LOG_WARN, "%s: %s is %s, %s %s: saved again, all are %s unless a type is asked for", dir,
+                first->name, first->dtype, other->name, other->dtype, first->dtype);
+    for (int64_t i = 0; i < t->count; i++)
+        if (!seen[i] && !wrpo__is_extra(&m->config, t->info[i].name))
+            wrpo__fail(m->ctx, WRPO_E_FORMAT, "%s: %s: no such tensor in a %s of this config", t->info[i].file,
+                    t->info[i].name, m->config.model_type);
+    *dtype = wrpo__float_dtype(first);
+    return slices;
 }
+/* The tensors of a directory, open until the current entry's arena is freed. */
 static wrpo_tensors *wrpo__tensors_in(wrpo_ctx *ctx, const char *dir) {
-    wrpo_tensors *t;
-    wrpo__cleanup *owner = wrpo__on_free(wrpo__current, wrpo__tensors_drop, NULL);
-    wrpo__rethrow(ctx, wrpo_tensors_open(ctx, dir, &t));
-    owner->p = t;
-    return t;
+    return wrpo__tensors_new(ctx->frame->arena, dir);
 }
-WRPO_API wrpo_result wrpo_model_check(wrpo_ctx *ctx, const char *dir, wrpo_config *config, int64_t *parameters, wrpo_dtype *dtype) {
+static void wrpo__model_check(const char *dir, wrpo_config *config, int64_t *parameters, wrpo_dtype *dtype) {
+    wrpo__arena *temp = wrpo__current;
+    wrpo__config_read(temp, dir, config);
+    const wrpo_model *table = wrpo__model_table(temp, config, WRPO_DTYPE_F32);
+    *parameters = wrpo_model_parameters(table);
+    wrpo__find_weights(temp, table, dir, wrpo__tensors_new(temp, dir), dtype);
+}
+WRPO_API wrpo_result wrpo_model_check(wrpo_ctx *ctx, const char *dir, wrpo_config *config, int64_t *parameters,
+        wrpo_dtype *dtype) {
     *parameters = 0, *dtype = WRPO_DTYPE_DEFAULT;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        wrpo__arena *arena = wrpo__entry.arena;
-        wrpo__config_read(arena, dir, config);
-        const wrpo_model *table = wrpo__model_table(arena, config, WRPO_DTYPE_F32);      /* alone, no memory behind it */
-        *parameters = wrpo_model_parameters(table);
-        *dtype = wrpo__check_tensors(table, dir, wrpo__tensors_in(ctx, dir));
-    }
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__model_check(dir, config, parameters, dtype));
     return wrpo__end(&wrpo__entry);
 }
 
 /* ---- load ----
-   A frozen model on the host keeps its matrices in the file that holds them, if they lie there in one piece, as floats or bfloat16 and aligned. */
-static const void *wrpo__mapped_data(const wrpo_tensor_info *info, const wrpo__place *p, const wrpo_weight *w) {   /* NULL: it must be copied */
-    const size_t size = !strcmp(info->dtype, "F32") ? 4 : !strcmp(info->dtype, "BF16") ? 2 : 0;
-    if (w->vector || p->groups > 1 || !size || (uintptr_t)info->data % size) return NULL;
-    return (const char *)info->data + (size_t)(p->first * w->cols) * size;
-}
-static void wrpo__map_weights(wrpo_model *model, const wrpo_tensors *t) {
+   A frozen model on the host uses its matrices where the file has them, if they are float or bfloat16, aligned and in
+   one piece there. Everything else is copied. */
+static void wrpo__map_weights(wrpo_model *model, wrpo__slice *slices) {
     for (int64_t i = 0; i < model->n_weights; i++) {
         wrpo_weight *w = &model->weights[i];
-        wrpo__place place;
-        const wrpo_tensor_info *info = wrpo__tensor_of(model, model->dir, t, w, &place);
-        const void *data = wrpo__mapped_data(info, &place, w);
-        if (data) w->data = (void *)(uintptr_t)data, w->dtype = !strcmp(info->dtype, "F32") ? WRPO_DTYPE_F32 : WRPO_DTYPE_BF16;
+        wrpo__slice *s = &slices[i];
+        const wrpo_dtype dtype = wrpo__float_dtype(s->info);
+        const uintptr_t data = (uintptr_t)s->info->data, size = wrpo__dtype_size(dtype);
+        s->mapped = !w->vector && s->groups == 1 && dtype != WRPO_DTYPE_F16 && data % size == 0;
+        if (s->mapped) w->data = (void *)(data + (uintptr_t)(s->first * w->cols) * size), w->dtype = dtype;
     }
 }
-static wrpo_result wrpo__load_weights(wrpo_model *model, const wrpo_tensors *mapped /* or NULL */) {
-    wrpo_ctx *ctx = model->ctx;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        const wrpo_tensors *t = mapped ? mapped : wrpo__tensors_in(ctx, model->dir);
-        float *piece = wrpo__raw(wrpo__entry.arena, WRPO__PIECE, sizeof *piece);
-        for (int64_t i = 0; i < model->n_weights; i++) {
-            const wrpo_weight *w = &model->weights[i];
-            wrpo__place p;
-            const wrpo_tensor_info *info = wrpo__tensor_of(model, model->dir, t, w, &p);
-            if (mapped && w->data == wrpo__mapped_data(info, &p, w)) continue;
-            const int64_t part = p.own * w->cols;      /* lies in one piece */
-            for (int64_t at = 0, n; at < wrpo__size(w); at += n) {
-                const int64_t from = (at / part * p.stride + p.first) * w->cols + at % part;
-                n = WRPO__MIN(part - at % part, WRPO__PIECE);
-                wrpo__to_float(ctx, piece, info, from, n);
-                for (int64_t k = 0; k < n; k++)
-                    if (!isfinite(piece[k])) wrpo__fail(ctx, WRPO_E_NOT_FINITE, "%s: %s: element %lld is not a finite number", info->file, info->name, (long long)(from + k));
-                wrpo__weight_put(model, w, at, n, piece);
-            }
+static void wrpo__copy_weights(wrpo_model *model, const wrpo__slice *slices, float *piece) {
+    for (int64_t i = 0; i < model->n_weights; i++) {
+        const wrpo_weight *w = &model->weights[i];
+        const wrpo__slice *s = &slices[i];
+        const int64_t run = s->own * w->cols;          /* elements in one piece of the file */
+        for (int64_t k = 0, n; k < wrpo__size(w) && !s->mapped; k += n) {
+            n = WRPO__MIN(run - k % run, WRPO__PIECE);
+            wrpo__to_finite(model->ctx, piece, s->info, (k / run * s->stride + s->first) * w->cols + k % run, n);
+            wrpo__weight_put(model, w, k, n, piece);
         }
-        wrpo__sync(ctx);
     }
-    return wrpo__end(&wrpo__entry);
+    wrpo__sync(model->ctx);
 }
 static void wrpo__need_language_model(wrpo_ctx *ctx, const char *dir, const wrpo_config *c) {
-    if (c->head != WRPO_HEAD_LM) wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: a reward model: it scores answers (wrpo_reward_load), it has no logits to train", dir);
+    if (c->head != WRPO_HEAD_LM)
+        wrpo__fail(ctx, WRPO_E_UNSUPPORTED,
+                "%s: a reward model: it scores answers (wrpo_reward_load), it has no logits to train", dir);
+}
+static wrpo_model *wrpo__model_from(wrpo__arena *arena, const wrpo_model_desc *desc, bool reward) {
+    wrpo_ctx *ctx = arena->ctx;
+    wrpo__arena *temp = wrpo__sub_arena(arena);
+    wrpo_config config;
+    if (!desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_model_desc: dir is missing");
+    wrpo__config_read(temp, desc->dir, &config);
+    if (!reward) wrpo__need_language_model(ctx, desc->dir, &config);
+    const bool map = desc->frozen && ctx->desc.backend->host;
+    const wrpo_tensors *t = wrpo__tensors_new(map ? arena : temp, desc->dir);  /* mapped: open as long as the model */
+    wrpo_model *model = wrpo__model_table(arena, &config, map ? WRPO_DTYPE_F32 : ctx->desc.dtype);
+    model->dir = model->tokenizer_dir = wrpo__strndup(arena, desc->dir, strlen(desc->dir));
+    model->frozen = desc->frozen;
+    wrpo__slice *slices = wrpo__find_weights(temp, model, model->dir, t, &model->dtype);
+    if (map) wrpo__map_weights(model, slices);
+    wrpo__model_memory(model);
+    wrpo__copy_weights(model, slices, wrpo__raw(temp, WRPO__PIECE, sizeof(float)));
+    wrpo__arena_clear(temp);
+    return model;
 }
 static wrpo_result wrpo__model_load(wrpo_ctx *ctx, const wrpo_model_desc *given, bool reward, wrpo_model **out) {
     *out = NULL;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), false) {
-        const wrpo_model_desc *desc = given ? given : &(wrpo_model_desc){0};
-        wrpo__arena *arena = wrpo__entry.arena;
-        wrpo_config config;
-        wrpo_dtype dtype;
-        if (!desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_model_desc: dir is missing");
-        wrpo__rethrow(ctx, wrpo_model_check(ctx, desc->dir, &config, &(int64_t){0}, &dtype));   /* before memory is taken */
-        if (!reward) wrpo__need_language_model(ctx, desc->dir, &config);
-        const bool map = desc->frozen && ctx->desc.backend->host;
-        wrpo_model *model = wrpo__model_table(arena, &config, map ? WRPO_DTYPE_F32 : ctx->desc.dtype);
-        model->dir = model->tokenizer_dir = wrpo__strndup(arena, desc->dir, strlen(desc->dir));
-        model->dtype = dtype, model->frozen = desc->frozen;
-        const wrpo_tensors *mapped = map ? wrpo__tensors_in(ctx, model->dir) : NULL;      /* open as long as the model */
-        if (map) wrpo__map_weights(model, mapped);
-        wrpo__model_memory(model);
-        wrpo__rethrow(ctx, wrpo__load_weights(model, mapped));
-        *out = model;
-    }
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__model_from(wrpo__current, given ? given : &(wrpo_model_desc){0}, reward));
     return wrpo__end(&wrpo__entry);
 }
-
-WRPO_API wrpo_result wrpo_model_load(wrpo_ctx *ctx, const wrpo_model_desc *desc, wrpo_model **out) { return wrpo__model_load(ctx, desc, false, out); }
+WRPO_API wrpo_result wrpo_model_load(wrpo_ctx *ctx, const wrpo_model_desc *desc, wrpo_model **out) {
+    return wrpo__model_load(ctx, desc, false, out);
+}
 
 /* ---- random weights ---- */
-WRPO_API wrpo_result wrpo_model_init(wrpo_ctx *ctx, const wrpo_init_desc *given, wrpo_model **out) {
+static wrpo_model *wrpo__model_init(wrpo__arena *arena, const wrpo_init_desc *desc) {
+    wrpo_config config;
+    if (!desc->config) wrpo__fail(arena->ctx, WRPO_E_ARG, "wrpo_init_desc: config is missing");
+    wrpo__config_read(arena, desc->config, &config);
+    wrpo__need_language_model(arena->ctx, desc->config, &config);
+    wrpo_model *model = wrpo__model_new(arena, &config);
+    const char *tokenizer = desc->tokenizer_dir;
+    model->dir = wrpo__strndup(arena, desc->config, strlen(desc->config));
+    model->tokenizer_dir = tokenizer ? wrpo__strndup(arena, tokenizer, strlen(tokenizer)) : NULL;
+    model->dtype = desc->dtype ? desc->dtype : WRPO_DTYPE_F32;
+    wrpo__model_randomize(model, desc->seed);
+    return model;
+}
+WRPO_API wrpo_result wrpo_model_init(wrpo_ctx *ctx, const wrpo_init_desc *desc, wrpo_model **out) {
     *out = NULL;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), false) {
-        const wrpo_init_desc *desc = given ? given : &(wrpo_init_desc){0};
-        wrpo__arena *arena = wrpo__entry.arena;
-        if (!desc->config) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_init_desc: config is missing");
-        wrpo_config config;
-        wrpo__config_read(arena, desc->config, &config);
-        wrpo__need_language_model(ctx, desc->config, &config);
-        wrpo_model *model = wrpo__model_new(arena, &config);
-        model->dir = wrpo__strndup(arena, desc->config, strlen(desc->config));
-        model->tokenizer_dir = desc->tokenizer_dir ? wrpo__strndup(arena, desc->tokenizer_dir, strlen(desc->tokenizer_dir)) : NULL;
-        model->dtype = desc->dtype ? desc->dtype : WRPO_DTYPE_F32;
-        wrpo__model_randomize(model, desc->seed);
-        *out = model;
-    }
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__model_init(wrpo__current, desc ? desc : &(wrpo_init_desc){0}));
     return wrpo__end(&wrpo__entry);
 }
 
@@ -5195,95 +5368,100 @@ WRPO_API wrpo_result wrpo_weight_put(wrpo_model *model, int64_t i, int64_t first
     return wrpo__end(&wrpo__entry);
 }
 
-/* ---- save ---- */
-/* What belongs to a checkpoint beside its weights and config.json: settings, tokenizer, template, licence. */
-static bool wrpo__is_side_file(const char *name) {
-    static const char *const ends[] = {".json", ".jinja", ".txt", ".model", ".md", ".py", "LICENSE", "NOTICE", NULL};
-    static const char *const not[] = {".index.json", "trainer_state.json", "config.json", NULL};
-    bool yes = false;
-    for (const char *const *end = ends; *end; end++) yes = yes || wrpo__ends(name, *end);
-    yes = yes && name[0] != '.' && strncmp(name, "reference_logps", 15) != 0;
-    return yes && !wrpo__ends(name, not[0]) && strcmp(name, not[1]) && strcmp(name, not[2]);
+/* ---- save ----
+   Side files are what belongs to a checkpoint beside its weights: config.json, tokenizer, template, licence.  */
+static bool wrpo__is_side_file(const char *name) {     /* other than config.json, which is written anew */
+    static const char *const ends[] = {".json", ".jinja", ".txt", ".model", ".md", ".py", "LICENSE", "NOTICE"};
+    if (name[0] == '.' || !strncmp(name, "reference_logps", 15) || wrpo__ends(name, ".index.json")) return false;
+    if (!strcmp(name, "config.json") || !strcmp(name, "trainer_state.json")) return false;
+    for (int i = 0; i < WRPO__COUNT(ends); i++)
+        if (wrpo__ends(name, ends[i])) return true;
+    return false;
 }
-/* One more file of a checkpoint, under its part name so far; not if it is there already, the same. */
-static void wrpo__beside(wrpo__arena *arena, wrpo__writer ***files, const char *to, const void *data, size_t size) {
+/* One more side file, whole under its part name. Nothing if it is there already with the same content. */
+static void wrpo__side_file(wrpo__arena *arena, wrpo__writer ***sides, const char *to, const void *data, size_t size) {
     const wrpo__file *old = wrpo__disk_exists(to) ? wrpo__disk_open(arena, to) : NULL;
     if (old && old->size == size && !memcmp(old->data, data, size)) return;
-    wrpo__writer *w = wrpo__create(arena, to);
-    wrpo__write(w, data, size);
-    wrpo__finish(w);
-    stbds_arrput(*files, w);
+    stbds_arrput(*sides, wrpo__write_whole(arena, to, data, size));
 }
-/* config.json unchanged, but for the value of dtype / torch_dtype where the weights are written in another type. */
-static void wrpo__save_config(wrpo__arena *arena, wrpo__writer ***files, const char *from, const char *to, wrpo_dtype dtype) {
+/* config.json, unchanged except for the value of dtype / torch_dtype, which becomes that of the weights written. */
+static void wrpo__save_config(wrpo__arena *arena, wrpo__writer ***sides, const char *from, const char *to,
+        wrpo_dtype dtype) {
     const wrpo__file *f = wrpo__open_file(arena, from);
-    const char *name = dtype == WRPO_DTYPE_BF16 ? "bfloat16" : dtype == WRPO_DTYPE_F16 ? "float16" : "float32";
     const char *text = wrpo__strndup(arena, (const char *)f->data, f->size), *rest = text;
     wrpo__text out = {.arena = arena};
     for (const wrpo_json *v = wrpo__json_parse(arena, from, 1, text, f->size)->child; v; v = v->next) {
         if (v->kind != WRPO_JSON_STRING || (strcmp(v->key, "dtype") && strcmp(v->key, "torch_dtype"))) continue;
-        const char *at = text;                         /* its opening quote */
-        for (int32_t i = 1; i < v->line; i++) at = strchr(at, '\n') + 1;
-        for (int32_t i = 1; i < v->column; i++) do at++; while ((*at & 0xC0) == 0x80);
-        wrpo__text_add(&out, rest, (size_t)(at + 1 - rest));
-        wrpo__text_puts(&out, name);
-        rest = strchr(at + 1, '"');
+        const char *quote = text;                      /* the opening one, by line and column */
+        for (int32_t i = 1; i < v->line; i++) quote = strchr(quote, '\n') + 1;
+        for (int32_t i = 1; i < v->column; i++)
+            for (quote++; (*quote & 0xC0) == 0x80;) quote++;           /* to the next code point */
+        wrpo__text_add(&out, rest, (size_t)(quote + 1 - rest));
+        wrpo__text_puts(&out, wrpo__dtypes[dtype].torch);
+        rest = strchr(quote + 1, '"');
     }
     wrpo__text_puts(&out, rest);
-    wrpo__beside(arena, files, to, out.data, out.size);
+    wrpo__side_file(arena, sides, to, out.data, out.size);
 }
-typedef struct wrpo__saving { const wrpo_model *model; const wrpo_weight **of; } wrpo__saving;   /* of[tensor]: the first weight in it */
+/* The side files of the tokenizer's directory, then of the model's, where names are not taken yet. */
+static wrpo__writer **wrpo__save_sides(wrpo__arena *arena, const wrpo_model *model, const char *to, wrpo_dtype dtype) {
+    wrpo__writer **sides = NULL;
+    const bool dir = wrpo__is_dir(model->dir);         /* else it is the path of a config.json */
+    const char *from[2] = {model->tokenizer_dir, dir ? model->dir : NULL};
+    const char *config = dir ? wrpo__join(arena, model->dir, "config.json") : model->dir;
+    wrpo__save_config(arena, &sides, config, wrpo__join(arena, to, "config.json"), dtype);
+    for (int i = 0; i < 2; i++) {
+        const wrpo__name *names = from[i] ? wrpo__list_dir(arena, from[i]) : NULL;
+        for (int64_t k = 0; k < stbds_arrlen(names); k++) {
+            const char *name = names[k].text, *path = wrpo__join(arena, from[i], name);
+            const bool taken = i && from[0] && wrpo__exists(wrpo__join(arena, from[0], name));
+            if (taken || !wrpo__is_side_file(name) || wrpo__is_dir(path)) continue;
+            const wrpo__file *f = wrpo__open_file(arena, path);
+            wrpo__side_file(arena, &sides, wrpo__join(arena, to, name), f->data, f->size);
+        }
+    }
+    return sides;
+}
+/* first[tensor]: the first weight in it */
+typedef struct wrpo__saving { const wrpo_model *model; const wrpo_weight **first; } wrpo__saving;
 static void wrpo__save_piece(void *user, int64_t tensor, int64_t first, int64_t count, float *dst) {
-    const wrpo__saving *s = user;
+    const wrpo__saving *saving = user;
     for (int64_t n; count > 0; first += n, dst += n, count -= n) {
-        const wrpo_weight *w = s->of[tensor];
+        const wrpo_weight *w = saving->first[tensor];
         const int64_t row = first / w->cols, col = first % w->cols;
-        wrpo__place p = wrpo__place_of(s->model, w);
-        while (row % p.stride >= p.first + p.own) p = wrpo__place_of(s->model, ++w);
-        const int64_t in = row % p.stride - p.first;
-        n = WRPO__MIN(count, (p.own - in) * w->cols - col);
-        wrpo__weight_get(s->model, w, (row / p.stride * p.own + in) * w->cols + col, n, dst);
+        wrpo__slice s = wrpo__slice_of(saving->model, w);
+        while (row % s.stride >= s.first + s.own) s = wrpo__slice_of(saving->model, ++w);
+        const int64_t own_row = row % s.stride - s.first;      /* within the weight's rows of this group */
+        n = WRPO__MIN(count, (s.own - own_row) * w->cols - col);
+        wrpo__weight_get(saving->model, w, (row / s.stride * s.own + own_row) * w->cols + col, n, dst);
     }
 }
-WRPO_API wrpo_result wrpo_model_save(wrpo_model *model, const wrpo_save_desc *given) {
-    wrpo_ctx *ctx = model->ctx;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        const wrpo_save_desc *desc = given ? given : &(wrpo_save_desc){0};
-        wrpo__arena *arena = wrpo__entry.arena;
-        if (!desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_save_desc: dir is missing");
-        if (!model->dir)
-            wrpo__fail(ctx, WRPO_E_ARG, "the model was made from a struct, so there is no config.json to save: want wrpo_model_init, which reads one");
-        if (desc->max_shard_size < 0) wrpo__fail(ctx, WRPO_E_ARG, "max_shard_size: want a number of bytes, found %lld", (long long)desc->max_shard_size);
-        wrpo_dtype dtype = desc->dtype ? desc->dtype : model->dtype;
-        wrpo__make_dir(ctx, desc->dir);
-        wrpo__save_tensor *t = wrpo__alloc(arena, (size_t)model->n_weights, sizeof *t);
-        wrpo__saving saving = {model, wrpo__alloc(arena, (size_t)model->n_weights, sizeof *saving.of)};
-        int64_t tensors = 0;
-        for (int64_t i = 0; i < model->n_weights; i++) {
-            const wrpo_weight *w = &model->weights[i];
-            const wrpo__place p = wrpo__place_of(model, w);
-            if (p.first) continue;
-            t[tensors] = (wrpo__save_tensor){wrpo__strndup(arena, p.name, strlen(p.name)), w->vector ? 1 : 2, {p.groups * p.stride, w->cols, 0, 0}};
-            saving.of[tensors++] = w;
-        }
-        wrpo__writer **beside = NULL;
-        bool dir = wrpo__is_dir(model->dir);
-        const char *config = dir ? wrpo__join(arena, model->dir, "config.json") : model->dir;
-        wrpo__save_config(arena, &beside, config, wrpo__join(arena, desc->dir, "config.json"), dtype);
-        const char *from[2] = {model->tokenizer_dir, dir ? model->dir : NULL};
-        for (int i = 0; i < 2; i++) {
-            if (!from[i] || (i && from[0] && !strcmp(from[0], from[1]))) continue;
-            wrpo__name *names = wrpo__list_dir(arena, from[i]);
-            for (int64_t k = 0; k < stbds_arrlen(names); k++) {
-                const char *path = wrpo__join(arena, from[i], names[k].text);
-                bool known = i && from[0] && wrpo__exists(wrpo__join(arena, from[0], names[k].text));   /* the tokenizer's folder wins */
-                if (!wrpo__is_side_file(names[k].text) || known || wrpo__is_dir(path)) continue;
-                const wrpo__file *f = wrpo__open_file(arena, path);
-                wrpo__beside(arena, &beside, wrpo__join(arena, desc->dir, names[k].text), f->data, f->size);
-            }
-        }
-        wrpo__tensors_save(arena, desc->dir, t, tensors, dtype, desc->max_shard_size, wrpo__save_piece, &saving, beside);
+static void wrpo__model_save(wrpo__arena *arena, const wrpo_model *model, const wrpo_save_desc *desc) {
+    wrpo_ctx *ctx = arena->ctx;
+    if (!desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_save_desc: dir is missing");
+    if (!model->dir)
+        wrpo__fail(ctx, WRPO_E_ARG, "wrpo_model_save: want a model with a config.json, found one of wrpo_model_new");
+    if (desc->max_shard_size < 0)
+        wrpo__fail(ctx, WRPO_E_ARG, "max_shard_size: want a number of bytes, found %lld",
+                (long long)desc->max_shard_size);
+    const wrpo_dtype dtype = desc->dtype ? desc->dtype : model->dtype;
+    wrpo__make_dir(ctx, desc->dir);
+    wrpo__save_tensor *t = wrpo__alloc(arena, (size_t)model->n_weights, sizeof *t);
+    wrpo__saving saving = {model, wrpo__alloc(arena, (size_t)model->n_weights, sizeof *saving.first)};
+    int64_t tensors = 0;
+    for (int64_t i = 0; i < model->n_weights; i++) {
+        const wrpo_weight *w = &model->weights[i];
+        const wrpo__slice s = wrpo__slice_of(model, w);
+        if (s.first) continue;                         /* in the tensor of an earlier weight */
+        const char *name = wrpo__strndup(arena, s.name, strlen(s.name));
+        t[tensors] = (wrpo__save_tensor){name, w->vector ? 1 : 2, {s.groups * s.stride, w->cols, 0, 0}};
+        saving.first[tensors++] = w;
     }
+    wrpo__writer **sides = wrpo__save_sides(arena, model, desc->dir, dtype);
+    wrpo__tensors_save(arena, desc->dir, t, tensors, dtype, desc->max_shard_size, wrpo__save_piece, &saving, sides);
+}
+WRPO_API wrpo_result wrpo_model_save(wrpo_model *model, const wrpo_save_desc *desc) {
+    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__model_save(wrpo__current, model, desc ? desc : &(wrpo_save_desc){0}));
     return wrpo__end(&wrpo__entry);
 }
 
@@ -7219,16 +7397,10 @@ static void wrpo__jquote(wrpo__jinja *J, wrpo__text *t, wrpo__jv v, const wrpo__
     wrpo__jput(J, t, &quote, 1);
 }
 static void wrpo__jput_float(wrpo__text *t, double f, bool json) {   /* Python's repr: the shortest digits that read back as the same */
-    char digits[24];
-    int exponent, n = isfinite(f) ? wrpo__json_digits_of(f, digits, &exponent) : 0;
-    if (isnan(f)) { wrpo__text_puts(t, json ? "NaN" : "nan"); return; }
-    if (signbit(f)) wrpo__text_puts(t, "-");
-    if (isinf(f)) wrpo__text_puts(t, json ? "Infinity" : "inf");
-    else if (exponent < -4 || exponent >= 16)
-        wrpo__text_printf(t, n > 1 ? "%c.%se%c%02d" : "%c%se%c%02d", digits[0], digits + 1, exponent < 0 ? '-' : '+', abs(exponent));
-    else if (exponent < 0) wrpo__text_printf(t, "0.%.*s%s", -exponent - 1, "0000", digits);
-    else if (n <= exponent + 1) wrpo__text_printf(t, "%s%.*s.0", digits, exponent + 1 - n, "0000000000000000");
-    else wrpo__text_printf(t, "%.*s.%s", exponent + 1, digits, digits + exponent + 1);
+    if (isfinite(f)) { wrpo__double_write(t, f, true); return; }
+    if (f < 0) wrpo__text_puts(t, "-");
+    if (isnan(f)) wrpo__text_puts(t, json ? "NaN" : "nan");
+    else wrpo__text_puts(t, json ? "Infinity" : "inf");
 }
 static void wrpo__jnewline(wrpo__jinja *J, wrpo__text *t, const wrpo__jstyle *style, int level) {
     if (style->indent) wrpo__jputs(J, t, "\n");
@@ -8416,19 +8588,6 @@ _Noreturn static void wrpo__record_refuse(wrpo__reading *in, const wrpo_json *v,
 }
 
 /* ---- a line to messages. Nodes that are put together anew are shallow copies: a node is in one list only ---- */
-static wrpo_json *wrpo__json_copy(wrpo__arena *arena, const wrpo_json *v, const char *key) {   /* v, alone and under another name */
-    wrpo_json *copy = WRPO__NEW(arena, wrpo_json);
-    *copy = *v;
-    copy->next = NULL;
-    if (key) copy->key = key, copy->key_size = strlen(key);
-    return copy;
-}
-static void wrpo__json_append(wrpo_json *parent, wrpo_json *v) {
-    wrpo_json **tail = &parent->child;
-    while (*tail) tail = &(*tail)->next;
-    *tail = v;
-    parent->count++;
-}
 static const wrpo_json *wrpo__message_of(const char *role, const wrpo_json *text) {   /* a bare string as a message */
     wrpo_json *message = WRPO__NEW(wrpo__current, wrpo_json), r = {.kind = WRPO_JSON_STRING, .text = role, .size = strlen(role)};
     message->kind = WRPO_JSON_OBJECT, message->line = text->line, message->column = text->column;
@@ -8458,15 +8617,6 @@ static void wrpo__add_answer(wrpo__reading *in, wrpo_role role, const wrpo_json 
     if (wrpo__jskip_space(content->text, content->size, 0) == content->size) wrpo__record_fail(in, message, "%s: want a response, found an empty one", what);
     wrpo__answer answer = {role, message, weight, pair};
     stbds_arrput(in->answers, answer);
-}
-static bool wrpo__json_same(const wrpo_json *a, const wrpo_json *b) {
-    if (!a || !b || a->kind != b->kind || a->count != b->count) return a == b;
-    if (a->kind == WRPO_JSON_STRING || a->kind == WRPO_JSON_NUMBER) return a->size == b->size && memcmp(a->text, b->text, a->size) == 0;
-    if (a->kind == WRPO_JSON_BOOL) return a->boolean == b->boolean;
-    const wrpo_json *x = a->child, *y = b->child;
-    for (; x; x = x->next, y = y->next)
-        if (!wrpo__json_same(x, a->kind == WRPO_JSON_OBJECT ? wrpo__json_get(b, x->key) : y)) return false;
-    return true;
 }
 /* The answer at the end of a conversation; the messages before it are the prompt, or agree with the one that is known. */
 static const wrpo_json *wrpo__take_conversation(wrpo__reading *in, const wrpo_json **list, const char *what) {
@@ -9473,11 +9623,7 @@ static wrpo__dense wrpo__head_tensor(wrpo_reward *r, const wrpo_tensors *t, cons
         wrpo__fail(r->ctx, WRPO_E_UNSUPPORTED, "%s: %s: want F32, F16 or BF16, found %s", info->file, name,
                    info->dtype);
     float *w = wrpo__raw(r->arena, (size_t)info->count, sizeof *w);
-    wrpo__to_float(r->ctx, w, info, 0, info->count);
-    for (int64_t k = 0; k < info->count; k++)
-        if (!isfinite(w[k]))
-            wrpo__fail(r->ctx, WRPO_E_NOT_FINITE, "%s: %s: element %lld is not a finite number", info->file, name,
-                       (long long)k);
+    wrpo__to_finite(r->ctx, w, info, 0, info->count);
     return (wrpo__dense){w, NULL, info->shape[0], ndim == 2 ? info->shape[1] : 1};
 }
 static void wrpo__load_gate(wrpo_reward *r, const wrpo_tensors *t) {
