@@ -512,7 +512,17 @@ static bool session_open(session *z, const settings *s) {
     }
     if (s->device == 1) {
 #ifdef WRPO_CUDA
-        desc.backend = wrpo_backend_cuda();
+        static wrpo_backend cuda;                      /* its features by the environment; for tests and comparisons */
+        const char *gemm = getenv("WRPO_GEMM"), *graphs = getenv("WRPO_GRAPHS");
+        cuda = *wrpo_backend_cuda();
+        desc.backend = &cuda;
+        if (gemm) cuda.features &= ~(unsigned)WRPO_FEATURE_CUBLAS;
+        if (gemm && !strcmp(gemm, "lt")) cuda.features |= WRPO_FEATURE_CUBLAS;
+        else if (gemm && !strcmp(gemm, "wgmma")) cuda.features |= WRPO_FEATURE_WGMMA;
+        else if (gemm && strcmp(gemm, "mma") != 0) return complain("WRPO_GEMM: want lt, mma or wgmma, found %s", gemm), false;
+        if (graphs && strcmp(graphs, "0") != 0 && strcmp(graphs, "1") != 0)
+            return complain("WRPO_GRAPHS: want 0 or 1, found %s", graphs), false;
+        if (graphs && *graphs == '0') cuda.features &= ~(unsigned)WRPO_FEATURE_GRAPHS;
 #else
         complain("--device cuda: this program was compiled without it: want nvcc -DWRPO_CUDA and wrpo_cuda.cu on its command line");
         return false;

@@ -58,16 +58,16 @@
 
    Contents (search for the tag), with lines
        >>api         720  every public declaration, documented
-       >>base        760  errors, arenas, text, files, threads, random numbers
-       >>loss        280  WRPO and its family, on one page; schedules of alpha and of the learning rate
+       >>base        990  errors, arenas, text, files, threads, random numbers
+       >>loss        300  WRPO and its family, on one page; schedules of alpha and of the learning rate
        >>ops         460  every op in plain C, forward above backward: what each one means
-       >>layout      330  the table of weights; memory measured, then assigned
-       >>model       540  the decoder, forward and backward, over packed records with a shared prompt
-       >>step        570  records of token ids -> packed batch -> log-probs -> loss -> gradients -> AdamW
+       >>layout      250  the table of weights; memory measured, then assigned
+       >>model       560  the decoder, forward and backward, over packed records with a shared prompt
+       >>step        510  records of token ids -> packed batch -> log-probs -> loss -> gradients -> AdamW
        ---- Stop here if you only want the algorithm ----
        >>json        460  from files to token ids, and back: this,
-                          >>tensors 420, >>checkpoint 520, >>token 1580, >>chat 1500, >>data 510
-       >>generate    470  samples, over a cache of keys and values
+                          >>tensors 420, >>checkpoint 560, >>token 1580, >>chat 1500, >>data 510
+       >>generate    480  samples, over a cache of keys and values
        >>reward      360  reward models
        >>run         530  memory plan, reference cache, metrics, resume, the loop with files
        >>recipe      430  candidates to records, splits, win rates
@@ -706,14 +706,17 @@ typedef struct wrpo_adamw {
 } wrpo_adamw;
 typedef enum wrpo_feature {
     WRPO_FEATURE_BF16 = 1,   /* a context of bfloat16 multiplies it in hardware: AVX512_BF16 */
-    WRPO_FEATURE_AMX = 2     /* and in tiles */
+    WRPO_FEATURE_AMX = 2,    /* and in tiles */
+    WRPO_FEATURE_CUBLAS = 4, /* CUDA: products by cuBLASLt; without it by the backend's own kernel of mma.sync */
+    WRPO_FEATURE_WGMMA = 8,  /* CUDA: products by its kernel of wgmma and TMA; refused where the device cannot */
+    WRPO_FEATURE_GRAPHS = 16 /* CUDA: decoding steps are recorded and replayed */
 } wrpo_feature;
 struct wrpo_backend {
     const char *name;
     int act_bytes;
     wrpo_dtype dtype;        /* what a context's dtype is by default */
     bool host;               /* its memory is the host's: weights may be in a mapped file */
-    unsigned features;       /* of wrpo_feature: what open uses where the machine has it. A copy keeps it */
+    unsigned features;       /* of wrpo_feature: what open uses where the machine has it. A copy may have others */
     wrpo_result (*open)(void **dev, const wrpo_desc *desc, wrpo_error *why);
     void (*close)(void *dev);
     void *(*alloc)(void *dev, size_t n);  /* NULL: out of memory; 64-byte aligned */
@@ -805,6 +808,7 @@ WRPO_API const wrpo_backend *wrpo_backend_cuda(void);  /* in wrpo_cuda.cu: link 
 #include <errno.h>
 #include <float.h>
 #include <limits.h>
+#include <locale.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -815,10 +819,17 @@ WRPO_API const wrpo_backend *wrpo_backend_cuda(void);  /* in wrpo_cuda.cu: link 
 #include <sys/stat.h>
 #ifdef _WIN32
 #include <direct.h>
-#include <windows.h>
+#include <io.h>
+#include <process.h>
+#include <sys/timeb.h>
+/* Not from windows.h, which makes macros of common words. */
+__declspec(dllimport) int __stdcall MoveFileExA(const char *from, const char *to, unsigned long flags);
 #define wrpo__mkdir(path) _mkdir(path)
-#define wrpo__rename(from, to) (MoveFileExA(from, to, MOVEFILE_REPLACE_EXISTING) ? 0 : -1)
-#define wrpo__process() GetCurrentProcessId()
+#define wrpo__rename(from, to) (MoveFileExA(from, to, 1 /* replace */) ? 0 : -1)
+#define wrpo__process() _getpid()
+#ifndef S_ISDIR
+#define S_ISDIR(mode) (((mode) & _S_IFMT) == _S_IFDIR)
+#endif
 #else
 #include <dirent.h>
 #include <sys/mman.h>
@@ -831,7 +842,9 @@ WRPO_API const wrpo_backend *wrpo_backend_cuda(void);  /* in wrpo_cuda.cu: link 
 #include <omp.h>
 #endif
 
-#ifdef __GNUC__
+#ifdef __MINGW32__
+#define WRPO__PRINTF(f, a) __attribute__((format(gnu_printf, f, a), nonnull(f)))
+#elif defined(__GNUC__)
 #define WRPO__PRINTF(f, a) __attribute__((format(printf, f, a), nonnull(f)))
 #else
 #define WRPO__PRINTF(f, a)
@@ -1255,11 +1268,11 @@ static void wrpo__dir_close(void *p) { closedir(p); }
 static wrpo__name *wrpo__disk_list(wrpo__arena *arena, const char *dir) {
     wrpo__name *names = NULL;
 #ifdef _WIN32
-    WIN32_FIND_DATAA e;
-    HANDLE h = FindFirstFileA(wrpo__join(arena, dir, "*"), &e);
-    if (h == INVALID_HANDLE_VALUE) wrpo__fail(arena->ctx, WRPO_E_IO, "%s: cannot be listed", dir);
-    do wrpo__add_name(arena, &names, e.cFileName); while (FindNextFileA(h, &e));
-    FindClose(h);
+    struct _finddata_t e;
+    const intptr_t h = _findfirst(wrpo__join(arena, dir, "*"), &e);
+    if (h == -1) wrpo__fail(arena->ctx, WRPO_E_IO, "%s: cannot be listed: %s", dir, strerror(errno));
+    do wrpo__add_name(arena, &names, e.name); while (_findnext(h, &e) == 0);
+    _findclose(h);
 #else
     wrpo__cleanup *owner = wrpo__on_free(arena, wrpo__dir_close, NULL);
     DIR *d = owner->p = opendir(dir);
@@ -1300,10 +1313,10 @@ static wrpo__name *wrpo__list_dir(wrpo__arena *arena, const char *dir) {
     const wrpo_files *files = wrpo__files();
     wrpo__name *names = NULL;
     if (!files) return wrpo__disk_list(arena, dir);
-    const char *name = files->list ? files->list(dir, 0, files->user) : NULL;
-    for (int64_t i = 1; name; i++) {
+    for (int64_t i = 0; files->list; i++) {
+        const char *name = files->list(dir, i, files->user);
+        if (!name) break;
         wrpo__add_name(arena, &names, name);
-        name = files->list(dir, i, files->user);
     }
     return names;
 }
@@ -1359,6 +1372,7 @@ static void wrpo__finish(wrpo__writer *w) {
     if (e) wrpo__writer_fail(w, e);
 }
 static void wrpo__publish(wrpo__writer *w) {
+    errno = EIO;                     /* for Windows, which does not set it */
     if (wrpo__rename(w->part, w->path) != 0) wrpo__writer_fail(w, errno);
     w->waits = false;
 }
@@ -1369,9 +1383,15 @@ static void wrpo__commit(wrpo__writer *w) {
 
 /* ---- time, threads ---- */
 static double wrpo__now(void) {      /* seconds */
+#ifdef _WIN32
+    struct __timeb64 t;
+    _ftime64(&t);
+    return (double)t.time + 1e-3 * (double)t.millitm;
+#else
     struct timespec t;
     timespec_get(&t, TIME_UTC);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+#endif
 }
 /* WRPO__PARFOR(threads) for (int64_t i = ...; i < n; i++) body: iterations are independent, and each writes elements
    of its own. No sum is shared by iterations, so no result depends on the number of threads.
@@ -1406,7 +1426,7 @@ static uint64_t wrpo__random64(uint64_t seed, uint64_t stream, uint64_t counter)
     const wrpo__philox r = wrpo__random(seed, stream, counter);
     return (uint64_t)r.v[0] << 32 | r.v[1];
 }
-static double wrpo__normal(uint64_t seed, uint64_t stream, uint64_t counter) {         /* N(0, 1): Box and Muller 1958 */
+static double wrpo__normal(uint64_t seed, uint64_t stream, uint64_t counter) { /* N(0, 1): Box and Muller 1958 */
     const wrpo__philox r = wrpo__random(seed, stream, counter);
     const double u = ((double)r.v[0] + 0.5) / 4294967296.0, v = ((double)r.v[1] + 0.5) / 4294967296.0;
     return sqrt(-2 * log(u)) * cos(6.283185307179586 * v);
@@ -1550,8 +1570,8 @@ enum { WRPO__MAX_HIDDEN = 1 << 20, WRPO__MAX_D = 512 };    /* the largest hidden
 /* A config that a caller filled in keeps the limits of one that is read from a file. */
 static void wrpo__config_check(wrpo_ctx *ctx, const wrpo_config *c) {
     const wrpo_rope *p = &c->rope;
-    const bool llama3 = p->type == WRPO_ROPE_LLAMA3, yarn = p->type == WRPO_ROPE_YARN, dynamic = p->type == WRPO_ROPE_DYNAMIC;
-    const bool longrope = p->type == WRPO_ROPE_LONGROPE, scaled = p->type != WRPO_ROPE_DEFAULT;
+    const bool llama3 = p->type == WRPO_ROPE_LLAMA3, dynamic = p->type == WRPO_ROPE_DYNAMIC;
+    const bool yarn = p->type == WRPO_ROPE_YARN, longrope = p->type == WRPO_ROPE_LONGROPE;
     const double most = 1e15, least = 1 / most, huge = 0x1p40;         /* most: of a number; huge: of positions */
     const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, dims = p->dims ? p->dims : c->head_dim;
     double factor = longrope ? most : 1;               /* the smallest of its factors */
@@ -1571,20 +1591,23 @@ static void wrpo__config_check(wrpo_ctx *ctx, const wrpo_config *c) {
         {"attn_logit_softcapping", c->attn_logit_softcapping, 0, most},
         {"final_logit_softcapping", c->final_logit_softcapping, 0, most},
         {"rope.type", (double)p->type, 0, WRPO_ROPE_LONGROPE}, {"rope.theta", p->theta, least, most},
-        {"rope.dims", (double)dims, dynamic ? 4 : 2, (double)c->head_dim}, {"rope.dims modulo 2", (double)(dims % 2), 0, 0},
-        {"rope.factor", p->factor, scaled ? least : 0, most},
+        {"rope.dims", (double)dims, dynamic ? 4 : 2, (double)c->head_dim},
+        {"rope.dims modulo 2", (double)(dims % 2), 0, 0},
+        {"rope.factor", p->factor, p->type != WRPO_ROPE_DEFAULT ? least : 0, most},
         {"rope.original_max_position_embeddings", (double)p->original_max_position_embeddings,
          llama3 || yarn || longrope ? 2 : 0, huge},
         {"rope.attention_factor", p->attention_factor, yarn || longrope ? least : 0, most},
-        {"rope.beta_fast", p->beta_fast, yarn ? least : 0, most}, {"rope.beta_slow", p->beta_slow, yarn ? least : 0, most},
+        {"rope.beta_fast", p->beta_fast, yarn ? least : 0, most},
+        {"rope.beta_slow", p->beta_slow, yarn ? least : 0, most},
         {"rope.low_freq_factor", p->low_freq_factor, llama3 ? least : 0, most},
         {"rope.high_freq_factor", p->high_freq_factor, llama3 ? nextafter(p->low_freq_factor, most) : 0, most},
         {"rope.short_factor and long_factor", factor, least, most}};
     for (int i = 0; i < WRPO__COUNT(limits); i++)
         if (!(limits[i].value >= limits[i].low && limits[i].value <= limits[i].high))
-            wrpo__fail(ctx, WRPO_E_ARG, "wrpo_config: %s: want %.15g to %.15g, found %.15g", limits[i].name, limits[i].low,
-                       limits[i].high, limits[i].value);
-    if (!memchr(c->model_type, 0, sizeof c->model_type)) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_config: model_type: want a NUL");
+            wrpo__fail(ctx, WRPO_E_ARG, "wrpo_config: %s: want %.15g to %.15g, found %.15g", limits[i].name,
+                       limits[i].low, limits[i].high, limits[i].value);
+    if (!memchr(c->model_type, 0, sizeof c->model_type))
+        wrpo__fail(ctx, WRPO_E_ARG, "wrpo_config: model_type: want a NUL");
 }
 
 /* ---- memory of the backend, owned by an arena ---- */
@@ -1689,23 +1712,25 @@ WRPO_API void wrpo_data_free(wrpo_data *data) { if (data) wrpo__arena_free(data-
 WRPO_API int64_t wrpo_data_count(const wrpo_data *data) { return data->stats.records; }
 WRPO_API wrpo_record wrpo_data_record(const wrpo_data *data, int64_t i) { return data->records[i]; }
 WRPO_API wrpo_data_stats wrpo_data_get_stats(const wrpo_data *data) { return data->stats; }
-/* Every id is one of the vocabulary. */
-static void wrpo__check_ids(wrpo_ctx *ctx, const wrpo_config *c, const wrpo_record *record,
-                            const int32_t *ids, int64_t count) {
-    const int64_t V = c->vocab_size;
-    for (int64_t j = 0; j < count; j++)
-        if (ids[j] < 0 || ids[j] >= V)
-            wrpo__fail(ctx, WRPO_E_FORMAT, "record \"%s\": token id %d is outside the model's vocabulary of %lld: "
-                       "tokenizer and model do not belong together", record->prompt_id, (int)ids[j], (long long)V);
+/* Every id must be a row of the embedding. Errors say `what` with its name, or its number if name is NULL. */
+static void wrpo__check_ids(wrpo_ctx *ctx, int64_t V, const int32_t *ids, int64_t count, const char *what,
+                            const char *name, int64_t number) {
+    for (int64_t i = 0; i < count; i++) {
+        if (ids[i] >= 0 && ids[i] < V) continue;
+        const char *of = name ? wrpo__format(wrpo__current, "%s \"%s\"", what, name)
+                              : wrpo__format(wrpo__current, "%s %lld", what, (long long)number);
+        wrpo__fail(ctx, WRPO_E_FORMAT, "%s: token id %d is outside the model's vocabulary of %lld: "
+                   "tokenizer and model do not belong together", of, (int)ids[i], (long long)V);
+    }
 }
 static void wrpo__check_data(wrpo_ctx *ctx, const wrpo_config *c, const wrpo_data *data, int64_t first, int64_t count) {
     const int64_t limit = c->max_position_embeddings;
     int64_t longest = 0;
     for (const wrpo_record *record = data->records + first; record < data->records + first + count; record++) {
-        wrpo__check_ids(ctx, c, record, record->prompt, record->prompt_count);
+        wrpo__check_ids(ctx, c->vocab_size, record->prompt, record->prompt_count, "record", record->prompt_id, 0);
         for (int k = 0; k < record->count; k++) {
             const wrpo_tokens *y = &record->responses[k];
-            wrpo__check_ids(ctx, c, record, y->ids, y->count);
+            wrpo__check_ids(ctx, c->vocab_size, y->ids, y->count, "record", record->prompt_id, 0);
             longest = WRPO__MAX(longest, record->prompt_count + y->count);
         }
     }
@@ -3834,25 +3859,34 @@ WRPO_API wrpo_result wrpo_trainer_eval(wrpo_trainer *t, const wrpo_data *data, w
 
 /* --------------------------------------------------------------------------------------------- >>json
    RFC 8259, strictly: valid UTF-8, no byte order mark, no lone surrogate, no key twice in an object, one
-   value and nothing behind it. One pass without recursion. Every node knows its line and column.       */
-enum { WRPO__JSON_DEPTH = 256, WRPO__JSON_SCAN = 16 /* members up to which keys are compared in pairs */ };
+   value and nothing after it. Every node knows its line and column.                                    */
+enum { WRPO__JSON_DEPTH = 256 };
 typedef char wrpo__shown[96];
 
-/* Foreign text in one of our sentences: control characters escaped, bytes that are not UTF-8 as '?', cut to fit. */
+/* Foreign text in one of our sentences: control characters escaped, invalid UTF-8 as '?', cut to fit a wrpo__shown. */
 static const char *wrpo__show(char *out, const char *s, size_t n) {
     size_t used = 0;
-    for (size_t at = 0, size; at < n; at += size) {
-        int32_t c = wrpo__utf8_get(s + at, n - at, &size);
+    out[0] = 0;
+    for (size_t i = 0, size; i < n; i += size) {
+        const int32_t c = wrpo__utf8_get(s + i, n - i, &size);
         char part[16] = "?";
         if (c >= 0 && (c < 0x20 || (c >= 0x7F && c <= 0xA0))) snprintf(part, sizeof part, "\\u%04X", (unsigned)c);
-        else if (c >= 0) memcpy(part, s + at, size), part[size] = 0;
-        size_t k = strlen(part);
-        if (used + k + 4 > sizeof(wrpo__shown)) { memcpy(out + used, "...", 3); used += 3; break; }
-        memcpy(out + used, part, k);
-        used += k;
+        else if (c >= 0) snprintf(part, sizeof part, "%.*s", (int)size, s + i);
+        const bool fits = used + strlen(part) + 4 <= sizeof(wrpo__shown);
+        used += (size_t)snprintf(out + used, sizeof(wrpo__shown) - used, "%s", fits ? part : "...");
+        if (!fits) break;
     }
-    out[used] = 0;
     return out;
+}
+/* "NAME:LINE:COLUMN: " and the sentence. */
+_Noreturn WRPO__PRINTF(5, 6) static void wrpo__json_fail(wrpo_ctx *ctx, wrpo_result code, const char *name,
+        const wrpo_json *v, const char *format, ...) {
+    char text[400];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    wrpo__fail_at(ctx, code, v->line, v->column, "%s:%d:%d: %s", name, v->line, v->column, text);
 }
 
 /* ---- read ---- */
@@ -3865,31 +3899,37 @@ typedef struct wrpo__json_in {
     char *out;                       /* where the next unescaped text goes */
 } wrpo__json_in;
 
-_Noreturn static void wrpo__json_stop(wrpo__json_in *in, wrpo_result code, const char *want, const char *found) {
-    int64_t column = in->at - in->line_begin - in->inner + 1;
-    wrpo__fail_at(in->arena->ctx, code, in->line, column, "%s:%lld:%lld: want %s, found %s", in->name, (long long)in->line, (long long)column, want, found);
+static int64_t wrpo__json_column(const wrpo__json_in *in) { return in->at - in->line_begin - in->inner + 1; }
+_Noreturn static void wrpo__json_stop(wrpo__json_in *in, const char *want, const char *found) {
+    const int64_t column = wrpo__json_column(in);
+    wrpo__fail_at(in->arena->ctx, WRPO_E_FORMAT, in->line, column, "%s:%lld:%lld: want %s, found %s", in->name,
+            (long long)in->line, (long long)column, want, found);
 }
-/* The reader stands on what must not be there. */
+/* Refuses the next character. */
 _Noreturn static void wrpo__json_expect(wrpo__json_in *in, const char *want) {
     char found[128];
     wrpo__shown shown;
     size_t n = (size_t)(in->end - in->at), size;
-    int32_t c = n ? wrpo__utf8_get(in->at, n, &size) : 0;
+    const int32_t c = n ? wrpo__utf8_get(in->at, n, &size) : 0;
     if (!n) snprintf(found, sizeof found, "the end of the text");
     else if (c < 0) snprintf(found, sizeof found, "byte 0x%02X, which is not UTF-8 here", (unsigned char)*in->at);
     else if (c == 0xFEFF) snprintf(found, sizeof found, "a byte order mark");
     else if (c < 0x20) snprintf(found, sizeof found, "the control character U+%04X", (unsigned)c);
     else {
         size_t word = 0;                               /* NaN, True, undefined: shown whole */
-        while (word < n && word < 24 && ((in->at[word] | 32) >= 'a' && (in->at[word] | 32) <= 'z')) word++;
+        while (word < n && word < 24 && (in->at[word] | 32) >= 'a' && (in->at[word] | 32) <= 'z') word++;
         snprintf(found, sizeof found, "'%s'", wrpo__show(shown, in->at, word ? word : size));
     }
-    wrpo__json_stop(in, WRPO_E_FORMAT, want, found);
+    wrpo__json_stop(in, want, found);
 }
-static char wrpo__json_peek(const wrpo__json_in *in) { return in->at < in->end ? *in->at : 0; }   /* 0 is nowhere valid */
+static char wrpo__json_peek(const wrpo__json_in *in) { return in->at < in->end ? *in->at : 0; }   /* 0 is never valid */
+static void wrpo__json_skip(wrpo__json_in *in, char c, const char *want) {
+    if (wrpo__json_peek(in) != c) wrpo__json_expect(in, want);
+    in->at++;
+}
 static void wrpo__json_space(wrpo__json_in *in) {
     for (; in->at < in->end; in->at++) {
-        char c = *in->at;
+        const char c = *in->at;
         if (c == '\n') in->line++, in->line_begin = in->at + 1, in->inner = 0;
         else if (c != ' ' && c != '\t' && c != '\r') return;
     }
@@ -3897,79 +3937,62 @@ static void wrpo__json_space(wrpo__json_in *in) {
 static uint32_t wrpo__json_hex4(wrpo__json_in *in) {
     uint32_t c = 0;
     for (int i = 0; i < 4; i++, in->at++) {
-        char d = wrpo__json_peek(in), low = (char)(d | 32);
+        const char d = wrpo__json_peek(in), low = (char)(d | 32);
         if (d >= '0' && d <= '9') c = c << 4 | (uint32_t)(d - '0');
         else if (low >= 'a' && low <= 'f') c = c << 4 | (uint32_t)(low - 'a' + 10);
         else wrpo__json_expect(in, "four hexadecimal digits after \\u");
     }
     return c;
 }
-/* The code point behind \u, the other half of its pair included. */
+/* The code point after \u; of a surrogate pair, both halves. */
 static uint32_t wrpo__json_unicode(wrpo__json_in *in) {
     const char *begin = in->at - 2;
     char found[32];
-    uint32_t c = wrpo__json_hex4(in);
+    const uint32_t c = wrpo__json_hex4(in);
     if (c < 0xD800 || c > 0xDFFF) return c;
     if (c < 0xDC00 && in->end - in->at >= 2 && in->at[0] == '\\' && in->at[1] == 'u') {
         in->at += 2;
-        uint32_t low = wrpo__json_hex4(in);
+        const uint32_t low = wrpo__json_hex4(in);
         if (low >= 0xDC00 && low <= 0xDFFF) return 0x10000 + ((c - 0xD800) << 10) + (low - 0xDC00);
     }
     in->at = begin;
     snprintf(found, sizeof found, "\\u%04X alone", (unsigned)c);
-    wrpo__json_stop(in, WRPO_E_FORMAT, "both halves of a surrogate pair", found);
+    wrpo__json_stop(in, "both halves of a surrogate pair", found);
 }
-/* A string, from behind its opening quote. Unescaped it is never longer than it stands in the text, quotes against
-   NUL; numbers have a byte behind them. So one buffer of the text's size and 1 holds all texts and keys. */
+/* A string, after its opening quote. Unescaped text is never longer than its source: its NUL replaces a quote, and
+   every number is followed by a byte. So one buffer of the text's size and 1 holds all strings, keys and numbers. */
 static const char *wrpo__json_string(wrpo__json_in *in, size_t *size) {
-    char *begin = in->out, *to = begin;
+    static const char escapes[] = "\"\\/bfnrt", meant[] = "\"\\/\b\f\n\r\t";
+    char *begin = in->out;
     for (;;) {
-        const char *run = in->at, *s = run;
-        for (unsigned char c; s < in->end && (c = (unsigned char)*s) >= 0x20 && c != '"' && c != '\\';) {
-            if (c < 0x80) { s++; continue; }
-            size_t k;
-            if (wrpo__utf8_get(s, (size_t)(in->end - s), &k) < 0) break;
-            in->inner += (int64_t)k - 1;
-            s += k;
+        const char *run = in->at;                      /* copied as it is */
+        while (in->at < in->end && (unsigned char)*in->at >= 0x20 && *in->at != '"' && *in->at != '\\') {
+            size_t bytes;
+            if (wrpo__utf8_get(in->at, (size_t)(in->end - in->at), &bytes) < 0) break;
+            in->inner += (int64_t)bytes - 1;
+            in->at += bytes;
         }
-        if (s > run) memcpy(to, run, (size_t)(s - run));
-        to += s - run;
-        in->at = s;
-        char c = wrpo__json_peek(in);
-        if (c == '"') break;
-        if (c != '\\') wrpo__json_expect(in, "a string's text or its closing '\"'");
-        in->at++;
-        c = wrpo__json_peek(in);
-        static const char from[] = "\"\\/bfnrt", into[] = "\"\\/\b\f\n\r\t";
-        const char *simple = c ? strchr(from, c) : NULL;
+        memcpy(in->out, run, (size_t)(in->at - run));
+        in->out += in->at - run;
+        if (wrpo__json_peek(in) == '"') break;
+        wrpo__json_skip(in, '\\', "a string's text or its closing '\"'");
+        const char c = wrpo__json_peek(in), *simple = c ? strchr(escapes, c) : NULL;
         if (!simple && c != 'u') wrpo__json_expect(in, "one of \" \\ / b f n r t u after a backslash");
         in->at++;
-        if (simple) *to++ = into[simple - from];
-        else to += wrpo__utf8_put(to, wrpo__json_unicode(in));
+        if (simple) *in->out++ = meant[simple - escapes];
+        else in->out += wrpo__utf8_put(in->out, wrpo__json_unicode(in));
     }
     in->at++;
-    *to = 0;
-    in->out = to + 1;
-    *size = (size_t)(to - begin);
+    *size = (size_t)(in->out - begin);
+    *in->out++ = 0;
     return begin;
 }
-/* A number of the grammar, correctly rounded whatever the locale's decimal point: 1.25e3 is read as 125e1. */
+/* The double nearest to a JSON number, whatever the locale's decimal point. */
 static double wrpo__json_double(wrpo__arena *arena, const char *s, size_t n) {
-    char small[128], *digits = n + 32 <= sizeof small ? small : wrpo__raw(arena, n + 32, 1);
-    size_t k = 0, i = 0;
-    int64_t power = 0, written = 0;
-    bool fraction = false;
-    for (; i < n && (s[i] | 32) != 'e'; i++) {
-        if (s[i] == '.') fraction = true;
-        else digits[k++] = s[i], power -= fraction;
-    }
-    bool down = i + 1 < n && s[i + 1] == '-';
-    for (; i < n; i++)
-        if (s[i] >= '0' && s[i] <= '9' && written < INT64_MAX / 100) written = written * 10 + (s[i] - '0');
-    snprintf(digits + k, 32, "e%lld", (long long)(power + (down ? -written : written)));
-    double x = strtod(digits, NULL);
-    if (digits != small) wrpo__block_free(digits);
-    return x;
+    const char *point = memchr(s, '.', n), *end = s + n;
+    if (!point) return strtod(wrpo__strndup(arena, s, n), NULL);
+    return strtod(wrpo__format(arena, "%.*s%s%.*s", (int)(point - s), s, localeconv()->decimal_point,
+            (int)(end - point - 1), point + 1), NULL);
 }
 static void wrpo__json_digits(wrpo__json_in *in) {
     if (wrpo__json_peek(in) < '0' || wrpo__json_peek(in) > '9') wrpo__json_expect(in, "a digit");
@@ -3977,21 +4000,12 @@ static void wrpo__json_digits(wrpo__json_in *in) {
 }
 static void wrpo__json_read_number(wrpo__json_in *in, wrpo_json *v) {
     const char *begin = in->at;
-    bool minus = *begin == '-', whole = true;
-    in->at += minus;
-    const char *first = in->at;
+    if (*begin == '-') in->at++;
     if (wrpo__json_peek(in) == '0') in->at++;
     else wrpo__json_digits(in);
-    const uint64_t limit = (uint64_t)INT64_MAX + minus;
-    uint64_t integer = 0;
-    for (const char *s = first; s < in->at && whole; s++) {
-        uint64_t d = (uint64_t)(*s - '0');
-        if (integer > (limit - d) / 10) whole = false;
-        else integer = integer * 10 + d;
-    }
-    if (wrpo__json_peek(in) == '.') { whole = false; in->at++; wrpo__json_digits(in); }
+    const char *point = in->at;                        /* where the integer ends */
+    if (wrpo__json_peek(in) == '.') { in->at++; wrpo__json_digits(in); }
     if ((wrpo__json_peek(in) | 32) == 'e') {
-        whole = false;
         in->at++;
         if (wrpo__json_peek(in) == '+' || wrpo__json_peek(in) == '-') in->at++;
         wrpo__json_digits(in);
@@ -4001,134 +4015,133 @@ static void wrpo__json_read_number(wrpo__json_in *in, wrpo_json *v) {
     v->text = memcpy(in->out, begin, v->size);
     in->out[v->size] = 0;
     in->out += v->size + 1;
-    v->exact = whole;
-    if (whole) {
-        v->integer = minus ? (int64_t)(0 - integer) : (int64_t)integer;
-        v->number = minus ? -(double)integer : (double)integer;     /* -0 stays -0 */
-    } else v->number = wrpo__json_double(in->arena, begin, v->size);
+    errno = 0;
+    const long long integer = strtoll(v->text, NULL, 10);
+    v->exact = in->at == point && errno == 0;
+    if (v->exact) v->integer = integer;
+    v->number = v->integer ? (double)v->integer : wrpo__json_double(in->arena, begin, v->size);   /* -0 too */
 }
 static bool wrpo__json_word(wrpo__json_in *in, const char *word) {
-    size_t n = strlen(word);
-    if ((size_t)(in->end - in->at) < n || memcmp(in->at, word, n)) return false;
-    in->at += n;
-    return true;
+    const size_t n = strlen(word);
+    const bool found = (size_t)(in->end - in->at) >= n && !memcmp(in->at, word, n);
+    if (found) in->at += n;
+    return found;
 }
-/* One value; of an array or object only its opening bracket. */
-static void wrpo__json_value(wrpo__json_in *in, wrpo_json *v) {
+/* Every key of this object once. The hash table is at most half full. Keys made to collide would take quadratic time;
+   they are refused long before. */
+static void wrpo__json_unique(wrpo__json_in *in, const wrpo_json *object) {
+    const wrpo_json *small[64] = {0}, **table = small;
+    size_t slots = 64;
+    while (slots < (size_t)object->count * 2) slots *= 2;
+    if (slots > 64) table = memset(wrpo__raw(in->arena, slots, sizeof *table), 0, slots * sizeof *table);
+    int64_t steps = 16 * object->count + 1024;
+    for (const wrpo_json *b = object->child; b; b = b->next) {
+        size_t i = wrpo__hash(0, b->key, b->key_size) & (slots - 1);
+        for (; table[i]; i = (i + 1) & (slots - 1)) {
+            const wrpo_json *a = table[i];
+            wrpo__shown key;
+            if (a->key_size == b->key_size && !memcmp(a->key, b->key, a->key_size))
+                wrpo__json_fail(in->arena->ctx, WRPO_E_FORMAT, in->name, b,
+                        "want every key once, found \"%s\" again (first on line %d)",
+                        wrpo__show(key, b->key, b->key_size), a->line);
+            if (--steps == 0)
+                wrpo__json_fail(in->arena->ctx, WRPO_E_UNSUPPORTED, in->name, object,
+                        "want keys as texts have them, found %lld made to collide", (long long)object->count);
+        }
+        table[i] = b;
+    }
+    if (table != small) wrpo__block_free(table);
+}
+static void wrpo__json_value(wrpo__json_in *in, wrpo_json *v, int depth);
+static void wrpo__json_members(wrpo__json_in *in, wrpo_json *v, int depth) {       /* from bracket to bracket */
+    const bool object = v->kind == WRPO_JSON_OBJECT;
+    wrpo_json **tail = &v->child;
+    if (depth == WRPO__JSON_DEPTH) wrpo__json_stop(in, "at most 256 levels of nesting", "one more");
+    in->at++;
+    wrpo__json_space(in);
+    bool more = wrpo__json_peek(in) != (object ? '}' : ']');
+    while (more) {
+        wrpo_json *member = *tail = WRPO__NEW(in->arena, wrpo_json);
+        tail = &member->next;
+        v->count++;
+        if (object) {
+            wrpo__json_space(in);
+            wrpo__json_skip(in, '"', "a key in double quotes");
+            member->key = wrpo__json_string(in, &member->key_size);
+            wrpo__json_space(in);
+            wrpo__json_skip(in, ':', "':' after a key");
+        }
+        wrpo__json_value(in, member, depth + 1);
+        more = wrpo__json_peek(in) == ',';
+        if (more) in->at++;
+    }
+    wrpo__json_skip(in, object ? '}' : ']', object ? "',' or '}'" : "',' or ']'");
+    if (object) wrpo__json_unique(in, v);
+}
+/* One value, and the space around it. */
+static void wrpo__json_value(wrpo__json_in *in, wrpo_json *v, int depth) {
+    wrpo__json_space(in);
     v->line = (int32_t)WRPO__MIN(in->line, INT32_MAX);
-    v->column = (int32_t)(in->at - in->line_begin - in->inner + 1);
-    char c = wrpo__json_peek(in);
-    if (c == '"') { in->at++; v->kind = WRPO_JSON_STRING; v->text = wrpo__json_string(in, &v->size); }
-    else if (c == '-' || (c >= '0' && c <= '9')) wrpo__json_read_number(in, v);
-    else if (c == '[' || c == '{') { in->at++; v->kind = c == '[' ? WRPO_JSON_ARRAY : WRPO_JSON_OBJECT; }
-    else if (wrpo__json_word(in, "true")) { v->kind = WRPO_JSON_BOOL; v->boolean = true; }
+    v->column = (int32_t)wrpo__json_column(in);
+    const char c = wrpo__json_peek(in);
+    if (c == '"') {
+        in->at++;
+        v->kind = WRPO_JSON_STRING;
+        v->text = wrpo__json_string(in, &v->size);
+    } else if (c == '[' || c == '{') {
+        v->kind = c == '[' ? WRPO_JSON_ARRAY : WRPO_JSON_OBJECT;
+        wrpo__json_members(in, v, depth);
+    } else if (c == '-' || (c >= '0' && c <= '9')) wrpo__json_read_number(in, v);
+    else if (wrpo__json_word(in, "true")) v->kind = WRPO_JSON_BOOL, v->boolean = true;
     else if (wrpo__json_word(in, "false")) v->kind = WRPO_JSON_BOOL;
     else if (!wrpo__json_word(in, "null")) wrpo__json_expect(in, "a value");
+    wrpo__json_space(in);
 }
-static bool wrpo__json_same_key(const wrpo_json *a, const wrpo_json *b) { return a->key_size == b->key_size && !memcmp(a->key, b->key, a->key_size); }
-/* Every key of this object once: pairs where there are few, a hash table of half load where there are many. Keys made
-   to collide would take quadratic time; they are refused long before. */
-static void wrpo__json_unique(wrpo__json_in *in, const wrpo_json *object) {
-    wrpo_ctx *ctx = in->arena->ctx;
-    const wrpo_json *twice = NULL, *first = NULL;
-    if (object->count <= WRPO__JSON_SCAN) {
-        for (const wrpo_json *b = object->child; b && !twice; b = b->next)
-            for (const wrpo_json *a = object->child; a != b && !twice; a = a->next)
-                if (wrpo__json_same_key(a, b)) twice = b, first = a;
-    } else {
-        typedef struct { uint64_t hash; const wrpo_json *member; } slot;
-        size_t slots = 64;
-        while (slots < (size_t)object->count * 2) slots *= 2;
-        int64_t steps = 16 * object->count + 1024;
-        slot *table = wrpo__raw(in->arena, slots, sizeof *table);
-        memset(table, 0, slots * sizeof *table);
-        for (const wrpo_json *b = object->child; b && !twice; b = b->next) {
-            uint64_t hash = wrpo__hash(0, b->key, b->key_size);
-            size_t i = hash & (slots - 1);
-            for (; table[i].member && !twice && --steps > 0; i = (i + 1) & (slots - 1))
-                if (table[i].hash == hash && wrpo__json_same_key(table[i].member, b)) twice = b, first = table[i].member;
-            if (steps <= 0)
-                wrpo__fail_at(ctx, WRPO_E_UNSUPPORTED, object->line, object->column, "%s:%d:%d: want keys as texts have them, found %lld made to collide",
-                              in->name, object->line, object->column, (long long)object->count);
-            table[i].hash = hash, table[i].member = b;
-        }
-        wrpo__block_free(table);
-    }
-    if (!twice) return;
-    wrpo__shown key;
-    wrpo__fail_at(ctx, WRPO_E_FORMAT, twice->line, twice->column, "%s:%d:%d: want every key once, found \"%s\" again (first on line %d)",
-                  in->name, twice->line, twice->column, wrpo__show(key, twice->key, twice->key_size), first->line);
-}
-/* The text as a tree in the arena. name: what errors call it. first_line: of JSON lines, the line that this text is. */
-static wrpo_json *wrpo__json_parse(wrpo__arena *arena, const char *name, int64_t first_line, const char *text, size_t n) {
+/* The text as a tree in the arena. name: what errors call it. first_line: its line in a file of JSON lines, else 1. */
+static wrpo_json *wrpo__json_parse(wrpo__arena *arena, const char *name, int64_t first_line, const char *text,
+        size_t n) {
+    if (n >= INT32_MAX)
+        wrpo__fail(arena->ctx, WRPO_E_UNSUPPORTED, "%s: want less than 2 GiB of JSON, found %zu bytes", name, n);
     if (!n) text = "";
-    wrpo__json_in in = {.arena = arena, .name = name, .at = text, .end = text + n, .line_begin = text, .line = first_line};
-    struct { wrpo_json *node, **tail; } up[WRPO__JSON_DEPTH];       /* the containers that are open */
-    int depth = 0;
-    wrpo_json *root = NULL;
-    if (n >= INT32_MAX) wrpo__fail(arena->ctx, WRPO_E_UNSUPPORTED, "%s: want less than 2 GiB of JSON, found %zu bytes", name, n);
+    wrpo__json_in in = {.arena = arena, .name = name, .at = text, .end = text + n};
+    in.line_begin = text, in.line = first_line;
     in.out = wrpo__raw(arena, n + 1, 1);
-    wrpo__json_space(&in);
-    for (;;) {
-        wrpo_json *v = WRPO__NEW(arena, wrpo_json);
-        if (depth && up[depth - 1].node->kind == WRPO_JSON_OBJECT) {
-            if (wrpo__json_peek(&in) != '"') wrpo__json_expect(&in, "a key in double quotes");
-            in.at++;
-            v->key = wrpo__json_string(&in, &v->key_size);
-            wrpo__json_space(&in);
-            if (wrpo__json_peek(&in) != ':') wrpo__json_expect(&in, "':' after a key");
-            in.at++;
-            wrpo__json_space(&in);
-        }
-        wrpo__json_value(&in, v);
-        if (depth) {
-            *up[depth - 1].tail = v;
-            up[depth - 1].tail = &v->next;
-            up[depth - 1].node->count++;
-        } else root = v;
-        if (v->kind == WRPO_JSON_ARRAY || v->kind == WRPO_JSON_OBJECT) {
-            if (depth == WRPO__JSON_DEPTH) { in.at--; wrpo__json_stop(&in, WRPO_E_FORMAT, "at most 256 levels of nesting", "one more"); }
-            up[depth].node = v;
-            up[depth++].tail = &v->child;
-            wrpo__json_space(&in);
-            if (wrpo__json_peek(&in) != (v->kind == WRPO_JSON_ARRAY ? ']' : '}')) continue;
-        }
-        for (; depth; depth--) {                       /* behind a whole value: a comma, or ends */
-            bool array = up[depth - 1].node->kind == WRPO_JSON_ARRAY;
-            wrpo__json_space(&in);
-            char c = wrpo__json_peek(&in);
-            if (c != ',' && c != (array ? ']' : '}')) wrpo__json_expect(&in, array ? "',' or ']'" : "',' or '}'");
-            in.at++;
-            if (c == ',') break;
-            if (!array) wrpo__json_unique(&in, up[depth - 1].node);
-        }
-        wrpo__json_space(&in);
-        if (!depth) break;
-    }
+    wrpo_json *root = WRPO__NEW(arena, wrpo_json);
+    wrpo__json_value(&in, root, 0);
     if (in.at != in.end) wrpo__json_expect(&in, "the end of the text");
     return root;
 }
+static wrpo_json *wrpo__json_file(wrpo__arena *arena, const char *path) {
+    const wrpo__file *f = wrpo__open_file(arena, path);
+    return wrpo__json_parse(arena, path, 1, (const char *)f->data, f->size);
+}
+
+/* ---- use: values as they are wanted, or "NAME:LINE:COLUMN: KEY: want ..., found ..." ---- */
 static const wrpo_json *wrpo__json_get(const wrpo_json *object, const char *key) {
     if (!object || object->kind != WRPO_JSON_OBJECT) return NULL;
-    size_t n = strlen(key);
+    const size_t n = strlen(key);
     for (const wrpo_json *v = object->child; v; v = v->next)
         if (v->key_size == n && !memcmp(v->key, key, n)) return v;
     return NULL;
 }
-
-/* ---- use: values as they are wanted, or "NAME:LINE:COLUMN: KEY: want ..., found ..." ---- */
+static const wrpo_json *wrpo__present(const wrpo_json *object, const char *key) {      /* NULL: absent or null */
+    const wrpo_json *v = wrpo__json_get(object, key);
+    return v && v->kind != WRPO_JSON_NULL ? v : NULL;
+}
 static bool wrpo__json_is(const wrpo_json *v, const char *text) {      /* this string */
     return v && v->kind == WRPO_JSON_STRING && v->size == strlen(text) && !memcmp(v->text, text, v->size);
 }
-_Noreturn WRPO__PRINTF(5, 6) static void wrpo__json_fail(wrpo_ctx *ctx, wrpo_result code, const char *name, const wrpo_json *v, const char *format, ...) {
-    char text[400];
-    va_list args;
-    va_start(args, format);
-    vsnprintf(text, sizeof text, format, args);
-    va_end(args);
-    wrpo__fail_at(ctx, code, v->line, v->column, "%s:%d:%d: %s", name, v->line, v->column, text);
+static bool wrpo__json_same(const wrpo_json *a, const wrpo_json *b) {
+    if (!a || !b || a->kind != b->kind || a->count != b->count) return a == b;
+    if (a->kind == WRPO_JSON_STRING || a->kind == WRPO_JSON_NUMBER)
+        return a->size == b->size && memcmp(a->text, b->text, a->size) == 0;
+    if (a->kind == WRPO_JSON_BOOL) return a->boolean == b->boolean;
+    const wrpo_json *x = a->child, *y = b->child;
+    for (; x; x = x->next, y = y->next)
+        if (!wrpo__json_same(x, a->kind == WRPO_JSON_OBJECT ? wrpo__json_get(b, x->key) : y)) return false;
+    return true;
 }
-/* What a value is, for the end of a sentence; out: of the size of wrpo__shown. */
+/* What a value is, for the end of a sentence; out is a wrpo__shown. */
 static const char *wrpo__json_found(char *out, const wrpo_json *v) {
     wrpo__shown text;
     const size_t n = sizeof(wrpo__shown);
@@ -4146,27 +4159,34 @@ static const char *wrpo__json_kind(wrpo_json_kind kind) {
     static const char *const names[] = {"null", "true or false", "a number", "a string", "an array", "an object"};
     return names[kind];
 }
-/* what: the value in words; NULL = its key. Every "want" below ends in one of these two. */
-_Noreturn static void wrpo__json_refuse(wrpo_ctx *ctx, const char *name, const wrpo_json *v, const char *what, const char *want) {
+/* what: the value in words; NULL = its key. */
+_Noreturn static void wrpo__json_refuse(wrpo_ctx *ctx, const char *name, const wrpo_json *v, const char *what,
+        const char *want) {
     wrpo__shown key, found;
     if (!what) what = v->key ? wrpo__show(key, v->key, v->key_size) : "JSON";
     wrpo__json_fail(ctx, WRPO_E_FORMAT, name, v, "%s: want %s, found %s", what, want, wrpo__json_found(found, v));
 }
-static const wrpo_json *wrpo__json_want(wrpo_ctx *ctx, const char *name, const wrpo_json *v, wrpo_json_kind kind, const char *what) {
+static const wrpo_json *wrpo__json_want(wrpo_ctx *ctx, const char *name, const wrpo_json *v, wrpo_json_kind kind,
+        const char *what) {
     if (v->kind != kind) wrpo__json_refuse(ctx, name, v, what, wrpo__json_kind(kind));
     return v;
 }
-/* A member of an object: of this kind and there; or NULL where it is absent or null. */
-static const wrpo_json *wrpo__json_maybe(wrpo_ctx *ctx, const char *name, const wrpo_json *object, const char *key, wrpo_json_kind kind) {
-    const wrpo_json *v = wrpo__json_get(wrpo__json_want(ctx, name, object, WRPO_JSON_OBJECT, NULL), key);
-    return v && v->kind != WRPO_JSON_NULL ? wrpo__json_want(ctx, name, v, kind, NULL) : NULL;
+/* A member of an object: NULL if it is absent or null, else of this kind. */
+static const wrpo_json *wrpo__json_maybe(wrpo_ctx *ctx, const char *name, const wrpo_json *object, const char *key,
+        wrpo_json_kind kind) {
+    const wrpo_json *v = wrpo__present(wrpo__json_want(ctx, name, object, WRPO_JSON_OBJECT, NULL), key);
+    return v ? wrpo__json_want(ctx, name, v, kind, NULL) : NULL;
 }
-static const wrpo_json *wrpo__json_need(wrpo_ctx *ctx, const char *name, const wrpo_json *object, const char *key, wrpo_json_kind kind) {
+/* A member that must be there, of this kind. */
+static const wrpo_json *wrpo__json_need(wrpo_ctx *ctx, const char *name, const wrpo_json *object, const char *key,
+        wrpo_json_kind kind) {
     const wrpo_json *v = wrpo__json_get(wrpo__json_want(ctx, name, object, WRPO_JSON_OBJECT, NULL), key);
-    if (!v) wrpo__json_fail(ctx, WRPO_E_FORMAT, name, object, "%s: want %s, found no such key in this object", key, wrpo__json_kind(kind));
+    if (!v) wrpo__json_fail(ctx, WRPO_E_FORMAT, name, object, "%s: want %s, found no such key in this object", key,
+            wrpo__json_kind(kind));
     return wrpo__json_want(ctx, name, v, kind, NULL);
 }
-static int64_t wrpo__json_integer(wrpo_ctx *ctx, const char *name, const wrpo_json *v, int64_t low, int64_t high, const char *what) {
+static int64_t wrpo__json_integer(wrpo_ctx *ctx, const char *name, const wrpo_json *v, int64_t low, int64_t high,
+        const char *what) {
     char want[80];
     if (v->kind == WRPO_JSON_NUMBER && v->exact && v->integer >= low && v->integer <= high) return v->integer;
     snprintf(want, sizeof want, "an integer from %lld to %lld", (long long)low, (long long)high);
@@ -4177,16 +4197,31 @@ static double wrpo__json_real(wrpo_ctx *ctx, const char *name, const wrpo_json *
     return v->number;
 }
 
+/* ---- build: a node is in one list only, so trees are put together from shallow copies ---- */
+static wrpo_json *wrpo__json_copy(wrpo__arena *arena, const wrpo_json *v, const char *key) {   /* key NULL: its own */
+    wrpo_json *copy = WRPO__NEW(arena, wrpo_json);
+    *copy = *v;
+    copy->next = NULL;
+    if (key) copy->key = key, copy->key_size = strlen(key);
+    return copy;
+}
+static void wrpo__json_append(wrpo_json *parent, wrpo_json *v) {
+    wrpo_json **tail = &parent->child;
+    while (*tail) tail = &(*tail)->next;
+    *tail = v;
+    parent->count++;
+}
+
 /* ---- write ---- */
 static void wrpo__json_quote(wrpo__text *out, const char *s, size_t n) {   /* bytes that are not UTF-8 become U+FFFD */
+    static const char special[] = "\"\\\b\f\n\r\t", escape[] = "\"\\bfnrt";
     size_t done = 0;
     wrpo__text_puts(out, "\"");
-    for (size_t at = 0, size; at < n; at += size) {
-        static const char special[] = "\"\\\b\f\n\r\t", escape[] = "\"\\bfnrt";
-        int32_t c = wrpo__utf8_get(s + at, n - at, &size);
+    for (size_t i = 0, size; i < n; i += size) {
+        const int32_t c = wrpo__utf8_get(s + i, n - i, &size);
         if (c >= 0x20 && c != '"' && c != '\\') continue;
-        wrpo__text_add(out, s + done, at - done);
-        done = at + size;
+        wrpo__text_add(out, s + done, i - done);
+        done = i + size;
         const char *simple = c > 0 ? strchr(special, c) : NULL;
         if (c < 0) wrpo__text_puts(out, "\xEF\xBF\xBD");
         else if (simple) wrpo__text_printf(out, "\\%c", escape[simple - special]);
@@ -4195,44 +4230,49 @@ static void wrpo__json_quote(wrpo__text *out, const char *s, size_t n) {   /* by
     wrpo__text_add(out, s + done, n - done);
     wrpo__text_puts(out, "\"");
 }
-/* The fewest digits of a finite x that read back as the same double, whatever the locale: returns their number n, |x| = d.ddd * 10^power. */
+/* The fewest digits that read back as the finite x, whatever the locale; returns their count. |x| = d.ddd * 10^power */
 static int wrpo__json_digits_of(double x, char digits[24], int *power) {
     char s[48];
-    snprintf(s, sizeof s, "%.14e", x);
-    int precision = strtod(s, NULL) == x ? 0 : 15;
-    for (; precision < 17; precision++) {
-        snprintf(s, sizeof s, "%.*e", precision, x);
-        if (strtod(s, NULL) == x) break;
-    }
-    int n = 0;
+    int n = 0, precision = 0;
+    do snprintf(s, sizeof s, "%.*e", precision, x); while (strtod(s, NULL) != x && ++precision < 17);
     const char *p = s;
     for (; *p != 'e'; p++)                             /* skips the sign and a decimal point of any locale */
         if (*p >= '0' && *p <= '9') digits[n++] = *p;
     digits[n] = 0;
     *power = (int)strtol(p + 1, NULL, 10);
-    if (n == 17) {                                     /* a power of two owns more of the line above it: its 16 digits may be those rounded up */
-        char up[24];
-        int i = 15;
-        memcpy(up, digits, 16);
-        while (i >= 0 && up[i] == '9') up[i--] = '0';
-        if (i >= 0) up[i]++;
-        snprintf(s, sizeof s, "%.16se%d", up, *power - 15);
-        if (strtod(s, NULL) == fabs(x)) { memcpy(digits, up, 16); digits[n = 16] = 0; }
-    }
-    return n;
+    if (n < 17) return n;
+    /* Below a power of two the doubles are closer together than above it. There the 16 digits rounded up may read back
+       as x where the nearest 16 do not. */
+    char up[24];
+    int i = 15;
+    memcpy(up, digits, 16);
+    while (i >= 0 && up[i] == '9') up[i--] = '0';
+    if (i >= 0) up[i]++;
+    snprintf(s, sizeof s, "%.16se%d", up, *power - 15);
+    if (strtod(s, NULL) != fabs(x)) return n;
+    memcpy(digits, up, 16);
+    digits[16] = 0;
+    return 16;
+}
+/* A finite x as JSON writes it here (5, 1e-7) or as Python's repr does (5.0, 1e-07). */
+static void wrpo__double_write(wrpo__text *out, double x, bool python) {
+    char digits[24];
+    int power;
+    const int n = wrpo__json_digits_of(x, digits, &power);
+    if (signbit(x)) wrpo__text_puts(out, "-");
+    if (power < (python ? -4 : -5) || power > (python ? 15 : 16)) {
+        wrpo__text_printf(out, n > 1 ? "%.1s.%s" : "%.1s%s", digits, digits + 1);
+        wrpo__text_printf(out, python ? "e%+03d" : "e%d", power);
+    } else if (power < 0) wrpo__text_printf(out, "0.%.*s%s", -power - 1, "00000", digits);
+    else if (power < n - 1) wrpo__text_printf(out, "%.*s.%s", power + 1, digits, digits + power + 1);
+    else wrpo__text_printf(out, "%s%.*s%s", digits, power - n + 1, "0000000000000000", python ? ".0" : "");
 }
 static void wrpo__json_number(wrpo__text *out, double x) {   /* NaN and infinity become null */
-    char digits[24];
-    int power = 0, n = isfinite(x) ? wrpo__json_digits_of(x, digits, &power) : 0;
-    if (n == 0) { wrpo__text_puts(out, "null"); return; }
-    if (signbit(x)) wrpo__text_puts(out, "-");
-    if (power < -5 || power > 16) wrpo__text_printf(out, n > 1 ? "%.1s.%se%d" : "%.1s%se%d", digits, digits + 1, power);
-    else if (power < 0) wrpo__text_printf(out, "0.%.*s%s", -power - 1, "00000", digits);
-    else if (power < n - 1) wrpo__text_printf(out, "%.*s.%s", power + 1, digits, digits + power + 1);
-    else wrpo__text_printf(out, "%s%.*s", digits, power - n + 1, "0000000000000000");
+    if (isfinite(x)) wrpo__double_write(out, x, false);
+    else wrpo__text_puts(out, "null");
 }
-
-static void wrpo__json_write(wrpo__text *out, const wrpo_json *v) {    /* a value on one line; numbers as they were written */
+static void wrpo__json_write(wrpo__text *out, const wrpo_json *v) {    /* on one line; numbers as they were written */
+    const bool object = v->kind == WRPO_JSON_OBJECT;
     switch (v->kind) {
     case WRPO_JSON_NULL: wrpo__text_puts(out, "null"); return;
     case WRPO_JSON_BOOL: wrpo__text_puts(out, v->boolean ? "true" : "false"); return;
@@ -4240,7 +4280,6 @@ static void wrpo__json_write(wrpo__text *out, const wrpo_json *v) {    /* a valu
     case WRPO_JSON_STRING: wrpo__json_quote(out, v->text, v->size); return;
     case WRPO_JSON_ARRAY: case WRPO_JSON_OBJECT: break;
     }
-    const bool object = v->kind == WRPO_JSON_OBJECT;
     wrpo__text_puts(out, object ? "{" : "[");
     for (const wrpo_json *m = v->child; m; m = m->next) {
         if (object) wrpo__json_quote(out, m->key, m->key_size), wrpo__text_puts(out, ": ");
@@ -4252,305 +4291,339 @@ static void wrpo__json_write(wrpo__text *out, const wrpo_json *v) {    /* a valu
 
 /* ---- the public face ---- */
 typedef struct wrpo__json_root { wrpo__arena *arena; wrpo_json node; } wrpo__json_root;   /* the user holds &node */
+static wrpo_json *wrpo__json_new(const char *name, const char *text, size_t size) {
+    wrpo__json_root *root = WRPO__NEW(wrpo__current, wrpo__json_root);
+    root->arena = wrpo__current;
+    root->node = *wrpo__json_parse(root->arena, name ? name : "JSON", 1, text, size);
+    return &root->node;
+}
+static char *wrpo__json_line(wrpo_ctx *ctx, const wrpo_json *value) {
+    wrpo__text t = {.arena = wrpo__current};
+    wrpo__json_write(&t, value);
+    return wrpo__handout(ctx, t.data, t.size);
+}
 WRPO_API wrpo_result wrpo_json_parse(wrpo_ctx *ctx, const char *name, const char *text, size_t size, wrpo_json **out) {
     *out = NULL;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), false) {
-        wrpo__json_root *root = WRPO__NEW(wrpo__entry.arena, wrpo__json_root);
-        root->arena = wrpo__entry.arena;
-        root->node = *wrpo__json_parse(root->arena, name ? name : "JSON", 1, text, size);
-        *out = &root->node;
-    }
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__json_new(name, text, size));
     return wrpo__end(&wrpo__entry);
 }
 WRPO_API void wrpo_json_free(wrpo_ctx *ctx, wrpo_json *root) {
     (void)ctx;
     if (root) wrpo__arena_free(((wrpo__json_root *)(void *)((char *)root - offsetof(wrpo__json_root, node)))->arena);
 }
-WRPO_API const wrpo_json *wrpo_json_get(const wrpo_json *object, const char *key) { return wrpo__json_get(object, key); }
-WRPO_API wrpo_result wrpo_json_quote(wrpo_ctx *ctx, const char *text, size_t size, char **out) {
-    *out = NULL;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        wrpo__text t = {.arena = wrpo__entry.arena};
-        wrpo__json_quote(&t, text, size);
-        *out = wrpo__handout(ctx, t.data, t.size);
-    }
-    return wrpo__end(&wrpo__entry);
+WRPO_API const wrpo_json *wrpo_json_get(const wrpo_json *object, const char *key) {
+    return wrpo__json_get(object, key);
 }
 WRPO_API wrpo_result wrpo_json_text(wrpo_ctx *ctx, const wrpo_json *value, char **out) {
     *out = NULL;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        wrpo__text t = {.arena = wrpo__entry.arena};
-        wrpo__json_write(&t, value);
-        *out = wrpo__handout(ctx, t.data, t.size);
-    }
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, *out = wrpo__json_line(ctx, value));
     return wrpo__end(&wrpo__entry);
 }
-static const wrpo_json *wrpo__present(const wrpo_json *root, const char *key) {   /* NULL: absent or null */
-    const wrpo_json *v = wrpo__json_get(root, key);
-    return v && v->kind != WRPO_JSON_NULL ? v : NULL;
+WRPO_API wrpo_result wrpo_json_quote(wrpo_ctx *ctx, const char *text, size_t size, char **out) {
+    const wrpo_json value = {.kind = WRPO_JSON_STRING, .text = text, .size = size};
+    return wrpo_json_text(ctx, &value, out);
 }
 
 /* ------------------------------------------------------------------------------------------ >>tensors
    safetensors: 8 bytes N, little-endian; N bytes of JSON; the data. The JSON names every tensor with its
-   dtype, shape and [begin, end) in the data, which they must cover without a hole or an overlap.
+   dtype, shape and [begin, end) in the data. The tensors cover the data without a hole or an overlap.
    Opening reads headers only, so a checkpoint of any size opens in milliseconds.                       */
 #if defined(__BYTE_ORDER__) && defined(__ORDER_BIG_ENDIAN__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
 #error "wrpo.h: checkpoints are little-endian, and so must the machine be"
 #endif
 #define WRPO__SINGLE_FILE "model.safetensors"
 #define WRPO__INDEX_FILE "model.safetensors.index.json"
+#define WRPO__SHARD_FILE "model-%05lld-of-%05lld.safetensors"
 enum { WRPO__HEADER_MAX = 100000000, WRPO__CHUNK = 1 << 20 /* floats written at a time */ };
 
-/* ---- dtypes ---- */
-static int wrpo__dtype_bits(const char *name) {        /* of one element; 0: no such dtype */
-    static const struct { const char *name; int bits; } table[] = {
-        {"F64", 64}, {"F32", 32}, {"F16", 16}, {"BF16", 16}, {"I64", 64}, {"I32", 32}, {"I16", 16}, {"I8", 8},
-        {"U64", 64}, {"U32", 32}, {"U16", 16}, {"U8", 8}, {"BOOL", 8}, {"C64", 64},
-        {"F8_E5M2", 8}, {"F8_E4M3", 8}, {"F8_E8M0", 8}, {"F8_E4M3FNUZ", 8}, {"F8_E5M2FNUZ", 8},
-        {"F6_E2M3", 6}, {"F6_E3M2", 6}, {"F4", 4}};
-    for (int64_t i = 0; i < WRPO__COUNT(table); i++)
-        if (!strcmp(table[i].name, name)) return table[i].bits;
+/* ---- dtypes: those of wrpo_dtype, in its order, with PyTorch's names; then the others of the format ---- */
+static const struct wrpo__dtype { const char *name, *torch; int bits; } wrpo__dtypes[] = {
+    {"F32", "float32", 32}, {"F32", "float32", 32}, {"BF16", "bfloat16", 16}, {"F16", "float16", 16},
+    {"F64", "", 64}, {"I64", "", 64}, {"I32", "", 32}, {"I16", "", 16}, {"I8", "", 8}, {"U64", "", 64}, {"U32", "", 32},
+    {"U16", "", 16}, {"U8", "", 8}, {"BOOL", "", 8}, {"C64", "", 64}, {"F8_E5M2", "", 8}, {"F8_E4M3", "", 8},
+    {"F8_E8M0", "", 8}, {"F8_E4M3FNUZ", "", 8}, {"F8_E5M2FNUZ", "", 8}, {"F6_E2M3", "", 6}, {"F6_E3M2", "", 6},
+    {"F4", "", 4}};
+static int wrpo__dtype_index(const char *name) {       /* 0: no such dtype */
+    for (int i = 1; i < WRPO__COUNT(wrpo__dtypes); i++)
+        if (!strcmp(wrpo__dtypes[i].name, name)) return i;
     return 0;
 }
-static const char *wrpo__dtype_name(wrpo_dtype dtype) { return dtype == WRPO_DTYPE_BF16 ? "BF16" : dtype == WRPO_DTYPE_F16 ? "F16" : "F32"; }
-/* What wrpo__to_float can read; WRPO_DTYPE_DEFAULT: not this tensor. */
+static const char *wrpo__dtype_name(wrpo_dtype dtype) { return wrpo__dtypes[dtype].name; }
+/* WRPO_DTYPE_DEFAULT: wrpo__to_float cannot read this tensor. */
 static wrpo_dtype wrpo__float_dtype(const wrpo_tensor_info *t) {
-    return !strcmp(t->dtype, "F32") ? WRPO_DTYPE_F32 : !strcmp(t->dtype, "BF16") ? WRPO_DTYPE_BF16 : !strcmp(t->dtype, "F16") ? WRPO_DTYPE_F16 : WRPO_DTYPE_DEFAULT;
+    const int i = wrpo__dtype_index(t->dtype);
+    return i <= WRPO_DTYPE_F16 ? (wrpo_dtype)i : WRPO_DTYPE_DEFAULT;
+}
+static wrpo_dtype wrpo__need_float(wrpo_ctx *ctx, const wrpo_tensor_info *t) {
+    const wrpo_dtype dtype = wrpo__float_dtype(t);
+    if (!dtype)
+        wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: %s: want F32, F16 or BF16, found %s", t->file, t->name, t->dtype);
+    return dtype;
 }
 
-/* Bit patterns, not floats, pass through here: no signalling NaN is quieted by a move, no mode flushes a denormal. */
-static uint32_t wrpo__bf16_to_bits(uint16_t h) { return (uint32_t)h << 16; }
+/* Conversions move bit patterns, not floats: no signalling NaN is quieted, no mode flushes a denormal. */
 static uint32_t wrpo__f16_to_bits(uint16_t h) {
-    uint32_t sign = (uint32_t)(h & 0x8000) << 16, m = h & 0x7FFFu;
-    uint32_t large = m << 13 | 0x7F800000u;            /* infinity, NaN with its payload */
-    uint32_t usual = (m << 13) + (112u << 23);         /* exponent bias 15 -> 127 */
-    uint32_t small = wrpo__float_bits((float)(int32_t)m * 0x1p-24f);                /* denormal here, normal there */
-    return sign | (m >= 0x7C00 ? large : m >= 0x0400 ? usual : small);
+    const uint32_t sign = (uint32_t)(h & 0x8000) << 16, m = h & 0x7FFFu;
+    if (m >= 0x7C00) return sign | m << 13 | 0x7F800000u;                  /* infinity, NaN with its payload */
+    if (m >= 0x0400) return sign | ((m << 13) + (112u << 23));             /* exponent bias 15 -> 127 */
+    return sign | wrpo__float_bits((float)(int32_t)m * 0x1p-24f);          /* denormal in F16, normal in F32 */
 }
 static uint16_t wrpo__float_to_f16(float x) {
-    uint32_t u = wrpo__float_bits(x), sign = u >> 16 & 0x8000u, a = u & 0x7FFFFFFFu;
+    const uint32_t u = wrpo__float_bits(x), sign = u >> 16 & 0x8000u, a = u & 0x7FFFFFFFu;
     if (a > 0x7F800000u) return (uint16_t)(sign | 0x7E00u | (a >> 13 & 0x3FFu));
-    if (a >= 0x477FF000u) return (uint16_t)(sign | 0x7C00u);                        /* from 65520 on: infinity */
+    if (a >= 0x477FF000u) return (uint16_t)(sign | 0x7C00u);               /* from 65520 on: infinity */
     if (a >= 0x38800000u) return (uint16_t)(sign | ((a - (112u << 23) + 0xFFFu + (a >> 13 & 1)) >> 13));
-    if (a < 0x33000000u) return (uint16_t)sign;                                     /* below half the least denormal, 2^-25 */
-    uint32_t shift = 126 - (a >> 23), m = (a & 0x7FFFFFu) | 0x800000u;              /* 14..24: units of 2^-24 */
-    uint32_t rest = m & ((1u << shift) - 1), half = 1u << (shift - 1);
-    m >>= shift;
-    return (uint16_t)(sign | (m + (rest > half || (rest == half && (m & 1)))));
+    if (a < 0x33000000u) return (uint16_t)sign;                            /* below 2^-25, half the least denormal */
+    const uint32_t shift = 126 - (a >> 23), m = (a & 0x7FFFFFu) | 0x800000u;       /* 14..24: units of 2^-24 */
+    const uint32_t rest = m & ((1u << shift) - 1), half = 1u << (shift - 1), kept = m >> shift;
+    return (uint16_t)(sign | (kept + (rest > half || (rest == half && (kept & 1)))));
 }
-/* dst[count] = elements [first, first + count) of t, exactly. Fails for a dtype that is no float: check with
-   wrpo__float_dtype where a failure cannot be passed on, as in a parallel loop. */
+/* dst[count] = elements [first, first + count) of t, exactly. */
 static void wrpo__to_float(wrpo_ctx *ctx, float *dst, const wrpo_tensor_info *t, int64_t first, int64_t count) {
-    wrpo_dtype dtype = wrpo__float_dtype(t);
-    if (!dtype) wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: %s: want F32, F16 or BF16, found %s", t->file, t->name, t->dtype);
+    const wrpo_dtype dtype = wrpo__need_float(ctx, t);
     if (count <= 0) return;
     const unsigned char *src = (const unsigned char *)t->data + (size_t)first * wrpo__dtype_size(dtype);
     if (dtype == WRPO_DTYPE_F32) { memcpy(dst, src, (size_t)count * 4); return; }
-    uint16_t h;
-    uint32_t u;
-    if (dtype == WRPO_DTYPE_BF16) for (int64_t i = 0; i < count; i++) { memcpy(&h, src + 2 * i, 2); u = wrpo__bf16_to_bits(h); memcpy(dst + i, &u, 4); }
-    else for (int64_t i = 0; i < count; i++) { memcpy(&h, src + 2 * i, 2); u = wrpo__f16_to_bits(h); memcpy(dst + i, &u, 4); }
-}
-/* The way back, rounded; dst has wrpo__dtype_size bytes per number, no alignment, and may be src. */
-static void wrpo__from_float(void *dst, wrpo_dtype dtype, const float *src, int64_t count) {
-    unsigned char *out = dst;
-    if (dtype != WRPO_DTYPE_BF16 && dtype != WRPO_DTYPE_F16) { if (count > 0) memmove(dst, src, (size_t)count * 4); return; }
     for (int64_t i = 0; i < count; i++) {
-        uint16_t h = dtype == WRPO_DTYPE_BF16 ? wrpo__float_to_bf16(src[i]) : wrpo__float_to_f16(src[i]);
-        memcpy(out + 2 * i, &h, 2);
+        uint16_t h;
+        memcpy(&h, src + 2 * i, 2);
+        const uint32_t bits = dtype == WRPO_DTYPE_BF16 ? (uint32_t)h << 16 : wrpo__f16_to_bits(h);
+        memcpy(dst + i, &bits, 4);
+    }
+}
+static void wrpo__to_finite(wrpo_ctx *ctx, float *dst, const wrpo_tensor_info *t, int64_t first, int64_t count) {
+    wrpo__to_float(ctx, dst, t, first, count);
+    for (int64_t i = 0; i < count; i++)
+        if (!isfinite(dst[i]))
+            wrpo__fail(ctx, WRPO_E_NOT_FINITE, "%s: %s: element %lld is not a finite number", t->file, t->name,
+                    (long long)(first + i));
+}
+/* The way back, rounded. dst has wrpo__dtype_size bytes per element and no alignment; it may be src. */
+static void wrpo__from_float(void *dst, wrpo_dtype dtype, const float *src, int64_t count) {
+    if (wrpo__dtype_size(dtype) == 4) { if (count > 0) memmove(dst, src, (size_t)count * 4); return; }
+    for (int64_t i = 0; i < count; i++) {
+        const uint16_t h = dtype == WRPO_DTYPE_BF16 ? wrpo__float_to_bf16(src[i]) : wrpo__float_to_f16(src[i]);
+        memcpy((unsigned char *)dst + 2 * i, &h, 2);
     }
 }
 
 /* ---- one file ---- */
-struct wrpo_tensors { wrpo__arena *arena; wrpo_tensor_info *info; int64_t count; };   /* info: sorted by name */
-typedef struct wrpo__part { const char *path; wrpo_tensor_info *info; int64_t count; } wrpo__part;
-
-static int wrpo__by_place(const void *x, const void *y) {               /* where the data begins, then where it ends */
+struct wrpo_tensors { wrpo__arena *arena; int64_t count; wrpo_tensor_info *info; };    /* info: sorted by name */
+static int wrpo__by_offset(const void *x, const void *y) {             /* where the data begins, then where it ends */
     const wrpo_tensor_info *a = x, *b = y;
     if (a->data != b->data) return (uintptr_t)a->data < (uintptr_t)b->data ? -1 : 1;
     return (a->bytes > b->bytes) - (a->bytes < b->bytes);
 }
-static int wrpo__by_tensor_name(const void *x, const void *y) { return strcmp(((const wrpo_tensor_info *)x)->name, ((const wrpo_tensor_info *)y)->name); }
-
-_Noreturn WRPO__PRINTF(5, 6) static void wrpo__tensor_fail(wrpo_ctx *ctx, wrpo_result code, const char *path, const char *name, const char *format, ...) {
+/* Of structs that begin with their name. */
+static int wrpo__by_first_name(const void *x, const void *y) {
+    return strcmp(*(const char *const *)x, *(const char *const *)y);
+}
+WRPO_API const wrpo_tensor_info *wrpo_tensors_find(const wrpo_tensors *t, const char *name) {
+    if (!t->count) return NULL;
+    return bsearch(&name, t->info, (size_t)t->count, sizeof *t->info, wrpo__by_first_name);
+}
+/* "FILE: TENSOR: " and the sentence. */
+_Noreturn WRPO__PRINTF(2, 3) static void wrpo__tensor_fail(const wrpo_tensor_info *t, const char *format, ...) {
     char text[320];
-    wrpo__shown shown;
+    wrpo__shown name;
     va_list args;
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
-    wrpo__fail(ctx, code, "%s: %s: %s", path, wrpo__show(shown, name, strlen(name)), text);
+    wrpo__show(name, t->name, strlen(t->name));
+    wrpo__fail(wrpo__current->ctx, WRPO_E_FORMAT, "%s: %s: %s", t->file, name, text);
 }
-static bool wrpo__is_size(const wrpo_json *v) { return v->kind == WRPO_JSON_NUMBER && v->exact && v->text[0] != '-'; }
-/* One entry of the header; data[size]: all that follows the header. */
-static void wrpo__tensor_read(wrpo__arena *arena, const wrpo_json *entry, const unsigned char *data, size_t size, wrpo_tensor_info *t) {
-    wrpo_ctx *ctx = arena->ctx;
+static void wrpo__tensor_want(bool ok, const wrpo_tensor_info *t, const char *want, const wrpo_json *v) {
     wrpo__shown found;
-    if (entry->kind != WRPO_JSON_OBJECT) wrpo__tensor_fail(ctx, WRPO_E_FORMAT, t->file, t->name, "want an object of dtype, shape and data_offsets, found %s", wrpo__json_found(found, entry));
-    const wrpo_json *dtype = NULL, *shape = NULL, *place = NULL;
+    if (!ok) wrpo__tensor_fail(t, "want %s, found %s", want, wrpo__json_found(found, v));
+}
+static const wrpo_json *wrpo__entry_get(const wrpo_tensor_info *t, const wrpo_json *entry, const char *key) {
+    const wrpo_json *v = wrpo__json_get(entry, key);
+    if (!v) wrpo__tensor_fail(t, "want dtype, shape and data_offsets, found no %s", key);
+    return v;
+}
+static bool wrpo__is_size(const wrpo_json *v) {
+    return v->kind == WRPO_JSON_NUMBER && v->exact && v->text[0] != '-';
+}
+/* One entry of the header; data[size]: all that follows the header. */
+static void wrpo__tensor_read(wrpo__arena *arena, const wrpo_json *entry, const unsigned char *data, size_t size,
+        wrpo_tensor_info *t) {
+    wrpo__tensor_want(entry->kind == WRPO_JSON_OBJECT, t, "an object of dtype, shape and data_offsets", entry);
+    const wrpo_json *dtype = wrpo__entry_get(t, entry, "dtype"), *shape = wrpo__entry_get(t, entry, "shape");
+    const wrpo_json *offsets = wrpo__entry_get(t, entry, "data_offsets");
     for (const wrpo_json *v = entry->child; v; v = v->next) {
-        const wrpo_json **to = !strcmp(v->key, "dtype") ? &dtype : !strcmp(v->key, "shape") ? &shape : !strcmp(v->key, "data_offsets") ? &place : NULL;
-        if (!to || *to) wrpo__tensor_fail(ctx, WRPO_E_FORMAT, t->file, t->name, "want dtype, shape and data_offsets, found \"%s\" as well", wrpo__show(found, v->key, v->key_size));
-        *to = v;
+        wrpo__shown found;
+        if (v == dtype || v == shape || v == offsets) continue;
+        wrpo__tensor_fail(t, "want dtype, shape and data_offsets, found \"%s\" as well",
+                wrpo__show(found, v->key, v->key_size));
     }
-    const char *missing = !dtype ? "dtype" : !shape ? "shape" : !place ? "data_offsets" : NULL;
-    if (missing) wrpo__tensor_fail(ctx, WRPO_E_FORMAT, t->file, t->name, "want dtype, shape and data_offsets, found no %s", missing);
+    const int index = dtype->kind == WRPO_JSON_STRING ? wrpo__dtype_index(dtype->text) : 0;
+    wrpo__tensor_want(index && wrpo__json_is(dtype, wrpo__dtypes[index].name), t, "a dtype", dtype);
+    t->dtype = wrpo__dtypes[index].name;
 
-    int bits = dtype->kind == WRPO_JSON_STRING ? wrpo__dtype_bits(dtype->text) : 0;
-    if (!bits || strlen(dtype->text) != dtype->size) wrpo__tensor_fail(ctx, WRPO_E_FORMAT, t->file, t->name, "want a dtype, found %s", wrpo__json_found(found, dtype));
-    t->dtype = wrpo__strndup(arena, dtype->text, dtype->size);
-    if (shape->kind != WRPO_JSON_ARRAY) wrpo__tensor_fail(ctx, WRPO_E_FORMAT, t->file, t->name, "want shape to be an array, found %s", wrpo__json_found(found, shape));
+    wrpo__tensor_want(shape->kind == WRPO_JSON_ARRAY, t, "shape to be an array", shape);
     int64_t *dims = wrpo__alloc(arena, (size_t)shape->count, sizeof *dims);
     t->ndim = (int)shape->count, t->shape = dims, t->count = 1;
-    for (const wrpo_json *v = shape->child; v; v = v->next) {           /* the product in the order written, as the format's library forms it */
-        if (!wrpo__is_size(v)) wrpo__tensor_fail(ctx, WRPO_E_FORMAT, t->file, t->name, "want shape to hold sizes, found %s", wrpo__json_found(found, v));
-        if (v->integer && t->count > INT64_MAX / v->integer) wrpo__tensor_fail(ctx, WRPO_E_FORMAT, t->file, t->name, "want a shape whose product fits 63 bits, found more");
-        t->count *= *dims++ = v->integer;
+    for (const wrpo_json *v = shape->child; v; v = v->next) {          /* the order of the format's own library */
+        wrpo__tensor_want(wrpo__is_size(v), t, "shape to hold sizes", v);
+        if (v->integer && t->count > INT64_MAX / v->integer)
+            wrpo__tensor_fail(t, "want a shape whose product fits 63 bits, found more");
+        *dims++ = v->integer;
+        t->count *= v->integer;
     }
-    if (t->count > INT64_MAX / bits) wrpo__tensor_fail(ctx, WRPO_E_FORMAT, t->file, t->name, "want a size that fits 63 bits, found %lld x %d bits", (long long)t->count, bits);
-    if (t->count * bits % 8) wrpo__tensor_fail(ctx, WRPO_E_FORMAT, t->file, t->name, "want whole bytes, found %lld x %d bits", (long long)t->count, bits);
+    const int bits = wrpo__dtypes[index].bits;
+    const bool fits = t->count <= INT64_MAX / bits;
+    if (!fits || t->count * bits % 8)
+        wrpo__tensor_fail(t, "want %s, found %lld x %d bits", fits ? "whole bytes" : "a size that fits 63 bits",
+                (long long)t->count, bits);
+    const uint64_t want = (uint64_t)(t->count * bits / 8);
 
-    if (place->kind != WRPO_JSON_ARRAY || place->count != 2 || !wrpo__is_size(place->child) || !wrpo__is_size(place->child->next))
-        wrpo__tensor_fail(ctx, WRPO_E_FORMAT, t->file, t->name, "want data_offsets to be [begin, end], found %s%s", wrpo__json_found(found, place),
-                          place->kind == WRPO_JSON_ARRAY && place->count == 2 ? ", not both whole numbers" : "");
-    uint64_t begin = (uint64_t)place->child->integer, end = (uint64_t)place->child->next->integer;
+    const bool two = offsets->kind == WRPO_JSON_ARRAY && offsets->count == 2;
+    wrpo__tensor_want(two, t, "data_offsets to be [begin, end]", offsets);
+    const wrpo_json *first = offsets->child, *last = first->next;
+    if (!wrpo__is_size(first) || !wrpo__is_size(last))
+        wrpo__tensor_fail(t, "want data_offsets to be [begin, end], found an array of 2, not both whole numbers");
+    const uint64_t begin = (uint64_t)first->integer, end = (uint64_t)last->integer;
     if (begin > end || end > size)
-        wrpo__tensor_fail(ctx, WRPO_E_FORMAT, t->file, t->name, "want data within the file's %zu bytes, found [%llu, %llu)", size, (unsigned long long)begin, (unsigned long long)end);
-    if (end - begin != (uint64_t)(t->count * bits / 8))
-        wrpo__tensor_fail(ctx, WRPO_E_FORMAT, t->file, t->name, "want %lld bytes for %lld of %s, found %llu", (long long)(t->count * bits / 8), (long long)t->count, t->dtype,
-                          (unsigned long long)(end - begin));
-    t->bytes = (size_t)(end - begin);
+        wrpo__tensor_fail(t, "want data within the file's %zu bytes, found [%llu, %llu)", size,
+                (unsigned long long)begin, (unsigned long long)end);
+    if (end - begin != want)
+        wrpo__tensor_fail(t, "want %llu bytes for %lld of %s, found %llu", (unsigned long long)want,
+                (long long)t->count, t->dtype, (unsigned long long)(end - begin));
+    t->bytes = (size_t)want;
     t->data = data + begin;
 }
 /* A .safetensors file, mapped into the arena: its tensors, sorted by name. */
-static wrpo__part wrpo__part_open(wrpo__arena *arena, const char *path) {
+static wrpo_tensors wrpo__file_open(wrpo__arena *arena, const char *path) {
     wrpo_ctx *ctx = arena->ctx;
     wrpo__arena *temp = wrpo__sub_arena(arena);
     const wrpo__file *f = wrpo__open_file(arena, path);
-    if (f->size < 8) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want 8 bytes of header size, found a file of %zu", path, f->size);
+    if (f->size < 8)
+        wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want 8 bytes of header size, found a file of %zu", path, f->size);
     uint64_t header = 0;
     for (int i = 7; i >= 0; i--) header = header << 8 | f->data[i];
-    if (header > WRPO__HEADER_MAX) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want a header of at most %d bytes, found %llu", path, WRPO__HEADER_MAX, (unsigned long long)header);
-    if (header > f->size - 8) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want %llu bytes of header, found %zu", path, (unsigned long long)header, f->size - 8);
+    if (header > WRPO__HEADER_MAX)
+        wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want a header of at most %d bytes, found %llu", path, WRPO__HEADER_MAX,
+                (unsigned long long)header);
+    if (header > f->size - 8)
+        wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want %llu bytes of header, found %zu", path, (unsigned long long)header,
+                f->size - 8);
     const unsigned char *data = f->data + 8 + header;
     const size_t size = f->size - 8 - (size_t)header;
 
     const char *name = wrpo__format(temp, "%s: header", path);
-    const wrpo_json *root = wrpo__json_want(ctx, name, wrpo__json_parse(temp, name, 1, (const char *)f->data + 8, (size_t)header), WRPO_JSON_OBJECT, "the header");
+    const wrpo_json *root = wrpo__json_parse(temp, name, 1, (const char *)f->data + 8, (size_t)header);
+    wrpo__json_want(ctx, name, root, WRPO_JSON_OBJECT, "the header");
     const wrpo_json *metadata = wrpo__json_get(root, "__metadata__");
-    if (metadata) {
-        wrpo__json_want(ctx, name, metadata, WRPO_JSON_OBJECT, NULL);
-        for (const wrpo_json *v = metadata->child; v; v = v->next) wrpo__json_want(ctx, name, v, WRPO_JSON_STRING, NULL);
-    }
-    wrpo__part part = {f->path, NULL, root->count - (metadata != NULL)};
+    if (metadata) wrpo__json_want(ctx, name, metadata, WRPO_JSON_OBJECT, NULL);
+    for (const wrpo_json *v = metadata ? metadata->child : NULL; v; v = v->next)
+        wrpo__json_want(ctx, name, v, WRPO_JSON_STRING, NULL);
+    wrpo_tensors part = {arena, root->count - (metadata != NULL), NULL};
     wrpo_tensor_info *t = part.info = wrpo__raw(arena, (size_t)part.count, sizeof *t);
     for (const wrpo_json *v = root->child; v; v = v->next) {
         wrpo__shown shown;
         if (v == metadata) continue;
-        if (strlen(v->key) != v->key_size) wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: %s: want a name without U+0000", path, wrpo__show(shown, v->key, v->key_size));
+        if (strlen(v->key) != v->key_size)
+            wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: %s: want a name without U+0000", path,
+                    wrpo__show(shown, v->key, v->key_size));
         *t = (wrpo_tensor_info){.name = wrpo__strndup(arena, v->key, v->key_size), .file = f->path};
         wrpo__tensor_read(arena, v, data, size, t++);
     }
     wrpo__arena_clear(temp);
-    if (part.count) qsort(part.info, (size_t)part.count, sizeof *t, wrpo__by_place);
-    size_t at = 0;
+    if (part.count) qsort(part.info, (size_t)part.count, sizeof *t, wrpo__by_offset);
+    size_t covered = 0;
     for (int64_t i = 0; i < part.count; i++) {
         t = &part.info[i];
-        size_t begin = (size_t)((const unsigned char *)t->data - data);
-        if (begin != at) wrpo__tensor_fail(ctx, WRPO_E_FORMAT, path, t->name, "want data from byte %zu on, found %zu: %s", at, begin, begin < at ? "an overlap" : "a hole");
-        at = begin + t->bytes;
+        const size_t begin = (size_t)((const unsigned char *)t->data - data);
+        if (begin != covered)
+            wrpo__tensor_fail(t, "want data from byte %zu on, found %zu: %s", covered, begin,
+                    begin < covered ? "an overlap" : "a hole");
+        covered += t->bytes;
     }
-    if (at != size) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want %zu bytes of data, found %zu", path, at, size);
-    if (part.count) qsort(part.info, (size_t)part.count, sizeof *t, wrpo__by_tensor_name);
+    if (covered != size) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want %zu bytes of data, found %zu", path, covered, size);
+    if (part.count) qsort(part.info, (size_t)part.count, sizeof *t, wrpo__by_first_name);
     return part;
 }
 
 /* ---- many files: the index maps every tensor to its file ---- */
-typedef struct wrpo__mapped { const char *file, *name; } wrpo__mapped;
-static int wrpo__by_file(const void *x, const void *y) {
-    const wrpo__mapped *a = x, *b = y;
-    int order = strcmp(a->file, b->file);
-    return order ? order : strcmp(a->name, b->name);
-}
-static wrpo__part wrpo__index_open(wrpo__arena *arena, const char *path) {
+typedef struct wrpo__part { const char *file; wrpo_tensors tensors; } wrpo__part;
+static wrpo_tensors wrpo__index_open(wrpo__arena *arena, const char *path) {
     wrpo_ctx *ctx = arena->ctx;
     wrpo__arena *temp = wrpo__sub_arena(arena);
-    const wrpo__file *f = wrpo__open_file(temp, path);
-    const wrpo_json *root = wrpo__json_want(ctx, path, wrpo__json_parse(temp, path, 1, (const char *)f->data, f->size), WRPO_JSON_OBJECT, "the index");
-    const wrpo_json *map = wrpo__json_need(ctx, path, root, "weight_map", WRPO_JSON_OBJECT), *metadata = wrpo__json_maybe(ctx, path, root, "metadata", WRPO_JSON_OBJECT);
-    wrpo__part all = {path, wrpo__raw(arena, (size_t)map->count, sizeof *all.info), 0};
-    wrpo__mapped *mapped = wrpo__raw(temp, (size_t)map->count, sizeof *mapped);
+    wrpo__shown shown;
+    const wrpo_json *root = wrpo__json_want(ctx, path, wrpo__json_file(temp, path), WRPO_JSON_OBJECT, "the index");
+    const wrpo_json *map = wrpo__json_need(ctx, path, root, "weight_map", WRPO_JSON_OBJECT);
+    const wrpo_json *metadata = wrpo__json_maybe(ctx, path, root, "metadata", WRPO_JSON_OBJECT);
+    const wrpo_json *size = metadata ? wrpo__json_get(metadata, "total_size") : NULL;
     const char *dir = wrpo__strndup(temp, path, (size_t)(wrpo__basename(path) - path));
+    wrpo_tensors all = {arena, map->count, wrpo__raw(arena, (size_t)map->count, sizeof *all.info)};
+    wrpo_tensor_info *next = all.info;
+    wrpo__part *parts = NULL;                          /* stb array */
+    int64_t total = 0;
+    double bytes = 0;
     for (const wrpo_json *v = map->child; v; v = v->next) {
-        wrpo__shown shown;
+        const wrpo_tensor_info wanted = {.file = path, .name = v->key}, *found = NULL;
+        int64_t p = 0;
         wrpo__json_want(ctx, path, v, WRPO_JSON_STRING, NULL);
         if (!v->size || strlen(v->text) != v->size || strpbrk(v->text, "/\\") || strstr(v->text, ".."))
-            wrpo__json_fail(ctx, WRPO_E_FORMAT, path, v, "%s: want the name of a file beside the index, found \"%s\"", v->key, wrpo__show(shown, v->text, v->size));
-        mapped[all.count++] = (wrpo__mapped){v->text, v->key};
-    }
-    if (all.count) qsort(mapped, (size_t)all.count, sizeof *mapped, wrpo__by_file);
-    double bytes = 0;
-    for (int64_t i = 0, next; i < all.count; i = next) {                /* a file's tensors stand together, sorted as the file's are */
-        wrpo__part part = wrpo__part_open(arena, wrpo__format(temp, "%s%s", dir, mapped[i].file));
-        for (next = i; next < all.count && !strcmp(mapped[next].file, mapped[i].file); next++) {}
-        int64_t k = 0;
-        for (int64_t m = i; m < next || k < part.count;) {
-            int order = m == next ? 1 : k == part.count ? -1 : strcmp(mapped[m].name, part.info[k].name);
-            if (order < 0) wrpo__tensor_fail(ctx, WRPO_E_FORMAT, path, mapped[m].name, "want it in %s, found no such tensor there", mapped[m].file);
-            if (order > 0) {
-                for (int64_t j = 0; j < all.count; j++)
-                    if (!strcmp(mapped[j].name, part.info[k].name))
-                        wrpo__tensor_fail(ctx, WRPO_E_FORMAT, part.path, part.info[k].name, "want it only in %s, as %s says, found it here as well", mapped[j].file, wrpo__basename(path));
-                wrpo__tensor_fail(ctx, WRPO_E_FORMAT, part.path, part.info[k].name, "want an entry in the weight_map of %s, found none", wrpo__basename(path));
-            }
-            bytes += (double)part.info[k].bytes;
-            all.info[m++] = part.info[k++];
+            wrpo__json_fail(ctx, WRPO_E_FORMAT, path, v, "%s: want the name of a file beside the index, found \"%s\"",
+                    v->key, wrpo__show(shown, v->text, v->size));
+        while (p < stbds_arrlen(parts) && strcmp(parts[p].file, v->text)) p++;
+        if (p == stbds_arrlen(parts)) {
+            const wrpo__part part = {v->text, wrpo__file_open(arena, wrpo__format(temp, "%s%s", dir, v->text))};
+            stbds_arrput(parts, part);
+            total += part.tensors.count;
         }
-        wrpo__block_free(part.info);
+        if (strlen(v->key) == v->key_size) found = wrpo_tensors_find(&parts[p].tensors, v->key);
+        if (!found) wrpo__tensor_fail(&wanted, "want it in %s, found no such tensor there", v->text);
+        bytes += (double)found->bytes;
+        *next++ = *found;
     }
-    const wrpo_json *total = metadata ? wrpo__json_get(metadata, "total_size") : NULL;
-    if (total && !(total->kind == WRPO_JSON_NUMBER && total->number == bytes)) {
-        wrpo__shown found;
-        wrpo__log(ctx, WRPO_LOG_WARN, "%s:%d: total_size: want %.0f, found %s", path, total->line, bytes, wrpo__json_found(found, total));
+    for (int64_t p = 0; p < stbds_arrlen(parts); p++) {
+        const wrpo_tensor_info *t = parts[p].tensors.info;
+        for (int64_t k = 0; total > all.count && k < parts[p].tensors.count; k++) {    /* which one is not mapped? */
+            const wrpo_json *v = wrpo__json_get(map, t[k].name);
+            if (!v)
+                wrpo__tensor_fail(&t[k], "want an entry in the weight_map of %s, found none", wrpo__basename(path));
+            if (strcmp(v->text, parts[p].file))
+                wrpo__tensor_fail(&t[k], "want it only in %s, as %s says, found it here as well", v->text,
+                        wrpo__basename(path));
+        }
+        wrpo__block_free(parts[p].tensors.info);
     }
+    if (size && !(size->kind == WRPO_JSON_NUMBER && size->number == bytes))
+        wrpo__log(ctx, WRPO_LOG_WARN, "%s:%d: total_size: want %.0f, found %s", path, size->line, bytes,
+                wrpo__json_found(shown, size));
+    stbds_arrfree(parts);
     wrpo__arena_clear(temp);
-    if (all.count) qsort(all.info, (size_t)all.count, sizeof *all.info, wrpo__by_tensor_name);
+    if (all.count) qsort(all.info, (size_t)all.count, sizeof *all.info, wrpo__by_first_name);
     return all;
 }
 
-/* ---- open ----
-   A directory is read as transformers reads it: the single file first, then the index. Nothing is guessed. */
+/* ---- open ---- */
+/* A directory is read as transformers reads it: the single file first, then the index. Nothing is guessed. */
+static wrpo_tensors *wrpo__tensors_new(wrpo__arena *arena, const char *path) {
+    const char *file = path;
+    if (wrpo__is_dir(path)) {
+        file = wrpo__join(arena, path, WRPO__SINGLE_FILE);
+        if (!wrpo__exists(file)) file = wrpo__join(arena, path, WRPO__INDEX_FILE);
+        if (!wrpo__exists(file))
+            wrpo__fail(arena->ctx, WRPO_E_IO,
+                    "%s: want " WRPO__SINGLE_FILE " or " WRPO__INDEX_FILE " in this directory, found neither", path);
+    }
+    wrpo_tensors *t = WRPO__NEW(arena, wrpo_tensors);
+    *t = wrpo__ends(file, ".json") ? wrpo__index_open(arena, file) : wrpo__file_open(arena, file);
+    return t;
+}
 WRPO_API wrpo_result wrpo_tensors_open(wrpo_ctx *ctx, const char *path, wrpo_tensors **out) {
     *out = NULL;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), false) {
-        wrpo__arena *arena = wrpo__entry.arena;
-        const char *file = path, *suffix = ".json";
-        if (wrpo__is_dir(path)) {
-            const char *single = wrpo__join(arena, path, WRPO__SINGLE_FILE), *index = wrpo__join(arena, path, WRPO__INDEX_FILE);
-            file = wrpo__exists(single) ? single : wrpo__exists(index) ? index : NULL;
-            if (!file) wrpo__fail(ctx, WRPO_E_IO, "%s: want " WRPO__SINGLE_FILE " or " WRPO__INDEX_FILE " in this directory, found neither", path);
-        }
-        size_t n = strlen(file), k = strlen(suffix);
-        wrpo__part part = n > k && !strcmp(file + n - k, suffix) ? wrpo__index_open(arena, file) : wrpo__part_open(arena, file);
-        wrpo_tensors *t = WRPO__NEW(arena, wrpo_tensors);
-        t->arena = arena, t->info = part.info, t->count = part.count;
-        *out = t;
-    }
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__tensors_new(wrpo__current, path));
     return wrpo__end(&wrpo__entry);
 }
 WRPO_API void wrpo_tensors_close(wrpo_tensors *t) { if (t) wrpo__arena_free(t->arena); }
-static void wrpo__tensors_drop(void *p) { wrpo_tensors_close(p); }     /* for wrpo__on_free */
 WRPO_API int64_t wrpo_tensors_count(const wrpo_tensors *t) { return t->count; }
-WRPO_API const wrpo_tensor_info *wrpo_tensors_at(const wrpo_tensors *t, int64_t i) { return i >= 0 && i < t->count ? &t->info[i] : NULL; }
-WRPO_API const wrpo_tensor_info *wrpo_tensors_find(const wrpo_tensors *t, const char *name) {
-    for (int64_t low = 0, high = t->count; low < high;) {
-        int64_t middle = low + (high - low) / 2;
-        int order = strcmp(t->info[middle].name, name);
-        if (!order) return &t->info[middle];
-        if (order < 0) low = middle + 1;
-        else high = middle;
-    }
-    return NULL;
+WRPO_API const wrpo_tensor_info *wrpo_tensors_at(const wrpo_tensors *t, int64_t i) {
+    return i >= 0 && i < t->count ? &t->info[i] : NULL;
 }
 
 /* ---- save ----
@@ -4559,576 +4632,700 @@ WRPO_API const wrpo_tensor_info *wrpo_tensors_find(const wrpo_tensors *t, const 
 typedef struct wrpo__save_tensor { const char *name; int ndim; int64_t shape[4]; } wrpo__save_tensor;
 /* dst[count] = elements [first, first + count) of tensor */
 typedef void (*wrpo__save_fn)(void *user, int64_t tensor, int64_t first, int64_t count, float *dst);
+typedef struct wrpo__placed { const char *name; int64_t tensor, bytes, shard; } wrpo__placed;
+typedef struct wrpo__save {          /* one save in progress */
+    wrpo__arena *temp;
+    const char *dir;
+    const wrpo__save_tensor *t;
+    wrpo_dtype dtype;
+    int64_t shards;
+    wrpo__save_fn fn; void *user;
+    float *chunk;                    /* [CHUNK] */
+} wrpo__save;
 
-/* model-00002-of-00003.safetensors, exactly: its two numbers. */
-static bool wrpo__shard_name(const char *name, int64_t *shard, int64_t *shards) {
-    static const char pattern[] = "model-#####-of-#####.safetensors";
-    *shard = *shards = 0;
-    if (strlen(name) != sizeof pattern - 1) return false;
-    for (size_t i = 0; pattern[i]; i++) {
-        int64_t *n = i < 12 ? shard : shards;
-        if (pattern[i] != '#' ? name[i] != pattern[i] : name[i] < '0' || name[i] > '9') return false;
-        if (pattern[i] == '#') *n = *n * 10 + (name[i] - '0');
-    }
-    return true;
+static char *wrpo__shard_file(const wrpo__save *save, int64_t shard) {
+    if (save->shards <= 1) return wrpo__format(save->temp, WRPO__SINGLE_FILE);
+    return wrpo__format(save->temp, WRPO__SHARD_FILE, (long long)shard + 1, (long long)save->shards);
+}
+/* A file that waits for its name. */
+static wrpo__writer *wrpo__write_whole(wrpo__arena *arena, const char *path, const void *data, size_t size) {
+    wrpo__writer *w = wrpo__create(arena, path);
+    wrpo__write(w, data, size);
+    wrpo__finish(w);
+    return w;
 }
 static void wrpo__remove(wrpo_ctx *ctx, const char *path) {
-    if (remove(path) != 0 && errno != ENOENT) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be removed: %s", path, strerror(errno));
+    if (remove(path) != 0 && errno != ENOENT)
+        wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be removed: %s", path, strerror(errno));
 }
-/* The shards in dir that belong to a split into other than `shards` files: paths, an stb_ds array. */
-static char **wrpo__stale_shards(wrpo__arena *temp, const char *dir, int64_t shards) {
-    const wrpo__name *names = wrpo__disk_list(temp, dir);
+/* The paths of the shards in dir that belong to a split into another number of files; an stb_ds array. */
+static char **wrpo__stale_shards(const wrpo__save *save) {
+    const wrpo__name *names = wrpo__disk_list(save->temp, save->dir);
     char **stale = NULL;
-    for (int64_t i = 0, shard, of; i < stbds_arrlen(names); i++)
-        if (wrpo__shard_name(names[i].text, &shard, &of) && !(of == shards && shard >= 1 && shard <= of)) stbds_arrput(stale, wrpo__join(temp, dir, names[i].text));
+    for (int64_t i = 0; i < stbds_arrlen(names); i++) {
+        long long shard, shards;
+        if (sscanf(names[i].text, "model-%5lld-of-%5lld", &shard, &shards) != 2) continue;
+        const bool exact = !strcmp(names[i].text, wrpo__format(save->temp, WRPO__SHARD_FILE, shard, shards));
+        const bool ours = save->shards > 1 && shards == save->shards && shard >= 1 && shard <= shards;
+        if (exact && !ours) stbds_arrput(stale, wrpo__join(save->temp, save->dir, names[i].text));
+    }
     return stale;
 }
-
-/* shard[i]: the file, from 0, that tensor i goes to; returns their number. The split of huggingface_hub: tensors fill a
-   shard in the order given until the next would not fit; one above the limit gets a shard of its own at once, while the
-   shard being filled stays open and so takes a later number. */
+/* shard[i]: the file, from 0, that tensor i goes to. Returns the number of files. The split is huggingface_hub's: in
+   the order given, tensors fill a shard until the next does not fit. A tensor above the limit gets a shard of its own
+   at once, while the shard that is being filled stays open and so takes a later number. */
 static int64_t wrpo__split(const int64_t *bytes, int64_t n, int64_t limit, int64_t *shard) {
-    int64_t shards = 0, filled = 0, since = 0, waiting = 0;             /* waiting: tensors of the open shard, all in [since, i) */
+    int64_t shards = 0, filled = 0, first = 0, waiting = 0;            /* the open shard: of the tensors [first, i) */
     for (int64_t i = 0; i <= n; i++) {
         if (i < n && bytes[i] > limit) { shard[i] = shards++; continue; }
         if (waiting && (i == n || filled + bytes[i] > limit)) {
-            for (int64_t k = since; k < i; k++)
+            for (int64_t k = first; k < i; k++)
                 if (shard[k] < 0) shard[k] = shards;
-            shards++, filled = waiting = 0, since = i;
+            shards++, filled = waiting = 0, first = i;
         }
         if (i < n) shard[i] = -1, filled += bytes[i], waiting++;
     }
     return shards;
 }
-typedef struct wrpo__placed { int64_t shard, tensor; const char *name; } wrpo__placed;
 static int wrpo__by_shard(const void *x, const void *y) {
     const wrpo__placed *a = x, *b = y;
     return a->shard != b->shard ? (a->shard > b->shard) - (a->shard < b->shard) : strcmp(a->name, b->name);
 }
-static int wrpo__by_placed_name(const void *x, const void *y) { return strcmp(((const wrpo__placed *)x)->name, ((const wrpo__placed *)y)->name); }
-static char *wrpo__shard_path(wrpo__arena *arena, const char *dir, int64_t shard, int64_t shards) {
-    if (shards <= 1) return wrpo__join(arena, dir, WRPO__SINGLE_FILE);
-    return wrpo__join(arena, dir, wrpo__format(arena, "model-%05lld-of-%05lld.safetensors", (long long)shard + 1, (long long)shards));
-}
 /* The header: {"__metadata__":{...} by the caller, then each tensor in the order of the data, then the end. */
-static void wrpo__header_add(wrpo__text *header, const char *name, const char *dtype, int ndim, const int64_t *shape, int64_t at, int64_t bytes) {
+static void wrpo__header_add(wrpo__text *header, const char *name, const char *dtype, int ndim, const int64_t *shape,
+        int64_t offset, int64_t bytes) {
     wrpo__text_puts(header, ",");
     wrpo__json_quote(header, name, strlen(name));
     wrpo__text_printf(header, ":{\"dtype\":\"%s\",\"shape\":[", dtype);
     for (int d = 0; d < ndim; d++) wrpo__text_printf(header, d ? ",%lld" : "%lld", (long long)shape[d]);
-    wrpo__text_printf(header, "],\"data_offsets\":[%lld,%lld]}", (long long)at, (long long)(at + bytes));
+    wrpo__text_printf(header, "],\"data_offsets\":[%lld,%lld]}", (long long)offset, (long long)(offset + bytes));
 }
 static void wrpo__header_write(wrpo__writer *w, wrpo__text *header) {
     unsigned char length[8];
     wrpo__text_puts(header, "}");
-    while (header->size % 8) wrpo__text_puts(header, " ");              /* the data begins aligned */
+    while (header->size % 8) wrpo__text_puts(header, " ");             /* the data begins aligned */
     for (int i = 0; i < 8; i++) length[i] = (unsigned char)(header->size >> 8 * i);
     wrpo__write(w, length, sizeof length);
     wrpo__write(w, header->data, header->size);
     wrpo__block_free(header->data);
 }
-/* One file of tensors p[n], sorted by name, under its part name. chunk: room for WRPO__CHUNK floats. */
-static wrpo__writer *wrpo__shard_write(wrpo__arena *temp, const char *path, const wrpo__save_tensor *t, const int64_t *bytes, const wrpo__placed *p, int64_t n,
-                                       wrpo_dtype dtype, wrpo__save_fn fn, void *user, float *chunk) {
-    const int64_t size = (int64_t)wrpo__dtype_size(dtype);
-    wrpo__text header = {.arena = temp};
+/* One file of tensors p[n], sorted by name, under its part name. */
+static wrpo__writer *wrpo__shard_write(const wrpo__save *save, int64_t shard, const wrpo__placed *p, int64_t n) {
+    const char *path = wrpo__join(save->temp, save->dir, wrpo__shard_file(save, shard));
+    const int64_t size = (int64_t)wrpo__dtype_size(save->dtype);
+    float *chunk = save->chunk;
+    wrpo__text header = {.arena = save->temp};
     wrpo__text_puts(&header, "{\"__metadata__\":{\"format\":\"pt\"}");
-    for (int64_t i = 0, at = 0; i < n; at += bytes[p[i].tensor], i++)
-        wrpo__header_add(&header, t[p[i].tensor].name, wrpo__dtype_name(dtype), t[p[i].tensor].ndim, t[p[i].tensor].shape, at, bytes[p[i].tensor]);
-    wrpo__writer *w = wrpo__create(temp, path);
+    for (int64_t i = 0, offset = 0; i < n; offset += p[i].bytes, i++) {
+        const wrpo__save_tensor *t = &save->t[p[i].tensor];
+        wrpo__header_add(&header, t->name, wrpo__dtype_name(save->dtype), t->ndim, t->shape, offset, p[i].bytes);
+    }
+    wrpo__writer *w = wrpo__create(save->temp, path);
     wrpo__header_write(w, &header);
     for (int64_t i = 0; i < n; i++) {
-        int64_t count = bytes[p[i].tensor] / size;
-        for (int64_t at = 0, k; at < count; at += k) {
-            k = WRPO__MIN(count - at, WRPO__CHUNK);
-            fn(user, p[i].tensor, at, k, chunk);
-            for (int64_t e = 0; dtype == WRPO_DTYPE_F16 && e < k; e++)
-                if (isfinite(chunk[e]) && fabsf(chunk[e]) >= 65520)
-                    wrpo__fail(temp->ctx, WRPO_E_NOT_FINITE, "%s: %s: element %lld, %g, is infinite in F16", path, t[p[i].tensor].name, (long long)(at + e), (double)chunk[e]);
-            wrpo__from_float(chunk, dtype, chunk, k);
-            wrpo__write(w, chunk, (size_t)(k * size));
+        const int64_t elements = p[i].bytes / size;
+        for (int64_t first = 0, count; first < elements; first += count) {
+            count = WRPO__MIN(elements - first, WRPO__CHUNK);
+            save->fn(save->user, p[i].tensor, first, count, chunk);
+            for (int64_t k = 0; save->dtype == WRPO_DTYPE_F16 && k < count; k++)
+                if (isfinite(chunk[k]) && fabsf(chunk[k]) >= 65520)
+                    wrpo__fail(w->ctx, WRPO_E_NOT_FINITE, "%s: %s: element %lld, %g, is infinite in F16", path,
+                            p[i].name, (long long)(first + k), (double)chunk[k]);
+            wrpo__from_float(chunk, save->dtype, chunk, count);
+            wrpo__write(w, chunk, (size_t)(count * size));
         }
     }
     wrpo__finish(w);
     return w;
 }
-static wrpo__writer *wrpo__index_write(wrpo__arena *temp, const char *path, const wrpo__placed *p, int64_t n, int64_t shards, int64_t total) {
-    wrpo__text t = {.arena = temp};
-    wrpo__text_printf(&t, "{\n  \"metadata\": {\n    \"total_size\": %lld\n  },\n  \"weight_map\": {", (long long)total);
+static wrpo__writer *wrpo__index_write(const wrpo__save *save, const char *path, const wrpo__placed *p, int64_t n) {
+    wrpo__text t = {.arena = save->temp};
+    int64_t total = 0;
+    for (int64_t i = 0; i < n; i++) total += p[i].bytes;
+    wrpo__text_printf(&t, "{\n  \"metadata\": {\n    \"total_size\": %lld\n  },\n", (long long)total);
+    wrpo__text_puts(&t, "  \"weight_map\": {");
     for (int64_t i = 0; i < n; i++) {
         wrpo__text_puts(&t, i ? ",\n    " : "\n    ");
         wrpo__json_quote(&t, p[i].name, strlen(p[i].name));
-        wrpo__text_printf(&t, ": \"model-%05lld-of-%05lld.safetensors\"", (long long)p[i].shard + 1, (long long)shards);
+        wrpo__text_printf(&t, ": \"%s\"", wrpo__shard_file(save, p[i].shard));
     }
     wrpo__text_puts(&t, "\n  }\n}\n");
-    wrpo__writer *w = wrpo__create(temp, path);
-    wrpo__write(w, t.data, t.size);
-    wrpo__finish(w);
-    return w;
+    return wrpo__write_whole(save->temp, path, t.data, t.size);
 }
 /* t[n] into the directory, which exists: one file, or shards of at most max_shard_size bytes (0: 5e9) and their index.
-   dtype 0 is F32. fn is called for each file's tensors in the order of their names, with bounded pieces. beside: an
-   stb_ds array of whole files that wait for their names; what they replace goes before, so that no kill leaves it with these tensors. */
-static void wrpo__tensors_save(wrpo__arena *temp, const char *dir, const wrpo__save_tensor *t, int64_t n, wrpo_dtype dtype, int64_t max_shard_size,
-                               wrpo__save_fn fn, void *user, wrpo__writer **beside) {
+   dtype 0 is F32. fn is called for each file's tensors in the order of their names, with bounded pieces. sides: an
+   stb_ds array of whole files that wait for their names. What they replace is removed first, so that no kill leaves it
+   with the new tensors. */
+static void wrpo__tensors_save(wrpo__arena *temp, const char *dir, const wrpo__save_tensor *t, int64_t n,
+        wrpo_dtype dtype, int64_t max_shard_size, wrpo__save_fn fn, void *user, wrpo__writer **sides) {
     wrpo_ctx *ctx = temp->ctx;
-    int64_t *bytes = wrpo__raw(temp, (size_t)n, sizeof *bytes), *shard = wrpo__raw(temp, (size_t)n, sizeof *shard), total = 0;
+    wrpo__save save = {.temp = temp, .dir = dir, .t = t, .dtype = dtype, .fn = fn, .user = user};
+    int64_t *bytes = wrpo__raw(temp, (size_t)n, sizeof *bytes), *shard = wrpo__raw(temp, (size_t)n, sizeof *shard);
     for (int64_t i = 0; i < n; i++) {
         size_t size = wrpo__dtype_size(dtype);
         for (int d = 0; d < t[i].ndim; d++) size = wrpo__mul(ctx, size, (size_t)t[i].shape[d]);
-        total += bytes[i] = (int64_t)size;
+        bytes[i] = (int64_t)size;
     }
-    const int64_t shards = wrpo__split(bytes, n, max_shard_size > 0 ? max_shard_size : 5000000000, shard);
+    save.shards = wrpo__split(bytes, n, max_shard_size > 0 ? max_shard_size : 5000000000, shard);
     wrpo__placed *placed = wrpo__raw(temp, (size_t)n, sizeof *placed);
-    for (int64_t i = 0; i < n; i++) placed[i] = (wrpo__placed){shard[i], i, t[i].name};
+    for (int64_t i = 0; i < n; i++) placed[i] = (wrpo__placed){t[i].name, i, bytes[i], shard[i]};
     if (n) qsort(placed, (size_t)n, sizeof *placed, wrpo__by_shard);
 
-    const int64_t files = WRPO__MAX(shards, 1);
+    const int64_t files = WRPO__MAX(save.shards, 1);
     wrpo__writer **ready = wrpo__alloc(temp, (size_t)files, sizeof *ready), *index = NULL;
-    float *chunk = wrpo__raw(temp, WRPO__CHUNK, sizeof *chunk);
+    save.chunk = wrpo__raw(temp, WRPO__CHUNK, sizeof *save.chunk);
     for (int64_t s = 0, i = 0, end; s < files; s++, i = end) {
         for (end = i; end < n && placed[end].shard == s; end++) {}
-        ready[s] = wrpo__shard_write(temp, wrpo__shard_path(temp, dir, s, shards), t, bytes, placed + i, end - i, dtype, fn, user, chunk);
+        ready[s] = wrpo__shard_write(&save, s, placed + i, end - i);
     }
     const char *index_path = wrpo__join(temp, dir, WRPO__INDEX_FILE);
-    char **stale = wrpo__stale_shards(temp, dir, shards > 1 ? shards : 0);      /* now: nothing is to fail once names are given */
-    if (shards > 1) {
-        if (n) qsort(placed, (size_t)n, sizeof *placed, wrpo__by_placed_name);
-        index = wrpo__index_write(temp, index_path, placed, n, shards, total);
-        for (int64_t s = 0; s < shards; s++)           /* an old index over old and new shards of the same names would open as a mixture */
-            if (wrpo__disk_exists(ready[s]->path)) { wrpo__remove(ctx, index_path); break; }
+    char **stale = wrpo__stale_shards(&save);          /* listed now: nothing may fail once names are given */
+    if (save.shards > 1) {
+        qsort(placed, (size_t)n, sizeof *placed, wrpo__by_first_name);
+        index = wrpo__index_write(&save, index_path, placed, n);
+        bool same_names = false;                       /* then the old index would open old and new shards together */
+        for (int64_t s = 0; s < files; s++) same_names = same_names || wrpo__disk_exists(ready[s]->path);
+        if (same_names) wrpo__remove(ctx, index_path);
     }
-    for (int64_t i = 0; i < stbds_arrlen(beside); i++) wrpo__remove(ctx, beside[i]->path);
+    for (int64_t i = 0; i < stbds_arrlen(sides); i++) wrpo__remove(ctx, sides[i]->path);
     for (int64_t s = 0; s < files; s++) wrpo__publish(ready[s]);
     if (index) wrpo__publish(index);
-    for (int64_t i = stbds_arrlen(beside) - 1; i >= 0; i--) wrpo__publish(beside[i]);      /* config.json, the first, comes last: a load wants it */
+    for (int64_t i = stbds_arrlen(sides) - 1; i >= 0; i--) wrpo__publish(sides[i]);  /* config.json last */
     wrpo__remove(ctx, index ? wrpo__join(temp, dir, WRPO__SINGLE_FILE) : index_path);
     for (int64_t i = 0; i < stbds_arrlen(stale); i++) wrpo__remove(ctx, stale[i]);
-    wrpo__block_free(chunk);
+    wrpo__block_free(save.chunk);
 }
 
 /* --------------------------------------------------------------------------------------- >>checkpoint
    A Hugging Face directory in, a Hugging Face directory out: config.json, weights, side files.          */
 
 /* ---- config.json: old (rope_theta, rope_scaling, torch_dtype) and new (rope_parameters, dtype) spellings ----
-   A key either changes a number below, or is known not to change one, or is refused by its name.        */
-typedef struct wrpo__reader { wrpo_ctx *ctx; const char *path; const wrpo_json *root; } wrpo__reader;
-#define WRPO__REFUSE(at, code, ...) wrpo__json_fail(in->ctx, code, in->path, at, __VA_ARGS__)
-static int64_t wrpo__config_int(const wrpo__reader *in, const char *key, int64_t otherwise, int64_t low, int64_t high) {   /* otherwise -1: required */
-    const wrpo_json *v = otherwise < 0 ? wrpo__json_need(in->ctx, in->path, in->root, key, WRPO_JSON_NUMBER) : wrpo__present(in->root, key);
-    return v ? wrpo__json_integer(in->ctx, in->path, v, low, high, NULL) : otherwise;
+   A key sets a field, or is known not to change a log-prob, or is refused by its name. To add a family: its bit, name
+   and defaults here, the keys that it reads, its names of tensors below.                                         */
+enum {                               /* bits: the families, in the order of the table; two heads */
+    WRPO__LLAMA = 1, WRPO__MISTRAL = 2, WRPO__QWEN2 = 4, WRPO__QWEN3 = 8, WRPO__GEMMA2 = 16, WRPO__PHI3 = 32,
+    WRPO__INTERNLM2 = 64, WRPO__VALUE = 128 << WRPO_HEAD_VALUE, WRPO__GATED = 128 << WRPO_HEAD_GATED,
+    WRPO__QWEN = WRPO__QWEN2 | WRPO__QWEN3, WRPO__WINDOWED = WRPO__MISTRAL | WRPO__QWEN | WRPO__GEMMA2 | WRPO__PHI3,
+    WRPO__ALL = 0xFFFF
+};
+/* What transformers takes where a key is absent. 0: a key/value head for each head; hidden_size / heads; no window. */
+static const wrpo_config wrpo__families[] = {
+    {.model_type = "llama", .max_position_embeddings = 2048},
+    {.model_type = "mistral", .num_key_value_heads = 8, .max_position_embeddings = 131072, .sliding_window = 4096},
+    {.model_type = "qwen2", .num_key_value_heads = 32, .max_position_embeddings = 32768, .sliding_window = 4096,
+     .attention_bias = true},
+    {.model_type = "qwen3", .num_key_value_heads = 32, .head_dim = 128, .max_position_embeddings = 32768,
+     .sliding_window = 4096, .qk_norm = true},
+    {.model_type = "gemma2", .num_key_value_heads = 4, .head_dim = 256, .max_position_embeddings = 8192,
+     .sliding_window = 4096, .tie_word_embeddings = true, .gelu = true, .norm_plus_one = true, .post_norms = true,
+     .scale_embeddings = true, .query_pre_attn_scalar = 256, .attn_logit_softcapping = 50,
+     .final_logit_softcapping = 30},
+    {.model_type = "phi3", .max_position_embeddings = 4096},
+    {.model_type = "internlm2", .max_position_embeddings = 2048, .attention_bias = true}};
+
+/* The keys that set a field, each for the families or heads that read it: integers in a range, numbers above 0. A key
+   that is null is as if absent; of the kinds OR_NONE it is 0. */
+typedef enum wrpo__key_kind {
+    WRPO__REQUIRED, WRPO__INTEGER, WRPO__INTEGER_OR_NONE, WRPO__NUMBER, WRPO__NUMBER_OR_NONE, WRPO__SWITCH
+} wrpo__key_kind;
+static const struct wrpo__key { const char *key; unsigned of; wrpo__key_kind kind; size_t field; int64_t low, high; }
+wrpo__keys[] = {
+#define WRPO__KEY(key, of, kind, low, high) {#key, WRPO__##of, WRPO__##kind, offsetof(wrpo_config, key), low, high}
+    WRPO__KEY(vocab_size, ALL, REQUIRED, 1, 1 << 24),
+    WRPO__KEY(hidden_size, ALL, REQUIRED, 1, WRPO__MAX_HIDDEN),
+    WRPO__KEY(intermediate_size, ALL, REQUIRED, 1, 1 << 24),
+    WRPO__KEY(num_hidden_layers, ALL, REQUIRED, 1, 512),
+    WRPO__KEY(num_attention_heads, ALL, REQUIRED, 1, 65536),
+    WRPO__KEY(num_key_value_heads, ALL, INTEGER_OR_NONE, 1, 65536),
+    WRPO__KEY(head_dim, ALL, INTEGER_OR_NONE, 2, WRPO__MAX_D),
+    WRPO__KEY(max_position_embeddings, ALL, INTEGER, 1, (int64_t)1 << 40),
+    WRPO__KEY(rms_norm_eps, ALL, NUMBER, 0, 0),
+    WRPO__KEY(initializer_range, ALL, NUMBER, 0, 0),
+    WRPO__KEY(tie_word_embeddings, ALL, SWITCH, 0, 0),
+    WRPO__KEY(attention_bias, LLAMA | WRPO__QWEN3 | WRPO__GEMMA2, SWITCH, 0, 0),
+    {"bias", WRPO__INTERNLM2, WRPO__SWITCH, offsetof(wrpo_config, attention_bias), 0, 0},
+    WRPO__KEY(query_pre_attn_scalar, GEMMA2, NUMBER, 0, 0),
+    WRPO__KEY(attn_logit_softcapping, GEMMA2, NUMBER_OR_NONE, 0, 0),
+    WRPO__KEY(final_logit_softcapping, GEMMA2, NUMBER_OR_NONE, 0, 0),
+    WRPO__KEY(pad_token_id, ALL, INTEGER, INT64_MIN, INT64_MAX),           /* some files say -1 for none */
+    WRPO__KEY(gating_temperature, GATED, NUMBER, 0, 0)};
+#undef WRPO__KEY
+static const struct { unsigned of; const char *keys; } wrpo__known_keys[] = {
+    /* read by the functions below */
+    {WRPO__ALL, "model_type architectures rope_theta rope_scaling rope_parameters partial_rotary_factor layer_types "
+                "torch_dtype dtype hidden_act"},
+    {WRPO__WINDOWED, "sliding_window"}, {WRPO__QWEN, "use_sliding_window max_window_layers"},
+    {WRPO__GEMMA2, "hidden_activation sliding_window_size"}, {WRPO__PHI3, "original_max_position_embeddings"},
+    {WRPO__VALUE, "reward_token_id"},
+    /* known not to change a log-prob: ids, caching, generation defaults, provenance */
+    {WRPO__ALL,
+     "bos_token_id eos_token_id sep_token_id unk_token_id decoder_start_token_id pad_token tokenizer_class prefix "
+     "is_encoder_decoder is_decoder is_llama_config use_cache pretraining_tp use_bfloat16 pruned_heads num_labels "
+     "torchscript return_dict return_dict_in_generate output_hidden_states output_attentions output_scores id2label "
+     "label2id task_specific_params problem_type finetuning_task chunk_size_feed_forward tf_legacy_loss auto_map "
+     "max_sequence_length model_max_length head_dim_original attn_implementation name_or_path transformers_version "
+     "unsloth_fixed unsloth_version top_k top_p temperature typical_p repetition_penalty length_penalty "
+     "exponential_decay_length_penalty diversity_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size "
+     "bad_words_ids suppress_tokens begin_suppress_tokens forced_bos_token_id forced_eos_token_id max_length "
+     "min_length remove_invalid_values do_sample early_stopping num_beams num_beam_groups num_return_sequences"},
+    {WRPO__QWEN2, "attention_bias"}, {WRPO__GEMMA2, "cache_implementation"},
+    {WRPO__PHI3, "interpolate_factor full_attn_mod"},
+    {WRPO__GATED, "num_objectives gating_hidden_dim gating_n_hidden"}};
+
+typedef struct wrpo__reader {
+    wrpo_ctx *ctx; const char *path; const wrpo_json *root;
+    wrpo_config *c;
+    unsigned is;                     /* the bits of its family and head */
+} wrpo__reader;
+#define WRPO__REFUSE(v, ...) wrpo__json_fail(in->ctx, WRPO_E_UNSUPPORTED, in->path, v, __VA_ARGS__)
+static bool wrpo__in_words(const char *words, const char *word) {
+    const size_t n = strlen(word);
+    for (size_t size; *words; words += size + (words[size] == ' ')) {
+        size = strcspn(words, " ");
+        if (size == n && !memcmp(words, word, n)) return true;
+    }
+    return false;
+}
+static bool wrpo__is_known(const wrpo__reader *in, const wrpo_json *v) {
+    if (v->kind == WRPO_JSON_NULL || v->key[0] == '_' || !strncmp(v->key, "transformers.", 13)) return true;
+    if (v->kind == WRPO_JSON_BOOL && v->boolean == !strcmp(v->key, "is_causal")) return true;
+    const bool dropout = wrpo__ends(v->key, "_dropout") || wrpo__ends(v->key, "_pdrop");
+    if (v->kind == WRPO_JSON_NUMBER && v->number == 0 && dropout) return true;
+    for (int i = 0; i < WRPO__COUNT(wrpo__keys); i++)
+        if (in->is & wrpo__keys[i].of && !strcmp(v->key, wrpo__keys[i].key)) return true;
+    for (int i = 0; i < WRPO__COUNT(wrpo__known_keys); i++)
+        if (in->is & wrpo__known_keys[i].of && wrpo__in_words(wrpo__known_keys[i].keys, v->key)) return true;
+    return false;
+}
+/* Which of the names v is, of those that have a bit in `allowed`. */
+static int wrpo__config_choice(const wrpo__reader *in, const wrpo_json *v, const char *what, const char *const *names,
+        unsigned allowed) {
+    char list[160] = "";
+    wrpo__shown found;
+    size_t used = 0;
+    for (int i = 0; names[i]; i++) {
+        if (!(allowed >> i & 1)) continue;
+        if (wrpo__json_is(v, names[i])) return i;
+        used += (size_t)snprintf(list + used, sizeof list - used, "%s%s", used ? ", " : "", names[i]);
+    }
+    WRPO__REFUSE(v, "%s: want one of %s, found %s", what, list, wrpo__json_found(found, v));
+}
+static void wrpo__config_want(const wrpo__reader *in, bool ok, const wrpo_json *v, const char *want) {
+    if (!ok) wrpo__json_refuse(in->ctx, in->path, v, NULL, want);
 }
 static double wrpo__config_number(const wrpo__reader *in, const wrpo_json *object, const char *key, double otherwise) {
     const wrpo_json *v = wrpo__present(object, key);
-    if (v && !(v->kind == WRPO_JSON_NUMBER && v->number > 0 && v->number < 1e15)) wrpo__json_refuse(in->ctx, in->path, v, NULL, "a positive number");
-    return v ? v->number : otherwise;
+    if (!v) return otherwise;
+    wrpo__config_want(in, v->kind == WRPO_JSON_NUMBER && v->number > 0 && v->number < 1e15, v, "a positive number");
+    return v->number;
 }
-static bool wrpo__config_bool(const wrpo__reader *in, const char *key, bool otherwise) {
-    const wrpo_json *v = wrpo__json_maybe(in->ctx, in->path, in->root, key, WRPO_JSON_BOOL);
-    return v ? v->boolean : otherwise;
+static int64_t wrpo__config_integer(const wrpo__reader *in, const char *key, int64_t otherwise, int64_t low,
+        int64_t high) {
+    const wrpo_json *v = wrpo__present(in->root, key);
+    return v ? wrpo__json_integer(in->ctx, in->path, v, low, high, NULL) : otherwise;
 }
-static bool wrpo__among(const char *key, const char *const *list) {
-    for (; *list; list++)
-        if (!strcmp(key, *list)) return true;
-    return false;
+static bool wrpo__config_switch(const wrpo__reader *in, const wrpo_json *object, const char *key, bool otherwise) {
+    const wrpo_json *v = wrpo__present(object, key);
+    return v ? wrpo__json_want(in->ctx, in->path, v, WRPO_JSON_BOOL, NULL)->boolean : otherwise;
 }
-/* The families: what transformers takes where a key is absent (0: as many as heads, hidden / heads, none), and the keys that
-   only this family knows. */
-typedef enum wrpo__family_name { WRPO__LLAMA, WRPO__MISTRAL, WRPO__QWEN2, WRPO__QWEN3, WRPO__GEMMA2, WRPO__PHI3, WRPO__INTERNLM2, WRPO__FAMILIES } wrpo__family_name;
-static const struct wrpo__family { const char *name; int64_t kv_heads, head_dim, positions, window; double eps; bool tied; const char *keys[7]; } wrpo__families[] = {
-    {"llama", 0, 0, 2048, 0, 1e-6, false, {NULL}},
-    {"mistral", 8, 0, 131072, 4096, 1e-6, false, {NULL}},
-    {"qwen2", 32, 0, 32768, 4096, 1e-6, false, {"use_sliding_window", "max_window_layers", NULL}},
-    {"qwen3", 32, 128, 32768, 4096, 1e-6, false, {"use_sliding_window", "max_window_layers", NULL}},
-    {"gemma2", 4, 256, 8192, 4096, 1e-6, true, {"hidden_activation", "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping",
-                                                "cache_implementation", "sliding_window_size", NULL}},
-    {"phi3", 0, 0, 4096, 0, 1e-5, false, {"original_max_position_embeddings", "resid_pdrop", "embd_pdrop", "interpolate_factor", "full_attn_mod", NULL}},
-    {"internlm2", 0, 0, 2048, 0, 1e-6, false, {"bias", NULL}}};
-static const char *const wrpo__rope_names[] = {"default", "linear", "llama3", "yarn", "dynamic", "longrope"};
+static void wrpo__config_key(const wrpo__reader *in, const struct wrpo__key *k) {
+    void *field = (char *)in->c + k->field;
+    int64_t *integer = field;
+    double *number = field;
+    bool *on = field;
+    const wrpo_json *v = wrpo__json_get(in->root, k->key);
+    const bool null = v && v->kind == WRPO_JSON_NULL;
+    if (k->kind == WRPO__REQUIRED) wrpo__json_need(in->ctx, in->path, in->root, k->key, WRPO_JSON_NUMBER);
+    if (k->kind == WRPO__INTEGER_OR_NONE && null) *integer = 0;
+    if (k->kind == WRPO__NUMBER_OR_NONE && null) *number = 0;
+    if (k->kind == WRPO__SWITCH) *on = wrpo__config_switch(in, in->root, k->key, *on);
+    else if (k->kind >= WRPO__NUMBER) *number = wrpo__config_number(in, in->root, k->key, *number);
+    else *integer = wrpo__config_integer(in, k->key, *integer, k->low, k->high);
+}
+
+static const char *const wrpo__rope_names[] = {"default", "linear", "llama3", "yarn", "dynamic", "longrope", NULL};
 WRPO__NAMED(wrpo_rope_name, wrpo__rope_names)
-/* An array of positive numbers, one for each pair of numbers that turns. */
-static void wrpo__config_factors(const wrpo__reader *in, const wrpo_json *r, const char *key, float *out, int64_t count) {
+/* An array of positive numbers, one for each pair of elements that is rotated. */
+static void wrpo__rope_factors(const wrpo__reader *in, const wrpo_json *r, const char *key, float *out, int64_t count) {
     const wrpo_json *list = wrpo__present(r, key);
-    int64_t n = 0;
-    for (const wrpo_json *v = list && list->kind == WRPO_JSON_ARRAY && list->count == count ? list->child : NULL; v && v->kind == WRPO_JSON_NUMBER && v->number > 0; v = v->next)
-        out[n++] = (float)v->number;
-    if (n == count) return;
-    WRPO__REFUSE(list ? list : r, WRPO_E_FORMAT, "rope type longrope: %s: want %lld positive numbers", key, (long long)count);
+    char want[64];
+    bool fits = list && list->kind == WRPO_JSON_ARRAY && list->count == count;
+    for (const wrpo_json *v = fits ? list->child : NULL; v; v = v->next) {
+        fits = fits && v->kind == WRPO_JSON_NUMBER && v->number > 0;
+        *out++ = (float)v->number;
+    }
+    snprintf(want, sizeof want, "%s of %lld positive numbers", key, (long long)count);
+    wrpo__config_want(in, fits, list ? list : r, want);
 }
-static void wrpo__config_rope(const wrpo__reader *in, wrpo__family_name family, wrpo_config *c) {
-    static const char *const known[] = {"type", "rope_type", "rope_theta", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings",
-                                        "beta_fast", "beta_slow", "attention_factor", "truncate", "finetuned", "partial_rotary_factor", "short_factor", "long_factor", NULL};
-    static const bool phi3[] = {true, false, false, false, false, true}, internlm2[] = {true, true, false, false, true, false};
-    wrpo_rope *p = &c->rope;
-    const wrpo_json *v5 = wrpo__present(in->root, "rope_parameters"), *v4 = wrpo__present(in->root, "rope_scaling"), *r = v5 ? v5 : v4;
-    p->theta = wrpo__config_number(in, in->root, "rope_theta", 10000);
-    double part = wrpo__config_number(in, in->root, "partial_rotary_factor", 1);
-    if (r && r->kind != WRPO_JSON_OBJECT) WRPO__REFUSE(r, WRPO_E_FORMAT, "rope_scaling: want an object");
+/* What types other than default read from their object r. */
+static void wrpo__rope_scaling(const wrpo__reader *in, const wrpo_json *r) {
+    static const char key[] = "original_max_position_embeddings";
+    wrpo_rope *p = &in->c->rope;
+    const bool llama3 = p->type == WRPO_ROPE_LLAMA3, longrope = p->type == WRPO_ROPE_LONGROPE;
+    const wrpo_json *of = wrpo__present(r, key);
+    double original = llama3 ? 0 : (double)in->c->max_position_embeddings;
+    if (in->is & WRPO__PHI3) {                         /* Phi-3 states it outside the object as well */
+        original = wrpo__config_number(in, in->root, key, 4096);
+        const bool same = wrpo__config_number(in, r, key, original) == original;
+        wrpo__config_want(in, same, of, "the number of config.json, 4096 if it has none");
+        of = wrpo__json_get(in->root, key);
+    }
+    original = wrpo__config_number(in, r, key, original);
+    if (!of) of = wrpo__json_get(in->root, "max_position_embeddings");
+    wrpo__config_want(in, original == floor(original) && original != 1, of, "an integer of at least 2");
+    p->original_max_position_embeddings = (int64_t)original;
+    const double stretch = longrope ? (double)in->c->max_position_embeddings / original : 0;
+    p->factor = wrpo__config_number(in, r, "factor", stretch);
+    p->low_freq_factor = wrpo__config_number(in, r, "low_freq_factor", 0);
+    p->high_freq_factor = wrpo__config_number(in, r, "high_freq_factor", 0);
+    wrpo__config_want(in, p->factor > 0, r, "a factor");
+    const bool ramp = p->low_freq_factor > 0 && p->low_freq_factor < p->high_freq_factor;
+    wrpo__config_want(in, !llama3 || (ramp && original > 0), r,
+            "for llama3 low_freq_factor < high_freq_factor and original_max_position_embeddings");
+    if (p->type == WRPO_ROPE_DYNAMIC && p->dims < 4)
+        WRPO__REFUSE(r, "rope type dynamic: want heads of at least 4 elements");
+    p->beta_fast = wrpo__config_number(in, r, "beta_fast", 32);
+    p->beta_slow = wrpo__config_number(in, r, "beta_slow", 1);
+    double attention = 1;
+    if (p->factor > 1 && p->type == WRPO_ROPE_YARN) attention = 0.1 * log(p->factor) + 1;
+    if (p->factor > 1 && longrope) attention = sqrt(1 + log(p->factor) / log(original));
+    p->attention_factor = wrpo__config_number(in, r, "attention_factor", attention);
+    p->yarn_truncate = wrpo__config_switch(in, r, "truncate", true);
+    if (!longrope) return;
+    wrpo__rope_factors(in, r, "short_factor", p->short_factor, p->dims / 2);
+    wrpo__rope_factors(in, r, "long_factor", p->long_factor, p->dims / 2);
+}
+static void wrpo__config_rope(const wrpo__reader *in) {
+    static const char part_key[] = "partial_rotary_factor";
+    static const char keys[] = "type rope_type rope_theta factor low_freq_factor high_freq_factor beta_fast beta_slow "
+                               "original_max_position_embeddings attention_factor truncate finetuned "
+                               "partial_rotary_factor short_factor long_factor";
+    wrpo_rope *p = &in->c->rope;
+    const int64_t d = in->c->head_dim;
+    const bool phi3 = in->is & WRPO__PHI3;
+    const wrpo_json *parameters = wrpo__present(in->root, "rope_parameters");
+    const wrpo_json *scaling = wrpo__present(in->root, "rope_scaling"), *r = parameters ? parameters : scaling;
+    wrpo__config_want(in, !parameters || !scaling, scaling, "either this or rope_parameters");
+    if (r) wrpo__json_want(in->ctx, in->path, r, WRPO_JSON_OBJECT, NULL);
+    for (const wrpo_json *v = r ? r->child : NULL; v; v = v->next)
+        if (v->kind != WRPO_JSON_NULL && !wrpo__in_words(keys, v->key))
+            WRPO__REFUSE(v, "%s: \"%.60s\" is not supported", r->key, v->key);
+
+    unsigned allowed = 63;                             /* a bit for each type */
+    if (phi3) allowed = 1 << WRPO_ROPE_DEFAULT | 1 << WRPO_ROPE_LONGROPE;
+    if (in->is & WRPO__INTERNLM2) allowed = 1 << WRPO_ROPE_DEFAULT | 1 << WRPO_ROPE_LINEAR | 1 << WRPO_ROPE_DYNAMIC;
     const wrpo_json *type = wrpo__present(r, "rope_type");
     if (!type) type = wrpo__present(r, "type");
-    int kind = 0;
-    while (type && kind < WRPO__COUNT(wrpo__rope_names) && !wrpo__json_is(type, wrpo__rope_names[kind])) kind++;
-    if (family == WRPO__PHI3 && (wrpo__json_is(type, "su") || wrpo__json_is(type, "yarn"))) kind = WRPO_ROPE_LONGROPE;   /* what Phi-3 called it first */
-    if (kind == WRPO__COUNT(wrpo__rope_names) || (family == WRPO__PHI3 && !phi3[kind]) || (family == WRPO__INTERNLM2 && !internlm2[kind]))
-        WRPO__REFUSE(type, WRPO_E_UNSUPPORTED, "rope_type \"%.60s\" is not supported for model_type %s (%s)", type->kind == WRPO_JSON_STRING ? type->text : "?",
-                     c->model_type, family == WRPO__PHI3 ? "default and longrope are" : family == WRPO__INTERNLM2 ? "default, linear and dynamic are"
-                                                                                   : "default, linear, llama3, yarn, dynamic and longrope are");
-    p->type = (wrpo_rope_type)kind;
-    if (v4 && v5) WRPO__REFUSE(v4, WRPO_E_FORMAT, "rope_scaling: want either this or rope_parameters");
-    if (!type && wrpo__present(r, "factor")) WRPO__REFUSE(r, WRPO_E_FORMAT, "%s: want a rope_type for its factor", r->key);
-    for (const wrpo_json *v = r ? r->child : NULL; v; v = v->next)
-        if (v->kind != WRPO_JSON_NULL && !wrpo__among(v->key, known))
-            WRPO__REFUSE(v, WRPO_E_UNSUPPORTED, "%s: \"%.60s\" is not supported", r->key, v->key);
-    p->theta = wrpo__config_number(in, r, "rope_theta", p->theta);
-    part = wrpo__config_number(in, r, "partial_rotary_factor", part);
-    if (part != 1 && family != WRPO__PHI3)
-        WRPO__REFUSE(wrpo__present(r, "partial_rotary_factor") ? r : wrpo__json_get(in->root, "partial_rotary_factor"), WRPO_E_UNSUPPORTED,
-                     "partial_rotary_factor other than 1 is supported for model_type phi3 only");
-    p->dims = (int64_t)((double)c->head_dim * part);
-    if (p->dims < 2 || p->dims % 2 || p->dims > c->head_dim)
-        WRPO__REFUSE(in->root, WRPO_E_UNSUPPORTED, "partial_rotary_factor: want an even number of the %lld numbers of a head, found %lld", (long long)c->head_dim, (long long)p->dims);
-    if (p->type == WRPO_ROPE_DEFAULT) return;
-    const double stated = wrpo__config_number(in, in->root, "original_max_position_embeddings", family == WRPO__PHI3 ? 4096 : 0);   /* Phi-3: beside the object */
-    const double original = wrpo__config_number(in, r, "original_max_position_embeddings", stated > 0 ? stated : p->type == WRPO_ROPE_LLAMA3 ? 0 : (double)c->max_position_embeddings);
-    if (stated > 0 && stated != original)
-        WRPO__REFUSE(r, WRPO_E_FORMAT, "original_max_position_embeddings: the number in this object and that of config.json (4096 if it has none) differ");
-    if (original != floor(original) || original == 1)
-        WRPO__REFUSE(r, WRPO_E_FORMAT, "original_max_position_embeddings: want an integer of at least 2, found %g", original);
-    p->original_max_position_embeddings = (int64_t)original;
-    p->factor = wrpo__config_number(in, r, "factor", p->type == WRPO_ROPE_LONGROPE ? (double)c->max_position_embeddings / original : 0);
-    p->low_freq_factor = wrpo__config_number(in, r, "low_freq_factor", 0), p->high_freq_factor = wrpo__config_number(in, r, "high_freq_factor", 0);
-    if (p->factor == 0 || (p->type == WRPO_ROPE_LLAMA3 && (original == 0 || p->low_freq_factor == 0 || p->high_freq_factor <= p->low_freq_factor)))
-        WRPO__REFUSE(r, WRPO_E_FORMAT, p->type == WRPO_ROPE_LLAMA3
-            ? "rope type llama3: want factor, low_freq_factor < high_freq_factor and original_max_position_embeddings" : "rope scaling: want a factor");
-    if (p->type == WRPO_ROPE_DYNAMIC && p->dims < 4) WRPO__REFUSE(r, WRPO_E_UNSUPPORTED, "rope type dynamic: want heads of at least 4 numbers");
-    p->beta_fast = wrpo__config_number(in, r, "beta_fast", 32), p->beta_slow = wrpo__config_number(in, r, "beta_slow", 1);
-    p->attention_factor = wrpo__config_number(in, r, "attention_factor", p->factor <= 1 ? 1 : p->type == WRPO_ROPE_YARN ? 0.1 * log(p->factor) + 1
-                                              : p->type == WRPO_ROPE_LONGROPE ? sqrt(1 + log(p->factor) / log(original)) : 1);
-    const wrpo_json *truncate = wrpo__json_maybe(in->ctx, in->path, r, "truncate", WRPO_JSON_BOOL);
-    p->yarn_truncate = !truncate || truncate->boolean;
-    if (p->type != WRPO_ROPE_LONGROPE) return;
-    wrpo__config_factors(in, r, "short_factor", p->short_factor, p->dims / 2);
-    wrpo__config_factors(in, r, "long_factor", p->long_factor, p->dims / 2);
+    wrpo__config_want(in, type || !wrpo__present(r, "factor"), r, "a rope_type for its factor");
+    if (phi3 && (wrpo__json_is(type, "su") || wrpo__json_is(type, "yarn")))
+        p->type = WRPO_ROPE_LONGROPE;                  /* what Phi-3 called it first */
+    else if (type) p->type = (wrpo_rope_type)wrpo__config_choice(in, type, "rope_type", wrpo__rope_names, allowed);
+
+    p->theta = wrpo__config_number(in, r, "rope_theta", wrpo__config_number(in, in->root, "rope_theta", 10000));
+    const wrpo_json *part_of = wrpo__present(r, part_key) ? r : in->root;
+    const double part = wrpo__config_number(in, part_of, part_key, 1);
+    if (part != 1 && !phi3)
+        WRPO__REFUSE(part_of, "%s other than 1 is supported for model_type phi3 only", part_key);
+    p->dims = (int64_t)((double)d * part);
+    if (p->dims < 2 || p->dims % 2 || p->dims > d)
+        WRPO__REFUSE(in->root, "%s: want an even number of the %lld elements of a head, found %lld",
+                part_key, (long long)d, (long long)p->dims);
+    if (p->type != WRPO_ROPE_DEFAULT) wrpo__rope_scaling(in, r);
+}
+/* Which layers have a window: all; Qwen's from max_window_layers on; Gemma 2's even ones. layer_types overrides. */
+static void wrpo__config_windows(const wrpo__reader *in) {
+    static const char *const types[] = {"full_attention", "sliding_attention", NULL};
+    static const char size_key[] = "sliding_window_size";
+    const int64_t most = (int64_t)1 << 40;
+    wrpo_config *c = in->c;
+    const wrpo_json *window = wrpo__json_get(in->root, "sliding_window");
+    const wrpo_json *layers = wrpo__present(in->root, "layer_types");
+    const bool qwen = in->is & WRPO__QWEN, gemma2 = in->is & WRPO__GEMMA2;
+    const bool off = qwen && !wrpo__config_switch(in, in->root, "use_sliding_window", false);
+    if (off || (window && window->kind == WRPO_JSON_NULL)) c->sliding_window = 0;
+    else c->sliding_window = wrpo__config_integer(in, "sliding_window", c->sliding_window, 1, most);
+    const int64_t size = gemma2 ? wrpo__config_integer(in, size_key, c->sliding_window, 0, most) : c->sliding_window;
+    wrpo__config_want(in, size == c->sliding_window, wrpo__json_get(in->root, size_key), "that of sliding_window");
+    const int64_t first = qwen && c->sliding_window ? wrpo__config_integer(in, "max_window_layers", 28, 0, most) : 0;
+    const bool fits = !layers || (layers->kind == WRPO_JSON_ARRAY && layers->count == c->num_hidden_layers);
+    wrpo__config_want(in, fits, layers, "one entry a layer");
+    const wrpo_json *v = layers ? layers->child : NULL;
+    for (int64_t l = 0; l < c->num_hidden_layers; l++) {
+        bool sliding = c->sliding_window && l >= first && !(gemma2 && l % 2);
+        if (layers) {
+            sliding = wrpo__config_choice(in, v, "layer_types", types, 3) == 1;
+            wrpo__config_want(in, !sliding || c->sliding_window, layers, "full_attention: there is no sliding_window");
+            v = v->next;
+        }
+        if (sliding) c->sliding_layers[l / 64] |= (uint64_t)1 << l % 64;
+    }
+}
+static void wrpo__config_head(wrpo__reader *in) {
+    static const char *const heads[] = {
+        "ForCausalLM", "ForSequenceClassification", "ForRewardModel", "ForRewardModelWithGating"};
+    const wrpo_json *list = wrpo__present(in->root, "architectures");
+    for (const wrpo_json *v = list ? list->child : NULL; v; v = v->next) {
+        wrpo__shown found;
+        int head = v->kind == WRPO_JSON_STRING ? 0 : 4;
+        while (head < 4 && !wrpo__ends(v->text, heads[head])) head++;
+        const bool fits = head < 4 && (head != WRPO_HEAD_VALUE || in->is & WRPO__INTERNLM2);
+        if (!fits || (v != list->child && head != (int)in->c->head))
+            WRPO__REFUSE(v, "architectures: want causal language models, sequence classification "
+                    "or the reward models of InternLM2 and ArmoRM, found %s", wrpo__json_found(found, v));
+        in->c->head = (wrpo_head)head;
+    }
+    in->is |= 128u << in->c->head;
 }
 static void wrpo__config_parse(wrpo__arena *arena, const char *path, const wrpo_json *root, wrpo_config *c) {
-    /* read below or by the tokenizer */
-    static const char *const used[] = {"model_type", "architectures", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-        "num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "initializer_range", "rope_theta", "rope_scaling", "rope_parameters",
-        "sliding_window", "layer_types", "attention_bias", "tie_word_embeddings", "torch_dtype", "dtype", "hidden_act",
-        "mlp_bias", "attention_dropout", "rope_interleaved", "partial_rotary_factor", "pad_token_id", NULL};
-    /* known not to change a log-prob: ids, caching, generation defaults, provenance */
-    static const char *const harmless[] = {"bos_token_id", "eos_token_id", "num_labels", "sep_token_id", "unk_token_id", "decoder_start_token_id", "use_cache",
-        "transformers_version", "pretraining_tp", "is_llama_config", "auto_map", "return_dict", "output_hidden_states", "output_attentions", "torchscript",
-        "use_bfloat16", "pruned_heads", "chunk_size_feed_forward", "is_encoder_decoder", "is_decoder", "id2label", "label2id", "task_specific_params",
-        "problem_type", "finetuning_task", "tokenizer_class", "prefix", "top_k", "top_p", "temperature", "typical_p", "repetition_penalty", "length_penalty",
-        "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids", "num_return_sequences", "output_scores", "return_dict_in_generate",
-        "forced_bos_token_id", "forced_eos_token_id", "remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens",
-        "max_length", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups", "diversity_penalty", "tf_legacy_loss", "name_or_path",
-        "attn_implementation", "head_dim_original", "max_sequence_length", "model_max_length", "pad_token", "unsloth_fixed", "unsloth_version", NULL};
-    const wrpo__reader *in = &(wrpo__reader){arena->ctx, path, root};
-    char what[256];
+    static const char *const acts[] = {"silu", "swish", "gelu_pytorch_tanh", NULL};
+    const char *names[WRPO__COUNT(wrpo__families) + 1] = {NULL};
+    wrpo__shown found;
+    char want[96];
+    wrpo__reader reader = {.ctx = arena->ctx, .path = path, .root = root, .c = c}, *in = &reader;
     memset(c, 0, sizeof *c);
-    if (root->kind != WRPO_JSON_OBJECT) WRPO__REFUSE(root, WRPO_E_FORMAT, "want an object");
-    const wrpo_json *type = wrpo__present(root, "model_type"), *arch = wrpo__present(root, "architectures");
-    if (!type || type->kind != WRPO_JSON_STRING) wrpo__fail(in->ctx, WRPO_E_FORMAT, "%s: \"model_type\" is missing", path);
-    int index = 0;
-    while (index < WRPO__FAMILIES && !wrpo__json_is(type, wrpo__families[index].name)) index++;
-    if (index == WRPO__FAMILIES) {
-        size_t at = (size_t)snprintf(what, sizeof what, "model_type \"%.60s\" is not supported (these are:", type->text);
-        for (index = 0; index < WRPO__FAMILIES; index++) at += (size_t)snprintf(what + at, sizeof what - at, " %s", wrpo__families[index].name);
-        snprintf(what + at, sizeof what - at, ")");
-        WRPO__REFUSE(type, WRPO_E_UNSUPPORTED, "%s", what);
-    }
-    const wrpo__family_name family = (wrpo__family_name)index;
-    const struct wrpo__family *const defaults = &wrpo__families[index];
-    const bool gemma2 = family == WRPO__GEMMA2, qwen = family == WRPO__QWEN2 || family == WRPO__QWEN3;
-    snprintf(c->model_type, sizeof c->model_type, "%s", type->text);
-    static const char *const heads[] = {"ForCausalLM", "ForSequenceClassification", "ForRewardModel", "ForRewardModelWithGating"};
-    static const char *const head_keys[][5] = {{NULL}, {NULL}, {"reward_token_id", NULL},
-                                               {"num_objectives", "gating_temperature", "gating_hidden_dim", "gating_n_hidden", NULL}};
-    for (const wrpo_json *a = arch ? arch->child : NULL; a; a = a->next) {
-        const char *of = a->kind == WRPO_JSON_STRING ? strstr(a->text, "For") : NULL;
-        int h = 0;
-        while (h < 4 && (!of || strcmp(of, heads[h]) || (h == WRPO_HEAD_VALUE && family != WRPO__INTERNLM2))) h++;
-        if (h == 4 || (a != arch->child && h != (int)c->head))
-            WRPO__REFUSE(a, WRPO_E_UNSUPPORTED, "architectures: \"%.60s\" is not supported (causal language models, sequence classification and the reward models of "
-                     "InternLM2 and ArmoRM are)", a->kind == WRPO_JSON_STRING ? a->text : "?");
-        c->head = (wrpo_head)h;
-    }
-    for (const wrpo_json *v = root->child; v; v = v->next) {
-        bool off = v->kind == WRPO_JSON_NULL || (v->kind == WRPO_JSON_BOOL && v->boolean == !strcmp(v->key, "is_causal"));
-        if (off || v->key[0] == '_' || !strncmp(v->key, "transformers.", 13) || wrpo__among(v->key, used) || wrpo__among(v->key, harmless) || wrpo__among(v->key, defaults->keys) || wrpo__among(v->key, head_keys[c->head])) continue;
-        WRPO__REFUSE(v, WRPO_E_UNSUPPORTED, "\"%.80s\" is not supported for model_type %s", v->key, c->model_type);
-    }
-    const int64_t most = (int64_t)1 << 24;
-    c->vocab_size = wrpo__config_int(in, "vocab_size", -1, 1, most), c->hidden_size = wrpo__config_int(in, "hidden_size", -1, 1, WRPO__MAX_HIDDEN);
-    c->intermediate_size = wrpo__config_int(in, "intermediate_size", -1, 1, most);
-    c->num_hidden_layers = wrpo__config_int(in, "num_hidden_layers", -1, 1, 512);
-    c->num_attention_heads = wrpo__config_int(in, "num_attention_heads", -1, 1, 65536);
-    const wrpo_json *kv = wrpo__json_get(root, "num_key_value_heads");   /* null means all heads; absent, the family's default */
-    c->num_key_value_heads = wrpo__config_int(in, "num_key_value_heads", kv || !defaults->kv_heads ? c->num_attention_heads : defaults->kv_heads, 1, 65536);
-    const int64_t head_dim = wrpo__json_get(root, "head_dim") ? 0 : defaults->head_dim;   /* null means hidden / heads */
-    if (!head_dim && !wrpo__present(root, "head_dim") && c->hidden_size % c->num_attention_heads)
-        wrpo__fail(in->ctx, WRPO_E_FORMAT, "%s: hidden_size %lld is no multiple of num_attention_heads %lld, and there is no head_dim", path,
-                   (long long)c->hidden_size, (long long)c->num_attention_heads);
-    c->head_dim = wrpo__config_int(in, "head_dim", head_dim ? head_dim : c->hidden_size / c->num_attention_heads, 2, 512);
-    if (c->head_dim % 2 || c->head_dim > WRPO__MAX_D) wrpo__fail(in->ctx, WRPO_E_UNSUPPORTED, "%s: head_dim: want an even number up to 512, found %lld", path, (long long)c->head_dim);
-    if (c->num_attention_heads % c->num_key_value_heads)
-        wrpo__fail(in->ctx, WRPO_E_FORMAT, "%s: num_attention_heads %lld is no multiple of num_key_value_heads %lld", path,
-                   (long long)c->num_attention_heads, (long long)c->num_key_value_heads);
-    c->max_position_embeddings = wrpo__config_int(in, "max_position_embeddings", defaults->positions, 1, (int64_t)1 << 40);
-    c->rms_norm_eps = wrpo__config_number(in, root, "rms_norm_eps", defaults->eps);
-    c->initializer_range = wrpo__config_number(in, root, "initializer_range", 0.02);
-    c->tie_word_embeddings = wrpo__config_bool(in, "tie_word_embeddings", defaults->tied);
-    c->attention_bias = family == WRPO__QWEN2 || wrpo__config_bool(in, family == WRPO__INTERNLM2 ? "bias" : "attention_bias", family == WRPO__INTERNLM2);
-    c->output_bias = family != WRPO__QWEN2 && c->attention_bias;
-    c->qk_norm = family == WRPO__QWEN3;
-    c->gelu = c->norm_plus_one = c->post_norms = c->scale_embeddings = gemma2;
-    if (gemma2) {                    /* a cap of null is none */
-        c->query_pre_attn_scalar = wrpo__config_number(in, root, "query_pre_attn_scalar", 256);
-        c->attn_logit_softcapping = wrpo__config_number(in, root, "attn_logit_softcapping", wrpo__json_get(root, "attn_logit_softcapping") ? 0 : 50);
-        c->final_logit_softcapping = wrpo__config_number(in, root, "final_logit_softcapping", wrpo__json_get(root, "final_logit_softcapping") ? 0 : 30);
-    }
-    if ((family == WRPO__MISTRAL || family == WRPO__PHI3 || family == WRPO__INTERNLM2) && wrpo__config_bool(in, "attention_bias", false))
-        WRPO__REFUSE(wrpo__json_get(root, "attention_bias"), WRPO_E_UNSUPPORTED, "attention_bias is not supported for model_type %s", c->model_type);
-    const wrpo_json *act = gemma2 ? wrpo__present(root, "hidden_activation") : NULL;
-    if (!act) act = wrpo__present(root, "hidden_act");
-    if (act && !(gemma2 ? wrpo__json_is(act, "gelu_pytorch_tanh") : wrpo__json_is(act, "silu") || wrpo__json_is(act, "swish")))
-        WRPO__REFUSE(act, WRPO_E_UNSUPPORTED, "%s \"%.60s\" is not supported (%s is)", act->key, act->kind == WRPO_JSON_STRING ? act->text : "?", gemma2 ? "gelu_pytorch_tanh" : "silu");
-    static const char *const dropouts[] = {"attention_dropout", "resid_pdrop", "embd_pdrop"}, *const off[] = {"mlp_bias", "rope_interleaved"};
-    for (int i = 0; i < 3; i++) {
-        const wrpo_json *drop = wrpo__present(root, dropouts[i]);
-        if (drop && (drop->kind != WRPO_JSON_NUMBER || drop->number != 0)) WRPO__REFUSE(drop, WRPO_E_UNSUPPORTED, "%s other than 0 is not supported", dropouts[i]);
-    }
-    for (int i = 0; i < 2; i++) {
-        if (wrpo__config_bool(in, off[i], false)) WRPO__REFUSE(wrpo__json_get(root, off[i]), WRPO_E_UNSUPPORTED, "%s is not supported", off[i]);
-    }
-    wrpo__config_rope(in, family, c);
+    const wrpo_json *type = wrpo__json_need(in->ctx, path, root, "model_type", WRPO_JSON_STRING);
+    for (int i = 0; i < WRPO__COUNT(wrpo__families); i++) names[i] = wrpo__families[i].model_type;
+    const int family = wrpo__config_choice(in, type, "model_type", names, WRPO__ALL);
+    in->is = 1u << family;
+    *c = wrpo__families[family];
+    wrpo__config_head(in);
+    c->rms_norm_eps = in->is & WRPO__PHI3 ? 1e-5 : 1e-6;
+    c->initializer_range = 0.02;
+    c->pad_token_id = c->reward_token_id = -1;
+    if (c->head == WRPO_HEAD_GATED) c->gating_temperature = 10;
+    for (const wrpo_json *v = root->child; v; v = v->next)
+        if (!wrpo__is_known(in, v))
+            WRPO__REFUSE(v, "\"%.80s\": %s is not supported for model_type %s", v->key,
+                    wrpo__json_found(found, v), c->model_type);
+    for (int i = 0; i < WRPO__COUNT(wrpo__keys); i++)
+        if (in->is & wrpo__keys[i].of) wrpo__config_key(in, &wrpo__keys[i]);
 
-    /* the window: every layer of mistral and phi3; qwen's upper layers; gemma2's even ones; layer_types overrides */
-    const wrpo_json *window = wrpo__json_get(root, "sliding_window"), *layers = wrpo__present(root, "layer_types");
-    if ((family == WRPO__LLAMA || family == WRPO__INTERNLM2) && wrpo__present(root, "sliding_window"))
-        WRPO__REFUSE(window, WRPO_E_UNSUPPORTED, "sliding_window is not supported for model_type %s", c->model_type);
-    if (!qwen || wrpo__config_bool(in, "use_sliding_window", false)) c->sliding_window = wrpo__config_int(in, "sliding_window", window ? 0 : defaults->window, 1, (int64_t)1 << 40);
-    if (gemma2 && wrpo__config_int(in, "sliding_window_size", c->sliding_window, 0, (int64_t)1 << 40) != c->sliding_window)
-        WRPO__REFUSE(wrpo__json_get(root, "sliding_window_size"), WRPO_E_FORMAT, "sliding_window_size: want the number of sliding_window");
-    const int64_t first = qwen && c->sliding_window ? wrpo__config_int(in, "max_window_layers", 28, 0, (int64_t)1 << 40) : 0;
-    for (int64_t l = first; c->sliding_window && l < c->num_hidden_layers; l += gemma2 ? 2 : 1) c->sliding_layers[l / 64] |= (uint64_t)1 << l % 64;
-    if (layers) {
-        if (layers->kind != WRPO_JSON_ARRAY || layers->count != c->num_hidden_layers) WRPO__REFUSE(layers, WRPO_E_FORMAT, "layer_types: want one entry a layer");
-        memset(c->sliding_layers, 0, sizeof c->sliding_layers);
-        int64_t l = 0;
-        for (const wrpo_json *v = layers->child; v; v = v->next, l++) {
-            bool sliding = wrpo__json_is(v, "sliding_attention");
-            if (!sliding && !wrpo__json_is(v, "full_attention"))
-                WRPO__REFUSE(v, WRPO_E_UNSUPPORTED, "layer_types: \"%.60s\" is not supported", v->kind == WRPO_JSON_STRING ? v->text : "?");
-            if (sliding && !c->sliding_window) WRPO__REFUSE(v, WRPO_E_FORMAT, "layer_types: sliding_attention without a sliding_window in force");
-            if (sliding) c->sliding_layers[l / 64] |= (uint64_t)1 << l % 64;
-        }
+    const int64_t H = c->num_attention_heads;
+    if (!c->num_key_value_heads) c->num_key_value_heads = H;
+    snprintf(want, sizeof want, "a multiple of num_attention_heads, %lld, where there is no head_dim", (long long)H);
+    wrpo__config_want(in, c->head_dim || c->hidden_size % H == 0, wrpo__json_get(root, "hidden_size"), want);
+    if (!c->head_dim) c->head_dim = c->hidden_size / H;
+    if (c->head_dim % 2 || c->head_dim > WRPO__MAX_D)
+        WRPO__REFUSE(root, "head_dim: want an even number up to %d, found %lld", WRPO__MAX_D, (long long)c->head_dim);
+    snprintf(want, sizeof want, "a multiple of num_key_value_heads, %lld", (long long)c->num_key_value_heads);
+    wrpo__config_want(in, H % c->num_key_value_heads == 0, wrpo__json_get(root, "num_attention_heads"), want);
+    c->output_bias = c->attention_bias && !(in->is & WRPO__QWEN2);
+    const wrpo_json *act = c->gelu ? wrpo__present(root, "hidden_activation") : NULL;
+    if (!act) act = wrpo__present(root, "hidden_act");
+    if (act) wrpo__config_choice(in, act, act->key, acts, c->gelu ? 4 : 3);
+    wrpo__config_rope(in);
+    wrpo__config_windows(in);
+    if (c->head == WRPO_HEAD_VALUE) {
+        const wrpo_json *token = wrpo__json_need(in->ctx, path, root, "reward_token_id", WRPO_JSON_NUMBER);
+        c->reward_token_id = wrpo__json_integer(in->ctx, path, token, 0, c->vocab_size - 1, NULL);
     }
-    const wrpo_json *pad = wrpo__present(root, "pad_token_id");
-    if (pad && !(pad->kind == WRPO_JSON_NUMBER && pad->exact)) WRPO__REFUSE(pad, WRPO_E_FORMAT, "pad_token_id: want an integer");
-    c->pad_token_id = pad ? pad->integer : -1;           /* some files say -1 for none */
-    c->reward_token_id = c->head == WRPO_HEAD_VALUE ? wrpo__config_int(in, "reward_token_id", -1, 0, c->vocab_size - 1) : -1;
-    c->gating_temperature = c->head == WRPO_HEAD_GATED ? wrpo__config_number(in, root, "gating_temperature", 10) : 0;
     const wrpo_json *dtype = wrpo__present(root, "dtype");
     if (!dtype) dtype = wrpo__present(root, "torch_dtype");
-    c->dtype = wrpo__json_is(dtype, "float32") ? WRPO_DTYPE_F32 : wrpo__json_is(dtype, "bfloat16") ? WRPO_DTYPE_BF16 : wrpo__json_is(dtype, "float16") ? WRPO_DTYPE_F16 : WRPO_DTYPE_DEFAULT;
+    for (int i = WRPO_DTYPE_F32; i <= WRPO_DTYPE_F16; i++)
+        if (wrpo__json_is(dtype, wrpo__dtypes[i].torch)) c->dtype = (wrpo_dtype)i;
 }
-static void wrpo__config_read(wrpo__arena *arena, const char *path, wrpo_config *c) {   /* path: the file or its directory */
+static void wrpo__config_read(wrpo__arena *arena, const char *path, wrpo_config *c) {  /* path: or its directory */
     if (wrpo__is_dir(path)) path = wrpo__join(arena, path, "config.json");
-    const wrpo__file *f = wrpo__open_file(arena, path);
-    wrpo__config_parse(arena, path, wrpo__json_parse(arena, path, 1, (const char *)f->data, f->size), c);
+    wrpo__config_parse(arena, path, wrpo__json_file(arena, path), c);
 }
 WRPO_API wrpo_result wrpo_config_load(wrpo_ctx *ctx, const char *path, wrpo_config *out) {
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) wrpo__config_read(wrpo__entry.arena, path, out);
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__config_read(wrpo__current, path, out));
     return wrpo__end(&wrpo__entry);
 }
 
-/* ---- names: where the numbers of the table lie in the files ----
-   The table has the Llama layout. Phi-3 and InternLM2 have other names, and tensors that hold the rows of several weights: one below
-   the other in the order of the table, or, in wqkv, so in each of G groups, a key/value head with its query heads.                  */
+/* ---- names: where the weights of the table are in the files ----
+   The table has the Llama layout. Phi-3 and InternLM2 have other names, and tensors that hold the rows of several
+   weights, one weight after the other in the order of the table. InternLM2's wqkv does so within each of G groups: the
+   query heads of one key/value head, then its key, then its value.                                               */
 static const struct { const char *family, *ours, *theirs; } wrpo__renames[] = {
-    {"phi3", "self_attn.q_proj.", "self_attn.qkv_proj."}, {"phi3", "self_attn.k_proj.", "self_attn.qkv_proj."}, {"phi3", "self_attn.v_proj.", "self_attn.qkv_proj."},
-    {"phi3", "mlp.gate_proj.", "mlp.gate_up_proj."}, {"phi3", "mlp.up_proj.", "mlp.gate_up_proj."},
+    {"phi3", "self_attn.q_proj.", "self_attn.qkv_proj."}, {"phi3", "self_attn.k_proj.", "self_attn.qkv_proj."},
+    {"phi3", "self_attn.v_proj.", "self_attn.qkv_proj."}, {"phi3", "mlp.gate_proj.", "mlp.gate_up_proj."},
+    {"phi3", "mlp.up_proj.", "mlp.gate_up_proj."},
     {"internlm2", "embed_tokens.", "tok_embeddings."}, {"internlm2", "lm_head.", "output."},
-    {"internlm2", "self_attn.q_proj.", "attention.wqkv."}, {"internlm2", "self_attn.k_proj.", "attention.wqkv."}, {"internlm2", "self_attn.v_proj.", "attention.wqkv."},
-    {"internlm2", "self_attn.o_proj.", "attention.wo."}, {"internlm2", "input_layernorm.", "attention_norm."}, {"internlm2", "post_attention_layernorm.", "ffn_norm."},
-    {"internlm2", "mlp.gate_proj.", "feed_forward.w1."}, {"internlm2", "mlp.up_proj.", "feed_forward.w3."}, {"internlm2", "mlp.down_proj.", "feed_forward.w2."}};
-typedef struct wrpo__place {         /* row r of a weight is row r / own * stride + first + r % own of the tensor `name` */
+    {"internlm2", "self_attn.q_proj.", "attention.wqkv."}, {"internlm2", "self_attn.k_proj.", "attention.wqkv."},
+    {"internlm2", "self_attn.v_proj.", "attention.wqkv."}, {"internlm2", "self_attn.o_proj.", "attention.wo."},
+    {"internlm2", "input_layernorm.", "attention_norm."}, {"internlm2", "post_attention_layernorm.", "ffn_norm."},
+    {"internlm2", "mlp.gate_proj.", "feed_forward.w1."}, {"internlm2", "mlp.up_proj.", "feed_forward.w3."},
+    {"internlm2", "mlp.down_proj.", "feed_forward.w2."}};
+typedef struct wrpo__slice {         /* row r of a weight is row r / own * stride + first + r % own of tensor `name` */
     char name[128];
     int64_t groups, stride, first, own;
-} wrpo__place;
+    const wrpo_tensor_info *info;    /* the tensor, once it is found */
+    bool mapped;                     /* the weight is used where the file has it */
+} wrpo__slice;
 static void wrpo__file_name(const wrpo_config *c, const char *name, char out[128]) {
-    for (int64_t i = 0; i < WRPO__COUNT(wrpo__renames); i++) {
-        const char *at = strcmp(c->model_type, wrpo__renames[i].family) ? NULL : strstr(name, wrpo__renames[i].ours);
-        if (!at) continue;
-        snprintf(out, 128, "%.*s%s%s", (int)(at - name), name, wrpo__renames[i].theirs, at + strlen(wrpo__renames[i].ours));
-        return;
-    }
     snprintf(out, 128, "%s", name);
+    for (int64_t i = 0; i < WRPO__COUNT(wrpo__renames); i++) {
+        const char *ours = wrpo__renames[i].ours, *found = strstr(name, ours);
+        if (found && !strcmp(c->model_type, wrpo__renames[i].family))
+            snprintf(out, 128, "%.*s%s%s", (int)(found - name), name, wrpo__renames[i].theirs, found + strlen(ours));
+    }
 }
-static wrpo__place wrpo__place_of(const wrpo_model *m, const wrpo_weight *w) {
-    wrpo__place p = {.groups = 1};
-    char other[128];
-    const wrpo_weight *begin = w, *end = w, *last = m->weights + m->n_weights;
-    wrpo__file_name(&m->config, w->name, p.name);
-    while (begin > m->weights && (wrpo__file_name(&m->config, begin[-1].name, other), !strcmp(other, p.name))) p.first += (--begin)->rows;
-    p.stride = p.first;
-    do p.stride += (end++)->rows; while (end < last && (wrpo__file_name(&m->config, end->name, other), !strcmp(other, p.name)));
-    if (strstr(p.name, ".wqkv.")) p.groups = m->config.num_key_value_heads;
-    p.own = w->rows / p.groups, p.first /= p.groups, p.stride /= p.groups;
-    return p;
+static bool wrpo__is_in(const wrpo_model *m, const wrpo_weight *w, const char *tensor) {
+    char name[128];
+    wrpo__file_name(&m->config, w->name, name);
+    return !strcmp(name, tensor);
+}
+static wrpo__slice wrpo__slice_of(const wrpo_model *m, const wrpo_weight *w) {
+    wrpo__slice s = {.groups = 1};
+    const wrpo_weight *end = m->weights + m->n_weights;
+    wrpo__file_name(&m->config, w->name, s.name);
+    if (strstr(s.name, ".wqkv.")) s.groups = m->config.num_key_value_heads;
+    for (const wrpo_weight *x = w; x > m->weights && wrpo__is_in(m, x - 1, s.name); x--) s.first += x[-1].rows;
+    s.stride = s.first;
+    for (const wrpo_weight *x = w; x < end && wrpo__is_in(m, x, s.name); x++) s.stride += x->rows;
+    s.own = w->rows / s.groups, s.first /= s.groups, s.stride /= s.groups;
+    return s;
 }
 
 /* ---- tensors against the table of weights ---- */
 static void wrpo__shape_text(char *s, size_t n, int ndim, const int64_t *shape) {
-    size_t at = (size_t)snprintf(s, n, "[");
-    for (int i = 0; i < ndim && at < n; i++) at += (size_t)snprintf(s + at, n - at, "%s%lld", i ? "," : "", (long long)shape[i]);
-    if (at < n) snprintf(s + at, n - at, "]");
+    size_t used = (size_t)snprintf(s, n, "[");
+    for (int i = 0; i < ndim && used < n; i++)
+        used += (size_t)snprintf(s + used, n - used, "%s%lld", i ? "," : "", (long long)shape[i]);
+    if (used < n) snprintf(s + used, n - used, "]");
 }
-/* The tensor that holds this weight, or a sentence: missing, misshapen, of a type that is no float. */
-static const wrpo_tensor_info *wrpo__tensor_of(const wrpo_model *m, const char *dir, const wrpo_tensors *t, const wrpo_weight *w, wrpo__place *place) {
-    *place = wrpo__place_of(m, w);
-    const wrpo_tensor_info *info = wrpo_tensors_find(t, place->name);
-    char want[80], found[160];
-    if (!info) wrpo__fail(m->ctx, WRPO_E_FORMAT, "%s: %s is missing", dir, place->name);
-    const int64_t shape[2] = {place->groups * place->stride, w->cols};
-    wrpo__shape_text(want, sizeof want, w->vector ? 1 : 2, shape);
-    wrpo__shape_text(found, sizeof found, info->ndim, info->shape);
-    if (strcmp(want, found)) wrpo__fail(m->ctx, WRPO_E_FORMAT, "%s: %s: want %s, found %s", info->file, info->name, want, found);
-    if (strcmp(info->dtype, "F32") && strcmp(info->dtype, "BF16") && strcmp(info->dtype, "F16"))
-        wrpo__fail(m->ctx, WRPO_E_UNSUPPORTED, "%s: %s: want F32, F16 or BF16, found %s", info->file, info->name, info->dtype);
-    return info;
-}
-/* A tensor of a reward model's head: read by wrpo_reward_load, beside the table, for nothing trains it. */
-static bool wrpo__in_head(const wrpo_config *c, const char *name) {
-    if (c->head == WRPO_HEAD_GATED) return !strcmp(name, "regression_layer.weight") || !strcmp(name, "reward_transform_matrix") || !strncmp(name, "gating.", 7);
-    return (c->head == WRPO_HEAD_SCORE && !strcmp(name, "score.weight")) || (c->head == WRPO_HEAD_VALUE && !strcmp(name, "v_head.weight"));
-}
-/* m: the table of the config, without data. Every weight is there, and nothing else. */
-static wrpo_dtype wrpo__check_tensors(const wrpo_model *m, const char *dir, const wrpo_tensors *t) {
-    const wrpo_tensor_info *all = wrpo_tensors_at(t, 0), *first = NULL, *other = NULL;
-    bool *seen = wrpo__alloc(wrpo__current, (size_t)wrpo_tensors_count(t), sizeof *seen);
-    wrpo__place place;
+/* A tensor that a load may leave alone: an untied output of a tied model, as transformers does; frequencies of old
+   files; the head of a reward model, which wrpo_reward_load reads, for nothing trains it. */
+static bool wrpo__is_extra(const wrpo_config *c, const char *name) {
     char head[128];
+    wrpo__file_name(c, "lm_head.weight", head);
+    if (wrpo__ends(name, ".rotary_emb.inv_freq") || (c->tie_word_embeddings && !strcmp(name, head))) return true;
+    switch (c->head) {
+    case WRPO_HEAD_SCORE: return !strcmp(name, "score.weight");
+    case WRPO_HEAD_VALUE: return !strcmp(name, "v_head.weight");
+    case WRPO_HEAD_GATED: return !strncmp(name, "gating.", 7) || !strcmp(name, "regression_layer.weight") ||
+                                 !strcmp(name, "reward_transform_matrix");
+    default: return false;
+    }
+}
+/* The slice of each weight of the table: all are there, in their shapes, and no other tensor. *dtype: of the first. */
+static wrpo__slice *wrpo__find_weights(wrpo__arena *arena, const wrpo_model *m, const char *dir, const wrpo_tensors *t,
+        wrpo_dtype *dtype) {
+    const wrpo_tensor_info *first = NULL, *other = NULL;
+    wrpo__slice *slices = wrpo__alloc(arena, (size_t)m->n_weights, sizeof *slices);
+    bool *seen = wrpo__alloc(arena, (size_t)t->count, sizeof *seen);
     for (int64_t i = 0; i < m->n_weights; i++) {
-        const wrpo_tensor_info *info = wrpo__tensor_of(m, dir, t, &m->weights[i], &place);
+        const wrpo_weight *w = &m->weights[i];
+        wrpo__slice *s = &slices[i];
+        *s = wrpo__slice_of(m, w);
+        const wrpo_tensor_info *info = s->info = wrpo_tensors_find(t, s->name);
+        char want[80], found[160];
+        if (!info) wrpo__fail(m->ctx, WRPO_E_FORMAT, "%s: %s is missing", dir, s->name);
+        const int64_t shape[2] = {s->groups * s->stride, w->cols};
+        wrpo__shape_text(want, sizeof want, w->vector ? 1 : 2, shape);
+        wrpo__shape_text(found, sizeof found, info->ndim, info->shape);
+        if (strcmp(want, found))
+            wrpo__fail(m->ctx, WRPO_E_FORMAT, "%s: %s: want %s, found %s", info->file, info->name, want, found);
+        wrpo__need_float(m->ctx, info);
         if (!first) first = info;
-        if (wrpo__float_dtype(info) != wrpo__float_dtype(first)) other = info;
-        seen[info - all] = true;
+        if (strcmp(info->dtype, first->dtype)) other = info;
+        seen[info - t->info] = true;
     }
-    if (other) wrpo__log(m->ctx, WRPO_LOG_WARN, "%s: %s is %s, %s %s: saved again, all are %s unless a type is asked for", dir, first->name, first->dtype, other->name, other->dtype, first->dtype);
-    wrpo__file_name(&m->config, "lm_head.weight", head);
-    for (const wrpo_tensor_info *info = all; info < all + wrpo_tensors_count(t); info++)
-        if (!seen[info - all] && !wrpo__ends(info->name, ".rotary_emb.inv_freq") && !wrpo__in_head(&m->config, info->name) && !(m->config.tie_word_embeddings && !strcmp(info->name, head)))
-            wrpo__fail(m->ctx, WRPO_E_FORMAT, "%s: %s: no such tensor in a %s of this config", info->file, info->name, m->config.model_type);
-    return wrpo__float_dtype(first);
+    if (other)
+        wrpo__log(m->ctx, WRPO_LOG_WARN, "%s: %s is %s, %s %s: saved again, all are %s unless a type is asked for", dir,
+                first->name, first->dtype, other->name, other->dtype, first->dtype);
+    for (int64_t i = 0; i < t->count; i++)
+        if (!seen[i] && !wrpo__is_extra(&m->config, t->info[i].name))
+            wrpo__fail(m->ctx, WRPO_E_FORMAT, "%s: %s: no such tensor in a %s of this config", t->info[i].file,
+                    t->info[i].name, m->config.model_type);
+    *dtype = wrpo__float_dtype(first);
+    return slices;
 }
+/* The tensors of a directory, open until the current entry's arena is freed. */
 static wrpo_tensors *wrpo__tensors_in(wrpo_ctx *ctx, const char *dir) {
-    wrpo_tensors *t;
-    wrpo__cleanup *owner = wrpo__on_free(wrpo__current, wrpo__tensors_drop, NULL);
-    wrpo__rethrow(ctx, wrpo_tensors_open(ctx, dir, &t));
-    owner->p = t;
-    return t;
+    return wrpo__tensors_new(ctx->frame->arena, dir);
 }
-WRPO_API wrpo_result wrpo_model_check(wrpo_ctx *ctx, const char *dir, wrpo_config *config, int64_t *parameters, wrpo_dtype *dtype) {
+static void wrpo__model_check(const char *dir, wrpo_config *config, int64_t *parameters, wrpo_dtype *dtype) {
+    wrpo__arena *temp = wrpo__current;
+    wrpo__config_read(temp, dir, config);
+    const wrpo_model *table = wrpo__model_table(temp, config, WRPO_DTYPE_F32);
+    *parameters = wrpo_model_parameters(table);
+    wrpo__find_weights(temp, table, dir, wrpo__tensors_new(temp, dir), dtype);
+}
+WRPO_API wrpo_result wrpo_model_check(wrpo_ctx *ctx, const char *dir, wrpo_config *config, int64_t *parameters,
+        wrpo_dtype *dtype) {
     *parameters = 0, *dtype = WRPO_DTYPE_DEFAULT;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        wrpo__arena *arena = wrpo__entry.arena;
-        wrpo__config_read(arena, dir, config);
-        const wrpo_model *table = wrpo__model_table(arena, config, WRPO_DTYPE_F32);      /* alone, no memory behind it */
-        *parameters = wrpo_model_parameters(table);
-        *dtype = wrpo__check_tensors(table, dir, wrpo__tensors_in(ctx, dir));
-    }
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__model_check(dir, config, parameters, dtype));
     return wrpo__end(&wrpo__entry);
 }
 
 /* ---- load ----
-   A frozen model on the host keeps its matrices in the file that holds them, if they lie there in one piece, as floats or bfloat16 and aligned. */
-static const void *wrpo__mapped_data(const wrpo_tensor_info *info, const wrpo__place *p, const wrpo_weight *w) {   /* NULL: it must be copied */
-    const size_t size = !strcmp(info->dtype, "F32") ? 4 : !strcmp(info->dtype, "BF16") ? 2 : 0;
-    if (w->vector || p->groups > 1 || !size || (uintptr_t)info->data % size) return NULL;
-    return (const char *)info->data + (size_t)(p->first * w->cols) * size;
-}
-static void wrpo__map_weights(wrpo_model *model, const wrpo_tensors *t) {
+   A frozen model on the host uses its matrices where the file has them, if they are float or bfloat16, aligned and in
+   one piece there. Everything else is copied. */
+static void wrpo__map_weights(wrpo_model *model, wrpo__slice *slices) {
     for (int64_t i = 0; i < model->n_weights; i++) {
         wrpo_weight *w = &model->weights[i];
-        wrpo__place place;
-        const wrpo_tensor_info *info = wrpo__tensor_of(model, model->dir, t, w, &place);
-        const void *data = wrpo__mapped_data(info, &place, w);
-        if (data) w->data = (void *)(uintptr_t)data, w->dtype = !strcmp(info->dtype, "F32") ? WRPO_DTYPE_F32 : WRPO_DTYPE_BF16;
+        wrpo__slice *s = &slices[i];
+        const wrpo_dtype dtype = wrpo__float_dtype(s->info);
+        const uintptr_t data = (uintptr_t)s->info->data, size = wrpo__dtype_size(dtype);
+        s->mapped = !w->vector && s->groups == 1 && dtype != WRPO_DTYPE_F16 && data % size == 0;
+        if (s->mapped) w->data = (void *)(data + (uintptr_t)(s->first * w->cols) * size), w->dtype = dtype;
     }
 }
-static wrpo_result wrpo__load_weights(wrpo_model *model, const wrpo_tensors *mapped /* or NULL */) {
-    wrpo_ctx *ctx = model->ctx;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        const wrpo_tensors *t = mapped ? mapped : wrpo__tensors_in(ctx, model->dir);
-        float *piece = wrpo__raw(wrpo__entry.arena, WRPO__PIECE, sizeof *piece);
-        for (int64_t i = 0; i < model->n_weights; i++) {
-            const wrpo_weight *w = &model->weights[i];
-            wrpo__place p;
-            const wrpo_tensor_info *info = wrpo__tensor_of(model, model->dir, t, w, &p);
-            if (mapped && w->data == wrpo__mapped_data(info, &p, w)) continue;
-            const int64_t part = p.own * w->cols;      /* lies in one piece */
-            for (int64_t at = 0, n; at < wrpo__size(w); at += n) {
-                const int64_t from = (at / part * p.stride + p.first) * w->cols + at % part;
-                n = WRPO__MIN(part - at % part, WRPO__PIECE);
-                wrpo__to_float(ctx, piece, info, from, n);
-                for (int64_t k = 0; k < n; k++)
-                    if (!isfinite(piece[k])) wrpo__fail(ctx, WRPO_E_NOT_FINITE, "%s: %s: element %lld is not a finite number", info->file, info->name, (long long)(from + k));
-                wrpo__weight_put(model, w, at, n, piece);
-            }
+static void wrpo__copy_weights(wrpo_model *model, const wrpo__slice *slices, float *piece) {
+    for (int64_t i = 0; i < model->n_weights; i++) {
+        const wrpo_weight *w = &model->weights[i];
+        const wrpo__slice *s = &slices[i];
+        const int64_t run = s->own * w->cols;          /* elements in one piece of the file */
+        for (int64_t k = 0, n; k < wrpo__size(w) && !s->mapped; k += n) {
+            n = WRPO__MIN(run - k % run, WRPO__PIECE);
+            wrpo__to_finite(model->ctx, piece, s->info, (k / run * s->stride + s->first) * w->cols + k % run, n);
+            wrpo__weight_put(model, w, k, n, piece);
         }
-        wrpo__sync(ctx);
     }
-    return wrpo__end(&wrpo__entry);
+    wrpo__sync(model->ctx);
 }
 static void wrpo__need_language_model(wrpo_ctx *ctx, const char *dir, const wrpo_config *c) {
-    if (c->head != WRPO_HEAD_LM) wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: a reward model: it scores answers (wrpo_reward_load), it has no logits to train", dir);
+    if (c->head != WRPO_HEAD_LM)
+        wrpo__fail(ctx, WRPO_E_UNSUPPORTED,
+                "%s: a reward model: it scores answers (wrpo_reward_load), it has no logits to train", dir);
+}
+static wrpo_model *wrpo__model_from(wrpo__arena *arena, const wrpo_model_desc *desc, bool reward) {
+    wrpo_ctx *ctx = arena->ctx;
+    wrpo__arena *temp = wrpo__sub_arena(arena);
+    wrpo_config config;
+    if (!desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_model_desc: dir is missing");
+    wrpo__config_read(temp, desc->dir, &config);
+    if (!reward) wrpo__need_language_model(ctx, desc->dir, &config);
+    const bool map = desc->frozen && ctx->desc.backend->host;
+    const wrpo_tensors *t = wrpo__tensors_new(map ? arena : temp, desc->dir);  /* mapped: open as long as the model */
+    wrpo_model *model = wrpo__model_table(arena, &config, map ? WRPO_DTYPE_F32 : ctx->desc.dtype);
+    model->dir = model->tokenizer_dir = wrpo__strndup(arena, desc->dir, strlen(desc->dir));
+    model->frozen = desc->frozen;
+    wrpo__slice *slices = wrpo__find_weights(temp, model, model->dir, t, &model->dtype);
+    if (map) wrpo__map_weights(model, slices);
+    wrpo__model_memory(model);
+    wrpo__copy_weights(model, slices, wrpo__raw(temp, WRPO__PIECE, sizeof(float)));
+    wrpo__arena_clear(temp);
+    return model;
 }
 static wrpo_result wrpo__model_load(wrpo_ctx *ctx, const wrpo_model_desc *given, bool reward, wrpo_model **out) {
     *out = NULL;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), false) {
-        const wrpo_model_desc *desc = given ? given : &(wrpo_model_desc){0};
-        wrpo__arena *arena = wrpo__entry.arena;
-        wrpo_config config;
-        wrpo_dtype dtype;
-        if (!desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_model_desc: dir is missing");
-        wrpo__rethrow(ctx, wrpo_model_check(ctx, desc->dir, &config, &(int64_t){0}, &dtype));   /* before memory is taken */
-        if (!reward) wrpo__need_language_model(ctx, desc->dir, &config);
-        const bool map = desc->frozen && ctx->desc.backend->host;
-        wrpo_model *model = wrpo__model_table(arena, &config, map ? WRPO_DTYPE_F32 : ctx->desc.dtype);
-        model->dir = model->tokenizer_dir = wrpo__strndup(arena, desc->dir, strlen(desc->dir));
-        model->dtype = dtype, model->frozen = desc->frozen;
-        const wrpo_tensors *mapped = map ? wrpo__tensors_in(ctx, model->dir) : NULL;      /* open as long as the model */
-        if (map) wrpo__map_weights(model, mapped);
-        wrpo__model_memory(model);
-        wrpo__rethrow(ctx, wrpo__load_weights(model, mapped));
-        *out = model;
-    }
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__model_from(wrpo__current, given ? given : &(wrpo_model_desc){0}, reward));
     return wrpo__end(&wrpo__entry);
 }
-
-WRPO_API wrpo_result wrpo_model_load(wrpo_ctx *ctx, const wrpo_model_desc *desc, wrpo_model **out) { return wrpo__model_load(ctx, desc, false, out); }
+WRPO_API wrpo_result wrpo_model_load(wrpo_ctx *ctx, const wrpo_model_desc *desc, wrpo_model **out) {
+    return wrpo__model_load(ctx, desc, false, out);
+}
 
 /* ---- random weights ---- */
-WRPO_API wrpo_result wrpo_model_init(wrpo_ctx *ctx, const wrpo_init_desc *given, wrpo_model **out) {
+static wrpo_model *wrpo__model_init(wrpo__arena *arena, const wrpo_init_desc *desc) {
+    wrpo_config config;
+    if (!desc->config) wrpo__fail(arena->ctx, WRPO_E_ARG, "wrpo_init_desc: config is missing");
+    wrpo__config_read(arena, desc->config, &config);
+    wrpo__need_language_model(arena->ctx, desc->config, &config);
+    wrpo_model *model = wrpo__model_new(arena, &config);
+    const char *tokenizer = desc->tokenizer_dir;
+    model->dir = wrpo__strndup(arena, desc->config, strlen(desc->config));
+    model->tokenizer_dir = tokenizer ? wrpo__strndup(arena, tokenizer, strlen(tokenizer)) : NULL;
+    model->dtype = desc->dtype ? desc->dtype : WRPO_DTYPE_F32;
+    wrpo__model_randomize(model, desc->seed);
+    return model;
+}
+WRPO_API wrpo_result wrpo_model_init(wrpo_ctx *ctx, const wrpo_init_desc *desc, wrpo_model **out) {
     *out = NULL;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), false) {
-        const wrpo_init_desc *desc = given ? given : &(wrpo_init_desc){0};
-        wrpo__arena *arena = wrpo__entry.arena;
-        if (!desc->config) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_init_desc: config is missing");
-        wrpo_config config;
-        wrpo__config_read(arena, desc->config, &config);
-        wrpo__need_language_model(ctx, desc->config, &config);
-        wrpo_model *model = wrpo__model_new(arena, &config);
-        model->dir = wrpo__strndup(arena, desc->config, strlen(desc->config));
-        model->tokenizer_dir = desc->tokenizer_dir ? wrpo__strndup(arena, desc->tokenizer_dir, strlen(desc->tokenizer_dir)) : NULL;
-        model->dtype = desc->dtype ? desc->dtype : WRPO_DTYPE_F32;
-        wrpo__model_randomize(model, desc->seed);
-        *out = model;
-    }
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__model_init(wrpo__current, desc ? desc : &(wrpo_init_desc){0}));
     return wrpo__end(&wrpo__entry);
 }
 
@@ -5171,95 +5368,100 @@ WRPO_API wrpo_result wrpo_weight_put(wrpo_model *model, int64_t i, int64_t first
     return wrpo__end(&wrpo__entry);
 }
 
-/* ---- save ---- */
-/* What belongs to a checkpoint beside its weights and config.json: settings, tokenizer, template, licence. */
-static bool wrpo__is_side_file(const char *name) {
-    static const char *const ends[] = {".json", ".jinja", ".txt", ".model", ".md", ".py", "LICENSE", "NOTICE", NULL};
-    static const char *const not[] = {".index.json", "trainer_state.json", "config.json", NULL};
-    bool yes = false;
-    for (const char *const *end = ends; *end; end++) yes = yes || wrpo__ends(name, *end);
-    yes = yes && name[0] != '.' && strncmp(name, "reference_logps", 15) != 0;
-    return yes && !wrpo__ends(name, not[0]) && strcmp(name, not[1]) && strcmp(name, not[2]);
+/* ---- save ----
+   Side files are what belongs to a checkpoint beside its weights: config.json, tokenizer, template, licence.  */
+static bool wrpo__is_side_file(const char *name) {     /* other than config.json, which is written anew */
+    static const char *const ends[] = {".json", ".jinja", ".txt", ".model", ".md", ".py", "LICENSE", "NOTICE"};
+    if (name[0] == '.' || !strncmp(name, "reference_logps", 15) || wrpo__ends(name, ".index.json")) return false;
+    if (!strcmp(name, "config.json") || !strcmp(name, "trainer_state.json")) return false;
+    for (int i = 0; i < WRPO__COUNT(ends); i++)
+        if (wrpo__ends(name, ends[i])) return true;
+    return false;
 }
-/* One more file of a checkpoint, under its part name so far; not if it is there already, the same. */
-static void wrpo__beside(wrpo__arena *arena, wrpo__writer ***files, const char *to, const void *data, size_t size) {
+/* One more side file, whole under its part name. Nothing if it is there already with the same content. */
+static void wrpo__side_file(wrpo__arena *arena, wrpo__writer ***sides, const char *to, const void *data, size_t size) {
     const wrpo__file *old = wrpo__disk_exists(to) ? wrpo__disk_open(arena, to) : NULL;
     if (old && old->size == size && !memcmp(old->data, data, size)) return;
-    wrpo__writer *w = wrpo__create(arena, to);
-    wrpo__write(w, data, size);
-    wrpo__finish(w);
-    stbds_arrput(*files, w);
+    stbds_arrput(*sides, wrpo__write_whole(arena, to, data, size));
 }
-/* config.json unchanged, but for the value of dtype / torch_dtype where the weights are written in another type. */
-static void wrpo__save_config(wrpo__arena *arena, wrpo__writer ***files, const char *from, const char *to, wrpo_dtype dtype) {
+/* config.json, unchanged except for the value of dtype / torch_dtype, which becomes that of the weights written. */
+static void wrpo__save_config(wrpo__arena *arena, wrpo__writer ***sides, const char *from, const char *to,
+        wrpo_dtype dtype) {
     const wrpo__file *f = wrpo__open_file(arena, from);
-    const char *name = dtype == WRPO_DTYPE_BF16 ? "bfloat16" : dtype == WRPO_DTYPE_F16 ? "float16" : "float32";
     const char *text = wrpo__strndup(arena, (const char *)f->data, f->size), *rest = text;
     wrpo__text out = {.arena = arena};
     for (const wrpo_json *v = wrpo__json_parse(arena, from, 1, text, f->size)->child; v; v = v->next) {
         if (v->kind != WRPO_JSON_STRING || (strcmp(v->key, "dtype") && strcmp(v->key, "torch_dtype"))) continue;
-        const char *at = text;                         /* its opening quote */
-        for (int32_t i = 1; i < v->line; i++) at = strchr(at, '\n') + 1;
-        for (int32_t i = 1; i < v->column; i++) do at++; while ((*at & 0xC0) == 0x80);
-        wrpo__text_add(&out, rest, (size_t)(at + 1 - rest));
-        wrpo__text_puts(&out, name);
-        rest = strchr(at + 1, '"');
+        const char *quote = text;                      /* the opening one, by line and column */
+        for (int32_t i = 1; i < v->line; i++) quote = strchr(quote, '\n') + 1;
+        for (int32_t i = 1; i < v->column; i++)
+            for (quote++; (*quote & 0xC0) == 0x80;) quote++;           /* to the next code point */
+        wrpo__text_add(&out, rest, (size_t)(quote + 1 - rest));
+        wrpo__text_puts(&out, wrpo__dtypes[dtype].torch);
+        rest = strchr(quote + 1, '"');
     }
     wrpo__text_puts(&out, rest);
-    wrpo__beside(arena, files, to, out.data, out.size);
+    wrpo__side_file(arena, sides, to, out.data, out.size);
 }
-typedef struct wrpo__saving { const wrpo_model *model; const wrpo_weight **of; } wrpo__saving;   /* of[tensor]: the first weight in it */
+/* The side files of the tokenizer's directory, then of the model's, where names are not taken yet. */
+static wrpo__writer **wrpo__save_sides(wrpo__arena *arena, const wrpo_model *model, const char *to, wrpo_dtype dtype) {
+    wrpo__writer **sides = NULL;
+    const bool dir = wrpo__is_dir(model->dir);         /* else it is the path of a config.json */
+    const char *from[2] = {model->tokenizer_dir, dir ? model->dir : NULL};
+    const char *config = dir ? wrpo__join(arena, model->dir, "config.json") : model->dir;
+    wrpo__save_config(arena, &sides, config, wrpo__join(arena, to, "config.json"), dtype);
+    for (int i = 0; i < 2; i++) {
+        const wrpo__name *names = from[i] ? wrpo__list_dir(arena, from[i]) : NULL;
+        for (int64_t k = 0; k < stbds_arrlen(names); k++) {
+            const char *name = names[k].text, *path = wrpo__join(arena, from[i], name);
+            const bool taken = i && from[0] && wrpo__exists(wrpo__join(arena, from[0], name));
+            if (taken || !wrpo__is_side_file(name) || wrpo__is_dir(path)) continue;
+            const wrpo__file *f = wrpo__open_file(arena, path);
+            wrpo__side_file(arena, &sides, wrpo__join(arena, to, name), f->data, f->size);
+        }
+    }
+    return sides;
+}
+/* first[tensor]: the first weight in it */
+typedef struct wrpo__saving { const wrpo_model *model; const wrpo_weight **first; } wrpo__saving;
 static void wrpo__save_piece(void *user, int64_t tensor, int64_t first, int64_t count, float *dst) {
-    const wrpo__saving *s = user;
+    const wrpo__saving *saving = user;
     for (int64_t n; count > 0; first += n, dst += n, count -= n) {
-        const wrpo_weight *w = s->of[tensor];
+        const wrpo_weight *w = saving->first[tensor];
         const int64_t row = first / w->cols, col = first % w->cols;
-        wrpo__place p = wrpo__place_of(s->model, w);
-        while (row % p.stride >= p.first + p.own) p = wrpo__place_of(s->model, ++w);
-        const int64_t in = row % p.stride - p.first;
-        n = WRPO__MIN(count, (p.own - in) * w->cols - col);
-        wrpo__weight_get(s->model, w, (row / p.stride * p.own + in) * w->cols + col, n, dst);
+        wrpo__slice s = wrpo__slice_of(saving->model, w);
+        while (row % s.stride >= s.first + s.own) s = wrpo__slice_of(saving->model, ++w);
+        const int64_t own_row = row % s.stride - s.first;      /* within the weight's rows of this group */
+        n = WRPO__MIN(count, (s.own - own_row) * w->cols - col);
+        wrpo__weight_get(saving->model, w, (row / s.stride * s.own + own_row) * w->cols + col, n, dst);
     }
 }
-WRPO_API wrpo_result wrpo_model_save(wrpo_model *model, const wrpo_save_desc *given) {
-    wrpo_ctx *ctx = model->ctx;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        const wrpo_save_desc *desc = given ? given : &(wrpo_save_desc){0};
-        wrpo__arena *arena = wrpo__entry.arena;
-        if (!desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_save_desc: dir is missing");
-        if (!model->dir)
-            wrpo__fail(ctx, WRPO_E_ARG, "the model was made from a struct, so there is no config.json to save: want wrpo_model_init, which reads one");
-        if (desc->max_shard_size < 0) wrpo__fail(ctx, WRPO_E_ARG, "max_shard_size: want a number of bytes, found %lld", (long long)desc->max_shard_size);
-        wrpo_dtype dtype = desc->dtype ? desc->dtype : model->dtype;
-        wrpo__make_dir(ctx, desc->dir);
-        wrpo__save_tensor *t = wrpo__alloc(arena, (size_t)model->n_weights, sizeof *t);
-        wrpo__saving saving = {model, wrpo__alloc(arena, (size_t)model->n_weights, sizeof *saving.of)};
-        int64_t tensors = 0;
-        for (int64_t i = 0; i < model->n_weights; i++) {
-            const wrpo_weight *w = &model->weights[i];
-            const wrpo__place p = wrpo__place_of(model, w);
-            if (p.first) continue;
-            t[tensors] = (wrpo__save_tensor){wrpo__strndup(arena, p.name, strlen(p.name)), w->vector ? 1 : 2, {p.groups * p.stride, w->cols, 0, 0}};
-            saving.of[tensors++] = w;
-        }
-        wrpo__writer **beside = NULL;
-        bool dir = wrpo__is_dir(model->dir);
-        const char *config = dir ? wrpo__join(arena, model->dir, "config.json") : model->dir;
-        wrpo__save_config(arena, &beside, config, wrpo__join(arena, desc->dir, "config.json"), dtype);
-        const char *from[2] = {model->tokenizer_dir, dir ? model->dir : NULL};
-        for (int i = 0; i < 2; i++) {
-            if (!from[i] || (i && from[0] && !strcmp(from[0], from[1]))) continue;
-            wrpo__name *names = wrpo__list_dir(arena, from[i]);
-            for (int64_t k = 0; k < stbds_arrlen(names); k++) {
-                const char *path = wrpo__join(arena, from[i], names[k].text);
-                bool known = i && from[0] && wrpo__exists(wrpo__join(arena, from[0], names[k].text));   /* the tokenizer's folder wins */
-                if (!wrpo__is_side_file(names[k].text) || known || wrpo__is_dir(path)) continue;
-                const wrpo__file *f = wrpo__open_file(arena, path);
-                wrpo__beside(arena, &beside, wrpo__join(arena, desc->dir, names[k].text), f->data, f->size);
-            }
-        }
-        wrpo__tensors_save(arena, desc->dir, t, tensors, dtype, desc->max_shard_size, wrpo__save_piece, &saving, beside);
+static void wrpo__model_save(wrpo__arena *arena, const wrpo_model *model, const wrpo_save_desc *desc) {
+    wrpo_ctx *ctx = arena->ctx;
+    if (!desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_save_desc: dir is missing");
+    if (!model->dir)
+        wrpo__fail(ctx, WRPO_E_ARG, "wrpo_model_save: want a model with a config.json, found one of wrpo_model_new");
+    if (desc->max_shard_size < 0)
+        wrpo__fail(ctx, WRPO_E_ARG, "max_shard_size: want a number of bytes, found %lld",
+                (long long)desc->max_shard_size);
+    const wrpo_dtype dtype = desc->dtype ? desc->dtype : model->dtype;
+    wrpo__make_dir(ctx, desc->dir);
+    wrpo__save_tensor *t = wrpo__alloc(arena, (size_t)model->n_weights, sizeof *t);
+    wrpo__saving saving = {model, wrpo__alloc(arena, (size_t)model->n_weights, sizeof *saving.first)};
+    int64_t tensors = 0;
+    for (int64_t i = 0; i < model->n_weights; i++) {
+        const wrpo_weight *w = &model->weights[i];
+        const wrpo__slice s = wrpo__slice_of(model, w);
+        if (s.first) continue;                         /* in the tensor of an earlier weight */
+        const char *name = wrpo__strndup(arena, s.name, strlen(s.name));
+        t[tensors] = (wrpo__save_tensor){name, w->vector ? 1 : 2, {s.groups * s.stride, w->cols, 0, 0}};
+        saving.first[tensors++] = w;
     }
+    wrpo__writer **sides = wrpo__save_sides(arena, model, desc->dir, dtype);
+    wrpo__tensors_save(arena, desc->dir, t, tensors, dtype, desc->max_shard_size, wrpo__save_piece, &saving, sides);
+}
+WRPO_API wrpo_result wrpo_model_save(wrpo_model *model, const wrpo_save_desc *desc) {
+    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__model_save(wrpo__current, model, desc ? desc : &(wrpo_save_desc){0}));
     return wrpo__end(&wrpo__entry);
 }
 
@@ -7195,16 +7397,10 @@ static void wrpo__jquote(wrpo__jinja *J, wrpo__text *t, wrpo__jv v, const wrpo__
     wrpo__jput(J, t, &quote, 1);
 }
 static void wrpo__jput_float(wrpo__text *t, double f, bool json) {   /* Python's repr: the shortest digits that read back as the same */
-    char digits[24];
-    int exponent, n = isfinite(f) ? wrpo__json_digits_of(f, digits, &exponent) : 0;
-    if (isnan(f)) { wrpo__text_puts(t, json ? "NaN" : "nan"); return; }
-    if (signbit(f)) wrpo__text_puts(t, "-");
-    if (isinf(f)) wrpo__text_puts(t, json ? "Infinity" : "inf");
-    else if (exponent < -4 || exponent >= 16)
-        wrpo__text_printf(t, n > 1 ? "%c.%se%c%02d" : "%c%se%c%02d", digits[0], digits + 1, exponent < 0 ? '-' : '+', abs(exponent));
-    else if (exponent < 0) wrpo__text_printf(t, "0.%.*s%s", -exponent - 1, "0000", digits);
-    else if (n <= exponent + 1) wrpo__text_printf(t, "%s%.*s.0", digits, exponent + 1 - n, "0000000000000000");
-    else wrpo__text_printf(t, "%.*s.%s", exponent + 1, digits, digits + exponent + 1);
+    if (isfinite(f)) { wrpo__double_write(t, f, true); return; }
+    if (f < 0) wrpo__text_puts(t, "-");
+    if (isnan(f)) wrpo__text_puts(t, json ? "NaN" : "nan");
+    else wrpo__text_puts(t, json ? "Infinity" : "inf");
 }
 static void wrpo__jnewline(wrpo__jinja *J, wrpo__text *t, const wrpo__jstyle *style, int level) {
     if (style->indent) wrpo__jputs(J, t, "\n");
@@ -8392,19 +8588,6 @@ _Noreturn static void wrpo__record_refuse(wrpo__reading *in, const wrpo_json *v,
 }
 
 /* ---- a line to messages. Nodes that are put together anew are shallow copies: a node is in one list only ---- */
-static wrpo_json *wrpo__json_copy(wrpo__arena *arena, const wrpo_json *v, const char *key) {   /* v, alone and under another name */
-    wrpo_json *copy = WRPO__NEW(arena, wrpo_json);
-    *copy = *v;
-    copy->next = NULL;
-    if (key) copy->key = key, copy->key_size = strlen(key);
-    return copy;
-}
-static void wrpo__json_append(wrpo_json *parent, wrpo_json *v) {
-    wrpo_json **tail = &parent->child;
-    while (*tail) tail = &(*tail)->next;
-    *tail = v;
-    parent->count++;
-}
 static const wrpo_json *wrpo__message_of(const char *role, const wrpo_json *text) {   /* a bare string as a message */
     wrpo_json *message = WRPO__NEW(wrpo__current, wrpo_json), r = {.kind = WRPO_JSON_STRING, .text = role, .size = strlen(role)};
     message->kind = WRPO_JSON_OBJECT, message->line = text->line, message->column = text->column;
@@ -8434,15 +8617,6 @@ static void wrpo__add_answer(wrpo__reading *in, wrpo_role role, const wrpo_json 
     if (wrpo__jskip_space(content->text, content->size, 0) == content->size) wrpo__record_fail(in, message, "%s: want a response, found an empty one", what);
     wrpo__answer answer = {role, message, weight, pair};
     stbds_arrput(in->answers, answer);
-}
-static bool wrpo__json_same(const wrpo_json *a, const wrpo_json *b) {
-    if (!a || !b || a->kind != b->kind || a->count != b->count) return a == b;
-    if (a->kind == WRPO_JSON_STRING || a->kind == WRPO_JSON_NUMBER) return a->size == b->size && memcmp(a->text, b->text, a->size) == 0;
-    if (a->kind == WRPO_JSON_BOOL) return a->boolean == b->boolean;
-    const wrpo_json *x = a->child, *y = b->child;
-    for (; x; x = x->next, y = y->next)
-        if (!wrpo__json_same(x, a->kind == WRPO_JSON_OBJECT ? wrpo__json_get(b, x->key) : y)) return false;
-    return true;
 }
 /* The answer at the end of a conversation; the messages before it are the prompt, or agree with the one that is known. */
 static const wrpo_json *wrpo__take_conversation(wrpo__reading *in, const wrpo_json **list, const char *what) {
@@ -8852,47 +9026,80 @@ static wrpo_result wrpo__answer_end(wrpo_tokenizer *tok, int32_t *end) {
 /* ------------------------------------------------------------------------------------------ >>generate
    Samples of many prompts at once, over a cache of keys and values.
 
-   A prompt's keys and values are computed once and are the prefix that all its samples attend to; a sample has rows of the cache
-   of its own. One step packs the newest token of every live sample and, into the rows left, pieces of prompts, and runs the one
-   model text over them; a row's bits do not depend on the others. From the logits of a prompt's last row all its samples draw
-   their first token; those that find no place among the live ones wait with it. A prompt is begun when places would stay empty. */
+   The keys and values of a prompt are computed once: they are the prefix that all its samples attend to. Each live
+   sample has rows of its own in the cache. One step packs the newest token of every live sample, fills the rows that
+   are left with pieces of prompts, and runs the model over them; the bits of a row do not depend on the other rows.
+   All samples of a prompt draw their first token from the logits of the prompt's last row. Those that find no free
+   slot wait. A prompt is begun when slots would stay empty otherwise.                                          */
 typedef struct wrpo__draft {         /* a sample in the making */
     struct wrpo__job *job;
-    int64_t number, place;           /* place among the live ones; -1: none */
+    int64_t number, slot;            /* slot among the live samples; -1: none */
     int32_t *ids; float *logps;      /* stb arrays */
     size_t shown;                    /* bytes of its text that on_text has had */
     bool stopped, done;
 } wrpo__draft;
 typedef struct wrpo__job {           /* a prompt that is begun and not delivered yet */
-    int64_t prompt, place, rows, left, limit;          /* rows of it in the cache; samples not done; tokens of a sample at most */
-    wrpo__draft *drafts;             /* [n] */
+    int64_t prompt, slot;            /* its index; its slot in the cache */
+    int64_t rows;                    /* of it in the cache so far */
+    int64_t left, limit;             /* samples that are not done; the most tokens of a sample */
+    wrpo__draft drafts[];            /* [n] */
 } wrpo__job;
 typedef struct wrpo__weighed { float weight; int32_t id; } wrpo__weighed;
 typedef struct wrpo__generation {
     wrpo_model *model;
     wrpo_generate_desc desc;         /* resolved */
     const wrpo_prompt *prompts; int64_t count;
-    int64_t longest, limit, jobs_most;                 /* rows of a prompt's and of a sample's place in the cache; places of prompts */
+    int64_t prompt_slots;            /* of the cache; then come batch slots of samples */
+    int64_t prompt_rows, sample_rows;                  /* rows of a slot */
     wrpo__run *run;
     wrpo__job **jobs;                /* stb array: of prompts [delivered, begun) */
     int64_t begun, delivered, tokens;
-    wrpo__draft **live, **waiting;   /* [batch], NULL: free; stb array */
-    bool *taken;                     /* [jobs_most] places of prompts */
-    wrpo__draft **draws;             /* [rows] who draws from the run's target i */
-    wrpo__text *texts; wrpo_sample *samples;           /* [n] of a prompt that is delivered */
-    float *logits; wrpo__weighed *ranked;               /* [chunk, V] on the host; ranked NULL where none is needed */
+    int64_t *free_prompts, *free_samples;              /* stb arrays: slots */
+    wrpo__draft **draws;             /* [rows] which sample draws from the run's target i */
+    wrpo__arena *texts; wrpo_sample *samples;          /* of the prompt that is delivered; [n] */
+    float *logits; wrpo__weighed *weights;             /* [chunk, V] on the host */
 } wrpo__generation;
 
+/* Settings: field, name in errors, what 0 means, valid if (x is the value), wanted. */
+#define WRPO__SAMPLING(X) \
+    X(n,           "n",           1,    x >= 1 && x <= 1 << 20,   "1 to 2^20 samples") \
+    X(max_tokens,  "max tokens",  2048, x >= 1 && x <= INT32_MAX, "1 to 2^31 - 1") \
+    X(temperature, "temperature", 0,    x >= 0 && x <= 1e6,       "a number in [0, 1e6]") \
+    X(top_p,       "top p",       1,    x > 0 && x <= 1,          "a number in (0, 1]") \
+    X(top_k,       "top k",       0,    x >= 0,                   "at least 0") \
+    X(batch,       "batch",       32,   x >= 1 && x <= 1 << 20,   "1 to 2^20 samples")
 WRPO_API wrpo_generate_desc wrpo_generate_defaults(const wrpo_generate_desc *desc) {
-    wrpo_generate_desc d = desc ? *desc : (wrpo_generate_desc){0};
-    if (!d.n) d.n = 1;
-    if (!d.max_tokens) d.max_tokens = 2048;
-    if (d.top_p == 0) d.top_p = 1;
+    wrpo_generate_desc d = {0};
+    if (desc) d = *desc;
+#define WRPO__X(field, name, otherwise, valid, want) if (d.field == 0) d.field = otherwise;
+    WRPO__SAMPLING(WRPO__X)
+#undef WRPO__X
     if (!d.seed) d.seed = 42;
-    if (!d.batch) d.batch = 32;
     return d;
 }
-static void wrpo__add_stop(int32_t **list, int64_t id) {   /* in its place, once */
+static void wrpo__generate_check(const wrpo__generation *g) {
+    wrpo_ctx *ctx = g->model->ctx;
+    const long long most = g->model->config.max_position_embeddings;
+#define WRPO__X(field, name, otherwise, valid, want) \
+    { const double x = (double)g->desc.field; WRPO__RANGE(valid, name, x, want); }
+    WRPO__SAMPLING(WRPO__X)
+#undef WRPO__X
+    if (!ctx->desc.backend->scatter)
+        wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: this backend does not generate", ctx->desc.backend->name);
+    for (int64_t i = 0; i < g->count; i++) {
+        const wrpo_prompt *p = &g->prompts[i];
+        WRPO__RANGE(p->temperature >= 0 && p->temperature <= 1e6, "a prompt's temperature", p->temperature,
+                    "a number in [0, 1e6]");
+        if (p->count < 1) wrpo__fail(ctx, WRPO_E_ARG, "prompt %lld has no token", (long long)i);
+        if (p->count >= most)
+            wrpo__fail(ctx, WRPO_E_ARG, "prompt %lld: want fewer tokens than max_position_embeddings, %lld, found %lld",
+                       (long long)i, most, (long long)p->count);
+        wrpo__check_ids(ctx, g->model->config.vocab_size, p->ids, p->count, "prompt", NULL, i);
+    }
+}
+
+/* ---- stop tokens: an stb array, ascending, each once ---- */
+static void wrpo__add_stop(int32_t **list, int64_t id) {
     int64_t at = stbds_arrlen(*list);
     for (int64_t i = 0; i < at; i++)
         if ((*list)[i] == id) return;
@@ -8900,104 +9107,128 @@ static void wrpo__add_stop(int32_t **list, int64_t id) {   /* in its place, once
     for (; at > 0 && (*list)[at - 1] > id; at--) (*list)[at] = (*list)[at - 1];
     (*list)[at] = (int32_t)id;
 }
-static bool wrpo__read_eos(wrpo_ctx *ctx, const char *path, int64_t V, int32_t **list) {   /* false: the file says nothing */
+/* Adds "eos_token_id" of the file; false: the file is missing or has none. */
+static bool wrpo__read_eos(const wrpo_model *model, const char *path, int32_t **list) {
+    wrpo_ctx *ctx = model->ctx;
     if (!wrpo__exists(path)) return false;
     const wrpo__file *f = wrpo__open_file(wrpo__current, path);
-    const wrpo_json *root = wrpo__json_want(ctx, path, wrpo__json_parse(wrpo__current, path, 1, (const char *)f->data, f->size), WRPO_JSON_OBJECT, NULL);
-    const wrpo_json *eos = wrpo__present(root, "eos_token_id");
-    bool many = eos && eos->kind == WRPO_JSON_ARRAY;
+    const wrpo_json *root = wrpo__json_parse(wrpo__current, path, 1, (const char *)f->data, f->size);
+    const wrpo_json *eos = wrpo__present(wrpo__json_want(ctx, path, root, WRPO_JSON_OBJECT, NULL), "eos_token_id");
+    const bool many = eos && eos->kind == WRPO_JSON_ARRAY;
     for (const wrpo_json *v = many ? eos->child : eos; v; v = many ? v->next : NULL)
-        wrpo__add_stop(list, wrpo__json_integer(ctx, path, v, 0, V - 1, "eos_token_id"));
+        wrpo__add_stop(list, wrpo__json_integer(ctx, path, v, 0, model->config.vocab_size - 1, "eos_token_id"));
     return eos != NULL;
 }
-static int32_t *wrpo__stop_tokens(wrpo_model *model, wrpo_tokenizer *tok) {   /* stb array */
-    const char *dirs[2] = {model->tokenizer_dir, model->dir && wrpo__is_dir(model->dir) ? model->dir : NULL};   /* the tokenizer's folder wins, as in a save */
-    const int64_t V = model->config.vocab_size;
+static int32_t *wrpo__stop_tokens(wrpo_model *model, wrpo_tokenizer *tok) {
+    const char *own = wrpo__is_dir(model->dir) ? model->dir : NULL;
+    const char *dirs[2] = {model->tokenizer_dir, own};         /* the tokenizer's folder wins, as in a save */
     int32_t *list = NULL, end = -1;
-    bool said = false;
+    bool found = false;
     if (tok && wrpo__answer_end(tok, &end) == WRPO_E_MEMORY) wrpo__rethrow(model->ctx, WRPO_E_MEMORY);
-    for (int i = 0; i < 2 && !said; i++) said = dirs[i] && wrpo__read_eos(model->ctx, wrpo__join(wrpo__current, dirs[i], "generation_config.json"), V, &list);
-    if (!said && model->dir) wrpo__read_eos(model->ctx, dirs[1] ? wrpo__join(wrpo__current, dirs[1], "config.json") : model->dir, V, &list);
+    for (int i = 0; i < 2 && !found; i++)
+        if (dirs[i]) found = wrpo__read_eos(model, wrpo__join(wrpo__current, dirs[i], "generation_config.json"), &list);
+    if (!found) wrpo__read_eos(model, own ? wrpo__join(wrpo__current, own, "config.json") : model->dir, &list);
     if (tok && tok->eos >= 0) wrpo__add_stop(&list, tok->eos);
     if (end >= 0) wrpo__add_stop(&list, end);
     return list;
 }
+static void wrpo__hand_out_stops(wrpo_model *model, wrpo_tokenizer *tok, int32_t **ids, int64_t *count) {
+    const int32_t *list = wrpo__stop_tokens(model, tok);
+    *ids = wrpo__handout(model->ctx, list, (size_t)stbds_arrlen(list) * sizeof *list);
+    *count = stbds_arrlen(list);
+}
 WRPO_API wrpo_result wrpo_stop_tokens(wrpo_model *model, wrpo_tokenizer *tok, int32_t **ids, int64_t *count) {
-    *ids = NULL, *count = 0;
-    WRPO__TRY(model->ctx, wrpo__arena_new(model->ctx), true) {
-        int32_t *list = wrpo__stop_tokens(model, tok);
-        *ids = wrpo__handout(model->ctx, list, (size_t)stbds_arrlen(list) * sizeof *list);
-        *count = stbds_arrlen(list);
-    }
+    *ids = NULL;
+    *count = 0;
+    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__hand_out_stops(model, tok, ids, count));
     return wrpo__end(&wrpo__entry);
 }
 
 /* ---- the sampler: one row of logits, on the host ---- */
-static bool wrpo__outranks(wrpo__weighed a, wrpo__weighed b) { return a.weight > b.weight || (a.weight == b.weight && a.id < b.id); }
-/* The fewest of w[n], by rank, that are `most` or weigh `mass`, to the front, in no order; their number, at least 1 (Hoare 1961). */
+static bool wrpo__outranks(wrpo__weighed a, wrpo__weighed b) {
+    return a.weight > b.weight || (a.weight == b.weight && a.id < b.id);
+}
+static wrpo__weighed wrpo__median(wrpo__weighed a, wrpo__weighed b, wrpo__weighed c) {
+    const bool ab = wrpo__outranks(a, b), bc = wrpo__outranks(b, c), ac = wrpo__outranks(a, c);
+    if (ab == bc) return b;
+    return ab == ac ? c : a;
+}
+static double wrpo__total_weight(const wrpo__weighed *w, int64_t n) {
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) sum += (double)w[i].weight;
+    return sum;
+}
+/* Moves the fewest of w[n], by rank, that are `most` or weigh `mass` to the front, in no order (quickselect, Hoare
+   1961). Returns how many they are, at least 1. */
 static int64_t wrpo__select_top(wrpo__weighed *w, int64_t n, int64_t most, double mass) {
     int64_t low = 0, high = n;       /* those before low are in, those from high on are out */
     while (high - low > 1) {
-        const wrpo__weighed a = w[low], b = w[low + (high - low) / 2], c = w[high - 1];
-        const wrpo__weighed pivot = wrpo__outranks(a, b) ? (wrpo__outranks(b, c) ? b : wrpo__outranks(a, c) ? c : a) : wrpo__outranks(a, c) ? a : wrpo__outranks(b, c) ? c : b;
-        int64_t at = low;
-        double sum = 0;
-        for (int64_t i = low; i < high; i++) {         /* what outranks the pivot, then the pivot, then the rest */
+        const wrpo__weighed pivot = wrpo__median(w[low], w[low + (high - low) / 2], w[high - 1]);
+        int64_t end = low, own = low;
+        double sum = 0;              /* of what outranks the pivot */
+        for (int64_t i = low; i < high; i++) {         /* that and the pivot to the front: to [low, end) */
             if (wrpo__outranks(pivot, w[i])) continue;
             const wrpo__weighed x = w[i];
-            sum += x.id == pivot.id ? 0 : (double)x.weight;
-            w[i] = w[at], w[at++] = x;
+            if (x.id != pivot.id) sum += (double)x.weight;
+            w[i] = w[end];
+            w[end++] = x;
         }
-        int64_t own = low;
-        while (w[own].id != pivot.id) own++;
-        w[own] = w[at - 1], w[at - 1] = pivot;
-        if (at - 1 - low >= most || (at - 1 > low && sum >= mass)) high = at - 1;
-        else if (at - low >= most || sum + (double)pivot.weight >= mass) return at;
-        else mass -= sum + (double)pivot.weight, most -= at - low, low = at;
+        while (w[own].id != pivot.id) own++;           /* the pivot to their end */
+        w[own] = w[end - 1];
+        w[end - 1] = pivot;
+        const int64_t count = end - low;
+        const double weight = sum + (double)pivot.weight;
+        if (count > most || (count > 1 && sum >= mass)) high = end - 1;
+        else if (count == most || weight >= mass) return end;
+        else {
+            most -= count;
+            mass -= weight;
+            low = end;
+        }
     }
     return WRPO__MAX(high, 1);
 }
-/* A token by u in [0, 1): weights w = e^((x - max x) / temperature); the top_k largest of them; of these the fewest, by rank, that
-   have top_p of their sum; from those the one at u of theirs. room [V] is not needed where nothing is left out. */
-static int32_t wrpo__draw(const float *x, int64_t V, float cap, double temperature, int64_t top_k, double top_p, double u, wrpo__weighed *room) {
+static float wrpo__capped(float x, float cap) { return cap > 0 ? cap * tanhf(x / cap) : x; }
+/* A token by u in [0, 1). The weights are e^((x - max x) / temperature). Of the top_k largest, the fewest that have
+   top_p of their sum are kept; the token is the one at u of the sum of those. w [V] is for the weights. */
+static int32_t wrpo__draw(const float *x, int64_t V, float cap, double temperature, int64_t top_k, double top_p,
+                          double u, wrpo__weighed *w) {
     int64_t best = 0, n = 0;
-    double total = 0, sum = 0;
     for (int64_t i = 1; i < V; i++)
         if (x[i] > x[best]) best = i;
     if (temperature < 1e-37) return (int32_t)best;     /* greedy, or its inverse is no float */
-    const float scale = (float)(1 / temperature), top = cap > 0 ? cap * tanhf(x[best] / cap) : x[best];
-#define WRPO__WEIGHT(i) expf(((cap > 0 ? cap * tanhf(x[i] / cap) : x[i]) - top) * scale)
-    if (!room) {
-        for (int64_t i = 0; i < V; i++) total += (double)WRPO__WEIGHT(i);
-        for (int64_t i = 0; i < V; i++)
-            if ((sum += (double)WRPO__WEIGHT(i)) > u * total) return (int32_t)i;
-        return (int32_t)best;
-    }
-    for (int64_t i = 0; i < V; i++) total += (double)(room[i] = (wrpo__weighed){WRPO__WEIGHT(i), (int32_t)i}).weight;
-#undef WRPO__WEIGHT
-    const double least = top_k ? 0 : (1 - top_p) * total / (double)V;      /* all the smaller ones together have less than 1 - top_p */
+    const float scale = (float)(1 / temperature), top = wrpo__capped(x[best], cap);
+    for (int64_t i = 0; i < V; i++) w[i] = (wrpo__weighed){expf((wrpo__capped(x[i], cap) - top) * scale), (int32_t)i};
+    double total = wrpo__total_weight(w, V), sum = 0;
+    const double least = top_k ? 0 : (1 - top_p) * total / (double)V;      /* all below it have less than 1 - top_p */
     for (int64_t i = 0; i < V; i++)
-        if ((double)room[i].weight >= least) room[n++] = room[i];
+        if ((double)w[i].weight >= least) w[n++] = w[i];
     if (top_k && top_k < n) {
-        n = wrpo__select_top(room, n, top_k, INFINITY), total = 0;
-        for (int64_t i = 0; i < n; i++) total += (double)room[i].weight;
+        n = wrpo__select_top(w, n, top_k, INFINITY);
+        total = wrpo__total_weight(w, n);
     }
-    if (top_p < 1) n = wrpo__select_top(room, n, n, top_p * total);
-    total = 0;
-    for (int64_t i = 0; i < n; i++) total += (double)room[i].weight;
-    for (int64_t i = 0; i < n; i++)
-        if ((sum += (double)room[i].weight) > u * total) return room[i].id;
-    return room[n - 1].id;
+    if (top_p < 1) n = wrpo__select_top(w, n, n, top_p * total);
+    total = wrpo__total_weight(w, n);
+    for (int64_t i = 0; i < n; i++) {
+        sum += (double)w[i].weight;
+        if (sum > u * total) return w[i].id;
+    }
+    return w[n - 1].id;
 }
 
 /* ---- text ---- */
-/* The text of a sample; how much of it will stay as it is, whatever comes: all of it once the sample is done; before, not a character
-   that is not whole, nor the <0xNN> tokens at its end. Ids without a token (a vocabulary padded to a round number) have no text. */
+/* Writes the text of a sample and returns how many of its bytes are final: all of them once the sample is done. Before
+   that, <0xNN> tokens and an incomplete character at the end may still change. Ids without a token (a vocabulary padded
+   to a round number) have no text. */
 static size_t wrpo__draft_text(wrpo_tokenizer *tok, const wrpo__draft *d, wrpo__text *text) {
     int32_t *ids = NULL;
     for (int64_t i = 0; i < stbds_arrlen(d->ids) - d->stopped; i++)
         if (d->ids[i] < tok->size && tok->tokens[d->ids[i]].text) stbds_arrput(ids, d->ids[i]);
-    while (!d->done && stbds_arrlen(ids) && wrpo__byte_token(tok->tokens[stbds_arrlast(ids)].text, tok->tokens[stbds_arrlast(ids)].size) >= 0) (void)stbds_arrpop(ids);
+    while (!d->done && stbds_arrlen(ids)) {
+        const wrpo__token *last = &tok->tokens[stbds_arrlast(ids)];
+        if (wrpo__byte_token(last->text, last->size) < 0) break;
+        (void)stbds_arrpop(ids);
+    }
     wrpo__decode(tok, ids, stbds_arrlen(ids), true, text);
     stbds_arrfree(ids);
     size_t size = text->size;
@@ -9008,43 +9239,43 @@ static void wrpo__stop_if(wrpo_ctx *ctx, bool go) {
     if (!go) wrpo__fail(ctx, WRPO_E_STOPPED, "stopped by the callback");
 }
 static void wrpo__show_text(wrpo__generation *g, wrpo__draft *d) {
-    wrpo_tokenizer *tok = g->desc.tokenizer;
-    if (!g->desc.on_text || !tok) return;
+    const wrpo_generate_desc *desc = &g->desc;
+    if (!desc->on_text || !desc->tokenizer) return;
     wrpo__text text = {.arena = wrpo__current};
-    const size_t size = wrpo__draft_text(tok, d, &text);
-    if (size > d->shown) {
-        wrpo__stop_if(g->model->ctx, g->desc.on_text(d->job->prompt, d->number, text.data + d->shown, size - d->shown, g->desc.user));
+    const size_t at = d->shown, size = wrpo__draft_text(desc->tokenizer, d, &text);
+    if (size > at) {
         d->shown = size;
+        wrpo__stop_if(g->model->ctx, desc->on_text(d->job->prompt, d->number, text.data + at, size - at, desc->user));
     }
     wrpo__block_free(text.data);
 }
 
 /* ---- jobs ---- */
 static void wrpo__begin_job(wrpo__generation *g) {
-    const wrpo_prompt *p = &g->prompts[g->begun];
-    wrpo__job *job = wrpo__raw(wrpo__current, 1, sizeof *job);
-    *job = (wrpo__job){.prompt = g->begun++, .left = g->desc.n, .limit = WRPO__MIN(g->limit, g->model->config.max_position_embeddings - p->count)};
-    while (g->taken[job->place]) job->place++;
-    g->taken[job->place] = true;
-    job->drafts = wrpo__raw(wrpo__current, (size_t)g->desc.n, sizeof *job->drafts);
-    for (int64_t k = 0; k < g->desc.n; k++) job->drafts[k] = (wrpo__draft){.job = job, .number = k, .place = -1};
+    const int64_t n = g->desc.n, prompt = g->begun++;
+    const int64_t room = g->model->config.max_position_embeddings - g->prompts[prompt].count;
+    wrpo__job *job = wrpo__raw(wrpo__current, 1, sizeof *job + (size_t)n * sizeof *job->drafts);
+    *job = (wrpo__job){.prompt = prompt, .left = n, .limit = WRPO__MIN(g->sample_rows, room)};
+    job->slot = stbds_arrpop(g->free_prompts);
+    for (int64_t k = 0; k < n; k++) job->drafts[k] = (wrpo__draft){.job = job, .number = k, .slot = -1};
     stbds_arrput(g->jobs, job);
 }
-static void wrpo__deliver(wrpo__generation *g) {       /* what is done, in order */
-    for (wrpo__job *job; stbds_arrlen(g->jobs) && (job = g->jobs[0])->left == 0; g->delivered++) {
-        for (int64_t k = 0; k < g->desc.n; k++) {
+static void wrpo__deliver(wrpo__generation *g) {       /* what is done, in the order of the prompts */
+    const wrpo_generate_desc *desc = &g->desc;
+    for (; stbds_arrlen(g->jobs) && g->jobs[0]->left == 0; g->delivered++) {
+        wrpo__job *job = g->jobs[0];
+        for (int64_t k = 0; k < desc->n; k++) {
             const wrpo__draft *d = &job->drafts[k];
-            g->texts[k] = (wrpo__text){.arena = wrpo__current};
-            if (g->desc.tokenizer) wrpo__draft_text(g->desc.tokenizer, d, &g->texts[k]);
-            g->samples[k] = (wrpo_sample){d->ids, d->logps, stbds_arrlen(d->ids), g->texts[k].data, g->texts[k].size, d->stopped};
+            wrpo__text text = {.arena = g->texts};
+            if (desc->tokenizer) wrpo__draft_text(desc->tokenizer, d, &text);
+            g->samples[k] = (wrpo_sample){d->ids, d->logps, stbds_arrlen(d->ids), text.data, text.size, d->stopped};
         }
-        if (g->desc.on_done) wrpo__stop_if(g->model->ctx, g->desc.on_done(job->prompt, g->samples, g->desc.user));
-        for (int64_t k = 0; k < g->desc.n; k++) {
-            wrpo__block_free(g->texts[k].data);
+        if (desc->on_done) wrpo__stop_if(g->model->ctx, desc->on_done(job->prompt, g->samples, desc->user));
+        wrpo__arena_clear(g->texts);
+        for (int64_t k = 0; k < desc->n; k++) {
             stbds_arrfree(job->drafts[k].ids);
             stbds_arrfree(job->drafts[k].logps);
         }
-        wrpo__block_free(job->drafts);
         wrpo__block_free(job);
         stbds_arrdel(g->jobs, 0);
     }
@@ -9052,81 +9283,86 @@ static void wrpo__deliver(wrpo__generation *g) {       /* what is done, in order
 static void wrpo__drawn(wrpo__generation *g, wrpo__draft *d, int32_t id, float logp) {
     wrpo__job *job = d->job;
     if (!isfinite(logp))
-        wrpo__fail(g->model->ctx, WRPO_E_NOT_FINITE, "prompt %lld, sample %lld, token %lld: the log-prob is not a finite number", (long long)job->prompt,
-                   (long long)d->number, (long long)stbds_arrlen(d->ids));
+        wrpo__fail(g->model->ctx, WRPO_E_NOT_FINITE, "prompt %lld, sample %lld, token %lld: the log-prob is not "
+                   "a finite number", (long long)job->prompt, (long long)d->number, (long long)stbds_arrlen(d->ids));
     stbds_arrput(d->ids, id);
     stbds_arrput(d->logps, logp);
     g->tokens++;
     for (int64_t i = 0; i < g->desc.stop_count; i++) d->stopped = d->stopped || g->desc.stop[i] == id;
     d->done = d->stopped || stbds_arrlen(d->ids) == job->limit;
     wrpo__show_text(g, d);
-    if (!d->done) {
-        if (d->place < 0) stbds_arrput(g->waiting, d);
-        return;
-    }
-    if (d->place >= 0) g->live[d->place] = NULL;
-    if (--job->left == 0) g->taken[job->place] = false;
+    if (!d->done) return;
+    if (d->slot >= 0) stbds_arrput(g->free_samples, d->slot);
+    if (--job->left == 0) stbds_arrput(g->free_prompts, job->slot);
 }
-static int64_t wrpo__prompt_row(const wrpo__generation *g, const wrpo__job *job) { return job->place * g->longest; }
-static int64_t wrpo__draft_row(const wrpo__generation *g, const wrpo__draft *d) { return g->jobs_most * g->longest + d->place * g->limit; }
-/* Fills the places, begins prompts, packs what can be computed now. */
-static void wrpo__pack_step(wrpo__generation *g) {
+
+/* ---- one step: slots are filled and prompts begun, rows packed and computed, tokens drawn ---- */
+/* Longrope and dynamic pick their frequencies by the length of prompt + max_tokens (at most the position limit). */
+static void wrpo__pack_job(wrpo__generation *g, wrpo__job *job) {
     wrpo__run *r = g->run;
-    int64_t empty = 0, begun = 0;
-    for (int64_t i = 0, next = 0; i < g->desc.batch; i++) {
-        if (!g->live[i] && next < stbds_arrlen(g->waiting)) {
-            g->live[i] = g->waiting[next];
-            g->waiting[next++]->place = i;
-        }
-        empty += !g->live[i];
-        if (i == g->desc.batch - 1 && next) stbds_arrdeln(g->waiting, 0, (size_t)next);
+    const wrpo_prompt *p = &g->prompts[job->prompt];
+    const int64_t own = job->slot * g->prompt_rows, n = WRPO__MIN(p->count - job->rows, r->shape.rows - r->n);
+    const bool last = job->rows + n == p->count;
+    if (n <= 0 || (last && r->n_targets + g->desc.n > r->shape.rows)) return;
+    wrpo__pack_rotary(r, p->count + job->limit);
+    wrpo__pack_rows(r, p->ids + job->rows, n, job->rows, (wrpo_seg){0, 0, own, own, own, own + job->rows + n});
+    job->rows += n;
+    for (int64_t k = 0; last && k < g->desc.n; k++) {
+        g->draws[r->n_targets] = &job->drafts[k];
+        wrpo__pack_target(r, r->n - 1, 0);
     }
-    for (int64_t i = 0; i < stbds_arrlen(g->jobs); i++) begun += g->jobs[i]->rows < g->prompts[g->jobs[i]->prompt].count;
-    for (; g->begun < g->count && stbds_arrlen(g->waiting) + begun * g->desc.n < empty; begun++) {
-        int64_t used = 0;
-        for (int64_t i = 0; i < g->jobs_most; i++) used += g->taken[i];
-        if (used == g->jobs_most) break;
+}
+static void wrpo__pack_draft(wrpo__generation *g, wrpo__draft *d) {
+    wrpo__run *r = g->run;
+    const int64_t P = g->prompts[d->job->prompt].count, n = stbds_arrlen(d->ids);
+    const int64_t prefix = d->job->slot * g->prompt_rows, first = g->prompt_slots * g->prompt_rows;
+    const int64_t own = first + d->slot * g->sample_rows;
+    g->draws[r->n_targets] = d;
+    wrpo__pack_target(r, r->n, 0);
+    wrpo__pack_rotary(r, P + d->job->limit);
+    wrpo__pack_rows(r, d->ids + n - 1, 1, P + n - 1, (wrpo_seg){0, 0, prefix, prefix + P, own, own + n});
+}
+static void wrpo__pack_step(wrpo__generation *g) {
+    int64_t coming = 0;              /* samples of begun prompts that have no slot yet */
+    wrpo__pack_begin(g->run);
+    for (int64_t i = 0; i < stbds_arrlen(g->jobs); i++)
+        for (int64_t k = 0; k < g->desc.n; k++) {
+            wrpo__draft *d = &g->jobs[i]->drafts[k];
+            const bool waits = d->slot < 0 && stbds_arrlen(d->ids) > 0;
+            if (d->done) continue;
+            if (waits && stbds_arrlen(g->free_samples)) d->slot = stbds_arrpop(g->free_samples);
+            if (d->slot >= 0) wrpo__pack_draft(g, d);
+            else coming++;
+        }
+    while (g->begun < g->count && coming < stbds_arrlen(g->free_samples) && stbds_arrlen(g->free_prompts)) {
         wrpo__begin_job(g);
+        coming += g->desc.n;
     }
-    wrpo__pack_begin(r);
-    for (int64_t i = 0; i < stbds_arrlen(g->jobs) * g->desc.n; i++) {  /* samples of a prompt beside each other */
-        wrpo__draft *d = &g->jobs[i / g->desc.n]->drafts[i % g->desc.n];
-        if (d->place < 0 || d->done) continue;
-        const int64_t P = g->prompts[d->job->prompt].count, n = stbds_arrlen(d->ids), prefix = wrpo__prompt_row(g, d->job), own = wrpo__draft_row(g, d);
-        g->draws[r->n_targets] = d;
-        wrpo__pack_target(r, r->n, 0);
-        wrpo__pack_rotary(r, P + d->job->limit);
-        wrpo__pack_rows(r, d->ids + n - 1, 1, P + n - 1, (wrpo_seg){0, 0, prefix, prefix + P, own, own + n});
-    }
-    for (int64_t i = 0; i < stbds_arrlen(g->jobs); i++) {
-        wrpo__job *job = g->jobs[i];
-        const wrpo_prompt *p = &g->prompts[job->prompt];
-        const int64_t own = wrpo__prompt_row(g, job), n = WRPO__MIN(p->count - job->rows, r->shape.rows - r->n);
-        const bool last = job->rows + n == p->count;
-        if (n <= 0 || (last && r->n_targets + g->desc.n > r->shape.rows)) continue;
-        wrpo__pack_rotary(r, p->count + job->limit);
-        wrpo__pack_rows(r, p->ids + job->rows, n, job->rows, (wrpo_seg){0, 0, own, own, own, own + job->rows + n});
-        job->rows += n;
-        for (int64_t k = 0; last && k < g->desc.n; k++) {
-            g->draws[r->n_targets] = &job->drafts[k];
-            wrpo__pack_target(r, r->n - 1, 0);
-        }
-    }
-    wrpo__pack_end(r);
+    for (int64_t i = 0; i < stbds_arrlen(g->jobs); i++) wrpo__pack_job(g, g->jobs[i]);
+    wrpo__pack_end(g->run);
 }
 static void wrpo__step_ops(void *run) {
     wrpo__run *r = run;
     wrpo__trunk(r);
     if (r->n_targets) wrpo__logits(r, 0, WRPO__MIN(r->shape.chunk, r->n_targets));
 }
+/* The next token of a sample by its row of logits. Every token has a random number of its own. */
+static int32_t wrpo__next_token(const wrpo__generation *g, const wrpo__draft *d, const float *x, wrpo__weighed *w) {
+    const wrpo_config *c = &g->model->config;
+    const wrpo_prompt *p = &g->prompts[d->job->prompt];
+    const uint64_t counter = (uint64_t)d->number << 32 | (uint64_t)stbds_arrlen(d->ids);
+    const double u = (double)(wrpo__random64(g->desc.seed, p->stream, counter) >> 11) / 0x1p53;
+    return wrpo__draw(x, c->vocab_size, (float)c->final_logit_softcapping,
+                      p->own_temperature ? p->temperature : g->desc.temperature, g->desc.top_k, g->desc.top_p, u, w);
+}
 static void wrpo__generate_step(wrpo__generation *g) {
     wrpo__run *r = g->run;
     wrpo_ctx *ctx = g->model->ctx;
     const wrpo_backend *be = ctx->desc.backend;
     const int64_t V = g->model->config.vocab_size;
-    const float cap = (float)g->model->config.final_logit_softcapping;
     wrpo__pack_step(g);
-    /* Steps that only decode, a row a segment, come again and again: ids, angles, cache rows and segments are what differs, and packing put them on the device. */
+    /* Steps that only decode, one row a segment, have a key that comes back. What differs (ids, positions, rows of the
+       cache, segments) is in the backend's memory: packing has put it there. */
     const int64_t key[4] = {(int64_t)(uintptr_t)r, r->n, r->n_segs, r->n_targets};
     if (be->replay && r->n_segs == r->n) be->replay(ctx->dev, key, wrpo__step_ops, r);
     else wrpo__step_ops(r);
@@ -9136,102 +9372,90 @@ static void wrpo__generate_step(wrpo__generation *g) {
         be->get(ctx->dev, g->logits, r->logits, (size_t)(count * V) * sizeof *g->logits);
         wrpo__sync(ctx);
         WRPO__PARFOR((int)WRPO__MIN(ctx->desc.threads, count))
-        for (int64_t i = 0; i < count; i++) {
-            const wrpo__draft *d = g->draws[t + i];
-            const wrpo_prompt *p = &g->prompts[d->job->prompt];
-            const uint64_t bits = wrpo__random64(g->desc.seed, p->stream, (uint64_t)d->number << 32 | (uint64_t)stbds_arrlen(d->ids));
-            r->h_target_id[t + i] = wrpo__draw(g->logits + i * V, V, cap, p->own_temperature ? p->temperature : g->desc.temperature, g->desc.top_k, g->desc.top_p,
-                                            (double)(bits >> 11) / 9007199254740992.0, g->ranked ? g->ranked + i * V : NULL);
-        }
-        be->put(ctx->dev, r->target_id + t, r->h_target_id + t, (size_t)count * 4);
-        be->logprob(ctx->dev, r->logp + t, r->target_lse + t, r->logits, r->target_id + t, count, V, cap);
+        for (int64_t i = 0; i < count; i++)
+            r->h_target_id[t + i] = wrpo__next_token(g, g->draws[t + i], g->logits + i * V, g->weights + i * V);
+        be->put(ctx->dev, r->target_id + t, r->h_target_id + t, (size_t)count * sizeof *r->h_target_id);
+        be->logprob(ctx->dev, r->logp + t, r->target_lse + t, r->logits, r->target_id + t, count, V,
+                    (float)g->model->config.final_logit_softcapping);
     }
-    be->get(ctx->dev, r->h_logp, r->logp, (size_t)r->n_targets * sizeof(float));
+    be->get(ctx->dev, r->h_logp, r->logp, (size_t)r->n_targets * sizeof *r->h_logp);
     wrpo__sync(ctx);
     for (int64_t t = 0; t < r->n_targets; t++) wrpo__drawn(g, g->draws[t], r->h_target_id[t], r->h_logp[t]);
     wrpo__deliver(g);
     if (g->desc.on_step) wrpo__stop_if(ctx, g->desc.on_step(g->delivered, g->tokens, g->desc.user));
 }
-static void wrpo__generate_check(const wrpo__generation *g) {
-    const wrpo_generate_desc *d = &g->desc;
-    const wrpo_config *c = &g->model->config;
-    wrpo_ctx *ctx = g->model->ctx;
-    WRPO__RANGE(d->n >= 1 && d->n <= 1 << 20, "n", d->n, "1 to 2^20 samples");
-    WRPO__RANGE(d->max_tokens >= 1 && d->max_tokens <= INT32_MAX, "max tokens", d->max_tokens, "1 to 2^31 - 1");
-    WRPO__RANGE(d->temperature >= 0 && d->temperature <= 1e6, "temperature", d->temperature, "a number in [0, 1e6]");
-    WRPO__RANGE(d->top_p > 0 && d->top_p <= 1, "top p", d->top_p, "a number in (0, 1]");
-    WRPO__RANGE(d->top_k >= 0, "top k", d->top_k, "at least 0");
-    WRPO__RANGE(d->batch >= 1 && d->batch <= 1 << 20, "batch", d->batch, "1 to 2^20 samples");
-    if (!ctx->desc.backend->scatter) wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: this backend does not generate", ctx->desc.backend->name);
-    for (int64_t i = 0; i < g->count; i++) {
-        const wrpo_prompt *p = &g->prompts[i];
-        WRPO__RANGE(p->temperature >= 0 && p->temperature <= 1e6, "a prompt's temperature", p->temperature, "a number in [0, 1e6]");
-        if (p->count < 1) wrpo__fail(ctx, WRPO_E_ARG, "prompt %lld has no token", (long long)i);
-        if (p->count >= c->max_position_embeddings)
-            wrpo__fail(ctx, WRPO_E_ARG, "prompt %lld: want fewer tokens than max_position_embeddings, %lld, found %lld", (long long)i,
-                       (long long)c->max_position_embeddings, (long long)p->count);
-        for (int64_t j = 0; j < p->count; j++)
-            if (p->ids[j] < 0 || p->ids[j] >= c->vocab_size)
-                wrpo__fail(ctx, WRPO_E_FORMAT, "prompt %lld: token id %d is outside the model's vocabulary of %lld: tokenizer and model do not belong together",
-                           (long long)i, (int)p->ids[j], (long long)c->vocab_size);
-    }
-}
+
+/* ---- memory, and the loop ---- */
 static size_t wrpo__room(const wrpo_ctx *ctx) {        /* bytes that may still be taken */
     const size_t limit = ctx->desc.memory_limit;
     const size_t room = ctx->desc.backend->room ? ctx->desc.backend->room(ctx->dev) : SIZE_MAX;
     return limit ? WRPO__MIN(room, limit - WRPO__MIN(limit, ctx->bytes)) : room;
 }
-/* The capacities; fewer samples at once where memory is short, which changes none of them. */
+static double wrpo__gib(size_t bytes) { return (double)bytes / 0x1p30; }
+/* The capacities. If memory is short, fewer samples are computed at once, which changes none of them. */
 static wrpo__shape wrpo__generation_shape(wrpo__generation *g) {
     wrpo_ctx *ctx = g->model->ctx;
     const wrpo_config *c = &g->model->config;
-    int64_t *batch = &g->desc.batch, n = g->desc.n, wanted = *batch;
-    for (;; *batch = (*batch + 1) / 2) {
-        g->jobs_most = WRPO__MIN(g->count, 2 * wrpo__div_up(*batch, n) + 1);
-        wrpo__shape shape = {.rows = *batch + WRPO__MAX(n, WRPO__MIN(g->jobs_most * g->longest, WRPO__MICRO_TOKENS)),
-                             .cache = g->jobs_most * g->longest + *batch * g->limit};
+    const int64_t wanted = g->desc.batch, n = g->desc.n;
+    for (int64_t batch = wanted;; batch = (batch + 1) / 2) {
+        g->desc.batch = batch;
+        g->prompt_slots = WRPO__MIN(g->count, 2 * wrpo__div_up(batch, n) + 1);
+        const int64_t prompts = g->prompt_slots * g->prompt_rows;
+        wrpo__shape shape = {.rows = batch + WRPO__MAX(n, WRPO__MIN(prompts, WRPO__MICRO_TOKENS)),
+                             .cache = prompts + batch * g->sample_rows};
+        shape.chunk = wrpo__head_chunk(ctx, c, WRPO__MIN(shape.rows, 2 * batch + n));
         wrpo__run run = {.layer = NULL};
         wrpo__bump need = {0};
-        shape.chunk = wrpo__head_chunk(ctx, c, WRPO__MIN(shape.rows, 2 * *batch + n));
         wrpo__run_layout(ctx, c, &shape, &run, &need);
-        const bool possible = shape.cache <= INT32_MAX && !need.overflow, fits = possible && need.used <= wrpo__room(ctx);
-        if (fits && *batch < wanted) wrpo__log(ctx, WRPO_LOG_INFO, "memory for %lld samples at once, not %lld", (long long)*batch, (long long)wanted);
-        if (fits) return shape;
-        if (*batch > 1) continue;
-        if (possible && ctx->desc.backend->host && !ctx->desc.memory_limit) return shape;      /* a host may have more than it says: it can swap */
-        wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: one sample at a time takes %.3f GiB, there are %.3f; want fewer tokens", (double)need.used / 1073741824.0,
-                   (double)wrpo__room(ctx) / 1073741824.0);
+        const bool possible = shape.cache <= INT32_MAX && !need.overflow;
+        if (possible && need.used <= wrpo__room(ctx)) {
+            if (batch < wanted)
+                wrpo__log(ctx, WRPO_LOG_INFO, "memory for %lld samples at once, not %lld", (long long)batch,
+                          (long long)wanted);
+            return shape;
+        }
+        if (batch > 1) continue;
+        if (possible && ctx->desc.backend->host && !ctx->desc.memory_limit) return shape;      /* a host may swap */
+        wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: one sample at a time takes %.3f GiB, there are %.3f; want fewer "
+                   "tokens", wrpo__gib(need.used), wrpo__gib(wrpo__room(ctx)));
     }
 }
-WRPO_API wrpo_result wrpo_generate(wrpo_model *model, const wrpo_prompt *prompts, int64_t count, const wrpo_generate_desc *desc) {
-    wrpo_ctx *ctx = model->ctx;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        wrpo__arena *arena = wrpo__entry.arena;
-        const wrpo_config *c = &model->config;
-        wrpo__generation *g = WRPO__NEW(arena, wrpo__generation);
-        int64_t shortest = INT64_MAX;
-        *g = (wrpo__generation){.model = model, .desc = wrpo_generate_defaults(desc), .prompts = prompts, .count = count};
-        wrpo__generate_check(g);
-        if (!g->desc.stop) {
-            int32_t *stop = wrpo__stop_tokens(model, g->desc.tokenizer);
-            g->desc.stop = stop, g->desc.stop_count = stbds_arrlen(stop);
-        }
-        bool ranks = g->desc.top_k > 0 || g->desc.top_p < 1;
-        if (count == 0) continue;
-        for (int64_t i = 0; i < count; i++) g->longest = WRPO__MAX(g->longest, prompts[i].count), shortest = WRPO__MIN(shortest, prompts[i].count);
-        g->limit = WRPO__MIN(g->desc.max_tokens, c->max_position_embeddings - shortest);
-        if (count <= g->desc.batch / g->desc.n) g->desc.batch = count * g->desc.n;
-        const wrpo__shape shape = wrpo__generation_shape(g);
-        g->run = wrpo__run_new(arena, model, &shape);
-        g->live = wrpo__alloc(arena, (size_t)g->desc.batch, sizeof(wrpo__draft *));
-        g->taken = wrpo__alloc(arena, (size_t)g->jobs_most, sizeof *g->taken);
-        g->texts = wrpo__alloc(arena, (size_t)g->desc.n, sizeof *g->texts);
-        g->samples = wrpo__alloc(arena, (size_t)g->desc.n, sizeof *g->samples);
-        g->draws = wrpo__raw(arena, (size_t)shape.rows, sizeof(wrpo__draft *));
-        g->logits = wrpo__raw(arena, (size_t)(shape.chunk * c->vocab_size), sizeof *g->logits);
-        g->ranked = ranks ? wrpo__raw(arena, (size_t)(shape.chunk * c->vocab_size), sizeof *g->ranked) : NULL;
-        while (g->delivered < count) wrpo__generate_step(g);
+static void wrpo__generate(wrpo_model *model, const wrpo_prompt *prompts, int64_t count,
+                           const wrpo_generate_desc *desc) {
+    wrpo__arena *arena = wrpo__current;
+    const wrpo_config *c = &model->config;
+    wrpo__generation *g = WRPO__NEW(arena, wrpo__generation);
+    *g = (wrpo__generation){.model = model, .desc = wrpo_generate_defaults(desc), .prompts = prompts, .count = count};
+    wrpo_generate_desc *d = &g->desc;
+    wrpo__generate_check(g);
+    if (!d->stop) {
+        int32_t *stop = wrpo__stop_tokens(model, d->tokenizer);
+        d->stop = stop;
+        d->stop_count = stbds_arrlen(stop);
     }
+    int64_t shortest = c->max_position_embeddings;
+    for (int64_t i = 0; i < count; i++) {
+        g->prompt_rows = WRPO__MAX(g->prompt_rows, prompts[i].count);
+        shortest = WRPO__MIN(shortest, prompts[i].count);
+    }
+    if (count == 0) return;
+    g->sample_rows = WRPO__MIN(d->max_tokens, c->max_position_embeddings - shortest);
+    if (count <= d->batch / d->n) d->batch = count * d->n;
+    const wrpo__shape shape = wrpo__generation_shape(g);
+    const size_t logits = (size_t)(shape.chunk * c->vocab_size);
+    g->run = wrpo__run_new(arena, model, &shape);
+    for (int64_t i = g->prompt_slots; i-- > 0;) stbds_arrput(g->free_prompts, i);
+    for (int64_t i = d->batch; i-- > 0;) stbds_arrput(g->free_samples, i);
+    g->texts = wrpo__sub_arena(arena);
+    g->samples = wrpo__alloc(arena, (size_t)d->n, sizeof *g->samples);
+    g->draws = wrpo__raw(arena, (size_t)shape.rows, sizeof(wrpo__draft *));
+    g->logits = wrpo__raw(arena, logits, sizeof *g->logits);
+    g->weights = wrpo__raw(arena, logits, sizeof *g->weights);
+    while (g->delivered < count) wrpo__generate_step(g);
+}
+WRPO_API wrpo_result wrpo_generate(wrpo_model *model, const wrpo_prompt *prompts, int64_t count,
+                                   const wrpo_generate_desc *desc) {
+    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__generate(model, prompts, count, desc));
     return wrpo__end(&wrpo__entry);
 }
 
@@ -9326,11 +9550,12 @@ WRPO_API wrpo_result wrpo_answer(wrpo_model *model, wrpo_tokenizer *tok, const c
 }
 
 /* ------------------------------------------------------------------------------------------- >>reward
-   Reward models: the trunk of a language model, and a head on a few rows of its last hidden state, computed on the host in double. */
-typedef struct wrpo__dense { const float *w, *b; int64_t rows, cols; } wrpo__dense;        /* y = W x + b; b may be NULL */
+   Reward models: the trunk of a language model, and a head on a few rows of its last hidden state. The head is computed
+   on the host, in double. */
+typedef struct wrpo__dense { const float *w, *b; int64_t rows, cols; } wrpo__dense;    /* y = W x + b; b may be NULL */
 enum { WRPO__GATE_LAYERS = 16 };
 typedef struct wrpo__gate {          /* ArmoRM (Wang et al. 2024): objectives weighed by what the prompt is about */
-    wrpo__dense regression, transform, layer[WRPO__GATE_LAYERS];       /* transform: [objectives, objectives], taken from the left */
+    wrpo__dense regression, transform, layer[WRPO__GATE_LAYERS];       /* transform: [objectives, objectives], r' M */
     int64_t layers, widest;
     double scale, temperature;
 } wrpo__gate;
@@ -9351,19 +9576,23 @@ static void wrpo__dense_apply(const wrpo__dense *l, const double *x, double *y) 
         for (int64_t k = 0; k < l->cols; k++) y[r] += (double)l->w[r * l->cols + k] * x[k];
     }
 }
-/* last, prompt: the hidden states at the last token and where the answer's header begins; work: 3 * widest numbers. */
-static double wrpo__gated_score(const wrpo__gate *g, const double *last, const double *prompt, double *work) {
+/* last, prompt: the hidden states at the last token and where the answer's header begins. scratch [3 * widest]. */
+static double wrpo__gated_score(const wrpo__gate *g, const double *last, const double *prompt, double *scratch) {
     const int64_t n = g->regression.rows;
-    double *x = work, *y = work + g->widest, *r = y + g->widest, most = -INFINITY, sum = 0, score = 0;
+    double *x = scratch, *y = x + g->widest, *r = y + g->widest, most = -INFINITY, sum = 0, score = 0;
     memcpy(x, prompt, (size_t)g->layer[0].cols * sizeof *x);
-    for (int64_t l = 0; l < g->layers; l++) {
+    for (int64_t l = 0; l < g->layers; l++) {          /* x = the gate's logits of the objectives */
         double *swap = x;
         wrpo__dense_apply(&g->layer[l], x, y);
         for (int64_t k = 0; l + 1 < g->layers && k < g->layer[l].rows; k++) y[k] = y[k] > 0 ? y[k] : 0;
-        x = y, y = swap;
+        x = y;
+        y = swap;
     }
     for (int64_t j = 0; j < n; j++) most = fmax(most, x[j] / g->temperature);
-    for (int64_t j = 0; j < n; j++) sum += x[j] = exp(x[j] / g->temperature - most);
+    for (int64_t j = 0; j < n; j++) {
+        x[j] = exp(x[j] / g->temperature - most);
+        sum += x[j];
+    }
     wrpo__dense_apply(&g->regression, last, r);
     for (int64_t j = 0; j < n; j++) {                  /* sum_j softmax_j scale (r' M)_j */
         double adjusted = 0;
@@ -9374,87 +9603,93 @@ static double wrpo__gated_score(const wrpo__gate *g, const double *last, const d
 }
 
 /* ---- load ---- */
-/* A tensor of the head as floats; rows, cols 0: any number. A vector has cols -1. */
-static const float *wrpo__head_tensor(wrpo_reward *r, const wrpo_tensors *t, const char *name, int64_t *rows, int64_t *cols) {
+/* A tensor of the head as floats; rows, cols 0: any number; cols -1: a vector. */
+static wrpo__dense wrpo__head_tensor(wrpo_reward *r, const wrpo_tensors *t, const char *name, int64_t rows,
+                                     int64_t cols) {
     const wrpo_tensor_info *info = wrpo_tensors_find(t, name);
-    const int64_t want[2] = {*rows, *cols};
-    char found[160];
-    if (!info) wrpo__fail(r->ctx, WRPO_E_FORMAT, "%s: %s is missing: a reward model of this architecture has it", r->model->dir, name);
-    bool fits = info->ndim == (*cols < 0 ? 1 : 2);
-    for (int k = 0; fits && k < info->ndim; k++) fits = info->shape[k] > 0 && (want[k] <= 0 || info->shape[k] == want[k]);
+    const int64_t shape[2] = {rows, cols};
+    const int ndim = cols < 0 ? 1 : 2;
+    char want[80], found[160];
+    if (!info)
+        wrpo__fail(r->ctx, WRPO_E_FORMAT, "%s: %s is missing: a reward model of this architecture has it",
+                   r->model->dir, name);
+    bool fits = info->ndim == ndim;
+    for (int k = 0; fits && k < ndim; k++) fits = info->shape[k] > 0 && (shape[k] == 0 || info->shape[k] == shape[k]);
+    wrpo__shape_text(want, sizeof want, ndim, shape);
     wrpo__shape_text(found, sizeof found, info->ndim, info->shape);
-    if (!fits && *cols < 0) wrpo__fail(r->ctx, WRPO_E_FORMAT, "%s: %s: want [%lld], found %s", info->file, name, (long long)*rows, found);
-    if (!fits) wrpo__fail(r->ctx, WRPO_E_FORMAT, "%s: %s: want %lld rows of %lld (0: any number), found %s", info->file, name, (long long)*rows, (long long)*cols, found);
+    if (!fits)
+        wrpo__fail(r->ctx, WRPO_E_FORMAT, "%s: %s: want %s (0: any number), found %s", info->file, name, want, found);
     if (strcmp(info->dtype, "F32") && strcmp(info->dtype, "BF16") && strcmp(info->dtype, "F16"))
-        wrpo__fail(r->ctx, WRPO_E_UNSUPPORTED, "%s: %s: want F32, F16 or BF16, found %s", info->file, name, info->dtype);
-    float *p = wrpo__raw(r->arena, (size_t)info->count, sizeof *p);
-    wrpo__to_float(r->ctx, p, info, 0, info->count);
-    for (int64_t k = 0; k < info->count; k++)
-        if (!isfinite(p[k])) wrpo__fail(r->ctx, WRPO_E_NOT_FINITE, "%s: %s: element %lld is not a finite number", info->file, name, (long long)k);
-    *rows = info->shape[0];
-    if (*cols >= 0) *cols = info->shape[1];
-    return p;
-}
-static wrpo__dense wrpo__head_dense(wrpo_reward *r, const wrpo_tensors *t, const char *name, const char *bias, int64_t rows, int64_t cols) {
-    wrpo__dense l = {.rows = rows, .cols = cols};
-    int64_t vector = -1;
-    l.w = wrpo__head_tensor(r, t, name, &l.rows, &l.cols);
-    if (bias) l.b = wrpo__head_tensor(r, t, bias, &l.rows, &vector);
-    return l;
+        wrpo__fail(r->ctx, WRPO_E_UNSUPPORTED, "%s: %s: want F32, F16 or BF16, found %s", info->file, name,
+                   info->dtype);
+    float *w = wrpo__raw(r->arena, (size_t)info->count, sizeof *w);
+    wrpo__to_finite(r->ctx, w, info, 0, info->count);
+    return (wrpo__dense){w, NULL, info->shape[0], ndim == 2 ? info->shape[1] : 1};
 }
 static void wrpo__load_gate(wrpo_reward *r, const wrpo_tensors *t) {
     wrpo__gate *g = &r->gate;
-    int64_t one = 1, vector = -1, cols = r->model->config.hidden_size;
-    char name[64], bias[64];
-    g->regression = wrpo__head_dense(r, t, "regression_layer.weight", NULL, 0, cols);
-    g->transform = wrpo__head_dense(r, t, "reward_transform_matrix", NULL, g->regression.rows, g->regression.rows);
-    for (g->layers = 0; snprintf(name, sizeof name, "gating.layers.%lld.weight", (long long)g->layers), wrpo_tensors_find(t, name); g->layers++) {
-        if (g->layers == WRPO__GATE_LAYERS) wrpo__fail(r->ctx, WRPO_E_UNSUPPORTED, "%s: a gate of more than %d layers is not supported", r->model->dir, WRPO__GATE_LAYERS);
+    int64_t cols = r->model->config.hidden_size;
+    g->regression = wrpo__head_tensor(r, t, "regression_layer.weight", 0, cols);
+    g->transform = wrpo__head_tensor(r, t, "reward_transform_matrix", g->regression.rows, g->regression.rows);
+    for (;; g->layers++) {
+        char name[64], bias[64];
+        wrpo__dense *layer = &g->layer[g->layers];
+        snprintf(name, sizeof name, "gating.layers.%lld.weight", (long long)g->layers);
         snprintf(bias, sizeof bias, "gating.layers.%lld.bias", (long long)g->layers);
-        g->layer[g->layers] = wrpo__head_dense(r, t, name, bias, 0, cols);
-        cols = g->layer[g->layers].rows;
-        g->widest = WRPO__MAX(g->widest, WRPO__MAX(cols, g->layer[g->layers].cols));
+        if (!wrpo_tensors_find(t, name) && g->layers) break;
+        if (g->layers == WRPO__GATE_LAYERS)
+            wrpo__fail(r->ctx, WRPO_E_UNSUPPORTED, "%s: a gate of more than %d layers is not supported", r->model->dir,
+                       WRPO__GATE_LAYERS);
+        *layer = wrpo__head_tensor(r, t, name, 0, cols);
+        layer->b = wrpo__head_tensor(r, t, bias, layer->rows, -1).w;
+        cols = layer->rows;
+        g->widest = WRPO__MAX(g->widest, WRPO__MAX(cols, layer->cols));
     }
-    if (!g->layers) wrpo__fail(r->ctx, WRPO_E_FORMAT, "%s: %s is missing: a reward model of this architecture has it", r->model->dir, name);
     if (cols != g->regression.rows)
-        wrpo__fail(r->ctx, WRPO_E_FORMAT, "%s: the gate weighs %lld objectives, regression_layer.weight has %lld", r->model->dir, (long long)cols, (long long)g->regression.rows);
-    g->scale = (double)*wrpo__head_tensor(r, t, "gating.logit_scale", &one, &vector);
+        wrpo__fail(r->ctx, WRPO_E_FORMAT, "%s: the gate weighs %lld objectives, regression_layer.weight has %lld",
+                   r->model->dir, (long long)cols, (long long)g->regression.rows);
+    g->scale = (double)*wrpo__head_tensor(r, t, "gating.logit_scale", 1, -1).w;
     g->temperature = r->model->config.gating_temperature;
 }
 static void wrpo__free_model(void *p) { wrpo_model_free(p); }
 static void wrpo__free_tokenizer(void *p) { wrpo_tokenizer_free(p); }
-WRPO_API wrpo_result wrpo_reward_load(wrpo_ctx *ctx, const wrpo_reward_desc *given, wrpo_reward **out) {
-    *out = NULL;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), false) {
-        const wrpo_reward_desc *desc = given ? given : &(wrpo_reward_desc){0};
-        wrpo__arena *arena = wrpo__entry.arena;
-        wrpo_reward *r = WRPO__NEW(arena, wrpo_reward);
-        wrpo_config config;
-        r->ctx = ctx, r->arena = arena, r->run_arena = wrpo__sub_arena(arena);
-        if (!desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_reward_desc: dir is missing");
-        if (desc->micro_tokens < 0) wrpo__fail(ctx, WRPO_E_ARG, "micro_tokens: want at least 1, found %lld", (long long)desc->micro_tokens);
-        r->micro_tokens = desc->micro_tokens ? desc->micro_tokens : WRPO__MICRO_TOKENS;
-        wrpo__config_read(arena, desc->dir, &config);
-        if (config.head == WRPO_HEAD_LM)
-            wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: a language model has no reward head: want architectures of sequence classification or of a reward model", desc->dir);
-        wrpo__cleanup *owner = wrpo__on_free(arena, wrpo__free_model, NULL);
-        wrpo__rethrow(ctx, wrpo__model_load(ctx, &(wrpo_model_desc){.dir = desc->dir, .frozen = true}, true, &r->model));
-        owner->p = r->model;
-        if (wrpo__exists(wrpo__join(arena, desc->dir, "tokenizer.json"))) {
-            owner = wrpo__on_free(arena, wrpo__free_tokenizer, NULL);
-            wrpo__rethrow(ctx, wrpo_tokenizer_load(ctx, desc->dir, &r->tok));
-            owner->p = r->tok;
-        }
-        const wrpo_tensors *t = wrpo__tensors_in(ctx, desc->dir);
-        if (config.head == WRPO_HEAD_GATED) wrpo__load_gate(r, t);
-        else if (config.head == WRPO_HEAD_VALUE) r->score = wrpo__head_dense(r, t, "v_head.weight", NULL, 1, config.hidden_size);
-        else r->score = wrpo__head_dense(r, t, "score.weight", NULL, 0, config.hidden_size);
-        if (config.head != WRPO_HEAD_SCORE && desc->label) wrpo__fail(ctx, WRPO_E_ARG, "label: %s has one reward only", desc->dir);
-        if (config.head == WRPO_HEAD_SCORE && (desc->label < 0 || desc->label > r->score.rows || (!desc->label && r->score.rows > 1)))
-            wrpo__fail(ctx, WRPO_E_ARG, "label: score.weight has %lld rows: want the number of one, found %lld", (long long)r->score.rows, (long long)desc->label);
-        r->label = WRPO__MAX(desc->label, 1) - 1;
-        *out = r;
+static wrpo_reward *wrpo__reward_load(wrpo__arena *arena, const wrpo_reward_desc *desc) {
+    wrpo_ctx *ctx = arena->ctx;
+    wrpo_config c;
+    wrpo_reward *r = WRPO__NEW(arena, wrpo_reward);
+    r->ctx = ctx;
+    r->arena = arena;
+    r->run_arena = wrpo__sub_arena(arena);
+    if (!desc || !desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_reward_desc: dir is missing");
+    WRPO__RANGE(desc->micro_tokens >= 0, "micro_tokens", desc->micro_tokens, "at least 1");
+    r->micro_tokens = desc->micro_tokens ? desc->micro_tokens : WRPO__MICRO_TOKENS;
+    wrpo__config_read(arena, desc->dir, &c);
+    if (c.head == WRPO_HEAD_LM)
+        wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: a language model has no reward head: "
+                   "want architectures of sequence classification or of a reward model", desc->dir);
+    wrpo__cleanup *owner = wrpo__on_free(arena, wrpo__free_model, NULL);
+    wrpo__rethrow(ctx, wrpo__model_load(ctx, &(wrpo_model_desc){.dir = desc->dir, .frozen = true}, true, &r->model));
+    owner->p = r->model;
+    if (wrpo__exists(wrpo__join(arena, desc->dir, "tokenizer.json"))) {
+        owner = wrpo__on_free(arena, wrpo__free_tokenizer, NULL);
+        wrpo__rethrow(ctx, wrpo_tokenizer_load(ctx, desc->dir, &r->tok));
+        owner->p = r->tok;
     }
+    const wrpo_tensors *t = wrpo__tensors_in(ctx, desc->dir);
+    if (c.head == WRPO_HEAD_GATED) wrpo__load_gate(r, t);
+    else if (c.head == WRPO_HEAD_VALUE) r->score = wrpo__head_tensor(r, t, "v_head.weight", 1, c.hidden_size);
+    else r->score = wrpo__head_tensor(r, t, "score.weight", 0, c.hidden_size);
+    const int64_t label = desc->label, rows = r->score.rows;
+    if (c.head != WRPO_HEAD_SCORE && label) wrpo__fail(ctx, WRPO_E_ARG, "label: %s has one reward only", desc->dir);
+    if (c.head == WRPO_HEAD_SCORE && (label < 0 || label > rows || (!label && rows > 1)))
+        wrpo__fail(ctx, WRPO_E_ARG, "label: score.weight has %lld rows: want the number of one, found %lld",
+                   (long long)rows, (long long)label);
+    r->label = WRPO__MAX(label, 1) - 1;
+    return r;
+}
+WRPO_API wrpo_result wrpo_reward_load(wrpo_ctx *ctx, const wrpo_reward_desc *desc, wrpo_reward **out) {
+    *out = NULL;
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__reward_load(wrpo__current, desc));
     return wrpo__end(&wrpo__entry);
 }
 WRPO_API void wrpo_reward_free(wrpo_reward *reward) {
@@ -9463,18 +9698,24 @@ WRPO_API void wrpo_reward_free(wrpo_reward *reward) {
 WRPO_API const wrpo_config *wrpo_reward_config(const wrpo_reward *reward) { return &reward->model->config; }
 
 /* ---- score ---- */
-/* Places of ids[n] that the head looks at: the last token, by the rule of the model's code, and for a gate where the answer's header
-   begins, the last time: <|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n of Llama 3. false: there is no such place. */
-static bool wrpo__pooled(const wrpo_config *c, const int32_t *ids, int64_t n, int64_t *last, int64_t *gate) {
-    static const int32_t header[] = {128009, 128006, 78191, 128007, 271};
-    *last = n - 1, *gate = n - WRPO__COUNT(header);
+typedef struct wrpo__batch {         /* conversations */
+    const int32_t **ids;
+    int64_t *counts, n;
+    int64_t shared;                  /* that many first tokens are the same in all; each has more */
+} wrpo__batch;
+/* The tokens of ids[n] that the head looks at: the last one, by the rule of the model's code, and for a gate where the
+   last answer's header begins, <|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n of Llama 3. false: none. */
+static bool wrpo__pooled(const wrpo_config *c, const int32_t *ids, int64_t n, int64_t *last, int64_t *header) {
+    static const int32_t want[] = {128009, 128006, 78191, 128007, 271};
+    *last = n - 1;
+    *header = 0;
     if (c->head == WRPO_HEAD_SCORE)
-        for (*last = n - 1; *last > 0 && ids[*last] == c->pad_token_id;) --*last;
+        while (*last > 0 && ids[*last] == c->pad_token_id) --*last;
     if (c->head != WRPO_HEAD_GATED) return true;
     for (int64_t i = n; i-- > 0;)
         if (ids[i] == c->pad_token_id) *last = i ? i - 1 : n - 1;
-    while (*gate >= 0 && memcmp(ids + *gate, header, sizeof header)) --*gate;
-    return *gate >= 0;
+    for (*header = n - WRPO__COUNT(want); *header >= 0 && memcmp(ids + *header, want, sizeof want);) --*header;
+    return *header >= 0;
 }
 static void wrpo__hidden_row(const wrpo__run *r, int64_t row, double *out) {
     const wrpo_backend *be = r->model->ctx->desc.backend;
@@ -9483,204 +9724,256 @@ static void wrpo__hidden_row(const wrpo__run *r, int64_t row, double *out) {
         const int64_t n = WRPO__MIN(D - k, WRPO__HALVES);
         union { float whole[WRPO__HALVES]; uint16_t half[WRPO__HALVES]; } part;
         be->get(r->model->ctx->dev, &part, wrpo__at(be, r->y, row * D + k), (size_t)n * (size_t)be->act_bytes);
-        for (int64_t i = 0; i < n; i++) out[k + i] = (double)(be->act_bytes == 4 ? part.whole[i] : wrpo__float_of(part.half[i]));
+        for (int64_t i = 0; i < n; i++)
+            out[k + i] = (double)(be->act_bytes == 4 ? part.whole[i] : wrpo__float_of(part.half[i]));
     }
 }
-/* As many of the conversations [at, n) as fit, at least one; the first P tokens of all are the same. Returns where it stopped. */
-static int64_t wrpo__score_some(wrpo__arena *temp, wrpo_reward *w, const int32_t *const *ids, const int64_t *counts, int64_t P, int64_t at, int64_t n, double *rewards) {
+/* Conversation k needs rows of its own for the shared tokens: it is the first that is packed, or it has other rotary
+   frequencies than the one before. */
+static bool wrpo__shared_again(const wrpo_config *c, const wrpo__batch *b, int64_t first, int64_t k) {
+    return k == first || wrpo__rope_key(c, b->counts[k]) != wrpo__rope_key(c, b->counts[k - 1]);
+}
+/* Scores as many of the conversations from `first` on as fit, at least one. Returns where it stopped. */
+static int64_t wrpo__score_some(wrpo_reward *w, const wrpo__batch *b, int64_t first, double *rewards) {
     const wrpo_config *c = &w->model->config;
-    const int64_t D = c->hidden_size, first = at;
-    int64_t rows = 0, end = at, prefix = 0;
-#define WRPO__PARTS(k) ((k) == first || wrpo__rope_key(c, counts[k]) != wrpo__rope_key(c, counts[(k) - 1]))
-    for (int64_t more; end < n && (more = counts[end] - (WRPO__PARTS(end) ? 0 : P), end == at || rows + more <= w->micro_tokens); end++) rows += more;
+    wrpo__arena *temp = wrpo__current;
+    const int64_t D = c->hidden_size, P = b->shared;
+    int64_t rows = 0, end = first, prefix = 0;
+    for (; end < b->n; end++) {
+        const int64_t more = b->counts[end] - (wrpo__shared_again(c, b, first, end) ? 0 : P);
+        if (end > first && rows + more > w->micro_tokens) break;
+        rows += more;
+    }
     if (!w->run || w->run->shape.rows < rows) {
         w->run = NULL;
         wrpo__arena_clear(w->run_arena);
         w->run = wrpo__run_new(w->run_arena, w->model, &(wrpo__shape){.rows = rows});
     }
-    int64_t (*places)[2] = wrpo__alloc(temp, (size_t)(end - at), sizeof *places);
-    double *hidden = wrpo__alloc(temp, (size_t)D, 2 * sizeof *hidden), *work = wrpo__alloc(temp, (size_t)WRPO__MAX(3 * w->gate.widest, w->score.rows), sizeof *work);
+    int64_t (*pooled)[2] = wrpo__alloc(temp, (size_t)(end - first), sizeof *pooled);           /* rows */
+    double *hidden = wrpo__alloc(temp, (size_t)D, 2 * sizeof *hidden);
+    double *scratch = wrpo__alloc(temp, (size_t)WRPO__MAX(3 * w->gate.widest, w->score.rows), sizeof *scratch);
     wrpo__pack_begin(w->run);
-    for (int64_t k = at; k < end; k++) {
-        int64_t pooled[2];
-        if (WRPO__PARTS(k)) {
-            wrpo__pack_rotary(w->run, counts[k]);
+    for (int64_t k = first; k < end; k++) {
+        int64_t *at = pooled[k - first];
+        if (wrpo__shared_again(c, b, first, k)) {
+            wrpo__pack_rotary(w->run, b->counts[k]);
             prefix = w->run->n;
-            if (P) wrpo__pack_seg(w->run, ids[k], P, 0, prefix, prefix);
+            if (P) wrpo__pack_seg(w->run, b->ids[k], P, 0, prefix, prefix);
         }
-        if (!wrpo__pooled(c, ids[k], counts[k], &pooled[0], &pooled[1]))
-            wrpo__fail(w->ctx, WRPO_E_FORMAT, "conversation %lld: want the header of an assistant's answer, which the gate of this reward model looks for, found none", (long long)k + 1);
-        for (int i = 0; i < 2; i++) places[k - at][i] = pooled[i] < P ? prefix + pooled[i] : w->run->n + pooled[i] - P;
-        wrpo__pack_seg(w->run, ids[k] + P, counts[k] - P, P, prefix, prefix + P);
+        if (!wrpo__pooled(c, b->ids[k], b->counts[k], &at[0], &at[1]))
+            wrpo__fail(w->ctx, WRPO_E_FORMAT, "conversation %lld: want the header of an assistant's answer, which the "
+                       "gate of this reward model looks for, found none", (long long)k + 1);
+        for (int i = 0; i < 2; i++) at[i] += at[i] < P ? prefix : w->run->n - P;
+        wrpo__pack_seg(w->run, b->ids[k] + P, b->counts[k] - P, P, prefix, prefix + P);
     }
     wrpo__pack_end(w->run);
     wrpo__trunk(w->run);
-    for (int64_t k = at; k < end; k++) {
-        wrpo__hidden_row(w->run, places[k - at][0], hidden);
+    for (int64_t k = first; k < end; k++) {
+        wrpo__hidden_row(w->run, pooled[k - first][0], hidden);
         if (c->head == WRPO_HEAD_GATED) {
-            wrpo__hidden_row(w->run, places[k - at][1], hidden + D);
-            rewards[k] = wrpo__gated_score(&w->gate, hidden, hidden + D, work);
+            wrpo__hidden_row(w->run, pooled[k - first][1], hidden + D);
+            rewards[k] = wrpo__gated_score(&w->gate, hidden, hidden + D, scratch);
         } else {
-            wrpo__dense_apply(&w->score, hidden, work);
-            rewards[k] = work[w->label];
+            wrpo__dense_apply(&w->score, hidden, scratch);
+            rewards[k] = scratch[w->label];
         }
-        if (!isfinite(rewards[k])) wrpo__fail(w->ctx, WRPO_E_NOT_FINITE, "conversation %lld: the reward is not a finite number", (long long)k + 1);
+        if (!isfinite(rewards[k]))
+            wrpo__fail(w->ctx, WRPO_E_NOT_FINITE, "conversation %lld: the reward is not a finite number",
+                       (long long)k + 1);
     }
     wrpo__sync(w->ctx);
     return end;
-#undef WRPO__PARTS
 }
-static void wrpo__score_ids(wrpo__arena *temp, wrpo_reward *w, const int32_t *const *ids, const int64_t *counts, int64_t n, double *rewards) {
+static void wrpo__score_ids(wrpo_reward *w, const int32_t *const *ids, const int64_t *counts, int64_t n,
+                            double *rewards) {
+    wrpo__arena *temp = wrpo__current;
     const wrpo_config *c = &w->model->config;
-    const int32_t **own = wrpo__alloc(temp, (size_t)n, sizeof *own);
-    int64_t *sizes = wrpo__alloc(temp, (size_t)n, sizeof *sizes), P = INT64_MAX;
+    wrpo__batch b = {.n = n, .shared = INT64_MAX};
+    b.ids = wrpo__alloc(temp, (size_t)n, sizeof *b.ids);
+    b.counts = wrpo__alloc(temp, (size_t)n, sizeof *b.counts);
     for (int64_t k = 0; k < n; k++) {
-        own[k] = ids[k], sizes[k] = counts[k];
-        if (counts[k] < 1) wrpo__fail(w->ctx, WRPO_E_ARG, "conversation %lld: want at least one token, found none", (long long)k + 1);
-        for (int64_t i = 0; i < counts[k]; i++)
-            if (ids[k][i] < 0 || ids[k][i] >= c->vocab_size)
-                wrpo__fail(w->ctx, WRPO_E_FORMAT, "conversation %lld: token id %d is outside the model's vocabulary of %lld", (long long)k + 1, (int)ids[k][i], (long long)c->vocab_size);
-        if (c->head == WRPO_HEAD_VALUE && ids[k][counts[k] - 1] != c->reward_token_id) {
-            int32_t *longer = wrpo__alloc(temp, (size_t)counts[k] + 1, sizeof *longer);
-            memcpy(longer, ids[k], (size_t)counts[k] * sizeof *longer);
-            longer[sizes[k]++] = (int32_t)c->reward_token_id, own[k] = longer;
+        int64_t count = counts[k], same = 0;
+        const int32_t *own = ids[k];
+        if (count < 1)
+            wrpo__fail(w->ctx, WRPO_E_ARG, "conversation %lld: want at least one token, found none", (long long)k + 1);
+        wrpo__check_ids(w->model->ctx, w->model->config.vocab_size, own, count, "conversation", NULL, k + 1);
+        if (c->head == WRPO_HEAD_VALUE && own[count - 1] != c->reward_token_id) {
+            int32_t *longer = wrpo__alloc(temp, (size_t)count + 1, sizeof *longer);
+            memcpy(longer, own, (size_t)count * sizeof *longer);
+            longer[count++] = (int32_t)c->reward_token_id;
+            own = longer;
         }
-        if (sizes[k] > c->max_position_embeddings && !w->warned)
-            wrpo__log(w->ctx, WRPO_LOG_WARN, "a conversation of %lld tokens is longer than the reward model's max_position_embeddings %lld", (long long)sizes[k],
-                      (long long)c->max_position_embeddings), w->warned = true;
-        int64_t same = 0;
-        while (same < P && same < sizes[k] - 1 && own[k][same] == own[0][same]) same++;      /* each keeps a token of its own */
-        P = same;
+        if (count > c->max_position_embeddings && !w->warned) {
+            wrpo__log(w->ctx, WRPO_LOG_WARN, "a conversation of %lld tokens is longer than the reward model's "
+                      "max_position_embeddings %lld", (long long)count, (long long)c->max_position_embeddings);
+            w->warned = true;
+        }
+        b.ids[k] = own;
+        b.counts[k] = count;
+        while (same < b.shared && same < count - 1 && own[same] == b.ids[0][same]) same++;
+        b.shared = same;
     }
-    for (int64_t at = 0; at < n;) at = wrpo__score_some(temp, w, own, sizes, P, at, n, rewards);
+    for (int64_t at = 0; at < n;) at = wrpo__score_some(w, &b, at, rewards);
 }
-WRPO_API wrpo_result wrpo_reward_score_ids(wrpo_reward *reward, const int32_t *const *ids, const int64_t *counts, int64_t n, double *rewards) {
-    WRPO__TRY(reward->ctx, wrpo__arena_new(reward->ctx), true) wrpo__score_ids(wrpo__entry.arena, reward, ids, counts, n, rewards);
+WRPO_API wrpo_result wrpo_reward_score_ids(wrpo_reward *reward, const int32_t *const *ids, const int64_t *counts,
+                                           int64_t n, double *rewards) {
+    WRPO__CALL(reward->ctx, wrpo__arena_new(reward->ctx), true,
+               wrpo__score_ids(reward, ids, counts, n, rewards));
     return wrpo__end(&wrpo__entry);
 }
 /* answers[n]: strings. Errors name the line and record of in. */
-static void wrpo__score_answers(wrpo__arena *temp, wrpo_reward *w, wrpo__reading *in, const wrpo_json *prompt, const wrpo_json *answers, int64_t n, double *rewards) {
-    if (!w->tok) wrpo__fail(w->ctx, WRPO_E_IO, "%s: tokenizer.json: want it, to score texts, found none", w->model->dir);
+static void wrpo__score_answers(wrpo_reward *w, wrpo__reading *in, const wrpo_json *prompt, const wrpo_json *answers,
+                                int64_t n, double *rewards) {
+    wrpo__arena *temp = wrpo__current;
+    if (!w->tok) wrpo__fail(w->ctx, WRPO_E_IO, "%s: tokenizer.json: want it to score texts, found none", w->model->dir);
     const wrpo_json **list = wrpo__messages(in, prompt, "user", "prompt");
     int32_t **ids = wrpo__alloc(temp, (size_t)n, sizeof *ids);
     int64_t *counts = wrpo__alloc(temp, (size_t)n, sizeof *counts);
-    in->tok = w->tok, in->tokenizing = true;
+    in->tok = w->tok;
+    in->tokenizing = true;
     for (int64_t k = 0; k < n; k++) {
         wrpo__text text = {.arena = temp};
         wrpo__render(in, list, stbds_arrlen(list), wrpo__message_of("assistant", &answers[k]), false, &text);
         wrpo__encode(w->tok, text.data, text.size, 0, &ids[k]);
         counts[k] = stbds_arrlen(ids[k]);
     }
-    wrpo__score_ids(temp, w, (const int32_t *const *)ids, counts, n, rewards);
+    wrpo__score_ids(w, (const int32_t *const *)ids, counts, n, rewards);
     in->tokenizing = false;
 }
-WRPO_API wrpo_result wrpo_reward_score(wrpo_reward *reward, const wrpo_json *prompt, const char *const *answers, int64_t n, double *rewards) {
-    WRPO__TRY(reward->ctx, wrpo__arena_new(reward->ctx), true) {
-        wrpo__arena *temp = wrpo__entry.arena;
-        wrpo__reading in = {.ctx = reward->ctx, .desc.path = "wrpo_reward_score", .id = "prompt", .line = prompt->line, .now = time(NULL)};
-        wrpo_json *texts = wrpo__alloc(temp, (size_t)n, sizeof *texts);
-        for (int64_t k = 0; k < n; k++) texts[k] = (wrpo_json){.kind = WRPO_JSON_STRING, .text = answers[k], .size = strlen(answers[k])};
-        wrpo__score_answers(temp, reward, &in, prompt, texts, n, rewards);
-    }
+static void wrpo__reward_score(wrpo_reward *reward, const wrpo_json *prompt, const char *const *answers, int64_t n,
+                               double *rewards) {
+    wrpo__reading in = {.ctx = reward->ctx, .desc.path = "wrpo_reward_score", .id = "prompt", .line = prompt->line,
+                        .now = time(NULL)};
+    wrpo_json *texts = wrpo__alloc(wrpo__current, (size_t)n, sizeof *texts);
+    for (int64_t k = 0; k < n; k++)
+        texts[k] = (wrpo_json){.kind = WRPO_JSON_STRING, .text = answers[k], .size = strlen(answers[k])};
+    wrpo__score_answers(reward, &in, prompt, texts, n, rewards);
+}
+WRPO_API wrpo_result wrpo_reward_score(wrpo_reward *reward, const wrpo_json *prompt, const char *const *answers,
+                                       int64_t n, double *rewards) {
+    WRPO__CALL(reward->ctx, wrpo__arena_new(reward->ctx), true,
+               wrpo__reward_score(reward, prompt, answers, n, rewards));
     return wrpo__end(&wrpo__entry);
 }
 
 /* ---- a file of candidates ---- */
-typedef struct wrpo__scoring { wrpo_reward *reward; const wrpo_reward_file_desc *desc; wrpo__reading in; wrpo__writer *out; wrpo_reward_file_stats *stats; double sum; } wrpo__scoring;
-/* The reward that an entry has: NULL if it has none, or none that counts. */
-static const wrpo_json *wrpo__has_reward(const wrpo__scoring *s, const wrpo_json *entry) {
-    const wrpo_json *v = wrpo__present(entry, "reward");
-    if (v) wrpo__json_real(s->in.ctx, s->in.desc.path, v, NULL);
-    return s->desc->rescore ? NULL : v;
-}
-/* A copy of v, which is an entry, with the reward at *next behind its other members, if it has none; *next goes on. */
-static wrpo_json *wrpo__with_reward(const wrpo__scoring *s, const wrpo_json *v, const double **next) {
-    wrpo_json *copy = wrpo__json_copy(wrpo__current, v, NULL), number = {.kind = WRPO_JSON_NUMBER};
-    if (wrpo__has_reward(s, v)) return copy;
-    wrpo__text text = {.arena = wrpo__current};
-    wrpo__json_number(&text, *(*next)++);
-    number.text = text.data, number.size = text.size;
-    copy->child = NULL, copy->count = 0;
-    for (const wrpo_json *m = v->child; m; m = m->next)
-        if (strcmp(m->key, "reward")) wrpo__json_append(copy, wrpo__json_copy(wrpo__current, m, NULL));
-    wrpo__json_append(copy, wrpo__json_copy(wrpo__current, &number, "reward"));
-    return copy;
-}
-static bool wrpo__is_list(const wrpo_json *v) { return !strcmp(v->key, "sources") || !strcmp(v->key, "target"); }
-static void wrpo__score_root(wrpo__scoring *s, const wrpo_json *root) {
-    const char *path = s->in.desc.path;
-    wrpo_ctx *ctx = s->in.ctx;
-    wrpo_reward_file_stats *stats = s->stats;
-    wrpo__read_head(&s->in, root);
-    wrpo_json *texts = NULL, copy = *root;             /* texts: an stb array */
-    const bool alone = wrpo__present(root, "content") != NULL;
-    int64_t entries = 0;
-    for (const wrpo_json *list = alone ? root : root->child; list; list = alone ? NULL : list->next) {
-        if (!alone && (!wrpo__is_list(list) || list->kind == WRPO_JSON_NULL)) continue;
-        const wrpo_json *first = alone ? root : wrpo__json_want(ctx, path, list, WRPO_JSON_ARRAY, NULL)->child;
-        for (const wrpo_json *v = first; v; v = alone ? NULL : v->next, entries++) {
-            const wrpo_json *content = wrpo__json_need(ctx, path, v, "content", WRPO_JSON_STRING);
-            if (!wrpo__has_reward(s, v)) stbds_arrput(texts, *content);
-        }
+enum { WRPO__SOURCES, WRPO__TARGETS };
+typedef struct wrpo__listed { wrpo_json *json; int list; } wrpo__listed;
+/* The responses of a line: the members of its lists or, if `alone` allows it and it has "content", the line itself.
+   An stb array; *found: there is one of the three. */
+static wrpo__listed *wrpo__responses(wrpo_ctx *ctx, const char *path, wrpo_json *root, bool alone, bool *found) {
+    static const char *const keys[] = {"sources", "target"};
+    wrpo__listed *out = NULL, c = {root, WRPO__TARGETS};
+    *found = alone && wrpo__present(root, "content");
+    if (*found) {
+        stbds_arrput(out, c);
+        return out;
     }
-    if (!entries) wrpo__json_fail(ctx, WRPO_E_FORMAT, path, root, "want responses in \"sources\" or \"target\", or a \"content\", found none");
+    for (c.list = 0; c.list < 2; c.list++) {
+        const wrpo_json *all = wrpo__json_maybe(ctx, path, root, keys[c.list], WRPO_JSON_ARRAY);
+        if (!all) continue;
+        *found = true;
+        for (c.json = all->child; c.json; c.json = c.json->next) stbds_arrput(out, c);
+    }
+    return out;
+}
+/* In place of the reward that it has, if any; as its last member. */
+static void wrpo__set_reward(wrpo_json *entry, double reward) {
+    wrpo__text text = {.arena = wrpo__current};
+    wrpo_json *number = WRPO__NEW(wrpo__current, wrpo_json);
+    for (wrpo_json **m = &entry->child; *m;) {
+        if (strcmp((*m)->key, "reward")) m = &(*m)->next;
+        else *m = (*m)->next;
+    }
+    wrpo__json_number(&text, reward);
+    *number = (wrpo_json){.kind = WRPO_JSON_NUMBER, .key = "reward", .text = text.data, .size = text.size};
+    number->key_size = strlen(number->key);
+    wrpo__json_append(entry, number);
+}
+typedef struct wrpo__scoring {
+    wrpo_reward *reward; bool rescore;
+    wrpo__reading in; wrpo__writer *out;
+    wrpo_reward_file_stats *stats;   /* mean: the sum */
+} wrpo__scoring;
+static void wrpo__score_root(wrpo__scoring *s, wrpo_json *root) {
+    wrpo_ctx *ctx = s->in.ctx;
+    const char *path = s->in.desc.path;
+    wrpo_reward_file_stats *stats = s->stats;
+    wrpo_json *texts = NULL;         /* stb array: of what has no reward that counts, list[0..n) */
+    bool found;
+    wrpo__read_head(&s->in, root);
+    wrpo__listed *list = wrpo__responses(ctx, path, root, true, &found);
+    const int64_t all = stbds_arrlen(list);
+    if (!all)
+        wrpo__json_fail(ctx, WRPO_E_FORMAT, path, root,
+                        "want responses in \"sources\" or \"target\", or a \"content\", found none");
+    for (int64_t i = 0, n = 0; i < all; i++) {
+        const wrpo_json *content = wrpo__json_need(ctx, path, list[i].json, "content", WRPO_JSON_STRING);
+        const wrpo_json *reward = wrpo__present(list[i].json, "reward");
+        if (reward) wrpo__json_real(ctx, path, reward, NULL);
+        if (reward && !s->rescore) continue;
+        stbds_arrput(texts, *content);
+        list[n++] = list[i];
+    }
     const int64_t n = stbds_arrlen(texts);
     double *rewards = wrpo__alloc(wrpo__current, (size_t)n, sizeof *rewards);
-    const double *next = rewards;
     if (n) {
         const wrpo_json *prompt = wrpo__present(root, "prompt");
-        if (!prompt) wrpo__json_fail(ctx, WRPO_E_FORMAT, path, root, "prompt: want a string, a message or an array of messages, found none");
-        wrpo__score_answers(wrpo__current, s->reward, &s->in, prompt, texts, n, rewards);
+        if (!prompt)
+            wrpo__json_fail(ctx, WRPO_E_FORMAT, path, root,
+                            "prompt: want a string, a message or an array of messages, found none");
+        wrpo__score_answers(s->reward, &s->in, prompt, texts, n, rewards);
     }
-    if (alone) copy = *wrpo__with_reward(s, root, &next);
-    else {
-        copy.child = NULL, copy.count = 0;
-        for (const wrpo_json *m = root->child; m; m = m->next) {
-            wrpo_json *member = wrpo__json_copy(wrpo__current, m, NULL);
-            if (wrpo__is_list(m) && m->kind == WRPO_JSON_ARRAY) {
-                member->child = NULL, member->count = 0;
-                for (const wrpo_json *v = m->child; v; v = v->next) wrpo__json_append(member, wrpo__with_reward(s, v, &next));
-            }
-            wrpo__json_append(&copy, member);
-        }
+    for (int64_t k = 0; k < n; k++) {
+        wrpo__set_reward(list[k].json, rewards[k]);
+        stats->mean += rewards[k];
+        stats->least = fmin(stats->least, rewards[k]);
+        stats->most = fmax(stats->most, rewards[k]);
     }
-    for (int64_t k = 0; k < n; k++) s->sum += rewards[k], stats->least = fmin(stats->least, rewards[k]), stats->most = fmax(stats->most, rewards[k]);
-    stats->prompts++, stats->scored += n, stats->kept += entries - n;
+    stats->prompts++;
+    stats->scored += n;
+    stats->kept += all - n;
     wrpo__text line = {.arena = wrpo__current};
-    wrpo__json_write(&line, &copy);
+    wrpo__json_write(&line, root);
     wrpo__text_puts(&line, "\n");
     wrpo__write(s->out, line.data, line.size);
 }
-static wrpo_result wrpo__score_line(wrpo__scoring *s, const char *text, size_t n) {      /* an entry of its own: see wrpo__load_line */
-    WRPO__TRY(s->in.ctx, wrpo__arena_new(s->in.ctx), true) {
-        s->in.id = wrpo__format(wrpo__current, "line %lld", (long long)s->in.line);
-        wrpo__score_root(s, wrpo__json_parse(wrpo__current, s->in.desc.path, s->in.line, text, n));
-    }
+static void wrpo__score_text(wrpo__scoring *s, const char *text, size_t n) {
+    s->in.id = wrpo__format(wrpo__current, "line %lld", (long long)s->in.line);
+    wrpo__score_root(s, wrpo__json_parse(wrpo__current, s->in.desc.path, s->in.line, text, n));
+}
+static wrpo_result wrpo__score_line(wrpo__scoring *s, const char *text, size_t n) {      /* an entry, as in >>data */
+    WRPO__CALL(s->in.ctx, wrpo__arena_new(s->in.ctx), true, wrpo__score_text(s, text, n));
     if (wrpo__entry.failed && s->in.tokenizing && s->in.ctx->error.code != WRPO_E_MEMORY) wrpo__name_record(&s->in);
     s->in.tokenizing = false;
     return wrpo__end(&wrpo__entry);
 }
-WRPO_API wrpo_result wrpo_reward_file(wrpo_reward *reward, const wrpo_reward_file_desc *given, wrpo_reward_file_stats *out) {
+static void wrpo__reward_file(wrpo_reward *reward, const wrpo_reward_file_desc *desc, wrpo_reward_file_stats *stats) {
     wrpo_ctx *ctx = reward->ctx;
-    *out = (wrpo_reward_file_stats){.mean = NAN, .least = NAN, .most = NAN};
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        const wrpo_reward_file_desc *desc = given ? given : &(wrpo_reward_file_desc){0};
-        wrpo__arena *arena = wrpo__entry.arena;
-        if (!desc->in || !desc->out) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_reward_file_desc: want in and out, found NULL");
-        const wrpo__file *f = wrpo__open_file(arena, desc->in);
-        wrpo__scoring s = {.reward = reward, .desc = desc, .out = wrpo__create(arena, desc->out), .stats = out};
-        s.in = (wrpo__reading){.ctx = ctx, .desc.path = desc->in, .now = time(NULL)};
-        int64_t lines = 0, done = 0;
-        for (wrpo__lines l = {.file = f}; wrpo__next_line(&l);) lines++;
-        if (!lines) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want lines of candidates, found none", desc->in);
-        for (wrpo__lines l = {.file = f}; wrpo__next_line(&l);) {
-            s.in.line = l.number;
-            wrpo__rethrow(ctx, wrpo__score_line(&s, l.text, l.size));
-            if (desc->on_line && !desc->on_line(++done, lines, desc->user)) wrpo__fail(ctx, WRPO_E_STOPPED, "%s: stopped after %lld of %lld lines", desc->in, (long long)done, (long long)lines);
-        }
-        wrpo__commit(s.out);
-        if (out->scored) out->mean = s.sum / (double)out->scored;
+    int64_t lines = 0, done = 0;
+    if (!desc || !desc->in || !desc->out)
+        wrpo__fail(ctx, WRPO_E_ARG, "wrpo_reward_file_desc: want in and out, found NULL");
+    const wrpo__file *f = wrpo__open_file(wrpo__current, desc->in);
+    wrpo__scoring s = {.reward = reward, .rescore = desc->rescore, .stats = stats};
+    s.out = wrpo__create(wrpo__current, desc->out);
+    s.in = (wrpo__reading){.ctx = ctx, .desc.path = desc->in, .now = time(NULL)};
+    for (wrpo__lines l = {.file = f}; wrpo__next_line(&l);) lines++;
+    if (!lines) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want lines of candidates, found none", desc->in);
+    for (wrpo__lines l = {.file = f}; wrpo__next_line(&l);) {
+        s.in.line = l.number;
+        wrpo__rethrow(ctx, wrpo__score_line(&s, l.text, l.size));
+        done++;
+        if (desc->on_line && !desc->on_line(done, lines, desc->user))
+            wrpo__fail(ctx, WRPO_E_STOPPED, "%s: stopped after %lld of %lld lines", desc->in, (long long)done,
+                       (long long)lines);
     }
+    wrpo__commit(s.out);
+    stats->mean /= (double)stats->scored;              /* NaN: none */
+}
+WRPO_API wrpo_result wrpo_reward_file(wrpo_reward *reward, const wrpo_reward_file_desc *desc,
+                                      wrpo_reward_file_stats *out) {
+    *out = (wrpo_reward_file_stats){.least = NAN, .most = NAN};
+    WRPO__CALL(reward->ctx, wrpo__arena_new(reward->ctx), true, wrpo__reward_file(reward, desc, out));
     return wrpo__end(&wrpo__entry);
 }
 
@@ -9688,30 +9981,41 @@ WRPO_API wrpo_result wrpo_reward_file(wrpo_reward *reward, const wrpo_reward_fil
    A run with files: the memory plan, the reference's cache, the state that a run goes on from, metrics, the loop. */
 
 /* ---- memory of a run: measured, and fitted into what there is ---- */
-/* gradients, moments, activations, head and, for a backend with memory of its own, device (all but the weights); total is left to the caller */
-static void wrpo__measure(wrpo_ctx *ctx, const wrpo_config *config, wrpo_moments moments, int64_t recompute, bool logits, int64_t rows, wrpo_bytes *out) {
+/* Fills in gradients, moments, activations, head, recompute, logits and device: what the run takes of the backend's
+   memory beside its weights. */
+static void wrpo__measure(wrpo_ctx *ctx, const wrpo_config *config, wrpo_moments moments, int64_t recompute,
+                          bool logits, int64_t rows, wrpo_bytes *out) {
     const wrpo__shape shape = wrpo__train_shape(ctx, config, recompute, logits, rows);
     wrpo__run run = {0};
     wrpo__bump b = {0};
     int64_t count;
     wrpo__layout_weights(config, NULL, NULL, &count, NULL);
     wrpo__run_layout(ctx, config, &shape, &run, &b);
-    if (b.overflow) wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: %lld rows of this model do not fit into the address space", (long long)rows);
-    out->gradients = (size_t)count * sizeof(float), out->moments = 2 * wrpo_moments_bytes(moments, count);
+    if (b.overflow)
+        wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: %lld rows of this model do not fit into the address space",
+                   (long long)rows);
+    out->gradients = (size_t)count * sizeof(float);
+    out->moments = 2 * wrpo_moments_bytes(moments, count);
     out->head = run.head_bytes;
     out->activations = run.bytes - run.head_bytes + run.host.used;
     out->device = out->gradients + out->moments + run.bytes;
-    out->recompute = shape.recompute, out->logits = wrpo__span(&shape) >= rows;
+    out->recompute = shape.recompute;
+    out->logits = wrpo__span(&shape) >= rows;
 }
-/* As asked; where no recomputing is asked for, with as little recomputed as lets the run fit into `room`: nothing, else the logits
-   (of all that is kept they save the least time a byte), else as few layers as do. False: it does not fit. */
-static bool wrpo__fit(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_train_desc *d, wrpo_moments moments, int64_t rows, size_t room, wrpo_bytes *out) {
-    int64_t low = 0, high = config->num_hidden_layers;
-    const bool keep = d->recompute == 0 && (uint64_t)rows < SIZE_MAX / 16 / (uint64_t)config->vocab_size;      /* logits that can be addressed */
-    wrpo__measure(ctx, config, moments, d->recompute, keep, rows, out);
+/* As wrpo__measure, with as little recomputed as lets the run fit into `room`, unless recompute says what is. It tries
+     1. to recompute nothing;
+     2. to recompute the logits: of all that is kept, they save the least time a byte;
+     3. to recompute layers as well, as few as do. The more, the less memory, except for the first: it brings a layer
+        of memory that all of them share.
+   false: it does not fit. */
+static bool wrpo__fit(wrpo_ctx *ctx, const wrpo_config *config, wrpo_moments moments, int64_t recompute, int64_t rows,
+                      size_t room, wrpo_bytes *out) {
+    const bool addressable = (uint64_t)rows < SIZE_MAX / 16 / (uint64_t)config->vocab_size;    /* all logits */
+    wrpo__measure(ctx, config, moments, recompute, recompute == 0 && addressable, rows, out);
     if (out->device <= room) return true;
-    if (d->recompute) return false;
-    while (low < high) {                               /* the more, the less it takes, but for the first, which brings a layer to share */
+    if (recompute) return false;
+    int64_t low = 0, high = config->num_hidden_layers; /* 2. is low = 0 */
+    while (low < high) {
         const int64_t middle = (low + high) / 2;
         wrpo__measure(ctx, config, moments, middle, false, rows, out);
         if (out->device <= room) high = middle;
@@ -9720,387 +10024,463 @@ static bool wrpo__fit(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_train
     wrpo__measure(ctx, config, moments, low, false, rows, out);
     return out->device <= room;
 }
-WRPO_API wrpo_result wrpo_train_bytes(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_bytes *out) {
-    memset(out, 0, sizeof *out);
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        wrpo_train_desc d = wrpo_train_defaults(desc);
-        wrpo__config_check(ctx, config);
-        wrpo__train_check(ctx, &d);
-        int64_t count, rows = data ? wrpo__run_rows(config, data, 0, wrpo_data_count(data), d.micro_tokens) : d.micro_tokens;
-        wrpo__layout_weights(config, NULL, NULL, &count, NULL);
-        wrpo_model *table = wrpo__model_table(wrpo__entry.arena, config, ctx->desc.dtype);
-        wrpo__bump weights = {0};
-        wrpo__place_weights(table, &weights);
-        out->weights = weights.used + (wrpo__has_masters(ctx, false) ? (size_t)count * sizeof *table->low : 0);
-        const size_t held = WRPO__MIN(ctx->device_bytes, out->weights), free = wrpo__room(ctx);            /* the weights may be there already */
-        const size_t room = free < SIZE_MAX - held ? free + held : SIZE_MAX;
-        wrpo__fit(ctx, config, &d, d.moments, rows, room > out->weights ? room - out->weights : 0, out);
-        out->device += out->weights, out->room = room;
-        if (data) {
-            wrpo_data_stats s = wrpo_data_get_stats(data);
-            out->data = (size_t)(s.prompt_tokens + s.response_tokens) * 4 + (size_t)s.records * (64 + 4 * sizeof(wrpo_tokens) + 3 * sizeof(double));
-        }
-        out->total = out->weights + out->gradients + out->moments + out->activations + out->head + out->data;
+static void wrpo__train_bytes(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_data *data,
+                              const wrpo_train_desc *desc, wrpo_bytes *out) {
+    const wrpo_train_desc d = wrpo_train_defaults(desc);
+    wrpo_model *table = wrpo__model_table(wrpo__current, config, ctx->desc.dtype);
+    wrpo__bump weights = {0};
+    wrpo__train_check(ctx, &d);
+    wrpo__place_weights(table, &weights);
+    out->weights = weights.used + (wrpo__has_masters(ctx, false) ? (size_t)table->count * sizeof *table->low : 0);
+    const int64_t rows = data ? wrpo__run_rows(config, data, 0, wrpo_data_count(data), d.micro_tokens) : d.micro_tokens;
+    const size_t held = WRPO__MIN(ctx->device_bytes, out->weights), free = wrpo__room(ctx);    /* they may be there */
+    out->room = free < SIZE_MAX - held ? free + held : SIZE_MAX;
+    const size_t room = out->room > out->weights ? out->room - out->weights : 0;
+    wrpo__fit(ctx, config, d.moments, d.recompute, rows, room, out);
+    out->device += out->weights;
+    if (data) {
+        const wrpo_data_stats s = data->stats;
+        const size_t record = 64 + 4 * sizeof(wrpo_tokens) + 3 * sizeof(double);
+        out->data = (size_t)(s.prompt_tokens + s.response_tokens) * sizeof(int32_t) + (size_t)s.records * record;
     }
+    out->total = out->weights + out->gradients + out->moments + out->activations + out->head + out->data;
+}
+WRPO_API wrpo_result wrpo_train_bytes(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_data *data,
+                                      const wrpo_train_desc *desc, wrpo_bytes *out) {
+    *out = (wrpo_bytes){0};
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__train_bytes(ctx, config, data, desc, out));
     return wrpo__end(&wrpo__entry);
 }
 /* What would fit: first other moments, then fewer rows at once; NULL: nothing. */
-static const char *wrpo__would_fit(wrpo_trainer *t, int64_t rows, size_t room) {
+static const char *wrpo__would_fit(const wrpo_trainer *t, size_t room) {
     const wrpo_config *c = &t->model->config;
-    int64_t least = wrpo__run_rows(c, t->train.data, 0, t->train.N, 1);                /* the longest record */
-    if (t->eval.data) least = WRPO__MAX(least, wrpo__run_rows(c, t->eval.data, 0, t->eval.N, 1));
-    wrpo_train_desc d = t->desc;
+    const wrpo__set *sets[2] = {&t->train, &t->eval};
+    int64_t least = 1;                                 /* the longest record */
+    for (int i = 0; i < 2; i++)
+        if (sets[i]->data) least = WRPO__MAX(least, wrpo__run_rows(c, sets[i]->data, 0, sets[i]->N, 1));
     wrpo_bytes need;
-    d.recompute = 0;
-    for (int64_t n = rows, last = 0; n != last; last = n, n = WRPO__MAX(least, n / 2))
-        for (int i = (int)d.moments; i <= (int)WRPO_MOMENTS_8BIT; i++)
-            if (wrpo__fit(t->ctx, c, &d, (wrpo_moments)i, n, room, &need))
-                return wrpo__format(wrpo__current, "moments in %s, %lld micro tokens and %lld of %lld layers recomputed", wrpo_moments_name(i), (long long)n,
-                                    (long long)need.recompute, (long long)c->num_hidden_layers);
+    for (int64_t n = t->rows, last = 0; n != last; last = n, n = WRPO__MAX(least, n / 2))
+        for (int i = (int)t->desc.moments; wrpo_moments_name(i); i++)
+            if (wrpo__fit(t->ctx, c, (wrpo_moments)i, 0, n, room, &need))
+                return wrpo__format(wrpo__current, "moments in %s, %lld micro tokens and %lld of %lld layers "
+                                    "recomputed", wrpo_moments_name(i), (long long)n, (long long)need.recompute,
+                                    (long long)c->num_hidden_layers);
     return NULL;
 }
-/* What a run takes and recomputes, or an error that says what would fit. The weights are in memory, the rest is not yet. */
-static wrpo_bytes wrpo__fitted(wrpo_trainer *t, int64_t rows) {
+/* What a run takes and recomputes, or an error that says what would fit. Only the weights are in memory yet. */
+static wrpo_bytes wrpo__fitted(const wrpo_trainer *t) {
     const size_t room = wrpo__room(t->ctx);
+    const bool host = t->ctx->desc.backend->host;
     wrpo_bytes need;
-    const bool fits = wrpo__fit(t->ctx, &t->model->config, &t->desc, t->desc.moments, rows, room, &need), host = t->ctx->desc.backend->host;
-    if (fits || (host && !t->ctx->desc.memory_limit)) return need;                 /* a host may have more than it says: it can swap */
-    const char *with = wrpo__would_fit(t, rows, room);
-    wrpo__fail(t->ctx, WRPO_E_MEMORY, "out of memory: besides its weights the run takes %.3f GiB, %s %.3f GiB left; %s%s", (double)need.device / 1073741824.0,
-               host ? "its limit has" : "the device has", (double)room / 1073741824.0, with ? "it would fit with " : "nothing that can be set makes it fit", with ? with : "");
+    if (wrpo__fit(t->ctx, &t->model->config, t->desc.moments, t->desc.recompute, t->rows, room, &need)) return need;
+    if (host && !t->ctx->desc.memory_limit) return need;       /* a host may have more than it says: it can swap */
+    const char *with = wrpo__would_fit(t, room);
+    wrpo__fail(t->ctx, WRPO_E_MEMORY, "out of memory: besides its weights the run takes %.3f GiB, %s %.3f GiB left; "
+               "%s%s", wrpo__gib(need.device), host ? "its limit has" : "the device has", wrpo__gib(room),
+               with ? "it would fit with " : "nothing that can be set makes it fit", with ? with : "");
 }
 
-/* ---- the reference: three numbers a record, computed once, kept in a file under a fingerprint ---- */
+/* ---- the reference: log-probs [N, K], computed once, kept in a file under a fingerprint ---- */
 static uint64_t wrpo__config_hash(const wrpo_ctx *ctx, const wrpo_config *c) {
-    const double numbers[] = {c->rms_norm_eps, c->rope.theta, (double)c->rope.type, c->rope.factor, c->rope.low_freq_factor, c->rope.high_freq_factor,
-                              c->rope.beta_fast, c->rope.beta_slow, c->rope.attention_factor, (double)c->rope.original_max_position_embeddings,
-                              (double)c->sliding_window, (double)c->head_dim, (double)c->num_attention_heads, (double)c->num_key_value_heads,
-                              (double)ctx->desc.dtype, (double)c->rope.dims, (double)c->rope.yarn_truncate,
-                              (double)c->max_position_embeddings, c->query_pre_attn_scalar, c->attn_logit_softcapping, c->final_logit_softcapping,
-                              c->gelu, c->norm_plus_one, c->post_norms, c->scale_embeddings};
-    uint64_t h = wrpo__hash(wrpo__hash(0, numbers, sizeof numbers), c->sliding_layers, sizeof c->sliding_layers);
-    return wrpo__hash(wrpo__hash(h, c->rope.short_factor, sizeof c->rope.short_factor), c->rope.long_factor, sizeof c->rope.long_factor);
+    const wrpo_rope *p = &c->rope;
+    const double numbers[] = {
+        c->rms_norm_eps, p->theta, (double)p->type, p->factor, p->low_freq_factor, p->high_freq_factor, p->beta_fast,
+        p->beta_slow, p->attention_factor, (double)p->original_max_position_embeddings, (double)c->sliding_window,
+        (double)c->head_dim, (double)c->num_attention_heads, (double)c->num_key_value_heads, (double)ctx->desc.dtype,
+        (double)p->dims, (double)p->yarn_truncate, (double)c->max_position_embeddings, c->query_pre_attn_scalar,
+        c->attn_logit_softcapping, c->final_logit_softcapping, c->gelu, c->norm_plus_one, c->post_norms,
+        c->scale_embeddings};
+    uint64_t h = wrpo__hash(0, numbers, sizeof numbers);
+    h = wrpo__hash(h, c->sliding_layers, sizeof c->sliding_layers);
+    h = wrpo__hash(h, p->short_factor, sizeof p->short_factor);
+    return wrpo__hash(h, p->long_factor, sizeof p->long_factor);
 }
 static uint64_t wrpo__data_hash(uint64_t h, const wrpo_data *data) {
     for (int64_t i = 0; i < wrpo_data_count(data); i++) {
-        wrpo_record record = wrpo_data_record(data, i);
-        record.weight += 0.0;                          /* WRPO_ZERO counts as 0 */
-        h = wrpo__hash(wrpo__hash(h, record.prompt, (size_t)record.prompt_count * sizeof *record.prompt), &record.weight, sizeof record.weight);
+        const wrpo_record record = wrpo_data_record(data, i);
+        h = wrpo__hash(h, record.prompt, (size_t)record.prompt_count * sizeof *record.prompt);
+        h = wrpo__hash(h, &record.weight, sizeof record.weight);
         for (int k = 0; k < record.count; k++) {
             const wrpo_tokens *y = &record.responses[k];
             const int64_t scored[3] = {y->first, (int64_t)y->role, y->pair_id};
-            h = wrpo__hash(wrpo__hash(wrpo__hash(h, y->ids, (size_t)y->count * sizeof *y->ids), scored, sizeof scored), &y->share, sizeof y->share);
+            h = wrpo__hash(h, y->ids, (size_t)y->count * sizeof *y->ids);
+            h = wrpo__hash(h, scored, sizeof scored);
+            h = wrpo__hash(h, &y->share, sizeof y->share);
         }
     }
     return h;
 }
-static uint64_t wrpo__fingerprint(const wrpo_model *model, const wrpo_data *data, float *piece) {
+static uint64_t wrpo__fingerprint(const wrpo_model *model, const wrpo_data *data) {
     uint64_t h = wrpo__config_hash(model->ctx, &model->config);
+    float *piece = wrpo__raw(wrpo__current, WRPO__PIECE, sizeof *piece);
     for (int64_t i = 0; i < model->n_weights; i++) {
         const wrpo_weight *w = &model->weights[i];
         h = wrpo__hash(h, w->name, strlen(w->name));
-        for (int64_t at = 0, n; at < w->rows * w->cols; at += n) {
-            n = WRPO__MIN(w->rows * w->cols - at, WRPO__PIECE);
+        for (int64_t at = 0, n; at < wrpo__size(w); at += n) {
+            n = WRPO__MIN(wrpo__size(w) - at, WRPO__PIECE);
             wrpo__weight_get(model, w, at, n, piece);
             h = wrpo__hash(h, piece, (size_t)n * sizeof *piece);
         }
     }
+    wrpo__block_free(piece);
     return wrpo__data_hash(h, data);
 }
-/* A cache that is there and whole fills ref; anything else is made anew. */
-static bool wrpo__reference_read(wrpo__arena *temp, const char *path, uint64_t fingerprint, double *ref, int64_t N, int K) {
-    char want[32];
-    if (!wrpo__disk_exists(path)) return false;
-    const wrpo__file *f = wrpo__disk_open(temp, path);
+/* A cache that is there and whole fills set->ref; anything else is made anew. */
+static bool wrpo__reference_read(wrpo_ctx *ctx, const char *path, const char *fingerprint, const wrpo__set *set) {
     wrpo_json *root;
-    if (wrpo_json_parse(temp->ctx, path, (const char *)f->data, f->size, &root) != WRPO_OK) return false;
-    snprintf(want, sizeof want, "%016llx", (unsigned long long)fingerprint);
+    if (!wrpo__exists(path)) return false;
+    const wrpo__file *f = wrpo__open_file(wrpo__current, path);
+    if (wrpo_json_parse(ctx, path, (const char *)f->data, f->size, &root) != WRPO_OK) return false;
     const wrpo_json *rows = wrpo__json_get(root, "logps"), *row = rows ? rows->child : NULL;
-    bool ok = wrpo__json_is(wrpo__json_get(root, "fingerprint"), want) && rows && rows->kind == WRPO_JSON_ARRAY && rows->count == N;
-    for (int64_t i = 0; ok && i < N; i++, row = row->next) {
+    bool ok = wrpo__json_is(wrpo__json_get(root, "fingerprint"), fingerprint);
+    ok = ok && rows && rows->kind == WRPO_JSON_ARRAY && rows->count == set->N;
+    for (int64_t i = 0; ok && i < set->N; i++, row = row->next) {
         const wrpo_json *v = row->child;
-        ok = row->kind == WRPO_JSON_ARRAY && row->count == K;
-        for (int k = 0; ok && k < K; k++, v = v->next) ref[i * K + k] = v->kind == WRPO_JSON_NUMBER ? v->number : NAN;
+        ok = row->kind == WRPO_JSON_ARRAY && row->count == set->K;
+        for (int k = 0; ok && k < set->K; k++, v = v->next)
+            set->ref[i * set->K + k] = v->kind == WRPO_JSON_NUMBER ? v->number : NAN;
     }
-    wrpo_json_free(temp->ctx, root);
+    wrpo_json_free(ctx, root);
     return ok;
 }
-static void wrpo__reference_write(wrpo__arena *temp, const char *path, uint64_t fingerprint, const double *ref, int64_t N, int K) {
-    wrpo__text t = {.arena = temp};
-    wrpo__text_printf(&t, "{\"fingerprint\": \"%016llx\", \"logps\": [", (unsigned long long)fingerprint);
-    for (int64_t i = 0; i < N; i++) {
+static void wrpo__reference_write(const char *path, const char *fingerprint, const wrpo__set *set) {
+    wrpo__text t = {.arena = wrpo__current};
+    wrpo__text_printf(&t, "{\"fingerprint\": \"%s\", \"logps\": [", fingerprint);
+    for (int64_t i = 0; i < set->N; i++) {
         wrpo__text_puts(&t, i ? ",\n[" : "\n[");
-        for (int k = 0; k < K; k++) {
+        for (int k = 0; k < set->K; k++) {
             if (k) wrpo__text_puts(&t, ",");
-            wrpo__json_number(&t, ref[i * K + k]);
+            wrpo__json_number(&t, set->ref[i * set->K + k]);
         }
         wrpo__text_puts(&t, "]");
     }
     wrpo__text_puts(&t, "\n]}\n");
-    wrpo__writer *w = wrpo__create(temp, path);
+    wrpo__writer *w = wrpo__create(wrpo__current, path);
     wrpo__write(w, t.data, t.size);
     wrpo__commit(w);
 }
 /* Reference log-probs of one set: from the cache in out_dir, or computed and then kept there. */
-static void wrpo__set_cached(wrpo__arena *temp, const wrpo_trainer *t, const wrpo__set *set, wrpo_model *ref, float *piece) {
-    const char *path = NULL;
-    uint64_t fingerprint = 0;
+static void wrpo__set_cached(const wrpo_trainer *t, const wrpo__set *set, wrpo_model *ref) {
+    const char *path = NULL, *fingerprint = NULL;
     if (!set->ref) return;
     if (t->out_dir) {
-        fingerprint = wrpo__fingerprint(ref, set->data, piece);
-        path = wrpo__format(temp, "%s/reference_logps-%016llx.json", t->out_dir, (unsigned long long)fingerprint);
-        if (wrpo__reference_read(temp, path, fingerprint, set->ref, set->N, set->K)) {
-            wrpo__log(t->ctx, WRPO_LOG_INFO, "reference log-probs read from %s", path);
-            return;
-        }
+        const unsigned long long h = wrpo__fingerprint(ref, set->data);
+        fingerprint = wrpo__format(wrpo__current, "%016llx", h);
+        path = wrpo__format(wrpo__current, "%s/reference_logps-%s.json", t->out_dir, fingerprint);
     }
-    wrpo__set_reference(temp, t, set, ref);
-    if (path) wrpo__reference_write(temp, path, fingerprint, set->ref, set->N, set->K);
+    if (path && wrpo__reference_read(t->ctx, path, fingerprint, set)) {
+        wrpo__log(t->ctx, WRPO_LOG_INFO, "reference log-probs read from %s", path);
+        return;
+    }
+    wrpo__set_reference(wrpo__current, t, set, ref);
+    if (path) wrpo__reference_write(path, fingerprint, set);
 }
-/* Both sets by one reference model, which is freed afterwards. */
+/* Both sets by one reference model, which goes with the current arena. */
 static void wrpo__reference(const wrpo_trainer *t) {
-    wrpo__arena *temp = wrpo__current;
     wrpo_model *ref = t->model;
     if (t->desc.ref_dir) {
         const wrpo_model_desc desc = {.dir = t->desc.ref_dir, .frozen = true};
-        wrpo__cleanup *owner = wrpo__on_free(temp, wrpo__free_model, NULL);
+        wrpo__cleanup *owner = wrpo__on_free(wrpo__current, wrpo__free_model, NULL);
         wrpo__rethrow(t->ctx, wrpo_model_load(t->ctx, &desc, &ref));
         owner->p = ref;
     }
-    float *piece = wrpo__raw(temp, WRPO__PIECE, sizeof *piece);
-    wrpo__set_cached(temp, t, &t->train, ref, piece);
-    wrpo__set_cached(temp, t, &t->eval, ref, piece);
-}
-static wrpo_result wrpo__reference_entry(const wrpo_trainer *t) {
-    WRPO__CALL(t->ctx, wrpo__arena_new(t->ctx), true, wrpo__reference(t));
-    return wrpo__end(&wrpo__entry);
+    wrpo__set_cached(t, &t->train, ref);
+    wrpo__set_cached(t, &t->eval, ref);
 }
 
 /* ---- the state of a run on disk: all that the next step depends on, in one file ----
-   The weights stand in it as well, for those beside it may be rounded, so it never belongs to others. Order of records, alpha, rate and
-   dice of the rounding follow from the step. Its name keeps loaders that read every *.safetensors of a directory from taking it for weights. */
+   The weights are in it too, since those beside it may be rounded. The order of records, alpha, the rate and the random
+   rounding follow from the step. Its name keeps loaders that read every *.safetensors of a directory away from it. */
 #define WRPO__STATE_FILE "trainer_state.wrpo"
-enum { WRPO__STATE_FORMAT = 2 };     /* goes up when a state of before can no longer be read; 1 named a version of the library instead */
-typedef struct wrpo__setting { const char *name, *text; } wrpo__setting;
-/* What must be the same, the reference last; then two numbers that say where the run is. An stb_ds array. */
-static wrpo__setting *wrpo__state_settings(wrpo__arena *temp, const wrpo_trainer *t) {
-    const wrpo_train_desc *d = &t->desc;
+enum { WRPO__STATE_FORMAT = 2 };     /* goes up when earlier states can no longer be read; format 1 had no number */
+enum { WRPO__FREE, WRPO__SAME, WRPO__SAID };
+typedef struct wrpo__setting { const char *name, *text; int rule; } wrpo__setting;
+static const char *wrpo__reference_text(const wrpo_trainer *t) {
     const wrpo__set *sets[2] = {&t->train, &t->eval};
-    const char *is[2] = {NULL, "none"};
     uint64_t h = 0;
-    for (int i = 0; i < 2; i++) {
-        const wrpo__set *s = sets[i];
-        if (!s->data) continue;
-        is[i] = wrpo__format(temp, "%lld records, %016llx", (long long)s->N, (unsigned long long)wrpo__data_hash(0, s->data));
-        if (s->ref) h = wrpo__hash(h, s->ref, (size_t)s->N * (size_t)s->K * sizeof *s->ref);
-    }
-    const char *config = wrpo__format(temp, "%s %016llx", t->model->config.model_type,
-                                      (unsigned long long)wrpo__config_hash(t->ctx, &t->model->config));
-    const struct { const char *name, *word; double number; bool same; } table[] = {
-        {"state_format", NULL, WRPO__STATE_FORMAT, true},
-        {"backend", t->ctx->desc.backend->name, 0, true},
-        {"dtype", wrpo__dtype_name(t->ctx->desc.dtype), 0, true},
-        {"config", config, 0, true},
-        {"method", wrpo_method_name((int)d->loss.method), 0, true},
-        {"pair", wrpo_pair_name((int)d->loss.pair), 0, true},
-        {"beta", NULL, d->loss.beta, true},
-        {"label_smoothing", NULL, d->loss.label_smoothing, true},
-        {"gamma_ratio", NULL, d->loss.gamma_ratio, true},
-        {"ipo_sum", NULL, d->loss.ipo_sum, true},
-        {"alpha_schedule", wrpo_alpha_schedule_name((int)d->alpha_schedule), 0, true},
-        {"lr_schedule", wrpo_lr_schedule_name((int)d->lr_schedule), 0, true},
-        {"moments", wrpo_moments_name((int)d->moments), 0, true},
-#define WRPO__X(field, name, otherwise, valid, want, same) {name, NULL, (double)d->field, same},
+    for (int i = 0; i < 2; i++)
+        if (sets[i]->ref) h = wrpo__hash(h, sets[i]->ref, (size_t)(sets[i]->N * sets[i]->K) * sizeof(double));
+    return wrpo__format(wrpo__current, "log-probs %016llx", (unsigned long long)h);
+}
+static const char *wrpo__set_text(const wrpo__set *set) {
+    if (!set->data) return "none";
+    const unsigned long long h = wrpo__data_hash(0, set->data);
+    return wrpo__format(wrpo__current, "%lld records, %016llx", (long long)set->N, h);
+}
+/* What the file says of the run. SAME: a run that goes on must have the same. SAID: the file says where the run is.
+   FREE: it is not in the file. An stb_ds array. */
+static wrpo__setting *wrpo__state_settings(const wrpo_trainer *t) {
+    wrpo__arena *temp = wrpo__current;
+    const wrpo_train_desc *d = &t->desc;
+    const unsigned long long config = wrpo__config_hash(t->ctx, &t->model->config);
+    const struct { const char *name, *word; double number; int rule; } table[] = {
+        {"state_format", NULL, WRPO__STATE_FORMAT, WRPO__SAME},
+        {"backend", t->ctx->desc.backend->name, 0, WRPO__SAME},
+        {"dtype", wrpo__dtype_name(t->ctx->desc.dtype), 0, WRPO__SAME},
+        {"config", wrpo__format(temp, "%s %016llx", t->model->config.model_type, config), 0, WRPO__SAME},
+        {"method", wrpo_method_name((int)d->loss.method), 0, WRPO__SAME},
+        {"pair", wrpo_pair_name((int)d->loss.pair), 0, WRPO__SAME},
+        {"beta", NULL, d->loss.beta, WRPO__SAME},
+        {"label_smoothing", NULL, d->loss.label_smoothing, WRPO__SAME},
+        {"gamma_ratio", NULL, d->loss.gamma_ratio, WRPO__SAME},
+        {"ipo_sum", NULL, d->loss.ipo_sum, WRPO__SAME},
+        {"alpha_schedule", wrpo_alpha_schedule_name((int)d->alpha_schedule), 0, WRPO__SAME},
+        {"lr_schedule", wrpo_lr_schedule_name((int)d->lr_schedule), 0, WRPO__SAME},
+        {"moments", wrpo_moments_name((int)d->moments), 0, WRPO__SAME},
+#define WRPO__X(field, name, otherwise, valid, want, same) \
+        {name, NULL, (double)d->field, same ? WRPO__SAME : WRPO__FREE},
         WRPO__SETTINGS(WRPO__X)
 #undef WRPO__X
-        {"seed", wrpo__format(temp, "%llu", (unsigned long long)d->seed), 0, true},
-        {"no_shuffle", NULL, d->no_shuffle, true},
-        {"data", is[0], 0, true},
-        {"eval_data", is[1], 0, true},
-        {"steps", NULL, (double)t->T, true},
-        {"reference", wrpo__format(temp, "log-probs %016llx", (unsigned long long)h), 0, true},
-        {"step", NULL, (double)t->k, true},
-        {"milliseconds", NULL, WRPO__MAX(0, floor((wrpo__now() - t->start) * 1000)), true}};
+        {"seed", wrpo__format(temp, "%llu", (unsigned long long)d->seed), 0, WRPO__SAME},
+        {"no_shuffle", NULL, d->no_shuffle, WRPO__SAME},
+        {"data", wrpo__set_text(&t->train), 0, WRPO__SAME},
+        {"eval_data", wrpo__set_text(&t->eval), 0, WRPO__SAME},
+        {"steps", NULL, (double)t->T, WRPO__SAME},
+        {"reference", wrpo__reference_text(t), 0, WRPO__SAID},
+        {"step", NULL, (double)t->k, WRPO__SAID},
+        {"milliseconds", NULL, WRPO__MAX(0, floor((wrpo__now() - t->start) * 1000)), WRPO__SAID}};
     wrpo__setting *out = NULL;
     for (int64_t i = 0; i < WRPO__COUNT(table); i++) {
         wrpo__text number = {.arena = temp};
-        if (!table[i].same) continue;
+        if (table[i].rule == WRPO__FREE) continue;
         if (!table[i].word) wrpo__json_number(&number, table[i].number + 0.0);         /* -0 becomes 0 */
-        const wrpo__setting s = {table[i].name, table[i].word ? table[i].word : number.data};
+        const wrpo__setting s = {table[i].name, table[i].word ? table[i].word : number.data, table[i].rule};
         stbds_arrput(out, s);
     }
     return out;
 }
-typedef struct wrpo__state_part {    /* a tensor of the file: a weight as floats, or moments as they lie in memory */
+typedef struct wrpo__state_part {    /* a tensor of the file: a weight as floats, or moments as they are in memory */
     const char *name, *dtype;
     int ndim; int64_t shape[2];
     const wrpo_weight *w;
     int moment;                      /* 0: the weight itself; 1, 2: m, v */
-    size_t at, bytes;                /* in the memory of moments; in the file */
+    size_t at, bytes;                /* where it begins in the memory of moments; its bytes */
+    const char *data;                /* in a file that is read */
 } wrpo__state_part;
-/* In the file's order: all weights, their first moments, their second ones; moments in blocks are those of a run of weights, under the
-   name of its first. An stb_ds array. */
-static wrpo__state_part *wrpo__state_parts(wrpo__arena *temp, const wrpo_trainer *t) {
-    const bool blocks = t->desc.moments == WRPO_MOMENTS_8BIT, half = t->desc.moments == WRPO_MOMENTS_BF16;
+/* In the file's order: all weights, their first moments, their second ones. Moments in blocks are those of a run of
+   weights, under the name of its first. An stb_ds array. */
+static wrpo__state_part *wrpo__state_parts(const wrpo_trainer *t) {
+    static const char *const suffix[] = {"", ".exp_avg", ".exp_avg_sq"};
+    const wrpo_moments moments = t->desc.moments;
     wrpo__state_part *parts = NULL;
     for (int moment = 0; moment < 3; moment++)
         for (int64_t i = 0, end, size; i < t->model->n_weights; i = end) {
             const wrpo_weight *w = &t->model->weights[i];
-            const size_t each = half && moment ? 2 : 4;
-            wrpo__state_part p = {w->name, half && moment ? "BF16" : "F32", w->vector ? 1 : 2, {w->rows, w->cols}, w, moment, (size_t)w->at * each, (size_t)wrpo__size(w) * each};
+            const bool half = moment && moments == WRPO_MOMENTS_BF16;
+            const size_t each = half ? 2 : 4;
+            wrpo__state_part p = {.w = w, .moment = moment, .dtype = half ? "BF16" : "F32", .ndim = w->vector ? 1 : 2,
+                                  .shape = {w->rows, w->cols}, .at = (size_t)w->at * each};
+            p.name = wrpo__format(wrpo__current, "%s%s", w->name, suffix[moment]);
+            p.bytes = (size_t)wrpo__size(w) * each;
             end = i + 1;
-            if (moment) p.name = wrpo__format(temp, moment == 1 ? "%s.exp_avg" : "%s.exp_avg_sq", w->name);
-            if (moment && blocks) {
+            if (moment && moments == WRPO_MOMENTS_8BIT) {
                 end = wrpo__weight_run(t->model, i, &size);
-                p.dtype = "U8", p.ndim = 2, p.at = wrpo_moments_bytes(t->desc.moments, w->at), p.bytes = wrpo_moments_bytes(t->desc.moments, size);
-                p.shape[0] = (int64_t)(p.bytes / WRPO_BLOCK_BYTES), p.shape[1] = WRPO_BLOCK_BYTES;
+                p.at = wrpo_moments_bytes(moments, w->at);
+                p.bytes = wrpo_moments_bytes(moments, size);
+                p.dtype = "U8";
+                p.ndim = 2;
+                p.shape[0] = (int64_t)(p.bytes / WRPO_BLOCK_BYTES);
+                p.shape[1] = WRPO_BLOCK_BYTES;
             }
             stbds_arrput(parts, p);
         }
     return parts;
 }
-/* As many of its bytes as fit into piece[WRPO__PIECE], from byte `from` on, out of the run or into it; returns how many. */
+/* Moves a piece of a part out of the run or into it, from byte `from` on, as much as piece [WRPO__PIECE] holds. Returns
+   its bytes. */
 static size_t wrpo__state_move(wrpo_trainer *t, const wrpo__state_part *p, size_t from, float *piece, bool put) {
     const wrpo_backend *be = t->ctx->desc.backend;
     const size_t n = WRPO__MIN(p->bytes - from, WRPO__PIECE * sizeof *piece);
     const int64_t first = (int64_t)(from / sizeof *piece), count = (int64_t)(n / sizeof *piece);
-    char *moments = p->moment ? (p->moment == 1 ? t->exp_avg : t->exp_avg_sq) + p->at + from : NULL;
-    if (moments && put) be->put(t->ctx->dev, moments, piece, n);
-    else if (moments) be->get(t->ctx->dev, piece, moments, n);
+    char *moments = p->moment == 1 ? t->exp_avg : t->exp_avg_sq;
+    if (put) memcpy(piece, p->data + from, n);
+    if (p->moment && put) be->put(t->ctx->dev, moments + p->at + from, piece, n);
+    else if (p->moment) be->get(t->ctx->dev, piece, moments + p->at + from, n);
     else if (put) wrpo__weight_put(t->model, p->w, first, count, piece);
     else wrpo__weight_get(t->model, p->w, first, count, piece);
     return n;
 }
-WRPO_API wrpo_result wrpo_trainer_save(wrpo_trainer *t, const wrpo_save_desc *given) {
+static void wrpo__trainer_save(wrpo_trainer *t, const wrpo_save_desc *desc) {
     wrpo_ctx *ctx = t->ctx;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        const wrpo_save_desc *desc = given ? given : &(wrpo_save_desc){0};
-        wrpo__arena *temp = wrpo__entry.arena;
-        if (!desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_save_desc: dir is missing");
-        const char *path = wrpo__join(temp, desc->dir, WRPO__STATE_FILE), *log = t->out_dir ? wrpo__join(temp, t->out_dir, "metrics.jsonl") : NULL;
-        const wrpo__file *metrics = log && wrpo__disk_exists(log) ? wrpo__disk_open(temp, log) : NULL;
-        const int64_t log_size = metrics ? (int64_t)metrics->size : 0, eight = 8;
-        const wrpo__setting *settings = wrpo__state_settings(temp, t);
-        const wrpo__state_part *parts = wrpo__state_parts(temp, t), *parts_end = parts + stbds_arrlen(parts);
-        uint64_t h = 0;                                /* the checksum: of the metadata, then of all data */
-        int64_t at = 0;
-        wrpo__text header = {.arena = temp};
-        for (int64_t i = 0; i < stbds_arrlen(settings); i++) {
-            wrpo__text_puts(&header, i ? ",\"" : "{\"__metadata__\":{\"");
-            wrpo__text_printf(&header, "%s\":", settings[i].name);
-            wrpo__json_quote(&header, settings[i].text, strlen(settings[i].text));
-            h = wrpo__hash(h, settings[i].text, strlen(settings[i].text));
-        }
-        wrpo__text_puts(&header, "}");
-        for (const wrpo__state_part *p = parts; p < parts_end; at += (int64_t)p->bytes, p++) wrpo__header_add(&header, p->name, p->dtype, p->ndim, p->shape, at, (int64_t)p->bytes);
-        wrpo__header_add(&header, "metrics.jsonl", "U8", 1, &log_size, at, log_size);
-        wrpo__header_add(&header, "checksum", "U8", 1, &eight, at + log_size, eight);
-
-        wrpo__remove(ctx, path);                       /* an old state does not stand beside new weights, not even for a moment */
-        wrpo__rethrow(ctx, wrpo_model_save(t->model, desc));
-        float *piece = wrpo__raw(temp, WRPO__PIECE, sizeof *piece);
-        wrpo__writer *w = wrpo__create(temp, path);
-        wrpo__header_write(w, &header);
-        for (const wrpo__state_part *p = parts; p < parts_end; p++)
-            for (size_t from = 0, n; from < p->bytes; from += n) {
-                n = wrpo__state_move(t, p, from, piece, false);
-                h = wrpo__hash(h, piece, n);
-                wrpo__write(w, piece, n);
-            }
-        wrpo__sync(ctx);                               /* a device that failed gave no moments */
-        if (metrics) wrpo__write(w, metrics->data, metrics->size);
-        h = wrpo__hash(h, metrics ? metrics->data : NULL, (size_t)log_size);
-        wrpo__write(w, &h, sizeof h);
-        wrpo__commit(w);
+    wrpo__arena *temp = wrpo__current;
+    if (!desc || !desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_save_desc: dir is missing");
+    const char *path = wrpo__join(temp, desc->dir, WRPO__STATE_FILE);
+    const char *log = t->out_dir ? wrpo__join(temp, t->out_dir, "metrics.jsonl") : NULL;
+    const wrpo__file *metrics = log && wrpo__exists(log) ? wrpo__open_file(temp, log) : NULL;
+    const int64_t log_size = metrics ? (int64_t)metrics->size : 0, eight = 8;
+    const wrpo__setting *settings = wrpo__state_settings(t);
+    const wrpo__state_part *parts = wrpo__state_parts(t), *end = parts + stbds_arrlen(parts);
+    /* 1. The header. The checksum is of the metadata, then of all data. */
+    uint64_t h = 0;
+    int64_t at = 0;
+    wrpo__text header = {.arena = temp};
+    for (int64_t i = 0; i < stbds_arrlen(settings); i++) {
+        wrpo__text_printf(&header, "%s\"%s\":", i ? "," : "{\"__metadata__\":{", settings[i].name);
+        wrpo__json_quote(&header, settings[i].text, strlen(settings[i].text));
+        h = wrpo__hash(h, settings[i].text, strlen(settings[i].text));
     }
+    wrpo__text_puts(&header, "}");
+    for (const wrpo__state_part *p = parts; p < end; at += (int64_t)p->bytes, p++)
+        wrpo__header_add(&header, p->name, p->dtype, p->ndim, p->shape, at, (int64_t)p->bytes);
+    wrpo__header_add(&header, "metrics.jsonl", "U8", 1, &log_size, at, log_size);
+    wrpo__header_add(&header, "checksum", "U8", 1, &eight, at + log_size, eight);
+    /* 2. The model, without an old state beside it, not even for a moment. */
+    wrpo__remove(ctx, path);
+    wrpo__rethrow(ctx, wrpo_model_save(t->model, desc));
+    /* 3. The state. */
+    float *piece = wrpo__raw(temp, WRPO__PIECE, sizeof *piece);
+    wrpo__writer *w = wrpo__create(temp, path);
+    wrpo__header_write(w, &header);
+    for (const wrpo__state_part *p = parts; p < end; p++)
+        for (size_t from = 0, n; from < p->bytes; from += n) {
+            n = wrpo__state_move(t, p, from, piece, false);
+            h = wrpo__hash(h, piece, n);
+            wrpo__write(w, piece, n);
+        }
+    wrpo__sync(ctx);                                   /* a device that failed gave no moments */
+    if (metrics) wrpo__write(w, metrics->data, metrics->size);
+    h = wrpo__hash(h, metrics ? metrics->data : NULL, (size_t)log_size);
+    wrpo__write(w, &h, sizeof h);
+    wrpo__commit(w);
+}
+WRPO_API wrpo_result wrpo_trainer_save(wrpo_trainer *t, const wrpo_save_desc *desc) {
+    WRPO__CALL(t->ctx, wrpo__arena_new(t->ctx), true, wrpo__trainer_save(t, desc));
     return wrpo__end(&wrpo__entry);
 }
-static const wrpo_tensor_info *wrpo__state_tensor(wrpo_ctx *ctx, const wrpo_tensors *file, const char *path, const char *name, const char *dtype, int ndim, const int64_t *shape) {
-    const wrpo_tensor_info *info = wrpo_tensors_find(file, name);
+
+/* ---- resume: wrpo__state_open before anything is computed, wrpo__state_restore when the memory is taken ---- */
+typedef struct wrpo__state {         /* a file that is read */
+    wrpo_ctx *ctx;
+    const char *path;
+    const wrpo_tensors *tensors;
+    const wrpo_json *metadata;
+    wrpo__state_part *parts, *end;
+    const wrpo_tensor_info *log;
+    int64_t step, milliseconds;
+} wrpo__state;
+static const char *wrpo__state_text(const wrpo__state *s, const char *name) {
+    const wrpo_json *v = s->metadata ? wrpo__json_get(s->metadata, name) : NULL;
+    return v ? v->text : "no such setting";
+}
+static void wrpo__state_same(const wrpo__state *s, const char *name, const char *want) {
+    const char *found = wrpo__state_text(s, name);
+    if (!strcmp(want, found)) return;
+    wrpo__fail(s->ctx, wrpo__json_get(s->metadata, name) ? WRPO_E_ARG : WRPO_E_FORMAT,
+               "%s: %s: want %.100s, as this run has it, found %.100s", s->path, name, want, found);
+}
+static int64_t wrpo__state_count(const wrpo__state *s, const char *name, int64_t most) {
+    const char *found = wrpo__state_text(s, name);
+    const long long n = strtoll(found, NULL, 10);
+    if (strspn(found, "0123456789") != strlen(found) || n > most)
+        wrpo__fail(s->ctx, WRPO_E_FORMAT, "%s: %s: want a whole number up to %lld, found %.100s", s->path, name,
+                   (long long)most, found);
+    return n;
+}
+static const wrpo_tensor_info *wrpo__state_tensor(const wrpo__state *s, const char *name, const char *dtype, int ndim,
+                                                  const int64_t *shape) {
+    const wrpo_tensor_info *info = wrpo_tensors_find(s->tensors, name);
     char want[80], found[160] = "no such tensor";
     wrpo__shape_text(want, sizeof want, ndim, shape);
     if (info) wrpo__shape_text(found, sizeof found, info->ndim, info->shape);
     if (!info || strcmp(want, found) || strcmp(info->dtype, dtype))
-        wrpo__fail(ctx, WRPO_E_FORMAT, "%s: %s: want %s %s, found %s%s%s", path, name, dtype, want, info ? info->dtype : "", info ? " " : "", found);
+        wrpo__fail(s->ctx, WRPO_E_FORMAT, "%s: %s: want %s %s, found %s%s%s", s->path, name, dtype, want,
+                   info ? info->dtype : "", info ? " " : "", found);
     return info;
 }
-/* check: before anything is computed, that the file is whole and of this run, but for the reference. Later, when that is known and memory is taken,
-   the run is put where it was. */
-static wrpo_result wrpo__resume(wrpo_trainer *t, bool check) {
-    wrpo_ctx *ctx = t->ctx;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        wrpo__arena *temp = wrpo__entry.arena;
-        const char *path = wrpo__join(temp, t->desc.resume, WRPO__STATE_FILE);
-        const wrpo_tensors *file = wrpo__tensors_in(ctx, path);
-        const wrpo__file *f = wrpo__open_file(temp, path);              /* once more, for what the tensors do not say */
-        uint64_t size = 0, h = 0, sum;
-        memcpy(&size, f->data, WRPO__MIN(f->size, 8));
-        const wrpo_json *metadata = wrpo__json_get(wrpo__json_parse(temp, path, 1, (const char *)f->data + 8, (size_t)WRPO__MIN(size, f->size - 8)), "__metadata__");
-        const wrpo__setting *settings = wrpo__state_settings(temp, t);
-        const int64_t same = stbds_arrlen(settings) - 2;
-        long long place[2] = {0};
-        for (int64_t i = 0; i < same + 2; i++) {
-            const wrpo_json *v = metadata ? wrpo__json_get(metadata, settings[i].name) : NULL;
-            const char *found = v ? v->text : "no such setting", *want = settings[i].text;
-            if (i < same && strcmp(found, want) && !(check && i == same - 1))
-                wrpo__fail(ctx, v ? WRPO_E_ARG : WRPO_E_FORMAT, "%s: %s: want %.100s, as this run has it, found %.100s", path, settings[i].name, want, found);
-            if (i >= same && (strspn(found, "0123456789") != strlen(found) || (place[i - same] = strtoll(found, NULL, 10)) > (i == same ? t->T : LLONG_MAX - 1)))
-                wrpo__fail(ctx, WRPO_E_FORMAT, "%s: %s: want a whole number, steps up to %lld, found %.100s", path, settings[i].name, (long long)t->T, found);
-            h = wrpo__hash(h, found, strlen(found));
-        }
-        const wrpo__state_part *parts = wrpo__state_parts(temp, t), *parts_end = parts + stbds_arrlen(parts);
-        const wrpo_tensor_info *log = wrpo_tensors_find(file, "metrics.jsonl");
-        const int64_t eight = 8, log_size = log ? log->count : 0;
-        float *piece = wrpo__raw(temp, WRPO__PIECE, sizeof *piece);
-        log = wrpo__state_tensor(ctx, file, path, "metrics.jsonl", "U8", 1, &log_size);
-        memcpy(&sum, wrpo__state_tensor(ctx, file, path, "checksum", "U8", 1, &eight)->data, sizeof sum);
-        if (wrpo_tensors_count(file) != parts_end - parts + 2)
-            wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want %lld tensors, found %lld", path, (long long)(parts_end - parts + 2), (long long)wrpo_tensors_count(file));
-        if (!check && t->out_dir) {
-            wrpo__writer *w = wrpo__create(temp, wrpo__join(temp, t->out_dir, "metrics.jsonl"));
-            wrpo__write(w, log->data, log->bytes);
-            wrpo__commit(w);
-        }
-        for (const wrpo__state_part *p = parts; p < parts_end; p++) {
-            const wrpo_tensor_info *info = wrpo__state_tensor(ctx, file, path, p->name, p->dtype, p->ndim, p->shape);
-            for (size_t from = 0, n; from < p->bytes; from += n) {
-                n = WRPO__MIN(p->bytes - from, WRPO__PIECE * sizeof *piece);
-                if (check) h = wrpo__hash(h, (const char *)info->data + from, n);
-                else memcpy(piece, (const char *)info->data + from, n), wrpo__state_move(t, p, from, piece, true);
-            }
-        }
-        h = wrpo__hash(h, log->data, log->bytes);
-        if (check && h != sum) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: checksum: want %016llx, found %016llx: not the bytes that were written", path, (unsigned long long)sum, (unsigned long long)h);
-        if (!check) t->k = (int64_t)place[0], t->start = wrpo__now() - (double)place[1] / 1000;
-        wrpo__sync(ctx);
+/* The metadata is of this run, as far as is known without the reference. Returns the hash of all settings. */
+static uint64_t wrpo__state_read_settings(wrpo__state *s, const wrpo_trainer *t) {
+    const wrpo__file *f = wrpo__open_file(wrpo__current, s->path);     /* again: tensors have no metadata */
+    const char *text = (const char *)f->data + 8;
+    uint64_t size = 0, h = 0;
+    memcpy(&size, f->data, WRPO__MIN(f->size, 8));
+    size = WRPO__MIN(size, f->size - 8);
+    s->metadata = wrpo__json_get(wrpo__json_parse(wrpo__current, s->path, 1, text, (size_t)size), "__metadata__");
+    if (wrpo__json_get(s->metadata, "wrpo") && !wrpo__json_get(s->metadata, "state_format"))
+        wrpo__fail(s->ctx, WRPO_E_UNSUPPORTED, "%s: state_format: want %d, which this version reads, found none: "
+                   "version %.40s wrote the file, when formats had no number", s->path, WRPO__STATE_FORMAT,
+                   wrpo__state_text(s, "wrpo"));
+    const wrpo__setting *settings = wrpo__state_settings(t);
+    for (int64_t i = 0; i < stbds_arrlen(settings); i++) {
+        const char *found = wrpo__state_text(s, settings[i].name);
+        if (settings[i].rule == WRPO__SAME) wrpo__state_same(s, settings[i].name, settings[i].text);
+        h = wrpo__hash(h, found, strlen(found));
     }
-    return wrpo__end(&wrpo__entry);
+    s->step = wrpo__state_count(s, "step", t->T);
+    s->milliseconds = wrpo__state_count(s, "milliseconds", LLONG_MAX - 1);
+    return h;
+}
+/* The file is whole and, except for the reference, of this run. The state lives as long as the current arena. */
+static wrpo__state wrpo__state_open(const wrpo_trainer *t) {
+    const char *path = wrpo__join(wrpo__current, t->desc.resume, WRPO__STATE_FILE);
+    wrpo__state s = {.ctx = t->ctx, .path = path, .tensors = wrpo__tensors_in(t->ctx, path)};
+    uint64_t h = wrpo__state_read_settings(&s, t), sum;
+    s.parts = wrpo__state_parts(t);
+    s.end = s.parts + stbds_arrlen(s.parts);
+    const wrpo_tensor_info *log = wrpo_tensors_find(s.tensors, "metrics.jsonl");
+    const int64_t log_size = log ? log->count : 0, eight = 8;
+    const long long want = (long long)(s.end - s.parts) + 2, found = wrpo_tensors_count(s.tensors);
+    s.log = wrpo__state_tensor(&s, "metrics.jsonl", "U8", 1, &log_size);
+    memcpy(&sum, wrpo__state_tensor(&s, "checksum", "U8", 1, &eight)->data, sizeof sum);
+    if (found != want) wrpo__fail(t->ctx, WRPO_E_FORMAT, "%s: want %lld tensors, found %lld", path, want, found);
+    for (wrpo__state_part *p = s.parts; p < s.end; p++) {
+        p->data = wrpo__state_tensor(&s, p->name, p->dtype, p->ndim, p->shape)->data;
+        for (size_t from = 0, n; from < p->bytes; from += n) {
+            n = WRPO__MIN(p->bytes - from, WRPO__PIECE * sizeof(float));
+            h = wrpo__hash(h, p->data + from, n);
+        }
+    }
+    h = wrpo__hash(h, s.log->data, s.log->bytes);
+    if (h != sum)
+        wrpo__fail(t->ctx, WRPO_E_FORMAT, "%s: checksum: want %016llx, found %016llx: not the bytes that were written",
+                   path, (unsigned long long)sum, (unsigned long long)h);
+    return s;
+}
+/* Puts the run where the file says. */
+static void wrpo__state_restore(wrpo_trainer *t, const wrpo__state *s) {
+    float *piece = wrpo__raw(wrpo__current, WRPO__PIECE, sizeof *piece);
+    wrpo__state_same(s, "reference", wrpo__reference_text(t));
+    if (t->out_dir) {
+        wrpo__writer *w = wrpo__create(wrpo__current, wrpo__join(wrpo__current, t->out_dir, "metrics.jsonl"));
+        wrpo__write(w, s->log->data, s->log->bytes);
+        wrpo__commit(w);
+    }
+    for (const wrpo__state_part *p = s->parts; p < s->end; p++)
+        for (size_t from = 0; from < p->bytes;) from += wrpo__state_move(t, p, from, piece, true);
+    t->k = s->step;
+    t->start = wrpo__now() - (double)s->milliseconds / 1000;
+    wrpo__sync(t->ctx);
 }
 
 /* ---- metrics as lines of JSON ---- */
-static void wrpo__metrics_text(wrpo__text *out, const wrpo_metrics *m, const char *prefix) {
-    wrpo__text_printf(out, "{\"step\": %lld", (long long)m->step);
-#define WRPO__X(field, name) \
-    if (!isnan(m->field)) { wrpo__text_printf(out, ", \"%s%s\": ", prefix, name); wrpo__json_number(out, m->field); }
+static void wrpo__put_metric(wrpo__text *out, const char *prefix, const char *name, double x) {    /* NaN: left out */
+    if (isnan(x)) return;
+    wrpo__text_printf(out, ", \"%s%s\": ", prefix, name);
+    wrpo__json_number(out, x);
+}
+static wrpo__text wrpo__metrics_text(const wrpo_metrics *m, const char *prefix) {
+    wrpo__text out = {.arena = wrpo__current};
+    wrpo__text_printf(&out, "{\"step\": %lld", (long long)m->step);
+#define WRPO__X(field, name) wrpo__put_metric(&out, prefix, name, m->field);
     WRPO_METRICS(WRPO__X)
 #undef WRPO__X
-    wrpo__text_printf(out, ", \"%srecords\": %lld, \"%stokens\": %lld, \"%stokens_per_second\": ", prefix, (long long)m->records, prefix, (long long)m->tokens, prefix);
-    wrpo__json_number(out, round(m->tokens_per_second * 10) / 10);
-    wrpo__text_printf(out, ", \"%sseconds\": ", prefix), wrpo__json_number(out, round(m->seconds * 1000) / 1000), wrpo__text_puts(out, "}");
+    wrpo__text_printf(&out, ", \"%srecords\": %lld, \"%stokens\": %lld", prefix, (long long)m->records, prefix,
+                      (long long)m->tokens);
+    wrpo__put_metric(&out, prefix, "tokens_per_second", round(m->tokens_per_second * 10) / 10);
+    wrpo__put_metric(&out, prefix, "seconds", round(m->seconds * 1000) / 1000);
+    wrpo__text_puts(&out, "}");
+    return out;
+}
+static char *wrpo__metrics_json(wrpo_ctx *ctx, const wrpo_metrics *m, const char *prefix) {
+    const wrpo__text line = wrpo__metrics_text(m, prefix);
+    return wrpo__handout(ctx, line.data, line.size);
 }
 WRPO_API wrpo_result wrpo_metrics_json(wrpo_ctx *ctx, const wrpo_metrics *m, const char *prefix, char **text) {
     *text = NULL;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        wrpo__text t = {.arena = wrpo__entry.arena};
-        wrpo__metrics_text(&t, m, prefix);
-        *text = wrpo__handout(ctx, t.data, t.size);
-    }
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, *text = wrpo__metrics_json(ctx, m, prefix));
     return wrpo__end(&wrpo__entry);
 }
 static void wrpo__log_metrics(wrpo_trainer *t, const wrpo_metrics *m, const char *prefix) {
-    if (!t->metrics) return;
-    wrpo__text line = {.arena = wrpo__current};
-    wrpo__metrics_text(&line, m, prefix);
+    wrpo__text line = wrpo__metrics_text(m, prefix);
     wrpo__text_puts(&line, "\n");
     if (fwrite(line.data, 1, line.size, t->metrics) != line.size || fflush(t->metrics) != 0)
         wrpo__fail(t->ctx, WRPO_E_IO, "%s/metrics.jsonl: cannot be written: %s", t->out_dir, strerror(errno));
@@ -10112,36 +10492,46 @@ static void wrpo__close_metrics(void *p) {
     if (t->metrics) fclose(t->metrics);
     t->metrics = NULL;
 }
-static wrpo_trainer *wrpo__trainer_open(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc, bool train) {
-    wrpo__arena *arena = wrpo__current;
+static wrpo_trainer *wrpo__trainer_open(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc,
+                                        bool train) {
+    wrpo__arena *arena = wrpo__current, *temp = wrpo__sub_arena(arena), *file = wrpo__sub_arena(arena);
     wrpo_trainer *t = wrpo__trainer_begin(arena, policy, data, desc, train);
-    wrpo_ctx *ctx = t->ctx;
-    const char *resume = train ? t->desc.resume : NULL;
+    const char *out_dir = t->desc.out_dir;
+    const bool resume = train && t->desc.resume;
+    wrpo__state state = {0};
+    wrpo_bytes plan = {0};
     wrpo__on_free(arena, wrpo__close_metrics, t);
-    if (t->desc.out_dir) {
-        t->out_dir = wrpo__strndup(arena, t->desc.out_dir, strlen(t->desc.out_dir));
-        wrpo__make_dir(ctx, t->out_dir);
+    if (out_dir) {
+        t->out_dir = wrpo__strndup(arena, out_dir, strlen(out_dir));
+        wrpo__make_dir(t->ctx, out_dir);
     }
-    if (resume) wrpo__rethrow(ctx, wrpo__resume(t, true));
-    const wrpo_bytes plan = train ? wrpo__fitted(t, t->rows) : (wrpo_bytes){0};
-    wrpo__rethrow(ctx, wrpo__reference_entry(t));         /* before the memory of training is taken */
+    wrpo__current = file;            /* of the state, until the run is where it says */
+    if (resume) state = wrpo__state_open(t);
+    wrpo__current = temp;
+    if (train) plan = wrpo__fitted(t);
+    wrpo__reference(t);                                /* before the memory of training is taken */
+    wrpo__arena_clear(temp);
     wrpo__trainer_memory(t, train, plan.recompute, plan.logits);
-    if (resume) wrpo__rethrow(ctx, wrpo__resume(t, false));
-    if (train && t->out_dir) {
-        const char *path = wrpo__join(arena, t->out_dir, "metrics.jsonl");
+    if (resume) wrpo__state_restore(t, &state);
+    wrpo__current = arena;
+    wrpo__arena_clear(temp);
+    wrpo__arena_clear(file);
+    if (train && out_dir) {
+        const char *path = wrpo__join(arena, out_dir, "metrics.jsonl");
         t->metrics = fopen(path, resume ? "a" : "w");
-        if (!t->metrics) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be written: %s", path, strerror(errno));
+        if (!t->metrics) wrpo__fail(t->ctx, WRPO_E_IO, "%s: cannot be written: %s", path, strerror(errno));
         t->log = wrpo__log_metrics;
     }
     return t;
 }
-static wrpo_result wrpo__trainer_make(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc, bool train,
-                                      wrpo_trainer **out) {
+static wrpo_result wrpo__trainer_make(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc,
+                                      bool train, wrpo_trainer **out) {
     *out = NULL;
     WRPO__CALL(policy->ctx, wrpo__arena_new(policy->ctx), false, *out = wrpo__trainer_open(policy, data, desc, train));
     return wrpo__end(&wrpo__entry);
 }
-WRPO_API wrpo_result wrpo_trainer_open(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_trainer **out) {
+WRPO_API wrpo_result wrpo_trainer_open(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc,
+                                       wrpo_trainer **out) {
     return wrpo__trainer_make(policy, data, desc, true, out);
 }
 
@@ -10152,88 +10542,102 @@ static wrpo_result wrpo__eval_entry(wrpo_trainer *t, wrpo_metrics *m) {
     return wrpo__end(&wrpo__entry);
 }
 WRPO_API wrpo_result wrpo_eval(wrpo_model *model, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_metrics *m) {
-    wrpo_train_desc d = desc ? *desc : (wrpo_train_desc){0};
+    wrpo_train_desc d = {0};
     wrpo_trainer *t;
+    if (desc) d = *desc;
     d.eval_data = NULL;
     wrpo_result r = wrpo__trainer_make(model, data, &d, false, &t);
-    if (r != WRPO_OK) return r;
-    r = wrpo__eval_entry(t, m);
+    if (r == WRPO_OK) r = wrpo__eval_entry(t, m);
     wrpo_trainer_free(t);
     return r;
 }
-/* save.dir/checkpoint-K, and then without the one before it, of step *saved (-1: none) */
-static wrpo_result wrpo__checkpoint(wrpo_trainer *t, int64_t *saved) {
-    WRPO__TRY(t->ctx, wrpo__arena_new(t->ctx), true) {
-        wrpo__arena *temp = wrpo__entry.arena;
-        wrpo_save_desc save = t->desc.save;
-        const char *old = *saved < 0 ? NULL : wrpo__format(temp, "%s/checkpoint-%lld", save.dir, (long long)*saved);
-        save.dir = wrpo__format(temp, "%s/checkpoint-%lld", save.dir, (long long)t->k);
-        wrpo__rethrow(t->ctx, wrpo_trainer_save(t, &save));
-        *saved = t->k;
-        const wrpo__name *names = old ? wrpo__disk_list(temp, old) : NULL;
-        for (int64_t i = 0; i < stbds_arrlen(names); i++)
-            if (strcmp(names[i].text, ".") && strcmp(names[i].text, "..")) wrpo__remove(t->ctx, wrpo__join(temp, old, names[i].text));
+/* save.dir/checkpoint-K; then the one before it goes, of step *saved (-1: none). */
+static void wrpo__checkpoint(wrpo_trainer *t, int64_t *saved) {
+    wrpo__arena *temp = wrpo__current;
+    wrpo_save_desc save = t->desc.save;
+    const char *old = *saved < 0 ? NULL : wrpo__format(temp, "%s/checkpoint-%lld", save.dir, (long long)*saved);
+    save.dir = wrpo__format(temp, "%s/checkpoint-%lld", save.dir, (long long)t->k);
+    wrpo__rethrow(t->ctx, wrpo_trainer_save(t, &save));
+    *saved = t->k;
+    if (!old) return;
+    const wrpo__name *names = wrpo__list_dir(temp, old);
+    for (int64_t i = 0; i < stbds_arrlen(names); i++)
+        if (strcmp(names[i].text, ".") && strcmp(names[i].text, ".."))
+            wrpo__remove(t->ctx, wrpo__join(temp, old, names[i].text));
 #ifdef _WIN32
-        if (old) _rmdir(old);
+    _rmdir(old);
 #else
-        if (old) rmdir(old);
+    rmdir(old);
 #endif
-    }
+}
+static wrpo_result wrpo__checkpoint_entry(wrpo_trainer *t, int64_t *saved) {
+    WRPO__CALL(t->ctx, wrpo__arena_new(t->ctx), true, wrpo__checkpoint(t, saved));
     return wrpo__end(&wrpo__entry);
 }
-WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_metrics *last) {
-    desc = desc ? desc : &(wrpo_train_desc){0};
+WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc,
+                                wrpo_metrics *last) {
     wrpo_ctx *ctx = policy->ctx;
+    wrpo_train_desc d = {0};
     wrpo_trainer *t;
     wrpo_metrics m = {0}, e;
-    bool go = true;
-    wrpo_result r = wrpo_trainer_open(policy, data, desc, &t);
+    if (desc) d = *desc;
+    if (last) *last = m;
+    wrpo_result r = wrpo_trainer_open(policy, data, &d, &t);
+    if (r != WRPO_OK) return r;
+    const int64_t first = t->k;
     int64_t saved = -1;
-    if (r == WRPO_OK) m.step = t->k, m.steps = t->T, m.seconds = wrpo__now() - t->start;
-    const int64_t first = m.step;
-    while (r == WRPO_OK && go && m.step < t->T) {
+    bool go = true;
+    m.step = t->k;
+    m.steps = t->T;
+    m.seconds = wrpo__now() - t->start;
+    while (r == WRPO_OK && go && t->k < t->T) {
         r = wrpo_trainer_step(t, &m);
-        bool eval = r == WRPO_OK && desc->eval_data && (m.step == t->T || (desc->eval_steps && m.step % desc->eval_steps == 0));
-        if (eval) r = wrpo_trainer_eval(t, desc->eval_data, &e);
-        if (r == WRPO_OK && desc->save_steps && m.step % desc->save_steps == 0 && m.step < t->T) r = wrpo__checkpoint(t, &saved);
-        if (r == WRPO_OK && desc->on_step) go = desc->on_step(&m, eval ? &e : NULL, desc->user);
+        const bool end = t->k == t->T, eval = d.eval_data && (end || (d.eval_steps && t->k % d.eval_steps == 0));
+        const bool save = !end && d.save_steps && t->k % d.save_steps == 0;
+        if (r == WRPO_OK && eval) r = wrpo_trainer_eval(t, d.eval_data, &e);
+        if (r == WRPO_OK && save) r = wrpo__checkpoint_entry(t, &saved);
+        if (r == WRPO_OK && d.on_step) go = d.on_step(&m, eval ? &e : NULL, d.user);
     }
-    if (r == WRPO_OK && !go && m.step < t->T) ctx->error = (wrpo_error){WRPO_E_STOPPED, 0, 0, "stopped by the callback"}, r = WRPO_E_STOPPED;
-    if (t) m.step = t->k;            /* a step whose line could not be written is done */
-    if (desc->save.dir && r != WRPO_OK && r != WRPO_E_DEVICE && m.step > first && m.step != saved) {
+    if (r == WRPO_OK && t->k < t->T) {
+        ctx->error = (wrpo_error){WRPO_E_STOPPED, 0, 0, "stopped by the callback"};
+        r = WRPO_E_STOPPED;
+    }
+    if (d.save.dir && r != WRPO_OK && r != WRPO_E_DEVICE && t->k > first && t->k != saved) {   /* it ends early */
         const wrpo_error why = ctx->error;
-        if (wrpo__checkpoint(t, &saved) == WRPO_OK) ctx->error = why;
+        if (wrpo__checkpoint_entry(t, &saved) == WRPO_OK) ctx->error = why;
         else r = ctx->error.code;
     }
+    m.step = t->k;                   /* a step whose line could not be written is done */
     if (last) *last = m;
     wrpo_trainer_free(t);
     return r;
 }
-/* ------------------------------------------------------------------------------------------- >>recipe
-   Rewards decide: which answers a record is made of, how often one file of answers beats another.
 
-   Files of candidates are read twice, so that one prompt at a time is in memory: once for the prompts' ids, which
-   say what lines belong together, and once, prompt by prompt, for the responses.                             */
-enum { WRPO__SOURCES, WRPO__TARGETS };
-typedef struct wrpo__scored {
-    const char *model; int64_t models_at;              /* its place in wrpo__prompts.models */
+/* ------------------------------------------------------------------------------------------- >>recipe
+   Rewards decide which answers a record is made of, and how often one file of answers beats another.
+
+   Files of candidates are read twice, so that only one prompt at a time is in memory: once for the prompts' ids, which
+   say what lines belong together, and once, prompt by prompt, for the responses.                                 */
+typedef struct wrpo__scored {        /* a response */
+    const char *model; int64_t index;                  /* index: of the model in wrpo__prompts.models */
     const wrpo_json *content, *number;                 /* number: the reward as written */
     const wrpo_json *answer;                           /* what entropy looks at: "answer", or content */
     double reward;
 } wrpo__scored;
-typedef struct wrpo__spot { const char *path, *text; size_t size; int64_t line; struct wrpo__spot *next; } wrpo__spot;
-typedef struct wrpo__ranked { const char *id; wrpo__spot *first, *last; } wrpo__ranked;     /* a prompt's lines */
+typedef struct wrpo__spot { wrpo__lines line; struct wrpo__spot *next; } wrpo__spot;
+typedef struct wrpo__gathered { const char *id; wrpo__spot *first, *last; } wrpo__gathered;    /* a prompt's lines */
 typedef struct wrpo__named { char *key; int64_t value; } wrpo__named;
 static const char *const wrpo__prompt_keys[] = {"prompt", "tools", "chat_template_kwargs"};
-typedef struct wrpo__prompts {         /* the prompts of some files */
+typedef struct wrpo__prompts {       /* the prompts of some files */
     wrpo_ctx *ctx;
-    wrpo__arena *arena, *line;       /* line: of the prompt in work */
-    wrpo__ranked *prompts;           /* stb array, in the order of their first lines */
-    wrpo__named *ids, *names;        /* stb maps to places in prompts and models */
+    wrpo__arena *arena, *temp;       /* temp: of the current prompt */
+    wrpo__gathered *prompts;         /* stb array, in the order of their first lines */
+    wrpo__named *ids, *names;        /* stb maps to indices of prompts and models */
     wrpo_select_model *models;       /* stb array; reward: the sum */
-    int64_t empty;
-    const wrpo_json *prompt[3], *id; /* of the prompt in work: what wrpo__prompt_keys names, from the line `said` on; and its responses: stb arrays */
-    const wrpo__spot *said;
+    int64_t empty;                   /* responses without text */
+    /* of the current prompt: its id, what wrpo__prompt_keys names, the line that says it, its responses (stb arrays) */
+    const wrpo_json *id, *prompt[3];
+    const wrpo__lines *said;
     wrpo__scored *lists[2];
 } wrpo__prompts;
 static const char *wrpo__prompt_id(wrpo_ctx *ctx, const char *path, const wrpo_json *root, const wrpo_json **id) {
@@ -10243,93 +10647,121 @@ static const char *wrpo__prompt_id(wrpo_ctx *ctx, const char *path, const wrpo_j
     if ((*id)->kind != WRPO_JSON_NUMBER) wrpo__json_want(ctx, path, *id, WRPO_JSON_STRING, NULL);
     return (*id)->text;
 }
-static void wrpo__prompts_add(wrpo__prompts *t, const char *path) {
-    const wrpo__file *f = wrpo__open_file(t->arena, path);
-    for (wrpo__lines l = {.file = f}; wrpo__next_line(&l); wrpo__arena_clear(t->line)) {
-        const wrpo_json *root = wrpo__json_parse(t->line, path, l.number, l.text, l.size), *id;
+/* ids: every line has a prompt_id. */
+static void wrpo__prompts_add(wrpo__prompts *t, const char *path, bool ids) {
+    for (wrpo__lines l = {.file = wrpo__open_file(t->arena, path)}; wrpo__next_line(&l); wrpo__arena_clear(t->temp)) {
+        const wrpo_json *root = wrpo__json_parse(t->temp, path, l.number, l.text, l.size), *id;
         const char *name = wrpo__prompt_id(t->ctx, path, root, &id);
-        if (!name) wrpo__json_fail(t->ctx, WRPO_E_FORMAT, path, root, "prompt_id: want a string or a number, found none");
-        wrpo__spot *place = WRPO__NEW(t->arena, wrpo__spot);
-        *place = (wrpo__spot){path, l.text, l.size, l.number, NULL};
-        ptrdiff_t at = stbds_shgeti(t->ids, name);
+        const ptrdiff_t at = name ? stbds_shgeti(t->ids, name) : -1;
+        wrpo__spot *spot = WRPO__NEW(t->arena, wrpo__spot);
+        spot->line = l;
+        if (ids && !name)
+            wrpo__json_fail(t->ctx, WRPO_E_FORMAT, path, root, "prompt_id: want a string or a number, found none");
         if (at < 0) {
-            wrpo__ranked prompt = {wrpo__strndup(t->arena, name, strlen(name)), place, place};
-            stbds_shput(t->ids, prompt.id, stbds_arrlen(t->prompts));
+            const wrpo__gathered prompt = {name ? wrpo__strndup(t->arena, name, strlen(name)) : NULL, spot, spot};
+            if (name) stbds_shput(t->ids, prompt.id, stbds_arrlen(t->prompts));
             stbds_arrput(t->prompts, prompt);
             continue;
         }
-        wrpo__ranked *prompt = &t->prompts[t->ids[at].value];
-        if (prompt->last->path == path)
-            wrpo__json_fail(t->ctx, WRPO_E_FORMAT, path, root, "prompt_id \"%.80s\": want each once in a file, found it in line %lld too", name, (long long)prompt->last->line);
-        prompt->last = prompt->last->next = place;
+        wrpo__gathered *prompt = &t->prompts[t->ids[at].value];
+        if (prompt->last->line.file == l.file)
+            wrpo__json_fail(t->ctx, WRPO_E_FORMAT, path, root, "prompt_id \"%.80s\": want each once in a file, found "
+                            "it in line %lld too", name, (long long)prompt->last->line.number);
+        prompt->last->next = spot;
+        prompt->last = spot;
     }
 }
-static void wrpo__prompts_open(wrpo__prompts *t, wrpo__arena *arena, const char *const *paths, int64_t n) {
-    *t = (wrpo__prompts){.ctx = arena->ctx, .arena = arena, .line = wrpo__sub_arena(arena)};
-    for (int64_t i = 0; i < n; i++) wrpo__prompts_add(t, wrpo__strndup(arena, paths[i], strlen(paths[i])));
-    if (!t->prompts) wrpo__fail(t->ctx, WRPO_E_FORMAT, "%s: want prompts, found none", n ? paths[0] : "wrpo_select_desc.in");
+static void wrpo__prompts_open(wrpo__prompts *t, const char *const *paths, int64_t n, bool ids) {
+    wrpo__arena *arena = wrpo__current;
+    *t = (wrpo__prompts){.ctx = arena->ctx, .arena = arena, .temp = wrpo__sub_arena(arena)};
+    for (int64_t i = 0; i < n; i++) wrpo__prompts_add(t, paths[i], ids);
+    if (t->prompts) return;
+    wrpo__fail(t->ctx, WRPO_E_FORMAT, "%s: want prompts, found none", n ? paths[0] : "wrpo_select_desc.in");
 }
-static void wrpo__add_candidate(wrpo__prompts *t, const char *path, const wrpo_json *v, int list, bool named) {
-    const wrpo_json *model = named ? wrpo__json_need(t->ctx, path, v, "model", WRPO_JSON_STRING) : NULL;
-    const wrpo_json *answer = wrpo__present(v, "answer");
-    wrpo__scored c = {.model = model ? model->text : "", .content = wrpo__json_need(t->ctx, path, v, "content", WRPO_JSON_STRING),
-                         .number = wrpo__json_need(t->ctx, path, v, "reward", WRPO_JSON_NUMBER)};
-    c.reward = wrpo__json_real(t->ctx, path, c.number, NULL), c.answer = answer ? answer : c.content;
-    if (wrpo__jskip_space(c.content->text, c.content->size, 0) == c.content->size) { t->empty++; return; }
-    ptrdiff_t at = stbds_shgeti(t->names, c.model);
-    if (at < 0) {
-        wrpo_select_model m = {.name = wrpo__strndup(t->arena, c.model, strlen(c.model))};
+static void wrpo__add_response(wrpo__prompts *t, const char *path, const wrpo_json *v, const char *model, int list) {
+    wrpo__scored r = {.model = model, .content = wrpo__json_need(t->ctx, path, v, "content", WRPO_JSON_STRING)};
+    r.number = wrpo__json_need(t->ctx, path, v, "reward", WRPO_JSON_NUMBER);
+    r.reward = wrpo__json_real(t->ctx, path, r.number, NULL);
+    r.answer = wrpo__present(v, "answer");
+    if (!r.answer) r.answer = r.content;
+    if (wrpo__jskip_space(r.content->text, r.content->size, 0) == r.content->size) {
+        t->empty++;
+        return;
+    }
+    if (stbds_shgeti(t->names, model) < 0) {
+        const wrpo_select_model m = {.name = wrpo__strndup(t->arena, model, strlen(model))};
         stbds_shput(t->names, m.name, stbds_arrlen(t->models));
         stbds_arrput(t->models, m);
-        at = stbds_shgeti(t->names, c.model);
     }
-    c.models_at = t->names[at].value;
-    t->models[c.models_at].responses++, t->models[c.models_at].reward += c.reward;
-    stbds_arrput(t->lists[list], c);
+    r.index = stbds_shget(t->names, model);
+    t->models[r.index].responses++;
+    t->models[r.index].reward += r.reward;
+    stbds_arrput(t->lists[list], r);
 }
-/* Reads the lines of a prompt. flat: a line may be an answer itself. */
-static void wrpo__prompts_read(wrpo__prompts *t, const wrpo__ranked *prompt, bool flat) {
-    static const char *const keys[] = {"sources", "target"};
-    wrpo__arena_clear(t->line);
-    t->said = NULL, memset(t->prompt, 0, sizeof t->prompt);
+/* What a line says of the prompt must be what an earlier line said. A line without any of the keys says nothing. */
+static void wrpo__read_prompt(wrpo__prompts *t, const wrpo__lines *line, const wrpo_json *root, const char *id) {
+    const char *path = line->file->path;
+    const wrpo_json *says[3];
+    bool any = false;
+    for (int k = 0; k < 3; k++) {
+        says[k] = wrpo__present(root, wrpo__prompt_keys[k]);
+        any = any || says[k];
+    }
+    for (int k = 0; k < 3 && any && t->said; k++)
+        if (!wrpo__json_same(says[k], t->prompt[k]))
+            wrpo__json_fail(t->ctx, WRPO_E_FORMAT, path, says[k] ? says[k] : root,
+                            "prompt_id \"%.80s\": want the %s as in %s:%lld, found %s", id, wrpo__prompt_keys[k],
+                            t->said->file->path, (long long)t->said->number, says[k] ? "another one" : "none");
+    if (!any) return;
+    t->said = line;
+    memcpy(t->prompt, says, sizeof says);
+}
+/* Reads the lines of a prompt. For a comparison all its responses are answers, and a line may be an answer itself. */
+static void wrpo__prompts_read(wrpo__prompts *t, const wrpo__gathered *prompt, bool compare) {
+    wrpo__arena_clear(t->temp);
+    t->said = NULL;
+    memset(t->prompt, 0, sizeof t->prompt);
     for (int list = 0; list < 2; list++)
         if (t->lists[list]) stbds_arrsetlen(t->lists[list], 0);
     for (const wrpo__spot *p = prompt->first; p; p = p->next) {
-        const wrpo_json *root = wrpo__json_parse(t->line, p->path, p->line, p->text, p->size), *said[3];
-        const bool alone = flat && wrpo__present(root, "content");
-        bool says = false;             /* a line without any of them says nothing of the prompt; else what it lacks is none */
-        int found = alone;
-        wrpo__prompt_id(t->ctx, p->path, root, &t->id);
-        for (int k = 0; k < 3; k++) said[k] = wrpo__present(root, wrpo__prompt_keys[k]), says = says || said[k];
-        for (int k = 0; k < 3 && says && t->said; k++)
-            if (!wrpo__json_same(said[k], t->prompt[k]))
-                wrpo__json_fail(t->ctx, WRPO_E_FORMAT, p->path, said[k] ? said[k] : root, "prompt_id \"%.80s\": want the %s as in %s:%lld, found %s", prompt->id, wrpo__prompt_keys[k],
-                                t->said->path, (long long)t->said->line, said[k] ? "another one" : "none");
-        if (says) t->said = p, memcpy(t->prompt, said, sizeof said);
-        if (alone) wrpo__add_candidate(t, p->path, root, WRPO__TARGETS, false);
-        for (int list = 0; list < 2 && !alone; list++) {
-            const wrpo_json *all = wrpo__json_maybe(t->ctx, p->path, root, keys[list], WRPO_JSON_ARRAY);
-            found += all != NULL;
-            for (const wrpo_json *v = all ? all->child : NULL; v; v = v->next) wrpo__add_candidate(t, p->path, v, list, true);
+        const char *path = p->line.file->path;
+        wrpo_json *root = wrpo__json_parse(t->temp, path, p->line.number, p->line.text, p->line.size);
+        bool found;
+        wrpo__prompt_id(t->ctx, path, root, &t->id);
+        wrpo__read_prompt(t, &p->line, root, prompt->id);
+        wrpo__listed *all = wrpo__responses(t->ctx, path, root, compare, &found);
+        if (!found)
+            wrpo__json_fail(t->ctx, WRPO_E_FORMAT, path, root, "prompt_id \"%.80s\": want responses in \"sources\" or "
+                            "\"target\", found neither", prompt->id);
+        for (int64_t i = 0; i < stbds_arrlen(all); i++) {
+            const wrpo_json *v = all[i].json;
+            const char *model = v == root ? "" : wrpo__json_need(t->ctx, path, v, "model", WRPO_JSON_STRING)->text;
+            wrpo__add_response(t, path, v, model, compare ? WRPO__TARGETS : all[i].list);
         }
-        if (!found) wrpo__json_fail(t->ctx, WRPO_E_FORMAT, p->path, root, "prompt_id \"%.80s\": want responses in \"sources\" or \"target\", found neither", prompt->id);
+        stbds_arrfree(all);
     }
+}
+static int64_t wrpo__characters(const wrpo_json *text) {
+    int64_t n = 0;
+    for (size_t i = 0; i < text->size; i++) n += ((unsigned char)text->text[i] & 0xC0) != 0x80;
+    return n;
 }
 
 /* ---- selection ---- */
-#define WRPO__FORMS(X) X(WRPO_FORM_QUADS, "quads") X(WRPO_FORM_SFT, "sft") X(WRPO_FORM_PAIR, "pair") X(WRPO_FORM_PAIRS, "pairs")
-#define WRPO__X(value, name) [value] = name,
-static const char *const wrpo__forms[] = {WRPO__FORMS(WRPO__X)};
-#undef WRPO__X
-WRPO__NAMED(wrpo_form_name, wrpo__forms)
+static const char *const wrpo__forms[] = {
+    [WRPO_FORM_QUADS] = "quads", [WRPO_FORM_SFT] = "sft", [WRPO_FORM_PAIR] = "pair", [WRPO_FORM_PAIRS] = "pairs"};
+WRPO_API const char *wrpo_form_name(int i) { return i >= 0 && i < WRPO__COUNT(wrpo__forms) ? wrpo__forms[i] : NULL; }
 typedef struct wrpo__extremes { const wrpo__scored *best, *worst; double share; } wrpo__extremes;
-static bool wrpo__same_text(const wrpo__scored *a, const wrpo__scored *b) { return wrpo__json_same(a->content, b->content); }
+static bool wrpo__same_text(const wrpo__scored *a, const wrpo__scored *b) {
+    return wrpo__json_same(a->content, b->content);
+}
 /* Best and worst of each model of a list, the models by their best; by_model false: of the list. An stb array. */
 static wrpo__extremes *wrpo__rank(const wrpo__scored *list, bool by_model) {
     wrpo__extremes *out = NULL;
-    for (int64_t i = 0, k; i < stbds_arrlen(list); i++) {
+    for (int64_t i = 0; i < stbds_arrlen(list); i++) {
         const wrpo__scored *c = &list[i];
-        for (k = 0; k < stbds_arrlen(out) && by_model && out[k].best->models_at != c->models_at; k++) {}
+        int64_t k = 0;
+        while (k < stbds_arrlen(out) && by_model && out[k].best->index != c->index) k++;
         if (k == stbds_arrlen(out)) {
             const wrpo__extremes first = {c, c, 0};
             stbds_arrput(out, first);
@@ -10337,17 +10769,22 @@ static wrpo__extremes *wrpo__rank(const wrpo__scored *list, bool by_model) {
         if (c->reward > out[k].best->reward) out[k].best = c;
         if (c->reward < out[k].worst->reward) out[k].worst = c;
     }
-    for (int64_t i = 1; i < stbds_arrlen(out); i++)    /* by reward, then by place */
+    for (int64_t i = 1; i < stbds_arrlen(out); i++)    /* by reward, then by position in the list */
         for (int64_t k = i; k > 0; k--) {
             const wrpo__extremes a = out[k - 1], b = out[k];
             if (a.best->reward > b.best->reward || (a.best->reward == b.best->reward && a.best < b.best)) break;
-            out[k - 1] = b, out[k] = a;
+            out[k - 1] = b;
+            out[k] = a;
         }
     return out;
 }
-static void wrpo__softmax_shares(wrpo__extremes *list, int64_t n, double tau) {      /* of the best ones' rewards, the first the highest */
+/* share = softmax(best's reward / tau); the first is the highest. */
+static void wrpo__softmax_shares(wrpo__extremes *list, int64_t n, double tau) {
     double sum = 0;
-    for (int64_t i = 0; i < n; i++) sum += list[i].share = exp((list[i].best->reward - list[0].best->reward) / tau);
+    for (int64_t i = 0; i < n; i++) {
+        list[i].share = exp((list[i].best->reward - list[0].best->reward) / tau);
+        sum += list[i].share;
+    }
     for (int64_t i = 0; i < n; i++) list[i].share /= sum;
 }
 static double wrpo__entropy(const wrpo__scored *list) {                           /* bits */
@@ -10360,210 +10797,273 @@ static double wrpo__entropy(const wrpo__scored *list) {                         
     }
     return H > 0 ? H : 0;
 }
-static int64_t wrpo__characters(const wrpo_json *text) {
-    int64_t n = 0;
-    for (size_t i = 0; i < text->size; i++) n += ((unsigned char)text->text[i] & 0xC0) != 0x80;
-    return n;
-}
-typedef struct wrpo__selected { wrpo__text *line; wrpo_select_stats *stats; double count[3]; wrpo__prompts *t; } wrpo__selected;
-/* A list of answers as messages; counts them. */
-static void wrpo__put_answers(wrpo__selected *s, const char *key, const wrpo__scored *const *list, int64_t n, int64_t targets_from, wrpo_role role) {
-    wrpo__text_puts(s->line, key);
-    for (int64_t i = 0; i < n; i++) {
-        const wrpo_role as = role == WRPO_ROLE_SOURCE && i >= targets_from ? WRPO_ROLE_TARGET : role;
-        wrpo__text_puts(s->line, i ? ", {\"content\": " : "{\"content\": ");
-        wrpo__json_write(s->line, list[i]->content);
-        wrpo__text_puts(s->line, ", \"role\": \"assistant\"}");
-        s->stats->reward[as] += list[i]->reward, s->stats->length[as] += (double)wrpo__characters(list[i]->content), s->count[as]++;
-        s->t->models[list[i]->models_at].selected += as == WRPO_ROLE_SOURCE;
-    }
-    wrpo__text_puts(s->line, "]");
-}
-static void wrpo__put_scores(wrpo__text *out, const wrpo__scored *const *list, int64_t n) {
-    for (int64_t i = 0; i < n; i++) wrpo__text_puts(out, i ? ", " : ", \"rewards\": ["), wrpo__text_add(out, list[i]->number->text, list[i]->number->size);
-    for (int64_t i = 0; i < n; i++) wrpo__text_puts(out, i ? ", " : "], \"models\": ["), wrpo__json_quote(out, list[i]->model, strlen(list[i]->model));
-    wrpo__text_puts(out, "]");
-}
-/* The prompt in work as a line of the form; false: left out and counted. */
-static bool wrpo__select_prompt(wrpo__selected *s, const wrpo_select_desc *d) {
+typedef struct wrpo__selection {
+    wrpo_select_desc desc;           /* resolved */
+    wrpo_select_stats *stats; double count[3];         /* count: of the sums in stats, by role */
+    wrpo__prompts t;
+    wrpo__text line;                 /* of the current prompt, as is `put` */
+    const wrpo__scored **put;        /* stb array: answers since the last list of scores */
+} wrpo__selection;
+/* Leaves the *n sources that the form takes of the current prompt. Returns NULL, or the statistic that counts why the
+   prompt is left out. */
+static int64_t *wrpo__choose(wrpo__selection *s, wrpo__extremes *sources, const wrpo__extremes *target, int64_t *n) {
+    const wrpo_select_desc *d = &s->desc;
     wrpo_select_stats *stats = s->stats;
-    wrpo__prompts *t = s->t;
-    wrpo__text *out = s->line;
-    wrpo__extremes *sources = wrpo__rank(t->lists[WRPO__SOURCES], true), *target = wrpo__rank(t->lists[WRPO__TARGETS], false);
-    int64_t n = stbds_arrlen(sources);
-    if (!n) return stats->no_source++, false;
+    int64_t kept = 0, equal = 0;
+    if (!*n) return &stats->no_source;
+    if (d->form == WRPO_FORM_SFT || d->form == WRPO_FORM_PAIR) *n = 1;
+    if (d->form == WRPO_FORM_SFT) return NULL;
     if (d->form == WRPO_FORM_QUADS) {
-        n = WRPO__MIN(n, d->top);
-        if (!target) return stats->no_target++, false;
-        if (wrpo__same_text(target->best, target->worst) || wrpo__same_text(sources->best, target->worst)) return stats->equal++, false;
-        while (n && sources[n - 1].best->reward - target->worst->reward < d->min_gap && d->min_gap > 0) n--;       /* the last is the lowest */
-        if (!n || target->best->reward - target->worst->reward < d->min_gap) return stats->gap++, false;
-        for (int64_t i = 1; i < n; i++) if (wrpo__same_text(sources[i].best, target->worst)) n = i;
-    } else if (d->form != WRPO_FORM_SFT) {
-        int64_t kept = 0, equal = 0;
-        if (d->form == WRPO_FORM_PAIR) n = 1;
-        for (int64_t i = 0; i < n; i++) {
-            const bool same = wrpo__same_text(sources[i].best, sources[i].worst);
-            equal += same;
-            if (!same && sources[i].best->reward - sources[i].worst->reward >= d->min_gap) sources[kept++] = sources[i];
+        if (!target) return &stats->no_target;
+        const wrpo__scored *rejected = target->worst;
+        if (wrpo__same_text(target->best, rejected) || wrpo__same_text(sources->best, rejected)) return &stats->equal;
+        kept = WRPO__MIN(*n, d->top);
+        while (kept && d->min_gap > 0 && sources[kept - 1].best->reward - rejected->reward < d->min_gap) kept--;
+        if (!kept || target->best->reward - rejected->reward < d->min_gap) return &stats->gap;
+        for (int64_t i = 1; i < kept; i++)
+            if (wrpo__same_text(sources[i].best, rejected)) kept = i;
+        *n = kept;
+        return NULL;
+    }
+    for (int64_t i = 0; i < *n; i++) {
+        const bool same = wrpo__same_text(sources[i].best, sources[i].worst);
+        equal += same;
+        if (!same && sources[i].best->reward - sources[i].worst->reward >= d->min_gap) sources[kept++] = sources[i];
+    }
+    if (!kept) return equal == *n ? &stats->equal : &stats->gap;
+    *n = kept;
+    return NULL;
+}
+/* An answer as a message, after the text `before`; counts it. */
+static void wrpo__put_answer(wrpo__selection *s, const char *before, const wrpo__scored *answer, wrpo_role role) {
+    wrpo__text_printf(&s->line, "%s{\"content\": ", before);
+    wrpo__json_write(&s->line, answer->content);
+    wrpo__text_puts(&s->line, ", \"role\": \"assistant\"}");
+    s->stats->reward[role] += answer->reward;
+    s->stats->length[role] += (double)wrpo__characters(answer->content);
+    s->count[role]++;
+    s->t.models[answer->index].selected += role == WRPO_ROLE_SOURCE;
+    stbds_arrput(s->put, answer);
+}
+/* A best and a worst answer as chosen and rejected. */
+static void wrpo__put_pair(wrpo__selection *s, const char *before, const wrpo__extremes *source) {
+    wrpo__put_answer(s, before, source->best, WRPO_ROLE_SOURCE);
+    wrpo__put_answer(s, "], \"rejected\": [", source->worst, WRPO_ROLE_REJECTED);
+}
+static void wrpo__put_number(wrpo__selection *s, const char *before, double x) {
+    wrpo__text_puts(&s->line, before);
+    wrpo__json_number(&s->line, x);
+}
+/* The rewards and models of the answers since the last call. */
+static void wrpo__put_scores(wrpo__selection *s, const char *before) {
+    const int64_t n = stbds_arrlen(s->put);
+    for (int64_t i = 0; i < n; i++) {
+        wrpo__text_puts(&s->line, i ? ", " : before);
+        wrpo__json_write(&s->line, s->put[i]->number);
+    }
+    for (int64_t i = 0; i < n; i++) {
+        wrpo__text_puts(&s->line, i ? ", " : "], \"models\": [");
+        wrpo__json_quote(&s->line, s->put[i]->model, strlen(s->put[i]->model));
+    }
+    wrpo__text_puts(&s->line, "]");
+    stbds_arrsetlen(s->put, 0);
+}
+/* The current prompt as a line of the form, with sources[n]. */
+static void wrpo__put_record(wrpo__selection *s, const wrpo__extremes *sources, int64_t n,
+                             const wrpo__extremes *target) {
+    const wrpo_select_desc *d = &s->desc;
+    const wrpo__prompts *t = &s->t;
+    wrpo__text *out = &s->line;
+    const wrpo_json *prompt = t->prompt[0];
+    const bool many = prompt->kind == WRPO_JSON_ARRAY;
+    wrpo__text_puts(out, "{\"prompt_id\": ");
+    wrpo__json_write(out, t->id);
+    for (int k = d->form == WRPO_FORM_SFT ? 1 : 0; k < 3; k++)
+        if (t->prompt[k]) {
+            wrpo__text_printf(out, ", \"%s\": ", wrpo__prompt_keys[k]);
+            wrpo__json_write(out, t->prompt[k]);
         }
-        if (!kept) return equal == n ? stats->equal++ : stats->gap++, false;
-        n = kept;
-    } else n = 1;
-    wrpo__softmax_shares(sources, n, d->tau);
-    if (!t->prompt[0]) wrpo__json_fail(t->ctx, WRPO_E_FORMAT, "candidates", t->id, "prompt_id \"%.80s\": want a \"prompt\" in one of its lines, found none", t->id->text);
-
-    const bool many = t->prompt[0]->kind == WRPO_JSON_ARRAY;
-    const wrpo__scored **all = NULL;                /* stb array */
-    wrpo__text_puts(out, "{\"prompt_id\": "), wrpo__json_write(out, t->id);
-    for (int k = d->form == WRPO_FORM_SFT; k < 3; k++)
-        if (t->prompt[k]) wrpo__text_printf(out, ", \"%s\": ", wrpo__prompt_keys[k]), wrpo__json_write(out, t->prompt[k]);
     switch (d->form) {
     case WRPO_FORM_SFT:
         wrpo__text_puts(out, ", \"messages\": [");
-        for (const wrpo_json *m = many ? t->prompt[0]->child : t->prompt[0]; m; m = many ? m->next : NULL)
-            wrpo__json_write(out, m->kind == WRPO_JSON_STRING ? wrpo__message_of("user", m) : m), wrpo__text_puts(out, ", ");
-        wrpo__put_answers(s, "", &sources->best, 1, 1, WRPO_ROLE_SOURCE);
-        wrpo__put_scores(out, &sources->best, 1);
+        for (const wrpo_json *m = many ? prompt->child : prompt; m; m = many ? m->next : NULL) {
+            wrpo__json_write(out, m->kind == WRPO_JSON_STRING ? wrpo__message_of("user", m) : m);
+            wrpo__text_puts(out, ", ");
+        }
+        wrpo__put_answer(s, "", sources->best, WRPO_ROLE_SOURCE);
+        wrpo__put_scores(s, "], \"rewards\": [");
         break;
     case WRPO_FORM_PAIR:
-        wrpo__put_answers(s, ", \"chosen\": [", &sources->best, 1, 1, WRPO_ROLE_SOURCE);
-        wrpo__put_answers(s, ", \"rejected\": [", &sources->worst, 1, 0, WRPO_ROLE_REJECTED);
-        wrpo__put_scores(out, (const wrpo__scored *const[]){sources->best, sources->worst}, 2);
+        wrpo__put_pair(s, ", \"chosen\": [", sources);
+        wrpo__put_scores(s, "], \"rewards\": [");
         break;
     case WRPO_FORM_PAIRS:
         for (int64_t i = 0; i < n; i++) {
-            wrpo__put_answers(s, i ? "}, {\"chosen\": [" : ", \"pairs\": [{\"chosen\": [", &sources[i].best, 1, 1, WRPO_ROLE_SOURCE);
-            wrpo__put_answers(s, ", \"rejected\": [", &sources[i].worst, 1, 0, WRPO_ROLE_REJECTED);
-            wrpo__text_puts(out, ", \"weight\": "), wrpo__json_number(out, sources[i].share);
-            wrpo__put_scores(out, (const wrpo__scored *const[]){sources[i].best, sources[i].worst}, 2);
+            wrpo__put_pair(s, i ? "}, {\"chosen\": [" : ", \"pairs\": [{\"chosen\": [", &sources[i]);
+            wrpo__put_number(s, "], \"weight\": ", sources[i].share);
+            wrpo__put_scores(s, ", \"rewards\": [");
         }
         wrpo__text_puts(out, "}]");
         break;
     case WRPO_FORM_QUADS:
-        for (int64_t i = 0; i < n; i++) stbds_arrput(all, sources[i].best);
-        stbds_arrput(all, target->best);
-        stbds_arrput(all, target->worst);
-        wrpo__put_answers(s, ", \"chosen\": [", all, n + 1, n, WRPO_ROLE_SOURCE);
-        wrpo__put_answers(s, ", \"rejected\": [", all + n + 1, 1, 0, WRPO_ROLE_REJECTED);
-        wrpo__put_scores(out, all, n + 2);
-        for (int64_t i = 0; i < n && n > 1; i++) wrpo__text_puts(out, i ? ", " : ", \"weights\": ["), wrpo__json_number(out, sources[i].share);
+        for (int64_t i = 0; i < n; i++)
+            wrpo__put_answer(s, i ? ", " : ", \"chosen\": [", sources[i].best, WRPO_ROLE_SOURCE);
+        wrpo__put_answer(s, ", ", target->best, WRPO_ROLE_TARGET);
+        wrpo__put_answer(s, "], \"rejected\": [", target->worst, WRPO_ROLE_REJECTED);
+        wrpo__put_scores(s, "], \"rewards\": [");
+        for (int64_t i = 0; i < n && n > 1; i++) wrpo__put_number(s, i ? ", " : ", \"weights\": [", sources[i].share);
         if (n > 1) wrpo__text_puts(out, "]");
     }
     if (d->entropy_power > 0) {
-        wrpo__text_puts(out, ", \"weight\": ");
-        wrpo__json_number(out, pow(wrpo__entropy(t->lists[target ? WRPO__TARGETS : WRPO__SOURCES]), d->entropy_power) / d->entropy_scale);
+        const double entropy = wrpo__entropy(t->lists[target ? WRPO__TARGETS : WRPO__SOURCES]);
+        wrpo__put_number(s, ", \"weight\": ", pow(entropy, d->entropy_power) / d->entropy_scale);
     }
     wrpo__text_puts(out, "}\n");
+}
+/* false: the prompt is left out and counted. */
+static bool wrpo__select_prompt(wrpo__selection *s) {
+    const wrpo__prompts *t = &s->t;
+    wrpo__extremes *sources = wrpo__rank(t->lists[WRPO__SOURCES], true);
+    const wrpo__extremes *target = wrpo__rank(t->lists[WRPO__TARGETS], false);
+    int64_t n = stbds_arrlen(sources), *left_out = wrpo__choose(s, sources, target, &n);
+    if (left_out) {
+        ++*left_out;
+        return false;
+    }
+    if (!t->prompt[0])
+        wrpo__json_fail(t->ctx, WRPO_E_FORMAT, "candidates", t->id, "prompt_id \"%.80s\": want a \"prompt\" in one of "
+                        "its lines, found none", t->id->text);
+    wrpo__softmax_shares(sources, n, s->desc.tau);
+    wrpo__put_record(s, sources, n, target);
     return true;
 }
-static void wrpo__select(wrpo__arena *arena, const wrpo_select_desc *desc, wrpo_select_stats *stats) {
-    wrpo_ctx *ctx = arena->ctx;
-    wrpo_select_desc d = *desc;
-    wrpo__prompts t;
-    wrpo__selected s = {.stats = stats, .t = &t};
-    if (!d.top) d.top = 1;
-    d.tau = wrpo__or_default(d.tau, 1);
-    d.entropy_scale = wrpo__or_default(d.entropy_scale, 6.8);
-    if (!wrpo_form_name((int)d.form)) wrpo__fail(ctx, WRPO_E_ARG, "form: no such form");
-    if (d.top < 1 || (d.top > 1 && d.form != WRPO_FORM_QUADS)) wrpo__fail(ctx, WRPO_E_ARG, "top: want at least 1, and more than 1 for quads only, found %lld", (long long)d.top);
-    WRPO__RANGE(d.tau > 0 && d.tau <= DBL_MAX, "tau", d.tau, "a finite number above 0");
-    if (!(d.min_gap >= 0 && d.min_gap <= DBL_MAX) || (d.min_gap > 0 && d.form == WRPO_FORM_SFT))
-        wrpo__fail(ctx, WRPO_E_ARG, "min_gap: want a finite number of at least 0, and 0 for sft, which rejects nothing; found %g", d.min_gap);
-    if (!(d.entropy_power >= 0 && d.entropy_power <= 100 && d.entropy_scale > 0 && d.entropy_scale <= DBL_MAX))
-        wrpo__fail(ctx, WRPO_E_ARG, "entropy: want a power from 0 to 100 and a scale above 0, found %g and %g", d.entropy_power + 0.0, d.entropy_scale + 0.0);
-    wrpo__prompts_open(&t, arena, d.in, d.n_in);
-    wrpo__writer *w = d.out ? wrpo__create(arena, d.out) : NULL;
-    for (int64_t i = 0; i < stbds_arrlen(t.prompts); i++) {
-        wrpo__text line = {.arena = t.line};
-        wrpo__prompts_read(&t, &t.prompts[i], false);
-        s.line = &line, stats->prompts++;
-        wrpo__current = t.line;                           /* for the lists of one prompt */
-        const bool made = wrpo__select_prompt(&s, &d);
+static void wrpo__select_check(wrpo_ctx *ctx, const wrpo_select_desc *d) {
+    WRPO__RANGE(wrpo_form_name((int)d->form), "form", d->form, "one of wrpo_form");
+    WRPO__RANGE(d->top >= 1 && (d->top == 1 || d->form == WRPO_FORM_QUADS), "top", d->top,
+                "at least 1, and more than 1 for quads only");
+    WRPO__RANGE(d->tau > 0 && d->tau <= DBL_MAX, "tau", d->tau, "a finite number above 0");
+    WRPO__RANGE(d->min_gap >= 0 && d->min_gap <= DBL_MAX && (d->min_gap == 0 || d->form != WRPO_FORM_SFT), "min_gap",
+                d->min_gap, "a finite number of at least 0, and 0 for sft, which rejects nothing");
+    WRPO__RANGE(d->entropy_power >= 0 && d->entropy_power <= 100, "entropy_power", d->entropy_power,
+                "a number from 0 to 100");
+    WRPO__RANGE(d->entropy_scale > 0 && d->entropy_scale <= DBL_MAX, "entropy_scale", d->entropy_scale,
+                "a finite number above 0");
+}
+/* The models' array and their names, as one block for the user. */
+static void wrpo__hand_out_models(wrpo__prompts *t, wrpo_select_stats *stats) {
+    wrpo__text block = {.arena = t->arena};
+    const int64_t n = stbds_arrlen(t->models);
+    const size_t head = (size_t)n * sizeof *t->models;
+    for (int64_t i = 0; i < n; i++) t->models[i].reward /= (double)t->models[i].responses;
+    wrpo__text_add(&block, (const char *)t->models, head);
+    for (int64_t i = 0; i < n; i++) wrpo__text_add(&block, t->models[i].name, strlen(t->models[i].name) + 1);
+    stats->models = wrpo__handout(t->ctx, block.data, block.size);
+    stats->n_models = n;
+    const char *name = (const char *)stats->models + head;
+    for (int64_t i = 0; i < n; i++, name += strlen(name) + 1) stats->models[i].name = name;
+}
+static void wrpo__select(const wrpo_select_desc *desc, wrpo_select_stats *stats) {
+    wrpo__arena *arena = wrpo__current;
+    wrpo__selection s = {.stats = stats};
+    wrpo_select_desc *d = &s.desc;
+    if (desc) *d = *desc;
+    if (!d->top) d->top = 1;
+    if (d->tau == 0) d->tau = 1;
+    if (d->entropy_scale == 0) d->entropy_scale = 6.8;
+    wrpo__select_check(arena->ctx, d);
+    wrpo__prompts_open(&s.t, d->in, d->n_in, true);
+    wrpo__writer *w = d->out ? wrpo__create(arena, d->out) : NULL;
+    for (int64_t i = 0; i < stbds_arrlen(s.t.prompts); i++) {
+        wrpo__prompts_read(&s.t, &s.t.prompts[i], false);
+        stats->prompts++;
+        wrpo__current = s.t.temp;                      /* for the lists of one prompt */
+        s.line = (wrpo__text){.arena = s.t.temp};
+        s.put = NULL;
+        const bool made = wrpo__select_prompt(&s);
         wrpo__current = arena;
-        if (!made) continue;
-        stats->records++;
-        if (w) wrpo__write(w, line.data, line.size);
+        stats->records += made;
+        if (made && w) wrpo__write(w, s.line.data, s.line.size);
     }
     if (!stats->records)
-        wrpo__fail(ctx, WRPO_E_FORMAT, "%s: no prompt gives a record: of %lld, %lld have no source response, %lld no target response, %lld equal texts, %lld rewards too close", d.in[0],
-                   (long long)stats->prompts, (long long)stats->no_source, (long long)stats->no_target, (long long)stats->equal, (long long)stats->gap);
-    for (int role = 0; role < 3; role++) stats->reward[role] /= s.count[role], stats->length[role] /= s.count[role];
-    for (int64_t i = 0; i < stbds_arrlen(t.models); i++) t.models[i].reward /= (double)t.models[i].responses;
-    stats->empty = t.empty, stats->n_models = stbds_arrlen(t.models);
-
-    const size_t head = (size_t)stats->n_models * sizeof *t.models;                  /* the models and, behind them, their names */
-    wrpo__text block = {.arena = arena};
-    wrpo__text_add(&block, (const char *)t.models, head);
-    for (int64_t i = 0; i < stats->n_models; i++) wrpo__text_add(&block, t.models[i].name, strlen(t.models[i].name) + 1);
+        wrpo__fail(arena->ctx, WRPO_E_FORMAT, "%s: no prompt gives a record: of %lld, %lld have no source response, "
+                   "%lld no target response, %lld equal texts, %lld rewards too close", d->in[0],
+                   (long long)stats->prompts, (long long)stats->no_source, (long long)stats->no_target,
+                   (long long)stats->equal, (long long)stats->gap);
+    for (int role = 0; role < 3; role++) {
+        stats->reward[role] /= s.count[role];
+        stats->length[role] /= s.count[role];
+    }
+    stats->empty = s.t.empty;
     if (w) wrpo__commit(w);
-    stats->models = wrpo__handout(ctx, block.data, block.size);
-    char *name = (char *)stats->models + head;
-    for (int64_t i = 0; i < stats->n_models; i++, name += strlen(name) + 1) stats->models[i].name = name;
+    wrpo__hand_out_models(&s.t, stats);
 }
 WRPO_API wrpo_result wrpo_select(wrpo_ctx *ctx, const wrpo_select_desc *desc, wrpo_select_stats *out) {
-    memset(out, 0, sizeof *out);
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) wrpo__select(wrpo__entry.arena, desc ? desc : &(wrpo_select_desc){0}, out);
-    if (wrpo__entry.failed) memset(out, 0, sizeof *out);
+    *out = (wrpo_select_stats){0};
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__select(desc, out));
+    if (wrpo__entry.failed) *out = (wrpo_select_stats){0};
     return wrpo__end(&wrpo__entry);
 }
 
 /* ---- split ---- */
-static void wrpo__split_lines(wrpo__arena *arena, const wrpo_split_desc *d, int64_t counts[2]) {
-    wrpo_ctx *ctx = arena->ctx;
-    const double share = wrpo__or_default(d->share, 1.0 / 3);
+static void wrpo__split_prompts(wrpo_ctx *ctx, const wrpo_split_desc *d, int64_t counts[2]) {
+    wrpo__arena *arena = wrpo__current;
+    wrpo__prompts t;
+    if (!d || !d->in || !d->out[0] || !d->out[1])
+        wrpo__fail(ctx, WRPO_E_ARG, "wrpo_split_desc: want in and both of out, found NULL");
+    const double share = d->share == 0 ? 1.0 / 3 : d->share;
     const uint64_t seed = d->seed ? d->seed : 42;
-    wrpo__arena *work = wrpo__sub_arena(arena);
-    wrpo__named *ids = NULL;
-    wrpo__lines *all = NULL;                           /* stb array */
     WRPO__RANGE(share > 0 && share < 1, "share", share, "a number between 0 and 1");
-    const wrpo__file *f = wrpo__open_file(arena, d->in);
-    for (wrpo__lines l = {.file = f}; wrpo__next_line(&l); wrpo__arena_clear(work)) {
-        const wrpo_json *root = wrpo__json_parse(work, d->in, l.number, l.text, l.size), *id;
-        const char *name = wrpo__prompt_id(ctx, d->in, root, &id);
-        ptrdiff_t at = name ? stbds_shgeti(ids, name) : -1;
-        if (at >= 0) wrpo__json_fail(ctx, WRPO_E_FORMAT, d->in, root, "prompt_id \"%.80s\": want each once, found it in line %lld too", name, (long long)ids[at].value);
-        if (name) stbds_shput(ids, wrpo__strndup(arena, name, strlen(name)), l.number);
-        stbds_arrput(all, l);
-    }
-    const int64_t n = stbds_arrlen(all), first = (int64_t)floor(share * (double)n + 0.5);
-    if (n < 2 || first < 1 || first >= n) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want prompts for both parts, found %lld in all", d->in, (long long)n);
+    wrpo__prompts_open(&t, &d->in, 1, false);
+    const int64_t n = stbds_arrlen(t.prompts), first = (int64_t)floor(share * (double)n + 0.5);
+    if (n < 2 || first < 1 || first >= n)
+        wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want prompts for both parts, found %lld in all", d->in, (long long)n);
     int64_t *order = wrpo__alloc(arena, (size_t)n, sizeof *order);
     bool *chosen = wrpo__alloc(arena, (size_t)n, sizeof *chosen);
     for (int64_t i = 0; i < n; i++) order[i] = i;
-    for (int64_t i = 0; i < first; i++) {              /* the first places of a shuffle */
-        const int64_t k = i + (int64_t)(wrpo__random64(seed, 0, (uint64_t)i) % (uint64_t)(n - i)), taken = order[k];
-        order[k] = order[i], order[i] = taken, chosen[taken] = true;
+    for (int64_t i = 0; i < first; i++) {              /* the first ones of a shuffle */
+        const uint64_t draw = wrpo__random64(seed, 0, (uint64_t)i);
+        const int64_t k = i + (int64_t)(draw % (uint64_t)(n - i));
+        chosen[order[k]] = true;
+        order[k] = order[i];
     }
-    wrpo__writer *w[2] = {wrpo__create(arena, d->out[0]), wrpo__create(arena, d->out[1])};
-    for (int64_t i = 0; i < n; i++) wrpo__write(w[!chosen[i]], all[i].text, all[i].size), wrpo__write(w[!chosen[i]], "\n", 1);
-    wrpo__commit(w[0]), wrpo__commit(w[1]);
-    counts[0] = first, counts[1] = n - first;
+    wrpo__writer *parts[2] = {wrpo__create(arena, d->out[0]), wrpo__create(arena, d->out[1])};
+    for (int64_t i = 0; i < n; i++) {
+        const wrpo__lines *line = &t.prompts[i].first->line;
+        wrpo__writer *w = chosen[i] ? parts[0] : parts[1];
+        wrpo__write(w, line->text, line->size);
+        wrpo__write(w, "\n", 1);
+    }
+    wrpo__commit(parts[0]);
+    wrpo__commit(parts[1]);
+    counts[0] = first;
+    counts[1] = n - first;
 }
 WRPO_API wrpo_result wrpo_split(wrpo_ctx *ctx, const wrpo_split_desc *given, int64_t counts[2]) {
     counts[0] = counts[1] = 0;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        const wrpo_split_desc *desc = given ? given : &(wrpo_split_desc){0};
-        if (!desc->in || !desc->out[0] || !desc->out[1]) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_split_desc: want in and both of out, found NULL");
-        wrpo__split_lines(wrpo__entry.arena, desc, counts);
-    }
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__split_prompts(ctx, given, counts));
     return wrpo__end(&wrpo__entry);
 }
 
 /* ---- win rate ---- */
-/* theta and phi of P(win) = sigmoid(theta + phi x[i]) for values y[i] in [0, 1], by Newton's method from where they are. */
-static void wrpo__fit_logistic(const double *y, const double *x, const int64_t *sample, int64_t n, double *theta, double *phi) {
+/* theta and phi of P(win) = sigmoid(theta + phi x[i]) for values y[i] in [0, 1], by Newton's method from where they
+   are. sample [n]: which i are taken; NULL: each once. */
+static void wrpo__fit_logistic(const double *y, const double *x, const int64_t *sample, int64_t n, double *theta,
+                               double *phi) {
     for (int step = 0; step < 50; step++) {
         double g0 = 0, g1 = *phi, h00 = 1e-9, h01 = 0, h11 = 1;       /* the penalty phi^2 / 2 */
         for (int64_t i = 0; i < n; i++) {
             const int64_t k = sample ? sample[i] : i;
             const double p = wrpo__sigmoid(*theta + *phi * x[k]), v = p * (1 - p);
-            g0 += p - y[k], g1 += (p - y[k]) * x[k];
-            h00 += v, h01 += v * x[k], h11 += v * x[k] * x[k];
+            g0 += p - y[k];
+            g1 += (p - y[k]) * x[k];
+            h00 += v;
+            h01 += v * x[k];
+            h11 += v * x[k] * x[k];
         }
         const double det = h00 * h11 - h01 * h01, d0 = (h11 * g0 - h01 * g1) / det, d1 = (h00 * g1 - h01 * g0) / det;
         const double most = WRPO__MAX(fabs(d0), fabs(d1)), cut = most > 2 ? 2 / most : 1;
-        *theta = WRPO__MAX(WRPO__MIN(*theta - cut * d0, 30), -30), *phi -= cut * d1;      /* 30: won or lost throughout */
+        *theta = WRPO__MAX(WRPO__MIN(*theta - cut * d0, 30), -30);    /* 30: won or lost throughout */
+        *phi -= cut * d1;
         if (most < 1e-10) break;
     }
 }
@@ -10573,72 +11073,103 @@ static int wrpo__by_value(const void *a, const void *b) {
 }
 static void wrpo__interval(double *sorted, int64_t n, double *low, double *high) {
     qsort(sorted, (size_t)n, sizeof *sorted, wrpo__by_value);
-    *low = sorted[(int64_t)floor(0.025 * (double)(n - 1))], *high = sorted[(int64_t)ceil(0.975 * (double)(n - 1))];
+    *low = sorted[(int64_t)floor(0.025 * (double)(n - 1))];
+    *high = sorted[(int64_t)ceil(0.975 * (double)(n - 1))];
 }
-static void wrpo__winrate(wrpo__arena *arena, const wrpo_winrate_desc *d, wrpo_winrate_stats *out) {
-    wrpo_ctx *ctx = arena->ctx;
+/* One prompt: adds to wins, ties and the means of out. Returns its value; *longer: how much longer a's answers are. */
+static double wrpo__compare(wrpo__prompts sides[2], const char *id, wrpo_winrate_stats *out, double *longer) {
+    double pairs = 0, win = 0, tie = 0, length[2];
+    for (int side = 0; side < 2; side++) {
+        wrpo__prompts *t = &sides[side];
+        const wrpo__gathered *prompt = &t->prompts[stbds_shget(t->ids, id)];
+        double reward = 0, characters = 0;
+        wrpo__prompts_read(t, prompt, true);
+        const wrpo__scored *list = t->lists[WRPO__TARGETS];
+        const double count = (double)stbds_arrlen(list);
+        if (count == 0)
+            wrpo__fail(t->ctx, WRPO_E_FORMAT, "%s: prompt_id \"%.80s\": want an answer with text, found none",
+                       prompt->first->line.file->path, id);
+        for (int64_t k = 0; k < stbds_arrlen(list); k++) {
+            reward += list[k].reward;
+            characters += (double)wrpo__characters(list[k].content);
+        }
+        length[side] = characters / count;
+        out->reward[side] += reward / count;
+        out->length[side] += length[side];
+    }
+    const wrpo__scored *a = sides[0].lists[WRPO__TARGETS], *b = sides[1].lists[WRPO__TARGETS];
+    for (int64_t k = 0; k < stbds_arrlen(a); k++)
+        for (int64_t l = 0; l < stbds_arrlen(b); l++) {
+            win += a[k].reward > b[l].reward;
+            tie += a[k].reward == b[l].reward;
+            pairs++;
+        }
+    out->wins += win / pairs;
+    out->ties += tie / pairs;
+    *longer = length[0] - length[1];
+    return (win + 0.5 * tie) / pairs;
+}
+static void wrpo__winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *d, wrpo_winrate_stats *out) {
+    wrpo__arena *arena = wrpo__current;
+    wrpo__prompts sides[2];
+    if (!d || !d->a || !d->b) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_winrate_desc: want a and b, found NULL");
     const int64_t resamples = d->resamples ? d->resamples : 1000;
     const uint64_t seed = d->seed ? d->seed : 42;
-    wrpo__prompts a, b;
-    if (resamples < 1 || resamples > 1 << 24) wrpo__fail(ctx, WRPO_E_ARG, "resamples: want 1 to 2^24, found %lld", (long long)resamples);
-    wrpo__prompts_open(&a, arena, &d->a, 1), wrpo__prompts_open(&b, arena, &d->b, 1);
-    const int64_t all = stbds_arrlen(a.prompts);
-    double *y = wrpo__alloc(arena, (size_t)all, sizeof *y), *x = wrpo__alloc(arena, (size_t)all, sizeof *x), squares = 0;
+    WRPO__RANGE(resamples >= 1 && resamples <= 1 << 24, "resamples", resamples, "1 to 2^24");
+    wrpo__prompts_open(&sides[0], &d->a, 1, true);
+    wrpo__prompts_open(&sides[1], &d->b, 1, true);
+    /* 1. The prompts of both files: values y, differences of length x. */
+    const int64_t all = stbds_arrlen(sides[0].prompts);
+    double *y = wrpo__alloc(arena, (size_t)all, sizeof *y), *x = wrpo__alloc(arena, (size_t)all, sizeof *x);
+    double squares = 0;
     int64_t n = 0;
     for (int64_t i = 0; i < all; i++) {
-        const ptrdiff_t at = stbds_shgeti(b.ids, a.prompts[i].id);
-        if (at < 0) continue;
-        double pairs = 0, win = 0, tie = 0;
-        wrpo__scored *lists[2] = {NULL, NULL};      /* stb arrays in `arena`: sources and target alike are answers */
-        for (int side = 0; side < 2; side++) {
-            wrpo__prompts *t = side ? &b : &a;
-            wrpo__prompts_read(t, side ? &b.prompts[b.ids[at].value] : &a.prompts[i], true);
-            for (int list = 0; list < 2; list++)
-                for (int64_t k = 0; k < stbds_arrlen(t->lists[list]); k++) stbds_arrput(lists[side], t->lists[list][k]);
-            if (!lists[side]) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: prompt_id \"%.80s\": want an answer with text, found none", side ? d->b : d->a, a.prompts[i].id);
-            double reward = 0, length = 0, count = (double)stbds_arrlen(lists[side]);
-            for (int64_t k = 0; k < stbds_arrlen(lists[side]); k++) reward += lists[side][k].reward, length += (double)wrpo__characters(lists[side][k].content);
-            out->reward[side] += reward / count, out->length[side] += length / count;
-            x[n] += (side ? -1 : 1) * length / count;
-        }
-        for (int64_t k = 0; k < stbds_arrlen(lists[0]); k++)
-            for (int64_t l = 0; l < stbds_arrlen(lists[1]); l++, pairs++) win += lists[0][k].reward > lists[1][l].reward, tie += lists[0][k].reward == lists[1][l].reward;
-        out->wins += win / pairs, out->ties += tie / pairs;
-        y[n] = (win + 0.5 * tie) / pairs, squares += x[n] * x[n];
+        const char *id = sides[0].prompts[i].id;
+        if (stbds_shgeti(sides[1].ids, id) < 0) continue;
+        y[n] = wrpo__compare(sides, id, out, &x[n]);
+        squares += x[n] * x[n];
         n++;
-        stbds_arrfree(lists[0]);
-        stbds_arrfree(lists[1]);
     }
     if (!n) wrpo__fail(ctx, WRPO_E_FORMAT, "%s, %s: want prompts with the same prompt_id, found none", d->a, d->b);
     const double N = (double)n, sd = sqrt(squares / N);
-    out->prompts = n, out->only_a = all - n, out->only_b = stbds_arrlen(b.prompts) - n;
-    out->wins /= N, out->ties /= N, out->losses = 1 - out->wins - out->ties;
-    for (int side = 0; side < 2; side++) out->reward[side] /= N, out->length[side] /= N;
-    for (int64_t i = 0; i < n; i++) x[i] = sd > 0 ? tanh(x[i] / sd) : 0, out->rate += y[i] / N;
-    double theta = 0, phi = 0, *rates = wrpo__alloc(arena, 2 * (size_t)resamples, sizeof *rates), *controlled = rates + resamples;
-    int64_t *sample = wrpo__alloc(arena, (size_t)n, sizeof *sample);
+    out->prompts = n;
+    out->only_a = all - n;
+    out->only_b = stbds_arrlen(sides[1].prompts) - n;
+    out->wins /= N;
+    out->ties /= N;
+    out->losses = 1 - out->wins - out->ties;
+    for (int side = 0; side < 2; side++) {
+        out->reward[side] /= N;
+        out->length[side] /= N;
+    }
+    /* 2. The rate, and the rate at equal lengths. */
+    double theta = 0, phi = 0;
+    for (int64_t i = 0; i < n; i++) {
+        x[i] = sd > 0 ? tanh(x[i] / sd) : 0;
+        out->rate += y[i] / N;
+    }
     wrpo__fit_logistic(y, x, NULL, n, &theta, &phi);
     out->controlled = wrpo__sigmoid(theta);
+    /* 3. Their intervals, from resampled prompts. */
+    double *rates = wrpo__alloc(arena, (size_t)resamples, sizeof *rates);
+    double *controlled = wrpo__alloc(arena, (size_t)resamples, sizeof *controlled);
+    int64_t *sample = wrpo__alloc(arena, (size_t)n, sizeof *sample);
     for (int64_t r = 0; r < resamples; r++) {
-        double t = 0, p = 0;
+        theta = phi = 0;
         for (int64_t i = 0; i < n; i++) {
             sample[i] = (int64_t)(wrpo__random64(seed, (uint64_t)r, (uint64_t)i) % (uint64_t)n);
             rates[r] += y[sample[i]] / N;
         }
-        wrpo__fit_logistic(y, x, sample, n, &t, &p);
-        controlled[r] = wrpo__sigmoid(t);
+        wrpo__fit_logistic(y, x, sample, n, &theta, &phi);
+        controlled[r] = wrpo__sigmoid(theta);
     }
     wrpo__interval(rates, resamples, &out->low, &out->high);
     wrpo__interval(controlled, resamples, &out->controlled_low, &out->controlled_high);
 }
-WRPO_API wrpo_result wrpo_winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *given, wrpo_winrate_stats *out) {
-    memset(out, 0, sizeof *out);
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        const wrpo_winrate_desc *desc = given ? given : &(wrpo_winrate_desc){0};
-        if (!desc->a || !desc->b) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_winrate_desc: want a and b, found NULL");
-        wrpo__winrate(wrpo__entry.arena, desc, out);
-    }
-    if (wrpo__entry.failed) memset(out, 0, sizeof *out);
+WRPO_API wrpo_result wrpo_winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *desc, wrpo_winrate_stats *out) {
+    *out = (wrpo_winrate_stats){0};
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__winrate(ctx, desc, out));
+    if (wrpo__entry.failed) *out = (wrpo_winrate_stats){0};
     return wrpo__end(&wrpo__entry);
 }
 
