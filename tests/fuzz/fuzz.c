@@ -1,0 +1,321 @@
+/* One fuzz target per reader of files from outside. FUZZ_TARGET names it: json, tensors, config, tokenizer, template,
+   data, state, questions. Whatever the bytes are, a reader returns or refuses them with a sentence, frees all that it
+   took, and breaks no rule of C; what it accepts can be used.
+     with libFuzzer        make -C tests fuzz [SECONDS_EACH=20]        run.sh builds and runs it
+     any compiler          -DFUZZ_REPLAY: a main that runs the files it is given, for AFL, honggfuzz and to look at a find:
+                           FUZZ_TARGET=json afl-fuzz -i build/fuzz/json -o out -x fuzz/words.dict -- build/fuzz/replay @@
+                           FUZZ_TARGET=json build/fuzz/replay build/fuzz/found-json-...
+                           build/fuzz/replay --seeds DIR writes DIR/TARGET/..., the inputs to begin with
+   Files come from memory (wrpo_desc.files); only example.c's reader of questions gets a file. Runs in tests/. */
+#define _POSIX_C_SOURCE 200809L
+#include <stdint.h>
+#include <stdio.h>
+#include <sys/stat.h>
+#include <unistd.h>
+FILE *quiet;                         /* the program's complaints go nowhere */
+#undef stderr
+#define stderr quiet
+#define main program_main
+#include "example.c"
+#undef main
+#include "../support/counting.h"
+
+static wrpo_ctx *ctx;
+static void must(bool ok, const char *what) {
+    if (ok) return;
+    dprintf(2, "fuzz: %s (%s)\n", what, ctx ? wrpo_last_error(ctx)->text : "");
+    abort();
+}
+/* ---- files in memory ---- */
+enum { FILES = 16 };
+static struct { const char *path; const void *data; size_t size; } files[FILES];
+static int n_files;
+static void put(const char *path, const void *data, size_t size) {
+    int i = 0;
+    while (i < n_files && strcmp(files[i].path, path)) i++;
+    must(i < FILES, "too many files");
+    n_files += i == n_files;
+    files[i].path = path, files[i].data = data, files[i].size = size;
+}
+static const void *memory_open(const char *path, size_t *size, void **handle, void *user) {
+    (void)user, (void)handle;
+    for (int i = 0; i < n_files; i++)
+        if (!strcmp(files[i].path, path)) return *size = files[i].size, files[i].data;
+    return NULL;
+}
+static char *load(const char *path, size_t *size) {
+    FILE *f = fopen(path, "rb");
+    must(f, path);
+    char *text = read_all(f, size);
+    fclose(f);
+    return text;
+}
+static void put_golden(const char *path, const char *golden) {
+    size_t size;
+    char *text = load(golden, &size);
+    put(path, text, size);
+}
+static void open_ctx(bool with_files) {
+    wrpo_desc desc = {.backend = wrpo_backend_plain(), .threads = 1,
+                      .memory = {counting_alloc, counting_free, NULL}};
+    if (with_files) desc.files.open = memory_open;
+    must(!wrpo_open(&desc, &ctx), "wrpo_open");
+}
+static void close_ctx(void) {
+    wrpo_close(ctx);
+    ctx = NULL;
+    must(live == 0, "memory is left");
+}
+/* A refusal has a sentence. */
+static bool taken(wrpo_result r) {
+    must(r == WRPO_OK || wrpo_last_error(ctx)->text[0], "an error without a sentence");
+    must(r != WRPO_E_MEMORY, "no memory");
+    return r == WRPO_OK;
+}
+
+/* ---- the targets ---- */
+/* What was parsed is written as text that is parsed to the same text. */
+static void run_json(const char *data, size_t size) {
+    wrpo_json *root, *again;
+    char *text, *twice;
+    if (!taken(wrpo_json_parse(ctx, "input", data, size, &root))) return;
+    must(!wrpo_json_text(ctx, root, &text), "a value cannot be written");
+    must(!wrpo_json_parse(ctx, "text", text, strlen(text), &again), "what was written cannot be read");
+    must(!wrpo_json_text(ctx, again, &twice) && !strcmp(text, twice), "written twice, the text differs");
+    wrpo_free(ctx, text), wrpo_free(ctx, twice);
+    wrpo_json_free(ctx, root), wrpo_json_free(ctx, again);
+}
+/* A safetensors file; what begins with { is the index of shards, of which one is there. */
+static void run_tensors(const char *data, size_t size) {
+    static const char shard[] = "\x40\0\0\0\0\0\0\0{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}       ";
+    const bool index = size && data[0] == '{';
+    put("d/model-00001-of-00001.safetensors", shard, 8 + 64 + 4);
+    put(index ? "d/model.safetensors.index.json" : "d.safetensors", data, size);
+    wrpo_tensors *t;
+    if (!taken(wrpo_tensors_open(ctx, index ? "d" : "d.safetensors", &t))) return;
+    unsigned sum = 0;
+    for (int64_t i = 0; i < wrpo_tensors_count(t); i++) {
+        const wrpo_tensor_info *info = wrpo_tensors_at(t, i);
+        must(wrpo_tensors_find(t, info->name) == info, "a tensor is not found by its name");
+        for (size_t b = 0; b < info->bytes; b++) sum += ((const unsigned char *)info->data)[b];
+    }
+    must(sum < 1u << 31 || sum, "unreachable");
+    wrpo_tensors_close(t);
+}
+/* What a config asks for can be added up. */
+static void run_config(const char *data, size_t size) {
+    put("config.json", data, size);
+    wrpo_config config;
+    wrpo_bytes bytes;
+    if (!taken(wrpo_config_load(ctx, "config.json", &config))) return;
+    const wrpo_train_desc desc = {.batch_size = 1};
+    const wrpo_result r = wrpo_train_bytes(ctx, &config, NULL, &desc, &bytes);
+    must(r == WRPO_OK || wrpo_last_error(ctx)->text[0], "an error without a sentence");
+}
+static const char sample_text[] = "Hello, w\xC3\xB6rld!  12345 <s>don't</s>\n\n\t\xE4\xBD\xA0\xE5\xA5\xBD \xF0\x9F\x98\x80 a\xCC\x81";
+static void run_tokenizer(const char *data, size_t size) {
+    put("t/tokenizer.json", data, size);
+    wrpo_tokenizer *tok;
+    if (!taken(wrpo_tokenizer_load(ctx, "t", &tok))) return;
+    for (unsigned flags = 0; flags < 4; flags++) {
+        int32_t *ids;
+        int64_t count;
+        char *text;
+        size_t bytes;
+        if (!taken(wrpo_tokenizer_encode(tok, sample_text, sizeof sample_text - 1, flags, &ids, &count))) continue;
+        for (int64_t i = 0; i < count; i++) must(ids[i] >= 0 && ids[i] < wrpo_tokenizer_size(tok), "no such id");
+        if (taken(wrpo_tokenizer_decode(tok, ids, count, flags & 1, &text, &bytes))) wrpo_free(ctx, text);
+        wrpo_free(ctx, ids);
+    }
+    wrpo_tokenizer_free(tok);
+}
+static void run_template(const char *data, size_t size) {
+    static const char messages[] =
+        "[{\"role\":\"system\",\"content\":\"Be brief.\"},{\"role\":\"user\",\"content\":\" Hi <there> \"},"
+        "{\"role\":\"assistant\",\"content\":\"Hello.\",\"tool_calls\":[{\"function\":{\"name\":\"f\",\"arguments\":{\"x\":[1,2.5]}}}]},"
+        "{\"role\":\"tool\",\"content\":\"3\"},{\"role\":\"user\",\"content\":\"B\xC3\xA4r\"}]";
+    static const char kwargs[] = "{\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"f\"}}],\"n\":7,\"s\":\"a,b\"}";
+    put("t/chat_template.jinja", data, size);
+    wrpo_tokenizer *tok;
+    wrpo_json *list, *more;
+    if (!taken(wrpo_tokenizer_load(ctx, "t", &tok))) return;
+    must(!wrpo_json_parse(ctx, "messages", messages, sizeof messages - 1, &list), "messages");
+    must(!wrpo_json_parse(ctx, "kwargs", kwargs, sizeof kwargs - 1, &more), "kwargs");
+    for (int way = 0; way < 2; way++) {
+        char *text;
+        size_t bytes;
+        if (taken(wrpo_tokenizer_chat(tok, list, way, way ? more : NULL, &text, &bytes))) wrpo_free(ctx, text);
+    }
+    wrpo_json_free(ctx, list), wrpo_json_free(ctx, more);
+    wrpo_tokenizer_free(tok);
+}
+static void run_data(const char *data, size_t size) {
+    put("d.jsonl", data, size);
+    wrpo_tokenizer *tok;
+    wrpo_data *records;
+    must(!wrpo_tokenizer_load(ctx, "t", &tok), "the tokenizer");
+    for (int way = 0; way < 2; way++) {
+        const wrpo_data_desc desc = {.path = "d.jsonl", .tokenization = (wrpo_tokenization)way, .max_length = 64,
+                                     .max_prompt_length = 48};
+        if (!taken(wrpo_data_load(tok, &desc, &records))) continue;
+        for (int64_t i = 0; i < wrpo_data_count(records); i++) {
+            const wrpo_record r = wrpo_data_record(records, i);
+            must(r.prompt_count > 0 && r.count > 0, "an empty record");
+            for (int k = 0; k < r.count; k++) must(r.responses[k].count > r.responses[k].first, "an empty response");
+        }
+        wrpo_data_free(records);
+    }
+    wrpo_tokenizer_free(tok);
+}
+/* A tiny model and its data, for the state of a run. */
+static void run_objects(wrpo_model **model, wrpo_data **data) {
+    static const char config[] =
+        "{\"model_type\":\"llama\",\"architectures\":[\"LlamaForCausalLM\"],\"vocab_size\":7,\"hidden_size\":4,"
+        "\"intermediate_size\":4,\"num_hidden_layers\":1,\"num_attention_heads\":1,\"num_key_value_heads\":1,"
+        "\"max_position_embeddings\":16,\"rms_norm_eps\":1e-5,\"hidden_act\":\"silu\",\"tie_word_embeddings\":true}";
+    static const int32_t ids[4] = {1, 2, 3, 4};
+    const wrpo_tokens y[3] = {{.role = WRPO_ROLE_SOURCE, .ids = ids, .count = 3},
+                              {.role = WRPO_ROLE_TARGET, .ids = ids + 1, .count = 2},
+                              {.role = WRPO_ROLE_REJECTED, .ids = ids + 2, .count = 2}};
+    const wrpo_record record = {.prompt = ids, .prompt_count = 4, .responses = y, .count = 3};
+    put("m/config.json", config, sizeof config - 1);
+    must(!wrpo_model_init(ctx, &(wrpo_init_desc){.config = "m", .seed = 1}, model), "the model of a run");
+    must(!wrpo_data_from_ids(ctx, &record, 1, data), "the data of a run");
+}
+static const wrpo_train_desc run_desc = {.batch_size = 1, .max_steps = 3, .learning_rate = 1e-2};
+static void run_state(const char *data, size_t size) {
+    wrpo_model *model;
+    wrpo_data *records;
+    wrpo_trainer *t;
+    wrpo_train_desc desc = run_desc;
+    desc.resume = "run";
+    put("run/trainer_state.wrpo", data, size);
+    run_objects(&model, &records);
+    if (taken(wrpo_trainer_open(model, records, &desc, &t))) wrpo_trainer_free(t);
+    wrpo_data_free(records), wrpo_model_free(model);
+}
+static char questions_path[64];
+static void run_questions(const char *data, size_t size) {
+    FILE *f = fopen(questions_path, "wb");
+    must(f && fwrite(data, 1, size, f) == size && !fclose(f), questions_path);
+    for (int bench = 0; bench_name(bench); bench++) {
+        session z = {.ctx = ctx};
+        const settings s = {.questions = questions_path, .bench = bench};
+        asks q = {.name = s.questions, .bench = s.bench};
+        questions_load(&z, &s, &q);
+        questions_free(&z, &q);
+    }
+}
+static const struct target { const char *name; void (*run)(const char *data, size_t size); } targets[] = {
+    {"json", run_json}, {"tensors", run_tensors}, {"config", run_config}, {"tokenizer", run_tokenizer},
+    {"template", run_template}, {"data", run_data}, {"state", run_state}, {"questions", run_questions},
+};
+static const struct target *target;
+static void remove_questions(void) { remove(questions_path); }
+
+int LLVMFuzzerInitialize(int *argc, char ***argv);
+int LLVMFuzzerInitialize(int *argc, char ***argv) {
+    (void)argc, (void)argv;
+    const char *name = getenv("FUZZ_TARGET"), *base = getenv("TMPDIR");
+    for (int i = 0; name && i < (int)(sizeof targets / sizeof *targets); i++)
+        if (!strcmp(targets[i].name, name)) target = &targets[i];
+    if (!target) { dprintf(2, "fuzz: FUZZ_TARGET names no target\n"); exit(2); }
+    quiet = fopen("/dev/null", "w");
+    put_golden("t/tokenizer.json", "golden/checkpoints/llama_f32/tokenizer.json");
+    put_golden("t/tokenizer_config.json", "golden/checkpoints/llama_f32/tokenizer_config.json");
+    put_golden("t/chat_template.jinja", "golden/checkpoints/llama_f32/chat_template.jinja");
+    snprintf(questions_path, sizeof questions_path, "%.40s/fuzz_questions_%d", base && *base ? base : "/tmp", (int)getpid());
+    atexit(remove_questions);
+    return 0;
+}
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+    open_ctx(target->run != run_questions);
+    target->run((const char *)data, size);
+    close_ctx();
+    return 0;
+}
+
+#ifdef FUZZ_REPLAY
+static void seed(const char *dir, const char *name, int number, const void *data, size_t size) {
+    char path[600];
+    mkdir(dir, 0755);
+    snprintf(path, sizeof path, "%s/%s", dir, name);
+    mkdir(path, 0755);
+    snprintf(path, sizeof path, "%s/%s/%d", dir, name, number);
+    FILE *f = fopen(path, "wb");
+    must(f && fwrite(data, 1, size, f) == size && !fclose(f), path);
+}
+static void seed_file(const char *dir, const char *name, int number, const char *path) {
+    size_t size;
+    char *text = load(path, &size);
+    seed(dir, name, number, text, size);
+    free(text);
+}
+/* The inputs to begin with: small files, the committed goldens, and the state of a run that is made here. */
+static void write_seeds(const char *dir) {
+    static const struct { const char *name, *text; } small[] = {
+        {"json", "{\"a\": [1, -2.5e3, true, null, \"\\u00e9\\ud83d\\ude00\\n\"], \"b\": {}, \"c\": 12345678901234567890}"},
+        {"json", "[[], [[\"x\"]], 0, 1e-400, \"\\\\\\/\"]"},
+        {"tensors", "{\"metadata\": {\"total_size\": 4}, \"weight_map\": {\"a\": \"model-00001-of-00001.safetensors\"}}"},
+        {"data", "{\"prompt\": \"hi\", \"chosen\": \"yes\", \"rejected\": \"no\"}\n"},
+        {"data", "{\"prompt_id\": \"q\", \"prompt\": {\"role\": \"user\", \"content\": \"hi\"}, \"chosen\": [{\"role\": \"assistant\", "
+                 "\"content\": \"a\"}, {\"role\": \"assistant\", \"content\": \"b\"}], \"rejected\": [{\"role\": \"assistant\", "
+                 "\"content\": \"c\"}], \"weight\": 0.5}\n"},
+        {"data", "{\"messages\": [{\"role\": \"user\", \"content\": \"hi\"}, {\"role\": \"assistant\", \"content\": \"a\"}]}\n\n"},
+        {"data", "{\"prompt\": \"hi\", \"chosen\": [\"a\", \"b\", \"c\"], \"weights\": [1, 2], \"rejected\": \"d\", \"tools\": [],"
+                 " \"chat_template_kwargs\": {\"x\": 1}}\n"},
+        {"data", "{\"prompt\": \"hi\", \"pairs\": [{\"chosen\": \"a\", \"rejected\": \"b\", \"weight\": 1}]}\n"},
+        {"questions", "[{\"instruction\": \"What?\", \"output\": \"\", \"generator\": \"x\", \"dataset\": \"helpful\"}]"},
+        {"questions", "{\"question_id\": 81, \"category\": \"writing\", \"turns\": [\"One?\", \"Two?\"]}\n"},
+        {"questions", "{\"question_id\": \"a\", \"category\": \"arena-hard-200\", \"cluster\": \"c\", \"turns\": [{\"content\": \"One?\"}]}\n"},
+        {"questions", "{\"uid\": \"b\", \"category\": \"hard_prompt\", \"prompt\": \"One?\"}\n"},
+        {"template", "{% set ns = namespace(x='') %}{% for m in messages %}{% if loop.first and m.role == 'system' %}{{ m.content | trim }}"
+                     "{% elif m['tool_calls'] is defined %}{{ m.tool_calls[0].function | tojson }}{% else %}{{ loop.index0 ~ m['content'][1:-1] }}"
+                     "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ bos_token }}{% endif %}"},
+        {"template", "{%- macro f(a, b=2) -%}{{ a + b }}{%- endmacro -%}{{ f(1) }}{{ tools | length }}{{ s.split(',') | join('-') }}"
+                     "{{ (n // 2) % 3 - 1 }}{{ {'a': [1, 2]} | items | list }}{{ raise_exception('no') if not messages }}"},
+    };
+    for (int i = 0; i < (int)(sizeof small / sizeof *small); i++)
+        seed(dir, small[i].name, i, small[i].text, strlen(small[i].text));
+    seed(dir, "tensors", 90, "\x40\0\0\0\0\0\0\0{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}       1234", 8 + 64 + 4);
+    static const char *const checkpoints[] = {"llama_f32", "qwen2_bf16_sharded", "gemma2_bf16", "phi3_bf16_sharded", "internlm2_f32"};
+    for (int i = 0; i < 5; i++) {
+        char path[100];
+        snprintf(path, sizeof path, "golden/checkpoints/%s/config.json", checkpoints[i]);
+        seed_file(dir, "config", i, path);
+        snprintf(path, sizeof path, "golden/checkpoints/%s/tokenizer.json", checkpoints[i]);
+        seed_file(dir, "tokenizer", i, path);
+        snprintf(path, sizeof path, "golden/checkpoints/%s/chat_template.jinja", checkpoints[i]);
+        seed_file(dir, "template", 100 + i, path);
+    }
+    wrpo_model *model;
+    wrpo_data *data;
+    wrpo_trainer *t;
+    wrpo_metrics m;
+    char path[600];
+    open_ctx(true);
+    run_objects(&model, &data);
+    must(!wrpo_trainer_new(model, data, &run_desc, &t) && !wrpo_trainer_step(t, &m), "a step");
+    snprintf(path, sizeof path, "%s/run", dir);
+    const wrpo_save_desc save = {.dir = path};
+    must(!wrpo_trainer_save(t, &save), "a save");
+    snprintf(path, sizeof path, "%s/run/trainer_state.wrpo", dir);
+    seed_file(dir, "state", 0, path);
+    wrpo_trainer_free(t), wrpo_data_free(data), wrpo_model_free(model);
+    close_ctx();
+}
+int main(int argc, char **argv) {
+    if (argc == 3 && !strcmp(argv[1], "--seeds")) return write_seeds(argv[2]), 0;
+    LLVMFuzzerInitialize(&argc, &argv);
+    for (int i = 1; i < argc; i++) {
+        size_t size;
+        char *data = load(argv[i], &size), *exact = malloc(size + !size);        /* exact: a sanitizer sees a read beyond */
+        must(exact, "no memory");
+        memcpy(exact, data, size);
+        LLVMFuzzerTestOneInput((const uint8_t *)exact, size);
+        free(data), free(exact);
+    }
+    return 0;
+}
+#endif

@@ -1,0 +1,47 @@
+#!/bin/sh
+# Builds the fuzz targets of fuzz.c with clang, libFuzzer, AddressSanitizer and UBSan, and runs each for some seconds.
+# usage, in tests/: sh fuzz/run.sh [SECONDS_EACH [TARGET...]]      CLANG=clang-14 if clang is not its name
+# Each begins with the seeds that `replay --seeds` writes and keeps what it learns in build/fuzz/TARGET. An input that
+# breaks something is left as build/fuzz/found-TARGET-...; replay shows it:
+#   FUZZ_TARGET=json build/fuzz/replay build/fuzz/found-json-crash-...
+seconds=${1:-20}
+[ $# -eq 0 ] || shift
+[ $# -gt 0 ] || set -- json tensors config tokenizer template data state questions
+CLANG=${CLANG:-clang}
+B=build/fuzz
+mkdir -p $B
+if ! echo 'int LLVMFuzzerTestOneInput(const char *p, long n); int LLVMFuzzerTestOneInput(const char *p, long n) { return !p + n - n; }' |
+        $CLANG -x c -fsanitize=fuzzer,address,undefined - -o $B/works 2>/dev/null; then
+    echo "skip: $CLANG with its libFuzzer is not installed (Debian: clang libclang-rt-14-dev)"
+    echo "fuzz: 0 passed, 0 failed, $# skipped"
+    exit 0
+fi
+sanitize="-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer"
+${MAKE:-make} --no-print-directory BUILD=$B CC="$CLANG" WARN="-std=c11 -g -Wall -Wextra" \
+    CFLAGS="-O1 $sanitize -fsanitize=fuzzer-no-link" $B/fuzz $B/replay || exit 1
+$B/replay --seeds $B || exit 1
+passed=0 failed=0
+begin() {   # a target, in the background
+    FUZZ_TARGET=$1 $B/fuzz -max_total_time="$seconds" -timeout=60 -rss_limit_mb=2048 -max_len=16384 -print_final_stats=1 \
+        -dict=fuzz/words.dict -artifact_prefix="$B/found-$1-" "$B/$1" >"$B/$1.log" 2>&1 &
+}
+end() {   # a target, its process
+    if wait "$2"; then
+        passed=$((passed + 1))
+        echo "  $1: $(sed -n 's/^stat::number_of_executed_units: *//p' "$B/$1.log") inputs"
+    else
+        failed=$((failed + 1))
+        echo "FAIL fuzz: $1: $(grep -m 1 -E '^fuzz: |runtime error|^==[0-9]*==ERROR' "$B/$1.log")"
+        sed -n 's/^artifact_prefix=.*Test unit written to /  /p; s/.*Test unit written to /  /p' "$B/$1.log"
+    fi
+}
+# Two at a time, where there are two processors.
+two=$([ "$(nproc 2>/dev/null || echo 1)" -gt 1 ] && echo yes)
+while [ $# -gt 0 ]; do
+    begin "$1"; first=$!
+    if [ -n "$two" ] && [ $# -gt 1 ]; then begin "$2"; end "$1" $first; shift; first=$!; end "$1" $first
+    else end "$1" $first; fi
+    shift
+done
+echo "fuzz: $passed passed, $failed failed, 0 skipped"
+[ "$failed" -eq 0 ]
