@@ -5958,7 +5958,12 @@ WRPO_API wrpo_result wrpo_tokenizer_decode(wrpo_tokenizer *tok, const int32_t *i
    One difference is known and not refused. Where an inner block reads a name before the block around it sets
    it for the first time, Jinja finds the name undefined: it decides at compile time that the name belongs to
    the outer block. Here the name is looked up when it is read, and may be a variable of the caller (bos_token).
-   Text -> tree (once per tokenizer) -> output (per rendering). Names: jv is a value, jnode a node of the tree. */
+
+   A template becomes tokens once per tokenizer, and runs from them: there is no tree. When it is compiled, all of
+   it is read while J->idle, which finds the errors of its grammar and notes the jumps between tokens. Then it is
+   read once for each rendering. While J->idle nothing is looked up, computed or written, and the values that the
+   readers return mean nothing; a rendering skips that way what must not be evaluated.
+   Names: jv is a value; J is the state of one compilation or rendering.                                     */
 
 /* A template is a stranger's program: it gets this much and no more. */
 enum {
@@ -5994,18 +5999,18 @@ struct wrpo__jval {
     int64_t i;                       /* BOOL, INT; MACRO: the token of its parameters; ITER: 1 once it is read */
     double f;                        /* FLOAT: finite */
     const char *s; size_t n;         /* STR: bytes; UNDEFINED: the name of what is undefined */
-    wrpo__jv *items, *keys;          /* [count] LIST to ITER: items; DICT, NAMESPACE: keys and items as they were put in */
+    wrpo__jv *items, *keys;          /* [count] LIST to ITER: items; DICT, NAMESPACE: in order of insertion */
     int64_t count;
-    const wrpo__jdef *def; wrpo__jv self;              /* FUNCTION; the value whose method it is */
-    wrpo__jval *scope;               /* MACRO: the scope it was defined in; NAMESPACE, if it is a scope: the one around it */
+    const wrpo__jdef *def; wrpo__jv self;   /* FUNCTION; the value whose method it is */
+    wrpo__jval *scope;               /* MACRO: the scope that defined it; NAMESPACE: it is a scope inside this one */
     wrpo__jloop *loop;               /* LOOP */
 };
 typedef enum wrpo__jflow { WRPO__J_GO, WRPO__J_BREAK, WRPO__J_CONTINUE } wrpo__jflow;
 typedef struct wrpo__jinja {         /* one compilation or one rendering */
     wrpo_ctx *ctx; wrpo__arena *arena;
     wrpo_tokenizer *tok;             /* whose template this is; knows the classes of characters */
-    wrpo__jtoken *tokens; int64_t at;                  /* the template; the current token */
-    int idle;                        /* more than 0: tokens are only read (see "expressions") */
+    wrpo__jtoken *tokens; int64_t at;   /* the template; the current token */
+    int idle;                        /* more than 0: tokens are only read */
     int line, depth, loops;          /* of the current token */
     wrpo__jval *scope;
     wrpo__text *out;
@@ -6023,19 +6028,18 @@ _Noreturn WRPO__PRINTF(3, 4) static void wrpo__jraise(wrpo__jinja *J, wrpo_resul
     wrpo__fail_at(J->ctx, code, J->line, 0, "chat template, line %d: %s%s", J->line, text,
                   code == WRPO_E_UNSUPPORTED ? " is not supported" : "");
 }
-#define wrpo__jfail(J, ...) wrpo__jraise(J, WRPO_E_FORMAT, __VA_ARGS__)            /* Python refuses it too */
-#define wrpo__jrefuse(J, ...) wrpo__jraise(J, WRPO_E_UNSUPPORTED, __VA_ARGS__)     /* ... is not supported */
-#define WRPO__J_SHOW(v) (int)WRPO__MIN((v)->n, 60), (v)->s                         /* for "%.*s" */
+#define wrpo__jfail(J, ...) wrpo__jraise(J, WRPO_E_FORMAT, __VA_ARGS__)   /* Python refuses it too */
+#define wrpo__jrefuse(J, ...) wrpo__jraise(J, WRPO_E_UNSUPPORTED, __VA_ARGS__)   /* ... is not supported */
+#define WRPO__J_SHOW(v) (int)WRPO__MIN((v)->n, 60), (v)->s   /* for "%.*s" */
 static void wrpo__jspend(wrpo__jinja *J, int64_t steps) {   /* wherever a template can make something run or grow */
     J->steps += steps;
-    if (J->steps > WRPO__J_MAX_STEPS)
-        wrpo__jfail(J, "the template runs too long: more than %d steps", (int)WRPO__J_MAX_STEPS);
+    if (J->steps > WRPO__J_MAX_STEPS) wrpo__jfail(J, "the template runs too long: %d steps", WRPO__J_MAX_STEPS);
     if (J->ctx->bytes > J->held + WRPO__J_MAX_BYTES)
-        wrpo__jfail(J, "the template makes too much text: more than %d bytes", (int)WRPO__J_MAX_BYTES);
+        wrpo__jfail(J, "the template makes too much text: %d bytes", WRPO__J_MAX_BYTES);
 }
 static void wrpo__jspend_bytes(wrpo__jinja *J, size_t n) { wrpo__jspend(J, (int64_t)(n >> 5)); }
 static void wrpo__jenter(wrpo__jinja *J) {
-    if (++J->depth > WRPO__J_MAX_DEPTH) wrpo__jfail(J, "nested too deeply: more than %d levels", (int)WRPO__J_MAX_DEPTH);
+    if (++J->depth > WRPO__J_MAX_DEPTH) wrpo__jfail(J, "nested too deeply: more than %d levels", WRPO__J_MAX_DEPTH);
 }
 
 static wrpo__jval *wrpo__jmake(wrpo__jinja *J, wrpo__jval v) {
@@ -6050,7 +6054,9 @@ static wrpo__jv wrpo__jbool(bool b) {
     static const wrpo__jval values[] = {{.kind = WRPO__J_BOOL, .i = 0}, {.kind = WRPO__J_BOOL, .i = 1}};
     return &values[b];
 }
-static wrpo__jv wrpo__jint(wrpo__jinja *J, int64_t i) { return wrpo__jmake(J, (wrpo__jval){.kind = WRPO__J_INT, .i = i}); }
+static wrpo__jv wrpo__jint(wrpo__jinja *J, int64_t i) {
+    return wrpo__jmake(J, (wrpo__jval){.kind = WRPO__J_INT, .i = i});
+}
 static wrpo__jv wrpo__jfloat(wrpo__jinja *J, double f) {
     if (!isfinite(f)) wrpo__jrefuse(J, "a number beyond the range of a double");
     return wrpo__jmake(J, (wrpo__jval){.kind = WRPO__J_FLOAT, .f = f});
@@ -6062,26 +6068,27 @@ static wrpo__jv wrpo__jstring(wrpo__jinja *J, const char *s) { return wrpo__jbyt
 static wrpo__jv wrpo__jundefined(wrpo__jinja *J, wrpo__jv name) {
     return wrpo__jmake(J, (wrpo__jval){.kind = WRPO__J_UNDEFINED, .s = name->s, .n = name->n});
 }
-static wrpo__jv wrpo__jshare(wrpo__jinja *J, wrpo__jkind kind, wrpo__jv *items, int64_t count) {   /* another value's items */
+/* A value that shares another one's items. */
+static wrpo__jv wrpo__jshare(wrpo__jinja *J, wrpo__jkind kind, wrpo__jv *items, int64_t count) {
     return wrpo__jmake(J, (wrpo__jval){.kind = kind, .items = items, .count = count});
 }
 static wrpo__jval *wrpo__jscope(wrpo__jinja *J, wrpo__jval *around) {
     return wrpo__jmake(J, (wrpo__jval){.kind = WRPO__J_NAMESPACE, .scope = around});
 }
+static wrpo__jv *wrpo__jroom(wrpo__jinja *J, wrpo__jv *items, size_t count) {   /* the items, with room for one more */
+    if (count & (count - 1)) return items;   /* room is made for a power of two */
+    wrpo__jv *more = wrpo__alloc(J->arena, count ? 2 * count : 1, sizeof *more);
+    if (count) memcpy(more, items, count * sizeof *more);
+    return more;
+}
 /* Appends an item to a value under construction; key is NULL unless that is a dict. */
 static void wrpo__jpush(wrpo__jinja *J, wrpo__jval *to, wrpo__jv key, wrpo__jv item) {
-    const size_t count = (size_t)to->count;
-    if ((count & (count - 1)) == 0) {                  /* full: there is room for a power of two */
-        wrpo__jv **parts[] = {&to->items, &to->keys};
-        for (int k = 0; k < (key ? 2 : 1); k++) {
-            wrpo__jv *more = wrpo__alloc(J->arena, count ? 2 * count : 1, sizeof *more);
-            if (count) memcpy(more, *parts[k], count * sizeof *more);
-            *parts[k] = more;
-        }
-    }
-    if (key) to->keys[count] = key;
+    size_t count = (size_t)to->count++;
+    to->items = wrpo__jroom(J, to->items, count);
     to->items[count] = item;
-    to->count++;
+    if (!key) return;
+    to->keys = wrpo__jroom(J, to->keys, count);
+    to->keys[count] = key;
 }
 static void wrpo__jput(wrpo__jinja *J, wrpo__text *t, const char *s, size_t n) {
     wrpo__jspend_bytes(J, n);
@@ -6092,6 +6099,7 @@ static wrpo__jv wrpo__jfinish(wrpo__jinja *J, const wrpo__text *t) { return wrpo
 
 static bool wrpo__jis(wrpo__jv v, int kinds) { return kinds >> v->kind & 1; }
 static bool wrpo__jis_str(wrpo__jv v) { return v->kind == WRPO__J_STR; }
+static bool wrpo__jboth(wrpo__jv a, wrpo__jv b, int kinds) { return wrpo__jis(a, kinds) && wrpo__jis(b, kinds); }
 static const char *wrpo__jtype(wrpo__jv v) {
     static const char *const names[] = {"undefined", "None", "bool", "int", "float", "str", "list", "tuple", "range",
                                         "dict view", "generator", "dict", "namespace", "function", "macro", "loop"};
@@ -6129,8 +6137,8 @@ static bool wrpo__jword(const char *words, wrpo__jv v) {   /* is it one of these
 static wrpo__jv wrpo__jdict_get(wrpo__jinja *J, wrpo__jv d, wrpo__jv key);
 static bool wrpo__jequal(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {
     wrpo__jspend(J, 1);
-    if (wrpo__jis(a, WRPO__J_INTS) && wrpo__jis(b, WRPO__J_INTS)) return a->i == b->i;
-    if (wrpo__jis(a, WRPO__J_NUMBERS) && wrpo__jis(b, WRPO__J_NUMBERS)) return wrpo__jdouble(a) == wrpo__jdouble(b);
+    if (wrpo__jboth(a, b, WRPO__J_INTS)) return a->i == b->i;
+    if (wrpo__jboth(a, b, WRPO__J_NUMBERS)) return wrpo__jdouble(a) == wrpo__jdouble(b);
     if (a == b) return true;
     if (a->kind != b->kind) return false;
     if (a->kind == WRPO__J_VIEW) wrpo__jrefuse(J, "a comparison of dict views");
@@ -6138,7 +6146,7 @@ static bool wrpo__jequal(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {
         wrpo__jspend_bytes(J, WRPO__MIN(a->n, b->n));
         return wrpo__jsame(a, b);
     }
-    const bool dict = a->kind == WRPO__J_DICT;
+    bool dict = a->kind == WRPO__J_DICT;
     if (!dict && !wrpo__jis(a, WRPO__J_LISTS)) return a->kind <= WRPO__J_NONE;
     bool same = a->count == b->count;
     wrpo__jenter(J);
@@ -6153,16 +6161,14 @@ static int wrpo__jcompare(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {   /* < 0, 0,
     wrpo__jspend(J, 1);
     wrpo__jdefined(J, a);
     wrpo__jdefined(J, b);
-    if (wrpo__jis(a, WRPO__J_INTS) && wrpo__jis(b, WRPO__J_INTS)) return (a->i > b->i) - (a->i < b->i);
-    if (wrpo__jis(a, WRPO__J_NUMBERS) && wrpo__jis(b, WRPO__J_NUMBERS)) {
-        const double x = wrpo__jdouble(a), y = wrpo__jdouble(b);
-        return (x > y) - (x < y);
-    }
+    double x = wrpo__jdouble(a), y = wrpo__jdouble(b);
+    size_t n = WRPO__MIN(a->n, b->n);
+    if (wrpo__jboth(a, b, WRPO__J_INTS)) return (a->i > b->i) - (a->i < b->i);
+    if (wrpo__jboth(a, b, WRPO__J_NUMBERS)) return (x > y) - (x < y);
     if (a->kind == b->kind && wrpo__jis(a, WRPO__J_LISTS)) wrpo__jrefuse(J, "the order of two %ss", wrpo__jtype(a));
-    if (!wrpo__jis_str(a) || !wrpo__jis_str(b))
-        wrpo__jfail(J, "%s and %s have no order", wrpo__jtype(a), wrpo__jtype(b));
-    wrpo__jspend_bytes(J, WRPO__MIN(a->n, b->n));
-    const int r = memcmp(a->s, b->s, WRPO__MIN(a->n, b->n));   /* UTF-8 sorts as its code points do */
+    if (!wrpo__jboth(a, b, WRPO__J_BIT(STR))) wrpo__jfail(J, "%s and %s have no order", wrpo__jtype(a), wrpo__jtype(b));
+    wrpo__jspend_bytes(J, n);
+    int r = memcmp(a->s, b->s, n);               /* UTF-8 sorts as its code points do */
     return r ? r : (a->n > b->n) - (a->n < b->n);
 }
 /* The value at the key; NULL: none. */
@@ -6170,9 +6176,8 @@ static wrpo__jv *wrpo__jdict_at(wrpo__jinja *J, wrpo__jv d, wrpo__jv key) {
     if (!wrpo__jis(key, WRPO__J_SCALARS)) wrpo__jrefuse(J, "a key of type %s", wrpo__jtype(key));
     wrpo__jspend(J, d->count / 8);
     for (int64_t i = 0; i < d->count; i++) {
-        wrpo__jv k = d->keys[i];
-        const bool texts = wrpo__jis_str(k) && wrpo__jis_str(key);
-        if (texts ? wrpo__jsame(k, key) : wrpo__jequal(J, k, key)) return &d->items[i];
+        bool texts = wrpo__jboth(d->keys[i], key, WRPO__J_BIT(STR));
+        if (texts ? wrpo__jsame(d->keys[i], key) : wrpo__jequal(J, d->keys[i], key)) return &d->items[i];
     }
     return NULL;
 }
@@ -6187,7 +6192,7 @@ static void wrpo__jdict_put(wrpo__jinja *J, wrpo__jval *d, wrpo__jv key, wrpo__j
 }
 
 /* ---- text: code points, white space, case, numbers ---- */
-static bool wrpo__jspace(int32_t c) {                  /* str.isspace */
+static bool wrpo__jspace(int32_t c) {   /* str.isspace */
     return (c >= 9 && c <= 13) || (c >= 0x1C && c <= 0x20) || c == 0x85 || c == 0xA0 || c == 0x1680 ||
            (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
 }
@@ -6195,7 +6200,7 @@ static size_t wrpo__jskip_space(const char *s, size_t n, size_t i) {
     for (size_t size; i < n && wrpo__jspace(wrpo__utf8_get(s + i, n - i, &size)); i += size) {}
     return i;
 }
-static size_t wrpo__jrstrip(const char *s, size_t from, size_t to) {   /* where s[from..to) ends without its last spaces */
+static size_t wrpo__jrstrip(const char *s, size_t from, size_t to) {   /* where s[from..to) without final spaces ends */
     for (size_t i, size; to > from; to = i) {
         i = (size_t)wrpo__before(s, (int64_t)to);
         if (!wrpo__jspace(wrpo__utf8_get(s + i, to - i, &size))) break;
@@ -6218,7 +6223,7 @@ static size_t wrpo__jfind(wrpo__jinja *J, wrpo__jv v, wrpo__jv sub, size_t from)
     if (sub->n == 0) return from;
     while (from < v->n && sub->n <= v->n - from) {
         const char *p = memchr(v->s + from, sub->s[0], v->n - from - sub->n + 1);
-        const size_t at = p ? (size_t)(p - v->s) : v->n;
+        size_t at = p ? (size_t)(p - v->s) : v->n;
         wrpo__jspend_bytes(J, (at - from) / 8 + sub->n / 8 + 32);
         if (p && memcmp(p, sub->s, sub->n) == 0) return at;
         from = at + 1;
@@ -6232,27 +6237,27 @@ static int wrpo__jclass(wrpo__jinja *J, int32_t c) {   /* of a code point; see w
 /* One code point in upper or lower case: ASCII, Latin-1, Cyrillic. What has no case passes; every other letter that
    has one is refused. */
 static int32_t wrpo__jcase(wrpo__jinja *J, int32_t c, bool upper) {
-    static const int32_t ranges[][3] = {               /* first and last capital, distance to the small letters */
+    static const int32_t ranges[][3] = {   /* first and last capital, distance to the small letters */
         {'A', 'Z', 32}, {0xC0, 0xD6, 32}, {0xD8, 0xDE, 32}, {0x400, 0x40F, 80}, {0x410, 0x42F, 32}};
     for (int64_t k = 0; k < WRPO__COUNT(ranges); k++) {
-        const int32_t first = ranges[k][0], last = ranges[k][1], by = ranges[k][2];
+        int32_t first = ranges[k][0], last = ranges[k][1], by = ranges[k][2];
         if (c >= first && c <= last) return upper ? c : c + by;
         if (c >= first + by && c <= last + by) return upper ? c - by : c;
     }
-    const int cased = 1 << WRPO__LU | 1 << WRPO__LL | 1 << WRPO__LT | 1 << WRPO__NL | 1 << WRPO__SW;
+    int cased = 1 << WRPO__LU | 1 << WRPO__LL | 1 << WRPO__LT | 1 << WRPO__NL | 1 << WRPO__SW;
     if (c >= 128 && (cased >> wrpo__jclass(J, c) & 1 || c == 0xAA || c == 0xBA || c == 0x345))
         wrpo__jrefuse(J, "upper or lower case of U+%04X", (unsigned)c);
     return c;
 }
-/* op: u upper, l lower, c only the first letter upper, t the first of every word (of letters), T the same as Jinja's
-   filter has it (words end at space and -({[<) */
+/* op: u upper, l lower, c upper for the first letter, t for the first of every word (of letters), T likewise for the
+   words of Jinja's filter (they end at space and -({[<) */
 static wrpo__jv wrpo__jrecase(wrpo__jinja *J, wrpo__jv v, int op) {
     wrpo__text t = {.arena = J->arena};
     bool start = true;
     for (size_t i = 0, size; i < v->n; i += size) {
         char out[4];
-        const int32_t c = wrpo__utf8_get(v->s + i, v->n - i, &size);
-        const int32_t to = wrpo__jcase(J, c, op == 'u' || (op != 'l' && start));
+        int32_t c = wrpo__utf8_get(v->s + i, v->n - i, &size);
+        int32_t to = wrpo__jcase(J, c, op == 'u' || (op != 'l' && start));
         wrpo__jput(J, &t, c < 0 ? v->s + i : out, c < 0 ? size : wrpo__utf8_put(out, (uint32_t)to));
         if (op == 't') start = wrpo__jcase(J, c, true) == wrpo__jcase(J, c, false);
         else start = op == 'T' && (wrpo__jspace(c) || (c > 0 && c < 128 && strchr("-({[<", c)));
@@ -6262,34 +6267,35 @@ static wrpo__jv wrpo__jrecase(wrpo__jinja *J, wrpo__jv v, int op) {
 /* The decimal number that v is, as int() and float() read it: an INT or a FLOAT; NULL: it is none. */
 static wrpo__jv wrpo__jread_number(wrpo__jinja *J, wrpo__jv v) {
     static const char digits[] = "0123456789";
-    const size_t begin = wrpo__jskip_space(v->s, v->n, 0), n = wrpo__jrstrip(v->s, begin, v->n) - begin;
+    size_t begin = wrpo__jskip_space(v->s, v->n, 0), n = wrpo__jrstrip(v->s, begin, v->n) - begin;
     const char *text = wrpo__strndup(J->arena, v->s + begin, n), *s = text + (*text == '-' || *text == '+');
-    const size_t whole = strspn(s, digits), point = s[whole] == '.';
-    const size_t part = point ? strspn(s + whole + 1, digits) : 0, length = whole + point + part;
-    if (s + length != text + n || whole + part == 0) { /* Python also reads 1e3, 1_000 and the digits of other scripts */
-        if (length || (unsigned char)*s >= 0x80 || wrpo__jword("inf nan infinity", wrpo__jstring(J, s)))
+    size_t whole = strspn(s, digits), point = s[whole] == '.';
+    size_t part = point ? strspn(s + whole + 1, digits) : 0, length = whole + point + part;
+    if (s + length != text + n || whole + part == 0) { /* Python also reads 1e3, 1_000, inf, digits of other scripts */
+        bool maybe = length || (unsigned char)*s >= 0x80;
+        if (maybe || wrpo__jword("inf nan infinity", wrpo__jrecase(J, wrpo__jstring(J, s), 'l')))
             wrpo__jrefuse(J, "the number \"%.*s\"", WRPO__J_SHOW(v));
         return NULL;
     }
-    const double f = wrpo__json_double(J->arena, s, length);
+    double f = wrpo__json_double(J->arena, s, length);
     if (point) return wrpo__jfloat(J, *text == '-' ? -f : f);
     if (f >= 9e18) wrpo__jrefuse(J, "the integer %.*s", WRPO__J_SHOW(v));
     return wrpo__jint(J, strtoll(text, NULL, 10));
 }
 
 /* ---- printing: str(), repr() and json.dumps() ---- */
-typedef struct wrpo__jstyle { bool json; wrpo__jv item, key, indent; } wrpo__jstyle;   /* after an item, after a key; indent NULL: one line */
+typedef struct wrpo__jstyle { bool json; wrpo__jv item, key, indent; } wrpo__jstyle;   /* what follows an item, a key */
 static void wrpo__jquote(wrpo__jinja *J, wrpo__text *t, wrpo__jv v, bool json) {
     static const char marks[] = "\n\r\t\\'\"\b\f", names[] = "nrt\\'\"bf";
-    const bool apostrophe = !json && (!memchr(v->s, '\'', v->n) || memchr(v->s, '"', v->n));
-    const char quote = apostrophe ? '\'' : '"', *bare = json ? "'" : "'\"\b\f";   /* no mark gets a \ here, except the quote */
+    bool apostrophe = !json && (!memchr(v->s, '\'', v->n) || memchr(v->s, '"', v->n));
+    char quote = apostrophe ? '\'' : '"', *bare = json ? "'" : "'\"\b\f";   /* no \ before these */
     if (!json) wrpo__jplain(J, v);
     wrpo__jput(J, t, &quote, 1);
     for (size_t i = 0, size; i < v->n; i += size) {
-        const int32_t c = wrpo__utf8_get(v->s + i, v->n - i, &size);
+        int32_t c = wrpo__utf8_get(v->s + i, v->n - i, &size);
         const char *mark = c > 0 && c < 128 ? strchr(marks, c) : NULL;
-        const int class = !json && c >= 127 ? wrpo__jclass(J, c) : WRPO__LL;   /* str.isprintable: no space, control or format */
-        const bool printable = class != WRPO__OTHER && class != WRPO__SPACE && class != WRPO__CW;
+        int class = !json && c >= 127 ? wrpo__jclass(J, c) : WRPO__LL;   /* str.isprintable goes by it */
+        bool printable = class != WRPO__OTHER && class != WRPO__SPACE && class != WRPO__CW;
         if (mark && (c == quote || !strchr(bare, c))) wrpo__text_printf(t, "\\%c", names[mark - marks]);
         else if (c < 0 || (c >= 32 && printable)) wrpo__jput(J, t, v->s + i, size);
         else if (c < 0x100 && !json) wrpo__text_printf(t, "\\x%02x", (unsigned)c);
@@ -6313,7 +6319,7 @@ static void wrpo__jnewline(wrpo__jinja *J, wrpo__text *t, const wrpo__jstyle *st
     for (int k = 0; style->indent && k < level; k++) wrpo__jputs(J, t, style->indent);
 }
 static void wrpo__jwrite_items(wrpo__jinja *J, wrpo__text *t, wrpo__jv v, const wrpo__jstyle *style, int level) {
-    const bool dict = v->kind == WRPO__J_DICT, tuple = v->kind == WRPO__J_TUPLE && !style->json;
+    bool dict = v->kind == WRPO__J_DICT, tuple = v->kind == WRPO__J_TUPLE && !style->json;
     wrpo__jenter(J);
     wrpo__text_puts(t, dict ? "{" : tuple ? "(" : "[");
     for (int64_t i = 0; i < v->count; i++) {
@@ -6333,14 +6339,12 @@ static void wrpo__jwrite_items(wrpo__jinja *J, wrpo__text *t, wrpo__jv v, const 
     J->depth--;
 }
 static void wrpo__jwrite(wrpo__jinja *J, wrpo__text *t, wrpo__jv v, const wrpo__jstyle *style, int level) {
-    const bool json = style->json;
+    static const char *const words[][2] = {{"False", "false"}, {"True", "true"}};
+    bool json = style->json;
     wrpo__jspend(J, 1);
     switch (v->kind) {
     case WRPO__J_NONE: wrpo__text_puts(t, json ? "null" : "None"); break;
-    case WRPO__J_BOOL:
-        if (v->i) wrpo__text_puts(t, json ? "true" : "True");
-        else wrpo__text_puts(t, json ? "false" : "False");
-        break;
+    case WRPO__J_BOOL: wrpo__text_puts(t, words[v->i][json]); break;
     case WRPO__J_INT: wrpo__text_printf(t, "%lld", (long long)v->i); break;
     case WRPO__J_FLOAT: wrpo__jput_float(t, v->f); break;
     case WRPO__J_STR: wrpo__jquote(J, t, v, json); break;
@@ -6352,7 +6356,8 @@ static void wrpo__jwrite(wrpo__jinja *J, wrpo__text *t, wrpo__jv v, const wrpo__
     }
 }
 static void wrpo__jprint(wrpo__jinja *J, wrpo__text *t, wrpo__jv v) {   /* str(v) */
-    static const wrpo__jval item = {.kind = WRPO__J_STR, .s = ", ", .n = 2}, key = {.kind = WRPO__J_STR, .s = ": ", .n = 2};
+    static const wrpo__jval item = {.kind = WRPO__J_STR, .s = ", ", .n = 2};
+    static const wrpo__jval key = {.kind = WRPO__J_STR, .s = ": ", .n = 2};
     const wrpo__jstyle repr = {.item = &item, .key = &key};
     if (wrpo__jis_str(v)) wrpo__jputs(J, t, v);
     else if (v->kind != WRPO__J_UNDEFINED) wrpo__jwrite(J, t, v, &repr, 0);
@@ -6365,10 +6370,10 @@ static wrpo__jv wrpo__jstr(wrpo__jinja *J, wrpo__jv v) {   /* str(v) as a value 
 }
 
 /* ---- sequences, attributes, items ---- */
-static wrpo__jval *wrpo__jchange(wrpo__jv v) { return (wrpo__jval *)(uintptr_t)v; }   /* a namespace; a generator that is read */
+static wrpo__jval *wrpo__jchange(wrpo__jv v) { return (wrpo__jval *)(uintptr_t)v; }   /* a namespace, a generator */
 /* What a loop over v meets, as items[count]: elements, keys, characters. */
 static wrpo__jv wrpo__jitems(wrpo__jinja *J, wrpo__jv v) {
-    wrpo__jwant(J, v, WRPO__J_ITERABLES, "something to iterate over");   
+    wrpo__jwant(J, v, WRPO__J_ITERABLES, "something to iterate over");
     if (v->kind == WRPO__J_DICT) return wrpo__jshare(J, WRPO__J_LIST, v->keys, v->count);
     if (v->kind == WRPO__J_ITER && wrpo__jchange(v)->i++) wrpo__jrefuse(J, "reading a generator a second time");
     if (!wrpo__jis_str(v)) return v;
@@ -6389,23 +6394,23 @@ static wrpo__jv wrpo__jreversed(wrpo__jinja *J, wrpo__jv v) {   /* a string or a
     }
     return wrpo__jis_str(v) ? wrpo__jfinish(J, &t) : out;
 }
-/* A bound of a slice, from 0 to n; absent or None: otherwise. */
-static int64_t wrpo__jbound(wrpo__jinja *J, wrpo__jv bound, int64_t n, int64_t otherwise) {
-    if (!bound || bound->kind == WRPO__J_NONE) return otherwise;
-    const int64_t i = wrpo__jto_int(J, bound);
+static wrpo__jv wrpo__jgiven(wrpo__jv argument) { return argument && argument->kind != WRPO__J_NONE ? argument : NULL; }
+static int64_t wrpo__jbound(wrpo__jinja *J, wrpo__jv bound, int64_t n, int64_t otherwise) {   /* of a slice: 0 to n */
+    if (!wrpo__jgiven(bound)) return otherwise;
+    int64_t i = wrpo__jto_int(J, bound);
     return i < 0 ? WRPO__MAX(i + n, 0) : WRPO__MIN(i, n);
 }
 /* v[start:stop:step]; each may be NULL or None. Of the steps 1 and, without bounds, -1. */
 static wrpo__jv wrpo__jslice(wrpo__jinja *J, wrpo__jv v, wrpo__jv start, wrpo__jv stop, wrpo__jv step) {
-    const bool str = wrpo__jdefined(J, v)->kind == WRPO__J_STR;
+    bool str = wrpo__jis_str(wrpo__jdefined(J, v));
+    int64_t by = wrpo__jgiven(step) ? wrpo__jto_int(J, step) : 1;
     if (!str && !wrpo__jis(v, WRPO__J_LISTS)) wrpo__jrefuse(J, "a slice of %s", wrpo__jtype(v));
-    const int64_t n = str ? wrpo__jlength(J, v) : v->count, by = step && step->kind != WRPO__J_NONE ? wrpo__jto_int(J, step) : 1;
-    const int64_t from = wrpo__jbound(J, start, n, 0), to = WRPO__MAX(wrpo__jbound(J, stop, n, n), from);
-    const bool whole = (!start || start->kind == WRPO__J_NONE) && (!stop || stop->kind == WRPO__J_NONE);
-    if (by == -1 && whole) return wrpo__jreversed(J, v);
+    if (by == -1 && !wrpo__jgiven(start) && !wrpo__jgiven(stop)) return wrpo__jreversed(J, v);
     if (by != 1) wrpo__jrefuse(J, "a slice with step %lld and bounds", (long long)by);
-    if (!str) return wrpo__jshare(J, v->kind, v->count ? v->items + from : NULL, to - from);
-    const size_t begin = wrpo__joffset(v, from);
+    int64_t n = str ? wrpo__jlength(J, v) : v->count, from = wrpo__jbound(J, start, n, 0);
+    int64_t to = WRPO__MAX(wrpo__jbound(J, stop, n, n), from);
+    if (!str) return wrpo__jshare(J, v->kind, n ? v->items + from : NULL, to - from);
+    size_t begin = wrpo__joffset(v, from);
     return wrpo__jbytes(J, v->s + begin, wrpo__joffset(v, to) - begin);
 }
 static bool wrpo__jcontains(wrpo__jinja *J, wrpo__jv v, wrpo__jv x) {   /* x in v */
@@ -6448,22 +6453,18 @@ static wrpo__jv wrpo__jget(wrpo__jinja *J, wrpo__jv v, wrpo__jv key, bool attr) 
     wrpo__jv r = attr ? wrpo__jown(J, v, key) : NULL;
     if (!r && v->kind == WRPO__J_DICT && wrpo__jis(key, WRPO__J_SCALARS)) r = wrpo__jdict_get(J, v, key);
     if (wrpo__jis(key, WRPO__J_INTS) && wrpo__jis(v, WRPO__J_LISTS | WRPO__J_BIT(STR))) {
-        const bool str = wrpo__jis_str(v);
-        const int64_t n = str ? wrpo__jlength(J, v) : v->count, i = key->i < 0 ? key->i + n : key->i;
+        bool str = wrpo__jis_str(v);
+        int64_t n = str ? wrpo__jlength(J, v) : v->count, i = key->i < 0 ? key->i + n : key->i;
         if (i >= 0 && i < n) r = str ? wrpo__jslice(J, v, wrpo__jint(J, i), wrpo__jint(J, i + 1), NULL) : v->items[i];
     }
     if (!r && !attr && wrpo__jis_str(key)) r = wrpo__jown(J, v, key);
     return r ? r : wrpo__jundefined(J, wrpo__jis(key, WRPO__J_SCALARS) ? wrpo__jstr(J, key) : &wrpo__jempty);
 }
-/* The item "a.b" of v, as in the filters' attribute="a.b". */
-static wrpo__jv wrpo__jpath(wrpo__jinja *J, wrpo__jv v, wrpo__jv path) {
-    if (!wrpo__jis_str(path)) return wrpo__jget(J, v, path, false);
-    for (size_t i = 0, end; i <= path->n; i = end + 1) {
-        for (end = i; end < path->n && path->s[end] != '.'; end++)
-            if (strchr(",0123456789", path->s[end])) wrpo__jrefuse(J, "the attribute \"%.*s\"", WRPO__J_SHOW(path));
-        v = wrpo__jget(J, v, wrpo__jbytes(J, path->s + i, end - i), false);
-    }
-    return v;
+/* What the filters' attribute= says of v: one of its items. */
+static wrpo__jv wrpo__jattribute(wrpo__jinja *J, wrpo__jv v, wrpo__jv name) {
+    for (size_t i = 0; wrpo__jis_str(name) && i < name->n; i++)
+        if (strchr(".,0123456789", name->s[i])) wrpo__jrefuse(J, "the attribute \"%.*s\"", WRPO__J_SHOW(name));
+    return wrpo__jget(J, v, name, false);
 }
 
 /* ---- operators ---- */
@@ -6490,26 +6491,26 @@ static wrpo__jv wrpo__jconcat(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {   /* str
     return both;
 }
 static wrpo__jv wrpo__jarithmetic(wrpo__jinja *J, int op, wrpo__jv a, wrpo__jv b) {   /* op: + - * / % F (//) */
-    const bool whole = wrpo__jis(a, WRPO__J_INTS) && wrpo__jis(b, WRPO__J_INTS), divides = strchr("/%F", op) != NULL;
-    const bool joins = wrpo__jis(a, WRPO__J_BIT(STR) | WRPO__J_BIT(LIST) | WRPO__J_BIT(TUPLE));
+    bool whole = wrpo__jboth(a, b, WRPO__J_INTS);
+    bool joins = wrpo__jis(a, WRPO__J_BIT(STR) | WRPO__J_BIT(LIST) | WRPO__J_BIT(TUPLE));
     if (op == '%' && wrpo__jis_str(a)) wrpo__jrefuse(J, "formatting by %%");
     wrpo__jdefined(J, wrpo__jplain(J, a));
     wrpo__jdefined(J, wrpo__jplain(J, b));
     if (op == '+' && joins && a->kind == b->kind) return wrpo__jconcat(J, a, b);
     if (op == '*' && wrpo__jis_str(a) && wrpo__jis(b, WRPO__J_INTS)) return wrpo__jrepeat(J, a, b->i);
-    if (!wrpo__jis(a, WRPO__J_NUMBERS) || !wrpo__jis(b, WRPO__J_NUMBERS)) {
-        if (op == '*' && (joins || wrpo__jis(a, WRPO__J_INTS)))
-            wrpo__jrefuse(J, "the product of %s and %s", wrpo__jtype(a), wrpo__jtype(b));
-        wrpo__jfail(J, "'%s' cannot join %s and %s", op == 'F' ? "//" : (char[2]){(char)op, 0}, wrpo__jtype(a), wrpo__jtype(b));
+    if (!wrpo__jboth(a, b, WRPO__J_NUMBERS)) {
+        const char *name = op == 'F' ? "//" : (char[2]){(char)op, 0};
+        if (op == '*') wrpo__jrefuse(J, "the product of %s and %s", wrpo__jtype(a), wrpo__jtype(b));
+        wrpo__jfail(J, "'%s' cannot join %s and %s", name, wrpo__jtype(a), wrpo__jtype(b));
     }
-    const double f = wrpo__jdouble(a), g = wrpo__jdouble(b);
-    if (divides && g == 0) wrpo__jfail(J, "division by zero");
+    double f = wrpo__jdouble(a), g = wrpo__jdouble(b);
+    if (strchr("/%F", op) && g == 0) wrpo__jfail(J, "division by zero");
     if (!whole && (op == '%' || op == 'F')) wrpo__jrefuse(J, "the remainder or the floor of a division of floats");
     /* Integers up to here: the result neither overflows nor is rounded. */
-    const double limit = op == '*' ? 0x1p31 : op == '/' ? 0x1p53 : 0x1p62;
+    double limit = op == '*' ? 0x1p31 : op == '/' ? 0x1p53 : 0x1p62;
     if (whole && (fabs(f) >= limit || fabs(g) >= limit)) wrpo__jrefuse(J, "arithmetic near 64 bits");
-    const int64_t x = a->i, y = b->i, cut = whole && divides ? x % y : 0;
-    const int64_t rest = cut && (cut < 0) != (y < 0) ? cut + y : cut;   /* Python's remainder has the divisor's sign */
+    int64_t x = a->i, y = b->i, cut = op == '%' || op == 'F' ? x % y : 0;
+    int64_t rest = cut && (cut < 0) != (y < 0) ? cut + y : cut;   /* Python's remainder has the divisor's sign */
     switch (op) {
     case '+': return whole ? wrpo__jint(J, x + y) : wrpo__jfloat(J, f + g);
     case '-': return whole ? wrpo__jint(J, x - y) : wrpo__jfloat(J, f - g);
@@ -6519,7 +6520,8 @@ static wrpo__jv wrpo__jarithmetic(wrpo__jinja *J, int op, wrpo__jv a, wrpo__jv b
     default: return wrpo__jint(J, (x - rest) / y);
     }
 }
-static bool wrpo__jrelation(wrpo__jinja *J, int op, wrpo__jv a, wrpo__jv b) {   /* op: = ! < l (<=) > g (>=) i (in) n (not in) */
+/* op: = ! < l (<=) > g (>=) i (in) n (not in) */
+static bool wrpo__jrelation(wrpo__jinja *J, int op, wrpo__jv a, wrpo__jv b) {
     switch (op) {
     case '=': return wrpo__jequal(J, a, b);
     case '!': return !wrpo__jequal(J, a, b);
@@ -6534,7 +6536,6 @@ static bool wrpo__jrelation(wrpo__jinja *J, int op, wrpo__jv a, wrpo__jv b) {   
 
 /* ---- filters, tests, methods, functions ---- */
 typedef struct wrpo__jcall {         /* one call of a row of wrpo__jdefs */
-    const wrpo__jdef *def;
     int op;                          /* of the row: several names share one function */
     wrpo__jv self;                   /* the value before the bar, `is` or the dot */
     wrpo__jv a[4];                   /* the arguments in the order of the signature; NULL: absent */
@@ -6543,18 +6544,17 @@ typedef struct wrpo__jcall {         /* one call of a row of wrpo__jdefs */
 } wrpo__jcall;
 #define WRPO__J_CALL(value) {.self = (value), .args = {.kind = WRPO__J_LIST}, .named = {.kind = WRPO__J_DICT}}
 struct wrpo__jdef {
-    const char *names, *where;       /* f filter, t test, g function; method of: s str, d dict, l list; m: takes strings marked safe */
+    const char *names, *where;       /* f filter, t test, g function, s, d method of str, dict; m: takes safe strings */
     const char *signature;           /* "old new count=": '=' marks the optional ones; NULL: any names */
     wrpo__jv (*fn)(wrpo__jinja *J, const wrpo__jcall *c);
     int op;
 };
 #define WRPO__J_FN(name) static wrpo__jv wrpo__jf_##name(wrpo__jinja *J, const wrpo__jcall *c)
 static wrpo__jv wrpo__jinvoke(wrpo__jinja *J, char where, wrpo__jv name, wrpo__jcall *c);
-static wrpo__jv wrpo__jgiven(const wrpo__jcall *c, int k) { return c->a[k] && c->a[k]->kind != WRPO__J_NONE ? c->a[k] : NULL; }
 static bool wrpo__jflag(const wrpo__jcall *c, int k) { return c->a[k] && wrpo__jtruth(c->a[k]); }
 
 WRPO__J_FN(strip) {                  /* op: 1 left, 2 right, 3 both */
-    wrpo__jv v = wrpo__jstr(J, c->self), chars = wrpo__jgiven(c, 0) ? wrpo__jto_str(J, c->a[0]) : NULL;
+    wrpo__jv v = wrpo__jstr(J, c->self), chars = wrpo__jgiven(c->a[0]) ? wrpo__jto_str(J, c->a[0]) : NULL;
     size_t from = 0, to = v->n, size;
     if ((c->op & 1) && !chars) from = wrpo__jskip_space(v->s, to, 0);
     if ((c->op & 2) && !chars) to = wrpo__jrstrip(v->s, from, to);
@@ -6578,13 +6578,13 @@ static wrpo__jv wrpo__jspaces(wrpo__jinja *J, wrpo__jv width) {   /* a string as
     return wrpo__jis_str(width) ? width : wrpo__jrepeat(J, wrpo__jstring(J, " "), wrpo__jto_int(J, width));
 }
 WRPO__J_FN(tojson) {
-    wrpo__jv indent = wrpo__jgiven(c, 1) ? wrpo__jspaces(J, c->a[1]) : NULL;
+    wrpo__jv indent = wrpo__jgiven(c->a[1]) ? wrpo__jspaces(J, c->a[1]) : NULL, separators = wrpo__jgiven(c->a[2]);
     wrpo__jstyle style = {true, wrpo__jstring(J, indent ? "," : ", "), wrpo__jstring(J, ": "), indent};
     wrpo__text t = {.arena = J->arena};
     if (wrpo__jflag(c, 0) || wrpo__jflag(c, 3)) wrpo__jrefuse(J, "tojson with ensure_ascii or sort_keys");
-    if (wrpo__jgiven(c, 2)) {
-        wrpo__jv separators = wrpo__jitems(J, c->a[2]);
-        if (separators->count != 2) wrpo__jfail(J, "tojson wants two separators, found %lld", (long long)separators->count);
+    if (separators) {
+        separators = wrpo__jitems(J, separators);
+        if (separators->count != 2) wrpo__jfail(J, "tojson wants two separators, found %d", (int)separators->count);
         style.item = wrpo__jto_str(J, separators->items[0]);
         style.key = wrpo__jto_str(J, separators->items[1]);
     }
@@ -6604,7 +6604,8 @@ WRPO__J_FN(default) {
 WRPO__J_FN(end) {                    /* op: 0 first, 1 last */
     if (c->self->kind == WRPO__J_ITER && c->op) wrpo__jfail(J, "a generator has no last item");
     wrpo__jv v = wrpo__jitems(J, c->self);
-    return v->count ? v->items[c->op ? v->count - 1 : 0] : wrpo__jundefined(J, wrpo__jstring(J, c->def->names));
+    if (!v->count) return wrpo__jundefined(J, wrpo__jstring(J, c->op ? "last" : "first"));
+    return v->items[c->op ? v->count - 1 : 0];
 }
 WRPO__J_FN(list) {
     wrpo__jv v = wrpo__jitems(J, c->self);
@@ -6615,7 +6616,7 @@ static wrpo__jv wrpo__jtext(wrpo__jinja *J, const wrpo__jcall *c, wrpo__jv v) {
     return c->op == 'f' ? wrpo__jstr(J, v) : wrpo__jto_str(J, v);
 }
 WRPO__J_FN(join) {
-    const bool filter = c->op == 'f';
+    bool filter = c->op == 'f';
     wrpo__jv v = wrpo__jitems(J, filter ? c->self : c->a[0]), between = filter ? c->a[0] : c->self;
     wrpo__text t = {.arena = J->arena};
     if (between) between = wrpo__jstr(J, between);
@@ -6627,13 +6628,13 @@ WRPO__J_FN(join) {
 }
 WRPO__J_FN(replace) {
     wrpo__jv v = wrpo__jstr(J, c->self), old = wrpo__jtext(J, c, c->a[0]), with = wrpo__jtext(J, c, c->a[1]);
-    wrpo__jv count = c->op == 'f' ? wrpo__jgiven(c, 2) : c->a[2];
+    wrpo__jv count = c->op == 'f' ? wrpo__jgiven(c->a[2]) : c->a[2];
     int64_t left = count ? wrpo__jto_int(J, count) : -1;
     wrpo__text t = {.arena = J->arena};
     size_t done = 0;
     if (old->n == 0) wrpo__jrefuse(J, "replacing the empty string");
     while (left-- != 0) {
-        const size_t at = wrpo__jfind(J, v, old, done);
+        size_t at = wrpo__jfind(J, v, old, done);
         if (at == SIZE_MAX) break;
         wrpo__jput(J, &t, v->s + done, at - done);
         wrpo__jputs(J, &t, with);
@@ -6643,22 +6644,22 @@ WRPO__J_FN(replace) {
     return wrpo__jfinish(J, &t);
 }
 WRPO__J_FN(number) {                 /* op: i int, f float */
-    const bool to_int = c->op == 'i';
+    bool to_int = c->op == 'i';
     wrpo__jv v = wrpo__jdefined(J, c->self), otherwise = c->a[0];
     if (!otherwise) otherwise = to_int ? wrpo__jint(J, 0) : wrpo__jfloat(J, 0);
     if (wrpo__jis_str(v)) v = wrpo__jread_number(J, v);
     if (!v || !wrpo__jis(v, WRPO__J_NUMBERS)) return otherwise;
     if (!to_int) return wrpo__jfloat(J, wrpo__jdouble(v));
     if (fabs(v->f) >= 9e18) wrpo__jrefuse(J, "%g as an integer", v->f);
-    return wrpo__jint(J, v->i + (int64_t)v->f);        /* one of the two is 0 */
+    return wrpo__jint(J, v->i + (int64_t)v->f);   /* one of the two is 0 */
 }
 WRPO__J_FN(indent) {
     wrpo__jv v = wrpo__jto_str(J, c->self), by = wrpo__jspaces(J, c->a[0] ? c->a[0] : wrpo__jint(J, 4));
-    const bool first = wrpo__jflag(c, 1), blank = wrpo__jflag(c, 2);
+    bool first = wrpo__jflag(c, 1), blank = wrpo__jflag(c, 2);
     wrpo__text t = {.arena = J->arena};
     for (size_t i = 0, end, size; i <= v->n; i = end + 1) {
         for (end = i; end < v->n && v->s[end] != '\n'; end += size) {
-            const int32_t x = wrpo__utf8_get(v->s + end, v->n - end, &size);
+            int32_t x = wrpo__utf8_get(v->s + end, v->n - end, &size);
             if ((x >= 11 && x <= 13) || (x >= 0x1C && x <= 0x1E) || x == 0x85 || x == 0x2028 || x == 0x2029)
                 wrpo__jrefuse(J, "indent of a text with the line end U+%04X", (unsigned)x);
         }
@@ -6690,12 +6691,12 @@ WRPO__J_FN(reverse) {
 WRPO__J_FN(sort) {                   /* stable; strings without case unless asked. op: s sort, d dictsort */
     const wrpo__jcall pairs = {.op = 'I', .self = c->self};
     wrpo__jv v = c->op == 'd' ? wrpo__jf_items(J, &pairs) : wrpo__jitems(J, c->self);
-    wrpo__jv attribute = c->op == 'd' ? wrpo__jint(J, 0) : wrpo__jgiven(c, 2);
-    const int order = wrpo__jflag(c, 0) ? -1 : 1;
+    wrpo__jv attribute = c->op == 'd' ? wrpo__jint(J, 0) : wrpo__jgiven(c->a[2]);
+    int order = wrpo__jflag(c, 0) ? -1 : 1;
     wrpo__jv *keys = wrpo__alloc(J->arena, (size_t)v->count, sizeof *keys);
     wrpo__jv *sorted = wrpo__alloc(J->arena, (size_t)v->count, sizeof *sorted);
     for (int64_t i = 0, k; i < v->count; i++) {
-        wrpo__jv key = attribute ? wrpo__jpath(J, v->items[i], attribute) : v->items[i];
+        wrpo__jv key = attribute ? wrpo__jattribute(J, v->items[i], attribute) : v->items[i];
         if (wrpo__jis_str(key) && !wrpo__jflag(c, 1)) key = wrpo__jrecase(J, key, 'l');
         for (k = i; k > 0 && wrpo__jcompare(J, keys[k - 1], key) * order > 0; k--) {
             keys[k] = keys[k - 1];
@@ -6708,14 +6709,14 @@ WRPO__J_FN(sort) {                   /* stable; strings without case unless aske
 }
 /* select, reject, selectattr, rejectattr, map. op: 1: keeps what fails the test; 2: tests an attribute; 4: map */
 WRPO__J_FN(select) {
-    const bool map = c->op & 4, negated = c->op & 1;
-    const int first = c->op & 2 ? 1 : 0;               /* of the filter or test, then its arguments */
+    bool map = c->op & 4, negated = c->op & 1;
+    int first = c->op & 2 ? 1 : 0;               /* of the filter or test, then its arguments */
     wrpo__jv name = c->a[first], attribute = map ? c->a[3] : first ? c->a[0] : NULL;
     wrpo__jv v = wrpo__jitems(J, wrpo__jtruth(c->self) ? c->self : &wrpo__jempty);
     wrpo__jval *out = wrpo__jnew(J, WRPO__J_ITER);
     if (map && !name == !attribute) wrpo__jfail(J, "map takes either a filter or attribute=");
     for (int64_t i = 0; i < v->count; i++) {
-        wrpo__jv x = attribute ? wrpo__jpath(J, v->items[i], attribute) : v->items[i];
+        wrpo__jv x = attribute ? wrpo__jattribute(J, v->items[i], attribute) : v->items[i];
         wrpo__jcall call = WRPO__J_CALL(x);
         for (int k = first + 1; k < 3 && c->a[k]; k++) wrpo__jpush(J, &call.args, NULL, c->a[k]);
         if (name) x = wrpo__jinvoke(J, map ? 'f' : 't', wrpo__jto_str(J, name), &call);
@@ -6724,7 +6725,7 @@ WRPO__J_FN(select) {
     return out;
 }
 WRPO__J_FN(split) {
-    wrpo__jv v = c->self, sep = wrpo__jgiven(c, 0) ? wrpo__jto_str(J, c->a[0]) : NULL;
+    wrpo__jv v = c->self, sep = wrpo__jgiven(c->a[0]) ? wrpo__jto_str(J, c->a[0]) : NULL;
     int64_t left = c->a[1] ? wrpo__jto_int(J, c->a[1]) : -1;
     wrpo__jval *out = wrpo__jnew(J, WRPO__J_LIST);
     size_t i = 0, end, size;
@@ -6748,8 +6749,8 @@ WRPO__J_FN(split) {
 }
 WRPO__J_FN(affix) {                  /* op: s startswith, e endswith, p removeprefix, x removesuffix */
     wrpo__jv v = c->self, x = c->a[0];
-    const bool front = c->op == 's' || c->op == 'p', test = c->op == 's' || c->op == 'e';
-    const bool several = test && x->kind == WRPO__J_TUPLE;
+    bool front = c->op == 's' || c->op == 'p', test = c->op == 's' || c->op == 'e';
+    bool several = test && x->kind == WRPO__J_TUPLE;
     bool has = false;
     for (int64_t i = 0; !has && i < (several ? x->count : 1); i++) {
         wrpo__jv one = wrpo__jto_str(J, several ? x->items[i] : x);
@@ -6776,7 +6777,7 @@ WRPO__J_FN(parity) {                 /* op: 1 odd, 0 even */
 }
 WRPO__J_FN(range) {
     int64_t from = 0, to = wrpo__jto_int(J, c->a[0]), by = c->a[2] ? wrpo__jto_int(J, c->a[2]) : 1;
-    const int64_t limit = INT64_MAX / 4;
+    int64_t limit = INT64_MAX / 4;
     wrpo__jval *out = wrpo__jnew(J, WRPO__J_RANGE);
     if (c->a[1]) {
         from = to;
@@ -6785,7 +6786,7 @@ WRPO__J_FN(range) {
     if (by == 0) wrpo__jfail(J, "range() with step 0");
     if (llabs(from) > limit || llabs(to) > limit || llabs(by) > limit) wrpo__jrefuse(J, "a range near 64 bits");
     for (int64_t i = from; by > 0 ? i < to : i > to; i += by) {
-        if (out->count == WRPO__J_MAX_RANGE) wrpo__jfail(J, "range of more than %d numbers", (int)WRPO__J_MAX_RANGE);
+        if (out->count == WRPO__J_MAX_RANGE) wrpo__jfail(J, "range of more than %d numbers", WRPO__J_MAX_RANGE);
         wrpo__jpush(J, out, NULL, wrpo__jint(J, i));
     }
     return out;
@@ -6810,8 +6811,8 @@ WRPO__J_FN(strftime) {
 #else
     bool ok = localtime_r(&J->now, &tm) != NULL;
 #endif
-    if (strstr(text, "%z") || strstr(text, "%Z") || strstr(text, "%f")) ok = false;   /* no zone, no microseconds here */
-    const size_t n = ok ? strftime(out, sizeof out, text, &tm) : 0;
+    if (strstr(text, "%z") || strstr(text, "%Z") || strstr(text, "%f")) ok = false;   /* no zone, no microseconds */
+    size_t n = ok ? strftime(out, sizeof out, text, &tm) : 0;
     if (n == 0) wrpo__jrefuse(J, "strftime_now(\"%.*s\")", WRPO__J_SHOW(format));
     return wrpo__jbytes(J, wrpo__strndup(J->arena, out, n - 1), n - 1);
 }
@@ -6824,7 +6825,8 @@ static const wrpo__jdef wrpo__jdefs[] = {
     {"first", "f", "", wrpo__jf_end, 0}, {"last", "f", "", wrpo__jf_end, 1},
     {"float", "f", "default=", wrpo__jf_number, 'f'}, {"int", "f", "default=", wrpo__jf_number, 'i'},
     {"indent", "f", "width= first= blank=", wrpo__jf_indent, 0},
-    {"items", "f", "", wrpo__jf_items, 'i'}, {"join", "f", "d=", wrpo__jf_join, 'f'}, {"list", "f", "", wrpo__jf_list, 0},
+    {"items", "f", "", wrpo__jf_items, 'i'}, {"list", "f", "", wrpo__jf_list, 0},
+    {"join", "f", "d=", wrpo__jf_join, 'f'},
     {"map", "f", "filter= x= y= attribute=", wrpo__jf_select, 4},
     {"select", "f", "test= x=", wrpo__jf_select, 0}, {"reject", "f", "test= x=", wrpo__jf_select, 1},
     {"selectattr", "f", "attribute test= x=", wrpo__jf_select, 2},
@@ -6845,7 +6847,8 @@ static const wrpo__jdef wrpo__jdefs[] = {
     {"get", "d", "key default=", wrpo__jf_get, 0}, {"items", "d", "", wrpo__jf_items, 'I'},
     {"keys", "d", "", wrpo__jf_items, 'k'}, {"values", "d", "", wrpo__jf_items, 'v'},
     /* tests */
-    {"defined", "tm", "", wrpo__jf_kind, ~WRPO__J_BIT(UNDEFINED)}, {"undefined", "tm", "", wrpo__jf_kind, WRPO__J_BIT(UNDEFINED)},
+    {"defined", "tm", "", wrpo__jf_kind, ~WRPO__J_BIT(UNDEFINED)},
+    {"undefined", "tm", "", wrpo__jf_kind, WRPO__J_BIT(UNDEFINED)},
     {"none", "tm", "", wrpo__jf_kind, WRPO__J_BIT(NONE)}, {"boolean", "tm", "", wrpo__jf_kind, WRPO__J_BIT(BOOL)},
     {"integer", "tm", "", wrpo__jf_kind, WRPO__J_BIT(INT)}, {"float", "tm", "", wrpo__jf_kind, WRPO__J_BIT(FLOAT)},
     {"number", "tm", "", wrpo__jf_kind, WRPO__J_NUMBERS}, {"string", "tm", "", wrpo__jf_kind, WRPO__J_BIT(STR)},
@@ -6853,7 +6856,8 @@ static const wrpo__jdef wrpo__jdefs[] = {
     {"iterable", "tm", "", wrpo__jf_kind, WRPO__J_ITERABLES | WRPO__J_BIT(LOOP)},
     {"callable", "tm", "", wrpo__jf_kind, WRPO__J_CALLABLES | WRPO__J_BIT(LOOP) | WRPO__J_BIT(UNDEFINED)},
     {"true", "tm", "", wrpo__jf_truth, 1}, {"false", "tm", "", wrpo__jf_truth, 0},
-    {"odd", "t", "", wrpo__jf_parity, 1}, {"even", "t", "", wrpo__jf_parity, 0}, {"in", "tm", "seq", wrpo__jf_relation, 'i'},
+    {"odd", "t", "", wrpo__jf_parity, 1}, {"even", "t", "", wrpo__jf_parity, 0},
+    {"in", "tm", "seq", wrpo__jf_relation, 'i'},
     {"== eq equalto", "tm", "other", wrpo__jf_relation, '='}, {"!= ne", "tm", "other", wrpo__jf_relation, '!'},
     /* functions */
     {"range", "g", "start stop= step=", wrpo__jf_range, 0}, {"dict", "g", NULL, wrpo__jf_dict, WRPO__J_DICT},
@@ -6868,25 +6872,26 @@ static const wrpo__jdef *wrpo__jlookup(char where, wrpo__jv name) {   /* NULL: n
 /* The argument for the next parameter: the next in order, or the one with this name; NULL: neither. */
 static wrpo__jv wrpo__jargument(wrpo__jinja *J, wrpo__jcall *c, wrpo__jv name) {
     wrpo__jv given = wrpo__jdict_get(J, &c->named, name);
-    const bool placed = c->placed < c->args.count;
+    bool placed = c->placed < c->args.count;
     if (given && placed) wrpo__jfail(J, "two values for the argument \"%.*s\"", WRPO__J_SHOW(name));
     c->by_name += given != NULL;
     return placed ? c->args.items[c->placed++] : given;
 }
-static bool wrpo__jall_bound(const wrpo__jcall *c) { return c->placed == c->args.count && c->by_name == c->named.count; }
+static bool wrpo__jbound_all(const wrpo__jcall *c) {
+    return c->placed == c->args.count && c->by_name == c->named.count;
+}
 static wrpo__jv wrpo__jcall_def(wrpo__jinja *J, const wrpo__jdef *def, wrpo__jcall *c) {
     const char *p = def->signature;
-    c->def = def;
     c->op = def->op;
     if (c->self && !strchr(def->where, 'm')) wrpo__jplain(J, c->self);
     for (int k = 0; p && *p; k++) {
-        const size_t n = strcspn(p, " =");
+        size_t n = strcspn(p, " =");
         c->a[k] = wrpo__jargument(J, c, wrpo__jbytes(J, p, n));
         if (!c->a[k] && p[n] != '=') wrpo__jfail(J, "%s() wants an argument \"%.*s\"", def->names, (int)n, p);
         p += n + (p[n] == '=');
         p += *p == ' ';
     }
-    if (p ? !wrpo__jall_bound(c) : c->args.count > 0)
+    if (p ? !wrpo__jbound_all(c) : c->args.count > 0)
         wrpo__jrefuse(J, "%s() with other arguments than \"%s\"", def->names, p ? def->signature : "name=");
     return def->fn(J, c);
 }
@@ -6904,14 +6909,14 @@ struct wrpo__jtoken {
     wrpo__jtoken_kind kind;
     int line, level, op;             /* of an operator: how tightly it binds, which it is; level -1: none */
     wrpo__jv value;                  /* TEXT, LITERAL: the value; else the characters */
-    int64_t jump;                    /* from the name of a tag to the name of the tag after its body; from the first token
-                                        of an expression to its `if`; 0: none */
+    int64_t jump;                    /* from the name of a tag to the name of the tag that ends its body, from the first
+                                        token of an expression to its `if`; 0: none */
 };
 static const struct { const char *text; int level, op; } wrpo__joperators[] = {   /* loosest first */
     {"or", 0, '|'}, {"and", 1, '&'}, {"==", 3, '='}, {"!=", 3, '!'}, {"<=", 3, 'l'}, {">=", 3, 'g'}, {"<", 3, '<'},
     {">", 3, '>'}, {"in", 3, 'i'}, {"not", 3, 'n'}, {"+", 4, '+'}, {"-", 4, '-'}, {"~", 5, '~'}, {"*", 6, '*'},
     {"//", 6, 'F'}, {"/", 6, '/'}, {"%", 6, '%'}};
-enum { WRPO__J_NOT = 2, WRPO__J_COMPARES = 3 };        /* the levels of the prefix `not` and of comparisons */
+enum { WRPO__J_NOT = 2, WRPO__J_COMPARES = 3 };   /* the levels of the prefix `not` and of comparisons */
 typedef struct wrpo__jlexer {
     wrpo__jinja *J;                  /* J->line: of s[at] */
     const char *s; size_t n, at;     /* the template, whose newlines are \n */
@@ -6938,7 +6943,7 @@ static void wrpo__jtoken_put(wrpo__jlexer *L, wrpo__jtoken_kind kind, wrpo__jv v
 /* Passes the end of a tag at L->at if there is one: mark (2 characters), after "-" with all white space that follows,
    after "+" (of a block or comment) with nothing, else with one newline unless the tag is {{ }}. */
 static bool wrpo__jtag_end(wrpo__jlexer *L, const char *mark) {
-    const bool output = mark[0] == '}', minus = L->s[L->at] == '-', plus = !output && L->s[L->at] == '+';
+    bool output = mark[0] == '}', minus = L->s[L->at] == '-', plus = !output && L->s[L->at] == '+';
     size_t i = L->at + minus + plus;
     if (!wrpo__jstarts(L, i, mark)) return false;
     i += 2;
@@ -6951,7 +6956,7 @@ static bool wrpo__jtag_end(wrpo__jlexer *L, const char *mark) {
 static wrpo__jv wrpo__jlex_string(wrpo__jlexer *L) {   /* at its quote; Python's escapes */
     static const char names[] = "\\'\"nrtabfv", marks[] = "\\'\"\n\r\t\a\b\f\v";
     wrpo__text t = {.arena = L->J->arena};
-    const char quote = L->s[L->at++];
+    char quote = L->s[L->at++];
     for (; L->at < L->n && L->s[L->at] != quote; L->at++) {
         const char *c = L->s + L->at, *name = c[1] ? strchr(names, c[1]) : NULL;
         if (*c != '\\' || L->at + 1 == L->n) {
@@ -6978,12 +6983,12 @@ static size_t wrpo__jword_end(const wrpo__jlexer *L, size_t i) {   /* of letters
 static int wrpo__jlex_token(wrpo__jlexer *L) {
     static const char *const pairs[] = {"//", "**", "==", "!=", ">=", "<="};
     const wrpo__jtoken last = stbds_arrlast(L->tokens);
-    const size_t begin = L->at;
-    const char c = L->s[begin];
+    size_t begin = L->at;
+    char c = L->s[begin];
     size_t end = wrpo__jword_end(L, begin);
     if (c == '"' || c == '\'') {
         wrpo__jv value = wrpo__jlex_string(L);
-        const bool joins = last.kind == WRPO__J_LITERAL && wrpo__jis_str(last.value);   /* strings side by side are one */
+        bool joins = last.kind == WRPO__J_LITERAL && wrpo__jis_str(last.value);   /* adjacent strings are one */
         if (joins) stbds_arrlast(L->tokens).value = wrpo__jconcat(L->J, last.value, value);
         else wrpo__jtoken_put(L, WRPO__J_LITERAL, value);
         return 0;
@@ -6996,13 +7001,13 @@ static int wrpo__jlex_token(wrpo__jlexer *L) {
         L->at = end;
         return 0;
     }
-    const bool mark = end == begin;
+    bool mark = end == begin;
     if (mark && c && strchr("+-/*%~[](){}><=!.:|,", c)) end++;
     for (int64_t k = 0; mark && k < WRPO__COUNT(pairs); k++)
         if (wrpo__jstarts(L, begin, pairs[k])) end = begin + 2;
     if (end == begin) wrpo__jfail(L->J, "unexpected character \"%c\"", c < 32 ? '?' : c);
     wrpo__jv text = wrpo__jbytes(L->J, L->s + begin, end - begin);
-    const bool statement = last.kind == WRPO__J_OPEN && wrpo__jword("{%", last.value);
+    bool statement = last.kind == WRPO__J_OPEN && wrpo__jword("{%", last.value);
     if (statement && wrpo__jword("raw", text)) wrpo__jrefuse(L->J, "statement \"raw\"");
     if (wrpo__jword("**", text)) wrpo__jrefuse(L->J, "the operator **");
     wrpo__jtoken_put(L, mark ? WRPO__J_MARK : WRPO__J_NAME, text);
@@ -7010,12 +7015,16 @@ static int wrpo__jlex_token(wrpo__jlexer *L) {
     return mark ? (strchr("[({", c) != NULL) - (strchr("])}", c) != NULL) : 0;
 }
 static void wrpo__jlex_tag(wrpo__jlexer *L, bool output) {
+    int line = L->J->line;
     wrpo__jtoken_put(L, WRPO__J_OPEN, wrpo__jstring(L->J, output ? "{{" : "{%"));
     for (int open = 0;;) {
         L->at = wrpo__jskip_space(L->s, L->n, L->at);
         wrpo__jcount_lines(L, L->at);
         if (open == 0 && wrpo__jtag_end(L, output ? "}}" : "%}")) break;
-        if (L->at == L->n) wrpo__jfail(L->J, "the template ends inside a tag");
+        if (L->at == L->n) {
+            L->J->line = line;
+            wrpo__jfail(L->J, "a tag without its end");
+        }
         open += wrpo__jlex_token(L);
         if (open < 0) wrpo__jfail(L->J, "unexpected \"%c\"", L->s[L->at - 1]);
     }
@@ -7036,12 +7045,13 @@ static void wrpo__jlex_text(wrpo__jlexer *L, size_t from, size_t to, char sign, 
 static wrpo__jtoken *wrpo__jlex(wrpo__jinja *J, const char *s, size_t n) {
     wrpo__jlexer L = {.J = J, .s = s, .n = n, .fresh = true};
     for (size_t from = 0, i = 0;; i++) {
-        const bool comment = wrpo__jstarts(&L, i, "{#"), output = wrpo__jstarts(&L, i, "{{");
+        bool comment = wrpo__jstarts(&L, i, "{#"), output = wrpo__jstarts(&L, i, "{{");
         if (i < n && !comment && !output && !wrpo__jstarts(&L, i, "{%")) continue;
-        const char sign = i < n ? s[i + 2] : '+';
+        char sign = i < n ? s[i + 2] : '+';
         wrpo__jlex_text(&L, from, i, sign, output);
         if (i == n) break;
         L.at = i + 2 + (sign == '-' || sign == '+');
+        wrpo__jcount_lines(&L, i);
         if (!comment) wrpo__jlex_tag(&L, output);
         for (; comment && !wrpo__jtag_end(&L, "#}"); L.at++)
             if (L.at >= n) wrpo__jfail(J, "a comment without its end");
@@ -7053,10 +7063,7 @@ static wrpo__jtoken *wrpo__jlex(wrpo__jinja *J, const char *s, size_t n) {
     return L.tokens;
 }
 
-/* ---- expressions ----
-   A template runs while it is read: there is no tree. It is read once when it is compiled, idle, which finds the errors
-   of its grammar and notes the jumps; then once for each rendering. While J->idle nothing is looked up or computed,
-   and every value is None. At run time the idle reader skips what must not be evaluated. */
+/* ---- expressions ---- */
 static wrpo__jv wrpo__jexpr(wrpo__jinja *J);
 static wrpo__jv wrpo__joperation(wrpo__jinja *J, int least);
 static void wrpo__jbody(wrpo__jinja *J, const char *ends, wrpo__jval *scope);
@@ -7067,6 +7074,7 @@ static void wrpo__jgo(wrpo__jinja *J, int64_t at) {
     J->line = J->tokens[at].line;
     wrpo__jspend(J, 1);
 }
+static void wrpo__jnext(wrpo__jinja *J) { wrpo__jgo(J, J->at + 1); }
 _Noreturn static void wrpo__jexpected(wrpo__jinja *J, const char *what) {
     wrpo__jfail(J, "want %s, found \"%.*s\"", what, WRPO__J_SHOW(wrpo__jstr(J, wrpo__jtoken_at(J)->value)));
 }
@@ -7075,15 +7083,15 @@ static bool wrpo__jat(const wrpo__jinja *J, const char *words) {   /* at one of 
     return (t->kind == WRPO__J_NAME || t->kind == WRPO__J_MARK) && wrpo__jword(words, t->value);
 }
 static bool wrpo__jtake(wrpo__jinja *J, const char *words) {
-    const bool at = wrpo__jat(J, words);
-    if (at) wrpo__jgo(J, J->at + 1);
+    bool at = wrpo__jat(J, words);
+    if (at) wrpo__jnext(J);
     return at;
 }
 static void wrpo__jneed(wrpo__jinja *J, const char *word) { if (!wrpo__jtake(J, word)) wrpo__jexpected(J, word); }
 static wrpo__jv wrpo__jname(wrpo__jinja *J) {
     const wrpo__jtoken *t = wrpo__jtoken_at(J);
     if (t->kind != WRPO__J_NAME) wrpo__jexpected(J, "a name");
-    wrpo__jgo(J, J->at + 1);
+    wrpo__jnext(J);
     return t->value;
 }
 static wrpo__jv wrpo__jlookup_var(wrpo__jinja *J, wrpo__jv name) {
@@ -7113,7 +7121,7 @@ static wrpo__jv wrpo__jprimary(wrpo__jinja *J) {
     const wrpo__jtoken *t = wrpo__jtoken_at(J);
     wrpo__jval *v;
     if (t->kind == WRPO__J_NAME || t->kind == WRPO__J_LITERAL) {
-        wrpo__jgo(J, J->at + 1);
+        wrpo__jnext(J);
         if (J->idle) return &wrpo__jnone;
         if (t->kind == WRPO__J_LITERAL) return t->value;
         if (wrpo__jword("none None", t->value)) return &wrpo__jnone;
@@ -7155,7 +7163,7 @@ static void wrpo__jarguments(wrpo__jinja *J, wrpo__jcall *c) {   /* after "(" */
     for (; !wrpo__jtake(J, ")"); wrpo__jcomma(J, ")")) {
         const wrpo__jtoken *t = wrpo__jtoken_at(J);
         if (wrpo__jat(J, "*")) wrpo__jrefuse(J, "an argument list with *");
-        const bool named = t->kind == WRPO__J_NAME && wrpo__jword("=", t[1].value);
+        bool named = t->kind == WRPO__J_NAME && wrpo__jword("=", t[1].value);
         if (named) wrpo__jgo(J, J->at + 2);
         else if (c->named.count) wrpo__jexpected(J, "a named argument");
         wrpo__jv v = wrpo__jexpr(J);
@@ -7173,22 +7181,24 @@ static wrpo__jv wrpo__jcalled(wrpo__jinja *J, wrpo__jv v) {   /* after "(" */
 }
 static wrpo__jv wrpo__jpostfix(wrpo__jinja *J, wrpo__jv v, bool filters);
 static wrpo__jv wrpo__jfiltered(wrpo__jinja *J, wrpo__jv v) {   /* at "|" or "is" */
-    const bool test = wrpo__jtake(J, "is"), filter = !test && wrpo__jtake(J, "|"), negated = test && wrpo__jtake(J, "not");
+    bool test = wrpo__jat(J, "is");
     wrpo__jcall c = WRPO__J_CALL(v);
+    wrpo__jnext(J);
+    bool negated = test && wrpo__jtake(J, "not");
     wrpo__jv name = wrpo__jname(J);
     if (wrpo__jtake(J, "(")) wrpo__jarguments(J, &c);
     else if (test) {                 /* an argument without brackets */
-        const wrpo__jtoken_kind kind = wrpo__jtoken_at(J)->kind;
+        wrpo__jtoken_kind kind = wrpo__jtoken_at(J)->kind;
         if (wrpo__jat(J, "is")) wrpo__jexpected(J, "one test");
         if (kind == WRPO__J_LITERAL || wrpo__jat(J, "[ {") || (kind == WRPO__J_NAME && !wrpo__jat(J, "else or and")))
             wrpo__jpush(J, &c.args, NULL, wrpo__jpostfix(J, wrpo__jprimary(J), false));
     }
     if (J->idle) return v;
-    v = wrpo__jinvoke(J, filter ? 'f' : 't', name, &c);
+    v = wrpo__jinvoke(J, test ? 't' : 'f', name, &c);
     return negated ? wrpo__jbool(!wrpo__jtruth(v)) : v;
 }
-static wrpo__jv wrpo__jpostfix(wrpo__jinja *J, wrpo__jv v, bool filters) {   /* .name [...] (...), then |name and `is name` */
-    const int depth = J->depth;
+static wrpo__jv wrpo__jpostfix(wrpo__jinja *J, wrpo__jv v, bool filters) {   /* .name [...] (...), then | and is */
+    int depth = J->depth;
     for (bool filtered = false;; wrpo__jenter(J)) {
         if (filters && wrpo__jat(J, "| is")) {
             v = wrpo__jfiltered(J, v);
@@ -7203,34 +7213,33 @@ static wrpo__jv wrpo__jpostfix(wrpo__jinja *J, wrpo__jv v, bool filters) {   /* 
     J->depth = depth;
     return v;
 }
-static wrpo__jv wrpo__jsigned(wrpo__jinja *J, bool filters) {   /* a sign's operand takes no filters: -1|abs is (-1)|abs */
-    wrpo__jv v;
-    if (wrpo__jtake(J, "-")) {
-        wrpo__jenter(J);
-        v = wrpo__jsigned(J, false);
-        J->depth--;
-        if (!J->idle) v = v->kind == WRPO__J_FLOAT ? wrpo__jfloat(J, -v->f) : wrpo__jarithmetic(J, '-', wrpo__jint(J, 0), v);
-    } else v = wrpo__jprimary(J);
+static wrpo__jv wrpo__jsigned(wrpo__jinja *J, bool filters) {
+    if (!wrpo__jtake(J, "-")) return wrpo__jpostfix(J, wrpo__jprimary(J), filters);
+    wrpo__jenter(J);
+    wrpo__jv v = wrpo__jsigned(J, false);   /* a sign's operand takes no filters: -1|abs is (-1)|abs */
+    J->depth--;
+    if (!J->idle && v->kind == WRPO__J_FLOAT) v = wrpo__jfloat(J, -v->f);
+    else if (!J->idle) v = wrpo__jarithmetic(J, '-', wrpo__jint(J, 0), v);
     return wrpo__jpostfix(J, v, filters);
 }
 static wrpo__jv wrpo__jbinary(wrpo__jinja *J, int op, wrpo__jv a, wrpo__jv b) {
-    if (op == '|' || op == '&') return b;              /* a has not decided it */
+    if (op == '|' || op == '&') return b;   /* a has not decided it */
     if (op == '~') return wrpo__jconcat(J, wrpo__jstr(J, a), wrpo__jstr(J, b));
     return strchr("+-*/%F", op) ? wrpo__jarithmetic(J, op, a, b) : wrpo__jbool(wrpo__jrelation(J, op, a, b));
 }
 /* Operators that bind at least this tightly, and their operands. */
 static wrpo__jv wrpo__joperation(wrpo__jinja *J, int least) {
-    const int depth = J->depth;
+    int depth = J->depth;
     wrpo__jv v;
     wrpo__jenter(J);
     if (least <= WRPO__J_NOT && wrpo__jtake(J, "not")) v = wrpo__jbool(!wrpo__jtruth(wrpo__joperation(J, WRPO__J_NOT)));
     else v = wrpo__jsigned(J, true);
     for (int last = -1; wrpo__jtoken_at(J)->level >= least; wrpo__jenter(J)) {
-        const int level = wrpo__jtoken_at(J)->level, op = wrpo__jtoken_at(J)->op;
+        int level = wrpo__jtoken_at(J)->level, op = wrpo__jtoken_at(J)->op;
         if (level == WRPO__J_COMPARES && last == level) wrpo__jrefuse(J, "a chain of comparisons");
-        wrpo__jgo(J, J->at + 1);
+        wrpo__jnext(J);
         if (op == 'n') wrpo__jneed(J, "in");
-        const bool decided = (op == '|' || op == '&') && wrpo__jtruth(v) == (op == '|');
+        bool decided = (op == '|' || op == '&') && wrpo__jtruth(v) == (op == '|');
         J->idle += decided;
         wrpo__jv b = wrpo__joperation(J, level + 1);
         J->idle -= decided;
@@ -7241,17 +7250,18 @@ static wrpo__jv wrpo__joperation(wrpo__jinja *J, int least) {
     return v;
 }
 static wrpo__jv wrpo__jno_cond(wrpo__jinja *J) { return wrpo__joperation(J, 0); }
-/* value if condition else otherwise. The condition is needed first and comes second: the idle reader notes where it is. */
+/* value if condition else otherwise. The condition is needed first and comes second: the idle reader notes where. */
 static wrpo__jv wrpo__jexpr(wrpo__jinja *J) {
-    const int64_t first = J->at;
+    int64_t first = J->at;
     wrpo__jv v = NULL, otherwise = NULL;
     wrpo__jenter(J);
     if (J->idle || !J->tokens[first].jump) v = wrpo__joperation(J, 0);
     if (J->idle && wrpo__jat(J, "if")) J->tokens[first].jump = J->at;
     if (J->tokens[first].jump) {
         wrpo__jgo(J, J->tokens[first].jump + 1);
-        const bool holds = wrpo__jtruth(wrpo__joperation(J, 0));
-        const int64_t after = J->at;
+        wrpo__jv condition = wrpo__joperation(J, 0);
+        bool holds = !J->idle && wrpo__jtruth(condition);
+        int64_t after = J->at;
         if (holds) {
             wrpo__jgo(J, first);
             v = wrpo__joperation(J, 0);
@@ -7289,8 +7299,8 @@ static void wrpo__jtarget(wrpo__jinja *J, wrpo__jv value) {
     }
     J->depth--;
 }
-static void wrpo__jtargets(wrpo__jinja *J, wrpo__jv value, const char *end) {   /* a, b, c: one of them takes the value whole */
-    const int64_t begin = J->at;
+static void wrpo__jtargets(wrpo__jinja *J, wrpo__jv value, const char *end) {   /* a, b, c; one alone takes it whole */
+    int64_t begin = J->at;
     int64_t count = 0;
     bool comma = false;
     for (bool more = true; more && !wrpo__jat(J, end); count++) {
@@ -7314,12 +7324,12 @@ static void wrpo__jskip_body(wrpo__jinja *J, int64_t head) {
     if (J->idle) J->tokens[head].jump = J->at;
     else wrpo__jgo(J, J->tokens[head].jump);
 }
-static void wrpo__jif(wrpo__jinja *J) {                /* after `if` */
+static void wrpo__jif(wrpo__jinja *J) {   /* after `if` */
     bool done = false;
     do {
-        const int64_t head = J->at - 1;
+        int64_t head = J->at - 1;
         if (J->idle || !done) {
-            const bool last = wrpo__jword("else", J->tokens[head].value);
+            bool last = wrpo__jword("else", J->tokens[head].value);
             wrpo__jv condition = last ? wrpo__jbool(true) : wrpo__jtuple(J, wrpo__jno_cond, "");
             done = wrpo__jtruth(condition);
             if (J->idle || done) wrpo__jbody(J, last ? "endif" : "elif else endif", NULL);
@@ -7330,15 +7340,15 @@ static void wrpo__jif(wrpo__jinja *J) {                /* after `if` */
     wrpo__jneed(J, "endif");
 }
 struct wrpo__jloop {
-    int64_t target, condition, index0;                 /* condition 0: none */
+    int64_t target, condition, index0;   /* condition 0: none */
     wrpo__jval *outer;               /* scope */
     wrpo__jv base; int64_t next;     /* what it runs over; its next item to look at */
-    wrpo__jval *passed;              /* LIST: items that satisfy the condition, up to the one the loop is at or has looked ahead to */
+    wrpo__jval *passed;              /* LIST: its items that satisfy the condition, as far as anybody asked */
 };
 /* Does the loop have an item of this number? The condition sees an item only when somebody asks for it. */
 static bool wrpo__jloop_has(wrpo__jinja *J, wrpo__jloop *loop, int64_t index) {
     wrpo__jval *scope = J->scope;
-    const int64_t at = J->at;
+    int64_t at = J->at;
     while (loop->passed->count <= index && loop->next < loop->base->count) {
         wrpo__jv x = loop->base->items[loop->next++];
         bool passes = true;
@@ -7356,7 +7366,7 @@ static bool wrpo__jloop_has(wrpo__jinja *J, wrpo__jloop *loop, int64_t index) {
     return loop->passed->count > index;
 }
 static wrpo__jv wrpo__jloop_attr(wrpo__jinja *J, wrpo__jloop *loop, wrpo__jv name) {
-    const int64_t i = loop->index0;
+    int64_t i = loop->index0;
     if (wrpo__jword("index0", name)) return wrpo__jint(J, i);
     if (wrpo__jword("index", name)) return wrpo__jint(J, i + 1);
     if (wrpo__jword("first", name)) return wrpo__jbool(i == 0);
@@ -7365,14 +7375,14 @@ static wrpo__jv wrpo__jloop_attr(wrpo__jinja *J, wrpo__jloop *loop, wrpo__jv nam
     if (wrpo__jword("nextitem", name))
         return wrpo__jloop_has(J, loop, i + 1) ? loop->passed->items[i + 1] : wrpo__jundefined(J, name);
     if (!wrpo__jword("length revindex revindex0", name)) wrpo__jrefuse(J, "loop.%.*s", WRPO__J_SHOW(name));
-    wrpo__jloop_has(J, loop, INT64_MAX - 1);           /* to the end */
+    wrpo__jloop_has(J, loop, INT64_MAX - 1);   /* to the end */
     if (wrpo__jword("length", name)) return wrpo__jint(J, loop->passed->count);
     return wrpo__jint(J, loop->passed->count - i - wrpo__jword("revindex0", name));
 }
-static void wrpo__jfor(wrpo__jinja *J) {               /* after `for` */
+static void wrpo__jfor(wrpo__jinja *J) {   /* after `for` */
     wrpo__jloop *loop = WRPO__NEW(J->arena, wrpo__jloop);
-    const int64_t head = J->at - 1;
-    bool completed = false, broken = false;
+    int64_t head = J->at - 1;
+    bool completed = false, broken = false;   /* completed: one pass was not cut short; if not, `else` runs */
     loop->target = J->at;
     loop->outer = J->scope;
     wrpo__jtargets(J, NULL, "in");
@@ -7390,7 +7400,7 @@ static void wrpo__jfor(wrpo__jinja *J) {               /* after `for` */
         wrpo__jbody(J, "else endfor", NULL);
         J->loops--;
     } else {
-        const int64_t body = J->at;
+        int64_t body = J->at;
         wrpo__jv self = wrpo__jmake(J, (wrpo__jval){.kind = WRPO__J_LOOP, .loop = loop});
         loop->base = wrpo__jitems(J, over);
         loop->passed = wrpo__jnew(J, WRPO__J_LIST);
@@ -7409,8 +7419,8 @@ static void wrpo__jfor(wrpo__jinja *J) {               /* after `for` */
     }
     wrpo__jskip_body(J, head);
     if (wrpo__jtake(J, "else")) {
-        const int64_t other = J->at - 1;
-        if (J->idle || !completed) wrpo__jbody(J, "endfor", wrpo__jscope(J, J->scope));   /* also where `continue` cut every pass short */
+        int64_t other = J->at - 1;
+        if (J->idle || !completed) wrpo__jbody(J, "endfor", wrpo__jscope(J, J->scope));
         if (J->flow) return;
         wrpo__jskip_body(J, other);
     }
@@ -7423,8 +7433,8 @@ static wrpo__jv wrpo__jcapture(wrpo__jinja *J, const char *ends, wrpo__jval *sco
     J->out = out;
     return wrpo__jfinish(J, &text);
 }
-static void wrpo__jassign(wrpo__jinja *J) {            /* after `set` */
-    const int64_t target = J->at;
+static void wrpo__jassign(wrpo__jinja *J) {   /* after `set` */
+    int64_t target = J->at;
     wrpo__jv value;
     wrpo__jtargets(J, NULL, "=");
     if (wrpo__jat(J, "|")) wrpo__jrefuse(J, "a set block with a filter");
@@ -7434,7 +7444,7 @@ static void wrpo__jassign(wrpo__jinja *J) {            /* after `set` */
         wrpo__jneed(J, "endset");
     }
     if (J->idle) return;
-    const int64_t after = J->at;
+    int64_t after = J->at;
     wrpo__jgo(J, target);
     wrpo__jtargets(J, value, "=");
     wrpo__jgo(J, after);
@@ -7445,7 +7455,7 @@ static void wrpo__jparameters(wrpo__jinja *J, wrpo__jcall *c) {
     wrpo__jneed(J, "(");
     for (; !wrpo__jtake(J, ")"); wrpo__jcomma(J, ")")) {
         wrpo__jv name = wrpo__jname(J), v = c ? wrpo__jargument(J, c, name) : NULL;
-        const bool given = v != NULL;
+        bool given = v != NULL;
         if (optional && !wrpo__jat(J, "=")) wrpo__jexpected(J, "a default");
         if (!given) v = wrpo__jundefined(J, name);
         if (wrpo__jtake(J, "=")) {
@@ -7458,43 +7468,44 @@ static void wrpo__jparameters(wrpo__jinja *J, wrpo__jcall *c) {
         if (c) wrpo__jdict_put(J, J->scope, name, v);
     }
 }
-static void wrpo__jmacro(wrpo__jinja *J) {             /* after `macro` */
-    const int64_t head = J->at - 1;
+static void wrpo__jmacro(wrpo__jinja *J) {   /* after `macro` */
+    int64_t head = J->at - 1;
     wrpo__jv name = wrpo__jname(J);
+    wrpo__jv macro = wrpo__jmake(J, (wrpo__jval){.kind = WRPO__J_MACRO, .i = J->at, .scope = J->scope});
     if (J->idle) {
         wrpo__jparameters(J, NULL);
         wrpo__jbody(J, "endmacro", NULL);
-    } else wrpo__jdict_put(J, J->scope, name, wrpo__jmake(J, (wrpo__jval){.kind = WRPO__J_MACRO, .i = J->at, .scope = J->scope}));
+    } else wrpo__jdict_put(J, J->scope, name, macro);
     wrpo__jskip_body(J, head);
     wrpo__jneed(J, "endmacro");
 }
 static wrpo__jv wrpo__jcall_macro(wrpo__jinja *J, wrpo__jv macro, wrpo__jcall *c) {
-    const int64_t at = J->at;
+    int64_t at = J->at;
     wrpo__jval *scope = J->scope;
     J->scope = wrpo__jscope(J, macro->scope);
     wrpo__jgo(J, macro->i);
     wrpo__jparameters(J, c);
-    if (!wrpo__jall_bound(c)) wrpo__jfail(J, "a macro is given arguments it does not name");
+    if (!wrpo__jbound_all(c)) wrpo__jfail(J, "a macro is given arguments it does not name");
     wrpo__jv text = wrpo__jcapture(J, "endmacro", NULL);
     J->scope = scope;
     wrpo__jgo(J, at);
     return text;
 }
 static void wrpo__jstatement(wrpo__jinja *J) {
-    const int loops = J->loops;
+    int loops = J->loops;
     if (wrpo__jtake(J, "if")) wrpo__jif(J);
     else if (wrpo__jtake(J, "for")) wrpo__jfor(J);
     else if (wrpo__jat(J, "break continue")) {
         if (J->idle && loops == 0) wrpo__jexpected(J, "a loop around this");
         if (!J->idle) J->flow = wrpo__jat(J, "break") ? WRPO__J_BREAK : WRPO__J_CONTINUE;
-        wrpo__jgo(J, J->at + 1);
+        wrpo__jnext(J);
     } else if (wrpo__jat(J, "block extends include import from autoescape call filter with print do debug trans"))
         wrpo__jrefuse(J, "statement \"%.*s\"", WRPO__J_SHOW(wrpo__jtoken_at(J)->value));
     else {
-        J->loops = 0;                                  /* break and continue do not reach out of these */
+        J->loops = 0;   /* break and continue do not reach out of these */
         if (wrpo__jtake(J, "set")) wrpo__jassign(J);
         else if (wrpo__jtake(J, "macro")) wrpo__jmacro(J);
-        else if (wrpo__jtake(J, "generation")) {       /* marks the assistant's text for a loss mask: here only text */
+        else if (wrpo__jtake(J, "generation")) {   /* marks the assistant's text for a loss mask: here only text */
             wrpo__jbody(J, "endgeneration", wrpo__jscope(J, J->scope));
             wrpo__jneed(J, "endgeneration");
         } else wrpo__jexpected(J, "a statement");
@@ -7503,7 +7514,7 @@ static void wrpo__jstatement(wrpo__jinja *J) {
 }
 static void wrpo__jclose(wrpo__jinja *J) {
     if (wrpo__jtoken_at(J)->kind != WRPO__J_CLOSE) wrpo__jexpected(J, "the end of the tag");
-    wrpo__jgo(J, J->at + 1);
+    wrpo__jnext(J);
 }
 /* Text, output and statements, up to the name of a tag of `ends` or to the end of the template. */
 static void wrpo__jblocks(wrpo__jinja *J, const char *ends) {
@@ -7512,7 +7523,7 @@ static void wrpo__jblocks(wrpo__jinja *J, const char *ends) {
         const wrpo__jtoken *t = wrpo__jtoken_at(J);
         if (t->kind == WRPO__J_END && *ends) wrpo__jexpected(J, ends);
         if (t->kind == WRPO__J_END) break;
-        wrpo__jgo(J, J->at + 1);
+        wrpo__jnext(J);
         if (t->kind == WRPO__J_TEXT) {
             if (!J->idle) wrpo__jputs(J, J->out, t->value);
             continue;
@@ -7526,7 +7537,7 @@ static void wrpo__jblocks(wrpo__jinja *J, const char *ends) {
     }
     J->depth--;
 }
-static void wrpo__jbody(wrpo__jinja *J, const char *ends, wrpo__jval *scope) {   /* of a tag; scope NULL: the current one */
+static void wrpo__jbody(wrpo__jinja *J, const char *ends, wrpo__jval *scope) {   /* scope NULL: the current one */
     wrpo__jval *outer = J->scope;
     wrpo__jclose(J);
     if (scope) J->scope = scope;
@@ -7555,7 +7566,7 @@ static void wrpo__jcompile(wrpo_tokenizer *tok, wrpo__template *t) {
     t->tokens = J.tokens;
 }
 static wrpo__jv wrpo__jfrom_json(wrpo__jinja *J, const wrpo_json *j) {
-    const bool object = j->kind == WRPO_JSON_OBJECT;
+    bool object = j->kind == WRPO_JSON_OBJECT;
     switch (j->kind) {
     case WRPO_JSON_NULL: return &wrpo__jnone;
     case WRPO_JSON_BOOL: return wrpo__jbool(j->boolean);
@@ -7593,10 +7604,10 @@ static void wrpo__chat_at(wrpo__arena *temp, wrpo_tokenizer *tok, const wrpo_jso
                           const wrpo_json *kwargs, time_t now, wrpo__text *out) {
     wrpo_ctx *ctx = tok->ctx;
     const wrpo_json *tools = wrpo__json_get(kwargs, "tools");
-    wrpo__template *t = &tok->chat[tok->chat[1].text && tools && tools->kind != WRPO_JSON_NULL];   /* transformers' choice */
+    wrpo__template *t = &tok->chat[tok->chat[1].text && tools && tools->kind != WRPO_JSON_NULL];   /* as transformers */
     if (!t->text)
-        wrpo__fail(ctx, WRPO_E_FORMAT, "%s: no chat template (chat_template.jinja, or chat_template in tokenizer_config.json)",
-                   tok->dir);
+        wrpo__fail(ctx, WRPO_E_FORMAT,
+                   "%s: no chat template (chat_template.jinja, or chat_template in tokenizer_config.json)", tok->dir);
     if (messages->kind != WRPO_JSON_ARRAY) wrpo__fail(ctx, WRPO_E_ARG, "chat: want an array of messages");
     if (!t->arena) t->arena = wrpo__sub_arena(tok->arena);
     if (!t->tokens) {
@@ -7606,7 +7617,8 @@ static void wrpo__chat_at(wrpo__arena *temp, wrpo_tokenizer *tok, const wrpo_jso
         wrpo__jcompile(tok, t);
         wrpo__current = current;
     }
-    wrpo__jinja J = {.ctx = ctx, .arena = temp, .tok = tok, .line = 1, .held = ctx->bytes, .now = now, .out = out, .tokens = t->tokens};
+    wrpo__jinja J = {.ctx = ctx, .arena = temp, .tok = tok, .tokens = t->tokens, .line = 1, .out = out,
+                     .held = ctx->bytes, .now = now};
     wrpo__jval *list = wrpo__jnew(&J, WRPO__J_LIST);
     J.scope = wrpo__jscope(&J, NULL);
     for (const wrpo_json *m = messages->child; m; m = m->next) {
@@ -7623,8 +7635,8 @@ static void wrpo__chat_at(wrpo__arena *temp, wrpo_tokenizer *tok, const wrpo_jso
         wrpo__jdict_put(&J, J.scope, wrpo__jbytes(&J, k->key, k->key_size), wrpo__jfrom_json(&J, k));
     wrpo__jblocks(&J, "");
 }
-static void wrpo__chat(wrpo_tokenizer *tok, const wrpo_json *messages, bool add_generation_prompt, const wrpo_json *kwargs,
-                       char **text, size_t *size) {
+static void wrpo__chat(wrpo_tokenizer *tok, const wrpo_json *messages, bool add_generation_prompt,
+                       const wrpo_json *kwargs, char **text, size_t *size) {
     wrpo__text out = {.arena = wrpo__current};
     wrpo__chat_at(wrpo__current, tok, messages, add_generation_prompt, kwargs, time(NULL), &out);
     *text = wrpo__handout(tok->ctx, out.data, out.size);
