@@ -6126,9 +6126,9 @@ static bool wrpo__jtruth(wrpo__jv v) {
 }
 static bool wrpo__jsame(wrpo__jv a, wrpo__jv b) { return a->n == b->n && memcmp(a->s, b->s, a->n) == 0; }
 static bool wrpo__jword(const char *words, wrpo__jv v) {   /* is it one of these words? */
-    for (size_t n; *words; words += n, words += strspn(words, " ")) {
-        n = strcspn(words, " ");
-        if (v->n == n && memcmp(words, v->s, n) == 0) return true;
+    for (size_t n; *words; words += n + (words[n] == ' ')) {
+        for (n = 0; words[n] && words[n] != ' '; n++) {}
+        if (n == v->n && memcmp(words, v->s, n) == 0) return true;
     }
     return false;
 }
@@ -7654,21 +7654,24 @@ WRPO_API wrpo_result wrpo_tokenizer_chat(wrpo_tokenizer *tok, const wrpo_json *m
 /* --------------------------------------------------------------------------------------------- >>data
    JSON lines of records to token ids.
 
-   A record is read into the prompt's messages and its answers, each a message with a role in the loss:
-     prompt    a string (a user's turn), a message, or a list of messages; or absent, where a conversation holds it
+   A record has a prompt and its answers, each of which has a role in the loss:
+     prompt    a string (what a user says), a message, or a list of messages; absent if a conversation has it
      chosen    a string, a message, or a conversation that ends in the answer: the target's answer of a pair;
-               or two and more messages of an assistant: candidates, the sources first, the target last
+               or two and more messages of an assistant: candidates, first the sources, then the target
      rejected  a string, a message or a conversation: one answer
      weights   with chosen: of the sources, divided by their sum; absent: equal
-     pairs     instead of the two: [{chosen, rejected, weight}, ...], one answer each: of one source a pair
-     messages  instead of the two: a conversation; its last message is the answer, for SFT
+     pairs     in place of the two: [{chosen, rejected, weight}, ...], one answer each; a pair is of one source
+     messages  in place of the two: a conversation; its last message is the answer, for SFT
      weight    of the record's loss
-   and may hold prompt_id, tools and chat_template_kwargs. Then it is tokenized in one of two ways:
+   It may have prompt_id, tools and chat_template_kwargs. It is tokenized in one of two ways:
      clean     the prompt's ids are what the model is given at inference; an answer's ids are what the template
-               writes after that, up to and including the turn's end token, once
+               writes after that, up to and including the first token that ends a turn
      authors   as the reference trainer does it, for parity                                                   */
-typedef struct wrpo__answer { wrpo_role role; const wrpo_json *message; double weight; int pair; } wrpo__answer;
-typedef struct wrpo__ids { int32_t *ids; int64_t first; } wrpo__ids;         /* stb array; scored from first */
+typedef struct wrpo__answer {
+    const wrpo_json *message;
+    wrpo_tokens tokens;              /* ids and count are set last */
+    int32_t *ids;                    /* stb array */
+} wrpo__answer;
 typedef struct wrpo__reading {       /* a file on its way into data */
     wrpo_ctx *ctx;
     wrpo_data *data;
@@ -7676,27 +7679,34 @@ typedef struct wrpo__reading {       /* a file on its way into data */
     wrpo_data_desc desc;             /* resolved */
     time_t now;                      /* one date for all templates that show one */
     int32_t *ends;                   /* stb array: the tokens that may end a turn: special ones and EOS */
-    /* of the record; in its arena, which goes when it is done */
+    /* of the current record, in its arena: */
     int64_t line;
     const char *id;
     const wrpo_json **prompt;        /* stb array of messages; NULL: not known yet */
+    int32_t *prompt_ids;             /* stb array */
     wrpo__answer *answers;           /* stb array */
     const wrpo_json *kwargs;         /* for the template; NULL: none */
     double weight;
-    bool tokenizing;                 /* an error now is the template's or the tokenizer's, and does not name the record yet */
+    bool tokenizing;                 /* an error now comes from below, and does not name the record yet */
 } wrpo__reading;
-_Noreturn WRPO__PRINTF(3, 4) static void wrpo__record_fail(wrpo__reading *in, const wrpo_json *at, const char *format, ...) {
+_Noreturn WRPO__PRINTF(3, 4)
+static void wrpo__record_fail(wrpo__reading *in, const wrpo_json *at, const char *format, ...) {
     char what[400];
     va_list args;
     va_start(args, format);
     vsnprintf(what, sizeof what, format, args);
     va_end(args);
     in->tokenizing = false;
-    wrpo__fail_at(in->ctx, WRPO_E_FORMAT, in->line, at ? at->column : 0, "%s:%lld: record \"%.80s\": %s", in->desc.path, (long long)in->line, in->id, what);
+    wrpo__fail_at(in->ctx, WRPO_E_FORMAT, in->line, at ? at->column : 0, "%s:%lld: record \"%.80s\": %s", in->desc.path,
+                  (long long)in->line, in->id, what);
 }
 _Noreturn static void wrpo__record_refuse(wrpo__reading *in, const wrpo_json *v, const char *what, const char *want) {
     wrpo__shown found;
     wrpo__record_fail(in, v, "%s: want %s, found %s", what, want, wrpo__json_found(found, v));
+}
+/* v must be absent or of this kind. */
+static void wrpo__record_want(wrpo__reading *in, const wrpo_json *v, wrpo_json_kind kind, const char *what) {
+    if (v && v->kind != kind) wrpo__record_refuse(in, v, what, wrpo__json_kind(kind));
 }
 
 /* ---- a line to messages. Nodes that are put together anew are shallow copies: a node is in one list only ---- */
@@ -7714,9 +7724,10 @@ static void wrpo__json_append(wrpo_json *parent, wrpo_json *v) {
     parent->count++;
 }
 static const wrpo_json *wrpo__message_of(const char *role, const wrpo_json *text) {   /* a bare string as a message */
-    wrpo_json *message = WRPO__NEW(wrpo__current, wrpo_json), r = {.kind = WRPO_JSON_STRING, .text = role, .size = strlen(role)};
-    message->kind = WRPO_JSON_OBJECT, message->line = text->line, message->column = text->column;
-    wrpo__json_append(message, wrpo__json_copy(wrpo__current, &r, "role"));
+    wrpo_json *message = WRPO__NEW(wrpo__current, wrpo_json);
+    const wrpo_json name = {.kind = WRPO_JSON_STRING, .text = role, .size = strlen(role)};
+    *message = (wrpo_json){.kind = WRPO_JSON_OBJECT, .line = text->line, .column = text->column};
+    wrpo__json_append(message, wrpo__json_copy(wrpo__current, &name, "role"));
     wrpo__json_append(message, wrpo__json_copy(wrpo__current, text, "content"));
     return message;
 }
@@ -7724,9 +7735,11 @@ static const wrpo_json *wrpo__message_of(const char *role, const wrpo_json *text
 static const wrpo_json **wrpo__messages(wrpo__reading *in, const wrpo_json *v, const char *role, const char *what) {
     const wrpo_json **list = NULL;
     bool many = v->kind == WRPO_JSON_ARRAY;
+    const char *want = many ? "messages" : "a string, a message or a list of messages";
     for (const wrpo_json *m = many ? v->child : v; m; m = many ? m->next : NULL) {
-        const wrpo_json *message = m->kind == WRPO_JSON_STRING ? wrpo__message_of(role, m) : m, *r = wrpo__json_get(message, "role");
-        if (message->kind != WRPO_JSON_OBJECT) wrpo__record_refuse(in, m, what, many ? "messages" : "a string, a message or a list of messages");
+        const wrpo_json *message = m->kind == WRPO_JSON_STRING ? wrpo__message_of(role, m) : m;
+        if (message->kind != WRPO_JSON_OBJECT) wrpo__record_refuse(in, m, what, want);
+        const wrpo_json *r = wrpo__json_get(message, "role");
         if (!r) wrpo__record_fail(in, message, "%s: want a message with a \"role\", found none", what);
         if (r->kind != WRPO_JSON_STRING) wrpo__record_refuse(in, r, what, "a string as \"role\"");
         stbds_arrput(list, message);
@@ -7734,13 +7747,17 @@ static const wrpo_json **wrpo__messages(wrpo__reading *in, const wrpo_json *v, c
     if (!list) wrpo__record_fail(in, v, "%s: want at least one message, found none", what);
     return list;
 }
-static bool wrpo__is_assistant(const wrpo_json *message) { return wrpo__json_is(wrpo__json_get(message, "role"), "assistant"); }
-static void wrpo__add_answer(wrpo__reading *in, wrpo_role role, const wrpo_json *message, double weight, int pair, const char *what) {
+static bool wrpo__is_assistant(const wrpo_json *message) {
+    return wrpo__json_is(wrpo__json_get(message, "role"), "assistant");
+}
+static void wrpo__add_answer(wrpo__reading *in, wrpo_role role, const wrpo_json *message, double weight, int pair,
+                             const char *what) {
     const wrpo_json *content = wrpo__json_get(message, "content");
     if (!content) wrpo__record_fail(in, message, "%s: want a message with a \"content\", found none", what);
     if (content->kind != WRPO_JSON_STRING) wrpo__record_refuse(in, content, what, "a string as \"content\"");
-    if (wrpo__jskip_space(content->text, content->size, 0) == content->size) wrpo__record_fail(in, message, "%s: want a response, found an empty one", what);
-    wrpo__answer answer = {role, message, weight, pair};
+    if (wrpo__jskip_space(content->text, content->size, 0) == content->size)
+        wrpo__record_fail(in, message, "%s: want a response, found an empty one", what);
+    const wrpo__answer answer = {.message = message, .tokens = {.role = role, .weight = weight, .pair = pair}};
     stbds_arrput(in->answers, answer);
 }
 static bool wrpo__json_same(const wrpo_json *a, const wrpo_json *b) {
@@ -7752,110 +7769,137 @@ static bool wrpo__json_same(const wrpo_json *a, const wrpo_json *b) {
         if (!wrpo__json_same(x, a->kind == WRPO_JSON_OBJECT ? wrpo__json_get(b, x->key) : y)) return false;
     return true;
 }
-/* The answer at the end of a conversation; the messages before it are the prompt, or agree with the one that is known. */
+/* The answer at the end of a conversation. The messages before it are the prompt, or the same as the prompt. */
 static const wrpo_json *wrpo__take_conversation(wrpo__reading *in, const wrpo_json **list, const char *what) {
-    const int64_t n = stbds_arrlen(list) - 1;
-    if (!wrpo__is_assistant(list[n])) wrpo__record_refuse(in, wrpo__json_get(list[n], "role"), what, "\"assistant\" as the last role");
-    if (n == 0) return list[0];
-    bool same = !in->prompt || stbds_arrlen(in->prompt) == n;
-    if (!in->prompt)
-        for (int64_t i = 0; i < n; i++) stbds_arrput(in->prompt, list[i]);
-    for (int64_t i = 0; same && i < n; i++)
-        same = wrpo__json_same(wrpo__json_get(list[i], "role"), wrpo__json_get(in->prompt[i], "role")) &&
-               wrpo__json_same(wrpo__json_get(list[i], "content"), wrpo__json_get(in->prompt[i], "content"));
+    static const char *const keys[] = {"role", "content"};
+    int64_t n = stbds_arrlen(list) - 1;
+    const wrpo_json *answer = list[n];
+    if (!wrpo__is_assistant(answer))
+        wrpo__record_refuse(in, wrpo__json_get(answer, "role"), what, "\"assistant\" as the last role");
+    if (n == 0) return answer;
+    if (!in->prompt) {
+        stbds_arrsetlen(list, (size_t)n);
+        in->prompt = list;
+    }
+    bool same = stbds_arrlen(in->prompt) == n;
+    for (int64_t i = 0; same && i < 2 * n; i++) {
+        const wrpo_json *mine = list[i / 2], *known = in->prompt[i / 2];
+        same = wrpo__json_same(wrpo__json_get(mine, keys[i % 2]), wrpo__json_get(known, keys[i % 2]));
+    }
     if (!same) wrpo__record_fail(in, list[0], "%s: want the prompt before the answer, found other messages", what);
-    return list[n];
+    return answer;
 }
-/* A number of at least 0; absent: otherwise. */
-static double wrpo__read_weight(wrpo__reading *in, const wrpo_json *v, const char *what, double otherwise) {
-    if (v && !(v->kind == WRPO_JSON_NUMBER && v->number >= 0 && v->number <= DBL_MAX)) wrpo__record_refuse(in, v, what, "a finite number of at least 0");
-    return v ? v->number : otherwise;
+static double wrpo__read_weight(wrpo__reading *in, const wrpo_json *v, const char *what) {   /* absent: 1 */
+    if (v && !(v->kind == WRPO_JSON_NUMBER && v->number >= 0 && v->number <= DBL_MAX))
+        wrpo__record_refuse(in, v, what, "a finite number of at least 0");
+    return v ? v->number : 1;
 }
-/* The sources' answers, which come first, share by their weights. */
+/* The weights of the sources' answers, which come first, are divided by their sum. */
 static void wrpo__share_weights(wrpo__reading *in, int64_t sources, const wrpo_json *at) {
     double sum = 0;
-    for (int64_t i = 0; i < sources; i++) sum += in->answers[i].weight;
+    for (int64_t i = 0; i < sources; i++) sum += in->answers[i].tokens.weight;
     if (!(sum > 0 && sum <= DBL_MAX)) wrpo__record_fail(in, at, "weights: want a positive sum, found %g", sum);
-    for (int64_t i = 0; i < sources; i++) in->answers[i].weight /= sum;
+    for (int64_t i = 0; i < sources; i++) in->answers[i].tokens.weight /= sum;
 }
 static void wrpo__read_answers(wrpo__reading *in, const wrpo_json *v, const wrpo_json *weights, bool chosen) {
     const char *what = chosen ? "chosen" : "rejected";
     const wrpo_json **list = wrpo__messages(in, v, "assistant", what), *w = weights ? weights->child : NULL;
-    const int64_t n = stbds_arrlen(list), sources = n - 1;
+    int64_t n = stbds_arrlen(list);
     bool candidates = n > 1;
     for (int64_t i = 0; i < n; i++) candidates = candidates && wrpo__is_assistant(list[i]);
+    int64_t sources = candidates ? n - 1 : 0;
     if (!chosen && candidates) wrpo__record_fail(in, v, "rejected: want one response, found %lld", (long long)n);
     if (weights && (weights->kind != WRPO_JSON_ARRAY || !candidates || weights->count != sources))
-        wrpo__record_fail(in, weights, "weights: want an array of a number for each source, %lld, found %lld", candidates ? (long long)sources : 0LL, (long long)weights->count);
-    if (!candidates) {
-        wrpo__add_answer(in, chosen ? WRPO_ROLE_TARGET : WRPO_ROLE_REJECTED, wrpo__take_conversation(in, list, what), 1, 0, what);
-        return;
-    }
-    for (int64_t i = 0; i < sources; i++, w = w ? w->next : NULL) wrpo__add_answer(in, WRPO_ROLE_SOURCE, list[i], wrpo__read_weight(in, w, "weights", 1), 0, what);
-    wrpo__share_weights(in, sources, v);
-    wrpo__add_answer(in, WRPO_ROLE_TARGET, list[sources], 1, 0, what);
+        wrpo__record_fail(in, weights, "weights: want an array of a number for each source, %lld, found %lld",
+                          (long long)sources, (long long)weights->count);
+    for (int64_t i = 0; i < sources; i++, w = w ? w->next : NULL)
+        wrpo__add_answer(in, WRPO_ROLE_SOURCE, list[i], wrpo__read_weight(in, w, "weights"), 0, what);
+    if (candidates) wrpo__share_weights(in, sources, v);
+    const wrpo_json *last = candidates ? list[n - 1] : wrpo__take_conversation(in, list, what);
+    wrpo__add_answer(in, chosen ? WRPO_ROLE_TARGET : WRPO_ROLE_REJECTED, last, 1, 0, what);
 }
 /* [{chosen, rejected, weight}, ...]: the chosen ones as sources, then the rejected ones; pairs are numbered from 1. */
 static void wrpo__read_pairs(wrpo__reading *in, const wrpo_json *pairs) {
     static const char *const sides[] = {"chosen", "rejected"};
     int64_t weighted = 0;
-    if (pairs->kind != WRPO_JSON_ARRAY || !pairs->count) wrpo__record_refuse(in, pairs, "pairs", "an array of {chosen, rejected}");
+    if (pairs->kind != WRPO_JSON_ARRAY || !pairs->count)
+        wrpo__record_refuse(in, pairs, "pairs", "an array of {chosen, rejected}");
     for (int side = 0; side < 2; side++) {
-        int k = 1;
-        for (const wrpo_json *p = pairs->child; p; p = p->next, k++) {
+        wrpo_role role = side ? WRPO_ROLE_REJECTED : WRPO_ROLE_SOURCE;
+        int number = 1;
+        for (const wrpo_json *p = pairs->child; p; p = p->next, number++) {
             if (p->kind != WRPO_JSON_OBJECT) wrpo__record_refuse(in, p, "pairs", "an object {chosen, rejected}");
             const wrpo_json *v = wrpo__present(p, sides[side]), *w = wrpo__present(p, "weight");
-            if (!v) wrpo__record_fail(in, p, "pairs: want \"chosen\" and \"rejected\", found no \"%s\"", sides[side]);
+            if (!v)
+                wrpo__record_fail(in, p, "pairs: want \"chosen\" and \"rejected\", found no \"%s\"", sides[side]);
             const wrpo_json **list = wrpo__messages(in, v, "assistant", sides[side]);
-            if (side == 0) weighted += w != NULL;
-            wrpo__add_answer(in, side ? WRPO_ROLE_REJECTED : WRPO_ROLE_SOURCE, wrpo__take_conversation(in, list, sides[side]), wrpo__read_weight(in, w, "weight", 1), k, sides[side]);
+            const wrpo_json *answer = wrpo__take_conversation(in, list, sides[side]);
+            wrpo__add_answer(in, role, answer, wrpo__read_weight(in, w, "weight"), number, sides[side]);
+            weighted += w && side == 0;
         }
     }
-    if (weighted && weighted != pairs->count) wrpo__record_fail(in, pairs, "pairs: want a weight for all of them or for none, found %lld of %lld", (long long)weighted, (long long)pairs->count);
+    if (weighted && weighted != pairs->count)
+        wrpo__record_fail(in, pairs, "pairs: want a weight for all of them or for none, found %lld of %lld",
+                          (long long)weighted, (long long)pairs->count);
     wrpo__share_weights(in, pairs->count, pairs);
-    for (int64_t i = 0; i < pairs->count; i++) in->answers[pairs->count + i].weight = in->answers[i].weight;
+    for (int64_t i = 0; i < pairs->count; i++)
+        in->answers[pairs->count + i].tokens.weight = in->answers[i].tokens.weight;
 }
-static void wrpo__read_head(wrpo__reading *in, const wrpo_json *root) {   /* what it is called, and what the template wants beside messages */
-    if (root->kind != WRPO_JSON_OBJECT) wrpo__record_refuse(in, root, "JSON", "an object");
-    const wrpo_json *id = wrpo__present(root, "prompt_id"), *tools = wrpo__present(root, "tools"), *kwargs = wrpo__present(root, "chat_template_kwargs");
-    if (id && id->kind != WRPO_JSON_STRING && id->kind != WRPO_JSON_NUMBER) wrpo__record_refuse(in, id, "prompt_id", "a string or a number");
+static void wrpo__read_head(wrpo__reading *in, const wrpo_json *root) {   /* its name; what else the template gets */
+    wrpo__record_want(in, root, WRPO_JSON_OBJECT, "JSON");
+    const wrpo_json *id = wrpo__present(root, "prompt_id"), *tools = wrpo__present(root, "tools");
+    const wrpo_json *kwargs = wrpo__present(root, "chat_template_kwargs");
+    if (id && id->kind != WRPO_JSON_STRING && id->kind != WRPO_JSON_NUMBER)
+        wrpo__record_refuse(in, id, "prompt_id", "a string or a number");
     if (id) in->id = id->text;
-    if (kwargs && kwargs->kind != WRPO_JSON_OBJECT) wrpo__record_refuse(in, kwargs, "chat_template_kwargs", "an object");
-    if (tools && tools->kind != WRPO_JSON_ARRAY) wrpo__record_refuse(in, tools, "tools", "an array");
-    if ((kwargs || tools) && in->desc.tokenization == WRPO_TOKENIZATION_AUTHORS)
-        wrpo__record_fail(in, tools ? tools : kwargs, "want no tools and no chat_template_kwargs: the authors' tokenization knows none");
     in->kwargs = NULL;
-    if (kwargs || tools) {
-        wrpo_json *all = WRPO__NEW(wrpo__current, wrpo_json);
-        all->kind = WRPO_JSON_OBJECT;
-        if (tools) wrpo__json_append(all, wrpo__json_copy(wrpo__current, tools, NULL));
-        for (const wrpo_json *k = kwargs ? kwargs->child : NULL; k; k = k->next) wrpo__json_append(all, wrpo__json_copy(wrpo__current, k, NULL));
-        in->kwargs = all;
-    }
+    wrpo__record_want(in, kwargs, WRPO_JSON_OBJECT, "chat_template_kwargs");
+    wrpo__record_want(in, tools, WRPO_JSON_ARRAY, "tools");
+    if (!kwargs && !tools) return;
+    if (in->desc.tokenization == WRPO_TOKENIZATION_AUTHORS)
+        wrpo__record_fail(in, tools ? tools : kwargs,
+                          "want no tools and no chat_template_kwargs: the authors' tokenization knows none");
+    wrpo_json *all = WRPO__NEW(wrpo__current, wrpo_json);
+    all->kind = WRPO_JSON_OBJECT;
+    if (tools) wrpo__json_append(all, wrpo__json_copy(wrpo__current, tools, NULL));
+    for (const wrpo_json *k = kwargs ? kwargs->child : NULL; k; k = k->next)
+        wrpo__json_append(all, wrpo__json_copy(wrpo__current, k, NULL));
+    in->kwargs = all;
+}
+static void wrpo__read_prompt(wrpo__reading *in, const wrpo_json *v, const char *what) {
+    if (v) in->prompt = wrpo__messages(in, v, "user", what);
 }
 static void wrpo__end_prompt(wrpo__reading *in) {
     const wrpo_json *last = stbds_arrlast(in->prompt);
-    if (wrpo__is_assistant(last)) wrpo__record_refuse(in, wrpo__json_get(last, "role"), "prompt", "another last role than the assistant's");
+    if (wrpo__is_assistant(last))
+        wrpo__record_refuse(in, wrpo__json_get(last, "role"), "prompt", "another last role than the assistant's");
 }
 static void wrpo__read_record(wrpo__reading *in, const wrpo_json *root) {
     wrpo__read_head(in, root);
     const wrpo_json *prompt = wrpo__present(root, "prompt"), *messages = wrpo__present(root, "messages");
     const wrpo_json *chosen = wrpo__present(root, "chosen"), *rejected = wrpo__present(root, "rejected");
-    const wrpo_json *pairs = wrpo__present(root, "pairs"), *weights = wrpo__present(root, "weights"), *weight = wrpo__present(root, "weight");
-    in->weight = wrpo__read_weight(in, weight, "weight", 1);
+    const wrpo_json *pairs = wrpo__present(root, "pairs"), *weights = wrpo__present(root, "weights");
+    in->weight = wrpo__read_weight(in, wrpo__present(root, "weight"), "weight");
     if (in->weight == 0) in->weight = WRPO_ZERO;
-    if (pairs && (chosen || rejected || messages)) wrpo__record_fail(in, pairs, "want \"pairs\" alone, or \"chosen\" and \"rejected\", or \"messages\"; found several");
-    if (weights && !chosen) wrpo__record_fail(in, weights, "weights: want them with the sources of \"chosen\", found no \"chosen\"");
+    if (pairs && (chosen || rejected || messages))
+        wrpo__record_fail(in, pairs,
+                          "want \"pairs\" alone, or \"chosen\" and \"rejected\", or \"messages\"; found several");
+    if (weights && !chosen)
+        wrpo__record_fail(in, weights, "weights: want them with the sources of \"chosen\", found no \"chosen\"");
     if (pairs) {
-        if (prompt) in->prompt = wrpo__messages(in, prompt, "user", "prompt");
+        wrpo__read_prompt(in, prompt, "prompt");
         wrpo__read_pairs(in, pairs);
     } else if (messages && !chosen && !rejected) {
         const wrpo_json **list = wrpo__messages(in, messages, "user", "messages");
-        if (stbds_arrlen(list) < 2) wrpo__record_fail(in, messages, "messages: want a prompt and an answer, found one message");
-        wrpo__add_answer(in, WRPO_ROLE_SOURCE, wrpo__take_conversation(in, list, "messages"), 1, 0, "messages");
+        if (stbds_arrlen(list) < 2)
+            wrpo__record_fail(in, messages, "messages: want a prompt and an answer, found one message");
+        const wrpo_json *answer = wrpo__take_conversation(in, list, "messages");
+        wrpo__add_answer(in, WRPO_ROLE_SOURCE, answer, 1, 0, "messages");
     } else {
-        if (!chosen || !rejected) wrpo__record_fail(in, root, "want \"chosen\" and \"rejected\", or \"messages\"; found no \"%s\"", chosen ? "rejected" : "chosen");
-        if (prompt) in->prompt = wrpo__messages(in, prompt, "user", "prompt");
+        if (!chosen || !rejected)
+            wrpo__record_fail(in, root, "want \"chosen\" and \"rejected\", or \"messages\"; found no \"%s\"",
+                              chosen ? "rejected" : "chosen");
+        wrpo__read_prompt(in, prompt, "prompt");
         wrpo__read_answers(in, chosen, weights, true);
         wrpo__read_answers(in, rejected, NULL, false);
     }
@@ -7864,295 +7908,335 @@ static void wrpo__read_record(wrpo__reading *in, const wrpo_json *root) {
 }
 
 /* ---- clean ---- */
-static void wrpo__render(wrpo__reading *in, const wrpo_json *const *messages, int64_t count, const wrpo_json *answer, bool add_generation_prompt, wrpo__text *out) {
+/* messages: an stb array, or NULL for none; answer: one more, unless NULL. */
+static wrpo__text wrpo__render(wrpo__reading *in, const wrpo_json *const *messages, const wrpo_json *answer,
+                               bool add_generation_prompt) {
+    wrpo__text out = {.arena = wrpo__current};
     wrpo_json all = {.kind = WRPO_JSON_ARRAY};
-    for (int64_t i = 0; i < count; i++) wrpo__json_append(&all, wrpo__json_copy(wrpo__current, messages[i], NULL));
+    for (int64_t i = 0; i < stbds_arrlen(messages); i++)
+        wrpo__json_append(&all, wrpo__json_copy(wrpo__current, messages[i], NULL));
     if (answer) wrpo__json_append(&all, wrpo__json_copy(wrpo__current, answer, NULL));
-    wrpo__chat_at(wrpo__current, in->tok, &all, add_generation_prompt, in->kwargs, in->now, out);
-    wrpo__text_add(out, "", 0);                        /* never NULL */
+    wrpo__chat_at(wrpo__current, in->tok, &all, add_generation_prompt, in->kwargs, in->now, &out);
+    wrpo__text_add(&out, "", 0);     /* never NULL */
+    return out;
 }
-/* Which part of `whole`, the conversation with its answer, is the response: from where `before`, the prompt as the
-   model gets it, ends; to behind the first end token after the answer's own text (which may hold such tokens as
-   well). Where that text begins and ends shows in a second rendering, with an answer that shares no character
-   with it: what both texts have in common in front and behind is the template's. false: no end token.         */
-static bool wrpo__response_span(wrpo__reading *in, const wrpo_json *message, const wrpo__text *before, const wrpo__text *whole, size_t *from, size_t *to) {
+static size_t wrpo__end_at(const wrpo__reading *in, const char *text, size_t n) {   /* bytes of an end token; 0: none */
+    size_t longest = 0;
+    for (int64_t t = 0; t < stbds_arrlen(in->ends); t++) {
+        const wrpo__token *token = &in->tok->tokens[in->ends[t]];
+        size_t size = (size_t)token->size;
+        if (size > longest && size <= n && memcmp(text, token->text, size) == 0) longest = size;
+    }
+    return longest;
+}
+/* Finds the response in `whole`, the conversation with its answer: from the end of `before`, the prompt as the model
+   gets it, through the first end token after the answer's own text (which may contain such tokens as well). A second
+   rendering shows where that text is. Its answer shares no character with the first one's, so what both renderings
+   have in common at their two ends is the template's. false: there is no end token.                          */
+static bool wrpo__response_span(wrpo__reading *in, const wrpo_json *message, const wrpo__text *before,
+                                const wrpo__text *whole, size_t *from, size_t *to) {
     static const char marks[] = "\1\2\3\4\5\6QZX";
     const wrpo_json *content = wrpo__json_get(message, "content");
-    const size_t n = whole->size;
+    size_t n = whole->size;
     size_t head = 0, tail = 0, k = 0;
     while (marks[k + 1] && memchr(content->text, marks[k], content->size)) k++;
     wrpo_json mark = {.kind = WRPO_JSON_STRING, .text = marks + k, .size = 1}, other = {.kind = WRPO_JSON_OBJECT};
-    for (const wrpo_json *v = message->child; v; v = v->next) wrpo__json_append(&other, wrpo__json_copy(wrpo__current, v == content ? &mark : v, v->key));
-    wrpo__text probe = {.arena = wrpo__current};
-    wrpo__render(in, in->prompt, stbds_arrlen(in->prompt), &other, false, &probe);
-    const size_t least = WRPO__MIN(n, probe.size);
+    for (const wrpo_json *v = message->child; v; v = v->next)
+        wrpo__json_append(&other, wrpo__json_copy(wrpo__current, v == content ? &mark : v, v->key));
+    const wrpo__text probe = wrpo__render(in, in->prompt, &other, false);
+    size_t least = WRPO__MIN(n, probe.size);
     while (head < least && whole->data[head] == probe.data[head]) head++;
     while (tail < least - head && whole->data[n - 1 - tail] == probe.data[probe.size - 1 - tail]) tail++;
-    if (head + tail >= n || head + tail >= probe.size) wrpo__record_fail(in, message, "the chat template does not show the response");
+    if (head + tail >= least) wrpo__record_fail(in, message, "the chat template does not show the response");
     *from = before->size;
     if (before->size > n - tail || memcmp(whole->data, before->data, before->size) != 0) {
-        *from = head;                /* a template that writes a prompt differently once it is answered */
-        while (*from > 0 && before->size && wrpo__jspace(whole->data[*from - 1]) && whole->data[*from - 1] != before->data[before->size - 1]) --*from;
+        /* A template that writes a prompt differently once it is answered: space that the prompt does not end in is
+           the response's. */
+        char last = before->size ? before->data[before->size - 1] : 0;
+        *from = head;
+        while (*from > 0 && last && wrpo__jspace(whole->data[*from - 1]) && whole->data[*from - 1] != last) --*from;
     }
     for (size_t i = n - tail; i < n; i++) {
-        size_t longest = 0;
-        for (int64_t t = 0; t < stbds_arrlen(in->ends); t++) {
-            const wrpo__token *token = &in->tok->tokens[in->ends[t]];
-            const size_t size = (size_t)token->size;
-            if (size > longest && size <= n - i && memcmp(whole->data + i, token->text, size) == 0) longest = size;
-        }
-        *to = i + longest;
-        if (longest) return true;
+        size_t size = wrpo__end_at(in, whole->data + i, n - i);
+        *to = i + size;
+        if (size) return true;
     }
     *to = n;
     return false;
 }
-/* The ids of `rest` behind the prompt's: both as one text, from which the prompt's ids are taken off, since families that
-   put a space in front of a text do so behind a special token as well. The prompt stays as it is at inference, so
-   where its last token would merge with the rest or swallow white space of it, the rest is tokenized on its own. */
-static void wrpo__encode_after(wrpo__reading *in, const wrpo__text *before, const int32_t *prompt, const char *rest, size_t n, int32_t **ids) {
-    const int64_t P = stbds_arrlen(prompt);
+/* The ids of `rest` after the prompt's. Both are tokenized as one text, from which the prompt's ids are taken off:
+   families that put a space before a text do so after a special token as well. The prompt stays as it is at
+   inference: where its last token would merge with the rest or swallow its white space, the rest is tokenized alone. */
+static void wrpo__encode_after(wrpo__reading *in, const wrpo__text *before, const char *rest, size_t n, int32_t **ids) {
+    const int32_t *prompt = in->prompt_ids;
+    int64_t P = stbds_arrlen(prompt);
     wrpo__text both = {.arena = wrpo__current};
     wrpo__text_add(&both, before->data, before->size);
     wrpo__text_add(&both, rest, n);
     wrpo__encode(in->tok, both.data, both.size, 0, ids);
-    bool swallows = P && n && in->tok->tokens[prompt[P - 1]].flags & WRPO__TOKEN_RSTRIP && wrpo__jskip_space(rest, n, 0) > 0;
-    if (!swallows && stbds_arrlen(*ids) >= P && (!P || memcmp(*ids, prompt, (size_t)P * sizeof *prompt) == 0)) {
+    bool strips = P && in->tok->tokens[prompt[P - 1]].flags & WRPO__TOKEN_RSTRIP;
+    bool swallows = strips && n && wrpo__jskip_space(rest, n, 0) > 0;
+    bool same = stbds_arrlen(*ids) >= P && (!P || memcmp(*ids, prompt, (size_t)P * sizeof *prompt) == 0);
+    if (same && !swallows) {
         if (P) stbds_arrdeln(*ids, 0, (size_t)P);
         return;
     }
     stbds_arrsetlen(*ids, 0);
     wrpo__encode(in->tok, rest, n, WRPO_TOKENIZER_CONTINUE, ids);
 }
-static void wrpo__tokenize_clean(wrpo__reading *in, wrpo__ids *prompt, wrpo__ids *out) {
-    const int64_t count = stbds_arrlen(in->prompt), K = stbds_arrlen(in->answers);
-    wrpo__text before = {.arena = wrpo__current};
-    wrpo__render(in, in->prompt, count, NULL, true, &before);
-    wrpo__encode(in->tok, before.data, before.size, 0, &prompt->ids);
-    const int64_t full = stbds_arrlen(prompt->ids), P = WRPO__MIN(full, in->desc.max_prompt_length);
-    for (int64_t k = 0; k < K; k++) {
-        wrpo__text whole = {.arena = wrpo__current};
+static void wrpo__tokenize_clean(wrpo__reading *in) {
+    const wrpo__text before = wrpo__render(in, in->prompt, NULL, true);
+    wrpo__encode(in->tok, before.data, before.size, 0, &in->prompt_ids);
+    int64_t full = stbds_arrlen(in->prompt_ids), P = WRPO__MIN(full, in->desc.max_prompt_length);
+    for (int64_t k = 0; k < stbds_arrlen(in->answers); k++) {
+        wrpo__answer *a = &in->answers[k];
+        const wrpo__text whole = wrpo__render(in, in->prompt, a->message, false);
         size_t from, to;
-        wrpo__render(in, in->prompt, count, in->answers[k].message, false, &whole);
-        bool ends = wrpo__response_span(in, in->answers[k].message, &before, &whole, &from, &to);
-        wrpo__encode_after(in, &before, prompt->ids, whole.data + from, to - from, &out[k].ids);
-        if (!ends && in->tok->eos >= 0) stbds_arrput(out[k].ids, in->tok->eos);
-        if (P + stbds_arrlen(out[k].ids) > in->desc.max_length) {   /* a response keeps its begin */
-            stbds_arrsetlen(out[k].ids, (size_t)(in->desc.max_length - P));
+        bool ends = wrpo__response_span(in, a->message, &before, &whole, &from, &to);
+        wrpo__encode_after(in, &before, whole.data + from, to - from, &a->ids);
+        if (!ends && in->tok->eos >= 0) stbds_arrput(a->ids, in->tok->eos);
+        if (P + stbds_arrlen(a->ids) > in->desc.max_length) {   /* a response keeps its beginning */
+            stbds_arrsetlen(a->ids, (size_t)(in->desc.max_length - P));
             in->data->stats.truncated_responses++;
         }
     }
-    if (full > P) stbds_arrdeln(prompt->ids, 0, (size_t)(full - P));          /* the prompt its end */
+    if (full > P) stbds_arrdeln(in->prompt_ids, 0, (size_t)(full - P));   /* the prompt keeps its end */
     in->data->stats.truncated_prompts += full > P;
 }
 
 /* ---- authors: tokenize_row of the reference trainer ----
-   The prompt is rendered without the generation prompt; each answer as a conversation of its own without BOS, so
-   that the assistant's header is scored with it. Both are tokenized as one text, in which the prompt is as long as
-   alone, or a token less if that would change it. EOS is appended once more. Truncation looks at the longest
-   response for all: the prompts keep their ends, then, if still needed, every response its begin.             */
-static void wrpo__tokenize_authors(wrpo__reading *in, wrpo__ids *prompt, wrpo__ids *out) {
-    const int64_t K = stbds_arrlen(in->answers), max_length = in->desc.max_length, max_prompt = in->desc.max_prompt_length;
+   The prompt is rendered without the generation prompt. Each answer is rendered as a conversation of its own without
+   BOS, so that the assistant's header is scored with it. Both are tokenized as one text. In it the prompt has as many
+   tokens as alone, or one less if they would differ. EOS is appended once more. Truncation goes by the longest
+   response: all prompts keep their ends, then, if that is not enough, every response its beginning.           */
+static void wrpo__tokenize_authors(wrpo__reading *in) {
+    int64_t K = stbds_arrlen(in->answers), max_length = in->desc.max_length, max_prompt = in->desc.max_prompt_length;
     const char *bos_token = in->tok->special[0];
-    const size_t bos = bos_token ? strlen(bos_token) : 0;
-    int32_t *alone = NULL;                             /* stb array */
+    size_t bos = bos_token ? strlen(bos_token) : 0;
+    const wrpo__answer *first = in->answers, *last = &in->answers[K - 1];
+    int32_t *alone = NULL;           /* stb array */
     int64_t longest = 0, shared = INT64_MAX;
     bool cut = false;
-    wrpo__text before = {.arena = wrpo__current};
-    if (in->tok->eos < 0) wrpo__fail(in->ctx, WRPO_E_ARG, "the authors' tokenization wants an eos_token, the tokenizer has none");
-    wrpo__render(in, in->prompt, stbds_arrlen(in->prompt), NULL, false, &before);
+    if (in->tok->eos < 0)
+        wrpo__fail(in->ctx, WRPO_E_ARG, "the authors' tokenization wants an eos_token, the tokenizer has none");
+    const wrpo__text before = wrpo__render(in, in->prompt, NULL, false);
     wrpo__encode(in->tok, before.data, before.size, 0, &alone);
-    for (int64_t k = 0; k < K; k++) {
-        wrpo__text turn = {.arena = wrpo__current}, whole = {.arena = wrpo__current};
-        wrpo__render(in, NULL, 0, in->answers[k].message, false, &turn);
-        size_t skip = bos && turn.size >= bos && memcmp(turn.data, bos_token, bos) == 0 ? bos : 0;
+    for (int64_t k = 0; k < K; k++) {   /* until the end, ids hold the prompt and the response */
+        wrpo__answer *a = &in->answers[k];
+        const wrpo__text reply = wrpo__render(in, NULL, a->message, false);
+        size_t skip = bos && reply.size >= bos && memcmp(reply.data, bos_token, bos) == 0 ? bos : 0;
+        wrpo__text whole = {.arena = wrpo__current};
         wrpo__text_add(&whole, before.data, before.size);
-        wrpo__text_add(&whole, turn.data + skip, turn.size - skip);
-        int32_t *ids = NULL;
-        wrpo__encode(in->tok, whole.data, whole.size, 0, &ids);
-        int64_t border = stbds_arrlen(alone), n = stbds_arrlen(ids);
-        if (border > n) wrpo__record_fail(in, in->answers[k].message, "with the response, the prompt has fewer tokens than alone: the authors' tokenization cannot tell them apart");
-        if (border && memcmp(ids, alone, (size_t)border * sizeof *ids) != 0) border--;
-        if (border == n) wrpo__record_fail(in, in->answers[k].message, "response %lld has no token", (long long)k + 1);
-        stbds_arrput(ids, in->tok->eos);
-        out[k] = (wrpo__ids){ids, border};             /* the prompt and the response, until below */
+        wrpo__text_add(&whole, reply.data + skip, reply.size - skip);
+        wrpo__encode(in->tok, whole.data, whole.size, 0, &a->ids);
+        int64_t border = stbds_arrlen(alone), n = stbds_arrlen(a->ids);
+        if (border > n)
+            wrpo__record_fail(in, a->message, "with the response, the prompt has fewer tokens than alone: "
+                              "the authors' tokenization cannot tell them apart");
+        if (border && memcmp(a->ids, alone, (size_t)border * sizeof *alone) != 0) border--;
+        if (border == n) wrpo__record_fail(in, a->message, "response %lld has no token", (long long)k + 1);
+        stbds_arrput(a->ids, in->tok->eos);
+        a->tokens.first = border;
         longest = WRPO__MAX(longest, n + 1 - border);
     }
-    for (int64_t k = 0; k < K - 1; k++) {              /* a chosen one's prompt and the rejected one's: at most one token may differ */
+    for (const wrpo__answer *a = first; a < last; a++) {   /* a chosen one's prompt and the rejected one's */
         int64_t other = 0;
-        for (int64_t i = 0; i < WRPO__MIN(out[k].first, out[K - 1].first); i++) other += out[k].ids[i] != out[K - 1].ids[i];
-        if (other > 1) wrpo__record_fail(in, in->answers[k].message, "the responses change more than the prompt's last token");
+        for (int64_t i = 0; i < WRPO__MIN(a->tokens.first, last->tokens.first); i++) other += a->ids[i] != last->ids[i];
+        if (other > 1) wrpo__record_fail(in, a->message, "the responses change more than the prompt's last token");
     }
     for (int64_t k = 0; k < K; k++) {
-        int64_t P = out[k].first;
+        wrpo__answer *a = &in->answers[k];
+        int64_t P = a->tokens.first, same = 0;   /* same: with the first one's prompt */
         if (P + longest > max_length && P > max_prompt) {
-            stbds_arrdeln(out[k].ids, 0, (size_t)(P - max_prompt));
-            out[k].first = P = max_prompt, cut = true;
+            stbds_arrdeln(a->ids, 0, (size_t)(P - max_prompt));
+            a->tokens.first = P = max_prompt;
+            cut = true;
         }
-        if (P + longest > max_length && stbds_arrlen(out[k].ids) - P > max_length - max_prompt) {
-            stbds_arrsetlen(out[k].ids, (size_t)(P + max_length - max_prompt));
+        if (P + longest > max_length && stbds_arrlen(a->ids) - P > max_length - max_prompt) {
+            stbds_arrsetlen(a->ids, (size_t)(P + max_length - max_prompt));
             in->data->stats.truncated_responses++;
         }
-        int64_t same = 0;                              /* with the first one's prompt */
-        while (same < P && same < out[0].first && out[k].ids[same] == out[0].ids[same]) same++;
+        while (same < P && same < first->tokens.first && a->ids[same] == first->ids[same]) same++;
         shared = WRPO__MIN(shared, same);
     }
     in->data->stats.truncated_prompts += cut;
-    if (shared == 0 && cut) wrpo__record_fail(in, NULL, "truncated, the responses' prompts have no token in common: want a shorter prompt or a larger max_prompt_length");
-    for (int64_t i = 0; i < shared; i++) stbds_arrput(prompt->ids, out[0].ids[i]);
-    for (int64_t k = 0; k < K; k++) {                  /* what is not shared stays with the response, unscored */
-        stbds_arrdeln(out[k].ids, 0, (size_t)shared);
-        out[k].first -= shared;
+    if (shared == 0 && cut)
+        wrpo__record_fail(in, NULL, "truncated, the responses' prompts have no token in common: "
+                          "want a shorter prompt or a larger max_prompt_length");
+    for (int64_t i = 0; i < shared; i++) stbds_arrput(in->prompt_ids, first->ids[i]);
+    for (int64_t k = 0; k < K; k++) {   /* what is not shared stays with the response, unscored */
+        stbds_arrdeln(in->answers[k].ids, 0, (size_t)shared);
+        in->answers[k].tokens.first -= shared;
     }
 }
 
-/* ---- lines of a file, but for blank ones ---- */
+/* ---- lines of a file, except blank ones ---- */
 typedef struct wrpo__lines { const wrpo__file *file; const char *text; size_t size, next; int64_t number; } wrpo__lines;
 static bool wrpo__next_line(wrpo__lines *l) {
     const char *data = (const char *)l->file->data;
-    if (!l->next && l->file->size >= 3 && memcmp(data, "\xEF\xBB\xBF", 3) == 0) l->next = 3;      /* a byte order mark: once, in front */
-    while (l->next < l->file->size) {
-        const char *at = data + l->next, *newline = memchr(at, '\n', l->file->size - l->next);
-        size_t n = newline ? (size_t)(newline - at) : l->file->size - l->next, blank = 0;
+    size_t end = l->file->size;
+    if (!l->next && end >= 3 && memcmp(data, "\xEF\xBB\xBF", 3) == 0) l->next = 3;   /* a byte order mark */
+    while (l->next < end) {
+        const char *at = data + l->next, *newline = memchr(at, '\n', end - l->next);
+        size_t n = newline ? (size_t)(newline - at) : end - l->next, blank = 0;
         l->next += n + (newline != NULL);
         l->number++;
         if (n && at[n - 1] == '\r') n--;
         while (blank < n && (at[blank] == ' ' || at[blank] == '\t')) blank++;
-        l->text = at, l->size = n;
+        l->text = at;
+        l->size = n;
         if (blank < n) return true;
     }
     return false;
 }
 
 /* ---- records ---- */
-static void wrpo__name_record(const wrpo__reading *in) {   /* in front of the sentence of an error from below */
+/* Puts the record's name before the sentence of an error from below. */
+static void wrpo__name_record(wrpo__reading *in) {
     wrpo_error *e = &in->ctx->error;
-    char place[256], sentence[sizeof e->text];
-    snprintf(place, sizeof place, "%.150s:%lld: record \"%.60s\": ", in->desc.path, (long long)in->line, in->id);
-    memcpy(sentence, e->text, sizeof sentence);
-    size_t n = strlen(place), m = WRPO__MIN(strlen(sentence), sizeof e->text - 1 - n);
-    memcpy(e->text, place, n);
-    memcpy(e->text + n, sentence, m);
-    e->text[n + m] = 0;
-    e->line = in->line, e->column = 0;
-}
-/* One line. An entry of its own, so that its arena goes with it and an error from below learns which record it is about. */
-static wrpo_result wrpo__load_line(wrpo__reading *in, const char *text, size_t n) {
-    WRPO__TRY(in->ctx, wrpo__arena_new(in->ctx), true) {
-        in->id = wrpo__format(wrpo__current, "line %lld", (long long)in->line);
-        in->prompt = NULL, in->answers = NULL;
-        wrpo__read_record(in, wrpo__json_parse(wrpo__current, in->desc.path, in->line, text, n));
-        const int64_t K = stbds_arrlen(in->answers);
-        wrpo__ids prompt = {0}, *out = wrpo__alloc(wrpo__current, (size_t)K, sizeof *out);
-        wrpo_tokens *responses = wrpo__alloc(wrpo__current, (size_t)K, sizeof *responses);
-        in->tokenizing = true;
-        if (in->desc.tokenization == WRPO_TOKENIZATION_AUTHORS) wrpo__tokenize_authors(in, &prompt, out);
-        else wrpo__tokenize_clean(in, &prompt, out);
-        in->tokenizing = false;
-        if (stbds_arrlen(prompt.ids) == 0) wrpo__record_fail(in, NULL, "the prompt has no token");
-        for (int64_t k = 0; k < K; k++) {
-            responses[k] = (wrpo_tokens){in->answers[k].role, out[k].ids, stbds_arrlen(out[k].ids), out[k].first, in->answers[k].weight, in->answers[k].pair};
-            if (responses[k].count <= responses[k].first) wrpo__record_fail(in, in->answers[k].message, "response %lld has no token", (long long)k + 1);
-        }
-        const wrpo_record record = {in->id, in->line, prompt.ids, stbds_arrlen(prompt.ids), responses, (int)K, in->weight};
-        wrpo__data_add(in->data, &record);
+    char name[256];
+    if (in->tokenizing && e->code != WRPO_E_MEMORY) {
+        size_t n = (size_t)snprintf(name, sizeof name, "%.150s:%lld: record \"%.60s\": ", in->desc.path,
+                                    (long long)in->line, in->id);
+        size_t m = WRPO__MIN(strlen(e->text), sizeof e->text - 1 - n);
+        memmove(e->text + n, e->text, m);
+        memcpy(e->text, name, n);
+        e->text[n + m] = 0;
+        e->line = in->line;
+        e->column = 0;
     }
-    if (wrpo__entry.failed && in->tokenizing && in->ctx->error.code != WRPO_E_MEMORY) wrpo__name_record(in);
     in->tokenizing = false;
+}
+static void wrpo__read_line(wrpo__reading *in, const char *text, size_t n) {
+    in->id = wrpo__format(wrpo__current, "line %lld", (long long)in->line);
+    in->prompt = NULL;
+    in->prompt_ids = NULL;
+    in->answers = NULL;
+    wrpo__read_record(in, wrpo__json_parse(wrpo__current, in->desc.path, in->line, text, n));
+    in->tokenizing = true;
+    if (in->desc.tokenization == WRPO_TOKENIZATION_AUTHORS) wrpo__tokenize_authors(in);
+    else wrpo__tokenize_clean(in);
+    in->tokenizing = false;
+    int64_t K = stbds_arrlen(in->answers), P = stbds_arrlen(in->prompt_ids);
+    wrpo_tokens *responses = wrpo__alloc(wrpo__current, (size_t)K, sizeof *responses);
+    if (P == 0) wrpo__record_fail(in, NULL, "the prompt has no token");
+    for (int64_t k = 0; k < K; k++) {
+        responses[k] = in->answers[k].tokens;
+        responses[k].ids = in->answers[k].ids;
+        responses[k].count = stbds_arrlen(in->answers[k].ids);
+        if (responses[k].count <= responses[k].first)
+            wrpo__record_fail(in, in->answers[k].message, "response %lld has no token", (long long)k + 1);
+    }
+    const wrpo_record record = {in->id, in->line, in->prompt_ids, P, responses, (int)K, in->weight};
+    wrpo__data_add(in->data, &record);
+}
+/* One line. An entry of its own: its arena goes with it, and an error from below learns which record it is about. */
+static wrpo_result wrpo__load_line(wrpo__reading *in, const char *text, size_t n) {
+    WRPO__CALL(in->ctx, wrpo__arena_new(in->ctx), true, wrpo__read_line(in, text, n));
+    if (wrpo__entry.failed) wrpo__name_record(in);
     return wrpo__end(&wrpo__entry);
 }
 static void wrpo__find_ends(wrpo__reading *in) {
-    for (int32_t id = 0; id < (int32_t)in->tok->size; id++)
-        if ((wrpo__is_special(in->tok, id) || id == in->tok->eos) && in->tok->tokens[id].size > 0) stbds_arrput(in->ends, id);
+    for (int32_t id = 0; id < (int32_t)in->tok->size; id++) {
+        bool may_end = wrpo__is_special(in->tok, id) || id == in->tok->eos;
+        if (may_end && in->tok->tokens[id].size > 0) stbds_arrput(in->ends, id);
+    }
 }
 static wrpo_data *wrpo__data_load(wrpo__arena *arena, wrpo_tokenizer *tok, const wrpo_data_desc *desc) {
     wrpo_ctx *ctx = arena->ctx;
     wrpo_data *data = WRPO__NEW(arena, wrpo_data);
     wrpo__reading in = {.ctx = ctx, .data = data, .tok = tok, .desc = *desc, .now = time(NULL)};
     int64_t *max_length = &in.desc.max_length, *max_prompt = &in.desc.max_prompt_length;
-    data->ctx = ctx, data->arena = arena;
+    data->ctx = ctx;
+    data->arena = arena;
     if (!desc->path) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_data_desc: want a path, found NULL");
     if (*max_length < 0 || *max_prompt < 0 || desc->limit < 0)
-        wrpo__fail(ctx, WRPO_E_ARG, "wrpo_data_desc: want max_length, max_prompt_length and limit of at least 0, found %lld, %lld and %lld",
-                   (long long)*max_length, (long long)*max_prompt, (long long)desc->limit);
+        wrpo__fail(ctx, WRPO_E_ARG, "wrpo_data_desc: want max_length, max_prompt_length and limit of at least 0, "
+                   "found %lld, %lld and %lld", (long long)*max_length, (long long)*max_prompt, (long long)desc->limit);
     if (!*max_length) *max_length = 2048;
     if (!*max_prompt) *max_prompt = WRPO__MAX(*max_length / 2048 * 1800 + *max_length % 2048 * 1800 / 2048, 1);
     if (*max_prompt >= *max_length)
-        wrpo__fail(ctx, WRPO_E_ARG, "max_prompt_length: want less than max_length, %lld, found %lld", (long long)*max_length, (long long)*max_prompt);
-    wrpo__arena *work = wrpo__sub_arena(arena);            /* what goes when the file is read */
-    const wrpo__file *f = wrpo__open_file(work, desc->path);
+        wrpo__fail(ctx, WRPO_E_ARG, "max_prompt_length: want less than max_length, %lld, found %lld",
+                   (long long)*max_length, (long long)*max_prompt);
+    wrpo__arena *work = wrpo__sub_arena(arena);   /* what goes when the file is read */
+    wrpo__lines lines = {.file = wrpo__open_file(work, desc->path)};
     wrpo__current = work;
     wrpo__find_ends(&in);
-    for (wrpo__lines l = {.file = f}; !(desc->limit && data->stats.records >= desc->limit) && wrpo__next_line(&l);) {
-        in.line = l.number;
-        wrpo__rethrow(ctx, wrpo__load_line(&in, l.text, l.size));
+    while (!(desc->limit && data->stats.records >= desc->limit) && wrpo__next_line(&lines)) {
+        in.line = lines.number;
+        wrpo__rethrow(ctx, wrpo__load_line(&in, lines.text, lines.size));
     }
     wrpo__current = arena;
     wrpo__arena_clear(work);
     if (!data->stats.records) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want records, found none", desc->path);
     if (data->stats.truncated_prompts || data->stats.truncated_responses)
-        wrpo__log(ctx, WRPO_LOG_WARN, "%s: %lld prompts and %lld responses were cut to fit %lld tokens, of which %lld for a prompt", desc->path,
-                  (long long)data->stats.truncated_prompts, (long long)data->stats.truncated_responses, (long long)*max_length, (long long)*max_prompt);
+        wrpo__log(ctx, WRPO_LOG_WARN,
+                  "%s: %lld prompts and %lld responses were cut to fit %lld tokens, of which %lld for a prompt",
+                  desc->path, (long long)data->stats.truncated_prompts, (long long)data->stats.truncated_responses,
+                  (long long)*max_length, (long long)*max_prompt);
     return data;
 }
 WRPO_API wrpo_result wrpo_data_load(wrpo_tokenizer *tok, const wrpo_data_desc *desc, wrpo_data **out) {
     *out = NULL;
-    WRPO__TRY(tok->ctx, wrpo__arena_new(tok->ctx), false) *out = wrpo__data_load(wrpo__entry.arena, tok, desc);
+    WRPO__CALL(tok->ctx, wrpo__arena_new(tok->ctx), false, *out = wrpo__data_load(wrpo__current, tok, desc));
     return wrpo__end(&wrpo__entry);
 }
 
 /* ---- for generation: the prompt alone, and what ends an answer ---- */
-static wrpo_result wrpo__prompt_ids(wrpo__reading *in, const wrpo_json *record, bool raw, int32_t **ids, int64_t *count) {
-    WRPO__TRY(in->ctx, wrpo__arena_new(in->ctx), true) {
-        int32_t *list = NULL;
-        wrpo__read_head(in, record);
-        const wrpo_json *prompt = wrpo__present(record, "prompt"), *messages = wrpo__present(record, "messages");
-        if (!prompt == !messages) wrpo__record_fail(in, record, "want either \"prompt\" or \"messages\", found %s", prompt ? "both" : "none");
-        if (raw && (messages || prompt->kind != WRPO_JSON_STRING)) wrpo__record_refuse(in, prompt ? prompt : messages, "raw prompt", "a string");
-        if (!raw) {
-            in->prompt = wrpo__messages(in, prompt ? prompt : messages, "user", prompt ? "prompt" : "messages");
-            wrpo__end_prompt(in);
-        }
-        wrpo__text text = {.arena = wrpo__current};
-        in->tokenizing = true;
-        if (raw) wrpo__text_add(&text, prompt->text, prompt->size);
-        else wrpo__render(in, in->prompt, stbds_arrlen(in->prompt), NULL, true, &text);
-        wrpo__encode(in->tok, text.data, text.size, raw ? WRPO_TOKENIZER_SPECIAL : 0, &list);
-        in->tokenizing = false;
-        if (stbds_arrlen(list) == 0) wrpo__record_fail(in, NULL, "the prompt has no token");
-        *ids = wrpo__handout(in->ctx, list, (size_t)stbds_arrlen(list) * sizeof *list);
-        *count = stbds_arrlen(list);
+static void wrpo__tokenize_prompt(wrpo__reading *in, const wrpo_json *record, bool raw, int32_t **ids, int64_t *count) {
+    wrpo__read_head(in, record);
+    const wrpo_json *prompt = wrpo__present(record, "prompt"), *messages = wrpo__present(record, "messages");
+    const wrpo_json *v = prompt ? prompt : messages;
+    wrpo__text text = {.arena = wrpo__current};
+    if (!prompt == !messages)
+        wrpo__record_fail(in, record, "want either \"prompt\" or \"messages\", found %s", prompt ? "both" : "none");
+    if (raw && (messages || v->kind != WRPO_JSON_STRING)) wrpo__record_refuse(in, v, "raw prompt", "a string");
+    if (!raw) {
+        wrpo__read_prompt(in, v, prompt ? "prompt" : "messages");
+        wrpo__end_prompt(in);
     }
-    if (wrpo__entry.failed && in->tokenizing && in->ctx->error.code != WRPO_E_MEMORY) wrpo__name_record(in);
+    in->tokenizing = true;
+    if (raw) wrpo__text_add(&text, v->text, v->size);
+    else text = wrpo__render(in, in->prompt, NULL, true);
+    wrpo__encode(in->tok, text.data, text.size, raw ? WRPO_TOKENIZER_SPECIAL : 0, &in->prompt_ids);
+    in->tokenizing = false;
+    int64_t P = stbds_arrlen(in->prompt_ids);
+    if (P == 0) wrpo__record_fail(in, NULL, "the prompt has no token");
+    *ids = wrpo__handout(in->ctx, in->prompt_ids, (size_t)P * sizeof **ids);
+    *count = P;
+}
+WRPO_API wrpo_result wrpo_tokenizer_prompt(wrpo_tokenizer *tok, const wrpo_tokenizer_prompt_desc *desc,
+                                           const wrpo_json *record, int32_t **ids, int64_t *count) {
+    char id[40];
+    wrpo__reading in = {.ctx = tok->ctx, .tok = tok, .desc.path = desc->name ? desc->name : "prompts", .id = id,
+                        .line = desc->line ? desc->line : record->line,
+                        .now = desc->now ? (time_t)desc->now : time(NULL)};
+    snprintf(id, sizeof id, "line %lld", (long long)in.line);
+    *ids = NULL;
+    *count = 0;
+    WRPO__CALL(tok->ctx, wrpo__arena_new(tok->ctx), true, wrpo__tokenize_prompt(&in, record, desc->raw, ids, count));
+    if (wrpo__entry.failed) wrpo__name_record(&in);
     return wrpo__end(&wrpo__entry);
 }
-WRPO_API wrpo_result wrpo_tokenizer_prompt(wrpo_tokenizer *tok, const wrpo_tokenizer_prompt_desc *desc, const wrpo_json *record, int32_t **ids, int64_t *count) {
-    char id[40];
-    wrpo__reading in = {.ctx = tok->ctx, .tok = tok, .desc.path = desc->name ? desc->name : "prompts", .line = desc->line ? desc->line : record->line,
-                        .now = desc->now ? (time_t)desc->now : time(NULL), .id = id};
-    snprintf(id, sizeof id, "line %lld", (long long)in.line);
-    *ids = NULL, *count = 0;
-    return wrpo__prompt_ids(&in, record, desc->raw, ids, count);
+static void wrpo__find_answer_end(wrpo_tokenizer *tok, int32_t *end) {
+    const wrpo_json said = {.kind = WRPO_JSON_STRING, .text = "x", .size = 1};
+    const wrpo_json *answer = wrpo__message_of("assistant", &said);
+    wrpo__reading in = {.ctx = tok->ctx, .tok = tok, .desc.path = "chat template", .id = "of stop tokens",
+                        .now = time(NULL)};
+    int32_t *ids = NULL;
+    size_t from, to;
+    wrpo__find_ends(&in);
+    stbds_arrput(in.prompt, wrpo__message_of("user", &said));
+    const wrpo__text before = wrpo__render(&in, in.prompt, NULL, true);
+    const wrpo__text whole = wrpo__render(&in, in.prompt, answer, false);
+    if (!wrpo__response_span(&in, answer, &before, &whole, &from, &to)) return;
+    wrpo__encode(tok, whole.data + from, to - from, WRPO_TOKENIZER_CONTINUE, &ids);
+    *end = stbds_arrlast(ids);
 }
-/* The token that ends an answer in the chat template; -1: it has none, raises on this conversation, or there is no template. */
+/* The token that ends an answer in the chat template; -1: it has none or raises here, or there is no template. */
 static wrpo_result wrpo__answer_end(wrpo_tokenizer *tok, int32_t *end) {
     *end = -1;
-    WRPO__TRY(tok->ctx, wrpo__arena_new(tok->ctx), true) {
-        const wrpo_json said = {.kind = WRPO_JSON_STRING, .text = "x", .size = 1};
-        wrpo__reading in = {.ctx = tok->ctx, .tok = tok, .desc.path = "chat template", .id = "of stop tokens", .now = time(NULL)};
-        wrpo__text before = {.arena = wrpo__current}, whole = {.arena = wrpo__current};
-        const wrpo_json *answer = wrpo__message_of("assistant", &said);
-        int32_t *ids = NULL;
-        size_t from, to;
-        wrpo__find_ends(&in);
-        stbds_arrput(in.prompt, wrpo__message_of("user", &said));
-        wrpo__render(&in, in.prompt, 1, NULL, true, &before);
-        wrpo__render(&in, in.prompt, 1, answer, false, &whole);
-        if (wrpo__response_span(&in, answer, &before, &whole, &from, &to)) {
-            wrpo__encode(tok, whole.data + from, to - from, WRPO_TOKENIZER_CONTINUE, &ids);
-            *end = stbds_arrlast(ids);
-        }
-    }
+    WRPO__CALL(tok->ctx, wrpo__arena_new(tok->ctx), true, wrpo__find_answer_end(tok, end));
     return wrpo__end(&wrpo__entry);
 }
 
@@ -8776,8 +8860,7 @@ static void wrpo__score_answers(wrpo__arena *temp, wrpo_reward *w, wrpo__reading
     int64_t *counts = wrpo__alloc(temp, (size_t)n, sizeof *counts);
     in->tok = w->tok, in->tokenizing = true;
     for (int64_t k = 0; k < n; k++) {
-        wrpo__text text = {.arena = temp};
-        wrpo__render(in, list, stbds_arrlen(list), wrpo__message_of("assistant", &answers[k]), false, &text);
+        const wrpo__text text = wrpo__render(in, list, wrpo__message_of("assistant", &answers[k]), false);
         wrpo__encode(w->tok, text.data, text.size, 0, &ids[k]);
         counts[k] = stbds_arrlen(ids[k]);
     }
