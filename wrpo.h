@@ -8205,6 +8205,11 @@ static void wrpo__tokenize_prompt(wrpo__reading *in, const wrpo_json *record, bo
     *ids = wrpo__handout(in->ctx, in->prompt_ids, (size_t)P * sizeof **ids);
     *count = P;
 }
+static wrpo_result wrpo__prompt_ids(wrpo__reading *in, const wrpo_json *record, bool raw, int32_t **ids, int64_t *count) {
+    WRPO__CALL(in->ctx, wrpo__arena_new(in->ctx), true, wrpo__tokenize_prompt(in, record, raw, ids, count));
+    if (wrpo__entry.failed) wrpo__name_record(in);
+    return wrpo__end(&wrpo__entry);
+}
 WRPO_API wrpo_result wrpo_tokenizer_prompt(wrpo_tokenizer *tok, const wrpo_tokenizer_prompt_desc *desc,
                                            const wrpo_json *record, int32_t **ids, int64_t *count) {
     char id[40];
@@ -8214,9 +8219,7 @@ WRPO_API wrpo_result wrpo_tokenizer_prompt(wrpo_tokenizer *tok, const wrpo_token
     snprintf(id, sizeof id, "line %lld", (long long)in.line);
     *ids = NULL;
     *count = 0;
-    WRPO__CALL(tok->ctx, wrpo__arena_new(tok->ctx), true, wrpo__tokenize_prompt(&in, record, desc->raw, ids, count));
-    if (wrpo__entry.failed) wrpo__name_record(&in);
-    return wrpo__end(&wrpo__entry);
+    return wrpo__prompt_ids(&in, record, desc->raw, ids, count);
 }
 static void wrpo__find_answer_end(wrpo_tokenizer *tok, int32_t *end) {
     const wrpo_json said = {.kind = WRPO_JSON_STRING, .text = "x", .size = 1};
