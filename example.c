@@ -502,6 +502,14 @@ static bool session_open(session *z, const settings *s) {
     wrpo_error why = {0};
     wrpo_desc desc = {.threads = (int)s->threads, .dtype = dtype_of(s->dtype), .memory_limit = (size_t)s->memory_limit, .log = {log_line, &z->screen}, .why = &why};
     z->screen.bar = isatty(fileno(stderr));
+    const char *cpu = getenv("WRPO_CPU");              /* which of the CPU's backends computes; for tests and comparisons */
+    if (cpu && *cpu && s->device != 1) {
+        desc.backend = wrpo_backend_find(cpu);
+        if (!desc.backend) {
+            complain("WRPO_CPU: want plain, generic, avx2, avx512 or amx, and a machine that has it; found %s", cpu);
+            return false;
+        }
+    }
     if (s->device == 1) {
 #ifdef WRPO_CUDA
         desc.backend = wrpo_backend_cuda();

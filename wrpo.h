@@ -1,13 +1,13 @@
 /* wrpo.h - Weighted-Reward Preference Optimization in one C header. MIT licence, at the end.
 
    --------------------------------------------------------------------------------------------- >>top
-   WRPO (Yang et al., ICLR 2025) fuses what different language models are good at into one of them, with no
-   alignment of vocabularies: source models answer the prompts, a reward model picks the best answer y_ws; the
-   model itself gives its best y_wt and its worst y_l; preference optimisation on such quadruples then moves it
-   from its own good answers toward the sources'. This file takes a Hugging Face checkpoint and a JSONL file of
-   quadruples and gives back a fine-tuned Hugging Face checkpoint, on the CPU, in float or bfloat16, without Python.
+   WRPO (Yang et al., ICLR 2025) fuses what different language models are good at into one of them, with no alignment
+   of vocabularies. Source models answer the prompts, and a reward model picks the best answer, y_ws. The model itself
+   gives its best answer, y_wt, and its worst, y_l. Preference optimization on such quadruples then moves the model from
+   its own good answers toward the sources'. This file takes a Hugging Face checkpoint and a JSONL file of quadruples
+   and gives back a fine-tuned Hugging Face checkpoint, on the CPU, in float or bfloat16, without Python.
 
-   In one C file of your project (the only dependency is stb_ds: Debian's libstb-dev):
+   In one C file of your project (the only dependency is stb_ds: Debian's libstb-dev, or stb_ds.h beside this file):
 
        #define WRPO_IMPLEMENTATION
        #include "wrpo.h"
@@ -24,58 +24,90 @@
         || wrpo_model_save(model, &(wrpo_save_desc){.dir = "fused"}))
            fprintf(stderr, "%s\n", wrpo_last_error(ctx)->text);
 
+   A prompt's text in, the answer's text out:
+
+       char *answer;
+       if (!wrpo_answer(model, tok, "Why is the sky blue?", NULL, &answer)) fputs(answer, stdout);
+       wrpo_free(ctx, answer);
+
+   One optimizer step on token ids (p, a, b and c are arrays of int32_t):
+
+       wrpo_trainer *t; wrpo_metrics m;
+       const wrpo_tokens y[] = {{.role = WRPO_ROLE_SOURCE, .ids = a, .count = 5},
+                                {.role = WRPO_ROLE_TARGET, .ids = b, .count = 4},
+                                {.role = WRPO_ROLE_REJECTED, .ids = c, .count = 6}};
+       const wrpo_record record = {.prompt = p, .prompt_count = 7, .responses = y, .count = 3};
+       const wrpo_train_desc desc = {.max_steps = 1, .warmup_ratio = WRPO_ZERO,
+                                     .alpha_schedule = WRPO_ALPHA_SCHEDULE_CONSTANT};
+       if (wrpo_data_from_ids(ctx, &record, 1, &data) || wrpo_trainer_new(model, data, &desc, &t)
+        || wrpo_trainer_step(t, &m)) ...
+
    Build:  cc -O2 -fopenmp main.c wrpo_impl.c -lm      without -fopenmp: one thread. No other flag is needed:
-           the hot loops pick AVX-512, AVX2 or portable code when the program runs.
+           the fast ops pick AVX-512, AVX2 or portable code when the program runs.
 
    Options, defined before the implementation:
        WRPO_API                  linkage of the public functions (extern); static makes the library private
-   At run time:
-       WRPO_CPU                  environment: avx512, avx2 or generic, to force a path (see >>cpu)
+       WRPO_NO_SIMD              leaves out the fast ops: the plain ones of >>ops serve on every machine
+       WRPO_STB_DS_H             stb_ds.h, as #include takes it: <stb/stb_ds.h>, or "stb_ds.h" where that is not found
+       WRPO_FILE                 this file, likewise, if you renamed it and your GCC is older than 12
 
-   Does NOT: train in float16, use other GPUs than NVIDIA's (wrpo_cuda.cu beside this file), read GGUF or pickled weights, quantise, run
-   mixture-of-experts or encoder models, or download anything. What a checkpoint asks for and this file does not
-   compute is refused by name, never ignored. No function exits, prints, or keeps state outside a context.
+   Does NOT: train in float16, read GGUF or pickled weights, quantize, run mixture-of-experts or encoder models, or
+   download anything. NVIDIA's GPUs need wrpo_cuda.cu, the file beside this one; there is no other GPU backend.
+   What a checkpoint asks for and this file does not compute is refused by name, never ignored. No function exits,
+   prints, or keeps state outside a context.
 
-   Contents (search for the tag)
-       >>api         every public declaration, documented
-       >>base        errors, arenas, text, files, threads, random numbers
-       >>loss        WRPO and its family, on one page; schedules of alpha and of the learning rate
-       >>ops         every op in plain C, forward above backward: what each one means
-       >>layout      the table of weights; memory measured, then assigned
-       >>model       the decoder, forward and backward, over packed records with a shared prompt
-       >>step        records of token ids -> packed batch -> log-probs -> loss -> gradients -> AdamW
+   Contents (search for the tag), with lines
+       >>api         720  every public declaration, documented
+       >>base        760  errors, arenas, text, files, threads, random numbers
+       >>loss        280  WRPO and its family, on one page; schedules of alpha and of the learning rate
+       >>ops         460  every op in plain C, forward above backward: what each one means
+       >>layout      330  the table of weights; memory measured, then assigned
+       >>model       540  the decoder, forward and backward, over packed records with a shared prompt
+       >>step        570  records of token ids -> packed batch -> log-probs -> loss -> gradients -> AdamW
        ---- Stop here if you only want the algorithm ----
-       >>json >>tensors >>checkpoint >>token >>chat >>data        from files to token ids, and back
-       >>generate    samples, over a cache of keys and values
-       >>reward      reward models
-       >>run         memory plan, reference cache, metrics, resume, the loop with files
-       >>recipe      candidates to records, splits, win rates
-       >>cpu         the fast ops: dispatch, SIMD, products, attention
-       >>end         the licence                                                                            */
+       >>json        460  from files to token ids, and back: this,
+                          >>tensors 420, >>checkpoint 520, >>token 1580, >>chat 1500, >>data 510
+       >>generate    470  samples, over a cache of keys and values
+       >>reward      360  reward models
+       >>run         530  memory plan, reference cache, metrics, resume, the loop with files
+       >>recipe      430  candidates to records, splits, win rates
+       >>cpu        1600  the fast ops: dispatch, SIMD, products, attention
+       >>end          23  the licence */
 /* ---------------------------------------------------------------------------------------------- >>api
    Every public declaration. Stop at "Stop here" if you only want to use the library.
 
-   Conventions. {0} is valid for every desc struct and means the documented default. 0 (WRPO_OK) is
-   success everywhere, so calls chain with ||. An out-parameter comes last; after a failure handles, arrays,
-   texts and their counts are NULL / 0, structs hold nothing to be read. The sentence that explains a failure
-   is in wrpo_last_error(ctx). Text is UTF-8. A context and everything made from it belong to one thread at a
-   time; different contexts are independent (but for the seed of stb_ds's maps, a race that shows in no result).
-   Shapes are row-major and use these letters:
+   Results. 0 (WRPO_OK) is success everywhere, so calls chain with ||. After a failure wrpo_last_error(ctx) has the
+   sentence: file, place, wanted, found. An out-parameter comes last; after a failure handles, arrays, texts and their
+   counts are NULL or 0, and structs hold nothing to be read.
+   Descs. {0} is valid for every desc and means the documented defaults; so does a desc of NULL.
+   Lifetimes. What is passed to a call must live until it returns; the library copies what it needs longer. Exceptions:
+     a context                     lives until everything made from it is freed
+     wrpo_desc                     its backend, memory, files and log, with their user pointers, live until wrpo_close
+     a trainer                     its policy, data and eval_data live until wrpo_trainer_free; its desc need not
+     wrpo_tensors, a frozen model  may be mapped files: these must not change until the object is freed
+   A pointer to const that is returned belongs to the object that was asked. An object that comes through an
+   out-parameter is freed by the function of its kind, text and arrays by wrpo_free. All of these take NULL.
+   Callbacks (allocator and logger too) run on the thread that made the call, before it returns. They must return: no
+   longjmp, no exception. They may call the library, but must not change or free what the call works with.
+   Threads. A context and everything made from it belong to one thread at a time; a call takes objects of one context.
+   Contexts are independent. (They share the seed of stb_ds's maps: a race that shows in no result.)
+   Text is UTF-8. Shapes are row-major and use these letters:
      n  rows (tokens) in a packed batch     D  hidden_size            V  vocab_size      L  layers
-     H  query heads    G  key/value heads   d  head_dim               I  intermediate_size              */
+     H  query heads    G  key/value heads   d  head_dim               I  intermediate_size */
 #ifndef WRPO_H
 #define WRPO_H
 #define WRPO_VERSION "0.1.0"
+#define WRPO_VERSION_NUMBER 100  /* 10000 major + 100 minor + patch */
 #if defined(WRPO_IMPLEMENTATION) && !defined(_FEATURES_H) && !defined(_POSIX_C_SOURCE)
-#define _POSIX_C_SOURCE 200809L      /* mmap, rename, fsync under -std=c11 */
+#define _POSIX_C_SOURCE 200809L  /* mmap, rename, fsync under -std=c11 */
 #endif
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
-#ifndef WRPO_API                     /* -DWRPO_API=static makes the library private to one file */
+#ifndef WRPO_API
 #define WRPO_API extern
 #endif
-#define WRPO_ZERO (-0.0)              /* an explicit zero in a desc, where 0 means "the default" */
+#define WRPO_ZERO (-0.0)     /* an explicit zero, for a double of a desc or record where 0 means "the default" */
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -83,223 +115,245 @@ extern "C" {
 /* ---- errors ---- */
 typedef enum wrpo_result {
     WRPO_OK,
-    WRPO_E_ARG,                      /* an impossible option or argument */
-    WRPO_E_MEMORY,                   /* the allocator returned NULL, or a size does not fit */
-    WRPO_E_IO,                       /* a file cannot be opened, read, written or renamed */
-    WRPO_E_FORMAT,                   /* a file says something it must not say */
-    WRPO_E_UNSUPPORTED,              /* valid, but not something this library computes */
-    WRPO_E_DEVICE,                   /* the backend failed */
-    WRPO_E_NOT_FINITE,               /* NaN or infinity where a number is needed */
-    WRPO_E_STOPPED                   /* a callback asked to stop */
+    WRPO_E_ARG,              /* an impossible option or argument */
+    WRPO_E_MEMORY,           /* the allocator returned NULL, or a size does not fit */
+    WRPO_E_IO,               /* a file cannot be opened, read, written or renamed */
+    WRPO_E_FORMAT,           /* a file says something it must not say */
+    WRPO_E_UNSUPPORTED,      /* valid, but not something this library computes */
+    WRPO_E_DEVICE,           /* the backend failed */
+    WRPO_E_NOT_FINITE,       /* NaN or infinity where a number is needed */
+    WRPO_E_STOPPED           /* a callback asked to stop */
 } wrpo_result;
-
-typedef struct wrpo_error {          /* of the context's last failed call */
+typedef struct wrpo_error {
     wrpo_result code;
-    int64_t line, column;            /* in the text file it is about, from 1; 0 where there is none */
-    char text[512];                  /* "model.safetensors: lm_head.weight: want [32000,4096], found [32000,2048]" */
+    int64_t line, column;    /* in the text file it is about, from 1; 0 where there is none */
+    char text[512];          /* "model.safetensors: lm_head.weight: want [32000,4096], found [32000,2048]" */
 } wrpo_error;
 
 /* ---- context: all state; no globals ---- */
 typedef enum wrpo_dtype { WRPO_DTYPE_DEFAULT, WRPO_DTYPE_F32, WRPO_DTYPE_BF16, WRPO_DTYPE_F16 } wrpo_dtype;
 typedef struct wrpo_ctx wrpo_ctx;
 typedef struct wrpo_backend wrpo_backend;
-typedef struct wrpo_allocator {      /* both functions or neither; {0} = malloc and free */
-    void *(*alloc)(size_t n, void *user);              /* NULL = out of memory, which is survived */
-    void (*free)(void *p, void *user);                 /* p is never NULL */
+typedef struct wrpo_allocator {  /* both functions or neither; {0} = malloc and free */
+    void *(*alloc)(size_t n, void *user);  /* NULL = out of memory: the call fails, nothing else */
+    void (*free)(void *p, void *user);  /* p is never NULL */
     void *user;
 } wrpo_allocator;
+/* Files from the caller in place of the file system, for all that a call is given to read. The library still writes to
+   the file system, and reads there what it wrote into out_dir or the directory of a save. A path that is no file is
+   taken for a directory: PATH/config.json and so on are asked for, some more than once. */
+typedef struct wrpo_files {
+    /* The file's bytes, valid until close; NULL: there is no such file. *handle is for close. 0 = the file system */
+    const void *(*open)(const char *path, size_t *size, void **handle, void *user);
+    void (*close)(void *handle, const void *data, void *user);  /* 0 = the bytes stay until wrpo_close */
+    /* The i-th name in a directory, from 0; NULL past the last. Only a save asks, to copy side files. 0 = no names */
+    const char *(*list)(const char *dir, int64_t i, void *user);
+    void *user;
+} wrpo_files;
 typedef enum wrpo_level { WRPO_LOG_INFO, WRPO_LOG_WARN } wrpo_level;
 typedef struct wrpo_logger { void (*fn)(wrpo_level level, const char *text, void *user); void *user; } wrpo_logger;
 typedef struct wrpo_desc {
-    const wrpo_backend *backend;     /* 0 = wrpo_backend_cpu() */
-    int threads;                     /* 0 = all that OpenMP offers; 1 without OpenMP */
-    wrpo_dtype dtype;                /* of the products' arithmetic, and of the matrices of models that are trained; 0 = the
-                                        backend's own: F32 on the CPU. BF16: a machine that multiplies bfloat16 in hardware rounds the
-                                        factors to it, sums are float, and the optimizer works on float masters, of which the matrices
-                                        are the high halves */
-    size_t memory_limit;             /* bytes that a training run may make the context hold; 0 = what the machine or device has free */
+    const wrpo_backend *backend;  /* 0 = wrpo_backend_cpu() */
+    int threads;             /* 0 = all that OpenMP offers; 1 without OpenMP */
+    wrpo_dtype dtype;        /* F32 or BF16; 0 = the backend's own, F32 on the CPU. BF16: products round their
+                                factors to bfloat16 where the machine multiplies it; sums stay float. A model
+                                to train has matrices of bfloat16, the high halves of float masters */
+    size_t memory_limit;     /* bytes that the context may hold in a training run; 0 = what is free */
     wrpo_allocator memory;
-    wrpo_logger log;                 /* 0 = silent; wrpo_log_stderr is one */
-    wrpo_error *why;                 /* filled if wrpo_open fails, when there is no context to ask; may be NULL */
+    wrpo_files files;
+    wrpo_logger log;         /* 0 = silent; wrpo_log_stderr is one */
+    wrpo_error *why;         /* filled if wrpo_open fails, as there is no context to ask; may be NULL */
 } wrpo_desc;
-WRPO_API wrpo_result wrpo_open(const wrpo_desc *desc /* NULL = {0} */, wrpo_ctx **out);
-WRPO_API void wrpo_close(wrpo_ctx *ctx);               /* after everything made from it; NULL is allowed */
-WRPO_API const wrpo_error *wrpo_last_error(const wrpo_ctx *ctx);   /* NULL ctx: "out of memory" */
-WRPO_API void wrpo_free(wrpo_ctx *ctx, void *p);       /* text and arrays that the library handed out; NULL is allowed */
-WRPO_API size_t wrpo_memory_peak(const wrpo_ctx *ctx); /* the most bytes held at once: its allocator's and a device's, but for the CPU backend's 4 MiB and 2 MiB a thread */
+WRPO_API wrpo_result wrpo_open(const wrpo_desc *desc, wrpo_ctx **out);
+WRPO_API void wrpo_close(wrpo_ctx *ctx);
+WRPO_API const wrpo_error *wrpo_last_error(const wrpo_ctx *ctx);  /* until the next one; NULL ctx: "out of memory" */
+WRPO_API void wrpo_free(wrpo_ctx *ctx, void *p);
+/* The most bytes held at once, a device's included; without the CPU backend's own 4 MiB + 2 MiB a thread. */
+WRPO_API size_t wrpo_memory_peak(const wrpo_ctx *ctx);
 WRPO_API void wrpo_log_stderr(wrpo_level level, const char *text, void *user);
 
 /* ---- JSON (RFC 8259, strict) ---- */
 typedef enum wrpo_json_kind { WRPO_JSON_NULL, WRPO_JSON_BOOL, WRPO_JSON_NUMBER, WRPO_JSON_STRING,
                               WRPO_JSON_ARRAY, WRPO_JSON_OBJECT } wrpo_json_kind;
-typedef struct wrpo_json {           /* read-only; lives until wrpo_json_free of its root */
+typedef struct wrpo_json {   /* read-only; lives until wrpo_json_free of its root */
     wrpo_json_kind kind;
     bool boolean;
-    bool exact;                      /* NUMBER: an integer without fraction or exponent that fits `integer` */
-    int32_t line, column;            /* where the value begins, from 1 */
-    const char *key; size_t key_size;    /* its name in the object around it; unescaped, NUL-terminated */
-    const char *text; size_t size;   /* STRING: unescaped, NUL-terminated (may hold NULs); NUMBER: as written */
+    bool exact;              /* NUMBER: an integer without fraction or exponent that fits `integer` */
+    int32_t line, column;    /* where the value begins, from 1 */
+    const char *key; size_t key_size;  /* its name in the object around it; unescaped, NUL-terminated */
+    const char *text; size_t size;  /* STRING: unescaped, NUL-terminated (may hold NULs); NUMBER: as written */
     double number; int64_t integer;
-    int64_t count;                   /* ARRAY, OBJECT: members */
+    int64_t count;           /* ARRAY, OBJECT: members */
     struct wrpo_json *child, *next;  /* first member; next sibling */
 } wrpo_json;
-/* name: what errors call the text. A duplicate key is an error. */
+/* name: what errors call the text (NULL = "JSON"). A duplicate key is an error. */
 WRPO_API wrpo_result wrpo_json_parse(wrpo_ctx *ctx, const char *name, const char *text, size_t size, wrpo_json **out);
 WRPO_API void wrpo_json_free(wrpo_ctx *ctx, wrpo_json *root);
-WRPO_API const wrpo_json *wrpo_json_get(const wrpo_json *object, const char *key);   /* NULL: absent, or no object */
-WRPO_API wrpo_result wrpo_json_quote(wrpo_ctx *ctx, const char *text, size_t size, char **out);  /* "..." with escapes; wrpo_free */
-WRPO_API wrpo_result wrpo_json_text(wrpo_ctx *ctx, const wrpo_json *value, char **out);   /* one line, numbers as they were written; wrpo_free */
+WRPO_API const wrpo_json *wrpo_json_get(const wrpo_json *object, const char *key);  /* NULL: absent, or no object */
+/* A string of JSON, "..." with escapes; a value on one line, numbers as they were written. wrpo_free(out). */
+WRPO_API wrpo_result wrpo_json_quote(wrpo_ctx *ctx, const char *text, size_t size, char **out);
+WRPO_API wrpo_result wrpo_json_text(wrpo_ctx *ctx, const wrpo_json *value, char **out);
 
 /* ---- safetensors: a file, a shard index or a directory; memory-mapped ---- */
 typedef struct wrpo_tensors wrpo_tensors;
-typedef struct wrpo_tensor_info {    /* pointers live as long as the wrpo_tensors */
-    const char *name, *dtype;        /* dtype as written: "F32", "BF16", ... */
-    const char *file;                /* the file it lies in */
+typedef struct wrpo_tensor_info {  /* lives as long as the wrpo_tensors */
+    const char *name, *dtype;  /* dtype as written: "F32", "BF16", ... */
+    const char *file;        /* the file that holds it */
     int ndim; const int64_t *shape;
     int64_t count; size_t bytes;
-    const void *data;                /* not aligned; little-endian */
+    const void *data;        /* not aligned; little-endian */
 } wrpo_tensor_info;
 WRPO_API wrpo_result wrpo_tensors_open(wrpo_ctx *ctx, const char *path, wrpo_tensors **out);
 WRPO_API void wrpo_tensors_close(wrpo_tensors *t);
 WRPO_API int64_t wrpo_tensors_count(const wrpo_tensors *t);
-WRPO_API const wrpo_tensor_info *wrpo_tensors_at(const wrpo_tensors *t, int64_t i);            /* sorted by name */
-WRPO_API const wrpo_tensor_info *wrpo_tensors_find(const wrpo_tensors *t, const char *name);   /* NULL: absent */
+WRPO_API const wrpo_tensor_info *wrpo_tensors_at(const wrpo_tensors *t, int64_t i);  /* sorted by name */
+WRPO_API const wrpo_tensor_info *wrpo_tensors_find(const wrpo_tensors *t, const char *name);  /* NULL: absent */
 
 /* ---- tokenizer and chat template: tokenizer.json, tokenizer_config.json, chat_template.jinja ---- */
 typedef struct wrpo_tokenizer wrpo_tokenizer;
 typedef enum wrpo_tokenizer_flags {
-    WRPO_TOKENIZER_SPECIAL = 1,         /* run the post-processor (adds BOS and the like) */
-    WRPO_TOKENIZER_CONTINUE = 2         /* the text continues an earlier one: nothing is prepended to it */
+    WRPO_TOKENIZER_SPECIAL = 1,  /* run the post-processor (adds BOS and the like) */
+    WRPO_TOKENIZER_CONTINUE = 2  /* the text continues an earlier one: nothing is prepended to it */
 } wrpo_tokenizer_flags;
 WRPO_API wrpo_result wrpo_tokenizer_load(wrpo_ctx *ctx, const char *dir, wrpo_tokenizer **out);
 WRPO_API void wrpo_tokenizer_free(wrpo_tokenizer *tok);
-WRPO_API int64_t wrpo_tokenizer_size(const wrpo_tokenizer *tok);      /* highest id + 1 */
-WRPO_API int32_t wrpo_tokenizer_bos(const wrpo_tokenizer *tok);       /* -1: none */
-WRPO_API int32_t wrpo_tokenizer_eos(const wrpo_tokenizer *tok);       /* -1: none */
+WRPO_API int64_t wrpo_tokenizer_size(const wrpo_tokenizer *tok);  /* highest id + 1 */
+WRPO_API int32_t wrpo_tokenizer_bos(const wrpo_tokenizer *tok);  /* -1: none */
+WRPO_API int32_t wrpo_tokenizer_eos(const wrpo_tokenizer *tok);  /* -1: none */
+/* flags: of wrpo_tokenizer_flags. wrpo_free(ids). */
 WRPO_API wrpo_result wrpo_tokenizer_encode(wrpo_tokenizer *tok, const char *text, size_t size, unsigned flags,
-                                 int32_t **ids, int64_t *count);      /* wrpo_free(ids) */
+        int32_t **ids, int64_t *count);
 WRPO_API wrpo_result wrpo_tokenizer_decode(wrpo_tokenizer *tok, const int32_t *ids, int64_t count, bool skip_special,
-                                 char **text, size_t *size);          /* wrpo_free(text); NUL-terminated */
-/* Renders the checkpoint's own template. messages: array of {role, content, ...}; kwargs: object of extra
+        char **text, size_t *size);  /* wrpo_free(text); NUL-terminated */
+/* Renders the checkpoint's own template. messages: an array of {role, content, ...}; kwargs: an object of extra
    variables, or NULL. A template's raise_exception is WRPO_E_FORMAT with its sentence. wrpo_free(text). */
 WRPO_API wrpo_result wrpo_tokenizer_chat(wrpo_tokenizer *tok, const wrpo_json *messages, bool add_generation_prompt,
-                               const wrpo_json *kwargs, char **text, size_t *size);
+        const wrpo_json *kwargs, char **text, size_t *size);
 
 /* ---- model: a Hugging Face directory in, a Hugging Face directory out ---- */
 typedef enum wrpo_rope_type { WRPO_ROPE_DEFAULT, WRPO_ROPE_LINEAR, WRPO_ROPE_LLAMA3, WRPO_ROPE_YARN,
                               WRPO_ROPE_DYNAMIC, WRPO_ROPE_LONGROPE } wrpo_rope_type;
-WRPO_API const char *wrpo_rope_name(int i);            /* "default", "linear", ..., in the order of the enum; NULL past the last */
-typedef struct wrpo_rope {           /* transformers' rope_parameters; zero where the type has no such number */
+typedef struct wrpo_rope {   /* transformers' rope_parameters; 0 where the type has no such number */
     wrpo_rope_type type;
-    int64_t dims;                    /* numbers of a head that turn; 0 = head_dim (Phi-3's partial_rotary_factor) */
+    int64_t dims;            /* elements of a head that are rotated; 0 = head_dim (Phi-3: a part of it) */
     double theta, factor, low_freq_factor, high_freq_factor;
     double beta_fast, beta_slow, attention_factor; bool yarn_truncate;
     int64_t original_max_position_embeddings;
-    float short_factor[256], long_factor[256];         /* longrope: [dims / 2], of sequences within the original length and beyond */
+    float short_factor[256], long_factor[256];  /* longrope: [dims / 2], for sequences up to that length; beyond */
 } wrpo_rope;
 typedef enum wrpo_head { WRPO_HEAD_LM, WRPO_HEAD_SCORE, WRPO_HEAD_VALUE, WRPO_HEAD_GATED } wrpo_head;
-typedef struct wrpo_config {         /* config.json, old and new spellings, defaults resolved */
-    char model_type[32];             /* "llama", "mistral", "qwen2", "qwen3", "gemma2", "phi3", "internlm2" */
+typedef struct wrpo_config {  /* config.json, old and new spellings, defaults resolved */
+    char model_type[32];     /* "llama", "mistral", "qwen2", "qwen3", "gemma2", "phi3", "internlm2" */
     int64_t vocab_size, hidden_size, intermediate_size, num_hidden_layers;
     int64_t num_attention_heads, num_key_value_heads, head_dim;
     int64_t max_position_embeddings;
-    int64_t sliding_window;          /* 0 = none: keys at most sliding_window - 1 positions back are seen */
-    uint64_t sliding_layers[8];      /* bit l: layer l has the window; the others attend in full. Up to 512 layers */
+    int64_t sliding_window;  /* a position sees itself and the sliding_window - 1 before it; 0 = all */
+    uint64_t sliding_layers[8];  /* bit l: layer l has the window; the others see all. Up to 512 layers */
     double rms_norm_eps, initializer_range;
     wrpo_rope rope;
-    bool attention_bias;             /* q, k, v */
-    bool output_bias;                /* o */
+    bool attention_bias;     /* q, k, v */
+    bool output_bias;        /* o */
     bool qk_norm;
     bool tie_word_embeddings;
-    bool gelu;                       /* the MLP's gate: gelu_tanh in place of silu */
-    bool norm_plus_one;              /* norms scale by 1 + w (not those of q and k) */
-    bool post_norms;                 /* norms on what attention and MLP add to the stream */
-    bool scale_embeddings;           /* by sqrt(D), rounded to the dtype of the context */
-    double query_pre_attn_scalar;    /* scores are scaled by its -0.5th power; 0 = head_dim */
-    double attn_logit_softcapping, final_logit_softcapping;   /* x -> cap tanh(x / cap); 0 = none */
-    wrpo_dtype dtype;                /* as the checkpoint states */
-    wrpo_head head;                  /* by "architectures": of a language model, or of a reward model (see there) */
-    int64_t pad_token_id, reward_token_id;             /* of reward models; -1 = none */
+    bool gelu;               /* the MLP's gate: gelu_tanh in place of silu */
+    bool norm_plus_one;      /* norms scale by 1 + w (those of q and k do not) */
+    bool post_norms;         /* norms on what attention and MLP add to the residual stream */
+    bool scale_embeddings;   /* by sqrt(D), rounded to the dtype of the context */
+    double query_pre_attn_scalar;  /* scores are scaled by its -0.5th power; 0 = head_dim */
+    double attn_logit_softcapping, final_logit_softcapping;  /* x -> cap tanh(x / cap); 0 = none */
+    wrpo_dtype dtype;        /* as the checkpoint states */
+    wrpo_head head;          /* by "architectures": LM, or the head of a reward model (see there) */
+    int64_t pad_token_id, reward_token_id;  /* of reward models; -1 = none */
     double gating_temperature;
 } wrpo_config;
-WRPO_API wrpo_result wrpo_config_load(wrpo_ctx *ctx, const char *path /* config.json or its directory */, wrpo_config *out);
+/* path: config.json or its directory. */
+WRPO_API wrpo_result wrpo_config_load(wrpo_ctx *ctx, const char *path, wrpo_config *out);
 
 typedef struct wrpo_model wrpo_model;
 typedef struct wrpo_model_desc {
     const char *dir;
-    bool frozen;                     /* not to be trained: matrices stay as the file has them, mapped into memory where they can be */
+    bool frozen;             /* not for training: matrices stay as the file has them, mapped where that is possible */
 } wrpo_model_desc;
-typedef struct wrpo_init_desc {      /* random weights: N(0, initializer_range), norms that scale by 1, biases 0 */
-    const char *config;              /* config.json or its directory */
-    const char *tokenizer_dir;       /* side files that a save copies; may be NULL */
-    uint64_t seed;                   /* counter-based: a tensor's numbers depend on seed, its name and the index */
-    wrpo_dtype dtype;                /* what a save writes by default; 0 = F32 */
+typedef struct wrpo_init_desc {
+    const char *config;      /* config.json or its directory */
+    const char *tokenizer_dir;  /* side files that a save copies; may be NULL */
+    uint64_t seed;           /* 0 = 42 */
+    wrpo_dtype dtype;        /* what a save writes by default; 0 = F32 */
 } wrpo_init_desc;
 typedef struct wrpo_save_desc {
-    const char *dir;                 /* made if absent */
-    wrpo_dtype dtype;                /* 0 = as loaded */
-    int64_t max_shard_size;          /* bytes; 0 = 5e9, as transformers */
+    const char *dir;         /* made if absent */
+    wrpo_dtype dtype;        /* 0 = as loaded */
+    int64_t max_shard_size;  /* bytes; 0 = 5e9, as transformers */
 } wrpo_save_desc;
-typedef struct wrpo_weight {         /* one tensor of the table of weights; cols 1 and vector true for norms and biases */
-    const char *name;                /* "model.layers.0.self_attn.q_proj.weight": in the Llama layout, whatever the family's files call it */
-    int64_t rows, cols; bool vector;
-    bool decay;                      /* takes weight decay: all but norms and biases */
-    wrpo_dtype dtype;                /* of data: F32, or BF16 for matrices only */
-    void *data;                      /* the backend's memory; read-only in a frozen model */
-    int64_t at;                      /* its place in arrays that mirror all weights (gradients, moments), in numbers */
+typedef struct wrpo_weight {  /* one tensor of the table of weights, in the Llama layout, for every family */
+    const char *name;        /* "model.layers.0.self_attn.q_proj.weight" */
+    int64_t rows, cols; bool vector;  /* norms and biases: cols 1, vector true */
+    bool decay;              /* takes weight decay: all except norms and biases */
+    wrpo_dtype dtype;        /* of data: F32, or BF16 for matrices only */
+    void *data;              /* [rows, cols] in the backend's memory; read-only in a frozen model */
+    int64_t at;              /* its first element in arrays that mirror all weights (gradients, moments) */
 } wrpo_weight;
 WRPO_API wrpo_result wrpo_model_load(wrpo_ctx *ctx, const wrpo_model_desc *desc, wrpo_model **out);
+/* Random weights: matrices N(0, initializer_range), norms that scale by 1, biases 0. An element depends on the seed,
+   its tensor's name and its index. init reads config.json. new takes a struct, and its model cannot be saved. */
 WRPO_API wrpo_result wrpo_model_init(wrpo_ctx *ctx, const wrpo_init_desc *desc, wrpo_model **out);
-/* Random weights for a config that the caller filled in: no file is read. */
 WRPO_API wrpo_result wrpo_model_new(wrpo_ctx *ctx, const wrpo_config *config, uint64_t seed, wrpo_model **out);
+/* Weights, config.json and side files. A save that is cut short leaves the old checkpoint, the new one, or a directory
+   that does not open. */
 WRPO_API wrpo_result wrpo_model_save(wrpo_model *model, const wrpo_save_desc *desc);
 WRPO_API void wrpo_model_free(wrpo_model *model);
-/* Config and tensors against each other, without reading a weight: what a load would say, in milliseconds. */
-WRPO_API wrpo_result wrpo_model_check(wrpo_ctx *ctx, const char *dir, wrpo_config *config, int64_t *parameters, wrpo_dtype *dtype);
+/* What a load would say of config and tensors, in milliseconds: no weight is read. */
+WRPO_API wrpo_result wrpo_model_check(wrpo_ctx *ctx, const char *dir, wrpo_config *config, int64_t *parameters,
+        wrpo_dtype *dtype);
 WRPO_API const wrpo_config *wrpo_model_config(const wrpo_model *model);
-WRPO_API int64_t wrpo_model_weights(const wrpo_model *model, const wrpo_weight **out);   /* the table; its length */
-WRPO_API int64_t wrpo_model_parameters(const wrpo_model *model);                         /* tied weights once */
+WRPO_API int64_t wrpo_model_weights(const wrpo_model *model, const wrpo_weight **out);  /* the table; its length */
+WRPO_API int64_t wrpo_model_parameters(const wrpo_model *model);  /* a tied weight counts once */
+/* Elements [first, first + count) of weight i of the table, as floats, from or to any backend's memory. Where there
+   are float masters, these; otherwise put rounds to the weight's dtype. put refuses a frozen model. */
+WRPO_API wrpo_result wrpo_weight_get(wrpo_model *model, int64_t i, int64_t first, int64_t count, float *out);
+WRPO_API wrpo_result wrpo_weight_put(wrpo_model *model, int64_t i, int64_t first, int64_t count, const float *values);
 
 /* ---- data: JSON lines of {prompt, chosen, rejected} or {messages} ---- */
 typedef enum wrpo_role { WRPO_ROLE_SOURCE, WRPO_ROLE_TARGET, WRPO_ROLE_REJECTED } wrpo_role;
-typedef enum wrpo_tokenization { WRPO_TOKENIZATION_CLEAN, WRPO_TOKENIZATION_AUTHORS } wrpo_tokenization;
+typedef enum wrpo_tokenization { WRPO_TOKENIZATION_CLEAN, WRPO_TOKENIZATION_AUTHORS } wrpo_tokenization;  /* >>data */
 typedef struct wrpo_data wrpo_data;
 typedef struct wrpo_data_desc {
     const char *path;
-    wrpo_tokenization tokenization;
-    int64_t max_length, max_prompt_length;   /* tokens; 0 = 2048, 1800 */
-    int64_t limit;                   /* read only the first records; 0 = all */
+    wrpo_tokenization tokenization;  /* 0 = clean */
+    int64_t max_length, max_prompt_length;  /* tokens; 0 = 2048, and 1800 / 2048 of max_length */
+    int64_t limit;           /* read only that many records; 0 = all */
 } wrpo_data_desc;
-typedef struct wrpo_tokens {         /* one response: ids[0..count), of which ids[first..count) are scored */
+typedef struct wrpo_tokens {  /* one response: ids[0..count), of which ids[first..count) are scored */
     wrpo_role role;
     const int32_t *ids; int64_t count, first;
-    double weight;                   /* among the sources of a record, where it sums to 1; of others 0 = 1 */
-    int pair;                        /* pair methods: compared with the rejected responses of the same number */
+    double share;            /* of a source among its record's sources: they sum to 1, or all are 0 = equal */
+    int pair_id;             /* pair methods compare a response with the rejected ones of the same pair_id */
 } wrpo_tokens;
-typedef struct wrpo_record {         /* a view; lives as long as the data */
-    const char *prompt_id;           /* "line 7" where the file has none */
+typedef struct wrpo_record {
+    const char *prompt_id;   /* "line 7" where the file has none; 0 = by number */
     int64_t line;
     const int32_t *prompt; int64_t prompt_count;
-    const wrpo_tokens *responses; int count;   /* sources first, then the target's, then the rejected ones */
-    double weight;                   /* of its loss in the batch's mean; 0 = 1 (WRPO_ZERO for none) */
+    const wrpo_tokens *responses; int count;  /* sources first, then the target's, then the rejected ones */
+    double weight;           /* of its loss in the batch's mean; 0 = 1 (WRPO_ZERO: it counts nothing) */
 } wrpo_record;
 typedef struct wrpo_data_stats {
-    int64_t records, prompt_tokens, response_tokens, longest;      /* longest: prompt + longest response */
+    int64_t records, prompt_tokens, response_tokens, longest;  /* longest: prompt + longest response */
     int64_t truncated_prompts, truncated_responses;
 } wrpo_data_stats;
 /* One line is one record. The keys, each with its forms (>>data):
-     prompt, chosen, rejected    a quadruple (chosen: source, target) or a pair; with K sources chosen has K + 1 answers, and
-     weights                     K numbers, divided by their sum, says what each counts for (absent: the same)
-     prompt, pairs               FuseRL: [{chosen, rejected, weight}, ...], a source's own best and worst each; weights likewise
-     messages                    SFT
-     tools, chat_template_kwargs an array and an object, for the chat template beside the messages
-     weight                      what the record's loss counts for (EAST), at least 0; 1 if absent                             */
+     prompt, chosen, rejected     a quadruple (chosen: source, target) or a pair. With K sources chosen has K + 1
+     weights                      K numbers, divided by their sum: the sources' shares (absent: equal)
+     prompt, pairs                FuseRL: [{chosen, rejected, weight}, ...], a source's own best and worst each
+     messages                     SFT
+     tools, chat_template_kwargs  an array and an object, for the chat template beside the messages
+     weight                       what the record's loss counts for (EAST), at least 0; 1 if absent
+   The tokenizer may be freed afterwards. */
 WRPO_API wrpo_result wrpo_data_load(wrpo_tokenizer *tok, const wrpo_data_desc *desc, wrpo_data **out);
-/* Records that are token ids already; everything is copied. */
+/* Records that are token ids already. All is copied. */
 WRPO_API wrpo_result wrpo_data_from_ids(wrpo_ctx *ctx, const wrpo_record *records, int64_t count, wrpo_data **out);
 WRPO_API void wrpo_data_free(wrpo_data *data);
 WRPO_API int64_t wrpo_data_count(const wrpo_data *data);
-WRPO_API wrpo_record wrpo_data_record(const wrpo_data *data, int64_t i);
+WRPO_API wrpo_record wrpo_data_record(const wrpo_data *data, int64_t i);  /* a view; lives as long as the data */
 WRPO_API wrpo_data_stats wrpo_data_get_stats(const wrpo_data *data);
 
 /* ---- the algorithm: pure, host, double. Log-probs in; loss and its derivatives out ---- */
@@ -307,361 +361,427 @@ typedef enum wrpo_method { WRPO_METHOD_WRPO, WRPO_METHOD_DPO, WRPO_METHOD_IPO, W
                            WRPO_METHOD_SIMPO, WRPO_METHOD_DPO_NORM, WRPO_METHOD_SFT } wrpo_method;
 typedef enum wrpo_pair { WRPO_PAIR_TARGET, WRPO_PAIR_SOURCE, WRPO_PAIR_BOTH } wrpo_pair;
 typedef struct wrpo_loss_desc {
-    wrpo_method method;
-    wrpo_pair pair;                  /* which (chosen, rejected) a pair method takes of a quadruple */
-    double beta;                     /* 0 = 0.01; 10 for simpo and dpo-norm */
-    double label_smoothing;          /* eps in [0, 0.5) */
-    double gamma_ratio;              /* simpo: gamma / beta; 0 = 0.3 */
-    bool ipo_sum;                    /* ipo on sums of log-probs in place of means over tokens */
+    wrpo_method method;      /* 0 = WRPO */
+    wrpo_pair pair;          /* what a pair method takes of a quadruple as chosen; 0 = the target's answer */
+    double beta;             /* 0 = 0.01; 10 for simpo and dpo-norm */
+    double label_smoothing;  /* eps in [0, 0.5); 0 = none */
+    double gamma_ratio;      /* simpo: gamma / beta; 0 = 0.3 (WRPO_ZERO for none) */
+    bool ipo_sum;            /* ipo on sums of log-probs in place of means over tokens */
 } wrpo_loss_desc;
-typedef struct wrpo_response {       /* one response of a record, as the loss sees it */
+typedef struct wrpo_response {  /* one response of a record, as the loss sees it */
     wrpo_role role;
-    double weight;                   /* of a source among the sources; 1 if there is one */
-    int64_t tokens;                  /* scored tokens |y| */
-    double logp, ref;                /* log pi(y|x) and log ref(y|x): sums over those tokens */
-    double dlogp;                    /* out: dL / d logp */
-    int pair;                        /* pair methods compare with the rejected responses of the same number; 0 where there is one pair */
+    double share;            /* of a source among the sources: they sum to 1 */
+    int64_t tokens;          /* scored tokens |y| */
+    double logp, ref;        /* log pi(y|x) and log ref(y|x): sums over those tokens */
+    double dlogp;            /* out: dL / d logp */
+    int pair_id;             /* as in wrpo_tokens; 0 where there is one pair */
 } wrpo_response;
-/* Loss of one record and, in r[i].dlogp, its derivatives. WRPO (Yang et al., ICLR 2025, eq. 5):
-     z = beta (alpha sum_i w_i d_si + (1 - alpha) d_t - d_l),  d = logp - ref,  L = -log sigmoid(z)
-   Several sources share by weight; several rejected responses count as their mean, of each pair for a pair method. With a
-   missing role (a pair without source, say) the method must not need it: otherwise *why says so, dlogp is 0 and NaN is
-   returned. A record without target is pairs of sources: a pair method takes them, whatever desc->pair. sft_tokens: the denominator of SFT's mean (scored tokens of the whole batch). */
-WRPO_API double wrpo_loss(const wrpo_loss_desc *desc, double alpha, wrpo_response *r, int n, double sft_tokens, const char **why);
+/* Loss of one record of n responses and, in r[i].dlogp, its derivatives. WRPO (Yang et al., ICLR 2025, eq. 5):
+     z = beta (alpha sum_i share_i d_i + (1 - alpha) d_t - d_l),  d = logp - ref,  L = -log sigmoid(z)
+   over the sources i, the target's answer t and the rejected l. Several rejected responses count as their mean; for a
+   pair method, as the mean of each pair. If a role is missing that the method needs, *why says so (NULL: not wanted),
+   dlogp is 0 and NaN is returned. A record without target is pairs of sources, which a pair method takes whatever
+   desc->pair is. sft_tokens: the denominator of SFT's mean, the scored tokens of the whole batch. */
+WRPO_API double wrpo_loss(const wrpo_loss_desc *desc, double alpha, wrpo_response *r, int n, double sft_tokens,
+        const char **why);
 
-typedef enum wrpo_alpha_schedule { WRPO_ALPHA_SCHEDULE_LINEAR, WRPO_ALPHA_SCHEDULE_CONSTANT, WRPO_ALPHA_SCHEDULE_POWER, WRPO_ALPHA_SCHEDULE_COSINE } wrpo_alpha_schedule;
-typedef enum wrpo_lr_schedule { WRPO_LR_SCHEDULE_COSINE, WRPO_LR_SCHEDULE_LINEAR, WRPO_LR_SCHEDULE_CONSTANT } wrpo_lr_schedule;
-/* The names on the command line ("wrpo", "dpo-norm", ...), in the order of the enums; NULL past the last. */
-WRPO_API const char *wrpo_method_name(int i);
-WRPO_API const char *wrpo_pair_name(int i);
-WRPO_API const char *wrpo_alpha_schedule_name(int i);
-WRPO_API const char *wrpo_lr_schedule_name(int i);
-/* alpha(k) = end * f(k / T): f(u) = u, 1, u^p, (1 - cos(pi u)) / 2; k clamped to [0, T]. */
+typedef enum wrpo_alpha_schedule { WRPO_ALPHA_SCHEDULE_LINEAR, WRPO_ALPHA_SCHEDULE_CONSTANT, WRPO_ALPHA_SCHEDULE_POWER,
+                                   WRPO_ALPHA_SCHEDULE_COSINE } wrpo_alpha_schedule;
+typedef enum wrpo_lr_schedule { WRPO_LR_SCHEDULE_COSINE, WRPO_LR_SCHEDULE_LINEAR,
+                                WRPO_LR_SCHEDULE_CONSTANT } wrpo_lr_schedule;
+/* Schedules over a run of T steps; its steps have k = 0 ... T - 1 steps done before them.
+   alpha(k) = end f(k / T), f(u) = u, 1, u^power (0 = 2), (1 - cos(pi u)) / 2. Unless it is constant, no step is trained
+   with the end value itself. k is clamped to [0, T]. */
 WRPO_API double wrpo_alpha(wrpo_alpha_schedule schedule, double power, double end, int64_t k, int64_t T);
-/* factor(k) of the peak rate: k / warmup below warmup, then cosine or line to 0 at T, or 1. */
+/* The factor of the learning rate: k / warmup for k < warmup, so that the first step of a run with warm-up changes no
+   weight; then from 1, by a cosine or a line, toward 0 at k = T, or 1. */
 WRPO_API double wrpo_lr_factor(wrpo_lr_schedule schedule, int64_t warmup, int64_t k, int64_t T);
 
-/* ---- log-probs ---- */
-/* For records [first, first + count): logps[count][K] (K: the largest response count of all records of data; NaN
-   where a record has fewer) and, if per_token is not NULL, a new array of every scored token's log-prob in order (wrpo_free). */
+/* ---- log-probs, hidden states ---- */
+/* For records [first, first + count): logps [count, K] (K: the most responses of a record in data; NaN where a record
+   has fewer) and, if per_token is not NULL, a new array of every scored token's log-prob in order (wrpo_free). */
 WRPO_API wrpo_result wrpo_logprobs(wrpo_model *model, const wrpo_data *data, int64_t first, int64_t count,
-                                   double *logps, float **per_token);
+        double *logps, float **per_token);
+/* Of count token ids as one sequence: hidden [count, D], after the final norm, and logits [count, V], capped where the
+   model caps them. NULL: not wanted. */
+WRPO_API wrpo_result wrpo_hidden(wrpo_model *model, const int32_t *ids, int64_t count, float *hidden, float *logits);
 
 /* ---- generation: many prompts and samples at once, over a cache of keys and values ----
-   A sample depends on the model, its prompt's ids and stream, its number, the seed and the settings of sampling; not on what
-   is computed beside it, the batch or the threads. */
+   A sample depends on the model, its prompt's ids and stream, its number, the seed and the settings of sampling. It
+   does not depend on what is computed beside it, nor on the batch or the threads. */
 typedef struct wrpo_prompt {
-    const int32_t *ids; int64_t count;                 /* as the model is given them: wrpo_tokenizer_prompt makes them */
-    uint64_t stream;                 /* of random numbers: a hash of the prompt's name, say */
-    bool own_temperature; double temperature;          /* own_temperature false: the desc's is used */
+    const int32_t *ids; int64_t count;  /* as the model is given them: wrpo_tokenizer_prompt makes them */
+    uint64_t stream;         /* of random numbers: a hash of the prompt's name, say */
+    bool own_temperature; double temperature;  /* own_temperature false: the desc's is used */
 } wrpo_prompt;
-typedef struct wrpo_sample {         /* lives until the callback returns */
-    const int32_t *ids; const float *logps; int64_t count;   /* log pi of each token, at temperature 1 and over the whole vocabulary */
-    const char *text; size_t size;   /* without stop token and special tokens; NULL where there is no tokenizer */
-    bool stopped;                    /* by a stop token, which is the last of ids; false: cut off */
+typedef struct wrpo_sample {  /* lives until the callback returns */
+    const int32_t *ids; const float *logps; int64_t count;  /* logps: at temperature 1, over the whole vocabulary */
+    const char *text; size_t size;  /* without stop token and special tokens; NULL where there is no tokenizer */
+    bool stopped;            /* by a stop token, which is the last of ids; false: cut off */
 } wrpo_sample;
 typedef struct wrpo_generate_desc {
-    wrpo_tokenizer *tokenizer;       /* for text and stop tokens; NULL = ids only */
-    int64_t n;                       /* samples of each prompt; 0 = 1 */
-    int64_t max_tokens;              /* of a sample; 0 = 2048. It ends at max_position_embeddings as well. Longrope turns a prompt and
-                                        its samples as sequences of so many tokens more than the prompt */
-    double temperature;              /* 0 = greedy: the likeliest token, of equal ones the first */
-    double top_p;                    /* from the likeliest tokens that have this probability together; 0 = 1: from all */
-    int64_t top_k;                   /* from the k likeliest; first top_k, then top_p of what is left; 0 = all */
-    uint64_t seed;                   /* 0 = 42 */
-    const int32_t *stop; int64_t stop_count;           /* NULL = wrpo_stop_tokens */
-    int64_t batch;                   /* samples decoded at once: speed against memory; 0 = 32; fewer where there is no room for them */
-    bool (*on_text)(int64_t prompt, int64_t sample, const char *utf8, size_t size, void *user);   /* as it comes, in whole characters */
-    bool (*on_done)(int64_t prompt, const wrpo_sample *samples /* [n] */, void *user);              /* in the order of the prompts */
+    wrpo_tokenizer *tokenizer;  /* for text and stop tokens; NULL = ids only */
+    int64_t n;               /* samples of each prompt; 0 = 1 */
+    int64_t max_tokens;      /* of a sample, which ends at max_position_embeddings as well; 0 = 2048. Longrope
+                                picks its factors by prompt length + max_tokens (at most the position limit) */
+    double temperature;      /* 0 = greedy: the likeliest token, of equal ones the first */
+    double top_p;            /* from the fewest likeliest tokens that have this probability together; 0 = 1: all */
+    int64_t top_k;           /* from the k likeliest; first top_k, then top_p of what is left; 0 = all */
+    uint64_t seed;           /* 0 = 42 */
+    const int32_t *stop; int64_t stop_count;  /* NULL = wrpo_stop_tokens */
+    int64_t batch;           /* samples decoded at once, fewer where memory is short; 0 = 32. Changes no sample */
+    /* Callbacks; one that returns false stops the call: WRPO_E_STOPPED. 0 = none. */
+    bool (*on_text)(int64_t prompt, int64_t sample, const char *utf8, size_t size, void *user);  /* whole characters */
+    bool (*on_done)(int64_t prompt, const wrpo_sample *samples /* [n] */, void *user); /* in the order of the prompts */
     bool (*on_step)(int64_t prompts /* done */, int64_t tokens /* made */, void *user);
-    void *user;                      /* a callback returning false stops cleanly: WRPO_E_STOPPED */
+    void *user;
 } wrpo_generate_desc;
-WRPO_API wrpo_generate_desc wrpo_generate_defaults(const wrpo_generate_desc *desc);   /* the zeros, resolved: log this */
-WRPO_API wrpo_result wrpo_generate(wrpo_model *model, const wrpo_prompt *prompts, int64_t count, const wrpo_generate_desc *desc);
-/* eos_token_id of generation_config.json, or of config.json where that has none, the tokenizer's EOS and the token that ends
-   an answer in its chat template (tok may be NULL); ascending. wrpo_free(ids). */
+WRPO_API wrpo_generate_desc wrpo_generate_defaults(const wrpo_generate_desc *desc);  /* zeros resolved: log this */
+WRPO_API wrpo_result wrpo_generate(wrpo_model *model, const wrpo_prompt *prompts, int64_t count,
+        const wrpo_generate_desc *desc);
+/* eos_token_id of generation_config.json, or of config.json where that has none; the tokenizer's EOS; the token that
+   ends an answer in its chat template (tok may be NULL). Ascending. wrpo_free(ids). */
 WRPO_API wrpo_result wrpo_stop_tokens(wrpo_model *model, wrpo_tokenizer *tok, int32_t **ids, int64_t *count);
 typedef struct wrpo_tokenizer_prompt_desc {
-    const char *name; int64_t line;  /* what errors call the record's place; 0 = "prompts" and the record's own line */
-    bool raw;                        /* no template: the prompt is a string, encoded as it is, BOS and the like included */
-    int64_t now;                     /* seconds since 1970 for templates that show the date; 0 = now */
+    const char *name; int64_t line;  /* what errors call the record's place; 0 = "prompts", the record's own line */
+    bool raw;                /* no template: the prompt is a string, encoded as it is, with BOS and the like */
+    int64_t now;             /* seconds since 1970, for templates that show the date; 0 = now */
 } wrpo_tokenizer_prompt_desc;
-/* The ids that training gives the model for the prompt of such a record ({prompt} or {messages}, tools, chat_template_kwargs):
-   what the template writes, with the generation prompt. wrpo_free(ids). */
-WRPO_API wrpo_result wrpo_tokenizer_prompt(wrpo_tokenizer *tok, const wrpo_tokenizer_prompt_desc *desc, const wrpo_json *record, int32_t **ids, int64_t *count);
+/* The ids that training gives the model for the prompt of a record ({prompt} or {messages}; tools,
+   chat_template_kwargs): what the template writes, with the generation prompt. wrpo_free(ids). */
+WRPO_API wrpo_result wrpo_tokenizer_prompt(wrpo_tokenizer *tok, const wrpo_tokenizer_prompt_desc *desc,
+        const wrpo_json *record, int32_t **ids, int64_t *count);
+/* A user's text in, the model's answer out, by the chat template. desc: as for wrpo_generate, with tok and n = 1.
+   wrpo_free(answer). */
+WRPO_API wrpo_result wrpo_answer(wrpo_model *model, wrpo_tokenizer *tok, const char *prompt,
+        const wrpo_generate_desc *desc, char **answer);
 
 /* ---- reward models: a conversation in, a number out ----
    A directory of any family above whose architecture ends in
-     ForSequenceClassification   score.weight [labels, D] on the last hidden state at the last token that is not pad_token_id
-     ForRewardModel              InternLM2's: v_head.weight [1, D] at reward_token_id, which is put behind the conversation
-     ForRewardModelWithGating    ArmoRM's: objectives at the last token, weighed by a gate that reads the prompt
-   The matrices stay in the file where they can. Conversations that begin alike are computed in one piece up to where they part. */
+     ForSequenceClassification   score.weight [labels, D] on the hidden state of the last token that is not pad_token_id
+     ForRewardModel              InternLM2's: v_head.weight [1, D] on that of reward_token_id, put at the end
+     ForRewardModelWithGating    ArmoRM's: objectives at the last token, weighted by a gate that reads the prompt
+   The model is frozen. Conversations that begin alike are computed in one piece up to where they part. */
 typedef struct wrpo_reward wrpo_reward;
 typedef struct wrpo_reward_desc {
     const char *dir;
-    int64_t label;                   /* which row of score.weight is the reward, from 1; 0 = it has only one */
-    int64_t micro_tokens;            /* rows computed at once, a longer conversation alone; 0 = 1024 */
+    int64_t label;           /* which row of score.weight is the reward, from 1; 0 = it has only one */
+    int64_t micro_tokens;    /* rows computed at once, a longer conversation alone; 0 = 1024 */
 } wrpo_reward_desc;
 WRPO_API wrpo_result wrpo_reward_load(wrpo_ctx *ctx, const wrpo_reward_desc *desc, wrpo_reward **out);
 WRPO_API void wrpo_reward_free(wrpo_reward *reward);
 WRPO_API const wrpo_config *wrpo_reward_config(const wrpo_reward *reward);
-/* Rewards of n answers to one prompt, by the model's own chat template. prompt: a string, a message or an array of messages. */
-WRPO_API wrpo_result wrpo_reward_score(wrpo_reward *reward, const wrpo_json *prompt, const char *const *answers, int64_t n, double *rewards);
-/* Rewards of n conversations of token ids, as the template makes them. */
-WRPO_API wrpo_result wrpo_reward_score_ids(wrpo_reward *reward, const int32_t *const *ids, const int64_t *counts, int64_t n, double *rewards);
-/* A file of candidates (see selection) or answers, {"prompt", "content"} a line, with their rewards; all else stays. */
+/* rewards[n] of n answers to one prompt, by the model's own chat template. prompt: a string, a message or an array of
+   messages. */
+WRPO_API wrpo_result wrpo_reward_score(wrpo_reward *reward, const wrpo_json *prompt, const char *const *answers,
+        int64_t n, double *rewards);
+/* rewards[n] of n conversations of token ids, as the template makes them: ids[i][counts[i]]. */
+WRPO_API wrpo_result wrpo_reward_score_ids(wrpo_reward *reward, const int32_t *const *ids, const int64_t *counts,
+        int64_t n, double *rewards);
+/* A file of candidates (see selection), or of {"prompt", "content"} lines, with their rewards; all else stays. */
 typedef struct wrpo_reward_file_desc {
-    const char *in, *out;            /* out appears when all is done, whole */
-    bool rescore;                    /* replace the rewards that are there; otherwise they are kept as they stand */
-    bool (*on_line)(int64_t done, int64_t lines, void *user); void *user;      /* after each; false stops: WRPO_E_STOPPED */
+    const char *in, *out;    /* out gets its name when it is whole */
+    bool rescore;            /* replace rewards that are there; false: keep them */
+    bool (*on_line)(int64_t done, int64_t lines, void *user); void *user;  /* after each; false: WRPO_E_STOPPED */
 } wrpo_reward_file_desc;
-typedef struct wrpo_reward_file_stats { int64_t prompts, scored, kept; double mean, least, most; } wrpo_reward_file_stats;   /* of scored ones; NaN: none */
-WRPO_API wrpo_result wrpo_reward_file(wrpo_reward *reward, const wrpo_reward_file_desc *desc, wrpo_reward_file_stats *out);
+typedef struct wrpo_reward_file_stats {
+    int64_t prompts, scored, kept;
+    double mean, least, most;  /* of the scored rewards; NaN: none */
+} wrpo_reward_file_stats;
+WRPO_API wrpo_result wrpo_reward_file(wrpo_reward *reward, const wrpo_reward_file_desc *desc,
+        wrpo_reward_file_stats *out);
 
-/* ---- selection: candidates with rewards -> records to train on; prompts -> two parts; answers -> a win rate ---- */
-/* A file of candidates has one line a prompt; several responses of a model are several entries; other keys are let be:
-     {"prompt_id", "prompt", "sources": [{"model", "content", "reward"}, ...], "target": [the same]}
-   and "tools" and "chat_template_kwargs" where the template was given them: they belong to the prompt. Lines of several files with one
-   prompt_id belong together, and those that have a prompt have the same; within a file a prompt_id occurs once. A reward that is not
-   a finite number is an error. A response without text is left out and counted. */
-typedef enum wrpo_form {             /* what a prompt becomes; best and worst by reward, on a tie the first in the order of the files */
-    WRPO_FORM_QUADS,                 /* chosen: the best source's answer, the target's best; rejected: the target's worst */
-    WRPO_FORM_SFT,                   /* messages: the prompt and the best source's answer */
-    WRPO_FORM_PAIR,                  /* chosen, rejected: best and worst of the source that has the best (FuseChat-3.0) */
-    WRPO_FORM_PAIRS                  /* pairs: best and worst of every source, weight softmax(best's reward / tau) (FuseRL) */
+/* ---- selection: candidates with rewards -> records to train on; prompts -> two parts; answers -> a win rate ----
+   A file of candidates has one line for each prompt; other keys are ignored:
+     {"prompt_id", "prompt", "sources": [{"model", "content", "reward"}, ...], "target": [likewise]}
+   "tools" and "chat_template_kwargs" belong to the prompt if the template was given them. A model with several
+   responses has several entries. Lines of several files with one prompt_id belong together, and those that have a
+   prompt have the same; within a file a prompt_id occurs once. A reward that is not a finite number is an error. A
+   response without text is left out and counted. */
+typedef enum wrpo_form {     /* what a prompt becomes, by reward; of equal rewards the first in the files' order */
+    WRPO_FORM_QUADS,         /* chosen: the best source's answer, the target's best; rejected: its worst */
+    WRPO_FORM_SFT,           /* messages: the prompt and the best source's answer */
+    WRPO_FORM_PAIR,          /* chosen, rejected: best and worst of the source that has the best (FuseChat-3.0) */
+    WRPO_FORM_PAIRS          /* pairs: best and worst of each source, weight softmax(best's reward / tau) (FuseRL) */
 } wrpo_form;
-WRPO_API const char *wrpo_form_name(int i);
 typedef struct wrpo_select_desc {
     const char *const *in; int64_t n_in;
-    const char *out;                 /* NULL: only the statistics */
-    wrpo_form form;
-    int64_t top;                     /* quads: this many sources, each one's best, weights softmax(reward / tau); 0 = 1 */
-    double tau;                      /* 0 = 1 */
-    double min_gap;                  /* rewards of chosen responses exceed the rejected one's by this; what does not is left out */
-    double entropy_power;            /* EAST: weight = H^power / entropy_scale, H in bits over the target's responses (the sources' */
-    double entropy_scale;            /* if there are none), the same where "answer", or else the text, is the same. 0 = no weight; 6.8 */
+    const char *out;         /* NULL: only the statistics */
+    wrpo_form form;          /* 0 = quads */
+    int64_t top;             /* quads: that many sources, each one's best, shares softmax(reward / tau); 0 = 1 */
+    double tau;              /* 0 = 1 */
+    double min_gap;          /* leave out what is not better than the rejected response by this; 0 = keep all */
+    /* EAST: weight = H^entropy_power / entropy_scale. H is the entropy in bits of the target's responses (of the
+       sources', if there are none); responses are alike whose "answer", or else text, is the same. */
+    double entropy_power;    /* 0 = no weight */
+    double entropy_scale;    /* 0 = 6.8 */
 } wrpo_select_desc;
-typedef struct wrpo_select_model { const char *name; int64_t responses, selected; double reward; } wrpo_select_model;   /* reward: its mean */
+typedef struct wrpo_select_model {
+    const char *name;
+    int64_t responses, selected;  /* selected: as a source's chosen one */
+    double reward;           /* the mean */
+} wrpo_select_model;
 typedef struct wrpo_select_stats {
     int64_t prompts, records;
-    int64_t no_source, no_target, equal, gap;          /* prompts left out: no such response, the same text on both sides, rewards too close */
-    int64_t empty;                   /* responses left out */
-    double reward[3], length[3];     /* means over the selected responses, by wrpo_role; length in characters; NaN: none */
-    wrpo_select_model *models; int64_t n_models;       /* in the order of the files; selected: as source. wrpo_free(models) */
+    int64_t no_source, no_target, equal, gap;  /* prompts left out: no such response, equal texts, too close */
+    int64_t empty;           /* responses left out */
+    double reward[3], length[3];  /* means over the selected, by wrpo_role; length in characters; NaN: none */
+    wrpo_select_model *models; int64_t n_models;  /* in the order of the files. wrpo_free(models) */
 } wrpo_select_stats;
 WRPO_API wrpo_result wrpo_select(wrpo_ctx *ctx, const wrpo_select_desc *desc, wrpo_select_stats *out);
 typedef struct wrpo_split_desc {
-    const char *in;                  /* JSON lines, a prompt each */
-    const char *out[2];              /* round(share N) lines go to the first, the rest to the second, as they are, in their order */
-    double share;                    /* 0 = 1/3, the paper's part for SFT */
-    uint64_t seed;                   /* 0 = 42 */
+    const char *in;          /* JSON lines, one for each prompt */
+    const char *out[2];      /* round(share N) lines, by chance, for the first; the rest; in their order */
+    double share;            /* 0 = 1/3, the paper's part for SFT */
+    uint64_t seed;           /* 0 = 42 */
 } wrpo_split_desc;
 WRPO_API wrpo_result wrpo_split(wrpo_ctx *ctx, const wrpo_split_desc *desc, int64_t counts[2]);
 
-/* Two files of scored answers, as above or {"prompt_id", "content", "reward"} a line: how often a's reward is higher. A prompt's
-   value is 1, 1/2 for equal rewards, 0; with several answers the mean over their pairs. Intervals hold 95 %, from resampled prompts.
-   `controlled` takes length out, in the spirit of AlpacaEval-2: P(win) = sigmoid(theta + phi tanh((length a - length b) / sd)) is
-   fitted by maximum likelihood with a penalty phi^2 / 2; it is sigmoid(theta), the rate at equal lengths. Swapping a and b gives 1 - rate. */
-typedef struct wrpo_winrate_desc { const char *a, *b; int64_t resamples; uint64_t seed; } wrpo_winrate_desc;     /* 0 = 1000, 42 */
+/* Two files of scored answers, candidates or {"prompt_id", "content", "reward"} lines: how often a's reward is higher.
+   A prompt counts 1, 1/2 for equal rewards, or 0; with several answers, the mean over their pairs. Intervals hold 95 %,
+   from resampled prompts. `controlled` takes length out, in the spirit of AlpacaEval 2: it is sigmoid(theta), the rate
+   at equal lengths, where P(win) = sigmoid(theta + phi tanh((length a - length b) / sd)) is fitted by maximum
+   likelihood with a penalty phi^2 / 2. Swapping a and b gives 1 - rate. */
+typedef struct wrpo_winrate_desc {
+    const char *a, *b;
+    int64_t resamples;       /* 0 = 1000 */
+    uint64_t seed;           /* 0 = 42 */
+} wrpo_winrate_desc;
 typedef struct wrpo_winrate_stats {
-    int64_t prompts, only_a, only_b;                   /* in both files; in one, left out */
-    double wins, ties, losses;                         /* their shares */
+    int64_t prompts, only_a, only_b;  /* in both files; left out: in one of them */
+    double wins, ties, losses;  /* their shares of the pairs */
     double rate, low, high, controlled, controlled_low, controlled_high;
-    double reward[2], length[2];                       /* means of a and of b */
+    double reward[2], length[2];  /* means of a and of b */
 } wrpo_winrate_stats;
 WRPO_API wrpo_result wrpo_winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *desc, wrpo_winrate_stats *out);
 
-/* ---- training: wrpo_train is new, step until done, save where asked, free -- and nothing else ---- */
-/* field, name in metrics.jsonl: averages over the batch's records. A reward is beta times the method's score. */
+/* ---- training: wrpo_train is open, step until done, save where asked, free ----
+   Metrics: field, name in metrics.jsonl; means over the batch's records. A reward is beta times the method's score. */
 #define WRPO_METRICS(X) \
-    X(loss, "loss")                                    /* NaN is never logged: the run stops with an error */ \
-    X(grad_norm, "grad_norm")                          /* before clipping */ \
+    X(loss, "loss")          /* NaN is never logged: the run stops with an error */ \
+    X(grad_norm, "grad_norm")  /* before clipping */ \
     X(learning_rate, "learning_rate") \
     X(epoch, "epoch") \
     X(cur_alpha, "cur_alpha") \
-    X(rewards_chosen, "rewards/chosen")                /* weighted: alpha * source + (1 - alpha) * target */ \
+    X(rewards_chosen, "rewards/chosen")  /* weighted: alpha source + (1 - alpha) target */ \
     X(rewards_source_chosen, "rewards/source_chosen") \
     X(rewards_target_chosen, "rewards/target_chosen") \
     X(rewards_rejected, "rewards/rejected") \
-    X(rewards_accuracies, "rewards/accuracies")        /* share of records with chosen > rejected */ \
+    X(rewards_accuracies, "rewards/accuracies")  /* share of records with chosen > rejected */ \
     X(rewards_source_accuracies, "rewards/source_accuracies") \
-    X(rewards_target_accuracies, "rewards/pivot_accuracies")      /* target > rejected */ \
+    X(rewards_target_accuracies, "rewards/pivot_accuracies")  /* target > rejected; the authors' name */ \
     X(rewards_margins, "rewards/margins") \
     X(logps_chosen, "logps/chosen") \
     X(logps_source_chosen, "logps/source_chosen") \
     X(logps_target_chosen, "logps/target_chosen") \
     X(logps_rejected, "logps/rejected") \
-    X(logits_chosen, "logits/chosen")                  /* mean logit over all positions and the vocabulary; not of capped logits */ \
+    X(logits_chosen, "logits/chosen")  /* mean over all positions and the vocabulary; NaN if capped */ \
     X(logits_rejected, "logits/rejected")
-typedef struct wrpo_metrics {        /* NaN: not defined for this method or these records */
-    int64_t step, steps;             /* step counts from 1 after the first update */
-    int64_t records, tokens;         /* of this step; tokens are rows computed: prompts once */
-    double tokens_per_second, seconds;   /* of this step; since the start */
+typedef struct wrpo_metrics {  /* NaN: not defined for this method or these records */
+    int64_t step, steps;     /* steps done; steps of the run */
+    int64_t records, tokens;  /* of this step; tokens are rows computed: prompts once */
+    double tokens_per_second, seconds;  /* of this step; since the start */
 #define WRPO_X(field, name) double field;
     WRPO_METRICS(WRPO_X)
 #undef WRPO_X
 } wrpo_metrics;
 
-/* The moments of AdamW in memory: float; bfloat16; or blocks of WRPO_BLOCK numbers (after Dettmers et al. 2022), each a byte per
-   number and then a float s, the largest magnitude. m = +-s (q / 127)^4 with +-q a signed byte, v = s (q / 255)^4 with q an unsigned
-   one, never 0 for a v above 0. Where numbers are rounded, it is up or down at random so that the mean is right: moments move by less than
-   half a step of bfloat16. */
+/* How the moments of AdamW are stored: float; bfloat16; or blocks of WRPO_BLOCK elements (after Dettmers et al. 2022):
+   a byte for each, then a float s, the largest magnitude. m = +-s (q / 127)^4 with +-q a signed byte; v = s (q / 255)^4
+   with q unsigned, never 0 for a v above 0. Moments move by less than half a step of bfloat16, so what is not float is
+   rounded up or down at random, with the right mean. */
 typedef enum wrpo_moments { WRPO_MOMENTS_F32, WRPO_MOMENTS_BF16, WRPO_MOMENTS_8BIT } wrpo_moments;
 enum { WRPO_BLOCK = 256, WRPO_BLOCK_BYTES = WRPO_BLOCK + 4 };
-WRPO_API const char *wrpo_moments_name(int i);                           /* "f32", "bf16", "8bit"; NULL past the last */
-WRPO_API size_t wrpo_moments_bytes(wrpo_moments moments, int64_t count);   /* of one moment of count numbers; whole blocks, but for f32 */
+/* Bytes of one moment of count elements; whole blocks, except for F32. */
+WRPO_API size_t wrpo_moments_bytes(wrpo_moments moments, int64_t count);
 typedef struct wrpo_train_desc {
     wrpo_loss_desc loss;
-    double alpha;                    /* 0 = 0.1 (WRPO_ZERO for none) */
-    wrpo_alpha_schedule alpha_schedule; double alpha_power;   /* 0 = linear; power 0 = 2 */
-    double learning_rate;            /* 0 = 3e-7; 7e-6 for sft, 1e-6 for simpo, 8e-7 for dpo-norm */
-    double beta1, beta2, eps, weight_decay;   /* 0 = 0.9, 0.999, 1e-8, 0 */
-    wrpo_moments moments;              /* of the moments; 0 = float */
-    double max_grad_norm;            /* 0 = 1; negative = off */
-    wrpo_lr_schedule lr_schedule; double warmup_ratio;   /* 0 = cosine, 0.1 (WRPO_ZERO for none) */
-    double epochs;                   /* 0 = 1 */
-    int64_t batch_size;              /* records per optimizer step; 0 = 128 */
-    int64_t accumulation;            /* micro-batches of batch_size / accumulation, as the authors count epochs; 0 = 1 */
-    int64_t max_steps;               /* 0 = by epochs */
-    int64_t micro_tokens;            /* rows computed at once, a longer record alone; 0 = 1024 */
-    int64_t recompute;               /* layers whose activations are recomputed in the backward pass, from the first; -1 = all,
-                                        0 = as many as it takes to fit into the context's memory_limit. Logits are
-                                        kept where this is 0 and all fits, or where a micro-batch is no more than a chunk of them */
+    double alpha;            /* the schedule's end value; 0 = 0.1 (WRPO_ZERO for none) */
+    wrpo_alpha_schedule alpha_schedule; double alpha_power;  /* 0 = linear; power 0 = 2 */
+    double learning_rate;    /* the peak; 0 = 3e-7; 7e-6 for sft, 1e-6 for simpo, 8e-7 for dpo-norm */
+    double beta1, beta2, eps, weight_decay;  /* of AdamW; 0 = 0.9, 0.999, 1e-8, 0 (WRPO_ZERO for none) */
+    wrpo_moments moments;    /* 0 = float */
+    double max_grad_norm;    /* 0 = 1; negative or WRPO_ZERO = no clipping */
+    wrpo_lr_schedule lr_schedule;  /* 0 = cosine */
+    double warmup_ratio;     /* of the run's steps, rounded up; 0 = 0.1 (WRPO_ZERO for none) */
+    double epochs;           /* 0 = 1 */
+    int64_t batch_size;      /* records per optimizer step; 0 = 128 */
+    int64_t accumulation;    /* a step's loss is the mean of that many means, over batch_size / accumulation
+                                records each, as the authors form it. It saves no memory; 0 = 1 */
+    int64_t max_steps;       /* 0 = by epochs */
+    int64_t micro_tokens;    /* rows computed at once, a longer record alone: memory against speed; 0 = 1024 */
+    int64_t recompute;       /* layers, from the first, whose activations the backward pass computes again: less
+                                memory, more time. -1 = all; 0 = as few as memory_limit allows. Logits are kept
+                                if this is 0 and all fits, or if one chunk of them covers the micro-batch */
     uint64_t seed; bool no_shuffle;  /* seed 0 = 42 */
-    const char *out_dir;             /* metrics.jsonl and the cache of reference log-probs; NULL = no files */
-    const char *ref_dir;             /* the reference; NULL = the policy as it is before step 1 */
-    const wrpo_data *eval_data; int64_t eval_steps;    /* 0 = at the end only */
-    const char *resume;              /* a directory that wrpo_trainer_save wrote: the run goes on from there, to the bits of one that never stopped. All
-                                        else is as it was, or refused by name: settings above, data, backend, and the policy as it was before
-                                        step 1 (the reference, if ref_dir is NULL), whose weights are then replaced. NULL = from the start */
-    wrpo_save_desc save; int64_t save_steps;           /* save.dir not NULL: wrpo_train leaves save.dir/checkpoint-K where it ends early after K steps (not
-                                        after an error of a device); and every save_steps steps (0 = never), in place of its last */
-    bool (*on_step)(const wrpo_metrics *m, const wrpo_metrics *eval /* NULL but where one was made */, void *user);
-    void *user;                      /* on_step returning false stops cleanly: WRPO_E_STOPPED */
+    const char *out_dir;     /* for metrics.jsonl and the cache of reference log-probs; NULL = no files */
+    const char *ref_dir;     /* the reference; NULL = the policy as it is before step 1 */
+    const wrpo_data *eval_data; int64_t eval_steps;  /* evaluate every eval_steps steps; 0 = at the end only */
+    /* A directory that wrpo_trainer_save wrote; NULL = from the start. The run goes on to the bits of one that never
+       stopped. Settings, data, backend, and the policy from before step 1 (the reference, if ref_dir is NULL) must be
+       the same, or are refused by name; the policy's weights are then replaced. */
+    const char *resume;
+    /* save.dir not NULL: wrpo_train writes save.dir/checkpoint-K if it ends early, after K steps (not after a device's
+       error), and every save_steps steps (0 = never). A new checkpoint replaces the one before. */
+    wrpo_save_desc save; int64_t save_steps;
+    bool (*on_step)(const wrpo_metrics *m, const wrpo_metrics *eval /* or NULL */, void *user);  /* 0 = none */
+    void *user;              /* on_step returning false stops cleanly: WRPO_E_STOPPED */
 } wrpo_train_desc;
-typedef struct wrpo_bytes {          /* of a run, before anything is allocated */
+typedef struct wrpo_bytes {  /* of a run, before anything is allocated */
     size_t weights, gradients, moments, activations, head, data, total;
-    size_t device, room;             /* of total, in the backend's memory; what there is for it: SIZE_MAX where nobody knows */
-    int64_t recompute;               /* layers that the run recomputes */
-    bool logits;                     /* there is room for a micro-batch's logits until its backward pass */
+    size_t device, room;     /* of total, in the backend's memory; what is there for it, SIZE_MAX: unknown */
+    int64_t recompute;       /* layers that the run recomputes */
+    bool logits;             /* a micro-batch's logits are kept until its backward pass */
 } wrpo_bytes;
 typedef struct wrpo_trainer wrpo_trainer;
-WRPO_API wrpo_train_desc wrpo_train_defaults(const wrpo_train_desc *desc);   /* the zeros, resolved: log this */
-WRPO_API wrpo_result wrpo_train_bytes(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_data *data /* or NULL: micro_tokens rows */,
-                                      const wrpo_train_desc *desc, wrpo_bytes *out);
-/* All in memory: no file is read or written; the reference is the policy as it is now. Free with wrpo_trainer_free. */
-WRPO_API wrpo_result wrpo_trainer_new(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_trainer **out);
-/* With the desc's files: out_dir, ref_dir, resume. Free with wrpo_trainer_free. */
-WRPO_API wrpo_result wrpo_trainer_open(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_trainer **out);
-WRPO_API wrpo_result wrpo_trainer_step(wrpo_trainer *t, wrpo_metrics *m);    /* m->step == m->steps: that was the last */
+WRPO_API wrpo_train_desc wrpo_train_defaults(const wrpo_train_desc *desc);  /* the zeros, resolved: log this */
+WRPO_API wrpo_result wrpo_train_bytes(wrpo_ctx *ctx, const wrpo_config *config,
+        const wrpo_data *data /* NULL: micro_tokens rows */, const wrpo_train_desc *desc,
+        wrpo_bytes *out);
+/* All in memory: no file is read or written; the reference is the policy as it is now. */
+WRPO_API wrpo_result wrpo_trainer_new(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc,
+        wrpo_trainer **out);
+/* With the desc's files: out_dir, ref_dir, resume. */
+WRPO_API wrpo_result wrpo_trainer_open(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc,
+        wrpo_trainer **out);
+WRPO_API wrpo_result wrpo_trainer_step(wrpo_trainer *t, wrpo_metrics *m);  /* m->step == m->steps: that was the last */
 /* data: the training data or desc.eval_data, whose reference log-probs are known. */
 WRPO_API wrpo_result wrpo_trainer_eval(wrpo_trainer *t, const wrpo_data *data, wrpo_metrics *m);
-/* The model, as wrpo_model_save writes it, and beside it the state of the run, for wrpo_train_desc.resume: trainer_state.wrpo, a safetensors file
-   of the weights as the optimizer has them (float), their moments NAME.exp_avg and NAME.exp_avg_sq, the metrics.jsonl so far, and, as
-   metadata, the step and all that must be the same. It is written in pieces, and is whole or not there. */
+/* The model, as wrpo_model_save writes it, and beside it the run's state, for wrpo_train_desc.resume:
+   trainer_state.wrpo, a safetensors file of the weights as the optimizer has them (float), their moments NAME.exp_avg
+   and NAME.exp_avg_sq, metrics.jsonl, and, as metadata, the step and all that must be the same. */
 WRPO_API wrpo_result wrpo_trainer_save(wrpo_trainer *t, const wrpo_save_desc *desc);
 WRPO_API void wrpo_trainer_free(wrpo_trainer *t);
-/* The metrics of a model on data, nothing trained: desc gives loss, alpha (taken as it is) and ref_dir. */
+/* The metrics of a model on data, without training. Of desc: loss, alpha (taken as it is) and ref_dir. */
 WRPO_API wrpo_result wrpo_eval(wrpo_model *model, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_metrics *m);
 /* One line of JSON, the names with a prefix ("", "eval_"); undefined metrics are left out. wrpo_free(text). */
 WRPO_API wrpo_result wrpo_metrics_json(wrpo_ctx *ctx, const wrpo_metrics *m, const char *prefix, char **text);
-WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_metrics *last);
+/* last: the last step's metrics; may be NULL. */
+WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc,
+        wrpo_metrics *last);
+
+/* ---- names of enum values, as files and the command line spell them: "dpo-norm", ...; NULL past the last ---- */
+WRPO_API const char *wrpo_method_name(int i);
+WRPO_API const char *wrpo_pair_name(int i);
+WRPO_API const char *wrpo_alpha_schedule_name(int i);
+WRPO_API const char *wrpo_lr_schedule_name(int i);
+WRPO_API const char *wrpo_moments_name(int i);
+WRPO_API const char *wrpo_rope_name(int i);
+WRPO_API const char *wrpo_form_name(int i);
 
 /* ---- backend: memory and about twenty ops; the model is written once, above this table ----
-   Contract: y and dx are written, dw (float, gradients) is accumulated; no op allocates, waits or exits; results
-   depend neither on the number of threads nor on the run. Activations have act_bytes per number (4 = float, 2 =
-   bfloat16); a matrix of weights has its dtype beside it, vectors of weights (norms, biases), gradients and float * are
-   float. Pointers are the backend's own memory. ld*: numbers from one row to the next. To replace one op:
-   wrpo_backend be = *wrpo_backend_cpu(); be.gemm = my_blas; */
-typedef enum wrpo_mm {               /* c[m,n] = or += */
-    WRPO_MM_NT,                         /* a[m,k] b[n,k]'   activations, weights -> activations:  y = x W' */
-    WRPO_MM_NT_FLOAT,                  /* the same, but c is float */
-    WRPO_MM_NN,                         /* a[m,k] b[k,n]    activations, weights -> activations:  dx = dy W */
-    WRPO_MM_TN                          /* a[k,m]' b[k,n]   activations, activations -> float:    dW += dy' x */
+   To replace one op:  wrpo_backend be = *wrpo_backend_cpu(); be.gemm = my_gemm;   dev is what the table's open made.
+   What every op keeps, a replaced one as well (>>ops defines them):
+     y and dx are written, dw (float: gradients) is added to; no op allocates, waits or exits
+     results depend neither on the number of threads nor on the run, and a row of a product NT or NN or of attention
+     depends on that row's inputs only: a record has the same bits whatever is computed beside it
+     pointers are the backend's memory, and overlap only where the op says so
+     activations have act_bytes bytes an element (4 = float, 2 = bfloat16); a matrix of weights has its dtype beside it;
+     vectors of weights, gradients and float * are float
+     ldx: elements from one row of x to the next */
+typedef enum wrpo_mm {       /* c[m,n] = or += */
+    WRPO_MM_NT,              /* a[m,k] b[n,k]'   activations, weights -> activations:  y = x W' */
+    WRPO_MM_NT_FLOAT,        /* the same, but c is float */
+    WRPO_MM_NN,              /* a[m,k] b[k,n]    activations, weights -> activations:  dx = dy W */
+    WRPO_MM_TN               /* a[k,m]' b[k,n]   activations, activations -> float:    dW += dy' x */
 } wrpo_mm;
 typedef struct wrpo_seg {
-    int64_t begin, end;              /* rows of q and o */
-    int64_t prefix, prefix_end;      /* rows of k and v that all of them see, at positions from 0; equal: none */
-    int64_t own, own_end;            /* rows of k and v at the positions behind; the last row of q is at the last of them, and each sees
-                                        those up to its own position. In training own = begin and own_end = end; in decoding, k and v are
-                                        a cache, and own .. own_end is longer than begin .. end by what was decoded before */
+    int64_t begin, end;      /* rows of q and o */
+    int64_t prefix, prefix_end;  /* rows of k and v at positions from 0, which all of them see; equal: none */
+    /* Its own rows of k and v, after the prefix. The last row of q is at the last of their positions; each row sees
+       those up to its own. In training these are begin and end; in decoding they include earlier tokens. */
+    int64_t own, own_end;
 } wrpo_seg;
 typedef struct wrpo_attn {
-    int64_t n; const wrpo_seg *segs; int64_t n_segs;   /* segs in the backend's memory; they cover rows 0..n of q in order */
-    int64_t H, G, d;                 /* H query heads share G key/value heads: head h uses h / (H / G) */
-    int64_t ldq, ldkv, ldo;          /* q [n, ldq], k and v [n, ldkv], o [n, ldo]; dq, dk, dv, do likewise */
-    int64_t window;                  /* key visible iff position(q) - position(k) < window; 0 = no limit */
-    float scale, softcap;            /* softmax(scale q.k); softcap 0 = none */
+    int64_t n; const wrpo_seg *segs; int64_t n_segs;  /* in the backend's memory; they cover rows 0..n of q in order */
+    int64_t H, G, d;         /* H query heads share G key/value heads: head h uses h / (H / G) */
+    int64_t ldq, ldkv, ldo;  /* q [n, ldq], k and v [n, ldkv], o [n, ldo]; likewise for dq, dk, dv, do */
+    int64_t window;          /* a key is visible if position(q) - position(k) < window; 0 = no limit */
+    float scale, softcap;    /* softmax(scale q.k); softcap 0 = none */
 } wrpo_attn;
 typedef struct wrpo_adamw {
     float lr, beta1, beta2, eps, weight_decay, grad_scale; double correction1, correction2;
     wrpo_moments moments;
-    uint64_t seed;                   /* of the stochastic rounding: of this step and array */
+    uint64_t seed;           /* of the random rounding: of this step and array */
 } wrpo_adamw;
+typedef enum wrpo_feature {
+    WRPO_FEATURE_BF16 = 1,   /* a context of bfloat16 multiplies it in hardware: AVX512_BF16 */
+    WRPO_FEATURE_AMX = 2     /* and in tiles */
+} wrpo_feature;
 struct wrpo_backend {
     const char *name;
     int act_bytes;
-    wrpo_dtype dtype;                /* what a context's dtype is by default */
-    bool host;                       /* its memory is the host's: weights may lie in a mapped file */
+    wrpo_dtype dtype;        /* what a context's dtype is by default */
+    bool host;               /* its memory is the host's: weights may be in a mapped file */
+    unsigned features;       /* of wrpo_feature: what open uses where the machine has it. A copy keeps it */
     wrpo_result (*open)(void **dev, const wrpo_desc *desc, wrpo_error *why);
     void (*close)(void *dev);
-    void *(*alloc)(void *dev, size_t n);               /* NULL: out of memory; 64-byte aligned */
-    size_t (*room)(void *dev);                         /* bytes that alloc can still give; NULL: not known */
+    void *(*alloc)(void *dev, size_t n);  /* NULL: out of memory; 64-byte aligned */
+    size_t (*room)(void *dev);  /* bytes that alloc can still give; NULL: not known */
     void (*release)(void *dev, void *p);
     void (*put)(void *dev, void *dst, const void *host, size_t n);
-    void (*get)(void *dev, void *host, const void *src, size_t n);    /* waits */
+    void (*get)(void *dev, void *host, const void *src, size_t n);  /* waits */
     void (*copy)(void *dev, void *dst, const void *src, size_t n);
     void (*zero)(void *dev, void *dst, size_t n);
-    wrpo_result (*sync)(void *dev, wrpo_error *why);   /* waits; the first error since the last */
-    /* ops(user), a stretch of ops that comes again and again; or, in its stead, what was recorded under the same key. NULL: ops are called. So
-       whatever the ops are given, pointers and sizes, follows from key, and what changes from call to call lies in the backend's memory.
-       ops does nothing but call ops of this table, copy and zero, and may be called twice (the first time nothing is run). release forgets
-       all that is recorded. */
+    wrpo_result (*sync)(void *dev, wrpo_error *why);  /* waits; the first error since the last */
+    /* Runs ops(user), or replays a recording with the same key. The key must determine every pointer and size; what
+       changes from call to call is in the backend's memory. ops only calls ops of this table, copy and zero, and may be
+       called twice (the first time nothing is run). release forgets all recordings. NULL: ops are called. */
     void (*replay)(void *dev, const int64_t key[4], void (*ops)(void *user), void *user);
-    /* c = a b (beta 0) or c += a b (beta 1) */
-    void (*gemm)(void *dev, wrpo_mm mm, void *c, int64_t ldc, const void *a, int64_t lda, const void *b, int64_t ldb, wrpo_dtype b_type,
-                 int64_t m, int64_t n, int64_t k, float beta);          /* b_type: of a weight; TN does not look at it */
+    /* c = a b (beta 0) or c += a b (beta 1). b_type: of a weight; not used for TN */
+    void (*gemm)(void *dev, wrpo_mm mm, void *c, int64_t ldc, const void *a, int64_t lda, const void *b, int64_t ldb,
+        wrpo_dtype b_type, int64_t m, int64_t n, int64_t k, float beta);
     /* y[r] = scale w[ids[r]]  and  dw[ids[r]] += scale dy[r] */
-    void (*embed)(void *dev, void *y, const void *w, wrpo_dtype w_type, const int32_t *ids, int64_t n, int64_t D, float scale);
+    void (*embed)(void *dev, void *y, const void *w, wrpo_dtype w_type, const int32_t *ids, int64_t n, int64_t D,
+        float scale);
     void (*embed_bwd)(void *dev, float *dw, const void *dy, const int32_t *ids, int64_t n, int64_t D, float scale);
-    /* y[r] = x[index[r]]  and  dx[index[r]] += dy[r] (dx accumulated; indices repeat) */
+    /* y[r] = x[index[r]]  and  dx[index[r]] += dy[r]: dx is added to, as indices repeat */
     void (*gather)(void *dev, void *y, const void *x, const int32_t *index, int64_t n, int64_t D);
     void (*gather_bwd)(void *dev, void *dx, const void *dy, const int32_t *index, int64_t n, int64_t D);
-    /* y[index[r]] = x[r], rows of D numbers, ldy and ldx apart; no index twice. Only decoding needs it (NULL: there is none) */
-    void (*scatter)(void *dev, void *y, int64_t ldy, const void *x, int64_t ldx, const int32_t *index, int64_t n, int64_t D);
+    /* y[index[r]] = x[r], rows of D elements; no index twice. Only decoding needs it (NULL: it is refused) */
+    void (*scatter)(void *dev, void *y, int64_t ldy, const void *x, int64_t ldx, const int32_t *index, int64_t n,
+        int64_t D);
     /* y[r] += b  and  db += sum_r dy[r] */
     void (*bias)(void *dev, void *y, int64_t ldy, const float *b, int64_t n, int64_t D);
     void (*bias_bwd)(void *dev, float *db, const void *dy, int64_t lddy, int64_t n, int64_t D);
-    void (*colsum)(void *dev, float *y, const void *w, wrpo_dtype w_type, int64_t rows, int64_t cols);    /* y[cols] = sum_r w[r] */
-    void (*add)(void *dev, void *y, const void *x, int64_t count);    /* y += x */
-    /* each row holds `heads` vectors of D numbers (heads 1: the whole row):  y = (w + plus) x rstd, rstd = 1/sqrt(mean(x^2) + eps)
-       rstd [n, heads] is written. y may be x.  Backward: dx = dres + ..., dres NULL = 0; dx may be dy or dres. */
+    /* y[cols] = sum_r w[r] */
+    void (*colsum)(void *dev, float *y, const void *w, wrpo_dtype w_type, int64_t rows, int64_t cols);
+    void (*add)(void *dev, void *y, const void *x, int64_t count);  /* y += x */
+    /* A row is `heads` vectors of D elements:  y = (w + plus) x rstd,  rstd [n, heads] = 1 / sqrt(mean(x^2) + eps)
+       dx = dres + ...; dres NULL is 0. y may be x; dx may be dy or dres */
     void (*rmsnorm)(void *dev, void *y, int64_t ldy, float *rstd, const void *x, int64_t ldx, const float *w,
-                    int64_t n, int64_t heads, int64_t D, float eps, float plus);
-    void (*rmsnorm_bwd)(void *dev, void *dx, int64_t lddx, float *dw, const void *dy, int64_t lddy, const void *dres, int64_t lddres,
-                        const void *x, int64_t ldx, const float *w, const float *rstd, int64_t n, int64_t heads, int64_t D, float plus);
-    /* rotate-half in place on `heads` vectors of d numbers per row; table[n][d/2][2] = cos, sin; sign -1 is the backward */
+        int64_t n, int64_t heads, int64_t D, float eps, float plus);
+    void (*rmsnorm_bwd)(void *dev, void *dx, int64_t lddx, float *dw, const void *dy, int64_t lddy, const void *dres,
+        int64_t lddres, const void *x, int64_t ldx, const float *w, const float *rstd, int64_t n,
+        int64_t heads, int64_t D, float plus);
+    /* Rotates `heads` vectors of d elements per row, in place; table [n, d/2, 2] = cos, sin; backward: sign -1 */
     void (*rope)(void *dev, void *x, int64_t ldx, const float *table, int64_t n, int64_t heads, int64_t d, float sign);
-    /* o = softmax(scale q k' + mask) v; lse [n, H] = log-sum-exp of the scaled scores.  Never a full score matrix. */
+    /* o = softmax(scale q k' + mask) v; lse [n, H] = log-sum-exp of the scaled scores */
     void (*attention)(void *dev, const wrpo_attn *a, void *o, float *lse, const void *q, const void *k, const void *v);
-    void (*attention_bwd)(void *dev, const wrpo_attn *a, void *dq, void *dk, void *dv, const void *d_o, const void *o, const float *lse,
-                          const void *q, const void *k, const void *v, void *scratch);
-    size_t (*attention_scratch)(void *dev, int64_t n, int64_t H, int64_t G, int64_t d);      /* bytes for the above */
-    /* gu [n, 2I] = gate | up:  h = silu(gate) up  (gelu true: gelu_tanh).  Backward writes dgu (may be gu) and h if not NULL. */
+    void (*attention_bwd)(void *dev, const wrpo_attn *a, void *dq, void *dk, void *dv, const void *d_o, const void *o,
+        const float *lse, const void *q, const void *k, const void *v, void *scratch);
+    size_t (*attention_scratch)(void *dev, int64_t n, int64_t H, int64_t G, int64_t d);  /* bytes for the above */
+    /* gu [n, 2I] = gate | up:  h = silu(gate) up  (gelu: gelu_tanh). Backward writes dgu (may be gu); h if not NULL */
     void (*glu)(void *dev, void *h, const void *gu, int64_t n, int64_t I, bool gelu);
     void (*glu_bwd)(void *dev, void *dgu, void *h, const void *dh, const void *gu, int64_t n, int64_t I, bool gelu);
-    /* logits float [n, V]:  lse[r] = log sum exp, logp[r] = logits[r, target[r]] - lse[r]
-       dlogits[r, v] = dlogp[r] ([v == target[r]] - exp(logits[r, v] - lse[r])); dlogits may be logits where activations are float */
-    void (*logprob)(void *dev, float *logp, float *lse, const float *logits, const int32_t *target, int64_t n, int64_t V, float softcap);
-    void (*logprob_bwd)(void *dev, void *dlogits, const float *logits, const int32_t *target, const float *lse, const float *dlogp,
-                        int64_t n, int64_t V, float softcap);
-    void (*sumsq)(void *dev, double *out, const float *x, int64_t count);                     /* *out += sum x^2, in double */
-    /* one AdamW step (Loshchilov & Hutter 2019) as torch.optim.AdamW computes it; g is read times grad_scale. low NULL: w is float;
-       else w is bfloat16, the masters rounded, and low what that left over: bits(master) = (w << 16) + (int16_t)low.
-       Arrays that are not float have room for whole blocks of WRPO_BLOCK numbers; what is behind count in the last is read and written. */
-    void (*adamw)(void *dev, void *w, uint16_t *low, void *m, void *v, const float *g, int64_t count, const wrpo_adamw *step);
+    /* logits float [n, V]:  lse[r] = log sum exp,  logp[r] = logits[r, target[r]] - lse[r]
+       dlogits[r, v] = dlogp[r] ([v == target[r]] - exp(logits[r, v] - lse[r])); it may be logits if act_bytes is 4 */
+    void (*logprob)(void *dev, float *logp, float *lse, const float *logits, const int32_t *target, int64_t n,
+        int64_t V, float softcap);
+    void (*logprob_bwd)(void *dev, void *dlogits, const float *logits, const int32_t *target, const float *lse,
+        const float *dlogp, int64_t n, int64_t V, float softcap);
+    void (*sumsq)(void *dev, double *out, const float *x, int64_t count);  /* *out += sum x^2, in double */
+    /* One AdamW step (Loshchilov & Hutter 2019) as torch.optim.AdamW computes it; g is read times grad_scale. low NULL:
+       w is float. Otherwise w is bfloat16, the masters rounded, and low the rest: master = (w << 16) + (int16_t)low.
+       Arrays that are not float have room for whole blocks of WRPO_BLOCK elements, and all of these are used. */
+    void (*adamw)(void *dev, void *w, uint16_t *low, void *m, void *v, const float *g, int64_t count,
+        const wrpo_adamw *step);
 };
-WRPO_API const wrpo_backend *wrpo_backend_cpu(void);
+WRPO_API const wrpo_backend *wrpo_backend_cpu(void);  /* the fastest of this machine */
+WRPO_API const wrpo_backend *wrpo_backend_plain(void); /* the definition of each op, in plain loops: slow (>>ops) */
+/* "plain", "generic", "avx2", "avx512" (without AMX) or "amx" (bfloat16 in tiles); NULL: no such name, or this machine
+   or this build does not have it. "generic" uses the vectors that the compiler has for any machine. */
+WRPO_API const wrpo_backend *wrpo_backend_find(const char *name);
 WRPO_API const wrpo_backend *wrpo_backend_cuda(void);  /* in wrpo_cuda.cu: link it or do not call it */
 #ifdef __cplusplus
 }
@@ -672,15 +792,15 @@ WRPO_API const wrpo_backend *wrpo_backend_cuda(void);  /* in wrpo_cuda.cu: link 
 /* --------------------------------------------------------------------------------------------- >>base
    Errors, memory, text, files, threads, random numbers.
 
-   How failure travels: a private function that cannot go on calls wrpo__fail, which writes the sentence
-   into the context and jumps to the public entry. That entry was opened by WRPO__TRY with an arena; the
-   arena owns every byte, mapping and temporary file made since, so failure is one free. No private
-   function returns an error code, and none can be ignored.                                             */
+   How failure travels. A private function that cannot go on calls wrpo__fail, which writes the sentence into the
+   context and jumps to the public entry. WRPO__CALL opened that entry with an arena. The arena owns every block,
+   mapping and temporary file made since, so failure is one free. No private function returns an error code, and
+   none can be ignored.                                                                                         */
 #ifdef __cplusplus
 #error "wrpo.h: the declarations are C and C++, the implementation is C: give it a .c file of its own"
 #endif
 #if defined(_FEATURES_H) && !defined(__USE_XOPEN2K8)
-#error "wrpo.h: include it before any system header where WRPO_IMPLEMENTATION is defined, or compile with -D_POSIX_C_SOURCE=200809L"
+#error "wrpo.h: include it before any system header, or compile with -D_POSIX_C_SOURCE=200809L (WRPO_IMPLEMENTATION)"
 #endif
 #include <errno.h>
 #include <float.h>
@@ -695,19 +815,23 @@ WRPO_API const wrpo_backend *wrpo_backend_cuda(void);  /* in wrpo_cuda.cu: link 
 #include <sys/stat.h>
 #ifdef _WIN32
 #include <direct.h>
-#include <io.h>
 #include <windows.h>
+#define wrpo__mkdir(path) _mkdir(path)
+#define wrpo__rename(from, to) (MoveFileExA(from, to, MOVEFILE_REPLACE_EXISTING) ? 0 : -1)
+#define wrpo__process() GetCurrentProcessId()
 #else
 #include <dirent.h>
-#include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
+#define wrpo__mkdir(path) mkdir(path, 0777)
+#define wrpo__rename(from, to) rename(from, to)
+#define wrpo__process() getpid()
 #endif
 #ifdef _OPENMP
 #include <omp.h>
 #endif
 
-#if defined(__GNUC__)
+#ifdef __GNUC__
 #define WRPO__PRINTF(f, a) __attribute__((format(printf, f, a), nonnull(f)))
 #else
 #define WRPO__PRINTF(f, a)
@@ -720,20 +844,24 @@ WRPO_API const wrpo_backend *wrpo_backend_cuda(void);  /* in wrpo_cuda.cu: link 
 #define WRPO__COUNT(a) ((int64_t)(sizeof(a) / sizeof *(a)))
 #define WRPO__MIN(a, b) ((a) < (b) ? (a) : (b))
 #define WRPO__MAX(a, b) ((a) > (b) ? (a) : (b))
-#define WRPO__ALIGN 64               /* of every block: a cache line, an AVX-512 vector */
+/* The public name of each value of an enum, from a list of them; NULL past the last. */
+#define WRPO__NAMED(function, list) \
+    WRPO_API const char *function(int i) { return i >= 0 && i < WRPO__COUNT(list) ? (list)[i] : NULL; }
 
-/* ---- context, frames, arenas ---- */
-typedef struct wrpo__block {         /* header of one allocation, a node of its arena's ring */
+/* ---- context, entries, arenas ---- */
+enum { WRPO__ALIGN = 64 };           /* bytes that every block is aligned to: a cache line, an AVX-512 vector */
+typedef struct wrpo__block {         /* stands before the bytes of one allocation; a node of its arena's ring */
     struct wrpo__block *prev, *next;
     struct wrpo__arena *arena;
     void *base; size_t size;         /* as the allocator gave it */
 } wrpo__block;
+enum { WRPO__BLOCK_HEAD = (sizeof(wrpo__block) + WRPO__ALIGN - 1) / WRPO__ALIGN * WRPO__ALIGN };
 typedef struct wrpo__cleanup { void (*fn)(void *); void *p; struct wrpo__cleanup *next; } wrpo__cleanup;
 typedef struct wrpo__arena {
     wrpo_ctx *ctx;
-    wrpo__block ring;                /* sentinel */
-    wrpo__cleanup *cleanups;         /* run last in, first out, before any memory goes */
-    char *chunk; size_t used, cap;   /* where small things are carved from */
+    wrpo__block ring;                /* of its blocks; this one is none of them */
+    wrpo__cleanup *cleanups;         /* run before any block is freed, the last one first */
+    char *chunk; size_t used, cap;   /* a block that small things share */
 } wrpo__arena;
 typedef struct wrpo__frame {         /* one public entry in progress */
     jmp_buf jump;
@@ -746,29 +874,34 @@ struct wrpo_ctx {
     wrpo_error error;
     wrpo__frame *frame;
     void *dev;                       /* the backend's */
-    size_t bytes, peak, device_bytes;                  /* held, the most ever held, held of the backend's memory */
-    wrpo__arena *handouts;           /* text and arrays given to the user */
+    size_t bytes, peak, device_bytes;                  /* held; the most ever held; held of the backend's memory */
+    wrpo__arena *handouts;           /* text and arrays given to the caller */
 };
-static WRPO__THREAD wrpo__arena *wrpo__current;   /* where stb_ds allocates: the innermost entry's arena */
+static WRPO__THREAD wrpo__arena *wrpo__current;        /* the innermost entry's arena, where stb_ds allocates */
 
 static int32_t wrpo__utf8_get(const char *s, size_t n, size_t *size);
-/* line, column: the place in a text file; the sentence should say it as well: "%s:%lld: ...". */
-_Noreturn WRPO__PRINTF(5, 6) static void wrpo__fail_at(wrpo_ctx *ctx, wrpo_result code, int64_t line, int64_t column, const char *format, ...) {
+/* line, column: a position in a text file. The sentence should state it as well: "%s:%lld: ...". */
+_Noreturn WRPO__PRINTF(5, 6) static void wrpo__fail_at(wrpo_ctx *ctx, wrpo_result code, int64_t line, int64_t column,
+                                                       const char *format, ...) {
+    char *text = ctx->error.text;
     va_list args;
     va_start(args, format);
-    ctx->error.code = code, ctx->error.line = line, ctx->error.column = column;
-    vsnprintf(ctx->error.text, sizeof ctx->error.text, format, args);
+    vsnprintf(text, sizeof ctx->error.text, format, args);
     va_end(args);
-    for (size_t i = 0, size, n = strlen(ctx->error.text); i < n; i += size) {     /* foreign text may hold anything, or be cut within a code point */
-        const int32_t c = wrpo__utf8_get(ctx->error.text + i, n - i, &size);
-        if (c < 0x20 || c == 0x7F) memset(ctx->error.text + i, '?', size);
+    ctx->error.code = code;
+    ctx->error.line = line;
+    ctx->error.column = column;
+    const size_t n = strlen(text);
+    for (size_t i = 0, size; i < n; i += size) {       /* foreign text may hold any byte, or be cut in a character */
+        const int32_t c = wrpo__utf8_get(text + i, n - i, &size);
+        if (c < 0x20 || c == 0x7F) memset(text + i, '?', size);
     }
     longjmp(ctx->frame->jump, 1);
 }
 #define wrpo__fail(ctx, code, ...) wrpo__fail_at(ctx, code, 0, 0, __VA_ARGS__)
-/* Settings: each must lie where it can. */
+/* A setting that must be in a range. WRPO_ZERO is shown as 0. */
 #define WRPO__RANGE(ok, name, value, wanted) \
-    if (!(ok)) wrpo__fail(ctx, WRPO_E_ARG, "%s: want %s, found %g", name, wanted, (double)(value))
+    if (!(ok)) wrpo__fail(ctx, WRPO_E_ARG, "%s: want %s, found %g", name, wanted, (double)(value) + 0.0)
 WRPO__PRINTF(3, 4) static void wrpo__log(wrpo_ctx *ctx, wrpo_level level, const char *format, ...) {
     char text[1024];
     if (!ctx->desc.log.fn) return;
@@ -779,63 +912,64 @@ WRPO__PRINTF(3, 4) static void wrpo__log(wrpo_ctx *ctx, wrpo_level level, const 
     ctx->desc.log.fn(level, text, ctx->desc.log.user);
 }
 
-/* Checked sizes: count * size, or failure. */
+/* count * size, or failure. */
 static size_t wrpo__mul(wrpo_ctx *ctx, size_t count, size_t size) {
-    if (size && count > (SIZE_MAX - 4 * WRPO__ALIGN) / size) wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: %zu x %zu bytes", count, size);
+    if (size && count > (SIZE_MAX - 4 * WRPO__ALIGN) / size)
+        wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: %zu x %zu bytes", count, size);
     return count * size;
 }
-/* One block of n bytes, aligned to WRPO__ALIGN, not cleared; NULL if there is none. p NULL or a block to resize. */
-static void *wrpo__block_resize(wrpo__arena *arena, void *p, size_t n) {
-    wrpo_ctx *ctx = arena->ctx;
-    const size_t head = (sizeof(wrpo__block) + WRPO__ALIGN - 1) / WRPO__ALIGN * WRPO__ALIGN;
-    if (n > SIZE_MAX - head - WRPO__ALIGN) return NULL;
-    size_t size = head + n + WRPO__ALIGN;
-    void *base = ctx->desc.memory.alloc(size, ctx->desc.memory.user);
-    if (!base) return NULL;
-    char *data = (char *)(((uintptr_t)base + head + WRPO__ALIGN - 1) / WRPO__ALIGN * WRPO__ALIGN);
-    wrpo__block *block = (wrpo__block *)(void *)(data - head);
-    block->base = base, block->size = size, block->arena = arena;
-    ctx->bytes += size;
-    if (ctx->bytes > ctx->peak) ctx->peak = ctx->bytes;
-    if (!p) {
-        wrpo__block *next = arena->ring.next;
-        block->prev = &arena->ring, block->next = next;
-        next->prev = arena->ring.next = block;
-        return data;
-    }
-    wrpo__block *old = (wrpo__block *)(void *)((char *)p - head);
-    size_t kept = old->size - (size_t)((char *)p - (char *)old->base);
-    memcpy(data, p, WRPO__MIN(kept, n));
-    block->prev = old->prev, block->next = old->next, block->arena = old->arena;
-    block->next->prev = block->prev->next = block;
-    ctx->bytes -= old->size;
-    ctx->desc.memory.free(old->base, ctx->desc.memory.user);
-    return data;
-}
+static wrpo__block *wrpo__block_of(void *p) { return (wrpo__block *)(void *)((char *)p - WRPO__BLOCK_HEAD); }
 static void wrpo__block_free(void *p) {
     if (!p) return;
-    const size_t head = (sizeof(wrpo__block) + WRPO__ALIGN - 1) / WRPO__ALIGN * WRPO__ALIGN;
-    wrpo__block *block = (wrpo__block *)(void *)((char *)p - head);
-    wrpo_ctx *ctx = block->arena->ctx;
-    block->next->prev = block->prev, block->prev->next = block->next;
-    ctx->bytes -= block->size;
-    ctx->desc.memory.free(block->base, ctx->desc.memory.user);
+    wrpo__block *b = wrpo__block_of(p);
+    wrpo_ctx *ctx = b->arena->ctx;
+    b->next->prev = b->prev;
+    b->prev->next = b->next;
+    ctx->bytes -= b->size;
+    ctx->desc.memory.free(b->base, ctx->desc.memory.user);
 }
-static void *wrpo__resize(wrpo__arena *arena, void *p, size_t n) {      /* the same, or failure */
+/* A block of n bytes, not cleared; NULL: out of memory. p: NULL, or a block whose bytes it takes over. */
+static void *wrpo__block_resize(wrpo__arena *arena, void *p, size_t n) {
+    if (p) arena = wrpo__block_of(p)->arena;
+    wrpo_ctx *ctx = arena->ctx;
+    if (n > SIZE_MAX - WRPO__BLOCK_HEAD - WRPO__ALIGN) return NULL;
+    const size_t size = WRPO__BLOCK_HEAD + n + WRPO__ALIGN;
+    void *base = ctx->desc.memory.alloc(size, ctx->desc.memory.user);
+    if (!base) return NULL;
+    const uintptr_t end = (uintptr_t)base + WRPO__BLOCK_HEAD + WRPO__ALIGN - 1;
+    char *data = (char *)(end - end % WRPO__ALIGN);
+    wrpo__block *b = wrpo__block_of(data);
+    *b = (wrpo__block){&arena->ring, arena->ring.next, arena, base, size};
+    b->next->prev = b->prev->next = b;
+    ctx->bytes += size;
+    ctx->peak = WRPO__MAX(ctx->peak, ctx->bytes);
+    if (p) {
+        const wrpo__block *old = wrpo__block_of(p);
+        const size_t kept = old->size - (size_t)((char *)p - (char *)old->base);
+        memcpy(data, p, WRPO__MIN(kept, n));
+        wrpo__block_free(p);
+    }
+    return data;
+}
+static void *wrpo__resize(wrpo__arena *arena, void *p, size_t n) {     /* likewise, or failure */
     p = wrpo__block_resize(arena, p, n);
-    if (!p) wrpo__fail(arena->ctx, WRPO_E_MEMORY, "out of memory: %zu bytes wanted, %zu held", n, arena->ctx->bytes);
+    if (!p)
+        wrpo__fail(arena->ctx, WRPO_E_MEMORY, "out of memory: %zu bytes wanted, %zu held", n, arena->ctx->bytes);
     return p;
 }
-/* count * size bytes, not cleared; for what is large. Freed with the arena or by wrpo__block_free. */
-static void *wrpo__raw(wrpo__arena *arena, size_t count, size_t size) { return wrpo__resize(arena, NULL, wrpo__mul(arena->ctx, count, size)); }
-/* count * size bytes, cleared; small things share chunks. */
+/* count * size bytes, not cleared, in a block of their own. Freed with the arena or by wrpo__block_free. */
+static void *wrpo__raw(wrpo__arena *arena, size_t count, size_t size) {
+    return wrpo__resize(arena, NULL, wrpo__mul(arena->ctx, count, size));
+}
+/* count * size bytes, cleared. Small things share a block. */
 static void *wrpo__alloc(wrpo__arena *arena, size_t count, size_t size) {
-    size_t n = (wrpo__mul(arena->ctx, count, size) + 15) / 16 * 16;
+    const size_t n = (wrpo__mul(arena->ctx, count, size) + 15) / 16 * 16;
     if (n > 4096) return memset(wrpo__raw(arena, n, 1), 0, n);
     if (n > arena->cap - arena->used) {
-        size_t cap = arena->cap == 0 ? 4096 : arena->cap < 1 << 16 ? arena->cap * 4 : arena->cap;
+        const size_t cap = arena->cap ? WRPO__MIN(arena->cap * 4, (size_t)1 << 16) : 4096;
         arena->chunk = wrpo__raw(arena, cap, 1);
-        arena->cap = cap, arena->used = 0;
+        arena->cap = cap;
+        arena->used = 0;
     }
     void *p = arena->chunk + arena->used;
     arena->used += n;
@@ -847,33 +981,24 @@ static char *wrpo__strndup(wrpo__arena *arena, const char *s, size_t n) {
     if (n) memcpy(p, s, n);
     return p;
 }
-/* fn(p) when the arena goes. To own what does not exist yet, register it as NULL first and set ->p once it does. */
+/* fn(p) when the arena is freed, if p is not NULL. To own a thing before it exists, register NULL and set ->p later. */
 static wrpo__cleanup *wrpo__on_free(wrpo__arena *arena, void (*fn)(void *), void *p) {
     wrpo__cleanup *c = WRPO__NEW(arena, wrpo__cleanup);
-    c->fn = fn, c->p = p, c->next = arena->cleanups;
-    arena->cleanups = c;
-    return c;
+    *c = (wrpo__cleanup){fn, p, arena->cleanups};
+    return arena->cleanups = c;
 }
 static wrpo__arena *wrpo__arena_new(wrpo_ctx *ctx) {   /* NULL: out of memory */
     wrpo__arena *arena = ctx->desc.memory.alloc(sizeof *arena, ctx->desc.memory.user);
     if (!arena) return NULL;
-    memset(arena, 0, sizeof *arena);
-    arena->ctx = ctx;
-    arena->ring.prev = arena->ring.next = &arena->ring;
+    *arena = (wrpo__arena){.ctx = ctx, .ring = {.prev = &arena->ring, .next = &arena->ring}};
     ctx->bytes += sizeof *arena;
     return arena;
 }
-static void wrpo__arena_clear(wrpo__arena *arena) {    /* as new; what it owned is gone */
-    wrpo_ctx *ctx = arena->ctx;
+static void wrpo__arena_clear(wrpo__arena *arena) {    /* as new; all that it owned is freed */
     for (; arena->cleanups; arena->cleanups = arena->cleanups->next)
         if (arena->cleanups->p) arena->cleanups->fn(arena->cleanups->p);
-    for (wrpo__block *b = arena->ring.next, *next; b != &arena->ring; b = next) {
-        next = b->next;
-        ctx->bytes -= b->size;
-        ctx->desc.memory.free(b->base, ctx->desc.memory.user);
-    }
-    arena->ring.prev = arena->ring.next = &arena->ring;
-    arena->chunk = NULL, arena->used = arena->cap = 0;
+    while (arena->ring.next != &arena->ring) wrpo__block_free((char *)arena->ring.next + WRPO__BLOCK_HEAD);
+    arena->used = arena->cap = 0;
 }
 static void wrpo__arena_free(wrpo__arena *arena) {
     if (!arena) return;
@@ -881,8 +1006,7 @@ static void wrpo__arena_free(wrpo__arena *arena) {
     arena->ctx->bytes -= sizeof *arena;
     arena->ctx->desc.memory.free(arena, arena->ctx->desc.memory.user);
 }
-
-/* An arena of its own inside another one, which it goes with. */
+/* An arena inside another one, which frees it. */
 static void wrpo__free_arena(void *p) { wrpo__arena_free(p); }
 static wrpo__arena *wrpo__sub_arena(wrpo__arena *arena) {
     wrpo__cleanup *owner = wrpo__on_free(arena, wrpo__free_arena, NULL);
@@ -890,45 +1014,41 @@ static wrpo__arena *wrpo__sub_arena(wrpo__arena *arena) {
     if (!sub) wrpo__fail(arena->ctx, WRPO_E_MEMORY, "out of memory: %zu bytes held", arena->ctx->bytes);
     return sub;
 }
-/* The public entry:      WRPO__TRY(ctx, arena, temporary) { ...private calls...; *out = ...; }
-                          return wrpo__end(&wrpo__entry);
-   temporary false: the arena becomes the new object's and is freed only on failure. An arena that could
-   not be made (NULL) is a failure too. Entries nest. No local variable may change inside the braces. */
+/* A public entry:    WRPO__CALL(ctx, arena, temporary, call);      call: one call of a private function
+                      return wrpo__end(&wrpo__entry);
+   temporary false: the arena belongs to the object that is made, and is freed only on failure. An arena of NULL, for
+   want of memory, is a failure as well. Entries nest. */
 static bool wrpo__begin(wrpo__frame *f, wrpo_ctx *ctx, wrpo__arena *arena, bool temporary) {
-    f->ctx = ctx, f->up = ctx->frame, f->arena = arena, f->outer = wrpo__current;
-    f->temporary = temporary, f->failed = true;
+    *f = (wrpo__frame){.ctx = ctx, .up = ctx->frame, .arena = arena, .outer = wrpo__current,
+                       .temporary = temporary, .failed = true};
     ctx->frame = f;
     if (arena) wrpo__current = arena;
-    else {
-        ctx->error.code = WRPO_E_MEMORY, ctx->error.line = ctx->error.column = 0;
-        snprintf(ctx->error.text, sizeof ctx->error.text, "out of memory");
-    }
+    else ctx->error = (wrpo_error){WRPO_E_MEMORY, 0, 0, "out of memory"};
     return arena != NULL;
 }
-#define WRPO__TRY(context, new_arena, is_temporary) \
-    wrpo__frame wrpo__entry; \
-    if (wrpo__begin(&wrpo__entry, context, new_arena, is_temporary)) \
-        if (setjmp(wrpo__entry.jump) == 0) \
-            for (bool wrpo__once = true; wrpo__once; wrpo__once = false, wrpo__entry.failed = false)
-/* The same where `call`, one call of a private function, is the whole body: WRPO__CALL(ctx, arena, temporary, f(...)); */
 #define WRPO__CALL(context, new_arena, is_temporary, call) \
     wrpo__frame wrpo__entry; \
     if (wrpo__begin(&wrpo__entry, context, new_arena, is_temporary) && setjmp(wrpo__entry.jump) == 0) { \
         call; \
         wrpo__entry.failed = false; \
     }
+#define WRPO__TRY(context, new_arena, is_temporary) \
+    wrpo__frame wrpo__entry; \
+    if (wrpo__begin(&wrpo__entry, context, new_arena, is_temporary)) \
+        if (setjmp(wrpo__entry.jump) == 0) \
+            for (bool wrpo__once = true; wrpo__once; wrpo__once = false, wrpo__entry.failed = false)
 static wrpo_result wrpo__end(wrpo__frame *f) {
-    wrpo_ctx *ctx = f->ctx;
-    ctx->frame = f->up;
+    f->ctx->frame = f->up;
     wrpo__current = f->outer;
     if (f->failed || f->temporary) wrpo__arena_free(f->arena);
-    if (!f->failed) return WRPO_OK;
-    return ctx->error.code;
+    return f->failed ? f->ctx->error.code : WRPO_OK;
 }
-/* A private call across a nested entry: passes the failure on. */
-static void wrpo__rethrow(wrpo_ctx *ctx, wrpo_result r) { if (r != WRPO_OK) longjmp(ctx->frame->jump, 1); }
+/* After a nested entry that may have failed: passes its failure on. */
+static void wrpo__rethrow(wrpo_ctx *ctx, wrpo_result r) {
+    if (r != WRPO_OK) longjmp(ctx->frame->jump, 1);
+}
 
-/* ---- stb_ds: dynamic arrays and hash maps, in the current arena, under our own names ---- */
+/* ---- stb_ds: dynamic arrays and hash maps, in the current arena, under names of our own ---- */
 #ifdef INCLUDE_STB_DS_H
 #error "wrpo.h: give the implementation a file of its own, or include stb_ds.h after it in another one"
 #endif
@@ -951,248 +1071,301 @@ static void wrpo__rethrow(wrpo_ctx *ctx, wrpo_result r) { if (r != WRPO_OK) long
 #define stbds_hmdel_key wrpo__stbds_hmdel_key
 #define stbds_shmode_func wrpo__stbds_shmode_func
 #define STB_DS_IMPLEMENTATION
-#include <stb/stb_ds.h>
+#if !defined(WRPO_STB_DS_H) && defined(__has_include)
+#if !__has_include(<stb/stb_ds.h>)
+#define WRPO_STB_DS_H "stb_ds.h"     /* beside this file, or on the include path */
+#endif
+#endif
+#ifndef WRPO_STB_DS_H
+#define WRPO_STB_DS_H <stb/stb_ds.h>
+#endif
+#include WRPO_STB_DS_H
 #undef STB_DS_IMPLEMENTATION
 #ifdef __GNUC__                      /* stb_ds says typeof, which -std=c11 does not know */
 #undef STBDS_ADDRESSOF
 #define STBDS_ADDRESSOF(variable, value) ((__typeof__(variable)[1]){value})
 #endif
 
-/* ---- text: a growing string in an arena; data is always NUL-terminated ---- */
+/* ---- text: a growing string in an arena; its bytes end in NUL ---- */
 typedef struct wrpo__text { wrpo__arena *arena; char *data; size_t size, cap; } wrpo__text;
+static void wrpo__text_room(wrpo__text *t, size_t n) { /* for n more bytes and the NUL */
+    if (t->data && n < t->cap - t->size) return;
+    size_t cap = WRPO__MAX(t->cap * 2, 64);
+    while (cap <= t->size + n) cap *= 2;
+    t->data = wrpo__resize(t->arena, t->data, cap);
+    t->cap = cap;
+}
 static void wrpo__text_add(wrpo__text *t, const char *s, size_t n) {
-    if (n >= t->cap - t->size || !t->data) {
-        size_t cap = WRPO__MAX(t->cap * 2, 64);
-        while (cap <= t->size + n) cap *= 2;
-        t->data = wrpo__resize(t->arena, t->data, cap), t->cap = cap;
-    }
+    wrpo__text_room(t, n);
     if (n) memcpy(t->data + t->size, s, n);
     t->size += n;
     t->data[t->size] = 0;
 }
 static void wrpo__text_puts(wrpo__text *t, const char *s) { wrpo__text_add(t, s, strlen(s)); }
 WRPO__PRINTF(2, 3) static void wrpo__text_printf(wrpo__text *t, const char *format, ...) {
-    char small[512];
-    va_list args;
-    va_start(args, format);
-    int n = vsnprintf(small, sizeof small, format, args);
-    va_end(args);
-    if (n < (int)sizeof small) { wrpo__text_add(t, small, n > 0 ? (size_t)n : 0); return; }
-    char *big = wrpo__raw(t->arena, (size_t)n + 1, 1);
-    va_start(args, format);
-    vsnprintf(big, (size_t)n + 1, format, args);
-    va_end(args);
-    wrpo__text_add(t, big, (size_t)n);
-    wrpo__block_free(big);
+    size_t n = 32;                   /* a first guess; the second one is exact */
+    for (bool fits = false; !fits;) {
+        wrpo__text_room(t, n);
+        va_list args;
+        va_start(args, format);
+        n = (size_t)vsnprintf(t->data + t->size, t->cap - t->size, format, args);
+        va_end(args);
+        fits = n < t->cap - t->size;
+    }
+    t->size += n;
 }
-/* printf into the arena, for paths and names */
+/* printf into the arena, for paths and names. */
 WRPO__PRINTF(2, 3) static char *wrpo__format(wrpo__arena *arena, const char *format, ...) {
     va_list args;
     va_start(args, format);
-    int n = vsnprintf(NULL, 0, format, args);
+    const size_t n = (size_t)vsnprintf(NULL, 0, format, args) + 1;
     va_end(args);
-    char *p = wrpo__alloc(arena, (size_t)(n < 0 ? 0 : n) + 1, 1);
+    char *p = wrpo__alloc(arena, n, 1);
     va_start(args, format);
-    vsnprintf(p, (size_t)(n < 0 ? 0 : n) + 1, format, args);
+    vsnprintf(p, n, format, args);
     va_end(args);
     return p;
 }
-/* For the user: a copy that outlives the entry and is given back by wrpo_free. */
+/* For the caller: a copy that outlives the entry, until wrpo_free. */
 static void *wrpo__handout(wrpo_ctx *ctx, const void *p, size_t n) {
     char *q = wrpo__raw(ctx->handouts, n + 1, 1);
     if (n) memcpy(q, p, n);
     q[n] = 0;
     return q;
 }
-WRPO_API void wrpo_free(wrpo_ctx *ctx, void *p) { (void)ctx; wrpo__block_free(p); }
+WRPO_API void wrpo_free(wrpo_ctx *ctx, void *p) {
+    (void)ctx;
+    wrpo__block_free(p);
+}
 
-/* UTF-8: the code point at s (of n > 0 bytes) and its length; -1 if the bytes are not valid there
-   (overlong forms, surrogates, above U+10FFFF, cut off), with *size the maximal subpart to skip. */
+/* UTF-8: the code point at s (n > 0 bytes) and the size of its bytes. -1 if they are not valid (an overlong form, a
+   surrogate, above U+10FFFF, cut off); *size is then the maximal subpart, to be skipped. */
 static int32_t wrpo__utf8_get(const char *s, size_t n, size_t *size) {
     const unsigned char *p = (const unsigned char *)s;
-    unsigned c = p[0], low = 0x80, high = 0xBF;
-    size_t need;
+    const unsigned first = p[0], more = 1u + (first >= 0xE0) + (first >= 0xF0);        /* bytes after the first */
     *size = 1;
-    if (c < 0x80) return (int32_t)c;
-    if (c >= 0xC2 && c <= 0xDF) need = 1, c &= 0x1F;
-    else if (c >= 0xE0 && c <= 0xEF) need = 2, low = c == 0xE0 ? 0xA0 : 0x80, high = c == 0xED ? 0x9F : 0xBF, c &= 0x0F;
-    else if (c >= 0xF0 && c <= 0xF4) need = 3, low = c == 0xF0 ? 0x90 : 0x80, high = c == 0xF4 ? 0x8F : 0xBF, c &= 0x07;
-    else return -1;
-    for (size_t i = 1; i <= need; i++, low = 0x80, high = 0xBF) {
-        if (i >= n || p[i] < low || p[i] > high) { *size = i; return -1; }
+    if (first < 0x80) return (int32_t)first;
+    if (first < 0xC2 || first > 0xF4) return -1;
+    unsigned low = first == 0xE0 ? 0xA0 : first == 0xF0 ? 0x90 : 0x80;         /* the range of the second byte */
+    unsigned high = first == 0xED ? 0x9F : first == 0xF4 ? 0x8F : 0xBF;
+    unsigned c = first & 0x3Fu >> more;
+    for (size_t i = 1; i <= more; i++) {
+        *size = i;
+        if (i >= n || p[i] < low || p[i] > high) return -1;
         c = c << 6 | (p[i] & 0x3Fu);
+        low = 0x80;
+        high = 0xBF;
     }
-    *size = need + 1;
+    *size = more + 1;
     return (int32_t)c;
 }
-static size_t wrpo__utf8_put(char *s, uint32_t c) {    /* writes up to 4 bytes */
-    if (c < 0x80) { s[0] = (char)c; return 1; }
-    size_t n = c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
-    for (size_t i = n - 1; i > 0; i--, c >>= 6) s[i] = (char)(0x80 | (c & 0x3F));
-    s[0] = (char)(c | (n == 2 ? 0xC0u : n == 3 ? 0xE0u : 0xF0u));
+static size_t wrpo__utf8_put(char *s, uint32_t c) {    /* writes up to 4 bytes; returns how many */
+    static const unsigned char marks[] = {0, 0, 0xC0, 0xE0, 0xF0};     /* of the first of n bytes */
+    const size_t n = 1u + (c >= 0x80) + (c >= 0x800) + (c >= 0x10000);
+    for (size_t i = n - 1; i > 0; i--) {
+        s[i] = (char)(0x80 | (c & 0x3F));
+        c >>= 6;
+    }
+    s[0] = (char)(c | marks[n]);
     return n;
 }
 
-/* ---- files ---- */
+/* ---- files ----
+   wrpo__disk_x looks at the file system, where all that the library writes is. wrpo__x is for what the caller gives it
+   to read, and asks the context's wrpo_files if there are any. */
 static char *wrpo__join(wrpo__arena *arena, const char *dir, const char *name) {
-    size_t n = strlen(dir);
+    const size_t n = strlen(dir);
     return wrpo__format(arena, n && dir[n - 1] == '/' ? "%s%s" : "%s/%s", dir, name);
 }
 static const char *wrpo__basename(const char *path) {
     const char *slash = strrchr(path, '/');
     return slash ? slash + 1 : path;
 }
-static bool wrpo__is_dir(const char *path) { struct stat st; return stat(path, &st) == 0 && S_ISDIR(st.st_mode); }
-static bool wrpo__exists(const char *path) { struct stat st; return stat(path, &st) == 0; }
-
-typedef struct wrpo__file { const char *path; const unsigned char *data; size_t size; bool mapped; int fd; } wrpo__file;    /* fd: while it is read, else -1 */
-static void wrpo__unmap(void *p) {
+static bool wrpo__ends(const char *s, const char *end) {
+    const size_t n = strlen(s), k = strlen(end);
+    return n >= k && !strcmp(s + n - k, end);
+}
+static bool wrpo__disk_exists(const char *path) { struct stat st; return stat(path, &st) == 0; }
+static bool wrpo__disk_is_dir(const char *path) { struct stat st; return stat(path, &st) == 0 && S_ISDIR(st.st_mode); }
+typedef struct wrpo__file {
+    const char *path; const unsigned char *data; size_t size;
+    bool mapped; FILE *in;           /* in: while it is read */
+    const wrpo_files *files; void *handle;             /* whom the bytes belong to; NULL: not a caller's */
+} wrpo__file;
+static void wrpo__file_drop(void *p) {
     wrpo__file *f = p;
+    if (f->in) fclose(f->in);
+    f->in = NULL;
+    if (f->files && f->files->close) f->files->close(f->handle, f->data, f->files->user);
 #ifndef _WIN32
     if (f->mapped) munmap((void *)(uintptr_t)f->data, f->size);
-    if (f->fd >= 0) close(f->fd);
 #endif
-    f->mapped = false, f->fd = -1;
 }
-/* The whole file, read-only, for as long as the arena lives: a mapping where there is one. */
-static const wrpo__file *wrpo__open_file(wrpo__arena *arena, const char *path) {
-    wrpo_ctx *ctx = arena->ctx;
+static wrpo__file *wrpo__file_new(wrpo__arena *arena, const char *path) {
     wrpo__file *f = WRPO__NEW(arena, wrpo__file);
     f->path = wrpo__strndup(arena, path, strlen(path));
     f->data = (const unsigned char *)"";
-    if (wrpo__is_dir(path)) wrpo__fail(ctx, WRPO_E_IO, "%s: want a file, found a directory", path);
-#ifdef _WIN32
-    FILE *in = fopen(path, "rb");
-    if (!in) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be opened: %s", path, strerror(errno));
-    _fseeki64(in, 0, SEEK_END);
-    f->size = (size_t)_ftelli64(in);
-    rewind(in);
-    unsigned char *data = wrpo__block_resize(arena, NULL, f->size + 1);
-    size_t got = data ? fread(data, 1, f->size, in) : 0;
-    fclose(in);
-    if (!data) wrpo__fail(ctx, WRPO_E_MEMORY, "%s: out of memory: %zu bytes wanted", path, f->size);
-    if (got != f->size) wrpo__fail(ctx, WRPO_E_IO, "%s: %zu bytes wanted, %zu read", path, f->size, got);
-    f->data = data;
-#else
-    f->fd = -1;
-    wrpo__on_free(arena, wrpo__unmap, f);
-    f->fd = open(path, O_RDONLY);
-    if (f->fd < 0) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be opened: %s", path, strerror(errno));
-    struct stat st;
-    if (fstat(f->fd, &st) != 0 || st.st_size < 0) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be read: %s", path, strerror(errno));
-    wrpo__text t = {.arena = arena};
-    if (S_ISREG(st.st_mode) && st.st_size) {
-        void *p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, f->fd, 0);
-        if (p == MAP_FAILED) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be mapped: %s", path, strerror(errno));
-        f->data = p, f->size = (size_t)st.st_size, f->mapped = true;
-    } else if (!S_ISREG(st.st_mode))
-        for (ssize_t n = 1; n;) {                      /* a pipe, a terminal: read to its end */
-            char part[1 << 14];
-            n = read(f->fd, part, sizeof part);
-            if (n > 0) wrpo__text_add(&t, part, (size_t)n);
-            else if (n < 0 && errno != EINTR) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be read: %s", path, strerror(errno));
-        }
-    close(f->fd), f->fd = -1;
-    if (t.size) f->data = (const unsigned char *)t.data, f->size = t.size;
-#endif
+    wrpo__on_free(arena, wrpo__file_drop, f);
     return f;
 }
-static void wrpo__make_dir(wrpo_ctx *ctx, const char *path) {   /* and its parents; existing is fine */
-    char part[4096];
-    size_t n = strlen(path);
-    if (n == 0 || n >= sizeof part) wrpo__fail(ctx, WRPO_E_IO, "\"%.200s\": not a usable path for a directory", path);
-    for (size_t i = 1; i <= n; i++) {
-        if (i < n && path[i] != '/') continue;
-        memcpy(part, path, i);
-        part[i] = 0;
-#ifdef _WIN32
-        int r = _mkdir(part);
-#else
-        int r = mkdir(part, 0777);
-#endif
-        const int e = errno == EEXIST ? ENOTDIR : errno;
-        if (r != 0 && !wrpo__is_dir(part)) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be made: %s", part, strerror(e));
+/* The whole file, read-only, until the arena is freed: a mapping where there is one. */
+static const wrpo__file *wrpo__disk_open(wrpo__arena *arena, const char *path) {
+    wrpo_ctx *ctx = arena->ctx;
+    wrpo__file *f = wrpo__file_new(arena, path);
+    wrpo__text t = {.arena = arena};
+    if (wrpo__disk_is_dir(path)) wrpo__fail(ctx, WRPO_E_IO, "%s: want a file, found a directory", path);
+    f->in = fopen(path, "rb");
+    if (!f->in) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be opened: %s", path, strerror(errno));
+#ifndef _WIN32
+    struct stat st;
+    if (fstat(fileno(f->in), &st) == 0 && S_ISREG(st.st_mode) && st.st_size > 0) {
+        void *p = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fileno(f->in), 0);
+        if (p == MAP_FAILED) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be mapped: %s", path, strerror(errno));
+        f->data = p;
+        f->size = (size_t)st.st_size;
+        f->mapped = true;
     }
-}
-static bool wrpo__ends(const char *s, const char *end) {
-    size_t n = strlen(s), k = strlen(end);
-    return n >= k && !strcmp(s + n - k, end);
+#endif
+    while (!f->mapped) {             /* a pipe, a terminal, no mappings: read to its end */
+        char part[1 << 14];
+        const size_t n = fread(part, 1, sizeof part, f->in);
+        wrpo__text_add(&t, part, n);
+        if (n == 0 && !ferror(f->in)) break;
+        if (n == 0 && errno != EINTR) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be read: %s", path, strerror(errno));
+        clearerr(f->in);
+    }
+    fclose(f->in);
+    f->in = NULL;
+    if (!f->mapped) f->data = (const unsigned char *)t.data;
+    if (!f->mapped) f->size = t.size;
+    return f;
 }
 typedef struct wrpo__name { char *text; } wrpo__name;
-static int wrpo__by_name(const void *a, const void *b) { return strcmp(((const wrpo__name *)a)->text, ((const wrpo__name *)b)->text); }
+static int wrpo__by_name(const void *a, const void *b) {
+    return strcmp(((const wrpo__name *)a)->text, ((const wrpo__name *)b)->text);
+}
+static void wrpo__add_name(wrpo__arena *arena, wrpo__name **names, const char *text) {
+    const wrpo__name name = {wrpo__strndup(arena, text, strlen(text))};
+    stbds_arrput(*names, name);
+}
 #ifndef _WIN32
 static void wrpo__dir_close(void *p) { closedir(p); }
 #endif
 /* The names in a directory, sorted; an stb_ds array. */
-static wrpo__name *wrpo__list_dir(wrpo__arena *arena, const char *dir) {
+static wrpo__name *wrpo__disk_list(wrpo__arena *arena, const char *dir) {
     wrpo__name *names = NULL;
 #ifdef _WIN32
     WIN32_FIND_DATAA e;
     HANDLE h = FindFirstFileA(wrpo__join(arena, dir, "*"), &e);
     if (h == INVALID_HANDLE_VALUE) wrpo__fail(arena->ctx, WRPO_E_IO, "%s: cannot be listed", dir);
-    do { wrpo__name name = {wrpo__strndup(arena, e.cFileName, strlen(e.cFileName))}; stbds_arrput(names, name); } while (FindNextFileA(h, &e));
+    do wrpo__add_name(arena, &names, e.cFileName); while (FindNextFileA(h, &e));
     FindClose(h);
 #else
     wrpo__cleanup *owner = wrpo__on_free(arena, wrpo__dir_close, NULL);
     DIR *d = owner->p = opendir(dir);
     if (!d) wrpo__fail(arena->ctx, WRPO_E_IO, "%s: cannot be listed: %s", dir, strerror(errno));
-    for (struct dirent *e; (e = readdir(d));) {
-        wrpo__name name = {wrpo__strndup(arena, e->d_name, strlen(e->d_name))};
-        stbds_arrput(names, name);
-    }
+    for (struct dirent *e = readdir(d); e; e = readdir(d)) wrpo__add_name(arena, &names, e->d_name);
     owner->p = NULL;
     closedir(d);
 #endif
     if (names) qsort(names, (size_t)stbds_arrlen(names), sizeof *names, wrpo__by_name);
     return names;
 }
-/* A file that appears under its name whole or not at all: written beside it, synced, then renamed. */
+static const wrpo_files *wrpo__files(void) {           /* the current context's; NULL: it reads the file system */
+    const wrpo_files *files = &wrpo__current->ctx->desc.files;
+    return files->open ? files : NULL;
+}
+static bool wrpo__exists(const char *path) {
+    const wrpo_files *files = wrpo__files();
+    if (!files) return wrpo__disk_exists(path);
+    size_t size;
+    void *handle = NULL;
+    const void *data = files->open(path, &size, &handle, files->user);
+    if (data && files->close) files->close(handle, data, files->user);
+    return data != NULL;
+}
+/* Among wrpo_files, a path that names no file is that of a directory. */
+static bool wrpo__is_dir(const char *path) { return wrpo__files() ? !wrpo__exists(path) : wrpo__disk_is_dir(path); }
+static const wrpo__file *wrpo__open_file(wrpo__arena *arena, const char *path) {
+    const wrpo_files *files = wrpo__files();
+    if (!files) return wrpo__disk_open(arena, path);
+    wrpo__file *f = wrpo__file_new(arena, path);
+    const void *data = files->open(path, &f->size, &f->handle, files->user);
+    if (!data) wrpo__fail(arena->ctx, WRPO_E_IO, "%s: cannot be opened: wrpo_desc.files has no such file", path);
+    f->data = data;
+    f->files = files;
+    return f;
+}
+static wrpo__name *wrpo__list_dir(wrpo__arena *arena, const char *dir) {
+    const wrpo_files *files = wrpo__files();
+    wrpo__name *names = NULL;
+    if (!files) return wrpo__disk_list(arena, dir);
+    const char *name = files->list ? files->list(dir, 0, files->user) : NULL;
+    for (int64_t i = 1; name; i++) {
+        wrpo__add_name(arena, &names, name);
+        name = files->list(dir, i, files->user);
+    }
+    return names;
+}
+static void wrpo__make_dir(wrpo_ctx *ctx, const char *path) {  /* and its parents; one that exists is fine */
+    char part[4096];
+    const size_t n = strlen(path);
+    if (n == 0 || n >= sizeof part) wrpo__fail(ctx, WRPO_E_IO, "\"%.200s\": not a usable path for a directory", path);
+    for (size_t i = 1; i <= n; i++) {
+        if (i < n && path[i] != '/') continue;
+        memcpy(part, path, i);
+        part[i] = 0;
+        const int r = wrpo__mkdir(part);
+        const int e = errno == EEXIST ? ENOTDIR : errno;
+        if (r != 0 && !wrpo__disk_is_dir(part))
+            wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be made: %s", part, strerror(e));
+    }
+}
+/* A file that gets its name only when it is whole: written under a part name, synced, renamed. */
 typedef struct wrpo__writer { wrpo_ctx *ctx; char *path, *part; FILE *f; bool waits; } wrpo__writer;
 static void wrpo__writer_drop(void *p) {
     wrpo__writer *w = p;
+    const bool there = w->f || w->waits;
     if (w->f) fclose(w->f);
-    if (w->f || w->waits) remove(w->part);
-    w->f = NULL, w->waits = false;
+    if (there) remove(w->part);
+    w->f = NULL;
+    w->waits = false;
+}
+_Noreturn static void wrpo__writer_fail(const wrpo__writer *w, int e) {
+    wrpo__fail(w->ctx, WRPO_E_IO, "%s: cannot be written: %s", w->path, strerror(e));
 }
 static wrpo__writer *wrpo__create(wrpo__arena *arena, const char *path) {
     wrpo__writer *w = WRPO__NEW(arena, wrpo__writer);
     w->ctx = arena->ctx;
     w->path = wrpo__strndup(arena, path, strlen(path));
-#ifdef _WIN32
-    w->part = wrpo__format(arena, "%s.%lu.part", path, (unsigned long)GetCurrentProcessId());
-#else
-    w->part = wrpo__format(arena, "%s.%ld.part", path, (long)getpid());
-#endif
+    w->part = wrpo__format(arena, "%s.%lu.part", path, (unsigned long)wrpo__process());
     wrpo__on_free(arena, wrpo__writer_drop, w);
     w->f = fopen(w->part, "wb");
-    if (!w->f) wrpo__fail(w->ctx, WRPO_E_IO, "%s: cannot be written: %s", path, strerror(errno));
+    if (!w->f) wrpo__writer_fail(w, errno);
     return w;
 }
 static void wrpo__write(wrpo__writer *w, const void *p, size_t n) {
-    if (n && fwrite(p, 1, n, w->f) != n) wrpo__fail(w->ctx, WRPO_E_IO, "%s: cannot be written: %s", w->path, strerror(errno));
+    if (n && fwrite(p, 1, n, w->f) != n) wrpo__writer_fail(w, errno);
 }
-/* The file is whole, and waits for its name: closed and synced, so that many can wait without a descriptor each. */
+/* The file is whole and waits for its name. It is closed, so many can wait without a descriptor each. */
 static void wrpo__finish(wrpo__writer *w) {
-    bool ok = fflush(w->f) == 0;
-    int e = errno;
+    int e = fflush(w->f) == 0 ? 0 : errno;
 #ifndef _WIN32
-    if (ok && fsync(fileno(w->f)) != 0 && errno != EINVAL && errno != ENOTSUP) ok = false, e = errno;
+    if (!e && fsync(fileno(w->f)) != 0 && errno != EINVAL && errno != ENOTSUP) e = errno;
 #endif
-    if (fclose(w->f) != 0 && ok) ok = false, e = errno;
-    w->f = NULL, w->waits = true;
-    if (!ok) wrpo__fail(w->ctx, WRPO_E_IO, "%s: cannot be written: %s", w->path, strerror(e));
+    if (fclose(w->f) != 0 && !e) e = errno;
+    w->f = NULL;
+    w->waits = true;
+    if (e) wrpo__writer_fail(w, e);
 }
 static void wrpo__publish(wrpo__writer *w) {
-#ifdef _WIN32
-    bool ok = MoveFileExA(w->part, w->path, MOVEFILE_REPLACE_EXISTING) != 0;
-    errno = EIO;
-#else
-    bool ok = rename(w->part, w->path) == 0;
-#endif
-    if (!ok) wrpo__fail(w->ctx, WRPO_E_IO, "%s: cannot be written: %s", w->path, strerror(errno));
+    if (wrpo__rename(w->part, w->path) != 0) wrpo__writer_fail(w, errno);
     w->waits = false;
 }
-static void wrpo__commit(wrpo__writer *w) { wrpo__finish(w), wrpo__publish(w); }
+static void wrpo__commit(wrpo__writer *w) {
+    wrpo__finish(w);
+    wrpo__publish(w);
+}
 
 /* ---- time, threads ---- */
 static double wrpo__now(void) {      /* seconds */
@@ -1200,50 +1373,52 @@ static double wrpo__now(void) {      /* seconds */
     timespec_get(&t, TIME_UTC);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
-/* WRPO__PARFOR(threads) for (int64_t i = ...; i < n; i++) body: iterations are independent and each writes
-   places of its own; sums are never shared between iterations, so the thread count cannot show in a result.
-   WRPO__PARROWS: the same over n rows of D numbers, as many rows at a time as are worth fetching. */
+/* WRPO__PARFOR(threads) for (int64_t i = ...; i < n; i++) body: iterations are independent, and each writes elements
+   of its own. No sum is shared by iterations, so no result depends on the number of threads.
+   WRPO__PARROWS: likewise for n rows of D elements, as many rows at a time as are worth fetching. */
 #define WRPO__PRAGMA(x) _Pragma(#x)
 #ifdef _OPENMP
 #define WRPO__PARFOR(threads) WRPO__PRAGMA(omp parallel for num_threads(threads) schedule(dynamic, 1))
-#define WRPO__PARROWS(cpu, n, D) WRPO__PRAGMA(omp parallel for num_threads(wrpo__cpu_team(cpu, (n) * (D))) schedule(dynamic, wrpo__cpu_chunk(D)))
+#define WRPO__PARROWS(cpu, n, D) \
+    WRPO__PRAGMA(omp parallel for num_threads(wrpo__cpu_team(cpu, (n) * (D))) schedule(dynamic, wrpo__cpu_chunk(D)))
 #else
 #define WRPO__PARFOR(threads) (void)(threads);
 #define WRPO__PARROWS(cpu, n, D) (void)(wrpo__cpu_team(cpu, (n) * (D)) + wrpo__cpu_chunk(D));
 #endif
 
-/* ---- numbers: Philox4x32-10 (Salmon et al. 2011), a counter-based generator; and a 64-bit hash ---- */
+/* ---- random numbers: Philox4x32-10 (Salmon et al. 2011), a function of a counter; and a 64-bit hash ---- */
 typedef struct wrpo__philox { uint32_t v[4]; } wrpo__philox;
 static wrpo__philox wrpo__random(uint64_t seed, uint64_t stream, uint64_t counter) {
-    uint32_t c[4] = {(uint32_t)counter, (uint32_t)(counter >> 32), (uint32_t)stream, (uint32_t)(stream >> 32)};
-    uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
-    for (int round = 0; round < 10; round++, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
-        uint64_t a = (uint64_t)0xD2511F53u * c[0], b = (uint64_t)0xCD9E8D57u * c[2];
-        uint32_t n0 = (uint32_t)(b >> 32) ^ c[1] ^ k0, n2 = (uint32_t)(a >> 32) ^ c[3] ^ k1;
-        c[0] = n0, c[1] = (uint32_t)b, c[2] = n2, c[3] = (uint32_t)a;
+    wrpo__philox r = {{(uint32_t)counter, (uint32_t)(counter >> 32), (uint32_t)stream, (uint32_t)(stream >> 32)}};
+    uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32), *v = r.v;
+    for (int round = 0; round < 10; round++) {
+        const uint64_t a = (uint64_t)0xD2511F53u * v[0], b = (uint64_t)0xCD9E8D57u * v[2];
+        v[0] = (uint32_t)(b >> 32) ^ v[1] ^ k0;
+        v[2] = (uint32_t)(a >> 32) ^ v[3] ^ k1;
+        v[1] = (uint32_t)b;
+        v[3] = (uint32_t)a;
+        k0 += 0x9E3779B9u;
+        k1 += 0xBB67AE85u;
     }
-    wrpo__philox r = {{c[0], c[1], c[2], c[3]}};
     return r;
 }
 static uint64_t wrpo__random64(uint64_t seed, uint64_t stream, uint64_t counter) {
-    wrpo__philox r = wrpo__random(seed, stream, counter);
+    const wrpo__philox r = wrpo__random(seed, stream, counter);
     return (uint64_t)r.v[0] << 32 | r.v[1];
 }
-static double wrpo__normal(uint64_t seed, uint64_t stream, uint64_t counter) {   /* Box-Muller */
-    wrpo__philox r = wrpo__random(seed, stream, counter);
-    double u = ((double)r.v[0] + 0.5) / 4294967296.0, v = ((double)r.v[1] + 0.5) / 4294967296.0;
+static double wrpo__normal(uint64_t seed, uint64_t stream, uint64_t counter) {         /* N(0, 1): Box and Muller 1958 */
+    const wrpo__philox r = wrpo__random(seed, stream, counter);
+    const double u = ((double)r.v[0] + 0.5) / 4294967296.0, v = ((double)r.v[1] + 0.5) / 4294967296.0;
     return sqrt(-2 * log(u)) * cos(6.283185307179586 * v);
 }
-static uint64_t wrpo__hash(uint64_t h, const void *p, size_t n) {   /* chains; not against adversaries */
+static uint64_t wrpo__hash(uint64_t h, const void *p, size_t n) {      /* can be chained; not against adversaries */
     const unsigned char *s = p;
     h ^= n * 0x9E3779B97F4A7C15u;
-    while (n) {
+    for (size_t i = 0; i < n; i += 8) {
         uint64_t w = 0;
-        size_t k = WRPO__MIN(n, 8);
-        memcpy(&w, s, k);
+        memcpy(&w, s + i, WRPO__MIN(n - i, 8));
         h = (h ^ w) * 0xBF58476D1CE4E5B9u;
         h ^= h >> 29;
-        s += k, n -= k;
     }
     return h * 0x94D049BB133111EBu ^ h >> 32;
 }
@@ -1258,35 +1433,78 @@ static float wrpo__bits_float(uint32_t u) { float x; memcpy(&x, &u, sizeof x); r
 static float wrpo__float_of(uint16_t half) { return wrpo__bits_float((uint32_t)half << 16); }    /* of bfloat16 */
 static uint32_t wrpo__float_bits(float x) { uint32_t u; memcpy(&u, &x, sizeof u); return u; }
 static uint16_t wrpo__float_to_bf16(float x) {         /* to nearest, ties to even; NaN stays NaN */
-    uint32_t u = wrpo__float_bits(x);
+    const uint32_t u = wrpo__float_bits(x);
     if ((u & 0x7FFFFFFFu) > 0x7F800000u) return (uint16_t)(u >> 16 | 0x40);
     return (uint16_t)((u + 0x7FFFu + (u >> 16 & 1)) >> 16);
 }
-/* A float master in two halves: high, the nearest bfloat16, and low, what that left over: bits = (high << 16) + (int16_t)low. */
-static float wrpo__master(uint16_t high, uint16_t low) { return wrpo__bits_float(((uint32_t)high << 16) + (uint32_t)(int16_t)low); }
+/* A float master in two halves: high is the nearest bfloat16, low the rest: bits = (high << 16) + (int16_t)low. */
+static float wrpo__master(uint16_t high, uint16_t low) {
+    return wrpo__bits_float(((uint32_t)high << 16) + (uint32_t)(int16_t)low);
+}
 static void wrpo__master_split(float x, uint16_t *high, uint16_t *low) {
     const uint32_t bits = wrpo__float_bits(x);
-    *high = (uint16_t)((bits + 0x8000u) >> 16), *low = (uint16_t)bits;
+    *high = (uint16_t)((bits + 0x8000u) >> 16);
+    *low = (uint16_t)bits;
 }
-WRPO_API const char *wrpo_moments_name(int i) { return i == 0 ? "f32" : i == 1 ? "bf16" : i == 2 ? "8bit" : NULL; }
+/* Element i of an array that is float or bfloat16. */
+static float wrpo__element(const void *x, wrpo_dtype type, int64_t i) {
+    return type == WRPO_DTYPE_BF16 ? wrpo__float_of(((const uint16_t *)x)[i]) : ((const float *)x)[i];
+}
+static const char *const wrpo__moments_names[] = {
+    [WRPO_MOMENTS_F32] = "f32", [WRPO_MOMENTS_BF16] = "bf16", [WRPO_MOMENTS_8BIT] = "8bit"};
+WRPO__NAMED(wrpo_moments_name, wrpo__moments_names)
 WRPO_API size_t wrpo_moments_bytes(wrpo_moments moments, int64_t count) {
-    if (moments == WRPO_MOMENTS_8BIT) return (size_t)wrpo__div_up(count, WRPO_BLOCK) * WRPO_BLOCK_BYTES;
-    return moments == WRPO_MOMENTS_BF16 ? (size_t)wrpo__div_up(count, WRPO_BLOCK) * WRPO_BLOCK * 2 : (size_t)count * 4;
+    const size_t blocks = (size_t)wrpo__div_up(count, WRPO_BLOCK);
+    if (moments == WRPO_MOMENTS_8BIT) return blocks * WRPO_BLOCK_BYTES;
+    return moments == WRPO_MOMENTS_BF16 ? blocks * WRPO_BLOCK * 2 : (size_t)count * 4;
 }
+
+/* ---- memory of the host; a device on it begins with its allocator ---- */
+static void *wrpo__host_alloc(void *dev, size_t n) {   /* a word in front of the block says where it begins */
+    const wrpo_allocator *memory = dev;
+    if (n > SIZE_MAX - 2 * WRPO__ALIGN) return NULL;
+    char *base = memory->alloc(n + 2 * WRPO__ALIGN, memory->user);
+    if (!base) return NULL;
+    char *p = (char *)(((uintptr_t)base + 2 * WRPO__ALIGN - 1) / WRPO__ALIGN * WRPO__ALIGN);
+    memcpy(p - sizeof base, &base, sizeof base);
+    return p;
+}
+static void wrpo__host_release(void *dev, void *p) {
+    const wrpo_allocator *memory = dev;
+    char *base;
+    if (!p) return;
+    memcpy(&base, (char *)p - sizeof base, sizeof base);
+    memory->free(base, memory->user);
+}
+static void wrpo__host_copy(void *dev, void *dst, const void *src, size_t n) { (void)dev; if (n) memmove(dst, src, n); }
+static void wrpo__host_zero(void *dev, void *dst, size_t n) { (void)dev; if (n) memset(dst, 0, n); }
+static size_t wrpo__host_room(void *dev) {             /* what the system can still give without swapping */
+    unsigned long long kib = 0;
+    char line[128];
+    (void)dev;
+    FILE *f = fopen("/proc/meminfo", "r");
+    while (f && fgets(line, sizeof line, f) && sscanf(line, "MemAvailable: %llu", &kib) != 1) {}
+    if (f) fclose(f);
+    return kib ? (size_t)kib * 1024 : SIZE_MAX;
+}
+static wrpo_result wrpo__host_sync(void *dev, wrpo_error *why) { (void)dev; (void)why; return WRPO_OK; }
 
 /* ---- context ---- */
 static void *wrpo__malloc(size_t n, void *user) { (void)user; return malloc(n); }
 static void wrpo__mfree(void *p, void *user) { (void)user; free(p); }
 static wrpo_result wrpo__open_fails(const wrpo_desc *d, wrpo_result r, const char *text) {
-    if (d->why) d->why->code = r, d->why->line = d->why->column = 0, snprintf(d->why->text, sizeof d->why->text, "%s", text);
+    if (!d->why) return r;
+    *d->why = (wrpo_error){.code = r};
+    snprintf(d->why->text, sizeof d->why->text, "%s", text);
     return r;
 }
 WRPO_API wrpo_result wrpo_open(const wrpo_desc *desc, wrpo_ctx **out) {
-    wrpo_desc d = {0};
+    wrpo_desc d = desc ? *desc : (wrpo_desc){0};
     *out = NULL;
-    if (desc) d = *desc;
-    if (!d.memory.alloc != !d.memory.free || d.threads < 0) return wrpo__open_fails(&d, WRPO_E_ARG, "wrpo_open: want both functions of memory or none, and no negative number of threads");
-    if (!d.memory.alloc) d.memory.alloc = wrpo__malloc, d.memory.free = wrpo__mfree;
+    if (!d.memory.alloc != !d.memory.free)
+        return wrpo__open_fails(&d, WRPO_E_ARG, "wrpo_open: memory: want both functions or none");
+    if (d.threads < 0) return wrpo__open_fails(&d, WRPO_E_ARG, "wrpo_open: threads: want at least 0");
+    if (!d.memory.alloc) d.memory = (wrpo_allocator){wrpo__malloc, wrpo__mfree, NULL};
 #ifdef _OPENMP
     if (!d.threads) d.threads = omp_get_max_threads();
 #else
@@ -1294,18 +1512,17 @@ WRPO_API wrpo_result wrpo_open(const wrpo_desc *desc, wrpo_ctx **out) {
 #endif
     if (!d.backend) d.backend = wrpo_backend_cpu();
     if (!d.dtype) d.dtype = d.backend->dtype;
-    if (d.dtype != WRPO_DTYPE_F32 && d.dtype != WRPO_DTYPE_BF16) return wrpo__open_fails(&d, WRPO_E_ARG, "wrpo_open: dtype: want f32 or bf16");
+    if (d.dtype != WRPO_DTYPE_F32 && d.dtype != WRPO_DTYPE_BF16)
+        return wrpo__open_fails(&d, WRPO_E_ARG, "wrpo_open: dtype: want f32 or bf16");
     wrpo_ctx *ctx = d.memory.alloc(sizeof *ctx, d.memory.user);
     if (!ctx) return wrpo__open_fails(&d, WRPO_E_MEMORY, "out of memory");
-    memset(ctx, 0, sizeof *ctx);
-    ctx->desc = d;
+    *ctx = (wrpo_ctx){.desc = d, .error = {.text = "out of memory"}};
     ctx->handouts = wrpo__arena_new(ctx);
-    snprintf(ctx->error.text, sizeof ctx->error.text, "out of memory");
-    wrpo_result r = ctx->handouts ? d.backend->open(&ctx->dev, &ctx->desc, &ctx->error) : WRPO_E_MEMORY;
+    const wrpo_result r = ctx->handouts ? d.backend->open(&ctx->dev, &ctx->desc, &ctx->error) : WRPO_E_MEMORY;
     if (r == WRPO_OK) {
         ctx->error = (wrpo_error){0};
         *out = ctx;
-        return r;
+        return WRPO_OK;
     }
     wrpo__open_fails(&d, r, ctx->error.text);
     wrpo__arena_free(ctx->handouts);
@@ -1418,9 +1635,9 @@ static double wrpo__source_share(const wrpo_loss_desc *d, double alpha, bool has
     default: return has_source && !has_target ? 1 : d->pair == WRPO_PAIR_SOURCE ? 1 : d->pair == WRPO_PAIR_BOTH ? 0.5 : 0;
     }
 }
-/* a(y): 0 for a response that is left out, or is rejected. K sources share by their weights, which sum to 1. */
+/* a(y): 0 for a response that is left out, or is rejected. K sources have shares of their own, which sum to 1. */
 static double wrpo__share(double source_share, const wrpo_response *y) {
-    return y->role == WRPO_ROLE_SOURCE ? source_share * y->weight : y->role == WRPO_ROLE_TARGET ? 1 - source_share : 0;
+    return y->role == WRPO_ROLE_SOURCE ? source_share * y->share : y->role == WRPO_ROLE_TARGET ? 1 - source_share : 0;
 }
 static bool wrpo__per_token(const wrpo_loss_desc *d) {
     return wrpo__rules[d->method].per_token && !(d->method == WRPO_METHOD_IPO && d->ipo_sum);
@@ -1437,7 +1654,7 @@ static bool wrpo__has(wrpo_role role, const wrpo_response *r, int n) {
 }
 /* Is y the opponent of chosen response x? A pair method compares within a pair. */
 static bool wrpo__against(const wrpo_loss_desc *d, const wrpo_response *x, const wrpo_response *y) {
-    return y->role == WRPO_ROLE_REJECTED && (d->method == WRPO_METHOD_WRPO || x->pair == y->pair);
+    return y->role == WRPO_ROLE_REJECTED && (d->method == WRPO_METHOD_WRPO || x->pair_id == y->pair_id);
 }
 static int wrpo__opponents(const wrpo_loss_desc *d, const wrpo_response *x, const wrpo_response *r, int n, double *mean) {   /* s(y_l) for x */
     int count = 0;
@@ -1452,7 +1669,7 @@ static const char *wrpo__record_check(const wrpo_loss_desc *d, double alpha, con
     int sources = 0, targets = 0, rejected = 0;
     double weight = 0;
     for (int i = 0; i < n; i++) {
-        if (r[i].role == WRPO_ROLE_SOURCE) sources++, weight += r[i].weight >= 0 ? r[i].weight : NAN;
+        if (r[i].role == WRPO_ROLE_SOURCE) sources++, weight += r[i].share >= 0 ? r[i].share : NAN;
         else if (r[i].role == WRPO_ROLE_TARGET) targets++;
         else if (r[i].role == WRPO_ROLE_REJECTED) rejected++;
         else return "a response has no valid role";
@@ -1464,7 +1681,7 @@ static const char *wrpo__record_check(const wrpo_loss_desc *d, double alpha, con
     if (a < 1 && targets == 0) return "the method needs a target response (the last in \"chosen\")";
     if (d->method != WRPO_METHOD_SFT && rejected == 0) return "the method needs a rejected response";
     if (targets > 1) return "want one target response, found several";
-    if (sources && !(fabs(weight - 1) < 1e-6)) return "the weights of the source responses do not sum to 1";
+    if (sources && !(fabs(weight - 1) < 1e-6)) return "the shares of the source responses do not sum to 1";
     for (int i = 0; i < n; i++) {
         if (r[i].role != WRPO_ROLE_REJECTED && wrpo__share(a, &r[i]) == 0) continue;      /* left out: may be anything */
         if (r[i].role == WRPO_ROLE_REJECTED && d->method == WRPO_METHOD_SFT) continue;
@@ -1496,6 +1713,7 @@ static double wrpo__link_loss(wrpo__link link, double z, double eps, double *g) 
 
 /* ---- the loss of one record ---- */
 WRPO_API double wrpo_loss(const wrpo_loss_desc *desc, double alpha, wrpo_response *r, int n, double sft_tokens, const char **why) {
+    desc = desc ? desc : &(wrpo_loss_desc){0};
     for (int i = 0; i < n; i++) r[i].dlogp = 0;
     const char *wrong = wrpo__loss_check(desc, alpha);
     const wrpo_loss_desc d = wrpo__loss_defaults(*desc);
@@ -1583,7 +1801,7 @@ static double wrpo__sft_tokens(const wrpo_response *r, int n) {
 WRPO_API double wrpo_alpha(wrpo_alpha_schedule schedule, double power, double end, int64_t k, int64_t T) {
     const double pi = 3.14159265358979323846;
     const double u = T <= 0 || k >= T ? 1 : k <= 0 ? 0 : (double)k / (double)T;
-    if (power == 0) power = 2;
+    power = wrpo__or_default(power, 2);
     end += 0.0;                      /* -0 becomes 0 */
     switch (schedule) {
     case WRPO_ALPHA_SCHEDULE_LINEAR: return end * u;
@@ -1604,6 +1822,470 @@ WRPO_API double wrpo_lr_factor(wrpo_lr_schedule schedule, int64_t warmup, int64_
     case WRPO_LR_SCHEDULE_CONSTANT: return 1;
     }
     return NAN;
+}
+
+/* ---------------------------------------------------------------------------------------------- >>ops
+   What the model computes, one op after the other, in plain loops. These functions define the ops of struct
+   wrpo_backend: every faster backend is measured against them. They run where there is nothing faster, and
+   wrpo_backend_plain returns them anywhere.
+
+   Each gradient is directly below its forward op. A d before a name is the derivative of the loss by it: dx is
+   dL/dx. Parameters are outputs, then inputs, then sizes; ldx is the number of elements from one row of x to the
+   next. Outputs and dx are written. dw and db are added to: a step sums the gradients of several micro-batches.
+
+   Inputs and outputs are float, sums are double. A matrix of weights may be bfloat16. In a context of bfloat16,
+   gemm rounds its factors as a processor with such products does; the other ops round nothing. */
+#if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
+#error "wrpo.h: -ffast-math and -ffinite-math-only break the handling of infinities and NaN: compile without it"
+#endif
+enum { WRPO__MAX_HIDDEN = 1 << 20, WRPO__MAX_D = 512 };        /* the largest hidden_size and head_dim of any backend */
+
+/* ---- the state of the plain backend ---- */
+typedef struct wrpo__plain { wrpo_allocator memory; bool bf16; } wrpo__plain;      /* bf16: the context's dtype */
+static wrpo_result wrpo__plain_open(void **dev, const wrpo_desc *desc, wrpo_error *why) {
+    wrpo__plain *plain = *dev = desc->memory.alloc(sizeof *plain, desc->memory.user);
+    if (!plain) {
+        *why = (wrpo_error){WRPO_E_MEMORY, 0, 0, "out of memory: the state of the plain backend"};
+        return WRPO_E_MEMORY;
+    }
+    plain->memory = desc->memory;
+    plain->bf16 = desc->dtype == WRPO_DTYPE_BF16;
+    return WRPO_OK;
+}
+static void wrpo__plain_close(void *dev) {
+    const wrpo_allocator memory = ((wrpo__plain *)dev)->memory;
+    memory.free(dev, memory.user);
+}
+
+/* ---- gemm: c[m,n] = a b, or c += a b (beta 1) ----
+   NT: a[m,k] b[n,k]', a layer's y = x W'.  NN: a[m,k] b[k,n], its dx = dy W.  TN: a[k,m]' b[k,n], its dW += dy' x.
+   A context of bfloat16 rounds the factors of TN, and of NT and NN where the weight b is bfloat16. */
+static void wrpo__plain_gemm(void *dev, wrpo_mm mm, void *c, int64_t ldc, const void *a, int64_t lda, const void *b,
+                             int64_t ldb, wrpo_dtype b_type, int64_t m, int64_t n, int64_t k, float beta) {
+    const bool a_transposed = mm == WRPO_MM_TN, b_transposed = mm == WRPO_MM_NT || mm == WRPO_MM_NT_FLOAT;
+    /* elements from one row i of c, column j of c, or step l of k to the next */
+    const int64_t a_row = a_transposed ? 1 : lda, a_step = a_transposed ? lda : 1;
+    const int64_t b_column = b_transposed ? ldb : 1, b_step = b_transposed ? 1 : ldb;
+    const wrpo_dtype type = mm == WRPO_MM_TN ? WRPO_DTYPE_F32 : b_type;
+    const bool round = ((wrpo__plain *)dev)->bf16 && (mm == WRPO_MM_TN || type == WRPO_DTYPE_BF16);
+    for (int64_t i = 0; i < m; i++)
+        for (int64_t j = 0; j < n; j++) {
+            float *out = (float *)c + i * ldc + j;
+            double sum = beta != 0 ? *out : 0;
+            for (int64_t l = 0; l < k; l++) {
+                float x = ((const float *)a)[i * a_row + l * a_step];
+                float w = wrpo__element(b, type, j * b_column + l * b_step);
+                if (round) x = wrpo__float_of(wrpo__float_to_bf16(x));
+                if (round) w = wrpo__float_of(wrpo__float_to_bf16(w));
+                sum += (double)x * w;
+            }
+            *out = (float)sum;
+        }
+}
+
+/* ---- embed: y[n,D] = scale w[ids], a row of the table w[V,D] for each token.   dw[ids] += scale dy ---- */
+static void wrpo__plain_embed(void *dev, void *y, const void *w, wrpo_dtype w_type, const int32_t *ids,
+                              int64_t n, int64_t D, float scale) {
+    (void)dev;
+    for (int64_t r = 0; r < n; r++)
+        for (int64_t j = 0; j < D; j++) ((float *)y)[r * D + j] = scale * wrpo__element(w, w_type, ids[r] * D + j);
+}
+static void wrpo__plain_embed_bwd(void *dev, float *dw, const void *dy, const int32_t *ids,
+                                  int64_t n, int64_t D, float scale) {
+    (void)dev;
+    for (int64_t r = 0; r < n; r++)
+        for (int64_t j = 0; j < D; j++) dw[ids[r] * D + j] += scale * ((const float *)dy)[r * D + j];
+}
+
+/* ---- gather: y[n,D] = x[index].   dx[index] += dy: added, as an index may occur again ---- */
+static void wrpo__plain_gather(void *dev, void *y, const void *x, const int32_t *index, int64_t n, int64_t D) {
+    wrpo__plain_embed(dev, y, x, WRPO_DTYPE_F32, index, n, D, 1);
+}
+static void wrpo__plain_gather_bwd(void *dev, void *dx, const void *dy, const int32_t *index, int64_t n, int64_t D) {
+    wrpo__plain_embed_bwd(dev, dx, dy, index, n, D, 1);
+}
+/* ---- scatter: y[index] = x[n,D]. Only decoding needs it, so there is no gradient ---- */
+static void wrpo__plain_scatter(void *dev, void *y, int64_t ldy, const void *x, int64_t ldx, const int32_t *index,
+                                int64_t n, int64_t D) {
+    (void)dev;
+    for (int64_t r = 0; r < n; r++)
+        for (int64_t j = 0; j < D; j++) ((float *)y)[index[r] * ldy + j] = ((const float *)x)[r * ldx + j];
+}
+
+/* ---- bias: y[n,D] += b[D], in each row.   db += the sum of dy over the rows ---- */
+static double wrpo__column_sum(const void *x, wrpo_dtype type, int64_t ldx, int64_t rows, int64_t column) {
+    double sum = 0;
+    for (int64_t r = 0; r < rows; r++) sum += wrpo__element(x, type, r * ldx + column);
+    return sum;
+}
+static void wrpo__plain_bias(void *dev, void *y, int64_t ldy, const float *b, int64_t n, int64_t D) {
+    (void)dev;
+    for (int64_t r = 0; r < n; r++)
+        for (int64_t j = 0; j < D; j++) ((float *)y)[r * ldy + j] += b[j];
+}
+static void wrpo__plain_bias_bwd(void *dev, float *db, const void *dy, int64_t lddy, int64_t n, int64_t D) {
+    (void)dev;
+    for (int64_t j = 0; j < D; j++) db[j] = (float)(db[j] + wrpo__column_sum(dy, WRPO_DTYPE_F32, lddy, n, j));
+}
+/* ---- colsum: y[cols] = the sum of w[rows,cols] over its rows. It serves a metric, so there is no gradient ---- */
+static void wrpo__plain_colsum(void *dev, float *y, const void *w, wrpo_dtype w_type, int64_t rows, int64_t cols) {
+    (void)dev;
+    for (int64_t j = 0; j < cols; j++) y[j] = (float)wrpo__column_sum(w, w_type, cols, rows, j);
+}
+/* ---- add: y += x.   Both have the same gradient, so there is nothing to compute ---- */
+static void wrpo__plain_add(void *dev, void *y, const void *x, int64_t count) {
+    (void)dev;
+    for (int64_t i = 0; i < count; i++) ((float *)y)[i] += ((const float *)x)[i];
+}
+
+/* ---- rmsnorm (Zhang and Sennrich 2019): each row is `heads` vectors x[D], and each vector is scaled by itself ----
+   rstd = 1 / sqrt(mean(x^2) + eps)        y = (w + plus) x rstd
+   g = dy (w + plus)        dx = dres + rstd (g - x mean(g x) rstd^2)        dw += the sum of dy x rstd over all vectors
+   dres is the gradient beside the norm (of the residual stream), or NULL. y may be x; dx may be dy or dres. */
+static void wrpo__plain_rmsnorm(void *dev, void *y, int64_t ldy, float *rstd, const void *x, int64_t ldx,
+                                const float *w, int64_t n, int64_t heads, int64_t D, float eps, float plus) {
+    (void)dev;
+    for (int64_t i = 0; i < n * heads; i++) {
+        const int64_t row = i / heads, column = i % heads * D;
+        const float *in = (const float *)x + row * ldx + column;
+        float *out = (float *)y + row * ldy + column;
+        double sum = 0;
+        for (int64_t j = 0; j < D; j++) sum += (double)in[j] * in[j];
+        const double scale = 1 / sqrt(sum / (double)D + eps);
+        for (int64_t j = 0; j < D; j++) out[j] = (float)(((double)w[j] + plus) * in[j] * scale);
+        rstd[i] = (float)scale;
+    }
+}
+static void wrpo__plain_rmsnorm_bwd(void *dev, void *dx, int64_t lddx, float *dw, const void *dy, int64_t lddy,
+                                    const void *dres, int64_t lddres, const void *x, int64_t ldx, const float *w,
+                                    const float *rstd, int64_t n, int64_t heads, int64_t D, float plus) {
+    (void)dev;
+    for (int64_t j = 0; j < D; j++) {                  /* dw before dx, which may be dy */
+        double sum = dw[j];
+        for (int64_t i = 0; i < n * heads; i++) {
+            const int64_t row = i / heads, column = i % heads * D + j;
+            sum += (double)((const float *)dy)[row * lddy + column] * ((const float *)x)[row * ldx + column] * rstd[i];
+        }
+        dw[j] = (float)sum;
+    }
+    for (int64_t i = 0; i < n * heads; i++) {
+        const int64_t row = i / heads, column = i % heads * D;
+        const float *in = (const float *)x + row * ldx + column, *d_out = (const float *)dy + row * lddy + column;
+        const float *beside = dres ? (const float *)dres + row * lddres + column : NULL;
+        float *d_in = (float *)dx + row * lddx + column;
+        const double scale = rstd[i];
+        double mean = 0;                               /* of g x */
+        for (int64_t j = 0; j < D; j++) mean += ((double)w[j] + plus) * d_out[j] * in[j] / (double)D;
+        for (int64_t j = 0; j < D; j++) {
+            const double g = ((double)w[j] + plus) * d_out[j];
+            d_in[j] = (float)((beside ? beside[j] : 0) + scale * (g - in[j] * mean * scale * scale));
+        }
+    }
+}
+
+/* ---- rope (Su et al. 2021), in place: each row is `heads` vectors x[d]; table[n][d / 2] = (cosine, sine) ----
+   Each pair (x[i], x[i + d / 2]) is rotated by the angle table[row][i]. The gradient is rotated back: sign -1. */
+static void wrpo__plain_rope(void *dev, void *x, int64_t ldx, const float *table, int64_t n, int64_t heads, int64_t d,
+                             float sign) {
+    const int64_t half = d / 2;
+    (void)dev;
+    for (int64_t r = 0; r < n; r++)
+        for (int64_t h = 0; h < heads; h++)
+            for (int64_t i = 0; i < half; i++) {
+                const float *angle = table + 2 * (r * half + i);
+                float *first = (float *)x + r * ldx + h * d + i, *second = first + half;
+                const double x1 = *first, x2 = *second, cosine = angle[0], sine = sign * angle[1];
+                *first = (float)(x1 * cosine - x2 * sine);
+                *second = (float)(x2 * cosine + x1 * sine);
+            }
+}
+
+/* x -> cap tanh(x / cap) (Gemma 2, 2024), and its slope; cap 0 is no cap. -inf stays: such a logit does not count. */
+static double wrpo__softcap(double x, double cap, double *slope) {
+    *slope = 1;
+    if (cap <= 0 || x == -INFINITY) return x;
+    const double t = tanh(x / cap);
+    *slope = 1 - t * t;
+    return cap * t;
+}
+
+/* ---- attention (Vaswani et al. 2017), H query heads on G key/value heads (Ainslie et al. 2023) ----
+   For a row of q and one of its heads h, which uses key/value head h / (H / G), over the positions t that the row sees:
+     s_t = softcap(scale q.k_t)        lse = log sum exp(s_t)        p_t = exp(s_t - lse)        o = sum p_t v_t
+   A row's sequence is its segment's prefix, then its segment's own keys. The row sees the positions up to its own;
+   with a window, only the last `window` of them (Beltagy et al. 2020). The gradient starts from the stored lse and o:
+     dp_t = do.v_t        ds_t = p_t (dp_t - do.o) slope_t scale, because sum p_t dp_t = do.o
+     dq = sum over t of ds_t k_t        dk_t = sum over rows and heads of ds_t q        dv_t = likewise of p_t do
+   Scores are computed again wherever they are needed: there is never a matrix of them (Dao et al. 2022). */
+static int64_t wrpo__query_position(const wrpo_seg *s, int64_t row) {  /* the last row of q has the last own key */
+    return s->prefix_end - s->prefix + (s->own_end - s->own) - (s->end - row);
+}
+static int64_t wrpo__first_seen(const wrpo_attn *a, int64_t position) {
+    return a->window > 0 ? WRPO__MAX(0, position - a->window + 1) : 0;
+}
+static int64_t wrpo__key_row(const wrpo_seg *s, int64_t position) {
+    const int64_t shared = s->prefix_end - s->prefix;
+    return position < shared ? s->prefix + position : s->own + position - shared;
+}
+static int64_t wrpo__key_position(const wrpo_seg *s, int64_t row) {    /* the inverse; -1: not a key of the segment */
+    if (row >= s->prefix && row < s->prefix_end) return row - s->prefix;
+    return row >= s->own && row < s->own_end ? s->prefix_end - s->prefix + row - s->own : -1;
+}
+static double wrpo__dot(const float *x, const float *y, int64_t n) {
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) sum += (double)x[i] * y[i];
+    return sum;
+}
+static double wrpo__attention_score(const wrpo_attn *a, const float *q, const float *k, double *slope) {
+    return wrpo__softcap(a->scale * wrpo__dot(q, k, a->d), a->softcap, slope);
+}
+static void wrpo__plain_attention(void *dev, const wrpo_attn *a, void *o, float *lse,
+                                  const void *q, const void *k, const void *v) {
+    (void)dev;
+    for (const wrpo_seg *s = a->segs; s < a->segs + a->n_segs; s++)
+        for (int64_t r = s->begin; r < s->end; r++)
+            for (int64_t h = 0; h < a->H; h++) {
+                const int64_t last = wrpo__query_position(s, r), first = wrpo__first_seen(a, last);
+                const int64_t column = h / (a->H / a->G) * a->d;               /* of its key/value head */
+                const float *query = (const float *)q + r * a->ldq + h * a->d;
+                float *out = (float *)o + r * a->ldo + h * a->d;
+                double slope, top = -INFINITY, sum = 0, weighted[WRPO__MAX_D] = {0};
+                for (int64_t t = first; t <= last; t++) {
+                    const float *key = (const float *)k + wrpo__key_row(s, t) * a->ldkv + column;
+                    top = fmax(top, wrpo__attention_score(a, query, key, &slope));
+                }
+                for (int64_t t = first; t <= last; t++) {                      /* exp(s - top) does not overflow */
+                    const int64_t at = wrpo__key_row(s, t) * a->ldkv + column;
+                    const double p = exp(wrpo__attention_score(a, query, (const float *)k + at, &slope) - top);
+                    sum += p;
+                    for (int64_t i = 0; i < a->d; i++) weighted[i] += p * ((const float *)v)[at + i];
+                }
+                for (int64_t i = 0; i < a->d; i++) out[i] = (float)(weighted[i] / sum);
+                lse[r * a->H + h] = (float)(top + log(sum));
+            }
+}
+static void wrpo__plain_attention_bwd(void *dev, const wrpo_attn *a, void *dq, void *dk, void *dv, const void *d_o,
+                                      const void *o, const float *lse, const void *q, const void *k, const void *v,
+                                      void *scratch) {
+    const int64_t H = a->H, d = a->d, share = H / a->G;
+    (void)dev;
+    (void)scratch;
+    for (const wrpo_seg *s = a->segs; s < a->segs + a->n_segs; s++)            /* dq: for a query, over its keys */
+        for (int64_t r = s->begin; r < s->end; r++)
+            for (int64_t h = 0; h < H; h++) {
+                const int64_t at_o = r * a->ldo + h * d;
+                const float *query = (const float *)q + r * a->ldq + h * d, *d_out = (const float *)d_o + at_o;
+                const double delta = wrpo__dot(d_out, (const float *)o + at_o, d);
+                const int64_t last = wrpo__query_position(s, r);
+                double slope, sum[WRPO__MAX_D] = {0};
+                for (int64_t t = wrpo__first_seen(a, last); t <= last; t++) {
+                    const int64_t at = wrpo__key_row(s, t) * a->ldkv + h / share * d;
+                    const float *key = (const float *)k + at, *value = (const float *)v + at;
+                    const double p = exp(wrpo__attention_score(a, query, key, &slope) - lse[r * H + h]);
+                    const double ds = p * (wrpo__dot(d_out, value, d) - delta) * slope * a->scale;
+                    for (int64_t i = 0; i < d; i++) sum[i] += ds * key[i];
+                }
+                for (int64_t i = 0; i < d; i++) ((float *)dq)[r * a->ldq + h * d + i] = (float)sum[i];
+            }
+    for (int64_t row = 0; row < a->n; row++)           /* dk and dv: for a key, over the queries that see it */
+        for (int64_t g = 0; g < a->G; g++) {
+            const int64_t at = row * a->ldkv + g * d;
+            const float *key = (const float *)k + at, *value = (const float *)v + at;
+            double slope, sum_k[WRPO__MAX_D] = {0}, sum_v[WRPO__MAX_D] = {0};
+            for (const wrpo_seg *s = a->segs; s < a->segs + a->n_segs; s++) {
+                const int64_t t = wrpo__key_position(s, row);
+                for (int64_t i = s->begin * H; i < s->end * H && t >= 0; i++) {
+                    const int64_t r = i / H, h = i % H, last = wrpo__query_position(s, r);
+                    if (h / share != g || t > last || t < wrpo__first_seen(a, last)) continue;
+                    const int64_t at_o = r * a->ldo + h * d;
+                    const float *query = (const float *)q + r * a->ldq + h * d, *d_out = (const float *)d_o + at_o;
+                    const double delta = wrpo__dot(d_out, (const float *)o + at_o, d);
+                    const double p = exp(wrpo__attention_score(a, query, key, &slope) - lse[i]);
+                    const double ds = p * (wrpo__dot(d_out, value, d) - delta) * slope * a->scale;
+                    for (int64_t j = 0; j < d; j++) sum_k[j] += ds * query[j];
+                    for (int64_t j = 0; j < d; j++) sum_v[j] += p * d_out[j];
+                }
+            }
+            for (int64_t j = 0; j < d; j++) ((float *)dk)[at + j] = (float)sum_k[j];
+            for (int64_t j = 0; j < d; j++) ((float *)dv)[at + j] = (float)sum_v[j];
+        }
+}
+static size_t wrpo__plain_attention_scratch(void *dev, int64_t n, int64_t H, int64_t G, int64_t d) {
+    (void)dev, (void)n, (void)H, (void)G, (void)d;
+    return 0;
+}
+
+/* ---- glu (Shazeer 2020): h[n,I] = act(gate) up; a row of gu[n,2I] is gate[I], then up[I] ----
+   silu (Elfwing et al. 2017): act(g) = g s with s = 1 / (1 + e^-g)        slope = s (1 + g (1 - s))
+   gelu (Hendrycks and Gimpel 2016): act(g) = g (1 + t) / 2 with t = tanh(a (g + b g^3))
+                                     slope = (1 + t) / 2 + g (1 - t^2) a (1 + 3 b g^2) / 2
+   dgate = dh up slope        dup = dh act(gate)        dgu may be gu. h is computed again if it is not NULL. */
+static double wrpo__act(double g, bool gelu, double *slope) {
+    if (!gelu) {
+        const double s = 1 / (1 + exp(-g));
+        *slope = s * (1 + g * (1 - s));
+        return g * s;
+    }
+    const double a = 0.79788456080286535588, b = 0.044715;     /* a = sqrt(2 / pi) */
+    const double t = tanh(a * (g + b * g * g * g));
+    *slope = (1 + t) / 2 + g * (1 - t * t) * a * (1 + 3 * b * g * g) / 2;
+    return g * (1 + t) / 2;
+}
+static void wrpo__plain_glu(void *dev, void *h, const void *gu, int64_t n, int64_t I, bool gelu) {
+    (void)dev;
+    for (int64_t i = 0; i < n * I; i++) {
+        const float *gate = (const float *)gu + i / I * 2 * I + i % I, *up = gate + I;
+        double slope;
+        ((float *)h)[i] = (float)(wrpo__act(*gate, gelu, &slope) * *up);
+    }
+}
+static void wrpo__plain_glu_bwd(void *dev, void *dgu, void *h, const void *dh, const void *gu,
+                                int64_t n, int64_t I, bool gelu) {
+    (void)dev;
+    for (int64_t i = 0; i < n * I; i++) {
+        const int64_t at = i / I * 2 * I + i % I;
+        const double gate = ((const float *)gu)[at], up = ((const float *)gu)[at + I], d_out = ((const float *)dh)[i];
+        double slope;
+        const double act = wrpo__act(gate, gelu, &slope);
+        if (h) ((float *)h)[i] = (float)(act * up);
+        ((float *)dgu)[at] = (float)(d_out * up * slope);
+        ((float *)dgu)[at + I] = (float)(d_out * act);
+    }
+}
+
+/* ---- logprob: log-softmax of each row of logits[n,V] at its target, with x = softcap(logits) ----
+   lse = log sum exp(x)        logp = x[target] - lse
+   dlogits[v] = dlogp ([v = target] - exp(x[v] - lse)) slope[v]
+   dlogits may be logits. */
+static void wrpo__plain_logprob(void *dev, float *logp, float *lse, const float *logits, const int32_t *target,
+                                int64_t n, int64_t V, float softcap) {
+    (void)dev;
+    for (int64_t r = 0; r < n; r++) {
+        const float *x = logits + r * V;
+        double slope, top = -INFINITY, sum = 0;
+        for (int64_t v = 0; v < V; v++) top = fmax(top, x[v]);
+        top = wrpo__softcap(top, softcap, &slope);
+        for (int64_t v = 0; v < V && top > -INFINITY; v++) sum += exp(wrpo__softcap(x[v], softcap, &slope) - top);
+        const double log_sum = top + log(sum);
+        logp[r] = (float)(wrpo__softcap(x[target[r]], softcap, &slope) - log_sum);
+        lse[r] = (float)log_sum;
+    }
+}
+static void wrpo__plain_logprob_bwd(void *dev, void *dlogits, const float *logits, const int32_t *target,
+                                    const float *lse, const float *dlogp, int64_t n, int64_t V, float softcap) {
+    (void)dev;
+    for (int64_t r = 0; r < n; r++)
+        for (int64_t v = 0; v < V; v++) {
+            double slope;
+            const double p = exp(wrpo__softcap(logits[r * V + v], softcap, &slope) - lse[r]);
+            ((float *)dlogits)[r * V + v] = (float)(dlogp[r] * ((v == target[r]) - p) * slope);
+        }
+}
+
+/* ---- sumsq: *out += the sum of x^2, for the norm of all gradients ---- */
+static void wrpo__plain_sumsq(void *dev, double *out, const float *x, int64_t count) {
+    (void)dev;
+    *out += wrpo__dot(x, x, count);
+}
+
+/* ---- the moments of AdamW: float, bfloat16, or a code of 8 bits (after Dettmers et al. 2022) ----
+   Codes come in blocks of WRPO_BLOCK, and then their scale, the block's largest magnitude. The magnitude of code q is
+   scale (q / top)^4: top is 127, and there is a sign, for the first moment; top is 255 for the second.
+   bfloat16 and codes are rounded up or down at random, so that the mean is right. Element i draws a hash of (seed, i).
+   Every backend draws the same numbers, so the arithmetic of this page is float, operation by operation. */
+static uint32_t wrpo__dice(uint32_t seed, int64_t i) {
+    uint32_t x = seed + (uint32_t)i * 0x9E3779B9u;
+    x = (x ^ x >> 16) * 0x7FEB352Du;
+    x = (x ^ x >> 15) * 0x846CA68Bu;
+    return x ^ x >> 16;
+}
+static float wrpo__code_value(float code, float scale, float top) {
+    const float root = code * (1 / top), square = root * root;
+    return square * square * scale;
+}
+static float wrpo__code_of(float size, float scale, float top, float dice) {   /* dice in [0, 1) */
+    const float inverse = scale >= FLT_MIN ? 1 / scale : 0, root = sqrtf(sqrtf(size * inverse)) * top;
+    const float code = (float)(int)fminf(root, top - 1);
+    const float low = wrpo__code_value(code, scale, top), high = wrpo__code_value(code + 1, scale, top);
+    return dice * (high - low) < size - low ? code + 1 : code;
+}
+/* n elements, at most WRPO_BLOCK, of the block that begins at element `first` of a first or second moment. */
+static void wrpo__moment_load(float *x, const void *block, wrpo_moments moments, bool second, int64_t n) {
+    const uint8_t *codes = block;
+    float scale = 0;
+    if (moments == WRPO_MOMENTS_8BIT) memcpy(&scale, codes + WRPO_BLOCK, sizeof scale);
+    for (int64_t i = 0; i < n; i++) {
+        if (moments == WRPO_MOMENTS_F32) x[i] = ((const float *)block)[i];
+        else if (moments == WRPO_MOMENTS_BF16) x[i] = wrpo__float_of(((const uint16_t *)block)[i]);
+        else if (second) x[i] = wrpo__code_value(codes[i], scale, 255);
+        else x[i] = copysignf(wrpo__code_value((int8_t)codes[i], scale, 127), (int8_t)codes[i]);
+    }
+}
+static void wrpo__moment_store(void *block, const float *x, wrpo_moments moments, bool second, int64_t n,
+                               uint32_t seed, int64_t first) {
+    uint8_t *codes = block;
+    float scale = 0;
+    for (int64_t i = 0; i < n; i++) scale = fmaxf(scale, fabsf(x[i]));
+    for (int64_t i = 0; i < n; i++) {
+        const uint32_t dice = wrpo__dice(seed, first + i), bits = wrpo__float_bits(x[i]);
+        if (moments == WRPO_MOMENTS_F32) ((float *)block)[i] = x[i];
+        else if (moments == WRPO_MOMENTS_BF16) ((uint16_t *)block)[i] = (uint16_t)((bits + (dice >> 16)) >> 16);
+        else {
+            const float code = wrpo__code_of(fabsf(x[i]), scale, second ? 255 : 127, (float)(dice >> 8) / 16777216);
+            if (second) codes[i] = (uint8_t)(x[i] > 0 ? fmaxf(code, 1) : code);        /* above 0 stays above 0 */
+            else codes[i] = (uint8_t)(int8_t)(x[i] < 0 ? -code : code);
+        }
+    }
+    if (moments == WRPO_MOMENTS_8BIT) memcpy(codes + WRPO_BLOCK, &scale, sizeof scale);
+}
+/* ---- adamw (Loshchilov and Hutter 2019), as torch.optim.AdamW computes it; g is read times grad_scale ----
+   m += (1 - beta1) (g - m)        v = beta2 v + (1 - beta2) g^2
+   w = w (1 - lr weight_decay) - lr / correction1 m / (sqrt(v) / correction2 + eps)
+   with correction1 = 1 - beta1^step, correction2 = sqrt(1 - beta2^step). w is float (low NULL) or masters in halves. */
+static void wrpo__plain_adamw(void *dev, void *w, uint16_t *low, void *m, void *v, const float *g, int64_t count,
+                              const wrpo_adamw *step) {
+    const float keep = (float)(1 - (double)step->lr * step->weight_decay), rate = (float)(step->lr / step->correction1);
+    const float new1 = (float)(1 - (double)step->beta1), new2 = (float)(1 - (double)step->beta2);
+    const float correction2 = (float)step->correction2;
+    uint16_t *high = w;
+    (void)dev;
+    for (int64_t first = 0; first < count; first += WRPO_BLOCK) {
+        const int64_t n = WRPO__MIN(WRPO_BLOCK, count - first);
+        char *m_block = (char *)m + wrpo_moments_bytes(step->moments, first);
+        char *v_block = (char *)v + wrpo_moments_bytes(step->moments, first);
+        float m_now[WRPO_BLOCK], v_now[WRPO_BLOCK];
+        wrpo__moment_load(m_now, m_block, step->moments, false, n);
+        wrpo__moment_load(v_now, v_block, step->moments, true, n);
+        for (int64_t i = 0; i < n; i++) {
+            const float gradient = g[first + i] * step->grad_scale;
+            float weight = low ? wrpo__master(high[first + i], low[first + i]) : ((float *)w)[first + i];
+            m_now[i] = fmaf(new1, gradient - m_now[i], m_now[i]);
+            v_now[i] = fmaf(new2 * gradient, gradient, v_now[i] * step->beta2);
+            weight = weight * keep - rate * m_now[i] / (sqrtf(v_now[i]) / correction2 + step->eps);
+            if (low) wrpo__master_split(weight, &high[first + i], &low[first + i]);
+            else ((float *)w)[first + i] = weight;
+        }
+        wrpo__moment_store(m_block, m_now, step->moments, false, n, (uint32_t)step->seed, first);
+        wrpo__moment_store(v_block, v_now, step->moments, true, n, (uint32_t)(step->seed >> 32), first);
+    }
+}
+
+WRPO_API const wrpo_backend *wrpo_backend_plain(void) {
+    static const wrpo_backend backend = {
+        .name = "plain", .act_bytes = 4, .dtype = WRPO_DTYPE_F32, .host = true,
+        .open = wrpo__plain_open, .close = wrpo__plain_close, .alloc = wrpo__host_alloc, .release = wrpo__host_release,
+        .put = wrpo__host_copy, .get = wrpo__host_copy, .copy = wrpo__host_copy, .zero = wrpo__host_zero,
+        .room = wrpo__host_room, .sync = wrpo__host_sync, .gemm = wrpo__plain_gemm,
+        .embed = wrpo__plain_embed, .embed_bwd = wrpo__plain_embed_bwd,
+        .gather = wrpo__plain_gather, .gather_bwd = wrpo__plain_gather_bwd, .scatter = wrpo__plain_scatter,
+        .bias = wrpo__plain_bias, .bias_bwd = wrpo__plain_bias_bwd, .colsum = wrpo__plain_colsum,
+        .add = wrpo__plain_add, .rmsnorm = wrpo__plain_rmsnorm, .rmsnorm_bwd = wrpo__plain_rmsnorm_bwd,
+        .rope = wrpo__plain_rope, .attention = wrpo__plain_attention, .attention_bwd = wrpo__plain_attention_bwd,
+        .attention_scratch = wrpo__plain_attention_scratch, .glu = wrpo__plain_glu, .glu_bwd = wrpo__plain_glu_bwd,
+        .logprob = wrpo__plain_logprob, .logprob_bwd = wrpo__plain_logprob_bwd,
+        .sumsq = wrpo__plain_sumsq, .adamw = wrpo__plain_adamw
+    };
+    return &backend;
 }
 
 /* ------------------------------------------------------------------------------------------- >>layout
@@ -1634,7 +2316,6 @@ WRPO_API double wrpo_lr_factor(wrpo_lr_schedule schedule, int64_t warmup, int64_
     X(post_feedforward_layernorm, PER_LAYER, "post_feedforward_layernorm.weight", D,     0,     c->post_norms,             false) \
     X(norm,                       AT_END,    "model.norm.weight",                 D,     0,     true,                      false) \
     X(lm_head,                    AT_END,    "lm_head.weight",                    V,     D,     c->head == WRPO_HEAD_LM && !c->tie_word_embeddings, false)
-enum { WRPO__MAX_HIDDEN = 1 << 20, WRPO__MAX_D = 512 };        /* the largest hidden_size and head_dim of any backend */
 typedef enum wrpo__kind {
 #define WRPO__X(field, scope, name, rows, cols, exists, joined) WRPO__W_##field,
     WRPO__WEIGHTS(WRPO__X)
@@ -1849,9 +2530,53 @@ static wrpo_model *wrpo__model_random(wrpo__arena *arena, const wrpo_config *con
     wrpo__model_randomize(model, seed);
     return model;
 }
+/* A config that a caller filled in keeps the limits of one that is read from a file. */
+static void wrpo__config_check(wrpo_ctx *ctx, const wrpo_config *c) {
+    const wrpo_rope *p = &c->rope;
+    const bool llama3 = p->type == WRPO_ROPE_LLAMA3, yarn = p->type == WRPO_ROPE_YARN, dynamic = p->type == WRPO_ROPE_DYNAMIC;
+    const bool longrope = p->type == WRPO_ROPE_LONGROPE, scaled = p->type != WRPO_ROPE_DEFAULT;
+    const double most = 1e15, least = 1 / most, huge = 0x1p40;         /* most: of a number; huge: of positions */
+    const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, dims = p->dims ? p->dims : c->head_dim;
+    double factor = longrope ? most : 1;               /* the smallest of its factors */
+    for (int i = 0; longrope && i < WRPO__MIN(dims, WRPO__MAX_D) / 2; i++)
+        factor = WRPO__MIN(factor, (double)WRPO__MIN(p->short_factor[i], p->long_factor[i]));
+    const struct { const char *name; double value, low, high; } limits[] = {
+        {"vocab_size", (double)c->vocab_size, 1, 1 << 24}, {"hidden_size", (double)c->hidden_size, 1, WRPO__MAX_HIDDEN},
+        {"intermediate_size", (double)c->intermediate_size, 1, 1 << 24},
+        {"num_hidden_layers", (double)c->num_hidden_layers, 1, 512}, {"num_attention_heads", (double)H, 1, 65536},
+        {"num_key_value_heads", (double)G, 1, (double)H},
+        {"num_attention_heads modulo num_key_value_heads", G > 0 ? (double)(H % G) : 0, 0, 0},
+        {"head_dim", (double)c->head_dim, 2, WRPO__MAX_D}, {"head_dim modulo 2", (double)(c->head_dim % 2), 0, 0},
+        {"max_position_embeddings", (double)c->max_position_embeddings, 1, huge},
+        {"sliding_window", (double)c->sliding_window, 0, huge}, {"rms_norm_eps", c->rms_norm_eps, least, most},
+        {"initializer_range", c->initializer_range, least, most},
+        {"query_pre_attn_scalar", c->query_pre_attn_scalar, 0, most},
+        {"attn_logit_softcapping", c->attn_logit_softcapping, 0, most},
+        {"final_logit_softcapping", c->final_logit_softcapping, 0, most},
+        {"rope.type", (double)p->type, 0, WRPO_ROPE_LONGROPE}, {"rope.theta", p->theta, least, most},
+        {"rope.dims", (double)dims, dynamic ? 4 : 2, (double)c->head_dim}, {"rope.dims modulo 2", (double)(dims % 2), 0, 0},
+        {"rope.factor", p->factor, scaled ? least : 0, most},
+        {"rope.original_max_position_embeddings", (double)p->original_max_position_embeddings,
+         llama3 || yarn || longrope ? 2 : 0, huge},
+        {"rope.attention_factor", p->attention_factor, yarn || longrope ? least : 0, most},
+        {"rope.beta_fast", p->beta_fast, yarn ? least : 0, most}, {"rope.beta_slow", p->beta_slow, yarn ? least : 0, most},
+        {"rope.low_freq_factor", p->low_freq_factor, llama3 ? least : 0, most},
+        {"rope.high_freq_factor", p->high_freq_factor, llama3 ? nextafter(p->low_freq_factor, most) : 0, most},
+        {"rope.short_factor and long_factor", factor, least, most}};
+    for (int i = 0; i < WRPO__COUNT(limits); i++)
+        if (!(limits[i].value >= limits[i].low && limits[i].value <= limits[i].high))
+            wrpo__fail(ctx, WRPO_E_ARG, "wrpo_config: %s: want %.15g to %.15g, found %.15g", limits[i].name, limits[i].low,
+                       limits[i].high, limits[i].value);
+    if (!memchr(c->model_type, 0, sizeof c->model_type)) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_config: model_type: want a NUL");
+}
+static wrpo_model *wrpo__model_of(wrpo__arena *arena, const wrpo_config *config, uint64_t seed) {
+    wrpo__config_check(arena->ctx, config);
+    if (config->head != WRPO_HEAD_LM) wrpo__fail(arena->ctx, WRPO_E_ARG, "wrpo_config: head: want WRPO_HEAD_LM");
+    return wrpo__model_random(arena, config, seed);
+}
 WRPO_API wrpo_result wrpo_model_new(wrpo_ctx *ctx, const wrpo_config *config, uint64_t seed, wrpo_model **out) {
     *out = NULL;
-    WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__model_random(wrpo__current, config, seed));
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__model_of(wrpo__current, config, seed));
     return wrpo__end(&wrpo__entry);
 }
 WRPO_API const wrpo_config *wrpo_model_config(const wrpo_model *model) { return &model->config; }
@@ -1868,6 +2593,29 @@ WRPO_API void wrpo_model_free(wrpo_model *model) {
     if (model) wrpo__arena_free(model->arena);
 }
 static void wrpo__free_model(void *p) { wrpo_model_free(p); }
+
+/* ---- weights in and out; one of `get` and `put` is NULL ---- */
+static void wrpo__weight_move(wrpo_model *model, int64_t i, int64_t first, int64_t count, float *get, const float *put) {
+    wrpo_ctx *ctx = model->ctx;
+    if (i < 0 || i >= model->n_weights)
+        wrpo__fail(ctx, WRPO_E_ARG, "weight %lld: want 0 to %lld", (long long)i, (long long)model->n_weights - 1);
+    const wrpo_weight *w = &model->weights[i];
+    if (first < 0 || count < 0 || first > wrpo__size(w) || count > wrpo__size(w) - first)
+        wrpo__fail(ctx, WRPO_E_ARG, "%s: %lld elements from %lld on: it has %lld", w->name, (long long)count,
+                   (long long)first, (long long)wrpo__size(w));
+    if (put && model->frozen) wrpo__fail(ctx, WRPO_E_ARG, "%s: the model was loaded frozen (wrpo_model_desc)", w->name);
+    if (put) wrpo__weight_put(model, w, first, count, put);
+    else wrpo__weight_get(model, w, first, count, get);
+    wrpo__sync(ctx);
+}
+WRPO_API wrpo_result wrpo_weight_get(wrpo_model *model, int64_t i, int64_t first, int64_t count, float *out) {
+    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__weight_move(model, i, first, count, out, NULL));
+    return wrpo__end(&wrpo__entry);
+}
+WRPO_API wrpo_result wrpo_weight_put(wrpo_model *model, int64_t i, int64_t first, int64_t count, const float *values) {
+    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__weight_move(model, i, first, count, NULL, values));
+    return wrpo__end(&wrpo__entry);
+}
 
 /* -------------------------------------------------------------------------------------------- >>model
    The decoder, forward and backward, over a packed micro-batch. Written once, in ops of the backend table.
@@ -2438,24 +3186,27 @@ struct wrpo_data {
 /* Copies a record into the data, its ids as one block. */
 static void wrpo__data_add(wrpo_data *data, const wrpo_record *record) {
     wrpo__arena *arena = data->arena, *outer = wrpo__current;
-    int64_t total = record->prompt_count, longest = 0;
+    int64_t total = record->prompt_count, longest = 0, sources = 0, said = 0;
     for (int k = 0; k < record->count; k++) {
+        sources += record->responses[k].role == WRPO_ROLE_SOURCE;
+        said += record->responses[k].role == WRPO_ROLE_SOURCE && !wrpo__is_default(record->responses[k].share);
         total += record->responses[k].count;
         longest = WRPO__MAX(longest, record->responses[k].count);
     }
+    const double equal = said ? 0 : 1 / (double)sources;       /* a source's share where no source states one */
     int32_t *ids = wrpo__alloc(arena, (size_t)total, sizeof *ids);
     wrpo_tokens *responses = wrpo__alloc(arena, (size_t)record->count, sizeof *responses);
     wrpo_record r = *record;
     r.prompt_id = wrpo__strndup(arena, record->prompt_id, strlen(record->prompt_id));
     r.prompt = ids;
     r.responses = responses;
-    r.weight = wrpo__or_default(r.weight, 1) + 0.0;                            /* -0 becomes 0 */
+    r.weight = wrpo__or_default(r.weight, 1);          /* WRPO_ZERO stays, so that a view can be given again */
     memcpy(ids, record->prompt, (size_t)r.prompt_count * sizeof *ids);
     ids += r.prompt_count;
     for (int k = 0; k < r.count; k++) {
         responses[k] = record->responses[k];
         responses[k].ids = ids;
-        if (responses[k].role != WRPO_ROLE_SOURCE) responses[k].weight = wrpo__or_default(responses[k].weight, 1);
+        responses[k].share = wrpo__or_default(responses[k].share, responses[k].role == WRPO_ROLE_SOURCE ? equal : 1);
         memcpy(ids, record->responses[k].ids, (size_t)responses[k].count * sizeof *ids);
         ids += responses[k].count;
     }
@@ -2656,7 +3407,7 @@ struct wrpo_trainer {
 static void wrpo__as_loss(const wrpo_record *record, wrpo_response *r) {
     for (int k = 0; k < record->count; k++) {
         const wrpo_tokens *y = &record->responses[k];
-        r[k] = (wrpo_response){.role = y->role, .weight = y->weight, .pair = y->pair, .tokens = y->count - y->first};
+        r[k] = (wrpo_response){.role = y->role, .share = y->share, .pair_id = y->pair_id, .tokens = y->count - y->first};
     }
 }
 /* Every record must have the roles that the method needs. */
@@ -2681,7 +3432,6 @@ static const wrpo_data *wrpo__only_sources(wrpo__arena *arena, const wrpo_data *
     for (int64_t i = 0; i < N; i++) {
         wrpo_record *r = &records[i];
         *r = wrpo_data_record(data, i);
-        if (r->weight == 0) r->weight = WRPO_ZERO;
         while (r->count > 1 && r->responses[r->count - 1].role != WRPO_ROLE_SOURCE) r->count--;      /* sources come first */
     }
     wrpo__cleanup *owner = wrpo__on_free(arena, wrpo__data_drop, NULL);
@@ -2792,9 +3542,9 @@ static void wrpo__tally_add(wrpo__tally *t, const wrpo_config *model, const wrpo
             all_chosen += r[k].logp;
             chosen++;
         }
-        share[r[k].role] += r[k].weight;
-        logp[r[k].role] += r[k].weight * r[k].logp;
-        reward[r[k].role] += r[k].weight * wrpo__reward_of(d, &r[k]);
+        share[r[k].role] += r[k].share;
+        logp[r[k].role] += r[k].share * r[k].logp;
+        reward[r[k].role] += r[k].share * wrpo__reward_of(d, &r[k]);
     }
     for (int role = 0; role < 3; role++) {             /* NaN for a role that is absent */
         logp[role] = share[role] > 0 ? logp[role] / share[role] : NAN;
@@ -2927,7 +3677,7 @@ static wrpo_metrics wrpo__step(wrpo_trainer *t) {
     /* 1. The schedules' values for step k of T; the records of the batch. */
     const int64_t warmup = (int64_t)ceil(d->warmup_ratio * (double)t->T - 1e-9);
     const double alpha = wrpo_alpha(d->alpha_schedule, d->alpha_power, d->alpha, t->k, t->T);
-    const double lr = d->learning_rate * wrpo_lr_factor(d->lr_schedule, warmup, t->k, t->T);
+    const double lr = d->learning_rate * wrpo_lr_factor(d->lr_schedule, warmup, t->k, t->T) + 0.0;      /* no -0 */
     const int64_t count = wrpo__next_batch(t, &list);
     /* 2. Gradients of the batch's loss. */
     be->zero(ctx->dev, t->grads, (size_t)t->model->count * sizeof *t->grads);
@@ -3724,7 +4474,7 @@ static void wrpo__remove(wrpo_ctx *ctx, const char *path) {
 }
 /* The shards in dir that belong to a split into other than `shards` files: paths, an stb_ds array. */
 static char **wrpo__stale_shards(wrpo__arena *temp, const char *dir, int64_t shards) {
-    const wrpo__name *names = wrpo__list_dir(temp, dir);
+    const wrpo__name *names = wrpo__disk_list(temp, dir);
     char **stale = NULL;
     for (int64_t i = 0, shard, of; i < stbds_arrlen(names); i++)
         if (wrpo__shard_name(names[i].text, &shard, &of) && !(of == shards && shard >= 1 && shard <= of)) stbds_arrput(stale, wrpo__join(temp, dir, names[i].text));
@@ -3843,7 +4593,7 @@ static void wrpo__tensors_save(wrpo__arena *temp, const char *dir, const wrpo__s
         if (n) qsort(placed, (size_t)n, sizeof *placed, wrpo__by_placed_name);
         index = wrpo__index_write(temp, index_path, placed, n, shards, total);
         for (int64_t s = 0; s < shards; s++)           /* an old index over old and new shards of the same names would open as a mixture */
-            if (wrpo__exists(ready[s]->path)) { wrpo__remove(ctx, index_path); break; }
+            if (wrpo__disk_exists(ready[s]->path)) { wrpo__remove(ctx, index_path); break; }
     }
     for (int64_t i = 0; i < stbds_arrlen(beside); i++) wrpo__remove(ctx, beside[i]->path);
     for (int64_t s = 0; s < files; s++) wrpo__publish(ready[s]);
@@ -3892,7 +4642,7 @@ static const struct wrpo__family { const char *name; int64_t kv_heads, head_dim,
     {"phi3", 0, 0, 4096, 0, 1e-5, false, {"original_max_position_embeddings", "resid_pdrop", "embd_pdrop", "interpolate_factor", "full_attn_mod", NULL}},
     {"internlm2", 0, 0, 2048, 0, 1e-6, false, {"bias", NULL}}};
 static const char *const wrpo__rope_names[] = {"default", "linear", "llama3", "yarn", "dynamic", "longrope"};
-WRPO_API const char *wrpo_rope_name(int i) { return i >= 0 && i < WRPO__COUNT(wrpo__rope_names) ? wrpo__rope_names[i] : NULL; }
+WRPO__NAMED(wrpo_rope_name, wrpo__rope_names)
 /* An array of positive numbers, one for each pair of numbers that turns. */
 static void wrpo__config_factors(const wrpo__reader *in, const wrpo_json *r, const char *key, float *out, int64_t count) {
     const wrpo_json *list = wrpo__present(r, key);
@@ -4234,9 +4984,10 @@ static wrpo_result wrpo__load_weights(wrpo_model *model, const wrpo_tensors *map
 static void wrpo__need_language_model(wrpo_ctx *ctx, const char *dir, const wrpo_config *c) {
     if (c->head != WRPO_HEAD_LM) wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: a reward model: it scores answers (wrpo_reward_load), it has no logits to train", dir);
 }
-static wrpo_result wrpo__model_load(wrpo_ctx *ctx, const wrpo_model_desc *desc, bool reward, wrpo_model **out) {
+static wrpo_result wrpo__model_load(wrpo_ctx *ctx, const wrpo_model_desc *given, bool reward, wrpo_model **out) {
     *out = NULL;
     WRPO__TRY(ctx, wrpo__arena_new(ctx), false) {
+        const wrpo_model_desc *desc = given ? given : &(wrpo_model_desc){0};
         wrpo__arena *arena = wrpo__entry.arena;
         wrpo_config config;
         wrpo_dtype dtype;
@@ -4259,9 +5010,10 @@ static wrpo_result wrpo__model_load(wrpo_ctx *ctx, const wrpo_model_desc *desc, 
 WRPO_API wrpo_result wrpo_model_load(wrpo_ctx *ctx, const wrpo_model_desc *desc, wrpo_model **out) { return wrpo__model_load(ctx, desc, false, out); }
 
 /* ---- random weights ---- */
-WRPO_API wrpo_result wrpo_model_init(wrpo_ctx *ctx, const wrpo_init_desc *desc, wrpo_model **out) {
+WRPO_API wrpo_result wrpo_model_init(wrpo_ctx *ctx, const wrpo_init_desc *given, wrpo_model **out) {
     *out = NULL;
     WRPO__TRY(ctx, wrpo__arena_new(ctx), false) {
+        const wrpo_init_desc *desc = given ? given : &(wrpo_init_desc){0};
         wrpo__arena *arena = wrpo__entry.arena;
         if (!desc->config) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_init_desc: config is missing");
         wrpo_config config;
@@ -4289,7 +5041,7 @@ static bool wrpo__is_side_file(const char *name) {
 }
 /* One more file of a checkpoint, under its part name so far; not if it is there already, the same. */
 static void wrpo__beside(wrpo__arena *arena, wrpo__writer ***files, const char *to, const void *data, size_t size) {
-    const wrpo__file *old = wrpo__exists(to) ? wrpo__open_file(arena, to) : NULL;
+    const wrpo__file *old = wrpo__disk_exists(to) ? wrpo__disk_open(arena, to) : NULL;
     if (old && old->size == size && !memcmp(old->data, data, size)) return;
     wrpo__writer *w = wrpo__create(arena, to);
     wrpo__write(w, data, size);
@@ -4327,11 +5079,14 @@ static void wrpo__save_piece(void *user, int64_t tensor, int64_t first, int64_t 
         wrpo__weight_get(s->model, w, (row / p.stride * p.own + in) * w->cols + col, n, dst);
     }
 }
-WRPO_API wrpo_result wrpo_model_save(wrpo_model *model, const wrpo_save_desc *desc) {
+WRPO_API wrpo_result wrpo_model_save(wrpo_model *model, const wrpo_save_desc *given) {
     wrpo_ctx *ctx = model->ctx;
     WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
+        const wrpo_save_desc *desc = given ? given : &(wrpo_save_desc){0};
         wrpo__arena *arena = wrpo__entry.arena;
         if (!desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_save_desc: dir is missing");
+        if (!model->dir)
+            wrpo__fail(ctx, WRPO_E_ARG, "the model was made from a struct, so there is no config.json to save: want wrpo_model_init, which reads one");
         if (desc->max_shard_size < 0) wrpo__fail(ctx, WRPO_E_ARG, "max_shard_size: want a number of bytes, found %lld", (long long)desc->max_shard_size);
         wrpo_dtype dtype = desc->dtype ? desc->dtype : model->dtype;
         wrpo__make_dir(ctx, desc->dir);
@@ -7750,14 +8505,14 @@ static const wrpo_json **wrpo__messages(wrpo__reading *in, const wrpo_json *v, c
 static bool wrpo__is_assistant(const wrpo_json *message) {
     return wrpo__json_is(wrpo__json_get(message, "role"), "assistant");
 }
-static void wrpo__add_answer(wrpo__reading *in, wrpo_role role, const wrpo_json *message, double weight, int pair,
+static void wrpo__add_answer(wrpo__reading *in, wrpo_role role, const wrpo_json *message, double share, int pair,
                              const char *what) {
     const wrpo_json *content = wrpo__json_get(message, "content");
     if (!content) wrpo__record_fail(in, message, "%s: want a message with a \"content\", found none", what);
     if (content->kind != WRPO_JSON_STRING) wrpo__record_refuse(in, content, what, "a string as \"content\"");
     if (wrpo__jskip_space(content->text, content->size, 0) == content->size)
         wrpo__record_fail(in, message, "%s: want a response, found an empty one", what);
-    const wrpo__answer answer = {.message = message, .tokens = {.role = role, .weight = weight, .pair = pair}};
+    const wrpo__answer answer = {.message = message, .tokens = {.role = role, .share = share, .pair_id = pair}};
     stbds_arrput(in->answers, answer);
 }
 static bool wrpo__json_same(const wrpo_json *a, const wrpo_json *b) {
@@ -7797,9 +8552,9 @@ static double wrpo__read_weight(wrpo__reading *in, const wrpo_json *v, const cha
 /* The weights of the sources' answers, which come first, are divided by their sum. */
 static void wrpo__share_weights(wrpo__reading *in, int64_t sources, const wrpo_json *at) {
     double sum = 0;
-    for (int64_t i = 0; i < sources; i++) sum += in->answers[i].tokens.weight;
+    for (int64_t i = 0; i < sources; i++) sum += in->answers[i].tokens.share;
     if (!(sum > 0 && sum <= DBL_MAX)) wrpo__record_fail(in, at, "weights: want a positive sum, found %g", sum);
-    for (int64_t i = 0; i < sources; i++) in->answers[i].tokens.weight /= sum;
+    for (int64_t i = 0; i < sources; i++) in->answers[i].tokens.share /= sum;
 }
 static void wrpo__read_answers(wrpo__reading *in, const wrpo_json *v, const wrpo_json *weights, bool chosen) {
     const char *what = chosen ? "chosen" : "rejected";
@@ -7843,7 +8598,7 @@ static void wrpo__read_pairs(wrpo__reading *in, const wrpo_json *pairs) {
                           (long long)weighted, (long long)pairs->count);
     wrpo__share_weights(in, pairs->count, pairs);
     for (int64_t i = 0; i < pairs->count; i++)
-        in->answers[pairs->count + i].tokens.weight = in->answers[i].tokens.weight;
+        in->answers[pairs->count + i].tokens.share = in->answers[i].tokens.share;
 }
 static void wrpo__read_head(wrpo__reading *in, const wrpo_json *root) {   /* its name; what else the template gets */
     wrpo__record_want(in, root, WRPO_JSON_OBJECT, "JSON");
@@ -8178,6 +8933,7 @@ static wrpo_data *wrpo__data_load(wrpo__arena *arena, wrpo_tokenizer *tok, const
 }
 WRPO_API wrpo_result wrpo_data_load(wrpo_tokenizer *tok, const wrpo_data_desc *desc, wrpo_data **out) {
     *out = NULL;
+    desc = desc ? desc : &(wrpo_data_desc){0};
     WRPO__CALL(tok->ctx, wrpo__arena_new(tok->ctx), false, *out = wrpo__data_load(wrpo__current, tok, desc));
     return wrpo__end(&wrpo__entry);
 }
@@ -8212,6 +8968,7 @@ static wrpo_result wrpo__prompt_ids(wrpo__reading *in, const wrpo_json *record, 
 }
 WRPO_API wrpo_result wrpo_tokenizer_prompt(wrpo_tokenizer *tok, const wrpo_tokenizer_prompt_desc *desc,
                                            const wrpo_json *record, int32_t **ids, int64_t *count) {
+    desc = desc ? desc : &(wrpo_tokenizer_prompt_desc){0};
     char id[40];
     wrpo__reading in = {.ctx = tok->ctx, .tok = tok, .desc.path = desc->name ? desc->name : "prompts", .id = id,
                         .line = desc->line ? desc->line : record->line,
@@ -8278,7 +9035,7 @@ typedef struct wrpo__generation {
 } wrpo__generation;
 
 WRPO_API wrpo_generate_desc wrpo_generate_defaults(const wrpo_generate_desc *desc) {
-    wrpo_generate_desc d = *desc;
+    wrpo_generate_desc d = desc ? *desc : (wrpo_generate_desc){0};
     if (!d.n) d.n = 1;
     if (!d.max_tokens) d.max_tokens = 2048;
     if (d.top_p == 0) d.top_p = 1;
@@ -8305,13 +9062,13 @@ static bool wrpo__read_eos(wrpo_ctx *ctx, const char *path, int64_t V, int32_t *
     return eos != NULL;
 }
 static int32_t *wrpo__stop_tokens(wrpo_model *model, wrpo_tokenizer *tok) {   /* stb array */
-    const char *dirs[2] = {model->tokenizer_dir, wrpo__is_dir(model->dir) ? model->dir : NULL};   /* the tokenizer's folder wins, as in a save */
+    const char *dirs[2] = {model->tokenizer_dir, model->dir && wrpo__is_dir(model->dir) ? model->dir : NULL};   /* the tokenizer's folder wins, as in a save */
     const int64_t V = model->config.vocab_size;
     int32_t *list = NULL, end = -1;
     bool said = false;
     if (tok && wrpo__answer_end(tok, &end) == WRPO_E_MEMORY) wrpo__rethrow(model->ctx, WRPO_E_MEMORY);
     for (int i = 0; i < 2 && !said; i++) said = dirs[i] && wrpo__read_eos(model->ctx, wrpo__join(wrpo__current, dirs[i], "generation_config.json"), V, &list);
-    if (!said) wrpo__read_eos(model->ctx, dirs[1] ? wrpo__join(wrpo__current, dirs[1], "config.json") : model->dir, V, &list);
+    if (!said && model->dir) wrpo__read_eos(model->ctx, dirs[1] ? wrpo__join(wrpo__current, dirs[1], "config.json") : model->dir, V, &list);
     if (tok && tok->eos >= 0) wrpo__add_stop(&list, tok->eos);
     if (end >= 0) wrpo__add_stop(&list, end);
     return list;
@@ -8624,6 +9381,96 @@ WRPO_API wrpo_result wrpo_generate(wrpo_model *model, const wrpo_prompt *prompts
     return wrpo__end(&wrpo__entry);
 }
 
+/* ---- hidden states and logits of one sequence of token ids ---- */
+static void wrpo__hidden(wrpo__arena *temp, wrpo_model *model, const int32_t *ids, int64_t count, float *hidden,
+                         float *logits) {
+    wrpo_ctx *ctx = model->ctx;
+    const wrpo_backend *be = ctx->desc.backend;
+    const int64_t D = model->config.hidden_size, V = model->config.vocab_size;
+    const float cap = (float)model->config.final_logit_softcapping;
+    if (count < 1) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_hidden: want at least one token id, found %lld", (long long)count);
+    for (int64_t i = 0; i < count; i++)
+        if (ids[i] < 0 || ids[i] >= V)
+            wrpo__fail(ctx, WRPO_E_FORMAT, "wrpo_hidden: token id %d is outside the model's vocabulary of %lld",
+                       (int)ids[i], (long long)V);
+    const wrpo__shape shape = {.rows = count, .chunk = wrpo__head_chunk(ctx, &model->config, count)};
+    wrpo__run *r = wrpo__run_new(temp, model, &shape);
+    wrpo__pack_begin(r);
+    wrpo__pack_turn(r, count);
+    wrpo__pack_seg(r, ids, count, 0, 0, 0);
+    for (int64_t i = 0; logits && i < count; i++) wrpo__pack_target(r, i, 0);
+    wrpo__pack_end(r);
+    wrpo__trunk(r);
+    if (hidden) {                    /* as the backend has them: float, or bfloat16 in the first half of the array */
+        be->get(ctx->dev, hidden, r->y, (size_t)(count * D) * (size_t)be->act_bytes);
+        for (int64_t i = count * D - 1; be->act_bytes == 2 && i >= 0; i--) {
+            uint16_t half;
+            memcpy(&half, (const char *)hidden + 2 * i, sizeof half);
+            hidden[i] = wrpo__float_of(half);
+        }
+    }
+    for (int64_t t = 0, n; t < r->targets; t += n) {
+        n = WRPO__MIN(shape.chunk, r->targets - t);
+        wrpo__logits(r, t, n);
+        be->get(ctx->dev, logits + t * V, wrpo__logits_at(r, t), (size_t)(n * V) * sizeof *logits);
+    }
+    wrpo__sync(ctx);
+    for (int64_t i = 0; logits && cap > 0 && i < count * V; i++) logits[i] = cap * tanhf(logits[i] / cap);
+}
+WRPO_API wrpo_result wrpo_hidden(wrpo_model *model, const int32_t *ids, int64_t count, float *hidden, float *logits) {
+    wrpo_ctx *ctx = model->ctx;
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__hidden(wrpo__current, model, ids, count, hidden, logits));
+    return wrpo__end(&wrpo__entry);
+}
+
+/* ---- a prompt's text in, the answer's text out ---- */
+typedef struct wrpo__answering { wrpo_ctx *ctx; const wrpo_generate_desc *desc; char **answer; } wrpo__answering;
+static bool wrpo__answer_text(int64_t prompt, int64_t sample, const char *utf8, size_t size, void *user) {
+    const wrpo__answering *a = user;
+    return !a->desc->on_text || a->desc->on_text(prompt, sample, utf8, size, a->desc->user);
+}
+static bool wrpo__answer_done(int64_t prompt, const wrpo_sample *sample, void *user) {
+    const wrpo__answering *a = user;
+    *a->answer = wrpo__handout(a->ctx, sample->text, sample->size);
+    return !a->desc->on_done || a->desc->on_done(prompt, sample, a->desc->user);
+}
+static bool wrpo__answer_step(int64_t prompts, int64_t tokens, void *user) {
+    const wrpo__answering *a = user;
+    return !a->desc->on_step || a->desc->on_step(prompts, tokens, a->desc->user);
+}
+static void wrpo__answer_prompt(wrpo__arena *temp, wrpo_model *model, wrpo_tokenizer *tok, const char *prompt,
+                                const wrpo_generate_desc *desc, char **answer) {
+    wrpo__answering a = {model->ctx, desc, answer};
+    wrpo_generate_desc d = *desc;
+    wrpo_json text = {.kind = WRPO_JSON_STRING, .key = "prompt", .key_size = 6, .text = prompt, .size = strlen(prompt)};
+    const wrpo_json record = {.kind = WRPO_JSON_OBJECT, .count = 1, .child = &text};
+    int32_t *ids;
+    wrpo_prompt one = {.stream = wrpo__hash(0, prompt, text.size)};
+    if (tok->ctx != model->ctx) wrpo__fail(model->ctx, WRPO_E_ARG, "wrpo_answer: want a tokenizer of the model's context");
+    wrpo__cleanup *owner = wrpo__on_free(temp, wrpo__block_free, NULL);
+    wrpo__rethrow(model->ctx, wrpo_tokenizer_prompt(tok, NULL, &record, &ids, &one.count));
+    one.ids = owner->p = ids;
+    d.tokenizer = tok;
+    d.n = 1;
+    d.on_text = desc->on_text ? wrpo__answer_text : NULL;
+    d.on_done = wrpo__answer_done;
+    d.on_step = wrpo__answer_step;
+    d.user = &a;
+    wrpo__rethrow(model->ctx, wrpo_generate(model, &one, 1, &d));
+}
+WRPO_API wrpo_result wrpo_answer(wrpo_model *model, wrpo_tokenizer *tok, const char *prompt,
+                                 const wrpo_generate_desc *desc, char **answer) {
+    wrpo_ctx *ctx = model->ctx;
+    *answer = NULL;
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), true,
+               wrpo__answer_prompt(wrpo__current, model, tok, prompt, desc ? desc : &(wrpo_generate_desc){0}, answer));
+    if (wrpo__entry.failed) {
+        wrpo__block_free(*answer);
+        *answer = NULL;
+    }
+    return wrpo__end(&wrpo__entry);
+}
+
 /* ------------------------------------------------------------------------------------------- >>reward
    Reward models: the trunk of a language model, and a head on a few rows of its last hidden state, computed on the host in double. */
 typedef struct wrpo__dense { const float *w, *b; int64_t rows, cols; } wrpo__dense;        /* y = W x + b; b may be NULL */
@@ -8721,9 +9568,10 @@ static void wrpo__load_gate(wrpo_reward *r, const wrpo_tensors *t) {
     g->temperature = r->model->config.gating_temperature;
 }
 static void wrpo__free_tokenizer(void *p) { wrpo_tokenizer_free(p); }
-WRPO_API wrpo_result wrpo_reward_load(wrpo_ctx *ctx, const wrpo_reward_desc *desc, wrpo_reward **out) {
+WRPO_API wrpo_result wrpo_reward_load(wrpo_ctx *ctx, const wrpo_reward_desc *given, wrpo_reward **out) {
     *out = NULL;
     WRPO__TRY(ctx, wrpo__arena_new(ctx), false) {
+        const wrpo_reward_desc *desc = given ? given : &(wrpo_reward_desc){0};
         wrpo__arena *arena = wrpo__entry.arena;
         wrpo_reward *r = WRPO__NEW(arena, wrpo_reward);
         wrpo_config config;
@@ -8956,10 +9804,11 @@ static wrpo_result wrpo__score_line(wrpo__scoring *s, const char *text, size_t n
     s->in.tokenizing = false;
     return wrpo__end(&wrpo__entry);
 }
-WRPO_API wrpo_result wrpo_reward_file(wrpo_reward *reward, const wrpo_reward_file_desc *desc, wrpo_reward_file_stats *out) {
+WRPO_API wrpo_result wrpo_reward_file(wrpo_reward *reward, const wrpo_reward_file_desc *given, wrpo_reward_file_stats *out) {
     wrpo_ctx *ctx = reward->ctx;
     *out = (wrpo_reward_file_stats){.mean = NAN, .least = NAN, .most = NAN};
     WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
+        const wrpo_reward_file_desc *desc = given ? given : &(wrpo_reward_file_desc){0};
         wrpo__arena *arena = wrpo__entry.arena;
         if (!desc->in || !desc->out) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_reward_file_desc: want in and out, found NULL");
         const wrpo__file *f = wrpo__open_file(arena, desc->in);
@@ -9019,6 +9868,7 @@ WRPO_API wrpo_result wrpo_train_bytes(wrpo_ctx *ctx, const wrpo_config *config, 
     memset(out, 0, sizeof *out);
     WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
         wrpo_train_desc d = wrpo_train_defaults(desc);
+        wrpo__config_check(ctx, config);
         wrpo__train_check(ctx, &d);
         int64_t count, rows = data ? wrpo__run_rows(config, data, 0, wrpo_data_count(data), d.micro_tokens) : d.micro_tokens;
         wrpo__layout_weights(config, NULL, NULL, &count, NULL);
@@ -9078,11 +9928,12 @@ static uint64_t wrpo__config_hash(const wrpo_ctx *ctx, const wrpo_config *c) {
 static uint64_t wrpo__data_hash(uint64_t h, const wrpo_data *data) {
     for (int64_t i = 0; i < wrpo_data_count(data); i++) {
         wrpo_record record = wrpo_data_record(data, i);
+        record.weight += 0.0;                          /* WRPO_ZERO counts as 0 */
         h = wrpo__hash(wrpo__hash(h, record.prompt, (size_t)record.prompt_count * sizeof *record.prompt), &record.weight, sizeof record.weight);
         for (int k = 0; k < record.count; k++) {
             const wrpo_tokens *y = &record.responses[k];
-            const int64_t scored[3] = {y->first, (int64_t)y->role, y->pair};
-            h = wrpo__hash(wrpo__hash(wrpo__hash(h, y->ids, (size_t)y->count * sizeof *y->ids), scored, sizeof scored), &y->weight, sizeof y->weight);
+            const int64_t scored[3] = {y->first, (int64_t)y->role, y->pair_id};
+            h = wrpo__hash(wrpo__hash(wrpo__hash(h, y->ids, (size_t)y->count * sizeof *y->ids), scored, sizeof scored), &y->share, sizeof y->share);
         }
     }
     return h;
@@ -9103,8 +9954,8 @@ static uint64_t wrpo__fingerprint(const wrpo_model *model, const wrpo_data *data
 /* A cache that is there and whole fills ref; anything else is made anew. */
 static bool wrpo__reference_read(wrpo__arena *temp, const char *path, uint64_t fingerprint, double *ref, int64_t N, int K) {
     char want[32];
-    if (!wrpo__exists(path)) return false;
-    const wrpo__file *f = wrpo__open_file(temp, path);
+    if (!wrpo__disk_exists(path)) return false;
+    const wrpo__file *f = wrpo__disk_open(temp, path);
     wrpo_json *root;
     if (wrpo_json_parse(temp->ctx, path, (const char *)f->data, f->size, &root) != WRPO_OK) return false;
     snprintf(want, sizeof want, "%016llx", (unsigned long long)fingerprint);
@@ -9264,13 +10115,14 @@ static size_t wrpo__state_move(wrpo_trainer *t, const wrpo__state_part *p, size_
     else wrpo__weight_get(t->model, p->w, first, count, piece);
     return n;
 }
-WRPO_API wrpo_result wrpo_trainer_save(wrpo_trainer *t, const wrpo_save_desc *desc) {
+WRPO_API wrpo_result wrpo_trainer_save(wrpo_trainer *t, const wrpo_save_desc *given) {
     wrpo_ctx *ctx = t->ctx;
     WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
+        const wrpo_save_desc *desc = given ? given : &(wrpo_save_desc){0};
         wrpo__arena *temp = wrpo__entry.arena;
         if (!desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_save_desc: dir is missing");
         const char *path = wrpo__join(temp, desc->dir, WRPO__STATE_FILE), *log = t->out_dir ? wrpo__join(temp, t->out_dir, "metrics.jsonl") : NULL;
-        const wrpo__file *metrics = log && wrpo__exists(log) ? wrpo__open_file(temp, log) : NULL;
+        const wrpo__file *metrics = log && wrpo__disk_exists(log) ? wrpo__disk_open(temp, log) : NULL;
         const int64_t log_size = metrics ? (int64_t)metrics->size : 0, eight = 8;
         const wrpo__setting *settings = wrpo__state_settings(temp, t);
         const wrpo__state_part *parts = wrpo__state_parts(temp, t), *parts_end = parts + stbds_arrlen(parts);
@@ -9462,7 +10314,7 @@ static wrpo_result wrpo__checkpoint(wrpo_trainer *t, int64_t *saved) {
         save.dir = wrpo__format(temp, "%s/checkpoint-%lld", save.dir, (long long)t->k);
         wrpo__rethrow(t->ctx, wrpo_trainer_save(t, &save));
         *saved = t->k;
-        const wrpo__name *names = old ? wrpo__list_dir(temp, old) : NULL;
+        const wrpo__name *names = old ? wrpo__disk_list(temp, old) : NULL;
         for (int64_t i = 0; i < stbds_arrlen(names); i++)
             if (strcmp(names[i].text, ".") && strcmp(names[i].text, "..")) wrpo__remove(t->ctx, wrpo__join(temp, old, names[i].text));
 #ifdef _WIN32
@@ -9474,6 +10326,7 @@ static wrpo_result wrpo__checkpoint(wrpo_trainer *t, int64_t *saved) {
     return wrpo__end(&wrpo__entry);
 }
 WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_metrics *last) {
+    desc = desc ? desc : &(wrpo_train_desc){0};
     wrpo_ctx *ctx = policy->ctx;
     wrpo_trainer *t;
     wrpo_metrics m = {0}, e;
@@ -9612,7 +10465,7 @@ static void wrpo__prompts_read(wrpo__prompts *t, const wrpo__ranked *prompt, boo
 #define WRPO__X(value, name) [value] = name,
 static const char *const wrpo__forms[] = {WRPO__FORMS(WRPO__X)};
 #undef WRPO__X
-WRPO_API const char *wrpo_form_name(int i) { return i >= 0 && i < WRPO__COUNT(wrpo__forms) ? wrpo__forms[i] : NULL; }
+WRPO__NAMED(wrpo_form_name, wrpo__forms)
 typedef struct wrpo__extremes { const wrpo__scored *best, *worst; double share; } wrpo__extremes;
 static bool wrpo__same_text(const wrpo__scored *a, const wrpo__scored *b) { return wrpo__json_same(a->content, b->content); }
 /* Best and worst of each model of a list, the models by their best; by_model false: of the list. An stb array. */
@@ -9754,15 +10607,15 @@ static void wrpo__select(wrpo__arena *arena, const wrpo_select_desc *desc, wrpo_
     wrpo__prompts t;
     wrpo__selected s = {.stats = stats, .t = &t};
     if (!d.top) d.top = 1;
-    if (d.tau == 0) d.tau = 1;
-    if (d.entropy_scale == 0) d.entropy_scale = 6.8;
+    d.tau = wrpo__or_default(d.tau, 1);
+    d.entropy_scale = wrpo__or_default(d.entropy_scale, 6.8);
     if (!wrpo_form_name((int)d.form)) wrpo__fail(ctx, WRPO_E_ARG, "form: no such form");
     if (d.top < 1 || (d.top > 1 && d.form != WRPO_FORM_QUADS)) wrpo__fail(ctx, WRPO_E_ARG, "top: want at least 1, and more than 1 for quads only, found %lld", (long long)d.top);
-    if (!(d.tau > 0 && d.tau <= DBL_MAX)) wrpo__fail(ctx, WRPO_E_ARG, "tau: want a finite number above 0, found %g", d.tau);
+    WRPO__RANGE(d.tau > 0 && d.tau <= DBL_MAX, "tau", d.tau, "a finite number above 0");
     if (!(d.min_gap >= 0 && d.min_gap <= DBL_MAX) || (d.min_gap > 0 && d.form == WRPO_FORM_SFT))
         wrpo__fail(ctx, WRPO_E_ARG, "min_gap: want a finite number of at least 0, and 0 for sft, which rejects nothing; found %g", d.min_gap);
     if (!(d.entropy_power >= 0 && d.entropy_power <= 100 && d.entropy_scale > 0 && d.entropy_scale <= DBL_MAX))
-        wrpo__fail(ctx, WRPO_E_ARG, "entropy: want a power from 0 to 100 and a scale above 0, found %g and %g", d.entropy_power, d.entropy_scale);
+        wrpo__fail(ctx, WRPO_E_ARG, "entropy: want a power from 0 to 100 and a scale above 0, found %g and %g", d.entropy_power + 0.0, d.entropy_scale + 0.0);
     wrpo__prompts_open(&t, arena, d.in, d.n_in);
     wrpo__writer *w = d.out ? wrpo__create(arena, d.out) : NULL;
     for (int64_t i = 0; i < stbds_arrlen(t.prompts); i++) {
@@ -9794,7 +10647,7 @@ static void wrpo__select(wrpo__arena *arena, const wrpo_select_desc *desc, wrpo_
 }
 WRPO_API wrpo_result wrpo_select(wrpo_ctx *ctx, const wrpo_select_desc *desc, wrpo_select_stats *out) {
     memset(out, 0, sizeof *out);
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) wrpo__select(wrpo__entry.arena, desc, out);
+    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) wrpo__select(wrpo__entry.arena, desc ? desc : &(wrpo_select_desc){0}, out);
     if (wrpo__entry.failed) memset(out, 0, sizeof *out);
     return wrpo__end(&wrpo__entry);
 }
@@ -9802,12 +10655,12 @@ WRPO_API wrpo_result wrpo_select(wrpo_ctx *ctx, const wrpo_select_desc *desc, wr
 /* ---- split ---- */
 static void wrpo__split_lines(wrpo__arena *arena, const wrpo_split_desc *d, int64_t counts[2]) {
     wrpo_ctx *ctx = arena->ctx;
-    const double share = d->share == 0 ? 1.0 / 3 : d->share;
+    const double share = wrpo__or_default(d->share, 1.0 / 3);
     const uint64_t seed = d->seed ? d->seed : 42;
     wrpo__arena *work = wrpo__sub_arena(arena);
     wrpo__named *ids = NULL;
     wrpo__lines *all = NULL;                           /* stb array */
-    if (!(share > 0 && share < 1)) wrpo__fail(ctx, WRPO_E_ARG, "share: want a number between 0 and 1, found %g", share);
+    WRPO__RANGE(share > 0 && share < 1, "share", share, "a number between 0 and 1");
     const wrpo__file *f = wrpo__open_file(arena, d->in);
     for (wrpo__lines l = {.file = f}; wrpo__next_line(&l); wrpo__arena_clear(work)) {
         const wrpo_json *root = wrpo__json_parse(work, d->in, l.number, l.text, l.size), *id;
@@ -9831,9 +10684,10 @@ static void wrpo__split_lines(wrpo__arena *arena, const wrpo_split_desc *d, int6
     wrpo__commit(w[0]), wrpo__commit(w[1]);
     counts[0] = first, counts[1] = n - first;
 }
-WRPO_API wrpo_result wrpo_split(wrpo_ctx *ctx, const wrpo_split_desc *desc, int64_t counts[2]) {
+WRPO_API wrpo_result wrpo_split(wrpo_ctx *ctx, const wrpo_split_desc *given, int64_t counts[2]) {
     counts[0] = counts[1] = 0;
     WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
+        const wrpo_split_desc *desc = given ? given : &(wrpo_split_desc){0};
         if (!desc->in || !desc->out[0] || !desc->out[1]) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_split_desc: want in and both of out, found NULL");
         wrpo__split_lines(wrpo__entry.arena, desc, counts);
     }
@@ -9921,9 +10775,10 @@ static void wrpo__winrate(wrpo__arena *arena, const wrpo_winrate_desc *d, wrpo_w
     wrpo__interval(rates, resamples, &out->low, &out->high);
     wrpo__interval(controlled, resamples, &out->controlled_low, &out->controlled_high);
 }
-WRPO_API wrpo_result wrpo_winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *desc, wrpo_winrate_stats *out) {
+WRPO_API wrpo_result wrpo_winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *given, wrpo_winrate_stats *out) {
     memset(out, 0, sizeof *out);
     WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
+        const wrpo_winrate_desc *desc = given ? given : &(wrpo_winrate_desc){0};
         if (!desc->a || !desc->b) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_winrate_desc: want a and b, found NULL");
         wrpo__winrate(wrpo__entry.arena, desc, out);
     }
@@ -9932,21 +10787,21 @@ WRPO_API wrpo_result wrpo_winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *desc, 
 }
 
 /* ---------------------------------------------------------------------------------------------- >>cpu
-   The backend that every machine has: all ops in fp32, on one to many threads.
+   The fast backend: all ops in fp32, on one to many threads.
 
    The text below WRPO__LANES is compiled once per vector width: this file includes itself with WRPO__LANES
    set to 16 (AVX-512) and 8 (AVX2 and FMA), then reads on with 4 (whatever 16-byte vectors the compiler knows:
-   SSE2, NEON) or, for a compiler without GCC's vector extensions, 1. wrpo_backend_cpu picks the widest one
-   that the machine runs, whatever -march says; the environment variable WRPO_CPU = avx512, avx2 or generic
-   asks for less (avx512: without AMX).
+   SSE2, NEON). wrpo_backend_cpu picks the widest one that the machine runs, whatever -march says; wrpo_backend_find
+   gives each of them. With a compiler that does not know GNU C's vectors, or WRPO_NO_SIMD, none of it is compiled.
 
    What holds throughout: a thread never adds into another's sum, and how a sum is cut depends on the shapes
    alone; so results depend neither on the number of threads nor on the run. Further, the numbers of a row
    (of y in NT and NN products, of o and lse in attention) depend on that row's inputs only, not on which
    other rows are computed with it. They do depend on the vector width, in the last bits.                 */
-#if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
-#error "wrpo.h: -ffast-math and -ffinite-math-only break the handling of infinities and NaN: compile without it"
+#if !defined(__GNUC__) && !defined(WRPO_NO_SIMD)
+#define WRPO_NO_SIMD                 /* the vectors below are GNU C */
 #endif
+#ifndef WRPO_NO_SIMD
 #if defined(__GNUC__) && (defined(__x86_64__) || defined(__i386__))
 #include <immintrin.h>
 #include <cpuid.h>
@@ -9964,34 +10819,17 @@ enum {
     WRPO__GRAIN = 1 << 14            /* numbers that are worth a task of their own */
 };
 typedef struct wrpo__cpu {
-    wrpo_allocator memory;
+    wrpo_allocator memory;           /* first, for wrpo__host_alloc */
     int threads;
     bool pairs, tiles;               /* bfloat16 is wanted and the machine multiplies it, by vectors or by tiles: a weight in it, two activations (TN) */
     float *packed;                   /* a product's A or B, shared by all threads */
     float *scratch;                  /* WRPO__THREAD_FLOATS for each thread */
 } wrpo__cpu;
-
-static void *wrpo__cpu_alloc(void *dev, size_t n) {    /* a word in front of the block: where it begins */
-    wrpo__cpu *cpu = dev;
-    if (n > SIZE_MAX - 2 * WRPO__ALIGN) return NULL;
-    char *base = cpu->memory.alloc(n + 2 * WRPO__ALIGN, cpu->memory.user);
-    if (!base) return NULL;
-    char *p = (char *)(((uintptr_t)base + 2 * WRPO__ALIGN - 1) / WRPO__ALIGN * WRPO__ALIGN);
-    memcpy(p - sizeof base, &base, sizeof base);
-    return p;
-}
-static void wrpo__cpu_release(void *dev, void *p) {
-    wrpo__cpu *cpu = dev;
-    char *base;
-    if (!p) return;
-    memcpy(&base, (char *)p - sizeof base, sizeof base);
-    cpu->memory.free(base, cpu->memory.user);
-}
 static void wrpo__cpu_close(void *dev) {
     wrpo__cpu *cpu = dev;
     if (!cpu) return;
-    wrpo__cpu_release(cpu, cpu->packed);
-    wrpo__cpu_release(cpu, cpu->scratch);
+    wrpo__host_release(cpu, cpu->packed);
+    wrpo__host_release(cpu, cpu->scratch);
     cpu->memory.free(cpu, cpu->memory.user);
 }
 static bool wrpo__has_pairs(void) {    /* AVX512_BF16: CPUID 7.1, EAX bit 5 */
@@ -10035,12 +10873,12 @@ static wrpo_result wrpo__cpu_open(void **dev, const wrpo_desc *desc, wrpo_error 
     if (cpu) {
         memset(cpu, 0, sizeof *cpu);
         cpu->memory = desc->memory;
-        cpu->threads = WRPO__MAX(desc->threads, 1), cpu->pairs = desc->dtype == WRPO_DTYPE_BF16 && !strcmp(desc->backend->name, "cpu-avx512") && wrpo__has_pairs();
-        const char *want = getenv("WRPO_CPU");
-        cpu->tiles = cpu->pairs && (!want || strcmp(want, "avx512")) && wrpo__has_tiles();
-        cpu->packed = wrpo__cpu_alloc(cpu, WRPO__PACKED_WORDS * sizeof(float));
+        cpu->threads = WRPO__MAX(desc->threads, 1);
+        cpu->pairs = desc->dtype == WRPO_DTYPE_BF16 && (desc->backend->features & WRPO_FEATURE_BF16) && wrpo__has_pairs();
+        cpu->tiles = cpu->pairs && (desc->backend->features & WRPO_FEATURE_AMX) && wrpo__has_tiles();
+        cpu->packed = wrpo__host_alloc(cpu, WRPO__PACKED_WORDS * sizeof(float));
         if ((size_t)cpu->threads < SIZE_MAX / 2 / (WRPO__THREAD_FLOATS * sizeof(float)))
-            cpu->scratch = wrpo__cpu_alloc(cpu, (size_t)cpu->threads * WRPO__THREAD_FLOATS * sizeof(float));
+            cpu->scratch = wrpo__host_alloc(cpu, (size_t)cpu->threads * WRPO__THREAD_FLOATS * sizeof(float));
         if (cpu->packed && cpu->scratch) { *dev = cpu; return WRPO_OK; }
         wrpo__cpu_close(cpu);
     }
@@ -10048,18 +10886,6 @@ static wrpo_result wrpo__cpu_open(void **dev, const wrpo_desc *desc, wrpo_error 
     snprintf(why->text, sizeof why->text, "out of memory: buffers for %d threads", desc->threads);
     return WRPO_E_MEMORY;
 }
-static void wrpo__cpu_copy(void *dev, void *dst, const void *src, size_t n) { (void)dev; if (n) memmove(dst, src, n); }
-static void wrpo__cpu_zero(void *dev, void *dst, size_t n) { (void)dev; if (n) memset(dst, 0, n); }
-static size_t wrpo__cpu_room(void *dev) {              /* what the system can still give without swapping */
-    unsigned long long kib = 0;
-    char line[128];
-    (void)dev;
-    FILE *f = fopen("/proc/meminfo", "r");
-    while (f && fgets(line, sizeof line, f) && sscanf(line, "MemAvailable: %llu", &kib) != 1) {}
-    if (f) fclose(f);
-    return kib ? (size_t)kib * 1024 : SIZE_MAX;
-}
-static wrpo_result wrpo__cpu_sync(void *dev, wrpo_error *why) { (void)dev; (void)why; return WRPO_OK; }
 
 /* Threads for `work` numbers: one thread where waking others costs more than it saves. */
 static int wrpo__cpu_team(const wrpo__cpu *cpu, int64_t work) { return work <= WRPO__GRAIN ? 1 : cpu->threads; }
@@ -10100,6 +10926,8 @@ static int64_t wrpo__strip(int64_t panels, int64_t most, int threads) {
 #define WRPO__LANES 8
 #include WRPO_FILE
 #undef WRPO__LANES
+#else
+#warning "wrpo.h: no file of the name WRPO_FILE: AVX-512 and AVX2 are left out. Define WRPO_FILE as the name of this file"
 #endif
 #endif
 #ifdef __GNUC__
@@ -10108,6 +10936,7 @@ static int64_t wrpo__strip(int64_t panels, int64_t most, int threads) {
 #define WRPO__LANES 1
 #endif
 #define WRPO_IMPLEMENTATION
+#endif /* WRPO_NO_SIMD */
 #endif /* WRPO_IMPLEMENTATION */
 
 #ifdef WRPO__LANES
@@ -11493,16 +12322,25 @@ static void WRPO__(attention_bwd)(void *dev, const wrpo_attn *a, void *dq, void 
 
 #define WRPO__STRING2(x) #x
 #define WRPO__STRING(x) WRPO__STRING2(x)
-static const wrpo_backend WRPO__(backend) = {
-    .name = "cpu-" WRPO__STRING(WRPO__LEVEL), .act_bytes = 4, .dtype = WRPO_DTYPE_F32, .host = true,
-    .open = wrpo__cpu_open, .close = wrpo__cpu_close, .alloc = wrpo__cpu_alloc, .release = wrpo__cpu_release,
-    .put = wrpo__cpu_copy, .get = wrpo__cpu_copy, .copy = wrpo__cpu_copy, .zero = wrpo__cpu_zero, .room = wrpo__cpu_room, .sync = wrpo__cpu_sync,
-    .gemm = WRPO__(gemm), .embed = WRPO__(embed), .embed_bwd = WRPO__(embed_bwd), .gather = WRPO__(gather), .gather_bwd = WRPO__(gather_bwd), .scatter = WRPO__(scatter),
-    .bias = WRPO__(bias), .bias_bwd = WRPO__(bias_bwd), .colsum = WRPO__(colsum), .add = WRPO__(add), .rmsnorm = WRPO__(rmsnorm), .rmsnorm_bwd = WRPO__(rmsnorm_bwd),
-    .rope = WRPO__(rope), .attention = WRPO__(attention), .attention_bwd = WRPO__(attention_bwd), .attention_scratch = WRPO__(attention_scratch),
-    .glu = WRPO__(glu), .glu_bwd = WRPO__(glu_bwd), .logprob = WRPO__(logprob), .logprob_bwd = WRPO__(logprob_bwd),
-    .sumsq = WRPO__(sumsq), .adamw = WRPO__(adamw)
-};
+#define WRPO__TABLE(allowed) { \
+    .name = "cpu-" WRPO__STRING(WRPO__LEVEL), .act_bytes = 4, .dtype = WRPO_DTYPE_F32, .host = true, .features = allowed, \
+    .open = wrpo__cpu_open, .close = wrpo__cpu_close, .alloc = wrpo__host_alloc, .release = wrpo__host_release, \
+    .put = wrpo__host_copy, .get = wrpo__host_copy, .copy = wrpo__host_copy, .zero = wrpo__host_zero, \
+    .room = wrpo__host_room, .sync = wrpo__host_sync, .gemm = WRPO__(gemm), .embed = WRPO__(embed), \
+    .embed_bwd = WRPO__(embed_bwd), .gather = WRPO__(gather), .gather_bwd = WRPO__(gather_bwd), \
+    .scatter = WRPO__(scatter), .bias = WRPO__(bias), .bias_bwd = WRPO__(bias_bwd), .colsum = WRPO__(colsum), \
+    .add = WRPO__(add), .rmsnorm = WRPO__(rmsnorm), .rmsnorm_bwd = WRPO__(rmsnorm_bwd), .rope = WRPO__(rope), \
+    .attention = WRPO__(attention), .attention_bwd = WRPO__(attention_bwd), \
+    .attention_scratch = WRPO__(attention_scratch), .glu = WRPO__(glu), .glu_bwd = WRPO__(glu_bwd), \
+    .logprob = WRPO__(logprob), .logprob_bwd = WRPO__(logprob_bwd), .sumsq = WRPO__(sumsq), .adamw = WRPO__(adamw) \
+}
+#ifdef WRPO__IN_PAIRS
+static const wrpo_backend WRPO__(backend) = WRPO__TABLE(WRPO_FEATURE_BF16 | WRPO_FEATURE_AMX);
+static const wrpo_backend WRPO__(backend_no_tiles) = WRPO__TABLE(WRPO_FEATURE_BF16);
+#else
+static const wrpo_backend WRPO__(backend) = WRPO__TABLE(0);
+#endif
+#undef WRPO__TABLE
 #undef WRPO__LEVEL
 #undef WRPO__AT
 #undef WRPO__FMA
@@ -11517,18 +12355,34 @@ static const wrpo_backend WRPO__(backend) = {
 
 #ifdef WRPO_IMPLEMENTATION
 #undef WRPO__LANES
-WRPO_API const wrpo_backend *wrpo_backend_cpu(void) {
-    const char *want = getenv("WRPO_CPU");
-    if (!want) want = "";
-#ifdef WRPO__HAVE_AVX512
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && strcmp(want, "avx2") != 0 && strcmp(want, "generic") != 0)
-        return &wrpo__backend_avx512;
-#endif
-#ifdef WRPO__HAVE_AVX2
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && strcmp(want, "generic") != 0) return &wrpo__backend_avx2;
-#endif
-    return &wrpo__backend_generic;
+#ifdef WRPO_NO_SIMD
+WRPO_API const wrpo_backend *wrpo_backend_find(const char *name) {
+    return strcmp(name, "plain") == 0 ? wrpo_backend_plain() : NULL;
 }
+WRPO_API const wrpo_backend *wrpo_backend_cpu(void) { return wrpo_backend_plain(); }
+#else
+WRPO_API const wrpo_backend *wrpo_backend_find(const char *name) {
+    if (strcmp(name, "plain") == 0) return wrpo_backend_plain();
+    if (strcmp(name, "generic") == 0) return &wrpo__backend_generic;
+#ifdef WRPO__HAVE_AVX2
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    if (strcmp(name, "avx2") == 0 && avx2) return &wrpo__backend_avx2;
+#endif
+#ifdef WRPO__HAVE_AVX512
+    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq");
+    if (strcmp(name, "avx512") == 0 && avx512) return &wrpo__backend_no_tiles_avx512;
+    if (strcmp(name, "amx") == 0 && avx512 && wrpo__has_pairs() && wrpo__has_tiles()) return &wrpo__backend_avx512;
+#endif
+    return NULL;
+}
+WRPO_API const wrpo_backend *wrpo_backend_cpu(void) {
+#ifdef WRPO__HAVE_AVX512
+    if (wrpo_backend_find("avx512")) return &wrpo__backend_avx512;     /* open uses the tiles where there are any */
+#endif
+    const wrpo_backend *avx2 = wrpo_backend_find("avx2");
+    return avx2 ? avx2 : &wrpo__backend_generic;
+}
+#endif /* WRPO_NO_SIMD */
 
 #endif /* WRPO_IMPLEMENTATION */
 

@@ -33,6 +33,45 @@ static bool io_fails(wrpo_ctx *ctx, const char *path, bool write) {
     return wrpo__end(&wrpo__entry) == WRPO_E_IO && strstr(ctx->error.text, path);
 }
 
+/* Files of the caller's: what is asked for, handed out and given back. */
+static int64_t asked, given, returned;
+static const void *memory_open(const char *path, size_t *size, void **handle, void *user) {
+    asked++;
+    CHECK(user == &asked, "user");
+    *size = 0;
+    if (strcmp(path, "dir/a") != 0 && strcmp(path, "empty") != 0) return NULL;
+    given++;
+    *handle = &given;
+    *size = *path == 'd' ? 5 : 0;
+    return "bytes";
+}
+static void memory_close(void *handle, const void *data, void *user) {
+    CHECK(handle == &given && user == &asked && !strcmp(data, "bytes"), "close");
+    returned++;
+}
+static const char *memory_list(const char *dir, int64_t i, void *user) {
+    static const char *const names[] = {"b", "a"};
+    CHECK(user == &asked, "user");
+    return !strcmp(dir, "dir") && i < 2 ? names[i] : NULL;
+}
+static void read_memory(wrpo_ctx *ctx) {
+    wrpo__arena *arena = wrpo__current;
+    CHECK(wrpo__exists("dir/a") && wrpo__exists("empty") && !wrpo__exists("dir/b") && !wrpo__exists("/proc/self/maps"), "what exists");
+    CHECK(wrpo__is_dir("dir") && !wrpo__is_dir("dir/a") && given == returned, "directories; %lld given, %lld returned", (long long)given, (long long)returned);
+    const wrpo__file *f = wrpo__open_file(arena, "dir/a"), *none = wrpo__open_file(arena, "empty");
+    CHECK(f->size == 5 && !memcmp(f->data, "bytes", 5) && none->size == 0 && given == returned + 2, "%zu bytes", f->size);
+    const wrpo__name *names = wrpo__list_dir(arena, "dir");
+    CHECK(stbds_arrlen(names) == 2 && !strcmp(names[0].text, "b") && !strcmp(names[1].text, "a") && !wrpo__list_dir(arena, "other"), "names");
+    const wrpo__file *disk = wrpo__disk_open(arena, "/proc/self/maps");        /* no regular file, read to its end */
+    CHECK(disk->size > 0 && wrpo__disk_exists("/proc/self/maps") && wrpo__disk_is_dir("/proc/self"), "the file system is where it was");
+    wrpo__open_file(arena, "dir/none");
+    CHECK(false, "a file that is not there, in %s", ctx ? "memory" : "");
+}
+static wrpo_result memory_entry(wrpo_ctx *ctx) {
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, read_memory(ctx));
+    return wrpo__end(&wrpo__entry);
+}
+
 int main(void) {
     CHECK(!strcmp(wrpo_last_error(NULL)->text, "out of memory"), "without a context");
     for (fail_at = 0;; fail_at++) {                    /* opening survives any failed allocation */
@@ -123,6 +162,18 @@ int main(void) {
         CHECK(io_fails(ctx, "/proc/none/file", true), "%s", ctx->error.text);
     }
     CHECK(live == base, "%lld blocks left", (long long)(live - base));
+    {   /* files from the caller: all are given back, on failure too; without a list there are no names */
+        wrpo_ctx *c;
+        wrpo_desc desc = {.memory = {counting_alloc, counting_free, NULL}, .threads = 1, .files = {memory_open, memory_close, memory_list, &asked}};
+        CHECK(wrpo_open(&desc, &c) == WRPO_OK, "open");
+        CHECK(memory_entry(c) == WRPO_E_IO && !strcmp(wrpo_last_error(c)->text, "dir/none: cannot be opened: wrpo_desc.files has no such file"), "%s", wrpo_last_error(c)->text);
+        CHECK(asked > given && given > 2 && given == returned, "%lld asked for, %lld given, %lld returned", (long long)asked, (long long)given, (long long)returned);
+        c->desc.files.list = NULL, c->desc.files.close = NULL;
+        WRPO__CALL(c, wrpo__arena_new(c), true, CHECK(!wrpo__list_dir(wrpo__current, "dir") && wrpo__open_file(wrpo__current, "dir/a")->size == 5, "neither list nor close"));
+        CHECK(wrpo__end(&wrpo__entry) == WRPO_OK, "%s", wrpo_last_error(c)->text);
+        wrpo_close(c);
+        CHECK(live == base, "%lld blocks left", (long long)(live - base));
+    }
     {   /* Philox4x32-10 against the known answers of its authors (Random123, kat_vectors) */
         wrpo__philox r = wrpo__random(0, 0, 0);
         CHECK(r.v[0] == 0x6627e8d5 && r.v[1] == 0xe169c58d && r.v[2] == 0xbc57ac4c && r.v[3] == 0x9b00dbd8, "%08x %08x", r.v[0], r.v[1]);

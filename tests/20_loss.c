@@ -17,9 +17,9 @@ static int record(wrpo_response *r, int sources, int target, int rejected, doubl
         r[n].tokens = (int64_t)uniform(1, 60);
         r[n].ref = uniform(-90, -1);
         r[n].logp = r[n].ref + uniform(-spread, spread);
-        if (i < sources) total += r[n].weight = uniform(0.1, 1);
+        if (i < sources) total += r[n].share = uniform(0.1, 1);
     }
-    for (int i = 0; i < sources; i++) r[i].weight = sources == 1 ? 1 : r[i].weight / total;
+    for (int i = 0; i < sources; i++) r[i].share = sources == 1 ? 1 : r[i].share / total;
     return n;
 }
 
@@ -41,8 +41,8 @@ static void test_derivatives(void) {
                         if (trial % 3 == 0) d.gamma_ratio = WRPO_ZERO;
                         int n = record(r, shapes[shape][0], shapes[shape][1], shapes[shape][2], 2 / d.beta);
                         double alpha = trial == 0 || shape == 3 ? shape == 3 : trial == 1 ? 1 : uniform(0, 1), tokens = 100;
-                        for (int i = 0; shape == 3 && i < n; i++) r[i].pair = i % 3 + 1;
-                        for (int i = 0; shape == 4 && i < n; i++) r[i].pair = i == 0 ? 7 : i == 3 || i == 4 ? 7 : i % 2;
+                        for (int i = 0; shape == 3 && i < n; i++) r[i].pair_id = i % 3 + 1;
+                        for (int i = 0; shape == 4 && i < n; i++) r[i].pair_id = i == 0 ? 7 : i == 3 || i == 4 ? 7 : i % 2;
                         const char *why = "";
                         double loss = wrpo_loss(&d, alpha, r, n, tokens, &why);
                         CHECK(isfinite(loss) && why == NULL, "%s", why ? why : "NaN");
@@ -115,25 +115,25 @@ static void test_formulas(void) {
     record(r, 2, 1, 1, 40);
     double tol = 1e-12, d0 = r[0].logp - r[0].ref, d1 = r[1].logp - r[1].ref, dt = r[2].logp - r[2].ref, dl = r[3].logp - r[3].ref;
     wrpo_loss_desc d = {0};
-    double z = 0.01 * (0.3 * (r[0].weight * d0 + r[1].weight * d1) + 0.7 * dt - dl);
+    double z = 0.01 * (0.3 * (r[0].share * d0 + r[1].share * d1) + 0.7 * dt - dl);
     NEAR(wrpo_loss(&d, 0.3, r, 4, 1, NULL), -log(SIGMOID(z)));
     d.method = WRPO_METHOD_DPO, d.pair = WRPO_PAIR_SOURCE;
-    NEAR(wrpo_loss(&d, 0.3, r, 4, 1, NULL), -r[0].weight * log(SIGMOID(0.01 * (d0 - dl))) - r[1].weight * log(SIGMOID(0.01 * (d1 - dl))));
+    NEAR(wrpo_loss(&d, 0.3, r, 4, 1, NULL), -r[0].share * log(SIGMOID(0.01 * (d0 - dl))) - r[1].share * log(SIGMOID(0.01 * (d1 - dl))));
     d = (wrpo_loss_desc){.method = WRPO_METHOD_SIMPO};      /* the published settings: beta 10, gamma / beta 0.3 */
     NEAR(wrpo_loss(&d, 0, r, 4, 1, NULL), -log(SIGMOID(10 * (r[2].logp / (double)r[2].tokens - r[3].logp / (double)r[3].tokens) - 3)));
     /* FusePO: each source's best against its own worst */
     wrpo_response f[4];
     record(f, 2, 0, 2, 40);
-    f[0].pair = f[3].pair = 1, f[1].pair = f[2].pair = 2;
+    f[0].pair_id = f[3].pair_id = 1, f[1].pair_id = f[2].pair_id = 2;
     double z1 = 0.01 * (f[0].logp - f[0].ref - f[3].logp + f[3].ref), z2 = 0.01 * (f[1].logp - f[1].ref - f[2].logp + f[2].ref);
     for (int pair = 0; wrpo_pair_name(pair); pair++) {
         d = (wrpo_loss_desc){.method = WRPO_METHOD_DPO, .pair = (wrpo_pair)pair};
-        NEAR(wrpo_loss(&d, 0, f, 4, 1, NULL), -f[0].weight * log(SIGMOID(z1)) - f[1].weight * log(SIGMOID(z2)));
-        NEAR(f[2].dlogp, 0.01 * f[1].weight * SIGMOID(-z2));
+        NEAR(wrpo_loss(&d, 0, f, 4, 1, NULL), -f[0].share * log(SIGMOID(z1)) - f[1].share * log(SIGMOID(z2)));
+        NEAR(f[2].dlogp, 0.01 * f[1].share * SIGMOID(-z2));
         NEAR(f[3].dlogp, -f[0].dlogp);
     }
     d = (wrpo_loss_desc){.method = WRPO_METHOD_SFT};        /* FuseSFT: the same file's best answers */
-    NEAR(wrpo_loss(&d, 0, f, 4, 10, NULL), -(f[0].weight * f[0].logp + f[1].weight * f[1].logp) / 10);
+    NEAR(wrpo_loss(&d, 0, f, 4, 10, NULL), -(f[0].share * f[0].logp + f[1].share * f[1].logp) / 10);
     r[0].role = WRPO_ROLE_TARGET;                                /* sft of a record without source: the one answer there is */
     d = (wrpo_loss_desc){.method = WRPO_METHOD_SFT};
     NEAR(wrpo_loss(&d, 0, r, 1, 10, NULL), -r[0].logp / 10);
@@ -205,12 +205,13 @@ static void test_refusals(void) {
     const wrpo_loss_desc d = {0};
     record(r, 1, 1, 1, 10);
 #define WITH(...) ((wrpo_loss_desc){__VA_ARGS__})
-    s[0] = r[0], s[1] = r[2], s[0].pair = 1;
+    s[0] = r[0], s[1] = r[2], s[0].pair_id = 1;
     refuse(WITH(.method = WRPO_METHOD_DPO), 0, s, 2, 1, "no rejected one in its pair");
     refuse(WITH(.beta = -1), 0.1, r, 3, 1, "beta");
     refuse(WITH(.beta = NAN), 0.1, r, 3, 1, "beta");
     refuse(WITH(.beta = INFINITY), 0.1, r, 3, 1, "beta");
     refuse(WITH(.beta = WRPO_ZERO), 0.1, r, 3, 1, "beta");
+    CHECK(same(wrpo_loss(NULL, 0.1, r, 3, 1, NULL), wrpo_loss(&(wrpo_loss_desc){0}, 0.1, r, 3, 1, NULL)), "a desc of NULL is {0}");
     refuse(d, -0.01, r, 3, 1, "alpha");
     refuse(d, 1.01, r, 3, 1, "alpha");
     refuse(d, NAN, r, 3, 1, "alpha");
@@ -237,10 +238,10 @@ static void test_refusals(void) {
     refuse(d, 0.1, r, 2, 1, "rejected");
     refuse(d, 0.1, r, 0, 1, "needs");
     refuse(WITH(.method = WRPO_METHOD_SFT), 0, r + 2, 1, 1, "sft");
-    memcpy(s, r, sizeof s), s[0].weight = 0.5;
-    refuse(d, 0.1, s, 3, 1, "weights");
-    memcpy(s, r, sizeof s), s[0].weight = NAN;
-    refuse(d, 0.1, s, 3, 1, "weights");
+    memcpy(s, r, sizeof s), s[0].share = 0.5;
+    refuse(d, 0.1, s, 3, 1, "shares");
+    memcpy(s, r, sizeof s), s[0].share = NAN;
+    refuse(d, 0.1, s, 3, 1, "shares");
     memcpy(s, r, sizeof s), s[0].role = WRPO_ROLE_TARGET;
     refuse(d, 0, s, 3, 1, "one target");
     memcpy(s, r, sizeof s), s[0].role = (wrpo_role)5;

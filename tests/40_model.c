@@ -14,8 +14,6 @@ static void rms(double *y, const double *x, const double *g, int64_t n, double e
     s = 1 / sqrt(s / (double)n + eps);
     for (int64_t i = 0; i < n; i++) y[i] = x[i] * s * (g[i] + plus);
 }
-static double capped(double x, double cap) { return cap > 0 ? cap * tanh(x / cap) : x; }
-static double act(double g, bool gelu) { return gelu ? g / 2 * (1 + tanh(sqrt(2 / 3.14159265358979323846) * (g + 0.044715 * g * g * g))) : g / (1 + exp(-g)); }
 static void matvec(double *y, const wrpo_weight *w, const wrpo_weight *b, const double *x) {
     for (int64_t r = 0; r < w->rows; r++) {
         double s = b ? at(b)[r] : 0;
@@ -33,7 +31,7 @@ static void plain_logps(const int32_t *ids, int64_t n, int64_t first, double *ou
     const int64_t turned = c->rope.dims ? c->rope.dims : d;
     const double plus = c->norm_plus_one ? 1 : 0, eps = c->rms_norm_eps, by = 1 / sqrt(c->query_pre_attn_scalar > 0 ? c->query_pre_attn_scalar : (double)d);
     float inv[256];
-    double scale;
+    double scale, slope;                 /* softcap and act are those of >>ops, in double */
     wrpo__inv_freq(c, wrpo__rope_key(c, n), inv, &scale);
     for (int64_t i = 0; i < n; i++)
         for (int64_t j = 0; j < D; j++) x[i * D + j] = at(WRPO__W(plain, embed_tokens, 0))[ids[i] * D + j] * (c->scale_embeddings ? sqrt((double)D) : 1);
@@ -61,7 +59,7 @@ static void plain_logps(const int32_t *ids, int64_t n, int64_t first, double *ou
                 for (int64_t j = 0; j <= i; j++) {
                     p[j] = 0;
                     for (int64_t e = 0; e < d; e++) p[j] += q[(i * H + h) * d + e] * k[(j * G + kv) * d + e] * by;
-                    p[j] = capped(p[j], c->attn_logit_softcapping);
+                    p[j] = wrpo__softcap(p[j], c->attn_logit_softcapping, &slope);
                     if (window && i - j >= window) p[j] = -INFINITY;
                     most = fmax(most, p[j]);
                 }
@@ -77,7 +75,7 @@ static void plain_logps(const int32_t *ids, int64_t n, int64_t first, double *ou
             rms(a, x + i * D, at(c->post_norms ? WRPO__W(plain, pre_feedforward_layernorm, l) : WRPO__W(plain, post_attention_layernorm, l)), D, eps, plus);
             matvec(g, WRPO__W(plain, gate_proj, l), NULL, a);
             matvec(u, WRPO__W(plain, up_proj, l), NULL, a);
-            for (int64_t j = 0; j < I; j++) g[j] = act(g[j], c->gelu) * u[j];
+            for (int64_t j = 0; j < I; j++) g[j] = wrpo__act(g[j], c->gelu, &slope) * u[j];
             matvec(y, WRPO__W(plain, down_proj, l), NULL, g);
             if (c->post_norms) rms(y, y, at(WRPO__W(plain, post_feedforward_layernorm, l)), D, eps, plus);
             for (int64_t j = 0; j < D; j++) x[i * D + j] += y[j];
@@ -87,7 +85,7 @@ static void plain_logps(const int32_t *ids, int64_t n, int64_t first, double *ou
         double sum = 0, most = -INFINITY;
         rms(y, x + (i - 1) * D, at(WRPO__W(plain, norm, 0)), D, eps, plus);
         matvec(logits, wrpo__head(plain), NULL, y);
-        for (int64_t j = 0; j < V; j++) logits[j] = capped(logits[j], c->final_logit_softcapping);
+        for (int64_t j = 0; j < V; j++) logits[j] = wrpo__softcap(logits[j], c->final_logit_softcapping, &slope);
         for (int64_t j = 0; j < V; j++) most = fmax(most, logits[j]);
         for (int64_t j = 0; j < V; j++) sum += exp(logits[j] - most);
         out[i - first] = logits[ids[i]] - most - log(sum);
@@ -108,7 +106,7 @@ static void make_records(int64_t V) {
             prompt[i][j] = (int32_t)(wrpo__random64(5, (uint64_t)i, (uint64_t)j) % (uint64_t)V);
             for (int k = 0; k < 3; k++) answer[i][k][j] = (int32_t)(wrpo__random64(6, (uint64_t)(i * 3 + k), (uint64_t)j) % (uint64_t)V);
         }
-        for (int k = 0; k < 3; k++) tokens[i][k] = (wrpo_tokens){.role = (wrpo_role)k, .ids = answer[i][k], .count = lengths[i][k + 1], .first = i == 2 && k == 2 ? 2 : 0, .weight = 1};
+        for (int k = 0; k < 3; k++) tokens[i][k] = (wrpo_tokens){.role = (wrpo_role)k, .ids = answer[i][k], .count = lengths[i][k + 1], .first = i == 2 && k == 2 ? 2 : 0, .share = 1};
         records[i] = (wrpo_record){.prompt_id = "r", .prompt = prompt[i], .prompt_count = lengths[i][0], .responses = tokens[i], .count = 3};
     }
 }
@@ -211,9 +209,10 @@ static void check(wrpo_ctx *ctx, const char *what, wrpo_config c) {
     CHECK(wrpo__end(&wrpo__entry) == WRPO_OK, "%s: %s", what, ctx->error.text);
 }
 
-int main(void) {
+static void all(const wrpo_backend *backend) {
     wrpo_ctx *ctx;
-    if (wrpo_open(NULL, &ctx) != WRPO_OK) return 2;
+    if (wrpo_open(&(wrpo_desc){.backend = backend}, &ctx) != WRPO_OK) exit(2);
+    worst_logp = worst_grad = 0;
     wrpo_config c = config("llama");
     check(ctx, "llama, 3 query heads on 1", c);
     c.tie_word_embeddings = true;
@@ -241,7 +240,12 @@ int main(void) {
     check(ctx, "dynamic rope, every longer sequence with a theta of its own", c);
     c = config("one"), c.hidden_size = 1, c.intermediate_size = 1, c.num_attention_heads = 1, c.head_dim = 2, c.vocab_size = 3, c.num_hidden_layers = 1;
     check(ctx, "everything 1", c);
-    printf("worst difference of a log-prob %.2g, of a gradient %.2g of its tensor's largest\n", worst_logp, worst_grad);
+    printf("%s: worst difference of a log-prob %.2g, of a gradient %.2g of its tensor's largest\n", backend->name,
+           worst_logp, worst_grad);
     wrpo_close(ctx);
+}
+int main(void) {
+    all(wrpo_backend_cpu());
+    all(wrpo_backend_plain());
     return test_end("model");
 }

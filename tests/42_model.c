@@ -89,10 +89,11 @@ static double check_gradients(const char *name, const wrpo_model *model, const f
     return worst;
 }
 
-int main(void) {
+static void all(const wrpo_backend *backend) {
     wrpo_ctx *ctx;
     char path[256];
-    if (wrpo_open(&(wrpo_desc){.threads = 1}, &ctx) != WRPO_OK) return 1;
+    if (wrpo_open(&(wrpo_desc){.threads = 1, .backend = backend}, &ctx) != WRPO_OK) exit(1);
+    printf("%s\n", backend->name);
     CHECK(golden_bits("model.norm.weight", 5) == 0x7C9F4023C6A6151Au, "the formula's bits: %016llx", (unsigned long long)golden_bits("model.norm.weight", 5));
     for (int64_t i = 0; i < WRPO__COUNT(families); i++) {
         snprintf(path, sizeof path, "golden/families/%s/golden.json", families[i]);
@@ -130,5 +131,9 @@ int main(void) {
         wrpo_json_free(ctx, (wrpo_json *)(uintptr_t)golden);
     }
     wrpo_close(ctx);
+}
+int main(void) {
+    all(wrpo_backend_cpu());
+    all(wrpo_backend_plain());
     return test_end("42_model");
 }

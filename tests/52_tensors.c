@@ -71,7 +71,7 @@ static const char *list(const char *dir, bool empty) {
         char path[2048];
         strcat(strcat(text, names[i]), " ");
         snprintf(path, sizeof path, "%s/%.63s", dir, names[i]);
-        if (empty) { if (wrpo__is_dir(path)) rmdir(path); else remove(path); }
+        if (empty) { if (wrpo__disk_is_dir(path)) rmdir(path); else remove(path); }
     }
     return text;
 }

@@ -62,7 +62,7 @@ static void forms(void) {
         is(tok, r.prompt, r.prompt_count, i == 2 ? "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n" : prompt, "prompt");
         for (int k = 0; k < r.count && k < 4; k++) {
             CHECK(r.responses[k].role == want[i].role[k] && r.responses[k].first == 0, "record %d, response %d: role %d", i, k, r.responses[k].role);
-            CHECK(r.responses[k].weight == (i == 5 && k < 2 ? 0.5 : 1), "weight %g", r.responses[k].weight);
+            CHECK(r.responses[k].share == (i == 5 && k < 2 ? 0.5 : 1), "share %g", r.responses[k].share);
             is(tok, r.responses[k].ids, r.responses[k].count, want[i].text[k], "response");
         }
     }
@@ -80,8 +80,8 @@ static void forms(void) {
             wrpo_record r = wrpo_data_record(data, i);
             CHECK(r.count == fused[i].count && r.weight == fused[i].weight, "fused %d: %d responses, weight %g", i, r.count, r.weight);
             for (int k = 0; k < r.count; k++)
-                CHECK(r.responses[k].role == fused[i].role[k] && r.responses[k].weight == fused[i].share[k] && r.responses[k].pair == fused[i].pair[k]
-                      && r.responses[k].ids[0] == fused[i].text[k], "fused %d, response %d: weight %g, pair %d", i, k, r.responses[k].weight, r.responses[k].pair);
+                CHECK(r.responses[k].role == fused[i].role[k] && r.responses[k].share == fused[i].share[k] && r.responses[k].pair_id == fused[i].pair[k]
+                      && r.responses[k].ids[0] == fused[i].text[k], "fused %d, response %d: share %g, pair %d", i, k, r.responses[k].share, r.responses[k].pair_id);
         }
     }
     wrpo_data_free(data);

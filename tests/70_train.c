@@ -21,7 +21,7 @@ static void make_records(void) {
         for (int s = 0; s < 4; s++)
             for (int j = 0; j < LENGTH; j++) ids[i][s][j] = (int32_t)(wrpo__random64(1, (uint64_t)(i * 4 + s), (uint64_t)j) % 97);
         for (int k = 0; k < 3; k++)
-            responses[i][k] = (wrpo_tokens){.role = (wrpo_role)k, .ids = ids[i][k + 1], .count = 1 + (i * 7 + k * 11) % 29, .weight = 1};
+            responses[i][k] = (wrpo_tokens){.role = (wrpo_role)k, .ids = ids[i][k + 1], .count = 1 + (i * 7 + k * 11) % 29, .share = 1};
         snprintf(names[i], sizeof names[i], "r%d", i);
         records[i] = (wrpo_record){.prompt_id = names[i], .line = i + 1, .prompt = ids[i][0], .prompt_count = 1 + i * 5 % 33, .responses = responses[i], .count = 3};
     }
@@ -93,6 +93,8 @@ static void compare(const char *what, wrpo_train_desc a, int threads_a, wrpo_tra
 }
 static double total(const double *p, int n) { double s = 0; for (int i = 0; i < n; i++) s += p[i]; return s; }
 
+#define SAYS(call, sentence) \
+    CHECK(call == WRPO_E_ARG && strstr(wrpo_last_error(ctx)->text, sentence), "want \"%s\", found \"%s\"", sentence, wrpo_last_error(ctx)->text)
 int main(void) {
     snprintf(dir, sizeof dir, "tmp_train_%ld", (long)getpid());
     wrpo_ctx *ctx = open_ctx(2);
@@ -173,7 +175,7 @@ int main(void) {
             int64_t P = records[i / 3].prompt_count;
             memcpy(joined[i], records[i / 3].prompt, (size_t)P * 4);
             memcpy(joined[i] + P, y->ids, (size_t)y->count * 4);
-            whole_tokens[i] = (wrpo_tokens){.role = y->role, .ids = joined[i] + 1, .count = P + y->count - 1, .first = P - 1, .weight = 1};
+            whole_tokens[i] = (wrpo_tokens){.role = y->role, .ids = joined[i] + 1, .count = P + y->count - 1, .first = P - 1, .share = 1};
             singles[i] = (wrpo_record){.prompt_id = "x", .prompt = joined[i], .prompt_count = 1, .responses = &whole_tokens[i], .count = 1};
         }
         wrpo_data *plain;
@@ -289,9 +291,131 @@ int main(void) {
         wrpo_tokens unsaid[3] = {responses[0][0], responses[0][1], responses[0][2]};
         wrpo_record single = records[0];
         wrpo_data *data;
-        unsaid[1].weight = unsaid[2].weight = 0, single.responses = unsaid;
-        CHECK(!wrpo_data_from_ids(ctx, &single, 1, &data) && wrpo_data_record(data, 0).responses[1].weight == 1 && wrpo_data_record(data, 0).responses[2].weight == 1, "a weight of 0");
+        unsaid[1].share = unsaid[2].share = 0, single.responses = unsaid;
+        CHECK(!wrpo_data_from_ids(ctx, &single, 1, &data) && wrpo_data_record(data, 0).responses[1].share == 1 && wrpo_data_record(data, 0).responses[2].share == 1, "a weight of 0");
         wrpo_data_free(data);
+        /* sources that state no share have equal ones; a record that is given again from a view is the same record */
+        unsaid[0].share = 0, unsaid[1].role = WRPO_ROLE_SOURCE, single.weight = WRPO_ZERO;
+        CHECK(!wrpo_data_from_ids(ctx, &single, 1, &data), "%s", wrpo_last_error(ctx)->text);
+        wrpo_record view = wrpo_data_record(data, 0);
+        CHECK(view.responses[0].share == 0.5 && view.responses[1].share == 0.5 && view.weight == 0, "shares %g and %g", view.responses[0].share, view.responses[1].share);
+        unsaid[0] = view.responses[0], unsaid[1] = view.responses[1], unsaid[0].share = WRPO_ZERO, unsaid[1].share = 1, view.responses = unsaid;
+        for (int again = 0; again < 2; again++) {
+            wrpo_data *next;
+            CHECK(!wrpo_data_from_ids(ctx, &view, 1, &next), "%s", wrpo_last_error(ctx)->text);
+            view = wrpo_data_record(next, 0);
+            CHECK(view.responses[0].share == 0 && view.responses[1].share == 1 && view.weight == 0, "given %d times: shares %g and %g, weight %g", again + 1,
+                  view.responses[0].share, view.responses[1].share, view.weight);
+            wrpo_data_free(data), data = next;
+        }
+        wrpo_data_free(data);
+    }
+    {   /* a model of a struct: the limits of a config, its weights out and in, a step; it has no config.json to save */
+        const wrpo_config good = {.model_type = "llama", .vocab_size = 97, .hidden_size = 36, .intermediate_size = 50, .num_hidden_layers = 3, .num_attention_heads = 6,
+                                  .num_key_value_heads = 2, .head_dim = 10, .max_position_embeddings = 512, .rms_norm_eps = 1e-5, .initializer_range = 0.3,
+                                  .tie_word_embeddings = true, .rope.theta = 10000};
+        wrpo_model *model, *read = make_model(ctx), *none;
+        wrpo_data *data = make_data(ctx, 0, N);
+        wrpo_metrics m;
+        const wrpo_weight *w;
+        float x[3] = {0}, y[3] = {1, 2, 3};
+        bool equal;
+        CHECK(wrpo_model_new(ctx, &good, 7, &model) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+        worst_difference(model, read, &equal);
+        CHECK(equal && wrpo_model_parameters(model) == wrpo_model_parameters(read), "another model than that of the same config.json");
+        const int64_t weights = wrpo_model_weights(model, &w), size = w[1].rows * w[1].cols;
+        CHECK(wrpo_weight_get(model, 1, 4, 3, x) == WRPO_OK && !memcmp(x, (const float *)w[1].data + 4, sizeof x), "%s", wrpo_last_error(ctx)->text);
+        CHECK(wrpo_weight_put(model, 1, 4, 3, y) == WRPO_OK && wrpo_weight_get(model, 1, 4, 3, x) == WRPO_OK && !memcmp(x, y, sizeof x), "%s", wrpo_last_error(ctx)->text);
+        CHECK(wrpo_weight_get(model, 1, size, 0, x) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+        SAYS(wrpo_weight_get(model, -1, 0, 1, x), "weight -1: want 0 to");
+        SAYS(wrpo_weight_get(model, weights, 0, 1, x), ": want 0 to");
+        SAYS(wrpo_weight_get(model, 1, size - 2, 3, x), "elements from");
+        SAYS(wrpo_weight_put(model, 1, -1, 1, x), "1 elements from -1 on");
+        SAYS(wrpo_weight_put(model, 1, 0, -1, x), "-1 elements from 0 on");
+        CHECK(wrpo_train(model, data, &(wrpo_train_desc){.max_steps = 2, .batch_size = 4, .learning_rate = 1e-3}, &m) == WRPO_OK && isfinite(m.loss), "%s", wrpo_last_error(ctx)->text);
+        CHECK(wrpo_generate(model, &(wrpo_prompt){.ids = ids[0][0], .count = 3}, 1, &(wrpo_generate_desc){.max_tokens = 3}) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+        SAYS(wrpo_model_save(model, &(wrpo_save_desc){.dir = "tmp_none"}), "was made from a struct");
+        CHECK(!wrpo__disk_exists("tmp_none"), "a folder for nothing");
+        wrpo_model_free(model), wrpo_model_free(read), wrpo_data_free(data);
+        wrpo_ctx *masters = open_with(WRPO_DTYPE_BF16, 1);     /* matrices in two halves: what is put in comes out, to the last bit */
+        float in[3] = {0.1f, -1e-20f, 3e7f};
+        CHECK(wrpo_model_new(masters, &good, 7, &model) == WRPO_OK && wrpo_weight_put(model, 0, 50, 3, in) == WRPO_OK && wrpo_weight_get(model, 0, 50, 3, x) == WRPO_OK
+              && !memcmp(in, x, sizeof x), "%s", wrpo_last_error(masters)->text);
+        wrpo_model_free(model), wrpo_close(masters);
+#define BAD(change, sentence) do { wrpo_config c = good; change; SAYS(wrpo_model_new(ctx, &c, 0, &none), sentence); CHECK(!none, "a model"); } while (0)
+        BAD(c = (wrpo_config){0}, "wrpo_config: vocab_size: want 1 to 16777216, found 0");
+        BAD(c.hidden_size = -1, "hidden_size: want 1 to");
+        BAD(c.hidden_size = WRPO__MAX_HIDDEN + 1, "hidden_size: want 1 to");
+        BAD(c.intermediate_size = 0, "intermediate_size: want 1 to");
+        BAD(c.num_hidden_layers = 513, "num_hidden_layers: want 1 to 512, found 513");
+        BAD(c.num_attention_heads = 0, "num_attention_heads: want 1 to");
+        BAD(c.num_key_value_heads = 0, "num_key_value_heads: want 1 to 6, found 0");
+        BAD(c.num_key_value_heads = 4, "num_attention_heads modulo num_key_value_heads: want 0 to 0, found 2");
+        BAD(c.head_dim = 11, "head_dim modulo 2: want 0 to 0, found 1");
+        BAD(c.head_dim = 514, "head_dim: want 2 to 512, found 514");
+        BAD(c.rope.dims = 5, "rope.dims modulo 2: want 0 to 0, found 1");
+        BAD(c.rope.dims = 12, "rope.dims: want 2 to 10, found 12");
+        BAD(c.max_position_embeddings = 0, "max_position_embeddings: want 1 to");
+        BAD(c.sliding_window = -1, "sliding_window: want 0 to");
+        BAD(c.rms_norm_eps = 0, "rms_norm_eps: want 1e-15 to 1e+15, found 0");
+        BAD(c.initializer_range = NAN, "initializer_range: want 1e-15 to 1e+15, found ");
+        BAD(c.rope.theta = -1, "rope.theta: want 1e-15 to 1e+15, found -1");
+        BAD(c.attn_logit_softcapping = -1, "attn_logit_softcapping: want 0 to 1e+15, found -1");
+        BAD(c.query_pre_attn_scalar = INFINITY, "query_pre_attn_scalar: want 0 to 1e+15, found inf");
+        BAD(c.head = WRPO_HEAD_SCORE, "head: want WRPO_HEAD_LM");
+        BAD(memset(c.model_type, 'x', sizeof c.model_type), "model_type: want a NUL");
+        BAD(c.rope.type = (wrpo_rope_type)6, "rope.type: want 0 to 5, found 6");
+        BAD(c.rope.type = WRPO_ROPE_LINEAR, "rope.factor: want 1e-15 to 1e+15, found 0");
+        BAD((c.rope.type = WRPO_ROPE_DYNAMIC, c.rope.factor = 2, c.rope.dims = 2), "rope.dims: want 4 to 10, found 2");
+        BAD((c.rope.type = WRPO_ROPE_LLAMA3, c.rope.factor = 2, c.rope.low_freq_factor = c.rope.high_freq_factor = 1), "original_max_position_embeddings: want 2 to 1099511627776, found 0");
+        BAD((c.rope.type = WRPO_ROPE_LLAMA3, c.rope.factor = 2, c.rope.low_freq_factor = c.rope.high_freq_factor = 1, c.rope.original_max_position_embeddings = 8), "rope.high_freq_factor: want 1 to 1e+15, found 1");
+        BAD((c.rope.type = WRPO_ROPE_YARN, c.rope.factor = 2, c.rope.original_max_position_embeddings = 8), "rope.attention_factor: want 1e-15 to 1e+15, found 0");
+        BAD((c.rope.type = WRPO_ROPE_LONGROPE, c.rope.factor = c.rope.attention_factor = 2, c.rope.original_max_position_embeddings = 8), "rope.short_factor and long_factor: want 1e-15 to 1e+15, found 0");
+#undef BAD
+        wrpo_bytes bytes;
+        SAYS(wrpo_train_bytes(ctx, &(wrpo_config){0}, NULL, NULL, &bytes), "wrpo_config: vocab_size: want 1 to");
+    }
+    {   /* a desc of NULL is {0} */
+        wrpo_model *model = make_model(ctx), *none;
+        wrpo_data *data = make_data(ctx, 0, N);
+        wrpo_trainer *t;
+        wrpo_reward *reward;
+        wrpo_bytes bytes;
+        wrpo_metrics m, other;
+        wrpo_select_stats selected;
+        wrpo_winrate_stats rates;
+        int64_t counts[2];
+        SAYS(wrpo_model_load(ctx, NULL, &none), "wrpo_model_desc: dir is missing");
+        SAYS(wrpo_model_init(ctx, NULL, &none), "wrpo_init_desc: config is missing");
+        SAYS(wrpo_model_save(model, NULL), "wrpo_save_desc: dir is missing");
+        SAYS(wrpo_reward_load(ctx, NULL, &reward), "wrpo_reward_desc: dir is missing");
+        SAYS(wrpo_split(ctx, NULL, counts), "wrpo_split_desc: want in and both of out, found NULL");
+        SAYS(wrpo_winrate(ctx, NULL, &rates), "wrpo_winrate_desc: want a and b, found NULL");
+        CHECK(wrpo_select(ctx, NULL, &selected) == WRPO_E_FORMAT && strstr(wrpo_last_error(ctx)->text, "want prompts"), "%s", wrpo_last_error(ctx)->text);
+        CHECK(wrpo_train_bytes(ctx, wrpo_model_config(model), data, NULL, &bytes) == WRPO_OK && bytes.total > 0, "%s", wrpo_last_error(ctx)->text);
+        CHECK(wrpo_eval(model, data, NULL, &m) == WRPO_OK && wrpo_eval(model, data, &(wrpo_train_desc){0}, &other) == WRPO_OK && m.loss == other.loss, "%s", wrpo_last_error(ctx)->text);
+        CHECK(wrpo_trainer_new(model, data, NULL, &t) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+        SAYS(wrpo_trainer_save(t, NULL), "wrpo_save_desc: dir is missing");
+        wrpo_trainer_free(t);
+        CHECK(wrpo_train(model, data, NULL, NULL) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+        wrpo_data_free(data), wrpo_model_free(model);
+    }
+    {   /* an explicit zero is a zero, and nobody sees its sign */
+        wrpo_model *model = make_model(ctx);
+        wrpo_data *data = make_data(ctx, 0, N);
+        const wrpo_train_desc zeros = {.alpha = WRPO_ZERO, .learning_rate = WRPO_ZERO, .warmup_ratio = WRPO_ZERO, .beta1 = WRPO_ZERO, .beta2 = WRPO_ZERO, .eps = WRPO_ZERO,
+                                       .weight_decay = WRPO_ZERO, .loss.label_smoothing = WRPO_ZERO, .batch_size = N};
+        const wrpo_train_desc d = wrpo_train_defaults(&zeros), twice = wrpo_train_defaults(&d);
+        wrpo_metrics last;
+        char *line = NULL;
+        CHECK(d.alpha == 0 && d.learning_rate == 0 && d.warmup_ratio == 0 && d.beta1 == 0 && d.beta2 == 0 && d.eps == 0 && d.weight_decay == 0, "explicit zeros");
+        CHECK(twice.alpha == 0 && twice.learning_rate == 0 && twice.warmup_ratio == 0 && twice.beta1 == 0 && twice.beta2 == 0 && twice.eps == 0, "resolved twice");
+        CHECK(!wrpo_train(model, data, &zeros, &last) && !wrpo_metrics_json(ctx, &last, "", &line), "%s", wrpo_last_error(ctx)->text);
+        CHECK(last.learning_rate == 0 && last.cur_alpha == 0 && line && !strstr(line, "-0,") && strstr(line, "\"learning_rate\": 0,"), "%s", line ? line : "");
+        wrpo_free(ctx, line);
+        const wrpo_train_desc never = {.alpha_power = WRPO_ZERO};
+        CHECK(wrpo_train(model, data, &never, &last) == WRPO_E_ARG && strstr(wrpo_last_error(ctx)->text, "found 0") && !strstr(wrpo_last_error(ctx)->text, "-0"), "%s", wrpo_last_error(ctx)->text);
+        wrpo_data_free(data), wrpo_model_free(model);
     }
     {   /* bfloat16: a frozen model on a mapped file has the bits of a loaded one; training works on float masters, which a save keeps */
         wrpo_model *made = make_model(ctx), *loaded, *frozen, *again;

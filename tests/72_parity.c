@@ -36,9 +36,10 @@ static double metric(const wrpo_metrics *m, const char *name) {
     return NAN;
 }
 
-int main(void) {
+static void all(const wrpo_backend *backend) {
     wrpo_ctx *ctx;
-    if (wrpo_open(&(wrpo_desc){.threads = 1}, &ctx) != WRPO_OK) return 1;
+    if (wrpo_open(&(wrpo_desc){.threads = 1, .backend = backend}, &ctx) != WRPO_OK) exit(1);
+    printf("%s\n", backend->name);
     const wrpo_json *golden = golden_read(ctx, "golden/train.json");
     int n = 0;
     for (const wrpo_json *run = golden_get(golden, "runs")->child; run; run = run->next, n++) {
@@ -93,5 +94,9 @@ int main(void) {
     CHECK(n == 17, "%d runs", n);
     wrpo_json_free(ctx, (wrpo_json *)(uintptr_t)golden);
     wrpo_close(ctx);
+}
+int main(void) {
+    all(wrpo_backend_cpu());
+    all(wrpo_backend_plain());
     return test_end("72_parity");
 }

@@ -352,7 +352,7 @@ static run_of open_run(const wrpo_backend *be) {
             for (int64_t j = 0; j < R; j++) ids[j] = (int32_t)(wrpo__random64(3, (uint64_t)(i * 64 + k + 1), (uint64_t)j) % (uint64_t)V);
             if (k < 0) records[i].prompt = ids;
             else y[k] = (wrpo_tokens){.role = K == 1 || k < K - 2 ? WRPO_ROLE_SOURCE : k == K - 2 ? WRPO_ROLE_TARGET : WRPO_ROLE_REJECTED, .ids = ids, .count = R,
-                                      .weight = K > 2 && k < K - 2 ? 1 / (double)(K - 2) : 1};
+                                      .share = K > 2 && k < K - 2 ? 1 / (double)(K - 2) : 1};
         }
         records[i].prompt_id = "bench", records[i].line = i + 1, records[i].prompt_count = P, records[i].responses = y, records[i].count = (int)K;
     }

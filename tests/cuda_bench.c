@@ -226,7 +226,7 @@ static void step(const char *name, wrpo_config c, int64_t P, int64_t R, int reco
     char label[96];
     snprintf(label, sizeof label, "step %s, %lld + 3 x %lld", name, (long long)P, (long long)R);
     for (int s = 0; s < 4; s++) for (int j = 0; j < 4096; j++) ids[s][j] = (int32_t)(wrpo__random64(1, (uint64_t)s, (uint64_t)j) % (uint64_t)c.vocab_size);
-    for (int k = 0; k < 3; k++) y[k] = (wrpo_tokens){.role = (wrpo_role)k, .ids = ids[k + 1], .count = R, .weight = 1};
+    for (int k = 0; k < 3; k++) y[k] = (wrpo_tokens){.role = (wrpo_role)k, .ids = ids[k + 1], .count = R, .share = 1};
     for (int i = 0; i < records_n; i++) records[i] = (wrpo_record){.prompt_id = "r", .line = 1, .prompt = ids[0], .prompt_count = P, .responses = y, .count = 3, .weight = 1};
     if (wrpo_data_from_ids(ctx, records, records_n, &data) != WRPO_OK) { check(false, label); return; }
     WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {

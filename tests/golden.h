@@ -87,7 +87,7 @@ static inline wrpo_data *golden_data(wrpo_ctx *ctx, const wrpo_json *records) {
                              .count = (int)all->count, .weight = golden_number(v, "weight", 0)};
         for (int k = 0; k < r[i].count; k++, response = response->next)
             y[MOST * i + k] = (wrpo_tokens){.role = (wrpo_role)golden_nth(v, "roles", k, k), .ids = golden_ids(response), .count = response->count,
-                                            .weight = golden_nth(v, "weights", k, 1), .pair = (int)golden_nth(v, "pairs", k, 0)};
+                                            .share = golden_nth(v, "weights", k, 1), .pair_id = (int)golden_nth(v, "pairs", k, 0)};
     }
     wrpo_data *data;
     CHECK(wrpo_data_from_ids(ctx, r, records->count, &data) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
