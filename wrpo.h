@@ -1545,6 +1545,223 @@ WRPO_API void wrpo_log_stderr(wrpo_level level, const char *text, void *user) {
     fprintf(stderr, "%s%s\n", level == WRPO_LOG_WARN ? "warning: " : "", text);
 }
 
+/* ---- configs ---- */
+enum { WRPO__MAX_HIDDEN = 1 << 20, WRPO__MAX_D = 512 };    /* the largest hidden_size and head_dim of any backend */
+/* A config that a caller filled in keeps the limits of one that is read from a file. */
+static void wrpo__config_check(wrpo_ctx *ctx, const wrpo_config *c) {
+    const wrpo_rope *p = &c->rope;
+    const bool llama3 = p->type == WRPO_ROPE_LLAMA3, yarn = p->type == WRPO_ROPE_YARN, dynamic = p->type == WRPO_ROPE_DYNAMIC;
+    const bool longrope = p->type == WRPO_ROPE_LONGROPE, scaled = p->type != WRPO_ROPE_DEFAULT;
+    const double most = 1e15, least = 1 / most, huge = 0x1p40;         /* most: of a number; huge: of positions */
+    const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, dims = p->dims ? p->dims : c->head_dim;
+    double factor = longrope ? most : 1;               /* the smallest of its factors */
+    for (int i = 0; longrope && i < WRPO__MIN(dims, WRPO__MAX_D) / 2; i++)
+        factor = WRPO__MIN(factor, (double)WRPO__MIN(p->short_factor[i], p->long_factor[i]));
+    const struct { const char *name; double value, low, high; } limits[] = {
+        {"vocab_size", (double)c->vocab_size, 1, 1 << 24}, {"hidden_size", (double)c->hidden_size, 1, WRPO__MAX_HIDDEN},
+        {"intermediate_size", (double)c->intermediate_size, 1, 1 << 24},
+        {"num_hidden_layers", (double)c->num_hidden_layers, 1, 512}, {"num_attention_heads", (double)H, 1, 65536},
+        {"num_key_value_heads", (double)G, 1, (double)H},
+        {"num_attention_heads modulo num_key_value_heads", G > 0 ? (double)(H % G) : 0, 0, 0},
+        {"head_dim", (double)c->head_dim, 2, WRPO__MAX_D}, {"head_dim modulo 2", (double)(c->head_dim % 2), 0, 0},
+        {"max_position_embeddings", (double)c->max_position_embeddings, 1, huge},
+        {"sliding_window", (double)c->sliding_window, 0, huge}, {"rms_norm_eps", c->rms_norm_eps, least, most},
+        {"initializer_range", c->initializer_range, least, most},
+        {"query_pre_attn_scalar", c->query_pre_attn_scalar, 0, most},
+        {"attn_logit_softcapping", c->attn_logit_softcapping, 0, most},
+        {"final_logit_softcapping", c->final_logit_softcapping, 0, most},
+        {"rope.type", (double)p->type, 0, WRPO_ROPE_LONGROPE}, {"rope.theta", p->theta, least, most},
+        {"rope.dims", (double)dims, dynamic ? 4 : 2, (double)c->head_dim}, {"rope.dims modulo 2", (double)(dims % 2), 0, 0},
+        {"rope.factor", p->factor, scaled ? least : 0, most},
+        {"rope.original_max_position_embeddings", (double)p->original_max_position_embeddings,
+         llama3 || yarn || longrope ? 2 : 0, huge},
+        {"rope.attention_factor", p->attention_factor, yarn || longrope ? least : 0, most},
+        {"rope.beta_fast", p->beta_fast, yarn ? least : 0, most}, {"rope.beta_slow", p->beta_slow, yarn ? least : 0, most},
+        {"rope.low_freq_factor", p->low_freq_factor, llama3 ? least : 0, most},
+        {"rope.high_freq_factor", p->high_freq_factor, llama3 ? nextafter(p->low_freq_factor, most) : 0, most},
+        {"rope.short_factor and long_factor", factor, least, most}};
+    for (int i = 0; i < WRPO__COUNT(limits); i++)
+        if (!(limits[i].value >= limits[i].low && limits[i].value <= limits[i].high))
+            wrpo__fail(ctx, WRPO_E_ARG, "wrpo_config: %s: want %.15g to %.15g, found %.15g", limits[i].name, limits[i].low,
+                       limits[i].high, limits[i].value);
+    if (!memchr(c->model_type, 0, sizeof c->model_type)) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_config: model_type: want a NUL");
+}
+
+/* ---- memory of the backend, owned by an arena ---- */
+typedef struct wrpo__device_block { wrpo_ctx *ctx; void *p; size_t n; } wrpo__device_block;
+static void wrpo__device_release(void *p) {
+    wrpo__device_block *b = p;
+    if (!b->p) return;
+    b->ctx->desc.backend->release(b->ctx->dev, b->p);
+    b->ctx->bytes -= b->n;
+    b->ctx->device_bytes -= b->n;
+}
+static void *wrpo__device_alloc(wrpo__arena *arena, size_t n, const char *what) {
+    wrpo_ctx *ctx = arena->ctx;
+    const wrpo_backend *be = ctx->desc.backend;
+    wrpo__device_block *b = WRPO__NEW(arena, wrpo__device_block);
+    b->ctx = ctx;
+    b->n = n;
+    wrpo__on_free(arena, wrpo__device_release, b);
+    b->p = be->alloc(ctx->dev, WRPO__MAX(n, 1));
+    if (!b->p && !be->host && be->room)
+        wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: %s: %zu bytes wanted, the device has %zu left", what, n,
+                   be->room(ctx->dev));
+    if (!b->p) wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: %s: %zu bytes wanted, %zu held", what, n, ctx->bytes);
+    ctx->bytes += n;
+    ctx->device_bytes += n;
+    ctx->peak = WRPO__MAX(ctx->peak, ctx->bytes);
+    return b->p;
+}
+static void wrpo__sync(wrpo_ctx *ctx) {
+    wrpo_error why = {WRPO_E_DEVICE, 0, 0, ""};
+    if (ctx->desc.backend->sync(ctx->dev, &why) != WRPO_OK)
+        wrpo__fail(ctx, why.code, "%s: %s", ctx->desc.backend->name, why.text);
+}
+
+/* ---- data: records of token ids ---- */
+struct wrpo_data {
+    wrpo_ctx *ctx;
+    wrpo__arena *arena;
+    wrpo_record *records;            /* stb array */
+    wrpo_data_stats stats;
+    int most;                        /* the most responses that a record has */
+};
+static const int32_t *wrpo__copy_ids(wrpo__arena *arena, const int32_t *ids, int64_t count) {
+    return memcpy(wrpo__alloc(arena, (size_t)count, sizeof *ids), ids, (size_t)count * sizeof *ids);
+}
+/* Copies a record into the data. */
+static void wrpo__data_add(wrpo_data *data, const wrpo_record *record) {
+    wrpo__arena *arena = data->arena, *outer = wrpo__current;
+    wrpo_tokens *responses = wrpo__alloc(arena, (size_t)record->count, sizeof *responses);
+    wrpo_record r = *record;
+    r.prompt_id = wrpo__strndup(arena, r.prompt_id, strlen(r.prompt_id));
+    r.prompt = wrpo__copy_ids(arena, r.prompt, r.prompt_count);
+    r.responses = responses;
+    r.weight = wrpo__or_default(r.weight, 1);          /* WRPO_ZERO stays, so that a view can be given again */
+    int sources = 0, stated = 0;
+    for (int k = 0; k < r.count; k++) {
+        sources += record->responses[k].role == WRPO_ROLE_SOURCE;
+        stated += record->responses[k].role == WRPO_ROLE_SOURCE && !wrpo__is_default(record->responses[k].share);
+    }
+    const double equal = stated ? 0 : 1 / (double)sources;     /* a source's share where no source states one */
+    for (int k = 0; k < r.count; k++) {
+        wrpo_tokens *y = &responses[k];
+        *y = record->responses[k];
+        y->ids = wrpo__copy_ids(arena, y->ids, y->count);
+        y->share = wrpo__or_default(y->share, y->role == WRPO_ROLE_SOURCE ? equal : 1);
+        data->stats.response_tokens += y->count;
+        data->stats.longest = WRPO__MAX(data->stats.longest, r.prompt_count + y->count);
+    }
+    wrpo__current = arena;
+    stbds_arrput(data->records, r);
+    wrpo__current = outer;
+    data->stats.records++;
+    data->stats.prompt_tokens += r.prompt_count;
+    data->most = WRPO__MAX(data->most, r.count);
+}
+static wrpo_data *wrpo__data_from_ids(wrpo__arena *arena, const wrpo_record *records, int64_t count) {
+    wrpo_data *data = WRPO__NEW(arena, wrpo_data);
+    data->ctx = arena->ctx;
+    data->arena = arena;
+    for (int64_t i = 0; i < count; i++) {
+        wrpo_record r = records[i];
+        bool ok = r.prompt_count >= 1 && r.count >= 1;
+        for (int k = 0; ok && k < r.count; k++)
+            ok = r.responses[k].first >= 0 && r.responses[k].count > r.responses[k].first;
+        if (!(r.weight >= 0 && r.weight <= DBL_MAX))
+            wrpo__fail(arena->ctx, WRPO_E_ARG, "record %lld: weight: want a finite number of at least 0, found %g",
+                       (long long)i, r.weight);
+        if (!ok)
+            wrpo__fail(arena->ctx, WRPO_E_ARG,
+                       "record %lld: want a prompt and responses, each with at least one token", (long long)i);
+        if (!r.prompt_id) r.prompt_id = wrpo__format(arena, "record %lld", (long long)i);
+        wrpo__data_add(data, &r);
+    }
+    return data;
+}
+WRPO_API wrpo_result wrpo_data_from_ids(wrpo_ctx *ctx, const wrpo_record *records, int64_t count, wrpo_data **out) {
+    *out = NULL;
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__data_from_ids(wrpo__current, records, count));
+    return wrpo__end(&wrpo__entry);
+}
+WRPO_API void wrpo_data_free(wrpo_data *data) { if (data) wrpo__arena_free(data->arena); }
+WRPO_API int64_t wrpo_data_count(const wrpo_data *data) { return data->stats.records; }
+WRPO_API wrpo_record wrpo_data_record(const wrpo_data *data, int64_t i) { return data->records[i]; }
+WRPO_API wrpo_data_stats wrpo_data_get_stats(const wrpo_data *data) { return data->stats; }
+/* Every id is one of the vocabulary. */
+static void wrpo__check_ids(wrpo_ctx *ctx, const wrpo_config *c, const wrpo_record *record,
+                            const int32_t *ids, int64_t count) {
+    const int64_t V = c->vocab_size;
+    for (int64_t j = 0; j < count; j++)
+        if (ids[j] < 0 || ids[j] >= V)
+            wrpo__fail(ctx, WRPO_E_FORMAT, "record \"%s\": token id %d is outside the model's vocabulary of %lld: "
+                       "tokenizer and model do not belong together", record->prompt_id, (int)ids[j], (long long)V);
+}
+static void wrpo__check_data(wrpo_ctx *ctx, const wrpo_config *c, const wrpo_data *data, int64_t first, int64_t count) {
+    const int64_t limit = c->max_position_embeddings;
+    int64_t longest = 0;
+    for (const wrpo_record *record = data->records + first; record < data->records + first + count; record++) {
+        wrpo__check_ids(ctx, c, record, record->prompt, record->prompt_count);
+        for (int k = 0; k < record->count; k++) {
+            const wrpo_tokens *y = &record->responses[k];
+            wrpo__check_ids(ctx, c, record, y->ids, y->count);
+            longest = WRPO__MAX(longest, record->prompt_count + y->count);
+        }
+    }
+    if (longest > limit && longest == data->stats.longest)     /* once, however often the data are looked at in part */
+        wrpo__log(ctx, WRPO_LOG_WARN,
+                  "a sequence of %lld tokens is longer than the model's max_position_embeddings %lld",
+                  (long long)longest, (long long)limit);
+}
+
+/* ---- rotary embedding (Su et al. 2021): inverse frequencies, in the float arithmetic of transformers ----
+   For two types they depend on the length of the sequence, prompt and response: longrope has other factors beyond the
+   original length, dynamic another theta for each length beyond max_position_embeddings. Equal keys: equal angles. */
+static int64_t wrpo__rope_dims(const wrpo_config *c) { return c->rope.dims ? c->rope.dims : c->head_dim; }
+static int64_t wrpo__rope_key(const wrpo_config *c, int64_t length) {
+    if (c->rope.type == WRPO_ROPE_LONGROPE) return length > c->rope.original_max_position_embeddings;
+    return c->rope.type == WRPO_ROPE_DYNAMIC && length > c->max_position_embeddings ? length : 0;
+}
+static void wrpo__inv_freq(const wrpo_config *c, int64_t key, float *inv, double *scale) {
+    const wrpo_rope *p = &c->rope;
+    const int64_t d = wrpo__rope_dims(c);
+    const double pi = 3.14159265358979323846, length = (double)p->original_max_position_embeddings;
+    const float factor = (float)p->factor, *longrope = key ? p->long_factor : p->short_factor;
+    float theta = (float)p->theta;
+    *scale = p->type == WRPO_ROPE_LONGROPE || p->type == WRPO_ROPE_YARN ? p->attention_factor : 1;
+    if (p->type == WRPO_ROPE_DYNAMIC && key) {
+        const float stretch = factor * (float)key / (float)c->max_position_embeddings - (float)(p->factor - 1);
+        theta *= powf(stretch, (float)((double)d / (double)(d - 2)));
+    }
+    for (int64_t i = 0; i < d / 2; i++) {
+        const float power = powf(theta, (float)(2 * i) / (float)d);
+        inv[i] = 1.0f / (p->type == WRPO_ROPE_LONGROPE ? longrope[i] * power : power);         /* Ding et al. 2024 */
+        if (p->type == WRPO_ROPE_LINEAR) inv[i] /= factor;
+    }
+    if (p->type == WRPO_ROPE_LLAMA3) {                 /* long waves slowed by factor, short ones kept, a ramp */
+        const float slow = (float)p->low_freq_factor, fast = (float)(p->high_freq_factor - p->low_freq_factor);
+        const float low = (float)(length / p->low_freq_factor), high = (float)(length / p->high_freq_factor);
+        for (int64_t i = 0; i < d / 2; i++) {
+            const float wave = (float)(2 * pi) / inv[i], smooth = ((float)length / wave - slow) / fast;
+            if (wave > low) inv[i] /= factor;
+            else if (wave >= high) inv[i] = (1 - smooth) * (inv[i] / factor) + smooth * inv[i];
+        }
+    }
+    if (p->type == WRPO_ROPE_YARN) {                   /* Peng et al. 2023: by rotations within the original length */
+        double first = (double)d * log(length / (p->beta_fast * 2 * pi)) / (2 * log(p->theta));
+        double last = (double)d * log(length / (p->beta_slow * 2 * pi)) / (2 * log(p->theta));
+        first = WRPO__MAX(p->yarn_truncate ? floor(first) : first, 0);
+        last = WRPO__MIN(p->yarn_truncate ? ceil(last) : last, (double)(d - 1));
+        if (first == last) last += 0.001;
+        for (int64_t i = 0; i < d / 2; i++) {
+            const float ramp = ((float)i - (float)first) / (float)(last - first);
+            const float keep = 1 - WRPO__MIN(WRPO__MAX(ramp, 0.0f), 1.0f);
+            inv[i] = inv[i] / factor * (1 - keep) + inv[i] * keep;
+        }
+    }
+}
+
 /* --------------------------------------------------------------------------------------------- >>loss
    Where is WRPO? On this page. Everything else in the file computes the numbers that go in here.
 
@@ -1574,34 +1791,41 @@ WRPO_API void wrpo_log_stderr(wrpo_level level, const char *text, void *user) {
 
    The family. With scores s(y) and shares a(y) of the chosen responses (they sum to 1), every method is
 
-     WRPO             link( scale (sum_y a(y) s(y) - s(y_l) - offset) )            the mean stands inside the link
-     pair methods     sum_y a(y) link( scale (s(y) - s(y_l) - offset) )            the mean stands outside; y_l is y's own
+     WRPO             link( scale (sum_y a(y) s(y) - s(y_l) - offset) )       the mean is inside the link
+     pair methods     sum_y a(y) link( scale (s(y) - s(y_l) - offset) )       the mean is outside; y_l is y's own
      SFT              sum_y a(y) -log pi(y|x) / tokens
 
    and the table below says which score, scale, offset and link. FuseRL (2025) is these on K sources with shares
    a = softmax(reward / tau) that the data bring: SFT on their best answers, then a pair method on each one's best
-   and worst. EAST weights a record's loss by the entropy of its answers. >>select writes such data.       */
+   and worst. EAST weights a record's loss by the entropy of its answers. >>recipe writes such data. */
 typedef enum wrpo__link { WRPO__LOGISTIC, WRPO__SQUARE, WRPO__HINGE, WRPO__LIKELIHOOD } wrpo__link;
 
+/* reference: s(y) has -log ref(y|x). per_token: s(y) is divided by |y|. */
 typedef struct wrpo__rule { const char *name; wrpo__link link; double beta; bool reference, per_token; } wrpo__rule;
 static const wrpo__rule wrpo__rules[] = {
-/*   method                     name        link              beta   s has -log ref   s per token      scale  offset      source */
-    [WRPO_METHOD_WRPO]     = {"wrpo",     WRPO__LOGISTIC,   0.01,  true,            false},         /* beta   0           Yang et al. 2025 */
-    [WRPO_METHOD_DPO]      = {"dpo",      WRPO__LOGISTIC,   0.01,  true,            false},         /* beta   0           Rafailov et al. 2023 */
-    [WRPO_METHOD_IPO]      = {"ipo",      WRPO__SQUARE,     0.01,  true,            true},          /* 1      1/(2 beta)  Azar et al. 2024 */
-    [WRPO_METHOD_HINGE]    = {"hinge",    WRPO__HINGE,      0.01,  true,            false},         /* beta   0           Zhao et al. 2023 */
-    [WRPO_METHOD_SIMPO]    = {"simpo",    WRPO__LOGISTIC,   10,    false,           true},          /* beta   gamma/beta  Meng et al. 2024 */
-    [WRPO_METHOD_DPO_NORM] = {"dpo-norm", WRPO__LOGISTIC,   10,    true,            true},          /* beta   0           Yang et al. 2025b */
-    [WRPO_METHOD_SFT]      = {"sft",      WRPO__LIKELIHOOD, 0.01,  false,           false}};
+    /*                         name        link              beta  ref    /|y|       scale  offset      first author */
+    [WRPO_METHOD_WRPO]     = {"wrpo",     WRPO__LOGISTIC,   0.01, true,  false},  /* beta   0           Yang 2025 */
+    [WRPO_METHOD_DPO]      = {"dpo",      WRPO__LOGISTIC,   0.01, true,  false},  /* beta   0           Rafailov 2023 */
+    [WRPO_METHOD_IPO]      = {"ipo",      WRPO__SQUARE,     0.01, true,  true},   /* 1      1/(2 beta)  Azar 2024 */
+    [WRPO_METHOD_HINGE]    = {"hinge",    WRPO__HINGE,      0.01, true,  false},  /* beta   0           Zhao 2023 */
+    [WRPO_METHOD_SIMPO]    = {"simpo",    WRPO__LOGISTIC,   10,   false, true},   /* beta   gamma/beta  Meng 2024 */
+    [WRPO_METHOD_DPO_NORM] = {"dpo-norm", WRPO__LOGISTIC,   10,   true,  true},   /* beta   0           Yang 2025b */
+    [WRPO_METHOD_SFT]      = {"sft",      WRPO__LIKELIHOOD, 0.01, false, false}};
 
-/* ---- names: one list each; NULL past the last ---- */
-static const char *const wrpo__pairs[] = {[WRPO_PAIR_TARGET] = "target", [WRPO_PAIR_SOURCE] = "source", [WRPO_PAIR_BOTH] = "both"};
-static const char *const wrpo__ramps[] = {[WRPO_ALPHA_SCHEDULE_LINEAR] = "linear", [WRPO_ALPHA_SCHEDULE_CONSTANT] = "constant", [WRPO_ALPHA_SCHEDULE_POWER] = "power", [WRPO_ALPHA_SCHEDULE_COSINE] = "cosine"};
-static const char *const wrpo__schedules[] = {[WRPO_LR_SCHEDULE_COSINE] = "cosine", [WRPO_LR_SCHEDULE_LINEAR] = "linear", [WRPO_LR_SCHEDULE_CONSTANT] = "constant"};
-WRPO_API const char *wrpo_method_name(int i) { return i >= 0 && i < WRPO__COUNT(wrpo__rules) ? wrpo__rules[i].name : NULL; }
-WRPO_API const char *wrpo_pair_name(int i) { return i >= 0 && i < WRPO__COUNT(wrpo__pairs) ? wrpo__pairs[i] : NULL; }
-WRPO_API const char *wrpo_alpha_schedule_name(int i) { return i >= 0 && i < WRPO__COUNT(wrpo__ramps) ? wrpo__ramps[i] : NULL; }
-WRPO_API const char *wrpo_lr_schedule_name(int i) { return i >= 0 && i < WRPO__COUNT(wrpo__schedules) ? wrpo__schedules[i] : NULL; }
+WRPO_API const char *wrpo_method_name(int i) {
+    return i >= 0 && i < WRPO__COUNT(wrpo__rules) ? wrpo__rules[i].name : NULL;
+}
+static const char *const wrpo__pairs[] = {
+    [WRPO_PAIR_TARGET] = "target", [WRPO_PAIR_SOURCE] = "source", [WRPO_PAIR_BOTH] = "both"};
+static const char *const wrpo__ramps[] = {
+    [WRPO_ALPHA_SCHEDULE_LINEAR] = "linear", [WRPO_ALPHA_SCHEDULE_CONSTANT] = "constant",
+    [WRPO_ALPHA_SCHEDULE_POWER] = "power", [WRPO_ALPHA_SCHEDULE_COSINE] = "cosine"};
+static const char *const wrpo__schedules[] = {
+    [WRPO_LR_SCHEDULE_COSINE] = "cosine", [WRPO_LR_SCHEDULE_LINEAR] = "linear",
+    [WRPO_LR_SCHEDULE_CONSTANT] = "constant"};
+WRPO__NAMED(wrpo_pair_name, wrpo__pairs)
+WRPO__NAMED(wrpo_alpha_schedule_name, wrpo__ramps)
+WRPO__NAMED(wrpo_lr_schedule_name, wrpo__schedules)
 
 /* ---- settings ---- */
 /* The zeros of a desc, resolved; doing it twice changes nothing. An unknown method stays as it is. */
@@ -1626,68 +1850,75 @@ static const char *wrpo__loss_check(const wrpo_loss_desc *desc, double alpha) {
 }
 
 /* ---- what a response counts for ---- */
-/* The sources' part in the average over the chosen responses; the target's is the rest. SFT is on the
-   sources' answers, or on the one answer there is (`messages`, or the chosen one of a plain pair).     */
-static double wrpo__source_share(const wrpo_loss_desc *d, double alpha, bool has_source, bool has_target) {
-    switch (d->method) {
-    case WRPO_METHOD_WRPO: return alpha;
-    case WRPO_METHOD_SFT: return has_source ? 1 : 0;
-    default: return has_source && !has_target ? 1 : d->pair == WRPO_PAIR_SOURCE ? 1 : d->pair == WRPO_PAIR_BOTH ? 0.5 : 0;
-    }
+static bool wrpo__has(wrpo_role role, const wrpo_response *r, int n) {
+    for (int i = 0; i < n; i++)
+        if (r[i].role == role) return true;
+    return false;
+}
+/* The sources' part in the average over the chosen responses; the target's is the rest. SFT is on the sources'
+   answers, or on the one answer there is (`messages`, or the chosen one of a plain pair). */
+static double wrpo__source_share(const wrpo_loss_desc *d, double alpha, const wrpo_response *r, int n) {
+    const bool has_source = wrpo__has(WRPO_ROLE_SOURCE, r, n), has_target = wrpo__has(WRPO_ROLE_TARGET, r, n);
+    if (d->method == WRPO_METHOD_WRPO) return alpha;
+    if (d->method == WRPO_METHOD_SFT) return has_source ? 1 : 0;
+    if (d->pair == WRPO_PAIR_SOURCE || (has_source && !has_target)) return 1;
+    return d->pair == WRPO_PAIR_BOTH ? 0.5 : 0;
 }
 /* a(y): 0 for a response that is left out, or is rejected. K sources have shares of their own, which sum to 1. */
 static double wrpo__share(double source_share, const wrpo_response *y) {
-    return y->role == WRPO_ROLE_SOURCE ? source_share * y->share : y->role == WRPO_ROLE_TARGET ? 1 - source_share : 0;
+    if (y->role == WRPO_ROLE_SOURCE) return source_share * y->share;
+    return y->role == WRPO_ROLE_TARGET ? 1 - source_share : 0;
 }
 static bool wrpo__per_token(const wrpo_loss_desc *d) {
     return wrpo__rules[d->method].per_token && !(d->method == WRPO_METHOD_IPO && d->ipo_sum);
 }
 /* s(y) */
 static double wrpo__score(const wrpo_loss_desc *d, const wrpo_response *y) {
-    double s = wrpo__rules[d->method].reference ? y->logp - y->ref : y->logp;
+    const double s = wrpo__rules[d->method].reference ? y->logp - y->ref : y->logp;
     return wrpo__per_token(d) ? s / (double)y->tokens : s;
-}
-static bool wrpo__has(wrpo_role role, const wrpo_response *r, int n) {
-    for (int i = 0; i < n; i++)
-        if (r[i].role == role) return true;
-    return false;
 }
 /* Is y the opponent of chosen response x? A pair method compares within a pair. */
 static bool wrpo__against(const wrpo_loss_desc *d, const wrpo_response *x, const wrpo_response *y) {
     return y->role == WRPO_ROLE_REJECTED && (d->method == WRPO_METHOD_WRPO || x->pair_id == y->pair_id);
 }
-static int wrpo__opponents(const wrpo_loss_desc *d, const wrpo_response *x, const wrpo_response *r, int n, double *mean) {   /* s(y_l) for x */
+static int wrpo__opponents(const wrpo_loss_desc *d, const wrpo_response *x, const wrpo_response *r, int n) {
     int count = 0;
-    *mean = 0;
-    for (int i = 0; i < n; i++)
-        if (wrpo__against(d, x, &r[i])) *mean += wrpo__score(d, &r[i]), count++;
-    *mean /= count;
+    for (int i = 0; i < n; i++) count += wrpo__against(d, x, &r[i]);
     return count;
+}
+/* s(y_l) for x: the mean of its opponents' scores. */
+static double wrpo__rejected_score(const wrpo_loss_desc *d, const wrpo_response *x, const wrpo_response *r, int n) {
+    double sum = 0;
+    for (int i = 0; i < n; i++)
+        if (wrpo__against(d, x, &r[i])) sum += wrpo__score(d, &r[i]);
+    return sum / wrpo__opponents(d, x, r, n);
 }
 /* NULL, or what the record lacks for this method at this alpha. */
 static const char *wrpo__record_check(const wrpo_loss_desc *d, double alpha, const wrpo_response *r, int n) {
-    int sources = 0, targets = 0, rejected = 0;
-    double weight = 0;
+    const bool sft = d->method == WRPO_METHOD_SFT, reference = wrpo__rules[d->method].reference;
+    int count[3] = {0};
+    double shares = 0;
     for (int i = 0; i < n; i++) {
-        if (r[i].role == WRPO_ROLE_SOURCE) sources++, weight += r[i].share >= 0 ? r[i].share : NAN;
-        else if (r[i].role == WRPO_ROLE_TARGET) targets++;
-        else if (r[i].role == WRPO_ROLE_REJECTED) rejected++;
-        else return "a response has no valid role";
+        if ((int)r[i].role < 0 || r[i].role > WRPO_ROLE_REJECTED) return "a response has no valid role";
+        count[r[i].role]++;
+        if (r[i].role == WRPO_ROLE_SOURCE) shares += r[i].share >= 0 ? r[i].share : NAN;
     }
-    const double a = wrpo__source_share(d, alpha, sources > 0, targets > 0);
-    double mean;
-    if (d->method == WRPO_METHOD_SFT && sources + targets == 0) return "sft needs a response to learn from";
+    const int sources = count[WRPO_ROLE_SOURCE], targets = count[WRPO_ROLE_TARGET];
+    const double a = wrpo__source_share(d, alpha, r, n);
+    if (sft && sources + targets == 0) return "sft needs a response to learn from";
     if (a > 0 && sources == 0) return "the method needs a source response (the first of two in \"chosen\")";
     if (a < 1 && targets == 0) return "the method needs a target response (the last in \"chosen\")";
-    if (d->method != WRPO_METHOD_SFT && rejected == 0) return "the method needs a rejected response";
+    if (!sft && count[WRPO_ROLE_REJECTED] == 0) return "the method needs a rejected response";
     if (targets > 1) return "want one target response, found several";
-    if (sources && !(fabs(weight - 1) < 1e-6)) return "the shares of the source responses do not sum to 1";
+    if (sources && !(fabs(shares - 1) < 1e-6)) return "the shares of the source responses do not sum to 1";
     for (int i = 0; i < n; i++) {
-        if (r[i].role != WRPO_ROLE_REJECTED && wrpo__share(a, &r[i]) == 0) continue;      /* left out: may be anything */
-        if (r[i].role == WRPO_ROLE_REJECTED && d->method == WRPO_METHOD_SFT) continue;
-        if (r[i].role != WRPO_ROLE_REJECTED && d->method != WRPO_METHOD_SFT && !wrpo__opponents(d, &r[i], r, n, &mean)) return "a chosen response has no rejected one in its pair";
-        if (wrpo__per_token(d) && r[i].tokens < 1) return "the method divides by the length of a response that has no tokens";
-        if (!isfinite(r[i].logp) || (wrpo__rules[d->method].reference && !isfinite(r[i].ref))) return "a log-probability is not finite";
+        const bool rejected = r[i].role == WRPO_ROLE_REJECTED;
+        if (rejected ? sft : wrpo__share(a, &r[i]) == 0) continue;             /* left out: may be anything */
+        if (!rejected && !sft && !wrpo__opponents(d, &r[i], r, n))
+            return "a chosen response has no rejected one in its pair";
+        if (wrpo__per_token(d) && r[i].tokens < 1)
+            return "the method divides by the length of a response that has no tokens";
+        if (!isfinite(r[i].logp) || (reference && !isfinite(r[i].ref))) return "a log-probability is not finite";
     }
     return NULL;
 }
@@ -1712,22 +1943,23 @@ static double wrpo__link_loss(wrpo__link link, double z, double eps, double *g) 
 }
 
 /* ---- the loss of one record ---- */
-WRPO_API double wrpo_loss(const wrpo_loss_desc *desc, double alpha, wrpo_response *r, int n, double sft_tokens, const char **why) {
-    desc = desc ? desc : &(wrpo_loss_desc){0};
+WRPO_API double wrpo_loss(const wrpo_loss_desc *desc, double alpha, wrpo_response *r, int n, double sft_tokens,
+                          const char **why) {
+    const wrpo_loss_desc zero = {0}, d = wrpo__loss_defaults(desc ? *desc : zero);
+    const char *wrong = wrpo__loss_check(&d, alpha);
     for (int i = 0; i < n; i++) r[i].dlogp = 0;
-    const char *wrong = wrpo__loss_check(desc, alpha);
-    const wrpo_loss_desc d = wrpo__loss_defaults(*desc);
     if (!wrong) wrong = wrpo__record_check(&d, alpha, r, n);
-    if (!wrong && d.method == WRPO_METHOD_SFT && !(sft_tokens > 0)) wrong = "sft_tokens: want the number of scored tokens of the batch";
+    if (!wrong && d.method == WRPO_METHOD_SFT && !(sft_tokens > 0))
+        wrong = "sft_tokens: want the number of scored tokens of the batch";
     if (why) *why = wrong;
     if (wrong) return NAN;
 
     const wrpo__rule *rule = &wrpo__rules[d.method];
-    const double a = wrpo__source_share(&d, alpha, wrpo__has(WRPO_ROLE_SOURCE, r, n), wrpo__has(WRPO_ROLE_TARGET, r, n));
-    double loss = 0, chosen = 0, rejected = 0, g = 0;
+    const double a = wrpo__source_share(&d, alpha, r, n);
+    double loss = 0, chosen = 0, g = 0;
     if (rule->link == WRPO__LIKELIHOOD) {
         for (int i = 0; i < n; i++) {
-            double share = wrpo__share(a, &r[i]);
+            const double share = wrpo__share(a, &r[i]);
             if (share == 0) continue;
             r[i].dlogp = -share / sft_tokens;
             loss += r[i].dlogp * r[i].logp;
@@ -1735,25 +1967,28 @@ WRPO_API double wrpo_loss(const wrpo_loss_desc *desc, double alpha, wrpo_respons
         return loss;
     }
     const double scale = rule->link == WRPO__SQUARE ? 1 : d.beta;
-    const double offset = rule->link == WRPO__SQUARE ? 1 / (2 * d.beta) : d.method == WRPO_METHOD_SIMPO ? d.gamma_ratio : 0;
+    double offset = 0;
+    if (d.method == WRPO_METHOD_SIMPO) offset = d.gamma_ratio;
+    if (d.method == WRPO_METHOD_IPO) offset = 1 / (2 * d.beta);
 
     /* 1. The loss, and dL/ds(y) of the chosen responses. A share of 0 is skipped rather than multiplied by, so that
           a response which is left out cannot touch a bit of the result and need not have been computed. */
     if (d.method == WRPO_METHOD_WRPO) {
-        wrpo__opponents(&d, r, r, n, &rejected);
         for (int i = 0; i < n; i++)
             if (wrpo__share(a, &r[i]) != 0) chosen += wrpo__share(a, &r[i]) * wrpo__score(&d, &r[i]);
-        loss = wrpo__link_loss(rule->link, scale * (chosen - rejected - offset), d.label_smoothing, &g);
+        const double z = scale * (chosen - wrpo__rejected_score(&d, r, r, n) - offset);
+        loss = wrpo__link_loss(rule->link, z, d.label_smoothing, &g);
         for (int i = 0; i < n; i++)
             if (wrpo__share(a, &r[i]) != 0) r[i].dlogp = wrpo__share(a, &r[i]) * (scale * g);
-    } else
+    } else {
         for (int i = 0; i < n; i++) {
-            double share = wrpo__share(a, &r[i]);
+            const double share = wrpo__share(a, &r[i]);
             if (share == 0) continue;
-            wrpo__opponents(&d, &r[i], r, n, &rejected);
-            loss += share * wrpo__link_loss(rule->link, scale * (wrpo__score(&d, &r[i]) - rejected - offset), d.label_smoothing, &g);
+            const double z = scale * (wrpo__score(&d, &r[i]) - wrpo__rejected_score(&d, &r[i], r, n) - offset);
+            loss += share * wrpo__link_loss(rule->link, z, d.label_smoothing, &g);
             r[i].dlogp = share * (scale * g);
         }
+    }
 
     /* 2. What pulls the chosen up pushes their rejected down; WRPO's shares sum to 1. */
     for (int k = 0; k < n; k++) {
@@ -1761,13 +1996,14 @@ WRPO_API double wrpo_loss(const wrpo_loss_desc *desc, double alpha, wrpo_respons
         if (r[k].role != WRPO_ROLE_REJECTED) continue;
         for (int i = 0; i < n && d.method != WRPO_METHOD_WRPO; i++)
             if (r[i].role != WRPO_ROLE_REJECTED && wrpo__against(&d, &r[i], &r[k])) pull += r[i].dlogp;
-        r[k].dlogp = -pull / wrpo__opponents(&d, &r[k], r, n, &rejected);
+        r[k].dlogp = -pull / wrpo__opponents(&d, &r[k], r, n);
     }
 
     /* 3. ds/dlogp: 1 or 1 / |y| */
-    for (int i = 0; i < n; i++)
+    for (int i = 0; i < n; i++) {
         if (r[i].dlogp == 0) r[i].dlogp = 0;           /* no negative zeros */
         else if (wrpo__per_token(&d)) r[i].dlogp /= (double)r[i].tokens;
+    }
     return loss;
 }
 
@@ -1778,7 +2014,7 @@ static double wrpo__reward_of(const wrpo_loss_desc *desc, const wrpo_response *y
 }
 /* rewards/chosen: the average with the shares of the loss; NaN if a response it needs is not there. */
 static double wrpo__weighted_reward(const wrpo_loss_desc *desc, double alpha, const wrpo_response *r, int n) {
-    const double a = wrpo__source_share(desc, alpha, wrpo__has(WRPO_ROLE_SOURCE, r, n), wrpo__has(WRPO_ROLE_TARGET, r, n));
+    const double a = wrpo__source_share(desc, alpha, r, n);
     double sum = 0, shares = 0;
     for (int i = 0; i < n; i++) {
         double share = wrpo__share(a, &r[i]);
@@ -1791,34 +2027,34 @@ static double wrpo__weighted_reward(const wrpo_loss_desc *desc, double alpha, co
 /* What a record adds to sft_tokens: its scored tokens; with several sources, their weighted mean. */
 static double wrpo__sft_tokens(const wrpo_response *r, int n) {
     const wrpo_loss_desc d = {.method = WRPO_METHOD_SFT};
-    const double a = wrpo__source_share(&d, 0, wrpo__has(WRPO_ROLE_SOURCE, r, n), false);
+    const double a = wrpo__source_share(&d, 0, r, n);
     double sum = 0;
     for (int i = 0; i < n; i++) sum += wrpo__share(a, &r[i]) * (double)r[i].tokens;
     return sum;
 }
 
 /* ---- schedules: k optimizer steps done of T ---- */
+static const double wrpo__pi = 3.14159265358979323846;
 WRPO_API double wrpo_alpha(wrpo_alpha_schedule schedule, double power, double end, int64_t k, int64_t T) {
-    const double pi = 3.14159265358979323846;
-    const double u = T <= 0 || k >= T ? 1 : k <= 0 ? 0 : (double)k / (double)T;
+    const double u = T <= 0 || k >= T ? 1 : (double)WRPO__MAX(k, 0) / (double)T;
     power = wrpo__or_default(power, 2);
     end += 0.0;                      /* -0 becomes 0 */
     switch (schedule) {
     case WRPO_ALPHA_SCHEDULE_LINEAR: return end * u;
     case WRPO_ALPHA_SCHEDULE_CONSTANT: return end;
     case WRPO_ALPHA_SCHEDULE_POWER: return power > 0 ? end * pow(u, power) : NAN;
-    case WRPO_ALPHA_SCHEDULE_COSINE: return end * (0.5 * (1 - cos(pi * u)));
+    case WRPO_ALPHA_SCHEDULE_COSINE: return end * (0.5 * (1 - cos(wrpo__pi * u)));
     }
     return NAN;
 }
 WRPO_API double wrpo_lr_factor(wrpo_lr_schedule schedule, int64_t warmup, int64_t k, int64_t T) {
-    const double pi = 3.14159265358979323846;
-    k = k < 0 ? 0 : k > T && T >= 0 ? T : k;
+    if (T >= 0) k = WRPO__MIN(k, T);
+    k = WRPO__MAX(k, 0);
     if (k < warmup) return (double)k / (double)warmup;
-    const double rest = (double)WRPO__MAX(T - warmup, 1);
+    const double left = (double)WRPO__MAX(T - warmup, 1);
     switch (schedule) {
-    case WRPO_LR_SCHEDULE_COSINE: return WRPO__MAX(0.5 * (1 + cos(pi * ((double)(k - warmup) / rest))), 0);
-    case WRPO_LR_SCHEDULE_LINEAR: return WRPO__MAX((double)(T - k) / rest, 0);
+    case WRPO_LR_SCHEDULE_COSINE: return WRPO__MAX(0.5 * (1 + cos(wrpo__pi * ((double)(k - warmup) / left))), 0);
+    case WRPO_LR_SCHEDULE_LINEAR: return WRPO__MAX((double)(T - k) / left, 0);
     case WRPO_LR_SCHEDULE_CONSTANT: return 1;
     }
     return NAN;
@@ -1838,7 +2074,6 @@ WRPO_API double wrpo_lr_factor(wrpo_lr_schedule schedule, int64_t warmup, int64_
 #if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
 #error "wrpo.h: -ffast-math and -ffinite-math-only break the handling of infinities and NaN: compile without it"
 #endif
-enum { WRPO__MAX_HIDDEN = 1 << 20, WRPO__MAX_D = 512 };        /* the largest hidden_size and head_dim of any backend */
 
 /* ---- the state of the plain backend ---- */
 typedef struct wrpo__plain { wrpo_allocator memory; bool bf16; } wrpo__plain;      /* bf16: the context's dtype */
@@ -2289,168 +2524,162 @@ WRPO_API const wrpo_backend *wrpo_backend_plain(void) {
 }
 
 /* ------------------------------------------------------------------------------------------- >>layout
-   The table of weights, and memory measured before it is taken.                                        */
+   In: a config. Out: a model, whose weights are a table of tensors in the backend's memory. Gradients and moments are
+   arrays that mirror the weights: an element of a weight is at the same offset in each of them.
 
-/* One row per kind of tensor: field, name in the checkpoint, rows, cols (0: a vector), where it exists.
-   Loader, saver, optimizer and tests walk this table and nothing else. PER_LAYER names stand behind
-   "model.layers.<l>.". A row marked JOINED follows the row above without a gap, so that the pair (q, k, v;
-   gate, up) is one matrix and one product.                                                              */
+   To add a weight: a row of WRPO__WEIGHTS; a flag of wrpo_config if not every model has the weight (>>checkpoint sets
+   it); a field of wrpo__layer and its use forward and backward (>>model); and the same in double in plain_logps of
+   tests/40_model.c. That is all: loader, saver, optimizer and tests walk the table.                               */
+
+/* One row per kind of tensor. A name of scope LAYER comes after "model.layers.<l>."; cols 0: a vector. A JOINED row
+   follows the row above without a gap, so that q, k and v are one matrix and one product, and so are gate and up. */
 #define WRPO__WEIGHTS(X) \
-    X(embed_tokens,               ONCE,      "model.embed_tokens.weight",         V,     D,     true,                      false) \
-    X(input_layernorm,            PER_LAYER, "input_layernorm.weight",            D,     0,     true,                      false) \
-    X(q_proj,                     PER_LAYER, "self_attn.q_proj.weight",           H * d, D,     true,                      false) \
-    X(k_proj,                     PER_LAYER, "self_attn.k_proj.weight",           G * d, D,     true,                      JOINED) \
-    X(v_proj,                     PER_LAYER, "self_attn.v_proj.weight",           G * d, D,     true,                      JOINED) \
-    X(q_bias,                     PER_LAYER, "self_attn.q_proj.bias",             H * d, 0,     c->attention_bias,         false) \
-    X(k_bias,                     PER_LAYER, "self_attn.k_proj.bias",             G * d, 0,     c->attention_bias,         JOINED) \
-    X(v_bias,                     PER_LAYER, "self_attn.v_proj.bias",             G * d, 0,     c->attention_bias,         JOINED) \
-    X(q_norm,                     PER_LAYER, "self_attn.q_norm.weight",           d,     0,     c->qk_norm,                false) \
-    X(k_norm,                     PER_LAYER, "self_attn.k_norm.weight",           d,     0,     c->qk_norm,                false) \
-    X(o_proj,                     PER_LAYER, "self_attn.o_proj.weight",           D,     H * d, true,                      false) \
-    X(o_bias,                     PER_LAYER, "self_attn.o_proj.bias",             D,     0,     c->output_bias,            false) \
-    X(post_attention_layernorm,   PER_LAYER, "post_attention_layernorm.weight",   D,     0,     true,                      false) \
-    X(pre_feedforward_layernorm,  PER_LAYER, "pre_feedforward_layernorm.weight",  D,     0,     c->post_norms,             false) \
-    X(gate_proj,                  PER_LAYER, "mlp.gate_proj.weight",              I,     D,     true,                      false) \
-    X(up_proj,                    PER_LAYER, "mlp.up_proj.weight",                I,     D,     true,                      JOINED) \
-    X(down_proj,                  PER_LAYER, "mlp.down_proj.weight",              D,     I,     true,                      false) \
-    X(post_feedforward_layernorm, PER_LAYER, "post_feedforward_layernorm.weight", D,     0,     c->post_norms,             false) \
-    X(norm,                       AT_END,    "model.norm.weight",                 D,     0,     true,                      false) \
-    X(lm_head,                    AT_END,    "lm_head.weight",                    V,     D,     c->head == WRPO_HEAD_LM && !c->tie_word_embeddings, false)
+/*    field                       scope  name in the checkpoint               rows   cols   exists      joined */ \
+    X(embed_tokens,               FIRST, "model.embed_tokens.weight",         V,     D,     always,     false) \
+    X(input_layernorm,            LAYER, "input_layernorm.weight",            D,     0,     always,     false) \
+    X(q_proj,                     LAYER, "self_attn.q_proj.weight",           H * d, D,     always,     false) \
+    X(k_proj,                     LAYER, "self_attn.k_proj.weight",           G * d, D,     always,     JOINED) \
+    X(v_proj,                     LAYER, "self_attn.v_proj.weight",           G * d, D,     always,     JOINED) \
+    X(q_bias,                     LAYER, "self_attn.q_proj.bias",             H * d, 0,     qkv_bias,   false) \
+    X(k_bias,                     LAYER, "self_attn.k_proj.bias",             G * d, 0,     qkv_bias,   JOINED) \
+    X(v_bias,                     LAYER, "self_attn.v_proj.bias",             G * d, 0,     qkv_bias,   JOINED) \
+    X(q_norm,                     LAYER, "self_attn.q_norm.weight",           d,     0,     qk_norm,    false) \
+    X(k_norm,                     LAYER, "self_attn.k_norm.weight",           d,     0,     qk_norm,    false) \
+    X(o_proj,                     LAYER, "self_attn.o_proj.weight",           D,     H * d, always,     false) \
+    X(o_bias,                     LAYER, "self_attn.o_proj.bias",             D,     0,     o_bias,     false) \
+    X(post_attention_layernorm,   LAYER, "post_attention_layernorm.weight",   D,     0,     always,     false) \
+    X(pre_feedforward_layernorm,  LAYER, "pre_feedforward_layernorm.weight",  D,     0,     post_norms, false) \
+    X(gate_proj,                  LAYER, "mlp.gate_proj.weight",              I,     D,     always,     false) \
+    X(up_proj,                    LAYER, "mlp.up_proj.weight",                I,     D,     always,     JOINED) \
+    X(down_proj,                  LAYER, "mlp.down_proj.weight",              D,     I,     always,     false) \
+    X(post_feedforward_layernorm, LAYER, "post_feedforward_layernorm.weight", D,     0,     post_norms, false) \
+    X(norm,                       LAST,  "model.norm.weight",                 D,     0,     always,     false) \
+    X(lm_head,                    LAST,  "lm_head.weight",                    V,     D,     own_head,   false)
 typedef enum wrpo__kind {
 #define WRPO__X(field, scope, name, rows, cols, exists, joined) WRPO__W_##field,
     WRPO__WEIGHTS(WRPO__X)
 #undef WRPO__X
-    WRPO__KINDS
+    WRPO__KINDS, WRPO__W_none = WRPO__KINDS
 } wrpo__kind;
 
 struct wrpo_model {
     wrpo_ctx *ctx;
     wrpo__arena *arena;
     wrpo_config config;
-    const char *dir;                 /* where config.json and the side files lie that a save copies */
-    wrpo_dtype dtype;                /* of the checkpoint: what a save writes by default */
-    const char *tokenizer_dir;       /* the same for the tokenizer's files; dir unless made by wrpo_model_init */
     wrpo_weight *weights; int64_t n_weights;
-    int64_t *at;                     /* [L][KINDS] -> index into weights, -1 where it does not exist */
-    int64_t count;                   /* numbers in arrays that mirror the weights, gaps included (gaps stay 0) */
-    uint16_t *low;                   /* [count] what is left of the masters of BF16 matrices; NULL: weights are what they are */
-    bool frozen;
+    int64_t *index;                  /* [L][KINDS] into weights; -1 where the model has no such weight */
+    int64_t count;                   /* elements of an array that mirrors the weights, gaps included (they stay 0) */
+    uint16_t *low;                   /* [count] low halves of float masters, the weights being the high ones; or NULL */
+    bool frozen;                     /* is not trained */
+    wrpo_dtype dtype;                /* of the checkpoint: what a save writes by default */
+    const char *dir;                 /* of config.json and the other files that a save copies; NULL: none */
+    const char *tokenizer_dir;       /* of the tokenizer's; differs from dir only after wrpo_model_init */
 };
-/* The weight of this kind in layer l (0 for those outside the layers); NULL where the model has none. */
+/* The weight of this kind in layer l (0 for those outside the layers); NULL: the model has none. */
 static const wrpo_weight *wrpo__weight(const wrpo_model *model, wrpo__kind kind, int64_t l) {
-    int64_t i = model->at[l * WRPO__KINDS + (int64_t)kind];
+    const int64_t i = kind == WRPO__W_none ? -1 : model->index[l * WRPO__KINDS + (int64_t)kind];
     return i < 0 ? NULL : &model->weights[i];
 }
 #define WRPO__W(model, field, l) wrpo__weight(model, WRPO__W_##field, l)
 
-/* Walks the table for a config. With model NULL it only counts: *weights tensors, *count numbers with gaps.
-   With model, its weights (but for dtype and data) and at are filled in. */
-static void wrpo__layout_weights(const wrpo_config *c, wrpo_model *model, int64_t *weights, int64_t *count, int64_t *parameters) {
-    enum { ONCE, PER_LAYER, AT_END, JOINED = 1 };
+static int64_t wrpo__whole_blocks(int64_t count) { return wrpo__div_up(count, WRPO_BLOCK) * WRPO_BLOCK; }
+/* Walks the table. Out, where not NULL: how many weights, elements with gaps, and parameters the config has; in model,
+   its index and its weights, except for dtype and data. */
+static void wrpo__layout_weights(const wrpo_config *c, wrpo_model *model, int64_t *weights, int64_t *count,
+                                 int64_t *parameters) {
+    enum { FIRST, LAYER, LAST, JOINED = 1 };
     const int64_t V = c->vocab_size, D = c->hidden_size, I = c->intermediate_size, d = c->head_dim;
     const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, L = c->num_hidden_layers;
-    const struct { int scope, joined; bool exists; const char *name; int64_t rows, cols; } table[] = {
-#define WRPO__X(field, scope, name, rows, cols, exists, joined) {scope, joined, exists, name, rows, cols},
+    const bool always = true, qkv_bias = c->attention_bias, o_bias = c->output_bias, qk_norm = c->qk_norm;
+    const bool post_norms = c->post_norms, own_head = c->head == WRPO_HEAD_LM && !c->tie_word_embeddings;
+    const struct { int scope; const char *name; int64_t rows, cols; bool exists, joined; } table[] = {
+#define WRPO__X(field, scope, name, rows, cols, exists, joined) {scope, name, rows, cols, exists, joined},
         WRPO__WEIGHTS(WRPO__X)
 #undef WRPO__X
     };
     int64_t n = 0, offset = 0, total = 0;
-    for (int scope = ONCE; scope <= AT_END; scope++)
-        for (int64_t l = 0; l < (scope == PER_LAYER ? L : 1); l++)
+    for (int scope = FIRST; scope <= LAST; scope++)
+        for (int64_t l = 0; l < (scope == LAYER ? L : 1); l++)
             for (int64_t kind = 0; kind < WRPO__KINDS; kind++) {
+                const int64_t rows = table[kind].rows, cols = WRPO__MAX(table[kind].cols, 1);
+                const char *name = table[kind].name;
                 if (table[kind].scope != scope || !table[kind].exists) continue;
-                int64_t size = table[kind].rows * WRPO__MAX(table[kind].cols, 1);
-                if (!table[kind].joined) offset = (offset + WRPO_BLOCK - 1) / WRPO_BLOCK * WRPO_BLOCK;
+                if (!table[kind].joined) offset = wrpo__whole_blocks(offset);
                 if (model) {
-                    wrpo_weight *w = &model->weights[n];
-                    w->name = scope == PER_LAYER ? wrpo__format(model->arena, "model.layers.%lld.%s", (long long)l, table[kind].name) : table[kind].name;
-                    w->rows = table[kind].rows, w->cols = WRPO__MAX(table[kind].cols, 1);
-                    w->vector = table[kind].cols == 0, w->decay = !w->vector;
-                    w->at = offset;
-                    for (int64_t k = scope == PER_LAYER ? l : 0; k <= (scope == PER_LAYER ? l : L - 1); k++) model->at[k * WRPO__KINDS + kind] = n;
+                    if (scope == LAYER) name = wrpo__format(model->arena, "model.layers.%lld.%s", (long long)l, name);
+                    const bool vector = table[kind].cols == 0;
+                    model->weights[n] = (wrpo_weight){.name = name, .rows = rows, .cols = cols, .vector = vector,
+                                                      .decay = !vector, .at = offset};
+                    model->index[l * WRPO__KINDS + kind] = n;
                 }
-                n++, offset += size, total += size;
+                n++;
+                offset += rows * cols;
+                total += rows * cols;
             }
     if (weights) *weights = n;
-    if (count) *count = (offset + WRPO_BLOCK - 1) / WRPO_BLOCK * WRPO_BLOCK;
+    if (count) *count = wrpo__whole_blocks(offset);
     if (parameters) *parameters = total;
 }
 
-static int64_t wrpo__layer_window(const wrpo_config *c, int64_t l) { return c->sliding_layers[l / 64] >> l % 64 & 1 ? c->sliding_window : 0; }
-
-/* ---- memory of the backend, owned by an arena ---- */
-typedef struct wrpo__device_block { wrpo_ctx *ctx; void *p; size_t n; } wrpo__device_block;
-static void wrpo__device_release(void *p) {
-    wrpo__device_block *b = p;
-    if (!b->p) return;
-    b->ctx->desc.backend->release(b->ctx->dev, b->p);
-    b->ctx->bytes -= b->n, b->ctx->device_bytes -= b->n;
-}
-static void *wrpo__device_alloc(wrpo__arena *arena, size_t n, const char *what) {
-    wrpo_ctx *ctx = arena->ctx;
-    wrpo__device_block *b = WRPO__NEW(arena, wrpo__device_block);
-    b->ctx = ctx, b->n = n;
-    wrpo__on_free(arena, wrpo__device_release, b);
-    b->p = ctx->desc.backend->alloc(ctx->dev, WRPO__MAX(n, 1));
-    if (!b->p && !ctx->desc.backend->host && ctx->desc.backend->room)
-        wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: %s: %zu bytes wanted, the device has %zu left", what, n, ctx->desc.backend->room(ctx->dev));
-    if (!b->p) wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: %s: %zu bytes wanted, %zu held", what, n, ctx->bytes);
-    ctx->bytes += n, ctx->device_bytes += n;
-    if (ctx->bytes > ctx->peak) ctx->peak = ctx->bytes;
-    return b->p;
-}
-static size_t wrpo__room(const wrpo_ctx *ctx) {        /* bytes that may still be taken */
-    const size_t limit = ctx->desc.memory_limit, room = ctx->desc.backend->room ? ctx->desc.backend->room(ctx->dev) : SIZE_MAX;
-    return limit ? WRPO__MIN(room, limit - WRPO__MIN(limit, ctx->bytes)) : room;
-}
-/* A layout is run twice over one text: on base NULL to measure, on real memory to assign. */
+/* ---- memory, measured and assigned ---- */
+/* One text lays out memory twice: with base NULL it measures, then it assigns. For no elements it returns NULL. */
 typedef struct wrpo__bump { char *base; size_t used; bool overflow; } wrpo__bump;
 static void *wrpo__take(wrpo__bump *b, int64_t rows, int64_t cols, size_t bytes) {
-    size_t at = b->used, size = (size_t)rows * (size_t)cols;
+    const size_t offset = b->used, size = (size_t)rows * (size_t)cols * bytes;
     if (cols > 0 && (size_t)rows > SIZE_MAX / 16 / (size_t)cols) b->overflow = true;
-    b->used += (size * bytes + WRPO__ALIGN - 1) / WRPO__ALIGN * WRPO__ALIGN;
-    if (b->used < at || b->used > SIZE_MAX / 2) b->overflow = true;
-    return b->base ? b->base + at : NULL;
+    b->used += (size + WRPO__ALIGN - 1) / WRPO__ALIGN * WRPO__ALIGN;
+    if (b->used < offset || b->used > SIZE_MAX / 2) b->overflow = true;
+    return b->base && size > 0 ? b->base + offset : NULL;
 }
+
 /* ---- weights in memory ---- */
 static int64_t wrpo__size(const wrpo_weight *w) { return w->rows * w->cols; }
 static size_t wrpo__dtype_size(wrpo_dtype dtype) { return dtype == WRPO_DTYPE_BF16 || dtype == WRPO_DTYPE_F16 ? 2 : 4; }
-/* b lies right behind a: what is done to a may be done to both at once. */
+/* Is b directly after a, in memory and in the arrays that mirror the weights, and treated alike? They are then one. */
 static bool wrpo__follows(const wrpo_weight *a, const wrpo_weight *b) {
-    const void *end = a->data ? (const char *)a->data + (size_t)wrpo__size(a) * wrpo__dtype_size(a->dtype) : NULL;
+    const size_t bytes = (size_t)wrpo__size(a) * wrpo__dtype_size(a->dtype);
+    const void *end = a->data ? (const char *)a->data + bytes : NULL;
     return b->at == a->at + wrpo__size(a) && b->dtype == a->dtype && b->decay == a->decay && b->data == end;
 }
-/* The end of the run of such weights that begins at i; their numbers in *size. */
-static int64_t wrpo__weight_run(const wrpo_weight *w, int64_t n, int64_t i, int64_t *size) {
+/* The end of the run of such weights that begins at weight i; how many elements it has in *size. */
+static int64_t wrpo__weight_run(const wrpo_model *model, int64_t i, int64_t *size) {
+    const wrpo_weight *w = model->weights;
     *size = wrpo__size(&w[i]);
-    while (i + 1 < n && wrpo__follows(&w[i], &w[i + 1])) *size += wrpo__size(&w[++i]);
-    return i + 1;
+    for (i++; i < model->n_weights && wrpo__follows(&w[i - 1], &w[i]); i++) *size += wrpo__size(&w[i]);
+    return i;
 }
-/* The table of a model, with its matrices of one dtype; nothing has a place yet. */
+/* The table of a model whose matrices have one dtype. No weight has memory yet. */
 static wrpo_model *wrpo__model_table(wrpo__arena *arena, const wrpo_config *config, wrpo_dtype matrices) {
+    const int64_t L = config->num_hidden_layers;
     wrpo_model *model = WRPO__NEW(arena, wrpo_model);
-    model->ctx = arena->ctx, model->arena = arena, model->config = *config;
+    model->ctx = arena->ctx;
+    model->arena = arena;
+    model->config = *config;
     wrpo__layout_weights(config, NULL, &model->n_weights, &model->count, NULL);
     model->weights = wrpo__alloc(arena, (size_t)model->n_weights, sizeof *model->weights);
-    model->at = wrpo__alloc(arena, (size_t)config->num_hidden_layers, WRPO__KINDS * sizeof *model->at);
-    for (int64_t i = 0; i < config->num_hidden_layers * WRPO__KINDS; i++) model->at[i] = -1;
+    model->index = wrpo__alloc(arena, (size_t)L, WRPO__KINDS * sizeof *model->index);
+    for (int64_t i = 0; i < L * WRPO__KINDS; i++) model->index[i] = -1;
     wrpo__layout_weights(config, model, NULL, NULL, NULL);
-    for (int64_t i = 0; i < model->n_weights; i++) model->weights[i].dtype = model->weights[i].vector ? WRPO_DTYPE_F32 : matrices;
+    for (wrpo_weight *w = model->weights; w < model->weights + model->n_weights; w++)
+        w->dtype = w->vector ? WRPO_DTYPE_F32 : matrices;
     return model;
 }
-/* Gives memory to the weights that have none yet. */
+/* Memory for the weights that have none yet: whole blocks, as adamw wants them. */
 static void wrpo__place_weights(wrpo_model *model, wrpo__bump *b) {
-    int64_t size;
-    for (int64_t i = 0, end; i < model->n_weights; i = end) {
+    for (int64_t i = 0, end, size; i < model->n_weights; i = end) {
         wrpo_weight *w = &model->weights[i];
-        end = wrpo__weight_run(w, model->n_weights - i, 0, &size) + i;
+        end = wrpo__weight_run(model, i, &size);
         if (w->data) continue;
-        char *p = wrpo__take(b, (size + WRPO_BLOCK - 1) / WRPO_BLOCK * WRPO_BLOCK, 1, wrpo__dtype_size(w->dtype));     /* whole blocks, for adamw */
-        for (; p && w < model->weights + end; p += (size_t)wrpo__size(w) * wrpo__dtype_size(w->dtype), w++) w->data = p;
+        char *p = wrpo__take(b, wrpo__whole_blocks(size), 1, wrpo__dtype_size(w->dtype));
+        for (; p && w < model->weights + end; w++) {
+            w->data = p;
+            p += (size_t)wrpo__size(w) * wrpo__dtype_size(w->dtype);
+        }
     }
 }
-/* Masters: the low halves lie apart, where matrices that are trained are bfloat16. */
-static bool wrpo__has_masters(const wrpo_ctx *ctx, bool frozen) { return !frozen && ctx->desc.dtype == WRPO_DTYPE_BF16; }
+static bool wrpo__has_masters(const wrpo_ctx *ctx, bool frozen) {
+    return !frozen && ctx->desc.dtype == WRPO_DTYPE_BF16;
+}
 static void wrpo__model_memory(wrpo_model *model) {
     wrpo_ctx *ctx = model->ctx;
     wrpo__bump b = {0};
@@ -2470,55 +2699,42 @@ static wrpo_model *wrpo__model_new(wrpo__arena *arena, const wrpo_config *config
     wrpo__model_memory(model);
     return model;
 }
-/* Numbers [first, first + count) of a weight as floats, in and out: the masters where there are any, else rounded to its dtype. */
-enum { WRPO__HALVES = 8192 };        /* at a time */
-static void wrpo__weight_get(const wrpo_model *model, const wrpo_weight *w, int64_t first, int64_t count, float *dst) {
-    const wrpo_backend *be = model->ctx->desc.backend;
-    void *dev = model->ctx->dev;
-    uint16_t high[WRPO__HALVES], low[WRPO__HALVES] = {0};
-    if (w->dtype == WRPO_DTYPE_F32) { be->get(dev, dst, (const float *)w->data + first, (size_t)count * sizeof *dst); return; }
-    for (int64_t i = 0; i < count; i += WRPO__HALVES) {
-        const int64_t n = WRPO__MIN(count - i, WRPO__HALVES);
-        be->get(dev, high, (const uint16_t *)w->data + first + i, (size_t)n * 2);
-        if (model->low) be->get(dev, low, model->low + w->at + first + i, (size_t)n * 2);
-        for (int64_t k = 0; k < n; k++) dst[i + k] = wrpo__master(high[k], low[k]);
-    }
-}
+/* Elements [first, first + count) of a weight from floats: rounded to its dtype, unless there are masters. */
+enum { WRPO__HALVES = 8192 };        /* elements split at a time */
 static void wrpo__weight_put(wrpo_model *model, const wrpo_weight *w, int64_t first, int64_t count, const float *src) {
     const wrpo_backend *be = model->ctx->desc.backend;
     void *dev = model->ctx->dev;
     uint16_t high[WRPO__HALVES], low[WRPO__HALVES];
-    if (w->dtype == WRPO_DTYPE_F32) { be->put(dev, (float *)w->data + first, src, (size_t)count * sizeof *src); return; }
+    if (w->dtype == WRPO_DTYPE_F32) {
+        be->put(dev, (float *)w->data + first, src, (size_t)count * sizeof *src);
+        return;
+    }
     for (int64_t i = 0; i < count; i += WRPO__HALVES) {
         const int64_t n = WRPO__MIN(count - i, WRPO__HALVES);
         for (int64_t k = 0; k < n; k++) wrpo__master_split(src[i + k], &high[k], &low[k]);
-        be->put(dev, (uint16_t *)w->data + first + i, high, (size_t)n * 2);
-        if (model->low) be->put(dev, model->low + w->at + first + i, low, (size_t)n * 2);
+        be->put(dev, (uint16_t *)w->data + first + i, high, (size_t)n * sizeof *high);
+        if (model->low) be->put(dev, model->low + w->at + first + i, low, (size_t)n * sizeof *low);
     }
-}
-static void wrpo__sync(wrpo_ctx *ctx) {
-    wrpo_error why = {WRPO_E_DEVICE, 0, 0, ""};
-    if (ctx->desc.backend->sync(ctx->dev, &why) != WRPO_OK) wrpo__fail(ctx, why.code, "%s: %s", ctx->desc.backend->name, why.text);
 }
 /* Random weights: matrices N(0, initializer_range), norms that scale by 1, biases 0. Counter-based: an element depends
    on the seed, the tensor's name and its index. */
-enum { WRPO__PIECE = 1 << 20 };      /* elements converted at a time: weights may be in a device's memory */
+enum { WRPO__PIECE = 1 << 20, WRPO__DRAWS = 4096 };   /* elements converted at a time; drawn by a thread at a time */
 static void wrpo__model_randomize(wrpo_model *model, uint64_t seed) {
     const wrpo_config *c = &model->config;
     const int threads = model->ctx->desc.threads;
     float *piece = wrpo__raw(model->arena, WRPO__PIECE, sizeof *piece);
-    for (int64_t i = 0; i < model->n_weights; i++) {
-        const wrpo_weight *w = &model->weights[i];
+    if (!seed) seed = 42;
+    for (const wrpo_weight *w = model->weights; w < model->weights + model->n_weights; w++) {
         const uint64_t stream = wrpo__hash(0, w->name, strlen(w->name));
         const bool norm = w->vector && wrpo__ends(w->name, ".weight");
-        for (int64_t at = 0, n; at < wrpo__size(w); at += n) {
-            n = WRPO__MIN(wrpo__size(w) - at, WRPO__PIECE);
+        for (int64_t first = 0, n; first < wrpo__size(w); first += n) {
+            n = WRPO__MIN(wrpo__size(w) - first, WRPO__PIECE);
             for (int64_t k = 0; w->vector && k < n; k++) piece[k] = norm && !c->norm_plus_one;
             WRPO__PARFOR(threads)
-            for (int64_t block = 0; block < (w->vector ? 0 : (n + 4095) / 4096); block++)
-                for (int64_t k = block * 4096; k < WRPO__MIN(n, block * 4096 + 4096); k++)
-                    piece[k] = (float)(c->initializer_range * wrpo__normal(seed ? seed : 42, stream, (uint64_t)(at + k)));
-            wrpo__weight_put(model, w, at, n, piece);
+            for (int64_t begin = 0; begin < (w->vector ? 0 : n); begin += WRPO__DRAWS)
+                for (int64_t k = begin; k < WRPO__MIN(begin + WRPO__DRAWS, n); k++)
+                    piece[k] = (float)(c->initializer_range * wrpo__normal(seed, stream, (uint64_t)(first + k)));
+            wrpo__weight_put(model, w, first, n, piece);
         }
     }
     wrpo__block_free(piece);
@@ -2529,45 +2745,6 @@ static wrpo_model *wrpo__model_random(wrpo__arena *arena, const wrpo_config *con
     model->dtype = WRPO_DTYPE_F32;
     wrpo__model_randomize(model, seed);
     return model;
-}
-/* A config that a caller filled in keeps the limits of one that is read from a file. */
-static void wrpo__config_check(wrpo_ctx *ctx, const wrpo_config *c) {
-    const wrpo_rope *p = &c->rope;
-    const bool llama3 = p->type == WRPO_ROPE_LLAMA3, yarn = p->type == WRPO_ROPE_YARN, dynamic = p->type == WRPO_ROPE_DYNAMIC;
-    const bool longrope = p->type == WRPO_ROPE_LONGROPE, scaled = p->type != WRPO_ROPE_DEFAULT;
-    const double most = 1e15, least = 1 / most, huge = 0x1p40;         /* most: of a number; huge: of positions */
-    const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, dims = p->dims ? p->dims : c->head_dim;
-    double factor = longrope ? most : 1;               /* the smallest of its factors */
-    for (int i = 0; longrope && i < WRPO__MIN(dims, WRPO__MAX_D) / 2; i++)
-        factor = WRPO__MIN(factor, (double)WRPO__MIN(p->short_factor[i], p->long_factor[i]));
-    const struct { const char *name; double value, low, high; } limits[] = {
-        {"vocab_size", (double)c->vocab_size, 1, 1 << 24}, {"hidden_size", (double)c->hidden_size, 1, WRPO__MAX_HIDDEN},
-        {"intermediate_size", (double)c->intermediate_size, 1, 1 << 24},
-        {"num_hidden_layers", (double)c->num_hidden_layers, 1, 512}, {"num_attention_heads", (double)H, 1, 65536},
-        {"num_key_value_heads", (double)G, 1, (double)H},
-        {"num_attention_heads modulo num_key_value_heads", G > 0 ? (double)(H % G) : 0, 0, 0},
-        {"head_dim", (double)c->head_dim, 2, WRPO__MAX_D}, {"head_dim modulo 2", (double)(c->head_dim % 2), 0, 0},
-        {"max_position_embeddings", (double)c->max_position_embeddings, 1, huge},
-        {"sliding_window", (double)c->sliding_window, 0, huge}, {"rms_norm_eps", c->rms_norm_eps, least, most},
-        {"initializer_range", c->initializer_range, least, most},
-        {"query_pre_attn_scalar", c->query_pre_attn_scalar, 0, most},
-        {"attn_logit_softcapping", c->attn_logit_softcapping, 0, most},
-        {"final_logit_softcapping", c->final_logit_softcapping, 0, most},
-        {"rope.type", (double)p->type, 0, WRPO_ROPE_LONGROPE}, {"rope.theta", p->theta, least, most},
-        {"rope.dims", (double)dims, dynamic ? 4 : 2, (double)c->head_dim}, {"rope.dims modulo 2", (double)(dims % 2), 0, 0},
-        {"rope.factor", p->factor, scaled ? least : 0, most},
-        {"rope.original_max_position_embeddings", (double)p->original_max_position_embeddings,
-         llama3 || yarn || longrope ? 2 : 0, huge},
-        {"rope.attention_factor", p->attention_factor, yarn || longrope ? least : 0, most},
-        {"rope.beta_fast", p->beta_fast, yarn ? least : 0, most}, {"rope.beta_slow", p->beta_slow, yarn ? least : 0, most},
-        {"rope.low_freq_factor", p->low_freq_factor, llama3 ? least : 0, most},
-        {"rope.high_freq_factor", p->high_freq_factor, llama3 ? nextafter(p->low_freq_factor, most) : 0, most},
-        {"rope.short_factor and long_factor", factor, least, most}};
-    for (int i = 0; i < WRPO__COUNT(limits); i++)
-        if (!(limits[i].value >= limits[i].low && limits[i].value <= limits[i].high))
-            wrpo__fail(ctx, WRPO_E_ARG, "wrpo_config: %s: want %.15g to %.15g, found %.15g", limits[i].name, limits[i].low,
-                       limits[i].high, limits[i].value);
-    if (!memchr(c->model_type, 0, sizeof c->model_type)) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_config: model_type: want a NUL");
 }
 static wrpo_model *wrpo__model_of(wrpo__arena *arena, const wrpo_config *config, uint64_t seed) {
     wrpo__config_check(arena->ctx, config);
@@ -2592,33 +2769,10 @@ WRPO_API int64_t wrpo_model_parameters(const wrpo_model *model) {
 WRPO_API void wrpo_model_free(wrpo_model *model) {
     if (model) wrpo__arena_free(model->arena);
 }
-static void wrpo__free_model(void *p) { wrpo_model_free(p); }
-
-/* ---- weights in and out; one of `get` and `put` is NULL ---- */
-static void wrpo__weight_move(wrpo_model *model, int64_t i, int64_t first, int64_t count, float *get, const float *put) {
-    wrpo_ctx *ctx = model->ctx;
-    if (i < 0 || i >= model->n_weights)
-        wrpo__fail(ctx, WRPO_E_ARG, "weight %lld: want 0 to %lld", (long long)i, (long long)model->n_weights - 1);
-    const wrpo_weight *w = &model->weights[i];
-    if (first < 0 || count < 0 || first > wrpo__size(w) || count > wrpo__size(w) - first)
-        wrpo__fail(ctx, WRPO_E_ARG, "%s: %lld elements from %lld on: it has %lld", w->name, (long long)count,
-                   (long long)first, (long long)wrpo__size(w));
-    if (put && model->frozen) wrpo__fail(ctx, WRPO_E_ARG, "%s: the model was loaded frozen (wrpo_model_desc)", w->name);
-    if (put) wrpo__weight_put(model, w, first, count, put);
-    else wrpo__weight_get(model, w, first, count, get);
-    wrpo__sync(ctx);
-}
-WRPO_API wrpo_result wrpo_weight_get(wrpo_model *model, int64_t i, int64_t first, int64_t count, float *out) {
-    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__weight_move(model, i, first, count, out, NULL));
-    return wrpo__end(&wrpo__entry);
-}
-WRPO_API wrpo_result wrpo_weight_put(wrpo_model *model, int64_t i, int64_t first, int64_t count, const float *values) {
-    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__weight_move(model, i, first, count, NULL, values));
-    return wrpo__end(&wrpo__entry);
-}
 
 /* -------------------------------------------------------------------------------------------- >>model
-   The decoder, forward and backward, over a packed micro-batch. Written once, in ops of the backend table.
+   The decoder, forward and backward, over a packed micro-batch. It is written once, in ops of the backend's table.
+   In: records of token ids. Out: the log-prob of every scored token; then, from dL/dlogp of each, the gradients.
 
    Packing. A record is one prompt of P tokens and K responses of R_k tokens; it takes P + sum R_k rows:
 
@@ -2629,736 +2783,674 @@ WRPO_API wrpo_result wrpo_weight_put(wrpo_model *model, int64_t i, int64_t first
    Records follow each other; there is no padding. The token at response position j is predicted by the row
    before it: the prompt's last row for j = 0. Only those rows ("targets") meet the LM head, in chunks.
 
-   One step on a micro-batch: pack, forward (log-probs), loss on the host, backward (gradients accumulated). */
+   Words.  row       one token of the packed micro-batch; activations are [n, columns] for n rows
+           segment   the rows of one prompt or one response: what attention takes for a sequence
+           prefix    rows whose keys all queries of a segment see: a response's prompt; a prompt has none
+           own keys  those of the segment's own rows; each query sees them up to its own position
+           target    a scored token: target_id is it, target_row predicts it
+           chunk     targets that go through the head together where memory is short
+           span      targets whose logits there is room for: a chunk, or as many as there are rows
+           rotate    apply the rotary position embedding to q and k
 
-typedef struct wrpo__acts {          /* what the backward pass needs of one layer; n rows, act_bytes each */
-    void *x;                         /* [n, D]  residual stream entering the layer */
-    void *mid;                       /* [n, D]  after attention */
-    void *qkv;                       /* [n, (H+2G)d]  q and k rotated */
-    void *qk0;                       /* [n, (H+G)d]  q and k before their norms; only with qk_norm */
-    void *o;                         /* [n, Hd]  attention output */
-    void *gu;                        /* [n, 2I]  gate | up */
-    void *add_1, *add_2;             /* [n, D]  what attention and MLP add, before their norms; only with post_norms */
-    float *rstd_1, *rstd_2;          /* [n] */
-    float *rstd_add_1, *rstd_add_2;  /* [n]; only with post_norms */
-    float *rstd_q, *rstd_k;          /* [n, H], [n, G]; only with qk_norm */
-    float *lse;                      /* [n, H] */
-} wrpo__acts;
-typedef struct wrpo__shape {         /* capacities of a run */
-    int64_t rows;                    /* packed rows; targets and segments are never more */
-    int64_t chunk;                   /* targets per chunk of the head */
-    bool logits;                     /* there is room for those of all rows, not of a chunk only */
-    int64_t recompute;               /* layers [0, recompute) keep only x */
+   To add an op: the table (>>api), its definition (>>ops), the fast ones (>>cpu, wrpo_cuda.cu), tests/30_ops.c; then
+   its call in wrpo__layer_fwd, and its gradient's in wrpo__layer_bwd. A norm: its weight (>>layout), its rstd in
+   WRPO__LAYER_ACTS, wrpo__norm_fwd and wrpo__norm_bwd in the same two. A family: its model_type and names of tensors
+   (>>checkpoint), a flag of wrpo_config at each step that differs, tests/40_model.c and 42_model.c.               */
+
+/* ---- a run: the memory that micro-batches are computed in ---- */
+typedef struct wrpo__shape {         /* what there is room for */
+    int64_t rows;                    /* never fewer than targets, segments or responses */
+    int64_t chunk;                   /* targets in a chunk */
+    bool logits;                     /* the span is all rows, not a chunk */
+    int64_t recompute;               /* layers [0, recompute) store only x; the backward pass computes the rest again */
     int64_t cache;                   /* rows of keys and values that outlive a forward pass, for decoding; 0 = none */
     bool train;
 } wrpo__shape;
-typedef struct wrpo__run {           /* a workspace for micro-batches, and the one that is packed in it */
-    wrpo_model *model;
+static int64_t wrpo__span(const wrpo__shape *s) { return s->logits ? s->rows : s->chunk; }
+
+/* The tables of buffers: [n, columns] each; 0 columns: NULL. void: activations, of the backend's act_bytes an element.
+   First what the backward pass needs of one layer, besides the x that enters it, */
+#define WRPO__LAYER_ACTS(X) \
+    X(void, mid, D * train)                                  /* the residual stream after attention */ \
+    X(void, qk0, (H + G) * d * qk_norm)                      /* q | k before their norms */ \
+    X(void, qkv, (H + 2 * G) * d)                            /* q | k | v; q and k are rotated */ \
+    X(void, o, H * d) X(float, lse, H)                       /* attention's output, and its log sum exp */ \
+    X(void, gu, 2 * I)                                       /* gate | up */ \
+    X(void, attn_out, D * post_norms) X(void, mlp_out, D * post_norms)    /* what is added to x, before its norm */ \
+    X(float, rstd_attn, 1) X(float, rstd_q, H * qk_norm) X(float, rstd_k, G * qk_norm)    /* 1 / rms, of each norm */ \
+    X(float, rstd_attn_out, post_norms) X(float, rstd_mlp, 1) X(float, rstd_mlp_out, post_norms)
+/* then what there is once, */
+#define WRPO__RUN_ACTS(X) \
+    X(void, norm, D) X(void, h, I)                           /* a norm's output; act(gate) up. Within a layer */ \
+    X(void, y, D) X(float, rstd_final, 1)                    /* the final norm's output */ \
+    X(float, target_lse, 1)                                  /* log sum exp of each target's logits */ \
+    X(void, dx, D * train) X(void, dy, D * train)            /* dL/dx of the stream; dL/d of what a product read */ \
+    X(void, dqkv, (H + 2 * G) * d * train) X(void, d_o, H * d * train) \
+    X(void, dgu, 2 * I * train) X(void, dh, I * train)
+/* and what there is on the backend and, as h_ids and so on, on the host. */
+#define WRPO__RUN_BOTH(X) \
+    X(int32_t, ids, 1) X(wrpo_seg, segs, 1) \
+    X(float, rope, d)                                        /* cosine and sine, [n, dims / 2, 2] */ \
+    X(int32_t, cache_row, s->cache > 0)                      /* where in the cache a row's key and value go */ \
+    X(int32_t, target_row, 1) X(int32_t, target_id, 1) \
+    X(float, logp, 1) X(float, coef, 1)                      /* of each target; coef: dL/dlogp */ \
+    X(float, mean, 1)                                        /* mean logit of each row, a metric */
+typedef struct wrpo__acts {
+    void *x;                         /* [n, D] residual stream that enters the layer */
+#define WRPO__X(type, field, columns) type *field;
+    WRPO__LAYER_ACTS(WRPO__X)
+} wrpo__acts;
+typedef struct wrpo__location {      /* where a response is: the first row of its prompt, its own, its first target */
+    int64_t prompt_row, row, target;
+} wrpo__location;
+typedef struct wrpo__run {
+    wrpo_model *model; const wrpo_backend *be; void *dev;
     wrpo__shape shape;
-    /* host */
-    int64_t n, segs, targets;
-    int32_t *h_ids, *h_rows, *h_target, *h_place;      /* place: with a cache, where in it a row's key and value go */
-    wrpo_seg *h_segs;
-    float *h_rope, *h_logp, *h_coef, *h_mean;          /* rope [n, d/2, 2]; mean [n]: mean logit of each row, if wanted */
-    /* backend */
-    int32_t *ids, *rows, *target, *place;
-    void *cache;                     /* [L][shape.cache, 2Gd]  k | v */
-    wrpo_seg *d_segs;
-    float *rope, *inv_freq;          /* inv_freq [rope dims / 2] is on the host */
-    double rope_scale;
-    int64_t rope_key;                /* of the sequences that inv_freq is for */
-    float *logp, *lse, *coef, *mean, *mean_w;          /* mean_w [D]: sum of the LM head's rows */
-    wrpo__acts *layer;               /* [L + 1]; x of the last one enters the final norm */
-    wrpo__acts scratch;              /* shared by layers that keep nothing */
-    void *norm, *h;                  /* [n, D], [n, I]: a norm's output, the MLP's inside; valid within a layer */
-    void *y;                         /* [n, D]  final norm's output */
-    float *rstd_f;
-    void *hid, *dhid; float *logits; /* [span, D], [span, D], [span, V]: wrpo__span */
-    bool held;                       /* logits and lse are those of all targets: the backward pass need not make them again */
-    void *dlogits;                   /* [chunk, V]; NULL where activations are float: it replaces the logits then */
-    void *dx, *dqkv, *dgu, *d_o, *dh, *dy;             /* backward only */
-    void *attn_scratch;
-    size_t bytes, head_bytes;
+    int64_t n, n_segs, n_targets, n_packed;            /* rows and so on that are packed */
+    wrpo__location *packed;          /* [n_packed] responses */
+    float *inv_freq; double rope_scale;                /* radians per position, [dims / 2]; factor of cosine and sine */
+    int64_t rope_key;                /* of the sequences that these two are for */
+    WRPO__RUN_ACTS(WRPO__X)
+#undef WRPO__X
+#define WRPO__X(type, field, columns) type *field, *h_##field;
+    WRPO__RUN_BOTH(WRPO__X)
+#undef WRPO__X
+    wrpo__acts *layer;               /* [L + 1]; the last has only x, which enters the final norm */
+    wrpo__acts scratch;              /* of all layers that store only x, and in inference of all */
+    void *cache, *attn_scratch;      /* cache [L][shape.cache, 2Gd]: k | v */
+    void *hid, *dhid; float *logits; /* [span, D], [span, D], [span, V]; hid: y at the target rows */
+    void *dlogits;                   /* [chunk, V]; NULL where activations are float: it takes the place of logits */
+    float *head_sum;                 /* [D] sum of the head's rows */
+    bool logits_kept;                /* logits and target_lse are those of all targets */
+    size_t bytes, head_bytes;        /* on the backend: of all, of hid to dlogits */
+    wrpo__bump host;                 /* the memory of what is on the host */
 } wrpo__run;
 
-static int64_t wrpo__span(const wrpo__shape *s) { return s->logits ? s->rows : s->chunk; }     /* targets that the logits have room for */
-/* Bytes and places of a run on the backend. */
+/* Measures a run (r->layer may be NULL), or assigns its memory. */
 static void wrpo__run_layout(wrpo_ctx *ctx, const wrpo_config *c, const wrpo__shape *s, wrpo__run *r, wrpo__bump *b) {
     const wrpo_backend *be = ctx->desc.backend;
-    const size_t A = (size_t)be->act_bytes, F = sizeof(float);
-    const int64_t V = c->vocab_size, D = c->hidden_size, I = c->intermediate_size, d = c->head_dim, L = c->num_hidden_layers;
-    const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, n = s->rows;
-    r->ids = wrpo__take(b, n, 1, 4), r->rows = wrpo__take(b, n, 1, 4), r->target = wrpo__take(b, n, 1, 4);
-    r->d_segs = wrpo__take(b, n, 1, sizeof(wrpo_seg));
-    r->place = s->cache ? wrpo__take(b, n, 1, 4) : NULL, r->cache = s->cache ? wrpo__take(b, s->cache, L * 2 * G * d, A) : NULL;
-    r->rope = wrpo__take(b, n, d, F);
-    r->logp = wrpo__take(b, n, 1, F), r->lse = wrpo__take(b, n, 1, F), r->coef = wrpo__take(b, n, 1, F);
-    r->mean = wrpo__take(b, n, 1, F), r->mean_w = wrpo__take(b, D, 1, F);
-    for (int64_t l = -1; l <= L; l++) {                /* -1: the scratch layer; L: only x */
-        wrpo__acts *a = l < 0 ? &r->scratch : b->base ? &r->layer[l] : &(wrpo__acts){0};
-        bool full = l < 0 ? !s->train || s->recompute > 0 : s->train && l < L && l >= s->recompute;
-        bool x = l < 0 ? !s->train : s->train;
-        a->x = x ? wrpo__take(b, n, D, A) : NULL;
-        if (!full) continue;
-        a->mid = s->train ? wrpo__take(b, n, D, A) : a->x;
-        a->qkv = wrpo__take(b, n, (H + 2 * G) * d, A);
-        a->qk0 = c->qk_norm ? wrpo__take(b, n, (H + G) * d, A) : NULL;
-        a->o = wrpo__take(b, n, H * d, A);
-        a->gu = wrpo__take(b, n, 2 * I, A);
-        a->add_1 = c->post_norms ? wrpo__take(b, n, D, A) : NULL, a->add_2 = c->post_norms ? wrpo__take(b, n, D, A) : NULL;
-        a->rstd_1 = wrpo__take(b, n, 1, F), a->rstd_2 = wrpo__take(b, n, 1, F);
-        a->rstd_add_1 = c->post_norms ? wrpo__take(b, n, 1, F) : NULL, a->rstd_add_2 = c->post_norms ? wrpo__take(b, n, 1, F) : NULL;
-        a->rstd_q = c->qk_norm ? wrpo__take(b, n, H, F) : NULL, a->rstd_k = c->qk_norm ? wrpo__take(b, n, G, F) : NULL;
-        a->lse = wrpo__take(b, n, H, F);
+    const size_t size_void = (size_t)be->act_bytes, size_float = sizeof(float);
+    const int64_t V = c->vocab_size, D = c->hidden_size, I = c->intermediate_size, d = c->head_dim;
+    const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, L = c->num_hidden_layers, n = s->rows;
+    const int64_t train = s->train, qk_norm = c->qk_norm, post_norms = c->post_norms, span = wrpo__span(s);
+    for (int64_t l = 0; l <= L + 1; l++) {             /* L + 1: the shared one */
+        const bool shared = l > L, stored = s->train && l >= s->recompute && l < L;
+        const bool full = shared ? !s->train || s->recompute > 0 : stored;
+        wrpo__acts unused, *a = shared ? &r->scratch : &unused;
+        if (!shared && r->layer) a = &r->layer[l];
+        a->x = wrpo__take(b, n, shared != s->train ? D : 0, size_void);
+#define WRPO__X(type, field, columns) a->field = wrpo__take(b, full ? n : 0, columns, size_##type);
+        WRPO__LAYER_ACTS(WRPO__X)
+#undef WRPO__X
+        if (!s->train) a->mid = a->x;                  /* the stream is updated in place */
     }
-    r->norm = wrpo__take(b, n, D, A), r->h = wrpo__take(b, n, I, A);
-    r->y = wrpo__take(b, n, D, A), r->rstd_f = wrpo__take(b, n, 1, F);
-    size_t before_head = b->used;
-    const int64_t span = wrpo__span(s);
-    r->hid = wrpo__take(b, span, D, A), r->logits = wrpo__take(b, span, V, F);
-    if (s->train) {
-        r->dhid = wrpo__take(b, span, D, A);
-        r->dlogits = A == F ? NULL : wrpo__take(b, s->chunk, V, A);
-    }
-    r->head_bytes = b->used - before_head;
-    if (s->train) {
-        r->dx = wrpo__take(b, n, D, A), r->dy = wrpo__take(b, n, D, A);
-        r->dqkv = wrpo__take(b, n, (H + 2 * G) * d, A), r->d_o = wrpo__take(b, n, H * d, A);
-        r->dgu = wrpo__take(b, n, 2 * I, A), r->dh = wrpo__take(b, n, I, A);
-        r->attn_scratch = wrpo__take(b, (int64_t)be->attention_scratch(ctx->dev, n, H, G, d), 1, 1);
-    }
+#define WRPO__X(type, field, columns) r->field = wrpo__take(b, n, columns, size_##type);
+    WRPO__RUN_ACTS(WRPO__X)
+#undef WRPO__X
+#define WRPO__X(type, field, columns) \
+    r->field = wrpo__take(b, n, columns, sizeof(type)); \
+    r->h_##field = wrpo__take(&r->host, n, columns, sizeof(type));
+    WRPO__RUN_BOTH(WRPO__X)
+#undef WRPO__X
+    r->packed = wrpo__take(&r->host, n, 1, sizeof *r->packed);
+    r->inv_freq = wrpo__take(&r->host, 1, d / 2, sizeof *r->inv_freq);
+    r->cache = wrpo__take(b, s->cache, L * 2 * G * d, size_void);
+    r->attn_scratch = wrpo__take(b, train, (int64_t)be->attention_scratch(ctx->dev, n, H, G, d), 1);
+    r->head_sum = wrpo__take(b, 1, D, size_float);
+    r->head_bytes = b->used;
+    r->hid = wrpo__take(b, span, D, size_void);
+    r->logits = wrpo__take(b, span, V, size_float);
+    r->dhid = wrpo__take(b, span, D * train, size_void);
+    r->dlogits = wrpo__take(b, s->chunk, size_void == size_float ? 0 : V * train, size_void);
+    r->head_bytes = b->used - r->head_bytes;
     r->bytes = b->used;
 }
-/* Targets per chunk of the head: about 64 MiB of logits, 32 to 512 of them; on a device, which wants large products, 8 times that. */
+/* About 64 MiB of logits, for 32 to 512 targets; on a device, which wants large products, 8 times that. */
 static int64_t wrpo__head_chunk(const wrpo_ctx *ctx, const wrpo_config *c, int64_t rows) {
     const int64_t more = ctx->desc.backend->host ? 1 : 8, chunk = (more << 26) / (4 * c->vocab_size) / 32 * 32;
     return WRPO__MIN(rows, WRPO__MAX(32, WRPO__MIN(512 * more, chunk)));
 }
-/* Host bytes of the packing buffers, per row. */
-static size_t wrpo__run_host_bytes(const wrpo_config *c, int64_t rows) {
-    return (size_t)rows * (3 * sizeof(int32_t) + sizeof(wrpo_seg) + 3 * sizeof(float) + (size_t)c->head_dim * sizeof(float));
-}
-
-/* ---- rotary embedding (Su et al. 2021): inverse frequencies, in the float arithmetic of the reference ----
-   Two types look at the length of the whole sequence, prompt and response: longrope takes other factors beyond the original
-   length, dynamic another theta for each length beyond max_position_embeddings. Sequences of one key turn alike.          */
-static int64_t wrpo__rope_dims(const wrpo_config *c) { return c->rope.dims ? c->rope.dims : c->head_dim; }
-static int64_t wrpo__rope_key(const wrpo_config *c, int64_t length) {
-    if (c->rope.type == WRPO_ROPE_LONGROPE) return length > c->rope.original_max_position_embeddings;
-    return c->rope.type == WRPO_ROPE_DYNAMIC && length > c->max_position_embeddings ? length : 0;
-}
-static void wrpo__inv_freq(const wrpo_config *c, int64_t key, float *inv, double *scale) {
-    const wrpo_rope *p = &c->rope;
-    const int64_t d = wrpo__rope_dims(c);
-    const double pi = 3.14159265358979323846;
-    float theta = (float)p->theta;
-    *scale = 1;
-    if (p->type == WRPO_ROPE_DYNAMIC && key)
-        theta *= powf((float)p->factor * (float)key / (float)c->max_position_embeddings - (float)(p->factor - 1), (float)((double)d / (double)(d - 2)));
-    for (int64_t i = 0; i < d / 2; i++) inv[i] = 1.0f / powf(theta, (float)(2 * i) / (float)d);
-    if (p->type == WRPO_ROPE_LONGROPE) {               /* Ding et al. 2024 */
-        for (int64_t i = 0; i < d / 2; i++) inv[i] = 1.0f / ((key ? p->long_factor : p->short_factor)[i] * powf(theta, (float)(2 * i) / (float)d));
-        *scale = p->attention_factor;
-    }
-    if (p->type == WRPO_ROPE_LINEAR)
-        for (int64_t i = 0; i < d / 2; i++) inv[i] /= (float)p->factor;
-    if (p->type == WRPO_ROPE_LLAMA3) {                 /* long waves slowed by factor, short ones kept, a ramp between */
-        const float low = (float)((double)p->original_max_position_embeddings / p->low_freq_factor);
-        const float high = (float)((double)p->original_max_position_embeddings / p->high_freq_factor);
-        for (int64_t i = 0; i < d / 2; i++) {
-            float wave = (float)(2 * pi) / inv[i];
-            float smooth = ((float)p->original_max_position_embeddings / wave - (float)p->low_freq_factor)
-                         / (float)(p->high_freq_factor - p->low_freq_factor);
-            if (wave > low) inv[i] /= (float)p->factor;
-            else if (wave >= high) inv[i] = (1 - smooth) * (inv[i] / (float)p->factor) + smooth * inv[i];
-        }
-    }
-    if (p->type == WRPO_ROPE_YARN) {                   /* Peng et al. 2023: by number of turns within the original length */
-        double length = (double)p->original_max_position_embeddings;
-        double first = (double)d * log(length / (p->beta_fast * 2 * pi)) / (2 * log(p->theta));
-        double last = (double)d * log(length / (p->beta_slow * 2 * pi)) / (2 * log(p->theta));
-        if (p->yarn_truncate) first = floor(first), last = ceil(last);
-        first = WRPO__MAX(first, 0), last = WRPO__MIN(last, (double)(d - 1));
-        if (first == last) last += 0.001;
-        for (int64_t i = 0; i < d / 2; i++) {
-            float ramp = ((float)i - (float)first) / (float)(last - first);
-            float keep = 1 - WRPO__MIN(WRPO__MAX(ramp, 0.0f), 1.0f);
-            inv[i] = inv[i] / (float)p->factor * (1 - keep) + inv[i] * keep;
-        }
-        *scale = p->attention_factor;
-    }
-}
 
 static wrpo__run *wrpo__run_new(wrpo__arena *arena, wrpo_model *model, const wrpo__shape *shape) {
+    wrpo_ctx *ctx = arena->ctx;
     const wrpo_config *c = &model->config;
-    const size_t n = (size_t)shape->rows;
     wrpo__run *r = WRPO__NEW(arena, wrpo__run);
-    r->model = model, r->shape = *shape;
-    r->layer = wrpo__alloc(arena, (size_t)c->num_hidden_layers + 1, sizeof *r->layer);
     wrpo__bump b = {0};
-    wrpo__run_layout(arena->ctx, c, shape, r, &b);
-    if (b.overflow) wrpo__fail(arena->ctx, WRPO_E_MEMORY, "out of memory: %lld rows of this model do not fit into the address space", (long long)shape->rows);
+    *r = (wrpo__run){.model = model, .be = ctx->desc.backend, .dev = ctx->dev, .shape = *shape};
+    r->layer = wrpo__alloc(arena, (size_t)c->num_hidden_layers + 1, sizeof *r->layer);
+    wrpo__run_layout(ctx, c, shape, r, &b);
+    if (b.overflow || r->host.overflow)
+        wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: %lld rows of this model do not fit into the address space",
+                   (long long)shape->rows);
     b = (wrpo__bump){.base = wrpo__device_alloc(arena, b.used, "activations")};
-    wrpo__run_layout(arena->ctx, c, shape, r, &b);
-    r->h_ids = wrpo__raw(arena, n, 4), r->h_rows = wrpo__raw(arena, n, 4), r->h_target = wrpo__raw(arena, n, 4);
-    r->h_place = shape->cache ? wrpo__raw(arena, n, 4) : NULL;
-    r->h_segs = wrpo__raw(arena, n, sizeof(wrpo_seg));
-    r->h_rope = wrpo__raw(arena, n, (size_t)c->head_dim * sizeof(float));
-    r->h_logp = wrpo__raw(arena, n, 4), r->h_coef = wrpo__raw(arena, n, 4), r->h_mean = wrpo__raw(arena, n, 4);
-    r->inv_freq = wrpo__alloc(arena, (size_t)c->head_dim / 2, sizeof(float));
+    r->host = (wrpo__bump){.base = wrpo__raw(arena, r->host.used, 1)};
+    wrpo__run_layout(ctx, c, shape, r, &b);
     wrpo__inv_freq(c, 0, r->inv_freq, &r->rope_scale);
     return r;
 }
 
-/* ---- packing ---- */
-/* Response k cannot share the prompt's rows with the response before it: their sequences turn differently. */
-static bool wrpo__prompt_again(const wrpo_config *c, const wrpo_record *record, int k) {
-    return k && wrpo__rope_key(c, record->prompt_count + record->responses[k].count) != wrpo__rope_key(c, record->prompt_count + record->responses[k - 1].count);
+/* ---- packing: begin, records, end ---- */
+static void wrpo__pack_begin(wrpo__run *r) {
+    r->n = r->n_segs = r->n_targets = r->n_packed = 0;
+    r->logits_kept = false;
 }
-static int64_t wrpo__record_rows(const wrpo_config *c, const wrpo_record *record) {
-    int64_t n = record->prompt_count;
-    for (int k = 0; k < record->count; k++) n += record->responses[k].count + (wrpo__prompt_again(c, record, k) ? record->prompt_count : 0);
-    return n;
-}
-static void wrpo__pack_begin(wrpo__run *r) { r->n = r->segs = r->targets = 0, r->held = false; }
-/* From here on rows of sequences of this length, prompt and response, are packed. */
-static void wrpo__pack_turn(wrpo__run *r, int64_t length) {
+/* What is packed next belongs to a sequence of this length, prompt and response. */
+static void wrpo__pack_rotary(wrpo__run *r, int64_t length) {
     const int64_t key = wrpo__rope_key(&r->model->config, length);
-    if (key != r->rope_key) wrpo__inv_freq(&r->model->config, r->rope_key = key, r->inv_freq, &r->rope_scale);
+    if (key == r->rope_key) return;
+    r->rope_key = key;
+    wrpo__inv_freq(&r->model->config, key, r->inv_freq, &r->rope_scale);
 }
-/* One run of rows at positions from `position`, the last one at the end of `seg`'s own keys; the caller has made sure that it fits. */
+/* A segment of `count` rows, the first at `position`. seg gives its prefix and its own keys, of which the last row has
+   the last. The caller has made sure that there is room. */
 static void wrpo__pack_rows(wrpo__run *r, const int32_t *ids, int64_t count, int64_t position, wrpo_seg seg) {
     const int64_t half = wrpo__rope_dims(&r->model->config) / 2;
+    seg.begin = r->n;
+    seg.end = r->n + count;
     for (int64_t i = 0; i < count; i++) {
-        r->h_ids[r->n + i] = ids[i];
+        const int64_t row = seg.begin + i;
+        float *rope = r->h_rope + row * half * 2;
+        r->h_ids[row] = ids[i];
+        if (r->h_cache_row) r->h_cache_row[row] = (int32_t)(seg.own_end - count + i);
         for (int64_t k = 0; k < half; k++) {
-            float angle = (float)(position + i) * r->inv_freq[k], *t = r->h_rope + ((r->n + i) * half + k) * 2;
-            t[0] = cosf(angle) * (float)r->rope_scale, t[1] = sinf(angle) * (float)r->rope_scale;
+            const float angle = (float)(position + i) * r->inv_freq[k];
+            rope[2 * k] = cosf(angle) * (float)r->rope_scale;
+            rope[2 * k + 1] = sinf(angle) * (float)r->rope_scale;
         }
     }
-    for (int64_t i = 0; r->h_place && i < count; i++) r->h_place[r->n + i] = (int32_t)(seg.own_end - count + i);
-    seg.begin = r->n, seg.end = r->n += count;
-    r->h_segs[r->segs++] = seg;
+    r->h_segs[r->n_segs++] = seg;
+    r->n = seg.end;
 }
-static void wrpo__pack_seg(wrpo__run *r, const int32_t *ids, int64_t count, int64_t position, int64_t prefix, int64_t prefix_end) {
+static void wrpo__pack_seg(wrpo__run *r, const int32_t *ids, int64_t count, int64_t position, int64_t prefix,
+                           int64_t prefix_end) {
     wrpo__pack_rows(r, ids, count, position, (wrpo_seg){0, 0, prefix, prefix_end, r->n, r->n + count});
 }
-static void wrpo__pack_target(wrpo__run *r, int64_t row, int32_t id) { r->h_rows[r->targets] = (int32_t)row, r->h_target[r->targets++] = id; }
+static void wrpo__pack_target(wrpo__run *r, int64_t row, int32_t id) {
+    r->h_target_row[r->n_targets] = (int32_t)row;
+    r->h_target_id[r->n_targets++] = id;
+}
+/* Is the prompt packed before response k? Not if it shares the rows that response k - 1 has: equal rotary keys. */
+static bool wrpo__packs_prompt(const wrpo_config *c, const wrpo_record *record, int k) {
+    const int64_t P = record->prompt_count;
+    const wrpo_tokens *y = &record->responses[k];
+    return k == 0 || wrpo__rope_key(c, P + y->count) != wrpo__rope_key(c, P + y[-1].count);
+}
+static int64_t wrpo__record_rows(const wrpo_config *c, const wrpo_record *record) {
+    int64_t n = 0;
+    for (int k = 0; k < record->count; k++)
+        n += record->responses[k].count + (wrpo__packs_prompt(c, record, k) ? record->prompt_count : 0);
+    return n;
+}
 static void wrpo__pack_record(wrpo__run *r, const wrpo_record *record) {
     const int64_t P = record->prompt_count;
-    int64_t first = r->n;
+    int64_t prompt = 0;
     for (int k = 0; k < record->count; k++) {
         const wrpo_tokens *y = &record->responses[k];
-        if (k == 0 || wrpo__prompt_again(&r->model->config, record, k)) {
-            wrpo__pack_turn(r, P + y->count);
-            first = r->n;
-            wrpo__pack_seg(r, record->prompt, P, 0, first, first);
+        if (wrpo__packs_prompt(&r->model->config, record, k)) {
+            prompt = r->n;
+            wrpo__pack_rotary(r, P + y->count);
+            wrpo__pack_seg(r, record->prompt, P, 0, prompt, prompt);
         }
-        for (int64_t j = y->first; j < y->count; j++) wrpo__pack_target(r, j ? r->n + j - 1 : first + P - 1, y->ids[j]);
-        wrpo__pack_seg(r, y->ids, y->count, P, first, first + P);
+        r->packed[r->n_packed++] = (wrpo__location){.prompt_row = prompt, .row = r->n, .target = r->n_targets};
+        for (int64_t j = y->first; j < y->count; j++)
+            wrpo__pack_target(r, j > 0 ? r->n + j - 1 : prompt + P - 1, y->ids[j]);
+        wrpo__pack_seg(r, y->ids, y->count, P, prompt, prompt + P);
     }
 }
 static void wrpo__pack_end(wrpo__run *r) {
-    wrpo_ctx *ctx = r->model->ctx;
-    const wrpo_backend *be = ctx->desc.backend;
-    be->put(ctx->dev, r->ids, r->h_ids, (size_t)r->n * 4);
-    be->put(ctx->dev, r->rows, r->h_rows, (size_t)r->targets * 4);
-    be->put(ctx->dev, r->target, r->h_target, (size_t)r->targets * 4);
-    if (r->place) be->put(ctx->dev, r->place, r->h_place, (size_t)r->n * 4);
-    be->put(ctx->dev, r->d_segs, r->h_segs, (size_t)r->segs * sizeof(wrpo_seg));
-    be->put(ctx->dev, r->rope, r->h_rope, (size_t)(r->n * wrpo__rope_dims(&r->model->config)) * sizeof(float));
+    const size_t n = (size_t)r->n, targets = (size_t)r->n_targets;
+    const size_t angles = n * (size_t)wrpo__rope_dims(&r->model->config);
+    r->be->put(r->dev, r->ids, r->h_ids, n * sizeof *r->ids);
+    r->be->put(r->dev, r->segs, r->h_segs, (size_t)r->n_segs * sizeof *r->segs);
+    r->be->put(r->dev, r->rope, r->h_rope, angles * sizeof *r->rope);
+    if (r->cache) r->be->put(r->dev, r->cache_row, r->h_cache_row, n * sizeof *r->cache_row);
+    r->be->put(r->dev, r->target_row, r->h_target_row, targets * sizeof *r->target_row);
+    r->be->put(r->dev, r->target_id, r->h_target_id, targets * sizeof *r->target_id);
 }
 
-/* ---- linear layers ----
-   Weights that the table joins are one matrix: y[n, sum of rows] = x W' with as few products as memory allows. */
-typedef struct wrpo__linear { const wrpo_weight *w[3]; const wrpo_weight *b[3]; } wrpo__linear;
-#define WRPO__ROWS(w) ((w) ? (w)->rows : 0)
-static int wrpo__joined(const wrpo__linear *lin, int i, int64_t *rows) {   /* end of the run of joined weights from i; its rows */
-    int j = i + 1;
-    for (*rows = lin->w[i]->rows; j < 3 && lin->w[j] && wrpo__follows(lin->w[j - 1], lin->w[j]); j++) *rows += lin->w[j]->rows;
-    return j;
+/* ---- the parts of a layer ---- */
+static void *wrpo__at(const wrpo_backend *be, const void *p, int64_t i) {      /* &p[i] of activations */
+    return (char *)(uintptr_t)p + i * be->act_bytes;
 }
-static void *wrpo__at(const wrpo_backend *be, const void *p, int64_t i) { return (char *)(uintptr_t)p + i * be->act_bytes; }
-static void wrpo__linear_fwd(wrpo_ctx *ctx, const wrpo__linear *lin, void *y, int64_t ldy, const void *x, int64_t n, float beta) {
-    const wrpo_backend *be = ctx->desc.backend;
-    int64_t rows, at = 0, cols = lin->w[0]->cols;
-    for (int i = 0, j; i < 3 && lin->w[i]; i = j, at += rows) {
-        j = wrpo__joined(lin, i, &rows);
-        be->gemm(ctx->dev, WRPO_MM_NT, wrpo__at(be, y, at), ldy, x, cols, lin->w[i]->data, cols, lin->w[i]->dtype, n, rows, cols, beta);
+/* Products, each of `count` weights that follow each other in the table, and of their biases. */
+typedef struct wrpo__linear { int count; wrpo__kind weight, bias; } wrpo__linear;
+static const wrpo__linear
+    wrpo__qkv = {3, WRPO__W_q_proj, WRPO__W_q_bias}, wrpo__qk = {2, WRPO__W_q_proj, WRPO__W_q_bias},
+    wrpo__v = {1, WRPO__W_v_proj, WRPO__W_v_bias}, wrpo__o = {1, WRPO__W_o_proj, WRPO__W_o_bias},
+    wrpo__gu = {2, WRPO__W_gate_proj, WRPO__W_none}, wrpo__down = {1, WRPO__W_down_proj, WRPO__W_none};
+/* The end of the weights from i on that are one matrix in memory, and its rows. */
+static int wrpo__joined(const wrpo_weight *w, int i, int count, int64_t *rows) {
+    *rows = w[i].rows;
+    for (i++; i < count && wrpo__follows(&w[i - 1], &w[i]); i++) *rows += w[i].rows;
+    return i;
+}
+/* y = x W' + b, or y += if add. */
+static void wrpo__linear_fwd(const wrpo__run *r, int64_t l, const wrpo__linear *lin, void *y, int64_t ldy,
+                             const void *x, bool add) {
+    const wrpo_weight *w = wrpo__weight(r->model, lin->weight, l), *b = wrpo__weight(r->model, lin->bias, l);
+    const int64_t n = r->n, cols = w->cols;
+    int64_t rows;
+    for (int i = 0, end; i < lin->count;) {
+        end = wrpo__joined(w, i, lin->count, &rows);
+        r->be->gemm(r->dev, WRPO_MM_NT, y, ldy, x, cols, w[i].data, cols, w[i].dtype, n, rows, cols, add);
+        for (; i < end; i++) {
+            if (b) r->be->bias(r->dev, y, ldy, b[i].data, n, b[i].rows);
+            y = wrpo__at(r->be, y, w[i].rows);
+        }
     }
-    at = 0;
-    for (int i = 0; i < 3 && lin->w[i]; at += lin->w[i]->rows, i++)
-        if (lin->b[i]) be->bias(ctx->dev, wrpo__at(be, y, at), ldy, lin->b[i]->data, n, lin->b[i]->rows);
 }
-/* dx = dy W;  dW += dy' x;  db += sum dy.  grads mirrors the weights. What is NULL is not wanted. */
-static void wrpo__linear_bwd(wrpo_ctx *ctx, const wrpo__linear *lin, void *dx, float *grads, const void *dy, int64_t lddy, const void *x, int64_t n) {
-    const wrpo_backend *be = ctx->desc.backend;
-    int64_t rows, at = 0, cols = lin->w[0]->cols;
-    for (int i = 0, j; i < 3 && lin->w[i]; i = j, at += rows) {
-        j = wrpo__joined(lin, i, &rows);
-        const void *part = wrpo__at(be, dy, at);
-        if (dx) be->gemm(ctx->dev, WRPO_MM_NN, dx, cols, part, lddy, lin->w[i]->data, cols, lin->w[i]->dtype, n, cols, rows, at ? 1.0f : 0.0f);
-        if (grads) be->gemm(ctx->dev, WRPO_MM_TN, grads + lin->w[i]->at, cols, part, lddy, x, cols, WRPO_DTYPE_F32, rows, cols, n, 1);
+/* dx = dy W;  dW += dy' x;  db += sum dy.  What is NULL, dx or grads, is not computed. */
+static void wrpo__linear_bwd(const wrpo__run *r, int64_t l, const wrpo__linear *lin, void *dx, float *grads,
+                             const void *dy, int64_t lddy, const void *x) {
+    const wrpo_backend *be = r->be;
+    const wrpo_weight *w = wrpo__weight(r->model, lin->weight, l), *b = wrpo__weight(r->model, lin->bias, l);
+    const int64_t n = r->n, cols = w->cols;
+    int64_t rows;
+    for (int i = 0, end; i < lin->count;) {
+        float *dw = grads ? grads + w[i].at : NULL;
+        const bool add = i > 0;
+        end = wrpo__joined(w, i, lin->count, &rows);
+        if (dx) be->gemm(r->dev, WRPO_MM_NN, dx, cols, dy, lddy, w[i].data, cols, w[i].dtype, n, cols, rows, add);
+        if (dw) be->gemm(r->dev, WRPO_MM_TN, dw, cols, dy, lddy, x, cols, WRPO_DTYPE_F32, rows, cols, n, 1);
+        for (; i < end; i++) {
+            if (b && grads) be->bias_bwd(r->dev, grads + b[i].at, dy, lddy, n, b[i].rows);
+            dy = wrpo__at(be, dy, w[i].rows);
+        }
     }
-    at = 0;
-    for (int i = 0; i < 3 && lin->w[i]; at += lin->w[i]->rows, i++)
-        if (grads && lin->b[i]) be->bias_bwd(ctx->dev, grads + lin->b[i]->at, wrpo__at(be, dy, at), lddy, n, lin->b[i]->rows);
 }
-
-/* ---- one layer ---- */
-#define WRPO__GRAD(weight) (grads + (weight)->at)
-typedef struct wrpo__layer_weights { wrpo__linear qkv, o, gu, down; const wrpo_weight *norm_1, *norm_2, *norm_q, *norm_k, *norm_add_1, *norm_add_2; } wrpo__layer_weights;
-static wrpo__layer_weights wrpo__layer_of(const wrpo_model *m, int64_t l) {
-    const wrpo_weight *after = WRPO__W(m, post_attention_layernorm, l), *before = WRPO__W(m, pre_feedforward_layernorm, l);   /* with post_norms the name is meant */
-    wrpo__layer_weights w = {
-        .qkv = {{WRPO__W(m, q_proj, l), WRPO__W(m, k_proj, l), WRPO__W(m, v_proj, l)}, {WRPO__W(m, q_bias, l), WRPO__W(m, k_bias, l), WRPO__W(m, v_bias, l)}},
-        .o = {{WRPO__W(m, o_proj, l)}, {WRPO__W(m, o_bias, l)}},
-        .gu = {{WRPO__W(m, gate_proj, l), WRPO__W(m, up_proj, l)}, {NULL}},
-        .down = {{WRPO__W(m, down_proj, l)}, {NULL}},
-        .norm_1 = WRPO__W(m, input_layernorm, l), .norm_2 = before ? before : after,
-        .norm_add_1 = before ? after : NULL, .norm_add_2 = WRPO__W(m, post_feedforward_layernorm, l),
-        .norm_q = WRPO__W(m, q_norm, l), .norm_k = WRPO__W(m, k_norm, l)};
-    return w;
+/* Norms: y = (w + plus) x / rms(x), for each of the `heads` vectors of a row. */
+typedef struct wrpo__norm { const wrpo_weight *w; int64_t heads; float plus; } wrpo__norm;
+static wrpo__norm wrpo__norm_of(const wrpo_model *m, wrpo__kind kind, int64_t l) {
+    const wrpo_weight *w = wrpo__weight(m, kind, l);
+    if (kind == WRPO__W_q_norm) return (wrpo__norm){w, m->config.num_attention_heads, 0};
+    if (kind == WRPO__W_k_norm) return (wrpo__norm){w, m->config.num_key_value_heads, 0};
+    return (wrpo__norm){w, 1, m->config.norm_plus_one};
+}
+static void wrpo__norm_fwd(const wrpo__run *r, int64_t l, wrpo__kind kind, void *y, int64_t ldy, float *rstd,
+                           const void *x, int64_t ldx) {
+    const wrpo__norm norm = wrpo__norm_of(r->model, kind, l);
+    r->be->rmsnorm(r->dev, y, ldy, rstd, x, ldx, norm.w->data, r->n, norm.heads, norm.w->rows,
+                   (float)r->model->config.rms_norm_eps, norm.plus);
+}
+/* dx = dL/dx, plus dres unless it is NULL; dL/dw is added to grads. dx may be dy or dres. */
+static void wrpo__norm_bwd(const wrpo__run *r, int64_t l, wrpo__kind kind, float *grads, void *dx, int64_t lddx,
+                           const void *dy, const void *dres, const float *rstd, const void *x, int64_t ldx) {
+    const wrpo__norm norm = wrpo__norm_of(r->model, kind, l);
+    r->be->rmsnorm_bwd(r->dev, dx, lddx, grads + norm.w->at, dy, lddx, dres, lddx, x, ldx, norm.w->data, rstd,
+                       r->n, norm.heads, norm.w->rows, norm.plus);
+}
+/* x += a W', or with post_norms x += norm(a W'), and a W' stays in `out`. x NULL: only that. */
+static void wrpo__add_fwd(const wrpo__run *r, int64_t l, const wrpo__linear *lin, wrpo__kind norm, void *out,
+                          float *rstd, void *x, const void *a) {
+    const int64_t D = r->model->config.hidden_size;
+    const bool normed = r->model->config.post_norms;
+    wrpo__linear_fwd(r, l, lin, normed ? out : x, D, a, !normed);
+    if (normed) wrpo__norm_fwd(r, l, norm, r->norm, D, rstd, out, D);
+    if (normed && x) r->be->add(r->dev, x, r->norm, r->n * D);
+}
+/* From dL/dx in r->dx, dL/d(a W'): the same, or with post_norms in r->dy. */
+static const void *wrpo__add_bwd(const wrpo__run *r, int64_t l, wrpo__kind norm, float *grads, const float *rstd,
+                                 const void *out) {
+    const int64_t D = r->model->config.hidden_size;
+    if (!r->model->config.post_norms) return r->dx;
+    wrpo__norm_bwd(r, l, norm, grads, r->dy, D, r->dx, NULL, rstd, out, D);
+    return r->dy;
+}
+/* q | k, rotated by position; sign -1 rotates back. If only the first dims of a head are, it is done head by head. */
+static void wrpo__rotate(const wrpo__run *r, void *q, float sign) {
+    const wrpo_config *c = &r->model->config;
+    const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, d = c->head_dim, ld = (H + 2 * G) * d;
+    const int64_t dims = wrpo__rope_dims(c), parts = dims == d ? 1 : H + G;
+    for (int64_t i = 0; i < parts; i++)
+        r->be->rope(r->dev, wrpo__at(r->be, q, i * d), ld, r->rope, r->n, (H + G) / parts, dims, sign);
+}
+static int64_t wrpo__layer_window(const wrpo_config *c, int64_t l) {
+    return c->sliding_layers[l / 64] >> l % 64 & 1 ? c->sliding_window : 0;
 }
 static wrpo_attn wrpo__attn_of(const wrpo__run *r, int64_t l) {
     const wrpo_config *c = &r->model->config;
     const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, d = c->head_dim;
-    wrpo_attn a = {.n = r->n, .segs = r->d_segs, .n_segs = r->segs, .H = H, .G = G, .d = d,
-                   .ldq = (H + 2 * G) * d, .ldkv = (r->cache ? 2 * G : H + 2 * G) * d, .ldo = H * d,
-                   .window = wrpo__layer_window(c, l), .scale = (float)(1 / sqrt(c->query_pre_attn_scalar > 0 ? c->query_pre_attn_scalar : (double)d)),
-                   .softcap = (float)c->attn_logit_softcapping};
-    return a;
+    const double scalar = c->query_pre_attn_scalar > 0 ? c->query_pre_attn_scalar : (double)d;
+    return (wrpo_attn){.n = r->n, .segs = r->segs, .n_segs = r->n_segs, .H = H, .G = G, .d = d,
+                       .ldq = (H + 2 * G) * d, .ldkv = (r->cache ? 2 * G : H + 2 * G) * d, .ldo = H * d,
+                       .window = wrpo__layer_window(c, l), .scale = (float)(1 / sqrt(scalar)),
+                       .softcap = (float)c->attn_logit_softcapping};
 }
-/* q and k, H + G heads beside each other, turned by position; sign -1 turns back. Where only part of a head turns, head by head. */
-static void wrpo__rotate(wrpo__run *r, void *q, float sign) {
-    const wrpo_backend *be = r->model->ctx->desc.backend;
+
+/* ---- one layer ---- */
+/* The norm before the MLP. With post_norms, post_attention_layernorm is the norm on what attention adds. */
+static wrpo__kind wrpo__norm_mlp(const wrpo_config *c) {
+    return c->post_norms ? WRPO__W_pre_feedforward_layernorm : WRPO__W_post_attention_layernorm;
+}
+/* x -> x_out; all else goes to a. In inference x, a->mid and x_out are one buffer: the stream is updated in place.
+   x_out NULL: only what the backward pass needs is computed. */
+static void wrpo__layer_fwd(const wrpo__run *r, int64_t l, const wrpo__acts *a, void *x, void *x_out) {
+    const wrpo_backend *be = r->be;
     const wrpo_config *c = &r->model->config;
-    const int64_t heads = c->num_attention_heads + c->num_key_value_heads, d = c->head_dim, dims = wrpo__rope_dims(c), ld = (heads + c->num_key_value_heads) * d;
-    if (dims == d) be->rope(r->model->ctx->dev, q, ld, r->rope, r->n, heads, d, sign);
-    else for (int64_t h = 0; h < heads; h++) be->rope(r->model->ctx->dev, wrpo__at(be, q, h * d), ld, r->rope, r->n, 1, dims, sign);
-}
-/* x += a W'; with a norm on what is added, x += g (a W') / rms(a W'), and what the norm reads is kept. x NULL: only that. */
-static void wrpo__add_fwd(wrpo__run *r, const wrpo__linear *lin, const wrpo_weight *norm, void *kept, float *rstd, void *x, const void *a) {
-    wrpo_ctx *ctx = r->model->ctx;
-    const wrpo_backend *be = ctx->desc.backend;
-    const wrpo_config *c = &r->model->config;
-    const int64_t D = c->hidden_size;
-    wrpo__linear_fwd(ctx, lin, norm ? kept : x, D, a, r->n, norm ? 0 : 1);
-    if (!norm) return;
-    be->rmsnorm(ctx->dev, r->norm, D, rstd, kept, D, norm->data, r->n, 1, D, (float)c->rms_norm_eps, c->norm_plus_one);
-    if (x) be->add(ctx->dev, x, r->norm, r->n * D);
-}
-/* dL/d(a W'), from dL/dx in r->dx: that, or behind the norm, in r->dy. */
-static const void *wrpo__add_bwd(wrpo__run *r, const wrpo_weight *norm, const void *kept, const float *rstd, float *grads) {
-    wrpo_model *m = r->model;
-    const int64_t D = m->config.hidden_size;
-    if (!norm) return r->dx;
-    m->ctx->desc.backend->rmsnorm_bwd(m->ctx->dev, r->dy, D, WRPO__GRAD(norm), r->dx, D, NULL, 0, kept, D, norm->data, rstd, r->n, 1, D, m->config.norm_plus_one);
-    return r->dy;
-}
-/* x -> x_out; everything else goes to a. x, a->mid and x_out may be one place (inference): the stream is then updated
-   in place. x_out NULL: only what the backward pass needs is made. */
-static void wrpo__layer_fwd(wrpo__run *r, int64_t l, const wrpo__acts *a, void *x, void *x_out) {
-    wrpo_ctx *ctx = r->model->ctx;
-    const wrpo_backend *be = ctx->desc.backend;
-    void *dev = ctx->dev;
-    const wrpo_config *c = &r->model->config;
-    const wrpo__layer_weights w = wrpo__layer_of(r->model, l);
     const int64_t n = r->n, D = c->hidden_size, I = c->intermediate_size, d = c->head_dim;
-    const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, ld = (H + 2 * G) * d;
-    const float eps = (float)c->rms_norm_eps, plus = c->norm_plus_one;
+    const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, ld = (H + 2 * G) * d, ld0 = (H + G) * d;
     const size_t stream = (size_t)(n * D) * (size_t)be->act_bytes;
     void *q = a->qkv, *k = wrpo__at(be, q, H * d), *v = wrpo__at(be, k, G * d);
     const wrpo_attn attn = wrpo__attn_of(r, l);
 
-    be->rmsnorm(dev, r->norm, D, a->rstd_1, x, D, w.norm_1->data, n, 1, D, eps, plus);     /* 2  a = g_1 x / rms(x) */
-    if (!c->qk_norm) wrpo__linear_fwd(ctx, &w.qkv, q, ld, r->norm, n, 0);                  /* 3  q | k | v = a W' + b */
+    wrpo__norm_fwd(r, l, WRPO__W_input_layernorm, r->norm, D, a->rstd_attn, x, D);   /* 2  a = g_1 x / rms(x) */
+    if (!c->qk_norm) wrpo__linear_fwd(r, l, &wrpo__qkv, q, ld, r->norm, false);      /* 3  q | k | v = a W' + b */
     else {
-        const wrpo__linear qk = {{w.qkv.w[0], w.qkv.w[1]}, {w.qkv.b[0], w.qkv.b[1]}}, only_v = {{w.qkv.w[2]}, {w.qkv.b[2]}};
-        const void *k0 = wrpo__at(be, a->qk0, H * d);
-        wrpo__linear_fwd(ctx, &qk, a->qk0, (H + G) * d, r->norm, n, 0);
-        wrpo__linear_fwd(ctx, &only_v, v, ld, r->norm, n, 0);
-        be->rmsnorm(dev, q, ld, a->rstd_q, a->qk0, (H + G) * d, w.norm_q->data, n, H, d, eps, 0);   /* 4  per head (Qwen3) */
-        be->rmsnorm(dev, k, ld, a->rstd_k, k0, (H + G) * d, w.norm_k->data, n, G, d, eps, 0);
+        wrpo__linear_fwd(r, l, &wrpo__qk, a->qk0, ld0, r->norm, false);
+        wrpo__linear_fwd(r, l, &wrpo__v, v, ld, r->norm, false);
+        wrpo__norm_fwd(r, l, WRPO__W_q_norm, q, ld, a->rstd_q, a->qk0, ld0);         /* 4  q = g_q q / rms(q), k too */
+        wrpo__norm_fwd(r, l, WRPO__W_k_norm, k, ld, a->rstd_k, wrpo__at(be, a->qk0, H * d), ld0);
     }
-    wrpo__rotate(r, q, 1);                                                                 /* 5  q, k turned by position */
-    if (r->cache) {                  /* k | v to their places, to stay there */
+    wrpo__rotate(r, q, 1);                                                           /* 5  q, k rotated by position */
+    if (r->cache) {                                                                  /*    k | v stay in the cache */
         void *kv = wrpo__at(be, r->cache, l * r->shape.cache * attn.ldkv);
-        be->scatter(dev, kv, attn.ldkv, k, ld, r->place, n, attn.ldkv);
-        k = kv, v = wrpo__at(be, kv, G * d);
+        be->scatter(r->dev, kv, attn.ldkv, k, ld, r->cache_row, n, attn.ldkv);
+        k = kv;
+        v = wrpo__at(be, kv, G * d);
     }
-    be->attention(dev, &attn, a->o, a->lse, q, k, v);                                      /* 6  o = softmax(q k' / sqrt d) v */
-    if (a->mid != x) be->copy(dev, a->mid, x, stream);
-    wrpo__add_fwd(r, &w.o, w.norm_add_1, a->add_1, a->rstd_add_1, a->mid, a->o);           /* 7  x' = x + o W' */
-    be->rmsnorm(dev, r->norm, D, a->rstd_2, a->mid, D, w.norm_2->data, n, 1, D, eps, plus);   /* 8  c = g_2 x' / rms(x') */
-    wrpo__linear_fwd(ctx, &w.gu, a->gu, 2 * I, r->norm, n, 0);                             /* 9  g | u = c W' */
-    if (!x_out && !w.norm_add_2) return;
-    be->glu(dev, r->h, a->gu, n, I, c->gelu);                                              /* 10 h = silu(g) u */
-    if (x_out && x_out != a->mid) be->copy(dev, x_out, a->mid, stream);
-    wrpo__add_fwd(r, &w.down, w.norm_add_2, a->add_2, a->rstd_add_2, x_out, r->h);         /* 11 x'' = x' + h W' */
+    be->attention(r->dev, &attn, a->o, a->lse, q, k, v);                             /* 6  o = softmax(s q k') v */
+    if (a->mid != x) be->copy(r->dev, a->mid, x, stream);                            /* 7  x' = x + o W' */
+    wrpo__add_fwd(r, l, &wrpo__o, WRPO__W_post_attention_layernorm, a->attn_out, a->rstd_attn_out, a->mid, a->o);
+    wrpo__norm_fwd(r, l, wrpo__norm_mlp(c), r->norm, D, a->rstd_mlp, a->mid, D);     /* 8  c = g_2 x' / rms(x') */
+    wrpo__linear_fwd(r, l, &wrpo__gu, a->gu, 2 * I, r->norm, false);                 /* 9  g | u = c W' */
+    if (!x_out && !c->post_norms) return;
+    be->glu(r->dev, r->h, a->gu, n, I, c->gelu);                                     /* 10 h = silu(g) u */
+    if (x_out && x_out != a->mid) be->copy(r->dev, x_out, a->mid, stream);           /* 11 x'' = x' + h W' */
+    wrpo__add_fwd(r, l, &wrpo__down, WRPO__W_post_feedforward_layernorm, a->mlp_out, a->rstd_mlp_out, x_out, r->h);
 }
-/* r->dx holds dL/dx'' and is turned into dL/dx in place. r->norm and r->h are rebuilt, not kept. */
-static void wrpo__layer_bwd(wrpo__run *r, int64_t l, const wrpo__acts *a, const void *x, float *grads) {
-    wrpo_model *m = r->model;
-    wrpo_ctx *ctx = m->ctx;
-    const wrpo_backend *be = ctx->desc.backend;
-    void *dev = ctx->dev;
-    const wrpo_config *c = &m->config;
-    const wrpo__layer_weights w = wrpo__layer_of(m, l);
+/* r->dx is dL/dx'' and becomes dL/dx. Numbers and formulas are those of the forward pass, in reverse. a, c and h were
+   not stored: they are computed once more. */
+static void wrpo__layer_bwd(const wrpo__run *r, int64_t l, const wrpo__acts *a, const void *x, float *grads) {
+    const wrpo_backend *be = r->be;
+    const wrpo_config *c = &r->model->config;
     const int64_t n = r->n, D = c->hidden_size, I = c->intermediate_size, d = c->head_dim;
-    const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, ld = (H + 2 * G) * d;
-    const float eps = (float)c->rms_norm_eps, plus = c->norm_plus_one;
+    const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, ld = (H + 2 * G) * d, ld0 = (H + G) * d;
     void *q = a->qkv, *k = wrpo__at(be, q, H * d), *v = wrpo__at(be, k, G * d);
     void *dq = r->dqkv, *dk = wrpo__at(be, dq, H * d), *dv = wrpo__at(be, dk, G * d);
     const wrpo_attn attn = wrpo__attn_of(r, l);
-
-    const void *dy = wrpo__add_bwd(r, w.norm_add_2, a->add_2, a->rstd_add_2, grads);
-    wrpo__linear_bwd(ctx, &w.down, r->dh, NULL, dy, D, NULL, n);                           /* 11 dh = dx W */
-    be->glu_bwd(dev, r->dgu, r->h, r->dh, a->gu, n, I, c->gelu);                           /* 10, and h once more */
-    wrpo__linear_bwd(ctx, &w.down, NULL, grads, dy, D, r->h, n);                           /* 11 dW += dx' h */
-    be->rmsnorm(dev, r->norm, D, a->rstd_2, a->mid, D, w.norm_2->data, n, 1, D, eps, plus);
-    wrpo__linear_bwd(ctx, &w.gu, r->dy, grads, r->dgu, 2 * I, r->norm, n);                 /* 9  dc = dgu W */
-    be->rmsnorm_bwd(dev, r->dx, D, WRPO__GRAD(w.norm_2), r->dy, D, r->dx, D, a->mid, D,
-                    w.norm_2->data, a->rstd_2, n, 1, D, plus);                             /* 8  dx' = dx'' + ... */
-    dy = wrpo__add_bwd(r, w.norm_add_1, a->add_1, a->rstd_add_1, grads);
-    wrpo__linear_bwd(ctx, &w.o, r->d_o, grads, dy, D, a->o, n);                            /* 7  do = dx' W */
-    be->attention_bwd(dev, &attn, dq, dk, dv, r->d_o, a->o, a->lse, q, k, v, r->attn_scratch);   /* 6 */
-    wrpo__rotate(r, dq, -1);                                                               /* 5  turned back */
-    if (c->qk_norm) {                                                                      /* 4 */
-        const void *k0 = wrpo__at(be, a->qk0, H * d);
-        be->rmsnorm_bwd(dev, dq, ld, WRPO__GRAD(w.norm_q), dq, ld, NULL, 0, a->qk0, (H + G) * d, w.norm_q->data, a->rstd_q, n, H, d, 0);
-        be->rmsnorm_bwd(dev, dk, ld, WRPO__GRAD(w.norm_k), dk, ld, NULL, 0, k0, (H + G) * d, w.norm_k->data, a->rstd_k, n, G, d, 0);
+    const void *dy;
+                                                                                     /*    was, in the forward pass: */
+    dy = wrpo__add_bwd(r, l, WRPO__W_post_feedforward_layernorm, grads, a->rstd_mlp_out, a->mlp_out);
+    wrpo__linear_bwd(r, l, &wrpo__down, r->dh, NULL, dy, D, NULL);                   /* 11 x'' = x' + h W', now dh */
+    be->glu_bwd(r->dev, r->dgu, r->h, r->dh, a->gu, n, I, c->gelu);                  /* 10 h = silu(g) u, and h again */
+    wrpo__linear_bwd(r, l, &wrpo__down, NULL, grads, dy, D, r->h);                   /* 11 now dW */
+    wrpo__norm_fwd(r, l, wrpo__norm_mlp(c), r->norm, D, a->rstd_mlp, a->mid, D);     /*    c again */
+    wrpo__linear_bwd(r, l, &wrpo__gu, r->dy, grads, r->dgu, 2 * I, r->norm);         /* 9  g | u = c W' */
+    wrpo__norm_bwd(r, l, wrpo__norm_mlp(c), grads, r->dx, D, r->dy, r->dx,               /* 8  c = g_2 x' / rms(x') */
+                   a->rstd_mlp, a->mid, D);
+    dy = wrpo__add_bwd(r, l, WRPO__W_post_attention_layernorm, grads, a->rstd_attn_out, a->attn_out);
+    wrpo__linear_bwd(r, l, &wrpo__o, r->d_o, grads, dy, D, a->o);                    /* 7  x' = x + o W' */
+    be->attention_bwd(r->dev, &attn, dq, dk, dv, r->d_o, a->o, a->lse, q, k, v,          /* 6  o = softmax(...) v */
+                      r->attn_scratch);
+    wrpo__rotate(r, dq, -1);                                                         /* 5  q, k rotated */
+    if (c->qk_norm) {                                                                /* 4  q = g_q q / rms(q) */
+        wrpo__norm_bwd(r, l, WRPO__W_q_norm, grads, dq, ld, dq, NULL, a->rstd_q, a->qk0, ld0);
+        wrpo__norm_bwd(r, l, WRPO__W_k_norm, grads, dk, ld, dk, NULL, a->rstd_k, wrpo__at(be, a->qk0, H * d), ld0);
     }
-    be->rmsnorm(dev, r->norm, D, a->rstd_1, x, D, w.norm_1->data, n, 1, D, eps, plus);
-    wrpo__linear_bwd(ctx, &w.qkv, r->dy, grads, dq, ld, r->norm, n);                       /* 3  da = dqkv W */
-    be->rmsnorm_bwd(dev, r->dx, D, WRPO__GRAD(w.norm_1), r->dy, D, r->dx, D, x, D,
-                    w.norm_1->data, a->rstd_1, n, 1, D, plus);                             /* 2  dx = dx' + ... */
+    wrpo__norm_fwd(r, l, WRPO__W_input_layernorm, r->norm, D, a->rstd_attn, x, D);   /*    a again */
+    wrpo__linear_bwd(r, l, &wrpo__qkv, r->dy, grads, dq, ld, r->norm);               /* 3  q | k | v = a W' + b */
+    wrpo__norm_bwd(r, l, WRPO__W_input_layernorm, grads, r->dx, D, r->dy, r->dx,         /* 2  a = g_1 x / rms(x) */
+                   a->rstd_attn, x, D);
 }
 
-/* ---- the whole model ---- */
+/* ---- the head: log-probs of targets ----
+   Logits are the largest array. If the span has room for those of all targets, the backward pass finds them there;
+   if not, they are computed chunk by chunk, each in place of the one before, and again in the backward pass. */
 static const wrpo_weight *wrpo__head(const wrpo_model *m) {
     return m->config.tie_word_embeddings ? WRPO__W(m, embed_tokens, 0) : WRPO__W(m, lm_head, 0);
 }
-static float wrpo__embed_scale(const wrpo_model *m) {  /* the same for all models of a context, wherever their weights lie */
-    if (!m->config.scale_embeddings) return 1;
-    const float s = (float)sqrt((double)m->config.hidden_size);
-    return m->ctx->desc.dtype == WRPO_DTYPE_BF16 ? wrpo__float_of(wrpo__float_to_bf16(s)) : s;
+static bool wrpo__logits_fit(const wrpo__run *r) { return r->n_targets <= wrpo__span(&r->shape); }
+/* The targets of one product: all that fit; but where products may choose their arithmetic by their shape, always a
+   chunk, so that no bit depends on how much memory there is. */
+static int64_t wrpo__targets_at_once(const wrpo__run *r) {
+    const bool any_shape = r->be->host && r->be->act_bytes == sizeof(float);
+    return any_shape && wrpo__logits_fit(r) ? WRPO__MAX(r->n_targets, 1) : r->shape.chunk;
 }
-/* Before forward passes with means, whenever the weights have changed. Capped logits have none. */
-static void wrpo__sum_head(wrpo__run *r) {
-    const wrpo_weight *head = wrpo__head(r->model);
+static float *wrpo__logits_at(const wrpo__run *r, int64_t t) {         /* of target t and those after it */
+    return r->logits + (wrpo__logits_fit(r) ? t * r->model->config.vocab_size : 0);
+}
+static void wrpo__logits(const wrpo__run *r, int64_t t, int64_t count) {       /* of targets [t, t + count) */
+    const wrpo_weight *w = wrpo__head(r->model);
+    const int64_t V = w->rows, D = w->cols;
+    r->be->gather(r->dev, r->hid, r->y, r->target_row + t, count, D);
+    r->be->gemm(r->dev, WRPO_MM_NT_FLOAT, wrpo__logits_at(r, t), V, r->hid, D, w->data, D, w->dtype, count, V, D, 0);
+}
+static void wrpo__log_probs(const wrpo__run *r, int64_t t, int64_t count) {
+    const wrpo_config *c = &r->model->config;
+    wrpo__logits(r, t, count);
+    r->be->logprob(r->dev, r->logp + t, r->target_lse + t, wrpo__logits_at(r, t), r->target_id + t, count,
+                   c->vocab_size, (float)c->final_logit_softcapping);
+}
+/* For a metric: the mean logit of every row, y (sum_v W_v) / V, is one product with the sum of the head's rows. It is
+   NaN where logits are capped: their mean is no such product. The sum is made whenever the weights have changed. */
+static void wrpo__sum_head(const wrpo__run *r) {
+    const wrpo_weight *w = wrpo__head(r->model);
     if (r->model->config.final_logit_softcapping > 0) return;
-    r->model->ctx->desc.backend->colsum(r->model->ctx->dev, r->mean_w, head->data, head->dtype, head->rows, head->cols);
+    r->be->colsum(r->dev, r->head_sum, w->data, w->dtype, w->rows, w->cols);
+}
+static void wrpo__mean_logits(const wrpo__run *r) {
+    const wrpo_config *c = &r->model->config;
+    const int64_t D = c->hidden_size;
+    if (c->final_logit_softcapping > 0) {
+        for (int64_t i = 0; i < r->n; i++) r->h_mean[i] = NAN;
+        return;
+    }
+    r->be->gemm(r->dev, WRPO_MM_NT_FLOAT, r->mean, 1, r->y, D, r->head_sum, D, WRPO_DTYPE_F32, r->n, 1, D, 0);
+    r->be->get(r->dev, r->h_mean, r->mean, (size_t)r->n * sizeof *r->mean);
+    for (int64_t i = 0; i < r->n; i++) r->h_mean[i] /= (float)c->vocab_size;
+}
+
+/* ---- the whole model ---- */
+static float wrpo__embed_scale(const wrpo_model *m) {  /* in the context's dtype, whatever the weights' is */
+    const float scale = m->config.scale_embeddings ? (float)sqrt((double)m->config.hidden_size) : 1;
+    return m->ctx->desc.dtype == WRPO_DTYPE_BF16 ? wrpo__float_of(wrpo__float_to_bf16(scale)) : scale;
 }
 /* Steps 1 to 12: what is packed, to r->y. */
-static void wrpo__trunk(wrpo__run *r) {
-    wrpo_model *m = r->model;
-    const wrpo_backend *be = m->ctx->desc.backend;
-    void *dev = m->ctx->dev;
-    const wrpo_config *c = &m->config;
+static void wrpo__trunk(const wrpo__run *r) {
+    const wrpo_model *m = r->model;
     const wrpo_weight *embed = WRPO__W(m, embed_tokens, 0);
-    const int64_t D = c->hidden_size, L = c->num_hidden_layers;
+    const int64_t D = m->config.hidden_size;
     const bool train = r->shape.train;
     void *x = train ? r->layer[0].x : r->scratch.x;
-    be->embed(dev, x, embed->data, embed->dtype, r->ids, r->n, D, wrpo__embed_scale(m));   /* 1  x = E[ids] */
-    for (int64_t l = 0; l < L; l++) {
-        void *x_out = train ? r->layer[l + 1].x : r->scratch.x;
-        wrpo__layer_fwd(r, l, train && l >= r->shape.recompute ? &r->layer[l] : &r->scratch, x, x_out);
+    r->be->embed(r->dev, x, embed->data, embed->dtype, r->ids, r->n, D, wrpo__embed_scale(m)); /* 1  x = E[ids] */
+    for (int64_t l = 0; l < m->config.num_hidden_layers; l++) {
+        const bool stored = train && l >= r->shape.recompute;
+        void *x_out = train ? r->layer[l + 1].x : x;
+        wrpo__layer_fwd(r, l, stored ? &r->layer[l] : &r->scratch, x, x_out);                  /* 2 to 11 */
         x = x_out;
     }
-    be->rmsnorm(dev, r->y, D, r->rstd_f, x, D, WRPO__W(m, norm, 0)->data, r->n, 1, D, (float)c->rms_norm_eps, c->norm_plus_one);   /* 12 y */
+    wrpo__norm_fwd(r, 0, WRPO__W_norm, r->y, D, r->rstd_final, x, D);                          /* 12 y = g x / rms(x) */
 }
-/* Targets whose logits are made at once: all of a micro-batch that there is room for; on a device, whose products may choose their
-   arithmetic by their shape, always a chunk, so that no bit depends on what is kept. And where those from target t on are. */
-static int64_t wrpo__at_once(const wrpo__run *r) {
-    const wrpo_backend *be = r->model->ctx->desc.backend;
-    return be->host && be->act_bytes == sizeof(float) && r->targets <= wrpo__span(&r->shape) ? WRPO__MAX(r->targets, 1) : r->shape.chunk;
-}
-static float *wrpo__logits_at(const wrpo__run *r, int64_t t) { return r->logits + (r->targets <= wrpo__span(&r->shape) ? t * r->model->config.vocab_size : 0); }
-static void wrpo__gather_hidden(wrpo__run *r, int64_t t, int64_t count) {
-    r->model->ctx->desc.backend->gather(r->model->ctx->dev, r->hid, r->y, r->rows + t, count, r->model->config.hidden_size);
-}
-static void wrpo__logits(wrpo__run *r, int64_t t, int64_t count) {     /* of targets [t, t + count), made at once; also fills r->hid */
-    wrpo_ctx *ctx = r->model->ctx;
-    const wrpo_weight *head = wrpo__head(r->model);
-    const int64_t D = r->model->config.hidden_size, V = r->model->config.vocab_size;
-    wrpo__gather_hidden(r, t, count);
-    ctx->desc.backend->gemm(ctx->dev, WRPO_MM_NT_FLOAT, wrpo__logits_at(r, t), V, r->hid, D, head->data, D, head->dtype, count, V, D, 0);
-}
-/* Log-probs of all targets into r->h_logp; with means, the mean logit over the vocabulary of every row into r->h_mean: NaN
-   where logits are capped, for then their mean is no product of vectors. */
+/* Log-probs of all targets into r->h_logp and, if wanted, the mean logit of every row into r->h_mean. */
 static void wrpo__forward(wrpo__run *r, bool means) {
-    wrpo_ctx *ctx = r->model->ctx;
-    const wrpo_backend *be = ctx->desc.backend;
-    void *dev = ctx->dev;
-    const int64_t D = r->model->config.hidden_size, V = r->model->config.vocab_size;
-    const float cap = (float)r->model->config.final_logit_softcapping;
     wrpo__trunk(r);
-    const int64_t step = wrpo__at_once(r);
-    for (int64_t t = 0; t < r->targets; t += step) {                                       /* 13 log softmax(y W')[target] */
-        int64_t count = WRPO__MIN(step, r->targets - t);
-        wrpo__logits(r, t, count);
-        be->logprob(dev, r->logp + t, r->lse + t, wrpo__logits_at(r, t), r->target + t, count, V, cap);
-    }
-    r->held = r->targets <= wrpo__span(&r->shape);
-    if (means && cap > 0)
-        for (int64_t i = 0; i < r->n; i++) r->h_mean[i] = NAN;
-    else if (means) {                /* mean_v(y W_v) = y (sum_v W_v) / V: one vector, not V columns */
-        be->gemm(dev, WRPO_MM_NT_FLOAT, r->mean, 1, r->y, D, r->mean_w, D, WRPO_DTYPE_F32, r->n, 1, D, 0);
-        be->get(dev, r->h_mean, r->mean, (size_t)r->n * sizeof(float));
-        for (int64_t i = 0; i < r->n; i++) r->h_mean[i] /= (float)V;
-    }
-    be->get(dev, r->h_logp, r->logp, (size_t)r->targets * sizeof(float));
-    wrpo__sync(ctx);
+    const int64_t step = wrpo__targets_at_once(r);
+    for (int64_t t = 0; t < r->n_targets; t += step)                      /* 13 log softmax(y W')[target] */
+        wrpo__log_probs(r, t, WRPO__MIN(step, r->n_targets - t));
+    r->logits_kept = wrpo__logits_fit(r);
+    if (means) wrpo__mean_logits(r);
+    r->be->get(r->dev, r->h_logp, r->logp, (size_t)r->n_targets * sizeof *r->logp);
+    wrpo__sync(r->model->ctx);
 }
-/* Adds the gradient of sum_t coef[t] logp[t] (r->h_coef, filled by the caller) to grads, which mirrors the weights.
-   Targets with coefficient 0 drop out of the head. The packed arrays of targets are reordered. */
+/* Targets with coefficient 0 need no gradient: they are removed, and the rest moved up. Then logits are not where the
+   forward pass left them. */
+static void wrpo__drop_targets(wrpo__run *r) {
+    int64_t left = 0;
+    for (int64_t t = 0; t < r->n_targets; t++) {
+        if (r->h_coef[t] == 0) continue;
+        r->h_target_row[left] = r->h_target_row[t];
+        r->h_target_id[left] = r->h_target_id[t];
+        r->h_coef[left++] = r->h_coef[t];
+    }
+    r->logits_kept = r->logits_kept && left == r->n_targets;
+    r->n_targets = left;
+    r->be->put(r->dev, r->target_row, r->h_target_row, (size_t)left * sizeof *r->target_row);
+    r->be->put(r->dev, r->target_id, r->h_target_id, (size_t)left * sizeof *r->target_id);
+    r->be->put(r->dev, r->coef, r->h_coef, (size_t)left * sizeof *r->coef);
+}
+/* Adds the gradient of sum_t coef[t] logp[t] to grads, which mirrors the weights. The caller has filled r->h_coef. */
 static void wrpo__backward(wrpo__run *r, float *grads) {
-    wrpo_model *m = r->model;
-    wrpo_ctx *ctx = m->ctx;
-    const wrpo_backend *be = ctx->desc.backend;
-    void *dev = ctx->dev;
+    const wrpo_model *m = r->model;
+    const wrpo_backend *be = r->be;
     const wrpo_config *c = &m->config;
-    const wrpo_weight *head = wrpo__head(m), *norm = WRPO__W(m, norm, 0), *embed = WRPO__W(m, embed_tokens, 0);
-    const int64_t D = c->hidden_size, V = c->vocab_size, L = c->num_hidden_layers, n = r->n;
+    const wrpo_weight *head = wrpo__head(m), *embed = WRPO__W(m, embed_tokens, 0);
+    const int64_t D = c->hidden_size, V = c->vocab_size, L = c->num_hidden_layers, chunk = r->shape.chunk;
     const float cap = (float)c->final_logit_softcapping;
-    int64_t live = 0;
-    for (int64_t t = 0; t < r->targets; t++)
-        if (r->h_coef[t] != 0) r->h_rows[live] = r->h_rows[t], r->h_target[live] = r->h_target[t], r->h_coef[live++] = r->h_coef[t];
-    const bool held = r->held && live == r->targets;   /* not where some have dropped out: their places are not those of the forward pass */
-    r->held = false, r->targets = live;
-    be->put(dev, r->rows, r->h_rows, (size_t)live * 4);
-    be->put(dev, r->target, r->h_target, (size_t)live * 4);
-    be->put(dev, r->coef, r->h_coef, (size_t)live * sizeof(float));
-
-    be->zero(dev, r->dy, (size_t)(n * D) * (size_t)be->act_bytes);
-    const int64_t step = wrpo__at_once(r), chunk = r->shape.chunk;
-    for (int64_t t = 0; t < live; t += step) {                                             /* 13 the logits, kept or made again; then their gradient */
-        const int64_t count = WRPO__MIN(step, live - t);
+    wrpo__drop_targets(r);
+    be->zero(r->dev, r->dy, (size_t)(r->n * D) * (size_t)be->act_bytes);
+    const int64_t step = wrpo__targets_at_once(r);
+    for (int64_t t = 0; t < r->n_targets; t += step) {                    /* 13 log softmax(y W')[target] */
+        const int64_t count = WRPO__MIN(step, r->n_targets - t);
         float *logits = wrpo__logits_at(r, t);
         void *dlogits = r->dlogits ? r->dlogits : logits;
-        if (held) wrpo__gather_hidden(r, t, count);
-        else {
-            wrpo__logits(r, t, count);
-            be->logprob(dev, r->logp + t, r->lse + t, logits, r->target + t, count, V, cap);
-        }
-        be->logprob_bwd(dev, dlogits, logits, r->target + t, r->lse + t, r->coef + t, count, V, cap);
-        be->gemm(dev, WRPO_MM_NN, r->dhid, D, dlogits, V, head->data, D, head->dtype, count, D, V, 0);
-        for (int64_t s = 0; s < count; s += chunk) {           /* summed chunk by chunk, kept or not: the same bits */
+        if (r->logits_kept) be->gather(r->dev, r->hid, r->y, r->target_row + t, count, D);
+        else wrpo__log_probs(r, t, count);
+        be->logprob_bwd(r->dev, dlogits, logits, r->target_id + t, r->target_lse + t, r->coef + t, count, V, cap);
+        be->gemm(r->dev, WRPO_MM_NN, r->dhid, D, dlogits, V, head->data, D, head->dtype, count, D, V, 0);
+        for (int64_t s = 0; s < count; s += chunk) {   /* summed chunk by chunk, whatever the step: the same bits */
             const int64_t some = WRPO__MIN(chunk, count - s);
-            be->gemm(dev, WRPO_MM_TN, WRPO__GRAD(head), D, wrpo__at(be, dlogits, s * V), V, wrpo__at(be, r->hid, s * D), D, WRPO_DTYPE_F32, V, D, some, 1);
-            be->gather_bwd(dev, r->dy, wrpo__at(be, r->dhid, s * D), r->rows + t + s, some, D);
+            be->gemm(r->dev, WRPO_MM_TN, grads + head->at, D, wrpo__at(be, dlogits, s * V), V,
+                     wrpo__at(be, r->hid, s * D), D, WRPO_DTYPE_F32, V, D, some, 1);
+            be->gather_bwd(r->dev, r->dy, wrpo__at(be, r->dhid, s * D), r->target_row + t + s, some, D);
         }
     }
-    be->rmsnorm_bwd(dev, r->dx, D, WRPO__GRAD(norm), r->dy, D, NULL, 0, r->layer[L].x, D,
-                    norm->data, r->rstd_f, n, 1, D, c->norm_plus_one);                     /* 12 */
+    r->logits_kept = false;
+    wrpo__norm_bwd(r, 0, WRPO__W_norm, grads, r->dx, D, r->dy, NULL, r->rstd_final, r->layer[L].x, D);       /* 12 */
     for (int64_t l = L - 1; l >= 0; l--) {
-        const wrpo__acts *a = l >= r->shape.recompute ? &r->layer[l] : &r->scratch;
-        if (a == &r->scratch) wrpo__layer_fwd(r, l, a, r->layer[l].x, NULL);               /* what was not kept is made again */
-        wrpo__layer_bwd(r, l, a, r->layer[l].x, grads);
+        const bool stored = l >= r->shape.recompute;
+        const wrpo__acts *a = stored ? &r->layer[l] : &r->scratch;
+        if (!stored) wrpo__layer_fwd(r, l, a, r->layer[l].x, NULL);       /* computed again, from x */
+        wrpo__layer_bwd(r, l, a, r->layer[l].x, grads);                   /* 11 to 2 */
     }
-    be->embed_bwd(dev, WRPO__GRAD(embed), r->dx, r->ids, n, D, wrpo__embed_scale(m));   /* 1 */
-    wrpo__sync(ctx);
+    be->embed_bwd(r->dev, grads + embed->at, r->dx, r->ids, r->n, D, wrpo__embed_scale(m));        /* 1  x = E[ids] */
+    wrpo__sync(m->ctx);
 }
 
 /* --------------------------------------------------------------------------------------------- >>step
-   One optimizer step: records of token ids -> packed micro-batches -> log-probs -> loss -> gradients -> AdamW.
-
-   A batch is computed in micro-batches that fit into the workspace. For each, the forward pass gives log-probs, the
-   host computes every record's loss and its derivatives (>>loss), and the backward pass adds to the gradients. Then
-   the global norm of the gradients is clipped, and AdamW changes the weights.
+   One optimizer step: wrpo__step, at the end of this section. In: a model, records of token ids. Out: the model after
+   the step, its metrics. wrpo__step is four phases:
+     1. alpha and the learning rate of this step; the records of its batch
+     2. wrpo__pass, in micro-batches that fit into the workspace: pack, forward to log-probs, loss and derivatives of
+        every record on the host (wrpo_loss: WRPO is there), backward to gradients
+     3. the norm of all gradients, and the factor that clips it
+     4. AdamW on all weights; only matrices decay
+   Before step 1 the reference, which is the policy as it is then, gives the log-probs of all responses, once.
 
    Steps are counted as the authors' trainer counts them, for N records:
      micro-batches of an epoch   M = ceil(N / (batch_size / accumulation))
      steps of an epoch           S = floor(M / accumulation), at least 1
      steps of the run            T = ceil(epochs S)
    The loss of a step is the mean over its micro-batches of the mean over their records. These micro-batches only
-   define that mean; how many rows are computed at once is micro_tokens, and changes no bit.                     */
+   define that mean; how many rows are computed at once is micro_tokens, and changes no bit.
 
-/* ---- data: records of token ids ---- */
-struct wrpo_data {
-    wrpo_ctx *ctx;
-    wrpo__arena *arena;
-    wrpo_record *records;            /* stb array */
-    wrpo_data_stats stats;
-    int most;                        /* the most responses that a record has */
-};
-/* Copies a record into the data, its ids as one block. */
-static void wrpo__data_add(wrpo_data *data, const wrpo_record *record) {
-    wrpo__arena *arena = data->arena, *outer = wrpo__current;
-    int64_t total = record->prompt_count, longest = 0, sources = 0, said = 0;
-    for (int k = 0; k < record->count; k++) {
-        sources += record->responses[k].role == WRPO_ROLE_SOURCE;
-        said += record->responses[k].role == WRPO_ROLE_SOURCE && !wrpo__is_default(record->responses[k].share);
-        total += record->responses[k].count;
-        longest = WRPO__MAX(longest, record->responses[k].count);
-    }
-    const double equal = said ? 0 : 1 / (double)sources;       /* a source's share where no source states one */
-    int32_t *ids = wrpo__alloc(arena, (size_t)total, sizeof *ids);
-    wrpo_tokens *responses = wrpo__alloc(arena, (size_t)record->count, sizeof *responses);
-    wrpo_record r = *record;
-    r.prompt_id = wrpo__strndup(arena, record->prompt_id, strlen(record->prompt_id));
-    r.prompt = ids;
-    r.responses = responses;
-    r.weight = wrpo__or_default(r.weight, 1);          /* WRPO_ZERO stays, so that a view can be given again */
-    memcpy(ids, record->prompt, (size_t)r.prompt_count * sizeof *ids);
-    ids += r.prompt_count;
-    for (int k = 0; k < r.count; k++) {
-        responses[k] = record->responses[k];
-        responses[k].ids = ids;
-        responses[k].share = wrpo__or_default(responses[k].share, responses[k].role == WRPO_ROLE_SOURCE ? equal : 1);
-        memcpy(ids, record->responses[k].ids, (size_t)responses[k].count * sizeof *ids);
-        ids += responses[k].count;
-    }
-    wrpo__current = arena;
-    stbds_arrput(data->records, r);
-    wrpo__current = outer;
-    data->stats.records++;
-    data->stats.prompt_tokens += r.prompt_count;
-    data->stats.response_tokens += total - r.prompt_count;
-    data->stats.longest = WRPO__MAX(data->stats.longest, r.prompt_count + longest);
-    data->most = WRPO__MAX(data->most, r.count);
-}
-static wrpo_data *wrpo__data_from_ids(wrpo__arena *arena, const wrpo_record *records, int64_t count) {
-    wrpo_data *data = WRPO__NEW(arena, wrpo_data);
-    data->ctx = arena->ctx;
-    data->arena = arena;
-    for (int64_t i = 0; i < count; i++) {
-        wrpo_record r = records[i];
-        bool ok = r.prompt_count >= 1 && r.count >= 1;
-        for (int k = 0; ok && k < r.count; k++) ok = r.responses[k].first >= 0 && r.responses[k].count > r.responses[k].first;
-        if (!(r.weight >= 0 && r.weight <= DBL_MAX))
-            wrpo__fail(arena->ctx, WRPO_E_ARG, "record %lld: weight: want a finite number of at least 0, found %g", (long long)i, r.weight);
-        if (!ok) wrpo__fail(arena->ctx, WRPO_E_ARG, "record %lld: want a prompt and responses, each with at least one token", (long long)i);
-        if (!r.prompt_id) r.prompt_id = wrpo__format(arena, "record %lld", (long long)i);
-        wrpo__data_add(data, &r);
-    }
-    return data;
-}
-WRPO_API wrpo_result wrpo_data_from_ids(wrpo_ctx *ctx, const wrpo_record *records, int64_t count, wrpo_data **out) {
-    *out = NULL;
-    WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__data_from_ids(wrpo__current, records, count));
-    return wrpo__end(&wrpo__entry);
-}
-WRPO_API void wrpo_data_free(wrpo_data *data) { if (data) wrpo__arena_free(data->arena); }
-WRPO_API int64_t wrpo_data_count(const wrpo_data *data) { return data->stats.records; }
-WRPO_API wrpo_record wrpo_data_record(const wrpo_data *data, int64_t i) { return data->records[i]; }
-WRPO_API wrpo_data_stats wrpo_data_get_stats(const wrpo_data *data) { return data->stats; }
+   To add a setting: a field of wrpo_train_desc, a row of WRPO__SETTINGS, an option of example.c. A metric: a row of
+   WRPO_METRICS (>>api), its value in wrpo__tally_add. A method: >>loss, nothing here.                             */
 
 /* ---- log-probs of records: packed until micro_tokens rows are full; a longer record goes alone ---- */
 enum { WRPO__MICRO_TOKENS = 1024 };
 /* Rows a run needs for these records: micro_tokens, all of them if that is less, the longest record if that is more. */
-static int64_t wrpo__run_rows(const wrpo_config *c, const wrpo_data *data, int64_t first, int64_t count, int64_t micro_tokens) {
+static int64_t wrpo__run_rows(const wrpo_config *c, const wrpo_data *data, int64_t first, int64_t count,
+                              int64_t micro_tokens) {
     int64_t all = 0, longest = 1;
     for (int64_t i = first; i < first + count; i++) {
-        const wrpo_record record = wrpo_data_record(data, i);
-        const int64_t rows = wrpo__record_rows(c, &record);
-        all = WRPO__MIN(all + rows, micro_tokens), longest = WRPO__MAX(longest, rows);
+        const int64_t rows = wrpo__record_rows(c, &data->records[i]);
+        all = WRPO__MIN(all + rows, micro_tokens);
+        longest = WRPO__MAX(longest, rows);
     }
     return WRPO__MAX(all, longest);
 }
-/* Every id is a row of the embedding; every record has something to score. */
-static void wrpo__check_data(const wrpo_model *model, const wrpo_data *data, int64_t first, int64_t count) {
-    int64_t longest = 0;
-    for (int64_t i = first; i < first + count; i++) {
-        wrpo_record record = wrpo_data_record(data, i);
-        for (int k = -1; k < record.count; k++) {
-            const int32_t *ids = k < 0 ? record.prompt : record.responses[k].ids;
-            int64_t n = k < 0 ? record.prompt_count : record.responses[k].count;
-            longest = WRPO__MAX(longest, k < 0 ? n : record.prompt_count + n);
-            for (int64_t j = 0; j < n; j++)
-                if (ids[j] < 0 || ids[j] >= model->config.vocab_size)
-                    wrpo__fail(model->ctx, WRPO_E_FORMAT, "record \"%s\": token id %d is outside the model's vocabulary of %lld: tokenizer and model do not belong together",
-                               record.prompt_id, (int)ids[j], (long long)model->config.vocab_size);
-        }
-    }
-    if (longest > model->config.max_position_embeddings && longest == wrpo_data_get_stats(data).longest)      /* once, however often the data are looked at in part */
-        wrpo__log(model->ctx, WRPO_LOG_WARN, "a sequence of %lld tokens is longer than the model's max_position_embeddings %lld",
-                  (long long)longest, (long long)model->config.max_position_embeddings);
-}
-/* Packs as many of the records list[at..count) as fit (at least one); returns where it stopped. list NULL: i itself. */
-static int64_t wrpo__pack_some(wrpo__run *r, const wrpo_data *data, const int64_t *list, int64_t at, int64_t count, int64_t micro_tokens) {
+/* Packs as many records list[first..count) as fit, at least one; returns where it stopped. list NULL: i itself. */
+static int64_t wrpo__pack_some(wrpo__run *r, const wrpo_data *data, const int64_t *list, int64_t first, int64_t count,
+                               int64_t micro_tokens) {
+    int64_t i = first;
     wrpo__pack_begin(r);
-    for (; at < count; at++) {
-        wrpo_record record = wrpo_data_record(data, list ? list[at] : at);
-        if (r->n && r->n + wrpo__record_rows(&r->model->config, &record) > micro_tokens) break;
-        wrpo__pack_record(r, &record);
+    for (; i < count; i++) {
+        const wrpo_record *record = &data->records[list ? list[i] : i];
+        if (r->n && r->n + wrpo__record_rows(&r->model->config, record) > micro_tokens) break;
+        wrpo__pack_record(r, record);
     }
     wrpo__pack_end(r);
-    return at;
+    return i;
 }
-/* Sums of log-probs, in double, of the scored tokens of every response of a packed record: target *t onwards. */
-static void wrpo__sum_logps(const wrpo__run *r, const wrpo_record *record, int64_t *t, double *logps) {
-    for (int k = 0; k < record->count; k++) {
-        logps[k] = 0;
-        for (int64_t j = record->responses[k].first; j < record->responses[k].count; j++) logps[k] += (double)r->h_logp[(*t)++];
-    }
+/* The sum of log-probs, in double, of a response's scored tokens. */
+static double wrpo__sum_logps(const wrpo__run *r, const wrpo_tokens *y, const wrpo__location *packed) {
+    double sum = 0;
+    for (int64_t j = 0; j < y->count - y->first; j++) sum += (double)r->h_logp[packed->target + j];
+    return sum;
 }
-/* logps[(count)][K] of records [first, first + count) with a run of its own; tokens: an stb_ds array or NULL. */
-static void wrpo__logprobs(wrpo__arena *temp, wrpo_model *model, const wrpo_data *data, int64_t first, int64_t count, int64_t micro_tokens,
-                           double *logps, int K, float **tokens) {
-    wrpo__check_data(model, data, first, count);
+/* logps [count, K] of records [first, first + count), with a run of its own. tokens: an stb array of every scored
+   token's log-prob, or NULL. */
+static void wrpo__logprobs(wrpo__arena *temp, wrpo_model *model, const wrpo_data *data, int64_t first, int64_t count,
+                           int64_t micro_tokens, double *logps, int K, float **tokens) {
+    wrpo__check_data(model->ctx, &model->config, data, first, count);
     wrpo__shape shape = {.rows = wrpo__run_rows(&model->config, data, first, count, micro_tokens)};
     shape.chunk = wrpo__head_chunk(model->ctx, &model->config, shape.rows);
     wrpo__run *r = wrpo__run_new(temp, model, &shape);
-    for (int64_t at = first, next; at < first + count; at = next) {
-        int64_t t = 0;
-        next = wrpo__pack_some(r, data, NULL, at, first + count, micro_tokens);
+    for (int64_t i = first, next; i < first + count; ) {
+        next = wrpo__pack_some(r, data, NULL, i, first + count, micro_tokens);
         wrpo__forward(r, false);
-        for (int64_t i = at; i < next; i++) {
-            wrpo_record record = wrpo_data_record(data, i);
-            double *row = logps + (i - first) * K;
-            int64_t begin = t;
-            wrpo__sum_logps(r, &record, &t, row);
+        for (const wrpo__location *packed = r->packed; i < next; i++, logps += K) {
+            const wrpo_record *record = &data->records[i];
             for (int k = 0; k < K; k++) {
-                if (k >= record.count) row[k] = NAN;
-                else if (!isfinite(row[k]))
-                    wrpo__fail(model->ctx, WRPO_E_NOT_FINITE, "record \"%s\" (line %lld): the log-prob of response %d is not a finite number",
-                               record.prompt_id, (long long)record.line, k + 1);
+                logps[k] = k < record->count ? wrpo__sum_logps(r, &record->responses[k], packed++) : NAN;
+                if (k < record->count && !isfinite(logps[k]))
+                    wrpo__fail(model->ctx, WRPO_E_NOT_FINITE,
+                               "record \"%s\" (line %lld): the log-prob of response %d is not a finite number",
+                               record->prompt_id, (long long)record->line, k + 1);
             }
-            for (; tokens && begin < t; begin++) stbds_arrput(*tokens, r->h_logp[begin]);
         }
+        for (int64_t t = 0; tokens && t < r->n_targets; t++) stbds_arrput(*tokens, r->h_logp[t]);
     }
 }
-WRPO_API wrpo_result wrpo_logprobs(wrpo_model *model, const wrpo_data *data, int64_t first, int64_t count, double *logps, float **per_token) {
+static void wrpo__logprobs_part(wrpo_model *model, const wrpo_data *data, int64_t first, int64_t count,
+                                double *logps, float **per_token) {
+    const int64_t N = data->stats.records;
+    float *tokens = NULL;
+    if (first < 0 || count < 0 || first > N || count > N - first)
+        wrpo__fail(model->ctx, WRPO_E_ARG, "%lld records from %lld on: the data has %lld", (long long)count,
+                   (long long)first, (long long)N);
+    wrpo__logprobs(wrpo__current, model, data, first, count, WRPO__MICRO_TOKENS, logps, data->most,
+                   per_token ? &tokens : NULL);
+    if (per_token) *per_token = wrpo__handout(model->ctx, tokens, (size_t)stbds_arrlen(tokens) * sizeof *tokens);
+}
+WRPO_API wrpo_result wrpo_logprobs(wrpo_model *model, const wrpo_data *data, int64_t first, int64_t count,
+                                   double *logps, float **per_token) {
     if (per_token) *per_token = NULL;
-    WRPO__TRY(model->ctx, wrpo__arena_new(model->ctx), true) {
-        float *tokens = NULL;
-        if (first < 0 || count < 0 || first > wrpo_data_count(data) || count > wrpo_data_count(data) - first)
-            wrpo__fail(model->ctx, WRPO_E_ARG, "%lld records from %lld on: the data has %lld", (long long)count, (long long)first, (long long)wrpo_data_count(data));
-        wrpo__logprobs(wrpo__entry.arena, model, data, first, count, WRPO__MICRO_TOKENS, logps, data->most, per_token ? &tokens : NULL);
-        if (per_token) *per_token = wrpo__handout(model->ctx, tokens, (size_t)stbds_arrlen(tokens) * sizeof *tokens);
-    }
+    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true,
+               wrpo__logprobs_part(model, data, first, count, logps, per_token));
     return wrpo__end(&wrpo__entry);
 }
 
 /* ---- settings: field, name in errors and state files, what 0 means, valid if (x is the value), wanted,
         whether a run that goes on must have the same ---- */
 #define WRPO__SETTINGS(X) \
-    X(alpha,         "alpha",         0.1,  x >= 0 && x <= 1,                "a number in [0, 1]",     true) \
-    X(alpha_power,   "alpha_power",   2,    x > 0 && x < 1e6,                "a positive number",      true) \
-    X(learning_rate, "learning_rate", rate, x >= 0 && x <= 1e3,              "a number from 0 to 1000", true) \
-    X(warmup_ratio,  "warmup_ratio",  0.1,  x >= 0 && x <= 1,                "a number in [0, 1]",     true) \
-    X(beta1,         "beta1",         0.9,  x >= 0 && x < 1,                 "a number in [0, 1)",     true) \
-    X(beta2,         "beta2",         0.999, x >= 0 && x < 1,                "a number in [0, 1)",     true) \
-    X(eps,           "eps",           1e-8, x >= 0 && x < 1,                 "a number in [0, 1)",     true) \
-    X(weight_decay,  "weight_decay",  0,    x >= 0 && x <= 1e3,              "a number from 0 to 1000", true) \
-    X(max_grad_norm, "max_grad_norm", 1,    x == x,                          "a number",               true) \
-    X(epochs,        "epochs",        1,    x > 0 && x < 1e9,                "a positive number",      false) \
-    X(batch_size,    "batch_size",    128,  x >= 1 && x <= 0x1p40,           "at least 1",             true) \
-    X(accumulation,  "accumulation",  1,    x >= 1 && d->batch_size % d->accumulation == 0, \
-                                                                             "a divisor of batch_size", true) \
-    X(max_steps,     "max_steps",     0,    x >= 0,                          "at least 0",             false) \
-    X(micro_tokens,  "micro_tokens",  WRPO__MICRO_TOKENS, x >= 1 && x <= 0x1p30, "1 to 2^30",          true) \
-    X(recompute,     "recompute",     0,    x >= -1,                         "a number of layers, or -1 for all", false) \
-    X(eval_steps,    "eval_steps",    0,    x >= 0,                          "at least 0",             true) \
-    X(save_steps,    "save_steps",    0,    x >= 0 && (x == 0 || d->save.dir), "at least 0, and a directory in save", false)
+    X(alpha,         "alpha",         0.1,   x >= 0 && x <= 1,     "a number in [0, 1]",     true) \
+    X(alpha_power,   "alpha_power",   2,     x > 0 && x < 1e6,     "a positive number",      true) \
+    X(learning_rate, "learning_rate", rate,  x >= 0 && x <= 1e3,   "a number from 0 to 1000", true) \
+    X(warmup_ratio,  "warmup_ratio",  0.1,   x >= 0 && x <= 1,     "a number in [0, 1]",     true) \
+    X(beta1,         "beta1",         0.9,   x >= 0 && x < 1,      "a number in [0, 1)",     true) \
+    X(beta2,         "beta2",         0.999, x >= 0 && x < 1,      "a number in [0, 1)",     true) \
+    X(eps,           "eps",           1e-8,  x >= 0 && x < 1,      "a number in [0, 1)",     true) \
+    X(weight_decay,  "weight_decay",  0,     x >= 0 && x <= 1e3,   "a number from 0 to 1000", true) \
+    X(max_grad_norm, "max_grad_norm", 1,     x == x,               "a number",               true) \
+    X(epochs,        "epochs",        1,     x > 0 && x < 1e9,     "a positive number",      false) \
+    X(batch_size,    "batch_size",    128,   x >= 1 && x <= 0x1p40, "at least 1",            true) \
+    X(accumulation,  "accumulation",  1,     x >= 1 && d->batch_size % d->accumulation == 0, \
+                                                                   "a divisor of batch_size", true) \
+    X(max_steps,     "max_steps",     0,     x >= 0,               "at least 0",             false) \
+    X(micro_tokens,  "micro_tokens",  WRPO__MICRO_TOKENS, x >= 1 && x <= 0x1p30, "1 to 2^30", true) \
+    X(recompute,     "recompute",     0,     x >= -1,              "a number of layers, or -1 for all", false) \
+    X(eval_steps,    "eval_steps",    0,     x >= 0,               "at least 0",             true) \
+    X(save_steps,    "save_steps",    0,     x >= 0 && (x == 0 || d->save.dir), \
+                                                                   "at least 0, and a directory in save", false)
 
 WRPO_API wrpo_train_desc wrpo_train_defaults(const wrpo_train_desc *desc) {
     wrpo_train_desc d = {0};
     if (desc) d = *desc;
-    const wrpo_method m = d.loss.method;
-    const double rate = m == WRPO_METHOD_SFT ? 7e-6 : m == WRPO_METHOD_SIMPO ? 1e-6 : m == WRPO_METHOD_DPO_NORM ? 8e-7 : 3e-7;
+    double rate = 3e-7;
+    if (d.loss.method == WRPO_METHOD_SFT) rate = 7e-6;
+    if (d.loss.method == WRPO_METHOD_SIMPO) rate = 1e-6;
+    if (d.loss.method == WRPO_METHOD_DPO_NORM) rate = 8e-7;
     d.loss = wrpo__loss_defaults(d.loss);
 #define WRPO__X(field, name, otherwise, valid, want, same) if (wrpo__is_default((double)d.field)) d.field = otherwise;
     WRPO__SETTINGS(WRPO__X)
@@ -3367,14 +3459,15 @@ WRPO_API wrpo_train_desc wrpo_train_defaults(const wrpo_train_desc *desc) {
     return d;
 }
 static void wrpo__train_check(wrpo_ctx *ctx, const wrpo_train_desc *d) {   /* d resolved */
-    const char *why;
-#define WRPO__X(field, name, otherwise, valid, want, same) { const double x = (double)d->field; WRPO__RANGE(valid, name, x, want); }
+    double x;
+#define WRPO__X(field, name, otherwise, valid, want, same) x = (double)d->field; WRPO__RANGE(valid, name, x, want);
     WRPO__SETTINGS(WRPO__X)
 #undef WRPO__X
-    why = wrpo__loss_check(&d->loss, d->alpha);
+    const char *why = wrpo__loss_check(&d->loss, d->alpha);
     if (why) wrpo__fail(ctx, WRPO_E_ARG, "%s", why);
     WRPO__RANGE(wrpo_lr_schedule_name((int)d->lr_schedule), "lr_schedule", d->lr_schedule, "one of wrpo_lr_schedule");
-    WRPO__RANGE(wrpo_alpha_schedule_name((int)d->alpha_schedule), "alpha_schedule", d->alpha_schedule, "one of wrpo_alpha_schedule");
+    WRPO__RANGE(wrpo_alpha_schedule_name((int)d->alpha_schedule), "alpha_schedule", d->alpha_schedule,
+                "one of wrpo_alpha_schedule");
     WRPO__RANGE(wrpo_moments_name((int)d->moments), "moments", d->moments, "one of wrpo_moments");
 }
 
@@ -3388,26 +3481,28 @@ typedef struct wrpo__set {           /* records, and what the reference says abo
 struct wrpo_trainer {
     wrpo_ctx *ctx;
     wrpo__arena *arena;
-    wrpo_model *model;
+    wrpo_model *model;               /* the policy */
     wrpo_train_desc desc;            /* resolved */
     wrpo__set train, eval;
     int64_t rows;                    /* of the workspace: the most that a micro-batch of either set needs */
-    int64_t micro, steps_per_epoch, T, k;              /* batch_size / accumulation, S, T, and the steps done */
+    int64_t micro;                   /* batch_size / accumulation */
+    int64_t steps_per_epoch, T, k;   /* S, T, and how many steps are done */
     int64_t *order, order_epoch;     /* [N] the records in this epoch's order */
-    double *weight;                  /* [batch] of each record in a step's loss */
+    double *weight;                  /* [batch_size] of each record in a step's loss */
     wrpo__run *run;
     float *grads;                    /* mirrors the weights; NULL in an evaluation */
     char *exp_avg, *exp_avg_sq;      /* AdamW's moments, mirror the weights */
     double *sumsq;                   /* one element in the backend's memory */
     double start;                    /* when the run began, in seconds */
-    const char *out_dir; FILE *metrics;                /* set and used by >>run, with the next */
+    const char *out_dir; FILE *metrics;                /* used by >>run alone */
     void (*log)(wrpo_trainer *t, const wrpo_metrics *m, const char *prefix);   /* called with every line of metrics */
 };
 /* The record's responses as the loss sees them; log-probs are left 0. */
 static void wrpo__as_loss(const wrpo_record *record, wrpo_response *r) {
     for (int k = 0; k < record->count; k++) {
         const wrpo_tokens *y = &record->responses[k];
-        r[k] = (wrpo_response){.role = y->role, .share = y->share, .pair_id = y->pair_id, .tokens = y->count - y->first};
+        r[k] = (wrpo_response){.role = y->role, .share = y->share, .pair_id = y->pair_id,
+                               .tokens = y->count - y->first};
     }
 }
 /* Every record must have the roles that the method needs. */
@@ -3415,39 +3510,42 @@ static void wrpo__check_roles(wrpo_ctx *ctx, const wrpo__set *set, const wrpo_tr
     wrpo_response *r = wrpo__alloc(wrpo__current, (size_t)set->K, sizeof *r);
     if (set->N == 0) wrpo__fail(ctx, WRPO_E_ARG, "the data has no records");
     for (int64_t i = 0; i < set->N; i++) {
-        wrpo_record record = wrpo_data_record(set->data, i);
+        const wrpo_record *record = &set->data->records[i];
         const char *why = NULL;
-        wrpo__as_loss(&record, r);
-        for (int end = 0; end < 2 && !why; end++)      /* alpha of the first step, and its end value */
-            wrpo_loss(&d->loss, wrpo_alpha(d->alpha_schedule, d->alpha_power, d->alpha, end, 1), r, record.count, 1, &why);
-        if (why) wrpo__fail(ctx, WRPO_E_FORMAT, "record \"%s\" (line %lld): %s", record.prompt_id, (long long)record.line, why);
+        wrpo__as_loss(record, r);
+        for (int k = 0; k < 2 && !why; k++) {          /* alpha of the first step, and its end value */
+            const double alpha = wrpo_alpha(d->alpha_schedule, d->alpha_power, d->alpha, k, 1);
+            wrpo_loss(&d->loss, alpha, r, record->count, 1, &why);
+        }
+        if (why) wrpo__fail(ctx, WRPO_E_FORMAT, "record \"%s\" (line %lld): %s", record->prompt_id,
+                            (long long)record->line, why);
     }
 }
-/* SFT scores y_ws alone, so the other responses are not computed. The new data lives as long as the arena. */
-static void wrpo__data_drop(void *p) { wrpo_data_free(p); }
+/* SFT scores y_ws alone, so the other responses are not computed: a view of the data without them. */
 static const wrpo_data *wrpo__only_sources(wrpo__arena *arena, const wrpo_data *data) {
-    const int64_t N = wrpo_data_count(data);
-    wrpo_record *records = wrpo__alloc(arena, (size_t)N, sizeof *records);
-    wrpo_data *out;
-    for (int64_t i = 0; i < N; i++) {
-        wrpo_record *r = &records[i];
-        *r = wrpo_data_record(data, i);
-        while (r->count > 1 && r->responses[r->count - 1].role != WRPO_ROLE_SOURCE) r->count--;      /* sources come first */
+    wrpo_data *view = WRPO__NEW(arena, wrpo_data);
+    view->stats.records = data->stats.records;
+    view->records = wrpo__alloc(arena, (size_t)data->stats.records, sizeof *view->records);
+    for (int64_t i = 0; i < data->stats.records; i++) {
+        wrpo_record *r = &view->records[i];
+        *r = data->records[i];
+        while (r->count > 1 && r->responses[r->count - 1].role != WRPO_ROLE_SOURCE) r->count--;    /* they come first */
+        view->most = WRPO__MAX(view->most, r->count);
+        for (int k = 0; k < r->count; k++)
+            view->stats.longest = WRPO__MAX(view->stats.longest, r->prompt_count + r->responses[k].count);
     }
-    wrpo__cleanup *owner = wrpo__on_free(arena, wrpo__data_drop, NULL);
-    wrpo__rethrow(arena->ctx, wrpo_data_from_ids(arena->ctx, records, N, &out));
-    owner->p = out;
-    return out;
+    return view;
 }
 static void wrpo__set_begin(wrpo_trainer *t, wrpo__set *set, const wrpo_data *data) {
     set->given = data;
     if (!data) return;
     set->data = t->desc.loss.method == WRPO_METHOD_SFT ? wrpo__only_sources(t->arena, data) : data;
-    set->N = wrpo_data_count(set->data);
+    set->N = set->data->stats.records;
     set->K = set->data->most;
     wrpo__check_roles(t->ctx, set, &t->desc);
-    wrpo__check_data(t->model, set->data, 0, set->N);
-    t->rows = WRPO__MAX(t->rows, wrpo__run_rows(&t->model->config, set->data, 0, set->N, t->desc.micro_tokens));
+    wrpo__check_data(t->ctx, &t->model->config, set->data, 0, set->N);
+    const int64_t rows = wrpo__run_rows(&t->model->config, set->data, 0, set->N, t->desc.micro_tokens);
+    t->rows = WRPO__MAX(t->rows, rows);
     if (wrpo__rules[t->desc.loss.method].reference)
         set->ref = wrpo__alloc(t->arena, (size_t)set->N * (size_t)set->K, sizeof *set->ref);
 }
@@ -3459,14 +3557,15 @@ static wrpo_trainer *wrpo__trainer_begin(wrpo__arena *arena, wrpo_model *policy,
     t->arena = arena;
     t->model = policy;
     t->desc = wrpo_train_defaults(desc);
-    if (train && policy->frozen) wrpo__fail(t->ctx, WRPO_E_ARG, "the model was loaded frozen (wrpo_model_desc): it cannot be trained");
+    if (train && policy->frozen)
+        wrpo__fail(t->ctx, WRPO_E_ARG, "the model was loaded frozen (wrpo_model_desc): it cannot be trained");
     const wrpo_train_desc *d = &t->desc;
     wrpo__train_check(t->ctx, d);
     wrpo__set_begin(t, &t->train, data);
     wrpo__set_begin(t, &t->eval, d->eval_data);
     const int64_t N = t->train.N;
     t->micro = d->batch_size / d->accumulation;
-    t->steps_per_epoch = WRPO__MAX((N + t->micro - 1) / t->micro / d->accumulation, 1);
+    t->steps_per_epoch = WRPO__MAX(wrpo__div_up(N, t->micro) / d->accumulation, 1);
     const double steps = ceil(d->epochs * (double)t->steps_per_epoch - 1e-9);
     t->T = d->max_steps ? d->max_steps : WRPO__MAX((int64_t)steps, 1);
     t->order = wrpo__alloc(arena, (size_t)N, sizeof *t->order);
@@ -3474,17 +3573,19 @@ static wrpo_trainer *wrpo__trainer_begin(wrpo__arena *arena, wrpo_model *policy,
     t->order_epoch = -1;
     return t;
 }
-/* 2. The reference's log-probs, before the memory of training is taken: ref is the policy as it is now, or another model. */
+/* 2. The reference's log-probs, before the memory of training is taken. ref: the policy as it is, or another model. */
 static void wrpo__set_reference(wrpo__arena *temp, const wrpo_trainer *t, const wrpo__set *set, wrpo_model *ref) {
     wrpo__logprobs(temp, ref, set->data, 0, set->N, t->desc.micro_tokens, set->ref, set->K, NULL);
 }
 /* 3. The workspace; in training also gradients and moments. recompute, logits: as in wrpo_bytes. */
-static wrpo__shape wrpo__train_shape(const wrpo_ctx *ctx, const wrpo_config *c, int64_t recompute, bool logits, int64_t rows) {
-    wrpo__shape s = {.rows = rows, .train = true, .chunk = wrpo__head_chunk(ctx, c, rows), .logits = logits};
-    s.recompute = recompute < 0 ? c->num_hidden_layers : WRPO__MIN(recompute, c->num_hidden_layers);
-    return s;
+static wrpo__shape wrpo__train_shape(const wrpo_ctx *ctx, const wrpo_config *c, int64_t recompute, bool logits,
+                                     int64_t rows) {
+    const int64_t L = c->num_hidden_layers;
+    return (wrpo__shape){.rows = rows, .chunk = wrpo__head_chunk(ctx, c, rows), .logits = logits, .train = true,
+                         .recompute = recompute < 0 ? L : WRPO__MIN(recompute, L)};
 }
 static void wrpo__trainer_memory(wrpo_trainer *t, bool train, int64_t recompute, bool logits) {
+    const wrpo_backend *be = t->ctx->desc.backend;
     wrpo__shape shape = wrpo__train_shape(t->ctx, &t->model->config, recompute, logits, t->rows);
     shape.train = train;
     t->run = wrpo__run_new(t->arena, t->model, &shape);
@@ -3495,14 +3596,16 @@ static void wrpo__trainer_memory(wrpo_trainer *t, bool train, int64_t recompute,
     t->exp_avg = wrpo__device_alloc(t->arena, bytes, "first moments");
     t->exp_avg_sq = wrpo__device_alloc(t->arena, bytes, "second moments");
     t->sumsq = wrpo__device_alloc(t->arena, sizeof *t->sumsq, "gradient norm");
-    t->ctx->desc.backend->zero(t->ctx->dev, t->exp_avg, bytes);
-    t->ctx->desc.backend->zero(t->ctx->dev, t->exp_avg_sq, bytes);
+    be->zero(t->ctx->dev, t->exp_avg, bytes);
+    be->zero(t->ctx->dev, t->exp_avg_sq, bytes);
 }
-static wrpo_trainer *wrpo__trainer_new(wrpo__arena *arena, wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc) {
+static wrpo_trainer *wrpo__trainer_new(wrpo__arena *arena, wrpo_model *policy, const wrpo_data *data,
+                                       const wrpo_train_desc *desc) {
     wrpo_trainer *t = wrpo__trainer_begin(arena, policy, data, desc, true);
     const wrpo_train_desc *d = &t->desc;
     if (d->out_dir || d->ref_dir || d->resume || d->save.dir)
-        wrpo__fail(t->ctx, WRPO_E_ARG, "wrpo_trainer_new works in memory: want out_dir, ref_dir, resume and save.dir of NULL, or wrpo_trainer_open");
+        wrpo__fail(t->ctx, WRPO_E_ARG, "wrpo_trainer_new works in memory: want out_dir, ref_dir, resume and save.dir "
+                   "of NULL, or wrpo_trainer_open");
     wrpo__arena *temp = wrpo__sub_arena(arena);
     if (t->train.ref) wrpo__set_reference(temp, t, &t->train, policy);
     if (t->eval.ref) wrpo__set_reference(temp, t, &t->eval, policy);
@@ -3510,9 +3613,11 @@ static wrpo_trainer *wrpo__trainer_new(wrpo__arena *arena, wrpo_model *policy, c
     wrpo__trainer_memory(t, true, d->recompute, false);
     return t;
 }
-WRPO_API wrpo_result wrpo_trainer_new(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_trainer **out) {
+WRPO_API wrpo_result wrpo_trainer_new(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc,
+                                      wrpo_trainer **out) {
     *out = NULL;
-    WRPO__CALL(policy->ctx, wrpo__arena_new(policy->ctx), false, *out = wrpo__trainer_new(wrpo__current, policy, data, desc));
+    WRPO__CALL(policy->ctx, wrpo__arena_new(policy->ctx), false,
+               *out = wrpo__trainer_new(wrpo__current, policy, data, desc));
     return wrpo__end(&wrpo__entry);
 }
 WRPO_API void wrpo_trainer_free(wrpo_trainer *t) {
@@ -3521,49 +3626,47 @@ WRPO_API void wrpo_trainer_free(wrpo_trainer *t) {
 
 /* ---- metrics: sums over records, weighted as in the loss, under the names of the authors' trainer ---- */
 typedef struct wrpo__tally { wrpo_metrics m; double chosen, chosen_rows, rejected, rejected_rows; } wrpo__tally;
-/* Adds one record of weight w; its loss is added elsewhere. mean: the mean logit of each of its rows, in packed order. */
-static void wrpo__tally_add(wrpo__tally *t, const wrpo_config *model, const wrpo_loss_desc *d, double alpha,
-                            const wrpo_record *record, const wrpo_response *r, double w, const float *mean) {
-    double logp[3] = {0}, reward[3] = {0}, share[3] = {0}, all_chosen = 0, chosen = 0, prompt = 0;
+static double wrpo__wins(double gap, double w) { return isnan(gap) ? NAN : w * (gap > 0); }
+/* Adds a record of weight w, except for its loss. r: its responses with their log-probs; packed: where they are. */
+static void wrpo__tally_add(wrpo__tally *t, const wrpo__run *run, const wrpo_loss_desc *d, double alpha,
+                            const wrpo_record *record, const wrpo_response *r, const wrpo__location *packed, double w) {
+    double logp[3] = {0}, reward[3] = {0}, share[3] = {0}, all_chosen = 0, chosen = 0;         /* by wrpo_role */
     wrpo_metrics *m = &t->m;
     for (int k = 0; k < record->count; k++) {
-        if (k == 0 || wrpo__prompt_again(model, record, k)) {
-            prompt = 0;
-            for (int64_t i = 0; i < record->prompt_count; i++) prompt += (double)*mean++;
-        }
-        double rows = (double)(record->prompt_count + record->responses[k].count), sum = prompt;
-        for (int64_t i = 0; i < record->responses[k].count; i++) sum += (double)*mean++;
-        if (r[k].role == WRPO_ROLE_REJECTED) {
-            t->rejected += sum;
-            t->rejected_rows += rows;
+        const wrpo_role role = r[k].role;
+        const int64_t P = record->prompt_count, R = record->responses[k].count;
+        double mean = 0;             /* of the logits of its rows and the prompt's: the sum of these means */
+        for (int64_t i = 0; i < P; i++) mean += (double)run->h_mean[packed[k].prompt_row + i];
+        for (int64_t i = 0; i < R; i++) mean += (double)run->h_mean[packed[k].row + i];
+        if (role == WRPO_ROLE_REJECTED) {
+            t->rejected += mean;
+            t->rejected_rows += (double)(P + R);
         } else {
-            t->chosen += sum;
-            t->chosen_rows += rows;
+            t->chosen += mean;
+            t->chosen_rows += (double)(P + R);
             all_chosen += r[k].logp;
             chosen++;
         }
-        share[r[k].role] += r[k].share;
-        logp[r[k].role] += r[k].share * r[k].logp;
-        reward[r[k].role] += r[k].share * wrpo__reward_of(d, &r[k]);
+        share[role] += r[k].share;
+        logp[role] += r[k].share * r[k].logp;
+        reward[role] += r[k].share * wrpo__reward_of(d, &r[k]);
     }
+    double *const logps_sum[] = {&m->logps_source_chosen, &m->logps_target_chosen, &m->logps_rejected};
+    double *const rewards_sum[] = {&m->rewards_source_chosen, &m->rewards_target_chosen, &m->rewards_rejected};
     for (int role = 0; role < 3; role++) {             /* NaN for a role that is absent */
         logp[role] = share[role] > 0 ? logp[role] / share[role] : NAN;
         reward[role] = share[role] > 0 ? reward[role] / share[role] : NAN;
+        *logps_sum[role] += w * logp[role];
+        *rewards_sum[role] += w * reward[role];
     }
-    const double source = reward[WRPO_ROLE_SOURCE], target = reward[WRPO_ROLE_TARGET], rejected = reward[WRPO_ROLE_REJECTED];
-    const double weighted = wrpo__weighted_reward(d, alpha, r, record->count);
+    const double weighted = wrpo__weighted_reward(d, alpha, r, record->count), rejected = reward[WRPO_ROLE_REJECTED];
+    const double source = reward[WRPO_ROLE_SOURCE] - rejected, target = reward[WRPO_ROLE_TARGET] - rejected;
     m->logps_chosen += w * all_chosen / chosen;
-    m->logps_source_chosen += w * logp[WRPO_ROLE_SOURCE];
-    m->logps_target_chosen += w * logp[WRPO_ROLE_TARGET];
-    m->logps_rejected += w * logp[WRPO_ROLE_REJECTED];
     m->rewards_chosen += w * weighted;
-    m->rewards_source_chosen += w * source;
-    m->rewards_target_chosen += w * target;
-    m->rewards_rejected += w * rejected;
-    m->rewards_accuracies += isnan(weighted - rejected) ? NAN : w * (weighted > rejected);
-    m->rewards_source_accuracies += isnan(source - rejected) ? NAN : w * (source > rejected);
-    m->rewards_target_accuracies += isnan(target - rejected) ? NAN : w * (target > rejected);
     m->rewards_margins += w * (weighted - rejected);
+    m->rewards_accuracies += wrpo__wins(weighted - rejected, w);
+    m->rewards_source_accuracies += wrpo__wins(source, w);
+    m->rewards_target_accuracies += wrpo__wins(target, w);
 }
 static void wrpo__tally_end(wrpo__tally *tally, const wrpo_trainer *t, double alpha, double begin) {
     wrpo_metrics *m = &tally->m;
@@ -3580,42 +3683,40 @@ static void wrpo__tally_end(wrpo__tally *tally, const wrpo_trainer *t, double al
 static void wrpo__pass(wrpo_trainer *t, const wrpo__set *set, const int64_t *list, const double *weight, int64_t count,
                        double alpha, bool train, wrpo__tally *tally) {
     wrpo__run *r = t->run;
-    const wrpo_config *c = &r->model->config;
     const wrpo_loss_desc *d = &t->desc.loss;
+    const bool sft = d->method == WRPO_METHOD_SFT;
     wrpo_response *y = wrpo__alloc(wrpo__current, (size_t)set->K, sizeof *y);
-    double *logps = wrpo__alloc(wrpo__current, (size_t)set->K, sizeof *logps), scored = 0;
+    double scored = 0;
     wrpo__sum_head(r);
-    for (int64_t i = 0; i < count && d->method == WRPO_METHOD_SFT; i++) {      /* SFT's mean is over the batch's tokens */
-        wrpo_record record = wrpo_data_record(set->data, list ? list[i] : i);
-        wrpo__as_loss(&record, y);
-        scored += wrpo__sft_tokens(y, record.count);
+    for (int64_t i = 0; sft && i < count; i++) {       /* SFT's mean is over the batch's tokens */
+        const wrpo_record *record = &set->data->records[list ? list[i] : i];
+        wrpo__as_loss(record, y);
+        scored += wrpo__sft_tokens(y, record->count);
     }
-    for (int64_t at = 0, next; at < count; at = next) {
-        int64_t target = 0, row = 0;
-        next = wrpo__pack_some(r, set->data, list, at, count, t->desc.micro_tokens);
+    for (int64_t i = 0, next; i < count;) {            /* micro-batches */
+        next = wrpo__pack_some(r, set->data, list, i, count, t->desc.micro_tokens);
         wrpo__forward(r, true);                                                /* log pi of every scored token */
-        for (int64_t i = at; i < next; i++) {
+        for (const wrpo__location *packed = r->packed; i < next; i++) {
             const int64_t index = list ? list[i] : i;
-            wrpo_record record = wrpo_data_record(set->data, index);
-            int64_t first = target;
+            const wrpo_record *record = &set->data->records[index];
             const char *why = NULL;
-            wrpo__as_loss(&record, y);
-            wrpo__sum_logps(r, &record, &target, logps);
-            for (int k = 0; k < record.count; k++) {
-                y[k].logp = logps[k];
+            wrpo__as_loss(record, y);
+            for (int k = 0; k < record->count; k++) {
+                y[k].logp = wrpo__sum_logps(r, &record->responses[k], &packed[k]);
                 y[k].ref = set->ref ? set->ref[index * set->K + k] : 0;
             }
-            const double loss = wrpo_loss(d, alpha, y, record.count, scored, &why);         /* WRPO is here: >>loss */
+            const double loss = wrpo_loss(d, alpha, y, record->count, scored, &why);        /* WRPO is here: >>loss */
             if (!isfinite(loss))
-                wrpo__fail(t->ctx, WRPO_E_NOT_FINITE, "step %lld: record \"%s\" (line %lld): %s", (long long)t->k + train,
-                           record.prompt_id, (long long)record.line, why ? why : "the loss is not a finite number");
+                wrpo__fail(t->ctx, WRPO_E_NOT_FINITE, "step %lld: record \"%s\" (line %lld): %s",
+                           (long long)t->k + train, record->prompt_id, (long long)record->line,
+                           why ? why : "the loss is not a finite number");
             const double mean = weight ? weight[i] : 1 / (double)count;
-            const double w = record.weight * (d->method == WRPO_METHOD_SFT ? 1 : mean);
-            for (int k = 0; train && k < record.count; k++)                    /* dL/dlogp of each of its tokens */
-                for (int64_t j = 0; j < y[k].tokens; j++) r->h_coef[first++] = (float)(w * y[k].dlogp);
+            const double w = record->weight * (sft ? 1 : mean);
+            for (int k = 0; train && k < record->count; k++)                   /* dL/dlogp of each of its tokens */
+                for (int64_t j = 0; j < y[k].tokens; j++) r->h_coef[packed[k].target + j] = (float)(w * y[k].dlogp);
             tally->m.loss += w * loss;
-            wrpo__tally_add(tally, c, d, alpha, &record, y, mean, r->h_mean + row);
-            row += wrpo__record_rows(c, &record);
+            wrpo__tally_add(tally, r, d, alpha, record, y, packed, mean);
+            packed += record->count;
         }
         tally->m.tokens += r->n;
         if (train) wrpo__backward(r, t->grads);
@@ -3638,7 +3739,7 @@ static int64_t wrpo__next_batch(wrpo_trainer *t, const int64_t **list) {
         t->order_epoch = epoch;
     }
     const int64_t first = step * t->desc.batch_size, count = WRPO__MIN(t->desc.batch_size, N - first);
-    const int64_t parts = (count + t->micro - 1) / t->micro;
+    const int64_t parts = wrpo__div_up(count, t->micro);
     for (int64_t i = 0; i < count; i++) {
         const int64_t part = i / t->micro, size = WRPO__MIN(t->micro, count - part * t->micro);
         t->weight[i] = 1 / ((double)parts * (double)size);
@@ -3646,7 +3747,7 @@ static int64_t wrpo__next_batch(wrpo_trainer *t, const int64_t **list) {
     *list = t->order + first;
     return count;
 }
-/* AdamW on every run of weights that are contiguous and decay alike. */
+/* AdamW on every run of weights that are contiguous and decay alike: matrices decay, norms and biases do not. */
 static void wrpo__update(wrpo_trainer *t, double lr, double grad_scale) {
     const wrpo_train_desc *d = &t->desc;
     const wrpo_backend *be = t->ctx->desc.backend;
@@ -3656,12 +3757,12 @@ static void wrpo__update(wrpo_trainer *t, double lr, double grad_scale) {
                        .correction1 = 1 - pow(d->beta1, steps), .correction2 = sqrt(1 - pow(d->beta2, steps))};
     for (int64_t i = 0, end, size; i < t->model->n_weights; i = end) {
         const wrpo_weight *w = &t->model->weights[i];
-        const size_t at = wrpo_moments_bytes(d->moments, w->at);
-        end = i + wrpo__weight_run(w, t->model->n_weights - i, 0, &size);
+        const size_t offset = wrpo_moments_bytes(d->moments, w->at);
+        end = wrpo__weight_run(t->model, i, &size);
         step.weight_decay = w->decay ? (float)d->weight_decay : 0;
         step.seed = wrpo__random64(d->seed, (uint64_t)t->k, (uint64_t)w->at);
         be->adamw(t->ctx->dev, w->data, w->dtype == WRPO_DTYPE_BF16 ? t->model->low + w->at : NULL,
-                  t->exp_avg + at, t->exp_avg_sq + at, t->grads + w->at, size, &step);
+                  t->exp_avg + offset, t->exp_avg_sq + offset, t->grads + w->at, size, &step);
     }
 }
 static wrpo_metrics wrpo__step(wrpo_trainer *t) {
@@ -3674,7 +3775,8 @@ static wrpo_metrics wrpo__step(wrpo_trainer *t) {
     const double begin = wrpo__now();
     if (t->k >= t->T) wrpo__fail(ctx, WRPO_E_ARG, "all %lld steps are done", (long long)t->T);
 
-    /* 1. The schedules' values for step k of T; the records of the batch. */
+    /* 1. The schedules' values for step k = 0 ... T - 1: alpha's end value is never trained with, and with warm-up the
+          rate of the first step is 0. The records of the batch. */
     const int64_t warmup = (int64_t)ceil(d->warmup_ratio * (double)t->T - 1e-9);
     const double alpha = wrpo_alpha(d->alpha_schedule, d->alpha_power, d->alpha, t->k, t->T);
     const double lr = d->learning_rate * wrpo_lr_factor(d->lr_schedule, warmup, t->k, t->T) + 0.0;      /* no -0 */
@@ -3682,17 +3784,17 @@ static wrpo_metrics wrpo__step(wrpo_trainer *t) {
     /* 2. Gradients of the batch's loss. */
     be->zero(ctx->dev, t->grads, (size_t)t->model->count * sizeof *t->grads);
     wrpo__pass(t, &t->train, list, t->weight, count, alpha, true, &tally);
-    /* 3. Their global norm; clipping is a factor in AdamW. */
+    /* 3. Their global norm. Above max_grad_norm they are scaled down to it: a factor in AdamW. */
     be->zero(ctx->dev, t->sumsq, sizeof *t->sumsq);
     be->sumsq(ctx->dev, t->sumsq, t->grads, t->model->count);
     be->get(ctx->dev, &sumsq, t->sumsq, sizeof sumsq);
     wrpo__sync(ctx);
-    const double norm = sqrt(sumsq);
+    const double norm = sqrt(sumsq), clip = d->max_grad_norm > 0 ? d->max_grad_norm / (norm + 1e-6) : 1;
     if (!isfinite(norm))
-        wrpo__fail(ctx, WRPO_E_NOT_FINITE, "step %lld: the gradient is not finite (batch of %lld records, the first is \"%s\")",
-                   (long long)t->k + 1, (long long)count, wrpo_data_record(t->train.data, list[0]).prompt_id);
+        wrpo__fail(ctx, WRPO_E_NOT_FINITE, "step %lld: the gradient is not finite (batch of %lld records, the first is "
+                   "\"%s\")", (long long)t->k + 1, (long long)count, t->train.data->records[list[0]].prompt_id);
     /* 4. The update. */
-    wrpo__update(t, lr, d->max_grad_norm > 0 ? WRPO__MIN(1, d->max_grad_norm / (norm + 1e-6)) : 1);
+    wrpo__update(t, lr, WRPO__MIN(1, clip));
     wrpo__sync(ctx);
     t->k++;
 
@@ -3716,7 +3818,8 @@ static wrpo_metrics wrpo__evaluate(wrpo_trainer *t, const wrpo__set *set, double
 }
 static wrpo_metrics wrpo__trainer_eval(wrpo_trainer *t, const wrpo_data *data) {
     if (!data || (data != t->train.given && data != t->eval.given))
-        wrpo__fail(t->ctx, WRPO_E_ARG, "wrpo_trainer_eval: want the training data or desc.eval_data, whose reference is known");
+        wrpo__fail(t->ctx, WRPO_E_ARG,
+                   "wrpo_trainer_eval: want the training data or desc.eval_data, whose reference is known");
     const double alpha = wrpo_alpha(t->desc.alpha_schedule, t->desc.alpha_power, t->desc.alpha, t->k, t->T);
     const wrpo_metrics m = wrpo__evaluate(t, data == t->train.given ? &t->train : &t->eval, alpha);
     if (t->log) t->log(t, &m, "eval_");
@@ -5026,6 +5129,45 @@ WRPO_API wrpo_result wrpo_model_init(wrpo_ctx *ctx, const wrpo_init_desc *given,
         wrpo__model_randomize(model, desc->seed);
         *out = model;
     }
+    return wrpo__end(&wrpo__entry);
+}
+
+/* ---- weights in and out; one of `get` and `put` is NULL ---- */
+/* The inverse of wrpo__weight_put: elements [first, first + count) as floats, the masters where there are any. */
+static void wrpo__weight_get(const wrpo_model *model, const wrpo_weight *w, int64_t first, int64_t count, float *dst) {
+    const wrpo_backend *be = model->ctx->desc.backend;
+    void *dev = model->ctx->dev;
+    uint16_t high[WRPO__HALVES], low[WRPO__HALVES] = {0};
+    if (w->dtype == WRPO_DTYPE_F32) {
+        be->get(dev, dst, (const float *)w->data + first, (size_t)count * sizeof *dst);
+        return;
+    }
+    for (int64_t i = 0; i < count; i += WRPO__HALVES) {
+        const int64_t n = WRPO__MIN(count - i, WRPO__HALVES);
+        be->get(dev, high, (const uint16_t *)w->data + first + i, (size_t)n * sizeof *high);
+        if (model->low) be->get(dev, low, model->low + w->at + first + i, (size_t)n * sizeof *low);
+        for (int64_t k = 0; k < n; k++) dst[i + k] = wrpo__master(high[k], low[k]);
+    }
+}
+static void wrpo__weight_move(wrpo_model *model, int64_t i, int64_t first, int64_t count, float *get, const float *put) {
+    wrpo_ctx *ctx = model->ctx;
+    if (i < 0 || i >= model->n_weights)
+        wrpo__fail(ctx, WRPO_E_ARG, "weight %lld: want 0 to %lld", (long long)i, (long long)model->n_weights - 1);
+    const wrpo_weight *w = &model->weights[i];
+    if (first < 0 || count < 0 || first > wrpo__size(w) || count > wrpo__size(w) - first)
+        wrpo__fail(ctx, WRPO_E_ARG, "%s: %lld elements from %lld on: it has %lld", w->name, (long long)count,
+                   (long long)first, (long long)wrpo__size(w));
+    if (put && model->frozen) wrpo__fail(ctx, WRPO_E_ARG, "%s: the model was loaded frozen (wrpo_model_desc)", w->name);
+    if (put) wrpo__weight_put(model, w, first, count, put);
+    else wrpo__weight_get(model, w, first, count, get);
+    wrpo__sync(ctx);
+}
+WRPO_API wrpo_result wrpo_weight_get(wrpo_model *model, int64_t i, int64_t first, int64_t count, float *out) {
+    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__weight_move(model, i, first, count, out, NULL));
+    return wrpo__end(&wrpo__entry);
+}
+WRPO_API wrpo_result wrpo_weight_put(wrpo_model *model, int64_t i, int64_t first, int64_t count, const float *values) {
+    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__weight_move(model, i, first, count, NULL, values));
     return wrpo__end(&wrpo__entry);
 }
 
@@ -9244,9 +9386,9 @@ static void wrpo__pack_step(wrpo__generation *g) {
         wrpo__draft *d = &g->jobs[i / g->desc.n]->drafts[i % g->desc.n];
         if (d->place < 0 || d->done) continue;
         const int64_t P = g->prompts[d->job->prompt].count, n = stbds_arrlen(d->ids), prefix = wrpo__prompt_row(g, d->job), own = wrpo__draft_row(g, d);
-        g->draws[r->targets] = d;
+        g->draws[r->n_targets] = d;
         wrpo__pack_target(r, r->n, 0);
-        wrpo__pack_turn(r, P + d->job->limit);
+        wrpo__pack_rotary(r, P + d->job->limit);
         wrpo__pack_rows(r, d->ids + n - 1, 1, P + n - 1, (wrpo_seg){0, 0, prefix, prefix + P, own, own + n});
     }
     for (int64_t i = 0; i < stbds_arrlen(g->jobs); i++) {
@@ -9254,12 +9396,12 @@ static void wrpo__pack_step(wrpo__generation *g) {
         const wrpo_prompt *p = &g->prompts[job->prompt];
         const int64_t own = wrpo__prompt_row(g, job), n = WRPO__MIN(p->count - job->rows, r->shape.rows - r->n);
         const bool last = job->rows + n == p->count;
-        if (n <= 0 || (last && r->targets + g->desc.n > r->shape.rows)) continue;
-        wrpo__pack_turn(r, p->count + job->limit);
+        if (n <= 0 || (last && r->n_targets + g->desc.n > r->shape.rows)) continue;
+        wrpo__pack_rotary(r, p->count + job->limit);
         wrpo__pack_rows(r, p->ids + job->rows, n, job->rows, (wrpo_seg){0, 0, own, own, own, own + job->rows + n});
         job->rows += n;
         for (int64_t k = 0; last && k < g->desc.n; k++) {
-            g->draws[r->targets] = &job->drafts[k];
+            g->draws[r->n_targets] = &job->drafts[k];
             wrpo__pack_target(r, r->n - 1, 0);
         }
     }
@@ -9268,7 +9410,7 @@ static void wrpo__pack_step(wrpo__generation *g) {
 static void wrpo__step_ops(void *run) {
     wrpo__run *r = run;
     wrpo__trunk(r);
-    if (r->targets) wrpo__logits(r, 0, WRPO__MIN(r->shape.chunk, r->targets));
+    if (r->n_targets) wrpo__logits(r, 0, WRPO__MIN(r->shape.chunk, r->n_targets));
 }
 static void wrpo__generate_step(wrpo__generation *g) {
     wrpo__run *r = g->run;
@@ -9277,12 +9419,12 @@ static void wrpo__generate_step(wrpo__generation *g) {
     const int64_t V = g->model->config.vocab_size;
     const float cap = (float)g->model->config.final_logit_softcapping;
     wrpo__pack_step(g);
-    /* Steps that only decode, a row a segment, come again and again: ids, turns, places and segments are what differs, and packing put them on the device. */
-    const int64_t key[4] = {(int64_t)(uintptr_t)r, r->n, r->segs, r->targets};
-    if (be->replay && r->segs == r->n) be->replay(ctx->dev, key, wrpo__step_ops, r);
+    /* Steps that only decode, a row a segment, come again and again: ids, angles, cache rows and segments are what differs, and packing put them on the device. */
+    const int64_t key[4] = {(int64_t)(uintptr_t)r, r->n, r->n_segs, r->n_targets};
+    if (be->replay && r->n_segs == r->n) be->replay(ctx->dev, key, wrpo__step_ops, r);
     else wrpo__step_ops(r);
-    for (int64_t t = 0; t < r->targets; t += r->shape.chunk) {
-        const int64_t count = WRPO__MIN(r->shape.chunk, r->targets - t);
+    for (int64_t t = 0; t < r->n_targets; t += r->shape.chunk) {
+        const int64_t count = WRPO__MIN(r->shape.chunk, r->n_targets - t);
         if (t) wrpo__logits(r, t, count);
         be->get(ctx->dev, g->logits, r->logits, (size_t)(count * V) * sizeof *g->logits);
         wrpo__sync(ctx);
@@ -9291,15 +9433,15 @@ static void wrpo__generate_step(wrpo__generation *g) {
             const wrpo__draft *d = g->draws[t + i];
             const wrpo_prompt *p = &g->prompts[d->job->prompt];
             const uint64_t bits = wrpo__random64(g->desc.seed, p->stream, (uint64_t)d->number << 32 | (uint64_t)stbds_arrlen(d->ids));
-            r->h_target[t + i] = wrpo__draw(g->logits + i * V, V, cap, p->own_temperature ? p->temperature : g->desc.temperature, g->desc.top_k, g->desc.top_p,
+            r->h_target_id[t + i] = wrpo__draw(g->logits + i * V, V, cap, p->own_temperature ? p->temperature : g->desc.temperature, g->desc.top_k, g->desc.top_p,
                                             (double)(bits >> 11) / 9007199254740992.0, g->ranked ? g->ranked + i * V : NULL);
         }
-        be->put(ctx->dev, r->target + t, r->h_target + t, (size_t)count * 4);
-        be->logprob(ctx->dev, r->logp + t, r->lse + t, r->logits, r->target + t, count, V, cap);
+        be->put(ctx->dev, r->target_id + t, r->h_target_id + t, (size_t)count * 4);
+        be->logprob(ctx->dev, r->logp + t, r->target_lse + t, r->logits, r->target_id + t, count, V, cap);
     }
-    be->get(ctx->dev, r->h_logp, r->logp, (size_t)r->targets * sizeof(float));
+    be->get(ctx->dev, r->h_logp, r->logp, (size_t)r->n_targets * sizeof(float));
     wrpo__sync(ctx);
-    for (int64_t t = 0; t < r->targets; t++) wrpo__drawn(g, g->draws[t], r->h_target[t], r->h_logp[t]);
+    for (int64_t t = 0; t < r->n_targets; t++) wrpo__drawn(g, g->draws[t], r->h_target_id[t], r->h_logp[t]);
     wrpo__deliver(g);
     if (g->desc.on_step) wrpo__stop_if(ctx, g->desc.on_step(g->delivered, g->tokens, g->desc.user));
 }
@@ -9326,6 +9468,11 @@ static void wrpo__generate_check(const wrpo__generation *g) {
                 wrpo__fail(ctx, WRPO_E_FORMAT, "prompt %lld: token id %d is outside the model's vocabulary of %lld: tokenizer and model do not belong together",
                            (long long)i, (int)p->ids[j], (long long)c->vocab_size);
     }
+}
+static size_t wrpo__room(const wrpo_ctx *ctx) {        /* bytes that may still be taken */
+    const size_t limit = ctx->desc.memory_limit;
+    const size_t room = ctx->desc.backend->room ? ctx->desc.backend->room(ctx->dev) : SIZE_MAX;
+    return limit ? WRPO__MIN(room, limit - WRPO__MIN(limit, ctx->bytes)) : room;
 }
 /* The capacities; fewer samples at once where memory is short, which changes none of them. */
 static wrpo__shape wrpo__generation_shape(wrpo__generation *g) {
@@ -9396,7 +9543,7 @@ static void wrpo__hidden(wrpo__arena *temp, wrpo_model *model, const int32_t *id
     const wrpo__shape shape = {.rows = count, .chunk = wrpo__head_chunk(ctx, &model->config, count)};
     wrpo__run *r = wrpo__run_new(temp, model, &shape);
     wrpo__pack_begin(r);
-    wrpo__pack_turn(r, count);
+    wrpo__pack_rotary(r, count);
     wrpo__pack_seg(r, ids, count, 0, 0, 0);
     for (int64_t i = 0; logits && i < count; i++) wrpo__pack_target(r, i, 0);
     wrpo__pack_end(r);
@@ -9409,8 +9556,8 @@ static void wrpo__hidden(wrpo__arena *temp, wrpo_model *model, const int32_t *id
             hidden[i] = wrpo__float_of(half);
         }
     }
-    for (int64_t t = 0, n; t < r->targets; t += n) {
-        n = WRPO__MIN(shape.chunk, r->targets - t);
+    for (int64_t t = 0, n; t < r->n_targets; t += n) {
+        n = WRPO__MIN(shape.chunk, r->n_targets - t);
         wrpo__logits(r, t, n);
         be->get(ctx->dev, logits + t * V, wrpo__logits_at(r, t), (size_t)(n * V) * sizeof *logits);
     }
@@ -9567,6 +9714,7 @@ static void wrpo__load_gate(wrpo_reward *r, const wrpo_tensors *t) {
     g->scale = (double)*wrpo__head_tensor(r, t, "gating.logit_scale", &one, &vector);
     g->temperature = r->model->config.gating_temperature;
 }
+static void wrpo__free_model(void *p) { wrpo_model_free(p); }
 static void wrpo__free_tokenizer(void *p) { wrpo_tokenizer_free(p); }
 WRPO_API wrpo_result wrpo_reward_load(wrpo_ctx *ctx, const wrpo_reward_desc *given, wrpo_reward **out) {
     *out = NULL;
@@ -9649,7 +9797,7 @@ static int64_t wrpo__score_some(wrpo__arena *temp, wrpo_reward *w, const int32_t
     for (int64_t k = at; k < end; k++) {
         int64_t pooled[2];
         if (WRPO__PARTS(k)) {
-            wrpo__pack_turn(w->run, counts[k]);
+            wrpo__pack_rotary(w->run, counts[k]);
             prefix = w->run->n;
             if (P) wrpo__pack_seg(w->run, ids[k], P, 0, prefix, prefix);
         }
@@ -9843,7 +9991,7 @@ static void wrpo__measure(wrpo_ctx *ctx, const wrpo_config *config, wrpo_moments
     if (b.overflow) wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: %lld rows of this model do not fit into the address space", (long long)rows);
     out->gradients = (size_t)count * sizeof(float), out->moments = 2 * wrpo_moments_bytes(moments, count);
     out->head = run.head_bytes;
-    out->activations = run.bytes - run.head_bytes + wrpo__run_host_bytes(config, rows);
+    out->activations = run.bytes - run.head_bytes + run.host.used;
     out->device = out->gradients + out->moments + run.bytes;
     out->recompute = shape.recompute, out->logits = wrpo__span(&shape) >= rows;
 }
@@ -10095,7 +10243,7 @@ static wrpo__state_part *wrpo__state_parts(wrpo__arena *temp, const wrpo_trainer
             end = i + 1;
             if (moment) p.name = wrpo__format(temp, moment == 1 ? "%s.exp_avg" : "%s.exp_avg_sq", w->name);
             if (moment && blocks) {
-                end = i + wrpo__weight_run(w, t->model->n_weights - i, 0, &size);
+                end = wrpo__weight_run(t->model, i, &size);
                 p.dtype = "U8", p.ndim = 2, p.at = wrpo_moments_bytes(t->desc.moments, w->at), p.bytes = wrpo_moments_bytes(t->desc.moments, size);
                 p.shape[0] = (int64_t)(p.bytes / WRPO_BLOCK_BYTES), p.shape[1] = WRPO_BLOCK_BYTES;
             }

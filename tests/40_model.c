@@ -168,7 +168,7 @@ static void check(wrpo_ctx *ctx, const char *what, wrpo_config c) {
             double want[3 * RECORDS * MOST];
             objective(want);
             double worst = 0;
-            for (int64_t t = 0; t < r->targets; t++) worst = fmax(worst, fabs((double)r->h_logp[t] - want[t]));
+            for (int64_t t = 0; t < r->n_targets; t++) worst = fmax(worst, fabs((double)r->h_logp[t] - want[t]));
             CHECK(worst < 2e-5, "%s: log-probs differ by %g", what, worst);
             worst_logp = fmax(worst_logp, worst);
             float *grads = backward(arena, r, false);
@@ -200,7 +200,7 @@ static void check(wrpo_ctx *ctx, const char *what, wrpo_config c) {
             float *grads[2];
             for (int kept = 0; kept < 2; kept++) {
                 wrpo__run *r = forward(arena, model, 0, kept, false);
-                CHECK(r->held == kept, "%s: logits held: %d", what, r->held);
+                CHECK(r->logits_kept == kept, "%s: logits kept: %d", what, r->logits_kept);
                 grads[kept] = backward(arena, r, dropped);
             }
             CHECK(!memcmp(grads[0], grads[1], (size_t)model->count * sizeof **grads), "%s: kept logits give other gradients", what);

@@ -6,6 +6,7 @@
 #define fsync test_fsync
 #include "wrpo.h"
 #include "test.h"
+#include <fcntl.h>
 #include <signal.h>
 #include <sys/resource.h>
 #include <sys/wait.h>

@@ -409,9 +409,9 @@ static void one_side(side *s, wrpo__arena *arena, const wrpo_config *c, int64_t 
     wrpo__pack_end(s->run);
     wrpo__sum_head(s->run);
     wrpo__forward(s->run, true);
-    s->logp = wrpo__alloc(arena, (size_t)s->run->targets, 4), s->mean = wrpo__alloc(arena, (size_t)s->run->n, 4);
-    memcpy(s->logp, s->run->h_logp, (size_t)s->run->targets * 4), memcpy(s->mean, s->run->h_mean, (size_t)s->run->n * 4);
-    for (int64_t i = 0; i < s->run->targets; i++) s->run->h_coef[i] = (float)(i % 7) * 0.3f - 0.8f;
+    s->logp = wrpo__alloc(arena, (size_t)s->run->n_targets, 4), s->mean = wrpo__alloc(arena, (size_t)s->run->n, 4);
+    memcpy(s->logp, s->run->h_logp, (size_t)s->run->n_targets * 4), memcpy(s->mean, s->run->h_mean, (size_t)s->run->n * 4);
+    for (int64_t i = 0; i < s->run->n_targets; i++) s->run->h_coef[i] = (float)(i % 7) * 0.3f - 0.8f;
     float *grads = wrpo__device_alloc(arena, (size_t)s->model->count * 4, "gradients");
     be->zero(s->ctx->dev, grads, (size_t)s->model->count * 4);
     wrpo__backward(s->run, grads);
