@@ -6893,20 +6893,21 @@ typedef struct wrpo__jdef wrpo__jdef;
 struct wrpo__jval {
     wrpo__jkind kind;
     bool safe;                       /* STR: marked by the filter `safe`; only what does not care takes it */
-    int64_t i;                       /* BOOL, INT; MACRO: the token of its parameters; ITER: 1 once it is read */
+    int64_t i;                       /* BOOL, INT; ITER: 1 once it is read */
     double f;                        /* FLOAT: finite */
     const char *s; size_t n;         /* STR: bytes; UNDEFINED: the name of what is undefined */
     wrpo__jv *items, *keys;          /* [count] LIST to ITER: items; DICT, NAMESPACE: in order of insertion */
     int64_t count;
     const wrpo__jdef *def; wrpo__jv self;   /* FUNCTION; the value whose method it is */
     wrpo__jval *scope;               /* MACRO: the scope that defined it; NAMESPACE: it is a scope inside this one */
+    wrpo__jtoken *parameters;        /* MACRO */
     wrpo__jloop *loop;               /* LOOP */
 };
 typedef enum wrpo__jflow { WRPO__J_GO, WRPO__J_BREAK, WRPO__J_CONTINUE } wrpo__jflow;
 typedef struct wrpo__jinja {         /* one compilation or one rendering */
     wrpo_ctx *ctx; wrpo__arena *arena;
     wrpo_tokenizer *tok;             /* whose template this is; knows the classes of characters */
-    wrpo__jtoken *tokens; int64_t at;   /* the template; the current token */
+    wrpo__jtoken *at;                /* the current token */
     int idle;                        /* more than 0: tokens are only read */
     int line, depth, loops;          /* of the current token */
     wrpo__jval *scope;
@@ -7806,8 +7807,8 @@ struct wrpo__jtoken {
     wrpo__jtoken_kind kind;
     int line, level, op;             /* of an operator: how tightly it binds, which it is; level -1: none */
     wrpo__jv value;                  /* TEXT, LITERAL: the value; else the characters */
-    int64_t jump;                    /* from the name of a tag to the name of the tag that ends its body, from the first
-                                        token of an expression to its `if`; 0: none */
+    wrpo__jtoken *jump;              /* from the name of a tag to the name of the tag that ends its body, from the first
+                                        token of an expression to its `if`; NULL: none */
 };
 static const struct { const char *text; int level, op; } wrpo__joperators[] = {   /* loosest first */
     {"or", 0, '|'}, {"and", 1, '&'}, {"==", 3, '='}, {"!=", 3, '!'}, {"<=", 3, 'l'}, {">=", 3, 'g'}, {"<", 3, '<'},
@@ -7965,19 +7966,17 @@ static wrpo__jv wrpo__jexpr(wrpo__jinja *J);
 static wrpo__jv wrpo__joperation(wrpo__jinja *J, int least);
 static void wrpo__jbody(wrpo__jinja *J, const char *ends, wrpo__jval *scope);
 
-static const wrpo__jtoken *wrpo__jtoken_at(const wrpo__jinja *J) { return &J->tokens[J->at]; }
-static void wrpo__jgo(wrpo__jinja *J, int64_t at) {
+static void wrpo__jgo(wrpo__jinja *J, wrpo__jtoken *at) {
     J->at = at;
-    J->line = J->tokens[at].line;
+    J->line = at->line;
     wrpo__jspend(J, 1);
 }
 static void wrpo__jnext(wrpo__jinja *J) { wrpo__jgo(J, J->at + 1); }
 _Noreturn static void wrpo__jexpected(wrpo__jinja *J, const char *what) {
-    wrpo__jfail(J, "want %s, found \"%.*s\"", what, WRPO__J_SHOW(wrpo__jstr(J, wrpo__jtoken_at(J)->value)));
+    wrpo__jfail(J, "want %s, found \"%.*s\"", what, WRPO__J_SHOW(wrpo__jstr(J, J->at->value)));
 }
 static bool wrpo__jat(const wrpo__jinja *J, const char *words) {   /* at one of these names or marks */
-    const wrpo__jtoken *t = wrpo__jtoken_at(J);
-    return (t->kind == WRPO__J_NAME || t->kind == WRPO__J_MARK) && wrpo__jword(words, t->value);
+    return (J->at->kind == WRPO__J_NAME || J->at->kind == WRPO__J_MARK) && wrpo__jword(words, J->at->value);
 }
 static bool wrpo__jtake(wrpo__jinja *J, const char *words) {
     bool at = wrpo__jat(J, words);
@@ -7986,10 +7985,9 @@ static bool wrpo__jtake(wrpo__jinja *J, const char *words) {
 }
 static void wrpo__jneed(wrpo__jinja *J, const char *word) { if (!wrpo__jtake(J, word)) wrpo__jexpected(J, word); }
 static wrpo__jv wrpo__jname(wrpo__jinja *J) {
-    const wrpo__jtoken *t = wrpo__jtoken_at(J);
-    if (t->kind != WRPO__J_NAME) wrpo__jexpected(J, "a name");
+    if (J->at->kind != WRPO__J_NAME) wrpo__jexpected(J, "a name");
     wrpo__jnext(J);
-    return t->value;
+    return J->at[-1].value;
 }
 static wrpo__jv wrpo__jlookup_var(wrpo__jinja *J, wrpo__jv name) {
     wrpo__jv v = NULL;
@@ -8003,7 +8001,7 @@ static wrpo__jv wrpo__jlookup_var(wrpo__jinja *J, wrpo__jv name) {
 static wrpo__jv wrpo__jtuple(wrpo__jinja *J, wrpo__jv (*item)(wrpo__jinja *), const char *ends) {
     wrpo__jval *tuple = NULL;
     wrpo__jv v = NULL;
-    for (bool comma = true; comma && wrpo__jtoken_at(J)->kind != WRPO__J_CLOSE && !wrpo__jat(J, ends);) {
+    for (bool comma = true; comma && J->at->kind != WRPO__J_CLOSE && !wrpo__jat(J, ends);) {
         v = item(J);
         comma = wrpo__jtake(J, ",");
         if (comma && !tuple) tuple = wrpo__jnew(J, WRPO__J_TUPLE);
@@ -8015,7 +8013,7 @@ static wrpo__jv wrpo__jtuple(wrpo__jinja *J, wrpo__jv (*item)(wrpo__jinja *), co
 }
 static void wrpo__jcomma(wrpo__jinja *J, const char *end) { if (!wrpo__jat(J, end)) wrpo__jneed(J, ","); }
 static wrpo__jv wrpo__jprimary(wrpo__jinja *J) {
-    const wrpo__jtoken *t = wrpo__jtoken_at(J);
+    const wrpo__jtoken *t = J->at;
     wrpo__jval *v;
     if (t->kind == WRPO__J_NAME || t->kind == WRPO__J_LITERAL) {
         wrpo__jnext(J);
@@ -8058,7 +8056,7 @@ static wrpo__jv wrpo__jsubscript(wrpo__jinja *J, wrpo__jv v) {   /* after "[" */
 }
 static void wrpo__jarguments(wrpo__jinja *J, wrpo__jcall *c) {   /* after "(" */
     for (; !wrpo__jtake(J, ")"); wrpo__jcomma(J, ")")) {
-        const wrpo__jtoken *t = wrpo__jtoken_at(J);
+        const wrpo__jtoken *t = J->at;
         if (wrpo__jat(J, "*")) wrpo__jrefuse(J, "an argument list with *");
         bool named = t->kind == WRPO__J_NAME && wrpo__jword("=", t[1].value);
         if (named) wrpo__jgo(J, J->at + 2);
@@ -8085,7 +8083,7 @@ static wrpo__jv wrpo__jfiltered(wrpo__jinja *J, wrpo__jv v) {   /* at "|" or "is
     wrpo__jv name = wrpo__jname(J);
     if (wrpo__jtake(J, "(")) wrpo__jarguments(J, &c);
     else if (test) {                 /* an argument without brackets */
-        wrpo__jtoken_kind kind = wrpo__jtoken_at(J)->kind;
+        wrpo__jtoken_kind kind = J->at->kind;
         if (wrpo__jat(J, "is")) wrpo__jexpected(J, "one test");
         if (kind == WRPO__J_LITERAL || wrpo__jat(J, "[ {") || (kind == WRPO__J_NAME && !wrpo__jat(J, "else or and")))
             wrpo__jpush(J, &c.args, NULL, wrpo__jpostfix(J, wrpo__jprimary(J), false));
@@ -8131,8 +8129,8 @@ static wrpo__jv wrpo__joperation(wrpo__jinja *J, int least) {
     wrpo__jenter(J);
     if (least <= WRPO__J_NOT && wrpo__jtake(J, "not")) v = wrpo__jbool(!wrpo__jtruth(wrpo__joperation(J, WRPO__J_NOT)));
     else v = wrpo__jsigned(J, true);
-    for (int last = -1; wrpo__jtoken_at(J)->level >= least; wrpo__jenter(J)) {
-        int level = wrpo__jtoken_at(J)->level, op = wrpo__jtoken_at(J)->op;
+    for (int last = -1; J->at->level >= least; wrpo__jenter(J)) {
+        int level = J->at->level, op = J->at->op;
         if (level == WRPO__J_COMPARES && last == level) wrpo__jrefuse(J, "a chain of comparisons");
         wrpo__jnext(J);
         if (op == 'n') wrpo__jneed(J, "in");
@@ -8149,16 +8147,16 @@ static wrpo__jv wrpo__joperation(wrpo__jinja *J, int least) {
 static wrpo__jv wrpo__jno_cond(wrpo__jinja *J) { return wrpo__joperation(J, 0); }
 /* value if condition else otherwise. The condition is needed first and comes second: the idle reader notes where. */
 static wrpo__jv wrpo__jexpr(wrpo__jinja *J) {
-    int64_t first = J->at;
+    wrpo__jtoken *first = J->at;
     wrpo__jv v = NULL, otherwise = NULL;
     wrpo__jenter(J);
-    if (J->idle || !J->tokens[first].jump) v = wrpo__joperation(J, 0);
-    if (J->idle && wrpo__jat(J, "if")) J->tokens[first].jump = J->at;
-    if (J->tokens[first].jump) {
-        wrpo__jgo(J, J->tokens[first].jump + 1);
+    if (J->idle || !first->jump) v = wrpo__joperation(J, 0);
+    if (J->idle && wrpo__jat(J, "if")) first->jump = J->at;
+    if (first->jump) {
+        wrpo__jgo(J, first->jump + 1);
         wrpo__jv condition = wrpo__joperation(J, 0);
         bool holds = !J->idle && wrpo__jtruth(condition);
-        int64_t after = J->at;
+        wrpo__jtoken *after = J->at;
         if (holds) {
             wrpo__jgo(J, first);
             v = wrpo__joperation(J, 0);
@@ -8197,7 +8195,7 @@ static void wrpo__jtarget(wrpo__jinja *J, wrpo__jv value) {
     J->depth--;
 }
 static void wrpo__jtargets(wrpo__jinja *J, wrpo__jv value, const char *end) {   /* a, b, c; one alone takes it whole */
-    int64_t begin = J->at;
+    wrpo__jtoken *begin = J->at;
     int64_t count = 0;
     bool comma = false;
     for (bool more = true; more && !wrpo__jat(J, end); count++) {
@@ -8216,28 +8214,29 @@ static void wrpo__jtargets(wrpo__jinja *J, wrpo__jv value, const char *end) {   
         wrpo__jtake(J, ",");
     }
 }
-/* The idle reader notes where the body of the tag with its name at `head` ends; else this goes there. */
-static void wrpo__jskip_body(wrpo__jinja *J, int64_t head) {
-    if (J->idle) J->tokens[head].jump = J->at;
-    else wrpo__jgo(J, J->tokens[head].jump);
+/* The idle reader notes where the body of the tag with this name ends; else this goes there. */
+static void wrpo__jskip_body(wrpo__jinja *J, wrpo__jtoken *name) {
+    if (J->idle) name->jump = J->at;
+    else wrpo__jgo(J, name->jump);
 }
 static void wrpo__jif(wrpo__jinja *J) {   /* after `if` */
     bool done = false;
     do {
-        int64_t head = J->at - 1;
+        wrpo__jtoken *name = J->at - 1;
         if (J->idle || !done) {
-            bool last = wrpo__jword("else", J->tokens[head].value);
+            bool last = wrpo__jword("else", name->value);
             wrpo__jv condition = last ? wrpo__jbool(true) : wrpo__jtuple(J, wrpo__jno_cond, "");
             done = wrpo__jtruth(condition);
             if (J->idle || done) wrpo__jbody(J, last ? "endif" : "elif else endif", NULL);
             if (J->flow) return;
         }
-        wrpo__jskip_body(J, head);
+        wrpo__jskip_body(J, name);
     } while (wrpo__jtake(J, "elif else"));
     wrpo__jneed(J, "endif");
 }
 struct wrpo__jloop {
-    int64_t target, condition, index0;   /* condition 0: none */
+    wrpo__jtoken *target, *condition;   /* condition NULL: none */
+    int64_t index0;
     wrpo__jval *outer;               /* scope */
     wrpo__jv base; int64_t next;     /* what it runs over; its next item to look at */
     wrpo__jval *passed;              /* LIST: its items that satisfy the condition, as far as anybody asked */
@@ -8245,7 +8244,7 @@ struct wrpo__jloop {
 /* Does the loop have an item of this number? The condition sees an item only when somebody asks for it. */
 static bool wrpo__jloop_has(wrpo__jinja *J, wrpo__jloop *loop, int64_t index) {
     wrpo__jval *scope = J->scope;
-    int64_t at = J->at;
+    wrpo__jtoken *at = J->at;
     while (loop->passed->count <= index && loop->next < loop->base->count) {
         wrpo__jv x = loop->base->items[loop->next++];
         bool passes = true;
@@ -8278,7 +8277,7 @@ static wrpo__jv wrpo__jloop_attr(wrpo__jinja *J, wrpo__jloop *loop, wrpo__jv nam
 }
 static void wrpo__jfor(wrpo__jinja *J) {   /* after `for` */
     wrpo__jloop *loop = WRPO__NEW(J->arena, wrpo__jloop);
-    int64_t head = J->at - 1;
+    wrpo__jtoken *name = J->at - 1;
     bool completed = false, broken = false;   /* completed: one pass was not cut short; if not, `else` runs */
     loop->target = J->at;
     loop->outer = J->scope;
@@ -8297,7 +8296,7 @@ static void wrpo__jfor(wrpo__jinja *J) {   /* after `for` */
         wrpo__jbody(J, "else endfor", NULL);
         J->loops--;
     } else {
-        int64_t body = J->at;
+        wrpo__jtoken *body = J->at;
         wrpo__jv self = wrpo__jmake(J, (wrpo__jval){.kind = WRPO__J_LOOP, .loop = loop});
         loop->base = wrpo__jitems(J, over);
         loop->passed = wrpo__jnew(J, WRPO__J_LIST);
@@ -8314,9 +8313,9 @@ static void wrpo__jfor(wrpo__jinja *J) {   /* after `for` */
         }
         J->scope = loop->outer;
     }
-    wrpo__jskip_body(J, head);
+    wrpo__jskip_body(J, name);
     if (wrpo__jtake(J, "else")) {
-        int64_t other = J->at - 1;
+        wrpo__jtoken *other = J->at - 1;
         if (J->idle || !completed) wrpo__jbody(J, "endfor", wrpo__jscope(J, J->scope));
         if (J->flow) return;
         wrpo__jskip_body(J, other);
@@ -8331,7 +8330,7 @@ static wrpo__jv wrpo__jcapture(wrpo__jinja *J, const char *ends, wrpo__jval *sco
     return wrpo__jfinish(J, &text);
 }
 static void wrpo__jassign(wrpo__jinja *J) {   /* after `set` */
-    int64_t target = J->at;
+    wrpo__jtoken *target = J->at;
     wrpo__jv value;
     wrpo__jtargets(J, NULL, "=");
     if (wrpo__jat(J, "|")) wrpo__jrefuse(J, "a set block with a filter");
@@ -8341,7 +8340,7 @@ static void wrpo__jassign(wrpo__jinja *J) {   /* after `set` */
         wrpo__jneed(J, "endset");
     }
     if (J->idle) return;
-    int64_t after = J->at;
+    wrpo__jtoken *after = J->at;
     wrpo__jgo(J, target);
     wrpo__jtargets(J, value, "=");
     wrpo__jgo(J, after);
@@ -8366,21 +8365,21 @@ static void wrpo__jparameters(wrpo__jinja *J, wrpo__jcall *c) {
     }
 }
 static void wrpo__jmacro(wrpo__jinja *J) {   /* after `macro` */
-    int64_t head = J->at - 1;
+    wrpo__jtoken *tag = J->at - 1;
     wrpo__jv name = wrpo__jname(J);
-    wrpo__jv macro = wrpo__jmake(J, (wrpo__jval){.kind = WRPO__J_MACRO, .i = J->at, .scope = J->scope});
+    wrpo__jv macro = wrpo__jmake(J, (wrpo__jval){.kind = WRPO__J_MACRO, .parameters = J->at, .scope = J->scope});
     if (J->idle) {
         wrpo__jparameters(J, NULL);
         wrpo__jbody(J, "endmacro", NULL);
     } else wrpo__jdict_put(J, J->scope, name, macro);
-    wrpo__jskip_body(J, head);
+    wrpo__jskip_body(J, tag);
     wrpo__jneed(J, "endmacro");
 }
 static wrpo__jv wrpo__jcall_macro(wrpo__jinja *J, wrpo__jv macro, wrpo__jcall *c) {
-    int64_t at = J->at;
+    wrpo__jtoken *at = J->at;
     wrpo__jval *scope = J->scope;
     J->scope = wrpo__jscope(J, macro->scope);
-    wrpo__jgo(J, macro->i);
+    wrpo__jgo(J, macro->parameters);
     wrpo__jparameters(J, c);
     if (!wrpo__jbound_all(c)) wrpo__jfail(J, "a macro is given arguments it does not name");
     wrpo__jv text = wrpo__jcapture(J, "endmacro", NULL);
@@ -8397,7 +8396,7 @@ static void wrpo__jstatement(wrpo__jinja *J) {
         if (!J->idle) J->flow = wrpo__jat(J, "break") ? WRPO__J_BREAK : WRPO__J_CONTINUE;
         wrpo__jnext(J);
     } else if (wrpo__jat(J, "block extends include import from autoescape call filter with print do debug trans"))
-        wrpo__jrefuse(J, "statement \"%.*s\"", WRPO__J_SHOW(wrpo__jtoken_at(J)->value));
+        wrpo__jrefuse(J, "statement \"%.*s\"", WRPO__J_SHOW(J->at->value));
     else {
         J->loops = 0;   /* break and continue do not reach out of these */
         if (wrpo__jtake(J, "set")) wrpo__jassign(J);
@@ -8410,14 +8409,14 @@ static void wrpo__jstatement(wrpo__jinja *J) {
     J->loops = loops;
 }
 static void wrpo__jclose(wrpo__jinja *J) {
-    if (wrpo__jtoken_at(J)->kind != WRPO__J_CLOSE) wrpo__jexpected(J, "the end of the tag");
+    if (J->at->kind != WRPO__J_CLOSE) wrpo__jexpected(J, "the end of the tag");
     wrpo__jnext(J);
 }
 /* Text, output and statements, up to the name of a tag of `ends` or to the end of the template. */
 static void wrpo__jblocks(wrpo__jinja *J, const char *ends) {
     wrpo__jenter(J);
     while (J->flow == WRPO__J_GO) {
-        const wrpo__jtoken *t = wrpo__jtoken_at(J);
+        const wrpo__jtoken *t = J->at;
         if (t->kind == WRPO__J_END && *ends) wrpo__jexpected(J, ends);
         if (t->kind == WRPO__J_END) break;
         wrpo__jnext(J);
@@ -8458,9 +8457,9 @@ static void wrpo__jcompile(wrpo_tokenizer *tok, wrpo__template *t) {
         if (i + 1 < t->size && from[1] == '\n') size = 2;
     }
     if (n && s[n - 1] == '\n') s[--n] = 0;
-    J.tokens = wrpo__jlex(&J, s, n);
+    wrpo__jtoken *tokens = J.at = wrpo__jlex(&J, s, n);
     wrpo__jblocks(&J, "");
-    t->tokens = J.tokens;
+    t->tokens = tokens;
 }
 static wrpo__jv wrpo__jfrom_json(wrpo__jinja *J, const wrpo_json *j) {
     bool object = j->kind == WRPO_JSON_OBJECT;
@@ -8514,7 +8513,7 @@ static void wrpo__chat_at(wrpo__arena *temp, wrpo_tokenizer *tok, const wrpo_jso
         wrpo__jcompile(tok, t);
         wrpo__current = current;
     }
-    wrpo__jinja J = {.ctx = ctx, .arena = temp, .tok = tok, .tokens = t->tokens, .line = 1, .out = out,
+    wrpo__jinja J = {.ctx = ctx, .arena = temp, .tok = tok, .at = t->tokens, .line = 1, .out = out,
                      .held = ctx->bytes, .now = now};
     wrpo__jval *list = wrpo__jnew(&J, WRPO__J_LIST);
     J.scope = wrpo__jscope(&J, NULL);
