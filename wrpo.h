@@ -6053,7 +6053,7 @@ enum { WRPO__WORDS = 1 << 13, WRPO__SMALL_CHARS = 1 << 10, WRPO__MAX_ID = 1 << 2
 
 typedef struct wrpo__template {      /* text NULL: none; the rest by >>chat */
     const char *text; size_t size;
-    wrpo__arena *arena; const void *tree; bool compiled;
+    wrpo__arena *arena; void *tokens;                    /* by >>chat: what the text compiles to */
 } wrpo__template;
 struct wrpo_tokenizer {
     wrpo_ctx *ctx;
@@ -7046,255 +7046,261 @@ WRPO_API wrpo_result wrpo_tokenizer_decode(wrpo_tokenizer *tok, const int32_t *i
 }
 
 /* --------------------------------------------------------------------------------------------- >>chat
-   Chat templates: an interpreter for the Jinja that published templates are written in.
+   Chat templates: an interpreter for the part of Jinja that published templates are written in.
 
-   The environment is the one transformers renders with: sandboxed, trim_blocks, lstrip_blocks, one final
-   newline dropped, `break` and `continue`, `{% generation %}`, tojson without HTML escapes, raise_exception
-   and strftime_now. What a template prints is what Python prints; what Python refuses is WRPO_E_FORMAT with
-   the template's line; what this interpreter does not know is WRPO_E_UNSUPPORTED by name, never a guess:
-   inheritance, imports, call, filter, with and raw blocks, recursive loops, varargs, chains of comparisons,
-   powers, format strings, escaping, and the filters, tests and methods that stand in no row of wrpo__jdefs.
-   One difference is known and not refused: a name that an inner block reads before the block around it sets
-   it for the first time. Jinja decides when it compiles that this name is the outer block's, and finds it
-   undefined; here it is looked up as it stands then, a variable of the caller's (bos_token, tools) included.
-   Text -> tree (once per tokenizer) -> output (per rendering). Names: jv a value, jnode a node of the tree. */
+   The environment is that of transformers: sandboxed, trim_blocks, lstrip_blocks, one final newline dropped,
+   `break` and `continue`, `{% generation %}`, tojson without HTML escapes, raise_exception and strftime_now.
+   The output is what Python prints. What Python refuses is WRPO_E_FORMAT with the template's line. What this
+   interpreter does not know is WRPO_E_UNSUPPORTED by name, never a guess: inheritance, imports, call, filter,
+   with and raw blocks, recursive loops, varargs, chained comparisons, powers, format strings, escaping, and
+   every filter, test, method and function without a row in wrpo__jdefs.
+   One difference is known and not refused. Where an inner block reads a name before the block around it sets
+   it for the first time, Jinja finds the name undefined: it decides at compile time that the name belongs to
+   the outer block. Here the name is looked up when it is read, and may be a variable of the caller (bos_token).
 
-/* A template is a stranger's program: it is given this much and no more. */
+   A template becomes tokens once per tokenizer, and runs from them: there is no tree. When it is compiled, all of
+   it is read while J->idle, which finds the errors of its grammar and notes the jumps between tokens. Then it is
+   read once for each rendering. While J->idle nothing is looked up, computed or written, and the values that the
+   readers return mean nothing; a rendering skips that way what must not be evaluated.
+   Names: jv is a value; J is the state of one compilation or rendering.                                     */
+
+/* A template is a stranger's program: it gets this much and no more. */
 enum {
-    WRPO__J_MAX_NESTING = 200,       /* of expressions and blocks in its text */
-    WRPO__J_MAX_DEPTH = 1000,        /* of evaluation: nesting times recursion */
-    WRPO__J_MAX_STEPS = 20000000,    /* nodes evaluated, elements compared */
+    WRPO__J_MAX_DEPTH = 1000,        /* of nesting times recursion, and of values */
+    WRPO__J_MAX_STEPS = 20000000,    /* tokens read, elements compared */
     WRPO__J_MAX_BYTES = 1 << 28,     /* of values and text made */
-    WRPO__J_MAX_RANGE = 100000       /* as Jinja's sandbox */
+    WRPO__J_MAX_RANGE = 100000       /* as in Jinja's sandbox */
 };
 
-/* ---- values: namespaces excepted, immutable once made; in the arena of the rendering (constants: of the template) ---- */
+/* ---- values: immutable except namespaces; in the arena of the rendering (constants: of the template) ---- */
 typedef enum wrpo__jkind {
     WRPO__J_UNDEFINED, WRPO__J_NONE, WRPO__J_BOOL, WRPO__J_INT, WRPO__J_FLOAT, WRPO__J_STR,
-    WRPO__J_LIST, WRPO__J_TUPLE, WRPO__J_RANGE, WRPO__J_VIEW, WRPO__J_ITER,   /* these five have items[count] */
-    WRPO__J_DICT, WRPO__J_NAMESPACE, /* keys[count], items[count], in order of insertion; a NAMESPACE is also a scope of variables */
-    WRPO__J_FUNCTION, WRPO__J_MACRO, WRPO__J_LOOP
+    WRPO__J_LIST, WRPO__J_TUPLE, WRPO__J_RANGE, WRPO__J_VIEW, WRPO__J_ITER,
+    WRPO__J_DICT, WRPO__J_NAMESPACE, WRPO__J_FUNCTION, WRPO__J_MACRO, WRPO__J_LOOP
 } wrpo__jkind;
+#define WRPO__J_BIT(kind) (1 << WRPO__J_##kind)
+enum {                               /* sets of kinds */
+    WRPO__J_INTS = WRPO__J_BIT(BOOL) | WRPO__J_BIT(INT), WRPO__J_NUMBERS = WRPO__J_INTS | WRPO__J_BIT(FLOAT),
+    WRPO__J_SCALARS = WRPO__J_NUMBERS | WRPO__J_BIT(STR) | WRPO__J_BIT(NONE) | WRPO__J_BIT(UNDEFINED),
+    WRPO__J_LISTS = WRPO__J_BIT(LIST) | WRPO__J_BIT(TUPLE) | WRPO__J_BIT(RANGE),
+    WRPO__J_SEQUENCES = WRPO__J_LISTS | WRPO__J_BIT(STR) | WRPO__J_BIT(DICT) | WRPO__J_BIT(UNDEFINED),
+    WRPO__J_SIZED = WRPO__J_SEQUENCES | WRPO__J_BIT(VIEW), WRPO__J_ITERABLES = WRPO__J_SIZED | WRPO__J_BIT(ITER),
+    WRPO__J_CALLABLES = WRPO__J_BIT(FUNCTION) | WRPO__J_BIT(MACRO)
+};
 typedef struct wrpo__jval wrpo__jval;
 typedef const wrpo__jval *wrpo__jv;
-typedef struct wrpo__jnode wrpo__jnode;
+typedef struct wrpo__jtoken wrpo__jtoken;
 typedef struct wrpo__jloop wrpo__jloop;
 typedef struct wrpo__jdef wrpo__jdef;
 struct wrpo__jval {
     wrpo__jkind kind;
-    bool safe;                       /* STR: marked so by the filter; only what does not care takes it */
-    bool *spent;                     /* ITER: read already; a generator runs once */
-    int64_t i;                       /* BOOL, INT */
-    double f;                        /* FLOAT */
-    const char *s; size_t n;         /* STR: bytes; UNDEFINED: what is; INT: its digits if beyond 64 bits */
-    wrpo__jv *items, *keys; int64_t count;
-    const wrpo__jdef *def; wrpo__jv self;              /* FUNCTION: and the value whose method it is */
-    const wrpo__jnode *node;         /* MACRO */
-    wrpo__jval *scope;               /* MACRO: where it was defined; NAMESPACE: the scope around it */
+    bool safe;                       /* STR: marked by the filter `safe`; only what does not care takes it */
+    int64_t i;                       /* BOOL, INT; ITER: 1 once it is read */
+    double f;                        /* FLOAT: finite */
+    const char *s; size_t n;         /* STR: bytes; UNDEFINED: the name of what is undefined */
+    wrpo__jv *items, *keys;          /* [count] LIST to ITER: items; DICT, NAMESPACE: in order of insertion */
+    int64_t count;
+    const wrpo__jdef *def; wrpo__jv self;   /* FUNCTION; the value whose method it is */
+    wrpo__jval *scope;               /* MACRO: the scope that defined it; NAMESPACE: it is a scope inside this one */
+    wrpo__jtoken *parameters;        /* MACRO */
     wrpo__jloop *loop;               /* LOOP */
 };
+typedef enum wrpo__jflow { WRPO__J_GO, WRPO__J_BREAK, WRPO__J_CONTINUE } wrpo__jflow;
 typedef struct wrpo__jinja {         /* one compilation or one rendering */
     wrpo_ctx *ctx; wrpo__arena *arena;
-    wrpo_tokenizer *tok;             /* whose template this is: knows the classes of characters */
-    int line, depth; int64_t steps;
-    size_t held;                     /* by the context when this began */
-    time_t now;                      /* of strftime_now */
+    wrpo_tokenizer *tok;             /* whose template this is; knows the classes of characters */
+    wrpo__jtoken *at;                /* the current token */
+    int idle;                        /* more than 0: tokens are only read */
+    int line, depth, loops;          /* of the current token */
+    wrpo__jval *scope;
+    wrpo__text *out;
+    wrpo__jflow flow;                /* BREAK, CONTINUE: on the way out to the loop */
+    int64_t steps; size_t held;      /* steps done; bytes that the context held before */
+    time_t now;                      /* for strftime_now */
 } wrpo__jinja;
-typedef struct wrpo__jcall {         /* of a filter, test, method or global function */
-    const wrpo__jdef *def;
-    int op;                          /* def->op: several names share one function */
-    wrpo__jv self;                   /* the value before the bar, `is` or the dot */
-    wrpo__jv a[4];                   /* the arguments in the order of the signature; NULL where left out */
-    wrpo__jv named;                  /* DICT: those given by name */
-} wrpo__jcall;
-struct wrpo__jdef {
-    const char *name, *where;        /* f filter, t test, g global; method of: s str, d dict, l list; m: strings marked safe are welcome */
-    const char *signature;           /* "old new count=": '=' marks the optional; NULL: any names */
-    wrpo__jv (*fn)(wrpo__jinja *J, const wrpo__jcall *c);
-    int op;
-};
-static const wrpo__jval wrpo__jnone = {.kind = WRPO__J_NONE}, wrpo__jtrue = {.kind = WRPO__J_BOOL, .i = 1}, wrpo__jfalse = {.kind = WRPO__J_BOOL};
-static const wrpo__jval wrpo__jempty = {.kind = WRPO__J_STR, .s = ""}, wrpo__jno_names = {.kind = WRPO__J_DICT};
 
-_Noreturn WRPO__PRINTF(3, 4) static void wrpo__jfail(wrpo__jinja *J, wrpo_result code, const char *format, ...) {
+_Noreturn WRPO__PRINTF(3, 4) static void wrpo__jraise(wrpo__jinja *J, wrpo_result code, const char *format, ...) {
     char text[400];
     va_list args;
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
-    wrpo__fail_at(J->ctx, code, J->line, 0, "chat template, line %d: %s%s", J->line, text, code == WRPO_E_UNSUPPORTED ? " is not supported" : "");
+    wrpo__fail_at(J->ctx, code, J->line, 0, "chat template, line %d: %s%s", J->line, text,
+                  code == WRPO_E_UNSUPPORTED ? " is not supported" : "");
 }
-#define WRPO__J_TEXT_OF(v) (int)WRPO__MIN((v)->n, 60), (v)->s   /* for "%.*s" */
-static void wrpo__jspend(wrpo__jinja *J, int64_t steps) {   /* called wherever a template can make something run or grow */
+#define wrpo__jfail(J, ...) wrpo__jraise(J, WRPO_E_FORMAT, __VA_ARGS__)   /* Python refuses it too */
+#define wrpo__jrefuse(J, ...) wrpo__jraise(J, WRPO_E_UNSUPPORTED, __VA_ARGS__)   /* ... is not supported */
+#define WRPO__J_SHOW(v) (int)WRPO__MIN((v)->n, 60), (v)->s   /* for "%.*s" */
+static void wrpo__jspend(wrpo__jinja *J, int64_t steps) {   /* wherever a template can make something run or grow */
     J->steps += steps;
-    if (J->steps > WRPO__J_MAX_STEPS) wrpo__jfail(J, WRPO_E_FORMAT, "the template runs too long: more than %d steps", (int)WRPO__J_MAX_STEPS);
+    if (J->steps > WRPO__J_MAX_STEPS) wrpo__jfail(J, "the template runs too long: %d steps", WRPO__J_MAX_STEPS);
     if (J->ctx->bytes > J->held + WRPO__J_MAX_BYTES)
-        wrpo__jfail(J, WRPO_E_FORMAT, "the template makes too much text: more than %d bytes", (int)WRPO__J_MAX_BYTES);
+        wrpo__jfail(J, "the template makes too much text: %d bytes", WRPO__J_MAX_BYTES);
 }
-static void wrpo__jspend_bytes(wrpo__jinja *J, size_t n) { wrpo__jspend(J, (int64_t)(n >> 5)); }   /* for a pass over n bytes */
+static void wrpo__jspend_bytes(wrpo__jinja *J, size_t n) { wrpo__jspend(J, (int64_t)(n >> 5)); }
 static void wrpo__jenter(wrpo__jinja *J) {
-    if (++J->depth > WRPO__J_MAX_DEPTH) wrpo__jfail(J, WRPO_E_FORMAT, "nested too deeply: more than %d levels", (int)WRPO__J_MAX_DEPTH);
+    if (++J->depth > WRPO__J_MAX_DEPTH) wrpo__jfail(J, "nested too deeply: more than %d levels", WRPO__J_MAX_DEPTH);
+}
+
+static wrpo__jval *wrpo__jmake(wrpo__jinja *J, wrpo__jval v) {
+    wrpo__jval *made = WRPO__NEW(J->arena, wrpo__jval);
+    wrpo__jspend(J, 0);
+    *made = v;
+    return made;
+}
+static wrpo__jval *wrpo__jnew(wrpo__jinja *J, wrpo__jkind kind) { return wrpo__jmake(J, (wrpo__jval){.kind = kind}); }
+static const wrpo__jval wrpo__jnone = {.kind = WRPO__J_NONE}, wrpo__jempty = {.kind = WRPO__J_STR, .s = ""};
+static wrpo__jv wrpo__jbool(bool b) {
+    static const wrpo__jval values[] = {{.kind = WRPO__J_BOOL, .i = 0}, {.kind = WRPO__J_BOOL, .i = 1}};
+    return &values[b];
+}
+static wrpo__jv wrpo__jint(wrpo__jinja *J, int64_t i) {
+    return wrpo__jmake(J, (wrpo__jval){.kind = WRPO__J_INT, .i = i});
+}
+static wrpo__jv wrpo__jfloat(wrpo__jinja *J, double f) {
+    if (!isfinite(f)) wrpo__jrefuse(J, "a number beyond the range of a double");
+    return wrpo__jmake(J, (wrpo__jval){.kind = WRPO__J_FLOAT, .f = f});
+}
+static wrpo__jv wrpo__jbytes(wrpo__jinja *J, const char *s, size_t n) {   /* a string that shares these bytes */
+    return wrpo__jmake(J, (wrpo__jval){.kind = WRPO__J_STR, .s = n ? s : "", .n = n});
+}
+static wrpo__jv wrpo__jstring(wrpo__jinja *J, const char *s) { return wrpo__jbytes(J, s, strlen(s)); }
+static wrpo__jv wrpo__jundefined(wrpo__jinja *J, wrpo__jv name) {
+    return wrpo__jmake(J, (wrpo__jval){.kind = WRPO__J_UNDEFINED, .s = name->s, .n = name->n});
+}
+/* A value that shares another one's items. */
+static wrpo__jv wrpo__jshare(wrpo__jinja *J, wrpo__jkind kind, wrpo__jv *items, int64_t count) {
+    return wrpo__jmake(J, (wrpo__jval){.kind = kind, .items = items, .count = count});
+}
+static wrpo__jval *wrpo__jscope(wrpo__jinja *J, wrpo__jval *around) {
+    return wrpo__jmake(J, (wrpo__jval){.kind = WRPO__J_NAMESPACE, .scope = around});
+}
+static wrpo__jv *wrpo__jroom(wrpo__jinja *J, wrpo__jv *items, size_t count) {   /* the items, with room for one more */
+    if (count & (count - 1)) return items;   /* room is made for a power of two */
+    wrpo__jv *more = wrpo__alloc(J->arena, count ? 2 * count : 1, sizeof *more);
+    if (count) memcpy(more, items, count * sizeof *more);
+    return more;
+}
+/* Appends an item to a value under construction; key is NULL unless that is a dict. */
+static void wrpo__jpush(wrpo__jinja *J, wrpo__jval *to, wrpo__jv key, wrpo__jv item) {
+    size_t count = (size_t)to->count++;
+    to->items = wrpo__jroom(J, to->items, count);
+    to->items[count] = item;
+    if (!key) return;
+    to->keys = wrpo__jroom(J, to->keys, count);
+    to->keys[count] = key;
 }
 static void wrpo__jput(wrpo__jinja *J, wrpo__text *t, const char *s, size_t n) {
     wrpo__jspend_bytes(J, n);
     wrpo__text_add(t, s, n);
 }
-static void wrpo__jputs(wrpo__jinja *J, wrpo__text *t, const char *s) { wrpo__jput(J, t, s, strlen(s)); }
-
-static wrpo__jval *wrpo__jnew(wrpo__jinja *J, wrpo__jkind kind) {
-    wrpo__jval *v = WRPO__NEW(J->arena, wrpo__jval);
-    wrpo__jspend(J, 0);
-    v->kind = kind;
-    if (kind == WRPO__J_ITER) v->spent = WRPO__NEW(J->arena, bool);
-    return v;
-}
-static wrpo__jv wrpo__jbool(bool b) { return b ? &wrpo__jtrue : &wrpo__jfalse; }
-static wrpo__jv wrpo__jint(wrpo__jinja *J, int64_t i) { wrpo__jval *v = wrpo__jnew(J, WRPO__J_INT); v->i = i; return v; }
-static wrpo__jv wrpo__jfloat(wrpo__jinja *J, double f) { wrpo__jval *v = wrpo__jnew(J, WRPO__J_FLOAT); v->f = f; return v; }
-static wrpo__jv wrpo__jbytes(wrpo__jinja *J, const char *s, size_t n) {   /* shares the bytes */
-    wrpo__jval *v = wrpo__jnew(J, WRPO__J_STR);
-    v->s = n ? s : "", v->n = n;
-    return v;
-}
-static wrpo__jv wrpo__jstring(wrpo__jinja *J, const char *s) { return wrpo__jbytes(J, s, strlen(s)); }
+static void wrpo__jputs(wrpo__jinja *J, wrpo__text *t, wrpo__jv v) { wrpo__jput(J, t, v->s, v->n); }
 static wrpo__jv wrpo__jfinish(wrpo__jinja *J, const wrpo__text *t) { return wrpo__jbytes(J, t->data, t->size); }
-static wrpo__jv wrpo__jundefined(wrpo__jinja *J, wrpo__jv what) {
-    wrpo__jval *v = wrpo__jnew(J, WRPO__J_UNDEFINED);
-    v->s = what->s, v->n = what->n;
-    return v;
-}
-static wrpo__jv wrpo__jshare(wrpo__jinja *J, wrpo__jkind kind, wrpo__jv *items, int64_t count) {   /* items of another value */
-    wrpo__jval *v = wrpo__jnew(J, kind);
-    v->items = items, v->count = count;
-    return v;
-}
-static void wrpo__jpush(wrpo__jinja *J, wrpo__jval *to, wrpo__jv key, wrpo__jv item) {   /* onto a value under construction; key NULL: no dict */
-    if ((to->count & (to->count - 1)) == 0) {          /* full: it has room for a power of two */
-        size_t count = (size_t)to->count, cap = count ? 2 * count : 1;
-        wrpo__jv *items = wrpo__alloc(J->arena, cap, sizeof *items), *keys = key ? wrpo__alloc(J->arena, cap, sizeof *keys) : NULL;
-        if (count) memcpy(items, to->items, count * sizeof *items);
-        if (count && key) memcpy(keys, to->keys, count * sizeof *keys);
-        to->items = items, to->keys = keys;
-    }
-    if (key) to->keys[to->count] = key;
-    to->items[to->count++] = item;
-}
 
+static bool wrpo__jis(wrpo__jv v, int kinds) { return kinds >> v->kind & 1; }
+static bool wrpo__jis_str(wrpo__jv v) { return v->kind == WRPO__J_STR; }
+static bool wrpo__jboth(wrpo__jv a, wrpo__jv b, int kinds) { return wrpo__jis(a, kinds) && wrpo__jis(b, kinds); }
 static const char *wrpo__jtype(wrpo__jv v) {
-    static const char *const names[] = {"undefined", "None", "bool", "int", "float", "str", "list", "tuple", "range", "dict view",
-                                        "generator", "dict", "namespace", "function", "macro", "loop"};
+    static const char *const names[] = {"undefined", "None", "bool", "int", "float", "str", "list", "tuple", "range",
+                                        "dict view", "generator", "dict", "namespace", "function", "macro", "loop"};
     return names[v->kind];
 }
-static bool wrpo__jis_int(wrpo__jv v) { return v->kind == WRPO__J_BOOL || v->kind == WRPO__J_INT; }
-static bool wrpo__jis_number(wrpo__jv v) { return wrpo__jis_int(v) || v->kind == WRPO__J_FLOAT; }
-static bool wrpo__jis_list(wrpo__jv v) { return v->kind >= WRPO__J_LIST && v->kind <= WRPO__J_RANGE; }   /* has items by number */
-static wrpo__jv wrpo__jneed_defined(wrpo__jinja *J, wrpo__jv v) {
-    if (v->kind == WRPO__J_UNDEFINED) wrpo__jfail(J, WRPO_E_FORMAT, "\"%.*s\" is undefined", WRPO__J_TEXT_OF(v));
-    return v;
+static wrpo__jv wrpo__jwant(wrpo__jinja *J, wrpo__jv v, int kinds, const char *what) {   /* v, if it is one of these */
+    if (wrpo__jis(v, kinds)) return v;
+    if (v->kind == WRPO__J_UNDEFINED) wrpo__jfail(J, "\"%.*s\" is undefined", WRPO__J_SHOW(v));
+    wrpo__jfail(J, "want %s, found %s", what, wrpo__jtype(v));
 }
-static int64_t wrpo__jto_int(wrpo__jinja *J, wrpo__jv v) {
-    if (!wrpo__jis_int(v)) wrpo__jfail(J, WRPO_E_FORMAT, "want an integer, found %s", wrpo__jtype(v));
-    if (v->s) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "an integer beyond 64 bits: %.*s", WRPO__J_TEXT_OF(v));
-    return v->i;
-}
-static double wrpo__jto_float(wrpo__jinja *J, wrpo__jv v) { return v->kind == WRPO__J_FLOAT ? v->f : (double)wrpo__jto_int(J, v); }
-static wrpo__jv wrpo__jto_str(wrpo__jinja *J, wrpo__jv v) {   /* v, which must be a string */
-    if (v->kind != WRPO__J_STR) wrpo__jfail(J, WRPO_E_FORMAT, "want a string, found %s", wrpo__jtype(v));
-    return v;
-}
-static wrpo__jv wrpo__jplain(wrpo__jinja *J, wrpo__jv v) {   /* v, for what would have to escape or to mark its result */
-    if (v->safe) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "more than printing or comparing a string marked safe");
+static wrpo__jv wrpo__jdefined(wrpo__jinja *J, wrpo__jv v) { return wrpo__jwant(J, v, ~WRPO__J_BIT(UNDEFINED), ""); }
+static wrpo__jv wrpo__jto_str(wrpo__jinja *J, wrpo__jv v) { return wrpo__jwant(J, v, WRPO__J_BIT(STR), "a string"); }
+static int64_t wrpo__jto_int(wrpo__jinja *J, wrpo__jv v) { return wrpo__jwant(J, v, WRPO__J_INTS, "an integer")->i; }
+static double wrpo__jdouble(wrpo__jv v) { return v->kind == WRPO__J_FLOAT ? v->f : (double)v->i; }
+static wrpo__jv wrpo__jplain(wrpo__jinja *J, wrpo__jv v) {   /* v, for what would escape something or mark its result */
+    if (v->safe) wrpo__jrefuse(J, "more than printing or comparing a string marked safe");
     return v;
 }
 static bool wrpo__jtruth(wrpo__jv v) {
-    if (v->kind <= WRPO__J_INT) return v->i != 0 || (v->kind == WRPO__J_INT && v->s);
+    if (v->kind <= WRPO__J_INT) return v->i != 0;
     if (v->kind == WRPO__J_FLOAT) return v->f != 0;
-    if (v->kind == WRPO__J_STR) return v->n > 0;
-    return v->kind == WRPO__J_ITER || v->kind > WRPO__J_DICT || v->count > 0;
+    if (wrpo__jis_str(v)) return v->n > 0;
+    return v->count > 0 || !wrpo__jis(v, WRPO__J_SIZED);
 }
-static bool wrpo__jsame(wrpo__jv a, wrpo__jv b) { return a->n == b->n && memcmp(a->s, b->s, a->n) == 0; }   /* the same bytes */
-static bool wrpo__jnamed(wrpo__jv a, const char *b) { return a->n == strlen(b) && memcmp(a->s, b, a->n) == 0; }
-static bool wrpo__jword(const char *list, wrpo__jv v) {   /* is it one of these words? */
-    for (; *list; list += strcspn(list, " "), list += strspn(list, " "))
-        if (v->n && v->n == strcspn(list, " ") && memcmp(list, v->s, v->n) == 0) return true;
+static bool wrpo__jsame(wrpo__jv a, wrpo__jv b) { return a->n == b->n && memcmp(a->s, b->s, a->n) == 0; }
+static bool wrpo__jword(const char *words, wrpo__jv v) {   /* is it one of these words? */
+    for (size_t n; *words; words += n + (words[n] == ' ')) {
+        for (n = 0; words[n] && words[n] != ' '; n++) {}
+        if (n == v->n && memcmp(words, v->s, n) == 0) return true;
+    }
     return false;
 }
 
-/* ---- equality and order, as Python has them; dicts, scopes ---- */
+/* ---- equality and order, as in Python; dicts ---- */
 static wrpo__jv wrpo__jdict_get(wrpo__jinja *J, wrpo__jv d, wrpo__jv key);
 static bool wrpo__jequal(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {
     wrpo__jspend(J, 1);
-    if (wrpo__jis_number(a) && wrpo__jis_number(b)) {
-        if (a->s || b->s) return a->s && b->s && wrpo__jsame(a, b);
-        return wrpo__jis_int(a) && wrpo__jis_int(b) ? a->i == b->i : wrpo__jto_float(J, a) == wrpo__jto_float(J, b);
-    }
+    if (wrpo__jboth(a, b, WRPO__J_INTS)) return a->i == b->i;
+    if (wrpo__jboth(a, b, WRPO__J_NUMBERS)) return wrpo__jdouble(a) == wrpo__jdouble(b);
     if (a == b) return true;
     if (a->kind != b->kind) return false;
-    if (a->kind < WRPO__J_BOOL) return true;
-    if (a->kind == WRPO__J_STR) { wrpo__jspend_bytes(J, WRPO__MIN(a->n, b->n)); return wrpo__jsame(a, b); }
-    if (a->kind == WRPO__J_VIEW) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "a comparison of dict views");
-    if (!wrpo__jis_list(a) && a->kind != WRPO__J_DICT) return false;
+    if (a->kind == WRPO__J_VIEW) wrpo__jrefuse(J, "a comparison of dict views");
+    if (wrpo__jis_str(a)) {
+        wrpo__jspend_bytes(J, WRPO__MIN(a->n, b->n));
+        return wrpo__jsame(a, b);
+    }
+    bool dict = a->kind == WRPO__J_DICT;
+    if (!dict && !wrpo__jis(a, WRPO__J_LISTS)) return a->kind <= WRPO__J_NONE;
     bool same = a->count == b->count;
     wrpo__jenter(J);
     for (int64_t i = 0; same && i < a->count; i++) {
-        wrpo__jv other = a->kind == WRPO__J_DICT ? wrpo__jdict_get(J, b, a->keys[i]) : b->items[i];
+        wrpo__jv other = dict ? wrpo__jdict_get(J, b, a->keys[i]) : b->items[i];
         same = other && wrpo__jequal(J, a->items[i], other);
     }
     J->depth--;
     return same;
 }
-static int wrpo__jcompare(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {   /* -1, 0, 1; 2 where one is NaN */
+static int wrpo__jcompare(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {   /* < 0, 0, > 0 */
     wrpo__jspend(J, 1);
-    wrpo__jneed_defined(J, a), wrpo__jneed_defined(J, b);
-    if (wrpo__jis_int(a) && wrpo__jis_int(b)) {
-        int64_t x = wrpo__jto_int(J, a), y = wrpo__jto_int(J, b);
-        return (x > y) - (x < y);
-    }
-    if (wrpo__jis_number(a) && wrpo__jis_number(b)) {
-        double x = wrpo__jto_float(J, a), y = wrpo__jto_float(J, b);
-        return x < y ? -1 : x > y ? 1 : x == y ? 0 : 2;
-    }
-    if (a->kind == b->kind && wrpo__jis_list(a)) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "the order of two %ss", wrpo__jtype(a));
-    if (a->kind != WRPO__J_STR || b->kind != WRPO__J_STR) wrpo__jfail(J, WRPO_E_FORMAT, "%s and %s have no order", wrpo__jtype(a), wrpo__jtype(b));
-    wrpo__jspend_bytes(J, WRPO__MIN(a->n, b->n));
-    int r = memcmp(a->s, b->s, WRPO__MIN(a->n, b->n));   /* UTF-8 sorts as its code points do */
-    return r ? (r > 0) - (r < 0) : (a->n > b->n) - (a->n < b->n);
+    wrpo__jdefined(J, a);
+    wrpo__jdefined(J, b);
+    double x = wrpo__jdouble(a), y = wrpo__jdouble(b);
+    size_t n = WRPO__MIN(a->n, b->n);
+    if (wrpo__jboth(a, b, WRPO__J_INTS)) return (a->i > b->i) - (a->i < b->i);
+    if (wrpo__jboth(a, b, WRPO__J_NUMBERS)) return (x > y) - (x < y);
+    if (a->kind == b->kind && wrpo__jis(a, WRPO__J_LISTS)) wrpo__jrefuse(J, "the order of two %ss", wrpo__jtype(a));
+    if (!wrpo__jboth(a, b, WRPO__J_BIT(STR))) wrpo__jfail(J, "%s and %s have no order", wrpo__jtype(a), wrpo__jtype(b));
+    wrpo__jspend_bytes(J, n);
+    int r = memcmp(a->s, b->s, n);               /* UTF-8 sorts as its code points do */
+    return r ? r : (a->n > b->n) - (a->n < b->n);
 }
-static int64_t wrpo__jdict_find(wrpo__jinja *J, wrpo__jv d, wrpo__jv key) {   /* its place; -1: absent */
-    if (key->kind > WRPO__J_STR) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "a key of type %s", wrpo__jtype(key));
+/* The value at the key; NULL: none. */
+static wrpo__jv *wrpo__jdict_at(wrpo__jinja *J, wrpo__jv d, wrpo__jv key) {
+    if (!wrpo__jis(key, WRPO__J_SCALARS)) wrpo__jrefuse(J, "a key of type %s", wrpo__jtype(key));
     wrpo__jspend(J, d->count / 8);
     for (int64_t i = 0; i < d->count; i++) {
-        wrpo__jv k = d->keys[i];
-        if (k->kind == WRPO__J_STR && key->kind == WRPO__J_STR ? wrpo__jsame(k, key) : wrpo__jequal(J, k, key)) return i;
+        bool texts = wrpo__jboth(d->keys[i], key, WRPO__J_BIT(STR));
+        if (texts ? wrpo__jsame(d->keys[i], key) : wrpo__jequal(J, d->keys[i], key)) return &d->items[i];
     }
-    return -1;
+    return NULL;
 }
-static wrpo__jv wrpo__jdict_get(wrpo__jinja *J, wrpo__jv d, wrpo__jv key) {   /* NULL: absent */
-    int64_t i = wrpo__jdict_find(J, d, key);
-    return i < 0 ? NULL : d->items[i];
+static wrpo__jv wrpo__jdict_get(wrpo__jinja *J, wrpo__jv d, wrpo__jv key) {
+    wrpo__jv *item = wrpo__jdict_at(J, d, key);
+    return item ? *item : NULL;
 }
-static bool wrpo__jdict_put(wrpo__jinja *J, wrpo__jval *d, wrpo__jv key, wrpo__jv value) {   /* false: in place of an older value */
-    int64_t i = wrpo__jdict_find(J, d, key);
-    if (i < 0) wrpo__jpush(J, d, key, value);
-    else d->items[i] = value;
-    return i < 0;
-}
-static wrpo__jval *wrpo__jscope(wrpo__jinja *J, wrpo__jval *around) {
-    wrpo__jval *scope = wrpo__jnew(J, WRPO__J_NAMESPACE);
-    scope->scope = around;
-    return scope;
+static void wrpo__jdict_put(wrpo__jinja *J, wrpo__jval *d, wrpo__jv key, wrpo__jv value) {
+    wrpo__jv *item = wrpo__jdict_at(J, d, key);
+    if (item) *item = value;
+    else wrpo__jpush(J, d, key, value);
 }
 
 /* ---- text: code points, white space, case, numbers ---- */
-static bool wrpo__jspace(int32_t c) {                  /* str.isspace */
-    return (c >= 9 && c <= 13) || (c >= 0x1C && c <= 0x20) || c == 0x85 || c == 0xA0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200A) ||
-           c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
+static bool wrpo__jspace(int32_t c) {   /* str.isspace */
+    return (c >= 9 && c <= 13) || (c >= 0x1C && c <= 0x20) || c == 0x85 || c == 0xA0 || c == 0x1680 ||
+           (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
 }
 static size_t wrpo__jskip_space(const char *s, size_t n, size_t i) {
     for (size_t size; i < n && wrpo__jspace(wrpo__utf8_get(s + i, n - i, &size)); i += size) {}
     return i;
 }
-static size_t wrpo__jrstrip(const char *s, size_t from, size_t to) {
+static size_t wrpo__jrstrip(const char *s, size_t from, size_t to) {   /* where s[from..to) without final spaces ends */
     for (size_t i, size; to > from; to = i) {
         i = (size_t)wrpo__before(s, (int64_t)to);
         if (!wrpo__jspace(wrpo__utf8_get(s + i, to - i, &size))) break;
@@ -7328,168 +7334,177 @@ static int wrpo__jclass(wrpo__jinja *J, int32_t c) {   /* of a code point; see w
     if (!J->tok->unicode.kind) wrpo__unicode_load_classes(J->tok->arena, &J->tok->unicode);
     return c < 0 ? WRPO__OTHER : J->tok->unicode.kind[c] & 15;
 }
-/* One code point in upper or lower case: of ASCII, Latin-1, Latin Extended-A and Cyrillic. What has no case passes;
-   of other letters that have one nothing is known here, and saying so beats a wrong letter. */
+/* One code point in upper or lower case: ASCII, Latin-1, Cyrillic. What has no case passes; every other letter that
+   has one is refused. */
 static int32_t wrpo__jcase(wrpo__jinja *J, int32_t c, bool upper) {
-    static const int32_t pairs[][3] = {                /* capitals from, to, distance of the small ones; 1: they take turns */
-        {'A', 'Z', 32}, {0xC0, 0xD6, 32}, {0xD8, 0xDE, 32}, {0x100, 0x12F, 1}, {0x132, 0x137, 1}, {0x139, 0x148, 1}, {0x14A, 0x177, 1},
-        {0x178, 0x178, 0xFF - 0x178}, {0x179, 0x17E, 1}, {0x400, 0x40F, 80}, {0x410, 0x42F, 32}, {0x460, 0x481, 1}, {0x48A, 0x4BF, 1}};
-    for (int64_t k = 0; k < WRPO__COUNT(pairs); k++) {
-        int32_t by = pairs[k][2];
-        bool capital = c >= pairs[k][0] && c <= pairs[k][1], small = by != 1 && c >= pairs[k][0] + by && c <= pairs[k][1] + by;
-        if (capital && by == 1) return pairs[k][0] + (((c - pairs[k][0]) & ~1) | !upper);
-        if (capital || small) return capital == upper ? c : capital ? c + by : c - by;
+    static const int32_t ranges[][3] = {   /* first and last capital, distance to the small letters */
+        {'A', 'Z', 32}, {0xC0, 0xD6, 32}, {0xD8, 0xDE, 32}, {0x400, 0x40F, 80}, {0x410, 0x42F, 32}};
+    for (int64_t k = 0; k < WRPO__COUNT(ranges); k++) {
+        int32_t first = ranges[k][0], last = ranges[k][1], by = ranges[k][2];
+        if (c >= first && c <= last) return upper ? c : c + by;
+        if (c >= first + by && c <= last + by) return upper ? c - by : c;
     }
-    const int cased = 1 << WRPO__LU | 1 << WRPO__LL | 1 << WRPO__LT | 1 << WRPO__NL | 1 << WRPO__SW;
+    int cased = 1 << WRPO__LU | 1 << WRPO__LL | 1 << WRPO__LT | 1 << WRPO__NL | 1 << WRPO__SW;
     if (c >= 128 && (cased >> wrpo__jclass(J, c) & 1 || c == 0xAA || c == 0xBA || c == 0x345))
-        wrpo__jfail(J, WRPO_E_UNSUPPORTED, "upper or lower case of U+%04X", (unsigned)c);
+        wrpo__jrefuse(J, "upper or lower case of U+%04X", (unsigned)c);
     return c;
 }
-/* op: u upper, l lower, c first letter only, t every word (of letters), T Jinja's filter (words end at space and -({[<) */
+/* op: u upper, l lower, c upper for the first letter, t for the first of every word (of letters), T likewise for the
+   words of Jinja's filter (they end at space and -({[<) */
 static wrpo__jv wrpo__jrecase(wrpo__jinja *J, wrpo__jv v, int op) {
     wrpo__text t = {.arena = J->arena};
     bool start = true;
     for (size_t i = 0, size; i < v->n; i += size) {
         char out[4];
-        int32_t c = wrpo__utf8_get(v->s + i, v->n - i, &size), to = wrpo__jcase(J, c, op == 'u' || (op != 'l' && start));
+        int32_t c = wrpo__utf8_get(v->s + i, v->n - i, &size);
+        int32_t to = wrpo__jcase(J, c, op == 'u' || (op != 'l' && start));
         wrpo__jput(J, &t, c < 0 ? v->s + i : out, c < 0 ? size : wrpo__utf8_put(out, (uint32_t)to));
         if (op == 't') start = wrpo__jcase(J, c, true) == wrpo__jcase(J, c, false);
         else start = op == 'T' && (wrpo__jspace(c) || (c > 0 && c < 128 && strchr("-({[<", c)));
     }
     return wrpo__jfinish(J, &t);
 }
-/* A whole decimal number as int() and float() read one, -12.5 with white space around: an INT or a FLOAT; NULL: it is none. */
+/* The decimal number that v is, as int() and float() read it: an INT or a FLOAT; NULL: it is none. */
 static wrpo__jv wrpo__jread_number(wrpo__jinja *J, wrpo__jv v) {
     static const char digits[] = "0123456789";
     size_t begin = wrpo__jskip_space(v->s, v->n, 0), n = wrpo__jrstrip(v->s, begin, v->n) - begin;
-    const char *text = wrpo__strndup(J->arena, v->s + begin, n), *s = text + (n && (*text == '-' || *text == '+'));
-    size_t whole = strspn(s, digits), point = s[whole] == '.', part = point ? strspn(s + whole + 1, digits) : 0;
-    if (s + whole + point + part != text + n || whole + part == 0) {   /* Python also reads 1e3, 1_000 and the digits of other scripts */
-        bool maybe = whole || point || (unsigned char)*s >= 0x80 || wrpo__jword("inf nan infinity", wrpo__jstring(J, s));
-        if (maybe) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "the number \"%.*s\"", WRPO__J_TEXT_OF(v));
+    const char *text = wrpo__strndup(J->arena, v->s + begin, n), *s = text + (*text == '-' || *text == '+');
+    size_t whole = strspn(s, digits), point = s[whole] == '.';
+    size_t part = point ? strspn(s + whole + 1, digits) : 0, length = whole + point + part;
+    if (s + length != text + n || whole + part == 0) { /* Python also reads 1e3, 1_000, inf, digits of other scripts */
+        bool maybe = length || (unsigned char)*s >= 0x80;
+        if (maybe || wrpo__jword("inf nan infinity", wrpo__jrecase(J, wrpo__jstring(J, s), 'l')))
+            wrpo__jrefuse(J, "the number \"%.*s\"", WRPO__J_SHOW(v));
         return NULL;
     }
-    double f = wrpo__json_double(J->arena, s, whole + point + part);
+    double f = wrpo__json_double(J->arena, s, length);
     if (point) return wrpo__jfloat(J, *text == '-' ? -f : f);
-    if (f >= 9e18) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "an integer beyond 64 bits: %.*s", WRPO__J_TEXT_OF(v));
+    if (f >= 9e18) wrpo__jrefuse(J, "the integer %.*s", WRPO__J_SHOW(v));
     return wrpo__jint(J, strtoll(text, NULL, 10));
 }
 
-/* ---- printing: str(), repr(), json.dumps: one walk, two styles ---- */
-typedef struct wrpo__jstyle { bool json; wrpo__jv item, key, indent; } wrpo__jstyle;   /* between items, behind a key; NULL: one line */
-static void wrpo__jquote(wrpo__jinja *J, wrpo__text *t, wrpo__jv v, const wrpo__jstyle *style) {
-    static const char marks[] = "\n\r\t\b\f", names[] = "nrtbf";
-    bool json = style->json, apostrophe = !json && (!memchr(v->s, '\'', v->n) || memchr(v->s, '"', v->n));
-    char quote = apostrophe ? '\'' : '"', e[16];
+/* ---- printing: str(), repr() and json.dumps() ---- */
+typedef struct wrpo__jstyle { bool json; wrpo__jv item, key, indent; } wrpo__jstyle;   /* what follows an item, a key */
+static void wrpo__jquote(wrpo__jinja *J, wrpo__text *t, wrpo__jv v, bool json) {
+    static const char marks[] = "\n\r\t\\'\"\b\f", names[] = "nrt\\'\"bf";
+    bool apostrophe = !json && (!memchr(v->s, '\'', v->n) || memchr(v->s, '"', v->n));
+    char quote = apostrophe ? '\'' : '"', *bare = json ? "'" : "'\"\b\f";   /* no \ before these */
     if (!json) wrpo__jplain(J, v);
     wrpo__jput(J, t, &quote, 1);
     for (size_t i = 0, size; i < v->n; i += size) {
         int32_t c = wrpo__utf8_get(v->s + i, v->n - i, &size);
-        int kind = !json && c >= 127 ? wrpo__jclass(J, c) : WRPO__LL;   /* str.isprintable: neither space nor control nor format */
-        bool shown = c >= 32 && (json || (kind != WRPO__OTHER && kind != WRPO__SPACE && kind != WRPO__CW));
         const char *mark = c > 0 && c < 128 ? strchr(marks, c) : NULL;
-        if (c == quote || c == '\\') snprintf(e, sizeof e, "\\%c", (int)c);
-        else if (mark && (json || mark < marks + 3)) snprintf(e, sizeof e, "\\%c", names[mark - marks]);
-        else if (c < 0 || shown) { wrpo__jput(J, t, v->s + i, size); continue; }
-        else snprintf(e, sizeof e, json || (c >= 0x100 && c < 0x10000) ? "\\u%04x" : c < 0x100 ? "\\x%02x" : "\\U%08x", (unsigned)c);
-        wrpo__jputs(J, t, e);
+        int class = !json && c >= 127 ? wrpo__jclass(J, c) : WRPO__LL;   /* str.isprintable goes by it */
+        bool printable = class != WRPO__OTHER && class != WRPO__SPACE && class != WRPO__CW;
+        if (mark && (c == quote || !strchr(bare, c))) wrpo__text_printf(t, "\\%c", names[mark - marks]);
+        else if (c < 0 || (c >= 32 && printable)) wrpo__jput(J, t, v->s + i, size);
+        else if (c < 0x100 && !json) wrpo__text_printf(t, "\\x%02x", (unsigned)c);
+        else wrpo__text_printf(t, c < 0x10000 ? "\\u%04x" : "\\U%08x", (unsigned)c);
     }
     wrpo__jput(J, t, &quote, 1);
 }
-static void wrpo__jput_float(wrpo__text *t, double f, bool json) {   /* Python's repr: the shortest digits that read back as the same */
-    if (isfinite(f)) { wrpo__double_write(t, f, true); return; }
-    if (f < 0) wrpo__text_puts(t, "-");
-    if (isnan(f)) wrpo__text_puts(t, json ? "NaN" : "nan");
-    else wrpo__text_puts(t, json ? "Infinity" : "inf");
-}
+static void wrpo__jwrite(wrpo__jinja *J, wrpo__text *t, wrpo__jv v, const wrpo__jstyle *style, int level);
 static void wrpo__jnewline(wrpo__jinja *J, wrpo__text *t, const wrpo__jstyle *style, int level) {
-    if (style->indent) wrpo__jputs(J, t, "\n");
-    for (int k = 0; style->indent && k < level; k++) wrpo__jput(J, t, style->indent->s, style->indent->n);
+    if (style->indent) wrpo__text_puts(t, "\n");
+    for (int k = 0; style->indent && k < level; k++) wrpo__jputs(J, t, style->indent);
+}
+static void wrpo__jwrite_items(wrpo__jinja *J, wrpo__text *t, wrpo__jv v, const wrpo__jstyle *style, int level) {
+    bool dict = v->kind == WRPO__J_DICT, tuple = v->kind == WRPO__J_TUPLE && !style->json;
+    wrpo__jenter(J);
+    wrpo__text_puts(t, dict ? "{" : tuple ? "(" : "[");
+    for (int64_t i = 0; i < v->count; i++) {
+        if (i) wrpo__jputs(J, t, style->item);
+        wrpo__jnewline(J, t, style, level + 1);
+        if (dict && style->json && !wrpo__jis_str(v->keys[i]))
+            wrpo__jrefuse(J, "tojson of a key of type %s", wrpo__jtype(v->keys[i]));
+        if (dict) {
+            wrpo__jwrite(J, t, v->keys[i], style, level + 1);
+            wrpo__jputs(J, t, style->key);
+        }
+        wrpo__jwrite(J, t, v->items[i], style, level + 1);
+    }
+    if (tuple && v->count == 1) wrpo__text_puts(t, ",");
+    if (v->count) wrpo__jnewline(J, t, style, level);
+    wrpo__text_puts(t, dict ? "}" : tuple ? ")" : "]");
+    J->depth--;
 }
 static void wrpo__jwrite(wrpo__jinja *J, wrpo__text *t, wrpo__jv v, const wrpo__jstyle *style, int level) {
-    static const char *const words[][2] = {{"Undefined", NULL}, {"None", "null"}, {"False", "false"}, {"True", "true"}};
-    bool json = style->json, dict = v->kind == WRPO__J_DICT, tuple = v->kind == WRPO__J_TUPLE && !json;
+    static const char *const words[][2] = {{"False", "false"}, {"True", "true"}};
+    bool json = style->json;
     wrpo__jspend(J, 1);
-    if (v->kind <= WRPO__J_BOOL && words[v->kind + (v->i != 0)][json]) wrpo__jputs(J, t, words[v->kind + (v->i != 0)][json]);
-    else if (v->kind == WRPO__J_INT && v->s) wrpo__jput(J, t, v->s, v->n);
-    else if (v->kind == WRPO__J_INT) wrpo__text_printf(t, "%lld", (long long)v->i);
-    else if (v->kind == WRPO__J_FLOAT) wrpo__jput_float(t, v->f, json);
-    else if (v->kind == WRPO__J_STR) wrpo__jquote(J, t, v, style);
-    else if (v->kind == WRPO__J_LIST || v->kind == WRPO__J_TUPLE || dict) {
-        wrpo__jenter(J);
-        wrpo__jputs(J, t, dict ? "{" : tuple ? "(" : "[");
-        for (int64_t i = 0; i < v->count; i++) {
-            if (i) wrpo__jput(J, t, style->item->s, style->item->n);
-            wrpo__jnewline(J, t, style, level + 1);
-            if (dict && json && v->keys[i]->kind != WRPO__J_STR)
-                wrpo__jfail(J, WRPO_E_UNSUPPORTED, "tojson of a key of type %s", wrpo__jtype(v->keys[i]));
-            if (dict) wrpo__jwrite(J, t, v->keys[i], style, level + 1);
-            if (dict) wrpo__jput(J, t, style->key->s, style->key->n);
-            wrpo__jwrite(J, t, v->items[i], style, level + 1);
-        }
-        if (tuple && v->count == 1) wrpo__jputs(J, t, ",");
-        if (v->count) wrpo__jnewline(J, t, style, level);
-        wrpo__jputs(J, t, dict ? "}" : tuple ? ")" : "]");
-        J->depth--;
-    } else if (json) wrpo__jfail(J, WRPO_E_FORMAT, "a value of type %s has no JSON form", wrpo__jtype(v));
-    else wrpo__jfail(J, WRPO_E_UNSUPPORTED, "printing a value of type %s", wrpo__jtype(v));
+    switch (v->kind) {
+    case WRPO__J_NONE: wrpo__text_puts(t, json ? "null" : "None"); break;
+    case WRPO__J_BOOL: wrpo__text_puts(t, words[v->i][json]); break;
+    case WRPO__J_INT: wrpo__text_printf(t, "%lld", (long long)v->i); break;
+    case WRPO__J_FLOAT: wrpo__double_write(t, v->f, true); break;
+    case WRPO__J_STR: wrpo__jquote(J, t, v, json); break;
+    case WRPO__J_LIST: case WRPO__J_TUPLE: case WRPO__J_DICT: wrpo__jwrite_items(J, t, v, style, level); break;
+    default:
+        if (json) wrpo__jfail(J, "a value of type %s has no JSON form", wrpo__jtype(v));
+        if (v->kind != WRPO__J_UNDEFINED) wrpo__jrefuse(J, "printing a value of type %s", wrpo__jtype(v));
+        wrpo__text_puts(t, "Undefined");
+    }
 }
-static void wrpo__jprint(wrpo__jinja *J, wrpo__text *t, wrpo__jv v) {   /* as str(v) */
-    static const wrpo__jval item = {.kind = WRPO__J_STR, .s = ", ", .n = 2}, key = {.kind = WRPO__J_STR, .s = ": ", .n = 2};
+static void wrpo__jprint(wrpo__jinja *J, wrpo__text *t, wrpo__jv v) {   /* str(v) */
+    static const wrpo__jval item = {.kind = WRPO__J_STR, .s = ", ", .n = 2};
+    static const wrpo__jval key = {.kind = WRPO__J_STR, .s = ": ", .n = 2};
     const wrpo__jstyle repr = {.item = &item, .key = &key};
-    if (v->kind == WRPO__J_STR) wrpo__jput(J, t, v->s, v->n);
+    if (wrpo__jis_str(v)) wrpo__jputs(J, t, v);
     else if (v->kind != WRPO__J_UNDEFINED) wrpo__jwrite(J, t, v, &repr, 0);
 }
-static wrpo__jv wrpo__jstr(wrpo__jinja *J, wrpo__jv v) {   /* str(v) */
-    if (v->kind == WRPO__J_STR && !v->safe) return v;
+static wrpo__jv wrpo__jstr(wrpo__jinja *J, wrpo__jv v) {   /* str(v) as a value */
+    if (wrpo__jis_str(v) && !v->safe) return v;
     wrpo__text t = {.arena = J->arena};
     wrpo__jprint(J, &t, v);
     return wrpo__jfinish(J, &t);
 }
 
 /* ---- sequences, attributes, items ---- */
-/* What a loop over v meets, as items[count]: characters, elements, keys. A generator is spent then. */
+static wrpo__jval *wrpo__jchange(wrpo__jv v) { return (wrpo__jval *)(uintptr_t)v; }   /* a namespace, a generator */
+/* What a loop over v meets, as items[count]: elements, keys, characters. */
 static wrpo__jv wrpo__jitems(wrpo__jinja *J, wrpo__jv v) {
-    if (wrpo__jis_list(v) || v->kind == WRPO__J_VIEW) return v;
+    wrpo__jwant(J, v, WRPO__J_ITERABLES, "something to iterate over");
     if (v->kind == WRPO__J_DICT) return wrpo__jshare(J, WRPO__J_LIST, v->keys, v->count);
-    if (v->kind == WRPO__J_ITER) {
-        if (*v->spent) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "reading a generator a second time");
-        *v->spent = true;
-        return wrpo__jshare(J, WRPO__J_LIST, v->items, v->count);
-    }
-    if (v->kind != WRPO__J_STR && v->kind != WRPO__J_UNDEFINED) wrpo__jfail(J, WRPO_E_FORMAT, "%s is not iterable", wrpo__jtype(v));
+    if (v->kind == WRPO__J_ITER && wrpo__jchange(v)->i++) wrpo__jrefuse(J, "reading a generator a second time");
+    if (!wrpo__jis_str(v)) return v;
     wrpo__jval *chars = wrpo__jnew(J, WRPO__J_LIST);
-    for (size_t i = 0, size; v->kind == WRPO__J_STR && i < v->n; i += size) {
+    for (size_t i = 0, size; i < v->n; i += size) {
         wrpo__utf8_get(v->s + i, v->n - i, &size);
         wrpo__jpush(J, chars, NULL, wrpo__jbytes(J, v->s + i, size));
     }
     return chars;
 }
+static wrpo__jv wrpo__jreversed(wrpo__jinja *J, wrpo__jv v) {   /* a string or a list */
+    wrpo__jval *out = wrpo__jnew(J, v->kind);
+    wrpo__text t = {.arena = J->arena};
+    wrpo__jv all = wrpo__jitems(J, v);
+    for (int64_t i = all->count; i-- > 0;) {
+        if (wrpo__jis_str(v)) wrpo__jputs(J, &t, all->items[i]);
+        else wrpo__jpush(J, out, NULL, all->items[i]);
+    }
+    return wrpo__jis_str(v) ? wrpo__jfinish(J, &t) : out;
+}
+static wrpo__jv wrpo__jgiven(wrpo__jv argument) { return argument && argument->kind != WRPO__J_NONE ? argument : NULL; }
+static int64_t wrpo__jbound(wrpo__jinja *J, wrpo__jv bound, int64_t n, int64_t otherwise) {   /* of a slice: 0 to n */
+    if (!wrpo__jgiven(bound)) return otherwise;
+    int64_t i = wrpo__jto_int(J, bound);
+    return i < 0 ? WRPO__MAX(i + n, 0) : WRPO__MIN(i, n);
+}
 /* v[start:stop:step]; each may be NULL or None. Of the steps 1 and, without bounds, -1. */
 static wrpo__jv wrpo__jslice(wrpo__jinja *J, wrpo__jv v, wrpo__jv start, wrpo__jv stop, wrpo__jv step) {
-    bool str = wrpo__jneed_defined(J, v)->kind == WRPO__J_STR, ends[2] = {start && start->kind != WRPO__J_NONE, stop && stop->kind != WRPO__J_NONE};
-    int64_t by = step && step->kind != WRPO__J_NONE ? wrpo__jto_int(J, step) : 1;
-    if (!str && !wrpo__jis_list(v)) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "a slice of %s", wrpo__jtype(v));
-    if (by != 1 && (by != -1 || ends[0] || ends[1])) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "a slice with step %lld and bounds", (long long)by);
-    if (by < 0) {
-        wrpo__jval *out = wrpo__jnew(J, v->kind);
-        wrpo__text t = {.arena = J->arena};
-        wrpo__jv all = wrpo__jitems(J, v);
-        for (int64_t i = all->count; i-- > 0;) {
-            if (str) wrpo__jput(J, &t, all->items[i]->s, all->items[i]->n);
-            else wrpo__jpush(J, out, NULL, all->items[i]);
-        }
-        return str ? wrpo__jfinish(J, &t) : out;
-    }
-    int64_t n = str ? wrpo__jlength(J, v) : v->count, from = ends[0] ? wrpo__jto_int(J, start) : 0, to = ends[1] ? wrpo__jto_int(J, stop) : n;
-    from = from < -n ? 0 : from < 0 ? from + n : WRPO__MIN(from, n);
-    to = WRPO__MAX(to < -n ? 0 : to < 0 ? to + n : WRPO__MIN(to, n), from);
-    if (!str) return wrpo__jshare(J, v->kind, v->count ? v->items + from : NULL, to - from);
+    bool str = wrpo__jis_str(wrpo__jdefined(J, v));
+    int64_t by = wrpo__jgiven(step) ? wrpo__jto_int(J, step) : 1;
+    if (!str && !wrpo__jis(v, WRPO__J_LISTS)) wrpo__jrefuse(J, "a slice of %s", wrpo__jtype(v));
+    if (by == -1 && !wrpo__jgiven(start) && !wrpo__jgiven(stop)) return wrpo__jreversed(J, v);
+    if (by != 1) wrpo__jrefuse(J, "a slice with step %lld and bounds", (long long)by);
+    int64_t n = str ? wrpo__jlength(J, v) : v->count, from = wrpo__jbound(J, start, n, 0);
+    int64_t to = WRPO__MAX(wrpo__jbound(J, stop, n, n), from);
+    if (!str) return wrpo__jshare(J, v->kind, n ? v->items + from : NULL, to - from);
     size_t begin = wrpo__joffset(v, from);
     return wrpo__jbytes(J, v->s + begin, wrpo__joffset(v, to) - begin);
 }
 static bool wrpo__jcontains(wrpo__jinja *J, wrpo__jv v, wrpo__jv x) {   /* x in v */
-    if (v->kind == WRPO__J_STR) return wrpo__jfind(J, v, wrpo__jto_str(J, x), 0) != SIZE_MAX;
+    if (wrpo__jis_str(v)) return wrpo__jfind(J, v, wrpo__jto_str(J, x), 0) != SIZE_MAX;
     if (v->kind == WRPO__J_DICT) return wrpo__jdict_get(J, v, x) != NULL;
     v = wrpo__jitems(J, v);
     for (int64_t i = 0; i < v->count; i++)
@@ -7498,211 +7513,258 @@ static bool wrpo__jcontains(wrpo__jinja *J, wrpo__jv v, wrpo__jv x) {   /* x in 
 }
 static const wrpo__jdef *wrpo__jlookup(char where, wrpo__jv name);
 static wrpo__jv wrpo__jloop_attr(wrpo__jinja *J, wrpo__jloop *loop, wrpo__jv name);
-static wrpo__jv wrpo__jfunction(wrpo__jinja *J, const wrpo__jdef *def, wrpo__jv self) {   /* NULL: of no function */
-    if (!def) return NULL;
-    wrpo__jval *f = wrpo__jnew(J, WRPO__J_FUNCTION);
-    f->def = def, f->self = self;
-    return f;
+static wrpo__jv wrpo__jfunction(wrpo__jinja *J, const wrpo__jdef *def, wrpo__jv self) {   /* NULL if there is no def */
+    return def ? wrpo__jmake(J, (wrpo__jval){.kind = WRPO__J_FUNCTION, .def = def, .self = self}) : NULL;
 }
 /* v's own attribute: a method, as a value, or what a namespace or a loop has; NULL: none. */
 static wrpo__jv wrpo__jown(wrpo__jinja *J, wrpo__jv v, wrpo__jv name) {
     /* Python has these too. The sandbox hides the ones that change a value. */
-    static const char str[] = "casefold center count encode expandtabs find format format_map index isalnum isalpha isascii isdecimal isdigit "
-        "isidentifier islower isnumeric isprintable isspace istitle isupper ljust maketrans partition rfind rindex rjust rpartition rsplit "
-        "splitlines swapcase translate zfill", list[] = "append clear copy count extend index insert pop remove reverse sort";
-    const char *const unknown[] = {str, list, "clear copy fromkeys pop popitem setdefault update"};
-    int kind = v->kind == WRPO__J_STR ? 0 : v->kind == WRPO__J_LIST || v->kind == WRPO__J_TUPLE ? 1 : v->kind == WRPO__J_DICT ? 2 : -1;
-    if (v->kind == WRPO__J_LOOP) return wrpo__jloop_attr(J, v->loop, name);
-    if (v->kind == WRPO__J_NAMESPACE) return wrpo__jdict_get(J, v, name);
-    if (kind < 0) return NULL;
-    if (wrpo__jword(unknown[kind], name)) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "method \"%.*s\" of %s", WRPO__J_TEXT_OF(name), wrpo__jtype(v));
-    return wrpo__jfunction(J, wrpo__jlookup("sld"[kind], name), v);
+    static const char str[] = "casefold center count encode expandtabs find format format_map index isalnum isalpha "
+        "isascii isdecimal isdigit isidentifier islower isnumeric isprintable isspace istitle isupper ljust maketrans "
+        "partition rfind rindex rjust rpartition rsplit splitlines swapcase translate zfill";
+    static const char list[] = "append clear copy count extend index insert pop remove reverse sort";
+    static const char dict[] = "clear copy fromkeys pop popitem setdefault update";
+    const char *unknown = dict;
+    char where = 'd';
+    switch (v->kind) {
+    case WRPO__J_LOOP: return wrpo__jloop_attr(J, v->loop, name);
+    case WRPO__J_NAMESPACE: return wrpo__jdict_get(J, v, name);
+    case WRPO__J_STR: unknown = str; where = 's'; break;
+    case WRPO__J_LIST: case WRPO__J_TUPLE: unknown = list; where = 'l'; break;
+    case WRPO__J_DICT: break;
+    default: return NULL;
+    }
+    if (wrpo__jword(unknown, name)) wrpo__jrefuse(J, "method \"%.*s\" of %s", WRPO__J_SHOW(name), wrpo__jtype(v));
+    return wrpo__jfunction(J, wrpo__jlookup(where, name), v);
 }
-/* attr: v.key, Python's attribute, else the item; or v[key], the item, else for a string key the attribute. */
+/* v.key (attr): the attribute, else the item. v[key]: the item, else, for a string key, the attribute. */
 static wrpo__jv wrpo__jget(wrpo__jinja *J, wrpo__jv v, wrpo__jv key, bool attr) {
-    wrpo__jv r = attr ? wrpo__jown(J, wrpo__jneed_defined(J, v), key) : NULL;
-    if (!r && wrpo__jneed_defined(J, v)->kind == WRPO__J_DICT && key->kind <= WRPO__J_STR) r = wrpo__jdict_get(J, v, key);
-    if (!attr && wrpo__jis_int(key) && (v->kind == WRPO__J_STR || wrpo__jis_list(v))) {
-        int64_t n = v->kind == WRPO__J_STR ? wrpo__jlength(J, v) : v->count, i = wrpo__jto_int(J, key);
-        if (i < 0) i += n;
-        if (i >= 0 && i < n) return v->kind == WRPO__J_STR ? wrpo__jslice(J, v, wrpo__jint(J, i), wrpo__jint(J, i + 1), NULL) : v->items[i];
+    wrpo__jdefined(J, v);
+    wrpo__jv r = attr ? wrpo__jown(J, v, key) : NULL;
+    if (!r && v->kind == WRPO__J_DICT && wrpo__jis(key, WRPO__J_SCALARS)) r = wrpo__jdict_get(J, v, key);
+    if (wrpo__jis(key, WRPO__J_INTS) && wrpo__jis(v, WRPO__J_LISTS | WRPO__J_BIT(STR))) {
+        bool str = wrpo__jis_str(v);
+        int64_t n = str ? wrpo__jlength(J, v) : v->count, i = key->i < 0 ? key->i + n : key->i;
+        if (i >= 0 && i < n) r = str ? wrpo__jslice(J, v, wrpo__jint(J, i), wrpo__jint(J, i + 1), NULL) : v->items[i];
     }
-    if (!r && !attr && key->kind == WRPO__J_STR) r = wrpo__jown(J, v, key);
-    return r ? r : wrpo__jundefined(J, wrpo__jstr(J, key->kind <= WRPO__J_STR ? key : &wrpo__jnone));
+    if (!r && !attr && wrpo__jis_str(key)) r = wrpo__jown(J, v, key);
+    return r ? r : wrpo__jundefined(J, wrpo__jis(key, WRPO__J_SCALARS) ? wrpo__jstr(J, key) : &wrpo__jempty);
 }
-/* "a.b" of v, as the filters' attribute= arguments say it: by item. */
-static wrpo__jv wrpo__jpath(wrpo__jinja *J, wrpo__jv v, wrpo__jv path) {
-    if (path->kind != WRPO__J_STR) return wrpo__jget(J, v, path, false);
-    for (size_t i = 0, end; i <= path->n; i = end + 1) {
-        for (end = i; end < path->n && path->s[end] != '.'; end++)
-            if (strchr(",0123456789", path->s[end])) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "the attribute \"%.*s\"", WRPO__J_TEXT_OF(path));
-        v = wrpo__jget(J, v, wrpo__jbytes(J, path->s + i, end - i), false);
-    }
-    return v;
+/* What the filters' attribute= says of v: one of its items. */
+static wrpo__jv wrpo__jattribute(wrpo__jinja *J, wrpo__jv v, wrpo__jv name) {
+    for (size_t i = 0; wrpo__jis_str(name) && i < name->n; i++)
+        if (strchr(".,0123456789", name->s[i])) wrpo__jrefuse(J, "the attribute \"%.*s\"", WRPO__J_SHOW(name));
+    return wrpo__jget(J, v, name, false);
 }
 
 /* ---- operators ---- */
 static wrpo__jv wrpo__jrepeat(wrpo__jinja *J, wrpo__jv v, int64_t times) {
     wrpo__text t = {.arena = J->arena};
-    for (; times > 0; times--) wrpo__jspend(J, 1), wrpo__jput(J, &t, v->s, v->n);
+    for (; times > 0; times--) {
+        wrpo__jspend(J, 1);
+        wrpo__jputs(J, &t, v);
+    }
     return wrpo__jfinish(J, &t);
 }
-static wrpo__jv wrpo__jjoin2(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {   /* strings, lists or tuples, one after the other */
+static wrpo__jv wrpo__jconcat(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {   /* strings, lists or tuples */
+    if (wrpo__jis_str(a)) {
+        wrpo__jspend_bytes(J, a->n + b->n);
+        char *s = wrpo__alloc(J->arena, a->n + b->n + 1, 1);
+        memcpy(s, a->s, a->n);
+        memcpy(s + a->n, b->s, b->n);
+        return wrpo__jbytes(J, s, a->n + b->n);
+    }
     wrpo__jval *both = wrpo__jnew(J, a->kind);
-    wrpo__jspend(J, a->count + b->count + (int64_t)((a->n + b->n) >> 5));
-    char *s = a->kind == WRPO__J_STR ? wrpo__alloc(J->arena, a->n + b->n + 1, 1) : NULL;
-    if (s) memcpy(s, a->s, a->n), memcpy(s + a->n, b->s, b->n), both->s = s, both->n = a->n + b->n;
+    wrpo__jspend(J, a->count + b->count);
     for (int64_t i = 0; i < a->count; i++) wrpo__jpush(J, both, NULL, a->items[i]);
     for (int64_t i = 0; i < b->count; i++) wrpo__jpush(J, both, NULL, b->items[i]);
     return both;
 }
 static wrpo__jv wrpo__jarithmetic(wrpo__jinja *J, int op, wrpo__jv a, wrpo__jv b) {   /* op: + - * / % F (//) */
-    bool joins = a->kind == WRPO__J_STR || a->kind == WRPO__J_LIST || a->kind == WRPO__J_TUPLE;
-    if (op == '%' && a->kind == WRPO__J_STR) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "formatting by %%");
-    wrpo__jneed_defined(J, wrpo__jplain(J, a)), wrpo__jneed_defined(J, wrpo__jplain(J, b));
-    if (op == '+' && joins && a->kind == b->kind) return wrpo__jjoin2(J, a, b);
-    if (op == '*' && a->kind == WRPO__J_STR && wrpo__jis_int(b)) return wrpo__jrepeat(J, a, wrpo__jto_int(J, b));
-    if (op == '*' && (joins || wrpo__jis_int(a)) && !(wrpo__jis_number(a) && wrpo__jis_number(b)))
-        wrpo__jfail(J, WRPO_E_UNSUPPORTED, "the product of %s and %s", wrpo__jtype(a), wrpo__jtype(b));
-    if (!wrpo__jis_number(a) || !wrpo__jis_number(b))
-        wrpo__jfail(J, WRPO_E_FORMAT, "'%s' cannot join %s and %s", op == 'F' ? "//" : (char[2]){(char)op, 0}, wrpo__jtype(a), wrpo__jtype(b));
-    bool whole = wrpo__jis_int(a) && wrpo__jis_int(b), divides = op == '/' || op == '%' || op == 'F';
-    double f = wrpo__jto_float(J, a), g = wrpo__jto_float(J, b);
-    if (divides && g == 0) wrpo__jfail(J, WRPO_E_FORMAT, "division by zero");
-    if (!whole && (op == '%' || op == 'F')) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "the remainder or the floor of a division of floats");
-    const double limit = op == '*' ? 0x1p31 : op == '/' ? 0x1p53 : 0x1p62;   /* whole numbers up to it: neither overflow nor rounding */
-    if (whole && (fabs(f) >= limit || fabs(g) >= limit)) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "arithmetic near 64 bits");
-    if (!whole || op == '/') return wrpo__jfloat(J, op == '+' ? f + g : op == '-' ? f - g : op == '*' ? f * g : f / g);
-    int64_t x = wrpo__jto_int(J, a), y = wrpo__jto_int(J, b);
-    if (!divides) return wrpo__jint(J, op == '+' ? x + y : op == '-' ? x - y : x * y);
-    int64_t rest = x % y + (x % y && (x % y < 0) != (y < 0) ? y : 0);   /* the remainder has the divisor's sign */
-    return wrpo__jint(J, op == '%' ? rest : (x - rest) / y);
+    bool whole = wrpo__jboth(a, b, WRPO__J_INTS);
+    bool joins = wrpo__jis(a, WRPO__J_BIT(STR) | WRPO__J_BIT(LIST) | WRPO__J_BIT(TUPLE));
+    if (op == '%' && wrpo__jis_str(a)) wrpo__jrefuse(J, "formatting by %%");
+    wrpo__jdefined(J, wrpo__jplain(J, a));
+    wrpo__jdefined(J, wrpo__jplain(J, b));
+    if (op == '+' && joins && a->kind == b->kind) return wrpo__jconcat(J, a, b);
+    if (op == '*' && wrpo__jis_str(a) && wrpo__jis(b, WRPO__J_INTS)) return wrpo__jrepeat(J, a, b->i);
+    if (!wrpo__jboth(a, b, WRPO__J_NUMBERS)) {
+        const char *name = op == 'F' ? "//" : (char[2]){(char)op, 0};
+        if (op == '*') wrpo__jrefuse(J, "the product of %s and %s", wrpo__jtype(a), wrpo__jtype(b));
+        wrpo__jfail(J, "'%s' cannot join %s and %s", name, wrpo__jtype(a), wrpo__jtype(b));
+    }
+    double f = wrpo__jdouble(a), g = wrpo__jdouble(b);
+    if (strchr("/%F", op) && g == 0) wrpo__jfail(J, "division by zero");
+    if (!whole && (op == '%' || op == 'F')) wrpo__jrefuse(J, "the remainder or the floor of a division of floats");
+    /* Integers up to here: the result neither overflows nor is rounded. */
+    double limit = op == '*' ? 0x1p31 : op == '/' ? 0x1p53 : 0x1p62;
+    if (whole && (fabs(f) >= limit || fabs(g) >= limit)) wrpo__jrefuse(J, "arithmetic near 64 bits");
+    int64_t x = a->i, y = b->i, cut = op == '%' || op == 'F' ? x % y : 0;
+    int64_t rest = cut && (cut < 0) != (y < 0) ? cut + y : cut;   /* Python's remainder has the divisor's sign */
+    switch (op) {
+    case '+': return whole ? wrpo__jint(J, x + y) : wrpo__jfloat(J, f + g);
+    case '-': return whole ? wrpo__jint(J, x - y) : wrpo__jfloat(J, f - g);
+    case '*': return whole ? wrpo__jint(J, x * y) : wrpo__jfloat(J, f * g);
+    case '/': return wrpo__jfloat(J, f / g);
+    case '%': return wrpo__jint(J, rest);
+    default: return wrpo__jint(J, (x - rest) / y);
+    }
 }
-static bool wrpo__jrelation(wrpo__jinja *J, int op, wrpo__jv a, wrpo__jv b) {   /* op: = ! < l (<=) > g (>=) i (in) n (not in) */
-    if (op == '=' || op == '!') return wrpo__jequal(J, a, b) == (op == '=');
-    if (op == 'i' || op == 'n') return wrpo__jcontains(J, b, a) == (op == 'i');
-    int r = wrpo__jcompare(J, a, b);
-    return op == '<' ? r == -1 : op == 'l' ? r == -1 || r == 0 : op == '>' ? r == 1 : r == 1 || r == 0;
+/* op: = ! < l (<=) > g (>=) i (in) n (not in) */
+static bool wrpo__jrelation(wrpo__jinja *J, int op, wrpo__jv a, wrpo__jv b) {
+    switch (op) {
+    case '=': return wrpo__jequal(J, a, b);
+    case '!': return !wrpo__jequal(J, a, b);
+    case 'i': return wrpo__jcontains(J, b, a);
+    case 'n': return !wrpo__jcontains(J, b, a);
+    case '<': return wrpo__jcompare(J, a, b) < 0;
+    case 'l': return wrpo__jcompare(J, a, b) <= 0;
+    case '>': return wrpo__jcompare(J, a, b) > 0;
+    default: return wrpo__jcompare(J, a, b) >= 0;
+    }
 }
 
-/* ---- filters, tests, methods, functions: each takes its bound call ---- */
-static wrpo__jv wrpo__jinvoke(wrpo__jinja *J, char where, wrpo__jv name, wrpo__jv self, wrpo__jv args, wrpo__jv named);
-static wrpo__jv wrpo__jgiven(const wrpo__jcall *c, int k) { return c->a[k] && c->a[k]->kind != WRPO__J_NONE ? c->a[k] : NULL; }
+/* ---- filters, tests, methods, functions ---- */
+typedef struct wrpo__jcall {         /* one call of a row of wrpo__jdefs */
+    int op;                          /* of the row: several names share one function */
+    wrpo__jv self;                   /* the value before the bar, `is` or the dot */
+    wrpo__jv a[4];                   /* the arguments in the order of the signature; NULL: absent */
+    wrpo__jval args, named;          /* as they are given: a LIST, a DICT */
+    int64_t placed, by_name;         /* how many of each are bound */
+} wrpo__jcall;
+#define WRPO__J_CALL(value) {.self = (value), .args = {.kind = WRPO__J_LIST}, .named = {.kind = WRPO__J_DICT}}
+struct wrpo__jdef {
+    const char *names, *where;       /* f filter, t test, g function, s, d method of str, dict; m: takes safe strings */
+    const char *signature;           /* "old new count=": '=' marks the optional ones; NULL: any names */
+    wrpo__jv (*fn)(wrpo__jinja *J, const wrpo__jcall *c);
+    int op;
+};
+#define WRPO__J_FN(name) static wrpo__jv wrpo__jf_##name(wrpo__jinja *J, const wrpo__jcall *c)
+static wrpo__jv wrpo__jinvoke(wrpo__jinja *J, char where, wrpo__jv name, wrpo__jcall *c);
 static bool wrpo__jflag(const wrpo__jcall *c, int k) { return c->a[k] && wrpo__jtruth(c->a[k]); }
-static wrpo__jv wrpo__jf_strip(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: 1 left, 2 right, 3 both */
-    wrpo__jv v = wrpo__jstr(J, c->self), chars = wrpo__jgiven(c, 0) ? wrpo__jto_str(J, c->a[0]) : NULL;
-    size_t a = 0, b = v->n, size;
-    if ((c->op & 1) && !chars) a = wrpo__jskip_space(v->s, b, 0);
-    if ((c->op & 2) && !chars) b = wrpo__jrstrip(v->s, a, b);
-    for (; (c->op & 1) && chars && a < b; a += size) {
-        wrpo__utf8_get(v->s + a, b - a, &size);
-        if (wrpo__jfind(J, chars, wrpo__jbytes(J, v->s + a, size), 0) == SIZE_MAX) break;
+
+WRPO__J_FN(strip) {                  /* op: 1 left, 2 right, 3 both */
+    wrpo__jv v = wrpo__jstr(J, c->self), chars = wrpo__jgiven(c->a[0]) ? wrpo__jto_str(J, c->a[0]) : NULL;
+    size_t from = 0, to = v->n, size;
+    if ((c->op & 1) && !chars) from = wrpo__jskip_space(v->s, to, 0);
+    if ((c->op & 2) && !chars) to = wrpo__jrstrip(v->s, from, to);
+    for (; (c->op & 1) && chars && from < to; from += size) {
+        wrpo__utf8_get(v->s + from, to - from, &size);
+        if (wrpo__jfind(J, chars, wrpo__jbytes(J, v->s + from, size), 0) == SIZE_MAX) break;
     }
-    for (size_t i; (c->op & 2) && chars && a < b; b = i) {
-        i = (size_t)wrpo__before(v->s, (int64_t)b);
-        if (wrpo__jfind(J, chars, wrpo__jbytes(J, v->s + i, b - i), 0) == SIZE_MAX) break;
+    for (size_t i; (c->op & 2) && chars && from < to; to = i) {
+        i = (size_t)wrpo__before(v->s, (int64_t)to);
+        if (wrpo__jfind(J, chars, wrpo__jbytes(J, v->s + i, to - i), 0) == SIZE_MAX) break;
     }
-    wrpo__jspend_bytes(J, v->n - (b - a));
-    return wrpo__jbytes(J, v->s + a, b - a);
+    wrpo__jspend_bytes(J, v->n - (to - from));
+    return wrpo__jbytes(J, v->s + from, to - from);
 }
-static wrpo__jv wrpo__jf_case(wrpo__jinja *J, const wrpo__jcall *c) { return wrpo__jrecase(J, wrpo__jstr(J, c->self), c->op); }
-static wrpo__jv wrpo__jf_length(wrpo__jinja *J, const wrpo__jcall *c) {
-    wrpo__jv v = c->self;
-    if (v->kind == WRPO__J_STR) return wrpo__jint(J, wrpo__jlength(J, v));
-    bool counted = wrpo__jis_list(v) || v->kind == WRPO__J_VIEW || v->kind == WRPO__J_DICT || v->kind == WRPO__J_UNDEFINED;
-    if (!counted) wrpo__jfail(J, WRPO_E_FORMAT, "%s has no length", wrpo__jtype(v));
-    return wrpo__jint(J, v->count);
+WRPO__J_FN(case) { return wrpo__jrecase(J, wrpo__jstr(J, c->self), c->op); }
+WRPO__J_FN(length) {
+    wrpo__jv v = wrpo__jwant(J, c->self, WRPO__J_SIZED, "something with a length");
+    return wrpo__jint(J, wrpo__jis_str(v) ? wrpo__jlength(J, v) : v->count);
 }
-static wrpo__jv wrpo__jspaces(wrpo__jinja *J, wrpo__jv width) {   /* a string as it is, a number of spaces */
-    return width->kind == WRPO__J_STR ? width : wrpo__jrepeat(J, wrpo__jstring(J, " "), wrpo__jto_int(J, width));
+static wrpo__jv wrpo__jspaces(wrpo__jinja *J, wrpo__jv width) {   /* a string as it is, or that many spaces */
+    return wrpo__jis_str(width) ? width : wrpo__jrepeat(J, wrpo__jstring(J, " "), wrpo__jto_int(J, width));
 }
-static wrpo__jv wrpo__jf_tojson(wrpo__jinja *J, const wrpo__jcall *c) {
-    wrpo__jstyle style = {.json = true, .indent = wrpo__jgiven(c, 1) ? wrpo__jspaces(J, c->a[1]) : NULL};
+WRPO__J_FN(tojson) {
+    wrpo__jv indent = wrpo__jgiven(c->a[1]) ? wrpo__jspaces(J, c->a[1]) : NULL, separators = wrpo__jgiven(c->a[2]);
+    wrpo__jstyle style = {true, wrpo__jstring(J, indent ? "," : ", "), wrpo__jstring(J, ": "), indent};
     wrpo__text t = {.arena = J->arena};
-    if (wrpo__jflag(c, 0) || wrpo__jflag(c, 3)) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "tojson with ensure_ascii or sort_keys");
-    style.item = wrpo__jstring(J, style.indent ? "," : ", "), style.key = wrpo__jstring(J, ": ");
-    if (wrpo__jgiven(c, 2)) {
-        wrpo__jv separators = wrpo__jitems(J, c->a[2]);
-        if (separators->count != 2) wrpo__jfail(J, WRPO_E_FORMAT, "tojson wants two separators, found %lld", (long long)separators->count);
-        style.item = wrpo__jto_str(J, separators->items[0]), style.key = wrpo__jto_str(J, separators->items[1]);
+    if (wrpo__jflag(c, 0) || wrpo__jflag(c, 3)) wrpo__jrefuse(J, "tojson with ensure_ascii or sort_keys");
+    if (separators) {
+        separators = wrpo__jitems(J, separators);
+        if (separators->count != 2) wrpo__jfail(J, "tojson wants two separators, found %d", (int)separators->count);
+        style.item = wrpo__jto_str(J, separators->items[0]);
+        style.key = wrpo__jto_str(J, separators->items[1]);
     }
     wrpo__jwrite(J, &t, c->self, &style, 0);
     return wrpo__jfinish(J, &t);
 }
-static wrpo__jv wrpo__jf_string(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: marked safe? */
-    wrpo__jval *v = wrpo__jnew(J, WRPO__J_STR);
-    *v = c->self->kind == WRPO__J_STR ? *c->self : *wrpo__jstr(J, c->self);
+WRPO__J_FN(string) {                 /* op: 1 marks it safe */
+    wrpo__jval *v = wrpo__jmake(J, wrpo__jis_str(c->self) ? *c->self : *wrpo__jstr(J, c->self));
     v->safe = v->safe || c->op;
     return v;
 }
-static wrpo__jv wrpo__jf_default(wrpo__jinja *J, const wrpo__jcall *c) {
-    bool missing = c->self->kind == WRPO__J_UNDEFINED || (wrpo__jflag(c, 1) && !wrpo__jtruth(c->self));
+WRPO__J_FN(default) {
     (void)J;
-    return !missing ? c->self : c->a[0] ? c->a[0] : &wrpo__jempty;
+    if (c->self->kind != WRPO__J_UNDEFINED && !(wrpo__jflag(c, 1) && !wrpo__jtruth(c->self))) return c->self;
+    return c->a[0] ? c->a[0] : &wrpo__jempty;
 }
-static wrpo__jv wrpo__jf_end(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: f first, l last */
-    if (c->self->kind == WRPO__J_ITER && c->op == 'l') wrpo__jfail(J, WRPO_E_FORMAT, "a generator has no last item");
+WRPO__J_FN(end) {                    /* op: 0 first, 1 last */
+    if (c->self->kind == WRPO__J_ITER && c->op) wrpo__jfail(J, "a generator has no last item");
     wrpo__jv v = wrpo__jitems(J, c->self);
-    return v->count == 0 ? wrpo__jundefined(J, wrpo__jstring(J, c->def->name)) : v->items[c->op == 'f' ? 0 : v->count - 1];
+    if (!v->count) return wrpo__jundefined(J, wrpo__jstring(J, c->op ? "last" : "first"));
+    return v->items[c->op ? v->count - 1 : 0];
 }
-static wrpo__jv wrpo__jf_list(wrpo__jinja *J, const wrpo__jcall *c) {
+WRPO__J_FN(list) {
     wrpo__jv v = wrpo__jitems(J, c->self);
     return wrpo__jshare(J, WRPO__J_LIST, v->items, v->count);
 }
-static wrpo__jv wrpo__jf_join(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: f filter, of any values; m method, of strings */
+/* The filters join and replace take values of any type, the methods only strings. op: f filter, m method */
+static wrpo__jv wrpo__jtext(wrpo__jinja *J, const wrpo__jcall *c, wrpo__jv v) {
+    return c->op == 'f' ? wrpo__jstr(J, v) : wrpo__jto_str(J, v);
+}
+WRPO__J_FN(join) {
     bool filter = c->op == 'f';
-    wrpo__jv v = wrpo__jitems(J, filter ? c->self : c->a[0]), between = !filter ? c->self : c->a[0] ? wrpo__jstr(J, c->a[0]) : &wrpo__jempty;
+    wrpo__jv v = wrpo__jitems(J, filter ? c->self : c->a[0]), between = filter ? c->a[0] : c->self;
     wrpo__text t = {.arena = J->arena};
+    if (between) between = wrpo__jstr(J, between);
     for (int64_t i = 0; i < v->count; i++) {
-        if (i) wrpo__jput(J, &t, between->s, between->n);
+        if (i && between) wrpo__jputs(J, &t, between);
         wrpo__jprint(J, &t, filter ? v->items[i] : wrpo__jto_str(J, v->items[i]));
     }
     return wrpo__jfinish(J, &t);
 }
-static wrpo__jv wrpo__jf_replace(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: f filter, of any values; m method, of strings */
-    bool filter = c->op == 'f';
-    wrpo__jv v = wrpo__jstr(J, c->self), old = filter ? wrpo__jstr(J, c->a[0]) : wrpo__jto_str(J, c->a[0]);
-    wrpo__jv with = filter ? wrpo__jstr(J, c->a[1]) : wrpo__jto_str(J, c->a[1]);
-    int64_t left = (filter ? wrpo__jgiven(c, 2) : c->a[2]) ? wrpo__jto_int(J, c->a[2]) : -1;
+WRPO__J_FN(replace) {
+    wrpo__jv v = wrpo__jstr(J, c->self), old = wrpo__jtext(J, c, c->a[0]), with = wrpo__jtext(J, c, c->a[1]);
+    wrpo__jv count = c->op == 'f' ? wrpo__jgiven(c->a[2]) : c->a[2];
+    int64_t left = count ? wrpo__jto_int(J, count) : -1;
     wrpo__text t = {.arena = J->arena};
-    size_t i = 0;
-    if (old->n == 0) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "replacing the empty string");
-    for (size_t at; left-- != 0 && (at = wrpo__jfind(J, v, old, i)) != SIZE_MAX; i = at + old->n) {
-        wrpo__jput(J, &t, v->s + i, at - i);
-        wrpo__jput(J, &t, with->s, with->n);
+    size_t done = 0;
+    if (old->n == 0) wrpo__jrefuse(J, "replacing the empty string");
+    while (left-- != 0) {
+        size_t at = wrpo__jfind(J, v, old, done);
+        if (at == SIZE_MAX) break;
+        wrpo__jput(J, &t, v->s + done, at - done);
+        wrpo__jputs(J, &t, with);
+        done = at + old->n;
     }
-    wrpo__jput(J, &t, v->s + i, v->n - i);
+    wrpo__jput(J, &t, v->s + done, v->n - done);
     return wrpo__jfinish(J, &t);
 }
-static wrpo__jv wrpo__jf_number(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: i int, f float */
-    wrpo__jv v = wrpo__jneed_defined(J, c->self), otherwise = c->a[0] ? c->a[0] : c->op == 'i' ? wrpo__jint(J, 0) : wrpo__jfloat(J, 0);
-    if (v->kind == WRPO__J_STR) v = wrpo__jread_number(J, v);
-    if (!v || !wrpo__jis_number(v)) return otherwise;
-    if (c->op == 'f') return wrpo__jfloat(J, wrpo__jto_float(J, v));
-    if (v->kind != WRPO__J_FLOAT) return wrpo__jint(J, wrpo__jto_int(J, v));
-    if (!(fabs(v->f) < 9e18)) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "%g as an integer", v->f);
-    return wrpo__jint(J, (int64_t)v->f);
+WRPO__J_FN(number) {                 /* op: i int, f float */
+    bool to_int = c->op == 'i';
+    wrpo__jv v = wrpo__jdefined(J, c->self), otherwise = c->a[0];
+    if (!otherwise) otherwise = to_int ? wrpo__jint(J, 0) : wrpo__jfloat(J, 0);
+    if (wrpo__jis_str(v)) v = wrpo__jread_number(J, v);
+    if (!v || !wrpo__jis(v, WRPO__J_NUMBERS)) return otherwise;
+    if (!to_int) return wrpo__jfloat(J, wrpo__jdouble(v));
+    if (fabs(v->f) >= 9e18) wrpo__jrefuse(J, "%g as an integer", v->f);
+    return wrpo__jint(J, v->i + (int64_t)v->f);   /* one of the two is 0 */
 }
-static wrpo__jv wrpo__jf_indent(wrpo__jinja *J, const wrpo__jcall *c) {
+WRPO__J_FN(indent) {
     wrpo__jv v = wrpo__jto_str(J, c->self), by = wrpo__jspaces(J, c->a[0] ? c->a[0] : wrpo__jint(J, 4));
+    bool first = wrpo__jflag(c, 1), blank = wrpo__jflag(c, 2);
     wrpo__text t = {.arena = J->arena};
     for (size_t i = 0, end, size; i <= v->n; i = end + 1) {
         for (end = i; end < v->n && v->s[end] != '\n'; end += size) {
             int32_t x = wrpo__utf8_get(v->s + end, v->n - end, &size);
-            bool other = (x >= 11 && x <= 13) || (x >= 0x1C && x <= 0x1E) || x == 0x85 || x == 0x2028 || x == 0x2029;
-            if (other) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "indent of a text with the line end U+%04X", (unsigned)x);
+            if ((x >= 11 && x <= 13) || (x >= 0x1C && x <= 0x1E) || x == 0x85 || x == 0x2028 || x == 0x2029)
+                wrpo__jrefuse(J, "indent of a text with the line end U+%04X", (unsigned)x);
         }
-        if (i == 0 ? wrpo__jflag(c, 1) : end > i || wrpo__jflag(c, 2)) wrpo__jput(J, &t, by->s, by->n);   /* first=, blank= */
+        if (i == 0 ? first : end > i || blank) wrpo__jputs(J, &t, by);
         wrpo__jput(J, &t, v->s + i, end - i + (end < v->n));
     }
     return wrpo__jfinish(J, &t);
 }
-static wrpo__jv wrpo__jf_items(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: i filter, I items(), k keys(), v values() */
+WRPO__J_FN(items) {                  /* op: i filter, I items(), k keys(), v values() */
     wrpo__jv v = c->self;
     wrpo__jval *rows = wrpo__jnew(J, c->op == 'i' ? WRPO__J_ITER : WRPO__J_VIEW);
-    if (v->kind == WRPO__J_UNDEFINED) return rows;
-    if (v->kind != WRPO__J_DICT) wrpo__jfail(J, WRPO_E_FORMAT, "%s wants a dict, found %s", c->def->name, wrpo__jtype(v));
-    if (c->op == 'k' || c->op == 'v') return wrpo__jshare(J, WRPO__J_VIEW, c->op == 'k' ? v->keys : v->items, v->count);
+    if (c->op == 'i' && v->kind == WRPO__J_UNDEFINED) return rows;
+    wrpo__jwant(J, v, WRPO__J_BIT(DICT), "a dict");
+    if (c->op == 'k') return wrpo__jshare(J, WRPO__J_VIEW, v->keys, v->count);
+    if (c->op == 'v') return wrpo__jshare(J, WRPO__J_VIEW, v->items, v->count);
     for (int64_t i = 0; i < v->count; i++) {
         wrpo__jval *pair = wrpo__jnew(J, WRPO__J_TUPLE);
         wrpo__jpush(J, pair, NULL, v->keys[i]);
@@ -7711,118 +7773,127 @@ static wrpo__jv wrpo__jf_items(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: 
     }
     return rows;
 }
-static wrpo__jv wrpo__jf_reverse(wrpo__jinja *J, const wrpo__jcall *c) {
-    wrpo__jv v = c->self, minus = wrpo__jint(J, -1);
-    if (v->kind == WRPO__J_STR) return wrpo__jslice(J, v, NULL, NULL, minus);
-    bool once = v->kind == WRPO__J_ITER;
-    v = wrpo__jslice(J, wrpo__jf_list(J, c), NULL, NULL, minus);
-    return once ? v : wrpo__jshare(J, WRPO__J_ITER, v->items, v->count);
+WRPO__J_FN(reverse) {
+    if (wrpo__jis_str(c->self)) return wrpo__jreversed(J, c->self);
+    wrpo__jv v = wrpo__jreversed(J, wrpo__jf_list(J, c));
+    return c->self->kind == WRPO__J_ITER ? v : wrpo__jshare(J, WRPO__J_ITER, v->items, v->count);
 }
-/* sort and dictsort: a stable sort by the item or its attribute, strings without case unless asked. op: s sort, d dictsort */
-static wrpo__jv wrpo__jf_sort(wrpo__jinja *J, const wrpo__jcall *c) {
-    bool dict = c->op == 'd', case_sensitive = wrpo__jflag(c, dict ? 0 : 1), reverse = wrpo__jflag(c, dict ? 2 : 0);
-    const wrpo__jcall pairs = {.def = c->def, .op = 'I', .self = dict ? wrpo__jneed_defined(J, c->self) : c->self};
-    wrpo__jv v = dict ? wrpo__jf_items(J, &pairs) : wrpo__jitems(J, c->self);
-    wrpo__jv attribute = wrpo__jgiven(c, dict ? 1 : 2);
-    if (dict && attribute && !wrpo__jword("key value", wrpo__jto_str(J, attribute))) wrpo__jfail(J, WRPO_E_FORMAT, "dictsort by what?");
-    if (dict) attribute = wrpo__jint(J, attribute && wrpo__jnamed(attribute, "value"));
-    wrpo__jv *keys = wrpo__alloc(J->arena, (size_t)v->count, sizeof *keys), *out = wrpo__alloc(J->arena, (size_t)v->count, sizeof *out);
+WRPO__J_FN(sort) {                   /* stable; strings without case unless asked. op: s sort, d dictsort */
+    const wrpo__jcall pairs = {.op = 'I', .self = c->self};
+    wrpo__jv v = c->op == 'd' ? wrpo__jf_items(J, &pairs) : wrpo__jitems(J, c->self);
+    wrpo__jv attribute = c->op == 'd' ? wrpo__jint(J, 0) : wrpo__jgiven(c->a[2]);
+    int order = wrpo__jflag(c, 0) ? -1 : 1;
+    wrpo__jv *keys = wrpo__alloc(J->arena, (size_t)v->count, sizeof *keys);
+    wrpo__jv *sorted = wrpo__alloc(J->arena, (size_t)v->count, sizeof *sorted);
     for (int64_t i = 0, k; i < v->count; i++) {
-        wrpo__jv key = attribute ? wrpo__jpath(J, v->items[i], attribute) : v->items[i];
-        if (key->kind == WRPO__J_STR && !case_sensitive) key = wrpo__jrecase(J, key, 'l');
-        for (k = i; k > 0 && !wrpo__jequal(J, keys[k - 1], key) && wrpo__jcompare(J, keys[k - 1], key) == (reverse ? -1 : 1); k--)
-            keys[k] = keys[k - 1], out[k] = out[k - 1];
-        keys[k] = key, out[k] = v->items[i];
+        wrpo__jv key = attribute ? wrpo__jattribute(J, v->items[i], attribute) : v->items[i];
+        if (wrpo__jis_str(key) && !wrpo__jflag(c, 1)) key = wrpo__jrecase(J, key, 'l');
+        for (k = i; k > 0 && wrpo__jcompare(J, keys[k - 1], key) * order > 0; k--) {
+            keys[k] = keys[k - 1];
+            sorted[k] = sorted[k - 1];
+        }
+        keys[k] = key;
+        sorted[k] = v->items[i];
     }
-    return wrpo__jshare(J, WRPO__J_LIST, out, v->count);
+    return wrpo__jshare(J, WRPO__J_LIST, sorted, v->count);
 }
-/* select, reject, selectattr, rejectattr, map. op: bit 0: the items that fail the test; 1: the test is of an attribute; 2: map */
-static wrpo__jv wrpo__jf_select(wrpo__jinja *J, const wrpo__jcall *c) {
-    bool map = c->op & 4;
-    int first = c->op & 2 ? 1 : 0;                     /* of the filter or test, then its arguments */
-    wrpo__jv attribute = map ? c->a[3] : first ? c->a[0] : NULL, name = c->a[first];
+/* select, reject, selectattr, rejectattr, map. op: 1: keeps what fails the test; 2: tests an attribute; 4: map */
+WRPO__J_FN(select) {
+    bool map = c->op & 4, negated = c->op & 1;
+    int first = c->op & 2 ? 1 : 0;               /* of the filter or test, then its arguments */
+    wrpo__jv name = c->a[first], attribute = map ? c->a[3] : first ? c->a[0] : NULL;
     wrpo__jv v = wrpo__jitems(J, wrpo__jtruth(c->self) ? c->self : &wrpo__jempty);
-    wrpo__jval *out = wrpo__jnew(J, WRPO__J_ITER), *args = wrpo__jnew(J, WRPO__J_LIST);
-    for (int k = first + 1; k < 3 && c->a[k]; k++) wrpo__jpush(J, args, NULL, c->a[k]);
-    if (map && !name == !attribute) wrpo__jfail(J, WRPO_E_FORMAT, "map takes either a filter or attribute=");
+    wrpo__jval *out = wrpo__jnew(J, WRPO__J_ITER);
+    if (map && !name == !attribute) wrpo__jfail(J, "map takes either a filter or attribute=");
     for (int64_t i = 0; i < v->count; i++) {
-        wrpo__jv x = attribute ? wrpo__jpath(J, v->items[i], attribute) : v->items[i];
-        if (name) x = wrpo__jinvoke(J, map ? 'f' : 't', wrpo__jto_str(J, name), x, args, &wrpo__jno_names);
-        if (map || wrpo__jtruth(x) != (c->op & 1)) wrpo__jpush(J, out, NULL, map ? x : v->items[i]);
+        wrpo__jv x = attribute ? wrpo__jattribute(J, v->items[i], attribute) : v->items[i];
+        wrpo__jcall call = WRPO__J_CALL(x);
+        for (int k = first + 1; k < 3 && c->a[k]; k++) wrpo__jpush(J, &call.args, NULL, c->a[k]);
+        if (name) x = wrpo__jinvoke(J, map ? 'f' : 't', wrpo__jto_str(J, name), &call);
+        if (map || wrpo__jtruth(x) != negated) wrpo__jpush(J, out, NULL, map ? x : v->items[i]);
     }
     return out;
 }
-
-static wrpo__jv wrpo__jm_split(wrpo__jinja *J, const wrpo__jcall *c) {
-    wrpo__jv v = c->self, sep = wrpo__jgiven(c, 0) ? wrpo__jto_str(J, c->a[0]) : NULL;
+WRPO__J_FN(split) {
+    wrpo__jv v = c->self, sep = wrpo__jgiven(c->a[0]) ? wrpo__jto_str(J, c->a[0]) : NULL;
     int64_t left = c->a[1] ? wrpo__jto_int(J, c->a[1]) : -1;
     wrpo__jval *out = wrpo__jnew(J, WRPO__J_LIST);
-    size_t i = 0, at;
-    if (sep && sep->n == 0) wrpo__jfail(J, WRPO_E_FORMAT, "split() by an empty string");
-    if (!sep && left >= 0) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "split() at white space with maxsplit");
-    if (!sep) wrpo__jspend_bytes(J, v->n);
-    for (size_t size; !sep && (i = wrpo__jskip_space(v->s, v->n, i)) < v->n; i = at) {
-        for (at = i; at < v->n && !wrpo__jspace(wrpo__utf8_get(v->s + at, v->n - at, &size)); at += size) {}
-        wrpo__jpush(J, out, NULL, wrpo__jbytes(J, v->s + i, at - i));
+    size_t i = 0, end, size;
+    if (sep && sep->n == 0) wrpo__jfail(J, "split() by an empty string");
+    if (!sep && left >= 0) wrpo__jrefuse(J, "split() at white space with maxsplit");
+    if (!sep) {
+        wrpo__jspend_bytes(J, v->n);
+        for (i = wrpo__jskip_space(v->s, v->n, 0); i < v->n; i = wrpo__jskip_space(v->s, v->n, end)) {
+            for (end = i; end < v->n && !wrpo__jspace(wrpo__utf8_get(v->s + end, v->n - end, &size)); end += size) {}
+            wrpo__jpush(J, out, NULL, wrpo__jbytes(J, v->s + i, end - i));
+        }
+        return out;
     }
-    for (; sep && left-- != 0 && (at = wrpo__jfind(J, v, sep, i)) != SIZE_MAX; i = at + sep->n)
-        wrpo__jpush(J, out, NULL, wrpo__jbytes(J, v->s + i, at - i));
-    if (sep) wrpo__jpush(J, out, NULL, wrpo__jbytes(J, v->s + i, v->n - i));
+    for (; i <= v->n; i = end + sep->n) {
+        end = left-- != 0 ? wrpo__jfind(J, v, sep, i) : SIZE_MAX;
+        if (end == SIZE_MAX) break;
+        wrpo__jpush(J, out, NULL, wrpo__jbytes(J, v->s + i, end - i));
+    }
+    wrpo__jpush(J, out, NULL, wrpo__jbytes(J, v->s + i, v->n - i));
     return out;
 }
-static wrpo__jv wrpo__jm_affix(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: s startswith, e endswith, p removeprefix, x removesuffix */
+WRPO__J_FN(affix) {                  /* op: s startswith, e endswith, p removeprefix, x removesuffix */
     wrpo__jv v = c->self, x = c->a[0];
-    bool front = c->op == 's' || c->op == 'p', test = c->op == 's' || c->op == 'e', tuple = test && x->kind == WRPO__J_TUPLE, has = false;
-    for (int64_t i = 0; !has && i < (tuple ? x->count : 1); i++) {
-        wrpo__jv one = wrpo__jto_str(J, tuple ? x->items[i] : x);
+    bool front = c->op == 's' || c->op == 'p', test = c->op == 's' || c->op == 'e';
+    bool several = test && x->kind == WRPO__J_TUPLE;
+    bool has = false;
+    for (int64_t i = 0; !has && i < (several ? x->count : 1); i++) {
+        wrpo__jv one = wrpo__jto_str(J, several ? x->items[i] : x);
         has = one->n <= v->n && memcmp(front ? v->s : v->s + v->n - one->n, one->s, one->n) == 0;
     }
-    return test ? wrpo__jbool(has) : !has ? v : wrpo__jbytes(J, front ? v->s + x->n : v->s, v->n - x->n);
+    if (test) return wrpo__jbool(has);
+    return has ? wrpo__jbytes(J, front ? v->s + x->n : v->s, v->n - x->n) : v;
 }
-static wrpo__jv wrpo__jm_get(wrpo__jinja *J, const wrpo__jcall *c) {
-    wrpo__jv r = wrpo__jdict_get(J, c->self, c->a[0]);
-    return r ? r : c->a[1] ? c->a[1] : &wrpo__jnone;
+WRPO__J_FN(get) {
+    wrpo__jv r = wrpo__jdict_get(J, c->self, c->a[0]), otherwise = c->a[1] ? c->a[1] : &wrpo__jnone;
+    return r ? r : otherwise;
 }
-
-static wrpo__jv wrpo__jt_kind(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: the kinds that pass */
+WRPO__J_FN(kind) {                   /* op: the kinds that pass */
     (void)J;
-    return wrpo__jbool(c->op >> c->self->kind & 1);
+    return wrpo__jbool(wrpo__jis(c->self, c->op));
 }
-static wrpo__jv wrpo__jt_is(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: 1 true, 0 false */
+WRPO__J_FN(truth) {                  /* op: 1 is true, 0 is false */
     (void)J;
     return wrpo__jbool(c->self->kind == WRPO__J_BOOL && c->self->i == c->op);
 }
-static wrpo__jv wrpo__jt_relation(wrpo__jinja *J, const wrpo__jcall *c) { return wrpo__jbool(wrpo__jrelation(J, c->op, c->self, c->a[0])); }
-static wrpo__jv wrpo__jt_divisible(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: o odd, e even, d divisibleby */
-    wrpo__jv rest = wrpo__jarithmetic(J, '%', c->self, c->op == 'd' ? c->a[0] : wrpo__jint(J, 2));
-    return wrpo__jbool(wrpo__jequal(J, rest, wrpo__jint(J, c->op == 'o')));
+WRPO__J_FN(relation) { return wrpo__jbool(wrpo__jrelation(J, c->op, c->self, c->a[0])); }
+WRPO__J_FN(parity) {                 /* op: 1 odd, 0 even */
+    return wrpo__jbool(wrpo__jarithmetic(J, '%', c->self, wrpo__jint(J, 2))->i == c->op);
 }
-
-static wrpo__jv wrpo__jg_range(wrpo__jinja *J, const wrpo__jcall *c) {
-    const int64_t limit = INT64_MAX / 4;
-    int64_t v[3] = {0, wrpo__jto_int(J, c->a[0]), c->a[2] ? wrpo__jto_int(J, c->a[2]) : 1};   /* from, to, by */
+WRPO__J_FN(range) {
+    int64_t from = 0, to = wrpo__jto_int(J, c->a[0]), by = c->a[2] ? wrpo__jto_int(J, c->a[2]) : 1;
+    int64_t limit = INT64_MAX / 4;
     wrpo__jval *out = wrpo__jnew(J, WRPO__J_RANGE);
-    if (c->a[1]) v[0] = v[1], v[1] = wrpo__jto_int(J, c->a[1]);
-    for (int k = 0; k < 3; k++)
-        if (v[k] > limit || v[k] < -limit) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "a range near 64 bits");
-    if (v[2] == 0) wrpo__jfail(J, WRPO_E_FORMAT, "range() with step 0");
-    for (int64_t i = v[0]; v[2] > 0 ? i < v[1] : i > v[1]; i += v[2]) {
-        if (out->count == WRPO__J_MAX_RANGE) wrpo__jfail(J, WRPO_E_FORMAT, "range of more than %d numbers", (int)WRPO__J_MAX_RANGE);
+    if (c->a[1]) {
+        from = to;
+        to = wrpo__jto_int(J, c->a[1]);
+    }
+    if (by == 0) wrpo__jfail(J, "range() with step 0");
+    if (llabs(from) > limit || llabs(to) > limit || llabs(by) > limit) wrpo__jrefuse(J, "a range near 64 bits");
+    for (int64_t i = from; by > 0 ? i < to : i > to; i += by) {
+        if (out->count == WRPO__J_MAX_RANGE) wrpo__jfail(J, "range of more than %d numbers", WRPO__J_MAX_RANGE);
         wrpo__jpush(J, out, NULL, wrpo__jint(J, i));
     }
     return out;
 }
-static wrpo__jv wrpo__jg_dict(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: the kind */
+WRPO__J_FN(dict) {                   /* op: the kind */
     wrpo__jval *v = wrpo__jnew(J, (wrpo__jkind)c->op);
-    for (int64_t i = 0; i < c->named->count; i++) wrpo__jpush(J, v, c->named->keys[i], c->named->items[i]);
+    for (int64_t i = 0; i < c->named.count; i++) wrpo__jpush(J, v, c->named.keys[i], c->named.items[i]);
     return v;
 }
-static wrpo__jv wrpo__jg_raise(wrpo__jinja *J, const wrpo__jcall *c) {
+WRPO__J_FN(raise) {
     wrpo__jv m = wrpo__jstr(J, c->a[0]);
     wrpo__fail_at(J->ctx, WRPO_E_FORMAT, J->line, 0, "chat template: %.*s", (int)WRPO__MIN(m->n, 400), m->s);
 }
-static wrpo__jv wrpo__jg_strftime(wrpo__jinja *J, const wrpo__jcall *c) {
+WRPO__J_FN(strftime) {
     wrpo__jv format = wrpo__jto_str(J, c->a[0]);
+    /* The bar: so that 0 from strftime means that there was no room. */
+    const char *text = wrpo__format(J->arena, "%.*s|", (int)WRPO__MIN(format->n, 400), format->s);
     struct tm tm;
     char out[512];
 #ifdef _WIN32
@@ -7830,658 +7901,774 @@ static wrpo__jv wrpo__jg_strftime(wrpo__jinja *J, const wrpo__jcall *c) {
 #else
     bool ok = localtime_r(&J->now, &tm) != NULL;
 #endif
-    const char *text = wrpo__format(J->arena, "%.*s|", (int)WRPO__MIN(format->n, 400), format->s);   /* so 0 from strftime means: no room */
-    if (strstr(text, "%z") || strstr(text, "%Z") || strstr(text, "%f")) ok = false;   /* a naive time has no zone, ours no microseconds */
+    if (strstr(text, "%z") || strstr(text, "%Z") || strstr(text, "%f")) ok = false;   /* no zone, no microseconds */
     size_t n = ok ? strftime(out, sizeof out, text, &tm) : 0;
-    if (n == 0) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "strftime_now(\"%.*s\")", WRPO__J_TEXT_OF(format));
+    if (n == 0) wrpo__jrefuse(J, "strftime_now(\"%.*s\")", WRPO__J_SHOW(format));
     return wrpo__jbytes(J, wrpo__strndup(J->arena, out, n - 1), n - 1);
 }
 
-#define WRPO__J_BIT(kind) (1 << WRPO__J_##kind)
-enum {                               /* what the tests call ... */
-    WRPO__J_NUMBERS = WRPO__J_BIT(BOOL) | WRPO__J_BIT(INT) | WRPO__J_BIT(FLOAT),
-    WRPO__J_SEQUENCES = WRPO__J_BIT(STR) | WRPO__J_BIT(LIST) | WRPO__J_BIT(TUPLE) | WRPO__J_BIT(RANGE) | WRPO__J_BIT(DICT) | WRPO__J_BIT(UNDEFINED),
-    WRPO__J_ITERABLES = WRPO__J_SEQUENCES | WRPO__J_BIT(VIEW) | WRPO__J_BIT(ITER) | WRPO__J_BIT(LOOP),
-    WRPO__J_CALLABLES = WRPO__J_BIT(FUNCTION) | WRPO__J_BIT(MACRO) | WRPO__J_BIT(LOOP) | WRPO__J_BIT(UNDEFINED)
-};
 static const wrpo__jdef wrpo__jdefs[] = {
     /* filters */
-    {"count", "fm", "", wrpo__jf_length, 0}, {"length", "fm", "", wrpo__jf_length, 0}, {"d", "fm", "default_value= boolean=", wrpo__jf_default, 0},
-    {"default", "fm", "default_value= boolean=", wrpo__jf_default, 0}, {"dictsort", "f", "case_sensitive= by= reverse=", wrpo__jf_sort, 'd'},
-    {"first", "f", "", wrpo__jf_end, 'f'}, {"last", "f", "", wrpo__jf_end, 'l'}, {"float", "f", "default=", wrpo__jf_number, 'f'},
-    {"int", "f", "default=", wrpo__jf_number, 'i'}, {"indent", "f", "width= first= blank=", wrpo__jf_indent, 0},
-    {"items", "f", "", wrpo__jf_items, 'i'}, {"join", "f", "d=", wrpo__jf_join, 'f'}, {"list", "f", "", wrpo__jf_list, 0},
-    {"map", "f", "filter= x= y= attribute=", wrpo__jf_select, 4}, {"select", "f", "test= x=", wrpo__jf_select, 0},
-    {"reject", "f", "test= x=", wrpo__jf_select, 1}, {"selectattr", "f", "attribute test= x=", wrpo__jf_select, 2},
-    {"rejectattr", "f", "attribute test= x=", wrpo__jf_select, 3}, {"replace", "fm", "old new count=", wrpo__jf_replace, 'f'},
-    {"reverse", "f", "", wrpo__jf_reverse, 0}, {"safe", "fm", "", wrpo__jf_string, 1},
-    {"sort", "f", "reverse= case_sensitive= attribute=", wrpo__jf_sort, 's'}, {"string", "fm", "", wrpo__jf_string, 0},
+    {"length count", "fm", "", wrpo__jf_length, 0},
+    {"default d", "fm", "default_value= boolean=", wrpo__jf_default, 0},
+    {"dictsort", "f", "", wrpo__jf_sort, 'd'},
+    {"first", "f", "", wrpo__jf_end, 0}, {"last", "f", "", wrpo__jf_end, 1},
+    {"float", "f", "default=", wrpo__jf_number, 'f'}, {"int", "f", "default=", wrpo__jf_number, 'i'},
+    {"indent", "f", "width= first= blank=", wrpo__jf_indent, 0},
+    {"items", "f", "", wrpo__jf_items, 'i'}, {"list", "f", "", wrpo__jf_list, 0},
+    {"join", "f", "d=", wrpo__jf_join, 'f'},
+    {"map", "f", "filter= x= y= attribute=", wrpo__jf_select, 4},
+    {"select", "f", "test= x=", wrpo__jf_select, 0}, {"reject", "f", "test= x=", wrpo__jf_select, 1},
+    {"selectattr", "f", "attribute test= x=", wrpo__jf_select, 2},
+    {"rejectattr", "f", "attribute test= x=", wrpo__jf_select, 3},
+    {"replace", "fm", "old new count=", wrpo__jf_replace, 'f'}, {"reverse", "f", "", wrpo__jf_reverse, 0},
+    {"safe", "fm", "", wrpo__jf_string, 1}, {"string", "fm", "", wrpo__jf_string, 0},
+    {"sort", "f", "reverse= case_sensitive= attribute=", wrpo__jf_sort, 's'},
     {"title", "f", "", wrpo__jf_case, 'T'}, {"trim", "f", "chars=", wrpo__jf_strip, 3},
     {"tojson", "fm", "ensure_ascii= indent= separators= sort_keys=", wrpo__jf_tojson, 0},
-    /* filters and methods of strings, methods of strings, methods of dicts */
-    {"capitalize", "fs", "", wrpo__jf_case, 'c'}, {"lower", "fs", "", wrpo__jf_case, 'l'}, {"upper", "fs", "", wrpo__jf_case, 'u'},
-    {"title", "s", "", wrpo__jf_case, 't'}, {"join", "s", "iterable", wrpo__jf_join, 'm'}, {"startswith", "s", "prefix", wrpo__jm_affix, 's'},
-    {"endswith", "s", "suffix", wrpo__jm_affix, 'e'}, {"removeprefix", "s", "prefix", wrpo__jm_affix, 'p'},
-    {"removesuffix", "s", "suffix", wrpo__jm_affix, 'x'}, {"strip", "s", "chars=", wrpo__jf_strip, 3}, {"lstrip", "s", "chars=", wrpo__jf_strip, 1},
-    {"rstrip", "s", "chars=", wrpo__jf_strip, 2}, {"replace", "s", "old new count=", wrpo__jf_replace, 'm'},
-    {"split", "s", "sep= maxsplit=", wrpo__jm_split, 0}, {"get", "d", "key default=", wrpo__jm_get, 0}, {"items", "d", "", wrpo__jf_items, 'I'},
+    /* filters that are methods of strings as well; methods of strings; methods of dicts */
+    {"capitalize", "fs", "", wrpo__jf_case, 'c'}, {"lower", "fs", "", wrpo__jf_case, 'l'},
+    {"upper", "fs", "", wrpo__jf_case, 'u'}, {"title", "s", "", wrpo__jf_case, 't'},
+    {"join", "s", "iterable", wrpo__jf_join, 'm'}, {"replace", "s", "old new count=", wrpo__jf_replace, 'm'},
+    {"split", "s", "sep= maxsplit=", wrpo__jf_split, 0}, {"strip", "s", "chars=", wrpo__jf_strip, 3},
+    {"lstrip", "s", "chars=", wrpo__jf_strip, 1}, {"rstrip", "s", "chars=", wrpo__jf_strip, 2},
+    {"startswith", "s", "prefix", wrpo__jf_affix, 's'}, {"endswith", "s", "suffix", wrpo__jf_affix, 'e'},
+    {"removeprefix", "s", "prefix", wrpo__jf_affix, 'p'}, {"removesuffix", "s", "suffix", wrpo__jf_affix, 'x'},
+    {"get", "d", "key default=", wrpo__jf_get, 0}, {"items", "d", "", wrpo__jf_items, 'I'},
     {"keys", "d", "", wrpo__jf_items, 'k'}, {"values", "d", "", wrpo__jf_items, 'v'},
     /* tests */
-    {"defined", "tm", "", wrpo__jt_kind, ~WRPO__J_BIT(UNDEFINED)}, {"undefined", "tm", "", wrpo__jt_kind, WRPO__J_BIT(UNDEFINED)},
-    {"none", "tm", "", wrpo__jt_kind, WRPO__J_BIT(NONE)}, {"boolean", "tm", "", wrpo__jt_kind, WRPO__J_BIT(BOOL)},
-    {"integer", "tm", "", wrpo__jt_kind, WRPO__J_BIT(INT)}, {"float", "tm", "", wrpo__jt_kind, WRPO__J_BIT(FLOAT)},
-    {"number", "tm", "", wrpo__jt_kind, WRPO__J_NUMBERS}, {"string", "tm", "", wrpo__jt_kind, WRPO__J_BIT(STR)},
-    {"mapping", "tm", "", wrpo__jt_kind, WRPO__J_BIT(DICT)}, {"sequence", "tm", "", wrpo__jt_kind, WRPO__J_SEQUENCES},
-    {"iterable", "tm", "", wrpo__jt_kind, WRPO__J_ITERABLES}, {"callable", "tm", "", wrpo__jt_kind, WRPO__J_CALLABLES},
-    {"true", "tm", "", wrpo__jt_is, 1}, {"false", "tm", "", wrpo__jt_is, 0}, {"odd", "t", "", wrpo__jt_divisible, 'o'},
-    {"even", "t", "", wrpo__jt_divisible, 'e'}, {"divisibleby", "t", "num", wrpo__jt_divisible, 'd'}, {"in", "tm", "seq", wrpo__jt_relation, 'i'},
-    {"==", "tm", "other", wrpo__jt_relation, '='}, {"eq", "tm", "other", wrpo__jt_relation, '='}, {"equalto", "tm", "other", wrpo__jt_relation, '='},
-    {"!=", "tm", "other", wrpo__jt_relation, '!'}, {"ne", "tm", "other", wrpo__jt_relation, '!'}, {"gt", "tm", "other", wrpo__jt_relation, '>'},
-    {"ge", "tm", "other", wrpo__jt_relation, 'g'}, {"lt", "tm", "other", wrpo__jt_relation, '<'}, {"le", "tm", "other", wrpo__jt_relation, 'l'},
+    {"defined", "tm", "", wrpo__jf_kind, ~WRPO__J_BIT(UNDEFINED)},
+    {"undefined", "tm", "", wrpo__jf_kind, WRPO__J_BIT(UNDEFINED)},
+    {"none", "tm", "", wrpo__jf_kind, WRPO__J_BIT(NONE)}, {"boolean", "tm", "", wrpo__jf_kind, WRPO__J_BIT(BOOL)},
+    {"integer", "tm", "", wrpo__jf_kind, WRPO__J_BIT(INT)}, {"float", "tm", "", wrpo__jf_kind, WRPO__J_BIT(FLOAT)},
+    {"number", "tm", "", wrpo__jf_kind, WRPO__J_NUMBERS}, {"string", "tm", "", wrpo__jf_kind, WRPO__J_BIT(STR)},
+    {"mapping", "tm", "", wrpo__jf_kind, WRPO__J_BIT(DICT)}, {"sequence", "tm", "", wrpo__jf_kind, WRPO__J_SEQUENCES},
+    {"iterable", "tm", "", wrpo__jf_kind, WRPO__J_ITERABLES | WRPO__J_BIT(LOOP)},
+    {"callable", "tm", "", wrpo__jf_kind, WRPO__J_CALLABLES | WRPO__J_BIT(LOOP) | WRPO__J_BIT(UNDEFINED)},
+    {"true", "tm", "", wrpo__jf_truth, 1}, {"false", "tm", "", wrpo__jf_truth, 0},
+    {"odd", "t", "", wrpo__jf_parity, 1}, {"even", "t", "", wrpo__jf_parity, 0},
+    {"in", "tm", "seq", wrpo__jf_relation, 'i'},
+    {"== eq equalto", "tm", "other", wrpo__jf_relation, '='}, {"!= ne", "tm", "other", wrpo__jf_relation, '!'},
     /* functions */
-    {"range", "g", "start stop= step=", wrpo__jg_range, 0}, {"dict", "g", NULL, wrpo__jg_dict, WRPO__J_DICT},
-    {"namespace", "g", NULL, wrpo__jg_dict, WRPO__J_NAMESPACE}, {"raise_exception", "g", "message", wrpo__jg_raise, 0},
-    {"strftime_now", "g", "format", wrpo__jg_strftime, 0}};
+    {"range", "g", "start stop= step=", wrpo__jf_range, 0}, {"dict", "g", NULL, wrpo__jf_dict, WRPO__J_DICT},
+    {"namespace", "g", NULL, wrpo__jf_dict, WRPO__J_NAMESPACE}, {"raise_exception", "g", "message", wrpo__jf_raise, 0},
+    {"strftime_now", "g", "format", wrpo__jf_strftime, 0}};
 
 static const wrpo__jdef *wrpo__jlookup(char where, wrpo__jv name) {   /* NULL: no such name */
     for (int64_t k = 0; k < WRPO__COUNT(wrpo__jdefs); k++)
-        if (strchr(wrpo__jdefs[k].where, where) && wrpo__jnamed(name, wrpo__jdefs[k].name)) return &wrpo__jdefs[k];
+        if (strchr(wrpo__jdefs[k].where, where) && wrpo__jword(wrpo__jdefs[k].names, name)) return &wrpo__jdefs[k];
     return NULL;
 }
-static wrpo__jv wrpo__jcall_def(wrpo__jinja *J, const wrpo__jdef *def, wrpo__jv self, wrpo__jv args, wrpo__jv named) {
-    wrpo__jcall c = {.def = def, .op = def->op, .self = self, .named = named};
-    int64_t k = 0, taken = 0;
-    if (self && !strchr(def->where, 'm')) wrpo__jplain(J, self);
-    for (const char *p = def->signature; p && *p; k++, p += strcspn(p, " "), p += *p == ' ') {
+/* The argument for the next parameter: the next in order, or the one with this name; NULL: neither. */
+static wrpo__jv wrpo__jargument(wrpo__jinja *J, wrpo__jcall *c, wrpo__jv name) {
+    wrpo__jv given = wrpo__jdict_get(J, &c->named, name);
+    bool placed = c->placed < c->args.count;
+    if (given && placed) wrpo__jfail(J, "two values for the argument \"%.*s\"", WRPO__J_SHOW(name));
+    c->by_name += given != NULL;
+    return placed ? c->args.items[c->placed++] : given;
+}
+static bool wrpo__jbound_all(const wrpo__jcall *c) {
+    return c->placed == c->args.count && c->by_name == c->named.count;
+}
+static wrpo__jv wrpo__jcall_def(wrpo__jinja *J, const wrpo__jdef *def, wrpo__jcall *c) {
+    const char *p = def->signature;
+    c->op = def->op;
+    if (c->self && !strchr(def->where, 'm')) wrpo__jplain(J, c->self);
+    for (int k = 0; p && *p; k++) {
         size_t n = strcspn(p, " =");
-        wrpo__jv given = wrpo__jdict_get(J, named, wrpo__jbytes(J, p, n));
-        c.a[k] = k < args->count ? args->items[k] : given;
-        if (given && c.a[k] != given) wrpo__jfail(J, WRPO_E_FORMAT, "%s() has two values for \"%.*s\"", def->name, (int)n, p);
-        if (!c.a[k] && p[n] != '=') wrpo__jfail(J, WRPO_E_FORMAT, "%s() wants an argument \"%.*s\"", def->name, (int)n, p);
-        taken += given != NULL;
+        c->a[k] = wrpo__jargument(J, c, wrpo__jbytes(J, p, n));
+        if (!c->a[k] && p[n] != '=') wrpo__jfail(J, "%s() wants an argument \"%.*s\"", def->names, (int)n, p);
+        p += n + (p[n] == '=');
+        p += *p == ' ';
     }
-    if (args->count > k || (def->signature && taken < named->count))
-        wrpo__jfail(J, WRPO_E_UNSUPPORTED, "%s() with other arguments than \"%s\"", def->name, def->signature ? def->signature : "name=");
-    return def->fn(J, &c);
+    if (p ? !wrpo__jbound_all(c) : c->args.count > 0)
+        wrpo__jrefuse(J, "%s() with other arguments than \"%s\"", def->names, p ? def->signature : "name=");
+    return def->fn(J, c);
 }
-static wrpo__jv wrpo__jinvoke(wrpo__jinja *J, char where, wrpo__jv name, wrpo__jv self, wrpo__jv args, wrpo__jv named) {
+static wrpo__jv wrpo__jinvoke(wrpo__jinja *J, char where, wrpo__jv name, wrpo__jcall *c) {
     const wrpo__jdef *def = wrpo__jlookup(where, name);
-    if (!def) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "%s \"%.*s\"", where == 'f' ? "filter" : "test", WRPO__J_TEXT_OF(name));
-    return wrpo__jcall_def(J, def, self, args, named);
+    if (!def) wrpo__jrefuse(J, "%s \"%.*s\"", where == 'f' ? "filter" : "test", WRPO__J_SHOW(name));
+    return wrpo__jcall_def(J, def, c);
 }
 
-/* ---- text to a tree: the parser asks for one token after the other ---- */
-typedef enum wrpo__jnode_kind {
-    /* expressions; x is the node's value */
-    WRPO__J_CONST, WRPO__J_VAR,      /* x; the variable x */
-    WRPO__J_ATTR, WRPO__J_ITEM,      /* a.x; a[b] */
-    WRPO__J_SLICE,                   /* a[b:c:d] */
-    WRPO__J_NOT, WRPO__J_NEG, WRPO__J_BINARY,          /* a; a op b */
-    WRPO__J_COND,                    /* b if a else c */
-    WRPO__J_CALL, WRPO__J_FILTER, WRPO__J_TEST,        /* a(list); a|x(list); a is x(list) */
-    WRPO__J_MAKE_LIST, WRPO__J_MAKE_TUPLE, WRPO__J_MAKE_DICT,   /* of list */
-    WRPO__J_KEYWORD,                 /* in such a list: x=a; a parameter x with its default a; a dict's pair a: b */
-    /* statements */
-    WRPO__J_TEXT, WRPO__J_PRINT,     /* x; a */
-    WRPO__J_SET, WRPO__J_SET_BLOCK,  /* a = b; a = the text of list */
-    WRPO__J_IF,                      /* if a: list, else: d */
-    WRPO__J_FOR,                     /* for a in b if c: list, else: d */
-    WRPO__J_DEFINE,                  /* macro x: parameters c, body list */
-    WRPO__J_SCOPE,                   /* list with variables of its own */
-    WRPO__J_BREAK, WRPO__J_CONTINUE
-} wrpo__jnode_kind;
-struct wrpo__jnode {
-    wrpo__jnode_kind kind;
-    int op, line;
-    wrpo__jv value;
-    wrpo__jnode *a, *b, *c, *d;
-    wrpo__jnode *list, *next;        /* first child; next sibling */
+/* ---- text to tokens ---- */
+typedef enum wrpo__jtoken_kind {
+    WRPO__J_END, WRPO__J_TEXT, WRPO__J_OPEN, WRPO__J_CLOSE, WRPO__J_NAME, WRPO__J_LITERAL, WRPO__J_MARK
+} wrpo__jtoken_kind;
+struct wrpo__jtoken {
+    wrpo__jtoken_kind kind;
+    int line, level, op;             /* of an operator: how tightly it binds, which it is; level -1: none */
+    wrpo__jv value;                  /* TEXT, LITERAL: the value; else the characters */
+    wrpo__jtoken *jump;              /* from the name of a tag to the name of the tag that ends its body, from the first
+                                        token of an expression to its `if`; NULL: none */
 };
-typedef enum wrpo__jtoken { WRPO__J_END, WRPO__J_CLOSE /* of a tag */, WRPO__J_NAME, WRPO__J_LITERAL, WRPO__J_MARK } wrpo__jtoken;
-typedef struct wrpo__jparser {
-    wrpo__jinja *J;                  /* J->line: of the current token */
-    const char *s; size_t n, at;     /* the template; newlines are \n; what follows the current token */
+static const struct { const char *text; int level, op; } wrpo__joperators[] = {   /* loosest first */
+    {"or", 0, '|'}, {"and", 1, '&'}, {"==", 3, '='}, {"!=", 3, '!'}, {"<=", 3, 'l'}, {">=", 3, 'g'}, {"<", 3, '<'},
+    {">", 3, '>'}, {"in", 3, 'i'}, {"not", 3, 'n'}, {"+", 4, '+'}, {"-", 4, '-'}, {"~", 5, '~'}, {"*", 6, '*'},
+    {"//", 6, 'F'}, {"/", 6, '/'}, {"%", 6, '%'}};
+enum { WRPO__J_NOT = 2, WRPO__J_COMPARES = 3 };   /* the levels of the prefix `not` and of comparisons */
+typedef struct wrpo__jlexer {
+    wrpo__jinja *J;                  /* J->line: of s[at] */
+    const char *s; size_t n, at;     /* the template, whose newlines are \n */
     size_t counted;                  /* the newlines before it are in J->line */
-    bool output, fresh;              /* inside {{ }}, not {% %}; the text behind the last tag begins a line */
-    int open, nesting, loops;        /* brackets; expressions and blocks; loops: each around this place */
-    wrpo__jtoken kind; wrpo__jv value;   /* the current token: a literal's value, else its text */
-} wrpo__jparser;
+    bool fresh;                      /* the text after the last tag begins a line */
+    wrpo__jtoken *tokens;            /* stb array */
+} wrpo__jlexer;
 
-_Noreturn static void wrpo__jwant(wrpo__jparser *P, const char *what) {
-    wrpo__jfail(P->J, WRPO_E_FORMAT, "want %s, found \"%.*s\"", what, WRPO__J_TEXT_OF(wrpo__jstr(P->J, P->value)));
+static bool wrpo__jstarts(const wrpo__jlexer *L, size_t at, const char *text) {
+    return strncmp(L->s + at, text, strlen(text)) == 0;
 }
-static void wrpo__jcount_lines(wrpo__jparser *P, size_t to) {
-    for (; P->counted < to; P->counted++) P->J->line += P->s[P->counted] == '\n';
+static void wrpo__jcount_lines(wrpo__jlexer *L, size_t to) {
+    for (; L->counted < to; L->counted++) L->J->line += L->s[L->counted] == '\n';
 }
-static bool wrpo__jstarts(const wrpo__jparser *P, size_t at, const char *text) {
-    size_t n = strlen(text);
-    return at <= P->n && P->n - at >= n && memcmp(P->s + at, text, n) == 0;
+static void wrpo__jtoken_put(wrpo__jlexer *L, wrpo__jtoken_kind kind, wrpo__jv value) {
+    wrpo__jtoken token = {.kind = kind, .line = L->J->line, .level = -1, .value = value};
+    for (int64_t k = 0; (kind == WRPO__J_NAME || kind == WRPO__J_MARK) && k < WRPO__COUNT(wrpo__joperators); k++) {
+        if (!wrpo__jword(wrpo__joperators[k].text, value)) continue;
+        token.level = wrpo__joperators[k].level;
+        token.op = wrpo__joperators[k].op;
+    }
+    stbds_arrput(L->tokens, token);
 }
-/* Passes the end of a tag at P->at if there is one: mark (2 bytes), after "-" with all white space that follows,
-   after "+" (a block's or comment's) with nothing, plain with one newline if the tag is not {{ }}. */
-static bool wrpo__jtag_end(wrpo__jparser *P, const char *mark) {
-    bool output = mark[0] == '}', minus = wrpo__jstarts(P, P->at, "-"), plus = !output && wrpo__jstarts(P, P->at, "+");
-    size_t i = P->at + minus + plus;
-    if (!wrpo__jstarts(P, i, mark)) return false;
+/* Passes the end of a tag at L->at if there is one: mark (2 characters), after "-" with all white space that follows,
+   after "+" (of a block or comment) with nothing, else with one newline unless the tag is {{ }}. */
+static bool wrpo__jtag_end(wrpo__jlexer *L, const char *mark) {
+    bool output = mark[0] == '}', minus = L->s[L->at] == '-', plus = !output && L->s[L->at] == '+';
+    size_t i = L->at + minus + plus;
+    if (!wrpo__jstarts(L, i, mark)) return false;
     i += 2;
-    if (minus) i = wrpo__jskip_space(P->s, P->n, i);
-    else if (!plus && !output && wrpo__jstarts(P, i, "\n")) i++;
-    P->fresh = P->s[i - 1] == '\n';
-    P->at = i;
+    if (minus) i = wrpo__jskip_space(L->s, L->n, i);
+    else if (!plus && !output && L->s[i] == '\n') i++;
+    L->fresh = L->s[i - 1] == '\n';
+    L->at = i;
     return true;
 }
-static wrpo__jv wrpo__jlex_string(wrpo__jparser *P) {  /* at its quote; Python's escapes */
+static wrpo__jv wrpo__jlex_string(wrpo__jlexer *L) {   /* at its quote; Python's escapes */
     static const char names[] = "\\'\"nrtabfv", marks[] = "\\'\"\n\r\t\a\b\f\v";
-    wrpo__text t = {.arena = P->J->arena};
-    char quote = P->s[P->at++];
-    for (; P->at < P->n && P->s[P->at] != quote; P->at++) {
-        const char *c = P->s + P->at, *p;
-        if (*c != '\\' || P->at + 1 == P->n) { wrpo__jput(P->J, &t, c, 1); continue; }
-        P->at++;
-        if (c[1] && strchr("01234567xuUN", c[1])) wrpo__jfail(P->J, WRPO_E_UNSUPPORTED, "the escape %.2s in a string", c);
-        if (c[1] && (p = strchr(names, c[1]))) wrpo__jput(P->J, &t, marks + (p - names), 1);
-        else if (c[1] != '\n') wrpo__jput(P->J, &t, c, 2);
+    wrpo__text t = {.arena = L->J->arena};
+    char quote = L->s[L->at++];
+    for (; L->at < L->n && L->s[L->at] != quote; L->at++) {
+        const char *c = L->s + L->at, *name = c[1] ? strchr(names, c[1]) : NULL;
+        if (*c != '\\' || L->at + 1 == L->n) {
+            wrpo__jput(L->J, &t, c, 1);
+            continue;
+        }
+        L->at++;
+        if (c[1] && strchr("01234567xuUN", c[1])) wrpo__jrefuse(L->J, "the escape %.2s in a string", c);
+        if (name) wrpo__jput(L->J, &t, marks + (name - names), 1);
+        else if (c[1] != '\n') wrpo__jput(L->J, &t, c, 2);
     }
-    if (P->at >= P->n) wrpo__jfail(P->J, WRPO_E_FORMAT, "a string without its closing quote");
-    P->at++;
-    return wrpo__jfinish(P->J, &t);
+    if (L->at >= L->n) wrpo__jfail(L->J, "a string without its closing quote");
+    L->at++;
+    return wrpo__jfinish(L->J, &t);
 }
-static size_t wrpo__jword_end(const wrpo__jparser *P, size_t i) {   /* of letters, digits, _ and all that is not ASCII */
-    for (; i < P->n; i++) {
-        unsigned char c = (unsigned char)P->s[i];
-        if (!((c | 32) >= 'a' && (c | 32) <= 'z') && !(c >= '0' && c <= '9') && c != '_' && c < 0x80) break;
+static size_t wrpo__jword_end(const wrpo__jlexer *L, size_t i) {   /* of letters, digits, _ and all that is not ASCII */
+    for (; i < L->n; i++) {
+        const unsigned char c = (unsigned char)L->s[i], letter = c | 32;
+        if (!(letter >= 'a' && letter <= 'z') && !(c >= '0' && c <= '9') && c != '_' && c < 0x80) break;
     }
     return i;
 }
-static void wrpo__jadvance(wrpo__jparser *P) {         /* to the next token of a tag; behind the tag's end the text goes on */
+/* One token inside a tag. Returns by how much it changes the number of open brackets. */
+static int wrpo__jlex_token(wrpo__jlexer *L) {
     static const char *const pairs[] = {"//", "**", "==", "!=", ">=", "<="};
-    wrpo__jcount_lines(P, P->at);
-    P->kind = WRPO__J_CLOSE, P->value = wrpo__jstring(P->J, "the end of the tag");
-    if (P->open == 0 && wrpo__jtag_end(P, P->output ? "}}" : "%}")) return;
-    size_t begin = wrpo__jskip_space(P->s, P->n, P->at), end = wrpo__jword_end(P, begin);
-    bool spaced = begin > P->at;
-    P->at = begin;
-    if (spaced) { wrpo__jadvance(P); return; }
-    if (begin == P->n) wrpo__jfail(P->J, WRPO_E_FORMAT, "the template ends inside a tag");
-    char c = P->s[begin];
-    if (c == '"' || c == '\'') { P->kind = WRPO__J_LITERAL, P->value = wrpo__jlex_string(P); return; }
+    const wrpo__jtoken last = stbds_arrlast(L->tokens);
+    size_t begin = L->at;
+    char c = L->s[begin];
+    size_t end = wrpo__jword_end(L, begin);
+    if (c == '"' || c == '\'') {
+        wrpo__jv value = wrpo__jlex_string(L);
+        bool joins = last.kind == WRPO__J_LITERAL && wrpo__jis_str(last.value);   /* adjacent strings are one */
+        if (joins) stbds_arrlast(L->tokens).value = wrpo__jconcat(L->J, last.value, value);
+        else wrpo__jtoken_put(L, WRPO__J_LITERAL, value);
+        return 0;
+    }
     if (c >= '0' && c <= '9') {
-        if (wrpo__jstarts(P, end, ".") && end + 1 < P->n && P->s[end + 1] >= '0' && P->s[end + 1] <= '9') end = wrpo__jword_end(P, end + 1);
-        P->value = wrpo__jread_number(P->J, wrpo__jbytes(P->J, P->s + begin, end - begin)), P->kind = WRPO__J_LITERAL, P->at = end;
-        if (c == '0' && wrpo__jtruth(P->value) && P->value->kind == WRPO__J_INT) wrpo__jfail(P->J, WRPO_E_FORMAT, "a number with zeros before it");
-        return;
+        if (L->s[end] == '.' && L->s[end + 1] >= '0' && L->s[end + 1] <= '9') end = wrpo__jword_end(L, end + 1);
+        wrpo__jv value = wrpo__jread_number(L->J, wrpo__jbytes(L->J, L->s + begin, end - begin));
+        if (c == '0' && value->i) wrpo__jfail(L->J, "a number with zeros before it");
+        wrpo__jtoken_put(L, WRPO__J_LITERAL, value);
+        L->at = end;
+        return 0;
     }
-    P->kind = end > begin ? WRPO__J_NAME : WRPO__J_MARK;
-    if (end == begin && c && strchr("+-/*%~[](){}><=!.:|,", c)) end++;
-    for (int64_t k = 0; P->kind == WRPO__J_MARK && k < WRPO__COUNT(pairs); k++)
-        if (wrpo__jstarts(P, begin, pairs[k])) end = begin + 2;
-    if (end == begin) wrpo__jfail(P->J, WRPO_E_FORMAT, "unexpected character \"%c\"", c < 32 ? '?' : c);
-    if (P->kind == WRPO__J_MARK) P->open += strchr("[({", c) ? 1 : strchr("])}", c) ? -1 : 0;
-    if (P->open < 0) wrpo__jfail(P->J, WRPO_E_FORMAT, "unexpected \"%c\"", c);
-    P->value = wrpo__jbytes(P->J, P->s + begin, end - begin);
-    P->at = end;
+    bool mark = end == begin;
+    if (mark && c && strchr("+-/*%~[](){}><=!.:|,", c)) end++;
+    for (int64_t k = 0; mark && k < WRPO__COUNT(pairs); k++)
+        if (wrpo__jstarts(L, begin, pairs[k])) end = begin + 2;
+    if (end == begin) wrpo__jfail(L->J, "unexpected character \"%c\"", c < 32 ? '?' : c);
+    wrpo__jv text = wrpo__jbytes(L->J, L->s + begin, end - begin);
+    bool statement = last.kind == WRPO__J_OPEN && wrpo__jword("{%", last.value);
+    if (statement && wrpo__jword("raw", text)) wrpo__jrefuse(L->J, "statement \"raw\"");
+    if (wrpo__jword("**", text)) wrpo__jrefuse(L->J, "the operator **");
+    wrpo__jtoken_put(L, mark ? WRPO__J_MARK : WRPO__J_NAME, text);
+    L->at = end;
+    return mark ? (strchr("[({", c) != NULL) - (strchr("])}", c) != NULL) : 0;
 }
-static bool wrpo__jat(const wrpo__jparser *P, const char *words) {   /* at one of these names or marks */
-    return (P->kind == WRPO__J_NAME || P->kind == WRPO__J_MARK) && wrpo__jword(words, P->value);
-}
-static bool wrpo__jtake(wrpo__jparser *P, const char *word) {
-    if (!wrpo__jat(P, word)) return false;
-    wrpo__jadvance(P);
-    return true;
-}
-static void wrpo__jneed(wrpo__jparser *P, const char *word) { if (!wrpo__jtake(P, word)) wrpo__jwant(P, word); }
-static void wrpo__jneed_close(wrpo__jparser *P) { if (P->kind != WRPO__J_CLOSE) wrpo__jwant(P, "the end of the tag"); }
-static wrpo__jnode *wrpo__jnode_new(wrpo__jparser *P, wrpo__jnode_kind kind, wrpo__jnode *a, wrpo__jnode *b) {
-    wrpo__jnode *x = WRPO__NEW(P->J->arena, wrpo__jnode);
-    x->kind = kind, x->line = P->J->line, x->a = a, x->b = b;
-    return x;
-}
-static wrpo__jv wrpo__jname(wrpo__jparser *P) {
-    wrpo__jv name = P->value;
-    if (P->kind != WRPO__J_NAME) wrpo__jwant(P, "a name");
-    wrpo__jadvance(P);
-    return name;
-}
-static void wrpo__jnest(wrpo__jparser *P) {
-    if (++P->nesting > WRPO__J_MAX_NESTING) wrpo__jfail(P->J, WRPO_E_FORMAT, "nested too deeply: more than %d levels", (int)WRPO__J_MAX_NESTING);
-}
-static wrpo__jnode *wrpo__jexpr(wrpo__jparser *P);
-static wrpo__jnode *wrpo__jlevel(wrpo__jparser *P, int level);
-
-/* a, b, c up to the end of the tag or a word that ends it; one item alone is not made a tuple. */
-static wrpo__jnode *wrpo__jtuple(wrpo__jparser *P, wrpo__jnode *(*item)(wrpo__jparser *), const char *ends) {
-    wrpo__jnode *x = wrpo__jnode_new(P, WRPO__J_MAKE_TUPLE, NULL, NULL), **last = &x->list;
-    bool tuple = false;
-    for (; P->kind != WRPO__J_CLOSE && !wrpo__jat(P, ends); last = &(*last)->next, tuple = true) {
-        *last = item(P);
-        if (!wrpo__jtake(P, ",")) break;
-    }
-    if (!x->list && ends[0] != ')') wrpo__jwant(P, "an expression");
-    return x->list && !tuple ? x->list : x;
-}
-/* The items up to `end`, which is passed, of a list '[', dict '{', call '(' or of a macro's parameters 'm'. */
-static wrpo__jnode *wrpo__jlist_of(wrpo__jparser *P, int of, const char *end) {
-    wrpo__jnode *first = NULL, **last = &first;
-    bool named = false;
-    for (; !wrpo__jat(P, end); last = &(*last)->next) {
-        wrpo__jnode *x = wrpo__jnode_new(P, WRPO__J_KEYWORD, NULL, NULL);
-        if (of == '(' && wrpo__jat(P, "* **")) wrpo__jfail(P->J, WRPO_E_UNSUPPORTED, "an argument list with %.*s", WRPO__J_TEXT_OF(P->value));
-        if (of == 'm') x->value = wrpo__jname(P);
-        else x->a = wrpo__jexpr(P);
-        bool equals = (of == 'm' || (of == '(' && x->a->kind == WRPO__J_VAR)) && wrpo__jtake(P, "=");
-        if (named && !equals) wrpo__jwant(P, "a named argument");
-        if (equals) {
-            if (of == '(') x->value = x->a->value;
-            x->a = wrpo__jexpr(P), named = true;
-        } else if (of == '{') {
-            wrpo__jneed(P, ":");
-            x->b = wrpo__jexpr(P);
-        } else if (of != 'm') x = x->a;
-        *last = x;
-        if (!wrpo__jtake(P, ",")) { last = &x->next; break; }
-    }
-    wrpo__jneed(P, end);
-    return first;
-}
-static wrpo__jnode *wrpo__jprimary(wrpo__jparser *P) {
-    wrpo__jnode *x = wrpo__jnode_new(P, WRPO__J_CONST, NULL, NULL);
-    if (P->kind == WRPO__J_NAME) {
-        x->value = wrpo__jname(P);
-        if (wrpo__jword("true True", x->value)) x->value = &wrpo__jtrue;
-        else if (wrpo__jword("false False", x->value)) x->value = &wrpo__jfalse;
-        else if (wrpo__jword("none None", x->value)) x->value = &wrpo__jnone;
-        else x->kind = WRPO__J_VAR;
-    } else if (P->kind == WRPO__J_LITERAL) {           /* strings side by side are one */
-        for (x->value = P->value, wrpo__jadvance(P); x->value->kind == WRPO__J_STR && P->kind == WRPO__J_LITERAL; wrpo__jadvance(P))
-            x->value = wrpo__jjoin2(P->J, x->value, wrpo__jto_str(P->J, P->value));
-    } else if (wrpo__jtake(P, "(")) {
-        x = wrpo__jtuple(P, wrpo__jexpr, ")");
-        wrpo__jneed(P, ")");
-    } else if (wrpo__jtake(P, "[")) x->kind = WRPO__J_MAKE_LIST, x->list = wrpo__jlist_of(P, '[', "]");
-    else if (wrpo__jtake(P, "{")) x->kind = WRPO__J_MAKE_DICT, x->list = wrpo__jlist_of(P, '{', "}");
-    else wrpo__jwant(P, "an expression");
-    return x;
-}
-static wrpo__jnode *wrpo__jsubscript(wrpo__jparser *P, wrpo__jnode *x) {   /* after "[" */
-    x = wrpo__jnode_new(P, WRPO__J_ITEM, x, NULL);
-    wrpo__jnode **part[] = {&x->b, &x->c, &x->d};
-    for (int k = 0; k < 3; k++) {
-        if (!wrpo__jat(P, ": ]")) *part[k] = wrpo__jexpr(P);
-        if (k == 2 || !wrpo__jtake(P, ":")) break;
-        x->kind = WRPO__J_SLICE;
-    }
-    if (x->kind == WRPO__J_ITEM && !x->b) wrpo__jwant(P, "an expression");
-    if (wrpo__jat(P, ",")) wrpo__jfail(P->J, WRPO_E_UNSUPPORTED, "a subscript with a comma");
-    wrpo__jneed(P, "]");
-    return x;
-}
-static wrpo__jnode *wrpo__jpostfix(wrpo__jparser *P, wrpo__jnode *x, bool filters) {   /* .name [...] (...), then |name(...) and is name(...) */
-    for (bool filtered = false;;) {
-        bool filter = filters && wrpo__jat(P, "|"), test = filters && wrpo__jat(P, "is"), negated = false;
-        if (filter || test) {
-            wrpo__jadvance(P);
-            negated = test && wrpo__jtake(P, "not"), filtered = true;
-            x = wrpo__jnode_new(P, filter ? WRPO__J_FILTER : WRPO__J_TEST, x, NULL);
-            x->value = wrpo__jname(P);
-            if (wrpo__jtake(P, "(")) x->list = wrpo__jlist_of(P, '(', ")");
-            else if (test && wrpo__jat(P, "is")) wrpo__jwant(P, "one test");
-            else if (test && (P->kind == WRPO__J_LITERAL || wrpo__jat(P, "[ {") || (P->kind == WRPO__J_NAME && !wrpo__jat(P, "else or and"))))
-                x->list = wrpo__jpostfix(P, wrpo__jprimary(P), false);
-            if (negated) x = wrpo__jnode_new(P, WRPO__J_NOT, x, NULL);
-        } else if (!filtered && wrpo__jtake(P, ".")) x = wrpo__jnode_new(P, WRPO__J_ATTR, x, NULL), x->value = wrpo__jname(P);
-        else if (!filtered && wrpo__jtake(P, "[")) x = wrpo__jsubscript(P, x);
-        else if (wrpo__jtake(P, "(")) x = wrpo__jnode_new(P, WRPO__J_CALL, x, NULL), x->list = wrpo__jlist_of(P, '(', ")");
-        else return x;
-    }
-}
-/* Operators by level, loosest first. A sign's operand takes no filters: -1|abs is (-1)|abs. */
-enum { WRPO__J_NOT_LEVEL = 2, WRPO__J_COMPARE = 3, WRPO__J_UNARY = 7, WRPO__J_OPERAND = 8 };
-static wrpo__jnode *wrpo__jprefix(wrpo__jparser *P, wrpo__jnode_kind kind, int level) {   /* behind the operator */
-    wrpo__jnest(P);
-    wrpo__jnode *x = wrpo__jnode_new(P, kind, wrpo__jlevel(P, level), NULL);
-    P->nesting--;
-    return x;
-}
-static wrpo__jnode *wrpo__jlevel(wrpo__jparser *P, int level) {
-    static const struct { const char *text; int level, op; } operators[] = {
-        {"or", 0, '|'}, {"and", 1, '&'}, {"==", 3, '='}, {"!=", 3, '!'}, {"<=", 3, 'l'}, {">=", 3, 'g'}, {"<", 3, '<'}, {">", 3, '>'}, {"in", 3, 'i'},
-        {"not", 3, 'n'}, {"+", 4, '+'}, {"-", 4, '-'}, {"~", 5, '~'}, {"*", 6, '*'}, {"//", 6, 'F'}, {"/", 6, '/'}, {"%", 6, '%'}};
-    if (level >= WRPO__J_UNARY)
-        return wrpo__jpostfix(P, wrpo__jtake(P, "-") ? wrpo__jprefix(P, WRPO__J_NEG, WRPO__J_OPERAND) : wrpo__jprimary(P), level == WRPO__J_UNARY);
-    if (level == WRPO__J_NOT_LEVEL && wrpo__jtake(P, "not")) return wrpo__jprefix(P, WRPO__J_NOT, level);
-    wrpo__jnode *x = wrpo__jlevel(P, level + 1);
-    for (bool again = false;; again = true) {
-        int64_t k = 0;
-        while (k < WRPO__COUNT(operators) && !(operators[k].level == level && wrpo__jat(P, operators[k].text))) k++;
-        if (wrpo__jat(P, "**")) wrpo__jfail(P->J, WRPO_E_UNSUPPORTED, "the operator **");
-        if (k == WRPO__COUNT(operators)) return x;
-        if (again && level == WRPO__J_COMPARE) wrpo__jfail(P->J, WRPO_E_UNSUPPORTED, "a chain of comparisons");
-        x = wrpo__jnode_new(P, WRPO__J_BINARY, x, NULL);
-        wrpo__jadvance(P);
-        if (operators[k].op == 'n') wrpo__jneed(P, "in");
-        x->op = operators[k].op, x->b = wrpo__jlevel(P, level + 1);
-    }
-}
-static wrpo__jnode *wrpo__jno_cond(wrpo__jparser *P) { return wrpo__jlevel(P, 0); }
-static wrpo__jnode *wrpo__jexpr(wrpo__jparser *P) {
-    wrpo__jnest(P);
-    wrpo__jnode *x = wrpo__jlevel(P, 0);
-    while (wrpo__jtake(P, "if")) {
-        x = wrpo__jnode_new(P, WRPO__J_COND, wrpo__jlevel(P, 0), x);
-        if (wrpo__jtake(P, "else")) x->c = wrpo__jexpr(P);
-    }
-    P->nesting--;
-    return x;
-}
-static wrpo__jnode *wrpo__jtarget(wrpo__jparser *P) {  /* what `set` and `for` assign to: a name, a namespace's attribute, several in () */
-    wrpo__jnode *x = wrpo__jnode_new(P, WRPO__J_VAR, NULL, NULL);
-    wrpo__jnest(P);
-    if (wrpo__jtake(P, "(")) {
-        x = wrpo__jtuple(P, wrpo__jtarget, ")");
-        wrpo__jneed(P, ")");
-    } else {
-        if (wrpo__jat(P, "loop")) wrpo__jfail(P->J, WRPO_E_UNSUPPORTED, "assigning to \"loop\"");
-        if (wrpo__jat(P, "true false none True False None")) wrpo__jwant(P, "a name to assign to");
-        x->value = wrpo__jname(P);
-        if (wrpo__jtake(P, ".")) x = wrpo__jnode_new(P, WRPO__J_ATTR, x, NULL), x->value = wrpo__jname(P);
-    }
-    P->nesting--;
-    return x;
-}
-static wrpo__jnode *wrpo__jblocks(wrpo__jparser *P, const char *ends);
-static wrpo__jnode *wrpo__jbody(wrpo__jparser *P, const char *ends) {   /* to the name of the tag that ends it */
-    wrpo__jneed_close(P);
-    wrpo__jnode *x = wrpo__jblocks(P, ends);
-    if (P->kind == WRPO__J_END) wrpo__jwant(P, ends);
-    return x;
-}
-/* One statement from its name to before the end of its last tag. */
-static wrpo__jnode *wrpo__jstatement(wrpo__jparser *P) {
-    wrpo__jnode *x = wrpo__jnode_new(P, WRPO__J_SCOPE, NULL, NULL);
-    const char *end = NULL;                            /* the name of the last tag, still to pass */
-    int loops = P->loops;
-    if (wrpo__jtake(P, "if")) {
-        wrpo__jnode *branch = x;
-        for (;; branch = branch->d = wrpo__jnode_new(P, WRPO__J_IF, NULL, NULL)) {
-            branch->kind = WRPO__J_IF;
-            branch->a = wrpo__jtuple(P, wrpo__jno_cond, "");
-            branch->list = wrpo__jbody(P, "elif else endif");
-            if (!wrpo__jtake(P, "elif")) break;
+static void wrpo__jlex_tag(wrpo__jlexer *L, bool output) {
+    int line = L->J->line;
+    wrpo__jtoken_put(L, WRPO__J_OPEN, wrpo__jstring(L->J, output ? "{{" : "{%"));
+    for (int open = 0;;) {
+        L->at = wrpo__jskip_space(L->s, L->n, L->at);
+        wrpo__jcount_lines(L, L->at);
+        if (open == 0 && wrpo__jtag_end(L, output ? "}}" : "%}")) break;
+        if (L->at == L->n) {
+            L->J->line = line;
+            wrpo__jfail(L->J, "a tag without its end");
         }
-        if (wrpo__jtake(P, "else")) branch->d = wrpo__jbody(P, "endif");
-        end = "endif";
-    } else if (wrpo__jtake(P, "for")) {
-        x->kind = WRPO__J_FOR;
-        x->a = wrpo__jtuple(P, wrpo__jtarget, "in");
-        wrpo__jneed(P, "in");
-        x->b = wrpo__jtuple(P, wrpo__jno_cond, "recursive");
-        if (wrpo__jtake(P, "if")) x->c = wrpo__jexpr(P);
-        if (wrpo__jat(P, "recursive")) wrpo__jfail(P->J, WRPO_E_UNSUPPORTED, "a recursive loop");
-        P->loops++;
-        x->list = wrpo__jbody(P, "else endfor");
-        P->loops--;
-        if (wrpo__jtake(P, "else")) x->d = wrpo__jbody(P, "endfor");
-        end = "endfor";
-    } else if (wrpo__jtake(P, "set")) {
-        x->kind = WRPO__J_SET;
-        x->a = wrpo__jtuple(P, wrpo__jtarget, "=");
-        if (wrpo__jtake(P, "=")) { x->b = wrpo__jtuple(P, wrpo__jexpr, ""); return x; }
-        if (wrpo__jat(P, "|")) wrpo__jfail(P->J, WRPO_E_UNSUPPORTED, "a set block with a filter");
-        x->kind = WRPO__J_SET_BLOCK;
-        x->list = wrpo__jbody(P, end = "endset");
-    } else if (wrpo__jtake(P, "macro")) {
-        x->kind = WRPO__J_DEFINE;
-        x->value = wrpo__jname(P);
-        wrpo__jneed(P, "(");
-        x->c = wrpo__jlist_of(P, 'm', ")");
-        P->loops = 0;                                  /* break and continue do not reach out of a macro */
-        x->list = wrpo__jbody(P, end = "endmacro");
-    } else if (wrpo__jtake(P, "generation")) {         /* marks the assistant's text for a loss mask: here it is only text */
-        P->loops = 0;
-        x->list = wrpo__jbody(P, end = "endgeneration");
-    } else if (wrpo__jat(P, "break continue")) {
-        x->kind = wrpo__jat(P, "break") ? WRPO__J_BREAK : WRPO__J_CONTINUE;
-        if (P->loops == 0) wrpo__jwant(P, "a loop around this");
-        wrpo__jadvance(P);
-    } else if (wrpo__jat(P, "block extends include import from autoescape call filter with raw print do debug trans"))
-        wrpo__jfail(P->J, WRPO_E_UNSUPPORTED, "statement \"%.*s\"", WRPO__J_TEXT_OF(P->value));
-    else wrpo__jwant(P, "a statement");
-    if (end) wrpo__jneed(P, end);
-    P->loops = loops;
-    return x;
+        open += wrpo__jlex_token(L);
+        if (open < 0) wrpo__jfail(L->J, "unexpected \"%c\"", L->s[L->at - 1]);
+    }
+    wrpo__jtoken_put(L, WRPO__J_CLOSE, wrpo__jstring(L->J, "the end of the tag"));
 }
-/* The text before a tag or the end: "-" strips its white space; else a block or comment alone on its line so far strips the indent. */
-static wrpo__jnode *wrpo__jdata(wrpo__jparser *P, size_t from, size_t to, char sign, bool output) {
+/* The text before a tag or the end. "-" strips its white space; else a block or comment that has only white space
+   before it on its line strips that. */
+static void wrpo__jlex_text(wrpo__jlexer *L, size_t from, size_t to, char sign, bool output) {
     size_t line = to;
-    wrpo__jcount_lines(P, from);
-    if (sign == '-') to = wrpo__jrstrip(P->s, from, to);
+    wrpo__jcount_lines(L, from);
+    if (sign == '-') to = wrpo__jrstrip(L->s, from, to);
     else if (sign != '+' && !output) {
-        while (line > from && P->s[line - 1] != '\n') line--;
-        if ((line > from || P->fresh) && wrpo__jrstrip(P->s, line, to) == line) to = line;
+        while (line > from && L->s[line - 1] != '\n') line--;
+        if ((line > from || L->fresh) && wrpo__jrstrip(L->s, line, to) == line) to = line;
     }
-    wrpo__jnode *x = to > from ? wrpo__jnode_new(P, WRPO__J_TEXT, NULL, NULL) : NULL;
-    if (x) x->value = wrpo__jbytes(P->J, P->s + from, to - from);
-    return x;
+    if (to > from) wrpo__jtoken_put(L, WRPO__J_TEXT, wrpo__jbytes(L->J, L->s + from, to - from));
 }
-/* Text, output and statements up to {% and one of the words `ends` (current then), or the end of the template. */
-static wrpo__jnode *wrpo__jblocks(wrpo__jparser *P, const char *ends) {
-    wrpo__jnode *first = NULL, **last = &first;
-    wrpo__jnest(P);
-    for (size_t from = P->at, i = from;; i++) {
-        bool comment = wrpo__jstarts(P, i, "{#"), output = wrpo__jstarts(P, i, "{{");
-        if (i < P->n && !comment && !output && !wrpo__jstarts(P, i, "{%")) continue;
-        bool sign = wrpo__jstarts(P, i + 2, "-") || wrpo__jstarts(P, i + 2, "+");
-        if ((*last = wrpo__jdata(P, from, i, i == P->n ? '+' : sign ? P->s[i + 2] : (char)0, output))) last = &(*last)->next;
-        P->at = i + 2 + sign, P->kind = WRPO__J_END, P->value = wrpo__jstring(P->J, "the end of the template");
-        if (i == P->n) break;
-        for (; comment && !wrpo__jtag_end(P, "#}"); P->at++)
-            if (P->at >= P->n) wrpo__jfail(P->J, WRPO_E_FORMAT, "a comment without its end");
-        if (!comment) {
-            P->output = output;
-            wrpo__jadvance(P);
-            if (!output && wrpo__jat(P, ends)) break;
-            *last = output ? wrpo__jnode_new(P, WRPO__J_PRINT, NULL, NULL) : wrpo__jstatement(P);
-            if (output) (*last)->a = wrpo__jtuple(P, wrpo__jexpr, "");
-            wrpo__jneed_close(P);
-            last = &(*last)->next;
+static wrpo__jtoken *wrpo__jlex(wrpo__jinja *J, const char *s, size_t n) {
+    wrpo__jlexer L = {.J = J, .s = s, .n = n, .fresh = true};
+    for (size_t from = 0, i = 0;; i++) {
+        bool comment = wrpo__jstarts(&L, i, "{#"), output = wrpo__jstarts(&L, i, "{{");
+        if (i < n && !comment && !output && !wrpo__jstarts(&L, i, "{%")) continue;
+        char sign = i < n ? s[i + 2] : '+';
+        wrpo__jlex_text(&L, from, i, sign, output);
+        if (i == n) break;
+        L.at = i + 2 + (sign == '-' || sign == '+');
+        wrpo__jcount_lines(&L, i);
+        if (!comment) wrpo__jlex_tag(&L, output);
+        for (; comment && !wrpo__jtag_end(&L, "#}"); L.at++)
+            if (L.at >= n) wrpo__jfail(J, "a comment without its end");
+        from = L.at;
+        i = from - 1;
+    }
+    wrpo__jcount_lines(&L, n);
+    wrpo__jtoken_put(&L, WRPO__J_END, wrpo__jstring(J, "the end of the template"));
+    return L.tokens;
+}
+
+/* ---- expressions ---- */
+static wrpo__jv wrpo__jexpr(wrpo__jinja *J);
+static wrpo__jv wrpo__joperation(wrpo__jinja *J, int least);
+static void wrpo__jbody(wrpo__jinja *J, const char *ends, wrpo__jval *scope);
+
+static void wrpo__jgo(wrpo__jinja *J, wrpo__jtoken *at) {
+    J->at = at;
+    J->line = at->line;
+    wrpo__jspend(J, 1);
+}
+static void wrpo__jnext(wrpo__jinja *J) { wrpo__jgo(J, J->at + 1); }
+_Noreturn static void wrpo__jexpected(wrpo__jinja *J, const char *what) {
+    wrpo__jfail(J, "want %s, found \"%.*s\"", what, WRPO__J_SHOW(wrpo__jstr(J, J->at->value)));
+}
+static bool wrpo__jat(const wrpo__jinja *J, const char *words) {   /* at one of these names or marks */
+    return (J->at->kind == WRPO__J_NAME || J->at->kind == WRPO__J_MARK) && wrpo__jword(words, J->at->value);
+}
+static bool wrpo__jtake(wrpo__jinja *J, const char *words) {
+    bool at = wrpo__jat(J, words);
+    if (at) wrpo__jnext(J);
+    return at;
+}
+static void wrpo__jneed(wrpo__jinja *J, const char *word) { if (!wrpo__jtake(J, word)) wrpo__jexpected(J, word); }
+static wrpo__jv wrpo__jname(wrpo__jinja *J) {
+    if (J->at->kind != WRPO__J_NAME) wrpo__jexpected(J, "a name");
+    wrpo__jnext(J);
+    return J->at[-1].value;
+}
+static wrpo__jv wrpo__jlookup_var(wrpo__jinja *J, wrpo__jv name) {
+    wrpo__jv v = NULL;
+    for (const wrpo__jval *scope = J->scope; scope && !v; scope = scope->scope) v = wrpo__jdict_get(J, scope, name);
+    if (!v && wrpo__jword("caller cycler joiner kwargs lipsum self varargs", name))
+        wrpo__jrefuse(J, "\"%.*s\"", WRPO__J_SHOW(name));
+    if (!v) v = wrpo__jfunction(J, wrpo__jlookup('g', name), NULL);
+    return v ? v : wrpo__jundefined(J, name);
+}
+/* a, b, c up to the end of the tag or a word that ends it; one item without a comma is no tuple. */
+static wrpo__jv wrpo__jtuple(wrpo__jinja *J, wrpo__jv (*item)(wrpo__jinja *), const char *ends) {
+    wrpo__jval *tuple = NULL;
+    wrpo__jv v = NULL;
+    for (bool comma = true; comma && J->at->kind != WRPO__J_CLOSE && !wrpo__jat(J, ends);) {
+        v = item(J);
+        comma = wrpo__jtake(J, ",");
+        if (comma && !tuple) tuple = wrpo__jnew(J, WRPO__J_TUPLE);
+        if (tuple) wrpo__jpush(J, tuple, NULL, v);
+    }
+    if (!v && ends[0] != ')') wrpo__jexpected(J, "an expression");
+    if (!v) tuple = wrpo__jnew(J, WRPO__J_TUPLE);
+    return tuple ? tuple : v;
+}
+static void wrpo__jcomma(wrpo__jinja *J, const char *end) { if (!wrpo__jat(J, end)) wrpo__jneed(J, ","); }
+static wrpo__jv wrpo__jprimary(wrpo__jinja *J) {
+    const wrpo__jtoken *t = J->at;
+    wrpo__jval *v;
+    if (t->kind == WRPO__J_NAME || t->kind == WRPO__J_LITERAL) {
+        wrpo__jnext(J);
+        if (J->idle) return &wrpo__jnone;
+        if (t->kind == WRPO__J_LITERAL) return t->value;
+        if (wrpo__jword("none None", t->value)) return &wrpo__jnone;
+        if (wrpo__jword("true True false False", t->value)) return wrpo__jbool((t->value->s[0] | 32) == 't');
+        return wrpo__jlookup_var(J, t->value);
+    }
+    if (wrpo__jtake(J, "(")) {
+        wrpo__jv tuple = wrpo__jtuple(J, wrpo__jexpr, ")");
+        wrpo__jneed(J, ")");
+        return tuple;
+    }
+    if (wrpo__jtake(J, "[")) {
+        for (v = wrpo__jnew(J, WRPO__J_LIST); !wrpo__jtake(J, "]"); wrpo__jcomma(J, "]"))
+            wrpo__jpush(J, v, NULL, wrpo__jexpr(J));
+        return v;
+    }
+    if (!wrpo__jtake(J, "{")) wrpo__jexpected(J, "an expression");
+    for (v = wrpo__jnew(J, WRPO__J_DICT); !wrpo__jtake(J, "}"); wrpo__jcomma(J, "}")) {
+        wrpo__jv key = wrpo__jexpr(J);
+        wrpo__jneed(J, ":");
+        wrpo__jdict_put(J, v, key, wrpo__jexpr(J));
+    }
+    return v;
+}
+static wrpo__jv wrpo__jsubscript(wrpo__jinja *J, wrpo__jv v) {   /* after "[" */
+    wrpo__jv part[3] = {NULL, NULL, NULL};
+    int k = 0;
+    for (;; k++) {
+        if (!wrpo__jat(J, ": ]")) part[k] = wrpo__jexpr(J);
+        if (k == 2 || !wrpo__jtake(J, ":")) break;
+    }
+    if (k == 0 && !part[0]) wrpo__jexpected(J, "an expression");
+    if (wrpo__jat(J, ",")) wrpo__jrefuse(J, "a subscript with a comma");
+    wrpo__jneed(J, "]");
+    if (J->idle) return v;
+    return k ? wrpo__jslice(J, v, part[0], part[1], part[2]) : wrpo__jget(J, v, part[0], false);
+}
+static void wrpo__jarguments(wrpo__jinja *J, wrpo__jcall *c) {   /* after "(" */
+    for (; !wrpo__jtake(J, ")"); wrpo__jcomma(J, ")")) {
+        const wrpo__jtoken *t = J->at;
+        if (wrpo__jat(J, "*")) wrpo__jrefuse(J, "an argument list with *");
+        bool named = t->kind == WRPO__J_NAME && wrpo__jword("=", t[1].value);
+        if (named) wrpo__jgo(J, J->at + 2);
+        else if (c->named.count) wrpo__jexpected(J, "a named argument");
+        wrpo__jv v = wrpo__jexpr(J);
+        if (named && wrpo__jdict_get(J, &c->named, t->value)) wrpo__jfail(J, "an argument given twice");
+        wrpo__jpush(J, named ? &c->named : &c->args, named ? t->value : NULL, v);
+    }
+}
+static wrpo__jv wrpo__jcall_macro(wrpo__jinja *J, wrpo__jv macro, wrpo__jcall *c);
+static wrpo__jv wrpo__jcalled(wrpo__jinja *J, wrpo__jv v) {   /* after "(" */
+    wrpo__jcall c = WRPO__J_CALL(v->self);
+    wrpo__jarguments(J, &c);
+    if (J->idle) return v;
+    wrpo__jwant(J, v, WRPO__J_CALLABLES, "a function");
+    return v->kind == WRPO__J_MACRO ? wrpo__jcall_macro(J, v, &c) : wrpo__jcall_def(J, v->def, &c);
+}
+static wrpo__jv wrpo__jpostfix(wrpo__jinja *J, wrpo__jv v, bool filters);
+static wrpo__jv wrpo__jfiltered(wrpo__jinja *J, wrpo__jv v) {   /* at "|" or "is" */
+    bool test = wrpo__jat(J, "is");
+    wrpo__jcall c = WRPO__J_CALL(v);
+    wrpo__jnext(J);
+    bool negated = test && wrpo__jtake(J, "not");
+    wrpo__jv name = wrpo__jname(J);
+    if (wrpo__jtake(J, "(")) wrpo__jarguments(J, &c);
+    else if (test) {                 /* an argument without brackets */
+        wrpo__jtoken_kind kind = J->at->kind;
+        if (wrpo__jat(J, "is")) wrpo__jexpected(J, "one test");
+        if (kind == WRPO__J_LITERAL || wrpo__jat(J, "[ {") || (kind == WRPO__J_NAME && !wrpo__jat(J, "else or and")))
+            wrpo__jpush(J, &c.args, NULL, wrpo__jpostfix(J, wrpo__jprimary(J), false));
+    }
+    if (J->idle) return v;
+    v = wrpo__jinvoke(J, test ? 't' : 'f', name, &c);
+    return negated ? wrpo__jbool(!wrpo__jtruth(v)) : v;
+}
+static wrpo__jv wrpo__jpostfix(wrpo__jinja *J, wrpo__jv v, bool filters) {   /* .name [...] (...), then | and is */
+    int depth = J->depth;
+    for (bool filtered = false;; wrpo__jenter(J)) {
+        if (filters && wrpo__jat(J, "| is")) {
+            v = wrpo__jfiltered(J, v);
+            filtered = true;
+        } else if (!filtered && wrpo__jtake(J, ".")) {
+            wrpo__jv name = wrpo__jname(J);
+            if (!J->idle) v = wrpo__jget(J, v, name, true);
+        } else if (!filtered && wrpo__jtake(J, "[")) v = wrpo__jsubscript(J, v);
+        else if (wrpo__jtake(J, "(")) v = wrpo__jcalled(J, v);
+        else break;
+    }
+    J->depth = depth;
+    return v;
+}
+static wrpo__jv wrpo__jsigned(wrpo__jinja *J, bool filters) {
+    if (!wrpo__jtake(J, "-")) return wrpo__jpostfix(J, wrpo__jprimary(J), filters);
+    wrpo__jenter(J);
+    wrpo__jv v = wrpo__jsigned(J, false);   /* a sign's operand takes no filters: -1|abs is (-1)|abs */
+    J->depth--;
+    if (!J->idle && v->kind == WRPO__J_FLOAT) v = wrpo__jfloat(J, -v->f);
+    else if (!J->idle) v = wrpo__jarithmetic(J, '-', wrpo__jint(J, 0), v);
+    return wrpo__jpostfix(J, v, filters);
+}
+static wrpo__jv wrpo__jbinary(wrpo__jinja *J, int op, wrpo__jv a, wrpo__jv b) {
+    if (op == '|' || op == '&') return b;   /* a has not decided it */
+    if (op == '~') return wrpo__jconcat(J, wrpo__jstr(J, a), wrpo__jstr(J, b));
+    return strchr("+-*/%F", op) ? wrpo__jarithmetic(J, op, a, b) : wrpo__jbool(wrpo__jrelation(J, op, a, b));
+}
+/* Operators that bind at least this tightly, and their operands. */
+static wrpo__jv wrpo__joperation(wrpo__jinja *J, int least) {
+    int depth = J->depth;
+    wrpo__jv v;
+    wrpo__jenter(J);
+    if (least <= WRPO__J_NOT && wrpo__jtake(J, "not")) v = wrpo__jbool(!wrpo__jtruth(wrpo__joperation(J, WRPO__J_NOT)));
+    else v = wrpo__jsigned(J, true);
+    for (int last = -1; J->at->level >= least; wrpo__jenter(J)) {
+        int level = J->at->level, op = J->at->op;
+        if (level == WRPO__J_COMPARES && last == level) wrpo__jrefuse(J, "a chain of comparisons");
+        wrpo__jnext(J);
+        if (op == 'n') wrpo__jneed(J, "in");
+        bool decided = (op == '|' || op == '&') && wrpo__jtruth(v) == (op == '|');
+        J->idle += decided;
+        wrpo__jv b = wrpo__joperation(J, level + 1);
+        J->idle -= decided;
+        if (!J->idle && !decided) v = wrpo__jbinary(J, op, v, b);
+        last = level;
+    }
+    J->depth = depth;
+    return v;
+}
+static wrpo__jv wrpo__jno_cond(wrpo__jinja *J) { return wrpo__joperation(J, 0); }
+/* value if condition else otherwise. The condition is needed first and comes second: the idle reader notes where. */
+static wrpo__jv wrpo__jexpr(wrpo__jinja *J) {
+    wrpo__jtoken *first = J->at;
+    wrpo__jv v = NULL, otherwise = NULL;
+    wrpo__jenter(J);
+    if (J->idle || !first->jump) v = wrpo__joperation(J, 0);
+    if (J->idle && wrpo__jat(J, "if")) first->jump = J->at;
+    if (first->jump) {
+        wrpo__jgo(J, first->jump + 1);
+        wrpo__jv condition = wrpo__joperation(J, 0);
+        bool holds = !J->idle && wrpo__jtruth(condition);
+        wrpo__jtoken *after = J->at;
+        if (holds) {
+            wrpo__jgo(J, first);
+            v = wrpo__joperation(J, 0);
+            wrpo__jgo(J, after);
         }
-        from = P->at, i = from - 1;
+        J->idle += holds;
+        if (wrpo__jtake(J, "else")) otherwise = wrpo__jexpr(J);
+        J->idle -= holds;
+        if (!holds) v = otherwise ? otherwise : wrpo__jundefined(J, wrpo__jstring(J, "if without else"));
+        if (wrpo__jat(J, "if")) wrpo__jrefuse(J, "an \"if\" after another one");
     }
-    P->nesting--;
-    return first;
+    J->depth--;
+    return v;
 }
 
-/* ---- the tree to text ---- */
-typedef enum wrpo__jflow { WRPO__J_GO, WRPO__J_BROKE, WRPO__J_CONTINUED } wrpo__jflow;
-static wrpo__jv wrpo__jeval(wrpo__jinja *J, const wrpo__jnode *x, wrpo__jval *scope);
-static wrpo__jflow wrpo__jexec(wrpo__jinja *J, const wrpo__jnode *x, wrpo__jval *scope, wrpo__text *out);
-
-static void wrpo__jassign(wrpo__jinja *J, const wrpo__jnode *target, wrpo__jv value, wrpo__jval *scope) {
-    J->line = target->line;
-    if (target->kind == WRPO__J_VAR) { wrpo__jdict_put(J, scope, target->value, value); return; }
-    if (target->kind == WRPO__J_ATTR) {
-        wrpo__jv space = wrpo__jeval(J, target->a, scope);
-        if (space->kind != WRPO__J_NAMESPACE) wrpo__jfail(J, WRPO_E_FORMAT, "only a namespace takes attributes, found %s", wrpo__jtype(space));
-        wrpo__jdict_put(J, (wrpo__jval *)(uintptr_t)space, target->value, value);
-        return;
+/* ---- statements ---- */
+static void wrpo__jdefine(wrpo__jinja *J, wrpo__jval *scope, const char *name, wrpo__jv value) {
+    wrpo__jdict_put(J, scope, wrpo__jstring(J, name), value);
+}
+static void wrpo__jtargets(wrpo__jinja *J, wrpo__jv value, const char *end);
+/* What `set` and `for` assign to: a name, a namespace's attribute, several in (). value NULL: only reads it. */
+static void wrpo__jtarget(wrpo__jinja *J, wrpo__jv value) {
+    wrpo__jenter(J);
+    if (wrpo__jtake(J, "(")) {
+        wrpo__jtargets(J, value, ")");
+        wrpo__jneed(J, ")");
+    } else {
+        if (wrpo__jat(J, "loop")) wrpo__jrefuse(J, "assigning to \"loop\"");
+        if (wrpo__jat(J, "true false none True False None")) wrpo__jexpected(J, "a name to assign to");
+        wrpo__jv name = wrpo__jname(J), attr = wrpo__jtake(J, ".") ? wrpo__jname(J) : NULL;
+        if (value && attr) {
+            wrpo__jv space = wrpo__jwant(J, wrpo__jlookup_var(J, name), WRPO__J_BIT(NAMESPACE), "a namespace");
+            wrpo__jdict_put(J, wrpo__jchange(space), attr, value);
+        } else if (value) wrpo__jdict_put(J, J->scope, name, value);
     }
-    wrpo__jv items = wrpo__jitems(J, value);
-    int64_t i = 0;
-    const wrpo__jnode *t = target->list;
-    for (; t && i < items->count; t = t->next) wrpo__jassign(J, t, items->items[i++], scope);
-    if (t || i < items->count) wrpo__jfail(J, WRPO_E_FORMAT, "too %s values to unpack: %lld", t ? "few" : "many", (long long)items->count);
+    J->depth--;
+}
+static void wrpo__jtargets(wrpo__jinja *J, wrpo__jv value, const char *end) {   /* a, b, c; one alone takes it whole */
+    wrpo__jtoken *begin = J->at;
+    int64_t count = 0;
+    bool comma = false;
+    for (bool more = true; more && !wrpo__jat(J, end); count++) {
+        wrpo__jtarget(J, NULL);
+        more = wrpo__jtake(J, ",");
+        comma = comma || more;
+    }
+    if (!count) wrpo__jexpected(J, "a name to assign to");
+    if (!value) return;
+    wrpo__jv items = comma ? wrpo__jitems(J, value) : wrpo__jshare(J, WRPO__J_LIST, &value, 1);
+    if (items->count != count)
+        wrpo__jfail(J, "too %s values to unpack: %lld", items->count < count ? "few" : "many", (long long)items->count);
+    wrpo__jgo(J, begin);
+    for (int64_t i = 0; i < count; i++) {
+        wrpo__jtarget(J, items->items[i]);
+        wrpo__jtake(J, ",");
+    }
+}
+/* The idle reader notes where the body of the tag with this name ends; else this goes there. */
+static void wrpo__jskip_body(wrpo__jinja *J, wrpo__jtoken *name) {
+    if (J->idle) name->jump = J->at;
+    else wrpo__jgo(J, name->jump);
+}
+static void wrpo__jif(wrpo__jinja *J) {   /* after `if` */
+    bool done = false;
+    do {
+        wrpo__jtoken *name = J->at - 1;
+        if (J->idle || !done) {
+            bool last = wrpo__jword("else", name->value);
+            wrpo__jv condition = last ? wrpo__jbool(true) : wrpo__jtuple(J, wrpo__jno_cond, "");
+            done = wrpo__jtruth(condition);
+            if (J->idle || done) wrpo__jbody(J, last ? "endif" : "elif else endif", NULL);
+            if (J->flow) return;
+        }
+        wrpo__jskip_body(J, name);
+    } while (wrpo__jtake(J, "elif else"));
+    wrpo__jneed(J, "endif");
 }
 struct wrpo__jloop {
-    const wrpo__jnode *node; wrpo__jval *outer;
-    wrpo__jv base; int64_t at;       /* what it runs over, the next item to look at */
-    wrpo__jval *passed;              /* LIST: the items that have passed the filter: those the loop has met or looked ahead for */
+    wrpo__jtoken *target, *condition;   /* condition NULL: none */
     int64_t index0;
+    wrpo__jval *outer;               /* scope */
+    wrpo__jv base; int64_t next;     /* what it runs over; its next item to look at */
+    wrpo__jval *passed;              /* LIST: its items that satisfy the condition, as far as anybody asked */
 };
-/* Has the loop an item of this number? The filter sees no item before somebody asks for it. */
+/* Does the loop have an item of this number? The condition sees an item only when somebody asks for it. */
 static bool wrpo__jloop_has(wrpo__jinja *J, wrpo__jloop *loop, int64_t index) {
-    while (loop->passed->count <= index && loop->at < loop->base->count) {
-        wrpo__jv x = loop->base->items[loop->at++];
-        wrpo__jval *scope = loop->node->c ? wrpo__jscope(J, loop->outer) : NULL;
-        if (scope) wrpo__jassign(J, loop->node->a, x, scope);
-        if (!scope || wrpo__jtruth(wrpo__jeval(J, loop->node->c, scope))) wrpo__jpush(J, loop->passed, NULL, x);
+    wrpo__jval *scope = J->scope;
+    wrpo__jtoken *at = J->at;
+    while (loop->passed->count <= index && loop->next < loop->base->count) {
+        wrpo__jv x = loop->base->items[loop->next++];
+        bool passes = true;
+        if (loop->condition) {
+            J->scope = wrpo__jscope(J, loop->outer);
+            wrpo__jgo(J, loop->target);
+            wrpo__jtargets(J, x, "in");
+            wrpo__jgo(J, loop->condition);
+            passes = wrpo__jtruth(wrpo__jexpr(J));
+            J->scope = scope;
+            wrpo__jgo(J, at);
+        }
+        if (passes) wrpo__jpush(J, loop->passed, NULL, x);
     }
     return loop->passed->count > index;
 }
 static wrpo__jv wrpo__jloop_attr(wrpo__jinja *J, wrpo__jloop *loop, wrpo__jv name) {
     int64_t i = loop->index0;
-    if (wrpo__jnamed(name, "index0")) return wrpo__jint(J, i);
-    if (wrpo__jnamed(name, "index")) return wrpo__jint(J, i + 1);
-    if (wrpo__jnamed(name, "first")) return wrpo__jbool(i == 0);
-    if (wrpo__jnamed(name, "last")) return wrpo__jbool(!wrpo__jloop_has(J, loop, i + 1));
-    if (wrpo__jnamed(name, "previtem")) return i > 0 ? loop->passed->items[i - 1] : wrpo__jundefined(J, name);
-    if (wrpo__jnamed(name, "nextitem")) return wrpo__jloop_has(J, loop, i + 1) ? loop->passed->items[i + 1] : wrpo__jundefined(J, name);
-    if (!wrpo__jword("length revindex revindex0", name)) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "loop.%.*s", WRPO__J_TEXT_OF(name));
-    wrpo__jloop_has(J, loop, INT64_MAX - 1);
-    return wrpo__jint(J, loop->passed->count - (name->n == 6 ? 0 : name->n == 8 ? i : i + 1));
+    if (wrpo__jword("index0", name)) return wrpo__jint(J, i);
+    if (wrpo__jword("index", name)) return wrpo__jint(J, i + 1);
+    if (wrpo__jword("first", name)) return wrpo__jbool(i == 0);
+    if (wrpo__jword("last", name)) return wrpo__jbool(!wrpo__jloop_has(J, loop, i + 1));
+    if (wrpo__jword("previtem", name)) return i > 0 ? loop->passed->items[i - 1] : wrpo__jundefined(J, name);
+    if (wrpo__jword("nextitem", name))
+        return wrpo__jloop_has(J, loop, i + 1) ? loop->passed->items[i + 1] : wrpo__jundefined(J, name);
+    if (!wrpo__jword("length revindex revindex0", name)) wrpo__jrefuse(J, "loop.%.*s", WRPO__J_SHOW(name));
+    wrpo__jloop_has(J, loop, INT64_MAX - 1);   /* to the end */
+    if (wrpo__jword("length", name)) return wrpo__jint(J, loop->passed->count);
+    return wrpo__jint(J, loop->passed->count - i - wrpo__jword("revindex0", name));
 }
-static void wrpo__jrun_loop(wrpo__jinja *J, const wrpo__jnode *x, wrpo__jv over, wrpo__jval *scope, wrpo__text *out) {
+static void wrpo__jfor(wrpo__jinja *J) {   /* after `for` */
     wrpo__jloop *loop = WRPO__NEW(J->arena, wrpo__jloop);
-    wrpo__jval *self = wrpo__jnew(J, WRPO__J_LOOP);
-    wrpo__jflow flow = WRPO__J_GO;
-    bool completed = false;
-    loop->node = x, loop->outer = scope, loop->base = wrpo__jitems(J, over), loop->passed = wrpo__jnew(J, WRPO__J_LIST), self->loop = loop;
-    for (; flow != WRPO__J_BROKE && wrpo__jloop_has(J, loop, loop->index0); loop->index0++) {
-        wrpo__jval *inner = wrpo__jscope(J, scope);
-        wrpo__jdict_put(J, inner, wrpo__jstring(J, "loop"), self);
-        wrpo__jassign(J, x->a, loop->passed->items[loop->index0], inner);
-        flow = wrpo__jexec(J, x->list, inner, out);
-        completed = completed || flow == WRPO__J_GO;
+    wrpo__jtoken *name = J->at - 1;
+    bool completed = false, broken = false;   /* completed: one pass was not cut short; if not, `else` runs */
+    loop->target = J->at;
+    loop->outer = J->scope;
+    wrpo__jtargets(J, NULL, "in");
+    wrpo__jneed(J, "in");
+    wrpo__jv over = wrpo__jtuple(J, wrpo__jno_cond, "recursive");
+    if (wrpo__jtake(J, "if")) {
+        loop->condition = J->at;
+        J->idle++;
+        wrpo__jexpr(J);
+        J->idle--;
     }
-    if (!completed && x->d) wrpo__jexec(J, x->d, wrpo__jscope(J, scope), out);   /* as Jinja: also where every pass was cut short */
-}
-static wrpo__jv wrpo__jcall_macro(wrpo__jinja *J, wrpo__jv macro, wrpo__jv args, wrpo__jv named) {
-    wrpo__jval *scope = wrpo__jscope(J, macro->scope);
-    wrpo__text out = {.arena = J->arena};
-    int64_t k = 0, taken = 0;
-    for (const wrpo__jnode *p = macro->node->c; p; p = p->next, k++) {
-        wrpo__jv given = wrpo__jdict_get(J, named, p->value), v = k < args->count ? args->items[k] : given;
-        if (given && v != given) wrpo__jfail(J, WRPO_E_FORMAT, "a macro has two values for \"%.*s\"", WRPO__J_TEXT_OF(p->value));
-        if (!v) v = p->a ? wrpo__jeval(J, p->a, scope) : wrpo__jundefined(J, p->value);
-        wrpo__jdict_put(J, scope, p->value, v);
-        taken += given != NULL;
-    }
-    if (args->count > k || taken < named->count) wrpo__jfail(J, WRPO_E_FORMAT, "a macro is given arguments it does not name");
-    wrpo__jexec(J, macro->node->list, scope, &out);
-    return wrpo__jfinish(J, &out);
-}
-static wrpo__jv wrpo__jlookup_var(wrpo__jinja *J, wrpo__jv name, const wrpo__jval *scope) {
-    wrpo__jv v = NULL;
-    for (; scope && !v; scope = scope->scope) v = wrpo__jdict_get(J, scope, name);
-    if (!v && wrpo__jword("caller cycler joiner kwargs lipsum self varargs", name))
-        wrpo__jfail(J, WRPO_E_UNSUPPORTED, "\"%.*s\"", WRPO__J_TEXT_OF(name));
-    if (!v) v = wrpo__jfunction(J, wrpo__jlookup('g', name), NULL);
-    return v ? v : wrpo__jundefined(J, name);
-}
-static wrpo__jv wrpo__jeval(wrpo__jinja *J, const wrpo__jnode *x, wrpo__jval *scope) {
-    wrpo__jspend(J, 1);
-    J->line = x->line;
-    if (x->kind == WRPO__J_CONST) return x->value;
-    if (x->kind == WRPO__J_VAR) return wrpo__jlookup_var(J, x->value, scope);
-    wrpo__jenter(J);
-    bool lazy = x->kind == WRPO__J_COND || (x->kind == WRPO__J_BINARY && (x->op == '|' || x->op == '&'));   /* b only if a says so */
-    wrpo__jv r = NULL, a = x->a ? wrpo__jeval(J, x->a, scope) : NULL, b = x->b && !lazy ? wrpo__jeval(J, x->b, scope) : NULL;
-    bool lists = x->kind >= WRPO__J_CALL && x->kind <= WRPO__J_MAKE_DICT;
-    wrpo__jval *items = lists ? wrpo__jnew(J, x->kind == WRPO__J_MAKE_TUPLE ? WRPO__J_TUPLE : WRPO__J_LIST) : NULL;
-    wrpo__jval *named = lists ? wrpo__jnew(J, WRPO__J_DICT) : NULL;
-    for (const wrpo__jnode *p = x->list; p; p = p->next) {   /* of a call, list, tuple: items and names; of a dict: pairs */
-        bool word = p->kind == WRPO__J_KEYWORD;
-        wrpo__jv v = wrpo__jeval(J, word ? p->a : p, scope), key = !word ? NULL : p->b ? v : p->value;
-        if (word && p->b) v = wrpo__jeval(J, p->b, scope);
-        if (!key) wrpo__jpush(J, items, NULL, v);
-        else if (!wrpo__jdict_put(J, named, key, v) && x->kind != WRPO__J_MAKE_DICT) wrpo__jfail(J, WRPO_E_FORMAT, "an argument given twice");
-    }
-    J->line = x->line;
-    switch (x->kind) {
-    case WRPO__J_ATTR: r = wrpo__jget(J, a, x->value, true); break;
-    case WRPO__J_ITEM: r = wrpo__jget(J, a, b, false); break;
-    case WRPO__J_SLICE: r = wrpo__jslice(J, a, b, x->c ? wrpo__jeval(J, x->c, scope) : NULL, x->d ? wrpo__jeval(J, x->d, scope) : NULL); break;
-    case WRPO__J_CALL:
-        wrpo__jneed_defined(J, a);
-        if (a->kind != WRPO__J_FUNCTION && a->kind != WRPO__J_MACRO) wrpo__jfail(J, WRPO_E_FORMAT, "%s cannot be called", wrpo__jtype(a));
-        r = a->kind == WRPO__J_MACRO ? wrpo__jcall_macro(J, a, items, named) : wrpo__jcall_def(J, a->def, a->self, items, named);
-        break;
-    case WRPO__J_FILTER: r = wrpo__jinvoke(J, 'f', x->value, a, items, named); break;
-    case WRPO__J_TEST: r = wrpo__jinvoke(J, 't', x->value, a, items, named); break;
-    case WRPO__J_NOT: r = wrpo__jbool(!wrpo__jtruth(a)); break;
-    case WRPO__J_NEG: r = a->kind == WRPO__J_FLOAT ? wrpo__jfloat(J, -a->f) : wrpo__jarithmetic(J, '-', wrpo__jint(J, 0), a); break;
-    case WRPO__J_BINARY:
-        if (lazy) r = wrpo__jtruth(a) == (x->op == '&') ? wrpo__jeval(J, x->b, scope) : a;
-        else if (x->op == '~') r = wrpo__jjoin2(J, wrpo__jstr(J, a), wrpo__jstr(J, b));
-        else r = strchr("+-*/%F", x->op) ? wrpo__jarithmetic(J, x->op, a, b) : wrpo__jbool(wrpo__jrelation(J, x->op, a, b));
-        break;
-    case WRPO__J_COND:
-        if (wrpo__jtruth(a)) r = wrpo__jeval(J, x->b, scope);
-        else r = x->c ? wrpo__jeval(J, x->c, scope) : wrpo__jundefined(J, wrpo__jstring(J, "if without else"));
-        break;
-    case WRPO__J_MAKE_DICT: r = named; break;
-    default: r = items;                                /* MAKE_LIST, MAKE_TUPLE */
-    }
-    J->depth--;
-    return r;
-}
-static wrpo__jflow wrpo__jexec(wrpo__jinja *J, const wrpo__jnode *x, wrpo__jval *scope, wrpo__text *out) {
-    wrpo__jflow flow = WRPO__J_GO;
-    wrpo__jenter(J);
-    for (; x && flow == WRPO__J_GO; x = x->next) {
-        wrpo__text body = {.arena = J->arena};
-        wrpo__jval *macro;
-        wrpo__jspend(J, 1);
-        J->line = x->line;
-        switch (x->kind) {
-        case WRPO__J_TEXT: wrpo__jput(J, out, x->value->s, x->value->n); break;
-        case WRPO__J_PRINT: wrpo__jprint(J, out, wrpo__jeval(J, x->a, scope)); break;
-        case WRPO__J_SET: wrpo__jassign(J, x->a, wrpo__jeval(J, x->b, scope), scope); break;
-        case WRPO__J_SET_BLOCK:
-            wrpo__jexec(J, x->list, wrpo__jscope(J, scope), &body);
-            wrpo__jassign(J, x->a, wrpo__jfinish(J, &body), scope);
-            break;
-        case WRPO__J_IF: flow = wrpo__jexec(J, wrpo__jtruth(wrpo__jeval(J, x->a, scope)) ? x->list : x->d, scope, out); break;
-        case WRPO__J_FOR: wrpo__jrun_loop(J, x, wrpo__jeval(J, x->b, scope), scope, out); break;
-        case WRPO__J_DEFINE:
-            macro = wrpo__jnew(J, WRPO__J_MACRO);
-            macro->node = x, macro->scope = scope;
-            wrpo__jdict_put(J, scope, x->value, macro);
-            break;
-        case WRPO__J_BREAK: flow = WRPO__J_BROKE; break;
-        case WRPO__J_CONTINUE: flow = WRPO__J_CONTINUED; break;
-        default: wrpo__jexec(J, x->list, wrpo__jscope(J, scope), out);   /* SCOPE */
+    if (wrpo__jat(J, "recursive")) wrpo__jrefuse(J, "a recursive loop");
+    if (J->idle) {
+        J->loops++;
+        wrpo__jbody(J, "else endfor", NULL);
+        J->loops--;
+    } else {
+        wrpo__jtoken *body = J->at;
+        wrpo__jv self = wrpo__jmake(J, (wrpo__jval){.kind = WRPO__J_LOOP, .loop = loop});
+        loop->base = wrpo__jitems(J, over);
+        loop->passed = wrpo__jnew(J, WRPO__J_LIST);
+        for (; !broken && wrpo__jloop_has(J, loop, loop->index0); loop->index0++) {
+            J->scope = wrpo__jscope(J, loop->outer);
+            wrpo__jdefine(J, J->scope, "loop", self);
+            wrpo__jgo(J, loop->target);
+            wrpo__jtargets(J, loop->passed->items[loop->index0], "in");
+            wrpo__jgo(J, body);
+            wrpo__jbody(J, "else endfor", J->scope);
+            completed = completed || J->flow == WRPO__J_GO;
+            broken = J->flow == WRPO__J_BREAK;
+            J->flow = WRPO__J_GO;
         }
+        J->scope = loop->outer;
+    }
+    wrpo__jskip_body(J, name);
+    if (wrpo__jtake(J, "else")) {
+        wrpo__jtoken *other = J->at - 1;
+        if (J->idle || !completed) wrpo__jbody(J, "endfor", wrpo__jscope(J, J->scope));
+        if (J->flow) return;
+        wrpo__jskip_body(J, other);
+    }
+    wrpo__jneed(J, "endfor");
+}
+static wrpo__jv wrpo__jcapture(wrpo__jinja *J, const char *ends, wrpo__jval *scope) {   /* a body's text as a value */
+    wrpo__text text = {.arena = J->arena}, *out = J->out;
+    J->out = &text;
+    wrpo__jbody(J, ends, scope);
+    J->out = out;
+    return wrpo__jfinish(J, &text);
+}
+static void wrpo__jassign(wrpo__jinja *J) {   /* after `set` */
+    wrpo__jtoken *target = J->at;
+    wrpo__jv value;
+    wrpo__jtargets(J, NULL, "=");
+    if (wrpo__jat(J, "|")) wrpo__jrefuse(J, "a set block with a filter");
+    if (wrpo__jtake(J, "=")) value = wrpo__jtuple(J, wrpo__jexpr, "");
+    else {
+        value = wrpo__jcapture(J, "endset", wrpo__jscope(J, J->scope));
+        wrpo__jneed(J, "endset");
+    }
+    if (J->idle) return;
+    wrpo__jtoken *after = J->at;
+    wrpo__jgo(J, target);
+    wrpo__jtargets(J, value, "=");
+    wrpo__jgo(J, after);
+}
+/* A macro's parameters, which take the arguments of a call, or else their defaults. c NULL: only reads them. */
+static void wrpo__jparameters(wrpo__jinja *J, wrpo__jcall *c) {
+    bool optional = false;
+    wrpo__jneed(J, "(");
+    for (; !wrpo__jtake(J, ")"); wrpo__jcomma(J, ")")) {
+        wrpo__jv name = wrpo__jname(J), v = c ? wrpo__jargument(J, c, name) : NULL;
+        bool given = v != NULL;
+        if (optional && !wrpo__jat(J, "=")) wrpo__jexpected(J, "a default");
+        if (!given) v = wrpo__jundefined(J, name);
+        if (wrpo__jtake(J, "=")) {
+            optional = true;
+            J->idle += given;
+            wrpo__jv otherwise = wrpo__jexpr(J);
+            J->idle -= given;
+            if (!given) v = otherwise;
+        }
+        if (c) wrpo__jdict_put(J, J->scope, name, v);
+    }
+}
+static void wrpo__jmacro(wrpo__jinja *J) {   /* after `macro` */
+    wrpo__jtoken *tag = J->at - 1;
+    wrpo__jv name = wrpo__jname(J);
+    wrpo__jv macro = wrpo__jmake(J, (wrpo__jval){.kind = WRPO__J_MACRO, .parameters = J->at, .scope = J->scope});
+    if (J->idle) {
+        wrpo__jparameters(J, NULL);
+        wrpo__jbody(J, "endmacro", NULL);
+    } else wrpo__jdict_put(J, J->scope, name, macro);
+    wrpo__jskip_body(J, tag);
+    wrpo__jneed(J, "endmacro");
+}
+static wrpo__jv wrpo__jcall_macro(wrpo__jinja *J, wrpo__jv macro, wrpo__jcall *c) {
+    wrpo__jtoken *at = J->at;
+    wrpo__jval *scope = J->scope;
+    J->scope = wrpo__jscope(J, macro->scope);
+    wrpo__jgo(J, macro->parameters);
+    wrpo__jparameters(J, c);
+    if (!wrpo__jbound_all(c)) wrpo__jfail(J, "a macro is given arguments it does not name");
+    wrpo__jv text = wrpo__jcapture(J, "endmacro", NULL);
+    J->scope = scope;
+    wrpo__jgo(J, at);
+    return text;
+}
+static void wrpo__jstatement(wrpo__jinja *J) {
+    int loops = J->loops;
+    if (wrpo__jtake(J, "if")) wrpo__jif(J);
+    else if (wrpo__jtake(J, "for")) wrpo__jfor(J);
+    else if (wrpo__jat(J, "break continue")) {
+        if (J->idle && loops == 0) wrpo__jexpected(J, "a loop around this");
+        if (!J->idle) J->flow = wrpo__jat(J, "break") ? WRPO__J_BREAK : WRPO__J_CONTINUE;
+        wrpo__jnext(J);
+    } else if (wrpo__jat(J, "block extends include import from autoescape call filter with print do debug trans"))
+        wrpo__jrefuse(J, "statement \"%.*s\"", WRPO__J_SHOW(J->at->value));
+    else {
+        J->loops = 0;   /* break and continue do not reach out of these */
+        if (wrpo__jtake(J, "set")) wrpo__jassign(J);
+        else if (wrpo__jtake(J, "macro")) wrpo__jmacro(J);
+        else if (wrpo__jtake(J, "generation")) {   /* marks the assistant's text for a loss mask: here only text */
+            wrpo__jbody(J, "endgeneration", wrpo__jscope(J, J->scope));
+            wrpo__jneed(J, "endgeneration");
+        } else wrpo__jexpected(J, "a statement");
+    }
+    J->loops = loops;
+}
+static void wrpo__jclose(wrpo__jinja *J) {
+    if (J->at->kind != WRPO__J_CLOSE) wrpo__jexpected(J, "the end of the tag");
+    wrpo__jnext(J);
+}
+/* Text, output and statements, up to the name of a tag of `ends` or to the end of the template. */
+static void wrpo__jblocks(wrpo__jinja *J, const char *ends) {
+    wrpo__jenter(J);
+    while (J->flow == WRPO__J_GO) {
+        const wrpo__jtoken *t = J->at;
+        if (t->kind == WRPO__J_END && *ends) wrpo__jexpected(J, ends);
+        if (t->kind == WRPO__J_END) break;
+        wrpo__jnext(J);
+        if (t->kind == WRPO__J_TEXT) {
+            if (!J->idle) wrpo__jputs(J, J->out, t->value);
+            continue;
+        }
+        if (wrpo__jword("{{", t->value)) {
+            wrpo__jv v = wrpo__jtuple(J, wrpo__jexpr, "");
+            if (!J->idle) wrpo__jprint(J, J->out, v);
+        } else if (wrpo__jat(J, ends)) break;
+        else wrpo__jstatement(J);
+        if (J->flow == WRPO__J_GO) wrpo__jclose(J);
     }
     J->depth--;
-    return flow;
+}
+static void wrpo__jbody(wrpo__jinja *J, const char *ends, wrpo__jval *scope) {   /* scope NULL: the current one */
+    wrpo__jval *outer = J->scope;
+    wrpo__jclose(J);
+    if (scope) J->scope = scope;
+    wrpo__jblocks(J, ends);
+    J->scope = outer;
 }
 
-/* ---- a template, compiled once per tokenizer; and a conversation through it ---- */
-static const wrpo__jnode *wrpo__jcompile(wrpo_tokenizer *tok, const wrpo__template *t) {
-    wrpo__jinja J = {.ctx = tok->ctx, .arena = t->arena, .tok = tok, .line = 1, .held = tok->ctx->bytes};
-    wrpo__jparser P = {.J = &J, .fresh = true};
+/* ---- a template, compiled once per tokenizer; a conversation through it ---- */
+static void wrpo__jcompile(wrpo_tokenizer *tok, wrpo__template *t) {
+    wrpo__jinja J = {.ctx = tok->ctx, .arena = t->arena, .tok = tok, .line = 1, .held = tok->ctx->bytes, .idle = 1};
     char *s = wrpo__alloc(t->arena, t->size + 1, 1);
-    for (size_t i = 0, k, size = t->size; i < size; i += k) {   /* every newline is \n; the last one is dropped */
+    size_t n = 0;
+    for (size_t i = 0, size; i < t->size; i += size) { /* every newline becomes \n; the last one is dropped */
         const char *from = t->text + i;
-        if (wrpo__utf8_get(from, size - i, &k) < 0) wrpo__fail(J.ctx, WRPO_E_FORMAT, "chat template, byte %zu: not UTF-8", i + 1);
-        memcpy(s + P.n, from, k);
-        P.n += k;
-        if (*from == '\r') s[P.n - 1] = '\n', k = i + 1 < size && from[1] == '\n' ? 2 : 1;
+        if (wrpo__utf8_get(from, t->size - i, &size) < 0)
+            wrpo__fail(J.ctx, WRPO_E_FORMAT, "chat template, byte %zu: not UTF-8", i + 1);
+        memcpy(s + n, from, size);
+        n += size;
+        if (*from != '\r') continue;
+        s[n - 1] = '\n';
+        if (i + 1 < t->size && from[1] == '\n') size = 2;
     }
-    P.s = s, P.n -= P.n && s[P.n - 1] == '\n';
-    return wrpo__jblocks(&P, "");
+    if (n && s[n - 1] == '\n') s[--n] = 0;
+    wrpo__jtoken *tokens = J.at = wrpo__jlex(&J, s, n);
+    wrpo__jblocks(&J, "");
+    t->tokens = tokens;
 }
 static wrpo__jv wrpo__jfrom_json(wrpo__jinja *J, const wrpo_json *j) {
-    if (j->kind == WRPO_JSON_NULL) return &wrpo__jnone;
-    if (j->kind == WRPO_JSON_BOOL) return wrpo__jbool(j->boolean);
-    if (j->kind == WRPO_JSON_STRING) return wrpo__jbytes(J, j->text, j->size);
-    if (j->kind == WRPO_JSON_NUMBER && j->exact) return wrpo__jint(J, j->integer);
-    if (j->kind == WRPO_JSON_NUMBER && strpbrk(j->text, ".eE")) return wrpo__jfloat(J, j->number);
-    wrpo__jval *v = wrpo__jnew(J, j->kind == WRPO_JSON_NUMBER ? WRPO__J_INT : j->kind == WRPO_JSON_OBJECT ? WRPO__J_DICT : WRPO__J_LIST);
-    if (j->kind == WRPO_JSON_NUMBER) v->s = j->text, v->n = j->size;   /* beyond 64 bits: printed as it stands */
+    bool object = j->kind == WRPO_JSON_OBJECT;
+    switch (j->kind) {
+    case WRPO_JSON_NULL: return &wrpo__jnone;
+    case WRPO_JSON_BOOL: return wrpo__jbool(j->boolean);
+    case WRPO_JSON_STRING: return wrpo__jbytes(J, j->text, j->size);
+    case WRPO_JSON_NUMBER:
+        if (j->exact) return wrpo__jint(J, j->integer);
+        if (!strpbrk(j->text, ".eE")) wrpo__jrefuse(J, "the integer %.60s", j->text);
+        return wrpo__jfloat(J, j->number);
+    case WRPO_JSON_ARRAY: case WRPO_JSON_OBJECT: break;
+    }
+    wrpo__jval *v = wrpo__jnew(J, object ? WRPO__J_DICT : WRPO__J_LIST);
     wrpo__jenter(J);
-    for (const wrpo_json *x = j->kind == WRPO_JSON_NUMBER ? NULL : j->child; x; x = x->next)
-        wrpo__jpush(J, v, j->kind == WRPO_JSON_OBJECT ? wrpo__jbytes(J, x->key, x->key_size) : NULL, wrpo__jfrom_json(J, x));
+    for (const wrpo_json *x = j->child; x; x = x->next)
+        wrpo__jpush(J, v, object ? wrpo__jbytes(J, x->key, x->key_size) : NULL, wrpo__jfrom_json(J, x));
     J->depth--;
     return v;
 }
@@ -8495,68 +8682,84 @@ static wrpo__jv wrpo__jmessage(wrpo__jinja *J, const wrpo_json *message) {
         if (reasoning && reasoning->kind == WRPO__J_NONE) reasoning = NULL;
     }
     if (!reasoning) return v;
-    wrpo__jdict_put(J, d, wrpo__jstring(J, "thinking"), reasoning);
+    wrpo__jdefine(J, d, "thinking", reasoning);
     for (int64_t i = 0; i < v->count; i++) wrpo__jdict_put(J, d, v->keys[i], v->items[i]);
-    wrpo__jdict_put(J, d, wrpo__jstring(J, "reasoning_content"), reasoning);
+    wrpo__jdefine(J, d, "reasoning_content", reasoning);
     return d;
 }
-/* The conversation as text, appended to out. Everything made on the way lives in temp. now: of strftime_now. */
+/* Appends the conversation as text to out. Everything made on the way is in temp. now: for strftime_now. */
 static void wrpo__chat_at(wrpo__arena *temp, wrpo_tokenizer *tok, const wrpo_json *messages, bool add_generation_prompt,
                           const wrpo_json *kwargs, time_t now, wrpo__text *out) {
     wrpo_ctx *ctx = tok->ctx;
     const wrpo_json *tools = wrpo__json_get(kwargs, "tools");
-    wrpo__template *t = &tok->chat[tok->chat[1].text && tools && tools->kind != WRPO_JSON_NULL];    /* transformers' choice */
+    wrpo__template *t = &tok->chat[tok->chat[1].text && tools && tools->kind != WRPO_JSON_NULL];   /* as transformers */
     if (!t->text)
-        wrpo__fail(ctx, WRPO_E_FORMAT, "%s: no chat template (chat_template.jinja, or chat_template in tokenizer_config.json)", tok->dir);
+        wrpo__fail(ctx, WRPO_E_FORMAT,
+                   "%s: no chat template (chat_template.jinja, or chat_template in tokenizer_config.json)", tok->dir);
     if (messages->kind != WRPO_JSON_ARRAY) wrpo__fail(ctx, WRPO_E_ARG, "chat: want an array of messages");
     if (!t->arena) t->arena = wrpo__sub_arena(tok->arena);
-    if (!t->compiled) wrpo__arena_clear(t->arena), t->tree = wrpo__jcompile(tok, t), t->compiled = true;
-    wrpo__jinja J = {.ctx = ctx, .arena = temp, .tok = tok, .line = 1, .held = ctx->bytes, .now = now};
-    wrpo__jval *root = wrpo__jscope(&J, NULL), *list = wrpo__jnew(&J, WRPO__J_LIST);
+    if (!t->tokens) {
+        wrpo__arena *current = wrpo__current;
+        wrpo__arena_clear(t->arena);
+        wrpo__current = t->arena;
+        wrpo__jcompile(tok, t);
+        wrpo__current = current;
+    }
+    wrpo__jinja J = {.ctx = ctx, .arena = temp, .tok = tok, .at = t->tokens, .line = 1, .out = out,
+                     .held = ctx->bytes, .now = now};
+    wrpo__jval *list = wrpo__jnew(&J, WRPO__J_LIST);
+    J.scope = wrpo__jscope(&J, NULL);
     for (const wrpo_json *m = messages->child; m; m = m->next) {
         if (m->kind != WRPO_JSON_OBJECT) wrpo__fail(ctx, WRPO_E_ARG, "chat: want every message to be an object");
         wrpo__jpush(&J, list, NULL, wrpo__jmessage(&J, m));
     }
     for (int i = 0; i < 7; i++)
-        if (tok->special[i]) wrpo__jdict_put(&J, root, wrpo__jstring(&J, wrpo__special_names[i]), wrpo__jstring(&J, tok->special[i]));
-    wrpo__jdict_put(&J, root, wrpo__jstring(&J, "tools"), &wrpo__jnone);
-    wrpo__jdict_put(&J, root, wrpo__jstring(&J, "documents"), &wrpo__jnone);
-    wrpo__jdict_put(&J, root, wrpo__jstring(&J, "messages"), list);
-    wrpo__jdict_put(&J, root, wrpo__jstring(&J, "add_generation_prompt"), wrpo__jbool(add_generation_prompt));
+        if (tok->special[i]) wrpo__jdefine(&J, J.scope, wrpo__special_names[i], wrpo__jstring(&J, tok->special[i]));
+    wrpo__jdefine(&J, J.scope, "tools", &wrpo__jnone);
+    wrpo__jdefine(&J, J.scope, "documents", &wrpo__jnone);
+    wrpo__jdefine(&J, J.scope, "messages", list);
+    wrpo__jdefine(&J, J.scope, "add_generation_prompt", wrpo__jbool(add_generation_prompt));
     for (const wrpo_json *k = kwargs ? kwargs->child : NULL; k; k = k->next)
-        wrpo__jdict_put(&J, root, wrpo__jbytes(&J, k->key, k->key_size), wrpo__jfrom_json(&J, k));
-    wrpo__jexec(&J, t->tree, root, out);
+        wrpo__jdict_put(&J, J.scope, wrpo__jbytes(&J, k->key, k->key_size), wrpo__jfrom_json(&J, k));
+    wrpo__jblocks(&J, "");
 }
-WRPO_API wrpo_result wrpo_tokenizer_chat(wrpo_tokenizer *tok, const wrpo_json *messages, bool add_generation_prompt, const wrpo_json *kwargs, char **text, size_t *size) {
+static void wrpo__chat(wrpo_tokenizer *tok, const wrpo_json *messages, bool add_generation_prompt,
+                       const wrpo_json *kwargs, char **text, size_t *size) {
+    wrpo__text out = {.arena = wrpo__current};
+    wrpo__chat_at(wrpo__current, tok, messages, add_generation_prompt, kwargs, time(NULL), &out);
+    *text = wrpo__handout(tok->ctx, out.data, out.size);
+    *size = out.size;
+}
+WRPO_API wrpo_result wrpo_tokenizer_chat(wrpo_tokenizer *tok, const wrpo_json *messages, bool add_generation_prompt,
+                                         const wrpo_json *kwargs, char **text, size_t *size) {
     wrpo_ctx *ctx = tok->ctx;
-    *text = NULL, *size = 0;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        wrpo__text out = {.arena = wrpo__current};
-        wrpo__chat_at(wrpo__current, tok, messages, add_generation_prompt, kwargs, time(NULL), &out);
-        *text = wrpo__handout(ctx, out.data, out.size);
-        *size = out.size;
-    }
+    *text = NULL;
+    *size = 0;
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__chat(tok, messages, add_generation_prompt, kwargs, text, size));
     return wrpo__end(&wrpo__entry);
 }
 
 /* --------------------------------------------------------------------------------------------- >>data
    JSON lines of records to token ids.
 
-   A record is read into the prompt's messages and its answers, each a message with a role in the loss:
-     prompt    a string (a user's turn), a message, or a list of messages; or absent, where a conversation holds it
+   A record has a prompt and its answers, each of which has a role in the loss:
+     prompt    a string (what a user says), a message, or a list of messages; absent if a conversation has it
      chosen    a string, a message, or a conversation that ends in the answer: the target's answer of a pair;
-               or two and more messages of an assistant: candidates, the sources first, the target last
+               or two and more messages of an assistant: candidates, first the sources, then the target
      rejected  a string, a message or a conversation: one answer
      weights   with chosen: of the sources, divided by their sum; absent: equal
-     pairs     instead of the two: [{chosen, rejected, weight}, ...], one answer each: of one source a pair
-     messages  instead of the two: a conversation; its last message is the answer, for SFT
+     pairs     in place of the two: [{chosen, rejected, weight}, ...], one answer each; a pair is of one source
+     messages  in place of the two: a conversation; its last message is the answer, for SFT
      weight    of the record's loss
-   and may hold prompt_id, tools and chat_template_kwargs. Then it is tokenized in one of two ways:
+   It may have prompt_id, tools and chat_template_kwargs. It is tokenized in one of two ways:
      clean     the prompt's ids are what the model is given at inference; an answer's ids are what the template
-               writes after that, up to and including the turn's end token, once
+               writes after that, up to and including the first token that ends a turn
      authors   as the reference trainer does it, for parity                                                   */
-typedef struct wrpo__answer { wrpo_role role; const wrpo_json *message; double weight; int pair; } wrpo__answer;
-typedef struct wrpo__ids { int32_t *ids; int64_t first; } wrpo__ids;         /* stb array; scored from first */
+typedef struct wrpo__answer {
+    const wrpo_json *message;
+    wrpo_tokens tokens;              /* ids and count are set last */
+    int32_t *ids;                    /* stb array */
+} wrpo__answer;
 typedef struct wrpo__reading {       /* a file on its way into data */
     wrpo_ctx *ctx;
     wrpo_data *data;
@@ -8564,34 +8767,42 @@ typedef struct wrpo__reading {       /* a file on its way into data */
     wrpo_data_desc desc;             /* resolved */
     time_t now;                      /* one date for all templates that show one */
     int32_t *ends;                   /* stb array: the tokens that may end a turn: special ones and EOS */
-    /* of the record; in its arena, which goes when it is done */
+    /* of the current record, in its arena: */
     int64_t line;
     const char *id;
     const wrpo_json **prompt;        /* stb array of messages; NULL: not known yet */
+    int32_t *prompt_ids;             /* stb array */
     wrpo__answer *answers;           /* stb array */
     const wrpo_json *kwargs;         /* for the template; NULL: none */
     double weight;
-    bool tokenizing;                 /* an error now is the template's or the tokenizer's, and does not name the record yet */
+    bool tokenizing;                 /* an error now comes from below, and does not name the record yet */
 } wrpo__reading;
-_Noreturn WRPO__PRINTF(3, 4) static void wrpo__record_fail(wrpo__reading *in, const wrpo_json *at, const char *format, ...) {
+_Noreturn WRPO__PRINTF(3, 4)
+static void wrpo__record_fail(wrpo__reading *in, const wrpo_json *at, const char *format, ...) {
     char what[400];
     va_list args;
     va_start(args, format);
     vsnprintf(what, sizeof what, format, args);
     va_end(args);
     in->tokenizing = false;
-    wrpo__fail_at(in->ctx, WRPO_E_FORMAT, in->line, at ? at->column : 0, "%s:%lld: record \"%.80s\": %s", in->desc.path, (long long)in->line, in->id, what);
+    wrpo__fail_at(in->ctx, WRPO_E_FORMAT, in->line, at ? at->column : 0, "%s:%lld: record \"%.80s\": %s", in->desc.path,
+                  (long long)in->line, in->id, what);
 }
 _Noreturn static void wrpo__record_refuse(wrpo__reading *in, const wrpo_json *v, const char *what, const char *want) {
     wrpo__shown found;
     wrpo__record_fail(in, v, "%s: want %s, found %s", what, want, wrpo__json_found(found, v));
 }
+/* v must be absent or of this kind. */
+static void wrpo__record_want(wrpo__reading *in, const wrpo_json *v, wrpo_json_kind kind, const char *what) {
+    if (v && v->kind != kind) wrpo__record_refuse(in, v, what, wrpo__json_kind(kind));
+}
 
 /* ---- a line to messages. Nodes that are put together anew are shallow copies: a node is in one list only ---- */
 static const wrpo_json *wrpo__message_of(const char *role, const wrpo_json *text) {   /* a bare string as a message */
-    wrpo_json *message = WRPO__NEW(wrpo__current, wrpo_json), r = {.kind = WRPO_JSON_STRING, .text = role, .size = strlen(role)};
-    message->kind = WRPO_JSON_OBJECT, message->line = text->line, message->column = text->column;
-    wrpo__json_append(message, wrpo__json_copy(wrpo__current, &r, "role"));
+    wrpo_json *message = WRPO__NEW(wrpo__current, wrpo_json);
+    const wrpo_json name = {.kind = WRPO_JSON_STRING, .text = role, .size = strlen(role)};
+    *message = (wrpo_json){.kind = WRPO_JSON_OBJECT, .line = text->line, .column = text->column};
+    wrpo__json_append(message, wrpo__json_copy(wrpo__current, &name, "role"));
     wrpo__json_append(message, wrpo__json_copy(wrpo__current, text, "content"));
     return message;
 }
@@ -8599,9 +8810,11 @@ static const wrpo_json *wrpo__message_of(const char *role, const wrpo_json *text
 static const wrpo_json **wrpo__messages(wrpo__reading *in, const wrpo_json *v, const char *role, const char *what) {
     const wrpo_json **list = NULL;
     bool many = v->kind == WRPO_JSON_ARRAY;
+    const char *want = many ? "messages" : "a string, a message or a list of messages";
     for (const wrpo_json *m = many ? v->child : v; m; m = many ? m->next : NULL) {
-        const wrpo_json *message = m->kind == WRPO_JSON_STRING ? wrpo__message_of(role, m) : m, *r = wrpo__json_get(message, "role");
-        if (message->kind != WRPO_JSON_OBJECT) wrpo__record_refuse(in, m, what, many ? "messages" : "a string, a message or a list of messages");
+        const wrpo_json *message = m->kind == WRPO_JSON_STRING ? wrpo__message_of(role, m) : m;
+        if (message->kind != WRPO_JSON_OBJECT) wrpo__record_refuse(in, m, what, want);
+        const wrpo_json *r = wrpo__json_get(message, "role");
         if (!r) wrpo__record_fail(in, message, "%s: want a message with a \"role\", found none", what);
         if (r->kind != WRPO_JSON_STRING) wrpo__record_refuse(in, r, what, "a string as \"role\"");
         stbds_arrput(list, message);
@@ -8609,119 +8822,150 @@ static const wrpo_json **wrpo__messages(wrpo__reading *in, const wrpo_json *v, c
     if (!list) wrpo__record_fail(in, v, "%s: want at least one message, found none", what);
     return list;
 }
-static bool wrpo__is_assistant(const wrpo_json *message) { return wrpo__json_is(wrpo__json_get(message, "role"), "assistant"); }
-static void wrpo__add_answer(wrpo__reading *in, wrpo_role role, const wrpo_json *message, double weight, int pair, const char *what) {
+static bool wrpo__is_assistant(const wrpo_json *message) {
+    return wrpo__json_is(wrpo__json_get(message, "role"), "assistant");
+}
+static void wrpo__add_answer(wrpo__reading *in, wrpo_role role, const wrpo_json *message, double share, int pair,
+                             const char *what) {
     const wrpo_json *content = wrpo__json_get(message, "content");
     if (!content) wrpo__record_fail(in, message, "%s: want a message with a \"content\", found none", what);
     if (content->kind != WRPO_JSON_STRING) wrpo__record_refuse(in, content, what, "a string as \"content\"");
-    if (wrpo__jskip_space(content->text, content->size, 0) == content->size) wrpo__record_fail(in, message, "%s: want a response, found an empty one", what);
-    wrpo__answer answer = {role, message, weight, pair};
+    if (wrpo__jskip_space(content->text, content->size, 0) == content->size)
+        wrpo__record_fail(in, message, "%s: want a response, found an empty one", what);
+    const wrpo__answer answer = {.message = message, .tokens = {.role = role, .share = share, .pair_id = pair}};
     stbds_arrput(in->answers, answer);
 }
-/* The answer at the end of a conversation; the messages before it are the prompt, or agree with the one that is known. */
+/* The answer at the end of a conversation. The messages before it are the prompt, or the same as the prompt. */
 static const wrpo_json *wrpo__take_conversation(wrpo__reading *in, const wrpo_json **list, const char *what) {
-    const int64_t n = stbds_arrlen(list) - 1;
-    if (!wrpo__is_assistant(list[n])) wrpo__record_refuse(in, wrpo__json_get(list[n], "role"), what, "\"assistant\" as the last role");
-    if (n == 0) return list[0];
-    bool same = !in->prompt || stbds_arrlen(in->prompt) == n;
-    if (!in->prompt)
-        for (int64_t i = 0; i < n; i++) stbds_arrput(in->prompt, list[i]);
-    for (int64_t i = 0; same && i < n; i++)
-        same = wrpo__json_same(wrpo__json_get(list[i], "role"), wrpo__json_get(in->prompt[i], "role")) &&
-               wrpo__json_same(wrpo__json_get(list[i], "content"), wrpo__json_get(in->prompt[i], "content"));
+    static const char *const keys[] = {"role", "content"};
+    int64_t n = stbds_arrlen(list) - 1;
+    const wrpo_json *answer = list[n];
+    if (!wrpo__is_assistant(answer))
+        wrpo__record_refuse(in, wrpo__json_get(answer, "role"), what, "\"assistant\" as the last role");
+    if (n == 0) return answer;
+    if (!in->prompt) {
+        stbds_arrsetlen(list, (size_t)n);
+        in->prompt = list;
+    }
+    bool same = stbds_arrlen(in->prompt) == n;
+    for (int64_t i = 0; same && i < 2 * n; i++) {
+        const wrpo_json *mine = list[i / 2], *known = in->prompt[i / 2];
+        same = wrpo__json_same(wrpo__json_get(mine, keys[i % 2]), wrpo__json_get(known, keys[i % 2]));
+    }
     if (!same) wrpo__record_fail(in, list[0], "%s: want the prompt before the answer, found other messages", what);
-    return list[n];
+    return answer;
 }
-/* A number of at least 0; absent: otherwise. */
-static double wrpo__read_weight(wrpo__reading *in, const wrpo_json *v, const char *what, double otherwise) {
-    if (v && !(v->kind == WRPO_JSON_NUMBER && v->number >= 0 && v->number <= DBL_MAX)) wrpo__record_refuse(in, v, what, "a finite number of at least 0");
-    return v ? v->number : otherwise;
+static double wrpo__read_weight(wrpo__reading *in, const wrpo_json *v, const char *what) {   /* absent: 1 */
+    if (v && !(v->kind == WRPO_JSON_NUMBER && v->number >= 0 && v->number <= DBL_MAX))
+        wrpo__record_refuse(in, v, what, "a finite number of at least 0");
+    return v ? v->number : 1;
 }
-/* The sources' answers, which come first, share by their weights. */
+/* The weights of the sources' answers, which come first, are divided by their sum. */
 static void wrpo__share_weights(wrpo__reading *in, int64_t sources, const wrpo_json *at) {
     double sum = 0;
-    for (int64_t i = 0; i < sources; i++) sum += in->answers[i].weight;
+    for (int64_t i = 0; i < sources; i++) sum += in->answers[i].tokens.share;
     if (!(sum > 0 && sum <= DBL_MAX)) wrpo__record_fail(in, at, "weights: want a positive sum, found %g", sum);
-    for (int64_t i = 0; i < sources; i++) in->answers[i].weight /= sum;
+    for (int64_t i = 0; i < sources; i++) in->answers[i].tokens.share /= sum;
 }
 static void wrpo__read_answers(wrpo__reading *in, const wrpo_json *v, const wrpo_json *weights, bool chosen) {
     const char *what = chosen ? "chosen" : "rejected";
     const wrpo_json **list = wrpo__messages(in, v, "assistant", what), *w = weights ? weights->child : NULL;
-    const int64_t n = stbds_arrlen(list), sources = n - 1;
+    int64_t n = stbds_arrlen(list);
     bool candidates = n > 1;
     for (int64_t i = 0; i < n; i++) candidates = candidates && wrpo__is_assistant(list[i]);
+    int64_t sources = candidates ? n - 1 : 0;
     if (!chosen && candidates) wrpo__record_fail(in, v, "rejected: want one response, found %lld", (long long)n);
     if (weights && (weights->kind != WRPO_JSON_ARRAY || !candidates || weights->count != sources))
-        wrpo__record_fail(in, weights, "weights: want an array of a number for each source, %lld, found %lld", candidates ? (long long)sources : 0LL, (long long)weights->count);
-    if (!candidates) {
-        wrpo__add_answer(in, chosen ? WRPO_ROLE_TARGET : WRPO_ROLE_REJECTED, wrpo__take_conversation(in, list, what), 1, 0, what);
-        return;
-    }
-    for (int64_t i = 0; i < sources; i++, w = w ? w->next : NULL) wrpo__add_answer(in, WRPO_ROLE_SOURCE, list[i], wrpo__read_weight(in, w, "weights", 1), 0, what);
-    wrpo__share_weights(in, sources, v);
-    wrpo__add_answer(in, WRPO_ROLE_TARGET, list[sources], 1, 0, what);
+        wrpo__record_fail(in, weights, "weights: want an array of a number for each source, %lld, found %lld",
+                          (long long)sources, (long long)weights->count);
+    for (int64_t i = 0; i < sources; i++, w = w ? w->next : NULL)
+        wrpo__add_answer(in, WRPO_ROLE_SOURCE, list[i], wrpo__read_weight(in, w, "weights"), 0, what);
+    if (candidates) wrpo__share_weights(in, sources, v);
+    const wrpo_json *last = candidates ? list[n - 1] : wrpo__take_conversation(in, list, what);
+    wrpo__add_answer(in, chosen ? WRPO_ROLE_TARGET : WRPO_ROLE_REJECTED, last, 1, 0, what);
 }
 /* [{chosen, rejected, weight}, ...]: the chosen ones as sources, then the rejected ones; pairs are numbered from 1. */
 static void wrpo__read_pairs(wrpo__reading *in, const wrpo_json *pairs) {
     static const char *const sides[] = {"chosen", "rejected"};
     int64_t weighted = 0;
-    if (pairs->kind != WRPO_JSON_ARRAY || !pairs->count) wrpo__record_refuse(in, pairs, "pairs", "an array of {chosen, rejected}");
+    if (pairs->kind != WRPO_JSON_ARRAY || !pairs->count)
+        wrpo__record_refuse(in, pairs, "pairs", "an array of {chosen, rejected}");
     for (int side = 0; side < 2; side++) {
-        int k = 1;
-        for (const wrpo_json *p = pairs->child; p; p = p->next, k++) {
+        wrpo_role role = side ? WRPO_ROLE_REJECTED : WRPO_ROLE_SOURCE;
+        int number = 1;
+        for (const wrpo_json *p = pairs->child; p; p = p->next, number++) {
             if (p->kind != WRPO_JSON_OBJECT) wrpo__record_refuse(in, p, "pairs", "an object {chosen, rejected}");
             const wrpo_json *v = wrpo__present(p, sides[side]), *w = wrpo__present(p, "weight");
-            if (!v) wrpo__record_fail(in, p, "pairs: want \"chosen\" and \"rejected\", found no \"%s\"", sides[side]);
+            if (!v)
+                wrpo__record_fail(in, p, "pairs: want \"chosen\" and \"rejected\", found no \"%s\"", sides[side]);
             const wrpo_json **list = wrpo__messages(in, v, "assistant", sides[side]);
-            if (side == 0) weighted += w != NULL;
-            wrpo__add_answer(in, side ? WRPO_ROLE_REJECTED : WRPO_ROLE_SOURCE, wrpo__take_conversation(in, list, sides[side]), wrpo__read_weight(in, w, "weight", 1), k, sides[side]);
+            const wrpo_json *answer = wrpo__take_conversation(in, list, sides[side]);
+            wrpo__add_answer(in, role, answer, wrpo__read_weight(in, w, "weight"), number, sides[side]);
+            weighted += w && side == 0;
         }
     }
-    if (weighted && weighted != pairs->count) wrpo__record_fail(in, pairs, "pairs: want a weight for all of them or for none, found %lld of %lld", (long long)weighted, (long long)pairs->count);
+    if (weighted && weighted != pairs->count)
+        wrpo__record_fail(in, pairs, "pairs: want a weight for all of them or for none, found %lld of %lld",
+                          (long long)weighted, (long long)pairs->count);
     wrpo__share_weights(in, pairs->count, pairs);
-    for (int64_t i = 0; i < pairs->count; i++) in->answers[pairs->count + i].weight = in->answers[i].weight;
+    for (int64_t i = 0; i < pairs->count; i++)
+        in->answers[pairs->count + i].tokens.share = in->answers[i].tokens.share;
 }
-static void wrpo__read_head(wrpo__reading *in, const wrpo_json *root) {   /* what it is called, and what the template wants beside messages */
-    if (root->kind != WRPO_JSON_OBJECT) wrpo__record_refuse(in, root, "JSON", "an object");
-    const wrpo_json *id = wrpo__present(root, "prompt_id"), *tools = wrpo__present(root, "tools"), *kwargs = wrpo__present(root, "chat_template_kwargs");
-    if (id && id->kind != WRPO_JSON_STRING && id->kind != WRPO_JSON_NUMBER) wrpo__record_refuse(in, id, "prompt_id", "a string or a number");
+static void wrpo__read_head(wrpo__reading *in, const wrpo_json *root) {   /* its name; what else the template gets */
+    wrpo__record_want(in, root, WRPO_JSON_OBJECT, "JSON");
+    const wrpo_json *id = wrpo__present(root, "prompt_id"), *tools = wrpo__present(root, "tools");
+    const wrpo_json *kwargs = wrpo__present(root, "chat_template_kwargs");
+    if (id && id->kind != WRPO_JSON_STRING && id->kind != WRPO_JSON_NUMBER)
+        wrpo__record_refuse(in, id, "prompt_id", "a string or a number");
     if (id) in->id = id->text;
-    if (kwargs && kwargs->kind != WRPO_JSON_OBJECT) wrpo__record_refuse(in, kwargs, "chat_template_kwargs", "an object");
-    if (tools && tools->kind != WRPO_JSON_ARRAY) wrpo__record_refuse(in, tools, "tools", "an array");
-    if ((kwargs || tools) && in->desc.tokenization == WRPO_TOKENIZATION_AUTHORS)
-        wrpo__record_fail(in, tools ? tools : kwargs, "want no tools and no chat_template_kwargs: the authors' tokenization knows none");
     in->kwargs = NULL;
-    if (kwargs || tools) {
-        wrpo_json *all = WRPO__NEW(wrpo__current, wrpo_json);
-        all->kind = WRPO_JSON_OBJECT;
-        if (tools) wrpo__json_append(all, wrpo__json_copy(wrpo__current, tools, NULL));
-        for (const wrpo_json *k = kwargs ? kwargs->child : NULL; k; k = k->next) wrpo__json_append(all, wrpo__json_copy(wrpo__current, k, NULL));
-        in->kwargs = all;
-    }
+    wrpo__record_want(in, kwargs, WRPO_JSON_OBJECT, "chat_template_kwargs");
+    wrpo__record_want(in, tools, WRPO_JSON_ARRAY, "tools");
+    if (!kwargs && !tools) return;
+    if (in->desc.tokenization == WRPO_TOKENIZATION_AUTHORS)
+        wrpo__record_fail(in, tools ? tools : kwargs,
+                          "want no tools and no chat_template_kwargs: the authors' tokenization knows none");
+    wrpo_json *all = WRPO__NEW(wrpo__current, wrpo_json);
+    all->kind = WRPO_JSON_OBJECT;
+    if (tools) wrpo__json_append(all, wrpo__json_copy(wrpo__current, tools, NULL));
+    for (const wrpo_json *k = kwargs ? kwargs->child : NULL; k; k = k->next)
+        wrpo__json_append(all, wrpo__json_copy(wrpo__current, k, NULL));
+    in->kwargs = all;
+}
+static void wrpo__read_prompt(wrpo__reading *in, const wrpo_json *v, const char *what) {
+    if (v) in->prompt = wrpo__messages(in, v, "user", what);
 }
 static void wrpo__end_prompt(wrpo__reading *in) {
     const wrpo_json *last = stbds_arrlast(in->prompt);
-    if (wrpo__is_assistant(last)) wrpo__record_refuse(in, wrpo__json_get(last, "role"), "prompt", "another last role than the assistant's");
+    if (wrpo__is_assistant(last))
+        wrpo__record_refuse(in, wrpo__json_get(last, "role"), "prompt", "another last role than the assistant's");
 }
 static void wrpo__read_record(wrpo__reading *in, const wrpo_json *root) {
     wrpo__read_head(in, root);
     const wrpo_json *prompt = wrpo__present(root, "prompt"), *messages = wrpo__present(root, "messages");
     const wrpo_json *chosen = wrpo__present(root, "chosen"), *rejected = wrpo__present(root, "rejected");
-    const wrpo_json *pairs = wrpo__present(root, "pairs"), *weights = wrpo__present(root, "weights"), *weight = wrpo__present(root, "weight");
-    in->weight = wrpo__read_weight(in, weight, "weight", 1);
+    const wrpo_json *pairs = wrpo__present(root, "pairs"), *weights = wrpo__present(root, "weights");
+    in->weight = wrpo__read_weight(in, wrpo__present(root, "weight"), "weight");
     if (in->weight == 0) in->weight = WRPO_ZERO;
-    if (pairs && (chosen || rejected || messages)) wrpo__record_fail(in, pairs, "want \"pairs\" alone, or \"chosen\" and \"rejected\", or \"messages\"; found several");
-    if (weights && !chosen) wrpo__record_fail(in, weights, "weights: want them with the sources of \"chosen\", found no \"chosen\"");
+    if (pairs && (chosen || rejected || messages))
+        wrpo__record_fail(in, pairs,
+                          "want \"pairs\" alone, or \"chosen\" and \"rejected\", or \"messages\"; found several");
+    if (weights && !chosen)
+        wrpo__record_fail(in, weights, "weights: want them with the sources of \"chosen\", found no \"chosen\"");
     if (pairs) {
-        if (prompt) in->prompt = wrpo__messages(in, prompt, "user", "prompt");
+        wrpo__read_prompt(in, prompt, "prompt");
         wrpo__read_pairs(in, pairs);
     } else if (messages && !chosen && !rejected) {
         const wrpo_json **list = wrpo__messages(in, messages, "user", "messages");
-        if (stbds_arrlen(list) < 2) wrpo__record_fail(in, messages, "messages: want a prompt and an answer, found one message");
-        wrpo__add_answer(in, WRPO_ROLE_SOURCE, wrpo__take_conversation(in, list, "messages"), 1, 0, "messages");
+        if (stbds_arrlen(list) < 2)
+            wrpo__record_fail(in, messages, "messages: want a prompt and an answer, found one message");
+        const wrpo_json *answer = wrpo__take_conversation(in, list, "messages");
+        wrpo__add_answer(in, WRPO_ROLE_SOURCE, answer, 1, 0, "messages");
     } else {
-        if (!chosen || !rejected) wrpo__record_fail(in, root, "want \"chosen\" and \"rejected\", or \"messages\"; found no \"%s\"", chosen ? "rejected" : "chosen");
-        if (prompt) in->prompt = wrpo__messages(in, prompt, "user", "prompt");
+        if (!chosen || !rejected)
+            wrpo__record_fail(in, root, "want \"chosen\" and \"rejected\", or \"messages\"; found no \"%s\"",
+                              chosen ? "rejected" : "chosen");
+        wrpo__read_prompt(in, prompt, "prompt");
         wrpo__read_answers(in, chosen, weights, true);
         wrpo__read_answers(in, rejected, NULL, false);
     }
@@ -8730,296 +8974,340 @@ static void wrpo__read_record(wrpo__reading *in, const wrpo_json *root) {
 }
 
 /* ---- clean ---- */
-static void wrpo__render(wrpo__reading *in, const wrpo_json *const *messages, int64_t count, const wrpo_json *answer, bool add_generation_prompt, wrpo__text *out) {
+/* messages: an stb array, or NULL for none; answer: one more, unless NULL. */
+static wrpo__text wrpo__render(wrpo__reading *in, const wrpo_json *const *messages, const wrpo_json *answer,
+                               bool add_generation_prompt) {
+    wrpo__text out = {.arena = wrpo__current};
     wrpo_json all = {.kind = WRPO_JSON_ARRAY};
-    for (int64_t i = 0; i < count; i++) wrpo__json_append(&all, wrpo__json_copy(wrpo__current, messages[i], NULL));
+    for (int64_t i = 0; i < stbds_arrlen(messages); i++)
+        wrpo__json_append(&all, wrpo__json_copy(wrpo__current, messages[i], NULL));
     if (answer) wrpo__json_append(&all, wrpo__json_copy(wrpo__current, answer, NULL));
-    wrpo__chat_at(wrpo__current, in->tok, &all, add_generation_prompt, in->kwargs, in->now, out);
-    wrpo__text_add(out, "", 0);                        /* never NULL */
+    wrpo__chat_at(wrpo__current, in->tok, &all, add_generation_prompt, in->kwargs, in->now, &out);
+    wrpo__text_add(&out, "", 0);     /* never NULL */
+    return out;
 }
-/* Which part of `whole`, the conversation with its answer, is the response: from where `before`, the prompt as the
-   model gets it, ends; to behind the first end token after the answer's own text (which may hold such tokens as
-   well). Where that text begins and ends shows in a second rendering, with an answer that shares no character
-   with it: what both texts have in common in front and behind is the template's. false: no end token.         */
-static bool wrpo__response_span(wrpo__reading *in, const wrpo_json *message, const wrpo__text *before, const wrpo__text *whole, size_t *from, size_t *to) {
+static size_t wrpo__end_at(const wrpo__reading *in, const char *text, size_t n) {   /* bytes of an end token; 0: none */
+    size_t longest = 0;
+    for (int64_t t = 0; t < stbds_arrlen(in->ends); t++) {
+        const wrpo__token *token = &in->tok->tokens[in->ends[t]];
+        size_t size = (size_t)token->size;
+        if (size > longest && size <= n && memcmp(text, token->text, size) == 0) longest = size;
+    }
+    return longest;
+}
+/* Finds the response in `whole`, the conversation with its answer: from the end of `before`, the prompt as the model
+   gets it, through the first end token after the answer's own text (which may contain such tokens as well). A second
+   rendering shows where that text is. Its answer shares no character with the first one's, so what both renderings
+   have in common at their two ends is the template's. false: there is no end token.                          */
+static bool wrpo__response_span(wrpo__reading *in, const wrpo_json *message, const wrpo__text *before,
+                                const wrpo__text *whole, size_t *from, size_t *to) {
     static const char marks[] = "\1\2\3\4\5\6QZX";
     const wrpo_json *content = wrpo__json_get(message, "content");
-    const size_t n = whole->size;
+    size_t n = whole->size;
     size_t head = 0, tail = 0, k = 0;
     while (marks[k + 1] && memchr(content->text, marks[k], content->size)) k++;
     wrpo_json mark = {.kind = WRPO_JSON_STRING, .text = marks + k, .size = 1}, other = {.kind = WRPO_JSON_OBJECT};
-    for (const wrpo_json *v = message->child; v; v = v->next) wrpo__json_append(&other, wrpo__json_copy(wrpo__current, v == content ? &mark : v, v->key));
-    wrpo__text probe = {.arena = wrpo__current};
-    wrpo__render(in, in->prompt, stbds_arrlen(in->prompt), &other, false, &probe);
-    const size_t least = WRPO__MIN(n, probe.size);
+    for (const wrpo_json *v = message->child; v; v = v->next)
+        wrpo__json_append(&other, wrpo__json_copy(wrpo__current, v == content ? &mark : v, v->key));
+    const wrpo__text probe = wrpo__render(in, in->prompt, &other, false);
+    size_t least = WRPO__MIN(n, probe.size);
     while (head < least && whole->data[head] == probe.data[head]) head++;
     while (tail < least - head && whole->data[n - 1 - tail] == probe.data[probe.size - 1 - tail]) tail++;
-    if (head + tail >= n || head + tail >= probe.size) wrpo__record_fail(in, message, "the chat template does not show the response");
+    if (head + tail >= least) wrpo__record_fail(in, message, "the chat template does not show the response");
     *from = before->size;
     if (before->size > n - tail || memcmp(whole->data, before->data, before->size) != 0) {
-        *from = head;                /* a template that writes a prompt differently once it is answered */
-        while (*from > 0 && before->size && wrpo__jspace(whole->data[*from - 1]) && whole->data[*from - 1] != before->data[before->size - 1]) --*from;
+        /* A template that writes a prompt differently once it is answered: space that the prompt does not end in is
+           the response's. */
+        char last = before->size ? before->data[before->size - 1] : 0;
+        *from = head;
+        while (*from > 0 && last && wrpo__jspace(whole->data[*from - 1]) && whole->data[*from - 1] != last) --*from;
     }
     for (size_t i = n - tail; i < n; i++) {
-        size_t longest = 0;
-        for (int64_t t = 0; t < stbds_arrlen(in->ends); t++) {
-            const wrpo__token *token = &in->tok->tokens[in->ends[t]];
-            const size_t size = (size_t)token->size;
-            if (size > longest && size <= n - i && memcmp(whole->data + i, token->text, size) == 0) longest = size;
-        }
-        *to = i + longest;
-        if (longest) return true;
+        size_t size = wrpo__end_at(in, whole->data + i, n - i);
+        *to = i + size;
+        if (size) return true;
     }
     *to = n;
     return false;
 }
-/* The ids of `rest` behind the prompt's: both as one text, from which the prompt's ids are taken off, since families that
-   put a space in front of a text do so behind a special token as well. The prompt stays as it is at inference, so
-   where its last token would merge with the rest or swallow white space of it, the rest is tokenized on its own. */
-static void wrpo__encode_after(wrpo__reading *in, const wrpo__text *before, const int32_t *prompt, const char *rest, size_t n, int32_t **ids) {
-    const int64_t P = stbds_arrlen(prompt);
+/* The ids of `rest` after the prompt's. Both are tokenized as one text, from which the prompt's ids are taken off:
+   families that put a space before a text do so after a special token as well. The prompt stays as it is at
+   inference: where its last token would merge with the rest or swallow its white space, the rest is tokenized alone. */
+static void wrpo__encode_after(wrpo__reading *in, const wrpo__text *before, const char *rest, size_t n, int32_t **ids) {
+    const int32_t *prompt = in->prompt_ids;
+    int64_t P = stbds_arrlen(prompt);
     wrpo__text both = {.arena = wrpo__current};
     wrpo__text_add(&both, before->data, before->size);
     wrpo__text_add(&both, rest, n);
     wrpo__encode(in->tok, both.data, both.size, 0, ids);
-    bool swallows = P && n && in->tok->tokens[prompt[P - 1]].flags & WRPO__TOKEN_RSTRIP && wrpo__jskip_space(rest, n, 0) > 0;
-    if (!swallows && stbds_arrlen(*ids) >= P && (!P || memcmp(*ids, prompt, (size_t)P * sizeof *prompt) == 0)) {
+    bool strips = P && in->tok->tokens[prompt[P - 1]].flags & WRPO__TOKEN_RSTRIP;
+    bool swallows = strips && n && wrpo__jskip_space(rest, n, 0) > 0;
+    bool same = stbds_arrlen(*ids) >= P && (!P || memcmp(*ids, prompt, (size_t)P * sizeof *prompt) == 0);
+    if (same && !swallows) {
         if (P) stbds_arrdeln(*ids, 0, (size_t)P);
         return;
     }
     stbds_arrsetlen(*ids, 0);
     wrpo__encode(in->tok, rest, n, WRPO_TOKENIZER_CONTINUE, ids);
 }
-static void wrpo__tokenize_clean(wrpo__reading *in, wrpo__ids *prompt, wrpo__ids *out) {
-    const int64_t count = stbds_arrlen(in->prompt), K = stbds_arrlen(in->answers);
-    wrpo__text before = {.arena = wrpo__current};
-    wrpo__render(in, in->prompt, count, NULL, true, &before);
-    wrpo__encode(in->tok, before.data, before.size, 0, &prompt->ids);
-    const int64_t full = stbds_arrlen(prompt->ids), P = WRPO__MIN(full, in->desc.max_prompt_length);
-    for (int64_t k = 0; k < K; k++) {
-        wrpo__text whole = {.arena = wrpo__current};
+static void wrpo__tokenize_clean(wrpo__reading *in) {
+    const wrpo__text before = wrpo__render(in, in->prompt, NULL, true);
+    wrpo__encode(in->tok, before.data, before.size, 0, &in->prompt_ids);
+    int64_t full = stbds_arrlen(in->prompt_ids), P = WRPO__MIN(full, in->desc.max_prompt_length);
+    for (int64_t k = 0; k < stbds_arrlen(in->answers); k++) {
+        wrpo__answer *a = &in->answers[k];
+        const wrpo__text whole = wrpo__render(in, in->prompt, a->message, false);
         size_t from, to;
-        wrpo__render(in, in->prompt, count, in->answers[k].message, false, &whole);
-        bool ends = wrpo__response_span(in, in->answers[k].message, &before, &whole, &from, &to);
-        wrpo__encode_after(in, &before, prompt->ids, whole.data + from, to - from, &out[k].ids);
-        if (!ends && in->tok->eos >= 0) stbds_arrput(out[k].ids, in->tok->eos);
-        if (P + stbds_arrlen(out[k].ids) > in->desc.max_length) {   /* a response keeps its begin */
-            stbds_arrsetlen(out[k].ids, (size_t)(in->desc.max_length - P));
+        bool ends = wrpo__response_span(in, a->message, &before, &whole, &from, &to);
+        wrpo__encode_after(in, &before, whole.data + from, to - from, &a->ids);
+        if (!ends && in->tok->eos >= 0) stbds_arrput(a->ids, in->tok->eos);
+        if (P + stbds_arrlen(a->ids) > in->desc.max_length) {   /* a response keeps its beginning */
+            stbds_arrsetlen(a->ids, (size_t)(in->desc.max_length - P));
             in->data->stats.truncated_responses++;
         }
     }
-    if (full > P) stbds_arrdeln(prompt->ids, 0, (size_t)(full - P));          /* the prompt its end */
+    if (full > P) stbds_arrdeln(in->prompt_ids, 0, (size_t)(full - P));   /* the prompt keeps its end */
     in->data->stats.truncated_prompts += full > P;
 }
 
 /* ---- authors: tokenize_row of the reference trainer ----
-   The prompt is rendered without the generation prompt; each answer as a conversation of its own without BOS, so
-   that the assistant's header is scored with it. Both are tokenized as one text, in which the prompt is as long as
-   alone, or a token less if that would change it. EOS is appended once more. Truncation looks at the longest
-   response for all: the prompts keep their ends, then, if still needed, every response its begin.             */
-static void wrpo__tokenize_authors(wrpo__reading *in, wrpo__ids *prompt, wrpo__ids *out) {
-    const int64_t K = stbds_arrlen(in->answers), max_length = in->desc.max_length, max_prompt = in->desc.max_prompt_length;
+   The prompt is rendered without the generation prompt. Each answer is rendered as a conversation of its own without
+   BOS, so that the assistant's header is scored with it. Both are tokenized as one text. In it the prompt has as many
+   tokens as alone, or one less if they would differ. EOS is appended once more. Truncation goes by the longest
+   response: all prompts keep their ends, then, if that is not enough, every response its beginning.           */
+static void wrpo__tokenize_authors(wrpo__reading *in) {
+    int64_t K = stbds_arrlen(in->answers), max_length = in->desc.max_length, max_prompt = in->desc.max_prompt_length;
     const char *bos_token = in->tok->special[0];
-    const size_t bos = bos_token ? strlen(bos_token) : 0;
-    int32_t *alone = NULL;                             /* stb array */
+    size_t bos = bos_token ? strlen(bos_token) : 0;
+    const wrpo__answer *first = in->answers, *last = &in->answers[K - 1];
+    int32_t *alone = NULL;           /* stb array */
     int64_t longest = 0, shared = INT64_MAX;
     bool cut = false;
-    wrpo__text before = {.arena = wrpo__current};
-    if (in->tok->eos < 0) wrpo__fail(in->ctx, WRPO_E_ARG, "the authors' tokenization wants an eos_token, the tokenizer has none");
-    wrpo__render(in, in->prompt, stbds_arrlen(in->prompt), NULL, false, &before);
+    if (in->tok->eos < 0)
+        wrpo__fail(in->ctx, WRPO_E_ARG, "the authors' tokenization wants an eos_token, the tokenizer has none");
+    const wrpo__text before = wrpo__render(in, in->prompt, NULL, false);
     wrpo__encode(in->tok, before.data, before.size, 0, &alone);
-    for (int64_t k = 0; k < K; k++) {
-        wrpo__text turn = {.arena = wrpo__current}, whole = {.arena = wrpo__current};
-        wrpo__render(in, NULL, 0, in->answers[k].message, false, &turn);
-        size_t skip = bos && turn.size >= bos && memcmp(turn.data, bos_token, bos) == 0 ? bos : 0;
+    for (int64_t k = 0; k < K; k++) {   /* until the end, ids hold the prompt and the response */
+        wrpo__answer *a = &in->answers[k];
+        const wrpo__text reply = wrpo__render(in, NULL, a->message, false);
+        size_t skip = bos && reply.size >= bos && memcmp(reply.data, bos_token, bos) == 0 ? bos : 0;
+        wrpo__text whole = {.arena = wrpo__current};
         wrpo__text_add(&whole, before.data, before.size);
-        wrpo__text_add(&whole, turn.data + skip, turn.size - skip);
-        int32_t *ids = NULL;
-        wrpo__encode(in->tok, whole.data, whole.size, 0, &ids);
-        int64_t border = stbds_arrlen(alone), n = stbds_arrlen(ids);
-        if (border > n) wrpo__record_fail(in, in->answers[k].message, "with the response, the prompt has fewer tokens than alone: the authors' tokenization cannot tell them apart");
-        if (border && memcmp(ids, alone, (size_t)border * sizeof *ids) != 0) border--;
-        if (border == n) wrpo__record_fail(in, in->answers[k].message, "response %lld has no token", (long long)k + 1);
-        stbds_arrput(ids, in->tok->eos);
-        out[k] = (wrpo__ids){ids, border};             /* the prompt and the response, until below */
+        wrpo__text_add(&whole, reply.data + skip, reply.size - skip);
+        wrpo__encode(in->tok, whole.data, whole.size, 0, &a->ids);
+        int64_t border = stbds_arrlen(alone), n = stbds_arrlen(a->ids);
+        if (border > n)
+            wrpo__record_fail(in, a->message, "with the response, the prompt has fewer tokens than alone: "
+                              "the authors' tokenization cannot tell them apart");
+        if (border && memcmp(a->ids, alone, (size_t)border * sizeof *alone) != 0) border--;
+        if (border == n) wrpo__record_fail(in, a->message, "response %lld has no token", (long long)k + 1);
+        stbds_arrput(a->ids, in->tok->eos);
+        a->tokens.first = border;
         longest = WRPO__MAX(longest, n + 1 - border);
     }
-    for (int64_t k = 0; k < K - 1; k++) {              /* a chosen one's prompt and the rejected one's: at most one token may differ */
+    for (const wrpo__answer *a = first; a < last; a++) {   /* a chosen one's prompt and the rejected one's */
         int64_t other = 0;
-        for (int64_t i = 0; i < WRPO__MIN(out[k].first, out[K - 1].first); i++) other += out[k].ids[i] != out[K - 1].ids[i];
-        if (other > 1) wrpo__record_fail(in, in->answers[k].message, "the responses change more than the prompt's last token");
+        for (int64_t i = 0; i < WRPO__MIN(a->tokens.first, last->tokens.first); i++) other += a->ids[i] != last->ids[i];
+        if (other > 1) wrpo__record_fail(in, a->message, "the responses change more than the prompt's last token");
     }
     for (int64_t k = 0; k < K; k++) {
-        int64_t P = out[k].first;
+        wrpo__answer *a = &in->answers[k];
+        int64_t P = a->tokens.first, same = 0;   /* same: with the first one's prompt */
         if (P + longest > max_length && P > max_prompt) {
-            stbds_arrdeln(out[k].ids, 0, (size_t)(P - max_prompt));
-            out[k].first = P = max_prompt, cut = true;
+            stbds_arrdeln(a->ids, 0, (size_t)(P - max_prompt));
+            a->tokens.first = P = max_prompt;
+            cut = true;
         }
-        if (P + longest > max_length && stbds_arrlen(out[k].ids) - P > max_length - max_prompt) {
-            stbds_arrsetlen(out[k].ids, (size_t)(P + max_length - max_prompt));
+        if (P + longest > max_length && stbds_arrlen(a->ids) - P > max_length - max_prompt) {
+            stbds_arrsetlen(a->ids, (size_t)(P + max_length - max_prompt));
             in->data->stats.truncated_responses++;
         }
-        int64_t same = 0;                              /* with the first one's prompt */
-        while (same < P && same < out[0].first && out[k].ids[same] == out[0].ids[same]) same++;
+        while (same < P && same < first->tokens.first && a->ids[same] == first->ids[same]) same++;
         shared = WRPO__MIN(shared, same);
     }
     in->data->stats.truncated_prompts += cut;
-    if (shared == 0 && cut) wrpo__record_fail(in, NULL, "truncated, the responses' prompts have no token in common: want a shorter prompt or a larger max_prompt_length");
-    for (int64_t i = 0; i < shared; i++) stbds_arrput(prompt->ids, out[0].ids[i]);
-    for (int64_t k = 0; k < K; k++) {                  /* what is not shared stays with the response, unscored */
-        stbds_arrdeln(out[k].ids, 0, (size_t)shared);
-        out[k].first -= shared;
+    if (shared == 0 && cut)
+        wrpo__record_fail(in, NULL, "truncated, the responses' prompts have no token in common: "
+                          "want a shorter prompt or a larger max_prompt_length");
+    for (int64_t i = 0; i < shared; i++) stbds_arrput(in->prompt_ids, first->ids[i]);
+    for (int64_t k = 0; k < K; k++) {   /* what is not shared stays with the response, unscored */
+        stbds_arrdeln(in->answers[k].ids, 0, (size_t)shared);
+        in->answers[k].tokens.first -= shared;
     }
 }
 
-/* ---- lines of a file, but for blank ones ---- */
+/* ---- lines of a file, except blank ones ---- */
 typedef struct wrpo__lines { const wrpo__file *file; const char *text; size_t size, next; int64_t number; } wrpo__lines;
 static bool wrpo__next_line(wrpo__lines *l) {
     const char *data = (const char *)l->file->data;
-    if (!l->next && l->file->size >= 3 && memcmp(data, "\xEF\xBB\xBF", 3) == 0) l->next = 3;      /* a byte order mark: once, in front */
-    while (l->next < l->file->size) {
-        const char *at = data + l->next, *newline = memchr(at, '\n', l->file->size - l->next);
-        size_t n = newline ? (size_t)(newline - at) : l->file->size - l->next, blank = 0;
+    size_t end = l->file->size;
+    if (!l->next && end >= 3 && memcmp(data, "\xEF\xBB\xBF", 3) == 0) l->next = 3;   /* a byte order mark */
+    while (l->next < end) {
+        const char *at = data + l->next, *newline = memchr(at, '\n', end - l->next);
+        size_t n = newline ? (size_t)(newline - at) : end - l->next, blank = 0;
         l->next += n + (newline != NULL);
         l->number++;
         if (n && at[n - 1] == '\r') n--;
         while (blank < n && (at[blank] == ' ' || at[blank] == '\t')) blank++;
-        l->text = at, l->size = n;
+        l->text = at;
+        l->size = n;
         if (blank < n) return true;
     }
     return false;
 }
 
 /* ---- records ---- */
-static void wrpo__name_record(const wrpo__reading *in) {   /* in front of the sentence of an error from below */
+/* Puts the record's name before the sentence of an error from below. */
+static void wrpo__name_record(wrpo__reading *in) {
     wrpo_error *e = &in->ctx->error;
-    char place[256], sentence[sizeof e->text];
-    snprintf(place, sizeof place, "%.150s:%lld: record \"%.60s\": ", in->desc.path, (long long)in->line, in->id);
-    memcpy(sentence, e->text, sizeof sentence);
-    size_t n = strlen(place), m = WRPO__MIN(strlen(sentence), sizeof e->text - 1 - n);
-    memcpy(e->text, place, n);
-    memcpy(e->text + n, sentence, m);
-    e->text[n + m] = 0;
-    e->line = in->line, e->column = 0;
-}
-/* One line. An entry of its own, so that its arena goes with it and an error from below learns which record it is about. */
-static wrpo_result wrpo__load_line(wrpo__reading *in, const char *text, size_t n) {
-    WRPO__TRY(in->ctx, wrpo__arena_new(in->ctx), true) {
-        in->id = wrpo__format(wrpo__current, "line %lld", (long long)in->line);
-        in->prompt = NULL, in->answers = NULL;
-        wrpo__read_record(in, wrpo__json_parse(wrpo__current, in->desc.path, in->line, text, n));
-        const int64_t K = stbds_arrlen(in->answers);
-        wrpo__ids prompt = {0}, *out = wrpo__alloc(wrpo__current, (size_t)K, sizeof *out);
-        wrpo_tokens *responses = wrpo__alloc(wrpo__current, (size_t)K, sizeof *responses);
-        in->tokenizing = true;
-        if (in->desc.tokenization == WRPO_TOKENIZATION_AUTHORS) wrpo__tokenize_authors(in, &prompt, out);
-        else wrpo__tokenize_clean(in, &prompt, out);
-        in->tokenizing = false;
-        if (stbds_arrlen(prompt.ids) == 0) wrpo__record_fail(in, NULL, "the prompt has no token");
-        for (int64_t k = 0; k < K; k++) {
-            responses[k] = (wrpo_tokens){in->answers[k].role, out[k].ids, stbds_arrlen(out[k].ids), out[k].first, in->answers[k].weight, in->answers[k].pair};
-            if (responses[k].count <= responses[k].first) wrpo__record_fail(in, in->answers[k].message, "response %lld has no token", (long long)k + 1);
-        }
-        const wrpo_record record = {in->id, in->line, prompt.ids, stbds_arrlen(prompt.ids), responses, (int)K, in->weight};
-        wrpo__data_add(in->data, &record);
+    char name[256];
+    if (in->tokenizing && e->code != WRPO_E_MEMORY) {
+        size_t n = (size_t)snprintf(name, sizeof name, "%.150s:%lld: record \"%.60s\": ", in->desc.path,
+                                    (long long)in->line, in->id);
+        size_t m = WRPO__MIN(strlen(e->text), sizeof e->text - 1 - n);
+        memmove(e->text + n, e->text, m);
+        memcpy(e->text, name, n);
+        e->text[n + m] = 0;
+        e->line = in->line;
+        e->column = 0;
     }
-    if (wrpo__entry.failed && in->tokenizing && in->ctx->error.code != WRPO_E_MEMORY) wrpo__name_record(in);
     in->tokenizing = false;
+}
+static void wrpo__read_line(wrpo__reading *in, const char *text, size_t n) {
+    in->id = wrpo__format(wrpo__current, "line %lld", (long long)in->line);
+    in->prompt = NULL;
+    in->prompt_ids = NULL;
+    in->answers = NULL;
+    wrpo__read_record(in, wrpo__json_parse(wrpo__current, in->desc.path, in->line, text, n));
+    in->tokenizing = true;
+    if (in->desc.tokenization == WRPO_TOKENIZATION_AUTHORS) wrpo__tokenize_authors(in);
+    else wrpo__tokenize_clean(in);
+    in->tokenizing = false;
+    int64_t K = stbds_arrlen(in->answers), P = stbds_arrlen(in->prompt_ids);
+    wrpo_tokens *responses = wrpo__alloc(wrpo__current, (size_t)K, sizeof *responses);
+    if (P == 0) wrpo__record_fail(in, NULL, "the prompt has no token");
+    for (int64_t k = 0; k < K; k++) {
+        responses[k] = in->answers[k].tokens;
+        responses[k].ids = in->answers[k].ids;
+        responses[k].count = stbds_arrlen(in->answers[k].ids);
+        if (responses[k].count <= responses[k].first)
+            wrpo__record_fail(in, in->answers[k].message, "response %lld has no token", (long long)k + 1);
+    }
+    const wrpo_record record = {in->id, in->line, in->prompt_ids, P, responses, (int)K, in->weight};
+    wrpo__data_add(in->data, &record);
+}
+/* One line. An entry of its own: its arena goes with it, and an error from below learns which record it is about. */
+static wrpo_result wrpo__load_line(wrpo__reading *in, const char *text, size_t n) {
+    WRPO__CALL(in->ctx, wrpo__arena_new(in->ctx), true, wrpo__read_line(in, text, n));
+    if (wrpo__entry.failed) wrpo__name_record(in);
     return wrpo__end(&wrpo__entry);
 }
 static void wrpo__find_ends(wrpo__reading *in) {
-    for (int32_t id = 0; id < (int32_t)in->tok->size; id++)
-        if ((wrpo__is_special(in->tok, id) || id == in->tok->eos) && in->tok->tokens[id].size > 0) stbds_arrput(in->ends, id);
+    for (int32_t id = 0; id < (int32_t)in->tok->size; id++) {
+        bool may_end = wrpo__is_special(in->tok, id) || id == in->tok->eos;
+        if (may_end && in->tok->tokens[id].size > 0) stbds_arrput(in->ends, id);
+    }
 }
 static wrpo_data *wrpo__data_load(wrpo__arena *arena, wrpo_tokenizer *tok, const wrpo_data_desc *desc) {
     wrpo_ctx *ctx = arena->ctx;
     wrpo_data *data = WRPO__NEW(arena, wrpo_data);
     wrpo__reading in = {.ctx = ctx, .data = data, .tok = tok, .desc = *desc, .now = time(NULL)};
     int64_t *max_length = &in.desc.max_length, *max_prompt = &in.desc.max_prompt_length;
-    data->ctx = ctx, data->arena = arena;
+    data->ctx = ctx;
+    data->arena = arena;
     if (!desc->path) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_data_desc: want a path, found NULL");
     if (*max_length < 0 || *max_prompt < 0 || desc->limit < 0)
-        wrpo__fail(ctx, WRPO_E_ARG, "wrpo_data_desc: want max_length, max_prompt_length and limit of at least 0, found %lld, %lld and %lld",
-                   (long long)*max_length, (long long)*max_prompt, (long long)desc->limit);
+        wrpo__fail(ctx, WRPO_E_ARG, "wrpo_data_desc: want max_length, max_prompt_length and limit of at least 0, "
+                   "found %lld, %lld and %lld", (long long)*max_length, (long long)*max_prompt, (long long)desc->limit);
     if (!*max_length) *max_length = 2048;
     if (!*max_prompt) *max_prompt = WRPO__MAX(*max_length / 2048 * 1800 + *max_length % 2048 * 1800 / 2048, 1);
     if (*max_prompt >= *max_length)
-        wrpo__fail(ctx, WRPO_E_ARG, "max_prompt_length: want less than max_length, %lld, found %lld", (long long)*max_length, (long long)*max_prompt);
-    wrpo__arena *work = wrpo__sub_arena(arena);            /* what goes when the file is read */
-    const wrpo__file *f = wrpo__open_file(work, desc->path);
+        wrpo__fail(ctx, WRPO_E_ARG, "max_prompt_length: want less than max_length, %lld, found %lld",
+                   (long long)*max_length, (long long)*max_prompt);
+    wrpo__arena *work = wrpo__sub_arena(arena);   /* what goes when the file is read */
+    wrpo__lines lines = {.file = wrpo__open_file(work, desc->path)};
     wrpo__current = work;
     wrpo__find_ends(&in);
-    for (wrpo__lines l = {.file = f}; !(desc->limit && data->stats.records >= desc->limit) && wrpo__next_line(&l);) {
-        in.line = l.number;
-        wrpo__rethrow(ctx, wrpo__load_line(&in, l.text, l.size));
+    while (!(desc->limit && data->stats.records >= desc->limit) && wrpo__next_line(&lines)) {
+        in.line = lines.number;
+        wrpo__rethrow(ctx, wrpo__load_line(&in, lines.text, lines.size));
     }
     wrpo__current = arena;
     wrpo__arena_clear(work);
     if (!data->stats.records) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want records, found none", desc->path);
     if (data->stats.truncated_prompts || data->stats.truncated_responses)
-        wrpo__log(ctx, WRPO_LOG_WARN, "%s: %lld prompts and %lld responses were cut to fit %lld tokens, of which %lld for a prompt", desc->path,
-                  (long long)data->stats.truncated_prompts, (long long)data->stats.truncated_responses, (long long)*max_length, (long long)*max_prompt);
+        wrpo__log(ctx, WRPO_LOG_WARN,
+                  "%s: %lld prompts and %lld responses were cut to fit %lld tokens, of which %lld for a prompt",
+                  desc->path, (long long)data->stats.truncated_prompts, (long long)data->stats.truncated_responses,
+                  (long long)*max_length, (long long)*max_prompt);
     return data;
 }
 WRPO_API wrpo_result wrpo_data_load(wrpo_tokenizer *tok, const wrpo_data_desc *desc, wrpo_data **out) {
     *out = NULL;
-    WRPO__TRY(tok->ctx, wrpo__arena_new(tok->ctx), false) *out = wrpo__data_load(wrpo__entry.arena, tok, desc ? desc : &(wrpo_data_desc){0});
+    desc = desc ? desc : &(wrpo_data_desc){0};
+    WRPO__CALL(tok->ctx, wrpo__arena_new(tok->ctx), false, *out = wrpo__data_load(wrpo__current, tok, desc));
     return wrpo__end(&wrpo__entry);
 }
 
 /* ---- for generation: the prompt alone, and what ends an answer ---- */
-static wrpo_result wrpo__prompt_ids(wrpo__reading *in, const wrpo_json *record, bool raw, int32_t **ids, int64_t *count) {
-    WRPO__TRY(in->ctx, wrpo__arena_new(in->ctx), true) {
-        int32_t *list = NULL;
-        wrpo__read_head(in, record);
-        const wrpo_json *prompt = wrpo__present(record, "prompt"), *messages = wrpo__present(record, "messages");
-        if (!prompt == !messages) wrpo__record_fail(in, record, "want either \"prompt\" or \"messages\", found %s", prompt ? "both" : "none");
-        if (raw && (messages || prompt->kind != WRPO_JSON_STRING)) wrpo__record_refuse(in, prompt ? prompt : messages, "raw prompt", "a string");
-        if (!raw) {
-            in->prompt = wrpo__messages(in, prompt ? prompt : messages, "user", prompt ? "prompt" : "messages");
-            wrpo__end_prompt(in);
-        }
-        wrpo__text text = {.arena = wrpo__current};
-        in->tokenizing = true;
-        if (raw) wrpo__text_add(&text, prompt->text, prompt->size);
-        else wrpo__render(in, in->prompt, stbds_arrlen(in->prompt), NULL, true, &text);
-        wrpo__encode(in->tok, text.data, text.size, raw ? WRPO_TOKENIZER_SPECIAL : 0, &list);
-        in->tokenizing = false;
-        if (stbds_arrlen(list) == 0) wrpo__record_fail(in, NULL, "the prompt has no token");
-        *ids = wrpo__handout(in->ctx, list, (size_t)stbds_arrlen(list) * sizeof *list);
-        *count = stbds_arrlen(list);
+static void wrpo__tokenize_prompt(wrpo__reading *in, const wrpo_json *record, bool raw, int32_t **ids, int64_t *count) {
+    wrpo__read_head(in, record);
+    const wrpo_json *prompt = wrpo__present(record, "prompt"), *messages = wrpo__present(record, "messages");
+    const wrpo_json *v = prompt ? prompt : messages;
+    wrpo__text text = {.arena = wrpo__current};
+    if (!prompt == !messages)
+        wrpo__record_fail(in, record, "want either \"prompt\" or \"messages\", found %s", prompt ? "both" : "none");
+    if (raw && (messages || v->kind != WRPO_JSON_STRING)) wrpo__record_refuse(in, v, "raw prompt", "a string");
+    if (!raw) {
+        wrpo__read_prompt(in, v, prompt ? "prompt" : "messages");
+        wrpo__end_prompt(in);
     }
-    if (wrpo__entry.failed && in->tokenizing && in->ctx->error.code != WRPO_E_MEMORY) wrpo__name_record(in);
+    in->tokenizing = true;
+    if (raw) wrpo__text_add(&text, v->text, v->size);
+    else text = wrpo__render(in, in->prompt, NULL, true);
+    wrpo__encode(in->tok, text.data, text.size, raw ? WRPO_TOKENIZER_SPECIAL : 0, &in->prompt_ids);
+    in->tokenizing = false;
+    int64_t P = stbds_arrlen(in->prompt_ids);
+    if (P == 0) wrpo__record_fail(in, NULL, "the prompt has no token");
+    *ids = wrpo__handout(in->ctx, in->prompt_ids, (size_t)P * sizeof **ids);
+    *count = P;
+}
+static wrpo_result wrpo__prompt_ids(wrpo__reading *in, const wrpo_json *record, bool raw, int32_t **ids, int64_t *count) {
+    WRPO__CALL(in->ctx, wrpo__arena_new(in->ctx), true, wrpo__tokenize_prompt(in, record, raw, ids, count));
+    if (wrpo__entry.failed) wrpo__name_record(in);
     return wrpo__end(&wrpo__entry);
 }
-WRPO_API wrpo_result wrpo_tokenizer_prompt(wrpo_tokenizer *tok, const wrpo_tokenizer_prompt_desc *desc, const wrpo_json *record, int32_t **ids, int64_t *count) {
+WRPO_API wrpo_result wrpo_tokenizer_prompt(wrpo_tokenizer *tok, const wrpo_tokenizer_prompt_desc *desc,
+                                           const wrpo_json *record, int32_t **ids, int64_t *count) {
     desc = desc ? desc : &(wrpo_tokenizer_prompt_desc){0};
     char id[40];
-    wrpo__reading in = {.ctx = tok->ctx, .tok = tok, .desc.path = desc->name ? desc->name : "prompts", .line = desc->line ? desc->line : record->line,
-                        .now = desc->now ? (time_t)desc->now : time(NULL), .id = id};
+    wrpo__reading in = {.ctx = tok->ctx, .tok = tok, .desc.path = desc->name ? desc->name : "prompts", .id = id,
+                        .line = desc->line ? desc->line : record->line,
+                        .now = desc->now ? (time_t)desc->now : time(NULL)};
     snprintf(id, sizeof id, "line %lld", (long long)in.line);
-    *ids = NULL, *count = 0;
+    *ids = NULL;
+    *count = 0;
     return wrpo__prompt_ids(&in, record, desc->raw, ids, count);
 }
-/* The token that ends an answer in the chat template; -1: it has none, raises on this conversation, or there is no template. */
+static void wrpo__find_answer_end(wrpo_tokenizer *tok, int32_t *end) {
+    const wrpo_json said = {.kind = WRPO_JSON_STRING, .text = "x", .size = 1};
+    const wrpo_json *answer = wrpo__message_of("assistant", &said);
+    wrpo__reading in = {.ctx = tok->ctx, .tok = tok, .desc.path = "chat template", .id = "of stop tokens",
+                        .now = time(NULL)};
+    int32_t *ids = NULL;
+    size_t from, to;
+    wrpo__find_ends(&in);
+    stbds_arrput(in.prompt, wrpo__message_of("user", &said));
+    const wrpo__text before = wrpo__render(&in, in.prompt, NULL, true);
+    const wrpo__text whole = wrpo__render(&in, in.prompt, answer, false);
+    if (!wrpo__response_span(&in, answer, &before, &whole, &from, &to)) return;
+    wrpo__encode(tok, whole.data + from, to - from, WRPO_TOKENIZER_CONTINUE, &ids);
+    *end = stbds_arrlast(ids);
+}
+/* The token that ends an answer in the chat template; -1: it has none or raises here, or there is no template. */
 static wrpo_result wrpo__answer_end(wrpo_tokenizer *tok, int32_t *end) {
     *end = -1;
-    WRPO__TRY(tok->ctx, wrpo__arena_new(tok->ctx), true) {
-        const wrpo_json said = {.kind = WRPO_JSON_STRING, .text = "x", .size = 1};
-        wrpo__reading in = {.ctx = tok->ctx, .tok = tok, .desc.path = "chat template", .id = "of stop tokens", .now = time(NULL)};
-        wrpo__text before = {.arena = wrpo__current}, whole = {.arena = wrpo__current};
-        const wrpo_json *answer = wrpo__message_of("assistant", &said);
-        int32_t *ids = NULL;
-        size_t from, to;
-        wrpo__find_ends(&in);
-        stbds_arrput(in.prompt, wrpo__message_of("user", &said));
-        wrpo__render(&in, in.prompt, 1, NULL, true, &before);
-        wrpo__render(&in, in.prompt, 1, answer, false, &whole);
-        if (wrpo__response_span(&in, answer, &before, &whole, &from, &to)) {
-            wrpo__encode(tok, whole.data + from, to - from, WRPO_TOKENIZER_CONTINUE, &ids);
-            *end = stbds_arrlast(ids);
-        }
-    }
+    WRPO__CALL(tok->ctx, wrpo__arena_new(tok->ctx), true, wrpo__find_answer_end(tok, end));
     return wrpo__end(&wrpo__entry);
 }
 
@@ -9832,8 +10120,7 @@ static void wrpo__score_answers(wrpo_reward *w, wrpo__reading *in, const wrpo_js
     in->tok = w->tok;
     in->tokenizing = true;
     for (int64_t k = 0; k < n; k++) {
-        wrpo__text text = {.arena = temp};
-        wrpo__render(in, list, stbds_arrlen(list), wrpo__message_of("assistant", &answers[k]), false, &text);
+        const wrpo__text text = wrpo__render(in, list, wrpo__message_of("assistant", &answers[k]), false);
         wrpo__encode(w->tok, text.data, text.size, 0, &ids[k]);
         counts[k] = stbds_arrlen(ids[k]);
     }
@@ -10699,7 +10986,7 @@ static void wrpo__add_response(wrpo__prompts *t, const char *path, const wrpo_js
     stbds_arrput(t->lists[list], r);
 }
 /* What a line says of the prompt must be what an earlier line said. A line without any of the keys says nothing. */
-static void wrpo__read_prompt(wrpo__prompts *t, const wrpo__lines *line, const wrpo_json *root, const char *id) {
+static void wrpo__candidates_prompt(wrpo__prompts *t, const wrpo__lines *line, const wrpo_json *root, const char *id) {
     const char *path = line->file->path;
     const wrpo_json *says[3];
     bool any = false;
@@ -10728,7 +11015,7 @@ static void wrpo__prompts_read(wrpo__prompts *t, const wrpo__gathered *prompt, b
         wrpo_json *root = wrpo__json_parse(t->temp, path, p->line.number, p->line.text, p->line.size);
         bool found;
         wrpo__prompt_id(t->ctx, path, root, &t->id);
-        wrpo__read_prompt(t, &p->line, root, prompt->id);
+        wrpo__candidates_prompt(t, &p->line, root, prompt->id);
         wrpo__listed *all = wrpo__responses(t->ctx, path, root, compare, &found);
         if (!found)
             wrpo__json_fail(t->ctx, WRPO_E_FORMAT, path, root, "prompt_id \"%.80s\": want responses in \"sources\" or "
