@@ -9,25 +9,58 @@ DIR holds two files that list what the reference library (Hugging Face tokenizer
                                                                                         NFC, Unicode 9
 Both can be had again by running the library over every code point; the result is checked below for being a partition.
 
-The numbers are packed as varints of base-32 digits, least significant first; a digit that is not the last has bit 5
-set. Digit d is the character '0' + d, with 'p' for the backslash and 'q' for the question mark (trigraphs). No
-number is cut by the end of a line.
+How a list of numbers becomes text: a character is a digit 0..91, its place among the printable characters that need
+no escape in C (", ? and \\ are left out). A digit below 56 ends a number, digits 56..79 before it are its higher digits
+in base 24. A digit d from 80 on and a number n that follows it repeat d - 78 numbers, the first of them n + 1 numbers
+back. The encoder finds the shortest text.
 """
 import json
 import sys
 
-WIDTH = 136
+WIDTH = 113
+ALPHABET = [chr(c) for c in range(32, 127) if chr(c) not in '"?\\']
+LAST, HIGH = 56, 24                                    # digits that end a number, digits that begin one
+SHORTEST, LONGEST = 2, 1 + len(ALPHABET) - LAST - HIGH  # repetitions
 CLASSES = ["other", "Lu", "Ll", "Lt", "Lm", "Lo", "M", "Nd", "Nl", "No", "P", "S", "space", "Pc", "Sw", "Cw"]
 
 
 def digits(value):
-    out = ""
-    while True:
-        digit = value & 31
-        value >>= 5
-        out += {"\\": "p", "?": "q"}.get(chr(48 + digit + (32 if value else 0)), chr(48 + digit + (32 if value else 0)))
-        if not value:
-            return out
+    out = [value % LAST]
+    value //= LAST
+    while value:
+        out.insert(0, LAST + value % HIGH)
+        value //= HIGH
+    return out
+
+
+def pack(numbers):
+    """The digits of a list of numbers: of all ways to write it with repetitions, the shortest."""
+    places, repeats = {}, []
+    for i in range(len(numbers)):
+        longest = {}                                   # cost -> the longest repetition that costs it
+        for back in reversed(places.setdefault(tuple(numbers[i:i + SHORTEST]), [])):
+            n = 0
+            while n < LONGEST and i + n < len(numbers) and numbers[back + n] == numbers[i + n]:
+                n += 1
+            far = digits(i - back - 1)
+            if n >= SHORTEST and n > longest.get(len(far), (0, None))[0]:
+                longest[len(far)] = n, far
+        repeats.append(longest.values())
+        places[tuple(numbers[i:i + SHORTEST])].append(i)
+    best = [(0, [], 0)] * (len(numbers) + 1)           # from i to the end: the cost, the first digits, where the rest begins
+    for i in reversed(range(len(numbers))):
+        own = digits(numbers[i])
+        best[i] = len(own) + best[i + 1][0], own, i + 1
+        for longest, far in repeats[i]:
+            for n in range(SHORTEST, longest + 1):
+                cost = 1 + len(far) + best[i + n][0]
+                if cost < best[i][0]:
+                    best[i] = cost, [LAST + HIGH + n - SHORTEST] + far, i + n
+    out, i = [], 0
+    while i < len(numbers):
+        out += best[i][1]
+        i = best[i][2]
+    return out
 
 
 def zigzag(value):
@@ -35,14 +68,10 @@ def zigzag(value):
 
 
 def emit(name, comment, numbers):
-    print(f"static const char *const {name}[] = {{   /* {comment} */")
-    line = ""
-    for number in map(digits, numbers):
-        if len(line) + len(number) > WIDTH - 7:
-            print(f'    "{line}",')
-            line = ""
-        line += number
-    print(f'    "{line}"')
+    text = "".join(ALPHABET[d] for d in pack(numbers))
+    print(f"/* {comment} */")
+    print(f"static const char *const {name}[] = {{")
+    print(",\n".join(f'    "{text[i:i + WIDTH]}"' for i in range(0, len(text), WIDTH)))
     print("};")
 
 
@@ -76,14 +105,22 @@ def nfc(table):
     for c, (a, b) in pairs.items():
         assert decomp.get(a, [a]) + decomp.get(b, [b]) == decomp[c]
     numbers, previous, last = [], -1, [0, 0, 0]
-    for c in sorted(decomp):
-        parts = pairs.get(c, decomp[c])
-        assert c > previous and 1 <= len(parts) <= 3
-        numbers.append((c - previous - 1) * 4 + (0 if c in pairs else len(parts)))
-        for k, part in enumerate(parts):
-            numbers.append(zigzag(part - last[k]))
-            last[k] = part
-        previous = c
+    ordered = sorted(decomp)
+    kind = {c: 0 if c in pairs else len(decomp[c]) for c in ordered}
+    i = 0
+    while i < len(ordered):
+        j = i
+        while j + 1 < len(ordered) and ordered[j + 1] == ordered[j] + 1 and kind[ordered[j + 1]] == kind[ordered[i]]:
+            j += 1
+        numbers += [(ordered[i] - previous - 1) * 4 + kind[ordered[i]], j - i]
+        for c in ordered[i:j + 1]:
+            parts = pairs.get(c, decomp[c])
+            assert 1 <= len(parts) <= 3
+            for k, part in enumerate(parts):
+                numbers.append(zigzag(part - last[k]))
+                last[k] = part
+        previous = ordered[j]
+        i = j + 1
     return numbers
 
 
@@ -107,9 +144,10 @@ def main():
         table = json.load(f)
     with open(sys.argv[1] + "/nfc_tables.json", encoding="utf-8") as f:
         normal = json.load(f)
-    emit("wrpo__unicode_classes", "runs that cover U+0000..U+10FFFF: (length - 1) * 16 + class", classes(table))
-    emit("wrpo__unicode_nfc", "(code point - previous - 1) * 4 + count, zigzag steps to parts; count 0: a pair that composes", nfc(normal))
-    emit("wrpo__unicode_ccc", "first - previous last - 1, combining class, last - first", ccc(normal))
+    emit("wrpo__unicode_classes", "runs of one class from U+0000 to U+10FFFF: (length - 1) * 16 + class", classes(table))
+    emit("wrpo__unicode_nfc", "runs: gap * 4 + count, length - 1, then for each code point the zigzag steps to its parts; "
+         "count 0: a\n   pair that also composes", nfc(normal))
+    emit("wrpo__unicode_ccc", "runs: gap, combining class, length - 1", ccc(normal))
 
 
 main()
