@@ -4374,13 +4374,12 @@ WRPO_API wrpo_result wrpo_model_save(wrpo_model *model, const wrpo_save_desc *de
                 text             the text       text             into words        a word  after all others
        ids --> a text for each token --> decoder --> text
 
-   From station to station the text is a list of pieces (wrpo__piece): a word, or an added token. What is on the way is
-   a list of edits (wrpo__edit), each of which rewrites or cuts every piece that is no added token. A file that asks for
+   On its way the text is a list of pieces (wrpo__piece): words and added tokens. All up to BPE is a list of edits
+   (wrpo__edit), and so is the decoder: each rewrites or cuts every piece that is no added token. A file that asks for
    anything else is refused when it is loaded, by the name of what it asks for.
 
-   To add a normalizer, a pre-tokenizer or a decoder: a row in wrpo__components, with a reader if one component is more
-   than one edit; if the edits cannot express it, a kind of edit, with its settings in wrpo__read_edit and its work in
-   wrpo__edit_piece.                                                                                     */
+   To add a normalizer, a pre-tokenizer or a decoder: a row in wrpo__components, with a reader if it takes several edits.
+   If the edits cannot express it: a kind of edit, its settings in wrpo__read_edit, its work in wrpo__edit_piece. */
 
 /* ---- Unicode: one class for each code point, and what NFC needs ----
    The classes divide the code points as the regexes of tokenizers do (Unicode 16, as oniguruma has it) and as \w of
@@ -4398,44 +4397,51 @@ enum {
     WRPO__CAREFUL = 16  /* added to a class: NFC may change this code point or the one before it */
 };
 /* The tables are lists of numbers, packed as text. tests/golden/unicode_tables.py writes them and says how. */
-/* runs of one class from U+0000 to U+10FFFF: (length - 1) * 16 + class */
+/* runs of one class from U+0000 to U+10FFFF: (length - 1) * 17 + class. 16: class M, and the next number is
+   its combining class */
 static const char *const wrpo__unicode_classes[] = {
-    "]1[5_R-L,[D,[#]I;M;b*L,.,b++,+,[9-b)-+[4+<&+, [$:,#;,*&+K+a2,[KaD,]#!#!~!~!~!~!3{.~0~!~!~!2u&D2v*C3Su&t.2y<3v8u,3",
-    "&!DW!$#x#x!~]%~2vFCw5~!~!~!~![L2#23!#Sy0n;&b;_V[$^-^U[-[U%,%_M[bPu3%,!#1%D+!R<!+C ! 2#_C ]2dL!3CD{[2~![+!#,u^Di2h",
-    ";y7~!~!,[P!~0~!~!~!x`D~_Y~!~!~!~!~!~!~! eC1%[Df;;1M gH+'+7t!'] b>RW;_BM;,;<]X+ LcW%]G`P]I[#6'[_&+&[P ,[@57,X6]IG<",
-    "&^T1&'c6b@1[[.]X&^J]Id.]75,L%1'<a&X%]7%H%[/1_+ aWH1+ ]W[)aG,[>] ]7f>%aH d/j.H&_X&[P]G7;]I+%_&H ]&161a& [O &BW1's8",
-    "171H&] 'R6 G71]I6<[C<&+'1H [>RwH6u!1' [/RtJB'[JW &[J]I7G'+]BH ]6 G wE[.1'&]' H H1&_ 6t[0+,[J&[@ w[VxCy[V[JHx[U,&[",
-    "C]B'& [>BG WB6 & 6B6BGB^.R[/BH X1&[9's_ K],[)[/]& G a6 _6u[( t9[J7 G1&1u[O[J+[S,&H+wB]G [.{D[96 uB 6'^)Xu]Wf>7w:&",
-    ",RG'[SGt;]:,[>t1_WBaG sA&1[OB'R[@ ' ]'[9]I17+^)h>'6[PRsB%]'+]I;e1u]L[. aGt&]G'6]7&1s,% [P sIWcR&M_+,+M7[E]I]K,'u!",
-    "[#7]& e&R`@+7[.]X e' ],'[E <[3[$;e1g&`@&]I[D[>XWH&H6[PGX^>^/&']IX<eC ![)!1g#+%D^pO W1tb(t&f>t$d.z._& k&t&mW1H];`C",
-    "B_6]M[9[Z21[;1+bcW,+_G-b.;Bp.LJ]&[J_WX]1`.H;]1_W7^)^> G s&iGcXL%L,&'1]I[9]K[9^#H 's(dO%iW[J[.7d>'&[)nO]BcG ^/Rs!,",
-    "B;]Ic61[.]Rg6Rb.s_-*BdEa6[/1;iW]H c'1tOs![T%[D1cHhJ[/h._H]& sH[T]M]7]<LHc6^@6]Ig6^P] [#e&`@B[3]IBGs[%[=;]3!#[)g!1",
-    "C]+] H+`PW'[>'6H&[)g3lN^;%d;e5m'wh/~!~!~!~!~!~!~!~!~!~!~!]3x.~!~!~!~!~!~!~[K]![;1[:1]#]!]#w( !w!s/^Ls-]$u![+ 3S$,",
-    "#MDu(MT13S M]#[*M1v0< ^% A1aL=[)-_+>L,^D,+.]L-_1*%1[CM;%]KM; ^=Bd4_ d/_ <![$!<#C3C#,!M[*[E!,u!S,#S#W#<32[4!T[$#,_",
-    ":dR!#[ *<R_f4[#c,;^ZMa ^$`Jl!b4iPa*bbU^Tc:hU;cM]L_n$a+lU[#d$;_eM1d$ [`Uh:h;!#Cxq5Suq@[;5C#w/~!~!~!~!~!~!~!3[Eu'Ht",
-    "e-[#*;eD s'#1jO[J%+^J'a6]1[O ~! cXh3%d#<^3d9b4 [[4^)]h$b)_<-L,%&)]Ls1,]9[@+[-<J%&+< [Z617<5&+[[>+F&[)g& []G <[!]M",
-    "cWeM]1,_6cM ]Kc<]*,_*d$]Kf$_*^n4^af.m,ee^>%hi6BjE]1f.[=;^_6%L_6]I6`9x]B~!~!~!&X+]H+%!#~!~!57nO]J7[D] a<]5<~8D{.~!",
-    "~!~!~!%]#u&2{0<u&&|[B~![*t!!~!Sv['1!# # y5`JF!#&5#[O'G'W'sm'[$'B[C[$[9iG[#] 7i&_X] ;sm+_X[>L&+6']IbO]';a6^@]R+c&B",
-    "Xh.^P^D %]IR;[.'%]6]I[. f>^P]1G']&trU1[#_6%[>M&Hi&'&H67[.7&'&aB6%;]W[/;&57]B[>1t!vc1g#,V]3%<RqDdO]'+7toU`grO^)a6R",
-    "hO__iB_c61[a&eB[L^)[+[)&']G,^> [. & 6t![aG_M_1_b>;_<m&1j.[J,cR^.[$_7]L[9_7L>aLOL ^T,+M +,;RsJ[i6Rw[nS~[nS[T]G%gG5",
-    "cGBv]$1GB[U [U^9<1^. b. `. 6 _&1^Od9[eW[)LRgKB]<j [!_M:M ^EB,h)gM'[gRc&BhO_ 'bCRcW[!]1`>)]&)[)eG[/[)c6 +e&R]&+[1f",
-    "Jf*f+q&t^!e!Re#Rf.] iG]R+]S _! [K 2 ]T _# [L 3BiG^)^kG]1a&]B]&aB[= fN ]5n9[>1& g6 6B&1a6 +]*a6<[ScG] ]:h9t])[)[2a",
-    "&[CB+b.[)+m jOR:6_:1h!&H 7[)XW G c&1HR']:[J];[Jc&:+c&KcR]&,bO7R[2[T]1j.B[Ta&1]*`.[)]*_W[J[#^)[SqBoGj9i2^9i3[J[Ce&",
-    "X] t[[<W%&a!B[/+%a#] <]f)cK fO 7+16_1Gj9Xc&]K&] a&]X[![3a _WX[#eB`O[S`9siVHiW_'[TR`C]I'67&]1XgG]X; [#'^9aW[Js[+He",
-    "&^P ]I[#&7sQdO';&sHh>^PW[#X+7]I&+&L `C]R_W aW^/[D'6'l9v[`@ _& ]G+[9h.^/[)sYX}[f8 7w[f8u[eJ[)[.71[PB[/]R]G &1& eG ",
-    "&]7 '1' X [/&'&; ;] 7c iW_XW[3]I; +'Gc1h>`@6+&s^C[r)h.[P1]7a;W7d9h>_HL&]Rs[G^D`)g&^@&+[9s)`AbJb>1_'R]I:L,[O]_Bg6_",
-    "'+[_1cScT]I]:^)]&1&1]& 6 aG[@ 71X&'&7L]1]InJs6eW[P1[P&+&'b9&]Hf.s)X]+'] &]XgW_7L&[3^9oG[J]L]^Jd.+^Js[8]6 e6]' ]'s",
-    "2]B]I`2B;c61a' ^PoBu^:eG[@B' 7 sV'ta&[>t1cW[/ 7t^*s`)^k1`.X;[J7&'^> d>t^O^D]I'[Z &_ `Sc,^9+er.[_R[bB [3]R]bO[bcR[",
-    "^>;^9gm&_1'[>_']B[rh.[)aq6^de1c6_X]Ioj)am6[JcG ti(q6 s[1c61[/+]Bh>[P[3[$V+,s]  [S `O[)`.`^)Ff.5L]I]c1s^Aa:[#[_Bp.",
-    "R'&j@[JX^=m 5+%']R7^J^[ZW] il>f9]G_ecBV [N 5 ^eW_ &c G1&^JW] _kW[^f)[a6[)^>B]6[J]G1,7+[qo1]o<s[@`_<p9gX1a7]1[d$kR",
-    "]q,]Bf$1l$[/M[@] ]'<[Pc<Xl4`JmMH,[eB`C^)s![ZM]1b![i1b*b+b*[L _Ts&! 21!121S ]!T # s4]Ts42 S1]!tg;u) [* !Bs+sO{!bL1",
-    "aS,aT,[;x%~%!#1i(a],j@[$i'],'^U'<[3_ [/ _'h^)]D&`;[9[;]gB[P _H1[Pu`:[)l=d)'[bJgGB[P[N1]IR&,^n)c6'_Bg6X]I[),`g1b>%",
-    "s']gRc67&s6+`kR[O Wuk  ]c&1]:[Pf9d:d;[P%Rs6;dc kK,K,[!p9gK,_*]b)W b> 6ve.]GtK& &[9&R& u!Gx8x!v.W t[8tIuO_G[)G [.s",
-    "&iB<^_Rg<R[_<^)_,1_, s!e<]B^CdUb7[Et!e,jJsbPs7]<[J<^J[E[nJfl$R_MB^EB[dUR[^$[9^4R,_ s$jU] ]M[9f4] c<1s*<l9_[$^)^U1",
-    "s<]M[)jU[J_,1^$[9sQ[lU [],]Iga p_h>cR][eG[9]j.1]oi&^J^kqW_ bd>[`c1aeGlq ]emW[)][p>il_cR]o7_[ajJ"
+    "]9[9`*-N,[I,[&]R<O<bDN,.,bE+,+,[>-bC-+[8+=&+, [';,#<,*&+M+aI,[Qb!,]*!#!~!~!~!~!4{.~0~!~!~!3u&F3v*E4Vu&t.3y<4v8u,4",
+    "&!F[ !$#x#x!~]%~2vFEw5~!~!~!~![R3#34!#Vy0oH&bV`.['^8_)[1]!%,%`$a5_'1_)[,^Vs$1^R[=^VC^D[,t$^3^V[=!s(]8s8_11_'T^VT_",
+    "'C^V's%tDtJCu&_*C_+w$^V_'u[7%,!#2%F+!U=!+E ! 3#_S ]:e5!4EF{]6~![/!#,u_Hj,i2y7~!~!,[=_'8!~2~!~!~!xaJ~a&~!~!~!~!~!~",
+    "!~! f/2%[Ig+<2O 1^V[,_'1t`@1^Xs&[O_'[O^VCt.Cu._%1s&+1,1-1.1/10111213C4151617+18+191:+1tP+13](bYU[ <_RO<,<=tb!@1A1",
+    "B+ Nd=%]P1<1=1>w21C1DCtb8[=sUv[P]R[&71E[`Q+&]'_' ,t]5tbF6s7,w<7]RI=&_(2&1FcT1uPv$TsDt['u0TuPx$wA2[]O^)&^W]RdO]'v1",
+    "6,N%2'=a;s[>%]Js#Ts#[=sA_9 b6T^V2+ ^([-b%,[D](]@g.%]Q_._' x[Cv[:s>w^%Tt2w]X[!k+81(&_51*8&1v5J]P8<]R+%_4J ]-272a; ",
+    "[U &D[ 2tE[V28281*&]('U7 I82]R7=[H=&+'2J [DUwK7u!tM [3UvMD'[P[  &[P]R8I'+]KJ ]> I wH[2tF&]. J tF2&_/7t[6+,[P&[E w",
+    "]&xF|]&[PJx]%,&[H]K'& [DDI [ D7 & 7D7DID^9U[3DJ Ju[6[>'s`,M]3[-[3]- I aM _F2'&[V v;[P1[=1[E I2&2u[Y[P+[Y,&J+wG]Pv",
+    "[VzJ8[>7 uE 7'^4[!u^.g.8y<&,UI'[YIt=]C,[Dt3`/Db% sC&2[UD1*U[E ' ].[>]R28+^4i5'7[!C[Qt4sG%'[,[UJ+]R<eVu^'[2 b%t&]P",
+    "u>]'J&2s/% [,]+J sU[ d8&O_9,+OC^V[J]R]TtdKv#^R[&8]- eJU1]21]3'1]5[3[,]38t)tc+*+s%[2^) eK ]31sP =[7['<eVgQ^:1('C*[",
+    "!&]R[I[D[![ J&J7[VI[!^K^)sA&']R[!=f/ ![-!2gN+%F_^G [ 2tc4t&g.t$dOz._4 l&t&o(2T_']D`VD_F]V[>[[P2[A2+bo ,+_W-bH<DqA",
+    "NL]-[P`/81*']9`At&<]9s,^4^K I s&jBcUt5N%N,te/2]R[>]T[>^-J 's(e8%jS[P[28e'1_%&[-p#]Kd, ^:U]@1^XueQU,D<]RcT2[2^#h)U",
+    "bHs`1*De-aMu6J2<jS]Q 1*`Ssj12s.s[&s!] %[I2[=xkL_XiB[3i$1(tg#]- <]R] ]VuRshL]ENJcT]@C*87]Rh)1(^)C*]([&eJ`B1(D[7]RD",
+    "Is[I[C<];!#[-gM2E]2](T_'+1!t[Z(vrH']'![ 1^V[Ds)7's1&[-h&mT^H%e$f Cu[8wi2_+1^P1sH^Df-_'[3u[Z5wjPwnN~!~!~!~!~!~!~!~",
+    "!~!~!~!];x.~!~!~!~!~!~!~[K])[A2[@2]*])]*w( !w!s/^Ys-]+u![/ 4V$,#OFu(OW24V O]*[.O2v0= ^/ B2b*>[--_9@N,^P,+.]U-_A*%",
+    "2[HO<%]TO< ^JDdU_/toA!spFT!CsoE1_'JC!vq8u4t&_/=!['!=#E4E#,!O[.[J!,u!V,#V#[ #=43[8!W['#,_Je;!#[$*=U_m#[&cI<^`2a6^.",
+    "a%m%bNjKa@bmT_(cXiM<d2]U`].aAn![&dD<_l92dD [bMi1i2!#E4w^PV#!4![A6E#w/~!~!~!~!~!~!~!4[Ju'T_'tfA[&*<f0 s'#2kN[P%+^W",
+    "1*aM]9[U ~! dI_'i)%dC=^>e!bN []U^4]kRbC_L-N,%&)]Us1,]B1^T1_%1_)1^XC_ +[1=L%&+= [[T2C)=6&+[^'+H&[-gQ [_3 =[%]Vd=f9",
+    "]9,_Fd2 ]Td ]1,_8dD]TfK_8_[#^fcVn3f[mK%ieMDkC]9fV[C<^d)%N_F]R7`Mx]O~!~!~!&tb++^!_'+%!#~!~!6C_'p#]Ss$[I](aS]==~:F{",
+    ".~!~!~!~!%]*u&3{0=u&&|[B~![.t!!~!Vv['2!# # y5a%H!#&6#[U'I1*[ 'aM[3[''D[H['[>jB[&](8iX_G1*'](<so5`:_'[DN&+7']Rc1[3",
+    "T^V<aM^:1*^#+cCD[!to=t+^P %]RU<[2'%]>]R[2 g._$]9I']-82]R2[&_F%[DO&JiX1_'&unB7s%[2Cs+t.aY7%<^([3<&6'1*]K[D2t!vcXgN",
+    ",Y];%=U[Z!e8].+t9trK`pb1^4aMUiG_ep<_iT2[bXf.[R^4[/[-&1;]P,^K [2 & 7t![cB`$_A_hY<_Ln-2k+[P,d8^9['_G]U[>sp1]'tp1N@b",
+    "*QN _(,+O +,<UsO[kMUw]_R~]_R] ]P%h:6d,Dv],2ID]! ]!^F=2^9 bH `A 7 _42_#e![h([-NUh>D]EjV[%`$;O ^QD,hXhA1^V[j*cCDiG_",
+    "/s'c$Ud=[%]9`R)]-)[-f3[=_'[-cT +eJU]-+[5g:fRfSr;t^+eFUeGUfV](jB^#+^$ _0 [Q 3 ^% _1 [R 4DjB^4^q,]9a;]K]-aY[C g> ]=",
+    "oF[D2& h) 7D&2aM +]1aM=[Yd,](]Ci0t],[-[6a;[HD+bH[-+n(kNU;7_J2hP&J 8[-'1^V'1_'[  I cC2s(1!s/U1*]C[P]D[PcC;+cCMd8]-",
+    ",c1s6t4[6] ]9k+D] a;2]1`A[-]1`/[P[&^4[YrYpWk7j,^Fj-[P[HeJ[!](t[_9[ %&a7D[3+%a8](=]iQd0 g@ 8+27_AIk7[!cC]T&](a;^)[",
+    "%[7a6`/[![&f.a*[Y`Msk$JjS_$1*] U`V]R'78&]91*Jh:]@1*1(< [&'^Fb6[Ps[3T_'eJ^:C* ]R[&&8&](e8t9&sTi5^Lte,sA1(8+8]R&+&N",
+    " `V^#`/ b6v[ '[I'7'm>v[d4 _4 ]P+[>i$]Q1(1*[-s[2[!}[k4 'y[k5w[jE[-[282sc5Dsa5^#]P &2& f3 &]@ '2' sW[3&'&< <](8c=jS",
+    "t](J1([ [7]R< +'IcOi5`0u]!7+&s_3]]&i$[V2[Vu.aR[ 8e!i5_51*'N&^#s]$^P`;gQ^)u6&+[>s-`Tc,bY2t_-U]R;N,[U]bRh)_5+[a$d9d",
+    ":]R]C^4]-2&2]- 7 b%[E 82[!&'&8N]9]RoWs6fEt[:&+&'bT&]QfVs)[!]2'](&^)hL_GN&[7^FpW[P]U]aWdO+^Ws[:]> f!]. t]'s4]K]R`E",
+    "D<cT2a< _$pRu^Yf3[ED' 8 sX'tb&[Dt1d=[3 8t^Csa ^pO`A[!<[P8&'^K e'[VD[3^P]R'[[=&_/a.cI^F+fjH[aG[d@ [7^#]f1[dbU[`.<^",
+    "Fhh-_A'[D_5]K]]gA[-bcM^ig9cT`0]Rpq&b_>[Pd, tjKrM s[1cT2[=!+]Ki5s`0[7['Y+,s]# [Y a*[-`A`eQHfV6N]R]fOs^EaQ[&[a5qAU'",
+    "&k=[P[!^Jn(6+%'^#8^W^`i=](jjDg)]P_lZ'Y [T 6 ^k(_/&c=I2&^W[ ](`Z [`_4[c0[-^KD]>[P]P2,'1!+][mA^ZLs[D`g/qMhM2aN]9[f'",
+    "lU^]B]KfK2m'C^RT!O1_#[=^R](]8^V=[=t]]Qd [,_'m8a%nVT_',[gK`V^4s![]2]9b:[kHbDbEbD[R `,s&! 32!232V ])W # s4^%s43 V2]",
+    ")ti u) [. !Ds+sO{!c.2b2,b3,[Ax%~%!#2j af3k=['iY]3'_)'=[7_/[3 _5hqQ]M&`O[>[A]k5s_3 `)_'2t&Cs#tk)mCdJ'[dIh:D[V[T2]R",
+    "U&,_ZQcT'_Rh)[!]R[-,`oAbY%s']kGcT8&s6+a[8[U [ ulH ]fC2]Csn#g)e#e$[O_'1(%Us:<dq lM,M,[%qMh>,_8]eCsCbY 7vf']PtO& &[",
+    ">&U& u!Ix8x!v.sCt[<tIuO_W[-I [2s&j<=^dGh/U[a/^4_:2_: s!f(]K^Oe>bQ[Jt!ePkIsc0s7]E[P=^W[J[q:geDU`$D^QD[g!U[_K[>^@U,",
+    "_/s$kT](]V[>g#](d 2s*=m>_b'^4_)2s<]V[-kT[P_:2^.[>sQ[o> [^P]RhZ6qgc5d8]_gP[>]n+2^ZoX^W^qg6_/boD[b_2ao3nZS]if([-]`Z",
+    "5jja^8^ZG_bchI"
 };
-/* runs: gap * 4 + count, length - 1, then for each code point the zigzag steps to its parts; count 0: a
-   pair that also composes */
+/* runs of decompositions: gap * 4 + count, length - 1, then for each code point the zigzag steps to its parts.
+   count 0: two parts, which also compose */
 static const char *const wrpo__unicode_nfc[] = {
     "hJ&]3[^9 #v!+ %%)%[#%[6v.-)0w(%&+*#&yE)%-0xA.)&1!u8~[$~[$~[$~[$%1 /[Y([) [(%t$[-s$[$[6t(#t$+w$[& s$)4[&0uCx:[+t$Y",
     "tK4t()x4[)tK[2tK)[&#u2y[8t$[*-$#*t>[3s$%&[&[4t2[5t$Ws$1&[$6{.-&w[Mw]&)2[!4{<[&6x[<[3x0Xw()7[&2x:%|]<[#t]M[4t$ t,-",
@@ -4480,17 +4486,6 @@ static const char *const wrpo__unicode_nfc[] = {
     "rf-XbqrK^3[)braLbra6e+`H#^0hD[ brr#brdG[_q<[`Z%brpJd_mS[`aLplKpp+cZn=bDdac81[`fNc[i%darIdb_Jc[l> [%c]]Lc[o([`i.[`",
     "kN_=X])[`mQddaVc^],eNaL[ah&['[ajNc_c/derEdf[Dd;_Hc_g,[bZ*[b]7+/5/[3c`j#"
 };
-/* runs: gap, combining class, length - 1 */
-static const char *const wrpo__unicode_ccc[] = {
-    "hJ_'5 _)  ^V$u&^Rt)% ^D!t/v&+ !%u,_'( _1 s&t>#s&#s&!!s&v8 tWt/u)_*  _+!y&tN-_U_'%_K^Vt)$ s&uW^X v)&s&&s&!v,!u5_%v",
-    "[C+  ,  -  .  /  0  1  2  3  4! 5  6  7 !8 !9  : !u]= !3 [1t]M@  A  B R<  =  > z2 C  Du[Rv]V%sTw, 1E [O_''#x]M #s",
-    "5!y;EF @s2wKw&v_6v_'x8#wW{&yQ]R_''w/D_'$!_')!sKs#%M^V#])_'.!|[9y[-# x^)w/{]Y[%( 1* $y[@[Qv/[Xu&~&]0v#([=  [E [Oy2",
-    "]-* [W[Q! * .[U$[V]'!/]+$[5^V!<t`4t#^R Y]2  ]3 !]5 &]3$#t)_'tKu&['s>] ( !*![;s)gQ_'#kV* A* ]O* +_' ^E_% ]A^Xx_$^U",
-    "v&[0* 5_'(#s)R_'%zc.]'( 0* Hx^,'X*![#( ,*![,( ]Jt_I!t8%tKwe'!!'%sH's)$s2^@s5wTx_C_+  ^P u,^Dt/F&ueL{a5gRtB!!ueF!#",
-    "tN%s5$u/yB!x[I]aP_'#]>* [J_'AdT^TteRug&uf!_ ![S)!qeFs>sW*B_'![9s#_V* ^6* <_'2[!^V#G* [I( -* _0sB!u]Dud>&s#!s/V* _",
-    "7* j] ; hKu]V' s5l6s>_#s#]G_'%[a#s&tBJu]+ tT%* ]Wv]=[ZA* [ * [!*  ( [._'#R*!['( [5* *( [Tv5^+(  * [:vbO9_''$_'%^G",
-    "* $( ],v>_<v&]/* ]'v)]$* r,* irJ!%[$sKjg(! ^qX^R! !#$_#tkR%)^V(#uaW!@_'$]F_'#]iMsB!_'1#t&u^2%[j>^V'[WtjK( "
-};
 static int32_t *wrpo__unpack(const char *const *lines, int64_t count) {    /* an stb array */
     int32_t *out = NULL, high = 0, repeat = 0;
     for (int64_t i = 0; i < count; i++)
@@ -4519,55 +4514,49 @@ static uint64_t wrpo__pair(int32_t a, int32_t b) { return (uint64_t)a << 32 | (u
 typedef struct wrpo__decomposition { uint64_t key; int32_t count, part[3]; } wrpo__decomposition;  /* count 0: a pair */
 typedef struct wrpo__mark { uint64_t key; int32_t c; } wrpo__mark;
 typedef struct wrpo__unicode {
-    uint8_t *kind;                        /* [0x110000] class, | WRPO__CAREFUL */
-    uint8_t *ccc;                         /* [0x110000] combining class */
+    uint16_t *kind;                       /* [0x110000] class, | WRPO__CAREFUL, | combining class << 8 */
     wrpo__decomposition *decompositions;  /* stb array; key: the code point */
     wrpo__mark *pairs;                    /* stb array; key: wrpo__pair of what composes to c */
 } wrpo__unicode;
 
 static void wrpo__unicode_load_classes(wrpo__arena *arena, wrpo__unicode *u) {
     int32_t *runs = wrpo__unpack(wrpo__unicode_classes, WRPO__COUNT(wrpo__unicode_classes)), c = 0;
-    u->kind = wrpo__raw(arena, 0x110000, 1);
+    u->kind = wrpo__raw(arena, 0x110000, sizeof *u->kind);
     for (int64_t i = 0; i < stbds_arrlen(runs); i++) {
-        int32_t length = runs[i] / 16 + 1;
-        memset(u->kind + c, runs[i] % 16, (size_t)length);
-        c += length;
+        int32_t kind = runs[i] % 17, end = c + runs[i] / 17 + 1;
+        if (kind == 16) kind = WRPO__M | WRPO__CAREFUL | runs[++i] << 8;
+        while (c < end) u->kind[c++] = (uint16_t)kind;
     }
     stbds_arrfree(runs);
 }
-static void wrpo__unicode_load_nfc(wrpo__arena *arena, wrpo__unicode *u) {
-    if (u->ccc) return;
+static void wrpo__add_pair(wrpo__unicode *u, int32_t a, int32_t b, int32_t c) {
+    stbds_arrput(u->decompositions, ((wrpo__decomposition){(uint64_t)c, 0, {a, b}}));
+    stbds_arrput(u->pairs, ((wrpo__mark){wrpo__pair(a, b), c}));
+    u->kind[b] |= WRPO__CAREFUL;
+}
+static void wrpo__unicode_load_nfc(wrpo__unicode *u) {
+    if (u->pairs) return;
     int32_t *runs = wrpo__unpack(wrpo__unicode_nfc, WRPO__COUNT(wrpo__unicode_nfc)), c = 0, last[3] = {0};
     for (int64_t i = 0; i < stbds_arrlen(runs);) {
-        int32_t count = runs[i] % 4, parts = count ? count : 2;
+        int32_t count = runs[i] % 4;
         c += runs[i] / 4;
         int32_t end = c + runs[i + 1] + 1;
         for (i += 2; c < end; c++) {
-            wrpo__decomposition d = {(uint64_t)c, count, {0}};
-            for (int k = 0; k < parts; k++, i++) {
+            for (int k = 0; k < (count ? count : 2); k++, i++)
                 last[k] += runs[i] & 1 ? -(runs[i] + 1) / 2 : runs[i] / 2;
-                d.part[k] = last[k];
-            }
-            stbds_arrput(u->decompositions, d);
-            u->kind[count ? c : d.part[1]] |= WRPO__CAREFUL;
-            if (!count) stbds_arrput(u->pairs, ((wrpo__mark){wrpo__pair(d.part[0], d.part[1]), c}));
-        }
-    }
-    stbds_arrfree(runs);
-    qsort(u->pairs, (size_t)stbds_arrlen(u->pairs), sizeof *u->pairs, wrpo__by_key);
-    for (c = 0x1161; c <= 0x1175; c++) u->kind[c] |= WRPO__CAREFUL;  /* Hangul vowels */
-    for (c = 0x11A8; c <= 0x11C2; c++) u->kind[c] |= WRPO__CAREFUL;  /* Hangul finals */
-    u->ccc = wrpo__alloc(arena, 0x110000, 1);
-    runs = wrpo__unpack(wrpo__unicode_ccc, WRPO__COUNT(wrpo__unicode_ccc));
-    c = 0;
-    for (int64_t i = 0; i < stbds_arrlen(runs); i += 3) {
-        c += runs[i];
-        for (int32_t end = c + runs[i + 2] + 1; c < end; c++) {
-            u->ccc[c] = (uint8_t)runs[i + 1];
+            if (!count) { wrpo__add_pair(u, last[0], last[1], c); continue; }
+            stbds_arrput(u->decompositions, ((wrpo__decomposition){(uint64_t)c, count, {last[0], last[1], last[2]}}));
             u->kind[c] |= WRPO__CAREFUL;
         }
     }
+    for (int32_t i = 0; i < 11172; i++) {  /* Hangul: a syllable is another and a final, or an initial and a vowel */
+        int32_t final = i % 28, vowel = i / 28 % 21;
+        if (final) wrpo__add_pair(u, 0xAC00 + i - final, 0x11A7 + final, 0xAC00 + i);
+        else wrpo__add_pair(u, 0x1100 + i / 588, 0x1161 + vowel, 0xAC00 + i);
+    }
     stbds_arrfree(runs);
+    qsort(u->pairs, (size_t)stbds_arrlen(u->pairs), sizeof *u->pairs, wrpo__by_key);
+    qsort(u->decompositions, (size_t)stbds_arrlen(u->decompositions), sizeof *u->decompositions, wrpo__by_key);
 }
 
 /* The code point at s[i] of s[0..n), and where the next one begins; -1: not UTF-8. */
@@ -4588,28 +4577,16 @@ static bool wrpo__is_utf8(const char *s, size_t n, size_t *bad) {  /* bad: the f
     return true;
 }
 
-/* Marks are the code points of a decomposed text; key: the combining class, then the index, which keeps sorts stable. */
+/* Appends the parts of c as marks. Their keys: the combining class, then the index, which keeps sorts stable. */
 static void wrpo__decompose(const wrpo__unicode *u, int32_t c, wrpo__mark **out) {
-    wrpo__decomposition own = {(uint64_t)c, 1, {c}};
-    size_t n = (size_t)stbds_arrlen(u->decompositions);
-    const wrpo__decomposition *d = bsearch(&own, u->decompositions, n, sizeof own, wrpo__by_key);
-    int32_t i = c - 0xAC00, tail = i % 28;
-    if (i >= 0 && i < 11172)  /* Hangul syllables, by arithmetic */
-        own = (wrpo__decomposition){0, tail ? 3 : 2, {0x1100 + i / 588, 0x1161 + i % 588 / 28, 0x11A7 + tail}};
+    const wrpo__decomposition own = {(uint64_t)c, 1, {c}}, *d;
+    d = bsearch(&own, u->decompositions, (size_t)stbds_arrlen(u->decompositions), sizeof own, wrpo__by_key);
     if (!d) d = &own;
     if (!d->count) wrpo__decompose(u, d->part[0], out), wrpo__decompose(u, d->part[1], out);
     for (int k = 0; k < d->count; k++) {
-        wrpo__mark m = {wrpo__pair(u->ccc[d->part[k]], (int32_t)stbds_arrlen(*out)), d->part[k]};
-        stbds_arrput(*out, m);
+        int32_t part = d->part[k];
+        stbds_arrput(*out, ((wrpo__mark){wrpo__pair(u->kind[part] >> 8, (int32_t)stbds_arrlen(*out)), part}));
     }
-}
-static int32_t wrpo__compose(const wrpo__unicode *u, int32_t a, int32_t b) {  /* -1: they do not */
-    int32_t lead = a - 0x1100, vowel = b - 0x1161, syllable = a - 0xAC00, tail = b - 0x11A7;  /* of Hangul */
-    if (lead >= 0 && lead < 19 && vowel >= 0 && vowel < 21) return 0xAC00 + (lead * 21 + vowel) * 28;
-    if (syllable >= 0 && syllable < 11172 && syllable % 28 == 0 && tail > 0 && tail < 28) return a + tail;
-    wrpo__mark key = {wrpo__pair(a, b), 0};
-    const wrpo__mark *m = bsearch(&key, u->pairs, (size_t)stbds_arrlen(u->pairs), sizeof key, wrpo__by_key);
-    return m ? m->c : -1;
 }
 /* Sorts each run of marks by combining class, then composes. Returns the new length. */
 static int64_t wrpo__recompose(const wrpo__unicode *u, wrpo__mark *m, int64_t n) {
@@ -4621,8 +4598,9 @@ static int64_t wrpo__recompose(const wrpo__unicode *u, wrpo__mark *m, int64_t n)
     for (int64_t i = 0; i < n; i++) {  /* m[0..kept) is done */
         uint64_t ccc = m[i].key >> 32;
         bool blocked = starter < 0 || (kept - 1 != starter && m[kept - 1].key >> 32 >= ccc);
-        int32_t c = blocked ? -1 : wrpo__compose(u, m[starter].c, m[i].c);
-        if (c >= 0) { m[starter].c = c; continue; }
+        wrpo__mark key = {blocked ? 0 : wrpo__pair(m[starter].c, m[i].c), 0};
+        const wrpo__mark *pair = bsearch(&key, u->pairs, (size_t)stbds_arrlen(u->pairs), sizeof key, wrpo__by_key);
+        if (pair) { m[starter].c = pair->c; continue; }
         if (!ccc) starter = kept;
         m[kept++] = m[i];
     }
@@ -4669,15 +4647,16 @@ typedef struct wrpo__rx_node {
     int32_t next, other;        /* FORK: other is tried if next fails */
     wrpo__charset set;
 } wrpo__rx_node;
-typedef struct wrpo__regex { wrpo__rx_node *nodes; int32_t first; const uint8_t *kind; } wrpo__regex;
+typedef struct wrpo__regex { wrpo__rx_node *nodes; int32_t first; const uint16_t *kind; } wrpo__regex;
 
-static bool wrpo__set_has(const wrpo__charset *set, const uint8_t *kind, int32_t c) {
+static bool wrpo__set_has(const wrpo__charset *set, const uint16_t *kind, int32_t c) {
     bool in = set->classes >> (kind[c] & 15) & 1;
-    for (int64_t k = 0; k < stbds_arrlen(set->ranges) && !in; k++) in = c >= set->ranges[k][0] && c <= set->ranges[k][1];
+    for (int64_t k = 0; k < stbds_arrlen(set->ranges) && !in; k++)
+        in = c >= set->ranges[k][0] && c <= set->ranges[k][1];
     return in != set->negate;
 }
 /* The size of the code point at s[i] if the set has it, else 0. s is valid UTF-8. */
-static inline int64_t wrpo__set_at(const wrpo__charset *set, const uint8_t *kind, const char *s, int64_t n, int64_t i) {
+static int64_t wrpo__set_at(const wrpo__charset *set, const uint16_t *kind, const char *s, int64_t n, int64_t i) {
     int64_t next;
     if (i >= n) return 0;
     if ((unsigned char)s[i] < 128) return set->ascii[(unsigned char)s[i]];
@@ -4730,25 +4709,25 @@ static bool wrpo__rx_find(const wrpo__regex *rx, const char *s, int64_t n, int64
 
 /* ---- the tokenizer ---- */
 enum {
-    WRPO__TOKEN_MODEL = 1, WRPO__TOKEN_ADDED = 2, WRPO__TOKEN_SPECIAL = 4, WRPO__TOKEN_SINGLE_WORD = 8,
-    WRPO__TOKEN_LSTRIP = 16, WRPO__TOKEN_RSTRIP = 32, WRPO__TOKEN_NORMALIZED = 64, WRPO__TOKEN_RENAMED = 128,
+    WRPO__TOKEN_MODEL = 1, WRPO__TOKEN_ADDED = 2, WRPO__TOKEN_SINGLE_WORD = 4, WRPO__TOKEN_LSTRIP = 8,
+    WRPO__TOKEN_RSTRIP = 16, WRPO__TOKEN_SPECIAL = 32, WRPO__TOKEN_NORMALIZED = 64, WRPO__TOKEN_RENAMED = 128,
     WRPO__WORDS = 1 << 13, WRPO__SMALL_CHARS = 1 << 10, WRPO__MAX_ID = 1 << 22
 };
-typedef struct wrpo__token { const char *text; int32_t size; uint32_t flags; } wrpo__token;  /* text NULL: no token has this id */
-typedef struct wrpo__renamed { int32_t id; wrpo__token token; } wrpo__renamed;
-typedef struct wrpo__merge { uint64_t pair; int32_t rank, id; } wrpo__merge;             /* rank -1: a free slot */
-typedef struct wrpo__trie { unsigned char byte; int32_t id, child, sibling; } wrpo__trie;  /* id -1: no token ends here */
-typedef struct wrpo__word { uint8_t size, count; char text[22]; int32_t ids[10]; } wrpo__word;  /* of the cache: 64 bytes */
+typedef struct wrpo__token { const char *text; int32_t size; uint32_t flags; } wrpo__token;  /* text NULL: none */
+typedef struct wrpo__merge { uint64_t pair; int32_t rank, id; } wrpo__merge;  /* rank -1: a free slot */
+typedef struct wrpo__added { const char *text; int32_t size, id, next; } wrpo__added;  /* next: is no longer; 0: none */
+typedef struct wrpo__word { uint8_t size, count; char text[22]; int32_t ids[10]; } wrpo__word;  /* in the cache */
 
 typedef enum wrpo__edit_kind {
     WRPO__EDIT_NONE,
-    WRPO__EDIT_ADDED,          /* cuts out added tokens; start: the root of their trie, 0 or 1 */
+    WRPO__EDIT_ADDED,          /* cuts out added tokens; start: those of raw text 0, of normalized text 1 */
     WRPO__EDIT_NFC,
     WRPO__EDIT_REPLACE,        /* what matches regex becomes text */
-    WRPO__EDIT_PREPEND,        /* puts text before every piece; unless: not if it is there already; first: only before the first */
+    WRPO__EDIT_PREPEND,        /* puts text before a piece; unless: if it is not there yet; first: only before the first */
     WRPO__EDIT_SPLIT,          /* cuts where regex matches; invert: where it does not */
     WRPO__EDIT_BYTES,          /* each byte becomes a character of GPT-2's alphabet */
     WRPO__EDIT_UNBYTES,        /* and back; all tokens become one */
+    WRPO__EDIT_REPAIR,         /* what is not UTF-8 becomes U+FFFD */
     WRPO__EDIT_BYTE_FALLBACK,  /* <0xNN> becomes a byte */
     WRPO__EDIT_FUSE,           /* all tokens become one */
     WRPO__EDIT_STRIP,          /* takes text away, at most start and stop times */
@@ -4772,26 +4751,25 @@ typedef struct wrpo__template {  /* text NULL: none; the rest by >>chat */
 } wrpo__template;
 struct wrpo_tokenizer {
     wrpo_ctx *ctx;
-    wrpo__arena *arena, *scratch;               /* scratch: what one call needs; cleared by the next */
-    const char *dir;                            /* where it was loaded from */
+    wrpo__arena *arena, *scratch;              /* scratch: what one call needs; cleared by the next */
+    const char *dir;                           /* where it was loaded from */
     wrpo__unicode unicode;
-    wrpo__token *tokens; int64_t size;          /* by id */
-    int32_t *slots; uint64_t mask, seed;        /* text -> id: open addressing, -1 = free */
-    wrpo__merge *merges; uint64_t merge_mask;   /* pair -> rank and id: open addressing */
-    wrpo__trie *trie; bool begins[2][256];      /* added tokens; root 0: in raw text, root 1: in normalized text */
-    wrpo__renamed *renamed;                     /* stb array: added tokens that decoding shows in their normalized form */
-    wrpo__edit *encoder, *decoder;              /* stb arrays; encoder: added tokens, normalizer, added tokens, pre-tokenizer */
-    int64_t normalizer_end;                     /* encoder[1..normalizer_end) is the normalizer */
+    wrpo__token *tokens; int64_t size;         /* by id */
+    int32_t *slots; uint64_t mask, seed;       /* text -> id: open addressing, -1 = free */
+    wrpo__merge *merges; uint64_t merge_mask;  /* pair -> rank and id: open addressing */
+    wrpo__added *added; int32_t heads[2][256];           /* stb array; in raw, normalized text, by first byte: the longest */
+    wrpo__edit *encoder, *decoder;             /* stb arrays */
+    int64_t normalizer_end;                    /* encoder: added tokens, normalizer, these again, pre-tokenizer */
     bool has_decoder, has_template, byte_fallback, fuse_unk, ignore_merges, cut_at_mark;
-    const char *unk_text;                       /* the model's unk_token, or NULL */
-    int32_t unk, bytes[256], small[WRPO__SMALL_CHARS];  /* ids: of unk_text, of <0xNN>, of the characters below U+0400 */
-    int16_t byte_char[256], char_byte[324];     /* the alphabet of byte-level BPE; -1: not of it */
-    int32_t *prefix, *suffix;                   /* stb arrays: the post-processor */
-    wrpo__word *words;                          /* [WORDS] direct-mapped cache of BPE results */
-    const wrpo_json *config;                    /* tokenizer_config.json, or NULL */
-    const char *special[7];                     /* texts of wrpo__special_names; NULL: none */
-    int32_t bos, eos;                           /* -1: none */
-    wrpo__template chat[2];                     /* the second, if there is one: for conversations with tools */
+    const char *unk_text;                      /* the model's unk_token, or NULL */
+    int32_t unk, bytes[256], small[WRPO__SMALL_CHARS];   /* ids: of unk_text, <0xNN>, the characters below U+0400 */
+    int16_t byte_char[256], char_byte[324];    /* the alphabet of byte-level BPE; -1: not of it */
+    int32_t *prefix, *suffix;                  /* stb arrays: the post-processor */
+    wrpo__word *words;                         /* [WORDS] direct-mapped cache of BPE results */
+    const wrpo_json *config;                   /* tokenizer_config.json, or NULL */
+    const char *special[7];                    /* texts of wrpo__special_names; NULL: none */
+    int32_t bos, eos;                          /* -1: none */
+    wrpo__template chat[2];                    /* the second, if there is one: for conversations with tools */
 };
 
 /* The vocabulary and the merges have hash tables of their own: texts may hold NULs, ids are dense, a merge is looked up
@@ -4800,11 +4778,14 @@ static int64_t wrpo__slot(const wrpo_tokenizer *tok, const char *s, size_t n) { 
     for (uint64_t at = wrpo__hash(tok->seed, s, n);; at++) {
         at &= tok->mask;
         int32_t id = tok->slots[at];
-        if (id < 0 || ((size_t)tok->tokens[id].size == n && memcmp(tok->tokens[id].text, s, n) == 0)) return (int64_t)at;
+        const wrpo__token *t = &tok->tokens[id < 0 ? 0 : id];
+        if (id < 0 || ((size_t)t->size == n && memcmp(t->text, s, n) == 0)) return (int64_t)at;
     }
 }
-static int32_t wrpo__token_id(const wrpo_tokenizer *tok, const char *s, size_t n) { return tok->slots[wrpo__slot(tok, s, n)]; }
-static int32_t wrpo__model_id(const wrpo_tokenizer *tok, const char *s, size_t n) {  /* -1 for tokens that are only added */
+static int32_t wrpo__token_id(const wrpo_tokenizer *tok, const char *s, size_t n) {  /* -1: none */
+    return tok->slots[wrpo__slot(tok, s, n)];
+}
+static int32_t wrpo__model_id(const wrpo_tokenizer *tok, const char *s, size_t n) {  /* -1: none, or only added */
     int32_t id = wrpo__token_id(tok, s, n);
     return id >= 0 && tok->tokens[id].flags & WRPO__TOKEN_MODEL ? id : -1;
 }
@@ -4829,8 +4810,8 @@ typedef struct wrpo__piece {
     int32_t id;          /* >= 0: an added token, which no edit changes */
     bool first;          /* of the whole text */
 } wrpo__piece;
-typedef struct wrpo__symbol { int32_t id, prev, next; } wrpo__symbol;          /* of a word in BPE: a list; id -1: merged */
-typedef struct wrpo__candidate { uint64_t key; int32_t id; } wrpo__candidate;  /* a merge: rank << 32 | left symbol; its result */
+typedef struct wrpo__symbol { int32_t id, prev, next; } wrpo__symbol;  /* of a word in BPE, a list; id -1: merged */
+typedef struct wrpo__candidate { uint64_t key; int32_t id; } wrpo__candidate;  /* a merge: rank, left symbol; result */
 typedef struct wrpo__work {
     wrpo_tokenizer *tok;
     wrpo__arena *outer;         /* the arena that was current before */
@@ -4867,39 +4848,38 @@ static void wrpo__take_spare(wrpo__work *w) {  /* likewise the text */
     w->spare.size = 0, w->done = 0;
     wrpo__take_pieces(w);
 }
-static bool wrpo__in_classes(const wrpo_tokenizer *tok, uint32_t classes, const char *s, int64_t n, int64_t i, int64_t *next) {
-    return classes >> (tok->unicode.kind[wrpo__char_at(s, n, i, next)] & 15) & 1;
+static bool wrpo__is_space(const wrpo_tokenizer *tok, const char *s, int64_t n, int64_t i, int64_t *next) {
+    return (tok->unicode.kind[wrpo__char_at(s, n, i, next)] & 15) == WRPO__SPACE;
 }
-/* Cuts a piece at the added tokens of one trie: the leftmost, there the longest, as the library does it. If a token strips
-   the space on its right and the next one begins with that space, the space comes twice, as in the library. */
-static void wrpo__cut_added(wrpo__work *w, int64_t root, wrpo__piece p) {
+static bool wrpo__is_word(const wrpo_tokenizer *tok, const char *s, int64_t n, int64_t i) {
+    return WRPO__WORD >> (tok->unicode.kind[wrpo__char_at(s, n, i, &n)] & 15) & 1;
+}
+/* Cuts a piece at added tokens: the leftmost, there the longest, as the library does it. If a token strips the space on
+   its right and the next one begins with that space, the space comes twice, as in the library. */
+static void wrpo__cut_added(wrpo__work *w, const int32_t *heads, wrpo__piece p) {
     const wrpo_tokenizer *tok = w->tok;
     const char *s = w->s + p.begin;
     int64_t n = p.end - p.begin, done = 0, next;
     for (int64_t i = 0; i < n;) {
-        int64_t begin = i, end = i;
-        int32_t found = -1, at = tok->begins[root][(unsigned char)s[i]] ? tok->trie[root].child : 0;
-        while (at > 0 && i < n) {
-            const wrpo__trie *node = &tok->trie[at];
-            if (node->byte != (unsigned char)s[i]) { at = node->sibling; continue; }
-            i++;
-            if (node->id >= 0) found = node->id, end = i;
-            at = node->child;
-        }
-        i = found < 0 ? begin + 1 : end;
-        if (found < 0) continue;
-        uint32_t flags = tok->tokens[found].flags, space = 1u << WRPO__SPACE;
+        if (!heads[(unsigned char)s[i]]) { i++; continue; }
+        const wrpo__added *a = &tok->added[heads[(unsigned char)s[i]]];
+        while (a->size && (n - i < a->size || memcmp(s + i, a->text, (size_t)a->size) != 0)) a = &tok->added[a->next];
+        int64_t begin = i, end = i + a->size;
+        i = a->size ? end : i + 1;
+        if (!a->size) continue;
+        uint32_t flags = tok->tokens[a->id].flags;
         if (flags & WRPO__TOKEN_SINGLE_WORD) {
-            if (begin > 0 && wrpo__in_classes(tok, WRPO__WORD, s, begin, wrpo__before(s, begin), &next)) continue;
-            if (end < n && wrpo__in_classes(tok, WRPO__WORD, s, n, end, &next)) continue;
+            if (begin > 0 && wrpo__is_word(tok, s, begin, wrpo__before(s, begin))) continue;
+            if (end < n && wrpo__is_word(tok, s, n, end)) continue;
         }
         if (flags & WRPO__TOKEN_LSTRIP) {
             begin = WRPO__MAX(begin, done);
-            while (begin > done && wrpo__in_classes(tok, space, s, begin, wrpo__before(s, begin), &next)) begin = wrpo__before(s, begin);
+            while (begin > done && wrpo__is_space(tok, s, begin, wrpo__before(s, begin), &next))
+                begin = wrpo__before(s, begin);
         }
-        if (flags & WRPO__TOKEN_RSTRIP) while (end < n && wrpo__in_classes(tok, space, s, n, end, &next)) end = next;
+        if (flags & WRPO__TOKEN_RSTRIP) while (end < n && wrpo__is_space(tok, s, n, end, &next)) end = next;
         if (done < begin) wrpo__put_piece(w, p.begin + done, p.begin + begin, -1, p.first && done == 0);
-        wrpo__put_piece(w, p.begin + begin, p.begin + end, found, false);
+        wrpo__put_piece(w, p.begin + begin, p.begin + end, a->id, false);
         done = end;
     }
     wrpo__put_piece(w, p.begin + done, p.end, -1, p.first && done == 0);
@@ -4934,13 +4914,6 @@ static void wrpo__split_piece(wrpo__work *w, const wrpo__edit *e, wrpo__piece p)
     }
     if (open >= 0) wrpo__put_piece(w, open, end, -1, p.first && open == p.begin);
 }
-static void wrpo__replace(wrpo__text *out, const wrpo__edit *e, const char *s, int64_t n) {
-    for (int64_t at = 0, begin, end; at < n; at = end) {
-        if (!wrpo__rx_find(e->regex, s, n, at, &begin, &end)) begin = end = n;
-        wrpo__text_add(out, s + at, (size_t)(begin - at));
-        if (end > begin) wrpo__text_add(out, e->text, e->size);
-    }
-}
 static bool wrpo__begins(const wrpo__edit *e, const char *s, int64_t n) {  /* does s begin with the edit's text? */
     return n >= (int64_t)e->size && memcmp(s, e->text, e->size) == 0;
 }
@@ -4966,56 +4939,72 @@ static void wrpo__end_run(wrpo__work *w) {
         wrpo__put_spare(w, false);
     }
 }
+static bool wrpo__fuses(const wrpo__edit *e) { return e->kind == WRPO__EDIT_UNBYTES || e->kind == WRPO__EDIT_FUSE; }
 static void wrpo__edit_piece(wrpo__work *w, const wrpo__edit *e, wrpo__piece p) {
     wrpo__text *out = &w->spare;
     const char *s = w->s + p.begin;
-    size_t begin = out->size;
     int64_t n = p.end - p.begin, one = (int64_t)e->size, next;
-    int byte = 0;
+    size_t begin = out->size;
+    int byte = -1;
+    bool wanted;
     char c;
-    switch (e->kind) {
-    case WRPO__EDIT_NONE: return;
-    case WRPO__EDIT_ADDED: wrpo__cut_added(w, e->start, p); return;
+    switch (e->kind) {  /* after the switch, s[0..n) is added to out */
+    case WRPO__EDIT_NONE: case WRPO__EDIT_FUSE: break;
+    case WRPO__EDIT_ADDED: wrpo__cut_added(w, w->tok->heads[e->start], p); return;
     case WRPO__EDIT_SPLIT: wrpo__split_piece(w, e, p); return;
-    case WRPO__EDIT_FUSE: wrpo__text_add(out, s, (size_t)n); return;
-    case WRPO__EDIT_REPLACE: wrpo__replace(out, e, s, n); break;
     case WRPO__EDIT_NFC:
-        if (!wrpo__nfc(&w->tok->unicode, s, n, out, &w->marks)) wrpo__text_add(out, s, (size_t)n);
+        if (wrpo__nfc(&w->tok->unicode, s, n, out, &w->marks)) n = 0;
+        break;
+    case WRPO__EDIT_REPLACE:
+        for (int64_t i = 0; i < n; i = next) {
+            int64_t match;
+            if (!wrpo__rx_find(e->regex, s, n, i, &match, &next)) match = next = n;
+            if (match > i) wrpo__text_add(out, s + i, (size_t)(match - i));
+            if (next > match) wrpo__text_add(out, e->text, e->size);
+        }
+        n = 0;
         break;
     case WRPO__EDIT_PREPEND:
-        if ((p.first ? !w->continues : !e->first) && !(e->unless && wrpo__begins(e, s, n))) wrpo__text_add(out, e->text, e->size);
-        wrpo__text_add(out, s, (size_t)n);
+        wanted = p.first ? !w->continues : !e->first;
+        if (wanted && !(e->unless && wrpo__begins(e, s, n))) wrpo__text_add(out, e->text, e->size);
         break;
     case WRPO__EDIT_BYTES:
         for (int64_t i = 0; i < n; i = next) {
             char utf8[4];
             for (next = i; next < n && s[next] > 32 && s[next] < 127; next++) {}
             wrpo__text_add(out, s + i, (size_t)(next - i));
-            if (next < n) wrpo__text_add(out, utf8, wrpo__utf8_put(utf8, (uint32_t)w->tok->byte_char[(unsigned char)s[next++]]));
+            if (next == n) break;
+            wrpo__text_add(out, utf8, wrpo__utf8_put(utf8, (uint32_t)w->tok->byte_char[(unsigned char)s[next++]]));
         }
+        n = 0;
         break;
     case WRPO__EDIT_UNBYTES:  /* a token with a character outside the alphabet is text already */
-        for (int64_t i = 0; i < n && byte >= 0; i = next) {
+        for (int64_t i = 0; i < n; i = next) {
             int32_t from = wrpo__char_at(s, n, i, &next);
             byte = from >= 0 && from < WRPO__COUNT(w->tok->char_byte) ? w->tok->char_byte[from] : -1;
+            if (byte < 0) break;
             c = (char)byte;
             wrpo__text_add(out, &c, 1);
         }
-        if (byte >= 0) return;
-        out->size = begin;
-        wrpo__text_add(out, s, (size_t)n);
-        return;
+        if (byte < 0) out->size = begin;
+        else n = 0;
+        break;
+    case WRPO__EDIT_REPAIR:
+        for (int64_t i = 0; i < n; i = next) {
+            bool good = wrpo__char_at(s, n, i, &next) >= 0;
+            wrpo__text_add(out, good ? s + i : wrpo__no_char, good ? (size_t)(next - i) : 3);
+        }
+        n = 0;
+        break;
     case WRPO__EDIT_BYTE_FALLBACK:
         byte = wrpo__byte_token(s, n);
         c = (char)byte;
-        if (byte >= 0) { wrpo__text_add(out, &c, 1); w->run++; return; }
-        wrpo__end_run(w);
-        wrpo__text_add(out, s, (size_t)n);
+        if (byte < 0) wrpo__end_run(w);
+        else s = &c, n = 1, w->run++;
         break;
     case WRPO__EDIT_STRIP:
         for (int64_t k = 0; k < e->start && wrpo__begins(e, s, n); k++) s += one, n -= one;
         for (int64_t k = 0; k < e->stop && n >= one && wrpo__begins(e, s + n - one, one); k++) n -= one;
-        wrpo__text_add(out, s, (size_t)n);
         break;
     case WRPO__EDIT_METASPACE:
         for (int64_t i = 0; i < n; i = next) {
@@ -5023,29 +5012,21 @@ static void wrpo__edit_piece(wrpo__work *w, const wrpo__edit *e, wrpo__piece p) 
             if (!wrpo__begins(e, s + i, n - i)) wrpo__text_add(out, s + i, (size_t)(next - i));
             else if (!e->start || stbds_arrlen(w->put)) wrpo__text_add(out, " ", 1);
         }
+        n = 0;
         break;
     }
-    wrpo__put_spare(w, p.first);
-}
-static void wrpo__repair(wrpo__text *t) {  /* what is not UTF-8 becomes U+FFFD */
-    wrpo__text out = {.arena = t->arena};
-    for (size_t i = 0, size; i < t->size; i += size) {
-        bool good = wrpo__utf8_get(t->data + i, t->size - i, &size) >= 0;
-        wrpo__text_add(&out, good ? t->data + i : wrpo__no_char, good ? size : 3);
-    }
-    *t = out;
+    if (n) wrpo__text_add(out, s, (size_t)n);
+    if (!wrpo__fuses(e) && !w->run) wrpo__put_spare(w, p.first);
 }
 static void wrpo__edit_all(wrpo__work *w, const wrpo__edit *edits, int64_t count) {
     for (int64_t k = 0; k < count; k++) {
         const wrpo__edit *e = &edits[k];
-        if (e->kind == WRPO__EDIT_ADDED && w->tok->trie[e->start].child <= 0) continue;
         for (int64_t i = 0; i < stbds_arrlen(w->pieces); i++) {
             if (w->pieces[i].id >= 0) stbds_arrput(w->put, w->pieces[i]);
             else wrpo__edit_piece(w, e, w->pieces[i]);
         }
         wrpo__end_run(w);
-        if (e->kind == WRPO__EDIT_UNBYTES) wrpo__repair(&w->spare);
-        if (e->kind == WRPO__EDIT_UNBYTES || e->kind == WRPO__EDIT_FUSE) wrpo__put_spare(w, true);
+        if (wrpo__fuses(e)) wrpo__put_spare(w, true);
         if (e->kind == WRPO__EDIT_ADDED || e->kind == WRPO__EDIT_SPLIT) wrpo__take_pieces(w);
         else wrpo__take_spare(w);
     }
@@ -5079,8 +5060,8 @@ static void wrpo__symbols(wrpo__work *w, const char *s, int64_t n) {
         }
         if (id < 0 && !tok->unk_text) continue;  /* dropped, as the library drops it */
         if (id < 0 && tok->unk < 0)
-            wrpo__fail(tok->ctx, WRPO_E_FORMAT, "a character has no token, and unk_token \"%.80s\" is not in the vocabulary",
-                       tok->unk_text);
+            wrpo__fail(tok->ctx, WRPO_E_FORMAT, "a character has no token, and unk_token \"%.80s\" is not in the "
+                       "vocabulary", tok->unk_text);
         if (pending && (id >= 0 || !tok->fuse_unk)) wrpo__put_symbol(w, tok->unk);
         pending = id < 0;
         if (id >= 0) wrpo__put_symbol(w, id);
@@ -5135,7 +5116,10 @@ static void wrpo__bpe(wrpo__work *w, const char *s, int64_t n, int32_t **ids) {
     wrpo__word *word = NULL;
     if (n <= (int64_t)sizeof word->text) {
         word = &tok->words[wrpo__hash(tok->seed, s, (size_t)n) % WRPO__WORDS];
-        if (word->size == n && memcmp(word->text, s, (size_t)n) == 0) { wrpo__put_ids(ids, word->ids, word->count); return; }
+        if (word->size == n && memcmp(word->text, s, (size_t)n) == 0) {
+            wrpo__put_ids(ids, word->ids, word->count);
+            return;
+        }
     }
     int64_t first = stbds_arrlen(*ids);
     int32_t whole = tok->ignore_merges ? wrpo__model_id(tok, s, (size_t)n) : -1;
@@ -5153,14 +5137,12 @@ static void wrpo__bpe(wrpo__work *w, const char *s, int64_t n, int32_t **ids) {
     if (count) memcpy(word->ids, *ids + first, (size_t)count * sizeof *word->ids);
 }
 /* SentencePiece models have no pre-tokenizer: a whole text is one word. If no merge makes a token with a mark (U+2581)
-   after another character, and no character is dropped, then no merge reaches across such a place: cutting there changes
+   after another character, and no character is dropped, no merge reaches across such a place: cutting there changes
    nothing, and the words are short again. */
 static const char wrpo__mark_text[] = "\xE2\x96\x81";
-static bool wrpo__mark_at(const char *s, int64_t n, int64_t i) {
-    return i >= 0 && i + 3 <= n && memcmp(s + i, wrpo__mark_text, 3) == 0;
-}
-static bool wrpo__cut_at(const char *s, int64_t n, int64_t i) {
-    return s[i] == wrpo__mark_text[0] && wrpo__mark_at(s, n, i) && !wrpo__mark_at(s, n, i - 3);
+static inline bool wrpo__cut_at(const char *s, int64_t n, int64_t i) {
+    if (s[i] != wrpo__mark_text[0] || i + 3 > n || memcmp(s + i, wrpo__mark_text, 3) != 0) return false;
+    return i < 3 || memcmp(s + i - 3, wrpo__mark_text, 3) != 0;
 }
 static void wrpo__bpe_cut(wrpo__work *w, const char *s, int64_t n, int32_t **ids) {
     int64_t begin = 0;
@@ -5187,8 +5169,10 @@ static void wrpo__work_end(const wrpo__work *w) {
 static void wrpo__encode(wrpo_tokenizer *tok, const char *text, size_t n, unsigned flags, int32_t **ids) {
     size_t bad;
     if (n > INT32_MAX)
-        wrpo__fail(tok->ctx, WRPO_E_UNSUPPORTED, "a text of %zu bytes: more than %d cannot be tokenized at once", n, INT32_MAX);
-    if (!wrpo__is_utf8(text, n, &bad)) wrpo__fail(tok->ctx, WRPO_E_FORMAT, "text to tokenize: not UTF-8 at byte %zu", bad);
+        wrpo__fail(tok->ctx, WRPO_E_UNSUPPORTED, "a text of %zu bytes: more than %d cannot be tokenized at once", n,
+                   INT32_MAX);
+    if (!wrpo__is_utf8(text, n, &bad))
+        wrpo__fail(tok->ctx, WRPO_E_FORMAT, "text to tokenize: not UTF-8 at byte %zu", bad);
     if (!*ids) stbds_arrsetcap(*ids, n / 4 + 16);  /* before the scratch arena becomes the current one */
     wrpo__work w = wrpo__work_begin(tok);
     w.continues = flags & WRPO_TOKENIZER_CONTINUE;
@@ -5212,11 +5196,12 @@ static void wrpo__decode(wrpo_tokenizer *tok, const int32_t *ids, int64_t n, boo
         if (!token)
             wrpo__fail(tok->ctx, WRPO_E_ARG, "id %lld of the text to decode: no token has the id %d; they go to %lld",
                        (long long)i, (int)ids[i], (long long)tok->size - 1);
-        for (int64_t k = 0; token->flags & WRPO__TOKEN_RENAMED; k++)
-            if (tok->renamed[k].id == ids[i]) token = &tok->renamed[k].token;
-        if (skip_special && token->flags & WRPO__TOKEN_SPECIAL) continue;
+        const wrpo__added *a = tok->added;
+        bool renamed = token->flags & WRPO__TOKEN_RENAMED;
+        if (skip_special && token->flags & WRPO__TOKEN_SPECIAL && !renamed) continue;
+        while (renamed && a->id != ids[i]) a++;
         if (!tok->has_decoder && stbds_arrlen(w.put)) wrpo__text_add(&w.spare, " ", 1);
-        wrpo__text_add(&w.spare, token->text, (size_t)token->size);
+        wrpo__text_add(&w.spare, renamed ? a->text : token->text, (size_t)(renamed ? a->size : token->size));
         wrpo__put_spare(&w, false);
     }
     wrpo__take_spare(&w);
@@ -5233,16 +5218,17 @@ typedef struct wrpo__loader {
     int64_t next;         /* the id of the next added token that is not in the vocabulary */
     wrpo__edit **edits;   /* the list that readers of components add to */
 } wrpo__loader;
-#define wrpo__load_fail(in, code, v, ...) wrpo__json_fail((in)->ctx, code, (in)->name, v, __VA_ARGS__)
+#define wrpo__load_fail(in, v, ...) wrpo__json_fail((in)->ctx, WRPO_E_FORMAT, (in)->name, v, __VA_ARGS__)
 _Noreturn static void wrpo__load_refuse(const wrpo__loader *in, const char *what, const wrpo_json *v) {
-    wrpo__shown text;
-    wrpo__load_fail(in, WRPO_E_UNSUPPORTED, v, "%s %s is not supported", what, wrpo__json_found(text, v));
+    wrpo__shown s;
+    wrpo__json_fail(in->ctx, WRPO_E_UNSUPPORTED, in->name, v, "%s %s is not supported", what, wrpo__json_found(s, v));
 }
-static const wrpo_json *wrpo__load_need(const wrpo__loader *in, const wrpo_json *object, const char *key, wrpo_json_kind kind) {
-    return wrpo__json_need(in->ctx, in->name, object, key, kind);
+/* A member of an object, of this kind; NULL if it is absent or null. */
+static const wrpo_json *wrpo__load_maybe(const wrpo__loader *in, const wrpo_json *v, const char *key, wrpo_json_kind k) {
+    return wrpo__json_maybe(in->ctx, in->name, v, key, k);
 }
-static const wrpo_json *wrpo__load_maybe(const wrpo__loader *in, const wrpo_json *object, const char *key, wrpo_json_kind kind) {
-    return wrpo__json_maybe(in->ctx, in->name, object, key, kind);
+static const wrpo_json *wrpo__load_need(const wrpo__loader *in, const wrpo_json *v, const char *key, wrpo_json_kind k) {
+    return wrpo__json_need(in->ctx, in->name, v, key, k);
 }
 static bool wrpo__load_flag(const wrpo__loader *in, const wrpo_json *object, const char *key, bool otherwise) {
     const wrpo_json *v = wrpo__load_maybe(in, object, key, WRPO_JSON_BOOL);
@@ -5260,11 +5246,11 @@ typedef struct wrpo__rx_parser {
     int depth;
     wrpo__rx_node *nodes;
 } wrpo__rx_parser;
-typedef struct wrpo__rx_part { int32_t first, last; int64_t shortest; } wrpo__rx_part;  /* entry, exit, fewest code points */
+typedef struct wrpo__rx_part { int32_t first, last; int64_t shortest; } wrpo__rx_part;  /* shortest: of its matches */
 
 _Noreturn static void wrpo__rx_fail(const wrpo__rx_parser *p, const char *what) {
-    wrpo__load_fail(p->in, WRPO_E_UNSUPPORTED, p->json, "regex, byte %zu: %s is not supported: %.*s", p->i + 1, what,
-                    (int)WRPO__MIN(p->n, 200), p->s);
+    wrpo__json_fail(p->in->ctx, WRPO_E_UNSUPPORTED, p->in->name, p->json, "regex, byte %zu: %s is not supported: %.*s",
+                    p->i + 1, what, (int)WRPO__MIN(p->n, 200), p->s);
 }
 static bool wrpo__rx_sees(const wrpo__rx_parser *p, const char *any) {  /* is the next character one of these? */
     return !p->literal && p->i < p->n && p->s[p->i] && strchr(any, p->s[p->i]);
@@ -5397,15 +5383,6 @@ static wrpo__rx_part wrpo__rx_either(wrpo__rx_parser *p, wrpo__rx_part a, wrpo__
     return (wrpo__rx_part){fork, join, WRPO__MIN(a.shortest, b.shortest)};
 }
 static wrpo__rx_part wrpo__rx_alternatives(wrpo__rx_parser *p);
-static wrpo__rx_part wrpo__rx_ahead(wrpo__rx_parser *p, bool negative) {  /* after "(?!" or "(?=" */
-    static const char longer[] = "a lookahead for more than one character";
-    wrpo__rx_part part = wrpo__rx_node_new(p, WRPO__RX_AHEAD);
-    if (wrpo__rx_sees(p, "(|)")) wrpo__rx_fail(p, longer);
-    p->nodes[part.first].negative = negative;
-    p->nodes[part.first].set = wrpo__rx_atom(p);
-    if (!wrpo__rx_take(p, ")")) wrpo__rx_fail(p, longer);
-    return part;
-}
 static wrpo__rx_part wrpo__rx_group(wrpo__rx_parser *p) {  /* after "(" */
     bool fold = p->fold;
     if (wrpo__rx_take(p, "?i:")) p->fold = true;
@@ -5418,12 +5395,17 @@ static wrpo__rx_part wrpo__rx_group(wrpo__rx_parser *p) {  /* after "(" */
     return part;
 }
 static wrpo__rx_part wrpo__rx_item(wrpo__rx_parser *p) {
-    if (wrpo__rx_take(p, "(?!")) return wrpo__rx_ahead(p, true);
-    if (wrpo__rx_take(p, "(?=")) return wrpo__rx_ahead(p, false);
-    if (wrpo__rx_take(p, "(")) return wrpo__rx_group(p);
-    wrpo__rx_part part = wrpo__rx_node_new(p, WRPO__RX_SET);
+    bool negative = wrpo__rx_take(p, "(?!"), ahead = negative || wrpo__rx_take(p, "(?=");
+    if (!ahead && wrpo__rx_take(p, "(")) return wrpo__rx_group(p);
+    wrpo__rx_part part = wrpo__rx_node_new(p, ahead ? WRPO__RX_AHEAD : WRPO__RX_SET);
     wrpo__rx_node *x = &p->nodes[part.first];
+    if (ahead && wrpo__rx_sees(p, "(|)")) wrpo__rx_fail(p, "a lookahead for more than one character");
     x->set = wrpo__rx_atom(p);
+    x->negative = negative;
+    if (ahead) {
+        if (!wrpo__rx_take(p, ")")) wrpo__rx_fail(p, "a lookahead for more than one character");
+        return part;
+    }
     if (wrpo__rx_take(p, "{")) {
         int64_t min = wrpo__rx_number(p, 10, p->n), max = min;
         if (wrpo__rx_take(p, ",")) max = wrpo__rx_number(p, 10, p->n);
@@ -5456,7 +5438,8 @@ static wrpo__rx_part wrpo__rx_alternatives(wrpo__rx_parser *p) {
     p->depth--;
     return all;
 }
-static const wrpo__regex *wrpo__load_regex(const wrpo__loader *in, const wrpo_json *v, const char *s, size_t n, bool literal) {
+static const wrpo__regex *wrpo__load_regex(const wrpo__loader *in, const wrpo_json *v, const char *s, size_t n,
+                                           bool literal) {
     wrpo__rx_parser p = {.in = in, .json = v, .s = s, .n = n, .literal = literal};
     if (n > 4096) wrpo__rx_fail(&p, "a pattern this long");
     wrpo__rx_part all = wrpo__rx_alternatives(&p);
@@ -5470,30 +5453,35 @@ static const wrpo__regex *wrpo__load_regex(const wrpo__loader *in, const wrpo_js
 }
 
 /* ---- load: components ---- */
-static void wrpo__read_text(const wrpo__loader *in, const wrpo_json *object, const char *key, wrpo__edit *e) {
-    const wrpo_json *v = wrpo__load_need(in, object, key, WRPO_JSON_STRING);
+static void wrpo__read_text(const wrpo__loader *in, const wrpo_json *v, const char *key, wrpo__edit *e) {
+    v = wrpo__load_need(in, v, key, WRPO_JSON_STRING);
     e->text = wrpo__strndup(in->tok->arena, v->text, v->size);
     e->size = v->size;
 }
-static void wrpo__read_char(const wrpo__loader *in, const wrpo_json *object, const char *key, wrpo__edit *e) {
+static void wrpo__read_char(const wrpo__loader *in, const wrpo_json *v, const char *key, wrpo__edit *e) {
     size_t one = 0;
-    wrpo__read_text(in, object, key, e);
+    wrpo__read_text(in, v, key, e);
     if (e->size) wrpo__utf8_get(e->text, e->size, &one);
-    if (!one || one != e->size) wrpo__json_refuse(in->ctx, in->name, wrpo__json_get(object, key), NULL, "one character");
+    if (!one || one != e->size)
+        wrpo__json_refuse(in->ctx, in->name, wrpo__json_get(v, key), NULL, "one character");
 }
-static void wrpo__read_pattern(const wrpo__loader *in, const wrpo_json *object, wrpo__edit *e) {  /* {"String": ...} or {"Regex": ...} */
-    const wrpo_json *pattern = wrpo__load_need(in, object, "pattern", WRPO_JSON_OBJECT);
+static void wrpo__read_pattern(const wrpo__loader *in, const wrpo_json *v, wrpo__edit *e) {
+    const wrpo_json *pattern = wrpo__load_need(in, v, "pattern", WRPO_JSON_OBJECT);
     bool literal = wrpo__json_get(pattern, "String");
-    const wrpo_json *v = wrpo__load_need(in, pattern, literal ? "String" : "Regex", WRPO_JSON_STRING);
+    v = wrpo__load_need(in, pattern, literal ? "String" : "Regex", WRPO_JSON_STRING);
     e->regex = wrpo__load_regex(in, v, v->text, v->size, literal);
 }
 /* The settings of an edit, where it is all of a component. */
 static void wrpo__read_edit(const wrpo__loader *in, const wrpo_json *v, wrpo__edit e) {
-    static const char *const behaviors[] = {"Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous"};
+    static const char *const names[] = {"Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous"};
     const wrpo_json *behavior;
     int b = 0;
     switch (e.kind) {
-    case WRPO__EDIT_NFC: wrpo__unicode_load_nfc(in->tok->arena, &in->tok->unicode); break;
+    case WRPO__EDIT_NFC: wrpo__unicode_load_nfc(&in->tok->unicode); break;
+    case WRPO__EDIT_UNBYTES:
+        stbds_arrput(*in->edits, e);
+        e.kind = WRPO__EDIT_REPAIR;
+        break;
     case WRPO__EDIT_PREPEND: wrpo__read_text(in, v, "prepend", &e); break;
     case WRPO__EDIT_REPLACE:
         wrpo__read_pattern(in, v, &e);
@@ -5501,7 +5489,7 @@ static void wrpo__read_edit(const wrpo__loader *in, const wrpo_json *v, wrpo__ed
         break;
     case WRPO__EDIT_SPLIT:
         behavior = wrpo__load_need(in, v, "behavior", WRPO_JSON_STRING);
-        while (b < 5 && !wrpo__json_is(behavior, behaviors[b])) b++;
+        while (b < 5 && !wrpo__json_is(behavior, names[b])) b++;
         if (b == 5) wrpo__load_refuse(in, "Split behavior", behavior);
         e.behavior = (wrpo__behavior)b;
         e.invert = wrpo__load_flag(in, v, "invert", false);
@@ -5520,21 +5508,21 @@ static void wrpo__read_edit(const wrpo__loader *in, const wrpo_json *v, wrpo__ed
     }
     stbds_arrput(*in->edits, e);
 }
-static void wrpo__add_split(const wrpo__loader *in, const wrpo_json *v, const char *pattern, bool literal, wrpo__behavior behavior) {
+static void wrpo__add_split(const wrpo__loader *in, const wrpo_json *v, const char *regex, wrpo__behavior behavior) {
     wrpo__edit e = {.kind = WRPO__EDIT_SPLIT, .behavior = behavior};
-    e.regex = wrpo__load_regex(in, v, pattern, strlen(pattern), literal);
+    e.regex = wrpo__load_regex(in, v, regex, strlen(regex), false);
     stbds_arrput(*in->edits, e);
 }
 static void wrpo__read_digits(const wrpo__loader *in, const wrpo_json *v, wrpo__edit e) {
-    static const char numeric[] = "[\\p{N}\\x{11DE0}-\\x{11DE9}\\x{16FF4}-\\x{16FF6}]";  /* Rust's is_numeric is Unicode 17 */
+    static const char numeric[] = "[\\p{N}\\x{11DE0}-\\x{11DE9}\\x{16FF4}-\\x{16FF6}]";  /* Rust's, of Unicode 17 */
     e.behavior = wrpo__load_flag(in, v, "individual_digits", false) ? WRPO__ISOLATED : WRPO__CONTIGUOUS;
-    wrpo__add_split(in, v, numeric, false, e.behavior);
+    wrpo__add_split(in, v, numeric, e.behavior);
 }
 static void wrpo__read_byte_level(const wrpo__loader *in, const wrpo_json *v, wrpo__edit e) {
     static const char gpt2[] = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
     wrpo__edit space = {.kind = WRPO__EDIT_PREPEND, .text = " ", .size = 1, .unless = true};
     if (wrpo__load_flag(in, v, "add_prefix_space", true)) stbds_arrput(*in->edits, space);
-    if (wrpo__load_flag(in, v, "use_regex", true)) wrpo__add_split(in, v, gpt2, false, WRPO__ISOLATED);
+    if (wrpo__load_flag(in, v, "use_regex", true)) wrpo__add_split(in, v, gpt2, WRPO__ISOLATED);
     stbds_arrput(*in->edits, e);
 }
 /* Does a normalizer keep the number of characters? */
@@ -5547,33 +5535,36 @@ static bool wrpo__keeps_count(const wrpo__edit *e) {
 }
 static void wrpo__read_metaspace(const wrpo__loader *in, const wrpo_json *v, wrpo__edit e) {
     const wrpo_json *scheme = wrpo__load_maybe(in, v, "prepend_scheme", WRPO_JSON_STRING);
-    bool never = wrpo__json_is(scheme, "never");
-    e.unless = true, e.first = wrpo__json_is(scheme, "first");
+    bool never = wrpo__json_is(scheme, "never"), first = wrpo__json_is(scheme, "first");
     wrpo__read_char(in, v, "replacement", &e);
-    if (scheme && !never && !e.first && !wrpo__json_is(scheme, "always")) wrpo__load_refuse(in, "prepend_scheme", scheme);
+    if (scheme && !never && !first && !wrpo__json_is(scheme, "always")) wrpo__load_refuse(in, "prepend_scheme", scheme);
     if (!wrpo__load_flag(in, v, "add_prefix_space", true) && !never)
-        wrpo__load_fail(in, WRPO_E_FORMAT, v, "Metaspace: add_prefix_space false goes only with prepend_scheme \"never\"");
+        wrpo__load_fail(in, v, "Metaspace: add_prefix_space false goes only with prepend_scheme \"never\"");
     /* "first" means the first of the original text, which is known if the normalizer keeps the number of characters */
-    for (int64_t i = 1; e.first && i < in->tok->normalizer_end; i++)
-        if (!wrpo__keeps_count(&in->tok->encoder[i])) wrpo__load_refuse(in, "after this normalizer, prepend_scheme", scheme);
-    wrpo__edit marks = {.kind = WRPO__EDIT_REPLACE, .text = e.text, .size = e.size};
-    marks.regex = wrpo__load_regex(in, v, " ", 1, true);
-    stbds_arrput(*in->edits, marks);
+    for (int64_t i = 1; i < in->tok->normalizer_end && first; i++)
+        if (!wrpo__keeps_count(&in->tok->encoder[i]))
+            wrpo__load_refuse(in, "after this normalizer, prepend_scheme", scheme);
+    e.kind = WRPO__EDIT_REPLACE;  /* a space becomes the mark */
+    e.regex = wrpo__load_regex(in, v, " ", 1, true);
+    stbds_arrput(*in->edits, e);
+    e.kind = WRPO__EDIT_PREPEND, e.unless = true, e.first = first;
     if (!never) stbds_arrput(*in->edits, e);
-    if (wrpo__load_flag(in, v, "split", true)) wrpo__add_split(in, v, e.text, true, WRPO__MERGED_WITH_NEXT);
+    e.kind = WRPO__EDIT_SPLIT, e.behavior = WRPO__MERGED_WITH_NEXT;
+    e.regex = wrpo__load_regex(in, v, e.text, e.size, true);
+    if (wrpo__load_flag(in, v, "split", true)) stbds_arrput(*in->edits, e);
 }
 /* The post-processor: only what a single text gets, ids before and after it. */
 static void wrpo__read_template(const wrpo__loader *in, const wrpo_json *v, wrpo__edit e) {
     wrpo_tokenizer *tok = in->tok;
     int32_t **ids = &tok->prefix;
+    const wrpo_json *wrong = NULL;
     (void)e;
-    if (tok->has_template) wrpo__load_fail(in, WRPO_E_UNSUPPORTED, v, "more than one TemplateProcessing is not supported");
+    if (tok->has_template) wrpo__load_refuse(in, "more than one", wrpo__json_get(v, "type"));
     tok->has_template = true;
     for (const wrpo_json *k = wrpo__load_need(in, v, "single", WRPO_JSON_ARRAY)->child; k; k = k->next) {
         const wrpo_json *text = wrpo__load_maybe(in, k, "Sequence", WRPO_JSON_OBJECT);
         if (text) {
-            if (ids == &tok->suffix || !wrpo__json_is(wrpo__json_get(text, "id"), "A"))
-                wrpo__load_fail(in, WRPO_E_UNSUPPORTED, k, "TemplateProcessing: want text A once in \"single\", found another sequence");
+            if (ids == &tok->suffix || !wrpo__json_is(wrpo__json_get(text, "id"), "A")) wrong = k;
             ids = &tok->suffix;
             continue;
         }
@@ -5583,14 +5574,16 @@ static void wrpo__read_template(const wrpo__loader *in, const wrpo_json *v, wrpo
         for (const wrpo_json *i = wrpo__load_need(in, token, "ids", WRPO_JSON_ARRAY)->child; i; i = i->next)
             stbds_arrput(*ids, wrpo__load_count(in, i, tok->size - 1));
     }
-    if (ids == &tok->prefix)
-        wrpo__load_fail(in, WRPO_E_UNSUPPORTED, v, "TemplateProcessing: want text A once in \"single\", found none");
+    if (wrong || ids == &tok->prefix)
+        wrpo__json_fail(in->ctx, WRPO_E_UNSUPPORTED, in->name, wrong ? wrong : v, "TemplateProcessing: want text A once "
+                        "in \"single\", found %s", wrong ? "another sequence" : "none");
 }
 
+/* read adds the edits of a component: e, whose kind is that of the row, or others. */
 static const struct {
     const char *list, *type;
     wrpo__edit_kind kind;
-    void (*read)(const wrpo__loader *in, const wrpo_json *v, wrpo__edit e);  /* adds edits: e, whose kind is set, or others */
+    void (*read)(const wrpo__loader *in, const wrpo_json *v, wrpo__edit e);
 } wrpo__components[] = {
     {"normalizer", "NFC", WRPO__EDIT_NFC, wrpo__read_edit},
     {"normalizer", "Prepend", WRPO__EDIT_PREPEND, wrpo__read_edit},
@@ -5598,7 +5591,7 @@ static const struct {
     {"pre_tokenizer", "Split", WRPO__EDIT_SPLIT, wrpo__read_edit},
     {"pre_tokenizer", "Digits", WRPO__EDIT_SPLIT, wrpo__read_digits},
     {"pre_tokenizer", "ByteLevel", WRPO__EDIT_BYTES, wrpo__read_byte_level},
-    {"pre_tokenizer", "Metaspace", WRPO__EDIT_PREPEND, wrpo__read_metaspace},
+    {"pre_tokenizer", "Metaspace", WRPO__EDIT_NONE, wrpo__read_metaspace},
     {"post_processor", "ByteLevel", WRPO__EDIT_NONE, NULL},  /* moves offsets only */
     {"post_processor", "TemplateProcessing", WRPO__EDIT_NONE, wrpo__read_template},
     {"decoder", "ByteLevel", WRPO__EDIT_UNBYTES, wrpo__read_edit},
@@ -5617,101 +5610,87 @@ static void wrpo__load_component(const wrpo__loader *in, const wrpo_json *v, con
         for (const wrpo_json *k = v->child; k; k = k->next) wrpo__load_component(in, k, list, members);
         return;
     }
-    int64_t i = 0, n = WRPO__COUNT(wrpo__components);
-    while (i < n && (strcmp(wrpo__components[i].list, list) != 0 || !wrpo__json_is(type, wrpo__components[i].type))) i++;
-    if (i == n) wrpo__load_refuse(in, list, type);
-    if (wrpo__components[i].read) wrpo__components[i].read(in, v, (wrpo__edit){.kind = wrpo__components[i].kind});
+    for (int64_t i = 0; i < WRPO__COUNT(wrpo__components); i++) {
+        if (strcmp(wrpo__components[i].list, list) != 0 || !wrpo__json_is(type, wrpo__components[i].type)) continue;
+        if (wrpo__components[i].read) wrpo__components[i].read(in, v, (wrpo__edit){.kind = wrpo__components[i].kind});
+        return;
+    }
+    wrpo__load_refuse(in, list, type);
 }
 
 /* ---- load: the model ---- */
+static void wrpo__new_token(wrpo_tokenizer *tok, int32_t id, const char *text, size_t size, uint32_t flags) {
+    tok->tokens[id] = (wrpo__token){wrpo__strndup(tok->arena, text, size), (int32_t)size, flags};
+    tok->slots[wrpo__slot(tok, text, size)] = id;
+}
 static void wrpo__load_vocab(const wrpo__loader *in, const wrpo_json *vocab, int64_t added) {
     wrpo_tokenizer *tok = in->tok;
-    size_t bytes = 1, slots = 64;
-    for (const wrpo_json *v = vocab->child; v; v = v->next) {
+    size_t slots = 64;
+    char text[8];
+    for (const wrpo_json *v = vocab->child; v; v = v->next)
         tok->size = WRPO__MAX(tok->size, wrpo__load_count(in, v, WRPO__MAX_ID - 1) + 1);
-        bytes += v->key_size + 1;
-    }
     while (slots < 2 * (size_t)(vocab->count + added)) slots *= 2;
     tok->mask = slots - 1;
     tok->slots = memset(wrpo__raw(tok->arena, slots, sizeof *tok->slots), 0xFF, slots * sizeof *tok->slots);
     tok->tokens = wrpo__alloc(tok->arena, (size_t)(tok->size + added) + 1, sizeof *tok->tokens);
-    char *text = wrpo__raw(tok->arena, bytes, 1);  /* all texts in one block */
     for (const wrpo_json *v = vocab->child; v; v = v->next) {
-        wrpo__token *token = &tok->tokens[v->integer];
-        if (token->text) wrpo__load_fail(in, WRPO_E_FORMAT, v, "vocab: the id %lld stands twice", (long long)v->integer);
-        *token = (wrpo__token){memcpy(text, v->key, v->key_size + 1), (int32_t)v->key_size, WRPO__TOKEN_MODEL};
-        text += v->key_size + 1;
-        tok->slots[wrpo__slot(tok, token->text, v->key_size)] = (int32_t)v->integer;
+        int32_t id = (int32_t)v->integer;
+        if (tok->tokens[id].text) wrpo__load_fail(in, v, "vocab: the id %d stands twice", (int)id);
+        wrpo__new_token(tok, id, v->key, v->key_size, WRPO__TOKEN_MODEL);
     }
-    for (uint32_t c = 0; c < WRPO__SMALL_CHARS; c++) {
-        char utf8[4];
-        tok->small[c] = wrpo__model_id(tok, utf8, wrpo__utf8_put(utf8, c));
-    }
+    for (uint32_t c = 0; c < WRPO__SMALL_CHARS; c++) tok->small[c] = wrpo__model_id(tok, text, wrpo__utf8_put(text, c));
     for (int k = 0; k < 256; k++) {
-        char hex[8];
-        snprintf(hex, sizeof hex, "<0x%02X>", (unsigned)k);
-        tok->bytes[k] = wrpo__model_id(tok, hex, 6);
+        snprintf(text, sizeof text, "<0x%02X>", (unsigned)k);
+        tok->bytes[k] = wrpo__model_id(tok, text, 6);
     }
-}
-/* "left right" or ["left", "right"]: both in text, in a row; returns the size of left. */
-static size_t wrpo__merge_text(const wrpo__loader *in, const wrpo_json *v, int32_t rank, wrpo__text *text) {
-    wrpo__shown shown;
-    text->size = 0;
-    if (v->kind == WRPO_JSON_STRING) {
-        const char *space = memchr(v->text, ' ', v->size);
-        size_t left = space ? (size_t)(space - v->text) : v->size, right = left + 1;
-        if (!space || memchr(space + 1, ' ', v->size - right))
-            wrpo__load_fail(in, WRPO_E_FORMAT, v, "merge %d: want two tokens and one space between them, found %s", (int)rank,
-                            wrpo__json_found(shown, v));
-        wrpo__text_add(text, v->text, left);
-        wrpo__text_add(text, v->text + right, v->size - right);
-        return left;
-    }
-    const wrpo_json *a = wrpo__json_want(in->ctx, in->name, v, WRPO_JSON_ARRAY, "merge")->child;
-    if (v->count != 2 || a->kind != WRPO_JSON_STRING || a->next->kind != WRPO_JSON_STRING)
-        wrpo__load_fail(in, WRPO_E_FORMAT, v, "merge %d: want two strings, found %s", (int)rank, wrpo__json_found(shown, v));
-    wrpo__text_add(text, a->text, a->size);
-    wrpo__text_add(text, a->next->text, a->next->size);
-    return a->size;
 }
 static void wrpo__load_merges(const wrpo__loader *in, const wrpo_json *merges) {
     wrpo_tokenizer *tok = in->tok;
     wrpo__text text = {.arena = tok->scratch};
+    wrpo__shown shown;
     size_t slots = 64;
     int32_t rank = 0;
     while (slots < 2 * (size_t)merges->count) slots *= 2;
     tok->merge_mask = slots - 1;
     tok->merges = wrpo__raw(tok->arena, slots, sizeof *tok->merges);
     for (size_t i = 0; i < slots; i++) tok->merges[i].rank = -1;
-    for (const wrpo_json *v = merges->child; v; v = v->next) {
-        if (v->kind == WRPO_JSON_STRING && v->size >= 8 && memcmp(v->text, "#version", 8) == 0) continue;
-        size_t left = wrpo__merge_text(in, v, rank, &text);
+    for (const wrpo_json *v = merges->child; v; v = v->next) {  /* "left right" or ["left", "right"] */
+        const bool string = v->kind == WRPO_JSON_STRING, array = v->kind == WRPO_JSON_ARRAY && v->count == 2;
+        const char *space = string ? memchr(v->text, ' ', v->size) : NULL;
+        const wrpo_json *a = array ? v->child : v, *b = array ? a->next : v;
+        if (string && v->size >= 8 && memcmp(v->text, "#version", 8) == 0) continue;
+        size_t left = space ? (size_t)(space - v->text) : a->size, skip = string ? left + 1 : 0;
+        if (string && (!space || memchr(space + 1, ' ', v->size - skip)))
+            wrpo__load_fail(in, v, "merge %d: want two tokens and one space between them, found %s", (int)rank,
+                            wrpo__json_found(shown, v));
+        if (a->kind != WRPO_JSON_STRING || b->kind != WRPO_JSON_STRING)
+            wrpo__load_fail(in, v, "merge %d: want two strings, found %s", (int)rank, wrpo__json_found(shown, v));
+        text.size = 0;
+        wrpo__text_add(&text, a->text, left);
+        wrpo__text_add(&text, b->text + skip, b->size - skip);
         const char *part[3] = {text.data, text.data + left, text.data};
-        size_t size[3] = {left, text.size - left, text.size};
-        wrpo__shown shown;
+        const size_t size[3] = {left, text.size - left, text.size};
         int32_t id[3];
         for (int k = 0; k < 3; k++) {
             id[k] = wrpo__model_id(tok, part[k], size[k]);
             if (id[k] < 0)
-                wrpo__load_fail(in, WRPO_E_FORMAT, v, "merge %d: its %s \"%s\" is not in the vocabulary", (int)rank,
+                wrpo__load_fail(in, v, "merge %d: its %s \"%s\" is not in the vocabulary", (int)rank,
                                 k == 2 ? "result" : "part", wrpo__show(shown, part[k], size[k]));
         }
-        /* of equal pairs the last counts */
-        *wrpo__merge_slot(tok, id[0], id[1]) = (wrpo__merge){(uint64_t)id[0] << 32 | (uint32_t)id[1], rank++, id[2]};
+        wrpo__merge merge = {wrpo__pair(id[0], id[1]), rank++, id[2]};
+        *wrpo__merge_slot(tok, id[0], id[1]) = merge;  /* of equal pairs the last counts */
         for (int64_t i = 1; tok->cut_at_mark && i < (int64_t)text.size; i++)
             tok->cut_at_mark = !wrpo__cut_at(text.data, (int64_t)text.size, i);
     }
 }
 static void wrpo__load_model(const wrpo__loader *in, const wrpo_json *model, int64_t added) {
-    static const char *const affixes[] = {"continuing_subword_prefix", "end_of_word_suffix"};
+    static const char *const refused[] = {"dropout", "continuing_subword_prefix", "end_of_word_suffix"};
     wrpo_tokenizer *tok = in->tok;
     const wrpo_json *type = wrpo__load_maybe(in, model, "type", WRPO_JSON_STRING);  /* old files have none */
-    const wrpo_json *dropout = wrpo__load_maybe(in, model, "dropout", WRPO_JSON_NUMBER);
     if (type && !wrpo__json_is(type, "BPE")) wrpo__load_refuse(in, "model", type);
-    if (dropout && dropout->number != 0) wrpo__load_refuse(in, "dropout", dropout);
-    for (int k = 0; k < 2; k++) {
-        const wrpo_json *affix = wrpo__load_maybe(in, model, affixes[k], WRPO_JSON_STRING);
-        if (affix && affix->size) wrpo__load_refuse(in, affixes[k], affix);
+    for (int k = 0; k < 3; k++) {  /* unless 0 or empty */
+        const wrpo_json *v = wrpo__load_maybe(in, model, refused[k], k ? WRPO_JSON_STRING : WRPO_JSON_NUMBER);
+        if (v && (k ? v->size > 0 : v->number != 0)) wrpo__load_refuse(in, refused[k], v);
     }
     const wrpo_json *vocab = wrpo__load_need(in, model, "vocab", WRPO_JSON_OBJECT);
     const wrpo_json *merges = wrpo__load_need(in, model, "merges", WRPO_JSON_ARRAY);
@@ -5720,70 +5699,56 @@ static void wrpo__load_model(const wrpo__loader *in, const wrpo_json *model, int
     tok->fuse_unk = wrpo__load_flag(in, model, "fuse_unk", false);
     tok->ignore_merges = wrpo__load_flag(in, model, "ignore_merges", false);
     wrpo__load_vocab(in, vocab, added);
-    bool drops = !unk && !tok->byte_fallback;  /* characters without a token: see wrpo__bpe_cut */
-    for (int k = 0; k < 256 && !unk; k++) drops = drops || tok->bytes[k] < 0;
-    tok->cut_at_mark = !tok->ignore_merges && !drops && wrpo__model_id(tok, wrpo__mark_text, 3) >= 0;
     if (unk) {
         tok->unk_text = wrpo__strndup(tok->arena, unk->text, unk->size);
         tok->unk = wrpo__model_id(tok, unk->text, unk->size);
     }
+    bool drops = !unk && !tok->byte_fallback;  /* characters without a token; see wrpo__bpe_cut */
+    for (int k = 0; k < 256 && !unk; k++) drops = drops || tok->bytes[k] < 0;
+    tok->cut_at_mark = !tok->ignore_merges && !drops && wrpo__model_id(tok, wrpo__mark_text, 3) >= 0;
     wrpo__load_merges(in, merges);
     tok->words = wrpo__alloc(tok->arena, WRPO__WORDS, sizeof *tok->words);
 }
 
-static void wrpo__trie_add(const wrpo__loader *in, const wrpo_json *v, int root, const char *s, size_t n, int32_t id) {
-    wrpo_tokenizer *tok = in->tok;
-    int32_t at = root;
-    if (!n) return;  /* normalizes to nothing: never found */
-    tok->begins[root][(unsigned char)s[0]] = true;
-    for (size_t i = 0; i < n; i++) {
-        int32_t next = tok->trie[at].child;
-        while (next > 0 && tok->trie[next].byte != (unsigned char)s[i]) next = tok->trie[next].sibling;
-        if (next <= 0) {
-            wrpo__trie node = {(unsigned char)s[i], -1, 0, tok->trie[at].child};
-            next = (int32_t)stbds_arrlen(tok->trie);
-            stbds_arrput(tok->trie, node);
-            tok->trie[at].child = next;
-        }
-        at = next;
-    }
-    int32_t *end = &tok->trie[at].id;
-    if (*end >= 0) wrpo__load_fail(in, WRPO_E_FORMAT, v, "added token %d looks like added token %d", (int)id, (int)*end);
-    *end = id;
-}
-/* all: every flag must be there. Otherwise the default of all is false, but of normalized it is "not special". */
+/* ---- load: added and special tokens ---- */
+/* all: no flag may be absent. Otherwise an absent one is false, but an absent "normalized" is "not special". */
 static uint32_t wrpo__load_flags(const wrpo__loader *in, const wrpo_json *v, uint32_t flags, bool all) {
-    static const struct { const char *key; uint32_t flag; } keys[] = {
-        {"single_word", WRPO__TOKEN_SINGLE_WORD}, {"lstrip", WRPO__TOKEN_LSTRIP}, {"rstrip", WRPO__TOKEN_RSTRIP},
-        {"special", WRPO__TOKEN_SPECIAL}, {"normalized", WRPO__TOKEN_NORMALIZED},
-    };
-    for (int64_t k = 0; k < WRPO__COUNT(keys); k++) {
-        bool otherwise = keys[k].flag == WRPO__TOKEN_NORMALIZED && !(flags & WRPO__TOKEN_SPECIAL);
-        if (all) wrpo__load_need(in, v, keys[k].key, WRPO_JSON_BOOL);
-        if (wrpo__load_flag(in, v, keys[k].key, otherwise)) flags |= keys[k].flag;
+    static const char *const keys[] = {"single_word", "lstrip", "rstrip", "special", "normalized"};
+    for (int k = 0; k < 5; k++) {  /* in the order of the flags */
+        if (all) wrpo__load_need(in, v, keys[k], WRPO_JSON_BOOL);
+        bool otherwise = k == 4 && !(flags & WRPO__TOKEN_SPECIAL);
+        if (wrpo__load_flag(in, v, keys[k], otherwise)) flags |= (uint32_t)WRPO__TOKEN_SINGLE_WORD << k;
     }
     return flags;
 }
-static void wrpo__add_token(const wrpo__loader *in, const wrpo_json *v, int32_t id, uint32_t flags) {  /* its id is known */
+static void wrpo__add_token(const wrpo__loader *in, const wrpo_json *v, int32_t id, uint32_t flags) {
     wrpo_tokenizer *tok = in->tok;
     wrpo__work *w = in->work;
     wrpo__token *token = &tok->tokens[id];
-    size_t size = (size_t)token->size;
+    wrpo__added a = {token->text, token->size, id, 0};
+    bool normalized = flags & WRPO__TOKEN_NORMALIZED;
     token->flags |= flags;
-    if (!(flags & WRPO__TOKEN_NORMALIZED)) { wrpo__trie_add(in, v, 0, token->text, size, id); return; }
-    wrpo__begin_text(w, token->text, token->size);
-    wrpo__edit_all(w, tok->encoder + 1, tok->normalizer_end - 1);
-    wrpo__trie_add(in, v, 1, w->s, (size_t)w->n, id);
-    if ((size_t)w->n == size && memcmp(w->s, token->text, size) == 0) return;
-    /* the library decodes it to its normalized form, which it does not find among the special ones */
-    const char *text = wrpo__strndup(tok->arena, w->s, (size_t)w->n);
-    wrpo__renamed renamed = {id, {text, (int32_t)w->n, flags & ~(uint32_t)WRPO__TOKEN_SPECIAL}};
-    stbds_arrput(tok->renamed, renamed);
-    token->flags |= WRPO__TOKEN_RENAMED;
+    if (normalized) {
+        wrpo__begin_text(w, token->text, token->size);
+        wrpo__edit_all(w, tok->encoder + 1, tok->normalizer_end - 1);
+        a.size = (int32_t)w->n;
+        a.text = wrpo__strndup(tok->arena, w->s, (size_t)w->n);
+        /* the library decodes it to its normalized form, which it does not find among the special ones */
+        bool same = a.size == token->size && memcmp(a.text, token->text, (size_t)a.size) == 0;
+        if (!same) token->flags |= WRPO__TOKEN_RENAMED;
+    }
+    int32_t *at = &tok->heads[normalized][(unsigned char)a.text[0]];
+    while (tok->added[*at].size > a.size) at = &tok->added[*at].next;
+    for (const wrpo__added *b = &tok->added[*at]; a.size && b->size == a.size; b = &tok->added[b->next])
+        if (memcmp(b->text, a.text, (size_t)a.size) == 0)
+            wrpo__load_fail(in, v, "added token %d looks like added token %d", (int)id, (int)b->id);
+    a.next = *at;
+    if (a.size) *at = (int32_t)stbds_arrlen(tok->added);  /* else it normalizes to nothing: never found */
+    stbds_arrput(tok->added, a);
 }
-/* added_tokens of tokenizer.json, then (again) added_tokens_decoder of tokenizer_config.json, an object whose keys are the
-   ids. transformers adds what the second has and the first lacks. If they differ about a token, the library's answer
-   depends on its version, and the file is refused. */
+/* added_tokens of tokenizer.json, then (again) added_tokens_decoder of tokenizer_config.json, an object whose keys are
+   the ids. transformers adds what only the second has. If they differ about a token, the library's answer depends on its
+   version, and the file is refused. */
 static void wrpo__load_added(wrpo__loader *in, const wrpo_json *list, bool again) {
     wrpo_tokenizer *tok = in->tok;
     for (const wrpo_json *v = list ? list->child : NULL; v; v = v->next) {
@@ -5794,35 +5759,31 @@ static void wrpo__load_added(wrpo__loader *in, const wrpo_json *list, bool again
         wrpo__shown shown;
         char want[16];
         if (!content->size) continue;
-        /* the library chooses the ids itself: the model's, else one after the other from the size of the vocabulary on */
-        int32_t known = wrpo__token_id(tok, content->text, content->size), id = known >= 0 ? known : (int32_t)in->next++;
+        /* the library chooses the id: the model's, else the next one from the size of the vocabulary on */
+        int32_t id = wrpo__token_id(tok, content->text, content->size);
+        bool known = id >= 0;
+        if (!known) id = (int32_t)in->next++;
         wrpo__token *token = &tok->tokens[id];
-        wrpo__show(shown, content->text, content->size);
         snprintf(want, sizeof want, "%d", (int)id);
+        wrpo__show(shown, content->text, content->size);
         if (strcmp(found, want) != 0)
-            wrpo__load_fail(in, WRPO_E_FORMAT, number, "added token \"%s\": want the id %s, %s, found %.40s", shown, want,
-                            known >= 0 ? "which the vocabulary gives it" : "the next one free", found);
-        if (token->flags & WRPO__TOKEN_ADDED && known >= 0) {
-            if ((token->flags & ~(uint32_t)(WRPO__TOKEN_MODEL | WRPO__TOKEN_RENAMED)) == flags) continue;
-            wrpo__load_fail(in, WRPO_E_FORMAT, v, "added token \"%s\" %s", shown,
+            wrpo__load_fail(in, number, "added token \"%s\": want the id %s, %s, found %.40s", shown, want,
+                            known ? "which the vocabulary gives it" : "the next one free", found);
+        if (!known && token->text)
+            wrpo__load_fail(in, v, "added token \"%s\": its id %s is another token's", shown, want);
+        if (!known) wrpo__new_token(tok, id, content->text, content->size, 0);
+        tok->size = WRPO__MAX(tok->size, id + 1);
+        if (!(token->flags & WRPO__TOKEN_ADDED)) wrpo__add_token(in, v, id, flags);
+        else if ((token->flags & ~(uint32_t)(WRPO__TOKEN_MODEL | WRPO__TOKEN_RENAMED)) != flags)
+            wrpo__load_fail(in, v, "added token \"%s\" %s", shown,
                             again ? "has other flags in tokenizer.json" : "stands twice, with different flags");
-        }
-        if (known < 0) {
-            if (token->text) wrpo__load_fail(in, WRPO_E_FORMAT, v, "added token \"%s\": its id %d is another token's", shown, (int)id);
-            token->text = wrpo__strndup(tok->arena, content->text, content->size);
-            token->size = (int32_t)content->size;
-            tok->slots[wrpo__slot(tok, content->text, content->size)] = id;
-            tok->size = WRPO__MAX(tok->size, id + 1);
-        }
-        wrpo__add_token(in, v, id, flags);
     }
 }
 
-/* The special tokens by name, and what some tokenizer classes of transformers bring with them: the first special tokens;
-   of Llama and Gemma also a post-processor. */
 static const char *const wrpo__special_names[7] = {
     "bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token",
 };
+/* What some tokenizer classes of transformers bring with them: special tokens, Llama and Gemma a post-processor too. */
 typedef struct wrpo__tokenizer_class { const char *name, *special[7]; bool processor; } wrpo__tokenizer_class;
 static const wrpo__tokenizer_class *wrpo__load_class(const wrpo_json *name) {  /* NULL: one that changes nothing */
     static const wrpo__tokenizer_class classes[] = {
@@ -5838,9 +5799,9 @@ static const wrpo__tokenizer_class *wrpo__load_class(const wrpo_json *name) {  /
     }
     return NULL;
 }
-/* A special token, a string or an object that holds it, becomes an added token, as in transformers. If the vocabulary lacks
-   it, it does not: transformers would give it an id for which the model has no row. Templates use its text all the same;
-   *id is -1, an error only where the id is needed. Returns the text, or NULL: none. */
+/* A special token, a string or an object that holds it, becomes an added token, as in transformers. One that is not in
+   the vocabulary does not: transformers would give it an id for which the model has no row. Templates use its text all
+   the same; *id is -1, an error only where the id is needed. Returns the text, or NULL: none. */
 static const wrpo_json *wrpo__load_special(const wrpo__loader *in, const wrpo_json *v, int32_t *id) {
     const wrpo_json *text = v && v->kind == WRPO_JSON_OBJECT ? wrpo__json_get(v, "content") : v;
     uint32_t flags = WRPO__TOKEN_ADDED | WRPO__TOKEN_SPECIAL;
@@ -5848,11 +5809,12 @@ static const wrpo_json *wrpo__load_special(const wrpo__loader *in, const wrpo_js
     if (!text || text->kind != WRPO_JSON_STRING) return NULL;
     *id = wrpo__token_id(in->tok, text->text, text->size);
     if (text != v) flags = wrpo__load_flags(in, v, flags, false);
-    if (*id >= 0 && text->size && !(in->tok->tokens[*id].flags & WRPO__TOKEN_ADDED)) wrpo__add_token(in, v, *id, flags);
+    bool adds = *id >= 0 && text->size && !(in->tok->tokens[*id].flags & WRPO__TOKEN_ADDED);
+    if (adds) wrpo__add_token(in, v, *id, flags);
     return text;
 }
-/* Special tokens without one of the seven names: any other key that ends in _token, and the members of two lists.
-   over: another file, whose keys go first. */
+/* Special tokens by other names: any key that ends in _token, and the members of two lists. over: another file, whose
+   keys go first. */
 static void wrpo__load_unnamed(const wrpo__loader *in, const wrpo_json *file, const wrpo_json *over) {
     int32_t id;
     for (const wrpo_json *v = file ? file->child : NULL; v; v = v->next) {
@@ -5872,15 +5834,15 @@ static void wrpo__load_specials(wrpo__loader *in, const wrpo_json *map, const ch
     const wrpo__tokenizer_class *class = wrpo__load_class(class_name);
     int32_t ids[7];
     for (int i = 0; i < 7; i++) {
-        const char *usual = class ? class->special[i] : NULL;
+        const char *key = wrpo__special_names[i], *usual = class ? class->special[i] : NULL;
         const wrpo_json own = {.kind = WRPO_JSON_STRING, .text = usual, .size = usual ? strlen(usual) : 0};
-        const wrpo_json *v = wrpo__json_get(map, wrpo__special_names[i]);
+        const wrpo_json *v = wrpo__json_get(map, key);
         in->name = v ? map_name : config_name;
-        if (!v) v = wrpo__json_get(tok->config, wrpo__special_names[i]);
+        if (!v) v = wrpo__json_get(tok->config, key);
         if (!v && usual) v = &own;
         const wrpo_json *text = wrpo__load_special(in, v, &ids[i]);
         if (text) tok->special[i] = wrpo__strndup(tok->arena, text->text, text->size);
-        else if (v && v->kind != WRPO_JSON_NULL) wrpo__json_want(in->ctx, in->name, v, WRPO_JSON_STRING, wrpo__special_names[i]);
+        else if (v && v->kind != WRPO_JSON_NULL) wrpo__json_want(in->ctx, in->name, v, WRPO_JSON_STRING, key);
     }
     tok->bos = ids[0], tok->eos = ids[1];
     in->name = map_name;
@@ -5891,15 +5853,17 @@ static void wrpo__load_specials(wrpo__loader *in, const wrpo_json *map, const ch
     /* transformers (4.x) gives these classes a post-processor of their own, whatever tokenizer.json says */
     tok->prefix = tok->suffix = NULL;
     for (int i = 0; i < 2; i++) {
-        if (!wrpo__load_flag(in, tok->config, adds[i], i == 0)) continue;
-        const wrpo_json *v = wrpo__json_get(tok->config, adds[i]);
-        if (ids[i] < 0)
-            wrpo__load_fail(in, WRPO_E_FORMAT, v ? v : class_name, "%s is true%s, but no %s is in the vocabulary", adds[i],
-                            v ? "" : ", as this class has it", wrpo__special_names[i]);
         int32_t **list = i ? &tok->suffix : &tok->prefix;
+        const wrpo_json *v = wrpo__json_get(tok->config, adds[i]);
+        if (!wrpo__load_flag(in, tok->config, adds[i], i == 0)) continue;
+        if (ids[i] < 0)
+            wrpo__load_fail(in, v ? v : class_name, "%s is true%s, but no %s is in the vocabulary", adds[i],
+                            v ? "" : ", as this class has it", wrpo__special_names[i]);
         stbds_arrput(*list, ids[i]);
     }
 }
+
+/* ---- load: chat templates, files ---- */
 static void wrpo__set_template(wrpo_tokenizer *tok, int i, const char *text, size_t size) {
     tok->chat[i] = (wrpo__template){.text = wrpo__strndup(tok->arena, text, size), .size = size};
 }
@@ -5913,7 +5877,7 @@ static void wrpo__load_template(const wrpo__loader *in, const wrpo_json *v) {
             const wrpo_json *text = wrpo__load_need(in, k, "template", WRPO_JSON_STRING);
             wrpo__set_template(in->tok, i, text->text, text->size);
         }
-    if (v->kind == WRPO_JSON_NULL || v->kind == WRPO_JSON_ARRAY) return;
+    if (v->kind == WRPO_JSON_ARRAY) return;
     wrpo__json_want(in->ctx, in->name, v, WRPO_JSON_STRING, "chat_template");
     wrpo__set_template(in->tok, 0, v->text, v->size);
 }
@@ -5927,15 +5891,16 @@ static void wrpo__load_template_files(wrpo_tokenizer *tok) {
         if (!wrpo__exists(path)) continue;
         const wrpo__file *f = wrpo__open_file(tok->scratch, path);
         const char *text = (const char *)f->data;
-        if (!wrpo__is_utf8(text, f->size, &bad)) wrpo__fail(tok->ctx, WRPO_E_FORMAT, "%s: not UTF-8 at byte %zu", path, bad);
+        if (!wrpo__is_utf8(text, f->size, &bad))
+            wrpo__fail(tok->ctx, WRPO_E_FORMAT, "%s: not UTF-8 at byte %zu", path, bad);
         if (!found) memset(tok->chat, 0, sizeof tok->chat);
         found = true;
         wrpo__set_template(tok, i, text, f->size);
     }
 }
-/* A JSON object in a file of the directory; NULL if there is no such file. The tree stays in the arena, the text does not. */
+/* The JSON object in a file of the directory, in the arena; NULL if there is no such file. */
 static const wrpo_json *wrpo__load_json(wrpo__loader *in, wrpo__arena *arena, const char *file) {
-    char *path = wrpo__join(in->tok->arena, in->tok->dir, file);
+    const char *path = wrpo__join(in->tok->arena, in->tok->dir, file);
     if (!wrpo__exists(path)) return NULL;
     const wrpo__file *f = wrpo__open_file(in->tok->scratch, path);
     in->name = path;
@@ -5948,20 +5913,21 @@ static wrpo_tokenizer *wrpo__tokenizer_load(wrpo__arena *arena, const char *dir)
     tok->dir = wrpo__strndup(arena, dir, strlen(dir));
     tok->scratch = wrpo__sub_arena(arena);
     double now = wrpo__now();
-    tok->seed = wrpo__hash((uint64_t)(uintptr_t)arena, &now, sizeof now);  /* of hash tables: decides about speed only */
-    wrpo__work work = {.tok = tok, .text.arena = tok->scratch, .spare.arena = tok->scratch};
-    wrpo__loader in = {.tok = tok, .ctx = tok->ctx, .name = dir, .work = &work};
+    tok->seed = wrpo__hash((uint64_t)(uintptr_t)arena, &now, sizeof now);  /* decides about speed, never about ids */
+    wrpo__unicode_load_classes(arena, &tok->unicode);
     int16_t next = 0x100;
     memset(tok->char_byte, 0xFF, sizeof tok->char_byte);
-    for (int16_t b = 0; b < 256; b++) {  /* GPT-2's alphabet: printable Latin-1 is itself, the other bytes are U+0100 and up */
+    for (int16_t b = 0; b < 256; b++) {  /* printable Latin-1 is itself, the other bytes are U+0100 and up */
         tok->byte_char[b] = (b > 32 && b < 127) || (b > 160 && b != 173) ? b : next++;
         tok->char_byte[tok->byte_char[b]] = b;
     }
-    wrpo__unicode_load_classes(arena, &tok->unicode);
+    wrpo__work work = {.tok = tok, .text.arena = tok->scratch, .spare.arena = tok->scratch};
+    wrpo__loader in = {.tok = tok, .ctx = tok->ctx, .name = dir, .work = &work};
 
     tok->config = wrpo__load_json(&in, arena, "tokenizer_config.json");
     const char *config_name = in.name;
-    const wrpo_json *again = tok->config ? wrpo__load_maybe(&in, tok->config, "added_tokens_decoder", WRPO_JSON_OBJECT) : NULL;
+    const wrpo_json *again = NULL;
+    if (tok->config) again = wrpo__load_maybe(&in, tok->config, "added_tokens_decoder", WRPO_JSON_OBJECT);
     const wrpo_json *root = wrpo__load_json(&in, tok->scratch, "tokenizer.json");
     if (!root) wrpo__fail(tok->ctx, WRPO_E_IO, "%s: want a tokenizer.json in this directory, found none", dir);
     const wrpo_json *version = wrpo__load_maybe(&in, root, "version", WRPO_JSON_STRING);
@@ -5969,28 +5935,27 @@ static wrpo_tokenizer *wrpo__tokenizer_load(wrpo__arena *arena, const char *dir)
     /* truncation and padding are for batches of a fixed shape: transformers switches both off for a plain call */
     const wrpo_json *model = wrpo__load_need(&in, root, "model", WRPO_JSON_OBJECT);
     const wrpo_json *added = wrpo__load_maybe(&in, root, "added_tokens", WRPO_JSON_ARRAY);
-    const wrpo_json *decoder = wrpo__present(root, "decoder");
     wrpo__load_model(&in, model, (added ? added->count : 0) + (again ? again->count : 0));
-    tok->has_decoder = decoder;
+    tok->has_decoder = wrpo__present(root, "decoder");
     in.edits = &tok->encoder;
     stbds_arrput(tok->encoder, ((wrpo__edit){.kind = WRPO__EDIT_ADDED, .start = 0}));
-    wrpo__load_component(&in, wrpo__json_get(root, "normalizer"), "normalizer", "normalizers");
+    wrpo__load_component(&in, wrpo__present(root, "normalizer"), "normalizer", "normalizers");
     tok->normalizer_end = stbds_arrlen(tok->encoder);
     stbds_arrput(tok->encoder, ((wrpo__edit){.kind = WRPO__EDIT_ADDED, .start = 1}));
-    wrpo__load_component(&in, wrpo__json_get(root, "pre_tokenizer"), "pre_tokenizer", "pretokenizers");
+    wrpo__load_component(&in, wrpo__present(root, "pre_tokenizer"), "pre_tokenizer", "pretokenizers");
     in.edits = &tok->decoder;
-    wrpo__load_component(&in, decoder, "decoder", "decoders");
-    for (int i = 0; i < 2; i++) stbds_arrput(tok->trie, ((wrpo__trie){0, -1, 0, 0}));
+    wrpo__load_component(&in, wrpo__present(root, "decoder"), "decoder", "decoders");
+    stbds_arrput(tok->added, ((wrpo__added){"", 0, -1, 0}));
     in.next = wrpo__json_get(model, "vocab")->count;
     wrpo__load_added(&in, added, false);
-    wrpo__load_component(&in, wrpo__json_get(root, "post_processor"), "post_processor", "processors");
+    wrpo__load_component(&in, wrpo__present(root, "post_processor"), "post_processor", "processors");
 
     const wrpo_json *map = again ? NULL : wrpo__load_json(&in, tok->scratch, "special_tokens_map.json");
     const char *map_name = in.name;
     in.name = config_name;
     wrpo__load_added(&in, again, true);
     wrpo__load_specials(&in, map, map_name);
-    wrpo__load_template(&in, wrpo__json_get(tok->config, "chat_template"));
+    wrpo__load_template(&in, wrpo__present(tok->config, "chat_template"));
     wrpo__load_template_files(tok);
     wrpo__arena_clear(tok->scratch);
     return tok;
@@ -6006,28 +5971,29 @@ WRPO_API void wrpo_tokenizer_free(wrpo_tokenizer *tok) { if (tok) wrpo__arena_fr
 WRPO_API int64_t wrpo_tokenizer_size(const wrpo_tokenizer *tok) { return tok->size; }
 WRPO_API int32_t wrpo_tokenizer_bos(const wrpo_tokenizer *tok) { return tok->bos; }
 WRPO_API int32_t wrpo_tokenizer_eos(const wrpo_tokenizer *tok) { return tok->eos; }
-static void wrpo__encode_out(wrpo_tokenizer *tok, const char *text, size_t size, unsigned flags, int32_t **ids, int64_t *count) {
-    int32_t *list = NULL;
-    wrpo__encode(tok, text, size, flags, &list);
-    *ids = wrpo__handout(tok->ctx, list, (size_t)stbds_arrlen(list) * sizeof *list);
-    *count = stbds_arrlen(list);
+static int32_t *wrpo__encode_new(wrpo_tokenizer *tok, const char *text, size_t size, unsigned flags, int64_t *count) {
+    int32_t *ids = NULL;
+    wrpo__encode(tok, text, size, flags, &ids);
+    *count = stbds_arrlen(ids);
+    return wrpo__handout(tok->ctx, ids, (size_t)*count * sizeof *ids);
 }
-WRPO_API wrpo_result wrpo_tokenizer_encode(wrpo_tokenizer *tok, const char *text, size_t size, unsigned flags, int32_t **ids,
-                                           int64_t *count) {
+WRPO_API wrpo_result wrpo_tokenizer_encode(wrpo_tokenizer *tok, const char *text, size_t size, unsigned flags,
+                                           int32_t **ids, int64_t *count) {
     *ids = NULL, *count = 0;
-    WRPO__CALL(tok->ctx, wrpo__arena_new(tok->ctx), true, wrpo__encode_out(tok, text, size, flags, ids, count));
+    WRPO__CALL(tok->ctx, wrpo__arena_new(tok->ctx), true, *ids = wrpo__encode_new(tok, text, size, flags, count));
     return wrpo__end(&wrpo__entry);
 }
-static void wrpo__decode_out(wrpo_tokenizer *tok, const int32_t *ids, int64_t count, bool skip_special, char **text, size_t *size) {
+static char *wrpo__decode_new(wrpo_tokenizer *tok, const int32_t *ids, int64_t count, bool skip_special, size_t *size) {
     wrpo__text out = {.arena = wrpo__current};
     wrpo__decode(tok, ids, count, skip_special, &out);
-    *text = wrpo__handout(tok->ctx, out.data, out.size);
     *size = out.size;
+    return wrpo__handout(tok->ctx, out.data, out.size);
 }
-WRPO_API wrpo_result wrpo_tokenizer_decode(wrpo_tokenizer *tok, const int32_t *ids, int64_t count, bool skip_special, char **text,
-                                           size_t *size) {
+WRPO_API wrpo_result wrpo_tokenizer_decode(wrpo_tokenizer *tok, const int32_t *ids, int64_t count, bool skip_special,
+                                           char **text, size_t *size) {
     *text = NULL, *size = 0;
-    WRPO__CALL(tok->ctx, wrpo__arena_new(tok->ctx), true, wrpo__decode_out(tok, ids, count, skip_special, text, size));
+    WRPO__CALL(tok->ctx, wrpo__arena_new(tok->ctx), true,
+               *text = wrpo__decode_new(tok, ids, count, skip_special, size));
     return wrpo__end(&wrpo__entry);
 }
 

@@ -99,7 +99,7 @@ static void test_unicode(void) {
         wrpo__mark *marks = NULL;
         wrpo__text out = {.arena = wrpo__current}, again = {.arena = wrpo__current};
         wrpo__unicode_load_classes(wrpo__current, &u);
-        wrpo__unicode_load_nfc(wrpo__current, &u);
+        wrpo__unicode_load_nfc(&u);
         for (int64_t k = 0; k < WRPO__COUNT(sizes); k++) {
             int64_t n = 0;
             for (int32_t c = 0; c < 0x110000; c++) n += sizes[k].classes >> (u.kind[c] & 15) & 1;
@@ -242,7 +242,7 @@ static void test_refusals(void) {
         {"model", "{\"type\":\"BPE\",\"vocab\":{\"a\":0,\"ab\":1},\"merges\":[\"ab\"]}", WRPO_E_FORMAT, "merge 0: want two tokens and one space between them, found \"ab\""},
         {"model", "{\"type\":\"BPE\",\"vocab\":{\"a\":0,\"ab\":1},\"merges\":[\"a  b\"]}", WRPO_E_FORMAT, "merge 0: want two tokens and one space"},
         {"model", "{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[[\"a\"]]}", WRPO_E_FORMAT, "merge 0: want two strings, found an array of 1"},
-        {"model", "{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[7]}", WRPO_E_FORMAT, "merge: want an array, found 7"},
+        {"model", "{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[7]}", WRPO_E_FORMAT, "merge 0: want two strings, found 7"},
         {"normalizer", "{\"type\":\"NFKC\"}", WRPO_E_UNSUPPORTED, "tokenizer.json:3:22: normalizer \"NFKC\" is not supported"},
         {"normalizer", "{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"Lowercase\"}]}", WRPO_E_UNSUPPORTED, "normalizer \"Lowercase\" is not supported"},
         {"normalizer", "{\"type\":\"Replace\",\"pattern\":{\"String\":\"\"},\"content\":\"x\"}", WRPO_E_UNSUPPORTED, "a pattern that matches the empty text is not supported"},
@@ -293,7 +293,7 @@ static void test_refusals(void) {
         {"added_tokens", "[{\"id\":3,\"content\":\"<s>\"}]", WRPO_E_FORMAT, "single_word: want true or false, found no such key"},
         {"added_tokens", "{}", WRPO_E_FORMAT, "added_tokens: want an array"},
         {"post_processor", "{\"type\":\"Sequence\",\"processors\":[{\"type\":\"TemplateProcessing\",\"single\":[{\"Sequence\":{\"id\":\"A\"}}],\"special_tokens\":{}},"
-         "{\"type\":\"TemplateProcessing\",\"single\":[{\"Sequence\":{\"id\":\"A\"}}],\"special_tokens\":{}}]}", WRPO_E_UNSUPPORTED, "more than one TemplateProcessing"},
+         "{\"type\":\"TemplateProcessing\",\"single\":[{\"Sequence\":{\"id\":\"A\"}}],\"special_tokens\":{}}]}", WRPO_E_UNSUPPORTED, "more than one \"TemplateProcessing\" is not supported"},
         {"pre_tokenizer", "{\"type\":\"Metaspace\",\"replacement\":\"__\"}", WRPO_E_FORMAT, "replacement: want one character, found \"__\""},
     };
     for (int64_t k = 0; k < WRPO__COUNT(cases); k++) write_small(cases[k].key, cases[k].value), check_refused(cases[k].code, cases[k].says);

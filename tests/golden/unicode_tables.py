@@ -75,7 +75,7 @@ def emit(name, comment, numbers):
     print("};")
 
 
-def classes(table):
+def classes(table, ccc):
     def members(key):
         return {c for first, last in table[key] for c in range(first, last + 1)}
 
@@ -91,10 +91,13 @@ def classes(table):
         kind[c] = {CLASSES.index("P"): CLASSES.index("Pc"), CLASSES.index("S"): CLASSES.index("Sw"), 0: CLASSES.index("Cw")}.get(kind[c], kind[c])
     assert {c for c in range(0x110000) if kind[c] in (1, 2, 3, 4, 5, 6, 7, 8, 13, 14, 15)} == word
     assert {c for c in range(0x110000) if kind[c] in (1, 2, 3, 4, 5)} == members("\\p{L}")
+    ccc = {int(c): value for c, value in ccc.items()}
+    assert all(kind[c] == CLASSES.index("M") for c in ccc)
     numbers, start = [], 0
     for c in range(1, 0x110001):
-        if c == 0x110000 or kind[c] != kind[start]:
-            numbers.append((c - start - 1) * 16 + kind[start])
+        own = ccc.get(start, 0)
+        if c == 0x110000 or kind[c] != kind[start] or ccc.get(c, 0) != own:
+            numbers += [(c - start - 1) * 17 + 16, own] if own else [(c - start - 1) * 17 + kind[start]]
             start = c
     return numbers
 
@@ -124,30 +127,15 @@ def nfc(table):
     return numbers
 
 
-def ccc(table):
-    value = {int(c): v for c, v in table["ccc"].items()}
-    numbers, previous = [], -1
-    ordered = sorted(value)
-    i = 0
-    while i < len(ordered):
-        j = i
-        while j + 1 < len(ordered) and ordered[j + 1] == ordered[j] + 1 and value[ordered[j + 1]] == value[ordered[i]]:
-            j += 1
-        numbers += [ordered[i] - previous - 1, value[ordered[i]], j - i]
-        previous = ordered[j]
-        i = j + 1
-    return numbers
-
-
 def main():
     with open(sys.argv[1] + "/onig_classes.json", encoding="utf-8") as f:
         table = json.load(f)
     with open(sys.argv[1] + "/nfc_tables.json", encoding="utf-8") as f:
         normal = json.load(f)
-    emit("wrpo__unicode_classes", "runs of one class from U+0000 to U+10FFFF: (length - 1) * 16 + class", classes(table))
-    emit("wrpo__unicode_nfc", "runs: gap * 4 + count, length - 1, then for each code point the zigzag steps to its parts; "
-         "count 0: a\n   pair that also composes", nfc(normal))
-    emit("wrpo__unicode_ccc", "runs: gap, combining class, length - 1", ccc(normal))
+    emit("wrpo__unicode_classes", "runs of one class from U+0000 to U+10FFFF: (length - 1) * 17 + class. 16: class M, and the next "
+         "number is\n   its combining class", classes(table, normal["ccc"]))
+    emit("wrpo__unicode_nfc", "runs of decompositions: gap * 4 + count, length - 1, then for each code point the zigzag steps to its "
+         "parts.\n   count 0: two parts, which also compose", nfc(normal))
 
 
 main()
