@@ -4374,12 +4374,12 @@ WRPO_API wrpo_result wrpo_model_save(wrpo_model *model, const wrpo_save_desc *de
                 text             the text       text             into words        a word  after all others
        ids --> a text for each token --> decoder --> text
 
-   On its way the text is a list of pieces (wrpo__piece): words and added tokens. All up to BPE is a list of edits
-   (wrpo__edit), and so is the decoder: each rewrites or cuts every piece that is no added token. A file that asks for
-   anything else is refused when it is loaded, by the name of what it asks for.
+   On its way the text is a list of pieces (wrpo__piece): words and added tokens. All before BPE is a list of edits
+   (wrpo__edit), and so is the decoder. An edit rewrites or cuts every piece that is no added token. A file that asks
+   for anything else is refused when it is loaded, by the name of what it asks for.
 
-   To add a normalizer, a pre-tokenizer or a decoder: a row in wrpo__components, with a reader if it takes several edits.
-   If the edits cannot express it: a kind of edit, its settings in wrpo__read_edit, its work in wrpo__edit_piece. */
+   To add a normalizer, a pre-tokenizer or a decoder: a row in wrpo__components, with a reader if it is several edits.
+   If the edits cannot express it: a kind of edit, its settings in wrpo__read_edit, its work in wrpo__edit_piece.   */
 
 /* ---- Unicode: one class for each code point, and what NFC needs ----
    The classes divide the code points as the regexes of tokenizers do (Unicode 16, as oniguruma has it) and as \w of
@@ -4396,114 +4396,105 @@ enum {
     WRPO__CLASSES = 0xFFFF,
     WRPO__CAREFUL = 16  /* added to a class: NFC may change this code point or the one before it */
 };
-/* The tables are lists of numbers, packed as text. tests/golden/unicode_tables.py writes them and says how. */
-/* runs of one class from U+0000 to U+10FFFF: (length - 1) * 17 + class. 16: class M, and the next number is
-   its combining class */
+/* The tables hold numbers, packed by an arithmetic coder. tests/golden/unicode_tables.py writes them and says how. */
+/* runs from U+0000 to U+10FFFF: class, length - 1; class 16 is M with a combining class, which comes next */
 static const char *const wrpo__unicode_classes[] = {
-    "]9[9`*-N,[I,[&]R<O<bDN,.,bE+,+,[>-bC-+[8+=&+, [';,#<,*&+M+aI,[Qb!,]*!#!~!~!~!~!4{.~0~!~!~!3u&F3v*E4Vu&t.3y<4v8u,4",
-    "&!F[ !$#x#x!~]%~2vFEw5~!~!~!~![R3#34!#Vy0oH&bV`.['^8_)[1]!%,%`$a5_'1_)[,^Vs$1^R[=^VC^D[,t$^3^V[=!s(]8s8_11_'T^VT_",
-    "'C^V's%tDtJCu&_*C_+w$^V_'u[7%,!#2%F+!U=!+E ! 3#_S ]:e5!4EF{]6~![/!#,u_Hj,i2y7~!~!,[=_'8!~2~!~!~!xaJ~a&~!~!~!~!~!~",
-    "!~! f/2%[Ig+<2O 1^V[,_'1t`@1^Xs&[O_'[O^VCt.Cu._%1s&+1,1-1.1/10111213C4151617+18+191:+1tP+13](bYU[ <_RO<,<=tb!@1A1",
-    "B+ Nd=%]P1<1=1>w21C1DCtb8[=sUv[P]R[&71E[`Q+&]'_' ,t]5tbF6s7,w<7]RI=&_(2&1FcT1uPv$TsDt['u0TuPx$wA2[]O^)&^W]RdO]'v1",
-    "6,N%2'=a;s[>%]Js#Ts#[=sA_9 b6T^V2+ ^([-b%,[D](]@g.%]Q_._' x[Cv[:s>w^%Tt2w]X[!k+81(&_51*8&1v5J]P8<]R+%_4J ]-272a; ",
-    "[U &D[ 2tE[V28281*&]('U7 I82]R7=[H=&+'2J [DUwK7u!tM [3UvMD'[P[  &[P]R8I'+]KJ ]> I wH[2tF&]. J tF2&_/7t[6+,[P&[E w",
-    "]&xF|]&[PJx]%,&[H]K'& [DDI [ D7 & 7D7DID^9U[3DJ Ju[6[>'s`,M]3[-[3]- I aM _F2'&[V v;[P1[=1[E I2&2u[Y[P+[Y,&J+wG]Pv",
-    "[VzJ8[>7 uE 7'^4[!u^.g.8y<&,UI'[YIt=]C,[Dt3`/Db% sC&2[UD1*U[E ' ].[>]R28+^4i5'7[!C[Qt4sG%'[,[UJ+]R<eVu^'[2 b%t&]P",
-    "u>]'J&2s/% [,]+J sU[ d8&O_9,+OC^V[J]R]TtdKv#^R[&8]- eJU1]21]3'1]5[3[,]38t)tc+*+s%[2^) eK ]31sP =[7['<eVgQ^:1('C*[",
-    "!&]R[I[D[![ J&J7[VI[!^K^)sA&']R[!=f/ ![-!2gN+%F_^G [ 2tc4t&g.t$dOz._4 l&t&o(2T_']D`VD_F]V[>[[P2[A2+bo ,+_W-bH<DqA",
-    "NL]-[P`/81*']9`At&<]9s,^4^K I s&jBcUt5N%N,te/2]R[>]T[>^-J 's(e8%jS[P[28e'1_%&[-p#]Kd, ^:U]@1^XueQU,D<]RcT2[2^#h)U",
-    "bHs`1*De-aMu6J2<jS]Q 1*`Ssj12s.s[&s!] %[I2[=xkL_XiB[3i$1(tg#]- <]R] ]VuRshL]ENJcT]@C*87]Rh)1(^)C*]([&eJ`B1(D[7]RD",
-    "Is[I[C<];!#[-gM2E]2](T_'+1!t[Z(vrH']'![ 1^V[Ds)7's1&[-h&mT^H%e$f Cu[8wi2_+1^P1sH^Df-_'[3u[Z5wjPwnN~!~!~!~!~!~!~!~",
-    "!~!~!~!];x.~!~!~!~!~!~!~[K])[A2[@2]*])]*w( !w!s/^Ys-]+u![/ 4V$,#OFu(OW24V O]*[.O2v0= ^/ B2b*>[--_9@N,^P,+.]U-_A*%",
-    "2[HO<%]TO< ^JDdU_/toA!spFT!CsoE1_'JC!vq8u4t&_/=!['!=#E4E#,!O[.[J!,u!V,#V#[ #=43[8!W['#,_Je;!#[$*=U_m#[&cI<^`2a6^.",
-    "a%m%bNjKa@bmT_(cXiM<d2]U`].aAn![&dD<_l92dD [bMi1i2!#E4w^PV#!4![A6E#w/~!~!~!~!~!~!~!4[Ju'T_'tfA[&*<f0 s'#2kN[P%+^W",
-    "1*aM]9[U ~! dI_'i)%dC=^>e!bN []U^4]kRbC_L-N,%&)]Us1,]B1^T1_%1_)1^XC_ +[1=L%&+= [[T2C)=6&+[^'+H&[-gQ [_3 =[%]Vd=f9",
-    "]9,_Fd2 ]Td ]1,_8dD]TfK_8_[#^fcVn3f[mK%ieMDkC]9fV[C<^d)%N_F]R7`Mx]O~!~!~!&tb++^!_'+%!#~!~!6C_'p#]Ss$[I](aS]==~:F{",
-    ".~!~!~!~!%]*u&3{0=u&&|[B~![.t!!~!Vv['2!# # y5a%H!#&6#[U'I1*[ 'aM[3[''D[H['[>jB[&](8iX_G1*'](<so5`:_'[DN&+7']Rc1[3",
-    "T^V<aM^:1*^#+cCD[!to=t+^P %]RU<[2'%]>]R[2 g._$]9I']-82]R2[&_F%[DO&JiX1_'&unB7s%[2Cs+t.aY7%<^([3<&6'1*]K[D2t!vcXgN",
-    ",Y];%=U[Z!e8].+t9trK`pb1^4aMUiG_ep<_iT2[bXf.[R^4[/[-&1;]P,^K [2 & 7t![cB`$_A_hY<_Ln-2k+[P,d8^9['_G]U[>sp1]'tp1N@b",
-    "*QN _(,+O +,<UsO[kMUw]_R~]_R] ]P%h:6d,Dv],2ID]! ]!^F=2^9 bH `A 7 _42_#e![h([-NUh>D]EjV[%`$;O ^QD,hXhA1^V[j*cCDiG_",
-    "/s'c$Ud=[%]9`R)]-)[-f3[=_'[-cT +eJU]-+[5g:fRfSr;t^+eFUeGUfV](jB^#+^$ _0 [Q 3 ^% _1 [R 4DjB^4^q,]9a;]K]-aY[C g> ]=",
-    "oF[D2& h) 7D&2aM +]1aM=[Yd,](]Ci0t],[-[6a;[HD+bH[-+n(kNU;7_J2hP&J 8[-'1^V'1_'[  I cC2s(1!s/U1*]C[P]D[PcC;+cCMd8]-",
-    ",c1s6t4[6] ]9k+D] a;2]1`A[-]1`/[P[&^4[YrYpWk7j,^Fj-[P[HeJ[!](t[_9[ %&a7D[3+%a8](=]iQd0 g@ 8+27_AIk7[!cC]T&](a;^)[",
-    "%[7a6`/[![&f.a*[Y`Msk$JjS_$1*] U`V]R'78&]91*Jh:]@1*1(< [&'^Fb6[Ps[3T_'eJ^:C* ]R[&&8&](e8t9&sTi5^Lte,sA1(8+8]R&+&N",
-    " `V^#`/ b6v[ '[I'7'm>v[d4 _4 ]P+[>i$]Q1(1*[-s[2[!}[k4 'y[k5w[jE[-[282sc5Dsa5^#]P &2& f3 &]@ '2' sW[3&'&< <](8c=jS",
-    "t](J1([ [7]R< +'IcOi5`0u]!7+&s_3]]&i$[V2[Vu.aR[ 8e!i5_51*'N&^#s]$^P`;gQ^)u6&+[>s-`Tc,bY2t_-U]R;N,[U]bRh)_5+[a$d9d",
-    ":]R]C^4]-2&2]- 7 b%[E 82[!&'&8N]9]RoWs6fEt[:&+&'bT&]QfVs)[!]2'](&^)hL_GN&[7^FpW[P]U]aWdO+^Ws[:]> f!]. t]'s4]K]R`E",
-    "D<cT2a< _$pRu^Yf3[ED' 8 sX'tb&[Dt1d=[3 8t^Csa ^pO`A[!<[P8&'^K e'[VD[3^P]R'[[=&_/a.cI^F+fjH[aG[d@ [7^#]f1[dbU[`.<^",
-    "Fhh-_A'[D_5]K]]gA[-bcM^ig9cT`0]Rpq&b_>[Pd, tjKrM s[1cT2[=!+]Ki5s`0[7['Y+,s]# [Y a*[-`A`eQHfV6N]R]fOs^EaQ[&[a5qAU'",
-    "&k=[P[!^Jn(6+%'^#8^W^`i=](jjDg)]P_lZ'Y [T 6 ^k(_/&c=I2&^W[ ](`Z [`_4[c0[-^KD]>[P]P2,'1!+][mA^ZLs[D`g/qMhM2aN]9[f'",
-    "lU^]B]KfK2m'C^RT!O1_#[=^R](]8^V=[=t]]Qd [,_'m8a%nVT_',[gK`V^4s![]2]9b:[kHbDbEbD[R `,s&! 32!232V ])W # s4^%s43 V2]",
-    ")ti u) [. !Ds+sO{!c.2b2,b3,[Ax%~%!#2j af3k=['iY]3'_)'=[7_/[3 _5hqQ]M&`O[>[A]k5s_3 `)_'2t&Cs#tk)mCdJ'[dIh:D[V[T2]R",
-    "U&,_ZQcT'_Rh)[!]R[-,`oAbY%s']kGcT8&s6+a[8[U [ ulH ]fC2]Csn#g)e#e$[O_'1(%Us:<dq lM,M,[%qMh>,_8]eCsCbY 7vf']PtO& &[",
-    ">&U& u!Ix8x!v.sCt[<tIuO_W[-I [2s&j<=^dGh/U[a/^4_:2_: s!f(]K^Oe>bQ[Jt!ePkIsc0s7]E[P=^W[J[q:geDU`$D^QD[g!U[_K[>^@U,",
-    "_/s$kT](]V[>g#](d 2s*=m>_b'^4_)2s<]V[-kT[P_:2^.[>sQ[o> [^P]RhZ6qgc5d8]_gP[>]n+2^ZoX^W^qg6_/boD[b_2ao3nZS]if([-]`Z",
-    "5jja^8^ZG_bchI"
+"U&+4WE+{[LEKjHJ5Ul;L#q)emBdVTlQsA3MON!/1|OmuTLIuiHZs#n9xgdaIWz8[db6nATQ;!Hx'O {^NL WyH3_6KLHwC2|Q{-vIhq=2Sa[Jx}a9!6,%",
+"@ug[I.}j L#q^u +<vedn- { S5S}9hYYt*H4[r^i0d[PT+i3o-+}<.lCQt.C6w(z$jvgRWJ&E[24hl)@p*kov+M H8C^9fbIKWh  yy6~Zi%o8tsa*ml",
+"$*N'30+Q}Y>HsXu*vSPiOr[y>^|}C7[lr8Ov*>%>-)Xypg|OyeHl;vw9K/4hq,HrnbGy'=zIr#kY<3~CR~FJI:^f]kyub>7CL`JI+sh)g&ZvKCn#fEe%l",
+"-]u!x6|ev,hAF~UeErWmE$Z$sAGZ::m|MM:q|ghp/+DLQDNIXW*Jtb;I!6$JW%7bV,('[&xe'+hW}CHe91yRu~4J-_>m#x^Klo/JG-}IM;N:/UP~%u:.R",
+"GCDxwCH;9oh1-9w-a<<R8la&D/4kyRv{jT9)BUL[[!S8vFfoOtUA/;Vr'N&y':a'3:Y =(3bJY#=O;s$!~fKRqW@tQl8^X61{6P}_fw}CQZ0#VLQZnHru",
+"RFfq1hN%* (9Nj7Gze0>u[<l#{.UZQ`&]^zXmu<l/eCD;,L=llpRcSh*U%pQ5w/iU2;ye4kl,@B.7_S4eCI,5, Om&sGJiT#/Z{+t<PD4sew7]=E1;vF6",
+"*(Q5I$s*l-_aD9hW,J;X@D-h_*+f;+G`E&0@RDm=Jn=/ey*E57!fXN46{Q;fGD0Ndua(33#z`8Rmo<y3'riOmuJ[G& zOlB[FS|vVqck2dtB29DJYnYlH",
+"Q:If6i.}q#V<X[VdYTJGNoXn|:P@l^C5U,z~le(R*@Lw3>b]IXzuXf&Cj9#Hp_)gLj]t)]5[-_yYS|eOly>Kb/QiY4( !+Ds5My+tR)dLXvqLmo,IRg8+",
+"&eM)0B}RtP!+{;bfB$,C58=D4d1gm2y-TF@):5`^PESW8GUPglpwVY6XtJwdBqfja8R7pDse&X]6%D=&n.bpjKDB`T9T4'#a}U+Q(BY}/-r9JmEmIE{<O",
+"qs#'hzhCixA277D MQ+<'#MbwhY2rAyLEz[jWPmZiv$R,@GHrlIJ_0vGC37ntPvb c<yu0YkMex=# ]8'@9G+ 1:@t3C,i@P#yva>-NSwL{E|T`;jNX8e",
+"D_ t.N@Df3LE7-Sx^ oC 2qNnlZa/Kk>Iwp%0DGwKLX-)Vp=Nx[LVeNMG~^f$o>gO:n=f,iH+>SZZb@oohOS+|o';Ch*Zk[rWAyBJ9OEYqp'>F+FS<|_]",
+",M1vp*_VJU:NoN@C;r#EdX4(055s!-kz.3J8eRBRT4!CpmC1o!$W>9c;zP#,21Z$x2P_ jP_L=Td$0[re2iac1kwGd@wOIQ}XP*]=~CPS>DEj$~y_AWE]",
+"6a(Ll',vA@;93C1O;gEW0(c9w+.Baz PrVjsiX=/}$d~L<-UomdV[MV/DT|m)zkbBMme/*RD9Fr50>7nhg5peaHfn1u/#po_GT&a.{q=((ZBS@)n KeS2",
+"*J.<dDoOm2cCi] e00a;>b@(%K}%LUDl$5UPGwo=s_m9]Rphi8cu5|OVb/Dmv u~}bB,gcW9r[EN#S$#*Y~qUf$T&Rnf7r[Vu``^dxbav-K|CxjhSGVsr",
+"z~4ihHZV1Pq@U(GJVY vJx~hcq#hBbj%xKpF/vLjX07jp<9nb%JD'S5Q#NZodJb}X~m{Hd$}$hF9aSgte~l{K0vl)0w_8]!!Tzl:A}3v>H.-%b}YqR Zk",
+"*;a&<VAIJm..v1@}H/Zo^=L8PmNozbS~ pC{.g0Rx=o!_epubA.)@BwC5 EzU]K6rqbZQXBP4_#-O5agE%k6 3C#rok3`, {:M55-!renEv(zLB9K(/3m",
+"*0Uxb#%K|xAi{=%gZ2:o-Q2H=a0]U5+)twDqej9QVg;YStm`C%#_8o5P{@4;3vA/i<6v&4Nm [Pc:J~!C;7q4v~X4oXhtSK{Z&0U%.rV-nT.;~PX`_<lr",
+"+ 9UiL%r^v[}u,03:Q@xUeHa7Q-F[1sy9Cy^u;<=c1[M$sm;_]+exsw-jd4~=M^%@5MSH%Kn)JeycMl^;tArzs:-VNK990{RN_SZN;<2]K]+3:{>:v*tv",
+"trBgY'<ZZJom^SFg}edr~V)z{#d9nKQ0F51ioI#)B#LfS#Le_g;uqxnW4|/oA v2>@!.Ba&fy/CgixmA8^aG%Q<)mM8P).'#RrzThlL5JB3]B>>in8bH5",
+")/]6T;AUdSxn}fal1;9nk8G:&!0IxF2>b,3 8{yDdE+9c.'bCC$=^dF}e_Pn1zoT3JlN2,w9-^5bIy r0y<o;9.Y>JXVw@:[t7V9cm;b!3X@1Vv~xuSMh",
+"N/e_FS4R+ZvSlIFCl>>>O3+}UlAqLTS`[`P2_S~[OtC_sPLWw{5@|4S>Hx)mX@*g~}OFkQujr~UOB<K;O:!.kb]|F9y{S/&p^288]pu^ot=X4WL@!feeU",
+"%d|{lxC)vlPQdavxX6]v'/jVowF~JL4u`r@P-Q,p}3=o<St,AR@rGCj13$Np:{~hvEU Z,;PH$lp5uYU-F0Z])2)+P;a@og:-v IXx@_Z}Pw'4IT2`VMO",
+"Kebc'-#om.FnjZlu_^l0^}-iw&SS4.~aRnbrkY$! 6B2!Hdt9Wu,nDT71o!SyDJfVHrf}m'E8QH4m{C:lF1fe}Vp<W]s>wH3Z ;Y%hqY483$MJ;kbnj3*",
+".ier:2k&b!kbZ7B(X#AEDQj{><_f:w+Z|AiMV3GZ Nq$U8LejtPO>:+nPe-E,^ N7jEtd5I,{u.K`/v;#eK07#AC+NmQq&W1{cT.2Z9(R '=ddY^RM2np",
+"qP`|2Y.0z[9(CA'[ZI)oP{g{XmrO1sU(KO#gt2< $t4NQmYJp3M$Mh3xDVrS.wVIiYd/CFV1vTz0Tj9/M@u|B]=rS2$1baGjIXC:biY{hc`_$t-#u]N(1",
+"fr$wVB2,8)1,QeTwX[FH-r9aB5*3eR&U*sLMN$:iu!E9$)l,vBe^05kXp+#<Gc;^FgqN*]u1,KFU2SKtNypBMyA`1#f{1^$<4txC!aV@BQo,c,uB@[H_d",
+"(H(wC7[5s6H<Ub{2^rgGW{scVt_E[mo88'+)yZgTs4X>+V2KK1M2d*{A/<6M4gos]GX`54G)Z+mfh$^(uIN:D#*16wJk,~sB;(}IpSXNK2:w^4#|nm;;p",
+" rwC=jOA.QUs!7'gMqosqLc^a.|1mQFg@ZogW'Eco/6HR7W$7X(~,F.o+0'Q(,t-b~::rz3D=zy#NFPq=N)8^WUi4`K;,+Rm0Q!6TCOon&y^Q(|^hSpSM",
+"KQ8#~AP6!%Jv3(r=yo:(_ "
 };
-/* runs of decompositions: gap * 4 + count, length - 1, then for each code point the zigzag steps to its parts.
+/* runs of decompositions: count, gap, length - 1, then for each code point the zigzag steps to its parts.
    count 0: two parts, which also compose */
 static const char *const wrpo__unicode_nfc[] = {
-    "hJ&]3[^9 #v!+ %%)%[#%[6v.-)0w(%&+*#&yE)%-0xA.)&1!u8~[$~[$~[$~[$%1 /[Y([) [(%t$[-s$[$[6t(#t$+w$[& s$)4[&0uCx:[+t$Y",
-    "tK4t()x4[)tK[2tK)[&#u2y[8t$[*-$#*t>[3s$%&[&[4t2[5t$Ws$1&[$6{.-&w[Mw]&)2[!4{<[&6x[<[3x0Xw()7[&2x:%|]<[#t]M[4t$ t,-",
-    "#.u&w[>]5![>@s&V!Ut:] 0[Q>s&Qt*Ux$^H0tG&t$7t$8u^&[Y)s&f= # gCt>)+`G1s&Y t$[ s$h@[0# [Q1bP nI -![.6t>ES!s&^'#w`8<t",
-    "$a>=w]GY$~( Ux([!$~( [,Lxa<![AUs&9.[6*tUta&_#[.s$[*t8`U's$jX&# kMt,n*!r'#& F# 6&^6 ]OG qM9!^T []D ! []$ #[]- %v!-",
-    " %#- ) [+ [N'[K/9 9.)v8Fs0%Et0,.u>1!3  /^%!]70 1% $t4:/1#J.$!7-J 6 ]-t[W[B!&,y>[/t>Yv>[F![L3# `-!^62sCV$[4 w^>)!W",
-    "$t&&`P%# aW x^K&[&(wb6Uu.,a% # aIt*[<(xbM's$Y&t:!Yt6p)%l [a' #[+ [*#[/!eV _X % It6D [mF p5[]B= 1 ) ' ]@([$xh5+t&3",
-    "t4bF!`9_F T['![4W#tA; `X _H_B+ - ];#[,xI@ kF e)e%)! QyI^R _ `@^N#[RS# !TcN _B_@c= _3_@9!/  #%! I)Hd #_9^Lu<e% `/_",
-    "'%# +'*&L[[; gTkRH 5 3 +z$T W$H [L]6'! %]39' # D ]4 [/ [+[XxK~KbJ `3_3caN _^9__P% %~!ub&]R [;v,)!% #t(' ]] ]KeaSd",
-    "^Yt`O[$t`.[ t$=s$^D[Is$`O-y0t$4wh(a-[C# !## b4[Bwa!k'[<# l.ufI&t$'xQWt$['t$/t4%s$^F[Gs$`Q xkI=t4<s$fc5[&# fd>[Dt0",
-    "(t0[At(v[Ut,Yy]$w<^Hu</th<0w](d! uMujOwIfd9t[0feC[DtY[<w0c/Y#vbGf[+t$feO ~[4 vl.9wjWcH[A# #/# dS*xnO[.xl>/t$!|]<#",
-    "t(!t$*uoSw[4E 9[:'%u`Kd5&1[Cf4u[KUs$^;0x[!3t$,s$fbV!# faOt$!u$3t$,# faL'# fhA[#uQwE^D$~U fc=tMfi0/t,VugGuItE0~E f",
-    "cRtEf]K!#~[As@# fQxQf-0v<~<g.u^W[/{](96[`9B #edHIwa$!]3# eeQ[G #ef'|0edQt0ee'x0)&ef0F #ef@y.Gee4t.eeD|MefMtMeg#I~",
-    "[4~[4eg0t0eg@|0ef,t0ef;z[EegEF #egTy.(efAt.efP|M% egY[E% eh1I%uiA2 ]3efYt[$eg/|Aeh8t0ehH}0]4#  t#)!w(%!#~(-z(}I)V",
-    "ecP]9#t/~!~!Dv.~!~![Lv.~!~!ehE]. $ehH]3ehG * %%+&ek+'el2t0 (w]4 ]9& [9)$[_!&flB'ehC 2 %#3&ek@'elK]:~^1'sFel9]:t(]",
-    "3ek,]( $D($ C1[^;)% ]%D [K](y[2%&enD!uDem!t2-tD,1  '(7 #)[F- [4zH !(H[^*Iu*! ]A)#fo9]9eh. + %#*&elD'en&x]%5!y]K! ",
-    "[^!*!fq-#oS en,. [aM# 4]&bR!gk@[F% [1 % ])#]) ) $ ^Jt_=1 +vrL[F RvnT[R Pt0/ )u.t8[B gr.t(hZ) J%I gr:t*hZ- # )!;v&",
-    "'t&9!'v,/z2]9$X -vp'^9$[Gt(JuG$[)x`X_.!`[P#`oH [r0 _^5 ][FlaT%tE~!~!~!u]Uz,y[[-'!x&~&[B [S!F ^' V = %~!~!~!~[K~[K",
-    "|&~[K)$]Dx^K- 7 acd._O[emHi`0j_-m4fdWge.]_'[_o/ []mGpgBqr,[e3^b5bmX^f1]h=h@f5]p7ik:[_3[e-[^Da`H`Z;^`X[_lG[p/cr7]k",
-    "Pbj=d]T[Zk<b]'cc%[cPikWfnX]d7jlS^^T]dP]]VfcF[ZoQo#e@anF]b7]m+[o/^f-]b#^%]p/^gH[iLr/ia,cH[hL]c3`n/_cXbfKnZO]c+f_9[",
-    "hF`cY]eBbiB^p3rjW[c5``+[e@f#`d)d9d_)[[kSle#lmOAjcB[d-]cHb[1__*jg!]lPghBr^C``%[i'bdTl;h]!ie9jkYa[=akYfl']mYdZ5jm.[",
-    "m'fk'`[9]e3fmQhkNhd8^j,g^HfpSam;ilW[ZX^9cjJbm=]]B^_H]jTrqEfT[r;]]#]iD^p;^fReoH[n3[i+[X[`ZGbk7[mThk7mj4[_9_ rN_Z3n",
-    "F[`J]Z#[i%qH`i@^p8_a;[_P[Zo&` n-ek7d^-l9kl*eJ[c-^]Xab9^c2hq2^[T[p%kHpNbf%a@_a3a)anV[n=]Vb9[^j2k[/d^F[pRog.arOp1_`",
-    "1]T^h=[k3]r1[kJ`iF_d)`lLpl2m^F[[m:br=_1]Z=g7][Dg [_%[m;edF[^ZCad+nq%[]mK_q-adLgk m^6jL]i7_cBhbX[][!l5^_-^k=f/g5[i",
-    "L]l+l ^jH^h5F^d@[q=[[m6ef/e^2fb@[[9aiVac3]_)oRor(]cJbjT]l!^#h-^lMnGe_@r[YnrFmjQ[O_n7[i+dpPgkCakT]eEje@]j6`c#_oEka",
-    "A`_&[l)* rN& `cV**bo,gk9[d)q5[-/[=fc/e^([^7& ]dT& [oN*!]Z b#.[,^ZF;[B[lB_p4]`;[^[:f+^FhBX^Tp ^L^=kR^J[e)5[hVbB[5^",
-    "B[aL`/a/lR[p-`Pd9p aLlX[k@a+7!1-/[J#a5]3f7o)L] eT`/l9`  l%[n+_NgX] iF[T[Z=_F]gXe)])p`Ubjn+b]rE*[SnmU[c@]Kl8k+]'fH",
-    "[P[Z']A]9]DqB^+`+BdFb%[d=/`)]9eH_-]<_N[E`-]5i1^)[Vd1e-`P)]'[hP]3hXiFA^'d g ]cT][M_5_7fH`3[Tc%%a'DT^%4i)l3dHaHc `;",
-    "fNb'[a+`D[c5k1];BeD]#[C[V&C]J]ThFo f-e@bT[gN^H_'_L[19[J[[X[l=a`i-,_dLcZ[Y[kX[+cdq1_Z/gqXbikA]H_P ]eh2kc*' T'L!25 ",
-    "#$! ,[[)  ##)S*uh=}n%'%%{,uiQ!t0y&){<K&(-5 3 k`5 _`i;_`kX%tI[  5 d1!` ^T# [i=!n#n' T[])!h-gH 4%  ;lV!d'cF# `qr#!]",
-    "rf5]rg-# $t1bb]J  #z#a+!^; t7$!vmQ! #t&dc_>dGa^iK*3apk#ap`M]N;]@_1[']NQelKbdd aqeK/BHapr#bcpOeq-[5aprVaprA;[[Y[]1",
-    "3d^fNd^d<=f]8f_97[B+f_Efb=%XN7#D[N13T5%  ar]Lag](epULare9ardY-L`9^EB[)]%^ V]7B[+ LF1@g)dIdLb$[/[k:]j'e0[5T_E`X!_7",
-    "b[`9b[]U+@J1]1b[j%]5b[g<[H9]O`%hg0=hlB[V b]]Fb[pSL@9b]c+b]bK/[a+[`*hqSi['=]V[Ob^_/b]pKb]pPb]o0&D^D#icGidF[@L[BifG",
-    "bmc#bmb&ih1''Jd`a d`_(b_a7 aiq0haO iiGcZlLlqVc^rI3ik0ilX[P5[-_Rir&[$jZRb`[)b_r2_D)%$[FJ[1<7[HJ)V7]5^ [/_9b`iJb`j6",
-    "]2^RX^;b`lDb`j6^2Yjn.k]'L['[4kZ6kc'[#bal%bagOdTa.keQkh9ki![0cj5'c^P^Adq3r_(he-)-]+6bbdJcZ_4lZD_*b3[Pbb_Rbb_>^WcLl",
-    "bGld3^;]@aNbb`@bb^Iln>lq#bbnFbblOlpUlr [DX#bcb=f`MfdHbca(bcq-bcm*=^Ea/[9]#[U[9@;bciDbcl<cX]/mm&mp9(bcmFbd[Yh3bclJ",
-    "[Jbck0_'W&n`SnbB[P,[Vae] adoAbd_=bd[6bdh'bdc&;Xbe_1be]ALbegBbXbeg4Do^6o_3o^S odHLLJ];oeOoi#bfeVbfdYbfh1bff<an]Pam",
-    "p&bgdLP` cd`Y9oq)bghH![7Vbgi:# [@or:p[Np[2]RcefHbha.]-]1pb*cf^@bhj8bhnB[@bhn$^1piIplL5+bih#eH bim!pk8cgnLbinC'pqU",
-    "ch]#bilEq_$q_R*[#bjnFbjk&q`Mqd5]']7qg!cio)['cinUcj[)bk^6bkb bka!^D7bkkL]Dbkk&bkoRbko0apk@bomEr_;]Tr`8rb@ik2cbr==n",
-    "oE3ap_6'`_5[_j>rk-,Fma$maN%5[;bmZNbmZO] ]=]F_U`=[=_ d0_/%BbmZVf#`4cm^M[Zb%%[/bof boc,bmi cmr6)cn_ e3cnhW[Zl397%]1",
-    "[*_N[A`7]S]7X[[Z>[[^N[)[[^I[[b''bo_JboZA/[[d:[[e;[c].d_q7aBcqc03[[o3]L`Db/bp[PboqKN^-^1bpiB[pd>aZ]!>[RaZc=aZZ4^Bb",
-    "rf-XbqrK^3[)braLbra6e+`H#^0hD[ brr#brdG[_q<[`Z%brpJd_mS[`aLplKpp+cZn=bDdac81[`fNc[i%darIdb_Jc[l> [%c]]Lc[o([`i.[`",
-    "kN_=X])[`mQddaVc^],eNaL[ah&['[ajNc_c/derEdf[Dd;_Hc_g,[bZ*[b]7+/5/[3c`j#"
+"P9SX{<PX<=DW2ts]hY'v,]]41u>mH^c&XLOyyq$Ek+n/zAW NOZ6}z%dN*A*)1s&yTm<prlEr/UY-wo&me^^qG!A5n<35pQ1_!|be=Z'It|anXuXQ>-[R",
+",O2USG!;n7W`a5N,ut'=9%~[*Frm-P]N*&K_O|sz,5@Xv6!EhyUyWAYJ<>x|8yU!|bP~;TU0dz/o2>UMzkEY:W}Woabv`94!e}ti0pW-p]#K]{ mD7PQf",
+">hO`W^2; 3n:w[/=puFJ`);;#>'8/fJ:(I~'<Kw,eKP;@zO<E%RRWnQ,:CG%rtMVA~:'!7~4+zK/}~FfpHOJDsiU1v]93J{IZUolUmpWp.pOV<'d9SBEd",
+"r5$4Y8! ~7yrE`>+uD2ebbsSr-x+;v=KR'W-%~ydhER@$cQKG.9}]mj(L67xR<6):VfDPDm:9GbcFefodbPW ^`uxj=LMG|pCks=vw0_$IL{bWyz[# N~",
+"(l O7#G2<Fhu$Isix=>7Y$yW{X=X(lXMJ'rA51u`wGZ4{E>p[10X<CBy!Z/ r|'JN->]Q/QFJb>lY)GseHZ<kM-FPDwu@)k)IZJ*mY0+ [w{bY:|}h9Xf",
+"n&)'Co;X,UgF[Z&0~JCMNYBMCb}9f6iwWlDQb'&{V8T~mzkuw{L,.EH4-Fx(pWyp.c*Ms/GOr}91 YQTKE,FQJ3Hy<|'-c8O]@FK'HF)gQg_7ciYxVo l",
+",vYMz{61S;d+ Rcac`7'*h6]WkcoEgV@&QZO`O(BN-ol8UM{p-_]WBc=P_rI& m9VeM%4=LXB`J+>h[z,SX+{Zs59CPc>,#aQh9bUmZh4!bHdCvqoMcNZ",
+"al_Mq(oEp!._oc^rS%^40G39 $Xa._H5@%sUve'|=*/`1X*P<5} -dNnF.90t4'2(TW2=@+vT:AFcJK:z#bw..48Vx|FboV j=0ZK5LPq7n0sK YUwo-@",
+"fd7n([-z$N9DL,MF)2F/-|u]9r<(qX2x/WIRW(gF|Mayy,@.i:>Wb9j~yq6.i>LT@dTp95}1JzE_L'K:Ni8$|;x{J+ie gcXfVG2Ff>M1rjreH)Yks#i7",
+"fZzv Modg@x46Q&=hk5^=OQoTKDk*yYfs:E:_{n32ydk:NZv;;vH#d$XH8Q.kpBf|2g0c4ev(,*Xrj}[=7AhjAvaCXPn|'}v$E`HmbZQIvS&2~u5g%m'}",
+"6fu5<w~U3u)lj*L_<T9])/*^[{B ZOxmea;_j=E;F%FC2.OB3#:'aa<HkFF%<wy*P$|-zC({d=JUJf}_rBOWo4<H{`C5`$K$'9n>/Gtom&HY0UQRTV&5m",
+",bfoAq[Nvr.4H[1z#`Vb]x!f_z:fAC-Dmr_`9TQ_Z*kQ,oaHc$$J(@*K9<ebBpdS8Cf1cc.rn_E`R e_2JX3#N#H/yudt}1lMB~o}pW.sT5!nE3gGBP1`",
+"SuND[{o&W:Fr`V<VmjX zkgqs=J+nXD2x.368J@G!BI%Oobv:p+URj-h>O.d`3X Bl^Kdc2(qLX,b]E1~$}NSCpgmRyR9Z4%uLU^0n+}h) wdIR#5X/qg",
+"9#VhV~W:)=c:raP7Xu-RX ^esQm[}C0B1Gw|FMuRZ{`8[UlB)FO4Y(ht6x+IMUG4J%j~eW3N[@.O;*YM+lbxY|e24-p[!;124ZQ1__sbGA$O&'6^o/}74",
+"t_4eQ|3&Hzi:))Hw>z9,V &YaU~+95#RF(DW;(A/Q%hwSu)jSxqBq:]G~zn;0B:FYOu[Siw#V5}m`DB/IAYTrxqsSGB8sScyu;X(hM^q;Q1M0az5w^w_r",
+"_Y2~,qs60rlZb0!N'E~K)6z^[eV`g*8N#$+P(rhVTs7^$@(B={k7EidhDWY`ID3p.:_GJo,|KPPRH~(1vI4a8.&Lxk`wT(Tkd)^<-$hA)yHC`uKO*C|OR",
+"gIqg$uak%^'M!^4 -v1<3D]*cg*&.}&:v^I:JrBj6z>_MM6%-v-&{T}(MbXrTp`_=f8+ho;ls2*iwuT,YlbPP1&*l2V@7QGf&/|<na^l_JhH],qGI)[W4",
+"$JgYygS=Hau|Bv,-cZ$} aDS|Ie>>.=_'@Z)i4XrRi{~A~%=Z__/A||U$9z|+/R~),C4oJ[J/ED_##!#5}c'<Bfk{V]4[]zI`FUfm:r3sJrF_}MnQem[F",
+"tY>o.J/@o_#-&{dnm8''Mt/0s)tV8pn3BM/98$`NA@Vfeyo*bx!u$%Dgcp0iZ8w3l|~T)H tJ4cN4o7yCK]4zJ7w+,T,De+%7&!-wsR:LVtIVM;fg 2:^",
+")oE#:uh@_Ad_QG`Tf#Yn9;.*z^rI3{&<3rG0zn$uJo=krgsOf2/.6i+_>/yliOCluO!MQUe3AnOA/T7xGE,Z{Yo&y-c,VqWU78Y9S+b%#7q-Ql0'jGoGZ",
+"Sn.'svCr|*;C-whsUYXI5F(S/_c[wp+[1jaRJ-`s{zL3$JW/{5-L9.vf3jmlDZq}S;6eVL:=-`mR`#4j!vmEWE[h,*4Nf=CP$&e,ZSbJ#kC,XWvX#_8SH",
+"xfTEVU.b/5h^|DrBSeE+x z,y!NZ~%_bT[{=7b<^o6V8cD<,C+r-,5F%p#,61QrJ4J&uT/T1e:uK0*X>alz(MftPDp3M6St|<D;CUTtTB2oc6N7{P.()i",
+"=5Ld2nA^bQz_#d)*2d{kOV4fFGe*;xUqZUy5VG2nC`p*0C!-E^FJPS3wk:RFcfRA/B/c7c(oTE/pOIh9AO|Cu~UE>B}^/F)kz={}zI[)~BpaEm1eb37K.",
+"#/tC(]ZT~nnX#jxW.r2kkPF|'r*Yp/9OK@SZ A|c`nu>]kQwk0%#mn>h{I<5U2NIt&xMwx qv0y )nl1^JMg{E#is1H>!8rv9TcQ;j+JQ1R,@Ka8fr{6z",
+"O9G]:fXdiP}YO+1hp[2`w$~$Q)';OTH(>FK,R#>xqp}siv'um.#SNmEbJWXjHj}Rb rn#Y=v+l*K&.JmIaQjrep[@JP,+a}mjnUXkQ|Dw]82)p'wwRF8/",
+"X7Z(89IbC(uA4ZyPgBl7#^j-N!FsG [PVj*y2~>}`.q1(F,tfJ.JmH`{AUSJmEUX&k9G[*cP=-maVH0EzMeHFL=27T^9 [Vj&NTj%f-U4A:=.~8Ma0is-",
+" pHPG>{RG{sGJ6wIYLL=FZA'tQQ5!a'6oSF#dtH>[n82n*&Elmp~RS;a}Z,I+d}!U(9G^[/WC0g>IB6-^@W/17Nm|bt|2rJgE r.NCi*UJVL&3=b$*yeZ",
+"3hz;8va!,96UQGN:8T.6.M3Fu.O9&.@I|zzx;[{!NRkW2q/ATj.}lcBD~GWBfbV*[JF.$`UiMZLPgPfzPJ#^mhpz0|Mh|ECpFF;S!pF[(q(bs+QdhOoh<",
+"Nkuy`R3*0n>;]2 ClJ.X](r^]It'bc<WQ h}+]N&!,buZR`cXD#Xe]fZMVq:o2e/FYd{%2{>IQq@gO8mdU@tIzGEDR`R({CM|f{C(p,Cq@Hl5mvM>gNnu",
+"6IIhF!R0;kj^DB1C:~eWpqC/<DWB(Kl,;XUA{(1rC'U+4=Z0|(N@5!oWo3I6TSAQ@J<A*aY#6n&ML|8p.a9jHoo+V`9]Sh'^fm*8)6t_z5e}dJaNS6Vjr",
+"[jymW61cfengtS@k7yJ_/Z^8Qj :B9y0=cS>XXTRz.;3-<:=z}bcfO#<-#3@2'q0&D'*noh60IhU8aryv|F7HSn-m)#RqaonG_ar3,dGJ~l@qj5*#}2vW",
+"7zEPe]q*V1r*>yN2RoWI#/='CG71}rar9x&bjQ1&Ol'* 2@{TvSV8n1X+5[gmC6'!3_6x0DsZUUhjTg)pG=.z/X'/b_2[l.rD0]zBzNWQX&0)%/}W)T!%",
+"}Ke^L;LF+}T{V  0&8s2ol[Hl;eqa]Ak+8QP{zW{oT8*!lY{>ETp^iH2F}OBY_tf^)]1IXJ9]Zw<+#L[^2<$CW^uTKM7S#Yl4fqce@l}=*8A6s|9HyCIW",
+"DIR#s2-mWCfbWI!p^0`#kJ_=3Xg]*lZ{%,|.|_gRNJDWSzZ:P0{vbjy YY)u_(9~ dl Ki YkS)z~/96>HiRJPVj_[:I'ZY..oNd7~P^i)`n'2VkAw6AY",
+"6Y]lw0tar/>moy[ D%kvIw^Q,Qw "
 };
-static int32_t *wrpo__unpack(const char *const *lines, int64_t count) {    /* an stb array */
-    int32_t *out = NULL, high = 0, repeat = 0;
-    for (int64_t i = 0; i < count; i++)
-        for (const char *s = lines[i]; *s; s++) {
-            int32_t digit = *s - ' ' - (*s > '"') - (*s > '?') - (*s > '\\');  /* 0..91: these three are not used */
-            if (digit >= 80) repeat = digit - 78;
-            else if (digit >= 56) high = high * 24 + digit - 56;
-            else {
-                int32_t number = high * 56 + digit, back = number + 1;
-                high = 0;
-                if (!repeat) stbds_arrput(out, number);
-                for (; repeat > 0; repeat--) {
-                    number = out[stbds_arrlen(out) - back];
-                    stbds_arrput(out, number);
-                }
-            }
-        }
-    return out;
+typedef struct wrpo__packed {
+    const char *const *line, *s;  /* the line that is read, and what is left of it */
+    uint32_t range, code;
+    int16_t odds[35][21][16];     /* of a 1, in 4096ths, minus 2048: by context, size of the number, bits before */
+} wrpo__packed;
+static int wrpo__unpack_bit(wrpo__packed *p, int16_t *odds) {
+    for (; p->range < 1u << 24; p->range *= 92) {
+        if (!*p->s) p->s = *++p->line;
+        int digit = *p->s - ' ' - (*p->s > '"') - (*p->s > '?') - (*p->s > '\\');  /* 0..91: these three are not used */
+        p->code = p->code * 92 + (uint32_t)digit;
+        p->s++;
+    }
+    uint32_t ones = (p->range >> 12) * (uint32_t)(2048 + *odds);
+    bool bit = p->code < ones;
+    if (!bit) p->code -= ones;
+    p->range = bit ? ones : p->range - ones;
+    *odds = (int16_t)(*odds + ((bit ? 2047 : -2048) - *odds) / 8);
+    return bit;
+}
+static int32_t wrpo__unpack(wrpo__packed *p, int context) {
+    int32_t size = 0, v = 1;
+    while (wrpo__unpack_bit(p, &p->odds[context][size][0])) size++;
+    for (int k = 0; k < size; k++) {
+        int16_t even = 0;
+        v = 2 * v + wrpo__unpack_bit(p, v < 16 ? &p->odds[context][size][v] : &even);
+    }
+    return v - 1;
 }
 /* Sorted arrays of structs that begin with a key. */
 static int wrpo__by_key(const void *a, const void *b) {
@@ -4520,14 +4511,15 @@ typedef struct wrpo__unicode {
 } wrpo__unicode;
 
 static void wrpo__unicode_load_classes(wrpo__arena *arena, wrpo__unicode *u) {
-    int32_t *runs = wrpo__unpack(wrpo__unicode_classes, WRPO__COUNT(wrpo__unicode_classes)), c = 0;
+    wrpo__packed in = {.line = wrpo__unicode_classes, .s = wrpo__unicode_classes[0], .range = 1};
+    int32_t c = 0, class = 0;
     u->kind = wrpo__raw(arena, 0x110000, sizeof *u->kind);
-    for (int64_t i = 0; i < stbds_arrlen(runs); i++) {
-        int32_t kind = runs[i] % 17, end = c + runs[i] / 17 + 1;
-        if (kind == 16) kind = WRPO__M | WRPO__CAREFUL | runs[++i] << 8;
+    while (c < 0x110000) {
+        class = wrpo__unpack(&in, class);
+        int32_t end = c + wrpo__unpack(&in, 17 + class) + 1, kind = class;
+        if (class == 16) kind = WRPO__M | WRPO__CAREFUL | wrpo__unpack(&in, 34) << 8;
         while (c < end) u->kind[c++] = (uint16_t)kind;
     }
-    stbds_arrfree(runs);
 }
 static void wrpo__add_pair(wrpo__unicode *u, int32_t a, int32_t b, int32_t c) {
     stbds_arrput(u->decompositions, ((wrpo__decomposition){(uint64_t)c, 0, {a, b}}));
@@ -4536,25 +4528,26 @@ static void wrpo__add_pair(wrpo__unicode *u, int32_t a, int32_t b, int32_t c) {
 }
 static void wrpo__unicode_load_nfc(wrpo__unicode *u) {
     if (u->pairs) return;
-    int32_t *runs = wrpo__unpack(wrpo__unicode_nfc, WRPO__COUNT(wrpo__unicode_nfc)), c = 0, last[3] = {0};
-    for (int64_t i = 0; i < stbds_arrlen(runs);) {
-        int32_t count = runs[i] % 4;
-        c += runs[i] / 4;
-        int32_t end = c + runs[i + 1] + 1;
-        for (i += 2; c < end; c++) {
-            for (int k = 0; k < (count ? count : 2); k++, i++)
-                last[k] += runs[i] & 1 ? -(runs[i] + 1) / 2 : runs[i] / 2;
+    wrpo__packed in = {.line = wrpo__unicode_nfc, .s = wrpo__unicode_nfc[0], .range = 1};
+    int32_t c = 0, last[3] = {0};
+    while (c <= 0x2FA1D) {  /* the last one */
+        int32_t count = wrpo__unpack(&in, 0);
+        c += wrpo__unpack(&in, 1);
+        for (int32_t end = c + wrpo__unpack(&in, 2) + 1; c < end; c++) {
+            for (int k = 0; k < (count ? count : 2); k++) {
+                int32_t step = wrpo__unpack(&in, 3 + k);
+                last[k] += step & 1 ? -(step + 1) / 2 : step / 2;
+            }
             if (!count) { wrpo__add_pair(u, last[0], last[1], c); continue; }
             stbds_arrput(u->decompositions, ((wrpo__decomposition){(uint64_t)c, count, {last[0], last[1], last[2]}}));
             u->kind[c] |= WRPO__CAREFUL;
         }
     }
-    for (int32_t i = 0; i < 11172; i++) {  /* Hangul: a syllable is another and a final, or an initial and a vowel */
-        int32_t final = i % 28, vowel = i / 28 % 21;
-        if (final) wrpo__add_pair(u, 0xAC00 + i - final, 0x11A7 + final, 0xAC00 + i);
-        else wrpo__add_pair(u, 0x1100 + i / 588, 0x1161 + vowel, 0xAC00 + i);
+    for (c = 0xAC00; c < 0xAC00 + 11172; c++) {  /* Hangul: another syllable and a final, or an initial and a vowel */
+        int32_t i = c - 0xAC00, final = i % 28;
+        if (final) wrpo__add_pair(u, c - final, 0x11A7 + final, c);
+        else wrpo__add_pair(u, 0x1100 + i / 588, 0x1161 + i / 28 % 21, c);
     }
-    stbds_arrfree(runs);
     qsort(u->pairs, (size_t)stbds_arrlen(u->pairs), sizeof *u->pairs, wrpo__by_key);
     qsort(u->decompositions, (size_t)stbds_arrlen(u->decompositions), sizeof *u->decompositions, wrpo__by_key);
 }
@@ -4582,7 +4575,7 @@ static void wrpo__decompose(const wrpo__unicode *u, int32_t c, wrpo__mark **out)
     const wrpo__decomposition own = {(uint64_t)c, 1, {c}}, *d;
     d = bsearch(&own, u->decompositions, (size_t)stbds_arrlen(u->decompositions), sizeof own, wrpo__by_key);
     if (!d) d = &own;
-    if (!d->count) wrpo__decompose(u, d->part[0], out), wrpo__decompose(u, d->part[1], out);
+    for (int k = 0; k < 2 && !d->count; k++) wrpo__decompose(u, d->part[k], out);
     for (int k = 0; k < d->count; k++) {
         int32_t part = d->part[k];
         stbds_arrput(*out, ((wrpo__mark){wrpo__pair(u->kind[part] >> 8, (int32_t)stbds_arrlen(*out)), part}));
@@ -4606,38 +4599,37 @@ static int64_t wrpo__recompose(const wrpo__unicode *u, wrpo__mark *m, int64_t n)
     }
     return kept;
 }
-/* Appends NFC of s to out; false, and nothing done, if s is NFC already. A cluster is a code point and the careful ones
-   after it: no composition reaches from one cluster into another. */
-static bool wrpo__nfc(const wrpo__unicode *u, const char *s, int64_t n, wrpo__text *out, wrpo__mark **marks) {
-    int64_t i = 0, next;
-    while (i < n && !(u->kind[wrpo__char_at(s, n, i, &next)] & WRPO__CAREFUL)) i = next;
-    if (i == n) return false;
-    for (i = 0; i < n;) {
-        int64_t begin = i;
-        bool careful = u->kind[wrpo__char_at(s, n, i, &i)] & WRPO__CAREFUL;
-        while (i < n && u->kind[wrpo__char_at(s, n, i, &next)] & WRPO__CAREFUL) i = next, careful = true;
-        if (!careful) { wrpo__text_add(out, s + begin, (size_t)(i - begin)); continue; }
+static bool wrpo__careful(const wrpo__unicode *u, const char *s, int64_t n, int64_t i, int64_t *next) {
+    return u->kind[wrpo__char_at(s, n, i, next)] & WRPO__CAREFUL;
+}
+/* Appends NFC of s to out. Only clusters change: careful code points in a row, and the one before them. */
+static void wrpo__nfc(const wrpo__unicode *u, const char *s, int64_t n, wrpo__text *out, wrpo__mark **marks) {
+    int64_t done = 0, cluster = 0, next;
+    for (int64_t i = 0; i < n; i = next) {
+        if (!wrpo__careful(u, s, n, i, &next)) { cluster = i; continue; }
+        while (next < n && wrpo__careful(u, s, n, next, &i)) next = i;
+        wrpo__text_add(out, s + done, (size_t)(cluster - done));
         stbds_arrsetlen(*marks, 0);
-        while (begin < i) wrpo__decompose(u, wrpo__char_at(s, n, begin, &begin), marks);
+        while (cluster < next) wrpo__decompose(u, wrpo__char_at(s, n, cluster, &cluster), marks);
+        done = next;
         int64_t count = wrpo__recompose(u, *marks, stbds_arrlen(*marks));
         for (int64_t k = 0; k < count; k++) {
             char bytes[4];
             wrpo__text_add(out, bytes, wrpo__utf8_put(bytes, (uint32_t)(*marks)[k].c));
         }
     }
-    return true;
+    wrpo__text_add(out, s + done, (size_t)(n - done));
 }
 
 /* ---- regex: the part of oniguruma's syntax that tokenizers use ----
    A pattern is alternatives of items. An item is a literal, an escape, a class in brackets or a lookahead for one of
    these; all but lookaheads take ? * + {m,n} and possessive ?+ *+ ++. Groups are (...), (?:...) and (?i:...), with or
-   without ?. It becomes a graph without cycles (see load), which a backtracking matcher walks: its recursion is no
-   deeper than the pattern is long. */
+   without ?. The pattern becomes a graph without cycles, and matching backtracks no deeper than the pattern is long. */
 typedef struct wrpo__charset {
-    bool ascii[128];  /* the answer for these; the rest is for the other code points */
-    bool negate;
+    bool ascii[128], negate;  /* ascii: the answer for these; the rest is for other code points */
     uint32_t classes;
-    int32_t (*ranges)[2];  /* stb array: first, last */
+    int32_t (*ranges)[2];     /* stb array: first, last */
+    const uint16_t *kind;     /* of each code point */
 } wrpo__charset;
 typedef enum wrpo__rx_kind { WRPO__RX_SET, WRPO__RX_AHEAD, WRPO__RX_FORK, WRPO__RX_JOIN, WRPO__RX_END } wrpo__rx_kind;
 typedef struct wrpo__rx_node {
@@ -4647,20 +4639,20 @@ typedef struct wrpo__rx_node {
     int32_t next, other;        /* FORK: other is tried if next fails */
     wrpo__charset set;
 } wrpo__rx_node;
-typedef struct wrpo__regex { wrpo__rx_node *nodes; int32_t first; const uint16_t *kind; } wrpo__regex;
+typedef struct wrpo__regex { wrpo__rx_node *nodes; int32_t first; } wrpo__regex;
 
-static bool wrpo__set_has(const wrpo__charset *set, const uint16_t *kind, int32_t c) {
-    bool in = set->classes >> (kind[c] & 15) & 1;
+static bool wrpo__set_has(const wrpo__charset *set, int32_t c) {
+    bool in = set->classes >> (set->kind[c] & 15) & 1;
     for (int64_t k = 0; k < stbds_arrlen(set->ranges) && !in; k++)
         in = c >= set->ranges[k][0] && c <= set->ranges[k][1];
     return in != set->negate;
 }
 /* The size of the code point at s[i] if the set has it, else 0. s is valid UTF-8. */
-static int64_t wrpo__set_at(const wrpo__charset *set, const uint16_t *kind, const char *s, int64_t n, int64_t i) {
+static int64_t wrpo__set_at(const wrpo__charset *set, const char *s, int64_t n, int64_t i) {
     int64_t next;
     if (i >= n) return 0;
     if ((unsigned char)s[i] < 128) return set->ascii[(unsigned char)s[i]];
-    return wrpo__set_has(set, kind, wrpo__char_at(s, n, i, &next)) ? next - i : 0;
+    return wrpo__set_has(set, wrpo__char_at(s, n, i, &next)) ? next - i : 0;
 }
 /* Where a match that begins at s[i], from node `at` of the graph, ends; -1: there is none. */
 static int64_t wrpo__rx_match(const wrpo__regex *rx, int32_t at, const char *s, int64_t n, int64_t i) {
@@ -4672,7 +4664,7 @@ static int64_t wrpo__rx_match(const wrpo__regex *rx, int32_t at, const char *s, 
         case WRPO__RX_END: return i;
         case WRPO__RX_JOIN: break;
         case WRPO__RX_AHEAD:
-            size = wrpo__set_at(&x->set, rx->kind, s, n, i);
+            size = wrpo__set_at(&x->set, s, n, i);
             if ((size > 0) == x->negative) return -1;
             break;
         case WRPO__RX_FORK:
@@ -4682,7 +4674,7 @@ static int64_t wrpo__rx_match(const wrpo__regex *rx, int32_t at, const char *s, 
             break;
         case WRPO__RX_SET:
             for (; count < x->max; count++) {
-                size = wrpo__set_at(&x->set, rx->kind, s, n, i);
+                size = wrpo__set_at(&x->set, s, n, i);
                 if (!size) break;
                 i += size;
             }
@@ -4723,7 +4715,7 @@ typedef enum wrpo__edit_kind {
     WRPO__EDIT_ADDED,          /* cuts out added tokens; start: those of raw text 0, of normalized text 1 */
     WRPO__EDIT_NFC,
     WRPO__EDIT_REPLACE,        /* what matches regex becomes text */
-    WRPO__EDIT_PREPEND,        /* puts text before a piece; unless: if it is not there yet; first: only before the first */
+    WRPO__EDIT_PREPEND,        /* text before a piece; unless: if it is not there yet; first: before the first only */
     WRPO__EDIT_SPLIT,          /* cuts where regex matches; invert: where it does not */
     WRPO__EDIT_BYTES,          /* each byte becomes a character of GPT-2's alphabet */
     WRPO__EDIT_UNBYTES,        /* and back; all tokens become one */
@@ -4751,29 +4743,28 @@ typedef struct wrpo__template {  /* text NULL: none; the rest by >>chat */
 } wrpo__template;
 struct wrpo_tokenizer {
     wrpo_ctx *ctx;
-    wrpo__arena *arena, *scratch;              /* scratch: what one call needs; cleared by the next */
-    const char *dir;                           /* where it was loaded from */
+    wrpo__arena *arena, *scratch;        /* scratch: what one call needs; cleared by the next */
+    const char *dir;                     /* where it was loaded from */
     wrpo__unicode unicode;
-    wrpo__token *tokens; int64_t size;         /* by id */
-    int32_t *slots; uint64_t mask, seed;       /* text -> id: open addressing, -1 = free */
-    wrpo__merge *merges; uint64_t merge_mask;  /* pair -> rank and id: open addressing */
-    wrpo__added *added; int32_t heads[2][256];           /* stb array; in raw, normalized text, by first byte: the longest */
-    wrpo__edit *encoder, *decoder;             /* stb arrays */
-    int64_t normalizer_end;                    /* encoder: added tokens, normalizer, these again, pre-tokenizer */
+    wrpo__token *tokens; int64_t size;   /* by id */
+    int32_t *slots; uint64_t mask;       /* text -> id: open addressing, -1 = free */
+    wrpo__merge *merges; uint64_t merge_mask, seed;      /* pair -> rank and id: open addressing; seed: of both */
+    wrpo__added *added; int32_t heads[2][256];           /* stb array; raw, normalized: by first byte, the longest */
+    wrpo__edit *encoder, *decoder;       /* stb arrays; encoder: added tokens, normalizer, these again, pre-tokenizer */
+    int64_t normalizer_end;              /* encoder[1..here) is the normalizer */
     bool has_decoder, has_template, byte_fallback, fuse_unk, ignore_merges, cut_at_mark;
-    const char *unk_text;                      /* the model's unk_token, or NULL */
+    const char *unk_text;                /* the model's unk_token, or NULL */
     int32_t unk, bytes[256], small[WRPO__SMALL_CHARS];   /* ids: of unk_text, <0xNN>, the characters below U+0400 */
-    int16_t byte_char[256], char_byte[324];    /* the alphabet of byte-level BPE; -1: not of it */
-    int32_t *prefix, *suffix;                  /* stb arrays: the post-processor */
-    wrpo__word *words;                         /* [WORDS] direct-mapped cache of BPE results */
-    const wrpo_json *config;                   /* tokenizer_config.json, or NULL */
-    const char *special[7];                    /* texts of wrpo__special_names; NULL: none */
-    int32_t bos, eos;                          /* -1: none */
-    wrpo__template chat[2];                    /* the second, if there is one: for conversations with tools */
+    int16_t byte_char[256], char_byte[324];              /* the alphabet of byte-level BPE; -1: not of it */
+    int32_t *prefix, *suffix;            /* stb arrays: the post-processor */
+    wrpo__word *words;                   /* [WORDS] direct-mapped cache of BPE results */
+    const wrpo_json *config;             /* tokenizer_config.json, or NULL */
+    const char *special[7];              /* texts of wrpo__special_names; NULL: none */
+    int32_t bos, eos;                    /* -1: none */
+    wrpo__template chat[2];              /* the second, if there is one: for conversations with tools */
 };
 
-/* The vocabulary and the merges have hash tables of their own: texts may hold NULs, ids are dense, a merge is looked up
-   once for each pair of symbols, and the maps of stb_ds change a seed that all threads share. */
+/* Hash tables of our own: texts may hold NULs, and the maps of stb_ds change a seed that all threads share. */
 static int64_t wrpo__slot(const wrpo_tokenizer *tok, const char *s, size_t n) {  /* where s is or would be */
     for (uint64_t at = wrpo__hash(tok->seed, s, n);; at++) {
         at &= tok->mask;
@@ -4815,12 +4806,11 @@ typedef struct wrpo__candidate { uint64_t key; int32_t id; } wrpo__candidate;  /
 typedef struct wrpo__work {
     wrpo_tokenizer *tok;
     wrpo__arena *outer;         /* the arena that was current before */
-    bool continues;             /* the first piece continues another text: nothing is put before it */
-    bool decodes;               /* empty pieces count */
+    bool continues, decodes;    /* nothing is put before the first piece; empty pieces are kept */
     const char *s; int64_t n;   /* the text of the pieces: the caller's, or text.data */
-    wrpo__text text, spare;     /* spare: what an edit writes; put holds pieces of its first `done` bytes */
+    wrpo__text text, spare;     /* spare: what an edit writes; its first `done` bytes are in pieces */
     int64_t done, run;          /* run: bytes of <0xNN> tokens that follow these */
-    wrpo__piece *pieces, *put;  /* stb arrays, as those below; put: what an edit makes of the pieces */
+    wrpo__piece *pieces, *put;  /* stb arrays, like those below; put: what an edit makes of the pieces */
     wrpo__mark *marks;
     wrpo__symbol *symbols;
     wrpo__candidate *heap;
@@ -4865,8 +4855,8 @@ static void wrpo__cut_added(wrpo__work *w, const int32_t *heads, wrpo__piece p) 
         const wrpo__added *a = &tok->added[heads[(unsigned char)s[i]]];
         while (a->size && (n - i < a->size || memcmp(s + i, a->text, (size_t)a->size) != 0)) a = &tok->added[a->next];
         int64_t begin = i, end = i + a->size;
-        i = a->size ? end : i + 1;
-        if (!a->size) continue;
+        i = WRPO__MAX(end, begin + 1);
+        if (begin == end) continue;
         uint32_t flags = tok->tokens[a->id].flags;
         if (flags & WRPO__TOKEN_SINGLE_WORD) {
             if (begin > 0 && wrpo__is_word(tok, s, begin, wrpo__before(s, begin))) continue;
@@ -4953,7 +4943,8 @@ static void wrpo__edit_piece(wrpo__work *w, const wrpo__edit *e, wrpo__piece p) 
     case WRPO__EDIT_ADDED: wrpo__cut_added(w, w->tok->heads[e->start], p); return;
     case WRPO__EDIT_SPLIT: wrpo__split_piece(w, e, p); return;
     case WRPO__EDIT_NFC:
-        if (wrpo__nfc(&w->tok->unicode, s, n, out, &w->marks)) n = 0;
+        wrpo__nfc(&w->tok->unicode, s, n, out, &w->marks);
+        n = 0;
         break;
     case WRPO__EDIT_REPLACE:
         for (int64_t i = 0; i < n; i = next) {
@@ -5041,8 +5032,7 @@ static void wrpo__begin_text(wrpo__work *w, const char *s, int64_t n) {  /* as o
 /* ---- BPE ---- */
 static void wrpo__put_symbol(wrpo__work *w, int32_t id) {
     int32_t at = (int32_t)stbds_arrlen(w->symbols);
-    wrpo__symbol symbol = {id, at - 1, at + 1};
-    stbds_arrput(w->symbols, symbol);
+    stbds_arrput(w->symbols, ((wrpo__symbol){id, at - 1, at + 1}));
 }
 static void wrpo__symbols(wrpo__work *w, const char *s, int64_t n) {
     const wrpo_tokenizer *tok = w->tok;
@@ -5223,12 +5213,13 @@ _Noreturn static void wrpo__load_refuse(const wrpo__loader *in, const char *what
     wrpo__shown s;
     wrpo__json_fail(in->ctx, WRPO_E_UNSUPPORTED, in->name, v, "%s %s is not supported", what, wrpo__json_found(s, v));
 }
-/* A member of an object, of this kind; NULL if it is absent or null. */
-static const wrpo_json *wrpo__load_maybe(const wrpo__loader *in, const wrpo_json *v, const char *key, wrpo_json_kind k) {
-    return wrpo__json_maybe(in->ctx, in->name, v, key, k);
-}
+/* A member of an object, of this kind; from wrpo__load_maybe NULL, if it is absent or null. */
 static const wrpo_json *wrpo__load_need(const wrpo__loader *in, const wrpo_json *v, const char *key, wrpo_json_kind k) {
     return wrpo__json_need(in->ctx, in->name, v, key, k);
+}
+static const wrpo_json *wrpo__load_maybe(const wrpo__loader *in, const wrpo_json *v, const char *key,
+                                         wrpo_json_kind k) {
+    return wrpo__json_maybe(in->ctx, in->name, v, key, k);
 }
 static bool wrpo__load_flag(const wrpo__loader *in, const wrpo_json *object, const char *key, bool otherwise) {
     const wrpo_json *v = wrpo__load_maybe(in, object, key, WRPO_JSON_BOOL);
@@ -5347,7 +5338,7 @@ static wrpo__charset wrpo__rx_atom(wrpo__rx_parser *p) {
         {".", "'.'"}, {"^$", "an anchor"}, {"{?*+", "this repetition"}, {"]}", "this bracket"},
     };
     static const char *const ligatures[] = {"ss", "ff", "fi", "fl", "st"};
-    wrpo__charset set = {.classes = 0};
+    wrpo__charset set = {.kind = p->in->tok->unicode.kind};
     int32_t c = 0;
     for (int k = 0; k < 4; k++) if (wrpo__rx_sees(p, refused[k][0])) wrpo__rx_fail(p, refused[k][1]);
     if (p->fold && p->i < p->n && (wrpo__rx_sees(p, "[\\") || (unsigned char)p->s[p->i] >= 128))
@@ -5367,7 +5358,7 @@ static wrpo__charset wrpo__rx_atom(wrpo__rx_parser *p) {
         if (low == 's') wrpo__rx_range(&set, 0x17F, 0x17F);
         if (low == 'k') wrpo__rx_range(&set, 0x212A, 0x212A);
     }
-    for (c = 0; c < 128; c++) set.ascii[c] = wrpo__set_has(&set, p->in->tok->unicode.kind, c);
+    for (c = 0; c < 128; c++) set.ascii[c] = wrpo__set_has(&set, c);
     return set;
 }
 static wrpo__rx_part wrpo__rx_node_new(wrpo__rx_parser *p, wrpo__rx_kind kind) {
@@ -5448,7 +5439,7 @@ static const wrpo__regex *wrpo__load_regex(const wrpo__loader *in, const wrpo_js
     int32_t end = wrpo__rx_node_new(&p, WRPO__RX_END).first;
     p.nodes[all.last].next = end;
     wrpo__regex *rx = WRPO__NEW(in->tok->arena, wrpo__regex);
-    *rx = (wrpo__regex){p.nodes, all.first, in->tok->unicode.kind};
+    rx->nodes = p.nodes, rx->first = all.first;
     return rx;
 }
 
@@ -5508,21 +5499,19 @@ static void wrpo__read_edit(const wrpo__loader *in, const wrpo_json *v, wrpo__ed
     }
     stbds_arrput(*in->edits, e);
 }
-static void wrpo__add_split(const wrpo__loader *in, const wrpo_json *v, const char *regex, wrpo__behavior behavior) {
-    wrpo__edit e = {.kind = WRPO__EDIT_SPLIT, .behavior = behavior};
-    e.regex = wrpo__load_regex(in, v, regex, strlen(regex), false);
-    stbds_arrput(*in->edits, e);
-}
 static void wrpo__read_digits(const wrpo__loader *in, const wrpo_json *v, wrpo__edit e) {
     static const char numeric[] = "[\\p{N}\\x{11DE0}-\\x{11DE9}\\x{16FF4}-\\x{16FF6}]";  /* Rust's, of Unicode 17 */
     e.behavior = wrpo__load_flag(in, v, "individual_digits", false) ? WRPO__ISOLATED : WRPO__CONTIGUOUS;
-    wrpo__add_split(in, v, numeric, e.behavior);
+    e.regex = wrpo__load_regex(in, v, numeric, sizeof numeric - 1, false);
+    stbds_arrput(*in->edits, e);
 }
 static void wrpo__read_byte_level(const wrpo__loader *in, const wrpo_json *v, wrpo__edit e) {
     static const char gpt2[] = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
     wrpo__edit space = {.kind = WRPO__EDIT_PREPEND, .text = " ", .size = 1, .unless = true};
+    wrpo__edit split = {.kind = WRPO__EDIT_SPLIT, .behavior = WRPO__ISOLATED};
+    split.regex = wrpo__load_regex(in, v, gpt2, sizeof gpt2 - 1, false);
     if (wrpo__load_flag(in, v, "add_prefix_space", true)) stbds_arrput(*in->edits, space);
-    if (wrpo__load_flag(in, v, "use_regex", true)) wrpo__add_split(in, v, gpt2, WRPO__ISOLATED);
+    if (wrpo__load_flag(in, v, "use_regex", true)) stbds_arrput(*in->edits, split);
     stbds_arrput(*in->edits, e);
 }
 /* Does a normalizer keep the number of characters? */
@@ -5575,8 +5564,8 @@ static void wrpo__read_template(const wrpo__loader *in, const wrpo_json *v, wrpo
             stbds_arrput(*ids, wrpo__load_count(in, i, tok->size - 1));
     }
     if (wrong || ids == &tok->prefix)
-        wrpo__json_fail(in->ctx, WRPO_E_UNSUPPORTED, in->name, wrong ? wrong : v, "TemplateProcessing: want text A once "
-                        "in \"single\", found %s", wrong ? "another sequence" : "none");
+        wrpo__json_fail(in->ctx, WRPO_E_UNSUPPORTED, in->name, wrong ? wrong : v, "TemplateProcessing: want text A "
+                        "once in \"single\", found %s", wrong ? "another sequence" : "none");
 }
 
 /* read adds the edits of a component: e, whose kind is that of the row, or others. */
@@ -5603,7 +5592,7 @@ static const struct {
 };
 /* A component, or a Sequence of them, which may nest. members: the key of the Sequence's members. */
 static void wrpo__load_component(const wrpo__loader *in, const wrpo_json *v, const char *list, const char *members) {
-    if (!v || v->kind == WRPO_JSON_NULL) return;
+    if (!v) return;
     const wrpo_json *type = wrpo__load_need(in, v, "type", WRPO_JSON_STRING);
     if (wrpo__json_is(type, "Sequence")) {
         v = wrpo__load_need(in, v, members, WRPO_JSON_ARRAY);
@@ -5746,9 +5735,8 @@ static void wrpo__add_token(const wrpo__loader *in, const wrpo_json *v, int32_t 
     if (a.size) *at = (int32_t)stbds_arrlen(tok->added);  /* else it normalizes to nothing: never found */
     stbds_arrput(tok->added, a);
 }
-/* added_tokens of tokenizer.json, then (again) added_tokens_decoder of tokenizer_config.json, an object whose keys are
-   the ids. transformers adds what only the second has. If they differ about a token, the library's answer depends on its
-   version, and the file is refused. */
+/* added_tokens of tokenizer.json, then (again) added_tokens_decoder of tokenizer_config.json, whose keys are the ids:
+   transformers adds what it has more. Where they differ, the library's answer depends on its version: refused. */
 static void wrpo__load_added(wrpo__loader *in, const wrpo_json *list, bool again) {
     wrpo_tokenizer *tok = in->tok;
     for (const wrpo_json *v = list ? list->child : NULL; v; v = v->next) {
@@ -5800,8 +5788,8 @@ static const wrpo__tokenizer_class *wrpo__load_class(const wrpo_json *name) {  /
     return NULL;
 }
 /* A special token, a string or an object that holds it, becomes an added token, as in transformers. One that is not in
-   the vocabulary does not: transformers would give it an id for which the model has no row. Templates use its text all
-   the same; *id is -1, an error only where the id is needed. Returns the text, or NULL: none. */
+   the vocabulary does not: transformers would give it an id for which the model has no row. Its *id is -1, but
+   templates use its text. Returns the text, or NULL: none. */
 static const wrpo_json *wrpo__load_special(const wrpo__loader *in, const wrpo_json *v, int32_t *id) {
     const wrpo_json *text = v && v->kind == WRPO_JSON_OBJECT ? wrpo__json_get(v, "content") : v;
     uint32_t flags = WRPO__TOKEN_ADDED | WRPO__TOKEN_SPECIAL;

@@ -9,69 +9,61 @@ DIR holds two files that list what the reference library (Hugging Face tokenizer
                                                                                         NFC, Unicode 9
 Both can be had again by running the library over every code point; the result is checked below for being a partition.
 
-How a list of numbers becomes text: a character is a digit 0..91, its place among the printable characters that need
-no escape in C (", ? and \\ are left out). A digit below 56 ends a number, digits 56..79 before it are its higher digits
-in base 24. A digit d from 80 on and a number n that follows it repeat d - 78 numbers, the first of them n + 1 numbers
-back. The encoder finds the shortest text.
+The numbers are packed by an adaptive binary arithmetic coder. A number is its size in bits, in unary, then the bits
+below the highest. Each bit has odds for a 1, by what the number is (its context), the size and the bits before it; every
+bit moves its odds by an eighth of the way. The text is the code in base 92: the printable characters that need no
+escape in C.
 """
 import json
 import sys
 
-WIDTH = 113
+WIDTH = 117
 ALPHABET = [chr(c) for c in range(32, 127) if chr(c) not in '"?\\']
-LAST, HIGH = 56, 24                                    # digits that end a number, digits that begin one
-SHORTEST, LONGEST = 2, 1 + len(ALPHABET) - LAST - HIGH  # repetitions
 CLASSES = ["other", "Lu", "Ll", "Lt", "Lm", "Lo", "M", "Nd", "Nl", "No", "P", "S", "space", "Pc", "Sw", "Cw"]
 
 
-def digits(value):
-    out = [value % LAST]
-    value //= LAST
-    while value:
-        out.insert(0, LAST + value % HIGH)
-        value //= HIGH
-    return out
+class Packer:
+    def __init__(self):
+        self.low, self.range, self.size, self.odds = 0, 1, 0, {}
 
+    def bit(self, bit, key):
+        while self.range < 1 << 24:
+            self.low, self.range, self.size = self.low * 92, self.range * 92, self.size + 1
+        odds = self.odds.get(key, 0)
+        ones = (self.range >> 12) * (2048 + odds)
+        if bit:
+            self.range = ones
+        else:
+            self.low, self.range = self.low + ones, self.range - ones
+        if key:
+            self.odds[key] = odds + int(((2047 if bit else -2048) - odds) / 8)
 
-def pack(numbers):
-    """The digits of a list of numbers: of all ways to write it with repetitions, the shortest."""
-    places, repeats = {}, []
-    for i in range(len(numbers)):
-        longest = {}                                   # cost -> the longest repetition that costs it
-        for back in reversed(places.setdefault(tuple(numbers[i:i + SHORTEST]), [])):
-            n = 0
-            while n < LONGEST and i + n < len(numbers) and numbers[back + n] == numbers[i + n]:
-                n += 1
-            far = digits(i - back - 1)
-            if n >= SHORTEST and n > longest.get(len(far), (0, None))[0]:
-                longest[len(far)] = n, far
-        repeats.append(longest.values())
-        places[tuple(numbers[i:i + SHORTEST])].append(i)
-    best = [(0, [], 0)] * (len(numbers) + 1)           # from i to the end: the cost, the first digits, where the rest begins
-    for i in reversed(range(len(numbers))):
-        own = digits(numbers[i])
-        best[i] = len(own) + best[i + 1][0], own, i + 1
-        for longest, far in repeats[i]:
-            for n in range(SHORTEST, longest + 1):
-                cost = 1 + len(far) + best[i + n][0]
-                if cost < best[i][0]:
-                    best[i] = cost, [LAST + HIGH + n - SHORTEST] + far, i + n
-    out, i = [], 0
-    while i < len(numbers):
-        out += best[i][1]
-        i = best[i][2]
-    return out
+    def put(self, value, context):
+        value += 1
+        size = value.bit_length() - 1
+        for k in range(size + 1):
+            self.bit(k < size, (context, k, 0))
+        for k in range(size):
+            prefix = value >> (size - k)
+            self.bit(value >> (size - k - 1) & 1, (context, size, prefix) if prefix < 16 else None)
+
+    def text(self):
+        out = ""
+        for _ in range(self.size):
+            self.low, digit = divmod(self.low, 92)
+            out = ALPHABET[digit] + out
+        return out
 
 
 def zigzag(value):
     return 2 * value if value >= 0 else -2 * value - 1
 
 
-def emit(name, comment, numbers):
-    text = "".join(ALPHABET[d] for d in pack(numbers))
+def emit(name, comment, packer):
+    text = packer.text()
     print(f"/* {comment} */")
     print(f"static const char *const {name}[] = {{")
-    print(",\n".join(f'    "{text[i:i + WIDTH]}"' for i in range(0, len(text), WIDTH)))
+    print(",\n".join(f'"{text[i:i + WIDTH]}"' for i in range(0, len(text), WIDTH)))
     print("};")
 
 
@@ -93,13 +85,17 @@ def classes(table, ccc):
     assert {c for c in range(0x110000) if kind[c] in (1, 2, 3, 4, 5)} == members("\\p{L}")
     ccc = {int(c): value for c, value in ccc.items()}
     assert all(kind[c] == CLASSES.index("M") for c in ccc)
-    numbers, start = [], 0
+    out, start, last = Packer(), 0, 0
     for c in range(1, 0x110001):
         own = ccc.get(start, 0)
         if c == 0x110000 or kind[c] != kind[start] or ccc.get(c, 0) != own:
-            numbers += [(c - start - 1) * 17 + 16, own] if own else [(c - start - 1) * 17 + kind[start]]
-            start = c
-    return numbers
+            name = 16 if own else kind[start]
+            out.put(name, last)
+            out.put(c - start - 1, 17 + name)
+            if own:
+                out.put(own, 34)
+            start, last = c, name
+    return out
 
 
 def nfc(table):
@@ -107,7 +103,7 @@ def nfc(table):
     pairs = {c: [a, b] for a, b, c in table["comp"]}
     for c, (a, b) in pairs.items():
         assert decomp.get(a, [a]) + decomp.get(b, [b]) == decomp[c]
-    numbers, previous, last = [], -1, [0, 0, 0]
+    out, previous, last = Packer(), -1, [0, 0, 0]
     ordered = sorted(decomp)
     kind = {c: 0 if c in pairs else len(decomp[c]) for c in ordered}
     i = 0
@@ -115,16 +111,19 @@ def nfc(table):
         j = i
         while j + 1 < len(ordered) and ordered[j + 1] == ordered[j] + 1 and kind[ordered[j + 1]] == kind[ordered[i]]:
             j += 1
-        numbers += [(ordered[i] - previous - 1) * 4 + kind[ordered[i]], j - i]
+        out.put(kind[ordered[i]], 0)
+        out.put(ordered[i] - previous - 1, 1)
+        out.put(j - i, 2)
         for c in ordered[i:j + 1]:
             parts = pairs.get(c, decomp[c])
             assert 1 <= len(parts) <= 3
             for k, part in enumerate(parts):
-                numbers.append(zigzag(part - last[k]))
+                out.put(zigzag(part - last[k]), 3 + k)
                 last[k] = part
         previous = ordered[j]
         i = j + 1
-    return numbers
+    assert previous == 0x2FA1D
+    return out
 
 
 def main():
@@ -132,9 +131,9 @@ def main():
         table = json.load(f)
     with open(sys.argv[1] + "/nfc_tables.json", encoding="utf-8") as f:
         normal = json.load(f)
-    emit("wrpo__unicode_classes", "runs of one class from U+0000 to U+10FFFF: (length - 1) * 17 + class. 16: class M, and the next "
-         "number is\n   its combining class", classes(table, normal["ccc"]))
-    emit("wrpo__unicode_nfc", "runs of decompositions: gap * 4 + count, length - 1, then for each code point the zigzag steps to its "
+    emit("wrpo__unicode_classes", "runs from U+0000 to U+10FFFF: class, length - 1; class 16 is M with a combining class, "
+         "which comes next", classes(table, normal["ccc"]))
+    emit("wrpo__unicode_nfc", "runs of decompositions: count, gap, length - 1, then for each code point the zigzag steps to its "
          "parts.\n   count 0: two parts, which also compose", nfc(normal))
 
 
