@@ -4496,18 +4496,17 @@ static int32_t wrpo__unpack(wrpo__packed *p, int context) {
     }
     return v - 1;
 }
-/* Sorted arrays of structs that begin with a key. */
+typedef struct wrpo__keyed { uint64_t key; int32_t value; } wrpo__keyed;
+typedef struct wrpo__decomposition { uint64_t key; int32_t count, part[3]; } wrpo__decomposition;  /* count 0: a pair */
+static uint64_t wrpo__pair(int32_t a, int32_t b) { return (uint64_t)a << 32 | (uint32_t)b; }
 static int wrpo__by_key(const void *a, const void *b) {
     const uint64_t *x = a, *y = b;
     return (*x > *y) - (*x < *y);
 }
-static uint64_t wrpo__pair(int32_t a, int32_t b) { return (uint64_t)a << 32 | (uint32_t)b; }
-typedef struct wrpo__decomposition { uint64_t key; int32_t count, part[3]; } wrpo__decomposition;  /* count 0: a pair */
-typedef struct wrpo__mark { uint64_t key; int32_t c; } wrpo__mark;
 typedef struct wrpo__unicode {
     uint16_t *kind;                       /* [0x110000] class, | WRPO__CAREFUL, | combining class << 8 */
     wrpo__decomposition *decompositions;  /* stb array; key: the code point */
-    wrpo__mark *pairs;                    /* stb array; key: wrpo__pair of what composes to c */
+    wrpo__keyed *pairs;                    /* stb array; key: the pair that composes to value */
 } wrpo__unicode;
 
 static void wrpo__unicode_load_classes(wrpo__arena *arena, wrpo__unicode *u) {
@@ -4523,7 +4522,7 @@ static void wrpo__unicode_load_classes(wrpo__arena *arena, wrpo__unicode *u) {
 }
 static void wrpo__add_pair(wrpo__unicode *u, int32_t a, int32_t b, int32_t c) {
     stbds_arrput(u->decompositions, ((wrpo__decomposition){(uint64_t)c, 0, {a, b}}));
-    stbds_arrput(u->pairs, ((wrpo__mark){wrpo__pair(a, b), c}));
+    stbds_arrput(u->pairs, ((wrpo__keyed){wrpo__pair(a, b), c}));
     u->kind[b] |= WRPO__CAREFUL;
 }
 static void wrpo__unicode_load_nfc(wrpo__unicode *u) {
@@ -4571,18 +4570,18 @@ static bool wrpo__is_utf8(const char *s, size_t n, size_t *bad) {  /* bad: the f
 }
 
 /* Appends the parts of c as marks. Their keys: the combining class, then the index, which keeps sorts stable. */
-static void wrpo__decompose(const wrpo__unicode *u, int32_t c, wrpo__mark **out) {
+static void wrpo__decompose(const wrpo__unicode *u, int32_t c, wrpo__keyed **out) {
     const wrpo__decomposition own = {(uint64_t)c, 1, {c}}, *d;
     d = bsearch(&own, u->decompositions, (size_t)stbds_arrlen(u->decompositions), sizeof own, wrpo__by_key);
     if (!d) d = &own;
     for (int k = 0; k < 2 && !d->count; k++) wrpo__decompose(u, d->part[k], out);
     for (int k = 0; k < d->count; k++) {
         int32_t part = d->part[k];
-        stbds_arrput(*out, ((wrpo__mark){wrpo__pair(u->kind[part] >> 8, (int32_t)stbds_arrlen(*out)), part}));
+        stbds_arrput(*out, ((wrpo__keyed){wrpo__pair(u->kind[part] >> 8, (int32_t)stbds_arrlen(*out)), part}));
     }
 }
 /* Sorts each run of marks by combining class, then composes. Returns the new length. */
-static int64_t wrpo__recompose(const wrpo__unicode *u, wrpo__mark *m, int64_t n) {
+static int64_t wrpo__recompose(const wrpo__unicode *u, wrpo__keyed *m, int64_t n) {
     int64_t starter = -1, kept = 0;
     for (int64_t i = 0, run; i < n; i += run + 1) {
         for (run = 0; i + run < n && m[i + run].key >> 32; run++) {}
@@ -4591,9 +4590,9 @@ static int64_t wrpo__recompose(const wrpo__unicode *u, wrpo__mark *m, int64_t n)
     for (int64_t i = 0; i < n; i++) {  /* m[0..kept) is done */
         uint64_t ccc = m[i].key >> 32;
         bool blocked = starter < 0 || (kept - 1 != starter && m[kept - 1].key >> 32 >= ccc);
-        wrpo__mark key = {blocked ? 0 : wrpo__pair(m[starter].c, m[i].c), 0};
-        const wrpo__mark *pair = bsearch(&key, u->pairs, (size_t)stbds_arrlen(u->pairs), sizeof key, wrpo__by_key);
-        if (pair) { m[starter].c = pair->c; continue; }
+        wrpo__keyed key = {blocked ? 0 : wrpo__pair(m[starter].value, m[i].value), 0};
+        const wrpo__keyed *pair = bsearch(&key, u->pairs, (size_t)stbds_arrlen(u->pairs), sizeof key, wrpo__by_key);
+        if (pair) { m[starter].value = pair->value; continue; }
         if (!ccc) starter = kept;
         m[kept++] = m[i];
     }
@@ -4603,7 +4602,7 @@ static bool wrpo__careful(const wrpo__unicode *u, const char *s, int64_t n, int6
     return u->kind[wrpo__char_at(s, n, i, next)] & WRPO__CAREFUL;
 }
 /* Appends NFC of s to out. Only clusters change: careful code points in a row, and the one before them. */
-static void wrpo__nfc(const wrpo__unicode *u, const char *s, int64_t n, wrpo__text *out, wrpo__mark **marks) {
+static void wrpo__nfc(const wrpo__unicode *u, const char *s, int64_t n, wrpo__text *out, wrpo__keyed **marks) {
     int64_t done = 0, cluster = 0, next;
     for (int64_t i = 0; i < n; i = next) {
         if (!wrpo__careful(u, s, n, i, &next)) { cluster = i; continue; }
@@ -4615,7 +4614,7 @@ static void wrpo__nfc(const wrpo__unicode *u, const char *s, int64_t n, wrpo__te
         int64_t count = wrpo__recompose(u, *marks, stbds_arrlen(*marks));
         for (int64_t k = 0; k < count; k++) {
             char bytes[4];
-            wrpo__text_add(out, bytes, wrpo__utf8_put(bytes, (uint32_t)(*marks)[k].c));
+            wrpo__text_add(out, bytes, wrpo__utf8_put(bytes, (uint32_t)(*marks)[k].value));
         }
     }
     wrpo__text_add(out, s + done, (size_t)(n - done));
@@ -4802,7 +4801,6 @@ typedef struct wrpo__piece {
     bool first;          /* of the whole text */
 } wrpo__piece;
 typedef struct wrpo__symbol { int32_t id, prev, next; } wrpo__symbol;  /* of a word in BPE, a list; id -1: merged */
-typedef struct wrpo__candidate { uint64_t key; int32_t id; } wrpo__candidate;  /* a merge: rank, left symbol; result */
 typedef struct wrpo__work {
     wrpo_tokenizer *tok;
     wrpo__arena *outer;         /* the arena that was current before */
@@ -4811,9 +4809,8 @@ typedef struct wrpo__work {
     wrpo__text text, spare;     /* spare: what an edit writes; its first `done` bytes are in pieces */
     int64_t done, run;          /* run: bytes of <0xNN> tokens that follow these */
     wrpo__piece *pieces, *put;  /* stb arrays, like those below; put: what an edit makes of the pieces */
-    wrpo__mark *marks;
     wrpo__symbol *symbols;
-    wrpo__candidate *heap;
+    wrpo__keyed *marks, *heap;  /* heap: possible merges; key: rank, left symbol; value: the merged one */
 } wrpo__work;
 static const char wrpo__no_char[] = "\xEF\xBF\xBD";  /* U+FFFD: for bytes that are not UTF-8 */
 
@@ -4876,12 +4873,9 @@ static void wrpo__cut_added(wrpo__work *w, const int32_t *heads, wrpo__piece p) 
 }
 /* Does a part of a text join the part before it? before, matched: whether each matches the pattern. */
 static bool wrpo__joins(wrpo__behavior behavior, bool before, bool matched) {
-    switch (behavior) {
-    case WRPO__MERGED_WITH_PREVIOUS: return matched && !before;
-    case WRPO__MERGED_WITH_NEXT: return before && !matched;
-    case WRPO__CONTIGUOUS: return before == matched;
-    default: return false;
-    }
+    if (behavior == WRPO__MERGED_WITH_PREVIOUS) return matched && !before;
+    if (behavior == WRPO__MERGED_WITH_NEXT) return before && !matched;
+    return behavior == WRPO__CONTIGUOUS && before == matched;
 }
 static void wrpo__split_piece(wrpo__work *w, const wrpo__edit *e, wrpo__piece p) {
     int64_t end = p.begin, open = -1;  /* open: where the piece that grows begins; -1: there is none */
@@ -5059,20 +5053,20 @@ static void wrpo__symbols(wrpo__work *w, const char *s, int64_t n) {
     if (pending) wrpo__put_symbol(w, tok->unk);
     if (stbds_arrlen(w->symbols)) stbds_arrlast(w->symbols).next = -1;
 }
-/* Possible merges are a binary heap: the lowest rank first, of equal ranks the leftmost. */
+/* A binary heap: the lowest rank first, of equal ranks the leftmost. */
 static void wrpo__push_merge(wrpo__work *w, int32_t at) {  /* of symbol `at` and the next, if there is one */
     int32_t next = w->symbols[at].next;
     if (next < 0) return;
     const wrpo__merge *m = wrpo__merge_slot(w->tok, w->symbols[at].id, w->symbols[next].id);
     if (m->rank < 0) return;
-    wrpo__candidate c = {wrpo__pair(m->rank, at), m->id};
+    wrpo__keyed c = {wrpo__pair(m->rank, at), m->id};
     stbds_arrput(w->heap, c);
     int64_t i = stbds_arrlen(w->heap) - 1;
     for (; i > 0 && w->heap[(i - 1) / 2].key > c.key; i = (i - 1) / 2) w->heap[i] = w->heap[(i - 1) / 2];
     w->heap[i] = c;
 }
-static wrpo__candidate wrpo__pop_merge(wrpo__work *w) {
-    wrpo__candidate top = w->heap[0], last = stbds_arrpop(w->heap);
+static wrpo__keyed wrpo__pop_merge(wrpo__work *w) {
+    wrpo__keyed top = w->heap[0], last = stbds_arrpop(w->heap);
     int64_t n = stbds_arrlen(w->heap), i = 0;
     for (int64_t down = 1; down < n; down = 2 * i + 1) {
         if (down + 1 < n && w->heap[down + 1].key < w->heap[down].key) down++;
@@ -5087,11 +5081,11 @@ static void wrpo__merge_symbols(wrpo__work *w) {
     wrpo__symbol *y = w->symbols;
     for (int64_t i = 0; i < stbds_arrlen(y); i++) wrpo__push_merge(w, (int32_t)i);
     while (stbds_arrlen(w->heap)) {
-        wrpo__candidate best = wrpo__pop_merge(w);
+        wrpo__keyed best = wrpo__pop_merge(w);
         int32_t at = (int32_t)(best.key & 0xFFFFFFFFu), next = y[at].next;
         if (y[at].id < 0 || next < 0) continue;  /* merged into another symbol since */
         const wrpo__merge *m = wrpo__merge_slot(w->tok, y[at].id, y[next].id);
-        if (m->rank < 0 || m->id != best.id) continue;  /* another pair is here now */
+        if (m->rank < 0 || m->id != best.value) continue;  /* another pair is here now */
         y[at].id = m->id, y[at].next = y[next].next, y[next].id = -1;
         if (y[at].next >= 0) y[y[at].next].prev = at;
         if (y[at].prev >= 0) wrpo__push_merge(w, y[at].prev);
@@ -5412,19 +5406,16 @@ static wrpo__rx_part wrpo__rx_item(wrpo__rx_parser *p) {
     part.shortest = x->min;
     return part;
 }
-static wrpo__rx_part wrpo__rx_sequence(wrpo__rx_parser *p) {
+static wrpo__rx_part wrpo__rx_alternatives(wrpo__rx_parser *p) {
     wrpo__rx_part all = {-1, -1, 0};
+    if (++p->depth > 400) wrpo__rx_fail(p, "so many alternatives, or so deep a nest of groups");
     while (p->i < p->n && !wrpo__rx_sees(p, "|)")) {
         wrpo__rx_part part = wrpo__rx_item(p);
         if (all.first < 0) all.first = part.first;
         else p->nodes[all.last].next = part.first;
         all.last = part.last, all.shortest += part.shortest;
     }
-    return all.first < 0 ? wrpo__rx_node_new(p, WRPO__RX_JOIN) : all;
-}
-static wrpo__rx_part wrpo__rx_alternatives(wrpo__rx_parser *p) {
-    if (++p->depth > 400) wrpo__rx_fail(p, "so many alternatives, or so deep a nest of groups");
-    wrpo__rx_part all = wrpo__rx_sequence(p);
+    if (all.first < 0) all = wrpo__rx_node_new(p, WRPO__RX_JOIN);
     if (wrpo__rx_take(p, "|")) all = wrpo__rx_either(p, all, wrpo__rx_alternatives(p));
     p->depth--;
     return all;
@@ -5772,21 +5763,13 @@ static const char *const wrpo__special_names[7] = {
     "bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token",
 };
 /* What some tokenizer classes of transformers bring with them: special tokens, Llama and Gemma a post-processor too. */
-typedef struct wrpo__tokenizer_class { const char *name, *special[7]; bool processor; } wrpo__tokenizer_class;
-static const wrpo__tokenizer_class *wrpo__load_class(const wrpo_json *name) {  /* NULL: one that changes nothing */
-    static const wrpo__tokenizer_class classes[] = {
-        {"LlamaTokenizer", {"<s>", "</s>", "<unk>"}, true},
-        {"GemmaTokenizer", {"<bos>", "<eos>", "<unk>", "<pad>"}, true},
-        {"GPT2Tokenizer", {"<|endoftext|>", "<|endoftext|>", "<|endoftext|>"}, false},
-        {"Qwen2Tokenizer", {NULL, "<|endoftext|>", "<|endoftext|>", "<|endoftext|>"}, false},
-    };
-    for (int64_t k = 0; k < WRPO__COUNT(classes); k++) {
-        size_t n = strlen(classes[k].name);
-        if (!name || name->kind != WRPO_JSON_STRING || strncmp(name->text, classes[k].name, n) != 0) continue;
-        if (!name->text[n] || !strcmp(name->text + n, "Fast")) return &classes[k];
-    }
-    return NULL;
-}
+typedef struct wrpo__class_defaults { const char *name, *special[7]; bool processor; } wrpo__class_defaults;
+static const wrpo__class_defaults wrpo__tokenizer_classes[] = {
+    {"LlamaTokenizer", {"<s>", "</s>", "<unk>"}, true},
+    {"GemmaTokenizer", {"<bos>", "<eos>", "<unk>", "<pad>"}, true},
+    {"GPT2Tokenizer", {"<|endoftext|>", "<|endoftext|>", "<|endoftext|>"}, false},
+    {"Qwen2Tokenizer", {NULL, "<|endoftext|>", "<|endoftext|>", "<|endoftext|>"}, false},
+};
 /* A special token, a string or an object that holds it, becomes an added token, as in transformers. One that is not in
    the vocabulary does not: transformers would give it an id for which the model has no row. Its *id is -1, but
    templates use its text. Returns the text, or NULL: none. */
@@ -5819,8 +5802,14 @@ static void wrpo__load_specials(wrpo__loader *in, const wrpo_json *map, const ch
     wrpo_tokenizer *tok = in->tok;
     const char *const config_name = in->name;
     const wrpo_json *class_name = wrpo__json_get(tok->config, "tokenizer_class");
-    const wrpo__tokenizer_class *class = wrpo__load_class(class_name);
+    const char *name = class_name && class_name->kind == WRPO_JSON_STRING ? class_name->text : "";
+    const wrpo__class_defaults *class = NULL;
     int32_t ids[7];
+    for (int64_t k = 0; k < WRPO__COUNT(wrpo__tokenizer_classes); k++) {
+        size_t n = strlen(wrpo__tokenizer_classes[k].name);
+        if (strncmp(name, wrpo__tokenizer_classes[k].name, n) != 0) continue;
+        if (!name[n] || !strcmp(name + n, "Fast")) class = &wrpo__tokenizer_classes[k];
+    }
     for (int i = 0; i < 7; i++) {
         const char *key = wrpo__special_names[i], *usual = class ? class->special[i] : NULL;
         const wrpo_json own = {.kind = WRPO_JSON_STRING, .text = usual, .size = usual ? strlen(usual) : 0};

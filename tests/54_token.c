@@ -95,7 +95,7 @@ static void check_unicode(void) {
         {1u << WRPO__LO, 136477}, {1u << WRPO__SPACE, 25}, {WRPO__WORD, 144667}, {WRPO__CLASSES, 0x110000},
     };
     wrpo__unicode u = {0};
-    wrpo__mark *marks = NULL;
+    wrpo__keyed *marks = NULL;
     wrpo__text out = {.arena = wrpo__current}, again = {.arena = wrpo__current};
     wrpo__unicode_load_classes(wrpo__current, &u);
     wrpo__unicode_load_nfc(&u);
@@ -114,7 +114,7 @@ static void check_unicode(void) {
         nfc_changed += out.size != n || memcmp(out.data, s, n) != 0;
         stbds_arrsetlen(marks, 0);
         wrpo__decompose(&u, c, &marks);
-        for (int64_t k = 0; k < stbds_arrlen(marks); k++) m += wrpo__utf8_put(s + m, (uint32_t)marks[k].c);
+        for (int64_t k = 0; k < stbds_arrlen(marks); k++) m += wrpo__utf8_put(s + m, (uint32_t)marks[k].value);
         wrpo__nfc(&u, s, (int64_t)m, &again, &marks);
         nfc_rejoined += m != again.size || memcmp(s, again.data, m) != 0;
         nfc_wrong += out.size != again.size || memcmp(out.data, again.data, out.size) != 0;
