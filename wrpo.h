@@ -5466,856 +5466,733 @@ WRPO_API wrpo_result wrpo_model_save(wrpo_model *model, const wrpo_save_desc *de
 }
 
 /* -------------------------------------------------------------------------------------------- >>token
-   tokenizer.json, exactly: text -> ids -> text as Hugging Face's tokenizers computes them, for BPE models.
+   tokenizer.json of Hugging Face's tokenizers, for BPE models: text -> ids -> text, exactly as the library does it.
 
-   Text passes the added tokens (matched on the raw text), the normalizer, the added tokens that are
-   matched on normalized text, the pre-tokenizer, and BPE on each piece. Every component is reduced to a
-   few primitive steps, each of which rewrites or cuts a list of pieces. What is not computed here is
-   refused by name when the file is loaded.                                                             */
+       text --> added tokens --> normalizer --> added tokens --> pre-tokenizer --> BPE --> post-processor --> ids
+                in the raw       rewrites       in normalized    cuts text         ids of  ids before and
+                text             the text       text             into words        a word  after all others
+       ids --> a text for each token --> decoder --> text
+
+   On its way the text is a list of pieces (wrpo__piece): words and added tokens. All before BPE is a list of edits
+   (wrpo__edit), and so is the decoder. An edit rewrites or cuts every piece that is no added token. A file that asks
+   for anything else is refused when it is loaded, by the name of what it asks for.
+
+   To add a normalizer, a pre-tokenizer or a decoder: a row in wrpo__components, with a reader if it is several edits.
+   If the edits cannot express it: a kind of edit, its settings in wrpo__read_edit, its work in wrpo__edit_piece.   */
 
 /* ---- Unicode: one class for each code point, and what NFC needs ----
-   The classes are a partition of the code points that the regexes of tokenizers can name (Unicode 16, as
-   oniguruma has it) or that added tokens ask for (\w of Rust's regex: the classes of WRPO__WORD). NFC is that of
-   Unicode 9, as the library has it. tests/golden/unicode_tables.py wrote the tables and explains the packing. */
+   The classes divide the code points as the regexes of tokenizers do (Unicode 16, as oniguruma has it) and as \w of
+   Rust's regex does, which added tokens ask for (WRPO__WORD). NFC is that of Unicode 9, as the library has it. */
 typedef enum wrpo__class {
-    WRPO__OTHER, WRPO__LU, WRPO__LL, WRPO__LT, WRPO__LM, WRPO__LO, WRPO__M, WRPO__ND, WRPO__NL /* numbers in \w */, WRPO__NO,
-    WRPO__P, WRPO__S, WRPO__SPACE, WRPO__PC /* punctuation in \w */, WRPO__SW /* symbols in \w */, WRPO__CW /* joiners: the rest of \w */
+    WRPO__OTHER, WRPO__LU, WRPO__LL, WRPO__LT, WRPO__LM, WRPO__LO, WRPO__M, WRPO__ND, WRPO__NL /* numbers in \w */,
+    WRPO__NO, WRPO__P, WRPO__S, WRPO__SPACE, WRPO__PC /* punctuation in \w */, WRPO__SW /* symbols in \w */,
+    WRPO__CW /* joiners: the rest of \w */
 } wrpo__class;
 enum {
     WRPO__L = 1 << WRPO__LU | 1 << WRPO__LL | 1 << WRPO__LT | 1 << WRPO__LM | 1 << WRPO__LO,
     WRPO__N = 1 << WRPO__ND | 1 << WRPO__NL | 1 << WRPO__NO,
     WRPO__WORD = WRPO__L | 1 << WRPO__M | 1 << WRPO__ND | 1 << WRPO__NL | 1 << WRPO__PC | 1 << WRPO__SW | 1 << WRPO__CW,
     WRPO__CLASSES = 0xFFFF,
-    WRPO__CAREFUL = 16               /* beside the class: NFC may change this code point or its neighbour (NFC_Quick_Check != yes) */
+    WRPO__CAREFUL = 16  /* added to a class: NFC may change this code point or the one before it */
 };
-static const char *const wrpo__unicode_classes[] = {   /* runs that cover U+0000..U+10FFFF: (length - 1) * 16 + class */
-    "P4p2`8<Z1;j2;j1g4J[1Ja<Z1;=;b<:;:;`2<`<<:[2:K5:;0k1I;2J;95:Y1:Q;;Q3b;;b31212121212121212121212121212121212121212121212121212121B1",
-    "21212121212121B1212121212121212121212121212121212121212121212A2121R1A212A2Q1Ba12A2Q1R1A2A21212A21B12A2Q1212AB51R1e113213213212121",
-    "2121212121B12121212121212121B13212Q12121212121212121212121212121212121212121212121212121212121R3A2AB12a121212121RR15R=d8k1d5k6T2",
-    "[34;4[8fg112124;12@4R1:1`1K1:Q1010A2Q80Q4RA1BQ1R112121212121212121212121R212;12ABQIbG1212121212121212121212121212121212;V31212121",
-    "21212121212121212121212121212121212121212121212A212121212121B12121212121212121212121212121212121212121212121212121212121212121212",
-    "12121212121212121212121212120aB@4j2RDJ@[10VF:6:F:F:6`3U=`1e1JP8[1J;JKV5:0Z1eq4e4V:g4j1E6Ua1:5V30;f2DF;f1Eg4U1K5j6@56e>V=@Up1V55`6",
-    "g4U@V4D;Z14@6Ke:f14V44V14V2@Z70U<V1@:0U5P2e;;e2`3V4UD4f;0V@eJV15f85V3e4FJg4:4U7V10e3@E@e:0U305P1e1@65V3@F@V15`36`1E0U1F@g4EKi2K5:",
-    "6@V10e2`1E@e:0U30E0E0E@60V2`1F@V1P16P3e105P3g4FU16:`4V10U40U10e:0U30E0U2@65f30V10V1@5P7EF@g4:;P35f20V10e3@E@e:0U30E0U2@65V3@F@V1",
-    "P3V1`1E0U1F@g4;5i2`4650e2P1U10e1P1E050EP1EP1U1P1e5`1V2P1V10f1@5`26`6g4Y1k3P2V2e30U10U;0e7@65V30V10f1P3F0U1@5@EF@g4P3:Y3;5V1:e30U1",
-    "0U;0e40U2@65V30V10f1P3F`2E0EF@g40E6`5f1U40U10UDF5V30V10f15;`1U16Y3U1F@g4Y4;e20V10e8P1e;0U405@U3P16`1f2060f3`2g4@F:`5eG6EV3`1;e24",
-    "f3:g4JPBE050U20e;050e46EV45@U2040V30g4@e1`q5[1Z7;:[1Fk2g4i4;6;6;6j1Fe30eA`1f9:FU2V50fA0k36k20KZ2k1JPBUEf95g4j2e2f1e1V15V1EV3U1f1",
-    "U6f556g4f1KaB01P21@RE:4R1UT50e1@U3050e1@UD0e1@U@0e1@U3050e1@U70UL0e1@UQ1@V1Z4i9P1e7k4`2aZ1@b2@:ee9;:U8<e<JP1UU1Z1X1e3P3e8f1P4U9V1",
-    "JP4e8F`5U60U10F`5eIfqZ14Z1;56@g4`2i4`2Z5V106g4`2UA4UJP3U2Fe@65P2eR1`4Uq0f5`1f5`1;P1Jg4e>@U2P5eE`1e<`2g49P1k@U;V2@JUJf40V>@6g4`2g4",
-    "`2Z34j2@VqPHV2UGV8e30Jg4Z3k4V4[4Z1V1e>V6Eg4eEf6`3j1eAf9P1Z2g4P1U1g4e>d2JR412P2QE@Q1j3`3V1:V:e16e26EV15P2bETOR64b@TBfO121212121212",
-    "121212121212121212121212121212121212121212121212121212121212121212121212121212121212121212121212121212121212121212121212121212121",
-    "21212121R41212121212121212121212121212121212121212121212121212121212121212121212121212121212121212121212121R4a3b2@a2@b3a3b3a3b2@",
-    "a2@b301010101b3a3b6@b3c3b3c3b3c3R20Ba13;2[1R10Ba13[1b1@Ba10[1b3Q2[1@R10Ba13K0p50O@j;LP2<Z7MZ1;Z6;:=j4<`794@i2[1J4i4[1J0T6P1[@P7V@",
-    "P7K1k11K2Q1BQ12;1[1Q2k21;1;1;a1;2a12e12KBA[21b1k12;i7XA12h19K`1kk5j1[>J[o3`:[5P:iMk<nIi:kc9j6i>[HJ[qj4[Y6j:[Oj1kqJkj5@kq0[d1aGbG1",
-    "2Q1B121212a121B1b2DQ121212121212121212121212121212121212121212121212121212121212121212121212121212121212121212121212121Bk21212V11",
-    "2P2j19JbB02P22@eKP34:`66U;P4U30U30U30U30U30U30U30U30fqZG4jqKj5`@k<0[p1`5kZ3`<k7<Z1;458j4Kj5;X4f2:T2KX145:K0eZ1@FKD5:ep1:T15P2UE0",
-    "e^10Ki1k4eqkBP4;e7[q0i4k>i3;Y7kqi4[CY7ko4eoV3kOUZX:4UkAP1[KP4eCd2JeU44Z1e7g4E`912121212121212121212121212121212121212121212125f1:",
-    "f4:41212121212121212121212121212DFeR1h4Fj2`3[;T4K1212121212121R1121212121212121212121212121212121212121212121212121212121212124b3",
-    "1212A2121212124K12125121R112121212121212121212Q22Q2212121212121212a1212A2@1202021212121P:T1125D2U36U16e16U;V2k16P1i2k1`2eIj1`3FeH",
-    "f8`3Jg4`2f8e2Z15:E6g4e=f3JU;V6P5:U>P1f1UGf6Z604g4`1JU264U4g4U20UDf6P4U16e3F@g4@j1e74e2[15V1eH65V1EFU2F565`;E4JU5V2J5DF`4e2@e2@e2",
-    "P4U30U30RE;d1R44K`1bW1UAf3:F@g4`2ea^5`5U;`1UH`QT4ef5@ed1`BR3`5R2P256e4;U60U2050E0E0ee1[8`7Ue5Jk7eO@eJP3;`qe5k1f7j4`2f7Z1Mj;]1Z10",
-    "j6;:[10:;J`1U20US2`1Z1;j2;j1g4J[1Ja<Z1;=;b<:;:;Z3e44UFDUqP1e2@e2@e2@U1P1[30[3P6K@e50e<0U90E0U7@e6`@Um1P2Z1`1YFP1[4XJi1[8I[10[6P1;",
-    "PG[F6`P2U>P1UHP76Y=`1eqi1P4e98e38P2eBV2P2e>0:eA`1e3:X2`DaCbCeV1@g4`2aA`1bA`1eC`3eIP5:Q50Q70Q30A0R50R70R30BP1eI`5Uk4P4e:`4e3`;d20",
-    "dD0T4PR1e2@50eE0EP15@U;0:i3U;KY3Uq`3Y4`GU90EP2Y2e:i2P1:e<P2:`OeK`1IEi7@iF5V10FP2f1e10U10U>@V1`16Y4P3Z4P3U>I:U>Y1`qe3;e=F`1Y2Z3P4",
-    "eJP1Z3e:@i3U9P2i3e8P3j1`5Y3`W1UT1PKQIP6RIP3i2eAf1`3g4`2g4e145a:P1V2:4b:`3K`W3Yq0eD0F:@E`7U1PKf1U>i45`3e:V5i1Z2`:e8f1j1`BU:Y3`9U;",
-    "P4V1UJV7Z3`1i9g46EF5P4f1UFV5J0j16P6U<P3g4`2V1eAf60g4j15F5`3UA6J5P4V1eGf6e1j1f1:Fg45:5Z10i9P5e80U<f5j26E6`NU3050e10U70e4:`2UGf5P2",
-    "g4`2f10e3@E@e:0U30E0U20F5V3@F@V1@5`26P2U2F@V3P1V2P5e405@50eB05V406@60f10V2565J0J`3FP>UJf8e1Z2g4J0:6U1`>eGf9E:5`3g4`b2UGV3@V4Z;e1F",
-    "`@eGV8Z15P5g4`2Z6P9UEV65:`2g4`2g9`=U=@V7`1g4IZ1;U3Pl2eEV7:`a1aqbqg4Y4`5e3@5@e30E0e;f20F@f1565FZ1P4g4`R1e3@UCV3@V35:56P=5f4eCV35f1",
-    "j36`35V5eFf7Z15Z2P6UT1P3j4`j2U@:`6g4`2U40UBf30f35Z2`4g4Y9P1Je>@f:0f6PT1U30E0eBf2P160F0V356`3g4`2e20E0eqV20F0V25P3g4`j4U9f1JP3F56",
-    "U60e@V3P1V2Z6g46PZ15P7Y:[>P6:ep>`b1Xg10Z2P5eQ3`UY1U`1JP6eg@`76e2V7`4U]n1P2US9PlZ3e>f8g4`RKUl8P3Uq0g4`1JUW10g4`2e>@V2:`4eGV3Z2k1d1",
-    ":;`4g40Y30U:P2U9`g6T1eCDZ1g4`R3aqbqY;j1Pb1UU1`165VKP3f1T6`OD:46P5F`6eko2`3eZCPDe4Pc[4d10T30D0Ua4P75P>U1@5`6e1`3eU6`QT1Ue1P2U6P1U4",
-    "P3e4@;F:`_m1kg3g4`2ki6`U1fF@V;P4ki1`Mkj3`4[C@kMV2[1f2`3f3KV3k>f1[NP:kP1V1;`l1i9`5i9`5[[1P4Y<PS2a<b<a<R30b8a<b<10A@1@A@a10a3b1020",
-    "R30R5a<b<A0a1@a30Q30b<A0a10Q201P1Q30b<a<b<a<b<a<b<a<b<a<b<a<b=@Q<;R<;b2Q<;R<;b2Q<;R<;b2Q<;R<;b2Q<;R<;b212@gHko7VKk1fHk36k66KZ2P7",
-    "V20V7`WAb45b9`2b2PZ3V30V8@V30F0V2P2dNP@6`g1UFP1V3T3@g4`15;`o4e>6P8eEf1g4P2;`W7U=4f1g4`Z3e>F5g4`1:`_7U30e10E0U70UR3@Y4V3PDa@b@V34",
-    "`1g4`1JPX<YM;Y1;i1`U1YF;Y7`P3e10U=0E05@50e40e10505`25`1505050U10E05@5050505050E05@e10U30e10e1050e40U8P2U10U20U8`IK`V4kE`1ka1`5[7@",
-    "[70[70[B`4Y6[An<k2n<k2n<kA`K[>P6kE`1[4P3K`6k2`p2k[q`1[8P1[6P1[k1`1[_1`2k5`1;P7k5`1kK`3k4`2kC`3k>@k5`1K`NkY5`5k6@[6P1k4P2kKP3[7@[5",
-    "`2[4P3[Y20k]1g4`R@e_kD`qelP2`2e^3@ePj2`6Uhd3P7ef9``V1e^8``GUU]2P2e_Q2`Wek:fg3`Who2"
+/* The tables hold numbers, packed by an arithmetic coder. tests/golden/unicode_tables.py writes them and says how. */
+/* runs from U+0000 to U+10FFFF: class, length - 1; class 16 is M with a combining class, which comes next */
+static const char *const wrpo__unicode_classes[] = {
+"U&+4WE+{[LEKjHJ5Ul;L#q)emBdVTlQsA3MON!/1|OmuTLIuiHZs#n9xgdaIWz8[db6nATQ;!Hx'O {^NL WyH3_6KLHwC2|Q{-vIhq=2Sa[Jx}a9!6,%",
+"@ug[I.}j L#q^u +<vedn- { S5S}9hYYt*H4[r^i0d[PT+i3o-+}<.lCQt.C6w(z$jvgRWJ&E[24hl)@p*kov+M H8C^9fbIKWh  yy6~Zi%o8tsa*ml",
+"$*N'30+Q}Y>HsXu*vSPiOr[y>^|}C7[lr8Ov*>%>-)Xypg|OyeHl;vw9K/4hq,HrnbGy'=zIr#kY<3~CR~FJI:^f]kyub>7CL`JI+sh)g&ZvKCn#fEe%l",
+"-]u!x6|ev,hAF~UeErWmE$Z$sAGZ::m|MM:q|ghp/+DLQDNIXW*Jtb;I!6$JW%7bV,('[&xe'+hW}CHe91yRu~4J-_>m#x^Klo/JG-}IM;N:/UP~%u:.R",
+"GCDxwCH;9oh1-9w-a<<R8la&D/4kyRv{jT9)BUL[[!S8vFfoOtUA/;Vr'N&y':a'3:Y =(3bJY#=O;s$!~fKRqW@tQl8^X61{6P}_fw}CQZ0#VLQZnHru",
+"RFfq1hN%* (9Nj7Gze0>u[<l#{.UZQ`&]^zXmu<l/eCD;,L=llpRcSh*U%pQ5w/iU2;ye4kl,@B.7_S4eCI,5, Om&sGJiT#/Z{+t<PD4sew7]=E1;vF6",
+"*(Q5I$s*l-_aD9hW,J;X@D-h_*+f;+G`E&0@RDm=Jn=/ey*E57!fXN46{Q;fGD0Ndua(33#z`8Rmo<y3'riOmuJ[G& zOlB[FS|vVqck2dtB29DJYnYlH",
+"Q:If6i.}q#V<X[VdYTJGNoXn|:P@l^C5U,z~le(R*@Lw3>b]IXzuXf&Cj9#Hp_)gLj]t)]5[-_yYS|eOly>Kb/QiY4( !+Ds5My+tR)dLXvqLmo,IRg8+",
+"&eM)0B}RtP!+{;bfB$,C58=D4d1gm2y-TF@):5`^PESW8GUPglpwVY6XtJwdBqfja8R7pDse&X]6%D=&n.bpjKDB`T9T4'#a}U+Q(BY}/-r9JmEmIE{<O",
+"qs#'hzhCixA277D MQ+<'#MbwhY2rAyLEz[jWPmZiv$R,@GHrlIJ_0vGC37ntPvb c<yu0YkMex=# ]8'@9G+ 1:@t3C,i@P#yva>-NSwL{E|T`;jNX8e",
+"D_ t.N@Df3LE7-Sx^ oC 2qNnlZa/Kk>Iwp%0DGwKLX-)Vp=Nx[LVeNMG~^f$o>gO:n=f,iH+>SZZb@oohOS+|o';Ch*Zk[rWAyBJ9OEYqp'>F+FS<|_]",
+",M1vp*_VJU:NoN@C;r#EdX4(055s!-kz.3J8eRBRT4!CpmC1o!$W>9c;zP#,21Z$x2P_ jP_L=Td$0[re2iac1kwGd@wOIQ}XP*]=~CPS>DEj$~y_AWE]",
+"6a(Ll',vA@;93C1O;gEW0(c9w+.Baz PrVjsiX=/}$d~L<-UomdV[MV/DT|m)zkbBMme/*RD9Fr50>7nhg5peaHfn1u/#po_GT&a.{q=((ZBS@)n KeS2",
+"*J.<dDoOm2cCi] e00a;>b@(%K}%LUDl$5UPGwo=s_m9]Rphi8cu5|OVb/Dmv u~}bB,gcW9r[EN#S$#*Y~qUf$T&Rnf7r[Vu``^dxbav-K|CxjhSGVsr",
+"z~4ihHZV1Pq@U(GJVY vJx~hcq#hBbj%xKpF/vLjX07jp<9nb%JD'S5Q#NZodJb}X~m{Hd$}$hF9aSgte~l{K0vl)0w_8]!!Tzl:A}3v>H.-%b}YqR Zk",
+"*;a&<VAIJm..v1@}H/Zo^=L8PmNozbS~ pC{.g0Rx=o!_epubA.)@BwC5 EzU]K6rqbZQXBP4_#-O5agE%k6 3C#rok3`, {:M55-!renEv(zLB9K(/3m",
+"*0Uxb#%K|xAi{=%gZ2:o-Q2H=a0]U5+)twDqej9QVg;YStm`C%#_8o5P{@4;3vA/i<6v&4Nm [Pc:J~!C;7q4v~X4oXhtSK{Z&0U%.rV-nT.;~PX`_<lr",
+"+ 9UiL%r^v[}u,03:Q@xUeHa7Q-F[1sy9Cy^u;<=c1[M$sm;_]+exsw-jd4~=M^%@5MSH%Kn)JeycMl^;tArzs:-VNK990{RN_SZN;<2]K]+3:{>:v*tv",
+"trBgY'<ZZJom^SFg}edr~V)z{#d9nKQ0F51ioI#)B#LfS#Le_g;uqxnW4|/oA v2>@!.Ba&fy/CgixmA8^aG%Q<)mM8P).'#RrzThlL5JB3]B>>in8bH5",
+")/]6T;AUdSxn}fal1;9nk8G:&!0IxF2>b,3 8{yDdE+9c.'bCC$=^dF}e_Pn1zoT3JlN2,w9-^5bIy r0y<o;9.Y>JXVw@:[t7V9cm;b!3X@1Vv~xuSMh",
+"N/e_FS4R+ZvSlIFCl>>>O3+}UlAqLTS`[`P2_S~[OtC_sPLWw{5@|4S>Hx)mX@*g~}OFkQujr~UOB<K;O:!.kb]|F9y{S/&p^288]pu^ot=X4WL@!feeU",
+"%d|{lxC)vlPQdavxX6]v'/jVowF~JL4u`r@P-Q,p}3=o<St,AR@rGCj13$Np:{~hvEU Z,;PH$lp5uYU-F0Z])2)+P;a@og:-v IXx@_Z}Pw'4IT2`VMO",
+"Kebc'-#om.FnjZlu_^l0^}-iw&SS4.~aRnbrkY$! 6B2!Hdt9Wu,nDT71o!SyDJfVHrf}m'E8QH4m{C:lF1fe}Vp<W]s>wH3Z ;Y%hqY483$MJ;kbnj3*",
+".ier:2k&b!kbZ7B(X#AEDQj{><_f:w+Z|AiMV3GZ Nq$U8LejtPO>:+nPe-E,^ N7jEtd5I,{u.K`/v;#eK07#AC+NmQq&W1{cT.2Z9(R '=ddY^RM2np",
+"qP`|2Y.0z[9(CA'[ZI)oP{g{XmrO1sU(KO#gt2< $t4NQmYJp3M$Mh3xDVrS.wVIiYd/CFV1vTz0Tj9/M@u|B]=rS2$1baGjIXC:biY{hc`_$t-#u]N(1",
+"fr$wVB2,8)1,QeTwX[FH-r9aB5*3eR&U*sLMN$:iu!E9$)l,vBe^05kXp+#<Gc;^FgqN*]u1,KFU2SKtNypBMyA`1#f{1^$<4txC!aV@BQo,c,uB@[H_d",
+"(H(wC7[5s6H<Ub{2^rgGW{scVt_E[mo88'+)yZgTs4X>+V2KK1M2d*{A/<6M4gos]GX`54G)Z+mfh$^(uIN:D#*16wJk,~sB;(}IpSXNK2:w^4#|nm;;p",
+" rwC=jOA.QUs!7'gMqosqLc^a.|1mQFg@ZogW'Eco/6HR7W$7X(~,F.o+0'Q(,t-b~::rz3D=zy#NFPq=N)8^WUi4`K;,+Rm0Q!6TCOon&y^Q(|^hSpSM",
+"KQ8#~AP6!%Jv3(r=yo:(_ "
 };
-static const char *const wrpo__unicode_nfc[] = {   /* (code point - previous - 1) * 4 + count, zigzag steps to parts; count 0: a pair that composes */
-    "PHR4P`100200200200:00444j104]200200200<08q00200200<4:902500200200200:8<q00200200<08=8@100200200200:00444j104]200200200<08q0020020",
-    "0<4:902500200200200:8<q00200200<08=40>0_370P200o140P200o1T20P200k1]20P200o120P200o1:0P200o1:0P200m100P208m1q0P200o140P200o120P200",
-    "o1R20P200o1g10P200k1C0P200o180P200o120P200o1P20P200m1Y20P208m120P200o120P200o140P200o1T20P200o1Q2<290P200m1Z20P204m1[20P200o1p20",
-    "P200o1e10P20@k1E0P200o1p20P200o1e10P20<m1q0P200o140P200o1:0P208i1C0P200o1p20P200o1e10P200m1E0P200o120P200o1Z20P200o1e10P200m1f10",
-    "P200o1e10P208m1A0P200o120P200o140P200o180P200o120P200o1j10P200k1[20P200k100P200o1<02=0P200o1<0P200o1:0P20T4e2N0P20d1c100P20`3W3M0",
-    "P200_100P200c100P200c100P200^6q0P200o150P200o1F0P200o1G0P204_380P200TD00200QF00P208m9@0P200g100P200g1h10P200fGW20200W3@0f=00_R10<",
-    "U2E0P208a110P200^520P200m100P200K00P200];L0P200o140P200g130P200o140P200g130P200o140P200c130P200o140P200i130P200o140P200i130P200o1",
-    "40P200S2Z10P200m100P208g2c10P20H]290P200g1P20P200R7U20P200Q200P200[:60P200nK50200[M00P20aQ1^X1125T12E5m5m4U1kW1Hj600b^101c]10l]10",
-    "0400404<04<00800R20T3Q3>0H00H=0800400400T10T3S1>0H00;=0<0080@B000>p5V4q00@43=<I>@X1=0310F<X1E0l3P20h25;00@43=<V2>@g1=0310F<l2R3B0",
-    "20T9m5A0P20d1[200P200o140P208e130P208V:40200U<00P200m100P208m170P200o180P200c100P208d:00200g;00P200c270P200o180P200o160P200g150P2",
-    "08g100P20PU1hMfd10020R200Q220V21TCf804W10P2R10dZ2pU1`^1L@0860^4k102202202:02:02202B0280p=`9T800b1n1[2e12206J0^:V8P8:<0Z4S202202:0",
-    ":N0TMhAdA80_100b1n1[2e1220h6P7f9d6X3a102001b1pqP8n7l>b7n7H>000240W108V1hqh7b602001b1dAV9V740:06905Z1bp1bF`MV1D0B:0B:0B:0b1e13V1R3",
-    "U46042R4H620R1S40V2R2^3V1D0B:0B:0B:0b1e13`=Z9b7lk:P^5^`5440440440440<80P5b20440840020460`g2Q`=oP<0P200m1k10P200o1h10P200o1L0P200",
-    "Z6o20P200U:<0P200o1h10P200o1L0P200o1C0P200o1<0P200l:i20200120200k<h20P200o160P200VLc20200UN20P200m150P200m160P200o1h10P200o1e10P2",
-    "00o1n10P200o1>0P200m140P200p6m20P200W:00P200o1T20P200o1L0P200m1K0P200dl>m10200en>j20P200o170P200m1g20P200o1<0P200o1h10P200m1g10P2",
-    "00o1h10P200o1L0P200o170P200^6g20P200o1>0P200^5q0200120200iq00P200o1<0P200k100P200o1h10P200`n>m10200aPqj20P200m1c20P200o1h10P200^>",
-    "g10200:00200R`>00200mPq00P200o1h10P200o1L0P200o170P200m1A0P200o1H0P200o150P200Vqg202002>0200YA90P200o1P20P200m1U20P200o120P200o1>",
-    "0P200o110P200o1h10P200m1g10P200o120P200m110P200m190P200o1R20P200o1L0P200S100Ha20640404p@5@kCh10P200o1c10P200R6q0P200o110P200o1B0",
-    "P200o1;0P200lk>10200mi>102001102001B02001;0200ji>60200gUqj10P200o1c10P200o1;0P200Z630P200o110P200o1B0P200o1;0P200ll>10200oVq>0P20",
-    "0o1d10P200c100P200o1c10P200Z6q0P200o110P200o1B0P200o1;0P200`m>10200ib>102001102001B02001;02001P20200gD00P200o1c10P200dCq020011020",
-    "01B02001;02001P20200]EU20P200o1V20P200o1c10P200o1;0P20H`c1P10020nd=W102001202001R40200of=m20020^g=W102001202001R40200We=m20020fe=",
-    "W10200120208gg=T10020Vh=W10200120208Sf=T10020bf=W102001202001R40200ch=m20020Ri=W102001202001R40200of=m20020^g=W102001202001R40200",
-    "_i=m20020ni=W102001202001R40200cg=m20020Rh=W10200120208Sj=T10020bj=W10200120208Wh=T10020fh=W102001202001R40204gj=k24Xk=W140240R40",
-    "oh=m20020^i=W102001202001R40200_k=m20020nk=W102001202001R40200_k=S42020812020412020412020<12020<12020812028^c=X402002002002002002",
-    "00200200200200200200200200200R100200200200200200200200200200200200200200200200R300200200200200200200200200200200200200200200200",
-    "kk=m30030nk=R40mk=00904:50ZP>60YR>m300300720200X45`28Qa150hpq60ik=00A04B50nP>60QS>Y420204120200X40`R>Y400200R40[P>g30030R173Q1@",
-    "R`180d30R100Q3g30030072024ZV>100200R40aS>g30030<73;@007F00208l20<00[2g300300720207V10a_1W12021_48haqX40Uk=00:04950jR>60]U>Y42020D",
-    "120200X41Y_19ldq12aT1cU>=ke12Ce3h=nd@l2040X240h3h30080030`6R30@:0860l2`10440X3^108>0840460h2ePA04XRA0X1W100QQA00400pRA00208J00208",
-    "60020H600208>0020860020X4f100<0020040P6m200200X10020HP20020020020]7Ve612Vf7gb20l]5lf2RfF44044044044044044044044044044044086044044",
-    "0H>0002461002461002461002461002h2Y31T1^50d1L0440440440440440440440440440440440860440440H>0002461002461002461002461002h2Y318b40020",
-    "020020<F0UPX6fd]11WeB1pmC1SP11]o>1mY@1Vk21^kU1101eTS11PXL1cTN1Rl11lZ41VW:1ha41d[31fG1lC1^i31iXC1ba11lk11Z`11nU81jb61^X41mfU11V_21",
-    "nh;1^a31TQ:1Ro;1kpP11fY91Tn:1^i11eYC1n`q1^T31YeD1jT41VU31Ti21Tm>1_dP11RS11^B1pn81nP31jc31^]21da41ZP31p51Vi31Vd41jS21fX11kfB1Vq1",
-    "RR21bR31fc71fg51aj91]oH1ZR31he>1lQ21gQ71`V31`o91ZS51mQO1dh11Rk61^l11ZC1PR71`@1XQ<1agQ11bkF1mZG1O1PUD1Tj11VS31XX91Y_51Q[D1Vc31h_@1",
-    "YpN1lj61fR21Zg91bN1aUA1XnB1gcD1dn71gi81n[q1We31dj;1meD1fY21VZq1`d61RV31o^q1poA1_bA1ch41^nq1Ydq1Zl81][C1f[11P61`[;1pV:1`h21VV41j_3",
-    "1c]O1jD1Rc21bg21b]31bS51hb41VX>1j[21jR21^31USV11fR:1R[21fnA1k^H1ha11P71dY11bX51pR11Pd11Rd21dR21fW11^[71_S51Zc51^b11UcP11h81dQ11",
-    "fP>1do;1`N1QnE1hB1ph11VS41PY81ap41QYB1ZQ41l^21VM1TV11pi91^;1Rc51h:1ln81Tp21T51P=1iXT11VRE1pP<1X`21]mJ1eU91XU11Xa51R51de41bV21hl31",
-    "XW21d[71Ph51Ra71Y`L1pjG1YjQ11T_:1`71ld21fE1jf21PE1Ta11ZZ21ld=1Q_S11Rp81dTJ1iTS11l^61R]81Pd@1miG1bK1V]31Pg51n_A1iUR11pN1pU41lj41fC",
-    "1dE1jS21Rb31hM1^i41pe41T11f^41pa21UjQ11fg=1iY=1Vk>1`p11Tf81bZ81Xk21`T11_`K1XS31jQ:1ia31Z51TG1Sm41]R11n[=1_YN1pWJ1g_H1U31nY61jR21",
-    "VP=1Qe@1bi81cV31^XD1m^31RP71Sp61_[E1Ui61PX29dY15dQ79[Y:1hd@1Pj11TW11T21>1d21^l>1_Y=1n_15ZU35p^29Pd21Z<=To31J1h21hX21[]61bm21a`S11",
-    "bC1p61hG1f11j61hT11b61T61`M1`61hk11D1pR21X=1p21X61je11V91n:1XO1T_21V:1`@1hT11j;1^O1nV21j:1F111@1<1>1P3121T;1R41nC1XS11Z11`31RC1V9",
-    "1`N1h8101lM1b[21p81fF1`31dI1Z31lZ11T81fZ31hA1h31[lK1bWa71[]P79SoI1nh11i41_N1ZL1f31^D1V31VZ11_41X41b41`W11b51R91P11l@1p<1dj11>1P91",
-    "X41fB1p71[41p81k21T91T41PI1`51p31X@1lA1V:181f31VR21R41^H1dI1O1^51hq1PE1bS31Sg21d71f71^D1Z91Z31T>141f:1R11b11p51C1hH1ZN1n@1f;1P>1",
-    "b91dD1^<1jd11j91dh11`L1Z41P11bB1b31i21p3151Q11h41R51lG1PS11dC1^B1j=1pP21^61V71Z81X21H1P31^]11dX21lZT61;1Ri51_Sl71fW21R21PQY81^X51",
-    "VPA1oh_71f4^8Ykp2Y^E6b16Z1AD20230;Pp130022a192022082202202202202202206402202202202206406402206402206402202202202202Y1527<2D02B0",
-    "pYEZ[U4f_U4440h1D0X@h8j6020pS2ZQ1^Q100b1h]1TGVF00C40JpOnqTq020Zdk5lim2pkm2220300hjU73002300230023002j:R602203107320031023200mWV9",
-    "igQ6191B1R^i61Slh61l41J1^41`71n11l41_11QS>1hiX71i^j61>1P11V11Zji61UVX71lZ>1p21lki61Wki61J1_]11P^11B1dRP91cno81L1Wb>1he>1F1h21:1",
-    "Sf>1Tk>141f11p11F121R11T31@1B1b11D1410101jZk61gkp61[Z>1Z11Xhk61_gk61<1Z11`91[61P11P21d31X51d11V41P11R2101Z11T11@1N1XE1o@1RA1[<1V2",
-    "1iV21^^31oA1p21b11S81^:111f71`Sn61Som61:1N1X11@1P41pdn61T41k_n61n21H1m41l81_gA1L1hPB1p3101dXo61YPo61Z11N1H1Zbo61aao61>1jd11Qc11",
-    "QZB1n]B1L1T51U31^eP71QZP71VZP71_WP7151R11Z6121UkB1llB1f21Z11h21]PC1Rbd71]`d71XSC16161X11`pR91WYR91VSR7101ob`61m]A101eUC1Rol71TbG1",
-    "_WQ81B1_XC1^[C1V31D1T21`81]dC1k11`gC1PTS71iPS71R81814131l21X11X21K1F1n21X1181d11F1T41X51V21h71hkS71mlS71Q41h61f11R61jPT71mlS71i51",
-    "g11egD1fSE1Z11n11[21ePE1V^E1j11lYU71]RU71ZA1m:1obE1`gE1ahE1W21lZ;161ff:1W61RQ=1W]N1lcA181<1j31E1PWV71cWl71R[F1Y71j<1V31`nU71mmU71",
-    "m61Zq1]gF1ZjF1R61^41l;1foU71_lU71UpG1b`G1phV71UeV71[`G1XbG1j21f1121T]W71Sh>1nn>1gZW71lVX71ioW71L1[61n:1`21b31[31`21N1J1biW71cnW71",
-    "fq1n31ecH1`iH171dPX71_]X71ZG1PoW71P31_lW71V71e1151YXI1X[I1V31;1p31`WZ61omY61laX71]pX71nPY71UhX71J1f11`kY71_hY71Z11PZZ71n=1cYZ71R1",
-    "1m]J1b_J1i^J101nhJ1Z11Z11X11Z41mjJ1bPK1Ta[71__[71Xe[71Sb[71nRf61mhe61Rip71^11h81_TX81H1h^K1nop7111^21d11YQ]712101f21QaK1TeK1YdK1",
-    "P51^hY81ml]71l31P41anK1VdZ81op^71Xd^71f21[c^71h51g[L1RaL1D1:1jb_71fB101ak_71g^L1bjp81Yn_7161SjL1bU]81kj_71SSM1`TM191j11pXa71URa71",
-    "SVM1ppM1f31V41QaM1X__81n11k^_81Ph_81mea71Xla71aja71Z61F1Z]b71b41Upb71`db71_cb71n^i61chg71j]N1R51__N1VcN1aXC1T_V81L1SRJ1B1eih6161",
-    "di61UcU11pRO1;1T11cnG1loG141D1b21pUd71]Ud71`31p41d41c81d91d21P71W@1^7141P11dUd71ZC1[91cjc81plO141V21X[g71[Vg71`ld71mld8181PUe81RB",
-    "1]fe81Z^P11H1F141P41Q21p81g21^91Q51V41f11mjP11dPQ11P21_PQ11^VQ1161XPg71ohf71>1aZQ11ZpQ11mSZ11VoQ91`;1_Zi81B1bmQ11j41j91f<1VUh71",
-    "iog71p11d51h51`kh71ebk11aSm51M1X31l^m51cPm51X61dYk71f11aej71j51P21jQk71UQk71jA1n9121g51jG1h11Znk71mVk71[oU11TRV11Plk71QiQ91j]V11",
-    "QaL1RgL1TRm71Z=1gjS91@1dfV11dRn71_eT91XnT91eXn7101l11jhn71W]n71mjV11poV11l71f11h31oRW11TfW91kQP81lB1j;1mRX11n11dWX11^fQ81[mY91",
-    "jPZ91b@1V81[mQ81YfX11VjX11:1>1D1>1Z21ZpS8"
+/* runs of decompositions: count, gap, length - 1, then for each code point the zigzag steps to its parts.
+   count 0: two parts, which also compose */
+static const char *const wrpo__unicode_nfc[] = {
+"P9SX{<PX<=DW2ts]hY'v,]]41u>mH^c&XLOyyq$Ek+n/zAW NOZ6}z%dN*A*)1s&yTm<prlEr/UY-wo&me^^qG!A5n<35pQ1_!|be=Z'It|anXuXQ>-[R",
+",O2USG!;n7W`a5N,ut'=9%~[*Frm-P]N*&K_O|sz,5@Xv6!EhyUyWAYJ<>x|8yU!|bP~;TU0dz/o2>UMzkEY:W}Woabv`94!e}ti0pW-p]#K]{ mD7PQf",
+">hO`W^2; 3n:w[/=puFJ`);;#>'8/fJ:(I~'<Kw,eKP;@zO<E%RRWnQ,:CG%rtMVA~:'!7~4+zK/}~FfpHOJDsiU1v]93J{IZUolUmpWp.pOV<'d9SBEd",
+"r5$4Y8! ~7yrE`>+uD2ebbsSr-x+;v=KR'W-%~ydhER@$cQKG.9}]mj(L67xR<6):VfDPDm:9GbcFefodbPW ^`uxj=LMG|pCks=vw0_$IL{bWyz[# N~",
+"(l O7#G2<Fhu$Isix=>7Y$yW{X=X(lXMJ'rA51u`wGZ4{E>p[10X<CBy!Z/ r|'JN->]Q/QFJb>lY)GseHZ<kM-FPDwu@)k)IZJ*mY0+ [w{bY:|}h9Xf",
+"n&)'Co;X,UgF[Z&0~JCMNYBMCb}9f6iwWlDQb'&{V8T~mzkuw{L,.EH4-Fx(pWyp.c*Ms/GOr}91 YQTKE,FQJ3Hy<|'-c8O]@FK'HF)gQg_7ciYxVo l",
+",vYMz{61S;d+ Rcac`7'*h6]WkcoEgV@&QZO`O(BN-ol8UM{p-_]WBc=P_rI& m9VeM%4=LXB`J+>h[z,SX+{Zs59CPc>,#aQh9bUmZh4!bHdCvqoMcNZ",
+"al_Mq(oEp!._oc^rS%^40G39 $Xa._H5@%sUve'|=*/`1X*P<5} -dNnF.90t4'2(TW2=@+vT:AFcJK:z#bw..48Vx|FboV j=0ZK5LPq7n0sK YUwo-@",
+"fd7n([-z$N9DL,MF)2F/-|u]9r<(qX2x/WIRW(gF|Mayy,@.i:>Wb9j~yq6.i>LT@dTp95}1JzE_L'K:Ni8$|;x{J+ie gcXfVG2Ff>M1rjreH)Yks#i7",
+"fZzv Modg@x46Q&=hk5^=OQoTKDk*yYfs:E:_{n32ydk:NZv;;vH#d$XH8Q.kpBf|2g0c4ev(,*Xrj}[=7AhjAvaCXPn|'}v$E`HmbZQIvS&2~u5g%m'}",
+"6fu5<w~U3u)lj*L_<T9])/*^[{B ZOxmea;_j=E;F%FC2.OB3#:'aa<HkFF%<wy*P$|-zC({d=JUJf}_rBOWo4<H{`C5`$K$'9n>/Gtom&HY0UQRTV&5m",
+",bfoAq[Nvr.4H[1z#`Vb]x!f_z:fAC-Dmr_`9TQ_Z*kQ,oaHc$$J(@*K9<ebBpdS8Cf1cc.rn_E`R e_2JX3#N#H/yudt}1lMB~o}pW.sT5!nE3gGBP1`",
+"SuND[{o&W:Fr`V<VmjX zkgqs=J+nXD2x.368J@G!BI%Oobv:p+URj-h>O.d`3X Bl^Kdc2(qLX,b]E1~$}NSCpgmRyR9Z4%uLU^0n+}h) wdIR#5X/qg",
+"9#VhV~W:)=c:raP7Xu-RX ^esQm[}C0B1Gw|FMuRZ{`8[UlB)FO4Y(ht6x+IMUG4J%j~eW3N[@.O;*YM+lbxY|e24-p[!;124ZQ1__sbGA$O&'6^o/}74",
+"t_4eQ|3&Hzi:))Hw>z9,V &YaU~+95#RF(DW;(A/Q%hwSu)jSxqBq:]G~zn;0B:FYOu[Siw#V5}m`DB/IAYTrxqsSGB8sScyu;X(hM^q;Q1M0az5w^w_r",
+"_Y2~,qs60rlZb0!N'E~K)6z^[eV`g*8N#$+P(rhVTs7^$@(B={k7EidhDWY`ID3p.:_GJo,|KPPRH~(1vI4a8.&Lxk`wT(Tkd)^<-$hA)yHC`uKO*C|OR",
+"gIqg$uak%^'M!^4 -v1<3D]*cg*&.}&:v^I:JrBj6z>_MM6%-v-&{T}(MbXrTp`_=f8+ho;ls2*iwuT,YlbPP1&*l2V@7QGf&/|<na^l_JhH],qGI)[W4",
+"$JgYygS=Hau|Bv,-cZ$} aDS|Ie>>.=_'@Z)i4XrRi{~A~%=Z__/A||U$9z|+/R~),C4oJ[J/ED_##!#5}c'<Bfk{V]4[]zI`FUfm:r3sJrF_}MnQem[F",
+"tY>o.J/@o_#-&{dnm8''Mt/0s)tV8pn3BM/98$`NA@Vfeyo*bx!u$%Dgcp0iZ8w3l|~T)H tJ4cN4o7yCK]4zJ7w+,T,De+%7&!-wsR:LVtIVM;fg 2:^",
+")oE#:uh@_Ad_QG`Tf#Yn9;.*z^rI3{&<3rG0zn$uJo=krgsOf2/.6i+_>/yliOCluO!MQUe3AnOA/T7xGE,Z{Yo&y-c,VqWU78Y9S+b%#7q-Ql0'jGoGZ",
+"Sn.'svCr|*;C-whsUYXI5F(S/_c[wp+[1jaRJ-`s{zL3$JW/{5-L9.vf3jmlDZq}S;6eVL:=-`mR`#4j!vmEWE[h,*4Nf=CP$&e,ZSbJ#kC,XWvX#_8SH",
+"xfTEVU.b/5h^|DrBSeE+x z,y!NZ~%_bT[{=7b<^o6V8cD<,C+r-,5F%p#,61QrJ4J&uT/T1e:uK0*X>alz(MftPDp3M6St|<D;CUTtTB2oc6N7{P.()i",
+"=5Ld2nA^bQz_#d)*2d{kOV4fFGe*;xUqZUy5VG2nC`p*0C!-E^FJPS3wk:RFcfRA/B/c7c(oTE/pOIh9AO|Cu~UE>B}^/F)kz={}zI[)~BpaEm1eb37K.",
+"#/tC(]ZT~nnX#jxW.r2kkPF|'r*Yp/9OK@SZ A|c`nu>]kQwk0%#mn>h{I<5U2NIt&xMwx qv0y )nl1^JMg{E#is1H>!8rv9TcQ;j+JQ1R,@Ka8fr{6z",
+"O9G]:fXdiP}YO+1hp[2`w$~$Q)';OTH(>FK,R#>xqp}siv'um.#SNmEbJWXjHj}Rb rn#Y=v+l*K&.JmIaQjrep[@JP,+a}mjnUXkQ|Dw]82)p'wwRF8/",
+"X7Z(89IbC(uA4ZyPgBl7#^j-N!FsG [PVj*y2~>}`.q1(F,tfJ.JmH`{AUSJmEUX&k9G[*cP=-maVH0EzMeHFL=27T^9 [Vj&NTj%f-U4A:=.~8Ma0is-",
+" pHPG>{RG{sGJ6wIYLL=FZA'tQQ5!a'6oSF#dtH>[n82n*&Elmp~RS;a}Z,I+d}!U(9G^[/WC0g>IB6-^@W/17Nm|bt|2rJgE r.NCi*UJVL&3=b$*yeZ",
+"3hz;8va!,96UQGN:8T.6.M3Fu.O9&.@I|zzx;[{!NRkW2q/ATj.}lcBD~GWBfbV*[JF.$`UiMZLPgPfzPJ#^mhpz0|Mh|ECpFF;S!pF[(q(bs+QdhOoh<",
+"Nkuy`R3*0n>;]2 ClJ.X](r^]It'bc<WQ h}+]N&!,buZR`cXD#Xe]fZMVq:o2e/FYd{%2{>IQq@gO8mdU@tIzGEDR`R({CM|f{C(p,Cq@Hl5mvM>gNnu",
+"6IIhF!R0;kj^DB1C:~eWpqC/<DWB(Kl,;XUA{(1rC'U+4=Z0|(N@5!oWo3I6TSAQ@J<A*aY#6n&ML|8p.a9jHoo+V`9]Sh'^fm*8)6t_z5e}dJaNS6Vjr",
+"[jymW61cfengtS@k7yJ_/Z^8Qj :B9y0=cS>XXTRz.;3-<:=z}bcfO#<-#3@2'q0&D'*noh60IhU8aryv|F7HSn-m)#RqaonG_ar3,dGJ~l@qj5*#}2vW",
+"7zEPe]q*V1r*>yN2RoWI#/='CG71}rar9x&bjQ1&Ol'* 2@{TvSV8n1X+5[gmC6'!3_6x0DsZUUhjTg)pG=.z/X'/b_2[l.rD0]zBzNWQX&0)%/}W)T!%",
+"}Ke^L;LF+}T{V  0&8s2ol[Hl;eqa]Ak+8QP{zW{oT8*!lY{>ETp^iH2F}OBY_tf^)]1IXJ9]Zw<+#L[^2<$CW^uTKM7S#Yl4fqce@l}=*8A6s|9HyCIW",
+"DIR#s2-mWCfbWI!p^0`#kJ_=3Xg]*lZ{%,|.|_gRNJDWSzZ:P0{vbjy YY)u_(9~ dl Ki YkS)z~/96>HiRJPVj_[:I'ZY..oNd7~P^i)`n'2VkAw6AY",
+"6Y]lw0tar/>moy[ D%kvIw^Q,Qw "
 };
-static const char *const wrpo__unicode_ccc[] = {   /* first - previous last - 1, combining class, last - first */
-    "PHV7D0X700l630X700h600l640Z610l630Z610l6:0140l630V770`700V700l620V720l611V720l630V700X700l610V700Y700Z710Y700Z710Y700V7<c8V74Y8l6",
-    "00V730l600V720n600l600V750l650V710l600V710n600T700V700:00;00<00=00>00q00@00A00B00C10D00E00F01G01H00I01V700l601B0X2V770N00O00P10`1",
-    "K00L00M00N00O00P100Q100R100V710l610V740l600V710l60@S10U3V762V730l600V702V711l600V710l60S1T10NV700l600V710l600V710l620V700l610V700",
-    "l600V720l600V700l600V700l600V700l600V71P5V760l600V70R1V731V781V721V74[1l62h3V7=1l600V710l600V710l600V720l620K00L00M00V720l600V710",
-    "l610V74l170@903V700l600V71W370@90^370@90^370@90^370@90o390o3907d200k20U370@90o390l390]3W31090=[33p3f31>j33p2l61Kl601l601h60g1Q400",
-    "R401T405R432R401V710901V71n1l60`370191b2l60_FV72dM90O90m490:V70[6T70_4n600V700l60k6V700l60W290DV772l60`1V740l650V710l60f370q90V1",
-    "V700l600V76f191j170;91S270h4V721100l640V710l630V701164l606V703V71V6V710l600V760l600V710Z700f600l600Z600V7T15V700Y700l600V700l60`F",
-    "V710110V730120V714V703110V700l600V700110l630V70no2V72]490P3V7OZAj600T700X700n600P71Y381d^MV704V79P1V71`2V71d890m590KV7Ai1l62U190",
-    "o270<90_7V701V710l602V715V711V70d190f790`iCJ0QHV760l660V71]Nl60R7l60e4V74bd1l601V70X1V700100l60490U5V700l60oZ190h190i190070U2V72",
-    "`191n170p290970Z390070b570090a270@90HV763V74]690370k390070k790070n390f390070c390cX190`eC14k1V76W[D10VV5h610123R700h648l672V740l61",
-    "NV73d4V72k]3V761V7@2V761V711V74UU2l66]3V75070"
-};
-typedef struct wrpo__decomposition { int32_t c, count, part[3]; } wrpo__decomposition;   /* count 0: part[0], part[1] compose to c */
+typedef struct wrpo__packed {
+    const char *const *line, *s;  /* the line that is read, and what is left of it */
+    uint32_t range, code;
+    int16_t odds[35][21][16];     /* of a 1, in 4096ths, minus 2048: by context, size of the number, bits before */
+} wrpo__packed;
+static int wrpo__unpack_bit(wrpo__packed *p, int16_t *odds) {
+    for (; p->range < 1u << 24; p->range *= 92) {
+        if (!*p->s) p->s = *++p->line;
+        int digit = *p->s - ' ' - (*p->s > '"') - (*p->s > '?') - (*p->s > '\\');  /* 0..91: these three are not used */
+        p->code = p->code * 92 + (uint32_t)digit;
+        p->s++;
+    }
+    uint32_t ones = (p->range >> 12) * (uint32_t)(2048 + *odds);
+    bool bit = p->code < ones;
+    if (!bit) p->code -= ones;
+    p->range = bit ? ones : p->range - ones;
+    *odds = (int16_t)(*odds + ((bit ? 2047 : -2048) - *odds) / 8);
+    return bit;
+}
+static int32_t wrpo__unpack(wrpo__packed *p, int context) {
+    int32_t size = 0, v = 1;
+    while (wrpo__unpack_bit(p, &p->odds[context][size][0])) size++;
+    for (int k = 0; k < size; k++) {
+        int16_t even = 0;
+        v = 2 * v + wrpo__unpack_bit(p, v < 16 ? &p->odds[context][size][v] : &even);
+    }
+    return v - 1;
+}
+typedef struct wrpo__keyed { uint64_t key; int32_t value; } wrpo__keyed;
+typedef struct wrpo__decomposition { uint64_t key; int32_t count, part[3]; } wrpo__decomposition;  /* count 0: a pair */
+static uint64_t wrpo__pair(int32_t a, int32_t b) { return (uint64_t)a << 32 | (uint32_t)b; }
+static int wrpo__by_key(const void *a, const void *b) {
+    const uint64_t *x = a, *y = b;
+    return (*x > *y) - (*x < *y);
+}
 typedef struct wrpo__unicode {
-    uint8_t *kind;                   /* [0x110000] class, | WRPO__CAREFUL */
-    wrpo__decomposition *decompositions, *pairs;         /* stb arrays; by c; the composing ones by part[0], part[1] */
-    uint8_t *ccc;                    /* [0x110000] combining class */
+    uint16_t *kind;                       /* [0x110000] class, | WRPO__CAREFUL, | combining class << 8 */
+    wrpo__decomposition *decompositions;  /* stb array; key: the code point */
+    wrpo__keyed *pairs;                    /* stb array; key: the pair that composes to value */
 } wrpo__unicode;
 
-typedef struct wrpo__packed { const char *const *line; int64_t lines; const char *at; } wrpo__packed;
-static bool wrpo__unpack(wrpo__packed *p, int32_t *value) {        /* false: that was all */
-    if (!*p->at && --p->lines <= 0) return false;
-    if (!*p->at) p->at = *++p->line;
-    *value = 0;
-    for (int shift = 0;; shift += 5) {
-        int c = *p->at++, digit = (c == 'p' ? '\\' : c == 'q' ? '?' : c) - '0';
-        *value |= (int32_t)((uint32_t)(digit & 31) << shift);
-        if (digit < 32) return true;
-    }
-}
-static int wrpo__by_code(const void *a, const void *b) { return ((const wrpo__decomposition *)a)->c - ((const wrpo__decomposition *)b)->c; }
-static int wrpo__by_pair(const void *a, const void *b) {
-    const wrpo__decomposition *x = a, *y = b;
-    int k = x->part[0] == y->part[0];
-    return (x->part[k] > y->part[k]) - (x->part[k] < y->part[k]);
-}
 static void wrpo__unicode_load_classes(wrpo__arena *arena, wrpo__unicode *u) {
-    wrpo__packed in = {wrpo__unicode_classes, WRPO__COUNT(wrpo__unicode_classes), wrpo__unicode_classes[0]};
-    u->kind = wrpo__raw(arena, 0x110000, 1);
-    for (int32_t c = 0, v; wrpo__unpack(&in, &v); c += v / 16 + 1) memset(u->kind + c, v % 16, (size_t)(v / 16) + 1);
-}
-static void wrpo__unicode_load_nfc(wrpo__arena *arena, wrpo__unicode *u) {
-    wrpo__packed in = {wrpo__unicode_nfc, WRPO__COUNT(wrpo__unicode_nfc), wrpo__unicode_nfc[0]};
-    int32_t v, c, last[3] = {0};
-    if (u->decompositions) return;
-    for (c = -1; wrpo__unpack(&in, &v);) {
-        wrpo__decomposition d = {c += v / 4 + 1, v % 4, {0}};
-        for (int k = 0; k < (d.count ? d.count : 2) && wrpo__unpack(&in, &v); k++) d.part[k] = last[k] += v & 1 ? -(v + 1) / 2 : v / 2;
-        stbds_arrput(u->decompositions, d);
-        if (d.count) u->kind[c] |= WRPO__CAREFUL;      /* comes back as something else */
-        else {
-            u->kind[d.part[1]] |= WRPO__CAREFUL;       /* may join the code point before it */
-            stbds_arrput(u->pairs, d);
-        }
-    }
-    qsort(u->pairs, (size_t)stbds_arrlen(u->pairs), sizeof *u->pairs, wrpo__by_pair);
-    for (c = 0x1161; c <= 0x11C2; c++) if (c <= 0x1175 || c >= 0x11A8) u->kind[c] |= WRPO__CAREFUL;   /* Hangul vowels and finals */
-    in = (wrpo__packed){wrpo__unicode_ccc, WRPO__COUNT(wrpo__unicode_ccc), wrpo__unicode_ccc[0]};
-    u->ccc = wrpo__alloc(arena, 0x110000, 1);
-    for (c = 0; wrpo__unpack(&in, &v);) {
-        int32_t ccc = 0;
-        c += v;
-        wrpo__unpack(&in, &ccc);
-        wrpo__unpack(&in, &v);
-        for (int32_t end = c + v; c <= end; c++) u->ccc[c] = (uint8_t)ccc, u->kind[c] |= WRPO__CAREFUL;
+    wrpo__packed in = {.line = wrpo__unicode_classes, .s = wrpo__unicode_classes[0], .range = 1};
+    int32_t c = 0, class = 0;
+    u->kind = wrpo__raw(arena, 0x110000, sizeof *u->kind);
+    while (c < 0x110000) {
+        class = wrpo__unpack(&in, class);
+        int32_t end = c + wrpo__unpack(&in, 17 + class) + 1, kind = class;
+        if (class == 16) kind = WRPO__M | WRPO__CAREFUL | wrpo__unpack(&in, 34) << 8;
+        while (c < end) u->kind[c++] = (uint16_t)kind;
     }
 }
-typedef struct wrpo__mark { int32_t c, ccc; int64_t at; } wrpo__mark;   /* at: its place, which keeps the sort stable */
-static int wrpo__by_ccc(const void *a, const void *b) {
-    const wrpo__mark *x = a, *y = b;
-    if (x->ccc != y->ccc) return x->ccc < y->ccc ? -1 : 1;
-    return (x->at > y->at) - (x->at < y->at);
+static void wrpo__add_pair(wrpo__unicode *u, int32_t a, int32_t b, int32_t c) {
+    stbds_arrput(u->decompositions, ((wrpo__decomposition){(uint64_t)c, 0, {a, b}}));
+    stbds_arrput(u->pairs, ((wrpo__keyed){wrpo__pair(a, b), c}));
+    u->kind[b] |= WRPO__CAREFUL;
 }
-static void wrpo__put_mark(const wrpo__unicode *u, int32_t c, wrpo__mark **out) {
-    wrpo__mark m = {c, u->ccc[c], stbds_arrlen(*out)};
-    stbds_arrput(*out, m);
-}
-static void wrpo__decompose(const wrpo__unicode *u, int32_t c, wrpo__mark **out) {
-    if (c >= 0xAC00 && c <= 0xD7A3) {                  /* Hangul syllables, by arithmetic */
-        int32_t i = c - 0xAC00, parts[3] = {0x1100 + i / 588, 0x1161 + i % 588 / 28, 0x11A7 + i % 28};
-        for (int k = 0; k < (i % 28 ? 3 : 2); k++) wrpo__put_mark(u, parts[k], out);
-        return;
-    }
-    const wrpo__decomposition key = {c, 0, {0}}, *d = bsearch(&key, u->decompositions, (size_t)stbds_arrlen(u->decompositions), sizeof key, wrpo__by_code);
-    if (!d) wrpo__put_mark(u, c, out);
-    else if (!d->count) wrpo__decompose(u, d->part[0], out), wrpo__decompose(u, d->part[1], out);
-    for (int k = 0; d && k < d->count; k++) wrpo__put_mark(u, d->part[k], out);
-}
-static int32_t wrpo__compose(const wrpo__unicode *u, int32_t a, int32_t b) {   /* -1: they do not */
-    if (a >= 0x1100 && a <= 0x1112 && b >= 0x1161 && b <= 0x1175) return 0xAC00 + ((a - 0x1100) * 21 + (b - 0x1161)) * 28;
-    if (a >= 0xAC00 && a <= 0xD7A3 && (a - 0xAC00) % 28 == 0 && b >= 0x11A8 && b <= 0x11C2) return a + (b - 0x11A7);
-    wrpo__decomposition key = {0, 0, {a, b, 0}};
-    const wrpo__decomposition *d = bsearch(&key, u->pairs, (size_t)stbds_arrlen(u->pairs), sizeof key, wrpo__by_pair);
-    return d ? d->c : -1;
-}
-/* NFC of s, appended to out; false, and nothing done, where s is NFC as it stands. A cluster is a code point and the
-   careful ones behind it: no composition reaches across the border of two clusters. */
-static bool wrpo__nfc(const wrpo__unicode *u, const char *s, int64_t n, wrpo__text *out, wrpo__mark **marks) {
-    int64_t i = 0;
-    size_t k;
-    for (; i < n; i += (int64_t)k) if (u->kind[wrpo__utf8_get(s + i, (size_t)(n - i), &k)] & WRPO__CAREFUL) break;
-    if (i == n) return false;
-    for (i = 0; i < n;) {
-        int64_t begin = i, count = 0;
-        bool careful = false;
-        for (; i < n; i += (int64_t)k, count++) {
-            bool it_is = u->kind[wrpo__utf8_get(s + i, (size_t)(n - i), &k)] & WRPO__CAREFUL;
-            if (count && !it_is) break;
-            careful = careful || it_is;
-        }
-        if (!careful) { wrpo__text_add(out, s + begin, (size_t)(i - begin)); continue; }
-        stbds_arrsetlen(*marks, 0);
-        for (int64_t j = begin; j < i; j += (int64_t)k) wrpo__decompose(u, wrpo__utf8_get(s + j, (size_t)(n - j), &k), marks);
-        wrpo__mark *m = *marks;
-        int64_t len = stbds_arrlen(m), starter = -1, kept = 0;
-        for (int64_t j = 0, run; j < len; j += run + 1) {  /* canonical order: each run of marks by class */
-            for (run = 0; j + run < len && m[j + run].ccc; run++) {}
-            if (run > 1) qsort(m + j, (size_t)run, sizeof *m, wrpo__by_ccc);
-        }
-        for (int64_t j = 0; j < len; j++) {            /* canonical composition; m[0..kept) is done */
-            bool blocked = starter < 0 || (kept - 1 != starter && m[kept - 1].ccc >= m[j].ccc);
-            int32_t c = blocked ? -1 : wrpo__compose(u, m[starter].c, m[j].c);
-            if (c >= 0) { m[starter].c = c; continue; }
-            if (m[j].ccc == 0) starter = kept;
-            m[kept++] = m[j];
-        }
-        for (int64_t j = 0; j < kept; j++) {
-            char bytes[4];
-            wrpo__text_add(out, bytes, wrpo__utf8_put(bytes, (uint32_t)m[j].c));
+static void wrpo__unicode_load_nfc(wrpo__unicode *u) {
+    if (u->pairs) return;
+    wrpo__packed in = {.line = wrpo__unicode_nfc, .s = wrpo__unicode_nfc[0], .range = 1};
+    int32_t c = 0, last[3] = {0};
+    while (c <= 0x2FA1D) {  /* the last one */
+        int32_t count = wrpo__unpack(&in, 0);
+        c += wrpo__unpack(&in, 1);
+        for (int32_t end = c + wrpo__unpack(&in, 2) + 1; c < end; c++) {
+            for (int k = 0; k < (count ? count : 2); k++) {
+                int32_t step = wrpo__unpack(&in, 3 + k);
+                last[k] += step & 1 ? -(step + 1) / 2 : step / 2;
+            }
+            if (!count) { wrpo__add_pair(u, last[0], last[1], c); continue; }
+            stbds_arrput(u->decompositions, ((wrpo__decomposition){(uint64_t)c, count, {last[0], last[1], last[2]}}));
+            u->kind[c] |= WRPO__CAREFUL;
         }
     }
+    for (c = 0xAC00; c < 0xAC00 + 11172; c++) {  /* Hangul: another syllable and a final, or an initial and a vowel */
+        int32_t i = c - 0xAC00, final = i % 28;
+        if (final) wrpo__add_pair(u, c - final, 0x11A7 + final, c);
+        else wrpo__add_pair(u, 0x1100 + i / 588, 0x1161 + i / 28 % 21, c);
+    }
+    qsort(u->pairs, (size_t)stbds_arrlen(u->pairs), sizeof *u->pairs, wrpo__by_key);
+    qsort(u->decompositions, (size_t)stbds_arrlen(u->decompositions), sizeof *u->decompositions, wrpo__by_key);
+}
+
+/* The code point at s[i] of s[0..n), and where the next one begins; -1: not UTF-8. */
+static int32_t wrpo__char_at(const char *s, int64_t n, int64_t i, int64_t *next) {
+    size_t size;
+    int32_t c = wrpo__utf8_get(s + i, (size_t)(n - i), &size);
+    *next = i + (int64_t)size;
+    return c;
+}
+static int64_t wrpo__before(const char *s, int64_t i) {  /* where the code point before s[i] begins */
+    do i--; while (i > 0 && ((unsigned char)s[i] & 0xC0) == 0x80);
+    return i;
+}
+static bool wrpo__is_utf8(const char *s, size_t n, size_t *bad) {  /* bad: the first byte that is not */
+    size_t size;
+    for (*bad = 0; *bad < n; *bad += size)
+        if (wrpo__utf8_get(s + *bad, n - *bad, &size) < 0) return false;
     return true;
 }
 
+/* Appends the parts of c as marks. Their keys: the combining class, then the index, which keeps sorts stable. */
+static void wrpo__decompose(const wrpo__unicode *u, int32_t c, wrpo__keyed **out) {
+    const wrpo__decomposition own = {(uint64_t)c, 1, {c}}, *d;
+    d = bsearch(&own, u->decompositions, (size_t)stbds_arrlen(u->decompositions), sizeof own, wrpo__by_key);
+    if (!d) d = &own;
+    for (int k = 0; k < 2 && !d->count; k++) wrpo__decompose(u, d->part[k], out);
+    for (int k = 0; k < d->count; k++) {
+        int32_t part = d->part[k];
+        stbds_arrput(*out, ((wrpo__keyed){wrpo__pair(u->kind[part] >> 8, (int32_t)stbds_arrlen(*out)), part}));
+    }
+}
+/* Sorts each run of marks by combining class, then composes. Returns the new length. */
+static int64_t wrpo__recompose(const wrpo__unicode *u, wrpo__keyed *m, int64_t n) {
+    int64_t starter = -1, kept = 0;
+    for (int64_t i = 0, run; i < n; i += run + 1) {
+        for (run = 0; i + run < n && m[i + run].key >> 32; run++) {}
+        if (run > 1) qsort(m + i, (size_t)run, sizeof *m, wrpo__by_key);
+    }
+    for (int64_t i = 0; i < n; i++) {  /* m[0..kept) is done */
+        uint64_t ccc = m[i].key >> 32;
+        bool blocked = starter < 0 || (kept - 1 != starter && m[kept - 1].key >> 32 >= ccc);
+        wrpo__keyed key = {blocked ? 0 : wrpo__pair(m[starter].value, m[i].value), 0};
+        const wrpo__keyed *pair = bsearch(&key, u->pairs, (size_t)stbds_arrlen(u->pairs), sizeof key, wrpo__by_key);
+        if (pair) { m[starter].value = pair->value; continue; }
+        if (!ccc) starter = kept;
+        m[kept++] = m[i];
+    }
+    return kept;
+}
+static bool wrpo__careful(const wrpo__unicode *u, const char *s, int64_t n, int64_t i, int64_t *next) {
+    return u->kind[wrpo__char_at(s, n, i, next)] & WRPO__CAREFUL;
+}
+/* Appends NFC of s to out. Only clusters change: careful code points in a row, and the one before them. */
+static void wrpo__nfc(const wrpo__unicode *u, const char *s, int64_t n, wrpo__text *out, wrpo__keyed **marks) {
+    int64_t done = 0, cluster = 0, next;
+    for (int64_t i = 0; i < n; i = next) {
+        if (!wrpo__careful(u, s, n, i, &next)) { cluster = i; continue; }
+        while (next < n && wrpo__careful(u, s, n, next, &i)) next = i;
+        wrpo__text_add(out, s + done, (size_t)(cluster - done));
+        stbds_arrsetlen(*marks, 0);
+        while (cluster < next) wrpo__decompose(u, wrpo__char_at(s, n, cluster, &cluster), marks);
+        done = next;
+        int64_t count = wrpo__recompose(u, *marks, stbds_arrlen(*marks));
+        for (int64_t k = 0; k < count; k++) {
+            char bytes[4];
+            wrpo__text_add(out, bytes, wrpo__utf8_put(bytes, (uint32_t)(*marks)[k].value));
+        }
+    }
+    wrpo__text_add(out, s + done, (size_t)(n - done));
+}
+
 /* ---- regex: the part of oniguruma's syntax that tokenizers use ----
-   Alternatives of items; an item is a literal, an escape, a class in brackets or a lookahead for one of these, with
-   ? * + {m,n} and possessive ?+ *+ ++; groups (...), (?:...), (?i:...) with or without ?. The pattern becomes a
-   graph without cycles, which a backtracking matcher walks; its recursion is no deeper than the pattern is long. */
-typedef struct wrpo__char_set { uint64_t ascii[2]; uint32_t classes; bool negate; int32_t (*ranges)[2]; } wrpo__char_set;   /* ranges: stb array */
+   A pattern is alternatives of items. An item is a literal, an escape, a class in brackets or a lookahead for one of
+   these; all but lookaheads take ? * + {m,n} and possessive ?+ *+ ++. Groups are (...), (?:...) and (?i:...), with or
+   without ?. The pattern becomes a graph without cycles, and matching backtracks no deeper than the pattern is long. */
+typedef struct wrpo__charset {
+    bool ascii[128], negate;  /* ascii: the answer for these; the rest is for other code points */
+    uint32_t classes;
+    int32_t (*ranges)[2];     /* stb array: first, last */
+    const uint16_t *kind;     /* of each code point */
+} wrpo__charset;
 typedef enum wrpo__rx_kind { WRPO__RX_SET, WRPO__RX_AHEAD, WRPO__RX_FORK, WRPO__RX_JOIN, WRPO__RX_END } wrpo__rx_kind;
 typedef struct wrpo__rx_node {
     wrpo__rx_kind kind;
-    bool possessive, negative;       /* SET: never gives back; AHEAD: (?!...) */
-    int64_t min, max;                /* SET: how many */
-    int32_t next, other;             /* FORK: tried if `next` fails */
-    wrpo__char_set set;
+    bool possessive, negative;  /* SET: never gives back; AHEAD: (?!...) */
+    int64_t min, max;           /* SET: how many */
+    int32_t next, other;        /* FORK: other is tried if next fails */
+    wrpo__charset set;
 } wrpo__rx_node;
-typedef struct wrpo__regex { wrpo__rx_node *nodes; int32_t first; const uint8_t *kind; } wrpo__regex;
+typedef struct wrpo__regex { wrpo__rx_node *nodes; int32_t first; } wrpo__regex;
 
-static bool wrpo__set_has(const wrpo__char_set *s, const uint8_t *kind, int32_t c) {
-    bool in = s->classes >> (kind[c] & 15) & 1;
-    for (int64_t k = 0; k < stbds_arrlen(s->ranges) && !in; k++) in = c >= s->ranges[k][0] && c <= s->ranges[k][1];
-    return in != s->negate;
+static bool wrpo__set_has(const wrpo__charset *set, int32_t c) {
+    bool in = set->classes >> (set->kind[c] & 15) & 1;
+    for (int64_t k = 0; k < stbds_arrlen(set->ranges) && !in; k++)
+        in = c >= set->ranges[k][0] && c <= set->ranges[k][1];
+    return in != set->negate;
 }
-/* Bytes of the code point at s if the set has it, else 0. s is valid UTF-8. */
-static inline int64_t wrpo__set_at(const wrpo__char_set *set, const uint8_t *kind, const char *s, int64_t n) {
-    unsigned char c = (unsigned char)*s;
-    if (c < 128) return set->ascii[c >> 6] >> (c & 63) & 1;
-    size_t k;
-    return wrpo__set_has(set, kind, wrpo__utf8_get(s, (size_t)n, &k)) ? (int64_t)k : 0;
+/* The size of the code point at s[i] if the set has it, else 0. s is valid UTF-8. */
+static int64_t wrpo__set_at(const wrpo__charset *set, const char *s, int64_t n, int64_t i) {
+    int64_t next;
+    if (i >= n) return 0;
+    if ((unsigned char)s[i] < 128) return set->ascii[(unsigned char)s[i]];
+    return wrpo__set_has(set, wrpo__char_at(s, n, i, &next)) ? next - i : 0;
 }
-/* Where a match of the graph from node `at` that begins at s[i] ends; -1: nowhere. */
+/* Where a match that begins at s[i], from node `at` of the graph, ends; -1: there is none. */
 static int64_t wrpo__rx_match(const wrpo__regex *rx, int32_t at, const char *s, int64_t n, int64_t i) {
     for (;;) {
         const wrpo__rx_node *x = &rx->nodes[at];
         at = x->next;
-        int64_t count = 0, k, end;
+        int64_t count = 0, size, end;
         switch (x->kind) {
         case WRPO__RX_END: return i;
         case WRPO__RX_JOIN: break;
         case WRPO__RX_AHEAD:
-            if ((i < n && wrpo__set_at(&x->set, rx->kind, s + i, n - i)) == x->negative) return -1;
+            size = wrpo__set_at(&x->set, s, n, i);
+            if ((size > 0) == x->negative) return -1;
             break;
         case WRPO__RX_FORK:
-            if ((end = wrpo__rx_match(rx, x->next, s, n, i)) >= 0) return end;
+            end = wrpo__rx_match(rx, x->next, s, n, i);
+            if (end >= 0) return end;
             at = x->other;
             break;
         case WRPO__RX_SET:
-            for (; count < x->max && i < n && (k = wrpo__set_at(&x->set, rx->kind, s + i, n - i)); count++) i += k;
+            for (; count < x->max; count++) {
+                size = wrpo__set_at(&x->set, s, n, i);
+                if (!size) break;
+                i += size;
+            }
             if (count < x->min) return -1;
             if (x->possessive || rx->nodes[at].kind == WRPO__RX_END) break;
-            for (; count > x->min; count--) {          /* the longest first; the shortest goes on in this loop */
-                if ((end = wrpo__rx_match(rx, at, s, n, i)) >= 0) return end;
-                do i--; while (((unsigned char)s[i] & 0xC0) == 0x80);
+            for (; count > x->min; count--) {  /* tries the longest first; this loop goes on with the shortest */
+                end = wrpo__rx_match(rx, at, s, n, i);
+                if (end >= 0) return end;
+                i = wrpo__before(s, i);
             }
         }
     }
 }
-static bool wrpo__rx_takes_one(const wrpo__regex *rx) {            /* one code point, whatever it matches, and sees no other */
-    int64_t sets = 0, others = 0;
-    for (int64_t k = 0; k < stbds_arrlen(rx->nodes); k++) {
-        const wrpo__rx_node *x = &rx->nodes[k];
-        if (x->kind == WRPO__RX_SET && x->min == 1 && x->max == 1) sets++;
-        else others += x->kind != WRPO__RX_JOIN && x->kind != WRPO__RX_END;
-    }
-    return sets == 1 && !others;
-}
-/* The first match in s[from..n): [*begin, *end); false: none. No pattern matches the empty text. */
+/* The first match in s[from..n), as [*begin, *end). No pattern matches the empty text. */
 static bool wrpo__rx_find(const wrpo__regex *rx, const char *s, int64_t n, int64_t from, int64_t *begin, int64_t *end) {
     for (int64_t i = from; i < n; i++) {
         if (((unsigned char)s[i] & 0xC0) == 0x80) continue;
-        if ((*end = wrpo__rx_match(rx, rx->first, s, n, i)) >= 0) { *begin = i; return true; }
+        *begin = i;
+        *end = wrpo__rx_match(rx, rx->first, s, n, i);
+        if (*end >= 0) return true;
     }
     return false;
 }
 
-typedef struct wrpo__rx_parser {
-    wrpo_ctx *ctx; const char *name; const wrpo_json *json;   /* where the pattern stands */
-    const char *s; size_t n, i;
-    int depth; bool fold;            /* fold: inside (?i:...) */
-    wrpo__rx_node *nodes;
-    const uint8_t *kind;
-} wrpo__rx_parser;
-typedef struct wrpo__rx_part { int32_t first, last; int64_t shortest; } wrpo__rx_part;   /* entry, exit, fewest code points */
-
-_Noreturn static void wrpo__rx_fail(const wrpo__rx_parser *p, const char *what) {
-    wrpo__json_fail(p->ctx, WRPO_E_UNSUPPORTED, p->name, p->json, "regex, byte %zu: %s is not supported: %.*s", p->i + 1, what,
-                    (int)WRPO__MIN(p->n, 200), p->s);
-}
-static int wrpo__rx_peek(const wrpo__rx_parser *p, size_t ahead) { return p->i + ahead < p->n ? (unsigned char)p->s[p->i + ahead] : -1; }
-static bool wrpo__rx_take(wrpo__rx_parser *p, const char *text) {
-    size_t n = strlen(text);
-    if (p->n - p->i < n || memcmp(p->s + p->i, text, n) != 0) return false;
-    p->i += n;
-    return true;
-}
-static int32_t wrpo__rx_char(wrpo__rx_parser *p) {
-    size_t k;
-    if (p->i >= p->n) wrpo__rx_fail(p, "a pattern that ends here");
-    int32_t c = wrpo__utf8_get(p->s + p->i, p->n - p->i, &k);
-    if (c < 0) wrpo__rx_fail(p, "a pattern that is not UTF-8");
-    p->i += k;
-    return c;
-}
-static void wrpo__rx_range(wrpo__char_set *set, int32_t first, int32_t last) {
-    int32_t *range = *stbds_arraddnptr(set->ranges, 1);
-    range[0] = first, range[1] = last;
-}
-static int64_t wrpo__rx_number(wrpo__rx_parser *p, int base) {     /* -1: no digit here */
-    int64_t v = -1;
-    for (;; p->i++) {
-        int c = wrpo__rx_peek(p, 0), digit = c >= '0' && c <= '9' ? c - '0' : (c | 32) >= 'a' && (c | 32) <= 'f' ? (c | 32) - 'a' + 10 : 99;
-        if (digit >= base) return v;
-        v = (v < 0 ? 0 : v * base) + digit;
-        if (v > 0x10FFFF) wrpo__rx_fail(p, "a number this large");
-    }
-}
-/* What follows a backslash: a class, as its bits, or -- 0 -- the one code point *c. */
-static uint32_t wrpo__rx_escape(wrpo__rx_parser *p, int32_t *c) {
-    static const struct { const char *name; uint32_t classes; } names[] = {
-        {"L}", WRPO__L}, {"Lu}", 1u << WRPO__LU}, {"Ll}", 1u << WRPO__LL}, {"Lt}", 1u << WRPO__LT}, {"Lm}", 1u << WRPO__LM},
-        {"Lo}", 1u << WRPO__LO}, {"N}", WRPO__N}, {"Nd}", 1u << WRPO__ND}, {"M}", 1u << WRPO__M},
-        {"P}", 1u << WRPO__P | 1u << WRPO__PC}, {"S}", 1u << WRPO__S | 1u << WRPO__SW},
-    };
-    static const char control[][2] = {{'n', '\n'}, {'r', '\r'}, {'t', '\t'}, {'f', '\f'}, {'v', '\v'}, {'a', '\a'}};
-    *c = wrpo__rx_char(p);
-    if (*c == 's' || *c == 'S') return (*c == 's' ? 0 : WRPO__CLASSES) ^ 1u << WRPO__SPACE;
-    if (*c == 'd' || *c == 'D') return (*c == 'd' ? 0 : WRPO__CLASSES) ^ 1u << WRPO__ND;
-    if ((*c == 'p' || *c == 'P') && wrpo__rx_take(p, "{")) {
-        bool negate = (*c == 'P') != wrpo__rx_take(p, "^");
-        for (int64_t k = 0; k < WRPO__COUNT(names); k++)
-            if (wrpo__rx_take(p, names[k].name)) return (negate ? WRPO__CLASSES : 0) ^ names[k].classes;
-        wrpo__rx_fail(p, "this property");
-    }
-    for (int64_t k = 0; k < WRPO__COUNT(control); k++) if (*c == control[k][0]) { *c = control[k][1]; return 0; }
-    if (*c == 'x' && wrpo__rx_take(p, "{")) {
-        *c = (int32_t)wrpo__rx_number(p, 16);
-        if (*c < 0 || !wrpo__rx_take(p, "}")) wrpo__rx_fail(p, "this escape");
-        return 0;
-    }
-    if (*c == 'u') {
-        size_t begin = p->i, n = p->n;
-        p->n = WRPO__MIN(n, begin + 4);
-        *c = (int32_t)wrpo__rx_number(p, 16);
-        p->n = n;
-        if (p->i != begin + 4) wrpo__rx_fail(p, "this escape");
-        return 0;
-    }
-    if (*c >= 128 || (*c >= '0' && *c <= '9') || ((*c | 32) >= 'a' && (*c | 32) <= 'z') || *c < 32) wrpo__rx_fail(p, "this escape");
-    return 0;
-}
-static wrpo__char_set wrpo__rx_bracket(wrpo__rx_parser *p) {            /* behind '[' */
-    wrpo__char_set set = {{0}, 0, wrpo__rx_take(p, "^"), NULL};
-    if (wrpo__rx_peek(p, 0) == ']') wrpo__rx_fail(p, "an empty class");
-    for (bool begun = false; !wrpo__rx_take(p, "]"); begun = true) {
-        if (wrpo__rx_peek(p, 0) == '[') wrpo__rx_fail(p, "a class within a class");
-        if (wrpo__rx_peek(p, 0) == '&' && wrpo__rx_peek(p, 1) == '&') wrpo__rx_fail(p, "an intersection of classes");
-        if (wrpo__rx_peek(p, 0) == '-' && begun && wrpo__rx_peek(p, 1) != ']') wrpo__rx_fail(p, "'-' at this place");
-        int32_t first = wrpo__rx_char(p), last;
-        uint32_t classes = first == '\\' ? wrpo__rx_escape(p, &first) : 0;
-        set.classes |= classes;
-        if (classes) continue;
-        last = first;
-        if (wrpo__rx_peek(p, 0) == '-' && wrpo__rx_peek(p, 1) != ']') {
-            p->i++;
-            if (wrpo__rx_peek(p, 0) == '[') wrpo__rx_fail(p, "a class within a class");
-            last = wrpo__rx_char(p);
-            if ((last == '\\' && wrpo__rx_escape(p, &last)) || last < first) wrpo__rx_fail(p, "this range");
-        }
-        wrpo__rx_range(&set, first, last);
-    }
-    return set;
-}
-/* One literal, escape or class. In (?i:...) a letter is a class of its cases; only ASCII is folded, where U+017F
-   and U+212A fold too, and where two letters that a ligature folds to stand together the pattern is refused. */
-static wrpo__char_set wrpo__rx_atom(wrpo__rx_parser *p) {
-    static const char *const ligatures[] = {"ss", "ff", "fi", "fl", "st"};
-    wrpo__char_set set = {{0}, 0, false, NULL};
-    int32_t c = wrpo__rx_char(p);
-    if (p->fold && (c == '[' || c == '\\' || c >= 128)) { p->i--; wrpo__rx_fail(p, "anything but ASCII letters in (?i:...)"); }
-    if (c == '[') set = wrpo__rx_bracket(p);
-    else if (c == '\\') {
-        set.classes = wrpo__rx_escape(p, &c);
-        if (!set.classes) wrpo__rx_range(&set, c, c);
-    } else if (c < 128 && strchr(".^${}]?*+", (int)c)) {
-        p->i--;
-        wrpo__rx_fail(p, c == '.' ? "'.'" : strchr("^$", (int)c) ? "an anchor" : strchr("{?*+", (int)c) ? "this repetition" : "this bracket");
-    } else {
-        wrpo__rx_range(&set, c, c);
-        int32_t low = c | 32;
-        if (p->fold && low >= 'a' && low <= 'z') {
-            for (int k = 0; k < 5; k++)
-                if (low == ligatures[k][0] && (wrpo__rx_peek(p, 0) | 32) == ligatures[k][1])
-                    wrpo__rx_fail(p, "a pair of letters with a ligature in (?i:...)");
-            wrpo__rx_range(&set, c ^ 32, c ^ 32);
-            if (low == 's') wrpo__rx_range(&set, 0x17F, 0x17F);
-            if (low == 'k') wrpo__rx_range(&set, 0x212A, 0x212A);
-        }
-    }
-    for (int32_t k = 0; k < 128; k++) if (wrpo__set_has(&set, p->kind, k)) set.ascii[k >> 6] |= (uint64_t)1 << (k & 63);
-    return set;
-}
-static int32_t wrpo__rx_add(wrpo__rx_parser *p, wrpo__rx_kind kind) {
-    wrpo__rx_node node = {.kind = kind, .min = 1, .max = 1, .next = -1, .other = -1};
-    stbds_arrput(p->nodes, node);
-    return (int32_t)stbds_arrlen(p->nodes) - 1;
-}
-static wrpo__rx_part wrpo__rx_alternatives(wrpo__rx_parser *p);
-static wrpo__rx_part wrpo__rx_item(wrpo__rx_parser *p) {
-    bool ahead = wrpo__rx_peek(p, 0) == '(' && wrpo__rx_peek(p, 1) == '?' && (wrpo__rx_peek(p, 2) == '!' || wrpo__rx_peek(p, 2) == '=');
-    if (ahead) {
-        int32_t at = wrpo__rx_add(p, WRPO__RX_AHEAD);
-        p->i += 3;
-        p->nodes[at].negative = p->s[p->i - 1] == '!';
-        if (wrpo__rx_peek(p, 0) == '(' || wrpo__rx_peek(p, 0) == ')') wrpo__rx_fail(p, "a lookahead for more than one character");
-        wrpo__char_set set = wrpo__rx_atom(p);
-        p->nodes[at].set = set;
-        if (!wrpo__rx_take(p, ")")) wrpo__rx_fail(p, "a lookahead for more than one character");
-        return (wrpo__rx_part){at, at, 0};
-    }
-    if (wrpo__rx_take(p, "(")) {
-        bool fold = p->fold;
-        if (wrpo__rx_take(p, "?i:")) p->fold = true;
-        else if (!wrpo__rx_take(p, "?:") && wrpo__rx_peek(p, 0) == '?') wrpo__rx_fail(p, "this kind of group");
-        wrpo__rx_part part = wrpo__rx_alternatives(p);
-        if (!wrpo__rx_take(p, ")")) wrpo__rx_fail(p, "a group without its end");
-        p->fold = fold;
-        if (wrpo__rx_take(p, "?")) {                   /* the group, else nothing */
-            int32_t fork = wrpo__rx_add(p, WRPO__RX_FORK), join = wrpo__rx_add(p, WRPO__RX_JOIN);
-            p->nodes[fork].next = part.first, p->nodes[fork].other = join, p->nodes[part.last].next = join;
-            part = (wrpo__rx_part){fork, join, 0};
-        }
-        int c = wrpo__rx_peek(p, 0);
-        if (c == '?' || c == '*' || c == '+' || c == '{') wrpo__rx_fail(p, "this repetition of a group");
-        return part;
-    }
-    int32_t at = wrpo__rx_add(p, WRPO__RX_SET);
-    wrpo__char_set set = wrpo__rx_atom(p);
-    wrpo__rx_node *x = &p->nodes[at];
-    x->set = set;
-    if (wrpo__rx_take(p, "{")) {
-        int64_t min = wrpo__rx_number(p, 10), max = min;
-        if (wrpo__rx_take(p, ",")) max = wrpo__rx_number(p, 10), max = max < 0 && min >= 0 ? INT64_MAX : max;
-        x->min = WRPO__MAX(min, 0), x->max = max;
-        if (max < x->min || !wrpo__rx_take(p, "}")) wrpo__rx_fail(p, "this repetition");
-    } else if (wrpo__rx_peek(p, 0) == '?' || wrpo__rx_peek(p, 0) == '*' || wrpo__rx_peek(p, 0) == '+') {
-        int c = p->s[p->i++];
-        x->min = c == '+', x->max = c == '?' ? 1 : INT64_MAX;
-        x->possessive = wrpo__rx_take(p, "+");
-    }
-    int c = wrpo__rx_peek(p, 0);
-    if (c == '?' || c == '*' || c == '+' || c == '{') wrpo__rx_fail(p, "this repetition");
-    return (wrpo__rx_part){at, at, x->min};
-}
-static wrpo__rx_part wrpo__rx_sequence(wrpo__rx_parser *p) {
-    int32_t at = wrpo__rx_add(p, WRPO__RX_JOIN);
-    wrpo__rx_part all = {at, at, 0};
-    while (p->i < p->n && p->s[p->i] != '|' && p->s[p->i] != ')') {
-        wrpo__rx_part part = wrpo__rx_item(p);
-        p->nodes[all.last].next = part.first;
-        all.last = part.last;
-        all.shortest = WRPO__MIN(all.shortest + part.shortest, INT32_MAX);
-    }
-    return all;
-}
-static wrpo__rx_part wrpo__rx_alternatives(wrpo__rx_parser *p) {
-    if (++p->depth > 400) wrpo__rx_fail(p, "so many alternatives, or so deep a nest of groups");
-    wrpo__rx_part all = wrpo__rx_sequence(p);
-    int32_t join = wrpo__rx_add(p, WRPO__RX_JOIN);
-    p->nodes[all.last].next = join, all.last = join;
-    if (wrpo__rx_take(p, "|")) {                       /* this one, else the others */
-        wrpo__rx_part rest = wrpo__rx_alternatives(p);
-        int32_t fork = wrpo__rx_add(p, WRPO__RX_FORK);
-        p->nodes[fork].next = all.first, p->nodes[fork].other = rest.first, p->nodes[rest.last].next = join;
-        all = (wrpo__rx_part){fork, join, WRPO__MIN(all.shortest, rest.shortest)};
-    }
-    p->depth--;
-    return all;
-}
-/* literal: the text itself is the pattern */
-static wrpo__regex *wrpo__regex_new(wrpo__arena *arena, const char *name, const wrpo_json *json, const uint8_t *kind,
-                                    const char *s, size_t n, bool literal) {
-    wrpo__rx_parser p = {.ctx = arena->ctx, .name = name, .json = json, .s = s, .n = n, .kind = kind};
-    wrpo__rx_part all = {0, -1, 0};
-    if (n > 4096) wrpo__rx_fail(&p, "a pattern this long");
-    if (literal)
-        for (all.shortest = (int64_t)n; p.i < n; all.last++) {
-            int32_t c = wrpo__rx_char(&p), at = wrpo__rx_add(&p, WRPO__RX_SET);
-            wrpo__char_set *set = &p.nodes[at].set;
-            wrpo__rx_range(set, c, c);
-            if (c < 128) set->ascii[c >> 6] |= (uint64_t)1 << (c & 63);
-            p.nodes[at].next = at + 1;
-        }
-    else all = wrpo__rx_alternatives(&p);
-    if (p.i < p.n) wrpo__rx_fail(&p, "this bracket");
-    if (all.shortest == 0) wrpo__rx_fail(&p, "a pattern that matches the empty text");
-    int32_t end = wrpo__rx_add(&p, WRPO__RX_END);
-    if (all.last >= 0) p.nodes[all.last].next = end;
-    wrpo__regex *rx = WRPO__NEW(arena, wrpo__regex);
-    rx->nodes = p.nodes, rx->first = all.first, rx->kind = kind;
-    return rx;
-}
-
 /* ---- the tokenizer ---- */
-enum { WRPO__TOKEN_MODEL = 1, WRPO__TOKEN_ADDED = 2, WRPO__TOKEN_SPECIAL = 4, WRPO__TOKEN_SINGLE_WORD = 8, WRPO__TOKEN_LSTRIP = 16,
-       WRPO__TOKEN_RSTRIP = 32, WRPO__TOKEN_NORMALIZED = 64, WRPO__TOKEN_RENAMED = 128 };
-typedef struct wrpo__token { const char *text; int32_t size; uint32_t flags; } wrpo__token;   /* text NULL: no token has this id */
-typedef struct wrpo__renamed { int32_t id; wrpo__token token; } wrpo__renamed;
-typedef struct wrpo__merge { uint64_t pair; int32_t rank, id; } wrpo__merge;                  /* left << 32 | right; rank -1: free slot */
-typedef struct wrpo__trie { unsigned char byte; int32_t id, child, sibling; } wrpo__trie;     /* id -1: no token ends here */
-typedef enum wrpo__step_kind {
-    WRPO__STEP_NFC, WRPO__STEP_PREPEND, WRPO__STEP_REPLACE, WRPO__STEP_SPLIT, WRPO__STEP_BYTES,
-    WRPO__STEP_UNBYTES, WRPO__STEP_BYTE_FALLBACK, WRPO__STEP_FUSE, WRPO__STEP_STRIP, WRPO__STEP_METASPACE
-} wrpo__step_kind;
-typedef enum wrpo__behavior { WRPO__REMOVED, WRPO__ISOLATED, WRPO__MERGED_WITH_PREVIOUS, WRPO__MERGED_WITH_NEXT, WRPO__CONTIGUOUS } wrpo__behavior;
-typedef struct wrpo__stage {
-    wrpo__step_kind kind;
-    const wrpo__regex *regex;        /* REPLACE, SPLIT */
-    const char *text; size_t size;   /* PREPEND; REPLACE by it; STRIP, METASPACE: the character */
-    wrpo__behavior behavior; bool invert;                /* SPLIT */
-    bool unless, first;              /* PREPEND: not to a piece that begins with text already; only where the text begins */
-    int64_t start, stop;             /* STRIP: at most so many characters; METASPACE: start drops those of the first token */
-} wrpo__stage;
-typedef struct wrpo__word { uint8_t size, count; char text[22]; int32_t ids[10]; } wrpo__word;    /* 64 bytes of the word cache */
-enum { WRPO__WORDS = 1 << 13, WRPO__SMALL_CHARS = 1 << 10, WRPO__MAX_ID = 1 << 22 };
+enum {
+    WRPO__TOKEN_MODEL = 1, WRPO__TOKEN_ADDED = 2, WRPO__TOKEN_SINGLE_WORD = 4, WRPO__TOKEN_LSTRIP = 8,
+    WRPO__TOKEN_RSTRIP = 16, WRPO__TOKEN_SPECIAL = 32, WRPO__TOKEN_NORMALIZED = 64, WRPO__TOKEN_RENAMED = 128,
+    WRPO__WORDS = 1 << 13, WRPO__SMALL_CHARS = 1 << 10, WRPO__MAX_ID = 1 << 22
+};
+typedef struct wrpo__token { const char *text; int32_t size; uint32_t flags; } wrpo__token;  /* text NULL: none */
+typedef struct wrpo__merge { uint64_t pair; int32_t rank, id; } wrpo__merge;  /* rank -1: a free slot */
+typedef struct wrpo__added { const char *text; int32_t size, id, next; } wrpo__added;  /* next: is no longer; 0: none */
+typedef struct wrpo__word { uint8_t size, count; char text[22]; int32_t ids[10]; } wrpo__word;  /* in the cache */
 
-typedef struct wrpo__template {      /* text NULL: none; the rest by >>chat */
+typedef enum wrpo__edit_kind {
+    WRPO__EDIT_NONE,
+    WRPO__EDIT_ADDED,          /* cuts out added tokens; start: those of raw text 0, of normalized text 1 */
+    WRPO__EDIT_NFC,
+    WRPO__EDIT_REPLACE,        /* what matches regex becomes text */
+    WRPO__EDIT_PREPEND,        /* text before a piece; unless: if it is not there yet; first: before the first only */
+    WRPO__EDIT_SPLIT,          /* cuts where regex matches; invert: where it does not */
+    WRPO__EDIT_BYTES,          /* each byte becomes a character of GPT-2's alphabet */
+    WRPO__EDIT_UNBYTES,        /* and back; all tokens become one */
+    WRPO__EDIT_REPAIR,         /* what is not UTF-8 becomes U+FFFD */
+    WRPO__EDIT_BYTE_FALLBACK,  /* <0xNN> becomes a byte */
+    WRPO__EDIT_FUSE,           /* all tokens become one */
+    WRPO__EDIT_STRIP,          /* takes text away, at most start and stop times */
+    WRPO__EDIT_METASPACE       /* text becomes a space; start != 0: nothing, in the first token */
+} wrpo__edit_kind;
+typedef enum wrpo__behavior {  /* SPLIT: what becomes of a match */
+    WRPO__REMOVED, WRPO__ISOLATED, WRPO__MERGED_WITH_PREVIOUS, WRPO__MERGED_WITH_NEXT, WRPO__CONTIGUOUS
+} wrpo__behavior;
+typedef struct wrpo__edit {
+    wrpo__edit_kind kind;
+    const wrpo__regex *regex;
+    const char *text; size_t size;
+    wrpo__behavior behavior;
+    bool invert, unless, first;
+    int64_t start, stop;
+} wrpo__edit;
+
+typedef struct wrpo__template {  /* text NULL: none; the rest by >>chat */
     const char *text; size_t size;
     wrpo__arena *arena; void *tokens;                    /* by >>chat: what the text compiles to */
 } wrpo__template;
 struct wrpo_tokenizer {
     wrpo_ctx *ctx;
-    wrpo__arena *arena, *scratch;    /* scratch: what one call needs; cleared by the next */
-    const char *dir;                 /* where it was loaded from */
+    wrpo__arena *arena, *scratch;        /* scratch: what one call needs; cleared by the next */
+    const char *dir;                     /* where it was loaded from */
     wrpo__unicode unicode;
-    wrpo__token *tokens; int64_t size;                   /* by id */
-    int32_t *slots; uint64_t mask, seed;                 /* text -> id: open addressing, -1 = free */
-    wrpo__merge *merges; uint64_t merge_mask;            /* pair -> rank and id: open addressing */
-    wrpo__trie *trie; bool begins[2][256];               /* added tokens; root 0: on raw text, root 1: on normalized text */
-    wrpo__renamed *renamed;          /* stb array: added tokens that decoding shows in their normalized form */
-    wrpo__stage *normalizer, *pre_tokenizer, *decoder;    /* stb arrays */
-    bool has_decoder, has_template, byte_fallback, fuse_unk, ignore_merges, has_unk, cut_at_mark;
-    const char *unk_text;            /* the model's unk_token */
-    int32_t unk, bytes[256], small[WRPO__SMALL_CHARS];   /* ids in the model: <0xNN>; of the single characters below U+0400 */
-    int32_t *prefix, *suffix;        /* stb arrays: the post-processor */
-    wrpo__word *words;               /* [WORDS] direct-mapped cache of BPE results */
-    const wrpo_json *config;         /* tokenizer_config.json, or NULL */
-    const char *special[7];          /* texts of wrpo__special_names; NULL: none */
-    int32_t bos, eos;                /* -1: none */
-    wrpo__template chat[2];          /* the second: for conversations with tools, if there is one */
+    wrpo__token *tokens; int64_t size;   /* by id */
+    int32_t *slots; uint64_t mask;       /* text -> id: open addressing, -1 = free */
+    wrpo__merge *merges; uint64_t merge_mask, seed;      /* pair -> rank and id: open addressing; seed: of both */
+    wrpo__added *added; int32_t heads[2][256];           /* stb array; raw, normalized: by first byte, the longest */
+    wrpo__edit *encoder, *decoder;       /* stb arrays; encoder: added tokens, normalizer, these again, pre-tokenizer */
+    int64_t normalizer_end;              /* encoder[1..here) is the normalizer */
+    bool has_decoder, has_template, byte_fallback, fuse_unk, ignore_merges, cut_at_mark;
+    const char *unk_text;                /* the model's unk_token, or NULL */
+    int32_t unk, bytes[256], small[WRPO__SMALL_CHARS];   /* ids: of unk_text, <0xNN>, the characters below U+0400 */
+    int16_t byte_char[256], char_byte[324];              /* the alphabet of byte-level BPE; -1: not of it */
+    int32_t *prefix, *suffix;            /* stb arrays: the post-processor */
+    wrpo__word *words;                   /* [WORDS] direct-mapped cache of BPE results */
+    const wrpo_json *config;             /* tokenizer_config.json, or NULL */
+    const char *special[7];              /* texts of wrpo__special_names; NULL: none */
+    int32_t bos, eos;                    /* -1: none */
+    wrpo__template chat[2];              /* the second, if there is one: for conversations with tools */
 };
 
-/* The vocabulary and the merges have tables of their own: the texts may hold NULs, ids are dense, a merge is looked
-   up once for each pair of symbols, and stb_ds's maps step a seed that all threads share. */
-static int64_t wrpo__slot(const wrpo_tokenizer *tok, const char *s, size_t n) {       /* where s is or would be */
-    uint64_t at = wrpo__hash(tok->seed, s, n);
-    for (;; at++) {
-        int32_t id = tok->slots[at &= tok->mask];
-        if (id < 0 || ((size_t)tok->tokens[id].size == n && memcmp(tok->tokens[id].text, s, n) == 0)) return (int64_t)at;
+/* Hash tables of our own: texts may hold NULs, and the maps of stb_ds change a seed that all threads share. */
+static int64_t wrpo__slot(const wrpo_tokenizer *tok, const char *s, size_t n) {  /* where s is or would be */
+    for (uint64_t at = wrpo__hash(tok->seed, s, n);; at++) {
+        at &= tok->mask;
+        int32_t id = tok->slots[at];
+        const wrpo__token *t = &tok->tokens[id < 0 ? 0 : id];
+        if (id < 0 || ((size_t)t->size == n && memcmp(t->text, s, n) == 0)) return (int64_t)at;
     }
 }
-static int32_t wrpo__token_id(const wrpo_tokenizer *tok, const char *content, size_t n) { return tok->slots[wrpo__slot(tok, content, n)]; }
-static int32_t wrpo__model_id(const wrpo_tokenizer *tok, const char *s, size_t n) {   /* -1 for tokens that are only added */
+static int32_t wrpo__token_id(const wrpo_tokenizer *tok, const char *s, size_t n) {  /* -1: none */
+    return tok->slots[wrpo__slot(tok, s, n)];
+}
+static int32_t wrpo__model_id(const wrpo_tokenizer *tok, const char *s, size_t n) {  /* -1: none, or only added */
     int32_t id = wrpo__token_id(tok, s, n);
     return id >= 0 && tok->tokens[id].flags & WRPO__TOKEN_MODEL ? id : -1;
 }
+static const wrpo__token *wrpo__token_of(const wrpo_tokenizer *tok, int32_t id) {  /* NULL: no token has this id */
+    return id >= 0 && id < tok->size && tok->tokens[id].text ? &tok->tokens[id] : NULL;
+}
 static bool wrpo__is_special(const wrpo_tokenizer *tok, int32_t id) {
-    return id >= 0 && id < tok->size && tok->tokens[id].flags & WRPO__TOKEN_SPECIAL;
+    const wrpo__token *token = wrpo__token_of(tok, id);
+    return token && token->flags & WRPO__TOKEN_SPECIAL;
 }
 static wrpo__merge *wrpo__merge_slot(const wrpo_tokenizer *tok, int32_t left, int32_t right) {
-    uint64_t pair = (uint64_t)left << 32 | (uint32_t)right, h = (pair ^ tok->seed) * 0x9E3779B97F4A7C15u;
-    for (h ^= h >> 32;; h++) {
-        wrpo__merge *m = &tok->merges[h &= tok->merge_mask];
+    uint64_t pair = wrpo__pair(left, right), at = (pair ^ tok->seed) * 0x9E3779B97F4A7C15u;
+    for (at ^= at >> 32;; at++) {
+        wrpo__merge *m = &tok->merges[at & tok->merge_mask];
         if (m->rank < 0 || m->pair == pair) return m;
     }
 }
-/* The alphabet of byte-level BPE (GPT-2): printable Latin-1 stands for itself, the rest for U+0100 and up, in order. */
-static uint32_t wrpo__byte_char(int byte) {
-    if ((byte > 32 && byte < 127) || (byte > 160 && byte != 173)) return (uint32_t)byte;
-    return 256 + (uint32_t)(byte <= 32 ? byte : byte <= 160 ? byte - 94 : 67);
-}
-static int wrpo__char_byte(int32_t c) {                /* -1: not of the alphabet */
-    if (c >= 256 && c < 324) return c <= 288 ? c - 256 : c < 323 ? c - 256 + 94 : 173;
-    return c >= 0 && c < 256 && wrpo__byte_char(c) == (uint32_t)c ? c : -1;
-}
 
-/* ---- pieces: what a text is cut into on its way. Steps rewrite (text -> spare, then swap) or only cut. ---- */
-typedef struct wrpo__piece { int64_t begin, end; int32_t id; bool first; } wrpo__piece;   /* id >= 0: an added token; first: of the whole text */
-typedef struct wrpo__symbol { int32_t id, prev, next; } wrpo__symbol;
-typedef struct wrpo__candidate { uint64_t key; int32_t id; } wrpo__candidate;             /* rank << 32 | position; what the merge makes */
+/* ---- pieces and edits ---- */
+typedef struct wrpo__piece {
+    int64_t begin, end;  /* of the text */
+    int32_t id;          /* >= 0: an added token, which no edit changes */
+    bool first;          /* of the whole text */
+} wrpo__piece;
+typedef struct wrpo__symbol { int32_t id, prev, next; } wrpo__symbol;  /* of a word in BPE, a list; id -1: merged */
 typedef struct wrpo__work {
     wrpo_tokenizer *tok;
-    bool continues;                  /* the first piece goes on from another text: nothing is put before it */
-    const char *s; int64_t n;        /* the text of the pieces: the caller's, or text.data */
-    wrpo__text text, spare;
-    wrpo__piece *pieces, *other;     /* stb arrays, as those below */
-    wrpo__mark *marks;
+    wrpo__arena *outer;         /* the arena that was current before */
+    bool continues, decodes;    /* nothing is put before the first piece; empty pieces are kept */
+    const char *s; int64_t n;   /* the text of the pieces: the caller's, or text.data */
+    wrpo__text text, spare;     /* spare: what an edit writes; its first `done` bytes are in pieces */
+    int64_t done, run;          /* run: bytes of <0xNN> tokens that follow these */
+    wrpo__piece *pieces, *put;  /* stb arrays, like those below; put: what an edit makes of the pieces */
     wrpo__symbol *symbols;
-    wrpo__candidate *heap;
+    wrpo__keyed *marks, *heap;  /* heap: possible merges; key: rank, left symbol; value: the merged one */
 } wrpo__work;
-static void wrpo__rewritten(wrpo__work *w) {           /* spare holds the new text */
-    wrpo__text swap = w->text;
-    w->text = w->spare, w->spare = swap;
-    if (!w->text.data) wrpo__text_add(&w->text, "", 0);
-    w->s = w->text.data, w->n = (int64_t)w->text.size;
-    w->spare.size = 0;
-}
+static const char wrpo__no_char[] = "\xEF\xBF\xBD";  /* U+FFFD: for bytes that are not UTF-8 */
+
 static void wrpo__put_piece(wrpo__work *w, int64_t begin, int64_t end, int32_t id, bool first) {
     wrpo__piece p = {begin, end, id, first};
-    if (end > begin) stbds_arrput(w->other, p);
+    if (end > begin || w->decodes) stbds_arrput(w->put, p);
 }
-static void wrpo__swap_pieces(wrpo__work *w) {
+static void wrpo__put_spare(wrpo__work *w, bool first) {  /* what spare has gained is a piece */
+    wrpo__put_piece(w, w->done, (int64_t)w->spare.size, -1, first);
+    w->done = (int64_t)w->spare.size;
+}
+static void wrpo__take_pieces(wrpo__work *w) {  /* those that were put become the pieces */
     wrpo__piece *swap = w->pieces;
-    w->pieces = w->other, w->other = swap;
-    stbds_arrsetlen(w->other, 0);
+    w->pieces = w->put, w->put = swap;
+    stbds_arrsetlen(w->put, 0);
 }
-
-static wrpo__class wrpo__class_at(const wrpo_tokenizer *tok, const char *s, int64_t from, int64_t to, size_t *size) {
-    return (wrpo__class)(tok->unicode.kind[wrpo__utf8_get(s + from, (size_t)(to - from), size)] & 15);
+static void wrpo__take_spare(wrpo__work *w) {  /* likewise the text */
+    wrpo__text swap = w->text;
+    w->text = w->spare, w->spare = swap;
+    wrpo__text_add(&w->text, "", 0);
+    w->s = w->text.data, w->n = (int64_t)w->text.size;
+    w->spare.size = 0, w->done = 0;
+    wrpo__take_pieces(w);
 }
-static int64_t wrpo__before(const char *s, int64_t i) { /* where the code point before s[i] begins */
-    do i--; while (i > 0 && ((unsigned char)s[i] & 0xC0) == 0x80);
-    return i;
+static bool wrpo__is_space(const wrpo_tokenizer *tok, const char *s, int64_t n, int64_t i, int64_t *next) {
+    return (tok->unicode.kind[wrpo__char_at(s, n, i, next)] & 15) == WRPO__SPACE;
 }
-/* Cuts s at the added tokens of one trie: the leftmost, there the longest, as the library does it -- also where a
-   token that strips the space to its right is followed by one that begins with this space, which then comes twice. */
-static void wrpo__cut_added(wrpo__work *w, int root, const char *s, int64_t n, bool first) {
+static bool wrpo__is_word(const wrpo_tokenizer *tok, const char *s, int64_t n, int64_t i) {
+    return WRPO__WORD >> (tok->unicode.kind[wrpo__char_at(s, n, i, &n)] & 15) & 1;
+}
+/* Cuts a piece at added tokens: the leftmost, there the longest, as the library does it. If a token strips the space on
+   its right and the next one begins with that space, the space comes twice, as in the library. */
+static void wrpo__cut_added(wrpo__work *w, const int32_t *heads, wrpo__piece p) {
     const wrpo_tokenizer *tok = w->tok;
-    int64_t done = 0;
-    size_t k;
+    const char *s = w->s + p.begin;
+    int64_t n = p.end - p.begin, done = 0, next;
     for (int64_t i = 0; i < n;) {
-        int64_t begin = i, end = i;
-        int32_t found = -1;
-        if (tok->begins[root][(unsigned char)s[i]])
-            for (int32_t at = tok->trie[root].child; at > 0 && i < n;) {
-                const wrpo__trie *node = &tok->trie[at];
-                if (node->byte != (unsigned char)s[i]) { at = node->sibling; continue; }
-                i++;
-                if (node->id >= 0) found = node->id, end = i;
-                at = node->child;
-            }
-        if (found < 0) { i = begin + 1; continue; }
-        i = end;
-        uint32_t flags = tok->tokens[found].flags;
+        if (!heads[(unsigned char)s[i]]) { i++; continue; }
+        const wrpo__added *a = &tok->added[heads[(unsigned char)s[i]]];
+        while (a->size && (n - i < a->size || memcmp(s + i, a->text, (size_t)a->size) != 0)) a = &tok->added[a->next];
+        int64_t begin = i, end = i + a->size;
+        i = WRPO__MAX(end, begin + 1);
+        if (begin == end) continue;
+        uint32_t flags = tok->tokens[a->id].flags;
         if (flags & WRPO__TOKEN_SINGLE_WORD) {
-            if (begin > 0 && WRPO__WORD >> wrpo__class_at(tok, s, wrpo__before(s, begin), begin, &k) & 1) continue;
-            if (end < n && WRPO__WORD >> wrpo__class_at(tok, s, end, n, &k) & 1) continue;
+            if (begin > 0 && wrpo__is_word(tok, s, begin, wrpo__before(s, begin))) continue;
+            if (end < n && wrpo__is_word(tok, s, n, end)) continue;
         }
-        if (flags & WRPO__TOKEN_LSTRIP)
-            while (begin > done && wrpo__class_at(tok, s, wrpo__before(s, begin), begin, &k) == WRPO__SPACE) begin = wrpo__before(s, begin);
-        if (flags & WRPO__TOKEN_LSTRIP) begin = WRPO__MAX(begin, done);
-        if (flags & WRPO__TOKEN_RSTRIP)
-            while (end < n && wrpo__class_at(tok, s, end, n, &k) == WRPO__SPACE) end += (int64_t)k;
-        if (done < begin) wrpo__put_piece(w, done, begin, -1, first && done == 0);
-        wrpo__put_piece(w, begin, end, found, false);
+        if (flags & WRPO__TOKEN_LSTRIP) {
+            begin = WRPO__MAX(begin, done);
+            while (begin > done && wrpo__is_space(tok, s, begin, wrpo__before(s, begin), &next))
+                begin = wrpo__before(s, begin);
+        }
+        if (flags & WRPO__TOKEN_RSTRIP) while (end < n && wrpo__is_space(tok, s, n, end, &next)) end = next;
+        if (done < begin) wrpo__put_piece(w, p.begin + done, p.begin + begin, -1, p.first && done == 0);
+        wrpo__put_piece(w, p.begin + begin, p.begin + end, a->id, false);
         done = end;
     }
-    wrpo__put_piece(w, done, n, -1, first && done == 0);
+    wrpo__put_piece(w, p.begin + done, p.end, -1, p.first && done == 0);
 }
-
-/* Whether a part of a text joins the part before it; matched: whether they match the pattern. */
+/* Does a part of a text join the part before it? before, matched: whether each matches the pattern. */
 static bool wrpo__joins(wrpo__behavior behavior, bool before, bool matched) {
-    switch (behavior) {
-    case WRPO__MERGED_WITH_PREVIOUS: return matched && !before;
-    case WRPO__MERGED_WITH_NEXT: return before && !matched;
-    case WRPO__CONTIGUOUS: return before == matched;
-    default: return false;
-    }
+    if (behavior == WRPO__MERGED_WITH_PREVIOUS) return matched && !before;
+    if (behavior == WRPO__MERGED_WITH_NEXT) return before && !matched;
+    return behavior == WRPO__CONTIGUOUS && before == matched;
 }
-static void wrpo__split_piece(wrpo__work *w, const wrpo__stage *step, wrpo__piece p) {
-    int64_t begin = p.begin, end = p.begin, open = -1, match_begin, match_end;   /* open: where the piece being made begins */
-    bool before = false, more = true;
-    while (more && end < p.end) {
-        more = wrpo__rx_find(step->regex, w->s, p.end, end, &match_begin, &match_end);
-        if (!more) match_begin = match_end = p.end;
-        for (int k = 0; k < 2; k++) {                  /* what lies before the match, then the match */
-            begin = end, end = k ? match_end : match_begin;
+static void wrpo__split_piece(wrpo__work *w, const wrpo__edit *e, wrpo__piece p) {
+    int64_t end = p.begin, open = -1;  /* open: where the piece that grows begins; -1: there is none */
+    bool before = false;
+    while (end < p.end) {
+        int64_t match[2];
+        if (!wrpo__rx_find(e->regex, w->s, p.end, end, &match[0], &match[1])) match[0] = match[1] = p.end;
+        for (int k = 0; k < 2; k++) {  /* what is before the match, then the match */
+            int64_t begin = end;
+            end = match[k];
             if (begin == end) continue;
-            bool matched = (k == 1) != step->invert;
-            if (open >= 0 && !wrpo__joins(step->behavior, before, matched)) {
+            bool matched = (k == 1) != e->invert;
+            if (open >= 0 && !wrpo__joins(e->behavior, before, matched)) {
                 wrpo__put_piece(w, open, begin, -1, p.first && open == p.begin);
                 open = -1;
             }
-            if (open < 0 && !(matched && step->behavior == WRPO__REMOVED)) open = begin;
+            if (open < 0 && !(matched && e->behavior == WRPO__REMOVED)) open = begin;
             before = matched;
         }
     }
     if (open >= 0) wrpo__put_piece(w, open, end, -1, p.first && open == p.begin);
 }
-static void wrpo__replace(wrpo__text *out, const wrpo__stage *step, const char *s, int64_t n) {
-    for (int64_t at = 0, begin, end; at < n; at = end) {
-        if (!wrpo__rx_find(step->regex, s, n, at, &begin, &end)) begin = end = n;
-        wrpo__text_add(out, s + at, (size_t)(begin - at));
-        if (end > begin) wrpo__text_add(out, step->text, step->size);
+static bool wrpo__begins(const wrpo__edit *e, const char *s, int64_t n) {  /* does s begin with the edit's text? */
+    return n >= (int64_t)e->size && memcmp(s, e->text, e->size) == 0;
+}
+static int wrpo__hex_digit(char c) {  /* -1: none */
+    char low = (char)(c | 32);
+    if (c >= '0' && c <= '9') return c - '0';
+    return low >= 'a' && low <= 'f' ? low - 'a' + 10 : -1;
+}
+static int wrpo__byte_token(const char *s, int64_t n) {  /* the byte NN of <0xNN>; -1: another token */
+    if (n != 6 || memcmp(s, "<0x", 3) != 0 || s[5] != '>') return -1;
+    int high = wrpo__hex_digit(s[3]), low = wrpo__hex_digit(s[4]);
+    return high < 0 || low < 0 ? -1 : high * 16 + low;
+}
+/* <0xNN> tokens in a row are the bytes of a text; if that is not UTF-8, each byte becomes U+FFFD. */
+static void wrpo__end_run(wrpo__work *w) {
+    size_t bad;
+    int64_t run = w->run;
+    w->run = 0;
+    if (!run) return;
+    if (wrpo__is_utf8(w->spare.data + w->done, (size_t)run, &bad)) { wrpo__put_spare(w, false); return; }
+    for (w->spare.size = (size_t)w->done; run > 0; run--) {
+        wrpo__text_add(&w->spare, wrpo__no_char, 3);
+        wrpo__put_spare(w, false);
     }
 }
-/* One step of the normalizer (there the segment is one piece) or of the pre-tokenizer, on all pieces of text. */
-static void wrpo__encode_step(wrpo__work *w, const wrpo__stage *step) {
-    for (int64_t i = 0; i < stbds_arrlen(w->pieces); i++) {
-        wrpo__piece p = w->pieces[i];
-        const char *s = w->s + p.begin;
-        int64_t n = p.end - p.begin;
-        size_t begin = w->spare.size;
-        bool has;
-        if (p.id >= 0) { stbds_arrput(w->other, p); continue; }
-        switch (step->kind) {
-        case WRPO__STEP_SPLIT:
-            wrpo__split_piece(w, step, p);
-            continue;
-        case WRPO__STEP_NFC:
-            if (!wrpo__nfc(&w->tok->unicode, s, n, &w->spare, &w->marks)) wrpo__text_add(&w->spare, s, (size_t)n);
-            break;
-        case WRPO__STEP_PREPEND:
-            has = step->unless && (size_t)n >= step->size && memcmp(s, step->text, step->size) == 0;
-            if (!has && (p.first ? !w->continues : !step->first)) wrpo__text_add(&w->spare, step->text, step->size);
-            wrpo__text_add(&w->spare, s, (size_t)n);
-            break;
-        case WRPO__STEP_REPLACE:
-            wrpo__replace(&w->spare, step, s, n);
-            break;
-        default:                                       /* BYTES */
-            for (int64_t j = 0, run; j < n; j += run) {
-                char utf8[4];
-                for (run = 0; j + run < n && s[j + run] > 32 && s[j + run] < 127; run++) {}
-                if (run) wrpo__text_add(&w->spare, s + j, (size_t)run);
-                else wrpo__text_add(&w->spare, utf8, wrpo__utf8_put(utf8, wrpo__byte_char((unsigned char)s[j]))), run = 1;
-            }
+static bool wrpo__fuses(const wrpo__edit *e) { return e->kind == WRPO__EDIT_UNBYTES || e->kind == WRPO__EDIT_FUSE; }
+static void wrpo__edit_piece(wrpo__work *w, const wrpo__edit *e, wrpo__piece p) {
+    wrpo__text *out = &w->spare;
+    const char *s = w->s + p.begin;
+    int64_t n = p.end - p.begin, one = (int64_t)e->size, next;
+    size_t begin = out->size;
+    int byte = -1;
+    bool wanted;
+    char c;
+    switch (e->kind) {  /* after the switch, s[0..n) is added to out */
+    case WRPO__EDIT_NONE: case WRPO__EDIT_FUSE: break;
+    case WRPO__EDIT_ADDED: wrpo__cut_added(w, w->tok->heads[e->start], p); return;
+    case WRPO__EDIT_SPLIT: wrpo__split_piece(w, e, p); return;
+    case WRPO__EDIT_NFC:
+        wrpo__nfc(&w->tok->unicode, s, n, out, &w->marks);
+        n = 0;
+        break;
+    case WRPO__EDIT_REPLACE:
+        for (int64_t i = 0; i < n; i = next) {
+            int64_t match;
+            if (!wrpo__rx_find(e->regex, s, n, i, &match, &next)) match = next = n;
+            if (match > i) wrpo__text_add(out, s + i, (size_t)(match - i));
+            if (next > match) wrpo__text_add(out, e->text, e->size);
         }
-        wrpo__put_piece(w, (int64_t)begin, (int64_t)w->spare.size, -1, p.first);
+        n = 0;
+        break;
+    case WRPO__EDIT_PREPEND:
+        wanted = p.first ? !w->continues : !e->first;
+        if (wanted && !(e->unless && wrpo__begins(e, s, n))) wrpo__text_add(out, e->text, e->size);
+        break;
+    case WRPO__EDIT_BYTES:
+        for (int64_t i = 0; i < n; i = next) {
+            char utf8[4];
+            for (next = i; next < n && s[next] > 32 && s[next] < 127; next++) {}
+            wrpo__text_add(out, s + i, (size_t)(next - i));
+            if (next == n) break;
+            wrpo__text_add(out, utf8, wrpo__utf8_put(utf8, (uint32_t)w->tok->byte_char[(unsigned char)s[next++]]));
+        }
+        n = 0;
+        break;
+    case WRPO__EDIT_UNBYTES:  /* a token with a character outside the alphabet is text already */
+        for (int64_t i = 0; i < n; i = next) {
+            int32_t from = wrpo__char_at(s, n, i, &next);
+            byte = from >= 0 && from < WRPO__COUNT(w->tok->char_byte) ? w->tok->char_byte[from] : -1;
+            if (byte < 0) break;
+            c = (char)byte;
+            wrpo__text_add(out, &c, 1);
+        }
+        if (byte < 0) out->size = begin;
+        else n = 0;
+        break;
+    case WRPO__EDIT_REPAIR:
+        for (int64_t i = 0; i < n; i = next) {
+            bool good = wrpo__char_at(s, n, i, &next) >= 0;
+            wrpo__text_add(out, good ? s + i : wrpo__no_char, good ? (size_t)(next - i) : 3);
+        }
+        n = 0;
+        break;
+    case WRPO__EDIT_BYTE_FALLBACK:
+        byte = wrpo__byte_token(s, n);
+        c = (char)byte;
+        if (byte < 0) wrpo__end_run(w);
+        else s = &c, n = 1, w->run++;
+        break;
+    case WRPO__EDIT_STRIP:
+        for (int64_t k = 0; k < e->start && wrpo__begins(e, s, n); k++) s += one, n -= one;
+        for (int64_t k = 0; k < e->stop && n >= one && wrpo__begins(e, s + n - one, one); k++) n -= one;
+        break;
+    case WRPO__EDIT_METASPACE:
+        for (int64_t i = 0; i < n; i = next) {
+            wrpo__char_at(s, n, i, &next);
+            if (!wrpo__begins(e, s + i, n - i)) wrpo__text_add(out, s + i, (size_t)(next - i));
+            else if (!e->start || stbds_arrlen(w->put)) wrpo__text_add(out, " ", 1);
+        }
+        n = 0;
+        break;
     }
-    if (step->kind != WRPO__STEP_SPLIT) wrpo__rewritten(w);
-    wrpo__swap_pieces(w);
+    if (n) wrpo__text_add(out, s, (size_t)n);
+    if (!wrpo__fuses(e) && !w->run) wrpo__put_spare(w, p.first);
+}
+static void wrpo__edit_all(wrpo__work *w, const wrpo__edit *edits, int64_t count) {
+    for (int64_t k = 0; k < count; k++) {
+        const wrpo__edit *e = &edits[k];
+        for (int64_t i = 0; i < stbds_arrlen(w->pieces); i++) {
+            if (w->pieces[i].id >= 0) stbds_arrput(w->put, w->pieces[i]);
+            else wrpo__edit_piece(w, e, w->pieces[i]);
+        }
+        wrpo__end_run(w);
+        if (wrpo__fuses(e)) wrpo__put_spare(w, true);
+        if (e->kind == WRPO__EDIT_ADDED || e->kind == WRPO__EDIT_SPLIT) wrpo__take_pieces(w);
+        else wrpo__take_spare(w);
+    }
+}
+static void wrpo__begin_text(wrpo__work *w, const char *s, int64_t n) {  /* as one piece */
+    w->s = s, w->n = n;
+    stbds_arrsetlen(w->put, 0);
+    wrpo__put_piece(w, 0, n, -1, true);
+    wrpo__take_pieces(w);
 }
 
 /* ---- BPE ---- */
-static int32_t wrpo__char_id(const wrpo_tokenizer *tok, const char *s, int64_t n, size_t *size) {   /* of the character at s */
-    int32_t c = wrpo__utf8_get(s, (size_t)n, size);
-    return c < WRPO__SMALL_CHARS ? tok->small[c] : wrpo__model_id(tok, s, *size);
-}
 static void wrpo__put_symbol(wrpo__work *w, int32_t id) {
     int32_t at = (int32_t)stbds_arrlen(w->symbols);
-    wrpo__symbol symbol = {id, at - 1, at + 1};
-    stbds_arrput(w->symbols, symbol);
+    stbds_arrput(w->symbols, ((wrpo__symbol){id, at - 1, at + 1}));
 }
 static void wrpo__symbols(wrpo__work *w, const char *s, int64_t n) {
     const wrpo_tokenizer *tok = w->tok;
-    int64_t pending = 0;             /* unknown characters whose unk is not written yet */
-    size_t size;
+    bool pending = false;  /* an unknown character whose unk is not written yet */
+    int64_t next;
     stbds_arrsetlen(w->symbols, 0);
-    for (int64_t i = 0; i < n; i += (int64_t)size) {
-        int32_t id = wrpo__char_id(tok, s + i, n - i, &size);
-        if (id >= 0) {
-            if (pending) wrpo__put_symbol(w, tok->unk);
-            pending = 0;
-            wrpo__put_symbol(w, id);
+    for (int64_t i = 0; i < n; i = next) {
+        int32_t c = wrpo__char_at(s, n, i, &next);
+        int32_t id = c < WRPO__SMALL_CHARS ? tok->small[c] : wrpo__model_id(tok, s + i, (size_t)(next - i));
+        bool bytes = id < 0 && tok->byte_fallback;
+        for (int64_t k = i; k < next && bytes; k++) bytes = tok->bytes[(unsigned char)s[k]] >= 0;
+        if (bytes) {  /* before an unk that is pending: the library's order */
+            for (int64_t k = i; k < next; k++) wrpo__put_symbol(w, tok->bytes[(unsigned char)s[k]]);
             continue;
         }
-        bool all = tok->byte_fallback;                 /* the bytes go before an unk that is pending: the library's order */
-        for (size_t k = 0; k < size && all; k++) all = tok->bytes[(unsigned char)s[i + (int64_t)k]] >= 0;
-        if (all) { for (size_t k = 0; k < size; k++) wrpo__put_symbol(w, tok->bytes[(unsigned char)s[i + (int64_t)k]]); continue; }
-        if (!tok->has_unk) continue;                   /* dropped, as the library drops it */
-        if (tok->unk < 0)
-            wrpo__fail(tok->ctx, WRPO_E_FORMAT, "a character has no token, and unk_token \"%.80s\" is not in the vocabulary", tok->unk_text);
-        if (pending && !tok->fuse_unk) wrpo__put_symbol(w, tok->unk);
-        pending++;
+        if (id < 0 && !tok->unk_text) continue;  /* dropped, as the library drops it */
+        if (id < 0 && tok->unk < 0)
+            wrpo__fail(tok->ctx, WRPO_E_FORMAT, "a character has no token, and unk_token \"%.80s\" is not in the "
+                       "vocabulary", tok->unk_text);
+        if (pending && (id >= 0 || !tok->fuse_unk)) wrpo__put_symbol(w, tok->unk);
+        pending = id < 0;
+        if (id >= 0) wrpo__put_symbol(w, id);
     }
     if (pending) wrpo__put_symbol(w, tok->unk);
     if (stbds_arrlen(w->symbols)) stbds_arrlast(w->symbols).next = -1;
 }
-/* A binary heap by key: the lowest rank first, of equals the leftmost. */
-static void wrpo__propose(wrpo__work *w, int32_t at) { /* the merge of symbol `at` and the next, if there is one */
+/* A binary heap: the lowest rank first, of equal ranks the leftmost. */
+static void wrpo__push_merge(wrpo__work *w, int32_t at) {  /* of symbol `at` and the next, if there is one */
     int32_t next = w->symbols[at].next;
     if (next < 0) return;
     const wrpo__merge *m = wrpo__merge_slot(w->tok, w->symbols[at].id, w->symbols[next].id);
     if (m->rank < 0) return;
-    wrpo__candidate c = {(uint64_t)m->rank << 32 | (uint32_t)at, m->id};
+    wrpo__keyed c = {wrpo__pair(m->rank, at), m->id};
     stbds_arrput(w->heap, c);
     int64_t i = stbds_arrlen(w->heap) - 1;
-    for (int64_t up; i > 0 && w->heap[up = (i - 1) / 2].key > c.key; i = up) w->heap[i] = w->heap[up];
+    for (; i > 0 && w->heap[(i - 1) / 2].key > c.key; i = (i - 1) / 2) w->heap[i] = w->heap[(i - 1) / 2];
     w->heap[i] = c;
 }
-static wrpo__candidate wrpo__best(wrpo__work *w) {
-    wrpo__candidate top = w->heap[0], last = stbds_arrpop(w->heap);
+static wrpo__keyed wrpo__pop_merge(wrpo__work *w) {
+    wrpo__keyed top = w->heap[0], last = stbds_arrpop(w->heap);
     int64_t n = stbds_arrlen(w->heap), i = 0;
-    for (int64_t down; (down = 2 * i + 1) < n; i = down) {
+    for (int64_t down = 1; down < n; down = 2 * i + 1) {
         if (down + 1 < n && w->heap[down + 1].key < w->heap[down].key) down++;
         if (w->heap[down].key >= last.key) break;
         w->heap[i] = w->heap[down];
+        i = down;
     }
     if (n) w->heap[i] = last;
     return top;
+}
+static void wrpo__merge_symbols(wrpo__work *w) {
+    wrpo__symbol *y = w->symbols;
+    for (int64_t i = 0; i < stbds_arrlen(y); i++) wrpo__push_merge(w, (int32_t)i);
+    while (stbds_arrlen(w->heap)) {
+        wrpo__keyed best = wrpo__pop_merge(w);
+        int32_t at = (int32_t)(best.key & 0xFFFFFFFFu), next = y[at].next;
+        if (y[at].id < 0 || next < 0) continue;  /* merged into another symbol since */
+        const wrpo__merge *m = wrpo__merge_slot(w->tok, y[at].id, y[next].id);
+        if (m->rank < 0 || m->id != best.value) continue;  /* another pair is here now */
+        y[at].id = m->id, y[at].next = y[next].next, y[next].id = -1;
+        if (y[at].next >= 0) y[y[at].next].prev = at;
+        if (y[at].prev >= 0) wrpo__push_merge(w, y[at].prev);
+        wrpo__push_merge(w, at);
+    }
+}
+static void wrpo__put_ids(int32_t **ids, const int32_t *more, int64_t n) {
+    if (n) memcpy(stbds_arraddnptr(*ids, (size_t)n), more, (size_t)n * sizeof *more);
 }
 static void wrpo__bpe(wrpo__work *w, const char *s, int64_t n, int32_t **ids) {
     const wrpo_tokenizer *tok = w->tok;
@@ -6323,565 +6200,678 @@ static void wrpo__bpe(wrpo__work *w, const char *s, int64_t n, int32_t **ids) {
     if (n <= (int64_t)sizeof word->text) {
         word = &tok->words[wrpo__hash(tok->seed, s, (size_t)n) % WRPO__WORDS];
         if (word->size == n && memcmp(word->text, s, (size_t)n) == 0) {
-            memcpy(stbds_arraddnptr(*ids, word->count), word->ids, word->count * sizeof *word->ids);
+            wrpo__put_ids(ids, word->ids, word->count);
             return;
         }
     }
-    int64_t first = stbds_arrlen(*ids), count;
+    int64_t first = stbds_arrlen(*ids);
     int32_t whole = tok->ignore_merges ? wrpo__model_id(tok, s, (size_t)n) : -1;
     if (whole >= 0) stbds_arrput(*ids, whole);
     else {
         wrpo__symbols(w, s, n);
-        wrpo__symbol *y = w->symbols;
-        count = stbds_arrlen(y);
-        stbds_arrsetlen(w->heap, 0);
-        for (int64_t i = 0; i < count; i++) wrpo__propose(w, (int32_t)i);
-        while (stbds_arrlen(w->heap)) {
-            wrpo__candidate best = wrpo__best(w);
-            int32_t at = (int32_t)(best.key & 0xFFFFFFFFu), next = y[at].next;
-            if (y[at].id < 0 || next < 0) continue;    /* merged into another symbol since */
-            const wrpo__merge *m = wrpo__merge_slot(tok, y[at].id, y[next].id);
-            if (m->rank < 0 || m->id != best.id) continue;                /* another pair stands here now */
-            y[at].id = m->id, y[at].next = y[next].next, y[next].id = -1;
-            if (y[at].next >= 0) y[y[at].next].prev = at;
-            if (y[at].prev >= 0) wrpo__propose(w, y[at].prev);
-            wrpo__propose(w, at);
-        }
-        for (int64_t i = 0; i < count; i++) if (y[i].id >= 0) stbds_arrput(*ids, y[i].id);
+        wrpo__merge_symbols(w);
+        for (int64_t i = 0; i < stbds_arrlen(w->symbols); i++)
+            if (w->symbols[i].id >= 0) stbds_arrput(*ids, w->symbols[i].id);
     }
-    count = stbds_arrlen(*ids) - first;
+    int64_t count = stbds_arrlen(*ids) - first;
     if (!word || count > WRPO__COUNT(word->ids)) return;
     word->size = (uint8_t)n, word->count = (uint8_t)count;
     memcpy(word->text, s, (size_t)n);
     if (count) memcpy(word->ids, *ids + first, (size_t)count * sizeof *word->ids);
 }
-/* SentencePiece models have no pre-tokenizer: a whole segment is one word. Where no merge makes a token with a mark
-   (U+2581) behind another character, and no character is dropped, none can reach across such a place: cutting there
-   changes nothing, but the words are short again. */
+/* SentencePiece models have no pre-tokenizer: a whole text is one word. If no merge makes a token with a mark (U+2581)
+   after another character, and no character is dropped, no merge reaches across such a place: cutting there changes
+   nothing, and the words are short again. */
 static const char wrpo__mark_text[] = "\xE2\x96\x81";
-static bool wrpo__mark_at(const char *s, int64_t n, int64_t i) { return i >= 0 && i + 3 <= n && memcmp(s + i, wrpo__mark_text, 3) == 0; }
+static inline bool wrpo__cut_at(const char *s, int64_t n, int64_t i) {
+    if (s[i] != wrpo__mark_text[0] || i + 3 > n || memcmp(s + i, wrpo__mark_text, 3) != 0) return false;
+    return i < 3 || memcmp(s + i - 3, wrpo__mark_text, 3) != 0;
+}
 static void wrpo__bpe_cut(wrpo__work *w, const char *s, int64_t n, int32_t **ids) {
     int64_t begin = 0;
-    if (w->tok->cut_at_mark)
-        for (int64_t i = 1; i + 3 <= n; i++) {
-            if (s[i] != wrpo__mark_text[0] || !wrpo__mark_at(s, n, i) || wrpo__mark_at(s, n, i - 3)) continue;
-            wrpo__bpe(w, s + begin, i - begin, ids);
-            begin = i;
-        }
+    for (int64_t i = 1; i < n && w->tok->cut_at_mark; i++) {
+        if (!wrpo__cut_at(s, n, i)) continue;
+        wrpo__bpe(w, s + begin, i - begin, ids);
+        begin = i;
+    }
     wrpo__bpe(w, s + begin, n - begin, ids);
 }
 
-/* ---- text -> ids ---- */
-static bool wrpo__is_utf8(const char *s, size_t n, size_t *bad) {  /* bad: where the first offence is */
-    for (size_t i = 0, k; i < n; i += k) if (wrpo__utf8_get(s + i, n - i, &k) < 0) { *bad = i; return false; }
-    return true;
-}
-/* The normalized text, as one piece: w->s and w->n. */
-static void wrpo__normalize(wrpo__work *w, const char *s, int64_t n, bool first) {
-    w->s = s, w->n = n;
-    stbds_arrsetlen(w->pieces, 0);
-    stbds_arrsetlen(w->other, 0);
-    wrpo__put_piece(w, 0, n, -1, first);
-    wrpo__swap_pieces(w);
-    for (int64_t i = 0; i < stbds_arrlen(w->tok->normalizer); i++) wrpo__encode_step(w, &w->tok->normalizer[i]);
-}
-static void wrpo__encode_segment(wrpo__work *w, const char *s, int64_t n, bool first, int32_t **ids) {
-    const wrpo_tokenizer *tok = w->tok;
-    wrpo__normalize(w, s, n, first);
-    if (tok->trie[1].child > 0) wrpo__cut_added(w, 1, w->s, w->n, first), wrpo__swap_pieces(w);
-    for (int64_t i = 0; i < stbds_arrlen(tok->pre_tokenizer); i++) wrpo__encode_step(w, &tok->pre_tokenizer[i]);
-    for (int64_t i = 0; i < stbds_arrlen(w->pieces); i++) {
-        wrpo__piece p = w->pieces[i];
-        if (p.id >= 0) stbds_arrput(*ids, p.id);
-        else wrpo__bpe_cut(w, w->s + p.begin, p.end - p.begin, ids);
-    }
-}
-/* Appends the ids of text to *ids, an stb array. */
-static void wrpo__encode(wrpo_tokenizer *tok, const char *text, size_t n, unsigned flags, int32_t **ids) {
-    if (n > INT32_MAX) wrpo__fail(tok->ctx, WRPO_E_UNSUPPORTED, "a text of %zu bytes: more than %d cannot be tokenized at once", n, INT32_MAX);
-    size_t bad;
-    if (!wrpo__is_utf8(text, n, &bad)) wrpo__fail(tok->ctx, WRPO_E_FORMAT, "text to tokenize: not UTF-8 at byte %zu", bad);
-    if (!*ids) stbds_arrsetcap(*ids, n / 4 + 16);      /* in the caller's arena; what grows stays in its arena */
-    wrpo__arena *outer = wrpo__current;
+/* ---- encode and decode ---- */
+static wrpo__work wrpo__work_begin(wrpo_tokenizer *tok) {  /* what it allocates is in tok->scratch */
+    wrpo__work w = {.tok = tok, .outer = wrpo__current, .text.arena = tok->scratch, .spare.arena = tok->scratch};
     wrpo__arena_clear(tok->scratch);
     wrpo__current = tok->scratch;
-    wrpo__work w = {.tok = tok, .continues = flags & WRPO_TOKENIZER_CONTINUE, .text.arena = tok->scratch, .spare.arena = tok->scratch};
-    wrpo__cut_added(&w, 0, text, (int64_t)n, true);
-    wrpo__piece *segments = w.other;
-    w.other = NULL;
-    if (flags & WRPO_TOKENIZER_SPECIAL) for (int64_t i = 0; i < stbds_arrlen(tok->prefix); i++) stbds_arrput(*ids, tok->prefix[i]);
-    for (int64_t i = 0; i < stbds_arrlen(segments); i++) {
-        wrpo__piece p = segments[i];
-        if (p.id >= 0) stbds_arrput(*ids, p.id);
-        else wrpo__encode_segment(&w, text + p.begin, p.end - p.begin, p.first, ids);
-    }
-    if (flags & WRPO_TOKENIZER_SPECIAL) for (int64_t i = 0; i < stbds_arrlen(tok->suffix); i++) stbds_arrput(*ids, tok->suffix[i]);
-    wrpo__current = outer;
-    wrpo__arena_clear(tok->scratch);
+    return w;
 }
-
-/* ---- ids -> text ---- */
-static void wrpo__put_token(wrpo__work *w, size_t begin) { /* what spare has gained since begin; may be empty */
-    stbds_arrput(w->other, ((wrpo__piece){(int64_t)begin, (int64_t)w->spare.size, -1, false}));
+static void wrpo__work_end(const wrpo__work *w) {
+    wrpo__current = w->outer;
+    wrpo__arena_clear(w->tok->scratch);
 }
-/* <0xNN> tokens in a row are the bytes of a text; if that is not UTF-8, each byte becomes U+FFFD. */
-static int wrpo__byte_token(const char *s, int64_t n) {    /* -1: another token */
-    int v = 0;
-    if (n != 6 || memcmp(s, "<0x", 3) != 0 || s[5] != '>') return -1;
-    for (int i = 3; i < 5; i++) {
-        int c = (unsigned char)s[i], digit = c >= '0' && c <= '9' ? c - '0' : (c | 32) >= 'a' && (c | 32) <= 'f' ? (c | 32) - 'a' + 10 : -1;
-        if (digit < 0) return -1;
-        v = v * 16 + digit;
-    }
-    return v;
-}
-static void wrpo__end_bytes(wrpo__work *w, size_t begin, int64_t run) {
+/* Appends the ids of text to *ids, an stb array of the caller's arena. */
+static void wrpo__encode(wrpo_tokenizer *tok, const char *text, size_t n, unsigned flags, int32_t **ids) {
     size_t bad;
-    if (!run) return;
-    if (wrpo__is_utf8(w->spare.data + begin, (size_t)run, &bad)) { wrpo__put_token(w, begin); return; }
-    w->spare.size = begin;
-    for (; run > 0; run--, begin = w->spare.size) wrpo__text_add(&w->spare, "\xEF\xBF\xBD", 3), wrpo__put_token(w, begin);
-}
-static void wrpo__decode_step(wrpo__work *w, const wrpo__stage *step) {
-    int64_t run = 0, count = stbds_arrlen(w->pieces);  /* run: bytes of <0xNN> tokens at the end of spare */
-    for (int64_t i = 0; i < count; i++) {
-        const char *s = w->s + w->pieces[i].begin;
-        int64_t n = w->pieces[i].end - w->pieces[i].begin, one = (int64_t)step->size, cut = 0;
-        size_t begin = w->spare.size, k;
-        int byte;
-        bool known = true;
-        switch (step->kind) {
-        case WRPO__STEP_UNBYTES:                       /* a token with a character outside the alphabet stands for itself */
-            for (int64_t j = 0; j < n && known; j += (int64_t)k) known = wrpo__char_byte(wrpo__utf8_get(s + j, (size_t)(n - j), &k)) >= 0;
-            for (int64_t j = 0; j < n && known; j += (int64_t)k) {
-                char c = (char)wrpo__char_byte(wrpo__utf8_get(s + j, (size_t)(n - j), &k));
-                wrpo__text_add(&w->spare, &c, 1);
-            }
-            if (!known) wrpo__text_add(&w->spare, s, (size_t)n);
-            continue;
-        case WRPO__STEP_FUSE:
-            wrpo__text_add(&w->spare, s, (size_t)n);
-            continue;
-        case WRPO__STEP_BYTE_FALLBACK:
-            if ((byte = wrpo__byte_token(s, n)) >= 0) {
-                char c = (char)byte;
-                wrpo__text_add(&w->spare, &c, 1);
-                run++;
-                continue;
-            }
-            wrpo__end_bytes(w, begin - (size_t)run, run);
-            begin = w->spare.size, run = 0;
-            wrpo__text_add(&w->spare, s, (size_t)n);
-            break;
-        case WRPO__STEP_REPLACE:
-            wrpo__replace(&w->spare, step, s, n);
-            break;
-        case WRPO__STEP_STRIP:
-            for (; cut < step->start && n >= one && memcmp(s, step->text, step->size) == 0; cut++) s += one, n -= one;
-            for (cut = 0; cut < step->stop && n >= one && memcmp(s + n - one, step->text, step->size) == 0; cut++) n -= one;
-            wrpo__text_add(&w->spare, s, (size_t)n);
-            break;
-        default:                                       /* METASPACE: the mark is a space, or in the first token nothing */
-            for (int64_t j = 0; j < n; j += (int64_t)k) {
-                wrpo__utf8_get(s + j, (size_t)(n - j), &k);
-                bool mark = k == step->size && memcmp(s + j, step->text, k) == 0;
-                if (!mark) wrpo__text_add(&w->spare, s + j, k);
-                else if (i > 0 || !step->start) wrpo__text_add(&w->spare, " ", 1);
-            }
-        }
-        wrpo__put_token(w, begin);
+    if (n > INT32_MAX)
+        wrpo__fail(tok->ctx, WRPO_E_UNSUPPORTED, "a text of %zu bytes: more than %d cannot be tokenized at once", n,
+                   INT32_MAX);
+    if (!wrpo__is_utf8(text, n, &bad))
+        wrpo__fail(tok->ctx, WRPO_E_FORMAT, "text to tokenize: not UTF-8 at byte %zu", bad);
+    if (!*ids) stbds_arrsetcap(*ids, n / 4 + 16);  /* before the scratch arena becomes the current one */
+    wrpo__work w = wrpo__work_begin(tok);
+    w.continues = flags & WRPO_TOKENIZER_CONTINUE;
+    wrpo__begin_text(&w, text, (int64_t)n);
+    wrpo__edit_all(&w, tok->encoder, stbds_arrlen(tok->encoder));
+    if (flags & WRPO_TOKENIZER_SPECIAL) wrpo__put_ids(ids, tok->prefix, stbds_arrlen(tok->prefix));
+    for (int64_t i = 0; i < stbds_arrlen(w.pieces); i++) {
+        wrpo__piece p = w.pieces[i];
+        if (p.id >= 0) stbds_arrput(*ids, p.id);
+        else wrpo__bpe_cut(&w, w.s + p.begin, p.end - p.begin, ids);
     }
-    wrpo__end_bytes(w, w->spare.size - (size_t)run, run);
-    if (step->kind == WRPO__STEP_UNBYTES) {            /* all tokens as one; what is not UTF-8 becomes U+FFFD */
-        wrpo__text raw = w->spare;
-        w->spare = (wrpo__text){.arena = raw.arena};
-        for (size_t i = 0, k; i < raw.size; i += k) {
-            bool ok = wrpo__utf8_get(raw.data + i, raw.size - i, &k) >= 0;
-            wrpo__text_add(&w->spare, ok ? raw.data + i : "\xEF\xBF\xBD", ok ? k : 3);
-        }
-    }
-    if (step->kind == WRPO__STEP_UNBYTES || step->kind == WRPO__STEP_FUSE) wrpo__put_token(w, 0);
-    wrpo__rewritten(w);
-    wrpo__swap_pieces(w);
-}
-static const wrpo__token *wrpo__as_decoded(const wrpo_tokenizer *tok, int32_t id) {    /* the token as decoding sees it */
-    for (int64_t k = 0; tok->tokens[id].flags & WRPO__TOKEN_RENAMED; k++) if (tok->renamed[k].id == id) return &tok->renamed[k].token;
-    return &tok->tokens[id];
+    if (flags & WRPO_TOKENIZER_SPECIAL) wrpo__put_ids(ids, tok->suffix, stbds_arrlen(tok->suffix));
+    wrpo__work_end(&w);
 }
 /* Appends the text of ids to out. */
 static void wrpo__decode(wrpo_tokenizer *tok, const int32_t *ids, int64_t n, bool skip_special, wrpo__text *out) {
-    wrpo__arena *outer = wrpo__current;
-    wrpo__arena_clear(tok->scratch);
-    wrpo__current = tok->scratch;
-    wrpo__work w = {.tok = tok, .text.arena = tok->scratch, .spare.arena = tok->scratch};
+    wrpo__work w = wrpo__work_begin(tok);
+    w.decodes = true;
     for (int64_t i = 0; i < n; i++) {
-        if (ids[i] < 0 || ids[i] >= tok->size || !tok->tokens[ids[i]].text)
-            wrpo__fail(tok->ctx, WRPO_E_ARG, "id %lld of the text to decode: no token has the id %d; they go to %lld", (long long)i, (int)ids[i],
-                       (long long)tok->size - 1);
-        const wrpo__token *token = wrpo__as_decoded(tok, ids[i]);
-        if (skip_special && token->flags & WRPO__TOKEN_SPECIAL) continue;
-        size_t begin = w.spare.size;
-        if (!tok->has_decoder && stbds_arrlen(w.other)) wrpo__text_add(&w.spare, " ", 1);
-        wrpo__text_add(&w.spare, token->text, (size_t)token->size);
-        wrpo__put_token(&w, begin);
+        const wrpo__token *token = wrpo__token_of(tok, ids[i]);
+        if (!token)
+            wrpo__fail(tok->ctx, WRPO_E_ARG, "id %lld of the text to decode: no token has the id %d; they go to %lld",
+                       (long long)i, (int)ids[i], (long long)tok->size - 1);
+        const wrpo__added *a = tok->added;
+        bool renamed = token->flags & WRPO__TOKEN_RENAMED;
+        if (skip_special && token->flags & WRPO__TOKEN_SPECIAL && !renamed) continue;
+        while (renamed && a->id != ids[i]) a++;
+        if (!tok->has_decoder && stbds_arrlen(w.put)) wrpo__text_add(&w.spare, " ", 1);
+        wrpo__text_add(&w.spare, renamed ? a->text : token->text, (size_t)(renamed ? a->size : token->size));
+        wrpo__put_spare(&w, false);
     }
-    wrpo__rewritten(&w);
-    wrpo__swap_pieces(&w);
-    for (int64_t i = 0; i < stbds_arrlen(tok->decoder); i++) wrpo__decode_step(&w, &tok->decoder[i]);
-    if (!out->data) wrpo__text_add(out, "", 0);
-    for (int64_t i = 0; i < stbds_arrlen(w.pieces); i++) wrpo__text_add(out, w.s + w.pieces[i].begin, (size_t)(w.pieces[i].end - w.pieces[i].begin));
-    wrpo__current = outer;
-    wrpo__arena_clear(tok->scratch);
+    wrpo__take_spare(&w);
+    wrpo__edit_all(&w, tok->decoder, stbds_arrlen(tok->decoder));
+    wrpo__text_add(out, w.s, (size_t)w.n);
+    wrpo__work_end(&w);
 }
 
-/* ---- load ---- */
-typedef struct wrpo__loader {        /* name: of the file, for errors; next: the id of the next added token that is not in the vocabulary */
-    wrpo_tokenizer *tok; wrpo_ctx *ctx; const char *name; wrpo__work *work; int64_t next;
+/* ---- load: what all readers use ---- */
+typedef struct wrpo__loader {
+    wrpo_tokenizer *tok; wrpo_ctx *ctx;
+    const char *name;     /* of the file, for errors */
+    wrpo__work *work;     /* normalizes the texts of added tokens */
+    int64_t next;         /* the id of the next added token that is not in the vocabulary */
+    wrpo__edit **edits;   /* the list that readers of components add to */
 } wrpo__loader;
-
+#define wrpo__load_fail(in, v, ...) wrpo__json_fail((in)->ctx, WRPO_E_FORMAT, (in)->name, v, __VA_ARGS__)
+_Noreturn static void wrpo__load_refuse(const wrpo__loader *in, const char *what, const wrpo_json *v) {
+    wrpo__shown s;
+    wrpo__json_fail(in->ctx, WRPO_E_UNSUPPORTED, in->name, v, "%s %s is not supported", what, wrpo__json_found(s, v));
+}
+/* A member of an object, of this kind; from wrpo__load_maybe NULL, if it is absent or null. */
+static const wrpo_json *wrpo__load_need(const wrpo__loader *in, const wrpo_json *v, const char *key, wrpo_json_kind k) {
+    return wrpo__json_need(in->ctx, in->name, v, key, k);
+}
+static const wrpo_json *wrpo__load_maybe(const wrpo__loader *in, const wrpo_json *v, const char *key,
+                                         wrpo_json_kind k) {
+    return wrpo__json_maybe(in->ctx, in->name, v, key, k);
+}
 static bool wrpo__load_flag(const wrpo__loader *in, const wrpo_json *object, const char *key, bool otherwise) {
-    const wrpo_json *v = wrpo__json_maybe(in->ctx, in->name, object, key, WRPO_JSON_BOOL);
+    const wrpo_json *v = wrpo__load_maybe(in, object, key, WRPO_JSON_BOOL);
     return v ? v->boolean : otherwise;
-}
-static const wrpo_json *wrpo__load_need(const wrpo__loader *in, const wrpo_json *object, const char *key, wrpo_json_kind kind) {
-    return wrpo__json_need(in->ctx, in->name, object, key, kind);
-}
-static const wrpo_json *wrpo__load_list(const wrpo__loader *in, const wrpo_json *object, const char *key) {       /* its first member */
-    return wrpo__load_need(in, object, key, WRPO_JSON_ARRAY)->child;
 }
 static int32_t wrpo__load_count(const wrpo__loader *in, const wrpo_json *v, int64_t high) {
     return (int32_t)wrpo__json_integer(in->ctx, in->name, v, 0, high, NULL);
 }
-static const wrpo_json *wrpo__load_text(const wrpo__loader *in, const wrpo_json *object, const char *key, const char **text, size_t *size) {
-    const wrpo_json *v = wrpo__load_need(in, object, key, WRPO_JSON_STRING);
-    *text = wrpo__strndup(in->tok->arena, v->text, v->size);
-    *size = v->size;
+
+/* ---- load: regexes ---- */
+typedef struct wrpo__rx_parser {
+    const wrpo__loader *in; const wrpo_json *json;  /* where the pattern is, for errors */
+    const char *s; size_t n, i;                     /* the pattern, and how much of it is read */
+    bool literal, fold;                             /* all characters are literals; inside (?i:...) */
+    int depth;
+    wrpo__rx_node *nodes;
+} wrpo__rx_parser;
+typedef struct wrpo__rx_part { int32_t first, last; int64_t shortest; } wrpo__rx_part;  /* shortest: of its matches */
+
+_Noreturn static void wrpo__rx_fail(const wrpo__rx_parser *p, const char *what) {
+    wrpo__json_fail(p->in->ctx, WRPO_E_UNSUPPORTED, p->in->name, p->json, "regex, byte %zu: %s is not supported: %.*s",
+                    p->i + 1, what, (int)WRPO__MIN(p->n, 200), p->s);
+}
+static bool wrpo__rx_sees(const wrpo__rx_parser *p, const char *any) {  /* is the next character one of these? */
+    return !p->literal && p->i < p->n && p->s[p->i] && strchr(any, p->s[p->i]);
+}
+static bool wrpo__rx_take(wrpo__rx_parser *p, const char *text) {
+    size_t n = strlen(text);
+    if (p->literal || p->n - p->i < n || memcmp(p->s + p->i, text, n) != 0) return false;
+    p->i += n;
+    return true;
+}
+static int32_t wrpo__rx_char(wrpo__rx_parser *p) {
+    size_t size;
+    if (p->i >= p->n) wrpo__rx_fail(p, "a pattern that ends here");
+    int32_t c = wrpo__utf8_get(p->s + p->i, p->n - p->i, &size);  /* valid, as all JSON is */
+    p->i += size;
+    return c;
+}
+static void wrpo__rx_range(wrpo__charset *set, int32_t first, int32_t last) {
+    int32_t *range = *stbds_arraddnptr(set->ranges, 1);
+    range[0] = first, range[1] = last;
+}
+static int64_t wrpo__rx_number(wrpo__rx_parser *p, int base, size_t digits) {  /* at most so many; -1: there is none */
+    int64_t v = -1;
+    for (size_t end = WRPO__MIN(p->n, p->i + digits); p->i < end; p->i++) {
+        int digit = wrpo__hex_digit(p->s[p->i]);
+        if (digit < 0 || digit >= base) break;
+        v = WRPO__MAX(v, 0) * base + digit;
+        if (v > 0x10FFFF) wrpo__rx_fail(p, "a number this large");
+    }
     return v;
 }
-_Noreturn static void wrpo__load_refuse(const wrpo__loader *in, const char *what, const wrpo_json *v) {
-    wrpo__shown text;
-    wrpo__json_fail(in->ctx, WRPO_E_UNSUPPORTED, in->name, v, "%s %s is not supported", what, wrpo__json_found(text, v));
+/* After a backslash: the classes of the escape, or 0 and the one code point *c. */
+static uint32_t wrpo__rx_escape(wrpo__rx_parser *p, int32_t *c) {
+    static const struct { const char *name; uint32_t classes; } properties[] = {
+        {"L}", WRPO__L}, {"Lu}", 1u << WRPO__LU}, {"Ll}", 1u << WRPO__LL}, {"Lt}", 1u << WRPO__LT},
+        {"Lm}", 1u << WRPO__LM}, {"Lo}", 1u << WRPO__LO}, {"N}", WRPO__N}, {"Nd}", 1u << WRPO__ND},
+        {"M}", 1u << WRPO__M}, {"P}", 1u << WRPO__P | 1u << WRPO__PC}, {"S}", 1u << WRPO__S | 1u << WRPO__SW},
+    };
+    static const char letters[] = "nrtfva", controls[] = "\n\r\t\f\v\a";
+    *c = wrpo__rx_char(p);
+    size_t begin = p->i;
+    char letter = *c < 128 ? (char)*c : 0, low = (char)(letter | 32);
+    const char *control = letter ? strchr(letters, letter) : NULL;
+    bool negate = letter != low, known = letter >= 32 && !(low >= 'a' && low <= 'z') && !(low >= '0' && low <= '9');
+    uint32_t classes = 0;
+    if (low == 's') classes = 1u << WRPO__SPACE;
+    else if (low == 'd') classes = 1u << WRPO__ND;
+    else if (low == 'p' && wrpo__rx_take(p, "{")) {
+        if (wrpo__rx_take(p, "^")) negate = !negate;
+        for (int64_t k = 0; k < WRPO__COUNT(properties) && !classes; k++)
+            if (wrpo__rx_take(p, properties[k].name)) classes = properties[k].classes;
+        if (!classes) wrpo__rx_fail(p, "this property");
+    } else if (control) {
+        *c = controls[control - letters];
+        known = true;
+    } else if (letter == 'u') {
+        *c = (int32_t)wrpo__rx_number(p, 16, 4);
+        known = p->i == begin + 4;
+    } else if (letter == 'x' && wrpo__rx_take(p, "{")) {
+        *c = (int32_t)wrpo__rx_number(p, 16, p->n);
+        known = *c >= 0 && wrpo__rx_take(p, "}");
+    }
+    if (!classes && !known) wrpo__rx_fail(p, "this escape");
+    return classes && negate ? WRPO__CLASSES ^ classes : classes;
 }
-static const wrpo__regex *wrpo__load_pattern(const wrpo__loader *in, const wrpo_json *object) {     /* {"String": ...} or {"Regex": ...} */
-    const wrpo_json *pattern = wrpo__load_need(in, object, "pattern", WRPO_JSON_OBJECT);
-    bool literal = wrpo__json_get(pattern, "String");
-    const wrpo_json *v = wrpo__load_need(in, pattern, literal ? "String" : "Regex", WRPO_JSON_STRING);
-    return wrpo__regex_new(in->tok->arena, in->name, v, in->tok->unicode.kind, v->text, v->size, literal);
+static bool wrpo__rx_dash(const wrpo__rx_parser *p) {  /* of a range: a '-' before ']' is a literal */
+    return wrpo__rx_sees(p, "-") && !(p->i + 1 < p->n && p->s[p->i + 1] == ']');
 }
-static void wrpo__load_char(const wrpo__loader *in, const wrpo_json *object, const char *key, wrpo__stage *step) {   /* a text of one character */
-    const wrpo_json *v = wrpo__load_text(in, object, key, &step->text, &step->size);
+static void wrpo__rx_bracket(wrpo__rx_parser *p, wrpo__charset *set) {  /* after '[' */
+    set->negate = wrpo__rx_take(p, "^");
+    if (wrpo__rx_sees(p, "]")) wrpo__rx_fail(p, "an empty class");
+    for (bool begun = false; !wrpo__rx_take(p, "]"); begun = true) {
+        if (wrpo__rx_sees(p, "[")) wrpo__rx_fail(p, "a class within a class");
+        if (wrpo__rx_take(p, "&&")) wrpo__rx_fail(p, "an intersection of classes");
+        if (begun && wrpo__rx_dash(p)) wrpo__rx_fail(p, "'-' at this place");
+        int32_t first = wrpo__rx_char(p);
+        uint32_t classes = first == '\\' ? wrpo__rx_escape(p, &first) : 0;
+        int32_t last = first;
+        set->classes |= classes;
+        if (classes) continue;
+        if (wrpo__rx_dash(p)) {
+            p->i++;
+            if (wrpo__rx_sees(p, "[")) wrpo__rx_fail(p, "a class within a class");
+            last = wrpo__rx_char(p);
+            if ((last == '\\' && wrpo__rx_escape(p, &last)) || last < first) wrpo__rx_fail(p, "this range");
+        }
+        wrpo__rx_range(set, first, last);
+    }
+}
+/* One literal, escape or class. In (?i:...) a letter is a class of its cases. Only ASCII is folded, where U+017F and
+   U+212A fold too; two letters in a row that a ligature folds to are refused. */
+static wrpo__charset wrpo__rx_atom(wrpo__rx_parser *p) {
+    static const char *const refused[][2] = {
+        {".", "'.'"}, {"^$", "an anchor"}, {"{?*+", "this repetition"}, {"]}", "this bracket"},
+    };
+    static const char *const ligatures[] = {"ss", "ff", "fi", "fl", "st"};
+    wrpo__charset set = {.kind = p->in->tok->unicode.kind};
+    int32_t c = 0;
+    for (int k = 0; k < 4; k++) if (wrpo__rx_sees(p, refused[k][0])) wrpo__rx_fail(p, refused[k][1]);
+    if (p->fold && p->i < p->n && (wrpo__rx_sees(p, "[\\") || (unsigned char)p->s[p->i] >= 128))
+        wrpo__rx_fail(p, "anything but ASCII letters in (?i:...)");
+    if (wrpo__rx_take(p, "[")) wrpo__rx_bracket(p, &set);
+    else {
+        if (wrpo__rx_take(p, "\\")) set.classes = wrpo__rx_escape(p, &c);
+        else c = wrpo__rx_char(p);
+        if (!set.classes) wrpo__rx_range(&set, c, c);
+    }
+    int32_t low = c | 32;
+    if (p->fold && low >= 'a' && low <= 'z') {
+        for (int k = 0; k < 5; k++)
+            if (low == ligatures[k][0] && p->i < p->n && (p->s[p->i] | 32) == ligatures[k][1])
+                wrpo__rx_fail(p, "a pair of letters with a ligature in (?i:...)");
+        wrpo__rx_range(&set, c ^ 32, c ^ 32);
+        if (low == 's') wrpo__rx_range(&set, 0x17F, 0x17F);
+        if (low == 'k') wrpo__rx_range(&set, 0x212A, 0x212A);
+    }
+    for (c = 0; c < 128; c++) set.ascii[c] = wrpo__set_has(&set, c);
+    return set;
+}
+static wrpo__rx_part wrpo__rx_node_new(wrpo__rx_parser *p, wrpo__rx_kind kind) {
+    const wrpo__rx_node node = {.kind = kind, .min = 1, .max = 1, .next = -1, .other = -1};
+    int32_t at = (int32_t)stbds_arrlen(p->nodes);
+    stbds_arrput(p->nodes, node);
+    return (wrpo__rx_part){at, at, 0};
+}
+static wrpo__rx_part wrpo__rx_either(wrpo__rx_parser *p, wrpo__rx_part a, wrpo__rx_part b) {  /* a, else b */
+    int32_t fork = wrpo__rx_node_new(p, WRPO__RX_FORK).first, join = wrpo__rx_node_new(p, WRPO__RX_JOIN).first;
+    p->nodes[fork].next = a.first, p->nodes[fork].other = b.first;
+    p->nodes[a.last].next = p->nodes[b.last].next = join;
+    return (wrpo__rx_part){fork, join, WRPO__MIN(a.shortest, b.shortest)};
+}
+static wrpo__rx_part wrpo__rx_alternatives(wrpo__rx_parser *p);
+static wrpo__rx_part wrpo__rx_group(wrpo__rx_parser *p) {  /* after "(" */
+    bool fold = p->fold;
+    if (wrpo__rx_take(p, "?i:")) p->fold = true;
+    else if (!wrpo__rx_take(p, "?:") && wrpo__rx_sees(p, "?")) wrpo__rx_fail(p, "this kind of group");
+    wrpo__rx_part part = wrpo__rx_alternatives(p);
+    if (!wrpo__rx_take(p, ")")) wrpo__rx_fail(p, "a group without its end");
+    p->fold = fold;
+    if (wrpo__rx_take(p, "?")) part = wrpo__rx_either(p, part, wrpo__rx_node_new(p, WRPO__RX_JOIN));
+    if (wrpo__rx_sees(p, "?*+{")) wrpo__rx_fail(p, "this repetition of a group");
+    return part;
+}
+static wrpo__rx_part wrpo__rx_item(wrpo__rx_parser *p) {
+    bool negative = wrpo__rx_take(p, "(?!"), ahead = negative || wrpo__rx_take(p, "(?=");
+    if (!ahead && wrpo__rx_take(p, "(")) return wrpo__rx_group(p);
+    wrpo__rx_part part = wrpo__rx_node_new(p, ahead ? WRPO__RX_AHEAD : WRPO__RX_SET);
+    wrpo__rx_node *x = &p->nodes[part.first];
+    if (ahead && wrpo__rx_sees(p, "(|)")) wrpo__rx_fail(p, "a lookahead for more than one character");
+    x->set = wrpo__rx_atom(p);
+    x->negative = negative;
+    if (ahead) {
+        if (!wrpo__rx_take(p, ")")) wrpo__rx_fail(p, "a lookahead for more than one character");
+        return part;
+    }
+    if (wrpo__rx_take(p, "{")) {
+        int64_t min = wrpo__rx_number(p, 10, p->n), max = min;
+        if (wrpo__rx_take(p, ",")) max = wrpo__rx_number(p, 10, p->n);
+        if (max < 0 && min >= 0) max = INT64_MAX;
+        x->min = WRPO__MAX(min, 0), x->max = max;
+        if (max < x->min || !wrpo__rx_take(p, "}")) wrpo__rx_fail(p, "this repetition");
+    } else if (wrpo__rx_sees(p, "?*+")) {
+        char c = p->s[p->i++];
+        x->min = c == '+', x->max = c == '?' ? 1 : INT64_MAX;
+        x->possessive = wrpo__rx_take(p, "+");
+    }
+    if (wrpo__rx_sees(p, "?*+{")) wrpo__rx_fail(p, "this repetition");
+    part.shortest = x->min;
+    return part;
+}
+static wrpo__rx_part wrpo__rx_alternatives(wrpo__rx_parser *p) {
+    wrpo__rx_part all = {-1, -1, 0};
+    if (++p->depth > 400) wrpo__rx_fail(p, "so many alternatives, or so deep a nest of groups");
+    while (p->i < p->n && !wrpo__rx_sees(p, "|)")) {
+        wrpo__rx_part part = wrpo__rx_item(p);
+        if (all.first < 0) all.first = part.first;
+        else p->nodes[all.last].next = part.first;
+        all.last = part.last, all.shortest += part.shortest;
+    }
+    if (all.first < 0) all = wrpo__rx_node_new(p, WRPO__RX_JOIN);
+    if (wrpo__rx_take(p, "|")) all = wrpo__rx_either(p, all, wrpo__rx_alternatives(p));
+    p->depth--;
+    return all;
+}
+static const wrpo__regex *wrpo__load_regex(const wrpo__loader *in, const wrpo_json *v, const char *s, size_t n,
+                                           bool literal) {
+    wrpo__rx_parser p = {.in = in, .json = v, .s = s, .n = n, .literal = literal};
+    if (n > 4096) wrpo__rx_fail(&p, "a pattern this long");
+    wrpo__rx_part all = wrpo__rx_alternatives(&p);
+    if (p.i < n) wrpo__rx_fail(&p, "this bracket");
+    if (all.shortest == 0) wrpo__rx_fail(&p, "a pattern that matches the empty text");
+    int32_t end = wrpo__rx_node_new(&p, WRPO__RX_END).first;
+    p.nodes[all.last].next = end;
+    wrpo__regex *rx = WRPO__NEW(in->tok->arena, wrpo__regex);
+    rx->nodes = p.nodes, rx->first = all.first;
+    return rx;
+}
+
+/* ---- load: components ---- */
+static void wrpo__read_text(const wrpo__loader *in, const wrpo_json *v, const char *key, wrpo__edit *e) {
+    v = wrpo__load_need(in, v, key, WRPO_JSON_STRING);
+    e->text = wrpo__strndup(in->tok->arena, v->text, v->size);
+    e->size = v->size;
+}
+static void wrpo__read_char(const wrpo__loader *in, const wrpo_json *v, const char *key, wrpo__edit *e) {
     size_t one = 0;
-    if (step->size) wrpo__utf8_get(step->text, step->size, &one);
-    if (!one || one != step->size) wrpo__json_refuse(in->ctx, in->name, v, NULL, "one character");
+    wrpo__read_text(in, v, key, e);
+    if (e->size) wrpo__utf8_get(e->text, e->size, &one);
+    if (!one || one != e->size)
+        wrpo__json_refuse(in->ctx, in->name, wrpo__json_get(v, key), NULL, "one character");
 }
-static wrpo__stage wrpo__load_replace(const wrpo__loader *in, const wrpo_json *v) {
-    wrpo__stage step = {.kind = WRPO__STEP_REPLACE, .regex = wrpo__load_pattern(in, v)};
-    wrpo__load_text(in, v, "content", &step.text, &step.size);
-    return step;
+static void wrpo__read_pattern(const wrpo__loader *in, const wrpo_json *v, wrpo__edit *e) {
+    const wrpo_json *pattern = wrpo__load_need(in, v, "pattern", WRPO_JSON_OBJECT);
+    bool literal = wrpo__json_get(pattern, "String");
+    v = wrpo__load_need(in, pattern, literal ? "String" : "Regex", WRPO_JSON_STRING);
+    e->regex = wrpo__load_regex(in, v, v->text, v->size, literal);
 }
-/* A component, or the members of a Sequence of them, in order. */
-typedef void wrpo__load_one(const wrpo__loader *in, const wrpo_json *v, const wrpo_json *type);
-static void wrpo__load_each(const wrpo__loader *in, const wrpo_json *v, const char *list, wrpo__load_one *one) {
-    if (!v || v->kind == WRPO_JSON_NULL) return;
-    const wrpo_json *type = wrpo__load_need(in, v, "type", WRPO_JSON_STRING);
-    if (!wrpo__json_is(type, "Sequence")) { one(in, v, type); return; }
-    for (const wrpo_json *k = wrpo__load_list(in, v, list); k; k = k->next) wrpo__load_each(in, k, list, one);
+/* The settings of an edit, where it is all of a component. */
+static void wrpo__read_edit(const wrpo__loader *in, const wrpo_json *v, wrpo__edit e) {
+    static const char *const names[] = {"Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous"};
+    const wrpo_json *behavior;
+    int b = 0;
+    switch (e.kind) {
+    case WRPO__EDIT_NFC: wrpo__unicode_load_nfc(&in->tok->unicode); break;
+    case WRPO__EDIT_UNBYTES:
+        stbds_arrput(*in->edits, e);
+        e.kind = WRPO__EDIT_REPAIR;
+        break;
+    case WRPO__EDIT_PREPEND: wrpo__read_text(in, v, "prepend", &e); break;
+    case WRPO__EDIT_REPLACE:
+        wrpo__read_pattern(in, v, &e);
+        wrpo__read_text(in, v, "content", &e);
+        break;
+    case WRPO__EDIT_SPLIT:
+        behavior = wrpo__load_need(in, v, "behavior", WRPO_JSON_STRING);
+        while (b < 5 && !wrpo__json_is(behavior, names[b])) b++;
+        if (b == 5) wrpo__load_refuse(in, "Split behavior", behavior);
+        e.behavior = (wrpo__behavior)b;
+        e.invert = wrpo__load_flag(in, v, "invert", false);
+        wrpo__read_pattern(in, v, &e);
+        break;
+    case WRPO__EDIT_STRIP:
+        wrpo__read_char(in, v, "content", &e);
+        e.start = wrpo__load_count(in, wrpo__load_need(in, v, "start", WRPO_JSON_NUMBER), INT32_MAX);
+        e.stop = wrpo__load_count(in, wrpo__load_need(in, v, "stop", WRPO_JSON_NUMBER), INT32_MAX);
+        break;
+    case WRPO__EDIT_METASPACE:
+        wrpo__read_char(in, v, "replacement", &e);
+        e.start = !wrpo__json_is(wrpo__json_get(v, "prepend_scheme"), "never");
+        break;
+    default: break;
+    }
+    stbds_arrput(*in->edits, e);
 }
-static void wrpo__load_normalizer(const wrpo__loader *in, const wrpo_json *v, const wrpo_json *type) {
-    wrpo_tokenizer *tok = in->tok;
-    wrpo__stage step = {.kind = WRPO__STEP_PREPEND};
-    if (wrpo__json_is(type, "NFC")) step.kind = WRPO__STEP_NFC, wrpo__unicode_load_nfc(tok->arena, &tok->unicode);
-    else if (wrpo__json_is(type, "Prepend")) wrpo__load_text(in, v, "prepend", &step.text, &step.size);
-    else if (wrpo__json_is(type, "Replace")) step = wrpo__load_replace(in, v);
-    else wrpo__load_refuse(in, "normalizer", type);
-    stbds_arrput(tok->normalizer, step);
+static void wrpo__read_digits(const wrpo__loader *in, const wrpo_json *v, wrpo__edit e) {
+    static const char numeric[] = "[\\p{N}\\x{11DE0}-\\x{11DE9}\\x{16FF4}-\\x{16FF6}]";  /* Rust's, of Unicode 17 */
+    e.behavior = wrpo__load_flag(in, v, "individual_digits", false) ? WRPO__ISOLATED : WRPO__CONTIGUOUS;
+    e.regex = wrpo__load_regex(in, v, numeric, sizeof numeric - 1, false);
+    stbds_arrput(*in->edits, e);
 }
-static void wrpo__load_splitter(const wrpo__loader *in, const wrpo_json *v, const char *pattern, bool literal, wrpo__behavior behavior) {
-    wrpo__stage step = {.kind = WRPO__STEP_SPLIT, .behavior = behavior};
-    step.regex = wrpo__regex_new(in->tok->arena, in->name, v, in->tok->unicode.kind, pattern, strlen(pattern), literal);
-    stbds_arrput(in->tok->pre_tokenizer, step);
-}
-static void wrpo__load_pre_tokenizer(const wrpo__loader *in, const wrpo_json *v, const wrpo_json *type) {
+static void wrpo__read_byte_level(const wrpo__loader *in, const wrpo_json *v, wrpo__edit e) {
     static const char gpt2[] = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
-    static const char numeric[] = "[\\p{N}\\x{11DE0}-\\x{11DE9}\\x{16FF4}-\\x{16FF6}]";     /* Rust's is_numeric is Unicode 17 */
-    static const char *const behaviors[] = {"Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous"};
-    wrpo_tokenizer *tok = in->tok;
-    wrpo__stage step = {.kind = WRPO__STEP_PREPEND, .text = " ", .size = 1, .unless = true};
-    if (wrpo__json_is(type, "Split")) {
-        int64_t b = 0;
-        const wrpo_json *k = wrpo__load_need(in, v, "behavior", WRPO_JSON_STRING);
-        while (b < WRPO__COUNT(behaviors) && !wrpo__json_is(k, behaviors[b])) b++;
-        if (b == WRPO__COUNT(behaviors)) wrpo__load_refuse(in, "Split behavior", k);
-        step = (wrpo__stage){.kind = WRPO__STEP_SPLIT, .behavior = (wrpo__behavior)b, .invert = wrpo__load_flag(in, v, "invert", false)};
-        step.regex = wrpo__load_pattern(in, v);
-        stbds_arrput(tok->pre_tokenizer, step);
-    } else if (wrpo__json_is(type, "Digits")) {
-        wrpo__load_splitter(in, v, numeric, false, wrpo__load_flag(in, v, "individual_digits", false) ? WRPO__ISOLATED : WRPO__CONTIGUOUS);
-    } else if (wrpo__json_is(type, "ByteLevel")) {
-        if (wrpo__load_flag(in, v, "add_prefix_space", true)) stbds_arrput(tok->pre_tokenizer, step);
-        if (wrpo__load_flag(in, v, "use_regex", true)) wrpo__load_splitter(in, v, gpt2, false, WRPO__ISOLATED);
-        stbds_arrput(tok->pre_tokenizer, ((wrpo__stage){.kind = WRPO__STEP_BYTES}));
-    } else if (wrpo__json_is(type, "Metaspace")) {
-        const wrpo_json *scheme = wrpo__json_maybe(in->ctx, in->name, v, "prepend_scheme", WRPO_JSON_STRING);
-        bool never = wrpo__json_is(scheme, "never"), first = wrpo__json_is(scheme, "first");
-        wrpo__load_char(in, v, "replacement", &step);
-        if (scheme && !never && !first && !wrpo__json_is(scheme, "always")) wrpo__load_refuse(in, "prepend_scheme", scheme);
-        if (!wrpo__load_flag(in, v, "add_prefix_space", true) && !never)
-            wrpo__json_fail(in->ctx, WRPO_E_FORMAT, in->name, v, "Metaspace: add_prefix_space false goes only with prepend_scheme \"never\"");
-        wrpo__stage marks = step;
-        marks.kind = WRPO__STEP_REPLACE;
-        marks.regex = wrpo__regex_new(tok->arena, in->name, v, tok->unicode.kind, " ", 1, true);
-        stbds_arrput(tok->pre_tokenizer, marks);
-        /* "first" asks where a piece lies in the original text: known as long as the normalizer puts one character for one */
-        for (int64_t i = 0; i < stbds_arrlen(tok->normalizer) && first; i++) {
-            const wrpo__stage *n = &tok->normalizer[i];
-            size_t one = 0;
-            if (n->kind == WRPO__STEP_REPLACE && n->size) wrpo__utf8_get(n->text, n->size, &one);
-            if (n->kind != WRPO__STEP_NFC && (!one || one != n->size || !wrpo__rx_takes_one(n->regex)))
-                wrpo__load_refuse(in, "after this normalizer, prepend_scheme", scheme);
-        }
-        step.first = first;
-        if (!never) stbds_arrput(tok->pre_tokenizer, step);
-        if (wrpo__load_flag(in, v, "split", true)) wrpo__load_splitter(in, v, step.text, true, WRPO__MERGED_WITH_NEXT);
-    } else wrpo__load_refuse(in, "pre_tokenizer", type);
+    wrpo__edit space = {.kind = WRPO__EDIT_PREPEND, .text = " ", .size = 1, .unless = true};
+    wrpo__edit split = {.kind = WRPO__EDIT_SPLIT, .behavior = WRPO__ISOLATED};
+    split.regex = wrpo__load_regex(in, v, gpt2, sizeof gpt2 - 1, false);
+    if (wrpo__load_flag(in, v, "add_prefix_space", true)) stbds_arrput(*in->edits, space);
+    if (wrpo__load_flag(in, v, "use_regex", true)) stbds_arrput(*in->edits, split);
+    stbds_arrput(*in->edits, e);
 }
-static void wrpo__load_decoder(const wrpo__loader *in, const wrpo_json *v, const wrpo_json *type) {
-    wrpo__stage step = {.kind = WRPO__STEP_UNBYTES};
-    if (wrpo__json_is(type, "ByteFallback")) step.kind = WRPO__STEP_BYTE_FALLBACK;
-    else if (wrpo__json_is(type, "Fuse")) step.kind = WRPO__STEP_FUSE;
-    else if (wrpo__json_is(type, "Replace")) step = wrpo__load_replace(in, v);
-    else if (wrpo__json_is(type, "Strip") || wrpo__json_is(type, "Metaspace")) {
-        bool strip = wrpo__json_is(type, "Strip");
-        wrpo__load_char(in, v, strip ? "content" : "replacement", &step);
-        step.kind = strip ? WRPO__STEP_STRIP : WRPO__STEP_METASPACE;
-        step.start = !wrpo__json_is(wrpo__json_get(v, "prepend_scheme"), "never");
-        if (strip) {
-            step.start = wrpo__load_count(in, wrpo__load_need(in, v, "start", WRPO_JSON_NUMBER), INT32_MAX);
-            step.stop = wrpo__load_count(in, wrpo__load_need(in, v, "stop", WRPO_JSON_NUMBER), INT32_MAX);
-        }
-    } else if (!wrpo__json_is(type, "ByteLevel")) wrpo__load_refuse(in, "decoder", type);
-    stbds_arrput(in->tok->decoder, step);
+/* Does a normalizer keep the number of characters? */
+static bool wrpo__keeps_count(const wrpo__edit *e) {
+    size_t one = 0;
+    if (e->kind != WRPO__EDIT_REPLACE || !e->size) return e->kind == WRPO__EDIT_NFC;
+    wrpo__utf8_get(e->text, e->size, &one);
+    const wrpo__rx_node *x = e->regex->nodes;  /* one for one: a SET and the END */
+    return one == e->size && stbds_arrlen(x) == 2 && x->kind == WRPO__RX_SET && x->min == 1 && x->max == 1;
 }
-/* Only what a single text gets: ids before and after it. Sequences nest. */
-static void wrpo__load_post_processor(const wrpo__loader *in, const wrpo_json *v, const wrpo_json *type) {
+static void wrpo__read_metaspace(const wrpo__loader *in, const wrpo_json *v, wrpo__edit e) {
+    const wrpo_json *scheme = wrpo__load_maybe(in, v, "prepend_scheme", WRPO_JSON_STRING);
+    bool never = wrpo__json_is(scheme, "never"), first = wrpo__json_is(scheme, "first");
+    wrpo__read_char(in, v, "replacement", &e);
+    if (scheme && !never && !first && !wrpo__json_is(scheme, "always")) wrpo__load_refuse(in, "prepend_scheme", scheme);
+    if (!wrpo__load_flag(in, v, "add_prefix_space", true) && !never)
+        wrpo__load_fail(in, v, "Metaspace: add_prefix_space false goes only with prepend_scheme \"never\"");
+    /* "first" means the first of the original text, which is known if the normalizer keeps the number of characters */
+    for (int64_t i = 1; i < in->tok->normalizer_end && first; i++)
+        if (!wrpo__keeps_count(&in->tok->encoder[i]))
+            wrpo__load_refuse(in, "after this normalizer, prepend_scheme", scheme);
+    e.kind = WRPO__EDIT_REPLACE;  /* a space becomes the mark */
+    e.regex = wrpo__load_regex(in, v, " ", 1, true);
+    stbds_arrput(*in->edits, e);
+    e.kind = WRPO__EDIT_PREPEND, e.unless = true, e.first = first;
+    if (!never) stbds_arrput(*in->edits, e);
+    e.kind = WRPO__EDIT_SPLIT, e.behavior = WRPO__MERGED_WITH_NEXT;
+    e.regex = wrpo__load_regex(in, v, e.text, e.size, true);
+    if (wrpo__load_flag(in, v, "split", true)) stbds_arrput(*in->edits, e);
+}
+/* The post-processor: only what a single text gets, ids before and after it. */
+static void wrpo__read_template(const wrpo__loader *in, const wrpo_json *v, wrpo__edit e) {
     wrpo_tokenizer *tok = in->tok;
-    if (wrpo__json_is(type, "ByteLevel")) return;      /* moves offsets only */
-    if (!wrpo__json_is(type, "TemplateProcessing")) wrpo__load_refuse(in, "post_processor", type);
-    bool text = false;
-    if (tok->has_template) wrpo__json_fail(in->ctx, WRPO_E_UNSUPPORTED, in->name, v, "more than one TemplateProcessing is not supported");
+    int32_t **ids = &tok->prefix;
+    const wrpo_json *wrong = NULL;
+    (void)e;
+    if (tok->has_template) wrpo__load_refuse(in, "more than one", wrpo__json_get(v, "type"));
     tok->has_template = true;
-    for (const wrpo_json *k = wrpo__load_list(in, v, "single"); k; k = k->next) {
-        const wrpo_json *sequence = wrpo__json_maybe(in->ctx, in->name, k, "Sequence", WRPO_JSON_OBJECT);
-        if (sequence) {
-            if (text || !wrpo__json_is(wrpo__json_get(sequence, "id"), "A"))
-                wrpo__json_fail(in->ctx, WRPO_E_UNSUPPORTED, in->name, k, "TemplateProcessing: want text A once in \"single\", found another sequence");
-            text = true;
+    for (const wrpo_json *k = wrpo__load_need(in, v, "single", WRPO_JSON_ARRAY)->child; k; k = k->next) {
+        const wrpo_json *text = wrpo__load_maybe(in, k, "Sequence", WRPO_JSON_OBJECT);
+        if (text) {
+            if (ids == &tok->suffix || !wrpo__json_is(wrpo__json_get(text, "id"), "A")) wrong = k;
+            ids = &tok->suffix;
             continue;
         }
-        const wrpo_json *special = wrpo__load_need(in, v, "special_tokens", WRPO_JSON_OBJECT);
-        const wrpo_json *id = wrpo__load_need(in, k, "SpecialToken", WRPO_JSON_OBJECT);
-        special = wrpo__load_need(in, special, wrpo__load_need(in, id, "id", WRPO_JSON_STRING)->text, WRPO_JSON_OBJECT);
-        for (const wrpo_json *i = wrpo__load_list(in, special, "ids"); i; i = i->next) {
-            int32_t one = wrpo__load_count(in, i, tok->size - 1);
-            if (text) stbds_arrput(tok->suffix, one);
-            else stbds_arrput(tok->prefix, one);
-        }
+        const wrpo_json *tokens = wrpo__load_need(in, v, "special_tokens", WRPO_JSON_OBJECT);
+        const wrpo_json *token = wrpo__load_need(in, k, "SpecialToken", WRPO_JSON_OBJECT);
+        token = wrpo__load_need(in, tokens, wrpo__load_need(in, token, "id", WRPO_JSON_STRING)->text, WRPO_JSON_OBJECT);
+        for (const wrpo_json *i = wrpo__load_need(in, token, "ids", WRPO_JSON_ARRAY)->child; i; i = i->next)
+            stbds_arrput(*ids, wrpo__load_count(in, i, tok->size - 1));
     }
-    if (!text) wrpo__json_fail(in->ctx, WRPO_E_UNSUPPORTED, in->name, v, "TemplateProcessing: want text A once in \"single\", found none");
+    if (wrong || ids == &tok->prefix)
+        wrpo__json_fail(in->ctx, WRPO_E_UNSUPPORTED, in->name, wrong ? wrong : v, "TemplateProcessing: want text A "
+                        "once in \"single\", found %s", wrong ? "another sequence" : "none");
 }
 
-static void wrpo__load_model(const wrpo__loader *in, const wrpo_json *model, int64_t added) {
-    wrpo_tokenizer *tok = in->tok;
-    const char *name = in->name;
-    static const char *const affixes[] = {"continuing_subword_prefix", "end_of_word_suffix"};
-    const wrpo_json *v = wrpo__json_maybe(in->ctx, name, model, "type", WRPO_JSON_STRING);   /* old files have none */
-    if (v && !wrpo__json_is(v, "BPE")) wrpo__load_refuse(in, "model", v);
-    if ((v = wrpo__json_maybe(in->ctx, name, model, "dropout", WRPO_JSON_NUMBER)) && v->number != 0) wrpo__load_refuse(in, "dropout", v);
-    for (int k = 0; k < 2; k++)
-        if ((v = wrpo__json_maybe(in->ctx, name, model, affixes[k], WRPO_JSON_STRING)) && v->size) wrpo__load_refuse(in, affixes[k], v);
-    const wrpo_json *vocab = wrpo__load_need(in, model, "vocab", WRPO_JSON_OBJECT);
-    const wrpo_json *merges = wrpo__load_need(in, model, "merges", WRPO_JSON_ARRAY);
-    tok->byte_fallback = wrpo__load_flag(in, model, "byte_fallback", false);
-    tok->fuse_unk = wrpo__load_flag(in, model, "fuse_unk", false);
-    tok->ignore_merges = wrpo__load_flag(in, model, "ignore_merges", false);
-
-    /* the vocabulary, all texts in one block */
-    bool all_bytes = tok->byte_fallback;
-    size_t bytes = 0, slots = 64, used = 0;
-    for (v = vocab->child; v; v = v->next) {
-        tok->size = WRPO__MAX(tok->size, wrpo__load_count(in, v, WRPO__MAX_ID - 1) + 1);
-        bytes += v->key_size + 1;
+/* read adds the edits of a component: e, whose kind is that of the row, or others. */
+static const struct {
+    const char *list, *type;
+    wrpo__edit_kind kind;
+    void (*read)(const wrpo__loader *in, const wrpo_json *v, wrpo__edit e);
+} wrpo__components[] = {
+    {"normalizer", "NFC", WRPO__EDIT_NFC, wrpo__read_edit},
+    {"normalizer", "Prepend", WRPO__EDIT_PREPEND, wrpo__read_edit},
+    {"normalizer", "Replace", WRPO__EDIT_REPLACE, wrpo__read_edit},
+    {"pre_tokenizer", "Split", WRPO__EDIT_SPLIT, wrpo__read_edit},
+    {"pre_tokenizer", "Digits", WRPO__EDIT_SPLIT, wrpo__read_digits},
+    {"pre_tokenizer", "ByteLevel", WRPO__EDIT_BYTES, wrpo__read_byte_level},
+    {"pre_tokenizer", "Metaspace", WRPO__EDIT_NONE, wrpo__read_metaspace},
+    {"post_processor", "ByteLevel", WRPO__EDIT_NONE, NULL},  /* moves offsets only */
+    {"post_processor", "TemplateProcessing", WRPO__EDIT_NONE, wrpo__read_template},
+    {"decoder", "ByteLevel", WRPO__EDIT_UNBYTES, wrpo__read_edit},
+    {"decoder", "ByteFallback", WRPO__EDIT_BYTE_FALLBACK, wrpo__read_edit},
+    {"decoder", "Fuse", WRPO__EDIT_FUSE, wrpo__read_edit},
+    {"decoder", "Replace", WRPO__EDIT_REPLACE, wrpo__read_edit},
+    {"decoder", "Strip", WRPO__EDIT_STRIP, wrpo__read_edit},
+    {"decoder", "Metaspace", WRPO__EDIT_METASPACE, wrpo__read_edit},
+};
+/* A component, or a Sequence of them, which may nest. members: the key of the Sequence's members. */
+static void wrpo__load_component(const wrpo__loader *in, const wrpo_json *v, const char *list, const char *members) {
+    if (!v) return;
+    const wrpo_json *type = wrpo__load_need(in, v, "type", WRPO_JSON_STRING);
+    if (wrpo__json_is(type, "Sequence")) {
+        v = wrpo__load_need(in, v, members, WRPO_JSON_ARRAY);
+        for (const wrpo_json *k = v->child; k; k = k->next) wrpo__load_component(in, k, list, members);
+        return;
     }
+    for (int64_t i = 0; i < WRPO__COUNT(wrpo__components); i++) {
+        if (strcmp(wrpo__components[i].list, list) != 0 || !wrpo__json_is(type, wrpo__components[i].type)) continue;
+        if (wrpo__components[i].read) wrpo__components[i].read(in, v, (wrpo__edit){.kind = wrpo__components[i].kind});
+        return;
+    }
+    wrpo__load_refuse(in, list, type);
+}
+
+/* ---- load: the model ---- */
+static void wrpo__new_token(wrpo_tokenizer *tok, int32_t id, const char *text, size_t size, uint32_t flags) {
+    tok->tokens[id] = (wrpo__token){wrpo__strndup(tok->arena, text, size), (int32_t)size, flags};
+    tok->slots[wrpo__slot(tok, text, size)] = id;
+}
+static void wrpo__load_vocab(const wrpo__loader *in, const wrpo_json *vocab, int64_t added) {
+    wrpo_tokenizer *tok = in->tok;
+    size_t slots = 64;
+    char text[8];
+    for (const wrpo_json *v = vocab->child; v; v = v->next)
+        tok->size = WRPO__MAX(tok->size, wrpo__load_count(in, v, WRPO__MAX_ID - 1) + 1);
     while (slots < 2 * (size_t)(vocab->count + added)) slots *= 2;
     tok->mask = slots - 1;
     tok->slots = memset(wrpo__raw(tok->arena, slots, sizeof *tok->slots), 0xFF, slots * sizeof *tok->slots);
     tok->tokens = wrpo__alloc(tok->arena, (size_t)(tok->size + added) + 1, sizeof *tok->tokens);
-    char *texts = wrpo__raw(tok->arena, bytes + 1, 1);
-    for (v = vocab->child; v; v = v->next) {
-        wrpo__token *token = &tok->tokens[v->integer];
-        if (token->text) wrpo__json_fail(in->ctx, WRPO_E_FORMAT, name, v, "vocab: the id %lld stands twice", (long long)v->integer);
-        *token = (wrpo__token){memcpy(texts + used, v->key, v->key_size + 1), (int32_t)v->key_size, WRPO__TOKEN_MODEL};
-        used += v->key_size + 1;
-        tok->slots[wrpo__slot(tok, token->text, v->key_size)] = (int32_t)v->integer;
+    for (const wrpo_json *v = vocab->child; v; v = v->next) {
+        int32_t id = (int32_t)v->integer;
+        if (tok->tokens[id].text) wrpo__load_fail(in, v, "vocab: the id %d stands twice", (int)id);
+        wrpo__new_token(tok, id, v->key, v->key_size, WRPO__TOKEN_MODEL);
     }
-    /* single characters, bytes, the unknown token */
-    for (uint32_t c = 0; c < WRPO__SMALL_CHARS; c++) {
-        char utf8[4];
-        tok->small[c] = wrpo__model_id(tok, utf8, wrpo__utf8_put(utf8, c));
-    }
+    for (uint32_t c = 0; c < WRPO__SMALL_CHARS; c++) tok->small[c] = wrpo__model_id(tok, text, wrpo__utf8_put(text, c));
     for (int k = 0; k < 256; k++) {
-        char hex[8];
-        snprintf(hex, sizeof hex, "<0x%02X>", (unsigned)k);
-        tok->bytes[k] = wrpo__model_id(tok, hex, 6);
-        all_bytes = all_bytes && tok->bytes[k] >= 0;
+        snprintf(text, sizeof text, "<0x%02X>", (unsigned)k);
+        tok->bytes[k] = wrpo__model_id(tok, text, 6);
     }
-    if ((v = wrpo__json_maybe(in->ctx, name, model, "unk_token", WRPO_JSON_STRING))) {
-        tok->has_unk = true;
-        tok->unk_text = wrpo__strndup(tok->arena, v->text, v->size);
-        tok->unk = wrpo__model_id(tok, v->text, v->size);
-    }
-    /* the merges; cut_at_mark: see wrpo__bpe_cut */
-    tok->cut_at_mark = !tok->ignore_merges && (tok->has_unk || all_bytes) && wrpo__model_id(tok, wrpo__mark_text, 3) >= 0;
-    for (slots = 64; slots < 2 * (size_t)merges->count;) slots *= 2;
+}
+static void wrpo__load_merges(const wrpo__loader *in, const wrpo_json *merges) {
+    wrpo_tokenizer *tok = in->tok;
+    wrpo__text text = {.arena = tok->scratch};
+    wrpo__shown shown;
+    size_t slots = 64;
+    int32_t rank = 0;
+    while (slots < 2 * (size_t)merges->count) slots *= 2;
     tok->merge_mask = slots - 1;
     tok->merges = wrpo__raw(tok->arena, slots, sizeof *tok->merges);
     for (size_t i = 0; i < slots; i++) tok->merges[i].rank = -1;
-    wrpo__text text = {.arena = tok->scratch};
-    int32_t rank = 0;
-    for (v = merges->child; v; v = v->next) {
-        wrpo__shown shown;
-        size_t left;
+    for (const wrpo_json *v = merges->child; v; v = v->next) {  /* "left right" or ["left", "right"] */
+        const bool string = v->kind == WRPO_JSON_STRING, array = v->kind == WRPO_JSON_ARRAY && v->count == 2;
+        const char *space = string ? memchr(v->text, ' ', v->size) : NULL;
+        const wrpo_json *a = array ? v->child : v, *b = array ? a->next : v;
+        if (string && v->size >= 8 && memcmp(v->text, "#version", 8) == 0) continue;
+        size_t left = space ? (size_t)(space - v->text) : a->size, skip = string ? left + 1 : 0;
+        if (string && (!space || memchr(space + 1, ' ', v->size - skip)))
+            wrpo__load_fail(in, v, "merge %d: want two tokens and one space between them, found %s", (int)rank,
+                            wrpo__json_found(shown, v));
+        if (a->kind != WRPO_JSON_STRING || b->kind != WRPO_JSON_STRING)
+            wrpo__load_fail(in, v, "merge %d: want two strings, found %s", (int)rank, wrpo__json_found(shown, v));
         text.size = 0;
-        if (v->kind == WRPO_JSON_STRING) {             /* "left right" */
-            const char *space = memchr(v->text, ' ', v->size);
-            if (v->size >= 8 && memcmp(v->text, "#version", 8) == 0) continue;
-            if (!space || memchr(space + 1, ' ', v->size - (size_t)(space + 1 - v->text)))
-                wrpo__json_fail(in->ctx, WRPO_E_FORMAT, name, v, "merge %d: want two tokens and one space between them, found %s", (int)rank,
-                                wrpo__json_found(shown, v));
-            left = (size_t)(space - v->text);
-            wrpo__text_add(&text, v->text, left);
-            wrpo__text_add(&text, space + 1, v->size - left - 1);
-        } else {                                       /* ["left", "right"] */
-            const wrpo_json *a = wrpo__json_want(in->ctx, name, v, WRPO_JSON_ARRAY, "merge")->child;
-            if (v->count != 2 || a->kind != WRPO_JSON_STRING || a->next->kind != WRPO_JSON_STRING)
-                wrpo__json_fail(in->ctx, WRPO_E_FORMAT, name, v, "merge %d: want two strings, found %s", (int)rank, wrpo__json_found(shown, v));
-            left = a->size;
-            wrpo__text_add(&text, a->text, left);
-            wrpo__text_add(&text, a->next->text, a->next->size);
-        }
+        wrpo__text_add(&text, a->text, left);
+        wrpo__text_add(&text, b->text + skip, b->size - skip);
         const char *part[3] = {text.data, text.data + left, text.data};
         const size_t size[3] = {left, text.size - left, text.size};
         int32_t id[3];
-        for (int k = 0; k < 3; k++)
-            if ((id[k] = wrpo__model_id(tok, part[k], size[k])) < 0)
-                wrpo__json_fail(in->ctx, WRPO_E_FORMAT, name, v, "merge %d: its %s \"%s\" is not in the vocabulary", (int)rank,
+        for (int k = 0; k < 3; k++) {
+            id[k] = wrpo__model_id(tok, part[k], size[k]);
+            if (id[k] < 0)
+                wrpo__load_fail(in, v, "merge %d: its %s \"%s\" is not in the vocabulary", (int)rank,
                                 k == 2 ? "result" : "part", wrpo__show(shown, part[k], size[k]));
-        wrpo__merge *m = wrpo__merge_slot(tok, id[0], id[1]);
-        *m = (wrpo__merge){(uint64_t)id[0] << 32 | (uint32_t)id[1], rank++, id[2]};     /* of equal pairs the last counts */
-        for (int64_t i = 1; tok->cut_at_mark && i + 3 <= (int64_t)text.size; i++)
-            if (wrpo__mark_at(text.data, (int64_t)text.size, i) && !wrpo__mark_at(text.data, (int64_t)text.size, i - 3)) tok->cut_at_mark = false;
+        }
+        wrpo__merge merge = {wrpo__pair(id[0], id[1]), rank++, id[2]};
+        *wrpo__merge_slot(tok, id[0], id[1]) = merge;  /* of equal pairs the last counts */
+        for (int64_t i = 1; tok->cut_at_mark && i < (int64_t)text.size; i++)
+            tok->cut_at_mark = !wrpo__cut_at(text.data, (int64_t)text.size, i);
     }
+}
+static void wrpo__load_model(const wrpo__loader *in, const wrpo_json *model, int64_t added) {
+    static const char *const refused[] = {"dropout", "continuing_subword_prefix", "end_of_word_suffix"};
+    wrpo_tokenizer *tok = in->tok;
+    const wrpo_json *type = wrpo__load_maybe(in, model, "type", WRPO_JSON_STRING);  /* old files have none */
+    if (type && !wrpo__json_is(type, "BPE")) wrpo__load_refuse(in, "model", type);
+    for (int k = 0; k < 3; k++) {  /* unless 0 or empty */
+        const wrpo_json *v = wrpo__load_maybe(in, model, refused[k], k ? WRPO_JSON_STRING : WRPO_JSON_NUMBER);
+        if (v && (k ? v->size > 0 : v->number != 0)) wrpo__load_refuse(in, refused[k], v);
+    }
+    const wrpo_json *vocab = wrpo__load_need(in, model, "vocab", WRPO_JSON_OBJECT);
+    const wrpo_json *merges = wrpo__load_need(in, model, "merges", WRPO_JSON_ARRAY);
+    const wrpo_json *unk = wrpo__load_maybe(in, model, "unk_token", WRPO_JSON_STRING);
+    tok->byte_fallback = wrpo__load_flag(in, model, "byte_fallback", false);
+    tok->fuse_unk = wrpo__load_flag(in, model, "fuse_unk", false);
+    tok->ignore_merges = wrpo__load_flag(in, model, "ignore_merges", false);
+    wrpo__load_vocab(in, vocab, added);
+    if (unk) {
+        tok->unk_text = wrpo__strndup(tok->arena, unk->text, unk->size);
+        tok->unk = wrpo__model_id(tok, unk->text, unk->size);
+    }
+    bool drops = !unk && !tok->byte_fallback;  /* characters without a token; see wrpo__bpe_cut */
+    for (int k = 0; k < 256 && !unk; k++) drops = drops || tok->bytes[k] < 0;
+    tok->cut_at_mark = !tok->ignore_merges && !drops && wrpo__model_id(tok, wrpo__mark_text, 3) >= 0;
+    wrpo__load_merges(in, merges);
     tok->words = wrpo__alloc(tok->arena, WRPO__WORDS, sizeof *tok->words);
 }
 
-static void wrpo__trie_add(wrpo_tokenizer *tok, int root, const char *s, size_t n, int32_t id, const wrpo__loader *in, const wrpo_json *v) {
-    int32_t at = root;
-    if (!n) return;                                    /* normalizes to nothing: never found */
-    tok->begins[root][(unsigned char)s[0]] = true;
-    for (size_t i = 0; i < n; i++) {
-        int32_t next = tok->trie[at].child;
-        while (next > 0 && tok->trie[next].byte != (unsigned char)s[i]) next = tok->trie[next].sibling;
-        if (next <= 0) {
-            wrpo__trie node = {(unsigned char)s[i], -1, 0, tok->trie[at].child};
-            next = (int32_t)stbds_arrlen(tok->trie);
-            stbds_arrput(tok->trie, node);
-            tok->trie[at].child = next;
-        }
-        at = next;
-    }
-    if (tok->trie[at].id >= 0)
-        wrpo__json_fail(in->ctx, WRPO_E_FORMAT, in->name, v, "added token %d looks like added token %d", (int)id, (int)tok->trie[at].id);
-    tok->trie[at].id = id;
-}
-static uint32_t wrpo__load_flags(const wrpo__loader *in, const wrpo_json *v, uint32_t flags, bool all) {   /* all: none may be left out */
-    static const struct { const char *key; uint32_t flag; } keys[] = {
-        {"single_word", WRPO__TOKEN_SINGLE_WORD}, {"lstrip", WRPO__TOKEN_LSTRIP}, {"rstrip", WRPO__TOKEN_RSTRIP},
-        {"special", WRPO__TOKEN_SPECIAL}, {"normalized", WRPO__TOKEN_NORMALIZED},
-    };
-    for (int64_t k = 0; k < WRPO__COUNT(keys); k++) {
-        const wrpo_json *b = all ? wrpo__load_need(in, v, keys[k].key, WRPO_JSON_BOOL) : wrpo__json_maybe(in->ctx, in->name, v, keys[k].key, WRPO_JSON_BOOL);
-        if (b ? b->boolean : keys[k].flag == WRPO__TOKEN_NORMALIZED && !(flags & WRPO__TOKEN_SPECIAL)) flags |= keys[k].flag;
+/* ---- load: added and special tokens ---- */
+/* all: no flag may be absent. Otherwise an absent one is false, but an absent "normalized" is "not special". */
+static uint32_t wrpo__load_flags(const wrpo__loader *in, const wrpo_json *v, uint32_t flags, bool all) {
+    static const char *const keys[] = {"single_word", "lstrip", "rstrip", "special", "normalized"};
+    for (int k = 0; k < 5; k++) {  /* in the order of the flags */
+        if (all) wrpo__load_need(in, v, keys[k], WRPO_JSON_BOOL);
+        bool otherwise = k == 4 && !(flags & WRPO__TOKEN_SPECIAL);
+        if (wrpo__load_flag(in, v, keys[k], otherwise)) flags |= (uint32_t)WRPO__TOKEN_SINGLE_WORD << k;
     }
     return flags;
 }
-static void wrpo__add_token(const wrpo__loader *in, const wrpo_json *v, int32_t id, uint32_t flags) {   /* a token with an id becomes an added one */
+static void wrpo__add_token(const wrpo__loader *in, const wrpo_json *v, int32_t id, uint32_t flags) {
     wrpo_tokenizer *tok = in->tok;
     wrpo__work *w = in->work;
     wrpo__token *token = &tok->tokens[id];
-    const size_t size = (size_t)token->size;
+    wrpo__added a = {token->text, token->size, id, 0};
+    bool normalized = flags & WRPO__TOKEN_NORMALIZED;
     token->flags |= flags;
-    if (!(flags & WRPO__TOKEN_NORMALIZED)) { wrpo__trie_add(tok, 0, token->text, size, id, in, v); return; }
-    wrpo__normalize(w, token->text, token->size, true);
-    wrpo__trie_add(tok, 1, w->s, (size_t)w->n, id, in, v);
-    if ((size_t)w->n == size && memcmp(w->s, token->text, size) == 0) return;
-    /* the library decodes it to its normalized form, which it does not find among the special ones */
-    wrpo__renamed renamed = {id, {wrpo__strndup(tok->arena, w->s, (size_t)w->n), (int32_t)w->n, flags & ~(uint32_t)WRPO__TOKEN_SPECIAL}};
-    stbds_arrput(tok->renamed, renamed);
-    token->flags |= WRPO__TOKEN_RENAMED;
+    if (normalized) {
+        wrpo__begin_text(w, token->text, token->size);
+        wrpo__edit_all(w, tok->encoder + 1, tok->normalizer_end - 1);
+        a.size = (int32_t)w->n;
+        a.text = wrpo__strndup(tok->arena, w->s, (size_t)w->n);
+        /* the library decodes it to its normalized form, which it does not find among the special ones */
+        bool same = a.size == token->size && memcmp(a.text, token->text, (size_t)a.size) == 0;
+        if (!same) token->flags |= WRPO__TOKEN_RENAMED;
+    }
+    int32_t *at = &tok->heads[normalized][(unsigned char)a.text[0]];
+    while (tok->added[*at].size > a.size) at = &tok->added[*at].next;
+    for (const wrpo__added *b = &tok->added[*at]; a.size && b->size == a.size; b = &tok->added[b->next])
+        if (memcmp(b->text, a.text, (size_t)a.size) == 0)
+            wrpo__load_fail(in, v, "added token %d looks like added token %d", (int)id, (int)b->id);
+    a.next = *at;
+    if (a.size) *at = (int32_t)stbds_arrlen(tok->added);  /* else it normalizes to nothing: never found */
+    stbds_arrput(tok->added, a);
 }
-/* added_tokens of tokenizer.json, then added_tokens_decoder of tokenizer_config.json (again), an object whose keys are the ids.
-   transformers adds what the second has and the first lacks; where they differ about a token, the library's answer depends on
-   its version, and ours is to refuse. */
+/* added_tokens of tokenizer.json, then (again) added_tokens_decoder of tokenizer_config.json, whose keys are the ids:
+   transformers adds what it has more. Where they differ, the library's answer depends on its version: refused. */
 static void wrpo__load_added(wrpo__loader *in, const wrpo_json *list, bool again) {
     wrpo_tokenizer *tok = in->tok;
     for (const wrpo_json *v = list ? list->child : NULL; v; v = v->next) {
-        const wrpo_json *content = wrpo__load_need(in, v, "content", WRPO_JSON_STRING), *number = again ? v : wrpo__load_need(in, v, "id", WRPO_JSON_NUMBER);
-        const uint32_t flags = wrpo__load_flags(in, v, WRPO__TOKEN_ADDED, !again);
+        const wrpo_json *content = wrpo__load_need(in, v, "content", WRPO_JSON_STRING);
+        const wrpo_json *number = again ? v : wrpo__load_need(in, v, "id", WRPO_JSON_NUMBER);
+        const char *found = again ? v->key : number->text;
+        uint32_t flags = wrpo__load_flags(in, v, WRPO__TOKEN_ADDED, !again);
         wrpo__shown shown;
         char want[16];
         if (!content->size) continue;
-        /* the library numbers added tokens itself: as the model has them, else one after the other behind the model's count */
-        int32_t known = wrpo__token_id(tok, content->text, content->size), id = known >= 0 ? known : (int32_t)in->next++;
-        wrpo__show(shown, content->text, content->size);
+        /* the library chooses the id: the model's, else the next one from the size of the vocabulary on */
+        int32_t id = wrpo__token_id(tok, content->text, content->size);
+        bool known = id >= 0;
+        if (!known) id = (int32_t)in->next++;
+        wrpo__token *token = &tok->tokens[id];
         snprintf(want, sizeof want, "%d", (int)id);
-        if (strcmp(again ? v->key : number->text, want) != 0)
-            wrpo__json_fail(in->ctx, WRPO_E_FORMAT, in->name, number, "added token \"%s\": want the id %s, %s, found %.40s", shown, want,
-                            known >= 0 ? "which the vocabulary gives it" : "the next one free", again ? v->key : number->text);
-        if (known >= 0 && tok->tokens[id].flags & WRPO__TOKEN_ADDED) {
-            if ((tok->tokens[id].flags & ~(uint32_t)(WRPO__TOKEN_MODEL | WRPO__TOKEN_RENAMED)) == flags) continue;
-            wrpo__json_fail(in->ctx, WRPO_E_FORMAT, in->name, v, "added token \"%s\" %s", shown,
+        wrpo__show(shown, content->text, content->size);
+        if (strcmp(found, want) != 0)
+            wrpo__load_fail(in, number, "added token \"%s\": want the id %s, %s, found %.40s", shown, want,
+                            known ? "which the vocabulary gives it" : "the next one free", found);
+        if (!known && token->text)
+            wrpo__load_fail(in, v, "added token \"%s\": its id %s is another token's", shown, want);
+        if (!known) wrpo__new_token(tok, id, content->text, content->size, 0);
+        tok->size = WRPO__MAX(tok->size, id + 1);
+        if (!(token->flags & WRPO__TOKEN_ADDED)) wrpo__add_token(in, v, id, flags);
+        else if ((token->flags & ~(uint32_t)(WRPO__TOKEN_MODEL | WRPO__TOKEN_RENAMED)) != flags)
+            wrpo__load_fail(in, v, "added token \"%s\" %s", shown,
                             again ? "has other flags in tokenizer.json" : "stands twice, with different flags");
-        }
-        if (known < 0) {
-            if (tok->tokens[id].text)
-                wrpo__json_fail(in->ctx, WRPO_E_FORMAT, in->name, v, "added token \"%s\": its id %d is another token's", shown, (int)id);
-            tok->tokens[id].text = wrpo__strndup(tok->arena, content->text, content->size);
-            tok->tokens[id].size = (int32_t)content->size;
-            tok->slots[wrpo__slot(tok, content->text, content->size)] = id;
-            tok->size = WRPO__MAX(tok->size, id + 1);
-        }
-        wrpo__add_token(in, v, id, flags);
     }
 }
 
-static const char *const wrpo__special_names[] = {"bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"};
-/* What some tokenizer classes of transformers bring with them: the first special tokens; of Llama and Gemma also a post-processor. */
-static const struct wrpo__tokenizer_class { const char *name, *special[4]; bool processor; } wrpo__tokenizer_classes[] = {
-    {"LlamaTokenizer", {"<s>", "</s>", "<unk>", NULL}, true}, {"GemmaTokenizer", {"<bos>", "<eos>", "<unk>", "<pad>"}, true},
-    {"GPT2Tokenizer", {"<|endoftext|>", "<|endoftext|>", "<|endoftext|>", NULL}, false},
-    {"Qwen2Tokenizer", {NULL, "<|endoftext|>", "<|endoftext|>", "<|endoftext|>"}, false}};
-static const struct wrpo__tokenizer_class *wrpo__load_class(const wrpo_json *name) {   /* NULL: one that changes nothing */
-    for (int64_t k = 0; k < WRPO__COUNT(wrpo__tokenizer_classes); k++) {
-        const char *s = wrpo__tokenizer_classes[k].name;
-        const size_t n = strlen(s);
-        if (name && name->kind == WRPO_JSON_STRING && !strncmp(name->text, s, n) && (!name->text[n] || !strcmp(name->text + n, "Fast")))
-            return &wrpo__tokenizer_classes[k];
-    }
-    return NULL;
-}
-/* A special token, a string or an object that holds it, becomes an added one, as transformers makes it one. One that the vocabulary
-   lacks does not: transformers would give it an id for which the model has no row. Templates use its text all the same, and *id is
-   -1, which is an error only where the id is needed. Returns the text, or NULL: none. */
+static const char *const wrpo__special_names[7] = {
+    "bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token",
+};
+/* What some tokenizer classes of transformers bring with them: special tokens, Llama and Gemma a post-processor too. */
+typedef struct wrpo__class_defaults { const char *name, *special[7]; bool processor; } wrpo__class_defaults;
+static const wrpo__class_defaults wrpo__tokenizer_classes[] = {
+    {"LlamaTokenizer", {"<s>", "</s>", "<unk>"}, true},
+    {"GemmaTokenizer", {"<bos>", "<eos>", "<unk>", "<pad>"}, true},
+    {"GPT2Tokenizer", {"<|endoftext|>", "<|endoftext|>", "<|endoftext|>"}, false},
+    {"Qwen2Tokenizer", {NULL, "<|endoftext|>", "<|endoftext|>", "<|endoftext|>"}, false},
+};
+/* A special token, a string or an object that holds it, becomes an added token, as in transformers. One that is not in
+   the vocabulary does not: transformers would give it an id for which the model has no row. Its *id is -1, but
+   templates use its text. Returns the text, or NULL: none. */
 static const wrpo_json *wrpo__load_special(const wrpo__loader *in, const wrpo_json *v, int32_t *id) {
     const wrpo_json *text = v && v->kind == WRPO_JSON_OBJECT ? wrpo__json_get(v, "content") : v;
     uint32_t flags = WRPO__TOKEN_ADDED | WRPO__TOKEN_SPECIAL;
@@ -6889,125 +6879,160 @@ static const wrpo_json *wrpo__load_special(const wrpo__loader *in, const wrpo_js
     if (!text || text->kind != WRPO_JSON_STRING) return NULL;
     *id = wrpo__token_id(in->tok, text->text, text->size);
     if (text != v) flags = wrpo__load_flags(in, v, flags, false);
-    if (*id >= 0 && text->size && !(in->tok->tokens[*id].flags & WRPO__TOKEN_ADDED)) wrpo__add_token(in, v, *id, flags);
+    bool adds = *id >= 0 && text->size && !(in->tok->tokens[*id].flags & WRPO__TOKEN_ADDED);
+    if (adds) wrpo__add_token(in, v, *id, flags);
     return text;
 }
-/* Those without one of the seven names: any other key that ends so, and the members of two lists. over: another file, whose keys go first. */
+/* Special tokens by other names: any key that ends in _token, and the members of two lists. over: another file, whose
+   keys go first. */
 static void wrpo__load_unnamed(const wrpo__loader *in, const wrpo_json *file, const wrpo_json *over) {
     int32_t id;
     for (const wrpo_json *v = file ? file->child : NULL; v; v = v->next) {
         if (wrpo__json_get(over, v->key)) continue;
-        if (v->key_size > 6 && !strcmp(v->key + v->key_size - 6, "_token")) wrpo__load_special(in, v, &id);
+        if (wrpo__ends(v->key, "_token")) wrpo__load_special(in, v, &id);
         else if (!strcmp(v->key, "additional_special_tokens") || !strcmp(v->key, "extra_special_tokens"))
             for (const wrpo_json *k = v->child; k; k = k->next) wrpo__load_special(in, k, &id);
     }
 }
-/* The special tokens of tokenizer_config.json; of special_tokens_map.json, which goes first where the config has no
-   added_tokens_decoder and is not read where it has one; of the tokenizer's class, where they are absent. */
+/* The special tokens of tokenizer_config.json. Those of special_tokens_map.json go first if the config has no
+   added_tokens_decoder; if it has one, that file is not read. Those of the tokenizer's class are for what is absent. */
 static void wrpo__load_specials(wrpo__loader *in, const wrpo_json *map, const char *map_name) {
     static const char *const adds[] = {"add_bos_token", "add_eos_token"};
     wrpo_tokenizer *tok = in->tok;
     const char *const config_name = in->name;
-    const wrpo_json *name = wrpo__json_get(tok->config, "tokenizer_class");
-    const struct wrpo__tokenizer_class *class = wrpo__load_class(name);
+    const wrpo_json *class_name = wrpo__json_get(tok->config, "tokenizer_class");
+    const char *name = class_name && class_name->kind == WRPO_JSON_STRING ? class_name->text : "";
+    const wrpo__class_defaults *class = NULL;
     int32_t ids[7];
-    bool add[2];
+    for (int64_t k = 0; k < WRPO__COUNT(wrpo__tokenizer_classes); k++) {
+        size_t n = strlen(wrpo__tokenizer_classes[k].name);
+        if (strncmp(name, wrpo__tokenizer_classes[k].name, n) != 0) continue;
+        if (!name[n] || !strcmp(name + n, "Fast")) class = &wrpo__tokenizer_classes[k];
+    }
     for (int i = 0; i < 7; i++) {
-        const char *usual = class && i < 4 ? class->special[i] : NULL;
+        const char *key = wrpo__special_names[i], *usual = class ? class->special[i] : NULL;
         const wrpo_json own = {.kind = WRPO_JSON_STRING, .text = usual, .size = usual ? strlen(usual) : 0};
-        const wrpo_json *v = wrpo__json_get(map, wrpo__special_names[i]);
+        const wrpo_json *v = wrpo__json_get(map, key);
         in->name = v ? map_name : config_name;
-        if (!v && !(v = wrpo__json_get(tok->config, wrpo__special_names[i])) && usual) v = &own;
+        if (!v) v = wrpo__json_get(tok->config, key);
+        if (!v && usual) v = &own;
         const wrpo_json *text = wrpo__load_special(in, v, &ids[i]);
         if (text) tok->special[i] = wrpo__strndup(tok->arena, text->text, text->size);
-        else if (v && v->kind != WRPO_JSON_NULL) wrpo__json_want(in->ctx, in->name, v, WRPO_JSON_STRING, wrpo__special_names[i]);
+        else if (v && v->kind != WRPO_JSON_NULL) wrpo__json_want(in->ctx, in->name, v, WRPO_JSON_STRING, key);
     }
     tok->bos = ids[0], tok->eos = ids[1];
-    in->name = map_name, wrpo__load_unnamed(in, map, NULL);
-    in->name = config_name, wrpo__load_unnamed(in, tok->config, map);
+    in->name = map_name;
+    wrpo__load_unnamed(in, map, NULL);
+    in->name = config_name;
+    wrpo__load_unnamed(in, tok->config, map);
     if (!class || !class->processor) return;
     /* transformers (4.x) gives these classes a post-processor of their own, whatever tokenizer.json says */
-    for (int i = 0; i < 2; i++) {
-        const wrpo_json *v = wrpo__json_get(tok->config, adds[i]);
-        add[i] = wrpo__load_flag(in, tok->config, adds[i], i == 0);
-        if (add[i] && ids[i] < 0)
-            wrpo__json_fail(in->ctx, WRPO_E_FORMAT, in->name, v ? v : name, "%s is true%s, but no %s is in the vocabulary", adds[i], v ? "" : ", as this class has it",
-                            wrpo__special_names[i]);
-    }
     tok->prefix = tok->suffix = NULL;
-    if (add[0]) stbds_arrput(tok->prefix, tok->bos);
-    if (add[1]) stbds_arrput(tok->suffix, tok->eos);
+    for (int i = 0; i < 2; i++) {
+        int32_t **list = i ? &tok->suffix : &tok->prefix;
+        const wrpo_json *v = wrpo__json_get(tok->config, adds[i]);
+        if (!wrpo__load_flag(in, tok->config, adds[i], i == 0)) continue;
+        if (ids[i] < 0)
+            wrpo__load_fail(in, v ? v : class_name, "%s is true%s, but no %s is in the vocabulary", adds[i],
+                            v ? "" : ", as this class has it", wrpo__special_names[i]);
+        stbds_arrput(*list, ids[i]);
+    }
 }
+
+/* ---- load: chat templates, files ---- */
 static void wrpo__set_template(wrpo_tokenizer *tok, int i, const char *text, size_t size) {
     tok->chat[i] = (wrpo__template){.text = wrpo__strndup(tok->arena, text, size), .size = size};
 }
-static void wrpo__load_template(const wrpo__loader *in, const wrpo_json *v) {   /* a string, or a list of {name, template}, of which two names count */
+/* chat_template of the config: a string, or a list of {name, template}, of which two names count. */
+static void wrpo__load_template(const wrpo__loader *in, const wrpo_json *v) {
     static const char *const names[] = {"default", "tool_use"};
-    for (const wrpo_json *k = v && v->kind == WRPO_JSON_ARRAY ? v->child : NULL; k; k = k->next)
+    if (!v) return;
+    for (const wrpo_json *k = v->kind == WRPO_JSON_ARRAY ? v->child : NULL; k; k = k->next)
         for (int i = 0; i < 2; i++) {
             if (!wrpo__json_is(wrpo__json_get(k, "name"), names[i])) continue;
             const wrpo_json *text = wrpo__load_need(in, k, "template", WRPO_JSON_STRING);
             wrpo__set_template(in->tok, i, text->text, text->size);
         }
-    if (!v || v->kind == WRPO_JSON_NULL || v->kind == WRPO_JSON_ARRAY) return;
+    if (v->kind == WRPO_JSON_ARRAY) return;
     wrpo__json_want(in->ctx, in->name, v, WRPO_JSON_STRING, "chat_template");
     wrpo__set_template(in->tok, 0, v->text, v->size);
 }
-/* A JSON object in a file of the directory; NULL if there is no such file. The text goes, the tree stays in the arena. */
-static const wrpo_json *wrpo__load_json(wrpo__loader *in, wrpo__arena *arena, const char *dir, const char *file) {
-    char *path = wrpo__join(in->tok->arena, dir, file);
+/* Templates in files of their own; if there is one, the config's do not count. */
+static void wrpo__load_template_files(wrpo_tokenizer *tok) {
+    static const char *const files[] = {"chat_template.jinja", "additional_chat_templates/tool_use.jinja"};
+    bool found = false;
+    for (int i = 0; i < 2; i++) {
+        const char *path = wrpo__join(tok->arena, tok->dir, files[i]);
+        size_t bad;
+        if (!wrpo__exists(path)) continue;
+        const wrpo__file *f = wrpo__open_file(tok->scratch, path);
+        const char *text = (const char *)f->data;
+        if (!wrpo__is_utf8(text, f->size, &bad))
+            wrpo__fail(tok->ctx, WRPO_E_FORMAT, "%s: not UTF-8 at byte %zu", path, bad);
+        if (!found) memset(tok->chat, 0, sizeof tok->chat);
+        found = true;
+        wrpo__set_template(tok, i, text, f->size);
+    }
+}
+/* The JSON object in a file of the directory, in the arena; NULL if there is no such file. */
+static const wrpo_json *wrpo__load_json(wrpo__loader *in, wrpo__arena *arena, const char *file) {
+    const char *path = wrpo__join(in->tok->arena, in->tok->dir, file);
     if (!wrpo__exists(path)) return NULL;
     const wrpo__file *f = wrpo__open_file(in->tok->scratch, path);
     in->name = path;
-    return wrpo__json_want(in->ctx, path, wrpo__json_parse(arena, path, 1, (const char *)f->data, f->size), WRPO_JSON_OBJECT, file);
+    const wrpo_json *root = wrpo__json_parse(arena, path, 1, (const char *)f->data, f->size);
+    return wrpo__json_want(in->ctx, path, root, WRPO_JSON_OBJECT, file);
 }
-static wrpo_tokenizer *wrpo__tokenizer_load(wrpo_ctx *ctx, wrpo__arena *arena, const char *dir) {
+static wrpo_tokenizer *wrpo__tokenizer_load(wrpo__arena *arena, const char *dir) {
     wrpo_tokenizer *tok = WRPO__NEW(arena, wrpo_tokenizer);
-    tok->ctx = ctx, tok->arena = arena;
+    tok->ctx = arena->ctx, tok->arena = arena;
     tok->dir = wrpo__strndup(arena, dir, strlen(dir));
     tok->scratch = wrpo__sub_arena(arena);
-    wrpo__work work = {.tok = tok, .text.arena = tok->scratch, .spare.arena = tok->scratch};
-    wrpo__loader in = {.tok = tok, .ctx = ctx, .name = dir, .work = &work};
-    tok->seed = wrpo__hash((uint64_t)(uintptr_t)arena, &(double){wrpo__now()}, sizeof(double));    /* decides about speed, never about ids */
-
-    tok->config = wrpo__load_json(&in, arena, dir, "tokenizer_config.json");
-    const char *config_name = in.name;
-    const wrpo_json *again = tok->config ? wrpo__json_maybe(ctx, config_name, tok->config, "added_tokens_decoder", WRPO_JSON_OBJECT) : NULL;
-    const wrpo_json *root = wrpo__load_json(&in, tok->scratch, dir, "tokenizer.json");
-    if (!root) wrpo__fail(ctx, WRPO_E_IO, "%s: want a tokenizer.json in this directory, found none", dir);
-    const wrpo_json *version = wrpo__json_maybe(ctx, in.name, root, "version", WRPO_JSON_STRING);
-    if (version && !wrpo__json_is(version, "1.0")) wrpo__load_refuse(&in, "tokenizer.json version", version);
-    const wrpo_json *model = wrpo__json_need(ctx, in.name, root, "model", WRPO_JSON_OBJECT);
-    const wrpo_json *added = wrpo__json_maybe(ctx, in.name, root, "added_tokens", WRPO_JSON_ARRAY);
+    double now = wrpo__now();
+    tok->seed = wrpo__hash((uint64_t)(uintptr_t)arena, &now, sizeof now);  /* decides about speed, never about ids */
     wrpo__unicode_load_classes(arena, &tok->unicode);
+    int16_t next = 0x100;
+    memset(tok->char_byte, 0xFF, sizeof tok->char_byte);
+    for (int16_t b = 0; b < 256; b++) {  /* printable Latin-1 is itself, the other bytes are U+0100 and up */
+        tok->byte_char[b] = (b > 32 && b < 127) || (b > 160 && b != 173) ? b : next++;
+        tok->char_byte[tok->byte_char[b]] = b;
+    }
+    wrpo__work work = {.tok = tok, .text.arena = tok->scratch, .spare.arena = tok->scratch};
+    wrpo__loader in = {.tok = tok, .ctx = tok->ctx, .name = dir, .work = &work};
+
+    tok->config = wrpo__load_json(&in, arena, "tokenizer_config.json");
+    const char *config_name = in.name;
+    const wrpo_json *again = NULL;
+    if (tok->config) again = wrpo__load_maybe(&in, tok->config, "added_tokens_decoder", WRPO_JSON_OBJECT);
+    const wrpo_json *root = wrpo__load_json(&in, tok->scratch, "tokenizer.json");
+    if (!root) wrpo__fail(tok->ctx, WRPO_E_IO, "%s: want a tokenizer.json in this directory, found none", dir);
+    const wrpo_json *version = wrpo__load_maybe(&in, root, "version", WRPO_JSON_STRING);
+    if (version && !wrpo__json_is(version, "1.0")) wrpo__load_refuse(&in, "tokenizer.json version", version);
+    /* truncation and padding are for batches of a fixed shape: transformers switches both off for a plain call */
+    const wrpo_json *model = wrpo__load_need(&in, root, "model", WRPO_JSON_OBJECT);
+    const wrpo_json *added = wrpo__load_maybe(&in, root, "added_tokens", WRPO_JSON_ARRAY);
     wrpo__load_model(&in, model, (added ? added->count : 0) + (again ? again->count : 0));
-    const wrpo_json *decoder = wrpo__json_get(root, "decoder");
-    tok->has_decoder = decoder && decoder->kind != WRPO_JSON_NULL;
-    wrpo__load_each(&in, wrpo__json_get(root, "normalizer"), "normalizers", wrpo__load_normalizer);
-    wrpo__load_each(&in, wrpo__json_get(root, "pre_tokenizer"), "pretokenizers", wrpo__load_pre_tokenizer);
-    wrpo__load_each(&in, decoder, "decoders", wrpo__load_decoder);
-    for (int i = 0; i < 2; i++) stbds_arrput(tok->trie, ((wrpo__trie){0, -1, 0, 0}));
+    tok->has_decoder = wrpo__present(root, "decoder");
+    in.edits = &tok->encoder;
+    stbds_arrput(tok->encoder, ((wrpo__edit){.kind = WRPO__EDIT_ADDED, .start = 0}));
+    wrpo__load_component(&in, wrpo__present(root, "normalizer"), "normalizer", "normalizers");
+    tok->normalizer_end = stbds_arrlen(tok->encoder);
+    stbds_arrput(tok->encoder, ((wrpo__edit){.kind = WRPO__EDIT_ADDED, .start = 1}));
+    wrpo__load_component(&in, wrpo__present(root, "pre_tokenizer"), "pre_tokenizer", "pretokenizers");
+    in.edits = &tok->decoder;
+    wrpo__load_component(&in, wrpo__present(root, "decoder"), "decoder", "decoders");
+    stbds_arrput(tok->added, ((wrpo__added){"", 0, -1, 0}));
     in.next = wrpo__json_get(model, "vocab")->count;
     wrpo__load_added(&in, added, false);
-    wrpo__load_each(&in, wrpo__json_get(root, "post_processor"), "processors", wrpo__load_post_processor);
-    /* "truncation" and "padding" are for batches of a fixed shape; transformers switches both off for a plain call, and so they are ignored */
+    wrpo__load_component(&in, wrpo__present(root, "post_processor"), "post_processor", "processors");
 
-    const wrpo_json *map = again ? NULL : wrpo__load_json(&in, tok->scratch, dir, "special_tokens_map.json");
+    const wrpo_json *map = again ? NULL : wrpo__load_json(&in, tok->scratch, "special_tokens_map.json");
     const char *map_name = in.name;
     in.name = config_name;
     wrpo__load_added(&in, again, true);
     wrpo__load_specials(&in, map, map_name);
-    wrpo__load_template(&in, wrpo__json_get(tok->config, "chat_template"));
-    static const char *const files[] = {"chat_template.jinja", "additional_chat_templates/tool_use.jinja"};
-    for (int i = 0, found = 0; i < 2; i++) {
-        const char *path = wrpo__join(arena, dir, files[i]);
-        if (!wrpo__exists(path)) continue;
-        const wrpo__file *f = wrpo__open_file(tok->scratch, path);
-        size_t bad;
-        if (!wrpo__is_utf8((const char *)f->data, f->size, &bad)) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: not UTF-8 at byte %zu", path, bad);
-        if (!found++) memset(tok->chat, 0, sizeof tok->chat);  /* one file, and the config's count no more */
-        wrpo__set_template(tok, i, (const char *)f->data, f->size);
-    }
+    wrpo__load_template(&in, wrpo__present(tok->config, "chat_template"));
+    wrpo__load_template_files(tok);
     wrpo__arena_clear(tok->scratch);
     return tok;
 }
@@ -7015,33 +7040,36 @@ static wrpo_tokenizer *wrpo__tokenizer_load(wrpo_ctx *ctx, wrpo__arena *arena, c
 /* ---- the public face ---- */
 WRPO_API wrpo_result wrpo_tokenizer_load(wrpo_ctx *ctx, const char *dir, wrpo_tokenizer **out) {
     *out = NULL;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), false) {
-        *out = wrpo__tokenizer_load(ctx, wrpo__entry.arena, dir);
-    }
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__tokenizer_load(wrpo__current, dir));
     return wrpo__end(&wrpo__entry);
 }
 WRPO_API void wrpo_tokenizer_free(wrpo_tokenizer *tok) { if (tok) wrpo__arena_free(tok->arena); }
 WRPO_API int64_t wrpo_tokenizer_size(const wrpo_tokenizer *tok) { return tok->size; }
 WRPO_API int32_t wrpo_tokenizer_bos(const wrpo_tokenizer *tok) { return tok->bos; }
 WRPO_API int32_t wrpo_tokenizer_eos(const wrpo_tokenizer *tok) { return tok->eos; }
-WRPO_API wrpo_result wrpo_tokenizer_encode(wrpo_tokenizer *tok, const char *text, size_t size, unsigned flags, int32_t **ids, int64_t *count) {
+static int32_t *wrpo__encode_new(wrpo_tokenizer *tok, const char *text, size_t size, unsigned flags, int64_t *count) {
+    int32_t *ids = NULL;
+    wrpo__encode(tok, text, size, flags, &ids);
+    *count = stbds_arrlen(ids);
+    return wrpo__handout(tok->ctx, ids, (size_t)*count * sizeof *ids);
+}
+WRPO_API wrpo_result wrpo_tokenizer_encode(wrpo_tokenizer *tok, const char *text, size_t size, unsigned flags,
+                                           int32_t **ids, int64_t *count) {
     *ids = NULL, *count = 0;
-    WRPO__TRY(tok->ctx, wrpo__arena_new(tok->ctx), true) {
-        int32_t *list = NULL;
-        wrpo__encode(tok, text, size, flags, &list);
-        *ids = wrpo__handout(tok->ctx, list, (size_t)stbds_arrlen(list) * sizeof *list);
-        *count = stbds_arrlen(list);
-    }
+    WRPO__CALL(tok->ctx, wrpo__arena_new(tok->ctx), true, *ids = wrpo__encode_new(tok, text, size, flags, count));
     return wrpo__end(&wrpo__entry);
 }
-WRPO_API wrpo_result wrpo_tokenizer_decode(wrpo_tokenizer *tok, const int32_t *ids, int64_t count, bool skip_special, char **text, size_t *size) {
+static char *wrpo__decode_new(wrpo_tokenizer *tok, const int32_t *ids, int64_t count, bool skip_special, size_t *size) {
+    wrpo__text out = {.arena = wrpo__current};
+    wrpo__decode(tok, ids, count, skip_special, &out);
+    *size = out.size;
+    return wrpo__handout(tok->ctx, out.data, out.size);
+}
+WRPO_API wrpo_result wrpo_tokenizer_decode(wrpo_tokenizer *tok, const int32_t *ids, int64_t count, bool skip_special,
+                                           char **text, size_t *size) {
     *text = NULL, *size = 0;
-    WRPO__TRY(tok->ctx, wrpo__arena_new(tok->ctx), true) {
-        wrpo__text out = {.arena = wrpo__entry.arena};
-        wrpo__decode(tok, ids, count, skip_special, &out);
-        *text = wrpo__handout(tok->ctx, out.data, out.size);
-        *size = out.size;
-    }
+    WRPO__CALL(tok->ctx, wrpo__arena_new(tok->ctx), true,
+               *text = wrpo__decode_new(tok, ids, count, skip_special, size));
     return wrpo__end(&wrpo__entry);
 }
 
