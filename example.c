@@ -2187,7 +2187,7 @@ static int demo_seed(const settings *s, session *z, const char *folder, int64_t 
     DEMO_TRY(demo_call(s, folder, "sample --model @/sft --prompts @/parts/wrpo.jsonl --as target --n 5 --max-tokens 48 --batch 128 --seed %lld --out @/target-wrpo.jsonl", S));
     DEMO_TRY(demo_score(z, folder, "target-wrpo"));
     DEMO_TRY(demo_call(s, folder, "select --in @/plus-wrpo-scored.jsonl @/minus-wrpo-scored.jsonl @/times-wrpo-scored.jsonl @/target-wrpo-scored.jsonl --out @/quads.jsonl"));
-    static const char *const methods[][2] = {           /* rate and beta: each method's best of 16 on seeds 1 to 3, tests/bench_demo.sh */
+    static const char *const methods[][2] = {           /* rate and beta: each method's best of 16 on seeds 1 to 3, tests/bench/bench_demo.sh */
         {"simpo", "--method simpo --beta 1 --learning-rate 5e-5"}, {"dpo", "--method dpo --beta 1 --learning-rate 5e-4"},
         {"wrpo-constant", "--alpha 0.5 --alpha-schedule constant --beta 1 --learning-rate 5e-4"}, {"wrpo", "--alpha 0.5 --beta 1 --learning-rate 5e-4"}};
     for (int i = 0; i < 4; i++)

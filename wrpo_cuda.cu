@@ -16,8 +16,8 @@
        WRPO_FEATURE_GRAPHS       decoding steps that come again are recorded and replayed (see graphs); on by default
    What cannot be done as asked is refused when the device is opened.
 
-   The same text runs without a GPU: compiled by a C++ compiler it takes tests/cuda_emu.h for the device, which is how the tests
-   run it. Everything that needs inline PTX is in the first block, a line or two each, with a twin of the same name there.
+   The same text runs without a GPU: a C++ compiler takes the device from a header on its command line, as the tests do.
+   Everything that needs inline PTX is in the first block, a line or two each, with a twin of the same name there.
 
    Each kernel stands under a card: what it computes (the op of wrpo.h's table that defines it), its threads, the bytes it moves
    and what bounds it, the order of its sums, legal sizes, speed. No speed has been measured yet: the cards name floors.   */
@@ -112,7 +112,9 @@ inline bool tensor_map_make(void *encoder, tensor_map *map, const void *p, int64
 #include <cublasLt.h>
 #endif
 #else
-#include "tests/cuda_emu.h"
+#ifndef WRPO_CUDA_RUNTIME            /* set by a header that gives another compiler what is used of CUDA (-include) */
+#error "wrpo_cuda.cu: compile this file with nvcc"
+#endif
 #define WRPO_NO_CUBLAS
 #endif
 #include "wrpo.h"

@@ -1,7 +1,7 @@
 /* JSON: what is accepted and refused, and where; numbers to the last bit; memory that runs out; texts that break off. */
 #define WRPO_IMPLEMENTATION
 #include "wrpo.h"
-#include "test.h"
+#include "support/test.h"
 #include <locale.h>
 
 /* An allocator that counts what is held and fails one call. */

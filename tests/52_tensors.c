@@ -5,7 +5,7 @@
 #define remove test_remove
 #define fsync test_fsync
 #include "wrpo.h"
-#include "test.h"
+#include "support/test.h"
 #include <fcntl.h>
 #include <signal.h>
 #include <fcntl.h>

@@ -2,7 +2,7 @@
    (golden/tokenizers.json) and, where they are, on real ones; refusals; damaged files; every allocation failing once. */
 #define WRPO_IMPLEMENTATION
 #include "wrpo.h"
-#include "test.h"
+#include "support/test.h"
 
 static wrpo_ctx *ctx;
 static char dir[] = "/tmp/wrpo_token_XXXXXX";

@@ -1,8 +1,8 @@
 /* Chat templates: snippets against jinja2 (golden/templates.json), limits on hostile ones, real templates where they are at hand. */
 #define WRPO_IMPLEMENTATION
 #include "wrpo.h"
-#include "test.h"
-#include "counting.h"
+#include "support/test.h"
+#include "support/counting.h"
 
 static wrpo_ctx *ctx;
 static wrpo_json *read_json(const char *path) {

@@ -1,8 +1,8 @@
 /* config.json in its spellings and refusals; weights there and back; broken directories, one sentence each. */
 #define WRPO_IMPLEMENTATION
 #include "wrpo.h"
-#include "test.h"
-#include "counting.h"
+#include "support/test.h"
+#include "support/counting.h"
 #include <signal.h>
 #include <sys/resource.h>
 #include <unistd.h>

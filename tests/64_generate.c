@@ -2,10 +2,10 @@
    the training forward, samples that depend on nothing beside them, frequencies, streamed text, stops, refusals. */
 #define WRPO_IMPLEMENTATION
 #include "wrpo.h"
-#include "test.h"
-#include "counting.h"
-#include "golden.h"
-#include "tiny.h"
+#include "support/test.h"
+#include "support/counting.h"
+#include "support/golden.h"
+#include "support/tiny.h"
 #include <dirent.h>
 #include <unistd.h>
 

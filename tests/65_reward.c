@@ -2,9 +2,9 @@
    by text; ArmoRM's gated head alone and behind a model; sharing and micro-batches; refusals; a file of candidates. */
 #define WRPO_IMPLEMENTATION
 #include "wrpo.h"
-#include "test.h"
-#include "counting.h"
-#include "golden.h"
+#include "support/test.h"
+#include "support/counting.h"
+#include "support/golden.h"
 #include <unistd.h>
 
 static wrpo_ctx *ctx;

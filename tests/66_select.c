@@ -1,9 +1,9 @@
 /* Selection by rewards, splits and win rates: exact records, every refusal and counted omission, failing allocations. */
 #define WRPO_IMPLEMENTATION
 #include "wrpo.h"
-#include "test.h"
-#include "counting.h"
-#include "tiny.h"
+#include "support/test.h"
+#include "support/counting.h"
+#include "support/tiny.h"
 #include <unistd.h>
 
 static wrpo_ctx *ctx;

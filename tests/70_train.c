@@ -1,8 +1,8 @@
 /* The trainer's exact statements, on a small random model and records given as token ids. */
 #define WRPO_IMPLEMENTATION
 #include "wrpo.h"
-#include "test.h"
-#include "counting.h"
+#include "support/test.h"
+#include "support/counting.h"
 #include <unistd.h>
 
 static const char *const config_text =

@@ -4,7 +4,7 @@
    beside it: the largest difference over the largest number wanted. 4e-3 is one rounding to bf16 (2^-8), 1e-5 a sum in another order. */
 #define WRPO_IMPLEMENTATION
 #include "wrpo.h"
-#include "test.h"
+#include "support/test.h"
 #include <unistd.h>
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
