@@ -1,7 +1,8 @@
 /* wrpo: WRPO and its family for Hugging Face checkpoints, as one program.
 
      gcc -O2 -fopenmp example.c -o wrpo -lm
-     nvcc -O2 -arch=native -DWRPO_CUDA -Xcompiler -fopenmp example.c wrpo_cuda.cu -o wrpo -lcublasLt      (--device cuda)
+     nvcc -O2 -arch=native -DWRPO_CUDA -Xcompiler -fopenmp example.c wrpo_cuda.cu -o wrpo -lcublasLt
+                             the same with --device cuda
      ./wrpo                  a demo: the paper in miniature, with models, prompts and a checker made on the spot
      ./wrpo --help           the commands
      ./wrpo COMMAND --help   a command's options
@@ -147,7 +148,8 @@ static const option options[] = {
     {"--ref", TEXT, AT(ref), "DIR", NULL, NULL, "the reference model (the model itself as it is before step 1)"},
     {"--form", CHOICE, AT(form), "NAME", NULL, wrpo_form_name,
      "what a prompt becomes: quadruple, SFT record, the best source's pair, all sources' pairs (quads)"},
-    {"--top", COUNT, AT(top), "K", "[1, 1000]", NULL, "quads: the number of sources, weighted by softmax(reward / tau) (1)"},
+    {"--top", COUNT, AT(top), "K", "[1, 1000]", NULL,
+     "quads: the number of sources, weighted by softmax(reward / tau) (1)"},
     {"--tau", REAL, AT(tau), "T", "(0, inf)", NULL, "temperature of those weights, and of pairs' (1)"},
     {"--min-gap", REAL, AT(min_gap), "G", "[0, inf)", NULL,
      "leave out pairs whose rewards differ by less (0)"},
