@@ -58,16 +58,16 @@
 
    Contents (search for the tag), with lines
        >>api         720  every public declaration, documented
-       >>base        760  errors, arenas, text, files, threads, random numbers
-       >>loss        280  WRPO and its family, on one page; schedules of alpha and of the learning rate
+       >>base        990  errors, arenas, text, files, threads, random numbers
+       >>loss        300  WRPO and its family, on one page; schedules of alpha and of the learning rate
        >>ops         460  every op in plain C, forward above backward: what each one means
-       >>layout      330  the table of weights; memory measured, then assigned
-       >>model       540  the decoder, forward and backward, over packed records with a shared prompt
-       >>step        570  records of token ids -> packed batch -> log-probs -> loss -> gradients -> AdamW
+       >>layout      250  the table of weights; memory measured, then assigned
+       >>model       560  the decoder, forward and backward, over packed records with a shared prompt
+       >>step        510  records of token ids -> packed batch -> log-probs -> loss -> gradients -> AdamW
        ---- Stop here if you only want the algorithm ----
        >>json        460  from files to token ids, and back: this,
-                          >>tensors 420, >>checkpoint 520, >>token 1580, >>chat 1500, >>data 510
-       >>generate    470  samples, over a cache of keys and values
+                          >>tensors 420, >>checkpoint 560, >>token 1580, >>chat 1500, >>data 510
+       >>generate    480  samples, over a cache of keys and values
        >>reward      360  reward models
        >>run         530  memory plan, reference cache, metrics, resume, the loop with files
        >>recipe      430  candidates to records, splits, win rates
@@ -706,14 +706,17 @@ typedef struct wrpo_adamw {
 } wrpo_adamw;
 typedef enum wrpo_feature {
     WRPO_FEATURE_BF16 = 1,   /* a context of bfloat16 multiplies it in hardware: AVX512_BF16 */
-    WRPO_FEATURE_AMX = 2     /* and in tiles */
+    WRPO_FEATURE_AMX = 2,    /* and in tiles */
+    WRPO_FEATURE_CUBLAS = 4, /* CUDA: products by cuBLASLt; without it by the backend's own kernel of mma.sync */
+    WRPO_FEATURE_WGMMA = 8,  /* CUDA: products by its kernel of wgmma and TMA; refused where the device cannot */
+    WRPO_FEATURE_GRAPHS = 16 /* CUDA: decoding steps are recorded and replayed */
 } wrpo_feature;
 struct wrpo_backend {
     const char *name;
     int act_bytes;
     wrpo_dtype dtype;        /* what a context's dtype is by default */
     bool host;               /* its memory is the host's: weights may be in a mapped file */
-    unsigned features;       /* of wrpo_feature: what open uses where the machine has it. A copy keeps it */
+    unsigned features;       /* of wrpo_feature: what open uses where the machine has it. A copy may have others */
     wrpo_result (*open)(void **dev, const wrpo_desc *desc, wrpo_error *why);
     void (*close)(void *dev);
     void *(*alloc)(void *dev, size_t n);  /* NULL: out of memory; 64-byte aligned */
@@ -805,6 +808,7 @@ WRPO_API const wrpo_backend *wrpo_backend_cuda(void);  /* in wrpo_cuda.cu: link 
 #include <errno.h>
 #include <float.h>
 #include <limits.h>
+#include <locale.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -815,10 +819,17 @@ WRPO_API const wrpo_backend *wrpo_backend_cuda(void);  /* in wrpo_cuda.cu: link 
 #include <sys/stat.h>
 #ifdef _WIN32
 #include <direct.h>
-#include <windows.h>
+#include <io.h>
+#include <process.h>
+#include <sys/timeb.h>
+/* Not from windows.h, which makes macros of common words. */
+__declspec(dllimport) int __stdcall MoveFileExA(const char *from, const char *to, unsigned long flags);
 #define wrpo__mkdir(path) _mkdir(path)
-#define wrpo__rename(from, to) (MoveFileExA(from, to, MOVEFILE_REPLACE_EXISTING) ? 0 : -1)
-#define wrpo__process() GetCurrentProcessId()
+#define wrpo__rename(from, to) (MoveFileExA(from, to, 1 /* replace */) ? 0 : -1)
+#define wrpo__process() _getpid()
+#ifndef S_ISDIR
+#define S_ISDIR(mode) (((mode) & _S_IFMT) == _S_IFDIR)
+#endif
 #else
 #include <dirent.h>
 #include <sys/mman.h>
@@ -831,7 +842,9 @@ WRPO_API const wrpo_backend *wrpo_backend_cuda(void);  /* in wrpo_cuda.cu: link 
 #include <omp.h>
 #endif
 
-#ifdef __GNUC__
+#ifdef __MINGW32__
+#define WRPO__PRINTF(f, a) __attribute__((format(gnu_printf, f, a), nonnull(f)))
+#elif defined(__GNUC__)
 #define WRPO__PRINTF(f, a) __attribute__((format(printf, f, a), nonnull(f)))
 #else
 #define WRPO__PRINTF(f, a)
@@ -1255,11 +1268,11 @@ static void wrpo__dir_close(void *p) { closedir(p); }
 static wrpo__name *wrpo__disk_list(wrpo__arena *arena, const char *dir) {
     wrpo__name *names = NULL;
 #ifdef _WIN32
-    WIN32_FIND_DATAA e;
-    HANDLE h = FindFirstFileA(wrpo__join(arena, dir, "*"), &e);
-    if (h == INVALID_HANDLE_VALUE) wrpo__fail(arena->ctx, WRPO_E_IO, "%s: cannot be listed", dir);
-    do wrpo__add_name(arena, &names, e.cFileName); while (FindNextFileA(h, &e));
-    FindClose(h);
+    struct _finddata_t e;
+    const intptr_t h = _findfirst(wrpo__join(arena, dir, "*"), &e);
+    if (h == -1) wrpo__fail(arena->ctx, WRPO_E_IO, "%s: cannot be listed: %s", dir, strerror(errno));
+    do wrpo__add_name(arena, &names, e.name); while (_findnext(h, &e) == 0);
+    _findclose(h);
 #else
     wrpo__cleanup *owner = wrpo__on_free(arena, wrpo__dir_close, NULL);
     DIR *d = owner->p = opendir(dir);
@@ -1300,10 +1313,10 @@ static wrpo__name *wrpo__list_dir(wrpo__arena *arena, const char *dir) {
     const wrpo_files *files = wrpo__files();
     wrpo__name *names = NULL;
     if (!files) return wrpo__disk_list(arena, dir);
-    const char *name = files->list ? files->list(dir, 0, files->user) : NULL;
-    for (int64_t i = 1; name; i++) {
+    for (int64_t i = 0; files->list; i++) {
+        const char *name = files->list(dir, i, files->user);
+        if (!name) break;
         wrpo__add_name(arena, &names, name);
-        name = files->list(dir, i, files->user);
     }
     return names;
 }
@@ -1359,6 +1372,7 @@ static void wrpo__finish(wrpo__writer *w) {
     if (e) wrpo__writer_fail(w, e);
 }
 static void wrpo__publish(wrpo__writer *w) {
+    errno = EIO;                     /* for Windows, which does not set it */
     if (wrpo__rename(w->part, w->path) != 0) wrpo__writer_fail(w, errno);
     w->waits = false;
 }
@@ -1369,9 +1383,15 @@ static void wrpo__commit(wrpo__writer *w) {
 
 /* ---- time, threads ---- */
 static double wrpo__now(void) {      /* seconds */
+#ifdef _WIN32
+    struct __timeb64 t;
+    _ftime64(&t);
+    return (double)t.time + 1e-3 * (double)t.millitm;
+#else
     struct timespec t;
     timespec_get(&t, TIME_UTC);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+#endif
 }
 /* WRPO__PARFOR(threads) for (int64_t i = ...; i < n; i++) body: iterations are independent, and each writes elements
    of its own. No sum is shared by iterations, so no result depends on the number of threads.
@@ -1406,7 +1426,7 @@ static uint64_t wrpo__random64(uint64_t seed, uint64_t stream, uint64_t counter)
     const wrpo__philox r = wrpo__random(seed, stream, counter);
     return (uint64_t)r.v[0] << 32 | r.v[1];
 }
-static double wrpo__normal(uint64_t seed, uint64_t stream, uint64_t counter) {         /* N(0, 1): Box and Muller 1958 */
+static double wrpo__normal(uint64_t seed, uint64_t stream, uint64_t counter) { /* N(0, 1): Box and Muller 1958 */
     const wrpo__philox r = wrpo__random(seed, stream, counter);
     const double u = ((double)r.v[0] + 0.5) / 4294967296.0, v = ((double)r.v[1] + 0.5) / 4294967296.0;
     return sqrt(-2 * log(u)) * cos(6.283185307179586 * v);
@@ -1550,8 +1570,8 @@ enum { WRPO__MAX_HIDDEN = 1 << 20, WRPO__MAX_D = 512 };    /* the largest hidden
 /* A config that a caller filled in keeps the limits of one that is read from a file. */
 static void wrpo__config_check(wrpo_ctx *ctx, const wrpo_config *c) {
     const wrpo_rope *p = &c->rope;
-    const bool llama3 = p->type == WRPO_ROPE_LLAMA3, yarn = p->type == WRPO_ROPE_YARN, dynamic = p->type == WRPO_ROPE_DYNAMIC;
-    const bool longrope = p->type == WRPO_ROPE_LONGROPE, scaled = p->type != WRPO_ROPE_DEFAULT;
+    const bool llama3 = p->type == WRPO_ROPE_LLAMA3, dynamic = p->type == WRPO_ROPE_DYNAMIC;
+    const bool yarn = p->type == WRPO_ROPE_YARN, longrope = p->type == WRPO_ROPE_LONGROPE;
     const double most = 1e15, least = 1 / most, huge = 0x1p40;         /* most: of a number; huge: of positions */
     const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, dims = p->dims ? p->dims : c->head_dim;
     double factor = longrope ? most : 1;               /* the smallest of its factors */
@@ -1571,20 +1591,23 @@ static void wrpo__config_check(wrpo_ctx *ctx, const wrpo_config *c) {
         {"attn_logit_softcapping", c->attn_logit_softcapping, 0, most},
         {"final_logit_softcapping", c->final_logit_softcapping, 0, most},
         {"rope.type", (double)p->type, 0, WRPO_ROPE_LONGROPE}, {"rope.theta", p->theta, least, most},
-        {"rope.dims", (double)dims, dynamic ? 4 : 2, (double)c->head_dim}, {"rope.dims modulo 2", (double)(dims % 2), 0, 0},
-        {"rope.factor", p->factor, scaled ? least : 0, most},
+        {"rope.dims", (double)dims, dynamic ? 4 : 2, (double)c->head_dim},
+        {"rope.dims modulo 2", (double)(dims % 2), 0, 0},
+        {"rope.factor", p->factor, p->type != WRPO_ROPE_DEFAULT ? least : 0, most},
         {"rope.original_max_position_embeddings", (double)p->original_max_position_embeddings,
          llama3 || yarn || longrope ? 2 : 0, huge},
         {"rope.attention_factor", p->attention_factor, yarn || longrope ? least : 0, most},
-        {"rope.beta_fast", p->beta_fast, yarn ? least : 0, most}, {"rope.beta_slow", p->beta_slow, yarn ? least : 0, most},
+        {"rope.beta_fast", p->beta_fast, yarn ? least : 0, most},
+        {"rope.beta_slow", p->beta_slow, yarn ? least : 0, most},
         {"rope.low_freq_factor", p->low_freq_factor, llama3 ? least : 0, most},
         {"rope.high_freq_factor", p->high_freq_factor, llama3 ? nextafter(p->low_freq_factor, most) : 0, most},
         {"rope.short_factor and long_factor", factor, least, most}};
     for (int i = 0; i < WRPO__COUNT(limits); i++)
         if (!(limits[i].value >= limits[i].low && limits[i].value <= limits[i].high))
-            wrpo__fail(ctx, WRPO_E_ARG, "wrpo_config: %s: want %.15g to %.15g, found %.15g", limits[i].name, limits[i].low,
-                       limits[i].high, limits[i].value);
-    if (!memchr(c->model_type, 0, sizeof c->model_type)) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_config: model_type: want a NUL");
+            wrpo__fail(ctx, WRPO_E_ARG, "wrpo_config: %s: want %.15g to %.15g, found %.15g", limits[i].name,
+                       limits[i].low, limits[i].high, limits[i].value);
+    if (!memchr(c->model_type, 0, sizeof c->model_type))
+        wrpo__fail(ctx, WRPO_E_ARG, "wrpo_config: model_type: want a NUL");
 }
 
 /* ---- memory of the backend, owned by an arena ---- */
@@ -1689,20 +1712,27 @@ WRPO_API void wrpo_data_free(wrpo_data *data) { if (data) wrpo__arena_free(data-
 WRPO_API int64_t wrpo_data_count(const wrpo_data *data) { return data->stats.records; }
 WRPO_API wrpo_record wrpo_data_record(const wrpo_data *data, int64_t i) { return data->records[i]; }
 WRPO_API wrpo_data_stats wrpo_data_get_stats(const wrpo_data *data) { return data->stats; }
-/* Every id is one of the vocabulary; a sequence that is too long for the model gives a warning. */
+/* Every id must be a row of the embedding. Errors say `what` with its name, or its number if name is NULL. */
+static void wrpo__check_ids(wrpo_ctx *ctx, int64_t V, const int32_t *ids, int64_t count, const char *what,
+                            const char *name, int64_t number) {
+    for (int64_t i = 0; i < count; i++) {
+        if (ids[i] >= 0 && ids[i] < V) continue;
+        const char *of = name ? wrpo__format(wrpo__current, "%s \"%s\"", what, name)
+                              : wrpo__format(wrpo__current, "%s %lld", what, (long long)number);
+        wrpo__fail(ctx, WRPO_E_FORMAT, "%s: token id %d is outside the model's vocabulary of %lld: "
+                   "tokenizer and model do not belong together", of, (int)ids[i], (long long)V);
+    }
+}
 static void wrpo__check_data(wrpo_ctx *ctx, const wrpo_config *c, const wrpo_data *data, int64_t first, int64_t count) {
     int64_t longest = 0;
-    for (const wrpo_record *record = data->records + first; record < data->records + first + count; record++)
-        for (int k = -1; k < record->count; k++) {     /* -1: the prompt */
-            const int32_t *ids = k < 0 ? record->prompt : record->responses[k].ids;
-            const int64_t n = k < 0 ? record->prompt_count : record->responses[k].count;
-            longest = WRPO__MAX(longest, k < 0 ? n : record->prompt_count + n);
-            for (int64_t j = 0; j < n; j++)
-                if (ids[j] < 0 || ids[j] >= c->vocab_size)
-                    wrpo__fail(ctx, WRPO_E_FORMAT, "record \"%s\": token id %d is outside the model's vocabulary of %lld: "
-                               "tokenizer and model do not belong together", record->prompt_id, (int)ids[j],
-                               (long long)c->vocab_size);
+    for (const wrpo_record *record = data->records + first; record < data->records + first + count; record++) {
+        wrpo__check_ids(ctx, c->vocab_size, record->prompt, record->prompt_count, "record", record->prompt_id, 0);
+        for (int k = 0; k < record->count; k++) {
+            const wrpo_tokens *y = &record->responses[k];
+            wrpo__check_ids(ctx, c->vocab_size, y->ids, y->count, "record", record->prompt_id, 0);
+            longest = WRPO__MAX(longest, record->prompt_count + y->count);
         }
+    }
     if (longest > c->max_position_embeddings && longest == data->stats.longest)        /* once, not for each part */
         wrpo__log(ctx, WRPO_LOG_WARN,
                   "a sequence of %lld tokens is longer than the model's max_position_embeddings %lld",
@@ -1785,34 +1815,41 @@ static void wrpo__inv_freq(const wrpo_config *c, int64_t key, float *inv, double
 
    The family. With scores s(y) and shares a(y) of the chosen responses (they sum to 1), every method is
 
-     WRPO             link( scale (sum_y a(y) s(y) - s(y_l) - offset) )            the mean stands inside the link
-     pair methods     sum_y a(y) link( scale (s(y) - s(y_l) - offset) )            the mean stands outside; y_l is y's own
+     WRPO             link( scale (sum_y a(y) s(y) - s(y_l) - offset) )       the mean is inside the link
+     pair methods     sum_y a(y) link( scale (s(y) - s(y_l) - offset) )       the mean is outside; y_l is y's own
      SFT              sum_y a(y) -log pi(y|x) / tokens
 
    and the table below says which score, scale, offset and link. FuseRL (2025) is these on K sources with shares
    a = softmax(reward / tau) that the data bring: SFT on their best answers, then a pair method on each one's best
-   and worst. EAST weights a record's loss by the entropy of its answers. >>select writes such data.       */
+   and worst. EAST weights a record's loss by the entropy of its answers. >>recipe writes such data. */
 typedef enum wrpo__link { WRPO__LOGISTIC, WRPO__SQUARE, WRPO__HINGE, WRPO__LIKELIHOOD } wrpo__link;
 
+/* reference: s(y) has -log ref(y|x). per_token: s(y) is divided by |y|. */
 typedef struct wrpo__rule { const char *name; wrpo__link link; double beta; bool reference, per_token; } wrpo__rule;
 static const wrpo__rule wrpo__rules[] = {
-/*   method                     name        link              beta   s has -log ref   s per token      scale  offset      source */
-    [WRPO_METHOD_WRPO]     = {"wrpo",     WRPO__LOGISTIC,   0.01,  true,            false},         /* beta   0           Yang et al. 2025 */
-    [WRPO_METHOD_DPO]      = {"dpo",      WRPO__LOGISTIC,   0.01,  true,            false},         /* beta   0           Rafailov et al. 2023 */
-    [WRPO_METHOD_IPO]      = {"ipo",      WRPO__SQUARE,     0.01,  true,            true},          /* 1      1/(2 beta)  Azar et al. 2024 */
-    [WRPO_METHOD_HINGE]    = {"hinge",    WRPO__HINGE,      0.01,  true,            false},         /* beta   0           Zhao et al. 2023 */
-    [WRPO_METHOD_SIMPO]    = {"simpo",    WRPO__LOGISTIC,   10,    false,           true},          /* beta   gamma/beta  Meng et al. 2024 */
-    [WRPO_METHOD_DPO_NORM] = {"dpo-norm", WRPO__LOGISTIC,   10,    true,            true},          /* beta   0           Yang et al. 2025b */
-    [WRPO_METHOD_SFT]      = {"sft",      WRPO__LIKELIHOOD, 0.01,  false,           false}};
+    /*                         name        link              beta  ref    /|y|       scale  offset      first author */
+    [WRPO_METHOD_WRPO]     = {"wrpo",     WRPO__LOGISTIC,   0.01, true,  false},  /* beta   0           Yang 2025 */
+    [WRPO_METHOD_DPO]      = {"dpo",      WRPO__LOGISTIC,   0.01, true,  false},  /* beta   0           Rafailov 2023 */
+    [WRPO_METHOD_IPO]      = {"ipo",      WRPO__SQUARE,     0.01, true,  true},   /* 1      1/(2 beta)  Azar 2024 */
+    [WRPO_METHOD_HINGE]    = {"hinge",    WRPO__HINGE,      0.01, true,  false},  /* beta   0           Zhao 2023 */
+    [WRPO_METHOD_SIMPO]    = {"simpo",    WRPO__LOGISTIC,   10,   false, true},   /* beta   gamma/beta  Meng 2024 */
+    [WRPO_METHOD_DPO_NORM] = {"dpo-norm", WRPO__LOGISTIC,   10,   true,  true},   /* beta   0           Yang 2025b */
+    [WRPO_METHOD_SFT]      = {"sft",      WRPO__LIKELIHOOD, 0.01, false, false}};
 
-/* ---- names: one list each; NULL past the last ---- */
-static const char *const wrpo__pairs[] = {[WRPO_PAIR_TARGET] = "target", [WRPO_PAIR_SOURCE] = "source", [WRPO_PAIR_BOTH] = "both"};
-static const char *const wrpo__ramps[] = {[WRPO_ALPHA_SCHEDULE_LINEAR] = "linear", [WRPO_ALPHA_SCHEDULE_CONSTANT] = "constant", [WRPO_ALPHA_SCHEDULE_POWER] = "power", [WRPO_ALPHA_SCHEDULE_COSINE] = "cosine"};
-static const char *const wrpo__schedules[] = {[WRPO_LR_SCHEDULE_COSINE] = "cosine", [WRPO_LR_SCHEDULE_LINEAR] = "linear", [WRPO_LR_SCHEDULE_CONSTANT] = "constant"};
-WRPO_API const char *wrpo_method_name(int i) { return i >= 0 && i < WRPO__COUNT(wrpo__rules) ? wrpo__rules[i].name : NULL; }
-WRPO_API const char *wrpo_pair_name(int i) { return i >= 0 && i < WRPO__COUNT(wrpo__pairs) ? wrpo__pairs[i] : NULL; }
-WRPO_API const char *wrpo_alpha_schedule_name(int i) { return i >= 0 && i < WRPO__COUNT(wrpo__ramps) ? wrpo__ramps[i] : NULL; }
-WRPO_API const char *wrpo_lr_schedule_name(int i) { return i >= 0 && i < WRPO__COUNT(wrpo__schedules) ? wrpo__schedules[i] : NULL; }
+WRPO_API const char *wrpo_method_name(int i) {
+    return i >= 0 && i < WRPO__COUNT(wrpo__rules) ? wrpo__rules[i].name : NULL;
+}
+static const char *const wrpo__pairs[] = {
+    [WRPO_PAIR_TARGET] = "target", [WRPO_PAIR_SOURCE] = "source", [WRPO_PAIR_BOTH] = "both"};
+static const char *const wrpo__ramps[] = {
+    [WRPO_ALPHA_SCHEDULE_LINEAR] = "linear", [WRPO_ALPHA_SCHEDULE_CONSTANT] = "constant",
+    [WRPO_ALPHA_SCHEDULE_POWER] = "power", [WRPO_ALPHA_SCHEDULE_COSINE] = "cosine"};
+static const char *const wrpo__schedules[] = {
+    [WRPO_LR_SCHEDULE_COSINE] = "cosine", [WRPO_LR_SCHEDULE_LINEAR] = "linear",
+    [WRPO_LR_SCHEDULE_CONSTANT] = "constant"};
+WRPO__NAMED(wrpo_pair_name, wrpo__pairs)
+WRPO__NAMED(wrpo_alpha_schedule_name, wrpo__ramps)
+WRPO__NAMED(wrpo_lr_schedule_name, wrpo__schedules)
 
 /* ---- settings ---- */
 /* The zeros of a desc, resolved; doing it twice changes nothing. An unknown method stays as it is. */
@@ -1837,68 +1874,75 @@ static const char *wrpo__loss_check(const wrpo_loss_desc *desc, double alpha) {
 }
 
 /* ---- what a response counts for ---- */
-/* The sources' part in the average over the chosen responses; the target's is the rest. SFT is on the
-   sources' answers, or on the one answer there is (`messages`, or the chosen one of a plain pair).     */
-static double wrpo__source_share(const wrpo_loss_desc *d, double alpha, bool has_source, bool has_target) {
-    switch (d->method) {
-    case WRPO_METHOD_WRPO: return alpha;
-    case WRPO_METHOD_SFT: return has_source ? 1 : 0;
-    default: return has_source && !has_target ? 1 : d->pair == WRPO_PAIR_SOURCE ? 1 : d->pair == WRPO_PAIR_BOTH ? 0.5 : 0;
-    }
+static bool wrpo__has(wrpo_role role, const wrpo_response *r, int n) {
+    for (int i = 0; i < n; i++)
+        if (r[i].role == role) return true;
+    return false;
+}
+/* The sources' part in the average over the chosen responses; the target's is the rest. SFT is on the sources'
+   answers, or on the one answer there is (`messages`, or the chosen one of a plain pair). */
+static double wrpo__source_share(const wrpo_loss_desc *d, double alpha, const wrpo_response *r, int n) {
+    const bool has_source = wrpo__has(WRPO_ROLE_SOURCE, r, n), has_target = wrpo__has(WRPO_ROLE_TARGET, r, n);
+    if (d->method == WRPO_METHOD_WRPO) return alpha;
+    if (d->method == WRPO_METHOD_SFT) return has_source ? 1 : 0;
+    if (d->pair == WRPO_PAIR_SOURCE || (has_source && !has_target)) return 1;
+    return d->pair == WRPO_PAIR_BOTH ? 0.5 : 0;
 }
 /* a(y): 0 for a response that is left out, or is rejected. K sources have shares of their own, which sum to 1. */
 static double wrpo__share(double source_share, const wrpo_response *y) {
-    return y->role == WRPO_ROLE_SOURCE ? source_share * y->share : y->role == WRPO_ROLE_TARGET ? 1 - source_share : 0;
+    if (y->role == WRPO_ROLE_SOURCE) return source_share * y->share;
+    return y->role == WRPO_ROLE_TARGET ? 1 - source_share : 0;
 }
 static bool wrpo__per_token(const wrpo_loss_desc *d) {
     return wrpo__rules[d->method].per_token && !(d->method == WRPO_METHOD_IPO && d->ipo_sum);
 }
 /* s(y) */
 static double wrpo__score(const wrpo_loss_desc *d, const wrpo_response *y) {
-    double s = wrpo__rules[d->method].reference ? y->logp - y->ref : y->logp;
+    const double s = wrpo__rules[d->method].reference ? y->logp - y->ref : y->logp;
     return wrpo__per_token(d) ? s / (double)y->tokens : s;
-}
-static bool wrpo__has(wrpo_role role, const wrpo_response *r, int n) {
-    for (int i = 0; i < n; i++)
-        if (r[i].role == role) return true;
-    return false;
 }
 /* Is y the opponent of chosen response x? A pair method compares within a pair. */
 static bool wrpo__against(const wrpo_loss_desc *d, const wrpo_response *x, const wrpo_response *y) {
     return y->role == WRPO_ROLE_REJECTED && (d->method == WRPO_METHOD_WRPO || x->pair_id == y->pair_id);
 }
-static int wrpo__opponents(const wrpo_loss_desc *d, const wrpo_response *x, const wrpo_response *r, int n, double *mean) {   /* s(y_l) for x */
+static int wrpo__opponents(const wrpo_loss_desc *d, const wrpo_response *x, const wrpo_response *r, int n) {
     int count = 0;
-    *mean = 0;
-    for (int i = 0; i < n; i++)
-        if (wrpo__against(d, x, &r[i])) *mean += wrpo__score(d, &r[i]), count++;
-    *mean /= count;
+    for (int i = 0; i < n; i++) count += wrpo__against(d, x, &r[i]);
     return count;
+}
+/* s(y_l) for x: the mean of its opponents' scores. */
+static double wrpo__rejected_score(const wrpo_loss_desc *d, const wrpo_response *x, const wrpo_response *r, int n) {
+    double sum = 0;
+    for (int i = 0; i < n; i++)
+        if (wrpo__against(d, x, &r[i])) sum += wrpo__score(d, &r[i]);
+    return sum / wrpo__opponents(d, x, r, n);
 }
 /* NULL, or what the record lacks for this method at this alpha. */
 static const char *wrpo__record_check(const wrpo_loss_desc *d, double alpha, const wrpo_response *r, int n) {
-    int sources = 0, targets = 0, rejected = 0;
-    double weight = 0;
+    const bool sft = d->method == WRPO_METHOD_SFT, reference = wrpo__rules[d->method].reference;
+    int count[3] = {0};
+    double shares = 0;
     for (int i = 0; i < n; i++) {
-        if (r[i].role == WRPO_ROLE_SOURCE) sources++, weight += r[i].share >= 0 ? r[i].share : NAN;
-        else if (r[i].role == WRPO_ROLE_TARGET) targets++;
-        else if (r[i].role == WRPO_ROLE_REJECTED) rejected++;
-        else return "a response has no valid role";
+        if ((int)r[i].role < 0 || r[i].role > WRPO_ROLE_REJECTED) return "a response has no valid role";
+        count[r[i].role]++;
+        if (r[i].role == WRPO_ROLE_SOURCE) shares += r[i].share >= 0 ? r[i].share : NAN;
     }
-    const double a = wrpo__source_share(d, alpha, sources > 0, targets > 0);
-    double mean;
-    if (d->method == WRPO_METHOD_SFT && sources + targets == 0) return "sft needs a response to learn from";
+    const int sources = count[WRPO_ROLE_SOURCE], targets = count[WRPO_ROLE_TARGET];
+    const double a = wrpo__source_share(d, alpha, r, n);
+    if (sft && sources + targets == 0) return "sft needs a response to learn from";
     if (a > 0 && sources == 0) return "the method needs a source response (the first of two in \"chosen\")";
     if (a < 1 && targets == 0) return "the method needs a target response (the last in \"chosen\")";
-    if (d->method != WRPO_METHOD_SFT && rejected == 0) return "the method needs a rejected response";
+    if (!sft && count[WRPO_ROLE_REJECTED] == 0) return "the method needs a rejected response";
     if (targets > 1) return "want one target response, found several";
-    if (sources && !(fabs(weight - 1) < 1e-6)) return "the shares of the source responses do not sum to 1";
+    if (sources && !(fabs(shares - 1) < 1e-6)) return "the shares of the source responses do not sum to 1";
     for (int i = 0; i < n; i++) {
-        if (r[i].role != WRPO_ROLE_REJECTED && wrpo__share(a, &r[i]) == 0) continue;      /* left out: may be anything */
-        if (r[i].role == WRPO_ROLE_REJECTED && d->method == WRPO_METHOD_SFT) continue;
-        if (r[i].role != WRPO_ROLE_REJECTED && d->method != WRPO_METHOD_SFT && !wrpo__opponents(d, &r[i], r, n, &mean)) return "a chosen response has no rejected one in its pair";
-        if (wrpo__per_token(d) && r[i].tokens < 1) return "the method divides by the length of a response that has no tokens";
-        if (!isfinite(r[i].logp) || (wrpo__rules[d->method].reference && !isfinite(r[i].ref))) return "a log-probability is not finite";
+        const bool rejected = r[i].role == WRPO_ROLE_REJECTED;
+        if (rejected ? sft : wrpo__share(a, &r[i]) == 0) continue;             /* left out: may be anything */
+        if (!rejected && !sft && !wrpo__opponents(d, &r[i], r, n))
+            return "a chosen response has no rejected one in its pair";
+        if (wrpo__per_token(d) && r[i].tokens < 1)
+            return "the method divides by the length of a response that has no tokens";
+        if (!isfinite(r[i].logp) || (reference && !isfinite(r[i].ref))) return "a log-probability is not finite";
     }
     return NULL;
 }
@@ -1923,22 +1967,23 @@ static double wrpo__link_loss(wrpo__link link, double z, double eps, double *g) 
 }
 
 /* ---- the loss of one record ---- */
-WRPO_API double wrpo_loss(const wrpo_loss_desc *desc, double alpha, wrpo_response *r, int n, double sft_tokens, const char **why) {
-    desc = desc ? desc : &(wrpo_loss_desc){0};
+WRPO_API double wrpo_loss(const wrpo_loss_desc *desc, double alpha, wrpo_response *r, int n, double sft_tokens,
+                          const char **why) {
+    const wrpo_loss_desc zero = {0}, d = wrpo__loss_defaults(desc ? *desc : zero);
+    const char *wrong = wrpo__loss_check(&d, alpha);
     for (int i = 0; i < n; i++) r[i].dlogp = 0;
-    const char *wrong = wrpo__loss_check(desc, alpha);
-    const wrpo_loss_desc d = wrpo__loss_defaults(*desc);
     if (!wrong) wrong = wrpo__record_check(&d, alpha, r, n);
-    if (!wrong && d.method == WRPO_METHOD_SFT && !(sft_tokens > 0)) wrong = "sft_tokens: want the number of scored tokens of the batch";
+    if (!wrong && d.method == WRPO_METHOD_SFT && !(sft_tokens > 0))
+        wrong = "sft_tokens: want the number of scored tokens of the batch";
     if (why) *why = wrong;
     if (wrong) return NAN;
 
     const wrpo__rule *rule = &wrpo__rules[d.method];
-    const double a = wrpo__source_share(&d, alpha, wrpo__has(WRPO_ROLE_SOURCE, r, n), wrpo__has(WRPO_ROLE_TARGET, r, n));
-    double loss = 0, chosen = 0, rejected = 0, g = 0;
+    const double a = wrpo__source_share(&d, alpha, r, n);
+    double loss = 0, chosen = 0, g = 0;
     if (rule->link == WRPO__LIKELIHOOD) {
         for (int i = 0; i < n; i++) {
-            double share = wrpo__share(a, &r[i]);
+            const double share = wrpo__share(a, &r[i]);
             if (share == 0) continue;
             r[i].dlogp = -share / sft_tokens;
             loss += r[i].dlogp * r[i].logp;
@@ -1946,25 +1991,28 @@ WRPO_API double wrpo_loss(const wrpo_loss_desc *desc, double alpha, wrpo_respons
         return loss;
     }
     const double scale = rule->link == WRPO__SQUARE ? 1 : d.beta;
-    const double offset = rule->link == WRPO__SQUARE ? 1 / (2 * d.beta) : d.method == WRPO_METHOD_SIMPO ? d.gamma_ratio : 0;
+    double offset = 0;
+    if (d.method == WRPO_METHOD_SIMPO) offset = d.gamma_ratio;
+    if (d.method == WRPO_METHOD_IPO) offset = 1 / (2 * d.beta);
 
     /* 1. The loss, and dL/ds(y) of the chosen responses. A share of 0 is skipped rather than multiplied by, so that
           a response which is left out cannot touch a bit of the result and need not have been computed. */
     if (d.method == WRPO_METHOD_WRPO) {
-        wrpo__opponents(&d, r, r, n, &rejected);
         for (int i = 0; i < n; i++)
             if (wrpo__share(a, &r[i]) != 0) chosen += wrpo__share(a, &r[i]) * wrpo__score(&d, &r[i]);
-        loss = wrpo__link_loss(rule->link, scale * (chosen - rejected - offset), d.label_smoothing, &g);
+        const double z = scale * (chosen - wrpo__rejected_score(&d, r, r, n) - offset);
+        loss = wrpo__link_loss(rule->link, z, d.label_smoothing, &g);
         for (int i = 0; i < n; i++)
             if (wrpo__share(a, &r[i]) != 0) r[i].dlogp = wrpo__share(a, &r[i]) * (scale * g);
-    } else
+    } else {
         for (int i = 0; i < n; i++) {
-            double share = wrpo__share(a, &r[i]);
+            const double share = wrpo__share(a, &r[i]);
             if (share == 0) continue;
-            wrpo__opponents(&d, &r[i], r, n, &rejected);
-            loss += share * wrpo__link_loss(rule->link, scale * (wrpo__score(&d, &r[i]) - rejected - offset), d.label_smoothing, &g);
+            const double z = scale * (wrpo__score(&d, &r[i]) - wrpo__rejected_score(&d, &r[i], r, n) - offset);
+            loss += share * wrpo__link_loss(rule->link, z, d.label_smoothing, &g);
             r[i].dlogp = share * (scale * g);
         }
+    }
 
     /* 2. What pulls the chosen up pushes their rejected down; WRPO's shares sum to 1. */
     for (int k = 0; k < n; k++) {
@@ -1972,13 +2020,14 @@ WRPO_API double wrpo_loss(const wrpo_loss_desc *desc, double alpha, wrpo_respons
         if (r[k].role != WRPO_ROLE_REJECTED) continue;
         for (int i = 0; i < n && d.method != WRPO_METHOD_WRPO; i++)
             if (r[i].role != WRPO_ROLE_REJECTED && wrpo__against(&d, &r[i], &r[k])) pull += r[i].dlogp;
-        r[k].dlogp = -pull / wrpo__opponents(&d, &r[k], r, n, &rejected);
+        r[k].dlogp = -pull / wrpo__opponents(&d, &r[k], r, n);
     }
 
     /* 3. ds/dlogp: 1 or 1 / |y| */
-    for (int i = 0; i < n; i++)
+    for (int i = 0; i < n; i++) {
         if (r[i].dlogp == 0) r[i].dlogp = 0;           /* no negative zeros */
         else if (wrpo__per_token(&d)) r[i].dlogp /= (double)r[i].tokens;
+    }
     return loss;
 }
 
@@ -1989,7 +2038,7 @@ static double wrpo__reward_of(const wrpo_loss_desc *desc, const wrpo_response *y
 }
 /* rewards/chosen: the average with the shares of the loss; NaN if a response it needs is not there. */
 static double wrpo__weighted_reward(const wrpo_loss_desc *desc, double alpha, const wrpo_response *r, int n) {
-    const double a = wrpo__source_share(desc, alpha, wrpo__has(WRPO_ROLE_SOURCE, r, n), wrpo__has(WRPO_ROLE_TARGET, r, n));
+    const double a = wrpo__source_share(desc, alpha, r, n);
     double sum = 0, shares = 0;
     for (int i = 0; i < n; i++) {
         double share = wrpo__share(a, &r[i]);
@@ -2002,34 +2051,34 @@ static double wrpo__weighted_reward(const wrpo_loss_desc *desc, double alpha, co
 /* What a record adds to sft_tokens: its scored tokens; with several sources, their weighted mean. */
 static double wrpo__sft_tokens(const wrpo_response *r, int n) {
     const wrpo_loss_desc d = {.method = WRPO_METHOD_SFT};
-    const double a = wrpo__source_share(&d, 0, wrpo__has(WRPO_ROLE_SOURCE, r, n), false);
+    const double a = wrpo__source_share(&d, 0, r, n);
     double sum = 0;
     for (int i = 0; i < n; i++) sum += wrpo__share(a, &r[i]) * (double)r[i].tokens;
     return sum;
 }
 
 /* ---- schedules: k optimizer steps done of T ---- */
+static const double wrpo__pi = 3.14159265358979323846;
 WRPO_API double wrpo_alpha(wrpo_alpha_schedule schedule, double power, double end, int64_t k, int64_t T) {
-    const double pi = 3.14159265358979323846;
-    const double u = T <= 0 || k >= T ? 1 : k <= 0 ? 0 : (double)k / (double)T;
+    const double u = T <= 0 || k >= T ? 1 : (double)WRPO__MAX(k, 0) / (double)T;
     power = wrpo__or_default(power, 2);
     end += 0.0;                      /* -0 becomes 0 */
     switch (schedule) {
     case WRPO_ALPHA_SCHEDULE_LINEAR: return end * u;
     case WRPO_ALPHA_SCHEDULE_CONSTANT: return end;
     case WRPO_ALPHA_SCHEDULE_POWER: return power > 0 ? end * pow(u, power) : NAN;
-    case WRPO_ALPHA_SCHEDULE_COSINE: return end * (0.5 * (1 - cos(pi * u)));
+    case WRPO_ALPHA_SCHEDULE_COSINE: return end * (0.5 * (1 - cos(wrpo__pi * u)));
     }
     return NAN;
 }
 WRPO_API double wrpo_lr_factor(wrpo_lr_schedule schedule, int64_t warmup, int64_t k, int64_t T) {
-    const double pi = 3.14159265358979323846;
-    k = k < 0 ? 0 : k > T && T >= 0 ? T : k;
+    if (T >= 0) k = WRPO__MIN(k, T);
+    k = WRPO__MAX(k, 0);
     if (k < warmup) return (double)k / (double)warmup;
-    const double rest = (double)WRPO__MAX(T - warmup, 1);
+    const double left = (double)WRPO__MAX(T - warmup, 1);
     switch (schedule) {
-    case WRPO_LR_SCHEDULE_COSINE: return WRPO__MAX(0.5 * (1 + cos(pi * ((double)(k - warmup) / rest))), 0);
-    case WRPO_LR_SCHEDULE_LINEAR: return WRPO__MAX((double)(T - k) / rest, 0);
+    case WRPO_LR_SCHEDULE_COSINE: return WRPO__MAX(0.5 * (1 + cos(wrpo__pi * ((double)(k - warmup) / left))), 0);
+    case WRPO_LR_SCHEDULE_LINEAR: return WRPO__MAX((double)(T - k) / left, 0);
     case WRPO_LR_SCHEDULE_CONSTANT: return 1;
     }
     return NAN;
@@ -3804,25 +3853,34 @@ WRPO_API wrpo_result wrpo_trainer_eval(wrpo_trainer *t, const wrpo_data *data, w
 
 /* --------------------------------------------------------------------------------------------- >>json
    RFC 8259, strictly: valid UTF-8, no byte order mark, no lone surrogate, no key twice in an object, one
-   value and nothing behind it. One pass without recursion. Every node knows its line and column.       */
-enum { WRPO__JSON_DEPTH = 256, WRPO__JSON_SCAN = 16 /* members up to which keys are compared in pairs */ };
+   value and nothing after it. Every node knows its line and column.                                    */
+enum { WRPO__JSON_DEPTH = 256 };
 typedef char wrpo__shown[96];
 
-/* Foreign text in one of our sentences: control characters escaped, bytes that are not UTF-8 as '?', cut to fit. */
+/* Foreign text in one of our sentences: control characters escaped, invalid UTF-8 as '?', cut to fit a wrpo__shown. */
 static const char *wrpo__show(char *out, const char *s, size_t n) {
     size_t used = 0;
-    for (size_t at = 0, size; at < n; at += size) {
-        int32_t c = wrpo__utf8_get(s + at, n - at, &size);
+    out[0] = 0;
+    for (size_t i = 0, size; i < n; i += size) {
+        const int32_t c = wrpo__utf8_get(s + i, n - i, &size);
         char part[16] = "?";
         if (c >= 0 && (c < 0x20 || (c >= 0x7F && c <= 0xA0))) snprintf(part, sizeof part, "\\u%04X", (unsigned)c);
-        else if (c >= 0) memcpy(part, s + at, size), part[size] = 0;
-        size_t k = strlen(part);
-        if (used + k + 4 > sizeof(wrpo__shown)) { memcpy(out + used, "...", 3); used += 3; break; }
-        memcpy(out + used, part, k);
-        used += k;
+        else if (c >= 0) snprintf(part, sizeof part, "%.*s", (int)size, s + i);
+        const bool fits = used + strlen(part) + 4 <= sizeof(wrpo__shown);
+        used += (size_t)snprintf(out + used, sizeof(wrpo__shown) - used, "%s", fits ? part : "...");
+        if (!fits) break;
     }
-    out[used] = 0;
     return out;
+}
+/* "NAME:LINE:COLUMN: " and the sentence. */
+_Noreturn WRPO__PRINTF(5, 6) static void wrpo__json_fail(wrpo_ctx *ctx, wrpo_result code, const char *name,
+        const wrpo_json *v, const char *format, ...) {
+    char text[400];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    wrpo__fail_at(ctx, code, v->line, v->column, "%s:%d:%d: %s", name, v->line, v->column, text);
 }
 
 /* ---- read ---- */
@@ -3835,31 +3893,37 @@ typedef struct wrpo__json_in {
     char *out;                       /* where the next unescaped text goes */
 } wrpo__json_in;
 
-_Noreturn static void wrpo__json_stop(wrpo__json_in *in, wrpo_result code, const char *want, const char *found) {
-    int64_t column = in->at - in->line_begin - in->inner + 1;
-    wrpo__fail_at(in->arena->ctx, code, in->line, column, "%s:%lld:%lld: want %s, found %s", in->name, (long long)in->line, (long long)column, want, found);
+static int64_t wrpo__json_column(const wrpo__json_in *in) { return in->at - in->line_begin - in->inner + 1; }
+_Noreturn static void wrpo__json_stop(wrpo__json_in *in, const char *want, const char *found) {
+    const int64_t column = wrpo__json_column(in);
+    wrpo__fail_at(in->arena->ctx, WRPO_E_FORMAT, in->line, column, "%s:%lld:%lld: want %s, found %s", in->name,
+            (long long)in->line, (long long)column, want, found);
 }
-/* The reader stands on what must not be there. */
+/* Refuses the next character. */
 _Noreturn static void wrpo__json_expect(wrpo__json_in *in, const char *want) {
     char found[128];
     wrpo__shown shown;
     size_t n = (size_t)(in->end - in->at), size;
-    int32_t c = n ? wrpo__utf8_get(in->at, n, &size) : 0;
+    const int32_t c = n ? wrpo__utf8_get(in->at, n, &size) : 0;
     if (!n) snprintf(found, sizeof found, "the end of the text");
     else if (c < 0) snprintf(found, sizeof found, "byte 0x%02X, which is not UTF-8 here", (unsigned char)*in->at);
     else if (c == 0xFEFF) snprintf(found, sizeof found, "a byte order mark");
     else if (c < 0x20) snprintf(found, sizeof found, "the control character U+%04X", (unsigned)c);
     else {
         size_t word = 0;                               /* NaN, True, undefined: shown whole */
-        while (word < n && word < 24 && ((in->at[word] | 32) >= 'a' && (in->at[word] | 32) <= 'z')) word++;
+        while (word < n && word < 24 && (in->at[word] | 32) >= 'a' && (in->at[word] | 32) <= 'z') word++;
         snprintf(found, sizeof found, "'%s'", wrpo__show(shown, in->at, word ? word : size));
     }
-    wrpo__json_stop(in, WRPO_E_FORMAT, want, found);
+    wrpo__json_stop(in, want, found);
 }
-static char wrpo__json_peek(const wrpo__json_in *in) { return in->at < in->end ? *in->at : 0; }   /* 0 is nowhere valid */
+static char wrpo__json_peek(const wrpo__json_in *in) { return in->at < in->end ? *in->at : 0; }   /* 0 is never valid */
+static void wrpo__json_skip(wrpo__json_in *in, char c, const char *want) {
+    if (wrpo__json_peek(in) != c) wrpo__json_expect(in, want);
+    in->at++;
+}
 static void wrpo__json_space(wrpo__json_in *in) {
     for (; in->at < in->end; in->at++) {
-        char c = *in->at;
+        const char c = *in->at;
         if (c == '\n') in->line++, in->line_begin = in->at + 1, in->inner = 0;
         else if (c != ' ' && c != '\t' && c != '\r') return;
     }
@@ -3867,79 +3931,62 @@ static void wrpo__json_space(wrpo__json_in *in) {
 static uint32_t wrpo__json_hex4(wrpo__json_in *in) {
     uint32_t c = 0;
     for (int i = 0; i < 4; i++, in->at++) {
-        char d = wrpo__json_peek(in), low = (char)(d | 32);
+        const char d = wrpo__json_peek(in), low = (char)(d | 32);
         if (d >= '0' && d <= '9') c = c << 4 | (uint32_t)(d - '0');
         else if (low >= 'a' && low <= 'f') c = c << 4 | (uint32_t)(low - 'a' + 10);
         else wrpo__json_expect(in, "four hexadecimal digits after \\u");
     }
     return c;
 }
-/* The code point behind \u, the other half of its pair included. */
+/* The code point after \u; of a surrogate pair, both halves. */
 static uint32_t wrpo__json_unicode(wrpo__json_in *in) {
     const char *begin = in->at - 2;
     char found[32];
-    uint32_t c = wrpo__json_hex4(in);
+    const uint32_t c = wrpo__json_hex4(in);
     if (c < 0xD800 || c > 0xDFFF) return c;
     if (c < 0xDC00 && in->end - in->at >= 2 && in->at[0] == '\\' && in->at[1] == 'u') {
         in->at += 2;
-        uint32_t low = wrpo__json_hex4(in);
+        const uint32_t low = wrpo__json_hex4(in);
         if (low >= 0xDC00 && low <= 0xDFFF) return 0x10000 + ((c - 0xD800) << 10) + (low - 0xDC00);
     }
     in->at = begin;
     snprintf(found, sizeof found, "\\u%04X alone", (unsigned)c);
-    wrpo__json_stop(in, WRPO_E_FORMAT, "both halves of a surrogate pair", found);
+    wrpo__json_stop(in, "both halves of a surrogate pair", found);
 }
-/* A string, from behind its opening quote. Unescaped it is never longer than it stands in the text, quotes against
-   NUL; numbers have a byte behind them. So one buffer of the text's size and 1 holds all texts and keys. */
+/* A string, after its opening quote. Unescaped text is never longer than its source: its NUL replaces a quote, and
+   every number is followed by a byte. So one buffer of the text's size and 1 holds all strings, keys and numbers. */
 static const char *wrpo__json_string(wrpo__json_in *in, size_t *size) {
-    char *begin = in->out, *to = begin;
+    static const char escapes[] = "\"\\/bfnrt", meant[] = "\"\\/\b\f\n\r\t";
+    char *begin = in->out;
     for (;;) {
-        const char *run = in->at, *s = run;
-        for (unsigned char c; s < in->end && (c = (unsigned char)*s) >= 0x20 && c != '"' && c != '\\';) {
-            if (c < 0x80) { s++; continue; }
-            size_t k;
-            if (wrpo__utf8_get(s, (size_t)(in->end - s), &k) < 0) break;
-            in->inner += (int64_t)k - 1;
-            s += k;
+        const char *run = in->at;                      /* copied as it is */
+        while (in->at < in->end && (unsigned char)*in->at >= 0x20 && *in->at != '"' && *in->at != '\\') {
+            size_t bytes;
+            if (wrpo__utf8_get(in->at, (size_t)(in->end - in->at), &bytes) < 0) break;
+            in->inner += (int64_t)bytes - 1;
+            in->at += bytes;
         }
-        if (s > run) memcpy(to, run, (size_t)(s - run));
-        to += s - run;
-        in->at = s;
-        char c = wrpo__json_peek(in);
-        if (c == '"') break;
-        if (c != '\\') wrpo__json_expect(in, "a string's text or its closing '\"'");
-        in->at++;
-        c = wrpo__json_peek(in);
-        static const char from[] = "\"\\/bfnrt", into[] = "\"\\/\b\f\n\r\t";
-        const char *simple = c ? strchr(from, c) : NULL;
+        memcpy(in->out, run, (size_t)(in->at - run));
+        in->out += in->at - run;
+        if (wrpo__json_peek(in) == '"') break;
+        wrpo__json_skip(in, '\\', "a string's text or its closing '\"'");
+        const char c = wrpo__json_peek(in), *simple = c ? strchr(escapes, c) : NULL;
         if (!simple && c != 'u') wrpo__json_expect(in, "one of \" \\ / b f n r t u after a backslash");
         in->at++;
-        if (simple) *to++ = into[simple - from];
-        else to += wrpo__utf8_put(to, wrpo__json_unicode(in));
+        if (simple) *in->out++ = meant[simple - escapes];
+        else in->out += wrpo__utf8_put(in->out, wrpo__json_unicode(in));
     }
     in->at++;
-    *to = 0;
-    in->out = to + 1;
-    *size = (size_t)(to - begin);
+    *size = (size_t)(in->out - begin);
+    *in->out++ = 0;
     return begin;
 }
-/* A number of the grammar, correctly rounded whatever the locale's decimal point: 1.25e3 is read as 125e1. */
+/* The double nearest to a JSON number, whatever the locale's decimal point. */
 static double wrpo__json_double(wrpo__arena *arena, const char *s, size_t n) {
-    char small[128], *digits = n + 32 <= sizeof small ? small : wrpo__raw(arena, n + 32, 1);
-    size_t k = 0, i = 0;
-    int64_t power = 0, written = 0;
-    bool fraction = false;
-    for (; i < n && (s[i] | 32) != 'e'; i++) {
-        if (s[i] == '.') fraction = true;
-        else digits[k++] = s[i], power -= fraction;
-    }
-    bool down = i + 1 < n && s[i + 1] == '-';
-    for (; i < n; i++)
-        if (s[i] >= '0' && s[i] <= '9' && written < INT64_MAX / 100) written = written * 10 + (s[i] - '0');
-    snprintf(digits + k, 32, "e%lld", (long long)(power + (down ? -written : written)));
-    double x = strtod(digits, NULL);
-    if (digits != small) wrpo__block_free(digits);
-    return x;
+    const char *point = memchr(s, '.', n), *end = s + n;
+    if (!point) return strtod(wrpo__strndup(arena, s, n), NULL);
+    return strtod(wrpo__format(arena, "%.*s%s%.*s", (int)(point - s), s, localeconv()->decimal_point,
+            (int)(end - point - 1), point + 1), NULL);
 }
 static void wrpo__json_digits(wrpo__json_in *in) {
     if (wrpo__json_peek(in) < '0' || wrpo__json_peek(in) > '9') wrpo__json_expect(in, "a digit");
@@ -3947,21 +3994,12 @@ static void wrpo__json_digits(wrpo__json_in *in) {
 }
 static void wrpo__json_read_number(wrpo__json_in *in, wrpo_json *v) {
     const char *begin = in->at;
-    bool minus = *begin == '-', whole = true;
-    in->at += minus;
-    const char *first = in->at;
+    if (*begin == '-') in->at++;
     if (wrpo__json_peek(in) == '0') in->at++;
     else wrpo__json_digits(in);
-    const uint64_t limit = (uint64_t)INT64_MAX + minus;
-    uint64_t integer = 0;
-    for (const char *s = first; s < in->at && whole; s++) {
-        uint64_t d = (uint64_t)(*s - '0');
-        if (integer > (limit - d) / 10) whole = false;
-        else integer = integer * 10 + d;
-    }
-    if (wrpo__json_peek(in) == '.') { whole = false; in->at++; wrpo__json_digits(in); }
+    const char *point = in->at;                        /* where the integer ends */
+    if (wrpo__json_peek(in) == '.') { in->at++; wrpo__json_digits(in); }
     if ((wrpo__json_peek(in) | 32) == 'e') {
-        whole = false;
         in->at++;
         if (wrpo__json_peek(in) == '+' || wrpo__json_peek(in) == '-') in->at++;
         wrpo__json_digits(in);
@@ -3971,134 +4009,133 @@ static void wrpo__json_read_number(wrpo__json_in *in, wrpo_json *v) {
     v->text = memcpy(in->out, begin, v->size);
     in->out[v->size] = 0;
     in->out += v->size + 1;
-    v->exact = whole;
-    if (whole) {
-        v->integer = minus ? (int64_t)(0 - integer) : (int64_t)integer;
-        v->number = minus ? -(double)integer : (double)integer;     /* -0 stays -0 */
-    } else v->number = wrpo__json_double(in->arena, begin, v->size);
+    errno = 0;
+    const long long integer = strtoll(v->text, NULL, 10);
+    v->exact = in->at == point && errno == 0;
+    if (v->exact) v->integer = integer;
+    v->number = v->integer ? (double)v->integer : wrpo__json_double(in->arena, begin, v->size);   /* -0 too */
 }
 static bool wrpo__json_word(wrpo__json_in *in, const char *word) {
-    size_t n = strlen(word);
-    if ((size_t)(in->end - in->at) < n || memcmp(in->at, word, n)) return false;
-    in->at += n;
-    return true;
+    const size_t n = strlen(word);
+    const bool found = (size_t)(in->end - in->at) >= n && !memcmp(in->at, word, n);
+    if (found) in->at += n;
+    return found;
 }
-/* One value; of an array or object only its opening bracket. */
-static void wrpo__json_value(wrpo__json_in *in, wrpo_json *v) {
+/* Every key of this object once. The hash table is at most half full. Keys made to collide would take quadratic time;
+   they are refused long before. */
+static void wrpo__json_unique(wrpo__json_in *in, const wrpo_json *object) {
+    const wrpo_json *small[64] = {0}, **table = small;
+    size_t slots = 64;
+    while (slots < (size_t)object->count * 2) slots *= 2;
+    if (slots > 64) table = memset(wrpo__raw(in->arena, slots, sizeof *table), 0, slots * sizeof *table);
+    int64_t steps = 16 * object->count + 1024;
+    for (const wrpo_json *b = object->child; b; b = b->next) {
+        size_t i = wrpo__hash(0, b->key, b->key_size) & (slots - 1);
+        for (; table[i]; i = (i + 1) & (slots - 1)) {
+            const wrpo_json *a = table[i];
+            wrpo__shown key;
+            if (a->key_size == b->key_size && !memcmp(a->key, b->key, a->key_size))
+                wrpo__json_fail(in->arena->ctx, WRPO_E_FORMAT, in->name, b,
+                        "want every key once, found \"%s\" again (first on line %d)",
+                        wrpo__show(key, b->key, b->key_size), a->line);
+            if (--steps == 0)
+                wrpo__json_fail(in->arena->ctx, WRPO_E_UNSUPPORTED, in->name, object,
+                        "want keys as texts have them, found %lld made to collide", (long long)object->count);
+        }
+        table[i] = b;
+    }
+    if (table != small) wrpo__block_free(table);
+}
+static void wrpo__json_value(wrpo__json_in *in, wrpo_json *v, int depth);
+static void wrpo__json_members(wrpo__json_in *in, wrpo_json *v, int depth) {       /* from bracket to bracket */
+    const bool object = v->kind == WRPO_JSON_OBJECT;
+    wrpo_json **tail = &v->child;
+    if (depth == WRPO__JSON_DEPTH) wrpo__json_stop(in, "at most 256 levels of nesting", "one more");
+    in->at++;
+    wrpo__json_space(in);
+    bool more = wrpo__json_peek(in) != (object ? '}' : ']');
+    while (more) {
+        wrpo_json *member = *tail = WRPO__NEW(in->arena, wrpo_json);
+        tail = &member->next;
+        v->count++;
+        if (object) {
+            wrpo__json_space(in);
+            wrpo__json_skip(in, '"', "a key in double quotes");
+            member->key = wrpo__json_string(in, &member->key_size);
+            wrpo__json_space(in);
+            wrpo__json_skip(in, ':', "':' after a key");
+        }
+        wrpo__json_value(in, member, depth + 1);
+        more = wrpo__json_peek(in) == ',';
+        if (more) in->at++;
+    }
+    wrpo__json_skip(in, object ? '}' : ']', object ? "',' or '}'" : "',' or ']'");
+    if (object) wrpo__json_unique(in, v);
+}
+/* One value, and the space around it. */
+static void wrpo__json_value(wrpo__json_in *in, wrpo_json *v, int depth) {
+    wrpo__json_space(in);
     v->line = (int32_t)WRPO__MIN(in->line, INT32_MAX);
-    v->column = (int32_t)(in->at - in->line_begin - in->inner + 1);
-    char c = wrpo__json_peek(in);
-    if (c == '"') { in->at++; v->kind = WRPO_JSON_STRING; v->text = wrpo__json_string(in, &v->size); }
-    else if (c == '-' || (c >= '0' && c <= '9')) wrpo__json_read_number(in, v);
-    else if (c == '[' || c == '{') { in->at++; v->kind = c == '[' ? WRPO_JSON_ARRAY : WRPO_JSON_OBJECT; }
-    else if (wrpo__json_word(in, "true")) { v->kind = WRPO_JSON_BOOL; v->boolean = true; }
+    v->column = (int32_t)wrpo__json_column(in);
+    const char c = wrpo__json_peek(in);
+    if (c == '"') {
+        in->at++;
+        v->kind = WRPO_JSON_STRING;
+        v->text = wrpo__json_string(in, &v->size);
+    } else if (c == '[' || c == '{') {
+        v->kind = c == '[' ? WRPO_JSON_ARRAY : WRPO_JSON_OBJECT;
+        wrpo__json_members(in, v, depth);
+    } else if (c == '-' || (c >= '0' && c <= '9')) wrpo__json_read_number(in, v);
+    else if (wrpo__json_word(in, "true")) v->kind = WRPO_JSON_BOOL, v->boolean = true;
     else if (wrpo__json_word(in, "false")) v->kind = WRPO_JSON_BOOL;
     else if (!wrpo__json_word(in, "null")) wrpo__json_expect(in, "a value");
+    wrpo__json_space(in);
 }
-static bool wrpo__json_same_key(const wrpo_json *a, const wrpo_json *b) { return a->key_size == b->key_size && !memcmp(a->key, b->key, a->key_size); }
-/* Every key of this object once: pairs where there are few, a hash table of half load where there are many. Keys made
-   to collide would take quadratic time; they are refused long before. */
-static void wrpo__json_unique(wrpo__json_in *in, const wrpo_json *object) {
-    wrpo_ctx *ctx = in->arena->ctx;
-    const wrpo_json *twice = NULL, *first = NULL;
-    if (object->count <= WRPO__JSON_SCAN) {
-        for (const wrpo_json *b = object->child; b && !twice; b = b->next)
-            for (const wrpo_json *a = object->child; a != b && !twice; a = a->next)
-                if (wrpo__json_same_key(a, b)) twice = b, first = a;
-    } else {
-        typedef struct { uint64_t hash; const wrpo_json *member; } slot;
-        size_t slots = 64;
-        while (slots < (size_t)object->count * 2) slots *= 2;
-        int64_t steps = 16 * object->count + 1024;
-        slot *table = wrpo__raw(in->arena, slots, sizeof *table);
-        memset(table, 0, slots * sizeof *table);
-        for (const wrpo_json *b = object->child; b && !twice; b = b->next) {
-            uint64_t hash = wrpo__hash(0, b->key, b->key_size);
-            size_t i = hash & (slots - 1);
-            for (; table[i].member && !twice && --steps > 0; i = (i + 1) & (slots - 1))
-                if (table[i].hash == hash && wrpo__json_same_key(table[i].member, b)) twice = b, first = table[i].member;
-            if (steps <= 0)
-                wrpo__fail_at(ctx, WRPO_E_UNSUPPORTED, object->line, object->column, "%s:%d:%d: want keys as texts have them, found %lld made to collide",
-                              in->name, object->line, object->column, (long long)object->count);
-            table[i].hash = hash, table[i].member = b;
-        }
-        wrpo__block_free(table);
-    }
-    if (!twice) return;
-    wrpo__shown key;
-    wrpo__fail_at(ctx, WRPO_E_FORMAT, twice->line, twice->column, "%s:%d:%d: want every key once, found \"%s\" again (first on line %d)",
-                  in->name, twice->line, twice->column, wrpo__show(key, twice->key, twice->key_size), first->line);
-}
-/* The text as a tree in the arena. name: what errors call it. first_line: of JSON lines, the line that this text is. */
-static wrpo_json *wrpo__json_parse(wrpo__arena *arena, const char *name, int64_t first_line, const char *text, size_t n) {
+/* The text as a tree in the arena. name: what errors call it. first_line: its line in a file of JSON lines, else 1. */
+static wrpo_json *wrpo__json_parse(wrpo__arena *arena, const char *name, int64_t first_line, const char *text,
+        size_t n) {
+    if (n >= INT32_MAX)
+        wrpo__fail(arena->ctx, WRPO_E_UNSUPPORTED, "%s: want less than 2 GiB of JSON, found %zu bytes", name, n);
     if (!n) text = "";
-    wrpo__json_in in = {.arena = arena, .name = name, .at = text, .end = text + n, .line_begin = text, .line = first_line};
-    struct { wrpo_json *node, **tail; } up[WRPO__JSON_DEPTH];       /* the containers that are open */
-    int depth = 0;
-    wrpo_json *root = NULL;
-    if (n >= INT32_MAX) wrpo__fail(arena->ctx, WRPO_E_UNSUPPORTED, "%s: want less than 2 GiB of JSON, found %zu bytes", name, n);
+    wrpo__json_in in = {.arena = arena, .name = name, .at = text, .end = text + n};
+    in.line_begin = text, in.line = first_line;
     in.out = wrpo__raw(arena, n + 1, 1);
-    wrpo__json_space(&in);
-    for (;;) {
-        wrpo_json *v = WRPO__NEW(arena, wrpo_json);
-        if (depth && up[depth - 1].node->kind == WRPO_JSON_OBJECT) {
-            if (wrpo__json_peek(&in) != '"') wrpo__json_expect(&in, "a key in double quotes");
-            in.at++;
-            v->key = wrpo__json_string(&in, &v->key_size);
-            wrpo__json_space(&in);
-            if (wrpo__json_peek(&in) != ':') wrpo__json_expect(&in, "':' after a key");
-            in.at++;
-            wrpo__json_space(&in);
-        }
-        wrpo__json_value(&in, v);
-        if (depth) {
-            *up[depth - 1].tail = v;
-            up[depth - 1].tail = &v->next;
-            up[depth - 1].node->count++;
-        } else root = v;
-        if (v->kind == WRPO_JSON_ARRAY || v->kind == WRPO_JSON_OBJECT) {
-            if (depth == WRPO__JSON_DEPTH) { in.at--; wrpo__json_stop(&in, WRPO_E_FORMAT, "at most 256 levels of nesting", "one more"); }
-            up[depth].node = v;
-            up[depth++].tail = &v->child;
-            wrpo__json_space(&in);
-            if (wrpo__json_peek(&in) != (v->kind == WRPO_JSON_ARRAY ? ']' : '}')) continue;
-        }
-        for (; depth; depth--) {                       /* behind a whole value: a comma, or ends */
-            bool array = up[depth - 1].node->kind == WRPO_JSON_ARRAY;
-            wrpo__json_space(&in);
-            char c = wrpo__json_peek(&in);
-            if (c != ',' && c != (array ? ']' : '}')) wrpo__json_expect(&in, array ? "',' or ']'" : "',' or '}'");
-            in.at++;
-            if (c == ',') break;
-            if (!array) wrpo__json_unique(&in, up[depth - 1].node);
-        }
-        wrpo__json_space(&in);
-        if (!depth) break;
-    }
+    wrpo_json *root = WRPO__NEW(arena, wrpo_json);
+    wrpo__json_value(&in, root, 0);
     if (in.at != in.end) wrpo__json_expect(&in, "the end of the text");
     return root;
 }
+static wrpo_json *wrpo__json_file(wrpo__arena *arena, const char *path) {
+    const wrpo__file *f = wrpo__open_file(arena, path);
+    return wrpo__json_parse(arena, path, 1, (const char *)f->data, f->size);
+}
+
+/* ---- use: values as they are wanted, or "NAME:LINE:COLUMN: KEY: want ..., found ..." ---- */
 static const wrpo_json *wrpo__json_get(const wrpo_json *object, const char *key) {
     if (!object || object->kind != WRPO_JSON_OBJECT) return NULL;
-    size_t n = strlen(key);
+    const size_t n = strlen(key);
     for (const wrpo_json *v = object->child; v; v = v->next)
         if (v->key_size == n && !memcmp(v->key, key, n)) return v;
     return NULL;
 }
-
-/* ---- use: values as they are wanted, or "NAME:LINE:COLUMN: KEY: want ..., found ..." ---- */
+static const wrpo_json *wrpo__present(const wrpo_json *object, const char *key) {      /* NULL: absent or null */
+    const wrpo_json *v = wrpo__json_get(object, key);
+    return v && v->kind != WRPO_JSON_NULL ? v : NULL;
+}
 static bool wrpo__json_is(const wrpo_json *v, const char *text) {      /* this string */
     return v && v->kind == WRPO_JSON_STRING && v->size == strlen(text) && !memcmp(v->text, text, v->size);
 }
-_Noreturn WRPO__PRINTF(5, 6) static void wrpo__json_fail(wrpo_ctx *ctx, wrpo_result code, const char *name, const wrpo_json *v, const char *format, ...) {
-    char text[400];
-    va_list args;
-    va_start(args, format);
-    vsnprintf(text, sizeof text, format, args);
-    va_end(args);
-    wrpo__fail_at(ctx, code, v->line, v->column, "%s:%d:%d: %s", name, v->line, v->column, text);
+static bool wrpo__json_same(const wrpo_json *a, const wrpo_json *b) {
+    if (!a || !b || a->kind != b->kind || a->count != b->count) return a == b;
+    if (a->kind == WRPO_JSON_STRING || a->kind == WRPO_JSON_NUMBER)
+        return a->size == b->size && memcmp(a->text, b->text, a->size) == 0;
+    if (a->kind == WRPO_JSON_BOOL) return a->boolean == b->boolean;
+    const wrpo_json *x = a->child, *y = b->child;
+    for (; x; x = x->next, y = y->next)
+        if (!wrpo__json_same(x, a->kind == WRPO_JSON_OBJECT ? wrpo__json_get(b, x->key) : y)) return false;
+    return true;
 }
-/* What a value is, for the end of a sentence; out: of the size of wrpo__shown. */
+/* What a value is, for the end of a sentence; out is a wrpo__shown. */
 static const char *wrpo__json_found(char *out, const wrpo_json *v) {
     wrpo__shown text;
     const size_t n = sizeof(wrpo__shown);
@@ -4116,27 +4153,34 @@ static const char *wrpo__json_kind(wrpo_json_kind kind) {
     static const char *const names[] = {"null", "true or false", "a number", "a string", "an array", "an object"};
     return names[kind];
 }
-/* what: the value in words; NULL = its key. Every "want" below ends in one of these two. */
-_Noreturn static void wrpo__json_refuse(wrpo_ctx *ctx, const char *name, const wrpo_json *v, const char *what, const char *want) {
+/* what: the value in words; NULL = its key. */
+_Noreturn static void wrpo__json_refuse(wrpo_ctx *ctx, const char *name, const wrpo_json *v, const char *what,
+        const char *want) {
     wrpo__shown key, found;
     if (!what) what = v->key ? wrpo__show(key, v->key, v->key_size) : "JSON";
     wrpo__json_fail(ctx, WRPO_E_FORMAT, name, v, "%s: want %s, found %s", what, want, wrpo__json_found(found, v));
 }
-static const wrpo_json *wrpo__json_want(wrpo_ctx *ctx, const char *name, const wrpo_json *v, wrpo_json_kind kind, const char *what) {
+static const wrpo_json *wrpo__json_want(wrpo_ctx *ctx, const char *name, const wrpo_json *v, wrpo_json_kind kind,
+        const char *what) {
     if (v->kind != kind) wrpo__json_refuse(ctx, name, v, what, wrpo__json_kind(kind));
     return v;
 }
-/* A member of an object: of this kind and there; or NULL where it is absent or null. */
-static const wrpo_json *wrpo__json_maybe(wrpo_ctx *ctx, const char *name, const wrpo_json *object, const char *key, wrpo_json_kind kind) {
-    const wrpo_json *v = wrpo__json_get(wrpo__json_want(ctx, name, object, WRPO_JSON_OBJECT, NULL), key);
-    return v && v->kind != WRPO_JSON_NULL ? wrpo__json_want(ctx, name, v, kind, NULL) : NULL;
+/* A member of an object: NULL if it is absent or null, else of this kind. */
+static const wrpo_json *wrpo__json_maybe(wrpo_ctx *ctx, const char *name, const wrpo_json *object, const char *key,
+        wrpo_json_kind kind) {
+    const wrpo_json *v = wrpo__present(wrpo__json_want(ctx, name, object, WRPO_JSON_OBJECT, NULL), key);
+    return v ? wrpo__json_want(ctx, name, v, kind, NULL) : NULL;
 }
-static const wrpo_json *wrpo__json_need(wrpo_ctx *ctx, const char *name, const wrpo_json *object, const char *key, wrpo_json_kind kind) {
+/* A member that must be there, of this kind. */
+static const wrpo_json *wrpo__json_need(wrpo_ctx *ctx, const char *name, const wrpo_json *object, const char *key,
+        wrpo_json_kind kind) {
     const wrpo_json *v = wrpo__json_get(wrpo__json_want(ctx, name, object, WRPO_JSON_OBJECT, NULL), key);
-    if (!v) wrpo__json_fail(ctx, WRPO_E_FORMAT, name, object, "%s: want %s, found no such key in this object", key, wrpo__json_kind(kind));
+    if (!v) wrpo__json_fail(ctx, WRPO_E_FORMAT, name, object, "%s: want %s, found no such key in this object", key,
+            wrpo__json_kind(kind));
     return wrpo__json_want(ctx, name, v, kind, NULL);
 }
-static int64_t wrpo__json_integer(wrpo_ctx *ctx, const char *name, const wrpo_json *v, int64_t low, int64_t high, const char *what) {
+static int64_t wrpo__json_integer(wrpo_ctx *ctx, const char *name, const wrpo_json *v, int64_t low, int64_t high,
+        const char *what) {
     char want[80];
     if (v->kind == WRPO_JSON_NUMBER && v->exact && v->integer >= low && v->integer <= high) return v->integer;
     snprintf(want, sizeof want, "an integer from %lld to %lld", (long long)low, (long long)high);
@@ -4147,16 +4191,31 @@ static double wrpo__json_real(wrpo_ctx *ctx, const char *name, const wrpo_json *
     return v->number;
 }
 
+/* ---- build: a node is in one list only, so trees are put together from shallow copies ---- */
+static wrpo_json *wrpo__json_copy(wrpo__arena *arena, const wrpo_json *v, const char *key) {   /* key NULL: its own */
+    wrpo_json *copy = WRPO__NEW(arena, wrpo_json);
+    *copy = *v;
+    copy->next = NULL;
+    if (key) copy->key = key, copy->key_size = strlen(key);
+    return copy;
+}
+static void wrpo__json_append(wrpo_json *parent, wrpo_json *v) {
+    wrpo_json **tail = &parent->child;
+    while (*tail) tail = &(*tail)->next;
+    *tail = v;
+    parent->count++;
+}
+
 /* ---- write ---- */
 static void wrpo__json_quote(wrpo__text *out, const char *s, size_t n) {   /* bytes that are not UTF-8 become U+FFFD */
+    static const char special[] = "\"\\\b\f\n\r\t", escape[] = "\"\\bfnrt";
     size_t done = 0;
     wrpo__text_puts(out, "\"");
-    for (size_t at = 0, size; at < n; at += size) {
-        static const char special[] = "\"\\\b\f\n\r\t", escape[] = "\"\\bfnrt";
-        int32_t c = wrpo__utf8_get(s + at, n - at, &size);
+    for (size_t i = 0, size; i < n; i += size) {
+        const int32_t c = wrpo__utf8_get(s + i, n - i, &size);
         if (c >= 0x20 && c != '"' && c != '\\') continue;
-        wrpo__text_add(out, s + done, at - done);
-        done = at + size;
+        wrpo__text_add(out, s + done, i - done);
+        done = i + size;
         const char *simple = c > 0 ? strchr(special, c) : NULL;
         if (c < 0) wrpo__text_puts(out, "\xEF\xBF\xBD");
         else if (simple) wrpo__text_printf(out, "\\%c", escape[simple - special]);
@@ -4165,44 +4224,49 @@ static void wrpo__json_quote(wrpo__text *out, const char *s, size_t n) {   /* by
     wrpo__text_add(out, s + done, n - done);
     wrpo__text_puts(out, "\"");
 }
-/* The fewest digits of a finite x that read back as the same double, whatever the locale: returns their number n, |x| = d.ddd * 10^power. */
+/* The fewest digits that read back as the finite x, whatever the locale; returns their count. |x| = d.ddd * 10^power */
 static int wrpo__json_digits_of(double x, char digits[24], int *power) {
     char s[48];
-    snprintf(s, sizeof s, "%.14e", x);
-    int precision = strtod(s, NULL) == x ? 0 : 15;
-    for (; precision < 17; precision++) {
-        snprintf(s, sizeof s, "%.*e", precision, x);
-        if (strtod(s, NULL) == x) break;
-    }
-    int n = 0;
+    int n = 0, precision = 0;
+    do snprintf(s, sizeof s, "%.*e", precision, x); while (strtod(s, NULL) != x && ++precision < 17);
     const char *p = s;
     for (; *p != 'e'; p++)                             /* skips the sign and a decimal point of any locale */
         if (*p >= '0' && *p <= '9') digits[n++] = *p;
     digits[n] = 0;
     *power = (int)strtol(p + 1, NULL, 10);
-    if (n == 17) {                                     /* a power of two owns more of the line above it: its 16 digits may be those rounded up */
-        char up[24];
-        int i = 15;
-        memcpy(up, digits, 16);
-        while (i >= 0 && up[i] == '9') up[i--] = '0';
-        if (i >= 0) up[i]++;
-        snprintf(s, sizeof s, "%.16se%d", up, *power - 15);
-        if (strtod(s, NULL) == fabs(x)) { memcpy(digits, up, 16); digits[n = 16] = 0; }
-    }
-    return n;
+    if (n < 17) return n;
+    /* Below a power of two the doubles are closer together than above it. There the 16 digits rounded up may read back
+       as x where the nearest 16 do not. */
+    char up[24];
+    int i = 15;
+    memcpy(up, digits, 16);
+    while (i >= 0 && up[i] == '9') up[i--] = '0';
+    if (i >= 0) up[i]++;
+    snprintf(s, sizeof s, "%.16se%d", up, *power - 15);
+    if (strtod(s, NULL) != fabs(x)) return n;
+    memcpy(digits, up, 16);
+    digits[16] = 0;
+    return 16;
+}
+/* A finite x as JSON writes it here (5, 1e-7) or as Python's repr does (5.0, 1e-07). */
+static void wrpo__double_write(wrpo__text *out, double x, bool python) {
+    char digits[24];
+    int power;
+    const int n = wrpo__json_digits_of(x, digits, &power);
+    if (signbit(x)) wrpo__text_puts(out, "-");
+    if (power < (python ? -4 : -5) || power > (python ? 15 : 16)) {
+        wrpo__text_printf(out, n > 1 ? "%.1s.%s" : "%.1s%s", digits, digits + 1);
+        wrpo__text_printf(out, python ? "e%+03d" : "e%d", power);
+    } else if (power < 0) wrpo__text_printf(out, "0.%.*s%s", -power - 1, "00000", digits);
+    else if (power < n - 1) wrpo__text_printf(out, "%.*s.%s", power + 1, digits, digits + power + 1);
+    else wrpo__text_printf(out, "%s%.*s%s", digits, power - n + 1, "0000000000000000", python ? ".0" : "");
 }
 static void wrpo__json_number(wrpo__text *out, double x) {   /* NaN and infinity become null */
-    char digits[24];
-    int power = 0, n = isfinite(x) ? wrpo__json_digits_of(x, digits, &power) : 0;
-    if (n == 0) { wrpo__text_puts(out, "null"); return; }
-    if (signbit(x)) wrpo__text_puts(out, "-");
-    if (power < -5 || power > 16) wrpo__text_printf(out, n > 1 ? "%.1s.%se%d" : "%.1s%se%d", digits, digits + 1, power);
-    else if (power < 0) wrpo__text_printf(out, "0.%.*s%s", -power - 1, "00000", digits);
-    else if (power < n - 1) wrpo__text_printf(out, "%.*s.%s", power + 1, digits, digits + power + 1);
-    else wrpo__text_printf(out, "%s%.*s", digits, power - n + 1, "0000000000000000");
+    if (isfinite(x)) wrpo__double_write(out, x, false);
+    else wrpo__text_puts(out, "null");
 }
-
-static void wrpo__json_write(wrpo__text *out, const wrpo_json *v) {    /* a value on one line; numbers as they were written */
+static void wrpo__json_write(wrpo__text *out, const wrpo_json *v) {    /* on one line; numbers as they were written */
+    const bool object = v->kind == WRPO_JSON_OBJECT;
     switch (v->kind) {
     case WRPO_JSON_NULL: wrpo__text_puts(out, "null"); return;
     case WRPO_JSON_BOOL: wrpo__text_puts(out, v->boolean ? "true" : "false"); return;
@@ -4210,7 +4274,6 @@ static void wrpo__json_write(wrpo__text *out, const wrpo_json *v) {    /* a valu
     case WRPO_JSON_STRING: wrpo__json_quote(out, v->text, v->size); return;
     case WRPO_JSON_ARRAY: case WRPO_JSON_OBJECT: break;
     }
-    const bool object = v->kind == WRPO_JSON_OBJECT;
     wrpo__text_puts(out, object ? "{" : "[");
     for (const wrpo_json *m = v->child; m; m = m->next) {
         if (object) wrpo__json_quote(out, m->key, m->key_size), wrpo__text_puts(out, ": ");
@@ -4222,305 +4285,339 @@ static void wrpo__json_write(wrpo__text *out, const wrpo_json *v) {    /* a valu
 
 /* ---- the public face ---- */
 typedef struct wrpo__json_root { wrpo__arena *arena; wrpo_json node; } wrpo__json_root;   /* the user holds &node */
+static wrpo_json *wrpo__json_new(const char *name, const char *text, size_t size) {
+    wrpo__json_root *root = WRPO__NEW(wrpo__current, wrpo__json_root);
+    root->arena = wrpo__current;
+    root->node = *wrpo__json_parse(root->arena, name ? name : "JSON", 1, text, size);
+    return &root->node;
+}
+static char *wrpo__json_line(wrpo_ctx *ctx, const wrpo_json *value) {
+    wrpo__text t = {.arena = wrpo__current};
+    wrpo__json_write(&t, value);
+    return wrpo__handout(ctx, t.data, t.size);
+}
 WRPO_API wrpo_result wrpo_json_parse(wrpo_ctx *ctx, const char *name, const char *text, size_t size, wrpo_json **out) {
     *out = NULL;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), false) {
-        wrpo__json_root *root = WRPO__NEW(wrpo__entry.arena, wrpo__json_root);
-        root->arena = wrpo__entry.arena;
-        root->node = *wrpo__json_parse(root->arena, name ? name : "JSON", 1, text, size);
-        *out = &root->node;
-    }
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__json_new(name, text, size));
     return wrpo__end(&wrpo__entry);
 }
 WRPO_API void wrpo_json_free(wrpo_ctx *ctx, wrpo_json *root) {
     (void)ctx;
     if (root) wrpo__arena_free(((wrpo__json_root *)(void *)((char *)root - offsetof(wrpo__json_root, node)))->arena);
 }
-WRPO_API const wrpo_json *wrpo_json_get(const wrpo_json *object, const char *key) { return wrpo__json_get(object, key); }
-WRPO_API wrpo_result wrpo_json_quote(wrpo_ctx *ctx, const char *text, size_t size, char **out) {
-    *out = NULL;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        wrpo__text t = {.arena = wrpo__entry.arena};
-        wrpo__json_quote(&t, text, size);
-        *out = wrpo__handout(ctx, t.data, t.size);
-    }
-    return wrpo__end(&wrpo__entry);
+WRPO_API const wrpo_json *wrpo_json_get(const wrpo_json *object, const char *key) {
+    return wrpo__json_get(object, key);
 }
 WRPO_API wrpo_result wrpo_json_text(wrpo_ctx *ctx, const wrpo_json *value, char **out) {
     *out = NULL;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        wrpo__text t = {.arena = wrpo__entry.arena};
-        wrpo__json_write(&t, value);
-        *out = wrpo__handout(ctx, t.data, t.size);
-    }
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, *out = wrpo__json_line(ctx, value));
     return wrpo__end(&wrpo__entry);
 }
-static const wrpo_json *wrpo__present(const wrpo_json *root, const char *key) {   /* NULL: absent or null */
-    const wrpo_json *v = wrpo__json_get(root, key);
-    return v && v->kind != WRPO_JSON_NULL ? v : NULL;
+WRPO_API wrpo_result wrpo_json_quote(wrpo_ctx *ctx, const char *text, size_t size, char **out) {
+    const wrpo_json value = {.kind = WRPO_JSON_STRING, .text = text, .size = size};
+    return wrpo_json_text(ctx, &value, out);
 }
 
 /* ------------------------------------------------------------------------------------------ >>tensors
    safetensors: 8 bytes N, little-endian; N bytes of JSON; the data. The JSON names every tensor with its
-   dtype, shape and [begin, end) in the data, which they must cover without a hole or an overlap.
+   dtype, shape and [begin, end) in the data. The tensors cover the data without a hole or an overlap.
    Opening reads headers only, so a checkpoint of any size opens in milliseconds.                       */
 #if defined(__BYTE_ORDER__) && defined(__ORDER_BIG_ENDIAN__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
 #error "wrpo.h: checkpoints are little-endian, and so must the machine be"
 #endif
 #define WRPO__SINGLE_FILE "model.safetensors"
 #define WRPO__INDEX_FILE "model.safetensors.index.json"
+#define WRPO__SHARD_FILE "model-%05lld-of-%05lld.safetensors"
 enum { WRPO__HEADER_MAX = 100000000, WRPO__CHUNK = 1 << 20 /* floats written at a time */ };
 
-/* ---- dtypes ---- */
-static int wrpo__dtype_bits(const char *name) {        /* of one element; 0: no such dtype */
-    static const struct { const char *name; int bits; } table[] = {
-        {"F64", 64}, {"F32", 32}, {"F16", 16}, {"BF16", 16}, {"I64", 64}, {"I32", 32}, {"I16", 16}, {"I8", 8},
-        {"U64", 64}, {"U32", 32}, {"U16", 16}, {"U8", 8}, {"BOOL", 8}, {"C64", 64},
-        {"F8_E5M2", 8}, {"F8_E4M3", 8}, {"F8_E8M0", 8}, {"F8_E4M3FNUZ", 8}, {"F8_E5M2FNUZ", 8},
-        {"F6_E2M3", 6}, {"F6_E3M2", 6}, {"F4", 4}};
-    for (int64_t i = 0; i < WRPO__COUNT(table); i++)
-        if (!strcmp(table[i].name, name)) return table[i].bits;
+/* ---- dtypes: those of wrpo_dtype, in its order, with PyTorch's names; then the others of the format ---- */
+static const struct wrpo__dtype { const char *name, *torch; int bits; } wrpo__dtypes[] = {
+    {"F32", "float32", 32}, {"F32", "float32", 32}, {"BF16", "bfloat16", 16}, {"F16", "float16", 16},
+    {"F64", "", 64}, {"I64", "", 64}, {"I32", "", 32}, {"I16", "", 16}, {"I8", "", 8}, {"U64", "", 64}, {"U32", "", 32},
+    {"U16", "", 16}, {"U8", "", 8}, {"BOOL", "", 8}, {"C64", "", 64}, {"F8_E5M2", "", 8}, {"F8_E4M3", "", 8},
+    {"F8_E8M0", "", 8}, {"F8_E4M3FNUZ", "", 8}, {"F8_E5M2FNUZ", "", 8}, {"F6_E2M3", "", 6}, {"F6_E3M2", "", 6},
+    {"F4", "", 4}};
+static int wrpo__dtype_index(const char *name) {       /* 0: no such dtype */
+    for (int i = 1; i < WRPO__COUNT(wrpo__dtypes); i++)
+        if (!strcmp(wrpo__dtypes[i].name, name)) return i;
     return 0;
 }
-static const char *wrpo__dtype_name(wrpo_dtype dtype) { return dtype == WRPO_DTYPE_BF16 ? "BF16" : dtype == WRPO_DTYPE_F16 ? "F16" : "F32"; }
-/* What wrpo__to_float can read; WRPO_DTYPE_DEFAULT: not this tensor. */
+static const char *wrpo__dtype_name(wrpo_dtype dtype) { return wrpo__dtypes[dtype].name; }
+/* WRPO_DTYPE_DEFAULT: wrpo__to_float cannot read this tensor. */
 static wrpo_dtype wrpo__float_dtype(const wrpo_tensor_info *t) {
-    return !strcmp(t->dtype, "F32") ? WRPO_DTYPE_F32 : !strcmp(t->dtype, "BF16") ? WRPO_DTYPE_BF16 : !strcmp(t->dtype, "F16") ? WRPO_DTYPE_F16 : WRPO_DTYPE_DEFAULT;
+    const int i = wrpo__dtype_index(t->dtype);
+    return i <= WRPO_DTYPE_F16 ? (wrpo_dtype)i : WRPO_DTYPE_DEFAULT;
+}
+static wrpo_dtype wrpo__need_float(wrpo_ctx *ctx, const wrpo_tensor_info *t) {
+    const wrpo_dtype dtype = wrpo__float_dtype(t);
+    if (!dtype)
+        wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: %s: want F32, F16 or BF16, found %s", t->file, t->name, t->dtype);
+    return dtype;
 }
 
-/* Bit patterns, not floats, pass through here: no signalling NaN is quieted by a move, no mode flushes a denormal. */
-static uint32_t wrpo__bf16_to_bits(uint16_t h) { return (uint32_t)h << 16; }
+/* Conversions move bit patterns, not floats: no signalling NaN is quieted, no mode flushes a denormal. */
 static uint32_t wrpo__f16_to_bits(uint16_t h) {
-    uint32_t sign = (uint32_t)(h & 0x8000) << 16, m = h & 0x7FFFu;
-    uint32_t large = m << 13 | 0x7F800000u;            /* infinity, NaN with its payload */
-    uint32_t usual = (m << 13) + (112u << 23);         /* exponent bias 15 -> 127 */
-    uint32_t small = wrpo__float_bits((float)(int32_t)m * 0x1p-24f);                /* denormal here, normal there */
-    return sign | (m >= 0x7C00 ? large : m >= 0x0400 ? usual : small);
+    const uint32_t sign = (uint32_t)(h & 0x8000) << 16, m = h & 0x7FFFu;
+    if (m >= 0x7C00) return sign | m << 13 | 0x7F800000u;                  /* infinity, NaN with its payload */
+    if (m >= 0x0400) return sign | ((m << 13) + (112u << 23));             /* exponent bias 15 -> 127 */
+    return sign | wrpo__float_bits((float)(int32_t)m * 0x1p-24f);          /* denormal in F16, normal in F32 */
 }
 static uint16_t wrpo__float_to_f16(float x) {
-    uint32_t u = wrpo__float_bits(x), sign = u >> 16 & 0x8000u, a = u & 0x7FFFFFFFu;
+    const uint32_t u = wrpo__float_bits(x), sign = u >> 16 & 0x8000u, a = u & 0x7FFFFFFFu;
     if (a > 0x7F800000u) return (uint16_t)(sign | 0x7E00u | (a >> 13 & 0x3FFu));
-    if (a >= 0x477FF000u) return (uint16_t)(sign | 0x7C00u);                        /* from 65520 on: infinity */
+    if (a >= 0x477FF000u) return (uint16_t)(sign | 0x7C00u);               /* from 65520 on: infinity */
     if (a >= 0x38800000u) return (uint16_t)(sign | ((a - (112u << 23) + 0xFFFu + (a >> 13 & 1)) >> 13));
-    if (a < 0x33000000u) return (uint16_t)sign;                                     /* below half the least denormal, 2^-25 */
-    uint32_t shift = 126 - (a >> 23), m = (a & 0x7FFFFFu) | 0x800000u;              /* 14..24: units of 2^-24 */
-    uint32_t rest = m & ((1u << shift) - 1), half = 1u << (shift - 1);
-    m >>= shift;
-    return (uint16_t)(sign | (m + (rest > half || (rest == half && (m & 1)))));
+    if (a < 0x33000000u) return (uint16_t)sign;                            /* below 2^-25, half the least denormal */
+    const uint32_t shift = 126 - (a >> 23), m = (a & 0x7FFFFFu) | 0x800000u;       /* 14..24: units of 2^-24 */
+    const uint32_t rest = m & ((1u << shift) - 1), half = 1u << (shift - 1), kept = m >> shift;
+    return (uint16_t)(sign | (kept + (rest > half || (rest == half && (kept & 1)))));
 }
-/* dst[count] = elements [first, first + count) of t, exactly. Fails for a dtype that is no float: check with
-   wrpo__float_dtype where a failure cannot be passed on, as in a parallel loop. */
+/* dst[count] = elements [first, first + count) of t, exactly. */
 static void wrpo__to_float(wrpo_ctx *ctx, float *dst, const wrpo_tensor_info *t, int64_t first, int64_t count) {
-    wrpo_dtype dtype = wrpo__float_dtype(t);
-    if (!dtype) wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: %s: want F32, F16 or BF16, found %s", t->file, t->name, t->dtype);
+    const wrpo_dtype dtype = wrpo__need_float(ctx, t);
     if (count <= 0) return;
     const unsigned char *src = (const unsigned char *)t->data + (size_t)first * wrpo__dtype_size(dtype);
     if (dtype == WRPO_DTYPE_F32) { memcpy(dst, src, (size_t)count * 4); return; }
-    uint16_t h;
-    uint32_t u;
-    if (dtype == WRPO_DTYPE_BF16) for (int64_t i = 0; i < count; i++) { memcpy(&h, src + 2 * i, 2); u = wrpo__bf16_to_bits(h); memcpy(dst + i, &u, 4); }
-    else for (int64_t i = 0; i < count; i++) { memcpy(&h, src + 2 * i, 2); u = wrpo__f16_to_bits(h); memcpy(dst + i, &u, 4); }
-}
-/* The way back, rounded; dst has wrpo__dtype_size bytes per number, no alignment, and may be src. */
-static void wrpo__from_float(void *dst, wrpo_dtype dtype, const float *src, int64_t count) {
-    unsigned char *out = dst;
-    if (dtype != WRPO_DTYPE_BF16 && dtype != WRPO_DTYPE_F16) { if (count > 0) memmove(dst, src, (size_t)count * 4); return; }
     for (int64_t i = 0; i < count; i++) {
-        uint16_t h = dtype == WRPO_DTYPE_BF16 ? wrpo__float_to_bf16(src[i]) : wrpo__float_to_f16(src[i]);
-        memcpy(out + 2 * i, &h, 2);
+        uint16_t h;
+        memcpy(&h, src + 2 * i, 2);
+        const uint32_t bits = dtype == WRPO_DTYPE_BF16 ? (uint32_t)h << 16 : wrpo__f16_to_bits(h);
+        memcpy(dst + i, &bits, 4);
+    }
+}
+static void wrpo__to_finite(wrpo_ctx *ctx, float *dst, const wrpo_tensor_info *t, int64_t first, int64_t count) {
+    wrpo__to_float(ctx, dst, t, first, count);
+    for (int64_t i = 0; i < count; i++)
+        if (!isfinite(dst[i]))
+            wrpo__fail(ctx, WRPO_E_NOT_FINITE, "%s: %s: element %lld is not a finite number", t->file, t->name,
+                    (long long)(first + i));
+}
+/* The way back, rounded. dst has wrpo__dtype_size bytes per element and no alignment; it may be src. */
+static void wrpo__from_float(void *dst, wrpo_dtype dtype, const float *src, int64_t count) {
+    if (wrpo__dtype_size(dtype) == 4) { if (count > 0) memmove(dst, src, (size_t)count * 4); return; }
+    for (int64_t i = 0; i < count; i++) {
+        const uint16_t h = dtype == WRPO_DTYPE_BF16 ? wrpo__float_to_bf16(src[i]) : wrpo__float_to_f16(src[i]);
+        memcpy((unsigned char *)dst + 2 * i, &h, 2);
     }
 }
 
 /* ---- one file ---- */
-struct wrpo_tensors { wrpo__arena *arena; wrpo_tensor_info *info; int64_t count; };   /* info: sorted by name */
-typedef struct wrpo__part { const char *path; wrpo_tensor_info *info; int64_t count; } wrpo__part;
-
-static int wrpo__by_place(const void *x, const void *y) {               /* where the data begins, then where it ends */
+struct wrpo_tensors { wrpo__arena *arena; int64_t count; wrpo_tensor_info *info; };    /* info: sorted by name */
+static int wrpo__by_offset(const void *x, const void *y) {             /* where the data begins, then where it ends */
     const wrpo_tensor_info *a = x, *b = y;
     if (a->data != b->data) return (uintptr_t)a->data < (uintptr_t)b->data ? -1 : 1;
     return (a->bytes > b->bytes) - (a->bytes < b->bytes);
 }
-static int wrpo__by_tensor_name(const void *x, const void *y) { return strcmp(((const wrpo_tensor_info *)x)->name, ((const wrpo_tensor_info *)y)->name); }
-
-_Noreturn WRPO__PRINTF(5, 6) static void wrpo__tensor_fail(wrpo_ctx *ctx, wrpo_result code, const char *path, const char *name, const char *format, ...) {
+/* Of structs that begin with their name. */
+static int wrpo__by_first_name(const void *x, const void *y) {
+    return strcmp(*(const char *const *)x, *(const char *const *)y);
+}
+WRPO_API const wrpo_tensor_info *wrpo_tensors_find(const wrpo_tensors *t, const char *name) {
+    if (!t->count) return NULL;
+    return bsearch(&name, t->info, (size_t)t->count, sizeof *t->info, wrpo__by_first_name);
+}
+/* "FILE: TENSOR: " and the sentence. */
+_Noreturn WRPO__PRINTF(2, 3) static void wrpo__tensor_fail(const wrpo_tensor_info *t, const char *format, ...) {
     char text[320];
-    wrpo__shown shown;
+    wrpo__shown name;
     va_list args;
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
-    wrpo__fail(ctx, code, "%s: %s: %s", path, wrpo__show(shown, name, strlen(name)), text);
+    wrpo__show(name, t->name, strlen(t->name));
+    wrpo__fail(wrpo__current->ctx, WRPO_E_FORMAT, "%s: %s: %s", t->file, name, text);
 }
-static bool wrpo__is_size(const wrpo_json *v) { return v->kind == WRPO_JSON_NUMBER && v->exact && v->text[0] != '-'; }
-/* One entry of the header; data[size]: all that follows the header. */
-static void wrpo__tensor_read(wrpo__arena *arena, const wrpo_json *entry, const unsigned char *data, size_t size, wrpo_tensor_info *t) {
-    wrpo_ctx *ctx = arena->ctx;
+static void wrpo__tensor_want(bool ok, const wrpo_tensor_info *t, const char *want, const wrpo_json *v) {
     wrpo__shown found;
-    if (entry->kind != WRPO_JSON_OBJECT) wrpo__tensor_fail(ctx, WRPO_E_FORMAT, t->file, t->name, "want an object of dtype, shape and data_offsets, found %s", wrpo__json_found(found, entry));
-    const wrpo_json *dtype = NULL, *shape = NULL, *place = NULL;
+    if (!ok) wrpo__tensor_fail(t, "want %s, found %s", want, wrpo__json_found(found, v));
+}
+static const wrpo_json *wrpo__entry_get(const wrpo_tensor_info *t, const wrpo_json *entry, const char *key) {
+    const wrpo_json *v = wrpo__json_get(entry, key);
+    if (!v) wrpo__tensor_fail(t, "want dtype, shape and data_offsets, found no %s", key);
+    return v;
+}
+static bool wrpo__is_size(const wrpo_json *v) {
+    return v->kind == WRPO_JSON_NUMBER && v->exact && v->text[0] != '-';
+}
+/* One entry of the header; data[size]: all that follows the header. */
+static void wrpo__tensor_read(wrpo__arena *arena, const wrpo_json *entry, const unsigned char *data, size_t size,
+        wrpo_tensor_info *t) {
+    wrpo__tensor_want(entry->kind == WRPO_JSON_OBJECT, t, "an object of dtype, shape and data_offsets", entry);
+    const wrpo_json *dtype = wrpo__entry_get(t, entry, "dtype"), *shape = wrpo__entry_get(t, entry, "shape");
+    const wrpo_json *offsets = wrpo__entry_get(t, entry, "data_offsets");
     for (const wrpo_json *v = entry->child; v; v = v->next) {
-        const wrpo_json **to = !strcmp(v->key, "dtype") ? &dtype : !strcmp(v->key, "shape") ? &shape : !strcmp(v->key, "data_offsets") ? &place : NULL;
-        if (!to || *to) wrpo__tensor_fail(ctx, WRPO_E_FORMAT, t->file, t->name, "want dtype, shape and data_offsets, found \"%s\" as well", wrpo__show(found, v->key, v->key_size));
-        *to = v;
+        wrpo__shown found;
+        if (v == dtype || v == shape || v == offsets) continue;
+        wrpo__tensor_fail(t, "want dtype, shape and data_offsets, found \"%s\" as well",
+                wrpo__show(found, v->key, v->key_size));
     }
-    const char *missing = !dtype ? "dtype" : !shape ? "shape" : !place ? "data_offsets" : NULL;
-    if (missing) wrpo__tensor_fail(ctx, WRPO_E_FORMAT, t->file, t->name, "want dtype, shape and data_offsets, found no %s", missing);
+    const int index = dtype->kind == WRPO_JSON_STRING ? wrpo__dtype_index(dtype->text) : 0;
+    wrpo__tensor_want(index && wrpo__json_is(dtype, wrpo__dtypes[index].name), t, "a dtype", dtype);
+    t->dtype = wrpo__dtypes[index].name;
 
-    int bits = dtype->kind == WRPO_JSON_STRING ? wrpo__dtype_bits(dtype->text) : 0;
-    if (!bits || strlen(dtype->text) != dtype->size) wrpo__tensor_fail(ctx, WRPO_E_FORMAT, t->file, t->name, "want a dtype, found %s", wrpo__json_found(found, dtype));
-    t->dtype = wrpo__strndup(arena, dtype->text, dtype->size);
-    if (shape->kind != WRPO_JSON_ARRAY) wrpo__tensor_fail(ctx, WRPO_E_FORMAT, t->file, t->name, "want shape to be an array, found %s", wrpo__json_found(found, shape));
+    wrpo__tensor_want(shape->kind == WRPO_JSON_ARRAY, t, "shape to be an array", shape);
     int64_t *dims = wrpo__alloc(arena, (size_t)shape->count, sizeof *dims);
     t->ndim = (int)shape->count, t->shape = dims, t->count = 1;
-    for (const wrpo_json *v = shape->child; v; v = v->next) {           /* the product in the order written, as the format's library forms it */
-        if (!wrpo__is_size(v)) wrpo__tensor_fail(ctx, WRPO_E_FORMAT, t->file, t->name, "want shape to hold sizes, found %s", wrpo__json_found(found, v));
-        if (v->integer && t->count > INT64_MAX / v->integer) wrpo__tensor_fail(ctx, WRPO_E_FORMAT, t->file, t->name, "want a shape whose product fits 63 bits, found more");
-        t->count *= *dims++ = v->integer;
+    for (const wrpo_json *v = shape->child; v; v = v->next) {          /* the order of the format's own library */
+        wrpo__tensor_want(wrpo__is_size(v), t, "shape to hold sizes", v);
+        if (v->integer && t->count > INT64_MAX / v->integer)
+            wrpo__tensor_fail(t, "want a shape whose product fits 63 bits, found more");
+        *dims++ = v->integer;
+        t->count *= v->integer;
     }
-    if (t->count > INT64_MAX / bits) wrpo__tensor_fail(ctx, WRPO_E_FORMAT, t->file, t->name, "want a size that fits 63 bits, found %lld x %d bits", (long long)t->count, bits);
-    if (t->count * bits % 8) wrpo__tensor_fail(ctx, WRPO_E_FORMAT, t->file, t->name, "want whole bytes, found %lld x %d bits", (long long)t->count, bits);
+    const int bits = wrpo__dtypes[index].bits;
+    const bool fits = t->count <= INT64_MAX / bits;
+    if (!fits || t->count * bits % 8)
+        wrpo__tensor_fail(t, "want %s, found %lld x %d bits", fits ? "whole bytes" : "a size that fits 63 bits",
+                (long long)t->count, bits);
+    const uint64_t want = (uint64_t)(t->count * bits / 8);
 
-    if (place->kind != WRPO_JSON_ARRAY || place->count != 2 || !wrpo__is_size(place->child) || !wrpo__is_size(place->child->next))
-        wrpo__tensor_fail(ctx, WRPO_E_FORMAT, t->file, t->name, "want data_offsets to be [begin, end], found %s%s", wrpo__json_found(found, place),
-                          place->kind == WRPO_JSON_ARRAY && place->count == 2 ? ", not both whole numbers" : "");
-    uint64_t begin = (uint64_t)place->child->integer, end = (uint64_t)place->child->next->integer;
+    const bool two = offsets->kind == WRPO_JSON_ARRAY && offsets->count == 2;
+    wrpo__tensor_want(two, t, "data_offsets to be [begin, end]", offsets);
+    const wrpo_json *first = offsets->child, *last = first->next;
+    if (!wrpo__is_size(first) || !wrpo__is_size(last))
+        wrpo__tensor_fail(t, "want data_offsets to be [begin, end], found an array of 2, not both whole numbers");
+    const uint64_t begin = (uint64_t)first->integer, end = (uint64_t)last->integer;
     if (begin > end || end > size)
-        wrpo__tensor_fail(ctx, WRPO_E_FORMAT, t->file, t->name, "want data within the file's %zu bytes, found [%llu, %llu)", size, (unsigned long long)begin, (unsigned long long)end);
-    if (end - begin != (uint64_t)(t->count * bits / 8))
-        wrpo__tensor_fail(ctx, WRPO_E_FORMAT, t->file, t->name, "want %lld bytes for %lld of %s, found %llu", (long long)(t->count * bits / 8), (long long)t->count, t->dtype,
-                          (unsigned long long)(end - begin));
-    t->bytes = (size_t)(end - begin);
+        wrpo__tensor_fail(t, "want data within the file's %zu bytes, found [%llu, %llu)", size,
+                (unsigned long long)begin, (unsigned long long)end);
+    if (end - begin != want)
+        wrpo__tensor_fail(t, "want %llu bytes for %lld of %s, found %llu", (unsigned long long)want,
+                (long long)t->count, t->dtype, (unsigned long long)(end - begin));
+    t->bytes = (size_t)want;
     t->data = data + begin;
 }
 /* A .safetensors file, mapped into the arena: its tensors, sorted by name. */
-static wrpo__part wrpo__part_open(wrpo__arena *arena, const char *path) {
+static wrpo_tensors wrpo__file_open(wrpo__arena *arena, const char *path) {
     wrpo_ctx *ctx = arena->ctx;
     wrpo__arena *temp = wrpo__sub_arena(arena);
     const wrpo__file *f = wrpo__open_file(arena, path);
-    if (f->size < 8) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want 8 bytes of header size, found a file of %zu", path, f->size);
+    if (f->size < 8)
+        wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want 8 bytes of header size, found a file of %zu", path, f->size);
     uint64_t header = 0;
     for (int i = 7; i >= 0; i--) header = header << 8 | f->data[i];
-    if (header > WRPO__HEADER_MAX) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want a header of at most %d bytes, found %llu", path, WRPO__HEADER_MAX, (unsigned long long)header);
-    if (header > f->size - 8) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want %llu bytes of header, found %zu", path, (unsigned long long)header, f->size - 8);
+    if (header > WRPO__HEADER_MAX)
+        wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want a header of at most %d bytes, found %llu", path, WRPO__HEADER_MAX,
+                (unsigned long long)header);
+    if (header > f->size - 8)
+        wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want %llu bytes of header, found %zu", path, (unsigned long long)header,
+                f->size - 8);
     const unsigned char *data = f->data + 8 + header;
     const size_t size = f->size - 8 - (size_t)header;
 
     const char *name = wrpo__format(temp, "%s: header", path);
-    const wrpo_json *root = wrpo__json_want(ctx, name, wrpo__json_parse(temp, name, 1, (const char *)f->data + 8, (size_t)header), WRPO_JSON_OBJECT, "the header");
+    const wrpo_json *root = wrpo__json_parse(temp, name, 1, (const char *)f->data + 8, (size_t)header);
+    wrpo__json_want(ctx, name, root, WRPO_JSON_OBJECT, "the header");
     const wrpo_json *metadata = wrpo__json_get(root, "__metadata__");
-    if (metadata) {
-        wrpo__json_want(ctx, name, metadata, WRPO_JSON_OBJECT, NULL);
-        for (const wrpo_json *v = metadata->child; v; v = v->next) wrpo__json_want(ctx, name, v, WRPO_JSON_STRING, NULL);
-    }
-    wrpo__part part = {f->path, NULL, root->count - (metadata != NULL)};
+    if (metadata) wrpo__json_want(ctx, name, metadata, WRPO_JSON_OBJECT, NULL);
+    for (const wrpo_json *v = metadata ? metadata->child : NULL; v; v = v->next)
+        wrpo__json_want(ctx, name, v, WRPO_JSON_STRING, NULL);
+    wrpo_tensors part = {arena, root->count - (metadata != NULL), NULL};
     wrpo_tensor_info *t = part.info = wrpo__raw(arena, (size_t)part.count, sizeof *t);
     for (const wrpo_json *v = root->child; v; v = v->next) {
         wrpo__shown shown;
         if (v == metadata) continue;
-        if (strlen(v->key) != v->key_size) wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: %s: want a name without U+0000", path, wrpo__show(shown, v->key, v->key_size));
+        if (strlen(v->key) != v->key_size)
+            wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: %s: want a name without U+0000", path,
+                    wrpo__show(shown, v->key, v->key_size));
         *t = (wrpo_tensor_info){.name = wrpo__strndup(arena, v->key, v->key_size), .file = f->path};
         wrpo__tensor_read(arena, v, data, size, t++);
     }
     wrpo__arena_clear(temp);
-    if (part.count) qsort(part.info, (size_t)part.count, sizeof *t, wrpo__by_place);
-    size_t at = 0;
+    if (part.count) qsort(part.info, (size_t)part.count, sizeof *t, wrpo__by_offset);
+    size_t covered = 0;
     for (int64_t i = 0; i < part.count; i++) {
         t = &part.info[i];
-        size_t begin = (size_t)((const unsigned char *)t->data - data);
-        if (begin != at) wrpo__tensor_fail(ctx, WRPO_E_FORMAT, path, t->name, "want data from byte %zu on, found %zu: %s", at, begin, begin < at ? "an overlap" : "a hole");
-        at = begin + t->bytes;
+        const size_t begin = (size_t)((const unsigned char *)t->data - data);
+        if (begin != covered)
+            wrpo__tensor_fail(t, "want data from byte %zu on, found %zu: %s", covered, begin,
+                    begin < covered ? "an overlap" : "a hole");
+        covered += t->bytes;
     }
-    if (at != size) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want %zu bytes of data, found %zu", path, at, size);
-    if (part.count) qsort(part.info, (size_t)part.count, sizeof *t, wrpo__by_tensor_name);
+    if (covered != size) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want %zu bytes of data, found %zu", path, covered, size);
+    if (part.count) qsort(part.info, (size_t)part.count, sizeof *t, wrpo__by_first_name);
     return part;
 }
 
 /* ---- many files: the index maps every tensor to its file ---- */
-typedef struct wrpo__mapped { const char *file, *name; } wrpo__mapped;
-static int wrpo__by_file(const void *x, const void *y) {
-    const wrpo__mapped *a = x, *b = y;
-    int order = strcmp(a->file, b->file);
-    return order ? order : strcmp(a->name, b->name);
-}
-static wrpo__part wrpo__index_open(wrpo__arena *arena, const char *path) {
+typedef struct wrpo__part { const char *file; wrpo_tensors tensors; } wrpo__part;
+static wrpo_tensors wrpo__index_open(wrpo__arena *arena, const char *path) {
     wrpo_ctx *ctx = arena->ctx;
     wrpo__arena *temp = wrpo__sub_arena(arena);
-    const wrpo__file *f = wrpo__open_file(temp, path);
-    const wrpo_json *root = wrpo__json_want(ctx, path, wrpo__json_parse(temp, path, 1, (const char *)f->data, f->size), WRPO_JSON_OBJECT, "the index");
-    const wrpo_json *map = wrpo__json_need(ctx, path, root, "weight_map", WRPO_JSON_OBJECT), *metadata = wrpo__json_maybe(ctx, path, root, "metadata", WRPO_JSON_OBJECT);
-    wrpo__part all = {path, wrpo__raw(arena, (size_t)map->count, sizeof *all.info), 0};
-    wrpo__mapped *mapped = wrpo__raw(temp, (size_t)map->count, sizeof *mapped);
+    wrpo__shown shown;
+    const wrpo_json *root = wrpo__json_want(ctx, path, wrpo__json_file(temp, path), WRPO_JSON_OBJECT, "the index");
+    const wrpo_json *map = wrpo__json_need(ctx, path, root, "weight_map", WRPO_JSON_OBJECT);
+    const wrpo_json *metadata = wrpo__json_maybe(ctx, path, root, "metadata", WRPO_JSON_OBJECT);
+    const wrpo_json *size = metadata ? wrpo__json_get(metadata, "total_size") : NULL;
     const char *dir = wrpo__strndup(temp, path, (size_t)(wrpo__basename(path) - path));
+    wrpo_tensors all = {arena, map->count, wrpo__raw(arena, (size_t)map->count, sizeof *all.info)};
+    wrpo_tensor_info *next = all.info;
+    wrpo__part *parts = NULL;                          /* stb array */
+    int64_t total = 0;
+    double bytes = 0;
     for (const wrpo_json *v = map->child; v; v = v->next) {
-        wrpo__shown shown;
+        const wrpo_tensor_info wanted = {.file = path, .name = v->key}, *found = NULL;
+        int64_t p = 0;
         wrpo__json_want(ctx, path, v, WRPO_JSON_STRING, NULL);
         if (!v->size || strlen(v->text) != v->size || strpbrk(v->text, "/\\") || strstr(v->text, ".."))
-            wrpo__json_fail(ctx, WRPO_E_FORMAT, path, v, "%s: want the name of a file beside the index, found \"%s\"", v->key, wrpo__show(shown, v->text, v->size));
-        mapped[all.count++] = (wrpo__mapped){v->text, v->key};
-    }
-    if (all.count) qsort(mapped, (size_t)all.count, sizeof *mapped, wrpo__by_file);
-    double bytes = 0;
-    for (int64_t i = 0, next; i < all.count; i = next) {                /* a file's tensors stand together, sorted as the file's are */
-        wrpo__part part = wrpo__part_open(arena, wrpo__format(temp, "%s%s", dir, mapped[i].file));
-        for (next = i; next < all.count && !strcmp(mapped[next].file, mapped[i].file); next++) {}
-        int64_t k = 0;
-        for (int64_t m = i; m < next || k < part.count;) {
-            int order = m == next ? 1 : k == part.count ? -1 : strcmp(mapped[m].name, part.info[k].name);
-            if (order < 0) wrpo__tensor_fail(ctx, WRPO_E_FORMAT, path, mapped[m].name, "want it in %s, found no such tensor there", mapped[m].file);
-            if (order > 0) {
-                for (int64_t j = 0; j < all.count; j++)
-                    if (!strcmp(mapped[j].name, part.info[k].name))
-                        wrpo__tensor_fail(ctx, WRPO_E_FORMAT, part.path, part.info[k].name, "want it only in %s, as %s says, found it here as well", mapped[j].file, wrpo__basename(path));
-                wrpo__tensor_fail(ctx, WRPO_E_FORMAT, part.path, part.info[k].name, "want an entry in the weight_map of %s, found none", wrpo__basename(path));
-            }
-            bytes += (double)part.info[k].bytes;
-            all.info[m++] = part.info[k++];
+            wrpo__json_fail(ctx, WRPO_E_FORMAT, path, v, "%s: want the name of a file beside the index, found \"%s\"",
+                    v->key, wrpo__show(shown, v->text, v->size));
+        while (p < stbds_arrlen(parts) && strcmp(parts[p].file, v->text)) p++;
+        if (p == stbds_arrlen(parts)) {
+            const wrpo__part part = {v->text, wrpo__file_open(arena, wrpo__format(temp, "%s%s", dir, v->text))};
+            stbds_arrput(parts, part);
+            total += part.tensors.count;
         }
-        wrpo__block_free(part.info);
+        if (strlen(v->key) == v->key_size) found = wrpo_tensors_find(&parts[p].tensors, v->key);
+        if (!found) wrpo__tensor_fail(&wanted, "want it in %s, found no such tensor there", v->text);
+        bytes += (double)found->bytes;
+        *next++ = *found;
     }
-    const wrpo_json *total = metadata ? wrpo__json_get(metadata, "total_size") : NULL;
-    if (total && !(total->kind == WRPO_JSON_NUMBER && total->number == bytes)) {
-        wrpo__shown found;
-        wrpo__log(ctx, WRPO_LOG_WARN, "%s:%d: total_size: want %.0f, found %s", path, total->line, bytes, wrpo__json_found(found, total));
+    for (int64_t p = 0; p < stbds_arrlen(parts); p++) {
+        const wrpo_tensor_info *t = parts[p].tensors.info;
+        for (int64_t k = 0; total > all.count && k < parts[p].tensors.count; k++) {    /* which one is not mapped? */
+            const wrpo_json *v = wrpo__json_get(map, t[k].name);
+            if (!v)
+                wrpo__tensor_fail(&t[k], "want an entry in the weight_map of %s, found none", wrpo__basename(path));
+            if (strcmp(v->text, parts[p].file))
+                wrpo__tensor_fail(&t[k], "want it only in %s, as %s says, found it here as well", v->text,
+                        wrpo__basename(path));
+        }
+        wrpo__block_free(parts[p].tensors.info);
     }
+    if (size && !(size->kind == WRPO_JSON_NUMBER && size->number == bytes))
+        wrpo__log(ctx, WRPO_LOG_WARN, "%s:%d: total_size: want %.0f, found %s", path, size->line, bytes,
+                wrpo__json_found(shown, size));
+    stbds_arrfree(parts);
     wrpo__arena_clear(temp);
-    if (all.count) qsort(all.info, (size_t)all.count, sizeof *all.info, wrpo__by_tensor_name);
+    if (all.count) qsort(all.info, (size_t)all.count, sizeof *all.info, wrpo__by_first_name);
     return all;
 }
 
-/* ---- open ----
-   A directory is read as transformers reads it: the single file first, then the index. Nothing is guessed. */
+/* ---- open ---- */
+/* A directory is read as transformers reads it: the single file first, then the index. Nothing is guessed. */
+static wrpo_tensors *wrpo__tensors_new(wrpo__arena *arena, const char *path) {
+    const char *file = path;
+    if (wrpo__is_dir(path)) {
+        file = wrpo__join(arena, path, WRPO__SINGLE_FILE);
+        if (!wrpo__exists(file)) file = wrpo__join(arena, path, WRPO__INDEX_FILE);
+        if (!wrpo__exists(file))
+            wrpo__fail(arena->ctx, WRPO_E_IO,
+                    "%s: want " WRPO__SINGLE_FILE " or " WRPO__INDEX_FILE " in this directory, found neither", path);
+    }
+    wrpo_tensors *t = WRPO__NEW(arena, wrpo_tensors);
+    *t = wrpo__ends(file, ".json") ? wrpo__index_open(arena, file) : wrpo__file_open(arena, file);
+    return t;
+}
 WRPO_API wrpo_result wrpo_tensors_open(wrpo_ctx *ctx, const char *path, wrpo_tensors **out) {
     *out = NULL;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), false) {
-        wrpo__arena *arena = wrpo__entry.arena;
-        const char *file = path, *suffix = ".json";
-        if (wrpo__is_dir(path)) {
-            const char *single = wrpo__join(arena, path, WRPO__SINGLE_FILE), *index = wrpo__join(arena, path, WRPO__INDEX_FILE);
-            file = wrpo__exists(single) ? single : wrpo__exists(index) ? index : NULL;
-            if (!file) wrpo__fail(ctx, WRPO_E_IO, "%s: want " WRPO__SINGLE_FILE " or " WRPO__INDEX_FILE " in this directory, found neither", path);
-        }
-        size_t n = strlen(file), k = strlen(suffix);
-        wrpo__part part = n > k && !strcmp(file + n - k, suffix) ? wrpo__index_open(arena, file) : wrpo__part_open(arena, file);
-        wrpo_tensors *t = WRPO__NEW(arena, wrpo_tensors);
-        t->arena = arena, t->info = part.info, t->count = part.count;
-        *out = t;
-    }
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__tensors_new(wrpo__current, path));
     return wrpo__end(&wrpo__entry);
 }
 WRPO_API void wrpo_tensors_close(wrpo_tensors *t) { if (t) wrpo__arena_free(t->arena); }
-static void wrpo__tensors_drop(void *p) { wrpo_tensors_close(p); }     /* for wrpo__on_free */
 WRPO_API int64_t wrpo_tensors_count(const wrpo_tensors *t) { return t->count; }
-WRPO_API const wrpo_tensor_info *wrpo_tensors_at(const wrpo_tensors *t, int64_t i) { return i >= 0 && i < t->count ? &t->info[i] : NULL; }
-WRPO_API const wrpo_tensor_info *wrpo_tensors_find(const wrpo_tensors *t, const char *name) {
-    for (int64_t low = 0, high = t->count; low < high;) {
-        int64_t middle = low + (high - low) / 2;
-        int order = strcmp(t->info[middle].name, name);
-        if (!order) return &t->info[middle];
-        if (order < 0) low = middle + 1;
-        else high = middle;
-    }
-    return NULL;
+WRPO_API const wrpo_tensor_info *wrpo_tensors_at(const wrpo_tensors *t, int64_t i) {
+    return i >= 0 && i < t->count ? &t->info[i] : NULL;
 }
 
 /* ---- save ----
@@ -4529,576 +4626,700 @@ WRPO_API const wrpo_tensor_info *wrpo_tensors_find(const wrpo_tensors *t, const 
 typedef struct wrpo__save_tensor { const char *name; int ndim; int64_t shape[4]; } wrpo__save_tensor;
 /* dst[count] = elements [first, first + count) of tensor */
 typedef void (*wrpo__save_fn)(void *user, int64_t tensor, int64_t first, int64_t count, float *dst);
+typedef struct wrpo__placed { const char *name; int64_t tensor, bytes, shard; } wrpo__placed;
+typedef struct wrpo__save {          /* one save in progress */
+    wrpo__arena *temp;
+    const char *dir;
+    const wrpo__save_tensor *t;
+    wrpo_dtype dtype;
+    int64_t shards;
+    wrpo__save_fn fn; void *user;
+    float *chunk;                    /* [CHUNK] */
+} wrpo__save;
 
-/* model-00002-of-00003.safetensors, exactly: its two numbers. */
-static bool wrpo__shard_name(const char *name, int64_t *shard, int64_t *shards) {
-    static const char pattern[] = "model-#####-of-#####.safetensors";
-    *shard = *shards = 0;
-    if (strlen(name) != sizeof pattern - 1) return false;
-    for (size_t i = 0; pattern[i]; i++) {
-        int64_t *n = i < 12 ? shard : shards;
-        if (pattern[i] != '#' ? name[i] != pattern[i] : name[i] < '0' || name[i] > '9') return false;
-        if (pattern[i] == '#') *n = *n * 10 + (name[i] - '0');
-    }
-    return true;
+static char *wrpo__shard_file(const wrpo__save *save, int64_t shard) {
+    if (save->shards <= 1) return wrpo__format(save->temp, WRPO__SINGLE_FILE);
+    return wrpo__format(save->temp, WRPO__SHARD_FILE, (long long)shard + 1, (long long)save->shards);
+}
+/* A file that waits for its name. */
+static wrpo__writer *wrpo__write_whole(wrpo__arena *arena, const char *path, const void *data, size_t size) {
+    wrpo__writer *w = wrpo__create(arena, path);
+    wrpo__write(w, data, size);
+    wrpo__finish(w);
+    return w;
 }
 static void wrpo__remove(wrpo_ctx *ctx, const char *path) {
-    if (remove(path) != 0 && errno != ENOENT) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be removed: %s", path, strerror(errno));
+    if (remove(path) != 0 && errno != ENOENT)
+        wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be removed: %s", path, strerror(errno));
 }
-/* The shards in dir that belong to a split into other than `shards` files: paths, an stb_ds array. */
-static char **wrpo__stale_shards(wrpo__arena *temp, const char *dir, int64_t shards) {
-    const wrpo__name *names = wrpo__disk_list(temp, dir);
+/* The paths of the shards in dir that belong to a split into another number of files; an stb_ds array. */
+static char **wrpo__stale_shards(const wrpo__save *save) {
+    const wrpo__name *names = wrpo__disk_list(save->temp, save->dir);
     char **stale = NULL;
-    for (int64_t i = 0, shard, of; i < stbds_arrlen(names); i++)
-        if (wrpo__shard_name(names[i].text, &shard, &of) && !(of == shards && shard >= 1 && shard <= of)) stbds_arrput(stale, wrpo__join(temp, dir, names[i].text));
+    for (int64_t i = 0; i < stbds_arrlen(names); i++) {
+        long long shard, shards;
+        if (sscanf(names[i].text, "model-%5lld-of-%5lld", &shard, &shards) != 2) continue;
+        const bool exact = !strcmp(names[i].text, wrpo__format(save->temp, WRPO__SHARD_FILE, shard, shards));
+        const bool ours = save->shards > 1 && shards == save->shards && shard >= 1 && shard <= shards;
+        if (exact && !ours) stbds_arrput(stale, wrpo__join(save->temp, save->dir, names[i].text));
+    }
     return stale;
 }
-
-/* shard[i]: the file, from 0, that tensor i goes to; returns their number. The split of huggingface_hub: tensors fill a
-   shard in the order given until the next would not fit; one above the limit gets a shard of its own at once, while the
-   shard being filled stays open and so takes a later number. */
+/* shard[i]: the file, from 0, that tensor i goes to. Returns the number of files. The split is huggingface_hub's: in
+   the order given, tensors fill a shard until the next does not fit. A tensor above the limit gets a shard of its own
+   at once, while the shard that is being filled stays open and so takes a later number. */
 static int64_t wrpo__split(const int64_t *bytes, int64_t n, int64_t limit, int64_t *shard) {
-    int64_t shards = 0, filled = 0, since = 0, waiting = 0;             /* waiting: tensors of the open shard, all in [since, i) */
+    int64_t shards = 0, filled = 0, first = 0, waiting = 0;            /* the open shard: of the tensors [first, i) */
     for (int64_t i = 0; i <= n; i++) {
         if (i < n && bytes[i] > limit) { shard[i] = shards++; continue; }
         if (waiting && (i == n || filled + bytes[i] > limit)) {
-            for (int64_t k = since; k < i; k++)
+            for (int64_t k = first; k < i; k++)
                 if (shard[k] < 0) shard[k] = shards;
-            shards++, filled = waiting = 0, since = i;
+            shards++, filled = waiting = 0, first = i;
         }
         if (i < n) shard[i] = -1, filled += bytes[i], waiting++;
     }
     return shards;
 }
-typedef struct wrpo__placed { int64_t shard, tensor; const char *name; } wrpo__placed;
 static int wrpo__by_shard(const void *x, const void *y) {
     const wrpo__placed *a = x, *b = y;
     return a->shard != b->shard ? (a->shard > b->shard) - (a->shard < b->shard) : strcmp(a->name, b->name);
 }
-static int wrpo__by_placed_name(const void *x, const void *y) { return strcmp(((const wrpo__placed *)x)->name, ((const wrpo__placed *)y)->name); }
-static char *wrpo__shard_path(wrpo__arena *arena, const char *dir, int64_t shard, int64_t shards) {
-    if (shards <= 1) return wrpo__join(arena, dir, WRPO__SINGLE_FILE);
-    return wrpo__join(arena, dir, wrpo__format(arena, "model-%05lld-of-%05lld.safetensors", (long long)shard + 1, (long long)shards));
-}
 /* The header: {"__metadata__":{...} by the caller, then each tensor in the order of the data, then the end. */
-static void wrpo__header_add(wrpo__text *header, const char *name, const char *dtype, int ndim, const int64_t *shape, int64_t at, int64_t bytes) {
+static void wrpo__header_add(wrpo__text *header, const char *name, const char *dtype, int ndim, const int64_t *shape,
+        int64_t offset, int64_t bytes) {
     wrpo__text_puts(header, ",");
     wrpo__json_quote(header, name, strlen(name));
     wrpo__text_printf(header, ":{\"dtype\":\"%s\",\"shape\":[", dtype);
     for (int d = 0; d < ndim; d++) wrpo__text_printf(header, d ? ",%lld" : "%lld", (long long)shape[d]);
-    wrpo__text_printf(header, "],\"data_offsets\":[%lld,%lld]}", (long long)at, (long long)(at + bytes));
+    wrpo__text_printf(header, "],\"data_offsets\":[%lld,%lld]}", (long long)offset, (long long)(offset + bytes));
 }
 static void wrpo__header_write(wrpo__writer *w, wrpo__text *header) {
     unsigned char length[8];
     wrpo__text_puts(header, "}");
-    while (header->size % 8) wrpo__text_puts(header, " ");              /* the data begins aligned */
+    while (header->size % 8) wrpo__text_puts(header, " ");             /* the data begins aligned */
     for (int i = 0; i < 8; i++) length[i] = (unsigned char)(header->size >> 8 * i);
     wrpo__write(w, length, sizeof length);
     wrpo__write(w, header->data, header->size);
     wrpo__block_free(header->data);
 }
-/* One file of tensors p[n], sorted by name, under its part name. chunk: room for WRPO__CHUNK floats. */
-static wrpo__writer *wrpo__shard_write(wrpo__arena *temp, const char *path, const wrpo__save_tensor *t, const int64_t *bytes, const wrpo__placed *p, int64_t n,
-                                       wrpo_dtype dtype, wrpo__save_fn fn, void *user, float *chunk) {
-    const int64_t size = (int64_t)wrpo__dtype_size(dtype);
-    wrpo__text header = {.arena = temp};
+/* One file of tensors p[n], sorted by name, under its part name. */
+static wrpo__writer *wrpo__shard_write(const wrpo__save *save, int64_t shard, const wrpo__placed *p, int64_t n) {
+    const char *path = wrpo__join(save->temp, save->dir, wrpo__shard_file(save, shard));
+    const int64_t size = (int64_t)wrpo__dtype_size(save->dtype);
+    float *chunk = save->chunk;
+    wrpo__text header = {.arena = save->temp};
     wrpo__text_puts(&header, "{\"__metadata__\":{\"format\":\"pt\"}");
-    for (int64_t i = 0, at = 0; i < n; at += bytes[p[i].tensor], i++)
-        wrpo__header_add(&header, t[p[i].tensor].name, wrpo__dtype_name(dtype), t[p[i].tensor].ndim, t[p[i].tensor].shape, at, bytes[p[i].tensor]);
-    wrpo__writer *w = wrpo__create(temp, path);
+    for (int64_t i = 0, offset = 0; i < n; offset += p[i].bytes, i++) {
+        const wrpo__save_tensor *t = &save->t[p[i].tensor];
+        wrpo__header_add(&header, t->name, wrpo__dtype_name(save->dtype), t->ndim, t->shape, offset, p[i].bytes);
+    }
+    wrpo__writer *w = wrpo__create(save->temp, path);
     wrpo__header_write(w, &header);
     for (int64_t i = 0; i < n; i++) {
-        int64_t count = bytes[p[i].tensor] / size;
-        for (int64_t at = 0, k; at < count; at += k) {
-            k = WRPO__MIN(count - at, WRPO__CHUNK);
-            fn(user, p[i].tensor, at, k, chunk);
-            for (int64_t e = 0; dtype == WRPO_DTYPE_F16 && e < k; e++)
-                if (isfinite(chunk[e]) && fabsf(chunk[e]) >= 65520)
-                    wrpo__fail(temp->ctx, WRPO_E_NOT_FINITE, "%s: %s: element %lld, %g, is infinite in F16", path, t[p[i].tensor].name, (long long)(at + e), (double)chunk[e]);
-            wrpo__from_float(chunk, dtype, chunk, k);
-            wrpo__write(w, chunk, (size_t)(k * size));
+        const int64_t elements = p[i].bytes / size;
+        for (int64_t first = 0, count; first < elements; first += count) {
+            count = WRPO__MIN(elements - first, WRPO__CHUNK);
+            save->fn(save->user, p[i].tensor, first, count, chunk);
+            for (int64_t k = 0; save->dtype == WRPO_DTYPE_F16 && k < count; k++)
+                if (isfinite(chunk[k]) && fabsf(chunk[k]) >= 65520)
+                    wrpo__fail(w->ctx, WRPO_E_NOT_FINITE, "%s: %s: element %lld, %g, is infinite in F16", path,
+                            p[i].name, (long long)(first + k), (double)chunk[k]);
+            wrpo__from_float(chunk, save->dtype, chunk, count);
+            wrpo__write(w, chunk, (size_t)(count * size));
         }
     }
     wrpo__finish(w);
     return w;
 }
-static wrpo__writer *wrpo__index_write(wrpo__arena *temp, const char *path, const wrpo__placed *p, int64_t n, int64_t shards, int64_t total) {
-    wrpo__text t = {.arena = temp};
-    wrpo__text_printf(&t, "{\n  \"metadata\": {\n    \"total_size\": %lld\n  },\n  \"weight_map\": {", (long long)total);
+static wrpo__writer *wrpo__index_write(const wrpo__save *save, const char *path, const wrpo__placed *p, int64_t n) {
+    wrpo__text t = {.arena = save->temp};
+    int64_t total = 0;
+    for (int64_t i = 0; i < n; i++) total += p[i].bytes;
+    wrpo__text_printf(&t, "{\n  \"metadata\": {\n    \"total_size\": %lld\n  },\n", (long long)total);
+    wrpo__text_puts(&t, "  \"weight_map\": {");
     for (int64_t i = 0; i < n; i++) {
         wrpo__text_puts(&t, i ? ",\n    " : "\n    ");
         wrpo__json_quote(&t, p[i].name, strlen(p[i].name));
-        wrpo__text_printf(&t, ": \"model-%05lld-of-%05lld.safetensors\"", (long long)p[i].shard + 1, (long long)shards);
+        wrpo__text_printf(&t, ": \"%s\"", wrpo__shard_file(save, p[i].shard));
     }
     wrpo__text_puts(&t, "\n  }\n}\n");
-    wrpo__writer *w = wrpo__create(temp, path);
-    wrpo__write(w, t.data, t.size);
-    wrpo__finish(w);
-    return w;
+    return wrpo__write_whole(save->temp, path, t.data, t.size);
 }
 /* t[n] into the directory, which exists: one file, or shards of at most max_shard_size bytes (0: 5e9) and their index.
-   dtype 0 is F32. fn is called for each file's tensors in the order of their names, with bounded pieces. beside: an
-   stb_ds array of whole files that wait for their names; what they replace goes before, so that no kill leaves it with these tensors. */
-static void wrpo__tensors_save(wrpo__arena *temp, const char *dir, const wrpo__save_tensor *t, int64_t n, wrpo_dtype dtype, int64_t max_shard_size,
-                               wrpo__save_fn fn, void *user, wrpo__writer **beside) {
+   dtype 0 is F32. fn is called for each file's tensors in the order of their names, with bounded pieces. sides: an
+   stb_ds array of whole files that wait for their names. What they replace is removed first, so that no kill leaves it
+   with the new tensors. */
+static void wrpo__tensors_save(wrpo__arena *temp, const char *dir, const wrpo__save_tensor *t, int64_t n,
+        wrpo_dtype dtype, int64_t max_shard_size, wrpo__save_fn fn, void *user, wrpo__writer **sides) {
     wrpo_ctx *ctx = temp->ctx;
-    int64_t *bytes = wrpo__raw(temp, (size_t)n, sizeof *bytes), *shard = wrpo__raw(temp, (size_t)n, sizeof *shard), total = 0;
+    wrpo__save save = {.temp = temp, .dir = dir, .t = t, .dtype = dtype, .fn = fn, .user = user};
+    int64_t *bytes = wrpo__raw(temp, (size_t)n, sizeof *bytes), *shard = wrpo__raw(temp, (size_t)n, sizeof *shard);
     for (int64_t i = 0; i < n; i++) {
         size_t size = wrpo__dtype_size(dtype);
         for (int d = 0; d < t[i].ndim; d++) size = wrpo__mul(ctx, size, (size_t)t[i].shape[d]);
-        total += bytes[i] = (int64_t)size;
+        bytes[i] = (int64_t)size;
     }
-    const int64_t shards = wrpo__split(bytes, n, max_shard_size > 0 ? max_shard_size : 5000000000, shard);
+    save.shards = wrpo__split(bytes, n, max_shard_size > 0 ? max_shard_size : 5000000000, shard);
     wrpo__placed *placed = wrpo__raw(temp, (size_t)n, sizeof *placed);
-    for (int64_t i = 0; i < n; i++) placed[i] = (wrpo__placed){shard[i], i, t[i].name};
+    for (int64_t i = 0; i < n; i++) placed[i] = (wrpo__placed){t[i].name, i, bytes[i], shard[i]};
     if (n) qsort(placed, (size_t)n, sizeof *placed, wrpo__by_shard);
 
-    const int64_t files = WRPO__MAX(shards, 1);
+    const int64_t files = WRPO__MAX(save.shards, 1);
     wrpo__writer **ready = wrpo__alloc(temp, (size_t)files, sizeof *ready), *index = NULL;
-    float *chunk = wrpo__raw(temp, WRPO__CHUNK, sizeof *chunk);
+    save.chunk = wrpo__raw(temp, WRPO__CHUNK, sizeof *save.chunk);
     for (int64_t s = 0, i = 0, end; s < files; s++, i = end) {
         for (end = i; end < n && placed[end].shard == s; end++) {}
-        ready[s] = wrpo__shard_write(temp, wrpo__shard_path(temp, dir, s, shards), t, bytes, placed + i, end - i, dtype, fn, user, chunk);
+        ready[s] = wrpo__shard_write(&save, s, placed + i, end - i);
     }
     const char *index_path = wrpo__join(temp, dir, WRPO__INDEX_FILE);
-    char **stale = wrpo__stale_shards(temp, dir, shards > 1 ? shards : 0);      /* now: nothing is to fail once names are given */
-    if (shards > 1) {
-        if (n) qsort(placed, (size_t)n, sizeof *placed, wrpo__by_placed_name);
-        index = wrpo__index_write(temp, index_path, placed, n, shards, total);
-        for (int64_t s = 0; s < shards; s++)           /* an old index over old and new shards of the same names would open as a mixture */
-            if (wrpo__disk_exists(ready[s]->path)) { wrpo__remove(ctx, index_path); break; }
+    char **stale = wrpo__stale_shards(&save);          /* listed now: nothing may fail once names are given */
+    if (save.shards > 1) {
+        qsort(placed, (size_t)n, sizeof *placed, wrpo__by_first_name);
+        index = wrpo__index_write(&save, index_path, placed, n);
+        bool same_names = false;                       /* then the old index would open old and new shards together */
+        for (int64_t s = 0; s < files; s++) same_names = same_names || wrpo__disk_exists(ready[s]->path);
+        if (same_names) wrpo__remove(ctx, index_path);
     }
-    for (int64_t i = 0; i < stbds_arrlen(beside); i++) wrpo__remove(ctx, beside[i]->path);
+    for (int64_t i = 0; i < stbds_arrlen(sides); i++) wrpo__remove(ctx, sides[i]->path);
     for (int64_t s = 0; s < files; s++) wrpo__publish(ready[s]);
     if (index) wrpo__publish(index);
-    for (int64_t i = stbds_arrlen(beside) - 1; i >= 0; i--) wrpo__publish(beside[i]);      /* config.json, the first, comes last: a load wants it */
+    for (int64_t i = stbds_arrlen(sides) - 1; i >= 0; i--) wrpo__publish(sides[i]);  /* config.json last */
     wrpo__remove(ctx, index ? wrpo__join(temp, dir, WRPO__SINGLE_FILE) : index_path);
     for (int64_t i = 0; i < stbds_arrlen(stale); i++) wrpo__remove(ctx, stale[i]);
-    wrpo__block_free(chunk);
+    wrpo__block_free(save.chunk);
 }
 
 /* --------------------------------------------------------------------------------------- >>checkpoint
    A Hugging Face directory in, a Hugging Face directory out: config.json, weights, side files.          */
 
 /* ---- config.json: old (rope_theta, rope_scaling, torch_dtype) and new (rope_parameters, dtype) spellings ----
-   A key either changes a number below, or is known not to change one, or is refused by its name.        */
-typedef struct wrpo__reader { wrpo_ctx *ctx; const char *path; const wrpo_json *root; } wrpo__reader;
-#define WRPO__REFUSE(at, code, ...) wrpo__json_fail(in->ctx, code, in->path, at, __VA_ARGS__)
-static int64_t wrpo__config_int(const wrpo__reader *in, const char *key, int64_t otherwise, int64_t low, int64_t high) {   /* otherwise -1: required */
-    const wrpo_json *v = otherwise < 0 ? wrpo__json_need(in->ctx, in->path, in->root, key, WRPO_JSON_NUMBER) : wrpo__present(in->root, key);
-    return v ? wrpo__json_integer(in->ctx, in->path, v, low, high, NULL) : otherwise;
+   A key sets a field, or is known not to change a log-prob, or is refused by its name. To add a family: its bit, name
+   and defaults here, the keys that it reads, its names of tensors below.                                         */
+enum {                               /* bits: the families, in the order of the table; two heads */
+    WRPO__LLAMA = 1, WRPO__MISTRAL = 2, WRPO__QWEN2 = 4, WRPO__QWEN3 = 8, WRPO__GEMMA2 = 16, WRPO__PHI3 = 32,
+    WRPO__INTERNLM2 = 64, WRPO__VALUE = 128 << WRPO_HEAD_VALUE, WRPO__GATED = 128 << WRPO_HEAD_GATED,
+    WRPO__QWEN = WRPO__QWEN2 | WRPO__QWEN3, WRPO__WINDOWED = WRPO__MISTRAL | WRPO__QWEN | WRPO__GEMMA2 | WRPO__PHI3,
+    WRPO__ALL = 0xFFFF
+};
+/* What transformers takes where a key is absent. 0: a key/value head for each head; hidden_size / heads; no window. */
+static const wrpo_config wrpo__families[] = {
+    {.model_type = "llama", .max_position_embeddings = 2048},
+    {.model_type = "mistral", .num_key_value_heads = 8, .max_position_embeddings = 131072, .sliding_window = 4096},
+    {.model_type = "qwen2", .num_key_value_heads = 32, .max_position_embeddings = 32768, .sliding_window = 4096,
+     .attention_bias = true},
+    {.model_type = "qwen3", .num_key_value_heads = 32, .head_dim = 128, .max_position_embeddings = 32768,
+     .sliding_window = 4096, .qk_norm = true},
+    {.model_type = "gemma2", .num_key_value_heads = 4, .head_dim = 256, .max_position_embeddings = 8192,
+     .sliding_window = 4096, .tie_word_embeddings = true, .gelu = true, .norm_plus_one = true, .post_norms = true,
+     .scale_embeddings = true, .query_pre_attn_scalar = 256, .attn_logit_softcapping = 50,
+     .final_logit_softcapping = 30},
+    {.model_type = "phi3", .max_position_embeddings = 4096},
+    {.model_type = "internlm2", .max_position_embeddings = 2048, .attention_bias = true}};
+
+/* The keys that set a field, each for the families or heads that read it: integers in a range, numbers above 0. A key
+   that is null is as if absent; of the kinds OR_NONE it is 0. */
+typedef enum wrpo__key_kind {
+    WRPO__REQUIRED, WRPO__INTEGER, WRPO__INTEGER_OR_NONE, WRPO__NUMBER, WRPO__NUMBER_OR_NONE, WRPO__SWITCH
+} wrpo__key_kind;
+static const struct wrpo__key { const char *key; unsigned of; wrpo__key_kind kind; size_t field; int64_t low, high; }
+wrpo__keys[] = {
+#define WRPO__KEY(key, of, kind, low, high) {#key, WRPO__##of, WRPO__##kind, offsetof(wrpo_config, key), low, high}
+    WRPO__KEY(vocab_size, ALL, REQUIRED, 1, 1 << 24),
+    WRPO__KEY(hidden_size, ALL, REQUIRED, 1, WRPO__MAX_HIDDEN),
+    WRPO__KEY(intermediate_size, ALL, REQUIRED, 1, 1 << 24),
+    WRPO__KEY(num_hidden_layers, ALL, REQUIRED, 1, 512),
+    WRPO__KEY(num_attention_heads, ALL, REQUIRED, 1, 65536),
+    WRPO__KEY(num_key_value_heads, ALL, INTEGER_OR_NONE, 1, 65536),
+    WRPO__KEY(head_dim, ALL, INTEGER_OR_NONE, 2, WRPO__MAX_D),
+    WRPO__KEY(max_position_embeddings, ALL, INTEGER, 1, (int64_t)1 << 40),
+    WRPO__KEY(rms_norm_eps, ALL, NUMBER, 0, 0),
+    WRPO__KEY(initializer_range, ALL, NUMBER, 0, 0),
+    WRPO__KEY(tie_word_embeddings, ALL, SWITCH, 0, 0),
+    WRPO__KEY(attention_bias, LLAMA | WRPO__QWEN3 | WRPO__GEMMA2, SWITCH, 0, 0),
+    {"bias", WRPO__INTERNLM2, WRPO__SWITCH, offsetof(wrpo_config, attention_bias), 0, 0},
+    WRPO__KEY(query_pre_attn_scalar, GEMMA2, NUMBER, 0, 0),
+    WRPO__KEY(attn_logit_softcapping, GEMMA2, NUMBER_OR_NONE, 0, 0),
+    WRPO__KEY(final_logit_softcapping, GEMMA2, NUMBER_OR_NONE, 0, 0),
+    WRPO__KEY(pad_token_id, ALL, INTEGER, INT64_MIN, INT64_MAX),           /* some files say -1 for none */
+    WRPO__KEY(gating_temperature, GATED, NUMBER, 0, 0)};
+#undef WRPO__KEY
+static const struct { unsigned of; const char *keys; } wrpo__known_keys[] = {
+    /* read by the functions below */
+    {WRPO__ALL, "model_type architectures rope_theta rope_scaling rope_parameters partial_rotary_factor layer_types "
+                "torch_dtype dtype hidden_act"},
+    {WRPO__WINDOWED, "sliding_window"}, {WRPO__QWEN, "use_sliding_window max_window_layers"},
+    {WRPO__GEMMA2, "hidden_activation sliding_window_size"}, {WRPO__PHI3, "original_max_position_embeddings"},
+    {WRPO__VALUE, "reward_token_id"},
+    /* known not to change a log-prob: ids, caching, generation defaults, provenance */
+    {WRPO__ALL,
+     "bos_token_id eos_token_id sep_token_id unk_token_id decoder_start_token_id pad_token tokenizer_class prefix "
+     "is_encoder_decoder is_decoder is_llama_config use_cache pretraining_tp use_bfloat16 pruned_heads num_labels "
+     "torchscript return_dict return_dict_in_generate output_hidden_states output_attentions output_scores id2label "
+     "label2id task_specific_params problem_type finetuning_task chunk_size_feed_forward tf_legacy_loss auto_map "
+     "max_sequence_length model_max_length head_dim_original attn_implementation name_or_path transformers_version "
+     "unsloth_fixed unsloth_version top_k top_p temperature typical_p repetition_penalty length_penalty "
+     "exponential_decay_length_penalty diversity_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size "
+     "bad_words_ids suppress_tokens begin_suppress_tokens forced_bos_token_id forced_eos_token_id max_length "
+     "min_length remove_invalid_values do_sample early_stopping num_beams num_beam_groups num_return_sequences"},
+    {WRPO__QWEN2, "attention_bias"}, {WRPO__GEMMA2, "cache_implementation"},
+    {WRPO__PHI3, "interpolate_factor full_attn_mod"},
+    {WRPO__GATED, "num_objectives gating_hidden_dim gating_n_hidden"}};
+
+typedef struct wrpo__reader {
+    wrpo_ctx *ctx; const char *path; const wrpo_json *root;
+    wrpo_config *c;
+    unsigned is;                     /* the bits of its family and head */
+} wrpo__reader;
+#define WRPO__REFUSE(v, ...) wrpo__json_fail(in->ctx, WRPO_E_UNSUPPORTED, in->path, v, __VA_ARGS__)
+static bool wrpo__in_words(const char *words, const char *word) {
+    const size_t n = strlen(word);
+    for (size_t size; *words; words += size + (words[size] == ' ')) {
+        size = strcspn(words, " ");
+        if (size == n && !memcmp(words, word, n)) return true;
+    }
+    return false;
+}
+static bool wrpo__is_known(const wrpo__reader *in, const wrpo_json *v) {
+    if (v->kind == WRPO_JSON_NULL || v->key[0] == '_' || !strncmp(v->key, "transformers.", 13)) return true;
+    if (v->kind == WRPO_JSON_BOOL && v->boolean == !strcmp(v->key, "is_causal")) return true;
+    const bool dropout = wrpo__ends(v->key, "_dropout") || wrpo__ends(v->key, "_pdrop");
+    if (v->kind == WRPO_JSON_NUMBER && v->number == 0 && dropout) return true;
+    for (int i = 0; i < WRPO__COUNT(wrpo__keys); i++)
+        if (in->is & wrpo__keys[i].of && !strcmp(v->key, wrpo__keys[i].key)) return true;
+    for (int i = 0; i < WRPO__COUNT(wrpo__known_keys); i++)
+        if (in->is & wrpo__known_keys[i].of && wrpo__in_words(wrpo__known_keys[i].keys, v->key)) return true;
+    return false;
+}
+/* Which of the names v is, of those that have a bit in `allowed`. */
+static int wrpo__config_choice(const wrpo__reader *in, const wrpo_json *v, const char *what, const char *const *names,
+        unsigned allowed) {
+    char list[160] = "";
+    wrpo__shown found;
+    size_t used = 0;
+    for (int i = 0; names[i]; i++) {
+        if (!(allowed >> i & 1)) continue;
+        if (wrpo__json_is(v, names[i])) return i;
+        used += (size_t)snprintf(list + used, sizeof list - used, "%s%s", used ? ", " : "", names[i]);
+    }
+    WRPO__REFUSE(v, "%s: want one of %s, found %s", what, list, wrpo__json_found(found, v));
+}
+static void wrpo__config_want(const wrpo__reader *in, bool ok, const wrpo_json *v, const char *want) {
+    if (!ok) wrpo__json_refuse(in->ctx, in->path, v, NULL, want);
 }
 static double wrpo__config_number(const wrpo__reader *in, const wrpo_json *object, const char *key, double otherwise) {
     const wrpo_json *v = wrpo__present(object, key);
-    if (v && !(v->kind == WRPO_JSON_NUMBER && v->number > 0 && v->number < 1e15)) wrpo__json_refuse(in->ctx, in->path, v, NULL, "a positive number");
-    return v ? v->number : otherwise;
+    if (!v) return otherwise;
+    wrpo__config_want(in, v->kind == WRPO_JSON_NUMBER && v->number > 0 && v->number < 1e15, v, "a positive number");
+    return v->number;
 }
-static bool wrpo__config_bool(const wrpo__reader *in, const char *key, bool otherwise) {
-    const wrpo_json *v = wrpo__json_maybe(in->ctx, in->path, in->root, key, WRPO_JSON_BOOL);
-    return v ? v->boolean : otherwise;
+static int64_t wrpo__config_integer(const wrpo__reader *in, const char *key, int64_t otherwise, int64_t low,
+        int64_t high) {
+    const wrpo_json *v = wrpo__present(in->root, key);
+    return v ? wrpo__json_integer(in->ctx, in->path, v, low, high, NULL) : otherwise;
 }
-static bool wrpo__among(const char *key, const char *const *list) {
-    for (; *list; list++)
-        if (!strcmp(key, *list)) return true;
-    return false;
+static bool wrpo__config_switch(const wrpo__reader *in, const wrpo_json *object, const char *key, bool otherwise) {
+    const wrpo_json *v = wrpo__present(object, key);
+    return v ? wrpo__json_want(in->ctx, in->path, v, WRPO_JSON_BOOL, NULL)->boolean : otherwise;
 }
-/* The families: what transformers takes where a key is absent (0: as many as heads, hidden / heads, none), and the keys that
-   only this family knows. */
-typedef enum wrpo__family_name { WRPO__LLAMA, WRPO__MISTRAL, WRPO__QWEN2, WRPO__QWEN3, WRPO__GEMMA2, WRPO__PHI3, WRPO__INTERNLM2, WRPO__FAMILIES } wrpo__family_name;
-static const struct wrpo__family { const char *name; int64_t kv_heads, head_dim, positions, window; double eps; bool tied; const char *keys[7]; } wrpo__families[] = {
-    {"llama", 0, 0, 2048, 0, 1e-6, false, {NULL}},
-    {"mistral", 8, 0, 131072, 4096, 1e-6, false, {NULL}},
-    {"qwen2", 32, 0, 32768, 4096, 1e-6, false, {"use_sliding_window", "max_window_layers", NULL}},
-    {"qwen3", 32, 128, 32768, 4096, 1e-6, false, {"use_sliding_window", "max_window_layers", NULL}},
-    {"gemma2", 4, 256, 8192, 4096, 1e-6, true, {"hidden_activation", "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping",
-                                                "cache_implementation", "sliding_window_size", NULL}},
-    {"phi3", 0, 0, 4096, 0, 1e-5, false, {"original_max_position_embeddings", "resid_pdrop", "embd_pdrop", "interpolate_factor", "full_attn_mod", NULL}},
-    {"internlm2", 0, 0, 2048, 0, 1e-6, false, {"bias", NULL}}};
-static const char *const wrpo__rope_names[] = {"default", "linear", "llama3", "yarn", "dynamic", "longrope"};
+static void wrpo__config_key(const wrpo__reader *in, const struct wrpo__key *k) {
+    void *field = (char *)in->c + k->field;
+    int64_t *integer = field;
+    double *number = field;
+    bool *on = field;
+    const wrpo_json *v = wrpo__json_get(in->root, k->key);
+    const bool null = v && v->kind == WRPO_JSON_NULL;
+    if (k->kind == WRPO__REQUIRED) wrpo__json_need(in->ctx, in->path, in->root, k->key, WRPO_JSON_NUMBER);
+    if (k->kind == WRPO__INTEGER_OR_NONE && null) *integer = 0;
+    if (k->kind == WRPO__NUMBER_OR_NONE && null) *number = 0;
+    if (k->kind == WRPO__SWITCH) *on = wrpo__config_switch(in, in->root, k->key, *on);
+    else if (k->kind >= WRPO__NUMBER) *number = wrpo__config_number(in, in->root, k->key, *number);
+    else *integer = wrpo__config_integer(in, k->key, *integer, k->low, k->high);
+}
+
+static const char *const wrpo__rope_names[] = {"default", "linear", "llama3", "yarn", "dynamic", "longrope", NULL};
 WRPO__NAMED(wrpo_rope_name, wrpo__rope_names)
-/* An array of positive numbers, one for each pair of numbers that turns. */
-static void wrpo__config_factors(const wrpo__reader *in, const wrpo_json *r, const char *key, float *out, int64_t count) {
+/* An array of positive numbers, one for each pair of elements that is rotated. */
+static void wrpo__rope_factors(const wrpo__reader *in, const wrpo_json *r, const char *key, float *out, int64_t count) {
     const wrpo_json *list = wrpo__present(r, key);
-    int64_t n = 0;
-    for (const wrpo_json *v = list && list->kind == WRPO_JSON_ARRAY && list->count == count ? list->child : NULL; v && v->kind == WRPO_JSON_NUMBER && v->number > 0; v = v->next)
-        out[n++] = (float)v->number;
-    if (n == count) return;
-    WRPO__REFUSE(list ? list : r, WRPO_E_FORMAT, "rope type longrope: %s: want %lld positive numbers", key, (long long)count);
+    char want[64];
+    bool fits = list && list->kind == WRPO_JSON_ARRAY && list->count == count;
+    for (const wrpo_json *v = fits ? list->child : NULL; v; v = v->next) {
+        fits = fits && v->kind == WRPO_JSON_NUMBER && v->number > 0;
+        *out++ = (float)v->number;
+    }
+    snprintf(want, sizeof want, "%s of %lld positive numbers", key, (long long)count);
+    wrpo__config_want(in, fits, list ? list : r, want);
 }
-static void wrpo__config_rope(const wrpo__reader *in, wrpo__family_name family, wrpo_config *c) {
-    static const char *const known[] = {"type", "rope_type", "rope_theta", "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings",
-                                        "beta_fast", "beta_slow", "attention_factor", "truncate", "finetuned", "partial_rotary_factor", "short_factor", "long_factor", NULL};
-    static const bool phi3[] = {true, false, false, false, false, true}, internlm2[] = {true, true, false, false, true, false};
-    wrpo_rope *p = &c->rope;
-    const wrpo_json *v5 = wrpo__present(in->root, "rope_parameters"), *v4 = wrpo__present(in->root, "rope_scaling"), *r = v5 ? v5 : v4;
-    p->theta = wrpo__config_number(in, in->root, "rope_theta", 10000);
-    double part = wrpo__config_number(in, in->root, "partial_rotary_factor", 1);
-    if (r && r->kind != WRPO_JSON_OBJECT) WRPO__REFUSE(r, WRPO_E_FORMAT, "rope_scaling: want an object");
+/* What types other than default read from their object r. */
+static void wrpo__rope_scaling(const wrpo__reader *in, const wrpo_json *r) {
+    static const char key[] = "original_max_position_embeddings";
+    wrpo_rope *p = &in->c->rope;
+    const bool llama3 = p->type == WRPO_ROPE_LLAMA3, longrope = p->type == WRPO_ROPE_LONGROPE;
+    const wrpo_json *of = wrpo__present(r, key);
+    double original = llama3 ? 0 : (double)in->c->max_position_embeddings;
+    if (in->is & WRPO__PHI3) {                         /* Phi-3 states it outside the object as well */
+        original = wrpo__config_number(in, in->root, key, 4096);
+        const bool same = wrpo__config_number(in, r, key, original) == original;
+        wrpo__config_want(in, same, of, "the number of config.json, 4096 if it has none");
+        of = wrpo__json_get(in->root, key);
+    }
+    original = wrpo__config_number(in, r, key, original);
+    if (!of) of = wrpo__json_get(in->root, "max_position_embeddings");
+    wrpo__config_want(in, original == floor(original) && original != 1, of, "an integer of at least 2");
+    p->original_max_position_embeddings = (int64_t)original;
+    const double stretch = longrope ? (double)in->c->max_position_embeddings / original : 0;
+    p->factor = wrpo__config_number(in, r, "factor", stretch);
+    p->low_freq_factor = wrpo__config_number(in, r, "low_freq_factor", 0);
+    p->high_freq_factor = wrpo__config_number(in, r, "high_freq_factor", 0);
+    wrpo__config_want(in, p->factor > 0, r, "a factor");
+    const bool ramp = p->low_freq_factor > 0 && p->low_freq_factor < p->high_freq_factor;
+    wrpo__config_want(in, !llama3 || (ramp && original > 0), r,
+            "for llama3 low_freq_factor < high_freq_factor and original_max_position_embeddings");
+    if (p->type == WRPO_ROPE_DYNAMIC && p->dims < 4)
+        WRPO__REFUSE(r, "rope type dynamic: want heads of at least 4 elements");
+    p->beta_fast = wrpo__config_number(in, r, "beta_fast", 32);
+    p->beta_slow = wrpo__config_number(in, r, "beta_slow", 1);
+    double attention = 1;
+    if (p->factor > 1 && p->type == WRPO_ROPE_YARN) attention = 0.1 * log(p->factor) + 1;
+    if (p->factor > 1 && longrope) attention = sqrt(1 + log(p->factor) / log(original));
+    p->attention_factor = wrpo__config_number(in, r, "attention_factor", attention);
+    p->yarn_truncate = wrpo__config_switch(in, r, "truncate", true);
+    if (!longrope) return;
+    wrpo__rope_factors(in, r, "short_factor", p->short_factor, p->dims / 2);
+    wrpo__rope_factors(in, r, "long_factor", p->long_factor, p->dims / 2);
+}
+static void wrpo__config_rope(const wrpo__reader *in) {
+    static const char part_key[] = "partial_rotary_factor";
+    static const char keys[] = "type rope_type rope_theta factor low_freq_factor high_freq_factor beta_fast beta_slow "
+                               "original_max_position_embeddings attention_factor truncate finetuned "
+                               "partial_rotary_factor short_factor long_factor";
+    wrpo_rope *p = &in->c->rope;
+    const int64_t d = in->c->head_dim;
+    const bool phi3 = in->is & WRPO__PHI3;
+    const wrpo_json *parameters = wrpo__present(in->root, "rope_parameters");
+    const wrpo_json *scaling = wrpo__present(in->root, "rope_scaling"), *r = parameters ? parameters : scaling;
+    wrpo__config_want(in, !parameters || !scaling, scaling, "either this or rope_parameters");
+    if (r) wrpo__json_want(in->ctx, in->path, r, WRPO_JSON_OBJECT, NULL);
+    for (const wrpo_json *v = r ? r->child : NULL; v; v = v->next)
+        if (v->kind != WRPO_JSON_NULL && !wrpo__in_words(keys, v->key))
+            WRPO__REFUSE(v, "%s: \"%.60s\" is not supported", r->key, v->key);
+
+    unsigned allowed = 63;                             /* a bit for each type */
+    if (phi3) allowed = 1 << WRPO_ROPE_DEFAULT | 1 << WRPO_ROPE_LONGROPE;
+    if (in->is & WRPO__INTERNLM2) allowed = 1 << WRPO_ROPE_DEFAULT | 1 << WRPO_ROPE_LINEAR | 1 << WRPO_ROPE_DYNAMIC;
     const wrpo_json *type = wrpo__present(r, "rope_type");
     if (!type) type = wrpo__present(r, "type");
-    int kind = 0;
-    while (type && kind < WRPO__COUNT(wrpo__rope_names) && !wrpo__json_is(type, wrpo__rope_names[kind])) kind++;
-    if (family == WRPO__PHI3 && (wrpo__json_is(type, "su") || wrpo__json_is(type, "yarn"))) kind = WRPO_ROPE_LONGROPE;   /* what Phi-3 called it first */
-    if (kind == WRPO__COUNT(wrpo__rope_names) || (family == WRPO__PHI3 && !phi3[kind]) || (family == WRPO__INTERNLM2 && !internlm2[kind]))
-        WRPO__REFUSE(type, WRPO_E_UNSUPPORTED, "rope_type \"%.60s\" is not supported for model_type %s (%s)", type->kind == WRPO_JSON_STRING ? type->text : "?",
-                     c->model_type, family == WRPO__PHI3 ? "default and longrope are" : family == WRPO__INTERNLM2 ? "default, linear and dynamic are"
-                                                                                   : "default, linear, llama3, yarn, dynamic and longrope are");
-    p->type = (wrpo_rope_type)kind;
-    if (v4 && v5) WRPO__REFUSE(v4, WRPO_E_FORMAT, "rope_scaling: want either this or rope_parameters");
-    if (!type && wrpo__present(r, "factor")) WRPO__REFUSE(r, WRPO_E_FORMAT, "%s: want a rope_type for its factor", r->key);
-    for (const wrpo_json *v = r ? r->child : NULL; v; v = v->next)
-        if (v->kind != WRPO_JSON_NULL && !wrpo__among(v->key, known))
-            WRPO__REFUSE(v, WRPO_E_UNSUPPORTED, "%s: \"%.60s\" is not supported", r->key, v->key);
-    p->theta = wrpo__config_number(in, r, "rope_theta", p->theta);
-    part = wrpo__config_number(in, r, "partial_rotary_factor", part);
-    if (part != 1 && family != WRPO__PHI3)
-        WRPO__REFUSE(wrpo__present(r, "partial_rotary_factor") ? r : wrpo__json_get(in->root, "partial_rotary_factor"), WRPO_E_UNSUPPORTED,
-                     "partial_rotary_factor other than 1 is supported for model_type phi3 only");
-    p->dims = (int64_t)((double)c->head_dim * part);
-    if (p->dims < 2 || p->dims % 2 || p->dims > c->head_dim)
-        WRPO__REFUSE(in->root, WRPO_E_UNSUPPORTED, "partial_rotary_factor: want an even number of the %lld numbers of a head, found %lld", (long long)c->head_dim, (long long)p->dims);
-    if (p->type == WRPO_ROPE_DEFAULT) return;
-    const double stated = wrpo__config_number(in, in->root, "original_max_position_embeddings", family == WRPO__PHI3 ? 4096 : 0);   /* Phi-3: beside the object */
-    const double original = wrpo__config_number(in, r, "original_max_position_embeddings", stated > 0 ? stated : p->type == WRPO_ROPE_LLAMA3 ? 0 : (double)c->max_position_embeddings);
-    if (stated > 0 && stated != original)
-        WRPO__REFUSE(r, WRPO_E_FORMAT, "original_max_position_embeddings: the number in this object and that of config.json (4096 if it has none) differ");
-    if (original != floor(original) || original == 1)
-        WRPO__REFUSE(r, WRPO_E_FORMAT, "original_max_position_embeddings: want an integer of at least 2, found %g", original);
-    p->original_max_position_embeddings = (int64_t)original;
-    p->factor = wrpo__config_number(in, r, "factor", p->type == WRPO_ROPE_LONGROPE ? (double)c->max_position_embeddings / original : 0);
-    p->low_freq_factor = wrpo__config_number(in, r, "low_freq_factor", 0), p->high_freq_factor = wrpo__config_number(in, r, "high_freq_factor", 0);
-    if (p->factor == 0 || (p->type == WRPO_ROPE_LLAMA3 && (original == 0 || p->low_freq_factor == 0 || p->high_freq_factor <= p->low_freq_factor)))
-        WRPO__REFUSE(r, WRPO_E_FORMAT, p->type == WRPO_ROPE_LLAMA3
-            ? "rope type llama3: want factor, low_freq_factor < high_freq_factor and original_max_position_embeddings" : "rope scaling: want a factor");
-    if (p->type == WRPO_ROPE_DYNAMIC && p->dims < 4) WRPO__REFUSE(r, WRPO_E_UNSUPPORTED, "rope type dynamic: want heads of at least 4 numbers");
-    p->beta_fast = wrpo__config_number(in, r, "beta_fast", 32), p->beta_slow = wrpo__config_number(in, r, "beta_slow", 1);
-    p->attention_factor = wrpo__config_number(in, r, "attention_factor", p->factor <= 1 ? 1 : p->type == WRPO_ROPE_YARN ? 0.1 * log(p->factor) + 1
-                                              : p->type == WRPO_ROPE_LONGROPE ? sqrt(1 + log(p->factor) / log(original)) : 1);
-    const wrpo_json *truncate = wrpo__json_maybe(in->ctx, in->path, r, "truncate", WRPO_JSON_BOOL);
-    p->yarn_truncate = !truncate || truncate->boolean;
-    if (p->type != WRPO_ROPE_LONGROPE) return;
-    wrpo__config_factors(in, r, "short_factor", p->short_factor, p->dims / 2);
-    wrpo__config_factors(in, r, "long_factor", p->long_factor, p->dims / 2);
+    wrpo__config_want(in, type || !wrpo__present(r, "factor"), r, "a rope_type for its factor");
+    if (phi3 && (wrpo__json_is(type, "su") || wrpo__json_is(type, "yarn")))
+        p->type = WRPO_ROPE_LONGROPE;                  /* what Phi-3 called it first */
+    else if (type) p->type = (wrpo_rope_type)wrpo__config_choice(in, type, "rope_type", wrpo__rope_names, allowed);
+
+    p->theta = wrpo__config_number(in, r, "rope_theta", wrpo__config_number(in, in->root, "rope_theta", 10000));
+    const wrpo_json *part_of = wrpo__present(r, part_key) ? r : in->root;
+    const double part = wrpo__config_number(in, part_of, part_key, 1);
+    if (part != 1 && !phi3)
+        WRPO__REFUSE(part_of, "%s other than 1 is supported for model_type phi3 only", part_key);
+    p->dims = (int64_t)((double)d * part);
+    if (p->dims < 2 || p->dims % 2 || p->dims > d)
+        WRPO__REFUSE(in->root, "%s: want an even number of the %lld elements of a head, found %lld",
+                part_key, (long long)d, (long long)p->dims);
+    if (p->type != WRPO_ROPE_DEFAULT) wrpo__rope_scaling(in, r);
+}
+/* Which layers have a window: all; Qwen's from max_window_layers on; Gemma 2's even ones. layer_types overrides. */
+static void wrpo__config_windows(const wrpo__reader *in) {
+    static const char *const types[] = {"full_attention", "sliding_attention", NULL};
+    static const char size_key[] = "sliding_window_size";
+    const int64_t most = (int64_t)1 << 40;
+    wrpo_config *c = in->c;
+    const wrpo_json *window = wrpo__json_get(in->root, "sliding_window");
+    const wrpo_json *layers = wrpo__present(in->root, "layer_types");
+    const bool qwen = in->is & WRPO__QWEN, gemma2 = in->is & WRPO__GEMMA2;
+    const bool off = qwen && !wrpo__config_switch(in, in->root, "use_sliding_window", false);
+    if (off || (window && window->kind == WRPO_JSON_NULL)) c->sliding_window = 0;
+    else c->sliding_window = wrpo__config_integer(in, "sliding_window", c->sliding_window, 1, most);
+    const int64_t size = gemma2 ? wrpo__config_integer(in, size_key, c->sliding_window, 0, most) : c->sliding_window;
+    wrpo__config_want(in, size == c->sliding_window, wrpo__json_get(in->root, size_key), "that of sliding_window");
+    const int64_t first = qwen && c->sliding_window ? wrpo__config_integer(in, "max_window_layers", 28, 0, most) : 0;
+    const bool fits = !layers || (layers->kind == WRPO_JSON_ARRAY && layers->count == c->num_hidden_layers);
+    wrpo__config_want(in, fits, layers, "one entry a layer");
+    const wrpo_json *v = layers ? layers->child : NULL;
+    for (int64_t l = 0; l < c->num_hidden_layers; l++) {
+        bool sliding = c->sliding_window && l >= first && !(gemma2 && l % 2);
+        if (layers) {
+            sliding = wrpo__config_choice(in, v, "layer_types", types, 3) == 1;
+            wrpo__config_want(in, !sliding || c->sliding_window, layers, "full_attention: there is no sliding_window");
+            v = v->next;
+        }
+        if (sliding) c->sliding_layers[l / 64] |= (uint64_t)1 << l % 64;
+    }
+}
+static void wrpo__config_head(wrpo__reader *in) {
+    static const char *const heads[] = {
+        "ForCausalLM", "ForSequenceClassification", "ForRewardModel", "ForRewardModelWithGating"};
+    const wrpo_json *list = wrpo__present(in->root, "architectures");
+    for (const wrpo_json *v = list ? list->child : NULL; v; v = v->next) {
+        wrpo__shown found;
+        int head = v->kind == WRPO_JSON_STRING ? 0 : 4;
+        while (head < 4 && !wrpo__ends(v->text, heads[head])) head++;
+        const bool fits = head < 4 && (head != WRPO_HEAD_VALUE || in->is & WRPO__INTERNLM2);
+        if (!fits || (v != list->child && head != (int)in->c->head))
+            WRPO__REFUSE(v, "architectures: want causal language models, sequence classification "
+                    "or the reward models of InternLM2 and ArmoRM, found %s", wrpo__json_found(found, v));
+        in->c->head = (wrpo_head)head;
+    }
+    in->is |= 128u << in->c->head;
 }
 static void wrpo__config_parse(wrpo__arena *arena, const char *path, const wrpo_json *root, wrpo_config *c) {
-    /* read below or by the tokenizer */
-    static const char *const used[] = {"model_type", "architectures", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-        "num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "initializer_range", "rope_theta", "rope_scaling", "rope_parameters",
-        "sliding_window", "layer_types", "attention_bias", "tie_word_embeddings", "torch_dtype", "dtype", "hidden_act",
-        "mlp_bias", "attention_dropout", "rope_interleaved", "partial_rotary_factor", "pad_token_id", NULL};
-    /* known not to change a log-prob: ids, caching, generation defaults, provenance */
-    static const char *const harmless[] = {"bos_token_id", "eos_token_id", "num_labels", "sep_token_id", "unk_token_id", "decoder_start_token_id", "use_cache",
-        "transformers_version", "pretraining_tp", "is_llama_config", "auto_map", "return_dict", "output_hidden_states", "output_attentions", "torchscript",
-        "use_bfloat16", "pruned_heads", "chunk_size_feed_forward", "is_encoder_decoder", "is_decoder", "id2label", "label2id", "task_specific_params",
-        "problem_type", "finetuning_task", "tokenizer_class", "prefix", "top_k", "top_p", "temperature", "typical_p", "repetition_penalty", "length_penalty",
-        "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids", "num_return_sequences", "output_scores", "return_dict_in_generate",
-        "forced_bos_token_id", "forced_eos_token_id", "remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens",
-        "max_length", "min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups", "diversity_penalty", "tf_legacy_loss", "name_or_path",
-        "attn_implementation", "head_dim_original", "max_sequence_length", "model_max_length", "pad_token", "unsloth_fixed", "unsloth_version", NULL};
-    const wrpo__reader *in = &(wrpo__reader){arena->ctx, path, root};
-    char what[256];
+    static const char *const acts[] = {"silu", "swish", "gelu_pytorch_tanh", NULL};
+    const char *names[WRPO__COUNT(wrpo__families) + 1] = {NULL};
+    wrpo__shown found;
+    char want[96];
+    wrpo__reader reader = {.ctx = arena->ctx, .path = path, .root = root, .c = c}, *in = &reader;
     memset(c, 0, sizeof *c);
-    if (root->kind != WRPO_JSON_OBJECT) WRPO__REFUSE(root, WRPO_E_FORMAT, "want an object");
-    const wrpo_json *type = wrpo__present(root, "model_type"), *arch = wrpo__present(root, "architectures");
-    if (!type || type->kind != WRPO_JSON_STRING) wrpo__fail(in->ctx, WRPO_E_FORMAT, "%s: \"model_type\" is missing", path);
-    int index = 0;
-    while (index < WRPO__FAMILIES && !wrpo__json_is(type, wrpo__families[index].name)) index++;
-    if (index == WRPO__FAMILIES) {
-        size_t at = (size_t)snprintf(what, sizeof what, "model_type \"%.60s\" is not supported (these are:", type->text);
-        for (index = 0; index < WRPO__FAMILIES; index++) at += (size_t)snprintf(what + at, sizeof what - at, " %s", wrpo__families[index].name);
-        snprintf(what + at, sizeof what - at, ")");
-        WRPO__REFUSE(type, WRPO_E_UNSUPPORTED, "%s", what);
-    }
-    const wrpo__family_name family = (wrpo__family_name)index;
-    const struct wrpo__family *const defaults = &wrpo__families[index];
-    const bool gemma2 = family == WRPO__GEMMA2, qwen = family == WRPO__QWEN2 || family == WRPO__QWEN3;
-    snprintf(c->model_type, sizeof c->model_type, "%s", type->text);
-    static const char *const heads[] = {"ForCausalLM", "ForSequenceClassification", "ForRewardModel", "ForRewardModelWithGating"};
-    static const char *const head_keys[][5] = {{NULL}, {NULL}, {"reward_token_id", NULL},
-                                               {"num_objectives", "gating_temperature", "gating_hidden_dim", "gating_n_hidden", NULL}};
-    for (const wrpo_json *a = arch ? arch->child : NULL; a; a = a->next) {
-        const char *of = a->kind == WRPO_JSON_STRING ? strstr(a->text, "For") : NULL;
-        int h = 0;
-        while (h < 4 && (!of || strcmp(of, heads[h]) || (h == WRPO_HEAD_VALUE && family != WRPO__INTERNLM2))) h++;
-        if (h == 4 || (a != arch->child && h != (int)c->head))
-            WRPO__REFUSE(a, WRPO_E_UNSUPPORTED, "architectures: \"%.60s\" is not supported (causal language models, sequence classification and the reward models of "
-                     "InternLM2 and ArmoRM are)", a->kind == WRPO_JSON_STRING ? a->text : "?");
-        c->head = (wrpo_head)h;
-    }
-    for (const wrpo_json *v = root->child; v; v = v->next) {
-        bool off = v->kind == WRPO_JSON_NULL || (v->kind == WRPO_JSON_BOOL && v->boolean == !strcmp(v->key, "is_causal"));
-        if (off || v->key[0] == '_' || !strncmp(v->key, "transformers.", 13) || wrpo__among(v->key, used) || wrpo__among(v->key, harmless) || wrpo__among(v->key, defaults->keys) || wrpo__among(v->key, head_keys[c->head])) continue;
-        WRPO__REFUSE(v, WRPO_E_UNSUPPORTED, "\"%.80s\" is not supported for model_type %s", v->key, c->model_type);
-    }
-    const int64_t most = (int64_t)1 << 24;
-    c->vocab_size = wrpo__config_int(in, "vocab_size", -1, 1, most), c->hidden_size = wrpo__config_int(in, "hidden_size", -1, 1, WRPO__MAX_HIDDEN);
-    c->intermediate_size = wrpo__config_int(in, "intermediate_size", -1, 1, most);
-    c->num_hidden_layers = wrpo__config_int(in, "num_hidden_layers", -1, 1, 512);
-    c->num_attention_heads = wrpo__config_int(in, "num_attention_heads", -1, 1, 65536);
-    const wrpo_json *kv = wrpo__json_get(root, "num_key_value_heads");   /* null means all heads; absent, the family's default */
-    c->num_key_value_heads = wrpo__config_int(in, "num_key_value_heads", kv || !defaults->kv_heads ? c->num_attention_heads : defaults->kv_heads, 1, 65536);
-    const int64_t head_dim = wrpo__json_get(root, "head_dim") ? 0 : defaults->head_dim;   /* null means hidden / heads */
-    if (!head_dim && !wrpo__present(root, "head_dim") && c->hidden_size % c->num_attention_heads)
-        wrpo__fail(in->ctx, WRPO_E_FORMAT, "%s: hidden_size %lld is no multiple of num_attention_heads %lld, and there is no head_dim", path,
-                   (long long)c->hidden_size, (long long)c->num_attention_heads);
-    c->head_dim = wrpo__config_int(in, "head_dim", head_dim ? head_dim : c->hidden_size / c->num_attention_heads, 2, 512);
-    if (c->head_dim % 2 || c->head_dim > WRPO__MAX_D) wrpo__fail(in->ctx, WRPO_E_UNSUPPORTED, "%s: head_dim: want an even number up to 512, found %lld", path, (long long)c->head_dim);
-    if (c->num_attention_heads % c->num_key_value_heads)
-        wrpo__fail(in->ctx, WRPO_E_FORMAT, "%s: num_attention_heads %lld is no multiple of num_key_value_heads %lld", path,
-                   (long long)c->num_attention_heads, (long long)c->num_key_value_heads);
-    c->max_position_embeddings = wrpo__config_int(in, "max_position_embeddings", defaults->positions, 1, (int64_t)1 << 40);
-    c->rms_norm_eps = wrpo__config_number(in, root, "rms_norm_eps", defaults->eps);
-    c->initializer_range = wrpo__config_number(in, root, "initializer_range", 0.02);
-    c->tie_word_embeddings = wrpo__config_bool(in, "tie_word_embeddings", defaults->tied);
-    c->attention_bias = family == WRPO__QWEN2 || wrpo__config_bool(in, family == WRPO__INTERNLM2 ? "bias" : "attention_bias", family == WRPO__INTERNLM2);
-    c->output_bias = family != WRPO__QWEN2 && c->attention_bias;
-    c->qk_norm = family == WRPO__QWEN3;
-    c->gelu = c->norm_plus_one = c->post_norms = c->scale_embeddings = gemma2;
-    if (gemma2) {                    /* a cap of null is none */
-        c->query_pre_attn_scalar = wrpo__config_number(in, root, "query_pre_attn_scalar", 256);
-        c->attn_logit_softcapping = wrpo__config_number(in, root, "attn_logit_softcapping", wrpo__json_get(root, "attn_logit_softcapping") ? 0 : 50);
-        c->final_logit_softcapping = wrpo__config_number(in, root, "final_logit_softcapping", wrpo__json_get(root, "final_logit_softcapping") ? 0 : 30);
-    }
-    if ((family == WRPO__MISTRAL || family == WRPO__PHI3 || family == WRPO__INTERNLM2) && wrpo__config_bool(in, "attention_bias", false))
-        WRPO__REFUSE(wrpo__json_get(root, "attention_bias"), WRPO_E_UNSUPPORTED, "attention_bias is not supported for model_type %s", c->model_type);
-    const wrpo_json *act = gemma2 ? wrpo__present(root, "hidden_activation") : NULL;
-    if (!act) act = wrpo__present(root, "hidden_act");
-    if (act && !(gemma2 ? wrpo__json_is(act, "gelu_pytorch_tanh") : wrpo__json_is(act, "silu") || wrpo__json_is(act, "swish")))
-        WRPO__REFUSE(act, WRPO_E_UNSUPPORTED, "%s \"%.60s\" is not supported (%s is)", act->key, act->kind == WRPO_JSON_STRING ? act->text : "?", gemma2 ? "gelu_pytorch_tanh" : "silu");
-    static const char *const dropouts[] = {"attention_dropout", "resid_pdrop", "embd_pdrop"}, *const off[] = {"mlp_bias", "rope_interleaved"};
-    for (int i = 0; i < 3; i++) {
-        const wrpo_json *drop = wrpo__present(root, dropouts[i]);
-        if (drop && (drop->kind != WRPO_JSON_NUMBER || drop->number != 0)) WRPO__REFUSE(drop, WRPO_E_UNSUPPORTED, "%s other than 0 is not supported", dropouts[i]);
-    }
-    for (int i = 0; i < 2; i++) {
-        if (wrpo__config_bool(in, off[i], false)) WRPO__REFUSE(wrpo__json_get(root, off[i]), WRPO_E_UNSUPPORTED, "%s is not supported", off[i]);
-    }
-    wrpo__config_rope(in, family, c);
+    const wrpo_json *type = wrpo__json_need(in->ctx, path, root, "model_type", WRPO_JSON_STRING);
+    for (int i = 0; i < WRPO__COUNT(wrpo__families); i++) names[i] = wrpo__families[i].model_type;
+    const int family = wrpo__config_choice(in, type, "model_type", names, WRPO__ALL);
+    in->is = 1u << family;
+    *c = wrpo__families[family];
+    wrpo__config_head(in);
+    c->rms_norm_eps = in->is & WRPO__PHI3 ? 1e-5 : 1e-6;
+    c->initializer_range = 0.02;
+    c->pad_token_id = c->reward_token_id = -1;
+    if (c->head == WRPO_HEAD_GATED) c->gating_temperature = 10;
+    for (const wrpo_json *v = root->child; v; v = v->next)
+        if (!wrpo__is_known(in, v))
+            WRPO__REFUSE(v, "\"%.80s\": %s is not supported for model_type %s", v->key,
+                    wrpo__json_found(found, v), c->model_type);
+    for (int i = 0; i < WRPO__COUNT(wrpo__keys); i++)
+        if (in->is & wrpo__keys[i].of) wrpo__config_key(in, &wrpo__keys[i]);
 
-    /* the window: every layer of mistral and phi3; qwen's upper layers; gemma2's even ones; layer_types overrides */
-    const wrpo_json *window = wrpo__json_get(root, "sliding_window"), *layers = wrpo__present(root, "layer_types");
-    if ((family == WRPO__LLAMA || family == WRPO__INTERNLM2) && wrpo__present(root, "sliding_window"))
-        WRPO__REFUSE(window, WRPO_E_UNSUPPORTED, "sliding_window is not supported for model_type %s", c->model_type);
-    if (!qwen || wrpo__config_bool(in, "use_sliding_window", false)) c->sliding_window = wrpo__config_int(in, "sliding_window", window ? 0 : defaults->window, 1, (int64_t)1 << 40);
-    if (gemma2 && wrpo__config_int(in, "sliding_window_size", c->sliding_window, 0, (int64_t)1 << 40) != c->sliding_window)
-        WRPO__REFUSE(wrpo__json_get(root, "sliding_window_size"), WRPO_E_FORMAT, "sliding_window_size: want the number of sliding_window");
-    const int64_t first = qwen && c->sliding_window ? wrpo__config_int(in, "max_window_layers", 28, 0, (int64_t)1 << 40) : 0;
-    for (int64_t l = first; c->sliding_window && l < c->num_hidden_layers; l += gemma2 ? 2 : 1) c->sliding_layers[l / 64] |= (uint64_t)1 << l % 64;
-    if (layers) {
-        if (layers->kind != WRPO_JSON_ARRAY || layers->count != c->num_hidden_layers) WRPO__REFUSE(layers, WRPO_E_FORMAT, "layer_types: want one entry a layer");
-        memset(c->sliding_layers, 0, sizeof c->sliding_layers);
-        int64_t l = 0;
-        for (const wrpo_json *v = layers->child; v; v = v->next, l++) {
-            bool sliding = wrpo__json_is(v, "sliding_attention");
-            if (!sliding && !wrpo__json_is(v, "full_attention"))
-                WRPO__REFUSE(v, WRPO_E_UNSUPPORTED, "layer_types: \"%.60s\" is not supported", v->kind == WRPO_JSON_STRING ? v->text : "?");
-            if (sliding && !c->sliding_window) WRPO__REFUSE(v, WRPO_E_FORMAT, "layer_types: sliding_attention without a sliding_window in force");
-            if (sliding) c->sliding_layers[l / 64] |= (uint64_t)1 << l % 64;
-        }
+    const int64_t H = c->num_attention_heads;
+    if (!c->num_key_value_heads) c->num_key_value_heads = H;
+    snprintf(want, sizeof want, "a multiple of num_attention_heads, %lld, where there is no head_dim", (long long)H);
+    wrpo__config_want(in, c->head_dim || c->hidden_size % H == 0, wrpo__json_get(root, "hidden_size"), want);
+    if (!c->head_dim) c->head_dim = c->hidden_size / H;
+    if (c->head_dim % 2 || c->head_dim > WRPO__MAX_D)
+        WRPO__REFUSE(root, "head_dim: want an even number up to %d, found %lld", WRPO__MAX_D, (long long)c->head_dim);
+    snprintf(want, sizeof want, "a multiple of num_key_value_heads, %lld", (long long)c->num_key_value_heads);
+    wrpo__config_want(in, H % c->num_key_value_heads == 0, wrpo__json_get(root, "num_attention_heads"), want);
+    c->output_bias = c->attention_bias && !(in->is & WRPO__QWEN2);
+    const wrpo_json *act = c->gelu ? wrpo__present(root, "hidden_activation") : NULL;
+    if (!act) act = wrpo__present(root, "hidden_act");
+    if (act) wrpo__config_choice(in, act, act->key, acts, c->gelu ? 4 : 3);
+    wrpo__config_rope(in);
+    wrpo__config_windows(in);
+    if (c->head == WRPO_HEAD_VALUE) {
+        const wrpo_json *token = wrpo__json_need(in->ctx, path, root, "reward_token_id", WRPO_JSON_NUMBER);
+        c->reward_token_id = wrpo__json_integer(in->ctx, path, token, 0, c->vocab_size - 1, NULL);
     }
-    const wrpo_json *pad = wrpo__present(root, "pad_token_id");
-    if (pad && !(pad->kind == WRPO_JSON_NUMBER && pad->exact)) WRPO__REFUSE(pad, WRPO_E_FORMAT, "pad_token_id: want an integer");
-    c->pad_token_id = pad ? pad->integer : -1;           /* some files say -1 for none */
-    c->reward_token_id = c->head == WRPO_HEAD_VALUE ? wrpo__config_int(in, "reward_token_id", -1, 0, c->vocab_size - 1) : -1;
-    c->gating_temperature = c->head == WRPO_HEAD_GATED ? wrpo__config_number(in, root, "gating_temperature", 10) : 0;
     const wrpo_json *dtype = wrpo__present(root, "dtype");
     if (!dtype) dtype = wrpo__present(root, "torch_dtype");
-    c->dtype = wrpo__json_is(dtype, "float32") ? WRPO_DTYPE_F32 : wrpo__json_is(dtype, "bfloat16") ? WRPO_DTYPE_BF16 : wrpo__json_is(dtype, "float16") ? WRPO_DTYPE_F16 : WRPO_DTYPE_DEFAULT;
+    for (int i = WRPO_DTYPE_F32; i <= WRPO_DTYPE_F16; i++)
+        if (wrpo__json_is(dtype, wrpo__dtypes[i].torch)) c->dtype = (wrpo_dtype)i;
 }
-static void wrpo__config_read(wrpo__arena *arena, const char *path, wrpo_config *c) {   /* path: the file or its directory */
+static void wrpo__config_read(wrpo__arena *arena, const char *path, wrpo_config *c) {  /* path: or its directory */
     if (wrpo__is_dir(path)) path = wrpo__join(arena, path, "config.json");
-    const wrpo__file *f = wrpo__open_file(arena, path);
-    wrpo__config_parse(arena, path, wrpo__json_parse(arena, path, 1, (const char *)f->data, f->size), c);
+    wrpo__config_parse(arena, path, wrpo__json_file(arena, path), c);
 }
 WRPO_API wrpo_result wrpo_config_load(wrpo_ctx *ctx, const char *path, wrpo_config *out) {
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) wrpo__config_read(wrpo__entry.arena, path, out);
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__config_read(wrpo__current, path, out));
     return wrpo__end(&wrpo__entry);
 }
 
-/* ---- names: where the numbers of the table lie in the files ----
-   The table has the Llama layout. Phi-3 and InternLM2 have other names, and tensors that hold the rows of several weights: one below
-   the other in the order of the table, or, in wqkv, so in each of G groups, a key/value head with its query heads.                  */
+/* ---- names: where the weights of the table are in the files ----
+   The table has the Llama layout. Phi-3 and InternLM2 have other names, and tensors that hold the rows of several
+   weights, one weight after the other in the order of the table. InternLM2's wqkv does so within each of G groups: the
+   query heads of one key/value head, then its key, then its value.                                               */
 static const struct { const char *family, *ours, *theirs; } wrpo__renames[] = {
-    {"phi3", "self_attn.q_proj.", "self_attn.qkv_proj."}, {"phi3", "self_attn.k_proj.", "self_attn.qkv_proj."}, {"phi3", "self_attn.v_proj.", "self_attn.qkv_proj."},
-    {"phi3", "mlp.gate_proj.", "mlp.gate_up_proj."}, {"phi3", "mlp.up_proj.", "mlp.gate_up_proj."},
+    {"phi3", "self_attn.q_proj.", "self_attn.qkv_proj."}, {"phi3", "self_attn.k_proj.", "self_attn.qkv_proj."},
+    {"phi3", "self_attn.v_proj.", "self_attn.qkv_proj."}, {"phi3", "mlp.gate_proj.", "mlp.gate_up_proj."},
+    {"phi3", "mlp.up_proj.", "mlp.gate_up_proj."},
     {"internlm2", "embed_tokens.", "tok_embeddings."}, {"internlm2", "lm_head.", "output."},
-    {"internlm2", "self_attn.q_proj.", "attention.wqkv."}, {"internlm2", "self_attn.k_proj.", "attention.wqkv."}, {"internlm2", "self_attn.v_proj.", "attention.wqkv."},
-    {"internlm2", "self_attn.o_proj.", "attention.wo."}, {"internlm2", "input_layernorm.", "attention_norm."}, {"internlm2", "post_attention_layernorm.", "ffn_norm."},
-    {"internlm2", "mlp.gate_proj.", "feed_forward.w1."}, {"internlm2", "mlp.up_proj.", "feed_forward.w3."}, {"internlm2", "mlp.down_proj.", "feed_forward.w2."}};
-typedef struct wrpo__place {         /* row r of a weight is row r / own * stride + first + r % own of the tensor `name` */
+    {"internlm2", "self_attn.q_proj.", "attention.wqkv."}, {"internlm2", "self_attn.k_proj.", "attention.wqkv."},
+    {"internlm2", "self_attn.v_proj.", "attention.wqkv."}, {"internlm2", "self_attn.o_proj.", "attention.wo."},
+    {"internlm2", "input_layernorm.", "attention_norm."}, {"internlm2", "post_attention_layernorm.", "ffn_norm."},
+    {"internlm2", "mlp.gate_proj.", "feed_forward.w1."}, {"internlm2", "mlp.up_proj.", "feed_forward.w3."},
+    {"internlm2", "mlp.down_proj.", "feed_forward.w2."}};
+typedef struct wrpo__slice {         /* row r of a weight is row r / own * stride + first + r % own of tensor `name` */
     char name[128];
     int64_t groups, stride, first, own;
-} wrpo__place;
+    const wrpo_tensor_info *info;    /* the tensor, once it is found */
+    bool mapped;                     /* the weight is used where the file has it */
+} wrpo__slice;
 static void wrpo__file_name(const wrpo_config *c, const char *name, char out[128]) {
-    for (int64_t i = 0; i < WRPO__COUNT(wrpo__renames); i++) {
-        const char *at = strcmp(c->model_type, wrpo__renames[i].family) ? NULL : strstr(name, wrpo__renames[i].ours);
-        if (!at) continue;
-        snprintf(out, 128, "%.*s%s%s", (int)(at - name), name, wrpo__renames[i].theirs, at + strlen(wrpo__renames[i].ours));
-        return;
-    }
     snprintf(out, 128, "%s", name);
+    for (int64_t i = 0; i < WRPO__COUNT(wrpo__renames); i++) {
+        const char *ours = wrpo__renames[i].ours, *found = strstr(name, ours);
+        if (found && !strcmp(c->model_type, wrpo__renames[i].family))
+            snprintf(out, 128, "%.*s%s%s", (int)(found - name), name, wrpo__renames[i].theirs, found + strlen(ours));
+    }
 }
-static wrpo__place wrpo__place_of(const wrpo_model *m, const wrpo_weight *w) {
-    wrpo__place p = {.groups = 1};
-    char other[128];
-    const wrpo_weight *begin = w, *end = w, *last = m->weights + m->n_weights;
-    wrpo__file_name(&m->config, w->name, p.name);
-    while (begin > m->weights && (wrpo__file_name(&m->config, begin[-1].name, other), !strcmp(other, p.name))) p.first += (--begin)->rows;
-    p.stride = p.first;
-    do p.stride += (end++)->rows; while (end < last && (wrpo__file_name(&m->config, end->name, other), !strcmp(other, p.name)));
-    if (strstr(p.name, ".wqkv.")) p.groups = m->config.num_key_value_heads;
-    p.own = w->rows / p.groups, p.first /= p.groups, p.stride /= p.groups;
-    return p;
+static bool wrpo__is_in(const wrpo_model *m, const wrpo_weight *w, const char *tensor) {
+    char name[128];
+    wrpo__file_name(&m->config, w->name, name);
+    return !strcmp(name, tensor);
+}
+static wrpo__slice wrpo__slice_of(const wrpo_model *m, const wrpo_weight *w) {
+    wrpo__slice s = {.groups = 1};
+    const wrpo_weight *end = m->weights + m->n_weights;
+    wrpo__file_name(&m->config, w->name, s.name);
+    if (strstr(s.name, ".wqkv.")) s.groups = m->config.num_key_value_heads;
+    for (const wrpo_weight *x = w; x > m->weights && wrpo__is_in(m, x - 1, s.name); x--) s.first += x[-1].rows;
+    s.stride = s.first;
+    for (const wrpo_weight *x = w; x < end && wrpo__is_in(m, x, s.name); x++) s.stride += x->rows;
+    s.own = w->rows / s.groups, s.first /= s.groups, s.stride /= s.groups;
+    return s;
 }
 
 /* ---- tensors against the table of weights ---- */
 static void wrpo__shape_text(char *s, size_t n, int ndim, const int64_t *shape) {
-    size_t at = (size_t)snprintf(s, n, "[");
-    for (int i = 0; i < ndim && at < n; i++) at += (size_t)snprintf(s + at, n - at, "%s%lld", i ? "," : "", (long long)shape[i]);
-    if (at < n) snprintf(s + at, n - at, "]");
+    size_t used = (size_t)snprintf(s, n, "[");
+    for (int i = 0; i < ndim && used < n; i++)
+        used += (size_t)snprintf(s + used, n - used, "%s%lld", i ? "," : "", (long long)shape[i]);
+    if (used < n) snprintf(s + used, n - used, "]");
 }
-/* The tensor that holds this weight, or a sentence: missing, misshapen, of a type that is no float. */
-static const wrpo_tensor_info *wrpo__tensor_of(const wrpo_model *m, const char *dir, const wrpo_tensors *t, const wrpo_weight *w, wrpo__place *place) {
-    *place = wrpo__place_of(m, w);
-    const wrpo_tensor_info *info = wrpo_tensors_find(t, place->name);
-    char want[80], found[160];
-    if (!info) wrpo__fail(m->ctx, WRPO_E_FORMAT, "%s: %s is missing", dir, place->name);
-    const int64_t shape[2] = {place->groups * place->stride, w->cols};
-    wrpo__shape_text(want, sizeof want, w->vector ? 1 : 2, shape);
-    wrpo__shape_text(found, sizeof found, info->ndim, info->shape);
-    if (strcmp(want, found)) wrpo__fail(m->ctx, WRPO_E_FORMAT, "%s: %s: want %s, found %s", info->file, info->name, want, found);
-    if (strcmp(info->dtype, "F32") && strcmp(info->dtype, "BF16") && strcmp(info->dtype, "F16"))
-        wrpo__fail(m->ctx, WRPO_E_UNSUPPORTED, "%s: %s: want F32, F16 or BF16, found %s", info->file, info->name, info->dtype);
-    return info;
-}
-/* A tensor of a reward model's head: read by wrpo_reward_load, beside the table, for nothing trains it. */
-static bool wrpo__in_head(const wrpo_config *c, const char *name) {
-    if (c->head == WRPO_HEAD_GATED) return !strcmp(name, "regression_layer.weight") || !strcmp(name, "reward_transform_matrix") || !strncmp(name, "gating.", 7);
-    return (c->head == WRPO_HEAD_SCORE && !strcmp(name, "score.weight")) || (c->head == WRPO_HEAD_VALUE && !strcmp(name, "v_head.weight"));
-}
-/* m: the table of the config, without data. Every weight is there, and nothing else. */
-static wrpo_dtype wrpo__check_tensors(const wrpo_model *m, const char *dir, const wrpo_tensors *t) {
-    const wrpo_tensor_info *all = wrpo_tensors_at(t, 0), *first = NULL, *other = NULL;
-    bool *seen = wrpo__alloc(wrpo__current, (size_t)wrpo_tensors_count(t), sizeof *seen);
-    wrpo__place place;
+/* A tensor that a load may leave alone: an untied output of a tied model, as transformers does; frequencies of old
+   files; the head of a reward model, which wrpo_reward_load reads, for nothing trains it. */
+static bool wrpo__is_extra(const wrpo_config *c, const char *name) {
     char head[128];
+    wrpo__file_name(c, "lm_head.weight", head);
+    if (wrpo__ends(name, ".rotary_emb.inv_freq") || (c->tie_word_embeddings && !strcmp(name, head))) return true;
+    switch (c->head) {
+    case WRPO_HEAD_SCORE: return !strcmp(name, "score.weight");
+    case WRPO_HEAD_VALUE: return !strcmp(name, "v_head.weight");
+    case WRPO_HEAD_GATED: return !strncmp(name, "gating.", 7) || !strcmp(name, "regression_layer.weight") ||
+                                 !strcmp(name, "reward_transform_matrix");
+    default: return false;
+    }
+}
+/* The slice of each weight of the table: all are there, in their shapes, and no other tensor. *dtype: of the first. */
+static wrpo__slice *wrpo__find_weights(wrpo__arena *arena, const wrpo_model *m, const char *dir, const wrpo_tensors *t,
+        wrpo_dtype *dtype) {
+    const wrpo_tensor_info *first = NULL, *other = NULL;
+    wrpo__slice *slices = wrpo__alloc(arena, (size_t)m->n_weights, sizeof *slices);
+    bool *seen = wrpo__alloc(arena, (size_t)t->count, sizeof *seen);
     for (int64_t i = 0; i < m->n_weights; i++) {
-        const wrpo_tensor_info *info = wrpo__tensor_of(m, dir, t, &m->weights[i], &place);
+        const wrpo_weight *w = &m->weights[i];
+        wrpo__slice *s = &slices[i];
+        *s = wrpo__slice_of(m, w);
+        const wrpo_tensor_info *info = s->info = wrpo_tensors_find(t, s->name);
+        char want[80], found[160];
+        if (!info) wrpo__fail(m->ctx, WRPO_E_FORMAT, "%s: %s is missing", dir, s->name);
+        const int64_t shape[2] = {s->groups * s->stride, w->cols};
+        wrpo__shape_text(want, sizeof want, w->vector ? 1 : 2, shape);
+        wrpo__shape_text(found, sizeof found, info->ndim, info->shape);
+        if (strcmp(want, found))
+            wrpo__fail(m->ctx, WRPO_E_FORMAT, "%s: %s: want %s, found %s", info->file, info->name, want, found);
+        wrpo__need_float(m->ctx, info);
         if (!first) first = info;
-        if (wrpo__float_dtype(info) != wrpo__float_dtype(first)) other = info;
-        seen[info - all] = true;
+        if (strcmp(info->dtype, first->dtype)) other = info;
+        seen[info - t->info] = true;
     }
-    if (other) wrpo__log(m->ctx, WRPO_LOG_WARN, "%s: %s is %s, %s %s: saved again, all are %s unless a type is asked for", dir, first->name, first->dtype, other->name, other->dtype, first->dtype);
-    wrpo__file_name(&m->config, "lm_head.weight", head);
-    for (const wrpo_tensor_info *info = all; info < all + wrpo_tensors_count(t); info++)
-        if (!seen[info - all] && !wrpo__ends(info->name, ".rotary_emb.inv_freq") && !wrpo__in_head(&m->config, info->name) && !(m->config.tie_word_embeddings && !strcmp(info->name, head)))
-            wrpo__fail(m->ctx, WRPO_E_FORMAT, "%s: %s: no such tensor in a %s of this config", info->file, info->name, m->config.model_type);
-    return wrpo__float_dtype(first);
+    if (other)
+        wrpo__log(m->ctx, WRPO_LOG_WARN, "%s: %s is %s, %s %s: saved again, all are %s unless a type is asked for", dir,
+                first->name, first->dtype, other->name, other->dtype, first->dtype);
+    for (int64_t i = 0; i < t->count; i++)
+        if (!seen[i] && !wrpo__is_extra(&m->config, t->info[i].name))
+            wrpo__fail(m->ctx, WRPO_E_FORMAT, "%s: %s: no such tensor in a %s of this config", t->info[i].file,
+                    t->info[i].name, m->config.model_type);
+    *dtype = wrpo__float_dtype(first);
+    return slices;
 }
+/* The tensors of a directory, open until the current entry's arena is freed. */
 static wrpo_tensors *wrpo__tensors_in(wrpo_ctx *ctx, const char *dir) {
-    wrpo_tensors *t;
-    wrpo__cleanup *owner = wrpo__on_free(wrpo__current, wrpo__tensors_drop, NULL);
-    wrpo__rethrow(ctx, wrpo_tensors_open(ctx, dir, &t));
-    owner->p = t;
-    return t;
+    return wrpo__tensors_new(ctx->frame->arena, dir);
 }
-WRPO_API wrpo_result wrpo_model_check(wrpo_ctx *ctx, const char *dir, wrpo_config *config, int64_t *parameters, wrpo_dtype *dtype) {
+static void wrpo__model_check(const char *dir, wrpo_config *config, int64_t *parameters, wrpo_dtype *dtype) {
+    wrpo__arena *temp = wrpo__current;
+    wrpo__config_read(temp, dir, config);
+    const wrpo_model *table = wrpo__model_table(temp, config, WRPO_DTYPE_F32);
+    *parameters = wrpo_model_parameters(table);
+    wrpo__find_weights(temp, table, dir, wrpo__tensors_new(temp, dir), dtype);
+}
+WRPO_API wrpo_result wrpo_model_check(wrpo_ctx *ctx, const char *dir, wrpo_config *config, int64_t *parameters,
+        wrpo_dtype *dtype) {
     *parameters = 0, *dtype = WRPO_DTYPE_DEFAULT;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        wrpo__arena *arena = wrpo__entry.arena;
-        wrpo__config_read(arena, dir, config);
-        const wrpo_model *table = wrpo__model_table(arena, config, WRPO_DTYPE_F32);      /* alone, no memory behind it */
-        *parameters = wrpo_model_parameters(table);
-        *dtype = wrpo__check_tensors(table, dir, wrpo__tensors_in(ctx, dir));
-    }
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__model_check(dir, config, parameters, dtype));
     return wrpo__end(&wrpo__entry);
 }
 
 /* ---- load ----
-   A frozen model on the host keeps its matrices in the file that holds them, if they lie there in one piece, as floats or bfloat16 and aligned. */
-static const void *wrpo__mapped_data(const wrpo_tensor_info *info, const wrpo__place *p, const wrpo_weight *w) {   /* NULL: it must be copied */
-    const size_t size = !strcmp(info->dtype, "F32") ? 4 : !strcmp(info->dtype, "BF16") ? 2 : 0;
-    if (w->vector || p->groups > 1 || !size || (uintptr_t)info->data % size) return NULL;
-    return (const char *)info->data + (size_t)(p->first * w->cols) * size;
-}
-static void wrpo__map_weights(wrpo_model *model, const wrpo_tensors *t) {
+   A frozen model on the host uses its matrices where the file has them, if they are float or bfloat16, aligned and in
+   one piece there. Everything else is copied. */
+static void wrpo__map_weights(wrpo_model *model, wrpo__slice *slices) {
     for (int64_t i = 0; i < model->n_weights; i++) {
         wrpo_weight *w = &model->weights[i];
-        wrpo__place place;
-        const wrpo_tensor_info *info = wrpo__tensor_of(model, model->dir, t, w, &place);
-        const void *data = wrpo__mapped_data(info, &place, w);
-        if (data) w->data = (void *)(uintptr_t)data, w->dtype = !strcmp(info->dtype, "F32") ? WRPO_DTYPE_F32 : WRPO_DTYPE_BF16;
+        wrpo__slice *s = &slices[i];
+        const wrpo_dtype dtype = wrpo__float_dtype(s->info);
+        const uintptr_t data = (uintptr_t)s->info->data, size = wrpo__dtype_size(dtype);
+        s->mapped = !w->vector && s->groups == 1 && dtype != WRPO_DTYPE_F16 && data % size == 0;
+        if (s->mapped) w->data = (void *)(data + (uintptr_t)(s->first * w->cols) * size), w->dtype = dtype;
     }
 }
-static wrpo_result wrpo__load_weights(wrpo_model *model, const wrpo_tensors *mapped /* or NULL */) {
-    wrpo_ctx *ctx = model->ctx;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        const wrpo_tensors *t = mapped ? mapped : wrpo__tensors_in(ctx, model->dir);
-        float *piece = wrpo__raw(wrpo__entry.arena, WRPO__PIECE, sizeof *piece);
-        for (int64_t i = 0; i < model->n_weights; i++) {
-            const wrpo_weight *w = &model->weights[i];
-            wrpo__place p;
-            const wrpo_tensor_info *info = wrpo__tensor_of(model, model->dir, t, w, &p);
-            if (mapped && w->data == wrpo__mapped_data(info, &p, w)) continue;
-            const int64_t part = p.own * w->cols;      /* lies in one piece */
-            for (int64_t at = 0, n; at < wrpo__size(w); at += n) {
-                const int64_t from = (at / part * p.stride + p.first) * w->cols + at % part;
-                n = WRPO__MIN(part - at % part, WRPO__PIECE);
-                wrpo__to_float(ctx, piece, info, from, n);
-                for (int64_t k = 0; k < n; k++)
-                    if (!isfinite(piece[k])) wrpo__fail(ctx, WRPO_E_NOT_FINITE, "%s: %s: element %lld is not a finite number", info->file, info->name, (long long)(from + k));
-                wrpo__weight_put(model, w, at, n, piece);
-            }
+static void wrpo__copy_weights(wrpo_model *model, const wrpo__slice *slices, float *piece) {
+    for (int64_t i = 0; i < model->n_weights; i++) {
+        const wrpo_weight *w = &model->weights[i];
+        const wrpo__slice *s = &slices[i];
+        const int64_t run = s->own * w->cols;          /* elements in one piece of the file */
+        for (int64_t k = 0, n; k < wrpo__size(w) && !s->mapped; k += n) {
+            n = WRPO__MIN(run - k % run, WRPO__PIECE);
+            wrpo__to_finite(model->ctx, piece, s->info, (k / run * s->stride + s->first) * w->cols + k % run, n);
+            wrpo__weight_put(model, w, k, n, piece);
         }
-        wrpo__sync(ctx);
     }
-    return wrpo__end(&wrpo__entry);
+    wrpo__sync(model->ctx);
 }
 static void wrpo__need_language_model(wrpo_ctx *ctx, const char *dir, const wrpo_config *c) {
-    if (c->head != WRPO_HEAD_LM) wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: a reward model: it scores answers (wrpo_reward_load), it has no logits to train", dir);
+    if (c->head != WRPO_HEAD_LM)
+        wrpo__fail(ctx, WRPO_E_UNSUPPORTED,
+                "%s: a reward model: it scores answers (wrpo_reward_load), it has no logits to train", dir);
+}
+static wrpo_model *wrpo__model_from(wrpo__arena *arena, const wrpo_model_desc *desc, bool reward) {
+    wrpo_ctx *ctx = arena->ctx;
+    wrpo__arena *temp = wrpo__sub_arena(arena);
+    wrpo_config config;
+    if (!desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_model_desc: dir is missing");
+    wrpo__config_read(temp, desc->dir, &config);
+    if (!reward) wrpo__need_language_model(ctx, desc->dir, &config);
+    const bool map = desc->frozen && ctx->desc.backend->host;
+    const wrpo_tensors *t = wrpo__tensors_new(map ? arena : temp, desc->dir);  /* mapped: open as long as the model */
+    wrpo_model *model = wrpo__model_table(arena, &config, map ? WRPO_DTYPE_F32 : ctx->desc.dtype);
+    model->dir = model->tokenizer_dir = wrpo__strndup(arena, desc->dir, strlen(desc->dir));
+    model->frozen = desc->frozen;
+    wrpo__slice *slices = wrpo__find_weights(temp, model, model->dir, t, &model->dtype);
+    if (map) wrpo__map_weights(model, slices);
+    wrpo__model_memory(model);
+    wrpo__copy_weights(model, slices, wrpo__raw(temp, WRPO__PIECE, sizeof(float)));
+    wrpo__arena_clear(temp);
+    return model;
 }
 static wrpo_result wrpo__model_load(wrpo_ctx *ctx, const wrpo_model_desc *given, bool reward, wrpo_model **out) {
     *out = NULL;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), false) {
-        const wrpo_model_desc *desc = given ? given : &(wrpo_model_desc){0};
-        wrpo__arena *arena = wrpo__entry.arena;
-        wrpo_config config;
-        wrpo_dtype dtype;
-        if (!desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_model_desc: dir is missing");
-        wrpo__rethrow(ctx, wrpo_model_check(ctx, desc->dir, &config, &(int64_t){0}, &dtype));   /* before memory is taken */
-        if (!reward) wrpo__need_language_model(ctx, desc->dir, &config);
-        const bool map = desc->frozen && ctx->desc.backend->host;
-        wrpo_model *model = wrpo__model_table(arena, &config, map ? WRPO_DTYPE_F32 : ctx->desc.dtype);
-        model->dir = model->tokenizer_dir = wrpo__strndup(arena, desc->dir, strlen(desc->dir));
-        model->dtype = dtype, model->frozen = desc->frozen;
-        const wrpo_tensors *mapped = map ? wrpo__tensors_in(ctx, model->dir) : NULL;      /* open as long as the model */
-        if (map) wrpo__map_weights(model, mapped);
-        wrpo__model_memory(model);
-        wrpo__rethrow(ctx, wrpo__load_weights(model, mapped));
-        *out = model;
-    }
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__model_from(wrpo__current, given ? given : &(wrpo_model_desc){0}, reward));
     return wrpo__end(&wrpo__entry);
 }
-
-WRPO_API wrpo_result wrpo_model_load(wrpo_ctx *ctx, const wrpo_model_desc *desc, wrpo_model **out) { return wrpo__model_load(ctx, desc, false, out); }
+WRPO_API wrpo_result wrpo_model_load(wrpo_ctx *ctx, const wrpo_model_desc *desc, wrpo_model **out) {
+    return wrpo__model_load(ctx, desc, false, out);
+}
 
 /* ---- random weights ---- */
-WRPO_API wrpo_result wrpo_model_init(wrpo_ctx *ctx, const wrpo_init_desc *given, wrpo_model **out) {
+static wrpo_model *wrpo__model_init(wrpo__arena *arena, const wrpo_init_desc *desc) {
+    wrpo_config config;
+    if (!desc->config) wrpo__fail(arena->ctx, WRPO_E_ARG, "wrpo_init_desc: config is missing");
+    wrpo__config_read(arena, desc->config, &config);
+    wrpo__need_language_model(arena->ctx, desc->config, &config);
+    wrpo_model *model = wrpo__model_new(arena, &config);
+    const char *tokenizer = desc->tokenizer_dir;
+    model->dir = wrpo__strndup(arena, desc->config, strlen(desc->config));
+    model->tokenizer_dir = tokenizer ? wrpo__strndup(arena, tokenizer, strlen(tokenizer)) : NULL;
+    model->dtype = desc->dtype ? desc->dtype : WRPO_DTYPE_F32;
+    wrpo__model_randomize(model, desc->seed);
+    return model;
+}
+WRPO_API wrpo_result wrpo_model_init(wrpo_ctx *ctx, const wrpo_init_desc *desc, wrpo_model **out) {
     *out = NULL;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), false) {
-        const wrpo_init_desc *desc = given ? given : &(wrpo_init_desc){0};
-        wrpo__arena *arena = wrpo__entry.arena;
-        if (!desc->config) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_init_desc: config is missing");
-        wrpo_config config;
-        wrpo__config_read(arena, desc->config, &config);
-        wrpo__need_language_model(ctx, desc->config, &config);
-        wrpo_model *model = wrpo__model_new(arena, &config);
-        model->dir = wrpo__strndup(arena, desc->config, strlen(desc->config));
-        model->tokenizer_dir = desc->tokenizer_dir ? wrpo__strndup(arena, desc->tokenizer_dir, strlen(desc->tokenizer_dir)) : NULL;
-        model->dtype = desc->dtype ? desc->dtype : WRPO_DTYPE_F32;
-        wrpo__model_randomize(model, desc->seed);
-        *out = model;
-    }
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__model_init(wrpo__current, desc ? desc : &(wrpo_init_desc){0}));
     return wrpo__end(&wrpo__entry);
 }
 
@@ -5141,949 +5362,831 @@ WRPO_API wrpo_result wrpo_weight_put(wrpo_model *model, int64_t i, int64_t first
     return wrpo__end(&wrpo__entry);
 }
 
-/* ---- save ---- */
-/* What belongs to a checkpoint beside its weights and config.json: settings, tokenizer, template, licence. */
-static bool wrpo__is_side_file(const char *name) {
-    static const char *const ends[] = {".json", ".jinja", ".txt", ".model", ".md", ".py", "LICENSE", "NOTICE", NULL};
-    static const char *const not[] = {".index.json", "trainer_state.json", "config.json", NULL};
-    bool yes = false;
-    for (const char *const *end = ends; *end; end++) yes = yes || wrpo__ends(name, *end);
-    yes = yes && name[0] != '.' && strncmp(name, "reference_logps", 15) != 0;
-    return yes && !wrpo__ends(name, not[0]) && strcmp(name, not[1]) && strcmp(name, not[2]);
+/* ---- save ----
+   Side files are what belongs to a checkpoint beside its weights: config.json, tokenizer, template, licence.  */
+static bool wrpo__is_side_file(const char *name) {     /* other than config.json, which is written anew */
+    static const char *const ends[] = {".json", ".jinja", ".txt", ".model", ".md", ".py", "LICENSE", "NOTICE"};
+    if (name[0] == '.' || !strncmp(name, "reference_logps", 15) || wrpo__ends(name, ".index.json")) return false;
+    if (!strcmp(name, "config.json") || !strcmp(name, "trainer_state.json")) return false;
+    for (int i = 0; i < WRPO__COUNT(ends); i++)
+        if (wrpo__ends(name, ends[i])) return true;
+    return false;
 }
-/* One more file of a checkpoint, under its part name so far; not if it is there already, the same. */
-static void wrpo__beside(wrpo__arena *arena, wrpo__writer ***files, const char *to, const void *data, size_t size) {
+/* One more side file, whole under its part name. Nothing if it is there already with the same content. */
+static void wrpo__side_file(wrpo__arena *arena, wrpo__writer ***sides, const char *to, const void *data, size_t size) {
     const wrpo__file *old = wrpo__disk_exists(to) ? wrpo__disk_open(arena, to) : NULL;
     if (old && old->size == size && !memcmp(old->data, data, size)) return;
-    wrpo__writer *w = wrpo__create(arena, to);
-    wrpo__write(w, data, size);
-    wrpo__finish(w);
-    stbds_arrput(*files, w);
+    stbds_arrput(*sides, wrpo__write_whole(arena, to, data, size));
 }
-/* config.json unchanged, but for the value of dtype / torch_dtype where the weights are written in another type. */
-static void wrpo__save_config(wrpo__arena *arena, wrpo__writer ***files, const char *from, const char *to, wrpo_dtype dtype) {
+/* config.json, unchanged except for the value of dtype / torch_dtype, which becomes that of the weights written. */
+static void wrpo__save_config(wrpo__arena *arena, wrpo__writer ***sides, const char *from, const char *to,
+        wrpo_dtype dtype) {
     const wrpo__file *f = wrpo__open_file(arena, from);
-    const char *name = dtype == WRPO_DTYPE_BF16 ? "bfloat16" : dtype == WRPO_DTYPE_F16 ? "float16" : "float32";
     const char *text = wrpo__strndup(arena, (const char *)f->data, f->size), *rest = text;
     wrpo__text out = {.arena = arena};
     for (const wrpo_json *v = wrpo__json_parse(arena, from, 1, text, f->size)->child; v; v = v->next) {
         if (v->kind != WRPO_JSON_STRING || (strcmp(v->key, "dtype") && strcmp(v->key, "torch_dtype"))) continue;
-        const char *at = text;                         /* its opening quote */
-        for (int32_t i = 1; i < v->line; i++) at = strchr(at, '\n') + 1;
-        for (int32_t i = 1; i < v->column; i++) do at++; while ((*at & 0xC0) == 0x80);
-        wrpo__text_add(&out, rest, (size_t)(at + 1 - rest));
-        wrpo__text_puts(&out, name);
-        rest = strchr(at + 1, '"');
+        const char *quote = text;                      /* the opening one, by line and column */
+        for (int32_t i = 1; i < v->line; i++) quote = strchr(quote, '\n') + 1;
+        for (int32_t i = 1; i < v->column; i++)
+            for (quote++; (*quote & 0xC0) == 0x80;) quote++;           /* to the next code point */
+        wrpo__text_add(&out, rest, (size_t)(quote + 1 - rest));
+        wrpo__text_puts(&out, wrpo__dtypes[dtype].torch);
+        rest = strchr(quote + 1, '"');
     }
     wrpo__text_puts(&out, rest);
-    wrpo__beside(arena, files, to, out.data, out.size);
+    wrpo__side_file(arena, sides, to, out.data, out.size);
 }
-typedef struct wrpo__saving { const wrpo_model *model; const wrpo_weight **of; } wrpo__saving;   /* of[tensor]: the first weight in it */
+/* The side files of the tokenizer's directory, then of the model's, where names are not taken yet. */
+static wrpo__writer **wrpo__save_sides(wrpo__arena *arena, const wrpo_model *model, const char *to, wrpo_dtype dtype) {
+    wrpo__writer **sides = NULL;
+    const bool dir = wrpo__is_dir(model->dir);         /* else it is the path of a config.json */
+    const char *from[2] = {model->tokenizer_dir, dir ? model->dir : NULL};
+    const char *config = dir ? wrpo__join(arena, model->dir, "config.json") : model->dir;
+    wrpo__save_config(arena, &sides, config, wrpo__join(arena, to, "config.json"), dtype);
+    for (int i = 0; i < 2; i++) {
+        const wrpo__name *names = from[i] ? wrpo__list_dir(arena, from[i]) : NULL;
+        for (int64_t k = 0; k < stbds_arrlen(names); k++) {
+            const char *name = names[k].text, *path = wrpo__join(arena, from[i], name);
+            const bool taken = i && from[0] && wrpo__exists(wrpo__join(arena, from[0], name));
+            if (taken || !wrpo__is_side_file(name) || wrpo__is_dir(path)) continue;
+            const wrpo__file *f = wrpo__open_file(arena, path);
+            wrpo__side_file(arena, &sides, wrpo__join(arena, to, name), f->data, f->size);
+        }
+    }
+    return sides;
+}
+/* first[tensor]: the first weight in it */
+typedef struct wrpo__saving { const wrpo_model *model; const wrpo_weight **first; } wrpo__saving;
 static void wrpo__save_piece(void *user, int64_t tensor, int64_t first, int64_t count, float *dst) {
-    const wrpo__saving *s = user;
+    const wrpo__saving *saving = user;
     for (int64_t n; count > 0; first += n, dst += n, count -= n) {
-        const wrpo_weight *w = s->of[tensor];
+        const wrpo_weight *w = saving->first[tensor];
         const int64_t row = first / w->cols, col = first % w->cols;
-        wrpo__place p = wrpo__place_of(s->model, w);
-        while (row % p.stride >= p.first + p.own) p = wrpo__place_of(s->model, ++w);
-        const int64_t in = row % p.stride - p.first;
-        n = WRPO__MIN(count, (p.own - in) * w->cols - col);
-        wrpo__weight_get(s->model, w, (row / p.stride * p.own + in) * w->cols + col, n, dst);
+        wrpo__slice s = wrpo__slice_of(saving->model, w);
+        while (row % s.stride >= s.first + s.own) s = wrpo__slice_of(saving->model, ++w);
+        const int64_t own_row = row % s.stride - s.first;      /* within the weight's rows of this group */
+        n = WRPO__MIN(count, (s.own - own_row) * w->cols - col);
+        wrpo__weight_get(saving->model, w, (row / s.stride * s.own + own_row) * w->cols + col, n, dst);
     }
 }
-WRPO_API wrpo_result wrpo_model_save(wrpo_model *model, const wrpo_save_desc *given) {
-    wrpo_ctx *ctx = model->ctx;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        const wrpo_save_desc *desc = given ? given : &(wrpo_save_desc){0};
-        wrpo__arena *arena = wrpo__entry.arena;
-        if (!desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_save_desc: dir is missing");
-        if (!model->dir)
-            wrpo__fail(ctx, WRPO_E_ARG, "the model was made from a struct, so there is no config.json to save: want wrpo_model_init, which reads one");
-        if (desc->max_shard_size < 0) wrpo__fail(ctx, WRPO_E_ARG, "max_shard_size: want a number of bytes, found %lld", (long long)desc->max_shard_size);
-        wrpo_dtype dtype = desc->dtype ? desc->dtype : model->dtype;
-        wrpo__make_dir(ctx, desc->dir);
-        wrpo__save_tensor *t = wrpo__alloc(arena, (size_t)model->n_weights, sizeof *t);
-        wrpo__saving saving = {model, wrpo__alloc(arena, (size_t)model->n_weights, sizeof *saving.of)};
-        int64_t tensors = 0;
-        for (int64_t i = 0; i < model->n_weights; i++) {
-            const wrpo_weight *w = &model->weights[i];
-            const wrpo__place p = wrpo__place_of(model, w);
-            if (p.first) continue;
-            t[tensors] = (wrpo__save_tensor){wrpo__strndup(arena, p.name, strlen(p.name)), w->vector ? 1 : 2, {p.groups * p.stride, w->cols, 0, 0}};
-            saving.of[tensors++] = w;
-        }
-        wrpo__writer **beside = NULL;
-        bool dir = wrpo__is_dir(model->dir);
-        const char *config = dir ? wrpo__join(arena, model->dir, "config.json") : model->dir;
-        wrpo__save_config(arena, &beside, config, wrpo__join(arena, desc->dir, "config.json"), dtype);
-        const char *from[2] = {model->tokenizer_dir, dir ? model->dir : NULL};
-        for (int i = 0; i < 2; i++) {
-            if (!from[i] || (i && from[0] && !strcmp(from[0], from[1]))) continue;
-            wrpo__name *names = wrpo__list_dir(arena, from[i]);
-            for (int64_t k = 0; k < stbds_arrlen(names); k++) {
-                const char *path = wrpo__join(arena, from[i], names[k].text);
-                bool known = i && from[0] && wrpo__exists(wrpo__join(arena, from[0], names[k].text));   /* the tokenizer's folder wins */
-                if (!wrpo__is_side_file(names[k].text) || known || wrpo__is_dir(path)) continue;
-                const wrpo__file *f = wrpo__open_file(arena, path);
-                wrpo__beside(arena, &beside, wrpo__join(arena, desc->dir, names[k].text), f->data, f->size);
-            }
-        }
-        wrpo__tensors_save(arena, desc->dir, t, tensors, dtype, desc->max_shard_size, wrpo__save_piece, &saving, beside);
+static void wrpo__model_save(wrpo__arena *arena, const wrpo_model *model, const wrpo_save_desc *desc) {
+    wrpo_ctx *ctx = arena->ctx;
+    if (!desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_save_desc: dir is missing");
+    if (!model->dir)
+        wrpo__fail(ctx, WRPO_E_ARG, "wrpo_model_save: want a model with a config.json, found one of wrpo_model_new");
+    if (desc->max_shard_size < 0)
+        wrpo__fail(ctx, WRPO_E_ARG, "max_shard_size: want a number of bytes, found %lld",
+                (long long)desc->max_shard_size);
+    const wrpo_dtype dtype = desc->dtype ? desc->dtype : model->dtype;
+    wrpo__make_dir(ctx, desc->dir);
+    wrpo__save_tensor *t = wrpo__alloc(arena, (size_t)model->n_weights, sizeof *t);
+    wrpo__saving saving = {model, wrpo__alloc(arena, (size_t)model->n_weights, sizeof *saving.first)};
+    int64_t tensors = 0;
+    for (int64_t i = 0; i < model->n_weights; i++) {
+        const wrpo_weight *w = &model->weights[i];
+        const wrpo__slice s = wrpo__slice_of(model, w);
+        if (s.first) continue;                         /* in the tensor of an earlier weight */
+        const char *name = wrpo__strndup(arena, s.name, strlen(s.name));
+        t[tensors] = (wrpo__save_tensor){name, w->vector ? 1 : 2, {s.groups * s.stride, w->cols, 0, 0}};
+        saving.first[tensors++] = w;
     }
+    wrpo__writer **sides = wrpo__save_sides(arena, model, desc->dir, dtype);
+    wrpo__tensors_save(arena, desc->dir, t, tensors, dtype, desc->max_shard_size, wrpo__save_piece, &saving, sides);
+}
+WRPO_API wrpo_result wrpo_model_save(wrpo_model *model, const wrpo_save_desc *desc) {
+    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__model_save(wrpo__current, model, desc ? desc : &(wrpo_save_desc){0}));
     return wrpo__end(&wrpo__entry);
 }
 
 /* -------------------------------------------------------------------------------------------- >>token
-   tokenizer.json, exactly: text -> ids -> text as Hugging Face's tokenizers computes them, for BPE models.
+   tokenizer.json of Hugging Face's tokenizers, for BPE models: text -> ids -> text, exactly as the library does it.
 
-   Text passes the added tokens (matched on the raw text), the normalizer, the added tokens that are
-   matched on normalized text, the pre-tokenizer, and BPE on each piece. Every component is reduced to a
-   few primitive steps, each of which rewrites or cuts a list of pieces. What is not computed here is
-   refused by name when the file is loaded.                                                             */
+       text --> added tokens --> normalizer --> added tokens --> pre-tokenizer --> BPE --> post-processor --> ids
+                in the raw       rewrites       in normalized    cuts text         ids of  ids before and
+                text             the text       text             into words        a word  after all others
+       ids --> a text for each token --> decoder --> text
+
+   On its way the text is a list of pieces (wrpo__piece): words and added tokens. All before BPE is a list of edits
+   (wrpo__edit), and so is the decoder. An edit rewrites or cuts every piece that is no added token. A file that asks
+   for anything else is refused when it is loaded, by the name of what it asks for.
+
+   To add a normalizer, a pre-tokenizer or a decoder: a row in wrpo__components, with a reader if it is several edits.
+   If the edits cannot express it: a kind of edit, its settings in wrpo__read_edit, its work in wrpo__edit_piece.   */
 
 /* ---- Unicode: one class for each code point, and what NFC needs ----
-   The classes are a partition of the code points that the regexes of tokenizers can name (Unicode 16, as
-   oniguruma has it) or that added tokens ask for (\w of Rust's regex: the classes of WRPO__WORD). NFC is that of
-   Unicode 9, as the library has it. tests/golden/unicode_tables.py wrote the tables and explains the packing. */
+   The classes divide the code points as the regexes of tokenizers do (Unicode 16, as oniguruma has it) and as \w of
+   Rust's regex does, which added tokens ask for (WRPO__WORD). NFC is that of Unicode 9, as the library has it. */
 typedef enum wrpo__class {
-    WRPO__OTHER, WRPO__LU, WRPO__LL, WRPO__LT, WRPO__LM, WRPO__LO, WRPO__M, WRPO__ND, WRPO__NL /* numbers in \w */, WRPO__NO,
-    WRPO__P, WRPO__S, WRPO__SPACE, WRPO__PC /* punctuation in \w */, WRPO__SW /* symbols in \w */, WRPO__CW /* joiners: the rest of \w */
+    WRPO__OTHER, WRPO__LU, WRPO__LL, WRPO__LT, WRPO__LM, WRPO__LO, WRPO__M, WRPO__ND, WRPO__NL /* numbers in \w */,
+    WRPO__NO, WRPO__P, WRPO__S, WRPO__SPACE, WRPO__PC /* punctuation in \w */, WRPO__SW /* symbols in \w */,
+    WRPO__CW /* joiners: the rest of \w */
 } wrpo__class;
 enum {
     WRPO__L = 1 << WRPO__LU | 1 << WRPO__LL | 1 << WRPO__LT | 1 << WRPO__LM | 1 << WRPO__LO,
     WRPO__N = 1 << WRPO__ND | 1 << WRPO__NL | 1 << WRPO__NO,
     WRPO__WORD = WRPO__L | 1 << WRPO__M | 1 << WRPO__ND | 1 << WRPO__NL | 1 << WRPO__PC | 1 << WRPO__SW | 1 << WRPO__CW,
     WRPO__CLASSES = 0xFFFF,
-    WRPO__CAREFUL = 16               /* beside the class: NFC may change this code point or its neighbour (NFC_Quick_Check != yes) */
+    WRPO__CAREFUL = 16  /* added to a class: NFC may change this code point or the one before it */
 };
-static const char *const wrpo__unicode_classes[] = {   /* runs that cover U+0000..U+10FFFF: (length - 1) * 16 + class */
-    "P4p2`8<Z1;j2;j1g4J[1Ja<Z1;=;b<:;:;`2<`<<:[2:K5:;0k1I;2J;95:Y1:Q;;Q3b;;b31212121212121212121212121212121212121212121212121212121B1",
-    "21212121212121B1212121212121212121212121212121212121212121212A2121R1A212A2Q1Ba12A2Q1R1A2A21212A21B12A2Q1212AB51R1e113213213212121",
-    "2121212121B12121212121212121B13212Q12121212121212121212121212121212121212121212121212121212121R3A2AB12a121212121RR15R=d8k1d5k6T2",
-    "[34;4[8fg112124;12@4R1:1`1K1:Q1010A2Q80Q4RA1BQ1R112121212121212121212121R212;12ABQIbG1212121212121212121212121212121212;V31212121",
-    "21212121212121212121212121212121212121212121212A212121212121B12121212121212121212121212121212121212121212121212121212121212121212",
-    "12121212121212121212121212120aB@4j2RDJ@[10VF:6:F:F:6`3U=`1e1JP8[1J;JKV5:0Z1eq4e4V:g4j1E6Ua1:5V30;f2DF;f1Eg4U1K5j6@56e>V=@Up1V55`6",
-    "g4U@V4D;Z14@6Ke:f14V44V14V2@Z70U<V1@:0U5P2e;;e2`3V4UD4f;0V@eJV15f85V3e4FJg4:4U7V10e3@E@e:0U305P1e1@65V3@F@V15`36`1E0U1F@g4EKi2K5:",
-    "6@V10e2`1E@e:0U30E0E0E@60V2`1F@V1P16P3e105P3g4FU16:`4V10U40U10e:0U30E0U2@65f30V10V1@5P7EF@g4:;P35f20V10e3@E@e:0U30E0U2@65V3@F@V1",
-    "P3V1`1E0U1F@g4;5i2`4650e2P1U10e1P1E050EP1EP1U1P1e5`1V2P1V10f1@5`26`6g4Y1k3P2V2e30U10U;0e7@65V30V10f1P3F0U1@5@EF@g4P3:Y3;5V1:e30U1",
-    "0U;0e40U2@65V30V10f1P3F`2E0EF@g40E6`5f1U40U10UDF5V30V10f15;`1U16Y3U1F@g4Y4;e20V10e8P1e;0U405@U3P16`1f2060f3`2g4@F:`5eG6EV3`1;e24",
-    "f3:g4JPBE050U20e;050e46EV45@U2040V30g4@e1`q5[1Z7;:[1Fk2g4i4;6;6;6j1Fe30eA`1f9:FU2V50fA0k36k20KZ2k1JPBUEf95g4j2e2f1e1V15V1EV3U1f1",
-    "U6f556g4f1KaB01P21@RE:4R1UT50e1@U3050e1@UD0e1@U@0e1@U3050e1@U70UL0e1@UQ1@V1Z4i9P1e7k4`2aZ1@b2@:ee9;:U8<e<JP1UU1Z1X1e3P3e8f1P4U9V1",
-    "JP4e8F`5U60U10F`5eIfqZ14Z1;56@g4`2i4`2Z5V106g4`2UA4UJP3U2Fe@65P2eR1`4Uq0f5`1f5`1;P1Jg4e>@U2P5eE`1e<`2g49P1k@U;V2@JUJf40V>@6g4`2g4",
-    "`2Z34j2@VqPHV2UGV8e30Jg4Z3k4V4[4Z1V1e>V6Eg4eEf6`3j1eAf9P1Z2g4P1U1g4e>d2JR412P2QE@Q1j3`3V1:V:e16e26EV15P2bETOR64b@TBfO121212121212",
-    "121212121212121212121212121212121212121212121212121212121212121212121212121212121212121212121212121212121212121212121212121212121",
-    "21212121R41212121212121212121212121212121212121212121212121212121212121212121212121212121212121212121212121R4a3b2@a2@b3a3b3a3b2@",
-    "a2@b301010101b3a3b6@b3c3b3c3b3c3R20Ba13;2[1R10Ba13[1b1@Ba10[1b3Q2[1@R10Ba13K0p50O@j;LP2<Z7MZ1;Z6;:=j4<`794@i2[1J4i4[1J0T6P1[@P7V@",
-    "P7K1k11K2Q1BQ12;1[1Q2k21;1;1;a1;2a12e12KBA[21b1k12;i7XA12h19K`1kk5j1[>J[o3`:[5P:iMk<nIi:kc9j6i>[HJ[qj4[Y6j:[Oj1kqJkj5@kq0[d1aGbG1",
-    "2Q1B121212a121B1b2DQ121212121212121212121212121212121212121212121212121212121212121212121212121212121212121212121212121Bk21212V11",
-    "2P2j19JbB02P22@eKP34:`66U;P4U30U30U30U30U30U30U30U30fqZG4jqKj5`@k<0[p1`5kZ3`<k7<Z1;458j4Kj5;X4f2:T2KX145:K0eZ1@FKD5:ep1:T15P2UE0",
-    "e^10Ki1k4eqkBP4;e7[q0i4k>i3;Y7kqi4[CY7ko4eoV3kOUZX:4UkAP1[KP4eCd2JeU44Z1e7g4E`912121212121212121212121212121212121212121212125f1:",
-    "f4:41212121212121212121212121212DFeR1h4Fj2`3[;T4K1212121212121R1121212121212121212121212121212121212121212121212121212121212124b3",
-    "1212A2121212124K12125121R112121212121212121212Q22Q2212121212121212a1212A2@1202021212121P:T1125D2U36U16e16U;V2k16P1i2k1`2eIj1`3FeH",
-    "f8`3Jg4`2f8e2Z15:E6g4e=f3JU;V6P5:U>P1f1UGf6Z604g4`1JU264U4g4U20UDf6P4U16e3F@g4@j1e74e2[15V1eH65V1EFU2F565`;E4JU5V2J5DF`4e2@e2@e2",
-    "P4U30U30RE;d1R44K`1bW1UAf3:F@g4`2ea^5`5U;`1UH`QT4ef5@ed1`BR3`5R2P256e4;U60U2050E0E0ee1[8`7Ue5Jk7eO@eJP3;`qe5k1f7j4`2f7Z1Mj;]1Z10",
-    "j6;:[10:;J`1U20US2`1Z1;j2;j1g4J[1Ja<Z1;=;b<:;:;Z3e44UFDUqP1e2@e2@e2@U1P1[30[3P6K@e50e<0U90E0U7@e6`@Um1P2Z1`1YFP1[4XJi1[8I[10[6P1;",
-    "PG[F6`P2U>P1UHP76Y=`1eqi1P4e98e38P2eBV2P2e>0:eA`1e3:X2`DaCbCeV1@g4`2aA`1bA`1eC`3eIP5:Q50Q70Q30A0R50R70R30BP1eI`5Uk4P4e:`4e3`;d20",
-    "dD0T4PR1e2@50eE0EP15@U;0:i3U;KY3Uq`3Y4`GU90EP2Y2e:i2P1:e<P2:`OeK`1IEi7@iF5V10FP2f1e10U10U>@V1`16Y4P3Z4P3U>I:U>Y1`qe3;e=F`1Y2Z3P4",
-    "eJP1Z3e:@i3U9P2i3e8P3j1`5Y3`W1UT1PKQIP6RIP3i2eAf1`3g4`2g4e145a:P1V2:4b:`3K`W3Yq0eD0F:@E`7U1PKf1U>i45`3e:V5i1Z2`:e8f1j1`BU:Y3`9U;",
-    "P4V1UJV7Z3`1i9g46EF5P4f1UFV5J0j16P6U<P3g4`2V1eAf60g4j15F5`3UA6J5P4V1eGf6e1j1f1:Fg45:5Z10i9P5e80U<f5j26E6`NU3050e10U70e4:`2UGf5P2",
-    "g4`2f10e3@E@e:0U30E0U20F5V3@F@V1@5`26P2U2F@V3P1V2P5e405@50eB05V406@60f10V2565J0J`3FP>UJf8e1Z2g4J0:6U1`>eGf9E:5`3g4`b2UGV3@V4Z;e1F",
-    "`@eGV8Z15P5g4`2Z6P9UEV65:`2g4`2g9`=U=@V7`1g4IZ1;U3Pl2eEV7:`a1aqbqg4Y4`5e3@5@e30E0e;f20F@f1565FZ1P4g4`R1e3@UCV3@V35:56P=5f4eCV35f1",
-    "j36`35V5eFf7Z15Z2P6UT1P3j4`j2U@:`6g4`2U40UBf30f35Z2`4g4Y9P1Je>@f:0f6PT1U30E0eBf2P160F0V356`3g4`2e20E0eqV20F0V25P3g4`j4U9f1JP3F56",
-    "U60e@V3P1V2Z6g46PZ15P7Y:[>P6:ep>`b1Xg10Z2P5eQ3`UY1U`1JP6eg@`76e2V7`4U]n1P2US9PlZ3e>f8g4`RKUl8P3Uq0g4`1JUW10g4`2e>@V2:`4eGV3Z2k1d1",
-    ":;`4g40Y30U:P2U9`g6T1eCDZ1g4`R3aqbqY;j1Pb1UU1`165VKP3f1T6`OD:46P5F`6eko2`3eZCPDe4Pc[4d10T30D0Ua4P75P>U1@5`6e1`3eU6`QT1Ue1P2U6P1U4",
-    "P3e4@;F:`_m1kg3g4`2ki6`U1fF@V;P4ki1`Mkj3`4[C@kMV2[1f2`3f3KV3k>f1[NP:kP1V1;`l1i9`5i9`5[[1P4Y<PS2a<b<a<R30b8a<b<10A@1@A@a10a3b1020",
-    "R30R5a<b<A0a1@a30Q30b<A0a10Q201P1Q30b<a<b<a<b<a<b<a<b<a<b<a<b=@Q<;R<;b2Q<;R<;b2Q<;R<;b2Q<;R<;b2Q<;R<;b212@gHko7VKk1fHk36k66KZ2P7",
-    "V20V7`WAb45b9`2b2PZ3V30V8@V30F0V2P2dNP@6`g1UFP1V3T3@g4`15;`o4e>6P8eEf1g4P2;`W7U=4f1g4`Z3e>F5g4`1:`_7U30e10E0U70UR3@Y4V3PDa@b@V34",
-    "`1g4`1JPX<YM;Y1;i1`U1YF;Y7`P3e10U=0E05@50e40e10505`25`1505050U10E05@5050505050E05@e10U30e10e1050e40U8P2U10U20U8`IK`V4kE`1ka1`5[7@",
-    "[70[70[B`4Y6[An<k2n<k2n<kA`K[>P6kE`1[4P3K`6k2`p2k[q`1[8P1[6P1[k1`1[_1`2k5`1;P7k5`1kK`3k4`2kC`3k>@k5`1K`NkY5`5k6@[6P1k4P2kKP3[7@[5",
-    "`2[4P3[Y20k]1g4`R@e_kD`qelP2`2e^3@ePj2`6Uhd3P7ef9``V1e^8``GUU]2P2e_Q2`Wek:fg3`Who2"
+/* The tables hold numbers, packed by an arithmetic coder. tests/golden/unicode_tables.py writes them and says how. */
+/* runs from U+0000 to U+10FFFF: class, length - 1; class 16 is M with a combining class, which comes next */
+static const char *const wrpo__unicode_classes[] = {
+"U&+4WE+{[LEKjHJ5Ul;L#q)emBdVTlQsA3MON!/1|OmuTLIuiHZs#n9xgdaIWz8[db6nATQ;!Hx'O {^NL WyH3_6KLHwC2|Q{-vIhq=2Sa[Jx}a9!6,%",
+"@ug[I.}j L#q^u +<vedn- { S5S}9hYYt*H4[r^i0d[PT+i3o-+}<.lCQt.C6w(z$jvgRWJ&E[24hl)@p*kov+M H8C^9fbIKWh  yy6~Zi%o8tsa*ml",
+"$*N'30+Q}Y>HsXu*vSPiOr[y>^|}C7[lr8Ov*>%>-)Xypg|OyeHl;vw9K/4hq,HrnbGy'=zIr#kY<3~CR~FJI:^f]kyub>7CL`JI+sh)g&ZvKCn#fEe%l",
+"-]u!x6|ev,hAF~UeErWmE$Z$sAGZ::m|MM:q|ghp/+DLQDNIXW*Jtb;I!6$JW%7bV,('[&xe'+hW}CHe91yRu~4J-_>m#x^Klo/JG-}IM;N:/UP~%u:.R",
+"GCDxwCH;9oh1-9w-a<<R8la&D/4kyRv{jT9)BUL[[!S8vFfoOtUA/;Vr'N&y':a'3:Y =(3bJY#=O;s$!~fKRqW@tQl8^X61{6P}_fw}CQZ0#VLQZnHru",
+"RFfq1hN%* (9Nj7Gze0>u[<l#{.UZQ`&]^zXmu<l/eCD;,L=llpRcSh*U%pQ5w/iU2;ye4kl,@B.7_S4eCI,5, Om&sGJiT#/Z{+t<PD4sew7]=E1;vF6",
+"*(Q5I$s*l-_aD9hW,J;X@D-h_*+f;+G`E&0@RDm=Jn=/ey*E57!fXN46{Q;fGD0Ndua(33#z`8Rmo<y3'riOmuJ[G& zOlB[FS|vVqck2dtB29DJYnYlH",
+"Q:If6i.}q#V<X[VdYTJGNoXn|:P@l^C5U,z~le(R*@Lw3>b]IXzuXf&Cj9#Hp_)gLj]t)]5[-_yYS|eOly>Kb/QiY4( !+Ds5My+tR)dLXvqLmo,IRg8+",
+"&eM)0B}RtP!+{;bfB$,C58=D4d1gm2y-TF@):5`^PESW8GUPglpwVY6XtJwdBqfja8R7pDse&X]6%D=&n.bpjKDB`T9T4'#a}U+Q(BY}/-r9JmEmIE{<O",
+"qs#'hzhCixA277D MQ+<'#MbwhY2rAyLEz[jWPmZiv$R,@GHrlIJ_0vGC37ntPvb c<yu0YkMex=# ]8'@9G+ 1:@t3C,i@P#yva>-NSwL{E|T`;jNX8e",
+"D_ t.N@Df3LE7-Sx^ oC 2qNnlZa/Kk>Iwp%0DGwKLX-)Vp=Nx[LVeNMG~^f$o>gO:n=f,iH+>SZZb@oohOS+|o';Ch*Zk[rWAyBJ9OEYqp'>F+FS<|_]",
+",M1vp*_VJU:NoN@C;r#EdX4(055s!-kz.3J8eRBRT4!CpmC1o!$W>9c;zP#,21Z$x2P_ jP_L=Td$0[re2iac1kwGd@wOIQ}XP*]=~CPS>DEj$~y_AWE]",
+"6a(Ll',vA@;93C1O;gEW0(c9w+.Baz PrVjsiX=/}$d~L<-UomdV[MV/DT|m)zkbBMme/*RD9Fr50>7nhg5peaHfn1u/#po_GT&a.{q=((ZBS@)n KeS2",
+"*J.<dDoOm2cCi] e00a;>b@(%K}%LUDl$5UPGwo=s_m9]Rphi8cu5|OVb/Dmv u~}bB,gcW9r[EN#S$#*Y~qUf$T&Rnf7r[Vu``^dxbav-K|CxjhSGVsr",
+"z~4ihHZV1Pq@U(GJVY vJx~hcq#hBbj%xKpF/vLjX07jp<9nb%JD'S5Q#NZodJb}X~m{Hd$}$hF9aSgte~l{K0vl)0w_8]!!Tzl:A}3v>H.-%b}YqR Zk",
+"*;a&<VAIJm..v1@}H/Zo^=L8PmNozbS~ pC{.g0Rx=o!_epubA.)@BwC5 EzU]K6rqbZQXBP4_#-O5agE%k6 3C#rok3`, {:M55-!renEv(zLB9K(/3m",
+"*0Uxb#%K|xAi{=%gZ2:o-Q2H=a0]U5+)twDqej9QVg;YStm`C%#_8o5P{@4;3vA/i<6v&4Nm [Pc:J~!C;7q4v~X4oXhtSK{Z&0U%.rV-nT.;~PX`_<lr",
+"+ 9UiL%r^v[}u,03:Q@xUeHa7Q-F[1sy9Cy^u;<=c1[M$sm;_]+exsw-jd4~=M^%@5MSH%Kn)JeycMl^;tArzs:-VNK990{RN_SZN;<2]K]+3:{>:v*tv",
+"trBgY'<ZZJom^SFg}edr~V)z{#d9nKQ0F51ioI#)B#LfS#Le_g;uqxnW4|/oA v2>@!.Ba&fy/CgixmA8^aG%Q<)mM8P).'#RrzThlL5JB3]B>>in8bH5",
+")/]6T;AUdSxn}fal1;9nk8G:&!0IxF2>b,3 8{yDdE+9c.'bCC$=^dF}e_Pn1zoT3JlN2,w9-^5bIy r0y<o;9.Y>JXVw@:[t7V9cm;b!3X@1Vv~xuSMh",
+"N/e_FS4R+ZvSlIFCl>>>O3+}UlAqLTS`[`P2_S~[OtC_sPLWw{5@|4S>Hx)mX@*g~}OFkQujr~UOB<K;O:!.kb]|F9y{S/&p^288]pu^ot=X4WL@!feeU",
+"%d|{lxC)vlPQdavxX6]v'/jVowF~JL4u`r@P-Q,p}3=o<St,AR@rGCj13$Np:{~hvEU Z,;PH$lp5uYU-F0Z])2)+P;a@og:-v IXx@_Z}Pw'4IT2`VMO",
+"Kebc'-#om.FnjZlu_^l0^}-iw&SS4.~aRnbrkY$! 6B2!Hdt9Wu,nDT71o!SyDJfVHrf}m'E8QH4m{C:lF1fe}Vp<W]s>wH3Z ;Y%hqY483$MJ;kbnj3*",
+".ier:2k&b!kbZ7B(X#AEDQj{><_f:w+Z|AiMV3GZ Nq$U8LejtPO>:+nPe-E,^ N7jEtd5I,{u.K`/v;#eK07#AC+NmQq&W1{cT.2Z9(R '=ddY^RM2np",
+"qP`|2Y.0z[9(CA'[ZI)oP{g{XmrO1sU(KO#gt2< $t4NQmYJp3M$Mh3xDVrS.wVIiYd/CFV1vTz0Tj9/M@u|B]=rS2$1baGjIXC:biY{hc`_$t-#u]N(1",
+"fr$wVB2,8)1,QeTwX[FH-r9aB5*3eR&U*sLMN$:iu!E9$)l,vBe^05kXp+#<Gc;^FgqN*]u1,KFU2SKtNypBMyA`1#f{1^$<4txC!aV@BQo,c,uB@[H_d",
+"(H(wC7[5s6H<Ub{2^rgGW{scVt_E[mo88'+)yZgTs4X>+V2KK1M2d*{A/<6M4gos]GX`54G)Z+mfh$^(uIN:D#*16wJk,~sB;(}IpSXNK2:w^4#|nm;;p",
+" rwC=jOA.QUs!7'gMqosqLc^a.|1mQFg@ZogW'Eco/6HR7W$7X(~,F.o+0'Q(,t-b~::rz3D=zy#NFPq=N)8^WUi4`K;,+Rm0Q!6TCOon&y^Q(|^hSpSM",
+"KQ8#~AP6!%Jv3(r=yo:(_ "
 };
-static const char *const wrpo__unicode_nfc[] = {   /* (code point - previous - 1) * 4 + count, zigzag steps to parts; count 0: a pair that composes */
-    "PHR4P`100200200200:00444j104]200200200<08q00200200<4:902500200200200:8<q00200200<08=8@100200200200:00444j104]200200200<08q0020020",
-    "0<4:902500200200200:8<q00200200<08=40>0_370P200o140P200o1T20P200k1]20P200o120P200o1:0P200o1:0P200m100P208m1q0P200o140P200o120P200",
-    "o1R20P200o1g10P200k1C0P200o180P200o120P200o1P20P200m1Y20P208m120P200o120P200o140P200o1T20P200o1Q2<290P200m1Z20P204m1[20P200o1p20",
-    "P200o1e10P20@k1E0P200o1p20P200o1e10P20<m1q0P200o140P200o1:0P208i1C0P200o1p20P200o1e10P200m1E0P200o120P200o1Z20P200o1e10P200m1f10",
-    "P200o1e10P208m1A0P200o120P200o140P200o180P200o120P200o1j10P200k1[20P200k100P200o1<02=0P200o1<0P200o1:0P20T4e2N0P20d1c100P20`3W3M0",
-    "P200_100P200c100P200c100P200^6q0P200o150P200o1F0P200o1G0P204_380P200TD00200QF00P208m9@0P200g100P200g1h10P200fGW20200W3@0f=00_R10<",
-    "U2E0P208a110P200^520P200m100P200K00P200];L0P200o140P200g130P200o140P200g130P200o140P200c130P200o140P200i130P200o140P200i130P200o1",
-    "40P200S2Z10P200m100P208g2c10P20H]290P200g1P20P200R7U20P200Q200P200[:60P200nK50200[M00P20aQ1^X1125T12E5m5m4U1kW1Hj600b^101c]10l]10",
-    "0400404<04<00800R20T3Q3>0H00H=0800400400T10T3S1>0H00;=0<0080@B000>p5V4q00@43=<I>@X1=0310F<X1E0l3P20h25;00@43=<V2>@g1=0310F<l2R3B0",
-    "20T9m5A0P20d1[200P200o140P208e130P208V:40200U<00P200m100P208m170P200o180P200c100P208d:00200g;00P200c270P200o180P200o160P200g150P2",
-    "08g100P20PU1hMfd10020R200Q220V21TCf804W10P2R10dZ2pU1`^1L@0860^4k102202202:02:02202B0280p=`9T800b1n1[2e12206J0^:V8P8:<0Z4S202202:0",
-    ":N0TMhAdA80_100b1n1[2e1220h6P7f9d6X3a102001b1pqP8n7l>b7n7H>000240W108V1hqh7b602001b1dAV9V740:06905Z1bp1bF`MV1D0B:0B:0B:0b1e13V1R3",
-    "U46042R4H620R1S40V2R2^3V1D0B:0B:0B:0b1e13`=Z9b7lk:P^5^`5440440440440<80P5b20440840020460`g2Q`=oP<0P200m1k10P200o1h10P200o1L0P200",
-    "Z6o20P200U:<0P200o1h10P200o1L0P200o1C0P200o1<0P200l:i20200120200k<h20P200o160P200VLc20200UN20P200m150P200m160P200o1h10P200o1e10P2",
-    "00o1n10P200o1>0P200m140P200p6m20P200W:00P200o1T20P200o1L0P200m1K0P200dl>m10200en>j20P200o170P200m1g20P200o1<0P200o1h10P200m1g10P2",
-    "00o1h10P200o1L0P200o170P200^6g20P200o1>0P200^5q0200120200iq00P200o1<0P200k100P200o1h10P200`n>m10200aPqj20P200m1c20P200o1h10P200^>",
-    "g10200:00200R`>00200mPq00P200o1h10P200o1L0P200o170P200m1A0P200o1H0P200o150P200Vqg202002>0200YA90P200o1P20P200m1U20P200o120P200o1>",
-    "0P200o110P200o1h10P200m1g10P200o120P200m110P200m190P200o1R20P200o1L0P200S100Ha20640404p@5@kCh10P200o1c10P200R6q0P200o110P200o1B0",
-    "P200o1;0P200lk>10200mi>102001102001B02001;0200ji>60200gUqj10P200o1c10P200o1;0P200Z630P200o110P200o1B0P200o1;0P200ll>10200oVq>0P20",
-    "0o1d10P200c100P200o1c10P200Z6q0P200o110P200o1B0P200o1;0P200`m>10200ib>102001102001B02001;02001P20200gD00P200o1c10P200dCq020011020",
-    "01B02001;02001P20200]EU20P200o1V20P200o1c10P200o1;0P20H`c1P10020nd=W102001202001R40200of=m20020^g=W102001202001R40200We=m20020fe=",
-    "W10200120208gg=T10020Vh=W10200120208Sf=T10020bf=W102001202001R40200ch=m20020Ri=W102001202001R40200of=m20020^g=W102001202001R40200",
-    "_i=m20020ni=W102001202001R40200cg=m20020Rh=W10200120208Sj=T10020bj=W10200120208Wh=T10020fh=W102001202001R40204gj=k24Xk=W140240R40",
-    "oh=m20020^i=W102001202001R40200_k=m20020nk=W102001202001R40200_k=S42020812020412020412020<12020<12020812028^c=X402002002002002002",
-    "00200200200200200200200200200R100200200200200200200200200200200200200200200200R300200200200200200200200200200200200200200200200",
-    "kk=m30030nk=R40mk=00904:50ZP>60YR>m300300720200X45`28Qa150hpq60ik=00A04B50nP>60QS>Y420204120200X40`R>Y400200R40[P>g30030R173Q1@",
-    "R`180d30R100Q3g30030072024ZV>100200R40aS>g30030<73;@007F00208l20<00[2g300300720207V10a_1W12021_48haqX40Uk=00:04950jR>60]U>Y42020D",
-    "120200X41Y_19ldq12aT1cU>=ke12Ce3h=nd@l2040X240h3h30080030`6R30@:0860l2`10440X3^108>0840460h2ePA04XRA0X1W100QQA00400pRA00208J00208",
-    "60020H600208>0020860020X4f100<0020040P6m200200X10020HP20020020020]7Ve612Vf7gb20l]5lf2RfF44044044044044044044044044044044086044044",
-    "0H>0002461002461002461002461002h2Y31T1^50d1L0440440440440440440440440440440440860440440H>0002461002461002461002461002h2Y318b40020",
-    "020020<F0UPX6fd]11WeB1pmC1SP11]o>1mY@1Vk21^kU1101eTS11PXL1cTN1Rl11lZ41VW:1ha41d[31fG1lC1^i31iXC1ba11lk11Z`11nU81jb61^X41mfU11V_21",
-    "nh;1^a31TQ:1Ro;1kpP11fY91Tn:1^i11eYC1n`q1^T31YeD1jT41VU31Ti21Tm>1_dP11RS11^B1pn81nP31jc31^]21da41ZP31p51Vi31Vd41jS21fX11kfB1Vq1",
-    "RR21bR31fc71fg51aj91]oH1ZR31he>1lQ21gQ71`V31`o91ZS51mQO1dh11Rk61^l11ZC1PR71`@1XQ<1agQ11bkF1mZG1O1PUD1Tj11VS31XX91Y_51Q[D1Vc31h_@1",
-    "YpN1lj61fR21Zg91bN1aUA1XnB1gcD1dn71gi81n[q1We31dj;1meD1fY21VZq1`d61RV31o^q1poA1_bA1ch41^nq1Ydq1Zl81][C1f[11P61`[;1pV:1`h21VV41j_3",
-    "1c]O1jD1Rc21bg21b]31bS51hb41VX>1j[21jR21^31USV11fR:1R[21fnA1k^H1ha11P71dY11bX51pR11Pd11Rd21dR21fW11^[71_S51Zc51^b11UcP11h81dQ11",
-    "fP>1do;1`N1QnE1hB1ph11VS41PY81ap41QYB1ZQ41l^21VM1TV11pi91^;1Rc51h:1ln81Tp21T51P=1iXT11VRE1pP<1X`21]mJ1eU91XU11Xa51R51de41bV21hl31",
-    "XW21d[71Ph51Ra71Y`L1pjG1YjQ11T_:1`71ld21fE1jf21PE1Ta11ZZ21ld=1Q_S11Rp81dTJ1iTS11l^61R]81Pd@1miG1bK1V]31Pg51n_A1iUR11pN1pU41lj41fC",
-    "1dE1jS21Rb31hM1^i41pe41T11f^41pa21UjQ11fg=1iY=1Vk>1`p11Tf81bZ81Xk21`T11_`K1XS31jQ:1ia31Z51TG1Sm41]R11n[=1_YN1pWJ1g_H1U31nY61jR21",
-    "VP=1Qe@1bi81cV31^XD1m^31RP71Sp61_[E1Ui61PX29dY15dQ79[Y:1hd@1Pj11TW11T21>1d21^l>1_Y=1n_15ZU35p^29Pd21Z<=To31J1h21hX21[]61bm21a`S11",
-    "bC1p61hG1f11j61hT11b61T61`M1`61hk11D1pR21X=1p21X61je11V91n:1XO1T_21V:1`@1hT11j;1^O1nV21j:1F111@1<1>1P3121T;1R41nC1XS11Z11`31RC1V9",
-    "1`N1h8101lM1b[21p81fF1`31dI1Z31lZ11T81fZ31hA1h31[lK1bWa71[]P79SoI1nh11i41_N1ZL1f31^D1V31VZ11_41X41b41`W11b51R91P11l@1p<1dj11>1P91",
-    "X41fB1p71[41p81k21T91T41PI1`51p31X@1lA1V:181f31VR21R41^H1dI1O1^51hq1PE1bS31Sg21d71f71^D1Z91Z31T>141f:1R11b11p51C1hH1ZN1n@1f;1P>1",
-    "b91dD1^<1jd11j91dh11`L1Z41P11bB1b31i21p3151Q11h41R51lG1PS11dC1^B1j=1pP21^61V71Z81X21H1P31^]11dX21lZT61;1Ri51_Sl71fW21R21PQY81^X51",
-    "VPA1oh_71f4^8Ykp2Y^E6b16Z1AD20230;Pp130022a192022082202202202202202206402202202202206406402206402206402202202202202Y1527<2D02B0",
-    "pYEZ[U4f_U4440h1D0X@h8j6020pS2ZQ1^Q100b1h]1TGVF00C40JpOnqTq020Zdk5lim2pkm2220300hjU73002300230023002j:R602203107320031023200mWV9",
-    "igQ6191B1R^i61Slh61l41J1^41`71n11l41_11QS>1hiX71i^j61>1P11V11Zji61UVX71lZ>1p21lki61Wki61J1_]11P^11B1dRP91cno81L1Wb>1he>1F1h21:1",
-    "Sf>1Tk>141f11p11F121R11T31@1B1b11D1410101jZk61gkp61[Z>1Z11Xhk61_gk61<1Z11`91[61P11P21d31X51d11V41P11R2101Z11T11@1N1XE1o@1RA1[<1V2",
-    "1iV21^^31oA1p21b11S81^:111f71`Sn61Som61:1N1X11@1P41pdn61T41k_n61n21H1m41l81_gA1L1hPB1p3101dXo61YPo61Z11N1H1Zbo61aao61>1jd11Qc11",
-    "QZB1n]B1L1T51U31^eP71QZP71VZP71_WP7151R11Z6121UkB1llB1f21Z11h21]PC1Rbd71]`d71XSC16161X11`pR91WYR91VSR7101ob`61m]A101eUC1Rol71TbG1",
-    "_WQ81B1_XC1^[C1V31D1T21`81]dC1k11`gC1PTS71iPS71R81814131l21X11X21K1F1n21X1181d11F1T41X51V21h71hkS71mlS71Q41h61f11R61jPT71mlS71i51",
-    "g11egD1fSE1Z11n11[21ePE1V^E1j11lYU71]RU71ZA1m:1obE1`gE1ahE1W21lZ;161ff:1W61RQ=1W]N1lcA181<1j31E1PWV71cWl71R[F1Y71j<1V31`nU71mmU71",
-    "m61Zq1]gF1ZjF1R61^41l;1foU71_lU71UpG1b`G1phV71UeV71[`G1XbG1j21f1121T]W71Sh>1nn>1gZW71lVX71ioW71L1[61n:1`21b31[31`21N1J1biW71cnW71",
-    "fq1n31ecH1`iH171dPX71_]X71ZG1PoW71P31_lW71V71e1151YXI1X[I1V31;1p31`WZ61omY61laX71]pX71nPY71UhX71J1f11`kY71_hY71Z11PZZ71n=1cYZ71R1",
-    "1m]J1b_J1i^J101nhJ1Z11Z11X11Z41mjJ1bPK1Ta[71__[71Xe[71Sb[71nRf61mhe61Rip71^11h81_TX81H1h^K1nop7111^21d11YQ]712101f21QaK1TeK1YdK1",
-    "P51^hY81ml]71l31P41anK1VdZ81op^71Xd^71f21[c^71h51g[L1RaL1D1:1jb_71fB101ak_71g^L1bjp81Yn_7161SjL1bU]81kj_71SSM1`TM191j11pXa71URa71",
-    "SVM1ppM1f31V41QaM1X__81n11k^_81Ph_81mea71Xla71aja71Z61F1Z]b71b41Upb71`db71_cb71n^i61chg71j]N1R51__N1VcN1aXC1T_V81L1SRJ1B1eih6161",
-    "di61UcU11pRO1;1T11cnG1loG141D1b21pUd71]Ud71`31p41d41c81d91d21P71W@1^7141P11dUd71ZC1[91cjc81plO141V21X[g71[Vg71`ld71mld8181PUe81RB",
-    "1]fe81Z^P11H1F141P41Q21p81g21^91Q51V41f11mjP11dPQ11P21_PQ11^VQ1161XPg71ohf71>1aZQ11ZpQ11mSZ11VoQ91`;1_Zi81B1bmQ11j41j91f<1VUh71",
-    "iog71p11d51h51`kh71ebk11aSm51M1X31l^m51cPm51X61dYk71f11aej71j51P21jQk71UQk71jA1n9121g51jG1h11Znk71mVk71[oU11TRV11Plk71QiQ91j]V11",
-    "QaL1RgL1TRm71Z=1gjS91@1dfV11dRn71_eT91XnT91eXn7101l11jhn71W]n71mjV11poV11l71f11h31oRW11TfW91kQP81lB1j;1mRX11n11dWX11^fQ81[mY91",
-    "jPZ91b@1V81[mQ81YfX11VjX11:1>1D1>1Z21ZpS8"
+/* runs of decompositions: count, gap, length - 1, then for each code point the zigzag steps to its parts.
+   count 0: two parts, which also compose */
+static const char *const wrpo__unicode_nfc[] = {
+"P9SX{<PX<=DW2ts]hY'v,]]41u>mH^c&XLOyyq$Ek+n/zAW NOZ6}z%dN*A*)1s&yTm<prlEr/UY-wo&me^^qG!A5n<35pQ1_!|be=Z'It|anXuXQ>-[R",
+",O2USG!;n7W`a5N,ut'=9%~[*Frm-P]N*&K_O|sz,5@Xv6!EhyUyWAYJ<>x|8yU!|bP~;TU0dz/o2>UMzkEY:W}Woabv`94!e}ti0pW-p]#K]{ mD7PQf",
+">hO`W^2; 3n:w[/=puFJ`);;#>'8/fJ:(I~'<Kw,eKP;@zO<E%RRWnQ,:CG%rtMVA~:'!7~4+zK/}~FfpHOJDsiU1v]93J{IZUolUmpWp.pOV<'d9SBEd",
+"r5$4Y8! ~7yrE`>+uD2ebbsSr-x+;v=KR'W-%~ydhER@$cQKG.9}]mj(L67xR<6):VfDPDm:9GbcFefodbPW ^`uxj=LMG|pCks=vw0_$IL{bWyz[# N~",
+"(l O7#G2<Fhu$Isix=>7Y$yW{X=X(lXMJ'rA51u`wGZ4{E>p[10X<CBy!Z/ r|'JN->]Q/QFJb>lY)GseHZ<kM-FPDwu@)k)IZJ*mY0+ [w{bY:|}h9Xf",
+"n&)'Co;X,UgF[Z&0~JCMNYBMCb}9f6iwWlDQb'&{V8T~mzkuw{L,.EH4-Fx(pWyp.c*Ms/GOr}91 YQTKE,FQJ3Hy<|'-c8O]@FK'HF)gQg_7ciYxVo l",
+",vYMz{61S;d+ Rcac`7'*h6]WkcoEgV@&QZO`O(BN-ol8UM{p-_]WBc=P_rI& m9VeM%4=LXB`J+>h[z,SX+{Zs59CPc>,#aQh9bUmZh4!bHdCvqoMcNZ",
+"al_Mq(oEp!._oc^rS%^40G39 $Xa._H5@%sUve'|=*/`1X*P<5} -dNnF.90t4'2(TW2=@+vT:AFcJK:z#bw..48Vx|FboV j=0ZK5LPq7n0sK YUwo-@",
+"fd7n([-z$N9DL,MF)2F/-|u]9r<(qX2x/WIRW(gF|Mayy,@.i:>Wb9j~yq6.i>LT@dTp95}1JzE_L'K:Ni8$|;x{J+ie gcXfVG2Ff>M1rjreH)Yks#i7",
+"fZzv Modg@x46Q&=hk5^=OQoTKDk*yYfs:E:_{n32ydk:NZv;;vH#d$XH8Q.kpBf|2g0c4ev(,*Xrj}[=7AhjAvaCXPn|'}v$E`HmbZQIvS&2~u5g%m'}",
+"6fu5<w~U3u)lj*L_<T9])/*^[{B ZOxmea;_j=E;F%FC2.OB3#:'aa<HkFF%<wy*P$|-zC({d=JUJf}_rBOWo4<H{`C5`$K$'9n>/Gtom&HY0UQRTV&5m",
+",bfoAq[Nvr.4H[1z#`Vb]x!f_z:fAC-Dmr_`9TQ_Z*kQ,oaHc$$J(@*K9<ebBpdS8Cf1cc.rn_E`R e_2JX3#N#H/yudt}1lMB~o}pW.sT5!nE3gGBP1`",
+"SuND[{o&W:Fr`V<VmjX zkgqs=J+nXD2x.368J@G!BI%Oobv:p+URj-h>O.d`3X Bl^Kdc2(qLX,b]E1~$}NSCpgmRyR9Z4%uLU^0n+}h) wdIR#5X/qg",
+"9#VhV~W:)=c:raP7Xu-RX ^esQm[}C0B1Gw|FMuRZ{`8[UlB)FO4Y(ht6x+IMUG4J%j~eW3N[@.O;*YM+lbxY|e24-p[!;124ZQ1__sbGA$O&'6^o/}74",
+"t_4eQ|3&Hzi:))Hw>z9,V &YaU~+95#RF(DW;(A/Q%hwSu)jSxqBq:]G~zn;0B:FYOu[Siw#V5}m`DB/IAYTrxqsSGB8sScyu;X(hM^q;Q1M0az5w^w_r",
+"_Y2~,qs60rlZb0!N'E~K)6z^[eV`g*8N#$+P(rhVTs7^$@(B={k7EidhDWY`ID3p.:_GJo,|KPPRH~(1vI4a8.&Lxk`wT(Tkd)^<-$hA)yHC`uKO*C|OR",
+"gIqg$uak%^'M!^4 -v1<3D]*cg*&.}&:v^I:JrBj6z>_MM6%-v-&{T}(MbXrTp`_=f8+ho;ls2*iwuT,YlbPP1&*l2V@7QGf&/|<na^l_JhH],qGI)[W4",
+"$JgYygS=Hau|Bv,-cZ$} aDS|Ie>>.=_'@Z)i4XrRi{~A~%=Z__/A||U$9z|+/R~),C4oJ[J/ED_##!#5}c'<Bfk{V]4[]zI`FUfm:r3sJrF_}MnQem[F",
+"tY>o.J/@o_#-&{dnm8''Mt/0s)tV8pn3BM/98$`NA@Vfeyo*bx!u$%Dgcp0iZ8w3l|~T)H tJ4cN4o7yCK]4zJ7w+,T,De+%7&!-wsR:LVtIVM;fg 2:^",
+")oE#:uh@_Ad_QG`Tf#Yn9;.*z^rI3{&<3rG0zn$uJo=krgsOf2/.6i+_>/yliOCluO!MQUe3AnOA/T7xGE,Z{Yo&y-c,VqWU78Y9S+b%#7q-Ql0'jGoGZ",
+"Sn.'svCr|*;C-whsUYXI5F(S/_c[wp+[1jaRJ-`s{zL3$JW/{5-L9.vf3jmlDZq}S;6eVL:=-`mR`#4j!vmEWE[h,*4Nf=CP$&e,ZSbJ#kC,XWvX#_8SH",
+"xfTEVU.b/5h^|DrBSeE+x z,y!NZ~%_bT[{=7b<^o6V8cD<,C+r-,5F%p#,61QrJ4J&uT/T1e:uK0*X>alz(MftPDp3M6St|<D;CUTtTB2oc6N7{P.()i",
+"=5Ld2nA^bQz_#d)*2d{kOV4fFGe*;xUqZUy5VG2nC`p*0C!-E^FJPS3wk:RFcfRA/B/c7c(oTE/pOIh9AO|Cu~UE>B}^/F)kz={}zI[)~BpaEm1eb37K.",
+"#/tC(]ZT~nnX#jxW.r2kkPF|'r*Yp/9OK@SZ A|c`nu>]kQwk0%#mn>h{I<5U2NIt&xMwx qv0y )nl1^JMg{E#is1H>!8rv9TcQ;j+JQ1R,@Ka8fr{6z",
+"O9G]:fXdiP}YO+1hp[2`w$~$Q)';OTH(>FK,R#>xqp}siv'um.#SNmEbJWXjHj}Rb rn#Y=v+l*K&.JmIaQjrep[@JP,+a}mjnUXkQ|Dw]82)p'wwRF8/",
+"X7Z(89IbC(uA4ZyPgBl7#^j-N!FsG [PVj*y2~>}`.q1(F,tfJ.JmH`{AUSJmEUX&k9G[*cP=-maVH0EzMeHFL=27T^9 [Vj&NTj%f-U4A:=.~8Ma0is-",
+" pHPG>{RG{sGJ6wIYLL=FZA'tQQ5!a'6oSF#dtH>[n82n*&Elmp~RS;a}Z,I+d}!U(9G^[/WC0g>IB6-^@W/17Nm|bt|2rJgE r.NCi*UJVL&3=b$*yeZ",
+"3hz;8va!,96UQGN:8T.6.M3Fu.O9&.@I|zzx;[{!NRkW2q/ATj.}lcBD~GWBfbV*[JF.$`UiMZLPgPfzPJ#^mhpz0|Mh|ECpFF;S!pF[(q(bs+QdhOoh<",
+"Nkuy`R3*0n>;]2 ClJ.X](r^]It'bc<WQ h}+]N&!,buZR`cXD#Xe]fZMVq:o2e/FYd{%2{>IQq@gO8mdU@tIzGEDR`R({CM|f{C(p,Cq@Hl5mvM>gNnu",
+"6IIhF!R0;kj^DB1C:~eWpqC/<DWB(Kl,;XUA{(1rC'U+4=Z0|(N@5!oWo3I6TSAQ@J<A*aY#6n&ML|8p.a9jHoo+V`9]Sh'^fm*8)6t_z5e}dJaNS6Vjr",
+"[jymW61cfengtS@k7yJ_/Z^8Qj :B9y0=cS>XXTRz.;3-<:=z}bcfO#<-#3@2'q0&D'*noh60IhU8aryv|F7HSn-m)#RqaonG_ar3,dGJ~l@qj5*#}2vW",
+"7zEPe]q*V1r*>yN2RoWI#/='CG71}rar9x&bjQ1&Ol'* 2@{TvSV8n1X+5[gmC6'!3_6x0DsZUUhjTg)pG=.z/X'/b_2[l.rD0]zBzNWQX&0)%/}W)T!%",
+"}Ke^L;LF+}T{V  0&8s2ol[Hl;eqa]Ak+8QP{zW{oT8*!lY{>ETp^iH2F}OBY_tf^)]1IXJ9]Zw<+#L[^2<$CW^uTKM7S#Yl4fqce@l}=*8A6s|9HyCIW",
+"DIR#s2-mWCfbWI!p^0`#kJ_=3Xg]*lZ{%,|.|_gRNJDWSzZ:P0{vbjy YY)u_(9~ dl Ki YkS)z~/96>HiRJPVj_[:I'ZY..oNd7~P^i)`n'2VkAw6AY",
+"6Y]lw0tar/>moy[ D%kvIw^Q,Qw "
 };
-static const char *const wrpo__unicode_ccc[] = {   /* first - previous last - 1, combining class, last - first */
-    "PHV7D0X700l630X700h600l640Z610l630Z610l6:0140l630V770`700V700l620V720l611V720l630V700X700l610V700Y700Z710Y700Z710Y700V7<c8V74Y8l6",
-    "00V730l600V720n600l600V750l650V710l600V710n600T700V700:00;00<00=00>00q00@00A00B00C10D00E00F01G01H00I01V700l601B0X2V770N00O00P10`1",
-    "K00L00M00N00O00P100Q100R100V710l610V740l600V710l60@S10U3V762V730l600V702V711l600V710l60S1T10NV700l600V710l600V710l620V700l610V700",
-    "l600V720l600V700l600V700l600V700l600V71P5V760l600V70R1V731V781V721V74[1l62h3V7=1l600V710l600V710l600V720l620K00L00M00V720l600V710",
-    "l610V74l170@903V700l600V71W370@90^370@90^370@90^370@90o390o3907d200k20U370@90o390l390]3W31090=[33p3f31>j33p2l61Kl601l601h60g1Q400",
-    "R401T405R432R401V710901V71n1l60`370191b2l60_FV72dM90O90m490:V70[6T70_4n600V700l60k6V700l60W290DV772l60`1V740l650V710l60f370q90V1",
-    "V700l600V76f191j170;91S270h4V721100l640V710l630V701164l606V703V71V6V710l600V760l600V710Z700f600l600Z600V7T15V700Y700l600V700l60`F",
-    "V710110V730120V714V703110V700l600V700110l630V70no2V72]490P3V7OZAj600T700X700n600P71Y381d^MV704V79P1V71`2V71d890m590KV7Ai1l62U190",
-    "o270<90_7V701V710l602V715V711V70d190f790`iCJ0QHV760l660V71]Nl60R7l60e4V74bd1l601V70X1V700100l60490U5V700l60oZ190h190i190070U2V72",
-    "`191n170p290970Z390070b570090a270@90HV763V74]690370k390070k790070n390f390070c390cX190`eC14k1V76W[D10VV5h610123R700h648l672V740l61",
-    "NV73d4V72k]3V761V7@2V761V711V74UU2l66]3V75070"
-};
-typedef struct wrpo__decomposition { int32_t c, count, part[3]; } wrpo__decomposition;   /* count 0: part[0], part[1] compose to c */
+typedef struct wrpo__packed {
+    const char *const *line, *s;  /* the line that is read, and what is left of it */
+    uint32_t range, code;
+    int16_t odds[35][21][16];     /* of a 1, in 4096ths, minus 2048: by context, size of the number, bits before */
+} wrpo__packed;
+static int wrpo__unpack_bit(wrpo__packed *p, int16_t *odds) {
+    for (; p->range < 1u << 24; p->range *= 92) {
+        if (!*p->s) p->s = *++p->line;
+        int digit = *p->s - ' ' - (*p->s > '"') - (*p->s > '?') - (*p->s > '\\');  /* 0..91: these three are not used */
+        p->code = p->code * 92 + (uint32_t)digit;
+        p->s++;
+    }
+    uint32_t ones = (p->range >> 12) * (uint32_t)(2048 + *odds);
+    bool bit = p->code < ones;
+    if (!bit) p->code -= ones;
+    p->range = bit ? ones : p->range - ones;
+    *odds = (int16_t)(*odds + ((bit ? 2047 : -2048) - *odds) / 8);
+    return bit;
+}
+static int32_t wrpo__unpack(wrpo__packed *p, int context) {
+    int32_t size = 0, v = 1;
+    while (wrpo__unpack_bit(p, &p->odds[context][size][0])) size++;
+    for (int k = 0; k < size; k++) {
+        int16_t even = 0;
+        v = 2 * v + wrpo__unpack_bit(p, v < 16 ? &p->odds[context][size][v] : &even);
+    }
+    return v - 1;
+}
+typedef struct wrpo__keyed { uint64_t key; int32_t value; } wrpo__keyed;
+typedef struct wrpo__decomposition { uint64_t key; int32_t count, part[3]; } wrpo__decomposition;  /* count 0: a pair */
+static uint64_t wrpo__pair(int32_t a, int32_t b) { return (uint64_t)a << 32 | (uint32_t)b; }
+static int wrpo__by_key(const void *a, const void *b) {
+    const uint64_t *x = a, *y = b;
+    return (*x > *y) - (*x < *y);
+}
 typedef struct wrpo__unicode {
-    uint8_t *kind;                   /* [0x110000] class, | WRPO__CAREFUL */
-    wrpo__decomposition *decompositions, *pairs;         /* stb arrays; by c; the composing ones by part[0], part[1] */
-    uint8_t *ccc;                    /* [0x110000] combining class */
+    uint16_t *kind;                       /* [0x110000] class, | WRPO__CAREFUL, | combining class << 8 */
+    wrpo__decomposition *decompositions;  /* stb array; key: the code point */
+    wrpo__keyed *pairs;                    /* stb array; key: the pair that composes to value */
 } wrpo__unicode;
 
-typedef struct wrpo__packed { const char *const *line; int64_t lines; const char *at; } wrpo__packed;
-static bool wrpo__unpack(wrpo__packed *p, int32_t *value) {        /* false: that was all */
-    if (!*p->at && --p->lines <= 0) return false;
-    if (!*p->at) p->at = *++p->line;
-    *value = 0;
-    for (int shift = 0;; shift += 5) {
-        int c = *p->at++, digit = (c == 'p' ? '\\' : c == 'q' ? '?' : c) - '0';
-        *value |= (int32_t)((uint32_t)(digit & 31) << shift);
-        if (digit < 32) return true;
-    }
-}
-static int wrpo__by_code(const void *a, const void *b) { return ((const wrpo__decomposition *)a)->c - ((const wrpo__decomposition *)b)->c; }
-static int wrpo__by_pair(const void *a, const void *b) {
-    const wrpo__decomposition *x = a, *y = b;
-    int k = x->part[0] == y->part[0];
-    return (x->part[k] > y->part[k]) - (x->part[k] < y->part[k]);
-}
 static void wrpo__unicode_load_classes(wrpo__arena *arena, wrpo__unicode *u) {
-    wrpo__packed in = {wrpo__unicode_classes, WRPO__COUNT(wrpo__unicode_classes), wrpo__unicode_classes[0]};
-    u->kind = wrpo__raw(arena, 0x110000, 1);
-    for (int32_t c = 0, v; wrpo__unpack(&in, &v); c += v / 16 + 1) memset(u->kind + c, v % 16, (size_t)(v / 16) + 1);
-}
-static void wrpo__unicode_load_nfc(wrpo__arena *arena, wrpo__unicode *u) {
-    wrpo__packed in = {wrpo__unicode_nfc, WRPO__COUNT(wrpo__unicode_nfc), wrpo__unicode_nfc[0]};
-    int32_t v, c, last[3] = {0};
-    if (u->decompositions) return;
-    for (c = -1; wrpo__unpack(&in, &v);) {
-        wrpo__decomposition d = {c += v / 4 + 1, v % 4, {0}};
-        for (int k = 0; k < (d.count ? d.count : 2) && wrpo__unpack(&in, &v); k++) d.part[k] = last[k] += v & 1 ? -(v + 1) / 2 : v / 2;
-        stbds_arrput(u->decompositions, d);
-        if (d.count) u->kind[c] |= WRPO__CAREFUL;      /* comes back as something else */
-        else {
-            u->kind[d.part[1]] |= WRPO__CAREFUL;       /* may join the code point before it */
-            stbds_arrput(u->pairs, d);
-        }
-    }
-    qsort(u->pairs, (size_t)stbds_arrlen(u->pairs), sizeof *u->pairs, wrpo__by_pair);
-    for (c = 0x1161; c <= 0x11C2; c++) if (c <= 0x1175 || c >= 0x11A8) u->kind[c] |= WRPO__CAREFUL;   /* Hangul vowels and finals */
-    in = (wrpo__packed){wrpo__unicode_ccc, WRPO__COUNT(wrpo__unicode_ccc), wrpo__unicode_ccc[0]};
-    u->ccc = wrpo__alloc(arena, 0x110000, 1);
-    for (c = 0; wrpo__unpack(&in, &v);) {
-        int32_t ccc = 0;
-        c += v;
-        wrpo__unpack(&in, &ccc);
-        wrpo__unpack(&in, &v);
-        for (int32_t end = c + v; c <= end; c++) u->ccc[c] = (uint8_t)ccc, u->kind[c] |= WRPO__CAREFUL;
+    wrpo__packed in = {.line = wrpo__unicode_classes, .s = wrpo__unicode_classes[0], .range = 1};
+    int32_t c = 0, class = 0;
+    u->kind = wrpo__raw(arena, 0x110000, sizeof *u->kind);
+    while (c < 0x110000) {
+        class = wrpo__unpack(&in, class);
+        int32_t end = c + wrpo__unpack(&in, 17 + class) + 1, kind = class;
+        if (class == 16) kind = WRPO__M | WRPO__CAREFUL | wrpo__unpack(&in, 34) << 8;
+        while (c < end) u->kind[c++] = (uint16_t)kind;
     }
 }
-typedef struct wrpo__mark { int32_t c, ccc; int64_t at; } wrpo__mark;   /* at: its place, which keeps the sort stable */
-static int wrpo__by_ccc(const void *a, const void *b) {
-    const wrpo__mark *x = a, *y = b;
-    if (x->ccc != y->ccc) return x->ccc < y->ccc ? -1 : 1;
-    return (x->at > y->at) - (x->at < y->at);
+static void wrpo__add_pair(wrpo__unicode *u, int32_t a, int32_t b, int32_t c) {
+    stbds_arrput(u->decompositions, ((wrpo__decomposition){(uint64_t)c, 0, {a, b}}));
+    stbds_arrput(u->pairs, ((wrpo__keyed){wrpo__pair(a, b), c}));
+    u->kind[b] |= WRPO__CAREFUL;
 }
-static void wrpo__put_mark(const wrpo__unicode *u, int32_t c, wrpo__mark **out) {
-    wrpo__mark m = {c, u->ccc[c], stbds_arrlen(*out)};
-    stbds_arrput(*out, m);
-}
-static void wrpo__decompose(const wrpo__unicode *u, int32_t c, wrpo__mark **out) {
-    if (c >= 0xAC00 && c <= 0xD7A3) {                  /* Hangul syllables, by arithmetic */
-        int32_t i = c - 0xAC00, parts[3] = {0x1100 + i / 588, 0x1161 + i % 588 / 28, 0x11A7 + i % 28};
-        for (int k = 0; k < (i % 28 ? 3 : 2); k++) wrpo__put_mark(u, parts[k], out);
-        return;
-    }
-    const wrpo__decomposition key = {c, 0, {0}}, *d = bsearch(&key, u->decompositions, (size_t)stbds_arrlen(u->decompositions), sizeof key, wrpo__by_code);
-    if (!d) wrpo__put_mark(u, c, out);
-    else if (!d->count) wrpo__decompose(u, d->part[0], out), wrpo__decompose(u, d->part[1], out);
-    for (int k = 0; d && k < d->count; k++) wrpo__put_mark(u, d->part[k], out);
-}
-static int32_t wrpo__compose(const wrpo__unicode *u, int32_t a, int32_t b) {   /* -1: they do not */
-    if (a >= 0x1100 && a <= 0x1112 && b >= 0x1161 && b <= 0x1175) return 0xAC00 + ((a - 0x1100) * 21 + (b - 0x1161)) * 28;
-    if (a >= 0xAC00 && a <= 0xD7A3 && (a - 0xAC00) % 28 == 0 && b >= 0x11A8 && b <= 0x11C2) return a + (b - 0x11A7);
-    wrpo__decomposition key = {0, 0, {a, b, 0}};
-    const wrpo__decomposition *d = bsearch(&key, u->pairs, (size_t)stbds_arrlen(u->pairs), sizeof key, wrpo__by_pair);
-    return d ? d->c : -1;
-}
-/* NFC of s, appended to out; false, and nothing done, where s is NFC as it stands. A cluster is a code point and the
-   careful ones behind it: no composition reaches across the border of two clusters. */
-static bool wrpo__nfc(const wrpo__unicode *u, const char *s, int64_t n, wrpo__text *out, wrpo__mark **marks) {
-    int64_t i = 0;
-    size_t k;
-    for (; i < n; i += (int64_t)k) if (u->kind[wrpo__utf8_get(s + i, (size_t)(n - i), &k)] & WRPO__CAREFUL) break;
-    if (i == n) return false;
-    for (i = 0; i < n;) {
-        int64_t begin = i, count = 0;
-        bool careful = false;
-        for (; i < n; i += (int64_t)k, count++) {
-            bool it_is = u->kind[wrpo__utf8_get(s + i, (size_t)(n - i), &k)] & WRPO__CAREFUL;
-            if (count && !it_is) break;
-            careful = careful || it_is;
-        }
-        if (!careful) { wrpo__text_add(out, s + begin, (size_t)(i - begin)); continue; }
-        stbds_arrsetlen(*marks, 0);
-        for (int64_t j = begin; j < i; j += (int64_t)k) wrpo__decompose(u, wrpo__utf8_get(s + j, (size_t)(n - j), &k), marks);
-        wrpo__mark *m = *marks;
-        int64_t len = stbds_arrlen(m), starter = -1, kept = 0;
-        for (int64_t j = 0, run; j < len; j += run + 1) {  /* canonical order: each run of marks by class */
-            for (run = 0; j + run < len && m[j + run].ccc; run++) {}
-            if (run > 1) qsort(m + j, (size_t)run, sizeof *m, wrpo__by_ccc);
-        }
-        for (int64_t j = 0; j < len; j++) {            /* canonical composition; m[0..kept) is done */
-            bool blocked = starter < 0 || (kept - 1 != starter && m[kept - 1].ccc >= m[j].ccc);
-            int32_t c = blocked ? -1 : wrpo__compose(u, m[starter].c, m[j].c);
-            if (c >= 0) { m[starter].c = c; continue; }
-            if (m[j].ccc == 0) starter = kept;
-            m[kept++] = m[j];
-        }
-        for (int64_t j = 0; j < kept; j++) {
-            char bytes[4];
-            wrpo__text_add(out, bytes, wrpo__utf8_put(bytes, (uint32_t)m[j].c));
+static void wrpo__unicode_load_nfc(wrpo__unicode *u) {
+    if (u->pairs) return;
+    wrpo__packed in = {.line = wrpo__unicode_nfc, .s = wrpo__unicode_nfc[0], .range = 1};
+    int32_t c = 0, last[3] = {0};
+    while (c <= 0x2FA1D) {  /* the last one */
+        int32_t count = wrpo__unpack(&in, 0);
+        c += wrpo__unpack(&in, 1);
+        for (int32_t end = c + wrpo__unpack(&in, 2) + 1; c < end; c++) {
+            for (int k = 0; k < (count ? count : 2); k++) {
+                int32_t step = wrpo__unpack(&in, 3 + k);
+                last[k] += step & 1 ? -(step + 1) / 2 : step / 2;
+            }
+            if (!count) { wrpo__add_pair(u, last[0], last[1], c); continue; }
+            stbds_arrput(u->decompositions, ((wrpo__decomposition){(uint64_t)c, count, {last[0], last[1], last[2]}}));
+            u->kind[c] |= WRPO__CAREFUL;
         }
     }
+    for (c = 0xAC00; c < 0xAC00 + 11172; c++) {  /* Hangul: another syllable and a final, or an initial and a vowel */
+        int32_t i = c - 0xAC00, final = i % 28;
+        if (final) wrpo__add_pair(u, c - final, 0x11A7 + final, c);
+        else wrpo__add_pair(u, 0x1100 + i / 588, 0x1161 + i / 28 % 21, c);
+    }
+    qsort(u->pairs, (size_t)stbds_arrlen(u->pairs), sizeof *u->pairs, wrpo__by_key);
+    qsort(u->decompositions, (size_t)stbds_arrlen(u->decompositions), sizeof *u->decompositions, wrpo__by_key);
+}
+
+/* The code point at s[i] of s[0..n), and where the next one begins; -1: not UTF-8. */
+static int32_t wrpo__char_at(const char *s, int64_t n, int64_t i, int64_t *next) {
+    size_t size;
+    int32_t c = wrpo__utf8_get(s + i, (size_t)(n - i), &size);
+    *next = i + (int64_t)size;
+    return c;
+}
+static int64_t wrpo__before(const char *s, int64_t i) {  /* where the code point before s[i] begins */
+    do i--; while (i > 0 && ((unsigned char)s[i] & 0xC0) == 0x80);
+    return i;
+}
+static bool wrpo__is_utf8(const char *s, size_t n, size_t *bad) {  /* bad: the first byte that is not */
+    size_t size;
+    for (*bad = 0; *bad < n; *bad += size)
+        if (wrpo__utf8_get(s + *bad, n - *bad, &size) < 0) return false;
     return true;
 }
 
+/* Appends the parts of c as marks. Their keys: the combining class, then the index, which keeps sorts stable. */
+static void wrpo__decompose(const wrpo__unicode *u, int32_t c, wrpo__keyed **out) {
+    const wrpo__decomposition own = {(uint64_t)c, 1, {c}}, *d;
+    d = bsearch(&own, u->decompositions, (size_t)stbds_arrlen(u->decompositions), sizeof own, wrpo__by_key);
+    if (!d) d = &own;
+    for (int k = 0; k < 2 && !d->count; k++) wrpo__decompose(u, d->part[k], out);
+    for (int k = 0; k < d->count; k++) {
+        int32_t part = d->part[k];
+        stbds_arrput(*out, ((wrpo__keyed){wrpo__pair(u->kind[part] >> 8, (int32_t)stbds_arrlen(*out)), part}));
+    }
+}
+/* Sorts each run of marks by combining class, then composes. Returns the new length. */
+static int64_t wrpo__recompose(const wrpo__unicode *u, wrpo__keyed *m, int64_t n) {
+    int64_t starter = -1, kept = 0;
+    for (int64_t i = 0, run; i < n; i += run + 1) {
+        for (run = 0; i + run < n && m[i + run].key >> 32; run++) {}
+        if (run > 1) qsort(m + i, (size_t)run, sizeof *m, wrpo__by_key);
+    }
+    for (int64_t i = 0; i < n; i++) {  /* m[0..kept) is done */
+        uint64_t ccc = m[i].key >> 32;
+        bool blocked = starter < 0 || (kept - 1 != starter && m[kept - 1].key >> 32 >= ccc);
+        wrpo__keyed key = {blocked ? 0 : wrpo__pair(m[starter].value, m[i].value), 0};
+        const wrpo__keyed *pair = bsearch(&key, u->pairs, (size_t)stbds_arrlen(u->pairs), sizeof key, wrpo__by_key);
+        if (pair) { m[starter].value = pair->value; continue; }
+        if (!ccc) starter = kept;
+        m[kept++] = m[i];
+    }
+    return kept;
+}
+static bool wrpo__careful(const wrpo__unicode *u, const char *s, int64_t n, int64_t i, int64_t *next) {
+    return u->kind[wrpo__char_at(s, n, i, next)] & WRPO__CAREFUL;
+}
+/* Appends NFC of s to out. Only clusters change: careful code points in a row, and the one before them. */
+static void wrpo__nfc(const wrpo__unicode *u, const char *s, int64_t n, wrpo__text *out, wrpo__keyed **marks) {
+    int64_t done = 0, cluster = 0, next;
+    for (int64_t i = 0; i < n; i = next) {
+        if (!wrpo__careful(u, s, n, i, &next)) { cluster = i; continue; }
+        while (next < n && wrpo__careful(u, s, n, next, &i)) next = i;
+        wrpo__text_add(out, s + done, (size_t)(cluster - done));
+        stbds_arrsetlen(*marks, 0);
+        while (cluster < next) wrpo__decompose(u, wrpo__char_at(s, n, cluster, &cluster), marks);
+        done = next;
+        int64_t count = wrpo__recompose(u, *marks, stbds_arrlen(*marks));
+        for (int64_t k = 0; k < count; k++) {
+            char bytes[4];
+            wrpo__text_add(out, bytes, wrpo__utf8_put(bytes, (uint32_t)(*marks)[k].value));
+        }
+    }
+    wrpo__text_add(out, s + done, (size_t)(n - done));
+}
+
 /* ---- regex: the part of oniguruma's syntax that tokenizers use ----
-   Alternatives of items; an item is a literal, an escape, a class in brackets or a lookahead for one of these, with
-   ? * + {m,n} and possessive ?+ *+ ++; groups (...), (?:...), (?i:...) with or without ?. The pattern becomes a
-   graph without cycles, which a backtracking matcher walks; its recursion is no deeper than the pattern is long. */
-typedef struct wrpo__char_set { uint64_t ascii[2]; uint32_t classes; bool negate; int32_t (*ranges)[2]; } wrpo__char_set;   /* ranges: stb array */
+   A pattern is alternatives of items. An item is a literal, an escape, a class in brackets or a lookahead for one of
+   these; all but lookaheads take ? * + {m,n} and possessive ?+ *+ ++. Groups are (...), (?:...) and (?i:...), with or
+   without ?. The pattern becomes a graph without cycles, and matching backtracks no deeper than the pattern is long. */
+typedef struct wrpo__charset {
+    bool ascii[128], negate;  /* ascii: the answer for these; the rest is for other code points */
+    uint32_t classes;
+    int32_t (*ranges)[2];     /* stb array: first, last */
+    const uint16_t *kind;     /* of each code point */
+} wrpo__charset;
 typedef enum wrpo__rx_kind { WRPO__RX_SET, WRPO__RX_AHEAD, WRPO__RX_FORK, WRPO__RX_JOIN, WRPO__RX_END } wrpo__rx_kind;
 typedef struct wrpo__rx_node {
     wrpo__rx_kind kind;
-    bool possessive, negative;       /* SET: never gives back; AHEAD: (?!...) */
-    int64_t min, max;                /* SET: how many */
-    int32_t next, other;             /* FORK: tried if `next` fails */
-    wrpo__char_set set;
+    bool possessive, negative;  /* SET: never gives back; AHEAD: (?!...) */
+    int64_t min, max;           /* SET: how many */
+    int32_t next, other;        /* FORK: other is tried if next fails */
+    wrpo__charset set;
 } wrpo__rx_node;
-typedef struct wrpo__regex { wrpo__rx_node *nodes; int32_t first; const uint8_t *kind; } wrpo__regex;
+typedef struct wrpo__regex { wrpo__rx_node *nodes; int32_t first; } wrpo__regex;
 
-static bool wrpo__set_has(const wrpo__char_set *s, const uint8_t *kind, int32_t c) {
-    bool in = s->classes >> (kind[c] & 15) & 1;
-    for (int64_t k = 0; k < stbds_arrlen(s->ranges) && !in; k++) in = c >= s->ranges[k][0] && c <= s->ranges[k][1];
-    return in != s->negate;
+static bool wrpo__set_has(const wrpo__charset *set, int32_t c) {
+    bool in = set->classes >> (set->kind[c] & 15) & 1;
+    for (int64_t k = 0; k < stbds_arrlen(set->ranges) && !in; k++)
+        in = c >= set->ranges[k][0] && c <= set->ranges[k][1];
+    return in != set->negate;
 }
-/* Bytes of the code point at s if the set has it, else 0. s is valid UTF-8. */
-static inline int64_t wrpo__set_at(const wrpo__char_set *set, const uint8_t *kind, const char *s, int64_t n) {
-    unsigned char c = (unsigned char)*s;
-    if (c < 128) return set->ascii[c >> 6] >> (c & 63) & 1;
-    size_t k;
-    return wrpo__set_has(set, kind, wrpo__utf8_get(s, (size_t)n, &k)) ? (int64_t)k : 0;
+/* The size of the code point at s[i] if the set has it, else 0. s is valid UTF-8. */
+static int64_t wrpo__set_at(const wrpo__charset *set, const char *s, int64_t n, int64_t i) {
+    int64_t next;
+    if (i >= n) return 0;
+    if ((unsigned char)s[i] < 128) return set->ascii[(unsigned char)s[i]];
+    return wrpo__set_has(set, wrpo__char_at(s, n, i, &next)) ? next - i : 0;
 }
-/* Where a match of the graph from node `at` that begins at s[i] ends; -1: nowhere. */
+/* Where a match that begins at s[i], from node `at` of the graph, ends; -1: there is none. */
 static int64_t wrpo__rx_match(const wrpo__regex *rx, int32_t at, const char *s, int64_t n, int64_t i) {
     for (;;) {
         const wrpo__rx_node *x = &rx->nodes[at];
         at = x->next;
-        int64_t count = 0, k, end;
+        int64_t count = 0, size, end;
         switch (x->kind) {
         case WRPO__RX_END: return i;
         case WRPO__RX_JOIN: break;
         case WRPO__RX_AHEAD:
-            if ((i < n && wrpo__set_at(&x->set, rx->kind, s + i, n - i)) == x->negative) return -1;
+            size = wrpo__set_at(&x->set, s, n, i);
+            if ((size > 0) == x->negative) return -1;
             break;
         case WRPO__RX_FORK:
-            if ((end = wrpo__rx_match(rx, x->next, s, n, i)) >= 0) return end;
+            end = wrpo__rx_match(rx, x->next, s, n, i);
+            if (end >= 0) return end;
             at = x->other;
             break;
         case WRPO__RX_SET:
-            for (; count < x->max && i < n && (k = wrpo__set_at(&x->set, rx->kind, s + i, n - i)); count++) i += k;
+            for (; count < x->max; count++) {
+                size = wrpo__set_at(&x->set, s, n, i);
+                if (!size) break;
+                i += size;
+            }
             if (count < x->min) return -1;
             if (x->possessive || rx->nodes[at].kind == WRPO__RX_END) break;
-            for (; count > x->min; count--) {          /* the longest first; the shortest goes on in this loop */
-                if ((end = wrpo__rx_match(rx, at, s, n, i)) >= 0) return end;
-                do i--; while (((unsigned char)s[i] & 0xC0) == 0x80);
+            for (; count > x->min; count--) {  /* tries the longest first; this loop goes on with the shortest */
+                end = wrpo__rx_match(rx, at, s, n, i);
+                if (end >= 0) return end;
+                i = wrpo__before(s, i);
             }
         }
     }
 }
-static bool wrpo__rx_takes_one(const wrpo__regex *rx) {            /* one code point, whatever it matches, and sees no other */
-    int64_t sets = 0, others = 0;
-    for (int64_t k = 0; k < stbds_arrlen(rx->nodes); k++) {
-        const wrpo__rx_node *x = &rx->nodes[k];
-        if (x->kind == WRPO__RX_SET && x->min == 1 && x->max == 1) sets++;
-        else others += x->kind != WRPO__RX_JOIN && x->kind != WRPO__RX_END;
-    }
-    return sets == 1 && !others;
-}
-/* The first match in s[from..n): [*begin, *end); false: none. No pattern matches the empty text. */
+/* The first match in s[from..n), as [*begin, *end). No pattern matches the empty text. */
 static bool wrpo__rx_find(const wrpo__regex *rx, const char *s, int64_t n, int64_t from, int64_t *begin, int64_t *end) {
     for (int64_t i = from; i < n; i++) {
         if (((unsigned char)s[i] & 0xC0) == 0x80) continue;
-        if ((*end = wrpo__rx_match(rx, rx->first, s, n, i)) >= 0) { *begin = i; return true; }
+        *begin = i;
+        *end = wrpo__rx_match(rx, rx->first, s, n, i);
+        if (*end >= 0) return true;
     }
     return false;
 }
 
-typedef struct wrpo__rx_parser {
-    wrpo_ctx *ctx; const char *name; const wrpo_json *json;   /* where the pattern stands */
-    const char *s; size_t n, i;
-    int depth; bool fold;            /* fold: inside (?i:...) */
-    wrpo__rx_node *nodes;
-    const uint8_t *kind;
-} wrpo__rx_parser;
-typedef struct wrpo__rx_part { int32_t first, last; int64_t shortest; } wrpo__rx_part;   /* entry, exit, fewest code points */
-
-_Noreturn static void wrpo__rx_fail(const wrpo__rx_parser *p, const char *what) {
-    wrpo__json_fail(p->ctx, WRPO_E_UNSUPPORTED, p->name, p->json, "regex, byte %zu: %s is not supported: %.*s", p->i + 1, what,
-                    (int)WRPO__MIN(p->n, 200), p->s);
-}
-static int wrpo__rx_peek(const wrpo__rx_parser *p, size_t ahead) { return p->i + ahead < p->n ? (unsigned char)p->s[p->i + ahead] : -1; }
-static bool wrpo__rx_take(wrpo__rx_parser *p, const char *text) {
-    size_t n = strlen(text);
-    if (p->n - p->i < n || memcmp(p->s + p->i, text, n) != 0) return false;
-    p->i += n;
-    return true;
-}
-static int32_t wrpo__rx_char(wrpo__rx_parser *p) {
-    size_t k;
-    if (p->i >= p->n) wrpo__rx_fail(p, "a pattern that ends here");
-    int32_t c = wrpo__utf8_get(p->s + p->i, p->n - p->i, &k);
-    if (c < 0) wrpo__rx_fail(p, "a pattern that is not UTF-8");
-    p->i += k;
-    return c;
-}
-static void wrpo__rx_range(wrpo__char_set *set, int32_t first, int32_t last) {
-    int32_t *range = *stbds_arraddnptr(set->ranges, 1);
-    range[0] = first, range[1] = last;
-}
-static int64_t wrpo__rx_number(wrpo__rx_parser *p, int base) {     /* -1: no digit here */
-    int64_t v = -1;
-    for (;; p->i++) {
-        int c = wrpo__rx_peek(p, 0), digit = c >= '0' && c <= '9' ? c - '0' : (c | 32) >= 'a' && (c | 32) <= 'f' ? (c | 32) - 'a' + 10 : 99;
-        if (digit >= base) return v;
-        v = (v < 0 ? 0 : v * base) + digit;
-        if (v > 0x10FFFF) wrpo__rx_fail(p, "a number this large");
-    }
-}
-/* What follows a backslash: a class, as its bits, or -- 0 -- the one code point *c. */
-static uint32_t wrpo__rx_escape(wrpo__rx_parser *p, int32_t *c) {
-    static const struct { const char *name; uint32_t classes; } names[] = {
-        {"L}", WRPO__L}, {"Lu}", 1u << WRPO__LU}, {"Ll}", 1u << WRPO__LL}, {"Lt}", 1u << WRPO__LT}, {"Lm}", 1u << WRPO__LM},
-        {"Lo}", 1u << WRPO__LO}, {"N}", WRPO__N}, {"Nd}", 1u << WRPO__ND}, {"M}", 1u << WRPO__M},
-        {"P}", 1u << WRPO__P | 1u << WRPO__PC}, {"S}", 1u << WRPO__S | 1u << WRPO__SW},
-    };
-    static const char control[][2] = {{'n', '\n'}, {'r', '\r'}, {'t', '\t'}, {'f', '\f'}, {'v', '\v'}, {'a', '\a'}};
-    *c = wrpo__rx_char(p);
-    if (*c == 's' || *c == 'S') return (*c == 's' ? 0 : WRPO__CLASSES) ^ 1u << WRPO__SPACE;
-    if (*c == 'd' || *c == 'D') return (*c == 'd' ? 0 : WRPO__CLASSES) ^ 1u << WRPO__ND;
-    if ((*c == 'p' || *c == 'P') && wrpo__rx_take(p, "{")) {
-        bool negate = (*c == 'P') != wrpo__rx_take(p, "^");
-        for (int64_t k = 0; k < WRPO__COUNT(names); k++)
-            if (wrpo__rx_take(p, names[k].name)) return (negate ? WRPO__CLASSES : 0) ^ names[k].classes;
-        wrpo__rx_fail(p, "this property");
-    }
-    for (int64_t k = 0; k < WRPO__COUNT(control); k++) if (*c == control[k][0]) { *c = control[k][1]; return 0; }
-    if (*c == 'x' && wrpo__rx_take(p, "{")) {
-        *c = (int32_t)wrpo__rx_number(p, 16);
-        if (*c < 0 || !wrpo__rx_take(p, "}")) wrpo__rx_fail(p, "this escape");
-        return 0;
-    }
-    if (*c == 'u') {
-        size_t begin = p->i, n = p->n;
-        p->n = WRPO__MIN(n, begin + 4);
-        *c = (int32_t)wrpo__rx_number(p, 16);
-        p->n = n;
-        if (p->i != begin + 4) wrpo__rx_fail(p, "this escape");
-        return 0;
-    }
-    if (*c >= 128 || (*c >= '0' && *c <= '9') || ((*c | 32) >= 'a' && (*c | 32) <= 'z') || *c < 32) wrpo__rx_fail(p, "this escape");
-    return 0;
-}
-static wrpo__char_set wrpo__rx_bracket(wrpo__rx_parser *p) {            /* behind '[' */
-    wrpo__char_set set = {{0}, 0, wrpo__rx_take(p, "^"), NULL};
-    if (wrpo__rx_peek(p, 0) == ']') wrpo__rx_fail(p, "an empty class");
-    for (bool begun = false; !wrpo__rx_take(p, "]"); begun = true) {
-        if (wrpo__rx_peek(p, 0) == '[') wrpo__rx_fail(p, "a class within a class");
-        if (wrpo__rx_peek(p, 0) == '&' && wrpo__rx_peek(p, 1) == '&') wrpo__rx_fail(p, "an intersection of classes");
-        if (wrpo__rx_peek(p, 0) == '-' && begun && wrpo__rx_peek(p, 1) != ']') wrpo__rx_fail(p, "'-' at this place");
-        int32_t first = wrpo__rx_char(p), last;
-        uint32_t classes = first == '\\' ? wrpo__rx_escape(p, &first) : 0;
-        set.classes |= classes;
-        if (classes) continue;
-        last = first;
-        if (wrpo__rx_peek(p, 0) == '-' && wrpo__rx_peek(p, 1) != ']') {
-            p->i++;
-            if (wrpo__rx_peek(p, 0) == '[') wrpo__rx_fail(p, "a class within a class");
-            last = wrpo__rx_char(p);
-            if ((last == '\\' && wrpo__rx_escape(p, &last)) || last < first) wrpo__rx_fail(p, "this range");
-        }
-        wrpo__rx_range(&set, first, last);
-    }
-    return set;
-}
-/* One literal, escape or class. In (?i:...) a letter is a class of its cases; only ASCII is folded, where U+017F
-   and U+212A fold too, and where two letters that a ligature folds to stand together the pattern is refused. */
-static wrpo__char_set wrpo__rx_atom(wrpo__rx_parser *p) {
-    static const char *const ligatures[] = {"ss", "ff", "fi", "fl", "st"};
-    wrpo__char_set set = {{0}, 0, false, NULL};
-    int32_t c = wrpo__rx_char(p);
-    if (p->fold && (c == '[' || c == '\\' || c >= 128)) { p->i--; wrpo__rx_fail(p, "anything but ASCII letters in (?i:...)"); }
-    if (c == '[') set = wrpo__rx_bracket(p);
-    else if (c == '\\') {
-        set.classes = wrpo__rx_escape(p, &c);
-        if (!set.classes) wrpo__rx_range(&set, c, c);
-    } else if (c < 128 && strchr(".^${}]?*+", (int)c)) {
-        p->i--;
-        wrpo__rx_fail(p, c == '.' ? "'.'" : strchr("^$", (int)c) ? "an anchor" : strchr("{?*+", (int)c) ? "this repetition" : "this bracket");
-    } else {
-        wrpo__rx_range(&set, c, c);
-        int32_t low = c | 32;
-        if (p->fold && low >= 'a' && low <= 'z') {
-            for (int k = 0; k < 5; k++)
-                if (low == ligatures[k][0] && (wrpo__rx_peek(p, 0) | 32) == ligatures[k][1])
-                    wrpo__rx_fail(p, "a pair of letters with a ligature in (?i:...)");
-            wrpo__rx_range(&set, c ^ 32, c ^ 32);
-            if (low == 's') wrpo__rx_range(&set, 0x17F, 0x17F);
-            if (low == 'k') wrpo__rx_range(&set, 0x212A, 0x212A);
-        }
-    }
-    for (int32_t k = 0; k < 128; k++) if (wrpo__set_has(&set, p->kind, k)) set.ascii[k >> 6] |= (uint64_t)1 << (k & 63);
-    return set;
-}
-static int32_t wrpo__rx_add(wrpo__rx_parser *p, wrpo__rx_kind kind) {
-    wrpo__rx_node node = {.kind = kind, .min = 1, .max = 1, .next = -1, .other = -1};
-    stbds_arrput(p->nodes, node);
-    return (int32_t)stbds_arrlen(p->nodes) - 1;
-}
-static wrpo__rx_part wrpo__rx_alternatives(wrpo__rx_parser *p);
-static wrpo__rx_part wrpo__rx_item(wrpo__rx_parser *p) {
-    bool ahead = wrpo__rx_peek(p, 0) == '(' && wrpo__rx_peek(p, 1) == '?' && (wrpo__rx_peek(p, 2) == '!' || wrpo__rx_peek(p, 2) == '=');
-    if (ahead) {
-        int32_t at = wrpo__rx_add(p, WRPO__RX_AHEAD);
-        p->i += 3;
-        p->nodes[at].negative = p->s[p->i - 1] == '!';
-        if (wrpo__rx_peek(p, 0) == '(' || wrpo__rx_peek(p, 0) == ')') wrpo__rx_fail(p, "a lookahead for more than one character");
-        wrpo__char_set set = wrpo__rx_atom(p);
-        p->nodes[at].set = set;
-        if (!wrpo__rx_take(p, ")")) wrpo__rx_fail(p, "a lookahead for more than one character");
-        return (wrpo__rx_part){at, at, 0};
-    }
-    if (wrpo__rx_take(p, "(")) {
-        bool fold = p->fold;
-        if (wrpo__rx_take(p, "?i:")) p->fold = true;
-        else if (!wrpo__rx_take(p, "?:") && wrpo__rx_peek(p, 0) == '?') wrpo__rx_fail(p, "this kind of group");
-        wrpo__rx_part part = wrpo__rx_alternatives(p);
-        if (!wrpo__rx_take(p, ")")) wrpo__rx_fail(p, "a group without its end");
-        p->fold = fold;
-        if (wrpo__rx_take(p, "?")) {                   /* the group, else nothing */
-            int32_t fork = wrpo__rx_add(p, WRPO__RX_FORK), join = wrpo__rx_add(p, WRPO__RX_JOIN);
-            p->nodes[fork].next = part.first, p->nodes[fork].other = join, p->nodes[part.last].next = join;
-            part = (wrpo__rx_part){fork, join, 0};
-        }
-        int c = wrpo__rx_peek(p, 0);
-        if (c == '?' || c == '*' || c == '+' || c == '{') wrpo__rx_fail(p, "this repetition of a group");
-        return part;
-    }
-    int32_t at = wrpo__rx_add(p, WRPO__RX_SET);
-    wrpo__char_set set = wrpo__rx_atom(p);
-    wrpo__rx_node *x = &p->nodes[at];
-    x->set = set;
-    if (wrpo__rx_take(p, "{")) {
-        int64_t min = wrpo__rx_number(p, 10), max = min;
-        if (wrpo__rx_take(p, ",")) max = wrpo__rx_number(p, 10), max = max < 0 && min >= 0 ? INT64_MAX : max;
-        x->min = WRPO__MAX(min, 0), x->max = max;
-        if (max < x->min || !wrpo__rx_take(p, "}")) wrpo__rx_fail(p, "this repetition");
-    } else if (wrpo__rx_peek(p, 0) == '?' || wrpo__rx_peek(p, 0) == '*' || wrpo__rx_peek(p, 0) == '+') {
-        int c = p->s[p->i++];
-        x->min = c == '+', x->max = c == '?' ? 1 : INT64_MAX;
-        x->possessive = wrpo__rx_take(p, "+");
-    }
-    int c = wrpo__rx_peek(p, 0);
-    if (c == '?' || c == '*' || c == '+' || c == '{') wrpo__rx_fail(p, "this repetition");
-    return (wrpo__rx_part){at, at, x->min};
-}
-static wrpo__rx_part wrpo__rx_sequence(wrpo__rx_parser *p) {
-    int32_t at = wrpo__rx_add(p, WRPO__RX_JOIN);
-    wrpo__rx_part all = {at, at, 0};
-    while (p->i < p->n && p->s[p->i] != '|' && p->s[p->i] != ')') {
-        wrpo__rx_part part = wrpo__rx_item(p);
-        p->nodes[all.last].next = part.first;
-        all.last = part.last;
-        all.shortest = WRPO__MIN(all.shortest + part.shortest, INT32_MAX);
-    }
-    return all;
-}
-static wrpo__rx_part wrpo__rx_alternatives(wrpo__rx_parser *p) {
-    if (++p->depth > 400) wrpo__rx_fail(p, "so many alternatives, or so deep a nest of groups");
-    wrpo__rx_part all = wrpo__rx_sequence(p);
-    int32_t join = wrpo__rx_add(p, WRPO__RX_JOIN);
-    p->nodes[all.last].next = join, all.last = join;
-    if (wrpo__rx_take(p, "|")) {                       /* this one, else the others */
-        wrpo__rx_part rest = wrpo__rx_alternatives(p);
-        int32_t fork = wrpo__rx_add(p, WRPO__RX_FORK);
-        p->nodes[fork].next = all.first, p->nodes[fork].other = rest.first, p->nodes[rest.last].next = join;
-        all = (wrpo__rx_part){fork, join, WRPO__MIN(all.shortest, rest.shortest)};
-    }
-    p->depth--;
-    return all;
-}
-/* literal: the text itself is the pattern */
-static wrpo__regex *wrpo__regex_new(wrpo__arena *arena, const char *name, const wrpo_json *json, const uint8_t *kind,
-                                    const char *s, size_t n, bool literal) {
-    wrpo__rx_parser p = {.ctx = arena->ctx, .name = name, .json = json, .s = s, .n = n, .kind = kind};
-    wrpo__rx_part all = {0, -1, 0};
-    if (n > 4096) wrpo__rx_fail(&p, "a pattern this long");
-    if (literal)
-        for (all.shortest = (int64_t)n; p.i < n; all.last++) {
-            int32_t c = wrpo__rx_char(&p), at = wrpo__rx_add(&p, WRPO__RX_SET);
-            wrpo__char_set *set = &p.nodes[at].set;
-            wrpo__rx_range(set, c, c);
-            if (c < 128) set->ascii[c >> 6] |= (uint64_t)1 << (c & 63);
-            p.nodes[at].next = at + 1;
-        }
-    else all = wrpo__rx_alternatives(&p);
-    if (p.i < p.n) wrpo__rx_fail(&p, "this bracket");
-    if (all.shortest == 0) wrpo__rx_fail(&p, "a pattern that matches the empty text");
-    int32_t end = wrpo__rx_add(&p, WRPO__RX_END);
-    if (all.last >= 0) p.nodes[all.last].next = end;
-    wrpo__regex *rx = WRPO__NEW(arena, wrpo__regex);
-    rx->nodes = p.nodes, rx->first = all.first, rx->kind = kind;
-    return rx;
-}
-
 /* ---- the tokenizer ---- */
-enum { WRPO__TOKEN_MODEL = 1, WRPO__TOKEN_ADDED = 2, WRPO__TOKEN_SPECIAL = 4, WRPO__TOKEN_SINGLE_WORD = 8, WRPO__TOKEN_LSTRIP = 16,
-       WRPO__TOKEN_RSTRIP = 32, WRPO__TOKEN_NORMALIZED = 64, WRPO__TOKEN_RENAMED = 128 };
-typedef struct wrpo__token { const char *text; int32_t size; uint32_t flags; } wrpo__token;   /* text NULL: no token has this id */
-typedef struct wrpo__renamed { int32_t id; wrpo__token token; } wrpo__renamed;
-typedef struct wrpo__merge { uint64_t pair; int32_t rank, id; } wrpo__merge;                  /* left << 32 | right; rank -1: free slot */
-typedef struct wrpo__trie { unsigned char byte; int32_t id, child, sibling; } wrpo__trie;     /* id -1: no token ends here */
-typedef enum wrpo__step_kind {
-    WRPO__STEP_NFC, WRPO__STEP_PREPEND, WRPO__STEP_REPLACE, WRPO__STEP_SPLIT, WRPO__STEP_BYTES,
-    WRPO__STEP_UNBYTES, WRPO__STEP_BYTE_FALLBACK, WRPO__STEP_FUSE, WRPO__STEP_STRIP, WRPO__STEP_METASPACE
-} wrpo__step_kind;
-typedef enum wrpo__behavior { WRPO__REMOVED, WRPO__ISOLATED, WRPO__MERGED_WITH_PREVIOUS, WRPO__MERGED_WITH_NEXT, WRPO__CONTIGUOUS } wrpo__behavior;
-typedef struct wrpo__stage {
-    wrpo__step_kind kind;
-    const wrpo__regex *regex;        /* REPLACE, SPLIT */
-    const char *text; size_t size;   /* PREPEND; REPLACE by it; STRIP, METASPACE: the character */
-    wrpo__behavior behavior; bool invert;                /* SPLIT */
-    bool unless, first;              /* PREPEND: not to a piece that begins with text already; only where the text begins */
-    int64_t start, stop;             /* STRIP: at most so many characters; METASPACE: start drops those of the first token */
-} wrpo__stage;
-typedef struct wrpo__word { uint8_t size, count; char text[22]; int32_t ids[10]; } wrpo__word;    /* 64 bytes of the word cache */
-enum { WRPO__WORDS = 1 << 13, WRPO__SMALL_CHARS = 1 << 10, WRPO__MAX_ID = 1 << 22 };
+enum {
+    WRPO__TOKEN_MODEL = 1, WRPO__TOKEN_ADDED = 2, WRPO__TOKEN_SINGLE_WORD = 4, WRPO__TOKEN_LSTRIP = 8,
+    WRPO__TOKEN_RSTRIP = 16, WRPO__TOKEN_SPECIAL = 32, WRPO__TOKEN_NORMALIZED = 64, WRPO__TOKEN_RENAMED = 128,
+    WRPO__WORDS = 1 << 13, WRPO__SMALL_CHARS = 1 << 10, WRPO__MAX_ID = 1 << 22
+};
+typedef struct wrpo__token { const char *text; int32_t size; uint32_t flags; } wrpo__token;  /* text NULL: none */
+typedef struct wrpo__merge { uint64_t pair; int32_t rank, id; } wrpo__merge;  /* rank -1: a free slot */
+typedef struct wrpo__added { const char *text; int32_t size, id, next; } wrpo__added;  /* next: is no longer; 0: none */
+typedef struct wrpo__word { uint8_t size, count; char text[22]; int32_t ids[10]; } wrpo__word;  /* in the cache */
 
-typedef struct wrpo__template {      /* text NULL: none; the rest by >>chat */
+typedef enum wrpo__edit_kind {
+    WRPO__EDIT_NONE,
+    WRPO__EDIT_ADDED,          /* cuts out added tokens; start: those of raw text 0, of normalized text 1 */
+    WRPO__EDIT_NFC,
+    WRPO__EDIT_REPLACE,        /* what matches regex becomes text */
+    WRPO__EDIT_PREPEND,        /* text before a piece; unless: if it is not there yet; first: before the first only */
+    WRPO__EDIT_SPLIT,          /* cuts where regex matches; invert: where it does not */
+    WRPO__EDIT_BYTES,          /* each byte becomes a character of GPT-2's alphabet */
+    WRPO__EDIT_UNBYTES,        /* and back; all tokens become one */
+    WRPO__EDIT_REPAIR,         /* what is not UTF-8 becomes U+FFFD */
+    WRPO__EDIT_BYTE_FALLBACK,  /* <0xNN> becomes a byte */
+    WRPO__EDIT_FUSE,           /* all tokens become one */
+    WRPO__EDIT_STRIP,          /* takes text away, at most start and stop times */
+    WRPO__EDIT_METASPACE       /* text becomes a space; start != 0: nothing, in the first token */
+} wrpo__edit_kind;
+typedef enum wrpo__behavior {  /* SPLIT: what becomes of a match */
+    WRPO__REMOVED, WRPO__ISOLATED, WRPO__MERGED_WITH_PREVIOUS, WRPO__MERGED_WITH_NEXT, WRPO__CONTIGUOUS
+} wrpo__behavior;
+typedef struct wrpo__edit {
+    wrpo__edit_kind kind;
+    const wrpo__regex *regex;
     const char *text; size_t size;
-    wrpo__arena *arena; const void *tree; bool compiled;
+    wrpo__behavior behavior;
+    bool invert, unless, first;
+    int64_t start, stop;
+} wrpo__edit;
+
+typedef struct wrpo__template {  /* text NULL: none; the rest by >>chat */
+    const char *text; size_t size;
+    wrpo__arena *arena; void *tokens;                    /* by >>chat: what the text compiles to */
 } wrpo__template;
 struct wrpo_tokenizer {
     wrpo_ctx *ctx;
-    wrpo__arena *arena, *scratch;    /* scratch: what one call needs; cleared by the next */
-    const char *dir;                 /* where it was loaded from */
+    wrpo__arena *arena, *scratch;        /* scratch: what one call needs; cleared by the next */
+    const char *dir;                     /* where it was loaded from */
     wrpo__unicode unicode;
-    wrpo__token *tokens; int64_t size;                   /* by id */
-    int32_t *slots; uint64_t mask, seed;                 /* text -> id: open addressing, -1 = free */
-    wrpo__merge *merges; uint64_t merge_mask;            /* pair -> rank and id: open addressing */
-    wrpo__trie *trie; bool begins[2][256];               /* added tokens; root 0: on raw text, root 1: on normalized text */
-    wrpo__renamed *renamed;          /* stb array: added tokens that decoding shows in their normalized form */
-    wrpo__stage *normalizer, *pre_tokenizer, *decoder;    /* stb arrays */
-    bool has_decoder, has_template, byte_fallback, fuse_unk, ignore_merges, has_unk, cut_at_mark;
-    const char *unk_text;            /* the model's unk_token */
-    int32_t unk, bytes[256], small[WRPO__SMALL_CHARS];   /* ids in the model: <0xNN>; of the single characters below U+0400 */
-    int32_t *prefix, *suffix;        /* stb arrays: the post-processor */
-    wrpo__word *words;               /* [WORDS] direct-mapped cache of BPE results */
-    const wrpo_json *config;         /* tokenizer_config.json, or NULL */
-    const char *special[7];          /* texts of wrpo__special_names; NULL: none */
-    int32_t bos, eos;                /* -1: none */
-    wrpo__template chat[2];          /* the second: for conversations with tools, if there is one */
+    wrpo__token *tokens; int64_t size;   /* by id */
+    int32_t *slots; uint64_t mask;       /* text -> id: open addressing, -1 = free */
+    wrpo__merge *merges; uint64_t merge_mask, seed;      /* pair -> rank and id: open addressing; seed: of both */
+    wrpo__added *added; int32_t heads[2][256];           /* stb array; raw, normalized: by first byte, the longest */
+    wrpo__edit *encoder, *decoder;       /* stb arrays; encoder: added tokens, normalizer, these again, pre-tokenizer */
+    int64_t normalizer_end;              /* encoder[1..here) is the normalizer */
+    bool has_decoder, has_template, byte_fallback, fuse_unk, ignore_merges, cut_at_mark;
+    const char *unk_text;                /* the model's unk_token, or NULL */
+    int32_t unk, bytes[256], small[WRPO__SMALL_CHARS];   /* ids: of unk_text, <0xNN>, the characters below U+0400 */
+    int16_t byte_char[256], char_byte[324];              /* the alphabet of byte-level BPE; -1: not of it */
+    int32_t *prefix, *suffix;            /* stb arrays: the post-processor */
+    wrpo__word *words;                   /* [WORDS] direct-mapped cache of BPE results */
+    const wrpo_json *config;             /* tokenizer_config.json, or NULL */
+    const char *special[7];              /* texts of wrpo__special_names; NULL: none */
+    int32_t bos, eos;                    /* -1: none */
+    wrpo__template chat[2];              /* the second, if there is one: for conversations with tools */
 };
 
-/* The vocabulary and the merges have tables of their own: the texts may hold NULs, ids are dense, a merge is looked
-   up once for each pair of symbols, and stb_ds's maps step a seed that all threads share. */
-static int64_t wrpo__slot(const wrpo_tokenizer *tok, const char *s, size_t n) {       /* where s is or would be */
-    uint64_t at = wrpo__hash(tok->seed, s, n);
-    for (;; at++) {
-        int32_t id = tok->slots[at &= tok->mask];
-        if (id < 0 || ((size_t)tok->tokens[id].size == n && memcmp(tok->tokens[id].text, s, n) == 0)) return (int64_t)at;
+/* Hash tables of our own: texts may hold NULs, and the maps of stb_ds change a seed that all threads share. */
+static int64_t wrpo__slot(const wrpo_tokenizer *tok, const char *s, size_t n) {  /* where s is or would be */
+    for (uint64_t at = wrpo__hash(tok->seed, s, n);; at++) {
+        at &= tok->mask;
+        int32_t id = tok->slots[at];
+        const wrpo__token *t = &tok->tokens[id < 0 ? 0 : id];
+        if (id < 0 || ((size_t)t->size == n && memcmp(t->text, s, n) == 0)) return (int64_t)at;
     }
 }
-static int32_t wrpo__token_id(const wrpo_tokenizer *tok, const char *content, size_t n) { return tok->slots[wrpo__slot(tok, content, n)]; }
-static int32_t wrpo__model_id(const wrpo_tokenizer *tok, const char *s, size_t n) {   /* -1 for tokens that are only added */
+static int32_t wrpo__token_id(const wrpo_tokenizer *tok, const char *s, size_t n) {  /* -1: none */
+    return tok->slots[wrpo__slot(tok, s, n)];
+}
+static int32_t wrpo__model_id(const wrpo_tokenizer *tok, const char *s, size_t n) {  /* -1: none, or only added */
     int32_t id = wrpo__token_id(tok, s, n);
     return id >= 0 && tok->tokens[id].flags & WRPO__TOKEN_MODEL ? id : -1;
 }
+static const wrpo__token *wrpo__token_of(const wrpo_tokenizer *tok, int32_t id) {  /* NULL: no token has this id */
+    return id >= 0 && id < tok->size && tok->tokens[id].text ? &tok->tokens[id] : NULL;
+}
 static bool wrpo__is_special(const wrpo_tokenizer *tok, int32_t id) {
-    return id >= 0 && id < tok->size && tok->tokens[id].flags & WRPO__TOKEN_SPECIAL;
+    const wrpo__token *token = wrpo__token_of(tok, id);
+    return token && token->flags & WRPO__TOKEN_SPECIAL;
 }
 static wrpo__merge *wrpo__merge_slot(const wrpo_tokenizer *tok, int32_t left, int32_t right) {
-    uint64_t pair = (uint64_t)left << 32 | (uint32_t)right, h = (pair ^ tok->seed) * 0x9E3779B97F4A7C15u;
-    for (h ^= h >> 32;; h++) {
-        wrpo__merge *m = &tok->merges[h &= tok->merge_mask];
+    uint64_t pair = wrpo__pair(left, right), at = (pair ^ tok->seed) * 0x9E3779B97F4A7C15u;
+    for (at ^= at >> 32;; at++) {
+        wrpo__merge *m = &tok->merges[at & tok->merge_mask];
         if (m->rank < 0 || m->pair == pair) return m;
     }
 }
-/* The alphabet of byte-level BPE (GPT-2): printable Latin-1 stands for itself, the rest for U+0100 and up, in order. */
-static uint32_t wrpo__byte_char(int byte) {
-    if ((byte > 32 && byte < 127) || (byte > 160 && byte != 173)) return (uint32_t)byte;
-    return 256 + (uint32_t)(byte <= 32 ? byte : byte <= 160 ? byte - 94 : 67);
-}
-static int wrpo__char_byte(int32_t c) {                /* -1: not of the alphabet */
-    if (c >= 256 && c < 324) return c <= 288 ? c - 256 : c < 323 ? c - 256 + 94 : 173;
-    return c >= 0 && c < 256 && wrpo__byte_char(c) == (uint32_t)c ? c : -1;
-}
 
-/* ---- pieces: what a text is cut into on its way. Steps rewrite (text -> spare, then swap) or only cut. ---- */
-typedef struct wrpo__piece { int64_t begin, end; int32_t id; bool first; } wrpo__piece;   /* id >= 0: an added token; first: of the whole text */
-typedef struct wrpo__symbol { int32_t id, prev, next; } wrpo__symbol;
-typedef struct wrpo__candidate { uint64_t key; int32_t id; } wrpo__candidate;             /* rank << 32 | position; what the merge makes */
+/* ---- pieces and edits ---- */
+typedef struct wrpo__piece {
+    int64_t begin, end;  /* of the text */
+    int32_t id;          /* >= 0: an added token, which no edit changes */
+    bool first;          /* of the whole text */
+} wrpo__piece;
+typedef struct wrpo__symbol { int32_t id, prev, next; } wrpo__symbol;  /* of a word in BPE, a list; id -1: merged */
 typedef struct wrpo__work {
     wrpo_tokenizer *tok;
-    bool continues;                  /* the first piece goes on from another text: nothing is put before it */
-    const char *s; int64_t n;        /* the text of the pieces: the caller's, or text.data */
-    wrpo__text text, spare;
-    wrpo__piece *pieces, *other;     /* stb arrays, as those below */
-    wrpo__mark *marks;
+    wrpo__arena *outer;         /* the arena that was current before */
+    bool continues, decodes;    /* nothing is put before the first piece; empty pieces are kept */
+    const char *s; int64_t n;   /* the text of the pieces: the caller's, or text.data */
+    wrpo__text text, spare;     /* spare: what an edit writes; its first `done` bytes are in pieces */
+    int64_t done, run;          /* run: bytes of <0xNN> tokens that follow these */
+    wrpo__piece *pieces, *put;  /* stb arrays, like those below; put: what an edit makes of the pieces */
     wrpo__symbol *symbols;
-    wrpo__candidate *heap;
+    wrpo__keyed *marks, *heap;  /* heap: possible merges; key: rank, left symbol; value: the merged one */
 } wrpo__work;
-static void wrpo__rewritten(wrpo__work *w) {           /* spare holds the new text */
-    wrpo__text swap = w->text;
-    w->text = w->spare, w->spare = swap;
-    if (!w->text.data) wrpo__text_add(&w->text, "", 0);
-    w->s = w->text.data, w->n = (int64_t)w->text.size;
-    w->spare.size = 0;
-}
+static const char wrpo__no_char[] = "\xEF\xBF\xBD";  /* U+FFFD: for bytes that are not UTF-8 */
+
 static void wrpo__put_piece(wrpo__work *w, int64_t begin, int64_t end, int32_t id, bool first) {
     wrpo__piece p = {begin, end, id, first};
-    if (end > begin) stbds_arrput(w->other, p);
+    if (end > begin || w->decodes) stbds_arrput(w->put, p);
 }
-static void wrpo__swap_pieces(wrpo__work *w) {
+static void wrpo__put_spare(wrpo__work *w, bool first) {  /* what spare has gained is a piece */
+    wrpo__put_piece(w, w->done, (int64_t)w->spare.size, -1, first);
+    w->done = (int64_t)w->spare.size;
+}
+static void wrpo__take_pieces(wrpo__work *w) {  /* those that were put become the pieces */
     wrpo__piece *swap = w->pieces;
-    w->pieces = w->other, w->other = swap;
-    stbds_arrsetlen(w->other, 0);
+    w->pieces = w->put, w->put = swap;
+    stbds_arrsetlen(w->put, 0);
 }
-
-static wrpo__class wrpo__class_at(const wrpo_tokenizer *tok, const char *s, int64_t from, int64_t to, size_t *size) {
-    return (wrpo__class)(tok->unicode.kind[wrpo__utf8_get(s + from, (size_t)(to - from), size)] & 15);
+static void wrpo__take_spare(wrpo__work *w) {  /* likewise the text */
+    wrpo__text swap = w->text;
+    w->text = w->spare, w->spare = swap;
+    wrpo__text_add(&w->text, "", 0);
+    w->s = w->text.data, w->n = (int64_t)w->text.size;
+    w->spare.size = 0, w->done = 0;
+    wrpo__take_pieces(w);
 }
-static int64_t wrpo__before(const char *s, int64_t i) { /* where the code point before s[i] begins */
-    do i--; while (i > 0 && ((unsigned char)s[i] & 0xC0) == 0x80);
-    return i;
+static bool wrpo__is_space(const wrpo_tokenizer *tok, const char *s, int64_t n, int64_t i, int64_t *next) {
+    return (tok->unicode.kind[wrpo__char_at(s, n, i, next)] & 15) == WRPO__SPACE;
 }
-/* Cuts s at the added tokens of one trie: the leftmost, there the longest, as the library does it -- also where a
-   token that strips the space to its right is followed by one that begins with this space, which then comes twice. */
-static void wrpo__cut_added(wrpo__work *w, int root, const char *s, int64_t n, bool first) {
+static bool wrpo__is_word(const wrpo_tokenizer *tok, const char *s, int64_t n, int64_t i) {
+    return WRPO__WORD >> (tok->unicode.kind[wrpo__char_at(s, n, i, &n)] & 15) & 1;
+}
+/* Cuts a piece at added tokens: the leftmost, there the longest, as the library does it. If a token strips the space on
+   its right and the next one begins with that space, the space comes twice, as in the library. */
+static void wrpo__cut_added(wrpo__work *w, const int32_t *heads, wrpo__piece p) {
     const wrpo_tokenizer *tok = w->tok;
-    int64_t done = 0;
-    size_t k;
+    const char *s = w->s + p.begin;
+    int64_t n = p.end - p.begin, done = 0, next;
     for (int64_t i = 0; i < n;) {
-        int64_t begin = i, end = i;
-        int32_t found = -1;
-        if (tok->begins[root][(unsigned char)s[i]])
-            for (int32_t at = tok->trie[root].child; at > 0 && i < n;) {
-                const wrpo__trie *node = &tok->trie[at];
-                if (node->byte != (unsigned char)s[i]) { at = node->sibling; continue; }
-                i++;
-                if (node->id >= 0) found = node->id, end = i;
-                at = node->child;
-            }
-        if (found < 0) { i = begin + 1; continue; }
-        i = end;
-        uint32_t flags = tok->tokens[found].flags;
+        if (!heads[(unsigned char)s[i]]) { i++; continue; }
+        const wrpo__added *a = &tok->added[heads[(unsigned char)s[i]]];
+        while (a->size && (n - i < a->size || memcmp(s + i, a->text, (size_t)a->size) != 0)) a = &tok->added[a->next];
+        int64_t begin = i, end = i + a->size;
+        i = WRPO__MAX(end, begin + 1);
+        if (begin == end) continue;
+        uint32_t flags = tok->tokens[a->id].flags;
         if (flags & WRPO__TOKEN_SINGLE_WORD) {
-            if (begin > 0 && WRPO__WORD >> wrpo__class_at(tok, s, wrpo__before(s, begin), begin, &k) & 1) continue;
-            if (end < n && WRPO__WORD >> wrpo__class_at(tok, s, end, n, &k) & 1) continue;
+            if (begin > 0 && wrpo__is_word(tok, s, begin, wrpo__before(s, begin))) continue;
+            if (end < n && wrpo__is_word(tok, s, n, end)) continue;
         }
-        if (flags & WRPO__TOKEN_LSTRIP)
-            while (begin > done && wrpo__class_at(tok, s, wrpo__before(s, begin), begin, &k) == WRPO__SPACE) begin = wrpo__before(s, begin);
-        if (flags & WRPO__TOKEN_LSTRIP) begin = WRPO__MAX(begin, done);
-        if (flags & WRPO__TOKEN_RSTRIP)
-            while (end < n && wrpo__class_at(tok, s, end, n, &k) == WRPO__SPACE) end += (int64_t)k;
-        if (done < begin) wrpo__put_piece(w, done, begin, -1, first && done == 0);
-        wrpo__put_piece(w, begin, end, found, false);
+        if (flags & WRPO__TOKEN_LSTRIP) {
+            begin = WRPO__MAX(begin, done);
+            while (begin > done && wrpo__is_space(tok, s, begin, wrpo__before(s, begin), &next))
+                begin = wrpo__before(s, begin);
+        }
+        if (flags & WRPO__TOKEN_RSTRIP) while (end < n && wrpo__is_space(tok, s, n, end, &next)) end = next;
+        if (done < begin) wrpo__put_piece(w, p.begin + done, p.begin + begin, -1, p.first && done == 0);
+        wrpo__put_piece(w, p.begin + begin, p.begin + end, a->id, false);
         done = end;
     }
-    wrpo__put_piece(w, done, n, -1, first && done == 0);
+    wrpo__put_piece(w, p.begin + done, p.end, -1, p.first && done == 0);
 }
-
-/* Whether a part of a text joins the part before it; matched: whether they match the pattern. */
+/* Does a part of a text join the part before it? before, matched: whether each matches the pattern. */
 static bool wrpo__joins(wrpo__behavior behavior, bool before, bool matched) {
-    switch (behavior) {
-    case WRPO__MERGED_WITH_PREVIOUS: return matched && !before;
-    case WRPO__MERGED_WITH_NEXT: return before && !matched;
-    case WRPO__CONTIGUOUS: return before == matched;
-    default: return false;
-    }
+    if (behavior == WRPO__MERGED_WITH_PREVIOUS) return matched && !before;
+    if (behavior == WRPO__MERGED_WITH_NEXT) return before && !matched;
+    return behavior == WRPO__CONTIGUOUS && before == matched;
 }
-static void wrpo__split_piece(wrpo__work *w, const wrpo__stage *step, wrpo__piece p) {
-    int64_t begin = p.begin, end = p.begin, open = -1, match_begin, match_end;   /* open: where the piece being made begins */
-    bool before = false, more = true;
-    while (more && end < p.end) {
-        more = wrpo__rx_find(step->regex, w->s, p.end, end, &match_begin, &match_end);
-        if (!more) match_begin = match_end = p.end;
-        for (int k = 0; k < 2; k++) {                  /* what lies before the match, then the match */
-            begin = end, end = k ? match_end : match_begin;
+static void wrpo__split_piece(wrpo__work *w, const wrpo__edit *e, wrpo__piece p) {
+    int64_t end = p.begin, open = -1;  /* open: where the piece that grows begins; -1: there is none */
+    bool before = false;
+    while (end < p.end) {
+        int64_t match[2];
+        if (!wrpo__rx_find(e->regex, w->s, p.end, end, &match[0], &match[1])) match[0] = match[1] = p.end;
+        for (int k = 0; k < 2; k++) {  /* what is before the match, then the match */
+            int64_t begin = end;
+            end = match[k];
             if (begin == end) continue;
-            bool matched = (k == 1) != step->invert;
-            if (open >= 0 && !wrpo__joins(step->behavior, before, matched)) {
+            bool matched = (k == 1) != e->invert;
+            if (open >= 0 && !wrpo__joins(e->behavior, before, matched)) {
                 wrpo__put_piece(w, open, begin, -1, p.first && open == p.begin);
                 open = -1;
             }
-            if (open < 0 && !(matched && step->behavior == WRPO__REMOVED)) open = begin;
+            if (open < 0 && !(matched && e->behavior == WRPO__REMOVED)) open = begin;
             before = matched;
         }
     }
     if (open >= 0) wrpo__put_piece(w, open, end, -1, p.first && open == p.begin);
 }
-static void wrpo__replace(wrpo__text *out, const wrpo__stage *step, const char *s, int64_t n) {
-    for (int64_t at = 0, begin, end; at < n; at = end) {
-        if (!wrpo__rx_find(step->regex, s, n, at, &begin, &end)) begin = end = n;
-        wrpo__text_add(out, s + at, (size_t)(begin - at));
-        if (end > begin) wrpo__text_add(out, step->text, step->size);
+static bool wrpo__begins(const wrpo__edit *e, const char *s, int64_t n) {  /* does s begin with the edit's text? */
+    return n >= (int64_t)e->size && memcmp(s, e->text, e->size) == 0;
+}
+static int wrpo__hex_digit(char c) {  /* -1: none */
+    char low = (char)(c | 32);
+    if (c >= '0' && c <= '9') return c - '0';
+    return low >= 'a' && low <= 'f' ? low - 'a' + 10 : -1;
+}
+static int wrpo__byte_token(const char *s, int64_t n) {  /* the byte NN of <0xNN>; -1: another token */
+    if (n != 6 || memcmp(s, "<0x", 3) != 0 || s[5] != '>') return -1;
+    int high = wrpo__hex_digit(s[3]), low = wrpo__hex_digit(s[4]);
+    return high < 0 || low < 0 ? -1 : high * 16 + low;
+}
+/* <0xNN> tokens in a row are the bytes of a text; if that is not UTF-8, each byte becomes U+FFFD. */
+static void wrpo__end_run(wrpo__work *w) {
+    size_t bad;
+    int64_t run = w->run;
+    w->run = 0;
+    if (!run) return;
+    if (wrpo__is_utf8(w->spare.data + w->done, (size_t)run, &bad)) { wrpo__put_spare(w, false); return; }
+    for (w->spare.size = (size_t)w->done; run > 0; run--) {
+        wrpo__text_add(&w->spare, wrpo__no_char, 3);
+        wrpo__put_spare(w, false);
     }
 }
-/* One step of the normalizer (there the segment is one piece) or of the pre-tokenizer, on all pieces of text. */
-static void wrpo__encode_step(wrpo__work *w, const wrpo__stage *step) {
-    for (int64_t i = 0; i < stbds_arrlen(w->pieces); i++) {
-        wrpo__piece p = w->pieces[i];
-        const char *s = w->s + p.begin;
-        int64_t n = p.end - p.begin;
-        size_t begin = w->spare.size;
-        bool has;
-        if (p.id >= 0) { stbds_arrput(w->other, p); continue; }
-        switch (step->kind) {
-        case WRPO__STEP_SPLIT:
-            wrpo__split_piece(w, step, p);
-            continue;
-        case WRPO__STEP_NFC:
-            if (!wrpo__nfc(&w->tok->unicode, s, n, &w->spare, &w->marks)) wrpo__text_add(&w->spare, s, (size_t)n);
-            break;
-        case WRPO__STEP_PREPEND:
-            has = step->unless && (size_t)n >= step->size && memcmp(s, step->text, step->size) == 0;
-            if (!has && (p.first ? !w->continues : !step->first)) wrpo__text_add(&w->spare, step->text, step->size);
-            wrpo__text_add(&w->spare, s, (size_t)n);
-            break;
-        case WRPO__STEP_REPLACE:
-            wrpo__replace(&w->spare, step, s, n);
-            break;
-        default:                                       /* BYTES */
-            for (int64_t j = 0, run; j < n; j += run) {
-                char utf8[4];
-                for (run = 0; j + run < n && s[j + run] > 32 && s[j + run] < 127; run++) {}
-                if (run) wrpo__text_add(&w->spare, s + j, (size_t)run);
-                else wrpo__text_add(&w->spare, utf8, wrpo__utf8_put(utf8, wrpo__byte_char((unsigned char)s[j]))), run = 1;
-            }
+static bool wrpo__fuses(const wrpo__edit *e) { return e->kind == WRPO__EDIT_UNBYTES || e->kind == WRPO__EDIT_FUSE; }
+static void wrpo__edit_piece(wrpo__work *w, const wrpo__edit *e, wrpo__piece p) {
+    wrpo__text *out = &w->spare;
+    const char *s = w->s + p.begin;
+    int64_t n = p.end - p.begin, one = (int64_t)e->size, next;
+    size_t begin = out->size;
+    int byte = -1;
+    bool wanted;
+    char c;
+    switch (e->kind) {  /* after the switch, s[0..n) is added to out */
+    case WRPO__EDIT_NONE: case WRPO__EDIT_FUSE: break;
+    case WRPO__EDIT_ADDED: wrpo__cut_added(w, w->tok->heads[e->start], p); return;
+    case WRPO__EDIT_SPLIT: wrpo__split_piece(w, e, p); return;
+    case WRPO__EDIT_NFC:
+        wrpo__nfc(&w->tok->unicode, s, n, out, &w->marks);
+        n = 0;
+        break;
+    case WRPO__EDIT_REPLACE:
+        for (int64_t i = 0; i < n; i = next) {
+            int64_t match;
+            if (!wrpo__rx_find(e->regex, s, n, i, &match, &next)) match = next = n;
+            if (match > i) wrpo__text_add(out, s + i, (size_t)(match - i));
+            if (next > match) wrpo__text_add(out, e->text, e->size);
         }
-        wrpo__put_piece(w, (int64_t)begin, (int64_t)w->spare.size, -1, p.first);
+        n = 0;
+        break;
+    case WRPO__EDIT_PREPEND:
+        wanted = p.first ? !w->continues : !e->first;
+        if (wanted && !(e->unless && wrpo__begins(e, s, n))) wrpo__text_add(out, e->text, e->size);
+        break;
+    case WRPO__EDIT_BYTES:
+        for (int64_t i = 0; i < n; i = next) {
+            char utf8[4];
+            for (next = i; next < n && s[next] > 32 && s[next] < 127; next++) {}
+            wrpo__text_add(out, s + i, (size_t)(next - i));
+            if (next == n) break;
+            wrpo__text_add(out, utf8, wrpo__utf8_put(utf8, (uint32_t)w->tok->byte_char[(unsigned char)s[next++]]));
+        }
+        n = 0;
+        break;
+    case WRPO__EDIT_UNBYTES:  /* a token with a character outside the alphabet is text already */
+        for (int64_t i = 0; i < n; i = next) {
+            int32_t from = wrpo__char_at(s, n, i, &next);
+            byte = from >= 0 && from < WRPO__COUNT(w->tok->char_byte) ? w->tok->char_byte[from] : -1;
+            if (byte < 0) break;
+            c = (char)byte;
+            wrpo__text_add(out, &c, 1);
+        }
+        if (byte < 0) out->size = begin;
+        else n = 0;
+        break;
+    case WRPO__EDIT_REPAIR:
+        for (int64_t i = 0; i < n; i = next) {
+            bool good = wrpo__char_at(s, n, i, &next) >= 0;
+            wrpo__text_add(out, good ? s + i : wrpo__no_char, good ? (size_t)(next - i) : 3);
+        }
+        n = 0;
+        break;
+    case WRPO__EDIT_BYTE_FALLBACK:
+        byte = wrpo__byte_token(s, n);
+        c = (char)byte;
+        if (byte < 0) wrpo__end_run(w);
+        else s = &c, n = 1, w->run++;
+        break;
+    case WRPO__EDIT_STRIP:
+        for (int64_t k = 0; k < e->start && wrpo__begins(e, s, n); k++) s += one, n -= one;
+        for (int64_t k = 0; k < e->stop && n >= one && wrpo__begins(e, s + n - one, one); k++) n -= one;
+        break;
+    case WRPO__EDIT_METASPACE:
+        for (int64_t i = 0; i < n; i = next) {
+            wrpo__char_at(s, n, i, &next);
+            if (!wrpo__begins(e, s + i, n - i)) wrpo__text_add(out, s + i, (size_t)(next - i));
+            else if (!e->start || stbds_arrlen(w->put)) wrpo__text_add(out, " ", 1);
+        }
+        n = 0;
+        break;
     }
-    if (step->kind != WRPO__STEP_SPLIT) wrpo__rewritten(w);
-    wrpo__swap_pieces(w);
+    if (n) wrpo__text_add(out, s, (size_t)n);
+    if (!wrpo__fuses(e) && !w->run) wrpo__put_spare(w, p.first);
+}
+static void wrpo__edit_all(wrpo__work *w, const wrpo__edit *edits, int64_t count) {
+    for (int64_t k = 0; k < count; k++) {
+        const wrpo__edit *e = &edits[k];
+        for (int64_t i = 0; i < stbds_arrlen(w->pieces); i++) {
+            if (w->pieces[i].id >= 0) stbds_arrput(w->put, w->pieces[i]);
+            else wrpo__edit_piece(w, e, w->pieces[i]);
+        }
+        wrpo__end_run(w);
+        if (wrpo__fuses(e)) wrpo__put_spare(w, true);
+        if (e->kind == WRPO__EDIT_ADDED || e->kind == WRPO__EDIT_SPLIT) wrpo__take_pieces(w);
+        else wrpo__take_spare(w);
+    }
+}
+static void wrpo__begin_text(wrpo__work *w, const char *s, int64_t n) {  /* as one piece */
+    w->s = s, w->n = n;
+    stbds_arrsetlen(w->put, 0);
+    wrpo__put_piece(w, 0, n, -1, true);
+    wrpo__take_pieces(w);
 }
 
 /* ---- BPE ---- */
-static int32_t wrpo__char_id(const wrpo_tokenizer *tok, const char *s, int64_t n, size_t *size) {   /* of the character at s */
-    int32_t c = wrpo__utf8_get(s, (size_t)n, size);
-    return c < WRPO__SMALL_CHARS ? tok->small[c] : wrpo__model_id(tok, s, *size);
-}
 static void wrpo__put_symbol(wrpo__work *w, int32_t id) {
     int32_t at = (int32_t)stbds_arrlen(w->symbols);
-    wrpo__symbol symbol = {id, at - 1, at + 1};
-    stbds_arrput(w->symbols, symbol);
+    stbds_arrput(w->symbols, ((wrpo__symbol){id, at - 1, at + 1}));
 }
 static void wrpo__symbols(wrpo__work *w, const char *s, int64_t n) {
     const wrpo_tokenizer *tok = w->tok;
-    int64_t pending = 0;             /* unknown characters whose unk is not written yet */
-    size_t size;
+    bool pending = false;  /* an unknown character whose unk is not written yet */
+    int64_t next;
     stbds_arrsetlen(w->symbols, 0);
-    for (int64_t i = 0; i < n; i += (int64_t)size) {
-        int32_t id = wrpo__char_id(tok, s + i, n - i, &size);
-        if (id >= 0) {
-            if (pending) wrpo__put_symbol(w, tok->unk);
-            pending = 0;
-            wrpo__put_symbol(w, id);
+    for (int64_t i = 0; i < n; i = next) {
+        int32_t c = wrpo__char_at(s, n, i, &next);
+        int32_t id = c < WRPO__SMALL_CHARS ? tok->small[c] : wrpo__model_id(tok, s + i, (size_t)(next - i));
+        bool bytes = id < 0 && tok->byte_fallback;
+        for (int64_t k = i; k < next && bytes; k++) bytes = tok->bytes[(unsigned char)s[k]] >= 0;
+        if (bytes) {  /* before an unk that is pending: the library's order */
+            for (int64_t k = i; k < next; k++) wrpo__put_symbol(w, tok->bytes[(unsigned char)s[k]]);
             continue;
         }
-        bool all = tok->byte_fallback;                 /* the bytes go before an unk that is pending: the library's order */
-        for (size_t k = 0; k < size && all; k++) all = tok->bytes[(unsigned char)s[i + (int64_t)k]] >= 0;
-        if (all) { for (size_t k = 0; k < size; k++) wrpo__put_symbol(w, tok->bytes[(unsigned char)s[i + (int64_t)k]]); continue; }
-        if (!tok->has_unk) continue;                   /* dropped, as the library drops it */
-        if (tok->unk < 0)
-            wrpo__fail(tok->ctx, WRPO_E_FORMAT, "a character has no token, and unk_token \"%.80s\" is not in the vocabulary", tok->unk_text);
-        if (pending && !tok->fuse_unk) wrpo__put_symbol(w, tok->unk);
-        pending++;
+        if (id < 0 && !tok->unk_text) continue;  /* dropped, as the library drops it */
+        if (id < 0 && tok->unk < 0)
+            wrpo__fail(tok->ctx, WRPO_E_FORMAT, "a character has no token, and unk_token \"%.80s\" is not in the "
+                       "vocabulary", tok->unk_text);
+        if (pending && (id >= 0 || !tok->fuse_unk)) wrpo__put_symbol(w, tok->unk);
+        pending = id < 0;
+        if (id >= 0) wrpo__put_symbol(w, id);
     }
     if (pending) wrpo__put_symbol(w, tok->unk);
     if (stbds_arrlen(w->symbols)) stbds_arrlast(w->symbols).next = -1;
 }
-/* A binary heap by key: the lowest rank first, of equals the leftmost. */
-static void wrpo__propose(wrpo__work *w, int32_t at) { /* the merge of symbol `at` and the next, if there is one */
+/* A binary heap: the lowest rank first, of equal ranks the leftmost. */
+static void wrpo__push_merge(wrpo__work *w, int32_t at) {  /* of symbol `at` and the next, if there is one */
     int32_t next = w->symbols[at].next;
     if (next < 0) return;
     const wrpo__merge *m = wrpo__merge_slot(w->tok, w->symbols[at].id, w->symbols[next].id);
     if (m->rank < 0) return;
-    wrpo__candidate c = {(uint64_t)m->rank << 32 | (uint32_t)at, m->id};
+    wrpo__keyed c = {wrpo__pair(m->rank, at), m->id};
     stbds_arrput(w->heap, c);
     int64_t i = stbds_arrlen(w->heap) - 1;
-    for (int64_t up; i > 0 && w->heap[up = (i - 1) / 2].key > c.key; i = up) w->heap[i] = w->heap[up];
+    for (; i > 0 && w->heap[(i - 1) / 2].key > c.key; i = (i - 1) / 2) w->heap[i] = w->heap[(i - 1) / 2];
     w->heap[i] = c;
 }
-static wrpo__candidate wrpo__best(wrpo__work *w) {
-    wrpo__candidate top = w->heap[0], last = stbds_arrpop(w->heap);
+static wrpo__keyed wrpo__pop_merge(wrpo__work *w) {
+    wrpo__keyed top = w->heap[0], last = stbds_arrpop(w->heap);
     int64_t n = stbds_arrlen(w->heap), i = 0;
-    for (int64_t down; (down = 2 * i + 1) < n; i = down) {
+    for (int64_t down = 1; down < n; down = 2 * i + 1) {
         if (down + 1 < n && w->heap[down + 1].key < w->heap[down].key) down++;
         if (w->heap[down].key >= last.key) break;
         w->heap[i] = w->heap[down];
+        i = down;
     }
     if (n) w->heap[i] = last;
     return top;
+}
+static void wrpo__merge_symbols(wrpo__work *w) {
+    wrpo__symbol *y = w->symbols;
+    for (int64_t i = 0; i < stbds_arrlen(y); i++) wrpo__push_merge(w, (int32_t)i);
+    while (stbds_arrlen(w->heap)) {
+        wrpo__keyed best = wrpo__pop_merge(w);
+        int32_t at = (int32_t)(best.key & 0xFFFFFFFFu), next = y[at].next;
+        if (y[at].id < 0 || next < 0) continue;  /* merged into another symbol since */
+        const wrpo__merge *m = wrpo__merge_slot(w->tok, y[at].id, y[next].id);
+        if (m->rank < 0 || m->id != best.value) continue;  /* another pair is here now */
+        y[at].id = m->id, y[at].next = y[next].next, y[next].id = -1;
+        if (y[at].next >= 0) y[y[at].next].prev = at;
+        if (y[at].prev >= 0) wrpo__push_merge(w, y[at].prev);
+        wrpo__push_merge(w, at);
+    }
+}
+static void wrpo__put_ids(int32_t **ids, const int32_t *more, int64_t n) {
+    if (n) memcpy(stbds_arraddnptr(*ids, (size_t)n), more, (size_t)n * sizeof *more);
 }
 static void wrpo__bpe(wrpo__work *w, const char *s, int64_t n, int32_t **ids) {
     const wrpo_tokenizer *tok = w->tok;
@@ -6091,565 +6194,678 @@ static void wrpo__bpe(wrpo__work *w, const char *s, int64_t n, int32_t **ids) {
     if (n <= (int64_t)sizeof word->text) {
         word = &tok->words[wrpo__hash(tok->seed, s, (size_t)n) % WRPO__WORDS];
         if (word->size == n && memcmp(word->text, s, (size_t)n) == 0) {
-            memcpy(stbds_arraddnptr(*ids, word->count), word->ids, word->count * sizeof *word->ids);
+            wrpo__put_ids(ids, word->ids, word->count);
             return;
         }
     }
-    int64_t first = stbds_arrlen(*ids), count;
+    int64_t first = stbds_arrlen(*ids);
     int32_t whole = tok->ignore_merges ? wrpo__model_id(tok, s, (size_t)n) : -1;
     if (whole >= 0) stbds_arrput(*ids, whole);
     else {
         wrpo__symbols(w, s, n);
-        wrpo__symbol *y = w->symbols;
-        count = stbds_arrlen(y);
-        stbds_arrsetlen(w->heap, 0);
-        for (int64_t i = 0; i < count; i++) wrpo__propose(w, (int32_t)i);
-        while (stbds_arrlen(w->heap)) {
-            wrpo__candidate best = wrpo__best(w);
-            int32_t at = (int32_t)(best.key & 0xFFFFFFFFu), next = y[at].next;
-            if (y[at].id < 0 || next < 0) continue;    /* merged into another symbol since */
-            const wrpo__merge *m = wrpo__merge_slot(tok, y[at].id, y[next].id);
-            if (m->rank < 0 || m->id != best.id) continue;                /* another pair stands here now */
-            y[at].id = m->id, y[at].next = y[next].next, y[next].id = -1;
-            if (y[at].next >= 0) y[y[at].next].prev = at;
-            if (y[at].prev >= 0) wrpo__propose(w, y[at].prev);
-            wrpo__propose(w, at);
-        }
-        for (int64_t i = 0; i < count; i++) if (y[i].id >= 0) stbds_arrput(*ids, y[i].id);
+        wrpo__merge_symbols(w);
+        for (int64_t i = 0; i < stbds_arrlen(w->symbols); i++)
+            if (w->symbols[i].id >= 0) stbds_arrput(*ids, w->symbols[i].id);
     }
-    count = stbds_arrlen(*ids) - first;
+    int64_t count = stbds_arrlen(*ids) - first;
     if (!word || count > WRPO__COUNT(word->ids)) return;
     word->size = (uint8_t)n, word->count = (uint8_t)count;
     memcpy(word->text, s, (size_t)n);
     if (count) memcpy(word->ids, *ids + first, (size_t)count * sizeof *word->ids);
 }
-/* SentencePiece models have no pre-tokenizer: a whole segment is one word. Where no merge makes a token with a mark
-   (U+2581) behind another character, and no character is dropped, none can reach across such a place: cutting there
-   changes nothing, but the words are short again. */
+/* SentencePiece models have no pre-tokenizer: a whole text is one word. If no merge makes a token with a mark (U+2581)
+   after another character, and no character is dropped, no merge reaches across such a place: cutting there changes
+   nothing, and the words are short again. */
 static const char wrpo__mark_text[] = "\xE2\x96\x81";
-static bool wrpo__mark_at(const char *s, int64_t n, int64_t i) { return i >= 0 && i + 3 <= n && memcmp(s + i, wrpo__mark_text, 3) == 0; }
+static inline bool wrpo__cut_at(const char *s, int64_t n, int64_t i) {
+    if (s[i] != wrpo__mark_text[0] || i + 3 > n || memcmp(s + i, wrpo__mark_text, 3) != 0) return false;
+    return i < 3 || memcmp(s + i - 3, wrpo__mark_text, 3) != 0;
+}
 static void wrpo__bpe_cut(wrpo__work *w, const char *s, int64_t n, int32_t **ids) {
     int64_t begin = 0;
-    if (w->tok->cut_at_mark)
-        for (int64_t i = 1; i + 3 <= n; i++) {
-            if (s[i] != wrpo__mark_text[0] || !wrpo__mark_at(s, n, i) || wrpo__mark_at(s, n, i - 3)) continue;
-            wrpo__bpe(w, s + begin, i - begin, ids);
-            begin = i;
-        }
+    for (int64_t i = 1; i < n && w->tok->cut_at_mark; i++) {
+        if (!wrpo__cut_at(s, n, i)) continue;
+        wrpo__bpe(w, s + begin, i - begin, ids);
+        begin = i;
+    }
     wrpo__bpe(w, s + begin, n - begin, ids);
 }
 
-/* ---- text -> ids ---- */
-static bool wrpo__is_utf8(const char *s, size_t n, size_t *bad) {  /* bad: where the first offence is */
-    for (size_t i = 0, k; i < n; i += k) if (wrpo__utf8_get(s + i, n - i, &k) < 0) { *bad = i; return false; }
-    return true;
-}
-/* The normalized text, as one piece: w->s and w->n. */
-static void wrpo__normalize(wrpo__work *w, const char *s, int64_t n, bool first) {
-    w->s = s, w->n = n;
-    stbds_arrsetlen(w->pieces, 0);
-    stbds_arrsetlen(w->other, 0);
-    wrpo__put_piece(w, 0, n, -1, first);
-    wrpo__swap_pieces(w);
-    for (int64_t i = 0; i < stbds_arrlen(w->tok->normalizer); i++) wrpo__encode_step(w, &w->tok->normalizer[i]);
-}
-static void wrpo__encode_segment(wrpo__work *w, const char *s, int64_t n, bool first, int32_t **ids) {
-    const wrpo_tokenizer *tok = w->tok;
-    wrpo__normalize(w, s, n, first);
-    if (tok->trie[1].child > 0) wrpo__cut_added(w, 1, w->s, w->n, first), wrpo__swap_pieces(w);
-    for (int64_t i = 0; i < stbds_arrlen(tok->pre_tokenizer); i++) wrpo__encode_step(w, &tok->pre_tokenizer[i]);
-    for (int64_t i = 0; i < stbds_arrlen(w->pieces); i++) {
-        wrpo__piece p = w->pieces[i];
-        if (p.id >= 0) stbds_arrput(*ids, p.id);
-        else wrpo__bpe_cut(w, w->s + p.begin, p.end - p.begin, ids);
-    }
-}
-/* Appends the ids of text to *ids, an stb array. */
-static void wrpo__encode(wrpo_tokenizer *tok, const char *text, size_t n, unsigned flags, int32_t **ids) {
-    if (n > INT32_MAX) wrpo__fail(tok->ctx, WRPO_E_UNSUPPORTED, "a text of %zu bytes: more than %d cannot be tokenized at once", n, INT32_MAX);
-    size_t bad;
-    if (!wrpo__is_utf8(text, n, &bad)) wrpo__fail(tok->ctx, WRPO_E_FORMAT, "text to tokenize: not UTF-8 at byte %zu", bad);
-    if (!*ids) stbds_arrsetcap(*ids, n / 4 + 16);      /* in the caller's arena; what grows stays in its arena */
-    wrpo__arena *outer = wrpo__current;
+/* ---- encode and decode ---- */
+static wrpo__work wrpo__work_begin(wrpo_tokenizer *tok) {  /* what it allocates is in tok->scratch */
+    wrpo__work w = {.tok = tok, .outer = wrpo__current, .text.arena = tok->scratch, .spare.arena = tok->scratch};
     wrpo__arena_clear(tok->scratch);
     wrpo__current = tok->scratch;
-    wrpo__work w = {.tok = tok, .continues = flags & WRPO_TOKENIZER_CONTINUE, .text.arena = tok->scratch, .spare.arena = tok->scratch};
-    wrpo__cut_added(&w, 0, text, (int64_t)n, true);
-    wrpo__piece *segments = w.other;
-    w.other = NULL;
-    if (flags & WRPO_TOKENIZER_SPECIAL) for (int64_t i = 0; i < stbds_arrlen(tok->prefix); i++) stbds_arrput(*ids, tok->prefix[i]);
-    for (int64_t i = 0; i < stbds_arrlen(segments); i++) {
-        wrpo__piece p = segments[i];
-        if (p.id >= 0) stbds_arrput(*ids, p.id);
-        else wrpo__encode_segment(&w, text + p.begin, p.end - p.begin, p.first, ids);
-    }
-    if (flags & WRPO_TOKENIZER_SPECIAL) for (int64_t i = 0; i < stbds_arrlen(tok->suffix); i++) stbds_arrput(*ids, tok->suffix[i]);
-    wrpo__current = outer;
-    wrpo__arena_clear(tok->scratch);
+    return w;
 }
-
-/* ---- ids -> text ---- */
-static void wrpo__put_token(wrpo__work *w, size_t begin) { /* what spare has gained since begin; may be empty */
-    stbds_arrput(w->other, ((wrpo__piece){(int64_t)begin, (int64_t)w->spare.size, -1, false}));
+static void wrpo__work_end(const wrpo__work *w) {
+    wrpo__current = w->outer;
+    wrpo__arena_clear(w->tok->scratch);
 }
-/* <0xNN> tokens in a row are the bytes of a text; if that is not UTF-8, each byte becomes U+FFFD. */
-static int wrpo__byte_token(const char *s, int64_t n) {    /* -1: another token */
-    int v = 0;
-    if (n != 6 || memcmp(s, "<0x", 3) != 0 || s[5] != '>') return -1;
-    for (int i = 3; i < 5; i++) {
-        int c = (unsigned char)s[i], digit = c >= '0' && c <= '9' ? c - '0' : (c | 32) >= 'a' && (c | 32) <= 'f' ? (c | 32) - 'a' + 10 : -1;
-        if (digit < 0) return -1;
-        v = v * 16 + digit;
-    }
-    return v;
-}
-static void wrpo__end_bytes(wrpo__work *w, size_t begin, int64_t run) {
+/* Appends the ids of text to *ids, an stb array of the caller's arena. */
+static void wrpo__encode(wrpo_tokenizer *tok, const char *text, size_t n, unsigned flags, int32_t **ids) {
     size_t bad;
-    if (!run) return;
-    if (wrpo__is_utf8(w->spare.data + begin, (size_t)run, &bad)) { wrpo__put_token(w, begin); return; }
-    w->spare.size = begin;
-    for (; run > 0; run--, begin = w->spare.size) wrpo__text_add(&w->spare, "\xEF\xBF\xBD", 3), wrpo__put_token(w, begin);
-}
-static void wrpo__decode_step(wrpo__work *w, const wrpo__stage *step) {
-    int64_t run = 0, count = stbds_arrlen(w->pieces);  /* run: bytes of <0xNN> tokens at the end of spare */
-    for (int64_t i = 0; i < count; i++) {
-        const char *s = w->s + w->pieces[i].begin;
-        int64_t n = w->pieces[i].end - w->pieces[i].begin, one = (int64_t)step->size, cut = 0;
-        size_t begin = w->spare.size, k;
-        int byte;
-        bool known = true;
-        switch (step->kind) {
-        case WRPO__STEP_UNBYTES:                       /* a token with a character outside the alphabet stands for itself */
-            for (int64_t j = 0; j < n && known; j += (int64_t)k) known = wrpo__char_byte(wrpo__utf8_get(s + j, (size_t)(n - j), &k)) >= 0;
-            for (int64_t j = 0; j < n && known; j += (int64_t)k) {
-                char c = (char)wrpo__char_byte(wrpo__utf8_get(s + j, (size_t)(n - j), &k));
-                wrpo__text_add(&w->spare, &c, 1);
-            }
-            if (!known) wrpo__text_add(&w->spare, s, (size_t)n);
-            continue;
-        case WRPO__STEP_FUSE:
-            wrpo__text_add(&w->spare, s, (size_t)n);
-            continue;
-        case WRPO__STEP_BYTE_FALLBACK:
-            if ((byte = wrpo__byte_token(s, n)) >= 0) {
-                char c = (char)byte;
-                wrpo__text_add(&w->spare, &c, 1);
-                run++;
-                continue;
-            }
-            wrpo__end_bytes(w, begin - (size_t)run, run);
-            begin = w->spare.size, run = 0;
-            wrpo__text_add(&w->spare, s, (size_t)n);
-            break;
-        case WRPO__STEP_REPLACE:
-            wrpo__replace(&w->spare, step, s, n);
-            break;
-        case WRPO__STEP_STRIP:
-            for (; cut < step->start && n >= one && memcmp(s, step->text, step->size) == 0; cut++) s += one, n -= one;
-            for (cut = 0; cut < step->stop && n >= one && memcmp(s + n - one, step->text, step->size) == 0; cut++) n -= one;
-            wrpo__text_add(&w->spare, s, (size_t)n);
-            break;
-        default:                                       /* METASPACE: the mark is a space, or in the first token nothing */
-            for (int64_t j = 0; j < n; j += (int64_t)k) {
-                wrpo__utf8_get(s + j, (size_t)(n - j), &k);
-                bool mark = k == step->size && memcmp(s + j, step->text, k) == 0;
-                if (!mark) wrpo__text_add(&w->spare, s + j, k);
-                else if (i > 0 || !step->start) wrpo__text_add(&w->spare, " ", 1);
-            }
-        }
-        wrpo__put_token(w, begin);
+    if (n > INT32_MAX)
+        wrpo__fail(tok->ctx, WRPO_E_UNSUPPORTED, "a text of %zu bytes: more than %d cannot be tokenized at once", n,
+                   INT32_MAX);
+    if (!wrpo__is_utf8(text, n, &bad))
+        wrpo__fail(tok->ctx, WRPO_E_FORMAT, "text to tokenize: not UTF-8 at byte %zu", bad);
+    if (!*ids) stbds_arrsetcap(*ids, n / 4 + 16);  /* before the scratch arena becomes the current one */
+    wrpo__work w = wrpo__work_begin(tok);
+    w.continues = flags & WRPO_TOKENIZER_CONTINUE;
+    wrpo__begin_text(&w, text, (int64_t)n);
+    wrpo__edit_all(&w, tok->encoder, stbds_arrlen(tok->encoder));
+    if (flags & WRPO_TOKENIZER_SPECIAL) wrpo__put_ids(ids, tok->prefix, stbds_arrlen(tok->prefix));
+    for (int64_t i = 0; i < stbds_arrlen(w.pieces); i++) {
+        wrpo__piece p = w.pieces[i];
+        if (p.id >= 0) stbds_arrput(*ids, p.id);
+        else wrpo__bpe_cut(&w, w.s + p.begin, p.end - p.begin, ids);
     }
-    wrpo__end_bytes(w, w->spare.size - (size_t)run, run);
-    if (step->kind == WRPO__STEP_UNBYTES) {            /* all tokens as one; what is not UTF-8 becomes U+FFFD */
-        wrpo__text raw = w->spare;
-        w->spare = (wrpo__text){.arena = raw.arena};
-        for (size_t i = 0, k; i < raw.size; i += k) {
-            bool ok = wrpo__utf8_get(raw.data + i, raw.size - i, &k) >= 0;
-            wrpo__text_add(&w->spare, ok ? raw.data + i : "\xEF\xBF\xBD", ok ? k : 3);
-        }
-    }
-    if (step->kind == WRPO__STEP_UNBYTES || step->kind == WRPO__STEP_FUSE) wrpo__put_token(w, 0);
-    wrpo__rewritten(w);
-    wrpo__swap_pieces(w);
-}
-static const wrpo__token *wrpo__as_decoded(const wrpo_tokenizer *tok, int32_t id) {    /* the token as decoding sees it */
-    for (int64_t k = 0; tok->tokens[id].flags & WRPO__TOKEN_RENAMED; k++) if (tok->renamed[k].id == id) return &tok->renamed[k].token;
-    return &tok->tokens[id];
+    if (flags & WRPO_TOKENIZER_SPECIAL) wrpo__put_ids(ids, tok->suffix, stbds_arrlen(tok->suffix));
+    wrpo__work_end(&w);
 }
 /* Appends the text of ids to out. */
 static void wrpo__decode(wrpo_tokenizer *tok, const int32_t *ids, int64_t n, bool skip_special, wrpo__text *out) {
-    wrpo__arena *outer = wrpo__current;
-    wrpo__arena_clear(tok->scratch);
-    wrpo__current = tok->scratch;
-    wrpo__work w = {.tok = tok, .text.arena = tok->scratch, .spare.arena = tok->scratch};
+    wrpo__work w = wrpo__work_begin(tok);
+    w.decodes = true;
     for (int64_t i = 0; i < n; i++) {
-        if (ids[i] < 0 || ids[i] >= tok->size || !tok->tokens[ids[i]].text)
-            wrpo__fail(tok->ctx, WRPO_E_ARG, "id %lld of the text to decode: no token has the id %d; they go to %lld", (long long)i, (int)ids[i],
-                       (long long)tok->size - 1);
-        const wrpo__token *token = wrpo__as_decoded(tok, ids[i]);
-        if (skip_special && token->flags & WRPO__TOKEN_SPECIAL) continue;
-        size_t begin = w.spare.size;
-        if (!tok->has_decoder && stbds_arrlen(w.other)) wrpo__text_add(&w.spare, " ", 1);
-        wrpo__text_add(&w.spare, token->text, (size_t)token->size);
-        wrpo__put_token(&w, begin);
+        const wrpo__token *token = wrpo__token_of(tok, ids[i]);
+        if (!token)
+            wrpo__fail(tok->ctx, WRPO_E_ARG, "id %lld of the text to decode: no token has the id %d; they go to %lld",
+                       (long long)i, (int)ids[i], (long long)tok->size - 1);
+        const wrpo__added *a = tok->added;
+        bool renamed = token->flags & WRPO__TOKEN_RENAMED;
+        if (skip_special && token->flags & WRPO__TOKEN_SPECIAL && !renamed) continue;
+        while (renamed && a->id != ids[i]) a++;
+        if (!tok->has_decoder && stbds_arrlen(w.put)) wrpo__text_add(&w.spare, " ", 1);
+        wrpo__text_add(&w.spare, renamed ? a->text : token->text, (size_t)(renamed ? a->size : token->size));
+        wrpo__put_spare(&w, false);
     }
-    wrpo__rewritten(&w);
-    wrpo__swap_pieces(&w);
-    for (int64_t i = 0; i < stbds_arrlen(tok->decoder); i++) wrpo__decode_step(&w, &tok->decoder[i]);
-    if (!out->data) wrpo__text_add(out, "", 0);
-    for (int64_t i = 0; i < stbds_arrlen(w.pieces); i++) wrpo__text_add(out, w.s + w.pieces[i].begin, (size_t)(w.pieces[i].end - w.pieces[i].begin));
-    wrpo__current = outer;
-    wrpo__arena_clear(tok->scratch);
+    wrpo__take_spare(&w);
+    wrpo__edit_all(&w, tok->decoder, stbds_arrlen(tok->decoder));
+    wrpo__text_add(out, w.s, (size_t)w.n);
+    wrpo__work_end(&w);
 }
 
-/* ---- load ---- */
-typedef struct wrpo__loader {        /* name: of the file, for errors; next: the id of the next added token that is not in the vocabulary */
-    wrpo_tokenizer *tok; wrpo_ctx *ctx; const char *name; wrpo__work *work; int64_t next;
+/* ---- load: what all readers use ---- */
+typedef struct wrpo__loader {
+    wrpo_tokenizer *tok; wrpo_ctx *ctx;
+    const char *name;     /* of the file, for errors */
+    wrpo__work *work;     /* normalizes the texts of added tokens */
+    int64_t next;         /* the id of the next added token that is not in the vocabulary */
+    wrpo__edit **edits;   /* the list that readers of components add to */
 } wrpo__loader;
-
+#define wrpo__load_fail(in, v, ...) wrpo__json_fail((in)->ctx, WRPO_E_FORMAT, (in)->name, v, __VA_ARGS__)
+_Noreturn static void wrpo__load_refuse(const wrpo__loader *in, const char *what, const wrpo_json *v) {
+    wrpo__shown s;
+    wrpo__json_fail(in->ctx, WRPO_E_UNSUPPORTED, in->name, v, "%s %s is not supported", what, wrpo__json_found(s, v));
+}
+/* A member of an object, of this kind; from wrpo__load_maybe NULL, if it is absent or null. */
+static const wrpo_json *wrpo__load_need(const wrpo__loader *in, const wrpo_json *v, const char *key, wrpo_json_kind k) {
+    return wrpo__json_need(in->ctx, in->name, v, key, k);
+}
+static const wrpo_json *wrpo__load_maybe(const wrpo__loader *in, const wrpo_json *v, const char *key,
+                                         wrpo_json_kind k) {
+    return wrpo__json_maybe(in->ctx, in->name, v, key, k);
+}
 static bool wrpo__load_flag(const wrpo__loader *in, const wrpo_json *object, const char *key, bool otherwise) {
-    const wrpo_json *v = wrpo__json_maybe(in->ctx, in->name, object, key, WRPO_JSON_BOOL);
+    const wrpo_json *v = wrpo__load_maybe(in, object, key, WRPO_JSON_BOOL);
     return v ? v->boolean : otherwise;
-}
-static const wrpo_json *wrpo__load_need(const wrpo__loader *in, const wrpo_json *object, const char *key, wrpo_json_kind kind) {
-    return wrpo__json_need(in->ctx, in->name, object, key, kind);
-}
-static const wrpo_json *wrpo__load_list(const wrpo__loader *in, const wrpo_json *object, const char *key) {       /* its first member */
-    return wrpo__load_need(in, object, key, WRPO_JSON_ARRAY)->child;
 }
 static int32_t wrpo__load_count(const wrpo__loader *in, const wrpo_json *v, int64_t high) {
     return (int32_t)wrpo__json_integer(in->ctx, in->name, v, 0, high, NULL);
 }
-static const wrpo_json *wrpo__load_text(const wrpo__loader *in, const wrpo_json *object, const char *key, const char **text, size_t *size) {
-    const wrpo_json *v = wrpo__load_need(in, object, key, WRPO_JSON_STRING);
-    *text = wrpo__strndup(in->tok->arena, v->text, v->size);
-    *size = v->size;
+
+/* ---- load: regexes ---- */
+typedef struct wrpo__rx_parser {
+    const wrpo__loader *in; const wrpo_json *json;  /* where the pattern is, for errors */
+    const char *s; size_t n, i;                     /* the pattern, and how much of it is read */
+    bool literal, fold;                             /* all characters are literals; inside (?i:...) */
+    int depth;
+    wrpo__rx_node *nodes;
+} wrpo__rx_parser;
+typedef struct wrpo__rx_part { int32_t first, last; int64_t shortest; } wrpo__rx_part;  /* shortest: of its matches */
+
+_Noreturn static void wrpo__rx_fail(const wrpo__rx_parser *p, const char *what) {
+    wrpo__json_fail(p->in->ctx, WRPO_E_UNSUPPORTED, p->in->name, p->json, "regex, byte %zu: %s is not supported: %.*s",
+                    p->i + 1, what, (int)WRPO__MIN(p->n, 200), p->s);
+}
+static bool wrpo__rx_sees(const wrpo__rx_parser *p, const char *any) {  /* is the next character one of these? */
+    return !p->literal && p->i < p->n && p->s[p->i] && strchr(any, p->s[p->i]);
+}
+static bool wrpo__rx_take(wrpo__rx_parser *p, const char *text) {
+    size_t n = strlen(text);
+    if (p->literal || p->n - p->i < n || memcmp(p->s + p->i, text, n) != 0) return false;
+    p->i += n;
+    return true;
+}
+static int32_t wrpo__rx_char(wrpo__rx_parser *p) {
+    size_t size;
+    if (p->i >= p->n) wrpo__rx_fail(p, "a pattern that ends here");
+    int32_t c = wrpo__utf8_get(p->s + p->i, p->n - p->i, &size);  /* valid, as all JSON is */
+    p->i += size;
+    return c;
+}
+static void wrpo__rx_range(wrpo__charset *set, int32_t first, int32_t last) {
+    int32_t *range = *stbds_arraddnptr(set->ranges, 1);
+    range[0] = first, range[1] = last;
+}
+static int64_t wrpo__rx_number(wrpo__rx_parser *p, int base, size_t digits) {  /* at most so many; -1: there is none */
+    int64_t v = -1;
+    for (size_t end = WRPO__MIN(p->n, p->i + digits); p->i < end; p->i++) {
+        int digit = wrpo__hex_digit(p->s[p->i]);
+        if (digit < 0 || digit >= base) break;
+        v = WRPO__MAX(v, 0) * base + digit;
+        if (v > 0x10FFFF) wrpo__rx_fail(p, "a number this large");
+    }
     return v;
 }
-_Noreturn static void wrpo__load_refuse(const wrpo__loader *in, const char *what, const wrpo_json *v) {
-    wrpo__shown text;
-    wrpo__json_fail(in->ctx, WRPO_E_UNSUPPORTED, in->name, v, "%s %s is not supported", what, wrpo__json_found(text, v));
+/* After a backslash: the classes of the escape, or 0 and the one code point *c. */
+static uint32_t wrpo__rx_escape(wrpo__rx_parser *p, int32_t *c) {
+    static const struct { const char *name; uint32_t classes; } properties[] = {
+        {"L}", WRPO__L}, {"Lu}", 1u << WRPO__LU}, {"Ll}", 1u << WRPO__LL}, {"Lt}", 1u << WRPO__LT},
+        {"Lm}", 1u << WRPO__LM}, {"Lo}", 1u << WRPO__LO}, {"N}", WRPO__N}, {"Nd}", 1u << WRPO__ND},
+        {"M}", 1u << WRPO__M}, {"P}", 1u << WRPO__P | 1u << WRPO__PC}, {"S}", 1u << WRPO__S | 1u << WRPO__SW},
+    };
+    static const char letters[] = "nrtfva", controls[] = "\n\r\t\f\v\a";
+    *c = wrpo__rx_char(p);
+    size_t begin = p->i;
+    char letter = *c < 128 ? (char)*c : 0, low = (char)(letter | 32);
+    const char *control = letter ? strchr(letters, letter) : NULL;
+    bool negate = letter != low, known = letter >= 32 && !(low >= 'a' && low <= 'z') && !(low >= '0' && low <= '9');
+    uint32_t classes = 0;
+    if (low == 's') classes = 1u << WRPO__SPACE;
+    else if (low == 'd') classes = 1u << WRPO__ND;
+    else if (low == 'p' && wrpo__rx_take(p, "{")) {
+        if (wrpo__rx_take(p, "^")) negate = !negate;
+        for (int64_t k = 0; k < WRPO__COUNT(properties) && !classes; k++)
+            if (wrpo__rx_take(p, properties[k].name)) classes = properties[k].classes;
+        if (!classes) wrpo__rx_fail(p, "this property");
+    } else if (control) {
+        *c = controls[control - letters];
+        known = true;
+    } else if (letter == 'u') {
+        *c = (int32_t)wrpo__rx_number(p, 16, 4);
+        known = p->i == begin + 4;
+    } else if (letter == 'x' && wrpo__rx_take(p, "{")) {
+        *c = (int32_t)wrpo__rx_number(p, 16, p->n);
+        known = *c >= 0 && wrpo__rx_take(p, "}");
+    }
+    if (!classes && !known) wrpo__rx_fail(p, "this escape");
+    return classes && negate ? WRPO__CLASSES ^ classes : classes;
 }
-static const wrpo__regex *wrpo__load_pattern(const wrpo__loader *in, const wrpo_json *object) {     /* {"String": ...} or {"Regex": ...} */
-    const wrpo_json *pattern = wrpo__load_need(in, object, "pattern", WRPO_JSON_OBJECT);
-    bool literal = wrpo__json_get(pattern, "String");
-    const wrpo_json *v = wrpo__load_need(in, pattern, literal ? "String" : "Regex", WRPO_JSON_STRING);
-    return wrpo__regex_new(in->tok->arena, in->name, v, in->tok->unicode.kind, v->text, v->size, literal);
+static bool wrpo__rx_dash(const wrpo__rx_parser *p) {  /* of a range: a '-' before ']' is a literal */
+    return wrpo__rx_sees(p, "-") && !(p->i + 1 < p->n && p->s[p->i + 1] == ']');
 }
-static void wrpo__load_char(const wrpo__loader *in, const wrpo_json *object, const char *key, wrpo__stage *step) {   /* a text of one character */
-    const wrpo_json *v = wrpo__load_text(in, object, key, &step->text, &step->size);
+static void wrpo__rx_bracket(wrpo__rx_parser *p, wrpo__charset *set) {  /* after '[' */
+    set->negate = wrpo__rx_take(p, "^");
+    if (wrpo__rx_sees(p, "]")) wrpo__rx_fail(p, "an empty class");
+    for (bool begun = false; !wrpo__rx_take(p, "]"); begun = true) {
+        if (wrpo__rx_sees(p, "[")) wrpo__rx_fail(p, "a class within a class");
+        if (wrpo__rx_take(p, "&&")) wrpo__rx_fail(p, "an intersection of classes");
+        if (begun && wrpo__rx_dash(p)) wrpo__rx_fail(p, "'-' at this place");
+        int32_t first = wrpo__rx_char(p);
+        uint32_t classes = first == '\\' ? wrpo__rx_escape(p, &first) : 0;
+        int32_t last = first;
+        set->classes |= classes;
+        if (classes) continue;
+        if (wrpo__rx_dash(p)) {
+            p->i++;
+            if (wrpo__rx_sees(p, "[")) wrpo__rx_fail(p, "a class within a class");
+            last = wrpo__rx_char(p);
+            if ((last == '\\' && wrpo__rx_escape(p, &last)) || last < first) wrpo__rx_fail(p, "this range");
+        }
+        wrpo__rx_range(set, first, last);
+    }
+}
+/* One literal, escape or class. In (?i:...) a letter is a class of its cases. Only ASCII is folded, where U+017F and
+   U+212A fold too; two letters in a row that a ligature folds to are refused. */
+static wrpo__charset wrpo__rx_atom(wrpo__rx_parser *p) {
+    static const char *const refused[][2] = {
+        {".", "'.'"}, {"^$", "an anchor"}, {"{?*+", "this repetition"}, {"]}", "this bracket"},
+    };
+    static const char *const ligatures[] = {"ss", "ff", "fi", "fl", "st"};
+    wrpo__charset set = {.kind = p->in->tok->unicode.kind};
+    int32_t c = 0;
+    for (int k = 0; k < 4; k++) if (wrpo__rx_sees(p, refused[k][0])) wrpo__rx_fail(p, refused[k][1]);
+    if (p->fold && p->i < p->n && (wrpo__rx_sees(p, "[\\") || (unsigned char)p->s[p->i] >= 128))
+        wrpo__rx_fail(p, "anything but ASCII letters in (?i:...)");
+    if (wrpo__rx_take(p, "[")) wrpo__rx_bracket(p, &set);
+    else {
+        if (wrpo__rx_take(p, "\\")) set.classes = wrpo__rx_escape(p, &c);
+        else c = wrpo__rx_char(p);
+        if (!set.classes) wrpo__rx_range(&set, c, c);
+    }
+    int32_t low = c | 32;
+    if (p->fold && low >= 'a' && low <= 'z') {
+        for (int k = 0; k < 5; k++)
+            if (low == ligatures[k][0] && p->i < p->n && (p->s[p->i] | 32) == ligatures[k][1])
+                wrpo__rx_fail(p, "a pair of letters with a ligature in (?i:...)");
+        wrpo__rx_range(&set, c ^ 32, c ^ 32);
+        if (low == 's') wrpo__rx_range(&set, 0x17F, 0x17F);
+        if (low == 'k') wrpo__rx_range(&set, 0x212A, 0x212A);
+    }
+    for (c = 0; c < 128; c++) set.ascii[c] = wrpo__set_has(&set, c);
+    return set;
+}
+static wrpo__rx_part wrpo__rx_node_new(wrpo__rx_parser *p, wrpo__rx_kind kind) {
+    const wrpo__rx_node node = {.kind = kind, .min = 1, .max = 1, .next = -1, .other = -1};
+    int32_t at = (int32_t)stbds_arrlen(p->nodes);
+    stbds_arrput(p->nodes, node);
+    return (wrpo__rx_part){at, at, 0};
+}
+static wrpo__rx_part wrpo__rx_either(wrpo__rx_parser *p, wrpo__rx_part a, wrpo__rx_part b) {  /* a, else b */
+    int32_t fork = wrpo__rx_node_new(p, WRPO__RX_FORK).first, join = wrpo__rx_node_new(p, WRPO__RX_JOIN).first;
+    p->nodes[fork].next = a.first, p->nodes[fork].other = b.first;
+    p->nodes[a.last].next = p->nodes[b.last].next = join;
+    return (wrpo__rx_part){fork, join, WRPO__MIN(a.shortest, b.shortest)};
+}
+static wrpo__rx_part wrpo__rx_alternatives(wrpo__rx_parser *p);
+static wrpo__rx_part wrpo__rx_group(wrpo__rx_parser *p) {  /* after "(" */
+    bool fold = p->fold;
+    if (wrpo__rx_take(p, "?i:")) p->fold = true;
+    else if (!wrpo__rx_take(p, "?:") && wrpo__rx_sees(p, "?")) wrpo__rx_fail(p, "this kind of group");
+    wrpo__rx_part part = wrpo__rx_alternatives(p);
+    if (!wrpo__rx_take(p, ")")) wrpo__rx_fail(p, "a group without its end");
+    p->fold = fold;
+    if (wrpo__rx_take(p, "?")) part = wrpo__rx_either(p, part, wrpo__rx_node_new(p, WRPO__RX_JOIN));
+    if (wrpo__rx_sees(p, "?*+{")) wrpo__rx_fail(p, "this repetition of a group");
+    return part;
+}
+static wrpo__rx_part wrpo__rx_item(wrpo__rx_parser *p) {
+    bool negative = wrpo__rx_take(p, "(?!"), ahead = negative || wrpo__rx_take(p, "(?=");
+    if (!ahead && wrpo__rx_take(p, "(")) return wrpo__rx_group(p);
+    wrpo__rx_part part = wrpo__rx_node_new(p, ahead ? WRPO__RX_AHEAD : WRPO__RX_SET);
+    wrpo__rx_node *x = &p->nodes[part.first];
+    if (ahead && wrpo__rx_sees(p, "(|)")) wrpo__rx_fail(p, "a lookahead for more than one character");
+    x->set = wrpo__rx_atom(p);
+    x->negative = negative;
+    if (ahead) {
+        if (!wrpo__rx_take(p, ")")) wrpo__rx_fail(p, "a lookahead for more than one character");
+        return part;
+    }
+    if (wrpo__rx_take(p, "{")) {
+        int64_t min = wrpo__rx_number(p, 10, p->n), max = min;
+        if (wrpo__rx_take(p, ",")) max = wrpo__rx_number(p, 10, p->n);
+        if (max < 0 && min >= 0) max = INT64_MAX;
+        x->min = WRPO__MAX(min, 0), x->max = max;
+        if (max < x->min || !wrpo__rx_take(p, "}")) wrpo__rx_fail(p, "this repetition");
+    } else if (wrpo__rx_sees(p, "?*+")) {
+        char c = p->s[p->i++];
+        x->min = c == '+', x->max = c == '?' ? 1 : INT64_MAX;
+        x->possessive = wrpo__rx_take(p, "+");
+    }
+    if (wrpo__rx_sees(p, "?*+{")) wrpo__rx_fail(p, "this repetition");
+    part.shortest = x->min;
+    return part;
+}
+static wrpo__rx_part wrpo__rx_alternatives(wrpo__rx_parser *p) {
+    wrpo__rx_part all = {-1, -1, 0};
+    if (++p->depth > 400) wrpo__rx_fail(p, "so many alternatives, or so deep a nest of groups");
+    while (p->i < p->n && !wrpo__rx_sees(p, "|)")) {
+        wrpo__rx_part part = wrpo__rx_item(p);
+        if (all.first < 0) all.first = part.first;
+        else p->nodes[all.last].next = part.first;
+        all.last = part.last, all.shortest += part.shortest;
+    }
+    if (all.first < 0) all = wrpo__rx_node_new(p, WRPO__RX_JOIN);
+    if (wrpo__rx_take(p, "|")) all = wrpo__rx_either(p, all, wrpo__rx_alternatives(p));
+    p->depth--;
+    return all;
+}
+static const wrpo__regex *wrpo__load_regex(const wrpo__loader *in, const wrpo_json *v, const char *s, size_t n,
+                                           bool literal) {
+    wrpo__rx_parser p = {.in = in, .json = v, .s = s, .n = n, .literal = literal};
+    if (n > 4096) wrpo__rx_fail(&p, "a pattern this long");
+    wrpo__rx_part all = wrpo__rx_alternatives(&p);
+    if (p.i < n) wrpo__rx_fail(&p, "this bracket");
+    if (all.shortest == 0) wrpo__rx_fail(&p, "a pattern that matches the empty text");
+    int32_t end = wrpo__rx_node_new(&p, WRPO__RX_END).first;
+    p.nodes[all.last].next = end;
+    wrpo__regex *rx = WRPO__NEW(in->tok->arena, wrpo__regex);
+    rx->nodes = p.nodes, rx->first = all.first;
+    return rx;
+}
+
+/* ---- load: components ---- */
+static void wrpo__read_text(const wrpo__loader *in, const wrpo_json *v, const char *key, wrpo__edit *e) {
+    v = wrpo__load_need(in, v, key, WRPO_JSON_STRING);
+    e->text = wrpo__strndup(in->tok->arena, v->text, v->size);
+    e->size = v->size;
+}
+static void wrpo__read_char(const wrpo__loader *in, const wrpo_json *v, const char *key, wrpo__edit *e) {
     size_t one = 0;
-    if (step->size) wrpo__utf8_get(step->text, step->size, &one);
-    if (!one || one != step->size) wrpo__json_refuse(in->ctx, in->name, v, NULL, "one character");
+    wrpo__read_text(in, v, key, e);
+    if (e->size) wrpo__utf8_get(e->text, e->size, &one);
+    if (!one || one != e->size)
+        wrpo__json_refuse(in->ctx, in->name, wrpo__json_get(v, key), NULL, "one character");
 }
-static wrpo__stage wrpo__load_replace(const wrpo__loader *in, const wrpo_json *v) {
-    wrpo__stage step = {.kind = WRPO__STEP_REPLACE, .regex = wrpo__load_pattern(in, v)};
-    wrpo__load_text(in, v, "content", &step.text, &step.size);
-    return step;
+static void wrpo__read_pattern(const wrpo__loader *in, const wrpo_json *v, wrpo__edit *e) {
+    const wrpo_json *pattern = wrpo__load_need(in, v, "pattern", WRPO_JSON_OBJECT);
+    bool literal = wrpo__json_get(pattern, "String");
+    v = wrpo__load_need(in, pattern, literal ? "String" : "Regex", WRPO_JSON_STRING);
+    e->regex = wrpo__load_regex(in, v, v->text, v->size, literal);
 }
-/* A component, or the members of a Sequence of them, in order. */
-typedef void wrpo__load_one(const wrpo__loader *in, const wrpo_json *v, const wrpo_json *type);
-static void wrpo__load_each(const wrpo__loader *in, const wrpo_json *v, const char *list, wrpo__load_one *one) {
-    if (!v || v->kind == WRPO_JSON_NULL) return;
-    const wrpo_json *type = wrpo__load_need(in, v, "type", WRPO_JSON_STRING);
-    if (!wrpo__json_is(type, "Sequence")) { one(in, v, type); return; }
-    for (const wrpo_json *k = wrpo__load_list(in, v, list); k; k = k->next) wrpo__load_each(in, k, list, one);
+/* The settings of an edit, where it is all of a component. */
+static void wrpo__read_edit(const wrpo__loader *in, const wrpo_json *v, wrpo__edit e) {
+    static const char *const names[] = {"Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous"};
+    const wrpo_json *behavior;
+    int b = 0;
+    switch (e.kind) {
+    case WRPO__EDIT_NFC: wrpo__unicode_load_nfc(&in->tok->unicode); break;
+    case WRPO__EDIT_UNBYTES:
+        stbds_arrput(*in->edits, e);
+        e.kind = WRPO__EDIT_REPAIR;
+        break;
+    case WRPO__EDIT_PREPEND: wrpo__read_text(in, v, "prepend", &e); break;
+    case WRPO__EDIT_REPLACE:
+        wrpo__read_pattern(in, v, &e);
+        wrpo__read_text(in, v, "content", &e);
+        break;
+    case WRPO__EDIT_SPLIT:
+        behavior = wrpo__load_need(in, v, "behavior", WRPO_JSON_STRING);
+        while (b < 5 && !wrpo__json_is(behavior, names[b])) b++;
+        if (b == 5) wrpo__load_refuse(in, "Split behavior", behavior);
+        e.behavior = (wrpo__behavior)b;
+        e.invert = wrpo__load_flag(in, v, "invert", false);
+        wrpo__read_pattern(in, v, &e);
+        break;
+    case WRPO__EDIT_STRIP:
+        wrpo__read_char(in, v, "content", &e);
+        e.start = wrpo__load_count(in, wrpo__load_need(in, v, "start", WRPO_JSON_NUMBER), INT32_MAX);
+        e.stop = wrpo__load_count(in, wrpo__load_need(in, v, "stop", WRPO_JSON_NUMBER), INT32_MAX);
+        break;
+    case WRPO__EDIT_METASPACE:
+        wrpo__read_char(in, v, "replacement", &e);
+        e.start = !wrpo__json_is(wrpo__json_get(v, "prepend_scheme"), "never");
+        break;
+    default: break;
+    }
+    stbds_arrput(*in->edits, e);
 }
-static void wrpo__load_normalizer(const wrpo__loader *in, const wrpo_json *v, const wrpo_json *type) {
-    wrpo_tokenizer *tok = in->tok;
-    wrpo__stage step = {.kind = WRPO__STEP_PREPEND};
-    if (wrpo__json_is(type, "NFC")) step.kind = WRPO__STEP_NFC, wrpo__unicode_load_nfc(tok->arena, &tok->unicode);
-    else if (wrpo__json_is(type, "Prepend")) wrpo__load_text(in, v, "prepend", &step.text, &step.size);
-    else if (wrpo__json_is(type, "Replace")) step = wrpo__load_replace(in, v);
-    else wrpo__load_refuse(in, "normalizer", type);
-    stbds_arrput(tok->normalizer, step);
+static void wrpo__read_digits(const wrpo__loader *in, const wrpo_json *v, wrpo__edit e) {
+    static const char numeric[] = "[\\p{N}\\x{11DE0}-\\x{11DE9}\\x{16FF4}-\\x{16FF6}]";  /* Rust's, of Unicode 17 */
+    e.behavior = wrpo__load_flag(in, v, "individual_digits", false) ? WRPO__ISOLATED : WRPO__CONTIGUOUS;
+    e.regex = wrpo__load_regex(in, v, numeric, sizeof numeric - 1, false);
+    stbds_arrput(*in->edits, e);
 }
-static void wrpo__load_splitter(const wrpo__loader *in, const wrpo_json *v, const char *pattern, bool literal, wrpo__behavior behavior) {
-    wrpo__stage step = {.kind = WRPO__STEP_SPLIT, .behavior = behavior};
-    step.regex = wrpo__regex_new(in->tok->arena, in->name, v, in->tok->unicode.kind, pattern, strlen(pattern), literal);
-    stbds_arrput(in->tok->pre_tokenizer, step);
-}
-static void wrpo__load_pre_tokenizer(const wrpo__loader *in, const wrpo_json *v, const wrpo_json *type) {
+static void wrpo__read_byte_level(const wrpo__loader *in, const wrpo_json *v, wrpo__edit e) {
     static const char gpt2[] = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
-    static const char numeric[] = "[\\p{N}\\x{11DE0}-\\x{11DE9}\\x{16FF4}-\\x{16FF6}]";     /* Rust's is_numeric is Unicode 17 */
-    static const char *const behaviors[] = {"Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous"};
-    wrpo_tokenizer *tok = in->tok;
-    wrpo__stage step = {.kind = WRPO__STEP_PREPEND, .text = " ", .size = 1, .unless = true};
-    if (wrpo__json_is(type, "Split")) {
-        int64_t b = 0;
-        const wrpo_json *k = wrpo__load_need(in, v, "behavior", WRPO_JSON_STRING);
-        while (b < WRPO__COUNT(behaviors) && !wrpo__json_is(k, behaviors[b])) b++;
-        if (b == WRPO__COUNT(behaviors)) wrpo__load_refuse(in, "Split behavior", k);
-        step = (wrpo__stage){.kind = WRPO__STEP_SPLIT, .behavior = (wrpo__behavior)b, .invert = wrpo__load_flag(in, v, "invert", false)};
-        step.regex = wrpo__load_pattern(in, v);
-        stbds_arrput(tok->pre_tokenizer, step);
-    } else if (wrpo__json_is(type, "Digits")) {
-        wrpo__load_splitter(in, v, numeric, false, wrpo__load_flag(in, v, "individual_digits", false) ? WRPO__ISOLATED : WRPO__CONTIGUOUS);
-    } else if (wrpo__json_is(type, "ByteLevel")) {
-        if (wrpo__load_flag(in, v, "add_prefix_space", true)) stbds_arrput(tok->pre_tokenizer, step);
-        if (wrpo__load_flag(in, v, "use_regex", true)) wrpo__load_splitter(in, v, gpt2, false, WRPO__ISOLATED);
-        stbds_arrput(tok->pre_tokenizer, ((wrpo__stage){.kind = WRPO__STEP_BYTES}));
-    } else if (wrpo__json_is(type, "Metaspace")) {
-        const wrpo_json *scheme = wrpo__json_maybe(in->ctx, in->name, v, "prepend_scheme", WRPO_JSON_STRING);
-        bool never = wrpo__json_is(scheme, "never"), first = wrpo__json_is(scheme, "first");
-        wrpo__load_char(in, v, "replacement", &step);
-        if (scheme && !never && !first && !wrpo__json_is(scheme, "always")) wrpo__load_refuse(in, "prepend_scheme", scheme);
-        if (!wrpo__load_flag(in, v, "add_prefix_space", true) && !never)
-            wrpo__json_fail(in->ctx, WRPO_E_FORMAT, in->name, v, "Metaspace: add_prefix_space false goes only with prepend_scheme \"never\"");
-        wrpo__stage marks = step;
-        marks.kind = WRPO__STEP_REPLACE;
-        marks.regex = wrpo__regex_new(tok->arena, in->name, v, tok->unicode.kind, " ", 1, true);
-        stbds_arrput(tok->pre_tokenizer, marks);
-        /* "first" asks where a piece lies in the original text: known as long as the normalizer puts one character for one */
-        for (int64_t i = 0; i < stbds_arrlen(tok->normalizer) && first; i++) {
-            const wrpo__stage *n = &tok->normalizer[i];
-            size_t one = 0;
-            if (n->kind == WRPO__STEP_REPLACE && n->size) wrpo__utf8_get(n->text, n->size, &one);
-            if (n->kind != WRPO__STEP_NFC && (!one || one != n->size || !wrpo__rx_takes_one(n->regex)))
-                wrpo__load_refuse(in, "after this normalizer, prepend_scheme", scheme);
-        }
-        step.first = first;
-        if (!never) stbds_arrput(tok->pre_tokenizer, step);
-        if (wrpo__load_flag(in, v, "split", true)) wrpo__load_splitter(in, v, step.text, true, WRPO__MERGED_WITH_NEXT);
-    } else wrpo__load_refuse(in, "pre_tokenizer", type);
+    wrpo__edit space = {.kind = WRPO__EDIT_PREPEND, .text = " ", .size = 1, .unless = true};
+    wrpo__edit split = {.kind = WRPO__EDIT_SPLIT, .behavior = WRPO__ISOLATED};
+    split.regex = wrpo__load_regex(in, v, gpt2, sizeof gpt2 - 1, false);
+    if (wrpo__load_flag(in, v, "add_prefix_space", true)) stbds_arrput(*in->edits, space);
+    if (wrpo__load_flag(in, v, "use_regex", true)) stbds_arrput(*in->edits, split);
+    stbds_arrput(*in->edits, e);
 }
-static void wrpo__load_decoder(const wrpo__loader *in, const wrpo_json *v, const wrpo_json *type) {
-    wrpo__stage step = {.kind = WRPO__STEP_UNBYTES};
-    if (wrpo__json_is(type, "ByteFallback")) step.kind = WRPO__STEP_BYTE_FALLBACK;
-    else if (wrpo__json_is(type, "Fuse")) step.kind = WRPO__STEP_FUSE;
-    else if (wrpo__json_is(type, "Replace")) step = wrpo__load_replace(in, v);
-    else if (wrpo__json_is(type, "Strip") || wrpo__json_is(type, "Metaspace")) {
-        bool strip = wrpo__json_is(type, "Strip");
-        wrpo__load_char(in, v, strip ? "content" : "replacement", &step);
-        step.kind = strip ? WRPO__STEP_STRIP : WRPO__STEP_METASPACE;
-        step.start = !wrpo__json_is(wrpo__json_get(v, "prepend_scheme"), "never");
-        if (strip) {
-            step.start = wrpo__load_count(in, wrpo__load_need(in, v, "start", WRPO_JSON_NUMBER), INT32_MAX);
-            step.stop = wrpo__load_count(in, wrpo__load_need(in, v, "stop", WRPO_JSON_NUMBER), INT32_MAX);
-        }
-    } else if (!wrpo__json_is(type, "ByteLevel")) wrpo__load_refuse(in, "decoder", type);
-    stbds_arrput(in->tok->decoder, step);
+/* Does a normalizer keep the number of characters? */
+static bool wrpo__keeps_count(const wrpo__edit *e) {
+    size_t one = 0;
+    if (e->kind != WRPO__EDIT_REPLACE || !e->size) return e->kind == WRPO__EDIT_NFC;
+    wrpo__utf8_get(e->text, e->size, &one);
+    const wrpo__rx_node *x = e->regex->nodes;  /* one for one: a SET and the END */
+    return one == e->size && stbds_arrlen(x) == 2 && x->kind == WRPO__RX_SET && x->min == 1 && x->max == 1;
 }
-/* Only what a single text gets: ids before and after it. Sequences nest. */
-static void wrpo__load_post_processor(const wrpo__loader *in, const wrpo_json *v, const wrpo_json *type) {
+static void wrpo__read_metaspace(const wrpo__loader *in, const wrpo_json *v, wrpo__edit e) {
+    const wrpo_json *scheme = wrpo__load_maybe(in, v, "prepend_scheme", WRPO_JSON_STRING);
+    bool never = wrpo__json_is(scheme, "never"), first = wrpo__json_is(scheme, "first");
+    wrpo__read_char(in, v, "replacement", &e);
+    if (scheme && !never && !first && !wrpo__json_is(scheme, "always")) wrpo__load_refuse(in, "prepend_scheme", scheme);
+    if (!wrpo__load_flag(in, v, "add_prefix_space", true) && !never)
+        wrpo__load_fail(in, v, "Metaspace: add_prefix_space false goes only with prepend_scheme \"never\"");
+    /* "first" means the first of the original text, which is known if the normalizer keeps the number of characters */
+    for (int64_t i = 1; i < in->tok->normalizer_end && first; i++)
+        if (!wrpo__keeps_count(&in->tok->encoder[i]))
+            wrpo__load_refuse(in, "after this normalizer, prepend_scheme", scheme);
+    e.kind = WRPO__EDIT_REPLACE;  /* a space becomes the mark */
+    e.regex = wrpo__load_regex(in, v, " ", 1, true);
+    stbds_arrput(*in->edits, e);
+    e.kind = WRPO__EDIT_PREPEND, e.unless = true, e.first = first;
+    if (!never) stbds_arrput(*in->edits, e);
+    e.kind = WRPO__EDIT_SPLIT, e.behavior = WRPO__MERGED_WITH_NEXT;
+    e.regex = wrpo__load_regex(in, v, e.text, e.size, true);
+    if (wrpo__load_flag(in, v, "split", true)) stbds_arrput(*in->edits, e);
+}
+/* The post-processor: only what a single text gets, ids before and after it. */
+static void wrpo__read_template(const wrpo__loader *in, const wrpo_json *v, wrpo__edit e) {
     wrpo_tokenizer *tok = in->tok;
-    if (wrpo__json_is(type, "ByteLevel")) return;      /* moves offsets only */
-    if (!wrpo__json_is(type, "TemplateProcessing")) wrpo__load_refuse(in, "post_processor", type);
-    bool text = false;
-    if (tok->has_template) wrpo__json_fail(in->ctx, WRPO_E_UNSUPPORTED, in->name, v, "more than one TemplateProcessing is not supported");
+    int32_t **ids = &tok->prefix;
+    const wrpo_json *wrong = NULL;
+    (void)e;
+    if (tok->has_template) wrpo__load_refuse(in, "more than one", wrpo__json_get(v, "type"));
     tok->has_template = true;
-    for (const wrpo_json *k = wrpo__load_list(in, v, "single"); k; k = k->next) {
-        const wrpo_json *sequence = wrpo__json_maybe(in->ctx, in->name, k, "Sequence", WRPO_JSON_OBJECT);
-        if (sequence) {
-            if (text || !wrpo__json_is(wrpo__json_get(sequence, "id"), "A"))
-                wrpo__json_fail(in->ctx, WRPO_E_UNSUPPORTED, in->name, k, "TemplateProcessing: want text A once in \"single\", found another sequence");
-            text = true;
+    for (const wrpo_json *k = wrpo__load_need(in, v, "single", WRPO_JSON_ARRAY)->child; k; k = k->next) {
+        const wrpo_json *text = wrpo__load_maybe(in, k, "Sequence", WRPO_JSON_OBJECT);
+        if (text) {
+            if (ids == &tok->suffix || !wrpo__json_is(wrpo__json_get(text, "id"), "A")) wrong = k;
+            ids = &tok->suffix;
             continue;
         }
-        const wrpo_json *special = wrpo__load_need(in, v, "special_tokens", WRPO_JSON_OBJECT);
-        const wrpo_json *id = wrpo__load_need(in, k, "SpecialToken", WRPO_JSON_OBJECT);
-        special = wrpo__load_need(in, special, wrpo__load_need(in, id, "id", WRPO_JSON_STRING)->text, WRPO_JSON_OBJECT);
-        for (const wrpo_json *i = wrpo__load_list(in, special, "ids"); i; i = i->next) {
-            int32_t one = wrpo__load_count(in, i, tok->size - 1);
-            if (text) stbds_arrput(tok->suffix, one);
-            else stbds_arrput(tok->prefix, one);
-        }
+        const wrpo_json *tokens = wrpo__load_need(in, v, "special_tokens", WRPO_JSON_OBJECT);
+        const wrpo_json *token = wrpo__load_need(in, k, "SpecialToken", WRPO_JSON_OBJECT);
+        token = wrpo__load_need(in, tokens, wrpo__load_need(in, token, "id", WRPO_JSON_STRING)->text, WRPO_JSON_OBJECT);
+        for (const wrpo_json *i = wrpo__load_need(in, token, "ids", WRPO_JSON_ARRAY)->child; i; i = i->next)
+            stbds_arrput(*ids, wrpo__load_count(in, i, tok->size - 1));
     }
-    if (!text) wrpo__json_fail(in->ctx, WRPO_E_UNSUPPORTED, in->name, v, "TemplateProcessing: want text A once in \"single\", found none");
+    if (wrong || ids == &tok->prefix)
+        wrpo__json_fail(in->ctx, WRPO_E_UNSUPPORTED, in->name, wrong ? wrong : v, "TemplateProcessing: want text A "
+                        "once in \"single\", found %s", wrong ? "another sequence" : "none");
 }
 
-static void wrpo__load_model(const wrpo__loader *in, const wrpo_json *model, int64_t added) {
-    wrpo_tokenizer *tok = in->tok;
-    const char *name = in->name;
-    static const char *const affixes[] = {"continuing_subword_prefix", "end_of_word_suffix"};
-    const wrpo_json *v = wrpo__json_maybe(in->ctx, name, model, "type", WRPO_JSON_STRING);   /* old files have none */
-    if (v && !wrpo__json_is(v, "BPE")) wrpo__load_refuse(in, "model", v);
-    if ((v = wrpo__json_maybe(in->ctx, name, model, "dropout", WRPO_JSON_NUMBER)) && v->number != 0) wrpo__load_refuse(in, "dropout", v);
-    for (int k = 0; k < 2; k++)
-        if ((v = wrpo__json_maybe(in->ctx, name, model, affixes[k], WRPO_JSON_STRING)) && v->size) wrpo__load_refuse(in, affixes[k], v);
-    const wrpo_json *vocab = wrpo__load_need(in, model, "vocab", WRPO_JSON_OBJECT);
-    const wrpo_json *merges = wrpo__load_need(in, model, "merges", WRPO_JSON_ARRAY);
-    tok->byte_fallback = wrpo__load_flag(in, model, "byte_fallback", false);
-    tok->fuse_unk = wrpo__load_flag(in, model, "fuse_unk", false);
-    tok->ignore_merges = wrpo__load_flag(in, model, "ignore_merges", false);
-
-    /* the vocabulary, all texts in one block */
-    bool all_bytes = tok->byte_fallback;
-    size_t bytes = 0, slots = 64, used = 0;
-    for (v = vocab->child; v; v = v->next) {
-        tok->size = WRPO__MAX(tok->size, wrpo__load_count(in, v, WRPO__MAX_ID - 1) + 1);
-        bytes += v->key_size + 1;
+/* read adds the edits of a component: e, whose kind is that of the row, or others. */
+static const struct {
+    const char *list, *type;
+    wrpo__edit_kind kind;
+    void (*read)(const wrpo__loader *in, const wrpo_json *v, wrpo__edit e);
+} wrpo__components[] = {
+    {"normalizer", "NFC", WRPO__EDIT_NFC, wrpo__read_edit},
+    {"normalizer", "Prepend", WRPO__EDIT_PREPEND, wrpo__read_edit},
+    {"normalizer", "Replace", WRPO__EDIT_REPLACE, wrpo__read_edit},
+    {"pre_tokenizer", "Split", WRPO__EDIT_SPLIT, wrpo__read_edit},
+    {"pre_tokenizer", "Digits", WRPO__EDIT_SPLIT, wrpo__read_digits},
+    {"pre_tokenizer", "ByteLevel", WRPO__EDIT_BYTES, wrpo__read_byte_level},
+    {"pre_tokenizer", "Metaspace", WRPO__EDIT_NONE, wrpo__read_metaspace},
+    {"post_processor", "ByteLevel", WRPO__EDIT_NONE, NULL},  /* moves offsets only */
+    {"post_processor", "TemplateProcessing", WRPO__EDIT_NONE, wrpo__read_template},
+    {"decoder", "ByteLevel", WRPO__EDIT_UNBYTES, wrpo__read_edit},
+    {"decoder", "ByteFallback", WRPO__EDIT_BYTE_FALLBACK, wrpo__read_edit},
+    {"decoder", "Fuse", WRPO__EDIT_FUSE, wrpo__read_edit},
+    {"decoder", "Replace", WRPO__EDIT_REPLACE, wrpo__read_edit},
+    {"decoder", "Strip", WRPO__EDIT_STRIP, wrpo__read_edit},
+    {"decoder", "Metaspace", WRPO__EDIT_METASPACE, wrpo__read_edit},
+};
+/* A component, or a Sequence of them, which may nest. members: the key of the Sequence's members. */
+static void wrpo__load_component(const wrpo__loader *in, const wrpo_json *v, const char *list, const char *members) {
+    if (!v) return;
+    const wrpo_json *type = wrpo__load_need(in, v, "type", WRPO_JSON_STRING);
+    if (wrpo__json_is(type, "Sequence")) {
+        v = wrpo__load_need(in, v, members, WRPO_JSON_ARRAY);
+        for (const wrpo_json *k = v->child; k; k = k->next) wrpo__load_component(in, k, list, members);
+        return;
     }
+    for (int64_t i = 0; i < WRPO__COUNT(wrpo__components); i++) {
+        if (strcmp(wrpo__components[i].list, list) != 0 || !wrpo__json_is(type, wrpo__components[i].type)) continue;
+        if (wrpo__components[i].read) wrpo__components[i].read(in, v, (wrpo__edit){.kind = wrpo__components[i].kind});
+        return;
+    }
+    wrpo__load_refuse(in, list, type);
+}
+
+/* ---- load: the model ---- */
+static void wrpo__new_token(wrpo_tokenizer *tok, int32_t id, const char *text, size_t size, uint32_t flags) {
+    tok->tokens[id] = (wrpo__token){wrpo__strndup(tok->arena, text, size), (int32_t)size, flags};
+    tok->slots[wrpo__slot(tok, text, size)] = id;
+}
+static void wrpo__load_vocab(const wrpo__loader *in, const wrpo_json *vocab, int64_t added) {
+    wrpo_tokenizer *tok = in->tok;
+    size_t slots = 64;
+    char text[8];
+    for (const wrpo_json *v = vocab->child; v; v = v->next)
+        tok->size = WRPO__MAX(tok->size, wrpo__load_count(in, v, WRPO__MAX_ID - 1) + 1);
     while (slots < 2 * (size_t)(vocab->count + added)) slots *= 2;
     tok->mask = slots - 1;
     tok->slots = memset(wrpo__raw(tok->arena, slots, sizeof *tok->slots), 0xFF, slots * sizeof *tok->slots);
     tok->tokens = wrpo__alloc(tok->arena, (size_t)(tok->size + added) + 1, sizeof *tok->tokens);
-    char *texts = wrpo__raw(tok->arena, bytes + 1, 1);
-    for (v = vocab->child; v; v = v->next) {
-        wrpo__token *token = &tok->tokens[v->integer];
-        if (token->text) wrpo__json_fail(in->ctx, WRPO_E_FORMAT, name, v, "vocab: the id %lld stands twice", (long long)v->integer);
-        *token = (wrpo__token){memcpy(texts + used, v->key, v->key_size + 1), (int32_t)v->key_size, WRPO__TOKEN_MODEL};
-        used += v->key_size + 1;
-        tok->slots[wrpo__slot(tok, token->text, v->key_size)] = (int32_t)v->integer;
+    for (const wrpo_json *v = vocab->child; v; v = v->next) {
+        int32_t id = (int32_t)v->integer;
+        if (tok->tokens[id].text) wrpo__load_fail(in, v, "vocab: the id %d stands twice", (int)id);
+        wrpo__new_token(tok, id, v->key, v->key_size, WRPO__TOKEN_MODEL);
     }
-    /* single characters, bytes, the unknown token */
-    for (uint32_t c = 0; c < WRPO__SMALL_CHARS; c++) {
-        char utf8[4];
-        tok->small[c] = wrpo__model_id(tok, utf8, wrpo__utf8_put(utf8, c));
-    }
+    for (uint32_t c = 0; c < WRPO__SMALL_CHARS; c++) tok->small[c] = wrpo__model_id(tok, text, wrpo__utf8_put(text, c));
     for (int k = 0; k < 256; k++) {
-        char hex[8];
-        snprintf(hex, sizeof hex, "<0x%02X>", (unsigned)k);
-        tok->bytes[k] = wrpo__model_id(tok, hex, 6);
-        all_bytes = all_bytes && tok->bytes[k] >= 0;
+        snprintf(text, sizeof text, "<0x%02X>", (unsigned)k);
+        tok->bytes[k] = wrpo__model_id(tok, text, 6);
     }
-    if ((v = wrpo__json_maybe(in->ctx, name, model, "unk_token", WRPO_JSON_STRING))) {
-        tok->has_unk = true;
-        tok->unk_text = wrpo__strndup(tok->arena, v->text, v->size);
-        tok->unk = wrpo__model_id(tok, v->text, v->size);
-    }
-    /* the merges; cut_at_mark: see wrpo__bpe_cut */
-    tok->cut_at_mark = !tok->ignore_merges && (tok->has_unk || all_bytes) && wrpo__model_id(tok, wrpo__mark_text, 3) >= 0;
-    for (slots = 64; slots < 2 * (size_t)merges->count;) slots *= 2;
+}
+static void wrpo__load_merges(const wrpo__loader *in, const wrpo_json *merges) {
+    wrpo_tokenizer *tok = in->tok;
+    wrpo__text text = {.arena = tok->scratch};
+    wrpo__shown shown;
+    size_t slots = 64;
+    int32_t rank = 0;
+    while (slots < 2 * (size_t)merges->count) slots *= 2;
     tok->merge_mask = slots - 1;
     tok->merges = wrpo__raw(tok->arena, slots, sizeof *tok->merges);
     for (size_t i = 0; i < slots; i++) tok->merges[i].rank = -1;
-    wrpo__text text = {.arena = tok->scratch};
-    int32_t rank = 0;
-    for (v = merges->child; v; v = v->next) {
-        wrpo__shown shown;
-        size_t left;
+    for (const wrpo_json *v = merges->child; v; v = v->next) {  /* "left right" or ["left", "right"] */
+        const bool string = v->kind == WRPO_JSON_STRING, array = v->kind == WRPO_JSON_ARRAY && v->count == 2;
+        const char *space = string ? memchr(v->text, ' ', v->size) : NULL;
+        const wrpo_json *a = array ? v->child : v, *b = array ? a->next : v;
+        if (string && v->size >= 8 && memcmp(v->text, "#version", 8) == 0) continue;
+        size_t left = space ? (size_t)(space - v->text) : a->size, skip = string ? left + 1 : 0;
+        if (string && (!space || memchr(space + 1, ' ', v->size - skip)))
+            wrpo__load_fail(in, v, "merge %d: want two tokens and one space between them, found %s", (int)rank,
+                            wrpo__json_found(shown, v));
+        if (a->kind != WRPO_JSON_STRING || b->kind != WRPO_JSON_STRING)
+            wrpo__load_fail(in, v, "merge %d: want two strings, found %s", (int)rank, wrpo__json_found(shown, v));
         text.size = 0;
-        if (v->kind == WRPO_JSON_STRING) {             /* "left right" */
-            const char *space = memchr(v->text, ' ', v->size);
-            if (v->size >= 8 && memcmp(v->text, "#version", 8) == 0) continue;
-            if (!space || memchr(space + 1, ' ', v->size - (size_t)(space + 1 - v->text)))
-                wrpo__json_fail(in->ctx, WRPO_E_FORMAT, name, v, "merge %d: want two tokens and one space between them, found %s", (int)rank,
-                                wrpo__json_found(shown, v));
-            left = (size_t)(space - v->text);
-            wrpo__text_add(&text, v->text, left);
-            wrpo__text_add(&text, space + 1, v->size - left - 1);
-        } else {                                       /* ["left", "right"] */
-            const wrpo_json *a = wrpo__json_want(in->ctx, name, v, WRPO_JSON_ARRAY, "merge")->child;
-            if (v->count != 2 || a->kind != WRPO_JSON_STRING || a->next->kind != WRPO_JSON_STRING)
-                wrpo__json_fail(in->ctx, WRPO_E_FORMAT, name, v, "merge %d: want two strings, found %s", (int)rank, wrpo__json_found(shown, v));
-            left = a->size;
-            wrpo__text_add(&text, a->text, left);
-            wrpo__text_add(&text, a->next->text, a->next->size);
-        }
+        wrpo__text_add(&text, a->text, left);
+        wrpo__text_add(&text, b->text + skip, b->size - skip);
         const char *part[3] = {text.data, text.data + left, text.data};
         const size_t size[3] = {left, text.size - left, text.size};
         int32_t id[3];
-        for (int k = 0; k < 3; k++)
-            if ((id[k] = wrpo__model_id(tok, part[k], size[k])) < 0)
-                wrpo__json_fail(in->ctx, WRPO_E_FORMAT, name, v, "merge %d: its %s \"%s\" is not in the vocabulary", (int)rank,
+        for (int k = 0; k < 3; k++) {
+            id[k] = wrpo__model_id(tok, part[k], size[k]);
+            if (id[k] < 0)
+                wrpo__load_fail(in, v, "merge %d: its %s \"%s\" is not in the vocabulary", (int)rank,
                                 k == 2 ? "result" : "part", wrpo__show(shown, part[k], size[k]));
-        wrpo__merge *m = wrpo__merge_slot(tok, id[0], id[1]);
-        *m = (wrpo__merge){(uint64_t)id[0] << 32 | (uint32_t)id[1], rank++, id[2]};     /* of equal pairs the last counts */
-        for (int64_t i = 1; tok->cut_at_mark && i + 3 <= (int64_t)text.size; i++)
-            if (wrpo__mark_at(text.data, (int64_t)text.size, i) && !wrpo__mark_at(text.data, (int64_t)text.size, i - 3)) tok->cut_at_mark = false;
+        }
+        wrpo__merge merge = {wrpo__pair(id[0], id[1]), rank++, id[2]};
+        *wrpo__merge_slot(tok, id[0], id[1]) = merge;  /* of equal pairs the last counts */
+        for (int64_t i = 1; tok->cut_at_mark && i < (int64_t)text.size; i++)
+            tok->cut_at_mark = !wrpo__cut_at(text.data, (int64_t)text.size, i);
     }
+}
+static void wrpo__load_model(const wrpo__loader *in, const wrpo_json *model, int64_t added) {
+    static const char *const refused[] = {"dropout", "continuing_subword_prefix", "end_of_word_suffix"};
+    wrpo_tokenizer *tok = in->tok;
+    const wrpo_json *type = wrpo__load_maybe(in, model, "type", WRPO_JSON_STRING);  /* old files have none */
+    if (type && !wrpo__json_is(type, "BPE")) wrpo__load_refuse(in, "model", type);
+    for (int k = 0; k < 3; k++) {  /* unless 0 or empty */
+        const wrpo_json *v = wrpo__load_maybe(in, model, refused[k], k ? WRPO_JSON_STRING : WRPO_JSON_NUMBER);
+        if (v && (k ? v->size > 0 : v->number != 0)) wrpo__load_refuse(in, refused[k], v);
+    }
+    const wrpo_json *vocab = wrpo__load_need(in, model, "vocab", WRPO_JSON_OBJECT);
+    const wrpo_json *merges = wrpo__load_need(in, model, "merges", WRPO_JSON_ARRAY);
+    const wrpo_json *unk = wrpo__load_maybe(in, model, "unk_token", WRPO_JSON_STRING);
+    tok->byte_fallback = wrpo__load_flag(in, model, "byte_fallback", false);
+    tok->fuse_unk = wrpo__load_flag(in, model, "fuse_unk", false);
+    tok->ignore_merges = wrpo__load_flag(in, model, "ignore_merges", false);
+    wrpo__load_vocab(in, vocab, added);
+    if (unk) {
+        tok->unk_text = wrpo__strndup(tok->arena, unk->text, unk->size);
+        tok->unk = wrpo__model_id(tok, unk->text, unk->size);
+    }
+    bool drops = !unk && !tok->byte_fallback;  /* characters without a token; see wrpo__bpe_cut */
+    for (int k = 0; k < 256 && !unk; k++) drops = drops || tok->bytes[k] < 0;
+    tok->cut_at_mark = !tok->ignore_merges && !drops && wrpo__model_id(tok, wrpo__mark_text, 3) >= 0;
+    wrpo__load_merges(in, merges);
     tok->words = wrpo__alloc(tok->arena, WRPO__WORDS, sizeof *tok->words);
 }
 
-static void wrpo__trie_add(wrpo_tokenizer *tok, int root, const char *s, size_t n, int32_t id, const wrpo__loader *in, const wrpo_json *v) {
-    int32_t at = root;
-    if (!n) return;                                    /* normalizes to nothing: never found */
-    tok->begins[root][(unsigned char)s[0]] = true;
-    for (size_t i = 0; i < n; i++) {
-        int32_t next = tok->trie[at].child;
-        while (next > 0 && tok->trie[next].byte != (unsigned char)s[i]) next = tok->trie[next].sibling;
-        if (next <= 0) {
-            wrpo__trie node = {(unsigned char)s[i], -1, 0, tok->trie[at].child};
-            next = (int32_t)stbds_arrlen(tok->trie);
-            stbds_arrput(tok->trie, node);
-            tok->trie[at].child = next;
-        }
-        at = next;
-    }
-    if (tok->trie[at].id >= 0)
-        wrpo__json_fail(in->ctx, WRPO_E_FORMAT, in->name, v, "added token %d looks like added token %d", (int)id, (int)tok->trie[at].id);
-    tok->trie[at].id = id;
-}
-static uint32_t wrpo__load_flags(const wrpo__loader *in, const wrpo_json *v, uint32_t flags, bool all) {   /* all: none may be left out */
-    static const struct { const char *key; uint32_t flag; } keys[] = {
-        {"single_word", WRPO__TOKEN_SINGLE_WORD}, {"lstrip", WRPO__TOKEN_LSTRIP}, {"rstrip", WRPO__TOKEN_RSTRIP},
-        {"special", WRPO__TOKEN_SPECIAL}, {"normalized", WRPO__TOKEN_NORMALIZED},
-    };
-    for (int64_t k = 0; k < WRPO__COUNT(keys); k++) {
-        const wrpo_json *b = all ? wrpo__load_need(in, v, keys[k].key, WRPO_JSON_BOOL) : wrpo__json_maybe(in->ctx, in->name, v, keys[k].key, WRPO_JSON_BOOL);
-        if (b ? b->boolean : keys[k].flag == WRPO__TOKEN_NORMALIZED && !(flags & WRPO__TOKEN_SPECIAL)) flags |= keys[k].flag;
+/* ---- load: added and special tokens ---- */
+/* all: no flag may be absent. Otherwise an absent one is false, but an absent "normalized" is "not special". */
+static uint32_t wrpo__load_flags(const wrpo__loader *in, const wrpo_json *v, uint32_t flags, bool all) {
+    static const char *const keys[] = {"single_word", "lstrip", "rstrip", "special", "normalized"};
+    for (int k = 0; k < 5; k++) {  /* in the order of the flags */
+        if (all) wrpo__load_need(in, v, keys[k], WRPO_JSON_BOOL);
+        bool otherwise = k == 4 && !(flags & WRPO__TOKEN_SPECIAL);
+        if (wrpo__load_flag(in, v, keys[k], otherwise)) flags |= (uint32_t)WRPO__TOKEN_SINGLE_WORD << k;
     }
     return flags;
 }
-static void wrpo__add_token(const wrpo__loader *in, const wrpo_json *v, int32_t id, uint32_t flags) {   /* a token with an id becomes an added one */
+static void wrpo__add_token(const wrpo__loader *in, const wrpo_json *v, int32_t id, uint32_t flags) {
     wrpo_tokenizer *tok = in->tok;
     wrpo__work *w = in->work;
     wrpo__token *token = &tok->tokens[id];
-    const size_t size = (size_t)token->size;
+    wrpo__added a = {token->text, token->size, id, 0};
+    bool normalized = flags & WRPO__TOKEN_NORMALIZED;
     token->flags |= flags;
-    if (!(flags & WRPO__TOKEN_NORMALIZED)) { wrpo__trie_add(tok, 0, token->text, size, id, in, v); return; }
-    wrpo__normalize(w, token->text, token->size, true);
-    wrpo__trie_add(tok, 1, w->s, (size_t)w->n, id, in, v);
-    if ((size_t)w->n == size && memcmp(w->s, token->text, size) == 0) return;
-    /* the library decodes it to its normalized form, which it does not find among the special ones */
-    wrpo__renamed renamed = {id, {wrpo__strndup(tok->arena, w->s, (size_t)w->n), (int32_t)w->n, flags & ~(uint32_t)WRPO__TOKEN_SPECIAL}};
-    stbds_arrput(tok->renamed, renamed);
-    token->flags |= WRPO__TOKEN_RENAMED;
+    if (normalized) {
+        wrpo__begin_text(w, token->text, token->size);
+        wrpo__edit_all(w, tok->encoder + 1, tok->normalizer_end - 1);
+        a.size = (int32_t)w->n;
+        a.text = wrpo__strndup(tok->arena, w->s, (size_t)w->n);
+        /* the library decodes it to its normalized form, which it does not find among the special ones */
+        bool same = a.size == token->size && memcmp(a.text, token->text, (size_t)a.size) == 0;
+        if (!same) token->flags |= WRPO__TOKEN_RENAMED;
+    }
+    int32_t *at = &tok->heads[normalized][(unsigned char)a.text[0]];
+    while (tok->added[*at].size > a.size) at = &tok->added[*at].next;
+    for (const wrpo__added *b = &tok->added[*at]; a.size && b->size == a.size; b = &tok->added[b->next])
+        if (memcmp(b->text, a.text, (size_t)a.size) == 0)
+            wrpo__load_fail(in, v, "added token %d looks like added token %d", (int)id, (int)b->id);
+    a.next = *at;
+    if (a.size) *at = (int32_t)stbds_arrlen(tok->added);  /* else it normalizes to nothing: never found */
+    stbds_arrput(tok->added, a);
 }
-/* added_tokens of tokenizer.json, then added_tokens_decoder of tokenizer_config.json (again), an object whose keys are the ids.
-   transformers adds what the second has and the first lacks; where they differ about a token, the library's answer depends on
-   its version, and ours is to refuse. */
+/* added_tokens of tokenizer.json, then (again) added_tokens_decoder of tokenizer_config.json, whose keys are the ids:
+   transformers adds what it has more. Where they differ, the library's answer depends on its version: refused. */
 static void wrpo__load_added(wrpo__loader *in, const wrpo_json *list, bool again) {
     wrpo_tokenizer *tok = in->tok;
     for (const wrpo_json *v = list ? list->child : NULL; v; v = v->next) {
-        const wrpo_json *content = wrpo__load_need(in, v, "content", WRPO_JSON_STRING), *number = again ? v : wrpo__load_need(in, v, "id", WRPO_JSON_NUMBER);
-        const uint32_t flags = wrpo__load_flags(in, v, WRPO__TOKEN_ADDED, !again);
+        const wrpo_json *content = wrpo__load_need(in, v, "content", WRPO_JSON_STRING);
+        const wrpo_json *number = again ? v : wrpo__load_need(in, v, "id", WRPO_JSON_NUMBER);
+        const char *found = again ? v->key : number->text;
+        uint32_t flags = wrpo__load_flags(in, v, WRPO__TOKEN_ADDED, !again);
         wrpo__shown shown;
         char want[16];
         if (!content->size) continue;
-        /* the library numbers added tokens itself: as the model has them, else one after the other behind the model's count */
-        int32_t known = wrpo__token_id(tok, content->text, content->size), id = known >= 0 ? known : (int32_t)in->next++;
-        wrpo__show(shown, content->text, content->size);
+        /* the library chooses the id: the model's, else the next one from the size of the vocabulary on */
+        int32_t id = wrpo__token_id(tok, content->text, content->size);
+        bool known = id >= 0;
+        if (!known) id = (int32_t)in->next++;
+        wrpo__token *token = &tok->tokens[id];
         snprintf(want, sizeof want, "%d", (int)id);
-        if (strcmp(again ? v->key : number->text, want) != 0)
-            wrpo__json_fail(in->ctx, WRPO_E_FORMAT, in->name, number, "added token \"%s\": want the id %s, %s, found %.40s", shown, want,
-                            known >= 0 ? "which the vocabulary gives it" : "the next one free", again ? v->key : number->text);
-        if (known >= 0 && tok->tokens[id].flags & WRPO__TOKEN_ADDED) {
-            if ((tok->tokens[id].flags & ~(uint32_t)(WRPO__TOKEN_MODEL | WRPO__TOKEN_RENAMED)) == flags) continue;
-            wrpo__json_fail(in->ctx, WRPO_E_FORMAT, in->name, v, "added token \"%s\" %s", shown,
+        wrpo__show(shown, content->text, content->size);
+        if (strcmp(found, want) != 0)
+            wrpo__load_fail(in, number, "added token \"%s\": want the id %s, %s, found %.40s", shown, want,
+                            known ? "which the vocabulary gives it" : "the next one free", found);
+        if (!known && token->text)
+            wrpo__load_fail(in, v, "added token \"%s\": its id %s is another token's", shown, want);
+        if (!known) wrpo__new_token(tok, id, content->text, content->size, 0);
+        tok->size = WRPO__MAX(tok->size, id + 1);
+        if (!(token->flags & WRPO__TOKEN_ADDED)) wrpo__add_token(in, v, id, flags);
+        else if ((token->flags & ~(uint32_t)(WRPO__TOKEN_MODEL | WRPO__TOKEN_RENAMED)) != flags)
+            wrpo__load_fail(in, v, "added token \"%s\" %s", shown,
                             again ? "has other flags in tokenizer.json" : "stands twice, with different flags");
-        }
-        if (known < 0) {
-            if (tok->tokens[id].text)
-                wrpo__json_fail(in->ctx, WRPO_E_FORMAT, in->name, v, "added token \"%s\": its id %d is another token's", shown, (int)id);
-            tok->tokens[id].text = wrpo__strndup(tok->arena, content->text, content->size);
-            tok->tokens[id].size = (int32_t)content->size;
-            tok->slots[wrpo__slot(tok, content->text, content->size)] = id;
-            tok->size = WRPO__MAX(tok->size, id + 1);
-        }
-        wrpo__add_token(in, v, id, flags);
     }
 }
 
-static const char *const wrpo__special_names[] = {"bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"};
-/* What some tokenizer classes of transformers bring with them: the first special tokens; of Llama and Gemma also a post-processor. */
-static const struct wrpo__tokenizer_class { const char *name, *special[4]; bool processor; } wrpo__tokenizer_classes[] = {
-    {"LlamaTokenizer", {"<s>", "</s>", "<unk>", NULL}, true}, {"GemmaTokenizer", {"<bos>", "<eos>", "<unk>", "<pad>"}, true},
-    {"GPT2Tokenizer", {"<|endoftext|>", "<|endoftext|>", "<|endoftext|>", NULL}, false},
-    {"Qwen2Tokenizer", {NULL, "<|endoftext|>", "<|endoftext|>", "<|endoftext|>"}, false}};
-static const struct wrpo__tokenizer_class *wrpo__load_class(const wrpo_json *name) {   /* NULL: one that changes nothing */
-    for (int64_t k = 0; k < WRPO__COUNT(wrpo__tokenizer_classes); k++) {
-        const char *s = wrpo__tokenizer_classes[k].name;
-        const size_t n = strlen(s);
-        if (name && name->kind == WRPO_JSON_STRING && !strncmp(name->text, s, n) && (!name->text[n] || !strcmp(name->text + n, "Fast")))
-            return &wrpo__tokenizer_classes[k];
-    }
-    return NULL;
-}
-/* A special token, a string or an object that holds it, becomes an added one, as transformers makes it one. One that the vocabulary
-   lacks does not: transformers would give it an id for which the model has no row. Templates use its text all the same, and *id is
-   -1, which is an error only where the id is needed. Returns the text, or NULL: none. */
+static const char *const wrpo__special_names[7] = {
+    "bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token",
+};
+/* What some tokenizer classes of transformers bring with them: special tokens, Llama and Gemma a post-processor too. */
+typedef struct wrpo__class_defaults { const char *name, *special[7]; bool processor; } wrpo__class_defaults;
+static const wrpo__class_defaults wrpo__tokenizer_classes[] = {
+    {"LlamaTokenizer", {"<s>", "</s>", "<unk>"}, true},
+    {"GemmaTokenizer", {"<bos>", "<eos>", "<unk>", "<pad>"}, true},
+    {"GPT2Tokenizer", {"<|endoftext|>", "<|endoftext|>", "<|endoftext|>"}, false},
+    {"Qwen2Tokenizer", {NULL, "<|endoftext|>", "<|endoftext|>", "<|endoftext|>"}, false},
+};
+/* A special token, a string or an object that holds it, becomes an added token, as in transformers. One that is not in
+   the vocabulary does not: transformers would give it an id for which the model has no row. Its *id is -1, but
+   templates use its text. Returns the text, or NULL: none. */
 static const wrpo_json *wrpo__load_special(const wrpo__loader *in, const wrpo_json *v, int32_t *id) {
     const wrpo_json *text = v && v->kind == WRPO_JSON_OBJECT ? wrpo__json_get(v, "content") : v;
     uint32_t flags = WRPO__TOKEN_ADDED | WRPO__TOKEN_SPECIAL;
@@ -6657,125 +6873,160 @@ static const wrpo_json *wrpo__load_special(const wrpo__loader *in, const wrpo_js
     if (!text || text->kind != WRPO_JSON_STRING) return NULL;
     *id = wrpo__token_id(in->tok, text->text, text->size);
     if (text != v) flags = wrpo__load_flags(in, v, flags, false);
-    if (*id >= 0 && text->size && !(in->tok->tokens[*id].flags & WRPO__TOKEN_ADDED)) wrpo__add_token(in, v, *id, flags);
+    bool adds = *id >= 0 && text->size && !(in->tok->tokens[*id].flags & WRPO__TOKEN_ADDED);
+    if (adds) wrpo__add_token(in, v, *id, flags);
     return text;
 }
-/* Those without one of the seven names: any other key that ends so, and the members of two lists. over: another file, whose keys go first. */
+/* Special tokens by other names: any key that ends in _token, and the members of two lists. over: another file, whose
+   keys go first. */
 static void wrpo__load_unnamed(const wrpo__loader *in, const wrpo_json *file, const wrpo_json *over) {
     int32_t id;
     for (const wrpo_json *v = file ? file->child : NULL; v; v = v->next) {
         if (wrpo__json_get(over, v->key)) continue;
-        if (v->key_size > 6 && !strcmp(v->key + v->key_size - 6, "_token")) wrpo__load_special(in, v, &id);
+        if (wrpo__ends(v->key, "_token")) wrpo__load_special(in, v, &id);
         else if (!strcmp(v->key, "additional_special_tokens") || !strcmp(v->key, "extra_special_tokens"))
             for (const wrpo_json *k = v->child; k; k = k->next) wrpo__load_special(in, k, &id);
     }
 }
-/* The special tokens of tokenizer_config.json; of special_tokens_map.json, which goes first where the config has no
-   added_tokens_decoder and is not read where it has one; of the tokenizer's class, where they are absent. */
+/* The special tokens of tokenizer_config.json. Those of special_tokens_map.json go first if the config has no
+   added_tokens_decoder; if it has one, that file is not read. Those of the tokenizer's class are for what is absent. */
 static void wrpo__load_specials(wrpo__loader *in, const wrpo_json *map, const char *map_name) {
     static const char *const adds[] = {"add_bos_token", "add_eos_token"};
     wrpo_tokenizer *tok = in->tok;
     const char *const config_name = in->name;
-    const wrpo_json *name = wrpo__json_get(tok->config, "tokenizer_class");
-    const struct wrpo__tokenizer_class *class = wrpo__load_class(name);
+    const wrpo_json *class_name = wrpo__json_get(tok->config, "tokenizer_class");
+    const char *name = class_name && class_name->kind == WRPO_JSON_STRING ? class_name->text : "";
+    const wrpo__class_defaults *class = NULL;
     int32_t ids[7];
-    bool add[2];
+    for (int64_t k = 0; k < WRPO__COUNT(wrpo__tokenizer_classes); k++) {
+        size_t n = strlen(wrpo__tokenizer_classes[k].name);
+        if (strncmp(name, wrpo__tokenizer_classes[k].name, n) != 0) continue;
+        if (!name[n] || !strcmp(name + n, "Fast")) class = &wrpo__tokenizer_classes[k];
+    }
     for (int i = 0; i < 7; i++) {
-        const char *usual = class && i < 4 ? class->special[i] : NULL;
+        const char *key = wrpo__special_names[i], *usual = class ? class->special[i] : NULL;
         const wrpo_json own = {.kind = WRPO_JSON_STRING, .text = usual, .size = usual ? strlen(usual) : 0};
-        const wrpo_json *v = wrpo__json_get(map, wrpo__special_names[i]);
+        const wrpo_json *v = wrpo__json_get(map, key);
         in->name = v ? map_name : config_name;
-        if (!v && !(v = wrpo__json_get(tok->config, wrpo__special_names[i])) && usual) v = &own;
+        if (!v) v = wrpo__json_get(tok->config, key);
+        if (!v && usual) v = &own;
         const wrpo_json *text = wrpo__load_special(in, v, &ids[i]);
         if (text) tok->special[i] = wrpo__strndup(tok->arena, text->text, text->size);
-        else if (v && v->kind != WRPO_JSON_NULL) wrpo__json_want(in->ctx, in->name, v, WRPO_JSON_STRING, wrpo__special_names[i]);
+        else if (v && v->kind != WRPO_JSON_NULL) wrpo__json_want(in->ctx, in->name, v, WRPO_JSON_STRING, key);
     }
     tok->bos = ids[0], tok->eos = ids[1];
-    in->name = map_name, wrpo__load_unnamed(in, map, NULL);
-    in->name = config_name, wrpo__load_unnamed(in, tok->config, map);
+    in->name = map_name;
+    wrpo__load_unnamed(in, map, NULL);
+    in->name = config_name;
+    wrpo__load_unnamed(in, tok->config, map);
     if (!class || !class->processor) return;
     /* transformers (4.x) gives these classes a post-processor of their own, whatever tokenizer.json says */
-    for (int i = 0; i < 2; i++) {
-        const wrpo_json *v = wrpo__json_get(tok->config, adds[i]);
-        add[i] = wrpo__load_flag(in, tok->config, adds[i], i == 0);
-        if (add[i] && ids[i] < 0)
-            wrpo__json_fail(in->ctx, WRPO_E_FORMAT, in->name, v ? v : name, "%s is true%s, but no %s is in the vocabulary", adds[i], v ? "" : ", as this class has it",
-                            wrpo__special_names[i]);
-    }
     tok->prefix = tok->suffix = NULL;
-    if (add[0]) stbds_arrput(tok->prefix, tok->bos);
-    if (add[1]) stbds_arrput(tok->suffix, tok->eos);
+    for (int i = 0; i < 2; i++) {
+        int32_t **list = i ? &tok->suffix : &tok->prefix;
+        const wrpo_json *v = wrpo__json_get(tok->config, adds[i]);
+        if (!wrpo__load_flag(in, tok->config, adds[i], i == 0)) continue;
+        if (ids[i] < 0)
+            wrpo__load_fail(in, v ? v : class_name, "%s is true%s, but no %s is in the vocabulary", adds[i],
+                            v ? "" : ", as this class has it", wrpo__special_names[i]);
+        stbds_arrput(*list, ids[i]);
+    }
 }
+
+/* ---- load: chat templates, files ---- */
 static void wrpo__set_template(wrpo_tokenizer *tok, int i, const char *text, size_t size) {
     tok->chat[i] = (wrpo__template){.text = wrpo__strndup(tok->arena, text, size), .size = size};
 }
-static void wrpo__load_template(const wrpo__loader *in, const wrpo_json *v) {   /* a string, or a list of {name, template}, of which two names count */
+/* chat_template of the config: a string, or a list of {name, template}, of which two names count. */
+static void wrpo__load_template(const wrpo__loader *in, const wrpo_json *v) {
     static const char *const names[] = {"default", "tool_use"};
-    for (const wrpo_json *k = v && v->kind == WRPO_JSON_ARRAY ? v->child : NULL; k; k = k->next)
+    if (!v) return;
+    for (const wrpo_json *k = v->kind == WRPO_JSON_ARRAY ? v->child : NULL; k; k = k->next)
         for (int i = 0; i < 2; i++) {
             if (!wrpo__json_is(wrpo__json_get(k, "name"), names[i])) continue;
             const wrpo_json *text = wrpo__load_need(in, k, "template", WRPO_JSON_STRING);
             wrpo__set_template(in->tok, i, text->text, text->size);
         }
-    if (!v || v->kind == WRPO_JSON_NULL || v->kind == WRPO_JSON_ARRAY) return;
+    if (v->kind == WRPO_JSON_ARRAY) return;
     wrpo__json_want(in->ctx, in->name, v, WRPO_JSON_STRING, "chat_template");
     wrpo__set_template(in->tok, 0, v->text, v->size);
 }
-/* A JSON object in a file of the directory; NULL if there is no such file. The text goes, the tree stays in the arena. */
-static const wrpo_json *wrpo__load_json(wrpo__loader *in, wrpo__arena *arena, const char *dir, const char *file) {
-    char *path = wrpo__join(in->tok->arena, dir, file);
+/* Templates in files of their own; if there is one, the config's do not count. */
+static void wrpo__load_template_files(wrpo_tokenizer *tok) {
+    static const char *const files[] = {"chat_template.jinja", "additional_chat_templates/tool_use.jinja"};
+    bool found = false;
+    for (int i = 0; i < 2; i++) {
+        const char *path = wrpo__join(tok->arena, tok->dir, files[i]);
+        size_t bad;
+        if (!wrpo__exists(path)) continue;
+        const wrpo__file *f = wrpo__open_file(tok->scratch, path);
+        const char *text = (const char *)f->data;
+        if (!wrpo__is_utf8(text, f->size, &bad))
+            wrpo__fail(tok->ctx, WRPO_E_FORMAT, "%s: not UTF-8 at byte %zu", path, bad);
+        if (!found) memset(tok->chat, 0, sizeof tok->chat);
+        found = true;
+        wrpo__set_template(tok, i, text, f->size);
+    }
+}
+/* The JSON object in a file of the directory, in the arena; NULL if there is no such file. */
+static const wrpo_json *wrpo__load_json(wrpo__loader *in, wrpo__arena *arena, const char *file) {
+    const char *path = wrpo__join(in->tok->arena, in->tok->dir, file);
     if (!wrpo__exists(path)) return NULL;
     const wrpo__file *f = wrpo__open_file(in->tok->scratch, path);
     in->name = path;
-    return wrpo__json_want(in->ctx, path, wrpo__json_parse(arena, path, 1, (const char *)f->data, f->size), WRPO_JSON_OBJECT, file);
+    const wrpo_json *root = wrpo__json_parse(arena, path, 1, (const char *)f->data, f->size);
+    return wrpo__json_want(in->ctx, path, root, WRPO_JSON_OBJECT, file);
 }
-static wrpo_tokenizer *wrpo__tokenizer_load(wrpo_ctx *ctx, wrpo__arena *arena, const char *dir) {
+static wrpo_tokenizer *wrpo__tokenizer_load(wrpo__arena *arena, const char *dir) {
     wrpo_tokenizer *tok = WRPO__NEW(arena, wrpo_tokenizer);
-    tok->ctx = ctx, tok->arena = arena;
+    tok->ctx = arena->ctx, tok->arena = arena;
     tok->dir = wrpo__strndup(arena, dir, strlen(dir));
     tok->scratch = wrpo__sub_arena(arena);
-    wrpo__work work = {.tok = tok, .text.arena = tok->scratch, .spare.arena = tok->scratch};
-    wrpo__loader in = {.tok = tok, .ctx = ctx, .name = dir, .work = &work};
-    tok->seed = wrpo__hash((uint64_t)(uintptr_t)arena, &(double){wrpo__now()}, sizeof(double));    /* decides about speed, never about ids */
-
-    tok->config = wrpo__load_json(&in, arena, dir, "tokenizer_config.json");
-    const char *config_name = in.name;
-    const wrpo_json *again = tok->config ? wrpo__json_maybe(ctx, config_name, tok->config, "added_tokens_decoder", WRPO_JSON_OBJECT) : NULL;
-    const wrpo_json *root = wrpo__load_json(&in, tok->scratch, dir, "tokenizer.json");
-    if (!root) wrpo__fail(ctx, WRPO_E_IO, "%s: want a tokenizer.json in this directory, found none", dir);
-    const wrpo_json *version = wrpo__json_maybe(ctx, in.name, root, "version", WRPO_JSON_STRING);
-    if (version && !wrpo__json_is(version, "1.0")) wrpo__load_refuse(&in, "tokenizer.json version", version);
-    const wrpo_json *model = wrpo__json_need(ctx, in.name, root, "model", WRPO_JSON_OBJECT);
-    const wrpo_json *added = wrpo__json_maybe(ctx, in.name, root, "added_tokens", WRPO_JSON_ARRAY);
+    double now = wrpo__now();
+    tok->seed = wrpo__hash((uint64_t)(uintptr_t)arena, &now, sizeof now);  /* decides about speed, never about ids */
     wrpo__unicode_load_classes(arena, &tok->unicode);
+    int16_t next = 0x100;
+    memset(tok->char_byte, 0xFF, sizeof tok->char_byte);
+    for (int16_t b = 0; b < 256; b++) {  /* printable Latin-1 is itself, the other bytes are U+0100 and up */
+        tok->byte_char[b] = (b > 32 && b < 127) || (b > 160 && b != 173) ? b : next++;
+        tok->char_byte[tok->byte_char[b]] = b;
+    }
+    wrpo__work work = {.tok = tok, .text.arena = tok->scratch, .spare.arena = tok->scratch};
+    wrpo__loader in = {.tok = tok, .ctx = tok->ctx, .name = dir, .work = &work};
+
+    tok->config = wrpo__load_json(&in, arena, "tokenizer_config.json");
+    const char *config_name = in.name;
+    const wrpo_json *again = NULL;
+    if (tok->config) again = wrpo__load_maybe(&in, tok->config, "added_tokens_decoder", WRPO_JSON_OBJECT);
+    const wrpo_json *root = wrpo__load_json(&in, tok->scratch, "tokenizer.json");
+    if (!root) wrpo__fail(tok->ctx, WRPO_E_IO, "%s: want a tokenizer.json in this directory, found none", dir);
+    const wrpo_json *version = wrpo__load_maybe(&in, root, "version", WRPO_JSON_STRING);
+    if (version && !wrpo__json_is(version, "1.0")) wrpo__load_refuse(&in, "tokenizer.json version", version);
+    /* truncation and padding are for batches of a fixed shape: transformers switches both off for a plain call */
+    const wrpo_json *model = wrpo__load_need(&in, root, "model", WRPO_JSON_OBJECT);
+    const wrpo_json *added = wrpo__load_maybe(&in, root, "added_tokens", WRPO_JSON_ARRAY);
     wrpo__load_model(&in, model, (added ? added->count : 0) + (again ? again->count : 0));
-    const wrpo_json *decoder = wrpo__json_get(root, "decoder");
-    tok->has_decoder = decoder && decoder->kind != WRPO_JSON_NULL;
-    wrpo__load_each(&in, wrpo__json_get(root, "normalizer"), "normalizers", wrpo__load_normalizer);
-    wrpo__load_each(&in, wrpo__json_get(root, "pre_tokenizer"), "pretokenizers", wrpo__load_pre_tokenizer);
-    wrpo__load_each(&in, decoder, "decoders", wrpo__load_decoder);
-    for (int i = 0; i < 2; i++) stbds_arrput(tok->trie, ((wrpo__trie){0, -1, 0, 0}));
+    tok->has_decoder = wrpo__present(root, "decoder");
+    in.edits = &tok->encoder;
+    stbds_arrput(tok->encoder, ((wrpo__edit){.kind = WRPO__EDIT_ADDED, .start = 0}));
+    wrpo__load_component(&in, wrpo__present(root, "normalizer"), "normalizer", "normalizers");
+    tok->normalizer_end = stbds_arrlen(tok->encoder);
+    stbds_arrput(tok->encoder, ((wrpo__edit){.kind = WRPO__EDIT_ADDED, .start = 1}));
+    wrpo__load_component(&in, wrpo__present(root, "pre_tokenizer"), "pre_tokenizer", "pretokenizers");
+    in.edits = &tok->decoder;
+    wrpo__load_component(&in, wrpo__present(root, "decoder"), "decoder", "decoders");
+    stbds_arrput(tok->added, ((wrpo__added){"", 0, -1, 0}));
     in.next = wrpo__json_get(model, "vocab")->count;
     wrpo__load_added(&in, added, false);
-    wrpo__load_each(&in, wrpo__json_get(root, "post_processor"), "processors", wrpo__load_post_processor);
-    /* "truncation" and "padding" are for batches of a fixed shape; transformers switches both off for a plain call, and so they are ignored */
+    wrpo__load_component(&in, wrpo__present(root, "post_processor"), "post_processor", "processors");
 
-    const wrpo_json *map = again ? NULL : wrpo__load_json(&in, tok->scratch, dir, "special_tokens_map.json");
+    const wrpo_json *map = again ? NULL : wrpo__load_json(&in, tok->scratch, "special_tokens_map.json");
     const char *map_name = in.name;
     in.name = config_name;
     wrpo__load_added(&in, again, true);
     wrpo__load_specials(&in, map, map_name);
-    wrpo__load_template(&in, wrpo__json_get(tok->config, "chat_template"));
-    static const char *const files[] = {"chat_template.jinja", "additional_chat_templates/tool_use.jinja"};
-    for (int i = 0, found = 0; i < 2; i++) {
-        const char *path = wrpo__join(arena, dir, files[i]);
-        if (!wrpo__exists(path)) continue;
-        const wrpo__file *f = wrpo__open_file(tok->scratch, path);
-        size_t bad;
-        if (!wrpo__is_utf8((const char *)f->data, f->size, &bad)) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: not UTF-8 at byte %zu", path, bad);
-        if (!found++) memset(tok->chat, 0, sizeof tok->chat);  /* one file, and the config's count no more */
-        wrpo__set_template(tok, i, (const char *)f->data, f->size);
-    }
+    wrpo__load_template(&in, wrpo__present(tok->config, "chat_template"));
+    wrpo__load_template_files(tok);
     wrpo__arena_clear(tok->scratch);
     return tok;
 }
@@ -6783,286 +7034,295 @@ static wrpo_tokenizer *wrpo__tokenizer_load(wrpo_ctx *ctx, wrpo__arena *arena, c
 /* ---- the public face ---- */
 WRPO_API wrpo_result wrpo_tokenizer_load(wrpo_ctx *ctx, const char *dir, wrpo_tokenizer **out) {
     *out = NULL;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), false) {
-        *out = wrpo__tokenizer_load(ctx, wrpo__entry.arena, dir);
-    }
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__tokenizer_load(wrpo__current, dir));
     return wrpo__end(&wrpo__entry);
 }
 WRPO_API void wrpo_tokenizer_free(wrpo_tokenizer *tok) { if (tok) wrpo__arena_free(tok->arena); }
 WRPO_API int64_t wrpo_tokenizer_size(const wrpo_tokenizer *tok) { return tok->size; }
 WRPO_API int32_t wrpo_tokenizer_bos(const wrpo_tokenizer *tok) { return tok->bos; }
 WRPO_API int32_t wrpo_tokenizer_eos(const wrpo_tokenizer *tok) { return tok->eos; }
-WRPO_API wrpo_result wrpo_tokenizer_encode(wrpo_tokenizer *tok, const char *text, size_t size, unsigned flags, int32_t **ids, int64_t *count) {
+static int32_t *wrpo__encode_new(wrpo_tokenizer *tok, const char *text, size_t size, unsigned flags, int64_t *count) {
+    int32_t *ids = NULL;
+    wrpo__encode(tok, text, size, flags, &ids);
+    *count = stbds_arrlen(ids);
+    return wrpo__handout(tok->ctx, ids, (size_t)*count * sizeof *ids);
+}
+WRPO_API wrpo_result wrpo_tokenizer_encode(wrpo_tokenizer *tok, const char *text, size_t size, unsigned flags,
+                                           int32_t **ids, int64_t *count) {
     *ids = NULL, *count = 0;
-    WRPO__TRY(tok->ctx, wrpo__arena_new(tok->ctx), true) {
-        int32_t *list = NULL;
-        wrpo__encode(tok, text, size, flags, &list);
-        *ids = wrpo__handout(tok->ctx, list, (size_t)stbds_arrlen(list) * sizeof *list);
-        *count = stbds_arrlen(list);
-    }
+    WRPO__CALL(tok->ctx, wrpo__arena_new(tok->ctx), true, *ids = wrpo__encode_new(tok, text, size, flags, count));
     return wrpo__end(&wrpo__entry);
 }
-WRPO_API wrpo_result wrpo_tokenizer_decode(wrpo_tokenizer *tok, const int32_t *ids, int64_t count, bool skip_special, char **text, size_t *size) {
+static char *wrpo__decode_new(wrpo_tokenizer *tok, const int32_t *ids, int64_t count, bool skip_special, size_t *size) {
+    wrpo__text out = {.arena = wrpo__current};
+    wrpo__decode(tok, ids, count, skip_special, &out);
+    *size = out.size;
+    return wrpo__handout(tok->ctx, out.data, out.size);
+}
+WRPO_API wrpo_result wrpo_tokenizer_decode(wrpo_tokenizer *tok, const int32_t *ids, int64_t count, bool skip_special,
+                                           char **text, size_t *size) {
     *text = NULL, *size = 0;
-    WRPO__TRY(tok->ctx, wrpo__arena_new(tok->ctx), true) {
-        wrpo__text out = {.arena = wrpo__entry.arena};
-        wrpo__decode(tok, ids, count, skip_special, &out);
-        *text = wrpo__handout(tok->ctx, out.data, out.size);
-        *size = out.size;
-    }
+    WRPO__CALL(tok->ctx, wrpo__arena_new(tok->ctx), true,
+               *text = wrpo__decode_new(tok, ids, count, skip_special, size));
     return wrpo__end(&wrpo__entry);
 }
 
 /* --------------------------------------------------------------------------------------------- >>chat
-   Chat templates: an interpreter for the Jinja that published templates are written in.
+   Chat templates: an interpreter for the part of Jinja that published templates are written in.
 
-   The environment is the one transformers renders with: sandboxed, trim_blocks, lstrip_blocks, one final
-   newline dropped, `break` and `continue`, `{% generation %}`, tojson without HTML escapes, raise_exception
-   and strftime_now. What a template prints is what Python prints; what Python refuses is WRPO_E_FORMAT with
-   the template's line; what this interpreter does not know is WRPO_E_UNSUPPORTED by name, never a guess:
-   inheritance, imports, call, filter, with and raw blocks, recursive loops, varargs, chains of comparisons,
-   powers, format strings, escaping, and the filters, tests and methods that stand in no row of wrpo__jdefs.
-   One difference is known and not refused: a name that an inner block reads before the block around it sets
-   it for the first time. Jinja decides when it compiles that this name is the outer block's, and finds it
-   undefined; here it is looked up as it stands then, a variable of the caller's (bos_token, tools) included.
-   Text -> tree (once per tokenizer) -> output (per rendering). Names: jv a value, jnode a node of the tree. */
+   The environment is that of transformers: sandboxed, trim_blocks, lstrip_blocks, one final newline dropped,
+   `break` and `continue`, `{% generation %}`, tojson without HTML escapes, raise_exception and strftime_now.
+   The output is what Python prints. What Python refuses is WRPO_E_FORMAT with the template's line. What this
+   interpreter does not know is WRPO_E_UNSUPPORTED by name, never a guess: inheritance, imports, call, filter,
+   with and raw blocks, recursive loops, varargs, chained comparisons, powers, format strings, escaping, and
+   every filter, test, method and function without a row in wrpo__jdefs.
+   One difference is known and not refused. Where an inner block reads a name before the block around it sets
+   it for the first time, Jinja finds the name undefined: it decides at compile time that the name belongs to
+   the outer block. Here the name is looked up when it is read, and may be a variable of the caller (bos_token).
 
-/* A template is a stranger's program: it is given this much and no more. */
+   A template becomes tokens once per tokenizer, and runs from them: there is no tree. When it is compiled, all of
+   it is read while J->idle, which finds the errors of its grammar and notes the jumps between tokens. Then it is
+   read once for each rendering. While J->idle nothing is looked up, computed or written, and the values that the
+   readers return mean nothing; a rendering skips that way what must not be evaluated.
+   Names: jv is a value; J is the state of one compilation or rendering.                                     */
+
+/* A template is a stranger's program: it gets this much and no more. */
 enum {
-    WRPO__J_MAX_NESTING = 200,       /* of expressions and blocks in its text */
-    WRPO__J_MAX_DEPTH = 1000,        /* of evaluation: nesting times recursion */
-    WRPO__J_MAX_STEPS = 20000000,    /* nodes evaluated, elements compared */
+    WRPO__J_MAX_DEPTH = 1000,        /* of nesting times recursion, and of values */
+    WRPO__J_MAX_STEPS = 20000000,    /* tokens read, elements compared */
     WRPO__J_MAX_BYTES = 1 << 28,     /* of values and text made */
-    WRPO__J_MAX_RANGE = 100000       /* as Jinja's sandbox */
+    WRPO__J_MAX_RANGE = 100000       /* as in Jinja's sandbox */
 };
 
-/* ---- values: namespaces excepted, immutable once made; in the arena of the rendering (constants: of the template) ---- */
+/* ---- values: immutable except namespaces; in the arena of the rendering (constants: of the template) ---- */
 typedef enum wrpo__jkind {
     WRPO__J_UNDEFINED, WRPO__J_NONE, WRPO__J_BOOL, WRPO__J_INT, WRPO__J_FLOAT, WRPO__J_STR,
-    WRPO__J_LIST, WRPO__J_TUPLE, WRPO__J_RANGE, WRPO__J_VIEW, WRPO__J_ITER,   /* these five have items[count] */
-    WRPO__J_DICT, WRPO__J_NAMESPACE, /* keys[count], items[count], in order of insertion; a NAMESPACE is also a scope of variables */
-    WRPO__J_FUNCTION, WRPO__J_MACRO, WRPO__J_LOOP
+    WRPO__J_LIST, WRPO__J_TUPLE, WRPO__J_RANGE, WRPO__J_VIEW, WRPO__J_ITER,
+    WRPO__J_DICT, WRPO__J_NAMESPACE, WRPO__J_FUNCTION, WRPO__J_MACRO, WRPO__J_LOOP
 } wrpo__jkind;
+#define WRPO__J_BIT(kind) (1 << WRPO__J_##kind)
+enum {                               /* sets of kinds */
+    WRPO__J_INTS = WRPO__J_BIT(BOOL) | WRPO__J_BIT(INT), WRPO__J_NUMBERS = WRPO__J_INTS | WRPO__J_BIT(FLOAT),
+    WRPO__J_SCALARS = WRPO__J_NUMBERS | WRPO__J_BIT(STR) | WRPO__J_BIT(NONE) | WRPO__J_BIT(UNDEFINED),
+    WRPO__J_LISTS = WRPO__J_BIT(LIST) | WRPO__J_BIT(TUPLE) | WRPO__J_BIT(RANGE),
+    WRPO__J_SEQUENCES = WRPO__J_LISTS | WRPO__J_BIT(STR) | WRPO__J_BIT(DICT) | WRPO__J_BIT(UNDEFINED),
+    WRPO__J_SIZED = WRPO__J_SEQUENCES | WRPO__J_BIT(VIEW), WRPO__J_ITERABLES = WRPO__J_SIZED | WRPO__J_BIT(ITER),
+    WRPO__J_CALLABLES = WRPO__J_BIT(FUNCTION) | WRPO__J_BIT(MACRO)
+};
 typedef struct wrpo__jval wrpo__jval;
 typedef const wrpo__jval *wrpo__jv;
-typedef struct wrpo__jnode wrpo__jnode;
+typedef struct wrpo__jtoken wrpo__jtoken;
 typedef struct wrpo__jloop wrpo__jloop;
 typedef struct wrpo__jdef wrpo__jdef;
 struct wrpo__jval {
     wrpo__jkind kind;
-    bool safe;                       /* STR: marked so by the filter; only what does not care takes it */
-    bool *spent;                     /* ITER: read already; a generator runs once */
-    int64_t i;                       /* BOOL, INT */
-    double f;                        /* FLOAT */
-    const char *s; size_t n;         /* STR: bytes; UNDEFINED: what is; INT: its digits if beyond 64 bits */
-    wrpo__jv *items, *keys; int64_t count;
-    const wrpo__jdef *def; wrpo__jv self;              /* FUNCTION: and the value whose method it is */
-    const wrpo__jnode *node;         /* MACRO */
-    wrpo__jval *scope;               /* MACRO: where it was defined; NAMESPACE: the scope around it */
+    bool safe;                       /* STR: marked by the filter `safe`; only what does not care takes it */
+    int64_t i;                       /* BOOL, INT; ITER: 1 once it is read */
+    double f;                        /* FLOAT: finite */
+    const char *s; size_t n;         /* STR: bytes; UNDEFINED: the name of what is undefined */
+    wrpo__jv *items, *keys;          /* [count] LIST to ITER: items; DICT, NAMESPACE: in order of insertion */
+    int64_t count;
+    const wrpo__jdef *def; wrpo__jv self;   /* FUNCTION; the value whose method it is */
+    wrpo__jval *scope;               /* MACRO: the scope that defined it; NAMESPACE: it is a scope inside this one */
+    wrpo__jtoken *parameters;        /* MACRO */
     wrpo__jloop *loop;               /* LOOP */
 };
+typedef enum wrpo__jflow { WRPO__J_GO, WRPO__J_BREAK, WRPO__J_CONTINUE } wrpo__jflow;
 typedef struct wrpo__jinja {         /* one compilation or one rendering */
     wrpo_ctx *ctx; wrpo__arena *arena;
-    wrpo_tokenizer *tok;             /* whose template this is: knows the classes of characters */
-    int line, depth; int64_t steps;
-    size_t held;                     /* by the context when this began */
-    time_t now;                      /* of strftime_now */
+    wrpo_tokenizer *tok;             /* whose template this is; knows the classes of characters */
+    wrpo__jtoken *at;                /* the current token */
+    int idle;                        /* more than 0: tokens are only read */
+    int line, depth, loops;          /* of the current token */
+    wrpo__jval *scope;
+    wrpo__text *out;
+    wrpo__jflow flow;                /* BREAK, CONTINUE: on the way out to the loop */
+    int64_t steps; size_t held;      /* steps done; bytes that the context held before */
+    time_t now;                      /* for strftime_now */
 } wrpo__jinja;
-typedef struct wrpo__jcall {         /* of a filter, test, method or global function */
-    const wrpo__jdef *def;
-    int op;                          /* def->op: several names share one function */
-    wrpo__jv self;                   /* the value before the bar, `is` or the dot */
-    wrpo__jv a[4];                   /* the arguments in the order of the signature; NULL where left out */
-    wrpo__jv named;                  /* DICT: those given by name */
-} wrpo__jcall;
-struct wrpo__jdef {
-    const char *name, *where;        /* f filter, t test, g global; method of: s str, d dict, l list; m: strings marked safe are welcome */
-    const char *signature;           /* "old new count=": '=' marks the optional; NULL: any names */
-    wrpo__jv (*fn)(wrpo__jinja *J, const wrpo__jcall *c);
-    int op;
-};
-static const wrpo__jval wrpo__jnone = {.kind = WRPO__J_NONE}, wrpo__jtrue = {.kind = WRPO__J_BOOL, .i = 1}, wrpo__jfalse = {.kind = WRPO__J_BOOL};
-static const wrpo__jval wrpo__jempty = {.kind = WRPO__J_STR, .s = ""}, wrpo__jno_names = {.kind = WRPO__J_DICT};
 
-_Noreturn WRPO__PRINTF(3, 4) static void wrpo__jfail(wrpo__jinja *J, wrpo_result code, const char *format, ...) {
+_Noreturn WRPO__PRINTF(3, 4) static void wrpo__jraise(wrpo__jinja *J, wrpo_result code, const char *format, ...) {
     char text[400];
     va_list args;
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
-    wrpo__fail_at(J->ctx, code, J->line, 0, "chat template, line %d: %s%s", J->line, text, code == WRPO_E_UNSUPPORTED ? " is not supported" : "");
+    wrpo__fail_at(J->ctx, code, J->line, 0, "chat template, line %d: %s%s", J->line, text,
+                  code == WRPO_E_UNSUPPORTED ? " is not supported" : "");
 }
-#define WRPO__J_TEXT_OF(v) (int)WRPO__MIN((v)->n, 60), (v)->s   /* for "%.*s" */
-static void wrpo__jspend(wrpo__jinja *J, int64_t steps) {   /* called wherever a template can make something run or grow */
+#define wrpo__jfail(J, ...) wrpo__jraise(J, WRPO_E_FORMAT, __VA_ARGS__)   /* Python refuses it too */
+#define wrpo__jrefuse(J, ...) wrpo__jraise(J, WRPO_E_UNSUPPORTED, __VA_ARGS__)   /* ... is not supported */
+#define WRPO__J_SHOW(v) (int)WRPO__MIN((v)->n, 60), (v)->s   /* for "%.*s" */
+static void wrpo__jspend(wrpo__jinja *J, int64_t steps) {   /* wherever a template can make something run or grow */
     J->steps += steps;
-    if (J->steps > WRPO__J_MAX_STEPS) wrpo__jfail(J, WRPO_E_FORMAT, "the template runs too long: more than %d steps", (int)WRPO__J_MAX_STEPS);
+    if (J->steps > WRPO__J_MAX_STEPS) wrpo__jfail(J, "the template runs too long: %d steps", WRPO__J_MAX_STEPS);
     if (J->ctx->bytes > J->held + WRPO__J_MAX_BYTES)
-        wrpo__jfail(J, WRPO_E_FORMAT, "the template makes too much text: more than %d bytes", (int)WRPO__J_MAX_BYTES);
+        wrpo__jfail(J, "the template makes too much text: %d bytes", WRPO__J_MAX_BYTES);
 }
-static void wrpo__jspend_bytes(wrpo__jinja *J, size_t n) { wrpo__jspend(J, (int64_t)(n >> 5)); }   /* for a pass over n bytes */
+static void wrpo__jspend_bytes(wrpo__jinja *J, size_t n) { wrpo__jspend(J, (int64_t)(n >> 5)); }
 static void wrpo__jenter(wrpo__jinja *J) {
-    if (++J->depth > WRPO__J_MAX_DEPTH) wrpo__jfail(J, WRPO_E_FORMAT, "nested too deeply: more than %d levels", (int)WRPO__J_MAX_DEPTH);
+    if (++J->depth > WRPO__J_MAX_DEPTH) wrpo__jfail(J, "nested too deeply: more than %d levels", WRPO__J_MAX_DEPTH);
+}
+
+static wrpo__jval *wrpo__jmake(wrpo__jinja *J, wrpo__jval v) {
+    wrpo__jval *made = WRPO__NEW(J->arena, wrpo__jval);
+    wrpo__jspend(J, 0);
+    *made = v;
+    return made;
+}
+static wrpo__jval *wrpo__jnew(wrpo__jinja *J, wrpo__jkind kind) { return wrpo__jmake(J, (wrpo__jval){.kind = kind}); }
+static const wrpo__jval wrpo__jnone = {.kind = WRPO__J_NONE}, wrpo__jempty = {.kind = WRPO__J_STR, .s = ""};
+static wrpo__jv wrpo__jbool(bool b) {
+    static const wrpo__jval values[] = {{.kind = WRPO__J_BOOL, .i = 0}, {.kind = WRPO__J_BOOL, .i = 1}};
+    return &values[b];
+}
+static wrpo__jv wrpo__jint(wrpo__jinja *J, int64_t i) {
+    return wrpo__jmake(J, (wrpo__jval){.kind = WRPO__J_INT, .i = i});
+}
+static wrpo__jv wrpo__jfloat(wrpo__jinja *J, double f) {
+    if (!isfinite(f)) wrpo__jrefuse(J, "a number beyond the range of a double");
+    return wrpo__jmake(J, (wrpo__jval){.kind = WRPO__J_FLOAT, .f = f});
+}
+static wrpo__jv wrpo__jbytes(wrpo__jinja *J, const char *s, size_t n) {   /* a string that shares these bytes */
+    return wrpo__jmake(J, (wrpo__jval){.kind = WRPO__J_STR, .s = n ? s : "", .n = n});
+}
+static wrpo__jv wrpo__jstring(wrpo__jinja *J, const char *s) { return wrpo__jbytes(J, s, strlen(s)); }
+static wrpo__jv wrpo__jundefined(wrpo__jinja *J, wrpo__jv name) {
+    return wrpo__jmake(J, (wrpo__jval){.kind = WRPO__J_UNDEFINED, .s = name->s, .n = name->n});
+}
+/* A value that shares another one's items. */
+static wrpo__jv wrpo__jshare(wrpo__jinja *J, wrpo__jkind kind, wrpo__jv *items, int64_t count) {
+    return wrpo__jmake(J, (wrpo__jval){.kind = kind, .items = items, .count = count});
+}
+static wrpo__jval *wrpo__jscope(wrpo__jinja *J, wrpo__jval *around) {
+    return wrpo__jmake(J, (wrpo__jval){.kind = WRPO__J_NAMESPACE, .scope = around});
+}
+static wrpo__jv *wrpo__jroom(wrpo__jinja *J, wrpo__jv *items, size_t count) {   /* the items, with room for one more */
+    if (count & (count - 1)) return items;   /* room is made for a power of two */
+    wrpo__jv *more = wrpo__alloc(J->arena, count ? 2 * count : 1, sizeof *more);
+    if (count) memcpy(more, items, count * sizeof *more);
+    return more;
+}
+/* Appends an item to a value under construction; key is NULL unless that is a dict. */
+static void wrpo__jpush(wrpo__jinja *J, wrpo__jval *to, wrpo__jv key, wrpo__jv item) {
+    size_t count = (size_t)to->count++;
+    to->items = wrpo__jroom(J, to->items, count);
+    to->items[count] = item;
+    if (!key) return;
+    to->keys = wrpo__jroom(J, to->keys, count);
+    to->keys[count] = key;
 }
 static void wrpo__jput(wrpo__jinja *J, wrpo__text *t, const char *s, size_t n) {
     wrpo__jspend_bytes(J, n);
     wrpo__text_add(t, s, n);
 }
-static void wrpo__jputs(wrpo__jinja *J, wrpo__text *t, const char *s) { wrpo__jput(J, t, s, strlen(s)); }
-
-static wrpo__jval *wrpo__jnew(wrpo__jinja *J, wrpo__jkind kind) {
-    wrpo__jval *v = WRPO__NEW(J->arena, wrpo__jval);
-    wrpo__jspend(J, 0);
-    v->kind = kind;
-    if (kind == WRPO__J_ITER) v->spent = WRPO__NEW(J->arena, bool);
-    return v;
-}
-static wrpo__jv wrpo__jbool(bool b) { return b ? &wrpo__jtrue : &wrpo__jfalse; }
-static wrpo__jv wrpo__jint(wrpo__jinja *J, int64_t i) { wrpo__jval *v = wrpo__jnew(J, WRPO__J_INT); v->i = i; return v; }
-static wrpo__jv wrpo__jfloat(wrpo__jinja *J, double f) { wrpo__jval *v = wrpo__jnew(J, WRPO__J_FLOAT); v->f = f; return v; }
-static wrpo__jv wrpo__jbytes(wrpo__jinja *J, const char *s, size_t n) {   /* shares the bytes */
-    wrpo__jval *v = wrpo__jnew(J, WRPO__J_STR);
-    v->s = n ? s : "", v->n = n;
-    return v;
-}
-static wrpo__jv wrpo__jstring(wrpo__jinja *J, const char *s) { return wrpo__jbytes(J, s, strlen(s)); }
+static void wrpo__jputs(wrpo__jinja *J, wrpo__text *t, wrpo__jv v) { wrpo__jput(J, t, v->s, v->n); }
 static wrpo__jv wrpo__jfinish(wrpo__jinja *J, const wrpo__text *t) { return wrpo__jbytes(J, t->data, t->size); }
-static wrpo__jv wrpo__jundefined(wrpo__jinja *J, wrpo__jv what) {
-    wrpo__jval *v = wrpo__jnew(J, WRPO__J_UNDEFINED);
-    v->s = what->s, v->n = what->n;
-    return v;
-}
-static wrpo__jv wrpo__jshare(wrpo__jinja *J, wrpo__jkind kind, wrpo__jv *items, int64_t count) {   /* items of another value */
-    wrpo__jval *v = wrpo__jnew(J, kind);
-    v->items = items, v->count = count;
-    return v;
-}
-static void wrpo__jpush(wrpo__jinja *J, wrpo__jval *to, wrpo__jv key, wrpo__jv item) {   /* onto a value under construction; key NULL: no dict */
-    if ((to->count & (to->count - 1)) == 0) {          /* full: it has room for a power of two */
-        size_t count = (size_t)to->count, cap = count ? 2 * count : 1;
-        wrpo__jv *items = wrpo__alloc(J->arena, cap, sizeof *items), *keys = key ? wrpo__alloc(J->arena, cap, sizeof *keys) : NULL;
-        if (count) memcpy(items, to->items, count * sizeof *items);
-        if (count && key) memcpy(keys, to->keys, count * sizeof *keys);
-        to->items = items, to->keys = keys;
-    }
-    if (key) to->keys[to->count] = key;
-    to->items[to->count++] = item;
-}
 
+static bool wrpo__jis(wrpo__jv v, int kinds) { return kinds >> v->kind & 1; }
+static bool wrpo__jis_str(wrpo__jv v) { return v->kind == WRPO__J_STR; }
+static bool wrpo__jboth(wrpo__jv a, wrpo__jv b, int kinds) { return wrpo__jis(a, kinds) && wrpo__jis(b, kinds); }
 static const char *wrpo__jtype(wrpo__jv v) {
-    static const char *const names[] = {"undefined", "None", "bool", "int", "float", "str", "list", "tuple", "range", "dict view",
-                                        "generator", "dict", "namespace", "function", "macro", "loop"};
+    static const char *const names[] = {"undefined", "None", "bool", "int", "float", "str", "list", "tuple", "range",
+                                        "dict view", "generator", "dict", "namespace", "function", "macro", "loop"};
     return names[v->kind];
 }
-static bool wrpo__jis_int(wrpo__jv v) { return v->kind == WRPO__J_BOOL || v->kind == WRPO__J_INT; }
-static bool wrpo__jis_number(wrpo__jv v) { return wrpo__jis_int(v) || v->kind == WRPO__J_FLOAT; }
-static bool wrpo__jis_list(wrpo__jv v) { return v->kind >= WRPO__J_LIST && v->kind <= WRPO__J_RANGE; }   /* has items by number */
-static wrpo__jv wrpo__jneed_defined(wrpo__jinja *J, wrpo__jv v) {
-    if (v->kind == WRPO__J_UNDEFINED) wrpo__jfail(J, WRPO_E_FORMAT, "\"%.*s\" is undefined", WRPO__J_TEXT_OF(v));
-    return v;
+static wrpo__jv wrpo__jwant(wrpo__jinja *J, wrpo__jv v, int kinds, const char *what) {   /* v, if it is one of these */
+    if (wrpo__jis(v, kinds)) return v;
+    if (v->kind == WRPO__J_UNDEFINED) wrpo__jfail(J, "\"%.*s\" is undefined", WRPO__J_SHOW(v));
+    wrpo__jfail(J, "want %s, found %s", what, wrpo__jtype(v));
 }
-static int64_t wrpo__jto_int(wrpo__jinja *J, wrpo__jv v) {
-    if (!wrpo__jis_int(v)) wrpo__jfail(J, WRPO_E_FORMAT, "want an integer, found %s", wrpo__jtype(v));
-    if (v->s) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "an integer beyond 64 bits: %.*s", WRPO__J_TEXT_OF(v));
-    return v->i;
-}
-static double wrpo__jto_float(wrpo__jinja *J, wrpo__jv v) { return v->kind == WRPO__J_FLOAT ? v->f : (double)wrpo__jto_int(J, v); }
-static wrpo__jv wrpo__jto_str(wrpo__jinja *J, wrpo__jv v) {   /* v, which must be a string */
-    if (v->kind != WRPO__J_STR) wrpo__jfail(J, WRPO_E_FORMAT, "want a string, found %s", wrpo__jtype(v));
-    return v;
-}
-static wrpo__jv wrpo__jplain(wrpo__jinja *J, wrpo__jv v) {   /* v, for what would have to escape or to mark its result */
-    if (v->safe) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "more than printing or comparing a string marked safe");
+static wrpo__jv wrpo__jdefined(wrpo__jinja *J, wrpo__jv v) { return wrpo__jwant(J, v, ~WRPO__J_BIT(UNDEFINED), ""); }
+static wrpo__jv wrpo__jto_str(wrpo__jinja *J, wrpo__jv v) { return wrpo__jwant(J, v, WRPO__J_BIT(STR), "a string"); }
+static int64_t wrpo__jto_int(wrpo__jinja *J, wrpo__jv v) { return wrpo__jwant(J, v, WRPO__J_INTS, "an integer")->i; }
+static double wrpo__jdouble(wrpo__jv v) { return v->kind == WRPO__J_FLOAT ? v->f : (double)v->i; }
+static wrpo__jv wrpo__jplain(wrpo__jinja *J, wrpo__jv v) {   /* v, for what would escape something or mark its result */
+    if (v->safe) wrpo__jrefuse(J, "more than printing or comparing a string marked safe");
     return v;
 }
 static bool wrpo__jtruth(wrpo__jv v) {
-    if (v->kind <= WRPO__J_INT) return v->i != 0 || (v->kind == WRPO__J_INT && v->s);
+    if (v->kind <= WRPO__J_INT) return v->i != 0;
     if (v->kind == WRPO__J_FLOAT) return v->f != 0;
-    if (v->kind == WRPO__J_STR) return v->n > 0;
-    return v->kind == WRPO__J_ITER || v->kind > WRPO__J_DICT || v->count > 0;
+    if (wrpo__jis_str(v)) return v->n > 0;
+    return v->count > 0 || !wrpo__jis(v, WRPO__J_SIZED);
 }
-static bool wrpo__jsame(wrpo__jv a, wrpo__jv b) { return a->n == b->n && memcmp(a->s, b->s, a->n) == 0; }   /* the same bytes */
-static bool wrpo__jnamed(wrpo__jv a, const char *b) { return a->n == strlen(b) && memcmp(a->s, b, a->n) == 0; }
-static bool wrpo__jword(const char *list, wrpo__jv v) {   /* is it one of these words? */
-    for (; *list; list += strcspn(list, " "), list += strspn(list, " "))
-        if (v->n && v->n == strcspn(list, " ") && memcmp(list, v->s, v->n) == 0) return true;
+static bool wrpo__jsame(wrpo__jv a, wrpo__jv b) { return a->n == b->n && memcmp(a->s, b->s, a->n) == 0; }
+static bool wrpo__jword(const char *words, wrpo__jv v) {   /* is it one of these words? */
+    for (size_t n; *words; words += n + (words[n] == ' ')) {
+        for (n = 0; words[n] && words[n] != ' '; n++) {}
+        if (n == v->n && memcmp(words, v->s, n) == 0) return true;
+    }
     return false;
 }
 
-/* ---- equality and order, as Python has them; dicts, scopes ---- */
+/* ---- equality and order, as in Python; dicts ---- */
 static wrpo__jv wrpo__jdict_get(wrpo__jinja *J, wrpo__jv d, wrpo__jv key);
 static bool wrpo__jequal(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {
     wrpo__jspend(J, 1);
-    if (wrpo__jis_number(a) && wrpo__jis_number(b)) {
-        if (a->s || b->s) return a->s && b->s && wrpo__jsame(a, b);
-        return wrpo__jis_int(a) && wrpo__jis_int(b) ? a->i == b->i : wrpo__jto_float(J, a) == wrpo__jto_float(J, b);
-    }
+    if (wrpo__jboth(a, b, WRPO__J_INTS)) return a->i == b->i;
+    if (wrpo__jboth(a, b, WRPO__J_NUMBERS)) return wrpo__jdouble(a) == wrpo__jdouble(b);
     if (a == b) return true;
     if (a->kind != b->kind) return false;
-    if (a->kind < WRPO__J_BOOL) return true;
-    if (a->kind == WRPO__J_STR) { wrpo__jspend_bytes(J, WRPO__MIN(a->n, b->n)); return wrpo__jsame(a, b); }
-    if (a->kind == WRPO__J_VIEW) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "a comparison of dict views");
-    if (!wrpo__jis_list(a) && a->kind != WRPO__J_DICT) return false;
+    if (a->kind == WRPO__J_VIEW) wrpo__jrefuse(J, "a comparison of dict views");
+    if (wrpo__jis_str(a)) {
+        wrpo__jspend_bytes(J, WRPO__MIN(a->n, b->n));
+        return wrpo__jsame(a, b);
+    }
+    bool dict = a->kind == WRPO__J_DICT;
+    if (!dict && !wrpo__jis(a, WRPO__J_LISTS)) return a->kind <= WRPO__J_NONE;
     bool same = a->count == b->count;
     wrpo__jenter(J);
     for (int64_t i = 0; same && i < a->count; i++) {
-        wrpo__jv other = a->kind == WRPO__J_DICT ? wrpo__jdict_get(J, b, a->keys[i]) : b->items[i];
+        wrpo__jv other = dict ? wrpo__jdict_get(J, b, a->keys[i]) : b->items[i];
         same = other && wrpo__jequal(J, a->items[i], other);
     }
     J->depth--;
     return same;
 }
-static int wrpo__jcompare(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {   /* -1, 0, 1; 2 where one is NaN */
+static int wrpo__jcompare(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {   /* < 0, 0, > 0 */
     wrpo__jspend(J, 1);
-    wrpo__jneed_defined(J, a), wrpo__jneed_defined(J, b);
-    if (wrpo__jis_int(a) && wrpo__jis_int(b)) {
-        int64_t x = wrpo__jto_int(J, a), y = wrpo__jto_int(J, b);
-        return (x > y) - (x < y);
-    }
-    if (wrpo__jis_number(a) && wrpo__jis_number(b)) {
-        double x = wrpo__jto_float(J, a), y = wrpo__jto_float(J, b);
-        return x < y ? -1 : x > y ? 1 : x == y ? 0 : 2;
-    }
-    if (a->kind == b->kind && wrpo__jis_list(a)) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "the order of two %ss", wrpo__jtype(a));
-    if (a->kind != WRPO__J_STR || b->kind != WRPO__J_STR) wrpo__jfail(J, WRPO_E_FORMAT, "%s and %s have no order", wrpo__jtype(a), wrpo__jtype(b));
-    wrpo__jspend_bytes(J, WRPO__MIN(a->n, b->n));
-    int r = memcmp(a->s, b->s, WRPO__MIN(a->n, b->n));   /* UTF-8 sorts as its code points do */
-    return r ? (r > 0) - (r < 0) : (a->n > b->n) - (a->n < b->n);
+    wrpo__jdefined(J, a);
+    wrpo__jdefined(J, b);
+    double x = wrpo__jdouble(a), y = wrpo__jdouble(b);
+    size_t n = WRPO__MIN(a->n, b->n);
+    if (wrpo__jboth(a, b, WRPO__J_INTS)) return (a->i > b->i) - (a->i < b->i);
+    if (wrpo__jboth(a, b, WRPO__J_NUMBERS)) return (x > y) - (x < y);
+    if (a->kind == b->kind && wrpo__jis(a, WRPO__J_LISTS)) wrpo__jrefuse(J, "the order of two %ss", wrpo__jtype(a));
+    if (!wrpo__jboth(a, b, WRPO__J_BIT(STR))) wrpo__jfail(J, "%s and %s have no order", wrpo__jtype(a), wrpo__jtype(b));
+    wrpo__jspend_bytes(J, n);
+    int r = memcmp(a->s, b->s, n);               /* UTF-8 sorts as its code points do */
+    return r ? r : (a->n > b->n) - (a->n < b->n);
 }
-static int64_t wrpo__jdict_find(wrpo__jinja *J, wrpo__jv d, wrpo__jv key) {   /* its place; -1: absent */
-    if (key->kind > WRPO__J_STR) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "a key of type %s", wrpo__jtype(key));
+/* The value at the key; NULL: none. */
+static wrpo__jv *wrpo__jdict_at(wrpo__jinja *J, wrpo__jv d, wrpo__jv key) {
+    if (!wrpo__jis(key, WRPO__J_SCALARS)) wrpo__jrefuse(J, "a key of type %s", wrpo__jtype(key));
     wrpo__jspend(J, d->count / 8);
     for (int64_t i = 0; i < d->count; i++) {
-        wrpo__jv k = d->keys[i];
-        if (k->kind == WRPO__J_STR && key->kind == WRPO__J_STR ? wrpo__jsame(k, key) : wrpo__jequal(J, k, key)) return i;
+        bool texts = wrpo__jboth(d->keys[i], key, WRPO__J_BIT(STR));
+        if (texts ? wrpo__jsame(d->keys[i], key) : wrpo__jequal(J, d->keys[i], key)) return &d->items[i];
     }
-    return -1;
+    return NULL;
 }
-static wrpo__jv wrpo__jdict_get(wrpo__jinja *J, wrpo__jv d, wrpo__jv key) {   /* NULL: absent */
-    int64_t i = wrpo__jdict_find(J, d, key);
-    return i < 0 ? NULL : d->items[i];
+static wrpo__jv wrpo__jdict_get(wrpo__jinja *J, wrpo__jv d, wrpo__jv key) {
+    wrpo__jv *item = wrpo__jdict_at(J, d, key);
+    return item ? *item : NULL;
 }
-static bool wrpo__jdict_put(wrpo__jinja *J, wrpo__jval *d, wrpo__jv key, wrpo__jv value) {   /* false: in place of an older value */
-    int64_t i = wrpo__jdict_find(J, d, key);
-    if (i < 0) wrpo__jpush(J, d, key, value);
-    else d->items[i] = value;
-    return i < 0;
-}
-static wrpo__jval *wrpo__jscope(wrpo__jinja *J, wrpo__jval *around) {
-    wrpo__jval *scope = wrpo__jnew(J, WRPO__J_NAMESPACE);
-    scope->scope = around;
-    return scope;
+static void wrpo__jdict_put(wrpo__jinja *J, wrpo__jval *d, wrpo__jv key, wrpo__jv value) {
+    wrpo__jv *item = wrpo__jdict_at(J, d, key);
+    if (item) *item = value;
+    else wrpo__jpush(J, d, key, value);
 }
 
 /* ---- text: code points, white space, case, numbers ---- */
-static bool wrpo__jspace(int32_t c) {                  /* str.isspace */
-    return (c >= 9 && c <= 13) || (c >= 0x1C && c <= 0x20) || c == 0x85 || c == 0xA0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200A) ||
-           c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
+static bool wrpo__jspace(int32_t c) {   /* str.isspace */
+    return (c >= 9 && c <= 13) || (c >= 0x1C && c <= 0x20) || c == 0x85 || c == 0xA0 || c == 0x1680 ||
+           (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
 }
 static size_t wrpo__jskip_space(const char *s, size_t n, size_t i) {
     for (size_t size; i < n && wrpo__jspace(wrpo__utf8_get(s + i, n - i, &size)); i += size) {}
     return i;
 }
-static size_t wrpo__jrstrip(const char *s, size_t from, size_t to) {
+static size_t wrpo__jrstrip(const char *s, size_t from, size_t to) {   /* where s[from..to) without final spaces ends */
     for (size_t i, size; to > from; to = i) {
         i = (size_t)wrpo__before(s, (int64_t)to);
         if (!wrpo__jspace(wrpo__utf8_get(s + i, to - i, &size))) break;
@@ -7096,174 +7356,177 @@ static int wrpo__jclass(wrpo__jinja *J, int32_t c) {   /* of a code point; see w
     if (!J->tok->unicode.kind) wrpo__unicode_load_classes(J->tok->arena, &J->tok->unicode);
     return c < 0 ? WRPO__OTHER : J->tok->unicode.kind[c] & 15;
 }
-/* One code point in upper or lower case: of ASCII, Latin-1, Latin Extended-A and Cyrillic. What has no case passes;
-   of other letters that have one nothing is known here, and saying so beats a wrong letter. */
+/* One code point in upper or lower case: ASCII, Latin-1, Cyrillic. What has no case passes; every other letter that
+   has one is refused. */
 static int32_t wrpo__jcase(wrpo__jinja *J, int32_t c, bool upper) {
-    static const int32_t pairs[][3] = {                /* capitals from, to, distance of the small ones; 1: they take turns */
-        {'A', 'Z', 32}, {0xC0, 0xD6, 32}, {0xD8, 0xDE, 32}, {0x100, 0x12F, 1}, {0x132, 0x137, 1}, {0x139, 0x148, 1}, {0x14A, 0x177, 1},
-        {0x178, 0x178, 0xFF - 0x178}, {0x179, 0x17E, 1}, {0x400, 0x40F, 80}, {0x410, 0x42F, 32}, {0x460, 0x481, 1}, {0x48A, 0x4BF, 1}};
-    for (int64_t k = 0; k < WRPO__COUNT(pairs); k++) {
-        int32_t by = pairs[k][2];
-        bool capital = c >= pairs[k][0] && c <= pairs[k][1], small = by != 1 && c >= pairs[k][0] + by && c <= pairs[k][1] + by;
-        if (capital && by == 1) return pairs[k][0] + (((c - pairs[k][0]) & ~1) | !upper);
-        if (capital || small) return capital == upper ? c : capital ? c + by : c - by;
+    static const int32_t ranges[][3] = {   /* first and last capital, distance to the small letters */
+        {'A', 'Z', 32}, {0xC0, 0xD6, 32}, {0xD8, 0xDE, 32}, {0x400, 0x40F, 80}, {0x410, 0x42F, 32}};
+    for (int64_t k = 0; k < WRPO__COUNT(ranges); k++) {
+        int32_t first = ranges[k][0], last = ranges[k][1], by = ranges[k][2];
+        if (c >= first && c <= last) return upper ? c : c + by;
+        if (c >= first + by && c <= last + by) return upper ? c - by : c;
     }
-    const int cased = 1 << WRPO__LU | 1 << WRPO__LL | 1 << WRPO__LT | 1 << WRPO__NL | 1 << WRPO__SW;
+    int cased = 1 << WRPO__LU | 1 << WRPO__LL | 1 << WRPO__LT | 1 << WRPO__NL | 1 << WRPO__SW;
     if (c >= 128 && (cased >> wrpo__jclass(J, c) & 1 || c == 0xAA || c == 0xBA || c == 0x345))
-        wrpo__jfail(J, WRPO_E_UNSUPPORTED, "upper or lower case of U+%04X", (unsigned)c);
+        wrpo__jrefuse(J, "upper or lower case of U+%04X", (unsigned)c);
     return c;
 }
-/* op: u upper, l lower, c first letter only, t every word (of letters), T Jinja's filter (words end at space and -({[<) */
+/* op: u upper, l lower, c upper for the first letter, t for the first of every word (of letters), T likewise for the
+   words of Jinja's filter (they end at space and -({[<) */
 static wrpo__jv wrpo__jrecase(wrpo__jinja *J, wrpo__jv v, int op) {
     wrpo__text t = {.arena = J->arena};
     bool start = true;
     for (size_t i = 0, size; i < v->n; i += size) {
         char out[4];
-        int32_t c = wrpo__utf8_get(v->s + i, v->n - i, &size), to = wrpo__jcase(J, c, op == 'u' || (op != 'l' && start));
+        int32_t c = wrpo__utf8_get(v->s + i, v->n - i, &size);
+        int32_t to = wrpo__jcase(J, c, op == 'u' || (op != 'l' && start));
         wrpo__jput(J, &t, c < 0 ? v->s + i : out, c < 0 ? size : wrpo__utf8_put(out, (uint32_t)to));
         if (op == 't') start = wrpo__jcase(J, c, true) == wrpo__jcase(J, c, false);
         else start = op == 'T' && (wrpo__jspace(c) || (c > 0 && c < 128 && strchr("-({[<", c)));
     }
     return wrpo__jfinish(J, &t);
 }
-/* A whole decimal number as int() and float() read one, -12.5 with white space around: an INT or a FLOAT; NULL: it is none. */
+/* The decimal number that v is, as int() and float() read it: an INT or a FLOAT; NULL: it is none. */
 static wrpo__jv wrpo__jread_number(wrpo__jinja *J, wrpo__jv v) {
     static const char digits[] = "0123456789";
     size_t begin = wrpo__jskip_space(v->s, v->n, 0), n = wrpo__jrstrip(v->s, begin, v->n) - begin;
-    const char *text = wrpo__strndup(J->arena, v->s + begin, n), *s = text + (n && (*text == '-' || *text == '+'));
-    size_t whole = strspn(s, digits), point = s[whole] == '.', part = point ? strspn(s + whole + 1, digits) : 0;
-    if (s + whole + point + part != text + n || whole + part == 0) {   /* Python also reads 1e3, 1_000 and the digits of other scripts */
-        bool maybe = whole || point || (unsigned char)*s >= 0x80 || wrpo__jword("inf nan infinity", wrpo__jstring(J, s));
-        if (maybe) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "the number \"%.*s\"", WRPO__J_TEXT_OF(v));
+    const char *text = wrpo__strndup(J->arena, v->s + begin, n), *s = text + (*text == '-' || *text == '+');
+    size_t whole = strspn(s, digits), point = s[whole] == '.';
+    size_t part = point ? strspn(s + whole + 1, digits) : 0, length = whole + point + part;
+    if (s + length != text + n || whole + part == 0) { /* Python also reads 1e3, 1_000, inf, digits of other scripts */
+        bool maybe = length || (unsigned char)*s >= 0x80;
+        if (maybe || wrpo__jword("inf nan infinity", wrpo__jrecase(J, wrpo__jstring(J, s), 'l')))
+            wrpo__jrefuse(J, "the number \"%.*s\"", WRPO__J_SHOW(v));
         return NULL;
     }
-    double f = wrpo__json_double(J->arena, s, whole + point + part);
+    double f = wrpo__json_double(J->arena, s, length);
     if (point) return wrpo__jfloat(J, *text == '-' ? -f : f);
-    if (f >= 9e18) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "an integer beyond 64 bits: %.*s", WRPO__J_TEXT_OF(v));
+    if (f >= 9e18) wrpo__jrefuse(J, "the integer %.*s", WRPO__J_SHOW(v));
     return wrpo__jint(J, strtoll(text, NULL, 10));
 }
 
-/* ---- printing: str(), repr(), json.dumps: one walk, two styles ---- */
-typedef struct wrpo__jstyle { bool json; wrpo__jv item, key, indent; } wrpo__jstyle;   /* between items, behind a key; NULL: one line */
-static void wrpo__jquote(wrpo__jinja *J, wrpo__text *t, wrpo__jv v, const wrpo__jstyle *style) {
-    static const char marks[] = "\n\r\t\b\f", names[] = "nrtbf";
-    bool json = style->json, apostrophe = !json && (!memchr(v->s, '\'', v->n) || memchr(v->s, '"', v->n));
-    char quote = apostrophe ? '\'' : '"', e[16];
+/* ---- printing: str(), repr() and json.dumps() ---- */
+typedef struct wrpo__jstyle { bool json; wrpo__jv item, key, indent; } wrpo__jstyle;   /* what follows an item, a key */
+static void wrpo__jquote(wrpo__jinja *J, wrpo__text *t, wrpo__jv v, bool json) {
+    static const char marks[] = "\n\r\t\\'\"\b\f", names[] = "nrt\\'\"bf";
+    bool apostrophe = !json && (!memchr(v->s, '\'', v->n) || memchr(v->s, '"', v->n));
+    char quote = apostrophe ? '\'' : '"', *bare = json ? "'" : "'\"\b\f";   /* no \ before these */
     if (!json) wrpo__jplain(J, v);
     wrpo__jput(J, t, &quote, 1);
     for (size_t i = 0, size; i < v->n; i += size) {
         int32_t c = wrpo__utf8_get(v->s + i, v->n - i, &size);
-        int kind = !json && c >= 127 ? wrpo__jclass(J, c) : WRPO__LL;   /* str.isprintable: neither space nor control nor format */
-        bool shown = c >= 32 && (json || (kind != WRPO__OTHER && kind != WRPO__SPACE && kind != WRPO__CW));
         const char *mark = c > 0 && c < 128 ? strchr(marks, c) : NULL;
-        if (c == quote || c == '\\') snprintf(e, sizeof e, "\\%c", (int)c);
-        else if (mark && (json || mark < marks + 3)) snprintf(e, sizeof e, "\\%c", names[mark - marks]);
-        else if (c < 0 || shown) { wrpo__jput(J, t, v->s + i, size); continue; }
-        else snprintf(e, sizeof e, json || (c >= 0x100 && c < 0x10000) ? "\\u%04x" : c < 0x100 ? "\\x%02x" : "\\U%08x", (unsigned)c);
-        wrpo__jputs(J, t, e);
+        int class = !json && c >= 127 ? wrpo__jclass(J, c) : WRPO__LL;   /* str.isprintable goes by it */
+        bool printable = class != WRPO__OTHER && class != WRPO__SPACE && class != WRPO__CW;
+        if (mark && (c == quote || !strchr(bare, c))) wrpo__text_printf(t, "\\%c", names[mark - marks]);
+        else if (c < 0 || (c >= 32 && printable)) wrpo__jput(J, t, v->s + i, size);
+        else if (c < 0x100 && !json) wrpo__text_printf(t, "\\x%02x", (unsigned)c);
+        else wrpo__text_printf(t, c < 0x10000 ? "\\u%04x" : "\\U%08x", (unsigned)c);
     }
     wrpo__jput(J, t, &quote, 1);
 }
-static void wrpo__jput_float(wrpo__text *t, double f, bool json) {   /* Python's repr: the shortest digits that read back as the same */
-    char digits[24];
-    int exponent, n = isfinite(f) ? wrpo__json_digits_of(f, digits, &exponent) : 0;
-    if (isnan(f)) { wrpo__text_puts(t, json ? "NaN" : "nan"); return; }
-    if (signbit(f)) wrpo__text_puts(t, "-");
-    if (isinf(f)) wrpo__text_puts(t, json ? "Infinity" : "inf");
-    else if (exponent < -4 || exponent >= 16)
-        wrpo__text_printf(t, n > 1 ? "%c.%se%c%02d" : "%c%se%c%02d", digits[0], digits + 1, exponent < 0 ? '-' : '+', abs(exponent));
-    else if (exponent < 0) wrpo__text_printf(t, "0.%.*s%s", -exponent - 1, "0000", digits);
-    else if (n <= exponent + 1) wrpo__text_printf(t, "%s%.*s.0", digits, exponent + 1 - n, "0000000000000000");
-    else wrpo__text_printf(t, "%.*s.%s", exponent + 1, digits, digits + exponent + 1);
-}
+static void wrpo__jwrite(wrpo__jinja *J, wrpo__text *t, wrpo__jv v, const wrpo__jstyle *style, int level);
 static void wrpo__jnewline(wrpo__jinja *J, wrpo__text *t, const wrpo__jstyle *style, int level) {
-    if (style->indent) wrpo__jputs(J, t, "\n");
-    for (int k = 0; style->indent && k < level; k++) wrpo__jput(J, t, style->indent->s, style->indent->n);
+    if (style->indent) wrpo__text_puts(t, "\n");
+    for (int k = 0; style->indent && k < level; k++) wrpo__jputs(J, t, style->indent);
+}
+static void wrpo__jwrite_items(wrpo__jinja *J, wrpo__text *t, wrpo__jv v, const wrpo__jstyle *style, int level) {
+    bool dict = v->kind == WRPO__J_DICT, tuple = v->kind == WRPO__J_TUPLE && !style->json;
+    wrpo__jenter(J);
+    wrpo__text_puts(t, dict ? "{" : tuple ? "(" : "[");
+    for (int64_t i = 0; i < v->count; i++) {
+        if (i) wrpo__jputs(J, t, style->item);
+        wrpo__jnewline(J, t, style, level + 1);
+        if (dict && style->json && !wrpo__jis_str(v->keys[i]))
+            wrpo__jrefuse(J, "tojson of a key of type %s", wrpo__jtype(v->keys[i]));
+        if (dict) {
+            wrpo__jwrite(J, t, v->keys[i], style, level + 1);
+            wrpo__jputs(J, t, style->key);
+        }
+        wrpo__jwrite(J, t, v->items[i], style, level + 1);
+    }
+    if (tuple && v->count == 1) wrpo__text_puts(t, ",");
+    if (v->count) wrpo__jnewline(J, t, style, level);
+    wrpo__text_puts(t, dict ? "}" : tuple ? ")" : "]");
+    J->depth--;
 }
 static void wrpo__jwrite(wrpo__jinja *J, wrpo__text *t, wrpo__jv v, const wrpo__jstyle *style, int level) {
-    static const char *const words[][2] = {{"Undefined", NULL}, {"None", "null"}, {"False", "false"}, {"True", "true"}};
-    bool json = style->json, dict = v->kind == WRPO__J_DICT, tuple = v->kind == WRPO__J_TUPLE && !json;
+    static const char *const words[][2] = {{"False", "false"}, {"True", "true"}};
+    bool json = style->json;
     wrpo__jspend(J, 1);
-    if (v->kind <= WRPO__J_BOOL && words[v->kind + (v->i != 0)][json]) wrpo__jputs(J, t, words[v->kind + (v->i != 0)][json]);
-    else if (v->kind == WRPO__J_INT && v->s) wrpo__jput(J, t, v->s, v->n);
-    else if (v->kind == WRPO__J_INT) wrpo__text_printf(t, "%lld", (long long)v->i);
-    else if (v->kind == WRPO__J_FLOAT) wrpo__jput_float(t, v->f, json);
-    else if (v->kind == WRPO__J_STR) wrpo__jquote(J, t, v, style);
-    else if (v->kind == WRPO__J_LIST || v->kind == WRPO__J_TUPLE || dict) {
-        wrpo__jenter(J);
-        wrpo__jputs(J, t, dict ? "{" : tuple ? "(" : "[");
-        for (int64_t i = 0; i < v->count; i++) {
-            if (i) wrpo__jput(J, t, style->item->s, style->item->n);
-            wrpo__jnewline(J, t, style, level + 1);
-            if (dict && json && v->keys[i]->kind != WRPO__J_STR)
-                wrpo__jfail(J, WRPO_E_UNSUPPORTED, "tojson of a key of type %s", wrpo__jtype(v->keys[i]));
-            if (dict) wrpo__jwrite(J, t, v->keys[i], style, level + 1);
-            if (dict) wrpo__jput(J, t, style->key->s, style->key->n);
-            wrpo__jwrite(J, t, v->items[i], style, level + 1);
-        }
-        if (tuple && v->count == 1) wrpo__jputs(J, t, ",");
-        if (v->count) wrpo__jnewline(J, t, style, level);
-        wrpo__jputs(J, t, dict ? "}" : tuple ? ")" : "]");
-        J->depth--;
-    } else if (json) wrpo__jfail(J, WRPO_E_FORMAT, "a value of type %s has no JSON form", wrpo__jtype(v));
-    else wrpo__jfail(J, WRPO_E_UNSUPPORTED, "printing a value of type %s", wrpo__jtype(v));
+    switch (v->kind) {
+    case WRPO__J_NONE: wrpo__text_puts(t, json ? "null" : "None"); break;
+    case WRPO__J_BOOL: wrpo__text_puts(t, words[v->i][json]); break;
+    case WRPO__J_INT: wrpo__text_printf(t, "%lld", (long long)v->i); break;
+    case WRPO__J_FLOAT: wrpo__double_write(t, v->f, true); break;
+    case WRPO__J_STR: wrpo__jquote(J, t, v, json); break;
+    case WRPO__J_LIST: case WRPO__J_TUPLE: case WRPO__J_DICT: wrpo__jwrite_items(J, t, v, style, level); break;
+    default:
+        if (json) wrpo__jfail(J, "a value of type %s has no JSON form", wrpo__jtype(v));
+        if (v->kind != WRPO__J_UNDEFINED) wrpo__jrefuse(J, "printing a value of type %s", wrpo__jtype(v));
+        wrpo__text_puts(t, "Undefined");
+    }
 }
-static void wrpo__jprint(wrpo__jinja *J, wrpo__text *t, wrpo__jv v) {   /* as str(v) */
-    static const wrpo__jval item = {.kind = WRPO__J_STR, .s = ", ", .n = 2}, key = {.kind = WRPO__J_STR, .s = ": ", .n = 2};
+static void wrpo__jprint(wrpo__jinja *J, wrpo__text *t, wrpo__jv v) {   /* str(v) */
+    static const wrpo__jval item = {.kind = WRPO__J_STR, .s = ", ", .n = 2};
+    static const wrpo__jval key = {.kind = WRPO__J_STR, .s = ": ", .n = 2};
     const wrpo__jstyle repr = {.item = &item, .key = &key};
-    if (v->kind == WRPO__J_STR) wrpo__jput(J, t, v->s, v->n);
+    if (wrpo__jis_str(v)) wrpo__jputs(J, t, v);
     else if (v->kind != WRPO__J_UNDEFINED) wrpo__jwrite(J, t, v, &repr, 0);
 }
-static wrpo__jv wrpo__jstr(wrpo__jinja *J, wrpo__jv v) {   /* str(v) */
-    if (v->kind == WRPO__J_STR && !v->safe) return v;
+static wrpo__jv wrpo__jstr(wrpo__jinja *J, wrpo__jv v) {   /* str(v) as a value */
+    if (wrpo__jis_str(v) && !v->safe) return v;
     wrpo__text t = {.arena = J->arena};
     wrpo__jprint(J, &t, v);
     return wrpo__jfinish(J, &t);
 }
 
 /* ---- sequences, attributes, items ---- */
-/* What a loop over v meets, as items[count]: characters, elements, keys. A generator is spent then. */
+static wrpo__jval *wrpo__jchange(wrpo__jv v) { return (wrpo__jval *)(uintptr_t)v; }   /* a namespace, a generator */
+/* What a loop over v meets, as items[count]: elements, keys, characters. */
 static wrpo__jv wrpo__jitems(wrpo__jinja *J, wrpo__jv v) {
-    if (wrpo__jis_list(v) || v->kind == WRPO__J_VIEW) return v;
+    wrpo__jwant(J, v, WRPO__J_ITERABLES, "something to iterate over");
     if (v->kind == WRPO__J_DICT) return wrpo__jshare(J, WRPO__J_LIST, v->keys, v->count);
-    if (v->kind == WRPO__J_ITER) {
-        if (*v->spent) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "reading a generator a second time");
-        *v->spent = true;
-        return wrpo__jshare(J, WRPO__J_LIST, v->items, v->count);
-    }
-    if (v->kind != WRPO__J_STR && v->kind != WRPO__J_UNDEFINED) wrpo__jfail(J, WRPO_E_FORMAT, "%s is not iterable", wrpo__jtype(v));
+    if (v->kind == WRPO__J_ITER && wrpo__jchange(v)->i++) wrpo__jrefuse(J, "reading a generator a second time");
+    if (!wrpo__jis_str(v)) return v;
     wrpo__jval *chars = wrpo__jnew(J, WRPO__J_LIST);
-    for (size_t i = 0, size; v->kind == WRPO__J_STR && i < v->n; i += size) {
+    for (size_t i = 0, size; i < v->n; i += size) {
         wrpo__utf8_get(v->s + i, v->n - i, &size);
         wrpo__jpush(J, chars, NULL, wrpo__jbytes(J, v->s + i, size));
     }
     return chars;
 }
+static wrpo__jv wrpo__jreversed(wrpo__jinja *J, wrpo__jv v) {   /* a string or a list */
+    wrpo__jval *out = wrpo__jnew(J, v->kind);
+    wrpo__text t = {.arena = J->arena};
+    wrpo__jv all = wrpo__jitems(J, v);
+    for (int64_t i = all->count; i-- > 0;) {
+        if (wrpo__jis_str(v)) wrpo__jputs(J, &t, all->items[i]);
+        else wrpo__jpush(J, out, NULL, all->items[i]);
+    }
+    return wrpo__jis_str(v) ? wrpo__jfinish(J, &t) : out;
+}
+static wrpo__jv wrpo__jgiven(wrpo__jv argument) { return argument && argument->kind != WRPO__J_NONE ? argument : NULL; }
+static int64_t wrpo__jbound(wrpo__jinja *J, wrpo__jv bound, int64_t n, int64_t otherwise) {   /* of a slice: 0 to n */
+    if (!wrpo__jgiven(bound)) return otherwise;
+    int64_t i = wrpo__jto_int(J, bound);
+    return i < 0 ? WRPO__MAX(i + n, 0) : WRPO__MIN(i, n);
+}
 /* v[start:stop:step]; each may be NULL or None. Of the steps 1 and, without bounds, -1. */
 static wrpo__jv wrpo__jslice(wrpo__jinja *J, wrpo__jv v, wrpo__jv start, wrpo__jv stop, wrpo__jv step) {
-    bool str = wrpo__jneed_defined(J, v)->kind == WRPO__J_STR, ends[2] = {start && start->kind != WRPO__J_NONE, stop && stop->kind != WRPO__J_NONE};
-    int64_t by = step && step->kind != WRPO__J_NONE ? wrpo__jto_int(J, step) : 1;
-    if (!str && !wrpo__jis_list(v)) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "a slice of %s", wrpo__jtype(v));
-    if (by != 1 && (by != -1 || ends[0] || ends[1])) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "a slice with step %lld and bounds", (long long)by);
-    if (by < 0) {
-        wrpo__jval *out = wrpo__jnew(J, v->kind);
-        wrpo__text t = {.arena = J->arena};
-        wrpo__jv all = wrpo__jitems(J, v);
-        for (int64_t i = all->count; i-- > 0;) {
-            if (str) wrpo__jput(J, &t, all->items[i]->s, all->items[i]->n);
-            else wrpo__jpush(J, out, NULL, all->items[i]);
-        }
-        return str ? wrpo__jfinish(J, &t) : out;
-    }
-    int64_t n = str ? wrpo__jlength(J, v) : v->count, from = ends[0] ? wrpo__jto_int(J, start) : 0, to = ends[1] ? wrpo__jto_int(J, stop) : n;
-    from = from < -n ? 0 : from < 0 ? from + n : WRPO__MIN(from, n);
-    to = WRPO__MAX(to < -n ? 0 : to < 0 ? to + n : WRPO__MIN(to, n), from);
-    if (!str) return wrpo__jshare(J, v->kind, v->count ? v->items + from : NULL, to - from);
+    bool str = wrpo__jis_str(wrpo__jdefined(J, v));
+    int64_t by = wrpo__jgiven(step) ? wrpo__jto_int(J, step) : 1;
+    if (!str && !wrpo__jis(v, WRPO__J_LISTS)) wrpo__jrefuse(J, "a slice of %s", wrpo__jtype(v));
+    if (by == -1 && !wrpo__jgiven(start) && !wrpo__jgiven(stop)) return wrpo__jreversed(J, v);
+    if (by != 1) wrpo__jrefuse(J, "a slice with step %lld and bounds", (long long)by);
+    int64_t n = str ? wrpo__jlength(J, v) : v->count, from = wrpo__jbound(J, start, n, 0);
+    int64_t to = WRPO__MAX(wrpo__jbound(J, stop, n, n), from);
+    if (!str) return wrpo__jshare(J, v->kind, n ? v->items + from : NULL, to - from);
     size_t begin = wrpo__joffset(v, from);
     return wrpo__jbytes(J, v->s + begin, wrpo__joffset(v, to) - begin);
 }
 static bool wrpo__jcontains(wrpo__jinja *J, wrpo__jv v, wrpo__jv x) {   /* x in v */
-    if (v->kind == WRPO__J_STR) return wrpo__jfind(J, v, wrpo__jto_str(J, x), 0) != SIZE_MAX;
+    if (wrpo__jis_str(v)) return wrpo__jfind(J, v, wrpo__jto_str(J, x), 0) != SIZE_MAX;
     if (v->kind == WRPO__J_DICT) return wrpo__jdict_get(J, v, x) != NULL;
     v = wrpo__jitems(J, v);
     for (int64_t i = 0; i < v->count; i++)
@@ -7272,211 +7535,258 @@ static bool wrpo__jcontains(wrpo__jinja *J, wrpo__jv v, wrpo__jv x) {   /* x in 
 }
 static const wrpo__jdef *wrpo__jlookup(char where, wrpo__jv name);
 static wrpo__jv wrpo__jloop_attr(wrpo__jinja *J, wrpo__jloop *loop, wrpo__jv name);
-static wrpo__jv wrpo__jfunction(wrpo__jinja *J, const wrpo__jdef *def, wrpo__jv self) {   /* NULL: of no function */
-    if (!def) return NULL;
-    wrpo__jval *f = wrpo__jnew(J, WRPO__J_FUNCTION);
-    f->def = def, f->self = self;
-    return f;
+static wrpo__jv wrpo__jfunction(wrpo__jinja *J, const wrpo__jdef *def, wrpo__jv self) {   /* NULL if there is no def */
+    return def ? wrpo__jmake(J, (wrpo__jval){.kind = WRPO__J_FUNCTION, .def = def, .self = self}) : NULL;
 }
 /* v's own attribute: a method, as a value, or what a namespace or a loop has; NULL: none. */
 static wrpo__jv wrpo__jown(wrpo__jinja *J, wrpo__jv v, wrpo__jv name) {
     /* Python has these too. The sandbox hides the ones that change a value. */
-    static const char str[] = "casefold center count encode expandtabs find format format_map index isalnum isalpha isascii isdecimal isdigit "
-        "isidentifier islower isnumeric isprintable isspace istitle isupper ljust maketrans partition rfind rindex rjust rpartition rsplit "
-        "splitlines swapcase translate zfill", list[] = "append clear copy count extend index insert pop remove reverse sort";
-    const char *const unknown[] = {str, list, "clear copy fromkeys pop popitem setdefault update"};
-    int kind = v->kind == WRPO__J_STR ? 0 : v->kind == WRPO__J_LIST || v->kind == WRPO__J_TUPLE ? 1 : v->kind == WRPO__J_DICT ? 2 : -1;
-    if (v->kind == WRPO__J_LOOP) return wrpo__jloop_attr(J, v->loop, name);
-    if (v->kind == WRPO__J_NAMESPACE) return wrpo__jdict_get(J, v, name);
-    if (kind < 0) return NULL;
-    if (wrpo__jword(unknown[kind], name)) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "method \"%.*s\" of %s", WRPO__J_TEXT_OF(name), wrpo__jtype(v));
-    return wrpo__jfunction(J, wrpo__jlookup("sld"[kind], name), v);
+    static const char str[] = "casefold center count encode expandtabs find format format_map index isalnum isalpha "
+        "isascii isdecimal isdigit isidentifier islower isnumeric isprintable isspace istitle isupper ljust maketrans "
+        "partition rfind rindex rjust rpartition rsplit splitlines swapcase translate zfill";
+    static const char list[] = "append clear copy count extend index insert pop remove reverse sort";
+    static const char dict[] = "clear copy fromkeys pop popitem setdefault update";
+    const char *unknown = dict;
+    char where = 'd';
+    switch (v->kind) {
+    case WRPO__J_LOOP: return wrpo__jloop_attr(J, v->loop, name);
+    case WRPO__J_NAMESPACE: return wrpo__jdict_get(J, v, name);
+    case WRPO__J_STR: unknown = str; where = 's'; break;
+    case WRPO__J_LIST: case WRPO__J_TUPLE: unknown = list; where = 'l'; break;
+    case WRPO__J_DICT: break;
+    default: return NULL;
+    }
+    if (wrpo__jword(unknown, name)) wrpo__jrefuse(J, "method \"%.*s\" of %s", WRPO__J_SHOW(name), wrpo__jtype(v));
+    return wrpo__jfunction(J, wrpo__jlookup(where, name), v);
 }
-/* attr: v.key, Python's attribute, else the item; or v[key], the item, else for a string key the attribute. */
+/* v.key (attr): the attribute, else the item. v[key]: the item, else, for a string key, the attribute. */
 static wrpo__jv wrpo__jget(wrpo__jinja *J, wrpo__jv v, wrpo__jv key, bool attr) {
-    wrpo__jv r = attr ? wrpo__jown(J, wrpo__jneed_defined(J, v), key) : NULL;
-    if (!r && wrpo__jneed_defined(J, v)->kind == WRPO__J_DICT && key->kind <= WRPO__J_STR) r = wrpo__jdict_get(J, v, key);
-    if (!attr && wrpo__jis_int(key) && (v->kind == WRPO__J_STR || wrpo__jis_list(v))) {
-        int64_t n = v->kind == WRPO__J_STR ? wrpo__jlength(J, v) : v->count, i = wrpo__jto_int(J, key);
-        if (i < 0) i += n;
-        if (i >= 0 && i < n) return v->kind == WRPO__J_STR ? wrpo__jslice(J, v, wrpo__jint(J, i), wrpo__jint(J, i + 1), NULL) : v->items[i];
+    wrpo__jdefined(J, v);
+    wrpo__jv r = attr ? wrpo__jown(J, v, key) : NULL;
+    if (!r && v->kind == WRPO__J_DICT && wrpo__jis(key, WRPO__J_SCALARS)) r = wrpo__jdict_get(J, v, key);
+    if (wrpo__jis(key, WRPO__J_INTS) && wrpo__jis(v, WRPO__J_LISTS | WRPO__J_BIT(STR))) {
+        bool str = wrpo__jis_str(v);
+        int64_t n = str ? wrpo__jlength(J, v) : v->count, i = key->i < 0 ? key->i + n : key->i;
+        if (i >= 0 && i < n) r = str ? wrpo__jslice(J, v, wrpo__jint(J, i), wrpo__jint(J, i + 1), NULL) : v->items[i];
     }
-    if (!r && !attr && key->kind == WRPO__J_STR) r = wrpo__jown(J, v, key);
-    return r ? r : wrpo__jundefined(J, wrpo__jstr(J, key->kind <= WRPO__J_STR ? key : &wrpo__jnone));
+    if (!r && !attr && wrpo__jis_str(key)) r = wrpo__jown(J, v, key);
+    return r ? r : wrpo__jundefined(J, wrpo__jis(key, WRPO__J_SCALARS) ? wrpo__jstr(J, key) : &wrpo__jempty);
 }
-/* "a.b" of v, as the filters' attribute= arguments say it: by item. */
-static wrpo__jv wrpo__jpath(wrpo__jinja *J, wrpo__jv v, wrpo__jv path) {
-    if (path->kind != WRPO__J_STR) return wrpo__jget(J, v, path, false);
-    for (size_t i = 0, end; i <= path->n; i = end + 1) {
-        for (end = i; end < path->n && path->s[end] != '.'; end++)
-            if (strchr(",0123456789", path->s[end])) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "the attribute \"%.*s\"", WRPO__J_TEXT_OF(path));
-        v = wrpo__jget(J, v, wrpo__jbytes(J, path->s + i, end - i), false);
-    }
-    return v;
+/* What the filters' attribute= says of v: one of its items. */
+static wrpo__jv wrpo__jattribute(wrpo__jinja *J, wrpo__jv v, wrpo__jv name) {
+    for (size_t i = 0; wrpo__jis_str(name) && i < name->n; i++)
+        if (strchr(".,0123456789", name->s[i])) wrpo__jrefuse(J, "the attribute \"%.*s\"", WRPO__J_SHOW(name));
+    return wrpo__jget(J, v, name, false);
 }
 
 /* ---- operators ---- */
 static wrpo__jv wrpo__jrepeat(wrpo__jinja *J, wrpo__jv v, int64_t times) {
     wrpo__text t = {.arena = J->arena};
-    for (; times > 0; times--) wrpo__jspend(J, 1), wrpo__jput(J, &t, v->s, v->n);
+    for (; times > 0; times--) {
+        wrpo__jspend(J, 1);
+        wrpo__jputs(J, &t, v);
+    }
     return wrpo__jfinish(J, &t);
 }
-static wrpo__jv wrpo__jjoin2(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {   /* strings, lists or tuples, one after the other */
+static wrpo__jv wrpo__jconcat(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {   /* strings, lists or tuples */
+    if (wrpo__jis_str(a)) {
+        wrpo__jspend_bytes(J, a->n + b->n);
+        char *s = wrpo__alloc(J->arena, a->n + b->n + 1, 1);
+        memcpy(s, a->s, a->n);
+        memcpy(s + a->n, b->s, b->n);
+        return wrpo__jbytes(J, s, a->n + b->n);
+    }
     wrpo__jval *both = wrpo__jnew(J, a->kind);
-    wrpo__jspend(J, a->count + b->count + (int64_t)((a->n + b->n) >> 5));
-    char *s = a->kind == WRPO__J_STR ? wrpo__alloc(J->arena, a->n + b->n + 1, 1) : NULL;
-    if (s) memcpy(s, a->s, a->n), memcpy(s + a->n, b->s, b->n), both->s = s, both->n = a->n + b->n;
+    wrpo__jspend(J, a->count + b->count);
     for (int64_t i = 0; i < a->count; i++) wrpo__jpush(J, both, NULL, a->items[i]);
     for (int64_t i = 0; i < b->count; i++) wrpo__jpush(J, both, NULL, b->items[i]);
     return both;
 }
 static wrpo__jv wrpo__jarithmetic(wrpo__jinja *J, int op, wrpo__jv a, wrpo__jv b) {   /* op: + - * / % F (//) */
-    bool joins = a->kind == WRPO__J_STR || a->kind == WRPO__J_LIST || a->kind == WRPO__J_TUPLE;
-    if (op == '%' && a->kind == WRPO__J_STR) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "formatting by %%");
-    wrpo__jneed_defined(J, wrpo__jplain(J, a)), wrpo__jneed_defined(J, wrpo__jplain(J, b));
-    if (op == '+' && joins && a->kind == b->kind) return wrpo__jjoin2(J, a, b);
-    if (op == '*' && a->kind == WRPO__J_STR && wrpo__jis_int(b)) return wrpo__jrepeat(J, a, wrpo__jto_int(J, b));
-    if (op == '*' && (joins || wrpo__jis_int(a)) && !(wrpo__jis_number(a) && wrpo__jis_number(b)))
-        wrpo__jfail(J, WRPO_E_UNSUPPORTED, "the product of %s and %s", wrpo__jtype(a), wrpo__jtype(b));
-    if (!wrpo__jis_number(a) || !wrpo__jis_number(b))
-        wrpo__jfail(J, WRPO_E_FORMAT, "'%s' cannot join %s and %s", op == 'F' ? "//" : (char[2]){(char)op, 0}, wrpo__jtype(a), wrpo__jtype(b));
-    bool whole = wrpo__jis_int(a) && wrpo__jis_int(b), divides = op == '/' || op == '%' || op == 'F';
-    double f = wrpo__jto_float(J, a), g = wrpo__jto_float(J, b);
-    if (divides && g == 0) wrpo__jfail(J, WRPO_E_FORMAT, "division by zero");
-    if (!whole && (op == '%' || op == 'F')) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "the remainder or the floor of a division of floats");
-    const double limit = op == '*' ? 0x1p31 : op == '/' ? 0x1p53 : 0x1p62;   /* whole numbers up to it: neither overflow nor rounding */
-    if (whole && (fabs(f) >= limit || fabs(g) >= limit)) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "arithmetic near 64 bits");
-    if (!whole || op == '/') return wrpo__jfloat(J, op == '+' ? f + g : op == '-' ? f - g : op == '*' ? f * g : f / g);
-    int64_t x = wrpo__jto_int(J, a), y = wrpo__jto_int(J, b);
-    if (!divides) return wrpo__jint(J, op == '+' ? x + y : op == '-' ? x - y : x * y);
-    int64_t rest = x % y + (x % y && (x % y < 0) != (y < 0) ? y : 0);   /* the remainder has the divisor's sign */
-    return wrpo__jint(J, op == '%' ? rest : (x - rest) / y);
+    bool whole = wrpo__jboth(a, b, WRPO__J_INTS);
+    bool joins = wrpo__jis(a, WRPO__J_BIT(STR) | WRPO__J_BIT(LIST) | WRPO__J_BIT(TUPLE));
+    if (op == '%' && wrpo__jis_str(a)) wrpo__jrefuse(J, "formatting by %%");
+    wrpo__jdefined(J, wrpo__jplain(J, a));
+    wrpo__jdefined(J, wrpo__jplain(J, b));
+    if (op == '+' && joins && a->kind == b->kind) return wrpo__jconcat(J, a, b);
+    if (op == '*' && wrpo__jis_str(a) && wrpo__jis(b, WRPO__J_INTS)) return wrpo__jrepeat(J, a, b->i);
+    if (!wrpo__jboth(a, b, WRPO__J_NUMBERS)) {
+        const char *name = op == 'F' ? "//" : (char[2]){(char)op, 0};
+        if (op == '*') wrpo__jrefuse(J, "the product of %s and %s", wrpo__jtype(a), wrpo__jtype(b));
+        wrpo__jfail(J, "'%s' cannot join %s and %s", name, wrpo__jtype(a), wrpo__jtype(b));
+    }
+    double f = wrpo__jdouble(a), g = wrpo__jdouble(b);
+    if (strchr("/%F", op) && g == 0) wrpo__jfail(J, "division by zero");
+    if (!whole && (op == '%' || op == 'F')) wrpo__jrefuse(J, "the remainder or the floor of a division of floats");
+    /* Integers up to here: the result neither overflows nor is rounded. */
+    double limit = op == '*' ? 0x1p31 : op == '/' ? 0x1p53 : 0x1p62;
+    if (whole && (fabs(f) >= limit || fabs(g) >= limit)) wrpo__jrefuse(J, "arithmetic near 64 bits");
+    int64_t x = a->i, y = b->i, cut = op == '%' || op == 'F' ? x % y : 0;
+    int64_t rest = cut && (cut < 0) != (y < 0) ? cut + y : cut;   /* Python's remainder has the divisor's sign */
+    switch (op) {
+    case '+': return whole ? wrpo__jint(J, x + y) : wrpo__jfloat(J, f + g);
+    case '-': return whole ? wrpo__jint(J, x - y) : wrpo__jfloat(J, f - g);
+    case '*': return whole ? wrpo__jint(J, x * y) : wrpo__jfloat(J, f * g);
+    case '/': return wrpo__jfloat(J, f / g);
+    case '%': return wrpo__jint(J, rest);
+    default: return wrpo__jint(J, (x - rest) / y);
+    }
 }
-static bool wrpo__jrelation(wrpo__jinja *J, int op, wrpo__jv a, wrpo__jv b) {   /* op: = ! < l (<=) > g (>=) i (in) n (not in) */
-    if (op == '=' || op == '!') return wrpo__jequal(J, a, b) == (op == '=');
-    if (op == 'i' || op == 'n') return wrpo__jcontains(J, b, a) == (op == 'i');
-    int r = wrpo__jcompare(J, a, b);
-    return op == '<' ? r == -1 : op == 'l' ? r == -1 || r == 0 : op == '>' ? r == 1 : r == 1 || r == 0;
+/* op: = ! < l (<=) > g (>=) i (in) n (not in) */
+static bool wrpo__jrelation(wrpo__jinja *J, int op, wrpo__jv a, wrpo__jv b) {
+    switch (op) {
+    case '=': return wrpo__jequal(J, a, b);
+    case '!': return !wrpo__jequal(J, a, b);
+    case 'i': return wrpo__jcontains(J, b, a);
+    case 'n': return !wrpo__jcontains(J, b, a);
+    case '<': return wrpo__jcompare(J, a, b) < 0;
+    case 'l': return wrpo__jcompare(J, a, b) <= 0;
+    case '>': return wrpo__jcompare(J, a, b) > 0;
+    default: return wrpo__jcompare(J, a, b) >= 0;
+    }
 }
 
-/* ---- filters, tests, methods, functions: each takes its bound call ---- */
-static wrpo__jv wrpo__jinvoke(wrpo__jinja *J, char where, wrpo__jv name, wrpo__jv self, wrpo__jv args, wrpo__jv named);
-static wrpo__jv wrpo__jgiven(const wrpo__jcall *c, int k) { return c->a[k] && c->a[k]->kind != WRPO__J_NONE ? c->a[k] : NULL; }
+/* ---- filters, tests, methods, functions ---- */
+typedef struct wrpo__jcall {         /* one call of a row of wrpo__jdefs */
+    int op;                          /* of the row: several names share one function */
+    wrpo__jv self;                   /* the value before the bar, `is` or the dot */
+    wrpo__jv a[4];                   /* the arguments in the order of the signature; NULL: absent */
+    wrpo__jval args, named;          /* as they are given: a LIST, a DICT */
+    int64_t placed, by_name;         /* how many of each are bound */
+} wrpo__jcall;
+#define WRPO__J_CALL(value) {.self = (value), .args = {.kind = WRPO__J_LIST}, .named = {.kind = WRPO__J_DICT}}
+struct wrpo__jdef {
+    const char *names, *where;       /* f filter, t test, g function, s, d method of str, dict; m: takes safe strings */
+    const char *signature;           /* "old new count=": '=' marks the optional ones; NULL: any names */
+    wrpo__jv (*fn)(wrpo__jinja *J, const wrpo__jcall *c);
+    int op;
+};
+#define WRPO__J_FN(name) static wrpo__jv wrpo__jf_##name(wrpo__jinja *J, const wrpo__jcall *c)
+static wrpo__jv wrpo__jinvoke(wrpo__jinja *J, char where, wrpo__jv name, wrpo__jcall *c);
 static bool wrpo__jflag(const wrpo__jcall *c, int k) { return c->a[k] && wrpo__jtruth(c->a[k]); }
-static wrpo__jv wrpo__jf_strip(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: 1 left, 2 right, 3 both */
-    wrpo__jv v = wrpo__jstr(J, c->self), chars = wrpo__jgiven(c, 0) ? wrpo__jto_str(J, c->a[0]) : NULL;
-    size_t a = 0, b = v->n, size;
-    if ((c->op & 1) && !chars) a = wrpo__jskip_space(v->s, b, 0);
-    if ((c->op & 2) && !chars) b = wrpo__jrstrip(v->s, a, b);
-    for (; (c->op & 1) && chars && a < b; a += size) {
-        wrpo__utf8_get(v->s + a, b - a, &size);
-        if (wrpo__jfind(J, chars, wrpo__jbytes(J, v->s + a, size), 0) == SIZE_MAX) break;
+
+WRPO__J_FN(strip) {                  /* op: 1 left, 2 right, 3 both */
+    wrpo__jv v = wrpo__jstr(J, c->self), chars = wrpo__jgiven(c->a[0]) ? wrpo__jto_str(J, c->a[0]) : NULL;
+    size_t from = 0, to = v->n, size;
+    if ((c->op & 1) && !chars) from = wrpo__jskip_space(v->s, to, 0);
+    if ((c->op & 2) && !chars) to = wrpo__jrstrip(v->s, from, to);
+    for (; (c->op & 1) && chars && from < to; from += size) {
+        wrpo__utf8_get(v->s + from, to - from, &size);
+        if (wrpo__jfind(J, chars, wrpo__jbytes(J, v->s + from, size), 0) == SIZE_MAX) break;
     }
-    for (size_t i; (c->op & 2) && chars && a < b; b = i) {
-        i = (size_t)wrpo__before(v->s, (int64_t)b);
-        if (wrpo__jfind(J, chars, wrpo__jbytes(J, v->s + i, b - i), 0) == SIZE_MAX) break;
+    for (size_t i; (c->op & 2) && chars && from < to; to = i) {
+        i = (size_t)wrpo__before(v->s, (int64_t)to);
+        if (wrpo__jfind(J, chars, wrpo__jbytes(J, v->s + i, to - i), 0) == SIZE_MAX) break;
     }
-    wrpo__jspend_bytes(J, v->n - (b - a));
-    return wrpo__jbytes(J, v->s + a, b - a);
+    wrpo__jspend_bytes(J, v->n - (to - from));
+    return wrpo__jbytes(J, v->s + from, to - from);
 }
-static wrpo__jv wrpo__jf_case(wrpo__jinja *J, const wrpo__jcall *c) { return wrpo__jrecase(J, wrpo__jstr(J, c->self), c->op); }
-static wrpo__jv wrpo__jf_length(wrpo__jinja *J, const wrpo__jcall *c) {
-    wrpo__jv v = c->self;
-    if (v->kind == WRPO__J_STR) return wrpo__jint(J, wrpo__jlength(J, v));
-    bool counted = wrpo__jis_list(v) || v->kind == WRPO__J_VIEW || v->kind == WRPO__J_DICT || v->kind == WRPO__J_UNDEFINED;
-    if (!counted) wrpo__jfail(J, WRPO_E_FORMAT, "%s has no length", wrpo__jtype(v));
-    return wrpo__jint(J, v->count);
+WRPO__J_FN(case) { return wrpo__jrecase(J, wrpo__jstr(J, c->self), c->op); }
+WRPO__J_FN(length) {
+    wrpo__jv v = wrpo__jwant(J, c->self, WRPO__J_SIZED, "something with a length");
+    return wrpo__jint(J, wrpo__jis_str(v) ? wrpo__jlength(J, v) : v->count);
 }
-static wrpo__jv wrpo__jspaces(wrpo__jinja *J, wrpo__jv width) {   /* a string as it is, a number of spaces */
-    return width->kind == WRPO__J_STR ? width : wrpo__jrepeat(J, wrpo__jstring(J, " "), wrpo__jto_int(J, width));
+static wrpo__jv wrpo__jspaces(wrpo__jinja *J, wrpo__jv width) {   /* a string as it is, or that many spaces */
+    return wrpo__jis_str(width) ? width : wrpo__jrepeat(J, wrpo__jstring(J, " "), wrpo__jto_int(J, width));
 }
-static wrpo__jv wrpo__jf_tojson(wrpo__jinja *J, const wrpo__jcall *c) {
-    wrpo__jstyle style = {.json = true, .indent = wrpo__jgiven(c, 1) ? wrpo__jspaces(J, c->a[1]) : NULL};
+WRPO__J_FN(tojson) {
+    wrpo__jv indent = wrpo__jgiven(c->a[1]) ? wrpo__jspaces(J, c->a[1]) : NULL, separators = wrpo__jgiven(c->a[2]);
+    wrpo__jstyle style = {true, wrpo__jstring(J, indent ? "," : ", "), wrpo__jstring(J, ": "), indent};
     wrpo__text t = {.arena = J->arena};
-    if (wrpo__jflag(c, 0) || wrpo__jflag(c, 3)) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "tojson with ensure_ascii or sort_keys");
-    style.item = wrpo__jstring(J, style.indent ? "," : ", "), style.key = wrpo__jstring(J, ": ");
-    if (wrpo__jgiven(c, 2)) {
-        wrpo__jv separators = wrpo__jitems(J, c->a[2]);
-        if (separators->count != 2) wrpo__jfail(J, WRPO_E_FORMAT, "tojson wants two separators, found %lld", (long long)separators->count);
-        style.item = wrpo__jto_str(J, separators->items[0]), style.key = wrpo__jto_str(J, separators->items[1]);
+    if (wrpo__jflag(c, 0) || wrpo__jflag(c, 3)) wrpo__jrefuse(J, "tojson with ensure_ascii or sort_keys");
+    if (separators) {
+        separators = wrpo__jitems(J, separators);
+        if (separators->count != 2) wrpo__jfail(J, "tojson wants two separators, found %d", (int)separators->count);
+        style.item = wrpo__jto_str(J, separators->items[0]);
+        style.key = wrpo__jto_str(J, separators->items[1]);
     }
     wrpo__jwrite(J, &t, c->self, &style, 0);
     return wrpo__jfinish(J, &t);
 }
-static wrpo__jv wrpo__jf_string(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: marked safe? */
-    wrpo__jval *v = wrpo__jnew(J, WRPO__J_STR);
-    *v = c->self->kind == WRPO__J_STR ? *c->self : *wrpo__jstr(J, c->self);
+WRPO__J_FN(string) {                 /* op: 1 marks it safe */
+    wrpo__jval *v = wrpo__jmake(J, wrpo__jis_str(c->self) ? *c->self : *wrpo__jstr(J, c->self));
     v->safe = v->safe || c->op;
     return v;
 }
-static wrpo__jv wrpo__jf_default(wrpo__jinja *J, const wrpo__jcall *c) {
-    bool missing = c->self->kind == WRPO__J_UNDEFINED || (wrpo__jflag(c, 1) && !wrpo__jtruth(c->self));
+WRPO__J_FN(default) {
     (void)J;
-    return !missing ? c->self : c->a[0] ? c->a[0] : &wrpo__jempty;
+    if (c->self->kind != WRPO__J_UNDEFINED && !(wrpo__jflag(c, 1) && !wrpo__jtruth(c->self))) return c->self;
+    return c->a[0] ? c->a[0] : &wrpo__jempty;
 }
-static wrpo__jv wrpo__jf_end(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: f first, l last */
-    if (c->self->kind == WRPO__J_ITER && c->op == 'l') wrpo__jfail(J, WRPO_E_FORMAT, "a generator has no last item");
+WRPO__J_FN(end) {                    /* op: 0 first, 1 last */
+    if (c->self->kind == WRPO__J_ITER && c->op) wrpo__jfail(J, "a generator has no last item");
     wrpo__jv v = wrpo__jitems(J, c->self);
-    return v->count == 0 ? wrpo__jundefined(J, wrpo__jstring(J, c->def->name)) : v->items[c->op == 'f' ? 0 : v->count - 1];
+    if (!v->count) return wrpo__jundefined(J, wrpo__jstring(J, c->op ? "last" : "first"));
+    return v->items[c->op ? v->count - 1 : 0];
 }
-static wrpo__jv wrpo__jf_list(wrpo__jinja *J, const wrpo__jcall *c) {
+WRPO__J_FN(list) {
     wrpo__jv v = wrpo__jitems(J, c->self);
     return wrpo__jshare(J, WRPO__J_LIST, v->items, v->count);
 }
-static wrpo__jv wrpo__jf_join(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: f filter, of any values; m method, of strings */
+/* The filters join and replace take values of any type, the methods only strings. op: f filter, m method */
+static wrpo__jv wrpo__jtext(wrpo__jinja *J, const wrpo__jcall *c, wrpo__jv v) {
+    return c->op == 'f' ? wrpo__jstr(J, v) : wrpo__jto_str(J, v);
+}
+WRPO__J_FN(join) {
     bool filter = c->op == 'f';
-    wrpo__jv v = wrpo__jitems(J, filter ? c->self : c->a[0]), between = !filter ? c->self : c->a[0] ? wrpo__jstr(J, c->a[0]) : &wrpo__jempty;
+    wrpo__jv v = wrpo__jitems(J, filter ? c->self : c->a[0]), between = filter ? c->a[0] : c->self;
     wrpo__text t = {.arena = J->arena};
+    if (between) between = wrpo__jstr(J, between);
     for (int64_t i = 0; i < v->count; i++) {
-        if (i) wrpo__jput(J, &t, between->s, between->n);
+        if (i && between) wrpo__jputs(J, &t, between);
         wrpo__jprint(J, &t, filter ? v->items[i] : wrpo__jto_str(J, v->items[i]));
     }
     return wrpo__jfinish(J, &t);
 }
-static wrpo__jv wrpo__jf_replace(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: f filter, of any values; m method, of strings */
-    bool filter = c->op == 'f';
-    wrpo__jv v = wrpo__jstr(J, c->self), old = filter ? wrpo__jstr(J, c->a[0]) : wrpo__jto_str(J, c->a[0]);
-    wrpo__jv with = filter ? wrpo__jstr(J, c->a[1]) : wrpo__jto_str(J, c->a[1]);
-    int64_t left = (filter ? wrpo__jgiven(c, 2) : c->a[2]) ? wrpo__jto_int(J, c->a[2]) : -1;
+WRPO__J_FN(replace) {
+    wrpo__jv v = wrpo__jstr(J, c->self), old = wrpo__jtext(J, c, c->a[0]), with = wrpo__jtext(J, c, c->a[1]);
+    wrpo__jv count = c->op == 'f' ? wrpo__jgiven(c->a[2]) : c->a[2];
+    int64_t left = count ? wrpo__jto_int(J, count) : -1;
     wrpo__text t = {.arena = J->arena};
-    size_t i = 0;
-    if (old->n == 0) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "replacing the empty string");
-    for (size_t at; left-- != 0 && (at = wrpo__jfind(J, v, old, i)) != SIZE_MAX; i = at + old->n) {
-        wrpo__jput(J, &t, v->s + i, at - i);
-        wrpo__jput(J, &t, with->s, with->n);
+    size_t done = 0;
+    if (old->n == 0) wrpo__jrefuse(J, "replacing the empty string");
+    while (left-- != 0) {
+        size_t at = wrpo__jfind(J, v, old, done);
+        if (at == SIZE_MAX) break;
+        wrpo__jput(J, &t, v->s + done, at - done);
+        wrpo__jputs(J, &t, with);
+        done = at + old->n;
     }
-    wrpo__jput(J, &t, v->s + i, v->n - i);
+    wrpo__jput(J, &t, v->s + done, v->n - done);
     return wrpo__jfinish(J, &t);
 }
-static wrpo__jv wrpo__jf_number(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: i int, f float */
-    wrpo__jv v = wrpo__jneed_defined(J, c->self), otherwise = c->a[0] ? c->a[0] : c->op == 'i' ? wrpo__jint(J, 0) : wrpo__jfloat(J, 0);
-    if (v->kind == WRPO__J_STR) v = wrpo__jread_number(J, v);
-    if (!v || !wrpo__jis_number(v)) return otherwise;
-    if (c->op == 'f') return wrpo__jfloat(J, wrpo__jto_float(J, v));
-    if (v->kind != WRPO__J_FLOAT) return wrpo__jint(J, wrpo__jto_int(J, v));
-    if (!(fabs(v->f) < 9e18)) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "%g as an integer", v->f);
-    return wrpo__jint(J, (int64_t)v->f);
+WRPO__J_FN(number) {                 /* op: i int, f float */
+    bool to_int = c->op == 'i';
+    wrpo__jv v = wrpo__jdefined(J, c->self), otherwise = c->a[0];
+    if (!otherwise) otherwise = to_int ? wrpo__jint(J, 0) : wrpo__jfloat(J, 0);
+    if (wrpo__jis_str(v)) v = wrpo__jread_number(J, v);
+    if (!v || !wrpo__jis(v, WRPO__J_NUMBERS)) return otherwise;
+    if (!to_int) return wrpo__jfloat(J, wrpo__jdouble(v));
+    if (fabs(v->f) >= 9e18) wrpo__jrefuse(J, "%g as an integer", v->f);
+    return wrpo__jint(J, v->i + (int64_t)v->f);   /* one of the two is 0 */
 }
-static wrpo__jv wrpo__jf_indent(wrpo__jinja *J, const wrpo__jcall *c) {
+WRPO__J_FN(indent) {
     wrpo__jv v = wrpo__jto_str(J, c->self), by = wrpo__jspaces(J, c->a[0] ? c->a[0] : wrpo__jint(J, 4));
+    bool first = wrpo__jflag(c, 1), blank = wrpo__jflag(c, 2);
     wrpo__text t = {.arena = J->arena};
     for (size_t i = 0, end, size; i <= v->n; i = end + 1) {
         for (end = i; end < v->n && v->s[end] != '\n'; end += size) {
             int32_t x = wrpo__utf8_get(v->s + end, v->n - end, &size);
-            bool other = (x >= 11 && x <= 13) || (x >= 0x1C && x <= 0x1E) || x == 0x85 || x == 0x2028 || x == 0x2029;
-            if (other) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "indent of a text with the line end U+%04X", (unsigned)x);
+            if ((x >= 11 && x <= 13) || (x >= 0x1C && x <= 0x1E) || x == 0x85 || x == 0x2028 || x == 0x2029)
+                wrpo__jrefuse(J, "indent of a text with the line end U+%04X", (unsigned)x);
         }
-        if (i == 0 ? wrpo__jflag(c, 1) : end > i || wrpo__jflag(c, 2)) wrpo__jput(J, &t, by->s, by->n);   /* first=, blank= */
+        if (i == 0 ? first : end > i || blank) wrpo__jputs(J, &t, by);
         wrpo__jput(J, &t, v->s + i, end - i + (end < v->n));
     }
     return wrpo__jfinish(J, &t);
 }
-static wrpo__jv wrpo__jf_items(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: i filter, I items(), k keys(), v values() */
+WRPO__J_FN(items) {                  /* op: i filter, I items(), k keys(), v values() */
     wrpo__jv v = c->self;
     wrpo__jval *rows = wrpo__jnew(J, c->op == 'i' ? WRPO__J_ITER : WRPO__J_VIEW);
-    if (v->kind == WRPO__J_UNDEFINED) return rows;
-    if (v->kind != WRPO__J_DICT) wrpo__jfail(J, WRPO_E_FORMAT, "%s wants a dict, found %s", c->def->name, wrpo__jtype(v));
-    if (c->op == 'k' || c->op == 'v') return wrpo__jshare(J, WRPO__J_VIEW, c->op == 'k' ? v->keys : v->items, v->count);
+    if (c->op == 'i' && v->kind == WRPO__J_UNDEFINED) return rows;
+    wrpo__jwant(J, v, WRPO__J_BIT(DICT), "a dict");
+    if (c->op == 'k') return wrpo__jshare(J, WRPO__J_VIEW, v->keys, v->count);
+    if (c->op == 'v') return wrpo__jshare(J, WRPO__J_VIEW, v->items, v->count);
     for (int64_t i = 0; i < v->count; i++) {
         wrpo__jval *pair = wrpo__jnew(J, WRPO__J_TUPLE);
         wrpo__jpush(J, pair, NULL, v->keys[i]);
@@ -7485,118 +7795,127 @@ static wrpo__jv wrpo__jf_items(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: 
     }
     return rows;
 }
-static wrpo__jv wrpo__jf_reverse(wrpo__jinja *J, const wrpo__jcall *c) {
-    wrpo__jv v = c->self, minus = wrpo__jint(J, -1);
-    if (v->kind == WRPO__J_STR) return wrpo__jslice(J, v, NULL, NULL, minus);
-    bool once = v->kind == WRPO__J_ITER;
-    v = wrpo__jslice(J, wrpo__jf_list(J, c), NULL, NULL, minus);
-    return once ? v : wrpo__jshare(J, WRPO__J_ITER, v->items, v->count);
+WRPO__J_FN(reverse) {
+    if (wrpo__jis_str(c->self)) return wrpo__jreversed(J, c->self);
+    wrpo__jv v = wrpo__jreversed(J, wrpo__jf_list(J, c));
+    return c->self->kind == WRPO__J_ITER ? v : wrpo__jshare(J, WRPO__J_ITER, v->items, v->count);
 }
-/* sort and dictsort: a stable sort by the item or its attribute, strings without case unless asked. op: s sort, d dictsort */
-static wrpo__jv wrpo__jf_sort(wrpo__jinja *J, const wrpo__jcall *c) {
-    bool dict = c->op == 'd', case_sensitive = wrpo__jflag(c, dict ? 0 : 1), reverse = wrpo__jflag(c, dict ? 2 : 0);
-    const wrpo__jcall pairs = {.def = c->def, .op = 'I', .self = dict ? wrpo__jneed_defined(J, c->self) : c->self};
-    wrpo__jv v = dict ? wrpo__jf_items(J, &pairs) : wrpo__jitems(J, c->self);
-    wrpo__jv attribute = wrpo__jgiven(c, dict ? 1 : 2);
-    if (dict && attribute && !wrpo__jword("key value", wrpo__jto_str(J, attribute))) wrpo__jfail(J, WRPO_E_FORMAT, "dictsort by what?");
-    if (dict) attribute = wrpo__jint(J, attribute && wrpo__jnamed(attribute, "value"));
-    wrpo__jv *keys = wrpo__alloc(J->arena, (size_t)v->count, sizeof *keys), *out = wrpo__alloc(J->arena, (size_t)v->count, sizeof *out);
+WRPO__J_FN(sort) {                   /* stable; strings without case unless asked. op: s sort, d dictsort */
+    const wrpo__jcall pairs = {.op = 'I', .self = c->self};
+    wrpo__jv v = c->op == 'd' ? wrpo__jf_items(J, &pairs) : wrpo__jitems(J, c->self);
+    wrpo__jv attribute = c->op == 'd' ? wrpo__jint(J, 0) : wrpo__jgiven(c->a[2]);
+    int order = wrpo__jflag(c, 0) ? -1 : 1;
+    wrpo__jv *keys = wrpo__alloc(J->arena, (size_t)v->count, sizeof *keys);
+    wrpo__jv *sorted = wrpo__alloc(J->arena, (size_t)v->count, sizeof *sorted);
     for (int64_t i = 0, k; i < v->count; i++) {
-        wrpo__jv key = attribute ? wrpo__jpath(J, v->items[i], attribute) : v->items[i];
-        if (key->kind == WRPO__J_STR && !case_sensitive) key = wrpo__jrecase(J, key, 'l');
-        for (k = i; k > 0 && !wrpo__jequal(J, keys[k - 1], key) && wrpo__jcompare(J, keys[k - 1], key) == (reverse ? -1 : 1); k--)
-            keys[k] = keys[k - 1], out[k] = out[k - 1];
-        keys[k] = key, out[k] = v->items[i];
+        wrpo__jv key = attribute ? wrpo__jattribute(J, v->items[i], attribute) : v->items[i];
+        if (wrpo__jis_str(key) && !wrpo__jflag(c, 1)) key = wrpo__jrecase(J, key, 'l');
+        for (k = i; k > 0 && wrpo__jcompare(J, keys[k - 1], key) * order > 0; k--) {
+            keys[k] = keys[k - 1];
+            sorted[k] = sorted[k - 1];
+        }
+        keys[k] = key;
+        sorted[k] = v->items[i];
     }
-    return wrpo__jshare(J, WRPO__J_LIST, out, v->count);
+    return wrpo__jshare(J, WRPO__J_LIST, sorted, v->count);
 }
-/* select, reject, selectattr, rejectattr, map. op: bit 0: the items that fail the test; 1: the test is of an attribute; 2: map */
-static wrpo__jv wrpo__jf_select(wrpo__jinja *J, const wrpo__jcall *c) {
-    bool map = c->op & 4;
-    int first = c->op & 2 ? 1 : 0;                     /* of the filter or test, then its arguments */
-    wrpo__jv attribute = map ? c->a[3] : first ? c->a[0] : NULL, name = c->a[first];
+/* select, reject, selectattr, rejectattr, map. op: 1: keeps what fails the test; 2: tests an attribute; 4: map */
+WRPO__J_FN(select) {
+    bool map = c->op & 4, negated = c->op & 1;
+    int first = c->op & 2 ? 1 : 0;               /* of the filter or test, then its arguments */
+    wrpo__jv name = c->a[first], attribute = map ? c->a[3] : first ? c->a[0] : NULL;
     wrpo__jv v = wrpo__jitems(J, wrpo__jtruth(c->self) ? c->self : &wrpo__jempty);
-    wrpo__jval *out = wrpo__jnew(J, WRPO__J_ITER), *args = wrpo__jnew(J, WRPO__J_LIST);
-    for (int k = first + 1; k < 3 && c->a[k]; k++) wrpo__jpush(J, args, NULL, c->a[k]);
-    if (map && !name == !attribute) wrpo__jfail(J, WRPO_E_FORMAT, "map takes either a filter or attribute=");
+    wrpo__jval *out = wrpo__jnew(J, WRPO__J_ITER);
+    if (map && !name == !attribute) wrpo__jfail(J, "map takes either a filter or attribute=");
     for (int64_t i = 0; i < v->count; i++) {
-        wrpo__jv x = attribute ? wrpo__jpath(J, v->items[i], attribute) : v->items[i];
-        if (name) x = wrpo__jinvoke(J, map ? 'f' : 't', wrpo__jto_str(J, name), x, args, &wrpo__jno_names);
-        if (map || wrpo__jtruth(x) != (c->op & 1)) wrpo__jpush(J, out, NULL, map ? x : v->items[i]);
+        wrpo__jv x = attribute ? wrpo__jattribute(J, v->items[i], attribute) : v->items[i];
+        wrpo__jcall call = WRPO__J_CALL(x);
+        for (int k = first + 1; k < 3 && c->a[k]; k++) wrpo__jpush(J, &call.args, NULL, c->a[k]);
+        if (name) x = wrpo__jinvoke(J, map ? 'f' : 't', wrpo__jto_str(J, name), &call);
+        if (map || wrpo__jtruth(x) != negated) wrpo__jpush(J, out, NULL, map ? x : v->items[i]);
     }
     return out;
 }
-
-static wrpo__jv wrpo__jm_split(wrpo__jinja *J, const wrpo__jcall *c) {
-    wrpo__jv v = c->self, sep = wrpo__jgiven(c, 0) ? wrpo__jto_str(J, c->a[0]) : NULL;
+WRPO__J_FN(split) {
+    wrpo__jv v = c->self, sep = wrpo__jgiven(c->a[0]) ? wrpo__jto_str(J, c->a[0]) : NULL;
     int64_t left = c->a[1] ? wrpo__jto_int(J, c->a[1]) : -1;
     wrpo__jval *out = wrpo__jnew(J, WRPO__J_LIST);
-    size_t i = 0, at;
-    if (sep && sep->n == 0) wrpo__jfail(J, WRPO_E_FORMAT, "split() by an empty string");
-    if (!sep && left >= 0) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "split() at white space with maxsplit");
-    if (!sep) wrpo__jspend_bytes(J, v->n);
-    for (size_t size; !sep && (i = wrpo__jskip_space(v->s, v->n, i)) < v->n; i = at) {
-        for (at = i; at < v->n && !wrpo__jspace(wrpo__utf8_get(v->s + at, v->n - at, &size)); at += size) {}
-        wrpo__jpush(J, out, NULL, wrpo__jbytes(J, v->s + i, at - i));
+    size_t i = 0, end, size;
+    if (sep && sep->n == 0) wrpo__jfail(J, "split() by an empty string");
+    if (!sep && left >= 0) wrpo__jrefuse(J, "split() at white space with maxsplit");
+    if (!sep) {
+        wrpo__jspend_bytes(J, v->n);
+        for (i = wrpo__jskip_space(v->s, v->n, 0); i < v->n; i = wrpo__jskip_space(v->s, v->n, end)) {
+            for (end = i; end < v->n && !wrpo__jspace(wrpo__utf8_get(v->s + end, v->n - end, &size)); end += size) {}
+            wrpo__jpush(J, out, NULL, wrpo__jbytes(J, v->s + i, end - i));
+        }
+        return out;
     }
-    for (; sep && left-- != 0 && (at = wrpo__jfind(J, v, sep, i)) != SIZE_MAX; i = at + sep->n)
-        wrpo__jpush(J, out, NULL, wrpo__jbytes(J, v->s + i, at - i));
-    if (sep) wrpo__jpush(J, out, NULL, wrpo__jbytes(J, v->s + i, v->n - i));
+    for (; i <= v->n; i = end + sep->n) {
+        end = left-- != 0 ? wrpo__jfind(J, v, sep, i) : SIZE_MAX;
+        if (end == SIZE_MAX) break;
+        wrpo__jpush(J, out, NULL, wrpo__jbytes(J, v->s + i, end - i));
+    }
+    wrpo__jpush(J, out, NULL, wrpo__jbytes(J, v->s + i, v->n - i));
     return out;
 }
-static wrpo__jv wrpo__jm_affix(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: s startswith, e endswith, p removeprefix, x removesuffix */
+WRPO__J_FN(affix) {                  /* op: s startswith, e endswith, p removeprefix, x removesuffix */
     wrpo__jv v = c->self, x = c->a[0];
-    bool front = c->op == 's' || c->op == 'p', test = c->op == 's' || c->op == 'e', tuple = test && x->kind == WRPO__J_TUPLE, has = false;
-    for (int64_t i = 0; !has && i < (tuple ? x->count : 1); i++) {
-        wrpo__jv one = wrpo__jto_str(J, tuple ? x->items[i] : x);
+    bool front = c->op == 's' || c->op == 'p', test = c->op == 's' || c->op == 'e';
+    bool several = test && x->kind == WRPO__J_TUPLE;
+    bool has = false;
+    for (int64_t i = 0; !has && i < (several ? x->count : 1); i++) {
+        wrpo__jv one = wrpo__jto_str(J, several ? x->items[i] : x);
         has = one->n <= v->n && memcmp(front ? v->s : v->s + v->n - one->n, one->s, one->n) == 0;
     }
-    return test ? wrpo__jbool(has) : !has ? v : wrpo__jbytes(J, front ? v->s + x->n : v->s, v->n - x->n);
+    if (test) return wrpo__jbool(has);
+    return has ? wrpo__jbytes(J, front ? v->s + x->n : v->s, v->n - x->n) : v;
 }
-static wrpo__jv wrpo__jm_get(wrpo__jinja *J, const wrpo__jcall *c) {
-    wrpo__jv r = wrpo__jdict_get(J, c->self, c->a[0]);
-    return r ? r : c->a[1] ? c->a[1] : &wrpo__jnone;
+WRPO__J_FN(get) {
+    wrpo__jv r = wrpo__jdict_get(J, c->self, c->a[0]), otherwise = c->a[1] ? c->a[1] : &wrpo__jnone;
+    return r ? r : otherwise;
 }
-
-static wrpo__jv wrpo__jt_kind(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: the kinds that pass */
+WRPO__J_FN(kind) {                   /* op: the kinds that pass */
     (void)J;
-    return wrpo__jbool(c->op >> c->self->kind & 1);
+    return wrpo__jbool(wrpo__jis(c->self, c->op));
 }
-static wrpo__jv wrpo__jt_is(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: 1 true, 0 false */
+WRPO__J_FN(truth) {                  /* op: 1 is true, 0 is false */
     (void)J;
     return wrpo__jbool(c->self->kind == WRPO__J_BOOL && c->self->i == c->op);
 }
-static wrpo__jv wrpo__jt_relation(wrpo__jinja *J, const wrpo__jcall *c) { return wrpo__jbool(wrpo__jrelation(J, c->op, c->self, c->a[0])); }
-static wrpo__jv wrpo__jt_divisible(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: o odd, e even, d divisibleby */
-    wrpo__jv rest = wrpo__jarithmetic(J, '%', c->self, c->op == 'd' ? c->a[0] : wrpo__jint(J, 2));
-    return wrpo__jbool(wrpo__jequal(J, rest, wrpo__jint(J, c->op == 'o')));
+WRPO__J_FN(relation) { return wrpo__jbool(wrpo__jrelation(J, c->op, c->self, c->a[0])); }
+WRPO__J_FN(parity) {                 /* op: 1 odd, 0 even */
+    return wrpo__jbool(wrpo__jarithmetic(J, '%', c->self, wrpo__jint(J, 2))->i == c->op);
 }
-
-static wrpo__jv wrpo__jg_range(wrpo__jinja *J, const wrpo__jcall *c) {
-    const int64_t limit = INT64_MAX / 4;
-    int64_t v[3] = {0, wrpo__jto_int(J, c->a[0]), c->a[2] ? wrpo__jto_int(J, c->a[2]) : 1};   /* from, to, by */
+WRPO__J_FN(range) {
+    int64_t from = 0, to = wrpo__jto_int(J, c->a[0]), by = c->a[2] ? wrpo__jto_int(J, c->a[2]) : 1;
+    int64_t limit = INT64_MAX / 4;
     wrpo__jval *out = wrpo__jnew(J, WRPO__J_RANGE);
-    if (c->a[1]) v[0] = v[1], v[1] = wrpo__jto_int(J, c->a[1]);
-    for (int k = 0; k < 3; k++)
-        if (v[k] > limit || v[k] < -limit) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "a range near 64 bits");
-    if (v[2] == 0) wrpo__jfail(J, WRPO_E_FORMAT, "range() with step 0");
-    for (int64_t i = v[0]; v[2] > 0 ? i < v[1] : i > v[1]; i += v[2]) {
-        if (out->count == WRPO__J_MAX_RANGE) wrpo__jfail(J, WRPO_E_FORMAT, "range of more than %d numbers", (int)WRPO__J_MAX_RANGE);
+    if (c->a[1]) {
+        from = to;
+        to = wrpo__jto_int(J, c->a[1]);
+    }
+    if (by == 0) wrpo__jfail(J, "range() with step 0");
+    if (llabs(from) > limit || llabs(to) > limit || llabs(by) > limit) wrpo__jrefuse(J, "a range near 64 bits");
+    for (int64_t i = from; by > 0 ? i < to : i > to; i += by) {
+        if (out->count == WRPO__J_MAX_RANGE) wrpo__jfail(J, "range of more than %d numbers", WRPO__J_MAX_RANGE);
         wrpo__jpush(J, out, NULL, wrpo__jint(J, i));
     }
     return out;
 }
-static wrpo__jv wrpo__jg_dict(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: the kind */
+WRPO__J_FN(dict) {                   /* op: the kind */
     wrpo__jval *v = wrpo__jnew(J, (wrpo__jkind)c->op);
-    for (int64_t i = 0; i < c->named->count; i++) wrpo__jpush(J, v, c->named->keys[i], c->named->items[i]);
+    for (int64_t i = 0; i < c->named.count; i++) wrpo__jpush(J, v, c->named.keys[i], c->named.items[i]);
     return v;
 }
-static wrpo__jv wrpo__jg_raise(wrpo__jinja *J, const wrpo__jcall *c) {
+WRPO__J_FN(raise) {
     wrpo__jv m = wrpo__jstr(J, c->a[0]);
     wrpo__fail_at(J->ctx, WRPO_E_FORMAT, J->line, 0, "chat template: %.*s", (int)WRPO__MIN(m->n, 400), m->s);
 }
-static wrpo__jv wrpo__jg_strftime(wrpo__jinja *J, const wrpo__jcall *c) {
+WRPO__J_FN(strftime) {
     wrpo__jv format = wrpo__jto_str(J, c->a[0]);
+    /* The bar: so that 0 from strftime means that there was no room. */
+    const char *text = wrpo__format(J->arena, "%.*s|", (int)WRPO__MIN(format->n, 400), format->s);
     struct tm tm;
     char out[512];
 #ifdef _WIN32
@@ -7604,658 +7923,774 @@ static wrpo__jv wrpo__jg_strftime(wrpo__jinja *J, const wrpo__jcall *c) {
 #else
     bool ok = localtime_r(&J->now, &tm) != NULL;
 #endif
-    const char *text = wrpo__format(J->arena, "%.*s|", (int)WRPO__MIN(format->n, 400), format->s);   /* so 0 from strftime means: no room */
-    if (strstr(text, "%z") || strstr(text, "%Z") || strstr(text, "%f")) ok = false;   /* a naive time has no zone, ours no microseconds */
+    if (strstr(text, "%z") || strstr(text, "%Z") || strstr(text, "%f")) ok = false;   /* no zone, no microseconds */
     size_t n = ok ? strftime(out, sizeof out, text, &tm) : 0;
-    if (n == 0) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "strftime_now(\"%.*s\")", WRPO__J_TEXT_OF(format));
+    if (n == 0) wrpo__jrefuse(J, "strftime_now(\"%.*s\")", WRPO__J_SHOW(format));
     return wrpo__jbytes(J, wrpo__strndup(J->arena, out, n - 1), n - 1);
 }
 
-#define WRPO__J_BIT(kind) (1 << WRPO__J_##kind)
-enum {                               /* what the tests call ... */
-    WRPO__J_NUMBERS = WRPO__J_BIT(BOOL) | WRPO__J_BIT(INT) | WRPO__J_BIT(FLOAT),
-    WRPO__J_SEQUENCES = WRPO__J_BIT(STR) | WRPO__J_BIT(LIST) | WRPO__J_BIT(TUPLE) | WRPO__J_BIT(RANGE) | WRPO__J_BIT(DICT) | WRPO__J_BIT(UNDEFINED),
-    WRPO__J_ITERABLES = WRPO__J_SEQUENCES | WRPO__J_BIT(VIEW) | WRPO__J_BIT(ITER) | WRPO__J_BIT(LOOP),
-    WRPO__J_CALLABLES = WRPO__J_BIT(FUNCTION) | WRPO__J_BIT(MACRO) | WRPO__J_BIT(LOOP) | WRPO__J_BIT(UNDEFINED)
-};
 static const wrpo__jdef wrpo__jdefs[] = {
     /* filters */
-    {"count", "fm", "", wrpo__jf_length, 0}, {"length", "fm", "", wrpo__jf_length, 0}, {"d", "fm", "default_value= boolean=", wrpo__jf_default, 0},
-    {"default", "fm", "default_value= boolean=", wrpo__jf_default, 0}, {"dictsort", "f", "case_sensitive= by= reverse=", wrpo__jf_sort, 'd'},
-    {"first", "f", "", wrpo__jf_end, 'f'}, {"last", "f", "", wrpo__jf_end, 'l'}, {"float", "f", "default=", wrpo__jf_number, 'f'},
-    {"int", "f", "default=", wrpo__jf_number, 'i'}, {"indent", "f", "width= first= blank=", wrpo__jf_indent, 0},
-    {"items", "f", "", wrpo__jf_items, 'i'}, {"join", "f", "d=", wrpo__jf_join, 'f'}, {"list", "f", "", wrpo__jf_list, 0},
-    {"map", "f", "filter= x= y= attribute=", wrpo__jf_select, 4}, {"select", "f", "test= x=", wrpo__jf_select, 0},
-    {"reject", "f", "test= x=", wrpo__jf_select, 1}, {"selectattr", "f", "attribute test= x=", wrpo__jf_select, 2},
-    {"rejectattr", "f", "attribute test= x=", wrpo__jf_select, 3}, {"replace", "fm", "old new count=", wrpo__jf_replace, 'f'},
-    {"reverse", "f", "", wrpo__jf_reverse, 0}, {"safe", "fm", "", wrpo__jf_string, 1},
-    {"sort", "f", "reverse= case_sensitive= attribute=", wrpo__jf_sort, 's'}, {"string", "fm", "", wrpo__jf_string, 0},
+    {"length count", "fm", "", wrpo__jf_length, 0},
+    {"default d", "fm", "default_value= boolean=", wrpo__jf_default, 0},
+    {"dictsort", "f", "", wrpo__jf_sort, 'd'},
+    {"first", "f", "", wrpo__jf_end, 0}, {"last", "f", "", wrpo__jf_end, 1},
+    {"float", "f", "default=", wrpo__jf_number, 'f'}, {"int", "f", "default=", wrpo__jf_number, 'i'},
+    {"indent", "f", "width= first= blank=", wrpo__jf_indent, 0},
+    {"items", "f", "", wrpo__jf_items, 'i'}, {"list", "f", "", wrpo__jf_list, 0},
+    {"join", "f", "d=", wrpo__jf_join, 'f'},
+    {"map", "f", "filter= x= y= attribute=", wrpo__jf_select, 4},
+    {"select", "f", "test= x=", wrpo__jf_select, 0}, {"reject", "f", "test= x=", wrpo__jf_select, 1},
+    {"selectattr", "f", "attribute test= x=", wrpo__jf_select, 2},
+    {"rejectattr", "f", "attribute test= x=", wrpo__jf_select, 3},
+    {"replace", "fm", "old new count=", wrpo__jf_replace, 'f'}, {"reverse", "f", "", wrpo__jf_reverse, 0},
+    {"safe", "fm", "", wrpo__jf_string, 1}, {"string", "fm", "", wrpo__jf_string, 0},
+    {"sort", "f", "reverse= case_sensitive= attribute=", wrpo__jf_sort, 's'},
     {"title", "f", "", wrpo__jf_case, 'T'}, {"trim", "f", "chars=", wrpo__jf_strip, 3},
     {"tojson", "fm", "ensure_ascii= indent= separators= sort_keys=", wrpo__jf_tojson, 0},
-    /* filters and methods of strings, methods of strings, methods of dicts */
-    {"capitalize", "fs", "", wrpo__jf_case, 'c'}, {"lower", "fs", "", wrpo__jf_case, 'l'}, {"upper", "fs", "", wrpo__jf_case, 'u'},
-    {"title", "s", "", wrpo__jf_case, 't'}, {"join", "s", "iterable", wrpo__jf_join, 'm'}, {"startswith", "s", "prefix", wrpo__jm_affix, 's'},
-    {"endswith", "s", "suffix", wrpo__jm_affix, 'e'}, {"removeprefix", "s", "prefix", wrpo__jm_affix, 'p'},
-    {"removesuffix", "s", "suffix", wrpo__jm_affix, 'x'}, {"strip", "s", "chars=", wrpo__jf_strip, 3}, {"lstrip", "s", "chars=", wrpo__jf_strip, 1},
-    {"rstrip", "s", "chars=", wrpo__jf_strip, 2}, {"replace", "s", "old new count=", wrpo__jf_replace, 'm'},
-    {"split", "s", "sep= maxsplit=", wrpo__jm_split, 0}, {"get", "d", "key default=", wrpo__jm_get, 0}, {"items", "d", "", wrpo__jf_items, 'I'},
+    /* filters that are methods of strings as well; methods of strings; methods of dicts */
+    {"capitalize", "fs", "", wrpo__jf_case, 'c'}, {"lower", "fs", "", wrpo__jf_case, 'l'},
+    {"upper", "fs", "", wrpo__jf_case, 'u'}, {"title", "s", "", wrpo__jf_case, 't'},
+    {"join", "s", "iterable", wrpo__jf_join, 'm'}, {"replace", "s", "old new count=", wrpo__jf_replace, 'm'},
+    {"split", "s", "sep= maxsplit=", wrpo__jf_split, 0}, {"strip", "s", "chars=", wrpo__jf_strip, 3},
+    {"lstrip", "s", "chars=", wrpo__jf_strip, 1}, {"rstrip", "s", "chars=", wrpo__jf_strip, 2},
+    {"startswith", "s", "prefix", wrpo__jf_affix, 's'}, {"endswith", "s", "suffix", wrpo__jf_affix, 'e'},
+    {"removeprefix", "s", "prefix", wrpo__jf_affix, 'p'}, {"removesuffix", "s", "suffix", wrpo__jf_affix, 'x'},
+    {"get", "d", "key default=", wrpo__jf_get, 0}, {"items", "d", "", wrpo__jf_items, 'I'},
     {"keys", "d", "", wrpo__jf_items, 'k'}, {"values", "d", "", wrpo__jf_items, 'v'},
     /* tests */
-    {"defined", "tm", "", wrpo__jt_kind, ~WRPO__J_BIT(UNDEFINED)}, {"undefined", "tm", "", wrpo__jt_kind, WRPO__J_BIT(UNDEFINED)},
-    {"none", "tm", "", wrpo__jt_kind, WRPO__J_BIT(NONE)}, {"boolean", "tm", "", wrpo__jt_kind, WRPO__J_BIT(BOOL)},
-    {"integer", "tm", "", wrpo__jt_kind, WRPO__J_BIT(INT)}, {"float", "tm", "", wrpo__jt_kind, WRPO__J_BIT(FLOAT)},
-    {"number", "tm", "", wrpo__jt_kind, WRPO__J_NUMBERS}, {"string", "tm", "", wrpo__jt_kind, WRPO__J_BIT(STR)},
-    {"mapping", "tm", "", wrpo__jt_kind, WRPO__J_BIT(DICT)}, {"sequence", "tm", "", wrpo__jt_kind, WRPO__J_SEQUENCES},
-    {"iterable", "tm", "", wrpo__jt_kind, WRPO__J_ITERABLES}, {"callable", "tm", "", wrpo__jt_kind, WRPO__J_CALLABLES},
-    {"true", "tm", "", wrpo__jt_is, 1}, {"false", "tm", "", wrpo__jt_is, 0}, {"odd", "t", "", wrpo__jt_divisible, 'o'},
-    {"even", "t", "", wrpo__jt_divisible, 'e'}, {"divisibleby", "t", "num", wrpo__jt_divisible, 'd'}, {"in", "tm", "seq", wrpo__jt_relation, 'i'},
-    {"==", "tm", "other", wrpo__jt_relation, '='}, {"eq", "tm", "other", wrpo__jt_relation, '='}, {"equalto", "tm", "other", wrpo__jt_relation, '='},
-    {"!=", "tm", "other", wrpo__jt_relation, '!'}, {"ne", "tm", "other", wrpo__jt_relation, '!'}, {"gt", "tm", "other", wrpo__jt_relation, '>'},
-    {"ge", "tm", "other", wrpo__jt_relation, 'g'}, {"lt", "tm", "other", wrpo__jt_relation, '<'}, {"le", "tm", "other", wrpo__jt_relation, 'l'},
+    {"defined", "tm", "", wrpo__jf_kind, ~WRPO__J_BIT(UNDEFINED)},
+    {"undefined", "tm", "", wrpo__jf_kind, WRPO__J_BIT(UNDEFINED)},
+    {"none", "tm", "", wrpo__jf_kind, WRPO__J_BIT(NONE)}, {"boolean", "tm", "", wrpo__jf_kind, WRPO__J_BIT(BOOL)},
+    {"integer", "tm", "", wrpo__jf_kind, WRPO__J_BIT(INT)}, {"float", "tm", "", wrpo__jf_kind, WRPO__J_BIT(FLOAT)},
+    {"number", "tm", "", wrpo__jf_kind, WRPO__J_NUMBERS}, {"string", "tm", "", wrpo__jf_kind, WRPO__J_BIT(STR)},
+    {"mapping", "tm", "", wrpo__jf_kind, WRPO__J_BIT(DICT)}, {"sequence", "tm", "", wrpo__jf_kind, WRPO__J_SEQUENCES},
+    {"iterable", "tm", "", wrpo__jf_kind, WRPO__J_ITERABLES | WRPO__J_BIT(LOOP)},
+    {"callable", "tm", "", wrpo__jf_kind, WRPO__J_CALLABLES | WRPO__J_BIT(LOOP) | WRPO__J_BIT(UNDEFINED)},
+    {"true", "tm", "", wrpo__jf_truth, 1}, {"false", "tm", "", wrpo__jf_truth, 0},
+    {"odd", "t", "", wrpo__jf_parity, 1}, {"even", "t", "", wrpo__jf_parity, 0},
+    {"in", "tm", "seq", wrpo__jf_relation, 'i'},
+    {"== eq equalto", "tm", "other", wrpo__jf_relation, '='}, {"!= ne", "tm", "other", wrpo__jf_relation, '!'},
     /* functions */
-    {"range", "g", "start stop= step=", wrpo__jg_range, 0}, {"dict", "g", NULL, wrpo__jg_dict, WRPO__J_DICT},
-    {"namespace", "g", NULL, wrpo__jg_dict, WRPO__J_NAMESPACE}, {"raise_exception", "g", "message", wrpo__jg_raise, 0},
-    {"strftime_now", "g", "format", wrpo__jg_strftime, 0}};
+    {"range", "g", "start stop= step=", wrpo__jf_range, 0}, {"dict", "g", NULL, wrpo__jf_dict, WRPO__J_DICT},
+    {"namespace", "g", NULL, wrpo__jf_dict, WRPO__J_NAMESPACE}, {"raise_exception", "g", "message", wrpo__jf_raise, 0},
+    {"strftime_now", "g", "format", wrpo__jf_strftime, 0}};
 
 static const wrpo__jdef *wrpo__jlookup(char where, wrpo__jv name) {   /* NULL: no such name */
     for (int64_t k = 0; k < WRPO__COUNT(wrpo__jdefs); k++)
-        if (strchr(wrpo__jdefs[k].where, where) && wrpo__jnamed(name, wrpo__jdefs[k].name)) return &wrpo__jdefs[k];
+        if (strchr(wrpo__jdefs[k].where, where) && wrpo__jword(wrpo__jdefs[k].names, name)) return &wrpo__jdefs[k];
     return NULL;
 }
-static wrpo__jv wrpo__jcall_def(wrpo__jinja *J, const wrpo__jdef *def, wrpo__jv self, wrpo__jv args, wrpo__jv named) {
-    wrpo__jcall c = {.def = def, .op = def->op, .self = self, .named = named};
-    int64_t k = 0, taken = 0;
-    if (self && !strchr(def->where, 'm')) wrpo__jplain(J, self);
-    for (const char *p = def->signature; p && *p; k++, p += strcspn(p, " "), p += *p == ' ') {
+/* The argument for the next parameter: the next in order, or the one with this name; NULL: neither. */
+static wrpo__jv wrpo__jargument(wrpo__jinja *J, wrpo__jcall *c, wrpo__jv name) {
+    wrpo__jv given = wrpo__jdict_get(J, &c->named, name);
+    bool placed = c->placed < c->args.count;
+    if (given && placed) wrpo__jfail(J, "two values for the argument \"%.*s\"", WRPO__J_SHOW(name));
+    c->by_name += given != NULL;
+    return placed ? c->args.items[c->placed++] : given;
+}
+static bool wrpo__jbound_all(const wrpo__jcall *c) {
+    return c->placed == c->args.count && c->by_name == c->named.count;
+}
+static wrpo__jv wrpo__jcall_def(wrpo__jinja *J, const wrpo__jdef *def, wrpo__jcall *c) {
+    const char *p = def->signature;
+    c->op = def->op;
+    if (c->self && !strchr(def->where, 'm')) wrpo__jplain(J, c->self);
+    for (int k = 0; p && *p; k++) {
         size_t n = strcspn(p, " =");
-        wrpo__jv given = wrpo__jdict_get(J, named, wrpo__jbytes(J, p, n));
-        c.a[k] = k < args->count ? args->items[k] : given;
-        if (given && c.a[k] != given) wrpo__jfail(J, WRPO_E_FORMAT, "%s() has two values for \"%.*s\"", def->name, (int)n, p);
-        if (!c.a[k] && p[n] != '=') wrpo__jfail(J, WRPO_E_FORMAT, "%s() wants an argument \"%.*s\"", def->name, (int)n, p);
-        taken += given != NULL;
+        c->a[k] = wrpo__jargument(J, c, wrpo__jbytes(J, p, n));
+        if (!c->a[k] && p[n] != '=') wrpo__jfail(J, "%s() wants an argument \"%.*s\"", def->names, (int)n, p);
+        p += n + (p[n] == '=');
+        p += *p == ' ';
     }
-    if (args->count > k || (def->signature && taken < named->count))
-        wrpo__jfail(J, WRPO_E_UNSUPPORTED, "%s() with other arguments than \"%s\"", def->name, def->signature ? def->signature : "name=");
-    return def->fn(J, &c);
+    if (p ? !wrpo__jbound_all(c) : c->args.count > 0)
+        wrpo__jrefuse(J, "%s() with other arguments than \"%s\"", def->names, p ? def->signature : "name=");
+    return def->fn(J, c);
 }
-static wrpo__jv wrpo__jinvoke(wrpo__jinja *J, char where, wrpo__jv name, wrpo__jv self, wrpo__jv args, wrpo__jv named) {
+static wrpo__jv wrpo__jinvoke(wrpo__jinja *J, char where, wrpo__jv name, wrpo__jcall *c) {
     const wrpo__jdef *def = wrpo__jlookup(where, name);
-    if (!def) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "%s \"%.*s\"", where == 'f' ? "filter" : "test", WRPO__J_TEXT_OF(name));
-    return wrpo__jcall_def(J, def, self, args, named);
+    if (!def) wrpo__jrefuse(J, "%s \"%.*s\"", where == 'f' ? "filter" : "test", WRPO__J_SHOW(name));
+    return wrpo__jcall_def(J, def, c);
 }
 
-/* ---- text to a tree: the parser asks for one token after the other ---- */
-typedef enum wrpo__jnode_kind {
-    /* expressions; x is the node's value */
-    WRPO__J_CONST, WRPO__J_VAR,      /* x; the variable x */
-    WRPO__J_ATTR, WRPO__J_ITEM,      /* a.x; a[b] */
-    WRPO__J_SLICE,                   /* a[b:c:d] */
-    WRPO__J_NOT, WRPO__J_NEG, WRPO__J_BINARY,          /* a; a op b */
-    WRPO__J_COND,                    /* b if a else c */
-    WRPO__J_CALL, WRPO__J_FILTER, WRPO__J_TEST,        /* a(list); a|x(list); a is x(list) */
-    WRPO__J_MAKE_LIST, WRPO__J_MAKE_TUPLE, WRPO__J_MAKE_DICT,   /* of list */
-    WRPO__J_KEYWORD,                 /* in such a list: x=a; a parameter x with its default a; a dict's pair a: b */
-    /* statements */
-    WRPO__J_TEXT, WRPO__J_PRINT,     /* x; a */
-    WRPO__J_SET, WRPO__J_SET_BLOCK,  /* a = b; a = the text of list */
-    WRPO__J_IF,                      /* if a: list, else: d */
-    WRPO__J_FOR,                     /* for a in b if c: list, else: d */
-    WRPO__J_DEFINE,                  /* macro x: parameters c, body list */
-    WRPO__J_SCOPE,                   /* list with variables of its own */
-    WRPO__J_BREAK, WRPO__J_CONTINUE
-} wrpo__jnode_kind;
-struct wrpo__jnode {
-    wrpo__jnode_kind kind;
-    int op, line;
-    wrpo__jv value;
-    wrpo__jnode *a, *b, *c, *d;
-    wrpo__jnode *list, *next;        /* first child; next sibling */
+/* ---- text to tokens ---- */
+typedef enum wrpo__jtoken_kind {
+    WRPO__J_END, WRPO__J_TEXT, WRPO__J_OPEN, WRPO__J_CLOSE, WRPO__J_NAME, WRPO__J_LITERAL, WRPO__J_MARK
+} wrpo__jtoken_kind;
+struct wrpo__jtoken {
+    wrpo__jtoken_kind kind;
+    int line, level, op;             /* of an operator: how tightly it binds, which it is; level -1: none */
+    wrpo__jv value;                  /* TEXT, LITERAL: the value; else the characters */
+    wrpo__jtoken *jump;              /* from the name of a tag to the name of the tag that ends its body, from the first
+                                        token of an expression to its `if`; NULL: none */
 };
-typedef enum wrpo__jtoken { WRPO__J_END, WRPO__J_CLOSE /* of a tag */, WRPO__J_NAME, WRPO__J_LITERAL, WRPO__J_MARK } wrpo__jtoken;
-typedef struct wrpo__jparser {
-    wrpo__jinja *J;                  /* J->line: of the current token */
-    const char *s; size_t n, at;     /* the template; newlines are \n; what follows the current token */
+static const struct { const char *text; int level, op; } wrpo__joperators[] = {   /* loosest first */
+    {"or", 0, '|'}, {"and", 1, '&'}, {"==", 3, '='}, {"!=", 3, '!'}, {"<=", 3, 'l'}, {">=", 3, 'g'}, {"<", 3, '<'},
+    {">", 3, '>'}, {"in", 3, 'i'}, {"not", 3, 'n'}, {"+", 4, '+'}, {"-", 4, '-'}, {"~", 5, '~'}, {"*", 6, '*'},
+    {"//", 6, 'F'}, {"/", 6, '/'}, {"%", 6, '%'}};
+enum { WRPO__J_NOT = 2, WRPO__J_COMPARES = 3 };   /* the levels of the prefix `not` and of comparisons */
+typedef struct wrpo__jlexer {
+    wrpo__jinja *J;                  /* J->line: of s[at] */
+    const char *s; size_t n, at;     /* the template, whose newlines are \n */
     size_t counted;                  /* the newlines before it are in J->line */
-    bool output, fresh;              /* inside {{ }}, not {% %}; the text behind the last tag begins a line */
-    int open, nesting, loops;        /* brackets; expressions and blocks; loops: each around this place */
-    wrpo__jtoken kind; wrpo__jv value;   /* the current token: a literal's value, else its text */
-} wrpo__jparser;
+    bool fresh;                      /* the text after the last tag begins a line */
+    wrpo__jtoken *tokens;            /* stb array */
+} wrpo__jlexer;
 
-_Noreturn static void wrpo__jwant(wrpo__jparser *P, const char *what) {
-    wrpo__jfail(P->J, WRPO_E_FORMAT, "want %s, found \"%.*s\"", what, WRPO__J_TEXT_OF(wrpo__jstr(P->J, P->value)));
+static bool wrpo__jstarts(const wrpo__jlexer *L, size_t at, const char *text) {
+    return strncmp(L->s + at, text, strlen(text)) == 0;
 }
-static void wrpo__jcount_lines(wrpo__jparser *P, size_t to) {
-    for (; P->counted < to; P->counted++) P->J->line += P->s[P->counted] == '\n';
+static void wrpo__jcount_lines(wrpo__jlexer *L, size_t to) {
+    for (; L->counted < to; L->counted++) L->J->line += L->s[L->counted] == '\n';
 }
-static bool wrpo__jstarts(const wrpo__jparser *P, size_t at, const char *text) {
-    size_t n = strlen(text);
-    return at <= P->n && P->n - at >= n && memcmp(P->s + at, text, n) == 0;
+static void wrpo__jtoken_put(wrpo__jlexer *L, wrpo__jtoken_kind kind, wrpo__jv value) {
+    wrpo__jtoken token = {.kind = kind, .line = L->J->line, .level = -1, .value = value};
+    for (int64_t k = 0; (kind == WRPO__J_NAME || kind == WRPO__J_MARK) && k < WRPO__COUNT(wrpo__joperators); k++) {
+        if (!wrpo__jword(wrpo__joperators[k].text, value)) continue;
+        token.level = wrpo__joperators[k].level;
+        token.op = wrpo__joperators[k].op;
+    }
+    stbds_arrput(L->tokens, token);
 }
-/* Passes the end of a tag at P->at if there is one: mark (2 bytes), after "-" with all white space that follows,
-   after "+" (a block's or comment's) with nothing, plain with one newline if the tag is not {{ }}. */
-static bool wrpo__jtag_end(wrpo__jparser *P, const char *mark) {
-    bool output = mark[0] == '}', minus = wrpo__jstarts(P, P->at, "-"), plus = !output && wrpo__jstarts(P, P->at, "+");
-    size_t i = P->at + minus + plus;
-    if (!wrpo__jstarts(P, i, mark)) return false;
+/* Passes the end of a tag at L->at if there is one: mark (2 characters), after "-" with all white space that follows,
+   after "+" (of a block or comment) with nothing, else with one newline unless the tag is {{ }}. */
+static bool wrpo__jtag_end(wrpo__jlexer *L, const char *mark) {
+    bool output = mark[0] == '}', minus = L->s[L->at] == '-', plus = !output && L->s[L->at] == '+';
+    size_t i = L->at + minus + plus;
+    if (!wrpo__jstarts(L, i, mark)) return false;
     i += 2;
-    if (minus) i = wrpo__jskip_space(P->s, P->n, i);
-    else if (!plus && !output && wrpo__jstarts(P, i, "\n")) i++;
-    P->fresh = P->s[i - 1] == '\n';
-    P->at = i;
+    if (minus) i = wrpo__jskip_space(L->s, L->n, i);
+    else if (!plus && !output && L->s[i] == '\n') i++;
+    L->fresh = L->s[i - 1] == '\n';
+    L->at = i;
     return true;
 }
-static wrpo__jv wrpo__jlex_string(wrpo__jparser *P) {  /* at its quote; Python's escapes */
+static wrpo__jv wrpo__jlex_string(wrpo__jlexer *L) {   /* at its quote; Python's escapes */
     static const char names[] = "\\'\"nrtabfv", marks[] = "\\'\"\n\r\t\a\b\f\v";
-    wrpo__text t = {.arena = P->J->arena};
-    char quote = P->s[P->at++];
-    for (; P->at < P->n && P->s[P->at] != quote; P->at++) {
-        const char *c = P->s + P->at, *p;
-        if (*c != '\\' || P->at + 1 == P->n) { wrpo__jput(P->J, &t, c, 1); continue; }
-        P->at++;
-        if (c[1] && strchr("01234567xuUN", c[1])) wrpo__jfail(P->J, WRPO_E_UNSUPPORTED, "the escape %.2s in a string", c);
-        if (c[1] && (p = strchr(names, c[1]))) wrpo__jput(P->J, &t, marks + (p - names), 1);
-        else if (c[1] != '\n') wrpo__jput(P->J, &t, c, 2);
+    wrpo__text t = {.arena = L->J->arena};
+    char quote = L->s[L->at++];
+    for (; L->at < L->n && L->s[L->at] != quote; L->at++) {
+        const char *c = L->s + L->at, *name = c[1] ? strchr(names, c[1]) : NULL;
+        if (*c != '\\' || L->at + 1 == L->n) {
+            wrpo__jput(L->J, &t, c, 1);
+            continue;
+        }
+        L->at++;
+        if (c[1] && strchr("01234567xuUN", c[1])) wrpo__jrefuse(L->J, "the escape %.2s in a string", c);
+        if (name) wrpo__jput(L->J, &t, marks + (name - names), 1);
+        else if (c[1] != '\n') wrpo__jput(L->J, &t, c, 2);
     }
-    if (P->at >= P->n) wrpo__jfail(P->J, WRPO_E_FORMAT, "a string without its closing quote");
-    P->at++;
-    return wrpo__jfinish(P->J, &t);
+    if (L->at >= L->n) wrpo__jfail(L->J, "a string without its closing quote");
+    L->at++;
+    return wrpo__jfinish(L->J, &t);
 }
-static size_t wrpo__jword_end(const wrpo__jparser *P, size_t i) {   /* of letters, digits, _ and all that is not ASCII */
-    for (; i < P->n; i++) {
-        unsigned char c = (unsigned char)P->s[i];
-        if (!((c | 32) >= 'a' && (c | 32) <= 'z') && !(c >= '0' && c <= '9') && c != '_' && c < 0x80) break;
+static size_t wrpo__jword_end(const wrpo__jlexer *L, size_t i) {   /* of letters, digits, _ and all that is not ASCII */
+    for (; i < L->n; i++) {
+        const unsigned char c = (unsigned char)L->s[i], letter = c | 32;
+        if (!(letter >= 'a' && letter <= 'z') && !(c >= '0' && c <= '9') && c != '_' && c < 0x80) break;
     }
     return i;
 }
-static void wrpo__jadvance(wrpo__jparser *P) {         /* to the next token of a tag; behind the tag's end the text goes on */
+/* One token inside a tag. Returns by how much it changes the number of open brackets. */
+static int wrpo__jlex_token(wrpo__jlexer *L) {
     static const char *const pairs[] = {"//", "**", "==", "!=", ">=", "<="};
-    wrpo__jcount_lines(P, P->at);
-    P->kind = WRPO__J_CLOSE, P->value = wrpo__jstring(P->J, "the end of the tag");
-    if (P->open == 0 && wrpo__jtag_end(P, P->output ? "}}" : "%}")) return;
-    size_t begin = wrpo__jskip_space(P->s, P->n, P->at), end = wrpo__jword_end(P, begin);
-    bool spaced = begin > P->at;
-    P->at = begin;
-    if (spaced) { wrpo__jadvance(P); return; }
-    if (begin == P->n) wrpo__jfail(P->J, WRPO_E_FORMAT, "the template ends inside a tag");
-    char c = P->s[begin];
-    if (c == '"' || c == '\'') { P->kind = WRPO__J_LITERAL, P->value = wrpo__jlex_string(P); return; }
+    const wrpo__jtoken last = stbds_arrlast(L->tokens);
+    size_t begin = L->at;
+    char c = L->s[begin];
+    size_t end = wrpo__jword_end(L, begin);
+    if (c == '"' || c == '\'') {
+        wrpo__jv value = wrpo__jlex_string(L);
+        bool joins = last.kind == WRPO__J_LITERAL && wrpo__jis_str(last.value);   /* adjacent strings are one */
+        if (joins) stbds_arrlast(L->tokens).value = wrpo__jconcat(L->J, last.value, value);
+        else wrpo__jtoken_put(L, WRPO__J_LITERAL, value);
+        return 0;
+    }
     if (c >= '0' && c <= '9') {
-        if (wrpo__jstarts(P, end, ".") && end + 1 < P->n && P->s[end + 1] >= '0' && P->s[end + 1] <= '9') end = wrpo__jword_end(P, end + 1);
-        P->value = wrpo__jread_number(P->J, wrpo__jbytes(P->J, P->s + begin, end - begin)), P->kind = WRPO__J_LITERAL, P->at = end;
-        if (c == '0' && wrpo__jtruth(P->value) && P->value->kind == WRPO__J_INT) wrpo__jfail(P->J, WRPO_E_FORMAT, "a number with zeros before it");
-        return;
+        if (L->s[end] == '.' && L->s[end + 1] >= '0' && L->s[end + 1] <= '9') end = wrpo__jword_end(L, end + 1);
+        wrpo__jv value = wrpo__jread_number(L->J, wrpo__jbytes(L->J, L->s + begin, end - begin));
+        if (c == '0' && value->i) wrpo__jfail(L->J, "a number with zeros before it");
+        wrpo__jtoken_put(L, WRPO__J_LITERAL, value);
+        L->at = end;
+        return 0;
     }
-    P->kind = end > begin ? WRPO__J_NAME : WRPO__J_MARK;
-    if (end == begin && c && strchr("+-/*%~[](){}><=!.:|,", c)) end++;
-    for (int64_t k = 0; P->kind == WRPO__J_MARK && k < WRPO__COUNT(pairs); k++)
-        if (wrpo__jstarts(P, begin, pairs[k])) end = begin + 2;
-    if (end == begin) wrpo__jfail(P->J, WRPO_E_FORMAT, "unexpected character \"%c\"", c < 32 ? '?' : c);
-    if (P->kind == WRPO__J_MARK) P->open += strchr("[({", c) ? 1 : strchr("])}", c) ? -1 : 0;
-    if (P->open < 0) wrpo__jfail(P->J, WRPO_E_FORMAT, "unexpected \"%c\"", c);
-    P->value = wrpo__jbytes(P->J, P->s + begin, end - begin);
-    P->at = end;
+    bool mark = end == begin;
+    if (mark && c && strchr("+-/*%~[](){}><=!.:|,", c)) end++;
+    for (int64_t k = 0; mark && k < WRPO__COUNT(pairs); k++)
+        if (wrpo__jstarts(L, begin, pairs[k])) end = begin + 2;
+    if (end == begin) wrpo__jfail(L->J, "unexpected character \"%c\"", c < 32 ? '?' : c);
+    wrpo__jv text = wrpo__jbytes(L->J, L->s + begin, end - begin);
+    bool statement = last.kind == WRPO__J_OPEN && wrpo__jword("{%", last.value);
+    if (statement && wrpo__jword("raw", text)) wrpo__jrefuse(L->J, "statement \"raw\"");
+    if (wrpo__jword("**", text)) wrpo__jrefuse(L->J, "the operator **");
+    wrpo__jtoken_put(L, mark ? WRPO__J_MARK : WRPO__J_NAME, text);
+    L->at = end;
+    return mark ? (strchr("[({", c) != NULL) - (strchr("])}", c) != NULL) : 0;
 }
-static bool wrpo__jat(const wrpo__jparser *P, const char *words) {   /* at one of these names or marks */
-    return (P->kind == WRPO__J_NAME || P->kind == WRPO__J_MARK) && wrpo__jword(words, P->value);
-}
-static bool wrpo__jtake(wrpo__jparser *P, const char *word) {
-    if (!wrpo__jat(P, word)) return false;
-    wrpo__jadvance(P);
-    return true;
-}
-static void wrpo__jneed(wrpo__jparser *P, const char *word) { if (!wrpo__jtake(P, word)) wrpo__jwant(P, word); }
-static void wrpo__jneed_close(wrpo__jparser *P) { if (P->kind != WRPO__J_CLOSE) wrpo__jwant(P, "the end of the tag"); }
-static wrpo__jnode *wrpo__jnode_new(wrpo__jparser *P, wrpo__jnode_kind kind, wrpo__jnode *a, wrpo__jnode *b) {
-    wrpo__jnode *x = WRPO__NEW(P->J->arena, wrpo__jnode);
-    x->kind = kind, x->line = P->J->line, x->a = a, x->b = b;
-    return x;
-}
-static wrpo__jv wrpo__jname(wrpo__jparser *P) {
-    wrpo__jv name = P->value;
-    if (P->kind != WRPO__J_NAME) wrpo__jwant(P, "a name");
-    wrpo__jadvance(P);
-    return name;
-}
-static void wrpo__jnest(wrpo__jparser *P) {
-    if (++P->nesting > WRPO__J_MAX_NESTING) wrpo__jfail(P->J, WRPO_E_FORMAT, "nested too deeply: more than %d levels", (int)WRPO__J_MAX_NESTING);
-}
-static wrpo__jnode *wrpo__jexpr(wrpo__jparser *P);
-static wrpo__jnode *wrpo__jlevel(wrpo__jparser *P, int level);
-
-/* a, b, c up to the end of the tag or a word that ends it; one item alone is not made a tuple. */
-static wrpo__jnode *wrpo__jtuple(wrpo__jparser *P, wrpo__jnode *(*item)(wrpo__jparser *), const char *ends) {
-    wrpo__jnode *x = wrpo__jnode_new(P, WRPO__J_MAKE_TUPLE, NULL, NULL), **last = &x->list;
-    bool tuple = false;
-    for (; P->kind != WRPO__J_CLOSE && !wrpo__jat(P, ends); last = &(*last)->next, tuple = true) {
-        *last = item(P);
-        if (!wrpo__jtake(P, ",")) break;
-    }
-    if (!x->list && ends[0] != ')') wrpo__jwant(P, "an expression");
-    return x->list && !tuple ? x->list : x;
-}
-/* The items up to `end`, which is passed, of a list '[', dict '{', call '(' or of a macro's parameters 'm'. */
-static wrpo__jnode *wrpo__jlist_of(wrpo__jparser *P, int of, const char *end) {
-    wrpo__jnode *first = NULL, **last = &first;
-    bool named = false;
-    for (; !wrpo__jat(P, end); last = &(*last)->next) {
-        wrpo__jnode *x = wrpo__jnode_new(P, WRPO__J_KEYWORD, NULL, NULL);
-        if (of == '(' && wrpo__jat(P, "* **")) wrpo__jfail(P->J, WRPO_E_UNSUPPORTED, "an argument list with %.*s", WRPO__J_TEXT_OF(P->value));
-        if (of == 'm') x->value = wrpo__jname(P);
-        else x->a = wrpo__jexpr(P);
-        bool equals = (of == 'm' || (of == '(' && x->a->kind == WRPO__J_VAR)) && wrpo__jtake(P, "=");
-        if (named && !equals) wrpo__jwant(P, "a named argument");
-        if (equals) {
-            if (of == '(') x->value = x->a->value;
-            x->a = wrpo__jexpr(P), named = true;
-        } else if (of == '{') {
-            wrpo__jneed(P, ":");
-            x->b = wrpo__jexpr(P);
-        } else if (of != 'm') x = x->a;
-        *last = x;
-        if (!wrpo__jtake(P, ",")) { last = &x->next; break; }
-    }
-    wrpo__jneed(P, end);
-    return first;
-}
-static wrpo__jnode *wrpo__jprimary(wrpo__jparser *P) {
-    wrpo__jnode *x = wrpo__jnode_new(P, WRPO__J_CONST, NULL, NULL);
-    if (P->kind == WRPO__J_NAME) {
-        x->value = wrpo__jname(P);
-        if (wrpo__jword("true True", x->value)) x->value = &wrpo__jtrue;
-        else if (wrpo__jword("false False", x->value)) x->value = &wrpo__jfalse;
-        else if (wrpo__jword("none None", x->value)) x->value = &wrpo__jnone;
-        else x->kind = WRPO__J_VAR;
-    } else if (P->kind == WRPO__J_LITERAL) {           /* strings side by side are one */
-        for (x->value = P->value, wrpo__jadvance(P); x->value->kind == WRPO__J_STR && P->kind == WRPO__J_LITERAL; wrpo__jadvance(P))
-            x->value = wrpo__jjoin2(P->J, x->value, wrpo__jto_str(P->J, P->value));
-    } else if (wrpo__jtake(P, "(")) {
-        x = wrpo__jtuple(P, wrpo__jexpr, ")");
-        wrpo__jneed(P, ")");
-    } else if (wrpo__jtake(P, "[")) x->kind = WRPO__J_MAKE_LIST, x->list = wrpo__jlist_of(P, '[', "]");
-    else if (wrpo__jtake(P, "{")) x->kind = WRPO__J_MAKE_DICT, x->list = wrpo__jlist_of(P, '{', "}");
-    else wrpo__jwant(P, "an expression");
-    return x;
-}
-static wrpo__jnode *wrpo__jsubscript(wrpo__jparser *P, wrpo__jnode *x) {   /* after "[" */
-    x = wrpo__jnode_new(P, WRPO__J_ITEM, x, NULL);
-    wrpo__jnode **part[] = {&x->b, &x->c, &x->d};
-    for (int k = 0; k < 3; k++) {
-        if (!wrpo__jat(P, ": ]")) *part[k] = wrpo__jexpr(P);
-        if (k == 2 || !wrpo__jtake(P, ":")) break;
-        x->kind = WRPO__J_SLICE;
-    }
-    if (x->kind == WRPO__J_ITEM && !x->b) wrpo__jwant(P, "an expression");
-    if (wrpo__jat(P, ",")) wrpo__jfail(P->J, WRPO_E_UNSUPPORTED, "a subscript with a comma");
-    wrpo__jneed(P, "]");
-    return x;
-}
-static wrpo__jnode *wrpo__jpostfix(wrpo__jparser *P, wrpo__jnode *x, bool filters) {   /* .name [...] (...), then |name(...) and is name(...) */
-    for (bool filtered = false;;) {
-        bool filter = filters && wrpo__jat(P, "|"), test = filters && wrpo__jat(P, "is"), negated = false;
-        if (filter || test) {
-            wrpo__jadvance(P);
-            negated = test && wrpo__jtake(P, "not"), filtered = true;
-            x = wrpo__jnode_new(P, filter ? WRPO__J_FILTER : WRPO__J_TEST, x, NULL);
-            x->value = wrpo__jname(P);
-            if (wrpo__jtake(P, "(")) x->list = wrpo__jlist_of(P, '(', ")");
-            else if (test && wrpo__jat(P, "is")) wrpo__jwant(P, "one test");
-            else if (test && (P->kind == WRPO__J_LITERAL || wrpo__jat(P, "[ {") || (P->kind == WRPO__J_NAME && !wrpo__jat(P, "else or and"))))
-                x->list = wrpo__jpostfix(P, wrpo__jprimary(P), false);
-            if (negated) x = wrpo__jnode_new(P, WRPO__J_NOT, x, NULL);
-        } else if (!filtered && wrpo__jtake(P, ".")) x = wrpo__jnode_new(P, WRPO__J_ATTR, x, NULL), x->value = wrpo__jname(P);
-        else if (!filtered && wrpo__jtake(P, "[")) x = wrpo__jsubscript(P, x);
-        else if (wrpo__jtake(P, "(")) x = wrpo__jnode_new(P, WRPO__J_CALL, x, NULL), x->list = wrpo__jlist_of(P, '(', ")");
-        else return x;
-    }
-}
-/* Operators by level, loosest first. A sign's operand takes no filters: -1|abs is (-1)|abs. */
-enum { WRPO__J_NOT_LEVEL = 2, WRPO__J_COMPARE = 3, WRPO__J_UNARY = 7, WRPO__J_OPERAND = 8 };
-static wrpo__jnode *wrpo__jprefix(wrpo__jparser *P, wrpo__jnode_kind kind, int level) {   /* behind the operator */
-    wrpo__jnest(P);
-    wrpo__jnode *x = wrpo__jnode_new(P, kind, wrpo__jlevel(P, level), NULL);
-    P->nesting--;
-    return x;
-}
-static wrpo__jnode *wrpo__jlevel(wrpo__jparser *P, int level) {
-    static const struct { const char *text; int level, op; } operators[] = {
-        {"or", 0, '|'}, {"and", 1, '&'}, {"==", 3, '='}, {"!=", 3, '!'}, {"<=", 3, 'l'}, {">=", 3, 'g'}, {"<", 3, '<'}, {">", 3, '>'}, {"in", 3, 'i'},
-        {"not", 3, 'n'}, {"+", 4, '+'}, {"-", 4, '-'}, {"~", 5, '~'}, {"*", 6, '*'}, {"//", 6, 'F'}, {"/", 6, '/'}, {"%", 6, '%'}};
-    if (level >= WRPO__J_UNARY)
-        return wrpo__jpostfix(P, wrpo__jtake(P, "-") ? wrpo__jprefix(P, WRPO__J_NEG, WRPO__J_OPERAND) : wrpo__jprimary(P), level == WRPO__J_UNARY);
-    if (level == WRPO__J_NOT_LEVEL && wrpo__jtake(P, "not")) return wrpo__jprefix(P, WRPO__J_NOT, level);
-    wrpo__jnode *x = wrpo__jlevel(P, level + 1);
-    for (bool again = false;; again = true) {
-        int64_t k = 0;
-        while (k < WRPO__COUNT(operators) && !(operators[k].level == level && wrpo__jat(P, operators[k].text))) k++;
-        if (wrpo__jat(P, "**")) wrpo__jfail(P->J, WRPO_E_UNSUPPORTED, "the operator **");
-        if (k == WRPO__COUNT(operators)) return x;
-        if (again && level == WRPO__J_COMPARE) wrpo__jfail(P->J, WRPO_E_UNSUPPORTED, "a chain of comparisons");
-        x = wrpo__jnode_new(P, WRPO__J_BINARY, x, NULL);
-        wrpo__jadvance(P);
-        if (operators[k].op == 'n') wrpo__jneed(P, "in");
-        x->op = operators[k].op, x->b = wrpo__jlevel(P, level + 1);
-    }
-}
-static wrpo__jnode *wrpo__jno_cond(wrpo__jparser *P) { return wrpo__jlevel(P, 0); }
-static wrpo__jnode *wrpo__jexpr(wrpo__jparser *P) {
-    wrpo__jnest(P);
-    wrpo__jnode *x = wrpo__jlevel(P, 0);
-    while (wrpo__jtake(P, "if")) {
-        x = wrpo__jnode_new(P, WRPO__J_COND, wrpo__jlevel(P, 0), x);
-        if (wrpo__jtake(P, "else")) x->c = wrpo__jexpr(P);
-    }
-    P->nesting--;
-    return x;
-}
-static wrpo__jnode *wrpo__jtarget(wrpo__jparser *P) {  /* what `set` and `for` assign to: a name, a namespace's attribute, several in () */
-    wrpo__jnode *x = wrpo__jnode_new(P, WRPO__J_VAR, NULL, NULL);
-    wrpo__jnest(P);
-    if (wrpo__jtake(P, "(")) {
-        x = wrpo__jtuple(P, wrpo__jtarget, ")");
-        wrpo__jneed(P, ")");
-    } else {
-        if (wrpo__jat(P, "loop")) wrpo__jfail(P->J, WRPO_E_UNSUPPORTED, "assigning to \"loop\"");
-        if (wrpo__jat(P, "true false none True False None")) wrpo__jwant(P, "a name to assign to");
-        x->value = wrpo__jname(P);
-        if (wrpo__jtake(P, ".")) x = wrpo__jnode_new(P, WRPO__J_ATTR, x, NULL), x->value = wrpo__jname(P);
-    }
-    P->nesting--;
-    return x;
-}
-static wrpo__jnode *wrpo__jblocks(wrpo__jparser *P, const char *ends);
-static wrpo__jnode *wrpo__jbody(wrpo__jparser *P, const char *ends) {   /* to the name of the tag that ends it */
-    wrpo__jneed_close(P);
-    wrpo__jnode *x = wrpo__jblocks(P, ends);
-    if (P->kind == WRPO__J_END) wrpo__jwant(P, ends);
-    return x;
-}
-/* One statement from its name to before the end of its last tag. */
-static wrpo__jnode *wrpo__jstatement(wrpo__jparser *P) {
-    wrpo__jnode *x = wrpo__jnode_new(P, WRPO__J_SCOPE, NULL, NULL);
-    const char *end = NULL;                            /* the name of the last tag, still to pass */
-    int loops = P->loops;
-    if (wrpo__jtake(P, "if")) {
-        wrpo__jnode *branch = x;
-        for (;; branch = branch->d = wrpo__jnode_new(P, WRPO__J_IF, NULL, NULL)) {
-            branch->kind = WRPO__J_IF;
-            branch->a = wrpo__jtuple(P, wrpo__jno_cond, "");
-            branch->list = wrpo__jbody(P, "elif else endif");
-            if (!wrpo__jtake(P, "elif")) break;
+static void wrpo__jlex_tag(wrpo__jlexer *L, bool output) {
+    int line = L->J->line;
+    wrpo__jtoken_put(L, WRPO__J_OPEN, wrpo__jstring(L->J, output ? "{{" : "{%"));
+    for (int open = 0;;) {
+        L->at = wrpo__jskip_space(L->s, L->n, L->at);
+        wrpo__jcount_lines(L, L->at);
+        if (open == 0 && wrpo__jtag_end(L, output ? "}}" : "%}")) break;
+        if (L->at == L->n) {
+            L->J->line = line;
+            wrpo__jfail(L->J, "a tag without its end");
         }
-        if (wrpo__jtake(P, "else")) branch->d = wrpo__jbody(P, "endif");
-        end = "endif";
-    } else if (wrpo__jtake(P, "for")) {
-        x->kind = WRPO__J_FOR;
-        x->a = wrpo__jtuple(P, wrpo__jtarget, "in");
-        wrpo__jneed(P, "in");
-        x->b = wrpo__jtuple(P, wrpo__jno_cond, "recursive");
-        if (wrpo__jtake(P, "if")) x->c = wrpo__jexpr(P);
-        if (wrpo__jat(P, "recursive")) wrpo__jfail(P->J, WRPO_E_UNSUPPORTED, "a recursive loop");
-        P->loops++;
-        x->list = wrpo__jbody(P, "else endfor");
-        P->loops--;
-        if (wrpo__jtake(P, "else")) x->d = wrpo__jbody(P, "endfor");
-        end = "endfor";
-    } else if (wrpo__jtake(P, "set")) {
-        x->kind = WRPO__J_SET;
-        x->a = wrpo__jtuple(P, wrpo__jtarget, "=");
-        if (wrpo__jtake(P, "=")) { x->b = wrpo__jtuple(P, wrpo__jexpr, ""); return x; }
-        if (wrpo__jat(P, "|")) wrpo__jfail(P->J, WRPO_E_UNSUPPORTED, "a set block with a filter");
-        x->kind = WRPO__J_SET_BLOCK;
-        x->list = wrpo__jbody(P, end = "endset");
-    } else if (wrpo__jtake(P, "macro")) {
-        x->kind = WRPO__J_DEFINE;
-        x->value = wrpo__jname(P);
-        wrpo__jneed(P, "(");
-        x->c = wrpo__jlist_of(P, 'm', ")");
-        P->loops = 0;                                  /* break and continue do not reach out of a macro */
-        x->list = wrpo__jbody(P, end = "endmacro");
-    } else if (wrpo__jtake(P, "generation")) {         /* marks the assistant's text for a loss mask: here it is only text */
-        P->loops = 0;
-        x->list = wrpo__jbody(P, end = "endgeneration");
-    } else if (wrpo__jat(P, "break continue")) {
-        x->kind = wrpo__jat(P, "break") ? WRPO__J_BREAK : WRPO__J_CONTINUE;
-        if (P->loops == 0) wrpo__jwant(P, "a loop around this");
-        wrpo__jadvance(P);
-    } else if (wrpo__jat(P, "block extends include import from autoescape call filter with raw print do debug trans"))
-        wrpo__jfail(P->J, WRPO_E_UNSUPPORTED, "statement \"%.*s\"", WRPO__J_TEXT_OF(P->value));
-    else wrpo__jwant(P, "a statement");
-    if (end) wrpo__jneed(P, end);
-    P->loops = loops;
-    return x;
+        open += wrpo__jlex_token(L);
+        if (open < 0) wrpo__jfail(L->J, "unexpected \"%c\"", L->s[L->at - 1]);
+    }
+    wrpo__jtoken_put(L, WRPO__J_CLOSE, wrpo__jstring(L->J, "the end of the tag"));
 }
-/* The text before a tag or the end: "-" strips its white space; else a block or comment alone on its line so far strips the indent. */
-static wrpo__jnode *wrpo__jdata(wrpo__jparser *P, size_t from, size_t to, char sign, bool output) {
+/* The text before a tag or the end. "-" strips its white space; else a block or comment that has only white space
+   before it on its line strips that. */
+static void wrpo__jlex_text(wrpo__jlexer *L, size_t from, size_t to, char sign, bool output) {
     size_t line = to;
-    wrpo__jcount_lines(P, from);
-    if (sign == '-') to = wrpo__jrstrip(P->s, from, to);
+    wrpo__jcount_lines(L, from);
+    if (sign == '-') to = wrpo__jrstrip(L->s, from, to);
     else if (sign != '+' && !output) {
-        while (line > from && P->s[line - 1] != '\n') line--;
-        if ((line > from || P->fresh) && wrpo__jrstrip(P->s, line, to) == line) to = line;
+        while (line > from && L->s[line - 1] != '\n') line--;
+        if ((line > from || L->fresh) && wrpo__jrstrip(L->s, line, to) == line) to = line;
     }
-    wrpo__jnode *x = to > from ? wrpo__jnode_new(P, WRPO__J_TEXT, NULL, NULL) : NULL;
-    if (x) x->value = wrpo__jbytes(P->J, P->s + from, to - from);
-    return x;
+    if (to > from) wrpo__jtoken_put(L, WRPO__J_TEXT, wrpo__jbytes(L->J, L->s + from, to - from));
 }
-/* Text, output and statements up to {% and one of the words `ends` (current then), or the end of the template. */
-static wrpo__jnode *wrpo__jblocks(wrpo__jparser *P, const char *ends) {
-    wrpo__jnode *first = NULL, **last = &first;
-    wrpo__jnest(P);
-    for (size_t from = P->at, i = from;; i++) {
-        bool comment = wrpo__jstarts(P, i, "{#"), output = wrpo__jstarts(P, i, "{{");
-        if (i < P->n && !comment && !output && !wrpo__jstarts(P, i, "{%")) continue;
-        bool sign = wrpo__jstarts(P, i + 2, "-") || wrpo__jstarts(P, i + 2, "+");
-        if ((*last = wrpo__jdata(P, from, i, i == P->n ? '+' : sign ? P->s[i + 2] : (char)0, output))) last = &(*last)->next;
-        P->at = i + 2 + sign, P->kind = WRPO__J_END, P->value = wrpo__jstring(P->J, "the end of the template");
-        if (i == P->n) break;
-        for (; comment && !wrpo__jtag_end(P, "#}"); P->at++)
-            if (P->at >= P->n) wrpo__jfail(P->J, WRPO_E_FORMAT, "a comment without its end");
-        if (!comment) {
-            P->output = output;
-            wrpo__jadvance(P);
-            if (!output && wrpo__jat(P, ends)) break;
-            *last = output ? wrpo__jnode_new(P, WRPO__J_PRINT, NULL, NULL) : wrpo__jstatement(P);
-            if (output) (*last)->a = wrpo__jtuple(P, wrpo__jexpr, "");
-            wrpo__jneed_close(P);
-            last = &(*last)->next;
+static wrpo__jtoken *wrpo__jlex(wrpo__jinja *J, const char *s, size_t n) {
+    wrpo__jlexer L = {.J = J, .s = s, .n = n, .fresh = true};
+    for (size_t from = 0, i = 0;; i++) {
+        bool comment = wrpo__jstarts(&L, i, "{#"), output = wrpo__jstarts(&L, i, "{{");
+        if (i < n && !comment && !output && !wrpo__jstarts(&L, i, "{%")) continue;
+        char sign = i < n ? s[i + 2] : '+';
+        wrpo__jlex_text(&L, from, i, sign, output);
+        if (i == n) break;
+        L.at = i + 2 + (sign == '-' || sign == '+');
+        wrpo__jcount_lines(&L, i);
+        if (!comment) wrpo__jlex_tag(&L, output);
+        for (; comment && !wrpo__jtag_end(&L, "#}"); L.at++)
+            if (L.at >= n) wrpo__jfail(J, "a comment without its end");
+        from = L.at;
+        i = from - 1;
+    }
+    wrpo__jcount_lines(&L, n);
+    wrpo__jtoken_put(&L, WRPO__J_END, wrpo__jstring(J, "the end of the template"));
+    return L.tokens;
+}
+
+/* ---- expressions ---- */
+static wrpo__jv wrpo__jexpr(wrpo__jinja *J);
+static wrpo__jv wrpo__joperation(wrpo__jinja *J, int least);
+static void wrpo__jbody(wrpo__jinja *J, const char *ends, wrpo__jval *scope);
+
+static void wrpo__jgo(wrpo__jinja *J, wrpo__jtoken *at) {
+    J->at = at;
+    J->line = at->line;
+    wrpo__jspend(J, 1);
+}
+static void wrpo__jnext(wrpo__jinja *J) { wrpo__jgo(J, J->at + 1); }
+_Noreturn static void wrpo__jexpected(wrpo__jinja *J, const char *what) {
+    wrpo__jfail(J, "want %s, found \"%.*s\"", what, WRPO__J_SHOW(wrpo__jstr(J, J->at->value)));
+}
+static bool wrpo__jat(const wrpo__jinja *J, const char *words) {   /* at one of these names or marks */
+    return (J->at->kind == WRPO__J_NAME || J->at->kind == WRPO__J_MARK) && wrpo__jword(words, J->at->value);
+}
+static bool wrpo__jtake(wrpo__jinja *J, const char *words) {
+    bool at = wrpo__jat(J, words);
+    if (at) wrpo__jnext(J);
+    return at;
+}
+static void wrpo__jneed(wrpo__jinja *J, const char *word) { if (!wrpo__jtake(J, word)) wrpo__jexpected(J, word); }
+static wrpo__jv wrpo__jname(wrpo__jinja *J) {
+    if (J->at->kind != WRPO__J_NAME) wrpo__jexpected(J, "a name");
+    wrpo__jnext(J);
+    return J->at[-1].value;
+}
+static wrpo__jv wrpo__jlookup_var(wrpo__jinja *J, wrpo__jv name) {
+    wrpo__jv v = NULL;
+    for (const wrpo__jval *scope = J->scope; scope && !v; scope = scope->scope) v = wrpo__jdict_get(J, scope, name);
+    if (!v && wrpo__jword("caller cycler joiner kwargs lipsum self varargs", name))
+        wrpo__jrefuse(J, "\"%.*s\"", WRPO__J_SHOW(name));
+    if (!v) v = wrpo__jfunction(J, wrpo__jlookup('g', name), NULL);
+    return v ? v : wrpo__jundefined(J, name);
+}
+/* a, b, c up to the end of the tag or a word that ends it; one item without a comma is no tuple. */
+static wrpo__jv wrpo__jtuple(wrpo__jinja *J, wrpo__jv (*item)(wrpo__jinja *), const char *ends) {
+    wrpo__jval *tuple = NULL;
+    wrpo__jv v = NULL;
+    for (bool comma = true; comma && J->at->kind != WRPO__J_CLOSE && !wrpo__jat(J, ends);) {
+        v = item(J);
+        comma = wrpo__jtake(J, ",");
+        if (comma && !tuple) tuple = wrpo__jnew(J, WRPO__J_TUPLE);
+        if (tuple) wrpo__jpush(J, tuple, NULL, v);
+    }
+    if (!v && ends[0] != ')') wrpo__jexpected(J, "an expression");
+    if (!v) tuple = wrpo__jnew(J, WRPO__J_TUPLE);
+    return tuple ? tuple : v;
+}
+static void wrpo__jcomma(wrpo__jinja *J, const char *end) { if (!wrpo__jat(J, end)) wrpo__jneed(J, ","); }
+static wrpo__jv wrpo__jprimary(wrpo__jinja *J) {
+    const wrpo__jtoken *t = J->at;
+    wrpo__jval *v;
+    if (t->kind == WRPO__J_NAME || t->kind == WRPO__J_LITERAL) {
+        wrpo__jnext(J);
+        if (J->idle) return &wrpo__jnone;
+        if (t->kind == WRPO__J_LITERAL) return t->value;
+        if (wrpo__jword("none None", t->value)) return &wrpo__jnone;
+        if (wrpo__jword("true True false False", t->value)) return wrpo__jbool((t->value->s[0] | 32) == 't');
+        return wrpo__jlookup_var(J, t->value);
+    }
+    if (wrpo__jtake(J, "(")) {
+        wrpo__jv tuple = wrpo__jtuple(J, wrpo__jexpr, ")");
+        wrpo__jneed(J, ")");
+        return tuple;
+    }
+    if (wrpo__jtake(J, "[")) {
+        for (v = wrpo__jnew(J, WRPO__J_LIST); !wrpo__jtake(J, "]"); wrpo__jcomma(J, "]"))
+            wrpo__jpush(J, v, NULL, wrpo__jexpr(J));
+        return v;
+    }
+    if (!wrpo__jtake(J, "{")) wrpo__jexpected(J, "an expression");
+    for (v = wrpo__jnew(J, WRPO__J_DICT); !wrpo__jtake(J, "}"); wrpo__jcomma(J, "}")) {
+        wrpo__jv key = wrpo__jexpr(J);
+        wrpo__jneed(J, ":");
+        wrpo__jdict_put(J, v, key, wrpo__jexpr(J));
+    }
+    return v;
+}
+static wrpo__jv wrpo__jsubscript(wrpo__jinja *J, wrpo__jv v) {   /* after "[" */
+    wrpo__jv part[3] = {NULL, NULL, NULL};
+    int k = 0;
+    for (;; k++) {
+        if (!wrpo__jat(J, ": ]")) part[k] = wrpo__jexpr(J);
+        if (k == 2 || !wrpo__jtake(J, ":")) break;
+    }
+    if (k == 0 && !part[0]) wrpo__jexpected(J, "an expression");
+    if (wrpo__jat(J, ",")) wrpo__jrefuse(J, "a subscript with a comma");
+    wrpo__jneed(J, "]");
+    if (J->idle) return v;
+    return k ? wrpo__jslice(J, v, part[0], part[1], part[2]) : wrpo__jget(J, v, part[0], false);
+}
+static void wrpo__jarguments(wrpo__jinja *J, wrpo__jcall *c) {   /* after "(" */
+    for (; !wrpo__jtake(J, ")"); wrpo__jcomma(J, ")")) {
+        const wrpo__jtoken *t = J->at;
+        if (wrpo__jat(J, "*")) wrpo__jrefuse(J, "an argument list with *");
+        bool named = t->kind == WRPO__J_NAME && wrpo__jword("=", t[1].value);
+        if (named) wrpo__jgo(J, J->at + 2);
+        else if (c->named.count) wrpo__jexpected(J, "a named argument");
+        wrpo__jv v = wrpo__jexpr(J);
+        if (named && wrpo__jdict_get(J, &c->named, t->value)) wrpo__jfail(J, "an argument given twice");
+        wrpo__jpush(J, named ? &c->named : &c->args, named ? t->value : NULL, v);
+    }
+}
+static wrpo__jv wrpo__jcall_macro(wrpo__jinja *J, wrpo__jv macro, wrpo__jcall *c);
+static wrpo__jv wrpo__jcalled(wrpo__jinja *J, wrpo__jv v) {   /* after "(" */
+    wrpo__jcall c = WRPO__J_CALL(v->self);
+    wrpo__jarguments(J, &c);
+    if (J->idle) return v;
+    wrpo__jwant(J, v, WRPO__J_CALLABLES, "a function");
+    return v->kind == WRPO__J_MACRO ? wrpo__jcall_macro(J, v, &c) : wrpo__jcall_def(J, v->def, &c);
+}
+static wrpo__jv wrpo__jpostfix(wrpo__jinja *J, wrpo__jv v, bool filters);
+static wrpo__jv wrpo__jfiltered(wrpo__jinja *J, wrpo__jv v) {   /* at "|" or "is" */
+    bool test = wrpo__jat(J, "is");
+    wrpo__jcall c = WRPO__J_CALL(v);
+    wrpo__jnext(J);
+    bool negated = test && wrpo__jtake(J, "not");
+    wrpo__jv name = wrpo__jname(J);
+    if (wrpo__jtake(J, "(")) wrpo__jarguments(J, &c);
+    else if (test) {                 /* an argument without brackets */
+        wrpo__jtoken_kind kind = J->at->kind;
+        if (wrpo__jat(J, "is")) wrpo__jexpected(J, "one test");
+        if (kind == WRPO__J_LITERAL || wrpo__jat(J, "[ {") || (kind == WRPO__J_NAME && !wrpo__jat(J, "else or and")))
+            wrpo__jpush(J, &c.args, NULL, wrpo__jpostfix(J, wrpo__jprimary(J), false));
+    }
+    if (J->idle) return v;
+    v = wrpo__jinvoke(J, test ? 't' : 'f', name, &c);
+    return negated ? wrpo__jbool(!wrpo__jtruth(v)) : v;
+}
+static wrpo__jv wrpo__jpostfix(wrpo__jinja *J, wrpo__jv v, bool filters) {   /* .name [...] (...), then | and is */
+    int depth = J->depth;
+    for (bool filtered = false;; wrpo__jenter(J)) {
+        if (filters && wrpo__jat(J, "| is")) {
+            v = wrpo__jfiltered(J, v);
+            filtered = true;
+        } else if (!filtered && wrpo__jtake(J, ".")) {
+            wrpo__jv name = wrpo__jname(J);
+            if (!J->idle) v = wrpo__jget(J, v, name, true);
+        } else if (!filtered && wrpo__jtake(J, "[")) v = wrpo__jsubscript(J, v);
+        else if (wrpo__jtake(J, "(")) v = wrpo__jcalled(J, v);
+        else break;
+    }
+    J->depth = depth;
+    return v;
+}
+static wrpo__jv wrpo__jsigned(wrpo__jinja *J, bool filters) {
+    if (!wrpo__jtake(J, "-")) return wrpo__jpostfix(J, wrpo__jprimary(J), filters);
+    wrpo__jenter(J);
+    wrpo__jv v = wrpo__jsigned(J, false);   /* a sign's operand takes no filters: -1|abs is (-1)|abs */
+    J->depth--;
+    if (!J->idle && v->kind == WRPO__J_FLOAT) v = wrpo__jfloat(J, -v->f);
+    else if (!J->idle) v = wrpo__jarithmetic(J, '-', wrpo__jint(J, 0), v);
+    return wrpo__jpostfix(J, v, filters);
+}
+static wrpo__jv wrpo__jbinary(wrpo__jinja *J, int op, wrpo__jv a, wrpo__jv b) {
+    if (op == '|' || op == '&') return b;   /* a has not decided it */
+    if (op == '~') return wrpo__jconcat(J, wrpo__jstr(J, a), wrpo__jstr(J, b));
+    return strchr("+-*/%F", op) ? wrpo__jarithmetic(J, op, a, b) : wrpo__jbool(wrpo__jrelation(J, op, a, b));
+}
+/* Operators that bind at least this tightly, and their operands. */
+static wrpo__jv wrpo__joperation(wrpo__jinja *J, int least) {
+    int depth = J->depth;
+    wrpo__jv v;
+    wrpo__jenter(J);
+    if (least <= WRPO__J_NOT && wrpo__jtake(J, "not")) v = wrpo__jbool(!wrpo__jtruth(wrpo__joperation(J, WRPO__J_NOT)));
+    else v = wrpo__jsigned(J, true);
+    for (int last = -1; J->at->level >= least; wrpo__jenter(J)) {
+        int level = J->at->level, op = J->at->op;
+        if (level == WRPO__J_COMPARES && last == level) wrpo__jrefuse(J, "a chain of comparisons");
+        wrpo__jnext(J);
+        if (op == 'n') wrpo__jneed(J, "in");
+        bool decided = (op == '|' || op == '&') && wrpo__jtruth(v) == (op == '|');
+        J->idle += decided;
+        wrpo__jv b = wrpo__joperation(J, level + 1);
+        J->idle -= decided;
+        if (!J->idle && !decided) v = wrpo__jbinary(J, op, v, b);
+        last = level;
+    }
+    J->depth = depth;
+    return v;
+}
+static wrpo__jv wrpo__jno_cond(wrpo__jinja *J) { return wrpo__joperation(J, 0); }
+/* value if condition else otherwise. The condition is needed first and comes second: the idle reader notes where. */
+static wrpo__jv wrpo__jexpr(wrpo__jinja *J) {
+    wrpo__jtoken *first = J->at;
+    wrpo__jv v = NULL, otherwise = NULL;
+    wrpo__jenter(J);
+    if (J->idle || !first->jump) v = wrpo__joperation(J, 0);
+    if (J->idle && wrpo__jat(J, "if")) first->jump = J->at;
+    if (first->jump) {
+        wrpo__jgo(J, first->jump + 1);
+        wrpo__jv condition = wrpo__joperation(J, 0);
+        bool holds = !J->idle && wrpo__jtruth(condition);
+        wrpo__jtoken *after = J->at;
+        if (holds) {
+            wrpo__jgo(J, first);
+            v = wrpo__joperation(J, 0);
+            wrpo__jgo(J, after);
         }
-        from = P->at, i = from - 1;
+        J->idle += holds;
+        if (wrpo__jtake(J, "else")) otherwise = wrpo__jexpr(J);
+        J->idle -= holds;
+        if (!holds) v = otherwise ? otherwise : wrpo__jundefined(J, wrpo__jstring(J, "if without else"));
+        if (wrpo__jat(J, "if")) wrpo__jrefuse(J, "an \"if\" after another one");
     }
-    P->nesting--;
-    return first;
+    J->depth--;
+    return v;
 }
 
-/* ---- the tree to text ---- */
-typedef enum wrpo__jflow { WRPO__J_GO, WRPO__J_BROKE, WRPO__J_CONTINUED } wrpo__jflow;
-static wrpo__jv wrpo__jeval(wrpo__jinja *J, const wrpo__jnode *x, wrpo__jval *scope);
-static wrpo__jflow wrpo__jexec(wrpo__jinja *J, const wrpo__jnode *x, wrpo__jval *scope, wrpo__text *out);
-
-static void wrpo__jassign(wrpo__jinja *J, const wrpo__jnode *target, wrpo__jv value, wrpo__jval *scope) {
-    J->line = target->line;
-    if (target->kind == WRPO__J_VAR) { wrpo__jdict_put(J, scope, target->value, value); return; }
-    if (target->kind == WRPO__J_ATTR) {
-        wrpo__jv space = wrpo__jeval(J, target->a, scope);
-        if (space->kind != WRPO__J_NAMESPACE) wrpo__jfail(J, WRPO_E_FORMAT, "only a namespace takes attributes, found %s", wrpo__jtype(space));
-        wrpo__jdict_put(J, (wrpo__jval *)(uintptr_t)space, target->value, value);
-        return;
+/* ---- statements ---- */
+static void wrpo__jdefine(wrpo__jinja *J, wrpo__jval *scope, const char *name, wrpo__jv value) {
+    wrpo__jdict_put(J, scope, wrpo__jstring(J, name), value);
+}
+static void wrpo__jtargets(wrpo__jinja *J, wrpo__jv value, const char *end);
+/* What `set` and `for` assign to: a name, a namespace's attribute, several in (). value NULL: only reads it. */
+static void wrpo__jtarget(wrpo__jinja *J, wrpo__jv value) {
+    wrpo__jenter(J);
+    if (wrpo__jtake(J, "(")) {
+        wrpo__jtargets(J, value, ")");
+        wrpo__jneed(J, ")");
+    } else {
+        if (wrpo__jat(J, "loop")) wrpo__jrefuse(J, "assigning to \"loop\"");
+        if (wrpo__jat(J, "true false none True False None")) wrpo__jexpected(J, "a name to assign to");
+        wrpo__jv name = wrpo__jname(J), attr = wrpo__jtake(J, ".") ? wrpo__jname(J) : NULL;
+        if (value && attr) {
+            wrpo__jv space = wrpo__jwant(J, wrpo__jlookup_var(J, name), WRPO__J_BIT(NAMESPACE), "a namespace");
+            wrpo__jdict_put(J, wrpo__jchange(space), attr, value);
+        } else if (value) wrpo__jdict_put(J, J->scope, name, value);
     }
-    wrpo__jv items = wrpo__jitems(J, value);
-    int64_t i = 0;
-    const wrpo__jnode *t = target->list;
-    for (; t && i < items->count; t = t->next) wrpo__jassign(J, t, items->items[i++], scope);
-    if (t || i < items->count) wrpo__jfail(J, WRPO_E_FORMAT, "too %s values to unpack: %lld", t ? "few" : "many", (long long)items->count);
+    J->depth--;
+}
+static void wrpo__jtargets(wrpo__jinja *J, wrpo__jv value, const char *end) {   /* a, b, c; one alone takes it whole */
+    wrpo__jtoken *begin = J->at;
+    int64_t count = 0;
+    bool comma = false;
+    for (bool more = true; more && !wrpo__jat(J, end); count++) {
+        wrpo__jtarget(J, NULL);
+        more = wrpo__jtake(J, ",");
+        comma = comma || more;
+    }
+    if (!count) wrpo__jexpected(J, "a name to assign to");
+    if (!value) return;
+    wrpo__jv items = comma ? wrpo__jitems(J, value) : wrpo__jshare(J, WRPO__J_LIST, &value, 1);
+    if (items->count != count)
+        wrpo__jfail(J, "too %s values to unpack: %lld", items->count < count ? "few" : "many", (long long)items->count);
+    wrpo__jgo(J, begin);
+    for (int64_t i = 0; i < count; i++) {
+        wrpo__jtarget(J, items->items[i]);
+        wrpo__jtake(J, ",");
+    }
+}
+/* The idle reader notes where the body of the tag with this name ends; else this goes there. */
+static void wrpo__jskip_body(wrpo__jinja *J, wrpo__jtoken *name) {
+    if (J->idle) name->jump = J->at;
+    else wrpo__jgo(J, name->jump);
+}
+static void wrpo__jif(wrpo__jinja *J) {   /* after `if` */
+    bool done = false;
+    do {
+        wrpo__jtoken *name = J->at - 1;
+        if (J->idle || !done) {
+            bool last = wrpo__jword("else", name->value);
+            wrpo__jv condition = last ? wrpo__jbool(true) : wrpo__jtuple(J, wrpo__jno_cond, "");
+            done = wrpo__jtruth(condition);
+            if (J->idle || done) wrpo__jbody(J, last ? "endif" : "elif else endif", NULL);
+            if (J->flow) return;
+        }
+        wrpo__jskip_body(J, name);
+    } while (wrpo__jtake(J, "elif else"));
+    wrpo__jneed(J, "endif");
 }
 struct wrpo__jloop {
-    const wrpo__jnode *node; wrpo__jval *outer;
-    wrpo__jv base; int64_t at;       /* what it runs over, the next item to look at */
-    wrpo__jval *passed;              /* LIST: the items that have passed the filter: those the loop has met or looked ahead for */
+    wrpo__jtoken *target, *condition;   /* condition NULL: none */
     int64_t index0;
+    wrpo__jval *outer;               /* scope */
+    wrpo__jv base; int64_t next;     /* what it runs over; its next item to look at */
+    wrpo__jval *passed;              /* LIST: its items that satisfy the condition, as far as anybody asked */
 };
-/* Has the loop an item of this number? The filter sees no item before somebody asks for it. */
+/* Does the loop have an item of this number? The condition sees an item only when somebody asks for it. */
 static bool wrpo__jloop_has(wrpo__jinja *J, wrpo__jloop *loop, int64_t index) {
-    while (loop->passed->count <= index && loop->at < loop->base->count) {
-        wrpo__jv x = loop->base->items[loop->at++];
-        wrpo__jval *scope = loop->node->c ? wrpo__jscope(J, loop->outer) : NULL;
-        if (scope) wrpo__jassign(J, loop->node->a, x, scope);
-        if (!scope || wrpo__jtruth(wrpo__jeval(J, loop->node->c, scope))) wrpo__jpush(J, loop->passed, NULL, x);
+    wrpo__jval *scope = J->scope;
+    wrpo__jtoken *at = J->at;
+    while (loop->passed->count <= index && loop->next < loop->base->count) {
+        wrpo__jv x = loop->base->items[loop->next++];
+        bool passes = true;
+        if (loop->condition) {
+            J->scope = wrpo__jscope(J, loop->outer);
+            wrpo__jgo(J, loop->target);
+            wrpo__jtargets(J, x, "in");
+            wrpo__jgo(J, loop->condition);
+            passes = wrpo__jtruth(wrpo__jexpr(J));
+            J->scope = scope;
+            wrpo__jgo(J, at);
+        }
+        if (passes) wrpo__jpush(J, loop->passed, NULL, x);
     }
     return loop->passed->count > index;
 }
 static wrpo__jv wrpo__jloop_attr(wrpo__jinja *J, wrpo__jloop *loop, wrpo__jv name) {
     int64_t i = loop->index0;
-    if (wrpo__jnamed(name, "index0")) return wrpo__jint(J, i);
-    if (wrpo__jnamed(name, "index")) return wrpo__jint(J, i + 1);
-    if (wrpo__jnamed(name, "first")) return wrpo__jbool(i == 0);
-    if (wrpo__jnamed(name, "last")) return wrpo__jbool(!wrpo__jloop_has(J, loop, i + 1));
-    if (wrpo__jnamed(name, "previtem")) return i > 0 ? loop->passed->items[i - 1] : wrpo__jundefined(J, name);
-    if (wrpo__jnamed(name, "nextitem")) return wrpo__jloop_has(J, loop, i + 1) ? loop->passed->items[i + 1] : wrpo__jundefined(J, name);
-    if (!wrpo__jword("length revindex revindex0", name)) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "loop.%.*s", WRPO__J_TEXT_OF(name));
-    wrpo__jloop_has(J, loop, INT64_MAX - 1);
-    return wrpo__jint(J, loop->passed->count - (name->n == 6 ? 0 : name->n == 8 ? i : i + 1));
+    if (wrpo__jword("index0", name)) return wrpo__jint(J, i);
+    if (wrpo__jword("index", name)) return wrpo__jint(J, i + 1);
+    if (wrpo__jword("first", name)) return wrpo__jbool(i == 0);
+    if (wrpo__jword("last", name)) return wrpo__jbool(!wrpo__jloop_has(J, loop, i + 1));
+    if (wrpo__jword("previtem", name)) return i > 0 ? loop->passed->items[i - 1] : wrpo__jundefined(J, name);
+    if (wrpo__jword("nextitem", name))
+        return wrpo__jloop_has(J, loop, i + 1) ? loop->passed->items[i + 1] : wrpo__jundefined(J, name);
+    if (!wrpo__jword("length revindex revindex0", name)) wrpo__jrefuse(J, "loop.%.*s", WRPO__J_SHOW(name));
+    wrpo__jloop_has(J, loop, INT64_MAX - 1);   /* to the end */
+    if (wrpo__jword("length", name)) return wrpo__jint(J, loop->passed->count);
+    return wrpo__jint(J, loop->passed->count - i - wrpo__jword("revindex0", name));
 }
-static void wrpo__jrun_loop(wrpo__jinja *J, const wrpo__jnode *x, wrpo__jv over, wrpo__jval *scope, wrpo__text *out) {
+static void wrpo__jfor(wrpo__jinja *J) {   /* after `for` */
     wrpo__jloop *loop = WRPO__NEW(J->arena, wrpo__jloop);
-    wrpo__jval *self = wrpo__jnew(J, WRPO__J_LOOP);
-    wrpo__jflow flow = WRPO__J_GO;
-    bool completed = false;
-    loop->node = x, loop->outer = scope, loop->base = wrpo__jitems(J, over), loop->passed = wrpo__jnew(J, WRPO__J_LIST), self->loop = loop;
-    for (; flow != WRPO__J_BROKE && wrpo__jloop_has(J, loop, loop->index0); loop->index0++) {
-        wrpo__jval *inner = wrpo__jscope(J, scope);
-        wrpo__jdict_put(J, inner, wrpo__jstring(J, "loop"), self);
-        wrpo__jassign(J, x->a, loop->passed->items[loop->index0], inner);
-        flow = wrpo__jexec(J, x->list, inner, out);
-        completed = completed || flow == WRPO__J_GO;
+    wrpo__jtoken *name = J->at - 1;
+    bool completed = false, broken = false;   /* completed: one pass was not cut short; if not, `else` runs */
+    loop->target = J->at;
+    loop->outer = J->scope;
+    wrpo__jtargets(J, NULL, "in");
+    wrpo__jneed(J, "in");
+    wrpo__jv over = wrpo__jtuple(J, wrpo__jno_cond, "recursive");
+    if (wrpo__jtake(J, "if")) {
+        loop->condition = J->at;
+        J->idle++;
+        wrpo__jexpr(J);
+        J->idle--;
     }
-    if (!completed && x->d) wrpo__jexec(J, x->d, wrpo__jscope(J, scope), out);   /* as Jinja: also where every pass was cut short */
-}
-static wrpo__jv wrpo__jcall_macro(wrpo__jinja *J, wrpo__jv macro, wrpo__jv args, wrpo__jv named) {
-    wrpo__jval *scope = wrpo__jscope(J, macro->scope);
-    wrpo__text out = {.arena = J->arena};
-    int64_t k = 0, taken = 0;
-    for (const wrpo__jnode *p = macro->node->c; p; p = p->next, k++) {
-        wrpo__jv given = wrpo__jdict_get(J, named, p->value), v = k < args->count ? args->items[k] : given;
-        if (given && v != given) wrpo__jfail(J, WRPO_E_FORMAT, "a macro has two values for \"%.*s\"", WRPO__J_TEXT_OF(p->value));
-        if (!v) v = p->a ? wrpo__jeval(J, p->a, scope) : wrpo__jundefined(J, p->value);
-        wrpo__jdict_put(J, scope, p->value, v);
-        taken += given != NULL;
-    }
-    if (args->count > k || taken < named->count) wrpo__jfail(J, WRPO_E_FORMAT, "a macro is given arguments it does not name");
-    wrpo__jexec(J, macro->node->list, scope, &out);
-    return wrpo__jfinish(J, &out);
-}
-static wrpo__jv wrpo__jlookup_var(wrpo__jinja *J, wrpo__jv name, const wrpo__jval *scope) {
-    wrpo__jv v = NULL;
-    for (; scope && !v; scope = scope->scope) v = wrpo__jdict_get(J, scope, name);
-    if (!v && wrpo__jword("caller cycler joiner kwargs lipsum self varargs", name))
-        wrpo__jfail(J, WRPO_E_UNSUPPORTED, "\"%.*s\"", WRPO__J_TEXT_OF(name));
-    if (!v) v = wrpo__jfunction(J, wrpo__jlookup('g', name), NULL);
-    return v ? v : wrpo__jundefined(J, name);
-}
-static wrpo__jv wrpo__jeval(wrpo__jinja *J, const wrpo__jnode *x, wrpo__jval *scope) {
-    wrpo__jspend(J, 1);
-    J->line = x->line;
-    if (x->kind == WRPO__J_CONST) return x->value;
-    if (x->kind == WRPO__J_VAR) return wrpo__jlookup_var(J, x->value, scope);
-    wrpo__jenter(J);
-    bool lazy = x->kind == WRPO__J_COND || (x->kind == WRPO__J_BINARY && (x->op == '|' || x->op == '&'));   /* b only if a says so */
-    wrpo__jv r = NULL, a = x->a ? wrpo__jeval(J, x->a, scope) : NULL, b = x->b && !lazy ? wrpo__jeval(J, x->b, scope) : NULL;
-    bool lists = x->kind >= WRPO__J_CALL && x->kind <= WRPO__J_MAKE_DICT;
-    wrpo__jval *items = lists ? wrpo__jnew(J, x->kind == WRPO__J_MAKE_TUPLE ? WRPO__J_TUPLE : WRPO__J_LIST) : NULL;
-    wrpo__jval *named = lists ? wrpo__jnew(J, WRPO__J_DICT) : NULL;
-    for (const wrpo__jnode *p = x->list; p; p = p->next) {   /* of a call, list, tuple: items and names; of a dict: pairs */
-        bool word = p->kind == WRPO__J_KEYWORD;
-        wrpo__jv v = wrpo__jeval(J, word ? p->a : p, scope), key = !word ? NULL : p->b ? v : p->value;
-        if (word && p->b) v = wrpo__jeval(J, p->b, scope);
-        if (!key) wrpo__jpush(J, items, NULL, v);
-        else if (!wrpo__jdict_put(J, named, key, v) && x->kind != WRPO__J_MAKE_DICT) wrpo__jfail(J, WRPO_E_FORMAT, "an argument given twice");
-    }
-    J->line = x->line;
-    switch (x->kind) {
-    case WRPO__J_ATTR: r = wrpo__jget(J, a, x->value, true); break;
-    case WRPO__J_ITEM: r = wrpo__jget(J, a, b, false); break;
-    case WRPO__J_SLICE: r = wrpo__jslice(J, a, b, x->c ? wrpo__jeval(J, x->c, scope) : NULL, x->d ? wrpo__jeval(J, x->d, scope) : NULL); break;
-    case WRPO__J_CALL:
-        wrpo__jneed_defined(J, a);
-        if (a->kind != WRPO__J_FUNCTION && a->kind != WRPO__J_MACRO) wrpo__jfail(J, WRPO_E_FORMAT, "%s cannot be called", wrpo__jtype(a));
-        r = a->kind == WRPO__J_MACRO ? wrpo__jcall_macro(J, a, items, named) : wrpo__jcall_def(J, a->def, a->self, items, named);
-        break;
-    case WRPO__J_FILTER: r = wrpo__jinvoke(J, 'f', x->value, a, items, named); break;
-    case WRPO__J_TEST: r = wrpo__jinvoke(J, 't', x->value, a, items, named); break;
-    case WRPO__J_NOT: r = wrpo__jbool(!wrpo__jtruth(a)); break;
-    case WRPO__J_NEG: r = a->kind == WRPO__J_FLOAT ? wrpo__jfloat(J, -a->f) : wrpo__jarithmetic(J, '-', wrpo__jint(J, 0), a); break;
-    case WRPO__J_BINARY:
-        if (lazy) r = wrpo__jtruth(a) == (x->op == '&') ? wrpo__jeval(J, x->b, scope) : a;
-        else if (x->op == '~') r = wrpo__jjoin2(J, wrpo__jstr(J, a), wrpo__jstr(J, b));
-        else r = strchr("+-*/%F", x->op) ? wrpo__jarithmetic(J, x->op, a, b) : wrpo__jbool(wrpo__jrelation(J, x->op, a, b));
-        break;
-    case WRPO__J_COND:
-        if (wrpo__jtruth(a)) r = wrpo__jeval(J, x->b, scope);
-        else r = x->c ? wrpo__jeval(J, x->c, scope) : wrpo__jundefined(J, wrpo__jstring(J, "if without else"));
-        break;
-    case WRPO__J_MAKE_DICT: r = named; break;
-    default: r = items;                                /* MAKE_LIST, MAKE_TUPLE */
-    }
-    J->depth--;
-    return r;
-}
-static wrpo__jflow wrpo__jexec(wrpo__jinja *J, const wrpo__jnode *x, wrpo__jval *scope, wrpo__text *out) {
-    wrpo__jflow flow = WRPO__J_GO;
-    wrpo__jenter(J);
-    for (; x && flow == WRPO__J_GO; x = x->next) {
-        wrpo__text body = {.arena = J->arena};
-        wrpo__jval *macro;
-        wrpo__jspend(J, 1);
-        J->line = x->line;
-        switch (x->kind) {
-        case WRPO__J_TEXT: wrpo__jput(J, out, x->value->s, x->value->n); break;
-        case WRPO__J_PRINT: wrpo__jprint(J, out, wrpo__jeval(J, x->a, scope)); break;
-        case WRPO__J_SET: wrpo__jassign(J, x->a, wrpo__jeval(J, x->b, scope), scope); break;
-        case WRPO__J_SET_BLOCK:
-            wrpo__jexec(J, x->list, wrpo__jscope(J, scope), &body);
-            wrpo__jassign(J, x->a, wrpo__jfinish(J, &body), scope);
-            break;
-        case WRPO__J_IF: flow = wrpo__jexec(J, wrpo__jtruth(wrpo__jeval(J, x->a, scope)) ? x->list : x->d, scope, out); break;
-        case WRPO__J_FOR: wrpo__jrun_loop(J, x, wrpo__jeval(J, x->b, scope), scope, out); break;
-        case WRPO__J_DEFINE:
-            macro = wrpo__jnew(J, WRPO__J_MACRO);
-            macro->node = x, macro->scope = scope;
-            wrpo__jdict_put(J, scope, x->value, macro);
-            break;
-        case WRPO__J_BREAK: flow = WRPO__J_BROKE; break;
-        case WRPO__J_CONTINUE: flow = WRPO__J_CONTINUED; break;
-        default: wrpo__jexec(J, x->list, wrpo__jscope(J, scope), out);   /* SCOPE */
+    if (wrpo__jat(J, "recursive")) wrpo__jrefuse(J, "a recursive loop");
+    if (J->idle) {
+        J->loops++;
+        wrpo__jbody(J, "else endfor", NULL);
+        J->loops--;
+    } else {
+        wrpo__jtoken *body = J->at;
+        wrpo__jv self = wrpo__jmake(J, (wrpo__jval){.kind = WRPO__J_LOOP, .loop = loop});
+        loop->base = wrpo__jitems(J, over);
+        loop->passed = wrpo__jnew(J, WRPO__J_LIST);
+        for (; !broken && wrpo__jloop_has(J, loop, loop->index0); loop->index0++) {
+            J->scope = wrpo__jscope(J, loop->outer);
+            wrpo__jdefine(J, J->scope, "loop", self);
+            wrpo__jgo(J, loop->target);
+            wrpo__jtargets(J, loop->passed->items[loop->index0], "in");
+            wrpo__jgo(J, body);
+            wrpo__jbody(J, "else endfor", J->scope);
+            completed = completed || J->flow == WRPO__J_GO;
+            broken = J->flow == WRPO__J_BREAK;
+            J->flow = WRPO__J_GO;
         }
+        J->scope = loop->outer;
+    }
+    wrpo__jskip_body(J, name);
+    if (wrpo__jtake(J, "else")) {
+        wrpo__jtoken *other = J->at - 1;
+        if (J->idle || !completed) wrpo__jbody(J, "endfor", wrpo__jscope(J, J->scope));
+        if (J->flow) return;
+        wrpo__jskip_body(J, other);
+    }
+    wrpo__jneed(J, "endfor");
+}
+static wrpo__jv wrpo__jcapture(wrpo__jinja *J, const char *ends, wrpo__jval *scope) {   /* a body's text as a value */
+    wrpo__text text = {.arena = J->arena}, *out = J->out;
+    J->out = &text;
+    wrpo__jbody(J, ends, scope);
+    J->out = out;
+    return wrpo__jfinish(J, &text);
+}
+static void wrpo__jassign(wrpo__jinja *J) {   /* after `set` */
+    wrpo__jtoken *target = J->at;
+    wrpo__jv value;
+    wrpo__jtargets(J, NULL, "=");
+    if (wrpo__jat(J, "|")) wrpo__jrefuse(J, "a set block with a filter");
+    if (wrpo__jtake(J, "=")) value = wrpo__jtuple(J, wrpo__jexpr, "");
+    else {
+        value = wrpo__jcapture(J, "endset", wrpo__jscope(J, J->scope));
+        wrpo__jneed(J, "endset");
+    }
+    if (J->idle) return;
+    wrpo__jtoken *after = J->at;
+    wrpo__jgo(J, target);
+    wrpo__jtargets(J, value, "=");
+    wrpo__jgo(J, after);
+}
+/* A macro's parameters, which take the arguments of a call, or else their defaults. c NULL: only reads them. */
+static void wrpo__jparameters(wrpo__jinja *J, wrpo__jcall *c) {
+    bool optional = false;
+    wrpo__jneed(J, "(");
+    for (; !wrpo__jtake(J, ")"); wrpo__jcomma(J, ")")) {
+        wrpo__jv name = wrpo__jname(J), v = c ? wrpo__jargument(J, c, name) : NULL;
+        bool given = v != NULL;
+        if (optional && !wrpo__jat(J, "=")) wrpo__jexpected(J, "a default");
+        if (!given) v = wrpo__jundefined(J, name);
+        if (wrpo__jtake(J, "=")) {
+            optional = true;
+            J->idle += given;
+            wrpo__jv otherwise = wrpo__jexpr(J);
+            J->idle -= given;
+            if (!given) v = otherwise;
+        }
+        if (c) wrpo__jdict_put(J, J->scope, name, v);
+    }
+}
+static void wrpo__jmacro(wrpo__jinja *J) {   /* after `macro` */
+    wrpo__jtoken *tag = J->at - 1;
+    wrpo__jv name = wrpo__jname(J);
+    wrpo__jv macro = wrpo__jmake(J, (wrpo__jval){.kind = WRPO__J_MACRO, .parameters = J->at, .scope = J->scope});
+    if (J->idle) {
+        wrpo__jparameters(J, NULL);
+        wrpo__jbody(J, "endmacro", NULL);
+    } else wrpo__jdict_put(J, J->scope, name, macro);
+    wrpo__jskip_body(J, tag);
+    wrpo__jneed(J, "endmacro");
+}
+static wrpo__jv wrpo__jcall_macro(wrpo__jinja *J, wrpo__jv macro, wrpo__jcall *c) {
+    wrpo__jtoken *at = J->at;
+    wrpo__jval *scope = J->scope;
+    J->scope = wrpo__jscope(J, macro->scope);
+    wrpo__jgo(J, macro->parameters);
+    wrpo__jparameters(J, c);
+    if (!wrpo__jbound_all(c)) wrpo__jfail(J, "a macro is given arguments it does not name");
+    wrpo__jv text = wrpo__jcapture(J, "endmacro", NULL);
+    J->scope = scope;
+    wrpo__jgo(J, at);
+    return text;
+}
+static void wrpo__jstatement(wrpo__jinja *J) {
+    int loops = J->loops;
+    if (wrpo__jtake(J, "if")) wrpo__jif(J);
+    else if (wrpo__jtake(J, "for")) wrpo__jfor(J);
+    else if (wrpo__jat(J, "break continue")) {
+        if (J->idle && loops == 0) wrpo__jexpected(J, "a loop around this");
+        if (!J->idle) J->flow = wrpo__jat(J, "break") ? WRPO__J_BREAK : WRPO__J_CONTINUE;
+        wrpo__jnext(J);
+    } else if (wrpo__jat(J, "block extends include import from autoescape call filter with print do debug trans"))
+        wrpo__jrefuse(J, "statement \"%.*s\"", WRPO__J_SHOW(J->at->value));
+    else {
+        J->loops = 0;   /* break and continue do not reach out of these */
+        if (wrpo__jtake(J, "set")) wrpo__jassign(J);
+        else if (wrpo__jtake(J, "macro")) wrpo__jmacro(J);
+        else if (wrpo__jtake(J, "generation")) {   /* marks the assistant's text for a loss mask: here only text */
+            wrpo__jbody(J, "endgeneration", wrpo__jscope(J, J->scope));
+            wrpo__jneed(J, "endgeneration");
+        } else wrpo__jexpected(J, "a statement");
+    }
+    J->loops = loops;
+}
+static void wrpo__jclose(wrpo__jinja *J) {
+    if (J->at->kind != WRPO__J_CLOSE) wrpo__jexpected(J, "the end of the tag");
+    wrpo__jnext(J);
+}
+/* Text, output and statements, up to the name of a tag of `ends` or to the end of the template. */
+static void wrpo__jblocks(wrpo__jinja *J, const char *ends) {
+    wrpo__jenter(J);
+    while (J->flow == WRPO__J_GO) {
+        const wrpo__jtoken *t = J->at;
+        if (t->kind == WRPO__J_END && *ends) wrpo__jexpected(J, ends);
+        if (t->kind == WRPO__J_END) break;
+        wrpo__jnext(J);
+        if (t->kind == WRPO__J_TEXT) {
+            if (!J->idle) wrpo__jputs(J, J->out, t->value);
+            continue;
+        }
+        if (wrpo__jword("{{", t->value)) {
+            wrpo__jv v = wrpo__jtuple(J, wrpo__jexpr, "");
+            if (!J->idle) wrpo__jprint(J, J->out, v);
+        } else if (wrpo__jat(J, ends)) break;
+        else wrpo__jstatement(J);
+        if (J->flow == WRPO__J_GO) wrpo__jclose(J);
     }
     J->depth--;
-    return flow;
+}
+static void wrpo__jbody(wrpo__jinja *J, const char *ends, wrpo__jval *scope) {   /* scope NULL: the current one */
+    wrpo__jval *outer = J->scope;
+    wrpo__jclose(J);
+    if (scope) J->scope = scope;
+    wrpo__jblocks(J, ends);
+    J->scope = outer;
 }
 
-/* ---- a template, compiled once per tokenizer; and a conversation through it ---- */
-static const wrpo__jnode *wrpo__jcompile(wrpo_tokenizer *tok, const wrpo__template *t) {
-    wrpo__jinja J = {.ctx = tok->ctx, .arena = t->arena, .tok = tok, .line = 1, .held = tok->ctx->bytes};
-    wrpo__jparser P = {.J = &J, .fresh = true};
+/* ---- a template, compiled once per tokenizer; a conversation through it ---- */
+static void wrpo__jcompile(wrpo_tokenizer *tok, wrpo__template *t) {
+    wrpo__jinja J = {.ctx = tok->ctx, .arena = t->arena, .tok = tok, .line = 1, .held = tok->ctx->bytes, .idle = 1};
     char *s = wrpo__alloc(t->arena, t->size + 1, 1);
-    for (size_t i = 0, k, size = t->size; i < size; i += k) {   /* every newline is \n; the last one is dropped */
+    size_t n = 0;
+    for (size_t i = 0, size; i < t->size; i += size) { /* every newline becomes \n; the last one is dropped */
         const char *from = t->text + i;
-        if (wrpo__utf8_get(from, size - i, &k) < 0) wrpo__fail(J.ctx, WRPO_E_FORMAT, "chat template, byte %zu: not UTF-8", i + 1);
-        memcpy(s + P.n, from, k);
-        P.n += k;
-        if (*from == '\r') s[P.n - 1] = '\n', k = i + 1 < size && from[1] == '\n' ? 2 : 1;
+        if (wrpo__utf8_get(from, t->size - i, &size) < 0)
+            wrpo__fail(J.ctx, WRPO_E_FORMAT, "chat template, byte %zu: not UTF-8", i + 1);
+        memcpy(s + n, from, size);
+        n += size;
+        if (*from != '\r') continue;
+        s[n - 1] = '\n';
+        if (i + 1 < t->size && from[1] == '\n') size = 2;
     }
-    P.s = s, P.n -= P.n && s[P.n - 1] == '\n';
-    return wrpo__jblocks(&P, "");
+    if (n && s[n - 1] == '\n') s[--n] = 0;
+    wrpo__jtoken *tokens = J.at = wrpo__jlex(&J, s, n);
+    wrpo__jblocks(&J, "");
+    t->tokens = tokens;
 }
 static wrpo__jv wrpo__jfrom_json(wrpo__jinja *J, const wrpo_json *j) {
-    if (j->kind == WRPO_JSON_NULL) return &wrpo__jnone;
-    if (j->kind == WRPO_JSON_BOOL) return wrpo__jbool(j->boolean);
-    if (j->kind == WRPO_JSON_STRING) return wrpo__jbytes(J, j->text, j->size);
-    if (j->kind == WRPO_JSON_NUMBER && j->exact) return wrpo__jint(J, j->integer);
-    if (j->kind == WRPO_JSON_NUMBER && strpbrk(j->text, ".eE")) return wrpo__jfloat(J, j->number);
-    wrpo__jval *v = wrpo__jnew(J, j->kind == WRPO_JSON_NUMBER ? WRPO__J_INT : j->kind == WRPO_JSON_OBJECT ? WRPO__J_DICT : WRPO__J_LIST);
-    if (j->kind == WRPO_JSON_NUMBER) v->s = j->text, v->n = j->size;   /* beyond 64 bits: printed as it stands */
+    bool object = j->kind == WRPO_JSON_OBJECT;
+    switch (j->kind) {
+    case WRPO_JSON_NULL: return &wrpo__jnone;
+    case WRPO_JSON_BOOL: return wrpo__jbool(j->boolean);
+    case WRPO_JSON_STRING: return wrpo__jbytes(J, j->text, j->size);
+    case WRPO_JSON_NUMBER:
+        if (j->exact) return wrpo__jint(J, j->integer);
+        if (!strpbrk(j->text, ".eE")) wrpo__jrefuse(J, "the integer %.60s", j->text);
+        return wrpo__jfloat(J, j->number);
+    case WRPO_JSON_ARRAY: case WRPO_JSON_OBJECT: break;
+    }
+    wrpo__jval *v = wrpo__jnew(J, object ? WRPO__J_DICT : WRPO__J_LIST);
     wrpo__jenter(J);
-    for (const wrpo_json *x = j->kind == WRPO_JSON_NUMBER ? NULL : j->child; x; x = x->next)
-        wrpo__jpush(J, v, j->kind == WRPO_JSON_OBJECT ? wrpo__jbytes(J, x->key, x->key_size) : NULL, wrpo__jfrom_json(J, x));
+    for (const wrpo_json *x = j->child; x; x = x->next)
+        wrpo__jpush(J, v, object ? wrpo__jbytes(J, x->key, x->key_size) : NULL, wrpo__jfrom_json(J, x));
     J->depth--;
     return v;
 }
@@ -8269,68 +8704,84 @@ static wrpo__jv wrpo__jmessage(wrpo__jinja *J, const wrpo_json *message) {
         if (reasoning && reasoning->kind == WRPO__J_NONE) reasoning = NULL;
     }
     if (!reasoning) return v;
-    wrpo__jdict_put(J, d, wrpo__jstring(J, "thinking"), reasoning);
+    wrpo__jdefine(J, d, "thinking", reasoning);
     for (int64_t i = 0; i < v->count; i++) wrpo__jdict_put(J, d, v->keys[i], v->items[i]);
-    wrpo__jdict_put(J, d, wrpo__jstring(J, "reasoning_content"), reasoning);
+    wrpo__jdefine(J, d, "reasoning_content", reasoning);
     return d;
 }
-/* The conversation as text, appended to out. Everything made on the way lives in temp. now: of strftime_now. */
+/* Appends the conversation as text to out. Everything made on the way is in temp. now: for strftime_now. */
 static void wrpo__chat_at(wrpo__arena *temp, wrpo_tokenizer *tok, const wrpo_json *messages, bool add_generation_prompt,
                           const wrpo_json *kwargs, time_t now, wrpo__text *out) {
     wrpo_ctx *ctx = tok->ctx;
     const wrpo_json *tools = wrpo__json_get(kwargs, "tools");
-    wrpo__template *t = &tok->chat[tok->chat[1].text && tools && tools->kind != WRPO_JSON_NULL];    /* transformers' choice */
+    wrpo__template *t = &tok->chat[tok->chat[1].text && tools && tools->kind != WRPO_JSON_NULL];   /* as transformers */
     if (!t->text)
-        wrpo__fail(ctx, WRPO_E_FORMAT, "%s: no chat template (chat_template.jinja, or chat_template in tokenizer_config.json)", tok->dir);
+        wrpo__fail(ctx, WRPO_E_FORMAT,
+                   "%s: no chat template (chat_template.jinja, or chat_template in tokenizer_config.json)", tok->dir);
     if (messages->kind != WRPO_JSON_ARRAY) wrpo__fail(ctx, WRPO_E_ARG, "chat: want an array of messages");
     if (!t->arena) t->arena = wrpo__sub_arena(tok->arena);
-    if (!t->compiled) wrpo__arena_clear(t->arena), t->tree = wrpo__jcompile(tok, t), t->compiled = true;
-    wrpo__jinja J = {.ctx = ctx, .arena = temp, .tok = tok, .line = 1, .held = ctx->bytes, .now = now};
-    wrpo__jval *root = wrpo__jscope(&J, NULL), *list = wrpo__jnew(&J, WRPO__J_LIST);
+    if (!t->tokens) {
+        wrpo__arena *current = wrpo__current;
+        wrpo__arena_clear(t->arena);
+        wrpo__current = t->arena;
+        wrpo__jcompile(tok, t);
+        wrpo__current = current;
+    }
+    wrpo__jinja J = {.ctx = ctx, .arena = temp, .tok = tok, .at = t->tokens, .line = 1, .out = out,
+                     .held = ctx->bytes, .now = now};
+    wrpo__jval *list = wrpo__jnew(&J, WRPO__J_LIST);
+    J.scope = wrpo__jscope(&J, NULL);
     for (const wrpo_json *m = messages->child; m; m = m->next) {
         if (m->kind != WRPO_JSON_OBJECT) wrpo__fail(ctx, WRPO_E_ARG, "chat: want every message to be an object");
         wrpo__jpush(&J, list, NULL, wrpo__jmessage(&J, m));
     }
     for (int i = 0; i < 7; i++)
-        if (tok->special[i]) wrpo__jdict_put(&J, root, wrpo__jstring(&J, wrpo__special_names[i]), wrpo__jstring(&J, tok->special[i]));
-    wrpo__jdict_put(&J, root, wrpo__jstring(&J, "tools"), &wrpo__jnone);
-    wrpo__jdict_put(&J, root, wrpo__jstring(&J, "documents"), &wrpo__jnone);
-    wrpo__jdict_put(&J, root, wrpo__jstring(&J, "messages"), list);
-    wrpo__jdict_put(&J, root, wrpo__jstring(&J, "add_generation_prompt"), wrpo__jbool(add_generation_prompt));
+        if (tok->special[i]) wrpo__jdefine(&J, J.scope, wrpo__special_names[i], wrpo__jstring(&J, tok->special[i]));
+    wrpo__jdefine(&J, J.scope, "tools", &wrpo__jnone);
+    wrpo__jdefine(&J, J.scope, "documents", &wrpo__jnone);
+    wrpo__jdefine(&J, J.scope, "messages", list);
+    wrpo__jdefine(&J, J.scope, "add_generation_prompt", wrpo__jbool(add_generation_prompt));
     for (const wrpo_json *k = kwargs ? kwargs->child : NULL; k; k = k->next)
-        wrpo__jdict_put(&J, root, wrpo__jbytes(&J, k->key, k->key_size), wrpo__jfrom_json(&J, k));
-    wrpo__jexec(&J, t->tree, root, out);
+        wrpo__jdict_put(&J, J.scope, wrpo__jbytes(&J, k->key, k->key_size), wrpo__jfrom_json(&J, k));
+    wrpo__jblocks(&J, "");
 }
-WRPO_API wrpo_result wrpo_tokenizer_chat(wrpo_tokenizer *tok, const wrpo_json *messages, bool add_generation_prompt, const wrpo_json *kwargs, char **text, size_t *size) {
+static void wrpo__chat(wrpo_tokenizer *tok, const wrpo_json *messages, bool add_generation_prompt,
+                       const wrpo_json *kwargs, char **text, size_t *size) {
+    wrpo__text out = {.arena = wrpo__current};
+    wrpo__chat_at(wrpo__current, tok, messages, add_generation_prompt, kwargs, time(NULL), &out);
+    *text = wrpo__handout(tok->ctx, out.data, out.size);
+    *size = out.size;
+}
+WRPO_API wrpo_result wrpo_tokenizer_chat(wrpo_tokenizer *tok, const wrpo_json *messages, bool add_generation_prompt,
+                                         const wrpo_json *kwargs, char **text, size_t *size) {
     wrpo_ctx *ctx = tok->ctx;
-    *text = NULL, *size = 0;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        wrpo__text out = {.arena = wrpo__current};
-        wrpo__chat_at(wrpo__current, tok, messages, add_generation_prompt, kwargs, time(NULL), &out);
-        *text = wrpo__handout(ctx, out.data, out.size);
-        *size = out.size;
-    }
+    *text = NULL;
+    *size = 0;
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__chat(tok, messages, add_generation_prompt, kwargs, text, size));
     return wrpo__end(&wrpo__entry);
 }
 
 /* --------------------------------------------------------------------------------------------- >>data
    JSON lines of records to token ids.
 
-   A record is read into the prompt's messages and its answers, each a message with a role in the loss:
-     prompt    a string (a user's turn), a message, or a list of messages; or absent, where a conversation holds it
+   A record has a prompt and its answers, each of which has a role in the loss:
+     prompt    a string (what a user says), a message, or a list of messages; absent if a conversation has it
      chosen    a string, a message, or a conversation that ends in the answer: the target's answer of a pair;
-               or two and more messages of an assistant: candidates, the sources first, the target last
+               or two and more messages of an assistant: candidates, first the sources, then the target
      rejected  a string, a message or a conversation: one answer
      weights   with chosen: of the sources, divided by their sum; absent: equal
-     pairs     instead of the two: [{chosen, rejected, weight}, ...], one answer each: of one source a pair
-     messages  instead of the two: a conversation; its last message is the answer, for SFT
+     pairs     in place of the two: [{chosen, rejected, weight}, ...], one answer each; a pair is of one source
+     messages  in place of the two: a conversation; its last message is the answer, for SFT
      weight    of the record's loss
-   and may hold prompt_id, tools and chat_template_kwargs. Then it is tokenized in one of two ways:
+   It may have prompt_id, tools and chat_template_kwargs. It is tokenized in one of two ways:
      clean     the prompt's ids are what the model is given at inference; an answer's ids are what the template
-               writes after that, up to and including the turn's end token, once
+               writes after that, up to and including the first token that ends a turn
      authors   as the reference trainer does it, for parity                                                   */
-typedef struct wrpo__answer { wrpo_role role; const wrpo_json *message; double weight; int pair; } wrpo__answer;
-typedef struct wrpo__ids { int32_t *ids; int64_t first; } wrpo__ids;         /* stb array; scored from first */
+typedef struct wrpo__answer {
+    const wrpo_json *message;
+    wrpo_tokens tokens;              /* ids and count are set last */
+    int32_t *ids;                    /* stb array */
+} wrpo__answer;
 typedef struct wrpo__reading {       /* a file on its way into data */
     wrpo_ctx *ctx;
     wrpo_data *data;
@@ -8338,47 +8789,42 @@ typedef struct wrpo__reading {       /* a file on its way into data */
     wrpo_data_desc desc;             /* resolved */
     time_t now;                      /* one date for all templates that show one */
     int32_t *ends;                   /* stb array: the tokens that may end a turn: special ones and EOS */
-    /* of the record; in its arena, which goes when it is done */
+    /* of the current record, in its arena: */
     int64_t line;
     const char *id;
     const wrpo_json **prompt;        /* stb array of messages; NULL: not known yet */
+    int32_t *prompt_ids;             /* stb array */
     wrpo__answer *answers;           /* stb array */
     const wrpo_json *kwargs;         /* for the template; NULL: none */
     double weight;
-    bool tokenizing;                 /* an error now is the template's or the tokenizer's, and does not name the record yet */
+    bool tokenizing;                 /* an error now comes from below, and does not name the record yet */
 } wrpo__reading;
-_Noreturn WRPO__PRINTF(3, 4) static void wrpo__record_fail(wrpo__reading *in, const wrpo_json *at, const char *format, ...) {
+_Noreturn WRPO__PRINTF(3, 4)
+static void wrpo__record_fail(wrpo__reading *in, const wrpo_json *at, const char *format, ...) {
     char what[400];
     va_list args;
     va_start(args, format);
     vsnprintf(what, sizeof what, format, args);
     va_end(args);
     in->tokenizing = false;
-    wrpo__fail_at(in->ctx, WRPO_E_FORMAT, in->line, at ? at->column : 0, "%s:%lld: record \"%.80s\": %s", in->desc.path, (long long)in->line, in->id, what);
+    wrpo__fail_at(in->ctx, WRPO_E_FORMAT, in->line, at ? at->column : 0, "%s:%lld: record \"%.80s\": %s", in->desc.path,
+                  (long long)in->line, in->id, what);
 }
 _Noreturn static void wrpo__record_refuse(wrpo__reading *in, const wrpo_json *v, const char *what, const char *want) {
     wrpo__shown found;
     wrpo__record_fail(in, v, "%s: want %s, found %s", what, want, wrpo__json_found(found, v));
 }
+/* v must be absent or of this kind. */
+static void wrpo__record_want(wrpo__reading *in, const wrpo_json *v, wrpo_json_kind kind, const char *what) {
+    if (v && v->kind != kind) wrpo__record_refuse(in, v, what, wrpo__json_kind(kind));
+}
 
 /* ---- a line to messages. Nodes that are put together anew are shallow copies: a node is in one list only ---- */
-static wrpo_json *wrpo__json_copy(wrpo__arena *arena, const wrpo_json *v, const char *key) {   /* v, alone and under another name */
-    wrpo_json *copy = WRPO__NEW(arena, wrpo_json);
-    *copy = *v;
-    copy->next = NULL;
-    if (key) copy->key = key, copy->key_size = strlen(key);
-    return copy;
-}
-static void wrpo__json_append(wrpo_json *parent, wrpo_json *v) {
-    wrpo_json **tail = &parent->child;
-    while (*tail) tail = &(*tail)->next;
-    *tail = v;
-    parent->count++;
-}
 static const wrpo_json *wrpo__message_of(const char *role, const wrpo_json *text) {   /* a bare string as a message */
-    wrpo_json *message = WRPO__NEW(wrpo__current, wrpo_json), r = {.kind = WRPO_JSON_STRING, .text = role, .size = strlen(role)};
-    message->kind = WRPO_JSON_OBJECT, message->line = text->line, message->column = text->column;
-    wrpo__json_append(message, wrpo__json_copy(wrpo__current, &r, "role"));
+    wrpo_json *message = WRPO__NEW(wrpo__current, wrpo_json);
+    const wrpo_json name = {.kind = WRPO_JSON_STRING, .text = role, .size = strlen(role)};
+    *message = (wrpo_json){.kind = WRPO_JSON_OBJECT, .line = text->line, .column = text->column};
+    wrpo__json_append(message, wrpo__json_copy(wrpo__current, &name, "role"));
     wrpo__json_append(message, wrpo__json_copy(wrpo__current, text, "content"));
     return message;
 }
@@ -8386,9 +8832,11 @@ static const wrpo_json *wrpo__message_of(const char *role, const wrpo_json *text
 static const wrpo_json **wrpo__messages(wrpo__reading *in, const wrpo_json *v, const char *role, const char *what) {
     const wrpo_json **list = NULL;
     bool many = v->kind == WRPO_JSON_ARRAY;
+    const char *want = many ? "messages" : "a string, a message or a list of messages";
     for (const wrpo_json *m = many ? v->child : v; m; m = many ? m->next : NULL) {
-        const wrpo_json *message = m->kind == WRPO_JSON_STRING ? wrpo__message_of(role, m) : m, *r = wrpo__json_get(message, "role");
-        if (message->kind != WRPO_JSON_OBJECT) wrpo__record_refuse(in, m, what, many ? "messages" : "a string, a message or a list of messages");
+        const wrpo_json *message = m->kind == WRPO_JSON_STRING ? wrpo__message_of(role, m) : m;
+        if (message->kind != WRPO_JSON_OBJECT) wrpo__record_refuse(in, m, what, want);
+        const wrpo_json *r = wrpo__json_get(message, "role");
         if (!r) wrpo__record_fail(in, message, "%s: want a message with a \"role\", found none", what);
         if (r->kind != WRPO_JSON_STRING) wrpo__record_refuse(in, r, what, "a string as \"role\"");
         stbds_arrput(list, message);
@@ -8396,128 +8844,150 @@ static const wrpo_json **wrpo__messages(wrpo__reading *in, const wrpo_json *v, c
     if (!list) wrpo__record_fail(in, v, "%s: want at least one message, found none", what);
     return list;
 }
-static bool wrpo__is_assistant(const wrpo_json *message) { return wrpo__json_is(wrpo__json_get(message, "role"), "assistant"); }
-static void wrpo__add_answer(wrpo__reading *in, wrpo_role role, const wrpo_json *message, double weight, int pair, const char *what) {
+static bool wrpo__is_assistant(const wrpo_json *message) {
+    return wrpo__json_is(wrpo__json_get(message, "role"), "assistant");
+}
+static void wrpo__add_answer(wrpo__reading *in, wrpo_role role, const wrpo_json *message, double share, int pair,
+                             const char *what) {
     const wrpo_json *content = wrpo__json_get(message, "content");
     if (!content) wrpo__record_fail(in, message, "%s: want a message with a \"content\", found none", what);
     if (content->kind != WRPO_JSON_STRING) wrpo__record_refuse(in, content, what, "a string as \"content\"");
-    if (wrpo__jskip_space(content->text, content->size, 0) == content->size) wrpo__record_fail(in, message, "%s: want a response, found an empty one", what);
-    wrpo__answer answer = {role, message, weight, pair};
+    if (wrpo__jskip_space(content->text, content->size, 0) == content->size)
+        wrpo__record_fail(in, message, "%s: want a response, found an empty one", what);
+    const wrpo__answer answer = {.message = message, .tokens = {.role = role, .share = share, .pair_id = pair}};
     stbds_arrput(in->answers, answer);
 }
-static bool wrpo__json_same(const wrpo_json *a, const wrpo_json *b) {
-    if (!a || !b || a->kind != b->kind || a->count != b->count) return a == b;
-    if (a->kind == WRPO_JSON_STRING || a->kind == WRPO_JSON_NUMBER) return a->size == b->size && memcmp(a->text, b->text, a->size) == 0;
-    if (a->kind == WRPO_JSON_BOOL) return a->boolean == b->boolean;
-    const wrpo_json *x = a->child, *y = b->child;
-    for (; x; x = x->next, y = y->next)
-        if (!wrpo__json_same(x, a->kind == WRPO_JSON_OBJECT ? wrpo__json_get(b, x->key) : y)) return false;
-    return true;
-}
-/* The answer at the end of a conversation; the messages before it are the prompt, or agree with the one that is known. */
+/* The answer at the end of a conversation. The messages before it are the prompt, or the same as the prompt. */
 static const wrpo_json *wrpo__take_conversation(wrpo__reading *in, const wrpo_json **list, const char *what) {
-    const int64_t n = stbds_arrlen(list) - 1;
-    if (!wrpo__is_assistant(list[n])) wrpo__record_refuse(in, wrpo__json_get(list[n], "role"), what, "\"assistant\" as the last role");
-    if (n == 0) return list[0];
-    bool same = !in->prompt || stbds_arrlen(in->prompt) == n;
-    if (!in->prompt)
-        for (int64_t i = 0; i < n; i++) stbds_arrput(in->prompt, list[i]);
-    for (int64_t i = 0; same && i < n; i++)
-        same = wrpo__json_same(wrpo__json_get(list[i], "role"), wrpo__json_get(in->prompt[i], "role")) &&
-               wrpo__json_same(wrpo__json_get(list[i], "content"), wrpo__json_get(in->prompt[i], "content"));
+    static const char *const keys[] = {"role", "content"};
+    int64_t n = stbds_arrlen(list) - 1;
+    const wrpo_json *answer = list[n];
+    if (!wrpo__is_assistant(answer))
+        wrpo__record_refuse(in, wrpo__json_get(answer, "role"), what, "\"assistant\" as the last role");
+    if (n == 0) return answer;
+    if (!in->prompt) {
+        stbds_arrsetlen(list, (size_t)n);
+        in->prompt = list;
+    }
+    bool same = stbds_arrlen(in->prompt) == n;
+    for (int64_t i = 0; same && i < 2 * n; i++) {
+        const wrpo_json *mine = list[i / 2], *known = in->prompt[i / 2];
+        same = wrpo__json_same(wrpo__json_get(mine, keys[i % 2]), wrpo__json_get(known, keys[i % 2]));
+    }
     if (!same) wrpo__record_fail(in, list[0], "%s: want the prompt before the answer, found other messages", what);
-    return list[n];
+    return answer;
 }
-/* A number of at least 0; absent: otherwise. */
-static double wrpo__read_weight(wrpo__reading *in, const wrpo_json *v, const char *what, double otherwise) {
-    if (v && !(v->kind == WRPO_JSON_NUMBER && v->number >= 0 && v->number <= DBL_MAX)) wrpo__record_refuse(in, v, what, "a finite number of at least 0");
-    return v ? v->number : otherwise;
+static double wrpo__read_weight(wrpo__reading *in, const wrpo_json *v, const char *what) {   /* absent: 1 */
+    if (v && !(v->kind == WRPO_JSON_NUMBER && v->number >= 0 && v->number <= DBL_MAX))
+        wrpo__record_refuse(in, v, what, "a finite number of at least 0");
+    return v ? v->number : 1;
 }
-/* The sources' answers, which come first, share by their weights. */
+/* The weights of the sources' answers, which come first, are divided by their sum. */
 static void wrpo__share_weights(wrpo__reading *in, int64_t sources, const wrpo_json *at) {
     double sum = 0;
-    for (int64_t i = 0; i < sources; i++) sum += in->answers[i].weight;
+    for (int64_t i = 0; i < sources; i++) sum += in->answers[i].tokens.share;
     if (!(sum > 0 && sum <= DBL_MAX)) wrpo__record_fail(in, at, "weights: want a positive sum, found %g", sum);
-    for (int64_t i = 0; i < sources; i++) in->answers[i].weight /= sum;
+    for (int64_t i = 0; i < sources; i++) in->answers[i].tokens.share /= sum;
 }
 static void wrpo__read_answers(wrpo__reading *in, const wrpo_json *v, const wrpo_json *weights, bool chosen) {
     const char *what = chosen ? "chosen" : "rejected";
     const wrpo_json **list = wrpo__messages(in, v, "assistant", what), *w = weights ? weights->child : NULL;
-    const int64_t n = stbds_arrlen(list), sources = n - 1;
+    int64_t n = stbds_arrlen(list);
     bool candidates = n > 1;
     for (int64_t i = 0; i < n; i++) candidates = candidates && wrpo__is_assistant(list[i]);
+    int64_t sources = candidates ? n - 1 : 0;
     if (!chosen && candidates) wrpo__record_fail(in, v, "rejected: want one response, found %lld", (long long)n);
     if (weights && (weights->kind != WRPO_JSON_ARRAY || !candidates || weights->count != sources))
-        wrpo__record_fail(in, weights, "weights: want an array of a number for each source, %lld, found %lld", candidates ? (long long)sources : 0LL, (long long)weights->count);
-    if (!candidates) {
-        wrpo__add_answer(in, chosen ? WRPO_ROLE_TARGET : WRPO_ROLE_REJECTED, wrpo__take_conversation(in, list, what), 1, 0, what);
-        return;
-    }
-    for (int64_t i = 0; i < sources; i++, w = w ? w->next : NULL) wrpo__add_answer(in, WRPO_ROLE_SOURCE, list[i], wrpo__read_weight(in, w, "weights", 1), 0, what);
-    wrpo__share_weights(in, sources, v);
-    wrpo__add_answer(in, WRPO_ROLE_TARGET, list[sources], 1, 0, what);
+        wrpo__record_fail(in, weights, "weights: want an array of a number for each source, %lld, found %lld",
+                          (long long)sources, (long long)weights->count);
+    for (int64_t i = 0; i < sources; i++, w = w ? w->next : NULL)
+        wrpo__add_answer(in, WRPO_ROLE_SOURCE, list[i], wrpo__read_weight(in, w, "weights"), 0, what);
+    if (candidates) wrpo__share_weights(in, sources, v);
+    const wrpo_json *last = candidates ? list[n - 1] : wrpo__take_conversation(in, list, what);
+    wrpo__add_answer(in, chosen ? WRPO_ROLE_TARGET : WRPO_ROLE_REJECTED, last, 1, 0, what);
 }
 /* [{chosen, rejected, weight}, ...]: the chosen ones as sources, then the rejected ones; pairs are numbered from 1. */
 static void wrpo__read_pairs(wrpo__reading *in, const wrpo_json *pairs) {
     static const char *const sides[] = {"chosen", "rejected"};
     int64_t weighted = 0;
-    if (pairs->kind != WRPO_JSON_ARRAY || !pairs->count) wrpo__record_refuse(in, pairs, "pairs", "an array of {chosen, rejected}");
+    if (pairs->kind != WRPO_JSON_ARRAY || !pairs->count)
+        wrpo__record_refuse(in, pairs, "pairs", "an array of {chosen, rejected}");
     for (int side = 0; side < 2; side++) {
-        int k = 1;
-        for (const wrpo_json *p = pairs->child; p; p = p->next, k++) {
+        wrpo_role role = side ? WRPO_ROLE_REJECTED : WRPO_ROLE_SOURCE;
+        int number = 1;
+        for (const wrpo_json *p = pairs->child; p; p = p->next, number++) {
             if (p->kind != WRPO_JSON_OBJECT) wrpo__record_refuse(in, p, "pairs", "an object {chosen, rejected}");
             const wrpo_json *v = wrpo__present(p, sides[side]), *w = wrpo__present(p, "weight");
-            if (!v) wrpo__record_fail(in, p, "pairs: want \"chosen\" and \"rejected\", found no \"%s\"", sides[side]);
+            if (!v)
+                wrpo__record_fail(in, p, "pairs: want \"chosen\" and \"rejected\", found no \"%s\"", sides[side]);
             const wrpo_json **list = wrpo__messages(in, v, "assistant", sides[side]);
-            if (side == 0) weighted += w != NULL;
-            wrpo__add_answer(in, side ? WRPO_ROLE_REJECTED : WRPO_ROLE_SOURCE, wrpo__take_conversation(in, list, sides[side]), wrpo__read_weight(in, w, "weight", 1), k, sides[side]);
+            const wrpo_json *answer = wrpo__take_conversation(in, list, sides[side]);
+            wrpo__add_answer(in, role, answer, wrpo__read_weight(in, w, "weight"), number, sides[side]);
+            weighted += w && side == 0;
         }
     }
-    if (weighted && weighted != pairs->count) wrpo__record_fail(in, pairs, "pairs: want a weight for all of them or for none, found %lld of %lld", (long long)weighted, (long long)pairs->count);
+    if (weighted && weighted != pairs->count)
+        wrpo__record_fail(in, pairs, "pairs: want a weight for all of them or for none, found %lld of %lld",
+                          (long long)weighted, (long long)pairs->count);
     wrpo__share_weights(in, pairs->count, pairs);
-    for (int64_t i = 0; i < pairs->count; i++) in->answers[pairs->count + i].weight = in->answers[i].weight;
+    for (int64_t i = 0; i < pairs->count; i++)
+        in->answers[pairs->count + i].tokens.share = in->answers[i].tokens.share;
 }
-static void wrpo__read_head(wrpo__reading *in, const wrpo_json *root) {   /* what it is called, and what the template wants beside messages */
-    if (root->kind != WRPO_JSON_OBJECT) wrpo__record_refuse(in, root, "JSON", "an object");
-    const wrpo_json *id = wrpo__present(root, "prompt_id"), *tools = wrpo__present(root, "tools"), *kwargs = wrpo__present(root, "chat_template_kwargs");
-    if (id && id->kind != WRPO_JSON_STRING && id->kind != WRPO_JSON_NUMBER) wrpo__record_refuse(in, id, "prompt_id", "a string or a number");
+static void wrpo__read_head(wrpo__reading *in, const wrpo_json *root) {   /* its name; what else the template gets */
+    wrpo__record_want(in, root, WRPO_JSON_OBJECT, "JSON");
+    const wrpo_json *id = wrpo__present(root, "prompt_id"), *tools = wrpo__present(root, "tools");
+    const wrpo_json *kwargs = wrpo__present(root, "chat_template_kwargs");
+    if (id && id->kind != WRPO_JSON_STRING && id->kind != WRPO_JSON_NUMBER)
+        wrpo__record_refuse(in, id, "prompt_id", "a string or a number");
     if (id) in->id = id->text;
-    if (kwargs && kwargs->kind != WRPO_JSON_OBJECT) wrpo__record_refuse(in, kwargs, "chat_template_kwargs", "an object");
-    if (tools && tools->kind != WRPO_JSON_ARRAY) wrpo__record_refuse(in, tools, "tools", "an array");
-    if ((kwargs || tools) && in->desc.tokenization == WRPO_TOKENIZATION_AUTHORS)
-        wrpo__record_fail(in, tools ? tools : kwargs, "want no tools and no chat_template_kwargs: the authors' tokenization knows none");
     in->kwargs = NULL;
-    if (kwargs || tools) {
-        wrpo_json *all = WRPO__NEW(wrpo__current, wrpo_json);
-        all->kind = WRPO_JSON_OBJECT;
-        if (tools) wrpo__json_append(all, wrpo__json_copy(wrpo__current, tools, NULL));
-        for (const wrpo_json *k = kwargs ? kwargs->child : NULL; k; k = k->next) wrpo__json_append(all, wrpo__json_copy(wrpo__current, k, NULL));
-        in->kwargs = all;
-    }
+    wrpo__record_want(in, kwargs, WRPO_JSON_OBJECT, "chat_template_kwargs");
+    wrpo__record_want(in, tools, WRPO_JSON_ARRAY, "tools");
+    if (!kwargs && !tools) return;
+    if (in->desc.tokenization == WRPO_TOKENIZATION_AUTHORS)
+        wrpo__record_fail(in, tools ? tools : kwargs,
+                          "want no tools and no chat_template_kwargs: the authors' tokenization knows none");
+    wrpo_json *all = WRPO__NEW(wrpo__current, wrpo_json);
+    all->kind = WRPO_JSON_OBJECT;
+    if (tools) wrpo__json_append(all, wrpo__json_copy(wrpo__current, tools, NULL));
+    for (const wrpo_json *k = kwargs ? kwargs->child : NULL; k; k = k->next)
+        wrpo__json_append(all, wrpo__json_copy(wrpo__current, k, NULL));
+    in->kwargs = all;
+}
+static void wrpo__read_prompt(wrpo__reading *in, const wrpo_json *v, const char *what) {
+    if (v) in->prompt = wrpo__messages(in, v, "user", what);
 }
 static void wrpo__end_prompt(wrpo__reading *in) {
     const wrpo_json *last = stbds_arrlast(in->prompt);
-    if (wrpo__is_assistant(last)) wrpo__record_refuse(in, wrpo__json_get(last, "role"), "prompt", "another last role than the assistant's");
+    if (wrpo__is_assistant(last))
+        wrpo__record_refuse(in, wrpo__json_get(last, "role"), "prompt", "another last role than the assistant's");
 }
 static void wrpo__read_record(wrpo__reading *in, const wrpo_json *root) {
     wrpo__read_head(in, root);
     const wrpo_json *prompt = wrpo__present(root, "prompt"), *messages = wrpo__present(root, "messages");
     const wrpo_json *chosen = wrpo__present(root, "chosen"), *rejected = wrpo__present(root, "rejected");
-    const wrpo_json *pairs = wrpo__present(root, "pairs"), *weights = wrpo__present(root, "weights"), *weight = wrpo__present(root, "weight");
-    in->weight = wrpo__read_weight(in, weight, "weight", 1);
+    const wrpo_json *pairs = wrpo__present(root, "pairs"), *weights = wrpo__present(root, "weights");
+    in->weight = wrpo__read_weight(in, wrpo__present(root, "weight"), "weight");
     if (in->weight == 0) in->weight = WRPO_ZERO;
-    if (pairs && (chosen || rejected || messages)) wrpo__record_fail(in, pairs, "want \"pairs\" alone, or \"chosen\" and \"rejected\", or \"messages\"; found several");
-    if (weights && !chosen) wrpo__record_fail(in, weights, "weights: want them with the sources of \"chosen\", found no \"chosen\"");
+    if (pairs && (chosen || rejected || messages))
+        wrpo__record_fail(in, pairs,
+                          "want \"pairs\" alone, or \"chosen\" and \"rejected\", or \"messages\"; found several");
+    if (weights && !chosen)
+        wrpo__record_fail(in, weights, "weights: want them with the sources of \"chosen\", found no \"chosen\"");
     if (pairs) {
-        if (prompt) in->prompt = wrpo__messages(in, prompt, "user", "prompt");
+        wrpo__read_prompt(in, prompt, "prompt");
         wrpo__read_pairs(in, pairs);
     } else if (messages && !chosen && !rejected) {
         const wrpo_json **list = wrpo__messages(in, messages, "user", "messages");
-        if (stbds_arrlen(list) < 2) wrpo__record_fail(in, messages, "messages: want a prompt and an answer, found one message");
-        wrpo__add_answer(in, WRPO_ROLE_SOURCE, wrpo__take_conversation(in, list, "messages"), 1, 0, "messages");
+        if (stbds_arrlen(list) < 2)
+            wrpo__record_fail(in, messages, "messages: want a prompt and an answer, found one message");
+        const wrpo_json *answer = wrpo__take_conversation(in, list, "messages");
+        wrpo__add_answer(in, WRPO_ROLE_SOURCE, answer, 1, 0, "messages");
     } else {
-        if (!chosen || !rejected) wrpo__record_fail(in, root, "want \"chosen\" and \"rejected\", or \"messages\"; found no \"%s\"", chosen ? "rejected" : "chosen");
-        if (prompt) in->prompt = wrpo__messages(in, prompt, "user", "prompt");
+        if (!chosen || !rejected)
+            wrpo__record_fail(in, root, "want \"chosen\" and \"rejected\", or \"messages\"; found no \"%s\"",
+                              chosen ? "rejected" : "chosen");
+        wrpo__read_prompt(in, prompt, "prompt");
         wrpo__read_answers(in, chosen, weights, true);
         wrpo__read_answers(in, rejected, NULL, false);
     }
@@ -8526,343 +8996,420 @@ static void wrpo__read_record(wrpo__reading *in, const wrpo_json *root) {
 }
 
 /* ---- clean ---- */
-static void wrpo__render(wrpo__reading *in, const wrpo_json *const *messages, int64_t count, const wrpo_json *answer, bool add_generation_prompt, wrpo__text *out) {
+/* messages: an stb array, or NULL for none; answer: one more, unless NULL. */
+static wrpo__text wrpo__render(wrpo__reading *in, const wrpo_json *const *messages, const wrpo_json *answer,
+                               bool add_generation_prompt) {
+    wrpo__text out = {.arena = wrpo__current};
     wrpo_json all = {.kind = WRPO_JSON_ARRAY};
-    for (int64_t i = 0; i < count; i++) wrpo__json_append(&all, wrpo__json_copy(wrpo__current, messages[i], NULL));
+    for (int64_t i = 0; i < stbds_arrlen(messages); i++)
+        wrpo__json_append(&all, wrpo__json_copy(wrpo__current, messages[i], NULL));
     if (answer) wrpo__json_append(&all, wrpo__json_copy(wrpo__current, answer, NULL));
-    wrpo__chat_at(wrpo__current, in->tok, &all, add_generation_prompt, in->kwargs, in->now, out);
-    wrpo__text_add(out, "", 0);                        /* never NULL */
+    wrpo__chat_at(wrpo__current, in->tok, &all, add_generation_prompt, in->kwargs, in->now, &out);
+    wrpo__text_add(&out, "", 0);     /* never NULL */
+    return out;
 }
-/* Which part of `whole`, the conversation with its answer, is the response: from where `before`, the prompt as the
-   model gets it, ends; to behind the first end token after the answer's own text (which may hold such tokens as
-   well). Where that text begins and ends shows in a second rendering, with an answer that shares no character
-   with it: what both texts have in common in front and behind is the template's. false: no end token.         */
-static bool wrpo__response_span(wrpo__reading *in, const wrpo_json *message, const wrpo__text *before, const wrpo__text *whole, size_t *from, size_t *to) {
+static size_t wrpo__end_at(const wrpo__reading *in, const char *text, size_t n) {   /* bytes of an end token; 0: none */
+    size_t longest = 0;
+    for (int64_t t = 0; t < stbds_arrlen(in->ends); t++) {
+        const wrpo__token *token = &in->tok->tokens[in->ends[t]];
+        size_t size = (size_t)token->size;
+        if (size > longest && size <= n && memcmp(text, token->text, size) == 0) longest = size;
+    }
+    return longest;
+}
+/* Finds the response in `whole`, the conversation with its answer: from the end of `before`, the prompt as the model
+   gets it, through the first end token after the answer's own text (which may contain such tokens as well). A second
+   rendering shows where that text is. Its answer shares no character with the first one's, so what both renderings
+   have in common at their two ends is the template's. false: there is no end token.                          */
+static bool wrpo__response_span(wrpo__reading *in, const wrpo_json *message, const wrpo__text *before,
+                                const wrpo__text *whole, size_t *from, size_t *to) {
     static const char marks[] = "\1\2\3\4\5\6QZX";
     const wrpo_json *content = wrpo__json_get(message, "content");
-    const size_t n = whole->size;
+    size_t n = whole->size;
     size_t head = 0, tail = 0, k = 0;
     while (marks[k + 1] && memchr(content->text, marks[k], content->size)) k++;
     wrpo_json mark = {.kind = WRPO_JSON_STRING, .text = marks + k, .size = 1}, other = {.kind = WRPO_JSON_OBJECT};
-    for (const wrpo_json *v = message->child; v; v = v->next) wrpo__json_append(&other, wrpo__json_copy(wrpo__current, v == content ? &mark : v, v->key));
-    wrpo__text probe = {.arena = wrpo__current};
-    wrpo__render(in, in->prompt, stbds_arrlen(in->prompt), &other, false, &probe);
-    const size_t least = WRPO__MIN(n, probe.size);
+    for (const wrpo_json *v = message->child; v; v = v->next)
+        wrpo__json_append(&other, wrpo__json_copy(wrpo__current, v == content ? &mark : v, v->key));
+    const wrpo__text probe = wrpo__render(in, in->prompt, &other, false);
+    size_t least = WRPO__MIN(n, probe.size);
     while (head < least && whole->data[head] == probe.data[head]) head++;
     while (tail < least - head && whole->data[n - 1 - tail] == probe.data[probe.size - 1 - tail]) tail++;
-    if (head + tail >= n || head + tail >= probe.size) wrpo__record_fail(in, message, "the chat template does not show the response");
+    if (head + tail >= least) wrpo__record_fail(in, message, "the chat template does not show the response");
     *from = before->size;
     if (before->size > n - tail || memcmp(whole->data, before->data, before->size) != 0) {
-        *from = head;                /* a template that writes a prompt differently once it is answered */
-        while (*from > 0 && before->size && wrpo__jspace(whole->data[*from - 1]) && whole->data[*from - 1] != before->data[before->size - 1]) --*from;
+        /* A template that writes a prompt differently once it is answered: space that the prompt does not end in is
+           the response's. */
+        char last = before->size ? before->data[before->size - 1] : 0;
+        *from = head;
+        while (*from > 0 && last && wrpo__jspace(whole->data[*from - 1]) && whole->data[*from - 1] != last) --*from;
     }
     for (size_t i = n - tail; i < n; i++) {
-        size_t longest = 0;
-        for (int64_t t = 0; t < stbds_arrlen(in->ends); t++) {
-            const wrpo__token *token = &in->tok->tokens[in->ends[t]];
-            const size_t size = (size_t)token->size;
-            if (size > longest && size <= n - i && memcmp(whole->data + i, token->text, size) == 0) longest = size;
-        }
-        *to = i + longest;
-        if (longest) return true;
+        size_t size = wrpo__end_at(in, whole->data + i, n - i);
+        *to = i + size;
+        if (size) return true;
     }
     *to = n;
     return false;
 }
-/* The ids of `rest` behind the prompt's: both as one text, from which the prompt's ids are taken off, since families that
-   put a space in front of a text do so behind a special token as well. The prompt stays as it is at inference, so
-   where its last token would merge with the rest or swallow white space of it, the rest is tokenized on its own. */
-static void wrpo__encode_after(wrpo__reading *in, const wrpo__text *before, const int32_t *prompt, const char *rest, size_t n, int32_t **ids) {
-    const int64_t P = stbds_arrlen(prompt);
+/* The ids of `rest` after the prompt's. Both are tokenized as one text, from which the prompt's ids are taken off:
+   families that put a space before a text do so after a special token as well. The prompt stays as it is at
+   inference: where its last token would merge with the rest or swallow its white space, the rest is tokenized alone. */
+static void wrpo__encode_after(wrpo__reading *in, const wrpo__text *before, const char *rest, size_t n, int32_t **ids) {
+    const int32_t *prompt = in->prompt_ids;
+    int64_t P = stbds_arrlen(prompt);
     wrpo__text both = {.arena = wrpo__current};
     wrpo__text_add(&both, before->data, before->size);
     wrpo__text_add(&both, rest, n);
     wrpo__encode(in->tok, both.data, both.size, 0, ids);
-    bool swallows = P && n && in->tok->tokens[prompt[P - 1]].flags & WRPO__TOKEN_RSTRIP && wrpo__jskip_space(rest, n, 0) > 0;
-    if (!swallows && stbds_arrlen(*ids) >= P && (!P || memcmp(*ids, prompt, (size_t)P * sizeof *prompt) == 0)) {
+    bool strips = P && in->tok->tokens[prompt[P - 1]].flags & WRPO__TOKEN_RSTRIP;
+    bool swallows = strips && n && wrpo__jskip_space(rest, n, 0) > 0;
+    bool same = stbds_arrlen(*ids) >= P && (!P || memcmp(*ids, prompt, (size_t)P * sizeof *prompt) == 0);
+    if (same && !swallows) {
         if (P) stbds_arrdeln(*ids, 0, (size_t)P);
         return;
     }
     stbds_arrsetlen(*ids, 0);
     wrpo__encode(in->tok, rest, n, WRPO_TOKENIZER_CONTINUE, ids);
 }
-static void wrpo__tokenize_clean(wrpo__reading *in, wrpo__ids *prompt, wrpo__ids *out) {
-    const int64_t count = stbds_arrlen(in->prompt), K = stbds_arrlen(in->answers);
-    wrpo__text before = {.arena = wrpo__current};
-    wrpo__render(in, in->prompt, count, NULL, true, &before);
-    wrpo__encode(in->tok, before.data, before.size, 0, &prompt->ids);
-    const int64_t full = stbds_arrlen(prompt->ids), P = WRPO__MIN(full, in->desc.max_prompt_length);
-    for (int64_t k = 0; k < K; k++) {
-        wrpo__text whole = {.arena = wrpo__current};
+static void wrpo__tokenize_clean(wrpo__reading *in) {
+    const wrpo__text before = wrpo__render(in, in->prompt, NULL, true);
+    wrpo__encode(in->tok, before.data, before.size, 0, &in->prompt_ids);
+    int64_t full = stbds_arrlen(in->prompt_ids), P = WRPO__MIN(full, in->desc.max_prompt_length);
+    for (int64_t k = 0; k < stbds_arrlen(in->answers); k++) {
+        wrpo__answer *a = &in->answers[k];
+        const wrpo__text whole = wrpo__render(in, in->prompt, a->message, false);
         size_t from, to;
-        wrpo__render(in, in->prompt, count, in->answers[k].message, false, &whole);
-        bool ends = wrpo__response_span(in, in->answers[k].message, &before, &whole, &from, &to);
-        wrpo__encode_after(in, &before, prompt->ids, whole.data + from, to - from, &out[k].ids);
-        if (!ends && in->tok->eos >= 0) stbds_arrput(out[k].ids, in->tok->eos);
-        if (P + stbds_arrlen(out[k].ids) > in->desc.max_length) {   /* a response keeps its begin */
-            stbds_arrsetlen(out[k].ids, (size_t)(in->desc.max_length - P));
+        bool ends = wrpo__response_span(in, a->message, &before, &whole, &from, &to);
+        wrpo__encode_after(in, &before, whole.data + from, to - from, &a->ids);
+        if (!ends && in->tok->eos >= 0) stbds_arrput(a->ids, in->tok->eos);
+        if (P + stbds_arrlen(a->ids) > in->desc.max_length) {   /* a response keeps its beginning */
+            stbds_arrsetlen(a->ids, (size_t)(in->desc.max_length - P));
             in->data->stats.truncated_responses++;
         }
     }
-    if (full > P) stbds_arrdeln(prompt->ids, 0, (size_t)(full - P));          /* the prompt its end */
+    if (full > P) stbds_arrdeln(in->prompt_ids, 0, (size_t)(full - P));   /* the prompt keeps its end */
     in->data->stats.truncated_prompts += full > P;
 }
 
 /* ---- authors: tokenize_row of the reference trainer ----
-   The prompt is rendered without the generation prompt; each answer as a conversation of its own without BOS, so
-   that the assistant's header is scored with it. Both are tokenized as one text, in which the prompt is as long as
-   alone, or a token less if that would change it. EOS is appended once more. Truncation looks at the longest
-   response for all: the prompts keep their ends, then, if still needed, every response its begin.             */
-static void wrpo__tokenize_authors(wrpo__reading *in, wrpo__ids *prompt, wrpo__ids *out) {
-    const int64_t K = stbds_arrlen(in->answers), max_length = in->desc.max_length, max_prompt = in->desc.max_prompt_length;
+   The prompt is rendered without the generation prompt. Each answer is rendered as a conversation of its own without
+   BOS, so that the assistant's header is scored with it. Both are tokenized as one text. In it the prompt has as many
+   tokens as alone, or one less if they would differ. EOS is appended once more. Truncation goes by the longest
+   response: all prompts keep their ends, then, if that is not enough, every response its beginning.           */
+static void wrpo__tokenize_authors(wrpo__reading *in) {
+    int64_t K = stbds_arrlen(in->answers), max_length = in->desc.max_length, max_prompt = in->desc.max_prompt_length;
     const char *bos_token = in->tok->special[0];
-    const size_t bos = bos_token ? strlen(bos_token) : 0;
-    int32_t *alone = NULL;                             /* stb array */
+    size_t bos = bos_token ? strlen(bos_token) : 0;
+    const wrpo__answer *first = in->answers, *last = &in->answers[K - 1];
+    int32_t *alone = NULL;           /* stb array */
     int64_t longest = 0, shared = INT64_MAX;
     bool cut = false;
-    wrpo__text before = {.arena = wrpo__current};
-    if (in->tok->eos < 0) wrpo__fail(in->ctx, WRPO_E_ARG, "the authors' tokenization wants an eos_token, the tokenizer has none");
-    wrpo__render(in, in->prompt, stbds_arrlen(in->prompt), NULL, false, &before);
+    if (in->tok->eos < 0)
+        wrpo__fail(in->ctx, WRPO_E_ARG, "the authors' tokenization wants an eos_token, the tokenizer has none");
+    const wrpo__text before = wrpo__render(in, in->prompt, NULL, false);
     wrpo__encode(in->tok, before.data, before.size, 0, &alone);
-    for (int64_t k = 0; k < K; k++) {
-        wrpo__text turn = {.arena = wrpo__current}, whole = {.arena = wrpo__current};
-        wrpo__render(in, NULL, 0, in->answers[k].message, false, &turn);
-        size_t skip = bos && turn.size >= bos && memcmp(turn.data, bos_token, bos) == 0 ? bos : 0;
+    for (int64_t k = 0; k < K; k++) {   /* until the end, ids hold the prompt and the response */
+        wrpo__answer *a = &in->answers[k];
+        const wrpo__text reply = wrpo__render(in, NULL, a->message, false);
+        size_t skip = bos && reply.size >= bos && memcmp(reply.data, bos_token, bos) == 0 ? bos : 0;
+        wrpo__text whole = {.arena = wrpo__current};
         wrpo__text_add(&whole, before.data, before.size);
-        wrpo__text_add(&whole, turn.data + skip, turn.size - skip);
-        int32_t *ids = NULL;
-        wrpo__encode(in->tok, whole.data, whole.size, 0, &ids);
-        int64_t border = stbds_arrlen(alone), n = stbds_arrlen(ids);
-        if (border > n) wrpo__record_fail(in, in->answers[k].message, "with the response, the prompt has fewer tokens than alone: the authors' tokenization cannot tell them apart");
-        if (border && memcmp(ids, alone, (size_t)border * sizeof *ids) != 0) border--;
-        if (border == n) wrpo__record_fail(in, in->answers[k].message, "response %lld has no token", (long long)k + 1);
-        stbds_arrput(ids, in->tok->eos);
-        out[k] = (wrpo__ids){ids, border};             /* the prompt and the response, until below */
+        wrpo__text_add(&whole, reply.data + skip, reply.size - skip);
+        wrpo__encode(in->tok, whole.data, whole.size, 0, &a->ids);
+        int64_t border = stbds_arrlen(alone), n = stbds_arrlen(a->ids);
+        if (border > n)
+            wrpo__record_fail(in, a->message, "with the response, the prompt has fewer tokens than alone: "
+                              "the authors' tokenization cannot tell them apart");
+        if (border && memcmp(a->ids, alone, (size_t)border * sizeof *alone) != 0) border--;
+        if (border == n) wrpo__record_fail(in, a->message, "response %lld has no token", (long long)k + 1);
+        stbds_arrput(a->ids, in->tok->eos);
+        a->tokens.first = border;
         longest = WRPO__MAX(longest, n + 1 - border);
     }
-    for (int64_t k = 0; k < K - 1; k++) {              /* a chosen one's prompt and the rejected one's: at most one token may differ */
+    for (const wrpo__answer *a = first; a < last; a++) {   /* a chosen one's prompt and the rejected one's */
         int64_t other = 0;
-        for (int64_t i = 0; i < WRPO__MIN(out[k].first, out[K - 1].first); i++) other += out[k].ids[i] != out[K - 1].ids[i];
-        if (other > 1) wrpo__record_fail(in, in->answers[k].message, "the responses change more than the prompt's last token");
+        for (int64_t i = 0; i < WRPO__MIN(a->tokens.first, last->tokens.first); i++) other += a->ids[i] != last->ids[i];
+        if (other > 1) wrpo__record_fail(in, a->message, "the responses change more than the prompt's last token");
     }
     for (int64_t k = 0; k < K; k++) {
-        int64_t P = out[k].first;
+        wrpo__answer *a = &in->answers[k];
+        int64_t P = a->tokens.first, same = 0;   /* same: with the first one's prompt */
         if (P + longest > max_length && P > max_prompt) {
-            stbds_arrdeln(out[k].ids, 0, (size_t)(P - max_prompt));
-            out[k].first = P = max_prompt, cut = true;
+            stbds_arrdeln(a->ids, 0, (size_t)(P - max_prompt));
+            a->tokens.first = P = max_prompt;
+            cut = true;
         }
-        if (P + longest > max_length && stbds_arrlen(out[k].ids) - P > max_length - max_prompt) {
-            stbds_arrsetlen(out[k].ids, (size_t)(P + max_length - max_prompt));
+        if (P + longest > max_length && stbds_arrlen(a->ids) - P > max_length - max_prompt) {
+            stbds_arrsetlen(a->ids, (size_t)(P + max_length - max_prompt));
             in->data->stats.truncated_responses++;
         }
-        int64_t same = 0;                              /* with the first one's prompt */
-        while (same < P && same < out[0].first && out[k].ids[same] == out[0].ids[same]) same++;
+        while (same < P && same < first->tokens.first && a->ids[same] == first->ids[same]) same++;
         shared = WRPO__MIN(shared, same);
     }
     in->data->stats.truncated_prompts += cut;
-    if (shared == 0 && cut) wrpo__record_fail(in, NULL, "truncated, the responses' prompts have no token in common: want a shorter prompt or a larger max_prompt_length");
-    for (int64_t i = 0; i < shared; i++) stbds_arrput(prompt->ids, out[0].ids[i]);
-    for (int64_t k = 0; k < K; k++) {                  /* what is not shared stays with the response, unscored */
-        stbds_arrdeln(out[k].ids, 0, (size_t)shared);
-        out[k].first -= shared;
+    if (shared == 0 && cut)
+        wrpo__record_fail(in, NULL, "truncated, the responses' prompts have no token in common: "
+                          "want a shorter prompt or a larger max_prompt_length");
+    for (int64_t i = 0; i < shared; i++) stbds_arrput(in->prompt_ids, first->ids[i]);
+    for (int64_t k = 0; k < K; k++) {   /* what is not shared stays with the response, unscored */
+        stbds_arrdeln(in->answers[k].ids, 0, (size_t)shared);
+        in->answers[k].tokens.first -= shared;
     }
 }
 
-/* ---- lines of a file, but for blank ones ---- */
+/* ---- lines of a file, except blank ones ---- */
 typedef struct wrpo__lines { const wrpo__file *file; const char *text; size_t size, next; int64_t number; } wrpo__lines;
 static bool wrpo__next_line(wrpo__lines *l) {
     const char *data = (const char *)l->file->data;
-    if (!l->next && l->file->size >= 3 && memcmp(data, "\xEF\xBB\xBF", 3) == 0) l->next = 3;      /* a byte order mark: once, in front */
-    while (l->next < l->file->size) {
-        const char *at = data + l->next, *newline = memchr(at, '\n', l->file->size - l->next);
-        size_t n = newline ? (size_t)(newline - at) : l->file->size - l->next, blank = 0;
+    size_t end = l->file->size;
+    if (!l->next && end >= 3 && memcmp(data, "\xEF\xBB\xBF", 3) == 0) l->next = 3;   /* a byte order mark */
+    while (l->next < end) {
+        const char *at = data + l->next, *newline = memchr(at, '\n', end - l->next);
+        size_t n = newline ? (size_t)(newline - at) : end - l->next, blank = 0;
         l->next += n + (newline != NULL);
         l->number++;
         if (n && at[n - 1] == '\r') n--;
         while (blank < n && (at[blank] == ' ' || at[blank] == '\t')) blank++;
-        l->text = at, l->size = n;
+        l->text = at;
+        l->size = n;
         if (blank < n) return true;
     }
     return false;
 }
 
 /* ---- records ---- */
-static void wrpo__name_record(const wrpo__reading *in) {   /* in front of the sentence of an error from below */
+/* Puts the record's name before the sentence of an error from below. */
+static void wrpo__name_record(wrpo__reading *in) {
     wrpo_error *e = &in->ctx->error;
-    char place[256], sentence[sizeof e->text];
-    snprintf(place, sizeof place, "%.150s:%lld: record \"%.60s\": ", in->desc.path, (long long)in->line, in->id);
-    memcpy(sentence, e->text, sizeof sentence);
-    size_t n = strlen(place), m = WRPO__MIN(strlen(sentence), sizeof e->text - 1 - n);
-    memcpy(e->text, place, n);
-    memcpy(e->text + n, sentence, m);
-    e->text[n + m] = 0;
-    e->line = in->line, e->column = 0;
-}
-/* One line. An entry of its own, so that its arena goes with it and an error from below learns which record it is about. */
-static wrpo_result wrpo__load_line(wrpo__reading *in, const char *text, size_t n) {
-    WRPO__TRY(in->ctx, wrpo__arena_new(in->ctx), true) {
-        in->id = wrpo__format(wrpo__current, "line %lld", (long long)in->line);
-        in->prompt = NULL, in->answers = NULL;
-        wrpo__read_record(in, wrpo__json_parse(wrpo__current, in->desc.path, in->line, text, n));
-        const int64_t K = stbds_arrlen(in->answers);
-        wrpo__ids prompt = {0}, *out = wrpo__alloc(wrpo__current, (size_t)K, sizeof *out);
-        wrpo_tokens *responses = wrpo__alloc(wrpo__current, (size_t)K, sizeof *responses);
-        in->tokenizing = true;
-        if (in->desc.tokenization == WRPO_TOKENIZATION_AUTHORS) wrpo__tokenize_authors(in, &prompt, out);
-        else wrpo__tokenize_clean(in, &prompt, out);
-        in->tokenizing = false;
-        if (stbds_arrlen(prompt.ids) == 0) wrpo__record_fail(in, NULL, "the prompt has no token");
-        for (int64_t k = 0; k < K; k++) {
-            responses[k] = (wrpo_tokens){in->answers[k].role, out[k].ids, stbds_arrlen(out[k].ids), out[k].first, in->answers[k].weight, in->answers[k].pair};
-            if (responses[k].count <= responses[k].first) wrpo__record_fail(in, in->answers[k].message, "response %lld has no token", (long long)k + 1);
-        }
-        const wrpo_record record = {in->id, in->line, prompt.ids, stbds_arrlen(prompt.ids), responses, (int)K, in->weight};
-        wrpo__data_add(in->data, &record);
+    char name[256];
+    if (in->tokenizing && e->code != WRPO_E_MEMORY) {
+        size_t n = (size_t)snprintf(name, sizeof name, "%.150s:%lld: record \"%.60s\": ", in->desc.path,
+                                    (long long)in->line, in->id);
+        size_t m = WRPO__MIN(strlen(e->text), sizeof e->text - 1 - n);
+        memmove(e->text + n, e->text, m);
+        memcpy(e->text, name, n);
+        e->text[n + m] = 0;
+        e->line = in->line;
+        e->column = 0;
     }
-    if (wrpo__entry.failed && in->tokenizing && in->ctx->error.code != WRPO_E_MEMORY) wrpo__name_record(in);
     in->tokenizing = false;
+}
+static void wrpo__read_line(wrpo__reading *in, const char *text, size_t n) {
+    in->id = wrpo__format(wrpo__current, "line %lld", (long long)in->line);
+    in->prompt = NULL;
+    in->prompt_ids = NULL;
+    in->answers = NULL;
+    wrpo__read_record(in, wrpo__json_parse(wrpo__current, in->desc.path, in->line, text, n));
+    in->tokenizing = true;
+    if (in->desc.tokenization == WRPO_TOKENIZATION_AUTHORS) wrpo__tokenize_authors(in);
+    else wrpo__tokenize_clean(in);
+    in->tokenizing = false;
+    int64_t K = stbds_arrlen(in->answers), P = stbds_arrlen(in->prompt_ids);
+    wrpo_tokens *responses = wrpo__alloc(wrpo__current, (size_t)K, sizeof *responses);
+    if (P == 0) wrpo__record_fail(in, NULL, "the prompt has no token");
+    for (int64_t k = 0; k < K; k++) {
+        responses[k] = in->answers[k].tokens;
+        responses[k].ids = in->answers[k].ids;
+        responses[k].count = stbds_arrlen(in->answers[k].ids);
+        if (responses[k].count <= responses[k].first)
+            wrpo__record_fail(in, in->answers[k].message, "response %lld has no token", (long long)k + 1);
+    }
+    const wrpo_record record = {in->id, in->line, in->prompt_ids, P, responses, (int)K, in->weight};
+    wrpo__data_add(in->data, &record);
+}
+/* One line. An entry of its own: its arena goes with it, and an error from below learns which record it is about. */
+static wrpo_result wrpo__load_line(wrpo__reading *in, const char *text, size_t n) {
+    WRPO__CALL(in->ctx, wrpo__arena_new(in->ctx), true, wrpo__read_line(in, text, n));
+    if (wrpo__entry.failed) wrpo__name_record(in);
     return wrpo__end(&wrpo__entry);
 }
 static void wrpo__find_ends(wrpo__reading *in) {
-    for (int32_t id = 0; id < (int32_t)in->tok->size; id++)
-        if ((wrpo__is_special(in->tok, id) || id == in->tok->eos) && in->tok->tokens[id].size > 0) stbds_arrput(in->ends, id);
+    for (int32_t id = 0; id < (int32_t)in->tok->size; id++) {
+        bool may_end = wrpo__is_special(in->tok, id) || id == in->tok->eos;
+        if (may_end && in->tok->tokens[id].size > 0) stbds_arrput(in->ends, id);
+    }
 }
 static wrpo_data *wrpo__data_load(wrpo__arena *arena, wrpo_tokenizer *tok, const wrpo_data_desc *desc) {
     wrpo_ctx *ctx = arena->ctx;
     wrpo_data *data = WRPO__NEW(arena, wrpo_data);
     wrpo__reading in = {.ctx = ctx, .data = data, .tok = tok, .desc = *desc, .now = time(NULL)};
     int64_t *max_length = &in.desc.max_length, *max_prompt = &in.desc.max_prompt_length;
-    data->ctx = ctx, data->arena = arena;
+    data->ctx = ctx;
+    data->arena = arena;
     if (!desc->path) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_data_desc: want a path, found NULL");
     if (*max_length < 0 || *max_prompt < 0 || desc->limit < 0)
-        wrpo__fail(ctx, WRPO_E_ARG, "wrpo_data_desc: want max_length, max_prompt_length and limit of at least 0, found %lld, %lld and %lld",
-                   (long long)*max_length, (long long)*max_prompt, (long long)desc->limit);
+        wrpo__fail(ctx, WRPO_E_ARG, "wrpo_data_desc: want max_length, max_prompt_length and limit of at least 0, "
+                   "found %lld, %lld and %lld", (long long)*max_length, (long long)*max_prompt, (long long)desc->limit);
     if (!*max_length) *max_length = 2048;
     if (!*max_prompt) *max_prompt = WRPO__MAX(*max_length / 2048 * 1800 + *max_length % 2048 * 1800 / 2048, 1);
     if (*max_prompt >= *max_length)
-        wrpo__fail(ctx, WRPO_E_ARG, "max_prompt_length: want less than max_length, %lld, found %lld", (long long)*max_length, (long long)*max_prompt);
-    wrpo__arena *work = wrpo__sub_arena(arena);            /* what goes when the file is read */
-    const wrpo__file *f = wrpo__open_file(work, desc->path);
+        wrpo__fail(ctx, WRPO_E_ARG, "max_prompt_length: want less than max_length, %lld, found %lld",
+                   (long long)*max_length, (long long)*max_prompt);
+    wrpo__arena *work = wrpo__sub_arena(arena);   /* what goes when the file is read */
+    wrpo__lines lines = {.file = wrpo__open_file(work, desc->path)};
     wrpo__current = work;
     wrpo__find_ends(&in);
-    for (wrpo__lines l = {.file = f}; !(desc->limit && data->stats.records >= desc->limit) && wrpo__next_line(&l);) {
-        in.line = l.number;
-        wrpo__rethrow(ctx, wrpo__load_line(&in, l.text, l.size));
+    while (!(desc->limit && data->stats.records >= desc->limit) && wrpo__next_line(&lines)) {
+        in.line = lines.number;
+        wrpo__rethrow(ctx, wrpo__load_line(&in, lines.text, lines.size));
     }
     wrpo__current = arena;
     wrpo__arena_clear(work);
     if (!data->stats.records) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want records, found none", desc->path);
     if (data->stats.truncated_prompts || data->stats.truncated_responses)
-        wrpo__log(ctx, WRPO_LOG_WARN, "%s: %lld prompts and %lld responses were cut to fit %lld tokens, of which %lld for a prompt", desc->path,
-                  (long long)data->stats.truncated_prompts, (long long)data->stats.truncated_responses, (long long)*max_length, (long long)*max_prompt);
+        wrpo__log(ctx, WRPO_LOG_WARN,
+                  "%s: %lld prompts and %lld responses were cut to fit %lld tokens, of which %lld for a prompt",
+                  desc->path, (long long)data->stats.truncated_prompts, (long long)data->stats.truncated_responses,
+                  (long long)*max_length, (long long)*max_prompt);
     return data;
 }
 WRPO_API wrpo_result wrpo_data_load(wrpo_tokenizer *tok, const wrpo_data_desc *desc, wrpo_data **out) {
     *out = NULL;
-    WRPO__TRY(tok->ctx, wrpo__arena_new(tok->ctx), false) *out = wrpo__data_load(wrpo__entry.arena, tok, desc ? desc : &(wrpo_data_desc){0});
+    desc = desc ? desc : &(wrpo_data_desc){0};
+    WRPO__CALL(tok->ctx, wrpo__arena_new(tok->ctx), false, *out = wrpo__data_load(wrpo__current, tok, desc));
     return wrpo__end(&wrpo__entry);
 }
 
 /* ---- for generation: the prompt alone, and what ends an answer ---- */
-static wrpo_result wrpo__prompt_ids(wrpo__reading *in, const wrpo_json *record, bool raw, int32_t **ids, int64_t *count) {
-    WRPO__TRY(in->ctx, wrpo__arena_new(in->ctx), true) {
-        int32_t *list = NULL;
-        wrpo__read_head(in, record);
-        const wrpo_json *prompt = wrpo__present(record, "prompt"), *messages = wrpo__present(record, "messages");
-        if (!prompt == !messages) wrpo__record_fail(in, record, "want either \"prompt\" or \"messages\", found %s", prompt ? "both" : "none");
-        if (raw && (messages || prompt->kind != WRPO_JSON_STRING)) wrpo__record_refuse(in, prompt ? prompt : messages, "raw prompt", "a string");
-        if (!raw) {
-            in->prompt = wrpo__messages(in, prompt ? prompt : messages, "user", prompt ? "prompt" : "messages");
-            wrpo__end_prompt(in);
-        }
-        wrpo__text text = {.arena = wrpo__current};
-        in->tokenizing = true;
-        if (raw) wrpo__text_add(&text, prompt->text, prompt->size);
-        else wrpo__render(in, in->prompt, stbds_arrlen(in->prompt), NULL, true, &text);
-        wrpo__encode(in->tok, text.data, text.size, raw ? WRPO_TOKENIZER_SPECIAL : 0, &list);
-        in->tokenizing = false;
-        if (stbds_arrlen(list) == 0) wrpo__record_fail(in, NULL, "the prompt has no token");
-        *ids = wrpo__handout(in->ctx, list, (size_t)stbds_arrlen(list) * sizeof *list);
-        *count = stbds_arrlen(list);
+static void wrpo__tokenize_prompt(wrpo__reading *in, const wrpo_json *record, bool raw, int32_t **ids, int64_t *count) {
+    wrpo__read_head(in, record);
+    const wrpo_json *prompt = wrpo__present(record, "prompt"), *messages = wrpo__present(record, "messages");
+    const wrpo_json *v = prompt ? prompt : messages;
+    wrpo__text text = {.arena = wrpo__current};
+    if (!prompt == !messages)
+        wrpo__record_fail(in, record, "want either \"prompt\" or \"messages\", found %s", prompt ? "both" : "none");
+    if (raw && (messages || v->kind != WRPO_JSON_STRING)) wrpo__record_refuse(in, v, "raw prompt", "a string");
+    if (!raw) {
+        wrpo__read_prompt(in, v, prompt ? "prompt" : "messages");
+        wrpo__end_prompt(in);
     }
-    if (wrpo__entry.failed && in->tokenizing && in->ctx->error.code != WRPO_E_MEMORY) wrpo__name_record(in);
+    in->tokenizing = true;
+    if (raw) wrpo__text_add(&text, v->text, v->size);
+    else text = wrpo__render(in, in->prompt, NULL, true);
+    wrpo__encode(in->tok, text.data, text.size, raw ? WRPO_TOKENIZER_SPECIAL : 0, &in->prompt_ids);
+    in->tokenizing = false;
+    int64_t P = stbds_arrlen(in->prompt_ids);
+    if (P == 0) wrpo__record_fail(in, NULL, "the prompt has no token");
+    *ids = wrpo__handout(in->ctx, in->prompt_ids, (size_t)P * sizeof **ids);
+    *count = P;
+}
+static wrpo_result wrpo__prompt_ids(wrpo__reading *in, const wrpo_json *record, bool raw, int32_t **ids, int64_t *count) {
+    WRPO__CALL(in->ctx, wrpo__arena_new(in->ctx), true, wrpo__tokenize_prompt(in, record, raw, ids, count));
+    if (wrpo__entry.failed) wrpo__name_record(in);
     return wrpo__end(&wrpo__entry);
 }
-WRPO_API wrpo_result wrpo_tokenizer_prompt(wrpo_tokenizer *tok, const wrpo_tokenizer_prompt_desc *desc, const wrpo_json *record, int32_t **ids, int64_t *count) {
+WRPO_API wrpo_result wrpo_tokenizer_prompt(wrpo_tokenizer *tok, const wrpo_tokenizer_prompt_desc *desc,
+                                           const wrpo_json *record, int32_t **ids, int64_t *count) {
     desc = desc ? desc : &(wrpo_tokenizer_prompt_desc){0};
     char id[40];
-    wrpo__reading in = {.ctx = tok->ctx, .tok = tok, .desc.path = desc->name ? desc->name : "prompts", .line = desc->line ? desc->line : record->line,
-                        .now = desc->now ? (time_t)desc->now : time(NULL), .id = id};
+    wrpo__reading in = {.ctx = tok->ctx, .tok = tok, .desc.path = desc->name ? desc->name : "prompts", .id = id,
+                        .line = desc->line ? desc->line : record->line,
+                        .now = desc->now ? (time_t)desc->now : time(NULL)};
     snprintf(id, sizeof id, "line %lld", (long long)in.line);
-    *ids = NULL, *count = 0;
+    *ids = NULL;
+    *count = 0;
     return wrpo__prompt_ids(&in, record, desc->raw, ids, count);
 }
-/* The token that ends an answer in the chat template; -1: it has none, raises on this conversation, or there is no template. */
+static void wrpo__find_answer_end(wrpo_tokenizer *tok, int32_t *end) {
+    const wrpo_json said = {.kind = WRPO_JSON_STRING, .text = "x", .size = 1};
+    const wrpo_json *answer = wrpo__message_of("assistant", &said);
+    wrpo__reading in = {.ctx = tok->ctx, .tok = tok, .desc.path = "chat template", .id = "of stop tokens",
+                        .now = time(NULL)};
+    int32_t *ids = NULL;
+    size_t from, to;
+    wrpo__find_ends(&in);
+    stbds_arrput(in.prompt, wrpo__message_of("user", &said));
+    const wrpo__text before = wrpo__render(&in, in.prompt, NULL, true);
+    const wrpo__text whole = wrpo__render(&in, in.prompt, answer, false);
+    if (!wrpo__response_span(&in, answer, &before, &whole, &from, &to)) return;
+    wrpo__encode(tok, whole.data + from, to - from, WRPO_TOKENIZER_CONTINUE, &ids);
+    *end = stbds_arrlast(ids);
+}
+/* The token that ends an answer in the chat template; -1: it has none or raises here, or there is no template. */
 static wrpo_result wrpo__answer_end(wrpo_tokenizer *tok, int32_t *end) {
     *end = -1;
-    WRPO__TRY(tok->ctx, wrpo__arena_new(tok->ctx), true) {
-        const wrpo_json said = {.kind = WRPO_JSON_STRING, .text = "x", .size = 1};
-        wrpo__reading in = {.ctx = tok->ctx, .tok = tok, .desc.path = "chat template", .id = "of stop tokens", .now = time(NULL)};
-        wrpo__text before = {.arena = wrpo__current}, whole = {.arena = wrpo__current};
-        const wrpo_json *answer = wrpo__message_of("assistant", &said);
-        int32_t *ids = NULL;
-        size_t from, to;
-        wrpo__find_ends(&in);
-        stbds_arrput(in.prompt, wrpo__message_of("user", &said));
-        wrpo__render(&in, in.prompt, 1, NULL, true, &before);
-        wrpo__render(&in, in.prompt, 1, answer, false, &whole);
-        if (wrpo__response_span(&in, answer, &before, &whole, &from, &to)) {
-            wrpo__encode(tok, whole.data + from, to - from, WRPO_TOKENIZER_CONTINUE, &ids);
-            *end = stbds_arrlast(ids);
-        }
-    }
+    WRPO__CALL(tok->ctx, wrpo__arena_new(tok->ctx), true, wrpo__find_answer_end(tok, end));
     return wrpo__end(&wrpo__entry);
 }
 
 /* ------------------------------------------------------------------------------------------ >>generate
    Samples of many prompts at once, over a cache of keys and values.
 
-   A prompt's keys and values are computed once and are the prefix that all its samples attend to; a sample has rows of the cache
-   of its own. One step packs the newest token of every live sample and, into the rows left, pieces of prompts, and runs the one
-   model text over them; a row's bits do not depend on the others. From the logits of a prompt's last row all its samples draw
-   their first token; those that find no place among the live ones wait with it. A prompt is begun when places would stay empty. */
+   The keys and values of a prompt are computed once: they are the prefix that all its samples attend to. Each live
+   sample has rows of its own in the cache. One step packs the newest token of every live sample, fills the rows that
+   are left with pieces of prompts, and runs the model over them; the bits of a row do not depend on the other rows.
+   All samples of a prompt draw their first token from the logits of the prompt's last row. Those that find no free
+   slot wait. A prompt is begun when slots would stay empty otherwise.                                          */
 typedef struct wrpo__draft {         /* a sample in the making */
     struct wrpo__job *job;
-    int64_t number, place;           /* place among the live ones; -1: none */
+    int64_t number, slot;            /* slot among the live samples; -1: none */
     int32_t *ids; float *logps;      /* stb arrays */
     size_t shown;                    /* bytes of its text that on_text has had */
     bool stopped, done;
 } wrpo__draft;
 typedef struct wrpo__job {           /* a prompt that is begun and not delivered yet */
-    int64_t prompt, place, rows, left, limit;          /* rows of it in the cache; samples not done; tokens of a sample at most */
-    wrpo__draft *drafts;             /* [n] */
+    int64_t prompt, slot;            /* its index; its slot in the cache */
+    int64_t rows;                    /* of it in the cache so far */
+    int64_t left, limit;             /* samples that are not done; the most tokens of a sample */
+    wrpo__draft drafts[];            /* [n] */
 } wrpo__job;
 typedef struct wrpo__weighed { float weight; int32_t id; } wrpo__weighed;
 typedef struct wrpo__generation {
     wrpo_model *model;
     wrpo_generate_desc desc;         /* resolved */
     const wrpo_prompt *prompts; int64_t count;
-    int64_t longest, limit, jobs_most;                 /* rows of a prompt's and of a sample's place in the cache; places of prompts */
+    int64_t prompt_slots;            /* of the cache; then come batch slots of samples */
+    int64_t prompt_rows, sample_rows;                  /* rows of a slot */
     wrpo__run *run;
     wrpo__job **jobs;                /* stb array: of prompts [delivered, begun) */
     int64_t begun, delivered, tokens;
-    wrpo__draft **live, **waiting;   /* [batch], NULL: free; stb array */
-    bool *taken;                     /* [jobs_most] places of prompts */
-    wrpo__draft **draws;             /* [rows] who draws from the run's target i */
-    wrpo__text *texts; wrpo_sample *samples;           /* [n] of a prompt that is delivered */
-    float *logits; wrpo__weighed *ranked;               /* [chunk, V] on the host; ranked NULL where none is needed */
+    int64_t *free_prompts, *free_samples;              /* stb arrays: slots */
+    wrpo__draft **draws;             /* [rows] which sample draws from the run's target i */
+    wrpo__arena *texts; wrpo_sample *samples;          /* of the prompt that is delivered; [n] */
+    float *logits; wrpo__weighed *weights;             /* [chunk, V] on the host */
 } wrpo__generation;
 
+/* Settings: field, name in errors, what 0 means, valid if (x is the value), wanted. */
+#define WRPO__SAMPLING(X) \
+    X(n,           "n",           1,    x >= 1 && x <= 1 << 20,   "1 to 2^20 samples") \
+    X(max_tokens,  "max tokens",  2048, x >= 1 && x <= INT32_MAX, "1 to 2^31 - 1") \
+    X(temperature, "temperature", 0,    x >= 0 && x <= 1e6,       "a number in [0, 1e6]") \
+    X(top_p,       "top p",       1,    x > 0 && x <= 1,          "a number in (0, 1]") \
+    X(top_k,       "top k",       0,    x >= 0,                   "at least 0") \
+    X(batch,       "batch",       32,   x >= 1 && x <= 1 << 20,   "1 to 2^20 samples")
 WRPO_API wrpo_generate_desc wrpo_generate_defaults(const wrpo_generate_desc *desc) {
-    wrpo_generate_desc d = desc ? *desc : (wrpo_generate_desc){0};
-    if (!d.n) d.n = 1;
-    if (!d.max_tokens) d.max_tokens = 2048;
-    if (d.top_p == 0) d.top_p = 1;
+    wrpo_generate_desc d = {0};
+    if (desc) d = *desc;
+#define WRPO__X(field, name, otherwise, valid, want) if (d.field == 0) d.field = otherwise;
+    WRPO__SAMPLING(WRPO__X)
+#undef WRPO__X
     if (!d.seed) d.seed = 42;
-    if (!d.batch) d.batch = 32;
     return d;
 }
-static void wrpo__add_stop(int32_t **list, int64_t id) {   /* in its place, once */
+static void wrpo__generate_check(const wrpo__generation *g) {
+    wrpo_ctx *ctx = g->model->ctx;
+    const long long most = g->model->config.max_position_embeddings;
+#define WRPO__X(field, name, otherwise, valid, want) \
+    { const double x = (double)g->desc.field; WRPO__RANGE(valid, name, x, want); }
+    WRPO__SAMPLING(WRPO__X)
+#undef WRPO__X
+    if (!ctx->desc.backend->scatter)
+        wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: this backend does not generate", ctx->desc.backend->name);
+    for (int64_t i = 0; i < g->count; i++) {
+        const wrpo_prompt *p = &g->prompts[i];
+        WRPO__RANGE(p->temperature >= 0 && p->temperature <= 1e6, "a prompt's temperature", p->temperature,
+                    "a number in [0, 1e6]");
+        if (p->count < 1) wrpo__fail(ctx, WRPO_E_ARG, "prompt %lld has no token", (long long)i);
+        if (p->count >= most)
+            wrpo__fail(ctx, WRPO_E_ARG, "prompt %lld: want fewer tokens than max_position_embeddings, %lld, found %lld",
+                       (long long)i, most, (long long)p->count);
+        wrpo__check_ids(ctx, g->model->config.vocab_size, p->ids, p->count, "prompt", NULL, i);
+    }
+}
+
+/* ---- stop tokens: an stb array, ascending, each once ---- */
+static void wrpo__add_stop(int32_t **list, int64_t id) {
     int64_t at = stbds_arrlen(*list);
     for (int64_t i = 0; i < at; i++)
         if ((*list)[i] == id) return;
@@ -8870,104 +9417,128 @@ static void wrpo__add_stop(int32_t **list, int64_t id) {   /* in its place, once
     for (; at > 0 && (*list)[at - 1] > id; at--) (*list)[at] = (*list)[at - 1];
     (*list)[at] = (int32_t)id;
 }
-static bool wrpo__read_eos(wrpo_ctx *ctx, const char *path, int64_t V, int32_t **list) {   /* false: the file says nothing */
+/* Adds "eos_token_id" of the file; false: the file is missing or has none. */
+static bool wrpo__read_eos(const wrpo_model *model, const char *path, int32_t **list) {
+    wrpo_ctx *ctx = model->ctx;
     if (!wrpo__exists(path)) return false;
     const wrpo__file *f = wrpo__open_file(wrpo__current, path);
-    const wrpo_json *root = wrpo__json_want(ctx, path, wrpo__json_parse(wrpo__current, path, 1, (const char *)f->data, f->size), WRPO_JSON_OBJECT, NULL);
-    const wrpo_json *eos = wrpo__present(root, "eos_token_id");
-    bool many = eos && eos->kind == WRPO_JSON_ARRAY;
+    const wrpo_json *root = wrpo__json_parse(wrpo__current, path, 1, (const char *)f->data, f->size);
+    const wrpo_json *eos = wrpo__present(wrpo__json_want(ctx, path, root, WRPO_JSON_OBJECT, NULL), "eos_token_id");
+    const bool many = eos && eos->kind == WRPO_JSON_ARRAY;
     for (const wrpo_json *v = many ? eos->child : eos; v; v = many ? v->next : NULL)
-        wrpo__add_stop(list, wrpo__json_integer(ctx, path, v, 0, V - 1, "eos_token_id"));
+        wrpo__add_stop(list, wrpo__json_integer(ctx, path, v, 0, model->config.vocab_size - 1, "eos_token_id"));
     return eos != NULL;
 }
-static int32_t *wrpo__stop_tokens(wrpo_model *model, wrpo_tokenizer *tok) {   /* stb array */
-    const char *dirs[2] = {model->tokenizer_dir, model->dir && wrpo__is_dir(model->dir) ? model->dir : NULL};   /* the tokenizer's folder wins, as in a save */
-    const int64_t V = model->config.vocab_size;
+static int32_t *wrpo__stop_tokens(wrpo_model *model, wrpo_tokenizer *tok) {
+    const char *own = wrpo__is_dir(model->dir) ? model->dir : NULL;
+    const char *dirs[2] = {model->tokenizer_dir, own};         /* the tokenizer's folder wins, as in a save */
     int32_t *list = NULL, end = -1;
-    bool said = false;
+    bool found = false;
     if (tok && wrpo__answer_end(tok, &end) == WRPO_E_MEMORY) wrpo__rethrow(model->ctx, WRPO_E_MEMORY);
-    for (int i = 0; i < 2 && !said; i++) said = dirs[i] && wrpo__read_eos(model->ctx, wrpo__join(wrpo__current, dirs[i], "generation_config.json"), V, &list);
-    if (!said && model->dir) wrpo__read_eos(model->ctx, dirs[1] ? wrpo__join(wrpo__current, dirs[1], "config.json") : model->dir, V, &list);
+    for (int i = 0; i < 2 && !found; i++)
+        if (dirs[i]) found = wrpo__read_eos(model, wrpo__join(wrpo__current, dirs[i], "generation_config.json"), &list);
+    if (!found) wrpo__read_eos(model, own ? wrpo__join(wrpo__current, own, "config.json") : model->dir, &list);
     if (tok && tok->eos >= 0) wrpo__add_stop(&list, tok->eos);
     if (end >= 0) wrpo__add_stop(&list, end);
     return list;
 }
+static void wrpo__hand_out_stops(wrpo_model *model, wrpo_tokenizer *tok, int32_t **ids, int64_t *count) {
+    const int32_t *list = wrpo__stop_tokens(model, tok);
+    *ids = wrpo__handout(model->ctx, list, (size_t)stbds_arrlen(list) * sizeof *list);
+    *count = stbds_arrlen(list);
+}
 WRPO_API wrpo_result wrpo_stop_tokens(wrpo_model *model, wrpo_tokenizer *tok, int32_t **ids, int64_t *count) {
-    *ids = NULL, *count = 0;
-    WRPO__TRY(model->ctx, wrpo__arena_new(model->ctx), true) {
-        int32_t *list = wrpo__stop_tokens(model, tok);
-        *ids = wrpo__handout(model->ctx, list, (size_t)stbds_arrlen(list) * sizeof *list);
-        *count = stbds_arrlen(list);
-    }
+    *ids = NULL;
+    *count = 0;
+    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__hand_out_stops(model, tok, ids, count));
     return wrpo__end(&wrpo__entry);
 }
 
 /* ---- the sampler: one row of logits, on the host ---- */
-static bool wrpo__outranks(wrpo__weighed a, wrpo__weighed b) { return a.weight > b.weight || (a.weight == b.weight && a.id < b.id); }
-/* The fewest of w[n], by rank, that are `most` or weigh `mass`, to the front, in no order; their number, at least 1 (Hoare 1961). */
+static bool wrpo__outranks(wrpo__weighed a, wrpo__weighed b) {
+    return a.weight > b.weight || (a.weight == b.weight && a.id < b.id);
+}
+static wrpo__weighed wrpo__median(wrpo__weighed a, wrpo__weighed b, wrpo__weighed c) {
+    const bool ab = wrpo__outranks(a, b), bc = wrpo__outranks(b, c), ac = wrpo__outranks(a, c);
+    if (ab == bc) return b;
+    return ab == ac ? c : a;
+}
+static double wrpo__total_weight(const wrpo__weighed *w, int64_t n) {
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) sum += (double)w[i].weight;
+    return sum;
+}
+/* Moves the fewest of w[n], by rank, that are `most` or weigh `mass` to the front, in no order (quickselect, Hoare
+   1961). Returns how many they are, at least 1. */
 static int64_t wrpo__select_top(wrpo__weighed *w, int64_t n, int64_t most, double mass) {
     int64_t low = 0, high = n;       /* those before low are in, those from high on are out */
     while (high - low > 1) {
-        const wrpo__weighed a = w[low], b = w[low + (high - low) / 2], c = w[high - 1];
-        const wrpo__weighed pivot = wrpo__outranks(a, b) ? (wrpo__outranks(b, c) ? b : wrpo__outranks(a, c) ? c : a) : wrpo__outranks(a, c) ? a : wrpo__outranks(b, c) ? c : b;
-        int64_t at = low;
-        double sum = 0;
-        for (int64_t i = low; i < high; i++) {         /* what outranks the pivot, then the pivot, then the rest */
+        const wrpo__weighed pivot = wrpo__median(w[low], w[low + (high - low) / 2], w[high - 1]);
+        int64_t end = low, own = low;
+        double sum = 0;              /* of what outranks the pivot */
+        for (int64_t i = low; i < high; i++) {         /* that and the pivot to the front: to [low, end) */
             if (wrpo__outranks(pivot, w[i])) continue;
             const wrpo__weighed x = w[i];
-            sum += x.id == pivot.id ? 0 : (double)x.weight;
-            w[i] = w[at], w[at++] = x;
+            if (x.id != pivot.id) sum += (double)x.weight;
+            w[i] = w[end];
+            w[end++] = x;
         }
-        int64_t own = low;
-        while (w[own].id != pivot.id) own++;
-        w[own] = w[at - 1], w[at - 1] = pivot;
-        if (at - 1 - low >= most || (at - 1 > low && sum >= mass)) high = at - 1;
-        else if (at - low >= most || sum + (double)pivot.weight >= mass) return at;
-        else mass -= sum + (double)pivot.weight, most -= at - low, low = at;
+        while (w[own].id != pivot.id) own++;           /* the pivot to their end */
+        w[own] = w[end - 1];
+        w[end - 1] = pivot;
+        const int64_t count = end - low;
+        const double weight = sum + (double)pivot.weight;
+        if (count > most || (count > 1 && sum >= mass)) high = end - 1;
+        else if (count == most || weight >= mass) return end;
+        else {
+            most -= count;
+            mass -= weight;
+            low = end;
+        }
     }
     return WRPO__MAX(high, 1);
 }
-/* A token by u in [0, 1): weights w = e^((x - max x) / temperature); the top_k largest of them; of these the fewest, by rank, that
-   have top_p of their sum; from those the one at u of theirs. room [V] is not needed where nothing is left out. */
-static int32_t wrpo__draw(const float *x, int64_t V, float cap, double temperature, int64_t top_k, double top_p, double u, wrpo__weighed *room) {
+static float wrpo__capped(float x, float cap) { return cap > 0 ? cap * tanhf(x / cap) : x; }
+/* A token by u in [0, 1). The weights are e^((x - max x) / temperature). Of the top_k largest, the fewest that have
+   top_p of their sum are kept; the token is the one at u of the sum of those. w [V] is for the weights. */
+static int32_t wrpo__draw(const float *x, int64_t V, float cap, double temperature, int64_t top_k, double top_p,
+                          double u, wrpo__weighed *w) {
     int64_t best = 0, n = 0;
-    double total = 0, sum = 0;
     for (int64_t i = 1; i < V; i++)
         if (x[i] > x[best]) best = i;
     if (temperature < 1e-37) return (int32_t)best;     /* greedy, or its inverse is no float */
-    const float scale = (float)(1 / temperature), top = cap > 0 ? cap * tanhf(x[best] / cap) : x[best];
-#define WRPO__WEIGHT(i) expf(((cap > 0 ? cap * tanhf(x[i] / cap) : x[i]) - top) * scale)
-    if (!room) {
-        for (int64_t i = 0; i < V; i++) total += (double)WRPO__WEIGHT(i);
-        for (int64_t i = 0; i < V; i++)
-            if ((sum += (double)WRPO__WEIGHT(i)) > u * total) return (int32_t)i;
-        return (int32_t)best;
-    }
-    for (int64_t i = 0; i < V; i++) total += (double)(room[i] = (wrpo__weighed){WRPO__WEIGHT(i), (int32_t)i}).weight;
-#undef WRPO__WEIGHT
-    const double least = top_k ? 0 : (1 - top_p) * total / (double)V;      /* all the smaller ones together have less than 1 - top_p */
+    const float scale = (float)(1 / temperature), top = wrpo__capped(x[best], cap);
+    for (int64_t i = 0; i < V; i++) w[i] = (wrpo__weighed){expf((wrpo__capped(x[i], cap) - top) * scale), (int32_t)i};
+    double total = wrpo__total_weight(w, V), sum = 0;
+    const double least = top_k ? 0 : (1 - top_p) * total / (double)V;      /* all below it have less than 1 - top_p */
     for (int64_t i = 0; i < V; i++)
-        if ((double)room[i].weight >= least) room[n++] = room[i];
+        if ((double)w[i].weight >= least) w[n++] = w[i];
     if (top_k && top_k < n) {
-        n = wrpo__select_top(room, n, top_k, INFINITY), total = 0;
-        for (int64_t i = 0; i < n; i++) total += (double)room[i].weight;
+        n = wrpo__select_top(w, n, top_k, INFINITY);
+        total = wrpo__total_weight(w, n);
     }
-    if (top_p < 1) n = wrpo__select_top(room, n, n, top_p * total);
-    total = 0;
-    for (int64_t i = 0; i < n; i++) total += (double)room[i].weight;
-    for (int64_t i = 0; i < n; i++)
-        if ((sum += (double)room[i].weight) > u * total) return room[i].id;
-    return room[n - 1].id;
+    if (top_p < 1) n = wrpo__select_top(w, n, n, top_p * total);
+    total = wrpo__total_weight(w, n);
+    for (int64_t i = 0; i < n; i++) {
+        sum += (double)w[i].weight;
+        if (sum > u * total) return w[i].id;
+    }
+    return w[n - 1].id;
 }
 
 /* ---- text ---- */
-/* The text of a sample; how much of it will stay as it is, whatever comes: all of it once the sample is done; before, not a character
-   that is not whole, nor the <0xNN> tokens at its end. Ids without a token (a vocabulary padded to a round number) have no text. */
+/* Writes the text of a sample and returns how many of its bytes are final: all of them once the sample is done. Before
+   that, <0xNN> tokens and an incomplete character at the end may still change. Ids without a token (a vocabulary padded
+   to a round number) have no text. */
 static size_t wrpo__draft_text(wrpo_tokenizer *tok, const wrpo__draft *d, wrpo__text *text) {
     int32_t *ids = NULL;
     for (int64_t i = 0; i < stbds_arrlen(d->ids) - d->stopped; i++)
         if (d->ids[i] < tok->size && tok->tokens[d->ids[i]].text) stbds_arrput(ids, d->ids[i]);
-    while (!d->done && stbds_arrlen(ids) && wrpo__byte_token(tok->tokens[stbds_arrlast(ids)].text, tok->tokens[stbds_arrlast(ids)].size) >= 0) (void)stbds_arrpop(ids);
+    while (!d->done && stbds_arrlen(ids)) {
+        const wrpo__token *last = &tok->tokens[stbds_arrlast(ids)];
+        if (wrpo__byte_token(last->text, last->size) < 0) break;
+        (void)stbds_arrpop(ids);
+    }
     wrpo__decode(tok, ids, stbds_arrlen(ids), true, text);
     stbds_arrfree(ids);
     size_t size = text->size;
@@ -8978,43 +9549,43 @@ static void wrpo__stop_if(wrpo_ctx *ctx, bool go) {
     if (!go) wrpo__fail(ctx, WRPO_E_STOPPED, "stopped by the callback");
 }
 static void wrpo__show_text(wrpo__generation *g, wrpo__draft *d) {
-    wrpo_tokenizer *tok = g->desc.tokenizer;
-    if (!g->desc.on_text || !tok) return;
+    const wrpo_generate_desc *desc = &g->desc;
+    if (!desc->on_text || !desc->tokenizer) return;
     wrpo__text text = {.arena = wrpo__current};
-    const size_t size = wrpo__draft_text(tok, d, &text);
-    if (size > d->shown) {
-        wrpo__stop_if(g->model->ctx, g->desc.on_text(d->job->prompt, d->number, text.data + d->shown, size - d->shown, g->desc.user));
+    const size_t at = d->shown, size = wrpo__draft_text(desc->tokenizer, d, &text);
+    if (size > at) {
         d->shown = size;
+        wrpo__stop_if(g->model->ctx, desc->on_text(d->job->prompt, d->number, text.data + at, size - at, desc->user));
     }
     wrpo__block_free(text.data);
 }
 
 /* ---- jobs ---- */
 static void wrpo__begin_job(wrpo__generation *g) {
-    const wrpo_prompt *p = &g->prompts[g->begun];
-    wrpo__job *job = wrpo__raw(wrpo__current, 1, sizeof *job);
-    *job = (wrpo__job){.prompt = g->begun++, .left = g->desc.n, .limit = WRPO__MIN(g->limit, g->model->config.max_position_embeddings - p->count)};
-    while (g->taken[job->place]) job->place++;
-    g->taken[job->place] = true;
-    job->drafts = wrpo__raw(wrpo__current, (size_t)g->desc.n, sizeof *job->drafts);
-    for (int64_t k = 0; k < g->desc.n; k++) job->drafts[k] = (wrpo__draft){.job = job, .number = k, .place = -1};
+    const int64_t n = g->desc.n, prompt = g->begun++;
+    const int64_t room = g->model->config.max_position_embeddings - g->prompts[prompt].count;
+    wrpo__job *job = wrpo__raw(wrpo__current, 1, sizeof *job + (size_t)n * sizeof *job->drafts);
+    *job = (wrpo__job){.prompt = prompt, .left = n, .limit = WRPO__MIN(g->sample_rows, room)};
+    job->slot = stbds_arrpop(g->free_prompts);
+    for (int64_t k = 0; k < n; k++) job->drafts[k] = (wrpo__draft){.job = job, .number = k, .slot = -1};
     stbds_arrput(g->jobs, job);
 }
-static void wrpo__deliver(wrpo__generation *g) {       /* what is done, in order */
-    for (wrpo__job *job; stbds_arrlen(g->jobs) && (job = g->jobs[0])->left == 0; g->delivered++) {
-        for (int64_t k = 0; k < g->desc.n; k++) {
+static void wrpo__deliver(wrpo__generation *g) {       /* what is done, in the order of the prompts */
+    const wrpo_generate_desc *desc = &g->desc;
+    for (; stbds_arrlen(g->jobs) && g->jobs[0]->left == 0; g->delivered++) {
+        wrpo__job *job = g->jobs[0];
+        for (int64_t k = 0; k < desc->n; k++) {
             const wrpo__draft *d = &job->drafts[k];
-            g->texts[k] = (wrpo__text){.arena = wrpo__current};
-            if (g->desc.tokenizer) wrpo__draft_text(g->desc.tokenizer, d, &g->texts[k]);
-            g->samples[k] = (wrpo_sample){d->ids, d->logps, stbds_arrlen(d->ids), g->texts[k].data, g->texts[k].size, d->stopped};
+            wrpo__text text = {.arena = g->texts};
+            if (desc->tokenizer) wrpo__draft_text(desc->tokenizer, d, &text);
+            g->samples[k] = (wrpo_sample){d->ids, d->logps, stbds_arrlen(d->ids), text.data, text.size, d->stopped};
         }
-        if (g->desc.on_done) wrpo__stop_if(g->model->ctx, g->desc.on_done(job->prompt, g->samples, g->desc.user));
-        for (int64_t k = 0; k < g->desc.n; k++) {
-            wrpo__block_free(g->texts[k].data);
+        if (desc->on_done) wrpo__stop_if(g->model->ctx, desc->on_done(job->prompt, g->samples, desc->user));
+        wrpo__arena_clear(g->texts);
+        for (int64_t k = 0; k < desc->n; k++) {
             stbds_arrfree(job->drafts[k].ids);
             stbds_arrfree(job->drafts[k].logps);
         }
-        wrpo__block_free(job->drafts);
         wrpo__block_free(job);
         stbds_arrdel(g->jobs, 0);
     }
@@ -9022,81 +9593,86 @@ static void wrpo__deliver(wrpo__generation *g) {       /* what is done, in order
 static void wrpo__drawn(wrpo__generation *g, wrpo__draft *d, int32_t id, float logp) {
     wrpo__job *job = d->job;
     if (!isfinite(logp))
-        wrpo__fail(g->model->ctx, WRPO_E_NOT_FINITE, "prompt %lld, sample %lld, token %lld: the log-prob is not a finite number", (long long)job->prompt,
-                   (long long)d->number, (long long)stbds_arrlen(d->ids));
+        wrpo__fail(g->model->ctx, WRPO_E_NOT_FINITE, "prompt %lld, sample %lld, token %lld: the log-prob is not "
+                   "a finite number", (long long)job->prompt, (long long)d->number, (long long)stbds_arrlen(d->ids));
     stbds_arrput(d->ids, id);
     stbds_arrput(d->logps, logp);
     g->tokens++;
     for (int64_t i = 0; i < g->desc.stop_count; i++) d->stopped = d->stopped || g->desc.stop[i] == id;
     d->done = d->stopped || stbds_arrlen(d->ids) == job->limit;
     wrpo__show_text(g, d);
-    if (!d->done) {
-        if (d->place < 0) stbds_arrput(g->waiting, d);
-        return;
-    }
-    if (d->place >= 0) g->live[d->place] = NULL;
-    if (--job->left == 0) g->taken[job->place] = false;
+    if (!d->done) return;
+    if (d->slot >= 0) stbds_arrput(g->free_samples, d->slot);
+    if (--job->left == 0) stbds_arrput(g->free_prompts, job->slot);
 }
-static int64_t wrpo__prompt_row(const wrpo__generation *g, const wrpo__job *job) { return job->place * g->longest; }
-static int64_t wrpo__draft_row(const wrpo__generation *g, const wrpo__draft *d) { return g->jobs_most * g->longest + d->place * g->limit; }
-/* Fills the places, begins prompts, packs what can be computed now. */
-static void wrpo__pack_step(wrpo__generation *g) {
+
+/* ---- one step: slots are filled and prompts begun, rows packed and computed, tokens drawn ---- */
+/* Longrope and dynamic pick their frequencies by the length of prompt + max_tokens (at most the position limit). */
+static void wrpo__pack_job(wrpo__generation *g, wrpo__job *job) {
     wrpo__run *r = g->run;
-    int64_t empty = 0, begun = 0;
-    for (int64_t i = 0, next = 0; i < g->desc.batch; i++) {
-        if (!g->live[i] && next < stbds_arrlen(g->waiting)) {
-            g->live[i] = g->waiting[next];
-            g->waiting[next++]->place = i;
-        }
-        empty += !g->live[i];
-        if (i == g->desc.batch - 1 && next) stbds_arrdeln(g->waiting, 0, (size_t)next);
+    const wrpo_prompt *p = &g->prompts[job->prompt];
+    const int64_t own = job->slot * g->prompt_rows, n = WRPO__MIN(p->count - job->rows, r->shape.rows - r->n);
+    const bool last = job->rows + n == p->count;
+    if (n <= 0 || (last && r->n_targets + g->desc.n > r->shape.rows)) return;
+    wrpo__pack_rotary(r, p->count + job->limit);
+    wrpo__pack_rows(r, p->ids + job->rows, n, job->rows, (wrpo_seg){0, 0, own, own, own, own + job->rows + n});
+    job->rows += n;
+    for (int64_t k = 0; last && k < g->desc.n; k++) {
+        g->draws[r->n_targets] = &job->drafts[k];
+        wrpo__pack_target(r, r->n - 1, 0);
     }
-    for (int64_t i = 0; i < stbds_arrlen(g->jobs); i++) begun += g->jobs[i]->rows < g->prompts[g->jobs[i]->prompt].count;
-    for (; g->begun < g->count && stbds_arrlen(g->waiting) + begun * g->desc.n < empty; begun++) {
-        int64_t used = 0;
-        for (int64_t i = 0; i < g->jobs_most; i++) used += g->taken[i];
-        if (used == g->jobs_most) break;
+}
+static void wrpo__pack_draft(wrpo__generation *g, wrpo__draft *d) {
+    wrpo__run *r = g->run;
+    const int64_t P = g->prompts[d->job->prompt].count, n = stbds_arrlen(d->ids);
+    const int64_t prefix = d->job->slot * g->prompt_rows, first = g->prompt_slots * g->prompt_rows;
+    const int64_t own = first + d->slot * g->sample_rows;
+    g->draws[r->n_targets] = d;
+    wrpo__pack_target(r, r->n, 0);
+    wrpo__pack_rotary(r, P + d->job->limit);
+    wrpo__pack_rows(r, d->ids + n - 1, 1, P + n - 1, (wrpo_seg){0, 0, prefix, prefix + P, own, own + n});
+}
+static void wrpo__pack_step(wrpo__generation *g) {
+    int64_t coming = 0;              /* samples of begun prompts that have no slot yet */
+    wrpo__pack_begin(g->run);
+    for (int64_t i = 0; i < stbds_arrlen(g->jobs); i++)
+        for (int64_t k = 0; k < g->desc.n; k++) {
+            wrpo__draft *d = &g->jobs[i]->drafts[k];
+            const bool waits = d->slot < 0 && stbds_arrlen(d->ids) > 0;
+            if (d->done) continue;
+            if (waits && stbds_arrlen(g->free_samples)) d->slot = stbds_arrpop(g->free_samples);
+            if (d->slot >= 0) wrpo__pack_draft(g, d);
+            else coming++;
+        }
+    while (g->begun < g->count && coming < stbds_arrlen(g->free_samples) && stbds_arrlen(g->free_prompts)) {
         wrpo__begin_job(g);
+        coming += g->desc.n;
     }
-    wrpo__pack_begin(r);
-    for (int64_t i = 0; i < stbds_arrlen(g->jobs) * g->desc.n; i++) {  /* samples of a prompt beside each other */
-        wrpo__draft *d = &g->jobs[i / g->desc.n]->drafts[i % g->desc.n];
-        if (d->place < 0 || d->done) continue;
-        const int64_t P = g->prompts[d->job->prompt].count, n = stbds_arrlen(d->ids), prefix = wrpo__prompt_row(g, d->job), own = wrpo__draft_row(g, d);
-        g->draws[r->n_targets] = d;
-        wrpo__pack_target(r, r->n, 0);
-        wrpo__pack_rotary(r, P + d->job->limit);
-        wrpo__pack_rows(r, d->ids + n - 1, 1, P + n - 1, (wrpo_seg){0, 0, prefix, prefix + P, own, own + n});
-    }
-    for (int64_t i = 0; i < stbds_arrlen(g->jobs); i++) {
-        wrpo__job *job = g->jobs[i];
-        const wrpo_prompt *p = &g->prompts[job->prompt];
-        const int64_t own = wrpo__prompt_row(g, job), n = WRPO__MIN(p->count - job->rows, r->shape.rows - r->n);
-        const bool last = job->rows + n == p->count;
-        if (n <= 0 || (last && r->n_targets + g->desc.n > r->shape.rows)) continue;
-        wrpo__pack_rotary(r, p->count + job->limit);
-        wrpo__pack_rows(r, p->ids + job->rows, n, job->rows, (wrpo_seg){0, 0, own, own, own, own + job->rows + n});
-        job->rows += n;
-        for (int64_t k = 0; last && k < g->desc.n; k++) {
-            g->draws[r->n_targets] = &job->drafts[k];
-            wrpo__pack_target(r, r->n - 1, 0);
-        }
-    }
-    wrpo__pack_end(r);
+    for (int64_t i = 0; i < stbds_arrlen(g->jobs); i++) wrpo__pack_job(g, g->jobs[i]);
+    wrpo__pack_end(g->run);
 }
 static void wrpo__step_ops(void *run) {
     wrpo__run *r = run;
     wrpo__trunk(r);
     if (r->n_targets) wrpo__logits(r, 0, WRPO__MIN(r->shape.chunk, r->n_targets));
 }
+/* The next token of a sample by its row of logits. Every token has a random number of its own. */
+static int32_t wrpo__next_token(const wrpo__generation *g, const wrpo__draft *d, const float *x, wrpo__weighed *w) {
+    const wrpo_config *c = &g->model->config;
+    const wrpo_prompt *p = &g->prompts[d->job->prompt];
+    const uint64_t counter = (uint64_t)d->number << 32 | (uint64_t)stbds_arrlen(d->ids);
+    const double u = (double)(wrpo__random64(g->desc.seed, p->stream, counter) >> 11) / 0x1p53;
+    return wrpo__draw(x, c->vocab_size, (float)c->final_logit_softcapping,
+                      p->own_temperature ? p->temperature : g->desc.temperature, g->desc.top_k, g->desc.top_p, u, w);
+}
 static void wrpo__generate_step(wrpo__generation *g) {
     wrpo__run *r = g->run;
     wrpo_ctx *ctx = g->model->ctx;
     const wrpo_backend *be = ctx->desc.backend;
     const int64_t V = g->model->config.vocab_size;
-    const float cap = (float)g->model->config.final_logit_softcapping;
     wrpo__pack_step(g);
-    /* Steps that only decode, a row a segment, come again and again: ids, angles, cache rows and segments are what differs, and packing put them on the device. */
+    /* Steps that only decode, one row a segment, have a key that comes back. What differs (ids, positions, rows of the
+       cache, segments) is in the backend's memory: packing has put it there. */
     const int64_t key[4] = {(int64_t)(uintptr_t)r, r->n, r->n_segs, r->n_targets};
     if (be->replay && r->n_segs == r->n) be->replay(ctx->dev, key, wrpo__step_ops, r);
     else wrpo__step_ops(r);
@@ -9106,102 +9682,90 @@ static void wrpo__generate_step(wrpo__generation *g) {
         be->get(ctx->dev, g->logits, r->logits, (size_t)(count * V) * sizeof *g->logits);
         wrpo__sync(ctx);
         WRPO__PARFOR((int)WRPO__MIN(ctx->desc.threads, count))
-        for (int64_t i = 0; i < count; i++) {
-            const wrpo__draft *d = g->draws[t + i];
-            const wrpo_prompt *p = &g->prompts[d->job->prompt];
-            const uint64_t bits = wrpo__random64(g->desc.seed, p->stream, (uint64_t)d->number << 32 | (uint64_t)stbds_arrlen(d->ids));
-            r->h_target_id[t + i] = wrpo__draw(g->logits + i * V, V, cap, p->own_temperature ? p->temperature : g->desc.temperature, g->desc.top_k, g->desc.top_p,
-                                            (double)(bits >> 11) / 9007199254740992.0, g->ranked ? g->ranked + i * V : NULL);
-        }
-        be->put(ctx->dev, r->target_id + t, r->h_target_id + t, (size_t)count * 4);
-        be->logprob(ctx->dev, r->logp + t, r->target_lse + t, r->logits, r->target_id + t, count, V, cap);
+        for (int64_t i = 0; i < count; i++)
+            r->h_target_id[t + i] = wrpo__next_token(g, g->draws[t + i], g->logits + i * V, g->weights + i * V);
+        be->put(ctx->dev, r->target_id + t, r->h_target_id + t, (size_t)count * sizeof *r->h_target_id);
+        be->logprob(ctx->dev, r->logp + t, r->target_lse + t, r->logits, r->target_id + t, count, V,
+                    (float)g->model->config.final_logit_softcapping);
     }
-    be->get(ctx->dev, r->h_logp, r->logp, (size_t)r->n_targets * sizeof(float));
+    be->get(ctx->dev, r->h_logp, r->logp, (size_t)r->n_targets * sizeof *r->h_logp);
     wrpo__sync(ctx);
     for (int64_t t = 0; t < r->n_targets; t++) wrpo__drawn(g, g->draws[t], r->h_target_id[t], r->h_logp[t]);
     wrpo__deliver(g);
     if (g->desc.on_step) wrpo__stop_if(ctx, g->desc.on_step(g->delivered, g->tokens, g->desc.user));
 }
-static void wrpo__generate_check(const wrpo__generation *g) {
-    const wrpo_generate_desc *d = &g->desc;
-    const wrpo_config *c = &g->model->config;
-    wrpo_ctx *ctx = g->model->ctx;
-    WRPO__RANGE(d->n >= 1 && d->n <= 1 << 20, "n", d->n, "1 to 2^20 samples");
-    WRPO__RANGE(d->max_tokens >= 1 && d->max_tokens <= INT32_MAX, "max tokens", d->max_tokens, "1 to 2^31 - 1");
-    WRPO__RANGE(d->temperature >= 0 && d->temperature <= 1e6, "temperature", d->temperature, "a number in [0, 1e6]");
-    WRPO__RANGE(d->top_p > 0 && d->top_p <= 1, "top p", d->top_p, "a number in (0, 1]");
-    WRPO__RANGE(d->top_k >= 0, "top k", d->top_k, "at least 0");
-    WRPO__RANGE(d->batch >= 1 && d->batch <= 1 << 20, "batch", d->batch, "1 to 2^20 samples");
-    if (!ctx->desc.backend->scatter) wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: this backend does not generate", ctx->desc.backend->name);
-    for (int64_t i = 0; i < g->count; i++) {
-        const wrpo_prompt *p = &g->prompts[i];
-        WRPO__RANGE(p->temperature >= 0 && p->temperature <= 1e6, "a prompt's temperature", p->temperature, "a number in [0, 1e6]");
-        if (p->count < 1) wrpo__fail(ctx, WRPO_E_ARG, "prompt %lld has no token", (long long)i);
-        if (p->count >= c->max_position_embeddings)
-            wrpo__fail(ctx, WRPO_E_ARG, "prompt %lld: want fewer tokens than max_position_embeddings, %lld, found %lld", (long long)i,
-                       (long long)c->max_position_embeddings, (long long)p->count);
-        for (int64_t j = 0; j < p->count; j++)
-            if (p->ids[j] < 0 || p->ids[j] >= c->vocab_size)
-                wrpo__fail(ctx, WRPO_E_FORMAT, "prompt %lld: token id %d is outside the model's vocabulary of %lld: tokenizer and model do not belong together",
-                           (long long)i, (int)p->ids[j], (long long)c->vocab_size);
-    }
-}
+
+/* ---- memory, and the loop ---- */
 static size_t wrpo__room(const wrpo_ctx *ctx) {        /* bytes that may still be taken */
     const size_t limit = ctx->desc.memory_limit;
     const size_t room = ctx->desc.backend->room ? ctx->desc.backend->room(ctx->dev) : SIZE_MAX;
     return limit ? WRPO__MIN(room, limit - WRPO__MIN(limit, ctx->bytes)) : room;
 }
-/* The capacities; fewer samples at once where memory is short, which changes none of them. */
+static double wrpo__gib(size_t bytes) { return (double)bytes / 0x1p30; }
+/* The capacities. If memory is short, fewer samples are computed at once, which changes none of them. */
 static wrpo__shape wrpo__generation_shape(wrpo__generation *g) {
     wrpo_ctx *ctx = g->model->ctx;
     const wrpo_config *c = &g->model->config;
-    int64_t *batch = &g->desc.batch, n = g->desc.n, wanted = *batch;
-    for (;; *batch = (*batch + 1) / 2) {
-        g->jobs_most = WRPO__MIN(g->count, 2 * wrpo__div_up(*batch, n) + 1);
-        wrpo__shape shape = {.rows = *batch + WRPO__MAX(n, WRPO__MIN(g->jobs_most * g->longest, WRPO__MICRO_TOKENS)),
-                             .cache = g->jobs_most * g->longest + *batch * g->limit};
+    const int64_t wanted = g->desc.batch, n = g->desc.n;
+    for (int64_t batch = wanted;; batch = (batch + 1) / 2) {
+        g->desc.batch = batch;
+        g->prompt_slots = WRPO__MIN(g->count, 2 * wrpo__div_up(batch, n) + 1);
+        const int64_t prompts = g->prompt_slots * g->prompt_rows;
+        wrpo__shape shape = {.rows = batch + WRPO__MAX(n, WRPO__MIN(prompts, WRPO__MICRO_TOKENS)),
+                             .cache = prompts + batch * g->sample_rows};
+        shape.chunk = wrpo__head_chunk(ctx, c, WRPO__MIN(shape.rows, 2 * batch + n));
         wrpo__run run = {.layer = NULL};
         wrpo__bump need = {0};
-        shape.chunk = wrpo__head_chunk(ctx, c, WRPO__MIN(shape.rows, 2 * *batch + n));
         wrpo__run_layout(ctx, c, &shape, &run, &need);
-        const bool possible = shape.cache <= INT32_MAX && !need.overflow, fits = possible && need.used <= wrpo__room(ctx);
-        if (fits && *batch < wanted) wrpo__log(ctx, WRPO_LOG_INFO, "memory for %lld samples at once, not %lld", (long long)*batch, (long long)wanted);
-        if (fits) return shape;
-        if (*batch > 1) continue;
-        if (possible && ctx->desc.backend->host && !ctx->desc.memory_limit) return shape;      /* a host may have more than it says: it can swap */
-        wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: one sample at a time takes %.3f GiB, there are %.3f; want fewer tokens", (double)need.used / 1073741824.0,
-                   (double)wrpo__room(ctx) / 1073741824.0);
+        const bool possible = shape.cache <= INT32_MAX && !need.overflow;
+        if (possible && need.used <= wrpo__room(ctx)) {
+            if (batch < wanted)
+                wrpo__log(ctx, WRPO_LOG_INFO, "memory for %lld samples at once, not %lld", (long long)batch,
+                          (long long)wanted);
+            return shape;
+        }
+        if (batch > 1) continue;
+        if (possible && ctx->desc.backend->host && !ctx->desc.memory_limit) return shape;      /* a host may swap */
+        wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: one sample at a time takes %.3f GiB, there are %.3f; want fewer "
+                   "tokens", wrpo__gib(need.used), wrpo__gib(wrpo__room(ctx)));
     }
 }
-WRPO_API wrpo_result wrpo_generate(wrpo_model *model, const wrpo_prompt *prompts, int64_t count, const wrpo_generate_desc *desc) {
-    wrpo_ctx *ctx = model->ctx;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        wrpo__arena *arena = wrpo__entry.arena;
-        const wrpo_config *c = &model->config;
-        wrpo__generation *g = WRPO__NEW(arena, wrpo__generation);
-        int64_t shortest = INT64_MAX;
-        *g = (wrpo__generation){.model = model, .desc = wrpo_generate_defaults(desc), .prompts = prompts, .count = count};
-        wrpo__generate_check(g);
-        if (!g->desc.stop) {
-            int32_t *stop = wrpo__stop_tokens(model, g->desc.tokenizer);
-            g->desc.stop = stop, g->desc.stop_count = stbds_arrlen(stop);
-        }
-        bool ranks = g->desc.top_k > 0 || g->desc.top_p < 1;
-        if (count == 0) continue;
-        for (int64_t i = 0; i < count; i++) g->longest = WRPO__MAX(g->longest, prompts[i].count), shortest = WRPO__MIN(shortest, prompts[i].count);
-        g->limit = WRPO__MIN(g->desc.max_tokens, c->max_position_embeddings - shortest);
-        if (count <= g->desc.batch / g->desc.n) g->desc.batch = count * g->desc.n;
-        const wrpo__shape shape = wrpo__generation_shape(g);
-        g->run = wrpo__run_new(arena, model, &shape);
-        g->live = wrpo__alloc(arena, (size_t)g->desc.batch, sizeof(wrpo__draft *));
-        g->taken = wrpo__alloc(arena, (size_t)g->jobs_most, sizeof *g->taken);
-        g->texts = wrpo__alloc(arena, (size_t)g->desc.n, sizeof *g->texts);
-        g->samples = wrpo__alloc(arena, (size_t)g->desc.n, sizeof *g->samples);
-        g->draws = wrpo__raw(arena, (size_t)shape.rows, sizeof(wrpo__draft *));
-        g->logits = wrpo__raw(arena, (size_t)(shape.chunk * c->vocab_size), sizeof *g->logits);
-        g->ranked = ranks ? wrpo__raw(arena, (size_t)(shape.chunk * c->vocab_size), sizeof *g->ranked) : NULL;
-        while (g->delivered < count) wrpo__generate_step(g);
+static void wrpo__generate(wrpo_model *model, const wrpo_prompt *prompts, int64_t count,
+                           const wrpo_generate_desc *desc) {
+    wrpo__arena *arena = wrpo__current;
+    const wrpo_config *c = &model->config;
+    wrpo__generation *g = WRPO__NEW(arena, wrpo__generation);
+    *g = (wrpo__generation){.model = model, .desc = wrpo_generate_defaults(desc), .prompts = prompts, .count = count};
+    wrpo_generate_desc *d = &g->desc;
+    wrpo__generate_check(g);
+    if (!d->stop) {
+        int32_t *stop = wrpo__stop_tokens(model, d->tokenizer);
+        d->stop = stop;
+        d->stop_count = stbds_arrlen(stop);
     }
+    int64_t shortest = c->max_position_embeddings;
+    for (int64_t i = 0; i < count; i++) {
+        g->prompt_rows = WRPO__MAX(g->prompt_rows, prompts[i].count);
+        shortest = WRPO__MIN(shortest, prompts[i].count);
+    }
+    if (count == 0) return;
+    g->sample_rows = WRPO__MIN(d->max_tokens, c->max_position_embeddings - shortest);
+    if (count <= d->batch / d->n) d->batch = count * d->n;
+    const wrpo__shape shape = wrpo__generation_shape(g);
+    const size_t logits = (size_t)(shape.chunk * c->vocab_size);
+    g->run = wrpo__run_new(arena, model, &shape);
+    for (int64_t i = g->prompt_slots; i-- > 0;) stbds_arrput(g->free_prompts, i);
+    for (int64_t i = d->batch; i-- > 0;) stbds_arrput(g->free_samples, i);
+    g->texts = wrpo__sub_arena(arena);
+    g->samples = wrpo__alloc(arena, (size_t)d->n, sizeof *g->samples);
+    g->draws = wrpo__raw(arena, (size_t)shape.rows, sizeof(wrpo__draft *));
+    g->logits = wrpo__raw(arena, logits, sizeof *g->logits);
+    g->weights = wrpo__raw(arena, logits, sizeof *g->weights);
+    while (g->delivered < count) wrpo__generate_step(g);
+}
+WRPO_API wrpo_result wrpo_generate(wrpo_model *model, const wrpo_prompt *prompts, int64_t count,
+                                   const wrpo_generate_desc *desc) {
+    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__generate(model, prompts, count, desc));
     return wrpo__end(&wrpo__entry);
 }
 
@@ -9296,11 +9860,12 @@ WRPO_API wrpo_result wrpo_answer(wrpo_model *model, wrpo_tokenizer *tok, const c
 }
 
 /* ------------------------------------------------------------------------------------------- >>reward
-   Reward models: the trunk of a language model, and a head on a few rows of its last hidden state, computed on the host in double. */
-typedef struct wrpo__dense { const float *w, *b; int64_t rows, cols; } wrpo__dense;        /* y = W x + b; b may be NULL */
+   Reward models: the trunk of a language model, and a head on a few rows of its last hidden state. The head is computed
+   on the host, in double. */
+typedef struct wrpo__dense { const float *w, *b; int64_t rows, cols; } wrpo__dense;    /* y = W x + b; b may be NULL */
 enum { WRPO__GATE_LAYERS = 16 };
 typedef struct wrpo__gate {          /* ArmoRM (Wang et al. 2024): objectives weighed by what the prompt is about */
-    wrpo__dense regression, transform, layer[WRPO__GATE_LAYERS];       /* transform: [objectives, objectives], taken from the left */
+    wrpo__dense regression, transform, layer[WRPO__GATE_LAYERS];       /* transform: [objectives, objectives], r' M */
     int64_t layers, widest;
     double scale, temperature;
 } wrpo__gate;
@@ -9321,19 +9886,23 @@ static void wrpo__dense_apply(const wrpo__dense *l, const double *x, double *y) 
         for (int64_t k = 0; k < l->cols; k++) y[r] += (double)l->w[r * l->cols + k] * x[k];
     }
 }
-/* last, prompt: the hidden states at the last token and where the answer's header begins; work: 3 * widest numbers. */
-static double wrpo__gated_score(const wrpo__gate *g, const double *last, const double *prompt, double *work) {
+/* last, prompt: the hidden states at the last token and where the answer's header begins. scratch [3 * widest]. */
+static double wrpo__gated_score(const wrpo__gate *g, const double *last, const double *prompt, double *scratch) {
     const int64_t n = g->regression.rows;
-    double *x = work, *y = work + g->widest, *r = y + g->widest, most = -INFINITY, sum = 0, score = 0;
+    double *x = scratch, *y = x + g->widest, *r = y + g->widest, most = -INFINITY, sum = 0, score = 0;
     memcpy(x, prompt, (size_t)g->layer[0].cols * sizeof *x);
-    for (int64_t l = 0; l < g->layers; l++) {
+    for (int64_t l = 0; l < g->layers; l++) {          /* x = the gate's logits of the objectives */
         double *swap = x;
         wrpo__dense_apply(&g->layer[l], x, y);
         for (int64_t k = 0; l + 1 < g->layers && k < g->layer[l].rows; k++) y[k] = y[k] > 0 ? y[k] : 0;
-        x = y, y = swap;
+        x = y;
+        y = swap;
     }
     for (int64_t j = 0; j < n; j++) most = fmax(most, x[j] / g->temperature);
-    for (int64_t j = 0; j < n; j++) sum += x[j] = exp(x[j] / g->temperature - most);
+    for (int64_t j = 0; j < n; j++) {
+        x[j] = exp(x[j] / g->temperature - most);
+        sum += x[j];
+    }
     wrpo__dense_apply(&g->regression, last, r);
     for (int64_t j = 0; j < n; j++) {                  /* sum_j softmax_j scale (r' M)_j */
         double adjusted = 0;
@@ -9344,87 +9913,93 @@ static double wrpo__gated_score(const wrpo__gate *g, const double *last, const d
 }
 
 /* ---- load ---- */
-/* A tensor of the head as floats; rows, cols 0: any number. A vector has cols -1. */
-static const float *wrpo__head_tensor(wrpo_reward *r, const wrpo_tensors *t, const char *name, int64_t *rows, int64_t *cols) {
+/* A tensor of the head as floats; rows, cols 0: any number; cols -1: a vector. */
+static wrpo__dense wrpo__head_tensor(wrpo_reward *r, const wrpo_tensors *t, const char *name, int64_t rows,
+                                     int64_t cols) {
     const wrpo_tensor_info *info = wrpo_tensors_find(t, name);
-    const int64_t want[2] = {*rows, *cols};
-    char found[160];
-    if (!info) wrpo__fail(r->ctx, WRPO_E_FORMAT, "%s: %s is missing: a reward model of this architecture has it", r->model->dir, name);
-    bool fits = info->ndim == (*cols < 0 ? 1 : 2);
-    for (int k = 0; fits && k < info->ndim; k++) fits = info->shape[k] > 0 && (want[k] <= 0 || info->shape[k] == want[k]);
+    const int64_t shape[2] = {rows, cols};
+    const int ndim = cols < 0 ? 1 : 2;
+    char want[80], found[160];
+    if (!info)
+        wrpo__fail(r->ctx, WRPO_E_FORMAT, "%s: %s is missing: a reward model of this architecture has it",
+                   r->model->dir, name);
+    bool fits = info->ndim == ndim;
+    for (int k = 0; fits && k < ndim; k++) fits = info->shape[k] > 0 && (shape[k] == 0 || info->shape[k] == shape[k]);
+    wrpo__shape_text(want, sizeof want, ndim, shape);
     wrpo__shape_text(found, sizeof found, info->ndim, info->shape);
-    if (!fits && *cols < 0) wrpo__fail(r->ctx, WRPO_E_FORMAT, "%s: %s: want [%lld], found %s", info->file, name, (long long)*rows, found);
-    if (!fits) wrpo__fail(r->ctx, WRPO_E_FORMAT, "%s: %s: want %lld rows of %lld (0: any number), found %s", info->file, name, (long long)*rows, (long long)*cols, found);
+    if (!fits)
+        wrpo__fail(r->ctx, WRPO_E_FORMAT, "%s: %s: want %s (0: any number), found %s", info->file, name, want, found);
     if (strcmp(info->dtype, "F32") && strcmp(info->dtype, "BF16") && strcmp(info->dtype, "F16"))
-        wrpo__fail(r->ctx, WRPO_E_UNSUPPORTED, "%s: %s: want F32, F16 or BF16, found %s", info->file, name, info->dtype);
-    float *p = wrpo__raw(r->arena, (size_t)info->count, sizeof *p);
-    wrpo__to_float(r->ctx, p, info, 0, info->count);
-    for (int64_t k = 0; k < info->count; k++)
-        if (!isfinite(p[k])) wrpo__fail(r->ctx, WRPO_E_NOT_FINITE, "%s: %s: element %lld is not a finite number", info->file, name, (long long)k);
-    *rows = info->shape[0];
-    if (*cols >= 0) *cols = info->shape[1];
-    return p;
-}
-static wrpo__dense wrpo__head_dense(wrpo_reward *r, const wrpo_tensors *t, const char *name, const char *bias, int64_t rows, int64_t cols) {
-    wrpo__dense l = {.rows = rows, .cols = cols};
-    int64_t vector = -1;
-    l.w = wrpo__head_tensor(r, t, name, &l.rows, &l.cols);
-    if (bias) l.b = wrpo__head_tensor(r, t, bias, &l.rows, &vector);
-    return l;
+        wrpo__fail(r->ctx, WRPO_E_UNSUPPORTED, "%s: %s: want F32, F16 or BF16, found %s", info->file, name,
+                   info->dtype);
+    float *w = wrpo__raw(r->arena, (size_t)info->count, sizeof *w);
+    wrpo__to_finite(r->ctx, w, info, 0, info->count);
+    return (wrpo__dense){w, NULL, info->shape[0], ndim == 2 ? info->shape[1] : 1};
 }
 static void wrpo__load_gate(wrpo_reward *r, const wrpo_tensors *t) {
     wrpo__gate *g = &r->gate;
-    int64_t one = 1, vector = -1, cols = r->model->config.hidden_size;
-    char name[64], bias[64];
-    g->regression = wrpo__head_dense(r, t, "regression_layer.weight", NULL, 0, cols);
-    g->transform = wrpo__head_dense(r, t, "reward_transform_matrix", NULL, g->regression.rows, g->regression.rows);
-    for (g->layers = 0; snprintf(name, sizeof name, "gating.layers.%lld.weight", (long long)g->layers), wrpo_tensors_find(t, name); g->layers++) {
-        if (g->layers == WRPO__GATE_LAYERS) wrpo__fail(r->ctx, WRPO_E_UNSUPPORTED, "%s: a gate of more than %d layers is not supported", r->model->dir, WRPO__GATE_LAYERS);
+    int64_t cols = r->model->config.hidden_size;
+    g->regression = wrpo__head_tensor(r, t, "regression_layer.weight", 0, cols);
+    g->transform = wrpo__head_tensor(r, t, "reward_transform_matrix", g->regression.rows, g->regression.rows);
+    for (;; g->layers++) {
+        char name[64], bias[64];
+        wrpo__dense *layer = &g->layer[g->layers];
+        snprintf(name, sizeof name, "gating.layers.%lld.weight", (long long)g->layers);
         snprintf(bias, sizeof bias, "gating.layers.%lld.bias", (long long)g->layers);
-        g->layer[g->layers] = wrpo__head_dense(r, t, name, bias, 0, cols);
-        cols = g->layer[g->layers].rows;
-        g->widest = WRPO__MAX(g->widest, WRPO__MAX(cols, g->layer[g->layers].cols));
+        if (!wrpo_tensors_find(t, name) && g->layers) break;
+        if (g->layers == WRPO__GATE_LAYERS)
+            wrpo__fail(r->ctx, WRPO_E_UNSUPPORTED, "%s: a gate of more than %d layers is not supported", r->model->dir,
+                       WRPO__GATE_LAYERS);
+        *layer = wrpo__head_tensor(r, t, name, 0, cols);
+        layer->b = wrpo__head_tensor(r, t, bias, layer->rows, -1).w;
+        cols = layer->rows;
+        g->widest = WRPO__MAX(g->widest, WRPO__MAX(cols, layer->cols));
     }
-    if (!g->layers) wrpo__fail(r->ctx, WRPO_E_FORMAT, "%s: %s is missing: a reward model of this architecture has it", r->model->dir, name);
     if (cols != g->regression.rows)
-        wrpo__fail(r->ctx, WRPO_E_FORMAT, "%s: the gate weighs %lld objectives, regression_layer.weight has %lld", r->model->dir, (long long)cols, (long long)g->regression.rows);
-    g->scale = (double)*wrpo__head_tensor(r, t, "gating.logit_scale", &one, &vector);
+        wrpo__fail(r->ctx, WRPO_E_FORMAT, "%s: the gate weighs %lld objectives, regression_layer.weight has %lld",
+                   r->model->dir, (long long)cols, (long long)g->regression.rows);
+    g->scale = (double)*wrpo__head_tensor(r, t, "gating.logit_scale", 1, -1).w;
     g->temperature = r->model->config.gating_temperature;
 }
 static void wrpo__free_model(void *p) { wrpo_model_free(p); }
 static void wrpo__free_tokenizer(void *p) { wrpo_tokenizer_free(p); }
-WRPO_API wrpo_result wrpo_reward_load(wrpo_ctx *ctx, const wrpo_reward_desc *given, wrpo_reward **out) {
-    *out = NULL;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), false) {
-        const wrpo_reward_desc *desc = given ? given : &(wrpo_reward_desc){0};
-        wrpo__arena *arena = wrpo__entry.arena;
-        wrpo_reward *r = WRPO__NEW(arena, wrpo_reward);
-        wrpo_config config;
-        r->ctx = ctx, r->arena = arena, r->run_arena = wrpo__sub_arena(arena);
-        if (!desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_reward_desc: dir is missing");
-        if (desc->micro_tokens < 0) wrpo__fail(ctx, WRPO_E_ARG, "micro_tokens: want at least 1, found %lld", (long long)desc->micro_tokens);
-        r->micro_tokens = desc->micro_tokens ? desc->micro_tokens : WRPO__MICRO_TOKENS;
-        wrpo__config_read(arena, desc->dir, &config);
-        if (config.head == WRPO_HEAD_LM)
-            wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: a language model has no reward head: want architectures of sequence classification or of a reward model", desc->dir);
-        wrpo__cleanup *owner = wrpo__on_free(arena, wrpo__free_model, NULL);
-        wrpo__rethrow(ctx, wrpo__model_load(ctx, &(wrpo_model_desc){.dir = desc->dir, .frozen = true}, true, &r->model));
-        owner->p = r->model;
-        if (wrpo__exists(wrpo__join(arena, desc->dir, "tokenizer.json"))) {
-            owner = wrpo__on_free(arena, wrpo__free_tokenizer, NULL);
-            wrpo__rethrow(ctx, wrpo_tokenizer_load(ctx, desc->dir, &r->tok));
-            owner->p = r->tok;
-        }
-        const wrpo_tensors *t = wrpo__tensors_in(ctx, desc->dir);
-        if (config.head == WRPO_HEAD_GATED) wrpo__load_gate(r, t);
-        else if (config.head == WRPO_HEAD_VALUE) r->score = wrpo__head_dense(r, t, "v_head.weight", NULL, 1, config.hidden_size);
-        else r->score = wrpo__head_dense(r, t, "score.weight", NULL, 0, config.hidden_size);
-        if (config.head != WRPO_HEAD_SCORE && desc->label) wrpo__fail(ctx, WRPO_E_ARG, "label: %s has one reward only", desc->dir);
-        if (config.head == WRPO_HEAD_SCORE && (desc->label < 0 || desc->label > r->score.rows || (!desc->label && r->score.rows > 1)))
-            wrpo__fail(ctx, WRPO_E_ARG, "label: score.weight has %lld rows: want the number of one, found %lld", (long long)r->score.rows, (long long)desc->label);
-        r->label = WRPO__MAX(desc->label, 1) - 1;
-        *out = r;
+static wrpo_reward *wrpo__reward_load(wrpo__arena *arena, const wrpo_reward_desc *desc) {
+    wrpo_ctx *ctx = arena->ctx;
+    wrpo_config c;
+    wrpo_reward *r = WRPO__NEW(arena, wrpo_reward);
+    r->ctx = ctx;
+    r->arena = arena;
+    r->run_arena = wrpo__sub_arena(arena);
+    if (!desc || !desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_reward_desc: dir is missing");
+    WRPO__RANGE(desc->micro_tokens >= 0, "micro_tokens", desc->micro_tokens, "at least 1");
+    r->micro_tokens = desc->micro_tokens ? desc->micro_tokens : WRPO__MICRO_TOKENS;
+    wrpo__config_read(arena, desc->dir, &c);
+    if (c.head == WRPO_HEAD_LM)
+        wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: a language model has no reward head: "
+                   "want architectures of sequence classification or of a reward model", desc->dir);
+    wrpo__cleanup *owner = wrpo__on_free(arena, wrpo__free_model, NULL);
+    wrpo__rethrow(ctx, wrpo__model_load(ctx, &(wrpo_model_desc){.dir = desc->dir, .frozen = true}, true, &r->model));
+    owner->p = r->model;
+    if (wrpo__exists(wrpo__join(arena, desc->dir, "tokenizer.json"))) {
+        owner = wrpo__on_free(arena, wrpo__free_tokenizer, NULL);
+        wrpo__rethrow(ctx, wrpo_tokenizer_load(ctx, desc->dir, &r->tok));
+        owner->p = r->tok;
     }
+    const wrpo_tensors *t = wrpo__tensors_in(ctx, desc->dir);
+    if (c.head == WRPO_HEAD_GATED) wrpo__load_gate(r, t);
+    else if (c.head == WRPO_HEAD_VALUE) r->score = wrpo__head_tensor(r, t, "v_head.weight", 1, c.hidden_size);
+    else r->score = wrpo__head_tensor(r, t, "score.weight", 0, c.hidden_size);
+    const int64_t label = desc->label, rows = r->score.rows;
+    if (c.head != WRPO_HEAD_SCORE && label) wrpo__fail(ctx, WRPO_E_ARG, "label: %s has one reward only", desc->dir);
+    if (c.head == WRPO_HEAD_SCORE && (label < 0 || label > rows || (!label && rows > 1)))
+        wrpo__fail(ctx, WRPO_E_ARG, "label: score.weight has %lld rows: want the number of one, found %lld",
+                   (long long)rows, (long long)label);
+    r->label = WRPO__MAX(label, 1) - 1;
+    return r;
+}
+WRPO_API wrpo_result wrpo_reward_load(wrpo_ctx *ctx, const wrpo_reward_desc *desc, wrpo_reward **out) {
+    *out = NULL;
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__reward_load(wrpo__current, desc));
     return wrpo__end(&wrpo__entry);
 }
 WRPO_API void wrpo_reward_free(wrpo_reward *reward) {
@@ -9433,18 +10008,24 @@ WRPO_API void wrpo_reward_free(wrpo_reward *reward) {
 WRPO_API const wrpo_config *wrpo_reward_config(const wrpo_reward *reward) { return &reward->model->config; }
 
 /* ---- score ---- */
-/* Places of ids[n] that the head looks at: the last token, by the rule of the model's code, and for a gate where the answer's header
-   begins, the last time: <|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n of Llama 3. false: there is no such place. */
-static bool wrpo__pooled(const wrpo_config *c, const int32_t *ids, int64_t n, int64_t *last, int64_t *gate) {
-    static const int32_t header[] = {128009, 128006, 78191, 128007, 271};
-    *last = n - 1, *gate = n - WRPO__COUNT(header);
+typedef struct wrpo__batch {         /* conversations */
+    const int32_t **ids;
+    int64_t *counts, n;
+    int64_t shared;                  /* that many first tokens are the same in all; each has more */
+} wrpo__batch;
+/* The tokens of ids[n] that the head looks at: the last one, by the rule of the model's code, and for a gate where the
+   last answer's header begins, <|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n of Llama 3. false: none. */
+static bool wrpo__pooled(const wrpo_config *c, const int32_t *ids, int64_t n, int64_t *last, int64_t *header) {
+    static const int32_t want[] = {128009, 128006, 78191, 128007, 271};
+    *last = n - 1;
+    *header = 0;
     if (c->head == WRPO_HEAD_SCORE)
-        for (*last = n - 1; *last > 0 && ids[*last] == c->pad_token_id;) --*last;
+        while (*last > 0 && ids[*last] == c->pad_token_id) --*last;
     if (c->head != WRPO_HEAD_GATED) return true;
     for (int64_t i = n; i-- > 0;)
         if (ids[i] == c->pad_token_id) *last = i ? i - 1 : n - 1;
-    while (*gate >= 0 && memcmp(ids + *gate, header, sizeof header)) --*gate;
-    return *gate >= 0;
+    for (*header = n - WRPO__COUNT(want); *header >= 0 && memcmp(ids + *header, want, sizeof want);) --*header;
+    return *header >= 0;
 }
 static void wrpo__hidden_row(const wrpo__run *r, int64_t row, double *out) {
     const wrpo_backend *be = r->model->ctx->desc.backend;
@@ -9453,204 +10034,255 @@ static void wrpo__hidden_row(const wrpo__run *r, int64_t row, double *out) {
         const int64_t n = WRPO__MIN(D - k, WRPO__HALVES);
         union { float whole[WRPO__HALVES]; uint16_t half[WRPO__HALVES]; } part;
         be->get(r->model->ctx->dev, &part, wrpo__at(be, r->y, row * D + k), (size_t)n * (size_t)be->act_bytes);
-        for (int64_t i = 0; i < n; i++) out[k + i] = (double)(be->act_bytes == 4 ? part.whole[i] : wrpo__float_of(part.half[i]));
+        for (int64_t i = 0; i < n; i++)
+            out[k + i] = (double)(be->act_bytes == 4 ? part.whole[i] : wrpo__float_of(part.half[i]));
     }
 }
-/* As many of the conversations [at, n) as fit, at least one; the first P tokens of all are the same. Returns where it stopped. */
-static int64_t wrpo__score_some(wrpo__arena *temp, wrpo_reward *w, const int32_t *const *ids, const int64_t *counts, int64_t P, int64_t at, int64_t n, double *rewards) {
+/* Conversation k needs rows of its own for the shared tokens: it is the first that is packed, or it has other rotary
+   frequencies than the one before. */
+static bool wrpo__shared_again(const wrpo_config *c, const wrpo__batch *b, int64_t first, int64_t k) {
+    return k == first || wrpo__rope_key(c, b->counts[k]) != wrpo__rope_key(c, b->counts[k - 1]);
+}
+/* Scores as many of the conversations from `first` on as fit, at least one. Returns where it stopped. */
+static int64_t wrpo__score_some(wrpo_reward *w, const wrpo__batch *b, int64_t first, double *rewards) {
     const wrpo_config *c = &w->model->config;
-    const int64_t D = c->hidden_size, first = at;
-    int64_t rows = 0, end = at, prefix = 0;
-#define WRPO__PARTS(k) ((k) == first || wrpo__rope_key(c, counts[k]) != wrpo__rope_key(c, counts[(k) - 1]))
-    for (int64_t more; end < n && (more = counts[end] - (WRPO__PARTS(end) ? 0 : P), end == at || rows + more <= w->micro_tokens); end++) rows += more;
+    wrpo__arena *temp = wrpo__current;
+    const int64_t D = c->hidden_size, P = b->shared;
+    int64_t rows = 0, end = first, prefix = 0;
+    for (; end < b->n; end++) {
+        const int64_t more = b->counts[end] - (wrpo__shared_again(c, b, first, end) ? 0 : P);
+        if (end > first && rows + more > w->micro_tokens) break;
+        rows += more;
+    }
     if (!w->run || w->run->shape.rows < rows) {
         w->run = NULL;
         wrpo__arena_clear(w->run_arena);
         w->run = wrpo__run_new(w->run_arena, w->model, &(wrpo__shape){.rows = rows});
     }
-    int64_t (*places)[2] = wrpo__alloc(temp, (size_t)(end - at), sizeof *places);
-    double *hidden = wrpo__alloc(temp, (size_t)D, 2 * sizeof *hidden), *work = wrpo__alloc(temp, (size_t)WRPO__MAX(3 * w->gate.widest, w->score.rows), sizeof *work);
+    int64_t (*pooled)[2] = wrpo__alloc(temp, (size_t)(end - first), sizeof *pooled);           /* rows */
+    double *hidden = wrpo__alloc(temp, (size_t)D, 2 * sizeof *hidden);
+    double *scratch = wrpo__alloc(temp, (size_t)WRPO__MAX(3 * w->gate.widest, w->score.rows), sizeof *scratch);
     wrpo__pack_begin(w->run);
-    for (int64_t k = at; k < end; k++) {
-        int64_t pooled[2];
-        if (WRPO__PARTS(k)) {
-            wrpo__pack_rotary(w->run, counts[k]);
+    for (int64_t k = first; k < end; k++) {
+        int64_t *at = pooled[k - first];
+        if (wrpo__shared_again(c, b, first, k)) {
+            wrpo__pack_rotary(w->run, b->counts[k]);
             prefix = w->run->n;
-            if (P) wrpo__pack_seg(w->run, ids[k], P, 0, prefix, prefix);
+            if (P) wrpo__pack_seg(w->run, b->ids[k], P, 0, prefix, prefix);
         }
-        if (!wrpo__pooled(c, ids[k], counts[k], &pooled[0], &pooled[1]))
-            wrpo__fail(w->ctx, WRPO_E_FORMAT, "conversation %lld: want the header of an assistant's answer, which the gate of this reward model looks for, found none", (long long)k + 1);
-        for (int i = 0; i < 2; i++) places[k - at][i] = pooled[i] < P ? prefix + pooled[i] : w->run->n + pooled[i] - P;
-        wrpo__pack_seg(w->run, ids[k] + P, counts[k] - P, P, prefix, prefix + P);
+        if (!wrpo__pooled(c, b->ids[k], b->counts[k], &at[0], &at[1]))
+            wrpo__fail(w->ctx, WRPO_E_FORMAT, "conversation %lld: want the header of an assistant's answer, which the "
+                       "gate of this reward model looks for, found none", (long long)k + 1);
+        for (int i = 0; i < 2; i++) at[i] += at[i] < P ? prefix : w->run->n - P;
+        wrpo__pack_seg(w->run, b->ids[k] + P, b->counts[k] - P, P, prefix, prefix + P);
     }
     wrpo__pack_end(w->run);
     wrpo__trunk(w->run);
-    for (int64_t k = at; k < end; k++) {
-        wrpo__hidden_row(w->run, places[k - at][0], hidden);
+    for (int64_t k = first; k < end; k++) {
+        wrpo__hidden_row(w->run, pooled[k - first][0], hidden);
         if (c->head == WRPO_HEAD_GATED) {
-            wrpo__hidden_row(w->run, places[k - at][1], hidden + D);
-            rewards[k] = wrpo__gated_score(&w->gate, hidden, hidden + D, work);
+            wrpo__hidden_row(w->run, pooled[k - first][1], hidden + D);
+            rewards[k] = wrpo__gated_score(&w->gate, hidden, hidden + D, scratch);
         } else {
-            wrpo__dense_apply(&w->score, hidden, work);
-            rewards[k] = work[w->label];
+            wrpo__dense_apply(&w->score, hidden, scratch);
+            rewards[k] = scratch[w->label];
         }
-        if (!isfinite(rewards[k])) wrpo__fail(w->ctx, WRPO_E_NOT_FINITE, "conversation %lld: the reward is not a finite number", (long long)k + 1);
+        if (!isfinite(rewards[k]))
+            wrpo__fail(w->ctx, WRPO_E_NOT_FINITE, "conversation %lld: the reward is not a finite number",
+                       (long long)k + 1);
     }
     wrpo__sync(w->ctx);
     return end;
-#undef WRPO__PARTS
 }
-static void wrpo__score_ids(wrpo__arena *temp, wrpo_reward *w, const int32_t *const *ids, const int64_t *counts, int64_t n, double *rewards) {
+static void wrpo__score_ids(wrpo_reward *w, const int32_t *const *ids, const int64_t *counts, int64_t n,
+                            double *rewards) {
+    wrpo__arena *temp = wrpo__current;
     const wrpo_config *c = &w->model->config;
-    const int32_t **own = wrpo__alloc(temp, (size_t)n, sizeof *own);
-    int64_t *sizes = wrpo__alloc(temp, (size_t)n, sizeof *sizes), P = INT64_MAX;
+    wrpo__batch b = {.n = n, .shared = INT64_MAX};
+    b.ids = wrpo__alloc(temp, (size_t)n, sizeof *b.ids);
+    b.counts = wrpo__alloc(temp, (size_t)n, sizeof *b.counts);
     for (int64_t k = 0; k < n; k++) {
-        own[k] = ids[k], sizes[k] = counts[k];
-        if (counts[k] < 1) wrpo__fail(w->ctx, WRPO_E_ARG, "conversation %lld: want at least one token, found none", (long long)k + 1);
-        for (int64_t i = 0; i < counts[k]; i++)
-            if (ids[k][i] < 0 || ids[k][i] >= c->vocab_size)
-                wrpo__fail(w->ctx, WRPO_E_FORMAT, "conversation %lld: token id %d is outside the model's vocabulary of %lld", (long long)k + 1, (int)ids[k][i], (long long)c->vocab_size);
-        if (c->head == WRPO_HEAD_VALUE && ids[k][counts[k] - 1] != c->reward_token_id) {
-            int32_t *longer = wrpo__alloc(temp, (size_t)counts[k] + 1, sizeof *longer);
-            memcpy(longer, ids[k], (size_t)counts[k] * sizeof *longer);
-            longer[sizes[k]++] = (int32_t)c->reward_token_id, own[k] = longer;
+        int64_t count = counts[k], same = 0;
+        const int32_t *own = ids[k];
+        if (count < 1)
+            wrpo__fail(w->ctx, WRPO_E_ARG, "conversation %lld: want at least one token, found none", (long long)k + 1);
+        wrpo__check_ids(w->model->ctx, w->model->config.vocab_size, own, count, "conversation", NULL, k + 1);
+        if (c->head == WRPO_HEAD_VALUE && own[count - 1] != c->reward_token_id) {
+            int32_t *longer = wrpo__alloc(temp, (size_t)count + 1, sizeof *longer);
+            memcpy(longer, own, (size_t)count * sizeof *longer);
+            longer[count++] = (int32_t)c->reward_token_id;
+            own = longer;
         }
-        if (sizes[k] > c->max_position_embeddings && !w->warned)
-            wrpo__log(w->ctx, WRPO_LOG_WARN, "a conversation of %lld tokens is longer than the reward model's max_position_embeddings %lld", (long long)sizes[k],
-                      (long long)c->max_position_embeddings), w->warned = true;
-        int64_t same = 0;
-        while (same < P && same < sizes[k] - 1 && own[k][same] == own[0][same]) same++;      /* each keeps a token of its own */
-        P = same;
+        if (count > c->max_position_embeddings && !w->warned) {
+            wrpo__log(w->ctx, WRPO_LOG_WARN, "a conversation of %lld tokens is longer than the reward model's "
+                      "max_position_embeddings %lld", (long long)count, (long long)c->max_position_embeddings);
+            w->warned = true;
+        }
+        b.ids[k] = own;
+        b.counts[k] = count;
+        while (same < b.shared && same < count - 1 && own[same] == b.ids[0][same]) same++;
+        b.shared = same;
     }
-    for (int64_t at = 0; at < n;) at = wrpo__score_some(temp, w, own, sizes, P, at, n, rewards);
+    for (int64_t at = 0; at < n;) at = wrpo__score_some(w, &b, at, rewards);
 }
-WRPO_API wrpo_result wrpo_reward_score_ids(wrpo_reward *reward, const int32_t *const *ids, const int64_t *counts, int64_t n, double *rewards) {
-    WRPO__TRY(reward->ctx, wrpo__arena_new(reward->ctx), true) wrpo__score_ids(wrpo__entry.arena, reward, ids, counts, n, rewards);
+WRPO_API wrpo_result wrpo_reward_score_ids(wrpo_reward *reward, const int32_t *const *ids, const int64_t *counts,
+                                           int64_t n, double *rewards) {
+    WRPO__CALL(reward->ctx, wrpo__arena_new(reward->ctx), true,
+               wrpo__score_ids(reward, ids, counts, n, rewards));
     return wrpo__end(&wrpo__entry);
 }
 /* answers[n]: strings. Errors name the line and record of in. */
-static void wrpo__score_answers(wrpo__arena *temp, wrpo_reward *w, wrpo__reading *in, const wrpo_json *prompt, const wrpo_json *answers, int64_t n, double *rewards) {
-    if (!w->tok) wrpo__fail(w->ctx, WRPO_E_IO, "%s: tokenizer.json: want it, to score texts, found none", w->model->dir);
+static void wrpo__score_answers(wrpo_reward *w, wrpo__reading *in, const wrpo_json *prompt, const wrpo_json *answers,
+                                int64_t n, double *rewards) {
+    wrpo__arena *temp = wrpo__current;
+    if (!w->tok) wrpo__fail(w->ctx, WRPO_E_IO, "%s: tokenizer.json: want it to score texts, found none", w->model->dir);
     const wrpo_json **list = wrpo__messages(in, prompt, "user", "prompt");
     int32_t **ids = wrpo__alloc(temp, (size_t)n, sizeof *ids);
     int64_t *counts = wrpo__alloc(temp, (size_t)n, sizeof *counts);
-    in->tok = w->tok, in->tokenizing = true;
+    in->tok = w->tok;
+    in->tokenizing = true;
     for (int64_t k = 0; k < n; k++) {
-        wrpo__text text = {.arena = temp};
-        wrpo__render(in, list, stbds_arrlen(list), wrpo__message_of("assistant", &answers[k]), false, &text);
+        const wrpo__text text = wrpo__render(in, list, wrpo__message_of("assistant", &answers[k]), false);
         wrpo__encode(w->tok, text.data, text.size, 0, &ids[k]);
         counts[k] = stbds_arrlen(ids[k]);
     }
-    wrpo__score_ids(temp, w, (const int32_t *const *)ids, counts, n, rewards);
+    wrpo__score_ids(w, (const int32_t *const *)ids, counts, n, rewards);
     in->tokenizing = false;
 }
-WRPO_API wrpo_result wrpo_reward_score(wrpo_reward *reward, const wrpo_json *prompt, const char *const *answers, int64_t n, double *rewards) {
-    WRPO__TRY(reward->ctx, wrpo__arena_new(reward->ctx), true) {
-        wrpo__arena *temp = wrpo__entry.arena;
-        wrpo__reading in = {.ctx = reward->ctx, .desc.path = "wrpo_reward_score", .id = "prompt", .line = prompt->line, .now = time(NULL)};
-        wrpo_json *texts = wrpo__alloc(temp, (size_t)n, sizeof *texts);
-        for (int64_t k = 0; k < n; k++) texts[k] = (wrpo_json){.kind = WRPO_JSON_STRING, .text = answers[k], .size = strlen(answers[k])};
-        wrpo__score_answers(temp, reward, &in, prompt, texts, n, rewards);
-    }
+static void wrpo__reward_score(wrpo_reward *reward, const wrpo_json *prompt, const char *const *answers, int64_t n,
+                               double *rewards) {
+    wrpo__reading in = {.ctx = reward->ctx, .desc.path = "wrpo_reward_score", .id = "prompt", .line = prompt->line,
+                        .now = time(NULL)};
+    wrpo_json *texts = wrpo__alloc(wrpo__current, (size_t)n, sizeof *texts);
+    for (int64_t k = 0; k < n; k++)
+        texts[k] = (wrpo_json){.kind = WRPO_JSON_STRING, .text = answers[k], .size = strlen(answers[k])};
+    wrpo__score_answers(reward, &in, prompt, texts, n, rewards);
+}
+WRPO_API wrpo_result wrpo_reward_score(wrpo_reward *reward, const wrpo_json *prompt, const char *const *answers,
+                                       int64_t n, double *rewards) {
+    WRPO__CALL(reward->ctx, wrpo__arena_new(reward->ctx), true,
+               wrpo__reward_score(reward, prompt, answers, n, rewards));
     return wrpo__end(&wrpo__entry);
 }
 
 /* ---- a file of candidates ---- */
-typedef struct wrpo__scoring { wrpo_reward *reward; const wrpo_reward_file_desc *desc; wrpo__reading in; wrpo__writer *out; wrpo_reward_file_stats *stats; double sum; } wrpo__scoring;
-/* The reward that an entry has: NULL if it has none, or none that counts. */
-static const wrpo_json *wrpo__has_reward(const wrpo__scoring *s, const wrpo_json *entry) {
-    const wrpo_json *v = wrpo__present(entry, "reward");
-    if (v) wrpo__json_real(s->in.ctx, s->in.desc.path, v, NULL);
-    return s->desc->rescore ? NULL : v;
-}
-/* A copy of v, which is an entry, with the reward at *next behind its other members, if it has none; *next goes on. */
-static wrpo_json *wrpo__with_reward(const wrpo__scoring *s, const wrpo_json *v, const double **next) {
-    wrpo_json *copy = wrpo__json_copy(wrpo__current, v, NULL), number = {.kind = WRPO_JSON_NUMBER};
-    if (wrpo__has_reward(s, v)) return copy;
-    wrpo__text text = {.arena = wrpo__current};
-    wrpo__json_number(&text, *(*next)++);
-    number.text = text.data, number.size = text.size;
-    copy->child = NULL, copy->count = 0;
-    for (const wrpo_json *m = v->child; m; m = m->next)
-        if (strcmp(m->key, "reward")) wrpo__json_append(copy, wrpo__json_copy(wrpo__current, m, NULL));
-    wrpo__json_append(copy, wrpo__json_copy(wrpo__current, &number, "reward"));
-    return copy;
-}
-static bool wrpo__is_list(const wrpo_json *v) { return !strcmp(v->key, "sources") || !strcmp(v->key, "target"); }
-static void wrpo__score_root(wrpo__scoring *s, const wrpo_json *root) {
-    const char *path = s->in.desc.path;
-    wrpo_ctx *ctx = s->in.ctx;
-    wrpo_reward_file_stats *stats = s->stats;
-    wrpo__read_head(&s->in, root);
-    wrpo_json *texts = NULL, copy = *root;             /* texts: an stb array */
-    const bool alone = wrpo__present(root, "content") != NULL;
-    int64_t entries = 0;
-    for (const wrpo_json *list = alone ? root : root->child; list; list = alone ? NULL : list->next) {
-        if (!alone && (!wrpo__is_list(list) || list->kind == WRPO_JSON_NULL)) continue;
-        const wrpo_json *first = alone ? root : wrpo__json_want(ctx, path, list, WRPO_JSON_ARRAY, NULL)->child;
-        for (const wrpo_json *v = first; v; v = alone ? NULL : v->next, entries++) {
-            const wrpo_json *content = wrpo__json_need(ctx, path, v, "content", WRPO_JSON_STRING);
-            if (!wrpo__has_reward(s, v)) stbds_arrput(texts, *content);
-        }
+enum { WRPO__SOURCES, WRPO__TARGETS };
+typedef struct wrpo__listed { wrpo_json *json; int list; } wrpo__listed;
+/* The responses of a line: the members of its lists or, if `alone` allows it and it has "content", the line itself.
+   An stb array; *found: there is one of the three. */
+static wrpo__listed *wrpo__responses(wrpo_ctx *ctx, const char *path, wrpo_json *root, bool alone, bool *found) {
+    static const char *const keys[] = {"sources", "target"};
+    wrpo__listed *out = NULL, c = {root, WRPO__TARGETS};
+    *found = alone && wrpo__present(root, "content");
+    if (*found) {
+        stbds_arrput(out, c);
+        return out;
     }
-    if (!entries) wrpo__json_fail(ctx, WRPO_E_FORMAT, path, root, "want responses in \"sources\" or \"target\", or a \"content\", found none");
+    for (c.list = 0; c.list < 2; c.list++) {
+        const wrpo_json *all = wrpo__json_maybe(ctx, path, root, keys[c.list], WRPO_JSON_ARRAY);
+        if (!all) continue;
+        *found = true;
+        for (c.json = all->child; c.json; c.json = c.json->next) stbds_arrput(out, c);
+    }
+    return out;
+}
+/* In place of the reward that it has, if any; as its last member. */
+static void wrpo__set_reward(wrpo_json *entry, double reward) {
+    wrpo__text text = {.arena = wrpo__current};
+    wrpo_json *number = WRPO__NEW(wrpo__current, wrpo_json);
+    for (wrpo_json **m = &entry->child; *m;) {
+        if (strcmp((*m)->key, "reward")) m = &(*m)->next;
+        else *m = (*m)->next;
+    }
+    wrpo__json_number(&text, reward);
+    *number = (wrpo_json){.kind = WRPO_JSON_NUMBER, .key = "reward", .text = text.data, .size = text.size};
+    number->key_size = strlen(number->key);
+    wrpo__json_append(entry, number);
+}
+typedef struct wrpo__scoring {
+    wrpo_reward *reward; bool rescore;
+    wrpo__reading in; wrpo__writer *out;
+    wrpo_reward_file_stats *stats;   /* mean: the sum */
+} wrpo__scoring;
+static void wrpo__score_root(wrpo__scoring *s, wrpo_json *root) {
+    wrpo_ctx *ctx = s->in.ctx;
+    const char *path = s->in.desc.path;
+    wrpo_reward_file_stats *stats = s->stats;
+    wrpo_json *texts = NULL;         /* stb array: of what has no reward that counts, list[0..n) */
+    bool found;
+    wrpo__read_head(&s->in, root);
+    wrpo__listed *list = wrpo__responses(ctx, path, root, true, &found);
+    const int64_t all = stbds_arrlen(list);
+    if (!all)
+        wrpo__json_fail(ctx, WRPO_E_FORMAT, path, root,
+                        "want responses in \"sources\" or \"target\", or a \"content\", found none");
+    for (int64_t i = 0, n = 0; i < all; i++) {
+        const wrpo_json *content = wrpo__json_need(ctx, path, list[i].json, "content", WRPO_JSON_STRING);
+        const wrpo_json *reward = wrpo__present(list[i].json, "reward");
+        if (reward) wrpo__json_real(ctx, path, reward, NULL);
+        if (reward && !s->rescore) continue;
+        stbds_arrput(texts, *content);
+        list[n++] = list[i];
+    }
     const int64_t n = stbds_arrlen(texts);
     double *rewards = wrpo__alloc(wrpo__current, (size_t)n, sizeof *rewards);
-    const double *next = rewards;
     if (n) {
         const wrpo_json *prompt = wrpo__present(root, "prompt");
-        if (!prompt) wrpo__json_fail(ctx, WRPO_E_FORMAT, path, root, "prompt: want a string, a message or an array of messages, found none");
-        wrpo__score_answers(wrpo__current, s->reward, &s->in, prompt, texts, n, rewards);
+        if (!prompt)
+            wrpo__json_fail(ctx, WRPO_E_FORMAT, path, root,
+                            "prompt: want a string, a message or an array of messages, found none");
+        wrpo__score_answers(s->reward, &s->in, prompt, texts, n, rewards);
     }
-    if (alone) copy = *wrpo__with_reward(s, root, &next);
-    else {
-        copy.child = NULL, copy.count = 0;
-        for (const wrpo_json *m = root->child; m; m = m->next) {
-            wrpo_json *member = wrpo__json_copy(wrpo__current, m, NULL);
-            if (wrpo__is_list(m) && m->kind == WRPO_JSON_ARRAY) {
-                member->child = NULL, member->count = 0;
-                for (const wrpo_json *v = m->child; v; v = v->next) wrpo__json_append(member, wrpo__with_reward(s, v, &next));
-            }
-            wrpo__json_append(&copy, member);
-        }
+    for (int64_t k = 0; k < n; k++) {
+        wrpo__set_reward(list[k].json, rewards[k]);
+        stats->mean += rewards[k];
+        stats->least = fmin(stats->least, rewards[k]);
+        stats->most = fmax(stats->most, rewards[k]);
     }
-    for (int64_t k = 0; k < n; k++) s->sum += rewards[k], stats->least = fmin(stats->least, rewards[k]), stats->most = fmax(stats->most, rewards[k]);
-    stats->prompts++, stats->scored += n, stats->kept += entries - n;
+    stats->prompts++;
+    stats->scored += n;
+    stats->kept += all - n;
     wrpo__text line = {.arena = wrpo__current};
-    wrpo__json_write(&line, &copy);
+    wrpo__json_write(&line, root);
     wrpo__text_puts(&line, "\n");
     wrpo__write(s->out, line.data, line.size);
 }
-static wrpo_result wrpo__score_line(wrpo__scoring *s, const char *text, size_t n) {      /* an entry of its own: see wrpo__load_line */
-    WRPO__TRY(s->in.ctx, wrpo__arena_new(s->in.ctx), true) {
-        s->in.id = wrpo__format(wrpo__current, "line %lld", (long long)s->in.line);
-        wrpo__score_root(s, wrpo__json_parse(wrpo__current, s->in.desc.path, s->in.line, text, n));
-    }
+static void wrpo__score_text(wrpo__scoring *s, const char *text, size_t n) {
+    s->in.id = wrpo__format(wrpo__current, "line %lld", (long long)s->in.line);
+    wrpo__score_root(s, wrpo__json_parse(wrpo__current, s->in.desc.path, s->in.line, text, n));
+}
+static wrpo_result wrpo__score_line(wrpo__scoring *s, const char *text, size_t n) {      /* an entry, as in >>data */
+    WRPO__CALL(s->in.ctx, wrpo__arena_new(s->in.ctx), true, wrpo__score_text(s, text, n));
     if (wrpo__entry.failed && s->in.tokenizing && s->in.ctx->error.code != WRPO_E_MEMORY) wrpo__name_record(&s->in);
     s->in.tokenizing = false;
     return wrpo__end(&wrpo__entry);
 }
-WRPO_API wrpo_result wrpo_reward_file(wrpo_reward *reward, const wrpo_reward_file_desc *given, wrpo_reward_file_stats *out) {
+static void wrpo__reward_file(wrpo_reward *reward, const wrpo_reward_file_desc *desc, wrpo_reward_file_stats *stats) {
     wrpo_ctx *ctx = reward->ctx;
-    *out = (wrpo_reward_file_stats){.mean = NAN, .least = NAN, .most = NAN};
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        const wrpo_reward_file_desc *desc = given ? given : &(wrpo_reward_file_desc){0};
-        wrpo__arena *arena = wrpo__entry.arena;
-        if (!desc->in || !desc->out) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_reward_file_desc: want in and out, found NULL");
-        const wrpo__file *f = wrpo__open_file(arena, desc->in);
-        wrpo__scoring s = {.reward = reward, .desc = desc, .out = wrpo__create(arena, desc->out), .stats = out};
-        s.in = (wrpo__reading){.ctx = ctx, .desc.path = desc->in, .now = time(NULL)};
-        int64_t lines = 0, done = 0;
-        for (wrpo__lines l = {.file = f}; wrpo__next_line(&l);) lines++;
-        if (!lines) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want lines of candidates, found none", desc->in);
-        for (wrpo__lines l = {.file = f}; wrpo__next_line(&l);) {
-            s.in.line = l.number;
-            wrpo__rethrow(ctx, wrpo__score_line(&s, l.text, l.size));
-            if (desc->on_line && !desc->on_line(++done, lines, desc->user)) wrpo__fail(ctx, WRPO_E_STOPPED, "%s: stopped after %lld of %lld lines", desc->in, (long long)done, (long long)lines);
-        }
-        wrpo__commit(s.out);
-        if (out->scored) out->mean = s.sum / (double)out->scored;
+    int64_t lines = 0, done = 0;
+    if (!desc || !desc->in || !desc->out)
+        wrpo__fail(ctx, WRPO_E_ARG, "wrpo_reward_file_desc: want in and out, found NULL");
+    const wrpo__file *f = wrpo__open_file(wrpo__current, desc->in);
+    wrpo__scoring s = {.reward = reward, .rescore = desc->rescore, .stats = stats};
+    s.out = wrpo__create(wrpo__current, desc->out);
+    s.in = (wrpo__reading){.ctx = ctx, .desc.path = desc->in, .now = time(NULL)};
+    for (wrpo__lines l = {.file = f}; wrpo__next_line(&l);) lines++;
+    if (!lines) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want lines of candidates, found none", desc->in);
+    for (wrpo__lines l = {.file = f}; wrpo__next_line(&l);) {
+        s.in.line = l.number;
+        wrpo__rethrow(ctx, wrpo__score_line(&s, l.text, l.size));
+        done++;
+        if (desc->on_line && !desc->on_line(done, lines, desc->user))
+            wrpo__fail(ctx, WRPO_E_STOPPED, "%s: stopped after %lld of %lld lines", desc->in, (long long)done,
+                       (long long)lines);
     }
+    wrpo__commit(s.out);
+    stats->mean /= (double)stats->scored;              /* NaN: none */
+}
+WRPO_API wrpo_result wrpo_reward_file(wrpo_reward *reward, const wrpo_reward_file_desc *desc,
+                                      wrpo_reward_file_stats *out) {
+    *out = (wrpo_reward_file_stats){.least = NAN, .most = NAN};
+    WRPO__CALL(reward->ctx, wrpo__arena_new(reward->ctx), true, wrpo__reward_file(reward, desc, out));
     return wrpo__end(&wrpo__entry);
 }
 
@@ -9658,30 +10290,41 @@ WRPO_API wrpo_result wrpo_reward_file(wrpo_reward *reward, const wrpo_reward_fil
    A run with files: the memory plan, the reference's cache, the state that a run goes on from, metrics, the loop. */
 
 /* ---- memory of a run: measured, and fitted into what there is ---- */
-/* gradients, moments, activations, head and, for a backend with memory of its own, device (all but the weights); total is left to the caller */
-static void wrpo__measure(wrpo_ctx *ctx, const wrpo_config *config, wrpo_moments moments, int64_t recompute, bool logits, int64_t rows, wrpo_bytes *out) {
+/* Fills in gradients, moments, activations, head, recompute, logits and device: what the run takes of the backend's
+   memory beside its weights. */
+static void wrpo__measure(wrpo_ctx *ctx, const wrpo_config *config, wrpo_moments moments, int64_t recompute,
+                          bool logits, int64_t rows, wrpo_bytes *out) {
     const wrpo__shape shape = wrpo__train_shape(ctx, config, recompute, logits, rows);
     wrpo__run run = {0};
     wrpo__bump b = {0};
     int64_t count;
     wrpo__layout_weights(config, NULL, NULL, &count, NULL);
     wrpo__run_layout(ctx, config, &shape, &run, &b);
-    if (b.overflow) wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: %lld rows of this model do not fit into the address space", (long long)rows);
-    out->gradients = (size_t)count * sizeof(float), out->moments = 2 * wrpo_moments_bytes(moments, count);
+    if (b.overflow)
+        wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: %lld rows of this model do not fit into the address space",
+                   (long long)rows);
+    out->gradients = (size_t)count * sizeof(float);
+    out->moments = 2 * wrpo_moments_bytes(moments, count);
     out->head = run.head_bytes;
     out->activations = run.bytes - run.head_bytes + run.host.used;
     out->device = out->gradients + out->moments + run.bytes;
-    out->recompute = shape.recompute, out->logits = wrpo__span(&shape) >= rows;
+    out->recompute = shape.recompute;
+    out->logits = wrpo__span(&shape) >= rows;
 }
-/* As asked; where no recomputing is asked for, with as little recomputed as lets the run fit into `room`: nothing, else the logits
-   (of all that is kept they save the least time a byte), else as few layers as do. False: it does not fit. */
-static bool wrpo__fit(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_train_desc *d, wrpo_moments moments, int64_t rows, size_t room, wrpo_bytes *out) {
-    int64_t low = 0, high = config->num_hidden_layers;
-    const bool keep = d->recompute == 0 && (uint64_t)rows < SIZE_MAX / 16 / (uint64_t)config->vocab_size;      /* logits that can be addressed */
-    wrpo__measure(ctx, config, moments, d->recompute, keep, rows, out);
+/* As wrpo__measure, with as little recomputed as lets the run fit into `room`, unless recompute says what is. It tries
+     1. to recompute nothing;
+     2. to recompute the logits: of all that is kept, they save the least time a byte;
+     3. to recompute layers as well, as few as do. The more, the less memory, except for the first: it brings a layer
+        of memory that all of them share.
+   false: it does not fit. */
+static bool wrpo__fit(wrpo_ctx *ctx, const wrpo_config *config, wrpo_moments moments, int64_t recompute, int64_t rows,
+                      size_t room, wrpo_bytes *out) {
+    const bool addressable = (uint64_t)rows < SIZE_MAX / 16 / (uint64_t)config->vocab_size;    /* all logits */
+    wrpo__measure(ctx, config, moments, recompute, recompute == 0 && addressable, rows, out);
     if (out->device <= room) return true;
-    if (d->recompute) return false;
-    while (low < high) {                               /* the more, the less it takes, but for the first, which brings a layer to share */
+    if (recompute) return false;
+    int64_t low = 0, high = config->num_hidden_layers; /* 2. is low = 0 */
+    while (low < high) {
         const int64_t middle = (low + high) / 2;
         wrpo__measure(ctx, config, moments, middle, false, rows, out);
         if (out->device <= room) high = middle;
@@ -9690,387 +10333,462 @@ static bool wrpo__fit(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_train
     wrpo__measure(ctx, config, moments, low, false, rows, out);
     return out->device <= room;
 }
-WRPO_API wrpo_result wrpo_train_bytes(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_bytes *out) {
-    memset(out, 0, sizeof *out);
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        wrpo_train_desc d = wrpo_train_defaults(desc);
-        wrpo__config_check(ctx, config);
-        wrpo__train_check(ctx, &d);
-        int64_t count, rows = data ? wrpo__run_rows(config, data, 0, wrpo_data_count(data), d.micro_tokens) : d.micro_tokens;
-        wrpo__layout_weights(config, NULL, NULL, &count, NULL);
-        wrpo_model *table = wrpo__model_table(wrpo__entry.arena, config, ctx->desc.dtype);
-        wrpo__bump weights = {0};
-        wrpo__place_weights(table, &weights);
-        out->weights = weights.used + (wrpo__has_masters(ctx, false) ? (size_t)count * sizeof *table->low : 0);
-        const size_t held = WRPO__MIN(ctx->device_bytes, out->weights), free = wrpo__room(ctx);            /* the weights may be there already */
-        const size_t room = free < SIZE_MAX - held ? free + held : SIZE_MAX;
-        wrpo__fit(ctx, config, &d, d.moments, rows, room > out->weights ? room - out->weights : 0, out);
-        out->device += out->weights, out->room = room;
-        if (data) {
-            wrpo_data_stats s = wrpo_data_get_stats(data);
-            out->data = (size_t)(s.prompt_tokens + s.response_tokens) * 4 + (size_t)s.records * (64 + 4 * sizeof(wrpo_tokens) + 3 * sizeof(double));
-        }
-        out->total = out->weights + out->gradients + out->moments + out->activations + out->head + out->data;
+static void wrpo__train_bytes(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_data *data,
+                              const wrpo_train_desc *desc, wrpo_bytes *out) {
+    const wrpo_train_desc d = wrpo_train_defaults(desc);
+    wrpo_model *table = wrpo__model_table(wrpo__current, config, ctx->desc.dtype);
+    wrpo__bump weights = {0};
+    wrpo__train_check(ctx, &d);
+    wrpo__place_weights(table, &weights);
+    out->weights = weights.used + (wrpo__has_masters(ctx, false) ? (size_t)table->count * sizeof *table->low : 0);
+    const int64_t rows = data ? wrpo__run_rows(config, data, 0, wrpo_data_count(data), d.micro_tokens) : d.micro_tokens;
+    const size_t held = WRPO__MIN(ctx->device_bytes, out->weights), free = wrpo__room(ctx);    /* they may be there */
+    out->room = free < SIZE_MAX - held ? free + held : SIZE_MAX;
+    const size_t room = out->room > out->weights ? out->room - out->weights : 0;
+    wrpo__fit(ctx, config, d.moments, d.recompute, rows, room, out);
+    out->device += out->weights;
+    if (data) {
+        const wrpo_data_stats s = data->stats;
+        const size_t record = 64 + 4 * sizeof(wrpo_tokens) + 3 * sizeof(double);
+        out->data = (size_t)(s.prompt_tokens + s.response_tokens) * sizeof(int32_t) + (size_t)s.records * record;
     }
+    out->total = out->weights + out->gradients + out->moments + out->activations + out->head + out->data;
+}
+WRPO_API wrpo_result wrpo_train_bytes(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_data *data,
+                                      const wrpo_train_desc *desc, wrpo_bytes *out) {
+    *out = (wrpo_bytes){0};
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__train_bytes(ctx, config, data, desc, out));
     return wrpo__end(&wrpo__entry);
 }
 /* What would fit: first other moments, then fewer rows at once; NULL: nothing. */
-static const char *wrpo__would_fit(wrpo_trainer *t, int64_t rows, size_t room) {
+static const char *wrpo__would_fit(const wrpo_trainer *t, size_t room) {
     const wrpo_config *c = &t->model->config;
-    int64_t least = wrpo__run_rows(c, t->train.data, 0, t->train.N, 1);                /* the longest record */
-    if (t->eval.data) least = WRPO__MAX(least, wrpo__run_rows(c, t->eval.data, 0, t->eval.N, 1));
-    wrpo_train_desc d = t->desc;
+    const wrpo__set *sets[2] = {&t->train, &t->eval};
+    int64_t least = 1;                                 /* the longest record */
+    for (int i = 0; i < 2; i++)
+        if (sets[i]->data) least = WRPO__MAX(least, wrpo__run_rows(c, sets[i]->data, 0, sets[i]->N, 1));
     wrpo_bytes need;
-    d.recompute = 0;
-    for (int64_t n = rows, last = 0; n != last; last = n, n = WRPO__MAX(least, n / 2))
-        for (int i = (int)d.moments; i <= (int)WRPO_MOMENTS_8BIT; i++)
-            if (wrpo__fit(t->ctx, c, &d, (wrpo_moments)i, n, room, &need))
-                return wrpo__format(wrpo__current, "moments in %s, %lld micro tokens and %lld of %lld layers recomputed", wrpo_moments_name(i), (long long)n,
-                                    (long long)need.recompute, (long long)c->num_hidden_layers);
+    for (int64_t n = t->rows, last = 0; n != last; last = n, n = WRPO__MAX(least, n / 2))
+        for (int i = (int)t->desc.moments; wrpo_moments_name(i); i++)
+            if (wrpo__fit(t->ctx, c, (wrpo_moments)i, 0, n, room, &need))
+                return wrpo__format(wrpo__current, "moments in %s, %lld micro tokens and %lld of %lld layers "
+                                    "recomputed", wrpo_moments_name(i), (long long)n, (long long)need.recompute,
+                                    (long long)c->num_hidden_layers);
     return NULL;
 }
-/* What a run takes and recomputes, or an error that says what would fit. The weights are in memory, the rest is not yet. */
-static wrpo_bytes wrpo__fitted(wrpo_trainer *t, int64_t rows) {
+/* What a run takes and recomputes, or an error that says what would fit. Only the weights are in memory yet. */
+static wrpo_bytes wrpo__fitted(const wrpo_trainer *t) {
     const size_t room = wrpo__room(t->ctx);
+    const bool host = t->ctx->desc.backend->host;
     wrpo_bytes need;
-    const bool fits = wrpo__fit(t->ctx, &t->model->config, &t->desc, t->desc.moments, rows, room, &need), host = t->ctx->desc.backend->host;
-    if (fits || (host && !t->ctx->desc.memory_limit)) return need;                 /* a host may have more than it says: it can swap */
-    const char *with = wrpo__would_fit(t, rows, room);
-    wrpo__fail(t->ctx, WRPO_E_MEMORY, "out of memory: besides its weights the run takes %.3f GiB, %s %.3f GiB left; %s%s", (double)need.device / 1073741824.0,
-               host ? "its limit has" : "the device has", (double)room / 1073741824.0, with ? "it would fit with " : "nothing that can be set makes it fit", with ? with : "");
+    if (wrpo__fit(t->ctx, &t->model->config, t->desc.moments, t->desc.recompute, t->rows, room, &need)) return need;
+    if (host && !t->ctx->desc.memory_limit) return need;       /* a host may have more than it says: it can swap */
+    const char *with = wrpo__would_fit(t, room);
+    wrpo__fail(t->ctx, WRPO_E_MEMORY, "out of memory: besides its weights the run takes %.3f GiB, %s %.3f GiB left; "
+               "%s%s", wrpo__gib(need.device), host ? "its limit has" : "the device has", wrpo__gib(room),
+               with ? "it would fit with " : "nothing that can be set makes it fit", with ? with : "");
 }
 
-/* ---- the reference: three numbers a record, computed once, kept in a file under a fingerprint ---- */
+/* ---- the reference: log-probs [N, K], computed once, kept in a file under a fingerprint ---- */
 static uint64_t wrpo__config_hash(const wrpo_ctx *ctx, const wrpo_config *c) {
-    const double numbers[] = {c->rms_norm_eps, c->rope.theta, (double)c->rope.type, c->rope.factor, c->rope.low_freq_factor, c->rope.high_freq_factor,
-                              c->rope.beta_fast, c->rope.beta_slow, c->rope.attention_factor, (double)c->rope.original_max_position_embeddings,
-                              (double)c->sliding_window, (double)c->head_dim, (double)c->num_attention_heads, (double)c->num_key_value_heads,
-                              (double)ctx->desc.dtype, (double)c->rope.dims, (double)c->rope.yarn_truncate,
-                              (double)c->max_position_embeddings, c->query_pre_attn_scalar, c->attn_logit_softcapping, c->final_logit_softcapping,
-                              c->gelu, c->norm_plus_one, c->post_norms, c->scale_embeddings};
-    uint64_t h = wrpo__hash(wrpo__hash(0, numbers, sizeof numbers), c->sliding_layers, sizeof c->sliding_layers);
-    return wrpo__hash(wrpo__hash(h, c->rope.short_factor, sizeof c->rope.short_factor), c->rope.long_factor, sizeof c->rope.long_factor);
+    const wrpo_rope *p = &c->rope;
+    const double numbers[] = {
+        c->rms_norm_eps, p->theta, (double)p->type, p->factor, p->low_freq_factor, p->high_freq_factor, p->beta_fast,
+        p->beta_slow, p->attention_factor, (double)p->original_max_position_embeddings, (double)c->sliding_window,
+        (double)c->head_dim, (double)c->num_attention_heads, (double)c->num_key_value_heads, (double)ctx->desc.dtype,
+        (double)p->dims, (double)p->yarn_truncate, (double)c->max_position_embeddings, c->query_pre_attn_scalar,
+        c->attn_logit_softcapping, c->final_logit_softcapping, c->gelu, c->norm_plus_one, c->post_norms,
+        c->scale_embeddings};
+    uint64_t h = wrpo__hash(0, numbers, sizeof numbers);
+    h = wrpo__hash(h, c->sliding_layers, sizeof c->sliding_layers);
+    h = wrpo__hash(h, p->short_factor, sizeof p->short_factor);
+    return wrpo__hash(h, p->long_factor, sizeof p->long_factor);
 }
 static uint64_t wrpo__data_hash(uint64_t h, const wrpo_data *data) {
     for (int64_t i = 0; i < wrpo_data_count(data); i++) {
-        wrpo_record record = wrpo_data_record(data, i);
-        record.weight += 0.0;                          /* WRPO_ZERO counts as 0 */
-        h = wrpo__hash(wrpo__hash(h, record.prompt, (size_t)record.prompt_count * sizeof *record.prompt), &record.weight, sizeof record.weight);
+        const wrpo_record record = wrpo_data_record(data, i);
+        h = wrpo__hash(h, record.prompt, (size_t)record.prompt_count * sizeof *record.prompt);
+        h = wrpo__hash(h, &record.weight, sizeof record.weight);
         for (int k = 0; k < record.count; k++) {
             const wrpo_tokens *y = &record.responses[k];
             const int64_t scored[3] = {y->first, (int64_t)y->role, y->pair_id};
-            h = wrpo__hash(wrpo__hash(wrpo__hash(h, y->ids, (size_t)y->count * sizeof *y->ids), scored, sizeof scored), &y->share, sizeof y->share);
+            h = wrpo__hash(h, y->ids, (size_t)y->count * sizeof *y->ids);
+            h = wrpo__hash(h, scored, sizeof scored);
+            h = wrpo__hash(h, &y->share, sizeof y->share);
         }
     }
     return h;
 }
-static uint64_t wrpo__fingerprint(const wrpo_model *model, const wrpo_data *data, float *piece) {
+static uint64_t wrpo__fingerprint(const wrpo_model *model, const wrpo_data *data) {
     uint64_t h = wrpo__config_hash(model->ctx, &model->config);
+    float *piece = wrpo__raw(wrpo__current, WRPO__PIECE, sizeof *piece);
     for (int64_t i = 0; i < model->n_weights; i++) {
         const wrpo_weight *w = &model->weights[i];
         h = wrpo__hash(h, w->name, strlen(w->name));
-        for (int64_t at = 0, n; at < w->rows * w->cols; at += n) {
-            n = WRPO__MIN(w->rows * w->cols - at, WRPO__PIECE);
+        for (int64_t at = 0, n; at < wrpo__size(w); at += n) {
+            n = WRPO__MIN(wrpo__size(w) - at, WRPO__PIECE);
             wrpo__weight_get(model, w, at, n, piece);
             h = wrpo__hash(h, piece, (size_t)n * sizeof *piece);
         }
     }
+    wrpo__block_free(piece);
     return wrpo__data_hash(h, data);
 }
-/* A cache that is there and whole fills ref; anything else is made anew. */
-static bool wrpo__reference_read(wrpo__arena *temp, const char *path, uint64_t fingerprint, double *ref, int64_t N, int K) {
-    char want[32];
-    if (!wrpo__disk_exists(path)) return false;
-    const wrpo__file *f = wrpo__disk_open(temp, path);
+/* A cache that is there and whole fills set->ref; anything else is made anew. */
+static bool wrpo__reference_read(wrpo_ctx *ctx, const char *path, const char *fingerprint, const wrpo__set *set) {
     wrpo_json *root;
-    if (wrpo_json_parse(temp->ctx, path, (const char *)f->data, f->size, &root) != WRPO_OK) return false;
-    snprintf(want, sizeof want, "%016llx", (unsigned long long)fingerprint);
+    if (!wrpo__exists(path)) return false;
+    const wrpo__file *f = wrpo__open_file(wrpo__current, path);
+    if (wrpo_json_parse(ctx, path, (const char *)f->data, f->size, &root) != WRPO_OK) return false;
     const wrpo_json *rows = wrpo__json_get(root, "logps"), *row = rows ? rows->child : NULL;
-    bool ok = wrpo__json_is(wrpo__json_get(root, "fingerprint"), want) && rows && rows->kind == WRPO_JSON_ARRAY && rows->count == N;
-    for (int64_t i = 0; ok && i < N; i++, row = row->next) {
+    bool ok = wrpo__json_is(wrpo__json_get(root, "fingerprint"), fingerprint);
+    ok = ok && rows && rows->kind == WRPO_JSON_ARRAY && rows->count == set->N;
+    for (int64_t i = 0; ok && i < set->N; i++, row = row->next) {
         const wrpo_json *v = row->child;
-        ok = row->kind == WRPO_JSON_ARRAY && row->count == K;
-        for (int k = 0; ok && k < K; k++, v = v->next) ref[i * K + k] = v->kind == WRPO_JSON_NUMBER ? v->number : NAN;
+        ok = row->kind == WRPO_JSON_ARRAY && row->count == set->K;
+        for (int k = 0; ok && k < set->K; k++, v = v->next)
+            set->ref[i * set->K + k] = v->kind == WRPO_JSON_NUMBER ? v->number : NAN;
     }
-    wrpo_json_free(temp->ctx, root);
+    wrpo_json_free(ctx, root);
     return ok;
 }
-static void wrpo__reference_write(wrpo__arena *temp, const char *path, uint64_t fingerprint, const double *ref, int64_t N, int K) {
-    wrpo__text t = {.arena = temp};
-    wrpo__text_printf(&t, "{\"fingerprint\": \"%016llx\", \"logps\": [", (unsigned long long)fingerprint);
-    for (int64_t i = 0; i < N; i++) {
+static void wrpo__reference_write(const char *path, const char *fingerprint, const wrpo__set *set) {
+    wrpo__text t = {.arena = wrpo__current};
+    wrpo__text_printf(&t, "{\"fingerprint\": \"%s\", \"logps\": [", fingerprint);
+    for (int64_t i = 0; i < set->N; i++) {
         wrpo__text_puts(&t, i ? ",\n[" : "\n[");
-        for (int k = 0; k < K; k++) {
+        for (int k = 0; k < set->K; k++) {
             if (k) wrpo__text_puts(&t, ",");
-            wrpo__json_number(&t, ref[i * K + k]);
+            wrpo__json_number(&t, set->ref[i * set->K + k]);
         }
         wrpo__text_puts(&t, "]");
     }
     wrpo__text_puts(&t, "\n]}\n");
-    wrpo__writer *w = wrpo__create(temp, path);
+    wrpo__writer *w = wrpo__create(wrpo__current, path);
     wrpo__write(w, t.data, t.size);
     wrpo__commit(w);
 }
 /* Reference log-probs of one set: from the cache in out_dir, or computed and then kept there. */
-static void wrpo__set_cached(wrpo__arena *temp, const wrpo_trainer *t, const wrpo__set *set, wrpo_model *ref, float *piece) {
-    const char *path = NULL;
-    uint64_t fingerprint = 0;
+static void wrpo__set_cached(const wrpo_trainer *t, const wrpo__set *set, wrpo_model *ref) {
+    const char *path = NULL, *fingerprint = NULL;
     if (!set->ref) return;
     if (t->out_dir) {
-        fingerprint = wrpo__fingerprint(ref, set->data, piece);
-        path = wrpo__format(temp, "%s/reference_logps-%016llx.json", t->out_dir, (unsigned long long)fingerprint);
-        if (wrpo__reference_read(temp, path, fingerprint, set->ref, set->N, set->K)) {
-            wrpo__log(t->ctx, WRPO_LOG_INFO, "reference log-probs read from %s", path);
-            return;
-        }
+        const unsigned long long h = wrpo__fingerprint(ref, set->data);
+        fingerprint = wrpo__format(wrpo__current, "%016llx", h);
+        path = wrpo__format(wrpo__current, "%s/reference_logps-%s.json", t->out_dir, fingerprint);
     }
-    wrpo__set_reference(temp, t, set, ref);
-    if (path) wrpo__reference_write(temp, path, fingerprint, set->ref, set->N, set->K);
+    if (path && wrpo__reference_read(t->ctx, path, fingerprint, set)) {
+        wrpo__log(t->ctx, WRPO_LOG_INFO, "reference log-probs read from %s", path);
+        return;
+    }
+    wrpo__set_reference(wrpo__current, t, set, ref);
+    if (path) wrpo__reference_write(path, fingerprint, set);
 }
-/* Both sets by one reference model, which is freed afterwards. */
+/* Both sets by one reference model, which goes with the current arena. */
 static void wrpo__reference(const wrpo_trainer *t) {
-    wrpo__arena *temp = wrpo__current;
     wrpo_model *ref = t->model;
     if (t->desc.ref_dir) {
         const wrpo_model_desc desc = {.dir = t->desc.ref_dir, .frozen = true};
-        wrpo__cleanup *owner = wrpo__on_free(temp, wrpo__free_model, NULL);
+        wrpo__cleanup *owner = wrpo__on_free(wrpo__current, wrpo__free_model, NULL);
         wrpo__rethrow(t->ctx, wrpo_model_load(t->ctx, &desc, &ref));
         owner->p = ref;
     }
-    float *piece = wrpo__raw(temp, WRPO__PIECE, sizeof *piece);
-    wrpo__set_cached(temp, t, &t->train, ref, piece);
-    wrpo__set_cached(temp, t, &t->eval, ref, piece);
-}
-static wrpo_result wrpo__reference_entry(const wrpo_trainer *t) {
-    WRPO__CALL(t->ctx, wrpo__arena_new(t->ctx), true, wrpo__reference(t));
-    return wrpo__end(&wrpo__entry);
+    wrpo__set_cached(t, &t->train, ref);
+    wrpo__set_cached(t, &t->eval, ref);
 }
 
 /* ---- the state of a run on disk: all that the next step depends on, in one file ----
-   The weights stand in it as well, for those beside it may be rounded, so it never belongs to others. Order of records, alpha, rate and
-   dice of the rounding follow from the step. Its name keeps loaders that read every *.safetensors of a directory from taking it for weights. */
+   The weights are in it too, since those beside it may be rounded. The order of records, alpha, the rate and the random
+   rounding follow from the step. Its name keeps loaders that read every *.safetensors of a directory away from it. */
 #define WRPO__STATE_FILE "trainer_state.wrpo"
-enum { WRPO__STATE_FORMAT = 2 };     /* goes up when a state of before can no longer be read; 1 named a version of the library instead */
-typedef struct wrpo__setting { const char *name, *text; } wrpo__setting;
-/* What must be the same, the reference last; then two numbers that say where the run is. An stb_ds array. */
-static wrpo__setting *wrpo__state_settings(wrpo__arena *temp, const wrpo_trainer *t) {
-    const wrpo_train_desc *d = &t->desc;
+enum { WRPO__STATE_FORMAT = 2 };     /* goes up when earlier states can no longer be read; format 1 had no number */
+enum { WRPO__FREE, WRPO__SAME, WRPO__SAID };
+typedef struct wrpo__setting { const char *name, *text; int rule; } wrpo__setting;
+static const char *wrpo__reference_text(const wrpo_trainer *t) {
     const wrpo__set *sets[2] = {&t->train, &t->eval};
-    const char *is[2] = {NULL, "none"};
     uint64_t h = 0;
-    for (int i = 0; i < 2; i++) {
-        const wrpo__set *s = sets[i];
-        if (!s->data) continue;
-        is[i] = wrpo__format(temp, "%lld records, %016llx", (long long)s->N, (unsigned long long)wrpo__data_hash(0, s->data));
-        if (s->ref) h = wrpo__hash(h, s->ref, (size_t)s->N * (size_t)s->K * sizeof *s->ref);
-    }
-    const char *config = wrpo__format(temp, "%s %016llx", t->model->config.model_type,
-                                      (unsigned long long)wrpo__config_hash(t->ctx, &t->model->config));
-    const struct { const char *name, *word; double number; bool same; } table[] = {
-        {"state_format", NULL, WRPO__STATE_FORMAT, true},
-        {"backend", t->ctx->desc.backend->name, 0, true},
-        {"dtype", wrpo__dtype_name(t->ctx->desc.dtype), 0, true},
-        {"config", config, 0, true},
-        {"method", wrpo_method_name((int)d->loss.method), 0, true},
-        {"pair", wrpo_pair_name((int)d->loss.pair), 0, true},
-        {"beta", NULL, d->loss.beta, true},
-        {"label_smoothing", NULL, d->loss.label_smoothing, true},
-        {"gamma_ratio", NULL, d->loss.gamma_ratio, true},
-        {"ipo_sum", NULL, d->loss.ipo_sum, true},
-        {"alpha_schedule", wrpo_alpha_schedule_name((int)d->alpha_schedule), 0, true},
-        {"lr_schedule", wrpo_lr_schedule_name((int)d->lr_schedule), 0, true},
-        {"moments", wrpo_moments_name((int)d->moments), 0, true},
-#define WRPO__X(field, otherwise, valid, want, same) {#field, NULL, (double)d->field, same},
+    for (int i = 0; i < 2; i++)
+        if (sets[i]->ref) h = wrpo__hash(h, sets[i]->ref, (size_t)(sets[i]->N * sets[i]->K) * sizeof(double));
+    return wrpo__format(wrpo__current, "log-probs %016llx", (unsigned long long)h);
+}
+static const char *wrpo__set_text(const wrpo__set *set) {
+    if (!set->data) return "none";
+    const unsigned long long h = wrpo__data_hash(0, set->data);
+    return wrpo__format(wrpo__current, "%lld records, %016llx", (long long)set->N, h);
+}
+/* What the file says of the run. SAME: a run that goes on must have the same. SAID: the file says where the run is.
+   FREE: it is not in the file. An stb_ds array. */
+static wrpo__setting *wrpo__state_settings(const wrpo_trainer *t) {
+    wrpo__arena *temp = wrpo__current;
+    const wrpo_train_desc *d = &t->desc;
+    const unsigned long long config = wrpo__config_hash(t->ctx, &t->model->config);
+    const struct { const char *name, *word; double number; int rule; } table[] = {
+        {"state_format", NULL, WRPO__STATE_FORMAT, WRPO__SAME},
+        {"backend", t->ctx->desc.backend->name, 0, WRPO__SAME},
+        {"dtype", wrpo__dtype_name(t->ctx->desc.dtype), 0, WRPO__SAME},
+        {"config", wrpo__format(temp, "%s %016llx", t->model->config.model_type, config), 0, WRPO__SAME},
+        {"method", wrpo_method_name((int)d->loss.method), 0, WRPO__SAME},
+        {"pair", wrpo_pair_name((int)d->loss.pair), 0, WRPO__SAME},
+        {"beta", NULL, d->loss.beta, WRPO__SAME},
+        {"label_smoothing", NULL, d->loss.label_smoothing, WRPO__SAME},
+        {"gamma_ratio", NULL, d->loss.gamma_ratio, WRPO__SAME},
+        {"ipo_sum", NULL, d->loss.ipo_sum, WRPO__SAME},
+        {"alpha_schedule", wrpo_alpha_schedule_name((int)d->alpha_schedule), 0, WRPO__SAME},
+        {"lr_schedule", wrpo_lr_schedule_name((int)d->lr_schedule), 0, WRPO__SAME},
+        {"moments", wrpo_moments_name((int)d->moments), 0, WRPO__SAME},
+#define WRPO__X(field, otherwise, valid, want, same) {#field, NULL, (double)d->field, same ? WRPO__SAME : WRPO__FREE},
         WRPO__SETTINGS(WRPO__X)
 #undef WRPO__X
-        {"seed", wrpo__format(temp, "%llu", (unsigned long long)d->seed), 0, true},
-        {"no_shuffle", NULL, d->no_shuffle, true},
-        {"data", is[0], 0, true},
-        {"eval_data", is[1], 0, true},
-        {"steps", NULL, (double)t->T, true},
-        {"reference", wrpo__format(temp, "log-probs %016llx", (unsigned long long)h), 0, true},
-        {"step", NULL, (double)t->k, true},
-        {"milliseconds", NULL, WRPO__MAX(0, floor((wrpo__now() - t->start) * 1000)), true}};
+        {"seed", wrpo__format(temp, "%llu", (unsigned long long)d->seed), 0, WRPO__SAME},
+        {"no_shuffle", NULL, d->no_shuffle, WRPO__SAME},
+        {"data", wrpo__set_text(&t->train), 0, WRPO__SAME},
+        {"eval_data", wrpo__set_text(&t->eval), 0, WRPO__SAME},
+        {"steps", NULL, (double)t->T, WRPO__SAME},
+        {"reference", wrpo__reference_text(t), 0, WRPO__SAID},
+        {"step", NULL, (double)t->k, WRPO__SAID},
+        {"milliseconds", NULL, WRPO__MAX(0, floor((wrpo__now() - t->start) * 1000)), WRPO__SAID}};
     wrpo__setting *out = NULL;
     for (int64_t i = 0; i < WRPO__COUNT(table); i++) {
         wrpo__text number = {.arena = temp};
-        if (!table[i].same) continue;
+        if (table[i].rule == WRPO__FREE) continue;
         if (!table[i].word) wrpo__json_number(&number, table[i].number + 0.0);         /* -0 becomes 0 */
-        const wrpo__setting s = {table[i].name, table[i].word ? table[i].word : number.data};
+        const wrpo__setting s = {table[i].name, table[i].word ? table[i].word : number.data, table[i].rule};
         stbds_arrput(out, s);
     }
     return out;
 }
-typedef struct wrpo__state_part {    /* a tensor of the file: a weight as floats, or moments as they lie in memory */
+typedef struct wrpo__state_part {    /* a tensor of the file: a weight as floats, or moments as they are in memory */
     const char *name, *dtype;
     int ndim; int64_t shape[2];
     const wrpo_weight *w;
     int moment;                      /* 0: the weight itself; 1, 2: m, v */
-    size_t at, bytes;                /* in the memory of moments; in the file */
+    size_t at, bytes;                /* where it begins in the memory of moments; its bytes */
+    const char *data;                /* in a file that is read */
 } wrpo__state_part;
-/* In the file's order: all weights, their first moments, their second ones; moments in blocks are those of a run of weights, under the
-   name of its first. An stb_ds array. */
-static wrpo__state_part *wrpo__state_parts(wrpo__arena *temp, const wrpo_trainer *t) {
-    const bool blocks = t->desc.moments == WRPO_MOMENTS_8BIT, half = t->desc.moments == WRPO_MOMENTS_BF16;
+/* In the file's order: all weights, their first moments, their second ones. Moments in blocks are those of a run of
+   weights, under the name of its first. An stb_ds array. */
+static wrpo__state_part *wrpo__state_parts(const wrpo_trainer *t) {
+    static const char *const suffix[] = {"", ".exp_avg", ".exp_avg_sq"};
+    const wrpo_moments moments = t->desc.moments;
     wrpo__state_part *parts = NULL;
     for (int moment = 0; moment < 3; moment++)
         for (int64_t i = 0, end, size; i < t->model->n_weights; i = end) {
             const wrpo_weight *w = &t->model->weights[i];
-            const size_t each = half && moment ? 2 : 4;
-            wrpo__state_part p = {w->name, half && moment ? "BF16" : "F32", w->vector ? 1 : 2, {w->rows, w->cols}, w, moment, (size_t)w->at * each, (size_t)wrpo__size(w) * each};
+            const bool half = moment && moments == WRPO_MOMENTS_BF16;
+            const size_t each = half ? 2 : 4;
+            wrpo__state_part p = {.w = w, .moment = moment, .dtype = half ? "BF16" : "F32", .ndim = w->vector ? 1 : 2,
+                                  .shape = {w->rows, w->cols}, .at = (size_t)w->at * each};
+            p.name = wrpo__format(wrpo__current, "%s%s", w->name, suffix[moment]);
+            p.bytes = (size_t)wrpo__size(w) * each;
             end = i + 1;
-            if (moment) p.name = wrpo__format(temp, moment == 1 ? "%s.exp_avg" : "%s.exp_avg_sq", w->name);
-            if (moment && blocks) {
+            if (moment && moments == WRPO_MOMENTS_8BIT) {
                 end = wrpo__weight_run(t->model, i, &size);
-                p.dtype = "U8", p.ndim = 2, p.at = wrpo_moments_bytes(t->desc.moments, w->at), p.bytes = wrpo_moments_bytes(t->desc.moments, size);
-                p.shape[0] = (int64_t)(p.bytes / WRPO_BLOCK_BYTES), p.shape[1] = WRPO_BLOCK_BYTES;
+                p.at = wrpo_moments_bytes(moments, w->at);
+                p.bytes = wrpo_moments_bytes(moments, size);
+                p.dtype = "U8";
+                p.ndim = 2;
+                p.shape[0] = (int64_t)(p.bytes / WRPO_BLOCK_BYTES);
+                p.shape[1] = WRPO_BLOCK_BYTES;
             }
             stbds_arrput(parts, p);
         }
     return parts;
 }
-/* As many of its bytes as fit into piece[WRPO__PIECE], from byte `from` on, out of the run or into it; returns how many. */
+/* Moves a piece of a part out of the run or into it, from byte `from` on, as much as piece [WRPO__PIECE] holds. Returns
+   its bytes. */
 static size_t wrpo__state_move(wrpo_trainer *t, const wrpo__state_part *p, size_t from, float *piece, bool put) {
     const wrpo_backend *be = t->ctx->desc.backend;
     const size_t n = WRPO__MIN(p->bytes - from, WRPO__PIECE * sizeof *piece);
     const int64_t first = (int64_t)(from / sizeof *piece), count = (int64_t)(n / sizeof *piece);
-    char *moments = p->moment ? (p->moment == 1 ? t->exp_avg : t->exp_avg_sq) + p->at + from : NULL;
-    if (moments && put) be->put(t->ctx->dev, moments, piece, n);
-    else if (moments) be->get(t->ctx->dev, piece, moments, n);
+    char *moments = p->moment == 1 ? t->exp_avg : t->exp_avg_sq;
+    if (put) memcpy(piece, p->data + from, n);
+    if (p->moment && put) be->put(t->ctx->dev, moments + p->at + from, piece, n);
+    else if (p->moment) be->get(t->ctx->dev, piece, moments + p->at + from, n);
     else if (put) wrpo__weight_put(t->model, p->w, first, count, piece);
     else wrpo__weight_get(t->model, p->w, first, count, piece);
     return n;
 }
-WRPO_API wrpo_result wrpo_trainer_save(wrpo_trainer *t, const wrpo_save_desc *given) {
+static void wrpo__trainer_save(wrpo_trainer *t, const wrpo_save_desc *desc) {
     wrpo_ctx *ctx = t->ctx;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        const wrpo_save_desc *desc = given ? given : &(wrpo_save_desc){0};
-        wrpo__arena *temp = wrpo__entry.arena;
-        if (!desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_save_desc: dir is missing");
-        const char *path = wrpo__join(temp, desc->dir, WRPO__STATE_FILE), *log = t->out_dir ? wrpo__join(temp, t->out_dir, "metrics.jsonl") : NULL;
-        const wrpo__file *metrics = log && wrpo__disk_exists(log) ? wrpo__disk_open(temp, log) : NULL;
-        const int64_t log_size = metrics ? (int64_t)metrics->size : 0, eight = 8;
-        const wrpo__setting *settings = wrpo__state_settings(temp, t);
-        const wrpo__state_part *parts = wrpo__state_parts(temp, t), *parts_end = parts + stbds_arrlen(parts);
-        uint64_t h = 0;                                /* the checksum: of the metadata, then of all data */
-        int64_t at = 0;
-        wrpo__text header = {.arena = temp};
-        for (int64_t i = 0; i < stbds_arrlen(settings); i++) {
-            wrpo__text_puts(&header, i ? ",\"" : "{\"__metadata__\":{\"");
-            wrpo__text_printf(&header, "%s\":", settings[i].name);
-            wrpo__json_quote(&header, settings[i].text, strlen(settings[i].text));
-            h = wrpo__hash(h, settings[i].text, strlen(settings[i].text));
-        }
-        wrpo__text_puts(&header, "}");
-        for (const wrpo__state_part *p = parts; p < parts_end; at += (int64_t)p->bytes, p++) wrpo__header_add(&header, p->name, p->dtype, p->ndim, p->shape, at, (int64_t)p->bytes);
-        wrpo__header_add(&header, "metrics.jsonl", "U8", 1, &log_size, at, log_size);
-        wrpo__header_add(&header, "checksum", "U8", 1, &eight, at + log_size, eight);
-
-        wrpo__remove(ctx, path);                       /* an old state does not stand beside new weights, not even for a moment */
-        wrpo__rethrow(ctx, wrpo_model_save(t->model, desc));
-        float *piece = wrpo__raw(temp, WRPO__PIECE, sizeof *piece);
-        wrpo__writer *w = wrpo__create(temp, path);
-        wrpo__header_write(w, &header);
-        for (const wrpo__state_part *p = parts; p < parts_end; p++)
-            for (size_t from = 0, n; from < p->bytes; from += n) {
-                n = wrpo__state_move(t, p, from, piece, false);
-                h = wrpo__hash(h, piece, n);
-                wrpo__write(w, piece, n);
-            }
-        wrpo__sync(ctx);                               /* a device that failed gave no moments */
-        if (metrics) wrpo__write(w, metrics->data, metrics->size);
-        h = wrpo__hash(h, metrics ? metrics->data : NULL, (size_t)log_size);
-        wrpo__write(w, &h, sizeof h);
-        wrpo__commit(w);
+    wrpo__arena *temp = wrpo__current;
+    if (!desc || !desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_save_desc: dir is missing");
+    const char *path = wrpo__join(temp, desc->dir, WRPO__STATE_FILE);
+    const char *log = t->out_dir ? wrpo__join(temp, t->out_dir, "metrics.jsonl") : NULL;
+    const wrpo__file *metrics = log && wrpo__exists(log) ? wrpo__open_file(temp, log) : NULL;
+    const int64_t log_size = metrics ? (int64_t)metrics->size : 0, eight = 8;
+    const wrpo__setting *settings = wrpo__state_settings(t);
+    const wrpo__state_part *parts = wrpo__state_parts(t), *end = parts + stbds_arrlen(parts);
+    /* 1. The header. The checksum is of the metadata, then of all data. */
+    uint64_t h = 0;
+    int64_t at = 0;
+    wrpo__text header = {.arena = temp};
+    for (int64_t i = 0; i < stbds_arrlen(settings); i++) {
+        wrpo__text_printf(&header, "%s\"%s\":", i ? "," : "{\"__metadata__\":{", settings[i].name);
+        wrpo__json_quote(&header, settings[i].text, strlen(settings[i].text));
+        h = wrpo__hash(h, settings[i].text, strlen(settings[i].text));
     }
+    wrpo__text_puts(&header, "}");
+    for (const wrpo__state_part *p = parts; p < end; at += (int64_t)p->bytes, p++)
+        wrpo__header_add(&header, p->name, p->dtype, p->ndim, p->shape, at, (int64_t)p->bytes);
+    wrpo__header_add(&header, "metrics.jsonl", "U8", 1, &log_size, at, log_size);
+    wrpo__header_add(&header, "checksum", "U8", 1, &eight, at + log_size, eight);
+    /* 2. The model, without an old state beside it, not even for a moment. */
+    wrpo__remove(ctx, path);
+    wrpo__rethrow(ctx, wrpo_model_save(t->model, desc));
+    /* 3. The state. */
+    float *piece = wrpo__raw(temp, WRPO__PIECE, sizeof *piece);
+    wrpo__writer *w = wrpo__create(temp, path);
+    wrpo__header_write(w, &header);
+    for (const wrpo__state_part *p = parts; p < end; p++)
+        for (size_t from = 0, n; from < p->bytes; from += n) {
+            n = wrpo__state_move(t, p, from, piece, false);
+            h = wrpo__hash(h, piece, n);
+            wrpo__write(w, piece, n);
+        }
+    wrpo__sync(ctx);                                   /* a device that failed gave no moments */
+    if (metrics) wrpo__write(w, metrics->data, metrics->size);
+    h = wrpo__hash(h, metrics ? metrics->data : NULL, (size_t)log_size);
+    wrpo__write(w, &h, sizeof h);
+    wrpo__commit(w);
+}
+WRPO_API wrpo_result wrpo_trainer_save(wrpo_trainer *t, const wrpo_save_desc *desc) {
+    WRPO__CALL(t->ctx, wrpo__arena_new(t->ctx), true, wrpo__trainer_save(t, desc));
     return wrpo__end(&wrpo__entry);
 }
-static const wrpo_tensor_info *wrpo__state_tensor(wrpo_ctx *ctx, const wrpo_tensors *file, const char *path, const char *name, const char *dtype, int ndim, const int64_t *shape) {
-    const wrpo_tensor_info *info = wrpo_tensors_find(file, name);
+
+/* ---- resume: wrpo__state_open before anything is computed, wrpo__state_restore when the memory is taken ---- */
+typedef struct wrpo__state {         /* a file that is read */
+    wrpo_ctx *ctx;
+    const char *path;
+    const wrpo_tensors *tensors;
+    const wrpo_json *metadata;
+    wrpo__state_part *parts, *end;
+    const wrpo_tensor_info *log;
+    int64_t step, milliseconds;
+} wrpo__state;
+static const char *wrpo__state_text(const wrpo__state *s, const char *name) {
+    const wrpo_json *v = s->metadata ? wrpo__json_get(s->metadata, name) : NULL;
+    return v ? v->text : "no such setting";
+}
+static void wrpo__state_same(const wrpo__state *s, const char *name, const char *want) {
+    const char *found = wrpo__state_text(s, name);
+    if (!strcmp(want, found)) return;
+    wrpo__fail(s->ctx, wrpo__json_get(s->metadata, name) ? WRPO_E_ARG : WRPO_E_FORMAT,
+               "%s: %s: want %.100s, as this run has it, found %.100s", s->path, name, want, found);
+}
+static int64_t wrpo__state_count(const wrpo__state *s, const char *name, int64_t most) {
+    const char *found = wrpo__state_text(s, name);
+    const long long n = strtoll(found, NULL, 10);
+    if (strspn(found, "0123456789") != strlen(found) || n > most)
+        wrpo__fail(s->ctx, WRPO_E_FORMAT, "%s: %s: want a whole number up to %lld, found %.100s", s->path, name,
+                   (long long)most, found);
+    return n;
+}
+static const wrpo_tensor_info *wrpo__state_tensor(const wrpo__state *s, const char *name, const char *dtype, int ndim,
+                                                  const int64_t *shape) {
+    const wrpo_tensor_info *info = wrpo_tensors_find(s->tensors, name);
     char want[80], found[160] = "no such tensor";
     wrpo__shape_text(want, sizeof want, ndim, shape);
     if (info) wrpo__shape_text(found, sizeof found, info->ndim, info->shape);
     if (!info || strcmp(want, found) || strcmp(info->dtype, dtype))
-        wrpo__fail(ctx, WRPO_E_FORMAT, "%s: %s: want %s %s, found %s%s%s", path, name, dtype, want, info ? info->dtype : "", info ? " " : "", found);
+        wrpo__fail(s->ctx, WRPO_E_FORMAT, "%s: %s: want %s %s, found %s%s%s", s->path, name, dtype, want,
+                   info ? info->dtype : "", info ? " " : "", found);
     return info;
 }
-/* check: before anything is computed, that the file is whole and of this run, but for the reference. Later, when that is known and memory is taken,
-   the run is put where it was. */
-static wrpo_result wrpo__resume(wrpo_trainer *t, bool check) {
-    wrpo_ctx *ctx = t->ctx;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        wrpo__arena *temp = wrpo__entry.arena;
-        const char *path = wrpo__join(temp, t->desc.resume, WRPO__STATE_FILE);
-        const wrpo_tensors *file = wrpo__tensors_in(ctx, path);
-        const wrpo__file *f = wrpo__open_file(temp, path);              /* once more, for what the tensors do not say */
-        uint64_t size = 0, h = 0, sum;
-        memcpy(&size, f->data, WRPO__MIN(f->size, 8));
-        const wrpo_json *metadata = wrpo__json_get(wrpo__json_parse(temp, path, 1, (const char *)f->data + 8, (size_t)WRPO__MIN(size, f->size - 8)), "__metadata__");
-        const wrpo__setting *settings = wrpo__state_settings(temp, t);
-        const int64_t same = stbds_arrlen(settings) - 2;
-        long long place[2] = {0};
-        for (int64_t i = 0; i < same + 2; i++) {
-            const wrpo_json *v = metadata ? wrpo__json_get(metadata, settings[i].name) : NULL;
-            const char *found = v ? v->text : "no such setting", *want = settings[i].text;
-            if (i < same && strcmp(found, want) && !(check && i == same - 1))
-                wrpo__fail(ctx, v ? WRPO_E_ARG : WRPO_E_FORMAT, "%s: %s: want %.100s, as this run has it, found %.100s", path, settings[i].name, want, found);
-            if (i >= same && (strspn(found, "0123456789") != strlen(found) || (place[i - same] = strtoll(found, NULL, 10)) > (i == same ? t->T : LLONG_MAX - 1)))
-                wrpo__fail(ctx, WRPO_E_FORMAT, "%s: %s: want a whole number, steps up to %lld, found %.100s", path, settings[i].name, (long long)t->T, found);
-            h = wrpo__hash(h, found, strlen(found));
-        }
-        const wrpo__state_part *parts = wrpo__state_parts(temp, t), *parts_end = parts + stbds_arrlen(parts);
-        const wrpo_tensor_info *log = wrpo_tensors_find(file, "metrics.jsonl");
-        const int64_t eight = 8, log_size = log ? log->count : 0;
-        float *piece = wrpo__raw(temp, WRPO__PIECE, sizeof *piece);
-        log = wrpo__state_tensor(ctx, file, path, "metrics.jsonl", "U8", 1, &log_size);
-        memcpy(&sum, wrpo__state_tensor(ctx, file, path, "checksum", "U8", 1, &eight)->data, sizeof sum);
-        if (wrpo_tensors_count(file) != parts_end - parts + 2)
-            wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want %lld tensors, found %lld", path, (long long)(parts_end - parts + 2), (long long)wrpo_tensors_count(file));
-        if (!check && t->out_dir) {
-            wrpo__writer *w = wrpo__create(temp, wrpo__join(temp, t->out_dir, "metrics.jsonl"));
-            wrpo__write(w, log->data, log->bytes);
-            wrpo__commit(w);
-        }
-        for (const wrpo__state_part *p = parts; p < parts_end; p++) {
-            const wrpo_tensor_info *info = wrpo__state_tensor(ctx, file, path, p->name, p->dtype, p->ndim, p->shape);
-            for (size_t from = 0, n; from < p->bytes; from += n) {
-                n = WRPO__MIN(p->bytes - from, WRPO__PIECE * sizeof *piece);
-                if (check) h = wrpo__hash(h, (const char *)info->data + from, n);
-                else memcpy(piece, (const char *)info->data + from, n), wrpo__state_move(t, p, from, piece, true);
-            }
-        }
-        h = wrpo__hash(h, log->data, log->bytes);
-        if (check && h != sum) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: checksum: want %016llx, found %016llx: not the bytes that were written", path, (unsigned long long)sum, (unsigned long long)h);
-        if (!check) t->k = (int64_t)place[0], t->start = wrpo__now() - (double)place[1] / 1000;
-        wrpo__sync(ctx);
+/* The metadata is of this run, as far as is known without the reference. Returns the hash of all settings. */
+static uint64_t wrpo__state_read_settings(wrpo__state *s, const wrpo_trainer *t) {
+    const wrpo__file *f = wrpo__open_file(wrpo__current, s->path);     /* again: tensors have no metadata */
+    const char *text = (const char *)f->data + 8;
+    uint64_t size = 0, h = 0;
+    memcpy(&size, f->data, WRPO__MIN(f->size, 8));
+    size = WRPO__MIN(size, f->size - 8);
+    s->metadata = wrpo__json_get(wrpo__json_parse(wrpo__current, s->path, 1, text, (size_t)size), "__metadata__");
+    if (wrpo__json_get(s->metadata, "wrpo") && !wrpo__json_get(s->metadata, "state_format"))
+        wrpo__fail(s->ctx, WRPO_E_UNSUPPORTED, "%s: state_format: want %d, which this version reads, found none: "
+                   "version %.40s wrote the file, when formats had no number", s->path, WRPO__STATE_FORMAT,
+                   wrpo__state_text(s, "wrpo"));
+    const wrpo__setting *settings = wrpo__state_settings(t);
+    for (int64_t i = 0; i < stbds_arrlen(settings); i++) {
+        const char *found = wrpo__state_text(s, settings[i].name);
+        if (settings[i].rule == WRPO__SAME) wrpo__state_same(s, settings[i].name, settings[i].text);
+        h = wrpo__hash(h, found, strlen(found));
     }
-    return wrpo__end(&wrpo__entry);
+    s->step = wrpo__state_count(s, "step", t->T);
+    s->milliseconds = wrpo__state_count(s, "milliseconds", LLONG_MAX - 1);
+    return h;
+}
+/* The file is whole and, except for the reference, of this run. The state lives as long as the current arena. */
+static wrpo__state wrpo__state_open(const wrpo_trainer *t) {
+    const char *path = wrpo__join(wrpo__current, t->desc.resume, WRPO__STATE_FILE);
+    wrpo__state s = {.ctx = t->ctx, .path = path, .tensors = wrpo__tensors_in(t->ctx, path)};
+    uint64_t h = wrpo__state_read_settings(&s, t), sum;
+    s.parts = wrpo__state_parts(t);
+    s.end = s.parts + stbds_arrlen(s.parts);
+    const wrpo_tensor_info *log = wrpo_tensors_find(s.tensors, "metrics.jsonl");
+    const int64_t log_size = log ? log->count : 0, eight = 8;
+    const long long want = (long long)(s.end - s.parts) + 2, found = wrpo_tensors_count(s.tensors);
+    s.log = wrpo__state_tensor(&s, "metrics.jsonl", "U8", 1, &log_size);
+    memcpy(&sum, wrpo__state_tensor(&s, "checksum", "U8", 1, &eight)->data, sizeof sum);
+    if (found != want) wrpo__fail(t->ctx, WRPO_E_FORMAT, "%s: want %lld tensors, found %lld", path, want, found);
+    for (wrpo__state_part *p = s.parts; p < s.end; p++) {
+        p->data = wrpo__state_tensor(&s, p->name, p->dtype, p->ndim, p->shape)->data;
+        for (size_t from = 0, n; from < p->bytes; from += n) {
+            n = WRPO__MIN(p->bytes - from, WRPO__PIECE * sizeof(float));
+            h = wrpo__hash(h, p->data + from, n);
+        }
+    }
+    h = wrpo__hash(h, s.log->data, s.log->bytes);
+    if (h != sum)
+        wrpo__fail(t->ctx, WRPO_E_FORMAT, "%s: checksum: want %016llx, found %016llx: not the bytes that were written",
+                   path, (unsigned long long)sum, (unsigned long long)h);
+    return s;
+}
+/* Puts the run where the file says. */
+static void wrpo__state_restore(wrpo_trainer *t, const wrpo__state *s) {
+    float *piece = wrpo__raw(wrpo__current, WRPO__PIECE, sizeof *piece);
+    wrpo__state_same(s, "reference", wrpo__reference_text(t));
+    if (t->out_dir) {
+        wrpo__writer *w = wrpo__create(wrpo__current, wrpo__join(wrpo__current, t->out_dir, "metrics.jsonl"));
+        wrpo__write(w, s->log->data, s->log->bytes);
+        wrpo__commit(w);
+    }
+    for (const wrpo__state_part *p = s->parts; p < s->end; p++)
+        for (size_t from = 0; from < p->bytes;) from += wrpo__state_move(t, p, from, piece, true);
+    t->k = s->step;
+    t->start = wrpo__now() - (double)s->milliseconds / 1000;
+    wrpo__sync(t->ctx);
 }
 
 /* ---- metrics as lines of JSON ---- */
-static void wrpo__metrics_text(wrpo__text *out, const wrpo_metrics *m, const char *prefix) {
-    wrpo__text_printf(out, "{\"step\": %lld", (long long)m->step);
-#define WRPO__X(field, name) \
-    if (!isnan(m->field)) { wrpo__text_printf(out, ", \"%s%s\": ", prefix, name); wrpo__json_number(out, m->field); }
+static void wrpo__put_metric(wrpo__text *out, const char *prefix, const char *name, double x) {    /* NaN: left out */
+    if (isnan(x)) return;
+    wrpo__text_printf(out, ", \"%s%s\": ", prefix, name);
+    wrpo__json_number(out, x);
+}
+static wrpo__text wrpo__metrics_text(const wrpo_metrics *m, const char *prefix) {
+    wrpo__text out = {.arena = wrpo__current};
+    wrpo__text_printf(&out, "{\"step\": %lld", (long long)m->step);
+#define WRPO__X(field, name) wrpo__put_metric(&out, prefix, name, m->field);
     WRPO_METRICS(WRPO__X)
 #undef WRPO__X
-    wrpo__text_printf(out, ", \"%srecords\": %lld, \"%stokens\": %lld, \"%stokens_per_second\": ", prefix, (long long)m->records, prefix, (long long)m->tokens, prefix);
-    wrpo__json_number(out, round(m->tokens_per_second * 10) / 10);
-    wrpo__text_printf(out, ", \"%sseconds\": ", prefix), wrpo__json_number(out, round(m->seconds * 1000) / 1000), wrpo__text_puts(out, "}");
+    wrpo__text_printf(&out, ", \"%srecords\": %lld, \"%stokens\": %lld", prefix, (long long)m->records, prefix,
+                      (long long)m->tokens);
+    wrpo__put_metric(&out, prefix, "tokens_per_second", round(m->tokens_per_second * 10) / 10);
+    wrpo__put_metric(&out, prefix, "seconds", round(m->seconds * 1000) / 1000);
+    wrpo__text_puts(&out, "}");
+    return out;
+}
+static char *wrpo__metrics_json(wrpo_ctx *ctx, const wrpo_metrics *m, const char *prefix) {
+    const wrpo__text line = wrpo__metrics_text(m, prefix);
+    return wrpo__handout(ctx, line.data, line.size);
 }
 WRPO_API wrpo_result wrpo_metrics_json(wrpo_ctx *ctx, const wrpo_metrics *m, const char *prefix, char **text) {
     *text = NULL;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        wrpo__text t = {.arena = wrpo__entry.arena};
-        wrpo__metrics_text(&t, m, prefix);
-        *text = wrpo__handout(ctx, t.data, t.size);
-    }
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, *text = wrpo__metrics_json(ctx, m, prefix));
     return wrpo__end(&wrpo__entry);
 }
 static void wrpo__log_metrics(wrpo_trainer *t, const wrpo_metrics *m, const char *prefix) {
-    if (!t->metrics) return;
-    wrpo__text line = {.arena = wrpo__current};
-    wrpo__metrics_text(&line, m, prefix);
+    wrpo__text line = wrpo__metrics_text(m, prefix);
     wrpo__text_puts(&line, "\n");
     if (fwrite(line.data, 1, line.size, t->metrics) != line.size || fflush(t->metrics) != 0)
         wrpo__fail(t->ctx, WRPO_E_IO, "%s/metrics.jsonl: cannot be written: %s", t->out_dir, strerror(errno));
@@ -10082,36 +10800,46 @@ static void wrpo__close_metrics(void *p) {
     if (t->metrics) fclose(t->metrics);
     t->metrics = NULL;
 }
-static wrpo_trainer *wrpo__trainer_open(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc, bool train) {
-    wrpo__arena *arena = wrpo__current;
+static wrpo_trainer *wrpo__trainer_open(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc,
+                                        bool train) {
+    wrpo__arena *arena = wrpo__current, *temp = wrpo__sub_arena(arena), *file = wrpo__sub_arena(arena);
     wrpo_trainer *t = wrpo__trainer_begin(arena, policy, data, desc, train);
-    wrpo_ctx *ctx = t->ctx;
-    const char *resume = train ? t->desc.resume : NULL;
+    const char *out_dir = t->desc.out_dir;
+    const bool resume = train && t->desc.resume;
+    wrpo__state state = {0};
+    wrpo_bytes plan = {0};
     wrpo__on_free(arena, wrpo__close_metrics, t);
-    if (t->desc.out_dir) {
-        t->out_dir = wrpo__strndup(arena, t->desc.out_dir, strlen(t->desc.out_dir));
-        wrpo__make_dir(ctx, t->out_dir);
+    if (out_dir) {
+        t->out_dir = wrpo__strndup(arena, out_dir, strlen(out_dir));
+        wrpo__make_dir(t->ctx, out_dir);
     }
-    if (resume) wrpo__rethrow(ctx, wrpo__resume(t, true));
-    const wrpo_bytes plan = train ? wrpo__fitted(t, t->rows) : (wrpo_bytes){0};
-    wrpo__rethrow(ctx, wrpo__reference_entry(t));         /* before the memory of training is taken */
+    wrpo__current = file;            /* of the state, until the run is where it says */
+    if (resume) state = wrpo__state_open(t);
+    wrpo__current = temp;
+    if (train) plan = wrpo__fitted(t);
+    wrpo__reference(t);                                /* before the memory of training is taken */
+    wrpo__arena_clear(temp);
     wrpo__trainer_memory(t, train, plan.recompute, plan.logits);
-    if (resume) wrpo__rethrow(ctx, wrpo__resume(t, false));
-    if (train && t->out_dir) {
-        const char *path = wrpo__join(arena, t->out_dir, "metrics.jsonl");
+    if (resume) wrpo__state_restore(t, &state);
+    wrpo__current = arena;
+    wrpo__arena_clear(temp);
+    wrpo__arena_clear(file);
+    if (train && out_dir) {
+        const char *path = wrpo__join(arena, out_dir, "metrics.jsonl");
         t->metrics = fopen(path, resume ? "a" : "w");
-        if (!t->metrics) wrpo__fail(ctx, WRPO_E_IO, "%s: cannot be written: %s", path, strerror(errno));
+        if (!t->metrics) wrpo__fail(t->ctx, WRPO_E_IO, "%s: cannot be written: %s", path, strerror(errno));
         t->log = wrpo__log_metrics;
     }
     return t;
 }
-static wrpo_result wrpo__trainer_make(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc, bool train,
-                                      wrpo_trainer **out) {
+static wrpo_result wrpo__trainer_make(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc,
+                                      bool train, wrpo_trainer **out) {
     *out = NULL;
     WRPO__CALL(policy->ctx, wrpo__arena_new(policy->ctx), false, *out = wrpo__trainer_open(policy, data, desc, train));
     return wrpo__end(&wrpo__entry);
 }
-WRPO_API wrpo_result wrpo_trainer_open(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_trainer **out) {
+WRPO_API wrpo_result wrpo_trainer_open(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc,
+                                       wrpo_trainer **out) {
     return wrpo__trainer_make(policy, data, desc, true, out);
 }
 
@@ -10122,88 +10850,102 @@ static wrpo_result wrpo__eval_entry(wrpo_trainer *t, wrpo_metrics *m) {
     return wrpo__end(&wrpo__entry);
 }
 WRPO_API wrpo_result wrpo_eval(wrpo_model *model, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_metrics *m) {
-    wrpo_train_desc d = desc ? *desc : (wrpo_train_desc){0};
+    wrpo_train_desc d = {0};
     wrpo_trainer *t;
+    if (desc) d = *desc;
     d.eval_data = NULL;
     wrpo_result r = wrpo__trainer_make(model, data, &d, false, &t);
-    if (r != WRPO_OK) return r;
-    r = wrpo__eval_entry(t, m);
+    if (r == WRPO_OK) r = wrpo__eval_entry(t, m);
     wrpo_trainer_free(t);
     return r;
 }
-/* save.dir/checkpoint-K, and then without the one before it, of step *saved (-1: none) */
-static wrpo_result wrpo__checkpoint(wrpo_trainer *t, int64_t *saved) {
-    WRPO__TRY(t->ctx, wrpo__arena_new(t->ctx), true) {
-        wrpo__arena *temp = wrpo__entry.arena;
-        wrpo_save_desc save = t->desc.save;
-        const char *old = *saved < 0 ? NULL : wrpo__format(temp, "%s/checkpoint-%lld", save.dir, (long long)*saved);
-        save.dir = wrpo__format(temp, "%s/checkpoint-%lld", save.dir, (long long)t->k);
-        wrpo__rethrow(t->ctx, wrpo_trainer_save(t, &save));
-        *saved = t->k;
-        const wrpo__name *names = old ? wrpo__disk_list(temp, old) : NULL;
-        for (int64_t i = 0; i < stbds_arrlen(names); i++)
-            if (strcmp(names[i].text, ".") && strcmp(names[i].text, "..")) wrpo__remove(t->ctx, wrpo__join(temp, old, names[i].text));
+/* save.dir/checkpoint-K; then the one before it goes, of step *saved (-1: none). */
+static void wrpo__checkpoint(wrpo_trainer *t, int64_t *saved) {
+    wrpo__arena *temp = wrpo__current;
+    wrpo_save_desc save = t->desc.save;
+    const char *old = *saved < 0 ? NULL : wrpo__format(temp, "%s/checkpoint-%lld", save.dir, (long long)*saved);
+    save.dir = wrpo__format(temp, "%s/checkpoint-%lld", save.dir, (long long)t->k);
+    wrpo__rethrow(t->ctx, wrpo_trainer_save(t, &save));
+    *saved = t->k;
+    if (!old) return;
+    const wrpo__name *names = wrpo__list_dir(temp, old);
+    for (int64_t i = 0; i < stbds_arrlen(names); i++)
+        if (strcmp(names[i].text, ".") && strcmp(names[i].text, ".."))
+            wrpo__remove(t->ctx, wrpo__join(temp, old, names[i].text));
 #ifdef _WIN32
-        if (old) _rmdir(old);
+    _rmdir(old);
 #else
-        if (old) rmdir(old);
+    rmdir(old);
 #endif
-    }
+}
+static wrpo_result wrpo__checkpoint_entry(wrpo_trainer *t, int64_t *saved) {
+    WRPO__CALL(t->ctx, wrpo__arena_new(t->ctx), true, wrpo__checkpoint(t, saved));
     return wrpo__end(&wrpo__entry);
 }
-WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc, wrpo_metrics *last) {
-    desc = desc ? desc : &(wrpo_train_desc){0};
+WRPO_API wrpo_result wrpo_train(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc,
+                                wrpo_metrics *last) {
     wrpo_ctx *ctx = policy->ctx;
+    wrpo_train_desc d = {0};
     wrpo_trainer *t;
     wrpo_metrics m = {0}, e;
-    bool go = true;
-    wrpo_result r = wrpo_trainer_open(policy, data, desc, &t);
+    if (desc) d = *desc;
+    if (last) *last = m;
+    wrpo_result r = wrpo_trainer_open(policy, data, &d, &t);
+    if (r != WRPO_OK) return r;
+    const int64_t first = t->k;
     int64_t saved = -1;
-    if (r == WRPO_OK) m.step = t->k, m.steps = t->T, m.seconds = wrpo__now() - t->start;
-    const int64_t first = m.step;
-    while (r == WRPO_OK && go && m.step < t->T) {
+    bool go = true;
+    m.step = t->k;
+    m.steps = t->T;
+    m.seconds = wrpo__now() - t->start;
+    while (r == WRPO_OK && go && t->k < t->T) {
         r = wrpo_trainer_step(t, &m);
-        bool eval = r == WRPO_OK && desc->eval_data && (m.step == t->T || (desc->eval_steps && m.step % desc->eval_steps == 0));
-        if (eval) r = wrpo_trainer_eval(t, desc->eval_data, &e);
-        if (r == WRPO_OK && desc->save_steps && m.step % desc->save_steps == 0 && m.step < t->T) r = wrpo__checkpoint(t, &saved);
-        if (r == WRPO_OK && desc->on_step) go = desc->on_step(&m, eval ? &e : NULL, desc->user);
+        const bool end = t->k == t->T, eval = d.eval_data && (end || (d.eval_steps && t->k % d.eval_steps == 0));
+        const bool save = !end && d.save_steps && t->k % d.save_steps == 0;
+        if (r == WRPO_OK && eval) r = wrpo_trainer_eval(t, d.eval_data, &e);
+        if (r == WRPO_OK && save) r = wrpo__checkpoint_entry(t, &saved);
+        if (r == WRPO_OK && d.on_step) go = d.on_step(&m, eval ? &e : NULL, d.user);
     }
-    if (r == WRPO_OK && !go && m.step < t->T) ctx->error = (wrpo_error){WRPO_E_STOPPED, 0, 0, "stopped by the callback"}, r = WRPO_E_STOPPED;
-    if (t) m.step = t->k;            /* a step whose line could not be written is done */
-    if (desc->save.dir && r != WRPO_OK && r != WRPO_E_DEVICE && m.step > first && m.step != saved) {
+    if (r == WRPO_OK && t->k < t->T) {
+        ctx->error = (wrpo_error){WRPO_E_STOPPED, 0, 0, "stopped by the callback"};
+        r = WRPO_E_STOPPED;
+    }
+    if (d.save.dir && r != WRPO_OK && r != WRPO_E_DEVICE && t->k > first && t->k != saved) {   /* it ends early */
         const wrpo_error why = ctx->error;
-        if (wrpo__checkpoint(t, &saved) == WRPO_OK) ctx->error = why;
+        if (wrpo__checkpoint_entry(t, &saved) == WRPO_OK) ctx->error = why;
         else r = ctx->error.code;
     }
+    m.step = t->k;                   /* a step whose line could not be written is done */
     if (last) *last = m;
     wrpo_trainer_free(t);
     return r;
 }
-/* ------------------------------------------------------------------------------------------- >>recipe
-   Rewards decide: which answers a record is made of, how often one file of answers beats another.
 
-   Files of candidates are read twice, so that one prompt at a time is in memory: once for the prompts' ids, which
-   say what lines belong together, and once, prompt by prompt, for the responses.                             */
-enum { WRPO__SOURCES, WRPO__TARGETS };
-typedef struct wrpo__scored {
-    const char *model; int64_t models_at;              /* its place in wrpo__prompts.models */
+/* ------------------------------------------------------------------------------------------- >>recipe
+   Rewards decide which answers a record is made of, and how often one file of answers beats another.
+
+   Files of candidates are read twice, so that only one prompt at a time is in memory: once for the prompts' ids, which
+   say what lines belong together, and once, prompt by prompt, for the responses.                                 */
+typedef struct wrpo__scored {        /* a response */
+    const char *model; int64_t index;                  /* index: of the model in wrpo__prompts.models */
     const wrpo_json *content, *number;                 /* number: the reward as written */
     const wrpo_json *answer;                           /* what entropy looks at: "answer", or content */
     double reward;
 } wrpo__scored;
-typedef struct wrpo__spot { const char *path, *text; size_t size; int64_t line; struct wrpo__spot *next; } wrpo__spot;
-typedef struct wrpo__ranked { const char *id; wrpo__spot *first, *last; } wrpo__ranked;     /* a prompt's lines */
+typedef struct wrpo__spot { wrpo__lines line; struct wrpo__spot *next; } wrpo__spot;
+typedef struct wrpo__gathered { const char *id; wrpo__spot *first, *last; } wrpo__gathered;    /* a prompt's lines */
 typedef struct wrpo__named { char *key; int64_t value; } wrpo__named;
 static const char *const wrpo__prompt_keys[] = {"prompt", "tools", "chat_template_kwargs"};
-typedef struct wrpo__prompts {         /* the prompts of some files */
+typedef struct wrpo__prompts {       /* the prompts of some files */
     wrpo_ctx *ctx;
-    wrpo__arena *arena, *line;       /* line: of the prompt in work */
-    wrpo__ranked *prompts;           /* stb array, in the order of their first lines */
-    wrpo__named *ids, *names;        /* stb maps to places in prompts and models */
+    wrpo__arena *arena, *temp;       /* temp: of the current prompt */
+    wrpo__gathered *prompts;         /* stb array, in the order of their first lines */
+    wrpo__named *ids, *names;        /* stb maps to indices of prompts and models */
     wrpo_select_model *models;       /* stb array; reward: the sum */
-    int64_t empty;
-    const wrpo_json *prompt[3], *id; /* of the prompt in work: what wrpo__prompt_keys names, from the line `said` on; and its responses: stb arrays */
-    const wrpo__spot *said;
+    int64_t empty;                   /* responses without text */
+    /* of the current prompt: its id, what wrpo__prompt_keys names, the line that says it, its responses (stb arrays) */
+    const wrpo_json *id, *prompt[3];
+    const wrpo__lines *said;
     wrpo__scored *lists[2];
 } wrpo__prompts;
 static const char *wrpo__prompt_id(wrpo_ctx *ctx, const char *path, const wrpo_json *root, const wrpo_json **id) {
@@ -10213,93 +10955,121 @@ static const char *wrpo__prompt_id(wrpo_ctx *ctx, const char *path, const wrpo_j
     if ((*id)->kind != WRPO_JSON_NUMBER) wrpo__json_want(ctx, path, *id, WRPO_JSON_STRING, NULL);
     return (*id)->text;
 }
-static void wrpo__prompts_add(wrpo__prompts *t, const char *path) {
-    const wrpo__file *f = wrpo__open_file(t->arena, path);
-    for (wrpo__lines l = {.file = f}; wrpo__next_line(&l); wrpo__arena_clear(t->line)) {
-        const wrpo_json *root = wrpo__json_parse(t->line, path, l.number, l.text, l.size), *id;
+/* ids: every line has a prompt_id. */
+static void wrpo__prompts_add(wrpo__prompts *t, const char *path, bool ids) {
+    for (wrpo__lines l = {.file = wrpo__open_file(t->arena, path)}; wrpo__next_line(&l); wrpo__arena_clear(t->temp)) {
+        const wrpo_json *root = wrpo__json_parse(t->temp, path, l.number, l.text, l.size), *id;
         const char *name = wrpo__prompt_id(t->ctx, path, root, &id);
-        if (!name) wrpo__json_fail(t->ctx, WRPO_E_FORMAT, path, root, "prompt_id: want a string or a number, found none");
-        wrpo__spot *place = WRPO__NEW(t->arena, wrpo__spot);
-        *place = (wrpo__spot){path, l.text, l.size, l.number, NULL};
-        ptrdiff_t at = stbds_shgeti(t->ids, name);
+        const ptrdiff_t at = name ? stbds_shgeti(t->ids, name) : -1;
+        wrpo__spot *spot = WRPO__NEW(t->arena, wrpo__spot);
+        spot->line = l;
+        if (ids && !name)
+            wrpo__json_fail(t->ctx, WRPO_E_FORMAT, path, root, "prompt_id: want a string or a number, found none");
         if (at < 0) {
-            wrpo__ranked prompt = {wrpo__strndup(t->arena, name, strlen(name)), place, place};
-            stbds_shput(t->ids, prompt.id, stbds_arrlen(t->prompts));
+            const wrpo__gathered prompt = {name ? wrpo__strndup(t->arena, name, strlen(name)) : NULL, spot, spot};
+            if (name) stbds_shput(t->ids, prompt.id, stbds_arrlen(t->prompts));
             stbds_arrput(t->prompts, prompt);
             continue;
         }
-        wrpo__ranked *prompt = &t->prompts[t->ids[at].value];
-        if (prompt->last->path == path)
-            wrpo__json_fail(t->ctx, WRPO_E_FORMAT, path, root, "prompt_id \"%.80s\": want each once in a file, found it in line %lld too", name, (long long)prompt->last->line);
-        prompt->last = prompt->last->next = place;
+        wrpo__gathered *prompt = &t->prompts[t->ids[at].value];
+        if (prompt->last->line.file == l.file)
+            wrpo__json_fail(t->ctx, WRPO_E_FORMAT, path, root, "prompt_id \"%.80s\": want each once in a file, found "
+                            "it in line %lld too", name, (long long)prompt->last->line.number);
+        prompt->last->next = spot;
+        prompt->last = spot;
     }
 }
-static void wrpo__prompts_open(wrpo__prompts *t, wrpo__arena *arena, const char *const *paths, int64_t n) {
-    *t = (wrpo__prompts){.ctx = arena->ctx, .arena = arena, .line = wrpo__sub_arena(arena)};
-    for (int64_t i = 0; i < n; i++) wrpo__prompts_add(t, wrpo__strndup(arena, paths[i], strlen(paths[i])));
-    if (!t->prompts) wrpo__fail(t->ctx, WRPO_E_FORMAT, "%s: want prompts, found none", n ? paths[0] : "wrpo_select_desc.in");
+static void wrpo__prompts_open(wrpo__prompts *t, const char *const *paths, int64_t n, bool ids) {
+    wrpo__arena *arena = wrpo__current;
+    *t = (wrpo__prompts){.ctx = arena->ctx, .arena = arena, .temp = wrpo__sub_arena(arena)};
+    for (int64_t i = 0; i < n; i++) wrpo__prompts_add(t, paths[i], ids);
+    if (t->prompts) return;
+    wrpo__fail(t->ctx, WRPO_E_FORMAT, "%s: want prompts, found none", n ? paths[0] : "wrpo_select_desc.in");
 }
-static void wrpo__add_candidate(wrpo__prompts *t, const char *path, const wrpo_json *v, int list, bool named) {
-    const wrpo_json *model = named ? wrpo__json_need(t->ctx, path, v, "model", WRPO_JSON_STRING) : NULL;
-    const wrpo_json *answer = wrpo__present(v, "answer");
-    wrpo__scored c = {.model = model ? model->text : "", .content = wrpo__json_need(t->ctx, path, v, "content", WRPO_JSON_STRING),
-                         .number = wrpo__json_need(t->ctx, path, v, "reward", WRPO_JSON_NUMBER)};
-    c.reward = wrpo__json_real(t->ctx, path, c.number, NULL), c.answer = answer ? answer : c.content;
-    if (wrpo__jskip_space(c.content->text, c.content->size, 0) == c.content->size) { t->empty++; return; }
-    ptrdiff_t at = stbds_shgeti(t->names, c.model);
-    if (at < 0) {
-        wrpo_select_model m = {.name = wrpo__strndup(t->arena, c.model, strlen(c.model))};
+static void wrpo__add_response(wrpo__prompts *t, const char *path, const wrpo_json *v, const char *model, int list) {
+    wrpo__scored r = {.model = model, .content = wrpo__json_need(t->ctx, path, v, "content", WRPO_JSON_STRING)};
+    r.number = wrpo__json_need(t->ctx, path, v, "reward", WRPO_JSON_NUMBER);
+    r.reward = wrpo__json_real(t->ctx, path, r.number, NULL);
+    r.answer = wrpo__present(v, "answer");
+    if (!r.answer) r.answer = r.content;
+    if (wrpo__jskip_space(r.content->text, r.content->size, 0) == r.content->size) {
+        t->empty++;
+        return;
+    }
+    if (stbds_shgeti(t->names, model) < 0) {
+        const wrpo_select_model m = {.name = wrpo__strndup(t->arena, model, strlen(model))};
         stbds_shput(t->names, m.name, stbds_arrlen(t->models));
         stbds_arrput(t->models, m);
-        at = stbds_shgeti(t->names, c.model);
     }
-    c.models_at = t->names[at].value;
-    t->models[c.models_at].responses++, t->models[c.models_at].reward += c.reward;
-    stbds_arrput(t->lists[list], c);
+    r.index = stbds_shget(t->names, model);
+    t->models[r.index].responses++;
+    t->models[r.index].reward += r.reward;
+    stbds_arrput(t->lists[list], r);
 }
-/* Reads the lines of a prompt. flat: a line may be an answer itself. */
-static void wrpo__prompts_read(wrpo__prompts *t, const wrpo__ranked *prompt, bool flat) {
-    static const char *const keys[] = {"sources", "target"};
-    wrpo__arena_clear(t->line);
-    t->said = NULL, memset(t->prompt, 0, sizeof t->prompt);
+/* What a line says of the prompt must be what an earlier line said. A line without any of the keys says nothing. */
+static void wrpo__candidates_prompt(wrpo__prompts *t, const wrpo__lines *line, const wrpo_json *root, const char *id) {
+    const char *path = line->file->path;
+    const wrpo_json *says[3];
+    bool any = false;
+    for (int k = 0; k < 3; k++) {
+        says[k] = wrpo__present(root, wrpo__prompt_keys[k]);
+        any = any || says[k];
+    }
+    for (int k = 0; k < 3 && any && t->said; k++)
+        if (!wrpo__json_same(says[k], t->prompt[k]))
+            wrpo__json_fail(t->ctx, WRPO_E_FORMAT, path, says[k] ? says[k] : root,
+                            "prompt_id \"%.80s\": want the %s as in %s:%lld, found %s", id, wrpo__prompt_keys[k],
+                            t->said->file->path, (long long)t->said->number, says[k] ? "another one" : "none");
+    if (!any) return;
+    t->said = line;
+    memcpy(t->prompt, says, sizeof says);
+}
+/* Reads the lines of a prompt. For a comparison all its responses are answers, and a line may be an answer itself. */
+static void wrpo__prompts_read(wrpo__prompts *t, const wrpo__gathered *prompt, bool compare) {
+    wrpo__arena_clear(t->temp);
+    t->said = NULL;
+    memset(t->prompt, 0, sizeof t->prompt);
     for (int list = 0; list < 2; list++)
         if (t->lists[list]) stbds_arrsetlen(t->lists[list], 0);
     for (const wrpo__spot *p = prompt->first; p; p = p->next) {
-        const wrpo_json *root = wrpo__json_parse(t->line, p->path, p->line, p->text, p->size), *said[3];
-        const bool alone = flat && wrpo__present(root, "content");
-        bool says = false;             /* a line without any of them says nothing of the prompt; else what it lacks is none */
-        int found = alone;
-        wrpo__prompt_id(t->ctx, p->path, root, &t->id);
-        for (int k = 0; k < 3; k++) said[k] = wrpo__present(root, wrpo__prompt_keys[k]), says = says || said[k];
-        for (int k = 0; k < 3 && says && t->said; k++)
-            if (!wrpo__json_same(said[k], t->prompt[k]))
-                wrpo__json_fail(t->ctx, WRPO_E_FORMAT, p->path, said[k] ? said[k] : root, "prompt_id \"%.80s\": want the %s as in %s:%lld, found %s", prompt->id, wrpo__prompt_keys[k],
-                                t->said->path, (long long)t->said->line, said[k] ? "another one" : "none");
-        if (says) t->said = p, memcpy(t->prompt, said, sizeof said);
-        if (alone) wrpo__add_candidate(t, p->path, root, WRPO__TARGETS, false);
-        for (int list = 0; list < 2 && !alone; list++) {
-            const wrpo_json *all = wrpo__json_maybe(t->ctx, p->path, root, keys[list], WRPO_JSON_ARRAY);
-            found += all != NULL;
-            for (const wrpo_json *v = all ? all->child : NULL; v; v = v->next) wrpo__add_candidate(t, p->path, v, list, true);
+        const char *path = p->line.file->path;
+        wrpo_json *root = wrpo__json_parse(t->temp, path, p->line.number, p->line.text, p->line.size);
+        bool found;
+        wrpo__prompt_id(t->ctx, path, root, &t->id);
+        wrpo__candidates_prompt(t, &p->line, root, prompt->id);
+        wrpo__listed *all = wrpo__responses(t->ctx, path, root, compare, &found);
+        if (!found)
+            wrpo__json_fail(t->ctx, WRPO_E_FORMAT, path, root, "prompt_id \"%.80s\": want responses in \"sources\" or "
+                            "\"target\", found neither", prompt->id);
+        for (int64_t i = 0; i < stbds_arrlen(all); i++) {
+            const wrpo_json *v = all[i].json;
+            const char *model = v == root ? "" : wrpo__json_need(t->ctx, path, v, "model", WRPO_JSON_STRING)->text;
+            wrpo__add_response(t, path, v, model, compare ? WRPO__TARGETS : all[i].list);
         }
-        if (!found) wrpo__json_fail(t->ctx, WRPO_E_FORMAT, p->path, root, "prompt_id \"%.80s\": want responses in \"sources\" or \"target\", found neither", prompt->id);
+        stbds_arrfree(all);
     }
+}
+static int64_t wrpo__characters(const wrpo_json *text) {
+    int64_t n = 0;
+    for (size_t i = 0; i < text->size; i++) n += ((unsigned char)text->text[i] & 0xC0) != 0x80;
+    return n;
 }
 
 /* ---- selection ---- */
-#define WRPO__FORMS(X) X(WRPO_FORM_QUADS, "quads") X(WRPO_FORM_SFT, "sft") X(WRPO_FORM_PAIR, "pair") X(WRPO_FORM_PAIRS, "pairs")
-#define WRPO__X(value, name) [value] = name,
-static const char *const wrpo__forms[] = {WRPO__FORMS(WRPO__X)};
-#undef WRPO__X
-WRPO__NAMED(wrpo_form_name, wrpo__forms)
+static const char *const wrpo__forms[] = {
+    [WRPO_FORM_QUADS] = "quads", [WRPO_FORM_SFT] = "sft", [WRPO_FORM_PAIR] = "pair", [WRPO_FORM_PAIRS] = "pairs"};
+WRPO_API const char *wrpo_form_name(int i) { return i >= 0 && i < WRPO__COUNT(wrpo__forms) ? wrpo__forms[i] : NULL; }
 typedef struct wrpo__extremes { const wrpo__scored *best, *worst; double share; } wrpo__extremes;
-static bool wrpo__same_text(const wrpo__scored *a, const wrpo__scored *b) { return wrpo__json_same(a->content, b->content); }
+static bool wrpo__same_text(const wrpo__scored *a, const wrpo__scored *b) {
+    return wrpo__json_same(a->content, b->content);
+}
 /* Best and worst of each model of a list, the models by their best; by_model false: of the list. An stb array. */
 static wrpo__extremes *wrpo__rank(const wrpo__scored *list, bool by_model) {
     wrpo__extremes *out = NULL;
-    for (int64_t i = 0, k; i < stbds_arrlen(list); i++) {
+    for (int64_t i = 0; i < stbds_arrlen(list); i++) {
         const wrpo__scored *c = &list[i];
-        for (k = 0; k < stbds_arrlen(out) && by_model && out[k].best->models_at != c->models_at; k++) {}
+        int64_t k = 0;
+        while (k < stbds_arrlen(out) && by_model && out[k].best->index != c->index) k++;
         if (k == stbds_arrlen(out)) {
             const wrpo__extremes first = {c, c, 0};
             stbds_arrput(out, first);
@@ -10307,17 +11077,22 @@ static wrpo__extremes *wrpo__rank(const wrpo__scored *list, bool by_model) {
         if (c->reward > out[k].best->reward) out[k].best = c;
         if (c->reward < out[k].worst->reward) out[k].worst = c;
     }
-    for (int64_t i = 1; i < stbds_arrlen(out); i++)    /* by reward, then by place */
+    for (int64_t i = 1; i < stbds_arrlen(out); i++)    /* by reward, then by position in the list */
         for (int64_t k = i; k > 0; k--) {
             const wrpo__extremes a = out[k - 1], b = out[k];
             if (a.best->reward > b.best->reward || (a.best->reward == b.best->reward && a.best < b.best)) break;
-            out[k - 1] = b, out[k] = a;
+            out[k - 1] = b;
+            out[k] = a;
         }
     return out;
 }
-static void wrpo__softmax_shares(wrpo__extremes *list, int64_t n, double tau) {      /* of the best ones' rewards, the first the highest */
+/* share = softmax(best's reward / tau); the first is the highest. */
+static void wrpo__softmax_shares(wrpo__extremes *list, int64_t n, double tau) {
     double sum = 0;
-    for (int64_t i = 0; i < n; i++) sum += list[i].share = exp((list[i].best->reward - list[0].best->reward) / tau);
+    for (int64_t i = 0; i < n; i++) {
+        list[i].share = exp((list[i].best->reward - list[0].best->reward) / tau);
+        sum += list[i].share;
+    }
     for (int64_t i = 0; i < n; i++) list[i].share /= sum;
 }
 static double wrpo__entropy(const wrpo__scored *list) {                           /* bits */
@@ -10330,210 +11105,273 @@ static double wrpo__entropy(const wrpo__scored *list) {                         
     }
     return H > 0 ? H : 0;
 }
-static int64_t wrpo__characters(const wrpo_json *text) {
-    int64_t n = 0;
-    for (size_t i = 0; i < text->size; i++) n += ((unsigned char)text->text[i] & 0xC0) != 0x80;
-    return n;
-}
-typedef struct wrpo__selected { wrpo__text *line; wrpo_select_stats *stats; double count[3]; wrpo__prompts *t; } wrpo__selected;
-/* A list of answers as messages; counts them. */
-static void wrpo__put_answers(wrpo__selected *s, const char *key, const wrpo__scored *const *list, int64_t n, int64_t targets_from, wrpo_role role) {
-    wrpo__text_puts(s->line, key);
-    for (int64_t i = 0; i < n; i++) {
-        const wrpo_role as = role == WRPO_ROLE_SOURCE && i >= targets_from ? WRPO_ROLE_TARGET : role;
-        wrpo__text_puts(s->line, i ? ", {\"content\": " : "{\"content\": ");
-        wrpo__json_write(s->line, list[i]->content);
-        wrpo__text_puts(s->line, ", \"role\": \"assistant\"}");
-        s->stats->reward[as] += list[i]->reward, s->stats->length[as] += (double)wrpo__characters(list[i]->content), s->count[as]++;
-        s->t->models[list[i]->models_at].selected += as == WRPO_ROLE_SOURCE;
-    }
-    wrpo__text_puts(s->line, "]");
-}
-static void wrpo__put_scores(wrpo__text *out, const wrpo__scored *const *list, int64_t n) {
-    for (int64_t i = 0; i < n; i++) wrpo__text_puts(out, i ? ", " : ", \"rewards\": ["), wrpo__text_add(out, list[i]->number->text, list[i]->number->size);
-    for (int64_t i = 0; i < n; i++) wrpo__text_puts(out, i ? ", " : "], \"models\": ["), wrpo__json_quote(out, list[i]->model, strlen(list[i]->model));
-    wrpo__text_puts(out, "]");
-}
-/* The prompt in work as a line of the form; false: left out and counted. */
-static bool wrpo__select_prompt(wrpo__selected *s, const wrpo_select_desc *d) {
+typedef struct wrpo__selection {
+    wrpo_select_desc desc;           /* resolved */
+    wrpo_select_stats *stats; double count[3];         /* count: of the sums in stats, by role */
+    wrpo__prompts t;
+    wrpo__text line;                 /* of the current prompt, as is `put` */
+    const wrpo__scored **put;        /* stb array: answers since the last list of scores */
+} wrpo__selection;
+/* Leaves the *n sources that the form takes of the current prompt. Returns NULL, or the statistic that counts why the
+   prompt is left out. */
+static int64_t *wrpo__choose(wrpo__selection *s, wrpo__extremes *sources, const wrpo__extremes *target, int64_t *n) {
+    const wrpo_select_desc *d = &s->desc;
     wrpo_select_stats *stats = s->stats;
-    wrpo__prompts *t = s->t;
-    wrpo__text *out = s->line;
-    wrpo__extremes *sources = wrpo__rank(t->lists[WRPO__SOURCES], true), *target = wrpo__rank(t->lists[WRPO__TARGETS], false);
-    int64_t n = stbds_arrlen(sources);
-    if (!n) return stats->no_source++, false;
+    int64_t kept = 0, equal = 0;
+    if (!*n) return &stats->no_source;
+    if (d->form == WRPO_FORM_SFT || d->form == WRPO_FORM_PAIR) *n = 1;
+    if (d->form == WRPO_FORM_SFT) return NULL;
     if (d->form == WRPO_FORM_QUADS) {
-        n = WRPO__MIN(n, d->top);
-        if (!target) return stats->no_target++, false;
-        if (wrpo__same_text(target->best, target->worst) || wrpo__same_text(sources->best, target->worst)) return stats->equal++, false;
-        while (n && sources[n - 1].best->reward - target->worst->reward < d->min_gap && d->min_gap > 0) n--;       /* the last is the lowest */
-        if (!n || target->best->reward - target->worst->reward < d->min_gap) return stats->gap++, false;
-        for (int64_t i = 1; i < n; i++) if (wrpo__same_text(sources[i].best, target->worst)) n = i;
-    } else if (d->form != WRPO_FORM_SFT) {
-        int64_t kept = 0, equal = 0;
-        if (d->form == WRPO_FORM_PAIR) n = 1;
-        for (int64_t i = 0; i < n; i++) {
-            const bool same = wrpo__same_text(sources[i].best, sources[i].worst);
-            equal += same;
-            if (!same && sources[i].best->reward - sources[i].worst->reward >= d->min_gap) sources[kept++] = sources[i];
+        if (!target) return &stats->no_target;
+        const wrpo__scored *rejected = target->worst;
+        if (wrpo__same_text(target->best, rejected) || wrpo__same_text(sources->best, rejected)) return &stats->equal;
+        kept = WRPO__MIN(*n, d->top);
+        while (kept && d->min_gap > 0 && sources[kept - 1].best->reward - rejected->reward < d->min_gap) kept--;
+        if (!kept || target->best->reward - rejected->reward < d->min_gap) return &stats->gap;
+        for (int64_t i = 1; i < kept; i++)
+            if (wrpo__same_text(sources[i].best, rejected)) kept = i;
+        *n = kept;
+        return NULL;
+    }
+    for (int64_t i = 0; i < *n; i++) {
+        const bool same = wrpo__same_text(sources[i].best, sources[i].worst);
+        equal += same;
+        if (!same && sources[i].best->reward - sources[i].worst->reward >= d->min_gap) sources[kept++] = sources[i];
+    }
+    if (!kept) return equal == *n ? &stats->equal : &stats->gap;
+    *n = kept;
+    return NULL;
+}
+/* An answer as a message, after the text `before`; counts it. */
+static void wrpo__put_answer(wrpo__selection *s, const char *before, const wrpo__scored *answer, wrpo_role role) {
+    wrpo__text_printf(&s->line, "%s{\"content\": ", before);
+    wrpo__json_write(&s->line, answer->content);
+    wrpo__text_puts(&s->line, ", \"role\": \"assistant\"}");
+    s->stats->reward[role] += answer->reward;
+    s->stats->length[role] += (double)wrpo__characters(answer->content);
+    s->count[role]++;
+    s->t.models[answer->index].selected += role == WRPO_ROLE_SOURCE;
+    stbds_arrput(s->put, answer);
+}
+/* A best and a worst answer as chosen and rejected. */
+static void wrpo__put_pair(wrpo__selection *s, const char *before, const wrpo__extremes *source) {
+    wrpo__put_answer(s, before, source->best, WRPO_ROLE_SOURCE);
+    wrpo__put_answer(s, "], \"rejected\": [", source->worst, WRPO_ROLE_REJECTED);
+}
+static void wrpo__put_number(wrpo__selection *s, const char *before, double x) {
+    wrpo__text_puts(&s->line, before);
+    wrpo__json_number(&s->line, x);
+}
+/* The rewards and models of the answers since the last call. */
+static void wrpo__put_scores(wrpo__selection *s, const char *before) {
+    const int64_t n = stbds_arrlen(s->put);
+    for (int64_t i = 0; i < n; i++) {
+        wrpo__text_puts(&s->line, i ? ", " : before);
+        wrpo__json_write(&s->line, s->put[i]->number);
+    }
+    for (int64_t i = 0; i < n; i++) {
+        wrpo__text_puts(&s->line, i ? ", " : "], \"models\": [");
+        wrpo__json_quote(&s->line, s->put[i]->model, strlen(s->put[i]->model));
+    }
+    wrpo__text_puts(&s->line, "]");
+    stbds_arrsetlen(s->put, 0);
+}
+/* The current prompt as a line of the form, with sources[n]. */
+static void wrpo__put_record(wrpo__selection *s, const wrpo__extremes *sources, int64_t n,
+                             const wrpo__extremes *target) {
+    const wrpo_select_desc *d = &s->desc;
+    const wrpo__prompts *t = &s->t;
+    wrpo__text *out = &s->line;
+    const wrpo_json *prompt = t->prompt[0];
+    const bool many = prompt->kind == WRPO_JSON_ARRAY;
+    wrpo__text_puts(out, "{\"prompt_id\": ");
+    wrpo__json_write(out, t->id);
+    for (int k = d->form == WRPO_FORM_SFT ? 1 : 0; k < 3; k++)
+        if (t->prompt[k]) {
+            wrpo__text_printf(out, ", \"%s\": ", wrpo__prompt_keys[k]);
+            wrpo__json_write(out, t->prompt[k]);
         }
-        if (!kept) return equal == n ? stats->equal++ : stats->gap++, false;
-        n = kept;
-    } else n = 1;
-    wrpo__softmax_shares(sources, n, d->tau);
-    if (!t->prompt[0]) wrpo__json_fail(t->ctx, WRPO_E_FORMAT, "candidates", t->id, "prompt_id \"%.80s\": want a \"prompt\" in one of its lines, found none", t->id->text);
-
-    const bool many = t->prompt[0]->kind == WRPO_JSON_ARRAY;
-    const wrpo__scored **all = NULL;                /* stb array */
-    wrpo__text_puts(out, "{\"prompt_id\": "), wrpo__json_write(out, t->id);
-    for (int k = d->form == WRPO_FORM_SFT; k < 3; k++)
-        if (t->prompt[k]) wrpo__text_printf(out, ", \"%s\": ", wrpo__prompt_keys[k]), wrpo__json_write(out, t->prompt[k]);
     switch (d->form) {
     case WRPO_FORM_SFT:
         wrpo__text_puts(out, ", \"messages\": [");
-        for (const wrpo_json *m = many ? t->prompt[0]->child : t->prompt[0]; m; m = many ? m->next : NULL)
-            wrpo__json_write(out, m->kind == WRPO_JSON_STRING ? wrpo__message_of("user", m) : m), wrpo__text_puts(out, ", ");
-        wrpo__put_answers(s, "", &sources->best, 1, 1, WRPO_ROLE_SOURCE);
-        wrpo__put_scores(out, &sources->best, 1);
+        for (const wrpo_json *m = many ? prompt->child : prompt; m; m = many ? m->next : NULL) {
+            wrpo__json_write(out, m->kind == WRPO_JSON_STRING ? wrpo__message_of("user", m) : m);
+            wrpo__text_puts(out, ", ");
+        }
+        wrpo__put_answer(s, "", sources->best, WRPO_ROLE_SOURCE);
+        wrpo__put_scores(s, "], \"rewards\": [");
         break;
     case WRPO_FORM_PAIR:
-        wrpo__put_answers(s, ", \"chosen\": [", &sources->best, 1, 1, WRPO_ROLE_SOURCE);
-        wrpo__put_answers(s, ", \"rejected\": [", &sources->worst, 1, 0, WRPO_ROLE_REJECTED);
-        wrpo__put_scores(out, (const wrpo__scored *const[]){sources->best, sources->worst}, 2);
+        wrpo__put_pair(s, ", \"chosen\": [", sources);
+        wrpo__put_scores(s, "], \"rewards\": [");
         break;
     case WRPO_FORM_PAIRS:
         for (int64_t i = 0; i < n; i++) {
-            wrpo__put_answers(s, i ? "}, {\"chosen\": [" : ", \"pairs\": [{\"chosen\": [", &sources[i].best, 1, 1, WRPO_ROLE_SOURCE);
-            wrpo__put_answers(s, ", \"rejected\": [", &sources[i].worst, 1, 0, WRPO_ROLE_REJECTED);
-            wrpo__text_puts(out, ", \"weight\": "), wrpo__json_number(out, sources[i].share);
-            wrpo__put_scores(out, (const wrpo__scored *const[]){sources[i].best, sources[i].worst}, 2);
+            wrpo__put_pair(s, i ? "}, {\"chosen\": [" : ", \"pairs\": [{\"chosen\": [", &sources[i]);
+            wrpo__put_number(s, "], \"weight\": ", sources[i].share);
+            wrpo__put_scores(s, ", \"rewards\": [");
         }
         wrpo__text_puts(out, "}]");
         break;
     case WRPO_FORM_QUADS:
-        for (int64_t i = 0; i < n; i++) stbds_arrput(all, sources[i].best);
-        stbds_arrput(all, target->best);
-        stbds_arrput(all, target->worst);
-        wrpo__put_answers(s, ", \"chosen\": [", all, n + 1, n, WRPO_ROLE_SOURCE);
-        wrpo__put_answers(s, ", \"rejected\": [", all + n + 1, 1, 0, WRPO_ROLE_REJECTED);
-        wrpo__put_scores(out, all, n + 2);
-        for (int64_t i = 0; i < n && n > 1; i++) wrpo__text_puts(out, i ? ", " : ", \"weights\": ["), wrpo__json_number(out, sources[i].share);
+        for (int64_t i = 0; i < n; i++)
+            wrpo__put_answer(s, i ? ", " : ", \"chosen\": [", sources[i].best, WRPO_ROLE_SOURCE);
+        wrpo__put_answer(s, ", ", target->best, WRPO_ROLE_TARGET);
+        wrpo__put_answer(s, "], \"rejected\": [", target->worst, WRPO_ROLE_REJECTED);
+        wrpo__put_scores(s, "], \"rewards\": [");
+        for (int64_t i = 0; i < n && n > 1; i++) wrpo__put_number(s, i ? ", " : ", \"weights\": [", sources[i].share);
         if (n > 1) wrpo__text_puts(out, "]");
     }
     if (d->entropy_power > 0) {
-        wrpo__text_puts(out, ", \"weight\": ");
-        wrpo__json_number(out, pow(wrpo__entropy(t->lists[target ? WRPO__TARGETS : WRPO__SOURCES]), d->entropy_power) / d->entropy_scale);
+        const double entropy = wrpo__entropy(t->lists[target ? WRPO__TARGETS : WRPO__SOURCES]);
+        wrpo__put_number(s, ", \"weight\": ", pow(entropy, d->entropy_power) / d->entropy_scale);
     }
     wrpo__text_puts(out, "}\n");
+}
+/* false: the prompt is left out and counted. */
+static bool wrpo__select_prompt(wrpo__selection *s) {
+    const wrpo__prompts *t = &s->t;
+    wrpo__extremes *sources = wrpo__rank(t->lists[WRPO__SOURCES], true);
+    const wrpo__extremes *target = wrpo__rank(t->lists[WRPO__TARGETS], false);
+    int64_t n = stbds_arrlen(sources), *left_out = wrpo__choose(s, sources, target, &n);
+    if (left_out) {
+        ++*left_out;
+        return false;
+    }
+    if (!t->prompt[0])
+        wrpo__json_fail(t->ctx, WRPO_E_FORMAT, "candidates", t->id, "prompt_id \"%.80s\": want a \"prompt\" in one of "
+                        "its lines, found none", t->id->text);
+    wrpo__softmax_shares(sources, n, s->desc.tau);
+    wrpo__put_record(s, sources, n, target);
     return true;
 }
-static void wrpo__select(wrpo__arena *arena, const wrpo_select_desc *desc, wrpo_select_stats *stats) {
-    wrpo_ctx *ctx = arena->ctx;
-    wrpo_select_desc d = *desc;
-    wrpo__prompts t;
-    wrpo__selected s = {.stats = stats, .t = &t};
-    if (!d.top) d.top = 1;
-    d.tau = wrpo__or_default(d.tau, 1);
-    d.entropy_scale = wrpo__or_default(d.entropy_scale, 6.8);
-    if (!wrpo_form_name((int)d.form)) wrpo__fail(ctx, WRPO_E_ARG, "form: no such form");
-    if (d.top < 1 || (d.top > 1 && d.form != WRPO_FORM_QUADS)) wrpo__fail(ctx, WRPO_E_ARG, "top: want at least 1, and more than 1 for quads only, found %lld", (long long)d.top);
-    WRPO__RANGE(d.tau > 0 && d.tau <= DBL_MAX, "tau", d.tau, "a finite number above 0");
-    if (!(d.min_gap >= 0 && d.min_gap <= DBL_MAX) || (d.min_gap > 0 && d.form == WRPO_FORM_SFT))
-        wrpo__fail(ctx, WRPO_E_ARG, "min_gap: want a finite number of at least 0, and 0 for sft, which rejects nothing; found %g", d.min_gap);
-    if (!(d.entropy_power >= 0 && d.entropy_power <= 100 && d.entropy_scale > 0 && d.entropy_scale <= DBL_MAX))
-        wrpo__fail(ctx, WRPO_E_ARG, "entropy: want a power from 0 to 100 and a scale above 0, found %g and %g", d.entropy_power + 0.0, d.entropy_scale + 0.0);
-    wrpo__prompts_open(&t, arena, d.in, d.n_in);
-    wrpo__writer *w = d.out ? wrpo__create(arena, d.out) : NULL;
-    for (int64_t i = 0; i < stbds_arrlen(t.prompts); i++) {
-        wrpo__text line = {.arena = t.line};
-        wrpo__prompts_read(&t, &t.prompts[i], false);
-        s.line = &line, stats->prompts++;
-        wrpo__current = t.line;                           /* for the lists of one prompt */
-        const bool made = wrpo__select_prompt(&s, &d);
+static void wrpo__select_check(wrpo_ctx *ctx, const wrpo_select_desc *d) {
+    WRPO__RANGE(wrpo_form_name((int)d->form), "form", d->form, "one of wrpo_form");
+    WRPO__RANGE(d->top >= 1 && (d->top == 1 || d->form == WRPO_FORM_QUADS), "top", d->top,
+                "at least 1, and more than 1 for quads only");
+    WRPO__RANGE(d->tau > 0 && d->tau <= DBL_MAX, "tau", d->tau, "a finite number above 0");
+    WRPO__RANGE(d->min_gap >= 0 && d->min_gap <= DBL_MAX && (d->min_gap == 0 || d->form != WRPO_FORM_SFT), "min_gap",
+                d->min_gap, "a finite number of at least 0, and 0 for sft, which rejects nothing");
+    WRPO__RANGE(d->entropy_power >= 0 && d->entropy_power <= 100, "entropy_power", d->entropy_power,
+                "a number from 0 to 100");
+    WRPO__RANGE(d->entropy_scale > 0 && d->entropy_scale <= DBL_MAX, "entropy_scale", d->entropy_scale,
+                "a finite number above 0");
+}
+/* The models' array and their names, as one block for the user. */
+static void wrpo__hand_out_models(wrpo__prompts *t, wrpo_select_stats *stats) {
+    wrpo__text block = {.arena = t->arena};
+    const int64_t n = stbds_arrlen(t->models);
+    const size_t head = (size_t)n * sizeof *t->models;
+    for (int64_t i = 0; i < n; i++) t->models[i].reward /= (double)t->models[i].responses;
+    wrpo__text_add(&block, (const char *)t->models, head);
+    for (int64_t i = 0; i < n; i++) wrpo__text_add(&block, t->models[i].name, strlen(t->models[i].name) + 1);
+    stats->models = wrpo__handout(t->ctx, block.data, block.size);
+    stats->n_models = n;
+    const char *name = (const char *)stats->models + head;
+    for (int64_t i = 0; i < n; i++, name += strlen(name) + 1) stats->models[i].name = name;
+}
+static void wrpo__select(const wrpo_select_desc *desc, wrpo_select_stats *stats) {
+    wrpo__arena *arena = wrpo__current;
+    wrpo__selection s = {.stats = stats};
+    wrpo_select_desc *d = &s.desc;
+    if (desc) *d = *desc;
+    if (!d->top) d->top = 1;
+    if (d->tau == 0) d->tau = 1;
+    if (d->entropy_scale == 0) d->entropy_scale = 6.8;
+    wrpo__select_check(arena->ctx, d);
+    wrpo__prompts_open(&s.t, d->in, d->n_in, true);
+    wrpo__writer *w = d->out ? wrpo__create(arena, d->out) : NULL;
+    for (int64_t i = 0; i < stbds_arrlen(s.t.prompts); i++) {
+        wrpo__prompts_read(&s.t, &s.t.prompts[i], false);
+        stats->prompts++;
+        wrpo__current = s.t.temp;                      /* for the lists of one prompt */
+        s.line = (wrpo__text){.arena = s.t.temp};
+        s.put = NULL;
+        const bool made = wrpo__select_prompt(&s);
         wrpo__current = arena;
-        if (!made) continue;
-        stats->records++;
-        if (w) wrpo__write(w, line.data, line.size);
+        stats->records += made;
+        if (made && w) wrpo__write(w, s.line.data, s.line.size);
     }
     if (!stats->records)
-        wrpo__fail(ctx, WRPO_E_FORMAT, "%s: no prompt gives a record: of %lld, %lld have no source response, %lld no target response, %lld equal texts, %lld rewards too close", d.in[0],
-                   (long long)stats->prompts, (long long)stats->no_source, (long long)stats->no_target, (long long)stats->equal, (long long)stats->gap);
-    for (int role = 0; role < 3; role++) stats->reward[role] /= s.count[role], stats->length[role] /= s.count[role];
-    for (int64_t i = 0; i < stbds_arrlen(t.models); i++) t.models[i].reward /= (double)t.models[i].responses;
-    stats->empty = t.empty, stats->n_models = stbds_arrlen(t.models);
-
-    const size_t head = (size_t)stats->n_models * sizeof *t.models;                  /* the models and, behind them, their names */
-    wrpo__text block = {.arena = arena};
-    wrpo__text_add(&block, (const char *)t.models, head);
-    for (int64_t i = 0; i < stats->n_models; i++) wrpo__text_add(&block, t.models[i].name, strlen(t.models[i].name) + 1);
+        wrpo__fail(arena->ctx, WRPO_E_FORMAT, "%s: no prompt gives a record: of %lld, %lld have no source response, "
+                   "%lld no target response, %lld equal texts, %lld rewards too close", d->in[0],
+                   (long long)stats->prompts, (long long)stats->no_source, (long long)stats->no_target,
+                   (long long)stats->equal, (long long)stats->gap);
+    for (int role = 0; role < 3; role++) {
+        stats->reward[role] /= s.count[role];
+        stats->length[role] /= s.count[role];
+    }
+    stats->empty = s.t.empty;
     if (w) wrpo__commit(w);
-    stats->models = wrpo__handout(ctx, block.data, block.size);
-    char *name = (char *)stats->models + head;
-    for (int64_t i = 0; i < stats->n_models; i++, name += strlen(name) + 1) stats->models[i].name = name;
+    wrpo__hand_out_models(&s.t, stats);
 }
 WRPO_API wrpo_result wrpo_select(wrpo_ctx *ctx, const wrpo_select_desc *desc, wrpo_select_stats *out) {
-    memset(out, 0, sizeof *out);
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) wrpo__select(wrpo__entry.arena, desc ? desc : &(wrpo_select_desc){0}, out);
-    if (wrpo__entry.failed) memset(out, 0, sizeof *out);
+    *out = (wrpo_select_stats){0};
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__select(desc, out));
+    if (wrpo__entry.failed) *out = (wrpo_select_stats){0};
     return wrpo__end(&wrpo__entry);
 }
 
 /* ---- split ---- */
-static void wrpo__split_lines(wrpo__arena *arena, const wrpo_split_desc *d, int64_t counts[2]) {
-    wrpo_ctx *ctx = arena->ctx;
-    const double share = wrpo__or_default(d->share, 1.0 / 3);
+static void wrpo__split_prompts(wrpo_ctx *ctx, const wrpo_split_desc *d, int64_t counts[2]) {
+    wrpo__arena *arena = wrpo__current;
+    wrpo__prompts t;
+    if (!d || !d->in || !d->out[0] || !d->out[1])
+        wrpo__fail(ctx, WRPO_E_ARG, "wrpo_split_desc: want in and both of out, found NULL");
+    const double share = d->share == 0 ? 1.0 / 3 : d->share;
     const uint64_t seed = d->seed ? d->seed : 42;
-    wrpo__arena *work = wrpo__sub_arena(arena);
-    wrpo__named *ids = NULL;
-    wrpo__lines *all = NULL;                           /* stb array */
     WRPO__RANGE(share > 0 && share < 1, "share", share, "a number between 0 and 1");
-    const wrpo__file *f = wrpo__open_file(arena, d->in);
-    for (wrpo__lines l = {.file = f}; wrpo__next_line(&l); wrpo__arena_clear(work)) {
-        const wrpo_json *root = wrpo__json_parse(work, d->in, l.number, l.text, l.size), *id;
-        const char *name = wrpo__prompt_id(ctx, d->in, root, &id);
-        ptrdiff_t at = name ? stbds_shgeti(ids, name) : -1;
-        if (at >= 0) wrpo__json_fail(ctx, WRPO_E_FORMAT, d->in, root, "prompt_id \"%.80s\": want each once, found it in line %lld too", name, (long long)ids[at].value);
-        if (name) stbds_shput(ids, wrpo__strndup(arena, name, strlen(name)), l.number);
-        stbds_arrput(all, l);
-    }
-    const int64_t n = stbds_arrlen(all), first = (int64_t)floor(share * (double)n + 0.5);
-    if (n < 2 || first < 1 || first >= n) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want prompts for both parts, found %lld in all", d->in, (long long)n);
+    wrpo__prompts_open(&t, &d->in, 1, false);
+    const int64_t n = stbds_arrlen(t.prompts), first = (int64_t)floor(share * (double)n + 0.5);
+    if (n < 2 || first < 1 || first >= n)
+        wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want prompts for both parts, found %lld in all", d->in, (long long)n);
     int64_t *order = wrpo__alloc(arena, (size_t)n, sizeof *order);
     bool *chosen = wrpo__alloc(arena, (size_t)n, sizeof *chosen);
     for (int64_t i = 0; i < n; i++) order[i] = i;
-    for (int64_t i = 0; i < first; i++) {              /* the first places of a shuffle */
-        const int64_t k = i + (int64_t)(wrpo__random64(seed, 0, (uint64_t)i) % (uint64_t)(n - i)), taken = order[k];
-        order[k] = order[i], order[i] = taken, chosen[taken] = true;
+    for (int64_t i = 0; i < first; i++) {              /* the first ones of a shuffle */
+        const uint64_t draw = wrpo__random64(seed, 0, (uint64_t)i);
+        const int64_t k = i + (int64_t)(draw % (uint64_t)(n - i));
+        chosen[order[k]] = true;
+        order[k] = order[i];
     }
-    wrpo__writer *w[2] = {wrpo__create(arena, d->out[0]), wrpo__create(arena, d->out[1])};
-    for (int64_t i = 0; i < n; i++) wrpo__write(w[!chosen[i]], all[i].text, all[i].size), wrpo__write(w[!chosen[i]], "\n", 1);
-    wrpo__commit(w[0]), wrpo__commit(w[1]);
-    counts[0] = first, counts[1] = n - first;
+    wrpo__writer *parts[2] = {wrpo__create(arena, d->out[0]), wrpo__create(arena, d->out[1])};
+    for (int64_t i = 0; i < n; i++) {
+        const wrpo__lines *line = &t.prompts[i].first->line;
+        wrpo__writer *w = chosen[i] ? parts[0] : parts[1];
+        wrpo__write(w, line->text, line->size);
+        wrpo__write(w, "\n", 1);
+    }
+    wrpo__commit(parts[0]);
+    wrpo__commit(parts[1]);
+    counts[0] = first;
+    counts[1] = n - first;
 }
 WRPO_API wrpo_result wrpo_split(wrpo_ctx *ctx, const wrpo_split_desc *given, int64_t counts[2]) {
     counts[0] = counts[1] = 0;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        const wrpo_split_desc *desc = given ? given : &(wrpo_split_desc){0};
-        if (!desc->in || !desc->out[0] || !desc->out[1]) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_split_desc: want in and both of out, found NULL");
-        wrpo__split_lines(wrpo__entry.arena, desc, counts);
-    }
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__split_prompts(ctx, given, counts));
     return wrpo__end(&wrpo__entry);
 }
 
 /* ---- win rate ---- */
-/* theta and phi of P(win) = sigmoid(theta + phi x[i]) for values y[i] in [0, 1], by Newton's method from where they are. */
-static void wrpo__fit_logistic(const double *y, const double *x, const int64_t *sample, int64_t n, double *theta, double *phi) {
+/* theta and phi of P(win) = sigmoid(theta + phi x[i]) for values y[i] in [0, 1], by Newton's method from where they
+   are. sample [n]: which i are taken; NULL: each once. */
+static void wrpo__fit_logistic(const double *y, const double *x, const int64_t *sample, int64_t n, double *theta,
+                               double *phi) {
     for (int step = 0; step < 50; step++) {
         double g0 = 0, g1 = *phi, h00 = 1e-9, h01 = 0, h11 = 1;       /* the penalty phi^2 / 2 */
         for (int64_t i = 0; i < n; i++) {
             const int64_t k = sample ? sample[i] : i;
             const double p = wrpo__sigmoid(*theta + *phi * x[k]), v = p * (1 - p);
-            g0 += p - y[k], g1 += (p - y[k]) * x[k];
-            h00 += v, h01 += v * x[k], h11 += v * x[k] * x[k];
+            g0 += p - y[k];
+            g1 += (p - y[k]) * x[k];
+            h00 += v;
+            h01 += v * x[k];
+            h11 += v * x[k] * x[k];
         }
         const double det = h00 * h11 - h01 * h01, d0 = (h11 * g0 - h01 * g1) / det, d1 = (h00 * g1 - h01 * g0) / det;
         const double most = WRPO__MAX(fabs(d0), fabs(d1)), cut = most > 2 ? 2 / most : 1;
-        *theta = WRPO__MAX(WRPO__MIN(*theta - cut * d0, 30), -30), *phi -= cut * d1;      /* 30: won or lost throughout */
+        *theta = WRPO__MAX(WRPO__MIN(*theta - cut * d0, 30), -30);    /* 30: won or lost throughout */
+        *phi -= cut * d1;
         if (most < 1e-10) break;
     }
 }
@@ -10543,72 +11381,103 @@ static int wrpo__by_value(const void *a, const void *b) {
 }
 static void wrpo__interval(double *sorted, int64_t n, double *low, double *high) {
     qsort(sorted, (size_t)n, sizeof *sorted, wrpo__by_value);
-    *low = sorted[(int64_t)floor(0.025 * (double)(n - 1))], *high = sorted[(int64_t)ceil(0.975 * (double)(n - 1))];
+    *low = sorted[(int64_t)floor(0.025 * (double)(n - 1))];
+    *high = sorted[(int64_t)ceil(0.975 * (double)(n - 1))];
 }
-static void wrpo__winrate(wrpo__arena *arena, const wrpo_winrate_desc *d, wrpo_winrate_stats *out) {
-    wrpo_ctx *ctx = arena->ctx;
+/* One prompt: adds to wins, ties and the means of out. Returns its value; *longer: how much longer a's answers are. */
+static double wrpo__compare(wrpo__prompts sides[2], const char *id, wrpo_winrate_stats *out, double *longer) {
+    double pairs = 0, win = 0, tie = 0, length[2];
+    for (int side = 0; side < 2; side++) {
+        wrpo__prompts *t = &sides[side];
+        const wrpo__gathered *prompt = &t->prompts[stbds_shget(t->ids, id)];
+        double reward = 0, characters = 0;
+        wrpo__prompts_read(t, prompt, true);
+        const wrpo__scored *list = t->lists[WRPO__TARGETS];
+        const double count = (double)stbds_arrlen(list);
+        if (count == 0)
+            wrpo__fail(t->ctx, WRPO_E_FORMAT, "%s: prompt_id \"%.80s\": want an answer with text, found none",
+                       prompt->first->line.file->path, id);
+        for (int64_t k = 0; k < stbds_arrlen(list); k++) {
+            reward += list[k].reward;
+            characters += (double)wrpo__characters(list[k].content);
+        }
+        length[side] = characters / count;
+        out->reward[side] += reward / count;
+        out->length[side] += length[side];
+    }
+    const wrpo__scored *a = sides[0].lists[WRPO__TARGETS], *b = sides[1].lists[WRPO__TARGETS];
+    for (int64_t k = 0; k < stbds_arrlen(a); k++)
+        for (int64_t l = 0; l < stbds_arrlen(b); l++) {
+            win += a[k].reward > b[l].reward;
+            tie += a[k].reward == b[l].reward;
+            pairs++;
+        }
+    out->wins += win / pairs;
+    out->ties += tie / pairs;
+    *longer = length[0] - length[1];
+    return (win + 0.5 * tie) / pairs;
+}
+static void wrpo__winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *d, wrpo_winrate_stats *out) {
+    wrpo__arena *arena = wrpo__current;
+    wrpo__prompts sides[2];
+    if (!d || !d->a || !d->b) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_winrate_desc: want a and b, found NULL");
     const int64_t resamples = d->resamples ? d->resamples : 1000;
     const uint64_t seed = d->seed ? d->seed : 42;
-    wrpo__prompts a, b;
-    if (resamples < 1 || resamples > 1 << 24) wrpo__fail(ctx, WRPO_E_ARG, "resamples: want 1 to 2^24, found %lld", (long long)resamples);
-    wrpo__prompts_open(&a, arena, &d->a, 1), wrpo__prompts_open(&b, arena, &d->b, 1);
-    const int64_t all = stbds_arrlen(a.prompts);
-    double *y = wrpo__alloc(arena, (size_t)all, sizeof *y), *x = wrpo__alloc(arena, (size_t)all, sizeof *x), squares = 0;
+    WRPO__RANGE(resamples >= 1 && resamples <= 1 << 24, "resamples", resamples, "1 to 2^24");
+    wrpo__prompts_open(&sides[0], &d->a, 1, true);
+    wrpo__prompts_open(&sides[1], &d->b, 1, true);
+    /* 1. The prompts of both files: values y, differences of length x. */
+    const int64_t all = stbds_arrlen(sides[0].prompts);
+    double *y = wrpo__alloc(arena, (size_t)all, sizeof *y), *x = wrpo__alloc(arena, (size_t)all, sizeof *x);
+    double squares = 0;
     int64_t n = 0;
     for (int64_t i = 0; i < all; i++) {
-        const ptrdiff_t at = stbds_shgeti(b.ids, a.prompts[i].id);
-        if (at < 0) continue;
-        double pairs = 0, win = 0, tie = 0;
-        wrpo__scored *lists[2] = {NULL, NULL};      /* stb arrays in `arena`: sources and target alike are answers */
-        for (int side = 0; side < 2; side++) {
-            wrpo__prompts *t = side ? &b : &a;
-            wrpo__prompts_read(t, side ? &b.prompts[b.ids[at].value] : &a.prompts[i], true);
-            for (int list = 0; list < 2; list++)
-                for (int64_t k = 0; k < stbds_arrlen(t->lists[list]); k++) stbds_arrput(lists[side], t->lists[list][k]);
-            if (!lists[side]) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: prompt_id \"%.80s\": want an answer with text, found none", side ? d->b : d->a, a.prompts[i].id);
-            double reward = 0, length = 0, count = (double)stbds_arrlen(lists[side]);
-            for (int64_t k = 0; k < stbds_arrlen(lists[side]); k++) reward += lists[side][k].reward, length += (double)wrpo__characters(lists[side][k].content);
-            out->reward[side] += reward / count, out->length[side] += length / count;
-            x[n] += (side ? -1 : 1) * length / count;
-        }
-        for (int64_t k = 0; k < stbds_arrlen(lists[0]); k++)
-            for (int64_t l = 0; l < stbds_arrlen(lists[1]); l++, pairs++) win += lists[0][k].reward > lists[1][l].reward, tie += lists[0][k].reward == lists[1][l].reward;
-        out->wins += win / pairs, out->ties += tie / pairs;
-        y[n] = (win + 0.5 * tie) / pairs, squares += x[n] * x[n];
+        const char *id = sides[0].prompts[i].id;
+        if (stbds_shgeti(sides[1].ids, id) < 0) continue;
+        y[n] = wrpo__compare(sides, id, out, &x[n]);
+        squares += x[n] * x[n];
         n++;
-        stbds_arrfree(lists[0]);
-        stbds_arrfree(lists[1]);
     }
     if (!n) wrpo__fail(ctx, WRPO_E_FORMAT, "%s, %s: want prompts with the same prompt_id, found none", d->a, d->b);
     const double N = (double)n, sd = sqrt(squares / N);
-    out->prompts = n, out->only_a = all - n, out->only_b = stbds_arrlen(b.prompts) - n;
-    out->wins /= N, out->ties /= N, out->losses = 1 - out->wins - out->ties;
-    for (int side = 0; side < 2; side++) out->reward[side] /= N, out->length[side] /= N;
-    for (int64_t i = 0; i < n; i++) x[i] = sd > 0 ? tanh(x[i] / sd) : 0, out->rate += y[i] / N;
-    double theta = 0, phi = 0, *rates = wrpo__alloc(arena, 2 * (size_t)resamples, sizeof *rates), *controlled = rates + resamples;
-    int64_t *sample = wrpo__alloc(arena, (size_t)n, sizeof *sample);
+    out->prompts = n;
+    out->only_a = all - n;
+    out->only_b = stbds_arrlen(sides[1].prompts) - n;
+    out->wins /= N;
+    out->ties /= N;
+    out->losses = 1 - out->wins - out->ties;
+    for (int side = 0; side < 2; side++) {
+        out->reward[side] /= N;
+        out->length[side] /= N;
+    }
+    /* 2. The rate, and the rate at equal lengths. */
+    double theta = 0, phi = 0;
+    for (int64_t i = 0; i < n; i++) {
+        x[i] = sd > 0 ? tanh(x[i] / sd) : 0;
+        out->rate += y[i] / N;
+    }
     wrpo__fit_logistic(y, x, NULL, n, &theta, &phi);
     out->controlled = wrpo__sigmoid(theta);
+    /* 3. Their intervals, from resampled prompts. */
+    double *rates = wrpo__alloc(arena, (size_t)resamples, sizeof *rates);
+    double *controlled = wrpo__alloc(arena, (size_t)resamples, sizeof *controlled);
+    int64_t *sample = wrpo__alloc(arena, (size_t)n, sizeof *sample);
     for (int64_t r = 0; r < resamples; r++) {
-        double t = 0, p = 0;
+        theta = phi = 0;
         for (int64_t i = 0; i < n; i++) {
             sample[i] = (int64_t)(wrpo__random64(seed, (uint64_t)r, (uint64_t)i) % (uint64_t)n);
             rates[r] += y[sample[i]] / N;
         }
-        wrpo__fit_logistic(y, x, sample, n, &t, &p);
-        controlled[r] = wrpo__sigmoid(t);
+        wrpo__fit_logistic(y, x, sample, n, &theta, &phi);
+        controlled[r] = wrpo__sigmoid(theta);
     }
     wrpo__interval(rates, resamples, &out->low, &out->high);
     wrpo__interval(controlled, resamples, &out->controlled_low, &out->controlled_high);
 }
-WRPO_API wrpo_result wrpo_winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *given, wrpo_winrate_stats *out) {
-    memset(out, 0, sizeof *out);
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        const wrpo_winrate_desc *desc = given ? given : &(wrpo_winrate_desc){0};
-        if (!desc->a || !desc->b) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_winrate_desc: want a and b, found NULL");
-        wrpo__winrate(wrpo__entry.arena, desc, out);
-    }
-    if (wrpo__entry.failed) memset(out, 0, sizeof *out);
+WRPO_API wrpo_result wrpo_winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *desc, wrpo_winrate_stats *out) {
+    *out = (wrpo_winrate_stats){0};
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__winrate(ctx, desc, out));
+    if (wrpo__entry.failed) *out = (wrpo_winrate_stats){0};
     return wrpo__end(&wrpo__entry);
 }
 

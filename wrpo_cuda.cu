@@ -9,14 +9,15 @@
 
    Options, defined for this file:
        WRPO_NO_CUBLAS            leave cuBLASLt out: all products by the kernel below, nothing to link
-   At run time, by the environment:
-       WRPO_GEMM=lt|mma|wgmma    which way to multiply: cuBLASLt (the default where it is linked), the kernel of mma.sync (sm_80 and up, the default
-                                 elsewhere), or that of wgmma and TMA, for compute capability 9.0 and code for sm_90a, off until it has been measured:
-                                 nvcc ... -gencode=arch=compute_90a,code=sm_90a      What cannot be done as asked is refused when the device is opened.
-       WRPO_GRAPHS=0             no CUDA graphs (see graphs); unset or 1: decoding steps that come again are recorded and replayed
+   At run time, by the features of a copy of the table: wrpo_backend be = *wrpo_backend_cuda(); be.features = ...;
+       WRPO_FEATURE_CUBLAS       products by cuBLASLt, the default where it is linked; without it by the kernel of mma.sync
+       WRPO_FEATURE_WGMMA        products by the kernel of wgmma and TMA, for compute capability 9.0 and code for sm_90a
+                                 (nvcc ... -gencode=arch=compute_90a,code=sm_90a); off until it has been measured
+       WRPO_FEATURE_GRAPHS       decoding steps that come again are recorded and replayed (see graphs); on by default
+   What cannot be done as asked is refused when the device is opened.
 
-   The same text runs without a GPU: compiled by a C++ compiler it takes tests/cuda_emu.h for the device, which is how the tests
-   run it. Everything that needs inline PTX is in the first block, a line or two each, with a twin of the same name there.
+   The same text runs without a GPU: a C++ compiler takes the device from a header on its command line, as the tests do.
+   Everything that needs inline PTX is in the first block, a line or two each, with a twin of the same name there.
 
    Each kernel stands under a card: what it computes (the op of wrpo.h's table that defines it), its threads, the bytes it moves
    and what bounds it, the order of its sums, legal sizes, speed. No speed has been measured yet: the cards name floors.   */
@@ -111,7 +112,9 @@ inline bool tensor_map_make(void *encoder, tensor_map *map, const void *p, int64
 #include <cublasLt.h>
 #endif
 #else
-#include "tests/cuda_emu.h"
+#ifndef WRPO_CUDA_RUNTIME            /* set by a header that gives another compiler what is used of CUDA (-include) */
+#error "wrpo_cuda.cu: compile this file with nvcc"
+#endif
 #define WRPO_NO_CUBLAS
 #endif
 #include "wrpo.h"
@@ -1530,26 +1533,28 @@ cudaError_t roomy_wgmma(int most) {
 wrpo_result open(void **out, const wrpo_desc *desc, wrpo_error *why) {
     int count = 0, which = 0;
     cudaDeviceProp info;
-    const char *graphs = getenv("WRPO_GRAPHS");
+    const unsigned features = desc->backend->features;
+    const unsigned unknown = features & ~(unsigned)(WRPO_FEATURE_CUBLAS | WRPO_FEATURE_WGMMA | WRPO_FEATURE_GRAPHS);
+    const bool wgmma = features & WRPO_FEATURE_WGMMA, lt = features & WRPO_FEATURE_CUBLAS && !wgmma;
+    char number[16];
+    snprintf(number, sizeof number, "%u", unknown);
     *out = NULL;
-    if (graphs && strcmp(graphs, "0") != 0 && strcmp(graphs, "1") != 0) return refuse(why, WRPO_E_ARG, "cuda: WRPO_GRAPHS: want 0 or 1, found %s", graphs);
+    if (unknown) return refuse(why, WRPO_E_ARG, "cuda: features: want those of CUDA in wrpo_feature, found %s", number);
     if (desc->dtype == WRPO_DTYPE_F32) return refuse(why, WRPO_E_UNSUPPORTED, "%s: products are bf16 with float sums: want dtype bf16, found f32", "cuda");
     cudaError_t e = cudaGetDeviceCount(&count);
     if (e == cudaSuccess && count > 0) e = cudaGetDevice(&which);
     if (e == cudaSuccess && count > 0) e = cudaGetDeviceProperties(&info, which);
     if (e != cudaSuccess || count < 1) return refuse(why, WRPO_E_DEVICE, "cuda: no device can be used: %s", e != cudaSuccess ? cudaGetErrorString(e) : "none is there");
     if (info.major < 8) return refuse(why, WRPO_E_UNSUPPORTED, "cuda: %s: want compute capability 8.0 or later", info.name);
-    const char *way = getenv("WRPO_GEMM") ? getenv("WRPO_GEMM") : "";
-    const bool wgmma = strcmp(way, "wgmma") == 0, mma = strcmp(way, "mma") == 0, lt = strcmp(way, "lt") == 0;
-    if (*way && !wgmma && !mma && !lt) return refuse(why, WRPO_E_ARG, "cuda: WRPO_GEMM: want lt, mma or wgmma, found %s", way);
-    if (wgmma && (info.major != 9 || info.minor != 0)) return refuse(why, WRPO_E_UNSUPPORTED, "cuda: %s: WRPO_GEMM=wgmma: want compute capability 9.0", info.name);
+    if (wgmma && (info.major != 9 || info.minor != 0))
+        return refuse(why, WRPO_E_UNSUPPORTED, "cuda: %s: WRPO_FEATURE_WGMMA: want compute capability 9.0", info.name);
 #ifdef WRPO_NO_CUBLAS
-    if (lt) return refuse(why, WRPO_E_UNSUPPORTED, "cuda: WRPO_GEMM=%s: cuBLASLt was left out of this program", way);
+    if (lt) return refuse(why, WRPO_E_UNSUPPORTED, "cuda: %s: cuBLASLt was left out of this program", "WRPO_FEATURE_CUBLAS");
 #endif
     device *dev = (device *)desc->memory.alloc(sizeof *dev, desc->memory.user);
     if (!dev) return refuse(why, WRPO_E_MEMORY, "out of memory: %s", "the device's state");
     memset(dev, 0, sizeof *dev);
-    dev->memory = desc->memory, dev->graphs = !graphs || *graphs == '1';
+    dev->memory = desc->memory, dev->graphs = features & WRPO_FEATURE_GRAPHS;
     e = cudaStreamCreateWithFlags(&dev->stream, cudaStreamNonBlocking);
     if (e == cudaSuccess) e = cudaMalloc(&dev->work, WORK_FLOATS * sizeof(float));
     if (e == cudaSuccess) e = roomy_all((int)info.sharedMemPerBlockOptin);
@@ -1562,11 +1567,12 @@ wrpo_result open(void **out, const wrpo_desc *desc, wrpo_error *why) {
         dev->encoder = ptx::tensor_map_encoder();
         if (e == cudaSuccess && (!there || !dev->encoder)) {
             close(dev);
-            return refuse(why, WRPO_E_UNSUPPORTED, there ? "cuda: %s: WRPO_GEMM=wgmma: want a driver that writes tensor maps" : "cuda: %s: WRPO_GEMM=wgmma: want a program compiled for sm_90a", info.name);
+            return refuse(why, WRPO_E_UNSUPPORTED, there ? "cuda: %s: WRPO_FEATURE_WGMMA: want a driver that writes tensor maps"
+                                                         : "cuda: %s: WRPO_FEATURE_WGMMA: want a program compiled for sm_90a", info.name);
         }
     }
 #ifndef WRPO_NO_CUBLAS
-    if (e == cudaSuccess && !mma && !wgmma) {
+    if (e == cudaSuccess && lt) {
         const size_t bytes = LT_KEPT * sizeof *dev->choices;
         e = cudaMalloc(&dev->lt_work, LT_BYTES);
         dev->choices = (lt_choice *)desc->memory.alloc(bytes, desc->memory.user);
@@ -1589,6 +1595,10 @@ wrpo_backend table() {
     b.open = open, b.close = close, b.alloc = alloc, b.room = room, b.release = release, b.put = put, b.get = get, b.copy = copy, b.zero = zero, b.sync = sync, b.replay = replay;
     b.gemm = gemm, b.embed = embed, b.embed_bwd = embed_bwd, b.gather = gather, b.gather_bwd = gather_bwd, b.scatter = scatter, b.bias = bias, b.bias_bwd = bias_bwd;
     b.colsum = colsum, b.add = add, b.rmsnorm = rmsnorm, b.rmsnorm_bwd = rmsnorm_bwd, b.rope = rope, b.attention = attention, b.attention_bwd = attention_bwd;
+    b.features = WRPO_FEATURE_GRAPHS;
+#ifndef WRPO_NO_CUBLAS
+    b.features |= WRPO_FEATURE_CUBLAS;
+#endif
     b.attention_scratch = attention_scratch, b.glu = glu, b.glu_bwd = glu_bwd, b.logprob = logprob, b.logprob_bwd = logprob_bwd, b.sumsq = sumsq, b.adamw = adamw;
     return b;
 }

@@ -1,14 +1,18 @@
 #!/bin/sh
-# The form of the library: warnings, C++ declarations, two translation units, symbols, words that do not belong into a library.
+# The form of the source: warnings, C++ declarations, two translation units, symbols, words that do not belong into a
+# library, its size, its width.
+# usage, in this folder: sh 00_form.sh [BUILD/wrpo]      uses what `make` left of BUILD/wrpo.o and its warnings
 passed=0 failed=0 skipped=0
 ok() { passed=$((passed + 1)); }
 bad() { failed=$((failed + 1)); echo "FAIL form: $*"; }
-mkdir -p build/form
-cat >build/form/impl.c <<'X'
+CC=${CC:-cc}
+B=build/form built=$(dirname "${1:-build/wrpo}")
+mkdir -p $B
+cat >$B/impl.c <<'X1'
 #define WRPO_IMPLEMENTATION
 #include "wrpo.h"
-X
-cat >build/form/user.c <<'X'
+X1
+cat >$B/user.c <<'X1'
 #include "wrpo.h"
 #include <stdio.h>
 int main(void) {
@@ -17,26 +21,40 @@ int main(void) {
     wrpo_close(ctx);
     return 0;
 }
-X
-cat >build/form/both.c <<'X'
+X1
+cat >$B/both.c <<'X1'
 #define WRPO_API static
 #define WRPO_IMPLEMENTATION
 #include "wrpo.h"
 int main(void) { wrpo_ctx *ctx; return wrpo_open(0, &ctx) ? 1 : (wrpo_close(ctx), 0); }
-X
+X1
+
+# ---- compilers
 warn="-std=c11 -Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror -I.."
+version() { "$1" --version | head -n 1 | sed 's/^[^ ]* //'; }
+# `make` has compiled the library with these warnings, -O2 and -fopenmp: its compiler need not do so again.
+already() { [ "$CFLAGS" = -O2 ] && [ -f "$built/wrpo.warnings" ] && [ "$(version "$1")" = "$(version "$CC")" ]; }
+has_openmp() { echo 'int main(void) { return 0; }' | $1 -x c -fopenmp - -o $B/omp 2>/dev/null; }
+skip() { skipped=$((skipped + 1)); echo "skip: $*"; }
 for cc in gcc clang; do
-    if ! command -v $cc >/dev/null; then skipped=$((skipped + 1)); echo "skip: $cc is not installed"; continue; fi
-    for flags in "-O2" "-O2 -fopenmp" "-O0"; do
-        case "$cc $flags" in "clang "*fopenmp*) echo 'int main(void){return 0;}' | clang -x c -fopenmp - -o build/form/omp 2>/dev/null || { skipped=$((skipped + 1)); echo "skip: clang has no OpenMP"; continue; } ;; esac
-        if $cc $warn $flags -c build/form/impl.c -o build/form/impl.o; then ok; else bad "$cc $flags: warnings"; fi
+    if ! command -v $cc >/dev/null; then skip "$cc is not installed"; continue; fi
+    if ! has_openmp $cc; then skip "$cc has no OpenMP"
+    elif already $cc; then if [ ! -s "$built/wrpo.warnings" ]; then ok; else bad "$cc -O2 -fopenmp: warnings"; fi
+    elif $cc $warn -O2 -fopenmp -c $B/impl.c -o $B/impl.o; then ok
+    else bad "$cc -O2 -fopenmp: warnings"; fi
+    for flags in -O2 -O0; do
+        if $cc $warn $flags -c $B/impl.c -o $B/impl.o; then ok; else bad "$cc $flags: warnings"; fi
     done
-    if $cc $warn -O1 build/form/user.c build/form/impl.o -o build/form/user -lm && build/form/user; then ok; else bad "$cc: two translation units"; fi
-    if $cc $warn -Wno-unused-function -O1 build/form/both.c -o build/form/both -lm && build/form/both; then ok; else bad "$cc: WRPO_API static"; fi
+    if $cc $warn $B/user.c $B/impl.o -o $B/user -lm && $B/user; then ok; else bad "$cc: two translation units"; fi
+    if $cc $warn -Wno-unused-function $B/both.c -o $B/both -lm && $B/both; then ok; else bad "$cc: WRPO_API static"; fi
+    for flags in "" -DWRPO_CUDA; do
+        if $cc $warn $flags -fsyntax-only ../example.c; then ok; else bad "$cc $flags example.c: warnings"; fi
+    done
 done
 # stb_ds.h under another path; a header of another name, which must not lose its vectors in silence
-mkdir -p build/form/flat
+mkdir -p build/form/flat/stb
 cp "$(echo '#include <stb/stb_ds.h>' | ${CC:-cc} -E - | sed -n 's/^# 1 "\(.*stb_ds\.h\)".*/\1/p' | head -1)" build/form/flat/other_ds.h
+cp build/form/flat/other_ds.h build/form/flat/stb/stb_ds.h
 if ${CC:-cc} -std=c11 -O1 -DWRPO_STB_DS_H='"other_ds.h"' -I.. -Ibuild/form/flat -c build/form/impl.c -o build/form/flat.o; then ok; else bad "WRPO_STB_DS_H"; fi
 cp ../wrpo.h build/form/renamed.h
 printf '#define WRPO_IMPLEMENTATION\n#include "renamed.h"\n' >build/form/renamed.c
@@ -49,21 +67,46 @@ case "$(${CC:-cc} --version | head -1) $(uname -m)" in
     if [ ! -s build/form/renamed.txt ] && nm build/form/renamed.o | grep -q '_avx512$'; then ok; else bad "WRPO_FILE: $(cat build/form/renamed.txt)"; fi ;;
 *) skipped=$((skipped + 2)); echo "skip: no AVX on this machine" ;;
 esac
+if command -v x86_64-w64-mingw32-gcc >/dev/null; then
+    for flags in "" "-DWRPO_NO_SIMD"; do
+        if x86_64-w64-mingw32-gcc -std=c11 -Wall -O0 $flags -I.. -Ibuild/form/flat build/form/user.c build/form/impl.c -o build/form/user.exe -lm; then ok; else bad "Windows $flags"; fi
+    done
+else skipped=$((skipped + 2)); echo "skip: x86_64-w64-mingw32-gcc is not installed"; fi
 printf '#include "wrpo.h"\n#if WRPO_VERSION_NUMBER < 100\n#error version\n#endif\nstatic const char version[] = WRPO_VERSION;\n#include <stdio.h>\nint main(void) { int a, b, c; return sscanf(version, "%%d.%%d.%%d", &a, &b, &c) != 3 || a * 10000 + b * 100 + c != WRPO_VERSION_NUMBER; }\n' >build/form/version.c
 if ${CC:-cc} -std=c11 -I.. build/form/version.c -o build/form/version && build/form/version; then ok; else bad "WRPO_VERSION and WRPO_VERSION_NUMBER differ"; fi
 if command -v g++ >/dev/null; then
-    if g++ -std=c++17 -Wall -Wextra -Wpedantic -Werror -I.. -x c++ -fsyntax-only build/form/user.c; then ok; else bad "declarations as C++17"; fi
-else skipped=$((skipped + 1)); echo "skip: g++ is not installed"; fi
-${CC:-cc} -std=c11 -O1 -I.. -c build/form/impl.c -o build/form/impl.o
-names=$(nm build/form/impl.o | awk '$2 ~ /[A-TV-Z]/ && $2 != "U" { print $3 }' | grep -v '^wrpo_')
+    if g++ -std=c++17 -Wall -Wextra -Wpedantic -Werror -I.. -x c++ -fsyntax-only $B/user.c; then ok
+    else bad "declarations as C++17"; fi
+else skip "g++ is not installed"; fi
+
+# ---- symbols and words
+object=$built/wrpo.o
+[ -f "$object" ] || { object=$B/impl.o; $CC -std=c11 -O1 -I.. -c $B/impl.c -o $object; }
+names=$(nm "$object" | awk '$2 ~ /[A-TV-Z]/ && $2 != "U" { print $3 }' | grep -v -e '^wrpo_' -e '^__odr_asan')
 if [ -z "$names" ]; then ok; else bad "symbols outside wrpo_: $names"; fi
-private=$(nm build/form/impl.o | awk '$2 ~ /[A-TV-Z]/ { print $3 }' | grep '^wrpo__' | grep -v '^wrpo__stbds_')
+private=$(nm "$object" | awk '$2 ~ /[A-TV-Z]/ { print $3 }' | grep '^wrpo__' | grep -v '^wrpo__stbds_')
 if [ -z "$private" ]; then ok; else bad "private names that are not static: $private"; fi
 words=$(grep -nE '\b(exit|abort|printf|puts)\(' ../wrpo.h | grep -vE '^[0-9]+: *(\*|//|/\*)')
 if [ -z "$words" ]; then ok; else bad "library code that exits or prints: $words"; fi
+words=$(grep -nE '\bgetenv *\(' ../wrpo.h)
+if [ -z "$words" ]; then ok; else bad "the library reads the environment: $words"; fi
 top=$(cd .. && ls -A | grep -vE '^(wrpo\.h|wrpo_cuda\.cu|example\.c|tests|LICENSE|README\.md|wrpo|report\.html|\..*)$')
 if [ -z "$top" ]; then ok; else bad "the top level holds $top"; fi
-lines=$(wc -l <../wrpo.h)
-if [ "$lines" -lt 11200 ]; then ok; else bad "wrpo.h has $lines lines"; fi
+
+# ---- size and width
+bytes=$(wc -c <../wrpo.h)
+if [ "$bytes" -le 640000 ]; then ok; else bad "wrpo.h has $bytes bytes, want at most 640000"; fi
+wide() {   # files: how many lines are too wide; the bytes that continue a character of UTF-8 are no columns
+    LC_ALL=C awk '{ gsub(/[\200-\277]/, "") } length($0) > 120 { n++; if (!first) first = FNR }
+                  END { if (n) print n " (the first is line " first ")" }' "$@"
+}
+for file in ../*.h ../*.c ../*.cu ../.ci/run Makefile *.sh *.c support/* bench/*.sh bench/*.c fuzz/*.sh fuzz/*.c; do
+    [ -f "$file" ] || continue
+    lines=$(wide "$file")
+    if [ -z "$lines" ]; then ok; else bad "${file#../}: lines over 120 columns: $lines"; fi
+done
+# The README's prose: neither tables nor blocks of code
+lines=$(awk '/^ *```/ { code = !code; print ""; next } code || /^\|/ { print ""; next } { print }' ../README.md | wide)
+if [ -z "$lines" ]; then ok; else bad "README.md: lines over 120 columns: $lines"; fi
 echo "form: $passed passed, $failed failed, $skipped skipped"
 [ "$failed" -eq 0 ]

@@ -1,8 +1,8 @@
 /* Errors, arenas, text, files, random numbers: what every other section stands on. */
 #define WRPO_IMPLEMENTATION
 #include "wrpo.h"
-#include "test.h"
-#include "counting.h"
+#include "support/test.h"
+#include "support/counting.h"
 
 static wrpo_ctx *counting_ctx(void) {
     wrpo_ctx *ctx;

@@ -1,7 +1,7 @@
 /* The preference core: derivatives against finite differences, exact statements, refusals, schedules. */
 #define WRPO_IMPLEMENTATION
 #include "wrpo.h"
-#include "test.h"
+#include "support/test.h"
 
 static const double LN2 = 0.693147180559945309417232121458;
 static uint64_t counter;

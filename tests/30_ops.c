@@ -4,7 +4,7 @@
    the same bits for every number of threads, and rows that do not depend on their neighbours. */
 #define WRPO_IMPLEMENTATION
 #include "wrpo.h"
-#include "test.h"
+#include "support/test.h"
 
 enum { WAYS = 4, KEPT = 16 };
 static const int THREADS[WAYS] = {1, 2, 3, 5};

@@ -48,7 +48,7 @@ static void tile_dot(int c, int a, int b) {
 #define WRPO__TILE_DOT(c, a, b) tile_dot(c, a, b)
 #define WRPO_IMPLEMENTATION
 #include "wrpo.h"
-#include "test.h"
+#include "support/test.h"
 
 static double worst;
 static float uniform(uint64_t stream, int64_t i) { return (float)((double)(wrpo__random64(5, stream, (uint64_t)i) >> 11) / 9007199254740992.0 * 2 - 1); }

@@ -2,7 +2,7 @@
    logits, no sharing. Log-probs directly; gradients against central differences of the double model. */
 #define WRPO_IMPLEMENTATION
 #include "wrpo.h"
-#include "test.h"
+#include "support/test.h"
 
 /* ---- the plain model: weights by name as double copies ---- */
 static const wrpo_model *plain;

@@ -2,8 +2,8 @@
    formula), log-probs of golden/checkpoints (directories that transformers wrote). golden/families.py made them. */
 #define WRPO_IMPLEMENTATION
 #include "wrpo.h"
-#include "test.h"
-#include "golden.h"
+#include "support/test.h"
+#include "support/golden.h"
 
 static const char *const families[] = {"llama", "llama3", "llama3_new", "llama_bias", "llama_linear", "llama_yarn", "mistral", "mistral_nemo", "qwen2",
                                        "qwen2_layers", "qwen2_window", "qwen2_yarn", "qwen3", "qwen3_new", "smollm2", "yi", "llama_dynamic", "gemma2", "gemma2_new",

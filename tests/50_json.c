@@ -1,7 +1,7 @@
 /* JSON: what is accepted and refused, and where; numbers to the last bit; memory that runs out; texts that break off. */
 #define WRPO_IMPLEMENTATION
 #include "wrpo.h"
-#include "test.h"
+#include "support/test.h"
 #include <locale.h>
 
 /* An allocator that counts what is held and fails one call. */
@@ -163,15 +163,18 @@ static void test_numbers(void) {
     free(big);
 }
 
-/* The text that wrpo__json_number writes for x, which a private function needs an entry for. */
-static void write_number(double x, char *out, size_t n) {
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        wrpo__text t = {.arena = wrpo__entry.arena};
-        wrpo__json_number(&t, x);
-        snprintf(out, n, "%s", t.data);
-    }
+/* The text that is written for x, which a private function needs an entry for. */
+static void written(double x, bool python, char *out, size_t n) {
+    wrpo__text t = {.arena = wrpo__current};
+    if (python) wrpo__double_write(&t, x, true);
+    else wrpo__json_number(&t, x);
+    snprintf(out, n, "%s", t.data);
+}
+static void write_double(double x, bool python, char *out, size_t n) {
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, written(x, python, out, n));
     CHECK(wrpo__end(&wrpo__entry) == WRPO_OK, "number");
 }
+static void write_number(double x, char *out, size_t n) { write_double(x, false, out, n); }
 static void check_written(double x, bool shortest) {
     char text[64], other[64];
     bool exact;
@@ -198,6 +201,14 @@ static void test_written(void) {
         char text[64];
         write_number(cases[i].x, text, sizeof text);
         CHECK(!strcmp(text, cases[i].text), "%s, want %s", text, cases[i].text);
+    }
+    static const struct { double x; const char *text; } repr[] = {     /* as Python prints them */
+        {0, "0.0"}, {-0.0, "-0.0"}, {5, "5.0"}, {-1.5, "-1.5"}, {1e-4, "0.0001"}, {1.25e-5, "1.25e-05"}, {1e-300, "1e-300"}, {123456789, "123456789.0"},
+        {1e15, "1000000000000000.0"}, {1e16, "1e+16"}, {1.5e300, "1.5e+300"}, {5.684341886080802e-14, "5.684341886080802e-14"}};
+    for (int64_t i = 0; i < WRPO__COUNT(repr); i++) {
+        char text[64];
+        write_double(repr[i].x, true, text, sizeof text);
+        CHECK(!strcmp(text, repr[i].text), "%s, want %s", text, repr[i].text);
     }
     for (int e = -1074; e < 1024; e++) check_written(ldexp(1, e), true), check_written(-nextafter(ldexp(1, e), 0), true);
     for (uint64_t i = 0; i < 20000; i++) {

@@ -5,8 +5,10 @@
 #define remove test_remove
 #define fsync test_fsync
 #include "wrpo.h"
-#include "test.h"
+#include "support/test.h"
+#include <fcntl.h>
 #include <signal.h>
+#include <fcntl.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 
@@ -350,11 +352,14 @@ static void test_index(void) {
         {"{\"weight_map\":{\"a\":\"one\",\"aa\":\"one\",\"b\":\"one\",\"c\":\"two\"}}", WRPO_E_FORMAT, "index.json: aa: want it in one, found no such tensor there"},
         {"{\"weight_map\":{\"a\":\"one\",\"c\":\"two\"}}", WRPO_E_FORMAT, "/one: b: want an entry in the weight_map of model.safetensors.index.json, found none"},
         {"{\"weight_map\":{\"b\":\"one\",\"c\":\"two\"}}", WRPO_E_FORMAT, "/one: a: want an entry in the weight_map"},
-        {"{\"weight_map\":{\"a\":\"one\",\"b\":\"two\",\"c\":\"two\"}}", WRPO_E_FORMAT, "/one: b: want it only in two, as model.safetensors.index.json says, found it here as well"},
+        {"{\"weight_map\":{\"a\":\"one\",\"b\":\"two\",\"c\":\"two\"}}", WRPO_E_FORMAT, "index.json: b: want it in two, found no such tensor there"},
+        {"{\"weight_map\":{\"a\":\"one\",\"b\":\"both\",\"c\":\"two\"}}", WRPO_E_FORMAT, "/one: b: want it only in both, as model.safetensors.index.json says, found it here as well"},
+        {"{\"weight_map\":{\"c\\u0000\":\"two\",\"c\":\"two\"}}", WRPO_E_FORMAT, "index.json: c: want it in two, found no such tensor there"},
         {"{\"weight_map\":{\"a\":\"one\",\"b\":\"one\",\"c\":\"two\",\"e\":\"bad\"}}", WRPO_E_FORMAT, "/bad: e: want data from byte 0 on, found 1: a hole"},
         {"{\"weight_map\":{\"a\":\"one\"}", WRPO_E_FORMAT, "index.json:1:26: want ',' or '}', found the end"}};
     put_tensors(in_tmp("one"), "{" T1("b", "0,1") "," T1("a", "1,2") "}", 2);
     put_tensors(in_tmp("two"), "{" T1("c", "0,1") "}", 1);
+    put_tensors(in_tmp("both"), "{" T1("b", "0,1") "}", 1);
     put_tensors(in_tmp("bad"), "{" T1("e", "1,2") "}", 2);
     const char *index = in_tmp("model.safetensors.index.json");
     wrpo_tensors *t;

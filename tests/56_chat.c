@@ -1,8 +1,8 @@
 /* Chat templates: snippets against jinja2 (golden/templates.json), limits on hostile ones, real templates where they are at hand. */
 #define WRPO_IMPLEMENTATION
 #include "wrpo.h"
-#include "test.h"
-#include "counting.h"
+#include "support/test.h"
+#include "support/counting.h"
 
 static wrpo_ctx *ctx;
 static wrpo_json *read_json(const char *path) {
@@ -48,13 +48,13 @@ static void snippets(void) {
 #define GROWN "{% set ns = namespace(x='aaaaaaaa') %}{% for i in range(13) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}"
 static void limits(void) {
     static char deep[200000], nots[200000], blocks[200000], chain[200000], sum[200000];
-    memset(deep, '(', 60000), memcpy(deep, "{{ ", 3), memcpy(deep + 60000, "1", 2);
+    memset(deep, '(', 60000), memcpy(deep, "{{ ", 3), memcpy(deep + 60000, "1", 1), memset(deep + 60001, ')', 59997), strcpy(deep + 119998, " }}");
     strcpy(nots, "{{ "), strcpy(chain, "{{ a"), strcpy(sum, "{{ 1");
     for (int i = 0; i < 15000; i++) memcpy(nots + 3 + 4 * i, i < 7000 ? "not " : " -  ", 4), memcpy(blocks + 11 * i, "{% if 1 -%}", 11);
     for (int i = 0; i < 30000; i++) memcpy(chain + 4 + 5 * i, "|trim", 5), memcpy(sum + 4 + 2 * i, "~1", 2);
-    strcpy(chain + 4 + 5 * 30000, " }}"), strcpy(sum + 4 + 2 * 30000, " }}");
+    strcpy(nots + 3 + 4 * 15000, "1 }}"), strcpy(chain + 4 + 5 * 30000, " }}"), strcpy(sum + 4 + 2 * 30000, " }}");
     const struct { const char *text, *says; } bad[] = {
-        {"{% for a in range(99999) %}{% for b in range(99999) %}{{ a }}{% endfor %}{% endfor %}", ""}, {deep, ""}, {"{% if x", ""}, {"{{ 'open }}", ""}, {"{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", ""},
+        {"{% for a in range(99999) %}{% for b in range(99999) %}{{ a }}{% endfor %}{% endfor %}", ""}, {deep, "deep"}, {"{% if x", ""}, {"{{ 'open }}", ""}, {"{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", ""},
         {"{% for a in messages %}{% set ns.x = 1 %}{% endfor %}", ""}, {"{{ 1 / 0 }}", "line 1"}, {"\n\n{{ nothing.here }}", "line 3"}, {"{{ raise_exception('my words') }}", "my words"},
         {"{% include 'x' %}", "include"}, {"{% endfor %}", ""}, {"{{ 'a' * 999999999 }}", ""}, {nots, "deep"}, {blocks, "deep"}, {chain, "deep"}, {sum, "deep"},
         {DOUBLED "{{ ns.x }}", "too much"}, {GROWN "{{ ns.x|replace('a', ns.x) }}", "too much"}, {GROWN "{{ range(99999)|join(ns.x) }}", "too much"},

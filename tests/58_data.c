@@ -1,9 +1,9 @@
 /* Records: every accepted form, both tokenizations, truncation, and one sentence for every refusal. */
 #define WRPO_IMPLEMENTATION
 #include "wrpo.h"
-#include "test.h"
-#include "counting.h"
-#include "tiny.h"
+#include "support/test.h"
+#include "support/counting.h"
+#include "support/tiny.h"
 #include <unistd.h>
 
 static wrpo_ctx *ctx;

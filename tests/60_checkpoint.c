@@ -1,8 +1,8 @@
 /* config.json in its spellings and refusals; weights there and back; broken directories, one sentence each. */
 #define WRPO_IMPLEMENTATION
 #include "wrpo.h"
-#include "test.h"
-#include "counting.h"
+#include "support/test.h"
+#include "support/counting.h"
 #include <signal.h>
 #include <sys/resource.h>
 #include <unistd.h>
@@ -264,6 +264,10 @@ static void round_trips(void) {
     CHECK(r == WRPO_E_IO && strstr(wrpo_last_error(ctx)->text, "full/model"), "%d %s", r, wrpo_last_error(ctx)->text);
     shell("test -z \"$(ls %s)\" %s", out, "");
     CHECK(wrpo_model_save(model, &(wrpo_save_desc){.dir = "/proc/none"}) == WRPO_E_IO, "%s", wrpo_last_error(ctx)->text);
+    const wrpo_config c = *wrpo_model_config(model);
+    wrpo_model_free(model);
+    CHECK(wrpo_model_new(ctx, &c, 1, &model) == WRPO_OK && wrpo_model_save(model, &(wrpo_save_desc){.dir = out}) == WRPO_E_ARG
+          && strstr(wrpo_last_error(ctx)->text, "wrpo_model_new"), "no config.json to save: %s", wrpo_last_error(ctx)->text);
     wrpo_model_free(model);
 }
 

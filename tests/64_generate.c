@@ -2,10 +2,10 @@
    the training forward, samples that depend on nothing beside them, frequencies, streamed text, stops, refusals. */
 #define WRPO_IMPLEMENTATION
 #include "wrpo.h"
-#include "test.h"
-#include "counting.h"
-#include "golden.h"
-#include "tiny.h"
+#include "support/test.h"
+#include "support/counting.h"
+#include "support/golden.h"
+#include "support/tiny.h"
 #include <dirent.h>
 #include <unistd.h>
 
@@ -292,10 +292,10 @@ static void sampler(void) {
         CHECK(wrpo__draw(x, 6, 0, 1, 1, 1, u, room) == 1, "top_k 1 at %g", u);
         CHECK(wrpo__draw(x, 6, 0, 1, 0, 1e-9, u, room) == 1, "the smallest top_p at %g", u);
         CHECK(wrpo__draw(x, 6, 0, 1, 2, 0.5, u, room) == 1, "half of two equal ones is the first, at %g", u);
-        CHECK(wrpo__draw(x, 6, 0, 1, 0, 1, u, NULL) != 4, "a token without probability at %g", u);
-        const int32_t two = wrpo__draw(x, 6, 0, 1, 2, 1, u, room), cold = wrpo__draw(x, 6, 0, 1e-3, 0, 1, u, NULL);
+        CHECK(wrpo__draw(x, 6, 0, 1, 0, 1, u, room) != 4, "a token without probability at %g", u);
+        const int32_t two = wrpo__draw(x, 6, 0, 1, 2, 1, u, room), cold = wrpo__draw(x, 6, 0, 1e-3, 0, 1, u, room);
         CHECK((two == 1 || two == 3) && (cold == 1 || cold == 3), "at %g: %d and %d", u, (int)two, (int)cold);
-        counts[0] += two == 1, counts[1] += cold == 1, counts[2] += wrpo__draw(capped, 2, 1.0f, 1, 0, 1, u, NULL) == 0;
+        counts[0] += two == 1, counts[1] += cold == 1, counts[2] += wrpo__draw(capped, 2, 1.0f, 1, 0, 1, u, room) == 0;
     }
     CHECK(counts[0] == 50 && counts[1] == 50 && counts[2] == 50, "halves: %d, %d, %d of 100", counts[0], counts[1], counts[2]);
     for (int n = 1; n <= 600; n = n * 3 / 2 + 1)       /* what selection keeps is what sorting keeps */
@@ -603,7 +603,7 @@ static void out_of_memory(void) {
             wrpo_free(c, some);
             CHECK(live == base, "allocation %lld failed: %lld blocks left", (long long)tries, (long long)(live - base));
         }
-        CHECK(r == WRPO_OK && tries > 5, "%lld allocations: %s", (long long)tries, wrpo_last_error(c)->text);
+        CHECK(r == WRPO_OK && tries >= 5, "%lld allocations: %s", (long long)tries, wrpo_last_error(c)->text);
     }
     wrpo_tokenizer_free(tok), wrpo_model_free(model), wrpo_close(c);
     free(hidden), free(logits);
@@ -631,7 +631,8 @@ static void refusals(const wrpo_json *scale) {
         const wrpo_result r = wrpo_generate(model, &refused[i].prompt, 1, &refused[i].d);
         CHECK(r != WRPO_OK && strstr(wrpo_last_error(ctx)->text, refused[i].sentence), "want \"%s\", found \"%s\"", refused[i].sentence, wrpo_last_error(ctx)->text);
     }
-    CHECK(wrpo_generate(model, NULL, 0, &(wrpo_generate_desc){0}) == WRPO_OK && wrpo_generate(model, NULL, 0, NULL) == WRPO_OK, "no prompts: nothing to do");
+    CHECK(wrpo_generate(model, NULL, 0, &(wrpo_generate_desc){0}) == WRPO_OK, "no prompts: nothing to do");
+    CHECK(wrpo_generate(model, NULL, 0, NULL) == WRPO_OK && wrpo_generate_defaults(NULL).batch == 32, "no desc: all defaults");
     keeper k = generate(model, &(wrpo_prompt){.ids = many, .count = 255}, 1, (wrpo_generate_desc){.max_tokens = 9, .stop = good, .stop_count = 0}, WRPO_OK);
     CHECK(k.of[0].count == 1 && !k.of[0].stopped, "the last position: %lld tokens", (long long)k.of[0].count);
     free(k.of);

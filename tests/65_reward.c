@@ -2,9 +2,9 @@
    by text; ArmoRM's gated head alone and behind a model; sharing and micro-batches; refusals; a file of candidates. */
 #define WRPO_IMPLEMENTATION
 #include "wrpo.h"
-#include "test.h"
-#include "counting.h"
-#include "golden.h"
+#include "support/test.h"
+#include "support/counting.h"
+#include "support/golden.h"
 #include <unistd.h>
 
 static wrpo_ctx *ctx;
@@ -191,6 +191,8 @@ static void refusals(void) {
     refuse("golden/rewards/gemma2_bf16", 4, "3 rows");
     refuse("golden/rewards/internlm2_f32", 1, "one reward only");
     refuse("golden/rewards/none", 0, "none");
+    wrpo_reward *r;
+    CHECK(wrpo_reward_load(ctx, NULL, &r) == WRPO_E_ARG && !r && strstr(wrpo_last_error(ctx)->text, "dir is missing"), "no desc");
     CHECK(wrpo_model_load(ctx, &(wrpo_model_desc){.dir = "golden/rewards/llama_f32"}, &m) == WRPO_E_UNSUPPORTED && !m && strstr(wrpo_last_error(ctx)->text, "reward model"), "a reward model is not trained");
     CHECK(wrpo_model_init(ctx, &(wrpo_init_desc){.config = "golden/rewards/llama_f32"}, &m) == WRPO_E_UNSUPPORTED && !m, "nor made");
     CHECK(wrpo_model_check(ctx, "golden/rewards/llama_f32", &c, &parameters, &dtype) == WRPO_OK && c.head == WRPO_HEAD_SCORE, "but looked at: %s", wrpo_last_error(ctx)->text);

@@ -1,9 +1,9 @@
 /* Selection by rewards, splits and win rates: exact records, every refusal and counted omission, failing allocations. */
 #define WRPO_IMPLEMENTATION
 #include "wrpo.h"
-#include "test.h"
-#include "counting.h"
-#include "tiny.h"
+#include "support/test.h"
+#include "support/counting.h"
+#include "support/tiny.h"
 #include <unistd.h>
 
 static wrpo_ctx *ctx;
@@ -160,6 +160,7 @@ static void refusals(void) {
     const char *none = at("none.jsonl");
     CHECK(wrpo_select(ctx, &(wrpo_select_desc){.in = &none, .n_in = 1}, &s) == WRPO_E_IO, "a file that is not there");
     CHECK(wrpo_select(ctx, &(wrpo_select_desc){0}, &s) == WRPO_E_FORMAT, "no file");
+    CHECK(wrpo_select(ctx, NULL, &s) == WRPO_E_FORMAT, "no desc");
 }
 
 /* What select writes, train reads: every form through the data reader. */
@@ -213,10 +214,10 @@ static void splits(void) {
     CHECK(wrpo_split(ctx, &d, counts) == WRPO_E_ARG && strstr(wrpo_last_error(ctx)->text, "share"), "share 1");
     d.share = 0;
     tiny_put(dir, "prompts.jsonl", "{\"prompt_id\": 1}\n{\"prompt_id\": 2}\n{\"prompt_id\": 1}\n");
-    CHECK(wrpo_split(ctx, &d, counts) == WRPO_E_FORMAT && strstr(wrpo_last_error(ctx)->text, "prompts.jsonl:3:1: prompt_id \"1\": want each once, found it in line 1 too"), "%s", wrpo_last_error(ctx)->text);
+    CHECK(wrpo_split(ctx, &d, counts) == WRPO_E_FORMAT && strstr(wrpo_last_error(ctx)->text, "prompts.jsonl:3:1: prompt_id \"1\": want each once in a file, found it in line 1 too"), "%s", wrpo_last_error(ctx)->text);
     tiny_put(dir, "prompts.jsonl", "{\"prompt_id\": 1}\n");
     CHECK(wrpo_split(ctx, &d, counts) == WRPO_E_FORMAT && strstr(wrpo_last_error(ctx)->text, "both parts"), "%s", wrpo_last_error(ctx)->text);
-    CHECK(wrpo_split(ctx, &(wrpo_split_desc){0}, counts) == WRPO_E_ARG, "no files");
+    CHECK(wrpo_split(ctx, &(wrpo_split_desc){0}, counts) == WRPO_E_ARG && wrpo_split(ctx, NULL, counts) == WRPO_E_ARG, "no files");
 }
 
 /* n prompts: a's reward and length, b's; as flat answers. */
@@ -276,7 +277,8 @@ static void winrates(void) {
     CHECK(wrpo_winrate(ctx, &ab, &s) == WRPO_E_FORMAT && strstr(wrpo_last_error(ctx)->text, "reward: want a number"), "%s", wrpo_last_error(ctx)->text);
     tiny_put(dir, "wb.jsonl", "{\"prompt_id\": 1, \"content\": \" \", \"reward\": 1}\n");
     CHECK(wrpo_winrate(ctx, &ab, &s) == WRPO_E_FORMAT && strstr(wrpo_last_error(ctx)->text, "answer with text"), "%s", wrpo_last_error(ctx)->text);
-    CHECK(wrpo_winrate(ctx, &(wrpo_winrate_desc){.a = ab.a, .b = ab.a, .resamples = -1}, &s) == WRPO_E_ARG && wrpo_winrate(ctx, &(wrpo_winrate_desc){0}, &s) == WRPO_E_ARG, "options");
+    CHECK(wrpo_winrate(ctx, &(wrpo_winrate_desc){.a = ab.a, .b = ab.a, .resamples = -1}, &s) == WRPO_E_ARG && wrpo_winrate(ctx, &(wrpo_winrate_desc){0}, &s) == WRPO_E_ARG &&
+          wrpo_winrate(ctx, NULL, &s) == WRPO_E_ARG, "options");
 }
 
 static void real(void) {

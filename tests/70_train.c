@@ -1,8 +1,8 @@
 /* The trainer's exact statements, on a small random model and records given as token ids. */
 #define WRPO_IMPLEMENTATION
 #include "wrpo.h"
-#include "test.h"
-#include "counting.h"
+#include "support/test.h"
+#include "support/counting.h"
 #include <unistd.h>
 
 static const char *const config_text =
@@ -310,6 +310,25 @@ int main(void) {
         }
         wrpo_data_free(data);
     }
+    {   /* the second example of >>top: one optimizer step on token ids */
+        wrpo_model *model = make_model(ctx);
+        wrpo_data *data;
+        wrpo_trainer *t;
+        wrpo_metrics m;
+        const float before = ((const float *)model->weights[1].data)[3];
+        const int32_t *p = ids[0][0], *a = ids[0][1], *b = ids[0][2], *c = ids[0][3];
+        const wrpo_tokens y[] = {{.role = WRPO_ROLE_SOURCE, .ids = a, .count = 5},
+                                 {.role = WRPO_ROLE_TARGET, .ids = b, .count = 4},
+                                 {.role = WRPO_ROLE_REJECTED, .ids = c, .count = 6}};
+        const wrpo_record record = {.prompt = p, .prompt_count = 7, .responses = y, .count = 3};
+        const wrpo_train_desc desc = {.max_steps = 1, .warmup_ratio = WRPO_ZERO,
+                                      .alpha_schedule = WRPO_ALPHA_SCHEDULE_CONSTANT};
+        CHECK(!wrpo_data_from_ids(ctx, &record, 1, &data) && !wrpo_trainer_new(model, data, &desc, &t)
+              && !wrpo_trainer_step(t, &m), "%s", wrpo_last_error(ctx)->text);
+        CHECK(fabs(m.loss - log(2)) < 1e-6 && m.cur_alpha == 0.1 && m.learning_rate == 3e-7 && m.step == m.steps, "loss %g", m.loss);
+        CHECK(((const float *)model->weights[1].data)[3] != before, "the step changed nothing");
+        wrpo_trainer_free(t), wrpo_data_free(data), wrpo_model_free(model);
+    }
     {   /* a model of a struct: the limits of a config, its weights out and in, a step; it has no config.json to save */
         const wrpo_config good = {.model_type = "llama", .vocab_size = 97, .hidden_size = 36, .intermediate_size = 50, .num_hidden_layers = 3, .num_attention_heads = 6,
                                   .num_key_value_heads = 2, .head_dim = 10, .max_position_embeddings = 512, .rms_norm_eps = 1e-5, .initializer_range = 0.3,
@@ -520,6 +539,9 @@ int main(void) {
         records[3].weight = 0;
         CHECK(wrpo_trainer_open(model, fewer, &was, &t) == WRPO_E_ARG && strstr(wrpo_last_error(ctx)->text, "data: want 12 records, "), "\"%s\"", wrpo_last_error(ctx)->text);
         CHECK(wrpo_trainer_open(model, heavier, &was, &t) == WRPO_E_ARG && strstr(wrpo_last_error(ctx)->text, "data: want 13 records, "), "\"%s\"", wrpo_last_error(ctx)->text);
+        CHECK(wrpo_trainer_open(model, data, &(wrpo_train_desc){.resume = "golden/states"}, &t) == WRPO_E_UNSUPPORTED &&
+              strstr(wrpo_last_error(ctx)->text, "state_format: want 2, which this version reads, found none: version 0.1.0 wrote the file"),
+              "the version before: \"%s\"", wrpo_last_error(ctx)->text);
         CHECK(wrpo_trainer_open(model, data, &(wrpo_train_desc){.save_steps = 3}, &t) == WRPO_E_ARG && strstr(wrpo_last_error(ctx)->text, "save_steps: want"), "\"%s\"", wrpo_last_error(ctx)->text);
         ((float *)WRPO__W(model, norm, 0)->data)[3] += 0.25f;
         CHECK(wrpo_trainer_open(model, data, &was, &t) == WRPO_E_ARG && strstr(wrpo_last_error(ctx)->text, "reference: want log-probs "), "\"%s\"", wrpo_last_error(ctx)->text);
@@ -547,6 +569,7 @@ int main(void) {
                 fail_at = -1;
                 done = r == WRPO_OK;
                 if (!done && r != WRPO_E_MEMORY) CHECK(false, "call %lld: %d %s", (long long)n, r, wrpo_last_error(scarce)->text);
+                if (!done && what) CHECK(!t, "call %lld: a trainer after a failure", (long long)n);
                 if (!what || done) wrpo_trainer_free(t);
                 wrpo_model_free(model);
             }
@@ -559,6 +582,8 @@ int main(void) {
         drop(&part);
         wrpo_metrics last;
         model = make_model(ctx), data = make_data(ctx, 0, N);
+        CHECK(wrpo_trainer_new(model, data, NULL, &t) == WRPO_OK && wrpo_trainer_save(t, NULL) == WRPO_E_ARG, "no desc");
+        wrpo_trainer_free(t);
         CHECK(wrpo_train(model, data, &was, &last) == WRPO_OK && last.step == 4 && last.steps == 4 && last.tokens == 0, "%s", wrpo_last_error(ctx)->text);
         wrpo_model_free(model), wrpo_data_free(data);
     }

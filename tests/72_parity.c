@@ -2,8 +2,8 @@
    weights, for all methods and schedules, FuseRL, EAST and several sources, from records of token ids. */
 #define WRPO_IMPLEMENTATION
 #include "wrpo.h"
-#include "test.h"
-#include "golden.h"
+#include "support/test.h"
+#include "support/golden.h"
 
 static int index_of(const char *(*name)(int), const char *wanted) {
     for (int i = 0; name(i); i++)

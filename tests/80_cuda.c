@@ -4,7 +4,7 @@
    beside it: the largest difference over the largest number wanted. 4e-3 is one rounding to bf16 (2^-8), 1e-5 a sum in another order. */
 #define WRPO_IMPLEMENTATION
 #include "wrpo.h"
-#include "test.h"
+#include "support/test.h"
 #include <unistd.h>
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
@@ -603,6 +603,17 @@ static float sum_of(tape *t) {
     u = (uint32_t)v << 16, memcpy(&x, &u, 4);
     return x;
 }
+/* The CUDA backend with other features; WRPO_GEMM=mma in the environment: none of these tests by cuBLASLt (gpu.sh). */
+static const wrpo_backend *cuda_with(unsigned on, unsigned off) {
+    static wrpo_backend kept[16];
+    static int next;
+    wrpo_backend *be = &kept[next++ & 15];
+    const char *way = getenv("WRPO_GEMM");
+    *be = *wrpo_backend_cuda();
+    if (way && !strcmp(way, "mma")) off |= WRPO_FEATURE_CUBLAS;
+    be->features = (be->features & ~off) | on;
+    return be;
+}
 static void test_graphs(wrpo_ctx *gpu) {
     static const char *const stages[] = {"begin", "end", "instantiate", "launch"};
     const wrpo_backend *be = wrpo_backend_cuda();
@@ -646,9 +657,7 @@ static void test_graphs(wrpo_ctx *gpu) {
     be->release(gpu->dev, t.x), be->release(gpu->dev, t.y);
     CHECK(!EMULATED || emu_graphs == 0, "%lld graphs are left", (long long)emu_graphs);
     wrpo_ctx *c = NULL;
-    setenv("WRPO_GRAPHS", "maybe", 1);
-    CHECK(wrpo_open(&(wrpo_desc){.backend = be, .why = &why}, &c) == WRPO_E_ARG && !c && strstr(why.text, "want 0 or 1, found maybe"), "%s", why.text);
-    unsetenv("WRPO_GRAPHS");
+    CHECK(wrpo_open(&(wrpo_desc){.backend = cuda_with(64, 0), .why = &why}, &c) == WRPO_E_ARG && !c && strstr(why.text, "want those of CUDA in wrpo_feature, found 64"), "%s", why.text);
 }
 /* Generation with and without. How often each key came says how many records and launches there have to be. */
 static struct { int64_t key[4]; int times; } keys_seen[64];
@@ -663,7 +672,7 @@ static void counted_replay(void *dev, const int64_t key[4], void (*stretch)(void
 static void test_generation_graphs(void) {
     static wrpo_backend be;
     static const int32_t stops[] = {5, 17, 40};
-    be = *wrpo_backend_cuda(), be.replay = counted_replay;
+    be = *cuda_with(0, 0), be.replay = counted_replay;
     for (int way = 0; way < 3; way++) {                /* greedy, sampled, sampled with places refilled later */
         static int32_t ids[2][6][40];
         static float logps[2][6][40];
@@ -673,9 +682,8 @@ static void test_generation_graphs(void) {
             wrpo_ctx *ctx = NULL;
             wrpo_model *m = NULL;
             wrpo_prompt prompts[3];
-            setenv("WRPO_GRAPHS", on ? "1" : "0", 1);
+            be.features = (be.features & ~(unsigned)WRPO_FEATURE_GRAPHS) | (on ? WRPO_FEATURE_GRAPHS : 0u);
             CHECK(wrpo_open(&(wrpo_desc){.backend = &be, .threads = SANITIZED ? 1 : 0}, &ctx) == WRPO_OK, "the device cannot be opened");
-            unsetenv("WRPO_GRAPHS");
             if (!ctx) return;
             make_records(97);
             CHECK(wrpo_model_init(ctx, &(wrpo_init_desc){.config = config_path, .seed = 7}, &m) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
@@ -711,7 +719,7 @@ int main(int argc, char **argv) {
     setenv("EMU_ORDER", "0", 0), setenv("EMU_ASYNC", "0", 0);
     if (wrpo_open(&(wrpo_desc){.dtype = WRPO_DTYPE_F32, .threads = SANITIZED ? 1 : 0}, &cpu) != WRPO_OK) return 2;
     if (wrpo_open(&(wrpo_desc){.backend = wrpo_backend_plain()}, &plain) != WRPO_OK) return 2;
-    if (wrpo_open(&(wrpo_desc){.backend = wrpo_backend_cuda(), .threads = SANITIZED ? 1 : 0}, &gpu) != WRPO_OK) {
+    if (wrpo_open(&(wrpo_desc){.backend = cuda_with(0, 0), .threads = SANITIZED ? 1 : 0}, &gpu) != WRPO_OK) {
         printf("the device cannot be opened\n");
         return 2;
     }
@@ -740,21 +748,18 @@ int main(int argc, char **argv) {
     /* The same by wgmma and TMA: tails of all sizes, the ring of stages several times around, tiles in several columns; what TMA cannot take, as above. */
     wrpo_ctx *wg = NULL;
     wrpo_error why = {WRPO_OK, 0, 0, ""};
-    setenv("WRPO_GEMM", "wgmma", 1);
-    if (wrpo_open(&(wrpo_desc){.backend = wrpo_backend_cuda(), .threads = SANITIZED ? 1 : 0, .why = &why}, &wg) != WRPO_OK) {
+    if (wrpo_open(&(wrpo_desc){.backend = cuda_with(WRPO_FEATURE_WGMMA, 0), .threads = SANITIZED ? 1 : 0, .why = &why}, &wg) != WRPO_OK) {
         CHECK(!EMULATED && why.code == WRPO_E_UNSUPPORTED, "%s", why.text);
         SKIP(1, "products by wgmma: %s", why.text);
     }
     if (EMULATED && WANTED("memory")) {
         wrpo_ctx *none = NULL;
         setenv("EMU_SM", "80", 1);
-        CHECK(wrpo_open(&(wrpo_desc){.backend = wrpo_backend_cuda(), .why = &why}, &none) == WRPO_E_UNSUPPORTED && !none && strstr(why.text, "9.0"), "%s", why.text);
-        unsetenv("EMU_SM"), setenv("WRPO_GEMM", "best", 1);
-        CHECK(wrpo_open(&(wrpo_desc){.backend = wrpo_backend_cuda(), .why = &why}, &none) == WRPO_E_ARG && !none && strstr(why.text, "found best"), "%s", why.text);
-        setenv("WRPO_GEMM", "lt", 1);
-        CHECK(wrpo_open(&(wrpo_desc){.backend = wrpo_backend_cuda(), .why = &why}, &none) == WRPO_E_UNSUPPORTED && !none && strstr(why.text, "left out"), "%s", why.text);
+        CHECK(wrpo_open(&(wrpo_desc){.backend = cuda_with(WRPO_FEATURE_WGMMA, 0), .why = &why}, &none) == WRPO_E_UNSUPPORTED && !none && strstr(why.text, "9.0"), "%s", why.text);
+        unsetenv("EMU_SM");
+        CHECK(wrpo_open(&(wrpo_desc){.backend = cuda_with(WRPO_FEATURE_AMX, 0), .why = &why}, &none) == WRPO_E_ARG && !none && strstr(why.text, "found 2"), "%s", why.text);
+        CHECK(wrpo_open(&(wrpo_desc){.backend = cuda_with(WRPO_FEATURE_CUBLAS, 0), .why = &why}, &none) == WRPO_E_UNSUPPORTED && !none && strstr(why.text, "left out"), "%s", why.text);
     }
-    unsetenv("WRPO_GEMM");
     static const int64_t wgmmas[][4] = {{17, 1, 1, -1}, {129, 257, 72, -1}, {40, 136, 650, -1}, {300, 17, 130, -1}, {64, 515, 64, -1}, {33, 136, 64, 8}, {129, 65, 72, 7}, {1160, 9, 24, -1}};
     for (int i = 0; i < WRPO__COUNT(wgmmas) && WANTED("wgmma") && wg; i++)
         for (int64_t mm = 0; mm < 4; mm++)

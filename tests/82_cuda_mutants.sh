@@ -1,43 +1,84 @@
 #!/bin/sh
-# Do the CUDA tests see what they are for? Each line below plants one bug in a copy of wrpo_cuda.cu; the test named must fail, in the way named.
+# Do the CUDA tests see what they are for? Each line below plants one bug in a copy of wrpo_cuda.cu. The test that it names must fail,
+# in the way that it names. Bugs of different kernels share a copy (compiling is what takes the time), because the test of one does not
+# run the kernels of the others. The graphs' test runs all kernels, so its bugs have copies of their own.
 # usage, in this folder: sh 82_cuda_mutants.sh      (needs a C++ compiler; CXX, CC and EMU as the Makefile sets them)
 passed=0 failed=0 skipped=0
 CC=${CC:-cc} CXX=${CXX:-g++}
-: "${EMU:=-std=c++17 -g -fno-strict-aliasing -ffp-contract=off -Wno-unknown-pragmas -I..}"
-case $1 in */asan/*) echo "mutants: they bring their own sanitizers; not run again"; echo "cuda_mutants: 0 passed, 0 failed, 1 skipped"; exit 0 ;; esac
-if ! command -v "$CXX" >/dev/null; then echo "skip: mutants: there is no C++ compiler"; echo "cuda_mutants: 0 passed, 0 failed, 1 skipped"; exit 0; fi
+: "${EMU:=-std=c++17 -fno-strict-aliasing -ffp-contract=off -Wno-unknown-pragmas -I.. -include support/cuda_emu.h}"
+case $1 in */asan/*)
+    echo "mutants: they bring their own sanitizers; not run again"; echo "cuda_mutants: 0 passed, 0 failed, 1 skipped"; exit 0 ;;
+esac
+if ! command -v "$CXX" >/dev/null; then
+    echo "skip: mutants: there is no C++ compiler"; echo "cuda_mutants: 0 passed, 0 failed, 1 skipped"; exit 0
+fi
 B=$(mktemp -d) || exit 1
 trap 'rm -rf "$B"' EXIT
-mkdir "$B/tests" && cp cuda_emu.h "$B/tests"
-flags() { case $1 in plain) echo "-O0" ;; memory) echo "-O0 -fsanitize=address -fno-omit-frame-pointer" ;; race) echo "-O0 -fsanitize=thread" ;; esac; }
-driver() { [ -f "$B/$1.o" ] || $CC -std=c11 -w $(flags "$1") -I.. -DWRPO_EMULATED -c 80_cuda.c -o "$B/$1.o"; }
-# name, way to run (plain, memory = AddressSanitizer, race = ThreadSanitizer), test and case, what its output must say, sed script.
-# A sixth word: how many lines the bug takes, if not one.
-# "none" as the script: no bug, and the test must pass; so a test that always fails is not taken for a good one.
-mutant() {
-    name=$1 way=$2 test=$3 sign=$4 script=$5
-    if [ "$script" = none ]; then cp ../wrpo_cuda.cu "$B/wrpo_cuda.cu"; else sed -E "$script" ../wrpo_cuda.cu >"$B/wrpo_cuda.cu"; fi
-    changed=$(diff ../wrpo_cuda.cu "$B/wrpo_cuda.cu" | grep -c '^<')
-    if [ "$script" != none ] && [ "$changed" -ne "${6:-1}" ]; then echo "FAIL mutant: $name: the bug is planted in $changed lines, want ${6:-1}"; failed=$((failed + 1)); return; fi
-    if ! { driver "$way" && $CXX $EMU -w $(flags "$way") -x c++ -c "$B/wrpo_cuda.cu" -o "$B/cu.o" && $CC $(flags "$way") "$B/$way.o" "$B/cu.o" -o "$B/test" -lstdc++ -lm; } >"$B/log" 2>&1; then
-        echo "FAIL mutant: $name: does not compile"; tail -3 "$B/log"; failed=$((failed + 1)); return
-    fi
-    (cd "$B/tests" && TSAN_OPTIONS=halt_on_error=1 timeout 120 "$B/test" $test) >"$B/log" 2>&1; code=$?
-    if [ "$script" = none ]; then
-        if [ $code -eq 0 ]; then passed=$((passed + 1)); else echo "FAIL mutant: $test fails without a bug ($way)"; tail -3 "$B/log"; failed=$((failed + 1)); fi
-    elif [ $code -ne 0 ] && grep -qE "$sign" "$B/log"; then
-        passed=$((passed + 1)); echo "  $name: caught by $test, $way: $(grep -m 1 -E "$sign" "$B/log" | sed -E 's/^FAIL [^:]*:[0-9]+: //' | cut -c 1-100)"
-    else
-        echo "FAIL mutant: $name: not caught by $test ($way), exit code $code"; tail -3 "$B/log"; failed=$((failed + 1))
-    fi
+mkdir "$B/run" "$B/bugs"
+flags() {
+    case $1 in
+    plain) echo "-O0" ;;
+    long) echo "-O1" ;;
+    memory) echo "-O0 -fsanitize=address -fno-omit-frame-pointer" ;;
+    race) echo "-O0 -fsanitize=thread" ;;
+    esac
 }
-line() { awk -v from="$1" -v want="$2" -v skip="${3:-0}" 'index($0, from) { on = 1 } on && index($0, want) && !skip-- { print NR; exit }' ../wrpo_cuda.cu; }   # number of a line: the first with `want` behind one with `from`
+ok() { passed=$((passed + 1)); }
+bad() { echo "FAIL mutant: $*"; failed=$((failed + 1)); }
+# name, way to run (plain; long = plain, compiled for a test that takes longer than the compiler; memory = AddressSanitizer;
+# race = ThreadSanitizer), test and case, what its output must say, sed script.
+# A sixth word: how many lines the bug takes, if not one.
+# "none" as the script: no bug, and the test must pass. So a test that always fails is not taken for a good one.
+# A bug goes into the first copy of its way that has none of its kernels yet; copy 0 of a way has no bug.
+mutant() {
+    way=$2 script=$5 kernel=${3%% *} copy=0
+    case $kernel in decoding) kernel=attention ;; esac
+    if [ "$script" != none ]; then
+        copy=1
+        while grep -qsx -e "$kernel" -e graphs "$B/bugs/$way-$copy.kernels"; do copy=$((copy + 1)); done
+        echo "$kernel" >>"$B/bugs/$way-$copy.kernels"
+    fi
+    source=$B/bugs/$way-$copy.cu
+    [ -f "$source" ] || cp ../wrpo_cuda.cu "$source"
+    if [ "$script" != none ]; then
+        sed -E "$script" "$source" >"$B/new.cu"
+        changed=$(diff "$source" "$B/new.cu" | grep -c '^<')
+        if [ "$changed" -ne "${6:-1}" ]; then bad "$1: the bug is planted in $changed lines, want ${6:-1}"; return; fi
+        mv "$B/new.cu" "$source"
+    fi
+    printf '%s\t%s\t%s\t%s\n' "$3" "$4" "$script" "$1" >>"$B/bugs/$way-$copy.list"
+}
+# Compiles a copy and runs the test of each of its bugs.
+run_copy() {   # way, its number
+    way=$1 copy=$2
+    [ -f "$B/$way.o" ] || $CC -std=c11 -w $(flags "$way") -I.. -DWRPO_API=static -DWRPO_EMULATED -c 80_cuda.c -o "$B/$way.o" || exit 1
+    cp "$B/bugs/$way-$copy.cu" "$B/wrpo_cuda.cu"
+    if ! { $CXX $EMU -g0 -w $(flags "$way") -x c++ -c "$B/wrpo_cuda.cu" -o "$B/cu.o" &&
+           $CC $(flags "$way") "$B/$way.o" "$B/cu.o" -o "$B/test" -lstdc++ -lm; } >"$B/log" 2>&1; then
+        bad "$(cut -f 4 "$B/bugs/$way-$copy.list"): does not compile"; tail -3 "$B/log"; return
+    fi
+    while IFS="$tab" read -r test sign script name; do
+        (cd "$B/run" && TSAN_OPTIONS=halt_on_error=1 timeout 120 "$B/test" $test) >"$B/log" 2>&1; code=$?
+        if [ "$script" = none ]; then
+            if [ $code -eq 0 ]; then ok; else bad "$test fails without a bug ($way)"; tail -3 "$B/log"; fi
+        elif [ $code -ne 0 ] && grep -qE "$sign" "$B/log"; then
+            ok
+            said=$(grep -m 1 -E "$sign" "$B/log" | sed -E 's/^FAIL [^:]*:[0-9]+: //' | cut -c 1-100)
+            echo "  $name: caught by $test, $way: $said"
+        else
+            bad "$name: not caught by $test ($way), exit code $code"; tail -3 "$B/log"
+        fi
+    done <"$B/bugs/$way-$copy.list"
+}
+tab=$(printf '\t')
+# number of a line: the first with `want` after one with `from`
+line() { awk -v from="$1" -v want="$2" -v skip="${3:-0}" 'index($0, from) { on = 1 } on && index($0, want) && !skip-- { print NR; exit }' ../wrpo_cuda.cu; }
 drop() { echo "$(line "$@")s/(__syncthreads|__syncwarp|ptx::cp_async_wait<[^>]*>)\(\);/;/"; }
 
 mutant "no bug" plain "gemm 6" - none
 mutant "no bug" plain "wgmma 2" - none
 mutant "no bug" plain "attention 16" - none
-mutant "no bug" plain "graphs" - none
+mutant "no bug" long "graphs" - none
 mutant "no bug" memory "gemm 4" - none
 mutant "no bug" memory "rows 3" - none
 mutant "no bug" race "attention 16" - none
@@ -70,8 +111,12 @@ mutant "scatter: blocks of the same row all add" plain "rows 3" 'relative error'
 mutant "logprob: two blocks write one number" race "logprob 2" 'ThreadSanitizer: data race' "s/    lse\[blockIdx.x\] = top/    lse[blockIdx.x \& ~1u] = top/"
 mutant "adamw: a scale is written while others read it" race "adamw 6" 'ThreadSanitizer: data race' "$(drop '__device__ __forceinline__ void moment' '__syncwarp')"
 mutant "adamw: the wrong seed" plain "adamw 5" 'bytes differ' "s/moment\(v, vi, i, left, states, true, u.seed_v\)/moment(v, vi, i, left, states, true, u.seed_m)/"
-mutant "graphs: of a key only the first number counts" plain "graphs" 'taken for another|other bits' "s/memcmp\(other->key, key, sizeof s->key\) == 0/memcmp(other->key, key, 8) == 0/"
-mutant "graphs: a place in the cache is an argument of the launch" plain "graphs" 'other bits' "s/to = index\[r\] \* ldy/to = (index[r] - index[0]) * ldy/; s/LAUNCH\(place_kernel, \(unsigned\)n, row_threads\(D\), 0, \(bf16 \*\)y,/LAUNCH(place_kernel, (unsigned)n, row_threads(D), 0, (bf16 *)y + index[0] * ldy,/" 2
-mutant "graphs: release keeps what points into freed memory" plain "graphs" 'release forgets' "s/^    forget_all\(dev\);( +\/\* they may use p)/    \1/"
+mutant "graphs: of a key only the first number counts" long "graphs" 'taken for another|other bits' "s/memcmp\(other->key, key, sizeof s->key\) == 0/memcmp(other->key, key, 8) == 0/"
+mutant "graphs: a place in the cache is an argument of the launch" long "graphs" 'other bits' "s/to = index\[r\] \* ldy/to = (index[r] - index[0]) * ldy/; s/LAUNCH\(place_kernel, \(unsigned\)n, row_threads\(D\), 0, \(bf16 \*\)y,/LAUNCH(place_kernel, (unsigned)n, row_threads(D), 0, (bf16 *)y + index[0] * ldy,/" 2
+mutant "graphs: release keeps what points into freed memory" long "graphs" 'release forgets' "s/^    forget_all\(dev\);( +\/\* they may use p)/    \1/"
+for way in plain long memory race; do
+    copy=0
+    while [ -f "$B/bugs/$way-$copy.list" ]; do run_copy $way $copy; copy=$((copy + 1)); done
+done
 echo "cuda_mutants: $passed passed, $failed failed, $skipped skipped"
 [ "$failed" -eq 0 ]

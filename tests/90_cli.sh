@@ -519,11 +519,12 @@ check "resume with another reference" grep -q "^wrpo: $S: reference: want log-pr
 check "resume with another reference: exit code 1, no metrics" test $code -eq 1 -a ! -e other/metrics.jsonl
 bad "resume from nothing" 1 'absent/trainer_state.wrpo: cannot be opened' $MANY new --resume absent
 bad "resume from weights alone" 1 'tiny/trainer_state.wrpo: cannot be opened' $MANY new --resume tiny
+bad "resume from a state of the version before" 1 'states/trainer_state.wrpo: state_format: want 2, which this version reads, found none: version 0.1.0' $MANY new --resume "$G/states"
 cp $S state; size=$(wc -c <state)
 cp tiny/model.safetensors $S; bad "resume from weights under its name" 1 "$S: state_format: want 2, .* found no such setting" $MANY new --resume kept
 for at in 0 5 3000 $((size - 100)); do head -c $at state >$S; bad "resume: cut off after $at bytes" 1 "$S: .*want .*found" $MANY new --resume kept; done
 { head -c $((size - 1000)) state; printf x; tail -c 999 state; } >$S; bad "resume: a byte is another" 1 "$S: checksum: want" $MANY new --resume kept
-sed 's/"step":"[0-9]/"step":"x/' state >$S; bad "resume: no step" 1 "$S: step: want a whole number, steps up to 2500, found x" $MANY new --resume kept
+sed 's/"step":"[0-9]/"step":"x/' state >$S; bad "resume: no step" 1 "$S: step: want a whole number up to 2500, found x" $MANY new --resume kept
 sed 's/"milliseconds":"[0-9]/"milliseconds":"+/' state >$S; bad "resume: other metadata" 1 "$S: .*want" $MANY new --resume kept
 bad "--save-steps 0" 1 'save-steps: want a whole number in \[1, inf)' $TRAIN --save-steps 0
 

@@ -1,9 +1,9 @@
 /* `wrpo answer` field by field: what AlpacaEval 2, MT-Bench (FastChat) and Arena-Hard-Auto read. The program is compiled into this test. */
 #define main program_main
-#include "../example.c"
+#include "example.c"
 #undef main
-#include "test.h"
-#include "tiny.h"
+#include "support/test.h"
+#include "support/tiny.h"
 
 static wrpo_ctx *ctx;
 static char dir[64];

@@ -2,9 +2,9 @@
    tokenizers and configs are ones that the library reads. Then the whole of it, small (--quick): what each step left behind, what
    was selected, the table and the report, each recomputed here from the files before it. The program is compiled into this test. */
 #define main program_main
-#include "../example.c"
+#include "example.c"
 #undef main
-#include "test.h"
+#include "support/test.h"
 
 static double reward(const demo_problem *p, const char *text) {
     char id[64];

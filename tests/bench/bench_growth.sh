@@ -1,10 +1,10 @@
 #!/bin/sh
-# usage: bench_growth.sh [length|vocabulary|responses|kept ...]      How time and memory of a training step grow, beside what the arithmetic says.
+# usage: sh bench/bench_growth.sh [length|vocabulary|responses|kept ...]      How time and memory of a training step grow, beside what the arithmetic says.
 # One process per point (build/bench step: SmolLM2's widths, few layers, one record, the fastest of 3 steps). Exponents are least-squares lines through
 # log-log points: of the measured time, of the time that its operations and bytes would take at the ceilings measured first, of the peak
 # resident memory and of the memory predicted before the run. DTYPE=bf16, THREADS=n. About a minute an axis. Exits 1 if time grows faster than the
 # arithmetic by more than 0.1 (on a machine that was ours), or memory than predicted by more than 0.1.
-cd "$(dirname "$0")" || exit 1
+cd "$(dirname "$0")/.." || exit 1
 [ $# -gt 0 ] || set -- length vocabulary responses kept
 ${MAKE:-make} --no-print-directory build/bench >&2 || exit 1
 common="--dtype ${DTYPE:-f32} --threads ${THREADS:-2} --records 1 --equal --steps 3"

@@ -1,7 +1,7 @@
 #!/bin/sh
-# usage: bench_flags.sh [REPS]      A whole training step built with -O2 alone against -O3 -march=native: interleaved, the median of the fastest of 3 steps.
+# usage: sh bench/bench_flags.sh [REPS]      A whole training step built with -O2 alone against -O3 -march=native: interleaved, the median of the fastest of 3 steps.
 # CC chooses the compiler; DTYPE=bf16, THREADS=n, MORE (options of build/bench step). Exits 1 if -O2 is more than 5 % slower.
-cd "$(dirname "$0")" || exit 1
+cd "$(dirname "$0")/.." || exit 1
 reps=${1:-5}
 for flags in "-O2" "-O3 -march=native"; do
     ${MAKE:-make} --no-print-directory BUILD="build/flags$(echo "$flags" | tr -d ' =-')" CFLAGS="$flags" "build/flags$(echo "$flags" | tr -d ' =-')/bench" >&2 || exit 1

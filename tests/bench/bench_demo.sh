@@ -1,7 +1,7 @@
 #!/bin/sh
 # The demo's settings and its table, by a protocol written down before either was known.
-# usage, in this folder: sh bench_demo.sh tune OUT [WRPO]      each method's grid on seeds 1 to 3: OUT/grid.txt, and the best
-#                        sh bench_demo.sh table OUT [WRPO]     the table on seeds 201 to 210: OUT/table.txt
+# usage, in this folder: sh bench/bench_demo.sh tune OUT [WRPO]      each method's grid on seeds 1 to 3: OUT/grid.txt, and the best
+#                        sh bench/bench_demo.sh table OUT [WRPO]     the table on seeds 201 to 210: OUT/table.txt
 #
 # 1. The task stays as it is: problems, sources, target, SFT, quadruples, epochs, batch, schedule, alpha 0.5.
 # 2. Each of SimPO, DPO, WRPO with constant and WRPO with rising alpha gets 16 settings: four rates times four betas (SimPO's are ten

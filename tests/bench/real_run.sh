@@ -1,5 +1,5 @@
 #!/bin/sh
-# usage: real_run.sh WRPO SHARED OUT [THREADS [DTYPE [BESIDE]]]     A real run: a random Llama of 15 million parameters with the Llama-3 tokenizer,
+# usage: sh bench/real_run.sh WRPO SHARED OUT [THREADS [DTYPE [BESIDE]]]     A real run: a random Llama of 15 million parameters with the Llama-3 tokenizer,
 # SFT on y_ws and then WRPO over the 600 real quadruples of SHARED/alpacaeval. Prints time, memory and the curves as a table.
 # BESIDE is the OUT of an earlier run, with another DTYPE say: how far the losses and margins of all steps lie from that run's.
 # Needs awk, sed and GNU time (/usr/bin/time) for the resident memory.

@@ -38,6 +38,7 @@
 #include <sanitizer/asan_interface.h>
 #endif
 // ---- keywords ----------------------------------------------------------------------------------------------------
+#define WRPO_CUDA_RUNTIME
 #define __global__
 #define __device__
 #define __host__

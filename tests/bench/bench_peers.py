@@ -73,7 +73,7 @@ def tokenizer(name, data, folder):
 
 
 def make(a):
-    sys.path.insert(0, os.path.join(HERE, "golden"))
+    sys.path.insert(0, os.path.join(HERE, "..", "golden"))
     import quads
 
     folder = os.path.join(a.work, "tokenizer")

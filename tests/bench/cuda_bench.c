@@ -185,9 +185,9 @@ static void decode(const char *name, wrpo_config c, int64_t rows, int64_t keys, 
         wrpo_error why = {0};
         char label[96];
         snprintf(label, sizeof label, "decode %s, %lld x %lld keys, %s", name, (long long)rows, (long long)keys, on ? "graphs" : "plain");
-        setenv("WRPO_GRAPHS", on ? "1" : "0", 1);
-        const bool opened = wrpo_open(&(wrpo_desc){.backend = be, .why = &why}, &with) == WRPO_OK;
-        unsetenv("WRPO_GRAPHS");
+        wrpo_backend table = *be;
+        table.features = (table.features & ~(unsigned)WRPO_FEATURE_GRAPHS) | (on ? WRPO_FEATURE_GRAPHS : 0u);
+        const bool opened = wrpo_open(&(wrpo_desc){.backend = &table, .why = &why}, &with) == WRPO_OK;
         if (!opened) { printf("FAIL %s: %s\n", label, why.text), failed = 1; return; }
         WRPO__TRY(with, wrpo__arena_new(with), true) {
             wrpo__arena *arena = wrpo__entry.arena;
@@ -282,10 +282,10 @@ int main(int argc, char **argv) {
     small = argc > 1 && !strcmp(argv[1], "small");
     be = wrpo_backend_cuda();
     if (wrpo_open(&(wrpo_desc){.backend = be, .why = &why}, &ctx) != WRPO_OK) return printf("cuda_bench: %s\n", why.text), 1;
-    setenv("WRPO_GEMM", "mma", 1);
-    if (wrpo_open(&(wrpo_desc){.backend = be, .why = &why}, &own) != WRPO_OK) return printf("cuda_bench: %s\n", why.text), 1;
-    setenv("WRPO_GEMM", "wgmma", 1);
-    if (wrpo_open(&(wrpo_desc){.backend = be, .why = &why}, &wg) != WRPO_OK) printf("skip: products by wgmma: %s\n", why.text);
+    wrpo_backend mma = *be, wgmma = *be;
+    mma.features &= ~(unsigned)WRPO_FEATURE_CUBLAS, wgmma.features |= WRPO_FEATURE_WGMMA;
+    if (wrpo_open(&(wrpo_desc){.backend = &mma, .why = &why}, &own) != WRPO_OK) return printf("cuda_bench: %s\n", why.text), 1;
+    if (wrpo_open(&(wrpo_desc){.backend = &wgmma, .why = &why}, &wg) != WRPO_OK) printf("skip: products by wgmma: %s\n", why.text);
     {
         const int64_t n = small ? 1 << 16 : (int64_t)1 << 29, k = small ? 128 : 8192;
         double t;

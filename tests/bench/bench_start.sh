@@ -1,8 +1,8 @@
 #!/bin/sh
-# usage: bench_start.sh [DIR]      Start-up: `wrpo inspect` of a checkpoint of 16 GB, and what `wrpo logprob` of one of 2.5 GB holds in memory of its own.
+# usage: sh bench/bench_start.sh [DIR]      Start-up: `wrpo inspect` of a checkpoint of 16 GB, and what `wrpo logprob` of one of 2.5 GB holds in memory of its own.
 # Both checkpoints are sparse files under DIR (a temporary folder): right headers, zeros for weights, no disk space. Exits 1 if inspect takes 0.1 s
 # or more, or if logprob's own memory (RssAnon of Linux, the mapped file not counted) reaches half of the weights. Needs GNU date, truncate and awk.
-cd "$(dirname "$0")" || exit 1
+cd "$(dirname "$0")/.." || exit 1
 ${MAKE:-make} --no-print-directory build/wrpo >&2 || exit 1
 dir=${1:-$(mktemp -d)} bad=0
 checkpoint() {   # folder V D I L H G d tied: config.json and a sparse model.safetensors in bf16

@@ -1,0 +1,3 @@
+/* The library, compiled once for all tests. */
+#define WRPO_IMPLEMENTATION
+#include "wrpo.h"
