@@ -1724,7 +1724,6 @@ static void wrpo__check_ids(wrpo_ctx *ctx, int64_t V, const int32_t *ids, int64_
     }
 }
 static void wrpo__check_data(wrpo_ctx *ctx, const wrpo_config *c, const wrpo_data *data, int64_t first, int64_t count) {
-    const int64_t limit = c->max_position_embeddings;
     int64_t longest = 0;
     for (const wrpo_record *record = data->records + first; record < data->records + first + count; record++) {
         wrpo__check_ids(ctx, c->vocab_size, record->prompt, record->prompt_count, "record", record->prompt_id, 0);
@@ -1734,10 +1733,10 @@ static void wrpo__check_data(wrpo_ctx *ctx, const wrpo_config *c, const wrpo_dat
             longest = WRPO__MAX(longest, record->prompt_count + y->count);
         }
     }
-    if (longest > limit && longest == data->stats.longest)     /* once, however often the data are looked at in part */
+    if (longest > c->max_position_embeddings && longest == data->stats.longest)        /* once, not for each part */
         wrpo__log(ctx, WRPO_LOG_WARN,
                   "a sequence of %lld tokens is longer than the model's max_position_embeddings %lld",
-                  (long long)longest, (long long)limit);
+                  (long long)longest, (long long)c->max_position_embeddings);
 }
 
 /* ---- rotary embedding (Su et al. 2021): inverse frequencies, in the float arithmetic of transformers ----
@@ -2552,36 +2551,37 @@ WRPO_API const wrpo_backend *wrpo_backend_plain(void) {
    In: a config. Out: a model, whose weights are a table of tensors in the backend's memory. Gradients and moments are
    arrays that mirror the weights: an element of a weight is at the same offset in each of them.
 
-   To add a weight: a row of WRPO__WEIGHTS; a flag of wrpo_config if not every model has the weight (>>checkpoint sets
-   it); a field of wrpo__layer and its use forward and backward (>>model); and the same in double in plain_logps of
-   tests/40_model.c. That is all: loader, saver, optimizer and tests walk the table.                               */
+   To add a weight: a row of WRPO__WEIGHTS; if not every model has it, a flag of wrpo_config, which >>checkpoint sets;
+   its use, forward and backward (>>model), and in plain_logps of tests/40_model.c, in double. Loader, saver, optimizer
+   and tests walk the table.                                                                                      */
 
-/* One row per kind of tensor. A name of scope LAYER comes after "model.layers.<l>."; cols 0: a vector. A JOINED row
-   follows the row above without a gap, so that q, k and v are one matrix and one product, and so are gate and up. */
+/* One row per kind of tensor; cols 0: a vector. FIRST and LAST are there once. LAYER is there in each layer, and its
+   name comes after "model.layers.<l>."; so is JOINED, directly after the row above: q, k and v are one matrix and one
+   product, and so are gate and up. */
 #define WRPO__WEIGHTS(X) \
-/*    field                       scope  name in the checkpoint               rows   cols   exists      joined */ \
-    X(embed_tokens,               FIRST, "model.embed_tokens.weight",         V,     D,     always,     false) \
-    X(input_layernorm,            LAYER, "input_layernorm.weight",            D,     0,     always,     false) \
-    X(q_proj,                     LAYER, "self_attn.q_proj.weight",           H * d, D,     always,     false) \
-    X(k_proj,                     LAYER, "self_attn.k_proj.weight",           G * d, D,     always,     JOINED) \
-    X(v_proj,                     LAYER, "self_attn.v_proj.weight",           G * d, D,     always,     JOINED) \
-    X(q_bias,                     LAYER, "self_attn.q_proj.bias",             H * d, 0,     qkv_bias,   false) \
-    X(k_bias,                     LAYER, "self_attn.k_proj.bias",             G * d, 0,     qkv_bias,   JOINED) \
-    X(v_bias,                     LAYER, "self_attn.v_proj.bias",             G * d, 0,     qkv_bias,   JOINED) \
-    X(q_norm,                     LAYER, "self_attn.q_norm.weight",           d,     0,     qk_norm,    false) \
-    X(k_norm,                     LAYER, "self_attn.k_norm.weight",           d,     0,     qk_norm,    false) \
-    X(o_proj,                     LAYER, "self_attn.o_proj.weight",           D,     H * d, always,     false) \
-    X(o_bias,                     LAYER, "self_attn.o_proj.bias",             D,     0,     o_bias,     false) \
-    X(post_attention_layernorm,   LAYER, "post_attention_layernorm.weight",   D,     0,     always,     false) \
-    X(pre_feedforward_layernorm,  LAYER, "pre_feedforward_layernorm.weight",  D,     0,     post_norms, false) \
-    X(gate_proj,                  LAYER, "mlp.gate_proj.weight",              I,     D,     always,     false) \
-    X(up_proj,                    LAYER, "mlp.up_proj.weight",                I,     D,     always,     JOINED) \
-    X(down_proj,                  LAYER, "mlp.down_proj.weight",              D,     I,     always,     false) \
-    X(post_feedforward_layernorm, LAYER, "post_feedforward_layernorm.weight", D,     0,     post_norms, false) \
-    X(norm,                       LAST,  "model.norm.weight",                 D,     0,     always,     false) \
-    X(lm_head,                    LAST,  "lm_head.weight",                    V,     D,     own_head,   false)
+/*    field                       scope   name in the checkpoint               rows   cols   exists */ \
+    X(embed_tokens,               FIRST,  "model.embed_tokens.weight",         V,     D,     always) \
+    X(input_layernorm,            LAYER,  "input_layernorm.weight",            D,     0,     always) \
+    X(q_proj,                     LAYER,  "self_attn.q_proj.weight",           H * d, D,     always) \
+    X(k_proj,                     JOINED, "self_attn.k_proj.weight",           G * d, D,     always) \
+    X(v_proj,                     JOINED, "self_attn.v_proj.weight",           G * d, D,     always) \
+    X(q_bias,                     LAYER,  "self_attn.q_proj.bias",             H * d, 0,     qkv_bias) \
+    X(k_bias,                     JOINED, "self_attn.k_proj.bias",             G * d, 0,     qkv_bias) \
+    X(v_bias,                     JOINED, "self_attn.v_proj.bias",             G * d, 0,     qkv_bias) \
+    X(q_norm,                     LAYER,  "self_attn.q_norm.weight",           d,     0,     qk_norm) \
+    X(k_norm,                     LAYER,  "self_attn.k_norm.weight",           d,     0,     qk_norm) \
+    X(o_proj,                     LAYER,  "self_attn.o_proj.weight",           D,     H * d, always) \
+    X(o_bias,                     LAYER,  "self_attn.o_proj.bias",             D,     0,     o_bias) \
+    X(post_attention_layernorm,   LAYER,  "post_attention_layernorm.weight",   D,     0,     always) \
+    X(pre_feedforward_layernorm,  LAYER,  "pre_feedforward_layernorm.weight",  D,     0,     post_norms) \
+    X(gate_proj,                  LAYER,  "mlp.gate_proj.weight",              I,     D,     always) \
+    X(up_proj,                    JOINED, "mlp.up_proj.weight",                I,     D,     always) \
+    X(down_proj,                  LAYER,  "mlp.down_proj.weight",              D,     I,     always) \
+    X(post_feedforward_layernorm, LAYER,  "post_feedforward_layernorm.weight", D,     0,     post_norms) \
+    X(norm,                       LAST,   "model.norm.weight",                 D,     0,     always) \
+    X(lm_head,                    LAST,   "lm_head.weight",                    V,     D,     own_head)
 typedef enum wrpo__kind {
-#define WRPO__X(field, scope, name, rows, cols, exists, joined) WRPO__W_##field,
+#define WRPO__X(field, scope, name, rows, cols, exists) WRPO__W_##field,
     WRPO__WEIGHTS(WRPO__X)
 #undef WRPO__X
     WRPO__KINDS, WRPO__W_none = WRPO__KINDS
@@ -2612,13 +2612,13 @@ static int64_t wrpo__whole_blocks(int64_t count) { return wrpo__div_up(count, WR
    its index and its weights, except for dtype and data. */
 static void wrpo__layout_weights(const wrpo_config *c, wrpo_model *model, int64_t *weights, int64_t *count,
                                  int64_t *parameters) {
-    enum { FIRST, LAYER, LAST, JOINED = 1 };
+    enum { FIRST, LAYER, LAST, JOINED };
     const int64_t V = c->vocab_size, D = c->hidden_size, I = c->intermediate_size, d = c->head_dim;
     const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, L = c->num_hidden_layers;
     const bool always = true, qkv_bias = c->attention_bias, o_bias = c->output_bias, qk_norm = c->qk_norm;
     const bool post_norms = c->post_norms, own_head = c->head == WRPO_HEAD_LM && !c->tie_word_embeddings;
-    const struct { int scope; const char *name; int64_t rows, cols; bool exists, joined; } table[] = {
-#define WRPO__X(field, scope, name, rows, cols, exists, joined) {scope, name, rows, cols, exists, joined},
+    const struct { int scope; const char *name; int64_t rows, cols; bool exists; } table[] = {
+#define WRPO__X(field, scope, name, rows, cols, exists) {scope, name, rows, cols, exists},
         WRPO__WEIGHTS(WRPO__X)
 #undef WRPO__X
     };
@@ -2627,9 +2627,10 @@ static void wrpo__layout_weights(const wrpo_config *c, wrpo_model *model, int64_
         for (int64_t l = 0; l < (scope == LAYER ? L : 1); l++)
             for (int64_t kind = 0; kind < WRPO__KINDS; kind++) {
                 const int64_t rows = table[kind].rows, cols = WRPO__MAX(table[kind].cols, 1);
+                const bool joined = table[kind].scope == JOINED;
                 const char *name = table[kind].name;
-                if (table[kind].scope != scope || !table[kind].exists) continue;
-                if (!table[kind].joined) offset = wrpo__whole_blocks(offset);
+                if ((joined ? LAYER : table[kind].scope) != scope || !table[kind].exists) continue;
+                if (!joined) offset = wrpo__whole_blocks(offset);
                 if (model) {
                     if (scope == LAYER) name = wrpo__format(model->arena, "model.layers.%lld.%s", (long long)l, name);
                     const bool vector = table[kind].cols == 0;
@@ -2646,8 +2647,7 @@ static void wrpo__layout_weights(const wrpo_config *c, wrpo_model *model, int64_
     if (parameters) *parameters = total;
 }
 
-/* ---- memory, measured and assigned ---- */
-/* One text lays out memory twice: with base NULL it measures, then it assigns. For no elements it returns NULL. */
+/* ---- memory: one text lays it out twice, with base NULL to measure, then to assign. No elements: NULL ---- */
 typedef struct wrpo__bump { char *base; size_t used; bool overflow; } wrpo__bump;
 static void *wrpo__take(wrpo__bump *b, int64_t rows, int64_t cols, size_t bytes) {
     const size_t offset = b->used, size = (size_t)rows * (size_t)cols * bytes;
@@ -2677,9 +2677,7 @@ static int64_t wrpo__weight_run(const wrpo_model *model, int64_t i, int64_t *siz
 static wrpo_model *wrpo__model_table(wrpo__arena *arena, const wrpo_config *config, wrpo_dtype matrices) {
     const int64_t L = config->num_hidden_layers;
     wrpo_model *model = WRPO__NEW(arena, wrpo_model);
-    model->ctx = arena->ctx;
-    model->arena = arena;
-    model->config = *config;
+    *model = (wrpo_model){.ctx = arena->ctx, .arena = arena, .config = *config};
     wrpo__layout_weights(config, NULL, &model->n_weights, &model->count, NULL);
     model->weights = wrpo__alloc(arena, (size_t)model->n_weights, sizeof *model->weights);
     model->index = wrpo__alloc(arena, (size_t)L, WRPO__KINDS * sizeof *model->index);
@@ -2702,6 +2700,7 @@ static void wrpo__place_weights(wrpo_model *model, wrpo__bump *b) {
         }
     }
 }
+/* A bfloat16 matrix that is trained is the high half of a float master: small updates are not rounded away. */
 static bool wrpo__has_masters(const wrpo_ctx *ctx, bool frozen) {
     return !frozen && ctx->desc.dtype == WRPO_DTYPE_BF16;
 }
@@ -2766,19 +2765,16 @@ static void wrpo__model_randomize(wrpo_model *model, uint64_t seed) {
     wrpo__sync(model->ctx);
 }
 static wrpo_model *wrpo__model_random(wrpo__arena *arena, const wrpo_config *config, uint64_t seed) {
+    wrpo__config_check(arena->ctx, config);
+    if (config->head != WRPO_HEAD_LM) wrpo__fail(arena->ctx, WRPO_E_ARG, "wrpo_config: head: want WRPO_HEAD_LM");
     wrpo_model *model = wrpo__model_new(arena, config);
     model->dtype = WRPO_DTYPE_F32;
     wrpo__model_randomize(model, seed);
     return model;
 }
-static wrpo_model *wrpo__model_of(wrpo__arena *arena, const wrpo_config *config, uint64_t seed) {
-    wrpo__config_check(arena->ctx, config);
-    if (config->head != WRPO_HEAD_LM) wrpo__fail(arena->ctx, WRPO_E_ARG, "wrpo_config: head: want WRPO_HEAD_LM");
-    return wrpo__model_random(arena, config, seed);
-}
 WRPO_API wrpo_result wrpo_model_new(wrpo_ctx *ctx, const wrpo_config *config, uint64_t seed, wrpo_model **out) {
     *out = NULL;
-    WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__model_of(wrpo__current, config, seed));
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__model_random(wrpo__current, config, seed));
     return wrpo__end(&wrpo__entry);
 }
 WRPO_API const wrpo_config *wrpo_model_config(const wrpo_model *model) { return &model->config; }
@@ -2798,6 +2794,7 @@ WRPO_API void wrpo_model_free(wrpo_model *model) {
 /* -------------------------------------------------------------------------------------------- >>model
    The decoder, forward and backward, over a packed micro-batch. It is written once, in ops of the backend's table.
    In: records of token ids. Out: the log-prob of every scored token; then, from dL/dlogp of each, the gradients.
+   No op's result depends on the number of threads, so none here does.
 
    Packing. A record is one prompt of P tokens and K responses of R_k tokens; it takes P + sum R_k rows:
 
@@ -2808,7 +2805,7 @@ WRPO_API void wrpo_model_free(wrpo_model *model) {
    Records follow each other; there is no padding. The token at response position j is predicted by the row
    before it: the prompt's last row for j = 0. Only those rows ("targets") meet the LM head, in chunks.
 
-   Words.  row       one token of the packed micro-batch; activations are [n, columns] for n rows
+   Words.  row       one token of the packed micro-batch, and its hidden state; activations are [n, columns]
            segment   the rows of one prompt or one response: what attention takes for a sequence
            prefix    rows whose keys all queries of a segment see: a response's prompt; a prompt has none
            own keys  those of the segment's own rows; each query sees them up to its own position
@@ -2833,33 +2830,34 @@ typedef struct wrpo__shape {         /* what there is room for */
 } wrpo__shape;
 static int64_t wrpo__span(const wrpo__shape *s) { return s->logits ? s->rows : s->chunk; }
 
-/* The tables of buffers: [n, columns] each; 0 columns: NULL. void: activations, of the backend's act_bytes an element.
-   First what the backward pass needs of one layer, besides the x that enters it, */
+/* The tables of buffers, [n, columns] each. void: activations, of the backend's act_bytes an element. train, qk_norm,
+   post_norms are 0 or 1, and 0 columns are no buffer. WRPO__X is what a use of a table makes of each X.
+   First what the backward pass needs of a layer, besides the x that enters it, */
 #define WRPO__LAYER_ACTS(X) \
-    X(void, mid, D * train)                                  /* the residual stream after attention */ \
-    X(void, qk0, (H + G) * d * qk_norm)                      /* q | k before their norms */ \
-    X(void, qkv, (H + 2 * G) * d)                            /* q | k | v; q and k are rotated */ \
-    X(void, o, H * d) X(float, lse, H)                       /* attention's output, and its log sum exp */ \
-    X(void, gu, 2 * I)                                       /* gate | up */ \
-    X(void, attn_out, D * post_norms) X(void, mlp_out, D * post_norms)    /* what is added to x, before its norm */ \
-    X(float, rstd_attn, 1) X(float, rstd_q, H * qk_norm) X(float, rstd_k, G * qk_norm)    /* 1 / rms, of each norm */ \
+    X(void, mid, D * train)                            /* the residual stream after attention */ \
+    X(void, qk0, (H + G) * d * qk_norm)                /* q | k before their norms */ \
+    X(void, qkv, (H + 2 * G) * d)                      /* q | k | v; q and k are rotated */ \
+    X(void, o, H * d) X(float, lse, H)                 /* attention's output, and its log sum exp */ \
+    X(void, gu, 2 * I)                                 /* gate | up */ \
+    X(void, attn_out, D * post_norms) X(void, mlp_out, D * post_norms)      /* added to x, before the norm on it */ \
+    X(float, rstd_attn, 1) X(float, rstd_q, H * qk_norm) X(float, rstd_k, G * qk_norm)   /* 1 / rms, of each norm */ \
     X(float, rstd_attn_out, post_norms) X(float, rstd_mlp, 1) X(float, rstd_mlp_out, post_norms)
 /* then what there is once, */
 #define WRPO__RUN_ACTS(X) \
-    X(void, norm, D) X(void, h, I)                           /* a norm's output; act(gate) up. Within a layer */ \
-    X(void, y, D) X(float, rstd_final, 1)                    /* the final norm's output */ \
-    X(float, target_lse, 1)                                  /* log sum exp of each target's logits */ \
-    X(void, dx, D * train) X(void, dy, D * train)            /* dL/dx of the stream; dL/d of what a product read */ \
+    X(void, norm, D) X(void, h, I)                     /* a norm's output; act(gate) up: within a layer */ \
+    X(void, y, D) X(float, rstd_final, 1)              /* the final norm's output */ \
+    X(float, target_lse, 1)                            /* log sum exp of each target's logits */ \
+    X(void, dx, D * train) X(void, dy, D * train)      /* dL/d of the stream; of what a product read or made */ \
     X(void, dqkv, (H + 2 * G) * d * train) X(void, d_o, H * d * train) \
     X(void, dgu, 2 * I * train) X(void, dh, I * train)
 /* and what there is on the backend and, as h_ids and so on, on the host. */
 #define WRPO__RUN_BOTH(X) \
     X(int32_t, ids, 1) X(wrpo_seg, segs, 1) \
-    X(float, rope, d)                                        /* cosine and sine, [n, dims / 2, 2] */ \
-    X(int32_t, cache_row, s->cache > 0)                      /* where in the cache a row's key and value go */ \
+    X(float, rope, d)                                  /* cosine and sine, [n, dims / 2, 2] */ \
+    X(int32_t, cache_row, s->cache > 0)                /* where in the cache a row's key and value go */ \
     X(int32_t, target_row, 1) X(int32_t, target_id, 1) \
-    X(float, logp, 1) X(float, coef, 1)                      /* of each target; coef: dL/dlogp */ \
-    X(float, mean, 1)                                        /* mean logit of each row, a metric */
+    X(float, logp, 1) X(float, coef, 1)                /* of each target; coef: dL/dlogp */ \
+    X(float, mean, 1)                                  /* mean logit of each row, a metric */
 typedef struct wrpo__acts {
     void *x;                         /* [n, D] residual stream that enters the layer */
 #define WRPO__X(type, field, columns) type *field;
@@ -3019,7 +3017,7 @@ static void wrpo__pack_record(wrpo__run *r, const wrpo_record *record) {
         r->packed[r->n_packed++] = (wrpo__location){.prompt_row = prompt, .row = r->n, .target = r->n_targets};
         for (int64_t j = y->first; j < y->count; j++)
             wrpo__pack_target(r, j > 0 ? r->n + j - 1 : prompt + P - 1, y->ids[j]);
-        wrpo__pack_seg(r, y->ids, y->count, P, prompt, prompt + P);
+        wrpo__pack_seg(r, y->ids, y->count, P, prompt, prompt + P);            /* sees the prompt's rows and its own */
     }
 }
 static void wrpo__pack_end(wrpo__run *r) {
@@ -3359,7 +3357,8 @@ static void wrpo__backward(wrpo__run *r, float *grads) {
         every record on the host (wrpo_loss: WRPO is there), backward to gradients
      3. the norm of all gradients, and the factor that clips it
      4. AdamW on all weights; only matrices decay
-   Before step 1 the reference, which is the policy as it is then, gives the log-probs of all responses, once.
+   The reference is the policy as it is before step 1, or another model. It is asked once, when the trainer is made, for
+   its log-probs of all responses; nothing else of it is needed.
 
    Steps are counted as the authors' trainer counts them, for N records:
      micro-batches of an epoch   M = ceil(N / (batch_size / accumulation))
@@ -3446,28 +3445,26 @@ WRPO_API wrpo_result wrpo_logprobs(wrpo_model *model, const wrpo_data *data, int
     return wrpo__end(&wrpo__entry);
 }
 
-/* ---- settings: field, name in errors and state files, what 0 means, valid if (x is the value), wanted,
+/* ---- settings: field, which is its name in errors and state files, what 0 means, valid if (x is the value), wanted,
         whether a run that goes on must have the same ---- */
 #define WRPO__SETTINGS(X) \
-    X(alpha,         "alpha",         0.1,   x >= 0 && x <= 1,     "a number in [0, 1]",     true) \
-    X(alpha_power,   "alpha_power",   2,     x > 0 && x < 1e6,     "a positive number",      true) \
-    X(learning_rate, "learning_rate", rate,  x >= 0 && x <= 1e3,   "a number from 0 to 1000", true) \
-    X(warmup_ratio,  "warmup_ratio",  0.1,   x >= 0 && x <= 1,     "a number in [0, 1]",     true) \
-    X(beta1,         "beta1",         0.9,   x >= 0 && x < 1,      "a number in [0, 1)",     true) \
-    X(beta2,         "beta2",         0.999, x >= 0 && x < 1,      "a number in [0, 1)",     true) \
-    X(eps,           "eps",           1e-8,  x >= 0 && x < 1,      "a number in [0, 1)",     true) \
-    X(weight_decay,  "weight_decay",  0,     x >= 0 && x <= 1e3,   "a number from 0 to 1000", true) \
-    X(max_grad_norm, "max_grad_norm", 1,     x == x,               "a number",               true) \
-    X(epochs,        "epochs",        1,     x > 0 && x < 1e9,     "a positive number",      false) \
-    X(batch_size,    "batch_size",    128,   x >= 1 && x <= 0x1p40, "at least 1",            true) \
-    X(accumulation,  "accumulation",  1,     x >= 1 && d->batch_size % d->accumulation == 0, \
-                                                                   "a divisor of batch_size", true) \
-    X(max_steps,     "max_steps",     0,     x >= 0,               "at least 0",             false) \
-    X(micro_tokens,  "micro_tokens",  WRPO__MICRO_TOKENS, x >= 1 && x <= 0x1p30, "1 to 2^30", true) \
-    X(recompute,     "recompute",     0,     x >= -1,              "a number of layers, or -1 for all", false) \
-    X(eval_steps,    "eval_steps",    0,     x >= 0,               "at least 0",             true) \
-    X(save_steps,    "save_steps",    0,     x >= 0 && (x == 0 || d->save.dir), \
-                                                                   "at least 0, and a directory in save", false)
+    X(alpha,         0.1,   x >= 0 && x <= 1,     "a number in [0, 1]",     true) \
+    X(alpha_power,   2,     x > 0 && x < 1e6,     "a positive number",      true) \
+    X(learning_rate, rate,  x >= 0 && x <= 1e3,   "a number from 0 to 1000", true) \
+    X(warmup_ratio,  0.1,   x >= 0 && x <= 1,     "a number in [0, 1]",     true) \
+    X(beta1,         0.9,   x >= 0 && x < 1,      "a number in [0, 1)",     true) \
+    X(beta2,         0.999, x >= 0 && x < 1,      "a number in [0, 1)",     true) \
+    X(eps,           1e-8,  x >= 0 && x < 1,      "a number in [0, 1)",     true) \
+    X(weight_decay,  0,     x >= 0 && x <= 1e3,   "a number from 0 to 1000", true) \
+    X(max_grad_norm, 1,     x == x,               "a number",               true) \
+    X(epochs,        1,     x > 0 && x < 1e9,     "a positive number",      false) \
+    X(batch_size,    128,   x >= 1 && x <= 0x1p40, "at least 1",            true) \
+    X(accumulation,  1,     x >= 1 && d->batch_size % d->accumulation == 0, "a divisor of batch_size", true) \
+    X(max_steps,     0,     x >= 0,               "at least 0",             false) \
+    X(micro_tokens,  WRPO__MICRO_TOKENS, x >= 1 && x <= 0x1p30, "1 to 2^30", true) \
+    X(recompute,     0,     x >= -1,              "a number of layers, or -1 for all", false) \
+    X(eval_steps,    0,     x >= 0,               "at least 0",             true) \
+    X(save_steps,    0,     x >= 0 && (x == 0 || d->save.dir), "at least 0, and a directory in save", false)
 
 WRPO_API wrpo_train_desc wrpo_train_defaults(const wrpo_train_desc *desc) {
     wrpo_train_desc d = {0};
@@ -3477,7 +3474,7 @@ WRPO_API wrpo_train_desc wrpo_train_defaults(const wrpo_train_desc *desc) {
     if (d.loss.method == WRPO_METHOD_SIMPO) rate = 1e-6;
     if (d.loss.method == WRPO_METHOD_DPO_NORM) rate = 8e-7;
     d.loss = wrpo__loss_defaults(d.loss);
-#define WRPO__X(field, name, otherwise, valid, want, same) if (wrpo__is_default((double)d.field)) d.field = otherwise;
+#define WRPO__X(field, otherwise, valid, want, same) if (wrpo__is_default((double)d.field)) d.field = otherwise;
     WRPO__SETTINGS(WRPO__X)
 #undef WRPO__X
     if (!d.seed) d.seed = 42;
@@ -3485,7 +3482,7 @@ WRPO_API wrpo_train_desc wrpo_train_defaults(const wrpo_train_desc *desc) {
 }
 static void wrpo__train_check(wrpo_ctx *ctx, const wrpo_train_desc *d) {   /* d resolved */
     double x;
-#define WRPO__X(field, name, otherwise, valid, want, same) x = (double)d->field; WRPO__RANGE(valid, name, x, want);
+#define WRPO__X(field, otherwise, valid, want, same) x = (double)d->field; WRPO__RANGE(valid, #field, x, want);
     WRPO__SETTINGS(WRPO__X)
 #undef WRPO__X
     const char *why = wrpo__loss_check(&d->loss, d->alpha);
@@ -3496,7 +3493,7 @@ static void wrpo__train_check(wrpo_ctx *ctx, const wrpo_train_desc *d) {   /* d 
     WRPO__RANGE(wrpo_moments_name((int)d->moments), "moments", d->moments, "one of wrpo_moments");
 }
 
-/* ---- the trainer ---- */
+/* ---- the trainer, made in three phases: wrpo__trainer_new ---- */
 typedef struct wrpo__set {           /* records, and what the reference says about them */
     const wrpo_data *given;          /* as the caller knows it; NULL: there is no such set */
     const wrpo_data *data;           /* what is computed: `given`, or for SFT the sources of its records alone */
@@ -3578,10 +3575,7 @@ static void wrpo__set_begin(wrpo_trainer *t, wrpo__set *set, const wrpo_data *da
 static wrpo_trainer *wrpo__trainer_begin(wrpo__arena *arena, wrpo_model *policy, const wrpo_data *data,
                                          const wrpo_train_desc *desc, bool train) {
     wrpo_trainer *t = WRPO__NEW(arena, wrpo_trainer);
-    t->ctx = arena->ctx;
-    t->arena = arena;
-    t->model = policy;
-    t->desc = wrpo_train_defaults(desc);
+    *t = (wrpo_trainer){.ctx = arena->ctx, .arena = arena, .model = policy, .desc = wrpo_train_defaults(desc)};
     if (train && policy->frozen)
         wrpo__fail(t->ctx, WRPO_E_ARG, "the model was loaded frozen (wrpo_model_desc): it cannot be trained");
     const wrpo_train_desc *d = &t->desc;
@@ -3660,14 +3654,14 @@ static void wrpo__tally_add(wrpo__tally *t, const wrpo__run *run, const wrpo_los
     for (int k = 0; k < record->count; k++) {
         const wrpo_role role = r[k].role;
         const int64_t P = record->prompt_count, R = record->responses[k].count;
-        double mean = 0;             /* of the logits of its rows and the prompt's: the sum of these means */
-        for (int64_t i = 0; i < P; i++) mean += (double)run->h_mean[packed[k].prompt_row + i];
-        for (int64_t i = 0; i < R; i++) mean += (double)run->h_mean[packed[k].row + i];
+        double logits = 0;           /* mean logits, summed over the rows of prompt and response */
+        for (int64_t i = 0; i < P; i++) logits += (double)run->h_mean[packed[k].prompt_row + i];
+        for (int64_t i = 0; i < R; i++) logits += (double)run->h_mean[packed[k].row + i];
         if (role == WRPO_ROLE_REJECTED) {
-            t->rejected += mean;
+            t->rejected += logits;
             t->rejected_rows += (double)(P + R);
         } else {
-            t->chosen += mean;
+            t->chosen += logits;
             t->chosen_rows += (double)(P + R);
             all_chosen += r[k].logp;
             chosen++;
@@ -3704,7 +3698,7 @@ static void wrpo__tally_end(wrpo__tally *tally, const wrpo_trainer *t, double al
 }
 
 /* ---- one pass over records: log-probs, losses, metrics and, in training, gradients ----
-   list[i]: a record of the set (NULL: i itself); weight[i]: its weight in the loss (NULL: 1 / count). */
+   list[i]: a record of the set (NULL: i itself); weight[i]: its share of the loss (NULL: 1 / count). */
 static void wrpo__pass(wrpo_trainer *t, const wrpo__set *set, const int64_t *list, const double *weight, int64_t count,
                        double alpha, bool train, wrpo__tally *tally) {
     wrpo__run *r = t->run;
@@ -3735,12 +3729,12 @@ static void wrpo__pass(wrpo_trainer *t, const wrpo__set *set, const int64_t *lis
                 wrpo__fail(t->ctx, WRPO_E_NOT_FINITE, "step %lld: record \"%s\" (line %lld): %s",
                            (long long)t->k + train, record->prompt_id, (long long)record->line,
                            why ? why : "the loss is not a finite number");
-            const double mean = weight ? weight[i] : 1 / (double)count;
-            const double w = record->weight * (sft ? 1 : mean);
+            const double share = weight ? weight[i] : 1 / (double)count;       /* of the batch's mean */
+            const double w = record->weight * (sft ? 1 : share);               /* dL/dloss; sft's loss is a share */
             for (int k = 0; train && k < record->count; k++)                   /* dL/dlogp of each of its tokens */
                 for (int64_t j = 0; j < y[k].tokens; j++) r->h_coef[packed[k].target + j] = (float)(w * y[k].dlogp);
             tally->m.loss += w * loss;
-            wrpo__tally_add(tally, r, d, alpha, record, y, packed, mean);
+            wrpo__tally_add(tally, r, d, alpha, record, y, packed, share);
             packed += record->count;
         }
         tally->m.tokens += r->n;
@@ -10542,8 +10536,7 @@ static wrpo__setting *wrpo__state_settings(const wrpo_trainer *t) {
         {"alpha_schedule", wrpo_alpha_schedule_name((int)d->alpha_schedule), 0, WRPO__SAME},
         {"lr_schedule", wrpo_lr_schedule_name((int)d->lr_schedule), 0, WRPO__SAME},
         {"moments", wrpo_moments_name((int)d->moments), 0, WRPO__SAME},
-#define WRPO__X(field, name, otherwise, valid, want, same) \
-        {name, NULL, (double)d->field, same ? WRPO__SAME : WRPO__FREE},
+#define WRPO__X(field, otherwise, valid, want, same) {#field, NULL, (double)d->field, same ? WRPO__SAME : WRPO__FREE},
         WRPO__SETTINGS(WRPO__X)
 #undef WRPO__X
         {"seed", wrpo__format(temp, "%llu", (unsigned long long)d->seed), 0, WRPO__SAME},
