@@ -4853,7 +4853,10 @@ static void wrpo__cut_added(wrpo__work *w, const int32_t *heads, wrpo__piece p) 
         int32_t head = heads[(unsigned char)s[i]];
         if (!head) { i++; continue; }
         const wrpo__added *a = &tok->added[head];
-        while (a->size && (n - i < a->size || memcmp(s + i, a->text, (size_t)a->size) != 0)) a = &tok->added[a->next];
+        for (; a->size; a = &tok->added[a->next]) {
+            int32_t last = a->size - 1;  /* compared first: many differ there */
+            if (n - i > last && s[i + last] == a->text[last] && memcmp(s + i, a->text, (size_t)last) == 0) break;
+        }
         int64_t begin = i, end = i + a->size;
         i = WRPO__MAX(end, begin + 1);
         if (begin == end) continue;
