@@ -5489,89 +5489,90 @@ enum {
     WRPO__CLASSES = 0xFFFF,
     WRPO__CAREFUL = 16  /* added to a class: NFC may change this code point or the one before it */
 };
-/* The tables hold numbers, packed by an arithmetic coder. tests/golden/unicode_tables.py writes them and says how. */
+/* The tables hold numbers, packed by an adaptive arithmetic coder; tests/golden/unicode_tables.py writes them. */
 /* runs from U+0000 to U+10FFFF: class, length - 1; class 16 is M with a combining class, which comes next */
 static const char *const wrpo__unicode_classes[] = {
-"U&+4WE+{[LEKjHJ5Ul;L#q)emBdVTlQsA3MON!/1|OmuTLIuiHZs#n9xgdaIWz8[db6nATQ;!Hx'O {^NL WyH3_6KLHwC2|Q{-vIhq=2Sa[Jx}a9!6,%",
-"@ug[I.}j L#q^u +<vedn- { S5S}9hYYt*H4[r^i0d[PT+i3o-+}<.lCQt.C6w(z$jvgRWJ&E[24hl)@p*kov+M H8C^9fbIKWh  yy6~Zi%o8tsa*ml",
-"$*N'30+Q}Y>HsXu*vSPiOr[y>^|}C7[lr8Ov*>%>-)Xypg|OyeHl;vw9K/4hq,HrnbGy'=zIr#kY<3~CR~FJI:^f]kyub>7CL`JI+sh)g&ZvKCn#fEe%l",
-"-]u!x6|ev,hAF~UeErWmE$Z$sAGZ::m|MM:q|ghp/+DLQDNIXW*Jtb;I!6$JW%7bV,('[&xe'+hW}CHe91yRu~4J-_>m#x^Klo/JG-}IM;N:/UP~%u:.R",
-"GCDxwCH;9oh1-9w-a<<R8la&D/4kyRv{jT9)BUL[[!S8vFfoOtUA/;Vr'N&y':a'3:Y =(3bJY#=O;s$!~fKRqW@tQl8^X61{6P}_fw}CQZ0#VLQZnHru",
-"RFfq1hN%* (9Nj7Gze0>u[<l#{.UZQ`&]^zXmu<l/eCD;,L=llpRcSh*U%pQ5w/iU2;ye4kl,@B.7_S4eCI,5, Om&sGJiT#/Z{+t<PD4sew7]=E1;vF6",
-"*(Q5I$s*l-_aD9hW,J;X@D-h_*+f;+G`E&0@RDm=Jn=/ey*E57!fXN46{Q;fGD0Ndua(33#z`8Rmo<y3'riOmuJ[G& zOlB[FS|vVqck2dtB29DJYnYlH",
-"Q:If6i.}q#V<X[VdYTJGNoXn|:P@l^C5U,z~le(R*@Lw3>b]IXzuXf&Cj9#Hp_)gLj]t)]5[-_yYS|eOly>Kb/QiY4( !+Ds5My+tR)dLXvqLmo,IRg8+",
-"&eM)0B}RtP!+{;bfB$,C58=D4d1gm2y-TF@):5`^PESW8GUPglpwVY6XtJwdBqfja8R7pDse&X]6%D=&n.bpjKDB`T9T4'#a}U+Q(BY}/-r9JmEmIE{<O",
-"qs#'hzhCixA277D MQ+<'#MbwhY2rAyLEz[jWPmZiv$R,@GHrlIJ_0vGC37ntPvb c<yu0YkMex=# ]8'@9G+ 1:@t3C,i@P#yva>-NSwL{E|T`;jNX8e",
-"D_ t.N@Df3LE7-Sx^ oC 2qNnlZa/Kk>Iwp%0DGwKLX-)Vp=Nx[LVeNMG~^f$o>gO:n=f,iH+>SZZb@oohOS+|o';Ch*Zk[rWAyBJ9OEYqp'>F+FS<|_]",
-",M1vp*_VJU:NoN@C;r#EdX4(055s!-kz.3J8eRBRT4!CpmC1o!$W>9c;zP#,21Z$x2P_ jP_L=Td$0[re2iac1kwGd@wOIQ}XP*]=~CPS>DEj$~y_AWE]",
-"6a(Ll',vA@;93C1O;gEW0(c9w+.Baz PrVjsiX=/}$d~L<-UomdV[MV/DT|m)zkbBMme/*RD9Fr50>7nhg5peaHfn1u/#po_GT&a.{q=((ZBS@)n KeS2",
-"*J.<dDoOm2cCi] e00a;>b@(%K}%LUDl$5UPGwo=s_m9]Rphi8cu5|OVb/Dmv u~}bB,gcW9r[EN#S$#*Y~qUf$T&Rnf7r[Vu``^dxbav-K|CxjhSGVsr",
-"z~4ihHZV1Pq@U(GJVY vJx~hcq#hBbj%xKpF/vLjX07jp<9nb%JD'S5Q#NZodJb}X~m{Hd$}$hF9aSgte~l{K0vl)0w_8]!!Tzl:A}3v>H.-%b}YqR Zk",
-"*;a&<VAIJm..v1@}H/Zo^=L8PmNozbS~ pC{.g0Rx=o!_epubA.)@BwC5 EzU]K6rqbZQXBP4_#-O5agE%k6 3C#rok3`, {:M55-!renEv(zLB9K(/3m",
-"*0Uxb#%K|xAi{=%gZ2:o-Q2H=a0]U5+)twDqej9QVg;YStm`C%#_8o5P{@4;3vA/i<6v&4Nm [Pc:J~!C;7q4v~X4oXhtSK{Z&0U%.rV-nT.;~PX`_<lr",
-"+ 9UiL%r^v[}u,03:Q@xUeHa7Q-F[1sy9Cy^u;<=c1[M$sm;_]+exsw-jd4~=M^%@5MSH%Kn)JeycMl^;tArzs:-VNK990{RN_SZN;<2]K]+3:{>:v*tv",
-"trBgY'<ZZJom^SFg}edr~V)z{#d9nKQ0F51ioI#)B#LfS#Le_g;uqxnW4|/oA v2>@!.Ba&fy/CgixmA8^aG%Q<)mM8P).'#RrzThlL5JB3]B>>in8bH5",
-")/]6T;AUdSxn}fal1;9nk8G:&!0IxF2>b,3 8{yDdE+9c.'bCC$=^dF}e_Pn1zoT3JlN2,w9-^5bIy r0y<o;9.Y>JXVw@:[t7V9cm;b!3X@1Vv~xuSMh",
-"N/e_FS4R+ZvSlIFCl>>>O3+}UlAqLTS`[`P2_S~[OtC_sPLWw{5@|4S>Hx)mX@*g~}OFkQujr~UOB<K;O:!.kb]|F9y{S/&p^288]pu^ot=X4WL@!feeU",
-"%d|{lxC)vlPQdavxX6]v'/jVowF~JL4u`r@P-Q,p}3=o<St,AR@rGCj13$Np:{~hvEU Z,;PH$lp5uYU-F0Z])2)+P;a@og:-v IXx@_Z}Pw'4IT2`VMO",
-"Kebc'-#om.FnjZlu_^l0^}-iw&SS4.~aRnbrkY$! 6B2!Hdt9Wu,nDT71o!SyDJfVHrf}m'E8QH4m{C:lF1fe}Vp<W]s>wH3Z ;Y%hqY483$MJ;kbnj3*",
-".ier:2k&b!kbZ7B(X#AEDQj{><_f:w+Z|AiMV3GZ Nq$U8LejtPO>:+nPe-E,^ N7jEtd5I,{u.K`/v;#eK07#AC+NmQq&W1{cT.2Z9(R '=ddY^RM2np",
-"qP`|2Y.0z[9(CA'[ZI)oP{g{XmrO1sU(KO#gt2< $t4NQmYJp3M$Mh3xDVrS.wVIiYd/CFV1vTz0Tj9/M@u|B]=rS2$1baGjIXC:biY{hc`_$t-#u]N(1",
-"fr$wVB2,8)1,QeTwX[FH-r9aB5*3eR&U*sLMN$:iu!E9$)l,vBe^05kXp+#<Gc;^FgqN*]u1,KFU2SKtNypBMyA`1#f{1^$<4txC!aV@BQo,c,uB@[H_d",
-"(H(wC7[5s6H<Ub{2^rgGW{scVt_E[mo88'+)yZgTs4X>+V2KK1M2d*{A/<6M4gos]GX`54G)Z+mfh$^(uIN:D#*16wJk,~sB;(}IpSXNK2:w^4#|nm;;p",
-" rwC=jOA.QUs!7'gMqosqLc^a.|1mQFg@ZogW'Eco/6HR7W$7X(~,F.o+0'Q(,t-b~::rz3D=zy#NFPq=N)8^WUi4`K;,+Rm0Q!6TCOon&y^Q(|^hSpSM",
-"KQ8#~AP6!%Jv3(r=yo:(_ "
+"UPAYx2i86[d{}8(G2]Pc4-cOo7{PF;KzLnd6Y8sdi6]h}gf@1Lsh!Kuz.mo<;d-ut D~g^eDupNxZ =+=Fxf^aUBd@xl>ssEm668.LV,N}C:!&7Jn> Y2",
+"G6SdCW8X%n=D0-4Ur4XLSksVn)h2%xBU~~}|><<;fZfmhOt)r4e_@ibLX0~DTMSQ:'=f J}e,hv{$Vx-{GsK]ag0;MtJbwn0dAIFn$t{zqm1nX|0554_'",
+"r3rvrR>'-=>YyFNS};CVqR4c$vWj*}H;=dVV+!Unzk2^5eYulYz[B7<[){npe1H;=o})}4==>DHnx =XSAa5P6FLwY)J!t<eL5$EU~Jp,9[Sjx<fX#qXt",
+"NW=s4*P6O|v5'qLsd1+7oR8L[qhR guQL|4wATMiYu[xP~=%tIN$Ft!k|}GR6qzuB<_}~C^ :bj'sy0ynZ[0C)Bz(om@BF]IYt88g&@m=(=i^3|T2*Mn)",
+"Y@A6SmyBX;Nj$SLB4Oc|V_J{gePk&,}2}QP{}lD(NYu)2XUMoQj2duK$awfvlp`N&HdAtt@`fNpH3!2TQC;U]PkT$^z}4< ;=J1-{;V~z<t'M&%zmBPTr",
+"&E$ETU]sS=;tM4Ne%b~sD$qRODcy%~~,-zVt2DKuHiZ0@s3opTCV[nR7ZfvJMQ|- Q]~:0c(87x#HLchz#Ih6h+!9R)>nuB4}G,r$}*a;tSM2X~u!MuG]",
+"3M<*5tiQNwLKjg-KVciS~]A_w^Vu;~RsX&Bo@*CVubJu:~@=f`U#9b:p,m{tvFiC4mA3'1'Lk*%c<on[8{pW6OGA2b~fCNrm(s({yo2h!'+MviQg#Me}c",
+"sTB #yPL0N#$WZTkhbk F0DCPf%sKj]rH6X;jb0,<$cw8+8k'E~_(HIBdBO;F`zVtbG^*o_L-1c}(Li*^HkSV'rsPFCa'eZ[ ZMQxT$ r.38S$s>S1WnV",
+"Ne2XRKYcVoRK&#K#b=xdx#_81-a=(^Z',x:QG-Y_uvNS{{XU5p{;97|WMkdPP6 If>}tM+rs9m)1!@RFX+$,$=O<yFpm9@x4x4zjM(9N_*]oWDo7-V|9;",
+"YN]U459%CGK;oJH[XZ]Fs Zl,+Tens~q1-cEV7N>C|{[`>QUE1&(@AY1B;[ZuW;=(<1g (yYpE8ne]U^G_SMf8.4v_Oh,{UW3tAJA2QesGn;K_XW[aK]$",
+"i{R)wEog&XQ1D,U;#O(!;{A[=oPv2w M<1GG-A_D0jez05'c4j)A{V<DJB;!T9seacaA3O@sM+[<nRxC!,`P,jN~K6IQFjUxl_AoWx9f0f;-j~gZVXP0K",
+"4@`CL~}b-.fF<DB_(MJ5+xQlEYZ<GOhO.Vve;65<JJGICRH3btn'(2&fWp+GSd7^Bx-gkOPDfYPcW.qI0b%0BE '5IbO&zYjRy|pc#h:dHb:]y|%O-F>+",
+"'6*k5O98w4g`bD7ERL1G9ABJ&t|G>&z+9C;dYFaHC5IS'5EY8E'FN1:IbgPZOQ|5{-S=}MAjX4o!DjR=dqBdq'-P9lFq7gxP]s3u${PCTty30&uovcuh[",
+"Alrq1s,#^c&,r8|o!cskpkRwU&46@):dG3zu9@psEbksF.K0cGdf^N3RR)Rm|w{=pfdzKTmqq}KmT%fE0b_;OR#rmH%Mz~aG@gYo{-}dqvoTR|]Ft,1jn",
+")0%|lj~:ZV.Skp j~DCIbxuf|w!fu:y4>g(X,)pzN>f0yXzs'qbQZn.WZaG8<W>X2'vt Z{n,TIIZ~*b]'nly`twF+mkoD|v3'C,~F>hW<n:c:a+Kk;nM",
+"!e.hxG%2YgWJO65qAOa*2UP^Dxfe2.(E(`vDuT@L%oa%K.m[7Su,ssz>4vcy-=;_[Ef!L6^ttq|o5&Wd)_#j#p9CO:Fz]48P}g,lGerpxoLSWB-OcA.DE",
+"QXivQs;,.]Kp$s)}{~Z;@';E, BTTEOR+UE}&yy(K)cL`6}(y^ST[9^{K1}$=<G>V(dBn4}M.'^$1&VuKz^y8n jH> PCE$24->Hn4.JrR-h>uvw|)Tx^",
+"HK&'FZsQq'&RWhw_u5|}I<czrj^,P-bBUUfQ!$D]Is(;dfk_tAFnB{Rf_TjAp7WI)FX9Si4nMSyq3 )8&}$IE`vP60:6=m};ENi~RoD^@T|:]>vDOfwRk",
+"8_iuWgEq[9#:RtbR5A6dcjvv05Z2Oc)V`ItlJ-OdrKj&1kJ#si*3LO%7%,+o-K|&[[#|_nDH&91uPL+hIK(suWK=Y.e^%]U>e<SwRs'F[_4((CkGHDpY^",
+"A9dp:P.$kuX0c8Iyw!;Dq.r`v}8f)t[a$DU07t,q|QlFbv*+So@HY=S*C|vd3!P:=V:3e69.DTj@_g1w6~fYPznbv1dccsOt5p.^.L8t>;O>~t,;(w=K_",
+"!;YZ8Zd]Q(wt5%Ro;RzE2O18)~Aar^t=%VN^$k|;6_z4_!,vseO l:M>e'dQa6A6PqFmSuF_h0mFK[>C1'u*Sct(R_QNdLSYg82AONM_;GKAvw)<J;S|j",
+"A]0:q*%|9wWNyLcM7r;,c1_,J=:2*2R>#Q<t6@[}~{m#aBY(m]7::q5pmtzGpfKY`FO*^DR6mM,0'dH`Kq5GF1pTuExQ#Fs4+xZCmbIN.~.BXISWN=DOe",
+"~C)uxBDq&KUpP1|z:=1Xtg=7D-MUDcOt!WZgF18qPM^,$7<Sj!aL'M.L@ }[A%yIy-=#vK,wj{9(f+na;rKaMA<PYKzOCXr{bsQ)zQXa%sKmK+I6p^&Sy",
+"Pf8tA#rkhrgjByNS0#npuOrS%X`}vorUU[JfPxXg{DIyB^7{[Q2-9%}9@E'kjq,Gikkc7GCQd&.=pG*AHd{Mu`Qlhm_(3[EJtFnv 01M}#P:jr**JdZX[",
+"]ueahw)-[1k}){L11^bX% gm09~gsm4<)Bc!ua)biB!BwBN9x15vNT0dk*PQ^V*jE9]wFl6gZE%(Clx5FV)XAe#vz`0C$.a;5S'Y+!5_6t{nmje23zCDO",
+" 6x)Ds*)Vdn&}z9a;&k0-`HQeuVp,B7ue6,2cXX6IHc|0cIZW<-Xn,QWt,6F<&T+te4'D*O,E=wa!J@Y4,pKD#b6#rmuJB<Q:b9#=z<L*gz[Fsea o3=p",
+"RHn%z_d)o2r YSHyN+0dMf-ewksacTp{ k8]Y+<hk&38ATuu$U4g)hj{Sh&=W=(`L:VNQ<GaVjNItKj0|x_SAKd-~Xr[C-pIN$kV=2n1*rL4vc_llE|sy",
+"05r.@~j2axsWTn~AWB[W6+hB%s%2o9*sY'vo]f<m(P)::LmzF}|u+vP>-z*]%u}ylZ[NW6wJVo2q.XgH!|mwhT:va(:p#~i_>tMks!Dy'LoL5v^5Q0-WV",
+")!gm~ivgYey1;_(OPTRjm*B31^q0`>"
 };
 /* runs of decompositions: count, gap, length - 1, then for each code point the zigzag steps to its parts.
    count 0: two parts, which also compose */
 static const char *const wrpo__unicode_nfc[] = {
-"P9SX{<PX<=DW2ts]hY'v,]]41u>mH^c&XLOyyq$Ek+n/zAW NOZ6}z%dN*A*)1s&yTm<prlEr/UY-wo&me^^qG!A5n<35pQ1_!|be=Z'It|anXuXQ>-[R",
-",O2USG!;n7W`a5N,ut'=9%~[*Frm-P]N*&K_O|sz,5@Xv6!EhyUyWAYJ<>x|8yU!|bP~;TU0dz/o2>UMzkEY:W}Woabv`94!e}ti0pW-p]#K]{ mD7PQf",
-">hO`W^2; 3n:w[/=puFJ`);;#>'8/fJ:(I~'<Kw,eKP;@zO<E%RRWnQ,:CG%rtMVA~:'!7~4+zK/}~FfpHOJDsiU1v]93J{IZUolUmpWp.pOV<'d9SBEd",
-"r5$4Y8! ~7yrE`>+uD2ebbsSr-x+;v=KR'W-%~ydhER@$cQKG.9}]mj(L67xR<6):VfDPDm:9GbcFefodbPW ^`uxj=LMG|pCks=vw0_$IL{bWyz[# N~",
-"(l O7#G2<Fhu$Isix=>7Y$yW{X=X(lXMJ'rA51u`wGZ4{E>p[10X<CBy!Z/ r|'JN->]Q/QFJb>lY)GseHZ<kM-FPDwu@)k)IZJ*mY0+ [w{bY:|}h9Xf",
-"n&)'Co;X,UgF[Z&0~JCMNYBMCb}9f6iwWlDQb'&{V8T~mzkuw{L,.EH4-Fx(pWyp.c*Ms/GOr}91 YQTKE,FQJ3Hy<|'-c8O]@FK'HF)gQg_7ciYxVo l",
-",vYMz{61S;d+ Rcac`7'*h6]WkcoEgV@&QZO`O(BN-ol8UM{p-_]WBc=P_rI& m9VeM%4=LXB`J+>h[z,SX+{Zs59CPc>,#aQh9bUmZh4!bHdCvqoMcNZ",
-"al_Mq(oEp!._oc^rS%^40G39 $Xa._H5@%sUve'|=*/`1X*P<5} -dNnF.90t4'2(TW2=@+vT:AFcJK:z#bw..48Vx|FboV j=0ZK5LPq7n0sK YUwo-@",
-"fd7n([-z$N9DL,MF)2F/-|u]9r<(qX2x/WIRW(gF|Mayy,@.i:>Wb9j~yq6.i>LT@dTp95}1JzE_L'K:Ni8$|;x{J+ie gcXfVG2Ff>M1rjreH)Yks#i7",
-"fZzv Modg@x46Q&=hk5^=OQoTKDk*yYfs:E:_{n32ydk:NZv;;vH#d$XH8Q.kpBf|2g0c4ev(,*Xrj}[=7AhjAvaCXPn|'}v$E`HmbZQIvS&2~u5g%m'}",
-"6fu5<w~U3u)lj*L_<T9])/*^[{B ZOxmea;_j=E;F%FC2.OB3#:'aa<HkFF%<wy*P$|-zC({d=JUJf}_rBOWo4<H{`C5`$K$'9n>/Gtom&HY0UQRTV&5m",
-",bfoAq[Nvr.4H[1z#`Vb]x!f_z:fAC-Dmr_`9TQ_Z*kQ,oaHc$$J(@*K9<ebBpdS8Cf1cc.rn_E`R e_2JX3#N#H/yudt}1lMB~o}pW.sT5!nE3gGBP1`",
-"SuND[{o&W:Fr`V<VmjX zkgqs=J+nXD2x.368J@G!BI%Oobv:p+URj-h>O.d`3X Bl^Kdc2(qLX,b]E1~$}NSCpgmRyR9Z4%uLU^0n+}h) wdIR#5X/qg",
-"9#VhV~W:)=c:raP7Xu-RX ^esQm[}C0B1Gw|FMuRZ{`8[UlB)FO4Y(ht6x+IMUG4J%j~eW3N[@.O;*YM+lbxY|e24-p[!;124ZQ1__sbGA$O&'6^o/}74",
-"t_4eQ|3&Hzi:))Hw>z9,V &YaU~+95#RF(DW;(A/Q%hwSu)jSxqBq:]G~zn;0B:FYOu[Siw#V5}m`DB/IAYTrxqsSGB8sScyu;X(hM^q;Q1M0az5w^w_r",
-"_Y2~,qs60rlZb0!N'E~K)6z^[eV`g*8N#$+P(rhVTs7^$@(B={k7EidhDWY`ID3p.:_GJo,|KPPRH~(1vI4a8.&Lxk`wT(Tkd)^<-$hA)yHC`uKO*C|OR",
-"gIqg$uak%^'M!^4 -v1<3D]*cg*&.}&:v^I:JrBj6z>_MM6%-v-&{T}(MbXrTp`_=f8+ho;ls2*iwuT,YlbPP1&*l2V@7QGf&/|<na^l_JhH],qGI)[W4",
-"$JgYygS=Hau|Bv,-cZ$} aDS|Ie>>.=_'@Z)i4XrRi{~A~%=Z__/A||U$9z|+/R~),C4oJ[J/ED_##!#5}c'<Bfk{V]4[]zI`FUfm:r3sJrF_}MnQem[F",
-"tY>o.J/@o_#-&{dnm8''Mt/0s)tV8pn3BM/98$`NA@Vfeyo*bx!u$%Dgcp0iZ8w3l|~T)H tJ4cN4o7yCK]4zJ7w+,T,De+%7&!-wsR:LVtIVM;fg 2:^",
-")oE#:uh@_Ad_QG`Tf#Yn9;.*z^rI3{&<3rG0zn$uJo=krgsOf2/.6i+_>/yliOCluO!MQUe3AnOA/T7xGE,Z{Yo&y-c,VqWU78Y9S+b%#7q-Ql0'jGoGZ",
-"Sn.'svCr|*;C-whsUYXI5F(S/_c[wp+[1jaRJ-`s{zL3$JW/{5-L9.vf3jmlDZq}S;6eVL:=-`mR`#4j!vmEWE[h,*4Nf=CP$&e,ZSbJ#kC,XWvX#_8SH",
-"xfTEVU.b/5h^|DrBSeE+x z,y!NZ~%_bT[{=7b<^o6V8cD<,C+r-,5F%p#,61QrJ4J&uT/T1e:uK0*X>alz(MftPDp3M6St|<D;CUTtTB2oc6N7{P.()i",
-"=5Ld2nA^bQz_#d)*2d{kOV4fFGe*;xUqZUy5VG2nC`p*0C!-E^FJPS3wk:RFcfRA/B/c7c(oTE/pOIh9AO|Cu~UE>B}^/F)kz={}zI[)~BpaEm1eb37K.",
-"#/tC(]ZT~nnX#jxW.r2kkPF|'r*Yp/9OK@SZ A|c`nu>]kQwk0%#mn>h{I<5U2NIt&xMwx qv0y )nl1^JMg{E#is1H>!8rv9TcQ;j+JQ1R,@Ka8fr{6z",
-"O9G]:fXdiP}YO+1hp[2`w$~$Q)';OTH(>FK,R#>xqp}siv'um.#SNmEbJWXjHj}Rb rn#Y=v+l*K&.JmIaQjrep[@JP,+a}mjnUXkQ|Dw]82)p'wwRF8/",
-"X7Z(89IbC(uA4ZyPgBl7#^j-N!FsG [PVj*y2~>}`.q1(F,tfJ.JmH`{AUSJmEUX&k9G[*cP=-maVH0EzMeHFL=27T^9 [Vj&NTj%f-U4A:=.~8Ma0is-",
-" pHPG>{RG{sGJ6wIYLL=FZA'tQQ5!a'6oSF#dtH>[n82n*&Elmp~RS;a}Z,I+d}!U(9G^[/WC0g>IB6-^@W/17Nm|bt|2rJgE r.NCi*UJVL&3=b$*yeZ",
-"3hz;8va!,96UQGN:8T.6.M3Fu.O9&.@I|zzx;[{!NRkW2q/ATj.}lcBD~GWBfbV*[JF.$`UiMZLPgPfzPJ#^mhpz0|Mh|ECpFF;S!pF[(q(bs+QdhOoh<",
-"Nkuy`R3*0n>;]2 ClJ.X](r^]It'bc<WQ h}+]N&!,buZR`cXD#Xe]fZMVq:o2e/FYd{%2{>IQq@gO8mdU@tIzGEDR`R({CM|f{C(p,Cq@Hl5mvM>gNnu",
-"6IIhF!R0;kj^DB1C:~eWpqC/<DWB(Kl,;XUA{(1rC'U+4=Z0|(N@5!oWo3I6TSAQ@J<A*aY#6n&ML|8p.a9jHoo+V`9]Sh'^fm*8)6t_z5e}dJaNS6Vjr",
-"[jymW61cfengtS@k7yJ_/Z^8Qj :B9y0=cS>XXTRz.;3-<:=z}bcfO#<-#3@2'q0&D'*noh60IhU8aryv|F7HSn-m)#RqaonG_ar3,dGJ~l@qj5*#}2vW",
-"7zEPe]q*V1r*>yN2RoWI#/='CG71}rar9x&bjQ1&Ol'* 2@{TvSV8n1X+5[gmC6'!3_6x0DsZUUhjTg)pG=.z/X'/b_2[l.rD0]zBzNWQX&0)%/}W)T!%",
-"}Ke^L;LF+}T{V  0&8s2ol[Hl;eqa]Ak+8QP{zW{oT8*!lY{>ETp^iH2F}OBY_tf^)]1IXJ9]Zw<+#L[^2<$CW^uTKM7S#Yl4fqce@l}=*8A6s|9HyCIW",
-"DIR#s2-mWCfbWI!p^0`#kJ_=3Xg]*lZ{%,|.|_gRNJDWSzZ:P0{vbjy YY)u_(9~ dl Ki YkS)z~/96>HiRJPVj_[:I'ZY..oNd7~P^i)`n'2VkAw6AY",
-"6Y]lw0tar/>moy[ D%kvIw^Q,Qw "
+"Pi<a_8QNgdIA@eR5j;o>1W~=IODWZrK00ydaV-u,Ce6.t&T}draN$l^[3^ TkVgkk*q'&CZ]Uf7ecHdNZ`_U@3PhMb +I&,Ul')9u2O>;XvaPxfnLMQfK",
+"e;9#u*B6~drjKAq1m#Xs,-L)M&)$P&}VOPqHx uLi{0%7O*)UBnsazQ}JA M<Rl(:|403O5%|jhD#6-0^a*4Eh9^N!(#=Uk68vvMiTbS+57B8Z8~!mmSb",
+"ysKSDAfZl~Bp>+tT~hO<lxyXT>fd^AB~BO2[)Zj0D{RJcj2V@Pdo<:=>5g4+eh1M;{:t`A${|l) j+qSm%nRIL+Pd!66R&{8~WT>Q6RjMl4,f^Q69k>l6",
+"a1I5$R'#U)N2Zb@[ N)yvA]Y4x)bENp=Nb~FLz9qoi[M9[WN seB+)e|Y$*Z@[Fa6W1`XGQD7:NKN|lJDO<QuE{ D>,dx>%7GDk3]>$kfLWrq~w*_HYw0",
+"J%G,u5xe&:zstV!J]x0pHl_33x:H~2] WpxozH9(,d>&{O_._u&!yB&+6Z4QsmE]DsN;ETYg;&#IxkdGfQyq+LqowJyhTU.<c8,Ci+dhS<C1Ej dyDaui",
+"dueXdO[rfTL$9Z!kL+xKUIF9s9H<F&V8R<*pt4 WsaIHsAGYu;#WYQ{t9@cLC2D@YDdv&Vt]6Es#=8m$>>(.i}dRN=0-ZQBUoI6KMZH M)E5(K7T*E`%S",
+"CF_+qwJ|ZE7'(e4zk`EDte{E9d1Qb-u>v4xCQulN,d6[nz}S^02]WC+vL9mcLSQS3F$p^7P)E8UCuMqeq`i*(5xarqR+lWAsL8(EL]clWNk.l_oJwPkH3",
+"p@|j{#b{g-V:!VU7i;-9D+8bsdQGNDe,dCTGc.Fi]>HyEcT*D>AKDm)hEgCt(=v[M4PFa@7U3{XFRDP#&UqQ3X-VV~u$cE6:EV22K'Q: mn[n&JA o1i0",
+"Q8Da*]vxTdlp.EX-P:U(M:LpK;'*)I8UZa)vqu#^7S%j.HaMjW) +=d}{MaZkvAp!zX26gboRWRxfS(eW#|GZ#xlmc!W7@.CdRkE[^,U{t;'3|#*A7Lpx",
+"g4$Jm{R|y0A6Nf{qxTxJ;6JKL($hRsm~-PDAX]*b4^m~KCt48{+YiW`IYrg|@2 ~6]+ 4wirLo2LCYz;CEst7_}#m()}tGsfD'bo=Sk4a04#}hb)pD>:j",
+"F+NfB<1xC*JIO]YkO}X~4Lza2Xc'JrqDY*l,dC}OxzE'.eQ1d:vfODtk{*#rJO0mU8,`To3a!>'tWk4za.F#*cJ|qz64Cog|6[vl;wubB4E'Uu9(y|L@0",
+"Z]n|*P{}&J;O{<6{G,{GWoW^K|Atm$^tDbxZew>+UM|C[4w%Pbmr4`TN1PAk<XUlf.lL`O4,$>x~9#w+Ez}7<TRUO:(LZYuGN><$(T&h`L$fe6:9X<_^r",
+"y!RS6Ctn}UyB2kLv0Z'qy0k}KxXF{y:]QZfNL#`Nej<LU9LDg|Oya)80h0KZJH9]`Rn]v>n=^JA=]E,g0G7+R '8Xb-6B<pppv,tD!s|omp^,3LCT r)p",
+"1wPGlER7z7<s )ngr:CQ!K]|{gv0:py7O4C]v21Y-pI<C9~ydsF$PVTCYP1hKntI;iY-tO*WhC:t`O)C=4:b$)Lh)0]kXpE.r*[;G.Rqi$`m$U+9g%ePK",
+"(5*dU7A0<1(BT8UJ9Ag1|&ivyH)1=MHOq)RF46El2>$7|}:'i5LyjbYQw[F[O@||9[ Lz;z6^Tn[3V&_ _0.oIHmA(omo^bzM}9ZNDDa~4!!(5XwX`@2k",
+"z`-xl8^ahrn.(=5Suts44%1yZK[Qo(x#dMy[qr!Rn}7IRvB*&I&1MgyO!LztmL4wp{t42A4bf5|V7FM#5^82.bS35:9P2{H0[:igb6Y7p(+EEatrunIc@",
+")m$0qSPUa*_D*c_18Tb:E~y zg=8Ts=X&f+9`7N^NMIn0Rm8qkGrVp%OS`m.]<d1_2N+B1Ut{<>sGzIaBr-In&YDB@*G)9On_`3:d~cSdzyVNiVCl$Uub",
+"'}$Y_OB1}b^au9zN}%IB,,=(02xC0FqDKl3oSge9.;]5;htRj6P+ug`A sJGuDOm*^OQ:wY}A6;&x([ w {wTKq:z|V]*]c)|CNgtHE.cnB'IIcVr_v~x",
+"dWo.z(] 4=f2l.h.eMdHty}{_Ho=):b<WwKm6i#GiEM>0lZ3KB`F<fnI7|04MzgS$11#hJXif.4^,8iK)J}6}0g}:2HUn0)*o]L#@&jU@#hv.>%n,I,E>",
+"`p[i>X:>,J(l|I%A[! Yxisb-s$88{TJJf yK2V69MYXP! tWj<hE,c%(eGnZt%_%B$F6^gLw`uy)O.1raf$g%^vUu* rpS#tz~QfD3gO[1}xWOLVR{R1",
+"d:D${,xS-swe[ 14NvlXLKjSJn`tj]X>7VFdt[SgO`3tUAe1Dg{0HSGun_+rpYrocrX5FU^~7]*j%`|@qPLB:nq=EyOZ>R&MRUcjBZTwd{2.<PPrK^MdC",
+" ZBwf<*l,STQ&S3p>}m~n0SHj lVyMCrc1(s@H92jZ4IIU9J;zYh{ocQJoSRkgR7RV!A+F9D%nYU`Y(p!MO8:QJReh@'*xP9I6<HGg2vYmZW>HrCG*{lg",
+"A5Yh!Ev'<Nb3UD#@CJIKD=6bc)pc{w*m9g-(%%$r(*;v.*otkAeRrcVDGCFf#N.N:iRhBqvaL=gGr&swrK]!.m9<Wp-6rEbvQn]{E>aML[Yiuji6FtAJB",
+"|cK38II<)4[s@=#M4>l)My!t>l%8`bFFJ:V7OcLtG+k41UMS};6l.fQi3^HqX#whU'{@IVx6rnIee_7]:sGZ]mORhPSmCj.93,kNu()3nTCpVI4H,$%zF",
+"2BpfdYBLS6tSxL|$qCv$Hb(*DJhI. )9]Jrsgb _M^*{,^WnOA^_hl#H4!x*8tQ{R|xTzPD0M6zcdZMuE9{+7F;B6DnS^4'M$lCeYTpWKh`r`t]:Bj6T%",
+"5Z}d! q;L!AqWm&%*X}I,dWkY,R}Zq@a6Y@Xt50zqo@98%e@SS[h$GQ$+'Gk;oLN6EXE8Ru9bb:{Ifi.Q8x(i6v7D8cx%Ane> l{[nxwg4=K<8s_w*T^8",
+"M8+&1wswq(F{XG8MQ<io#BJO-Kf`Z^BU|{-l3{3UrAs})qi');kdb!l%$tU,A=*gg6KMe;hac+J`cO|1Z`2937',VVE0F3O}|vi9,(q=j)cAc2K7!aIbl",
+"%iI|jNYNj@_,KvAozT%FHh L>bog$N)beU7l0fPz%OU.=Ks>^Rpa98y$u`7&Yqrv7xD4b@b+m{UH}t9S4^=W>.2F^Kj[}!Q18`GKP]L3w#~R@27dDD']r",
+"g!u!{#Q#k=kiLs.MAD}G-7Isx)E,;]%.`eWg<fY~+I`z{PlsX[fT2g[ORSP%tb1Zu@T9>fbZaYvW$NzSvoOQAX>FE3wWA[5zj)g`UrO_K':&Xn%s*)A&3",
+"~=:S|fWWM4('osu :*w+qW5}D+|VuW']R%5.Wc$s+#ZSz&T`lAM-E<5`KcJ=vAcq@'U58Hvp2D65gr_k=_DXyvV8y9fS_Ypg|-f}ez*tlGQ[>WzX2_s'd",
+"xyD)t`+=}P+Jz8w+>O-xQ~6`rC1!N>}k$%zQOb4q;h18sK!@^N#asFT!zCqUFEsy8 D5Ybsa3,E3V#&bPnFMl1Sb9!p_|ZjEVD}^9,-:1$L;x9D>TvQ9X",
+"(0)dz5T4QR>&6F!.VPo6_|093vFz=5:N`xo7.ISuca%{x:K5AtY{WS5)<+)OSH(`VhdmhkPu0pB1)tMm7NvxOjydw7zBm{56Ewq!Q%*sTC}YPF23O$1WS",
+"7A:EvL6'y4A`vQ'=;`qoeeJr6<vX~kX.)!T*^@E)oaO9zjd)5}:v<CBfgz$RdG-xi[T~8Aa2irf$kZx]s.:]TT6_,V6b6u6fwF7>d[=Ja.0vr-(YYFRU{",
+"gadv+&:_3OVi8.8UdEvCwpE ix2w$.pTv;Ph-x{VchKqEIz*@xC)p%5D<8{s$F,T<}.Xs`)H4TD>rt{M`OniS=r4kN]}hB4#eO=Cdwpj0%w6fq J-Cb^5",
+"IXkQpBw5#;-XB.3+>XsIW6b$SA{}K@|!LnOoc "
 };
+/* A number is its size in bits, in unary, then the bits below the highest. Its context is its kind: class, gap... */
 typedef struct wrpo__packed {
     const char *const *line, *s;  /* the line that is read, and what is left of it */
     uint32_t range, code;
-    int16_t odds[35][21][16];     /* of a 1, in 4096ths, minus 2048: by context, size of the number, bits before */
+    int16_t odds[35][21][16];     /* [context][size][bits before]: of a 1, in 4096ths, minus 2048 */
 } wrpo__packed;
 static int wrpo__unpack_bit(wrpo__packed *p, int16_t *odds) {
-    for (; p->range < 1u << 24; p->range *= 92) {
+    for (; p->range < 1u << 24; p->range *= 91) {
         if (!*p->s) p->s = *++p->line;
-        int digit = *p->s - ' ' - (*p->s > '"') - (*p->s > '?') - (*p->s > '\\');  /* 0..91: these three are not used */
-        p->code = p->code * 92 + (uint32_t)digit;
-        p->s++;
+        char c = *p->s++;
+        int digit = c - ' ' - (c > '"') - (c > '/') - (c > '?') - (c > '\\');  /* 0..90: these four are not used */
+        p->code = p->code * 91 + (uint32_t)digit;
     }
     uint32_t ones = (p->range >> 12) * (uint32_t)(2048 + *odds);
     bool bit = p->code < ones;
@@ -5599,7 +5600,7 @@ static int wrpo__by_key(const void *a, const void *b) {
 typedef struct wrpo__unicode {
     uint16_t *kind;                       /* [0x110000] class, | WRPO__CAREFUL, | combining class << 8 */
     wrpo__decomposition *decompositions;  /* stb array; key: the code point */
-    wrpo__keyed *pairs;                    /* stb array; key: the pair that composes to value */
+    wrpo__keyed *pairs;                   /* stb array; key: the pair that composes to value */
 } wrpo__unicode;
 
 static void wrpo__unicode_load_classes(wrpo__arena *arena, wrpo__unicode *u) {
@@ -5799,7 +5800,7 @@ enum {
 };
 typedef struct wrpo__token { const char *text; int32_t size; uint32_t flags; } wrpo__token;  /* text NULL: none */
 typedef struct wrpo__merge { uint64_t pair; int32_t rank, id; } wrpo__merge;  /* rank -1: a free slot */
-typedef struct wrpo__added { const char *text; int32_t size, id, next; } wrpo__added;  /* next: is no longer; 0: none */
+typedef struct wrpo__added { const char *text; int32_t size, id, next; } wrpo__added;  /* next: one not longer, or 0 */
 typedef struct wrpo__word { uint8_t size, count; char text[22]; int32_t ids[10]; } wrpo__word;  /* in the cache */
 
 typedef enum wrpo__edit_kind {
@@ -5840,14 +5841,15 @@ struct wrpo_tokenizer {
     wrpo__unicode unicode;
     wrpo__token *tokens; int64_t size;   /* by id */
     int32_t *slots; uint64_t mask;       /* text -> id: open addressing, -1 = free */
-    wrpo__merge *merges; uint64_t merge_mask, seed;      /* pair -> rank and id: open addressing; seed: of both */
-    wrpo__added *added; int32_t heads[2][256];           /* stb array; raw, normalized: by first byte, the longest */
+    wrpo__merge *merges; uint64_t merge_mask, seed;  /* pair -> rank and id: open addressing; seed: of both */
+    wrpo__added *added;                  /* stb array; [0] is none */
+    int32_t heads[2][256];               /* [in raw, in normalized text][first byte] -> the longest added token, or 0 */
     wrpo__edit *encoder, *decoder;       /* stb arrays; encoder: added tokens, normalizer, these again, pre-tokenizer */
     int64_t normalizer_end;              /* encoder[1..here) is the normalizer */
     bool has_decoder, has_template, byte_fallback, fuse_unk, ignore_merges, cut_at_mark;
     const char *unk_text;                /* the model's unk_token, or NULL */
-    int32_t unk, bytes[256], small[WRPO__SMALL_CHARS];   /* ids: of unk_text, <0xNN>, the characters below U+0400 */
-    int16_t byte_char[256], char_byte[324];              /* the alphabet of byte-level BPE; -1: not of it */
+    int32_t unk, bytes[256], small[WRPO__SMALL_CHARS];  /* ids: of unk_text, <0xNN>, the characters below U+0400 */
+    int16_t byte_char[256], char_byte[324];  /* the alphabet of byte-level BPE; -1: not of it */
     int32_t *prefix, *suffix;            /* stb arrays: the post-processor */
     wrpo__word *words;                   /* [WORDS] direct-mapped cache of BPE results */
     const wrpo_json *config;             /* tokenizer_config.json, or NULL */
@@ -5941,9 +5943,13 @@ static void wrpo__cut_added(wrpo__work *w, const int32_t *heads, wrpo__piece p) 
     const char *s = w->s + p.begin;
     int64_t n = p.end - p.begin, done = 0, next;
     for (int64_t i = 0; i < n;) {
-        if (!heads[(unsigned char)s[i]]) { i++; continue; }
-        const wrpo__added *a = &tok->added[heads[(unsigned char)s[i]]];
-        while (a->size && (n - i < a->size || memcmp(s + i, a->text, (size_t)a->size) != 0)) a = &tok->added[a->next];
+        int32_t head = heads[(unsigned char)s[i]];
+        if (!head) { i++; continue; }
+        const wrpo__added *a = &tok->added[head];
+        for (; a->size; a = &tok->added[a->next]) {
+            int32_t last = a->size - 1;  /* compared first: many differ there */
+            if (n - i > last && s[i + last] == a->text[last] && memcmp(s + i, a->text, (size_t)last) == 0) break;
+        }
         int64_t begin = i, end = i + a->size;
         i = WRPO__MAX(end, begin + 1);
         if (begin == end) continue;
@@ -6652,12 +6658,12 @@ static void wrpo__read_template(const wrpo__loader *in, const wrpo_json *v, wrpo
                         "once in \"single\", found %s", wrong ? "another sequence" : "none");
 }
 
-/* read adds the edits of a component: e, whose kind is that of the row, or others. */
-static const struct {
+typedef struct wrpo__component {
     const char *list, *type;
     wrpo__edit_kind kind;
-    void (*read)(const wrpo__loader *in, const wrpo_json *v, wrpo__edit e);
-} wrpo__components[] = {
+    void (*read)(const wrpo__loader *in, const wrpo_json *v, wrpo__edit e);  /* adds e, of this kind, or other edits */
+} wrpo__component;
+static const wrpo__component wrpo__components[] = {
     {"normalizer", "NFC", WRPO__EDIT_NFC, wrpo__read_edit},
     {"normalizer", "Prepend", WRPO__EDIT_PREPEND, wrpo__read_edit},
     {"normalizer", "Replace", WRPO__EDIT_REPLACE, wrpo__read_edit},
@@ -6684,8 +6690,9 @@ static void wrpo__load_component(const wrpo__loader *in, const wrpo_json *v, con
         return;
     }
     for (int64_t i = 0; i < WRPO__COUNT(wrpo__components); i++) {
-        if (strcmp(wrpo__components[i].list, list) != 0 || !wrpo__json_is(type, wrpo__components[i].type)) continue;
-        if (wrpo__components[i].read) wrpo__components[i].read(in, v, (wrpo__edit){.kind = wrpo__components[i].kind});
+        const wrpo__component *c = &wrpo__components[i];
+        if (strcmp(c->list, list) != 0 || !wrpo__json_is(type, c->type)) continue;
+        if (c->read) c->read(in, v, (wrpo__edit){.kind = c->kind});
         return;
     }
     wrpo__load_refuse(in, list, type);
@@ -6820,7 +6827,7 @@ static void wrpo__add_token(const wrpo__loader *in, const wrpo_json *v, int32_t 
     stbds_arrput(tok->added, a);
 }
 /* added_tokens of tokenizer.json, then (again) added_tokens_decoder of tokenizer_config.json, whose keys are the ids:
-   transformers adds what it has more. Where they differ, the library's answer depends on its version: refused. */
+   transformers adds what only it has. Where they differ, the library's answer depends on its version: refused. */
 static void wrpo__load_added(wrpo__loader *in, const wrpo_json *list, bool again) {
     wrpo_tokenizer *tok = in->tok;
     for (const wrpo_json *v = list ? list->child : NULL; v; v = v->next) {

@@ -11,14 +11,14 @@ Both can be had again by running the library over every code point; the result i
 
 The numbers are packed by an adaptive binary arithmetic coder. A number is its size in bits, in unary, then the bits
 below the highest. Each bit has odds for a 1, by what the number is (its context), the size and the bits before it; every
-bit moves its odds by an eighth of the way. The text is the code in base 92: the printable characters that need no
-escape in C.
+bit moves its odds by an eighth of the way. The text is the code in base 91: the printable characters that need no
+escape in C, without the slash, which could begin what looks like a comment.
 """
 import json
 import sys
 
 WIDTH = 117
-ALPHABET = [chr(c) for c in range(32, 127) if chr(c) not in '"?\\']
+ALPHABET = [chr(c) for c in range(32, 127) if chr(c) not in '"/?\\']
 CLASSES = ["other", "Lu", "Ll", "Lt", "Lm", "Lo", "M", "Nd", "Nl", "No", "P", "S", "space", "Pc", "Sw", "Cw"]
 
 
@@ -28,7 +28,7 @@ class Packer:
 
     def bit(self, bit, key):
         while self.range < 1 << 24:
-            self.low, self.range, self.size = self.low * 92, self.range * 92, self.size + 1
+            self.low, self.range, self.size = self.low * 91, self.range * 91, self.size + 1
         odds = self.odds.get(key, 0)
         ones = (self.range >> 12) * (2048 + odds)
         if bit:
@@ -50,7 +50,7 @@ class Packer:
     def text(self):
         out = ""
         for _ in range(self.size):
-            self.low, digit = divmod(self.low, 92)
+            self.low, digit = divmod(self.low, 91)
             out = ALPHABET[digit] + out
         return out
 
