@@ -7095,10 +7095,10 @@ WRPO_API wrpo_result wrpo_tokenizer_decode(wrpo_tokenizer *tok, const int32_t *i
 
 /* A template is a stranger's program: it gets this much and no more. */
 enum {
-    WRPO__J_MAX_DEPTH = 1000,        /* of nesting times recursion, and of values */
-    WRPO__J_MAX_STEPS = 20000000,    /* tokens read, elements compared */
-    WRPO__J_MAX_BYTES = 1 << 28,     /* of values and text made */
-    WRPO__J_MAX_RANGE = 100000       /* as in Jinja's sandbox */
+    WRPO__J_MAX_DEPTH = 1000,      /* of nesting times recursion, and of values */
+    WRPO__J_MAX_STEPS = 20000000,  /* tokens read, elements compared */
+    WRPO__J_MAX_BYTES = 1 << 28,   /* of values and text made */
+    WRPO__J_MAX_RANGE = 100000     /* as in Jinja's sandbox */
 };
 
 /* ---- values: immutable except namespaces; in the arena of the rendering (constants: of the template) ---- */
@@ -7108,7 +7108,7 @@ typedef enum wrpo__jkind {
     WRPO__J_DICT, WRPO__J_NAMESPACE, WRPO__J_FUNCTION, WRPO__J_MACRO, WRPO__J_LOOP
 } wrpo__jkind;
 #define WRPO__J_BIT(kind) (1 << WRPO__J_##kind)
-enum {                               /* sets of kinds */
+enum {  /* sets of kinds */
     WRPO__J_INTS = WRPO__J_BIT(BOOL) | WRPO__J_BIT(INT), WRPO__J_NUMBERS = WRPO__J_INTS | WRPO__J_BIT(FLOAT),
     WRPO__J_SCALARS = WRPO__J_NUMBERS | WRPO__J_BIT(STR) | WRPO__J_BIT(NONE) | WRPO__J_BIT(UNDEFINED),
     WRPO__J_LISTS = WRPO__J_BIT(LIST) | WRPO__J_BIT(TUPLE) | WRPO__J_BIT(RANGE),
@@ -7123,29 +7123,29 @@ typedef struct wrpo__jloop wrpo__jloop;
 typedef struct wrpo__jdef wrpo__jdef;
 struct wrpo__jval {
     wrpo__jkind kind;
-    bool safe;                       /* STR: marked by the filter `safe`; only what does not care takes it */
-    int64_t i;                       /* BOOL, INT; ITER: 1 once it is read */
-    double f;                        /* FLOAT: finite */
-    const char *s; size_t n;         /* STR: bytes; UNDEFINED: the name of what is undefined */
-    wrpo__jv *items, *keys;          /* [count] LIST to ITER: items; DICT, NAMESPACE: in order of insertion */
+    bool safe;               /* STR: marked by the filter `safe`; only what does not care takes it */
+    int64_t i;               /* BOOL, INT; ITER: 1 once it is read */
+    double f;                /* FLOAT: finite */
+    const char *s; size_t n;  /* STR: bytes; UNDEFINED: the name of what is undefined */
+    wrpo__jv *items, *keys;  /* [count] LIST to ITER: items; DICT, NAMESPACE: in order of insertion */
     int64_t count;
-    const wrpo__jdef *def; wrpo__jv self;   /* FUNCTION; the value whose method it is */
-    wrpo__jval *scope;               /* MACRO: the scope that defined it; NAMESPACE: it is a scope inside this one */
-    wrpo__jtoken *parameters;        /* MACRO */
-    wrpo__jloop *loop;               /* LOOP */
+    const wrpo__jdef *def; wrpo__jv self;  /* FUNCTION; the value whose method it is */
+    wrpo__jval *scope;       /* MACRO: the scope that defined it; NAMESPACE: it is a scope inside this one */
+    wrpo__jtoken *parameters;  /* MACRO */
+    wrpo__jloop *loop;       /* LOOP */
 };
 typedef enum wrpo__jflow { WRPO__J_GO, WRPO__J_BREAK, WRPO__J_CONTINUE } wrpo__jflow;
-typedef struct wrpo__jinja {         /* one compilation or one rendering */
+typedef struct wrpo__jinja {  /* one compilation or one rendering */
     wrpo_ctx *ctx; wrpo__arena *arena;
-    wrpo_tokenizer *tok;             /* whose template this is; knows the classes of characters */
-    wrpo__jtoken *at;                /* the current token */
-    int idle;                        /* more than 0: tokens are only read */
-    int line, depth, loops;          /* of the current token */
+    wrpo_tokenizer *tok;     /* whose template this is; knows the classes of characters */
+    wrpo__jtoken *at;        /* the current token */
+    int idle;                /* more than 0: tokens are only read */
+    int line, depth, loops;  /* of the current token */
     wrpo__jval *scope;
     wrpo__text *out;
-    wrpo__jflow flow;                /* BREAK, CONTINUE: on the way out to the loop */
-    int64_t steps; size_t held;      /* steps done; bytes that the context held before */
-    time_t now;                      /* for strftime_now */
+    wrpo__jflow flow;        /* BREAK, CONTINUE: on the way out to the loop */
+    int64_t steps; size_t held;  /* steps done; bytes that the context held before */
+    time_t now;              /* for strftime_now */
 } wrpo__jinja;
 
 _Noreturn WRPO__PRINTF(3, 4) static void wrpo__jraise(wrpo__jinja *J, wrpo_result code, const char *format, ...) {
@@ -7157,10 +7157,10 @@ _Noreturn WRPO__PRINTF(3, 4) static void wrpo__jraise(wrpo__jinja *J, wrpo_resul
     wrpo__fail_at(J->ctx, code, J->line, 0, "chat template, line %d: %s%s", J->line, text,
                   code == WRPO_E_UNSUPPORTED ? " is not supported" : "");
 }
-#define wrpo__jfail(J, ...) wrpo__jraise(J, WRPO_E_FORMAT, __VA_ARGS__)   /* Python refuses it too */
-#define wrpo__jrefuse(J, ...) wrpo__jraise(J, WRPO_E_UNSUPPORTED, __VA_ARGS__)   /* ... is not supported */
-#define WRPO__J_SHOW(v) (int)WRPO__MIN((v)->n, 60), (v)->s   /* for "%.*s" */
-static void wrpo__jspend(wrpo__jinja *J, int64_t steps) {   /* wherever a template can make something run or grow */
+#define wrpo__jfail(J, ...) wrpo__jraise(J, WRPO_E_FORMAT, __VA_ARGS__)  /* Python refuses it too */
+#define wrpo__jrefuse(J, ...) wrpo__jraise(J, WRPO_E_UNSUPPORTED, __VA_ARGS__)  /* ... is not supported */
+#define WRPO__J_SHOW(v) (int)WRPO__MIN((v)->n, 60), (v)->s  /* for "%.*s" */
+static void wrpo__jspend(wrpo__jinja *J, int64_t steps) {  /* wherever a template can make something run or grow */
     J->steps += steps;
     if (J->steps > WRPO__J_MAX_STEPS) wrpo__jfail(J, "the template runs too long: %d steps", WRPO__J_MAX_STEPS);
     if (J->ctx->bytes > J->held + WRPO__J_MAX_BYTES)
@@ -7190,7 +7190,7 @@ static wrpo__jv wrpo__jfloat(wrpo__jinja *J, double f) {
     if (!isfinite(f)) wrpo__jrefuse(J, "a number beyond the range of a double");
     return wrpo__jmake(J, (wrpo__jval){.kind = WRPO__J_FLOAT, .f = f});
 }
-static wrpo__jv wrpo__jbytes(wrpo__jinja *J, const char *s, size_t n) {   /* a string that shares these bytes */
+static wrpo__jv wrpo__jbytes(wrpo__jinja *J, const char *s, size_t n) {  /* a string that shares these bytes */
     return wrpo__jmake(J, (wrpo__jval){.kind = WRPO__J_STR, .s = n ? s : "", .n = n});
 }
 static wrpo__jv wrpo__jstring(wrpo__jinja *J, const char *s) { return wrpo__jbytes(J, s, strlen(s)); }
@@ -7204,8 +7204,8 @@ static wrpo__jv wrpo__jshare(wrpo__jinja *J, wrpo__jkind kind, wrpo__jv *items, 
 static wrpo__jval *wrpo__jscope(wrpo__jinja *J, wrpo__jval *around) {
     return wrpo__jmake(J, (wrpo__jval){.kind = WRPO__J_NAMESPACE, .scope = around});
 }
-static wrpo__jv *wrpo__jroom(wrpo__jinja *J, wrpo__jv *items, size_t count) {   /* the items, with room for one more */
-    if (count & (count - 1)) return items;   /* room is made for a power of two */
+static wrpo__jv *wrpo__jroom(wrpo__jinja *J, wrpo__jv *items, size_t count) {  /* the items, with room for one more */
+    if (count & (count - 1)) return items;  /* room is made for a power of two */
     wrpo__jv *more = wrpo__alloc(J->arena, count ? 2 * count : 1, sizeof *more);
     if (count) memcpy(more, items, count * sizeof *more);
     return more;
@@ -7234,7 +7234,7 @@ static const char *wrpo__jtype(wrpo__jv v) {
                                         "dict view", "generator", "dict", "namespace", "function", "macro", "loop"};
     return names[v->kind];
 }
-static wrpo__jv wrpo__jwant(wrpo__jinja *J, wrpo__jv v, int kinds, const char *what) {   /* v, if it is one of these */
+static wrpo__jv wrpo__jwant(wrpo__jinja *J, wrpo__jv v, int kinds, const char *what) {  /* v, if it is one of these */
     if (wrpo__jis(v, kinds)) return v;
     if (v->kind == WRPO__J_UNDEFINED) wrpo__jfail(J, "\"%.*s\" is undefined", WRPO__J_SHOW(v));
     wrpo__jfail(J, "want %s, found %s", what, wrpo__jtype(v));
@@ -7243,7 +7243,7 @@ static wrpo__jv wrpo__jdefined(wrpo__jinja *J, wrpo__jv v) { return wrpo__jwant(
 static wrpo__jv wrpo__jto_str(wrpo__jinja *J, wrpo__jv v) { return wrpo__jwant(J, v, WRPO__J_BIT(STR), "a string"); }
 static int64_t wrpo__jto_int(wrpo__jinja *J, wrpo__jv v) { return wrpo__jwant(J, v, WRPO__J_INTS, "an integer")->i; }
 static double wrpo__jdouble(wrpo__jv v) { return v->kind == WRPO__J_FLOAT ? v->f : (double)v->i; }
-static wrpo__jv wrpo__jplain(wrpo__jinja *J, wrpo__jv v) {   /* v, for what would escape something or mark its result */
+static wrpo__jv wrpo__jplain(wrpo__jinja *J, wrpo__jv v) {  /* v, for what would escape something or mark its result */
     if (v->safe) wrpo__jrefuse(J, "more than printing or comparing a string marked safe");
     return v;
 }
@@ -7254,7 +7254,7 @@ static bool wrpo__jtruth(wrpo__jv v) {
     return v->count > 0 || !wrpo__jis(v, WRPO__J_SIZED);
 }
 static bool wrpo__jsame(wrpo__jv a, wrpo__jv b) { return a->n == b->n && memcmp(a->s, b->s, a->n) == 0; }
-static bool wrpo__jword(const char *words, wrpo__jv v) {   /* is it one of these words? */
+static bool wrpo__jword(const char *words, wrpo__jv v) {  /* is it one of these words? */
     for (size_t n; *words; words += n + (words[n] == ' ')) {
         for (n = 0; words[n] && words[n] != ' '; n++) {}
         if (n == v->n && memcmp(words, v->s, n) == 0) return true;
@@ -7286,7 +7286,7 @@ static bool wrpo__jequal(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {
     J->depth--;
     return same;
 }
-static int wrpo__jcompare(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {   /* < 0, 0, > 0 */
+static int wrpo__jcompare(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {  /* < 0, 0, > 0 */
     wrpo__jspend(J, 1);
     wrpo__jdefined(J, a);
     wrpo__jdefined(J, b);
@@ -7297,7 +7297,7 @@ static int wrpo__jcompare(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {   /* < 0, 0,
     if (a->kind == b->kind && wrpo__jis(a, WRPO__J_LISTS)) wrpo__jrefuse(J, "the order of two %ss", wrpo__jtype(a));
     if (!wrpo__jboth(a, b, WRPO__J_BIT(STR))) wrpo__jfail(J, "%s and %s have no order", wrpo__jtype(a), wrpo__jtype(b));
     wrpo__jspend_bytes(J, n);
-    int r = memcmp(a->s, b->s, n);               /* UTF-8 sorts as its code points do */
+    int r = memcmp(a->s, b->s, n);  /* UTF-8 sorts as its code points do */
     return r ? r : (a->n > b->n) - (a->n < b->n);
 }
 /* The value at the key; NULL: none. */
@@ -7321,7 +7321,7 @@ static void wrpo__jdict_put(wrpo__jinja *J, wrpo__jval *d, wrpo__jv key, wrpo__j
 }
 
 /* ---- text: code points, white space, case, numbers ---- */
-static bool wrpo__jspace(int32_t c) {   /* str.isspace */
+static bool wrpo__jspace(int32_t c) {  /* str.isspace */
     return (c >= 9 && c <= 13) || (c >= 0x1C && c <= 0x20) || c == 0x85 || c == 0xA0 || c == 0x1680 ||
            (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
 }
@@ -7329,26 +7329,26 @@ static size_t wrpo__jskip_space(const char *s, size_t n, size_t i) {
     for (size_t size; i < n && wrpo__jspace(wrpo__utf8_get(s + i, n - i, &size)); i += size) {}
     return i;
 }
-static size_t wrpo__jrstrip(const char *s, size_t from, size_t to) {   /* where s[from..to) without final spaces ends */
+static size_t wrpo__jrstrip(const char *s, size_t from, size_t to) {  /* where s[from..to) without final spaces ends */
     for (size_t i, size; to > from; to = i) {
         i = (size_t)wrpo__before(s, (int64_t)to);
         if (!wrpo__jspace(wrpo__utf8_get(s + i, to - i, &size))) break;
     }
     return to;
 }
-static int64_t wrpo__jlength(wrpo__jinja *J, wrpo__jv v) {   /* in code points */
+static int64_t wrpo__jlength(wrpo__jinja *J, wrpo__jv v) {  /* in code points */
     int64_t length = 0;
     wrpo__jspend_bytes(J, v->n);
     for (size_t i = 0; i < v->n; i++) length += ((unsigned char)v->s[i] & 0xC0) != 0x80;
     return length;
 }
-static size_t wrpo__joffset(wrpo__jv v, int64_t index) {   /* the byte where code point `index` begins */
+static size_t wrpo__joffset(wrpo__jv v, int64_t index) {  /* the byte where code point `index` begins */
     size_t i = 0;
     for (; i < v->n; i++)
         if (((unsigned char)v->s[i] & 0xC0) != 0x80 && index-- == 0) break;
     return i;
 }
-static size_t wrpo__jfind(wrpo__jinja *J, wrpo__jv v, wrpo__jv sub, size_t from) {   /* SIZE_MAX: nowhere */
+static size_t wrpo__jfind(wrpo__jinja *J, wrpo__jv v, wrpo__jv sub, size_t from) {  /* SIZE_MAX: nowhere */
     if (sub->n == 0) return from;
     while (from < v->n && sub->n <= v->n - from) {
         const char *p = memchr(v->s + from, sub->s[0], v->n - from - sub->n + 1);
@@ -7359,14 +7359,14 @@ static size_t wrpo__jfind(wrpo__jinja *J, wrpo__jv v, wrpo__jv sub, size_t from)
     }
     return SIZE_MAX;
 }
-static int wrpo__jclass(wrpo__jinja *J, int32_t c) {   /* of a code point; see wrpo__class */
+static int wrpo__jclass(wrpo__jinja *J, int32_t c) {  /* of a code point; see wrpo__class */
     if (!J->tok->unicode.kind) wrpo__unicode_load_classes(J->tok->arena, &J->tok->unicode);
     return c < 0 ? WRPO__OTHER : J->tok->unicode.kind[c] & 15;
 }
 /* One code point in upper or lower case: ASCII, Latin-1, Cyrillic. What has no case passes; every other letter that
    has one is refused. */
 static int32_t wrpo__jcase(wrpo__jinja *J, int32_t c, bool upper) {
-    static const int32_t ranges[][3] = {   /* first and last capital, distance to the small letters */
+    static const int32_t ranges[][3] = {  /* first and last capital, distance to the small letters */
         {'A', 'Z', 32}, {0xC0, 0xD6, 32}, {0xD8, 0xDE, 32}, {0x400, 0x40F, 80}, {0x410, 0x42F, 32}};
     for (int64_t k = 0; k < WRPO__COUNT(ranges); k++) {
         int32_t first = ranges[k][0], last = ranges[k][1], by = ranges[k][2];
@@ -7413,17 +7413,17 @@ static wrpo__jv wrpo__jread_number(wrpo__jinja *J, wrpo__jv v) {
 }
 
 /* ---- printing: str(), repr() and json.dumps() ---- */
-typedef struct wrpo__jstyle { bool json; wrpo__jv item, key, indent; } wrpo__jstyle;   /* what follows an item, a key */
+typedef struct wrpo__jstyle { bool json; wrpo__jv item, key, indent; } wrpo__jstyle;  /* what follows an item, a key */
 static void wrpo__jquote(wrpo__jinja *J, wrpo__text *t, wrpo__jv v, bool json) {
     static const char marks[] = "\n\r\t\\'\"\b\f", names[] = "nrt\\'\"bf";
     bool apostrophe = !json && (!memchr(v->s, '\'', v->n) || memchr(v->s, '"', v->n));
-    char quote = apostrophe ? '\'' : '"', *bare = json ? "'" : "'\"\b\f";   /* no \ before these */
+    char quote = apostrophe ? '\'' : '"', *bare = json ? "'" : "'\"\b\f";  /* no \ before these */
     if (!json) wrpo__jplain(J, v);
     wrpo__jput(J, t, &quote, 1);
     for (size_t i = 0, size; i < v->n; i += size) {
         int32_t c = wrpo__utf8_get(v->s + i, v->n - i, &size);
         const char *mark = c > 0 && c < 128 ? strchr(marks, c) : NULL;
-        int class = !json && c >= 127 ? wrpo__jclass(J, c) : WRPO__LL;   /* str.isprintable goes by it */
+        int class = !json && c >= 127 ? wrpo__jclass(J, c) : WRPO__LL;  /* str.isprintable goes by it */
         bool printable = class != WRPO__OTHER && class != WRPO__SPACE && class != WRPO__CW;
         if (mark && (c == quote || !strchr(bare, c))) wrpo__text_printf(t, "\\%c", names[mark - marks]);
         else if (c < 0 || (c >= 32 && printable)) wrpo__jput(J, t, v->s + i, size);
@@ -7474,14 +7474,14 @@ static void wrpo__jwrite(wrpo__jinja *J, wrpo__text *t, wrpo__jv v, const wrpo__
         wrpo__text_puts(t, "Undefined");
     }
 }
-static void wrpo__jprint(wrpo__jinja *J, wrpo__text *t, wrpo__jv v) {   /* str(v) */
+static void wrpo__jprint(wrpo__jinja *J, wrpo__text *t, wrpo__jv v) {  /* str(v) */
     static const wrpo__jval item = {.kind = WRPO__J_STR, .s = ", ", .n = 2};
     static const wrpo__jval key = {.kind = WRPO__J_STR, .s = ": ", .n = 2};
     const wrpo__jstyle repr = {.item = &item, .key = &key};
     if (wrpo__jis_str(v)) wrpo__jputs(J, t, v);
     else if (v->kind != WRPO__J_UNDEFINED) wrpo__jwrite(J, t, v, &repr, 0);
 }
-static wrpo__jv wrpo__jstr(wrpo__jinja *J, wrpo__jv v) {   /* str(v) as a value */
+static wrpo__jv wrpo__jstr(wrpo__jinja *J, wrpo__jv v) {  /* str(v) as a value */
     if (wrpo__jis_str(v) && !v->safe) return v;
     wrpo__text t = {.arena = J->arena};
     wrpo__jprint(J, &t, v);
@@ -7489,7 +7489,7 @@ static wrpo__jv wrpo__jstr(wrpo__jinja *J, wrpo__jv v) {   /* str(v) as a value 
 }
 
 /* ---- sequences, attributes, items ---- */
-static wrpo__jval *wrpo__jchange(wrpo__jv v) { return (wrpo__jval *)(uintptr_t)v; }   /* a namespace, a generator */
+static wrpo__jval *wrpo__jchange(wrpo__jv v) { return (wrpo__jval *)(uintptr_t)v; }  /* a namespace, a generator */
 /* What a loop over v meets, as items[count]: elements, keys, characters. */
 static wrpo__jv wrpo__jitems(wrpo__jinja *J, wrpo__jv v) {
     wrpo__jwant(J, v, WRPO__J_ITERABLES, "something to iterate over");
@@ -7503,7 +7503,7 @@ static wrpo__jv wrpo__jitems(wrpo__jinja *J, wrpo__jv v) {
     }
     return chars;
 }
-static wrpo__jv wrpo__jreversed(wrpo__jinja *J, wrpo__jv v) {   /* a string or a list */
+static wrpo__jv wrpo__jreversed(wrpo__jinja *J, wrpo__jv v) {  /* a string or a list */
     wrpo__jval *out = wrpo__jnew(J, v->kind);
     wrpo__text t = {.arena = J->arena};
     wrpo__jv all = wrpo__jitems(J, v);
@@ -7514,7 +7514,7 @@ static wrpo__jv wrpo__jreversed(wrpo__jinja *J, wrpo__jv v) {   /* a string or a
     return wrpo__jis_str(v) ? wrpo__jfinish(J, &t) : out;
 }
 static wrpo__jv wrpo__jgiven(wrpo__jv argument) { return argument && argument->kind != WRPO__J_NONE ? argument : NULL; }
-static int64_t wrpo__jbound(wrpo__jinja *J, wrpo__jv bound, int64_t n, int64_t otherwise) {   /* of a slice: 0 to n */
+static int64_t wrpo__jbound(wrpo__jinja *J, wrpo__jv bound, int64_t n, int64_t otherwise) {  /* of a slice: 0 to n */
     if (!wrpo__jgiven(bound)) return otherwise;
     int64_t i = wrpo__jto_int(J, bound);
     return i < 0 ? WRPO__MAX(i + n, 0) : WRPO__MIN(i, n);
@@ -7532,7 +7532,7 @@ static wrpo__jv wrpo__jslice(wrpo__jinja *J, wrpo__jv v, wrpo__jv start, wrpo__j
     size_t begin = wrpo__joffset(v, from);
     return wrpo__jbytes(J, v->s + begin, wrpo__joffset(v, to) - begin);
 }
-static bool wrpo__jcontains(wrpo__jinja *J, wrpo__jv v, wrpo__jv x) {   /* x in v */
+static bool wrpo__jcontains(wrpo__jinja *J, wrpo__jv v, wrpo__jv x) {  /* x in v */
     if (wrpo__jis_str(v)) return wrpo__jfind(J, v, wrpo__jto_str(J, x), 0) != SIZE_MAX;
     if (v->kind == WRPO__J_DICT) return wrpo__jdict_get(J, v, x) != NULL;
     v = wrpo__jitems(J, v);
@@ -7542,7 +7542,7 @@ static bool wrpo__jcontains(wrpo__jinja *J, wrpo__jv v, wrpo__jv x) {   /* x in 
 }
 static const wrpo__jdef *wrpo__jlookup(char where, wrpo__jv name);
 static wrpo__jv wrpo__jloop_attr(wrpo__jinja *J, wrpo__jloop *loop, wrpo__jv name);
-static wrpo__jv wrpo__jfunction(wrpo__jinja *J, const wrpo__jdef *def, wrpo__jv self) {   /* NULL if there is no def */
+static wrpo__jv wrpo__jfunction(wrpo__jinja *J, const wrpo__jdef *def, wrpo__jv self) {  /* NULL if there is no def */
     return def ? wrpo__jmake(J, (wrpo__jval){.kind = WRPO__J_FUNCTION, .def = def, .self = self}) : NULL;
 }
 /* v's own attribute: a method, as a value, or what a namespace or a loop has; NULL: none. */
@@ -7595,7 +7595,7 @@ static wrpo__jv wrpo__jrepeat(wrpo__jinja *J, wrpo__jv v, int64_t times) {
     }
     return wrpo__jfinish(J, &t);
 }
-static wrpo__jv wrpo__jconcat(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {   /* strings, lists or tuples */
+static wrpo__jv wrpo__jconcat(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {  /* strings, lists or tuples */
     if (wrpo__jis_str(a)) {
         wrpo__jspend_bytes(J, a->n + b->n);
         char *s = wrpo__alloc(J->arena, a->n + b->n + 1, 1);
@@ -7609,7 +7609,7 @@ static wrpo__jv wrpo__jconcat(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {   /* str
     for (int64_t i = 0; i < b->count; i++) wrpo__jpush(J, both, NULL, b->items[i]);
     return both;
 }
-static wrpo__jv wrpo__jarithmetic(wrpo__jinja *J, int op, wrpo__jv a, wrpo__jv b) {   /* op: + - * / % F (//) */
+static wrpo__jv wrpo__jarithmetic(wrpo__jinja *J, int op, wrpo__jv a, wrpo__jv b) {  /* op: + - * / % F (//) */
     bool whole = wrpo__jboth(a, b, WRPO__J_INTS);
     bool joins = wrpo__jis(a, WRPO__J_BIT(STR) | WRPO__J_BIT(LIST) | WRPO__J_BIT(TUPLE));
     if (op == '%' && wrpo__jis_str(a)) wrpo__jrefuse(J, "formatting by %%");
@@ -7629,7 +7629,7 @@ static wrpo__jv wrpo__jarithmetic(wrpo__jinja *J, int op, wrpo__jv a, wrpo__jv b
     double limit = op == '*' ? 0x1p31 : op == '/' ? 0x1p53 : 0x1p62;
     if (whole && (fabs(f) >= limit || fabs(g) >= limit)) wrpo__jrefuse(J, "arithmetic near 64 bits");
     int64_t x = a->i, y = b->i, cut = op == '%' || op == 'F' ? x % y : 0;
-    int64_t rest = cut && (cut < 0) != (y < 0) ? cut + y : cut;   /* Python's remainder has the divisor's sign */
+    int64_t rest = cut && (cut < 0) != (y < 0) ? cut + y : cut;  /* Python's remainder has the divisor's sign */
     switch (op) {
     case '+': return whole ? wrpo__jint(J, x + y) : wrpo__jfloat(J, f + g);
     case '-': return whole ? wrpo__jint(J, x - y) : wrpo__jfloat(J, f - g);
@@ -7654,17 +7654,17 @@ static bool wrpo__jrelation(wrpo__jinja *J, int op, wrpo__jv a, wrpo__jv b) {
 }
 
 /* ---- filters, tests, methods, functions ---- */
-typedef struct wrpo__jcall {         /* one call of a row of wrpo__jdefs */
-    int op;                          /* of the row: several names share one function */
-    wrpo__jv self;                   /* the value before the bar, `is` or the dot */
-    wrpo__jv a[4];                   /* the arguments in the order of the signature; NULL: absent */
-    wrpo__jval args, named;          /* as they are given: a LIST, a DICT */
-    int64_t placed, by_name;         /* how many of each are bound */
+typedef struct wrpo__jcall {  /* one call of a row of wrpo__jdefs */
+    int op;                  /* of the row: several names share one function */
+    wrpo__jv self;           /* the value before the bar, `is` or the dot */
+    wrpo__jv a[4];           /* the arguments in the order of the signature; NULL: absent */
+    wrpo__jval args, named;  /* as they are given: a LIST, a DICT */
+    int64_t placed, by_name;  /* how many of each are bound */
 } wrpo__jcall;
 #define WRPO__J_CALL(value) {.self = (value), .args = {.kind = WRPO__J_LIST}, .named = {.kind = WRPO__J_DICT}}
 struct wrpo__jdef {
-    const char *names, *where;       /* f filter, t test, g function, s, d method of str, dict; m: takes safe strings */
-    const char *signature;           /* "old new count=": '=' marks the optional ones; NULL: any names */
+    const char *names, *where;  /* f filter, t test, g function, s, d method of str, dict; m: takes safe strings */
+    const char *signature;   /* "old new count=": '=' marks the optional ones; NULL: any names */
     wrpo__jv (*fn)(wrpo__jinja *J, const wrpo__jcall *c);
     int op;
 };
@@ -7672,7 +7672,7 @@ struct wrpo__jdef {
 static wrpo__jv wrpo__jinvoke(wrpo__jinja *J, char where, wrpo__jv name, wrpo__jcall *c);
 static bool wrpo__jflag(const wrpo__jcall *c, int k) { return c->a[k] && wrpo__jtruth(c->a[k]); }
 
-WRPO__J_FN(strip) {                  /* op: 1 left, 2 right, 3 both */
+WRPO__J_FN(strip) {  /* op: 1 left, 2 right, 3 both */
     wrpo__jv v = wrpo__jstr(J, c->self), chars = wrpo__jgiven(c->a[0]) ? wrpo__jto_str(J, c->a[0]) : NULL;
     size_t from = 0, to = v->n, size;
     if ((c->op & 1) && !chars) from = wrpo__jskip_space(v->s, to, 0);
@@ -7693,7 +7693,7 @@ WRPO__J_FN(length) {
     wrpo__jv v = wrpo__jwant(J, c->self, WRPO__J_SIZED, "something with a length");
     return wrpo__jint(J, wrpo__jis_str(v) ? wrpo__jlength(J, v) : v->count);
 }
-static wrpo__jv wrpo__jspaces(wrpo__jinja *J, wrpo__jv width) {   /* a string as it is, or that many spaces */
+static wrpo__jv wrpo__jspaces(wrpo__jinja *J, wrpo__jv width) {  /* a string as it is, or that many spaces */
     return wrpo__jis_str(width) ? width : wrpo__jrepeat(J, wrpo__jstring(J, " "), wrpo__jto_int(J, width));
 }
 WRPO__J_FN(tojson) {
@@ -7710,7 +7710,7 @@ WRPO__J_FN(tojson) {
     wrpo__jwrite(J, &t, c->self, &style, 0);
     return wrpo__jfinish(J, &t);
 }
-WRPO__J_FN(string) {                 /* op: 1 marks it safe */
+WRPO__J_FN(string) {  /* op: 1 marks it safe */
     wrpo__jval *v = wrpo__jmake(J, wrpo__jis_str(c->self) ? *c->self : *wrpo__jstr(J, c->self));
     v->safe = v->safe || c->op;
     return v;
@@ -7720,7 +7720,7 @@ WRPO__J_FN(default) {
     if (c->self->kind != WRPO__J_UNDEFINED && !(wrpo__jflag(c, 1) && !wrpo__jtruth(c->self))) return c->self;
     return c->a[0] ? c->a[0] : &wrpo__jempty;
 }
-WRPO__J_FN(end) {                    /* op: 0 first, 1 last */
+WRPO__J_FN(end) {  /* op: 0 first, 1 last */
     if (c->self->kind == WRPO__J_ITER && c->op) wrpo__jfail(J, "a generator has no last item");
     wrpo__jv v = wrpo__jitems(J, c->self);
     if (!v->count) return wrpo__jundefined(J, wrpo__jstring(J, c->op ? "last" : "first"));
@@ -7762,7 +7762,7 @@ WRPO__J_FN(replace) {
     wrpo__jput(J, &t, v->s + done, v->n - done);
     return wrpo__jfinish(J, &t);
 }
-WRPO__J_FN(number) {                 /* op: i int, f float */
+WRPO__J_FN(number) {  /* op: i int, f float */
     bool to_int = c->op == 'i';
     wrpo__jv v = wrpo__jdefined(J, c->self), otherwise = c->a[0];
     if (!otherwise) otherwise = to_int ? wrpo__jint(J, 0) : wrpo__jfloat(J, 0);
@@ -7770,7 +7770,7 @@ WRPO__J_FN(number) {                 /* op: i int, f float */
     if (!v || !wrpo__jis(v, WRPO__J_NUMBERS)) return otherwise;
     if (!to_int) return wrpo__jfloat(J, wrpo__jdouble(v));
     if (fabs(v->f) >= 9e18) wrpo__jrefuse(J, "%g as an integer", v->f);
-    return wrpo__jint(J, v->i + (int64_t)v->f);   /* one of the two is 0 */
+    return wrpo__jint(J, v->i + (int64_t)v->f);  /* one of the two is 0 */
 }
 WRPO__J_FN(indent) {
     wrpo__jv v = wrpo__jto_str(J, c->self), by = wrpo__jspaces(J, c->a[0] ? c->a[0] : wrpo__jint(J, 4));
@@ -7787,7 +7787,7 @@ WRPO__J_FN(indent) {
     }
     return wrpo__jfinish(J, &t);
 }
-WRPO__J_FN(items) {                  /* op: i filter, I items(), k keys(), v values() */
+WRPO__J_FN(items) {  /* op: i filter, I items(), k keys(), v values() */
     wrpo__jv v = c->self;
     wrpo__jval *rows = wrpo__jnew(J, c->op == 'i' ? WRPO__J_ITER : WRPO__J_VIEW);
     if (c->op == 'i' && v->kind == WRPO__J_UNDEFINED) return rows;
@@ -7807,7 +7807,7 @@ WRPO__J_FN(reverse) {
     wrpo__jv v = wrpo__jreversed(J, wrpo__jf_list(J, c));
     return c->self->kind == WRPO__J_ITER ? v : wrpo__jshare(J, WRPO__J_ITER, v->items, v->count);
 }
-WRPO__J_FN(sort) {                   /* stable; strings without case unless asked. op: s sort, d dictsort */
+WRPO__J_FN(sort) {  /* stable; strings without case unless asked. op: s sort, d dictsort */
     const wrpo__jcall pairs = {.op = 'I', .self = c->self};
     wrpo__jv v = c->op == 'd' ? wrpo__jf_items(J, &pairs) : wrpo__jitems(J, c->self);
     wrpo__jv attribute = c->op == 'd' ? wrpo__jint(J, 0) : wrpo__jgiven(c->a[2]);
@@ -7829,7 +7829,7 @@ WRPO__J_FN(sort) {                   /* stable; strings without case unless aske
 /* select, reject, selectattr, rejectattr, map. op: 1: keeps what fails the test; 2: tests an attribute; 4: map */
 WRPO__J_FN(select) {
     bool map = c->op & 4, negated = c->op & 1;
-    int first = c->op & 2 ? 1 : 0;               /* of the filter or test, then its arguments */
+    int first = c->op & 2 ? 1 : 0;  /* of the filter or test, then its arguments */
     wrpo__jv name = c->a[first], attribute = map ? c->a[3] : first ? c->a[0] : NULL;
     wrpo__jv v = wrpo__jitems(J, wrpo__jtruth(c->self) ? c->self : &wrpo__jempty);
     wrpo__jval *out = wrpo__jnew(J, WRPO__J_ITER);
@@ -7866,7 +7866,7 @@ WRPO__J_FN(split) {
     wrpo__jpush(J, out, NULL, wrpo__jbytes(J, v->s + i, v->n - i));
     return out;
 }
-WRPO__J_FN(affix) {                  /* op: s startswith, e endswith, p removeprefix, x removesuffix */
+WRPO__J_FN(affix) {  /* op: s startswith, e endswith, p removeprefix, x removesuffix */
     wrpo__jv v = c->self, x = c->a[0];
     bool front = c->op == 's' || c->op == 'p', test = c->op == 's' || c->op == 'e';
     bool several = test && x->kind == WRPO__J_TUPLE;
@@ -7882,16 +7882,16 @@ WRPO__J_FN(get) {
     wrpo__jv r = wrpo__jdict_get(J, c->self, c->a[0]), otherwise = c->a[1] ? c->a[1] : &wrpo__jnone;
     return r ? r : otherwise;
 }
-WRPO__J_FN(kind) {                   /* op: the kinds that pass */
+WRPO__J_FN(kind) {  /* op: the kinds that pass */
     (void)J;
     return wrpo__jbool(wrpo__jis(c->self, c->op));
 }
-WRPO__J_FN(truth) {                  /* op: 1 is true, 0 is false */
+WRPO__J_FN(truth) {  /* op: 1 is true, 0 is false */
     (void)J;
     return wrpo__jbool(c->self->kind == WRPO__J_BOOL && c->self->i == c->op);
 }
 WRPO__J_FN(relation) { return wrpo__jbool(wrpo__jrelation(J, c->op, c->self, c->a[0])); }
-WRPO__J_FN(parity) {                 /* op: 1 odd, 0 even */
+WRPO__J_FN(parity) {  /* op: 1 odd, 0 even */
     return wrpo__jbool(wrpo__jarithmetic(J, '%', c->self, wrpo__jint(J, 2))->i == c->op);
 }
 WRPO__J_FN(range) {
@@ -7910,7 +7910,7 @@ WRPO__J_FN(range) {
     }
     return out;
 }
-WRPO__J_FN(dict) {                   /* op: the kind */
+WRPO__J_FN(dict) {  /* op: the kind */
     wrpo__jval *v = wrpo__jnew(J, (wrpo__jkind)c->op);
     for (int64_t i = 0; i < c->named.count; i++) wrpo__jpush(J, v, c->named.keys[i], c->named.items[i]);
     return v;
@@ -7930,7 +7930,7 @@ WRPO__J_FN(strftime) {
 #else
     bool ok = localtime_r(&J->now, &tm) != NULL;
 #endif
-    if (strstr(text, "%z") || strstr(text, "%Z") || strstr(text, "%f")) ok = false;   /* no zone, no microseconds */
+    if (strstr(text, "%z") || strstr(text, "%Z") || strstr(text, "%f")) ok = false;  /* no zone, no microseconds */
     size_t n = ok ? strftime(out, sizeof out, text, &tm) : 0;
     if (n == 0) wrpo__jrefuse(J, "strftime_now(\"%.*s\")", WRPO__J_SHOW(format));
     return wrpo__jbytes(J, wrpo__strndup(J->arena, out, n - 1), n - 1);
@@ -7983,7 +7983,7 @@ static const wrpo__jdef wrpo__jdefs[] = {
     {"namespace", "g", NULL, wrpo__jf_dict, WRPO__J_NAMESPACE}, {"raise_exception", "g", "message", wrpo__jf_raise, 0},
     {"strftime_now", "g", "format", wrpo__jf_strftime, 0}};
 
-static const wrpo__jdef *wrpo__jlookup(char where, wrpo__jv name) {   /* NULL: no such name */
+static const wrpo__jdef *wrpo__jlookup(char where, wrpo__jv name) {  /* NULL: no such name */
     for (int64_t k = 0; k < WRPO__COUNT(wrpo__jdefs); k++)
         if (strchr(wrpo__jdefs[k].where, where) && wrpo__jword(wrpo__jdefs[k].names, name)) return &wrpo__jdefs[k];
     return NULL;
@@ -8026,22 +8026,22 @@ typedef enum wrpo__jtoken_kind {
 } wrpo__jtoken_kind;
 struct wrpo__jtoken {
     wrpo__jtoken_kind kind;
-    int line, level, op;             /* of an operator: how tightly it binds, which it is; level -1: none */
-    wrpo__jv value;                  /* TEXT, LITERAL: the value; else the characters */
-    wrpo__jtoken *jump;              /* from the name of a tag to the name of the tag that ends its body, from the first
+    int line, level, op;     /* of an operator: how tightly it binds, which it is; level -1: none */
+    wrpo__jv value;          /* TEXT, LITERAL: the value; else the characters */
+    wrpo__jtoken *jump;      /* from the name of a tag to the name of the tag that ends its body, from the first
                                         token of an expression to its `if`; NULL: none */
 };
-static const struct { const char *text; int level, op; } wrpo__joperators[] = {   /* loosest first */
+static const struct { const char *text; int level, op; } wrpo__joperators[] = {  /* loosest first */
     {"or", 0, '|'}, {"and", 1, '&'}, {"==", 3, '='}, {"!=", 3, '!'}, {"<=", 3, 'l'}, {">=", 3, 'g'}, {"<", 3, '<'},
     {">", 3, '>'}, {"in", 3, 'i'}, {"not", 3, 'n'}, {"+", 4, '+'}, {"-", 4, '-'}, {"~", 5, '~'}, {"*", 6, '*'},
     {"//", 6, 'F'}, {"/", 6, '/'}, {"%", 6, '%'}};
-enum { WRPO__J_NOT = 2, WRPO__J_COMPARES = 3 };   /* the levels of the prefix `not` and of comparisons */
+enum { WRPO__J_NOT = 2, WRPO__J_COMPARES = 3 };  /* the levels of the prefix `not` and of comparisons */
 typedef struct wrpo__jlexer {
-    wrpo__jinja *J;                  /* J->line: of s[at] */
-    const char *s; size_t n, at;     /* the template, whose newlines are \n */
-    size_t counted;                  /* the newlines before it are in J->line */
-    bool fresh;                      /* the text after the last tag begins a line */
-    wrpo__jtoken *tokens;            /* stb array */
+    wrpo__jinja *J;          /* J->line: of s[at] */
+    const char *s; size_t n, at;  /* the template, whose newlines are \n */
+    size_t counted;          /* the newlines before it are in J->line */
+    bool fresh;              /* the text after the last tag begins a line */
+    wrpo__jtoken *tokens;    /* stb array */
 } wrpo__jlexer;
 
 static bool wrpo__jstarts(const wrpo__jlexer *L, size_t at, const char *text) {
@@ -8072,7 +8072,7 @@ static bool wrpo__jtag_end(wrpo__jlexer *L, const char *mark) {
     L->at = i;
     return true;
 }
-static wrpo__jv wrpo__jlex_string(wrpo__jlexer *L) {   /* at its quote; Python's escapes */
+static wrpo__jv wrpo__jlex_string(wrpo__jlexer *L) {  /* at its quote; Python's escapes */
     static const char names[] = "\\'\"nrtabfv", marks[] = "\\'\"\n\r\t\a\b\f\v";
     wrpo__text t = {.arena = L->J->arena};
     char quote = L->s[L->at++];
@@ -8091,7 +8091,7 @@ static wrpo__jv wrpo__jlex_string(wrpo__jlexer *L) {   /* at its quote; Python's
     L->at++;
     return wrpo__jfinish(L->J, &t);
 }
-static size_t wrpo__jword_end(const wrpo__jlexer *L, size_t i) {   /* of letters, digits, _ and all that is not ASCII */
+static size_t wrpo__jword_end(const wrpo__jlexer *L, size_t i) {  /* of letters, digits, _ and all that is not ASCII */
     for (; i < L->n; i++) {
         const unsigned char c = (unsigned char)L->s[i], letter = c | 32;
         if (!(letter >= 'a' && letter <= 'z') && !(c >= '0' && c <= '9') && c != '_' && c < 0x80) break;
@@ -8107,7 +8107,7 @@ static int wrpo__jlex_token(wrpo__jlexer *L) {
     size_t end = wrpo__jword_end(L, begin);
     if (c == '"' || c == '\'') {
         wrpo__jv value = wrpo__jlex_string(L);
-        bool joins = last.kind == WRPO__J_LITERAL && wrpo__jis_str(last.value);   /* adjacent strings are one */
+        bool joins = last.kind == WRPO__J_LITERAL && wrpo__jis_str(last.value);  /* adjacent strings are one */
         if (joins) stbds_arrlast(L->tokens).value = wrpo__jconcat(L->J, last.value, value);
         else wrpo__jtoken_put(L, WRPO__J_LITERAL, value);
         return 0;
@@ -8196,7 +8196,7 @@ static void wrpo__jnext(wrpo__jinja *J) { wrpo__jgo(J, J->at + 1); }
 _Noreturn static void wrpo__jexpected(wrpo__jinja *J, const char *what) {
     wrpo__jfail(J, "want %s, found \"%.*s\"", what, WRPO__J_SHOW(wrpo__jstr(J, J->at->value)));
 }
-static bool wrpo__jat(const wrpo__jinja *J, const char *words) {   /* at one of these names or marks */
+static bool wrpo__jat(const wrpo__jinja *J, const char *words) {  /* at one of these names or marks */
     return (J->at->kind == WRPO__J_NAME || J->at->kind == WRPO__J_MARK) && wrpo__jword(words, J->at->value);
 }
 static bool wrpo__jtake(wrpo__jinja *J, const char *words) {
@@ -8262,7 +8262,7 @@ static wrpo__jv wrpo__jprimary(wrpo__jinja *J) {
     }
     return v;
 }
-static wrpo__jv wrpo__jsubscript(wrpo__jinja *J, wrpo__jv v) {   /* after "[" */
+static wrpo__jv wrpo__jsubscript(wrpo__jinja *J, wrpo__jv v) {  /* after "[" */
     wrpo__jv part[3] = {NULL, NULL, NULL};
     int k = 0;
     for (;; k++) {
@@ -8275,7 +8275,7 @@ static wrpo__jv wrpo__jsubscript(wrpo__jinja *J, wrpo__jv v) {   /* after "[" */
     if (J->idle) return v;
     return k ? wrpo__jslice(J, v, part[0], part[1], part[2]) : wrpo__jget(J, v, part[0], false);
 }
-static void wrpo__jarguments(wrpo__jinja *J, wrpo__jcall *c) {   /* after "(" */
+static void wrpo__jarguments(wrpo__jinja *J, wrpo__jcall *c) {  /* after "(" */
     for (; !wrpo__jtake(J, ")"); wrpo__jcomma(J, ")")) {
         const wrpo__jtoken *t = J->at;
         if (wrpo__jat(J, "*")) wrpo__jrefuse(J, "an argument list with *");
@@ -8288,7 +8288,7 @@ static void wrpo__jarguments(wrpo__jinja *J, wrpo__jcall *c) {   /* after "(" */
     }
 }
 static wrpo__jv wrpo__jcall_macro(wrpo__jinja *J, wrpo__jv macro, wrpo__jcall *c);
-static wrpo__jv wrpo__jcalled(wrpo__jinja *J, wrpo__jv v) {   /* after "(" */
+static wrpo__jv wrpo__jcalled(wrpo__jinja *J, wrpo__jv v) {  /* after "(" */
     wrpo__jcall c = WRPO__J_CALL(v->self);
     wrpo__jarguments(J, &c);
     if (J->idle) return v;
@@ -8296,14 +8296,14 @@ static wrpo__jv wrpo__jcalled(wrpo__jinja *J, wrpo__jv v) {   /* after "(" */
     return v->kind == WRPO__J_MACRO ? wrpo__jcall_macro(J, v, &c) : wrpo__jcall_def(J, v->def, &c);
 }
 static wrpo__jv wrpo__jpostfix(wrpo__jinja *J, wrpo__jv v, bool filters);
-static wrpo__jv wrpo__jfiltered(wrpo__jinja *J, wrpo__jv v) {   /* at "|" or "is" */
+static wrpo__jv wrpo__jfiltered(wrpo__jinja *J, wrpo__jv v) {  /* at "|" or "is" */
     bool test = wrpo__jat(J, "is");
     wrpo__jcall c = WRPO__J_CALL(v);
     wrpo__jnext(J);
     bool negated = test && wrpo__jtake(J, "not");
     wrpo__jv name = wrpo__jname(J);
     if (wrpo__jtake(J, "(")) wrpo__jarguments(J, &c);
-    else if (test) {                 /* an argument without brackets */
+    else if (test) {  /* an argument without brackets */
         wrpo__jtoken_kind kind = J->at->kind;
         if (wrpo__jat(J, "is")) wrpo__jexpected(J, "one test");
         if (kind == WRPO__J_LITERAL || wrpo__jat(J, "[ {") || (kind == WRPO__J_NAME && !wrpo__jat(J, "else or and")))
@@ -8313,7 +8313,7 @@ static wrpo__jv wrpo__jfiltered(wrpo__jinja *J, wrpo__jv v) {   /* at "|" or "is
     v = wrpo__jinvoke(J, test ? 't' : 'f', name, &c);
     return negated ? wrpo__jbool(!wrpo__jtruth(v)) : v;
 }
-static wrpo__jv wrpo__jpostfix(wrpo__jinja *J, wrpo__jv v, bool filters) {   /* .name [...] (...), then | and is */
+static wrpo__jv wrpo__jpostfix(wrpo__jinja *J, wrpo__jv v, bool filters) {  /* .name [...] (...), then | and is */
     int depth = J->depth;
     for (bool filtered = false;; wrpo__jenter(J)) {
         if (filters && wrpo__jat(J, "| is")) {
@@ -8332,14 +8332,14 @@ static wrpo__jv wrpo__jpostfix(wrpo__jinja *J, wrpo__jv v, bool filters) {   /* 
 static wrpo__jv wrpo__jsigned(wrpo__jinja *J, bool filters) {
     if (!wrpo__jtake(J, "-")) return wrpo__jpostfix(J, wrpo__jprimary(J), filters);
     wrpo__jenter(J);
-    wrpo__jv v = wrpo__jsigned(J, false);   /* a sign's operand takes no filters: -1|abs is (-1)|abs */
+    wrpo__jv v = wrpo__jsigned(J, false);  /* a sign's operand takes no filters: -1|abs is (-1)|abs */
     J->depth--;
     if (!J->idle && v->kind == WRPO__J_FLOAT) v = wrpo__jfloat(J, -v->f);
     else if (!J->idle) v = wrpo__jarithmetic(J, '-', wrpo__jint(J, 0), v);
     return wrpo__jpostfix(J, v, filters);
 }
 static wrpo__jv wrpo__jbinary(wrpo__jinja *J, int op, wrpo__jv a, wrpo__jv b) {
-    if (op == '|' || op == '&') return b;   /* a has not decided it */
+    if (op == '|' || op == '&') return b;  /* a has not decided it */
     if (op == '~') return wrpo__jconcat(J, wrpo__jstr(J, a), wrpo__jstr(J, b));
     return strchr("+-*/%F", op) ? wrpo__jarithmetic(J, op, a, b) : wrpo__jbool(wrpo__jrelation(J, op, a, b));
 }
@@ -8415,7 +8415,7 @@ static void wrpo__jtarget(wrpo__jinja *J, wrpo__jv value) {
     }
     J->depth--;
 }
-static void wrpo__jtargets(wrpo__jinja *J, wrpo__jv value, const char *end) {   /* a, b, c; one alone takes it whole */
+static void wrpo__jtargets(wrpo__jinja *J, wrpo__jv value, const char *end) {  /* a, b, c; one alone takes it whole */
     wrpo__jtoken *begin = J->at;
     int64_t count = 0;
     bool comma = false;
@@ -8440,7 +8440,7 @@ static void wrpo__jskip_body(wrpo__jinja *J, wrpo__jtoken *name) {
     if (J->idle) name->jump = J->at;
     else wrpo__jgo(J, name->jump);
 }
-static void wrpo__jif(wrpo__jinja *J) {   /* after `if` */
+static void wrpo__jif(wrpo__jinja *J) {  /* after `if` */
     bool done = false;
     do {
         wrpo__jtoken *name = J->at - 1;
@@ -8456,11 +8456,11 @@ static void wrpo__jif(wrpo__jinja *J) {   /* after `if` */
     wrpo__jneed(J, "endif");
 }
 struct wrpo__jloop {
-    wrpo__jtoken *target, *condition;   /* condition NULL: none */
+    wrpo__jtoken *target, *condition;  /* condition NULL: none */
     int64_t index0;
-    wrpo__jval *outer;               /* scope */
-    wrpo__jv base; int64_t next;     /* what it runs over; its next item to look at */
-    wrpo__jval *passed;              /* LIST: its items that satisfy the condition, as far as anybody asked */
+    wrpo__jval *outer;       /* scope */
+    wrpo__jv base; int64_t next;  /* what it runs over; its next item to look at */
+    wrpo__jval *passed;      /* LIST: its items that satisfy the condition, as far as anybody asked */
 };
 /* Does the loop have an item of this number? The condition sees an item only when somebody asks for it. */
 static bool wrpo__jloop_has(wrpo__jinja *J, wrpo__jloop *loop, int64_t index) {
@@ -8492,14 +8492,14 @@ static wrpo__jv wrpo__jloop_attr(wrpo__jinja *J, wrpo__jloop *loop, wrpo__jv nam
     if (wrpo__jword("nextitem", name))
         return wrpo__jloop_has(J, loop, i + 1) ? loop->passed->items[i + 1] : wrpo__jundefined(J, name);
     if (!wrpo__jword("length revindex revindex0", name)) wrpo__jrefuse(J, "loop.%.*s", WRPO__J_SHOW(name));
-    wrpo__jloop_has(J, loop, INT64_MAX - 1);   /* to the end */
+    wrpo__jloop_has(J, loop, INT64_MAX - 1);  /* to the end */
     if (wrpo__jword("length", name)) return wrpo__jint(J, loop->passed->count);
     return wrpo__jint(J, loop->passed->count - i - wrpo__jword("revindex0", name));
 }
-static void wrpo__jfor(wrpo__jinja *J) {   /* after `for` */
+static void wrpo__jfor(wrpo__jinja *J) {  /* after `for` */
     wrpo__jloop *loop = WRPO__NEW(J->arena, wrpo__jloop);
     wrpo__jtoken *name = J->at - 1;
-    bool completed = false, broken = false;   /* completed: one pass was not cut short; if not, `else` runs */
+    bool completed = false, broken = false;  /* completed: one pass was not cut short; if not, `else` runs */
     loop->target = J->at;
     loop->outer = J->scope;
     wrpo__jtargets(J, NULL, "in");
@@ -8543,14 +8543,14 @@ static void wrpo__jfor(wrpo__jinja *J) {   /* after `for` */
     }
     wrpo__jneed(J, "endfor");
 }
-static wrpo__jv wrpo__jcapture(wrpo__jinja *J, const char *ends, wrpo__jval *scope) {   /* a body's text as a value */
+static wrpo__jv wrpo__jcapture(wrpo__jinja *J, const char *ends, wrpo__jval *scope) {  /* a body's text as a value */
     wrpo__text text = {.arena = J->arena}, *out = J->out;
     J->out = &text;
     wrpo__jbody(J, ends, scope);
     J->out = out;
     return wrpo__jfinish(J, &text);
 }
-static void wrpo__jassign(wrpo__jinja *J) {   /* after `set` */
+static void wrpo__jassign(wrpo__jinja *J) {  /* after `set` */
     wrpo__jtoken *target = J->at;
     wrpo__jv value;
     wrpo__jtargets(J, NULL, "=");
@@ -8585,7 +8585,7 @@ static void wrpo__jparameters(wrpo__jinja *J, wrpo__jcall *c) {
         if (c) wrpo__jdict_put(J, J->scope, name, v);
     }
 }
-static void wrpo__jmacro(wrpo__jinja *J) {   /* after `macro` */
+static void wrpo__jmacro(wrpo__jinja *J) {  /* after `macro` */
     wrpo__jtoken *tag = J->at - 1;
     wrpo__jv name = wrpo__jname(J);
     wrpo__jv macro = wrpo__jmake(J, (wrpo__jval){.kind = WRPO__J_MACRO, .parameters = J->at, .scope = J->scope});
@@ -8619,10 +8619,10 @@ static void wrpo__jstatement(wrpo__jinja *J) {
     } else if (wrpo__jat(J, "block extends include import from autoescape call filter with print do debug trans"))
         wrpo__jrefuse(J, "statement \"%.*s\"", WRPO__J_SHOW(J->at->value));
     else {
-        J->loops = 0;   /* break and continue do not reach out of these */
+        J->loops = 0;  /* break and continue do not reach out of these */
         if (wrpo__jtake(J, "set")) wrpo__jassign(J);
         else if (wrpo__jtake(J, "macro")) wrpo__jmacro(J);
-        else if (wrpo__jtake(J, "generation")) {   /* marks the assistant's text for a loss mask: here only text */
+        else if (wrpo__jtake(J, "generation")) {  /* marks the assistant's text for a loss mask: here only text */
             wrpo__jbody(J, "endgeneration", wrpo__jscope(J, J->scope));
             wrpo__jneed(J, "endgeneration");
         } else wrpo__jexpected(J, "a statement");
@@ -8654,7 +8654,7 @@ static void wrpo__jblocks(wrpo__jinja *J, const char *ends) {
     }
     J->depth--;
 }
-static void wrpo__jbody(wrpo__jinja *J, const char *ends, wrpo__jval *scope) {   /* scope NULL: the current one */
+static void wrpo__jbody(wrpo__jinja *J, const char *ends, wrpo__jval *scope) {  /* scope NULL: the current one */
     wrpo__jval *outer = J->scope;
     wrpo__jclose(J);
     if (scope) J->scope = scope;
@@ -8721,7 +8721,7 @@ static void wrpo__chat_at(wrpo__arena *temp, wrpo_tokenizer *tok, const wrpo_jso
                           const wrpo_json *kwargs, time_t now, wrpo__text *out) {
     wrpo_ctx *ctx = tok->ctx;
     const wrpo_json *tools = wrpo__json_get(kwargs, "tools");
-    wrpo__template *t = &tok->chat[tok->chat[1].text && tools && tools->kind != WRPO_JSON_NULL];   /* as transformers */
+    wrpo__template *t = &tok->chat[tok->chat[1].text && tools && tools->kind != WRPO_JSON_NULL];  /* as transformers */
     if (!t->text)
         wrpo__fail(ctx, WRPO_E_FORMAT,
                    "%s: no chat template (chat_template.jinja, or chat_template in tokenizer_config.json)", tok->dir);
@@ -8786,25 +8786,25 @@ WRPO_API wrpo_result wrpo_tokenizer_chat(wrpo_tokenizer *tok, const wrpo_json *m
      authors   as the reference trainer does it, for parity                                                   */
 typedef struct wrpo__answer {
     const wrpo_json *message;
-    wrpo_tokens tokens;              /* ids and count are set last */
-    int32_t *ids;                    /* stb array */
+    wrpo_tokens tokens;      /* ids and count are set last */
+    int32_t *ids;            /* stb array */
 } wrpo__answer;
-typedef struct wrpo__reading {       /* a file on its way into data */
+typedef struct wrpo__reading {  /* a file on its way into data */
     wrpo_ctx *ctx;
     wrpo_data *data;
     wrpo_tokenizer *tok;
-    wrpo_data_desc desc;             /* resolved */
-    time_t now;                      /* one date for all templates that show one */
-    int32_t *ends;                   /* stb array: the tokens that may end a turn: special ones and EOS */
+    wrpo_data_desc desc;     /* resolved */
+    time_t now;              /* one date for all templates that show one */
+    int32_t *ends;           /* stb array: the tokens that may end a turn: special ones and EOS */
     /* of the current record, in its arena: */
     int64_t line;
     const char *id;
-    const wrpo_json **prompt;        /* stb array of messages; NULL: not known yet */
-    int32_t *prompt_ids;             /* stb array */
-    wrpo__answer *answers;           /* stb array */
-    const wrpo_json *kwargs;         /* for the template; NULL: none */
+    const wrpo_json **prompt;  /* stb array of messages; NULL: not known yet */
+    int32_t *prompt_ids;     /* stb array */
+    wrpo__answer *answers;   /* stb array */
+    const wrpo_json *kwargs;  /* for the template; NULL: none */
     double weight;
-    bool tokenizing;                 /* an error now comes from below, and does not name the record yet */
+    bool tokenizing;         /* an error now comes from below, and does not name the record yet */
 } wrpo__reading;
 _Noreturn WRPO__PRINTF(3, 4)
 static void wrpo__record_fail(wrpo__reading *in, const wrpo_json *at, const char *format, ...) {
@@ -8884,7 +8884,7 @@ static const wrpo_json *wrpo__take_conversation(wrpo__reading *in, const wrpo_js
     if (!same) wrpo__record_fail(in, list[0], "%s: want the prompt before the answer, found other messages", what);
     return answer;
 }
-static double wrpo__read_weight(wrpo__reading *in, const wrpo_json *v, const char *what) {   /* absent: 1 */
+static double wrpo__read_weight(wrpo__reading *in, const wrpo_json *v, const char *what) {  /* absent: 1 */
     if (v && !(v->kind == WRPO_JSON_NUMBER && v->number >= 0 && v->number <= DBL_MAX))
         wrpo__record_refuse(in, v, what, "a finite number of at least 0");
     return v ? v->number : 1;
@@ -8940,7 +8940,7 @@ static void wrpo__read_pairs(wrpo__reading *in, const wrpo_json *pairs) {
     for (int64_t i = 0; i < pairs->count; i++)
         in->answers[pairs->count + i].tokens.share = in->answers[i].tokens.share;
 }
-static void wrpo__read_head(wrpo__reading *in, const wrpo_json *root) {   /* its name; what else the template gets */
+static void wrpo__read_head(wrpo__reading *in, const wrpo_json *root) {  /* its name; what else the template gets */
     wrpo__record_want(in, root, WRPO_JSON_OBJECT, "JSON");
     const wrpo_json *id = wrpo__present(root, "prompt_id"), *tools = wrpo__present(root, "tools");
     const wrpo_json *kwargs = wrpo__present(root, "chat_template_kwargs");
@@ -9012,10 +9012,10 @@ static wrpo__text wrpo__render(wrpo__reading *in, const wrpo_json *const *messag
         wrpo__json_append(&all, wrpo__json_copy(wrpo__current, messages[i], NULL));
     if (answer) wrpo__json_append(&all, wrpo__json_copy(wrpo__current, answer, NULL));
     wrpo__chat_at(wrpo__current, in->tok, &all, add_generation_prompt, in->kwargs, in->now, &out);
-    wrpo__text_add(&out, "", 0);     /* never NULL */
+    wrpo__text_add(&out, "", 0);  /* never NULL */
     return out;
 }
-static size_t wrpo__end_at(const wrpo__reading *in, const char *text, size_t n) {   /* bytes of an end token; 0: none */
+static size_t wrpo__end_at(const wrpo__reading *in, const char *text, size_t n) {  /* bytes of an end token; 0: none */
     size_t longest = 0;
     for (int64_t t = 0; t < stbds_arrlen(in->ends); t++) {
         const wrpo__token *token = &in->tok->tokens[in->ends[t]];
@@ -9090,12 +9090,12 @@ static void wrpo__tokenize_clean(wrpo__reading *in) {
         bool ends = wrpo__response_span(in, a->message, &before, &whole, &from, &to);
         wrpo__encode_after(in, &before, whole.data + from, to - from, &a->ids);
         if (!ends && in->tok->eos >= 0) stbds_arrput(a->ids, in->tok->eos);
-        if (P + stbds_arrlen(a->ids) > in->desc.max_length) {   /* a response keeps its beginning */
+        if (P + stbds_arrlen(a->ids) > in->desc.max_length) {  /* a response keeps its beginning */
             stbds_arrsetlen(a->ids, (size_t)(in->desc.max_length - P));
             in->data->stats.truncated_responses++;
         }
     }
-    if (full > P) stbds_arrdeln(in->prompt_ids, 0, (size_t)(full - P));   /* the prompt keeps its end */
+    if (full > P) stbds_arrdeln(in->prompt_ids, 0, (size_t)(full - P));  /* the prompt keeps its end */
     in->data->stats.truncated_prompts += full > P;
 }
 
@@ -9109,14 +9109,14 @@ static void wrpo__tokenize_authors(wrpo__reading *in) {
     const char *bos_token = in->tok->special[0];
     size_t bos = bos_token ? strlen(bos_token) : 0;
     const wrpo__answer *first = in->answers, *last = &in->answers[K - 1];
-    int32_t *alone = NULL;           /* stb array */
+    int32_t *alone = NULL;   /* stb array */
     int64_t longest = 0, shared = INT64_MAX;
     bool cut = false;
     if (in->tok->eos < 0)
         wrpo__fail(in->ctx, WRPO_E_ARG, "the authors' tokenization wants an eos_token, the tokenizer has none");
     const wrpo__text before = wrpo__render(in, in->prompt, NULL, false);
     wrpo__encode(in->tok, before.data, before.size, 0, &alone);
-    for (int64_t k = 0; k < K; k++) {   /* until the end, ids hold the prompt and the response */
+    for (int64_t k = 0; k < K; k++) {  /* until the end, ids hold the prompt and the response */
         wrpo__answer *a = &in->answers[k];
         const wrpo__text reply = wrpo__render(in, NULL, a->message, false);
         size_t skip = bos && reply.size >= bos && memcmp(reply.data, bos_token, bos) == 0 ? bos : 0;
@@ -9134,14 +9134,14 @@ static void wrpo__tokenize_authors(wrpo__reading *in) {
         a->tokens.first = border;
         longest = WRPO__MAX(longest, n + 1 - border);
     }
-    for (const wrpo__answer *a = first; a < last; a++) {   /* a chosen one's prompt and the rejected one's */
+    for (const wrpo__answer *a = first; a < last; a++) {  /* a chosen one's prompt and the rejected one's */
         int64_t other = 0;
         for (int64_t i = 0; i < WRPO__MIN(a->tokens.first, last->tokens.first); i++) other += a->ids[i] != last->ids[i];
         if (other > 1) wrpo__record_fail(in, a->message, "the responses change more than the prompt's last token");
     }
     for (int64_t k = 0; k < K; k++) {
         wrpo__answer *a = &in->answers[k];
-        int64_t P = a->tokens.first, same = 0;   /* same: with the first one's prompt */
+        int64_t P = a->tokens.first, same = 0;  /* same: with the first one's prompt */
         if (P + longest > max_length && P > max_prompt) {
             stbds_arrdeln(a->ids, 0, (size_t)(P - max_prompt));
             a->tokens.first = P = max_prompt;
@@ -9159,7 +9159,7 @@ static void wrpo__tokenize_authors(wrpo__reading *in) {
         wrpo__record_fail(in, NULL, "truncated, the responses' prompts have no token in common: "
                           "want a shorter prompt or a larger max_prompt_length");
     for (int64_t i = 0; i < shared; i++) stbds_arrput(in->prompt_ids, first->ids[i]);
-    for (int64_t k = 0; k < K; k++) {   /* what is not shared stays with the response, unscored */
+    for (int64_t k = 0; k < K; k++) {  /* what is not shared stays with the response, unscored */
         stbds_arrdeln(in->answers[k].ids, 0, (size_t)shared);
         in->answers[k].tokens.first -= shared;
     }
@@ -9170,7 +9170,7 @@ typedef struct wrpo__lines { const wrpo__file *file; const char *text; size_t si
 static bool wrpo__next_line(wrpo__lines *l) {
     const char *data = (const char *)l->file->data;
     size_t end = l->file->size;
-    if (!l->next && end >= 3 && memcmp(data, "\xEF\xBB\xBF", 3) == 0) l->next = 3;   /* a byte order mark */
+    if (!l->next && end >= 3 && memcmp(data, "\xEF\xBB\xBF", 3) == 0) l->next = 3;  /* a byte order mark */
     while (l->next < end) {
         const char *at = data + l->next, *newline = memchr(at, '\n', end - l->next);
         size_t n = newline ? (size_t)(newline - at) : end - l->next, blank = 0;
@@ -9253,7 +9253,7 @@ static wrpo_data *wrpo__data_load(wrpo__arena *arena, wrpo_tokenizer *tok, const
     if (*max_prompt >= *max_length)
         wrpo__fail(ctx, WRPO_E_ARG, "max_prompt_length: want less than max_length, %lld, found %lld",
                    (long long)*max_length, (long long)*max_prompt);
-    wrpo__arena *work = wrpo__sub_arena(arena);   /* what goes when the file is read */
+    wrpo__arena *work = wrpo__sub_arena(arena);  /* what goes when the file is read */
     wrpo__lines lines = {.file = wrpo__open_file(work, desc->path)};
     wrpo__current = work;
     wrpo__find_ends(&in);
@@ -9273,8 +9273,8 @@ static wrpo_data *wrpo__data_load(wrpo__arena *arena, wrpo_tokenizer *tok, const
 }
 WRPO_API wrpo_result wrpo_data_load(wrpo_tokenizer *tok, const wrpo_data_desc *desc, wrpo_data **out) {
     *out = NULL;
-    desc = desc ? desc : &(wrpo_data_desc){0};
-    WRPO__CALL(tok->ctx, wrpo__arena_new(tok->ctx), false, *out = wrpo__data_load(wrpo__current, tok, desc));
+    WRPO__CALL(tok->ctx, wrpo__arena_new(tok->ctx), false,
+               *out = wrpo__data_load(wrpo__current, tok, desc ? desc : &(wrpo_data_desc){0}));
     return wrpo__end(&wrpo__entry);
 }
 
