@@ -1479,6 +1479,57 @@ WRPO_API size_t wrpo_moments_bytes(wrpo_moments moments, int64_t count) {
     return moments == WRPO_MOMENTS_BF16 ? blocks * WRPO_BLOCK * 2 : (size_t)count * 4;
 }
 
+/* ---- the moments of AdamW: float, bfloat16, or a code of 8 bits (after Dettmers et al. 2022) ----
+   Codes come in blocks of WRPO_BLOCK, and then their scale, the block's largest magnitude. The magnitude of code q is
+   scale (q / top)^4: top is 127, and there is a sign, for the first moment; top is 255 for the second.
+   bfloat16 and codes are rounded up or down at random, so that the mean is right. Element i draws a hash of (seed, i).
+   Every backend draws the same numbers, so the arithmetic is float, here and in adamw, operation by operation. */
+static uint32_t wrpo__dice(uint32_t seed, int64_t i) {
+    uint32_t x = seed + (uint32_t)i * 0x9E3779B9u;
+    x = (x ^ x >> 16) * 0x7FEB352Du;
+    x = (x ^ x >> 15) * 0x846CA68Bu;
+    return x ^ x >> 16;
+}
+static float wrpo__code_value(float code, float scale, float top) {
+    const float root = code * (1 / top), square = root * root;
+    return square * square * scale;
+}
+static float wrpo__code_of(float size, float scale, float top, float dice) {   /* dice in [0, 1) */
+    const float inverse = scale >= FLT_MIN ? 1 / scale : 0, root = sqrtf(sqrtf(size * inverse)) * top;
+    const float code = (float)(int)fminf(root, top - 1);
+    const float low = wrpo__code_value(code, scale, top), high = wrpo__code_value(code + 1, scale, top);
+    return dice * (high - low) < size - low ? code + 1 : code;
+}
+/* n elements, at most WRPO_BLOCK, of the block that begins at element `first` of a first or second moment. */
+static void wrpo__moment_load(float *x, const void *block, wrpo_moments moments, bool second, int64_t n) {
+    const uint8_t *codes = block;
+    float scale = 0;
+    if (moments == WRPO_MOMENTS_8BIT) memcpy(&scale, codes + WRPO_BLOCK, sizeof scale);
+    for (int64_t i = 0; i < n; i++) {
+        if (moments == WRPO_MOMENTS_F32) x[i] = ((const float *)block)[i];
+        else if (moments == WRPO_MOMENTS_BF16) x[i] = wrpo__float_of(((const uint16_t *)block)[i]);
+        else if (second) x[i] = wrpo__code_value(codes[i], scale, 255);
+        else x[i] = copysignf(wrpo__code_value((int8_t)codes[i], scale, 127), (int8_t)codes[i]);
+    }
+}
+static void wrpo__moment_store(void *block, const float *x, wrpo_moments moments, bool second, int64_t n,
+                               uint32_t seed, int64_t first) {
+    uint8_t *codes = block;
+    float scale = 0;
+    for (int64_t i = 0; i < n; i++) scale = fmaxf(scale, fabsf(x[i]));
+    for (int64_t i = 0; i < n; i++) {
+        const uint32_t dice = wrpo__dice(seed, first + i), bits = wrpo__float_bits(x[i]);
+        if (moments == WRPO_MOMENTS_F32) ((float *)block)[i] = x[i];
+        else if (moments == WRPO_MOMENTS_BF16) ((uint16_t *)block)[i] = (uint16_t)((bits + (dice >> 16)) >> 16);
+        else {
+            const float code = wrpo__code_of(fabsf(x[i]), scale, second ? 255 : 127, (float)(dice >> 8) / 16777216);
+            if (second) codes[i] = (uint8_t)(x[i] > 0 ? fmaxf(code, 1) : code);        /* above 0 stays above 0 */
+            else codes[i] = (uint8_t)(int8_t)(x[i] < 0 ? -code : code);
+        }
+    }
+    if (moments == WRPO_MOMENTS_8BIT) memcpy(codes + WRPO_BLOCK, &scale, sizeof scale);
+}
+
 /* ---- memory of the host; a device on it begins with its allocator ---- */
 static void *wrpo__host_alloc(void *dev, size_t n) {   /* a word in front of the block says where it begins */
     const wrpo_allocator *memory = dev;
@@ -2447,56 +2498,6 @@ static void wrpo__plain_sumsq(void *dev, double *out, const float *x, int64_t co
     *out += wrpo__dot(x, x, count);
 }
 
-/* ---- the moments of AdamW: float, bfloat16, or a code of 8 bits (after Dettmers et al. 2022) ----
-   Codes come in blocks of WRPO_BLOCK, and then their scale, the block's largest magnitude. The magnitude of code q is
-   scale (q / top)^4: top is 127, and there is a sign, for the first moment; top is 255 for the second.
-   bfloat16 and codes are rounded up or down at random, so that the mean is right. Element i draws a hash of (seed, i).
-   Every backend draws the same numbers, so the arithmetic of this page is float, operation by operation. */
-static uint32_t wrpo__dice(uint32_t seed, int64_t i) {
-    uint32_t x = seed + (uint32_t)i * 0x9E3779B9u;
-    x = (x ^ x >> 16) * 0x7FEB352Du;
-    x = (x ^ x >> 15) * 0x846CA68Bu;
-    return x ^ x >> 16;
-}
-static float wrpo__code_value(float code, float scale, float top) {
-    const float root = code * (1 / top), square = root * root;
-    return square * square * scale;
-}
-static float wrpo__code_of(float size, float scale, float top, float dice) {   /* dice in [0, 1) */
-    const float inverse = scale >= FLT_MIN ? 1 / scale : 0, root = sqrtf(sqrtf(size * inverse)) * top;
-    const float code = (float)(int)fminf(root, top - 1);
-    const float low = wrpo__code_value(code, scale, top), high = wrpo__code_value(code + 1, scale, top);
-    return dice * (high - low) < size - low ? code + 1 : code;
-}
-/* n elements, at most WRPO_BLOCK, of the block that begins at element `first` of a first or second moment. */
-static void wrpo__moment_load(float *x, const void *block, wrpo_moments moments, bool second, int64_t n) {
-    const uint8_t *codes = block;
-    float scale = 0;
-    if (moments == WRPO_MOMENTS_8BIT) memcpy(&scale, codes + WRPO_BLOCK, sizeof scale);
-    for (int64_t i = 0; i < n; i++) {
-        if (moments == WRPO_MOMENTS_F32) x[i] = ((const float *)block)[i];
-        else if (moments == WRPO_MOMENTS_BF16) x[i] = wrpo__float_of(((const uint16_t *)block)[i]);
-        else if (second) x[i] = wrpo__code_value(codes[i], scale, 255);
-        else x[i] = copysignf(wrpo__code_value((int8_t)codes[i], scale, 127), (int8_t)codes[i]);
-    }
-}
-static void wrpo__moment_store(void *block, const float *x, wrpo_moments moments, bool second, int64_t n,
-                               uint32_t seed, int64_t first) {
-    uint8_t *codes = block;
-    float scale = 0;
-    for (int64_t i = 0; i < n; i++) scale = fmaxf(scale, fabsf(x[i]));
-    for (int64_t i = 0; i < n; i++) {
-        const uint32_t dice = wrpo__dice(seed, first + i), bits = wrpo__float_bits(x[i]);
-        if (moments == WRPO_MOMENTS_F32) ((float *)block)[i] = x[i];
-        else if (moments == WRPO_MOMENTS_BF16) ((uint16_t *)block)[i] = (uint16_t)((bits + (dice >> 16)) >> 16);
-        else {
-            const float code = wrpo__code_of(fabsf(x[i]), scale, second ? 255 : 127, (float)(dice >> 8) / 16777216);
-            if (second) codes[i] = (uint8_t)(x[i] > 0 ? fmaxf(code, 1) : code);        /* above 0 stays above 0 */
-            else codes[i] = (uint8_t)(int8_t)(x[i] < 0 ? -code : code);
-        }
-    }
-    if (moments == WRPO_MOMENTS_8BIT) memcpy(codes + WRPO_BLOCK, &scale, sizeof scale);
-}
 /* ---- adamw (Loshchilov and Hutter 2019), as torch.optim.AdamW computes it; g is read times grad_scale ----
    m += (1 - beta1) (g - m)        v = beta2 v + (1 - beta2) g^2
    w = w (1 - lr weight_decay) - lr / correction1 m / (sqrt(v) / correction2 + eps)
