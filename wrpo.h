@@ -3427,24 +3427,6 @@ static void wrpo__logprobs(wrpo__arena *temp, wrpo_model *model, const wrpo_data
         for (int64_t t = 0; tokens && t < r->n_targets; t++) stbds_arrput(*tokens, r->h_logp[t]);
     }
 }
-static void wrpo__logprobs_part(wrpo_model *model, const wrpo_data *data, int64_t first, int64_t count,
-                                double *logps, float **per_token) {
-    const int64_t N = data->stats.records;
-    float *tokens = NULL;
-    if (first < 0 || count < 0 || first > N || count > N - first)
-        wrpo__fail(model->ctx, WRPO_E_ARG, "%lld records from %lld on: the data has %lld", (long long)count,
-                   (long long)first, (long long)N);
-    wrpo__logprobs(wrpo__current, model, data, first, count, WRPO__MICRO_TOKENS, logps, data->most,
-                   per_token ? &tokens : NULL);
-    if (per_token) *per_token = wrpo__handout(model->ctx, tokens, (size_t)stbds_arrlen(tokens) * sizeof *tokens);
-}
-WRPO_API wrpo_result wrpo_logprobs(wrpo_model *model, const wrpo_data *data, int64_t first, int64_t count,
-                                   double *logps, float **per_token) {
-    if (per_token) *per_token = NULL;
-    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true,
-               wrpo__logprobs_part(model, data, first, count, logps, per_token));
-    return wrpo__end(&wrpo__entry);
-}
 
 /* ---- settings: field, which is its name in errors and state files, what 0 means, valid if (x is the value), wanted,
         whether a run that goes on must have the same ---- */
@@ -9774,6 +9756,26 @@ static void wrpo__generate(wrpo_model *model, const wrpo_prompt *prompts, int64_
 WRPO_API wrpo_result wrpo_generate(wrpo_model *model, const wrpo_prompt *prompts, int64_t count,
                                    const wrpo_generate_desc *desc) {
     WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__generate(model, prompts, count, desc));
+    return wrpo__end(&wrpo__entry);
+}
+
+/* ---- log-probs of records ---- */
+static void wrpo__logprobs_part(wrpo_model *model, const wrpo_data *data, int64_t first, int64_t count,
+                                double *logps, float **per_token) {
+    const int64_t N = data->stats.records;
+    float *tokens = NULL;
+    if (first < 0 || count < 0 || first > N || count > N - first)
+        wrpo__fail(model->ctx, WRPO_E_ARG, "%lld records from %lld on: the data has %lld", (long long)count,
+                   (long long)first, (long long)N);
+    wrpo__logprobs(wrpo__current, model, data, first, count, WRPO__MICRO_TOKENS, logps, data->most,
+                   per_token ? &tokens : NULL);
+    if (per_token) *per_token = wrpo__handout(model->ctx, tokens, (size_t)stbds_arrlen(tokens) * sizeof *tokens);
+}
+WRPO_API wrpo_result wrpo_logprobs(wrpo_model *model, const wrpo_data *data, int64_t first, int64_t count,
+                                   double *logps, float **per_token) {
+    if (per_token) *per_token = NULL;
+    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true,
+               wrpo__logprobs_part(model, data, first, count, logps, per_token));
     return wrpo__end(&wrpo__entry);
 }
 
