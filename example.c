@@ -1,9 +1,11 @@
 /* wrpo: WRPO and its family for Hugging Face checkpoints, as one program.
 
-     cc -std=c11 -O3 -march=native -fopenmp example.c -o wrpo -lm
-     nvcc -O2 -arch=native -DWRPO_CUDA -Xcompiler -fopenmp example.c wrpo_cuda.cu -o wrpo -lcublasLt       with --device cuda
+     gcc -O2 -fopenmp example.c -o wrpo -lm
+     nvcc -O2 -arch=native -DWRPO_CUDA -Xcompiler -fopenmp example.c wrpo_cuda.cu -o wrpo -lcublasLt
+                             the same with --device cuda
      ./wrpo                  a demo: the paper in miniature, with models, prompts and a checker made on the spot
-     ./wrpo --help           the commands;   ./wrpo COMMAND --help   their options
+     ./wrpo --help           the commands
+     ./wrpo COMMAND --help   a command's options
 
    Also the example of how to use the library: everything below goes through the declarations of wrpo.h.
    In reading order: options, output, what the commands share, the commands, the demo, main.              */
@@ -35,13 +37,15 @@
 #endif
 
 /* ---- options: one table; a command names those it takes ---- */
-typedef struct settings {            /* numbers that were not given are 0, which means the library's default */
-    const char *path, *model, *ref, *data, *eval_data, *in, *out, *config, *tokenizer, *a, *b, *prompt, *prompts, *questions, *name, *reward_model, *resume;
+typedef struct settings {            /* an option that was not given is 0: the library's default */
+    const char *path, *model, *ref, *data, *eval_data, *in, *out, *config, *tokenizer, *a, *b, *prompt, *prompts,
+        *questions, *name, *reward_model, *resume;
     const char *more[64];            /* values of --in or operands after the first */
     int64_t n_more, top, resamples, seeds, label;
     double tau, min_gap, entropy_power, entropy_scale, sft;
     int64_t threads, seed, limit, max_length, max_prompt_length, max_shard_size;
-    int64_t batch_size, accumulation, micro_tokens, memory_limit, max_steps, eval_steps, log_steps, save_steps, recompute;
+    int64_t batch_size, accumulation, micro_tokens, memory_limit, max_steps, eval_steps, log_steps, save_steps,
+        recompute;
     double alpha, alpha_power, beta, label_smoothing, gamma_ratio;
     int64_t n, top_k, max_tokens, batch;
     double temperature, top_p;
@@ -51,74 +55,106 @@ typedef struct settings {            /* numbers that were not given are 0, which
 } settings;
 typedef enum kind { TEXT, LIST, FLAG, COUNT, REAL, CHOICE, RAMP } kind;
 typedef struct option {
-    const char *name; kind kind; size_t at;            /* offset in settings: const char *, bool, int64_t, double, int */
+    const char *name;
+    kind kind;
+    size_t at;                       /* offset in settings: const char *, bool, int64_t, double, int */
     const char *value;               /* what --help calls the value */
     const char *range;               /* COUNT, REAL: an interval such as "[0, 1)" */
     const char *(*names)(int);       /* CHOICE, RAMP: the valid words; NULL past the last */
     const char *help;
 } option;
 
-static const char *tokenization_name(int i) { return i == WRPO_TOKENIZATION_CLEAN ? "clean" : i == WRPO_TOKENIZATION_AUTHORS ? "authors" : NULL; }
+static const char *tokenization_name(int i) {
+    return i == WRPO_TOKENIZATION_CLEAN ? "clean" : i == WRPO_TOKENIZATION_AUTHORS ? "authors" : NULL;
+}
 static const char *device_name(int i) { return i == 0 ? "cpu" : i == 1 ? "cuda" : NULL; }
 static const char *dtype_name(int i) { return i == 0 ? "f32" : i == 1 ? "bf16" : NULL; }
 static const char *as_name(int i) { return i == 0 ? "source" : i == 1 ? "target" : NULL; }
 enum { ALPACAEVAL, MTBENCH, ARENAHARD };
-static const char *bench_name(int i) { return i == ALPACAEVAL ? "alpacaeval" : i == MTBENCH ? "mtbench" : i == ARENAHARD ? "arenahard" : NULL; }
-static wrpo_dtype dtype_of(int choice) { return choice < 0 ? WRPO_DTYPE_DEFAULT : choice == 0 ? WRPO_DTYPE_F32 : WRPO_DTYPE_BF16; }
+static const char *bench_name(int i) {
+    return i == ALPACAEVAL ? "alpacaeval" : i == MTBENCH ? "mtbench" : i == ARENAHARD ? "arenahard" : NULL;
+}
+static wrpo_dtype dtype_of(int choice) {
+    return choice < 0 ? WRPO_DTYPE_DEFAULT : choice == 0 ? WRPO_DTYPE_F32 : WRPO_DTYPE_BF16;
+}
 
 #define AT(field) offsetof(settings, field)
 static const option options[] = {
-    {"--model", TEXT, AT(model), "DIR", NULL, NULL, "Hugging Face directory: config.json, *.safetensors, tokenizer.json, ..."},
-    {"--data", TEXT, AT(data), "FILE", NULL, NULL, "JSON lines: {prompt, chosen: [source, target], rejected}, pairs, or {messages}"},
+    {"--model", TEXT, AT(model), "DIR", NULL, NULL,
+     "Hugging Face directory: config.json, *.safetensors, tokenizer.json, ..."},
+    {"--data", TEXT, AT(data), "FILE", NULL, NULL,
+     "JSON lines: {prompt, chosen: [source, target], rejected}, pairs, or {messages}"},
     {"--config", TEXT, AT(config), "FILE", NULL, NULL, "config.json, or its directory"},
-    {"--tokenizer", TEXT, AT(tokenizer), "DIR", NULL, NULL, "directory with tokenizer.json and tokenizer_config.json, copied into the new one"},
+    {"--tokenizer", TEXT, AT(tokenizer), "DIR", NULL, NULL,
+     "directory with tokenizer.json and tokenizer_config.json, copied into the new one"},
     {"--in", LIST, AT(in), "FILE", NULL, NULL, "JSON lines to read (standard input; generate: want it or --prompt)"},
-    {"--out", TEXT, AT(out), "PATH", NULL, NULL, "where the result goes: a directory, or a file (standard output; report and demo: report.html)"},
+    {"--out", TEXT, AT(out), "PATH", NULL, NULL,
+     "where the result goes: a directory, or a file (standard output; report and demo: report.html)"},
     {"--prompt", TEXT, AT(prompt), "TEXT", NULL, NULL, "one prompt; the answer is written as it comes"},
-    {"--prompts", TEXT, AT(prompts), "FILE", NULL, NULL, "JSON lines: {prompt_id, prompt} with a string, a message or a list of messages, or {messages}"},
+    {"--prompts", TEXT, AT(prompts), "FILE", NULL, NULL,
+     "JSON lines: {prompt_id, prompt} with a string, a message or a list of messages, or {messages}"},
     {"--questions", TEXT, AT(questions), "FILE", NULL, NULL, "the benchmark's questions as it publishes them"},
     {"--bench", CHOICE, AT(bench), "NAME", NULL, bench_name, "whose questions and answers"},
     {"--as", CHOICE, AT(as), "LIST", NULL, as_name, "the list that the samples are written to"},
     {"--name", TEXT, AT(name), "NAME", NULL, NULL, "the model's name in the file (the last part of --model)"},
     {"--n", COUNT, AT(n), "N", "[1, 1048576]", NULL, "samples of each prompt (5)"},
-    {"--temperature", REAL, AT(temperature), "T", "[0, 1000000]", NULL, "0 = greedy (0.8; answer: alpacaeval 0.7, mtbench by category, arenahard 0)"},
-    {"--top-p", REAL, AT(top_p), "P", "(0, 1]", NULL, "from the likeliest tokens that have this probability together (0.95; answer: 1)"},
+    {"--temperature", REAL, AT(temperature), "T", "[0, 1000000]", NULL,
+     "0 = greedy (0.8; answer: alpacaeval 0.7, mtbench by category, arenahard 0)"},
+    {"--top-p", REAL, AT(top_p), "P", "(0, 1]", NULL,
+     "from the likeliest tokens that have this probability together (0.95; answer: 1)"},
     {"--top-k", COUNT, AT(top_k), "K", "[1, inf)", NULL, "from the K likeliest tokens (all)"},
-    {"--max-tokens", COUNT, AT(max_tokens), "N", "[1, 2147483647]", NULL, "tokens of a sample (2048; answer: mtbench 1024, arenahard 4096)"},
+    {"--max-tokens", COUNT, AT(max_tokens), "N", "[1, 2147483647]", NULL,
+     "tokens of a sample (2048; answer: mtbench 1024, arenahard 4096)"},
     {"--batch", COUNT, AT(batch), "N", "[1, 1048576]", NULL, "samples computed at once: speed against memory (32)"},
     {"--raw", FLAG, AT(raw), NULL, NULL, NULL, "no chat template: prompts are strings, encoded as they are"},
     {"--method", CHOICE, AT(method), "NAME", NULL, wrpo_method_name, "objective (wrpo)"},
-    {"--pair", CHOICE, AT(pair), "NAME", NULL, wrpo_pair_name, "the chosen response that a pair method takes of a quadruple (target)"},
+    {"--pair", CHOICE, AT(pair), "NAME", NULL, wrpo_pair_name,
+     "the chosen response that a pair method takes of a quadruple (target)"},
     {"--alpha", REAL, AT(alpha), "A", "[0, 1]", NULL, "weight of the source's reward at the end of the run (0.1)"},
-    {"--alpha-schedule", RAMP, AT(alpha_schedule), "NAME", NULL, wrpo_alpha_schedule_name, "how alpha rises from 0 (linear)"},
+    {"--alpha-schedule", RAMP, AT(alpha_schedule), "NAME", NULL, wrpo_alpha_schedule_name,
+     "how alpha rises from 0 (linear)"},
     {"--beta", REAL, AT(beta), "B", "(0, inf)", NULL, "reward = beta * log-ratio (0.01; 10 for simpo and dpo-norm)"},
     {"--label-smoothing", REAL, AT(label_smoothing), "EPS", "[0, 0.5)", NULL, "share of labels taken to be wrong (0)"},
     {"--gamma-ratio", REAL, AT(gamma_ratio), "R", "[0, inf)", NULL, "simpo: margin gamma / beta (0.3)"},
     {"--ipo-sum", FLAG, AT(ipo_sum), NULL, NULL, NULL, "ipo: on sums of log-probs in place of means over tokens"},
-    {"--learning-rate", REAL, AT(learning_rate), "LR", "[0, 1000)", NULL, "peak rate (3e-7; sft 7e-6, simpo 1e-6, dpo-norm 8e-7)"},
+    {"--learning-rate", REAL, AT(learning_rate), "LR", "[0, 1000)", NULL,
+     "peak rate (3e-7; sft 7e-6, simpo 1e-6, dpo-norm 8e-7)"},
     {"--lr-scheduler", CHOICE, AT(lr_schedule), "NAME", NULL, wrpo_lr_schedule_name, "after the warm-up (cosine)"},
-    {"--warmup-ratio", REAL, AT(warmup_ratio), "R", "[0, 1]", NULL, "share of the steps in which the rate rises from 0 (0.1)"},
+    {"--warmup-ratio", REAL, AT(warmup_ratio), "R", "[0, 1]", NULL,
+     "share of the steps in which the rate rises from 0 (0.1)"},
     {"--weight-decay", REAL, AT(weight_decay), "D", "[0, 1000)", NULL, "AdamW's, on all but norms and biases (0)"},
     {"--max-grad-norm", REAL, AT(max_grad_norm), "N", "[0, inf)", NULL, "clip the global norm; 0 = off (1)"},
     {"--batch-size", COUNT, AT(batch_size), "N", "[1, inf)", NULL, "records per optimizer step (128)"},
-    {"--accumulation", COUNT, AT(accumulation), "N", "[1, inf)", NULL, "micro-batches a batch is averaged over; divides the batch size (1)"},
-    {"--micro-tokens", COUNT, AT(micro_tokens), "N", "[1, 1073741824]", NULL, "tokens computed at once: memory against speed (1024)"},
-    {"--recompute", COUNT, AT(recompute), "N", "[-1, inf)", NULL, "layers recomputed in the backward pass to save memory; -1 = all (as few as fit)"},
-    {"--memory-limit", COUNT, AT(memory_limit), "BYTES", "[1, inf)", NULL, "what a run may hold: it recomputes as many layers as that takes (what is free)"},
+    {"--accumulation", COUNT, AT(accumulation), "N", "[1, inf)", NULL,
+     "micro-batches a batch is averaged over; divides the batch size (1)"},
+    {"--micro-tokens", COUNT, AT(micro_tokens), "N", "[1, 1073741824]", NULL,
+     "tokens computed at once: memory against speed (1024)"},
+    {"--recompute", COUNT, AT(recompute), "N", "[-1, inf)", NULL,
+     "layers recomputed in the backward pass to save memory; -1 = all (as few as fit)"},
+    {"--memory-limit", COUNT, AT(memory_limit), "BYTES", "[1, inf)", NULL,
+     "memory that a run may take: it recomputes as many layers as needed to stay below (what is free)"},
     {"--epochs", REAL, AT(epochs), "E", "(0, inf)", NULL, "passes over the data (1)"},
     {"--max-steps", COUNT, AT(max_steps), "N", "[1, inf)", NULL, "optimizer steps, in place of --epochs"},
-    {"--seed", COUNT, AT(seed), "N", "[1, inf)", NULL, "of the random weights, of the order of the records, of the samples (42; demo: 1)"},
-    {"--no-shuffle", FLAG, AT(no_shuffle), NULL, NULL, NULL, "keep the order of the file"},
-    {"--max-length", COUNT, AT(max_length), "N", "[2, inf)", NULL, "tokens of prompt and response; longer ones are cut and counted (2048)"},
-    {"--max-prompt-length", COUNT, AT(max_prompt_length), "N", "[1, inf)", NULL, "tokens of the prompt (1800 of 2048, and so in proportion)"},
-    {"--tokenization", CHOICE, AT(tokenization), "NAME", NULL, tokenization_name, "as at inference, or as the authors' trainer does (clean)"},
+    {"--seed", COUNT, AT(seed), "N", "[1, inf)", NULL,
+     "of the random weights, of the order of the records, of the samples (42; demo: 1)"},
+    {"--no-shuffle", FLAG, AT(no_shuffle), NULL, NULL, NULL, "keep the order of the records"},
+    {"--max-length", COUNT, AT(max_length), "N", "[2, inf)", NULL,
+     "tokens of prompt and response; longer ones are cut and counted (2048)"},
+    {"--max-prompt-length", COUNT, AT(max_prompt_length), "N", "[1, inf)", NULL,
+     "tokens of the prompt (1800 / 2048 of --max-length)"},
+    {"--tokenization", CHOICE, AT(tokenization), "NAME", NULL, tokenization_name,
+     "as at inference, or as the authors' trainer does (clean)"},
     {"--limit", COUNT, AT(limit), "N", "[1, inf)", NULL, "read only the first N records"},
     {"--ref", TEXT, AT(ref), "DIR", NULL, NULL, "the reference model (the model itself as it is before step 1)"},
-    {"--form", CHOICE, AT(form), "NAME", NULL, wrpo_form_name, "what a prompt becomes: quadruple, SFT record, the best source's pair, all sources' pairs (quads)"},
-    {"--top", COUNT, AT(top), "K", "[1, 1000]", NULL, "quads: so many sources, weighted by softmax(reward / tau) (1)"},
+    {"--form", CHOICE, AT(form), "NAME", NULL, wrpo_form_name,
+     "what a prompt becomes: quadruple, SFT record, the best source's pair, all sources' pairs (quads)"},
+    {"--top", COUNT, AT(top), "K", "[1, 1000]", NULL,
+     "quads: the number of sources, weighted by softmax(reward / tau) (1)"},
     {"--tau", REAL, AT(tau), "T", "(0, inf)", NULL, "temperature of those weights, and of pairs' (1)"},
-    {"--min-gap", REAL, AT(min_gap), "G", "[0, inf)", NULL, "leave out what is not better than the rejected response by this reward (0)"},
-    {"--entropy-power", REAL, AT(entropy_power), "A", "[0, 100]", NULL, "EAST: weigh a record by H^A / scale, H the entropy of its responses; 0 = off (0)"},
+    {"--min-gap", REAL, AT(min_gap), "G", "[0, inf)", NULL,
+     "leave out pairs whose rewards differ by less (0)"},
+    {"--entropy-power", REAL, AT(entropy_power), "A", "[0, 100]", NULL,
+     "EAST: weigh a record by H^A / scale, H the entropy of its responses; 0 = off (0)"},
     {"--entropy-scale", REAL, AT(entropy_scale), "C", "(0, inf)", NULL, "EAST: the scale (6.8)"},
     {"--sft", REAL, AT(sft), "SHARE", "(0, 1)", NULL, "part of the prompts for SFT (1/3)"},
     {"--a", TEXT, AT(a), "FILE", NULL, NULL, "answers: candidates, or {prompt_id, prompt, content, reward}"},
@@ -126,21 +162,30 @@ static const option options[] = {
     {"--resamples", COUNT, AT(resamples), "N", "[1, 1000000]", NULL, "bootstrap samples of the interval (1000)"},
     {"--eval-data", TEXT, AT(eval_data), "FILE", NULL, NULL, "held-out records"},
     {"--eval-steps", COUNT, AT(eval_steps), "N", "[1, inf)", NULL, "evaluate every N steps (at the end only)"},
-    {"--log-steps", COUNT, AT(log_steps), "N", "[1, inf)", NULL, "print a line every N steps where there is no progress bar (1)"},
-    {"--save-steps", COUNT, AT(save_steps), "N", "[1, inf)", NULL, "leave a checkpoint to resume from every N steps, in place of the last (only where a run ends early)"},
-    {"--resume", TEXT, AT(resume), "DIR", NULL, NULL, "go on from such a checkpoint; every other option as it was, and the result is that of a run that never stopped"},
+    {"--log-steps", COUNT, AT(log_steps), "N", "[1, inf)", NULL,
+     "print a line every N steps if there is no progress bar (1)"},
+    {"--save-steps", COUNT, AT(save_steps), "N", "[1, inf)", NULL,
+     "save a checkpoint every N steps and delete the one before (only when a run ends early)"},
+    {"--resume", TEXT, AT(resume), "DIR", NULL, NULL,
+     "go on from such a checkpoint, to the bytes of a run that never stopped; the other options must be the same"},
     {"--device", CHOICE, AT(device), "NAME", NULL, device_name, "what the model is computed on (cpu)"},
-    {"--dtype", CHOICE, AT(dtype), "TYPE", NULL, dtype_name, "of the products' arithmetic and the matrices in training; with bf16 the optimizer has float masters (f32; cuda: bf16)"},
-    {"--save-dtype", CHOICE, AT(save_dtype), "TYPE", NULL, dtype_name, "of the weights in the files (as loaded; init: f32)"},
+    {"--dtype", CHOICE, AT(dtype), "TYPE", NULL, dtype_name,
+     "of matrices and their products; with bf16 the optimizer keeps float masters (f32; cuda: bf16)"},
+    {"--save-dtype", CHOICE, AT(save_dtype), "TYPE", NULL, dtype_name,
+     "of the weights in the files (as loaded; init: f32)"},
     {"--moments", CHOICE, AT(moments), "TYPE", NULL, wrpo_moments_name, "of AdamW's moments in memory (f32)"},
-    {"--max-shard-size", COUNT, AT(max_shard_size), "BYTES", "[1, inf)", NULL, "split the weights into files of at most this size (5000000000)"},
-    {"--reward-model", TEXT, AT(reward_model), "DIR", NULL, NULL, "directory of a sequence-classification, InternLM2 or ArmoRM reward model"},
-    {"--label", COUNT, AT(label), "N", "[1, inf)", NULL, "which row of its score.weight is the reward, from 1 on (the only one)"},
+    {"--max-shard-size", COUNT, AT(max_shard_size), "BYTES", "[1, inf)", NULL,
+     "split the weights into files of at most this size (5000000000)"},
+    {"--reward-model", TEXT, AT(reward_model), "DIR", NULL, NULL,
+     "directory of a sequence-classification, InternLM2 or ArmoRM reward model"},
+    {"--label", COUNT, AT(label), "N", "[1, inf)", NULL,
+     "which row of its score.weight is the reward, counted from 1 (the only one)"},
     {"--rescore", FLAG, AT(rescore), NULL, NULL, NULL, "replace the rewards that are there"},
     {"--tensors", FLAG, AT(tensors), NULL, NULL, NULL, "list the tensors of a directory too"},
     {"--seeds", COUNT, AT(seeds), "N", "[1, 1000]", NULL, "run the demo with N seeds and print means (1)"},
     {"--keep", FLAG, AT(keep), NULL, NULL, NULL, "keep the demo's folder"},
-    {"--quick", FLAG, AT(quick), NULL, NULL, NULL, "every step of the demo in a few seconds, on so little that its table says nothing"},
+    {"--quick", FLAG, AT(quick), NULL, NULL, NULL,
+     "every step of the demo in a few seconds, on too little data for its table to mean anything"},
     {"--threads", COUNT, AT(threads), "N", "[1, 4096]", NULL, "threads (all; demo: 1)"},
     {"--version", FLAG, AT(version), NULL, NULL, NULL, "print the version"},
     {"--help", FLAG, AT(help), NULL, NULL, NULL, "this text"},
@@ -182,7 +227,8 @@ static bool listed(const char *list, const char *name) {
 static void words(const option *o, char *out, size_t size) {    /* "linear, constant, power[:P], cosine" */
     size_t n = 0;
     for (int i = 0; o->names(i) && n < size; i++)
-        n += (size_t)snprintf(out + n, size - n, "%s%s%s", i ? ", " : "", o->names(i), o->kind == RAMP && !strcmp(o->names(i), "power") ? "[:P]" : "");
+        n += (size_t)snprintf(out + n, size - n, "%s%s%s", i ? ", " : "", o->names(i),
+                              o->kind == RAMP && !strcmp(o->names(i), "power") ? "[:P]" : "");
 }
 static void help_option(const option *o) {
     char all[256] = "";
@@ -218,7 +264,8 @@ static int set(const command *c, const option *o, const char *text, settings *s)
     case FLAG: *(bool *)to = true; break;
     case LIST:
         if (*text && *(const char **)to) {
-            if (s->n_more == (int64_t)(sizeof s->more / sizeof *s->more)) return misuse(c, "%s: too many files", o->name);
+            if (s->n_more == (int64_t)(sizeof s->more / sizeof *s->more))
+                return misuse(c, "%s: too many files", o->name);
             s->more[s->n_more++] = text;
             break;
         }  /* fallthrough */
@@ -228,15 +275,22 @@ static int set(const command *c, const option *o, const char *text, settings *s)
         break;
     case COUNT: {
         long long x = strtoll(text, &end, 10);
-        if (end == text || *end || errno || strchr(" \t\n", *text)) return misuse(c, "%s: want a whole number, found \"%s\"", o->name, text);
-        if (!in_range(o->range, (double)x)) return complain("%s: want a whole number in %s, found %s", o->name, o->range, text);
+        if (end == text || *end || errno || strchr(" \t\n", *text))
+            return misuse(c, "%s: want a whole number, found \"%s\"", o->name, text);
+        if (!in_range(o->range, (double)x))
+            return complain("%s: want a whole number in %s, found %s", o->name, o->range, text);
         *(int64_t *)to = x;
         break;
     }
     case REAL: {
         double x = strtod(text, &end);
-        if (end != text && *end == '/') { const char *below = end + 1; x /= strtod(below, &end); if (end == below) end = (char *)text; }     /* 1/3 */
-        if (end == text || *end || strchr(" \t\n", *text)) return misuse(c, "%s: want a number, found \"%s\"", o->name, text);
+        if (end != text && *end == '/') {
+            const char *below = end + 1;
+            x /= strtod(below, &end);
+            if (end == below) end = (char *)text;
+        } /* 1/3 */
+        if (end == text || *end || strchr(" \t\n", *text))
+            return misuse(c, "%s: want a number, found \"%s\"", o->name, text);
         if (!in_range(o->range, x)) return complain("%s: want a number in %s, found %s", o->name, o->range, text);
         *(double *)to = x == 0 ? WRPO_ZERO : x;
         break;
@@ -253,8 +307,10 @@ static int set(const command *c, const option *o, const char *text, settings *s)
         *(int *)to = i;
         if (!colon) break;
         s->alpha_power = strtod(colon + 1, &end);
-        if (end == colon + 1 || *end) return misuse(c, "%s: want a number after \"power:\", found \"%s\"", o->name, colon + 1);
-        if (!(s->alpha_power > 0 && s->alpha_power < 1e6)) return complain("%s: want a power in (0, 1e6), found %s", o->name, colon + 1);
+        if (end == colon + 1 || *end)
+            return misuse(c, "%s: want a number after \"power:\", found \"%s\"", o->name, colon + 1);
+        if (!(s->alpha_power > 0 && s->alpha_power < 1e6))
+            return complain("%s: want a power in (0, 1e6), found %s", o->name, colon + 1);
         break;
     }
     }
@@ -268,7 +324,8 @@ static int parse(const command *c, int argc, char **argv, settings *s) {
         if (strncmp(arg, "--", 2)) {
             const bool many = strstr(c->operand, "...") && s->path;
             if (!*c->operand || (s->path && !many)) return misuse(c, "unexpected argument \"%s\"", arg);
-            if (many && s->n_more == (int64_t)(sizeof s->more / sizeof *s->more)) return misuse(c, "too many arguments");
+            if (many && s->n_more == (int64_t)(sizeof s->more / sizeof *s->more))
+                return misuse(c, "too many arguments");
             if (many) { s->more[s->n_more++] = arg; continue; }
             s->path = arg;
             continue;
@@ -277,23 +334,26 @@ static int parse(const command *c, int argc, char **argv, settings *s) {
         if (o == options + N_OPTIONS || !(listed(c->required, o->name) || listed(c->optional, o->name)))
             return misuse(c, "unknown option \"%.*s\"", (int)n, arg);
         if (o->kind == FLAG && value) return misuse(c, "%s takes no value", o->name);
-        if (o->kind != FLAG && !value && (i + 1 == argc || !strncmp(argv[i + 1], "--", 2))) return misuse(c, "%s wants a value", o->name);
+        if (o->kind != FLAG && !value && (i + 1 == argc || !strncmp(argv[i + 1], "--", 2)))
+            return misuse(c, "%s wants a value", o->name);
         int code = set(c, o, o->kind == FLAG ? "" : value ? value + 1 : argv[++i], s);
-        while (!code && o->kind == LIST && i + 1 < argc && strncmp(argv[i + 1], "--", 2)) code = set(c, o, argv[++i], s);
+        while (!code && o->kind == LIST && i + 1 < argc && strncmp(argv[i + 1], "--", 2))
+            code = set(c, o, argv[++i], s);
         if (code) return code;
         if (s->n_more && o->kind == LIST && strcmp(c->name, "select")) return misuse(c, "%s takes one value", o->name);
         if (s->help) return 0;
     }
     for (int i = 0; i < N_OPTIONS; i++) {              /* TEXT, LIST, or CHOICE without a default: -1 */
         const void *value = (char *)s + options[i].at;
-        if (listed(c->required, options[i].name) && (options[i].kind == CHOICE ? *(const int *)value < 0 : !*(const char *const *)value))
+        if (listed(c->required, options[i].name) &&
+            (options[i].kind == CHOICE ? *(const int *)value < 0 : !*(const char *const *)value))
             return misuse(c, "%s is missing", options[i].name);
     }
     if (*c->operand && !s->path) return misuse(c, "%s is missing", c->operand);
     return 0;
 }
 
-/* ---- numbers for people ---- */
+/* ---- sizes, times and counts as people write them ---- */
 typedef struct label { char s[64]; } label;            /* a small string that needs no owner */
 static label grouped(int64_t n) {                       /* 1,234,567 */
     label t;
@@ -348,7 +408,8 @@ static void catch_signals(void) {     /* a SIGHUP that nohup ignores stays ignor
     signal(SIGINT, on_interrupt), signal(SIGTERM, on_interrupt);
 #ifndef _WIN32
     if (signal(SIGHUP, on_interrupt) == SIG_IGN) signal(SIGHUP, SIG_IGN);
-    signal(SIGPIPE, SIG_IGN);        /* a reader that has gone is an error of writing, and what stands in a scratch folder goes */
+    signal(SIGPIPE,
+           SIG_IGN); /* a closed pipe is an error of writing, and scratch folders are removed */
 #endif
 }
 static int screen_width(void) {
@@ -366,7 +427,8 @@ static void screen_clear(screen *v) {
 static void screen_draw(screen *v, double part, const label *pieces, int count) {
     if (!v->bar) return;
     int left = screen_width() - 1, shown = 0, cells;
-    while (shown < count && (int)strlen(pieces[shown].s) + (shown > 0) <= left) left -= (int)strlen(pieces[shown].s) + (shown > 0), shown++;
+    while (shown < count && (int)strlen(pieces[shown].s) + (shown > 0) <= left)
+        left -= (int)strlen(pieces[shown].s) + (shown > 0), shown++;
     cells = left >= 33 ? 30 : left >= 11 ? left - 3 : 0;
     fputs("\r\033[K", stderr);
     if (cells) {
@@ -390,7 +452,11 @@ static bool output_open(output *o, const char *path) {             /* path NULL:
     o->path = path ? path : "standard output", o->part[0] = 0, o->f = stdout;
     if (!path) return true;
     bool regular = stat(path, &st) != 0 || S_ISREG(st.st_mode);    /* a device or a pipe is written as it is */
-    if (stat(path, &st) == 0 && S_ISDIR(st.st_mode)) { complain("%s: want a file, found a directory", path); o->f = NULL; return false; }
+    if (stat(path, &st) == 0 && S_ISDIR(st.st_mode)) {
+        complain("%s: want a file, found a directory", path);
+        o->f = NULL;
+        return false;
+    }
     if (regular) snprintf(o->part, sizeof o->part, "%s.%ld.part", path, (long)getpid());
     o->f = fopen(regular ? o->part : path, "wb");
     if (!o->f) complain("%s: cannot be written: %s", path, strerror(errno)), o->part[0] = 0;
@@ -426,7 +492,8 @@ static char *read_all(FILE *f, size_t *size) {         /* NULL: out of memory or
     return data;
 }
 /* Makes a directory and its parents and shows that files can be made in it, before any work is done for it.
-   *made is the length of the part of the path that was there: output_dir_drop takes the rest away again if it is empty. */
+ *made is the length of the part of the path that was there: output_dir_drop takes the rest away again if it is empty.
+*/
 static bool output_dir(const char *path, size_t *made) {
     char part[4096];
     size_t n = strlen(path);
@@ -438,7 +505,8 @@ static bool output_dir(const char *path, size_t *made) {
         memcpy(part, path, i), part[i] = 0;
         bool there = stat(part, &st) == 0;
         if (!there && *made == n) *made = i - 1;
-        if (there ? !S_ISDIR(st.st_mode) : mkdir(part, 0777) != 0) return complain("%s: cannot be made: %s", part, strerror(there ? ENOTDIR : errno)), false;
+        if (there ? !S_ISDIR(st.st_mode) : mkdir(part, 0777) != 0)
+            return complain("%s: cannot be made: %s", part, strerror(there ? ENOTDIR : errno)), false;
     }
     snprintf(part, sizeof part, "%s/.%ld.part", path, (long)getpid());
     FILE *f = fopen(part, "wb");
@@ -463,7 +531,9 @@ static void scratch_remove(const char *path) {         /* a folder that this pro
     for (struct dirent *e; dir && (e = readdir(dir));) {
         char inner[4096];
         struct stat st;
-        if (!strcmp(e->d_name, ".") || !strcmp(e->d_name, "..") || snprintf(inner, sizeof inner, "%s/%s", path, e->d_name) >= (int)sizeof inner) continue;
+        if (!strcmp(e->d_name, ".") || !strcmp(e->d_name, "..") ||
+            snprintf(inner, sizeof inner, "%s/%s", path, e->d_name) >= (int)sizeof inner)
+            continue;
         if (lstat(inner, &st) == 0 && S_ISDIR(st.st_mode)) scratch_remove(inner);
         else remove(inner);
     }
@@ -500,9 +570,13 @@ static int fail(session *z) {        /* the library's sentence */
 }
 static bool session_open(session *z, const settings *s) {
     wrpo_error why = {0};
-    wrpo_desc desc = {.threads = (int)s->threads, .dtype = dtype_of(s->dtype), .memory_limit = (size_t)s->memory_limit, .log = {log_line, &z->screen}, .why = &why};
+    wrpo_desc desc = {.threads = (int)s->threads,
+                      .dtype = dtype_of(s->dtype),
+                      .memory_limit = (size_t)s->memory_limit,
+                      .log = {log_line, &z->screen},
+                      .why = &why};
     z->screen.bar = isatty(fileno(stderr));
-    const char *cpu = getenv("WRPO_CPU");              /* which of the CPU's backends computes; for tests and comparisons */
+    const char *cpu = getenv("WRPO_CPU"); /* which of the CPU's backends computes; for tests and comparisons */
     if (cpu && *cpu && s->device != 1) {
         desc.backend = wrpo_backend_find(cpu);
         if (!desc.backend) {
@@ -519,12 +593,14 @@ static bool session_open(session *z, const settings *s) {
         if (gemm) cuda.features &= ~(unsigned)WRPO_FEATURE_CUBLAS;
         if (gemm && !strcmp(gemm, "lt")) cuda.features |= WRPO_FEATURE_CUBLAS;
         else if (gemm && !strcmp(gemm, "wgmma")) cuda.features |= WRPO_FEATURE_WGMMA;
-        else if (gemm && strcmp(gemm, "mma") != 0) return complain("WRPO_GEMM: want lt, mma or wgmma, found %s", gemm), false;
+        else if (gemm && strcmp(gemm, "mma") != 0)
+            return complain("WRPO_GEMM: want lt, mma or wgmma, found %s", gemm), false;
         if (graphs && strcmp(graphs, "0") != 0 && strcmp(graphs, "1") != 0)
             return complain("WRPO_GRAPHS: want 0 or 1, found %s", graphs), false;
         if (graphs && *graphs == '0') cuda.features &= ~(unsigned)WRPO_FEATURE_GRAPHS;
 #else
-        complain("--device cuda: this program was compiled without it: want nvcc -DWRPO_CUDA and wrpo_cuda.cu on its command line");
+        complain("--device cuda: this program was compiled without it: want nvcc -DWRPO_CUDA and wrpo_cuda.cu on its "
+                 "command line");
         return false;
 #endif
     }
@@ -541,8 +617,11 @@ static void session_close(session *z) {
     wrpo_close(z->ctx);
 }
 static wrpo_result load_data(session *z, const settings *s, const char *path, wrpo_data **out) {
-    const wrpo_data_desc d = {.path = path, .tokenization = (wrpo_tokenization)s->tokenization, .max_length = s->max_length,
-                              .max_prompt_length = s->max_prompt_length, .limit = s->limit};
+    const wrpo_data_desc d = {.path = path,
+                              .tokenization = (wrpo_tokenization)s->tokenization,
+                              .max_length = s->max_length,
+                              .max_prompt_length = s->max_prompt_length,
+                              .limit = s->limit};
     wrpo_result r = z->tokenizer ? WRPO_OK : wrpo_tokenizer_load(z->ctx, s->model, &z->tokenizer);
     if (r == WRPO_OK) r = wrpo_data_load(z->tokenizer, &d, out);
     return r;
@@ -551,10 +630,16 @@ static wrpo_result load_model(session *z, const char *dir, bool frozen) {
     return wrpo_model_load(z->ctx, &(wrpo_model_desc){.dir = dir, .frozen = frozen}, &z->model);
 }
 static wrpo_train_desc train_desc(const settings *s) {
-    wrpo_train_desc d = {.alpha = s->alpha, .alpha_schedule = (wrpo_alpha_schedule)s->alpha_schedule, .alpha_power = s->alpha_power};
-    d.loss = (wrpo_loss_desc){.method = (wrpo_method)s->method, .pair = (wrpo_pair)s->pair, .beta = s->beta, .label_smoothing = s->label_smoothing,
-                              .gamma_ratio = s->gamma_ratio, .ipo_sum = s->ipo_sum};
-    d.learning_rate = s->learning_rate, d.lr_schedule = (wrpo_lr_schedule)s->lr_schedule, d.warmup_ratio = s->warmup_ratio;
+    wrpo_train_desc d = {
+        .alpha = s->alpha, .alpha_schedule = (wrpo_alpha_schedule)s->alpha_schedule, .alpha_power = s->alpha_power};
+    d.loss = (wrpo_loss_desc){.method = (wrpo_method)s->method,
+                              .pair = (wrpo_pair)s->pair,
+                              .beta = s->beta,
+                              .label_smoothing = s->label_smoothing,
+                              .gamma_ratio = s->gamma_ratio,
+                              .ipo_sum = s->ipo_sum};
+    d.learning_rate = s->learning_rate, d.lr_schedule = (wrpo_lr_schedule)s->lr_schedule,
+    d.warmup_ratio = s->warmup_ratio;
     d.moments = (wrpo_moments)s->moments, d.weight_decay = s->weight_decay, d.max_grad_norm = s->max_grad_norm;
     d.epochs = s->epochs, d.max_steps = s->max_steps, d.batch_size = s->batch_size, d.accumulation = s->accumulation;
     d.micro_tokens = s->micro_tokens, d.recompute = s->recompute, d.eval_steps = s->eval_steps;
@@ -566,33 +651,43 @@ static bool has_reference(const settings *s) { return s->method != WRPO_METHOD_S
 static void check_method(const settings *s) {
     const wrpo_method m = (wrpo_method)s->method;
     const bool pair = m != WRPO_METHOD_WRPO && m != WRPO_METHOD_SFT;
-    const struct { bool idle; const char *name; } idle[] = {
-        {s->alpha != 0 && m != WRPO_METHOD_WRPO, "--alpha"}, {s->alpha_schedule && m != WRPO_METHOD_WRPO, "--alpha-schedule"}, {s->pair && !pair, "--pair"},
-        {s->beta != 0 && m == WRPO_METHOD_SFT, "--beta"}, {s->gamma_ratio != 0 && m != WRPO_METHOD_SIMPO, "--gamma-ratio"},
-        {s->ipo_sum && m != WRPO_METHOD_IPO, "--ipo-sum"}, {s->ref && !has_reference(s), "--ref"}};
+    const struct { bool idle; const char *name;
+    } idle[] = {{s->alpha != 0 && m != WRPO_METHOD_WRPO, "--alpha"},
+                {s->alpha_schedule && m != WRPO_METHOD_WRPO, "--alpha-schedule"},
+                {s->pair && !pair, "--pair"},
+                {s->beta != 0 && m == WRPO_METHOD_SFT, "--beta"},
+                {s->gamma_ratio != 0 && m != WRPO_METHOD_SIMPO, "--gamma-ratio"},
+                {s->ipo_sum && m != WRPO_METHOD_IPO, "--ipo-sum"},
+                {s->ref && !has_reference(s), "--ref"}};
     for (size_t i = 0; i < sizeof idle / sizeof *idle; i++)
-        if (idle[i].idle) complain("warning: %s says nothing to --method %s", idle[i].name, wrpo_method_name(s->method));
+        if (idle[i].idle)
+            complain("warning: %s says nothing to --method %s", idle[i].name, wrpo_method_name(s->method));
 }
 static void print_memory(const wrpo_bytes *b, int64_t layers) {
-    printf("memory       %s: weights %s, gradients %s, moments %s, activations %s, head %s, data %s\n", bytes_text((double)b->total).s,
-           bytes_text((double)b->weights).s, bytes_text((double)b->gradients).s, bytes_text((double)b->moments).s,
-           bytes_text((double)b->activations).s, bytes_text((double)b->head).s, bytes_text((double)b->data).s);
+    printf("memory       %s: weights %s, gradients %s, moments %s, activations %s, head %s, data %s\n",
+           bytes_text((double)b->total).s, bytes_text((double)b->weights).s, bytes_text((double)b->gradients).s,
+           bytes_text((double)b->moments).s, bytes_text((double)b->activations).s, bytes_text((double)b->head).s,
+           bytes_text((double)b->data).s);
     if (b->room < SIZE_MAX)
-        printf("room         %s of %s that are free%s, %lld of %lld layers%s recomputed\n", bytes_text((double)b->device).s, bytes_text((double)b->room).s,
-               b->device > b->room ? ": too much" : "", (long long)b->recompute, (long long)layers,
-               b->logits ? "" : " and the logits");
+        printf("room         %s of %s that are free%s, %lld of %lld layers%s recomputed\n",
+               bytes_text((double)b->device).s, bytes_text((double)b->room).s, b->device > b->room ? ": too much" : "",
+               (long long)b->recompute, (long long)layers, b->logits ? "" : " and the logits");
 }
 
 /* ---- init ---- */
 static int run_init(const settings *s, session *z) {
-    const wrpo_init_desc d = {.config = s->config, .tokenizer_dir = s->tokenizer, .seed = s->seed ? (uint64_t)s->seed : 42, .dtype = dtype_of(s->save_dtype)};
+    const wrpo_init_desc d = {.config = s->config,
+                              .tokenizer_dir = s->tokenizer,
+                              .seed = s->seed ? (uint64_t)s->seed : 42,
+                              .dtype = dtype_of(s->save_dtype)};
     const wrpo_save_desc save = {.dir = s->out, .max_shard_size = s->max_shard_size};
     wrpo_config config;
     size_t made;
-    if (wrpo_config_load(z->ctx, s->config, &config) || wrpo_tokenizer_load(z->ctx, s->tokenizer, &z->tokenizer)) return fail(z);
+    if (wrpo_config_load(z->ctx, s->config, &config) || wrpo_tokenizer_load(z->ctx, s->tokenizer, &z->tokenizer))
+        return fail(z);
     if (wrpo_tokenizer_size(z->tokenizer) > config.vocab_size)
-        return complain("%s: want vocab_size of at least %lld, the ids of the tokenizer, found %lld", s->config, (long long)wrpo_tokenizer_size(z->tokenizer),
-                        (long long)config.vocab_size);
+        return complain("%s: want vocab_size of at least %lld, the ids of the tokenizer, found %lld", s->config,
+                        (long long)wrpo_tokenizer_size(z->tokenizer), (long long)config.vocab_size);
     bool ok = output_dir(s->out, &made);
     if (ok && (wrpo_model_init(z->ctx, &d, &z->model) || wrpo_model_save(z->model, &save))) ok = false, fail(z);
     if (!ok) return output_dir_drop(s->out, made), 1;
@@ -613,7 +708,8 @@ static void print_tensors(const wrpo_tensors *t) {
         const wrpo_tensor_info *w = wrpo_tensors_at(t, i);
         char shape[128] = "[";
         size_t n = 1;
-        for (int k = 0; k < w->ndim && n < sizeof shape - 24; k++) n += (size_t)snprintf(shape + n, sizeof shape - n, "%s%lld", k ? ", " : "", (long long)w->shape[k]);
+        for (int k = 0; k < w->ndim && n < sizeof shape - 24; k++)
+            n += (size_t)snprintf(shape + n, sizeof shape - n, "%s%lld", k ? ", " : "", (long long)w->shape[k]);
         snprintf(shape + n, sizeof shape - n, "]");
         printf("%-*s  %-8s %-20s %14s\n", width, w->name, w->dtype, shape, grouped((int64_t)w->bytes).s);
         total += w->bytes;
@@ -627,25 +723,32 @@ static int inspect_model(const settings *s, session *z, const wrpo_tensors *t) {
     wrpo_bytes run, all;
     int64_t parameters;
     size_t total = 0;
-    const wrpo_train_desc none = {.moments = (wrpo_moments)s->moments}, recompute = {.moments = (wrpo_moments)s->moments, .recompute = -1};
+    const wrpo_train_desc none = {.moments = (wrpo_moments)s->moments},
+                          recompute = {.moments = (wrpo_moments)s->moments, .recompute = -1};
     static const char *const heads[] = {"", ", reward: score", ", reward: v_head", ", reward: gated objectives"};
     if (wrpo_model_check(z->ctx, s->path, &c, &parameters, &dtype)) return fail(z);
-    if (wrpo_train_bytes(z->ctx, &c, NULL, &none, &run) || wrpo_train_bytes(z->ctx, &c, NULL, &recompute, &all)) return fail(z);
+    if (wrpo_train_bytes(z->ctx, &c, NULL, &none, &run) || wrpo_train_bytes(z->ctx, &c, NULL, &recompute, &all))
+        return fail(z);
     for (int64_t i = 0; i < wrpo_tensors_count(t); i++) total += wrpo_tensors_at(t, i)->bytes;
     printf("model        %s\n", s->path);
-    printf("type         %s%s%s%s%s%s\n", c.model_type, heads[c.head], c.attention_bias ? ", q/k/v biases" : "", c.output_bias ? ", o bias" : "", c.qk_norm ? ", q/k norms" : "",
+    printf("type         %s%s%s%s%s%s\n", c.model_type, heads[c.head], c.attention_bias ? ", q/k/v biases" : "",
+           c.output_bias ? ", o bias" : "", c.qk_norm ? ", q/k norms" : "",
            c.tie_word_embeddings ? ", tied embeddings" : "");
     printf("layers       %lld\n", (long long)c.num_hidden_layers);
     printf("hidden       %lld\n", (long long)c.hidden_size);
     printf("mlp          %lld\n", (long long)c.intermediate_size);
-    printf("heads        %lld of %lld, %lld for keys and values\n", (long long)c.num_attention_heads, (long long)c.head_dim, (long long)c.num_key_value_heads);
+    printf("heads        %lld of %lld, %lld for keys and values\n", (long long)c.num_attention_heads,
+           (long long)c.head_dim, (long long)c.num_key_value_heads);
     printf("vocabulary   %s\n", grouped(c.vocab_size).s);
-    printf("positions    %s, rope %s, theta %g\n", grouped(c.max_position_embeddings).s, word(wrpo_rope_name((int)c.rope.type)), c.rope.theta);
+    printf("positions    %s, rope %s, theta %g\n", grouped(c.max_position_embeddings).s,
+           word(wrpo_rope_name((int)c.rope.type)), c.rope.theta);
     if (c.sliding_window) printf("window       %s\n", grouped(c.sliding_window).s);
     printf("parameters   %s (%s)\n", grouped(parameters).s, count_text(parameters).s);
     printf("tensors      %s, %s, %s\n", grouped(wrpo_tensors_count(t)).s, dtypes[dtype], bytes_text((double)total).s);
     if (c.head == WRPO_HEAD_LM) print_memory(&run, c.num_hidden_layers);
-    if (c.head == WRPO_HEAD_LM) printf("             %s with --recompute -1 (of a run with --micro-tokens 1024 and no longer record)\n", bytes_text((double)all.total).s);
+    if (c.head == WRPO_HEAD_LM)
+        printf("             %s with --recompute -1 (of a run with --micro-tokens 1024 and no longer record)\n",
+               bytes_text((double)all.total).s);
     if (s->tensors) print_tensors(t);
     return 0;
 }
@@ -655,7 +758,8 @@ static int run_inspect(const settings *s, session *z) {
     if (stat(s->path, &st) != 0) return complain("%s: cannot be opened: %s", s->path, strerror(errno));
     const bool dir = S_ISDIR(st.st_mode);
     wrpo_config c;
-    if (dir && wrpo_config_load(z->ctx, s->path, &c)) return fail(z);      /* says first what is the matter with config.json */
+    if (dir && wrpo_config_load(z->ctx, s->path, &c))
+        return fail(z); /* says first what is the matter with config.json */
     if (wrpo_tensors_open(z->ctx, s->path, &t)) return fail(z);
     int code = 0;
     if (dir) code = inspect_model(s, z, t);
@@ -665,7 +769,12 @@ static int run_inspect(const settings *s, session *z) {
 }
 
 /* ---- JSON lines in ---- */
-typedef struct lines { const char *name; char *data; size_t size, at; int64_t line; } lines;   /* a file in memory, and how far it is read */
+typedef struct lines {
+    const char *name;
+    char *data;
+    size_t size, at;
+    int64_t line;
+} lines;                                                           /* a file in memory, and how far it is read */
 static bool lines_open(lines *in, const char *path) {              /* path NULL: standard input */
     FILE *f = path ? fopen(path, "rb") : stdin;
     *in = (lines){.name = path ? path : "standard input"};
@@ -684,7 +793,8 @@ static int bad_json(session *z, const lines *in) {
     screen_clear(&z->screen);
     return complain("%s:%lld:%s", in->name, (long long)in->line, strncmp(why, prefix, (size_t)k) ? why : why + k);
 }
-/* The next line's value: 1; none left: 0; after an error, which was complained about: -1. blank: empty lines are passed over. */
+/* The next line's value: 1; none left: 0; after an error, which was complained about: -1. blank: empty lines are passed
+ * over. */
 static int lines_next(session *z, lines *in, bool blank, wrpo_json **out) {
     *out = NULL;
     while (in->at < in->size) {
@@ -700,7 +810,9 @@ static int lines_next(session *z, lines *in, bool blank, wrpo_json **out) {
     }
     return 0;
 }
-static int bad_line(const char *name, int64_t line, const char *sentence) { return complain("%s:%lld: %s", name, (long long)line, sentence); }
+static int bad_line(const char *name, int64_t line, const char *sentence) {
+    return complain("%s:%lld: %s", name, (long long)line, sentence);
+}
 static void print_ids(FILE *f, const int32_t *ids, int64_t count) {
     fputs("\"ids\": [", f);
     for (int64_t i = 0; i < count; i++) fprintf(f, "%s%d", i ? ", " : "", (int)ids[i]);
@@ -724,7 +836,8 @@ static bool print_member(session *z, FILE *f, const char *before, const char *ke
     fprintf(f, "%s\"%s\": ", before, key);
     return print_json(z, f, v);
 }
-static bool boolean(const wrpo_json *object, const char *key, bool *out) {     /* absent: false; false: it is something else */
+static bool boolean(const wrpo_json *object, const char *key,
+                    bool *out) { /* absent: false; false: it is something else */
     const wrpo_json *v = wrpo_json_get(object, key);
     *out = v && v->kind == WRPO_JSON_BOOL && v->boolean;
     return !v || v->kind == WRPO_JSON_BOOL;
@@ -732,20 +845,24 @@ static bool boolean(const wrpo_json *object, const char *key, bool *out) {     /
 
 /* ---- tokenize: JSON lines in, JSON lines out ---- */
 static int tokenize_line(session *z, FILE *out, const char *name, int64_t line, const wrpo_json *in) {
-    const wrpo_json *text = wrpo_json_get(in, "text"), *messages = wrpo_json_get(in, "messages"), *ids = wrpo_json_get(in, "ids");
+    const wrpo_json *text = wrpo_json_get(in, "text"), *messages = wrpo_json_get(in, "messages"),
+                    *ids = wrpo_json_get(in, "ids");
     const wrpo_json *kwargs = wrpo_json_get(in, "kwargs");
     bool special, prompt, skip, ok = true;
     int32_t *list = NULL;
     char *result = NULL;
     int64_t count = 0;
     size_t size;
-    if (in->kind != WRPO_JSON_OBJECT || !!text + !!messages + !!ids != 1) return bad_line(name, line, "want an object with one of \"text\", \"messages\" and \"ids\"");
+    if (in->kind != WRPO_JSON_OBJECT || !!text + !!messages + !!ids != 1)
+        return bad_line(name, line, "want an object with one of \"text\", \"messages\" and \"ids\"");
     if (!boolean(in, "special", &special)) return bad_line(name, line, "\"special\": want true or false");
-    if (!boolean(in, "add_generation_prompt", &prompt)) return bad_line(name, line, "\"add_generation_prompt\": want true or false");
+    if (!boolean(in, "add_generation_prompt", &prompt))
+        return bad_line(name, line, "\"add_generation_prompt\": want true or false");
     if (!boolean(in, "skip_special", &skip)) return bad_line(name, line, "\"skip_special\": want true or false");
     if (text) {
         if (text->kind != WRPO_JSON_STRING) return bad_line(name, line, "\"text\": want a string");
-        ok = wrpo_tokenizer_encode(z->tokenizer, text->text, text->size, special ? WRPO_TOKENIZER_SPECIAL : 0, &list, &count) == WRPO_OK;
+        ok = wrpo_tokenizer_encode(z->tokenizer, text->text, text->size, special ? WRPO_TOKENIZER_SPECIAL : 0, &list,
+                                   &count) == WRPO_OK;
         if (ok) fputs("{", out), print_ids(out, list, count), fputs("}\n", out);
     } else if (messages) {
         if (kwargs && kwargs->kind == WRPO_JSON_NULL) kwargs = NULL;
@@ -753,11 +870,13 @@ static int tokenize_line(session *z, FILE *out, const char *name, int64_t line, 
         if (kwargs && kwargs->kind != WRPO_JSON_OBJECT) return bad_line(name, line, "\"kwargs\": want an object");
         wrpo_result r = wrpo_tokenizer_chat(z->tokenizer, messages, prompt, kwargs, &result, &size);
         fputs("{", out);
-        if (r == WRPO_E_FORMAT || r == WRPO_E_UNSUPPORTED || r == WRPO_E_ARG) {        /* what the template has against these messages */
+        if (r == WRPO_E_FORMAT || r == WRPO_E_UNSUPPORTED ||
+            r == WRPO_E_ARG) { /* what the template has against these messages */
             const char *why = wrpo_last_error(z->ctx)->text;
             ok = print_text(z, out, "error", why, strlen(why));
-        } else if ((ok = r == WRPO_OK && wrpo_tokenizer_encode(z->tokenizer, result, size, 0, &list, &count) == WRPO_OK
-                         && print_text(z, out, "text", result, size)))
+        } else if ((ok = r == WRPO_OK &&
+                         wrpo_tokenizer_encode(z->tokenizer, result, size, 0, &list, &count) == WRPO_OK &&
+                         print_text(z, out, "text", result, size)))
             fputs(", ", out), print_ids(out, list, count);
         fputs("}\n", out);
     } else {
@@ -765,7 +884,8 @@ static int tokenize_line(session *z, FILE *out, const char *name, int64_t line, 
         list = malloc((size_t)ids->count * sizeof *list + 1);
         if (!list) return bad_line(name, line, "out of memory");
         for (const wrpo_json *v = ids->child; v && ok; v = v->next) {
-            ok = v->kind == WRPO_JSON_NUMBER && v->exact && v->integer >= 0 && v->integer < wrpo_tokenizer_size(z->tokenizer);
+            ok = v->kind == WRPO_JSON_NUMBER && v->exact && v->integer >= 0 &&
+                 v->integer < wrpo_tokenizer_size(z->tokenizer);
             if (ok) list[count++] = (int32_t)v->integer;
         }
         if (!ok) return free(list), bad_line(name, line, "\"ids\": want ids of the tokenizer");
@@ -787,7 +907,9 @@ static int run_tokenize(const settings *s, session *z) {
     if (wrpo_tokenizer_load(z->ctx, s->model, &z->tokenizer)) code = fail(z);
     else if (!output_open(&out, s->out)) code = 1;
     catch_signals();
-    for (wrpo_json *v; !code && !(interrupted && (code = complain("interrupted"))) && (more = lines_next(z, &in, false, &v)) != 0; wrpo_json_free(z->ctx, v))
+    for (wrpo_json *v;
+         !code && !(interrupted && (code = complain("interrupted"))) && (more = lines_next(z, &in, false, &v)) != 0;
+         wrpo_json_free(z->ctx, v))
         code = more < 0 ? 1 : tokenize_line(z, out.f, in.name, in.line, v);
     free(in.data);
     return output_close(&out, code == 0) ? 0 : 1;
@@ -815,7 +937,9 @@ static int run_logprob(const settings *s, session *z) {
             fputs("{", out.f);
             if (!print_text(z, out.f, "prompt_id", r.prompt_id, strlen(r.prompt_id))) { fail(z); ok = false; }
             for (int k = 0; k < r.count; k++) fprintf(out.f, "%s%.9g", k ? ", " : ", \"logps\": [", logps[i * K + k]);
-            for (int k = 0; k < r.count; k++) fprintf(out.f, "%s%lld", k ? ", " : "], \"tokens\": [", (long long)(r.responses[k].count - r.responses[k].first));
+            for (int k = 0; k < r.count; k++)
+                fprintf(out.f, "%s%lld", k ? ", " : "], \"tokens\": [",
+                        (long long)(r.responses[k].count - r.responses[k].first));
             fprintf(out.f, "], \"prompt_tokens\": %lld}\n", (long long)r.prompt_count);
         }
         snprintf(piece.s, sizeof piece.s, "%lld/%lld records", (long long)(at + count), (long long)N);
@@ -828,7 +952,10 @@ static int run_logprob(const settings *s, session *z) {
 }
 
 /* ---- train ---- */
-typedef struct watch { session *z; int64_t every; } watch;         /* of a run in progress; every: steps to a line, 0 = none */
+typedef struct watch {
+    session *z;
+    int64_t every;
+} watch; /* of a run in progress; every: steps to a line, 0 = none */
 static void print_metrics(const char *head, const wrpo_metrics *m, double left) {
     printf("%s %lld/%lld  loss %.4f", head, (long long)m->step, (long long)m->steps, m->loss);
     if (!isnan(m->rewards_margins)) printf("  margin %+.3g  accuracy %.2f", m->rewards_margins, m->rewards_accuracies);
@@ -868,8 +995,8 @@ static bool on_step(const wrpo_metrics *m, const wrpo_metrics *eval, void *user)
 }
 static void print_data(const char *name, const char *path, const wrpo_data *data) {
     const wrpo_data_stats t = wrpo_data_get_stats(data);
-    printf("%-12s %s: %s records, %s prompt and %s response tokens, longest %s", name, path, grouped(t.records).s, grouped(t.prompt_tokens).s,
-           grouped(t.response_tokens).s, grouped(t.longest).s);
+    printf("%-12s %s: %s records, %s prompt and %s response tokens, longest %s", name, path, grouped(t.records).s,
+           grouped(t.prompt_tokens).s, grouped(t.response_tokens).s, grouped(t.longest).s);
     if (t.truncated_prompts || t.truncated_responses)
         printf("; cut: %s prompts, %s responses", grouped(t.truncated_prompts).s, grouped(t.truncated_responses).s);
     printf("\n");
@@ -877,20 +1004,25 @@ static void print_data(const char *name, const char *path, const wrpo_data *data
 static void print_settings(const settings *s, session *z, const wrpo_train_desc *desc, const wrpo_bytes *bytes) {
     const wrpo_train_desc d = wrpo_train_defaults(desc);
     const wrpo_method m = d.loss.method;
-    printf("model        %s: %s, %s parameters\n", s->model, wrpo_model_config(z->model)->model_type, count_text(wrpo_model_parameters(z->model)).s);
+    printf("model        %s: %s, %s parameters\n", s->model, wrpo_model_config(z->model)->model_type,
+           count_text(wrpo_model_parameters(z->model)).s);
     print_data("data", s->data, z->data);
     if (z->eval_data) print_data("eval data", s->eval_data, z->eval_data);
     printf("method       %s", word(wrpo_method_name((int)m)));
     if (m == WRPO_METHOD_WRPO && d.alpha_schedule == WRPO_ALPHA_SCHEDULE_CONSTANT) printf(", alpha %g", plain(d.alpha));
-    else if (m == WRPO_METHOD_WRPO) printf(", alpha 0 -> %g %s", plain(d.alpha), word(wrpo_alpha_schedule_name((int)d.alpha_schedule)));
+    else if (m == WRPO_METHOD_WRPO)
+        printf(", alpha 0 -> %g %s", plain(d.alpha), word(wrpo_alpha_schedule_name((int)d.alpha_schedule)));
     else if (m != WRPO_METHOD_SFT) printf(", pair %s", word(wrpo_pair_name((int)d.loss.pair)));
     if (m == WRPO_METHOD_WRPO && d.alpha_schedule == WRPO_ALPHA_SCHEDULE_POWER) printf(" %g", d.alpha_power);
     if (m != WRPO_METHOD_SFT) printf(", beta %g, label smoothing %g", d.loss.beta, plain(d.loss.label_smoothing));
     if (m == WRPO_METHOD_SIMPO) printf(", gamma/beta %g", plain(d.loss.gamma_ratio));
-    if (m != WRPO_METHOD_SFT && m != WRPO_METHOD_SIMPO) printf(", reference %s", d.ref_dir ? d.ref_dir : "the model itself");
-    printf("\noptimizer    AdamW %g/%g/%g, weight decay %g, clip %g, rate %g %s, warm-up %g\n", plain(d.beta1), plain(d.beta2), plain(d.eps),
-           plain(d.weight_decay), plain(d.max_grad_norm), plain(d.learning_rate), word(wrpo_lr_schedule_name((int)d.lr_schedule)), plain(d.warmup_ratio));
-    printf("batch        %s records, accumulation %lld, micro tokens %s, ", grouped(d.batch_size).s, (long long)d.accumulation, grouped(d.micro_tokens).s);
+    if (m != WRPO_METHOD_SFT && m != WRPO_METHOD_SIMPO)
+        printf(", reference %s", d.ref_dir ? d.ref_dir : "the model itself");
+    printf("\noptimizer    AdamW %g/%g/%g, weight decay %g, clip %g, rate %g %s, warm-up %g\n", plain(d.beta1),
+           plain(d.beta2), plain(d.eps), plain(d.weight_decay), plain(d.max_grad_norm), plain(d.learning_rate),
+           word(wrpo_lr_schedule_name((int)d.lr_schedule)), plain(d.warmup_ratio));
+    printf("batch        %s records, accumulation %lld, micro tokens %s, ", grouped(d.batch_size).s,
+           (long long)d.accumulation, grouped(d.micro_tokens).s);
     if (d.max_steps) printf("%s steps", grouped(d.max_steps).s);
     else printf("%g epochs", d.epochs);
     printf(", %s", d.no_shuffle ? "in order" : "shuffled");
@@ -908,9 +1040,11 @@ static int train(const settings *s, session *z) {
     watch w = {.z = z, .every = z->screen.bar && isatty(fileno(stdout)) ? 0 : s->log_steps ? s->log_steps : 1};
     d.resume = s->resume, d.save_steps = s->save_steps;
     d.save = (wrpo_save_desc){.dir = s->out, .dtype = dtype_of(s->save_dtype), .max_shard_size = s->max_shard_size};
-    if (wrpo_config_load(z->ctx, s->model, &config) || wrpo_train_bytes(z->ctx, &config, NULL, &d, &bytes)) return fail(z);    /* options first */
-    if (load_data(z, s, s->data, &z->data) || (s->eval_data && load_data(z, s, s->eval_data, &z->eval_data)) || load_model(z, s->model, false)
-        || wrpo_train_bytes(z->ctx, &config, z->data, &d, &bytes)) return fail(z);
+    if (wrpo_config_load(z->ctx, s->model, &config) || wrpo_train_bytes(z->ctx, &config, NULL, &d, &bytes))
+        return fail(z); /* options first */
+    if (load_data(z, s, s->data, &z->data) || (s->eval_data && load_data(z, s, s->eval_data, &z->eval_data)) ||
+        load_model(z, s->model, false) || wrpo_train_bytes(z->ctx, &config, z->data, &d, &bytes))
+        return fail(z);
     d.out_dir = s->out, d.eval_data = z->eval_data;
     d.on_step = on_step, d.user = &w;
     print_settings(s, z, &d, &bytes);
@@ -921,17 +1055,19 @@ static int train(const settings *s, session *z) {
     if (r != WRPO_OK) {
         if (r == WRPO_E_STOPPED) complain("interrupted");
         else fail(z);
-        if (!last.tokens) return r == WRPO_E_STOPPED || r == WRPO_E_NOT_FINITE ? complain("no step was done: nothing is saved") : 1;
+        if (!last.tokens)
+            return r == WRPO_E_STOPPED || r == WRPO_E_NOT_FINITE ? complain("no step was done: nothing is saved") : 1;
         char state[4200];
         struct stat is;
         snprintf(state, sizeof state, "%s/checkpoint-%lld/trainer_state.wrpo", s->out, (long long)last.step);
         if (stat(state, &is) != 0) return 1;           /* it could not be written either: that was the sentence */
-        return complain("the model as it was after step %lld of %lld is in %s/checkpoint-%lld: the same command goes on from there with --resume and this directory",
+        return complain("the model as it was after step %lld of %lld is in %s/checkpoint-%lld: the same command goes "
+                        "on from there with --resume and this directory",
                         (long long)last.step, (long long)last.steps, s->out, (long long)last.step);
     }
     if (wrpo_model_save(z->model, &d.save)) return fail(z);
-    printf("%s: trained, %lld steps in %s, with the reference %.2f seconds, memory peak %s\n", s->out, (long long)last.step, time_text(last.seconds).s,
-           took, bytes_text((double)wrpo_memory_peak(z->ctx)).s);
+    printf("%s: trained, %lld steps in %s, with the reference %.2f seconds, memory peak %s\n", s->out,
+           (long long)last.step, time_text(last.seconds).s, took, bytes_text((double)wrpo_memory_peak(z->ctx)).s);
     return 0;
 }
 static int run_train(const settings *s, session *z) {
@@ -986,13 +1122,15 @@ static bool prompts_differ(const prompts *p, const char *name) {
         const char *id = prompt_id(p, order[i]);
         if (strcmp(id, prompt_id(p, order[i - 1]))) continue;
         ok = false;
-        complain("%s: want a prompt_id once, found \"%.80s\" in the records of %s and %s", name, id, p->lines[order[i - 1]], p->lines[order[i]]);
+        complain("%s: want a prompt_id once, found \"%.80s\" in the records of %s and %s", name, id,
+                 p->lines[order[i - 1]], p->lines[order[i]]);
     }
     free(order);
     return ok;
 }
 static void prompts_free(session *z, prompts *p) {
-    for (int64_t i = 0; i < p->count; i++) wrpo_free(z->ctx, (void *)(uintptr_t)p->list[i].ids), wrpo_json_free(z->ctx, p->records[i]);
+    for (int64_t i = 0; i < p->count; i++)
+        wrpo_free(z->ctx, (void *)(uintptr_t)p->list[i].ids), wrpo_json_free(z->ctx, p->records[i]);
     free(p->records), free(p->lines), free(p->list);
     *p = (prompts){0};
 }
@@ -1019,12 +1157,15 @@ static bool prompts_add(session *z, prompts *p, wrpo_json *record, const wrpo_to
     p->list[i].ids = ids, p->list[i].stream = fnv(FNV, prompt_id(p, i), strlen(prompt_id(p, i)));
     return true;
 }
-/* The prompts of a file, which is closed in any case; now: for templates that show the date. The caller frees what was read. */
+/* The prompts of a file, which is closed in any case; now: for templates that show the date. The caller frees what was
+ * read. */
 static bool prompts_load(session *z, const settings *s, lines *in, int64_t now, prompts *p) {
     int more = 0;
     bool ok = wrpo_tokenizer_load(z->ctx, s->model, &z->tokenizer) == WRPO_OK || fail(z) == 0;
     for (wrpo_json *v; ok && !(s->limit && p->count == s->limit) && (more = lines_next(z, in, true, &v)) != 0;)
-        ok = more > 0 && prompts_add(z, p, v, &(wrpo_tokenizer_prompt_desc){.name = in->name, .line = in->line, .raw = s->raw, .now = now});
+        ok = more > 0 &&
+             prompts_add(z, p, v,
+                         &(wrpo_tokenizer_prompt_desc){.name = in->name, .line = in->line, .raw = s->raw, .now = now});
     ok = ok && (p->count || (complain("%s: want prompts, found none", in->name), false)) && prompts_differ(p, in->name);
     free(in->data), in->data = NULL;
     return ok;
@@ -1035,7 +1176,8 @@ static bool print_prompt(session *z, FILE *f, const prompts *p, int64_t i) {
     const char *id = prompt_id(p, i);
     fputs("{", f);
     bool ok = print_text(z, f, "prompt_id", id, strlen(id)) && print_member(z, f, ", ", "prompt", v);
-    static const char *const besides[] = {"tools", "chat_template_kwargs"};     /* without them it would be another prompt */
+    static const char *const besides[] = {"tools",
+                                          "chat_template_kwargs"}; /* without them it would be another prompt */
     for (int k = 0; ok && k < 2; k++) {
         v = wrpo_json_get(p->records[i], besides[k]);
         if (v && v->kind != WRPO_JSON_NULL) ok = print_member(z, f, ", ", besides[k], v);
@@ -1043,7 +1185,10 @@ static bool print_prompt(session *z, FILE *f, const prompts *p, int64_t i) {
     return ok;
 }
 static wrpo_generate_desc generate_desc(const settings *s, session *z) {
-    wrpo_generate_desc d = {.tokenizer = z->tokenizer, .n = s->n, .max_tokens = s->max_tokens, .temperature = or_default(s->temperature, 0.8) + 0.0,
+    wrpo_generate_desc d = {.tokenizer = z->tokenizer,
+                            .n = s->n,
+                            .max_tokens = s->max_tokens,
+                            .temperature = or_default(s->temperature, 0.8) + 0.0,
                             .top_p = or_default(s->top_p, 0.95)};
     d.top_k = s->top_k, d.seed = (uint64_t)s->seed, d.batch = s->batch;
     return d;
@@ -1077,13 +1222,15 @@ static bool answers_step(int64_t done, int64_t tokens, void *user) {
     snprintf(p[2].s, sizeof p->s, "%.16s left", time_text(done ? t / (double)done * (double)left : 0).s);
     const double part = (double)(a->first + done) / (double)a->p->count;
     if (a->f != stdout) screen_draw(&a->z->screen, part, p, done ? 3 : 2);
-    if (a->f != stdout && !a->z->screen.bar && part < 1 && (int)(10 * part) > a->tenths) printf("%s prompts, %s, %s\n", p[0].s, p[1].s, p[2].s), fflush(stdout);
+    if (a->f != stdout && !a->z->screen.bar && part < 1 && (int)(10 * part) > a->tenths)
+        printf("%s prompts, %s, %s\n", p[0].s, p[1].s, p[2].s), fflush(stdout);
     a->tenths = (int)(10 * part);
     return !interrupted;
 }
 static bool answers_written(answers *a, bool ok) {     /* the line is whole and on its way to the disk */
     if (!ok) fail(a->z);
-    else if (fputs("}\n", a->f) < 0 || fflush(a->f) != 0 || ferror(a->f)) screen_clear(&a->z->screen), complain("the result cannot be written: %s", strerror(errno)), ok = false;
+    else if (fputs("}\n", a->f) < 0 || fflush(a->f) != 0 || ferror(a->f))
+        screen_clear(&a->z->screen), complain("the result cannot be written: %s", strerror(errno)), ok = false;
     a->failed = !ok;
     return ok;
 }
@@ -1105,8 +1252,10 @@ static bool generated(int64_t i, const wrpo_sample *y, void *user) {
     answers *a = user;
     double logp = 0;
     for (int64_t j = 0; j < y->count; j++) logp += (double)y->logps[j];
-    bool ok = print_prompt(a->z, a->f, a->p, i) && fputs(", ", a->f) >= 0 && print_text(a->z, a->f, "content", y->text, y->size);
-    fprintf(a->f, ", \"tokens\": %lld, \"logp\": %.9g, \"stopped\": %s", (long long)y->count, logp, y->stopped ? "true" : "false");
+    bool ok = print_prompt(a->z, a->f, a->p, i) && fputs(", ", a->f) >= 0 &&
+              print_text(a->z, a->f, "content", y->text, y->size);
+    fprintf(a->f, ", \"tokens\": %lld, \"logp\": %.9g, \"stopped\": %s", (long long)y->count, logp,
+            y->stopped ? "true" : "false");
     return answers_written(a, ok);
 }
 static int run_generate(const settings *s, session *z) {
@@ -1146,8 +1295,8 @@ static int run_generate(const settings *s, session *z) {
     return output_close(&out, ok) ? 0 : 1;
 }
 
-/* ---- sample: candidates. What is done stands, line by line, in FILE.part, and what it was done with in FILE.settings; a run
-   that finds them checks the lines, drops a torn one and goes on. At the end FILE.part becomes FILE. ---- */
+/* ---- sample: candidates. Finished lines are in FILE.part, the settings that made them in FILE.settings;
+   a run that finds them checks the lines, drops a torn one and goes on. At the end FILE.part becomes FILE. ---- */
 typedef struct part { FILE *f; char path[4096], settings[4096]; int64_t done; } part;
 static bool part_lock(FILE *f) {     /* one process at a time; goes with the process */
 #ifdef _WIN32
@@ -1169,7 +1318,8 @@ static bool part_cut(FILE *f, size_t size) {
 static bool part_settings(part *t, const char *out, const char *want, int64_t *now) {
     char found[4096] = "", date[64] = "";
     struct stat st;
-    snprintf(t->path, sizeof t->path, "%.4000s.part", out), snprintf(t->settings, sizeof t->settings, "%.4000s.settings", out);
+    snprintf(t->path, sizeof t->path, "%.4000s.part", out),
+        snprintf(t->settings, sizeof t->settings, "%.4000s.settings", out);
     *now = 0;
     if (stat(out, &st) == 0) return complain("%s: is there already; remove it to sample anew", out), false;
     if (stat(t->path, &st) != 0 || st.st_size == 0) return true;
@@ -1181,15 +1331,17 @@ static bool part_settings(part *t, const char *out, const char *want, int64_t *n
     found[strcspn(found, "\n")] = 0;
     *now = strtoll(date, NULL, 10);
     if (*now > 0 && !strcmp(found, want)) return true;
-    complain("%s: want a run begun with %s, found %s; remove it to begin anew", t->path, want, *now > 0 ? found : "one without its settings");
+    complain("%s: want a run begun with %s, found %s; remove it to begin anew", t->path, want,
+             *now > 0 ? found : "one without its settings");
     return false;
 }
-/* Opens FILE.part behind the lines in it that are whole and in the order of the prompts. */
+/* Opens FILE.part after its lines that are whole and in the order of the prompts. */
 static bool part_open(session *z, part *t, const char *want, int64_t now, const prompts *p) {
     size_t size, keep = 0, n;
     t->f = fopen(t->path, "a+b");
     if (!t->f) return complain("%s: cannot be written: %s", t->path, strerror(errno)), false;
-    if (!part_lock(t->f)) return fclose(t->f), t->f = NULL, complain("%s: another process is writing it", t->path), false;
+    if (!part_lock(t->f))
+        return fclose(t->f), t->f = NULL, complain("%s: another process is writing it", t->path), false;
     rewind(t->f);
     char *data = read_all(t->f, &size);
     if (!data) return complain("%s: cannot be read: %s", t->path, strerror(errno)), false;
@@ -1206,7 +1358,8 @@ static bool part_open(session *z, part *t, const char *want, int64_t now, const 
     free(data);
     if (!part_cut(t->f, keep)) return complain("%s: cannot be written: %s", t->path, strerror(errno)), false;
     if (t->done) return true;
-    FILE *notes = fopen(t->settings, "wb");            /* under its name at once: nobody reads it before FILE.part has a line, and a kill leaves no third file */
+    FILE *notes = fopen(t->settings, "wb"); /* under its name at once: nobody reads it before FILE.part has a line, and
+                                               a kill leaves no third file */
     bool ok = notes && fprintf(notes, "%s\n%lld\n", want, (long long)now) > 0;
     if (notes && fclose(notes) != 0) ok = false;
     return ok || (complain("%s: cannot be written: %s", t->settings, strerror(errno)), false);
@@ -1233,7 +1386,8 @@ static bool sample_settings(const settings *s, session *z, uint64_t file, char *
         h = fnv(fnv(h, w->name, strlen(w->name)), w->data, w->bytes < 256 ? w->bytes : 256);
     }
     wrpo_tensors_close(t);
-    static const char *const files[] = {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"};
+    static const char *const files[] = {"config.json",           "generation_config.json",  "tokenizer.json",
+                                        "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"};
     for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
         char path[4096];
         size_t n;
@@ -1244,9 +1398,12 @@ static bool sample_settings(const settings *s, session *z, uint64_t file, char *
         free(bytes);
         if (f) fclose(f);
     }
-    snprintf(text, size, "--model %.1024s (%016llx) --prompts (%016llx) --as %s --name %.256s --n %lld --temperature %.17g --top-p %.17g --top-k %lld --max-tokens %lld --seed %llu --limit %lld%s%s",
-             s->model, (unsigned long long)h, (unsigned long long)file, as_name(s->as), model_name(s), (long long)d.n, plain(d.temperature), d.top_p,
-             (long long)d.top_k, (long long)d.max_tokens, (unsigned long long)d.seed, (long long)s->limit, s->raw ? " --raw" : "", s->device ? " --device cuda" : "");
+    snprintf(text, size,
+             "--model %.1024s (%016llx) --prompts (%016llx) --as %s --name %.256s --n %lld --temperature %.17g --top-p "
+             "%.17g --top-k %lld --max-tokens %lld --seed %llu --limit %lld%s%s",
+             s->model, (unsigned long long)h, (unsigned long long)file, as_name(s->as), model_name(s), (long long)d.n,
+             plain(d.temperature), d.top_p, (long long)d.top_k, (long long)d.max_tokens, (unsigned long long)d.seed,
+             (long long)s->limit, s->raw ? " --raw" : "", s->device ? " --device cuda" : "");
     return true;
 }
 static bool sampled(int64_t i, const wrpo_sample *y, void *user) {
@@ -1255,7 +1412,8 @@ static bool sampled(int64_t i, const wrpo_sample *y, void *user) {
     fprintf(a->f, ", \"%s\": [", a->list);
     for (int64_t k = 0; ok && k < a->n; k++) {
         fputs(k ? ", {" : "{", a->f);
-        ok = print_text(a->z, a->f, "model", a->name, strlen(a->name)) && fputs(", ", a->f) >= 0 && print_text(a->z, a->f, "content", y[k].text, y[k].size);
+        ok = print_text(a->z, a->f, "model", a->name, strlen(a->name)) && fputs(", ", a->f) >= 0 &&
+             print_text(a->z, a->f, "content", y[k].text, y[k].size);
         fputs("}", a->f);
         a->cut += !y[k].stopped;
     }
@@ -1267,18 +1425,26 @@ static int sample(const settings *s, session *z, part *t, prompts *p) {
     int64_t now;
     lines in;
     if (!lines_open(&in, s->prompts)) return 1;
-    if (!sample_settings(s, z, fnv(FNV, in.data, in.size), want, sizeof want) || !part_settings(t, s->out, want, &now)) return free(in.data), 1;
+    if (!sample_settings(s, z, fnv(FNV, in.data, in.size), want, sizeof want) || !part_settings(t, s->out, want, &now))
+        return free(in.data), 1;
     if (!now) now = (int64_t)time(NULL);
     if (!prompts_load(z, s, &in, now, p)) return 1;
     if (load_model(z, s->model, true)) return fail(z);
     if (!part_open(z, t, want, now, p)) return 1;
-    answers a = {.z = z, .f = t->f, .p = p, .name = model_name(s), .list = s->as ? "target" : "sources", .first = t->done, .begin = seconds()};
+    answers a = {.z = z,
+                 .f = t->f,
+                 .p = p,
+                 .name = model_name(s),
+                 .list = s->as ? "target" : "sources",
+                 .first = t->done,
+                 .begin = seconds()};
     wrpo_generate_desc d = generate_desc(s, z);
     a.n = wrpo_generate_defaults(&d).n;
     d.on_done = sampled, d.on_step = answers_step, d.user = &a;
     const wrpo_result r = wrpo_generate(z->model, p->list + t->done, p->count - t->done, &d);
     screen_clear(&z->screen);
-    if (r == WRPO_E_STOPPED && !a.failed) return complain("interrupted: what is done is in %s, and the same command goes on from there", t->path);
+    if (r == WRPO_E_STOPPED && !a.failed)
+        return complain("interrupted: what is done is in %s, and the same command goes on from there", t->path);
     if (r != WRPO_OK) return answers_failed(&a, r);
     if (!part_end(t, s->out)) return 1;
     printf("%s: %s prompts, %s samples each", s->out, grouped(p->count).s, grouped(a.n).s);
@@ -1306,11 +1472,12 @@ static int run_sample(const settings *s, session *z) {
 
 /* ---- answer: the public benchmarks. Questions as they publish them in, what their judges read out:
      alpacaeval    [{instruction, dataset?}, ...] or lines      -> [{dataset?, instruction, output, generator}, ...]
-     mtbench       {question_id, category, turns: [text, ...]}  -> {question_id, answer_id, model_id, choices: [{index, turns: [text, ...]}], tstamp}
-     arenahard     {uid, prompt} (Arena-Hard-Auto since 2025)   -> {uid, ans_id, model, messages: [question, {role, content: {answer}}], tstamp, metadata}
-                   {question_id, turns: [{content}]} (before)   -> {question_id, answer_id, model_id, choices: [{index, turns: [{content, token_len}]}], tstamp,
-                                                                    conv_metadata}
-   A turn sees the turns before it and the answers to them. FastChat's and AlpacaEval's own runs strip white space around an answer: so do we. ---- */
+     mtbench       {question_id, category, turns: [text, ...]}  -> {question_id, answer_id, model_id, choices: [{index,
+   turns: [text, ...]}], tstamp} arenahard     {uid, prompt} (Arena-Hard-Auto since 2025)   -> {uid, ans_id, model,
+   messages: [question, {role, content: {answer}}], tstamp, metadata} {question_id, turns: [{content}]} (before)   ->
+   {question_id, answer_id, model_id, choices: [{index, turns: [{content, token_len}]}], tstamp, conv_metadata} A turn
+   sees the turns before it and the answers to them. FastChat's and AlpacaEval's own runs strip white space around an
+   answer: so do we. ---- */
 enum { TURNS = 8 };
 typedef struct ask {                 /* one ask */
     wrpo_json *root;                 /* what is to be freed; NULL: a member of another root */
@@ -1329,9 +1496,13 @@ static const wrpo_json *member(const wrpo_json *v, const char *key, wrpo_json_ki
     return m && m->kind == of ? m : NULL;
 }
 static double category_temperature(const wrpo_json *record) {      /* MT-Bench's; what it does not name gets 0.7 */
-    static const struct { const char *category; double temperature; } table[] = {{"writing", 0.7}, {"roleplay", 0.7}, {"extraction", 0}, {"math", 0},
-        {"coding", 0}, {"reasoning", 0}, {"stem", 0.1}, {"humanities", 0.1}, {"arena-hard-200", 0}};
-    const wrpo_json *forced = member(record, "required_temperature", WRPO_JSON_NUMBER), *category = member(record, "category", WRPO_JSON_STRING);
+    static const struct {
+        const char *category;
+        double temperature;
+    } table[] = {{"writing", 0.7}, {"roleplay", 0.7}, {"extraction", 0},   {"math", 0},          {"coding", 0},
+                 {"reasoning", 0}, {"stem", 0.1},     {"humanities", 0.1}, {"arena-hard-200", 0}};
+    const wrpo_json *forced = member(record, "required_temperature", WRPO_JSON_NUMBER),
+                    *category = member(record, "category", WRPO_JSON_STRING);
     if (forced) return forced->number;
     for (size_t i = 0; category && i < sizeof table / sizeof *table; i++)
         if (!strcmp(category->text, table[i].category)) return table[i].temperature;
@@ -1344,28 +1515,40 @@ static bool question_add(asks *q, wrpo_json *root, const wrpo_json *record) {
         q->list = more;
     }
     ask *to = &q->list[q->count++];
-    *to = (ask){.root = root, .record = record, .temperature = q->bench == ALPACAEVAL ? 0.7 : q->bench == MTBENCH ? category_temperature(record) : 0};
+    *to = (ask){.root = root,
+                .record = record,
+                .temperature = q->bench == ALPACAEVAL ? 0.7
+                               : q->bench == MTBENCH  ? category_temperature(record)
+                                                      : 0};
     if (record->kind != WRPO_JSON_OBJECT) return question_error(q, record, "want an object");
     if (q->bench == ALPACAEVAL) {
         to->turns[to->n++] = member(record, "instruction", WRPO_JSON_STRING);
         return to->turns[0] || question_error(q, record, "want an \"instruction\", a string");
     }
-    const wrpo_json *prompt = q->bench == ARENAHARD ? member(record, "prompt", WRPO_JSON_STRING) : NULL, *turns = member(record, "turns", WRPO_JSON_ARRAY);
+    const wrpo_json *prompt = q->bench == ARENAHARD ? member(record, "prompt", WRPO_JSON_STRING) : NULL,
+                    *turns = member(record, "turns", WRPO_JSON_ARRAY);
     const char *key = prompt ? "uid" : "question_id";
     to->id = wrpo_json_get(record, key);
-    if (!prompt && !turns) return question_error(q, record, q->bench == ARENAHARD ? "want a \"prompt\", or \"turns\"" : "want \"turns\", an array of strings");
-    if (!to->id || (to->id->kind != WRPO_JSON_STRING && !to->id->exact)) return question_error(q, record, prompt ? "want a \"uid\"" : "want a \"question_id\"");
+    if (!prompt && !turns)
+        return question_error(q, record,
+                              q->bench == ARENAHARD ? "want a \"prompt\", or \"turns\""
+                                                    : "want \"turns\", an array of strings");
+    if (!to->id || (to->id->kind != WRPO_JSON_STRING && !to->id->exact))
+        return question_error(q, record, prompt ? "want a \"uid\"" : "want a \"question_id\"");
     if (q->count == 1) q->old = !prompt;
     if (q->old != !prompt) return question_error(q, record, "want a question of one kind with the first");
     if (prompt) to->turns[to->n++] = prompt;
     for (const wrpo_json *t = prompt ? NULL : turns->child; t; t = t->next) {
-        const wrpo_json *text = q->bench == ARENAHARD ? member(t, "content", WRPO_JSON_STRING) : t->kind == WRPO_JSON_STRING ? t : NULL;
+        const wrpo_json *text = q->bench == ARENAHARD         ? member(t, "content", WRPO_JSON_STRING)
+                                : t->kind == WRPO_JSON_STRING ? t
+                                                              : NULL;
         if (!text || to->n == TURNS) return question_error(q, record, "want 1 to 8 turns, each a text");
         to->turns[to->n++] = text;
     }
     if (to->n == 0) return question_error(q, record, "want 1 to 8 turns, each a text");
     for (int64_t i = 0; i + 1 < q->count; i++)
-        if (!strcmp(q->list[i].id->text, to->id->text)) return question_error(q, record, "this question stands further up already");
+        if (!strcmp(q->list[i].id->text, to->id->text))
+            return question_error(q, record, "this question occurs above already");
     return true;
 }
 static void questions_free(session *z, asks *q) {
@@ -1385,7 +1568,8 @@ static bool questions_load(session *z, const settings *s, asks *q) {
     if (q->bench == ALPACAEVAL && at < in.size && in.data[at] == '[') {            /* one array */
         wrpo_json *root;
         ok = wrpo_json_parse(z->ctx, in.name, in.data + in.at, in.size - in.at, &root) == WRPO_OK || fail(z) == 0;
-        for (const wrpo_json *v = ok ? root->child : NULL; ok && v && !(s->limit && q->count == s->limit); v = v->next) ok = question_add(q, v == root->child ? root : NULL, v);
+        for (const wrpo_json *v = ok ? root->child : NULL; ok && v && !(s->limit && q->count == s->limit); v = v->next)
+            ok = question_add(q, v == root->child ? root : NULL, v);
         if (root && !root->child) wrpo_json_free(z->ctx, root);
     } else
         for (wrpo_json *v; ok && !(s->limit && q->count == s->limit) && (more = lines_next(z, &in, true, &v)) != 0;) {
@@ -1405,20 +1589,26 @@ static wrpo_json *question_record(ask *q, int turn, wrpo_json node[2 + 3 * (2 * 
         wrpo_json *m = &node[2 + 3 * i], *role = m + 1, *content = m + 2;
         const char *who = i % 2 ? "assistant" : "user";
         *m = (wrpo_json){.kind = WRPO_JSON_OBJECT, .count = 2, .child = role};
-        *role = (wrpo_json){.kind = WRPO_JSON_STRING, .key = "role", .key_size = 4, .text = who, .size = strlen(who), .next = content};
-        *content = (wrpo_json){.kind = WRPO_JSON_STRING, .key = "content", .key_size = 7, .text = i % 2 ? q->answers[i / 2] : q->turns[i / 2]->text,
+        *role = (wrpo_json){
+            .kind = WRPO_JSON_STRING, .key = "role", .key_size = 4, .text = who, .size = strlen(who), .next = content};
+        *content = (wrpo_json){.kind = WRPO_JSON_STRING,
+                               .key = "content",
+                               .key_size = 7,
+                               .text = i % 2 ? q->answers[i / 2] : q->turns[i / 2]->text,
                                .size = i % 2 ? q->sizes[i / 2] : q->turns[i / 2]->size};
         *tail = m, tail = &m->next;
     }
     return record;
 }
-static size_t space_at(const char *p, const char *end) {           /* bytes of the white space at p, as Python sees it; 0: none */
-    static const char *const wide[] = {"\xC2\x85", "\xC2\xA0", "\xE1\x9A\x80", "\xE2\x80\xA8", "\xE2\x80\xA9", "\xE2\x80\xAF", "\xE2\x81\x9F", "\xE3\x80\x80"};
+static size_t space_at(const char *p, const char *end) { /* bytes of the white space at p, as Python sees it; 0: none */
+    static const char *const wide[] = {"\xC2\x85",     "\xC2\xA0",     "\xE1\x9A\x80", "\xE2\x80\xA8",
+                                       "\xE2\x80\xA9", "\xE2\x80\xAF", "\xE2\x81\x9F", "\xE3\x80\x80"};
     if (p >= end) return 0;
     if (memchr(" \t\n\v\f\r\x1c\x1d\x1e\x1f", *p, 10)) return 1;
     for (size_t i = 0; i < sizeof wide / sizeof *wide; i++)
         if ((size_t)(end - p) >= strlen(wide[i]) && !memcmp(p, wide[i], strlen(wide[i]))) return strlen(wide[i]);
-    return end - p >= 3 && !memcmp(p, "\xE2\x80", 2) && (unsigned char)p[2] >= 0x80 && (unsigned char)p[2] <= 0x8A ? 3 : 0;
+    return end - p >= 3 && !memcmp(p, "\xE2\x80", 2) && (unsigned char)p[2] >= 0x80 && (unsigned char)p[2] <= 0x8A ? 3
+                                                                                                                   : 0;
 }
 typedef struct answering { answers a; asks *q; ask **of; int turn; } answering;     /* a first: answers_step takes it */
 static bool answered(int64_t i, const wrpo_sample *y, void *user) {
@@ -1444,7 +1634,10 @@ static bool answered(int64_t i, const wrpo_sample *y, void *user) {
 }
 static bool answer_turn(const settings *s, session *z, asks *q, int turn, int64_t *cut) {
     prompts p = {.list = calloc((size_t)q->count, sizeof *p.list)};
-    answering w = {.a = {.z = z, .p = &p, .begin = seconds()}, .q = q, .of = calloc((size_t)q->count, sizeof(ask *)), .turn = turn};
+    answering w = {.a = {.z = z, .p = &p, .begin = seconds()},
+                   .q = q,
+                   .of = calloc((size_t)q->count, sizeof(ask *)),
+                   .turn = turn};
     bool ok = (p.list && w.of) || (complain("out of memory"), false);
     for (int64_t i = 0; ok && i < q->count; i++) {
         ask *of = &q->list[i];
@@ -1453,7 +1646,9 @@ static bool answer_turn(const settings *s, session *z, asks *q, int turn, int64_
         const double temperature = or_default(s->temperature, of->temperature) + 0.0;
         int32_t *ids;
         if (turn >= of->n) continue;
-        ok = wrpo_tokenizer_prompt(z->tokenizer, &(wrpo_tokenizer_prompt_desc){.name = q->name}, question_record(of, turn, node), &ids, &p.list[p.count].count) == WRPO_OK || fail(z) == 0;
+        ok = wrpo_tokenizer_prompt(z->tokenizer, &(wrpo_tokenizer_prompt_desc){.name = q->name},
+                                   question_record(of, turn, node), &ids, &p.list[p.count].count) == WRPO_OK ||
+             fail(z) == 0;
         if (!ok) break;
         w.of[p.count] = of;
         p.list[p.count].ids = ids, p.list[p.count].own_temperature = true, p.list[p.count].temperature = temperature;
@@ -1473,8 +1668,9 @@ static bool answer_turn(const settings *s, session *z, asks *q, int turn, int64_
     free(p.list), free(w.of);
     return ok;
 }
-/* The counts of Arena-Hard's style control, as its regular expressions find them: what stands between ``` and ``` is taken out first,
-   wherever it stands; then lines that begin a header or, behind white space, a list; then text between ** and **, __ and __. */
+/* The counts of Arena-Hard's style control, as its regular expressions find them: text between ``` and ``` is
+   taken out first, wherever it is; then lines that begin a header or, after white space, a list; then text between
+   ** and **, __ and __. */
 typedef struct markdown { int64_t header[6], ordered, unordered, bold[2]; } markdown;
 static int64_t marked(const char *text, const char *end, char c) {
     int64_t count = 0;
@@ -1522,7 +1718,8 @@ static bool count_markdown(const char *answer, size_t size, markdown *m) {      
     free(text);
     return true;
 }
-static void print_id(FILE *f, const char *key, uint64_t h) {        /* 22 letters and digits, as its shortuuid writes; from names and seed, not drawn */
+static void print_id(FILE *f, const char *key,
+                     uint64_t h) { /* 22 letters and digits, as its shortuuid writes; from names and seed, not drawn */
     static const char alphabet[] = "23456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz";
     fprintf(f, ", \"%s\": \"", key);
     for (int i = 0; i < 22; i++) fputc(alphabet[(h = fnv(h, "id", 2)) % 57], f);
@@ -1533,8 +1730,9 @@ static bool print_metadata(FILE *f, const ask *q, const char *key) {
     if (!count_markdown(q->answers[0], q->sizes[0], &m)) return complain("out of memory"), false;
     fprintf(f, ", \"%s\": {\"token_len\": %lld, \"header_count\": {", key, (long long)q->tokens[0]);
     for (int i = 0; i < 6; i++) fprintf(f, "%s\"h%d\": %lld", i ? ", " : "", i + 1, (long long)m.header[i]);
-    fprintf(f, "}, \"list_count\": {\"ordered\": %lld, \"unordered\": %lld}, \"bold_count\": {\"**\": %lld, \"__\": %lld}}", (long long)m.ordered, (long long)m.unordered,
-            (long long)m.bold[0], (long long)m.bold[1]);
+    fprintf(
+        f, "}, \"list_count\": {\"ordered\": %lld, \"unordered\": %lld}, \"bold_count\": {\"**\": %lld, \"__\": %lld}}",
+        (long long)m.ordered, (long long)m.unordered, (long long)m.bold[0], (long long)m.bold[1]);
     return true;
 }
 static bool print_answer(session *z, FILE *f, const asks *all, const ask *q, const char *name, uint64_t seed) {
@@ -1544,8 +1742,9 @@ static bool print_answer(session *z, FILE *f, const asks *all, const ask *q, con
         const wrpo_json *dataset = wrpo_json_get(q->record, "dataset");
         fputs("  {", f);
         if (dataset) ok = print_member(z, f, "", "dataset", dataset) && fputs(", ", f) >= 0;
-        ok = ok && print_member(z, f, "", "instruction", q->turns[0]) && fputs(", ", f) >= 0 && print_text(z, f, "output", q->answers[0], q->sizes[0])
-             && fputs(", ", f) >= 0 && print_text(z, f, "generator", name, strlen(name));
+        ok = ok && print_member(z, f, "", "instruction", q->turns[0]) && fputs(", ", f) >= 0 &&
+             print_text(z, f, "output", q->answers[0], q->sizes[0]) && fputs(", ", f) >= 0 &&
+             print_text(z, f, "generator", name, strlen(name));
         return fputs("}", f) >= 0 && ok;
     }
     ok = print_member(z, f, "{", all->old ? "question_id" : "uid", q->id);
@@ -1553,15 +1752,17 @@ static bool print_answer(session *z, FILE *f, const asks *all, const ask *q, con
     ok = ok && fputs(", ", f) >= 0 && print_text(z, f, all->old ? "model_id" : "model", name, strlen(name));
     if (!all->old) {
         fputs(", \"messages\": [{\"role\": \"user\", ", f);
-        ok = ok && print_member(z, f, "", "content", q->turns[0]) && fputs("}, {\"role\": \"assistant\", \"content\": {", f) >= 0
-             && print_text(z, f, "answer", q->answers[0], q->sizes[0]);
+        ok = ok && print_member(z, f, "", "content", q->turns[0]) &&
+             fputs("}, {\"role\": \"assistant\", \"content\": {", f) >= 0 &&
+             print_text(z, f, "answer", q->answers[0], q->sizes[0]);
         fputs("}}]", f);
     } else {
         fputs(", \"choices\": [{\"index\": 0, \"turns\": [", f);
         for (int i = 0; i < q->n && ok; i++) {
             char *quoted;
             if (wrpo_json_quote(z->ctx, q->answers[i], q->sizes[i], &quoted)) return false;
-            if (hard) fprintf(f, "%s{\"content\": %s, \"token_len\": %lld}", i ? ", " : "", quoted, (long long)q->tokens[i]);
+            if (hard)
+                fprintf(f, "%s{\"content\": %s, \"token_len\": %lld}", i ? ", " : "", quoted, (long long)q->tokens[i]);
             else fprintf(f, "%s%s", i ? ", " : "", quoted);
             wrpo_free(z->ctx, quoted);
         }
@@ -1578,8 +1779,10 @@ static int run_answer(const settings *s, session *z) {
     int turns = 0;
     const double begin = seconds();
     catch_signals();
-    bool ok = questions_load(z, s, &q) && ((!wrpo_tokenizer_load(z->ctx, s->model, &z->tokenizer) && !load_model(z, s->model, true)) || fail(z) == 0)
-              && output_open(&out, s->out);
+    bool ok =
+        questions_load(z, s, &q) &&
+        ((!wrpo_tokenizer_load(z->ctx, s->model, &z->tokenizer) && !load_model(z, s->model, true)) || fail(z) == 0) &&
+        output_open(&out, s->out);
     for (int64_t i = 0; i < q.count; i++) turns = q.list[i].n > turns ? q.list[i].n : turns;
     for (int t = 0; ok && t < turns; t++) ok = answer_turn(s, z, &q, t, &cut);
     if (ok && q.bench == ALPACAEVAL) fputs("[\n", out.f);
@@ -1605,13 +1808,18 @@ static bool on_scored(int64_t done, int64_t of, void *user) {
     return !interrupted;
 }
 static int run_score(const settings *s, session *z) {
-    const wrpo_reward_file_desc d = {.in = s->in, .out = s->out, .rescore = s->rescore, .on_line = on_scored, .user = z};
+    const wrpo_reward_file_desc d = {
+        .in = s->in, .out = s->out, .rescore = s->rescore, .on_line = on_scored, .user = z};
     wrpo_reward_file_stats t;
     catch_signals();
-    if (wrpo_reward_load(z->ctx, &(wrpo_reward_desc){.dir = s->reward_model, .label = s->label, .micro_tokens = s->micro_tokens}, &z->reward)
-        || wrpo_reward_file(z->reward, &d, &t)) return fail(z);
+    if (wrpo_reward_load(
+            z->ctx, &(wrpo_reward_desc){.dir = s->reward_model, .label = s->label, .micro_tokens = s->micro_tokens},
+            &z->reward) ||
+        wrpo_reward_file(z->reward, &d, &t))
+        return fail(z);
     screen_clear(&z->screen);
-    printf("%s: %s prompts, %s responses scored, %s rewards kept", s->out, grouped(t.prompts).s, grouped(t.scored).s, grouped(t.kept).s);
+    printf("%s: %s prompts, %s responses scored, %s rewards kept", s->out, grouped(t.prompts).s, grouped(t.scored).s,
+           grouped(t.kept).s);
     if (t.scored) printf("; reward %.4f, from %.4f to %.4f", t.mean, t.least, t.most);
     printf("\n");
     return 0;
@@ -1619,13 +1827,22 @@ static int run_score(const settings *s, session *z) {
 static int run_select(const settings *s, session *z) {
     const char *in[1 + sizeof s->more / sizeof *s->more] = {s->in};
     memcpy(in + 1, s->more, sizeof s->more);
-    const wrpo_select_desc d = {.in = in, .n_in = 1 + s->n_more, .out = s->out, .form = (wrpo_form)s->form, .top = s->top, .tau = s->tau, .min_gap = plain(s->min_gap),
-                                .entropy_power = plain(s->entropy_power), .entropy_scale = s->entropy_scale};
+    const wrpo_select_desc d = {.in = in,
+                                .n_in = 1 + s->n_more,
+                                .out = s->out,
+                                .form = (wrpo_form)s->form,
+                                .top = s->top,
+                                .tau = s->tau,
+                                .min_gap = plain(s->min_gap),
+                                .entropy_power = plain(s->entropy_power),
+                                .entropy_scale = s->entropy_scale};
     static const char *const roles[] = {"source", "target", "rejected"};
     wrpo_select_stats t;
     if (wrpo_select(z->ctx, &d, &t)) return fail(z);
-    printf("%s: %s records (%s) of %s prompts\n", s->out, grouped(t.records).s, wrpo_form_name(s->form), grouped(t.prompts).s);
-    printf("left out     %lld without source response, %lld without target response, %lld with equal texts, %lld with rewards too close; %lld empty responses\n",
+    printf("%s: %s records (%s) of %s prompts\n", s->out, grouped(t.records).s, wrpo_form_name(s->form),
+           grouped(t.prompts).s);
+    printf("left out     %lld without source response, %lld without target response, %lld with equal texts, %lld with "
+           "rewards too close; %lld empty responses\n",
            (long long)t.no_source, (long long)t.no_target, (long long)t.equal, (long long)t.gap, (long long)t.empty);
     printf("%-40s %10s %12s\n", "selected", "reward", "characters");
     for (int i = 0; i < 3; i++)
@@ -1634,7 +1851,8 @@ static int run_select(const settings *s, session *z) {
     for (int64_t i = 0; i < t.n_models; i++) sources += t.models[i].selected;
     printf("%-40s %10s %12s %16s\n", "model", "reward", "responses", "selected");
     for (int64_t i = 0; i < t.n_models; i++)
-        printf("%-40s %10.4f %12s %8s %5.1f %%\n", t.models[i].name, t.models[i].reward, grouped(t.models[i].responses).s, grouped(t.models[i].selected).s,
+        printf("%-40s %10.4f %12s %8s %5.1f %%\n", t.models[i].name, t.models[i].reward,
+               grouped(t.models[i].responses).s, grouped(t.models[i].selected).s,
                100 * (double)t.models[i].selected / (double)(sources ? sources : 1));
     wrpo_free(z->ctx, t.models);
     return 0;
@@ -1650,12 +1868,17 @@ static int run_split(const settings *s, session *z) {
     printf("%s: %s prompts\n%s: %s prompts\n", out[0], grouped(counts[0]).s, out[1], grouped(counts[1]).s);
     return 0;
 }
-/* The answers of both files with the reward model's rewards where they have none, in a scratch folder: a.jsonl, b.jsonl. */
+/* The answers of both files with the reward model's rewards where they have none, in a scratch folder: a.jsonl,
+ * b.jsonl. */
 static int winrate_score(const settings *s, session *z, const char *folder, char path[2][4200]) {
     wrpo_reward_file_stats t;
-    if (wrpo_reward_load(z->ctx, &(wrpo_reward_desc){.dir = s->reward_model, .label = s->label, .micro_tokens = s->micro_tokens}, &z->reward)) return fail(z);
+    if (wrpo_reward_load(
+            z->ctx, &(wrpo_reward_desc){.dir = s->reward_model, .label = s->label, .micro_tokens = s->micro_tokens},
+            &z->reward))
+        return fail(z);
     for (int b = 0; b < 2; b++) {
-        const wrpo_reward_file_desc d = {.in = b ? s->b : s->a, .out = path[b], .rescore = s->rescore, .on_line = on_scored, .user = z};
+        const wrpo_reward_file_desc d = {
+            .in = b ? s->b : s->a, .out = path[b], .rescore = s->rescore, .on_line = on_scored, .user = z};
         snprintf(path[b], sizeof path[b], "%s/%c.jsonl", folder, "ab"[b]);
         const wrpo_result r = wrpo_reward_file(z->reward, &d, &t);
         screen_clear(&z->screen);
@@ -1665,9 +1888,11 @@ static int winrate_score(const settings *s, session *z, const char *folder, char
     }
     return 0;
 }
-static int winrate_fail(const settings *s, session *z, char path[2][4200]) {     /* the library's sentence, about the files as they were given */
+static int winrate_fail(const settings *s, session *z,
+                        char path[2][4200]) { /* the library's sentence, about the files as they were given */
     const char *why = wrpo_last_error(z->ctx)->text;
-    if (!s->reward_model && strstr(why, " reward: want a number, found no such key")) return complain("%s; --reward-model DIR scores what has none", why);
+    if (!s->reward_model && strstr(why, " reward: want a number, found no such key"))
+        return complain("%s; --reward-model DIR scores what has none", why);
     for (int b = 0; b < 2 && s->reward_model; b++) {
         const size_t n = strlen(path[b]);
         if (!strncmp(why, path[b], n)) return complain("%s%s", b ? s->b : s->a, why + n);
@@ -1675,8 +1900,14 @@ static int winrate_fail(const settings *s, session *z, char path[2][4200]) {    
     return fail(z);
 }
 static int run_winrate(const settings *s, session *z) {
-    const struct { bool given; const char *name; } idle[] = {{s->rescore, "--rescore"}, {s->label != 0, "--label"}, {s->micro_tokens != 0, "--micro-tokens"},
-                                                             {s->device != 0, "--device"}, {s->dtype >= 0, "--dtype"}};
+    const struct {
+        bool given;
+        const char *name;
+    } idle[] = {{s->rescore, "--rescore"},
+                {s->label != 0, "--label"},
+                {s->micro_tokens != 0, "--micro-tokens"},
+                {s->device != 0, "--device"},
+                {s->dtype >= 0, "--dtype"}};
     wrpo_winrate_desc d = {.a = s->a, .b = s->b, .resamples = s->resamples, .seed = (uint64_t)s->seed};
     wrpo_winrate_stats t;
     char folder[4096], path[2][4200];
@@ -1692,16 +1923,27 @@ static int run_winrate(const settings *s, session *z) {
     if (!code && wrpo_winrate(z->ctx, &d, &t)) code = winrate_fail(s, z, path);
     if (s->reward_model) scratch_remove(folder);
     if (code) return code;
-    if (t.only_a || t.only_b) complain("warning: %lld prompts are in %s only, %lld in %s only: left out", (long long)t.only_a, s->a, (long long)t.only_b, s->b);
+    if (t.only_a || t.only_b)
+        complain("warning: %lld prompts are in %s only, %lld in %s only: left out", (long long)t.only_a, s->a,
+                 (long long)t.only_b, s->b);
     printf("prompts      %s\n", grouped(t.prompts).s);
-    printf("win rate     %.2f %%   95 %%: %.2f to %.2f   (won %.2f, equal %.2f, lost %.2f)\n", 100 * t.rate, 100 * t.low, 100 * t.high, 100 * t.wins, 100 * t.ties, 100 * t.losses);
-    printf("at equal length %.2f %%   95 %%: %.2f to %.2f\n", 100 * t.controlled, 100 * t.controlled_low, 100 * t.controlled_high);
-    printf("rewards      %.4f against %.4f\ncharacters   %.1f against %.1f\n", t.reward[0], t.reward[1], t.length[0], t.length[1]);
+    printf("win rate     %.2f %%   95 %%: %.2f to %.2f   (won %.2f, equal %.2f, lost %.2f)\n", 100 * t.rate,
+           100 * t.low, 100 * t.high, 100 * t.wins, 100 * t.ties, 100 * t.losses);
+    printf("at equal length %.2f %%   95 %%: %.2f to %.2f\n", 100 * t.controlled, 100 * t.controlled_low,
+           100 * t.controlled_high);
+    printf("rewards      %.4f against %.4f\ncharacters   %.1f against %.1f\n", t.reward[0], t.reward[1], t.length[0],
+           t.length[1]);
     return 0;
 }
 
 /* ---- report: metrics.jsonl of runs as one HTML file, drawn in SVG, with nothing to load ---- */
-typedef struct curve { char name[64]; bool eval; double *x, *y; int64_t n, cap; char last[32]; } curve;    /* a metric of a run, as the file has it */
+typedef struct curve {
+    char name[64];
+    bool eval;
+    double *x, *y;
+    int64_t n, cap;
+    char last[32];
+} curve; /* a metric of a run, as the file has it */
 typedef struct run { const char *dir; char name[128]; curve *curves; int n; int64_t steps; } run;
 static curve *run_curve(run *r, const char *name, bool eval, bool make) {
     for (int i = 0; i < r->n; i++)
@@ -1774,16 +2016,22 @@ static void html_chart(FILE *f, const char *title, const char *metric, run *runs
     for (int i = 0; i < n; i++)
         for (int eval = 0; eval < 2; eval++) {
             const curve *c = run_curve(&runs[i], metric, eval, false);
-            for (int64_t k = 0; c && k < c->n; k++) low = fmin(low, c->y[k]), high = fmax(high, c->y[k]), steps = fmax(steps, c->x[k]);
+            for (int64_t k = 0; c && k < c->n; k++)
+                low = fmin(low, c->y[k]), high = fmax(high, c->y[k]), steps = fmax(steps, c->x[k]);
         }
     if (!(low <= high)) return;                        /* no run has it */
     if (high - low < 1e-12 * fmax(fabs(high), 1e-300)) low -= fabs(low) / 2 + 1e-9, high += fabs(high) / 2 + 1e-9;
-    const double dy = nice_step(high - low), dx = fmax(nice_step(steps), 1), bottom = floor(low / dy + 1e-9) * dy, top = ceil(high / dy - 1e-9) * dy;
+    const double dy = nice_step(high - low), dx = fmax(nice_step(steps), 1), bottom = floor(low / dy + 1e-9) * dy,
+                 top = ceil(high / dy - 1e-9) * dy;
     const double sx = (W - LEFT - RIGHT) / steps, sy = (H - TOP - BOTTOM) / (top - bottom);
-    fprintf(f, "<figure><figcaption>%s</figcaption><svg viewBox=\"0 0 %d %d\" role=\"img\" aria-label=\"%s by step\">\n", title, W, H, title);
+    fprintf(f,
+            "<figure><figcaption>%s</figcaption><svg viewBox=\"0 0 %d %d\" role=\"img\" aria-label=\"%s by step\">\n",
+            title, W, H, title);
     for (double y = bottom; y < top + dy / 2; y += dy)
-        fprintf(f, "<path class=\"grid\" d=\"M%d %.1fH%d\"/><text x=\"%d\" y=\"%.1f\" text-anchor=\"end\">%.4g</text>\n", LEFT, H - BOTTOM - (y - bottom) * sy, W - RIGHT, LEFT - 7,
-                H - BOTTOM - (y - bottom) * sy + 4, fabs(y) < dy / 1e6 ? 0 : y);
+        fprintf(f,
+                "<path class=\"grid\" d=\"M%d %.1fH%d\"/><text x=\"%d\" y=\"%.1f\" text-anchor=\"end\">%.4g</text>\n",
+                LEFT, H - BOTTOM - (y - bottom) * sy, W - RIGHT, LEFT - 7, H - BOTTOM - (y - bottom) * sy + 4,
+                fabs(y) < dy / 1e6 ? 0 : y);
     for (double x = 0; x <= steps * (1 + 1e-9); x += dx)
         fprintf(f, "<text x=\"%.1f\" y=\"%d\" text-anchor=\"middle\">%.6g</text>\n", LEFT + x * sx, H - BOTTOM + 18, x);
     for (int i = 0; i < n; i++)
@@ -1791,37 +2039,68 @@ static void html_chart(FILE *f, const char *title, const char *metric, run *runs
             const curve *c = run_curve(&runs[i], metric, eval, false);
             if (!c) continue;
             fprintf(f, "<g class=\"c%d%s\"><polyline points=\"", i % 8, eval ? " eval" : "");
-            for (int64_t k = 0; k < c->n; k++) fprintf(f, "%.1f,%.1f ", LEFT + c->x[k] * sx, H - BOTTOM - (c->y[k] - bottom) * sy);
+            for (int64_t k = 0; k < c->n; k++)
+                fprintf(f, "%.1f,%.1f ", LEFT + c->x[k] * sx, H - BOTTOM - (c->y[k] - bottom) * sy);
             fputs("\"/>", f);
             if (eval || c->n == 1)
-                for (int64_t k = 0; k < c->n; k++) fprintf(f, "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"3\"/>", LEFT + c->x[k] * sx, H - BOTTOM - (c->y[k] - bottom) * sy);
+                for (int64_t k = 0; k < c->n; k++)
+                    fprintf(f, "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"3\"/>", LEFT + c->x[k] * sx,
+                            H - BOTTOM - (c->y[k] - bottom) * sy);
             fputs("<title>", f);
             html_text(f, runs[i].name);
             fprintf(f, "%s: %s at step %.0f</title></g>\n", eval ? ", held-out" : "", c->last, c->x[c->n - 1]);
         }
     fputs("</svg></figure>\n", f);
 }
-/* before: HTML in front of the charts; NULL: a sentence. Every number of the table stands as it stands in the files. */
+/* before: HTML in front of the charts; NULL: a sentence. Every number of the table is written as it is in the files. */
 static bool report_write(const char *path, const char *title, const char *before, run *runs, int n) {
-    static const struct { const char *title, *metric; } charts[] = {{"loss", "loss"}, {"margin of rewards", "rewards/margins"}, {"accuracy", "rewards/accuracies"},
-        {"accuracy of the source's answer", "rewards/source_accuracies"}, {"accuracy of the target's answer", "rewards/pivot_accuracies"}, {"alpha", "cur_alpha"},
-        {"learning rate", "learning_rate"}, {"norm of the gradient", "grad_norm"}, {"log-prob of the source's answer", "logps/source_chosen"},
-        {"log-prob of the target's answer", "logps/target_chosen"}, {"log-prob of the rejected answer", "logps/rejected"}};
+    static const struct {
+        const char *title, *metric;
+    } charts[] = {{"loss", "loss"},
+                  {"margin of rewards", "rewards/margins"},
+                  {"accuracy", "rewards/accuracies"},
+                  {"accuracy of the source's answer", "rewards/source_accuracies"},
+                  {"accuracy of the target's answer", "rewards/pivot_accuracies"},
+                  {"alpha", "cur_alpha"},
+                  {"learning rate", "learning_rate"},
+                  {"norm of the gradient", "grad_norm"},
+                  {"log-prob of the source's answer", "logps/source_chosen"},
+                  {"log-prob of the target's answer", "logps/target_chosen"},
+                  {"log-prob of the rejected answer", "logps/rejected"}};
     output out;
     bool eval = false;
     if (!output_open(&out, path)) return false;
     FILE *f = out.f;
-    fputs("<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\"><title>", f);
+    fputs("<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\"><meta name=\"viewport\" "
+          "content=\"width=device-width\"><title>",
+          f);
     html_text(f, title);
     fputs("</title>\n<style>\n"
-          ":root{color-scheme:light dark;--page:#f9f9f7;--card:#fff;--ink:#111;--soft:#5c5b57;--line:#e3e2dd;--c0:#2a78d6;--c1:#d9480f;--c2:#0b8a5f;--c3:#8a3ffc;--c4:#b28600;--c5:#c2255c;--c6:#0c8599;--c7:#5c5b57}\n"
-          "@media(prefers-color-scheme:dark){:root{--page:#121212;--card:#1c1c1b;--ink:#f2f1ee;--soft:#a9a8a2;--line:#35342f;--c0:#5aa2f5;--c1:#ff8a4c;--c2:#34c38f;--c3:#b794ff;--c4:#e0b53a;--c5:#ff7ba3;--c6:#3cc7dc;--c7:#a9a8a2}}\n"
-          "body{margin:0;padding:28px 24px 40px;background:var(--page);color:var(--ink);font:15px/1.5 system-ui,sans-serif}main{max-width:1500px;margin:auto}h1{font-size:22px;margin:0 0 4px}h2{font-size:16px;margin:26px 0 8px}\n"
-          "p{margin:4px 0 12px;color:var(--soft);max-width:75ch}.legend{display:flex;flex-wrap:wrap;gap:4px 20px;padding:10px 0;position:sticky;top:0;background:var(--page)}.legend span{display:flex;align-items:center;gap:7px}\n"
-          ".legend i{width:20px;border-top:3px solid}.legend i.eval{border-top-style:dashed}.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(340px,1fr));gap:14px}\n"
-          "figure{margin:0;padding:12px 14px 6px;background:var(--card);border:1px solid var(--line);border-radius:8px}figcaption{font-weight:600}svg{display:block;width:100%;height:auto}svg text{font-size:12px;fill:var(--soft)}\n"
-          ".grid{stroke:var(--line);fill:none}polyline{fill:none;stroke:currentColor;stroke-width:1.8;stroke-linejoin:round}circle{fill:currentColor}.eval polyline{stroke-dasharray:6 4}\n"
-          ".scroll{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}th,td{padding:5px 14px 5px 0;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}th:first-child,td:first-child{text-align:left}thead th{color:var(--soft);font-weight:600}\n", f);
+          ":root{color-scheme:light "
+          "dark;--page:#f9f9f7;--card:#fff;--ink:#111;--soft:#5c5b57;--line:#e3e2dd;--c0:#2a78d6;--c1:#d9480f;--c2:#"
+          "0b8a5f;--c3:#8a3ffc;--c4:#b28600;--c5:#c2255c;--c6:#0c8599;--c7:#5c5b57}\n"
+          "@media(prefers-color-scheme:dark){:root{--page:#121212;--card:#1c1c1b;--ink:#f2f1ee;--soft:#a9a8a2;--line:#"
+          "35342f;--c0:#5aa2f5;--c1:#ff8a4c;--c2:#34c38f;--c3:#b794ff;--c4:#e0b53a;--c5:#ff7ba3;--c6:#3cc7dc;--c7:#"
+          "a9a8a2}}\n"
+          "body{margin:0;padding:28px 24px 40px;background:var(--page);color:var(--ink);font:15px/1.5 "
+          "system-ui,sans-serif}main{max-width:1500px;margin:auto}h1{font-size:22px;margin:0 0 "
+          "4px}h2{font-size:16px;margin:26px 0 8px}\n"
+          "p{margin:4px 0 12px;color:var(--soft);max-width:75ch}.legend{display:flex;flex-wrap:wrap;gap:4px "
+          "20px;padding:10px 0;position:sticky;top:0;background:var(--page)}.legend "
+          "span{display:flex;align-items:center;gap:7px}\n"
+          ".legend i{width:20px;border-top:3px solid}.legend "
+          "i.eval{border-top-style:dashed}.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(340px,1fr)"
+          ");gap:14px}\n"
+          "figure{margin:0;padding:12px 14px 6px;background:var(--card);border:1px solid "
+          "var(--line);border-radius:8px}figcaption{font-weight:600}svg{display:block;width:100%;height:auto}svg "
+          "text{font-size:12px;fill:var(--soft)}\n"
+          ".grid{stroke:var(--line);fill:none}polyline{fill:none;stroke:currentColor;stroke-width:1.8;stroke-linejoin:"
+          "round}circle{fill:currentColor}.eval polyline{stroke-dasharray:6 4}\n"
+          ".scroll{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums}th,td{padding:5px "
+          "14px 5px 0;text-align:right;border-bottom:1px solid "
+          "var(--line);white-space:nowrap}th:first-child,td:first-child{text-align:left}thead "
+          "th{color:var(--soft);font-weight:600}\n",
+          f);
     for (int i = 0; i < 8; i++) fprintf(f, ".c%d{color:var(--c%d)}", i, i);
     fputs("\n</style>\n<main><h1>", f);
     html_text(f, title);
@@ -1836,9 +2115,11 @@ static bool report_write(const char *path, const char *title, const char *before
     }
     if (eval) fputs("<span><i class=\"eval\"></i>held-out</span>", f);
     fputs("</div>\n<div class=\"charts\">\n", f);
-    for (size_t i = 0; i < sizeof charts / sizeof *charts; i++) html_chart(f, charts[i].title, charts[i].metric, runs, n);
+    for (size_t i = 0; i < sizeof charts / sizeof *charts; i++)
+        html_chart(f, charts[i].title, charts[i].metric, runs, n);
     fputs("</div>\n<h2>At the last step</h2><div class=\"scroll\"><table><thead><tr><th>metric</th>", f);
-    for (int i = 0; i < n; i++) fputs("<th>", f), html_text(f, runs[i].name), fprintf(f, ", step %lld</th>", (long long)runs[i].steps);
+    for (int i = 0; i < n; i++)
+        fputs("<th>", f), html_text(f, runs[i].name), fprintf(f, ", step %lld</th>", (long long)runs[i].steps);
     fputs("</tr></thead><tbody>\n", f);
     for (int i = 0; i < n; i++)
         for (int k = 0; k < runs[i].n; k++) {          /* every metric that a run has, once */
@@ -1876,23 +2157,31 @@ static int run_report(const settings *s, session *z) {
 
 /* ---- the demo: the paper in miniature. Everything is made here; the steps are the commands above.
 
-   Three sources of different families and tokenizers each work out one kind of problem, digit by digit, and guess at the
-   others. The target has learned to work all of them out, then to answer at once, which is mostly wrong. An exact checker stands
-   where a reward model would: 1 for a right answer, up to 0.3 for digits in their places. ---- */
+   Three sources of different families and tokenizers each work out one kind of problem, digit by digit, and guess at
+   the others. The target has learned to work all of them out, then to answer at once, which is mostly wrong. An exact
+   checker takes the place of a reward model: 1 for a right answer, up to 0.3 for digits in their places. ---- */
 typedef struct demo_model {
-    const char *name, *family, *config;                /* config: what the family's config.json says beyond the common keys */
+    const char *name, *family, *config; /* config: what the family's config.json says beyond the common keys */
     const char *user, *bot, *end;                      /* its special tokens */
     const char *so;                                    /* its words for "therefore" */
     int skill;                                         /* what it works out; 3: the target */
 } demo_model;
 static const demo_model demo_models[] = {
-    {"plus", "phi3", "\"rope_scaling\": null, \"sliding_window\": null, \"original_max_position_embeddings\": 128, \"pad_token_id\": null", "<|user|>", "<|assistant|>", "<|end|>", "so", 0},
-    {"minus", "qwen2", "\"use_sliding_window\": false, \"sliding_window\": null, \"max_window_layers\": 2", "<|im_start|>", "<|im_sep|>", "<|im_end|>", "which gives", 1},
-    {"times", "gemma2", "\"hidden_activation\": \"gelu_pytorch_tanh\", \"query_pre_attn_scalar\": 24, \"attn_logit_softcapping\": 50.0, \"final_logit_softcapping\": 30.0, \"sliding_window\": 64",
+    {"plus", "phi3",
+     "\"rope_scaling\": null, \"sliding_window\": null, \"original_max_position_embeddings\": 128, \"pad_token_id\": "
+     "null",
+     "<|user|>", "<|assistant|>", "<|end|>", "so", 0},
+    {"minus", "qwen2", "\"use_sliding_window\": false, \"sliding_window\": null, \"max_window_layers\": 2",
+     "<|im_start|>", "<|im_sep|>", "<|im_end|>", "which gives", 1},
+    {"times", "gemma2",
+     "\"hidden_activation\": \"gelu_pytorch_tanh\", \"query_pre_attn_scalar\": 24, \"attn_logit_softcapping\": 50.0, "
+     "\"final_logit_softcapping\": 30.0, \"sliding_window\": 64",
      "<start_of_turn>user", "<start_of_turn>model", "<end_of_turn>", "thus", 2},
     {"target", "llama", "\"rope_scaling\": null", "<|start|>", "<|answer|>", "<|eot_id|>", NULL, 3}};
 enum { DEMO_SOURCES = 3, DEMO_BATCH = 32 };
-typedef struct demo_size { int prompts, heldout, source_steps, target_steps; } demo_size;      /* steps: of what a model learns before the story begins */
+typedef struct demo_size {
+    int prompts, heldout, source_steps, target_steps;
+} demo_size; /* steps: of what a model learns before the story begins */
 static const demo_size demo_sizes[] = {{1500, 300, 500, 1600}, {240, 60, 60, 200}};          /* the demo; --quick */
 
 typedef struct demo_problem { int skill, a, b, wording; } demo_problem;
@@ -1904,14 +2193,30 @@ static int demo_random(int n) {      /* the upper bits of a 64-bit congruential 
 }
 static demo_problem demo_make(int skill) {
     const int a = 10 + demo_random(90), b = skill == 2 ? 2 + demo_random(8) : 10 + demo_random(90);
-    return skill == 1 && a < b ? (demo_problem){skill, b, a, demo_random(6)} : (demo_problem){skill, a, b, demo_random(6)};
+    return skill == 1 && a < b ? (demo_problem){skill, b, a, demo_random(6)}
+                               : (demo_problem){skill, a, b, demo_random(6)};
 }
 static int demo_answer(int skill, int a, int b) { return skill == 0 ? a + b : skill == 1 ? a - b : a * b; }
 static void demo_question(const demo_problem *p, char *out, size_t size) {
-    static const char *const words[3][6][3] = {       /* before a, between, after b */
-        {{"", " + ", " = ?"}, {"add ", " and ", ""}, {"what is ", " plus ", " ?"}, {"the sum of ", " and ", " ?"}, {"", " and ", " make what ?"}, {"to ", " add ", ""}},
-        {{"", " - ", " = ?"}, {"what is ", " minus ", " ?"}, {"", " less ", " ?"}, {"from ", " take ", ""}, {"", " minus ", " is what ?"}, {"", " without ", " ?"}},
-        {{"", " * ", " = ?"}, {"what is ", " times ", " ?"}, {"", " times ", " ?"}, {"the product of ", " and ", " ?"}, {"multiply ", " by ", ""}, {"how much is ", " by ", " ?"}}};
+    static const char *const words[3][6][3] = {/* before a, between, after b */
+                                               {{"", " + ", " = ?"},
+                                                {"add ", " and ", ""},
+                                                {"what is ", " plus ", " ?"},
+                                                {"the sum of ", " and ", " ?"},
+                                                {"", " and ", " make what ?"},
+                                                {"to ", " add ", ""}},
+                                               {{"", " - ", " = ?"},
+                                                {"what is ", " minus ", " ?"},
+                                                {"", " less ", " ?"},
+                                                {"from ", " take ", ""},
+                                                {"", " minus ", " is what ?"},
+                                                {"", " without ", " ?"}},
+                                               {{"", " * ", " = ?"},
+                                                {"what is ", " times ", " ?"},
+                                                {"", " times ", " ?"},
+                                                {"the product of ", " and ", " ?"},
+                                                {"multiply ", " by ", ""},
+                                                {"how much is ", " by ", " ?"}}};
     const char *const *w = words[p->skill][p->wording];
     snprintf(out, size, "%s%d%s%d%s", w[0], p->a, w[1], p->b, w[2]);
 }
@@ -1920,14 +2225,17 @@ static void demo_reply(const demo_problem *p, const char *so, bool worked, char 
     const int a = p->a, b = p->b, answer = demo_answer(p->skill, a, b), borrow = a % 10 < b % 10;
     size_t n = 0;
     if (worked && p->skill == 0)
-        n = (size_t)snprintf(out, size, "%d + %d = %d , %d + %d%s = %d , %s ", a % 10, b % 10, a % 10 + b % 10, a / 10, b / 10, a % 10 + b % 10 > 9 ? " + 1" : "", answer / 10, so);
+        n = (size_t)snprintf(out, size, "%d + %d = %d , %d + %d%s = %d , %s ", a % 10, b % 10, a % 10 + b % 10, a / 10,
+                             b / 10, a % 10 + b % 10 > 9 ? " + 1" : "", answer / 10, so);
     if (worked && p->skill == 1)
-        n = (size_t)snprintf(out, size, "%d - %d = %d , %d - %d%s = %d , %s ", a % 10 + 10 * borrow, b % 10, answer % 10, a / 10, b / 10, borrow ? " - 1" : "", answer / 10, so);
+        n = (size_t)snprintf(out, size, "%d - %d = %d , %d - %d%s = %d , %s ", a % 10 + 10 * borrow, b % 10,
+                             answer % 10, a / 10, b / 10, borrow ? " - 1" : "", answer / 10, so);
     if (worked && p->skill == 2)
-        n = (size_t)snprintf(out, size, "%d * %d = %d , %d * %d = %d , %d + %d = %d , %s ", a % 10, b, a % 10 * b, a / 10, b, a / 10 * b, a / 10 * b, a % 10 * b / 10, answer / 10, so);
+        n = (size_t)snprintf(out, size, "%d * %d = %d , %d * %d = %d , %d + %d = %d , %s ", a % 10, b, a % 10 * b,
+                             a / 10, b, a / 10 * b, a / 10 * b, a % 10 * b / 10, answer / 10, so);
     snprintf(out + n, size - n, "%d", answer);
 }
-/* The checker. The problem stands in the prompt's id: "12: 47 + 85". Only the last word counts. */
+/* The checker. The problem is in the prompt's id: "12: 47 + 85". Only the last word counts. */
 static double demo_reward(const char *id, const char *text, size_t n) {
     int a, b, same = 0;
     char sign, want[16];
@@ -1945,11 +2253,13 @@ static FILE *demo_file(const char *dir, const char *name) {
     snprintf(path, sizeof path, "%s/%s", dir, name);
     return fopen(path, "wb");
 }
-/* A small tokenizer: bytes, spelled as GPT-2 spells them, and merges that build digits and most of the demo's words; which
-   words differs from model to model, as do the special tokens. */
+/* A small tokenizer: bytes, spelled as GPT-2 spells them, and merges that build digits and most of the demo's words;
+   which words differs from model to model, as do the special tokens. */
 static bool demo_tokenizer(FILE *f, const demo_model *m, int *vocabulary) {
-    static const char *const words[] = {"what", " is", " plus", " minus", " times", " and", "add", " add", "the", " sum", " of", " make", " what", "to", "from", " take", " less", " without",
-                                        " product", "multiply", " by", "how", " much", " so", " which", " gives", " thus"};
+    static const char *const words[] = {"what", " is",   " plus", " minus",   " times",   " and",     "add",
+                                        " add", "the",   " sum",  " of",      " make",    " what",    "to",
+                                        "from", " take", " less", " without", " product", "multiply", " by",
+                                        "how",  " much", " so",   " which",   " gives",   " thus"};
     static char made[160][64], merges[160][96];
     int count = 0;
     for (int i = -16; i < (int)(sizeof words / sizeof *words); i++) {
@@ -1963,18 +2273,27 @@ static bool demo_tokenizer(FILE *f, const demo_model *m, int *vocabulary) {
             snprintf(piece, sizeof piece, w[k] == ' ' ? "\\u0120" : "%c", w[k]);
             snprintf(next, sizeof next, "%.40s%s", token, piece);
             for (int j = 0; j < count; j++) known = known || !strcmp(made[j], next);
-            if (!known) snprintf(merges[count], sizeof *merges, "\"%s %s\"", token, piece), snprintf(made[count++], sizeof *made, "%s", next);
+            if (!known)
+                snprintf(merges[count], sizeof *merges, "\"%s %s\"", token, piece),
+                    snprintf(made[count++], sizeof *made, "%s", next);
             snprintf(token, sizeof token, "%s", next);
         }
     }
     const char *const specials[] = {m->user, m->bot, m->end};
     fputs("{\"version\": \"1.0\", \"truncation\": null, \"padding\": null, \"added_tokens\": [", f);
     for (int i = 0; i < 3; i++)
-        fprintf(f, "%s\n {\"id\": %d, \"content\": \"%s\", \"single_word\": false, \"lstrip\": false, \"rstrip\": false, \"normalized\": false, \"special\": true}", i ? "," : "", 256 + count + i, specials[i]);
-    fputs("],\n \"normalizer\": null, \"pre_tokenizer\": {\"type\": \"ByteLevel\", \"add_prefix_space\": false, \"trim_offsets\": true, \"use_regex\": true},\n"
-          " \"post_processor\": null, \"decoder\": {\"type\": \"ByteLevel\", \"add_prefix_space\": true, \"trim_offsets\": true, \"use_regex\": true},\n"
-          " \"model\": {\"type\": \"BPE\", \"dropout\": null, \"unk_token\": null, \"continuing_subword_prefix\": null, \"end_of_word_suffix\": null,\n"
-          "  \"fuse_unk\": false, \"byte_fallback\": false, \"ignore_merges\": false, \"merges\": [", f);
+        fprintf(f,
+                "%s\n {\"id\": %d, \"content\": \"%s\", \"single_word\": false, \"lstrip\": false, \"rstrip\": false, "
+                "\"normalized\": false, \"special\": true}",
+                i ? "," : "", 256 + count + i, specials[i]);
+    fputs("],\n \"normalizer\": null, \"pre_tokenizer\": {\"type\": \"ByteLevel\", \"add_prefix_space\": false, "
+          "\"trim_offsets\": true, \"use_regex\": true},\n"
+          " \"post_processor\": null, \"decoder\": {\"type\": \"ByteLevel\", \"add_prefix_space\": true, "
+          "\"trim_offsets\": true, \"use_regex\": true},\n"
+          " \"model\": {\"type\": \"BPE\", \"dropout\": null, \"unk_token\": null, \"continuing_subword_prefix\": "
+          "null, \"end_of_word_suffix\": null,\n"
+          "  \"fuse_unk\": false, \"byte_fallback\": false, \"ignore_merges\": false, \"merges\": [",
+          f);
     for (int i = 0; i < count; i++) fprintf(f, "%s%s", i ? ", " : "", merges[i]);
     fputs("], \"vocab\": {", f);
     for (int byte = 0, shifted = 256; byte < 256; byte++) {
@@ -1993,17 +2312,26 @@ static bool demo_checkpoint(const char *folder, const demo_model *m) {
     if (mkdir(dir, 0777) != 0) return false;
     FILE *f = demo_file(dir, "tokenizer.json");
     if (!f || !demo_tokenizer(f, m, &vocabulary) || !(f = demo_file(dir, "tokenizer_config.json"))) return false;
-    fprintf(f, "{\"tokenizer_class\": \"PreTrainedTokenizerFast\", \"eos_token\": \"%s\", \"chat_template\": \"{%% for m in messages %%}{%% if m['role'] == 'user' %%}%s{{ m['content'] }}%s"
-               "{%% else %%}{{ m['content'] }}%s{%% endif %%}{%% endfor %%}\"}\n", m->end, m->user, m->bot, m->end);
+    fprintf(f,
+            "{\"tokenizer_class\": \"PreTrainedTokenizerFast\", \"eos_token\": \"%s\", \"chat_template\": \"{%% for m "
+            "in messages %%}{%% if m['role'] == 'user' %%}%s{{ m['content'] }}%s"
+            "{%% else %%}{{ m['content'] }}%s{%% endif %%}{%% endfor %%}\"}\n",
+            m->end, m->user, m->bot, m->end);
     if (fclose(f) || !(f = demo_file(dir, "config.json"))) return false;
-    fprintf(f, "{\"architectures\": [\"%c%sForCausalLM\"], \"model_type\": \"%s\", \"vocab_size\": %d, \"hidden_size\": 96, \"intermediate_size\": 192, \"num_hidden_layers\": 2,\n"
-               " \"num_attention_heads\": 4, \"num_key_value_heads\": 2, \"head_dim\": 24, \"max_position_embeddings\": 128, \"rope_theta\": 10000.0, \"rms_norm_eps\": 1e-5,\n"
-               " \"hidden_act\": \"%s\", \"initializer_range\": 0.05, \"tie_word_embeddings\": true, \"torch_dtype\": \"float32\", \"bos_token_id\": null, \"eos_token_id\": %d,\n %s}\n",
-            m->family[0] - 32, m->family + 1, m->family, vocabulary, strcmp(m->family, "gemma2") ? "silu" : "gelu_pytorch_tanh", vocabulary - 1, m->config);
+    fprintf(f,
+            "{\"architectures\": [\"%c%sForCausalLM\"], \"model_type\": \"%s\", \"vocab_size\": %d, \"hidden_size\": "
+            "96, \"intermediate_size\": 192, \"num_hidden_layers\": 2,\n"
+            " \"num_attention_heads\": 4, \"num_key_value_heads\": 2, \"head_dim\": 24, \"max_position_embeddings\": "
+            "128, \"rope_theta\": 10000.0, \"rms_norm_eps\": 1e-5,\n"
+            " \"hidden_act\": \"%s\", \"initializer_range\": 0.05, \"tie_word_embeddings\": true, \"torch_dtype\": "
+            "\"float32\", \"bos_token_id\": null, \"eos_token_id\": %d,\n %s}\n",
+            m->family[0] - 32, m->family + 1, m->family, vocabulary,
+            strcmp(m->family, "gemma2") ? "silu" : "gelu_pytorch_tanh", vocabulary - 1, m->config);
     return fclose(f) == 0;
 }
-/* What a model has seen before the story begins, in this order: a source works out its own skill and answers the others at once;
-   the target works out most of three quarters and answers at once most of the rest. No held-out problem is among them. */
+/* What a model has seen before the story begins, in this order: a source works out its own skill and answers the others
+   at once; the target works out most of three quarters and answers at once most of the rest. No held-out problem is
+   among them. */
 static bool demo_pretraining(const char *folder, const demo_model *m, int count, bool (*held)[100][100]) {
     char name[64], question[80], reply[128];
     snprintf(name, sizeof name, "%s-new/data.jsonl", m->name);
@@ -2015,13 +2343,18 @@ static bool demo_pretraining(const char *folder, const demo_model *m, int count,
         const demo_problem p = demo_make(skill);
         const bool worked = demo_random(100) < (target ? i < count / 4 * 3 ? 70 : 3 : skill == m->skill ? 100 : 10);
         if (held[p.skill][p.a][p.b]) continue;
-        demo_question(&p, question, sizeof question), demo_reply(&p, target ? demo_models[so].so : m->so, worked, reply, sizeof reply);
-        fprintf(f, "{\"messages\": [{\"role\": \"user\", \"content\": \"%s\"}, {\"role\": \"assistant\", \"content\": \"%s\"}]}\n", question, reply);
+        demo_question(&p, question, sizeof question),
+            demo_reply(&p, target ? demo_models[so].so : m->so, worked, reply, sizeof reply);
+        fprintf(f,
+                "{\"messages\": [{\"role\": \"user\", \"content\": \"%s\"}, {\"role\": \"assistant\", \"content\": "
+                "\"%s\"}]}\n",
+                question, reply);
         i++;
     }
     return fclose(f) == 0;
 }
-static bool demo_prompts(const char *folder, const char *name, int count, bool (*held)[100][100]) {    /* problems that are new, marked as known */
+static bool demo_prompts(const char *folder, const char *name, int count,
+                         bool (*held)[100][100]) { /* problems that are new, marked as known */
     char question[80];
     FILE *f = demo_file(folder, name);
     if (!f) return false;
@@ -2030,12 +2363,13 @@ static bool demo_prompts(const char *folder, const char *name, int count, bool (
         if (held[p.skill][p.a][p.b]) continue;
         held[p.skill][p.a][p.b] = true;
         demo_question(&p, question, sizeof question);
-        fprintf(f, "{\"prompt_id\": \"%d: %d %c %d\", \"prompt\": \"%s\"}\n", i++, p.a, demo_signs[p.skill], p.b, question);
+        fprintf(f, "{\"prompt_id\": \"%d: %d %c %d\", \"prompt\": \"%s\"}\n", i++, p.a, demo_signs[p.skill], p.b,
+                question);
     }
     return fclose(f) == 0;
 }
-/* The reward model's part: candidates in, the same with rewards out. An answer to a held-out problem without text is a wrong one, where
-   select leaves such candidates out. */
+/* The reward model's part: candidates in, the same with rewards out. An answer to a held-out problem without text is a
+   wrong one, where select leaves such candidates out. */
 static int demo_score(session *z, const char *folder, const char *name) {
     char in_path[4300], out_path[4300];
     lines in;
@@ -2044,7 +2378,8 @@ static int demo_score(session *z, const char *folder, const char *name) {
     int code;
     int64_t count = 0;
     const bool last = !strncmp(name, "answers-", 8);
-    snprintf(in_path, sizeof in_path, "%s/%s.jsonl", folder, name), snprintf(out_path, sizeof out_path, "%s/%s-scored.jsonl", folder, name);
+    snprintf(in_path, sizeof in_path, "%s/%s.jsonl", folder, name),
+        snprintf(out_path, sizeof out_path, "%s/%s-scored.jsonl", folder, name);
     if (!lines_open(&in, in_path)) return 1;
     if (!output_open(&out, out_path)) return free(in.data), 1;
     while ((code = lines_next(z, &in, true, &line)) == 1) {
@@ -2060,7 +2395,8 @@ static int demo_score(session *z, const char *folder, const char *name) {
                 print_member(z, out.f, "{", "model", wrpo_json_get(v, "model"));
                 if (last && strspn(text->text, " ") == text->size) fputs(", \"content\": \"(nothing)\"", out.f);
                 else print_member(z, out.f, ", ", "content", text);
-                fprintf(out.f, ", \"reward\": %.6g}%s", demo_reward(id->text, text->text, text->size), v->next ? ", " : "");
+                fprintf(out.f, ", \"reward\": %.6g}%s", demo_reward(id->text, text->text, text->size),
+                        v->next ? ", " : "");
             }
             fputs("]", out.f);
         }
@@ -2073,8 +2409,8 @@ static int demo_score(session *z, const char *folder, const char *name) {
     return 0;
 }
 static int dispatch(int argc, char **argv);
-/* Runs a command line as if it had been typed: words of `line` separated by spaces, "@/" standing for the demo's folder. One thread
-   unless told otherwise: the models are too small to gain from more. */
+/* Runs a command line as if it had been typed: words of `line` separated by spaces, "@/" standing for the demo's
+   folder. One thread unless told otherwise: the models are too small to gain from more. */
 static int demo_call(const settings *s, const char *folder, const char *format, ...) {
     char line[1024], words_of[8192], *argv[64];
     int argc = 0;
@@ -2086,7 +2422,8 @@ static int demo_call(const settings *s, const char *folder, const char *format, 
     printf("\n$ wrpo");
     for (const char *p = line; *p && argc < 60; p += strspn(p, " ")) {
         const size_t size = strcspn(p, " "), cut = *p == '@' ? 2 : 0;
-        const int k = snprintf(words_of + n, sizeof words_of - n, "%s%s%.*s", cut ? folder : "", cut ? "/" : "", (int)(size - cut), p + cut);
+        const int k = snprintf(words_of + n, sizeof words_of - n, "%s%s%.*s", cut ? folder : "", cut ? "/" : "",
+                               (int)(size - cut), p + cut);
         if (k < 0 || n + (size_t)k + 64 > sizeof words_of) return complain("%s: the path is too long", folder);
         printf(" %.*s", (int)(size - cut), p + cut);
         argv[argc++] = words_of + n;
@@ -2097,27 +2434,44 @@ static int demo_call(const settings *s, const char *folder, const char *format, 
     char threads[32], device[] = "--device=cuda";
     snprintf(threads, sizeof threads, "--threads=%lld", (long long)(s->threads ? s->threads : 1));
     argv[argc++] = threads;
-    if (s->device == 1 && strncmp(line, "init", 4) && strncmp(line, "split", 5) && strncmp(line, "select", 6)) argv[argc++] = device;
+    if (s->device == 1 && strncmp(line, "init", 4) && strncmp(line, "split", 5) && strncmp(line, "select", 6))
+        argv[argc++] = device;
     return interrupted ? 1 : dispatch(argc, argv);
 }
 /* A row of the table: a model's answers to the held-out problems. Shares are of right answers, in percent. */
 typedef struct demo_row { const char *dir, *name; double score, half, skill[3], win, win_half, length; } demo_row;
-static const demo_row demo_rows[] = {{"plus", "source, adds", 0, 0, {0}, 0, 0, 0}, {"minus", "source, subtracts", 0, 0, {0}, 0, 0, 0}, {"times", "source, multiplies", 0, 0, {0}, 0, 0, 0},
-    {"target", "target", 0, 0, {0}, 0, 0, 0}, {"sft", "SFT", 0, 0, {0}, 0, 0, 0}, {"simpo", "SFT-SimPO", 0, 0, {0}, 0, 0, 0}, {"dpo", "SFT-DPO", 0, 0, {0}, 0, 0, 0},
-    {"wrpo-constant", "SFT-WRPO, constant alpha", 0, 0, {0}, 0, 0, 0}, {"wrpo", "SFT-WRPO", 0, 0, {0}, 0, 0, 0}};
-enum { DEMO_ROWS = sizeof demo_rows / sizeof *demo_rows, DEMO_TARGET = 3, DEMO_SFT = 4, DEMO_SIMPO, DEMO_DPO, DEMO_CONSTANT, DEMO_WRPO };
+static const demo_row demo_rows[] = {{"plus", "source, adds", 0, 0, {0}, 0, 0, 0},
+                                     {"minus", "source, subtracts", 0, 0, {0}, 0, 0, 0},
+                                     {"times", "source, multiplies", 0, 0, {0}, 0, 0, 0},
+                                     {"target", "target", 0, 0, {0}, 0, 0, 0},
+                                     {"sft", "SFT", 0, 0, {0}, 0, 0, 0},
+                                     {"simpo", "SFT-SimPO", 0, 0, {0}, 0, 0, 0},
+                                     {"dpo", "SFT-DPO", 0, 0, {0}, 0, 0, 0},
+                                     {"wrpo-constant", "SFT-WRPO, constant alpha", 0, 0, {0}, 0, 0, 0},
+                                     {"wrpo", "SFT-WRPO", 0, 0, {0}, 0, 0, 0}};
+enum {
+    DEMO_ROWS = sizeof demo_rows / sizeof *demo_rows,
+    DEMO_TARGET = 3,
+    DEMO_SFT = 4,
+    DEMO_SIMPO,
+    DEMO_DPO,
+    DEMO_CONSTANT,
+    DEMO_WRPO
+};
 static int demo_measure(session *z, const char *folder, demo_row *r) {
     char path[4300], sft[4300];
     lines in;
     wrpo_json *line;
     int code;
     double n = 0, squares = 0, count[3] = {0};
-    snprintf(path, sizeof path, "%s/answers-%s-scored.jsonl", folder, r->dir), snprintf(sft, sizeof sft, "%s/answers-sft-scored.jsonl", folder);
+    snprintf(path, sizeof path, "%s/answers-%s-scored.jsonl", folder, r->dir),
+        snprintf(sft, sizeof sft, "%s/answers-sft-scored.jsonl", folder);
     if (!lines_open(&in, path)) return 1;
     while ((code = lines_next(z, &in, true, &line)) == 1) {
         const wrpo_json *all = wrpo_json_get(line, "target");
         double right = 0;
-        for (const wrpo_json *v = all->child; v; v = v->next) right += wrpo_json_get(v, "reward")->number == 1 ? 100 / (double)all->count : 0;
+        for (const wrpo_json *v = all->child; v; v = v->next)
+            right += wrpo_json_get(v, "reward")->number == 1 ? 100 / (double)all->count : 0;
         const int skill = (int)n % 3;                  /* as demo_prompts wrote them */
         n++, r->score += right, squares += right * right, r->skill[skill] += right, count[skill]++;
         wrpo_json_free(z->ctx, line);
@@ -2134,7 +2488,8 @@ static int demo_measure(session *z, const char *folder, demo_row *r) {
 /* The table, for the terminal or as HTML. */
 static void demo_table(FILE *f, const demo_row *rows, bool html, const char *caption) {
     fprintf(f, html ? "<h2>%s</h2><div class=\"scroll\"><table><thead><tr>" : "\n%s\n\n", caption);
-    static const char *const heads[] = {"model", "right answers, %", "sums", "differences", "products", "wins against SFT, %", "characters"};
+    static const char *const heads[] = {"model",    "right answers, %",    "sums",      "differences",
+                                        "products", "wins against SFT, %", "characters"};
     static const int widths[] = {-26, 18, 8, 13, 10, 21, 12};
     for (int i = 0; i < 7; i++)
         if (html) fprintf(f, "<th>%s</th>", heads[i]);
@@ -2143,8 +2498,11 @@ static void demo_table(FILE *f, const demo_row *rows, bool html, const char *cap
     fputs(html ? "</tr></thead><tbody>\n" : "", f);
     for (int i = 0; i < DEMO_ROWS; i++) {
         const demo_row *r = &rows[i];
-        fprintf(f, html ? "<tr><td>%s</td><td>%.1f &plusmn; %.1f</td><td>%.1f</td><td>%.1f</td><td>%.1f</td><td>%.1f &plusmn; %.1f</td><td>%.1f</td></tr>\n"
-                        : "%-26s%11.1f +-%4.1f%8.1f%13.1f%10.1f%14.1f +-%4.1f%12.1f\n", r->name, r->score, r->half, r->skill[0], r->skill[1], r->skill[2], r->win, r->win_half, r->length);
+        fprintf(f,
+                html ? "<tr><td>%s</td><td>%.1f &plusmn; %.1f</td><td>%.1f</td><td>%.1f</td><td>%.1f</td><td>%.1f "
+                       "&plusmn; %.1f</td><td>%.1f</td></tr>\n"
+                     : "%-26s%11.1f +-%4.1f%8.1f%13.1f%10.1f%14.1f +-%4.1f%12.1f\n",
+                r->name, r->score, r->half, r->skill[0], r->skill[1], r->skill[2], r->win, r->win_half, r->length);
     }
     fputs(html ? "</tbody></table></div>\n" : "", f);
 }
@@ -2157,18 +2515,26 @@ static bool demo_make_all(const char *folder, int64_t seed, const demo_size *siz
     memcpy(held, known, sizeof held);
     if (!demo_prompts(folder, "prompts.jsonl", size->prompts, known)) return false;
     for (int i = 0; i <= DEMO_SOURCES; i++)
-        if (!demo_checkpoint(folder, &demo_models[i]) || !demo_pretraining(folder, &demo_models[i], DEMO_BATCH * (i < DEMO_SOURCES ? size->source_steps : size->target_steps), held)) return false;
+        if (!demo_checkpoint(folder, &demo_models[i]) ||
+            !demo_pretraining(folder, &demo_models[i],
+                              DEMO_BATCH * (i < DEMO_SOURCES ? size->source_steps : size->target_steps), held))
+            return false;
     return true;
 }
 #define DEMO_TRY(call) do { if (call) return 1; } while (0)
 static int demo_seed(const settings *s, session *z, const char *folder, int64_t seed, demo_row *rows) {
     const long long S = (long long)seed;
-    if (!demo_make_all(folder, seed, &demo_sizes[s->quick])) return complain("%s: cannot be written: %s", folder, strerror(errno));
+    if (!demo_make_all(folder, seed, &demo_sizes[s->quick]))
+        return complain("%s: cannot be written: %s", folder, strerror(errno));
     printf("\n# what the models know before the story begins\n");
     for (int i = 0; i <= DEMO_SOURCES; i++) {
         const char *name = demo_models[i].name;
-        DEMO_TRY(demo_call(s, folder, "init --config @/%s-new/config.json --tokenizer @/%s-new --out @/%s-new --seed %lld", name, name, name, S * 10 + i));
-        DEMO_TRY(demo_call(s, folder, "train --method sft --model @/%s-new --data @/%s-new/data.jsonl --out @/%s --learning-rate 4e-3 --batch-size %d --no-shuffle --micro-tokens 4096 --log-steps 200",
+        DEMO_TRY(demo_call(s, folder,
+                           "init --config @/%s-new/config.json --tokenizer @/%s-new --out @/%s-new --seed %lld", name,
+                           name, name, S * 10 + i));
+        DEMO_TRY(demo_call(s, folder,
+                           "train --method sft --model @/%s-new --data @/%s-new/data.jsonl --out @/%s --learning-rate "
+                           "4e-3 --batch-size %d --no-shuffle --micro-tokens 4096 --log-steps 200",
                            name, name, name, DEMO_BATCH));
     }
     printf("\n# the sources answer; a third of the prompts is for SFT on the best answers\n");
@@ -2177,43 +2543,68 @@ static int demo_seed(const settings *s, session *z, const char *folder, int64_t 
         for (int po = 0; po < 2; po++) {
             char name[64];
             snprintf(name, sizeof name, "%s-%s", demo_models[i].name, po ? "wrpo" : "sft");
-            DEMO_TRY(demo_call(s, folder, "sample --model @/%s --prompts @/parts/%s.jsonl --as source --n 3 --max-tokens 48 --batch 128 --seed %lld --out @/%s.jsonl",
+            DEMO_TRY(demo_call(s, folder,
+                               "sample --model @/%s --prompts @/parts/%s.jsonl --as source --n 3 --max-tokens 48 "
+                               "--batch 128 --seed %lld --out @/%s.jsonl",
                                demo_models[i].name, po ? "wrpo" : "sft", S, name));
             DEMO_TRY(demo_score(z, folder, name));
         }
-    DEMO_TRY(demo_call(s, folder, "select --form sft --in @/plus-sft-scored.jsonl @/minus-sft-scored.jsonl @/times-sft-scored.jsonl --out @/sft.jsonl"));
-    DEMO_TRY(demo_call(s, folder, "train --method sft --model @/target --data @/sft.jsonl --out @/sft --learning-rate 2e-4 --batch-size 32 --log-steps 10"));
+    DEMO_TRY(demo_call(s, folder,
+                       "select --form sft --in @/plus-sft-scored.jsonl @/minus-sft-scored.jsonl "
+                       "@/times-sft-scored.jsonl --out @/sft.jsonl"));
+    DEMO_TRY(demo_call(s, folder,
+                       "train --method sft --model @/target --data @/sft.jsonl --out @/sft --learning-rate 2e-4 "
+                       "--batch-size 32 --log-steps 10"));
     printf("\n# the target answers the others; preference training begins at SFT four times\n");
-    DEMO_TRY(demo_call(s, folder, "sample --model @/sft --prompts @/parts/wrpo.jsonl --as target --n 5 --max-tokens 48 --batch 128 --seed %lld --out @/target-wrpo.jsonl", S));
+    DEMO_TRY(demo_call(s, folder,
+                       "sample --model @/sft --prompts @/parts/wrpo.jsonl --as target --n 5 --max-tokens 48 --batch "
+                       "128 --seed %lld --out @/target-wrpo.jsonl",
+                       S));
     DEMO_TRY(demo_score(z, folder, "target-wrpo"));
-    DEMO_TRY(demo_call(s, folder, "select --in @/plus-wrpo-scored.jsonl @/minus-wrpo-scored.jsonl @/times-wrpo-scored.jsonl @/target-wrpo-scored.jsonl --out @/quads.jsonl"));
-    static const char *const methods[][2] = {           /* rate and beta: each method's best of 16 on seeds 1 to 3, tests/bench/bench_demo.sh */
-        {"simpo", "--method simpo --beta 1 --learning-rate 5e-5"}, {"dpo", "--method dpo --beta 1 --learning-rate 5e-4"},
-        {"wrpo-constant", "--alpha 0.5 --alpha-schedule constant --beta 1 --learning-rate 5e-4"}, {"wrpo", "--alpha 0.5 --beta 1 --learning-rate 5e-4"}};
+    DEMO_TRY(demo_call(s, folder,
+                       "select --in @/plus-wrpo-scored.jsonl @/minus-wrpo-scored.jsonl @/times-wrpo-scored.jsonl "
+                       "@/target-wrpo-scored.jsonl --out @/quads.jsonl"));
+    static const char *const methods[][2] = {
+        /* rate and beta: each method's best of 16 on seeds 1 to 3, tests/bench/bench_demo.sh */
+        {"simpo", "--method simpo --beta 1 --learning-rate 5e-5"},
+        {"dpo", "--method dpo --beta 1 --learning-rate 5e-4"},
+        {"wrpo-constant", "--alpha 0.5 --alpha-schedule constant --beta 1 --learning-rate 5e-4"},
+        {"wrpo", "--alpha 0.5 --beta 1 --learning-rate 5e-4"}};
     for (int i = 0; i < 4; i++)
-        DEMO_TRY(demo_call(s, folder, "train %s --model @/sft --data @/quads.jsonl --out @/%s --batch-size 32 --epochs 4 --log-steps 50 --seed %lld", methods[i][1], methods[i][0], S));
+        DEMO_TRY(demo_call(s, folder,
+                           "train %s --model @/sft --data @/quads.jsonl --out @/%s --batch-size 32 --epochs 4 "
+                           "--log-steps 50 --seed %lld",
+                           methods[i][1], methods[i][0], S));
     printf("\n# held-out problems\n");
     for (int i = 0; i < DEMO_ROWS; i++) {
         char name[64];
         snprintf(name, sizeof name, "answers-%s", rows[i].dir);
-        DEMO_TRY(demo_call(s, folder, "sample --model @/%s --prompts @/heldout.jsonl --as target --n 3 --max-tokens 48 --batch 128 --seed %lld --out @/%s.jsonl", rows[i].dir, S, name));
+        DEMO_TRY(demo_call(s, folder,
+                           "sample --model @/%s --prompts @/heldout.jsonl --as target --n 3 --max-tokens 48 --batch "
+                           "128 --seed %lld --out @/%s.jsonl",
+                           rows[i].dir, S, name));
         DEMO_TRY(demo_score(z, folder, name));
     }
     for (int i = 0; i < DEMO_ROWS; i++) DEMO_TRY(demo_measure(z, folder, &rows[i]));
     return 0;
 }
 static bool demo_ordered(const demo_row *r) {
-    return r[DEMO_TARGET].score < r[DEMO_SFT].score && r[DEMO_SFT].score < r[DEMO_DPO].score && r[DEMO_DPO].score < r[DEMO_WRPO].score;
+    return r[DEMO_TARGET].score < r[DEMO_SFT].score && r[DEMO_SFT].score < r[DEMO_DPO].score &&
+           r[DEMO_DPO].score < r[DEMO_WRPO].score;
 }
 static int demo_report(session *z, const char *folder, const demo_row *rows, const char *path, const char *caption) {
     char dirs[5][4300], *html = NULL;
     const char *list[5];
     FILE *f = tmpfile();
     size_t size;
-    for (int i = 0; i < 5; i++) snprintf(dirs[i], sizeof dirs[i], "%s/%s", folder, rows[DEMO_SFT + i].dir), list[i] = dirs[i];
+    for (int i = 0; i < 5; i++)
+        snprintf(dirs[i], sizeof dirs[i], "%s/%s", folder, rows[DEMO_SFT + i].dir), list[i] = dirs[i];
     if (!f) return complain("a temporary file cannot be made: %s", strerror(errno));
-    fputs("<p>Three sources of different families and tokenizers each work out one kind of problem and guess at the others; the target knows how to work all of them out and mostly does not. "
-          "An exact checker is the reward model. SFT is on the sources' best answers to a third of the prompts; the others go on from there with the target's own best and worst answers, WRPO with the sources' as well.</p>\n", f);
+    fputs("<p>Three sources of different families and tokenizers each work out one kind of problem and guess at the "
+          "others; the target knows how to work all of them out and mostly does not. "
+          "An exact checker is the reward model. SFT is on the sources' best answers to a third of the prompts; the "
+          "others go on from there with the target's own best and worst answers, WRPO with the sources' as well.</p>\n",
+          f);
     demo_table(f, rows, true, caption);
     rewind(f);
     html = read_all(f, &size);
@@ -2226,7 +2617,8 @@ static int demo_report(session *z, const char *folder, const demo_row *rows, con
     return code;
 }
 static int run_demo(const settings *s, session *z) {
-    static const double t95[] = {0, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262};       /* Student's, by degrees of freedom */
+    static const double t95[] = {0,     12.706, 4.303, 3.182, 2.776,
+                                 2.571, 2.447,  2.365, 2.306, 2.262}; /* Student's, by degrees of freedom */
     const int64_t seeds = s->seeds ? s->seeds : 1, first = s->seed ? s->seed : 1;
     const char *path = s->out ? s->out : "report.html";
     const time_t begin = time(NULL);
@@ -2236,17 +2628,23 @@ static int run_demo(const settings *s, session *z) {
     int64_t ordered = 0;
     output report;
     catch_signals();
-    if (!code && output_open(&report, path)) output_close(&report, false);      /* it can be written: known before the work */
+    if (!code && output_open(&report, path))
+        output_close(&report, false); /* it can be written: known before the work */
     else code = 1;
     for (int64_t i = 0; i < seeds && !code; i++) {
         demo_row *rows = all + i * DEMO_ROWS;
         memcpy(rows, demo_rows, sizeof demo_rows);
         if (!scratch_make(folder, sizeof folder)) { code = 1; break; }
-        printf("WRPO in miniature, seed %lld. Paths are relative to %s%s\n", (long long)(first + i), folder, s->keep ? "" : ", which is removed at the end (--keep)");
-        snprintf(caption, sizeof caption, "%d held-out problems, three answers each, 95 %% intervals over problems; seed %lld", demo_sizes[s->quick].heldout, (long long)(first + i));
+        printf("WRPO in miniature, seed %lld. Paths are relative to %s%s\n", (long long)(first + i), folder,
+               s->keep ? "" : ", which is removed at the end (--keep)");
+        snprintf(caption, sizeof caption,
+                 "%d held-out problems, three answers each, 95 %% intervals over problems; seed %lld",
+                 demo_sizes[s->quick].heldout, (long long)(first + i));
         code = demo_seed(s, z, folder, first + i, rows);
         if (!code) demo_table(stdout, rows, false, caption), ordered += demo_ordered(rows);
-        if (!code) printf("\nThe paper's order, target < SFT < SFT-DPO < SFT-WRPO: %s.\n", demo_ordered(rows) ? "so it is here" : "NOT so here");
+        if (!code)
+            printf("\nThe paper's order, target < SFT < SFT-DPO < SFT-WRPO: %s.\n",
+                   demo_ordered(rows) ? "so it is here" : "NOT so here");
         if (!code && i == 0) code = demo_report(z, folder, rows, path, caption);
         fflush(stdout);
         if (s->keep) printf("kept: %s\n", folder);
@@ -2262,29 +2660,39 @@ static int run_demo(const settings *s, session *z) {
                 mean[r].score += x->score / n, mean[r].win += x->win / n, mean[r].length += x->length / n;
                 for (int k = 0; k < 3; k++) mean[r].skill[k] += x->skill[k] / n;
             }
-            for (int64_t i = 0; i < seeds; i++) score += pow(all[i * DEMO_ROWS + r].score - mean[r].score, 2), win += pow(all[i * DEMO_ROWS + r].win - mean[r].win, 2);
+            for (int64_t i = 0; i < seeds; i++)
+                score += pow(all[i * DEMO_ROWS + r].score - mean[r].score, 2),
+                    win += pow(all[i * DEMO_ROWS + r].win - mean[r].win, 2);
             mean[r].half = t * sqrt(score / (n - 1) / n), mean[r].win_half = t * sqrt(win / (n - 1) / n);
         }
-        snprintf(caption, sizeof caption, "mean over seeds %lld to %lld, 95 %% intervals over seeds", (long long)first, (long long)(first + seeds - 1));
+        snprintf(caption, sizeof caption, "mean over seeds %lld to %lld, 95 %% intervals over seeds", (long long)first,
+                 (long long)(first + seeds - 1));
         demo_table(stdout, mean, false, caption);
-        static const struct { int above, below; } pairs[] = {{DEMO_SFT, DEMO_TARGET}, {DEMO_DPO, DEMO_SFT}, {DEMO_WRPO, DEMO_DPO}, {DEMO_CONSTANT, DEMO_DPO}, {DEMO_CONSTANT, DEMO_WRPO},
-                                                             {DEMO_SIMPO, DEMO_SFT}};
-        printf("\nThe paper's order, target < SFT < SFT-DPO < SFT-WRPO, on %lld of %lld seeds. Seed by seed, in points of right answers:\n", (long long)ordered, (long long)seeds);
+        static const struct {
+            int above, below;
+        } pairs[] = {{DEMO_SFT, DEMO_TARGET},   {DEMO_DPO, DEMO_SFT},       {DEMO_WRPO, DEMO_DPO},
+                     {DEMO_CONSTANT, DEMO_DPO}, {DEMO_CONSTANT, DEMO_WRPO}, {DEMO_SIMPO, DEMO_SFT}};
+        printf("\nThe paper's order, target < SFT < SFT-DPO < SFT-WRPO, on %lld of %lld seeds. Seed by seed, in points "
+               "of right answers:\n",
+               (long long)ordered, (long long)seeds);
         for (size_t p = 0; p < sizeof pairs / sizeof *pairs; p++) {
             double gain = 0, spread = 0;
             int above = 0;
             for (int pass = 0; pass < 2; pass++)
                 for (int64_t i = 0; i < seeds; i++) {
-                    const double d = all[i * DEMO_ROWS + pairs[p].above].score - all[i * DEMO_ROWS + pairs[p].below].score;
+                    const double d =
+                        all[i * DEMO_ROWS + pairs[p].above].score - all[i * DEMO_ROWS + pairs[p].below].score;
                     if (pass) spread += (d - gain) * (d - gain), above += d > 0;
                     else gain += d / n;
                 }
-            printf("%-26s above %-12s%8.1f +-%5.1f   on %d of %lld\n", demo_rows[pairs[p].above].name, demo_rows[pairs[p].below].name, gain, t * sqrt(spread / (n - 1) / n), above,
-                   (long long)seeds);
+            printf("%-26s above %-12s%8.1f +-%5.1f   on %d of %lld\n", demo_rows[pairs[p].above].name,
+                   demo_rows[pairs[p].below].name, gain, t * sqrt(spread / (n - 1) / n), above, (long long)seeds);
         }
     }
     free(all);
-    if (!code) printf("\n%s: the table and the curves of training; open it in a browser.   %.0f seconds\n", path, difftime(time(NULL), begin));
+    if (!code)
+        printf("\n%s: the table and the curves of training; open it in a browser.   %.0f seconds\n", path,
+               difftime(time(NULL), begin));
     return code;
 }
 
@@ -2296,42 +2704,65 @@ static const command commands[] = {
     {"init", "", "--config --tokenizer --out", "--seed --save-dtype --max-shard-size --threads --help", run_init,
      "Random weights as a Hugging Face directory: norms 1, biases 0, the others N(0, initializer_range)."},
     {"inspect", "DIR|FILE", "", "--tensors --memory-limit --device --dtype --moments --threads --help", run_inspect,
-     "Architecture, parameters, tensors and the bytes a run would need, or the tensors of a .safetensors file. Exit code 1 if it is not valid."},
+     "Architecture, parameters, tensors and the bytes a run would need, or the tensors of a .safetensors file. Exit "
+     "code 1 if it is not valid."},
     {"tokenize", "", "--model", "--in --out --threads --help", run_tokenize,
-     "JSON lines, one for one: {text, special?} -> {ids}; {messages, add_generation_prompt?, kwargs?} -> {text, ids} or {error}; {ids, skip_special?} -> {text}."},
+     "JSON lines, one for one: {text, special?} -> {ids}; {messages, add_generation_prompt?, kwargs?} -> {text, ids} "
+     "or {error}; {ids, skip_special?} -> {text}."},
     {"logprob", "", "--model --data", "--out " DATA "--device --dtype --threads --help", run_logprob,
      "One line a record: the log-probs of its responses, their scored tokens, and the tokens of the prompt."},
     {"train", "", "--model --data --out",
-     LOSS DATA "--micro-tokens --alpha-schedule --learning-rate --lr-scheduler --warmup-ratio --weight-decay --max-grad-norm --batch-size --accumulation --recompute --memory-limit "
-     "--epochs --max-steps --seed --no-shuffle --ref --eval-data --eval-steps --log-steps --save-steps --resume --device --dtype --moments --save-dtype --max-shard-size --threads --help", run_train,
-     "Trains a model and saves it, with metrics.jsonl, in the directory --out. Ctrl-C stops cleanly and leaves a checkpoint, from which --resume goes on to the same bits."},
-    {"eval", "", "--model --data", LOSS DATA "--micro-tokens --ref --out --device --dtype --threads --help", run_eval, "The metrics of a model on records, as one JSON object."},
+     LOSS DATA "--micro-tokens --alpha-schedule --learning-rate --lr-scheduler --warmup-ratio --weight-decay "
+               "--max-grad-norm --batch-size --accumulation --recompute --memory-limit "
+               "--epochs --max-steps --seed --no-shuffle --ref --eval-data --eval-steps --log-steps --save-steps "
+               "--resume --device --dtype --moments --save-dtype --max-shard-size --threads --help",
+     run_train,
+     "Trains a model and saves it, with metrics.jsonl, in the directory --out. Ctrl-C stops cleanly and leaves a "
+     "checkpoint, from which --resume goes on to the same bits."},
+    {"eval", "", "--model --data", LOSS DATA "--micro-tokens --ref --out --device --dtype --threads --help", run_eval,
+     "The metrics of a model on records, as one JSON object."},
     {"generate", "", "--model", "--prompt --in --out --raw " SAMPLING "--limit --threads --help", run_generate,
-     "An answer to --prompt, as it comes, or one line for each line of --in: {prompt_id, prompt, content, tokens, logp, stopped}."},
+     "An answer to --prompt, as it comes, or one line for each line of --in: {prompt_id, prompt, content, tokens, "
+     "logp, stopped}."},
     {"sample", "", "--model --prompts --as --out", "--n --name --raw " SAMPLING "--limit --threads --help", run_sample,
-     "Several answers to each prompt, as candidates: {prompt_id, prompt, sources|target: [{model, content}]}. The same command goes on where it was interrupted."},
+     "Several answers to each prompt, as candidates: {prompt_id, prompt, sources|target: [{model, content}]}. The same "
+     "command goes on where it was interrupted."},
     {"answer", "", "--model --bench --questions --out", "--name " SAMPLING "--limit --threads --help", run_answer,
      "Answers to the questions of AlpacaEval 2, MT-Bench or Arena-Hard, as their judges read them."},
-    {"score", "", "--reward-model --in --out", "--rescore --label --micro-tokens --device --dtype --threads --help", run_score,
-     "Gives the responses of a file of candidates, or answers, their rewards by a reward model. Rewards that are there are kept."},
-    {"select", "", "--in --out", "--form --top --tau --min-gap --entropy-power --entropy-scale --threads --help", run_select,
-     "Candidates with rewards -> records to train on. Lines of several files (--in F F ...) with one prompt_id belong together."},
-    {"split", "", "--in --out", "--sft --seed --threads --help", run_split, "Prompts -> sft.jsonl and wrpo.jsonl in the directory --out, drawn by the seed."},
-    {"winrate", "", "--a --b", "--reward-model --rescore --label --micro-tokens --resamples --seed --device --dtype --threads --help", run_winrate,
-     "How often a's answers have the higher reward, with a bootstrap interval; and the same at equal lengths. --reward-model scores answers that have no reward."},
+    {"score", "", "--reward-model --in --out", "--rescore --label --micro-tokens --device --dtype --threads --help",
+     run_score,
+     "Gives the responses of a file of candidates, or answers, their rewards by a reward model. Rewards that are there "
+     "are kept."},
+    {"select", "", "--in --out", "--form --top --tau --min-gap --entropy-power --entropy-scale --threads --help",
+     run_select,
+     "Candidates with rewards -> records to train on. Lines of several files (--in F F ...) with one prompt_id belong "
+     "together."},
+    {"split", "", "--in --out", "--sft --seed --threads --help", run_split,
+     "Prompts -> sft.jsonl and wrpo.jsonl in the directory --out, drawn by the seed."},
+    {"winrate", "", "--a --b",
+     "--reward-model --rescore --label --micro-tokens --resamples --seed --device --dtype --threads --help",
+     run_winrate,
+     "How often a's answers have the higher reward, with a bootstrap interval; and the same at equal lengths. "
+     "--reward-model scores answers that have no reward."},
     {"report", "RUN_DIR...", "", "--out --threads --help", run_report,
      "The metrics.jsonl of runs, one over the other, as an HTML file that needs nothing else (report.html)."},
-    {"demo", "", "", "--seed --seeds --out --keep --quick --device --threads --help", run_demo, "What `wrpo` alone runs: the paper in miniature, from prompts to a table and report.html."},
+    {"demo", "", "", "--seed --seeds --out --keep --quick --device --threads --help", run_demo,
+     "What `wrpo` alone runs: the paper in miniature, from prompts to a table and report.html."},
 };
 enum { N_COMMANDS = sizeof commands / sizeof *commands };
 static int help(void) {
-    printf("wrpo %s: weighted-reward preference optimization of Hugging Face checkpoints\n\nusage: wrpo [COMMAND] [options]\n\n", WRPO_VERSION);
+    printf("wrpo %s: weighted-reward preference optimization of Hugging Face checkpoints\n\nusage: wrpo [COMMAND] "
+           "[options]\n\n",
+           WRPO_VERSION);
     for (int i = 0; i < N_COMMANDS; i++) printf("  %-10s %s\n", commands[i].name, commands[i].help);
-    printf("\nwrpo COMMAND --help lists the options of a command. Exit code: 0, 1 after an error or an interruption, 2 after wrong usage.\n");
+    printf("\nwrpo COMMAND --help lists the options of a command. Exit code: 0, 1 after an error or an interruption, 2 "
+           "after wrong usage.\n");
     return 0;
 }
 static int dispatch(int argc, char **argv) {
-    static const command program = {"", "", "", "--seed --seeds --out --keep --quick --device --threads --version --help", run_demo, ""};      /* wrpo without a command */
+    static const command program = {"",       "",
+                                    "",       "--seed --seeds --out --keep --quick --device --threads --version --help",
+                                    run_demo, ""}; /* wrpo without a command */
     const command *c = &program;
     settings s = {.dtype = -1, .save_dtype = -1, .as = -1, .bench = -1};
     session z = {0};
@@ -2351,13 +2782,15 @@ static int dispatch(int argc, char **argv) {
     if (!session_open(&z, &s)) return 1;
     int code = c->run(&s, &z);
     session_close(&z);
-    if (fflush(stdout) != 0 || ferror(stdout)) code = complain("standard output: cannot be written: %s", strerror(errno));
+    if (fflush(stdout) != 0 || ferror(stdout))
+        code = complain("standard output: cannot be written: %s", strerror(errno));
     return code;
 }
 int main(int argc, char **argv) {
 #if defined(__linux__) && defined(_OPENMP)
-    /* Threads that wait shall sleep: spinning, they keep processors from whoever computes, another program or this one. OpenMP reads
-       its policy when it is loaded, so the program begins again with it set; where that cannot be, it just goes on. */
+    /* Threads that wait shall sleep: spinning, they keep processors from whoever computes, another program or this one.
+       OpenMP reads its policy when it is loaded, so the program begins again with it set; where that cannot be, it just
+       goes on. */
     if (!getenv("OMP_WAIT_POLICY") && !setenv("OMP_WAIT_POLICY", "passive", 0)) execv("/proc/self/exe", argv);
 #endif
     return dispatch(argc - 1, argv + 1);

@@ -1479,6 +1479,57 @@ WRPO_API size_t wrpo_moments_bytes(wrpo_moments moments, int64_t count) {
     return moments == WRPO_MOMENTS_BF16 ? blocks * WRPO_BLOCK * 2 : (size_t)count * 4;
 }
 
+/* ---- the moments of AdamW: float, bfloat16, or a code of 8 bits (after Dettmers et al. 2022) ----
+   Codes come in blocks of WRPO_BLOCK, and then their scale, the block's largest magnitude. The magnitude of code q is
+   scale (q / top)^4: top is 127, and there is a sign, for the first moment; top is 255 for the second.
+   bfloat16 and codes are rounded up or down at random, so that the mean is right. Element i draws a hash of (seed, i).
+   Every backend draws the same numbers, so the arithmetic is float, here and in adamw, operation by operation. */
+static uint32_t wrpo__dice(uint32_t seed, int64_t i) {
+    uint32_t x = seed + (uint32_t)i * 0x9E3779B9u;
+    x = (x ^ x >> 16) * 0x7FEB352Du;
+    x = (x ^ x >> 15) * 0x846CA68Bu;
+    return x ^ x >> 16;
+}
+static float wrpo__code_value(float code, float scale, float top) {
+    const float root = code * (1 / top), square = root * root;
+    return square * square * scale;
+}
+static float wrpo__code_of(float size, float scale, float top, float dice) {   /* dice in [0, 1) */
+    const float inverse = scale >= FLT_MIN ? 1 / scale : 0, root = sqrtf(sqrtf(size * inverse)) * top;
+    const float code = (float)(int)fminf(root, top - 1);
+    const float low = wrpo__code_value(code, scale, top), high = wrpo__code_value(code + 1, scale, top);
+    return dice * (high - low) < size - low ? code + 1 : code;
+}
+/* n elements, at most WRPO_BLOCK, of the block that begins at element `first` of a first or second moment. */
+static void wrpo__moment_load(float *x, const void *block, wrpo_moments moments, bool second, int64_t n) {
+    const uint8_t *codes = block;
+    float scale = 0;
+    if (moments == WRPO_MOMENTS_8BIT) memcpy(&scale, codes + WRPO_BLOCK, sizeof scale);
+    for (int64_t i = 0; i < n; i++) {
+        if (moments == WRPO_MOMENTS_F32) x[i] = ((const float *)block)[i];
+        else if (moments == WRPO_MOMENTS_BF16) x[i] = wrpo__float_of(((const uint16_t *)block)[i]);
+        else if (second) x[i] = wrpo__code_value(codes[i], scale, 255);
+        else x[i] = copysignf(wrpo__code_value((int8_t)codes[i], scale, 127), (int8_t)codes[i]);
+    }
+}
+static void wrpo__moment_store(void *block, const float *x, wrpo_moments moments, bool second, int64_t n,
+                               uint32_t seed, int64_t first) {
+    uint8_t *codes = block;
+    float scale = 0;
+    for (int64_t i = 0; i < n; i++) scale = fmaxf(scale, fabsf(x[i]));
+    for (int64_t i = 0; i < n; i++) {
+        const uint32_t dice = wrpo__dice(seed, first + i), bits = wrpo__float_bits(x[i]);
+        if (moments == WRPO_MOMENTS_F32) ((float *)block)[i] = x[i];
+        else if (moments == WRPO_MOMENTS_BF16) ((uint16_t *)block)[i] = (uint16_t)((bits + (dice >> 16)) >> 16);
+        else {
+            const float code = wrpo__code_of(fabsf(x[i]), scale, second ? 255 : 127, (float)(dice >> 8) / 16777216);
+            if (second) codes[i] = (uint8_t)(x[i] > 0 ? fmaxf(code, 1) : code);        /* above 0 stays above 0 */
+            else codes[i] = (uint8_t)(int8_t)(x[i] < 0 ? -code : code);
+        }
+    }
+    if (moments == WRPO_MOMENTS_8BIT) memcpy(codes + WRPO_BLOCK, &scale, sizeof scale);
+}
+
 /* ---- memory of the host; a device on it begins with its allocator ---- */
 static void *wrpo__host_alloc(void *dev, size_t n) {   /* a word in front of the block says where it begins */
     const wrpo_allocator *memory = dev;
@@ -1724,7 +1775,6 @@ static void wrpo__check_ids(wrpo_ctx *ctx, int64_t V, const int32_t *ids, int64_
     }
 }
 static void wrpo__check_data(wrpo_ctx *ctx, const wrpo_config *c, const wrpo_data *data, int64_t first, int64_t count) {
-    const int64_t limit = c->max_position_embeddings;
     int64_t longest = 0;
     for (const wrpo_record *record = data->records + first; record < data->records + first + count; record++) {
         wrpo__check_ids(ctx, c->vocab_size, record->prompt, record->prompt_count, "record", record->prompt_id, 0);
@@ -1734,10 +1784,10 @@ static void wrpo__check_data(wrpo_ctx *ctx, const wrpo_config *c, const wrpo_dat
             longest = WRPO__MAX(longest, record->prompt_count + y->count);
         }
     }
-    if (longest > limit && longest == data->stats.longest)     /* once, however often the data are looked at in part */
+    if (longest > c->max_position_embeddings && longest == data->stats.longest)        /* once, not for each part */
         wrpo__log(ctx, WRPO_LOG_WARN,
                   "a sequence of %lld tokens is longer than the model's max_position_embeddings %lld",
-                  (long long)longest, (long long)limit);
+                  (long long)longest, (long long)c->max_position_embeddings);
 }
 
 /* ---- rotary embedding (Su et al. 2021): inverse frequencies, in the float arithmetic of transformers ----
@@ -2448,56 +2498,6 @@ static void wrpo__plain_sumsq(void *dev, double *out, const float *x, int64_t co
     *out += wrpo__dot(x, x, count);
 }
 
-/* ---- the moments of AdamW: float, bfloat16, or a code of 8 bits (after Dettmers et al. 2022) ----
-   Codes come in blocks of WRPO_BLOCK, and then their scale, the block's largest magnitude. The magnitude of code q is
-   scale (q / top)^4: top is 127, and there is a sign, for the first moment; top is 255 for the second.
-   bfloat16 and codes are rounded up or down at random, so that the mean is right. Element i draws a hash of (seed, i).
-   Every backend draws the same numbers, so the arithmetic of this page is float, operation by operation. */
-static uint32_t wrpo__dice(uint32_t seed, int64_t i) {
-    uint32_t x = seed + (uint32_t)i * 0x9E3779B9u;
-    x = (x ^ x >> 16) * 0x7FEB352Du;
-    x = (x ^ x >> 15) * 0x846CA68Bu;
-    return x ^ x >> 16;
-}
-static float wrpo__code_value(float code, float scale, float top) {
-    const float root = code * (1 / top), square = root * root;
-    return square * square * scale;
-}
-static float wrpo__code_of(float size, float scale, float top, float dice) {   /* dice in [0, 1) */
-    const float inverse = scale >= FLT_MIN ? 1 / scale : 0, root = sqrtf(sqrtf(size * inverse)) * top;
-    const float code = (float)(int)fminf(root, top - 1);
-    const float low = wrpo__code_value(code, scale, top), high = wrpo__code_value(code + 1, scale, top);
-    return dice * (high - low) < size - low ? code + 1 : code;
-}
-/* n elements, at most WRPO_BLOCK, of the block that begins at element `first` of a first or second moment. */
-static void wrpo__moment_load(float *x, const void *block, wrpo_moments moments, bool second, int64_t n) {
-    const uint8_t *codes = block;
-    float scale = 0;
-    if (moments == WRPO_MOMENTS_8BIT) memcpy(&scale, codes + WRPO_BLOCK, sizeof scale);
-    for (int64_t i = 0; i < n; i++) {
-        if (moments == WRPO_MOMENTS_F32) x[i] = ((const float *)block)[i];
-        else if (moments == WRPO_MOMENTS_BF16) x[i] = wrpo__float_of(((const uint16_t *)block)[i]);
-        else if (second) x[i] = wrpo__code_value(codes[i], scale, 255);
-        else x[i] = copysignf(wrpo__code_value((int8_t)codes[i], scale, 127), (int8_t)codes[i]);
-    }
-}
-static void wrpo__moment_store(void *block, const float *x, wrpo_moments moments, bool second, int64_t n,
-                               uint32_t seed, int64_t first) {
-    uint8_t *codes = block;
-    float scale = 0;
-    for (int64_t i = 0; i < n; i++) scale = fmaxf(scale, fabsf(x[i]));
-    for (int64_t i = 0; i < n; i++) {
-        const uint32_t dice = wrpo__dice(seed, first + i), bits = wrpo__float_bits(x[i]);
-        if (moments == WRPO_MOMENTS_F32) ((float *)block)[i] = x[i];
-        else if (moments == WRPO_MOMENTS_BF16) ((uint16_t *)block)[i] = (uint16_t)((bits + (dice >> 16)) >> 16);
-        else {
-            const float code = wrpo__code_of(fabsf(x[i]), scale, second ? 255 : 127, (float)(dice >> 8) / 16777216);
-            if (second) codes[i] = (uint8_t)(x[i] > 0 ? fmaxf(code, 1) : code);        /* above 0 stays above 0 */
-            else codes[i] = (uint8_t)(int8_t)(x[i] < 0 ? -code : code);
-        }
-    }
-    if (moments == WRPO_MOMENTS_8BIT) memcpy(codes + WRPO_BLOCK, &scale, sizeof scale);
-}
 /* ---- adamw (Loshchilov and Hutter 2019), as torch.optim.AdamW computes it; g is read times grad_scale ----
    m += (1 - beta1) (g - m)        v = beta2 v + (1 - beta2) g^2
    w = w (1 - lr weight_decay) - lr / correction1 m / (sqrt(v) / correction2 + eps)
@@ -2552,36 +2552,37 @@ WRPO_API const wrpo_backend *wrpo_backend_plain(void) {
    In: a config. Out: a model, whose weights are a table of tensors in the backend's memory. Gradients and moments are
    arrays that mirror the weights: an element of a weight is at the same offset in each of them.
 
-   To add a weight: a row of WRPO__WEIGHTS; a flag of wrpo_config if not every model has the weight (>>checkpoint sets
-   it); a field of wrpo__layer and its use forward and backward (>>model); and the same in double in plain_logps of
-   tests/40_model.c. That is all: loader, saver, optimizer and tests walk the table.                               */
+   To add a weight: a row of WRPO__WEIGHTS; if not every model has it, a flag of wrpo_config, which >>checkpoint sets;
+   its use, forward and backward (>>model), and in plain_logps of tests/40_model.c, in double. Loader, saver, optimizer
+   and tests walk the table.                                                                                      */
 
-/* One row per kind of tensor. A name of scope LAYER comes after "model.layers.<l>."; cols 0: a vector. A JOINED row
-   follows the row above without a gap, so that q, k and v are one matrix and one product, and so are gate and up. */
+/* One row per kind of tensor; cols 0: a vector. FIRST and LAST are there once. LAYER is there in each layer, and its
+   name comes after "model.layers.<l>."; so is JOINED, directly after the row above: q, k and v are one matrix and one
+   product, and so are gate and up. */
 #define WRPO__WEIGHTS(X) \
-/*    field                       scope  name in the checkpoint               rows   cols   exists      joined */ \
-    X(embed_tokens,               FIRST, "model.embed_tokens.weight",         V,     D,     always,     false) \
-    X(input_layernorm,            LAYER, "input_layernorm.weight",            D,     0,     always,     false) \
-    X(q_proj,                     LAYER, "self_attn.q_proj.weight",           H * d, D,     always,     false) \
-    X(k_proj,                     LAYER, "self_attn.k_proj.weight",           G * d, D,     always,     JOINED) \
-    X(v_proj,                     LAYER, "self_attn.v_proj.weight",           G * d, D,     always,     JOINED) \
-    X(q_bias,                     LAYER, "self_attn.q_proj.bias",             H * d, 0,     qkv_bias,   false) \
-    X(k_bias,                     LAYER, "self_attn.k_proj.bias",             G * d, 0,     qkv_bias,   JOINED) \
-    X(v_bias,                     LAYER, "self_attn.v_proj.bias",             G * d, 0,     qkv_bias,   JOINED) \
-    X(q_norm,                     LAYER, "self_attn.q_norm.weight",           d,     0,     qk_norm,    false) \
-    X(k_norm,                     LAYER, "self_attn.k_norm.weight",           d,     0,     qk_norm,    false) \
-    X(o_proj,                     LAYER, "self_attn.o_proj.weight",           D,     H * d, always,     false) \
-    X(o_bias,                     LAYER, "self_attn.o_proj.bias",             D,     0,     o_bias,     false) \
-    X(post_attention_layernorm,   LAYER, "post_attention_layernorm.weight",   D,     0,     always,     false) \
-    X(pre_feedforward_layernorm,  LAYER, "pre_feedforward_layernorm.weight",  D,     0,     post_norms, false) \
-    X(gate_proj,                  LAYER, "mlp.gate_proj.weight",              I,     D,     always,     false) \
-    X(up_proj,                    LAYER, "mlp.up_proj.weight",                I,     D,     always,     JOINED) \
-    X(down_proj,                  LAYER, "mlp.down_proj.weight",              D,     I,     always,     false) \
-    X(post_feedforward_layernorm, LAYER, "post_feedforward_layernorm.weight", D,     0,     post_norms, false) \
-    X(norm,                       LAST,  "model.norm.weight",                 D,     0,     always,     false) \
-    X(lm_head,                    LAST,  "lm_head.weight",                    V,     D,     own_head,   false)
+/*    field                       scope   name in the checkpoint               rows   cols   exists */ \
+    X(embed_tokens,               FIRST,  "model.embed_tokens.weight",         V,     D,     always) \
+    X(input_layernorm,            LAYER,  "input_layernorm.weight",            D,     0,     always) \
+    X(q_proj,                     LAYER,  "self_attn.q_proj.weight",           H * d, D,     always) \
+    X(k_proj,                     JOINED, "self_attn.k_proj.weight",           G * d, D,     always) \
+    X(v_proj,                     JOINED, "self_attn.v_proj.weight",           G * d, D,     always) \
+    X(q_bias,                     LAYER,  "self_attn.q_proj.bias",             H * d, 0,     qkv_bias) \
+    X(k_bias,                     JOINED, "self_attn.k_proj.bias",             G * d, 0,     qkv_bias) \
+    X(v_bias,                     JOINED, "self_attn.v_proj.bias",             G * d, 0,     qkv_bias) \
+    X(q_norm,                     LAYER,  "self_attn.q_norm.weight",           d,     0,     qk_norm) \
+    X(k_norm,                     LAYER,  "self_attn.k_norm.weight",           d,     0,     qk_norm) \
+    X(o_proj,                     LAYER,  "self_attn.o_proj.weight",           D,     H * d, always) \
+    X(o_bias,                     LAYER,  "self_attn.o_proj.bias",             D,     0,     o_bias) \
+    X(post_attention_layernorm,   LAYER,  "post_attention_layernorm.weight",   D,     0,     always) \
+    X(pre_feedforward_layernorm,  LAYER,  "pre_feedforward_layernorm.weight",  D,     0,     post_norms) \
+    X(gate_proj,                  LAYER,  "mlp.gate_proj.weight",              I,     D,     always) \
+    X(up_proj,                    JOINED, "mlp.up_proj.weight",                I,     D,     always) \
+    X(down_proj,                  LAYER,  "mlp.down_proj.weight",              D,     I,     always) \
+    X(post_feedforward_layernorm, LAYER,  "post_feedforward_layernorm.weight", D,     0,     post_norms) \
+    X(norm,                       LAST,   "model.norm.weight",                 D,     0,     always) \
+    X(lm_head,                    LAST,   "lm_head.weight",                    V,     D,     own_head)
 typedef enum wrpo__kind {
-#define WRPO__X(field, scope, name, rows, cols, exists, joined) WRPO__W_##field,
+#define WRPO__X(field, scope, name, rows, cols, exists) WRPO__W_##field,
     WRPO__WEIGHTS(WRPO__X)
 #undef WRPO__X
     WRPO__KINDS, WRPO__W_none = WRPO__KINDS
@@ -2612,13 +2613,13 @@ static int64_t wrpo__whole_blocks(int64_t count) { return wrpo__div_up(count, WR
    its index and its weights, except for dtype and data. */
 static void wrpo__layout_weights(const wrpo_config *c, wrpo_model *model, int64_t *weights, int64_t *count,
                                  int64_t *parameters) {
-    enum { FIRST, LAYER, LAST, JOINED = 1 };
+    enum { FIRST, LAYER, LAST, JOINED };
     const int64_t V = c->vocab_size, D = c->hidden_size, I = c->intermediate_size, d = c->head_dim;
     const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, L = c->num_hidden_layers;
     const bool always = true, qkv_bias = c->attention_bias, o_bias = c->output_bias, qk_norm = c->qk_norm;
     const bool post_norms = c->post_norms, own_head = c->head == WRPO_HEAD_LM && !c->tie_word_embeddings;
-    const struct { int scope; const char *name; int64_t rows, cols; bool exists, joined; } table[] = {
-#define WRPO__X(field, scope, name, rows, cols, exists, joined) {scope, name, rows, cols, exists, joined},
+    const struct { int scope; const char *name; int64_t rows, cols; bool exists; } table[] = {
+#define WRPO__X(field, scope, name, rows, cols, exists) {scope, name, rows, cols, exists},
         WRPO__WEIGHTS(WRPO__X)
 #undef WRPO__X
     };
@@ -2627,9 +2628,10 @@ static void wrpo__layout_weights(const wrpo_config *c, wrpo_model *model, int64_
         for (int64_t l = 0; l < (scope == LAYER ? L : 1); l++)
             for (int64_t kind = 0; kind < WRPO__KINDS; kind++) {
                 const int64_t rows = table[kind].rows, cols = WRPO__MAX(table[kind].cols, 1);
+                const bool joined = table[kind].scope == JOINED;
                 const char *name = table[kind].name;
-                if (table[kind].scope != scope || !table[kind].exists) continue;
-                if (!table[kind].joined) offset = wrpo__whole_blocks(offset);
+                if ((joined ? LAYER : table[kind].scope) != scope || !table[kind].exists) continue;
+                if (!joined) offset = wrpo__whole_blocks(offset);
                 if (model) {
                     if (scope == LAYER) name = wrpo__format(model->arena, "model.layers.%lld.%s", (long long)l, name);
                     const bool vector = table[kind].cols == 0;
@@ -2646,8 +2648,7 @@ static void wrpo__layout_weights(const wrpo_config *c, wrpo_model *model, int64_
     if (parameters) *parameters = total;
 }
 
-/* ---- memory, measured and assigned ---- */
-/* One text lays out memory twice: with base NULL it measures, then it assigns. For no elements it returns NULL. */
+/* ---- memory: one text lays it out twice, with base NULL to measure, then to assign. No elements: NULL ---- */
 typedef struct wrpo__bump { char *base; size_t used; bool overflow; } wrpo__bump;
 static void *wrpo__take(wrpo__bump *b, int64_t rows, int64_t cols, size_t bytes) {
     const size_t offset = b->used, size = (size_t)rows * (size_t)cols * bytes;
@@ -2677,9 +2678,7 @@ static int64_t wrpo__weight_run(const wrpo_model *model, int64_t i, int64_t *siz
 static wrpo_model *wrpo__model_table(wrpo__arena *arena, const wrpo_config *config, wrpo_dtype matrices) {
     const int64_t L = config->num_hidden_layers;
     wrpo_model *model = WRPO__NEW(arena, wrpo_model);
-    model->ctx = arena->ctx;
-    model->arena = arena;
-    model->config = *config;
+    *model = (wrpo_model){.ctx = arena->ctx, .arena = arena, .config = *config};
     wrpo__layout_weights(config, NULL, &model->n_weights, &model->count, NULL);
     model->weights = wrpo__alloc(arena, (size_t)model->n_weights, sizeof *model->weights);
     model->index = wrpo__alloc(arena, (size_t)L, WRPO__KINDS * sizeof *model->index);
@@ -2702,6 +2701,7 @@ static void wrpo__place_weights(wrpo_model *model, wrpo__bump *b) {
         }
     }
 }
+/* A bfloat16 matrix that is trained is the high half of a float master: small updates are not rounded away. */
 static bool wrpo__has_masters(const wrpo_ctx *ctx, bool frozen) {
     return !frozen && ctx->desc.dtype == WRPO_DTYPE_BF16;
 }
@@ -2766,19 +2766,16 @@ static void wrpo__model_randomize(wrpo_model *model, uint64_t seed) {
     wrpo__sync(model->ctx);
 }
 static wrpo_model *wrpo__model_random(wrpo__arena *arena, const wrpo_config *config, uint64_t seed) {
+    wrpo__config_check(arena->ctx, config);
+    if (config->head != WRPO_HEAD_LM) wrpo__fail(arena->ctx, WRPO_E_ARG, "wrpo_config: head: want WRPO_HEAD_LM");
     wrpo_model *model = wrpo__model_new(arena, config);
     model->dtype = WRPO_DTYPE_F32;
     wrpo__model_randomize(model, seed);
     return model;
 }
-static wrpo_model *wrpo__model_of(wrpo__arena *arena, const wrpo_config *config, uint64_t seed) {
-    wrpo__config_check(arena->ctx, config);
-    if (config->head != WRPO_HEAD_LM) wrpo__fail(arena->ctx, WRPO_E_ARG, "wrpo_config: head: want WRPO_HEAD_LM");
-    return wrpo__model_random(arena, config, seed);
-}
 WRPO_API wrpo_result wrpo_model_new(wrpo_ctx *ctx, const wrpo_config *config, uint64_t seed, wrpo_model **out) {
     *out = NULL;
-    WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__model_of(wrpo__current, config, seed));
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__model_random(wrpo__current, config, seed));
     return wrpo__end(&wrpo__entry);
 }
 WRPO_API const wrpo_config *wrpo_model_config(const wrpo_model *model) { return &model->config; }
@@ -2798,6 +2795,7 @@ WRPO_API void wrpo_model_free(wrpo_model *model) {
 /* -------------------------------------------------------------------------------------------- >>model
    The decoder, forward and backward, over a packed micro-batch. It is written once, in ops of the backend's table.
    In: records of token ids. Out: the log-prob of every scored token; then, from dL/dlogp of each, the gradients.
+   No op's result depends on the number of threads, so none here does.
 
    Packing. A record is one prompt of P tokens and K responses of R_k tokens; it takes P + sum R_k rows:
 
@@ -2808,7 +2806,7 @@ WRPO_API void wrpo_model_free(wrpo_model *model) {
    Records follow each other; there is no padding. The token at response position j is predicted by the row
    before it: the prompt's last row for j = 0. Only those rows ("targets") meet the LM head, in chunks.
 
-   Words.  row       one token of the packed micro-batch; activations are [n, columns] for n rows
+   Words.  row       one token of the packed micro-batch, and its hidden state; activations are [n, columns]
            segment   the rows of one prompt or one response: what attention takes for a sequence
            prefix    rows whose keys all queries of a segment see: a response's prompt; a prompt has none
            own keys  those of the segment's own rows; each query sees them up to its own position
@@ -2833,33 +2831,34 @@ typedef struct wrpo__shape {         /* what there is room for */
 } wrpo__shape;
 static int64_t wrpo__span(const wrpo__shape *s) { return s->logits ? s->rows : s->chunk; }
 
-/* The tables of buffers: [n, columns] each; 0 columns: NULL. void: activations, of the backend's act_bytes an element.
-   First what the backward pass needs of one layer, besides the x that enters it, */
+/* The tables of buffers, [n, columns] each. void: activations, of the backend's act_bytes an element. train, qk_norm,
+   post_norms are 0 or 1, and 0 columns are no buffer. WRPO__X is what a use of a table makes of each X.
+   First what the backward pass needs of a layer, besides the x that enters it, */
 #define WRPO__LAYER_ACTS(X) \
-    X(void, mid, D * train)                                  /* the residual stream after attention */ \
-    X(void, qk0, (H + G) * d * qk_norm)                      /* q | k before their norms */ \
-    X(void, qkv, (H + 2 * G) * d)                            /* q | k | v; q and k are rotated */ \
-    X(void, o, H * d) X(float, lse, H)                       /* attention's output, and its log sum exp */ \
-    X(void, gu, 2 * I)                                       /* gate | up */ \
-    X(void, attn_out, D * post_norms) X(void, mlp_out, D * post_norms)    /* what is added to x, before its norm */ \
-    X(float, rstd_attn, 1) X(float, rstd_q, H * qk_norm) X(float, rstd_k, G * qk_norm)    /* 1 / rms, of each norm */ \
+    X(void, mid, D * train)                            /* the residual stream after attention */ \
+    X(void, qk0, (H + G) * d * qk_norm)                /* q | k before their norms */ \
+    X(void, qkv, (H + 2 * G) * d)                      /* q | k | v; q and k are rotated */ \
+    X(void, o, H * d) X(float, lse, H)                 /* attention's output, and its log sum exp */ \
+    X(void, gu, 2 * I)                                 /* gate | up */ \
+    X(void, attn_out, D * post_norms) X(void, mlp_out, D * post_norms)      /* added to x, before the norm on it */ \
+    X(float, rstd_attn, 1) X(float, rstd_q, H * qk_norm) X(float, rstd_k, G * qk_norm)   /* 1 / rms, of each norm */ \
     X(float, rstd_attn_out, post_norms) X(float, rstd_mlp, 1) X(float, rstd_mlp_out, post_norms)
 /* then what there is once, */
 #define WRPO__RUN_ACTS(X) \
-    X(void, norm, D) X(void, h, I)                           /* a norm's output; act(gate) up. Within a layer */ \
-    X(void, y, D) X(float, rstd_final, 1)                    /* the final norm's output */ \
-    X(float, target_lse, 1)                                  /* log sum exp of each target's logits */ \
-    X(void, dx, D * train) X(void, dy, D * train)            /* dL/dx of the stream; dL/d of what a product read */ \
+    X(void, norm, D) X(void, h, I)                     /* a norm's output; act(gate) up: within a layer */ \
+    X(void, y, D) X(float, rstd_final, 1)              /* the final norm's output */ \
+    X(float, target_lse, 1)                            /* log sum exp of each target's logits */ \
+    X(void, dx, D * train) X(void, dy, D * train)      /* dL/d of the stream; of what a product read or made */ \
     X(void, dqkv, (H + 2 * G) * d * train) X(void, d_o, H * d * train) \
     X(void, dgu, 2 * I * train) X(void, dh, I * train)
 /* and what there is on the backend and, as h_ids and so on, on the host. */
 #define WRPO__RUN_BOTH(X) \
     X(int32_t, ids, 1) X(wrpo_seg, segs, 1) \
-    X(float, rope, d)                                        /* cosine and sine, [n, dims / 2, 2] */ \
-    X(int32_t, cache_row, s->cache > 0)                      /* where in the cache a row's key and value go */ \
+    X(float, rope, d)                                  /* cosine and sine, [n, dims / 2, 2] */ \
+    X(int32_t, cache_row, s->cache > 0)                /* where in the cache a row's key and value go */ \
     X(int32_t, target_row, 1) X(int32_t, target_id, 1) \
-    X(float, logp, 1) X(float, coef, 1)                      /* of each target; coef: dL/dlogp */ \
-    X(float, mean, 1)                                        /* mean logit of each row, a metric */
+    X(float, logp, 1) X(float, coef, 1)                /* of each target; coef: dL/dlogp */ \
+    X(float, mean, 1)                                  /* mean logit of each row, a metric */
 typedef struct wrpo__acts {
     void *x;                         /* [n, D] residual stream that enters the layer */
 #define WRPO__X(type, field, columns) type *field;
@@ -3019,7 +3018,7 @@ static void wrpo__pack_record(wrpo__run *r, const wrpo_record *record) {
         r->packed[r->n_packed++] = (wrpo__location){.prompt_row = prompt, .row = r->n, .target = r->n_targets};
         for (int64_t j = y->first; j < y->count; j++)
             wrpo__pack_target(r, j > 0 ? r->n + j - 1 : prompt + P - 1, y->ids[j]);
-        wrpo__pack_seg(r, y->ids, y->count, P, prompt, prompt + P);
+        wrpo__pack_seg(r, y->ids, y->count, P, prompt, prompt + P);            /* sees the prompt's rows and its own */
     }
 }
 static void wrpo__pack_end(wrpo__run *r) {
@@ -3359,7 +3358,8 @@ static void wrpo__backward(wrpo__run *r, float *grads) {
         every record on the host (wrpo_loss: WRPO is there), backward to gradients
      3. the norm of all gradients, and the factor that clips it
      4. AdamW on all weights; only matrices decay
-   Before step 1 the reference, which is the policy as it is then, gives the log-probs of all responses, once.
+   The reference is the policy as it is before step 1, or another model. It is asked once, when the trainer is made, for
+   its log-probs of all responses; nothing else of it is needed.
 
    Steps are counted as the authors' trainer counts them, for N records:
      micro-batches of an epoch   M = ceil(N / (batch_size / accumulation))
@@ -3427,47 +3427,27 @@ static void wrpo__logprobs(wrpo__arena *temp, wrpo_model *model, const wrpo_data
         for (int64_t t = 0; tokens && t < r->n_targets; t++) stbds_arrput(*tokens, r->h_logp[t]);
     }
 }
-static void wrpo__logprobs_part(wrpo_model *model, const wrpo_data *data, int64_t first, int64_t count,
-                                double *logps, float **per_token) {
-    const int64_t N = data->stats.records;
-    float *tokens = NULL;
-    if (first < 0 || count < 0 || first > N || count > N - first)
-        wrpo__fail(model->ctx, WRPO_E_ARG, "%lld records from %lld on: the data has %lld", (long long)count,
-                   (long long)first, (long long)N);
-    wrpo__logprobs(wrpo__current, model, data, first, count, WRPO__MICRO_TOKENS, logps, data->most,
-                   per_token ? &tokens : NULL);
-    if (per_token) *per_token = wrpo__handout(model->ctx, tokens, (size_t)stbds_arrlen(tokens) * sizeof *tokens);
-}
-WRPO_API wrpo_result wrpo_logprobs(wrpo_model *model, const wrpo_data *data, int64_t first, int64_t count,
-                                   double *logps, float **per_token) {
-    if (per_token) *per_token = NULL;
-    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true,
-               wrpo__logprobs_part(model, data, first, count, logps, per_token));
-    return wrpo__end(&wrpo__entry);
-}
 
-/* ---- settings: field, name in errors and state files, what 0 means, valid if (x is the value), wanted,
+/* ---- settings: field, which is its name in errors and state files, what 0 means, valid if (x is the value), wanted,
         whether a run that goes on must have the same ---- */
 #define WRPO__SETTINGS(X) \
-    X(alpha,         "alpha",         0.1,   x >= 0 && x <= 1,     "a number in [0, 1]",     true) \
-    X(alpha_power,   "alpha_power",   2,     x > 0 && x < 1e6,     "a positive number",      true) \
-    X(learning_rate, "learning_rate", rate,  x >= 0 && x <= 1e3,   "a number from 0 to 1000", true) \
-    X(warmup_ratio,  "warmup_ratio",  0.1,   x >= 0 && x <= 1,     "a number in [0, 1]",     true) \
-    X(beta1,         "beta1",         0.9,   x >= 0 && x < 1,      "a number in [0, 1)",     true) \
-    X(beta2,         "beta2",         0.999, x >= 0 && x < 1,      "a number in [0, 1)",     true) \
-    X(eps,           "eps",           1e-8,  x >= 0 && x < 1,      "a number in [0, 1)",     true) \
-    X(weight_decay,  "weight_decay",  0,     x >= 0 && x <= 1e3,   "a number from 0 to 1000", true) \
-    X(max_grad_norm, "max_grad_norm", 1,     x == x,               "a number",               true) \
-    X(epochs,        "epochs",        1,     x > 0 && x < 1e9,     "a positive number",      false) \
-    X(batch_size,    "batch_size",    128,   x >= 1 && x <= 0x1p40, "at least 1",            true) \
-    X(accumulation,  "accumulation",  1,     x >= 1 && d->batch_size % d->accumulation == 0, \
-                                                                   "a divisor of batch_size", true) \
-    X(max_steps,     "max_steps",     0,     x >= 0,               "at least 0",             false) \
-    X(micro_tokens,  "micro_tokens",  WRPO__MICRO_TOKENS, x >= 1 && x <= 0x1p30, "1 to 2^30", true) \
-    X(recompute,     "recompute",     0,     x >= -1,              "a number of layers, or -1 for all", false) \
-    X(eval_steps,    "eval_steps",    0,     x >= 0,               "at least 0",             true) \
-    X(save_steps,    "save_steps",    0,     x >= 0 && (x == 0 || d->save.dir), \
-                                                                   "at least 0, and a directory in save", false)
+    X(alpha,         0.1,   x >= 0 && x <= 1,     "a number in [0, 1]",     true) \
+    X(alpha_power,   2,     x > 0 && x < 1e6,     "a positive number",      true) \
+    X(learning_rate, rate,  x >= 0 && x <= 1e3,   "a number from 0 to 1000", true) \
+    X(warmup_ratio,  0.1,   x >= 0 && x <= 1,     "a number in [0, 1]",     true) \
+    X(beta1,         0.9,   x >= 0 && x < 1,      "a number in [0, 1)",     true) \
+    X(beta2,         0.999, x >= 0 && x < 1,      "a number in [0, 1)",     true) \
+    X(eps,           1e-8,  x >= 0 && x < 1,      "a number in [0, 1)",     true) \
+    X(weight_decay,  0,     x >= 0 && x <= 1e3,   "a number from 0 to 1000", true) \
+    X(max_grad_norm, 1,     x == x,               "a number",               true) \
+    X(epochs,        1,     x > 0 && x < 1e9,     "a positive number",      false) \
+    X(batch_size,    128,   x >= 1 && x <= 0x1p40, "at least 1",            true) \
+    X(accumulation,  1,     x >= 1 && d->batch_size % d->accumulation == 0, "a divisor of batch_size", true) \
+    X(max_steps,     0,     x >= 0,               "at least 0",             false) \
+    X(micro_tokens,  WRPO__MICRO_TOKENS, x >= 1 && x <= 0x1p30, "1 to 2^30", true) \
+    X(recompute,     0,     x >= -1,              "a number of layers, or -1 for all", false) \
+    X(eval_steps,    0,     x >= 0,               "at least 0",             true) \
+    X(save_steps,    0,     x >= 0 && (x == 0 || d->save.dir), "at least 0, and a directory in save", false)
 
 WRPO_API wrpo_train_desc wrpo_train_defaults(const wrpo_train_desc *desc) {
     wrpo_train_desc d = {0};
@@ -3477,7 +3457,7 @@ WRPO_API wrpo_train_desc wrpo_train_defaults(const wrpo_train_desc *desc) {
     if (d.loss.method == WRPO_METHOD_SIMPO) rate = 1e-6;
     if (d.loss.method == WRPO_METHOD_DPO_NORM) rate = 8e-7;
     d.loss = wrpo__loss_defaults(d.loss);
-#define WRPO__X(field, name, otherwise, valid, want, same) if (wrpo__is_default((double)d.field)) d.field = otherwise;
+#define WRPO__X(field, otherwise, valid, want, same) if (wrpo__is_default((double)d.field)) d.field = otherwise;
     WRPO__SETTINGS(WRPO__X)
 #undef WRPO__X
     if (!d.seed) d.seed = 42;
@@ -3485,7 +3465,7 @@ WRPO_API wrpo_train_desc wrpo_train_defaults(const wrpo_train_desc *desc) {
 }
 static void wrpo__train_check(wrpo_ctx *ctx, const wrpo_train_desc *d) {   /* d resolved */
     double x;
-#define WRPO__X(field, name, otherwise, valid, want, same) x = (double)d->field; WRPO__RANGE(valid, name, x, want);
+#define WRPO__X(field, otherwise, valid, want, same) x = (double)d->field; WRPO__RANGE(valid, #field, x, want);
     WRPO__SETTINGS(WRPO__X)
 #undef WRPO__X
     const char *why = wrpo__loss_check(&d->loss, d->alpha);
@@ -3496,7 +3476,7 @@ static void wrpo__train_check(wrpo_ctx *ctx, const wrpo_train_desc *d) {   /* d 
     WRPO__RANGE(wrpo_moments_name((int)d->moments), "moments", d->moments, "one of wrpo_moments");
 }
 
-/* ---- the trainer ---- */
+/* ---- the trainer, made in three phases: wrpo__trainer_new ---- */
 typedef struct wrpo__set {           /* records, and what the reference says about them */
     const wrpo_data *given;          /* as the caller knows it; NULL: there is no such set */
     const wrpo_data *data;           /* what is computed: `given`, or for SFT the sources of its records alone */
@@ -3578,10 +3558,7 @@ static void wrpo__set_begin(wrpo_trainer *t, wrpo__set *set, const wrpo_data *da
 static wrpo_trainer *wrpo__trainer_begin(wrpo__arena *arena, wrpo_model *policy, const wrpo_data *data,
                                          const wrpo_train_desc *desc, bool train) {
     wrpo_trainer *t = WRPO__NEW(arena, wrpo_trainer);
-    t->ctx = arena->ctx;
-    t->arena = arena;
-    t->model = policy;
-    t->desc = wrpo_train_defaults(desc);
+    *t = (wrpo_trainer){.ctx = arena->ctx, .arena = arena, .model = policy, .desc = wrpo_train_defaults(desc)};
     if (train && policy->frozen)
         wrpo__fail(t->ctx, WRPO_E_ARG, "the model was loaded frozen (wrpo_model_desc): it cannot be trained");
     const wrpo_train_desc *d = &t->desc;
@@ -3660,14 +3637,14 @@ static void wrpo__tally_add(wrpo__tally *t, const wrpo__run *run, const wrpo_los
     for (int k = 0; k < record->count; k++) {
         const wrpo_role role = r[k].role;
         const int64_t P = record->prompt_count, R = record->responses[k].count;
-        double mean = 0;             /* of the logits of its rows and the prompt's: the sum of these means */
-        for (int64_t i = 0; i < P; i++) mean += (double)run->h_mean[packed[k].prompt_row + i];
-        for (int64_t i = 0; i < R; i++) mean += (double)run->h_mean[packed[k].row + i];
+        double logits = 0;           /* mean logits, summed over the rows of prompt and response */
+        for (int64_t i = 0; i < P; i++) logits += (double)run->h_mean[packed[k].prompt_row + i];
+        for (int64_t i = 0; i < R; i++) logits += (double)run->h_mean[packed[k].row + i];
         if (role == WRPO_ROLE_REJECTED) {
-            t->rejected += mean;
+            t->rejected += logits;
             t->rejected_rows += (double)(P + R);
         } else {
-            t->chosen += mean;
+            t->chosen += logits;
             t->chosen_rows += (double)(P + R);
             all_chosen += r[k].logp;
             chosen++;
@@ -3704,7 +3681,7 @@ static void wrpo__tally_end(wrpo__tally *tally, const wrpo_trainer *t, double al
 }
 
 /* ---- one pass over records: log-probs, losses, metrics and, in training, gradients ----
-   list[i]: a record of the set (NULL: i itself); weight[i]: its weight in the loss (NULL: 1 / count). */
+   list[i]: a record of the set (NULL: i itself); weight[i]: its share of the loss (NULL: 1 / count). */
 static void wrpo__pass(wrpo_trainer *t, const wrpo__set *set, const int64_t *list, const double *weight, int64_t count,
                        double alpha, bool train, wrpo__tally *tally) {
     wrpo__run *r = t->run;
@@ -3735,12 +3712,12 @@ static void wrpo__pass(wrpo_trainer *t, const wrpo__set *set, const int64_t *lis
                 wrpo__fail(t->ctx, WRPO_E_NOT_FINITE, "step %lld: record \"%s\" (line %lld): %s",
                            (long long)t->k + train, record->prompt_id, (long long)record->line,
                            why ? why : "the loss is not a finite number");
-            const double mean = weight ? weight[i] : 1 / (double)count;
-            const double w = record->weight * (sft ? 1 : mean);
+            const double share = weight ? weight[i] : 1 / (double)count;       /* of the batch's mean */
+            const double w = record->weight * (sft ? 1 : share);               /* dL/dloss; sft's loss is a share */
             for (int k = 0; train && k < record->count; k++)                   /* dL/dlogp of each of its tokens */
                 for (int64_t j = 0; j < y[k].tokens; j++) r->h_coef[packed[k].target + j] = (float)(w * y[k].dlogp);
             tally->m.loss += w * loss;
-            wrpo__tally_add(tally, r, d, alpha, record, y, packed, mean);
+            wrpo__tally_add(tally, r, d, alpha, record, y, packed, share);
             packed += record->count;
         }
         tally->m.tokens += r->n;
@@ -5466,856 +5443,739 @@ WRPO_API wrpo_result wrpo_model_save(wrpo_model *model, const wrpo_save_desc *de
 }
 
 /* -------------------------------------------------------------------------------------------- >>token
-   tokenizer.json, exactly: text -> ids -> text as Hugging Face's tokenizers computes them, for BPE models.
+   tokenizer.json of Hugging Face's tokenizers, for BPE models: text -> ids -> text, exactly as the library does it.
 
-   Text passes the added tokens (matched on the raw text), the normalizer, the added tokens that are
-   matched on normalized text, the pre-tokenizer, and BPE on each piece. Every component is reduced to a
-   few primitive steps, each of which rewrites or cuts a list of pieces. What is not computed here is
-   refused by name when the file is loaded.                                                             */
+       text --> added tokens --> normalizer --> added tokens --> pre-tokenizer --> BPE --> post-processor --> ids
+                in the raw       rewrites       in normalized    cuts text         ids of  ids before and
+                text             the text       text             into words        a word  after all others
+       ids --> a text for each token --> decoder --> text
+
+   On its way the text is a list of pieces (wrpo__piece): words and added tokens. All before BPE is a list of edits
+   (wrpo__edit), and so is the decoder. An edit rewrites or cuts every piece that is no added token. A file that asks
+   for anything else is refused when it is loaded, by the name of what it asks for.
+
+   To add a normalizer, a pre-tokenizer or a decoder: a row in wrpo__components, with a reader if it is several edits.
+   If the edits cannot express it: a kind of edit, its settings in wrpo__read_edit, its work in wrpo__edit_piece.   */
 
 /* ---- Unicode: one class for each code point, and what NFC needs ----
-   The classes are a partition of the code points that the regexes of tokenizers can name (Unicode 16, as
-   oniguruma has it) or that added tokens ask for (\w of Rust's regex: the classes of WRPO__WORD). NFC is that of
-   Unicode 9, as the library has it. tests/golden/unicode_tables.py wrote the tables and explains the packing. */
+   The classes divide the code points as the regexes of tokenizers do (Unicode 16, as oniguruma has it) and as \w of
+   Rust's regex does, which added tokens ask for (WRPO__WORD). NFC is that of Unicode 9, as the library has it. */
 typedef enum wrpo__class {
-    WRPO__OTHER, WRPO__LU, WRPO__LL, WRPO__LT, WRPO__LM, WRPO__LO, WRPO__M, WRPO__ND, WRPO__NL /* numbers in \w */, WRPO__NO,
-    WRPO__P, WRPO__S, WRPO__SPACE, WRPO__PC /* punctuation in \w */, WRPO__SW /* symbols in \w */, WRPO__CW /* joiners: the rest of \w */
+    WRPO__OTHER, WRPO__LU, WRPO__LL, WRPO__LT, WRPO__LM, WRPO__LO, WRPO__M, WRPO__ND, WRPO__NL /* numbers in \w */,
+    WRPO__NO, WRPO__P, WRPO__S, WRPO__SPACE, WRPO__PC /* punctuation in \w */, WRPO__SW /* symbols in \w */,
+    WRPO__CW /* joiners: the rest of \w */
 } wrpo__class;
 enum {
     WRPO__L = 1 << WRPO__LU | 1 << WRPO__LL | 1 << WRPO__LT | 1 << WRPO__LM | 1 << WRPO__LO,
     WRPO__N = 1 << WRPO__ND | 1 << WRPO__NL | 1 << WRPO__NO,
     WRPO__WORD = WRPO__L | 1 << WRPO__M | 1 << WRPO__ND | 1 << WRPO__NL | 1 << WRPO__PC | 1 << WRPO__SW | 1 << WRPO__CW,
     WRPO__CLASSES = 0xFFFF,
-    WRPO__CAREFUL = 16               /* beside the class: NFC may change this code point or its neighbour (NFC_Quick_Check != yes) */
+    WRPO__CAREFUL = 16  /* added to a class: NFC may change this code point or the one before it */
 };
-static const char *const wrpo__unicode_classes[] = {   /* runs that cover U+0000..U+10FFFF: (length - 1) * 16 + class */
-    "P4p2`8<Z1;j2;j1g4J[1Ja<Z1;=;b<:;:;`2<`<<:[2:K5:;0k1I;2J;95:Y1:Q;;Q3b;;b31212121212121212121212121212121212121212121212121212121B1",
-    "21212121212121B1212121212121212121212121212121212121212121212A2121R1A212A2Q1Ba12A2Q1R1A2A21212A21B12A2Q1212AB51R1e113213213212121",
-    "2121212121B12121212121212121B13212Q12121212121212121212121212121212121212121212121212121212121R3A2AB12a121212121RR15R=d8k1d5k6T2",
-    "[34;4[8fg112124;12@4R1:1`1K1:Q1010A2Q80Q4RA1BQ1R112121212121212121212121R212;12ABQIbG1212121212121212121212121212121212;V31212121",
-    "21212121212121212121212121212121212121212121212A212121212121B12121212121212121212121212121212121212121212121212121212121212121212",
-    "12121212121212121212121212120aB@4j2RDJ@[10VF:6:F:F:6`3U=`1e1JP8[1J;JKV5:0Z1eq4e4V:g4j1E6Ua1:5V30;f2DF;f1Eg4U1K5j6@56e>V=@Up1V55`6",
-    "g4U@V4D;Z14@6Ke:f14V44V14V2@Z70U<V1@:0U5P2e;;e2`3V4UD4f;0V@eJV15f85V3e4FJg4:4U7V10e3@E@e:0U305P1e1@65V3@F@V15`36`1E0U1F@g4EKi2K5:",
-    "6@V10e2`1E@e:0U30E0E0E@60V2`1F@V1P16P3e105P3g4FU16:`4V10U40U10e:0U30E0U2@65f30V10V1@5P7EF@g4:;P35f20V10e3@E@e:0U30E0U2@65V3@F@V1",
-    "P3V1`1E0U1F@g4;5i2`4650e2P1U10e1P1E050EP1EP1U1P1e5`1V2P1V10f1@5`26`6g4Y1k3P2V2e30U10U;0e7@65V30V10f1P3F0U1@5@EF@g4P3:Y3;5V1:e30U1",
-    "0U;0e40U2@65V30V10f1P3F`2E0EF@g40E6`5f1U40U10UDF5V30V10f15;`1U16Y3U1F@g4Y4;e20V10e8P1e;0U405@U3P16`1f2060f3`2g4@F:`5eG6EV3`1;e24",
-    "f3:g4JPBE050U20e;050e46EV45@U2040V30g4@e1`q5[1Z7;:[1Fk2g4i4;6;6;6j1Fe30eA`1f9:FU2V50fA0k36k20KZ2k1JPBUEf95g4j2e2f1e1V15V1EV3U1f1",
-    "U6f556g4f1KaB01P21@RE:4R1UT50e1@U3050e1@UD0e1@U@0e1@U3050e1@U70UL0e1@UQ1@V1Z4i9P1e7k4`2aZ1@b2@:ee9;:U8<e<JP1UU1Z1X1e3P3e8f1P4U9V1",
-    "JP4e8F`5U60U10F`5eIfqZ14Z1;56@g4`2i4`2Z5V106g4`2UA4UJP3U2Fe@65P2eR1`4Uq0f5`1f5`1;P1Jg4e>@U2P5eE`1e<`2g49P1k@U;V2@JUJf40V>@6g4`2g4",
-    "`2Z34j2@VqPHV2UGV8e30Jg4Z3k4V4[4Z1V1e>V6Eg4eEf6`3j1eAf9P1Z2g4P1U1g4e>d2JR412P2QE@Q1j3`3V1:V:e16e26EV15P2bETOR64b@TBfO121212121212",
-    "121212121212121212121212121212121212121212121212121212121212121212121212121212121212121212121212121212121212121212121212121212121",
-    "21212121R41212121212121212121212121212121212121212121212121212121212121212121212121212121212121212121212121R4a3b2@a2@b3a3b3a3b2@",
-    "a2@b301010101b3a3b6@b3c3b3c3b3c3R20Ba13;2[1R10Ba13[1b1@Ba10[1b3Q2[1@R10Ba13K0p50O@j;LP2<Z7MZ1;Z6;:=j4<`794@i2[1J4i4[1J0T6P1[@P7V@",
-    "P7K1k11K2Q1BQ12;1[1Q2k21;1;1;a1;2a12e12KBA[21b1k12;i7XA12h19K`1kk5j1[>J[o3`:[5P:iMk<nIi:kc9j6i>[HJ[qj4[Y6j:[Oj1kqJkj5@kq0[d1aGbG1",
-    "2Q1B121212a121B1b2DQ121212121212121212121212121212121212121212121212121212121212121212121212121212121212121212121212121Bk21212V11",
-    "2P2j19JbB02P22@eKP34:`66U;P4U30U30U30U30U30U30U30U30fqZG4jqKj5`@k<0[p1`5kZ3`<k7<Z1;458j4Kj5;X4f2:T2KX145:K0eZ1@FKD5:ep1:T15P2UE0",
-    "e^10Ki1k4eqkBP4;e7[q0i4k>i3;Y7kqi4[CY7ko4eoV3kOUZX:4UkAP1[KP4eCd2JeU44Z1e7g4E`912121212121212121212121212121212121212121212125f1:",
-    "f4:41212121212121212121212121212DFeR1h4Fj2`3[;T4K1212121212121R1121212121212121212121212121212121212121212121212121212121212124b3",
-    "1212A2121212124K12125121R112121212121212121212Q22Q2212121212121212a1212A2@1202021212121P:T1125D2U36U16e16U;V2k16P1i2k1`2eIj1`3FeH",
-    "f8`3Jg4`2f8e2Z15:E6g4e=f3JU;V6P5:U>P1f1UGf6Z604g4`1JU264U4g4U20UDf6P4U16e3F@g4@j1e74e2[15V1eH65V1EFU2F565`;E4JU5V2J5DF`4e2@e2@e2",
-    "P4U30U30RE;d1R44K`1bW1UAf3:F@g4`2ea^5`5U;`1UH`QT4ef5@ed1`BR3`5R2P256e4;U60U2050E0E0ee1[8`7Ue5Jk7eO@eJP3;`qe5k1f7j4`2f7Z1Mj;]1Z10",
-    "j6;:[10:;J`1U20US2`1Z1;j2;j1g4J[1Ja<Z1;=;b<:;:;Z3e44UFDUqP1e2@e2@e2@U1P1[30[3P6K@e50e<0U90E0U7@e6`@Um1P2Z1`1YFP1[4XJi1[8I[10[6P1;",
-    "PG[F6`P2U>P1UHP76Y=`1eqi1P4e98e38P2eBV2P2e>0:eA`1e3:X2`DaCbCeV1@g4`2aA`1bA`1eC`3eIP5:Q50Q70Q30A0R50R70R30BP1eI`5Uk4P4e:`4e3`;d20",
-    "dD0T4PR1e2@50eE0EP15@U;0:i3U;KY3Uq`3Y4`GU90EP2Y2e:i2P1:e<P2:`OeK`1IEi7@iF5V10FP2f1e10U10U>@V1`16Y4P3Z4P3U>I:U>Y1`qe3;e=F`1Y2Z3P4",
-    "eJP1Z3e:@i3U9P2i3e8P3j1`5Y3`W1UT1PKQIP6RIP3i2eAf1`3g4`2g4e145a:P1V2:4b:`3K`W3Yq0eD0F:@E`7U1PKf1U>i45`3e:V5i1Z2`:e8f1j1`BU:Y3`9U;",
-    "P4V1UJV7Z3`1i9g46EF5P4f1UFV5J0j16P6U<P3g4`2V1eAf60g4j15F5`3UA6J5P4V1eGf6e1j1f1:Fg45:5Z10i9P5e80U<f5j26E6`NU3050e10U70e4:`2UGf5P2",
-    "g4`2f10e3@E@e:0U30E0U20F5V3@F@V1@5`26P2U2F@V3P1V2P5e405@50eB05V406@60f10V2565J0J`3FP>UJf8e1Z2g4J0:6U1`>eGf9E:5`3g4`b2UGV3@V4Z;e1F",
-    "`@eGV8Z15P5g4`2Z6P9UEV65:`2g4`2g9`=U=@V7`1g4IZ1;U3Pl2eEV7:`a1aqbqg4Y4`5e3@5@e30E0e;f20F@f1565FZ1P4g4`R1e3@UCV3@V35:56P=5f4eCV35f1",
-    "j36`35V5eFf7Z15Z2P6UT1P3j4`j2U@:`6g4`2U40UBf30f35Z2`4g4Y9P1Je>@f:0f6PT1U30E0eBf2P160F0V356`3g4`2e20E0eqV20F0V25P3g4`j4U9f1JP3F56",
-    "U60e@V3P1V2Z6g46PZ15P7Y:[>P6:ep>`b1Xg10Z2P5eQ3`UY1U`1JP6eg@`76e2V7`4U]n1P2US9PlZ3e>f8g4`RKUl8P3Uq0g4`1JUW10g4`2e>@V2:`4eGV3Z2k1d1",
-    ":;`4g40Y30U:P2U9`g6T1eCDZ1g4`R3aqbqY;j1Pb1UU1`165VKP3f1T6`OD:46P5F`6eko2`3eZCPDe4Pc[4d10T30D0Ua4P75P>U1@5`6e1`3eU6`QT1Ue1P2U6P1U4",
-    "P3e4@;F:`_m1kg3g4`2ki6`U1fF@V;P4ki1`Mkj3`4[C@kMV2[1f2`3f3KV3k>f1[NP:kP1V1;`l1i9`5i9`5[[1P4Y<PS2a<b<a<R30b8a<b<10A@1@A@a10a3b1020",
-    "R30R5a<b<A0a1@a30Q30b<A0a10Q201P1Q30b<a<b<a<b<a<b<a<b<a<b<a<b=@Q<;R<;b2Q<;R<;b2Q<;R<;b2Q<;R<;b2Q<;R<;b212@gHko7VKk1fHk36k66KZ2P7",
-    "V20V7`WAb45b9`2b2PZ3V30V8@V30F0V2P2dNP@6`g1UFP1V3T3@g4`15;`o4e>6P8eEf1g4P2;`W7U=4f1g4`Z3e>F5g4`1:`_7U30e10E0U70UR3@Y4V3PDa@b@V34",
-    "`1g4`1JPX<YM;Y1;i1`U1YF;Y7`P3e10U=0E05@50e40e10505`25`1505050U10E05@5050505050E05@e10U30e10e1050e40U8P2U10U20U8`IK`V4kE`1ka1`5[7@",
-    "[70[70[B`4Y6[An<k2n<k2n<kA`K[>P6kE`1[4P3K`6k2`p2k[q`1[8P1[6P1[k1`1[_1`2k5`1;P7k5`1kK`3k4`2kC`3k>@k5`1K`NkY5`5k6@[6P1k4P2kKP3[7@[5",
-    "`2[4P3[Y20k]1g4`R@e_kD`qelP2`2e^3@ePj2`6Uhd3P7ef9``V1e^8``GUU]2P2e_Q2`Wek:fg3`Who2"
+/* The tables hold numbers, packed by an adaptive arithmetic coder; tests/golden/unicode_tables.py writes them. */
+/* runs from U+0000 to U+10FFFF: class, length - 1; class 16 is M with a combining class, which comes next */
+static const char *const wrpo__unicode_classes[] = {
+"UPAYx2i86[d{}8(G2]Pc4-cOo7{PF;KzLnd6Y8sdi6]h}gf@1Lsh!Kuz.mo<;d-ut D~g^eDupNxZ =+=Fxf^aUBd@xl>ssEm668.LV,N}C:!&7Jn> Y2",
+"G6SdCW8X%n=D0-4Ur4XLSksVn)h2%xBU~~}|><<;fZfmhOt)r4e_@ibLX0~DTMSQ:'=f J}e,hv{$Vx-{GsK]ag0;MtJbwn0dAIFn$t{zqm1nX|0554_'",
+"r3rvrR>'-=>YyFNS};CVqR4c$vWj*}H;=dVV+!Unzk2^5eYulYz[B7<[){npe1H;=o})}4==>DHnx =XSAa5P6FLwY)J!t<eL5$EU~Jp,9[Sjx<fX#qXt",
+"NW=s4*P6O|v5'qLsd1+7oR8L[qhR guQL|4wATMiYu[xP~=%tIN$Ft!k|}GR6qzuB<_}~C^ :bj'sy0ynZ[0C)Bz(om@BF]IYt88g&@m=(=i^3|T2*Mn)",
+"Y@A6SmyBX;Nj$SLB4Oc|V_J{gePk&,}2}QP{}lD(NYu)2XUMoQj2duK$awfvlp`N&HdAtt@`fNpH3!2TQC;U]PkT$^z}4< ;=J1-{;V~z<t'M&%zmBPTr",
+"&E$ETU]sS=;tM4Ne%b~sD$qRODcy%~~,-zVt2DKuHiZ0@s3opTCV[nR7ZfvJMQ|- Q]~:0c(87x#HLchz#Ih6h+!9R)>nuB4}G,r$}*a;tSM2X~u!MuG]",
+"3M<*5tiQNwLKjg-KVciS~]A_w^Vu;~RsX&Bo@*CVubJu:~@=f`U#9b:p,m{tvFiC4mA3'1'Lk*%c<on[8{pW6OGA2b~fCNrm(s({yo2h!'+MviQg#Me}c",
+"sTB #yPL0N#$WZTkhbk F0DCPf%sKj]rH6X;jb0,<$cw8+8k'E~_(HIBdBO;F`zVtbG^*o_L-1c}(Li*^HkSV'rsPFCa'eZ[ ZMQxT$ r.38S$s>S1WnV",
+"Ne2XRKYcVoRK&#K#b=xdx#_81-a=(^Z',x:QG-Y_uvNS{{XU5p{;97|WMkdPP6 If>}tM+rs9m)1!@RFX+$,$=O<yFpm9@x4x4zjM(9N_*]oWDo7-V|9;",
+"YN]U459%CGK;oJH[XZ]Fs Zl,+Tens~q1-cEV7N>C|{[`>QUE1&(@AY1B;[ZuW;=(<1g (yYpE8ne]U^G_SMf8.4v_Oh,{UW3tAJA2QesGn;K_XW[aK]$",
+"i{R)wEog&XQ1D,U;#O(!;{A[=oPv2w M<1GG-A_D0jez05'c4j)A{V<DJB;!T9seacaA3O@sM+[<nRxC!,`P,jN~K6IQFjUxl_AoWx9f0f;-j~gZVXP0K",
+"4@`CL~}b-.fF<DB_(MJ5+xQlEYZ<GOhO.Vve;65<JJGICRH3btn'(2&fWp+GSd7^Bx-gkOPDfYPcW.qI0b%0BE '5IbO&zYjRy|pc#h:dHb:]y|%O-F>+",
+"'6*k5O98w4g`bD7ERL1G9ABJ&t|G>&z+9C;dYFaHC5IS'5EY8E'FN1:IbgPZOQ|5{-S=}MAjX4o!DjR=dqBdq'-P9lFq7gxP]s3u${PCTty30&uovcuh[",
+"Alrq1s,#^c&,r8|o!cskpkRwU&46@):dG3zu9@psEbksF.K0cGdf^N3RR)Rm|w{=pfdzKTmqq}KmT%fE0b_;OR#rmH%Mz~aG@gYo{-}dqvoTR|]Ft,1jn",
+")0%|lj~:ZV.Skp j~DCIbxuf|w!fu:y4>g(X,)pzN>f0yXzs'qbQZn.WZaG8<W>X2'vt Z{n,TIIZ~*b]'nly`twF+mkoD|v3'C,~F>hW<n:c:a+Kk;nM",
+"!e.hxG%2YgWJO65qAOa*2UP^Dxfe2.(E(`vDuT@L%oa%K.m[7Su,ssz>4vcy-=;_[Ef!L6^ttq|o5&Wd)_#j#p9CO:Fz]48P}g,lGerpxoLSWB-OcA.DE",
+"QXivQs;,.]Kp$s)}{~Z;@';E, BTTEOR+UE}&yy(K)cL`6}(y^ST[9^{K1}$=<G>V(dBn4}M.'^$1&VuKz^y8n jH> PCE$24->Hn4.JrR-h>uvw|)Tx^",
+"HK&'FZsQq'&RWhw_u5|}I<czrj^,P-bBUUfQ!$D]Is(;dfk_tAFnB{Rf_TjAp7WI)FX9Si4nMSyq3 )8&}$IE`vP60:6=m};ENi~RoD^@T|:]>vDOfwRk",
+"8_iuWgEq[9#:RtbR5A6dcjvv05Z2Oc)V`ItlJ-OdrKj&1kJ#si*3LO%7%,+o-K|&[[#|_nDH&91uPL+hIK(suWK=Y.e^%]U>e<SwRs'F[_4((CkGHDpY^",
+"A9dp:P.$kuX0c8Iyw!;Dq.r`v}8f)t[a$DU07t,q|QlFbv*+So@HY=S*C|vd3!P:=V:3e69.DTj@_g1w6~fYPznbv1dccsOt5p.^.L8t>;O>~t,;(w=K_",
+"!;YZ8Zd]Q(wt5%Ro;RzE2O18)~Aar^t=%VN^$k|;6_z4_!,vseO l:M>e'dQa6A6PqFmSuF_h0mFK[>C1'u*Sct(R_QNdLSYg82AONM_;GKAvw)<J;S|j",
+"A]0:q*%|9wWNyLcM7r;,c1_,J=:2*2R>#Q<t6@[}~{m#aBY(m]7::q5pmtzGpfKY`FO*^DR6mM,0'dH`Kq5GF1pTuExQ#Fs4+xZCmbIN.~.BXISWN=DOe",
+"~C)uxBDq&KUpP1|z:=1Xtg=7D-MUDcOt!WZgF18qPM^,$7<Sj!aL'M.L@ }[A%yIy-=#vK,wj{9(f+na;rKaMA<PYKzOCXr{bsQ)zQXa%sKmK+I6p^&Sy",
+"Pf8tA#rkhrgjByNS0#npuOrS%X`}vorUU[JfPxXg{DIyB^7{[Q2-9%}9@E'kjq,Gikkc7GCQd&.=pG*AHd{Mu`Qlhm_(3[EJtFnv 01M}#P:jr**JdZX[",
+"]ueahw)-[1k}){L11^bX% gm09~gsm4<)Bc!ua)biB!BwBN9x15vNT0dk*PQ^V*jE9]wFl6gZE%(Clx5FV)XAe#vz`0C$.a;5S'Y+!5_6t{nmje23zCDO",
+" 6x)Ds*)Vdn&}z9a;&k0-`HQeuVp,B7ue6,2cXX6IHc|0cIZW<-Xn,QWt,6F<&T+te4'D*O,E=wa!J@Y4,pKD#b6#rmuJB<Q:b9#=z<L*gz[Fsea o3=p",
+"RHn%z_d)o2r YSHyN+0dMf-ewksacTp{ k8]Y+<hk&38ATuu$U4g)hj{Sh&=W=(`L:VNQ<GaVjNItKj0|x_SAKd-~Xr[C-pIN$kV=2n1*rL4vc_llE|sy",
+"05r.@~j2axsWTn~AWB[W6+hB%s%2o9*sY'vo]f<m(P)::LmzF}|u+vP>-z*]%u}ylZ[NW6wJVo2q.XgH!|mwhT:va(:p#~i_>tMks!Dy'LoL5v^5Q0-WV",
+")!gm~ivgYey1;_(OPTRjm*B31^q0`>"
 };
-static const char *const wrpo__unicode_nfc[] = {   /* (code point - previous - 1) * 4 + count, zigzag steps to parts; count 0: a pair that composes */
-    "PHR4P`100200200200:00444j104]200200200<08q00200200<4:902500200200200:8<q00200200<08=8@100200200200:00444j104]200200200<08q0020020",
-    "0<4:902500200200200:8<q00200200<08=40>0_370P200o140P200o1T20P200k1]20P200o120P200o1:0P200o1:0P200m100P208m1q0P200o140P200o120P200",
-    "o1R20P200o1g10P200k1C0P200o180P200o120P200o1P20P200m1Y20P208m120P200o120P200o140P200o1T20P200o1Q2<290P200m1Z20P204m1[20P200o1p20",
-    "P200o1e10P20@k1E0P200o1p20P200o1e10P20<m1q0P200o140P200o1:0P208i1C0P200o1p20P200o1e10P200m1E0P200o120P200o1Z20P200o1e10P200m1f10",
-    "P200o1e10P208m1A0P200o120P200o140P200o180P200o120P200o1j10P200k1[20P200k100P200o1<02=0P200o1<0P200o1:0P20T4e2N0P20d1c100P20`3W3M0",
-    "P200_100P200c100P200c100P200^6q0P200o150P200o1F0P200o1G0P204_380P200TD00200QF00P208m9@0P200g100P200g1h10P200fGW20200W3@0f=00_R10<",
-    "U2E0P208a110P200^520P200m100P200K00P200];L0P200o140P200g130P200o140P200g130P200o140P200c130P200o140P200i130P200o140P200i130P200o1",
-    "40P200S2Z10P200m100P208g2c10P20H]290P200g1P20P200R7U20P200Q200P200[:60P200nK50200[M00P20aQ1^X1125T12E5m5m4U1kW1Hj600b^101c]10l]10",
-    "0400404<04<00800R20T3Q3>0H00H=0800400400T10T3S1>0H00;=0<0080@B000>p5V4q00@43=<I>@X1=0310F<X1E0l3P20h25;00@43=<V2>@g1=0310F<l2R3B0",
-    "20T9m5A0P20d1[200P200o140P208e130P208V:40200U<00P200m100P208m170P200o180P200c100P208d:00200g;00P200c270P200o180P200o160P200g150P2",
-    "08g100P20PU1hMfd10020R200Q220V21TCf804W10P2R10dZ2pU1`^1L@0860^4k102202202:02:02202B0280p=`9T800b1n1[2e12206J0^:V8P8:<0Z4S202202:0",
-    ":N0TMhAdA80_100b1n1[2e1220h6P7f9d6X3a102001b1pqP8n7l>b7n7H>000240W108V1hqh7b602001b1dAV9V740:06905Z1bp1bF`MV1D0B:0B:0B:0b1e13V1R3",
-    "U46042R4H620R1S40V2R2^3V1D0B:0B:0B:0b1e13`=Z9b7lk:P^5^`5440440440440<80P5b20440840020460`g2Q`=oP<0P200m1k10P200o1h10P200o1L0P200",
-    "Z6o20P200U:<0P200o1h10P200o1L0P200o1C0P200o1<0P200l:i20200120200k<h20P200o160P200VLc20200UN20P200m150P200m160P200o1h10P200o1e10P2",
-    "00o1n10P200o1>0P200m140P200p6m20P200W:00P200o1T20P200o1L0P200m1K0P200dl>m10200en>j20P200o170P200m1g20P200o1<0P200o1h10P200m1g10P2",
-    "00o1h10P200o1L0P200o170P200^6g20P200o1>0P200^5q0200120200iq00P200o1<0P200k100P200o1h10P200`n>m10200aPqj20P200m1c20P200o1h10P200^>",
-    "g10200:00200R`>00200mPq00P200o1h10P200o1L0P200o170P200m1A0P200o1H0P200o150P200Vqg202002>0200YA90P200o1P20P200m1U20P200o120P200o1>",
-    "0P200o110P200o1h10P200m1g10P200o120P200m110P200m190P200o1R20P200o1L0P200S100Ha20640404p@5@kCh10P200o1c10P200R6q0P200o110P200o1B0",
-    "P200o1;0P200lk>10200mi>102001102001B02001;0200ji>60200gUqj10P200o1c10P200o1;0P200Z630P200o110P200o1B0P200o1;0P200ll>10200oVq>0P20",
-    "0o1d10P200c100P200o1c10P200Z6q0P200o110P200o1B0P200o1;0P200`m>10200ib>102001102001B02001;02001P20200gD00P200o1c10P200dCq020011020",
-    "01B02001;02001P20200]EU20P200o1V20P200o1c10P200o1;0P20H`c1P10020nd=W102001202001R40200of=m20020^g=W102001202001R40200We=m20020fe=",
-    "W10200120208gg=T10020Vh=W10200120208Sf=T10020bf=W102001202001R40200ch=m20020Ri=W102001202001R40200of=m20020^g=W102001202001R40200",
-    "_i=m20020ni=W102001202001R40200cg=m20020Rh=W10200120208Sj=T10020bj=W10200120208Wh=T10020fh=W102001202001R40204gj=k24Xk=W140240R40",
-    "oh=m20020^i=W102001202001R40200_k=m20020nk=W102001202001R40200_k=S42020812020412020412020<12020<12020812028^c=X402002002002002002",
-    "00200200200200200200200200200R100200200200200200200200200200200200200200200200R300200200200200200200200200200200200200200200200",
-    "kk=m30030nk=R40mk=00904:50ZP>60YR>m300300720200X45`28Qa150hpq60ik=00A04B50nP>60QS>Y420204120200X40`R>Y400200R40[P>g30030R173Q1@",
-    "R`180d30R100Q3g30030072024ZV>100200R40aS>g30030<73;@007F00208l20<00[2g300300720207V10a_1W12021_48haqX40Uk=00:04950jR>60]U>Y42020D",
-    "120200X41Y_19ldq12aT1cU>=ke12Ce3h=nd@l2040X240h3h30080030`6R30@:0860l2`10440X3^108>0840460h2ePA04XRA0X1W100QQA00400pRA00208J00208",
-    "60020H600208>0020860020X4f100<0020040P6m200200X10020HP20020020020]7Ve612Vf7gb20l]5lf2RfF44044044044044044044044044044044086044044",
-    "0H>0002461002461002461002461002h2Y31T1^50d1L0440440440440440440440440440440440860440440H>0002461002461002461002461002h2Y318b40020",
-    "020020<F0UPX6fd]11WeB1pmC1SP11]o>1mY@1Vk21^kU1101eTS11PXL1cTN1Rl11lZ41VW:1ha41d[31fG1lC1^i31iXC1ba11lk11Z`11nU81jb61^X41mfU11V_21",
-    "nh;1^a31TQ:1Ro;1kpP11fY91Tn:1^i11eYC1n`q1^T31YeD1jT41VU31Ti21Tm>1_dP11RS11^B1pn81nP31jc31^]21da41ZP31p51Vi31Vd41jS21fX11kfB1Vq1",
-    "RR21bR31fc71fg51aj91]oH1ZR31he>1lQ21gQ71`V31`o91ZS51mQO1dh11Rk61^l11ZC1PR71`@1XQ<1agQ11bkF1mZG1O1PUD1Tj11VS31XX91Y_51Q[D1Vc31h_@1",
-    "YpN1lj61fR21Zg91bN1aUA1XnB1gcD1dn71gi81n[q1We31dj;1meD1fY21VZq1`d61RV31o^q1poA1_bA1ch41^nq1Ydq1Zl81][C1f[11P61`[;1pV:1`h21VV41j_3",
-    "1c]O1jD1Rc21bg21b]31bS51hb41VX>1j[21jR21^31USV11fR:1R[21fnA1k^H1ha11P71dY11bX51pR11Pd11Rd21dR21fW11^[71_S51Zc51^b11UcP11h81dQ11",
-    "fP>1do;1`N1QnE1hB1ph11VS41PY81ap41QYB1ZQ41l^21VM1TV11pi91^;1Rc51h:1ln81Tp21T51P=1iXT11VRE1pP<1X`21]mJ1eU91XU11Xa51R51de41bV21hl31",
-    "XW21d[71Ph51Ra71Y`L1pjG1YjQ11T_:1`71ld21fE1jf21PE1Ta11ZZ21ld=1Q_S11Rp81dTJ1iTS11l^61R]81Pd@1miG1bK1V]31Pg51n_A1iUR11pN1pU41lj41fC",
-    "1dE1jS21Rb31hM1^i41pe41T11f^41pa21UjQ11fg=1iY=1Vk>1`p11Tf81bZ81Xk21`T11_`K1XS31jQ:1ia31Z51TG1Sm41]R11n[=1_YN1pWJ1g_H1U31nY61jR21",
-    "VP=1Qe@1bi81cV31^XD1m^31RP71Sp61_[E1Ui61PX29dY15dQ79[Y:1hd@1Pj11TW11T21>1d21^l>1_Y=1n_15ZU35p^29Pd21Z<=To31J1h21hX21[]61bm21a`S11",
-    "bC1p61hG1f11j61hT11b61T61`M1`61hk11D1pR21X=1p21X61je11V91n:1XO1T_21V:1`@1hT11j;1^O1nV21j:1F111@1<1>1P3121T;1R41nC1XS11Z11`31RC1V9",
-    "1`N1h8101lM1b[21p81fF1`31dI1Z31lZ11T81fZ31hA1h31[lK1bWa71[]P79SoI1nh11i41_N1ZL1f31^D1V31VZ11_41X41b41`W11b51R91P11l@1p<1dj11>1P91",
-    "X41fB1p71[41p81k21T91T41PI1`51p31X@1lA1V:181f31VR21R41^H1dI1O1^51hq1PE1bS31Sg21d71f71^D1Z91Z31T>141f:1R11b11p51C1hH1ZN1n@1f;1P>1",
-    "b91dD1^<1jd11j91dh11`L1Z41P11bB1b31i21p3151Q11h41R51lG1PS11dC1^B1j=1pP21^61V71Z81X21H1P31^]11dX21lZT61;1Ri51_Sl71fW21R21PQY81^X51",
-    "VPA1oh_71f4^8Ykp2Y^E6b16Z1AD20230;Pp130022a192022082202202202202202206402202202202206406402206402206402202202202202Y1527<2D02B0",
-    "pYEZ[U4f_U4440h1D0X@h8j6020pS2ZQ1^Q100b1h]1TGVF00C40JpOnqTq020Zdk5lim2pkm2220300hjU73002300230023002j:R602203107320031023200mWV9",
-    "igQ6191B1R^i61Slh61l41J1^41`71n11l41_11QS>1hiX71i^j61>1P11V11Zji61UVX71lZ>1p21lki61Wki61J1_]11P^11B1dRP91cno81L1Wb>1he>1F1h21:1",
-    "Sf>1Tk>141f11p11F121R11T31@1B1b11D1410101jZk61gkp61[Z>1Z11Xhk61_gk61<1Z11`91[61P11P21d31X51d11V41P11R2101Z11T11@1N1XE1o@1RA1[<1V2",
-    "1iV21^^31oA1p21b11S81^:111f71`Sn61Som61:1N1X11@1P41pdn61T41k_n61n21H1m41l81_gA1L1hPB1p3101dXo61YPo61Z11N1H1Zbo61aao61>1jd11Qc11",
-    "QZB1n]B1L1T51U31^eP71QZP71VZP71_WP7151R11Z6121UkB1llB1f21Z11h21]PC1Rbd71]`d71XSC16161X11`pR91WYR91VSR7101ob`61m]A101eUC1Rol71TbG1",
-    "_WQ81B1_XC1^[C1V31D1T21`81]dC1k11`gC1PTS71iPS71R81814131l21X11X21K1F1n21X1181d11F1T41X51V21h71hkS71mlS71Q41h61f11R61jPT71mlS71i51",
-    "g11egD1fSE1Z11n11[21ePE1V^E1j11lYU71]RU71ZA1m:1obE1`gE1ahE1W21lZ;161ff:1W61RQ=1W]N1lcA181<1j31E1PWV71cWl71R[F1Y71j<1V31`nU71mmU71",
-    "m61Zq1]gF1ZjF1R61^41l;1foU71_lU71UpG1b`G1phV71UeV71[`G1XbG1j21f1121T]W71Sh>1nn>1gZW71lVX71ioW71L1[61n:1`21b31[31`21N1J1biW71cnW71",
-    "fq1n31ecH1`iH171dPX71_]X71ZG1PoW71P31_lW71V71e1151YXI1X[I1V31;1p31`WZ61omY61laX71]pX71nPY71UhX71J1f11`kY71_hY71Z11PZZ71n=1cYZ71R1",
-    "1m]J1b_J1i^J101nhJ1Z11Z11X11Z41mjJ1bPK1Ta[71__[71Xe[71Sb[71nRf61mhe61Rip71^11h81_TX81H1h^K1nop7111^21d11YQ]712101f21QaK1TeK1YdK1",
-    "P51^hY81ml]71l31P41anK1VdZ81op^71Xd^71f21[c^71h51g[L1RaL1D1:1jb_71fB101ak_71g^L1bjp81Yn_7161SjL1bU]81kj_71SSM1`TM191j11pXa71URa71",
-    "SVM1ppM1f31V41QaM1X__81n11k^_81Ph_81mea71Xla71aja71Z61F1Z]b71b41Upb71`db71_cb71n^i61chg71j]N1R51__N1VcN1aXC1T_V81L1SRJ1B1eih6161",
-    "di61UcU11pRO1;1T11cnG1loG141D1b21pUd71]Ud71`31p41d41c81d91d21P71W@1^7141P11dUd71ZC1[91cjc81plO141V21X[g71[Vg71`ld71mld8181PUe81RB",
-    "1]fe81Z^P11H1F141P41Q21p81g21^91Q51V41f11mjP11dPQ11P21_PQ11^VQ1161XPg71ohf71>1aZQ11ZpQ11mSZ11VoQ91`;1_Zi81B1bmQ11j41j91f<1VUh71",
-    "iog71p11d51h51`kh71ebk11aSm51M1X31l^m51cPm51X61dYk71f11aej71j51P21jQk71UQk71jA1n9121g51jG1h11Znk71mVk71[oU11TRV11Plk71QiQ91j]V11",
-    "QaL1RgL1TRm71Z=1gjS91@1dfV11dRn71_eT91XnT91eXn7101l11jhn71W]n71mjV11poV11l71f11h31oRW11TfW91kQP81lB1j;1mRX11n11dWX11^fQ81[mY91",
-    "jPZ91b@1V81[mQ81YfX11VjX11:1>1D1>1Z21ZpS8"
+/* runs of decompositions: count, gap, length - 1, then for each code point the zigzag steps to its parts.
+   count 0: two parts, which also compose */
+static const char *const wrpo__unicode_nfc[] = {
+"Pi<a_8QNgdIA@eR5j;o>1W~=IODWZrK00ydaV-u,Ce6.t&T}draN$l^[3^ TkVgkk*q'&CZ]Uf7ecHdNZ`_U@3PhMb +I&,Ul')9u2O>;XvaPxfnLMQfK",
+"e;9#u*B6~drjKAq1m#Xs,-L)M&)$P&}VOPqHx uLi{0%7O*)UBnsazQ}JA M<Rl(:|403O5%|jhD#6-0^a*4Eh9^N!(#=Uk68vvMiTbS+57B8Z8~!mmSb",
+"ysKSDAfZl~Bp>+tT~hO<lxyXT>fd^AB~BO2[)Zj0D{RJcj2V@Pdo<:=>5g4+eh1M;{:t`A${|l) j+qSm%nRIL+Pd!66R&{8~WT>Q6RjMl4,f^Q69k>l6",
+"a1I5$R'#U)N2Zb@[ N)yvA]Y4x)bENp=Nb~FLz9qoi[M9[WN seB+)e|Y$*Z@[Fa6W1`XGQD7:NKN|lJDO<QuE{ D>,dx>%7GDk3]>$kfLWrq~w*_HYw0",
+"J%G,u5xe&:zstV!J]x0pHl_33x:H~2] WpxozH9(,d>&{O_._u&!yB&+6Z4QsmE]DsN;ETYg;&#IxkdGfQyq+LqowJyhTU.<c8,Ci+dhS<C1Ej dyDaui",
+"dueXdO[rfTL$9Z!kL+xKUIF9s9H<F&V8R<*pt4 WsaIHsAGYu;#WYQ{t9@cLC2D@YDdv&Vt]6Es#=8m$>>(.i}dRN=0-ZQBUoI6KMZH M)E5(K7T*E`%S",
+"CF_+qwJ|ZE7'(e4zk`EDte{E9d1Qb-u>v4xCQulN,d6[nz}S^02]WC+vL9mcLSQS3F$p^7P)E8UCuMqeq`i*(5xarqR+lWAsL8(EL]clWNk.l_oJwPkH3",
+"p@|j{#b{g-V:!VU7i;-9D+8bsdQGNDe,dCTGc.Fi]>HyEcT*D>AKDm)hEgCt(=v[M4PFa@7U3{XFRDP#&UqQ3X-VV~u$cE6:EV22K'Q: mn[n&JA o1i0",
+"Q8Da*]vxTdlp.EX-P:U(M:LpK;'*)I8UZa)vqu#^7S%j.HaMjW) +=d}{MaZkvAp!zX26gboRWRxfS(eW#|GZ#xlmc!W7@.CdRkE[^,U{t;'3|#*A7Lpx",
+"g4$Jm{R|y0A6Nf{qxTxJ;6JKL($hRsm~-PDAX]*b4^m~KCt48{+YiW`IYrg|@2 ~6]+ 4wirLo2LCYz;CEst7_}#m()}tGsfD'bo=Sk4a04#}hb)pD>:j",
+"F+NfB<1xC*JIO]YkO}X~4Lza2Xc'JrqDY*l,dC}OxzE'.eQ1d:vfODtk{*#rJO0mU8,`To3a!>'tWk4za.F#*cJ|qz64Cog|6[vl;wubB4E'Uu9(y|L@0",
+"Z]n|*P{}&J;O{<6{G,{GWoW^K|Atm$^tDbxZew>+UM|C[4w%Pbmr4`TN1PAk<XUlf.lL`O4,$>x~9#w+Ez}7<TRUO:(LZYuGN><$(T&h`L$fe6:9X<_^r",
+"y!RS6Ctn}UyB2kLv0Z'qy0k}KxXF{y:]QZfNL#`Nej<LU9LDg|Oya)80h0KZJH9]`Rn]v>n=^JA=]E,g0G7+R '8Xb-6B<pppv,tD!s|omp^,3LCT r)p",
+"1wPGlER7z7<s )ngr:CQ!K]|{gv0:py7O4C]v21Y-pI<C9~ydsF$PVTCYP1hKntI;iY-tO*WhC:t`O)C=4:b$)Lh)0]kXpE.r*[;G.Rqi$`m$U+9g%ePK",
+"(5*dU7A0<1(BT8UJ9Ag1|&ivyH)1=MHOq)RF46El2>$7|}:'i5LyjbYQw[F[O@||9[ Lz;z6^Tn[3V&_ _0.oIHmA(omo^bzM}9ZNDDa~4!!(5XwX`@2k",
+"z`-xl8^ahrn.(=5Suts44%1yZK[Qo(x#dMy[qr!Rn}7IRvB*&I&1MgyO!LztmL4wp{t42A4bf5|V7FM#5^82.bS35:9P2{H0[:igb6Y7p(+EEatrunIc@",
+")m$0qSPUa*_D*c_18Tb:E~y zg=8Ts=X&f+9`7N^NMIn0Rm8qkGrVp%OS`m.]<d1_2N+B1Ut{<>sGzIaBr-In&YDB@*G)9On_`3:d~cSdzyVNiVCl$Uub",
+"'}$Y_OB1}b^au9zN}%IB,,=(02xC0FqDKl3oSge9.;]5;htRj6P+ug`A sJGuDOm*^OQ:wY}A6;&x([ w {wTKq:z|V]*]c)|CNgtHE.cnB'IIcVr_v~x",
+"dWo.z(] 4=f2l.h.eMdHty}{_Ho=):b<WwKm6i#GiEM>0lZ3KB`F<fnI7|04MzgS$11#hJXif.4^,8iK)J}6}0g}:2HUn0)*o]L#@&jU@#hv.>%n,I,E>",
+"`p[i>X:>,J(l|I%A[! Yxisb-s$88{TJJf yK2V69MYXP! tWj<hE,c%(eGnZt%_%B$F6^gLw`uy)O.1raf$g%^vUu* rpS#tz~QfD3gO[1}xWOLVR{R1",
+"d:D${,xS-swe[ 14NvlXLKjSJn`tj]X>7VFdt[SgO`3tUAe1Dg{0HSGun_+rpYrocrX5FU^~7]*j%`|@qPLB:nq=EyOZ>R&MRUcjBZTwd{2.<PPrK^MdC",
+" ZBwf<*l,STQ&S3p>}m~n0SHj lVyMCrc1(s@H92jZ4IIU9J;zYh{ocQJoSRkgR7RV!A+F9D%nYU`Y(p!MO8:QJReh@'*xP9I6<HGg2vYmZW>HrCG*{lg",
+"A5Yh!Ev'<Nb3UD#@CJIKD=6bc)pc{w*m9g-(%%$r(*;v.*otkAeRrcVDGCFf#N.N:iRhBqvaL=gGr&swrK]!.m9<Wp-6rEbvQn]{E>aML[Yiuji6FtAJB",
+"|cK38II<)4[s@=#M4>l)My!t>l%8`bFFJ:V7OcLtG+k41UMS};6l.fQi3^HqX#whU'{@IVx6rnIee_7]:sGZ]mORhPSmCj.93,kNu()3nTCpVI4H,$%zF",
+"2BpfdYBLS6tSxL|$qCv$Hb(*DJhI. )9]Jrsgb _M^*{,^WnOA^_hl#H4!x*8tQ{R|xTzPD0M6zcdZMuE9{+7F;B6DnS^4'M$lCeYTpWKh`r`t]:Bj6T%",
+"5Z}d! q;L!AqWm&%*X}I,dWkY,R}Zq@a6Y@Xt50zqo@98%e@SS[h$GQ$+'Gk;oLN6EXE8Ru9bb:{Ifi.Q8x(i6v7D8cx%Ane> l{[nxwg4=K<8s_w*T^8",
+"M8+&1wswq(F{XG8MQ<io#BJO-Kf`Z^BU|{-l3{3UrAs})qi');kdb!l%$tU,A=*gg6KMe;hac+J`cO|1Z`2937',VVE0F3O}|vi9,(q=j)cAc2K7!aIbl",
+"%iI|jNYNj@_,KvAozT%FHh L>bog$N)beU7l0fPz%OU.=Ks>^Rpa98y$u`7&Yqrv7xD4b@b+m{UH}t9S4^=W>.2F^Kj[}!Q18`GKP]L3w#~R@27dDD']r",
+"g!u!{#Q#k=kiLs.MAD}G-7Isx)E,;]%.`eWg<fY~+I`z{PlsX[fT2g[ORSP%tb1Zu@T9>fbZaYvW$NzSvoOQAX>FE3wWA[5zj)g`UrO_K':&Xn%s*)A&3",
+"~=:S|fWWM4('osu :*w+qW5}D+|VuW']R%5.Wc$s+#ZSz&T`lAM-E<5`KcJ=vAcq@'U58Hvp2D65gr_k=_DXyvV8y9fS_Ypg|-f}ez*tlGQ[>WzX2_s'd",
+"xyD)t`+=}P+Jz8w+>O-xQ~6`rC1!N>}k$%zQOb4q;h18sK!@^N#asFT!zCqUFEsy8 D5Ybsa3,E3V#&bPnFMl1Sb9!p_|ZjEVD}^9,-:1$L;x9D>TvQ9X",
+"(0)dz5T4QR>&6F!.VPo6_|093vFz=5:N`xo7.ISuca%{x:K5AtY{WS5)<+)OSH(`VhdmhkPu0pB1)tMm7NvxOjydw7zBm{56Ewq!Q%*sTC}YPF23O$1WS",
+"7A:EvL6'y4A`vQ'=;`qoeeJr6<vX~kX.)!T*^@E)oaO9zjd)5}:v<CBfgz$RdG-xi[T~8Aa2irf$kZx]s.:]TT6_,V6b6u6fwF7>d[=Ja.0vr-(YYFRU{",
+"gadv+&:_3OVi8.8UdEvCwpE ix2w$.pTv;Ph-x{VchKqEIz*@xC)p%5D<8{s$F,T<}.Xs`)H4TD>rt{M`OniS=r4kN]}hB4#eO=Cdwpj0%w6fq J-Cb^5",
+"IXkQpBw5#;-XB.3+>XsIW6b$SA{}K@|!LnOoc "
 };
-static const char *const wrpo__unicode_ccc[] = {   /* first - previous last - 1, combining class, last - first */
-    "PHV7D0X700l630X700h600l640Z610l630Z610l6:0140l630V770`700V700l620V720l611V720l630V700X700l610V700Y700Z710Y700Z710Y700V7<c8V74Y8l6",
-    "00V730l600V720n600l600V750l650V710l600V710n600T700V700:00;00<00=00>00q00@00A00B00C10D00E00F01G01H00I01V700l601B0X2V770N00O00P10`1",
-    "K00L00M00N00O00P100Q100R100V710l610V740l600V710l60@S10U3V762V730l600V702V711l600V710l60S1T10NV700l600V710l600V710l620V700l610V700",
-    "l600V720l600V700l600V700l600V700l600V71P5V760l600V70R1V731V781V721V74[1l62h3V7=1l600V710l600V710l600V720l620K00L00M00V720l600V710",
-    "l610V74l170@903V700l600V71W370@90^370@90^370@90^370@90o390o3907d200k20U370@90o390l390]3W31090=[33p3f31>j33p2l61Kl601l601h60g1Q400",
-    "R401T405R432R401V710901V71n1l60`370191b2l60_FV72dM90O90m490:V70[6T70_4n600V700l60k6V700l60W290DV772l60`1V740l650V710l60f370q90V1",
-    "V700l600V76f191j170;91S270h4V721100l640V710l630V701164l606V703V71V6V710l600V760l600V710Z700f600l600Z600V7T15V700Y700l600V700l60`F",
-    "V710110V730120V714V703110V700l600V700110l630V70no2V72]490P3V7OZAj600T700X700n600P71Y381d^MV704V79P1V71`2V71d890m590KV7Ai1l62U190",
-    "o270<90_7V701V710l602V715V711V70d190f790`iCJ0QHV760l660V71]Nl60R7l60e4V74bd1l601V70X1V700100l60490U5V700l60oZ190h190i190070U2V72",
-    "`191n170p290970Z390070b570090a270@90HV763V74]690370k390070k790070n390f390070c390cX190`eC14k1V76W[D10VV5h610123R700h648l672V740l61",
-    "NV73d4V72k]3V761V7@2V761V711V74UU2l66]3V75070"
-};
-typedef struct wrpo__decomposition { int32_t c, count, part[3]; } wrpo__decomposition;   /* count 0: part[0], part[1] compose to c */
+/* A number is its size in bits, in unary, then the bits below the highest. Its context is its kind: class, gap... */
+typedef struct wrpo__packed {
+    const char *const *line, *s;  /* the line that is read, and what is left of it */
+    uint32_t range, code;
+    int16_t odds[35][21][16];     /* [context][size][bits before]: of a 1, in 4096ths, minus 2048 */
+} wrpo__packed;
+static int wrpo__unpack_bit(wrpo__packed *p, int16_t *odds) {
+    for (; p->range < 1u << 24; p->range *= 91) {
+        if (!*p->s) p->s = *++p->line;
+        char c = *p->s++;
+        int digit = c - ' ' - (c > '"') - (c > '/') - (c > '?') - (c > '\\');  /* 0..90: these four are not used */
+        p->code = p->code * 91 + (uint32_t)digit;
+    }
+    uint32_t ones = (p->range >> 12) * (uint32_t)(2048 + *odds);
+    bool bit = p->code < ones;
+    if (!bit) p->code -= ones;
+    p->range = bit ? ones : p->range - ones;
+    *odds = (int16_t)(*odds + ((bit ? 2047 : -2048) - *odds) / 8);
+    return bit;
+}
+static int32_t wrpo__unpack(wrpo__packed *p, int context) {
+    int32_t size = 0, v = 1;
+    while (wrpo__unpack_bit(p, &p->odds[context][size][0])) size++;
+    for (int k = 0; k < size; k++) {
+        int16_t even = 0;
+        v = 2 * v + wrpo__unpack_bit(p, v < 16 ? &p->odds[context][size][v] : &even);
+    }
+    return v - 1;
+}
+typedef struct wrpo__keyed { uint64_t key; int32_t value; } wrpo__keyed;
+typedef struct wrpo__decomposition { uint64_t key; int32_t count, part[3]; } wrpo__decomposition;  /* count 0: a pair */
+static uint64_t wrpo__pair(int32_t a, int32_t b) { return (uint64_t)a << 32 | (uint32_t)b; }
+static int wrpo__by_key(const void *a, const void *b) {
+    const uint64_t *x = a, *y = b;
+    return (*x > *y) - (*x < *y);
+}
 typedef struct wrpo__unicode {
-    uint8_t *kind;                   /* [0x110000] class, | WRPO__CAREFUL */
-    wrpo__decomposition *decompositions, *pairs;         /* stb arrays; by c; the composing ones by part[0], part[1] */
-    uint8_t *ccc;                    /* [0x110000] combining class */
+    uint16_t *kind;                       /* [0x110000] class, | WRPO__CAREFUL, | combining class << 8 */
+    wrpo__decomposition *decompositions;  /* stb array; key: the code point */
+    wrpo__keyed *pairs;                   /* stb array; key: the pair that composes to value */
 } wrpo__unicode;
 
-typedef struct wrpo__packed { const char *const *line; int64_t lines; const char *at; } wrpo__packed;
-static bool wrpo__unpack(wrpo__packed *p, int32_t *value) {        /* false: that was all */
-    if (!*p->at && --p->lines <= 0) return false;
-    if (!*p->at) p->at = *++p->line;
-    *value = 0;
-    for (int shift = 0;; shift += 5) {
-        int c = *p->at++, digit = (c == 'p' ? '\\' : c == 'q' ? '?' : c) - '0';
-        *value |= (int32_t)((uint32_t)(digit & 31) << shift);
-        if (digit < 32) return true;
-    }
-}
-static int wrpo__by_code(const void *a, const void *b) { return ((const wrpo__decomposition *)a)->c - ((const wrpo__decomposition *)b)->c; }
-static int wrpo__by_pair(const void *a, const void *b) {
-    const wrpo__decomposition *x = a, *y = b;
-    int k = x->part[0] == y->part[0];
-    return (x->part[k] > y->part[k]) - (x->part[k] < y->part[k]);
-}
 static void wrpo__unicode_load_classes(wrpo__arena *arena, wrpo__unicode *u) {
-    wrpo__packed in = {wrpo__unicode_classes, WRPO__COUNT(wrpo__unicode_classes), wrpo__unicode_classes[0]};
-    u->kind = wrpo__raw(arena, 0x110000, 1);
-    for (int32_t c = 0, v; wrpo__unpack(&in, &v); c += v / 16 + 1) memset(u->kind + c, v % 16, (size_t)(v / 16) + 1);
-}
-static void wrpo__unicode_load_nfc(wrpo__arena *arena, wrpo__unicode *u) {
-    wrpo__packed in = {wrpo__unicode_nfc, WRPO__COUNT(wrpo__unicode_nfc), wrpo__unicode_nfc[0]};
-    int32_t v, c, last[3] = {0};
-    if (u->decompositions) return;
-    for (c = -1; wrpo__unpack(&in, &v);) {
-        wrpo__decomposition d = {c += v / 4 + 1, v % 4, {0}};
-        for (int k = 0; k < (d.count ? d.count : 2) && wrpo__unpack(&in, &v); k++) d.part[k] = last[k] += v & 1 ? -(v + 1) / 2 : v / 2;
-        stbds_arrput(u->decompositions, d);
-        if (d.count) u->kind[c] |= WRPO__CAREFUL;      /* comes back as something else */
-        else {
-            u->kind[d.part[1]] |= WRPO__CAREFUL;       /* may join the code point before it */
-            stbds_arrput(u->pairs, d);
-        }
-    }
-    qsort(u->pairs, (size_t)stbds_arrlen(u->pairs), sizeof *u->pairs, wrpo__by_pair);
-    for (c = 0x1161; c <= 0x11C2; c++) if (c <= 0x1175 || c >= 0x11A8) u->kind[c] |= WRPO__CAREFUL;   /* Hangul vowels and finals */
-    in = (wrpo__packed){wrpo__unicode_ccc, WRPO__COUNT(wrpo__unicode_ccc), wrpo__unicode_ccc[0]};
-    u->ccc = wrpo__alloc(arena, 0x110000, 1);
-    for (c = 0; wrpo__unpack(&in, &v);) {
-        int32_t ccc = 0;
-        c += v;
-        wrpo__unpack(&in, &ccc);
-        wrpo__unpack(&in, &v);
-        for (int32_t end = c + v; c <= end; c++) u->ccc[c] = (uint8_t)ccc, u->kind[c] |= WRPO__CAREFUL;
+    wrpo__packed in = {.line = wrpo__unicode_classes, .s = wrpo__unicode_classes[0], .range = 1};
+    int32_t c = 0, class = 0;
+    u->kind = wrpo__raw(arena, 0x110000, sizeof *u->kind);
+    while (c < 0x110000) {
+        class = wrpo__unpack(&in, class);
+        int32_t end = c + wrpo__unpack(&in, 17 + class) + 1, kind = class;
+        if (class == 16) kind = WRPO__M | WRPO__CAREFUL | wrpo__unpack(&in, 34) << 8;
+        while (c < end) u->kind[c++] = (uint16_t)kind;
     }
 }
-typedef struct wrpo__mark { int32_t c, ccc; int64_t at; } wrpo__mark;   /* at: its place, which keeps the sort stable */
-static int wrpo__by_ccc(const void *a, const void *b) {
-    const wrpo__mark *x = a, *y = b;
-    if (x->ccc != y->ccc) return x->ccc < y->ccc ? -1 : 1;
-    return (x->at > y->at) - (x->at < y->at);
+static void wrpo__add_pair(wrpo__unicode *u, int32_t a, int32_t b, int32_t c) {
+    stbds_arrput(u->decompositions, ((wrpo__decomposition){(uint64_t)c, 0, {a, b}}));
+    stbds_arrput(u->pairs, ((wrpo__keyed){wrpo__pair(a, b), c}));
+    u->kind[b] |= WRPO__CAREFUL;
 }
-static void wrpo__put_mark(const wrpo__unicode *u, int32_t c, wrpo__mark **out) {
-    wrpo__mark m = {c, u->ccc[c], stbds_arrlen(*out)};
-    stbds_arrput(*out, m);
-}
-static void wrpo__decompose(const wrpo__unicode *u, int32_t c, wrpo__mark **out) {
-    if (c >= 0xAC00 && c <= 0xD7A3) {                  /* Hangul syllables, by arithmetic */
-        int32_t i = c - 0xAC00, parts[3] = {0x1100 + i / 588, 0x1161 + i % 588 / 28, 0x11A7 + i % 28};
-        for (int k = 0; k < (i % 28 ? 3 : 2); k++) wrpo__put_mark(u, parts[k], out);
-        return;
-    }
-    const wrpo__decomposition key = {c, 0, {0}}, *d = bsearch(&key, u->decompositions, (size_t)stbds_arrlen(u->decompositions), sizeof key, wrpo__by_code);
-    if (!d) wrpo__put_mark(u, c, out);
-    else if (!d->count) wrpo__decompose(u, d->part[0], out), wrpo__decompose(u, d->part[1], out);
-    for (int k = 0; d && k < d->count; k++) wrpo__put_mark(u, d->part[k], out);
-}
-static int32_t wrpo__compose(const wrpo__unicode *u, int32_t a, int32_t b) {   /* -1: they do not */
-    if (a >= 0x1100 && a <= 0x1112 && b >= 0x1161 && b <= 0x1175) return 0xAC00 + ((a - 0x1100) * 21 + (b - 0x1161)) * 28;
-    if (a >= 0xAC00 && a <= 0xD7A3 && (a - 0xAC00) % 28 == 0 && b >= 0x11A8 && b <= 0x11C2) return a + (b - 0x11A7);
-    wrpo__decomposition key = {0, 0, {a, b, 0}};
-    const wrpo__decomposition *d = bsearch(&key, u->pairs, (size_t)stbds_arrlen(u->pairs), sizeof key, wrpo__by_pair);
-    return d ? d->c : -1;
-}
-/* NFC of s, appended to out; false, and nothing done, where s is NFC as it stands. A cluster is a code point and the
-   careful ones behind it: no composition reaches across the border of two clusters. */
-static bool wrpo__nfc(const wrpo__unicode *u, const char *s, int64_t n, wrpo__text *out, wrpo__mark **marks) {
-    int64_t i = 0;
-    size_t k;
-    for (; i < n; i += (int64_t)k) if (u->kind[wrpo__utf8_get(s + i, (size_t)(n - i), &k)] & WRPO__CAREFUL) break;
-    if (i == n) return false;
-    for (i = 0; i < n;) {
-        int64_t begin = i, count = 0;
-        bool careful = false;
-        for (; i < n; i += (int64_t)k, count++) {
-            bool it_is = u->kind[wrpo__utf8_get(s + i, (size_t)(n - i), &k)] & WRPO__CAREFUL;
-            if (count && !it_is) break;
-            careful = careful || it_is;
-        }
-        if (!careful) { wrpo__text_add(out, s + begin, (size_t)(i - begin)); continue; }
-        stbds_arrsetlen(*marks, 0);
-        for (int64_t j = begin; j < i; j += (int64_t)k) wrpo__decompose(u, wrpo__utf8_get(s + j, (size_t)(n - j), &k), marks);
-        wrpo__mark *m = *marks;
-        int64_t len = stbds_arrlen(m), starter = -1, kept = 0;
-        for (int64_t j = 0, run; j < len; j += run + 1) {  /* canonical order: each run of marks by class */
-            for (run = 0; j + run < len && m[j + run].ccc; run++) {}
-            if (run > 1) qsort(m + j, (size_t)run, sizeof *m, wrpo__by_ccc);
-        }
-        for (int64_t j = 0; j < len; j++) {            /* canonical composition; m[0..kept) is done */
-            bool blocked = starter < 0 || (kept - 1 != starter && m[kept - 1].ccc >= m[j].ccc);
-            int32_t c = blocked ? -1 : wrpo__compose(u, m[starter].c, m[j].c);
-            if (c >= 0) { m[starter].c = c; continue; }
-            if (m[j].ccc == 0) starter = kept;
-            m[kept++] = m[j];
-        }
-        for (int64_t j = 0; j < kept; j++) {
-            char bytes[4];
-            wrpo__text_add(out, bytes, wrpo__utf8_put(bytes, (uint32_t)m[j].c));
+static void wrpo__unicode_load_nfc(wrpo__unicode *u) {
+    if (u->pairs) return;
+    wrpo__packed in = {.line = wrpo__unicode_nfc, .s = wrpo__unicode_nfc[0], .range = 1};
+    int32_t c = 0, last[3] = {0};
+    while (c <= 0x2FA1D) {  /* the last one */
+        int32_t count = wrpo__unpack(&in, 0);
+        c += wrpo__unpack(&in, 1);
+        for (int32_t end = c + wrpo__unpack(&in, 2) + 1; c < end; c++) {
+            for (int k = 0; k < (count ? count : 2); k++) {
+                int32_t step = wrpo__unpack(&in, 3 + k);
+                last[k] += step & 1 ? -(step + 1) / 2 : step / 2;
+            }
+            if (!count) { wrpo__add_pair(u, last[0], last[1], c); continue; }
+            stbds_arrput(u->decompositions, ((wrpo__decomposition){(uint64_t)c, count, {last[0], last[1], last[2]}}));
+            u->kind[c] |= WRPO__CAREFUL;
         }
     }
+    for (c = 0xAC00; c < 0xAC00 + 11172; c++) {  /* Hangul: another syllable and a final, or an initial and a vowel */
+        int32_t i = c - 0xAC00, final = i % 28;
+        if (final) wrpo__add_pair(u, c - final, 0x11A7 + final, c);
+        else wrpo__add_pair(u, 0x1100 + i / 588, 0x1161 + i / 28 % 21, c);
+    }
+    qsort(u->pairs, (size_t)stbds_arrlen(u->pairs), sizeof *u->pairs, wrpo__by_key);
+    qsort(u->decompositions, (size_t)stbds_arrlen(u->decompositions), sizeof *u->decompositions, wrpo__by_key);
+}
+
+/* The code point at s[i] of s[0..n), and where the next one begins; -1: not UTF-8. */
+static int32_t wrpo__char_at(const char *s, int64_t n, int64_t i, int64_t *next) {
+    size_t size;
+    int32_t c = wrpo__utf8_get(s + i, (size_t)(n - i), &size);
+    *next = i + (int64_t)size;
+    return c;
+}
+static int64_t wrpo__before(const char *s, int64_t i) {  /* where the code point before s[i] begins */
+    do i--; while (i > 0 && ((unsigned char)s[i] & 0xC0) == 0x80);
+    return i;
+}
+static bool wrpo__is_utf8(const char *s, size_t n, size_t *bad) {  /* bad: the first byte that is not */
+    size_t size;
+    for (*bad = 0; *bad < n; *bad += size)
+        if (wrpo__utf8_get(s + *bad, n - *bad, &size) < 0) return false;
     return true;
 }
 
+/* Appends the parts of c as marks. Their keys: the combining class, then the index, which keeps sorts stable. */
+static void wrpo__decompose(const wrpo__unicode *u, int32_t c, wrpo__keyed **out) {
+    const wrpo__decomposition own = {(uint64_t)c, 1, {c}}, *d;
+    d = bsearch(&own, u->decompositions, (size_t)stbds_arrlen(u->decompositions), sizeof own, wrpo__by_key);
+    if (!d) d = &own;
+    for (int k = 0; k < 2 && !d->count; k++) wrpo__decompose(u, d->part[k], out);
+    for (int k = 0; k < d->count; k++) {
+        int32_t part = d->part[k];
+        stbds_arrput(*out, ((wrpo__keyed){wrpo__pair(u->kind[part] >> 8, (int32_t)stbds_arrlen(*out)), part}));
+    }
+}
+/* Sorts each run of marks by combining class, then composes. Returns the new length. */
+static int64_t wrpo__recompose(const wrpo__unicode *u, wrpo__keyed *m, int64_t n) {
+    int64_t starter = -1, kept = 0;
+    for (int64_t i = 0, run; i < n; i += run + 1) {
+        for (run = 0; i + run < n && m[i + run].key >> 32; run++) {}
+        if (run > 1) qsort(m + i, (size_t)run, sizeof *m, wrpo__by_key);
+    }
+    for (int64_t i = 0; i < n; i++) {  /* m[0..kept) is done */
+        uint64_t ccc = m[i].key >> 32;
+        bool blocked = starter < 0 || (kept - 1 != starter && m[kept - 1].key >> 32 >= ccc);
+        wrpo__keyed key = {blocked ? 0 : wrpo__pair(m[starter].value, m[i].value), 0};
+        const wrpo__keyed *pair = bsearch(&key, u->pairs, (size_t)stbds_arrlen(u->pairs), sizeof key, wrpo__by_key);
+        if (pair) { m[starter].value = pair->value; continue; }
+        if (!ccc) starter = kept;
+        m[kept++] = m[i];
+    }
+    return kept;
+}
+static bool wrpo__careful(const wrpo__unicode *u, const char *s, int64_t n, int64_t i, int64_t *next) {
+    return u->kind[wrpo__char_at(s, n, i, next)] & WRPO__CAREFUL;
+}
+/* Appends NFC of s to out. Only clusters change: careful code points in a row, and the one before them. */
+static void wrpo__nfc(const wrpo__unicode *u, const char *s, int64_t n, wrpo__text *out, wrpo__keyed **marks) {
+    int64_t done = 0, cluster = 0, next;
+    for (int64_t i = 0; i < n; i = next) {
+        if (!wrpo__careful(u, s, n, i, &next)) { cluster = i; continue; }
+        while (next < n && wrpo__careful(u, s, n, next, &i)) next = i;
+        wrpo__text_add(out, s + done, (size_t)(cluster - done));
+        stbds_arrsetlen(*marks, 0);
+        while (cluster < next) wrpo__decompose(u, wrpo__char_at(s, n, cluster, &cluster), marks);
+        done = next;
+        int64_t count = wrpo__recompose(u, *marks, stbds_arrlen(*marks));
+        for (int64_t k = 0; k < count; k++) {
+            char bytes[4];
+            wrpo__text_add(out, bytes, wrpo__utf8_put(bytes, (uint32_t)(*marks)[k].value));
+        }
+    }
+    wrpo__text_add(out, s + done, (size_t)(n - done));
+}
+
 /* ---- regex: the part of oniguruma's syntax that tokenizers use ----
-   Alternatives of items; an item is a literal, an escape, a class in brackets or a lookahead for one of these, with
-   ? * + {m,n} and possessive ?+ *+ ++; groups (...), (?:...), (?i:...) with or without ?. The pattern becomes a
-   graph without cycles, which a backtracking matcher walks; its recursion is no deeper than the pattern is long. */
-typedef struct wrpo__char_set { uint64_t ascii[2]; uint32_t classes; bool negate; int32_t (*ranges)[2]; } wrpo__char_set;   /* ranges: stb array */
+   A pattern is alternatives of items. An item is a literal, an escape, a class in brackets or a lookahead for one of
+   these; all but lookaheads take ? * + {m,n} and possessive ?+ *+ ++. Groups are (...), (?:...) and (?i:...), with or
+   without ?. The pattern becomes a graph without cycles, and matching backtracks no deeper than the pattern is long. */
+typedef struct wrpo__charset {
+    bool ascii[128], negate;  /* ascii: the answer for these; the rest is for other code points */
+    uint32_t classes;
+    int32_t (*ranges)[2];     /* stb array: first, last */
+    const uint16_t *kind;     /* of each code point */
+} wrpo__charset;
 typedef enum wrpo__rx_kind { WRPO__RX_SET, WRPO__RX_AHEAD, WRPO__RX_FORK, WRPO__RX_JOIN, WRPO__RX_END } wrpo__rx_kind;
 typedef struct wrpo__rx_node {
     wrpo__rx_kind kind;
-    bool possessive, negative;       /* SET: never gives back; AHEAD: (?!...) */
-    int64_t min, max;                /* SET: how many */
-    int32_t next, other;             /* FORK: tried if `next` fails */
-    wrpo__char_set set;
+    bool possessive, negative;  /* SET: never gives back; AHEAD: (?!...) */
+    int64_t min, max;           /* SET: how many */
+    int32_t next, other;        /* FORK: other is tried if next fails */
+    wrpo__charset set;
 } wrpo__rx_node;
-typedef struct wrpo__regex { wrpo__rx_node *nodes; int32_t first; const uint8_t *kind; } wrpo__regex;
+typedef struct wrpo__regex { wrpo__rx_node *nodes; int32_t first; } wrpo__regex;
 
-static bool wrpo__set_has(const wrpo__char_set *s, const uint8_t *kind, int32_t c) {
-    bool in = s->classes >> (kind[c] & 15) & 1;
-    for (int64_t k = 0; k < stbds_arrlen(s->ranges) && !in; k++) in = c >= s->ranges[k][0] && c <= s->ranges[k][1];
-    return in != s->negate;
+static bool wrpo__set_has(const wrpo__charset *set, int32_t c) {
+    bool in = set->classes >> (set->kind[c] & 15) & 1;
+    for (int64_t k = 0; k < stbds_arrlen(set->ranges) && !in; k++)
+        in = c >= set->ranges[k][0] && c <= set->ranges[k][1];
+    return in != set->negate;
 }
-/* Bytes of the code point at s if the set has it, else 0. s is valid UTF-8. */
-static inline int64_t wrpo__set_at(const wrpo__char_set *set, const uint8_t *kind, const char *s, int64_t n) {
-    unsigned char c = (unsigned char)*s;
-    if (c < 128) return set->ascii[c >> 6] >> (c & 63) & 1;
-    size_t k;
-    return wrpo__set_has(set, kind, wrpo__utf8_get(s, (size_t)n, &k)) ? (int64_t)k : 0;
+/* The size of the code point at s[i] if the set has it, else 0. s is valid UTF-8. */
+static int64_t wrpo__set_at(const wrpo__charset *set, const char *s, int64_t n, int64_t i) {
+    int64_t next;
+    if (i >= n) return 0;
+    if ((unsigned char)s[i] < 128) return set->ascii[(unsigned char)s[i]];
+    return wrpo__set_has(set, wrpo__char_at(s, n, i, &next)) ? next - i : 0;
 }
-/* Where a match of the graph from node `at` that begins at s[i] ends; -1: nowhere. */
+/* Where a match that begins at s[i], from node `at` of the graph, ends; -1: there is none. */
 static int64_t wrpo__rx_match(const wrpo__regex *rx, int32_t at, const char *s, int64_t n, int64_t i) {
     for (;;) {
         const wrpo__rx_node *x = &rx->nodes[at];
         at = x->next;
-        int64_t count = 0, k, end;
+        int64_t count = 0, size, end;
         switch (x->kind) {
         case WRPO__RX_END: return i;
         case WRPO__RX_JOIN: break;
         case WRPO__RX_AHEAD:
-            if ((i < n && wrpo__set_at(&x->set, rx->kind, s + i, n - i)) == x->negative) return -1;
+            size = wrpo__set_at(&x->set, s, n, i);
+            if ((size > 0) == x->negative) return -1;
             break;
         case WRPO__RX_FORK:
-            if ((end = wrpo__rx_match(rx, x->next, s, n, i)) >= 0) return end;
+            end = wrpo__rx_match(rx, x->next, s, n, i);
+            if (end >= 0) return end;
             at = x->other;
             break;
         case WRPO__RX_SET:
-            for (; count < x->max && i < n && (k = wrpo__set_at(&x->set, rx->kind, s + i, n - i)); count++) i += k;
+            for (; count < x->max; count++) {
+                size = wrpo__set_at(&x->set, s, n, i);
+                if (!size) break;
+                i += size;
+            }
             if (count < x->min) return -1;
             if (x->possessive || rx->nodes[at].kind == WRPO__RX_END) break;
-            for (; count > x->min; count--) {          /* the longest first; the shortest goes on in this loop */
-                if ((end = wrpo__rx_match(rx, at, s, n, i)) >= 0) return end;
-                do i--; while (((unsigned char)s[i] & 0xC0) == 0x80);
+            for (; count > x->min; count--) {  /* tries the longest first; this loop goes on with the shortest */
+                end = wrpo__rx_match(rx, at, s, n, i);
+                if (end >= 0) return end;
+                i = wrpo__before(s, i);
             }
         }
     }
 }
-static bool wrpo__rx_takes_one(const wrpo__regex *rx) {            /* one code point, whatever it matches, and sees no other */
-    int64_t sets = 0, others = 0;
-    for (int64_t k = 0; k < stbds_arrlen(rx->nodes); k++) {
-        const wrpo__rx_node *x = &rx->nodes[k];
-        if (x->kind == WRPO__RX_SET && x->min == 1 && x->max == 1) sets++;
-        else others += x->kind != WRPO__RX_JOIN && x->kind != WRPO__RX_END;
-    }
-    return sets == 1 && !others;
-}
-/* The first match in s[from..n): [*begin, *end); false: none. No pattern matches the empty text. */
+/* The first match in s[from..n), as [*begin, *end). No pattern matches the empty text. */
 static bool wrpo__rx_find(const wrpo__regex *rx, const char *s, int64_t n, int64_t from, int64_t *begin, int64_t *end) {
     for (int64_t i = from; i < n; i++) {
         if (((unsigned char)s[i] & 0xC0) == 0x80) continue;
-        if ((*end = wrpo__rx_match(rx, rx->first, s, n, i)) >= 0) { *begin = i; return true; }
+        *begin = i;
+        *end = wrpo__rx_match(rx, rx->first, s, n, i);
+        if (*end >= 0) return true;
     }
     return false;
 }
 
-typedef struct wrpo__rx_parser {
-    wrpo_ctx *ctx; const char *name; const wrpo_json *json;   /* where the pattern stands */
-    const char *s; size_t n, i;
-    int depth; bool fold;            /* fold: inside (?i:...) */
-    wrpo__rx_node *nodes;
-    const uint8_t *kind;
-} wrpo__rx_parser;
-typedef struct wrpo__rx_part { int32_t first, last; int64_t shortest; } wrpo__rx_part;   /* entry, exit, fewest code points */
-
-_Noreturn static void wrpo__rx_fail(const wrpo__rx_parser *p, const char *what) {
-    wrpo__json_fail(p->ctx, WRPO_E_UNSUPPORTED, p->name, p->json, "regex, byte %zu: %s is not supported: %.*s", p->i + 1, what,
-                    (int)WRPO__MIN(p->n, 200), p->s);
-}
-static int wrpo__rx_peek(const wrpo__rx_parser *p, size_t ahead) { return p->i + ahead < p->n ? (unsigned char)p->s[p->i + ahead] : -1; }
-static bool wrpo__rx_take(wrpo__rx_parser *p, const char *text) {
-    size_t n = strlen(text);
-    if (p->n - p->i < n || memcmp(p->s + p->i, text, n) != 0) return false;
-    p->i += n;
-    return true;
-}
-static int32_t wrpo__rx_char(wrpo__rx_parser *p) {
-    size_t k;
-    if (p->i >= p->n) wrpo__rx_fail(p, "a pattern that ends here");
-    int32_t c = wrpo__utf8_get(p->s + p->i, p->n - p->i, &k);
-    if (c < 0) wrpo__rx_fail(p, "a pattern that is not UTF-8");
-    p->i += k;
-    return c;
-}
-static void wrpo__rx_range(wrpo__char_set *set, int32_t first, int32_t last) {
-    int32_t *range = *stbds_arraddnptr(set->ranges, 1);
-    range[0] = first, range[1] = last;
-}
-static int64_t wrpo__rx_number(wrpo__rx_parser *p, int base) {     /* -1: no digit here */
-    int64_t v = -1;
-    for (;; p->i++) {
-        int c = wrpo__rx_peek(p, 0), digit = c >= '0' && c <= '9' ? c - '0' : (c | 32) >= 'a' && (c | 32) <= 'f' ? (c | 32) - 'a' + 10 : 99;
-        if (digit >= base) return v;
-        v = (v < 0 ? 0 : v * base) + digit;
-        if (v > 0x10FFFF) wrpo__rx_fail(p, "a number this large");
-    }
-}
-/* What follows a backslash: a class, as its bits, or -- 0 -- the one code point *c. */
-static uint32_t wrpo__rx_escape(wrpo__rx_parser *p, int32_t *c) {
-    static const struct { const char *name; uint32_t classes; } names[] = {
-        {"L}", WRPO__L}, {"Lu}", 1u << WRPO__LU}, {"Ll}", 1u << WRPO__LL}, {"Lt}", 1u << WRPO__LT}, {"Lm}", 1u << WRPO__LM},
-        {"Lo}", 1u << WRPO__LO}, {"N}", WRPO__N}, {"Nd}", 1u << WRPO__ND}, {"M}", 1u << WRPO__M},
-        {"P}", 1u << WRPO__P | 1u << WRPO__PC}, {"S}", 1u << WRPO__S | 1u << WRPO__SW},
-    };
-    static const char control[][2] = {{'n', '\n'}, {'r', '\r'}, {'t', '\t'}, {'f', '\f'}, {'v', '\v'}, {'a', '\a'}};
-    *c = wrpo__rx_char(p);
-    if (*c == 's' || *c == 'S') return (*c == 's' ? 0 : WRPO__CLASSES) ^ 1u << WRPO__SPACE;
-    if (*c == 'd' || *c == 'D') return (*c == 'd' ? 0 : WRPO__CLASSES) ^ 1u << WRPO__ND;
-    if ((*c == 'p' || *c == 'P') && wrpo__rx_take(p, "{")) {
-        bool negate = (*c == 'P') != wrpo__rx_take(p, "^");
-        for (int64_t k = 0; k < WRPO__COUNT(names); k++)
-            if (wrpo__rx_take(p, names[k].name)) return (negate ? WRPO__CLASSES : 0) ^ names[k].classes;
-        wrpo__rx_fail(p, "this property");
-    }
-    for (int64_t k = 0; k < WRPO__COUNT(control); k++) if (*c == control[k][0]) { *c = control[k][1]; return 0; }
-    if (*c == 'x' && wrpo__rx_take(p, "{")) {
-        *c = (int32_t)wrpo__rx_number(p, 16);
-        if (*c < 0 || !wrpo__rx_take(p, "}")) wrpo__rx_fail(p, "this escape");
-        return 0;
-    }
-    if (*c == 'u') {
-        size_t begin = p->i, n = p->n;
-        p->n = WRPO__MIN(n, begin + 4);
-        *c = (int32_t)wrpo__rx_number(p, 16);
-        p->n = n;
-        if (p->i != begin + 4) wrpo__rx_fail(p, "this escape");
-        return 0;
-    }
-    if (*c >= 128 || (*c >= '0' && *c <= '9') || ((*c | 32) >= 'a' && (*c | 32) <= 'z') || *c < 32) wrpo__rx_fail(p, "this escape");
-    return 0;
-}
-static wrpo__char_set wrpo__rx_bracket(wrpo__rx_parser *p) {            /* behind '[' */
-    wrpo__char_set set = {{0}, 0, wrpo__rx_take(p, "^"), NULL};
-    if (wrpo__rx_peek(p, 0) == ']') wrpo__rx_fail(p, "an empty class");
-    for (bool begun = false; !wrpo__rx_take(p, "]"); begun = true) {
-        if (wrpo__rx_peek(p, 0) == '[') wrpo__rx_fail(p, "a class within a class");
-        if (wrpo__rx_peek(p, 0) == '&' && wrpo__rx_peek(p, 1) == '&') wrpo__rx_fail(p, "an intersection of classes");
-        if (wrpo__rx_peek(p, 0) == '-' && begun && wrpo__rx_peek(p, 1) != ']') wrpo__rx_fail(p, "'-' at this place");
-        int32_t first = wrpo__rx_char(p), last;
-        uint32_t classes = first == '\\' ? wrpo__rx_escape(p, &first) : 0;
-        set.classes |= classes;
-        if (classes) continue;
-        last = first;
-        if (wrpo__rx_peek(p, 0) == '-' && wrpo__rx_peek(p, 1) != ']') {
-            p->i++;
-            if (wrpo__rx_peek(p, 0) == '[') wrpo__rx_fail(p, "a class within a class");
-            last = wrpo__rx_char(p);
-            if ((last == '\\' && wrpo__rx_escape(p, &last)) || last < first) wrpo__rx_fail(p, "this range");
-        }
-        wrpo__rx_range(&set, first, last);
-    }
-    return set;
-}
-/* One literal, escape or class. In (?i:...) a letter is a class of its cases; only ASCII is folded, where U+017F
-   and U+212A fold too, and where two letters that a ligature folds to stand together the pattern is refused. */
-static wrpo__char_set wrpo__rx_atom(wrpo__rx_parser *p) {
-    static const char *const ligatures[] = {"ss", "ff", "fi", "fl", "st"};
-    wrpo__char_set set = {{0}, 0, false, NULL};
-    int32_t c = wrpo__rx_char(p);
-    if (p->fold && (c == '[' || c == '\\' || c >= 128)) { p->i--; wrpo__rx_fail(p, "anything but ASCII letters in (?i:...)"); }
-    if (c == '[') set = wrpo__rx_bracket(p);
-    else if (c == '\\') {
-        set.classes = wrpo__rx_escape(p, &c);
-        if (!set.classes) wrpo__rx_range(&set, c, c);
-    } else if (c < 128 && strchr(".^${}]?*+", (int)c)) {
-        p->i--;
-        wrpo__rx_fail(p, c == '.' ? "'.'" : strchr("^$", (int)c) ? "an anchor" : strchr("{?*+", (int)c) ? "this repetition" : "this bracket");
-    } else {
-        wrpo__rx_range(&set, c, c);
-        int32_t low = c | 32;
-        if (p->fold && low >= 'a' && low <= 'z') {
-            for (int k = 0; k < 5; k++)
-                if (low == ligatures[k][0] && (wrpo__rx_peek(p, 0) | 32) == ligatures[k][1])
-                    wrpo__rx_fail(p, "a pair of letters with a ligature in (?i:...)");
-            wrpo__rx_range(&set, c ^ 32, c ^ 32);
-            if (low == 's') wrpo__rx_range(&set, 0x17F, 0x17F);
-            if (low == 'k') wrpo__rx_range(&set, 0x212A, 0x212A);
-        }
-    }
-    for (int32_t k = 0; k < 128; k++) if (wrpo__set_has(&set, p->kind, k)) set.ascii[k >> 6] |= (uint64_t)1 << (k & 63);
-    return set;
-}
-static int32_t wrpo__rx_add(wrpo__rx_parser *p, wrpo__rx_kind kind) {
-    wrpo__rx_node node = {.kind = kind, .min = 1, .max = 1, .next = -1, .other = -1};
-    stbds_arrput(p->nodes, node);
-    return (int32_t)stbds_arrlen(p->nodes) - 1;
-}
-static wrpo__rx_part wrpo__rx_alternatives(wrpo__rx_parser *p);
-static wrpo__rx_part wrpo__rx_item(wrpo__rx_parser *p) {
-    bool ahead = wrpo__rx_peek(p, 0) == '(' && wrpo__rx_peek(p, 1) == '?' && (wrpo__rx_peek(p, 2) == '!' || wrpo__rx_peek(p, 2) == '=');
-    if (ahead) {
-        int32_t at = wrpo__rx_add(p, WRPO__RX_AHEAD);
-        p->i += 3;
-        p->nodes[at].negative = p->s[p->i - 1] == '!';
-        if (wrpo__rx_peek(p, 0) == '(' || wrpo__rx_peek(p, 0) == ')') wrpo__rx_fail(p, "a lookahead for more than one character");
-        wrpo__char_set set = wrpo__rx_atom(p);
-        p->nodes[at].set = set;
-        if (!wrpo__rx_take(p, ")")) wrpo__rx_fail(p, "a lookahead for more than one character");
-        return (wrpo__rx_part){at, at, 0};
-    }
-    if (wrpo__rx_take(p, "(")) {
-        bool fold = p->fold;
-        if (wrpo__rx_take(p, "?i:")) p->fold = true;
-        else if (!wrpo__rx_take(p, "?:") && wrpo__rx_peek(p, 0) == '?') wrpo__rx_fail(p, "this kind of group");
-        wrpo__rx_part part = wrpo__rx_alternatives(p);
-        if (!wrpo__rx_take(p, ")")) wrpo__rx_fail(p, "a group without its end");
-        p->fold = fold;
-        if (wrpo__rx_take(p, "?")) {                   /* the group, else nothing */
-            int32_t fork = wrpo__rx_add(p, WRPO__RX_FORK), join = wrpo__rx_add(p, WRPO__RX_JOIN);
-            p->nodes[fork].next = part.first, p->nodes[fork].other = join, p->nodes[part.last].next = join;
-            part = (wrpo__rx_part){fork, join, 0};
-        }
-        int c = wrpo__rx_peek(p, 0);
-        if (c == '?' || c == '*' || c == '+' || c == '{') wrpo__rx_fail(p, "this repetition of a group");
-        return part;
-    }
-    int32_t at = wrpo__rx_add(p, WRPO__RX_SET);
-    wrpo__char_set set = wrpo__rx_atom(p);
-    wrpo__rx_node *x = &p->nodes[at];
-    x->set = set;
-    if (wrpo__rx_take(p, "{")) {
-        int64_t min = wrpo__rx_number(p, 10), max = min;
-        if (wrpo__rx_take(p, ",")) max = wrpo__rx_number(p, 10), max = max < 0 && min >= 0 ? INT64_MAX : max;
-        x->min = WRPO__MAX(min, 0), x->max = max;
-        if (max < x->min || !wrpo__rx_take(p, "}")) wrpo__rx_fail(p, "this repetition");
-    } else if (wrpo__rx_peek(p, 0) == '?' || wrpo__rx_peek(p, 0) == '*' || wrpo__rx_peek(p, 0) == '+') {
-        int c = p->s[p->i++];
-        x->min = c == '+', x->max = c == '?' ? 1 : INT64_MAX;
-        x->possessive = wrpo__rx_take(p, "+");
-    }
-    int c = wrpo__rx_peek(p, 0);
-    if (c == '?' || c == '*' || c == '+' || c == '{') wrpo__rx_fail(p, "this repetition");
-    return (wrpo__rx_part){at, at, x->min};
-}
-static wrpo__rx_part wrpo__rx_sequence(wrpo__rx_parser *p) {
-    int32_t at = wrpo__rx_add(p, WRPO__RX_JOIN);
-    wrpo__rx_part all = {at, at, 0};
-    while (p->i < p->n && p->s[p->i] != '|' && p->s[p->i] != ')') {
-        wrpo__rx_part part = wrpo__rx_item(p);
-        p->nodes[all.last].next = part.first;
-        all.last = part.last;
-        all.shortest = WRPO__MIN(all.shortest + part.shortest, INT32_MAX);
-    }
-    return all;
-}
-static wrpo__rx_part wrpo__rx_alternatives(wrpo__rx_parser *p) {
-    if (++p->depth > 400) wrpo__rx_fail(p, "so many alternatives, or so deep a nest of groups");
-    wrpo__rx_part all = wrpo__rx_sequence(p);
-    int32_t join = wrpo__rx_add(p, WRPO__RX_JOIN);
-    p->nodes[all.last].next = join, all.last = join;
-    if (wrpo__rx_take(p, "|")) {                       /* this one, else the others */
-        wrpo__rx_part rest = wrpo__rx_alternatives(p);
-        int32_t fork = wrpo__rx_add(p, WRPO__RX_FORK);
-        p->nodes[fork].next = all.first, p->nodes[fork].other = rest.first, p->nodes[rest.last].next = join;
-        all = (wrpo__rx_part){fork, join, WRPO__MIN(all.shortest, rest.shortest)};
-    }
-    p->depth--;
-    return all;
-}
-/* literal: the text itself is the pattern */
-static wrpo__regex *wrpo__regex_new(wrpo__arena *arena, const char *name, const wrpo_json *json, const uint8_t *kind,
-                                    const char *s, size_t n, bool literal) {
-    wrpo__rx_parser p = {.ctx = arena->ctx, .name = name, .json = json, .s = s, .n = n, .kind = kind};
-    wrpo__rx_part all = {0, -1, 0};
-    if (n > 4096) wrpo__rx_fail(&p, "a pattern this long");
-    if (literal)
-        for (all.shortest = (int64_t)n; p.i < n; all.last++) {
-            int32_t c = wrpo__rx_char(&p), at = wrpo__rx_add(&p, WRPO__RX_SET);
-            wrpo__char_set *set = &p.nodes[at].set;
-            wrpo__rx_range(set, c, c);
-            if (c < 128) set->ascii[c >> 6] |= (uint64_t)1 << (c & 63);
-            p.nodes[at].next = at + 1;
-        }
-    else all = wrpo__rx_alternatives(&p);
-    if (p.i < p.n) wrpo__rx_fail(&p, "this bracket");
-    if (all.shortest == 0) wrpo__rx_fail(&p, "a pattern that matches the empty text");
-    int32_t end = wrpo__rx_add(&p, WRPO__RX_END);
-    if (all.last >= 0) p.nodes[all.last].next = end;
-    wrpo__regex *rx = WRPO__NEW(arena, wrpo__regex);
-    rx->nodes = p.nodes, rx->first = all.first, rx->kind = kind;
-    return rx;
-}
-
 /* ---- the tokenizer ---- */
-enum { WRPO__TOKEN_MODEL = 1, WRPO__TOKEN_ADDED = 2, WRPO__TOKEN_SPECIAL = 4, WRPO__TOKEN_SINGLE_WORD = 8, WRPO__TOKEN_LSTRIP = 16,
-       WRPO__TOKEN_RSTRIP = 32, WRPO__TOKEN_NORMALIZED = 64, WRPO__TOKEN_RENAMED = 128 };
-typedef struct wrpo__token { const char *text; int32_t size; uint32_t flags; } wrpo__token;   /* text NULL: no token has this id */
-typedef struct wrpo__renamed { int32_t id; wrpo__token token; } wrpo__renamed;
-typedef struct wrpo__merge { uint64_t pair; int32_t rank, id; } wrpo__merge;                  /* left << 32 | right; rank -1: free slot */
-typedef struct wrpo__trie { unsigned char byte; int32_t id, child, sibling; } wrpo__trie;     /* id -1: no token ends here */
-typedef enum wrpo__step_kind {
-    WRPO__STEP_NFC, WRPO__STEP_PREPEND, WRPO__STEP_REPLACE, WRPO__STEP_SPLIT, WRPO__STEP_BYTES,
-    WRPO__STEP_UNBYTES, WRPO__STEP_BYTE_FALLBACK, WRPO__STEP_FUSE, WRPO__STEP_STRIP, WRPO__STEP_METASPACE
-} wrpo__step_kind;
-typedef enum wrpo__behavior { WRPO__REMOVED, WRPO__ISOLATED, WRPO__MERGED_WITH_PREVIOUS, WRPO__MERGED_WITH_NEXT, WRPO__CONTIGUOUS } wrpo__behavior;
-typedef struct wrpo__stage {
-    wrpo__step_kind kind;
-    const wrpo__regex *regex;        /* REPLACE, SPLIT */
-    const char *text; size_t size;   /* PREPEND; REPLACE by it; STRIP, METASPACE: the character */
-    wrpo__behavior behavior; bool invert;                /* SPLIT */
-    bool unless, first;              /* PREPEND: not to a piece that begins with text already; only where the text begins */
-    int64_t start, stop;             /* STRIP: at most so many characters; METASPACE: start drops those of the first token */
-} wrpo__stage;
-typedef struct wrpo__word { uint8_t size, count; char text[22]; int32_t ids[10]; } wrpo__word;    /* 64 bytes of the word cache */
-enum { WRPO__WORDS = 1 << 13, WRPO__SMALL_CHARS = 1 << 10, WRPO__MAX_ID = 1 << 22 };
+enum {
+    WRPO__TOKEN_MODEL = 1, WRPO__TOKEN_ADDED = 2, WRPO__TOKEN_SINGLE_WORD = 4, WRPO__TOKEN_LSTRIP = 8,
+    WRPO__TOKEN_RSTRIP = 16, WRPO__TOKEN_SPECIAL = 32, WRPO__TOKEN_NORMALIZED = 64, WRPO__TOKEN_RENAMED = 128,
+    WRPO__WORDS = 1 << 13, WRPO__SMALL_CHARS = 1 << 10, WRPO__MAX_ID = 1 << 22
+};
+typedef struct wrpo__token { const char *text; int32_t size; uint32_t flags; } wrpo__token;  /* text NULL: none */
+typedef struct wrpo__merge { uint64_t pair; int32_t rank, id; } wrpo__merge;  /* rank -1: a free slot */
+typedef struct wrpo__added { const char *text; int32_t size, id, next; } wrpo__added;  /* next: one not longer, or 0 */
+typedef struct wrpo__word { uint8_t size, count; char text[22]; int32_t ids[10]; } wrpo__word;  /* in the cache */
 
-typedef struct wrpo__template {      /* text NULL: none; the rest by >>chat */
+typedef enum wrpo__edit_kind {
+    WRPO__EDIT_NONE,
+    WRPO__EDIT_ADDED,          /* cuts out added tokens; start: those of raw text 0, of normalized text 1 */
+    WRPO__EDIT_NFC,
+    WRPO__EDIT_REPLACE,        /* what matches regex becomes text */
+    WRPO__EDIT_PREPEND,        /* text before a piece; unless: if it is not there yet; first: before the first only */
+    WRPO__EDIT_SPLIT,          /* cuts where regex matches; invert: where it does not */
+    WRPO__EDIT_BYTES,          /* each byte becomes a character of GPT-2's alphabet */
+    WRPO__EDIT_UNBYTES,        /* and back; all tokens become one */
+    WRPO__EDIT_REPAIR,         /* what is not UTF-8 becomes U+FFFD */
+    WRPO__EDIT_BYTE_FALLBACK,  /* <0xNN> becomes a byte */
+    WRPO__EDIT_FUSE,           /* all tokens become one */
+    WRPO__EDIT_STRIP,          /* takes text away, at most start and stop times */
+    WRPO__EDIT_METASPACE       /* text becomes a space; start != 0: nothing, in the first token */
+} wrpo__edit_kind;
+typedef enum wrpo__behavior {  /* SPLIT: what becomes of a match */
+    WRPO__REMOVED, WRPO__ISOLATED, WRPO__MERGED_WITH_PREVIOUS, WRPO__MERGED_WITH_NEXT, WRPO__CONTIGUOUS
+} wrpo__behavior;
+typedef struct wrpo__edit {
+    wrpo__edit_kind kind;
+    const wrpo__regex *regex;
     const char *text; size_t size;
-    wrpo__arena *arena; const void *tree; bool compiled;
+    wrpo__behavior behavior;
+    bool invert, unless, first;
+    int64_t start, stop;
+} wrpo__edit;
+
+typedef struct wrpo__template {  /* text NULL: none; the rest by >>chat */
+    const char *text; size_t size;
+    wrpo__arena *arena; void *tokens;                    /* by >>chat: what the text compiles to */
 } wrpo__template;
 struct wrpo_tokenizer {
     wrpo_ctx *ctx;
-    wrpo__arena *arena, *scratch;    /* scratch: what one call needs; cleared by the next */
-    const char *dir;                 /* where it was loaded from */
+    wrpo__arena *arena, *scratch;        /* scratch: what one call needs; cleared by the next */
+    const char *dir;                     /* where it was loaded from */
     wrpo__unicode unicode;
-    wrpo__token *tokens; int64_t size;                   /* by id */
-    int32_t *slots; uint64_t mask, seed;                 /* text -> id: open addressing, -1 = free */
-    wrpo__merge *merges; uint64_t merge_mask;            /* pair -> rank and id: open addressing */
-    wrpo__trie *trie; bool begins[2][256];               /* added tokens; root 0: on raw text, root 1: on normalized text */
-    wrpo__renamed *renamed;          /* stb array: added tokens that decoding shows in their normalized form */
-    wrpo__stage *normalizer, *pre_tokenizer, *decoder;    /* stb arrays */
-    bool has_decoder, has_template, byte_fallback, fuse_unk, ignore_merges, has_unk, cut_at_mark;
-    const char *unk_text;            /* the model's unk_token */
-    int32_t unk, bytes[256], small[WRPO__SMALL_CHARS];   /* ids in the model: <0xNN>; of the single characters below U+0400 */
-    int32_t *prefix, *suffix;        /* stb arrays: the post-processor */
-    wrpo__word *words;               /* [WORDS] direct-mapped cache of BPE results */
-    const wrpo_json *config;         /* tokenizer_config.json, or NULL */
-    const char *special[7];          /* texts of wrpo__special_names; NULL: none */
-    int32_t bos, eos;                /* -1: none */
-    wrpo__template chat[2];          /* the second: for conversations with tools, if there is one */
+    wrpo__token *tokens; int64_t size;   /* by id */
+    int32_t *slots; uint64_t mask;       /* text -> id: open addressing, -1 = free */
+    wrpo__merge *merges; uint64_t merge_mask, seed;  /* pair -> rank and id: open addressing; seed: of both */
+    wrpo__added *added;                  /* stb array; [0] is none */
+    int32_t heads[2][256];               /* [in raw, in normalized text][first byte] -> the longest added token, or 0 */
+    wrpo__edit *encoder, *decoder;       /* stb arrays; encoder: added tokens, normalizer, these again, pre-tokenizer */
+    int64_t normalizer_end;              /* encoder[1..here) is the normalizer */
+    bool has_decoder, has_template, byte_fallback, fuse_unk, ignore_merges, cut_at_mark;
+    const char *unk_text;                /* the model's unk_token, or NULL */
+    int32_t unk, bytes[256], small[WRPO__SMALL_CHARS];  /* ids: of unk_text, <0xNN>, the characters below U+0400 */
+    int16_t byte_char[256], char_byte[324];  /* the alphabet of byte-level BPE; -1: not of it */
+    int32_t *prefix, *suffix;            /* stb arrays: the post-processor */
+    wrpo__word *words;                   /* [WORDS] direct-mapped cache of BPE results */
+    const wrpo_json *config;             /* tokenizer_config.json, or NULL */
+    const char *special[7];              /* texts of wrpo__special_names; NULL: none */
+    int32_t bos, eos;                    /* -1: none */
+    wrpo__template chat[2];              /* the second, if there is one: for conversations with tools */
 };
 
-/* The vocabulary and the merges have tables of their own: the texts may hold NULs, ids are dense, a merge is looked
-   up once for each pair of symbols, and stb_ds's maps step a seed that all threads share. */
-static int64_t wrpo__slot(const wrpo_tokenizer *tok, const char *s, size_t n) {       /* where s is or would be */
-    uint64_t at = wrpo__hash(tok->seed, s, n);
-    for (;; at++) {
-        int32_t id = tok->slots[at &= tok->mask];
-        if (id < 0 || ((size_t)tok->tokens[id].size == n && memcmp(tok->tokens[id].text, s, n) == 0)) return (int64_t)at;
+/* Hash tables of our own: texts may hold NULs, and the maps of stb_ds change a seed that all threads share. */
+static int64_t wrpo__slot(const wrpo_tokenizer *tok, const char *s, size_t n) {  /* where s is or would be */
+    for (uint64_t at = wrpo__hash(tok->seed, s, n);; at++) {
+        at &= tok->mask;
+        int32_t id = tok->slots[at];
+        const wrpo__token *t = &tok->tokens[id < 0 ? 0 : id];
+        if (id < 0 || ((size_t)t->size == n && memcmp(t->text, s, n) == 0)) return (int64_t)at;
     }
 }
-static int32_t wrpo__token_id(const wrpo_tokenizer *tok, const char *content, size_t n) { return tok->slots[wrpo__slot(tok, content, n)]; }
-static int32_t wrpo__model_id(const wrpo_tokenizer *tok, const char *s, size_t n) {   /* -1 for tokens that are only added */
+static int32_t wrpo__token_id(const wrpo_tokenizer *tok, const char *s, size_t n) {  /* -1: none */
+    return tok->slots[wrpo__slot(tok, s, n)];
+}
+static int32_t wrpo__model_id(const wrpo_tokenizer *tok, const char *s, size_t n) {  /* -1: none, or only added */
     int32_t id = wrpo__token_id(tok, s, n);
     return id >= 0 && tok->tokens[id].flags & WRPO__TOKEN_MODEL ? id : -1;
 }
+static const wrpo__token *wrpo__token_of(const wrpo_tokenizer *tok, int32_t id) {  /* NULL: no token has this id */
+    return id >= 0 && id < tok->size && tok->tokens[id].text ? &tok->tokens[id] : NULL;
+}
 static bool wrpo__is_special(const wrpo_tokenizer *tok, int32_t id) {
-    return id >= 0 && id < tok->size && tok->tokens[id].flags & WRPO__TOKEN_SPECIAL;
+    const wrpo__token *token = wrpo__token_of(tok, id);
+    return token && token->flags & WRPO__TOKEN_SPECIAL;
 }
 static wrpo__merge *wrpo__merge_slot(const wrpo_tokenizer *tok, int32_t left, int32_t right) {
-    uint64_t pair = (uint64_t)left << 32 | (uint32_t)right, h = (pair ^ tok->seed) * 0x9E3779B97F4A7C15u;
-    for (h ^= h >> 32;; h++) {
-        wrpo__merge *m = &tok->merges[h &= tok->merge_mask];
+    uint64_t pair = wrpo__pair(left, right), at = (pair ^ tok->seed) * 0x9E3779B97F4A7C15u;
+    for (at ^= at >> 32;; at++) {
+        wrpo__merge *m = &tok->merges[at & tok->merge_mask];
         if (m->rank < 0 || m->pair == pair) return m;
     }
 }
-/* The alphabet of byte-level BPE (GPT-2): printable Latin-1 stands for itself, the rest for U+0100 and up, in order. */
-static uint32_t wrpo__byte_char(int byte) {
-    if ((byte > 32 && byte < 127) || (byte > 160 && byte != 173)) return (uint32_t)byte;
-    return 256 + (uint32_t)(byte <= 32 ? byte : byte <= 160 ? byte - 94 : 67);
-}
-static int wrpo__char_byte(int32_t c) {                /* -1: not of the alphabet */
-    if (c >= 256 && c < 324) return c <= 288 ? c - 256 : c < 323 ? c - 256 + 94 : 173;
-    return c >= 0 && c < 256 && wrpo__byte_char(c) == (uint32_t)c ? c : -1;
-}
 
-/* ---- pieces: what a text is cut into on its way. Steps rewrite (text -> spare, then swap) or only cut. ---- */
-typedef struct wrpo__piece { int64_t begin, end; int32_t id; bool first; } wrpo__piece;   /* id >= 0: an added token; first: of the whole text */
-typedef struct wrpo__symbol { int32_t id, prev, next; } wrpo__symbol;
-typedef struct wrpo__candidate { uint64_t key; int32_t id; } wrpo__candidate;             /* rank << 32 | position; what the merge makes */
+/* ---- pieces and edits ---- */
+typedef struct wrpo__piece {
+    int64_t begin, end;  /* of the text */
+    int32_t id;          /* >= 0: an added token, which no edit changes */
+    bool first;          /* of the whole text */
+} wrpo__piece;
+typedef struct wrpo__symbol { int32_t id, prev, next; } wrpo__symbol;  /* of a word in BPE, a list; id -1: merged */
 typedef struct wrpo__work {
     wrpo_tokenizer *tok;
-    bool continues;                  /* the first piece goes on from another text: nothing is put before it */
-    const char *s; int64_t n;        /* the text of the pieces: the caller's, or text.data */
-    wrpo__text text, spare;
-    wrpo__piece *pieces, *other;     /* stb arrays, as those below */
-    wrpo__mark *marks;
+    wrpo__arena *outer;         /* the arena that was current before */
+    bool continues, decodes;    /* nothing is put before the first piece; empty pieces are kept */
+    const char *s; int64_t n;   /* the text of the pieces: the caller's, or text.data */
+    wrpo__text text, spare;     /* spare: what an edit writes; its first `done` bytes are in pieces */
+    int64_t done, run;          /* run: bytes of <0xNN> tokens that follow these */
+    wrpo__piece *pieces, *put;  /* stb arrays, like those below; put: what an edit makes of the pieces */
     wrpo__symbol *symbols;
-    wrpo__candidate *heap;
+    wrpo__keyed *marks, *heap;  /* heap: possible merges; key: rank, left symbol; value: the merged one */
 } wrpo__work;
-static void wrpo__rewritten(wrpo__work *w) {           /* spare holds the new text */
-    wrpo__text swap = w->text;
-    w->text = w->spare, w->spare = swap;
-    if (!w->text.data) wrpo__text_add(&w->text, "", 0);
-    w->s = w->text.data, w->n = (int64_t)w->text.size;
-    w->spare.size = 0;
-}
+static const char wrpo__no_char[] = "\xEF\xBF\xBD";  /* U+FFFD: for bytes that are not UTF-8 */
+
 static void wrpo__put_piece(wrpo__work *w, int64_t begin, int64_t end, int32_t id, bool first) {
     wrpo__piece p = {begin, end, id, first};
-    if (end > begin) stbds_arrput(w->other, p);
+    if (end > begin || w->decodes) stbds_arrput(w->put, p);
 }
-static void wrpo__swap_pieces(wrpo__work *w) {
+static void wrpo__put_spare(wrpo__work *w, bool first) {  /* what spare has gained is a piece */
+    wrpo__put_piece(w, w->done, (int64_t)w->spare.size, -1, first);
+    w->done = (int64_t)w->spare.size;
+}
+static void wrpo__take_pieces(wrpo__work *w) {  /* those that were put become the pieces */
     wrpo__piece *swap = w->pieces;
-    w->pieces = w->other, w->other = swap;
-    stbds_arrsetlen(w->other, 0);
+    w->pieces = w->put, w->put = swap;
+    stbds_arrsetlen(w->put, 0);
 }
-
-static wrpo__class wrpo__class_at(const wrpo_tokenizer *tok, const char *s, int64_t from, int64_t to, size_t *size) {
-    return (wrpo__class)(tok->unicode.kind[wrpo__utf8_get(s + from, (size_t)(to - from), size)] & 15);
+static void wrpo__take_spare(wrpo__work *w) {  /* likewise the text */
+    wrpo__text swap = w->text;
+    w->text = w->spare, w->spare = swap;
+    wrpo__text_add(&w->text, "", 0);
+    w->s = w->text.data, w->n = (int64_t)w->text.size;
+    w->spare.size = 0, w->done = 0;
+    wrpo__take_pieces(w);
 }
-static int64_t wrpo__before(const char *s, int64_t i) { /* where the code point before s[i] begins */
-    do i--; while (i > 0 && ((unsigned char)s[i] & 0xC0) == 0x80);
-    return i;
+static bool wrpo__is_space(const wrpo_tokenizer *tok, const char *s, int64_t n, int64_t i, int64_t *next) {
+    return (tok->unicode.kind[wrpo__char_at(s, n, i, next)] & 15) == WRPO__SPACE;
 }
-/* Cuts s at the added tokens of one trie: the leftmost, there the longest, as the library does it -- also where a
-   token that strips the space to its right is followed by one that begins with this space, which then comes twice. */
-static void wrpo__cut_added(wrpo__work *w, int root, const char *s, int64_t n, bool first) {
+static bool wrpo__is_word(const wrpo_tokenizer *tok, const char *s, int64_t n, int64_t i) {
+    return WRPO__WORD >> (tok->unicode.kind[wrpo__char_at(s, n, i, &n)] & 15) & 1;
+}
+/* Cuts a piece at added tokens: the leftmost, there the longest, as the library does it. If a token strips the space on
+   its right and the next one begins with that space, the space comes twice, as in the library. */
+static void wrpo__cut_added(wrpo__work *w, const int32_t *heads, wrpo__piece p) {
     const wrpo_tokenizer *tok = w->tok;
-    int64_t done = 0;
-    size_t k;
+    const char *s = w->s + p.begin;
+    int64_t n = p.end - p.begin, done = 0, next;
     for (int64_t i = 0; i < n;) {
-        int64_t begin = i, end = i;
-        int32_t found = -1;
-        if (tok->begins[root][(unsigned char)s[i]])
-            for (int32_t at = tok->trie[root].child; at > 0 && i < n;) {
-                const wrpo__trie *node = &tok->trie[at];
-                if (node->byte != (unsigned char)s[i]) { at = node->sibling; continue; }
-                i++;
-                if (node->id >= 0) found = node->id, end = i;
-                at = node->child;
-            }
-        if (found < 0) { i = begin + 1; continue; }
-        i = end;
-        uint32_t flags = tok->tokens[found].flags;
-        if (flags & WRPO__TOKEN_SINGLE_WORD) {
-            if (begin > 0 && WRPO__WORD >> wrpo__class_at(tok, s, wrpo__before(s, begin), begin, &k) & 1) continue;
-            if (end < n && WRPO__WORD >> wrpo__class_at(tok, s, end, n, &k) & 1) continue;
+        int32_t head = heads[(unsigned char)s[i]];
+        if (!head) { i++; continue; }
+        const wrpo__added *a = &tok->added[head];
+        for (; a->size; a = &tok->added[a->next]) {
+            int32_t last = a->size - 1;  /* compared first: many differ there */
+            if (n - i > last && s[i + last] == a->text[last] && memcmp(s + i, a->text, (size_t)last) == 0) break;
         }
-        if (flags & WRPO__TOKEN_LSTRIP)
-            while (begin > done && wrpo__class_at(tok, s, wrpo__before(s, begin), begin, &k) == WRPO__SPACE) begin = wrpo__before(s, begin);
-        if (flags & WRPO__TOKEN_LSTRIP) begin = WRPO__MAX(begin, done);
-        if (flags & WRPO__TOKEN_RSTRIP)
-            while (end < n && wrpo__class_at(tok, s, end, n, &k) == WRPO__SPACE) end += (int64_t)k;
-        if (done < begin) wrpo__put_piece(w, done, begin, -1, first && done == 0);
-        wrpo__put_piece(w, begin, end, found, false);
+        int64_t begin = i, end = i + a->size;
+        i = WRPO__MAX(end, begin + 1);
+        if (begin == end) continue;
+        uint32_t flags = tok->tokens[a->id].flags;
+        if (flags & WRPO__TOKEN_SINGLE_WORD) {
+            if (begin > 0 && wrpo__is_word(tok, s, begin, wrpo__before(s, begin))) continue;
+            if (end < n && wrpo__is_word(tok, s, n, end)) continue;
+        }
+        if (flags & WRPO__TOKEN_LSTRIP) {
+            begin = WRPO__MAX(begin, done);
+            while (begin > done && wrpo__is_space(tok, s, begin, wrpo__before(s, begin), &next))
+                begin = wrpo__before(s, begin);
+        }
+        if (flags & WRPO__TOKEN_RSTRIP) while (end < n && wrpo__is_space(tok, s, n, end, &next)) end = next;
+        if (done < begin) wrpo__put_piece(w, p.begin + done, p.begin + begin, -1, p.first && done == 0);
+        wrpo__put_piece(w, p.begin + begin, p.begin + end, a->id, false);
         done = end;
     }
-    wrpo__put_piece(w, done, n, -1, first && done == 0);
+    wrpo__put_piece(w, p.begin + done, p.end, -1, p.first && done == 0);
 }
-
-/* Whether a part of a text joins the part before it; matched: whether they match the pattern. */
+/* Does a part of a text join the part before it? before, matched: whether each matches the pattern. */
 static bool wrpo__joins(wrpo__behavior behavior, bool before, bool matched) {
-    switch (behavior) {
-    case WRPO__MERGED_WITH_PREVIOUS: return matched && !before;
-    case WRPO__MERGED_WITH_NEXT: return before && !matched;
-    case WRPO__CONTIGUOUS: return before == matched;
-    default: return false;
-    }
+    if (behavior == WRPO__MERGED_WITH_PREVIOUS) return matched && !before;
+    if (behavior == WRPO__MERGED_WITH_NEXT) return before && !matched;
+    return behavior == WRPO__CONTIGUOUS && before == matched;
 }
-static void wrpo__split_piece(wrpo__work *w, const wrpo__stage *step, wrpo__piece p) {
-    int64_t begin = p.begin, end = p.begin, open = -1, match_begin, match_end;   /* open: where the piece being made begins */
-    bool before = false, more = true;
-    while (more && end < p.end) {
-        more = wrpo__rx_find(step->regex, w->s, p.end, end, &match_begin, &match_end);
-        if (!more) match_begin = match_end = p.end;
-        for (int k = 0; k < 2; k++) {                  /* what lies before the match, then the match */
-            begin = end, end = k ? match_end : match_begin;
+static void wrpo__split_piece(wrpo__work *w, const wrpo__edit *e, wrpo__piece p) {
+    int64_t end = p.begin, open = -1;  /* open: where the piece that grows begins; -1: there is none */
+    bool before = false;
+    while (end < p.end) {
+        int64_t match[2];
+        if (!wrpo__rx_find(e->regex, w->s, p.end, end, &match[0], &match[1])) match[0] = match[1] = p.end;
+        for (int k = 0; k < 2; k++) {  /* what is before the match, then the match */
+            int64_t begin = end;
+            end = match[k];
             if (begin == end) continue;
-            bool matched = (k == 1) != step->invert;
-            if (open >= 0 && !wrpo__joins(step->behavior, before, matched)) {
+            bool matched = (k == 1) != e->invert;
+            if (open >= 0 && !wrpo__joins(e->behavior, before, matched)) {
                 wrpo__put_piece(w, open, begin, -1, p.first && open == p.begin);
                 open = -1;
             }
-            if (open < 0 && !(matched && step->behavior == WRPO__REMOVED)) open = begin;
+            if (open < 0 && !(matched && e->behavior == WRPO__REMOVED)) open = begin;
             before = matched;
         }
     }
     if (open >= 0) wrpo__put_piece(w, open, end, -1, p.first && open == p.begin);
 }
-static void wrpo__replace(wrpo__text *out, const wrpo__stage *step, const char *s, int64_t n) {
-    for (int64_t at = 0, begin, end; at < n; at = end) {
-        if (!wrpo__rx_find(step->regex, s, n, at, &begin, &end)) begin = end = n;
-        wrpo__text_add(out, s + at, (size_t)(begin - at));
-        if (end > begin) wrpo__text_add(out, step->text, step->size);
+static bool wrpo__begins(const wrpo__edit *e, const char *s, int64_t n) {  /* does s begin with the edit's text? */
+    return n >= (int64_t)e->size && memcmp(s, e->text, e->size) == 0;
+}
+static int wrpo__hex_digit(char c) {  /* -1: none */
+    char low = (char)(c | 32);
+    if (c >= '0' && c <= '9') return c - '0';
+    return low >= 'a' && low <= 'f' ? low - 'a' + 10 : -1;
+}
+static int wrpo__byte_token(const char *s, int64_t n) {  /* the byte NN of <0xNN>; -1: another token */
+    if (n != 6 || memcmp(s, "<0x", 3) != 0 || s[5] != '>') return -1;
+    int high = wrpo__hex_digit(s[3]), low = wrpo__hex_digit(s[4]);
+    return high < 0 || low < 0 ? -1 : high * 16 + low;
+}
+/* <0xNN> tokens in a row are the bytes of a text; if that is not UTF-8, each byte becomes U+FFFD. */
+static void wrpo__end_run(wrpo__work *w) {
+    size_t bad;
+    int64_t run = w->run;
+    w->run = 0;
+    if (!run) return;
+    if (wrpo__is_utf8(w->spare.data + w->done, (size_t)run, &bad)) { wrpo__put_spare(w, false); return; }
+    for (w->spare.size = (size_t)w->done; run > 0; run--) {
+        wrpo__text_add(&w->spare, wrpo__no_char, 3);
+        wrpo__put_spare(w, false);
     }
 }
-/* One step of the normalizer (there the segment is one piece) or of the pre-tokenizer, on all pieces of text. */
-static void wrpo__encode_step(wrpo__work *w, const wrpo__stage *step) {
-    for (int64_t i = 0; i < stbds_arrlen(w->pieces); i++) {
-        wrpo__piece p = w->pieces[i];
-        const char *s = w->s + p.begin;
-        int64_t n = p.end - p.begin;
-        size_t begin = w->spare.size;
-        bool has;
-        if (p.id >= 0) { stbds_arrput(w->other, p); continue; }
-        switch (step->kind) {
-        case WRPO__STEP_SPLIT:
-            wrpo__split_piece(w, step, p);
-            continue;
-        case WRPO__STEP_NFC:
-            if (!wrpo__nfc(&w->tok->unicode, s, n, &w->spare, &w->marks)) wrpo__text_add(&w->spare, s, (size_t)n);
-            break;
-        case WRPO__STEP_PREPEND:
-            has = step->unless && (size_t)n >= step->size && memcmp(s, step->text, step->size) == 0;
-            if (!has && (p.first ? !w->continues : !step->first)) wrpo__text_add(&w->spare, step->text, step->size);
-            wrpo__text_add(&w->spare, s, (size_t)n);
-            break;
-        case WRPO__STEP_REPLACE:
-            wrpo__replace(&w->spare, step, s, n);
-            break;
-        default:                                       /* BYTES */
-            for (int64_t j = 0, run; j < n; j += run) {
-                char utf8[4];
-                for (run = 0; j + run < n && s[j + run] > 32 && s[j + run] < 127; run++) {}
-                if (run) wrpo__text_add(&w->spare, s + j, (size_t)run);
-                else wrpo__text_add(&w->spare, utf8, wrpo__utf8_put(utf8, wrpo__byte_char((unsigned char)s[j]))), run = 1;
-            }
+static bool wrpo__fuses(const wrpo__edit *e) { return e->kind == WRPO__EDIT_UNBYTES || e->kind == WRPO__EDIT_FUSE; }
+static void wrpo__edit_piece(wrpo__work *w, const wrpo__edit *e, wrpo__piece p) {
+    wrpo__text *out = &w->spare;
+    const char *s = w->s + p.begin;
+    int64_t n = p.end - p.begin, one = (int64_t)e->size, next;
+    size_t begin = out->size;
+    int byte = -1;
+    bool wanted;
+    char c;
+    switch (e->kind) {  /* after the switch, s[0..n) is added to out */
+    case WRPO__EDIT_NONE: case WRPO__EDIT_FUSE: break;
+    case WRPO__EDIT_ADDED: wrpo__cut_added(w, w->tok->heads[e->start], p); return;
+    case WRPO__EDIT_SPLIT: wrpo__split_piece(w, e, p); return;
+    case WRPO__EDIT_NFC:
+        wrpo__nfc(&w->tok->unicode, s, n, out, &w->marks);
+        n = 0;
+        break;
+    case WRPO__EDIT_REPLACE:
+        for (int64_t i = 0; i < n; i = next) {
+            int64_t match;
+            if (!wrpo__rx_find(e->regex, s, n, i, &match, &next)) match = next = n;
+            if (match > i) wrpo__text_add(out, s + i, (size_t)(match - i));
+            if (next > match) wrpo__text_add(out, e->text, e->size);
         }
-        wrpo__put_piece(w, (int64_t)begin, (int64_t)w->spare.size, -1, p.first);
+        n = 0;
+        break;
+    case WRPO__EDIT_PREPEND:
+        wanted = p.first ? !w->continues : !e->first;
+        if (wanted && !(e->unless && wrpo__begins(e, s, n))) wrpo__text_add(out, e->text, e->size);
+        break;
+    case WRPO__EDIT_BYTES:
+        for (int64_t i = 0; i < n; i = next) {
+            char utf8[4];
+            for (next = i; next < n && s[next] > 32 && s[next] < 127; next++) {}
+            wrpo__text_add(out, s + i, (size_t)(next - i));
+            if (next == n) break;
+            wrpo__text_add(out, utf8, wrpo__utf8_put(utf8, (uint32_t)w->tok->byte_char[(unsigned char)s[next++]]));
+        }
+        n = 0;
+        break;
+    case WRPO__EDIT_UNBYTES:  /* a token with a character outside the alphabet is text already */
+        for (int64_t i = 0; i < n; i = next) {
+            int32_t from = wrpo__char_at(s, n, i, &next);
+            byte = from >= 0 && from < WRPO__COUNT(w->tok->char_byte) ? w->tok->char_byte[from] : -1;
+            if (byte < 0) break;
+            c = (char)byte;
+            wrpo__text_add(out, &c, 1);
+        }
+        if (byte < 0) out->size = begin;
+        else n = 0;
+        break;
+    case WRPO__EDIT_REPAIR:
+        for (int64_t i = 0; i < n; i = next) {
+            bool good = wrpo__char_at(s, n, i, &next) >= 0;
+            wrpo__text_add(out, good ? s + i : wrpo__no_char, good ? (size_t)(next - i) : 3);
+        }
+        n = 0;
+        break;
+    case WRPO__EDIT_BYTE_FALLBACK:
+        byte = wrpo__byte_token(s, n);
+        c = (char)byte;
+        if (byte < 0) wrpo__end_run(w);
+        else s = &c, n = 1, w->run++;
+        break;
+    case WRPO__EDIT_STRIP:
+        for (int64_t k = 0; k < e->start && wrpo__begins(e, s, n); k++) s += one, n -= one;
+        for (int64_t k = 0; k < e->stop && n >= one && wrpo__begins(e, s + n - one, one); k++) n -= one;
+        break;
+    case WRPO__EDIT_METASPACE:
+        for (int64_t i = 0; i < n; i = next) {
+            wrpo__char_at(s, n, i, &next);
+            if (!wrpo__begins(e, s + i, n - i)) wrpo__text_add(out, s + i, (size_t)(next - i));
+            else if (!e->start || stbds_arrlen(w->put)) wrpo__text_add(out, " ", 1);
+        }
+        n = 0;
+        break;
     }
-    if (step->kind != WRPO__STEP_SPLIT) wrpo__rewritten(w);
-    wrpo__swap_pieces(w);
+    if (n) wrpo__text_add(out, s, (size_t)n);
+    if (!wrpo__fuses(e) && !w->run) wrpo__put_spare(w, p.first);
+}
+static void wrpo__edit_all(wrpo__work *w, const wrpo__edit *edits, int64_t count) {
+    for (int64_t k = 0; k < count; k++) {
+        const wrpo__edit *e = &edits[k];
+        for (int64_t i = 0; i < stbds_arrlen(w->pieces); i++) {
+            if (w->pieces[i].id >= 0) stbds_arrput(w->put, w->pieces[i]);
+            else wrpo__edit_piece(w, e, w->pieces[i]);
+        }
+        wrpo__end_run(w);
+        if (wrpo__fuses(e)) wrpo__put_spare(w, true);
+        if (e->kind == WRPO__EDIT_ADDED || e->kind == WRPO__EDIT_SPLIT) wrpo__take_pieces(w);
+        else wrpo__take_spare(w);
+    }
+}
+static void wrpo__begin_text(wrpo__work *w, const char *s, int64_t n) {  /* as one piece */
+    w->s = s, w->n = n;
+    stbds_arrsetlen(w->put, 0);
+    wrpo__put_piece(w, 0, n, -1, true);
+    wrpo__take_pieces(w);
 }
 
 /* ---- BPE ---- */
-static int32_t wrpo__char_id(const wrpo_tokenizer *tok, const char *s, int64_t n, size_t *size) {   /* of the character at s */
-    int32_t c = wrpo__utf8_get(s, (size_t)n, size);
-    return c < WRPO__SMALL_CHARS ? tok->small[c] : wrpo__model_id(tok, s, *size);
-}
 static void wrpo__put_symbol(wrpo__work *w, int32_t id) {
     int32_t at = (int32_t)stbds_arrlen(w->symbols);
-    wrpo__symbol symbol = {id, at - 1, at + 1};
-    stbds_arrput(w->symbols, symbol);
+    stbds_arrput(w->symbols, ((wrpo__symbol){id, at - 1, at + 1}));
 }
 static void wrpo__symbols(wrpo__work *w, const char *s, int64_t n) {
     const wrpo_tokenizer *tok = w->tok;
-    int64_t pending = 0;             /* unknown characters whose unk is not written yet */
-    size_t size;
+    bool pending = false;  /* an unknown character whose unk is not written yet */
+    int64_t next;
     stbds_arrsetlen(w->symbols, 0);
-    for (int64_t i = 0; i < n; i += (int64_t)size) {
-        int32_t id = wrpo__char_id(tok, s + i, n - i, &size);
-        if (id >= 0) {
-            if (pending) wrpo__put_symbol(w, tok->unk);
-            pending = 0;
-            wrpo__put_symbol(w, id);
+    for (int64_t i = 0; i < n; i = next) {
+        int32_t c = wrpo__char_at(s, n, i, &next);
+        int32_t id = c < WRPO__SMALL_CHARS ? tok->small[c] : wrpo__model_id(tok, s + i, (size_t)(next - i));
+        bool bytes = id < 0 && tok->byte_fallback;
+        for (int64_t k = i; k < next && bytes; k++) bytes = tok->bytes[(unsigned char)s[k]] >= 0;
+        if (bytes) {  /* before an unk that is pending: the library's order */
+            for (int64_t k = i; k < next; k++) wrpo__put_symbol(w, tok->bytes[(unsigned char)s[k]]);
             continue;
         }
-        bool all = tok->byte_fallback;                 /* the bytes go before an unk that is pending: the library's order */
-        for (size_t k = 0; k < size && all; k++) all = tok->bytes[(unsigned char)s[i + (int64_t)k]] >= 0;
-        if (all) { for (size_t k = 0; k < size; k++) wrpo__put_symbol(w, tok->bytes[(unsigned char)s[i + (int64_t)k]]); continue; }
-        if (!tok->has_unk) continue;                   /* dropped, as the library drops it */
-        if (tok->unk < 0)
-            wrpo__fail(tok->ctx, WRPO_E_FORMAT, "a character has no token, and unk_token \"%.80s\" is not in the vocabulary", tok->unk_text);
-        if (pending && !tok->fuse_unk) wrpo__put_symbol(w, tok->unk);
-        pending++;
+        if (id < 0 && !tok->unk_text) continue;  /* dropped, as the library drops it */
+        if (id < 0 && tok->unk < 0)
+            wrpo__fail(tok->ctx, WRPO_E_FORMAT, "a character has no token, and unk_token \"%.80s\" is not in the "
+                       "vocabulary", tok->unk_text);
+        if (pending && (id >= 0 || !tok->fuse_unk)) wrpo__put_symbol(w, tok->unk);
+        pending = id < 0;
+        if (id >= 0) wrpo__put_symbol(w, id);
     }
     if (pending) wrpo__put_symbol(w, tok->unk);
     if (stbds_arrlen(w->symbols)) stbds_arrlast(w->symbols).next = -1;
 }
-/* A binary heap by key: the lowest rank first, of equals the leftmost. */
-static void wrpo__propose(wrpo__work *w, int32_t at) { /* the merge of symbol `at` and the next, if there is one */
+/* A binary heap: the lowest rank first, of equal ranks the leftmost. */
+static void wrpo__push_merge(wrpo__work *w, int32_t at) {  /* of symbol `at` and the next, if there is one */
     int32_t next = w->symbols[at].next;
     if (next < 0) return;
     const wrpo__merge *m = wrpo__merge_slot(w->tok, w->symbols[at].id, w->symbols[next].id);
     if (m->rank < 0) return;
-    wrpo__candidate c = {(uint64_t)m->rank << 32 | (uint32_t)at, m->id};
+    wrpo__keyed c = {wrpo__pair(m->rank, at), m->id};
     stbds_arrput(w->heap, c);
     int64_t i = stbds_arrlen(w->heap) - 1;
-    for (int64_t up; i > 0 && w->heap[up = (i - 1) / 2].key > c.key; i = up) w->heap[i] = w->heap[up];
+    for (; i > 0 && w->heap[(i - 1) / 2].key > c.key; i = (i - 1) / 2) w->heap[i] = w->heap[(i - 1) / 2];
     w->heap[i] = c;
 }
-static wrpo__candidate wrpo__best(wrpo__work *w) {
-    wrpo__candidate top = w->heap[0], last = stbds_arrpop(w->heap);
+static wrpo__keyed wrpo__pop_merge(wrpo__work *w) {
+    wrpo__keyed top = w->heap[0], last = stbds_arrpop(w->heap);
     int64_t n = stbds_arrlen(w->heap), i = 0;
-    for (int64_t down; (down = 2 * i + 1) < n; i = down) {
+    for (int64_t down = 1; down < n; down = 2 * i + 1) {
         if (down + 1 < n && w->heap[down + 1].key < w->heap[down].key) down++;
         if (w->heap[down].key >= last.key) break;
         w->heap[i] = w->heap[down];
+        i = down;
     }
     if (n) w->heap[i] = last;
     return top;
+}
+static void wrpo__merge_symbols(wrpo__work *w) {
+    wrpo__symbol *y = w->symbols;
+    for (int64_t i = 0; i < stbds_arrlen(y); i++) wrpo__push_merge(w, (int32_t)i);
+    while (stbds_arrlen(w->heap)) {
+        wrpo__keyed best = wrpo__pop_merge(w);
+        int32_t at = (int32_t)(best.key & 0xFFFFFFFFu), next = y[at].next;
+        if (y[at].id < 0 || next < 0) continue;  /* merged into another symbol since */
+        const wrpo__merge *m = wrpo__merge_slot(w->tok, y[at].id, y[next].id);
+        if (m->rank < 0 || m->id != best.value) continue;  /* another pair is here now */
+        y[at].id = m->id, y[at].next = y[next].next, y[next].id = -1;
+        if (y[at].next >= 0) y[y[at].next].prev = at;
+        if (y[at].prev >= 0) wrpo__push_merge(w, y[at].prev);
+        wrpo__push_merge(w, at);
+    }
+}
+static void wrpo__put_ids(int32_t **ids, const int32_t *more, int64_t n) {
+    if (n) memcpy(stbds_arraddnptr(*ids, (size_t)n), more, (size_t)n * sizeof *more);
 }
 static void wrpo__bpe(wrpo__work *w, const char *s, int64_t n, int32_t **ids) {
     const wrpo_tokenizer *tok = w->tok;
@@ -6323,565 +6183,679 @@ static void wrpo__bpe(wrpo__work *w, const char *s, int64_t n, int32_t **ids) {
     if (n <= (int64_t)sizeof word->text) {
         word = &tok->words[wrpo__hash(tok->seed, s, (size_t)n) % WRPO__WORDS];
         if (word->size == n && memcmp(word->text, s, (size_t)n) == 0) {
-            memcpy(stbds_arraddnptr(*ids, word->count), word->ids, word->count * sizeof *word->ids);
+            wrpo__put_ids(ids, word->ids, word->count);
             return;
         }
     }
-    int64_t first = stbds_arrlen(*ids), count;
+    int64_t first = stbds_arrlen(*ids);
     int32_t whole = tok->ignore_merges ? wrpo__model_id(tok, s, (size_t)n) : -1;
     if (whole >= 0) stbds_arrput(*ids, whole);
     else {
         wrpo__symbols(w, s, n);
-        wrpo__symbol *y = w->symbols;
-        count = stbds_arrlen(y);
-        stbds_arrsetlen(w->heap, 0);
-        for (int64_t i = 0; i < count; i++) wrpo__propose(w, (int32_t)i);
-        while (stbds_arrlen(w->heap)) {
-            wrpo__candidate best = wrpo__best(w);
-            int32_t at = (int32_t)(best.key & 0xFFFFFFFFu), next = y[at].next;
-            if (y[at].id < 0 || next < 0) continue;    /* merged into another symbol since */
-            const wrpo__merge *m = wrpo__merge_slot(tok, y[at].id, y[next].id);
-            if (m->rank < 0 || m->id != best.id) continue;                /* another pair stands here now */
-            y[at].id = m->id, y[at].next = y[next].next, y[next].id = -1;
-            if (y[at].next >= 0) y[y[at].next].prev = at;
-            if (y[at].prev >= 0) wrpo__propose(w, y[at].prev);
-            wrpo__propose(w, at);
-        }
-        for (int64_t i = 0; i < count; i++) if (y[i].id >= 0) stbds_arrput(*ids, y[i].id);
+        wrpo__merge_symbols(w);
+        for (int64_t i = 0; i < stbds_arrlen(w->symbols); i++)
+            if (w->symbols[i].id >= 0) stbds_arrput(*ids, w->symbols[i].id);
     }
-    count = stbds_arrlen(*ids) - first;
+    int64_t count = stbds_arrlen(*ids) - first;
     if (!word || count > WRPO__COUNT(word->ids)) return;
     word->size = (uint8_t)n, word->count = (uint8_t)count;
     memcpy(word->text, s, (size_t)n);
     if (count) memcpy(word->ids, *ids + first, (size_t)count * sizeof *word->ids);
 }
-/* SentencePiece models have no pre-tokenizer: a whole segment is one word. Where no merge makes a token with a mark
-   (U+2581) behind another character, and no character is dropped, none can reach across such a place: cutting there
-   changes nothing, but the words are short again. */
+/* SentencePiece models have no pre-tokenizer: a whole text is one word. If no merge makes a token with a mark (U+2581)
+   after another character, and no character is dropped, no merge reaches across such a place: cutting there changes
+   nothing, and the words are short again. */
 static const char wrpo__mark_text[] = "\xE2\x96\x81";
-static bool wrpo__mark_at(const char *s, int64_t n, int64_t i) { return i >= 0 && i + 3 <= n && memcmp(s + i, wrpo__mark_text, 3) == 0; }
+static inline bool wrpo__cut_at(const char *s, int64_t n, int64_t i) {
+    if (s[i] != wrpo__mark_text[0] || i + 3 > n || memcmp(s + i, wrpo__mark_text, 3) != 0) return false;
+    return i < 3 || memcmp(s + i - 3, wrpo__mark_text, 3) != 0;
+}
 static void wrpo__bpe_cut(wrpo__work *w, const char *s, int64_t n, int32_t **ids) {
     int64_t begin = 0;
-    if (w->tok->cut_at_mark)
-        for (int64_t i = 1; i + 3 <= n; i++) {
-            if (s[i] != wrpo__mark_text[0] || !wrpo__mark_at(s, n, i) || wrpo__mark_at(s, n, i - 3)) continue;
-            wrpo__bpe(w, s + begin, i - begin, ids);
-            begin = i;
-        }
+    for (int64_t i = 1; i < n && w->tok->cut_at_mark; i++) {
+        if (!wrpo__cut_at(s, n, i)) continue;
+        wrpo__bpe(w, s + begin, i - begin, ids);
+        begin = i;
+    }
     wrpo__bpe(w, s + begin, n - begin, ids);
 }
 
-/* ---- text -> ids ---- */
-static bool wrpo__is_utf8(const char *s, size_t n, size_t *bad) {  /* bad: where the first offence is */
-    for (size_t i = 0, k; i < n; i += k) if (wrpo__utf8_get(s + i, n - i, &k) < 0) { *bad = i; return false; }
-    return true;
-}
-/* The normalized text, as one piece: w->s and w->n. */
-static void wrpo__normalize(wrpo__work *w, const char *s, int64_t n, bool first) {
-    w->s = s, w->n = n;
-    stbds_arrsetlen(w->pieces, 0);
-    stbds_arrsetlen(w->other, 0);
-    wrpo__put_piece(w, 0, n, -1, first);
-    wrpo__swap_pieces(w);
-    for (int64_t i = 0; i < stbds_arrlen(w->tok->normalizer); i++) wrpo__encode_step(w, &w->tok->normalizer[i]);
-}
-static void wrpo__encode_segment(wrpo__work *w, const char *s, int64_t n, bool first, int32_t **ids) {
-    const wrpo_tokenizer *tok = w->tok;
-    wrpo__normalize(w, s, n, first);
-    if (tok->trie[1].child > 0) wrpo__cut_added(w, 1, w->s, w->n, first), wrpo__swap_pieces(w);
-    for (int64_t i = 0; i < stbds_arrlen(tok->pre_tokenizer); i++) wrpo__encode_step(w, &tok->pre_tokenizer[i]);
-    for (int64_t i = 0; i < stbds_arrlen(w->pieces); i++) {
-        wrpo__piece p = w->pieces[i];
-        if (p.id >= 0) stbds_arrput(*ids, p.id);
-        else wrpo__bpe_cut(w, w->s + p.begin, p.end - p.begin, ids);
-    }
-}
-/* Appends the ids of text to *ids, an stb array. */
-static void wrpo__encode(wrpo_tokenizer *tok, const char *text, size_t n, unsigned flags, int32_t **ids) {
-    if (n > INT32_MAX) wrpo__fail(tok->ctx, WRPO_E_UNSUPPORTED, "a text of %zu bytes: more than %d cannot be tokenized at once", n, INT32_MAX);
-    size_t bad;
-    if (!wrpo__is_utf8(text, n, &bad)) wrpo__fail(tok->ctx, WRPO_E_FORMAT, "text to tokenize: not UTF-8 at byte %zu", bad);
-    if (!*ids) stbds_arrsetcap(*ids, n / 4 + 16);      /* in the caller's arena; what grows stays in its arena */
-    wrpo__arena *outer = wrpo__current;
+/* ---- encode and decode ---- */
+static wrpo__work wrpo__work_begin(wrpo_tokenizer *tok) {  /* what it allocates is in tok->scratch */
+    wrpo__work w = {.tok = tok, .outer = wrpo__current, .text.arena = tok->scratch, .spare.arena = tok->scratch};
     wrpo__arena_clear(tok->scratch);
     wrpo__current = tok->scratch;
-    wrpo__work w = {.tok = tok, .continues = flags & WRPO_TOKENIZER_CONTINUE, .text.arena = tok->scratch, .spare.arena = tok->scratch};
-    wrpo__cut_added(&w, 0, text, (int64_t)n, true);
-    wrpo__piece *segments = w.other;
-    w.other = NULL;
-    if (flags & WRPO_TOKENIZER_SPECIAL) for (int64_t i = 0; i < stbds_arrlen(tok->prefix); i++) stbds_arrput(*ids, tok->prefix[i]);
-    for (int64_t i = 0; i < stbds_arrlen(segments); i++) {
-        wrpo__piece p = segments[i];
-        if (p.id >= 0) stbds_arrput(*ids, p.id);
-        else wrpo__encode_segment(&w, text + p.begin, p.end - p.begin, p.first, ids);
-    }
-    if (flags & WRPO_TOKENIZER_SPECIAL) for (int64_t i = 0; i < stbds_arrlen(tok->suffix); i++) stbds_arrput(*ids, tok->suffix[i]);
-    wrpo__current = outer;
-    wrpo__arena_clear(tok->scratch);
+    return w;
 }
-
-/* ---- ids -> text ---- */
-static void wrpo__put_token(wrpo__work *w, size_t begin) { /* what spare has gained since begin; may be empty */
-    stbds_arrput(w->other, ((wrpo__piece){(int64_t)begin, (int64_t)w->spare.size, -1, false}));
+static void wrpo__work_end(const wrpo__work *w) {
+    wrpo__current = w->outer;
+    wrpo__arena_clear(w->tok->scratch);
 }
-/* <0xNN> tokens in a row are the bytes of a text; if that is not UTF-8, each byte becomes U+FFFD. */
-static int wrpo__byte_token(const char *s, int64_t n) {    /* -1: another token */
-    int v = 0;
-    if (n != 6 || memcmp(s, "<0x", 3) != 0 || s[5] != '>') return -1;
-    for (int i = 3; i < 5; i++) {
-        int c = (unsigned char)s[i], digit = c >= '0' && c <= '9' ? c - '0' : (c | 32) >= 'a' && (c | 32) <= 'f' ? (c | 32) - 'a' + 10 : -1;
-        if (digit < 0) return -1;
-        v = v * 16 + digit;
-    }
-    return v;
-}
-static void wrpo__end_bytes(wrpo__work *w, size_t begin, int64_t run) {
+/* Appends the ids of text to *ids, an stb array of the caller's arena. */
+static void wrpo__encode(wrpo_tokenizer *tok, const char *text, size_t n, unsigned flags, int32_t **ids) {
     size_t bad;
-    if (!run) return;
-    if (wrpo__is_utf8(w->spare.data + begin, (size_t)run, &bad)) { wrpo__put_token(w, begin); return; }
-    w->spare.size = begin;
-    for (; run > 0; run--, begin = w->spare.size) wrpo__text_add(&w->spare, "\xEF\xBF\xBD", 3), wrpo__put_token(w, begin);
-}
-static void wrpo__decode_step(wrpo__work *w, const wrpo__stage *step) {
-    int64_t run = 0, count = stbds_arrlen(w->pieces);  /* run: bytes of <0xNN> tokens at the end of spare */
-    for (int64_t i = 0; i < count; i++) {
-        const char *s = w->s + w->pieces[i].begin;
-        int64_t n = w->pieces[i].end - w->pieces[i].begin, one = (int64_t)step->size, cut = 0;
-        size_t begin = w->spare.size, k;
-        int byte;
-        bool known = true;
-        switch (step->kind) {
-        case WRPO__STEP_UNBYTES:                       /* a token with a character outside the alphabet stands for itself */
-            for (int64_t j = 0; j < n && known; j += (int64_t)k) known = wrpo__char_byte(wrpo__utf8_get(s + j, (size_t)(n - j), &k)) >= 0;
-            for (int64_t j = 0; j < n && known; j += (int64_t)k) {
-                char c = (char)wrpo__char_byte(wrpo__utf8_get(s + j, (size_t)(n - j), &k));
-                wrpo__text_add(&w->spare, &c, 1);
-            }
-            if (!known) wrpo__text_add(&w->spare, s, (size_t)n);
-            continue;
-        case WRPO__STEP_FUSE:
-            wrpo__text_add(&w->spare, s, (size_t)n);
-            continue;
-        case WRPO__STEP_BYTE_FALLBACK:
-            if ((byte = wrpo__byte_token(s, n)) >= 0) {
-                char c = (char)byte;
-                wrpo__text_add(&w->spare, &c, 1);
-                run++;
-                continue;
-            }
-            wrpo__end_bytes(w, begin - (size_t)run, run);
-            begin = w->spare.size, run = 0;
-            wrpo__text_add(&w->spare, s, (size_t)n);
-            break;
-        case WRPO__STEP_REPLACE:
-            wrpo__replace(&w->spare, step, s, n);
-            break;
-        case WRPO__STEP_STRIP:
-            for (; cut < step->start && n >= one && memcmp(s, step->text, step->size) == 0; cut++) s += one, n -= one;
-            for (cut = 0; cut < step->stop && n >= one && memcmp(s + n - one, step->text, step->size) == 0; cut++) n -= one;
-            wrpo__text_add(&w->spare, s, (size_t)n);
-            break;
-        default:                                       /* METASPACE: the mark is a space, or in the first token nothing */
-            for (int64_t j = 0; j < n; j += (int64_t)k) {
-                wrpo__utf8_get(s + j, (size_t)(n - j), &k);
-                bool mark = k == step->size && memcmp(s + j, step->text, k) == 0;
-                if (!mark) wrpo__text_add(&w->spare, s + j, k);
-                else if (i > 0 || !step->start) wrpo__text_add(&w->spare, " ", 1);
-            }
-        }
-        wrpo__put_token(w, begin);
+    if (n > INT32_MAX)
+        wrpo__fail(tok->ctx, WRPO_E_UNSUPPORTED, "a text of %zu bytes: more than %d cannot be tokenized at once", n,
+                   INT32_MAX);
+    if (!wrpo__is_utf8(text, n, &bad))
+        wrpo__fail(tok->ctx, WRPO_E_FORMAT, "text to tokenize: not UTF-8 at byte %zu", bad);
+    if (!*ids) stbds_arrsetcap(*ids, n / 4 + 16);  /* before the scratch arena becomes the current one */
+    wrpo__work w = wrpo__work_begin(tok);
+    w.continues = flags & WRPO_TOKENIZER_CONTINUE;
+    wrpo__begin_text(&w, text, (int64_t)n);
+    wrpo__edit_all(&w, tok->encoder, stbds_arrlen(tok->encoder));
+    if (flags & WRPO_TOKENIZER_SPECIAL) wrpo__put_ids(ids, tok->prefix, stbds_arrlen(tok->prefix));
+    for (int64_t i = 0; i < stbds_arrlen(w.pieces); i++) {
+        wrpo__piece p = w.pieces[i];
+        if (p.id >= 0) stbds_arrput(*ids, p.id);
+        else wrpo__bpe_cut(&w, w.s + p.begin, p.end - p.begin, ids);
     }
-    wrpo__end_bytes(w, w->spare.size - (size_t)run, run);
-    if (step->kind == WRPO__STEP_UNBYTES) {            /* all tokens as one; what is not UTF-8 becomes U+FFFD */
-        wrpo__text raw = w->spare;
-        w->spare = (wrpo__text){.arena = raw.arena};
-        for (size_t i = 0, k; i < raw.size; i += k) {
-            bool ok = wrpo__utf8_get(raw.data + i, raw.size - i, &k) >= 0;
-            wrpo__text_add(&w->spare, ok ? raw.data + i : "\xEF\xBF\xBD", ok ? k : 3);
-        }
-    }
-    if (step->kind == WRPO__STEP_UNBYTES || step->kind == WRPO__STEP_FUSE) wrpo__put_token(w, 0);
-    wrpo__rewritten(w);
-    wrpo__swap_pieces(w);
-}
-static const wrpo__token *wrpo__as_decoded(const wrpo_tokenizer *tok, int32_t id) {    /* the token as decoding sees it */
-    for (int64_t k = 0; tok->tokens[id].flags & WRPO__TOKEN_RENAMED; k++) if (tok->renamed[k].id == id) return &tok->renamed[k].token;
-    return &tok->tokens[id];
+    if (flags & WRPO_TOKENIZER_SPECIAL) wrpo__put_ids(ids, tok->suffix, stbds_arrlen(tok->suffix));
+    wrpo__work_end(&w);
 }
 /* Appends the text of ids to out. */
 static void wrpo__decode(wrpo_tokenizer *tok, const int32_t *ids, int64_t n, bool skip_special, wrpo__text *out) {
-    wrpo__arena *outer = wrpo__current;
-    wrpo__arena_clear(tok->scratch);
-    wrpo__current = tok->scratch;
-    wrpo__work w = {.tok = tok, .text.arena = tok->scratch, .spare.arena = tok->scratch};
+    wrpo__work w = wrpo__work_begin(tok);
+    w.decodes = true;
     for (int64_t i = 0; i < n; i++) {
-        if (ids[i] < 0 || ids[i] >= tok->size || !tok->tokens[ids[i]].text)
-            wrpo__fail(tok->ctx, WRPO_E_ARG, "id %lld of the text to decode: no token has the id %d; they go to %lld", (long long)i, (int)ids[i],
-                       (long long)tok->size - 1);
-        const wrpo__token *token = wrpo__as_decoded(tok, ids[i]);
-        if (skip_special && token->flags & WRPO__TOKEN_SPECIAL) continue;
-        size_t begin = w.spare.size;
-        if (!tok->has_decoder && stbds_arrlen(w.other)) wrpo__text_add(&w.spare, " ", 1);
-        wrpo__text_add(&w.spare, token->text, (size_t)token->size);
-        wrpo__put_token(&w, begin);
+        const wrpo__token *token = wrpo__token_of(tok, ids[i]);
+        if (!token)
+            wrpo__fail(tok->ctx, WRPO_E_ARG, "id %lld of the text to decode: no token has the id %d; they go to %lld",
+                       (long long)i, (int)ids[i], (long long)tok->size - 1);
+        const wrpo__added *a = tok->added;
+        bool renamed = token->flags & WRPO__TOKEN_RENAMED;
+        if (skip_special && token->flags & WRPO__TOKEN_SPECIAL && !renamed) continue;
+        while (renamed && a->id != ids[i]) a++;
+        if (!tok->has_decoder && stbds_arrlen(w.put)) wrpo__text_add(&w.spare, " ", 1);
+        wrpo__text_add(&w.spare, renamed ? a->text : token->text, (size_t)(renamed ? a->size : token->size));
+        wrpo__put_spare(&w, false);
     }
-    wrpo__rewritten(&w);
-    wrpo__swap_pieces(&w);
-    for (int64_t i = 0; i < stbds_arrlen(tok->decoder); i++) wrpo__decode_step(&w, &tok->decoder[i]);
-    if (!out->data) wrpo__text_add(out, "", 0);
-    for (int64_t i = 0; i < stbds_arrlen(w.pieces); i++) wrpo__text_add(out, w.s + w.pieces[i].begin, (size_t)(w.pieces[i].end - w.pieces[i].begin));
-    wrpo__current = outer;
-    wrpo__arena_clear(tok->scratch);
+    wrpo__take_spare(&w);
+    wrpo__edit_all(&w, tok->decoder, stbds_arrlen(tok->decoder));
+    wrpo__text_add(out, w.s, (size_t)w.n);
+    wrpo__work_end(&w);
 }
 
-/* ---- load ---- */
-typedef struct wrpo__loader {        /* name: of the file, for errors; next: the id of the next added token that is not in the vocabulary */
-    wrpo_tokenizer *tok; wrpo_ctx *ctx; const char *name; wrpo__work *work; int64_t next;
+/* ---- load: what all readers use ---- */
+typedef struct wrpo__loader {
+    wrpo_tokenizer *tok; wrpo_ctx *ctx;
+    const char *name;     /* of the file, for errors */
+    wrpo__work *work;     /* normalizes the texts of added tokens */
+    int64_t next;         /* the id of the next added token that is not in the vocabulary */
+    wrpo__edit **edits;   /* the list that readers of components add to */
 } wrpo__loader;
-
+#define wrpo__load_fail(in, v, ...) wrpo__json_fail((in)->ctx, WRPO_E_FORMAT, (in)->name, v, __VA_ARGS__)
+_Noreturn static void wrpo__load_refuse(const wrpo__loader *in, const char *what, const wrpo_json *v) {
+    wrpo__shown s;
+    wrpo__json_fail(in->ctx, WRPO_E_UNSUPPORTED, in->name, v, "%s %s is not supported", what, wrpo__json_found(s, v));
+}
+/* A member of an object, of this kind; from wrpo__load_maybe NULL, if it is absent or null. */
+static const wrpo_json *wrpo__load_need(const wrpo__loader *in, const wrpo_json *v, const char *key, wrpo_json_kind k) {
+    return wrpo__json_need(in->ctx, in->name, v, key, k);
+}
+static const wrpo_json *wrpo__load_maybe(const wrpo__loader *in, const wrpo_json *v, const char *key,
+                                         wrpo_json_kind k) {
+    return wrpo__json_maybe(in->ctx, in->name, v, key, k);
+}
 static bool wrpo__load_flag(const wrpo__loader *in, const wrpo_json *object, const char *key, bool otherwise) {
-    const wrpo_json *v = wrpo__json_maybe(in->ctx, in->name, object, key, WRPO_JSON_BOOL);
+    const wrpo_json *v = wrpo__load_maybe(in, object, key, WRPO_JSON_BOOL);
     return v ? v->boolean : otherwise;
-}
-static const wrpo_json *wrpo__load_need(const wrpo__loader *in, const wrpo_json *object, const char *key, wrpo_json_kind kind) {
-    return wrpo__json_need(in->ctx, in->name, object, key, kind);
-}
-static const wrpo_json *wrpo__load_list(const wrpo__loader *in, const wrpo_json *object, const char *key) {       /* its first member */
-    return wrpo__load_need(in, object, key, WRPO_JSON_ARRAY)->child;
 }
 static int32_t wrpo__load_count(const wrpo__loader *in, const wrpo_json *v, int64_t high) {
     return (int32_t)wrpo__json_integer(in->ctx, in->name, v, 0, high, NULL);
 }
-static const wrpo_json *wrpo__load_text(const wrpo__loader *in, const wrpo_json *object, const char *key, const char **text, size_t *size) {
-    const wrpo_json *v = wrpo__load_need(in, object, key, WRPO_JSON_STRING);
-    *text = wrpo__strndup(in->tok->arena, v->text, v->size);
-    *size = v->size;
+
+/* ---- load: regexes ---- */
+typedef struct wrpo__rx_parser {
+    const wrpo__loader *in; const wrpo_json *json;  /* where the pattern is, for errors */
+    const char *s; size_t n, i;                     /* the pattern, and how much of it is read */
+    bool literal, fold;                             /* all characters are literals; inside (?i:...) */
+    int depth;
+    wrpo__rx_node *nodes;
+} wrpo__rx_parser;
+typedef struct wrpo__rx_part { int32_t first, last; int64_t shortest; } wrpo__rx_part;  /* shortest: of its matches */
+
+_Noreturn static void wrpo__rx_fail(const wrpo__rx_parser *p, const char *what) {
+    wrpo__json_fail(p->in->ctx, WRPO_E_UNSUPPORTED, p->in->name, p->json, "regex, byte %zu: %s is not supported: %.*s",
+                    p->i + 1, what, (int)WRPO__MIN(p->n, 200), p->s);
+}
+static bool wrpo__rx_sees(const wrpo__rx_parser *p, const char *any) {  /* is the next character one of these? */
+    return !p->literal && p->i < p->n && p->s[p->i] && strchr(any, p->s[p->i]);
+}
+static bool wrpo__rx_take(wrpo__rx_parser *p, const char *text) {
+    size_t n = strlen(text);
+    if (p->literal || p->n - p->i < n || memcmp(p->s + p->i, text, n) != 0) return false;
+    p->i += n;
+    return true;
+}
+static int32_t wrpo__rx_char(wrpo__rx_parser *p) {
+    size_t size;
+    if (p->i >= p->n) wrpo__rx_fail(p, "a pattern that ends here");
+    int32_t c = wrpo__utf8_get(p->s + p->i, p->n - p->i, &size);  /* valid, as all JSON is */
+    p->i += size;
+    return c;
+}
+static void wrpo__rx_range(wrpo__charset *set, int32_t first, int32_t last) {
+    int32_t *range = *stbds_arraddnptr(set->ranges, 1);
+    range[0] = first, range[1] = last;
+}
+static int64_t wrpo__rx_number(wrpo__rx_parser *p, int base, size_t digits) {  /* at most so many; -1: there is none */
+    int64_t v = -1;
+    for (size_t end = WRPO__MIN(p->n, p->i + digits); p->i < end; p->i++) {
+        int digit = wrpo__hex_digit(p->s[p->i]);
+        if (digit < 0 || digit >= base) break;
+        v = WRPO__MAX(v, 0) * base + digit;
+        if (v > 0x10FFFF) wrpo__rx_fail(p, "a number this large");
+    }
     return v;
 }
-_Noreturn static void wrpo__load_refuse(const wrpo__loader *in, const char *what, const wrpo_json *v) {
-    wrpo__shown text;
-    wrpo__json_fail(in->ctx, WRPO_E_UNSUPPORTED, in->name, v, "%s %s is not supported", what, wrpo__json_found(text, v));
+/* After a backslash: the classes of the escape, or 0 and the one code point *c. */
+static uint32_t wrpo__rx_escape(wrpo__rx_parser *p, int32_t *c) {
+    static const struct { const char *name; uint32_t classes; } properties[] = {
+        {"L}", WRPO__L}, {"Lu}", 1u << WRPO__LU}, {"Ll}", 1u << WRPO__LL}, {"Lt}", 1u << WRPO__LT},
+        {"Lm}", 1u << WRPO__LM}, {"Lo}", 1u << WRPO__LO}, {"N}", WRPO__N}, {"Nd}", 1u << WRPO__ND},
+        {"M}", 1u << WRPO__M}, {"P}", 1u << WRPO__P | 1u << WRPO__PC}, {"S}", 1u << WRPO__S | 1u << WRPO__SW},
+    };
+    static const char letters[] = "nrtfva", controls[] = "\n\r\t\f\v\a";
+    *c = wrpo__rx_char(p);
+    size_t begin = p->i;
+    char letter = *c < 128 ? (char)*c : 0, low = (char)(letter | 32);
+    const char *control = letter ? strchr(letters, letter) : NULL;
+    bool negate = letter != low, known = letter >= 32 && !(low >= 'a' && low <= 'z') && !(low >= '0' && low <= '9');
+    uint32_t classes = 0;
+    if (low == 's') classes = 1u << WRPO__SPACE;
+    else if (low == 'd') classes = 1u << WRPO__ND;
+    else if (low == 'p' && wrpo__rx_take(p, "{")) {
+        if (wrpo__rx_take(p, "^")) negate = !negate;
+        for (int64_t k = 0; k < WRPO__COUNT(properties) && !classes; k++)
+            if (wrpo__rx_take(p, properties[k].name)) classes = properties[k].classes;
+        if (!classes) wrpo__rx_fail(p, "this property");
+    } else if (control) {
+        *c = controls[control - letters];
+        known = true;
+    } else if (letter == 'u') {
+        *c = (int32_t)wrpo__rx_number(p, 16, 4);
+        known = p->i == begin + 4;
+    } else if (letter == 'x' && wrpo__rx_take(p, "{")) {
+        *c = (int32_t)wrpo__rx_number(p, 16, p->n);
+        known = *c >= 0 && wrpo__rx_take(p, "}");
+    }
+    if (!classes && !known) wrpo__rx_fail(p, "this escape");
+    return classes && negate ? WRPO__CLASSES ^ classes : classes;
 }
-static const wrpo__regex *wrpo__load_pattern(const wrpo__loader *in, const wrpo_json *object) {     /* {"String": ...} or {"Regex": ...} */
-    const wrpo_json *pattern = wrpo__load_need(in, object, "pattern", WRPO_JSON_OBJECT);
-    bool literal = wrpo__json_get(pattern, "String");
-    const wrpo_json *v = wrpo__load_need(in, pattern, literal ? "String" : "Regex", WRPO_JSON_STRING);
-    return wrpo__regex_new(in->tok->arena, in->name, v, in->tok->unicode.kind, v->text, v->size, literal);
+static bool wrpo__rx_dash(const wrpo__rx_parser *p) {  /* of a range: a '-' before ']' is a literal */
+    return wrpo__rx_sees(p, "-") && !(p->i + 1 < p->n && p->s[p->i + 1] == ']');
 }
-static void wrpo__load_char(const wrpo__loader *in, const wrpo_json *object, const char *key, wrpo__stage *step) {   /* a text of one character */
-    const wrpo_json *v = wrpo__load_text(in, object, key, &step->text, &step->size);
+static void wrpo__rx_bracket(wrpo__rx_parser *p, wrpo__charset *set) {  /* after '[' */
+    set->negate = wrpo__rx_take(p, "^");
+    if (wrpo__rx_sees(p, "]")) wrpo__rx_fail(p, "an empty class");
+    for (bool begun = false; !wrpo__rx_take(p, "]"); begun = true) {
+        if (wrpo__rx_sees(p, "[")) wrpo__rx_fail(p, "a class within a class");
+        if (wrpo__rx_take(p, "&&")) wrpo__rx_fail(p, "an intersection of classes");
+        if (begun && wrpo__rx_dash(p)) wrpo__rx_fail(p, "'-' at this place");
+        int32_t first = wrpo__rx_char(p);
+        uint32_t classes = first == '\\' ? wrpo__rx_escape(p, &first) : 0;
+        int32_t last = first;
+        set->classes |= classes;
+        if (classes) continue;
+        if (wrpo__rx_dash(p)) {
+            p->i++;
+            if (wrpo__rx_sees(p, "[")) wrpo__rx_fail(p, "a class within a class");
+            last = wrpo__rx_char(p);
+            if ((last == '\\' && wrpo__rx_escape(p, &last)) || last < first) wrpo__rx_fail(p, "this range");
+        }
+        wrpo__rx_range(set, first, last);
+    }
+}
+/* One literal, escape or class. In (?i:...) a letter is a class of its cases. Only ASCII is folded, where U+017F and
+   U+212A fold too; two letters in a row that a ligature folds to are refused. */
+static wrpo__charset wrpo__rx_atom(wrpo__rx_parser *p) {
+    static const char *const refused[][2] = {
+        {".", "'.'"}, {"^$", "an anchor"}, {"{?*+", "this repetition"}, {"]}", "this bracket"},
+    };
+    static const char *const ligatures[] = {"ss", "ff", "fi", "fl", "st"};
+    wrpo__charset set = {.kind = p->in->tok->unicode.kind};
+    int32_t c = 0;
+    for (int k = 0; k < 4; k++) if (wrpo__rx_sees(p, refused[k][0])) wrpo__rx_fail(p, refused[k][1]);
+    if (p->fold && p->i < p->n && (wrpo__rx_sees(p, "[\\") || (unsigned char)p->s[p->i] >= 128))
+        wrpo__rx_fail(p, "anything but ASCII letters in (?i:...)");
+    if (wrpo__rx_take(p, "[")) wrpo__rx_bracket(p, &set);
+    else {
+        if (wrpo__rx_take(p, "\\")) set.classes = wrpo__rx_escape(p, &c);
+        else c = wrpo__rx_char(p);
+        if (!set.classes) wrpo__rx_range(&set, c, c);
+    }
+    int32_t low = c | 32;
+    if (p->fold && low >= 'a' && low <= 'z') {
+        for (int k = 0; k < 5; k++)
+            if (low == ligatures[k][0] && p->i < p->n && (p->s[p->i] | 32) == ligatures[k][1])
+                wrpo__rx_fail(p, "a pair of letters with a ligature in (?i:...)");
+        wrpo__rx_range(&set, c ^ 32, c ^ 32);
+        if (low == 's') wrpo__rx_range(&set, 0x17F, 0x17F);
+        if (low == 'k') wrpo__rx_range(&set, 0x212A, 0x212A);
+    }
+    for (c = 0; c < 128; c++) set.ascii[c] = wrpo__set_has(&set, c);
+    return set;
+}
+static wrpo__rx_part wrpo__rx_node_new(wrpo__rx_parser *p, wrpo__rx_kind kind) {
+    const wrpo__rx_node node = {.kind = kind, .min = 1, .max = 1, .next = -1, .other = -1};
+    int32_t at = (int32_t)stbds_arrlen(p->nodes);
+    stbds_arrput(p->nodes, node);
+    return (wrpo__rx_part){at, at, 0};
+}
+static wrpo__rx_part wrpo__rx_either(wrpo__rx_parser *p, wrpo__rx_part a, wrpo__rx_part b) {  /* a, else b */
+    int32_t fork = wrpo__rx_node_new(p, WRPO__RX_FORK).first, join = wrpo__rx_node_new(p, WRPO__RX_JOIN).first;
+    p->nodes[fork].next = a.first, p->nodes[fork].other = b.first;
+    p->nodes[a.last].next = p->nodes[b.last].next = join;
+    return (wrpo__rx_part){fork, join, WRPO__MIN(a.shortest, b.shortest)};
+}
+static wrpo__rx_part wrpo__rx_alternatives(wrpo__rx_parser *p);
+static wrpo__rx_part wrpo__rx_group(wrpo__rx_parser *p) {  /* after "(" */
+    bool fold = p->fold;
+    if (wrpo__rx_take(p, "?i:")) p->fold = true;
+    else if (!wrpo__rx_take(p, "?:") && wrpo__rx_sees(p, "?")) wrpo__rx_fail(p, "this kind of group");
+    wrpo__rx_part part = wrpo__rx_alternatives(p);
+    if (!wrpo__rx_take(p, ")")) wrpo__rx_fail(p, "a group without its end");
+    p->fold = fold;
+    if (wrpo__rx_take(p, "?")) part = wrpo__rx_either(p, part, wrpo__rx_node_new(p, WRPO__RX_JOIN));
+    if (wrpo__rx_sees(p, "?*+{")) wrpo__rx_fail(p, "this repetition of a group");
+    return part;
+}
+static wrpo__rx_part wrpo__rx_item(wrpo__rx_parser *p) {
+    bool negative = wrpo__rx_take(p, "(?!"), ahead = negative || wrpo__rx_take(p, "(?=");
+    if (!ahead && wrpo__rx_take(p, "(")) return wrpo__rx_group(p);
+    wrpo__rx_part part = wrpo__rx_node_new(p, ahead ? WRPO__RX_AHEAD : WRPO__RX_SET);
+    wrpo__rx_node *x = &p->nodes[part.first];
+    if (ahead && wrpo__rx_sees(p, "(|)")) wrpo__rx_fail(p, "a lookahead for more than one character");
+    x->set = wrpo__rx_atom(p);
+    x->negative = negative;
+    if (ahead) {
+        if (!wrpo__rx_take(p, ")")) wrpo__rx_fail(p, "a lookahead for more than one character");
+        return part;
+    }
+    if (wrpo__rx_take(p, "{")) {
+        int64_t min = wrpo__rx_number(p, 10, p->n), max = min;
+        if (wrpo__rx_take(p, ",")) max = wrpo__rx_number(p, 10, p->n);
+        if (max < 0 && min >= 0) max = INT64_MAX;
+        x->min = WRPO__MAX(min, 0), x->max = max;
+        if (max < x->min || !wrpo__rx_take(p, "}")) wrpo__rx_fail(p, "this repetition");
+    } else if (wrpo__rx_sees(p, "?*+")) {
+        char c = p->s[p->i++];
+        x->min = c == '+', x->max = c == '?' ? 1 : INT64_MAX;
+        x->possessive = wrpo__rx_take(p, "+");
+    }
+    if (wrpo__rx_sees(p, "?*+{")) wrpo__rx_fail(p, "this repetition");
+    part.shortest = x->min;
+    return part;
+}
+static wrpo__rx_part wrpo__rx_alternatives(wrpo__rx_parser *p) {
+    wrpo__rx_part all = {-1, -1, 0};
+    if (++p->depth > 400) wrpo__rx_fail(p, "so many alternatives, or so deep a nest of groups");
+    while (p->i < p->n && !wrpo__rx_sees(p, "|)")) {
+        wrpo__rx_part part = wrpo__rx_item(p);
+        if (all.first < 0) all.first = part.first;
+        else p->nodes[all.last].next = part.first;
+        all.last = part.last, all.shortest += part.shortest;
+    }
+    if (all.first < 0) all = wrpo__rx_node_new(p, WRPO__RX_JOIN);
+    if (wrpo__rx_take(p, "|")) all = wrpo__rx_either(p, all, wrpo__rx_alternatives(p));
+    p->depth--;
+    return all;
+}
+static const wrpo__regex *wrpo__load_regex(const wrpo__loader *in, const wrpo_json *v, const char *s, size_t n,
+                                           bool literal) {
+    wrpo__rx_parser p = {.in = in, .json = v, .s = s, .n = n, .literal = literal};
+    if (n > 4096) wrpo__rx_fail(&p, "a pattern this long");
+    wrpo__rx_part all = wrpo__rx_alternatives(&p);
+    if (p.i < n) wrpo__rx_fail(&p, "this bracket");
+    if (all.shortest == 0) wrpo__rx_fail(&p, "a pattern that matches the empty text");
+    int32_t end = wrpo__rx_node_new(&p, WRPO__RX_END).first;
+    p.nodes[all.last].next = end;
+    wrpo__regex *rx = WRPO__NEW(in->tok->arena, wrpo__regex);
+    rx->nodes = p.nodes, rx->first = all.first;
+    return rx;
+}
+
+/* ---- load: components ---- */
+static void wrpo__read_text(const wrpo__loader *in, const wrpo_json *v, const char *key, wrpo__edit *e) {
+    v = wrpo__load_need(in, v, key, WRPO_JSON_STRING);
+    e->text = wrpo__strndup(in->tok->arena, v->text, v->size);
+    e->size = v->size;
+}
+static void wrpo__read_char(const wrpo__loader *in, const wrpo_json *v, const char *key, wrpo__edit *e) {
     size_t one = 0;
-    if (step->size) wrpo__utf8_get(step->text, step->size, &one);
-    if (!one || one != step->size) wrpo__json_refuse(in->ctx, in->name, v, NULL, "one character");
+    wrpo__read_text(in, v, key, e);
+    if (e->size) wrpo__utf8_get(e->text, e->size, &one);
+    if (!one || one != e->size)
+        wrpo__json_refuse(in->ctx, in->name, wrpo__json_get(v, key), NULL, "one character");
 }
-static wrpo__stage wrpo__load_replace(const wrpo__loader *in, const wrpo_json *v) {
-    wrpo__stage step = {.kind = WRPO__STEP_REPLACE, .regex = wrpo__load_pattern(in, v)};
-    wrpo__load_text(in, v, "content", &step.text, &step.size);
-    return step;
+static void wrpo__read_pattern(const wrpo__loader *in, const wrpo_json *v, wrpo__edit *e) {
+    const wrpo_json *pattern = wrpo__load_need(in, v, "pattern", WRPO_JSON_OBJECT);
+    bool literal = wrpo__json_get(pattern, "String");
+    v = wrpo__load_need(in, pattern, literal ? "String" : "Regex", WRPO_JSON_STRING);
+    e->regex = wrpo__load_regex(in, v, v->text, v->size, literal);
 }
-/* A component, or the members of a Sequence of them, in order. */
-typedef void wrpo__load_one(const wrpo__loader *in, const wrpo_json *v, const wrpo_json *type);
-static void wrpo__load_each(const wrpo__loader *in, const wrpo_json *v, const char *list, wrpo__load_one *one) {
-    if (!v || v->kind == WRPO_JSON_NULL) return;
-    const wrpo_json *type = wrpo__load_need(in, v, "type", WRPO_JSON_STRING);
-    if (!wrpo__json_is(type, "Sequence")) { one(in, v, type); return; }
-    for (const wrpo_json *k = wrpo__load_list(in, v, list); k; k = k->next) wrpo__load_each(in, k, list, one);
+/* The settings of an edit, where it is all of a component. */
+static void wrpo__read_edit(const wrpo__loader *in, const wrpo_json *v, wrpo__edit e) {
+    static const char *const names[] = {"Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous"};
+    const wrpo_json *behavior;
+    int b = 0;
+    switch (e.kind) {
+    case WRPO__EDIT_NFC: wrpo__unicode_load_nfc(&in->tok->unicode); break;
+    case WRPO__EDIT_UNBYTES:
+        stbds_arrput(*in->edits, e);
+        e.kind = WRPO__EDIT_REPAIR;
+        break;
+    case WRPO__EDIT_PREPEND: wrpo__read_text(in, v, "prepend", &e); break;
+    case WRPO__EDIT_REPLACE:
+        wrpo__read_pattern(in, v, &e);
+        wrpo__read_text(in, v, "content", &e);
+        break;
+    case WRPO__EDIT_SPLIT:
+        behavior = wrpo__load_need(in, v, "behavior", WRPO_JSON_STRING);
+        while (b < 5 && !wrpo__json_is(behavior, names[b])) b++;
+        if (b == 5) wrpo__load_refuse(in, "Split behavior", behavior);
+        e.behavior = (wrpo__behavior)b;
+        e.invert = wrpo__load_flag(in, v, "invert", false);
+        wrpo__read_pattern(in, v, &e);
+        break;
+    case WRPO__EDIT_STRIP:
+        wrpo__read_char(in, v, "content", &e);
+        e.start = wrpo__load_count(in, wrpo__load_need(in, v, "start", WRPO_JSON_NUMBER), INT32_MAX);
+        e.stop = wrpo__load_count(in, wrpo__load_need(in, v, "stop", WRPO_JSON_NUMBER), INT32_MAX);
+        break;
+    case WRPO__EDIT_METASPACE:
+        wrpo__read_char(in, v, "replacement", &e);
+        e.start = !wrpo__json_is(wrpo__json_get(v, "prepend_scheme"), "never");
+        break;
+    default: break;
+    }
+    stbds_arrput(*in->edits, e);
 }
-static void wrpo__load_normalizer(const wrpo__loader *in, const wrpo_json *v, const wrpo_json *type) {
-    wrpo_tokenizer *tok = in->tok;
-    wrpo__stage step = {.kind = WRPO__STEP_PREPEND};
-    if (wrpo__json_is(type, "NFC")) step.kind = WRPO__STEP_NFC, wrpo__unicode_load_nfc(tok->arena, &tok->unicode);
-    else if (wrpo__json_is(type, "Prepend")) wrpo__load_text(in, v, "prepend", &step.text, &step.size);
-    else if (wrpo__json_is(type, "Replace")) step = wrpo__load_replace(in, v);
-    else wrpo__load_refuse(in, "normalizer", type);
-    stbds_arrput(tok->normalizer, step);
+static void wrpo__read_digits(const wrpo__loader *in, const wrpo_json *v, wrpo__edit e) {
+    static const char numeric[] = "[\\p{N}\\x{11DE0}-\\x{11DE9}\\x{16FF4}-\\x{16FF6}]";  /* Rust's, of Unicode 17 */
+    e.behavior = wrpo__load_flag(in, v, "individual_digits", false) ? WRPO__ISOLATED : WRPO__CONTIGUOUS;
+    e.regex = wrpo__load_regex(in, v, numeric, sizeof numeric - 1, false);
+    stbds_arrput(*in->edits, e);
 }
-static void wrpo__load_splitter(const wrpo__loader *in, const wrpo_json *v, const char *pattern, bool literal, wrpo__behavior behavior) {
-    wrpo__stage step = {.kind = WRPO__STEP_SPLIT, .behavior = behavior};
-    step.regex = wrpo__regex_new(in->tok->arena, in->name, v, in->tok->unicode.kind, pattern, strlen(pattern), literal);
-    stbds_arrput(in->tok->pre_tokenizer, step);
-}
-static void wrpo__load_pre_tokenizer(const wrpo__loader *in, const wrpo_json *v, const wrpo_json *type) {
+static void wrpo__read_byte_level(const wrpo__loader *in, const wrpo_json *v, wrpo__edit e) {
     static const char gpt2[] = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";
-    static const char numeric[] = "[\\p{N}\\x{11DE0}-\\x{11DE9}\\x{16FF4}-\\x{16FF6}]";     /* Rust's is_numeric is Unicode 17 */
-    static const char *const behaviors[] = {"Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous"};
-    wrpo_tokenizer *tok = in->tok;
-    wrpo__stage step = {.kind = WRPO__STEP_PREPEND, .text = " ", .size = 1, .unless = true};
-    if (wrpo__json_is(type, "Split")) {
-        int64_t b = 0;
-        const wrpo_json *k = wrpo__load_need(in, v, "behavior", WRPO_JSON_STRING);
-        while (b < WRPO__COUNT(behaviors) && !wrpo__json_is(k, behaviors[b])) b++;
-        if (b == WRPO__COUNT(behaviors)) wrpo__load_refuse(in, "Split behavior", k);
-        step = (wrpo__stage){.kind = WRPO__STEP_SPLIT, .behavior = (wrpo__behavior)b, .invert = wrpo__load_flag(in, v, "invert", false)};
-        step.regex = wrpo__load_pattern(in, v);
-        stbds_arrput(tok->pre_tokenizer, step);
-    } else if (wrpo__json_is(type, "Digits")) {
-        wrpo__load_splitter(in, v, numeric, false, wrpo__load_flag(in, v, "individual_digits", false) ? WRPO__ISOLATED : WRPO__CONTIGUOUS);
-    } else if (wrpo__json_is(type, "ByteLevel")) {
-        if (wrpo__load_flag(in, v, "add_prefix_space", true)) stbds_arrput(tok->pre_tokenizer, step);
-        if (wrpo__load_flag(in, v, "use_regex", true)) wrpo__load_splitter(in, v, gpt2, false, WRPO__ISOLATED);
-        stbds_arrput(tok->pre_tokenizer, ((wrpo__stage){.kind = WRPO__STEP_BYTES}));
-    } else if (wrpo__json_is(type, "Metaspace")) {
-        const wrpo_json *scheme = wrpo__json_maybe(in->ctx, in->name, v, "prepend_scheme", WRPO_JSON_STRING);
-        bool never = wrpo__json_is(scheme, "never"), first = wrpo__json_is(scheme, "first");
-        wrpo__load_char(in, v, "replacement", &step);
-        if (scheme && !never && !first && !wrpo__json_is(scheme, "always")) wrpo__load_refuse(in, "prepend_scheme", scheme);
-        if (!wrpo__load_flag(in, v, "add_prefix_space", true) && !never)
-            wrpo__json_fail(in->ctx, WRPO_E_FORMAT, in->name, v, "Metaspace: add_prefix_space false goes only with prepend_scheme \"never\"");
-        wrpo__stage marks = step;
-        marks.kind = WRPO__STEP_REPLACE;
-        marks.regex = wrpo__regex_new(tok->arena, in->name, v, tok->unicode.kind, " ", 1, true);
-        stbds_arrput(tok->pre_tokenizer, marks);
-        /* "first" asks where a piece lies in the original text: known as long as the normalizer puts one character for one */
-        for (int64_t i = 0; i < stbds_arrlen(tok->normalizer) && first; i++) {
-            const wrpo__stage *n = &tok->normalizer[i];
-            size_t one = 0;
-            if (n->kind == WRPO__STEP_REPLACE && n->size) wrpo__utf8_get(n->text, n->size, &one);
-            if (n->kind != WRPO__STEP_NFC && (!one || one != n->size || !wrpo__rx_takes_one(n->regex)))
-                wrpo__load_refuse(in, "after this normalizer, prepend_scheme", scheme);
-        }
-        step.first = first;
-        if (!never) stbds_arrput(tok->pre_tokenizer, step);
-        if (wrpo__load_flag(in, v, "split", true)) wrpo__load_splitter(in, v, step.text, true, WRPO__MERGED_WITH_NEXT);
-    } else wrpo__load_refuse(in, "pre_tokenizer", type);
+    wrpo__edit space = {.kind = WRPO__EDIT_PREPEND, .text = " ", .size = 1, .unless = true};
+    wrpo__edit split = {.kind = WRPO__EDIT_SPLIT, .behavior = WRPO__ISOLATED};
+    split.regex = wrpo__load_regex(in, v, gpt2, sizeof gpt2 - 1, false);
+    if (wrpo__load_flag(in, v, "add_prefix_space", true)) stbds_arrput(*in->edits, space);
+    if (wrpo__load_flag(in, v, "use_regex", true)) stbds_arrput(*in->edits, split);
+    stbds_arrput(*in->edits, e);
 }
-static void wrpo__load_decoder(const wrpo__loader *in, const wrpo_json *v, const wrpo_json *type) {
-    wrpo__stage step = {.kind = WRPO__STEP_UNBYTES};
-    if (wrpo__json_is(type, "ByteFallback")) step.kind = WRPO__STEP_BYTE_FALLBACK;
-    else if (wrpo__json_is(type, "Fuse")) step.kind = WRPO__STEP_FUSE;
-    else if (wrpo__json_is(type, "Replace")) step = wrpo__load_replace(in, v);
-    else if (wrpo__json_is(type, "Strip") || wrpo__json_is(type, "Metaspace")) {
-        bool strip = wrpo__json_is(type, "Strip");
-        wrpo__load_char(in, v, strip ? "content" : "replacement", &step);
-        step.kind = strip ? WRPO__STEP_STRIP : WRPO__STEP_METASPACE;
-        step.start = !wrpo__json_is(wrpo__json_get(v, "prepend_scheme"), "never");
-        if (strip) {
-            step.start = wrpo__load_count(in, wrpo__load_need(in, v, "start", WRPO_JSON_NUMBER), INT32_MAX);
-            step.stop = wrpo__load_count(in, wrpo__load_need(in, v, "stop", WRPO_JSON_NUMBER), INT32_MAX);
-        }
-    } else if (!wrpo__json_is(type, "ByteLevel")) wrpo__load_refuse(in, "decoder", type);
-    stbds_arrput(in->tok->decoder, step);
+/* Does a normalizer keep the number of characters? */
+static bool wrpo__keeps_count(const wrpo__edit *e) {
+    size_t one = 0;
+    if (e->kind != WRPO__EDIT_REPLACE || !e->size) return e->kind == WRPO__EDIT_NFC;
+    wrpo__utf8_get(e->text, e->size, &one);
+    const wrpo__rx_node *x = e->regex->nodes;  /* one for one: a SET and the END */
+    return one == e->size && stbds_arrlen(x) == 2 && x->kind == WRPO__RX_SET && x->min == 1 && x->max == 1;
 }
-/* Only what a single text gets: ids before and after it. Sequences nest. */
-static void wrpo__load_post_processor(const wrpo__loader *in, const wrpo_json *v, const wrpo_json *type) {
+static void wrpo__read_metaspace(const wrpo__loader *in, const wrpo_json *v, wrpo__edit e) {
+    const wrpo_json *scheme = wrpo__load_maybe(in, v, "prepend_scheme", WRPO_JSON_STRING);
+    bool never = wrpo__json_is(scheme, "never"), first = wrpo__json_is(scheme, "first");
+    wrpo__read_char(in, v, "replacement", &e);
+    if (scheme && !never && !first && !wrpo__json_is(scheme, "always")) wrpo__load_refuse(in, "prepend_scheme", scheme);
+    if (!wrpo__load_flag(in, v, "add_prefix_space", true) && !never)
+        wrpo__load_fail(in, v, "Metaspace: add_prefix_space false goes only with prepend_scheme \"never\"");
+    /* "first" means the first of the original text, which is known if the normalizer keeps the number of characters */
+    for (int64_t i = 1; i < in->tok->normalizer_end && first; i++)
+        if (!wrpo__keeps_count(&in->tok->encoder[i]))
+            wrpo__load_refuse(in, "after this normalizer, prepend_scheme", scheme);
+    e.kind = WRPO__EDIT_REPLACE;  /* a space becomes the mark */
+    e.regex = wrpo__load_regex(in, v, " ", 1, true);
+    stbds_arrput(*in->edits, e);
+    e.kind = WRPO__EDIT_PREPEND, e.unless = true, e.first = first;
+    if (!never) stbds_arrput(*in->edits, e);
+    e.kind = WRPO__EDIT_SPLIT, e.behavior = WRPO__MERGED_WITH_NEXT;
+    e.regex = wrpo__load_regex(in, v, e.text, e.size, true);
+    if (wrpo__load_flag(in, v, "split", true)) stbds_arrput(*in->edits, e);
+}
+/* The post-processor: only what a single text gets, ids before and after it. */
+static void wrpo__read_template(const wrpo__loader *in, const wrpo_json *v, wrpo__edit e) {
     wrpo_tokenizer *tok = in->tok;
-    if (wrpo__json_is(type, "ByteLevel")) return;      /* moves offsets only */
-    if (!wrpo__json_is(type, "TemplateProcessing")) wrpo__load_refuse(in, "post_processor", type);
-    bool text = false;
-    if (tok->has_template) wrpo__json_fail(in->ctx, WRPO_E_UNSUPPORTED, in->name, v, "more than one TemplateProcessing is not supported");
+    int32_t **ids = &tok->prefix;
+    const wrpo_json *wrong = NULL;
+    (void)e;
+    if (tok->has_template) wrpo__load_refuse(in, "more than one", wrpo__json_get(v, "type"));
     tok->has_template = true;
-    for (const wrpo_json *k = wrpo__load_list(in, v, "single"); k; k = k->next) {
-        const wrpo_json *sequence = wrpo__json_maybe(in->ctx, in->name, k, "Sequence", WRPO_JSON_OBJECT);
-        if (sequence) {
-            if (text || !wrpo__json_is(wrpo__json_get(sequence, "id"), "A"))
-                wrpo__json_fail(in->ctx, WRPO_E_UNSUPPORTED, in->name, k, "TemplateProcessing: want text A once in \"single\", found another sequence");
-            text = true;
+    for (const wrpo_json *k = wrpo__load_need(in, v, "single", WRPO_JSON_ARRAY)->child; k; k = k->next) {
+        const wrpo_json *text = wrpo__load_maybe(in, k, "Sequence", WRPO_JSON_OBJECT);
+        if (text) {
+            if (ids == &tok->suffix || !wrpo__json_is(wrpo__json_get(text, "id"), "A")) wrong = k;
+            ids = &tok->suffix;
             continue;
         }
-        const wrpo_json *special = wrpo__load_need(in, v, "special_tokens", WRPO_JSON_OBJECT);
-        const wrpo_json *id = wrpo__load_need(in, k, "SpecialToken", WRPO_JSON_OBJECT);
-        special = wrpo__load_need(in, special, wrpo__load_need(in, id, "id", WRPO_JSON_STRING)->text, WRPO_JSON_OBJECT);
-        for (const wrpo_json *i = wrpo__load_list(in, special, "ids"); i; i = i->next) {
-            int32_t one = wrpo__load_count(in, i, tok->size - 1);
-            if (text) stbds_arrput(tok->suffix, one);
-            else stbds_arrput(tok->prefix, one);
-        }
+        const wrpo_json *tokens = wrpo__load_need(in, v, "special_tokens", WRPO_JSON_OBJECT);
+        const wrpo_json *token = wrpo__load_need(in, k, "SpecialToken", WRPO_JSON_OBJECT);
+        token = wrpo__load_need(in, tokens, wrpo__load_need(in, token, "id", WRPO_JSON_STRING)->text, WRPO_JSON_OBJECT);
+        for (const wrpo_json *i = wrpo__load_need(in, token, "ids", WRPO_JSON_ARRAY)->child; i; i = i->next)
+            stbds_arrput(*ids, wrpo__load_count(in, i, tok->size - 1));
     }
-    if (!text) wrpo__json_fail(in->ctx, WRPO_E_UNSUPPORTED, in->name, v, "TemplateProcessing: want text A once in \"single\", found none");
+    if (wrong || ids == &tok->prefix)
+        wrpo__json_fail(in->ctx, WRPO_E_UNSUPPORTED, in->name, wrong ? wrong : v, "TemplateProcessing: want text A "
+                        "once in \"single\", found %s", wrong ? "another sequence" : "none");
 }
 
-static void wrpo__load_model(const wrpo__loader *in, const wrpo_json *model, int64_t added) {
-    wrpo_tokenizer *tok = in->tok;
-    const char *name = in->name;
-    static const char *const affixes[] = {"continuing_subword_prefix", "end_of_word_suffix"};
-    const wrpo_json *v = wrpo__json_maybe(in->ctx, name, model, "type", WRPO_JSON_STRING);   /* old files have none */
-    if (v && !wrpo__json_is(v, "BPE")) wrpo__load_refuse(in, "model", v);
-    if ((v = wrpo__json_maybe(in->ctx, name, model, "dropout", WRPO_JSON_NUMBER)) && v->number != 0) wrpo__load_refuse(in, "dropout", v);
-    for (int k = 0; k < 2; k++)
-        if ((v = wrpo__json_maybe(in->ctx, name, model, affixes[k], WRPO_JSON_STRING)) && v->size) wrpo__load_refuse(in, affixes[k], v);
-    const wrpo_json *vocab = wrpo__load_need(in, model, "vocab", WRPO_JSON_OBJECT);
-    const wrpo_json *merges = wrpo__load_need(in, model, "merges", WRPO_JSON_ARRAY);
-    tok->byte_fallback = wrpo__load_flag(in, model, "byte_fallback", false);
-    tok->fuse_unk = wrpo__load_flag(in, model, "fuse_unk", false);
-    tok->ignore_merges = wrpo__load_flag(in, model, "ignore_merges", false);
-
-    /* the vocabulary, all texts in one block */
-    bool all_bytes = tok->byte_fallback;
-    size_t bytes = 0, slots = 64, used = 0;
-    for (v = vocab->child; v; v = v->next) {
-        tok->size = WRPO__MAX(tok->size, wrpo__load_count(in, v, WRPO__MAX_ID - 1) + 1);
-        bytes += v->key_size + 1;
+typedef struct wrpo__component {
+    const char *list, *type;
+    wrpo__edit_kind kind;
+    void (*read)(const wrpo__loader *in, const wrpo_json *v, wrpo__edit e);  /* adds e, of this kind, or other edits */
+} wrpo__component;
+static const wrpo__component wrpo__components[] = {
+    {"normalizer", "NFC", WRPO__EDIT_NFC, wrpo__read_edit},
+    {"normalizer", "Prepend", WRPO__EDIT_PREPEND, wrpo__read_edit},
+    {"normalizer", "Replace", WRPO__EDIT_REPLACE, wrpo__read_edit},
+    {"pre_tokenizer", "Split", WRPO__EDIT_SPLIT, wrpo__read_edit},
+    {"pre_tokenizer", "Digits", WRPO__EDIT_SPLIT, wrpo__read_digits},
+    {"pre_tokenizer", "ByteLevel", WRPO__EDIT_BYTES, wrpo__read_byte_level},
+    {"pre_tokenizer", "Metaspace", WRPO__EDIT_NONE, wrpo__read_metaspace},
+    {"post_processor", "ByteLevel", WRPO__EDIT_NONE, NULL},  /* moves offsets only */
+    {"post_processor", "TemplateProcessing", WRPO__EDIT_NONE, wrpo__read_template},
+    {"decoder", "ByteLevel", WRPO__EDIT_UNBYTES, wrpo__read_edit},
+    {"decoder", "ByteFallback", WRPO__EDIT_BYTE_FALLBACK, wrpo__read_edit},
+    {"decoder", "Fuse", WRPO__EDIT_FUSE, wrpo__read_edit},
+    {"decoder", "Replace", WRPO__EDIT_REPLACE, wrpo__read_edit},
+    {"decoder", "Strip", WRPO__EDIT_STRIP, wrpo__read_edit},
+    {"decoder", "Metaspace", WRPO__EDIT_METASPACE, wrpo__read_edit},
+};
+/* A component, or a Sequence of them, which may nest. members: the key of the Sequence's members. */
+static void wrpo__load_component(const wrpo__loader *in, const wrpo_json *v, const char *list, const char *members) {
+    if (!v) return;
+    const wrpo_json *type = wrpo__load_need(in, v, "type", WRPO_JSON_STRING);
+    if (wrpo__json_is(type, "Sequence")) {
+        v = wrpo__load_need(in, v, members, WRPO_JSON_ARRAY);
+        for (const wrpo_json *k = v->child; k; k = k->next) wrpo__load_component(in, k, list, members);
+        return;
     }
+    for (int64_t i = 0; i < WRPO__COUNT(wrpo__components); i++) {
+        const wrpo__component *c = &wrpo__components[i];
+        if (strcmp(c->list, list) != 0 || !wrpo__json_is(type, c->type)) continue;
+        if (c->read) c->read(in, v, (wrpo__edit){.kind = c->kind});
+        return;
+    }
+    wrpo__load_refuse(in, list, type);
+}
+
+/* ---- load: the model ---- */
+static void wrpo__new_token(wrpo_tokenizer *tok, int32_t id, const char *text, size_t size, uint32_t flags) {
+    tok->tokens[id] = (wrpo__token){wrpo__strndup(tok->arena, text, size), (int32_t)size, flags};
+    tok->slots[wrpo__slot(tok, text, size)] = id;
+}
+static void wrpo__load_vocab(const wrpo__loader *in, const wrpo_json *vocab, int64_t added) {
+    wrpo_tokenizer *tok = in->tok;
+    size_t slots = 64;
+    char text[8];
+    for (const wrpo_json *v = vocab->child; v; v = v->next)
+        tok->size = WRPO__MAX(tok->size, wrpo__load_count(in, v, WRPO__MAX_ID - 1) + 1);
     while (slots < 2 * (size_t)(vocab->count + added)) slots *= 2;
     tok->mask = slots - 1;
     tok->slots = memset(wrpo__raw(tok->arena, slots, sizeof *tok->slots), 0xFF, slots * sizeof *tok->slots);
     tok->tokens = wrpo__alloc(tok->arena, (size_t)(tok->size + added) + 1, sizeof *tok->tokens);
-    char *texts = wrpo__raw(tok->arena, bytes + 1, 1);
-    for (v = vocab->child; v; v = v->next) {
-        wrpo__token *token = &tok->tokens[v->integer];
-        if (token->text) wrpo__json_fail(in->ctx, WRPO_E_FORMAT, name, v, "vocab: the id %lld stands twice", (long long)v->integer);
-        *token = (wrpo__token){memcpy(texts + used, v->key, v->key_size + 1), (int32_t)v->key_size, WRPO__TOKEN_MODEL};
-        used += v->key_size + 1;
-        tok->slots[wrpo__slot(tok, token->text, v->key_size)] = (int32_t)v->integer;
+    for (const wrpo_json *v = vocab->child; v; v = v->next) {
+        int32_t id = (int32_t)v->integer;
+        if (tok->tokens[id].text) wrpo__load_fail(in, v, "vocab: the id %d stands twice", (int)id);
+        wrpo__new_token(tok, id, v->key, v->key_size, WRPO__TOKEN_MODEL);
     }
-    /* single characters, bytes, the unknown token */
-    for (uint32_t c = 0; c < WRPO__SMALL_CHARS; c++) {
-        char utf8[4];
-        tok->small[c] = wrpo__model_id(tok, utf8, wrpo__utf8_put(utf8, c));
-    }
+    for (uint32_t c = 0; c < WRPO__SMALL_CHARS; c++) tok->small[c] = wrpo__model_id(tok, text, wrpo__utf8_put(text, c));
     for (int k = 0; k < 256; k++) {
-        char hex[8];
-        snprintf(hex, sizeof hex, "<0x%02X>", (unsigned)k);
-        tok->bytes[k] = wrpo__model_id(tok, hex, 6);
-        all_bytes = all_bytes && tok->bytes[k] >= 0;
+        snprintf(text, sizeof text, "<0x%02X>", (unsigned)k);
+        tok->bytes[k] = wrpo__model_id(tok, text, 6);
     }
-    if ((v = wrpo__json_maybe(in->ctx, name, model, "unk_token", WRPO_JSON_STRING))) {
-        tok->has_unk = true;
-        tok->unk_text = wrpo__strndup(tok->arena, v->text, v->size);
-        tok->unk = wrpo__model_id(tok, v->text, v->size);
-    }
-    /* the merges; cut_at_mark: see wrpo__bpe_cut */
-    tok->cut_at_mark = !tok->ignore_merges && (tok->has_unk || all_bytes) && wrpo__model_id(tok, wrpo__mark_text, 3) >= 0;
-    for (slots = 64; slots < 2 * (size_t)merges->count;) slots *= 2;
+}
+static void wrpo__load_merges(const wrpo__loader *in, const wrpo_json *merges) {
+    wrpo_tokenizer *tok = in->tok;
+    wrpo__text text = {.arena = tok->scratch};
+    wrpo__shown shown;
+    size_t slots = 64;
+    int32_t rank = 0;
+    while (slots < 2 * (size_t)merges->count) slots *= 2;
     tok->merge_mask = slots - 1;
     tok->merges = wrpo__raw(tok->arena, slots, sizeof *tok->merges);
     for (size_t i = 0; i < slots; i++) tok->merges[i].rank = -1;
-    wrpo__text text = {.arena = tok->scratch};
-    int32_t rank = 0;
-    for (v = merges->child; v; v = v->next) {
-        wrpo__shown shown;
-        size_t left;
+    for (const wrpo_json *v = merges->child; v; v = v->next) {  /* "left right" or ["left", "right"] */
+        const bool string = v->kind == WRPO_JSON_STRING, array = v->kind == WRPO_JSON_ARRAY && v->count == 2;
+        const char *space = string ? memchr(v->text, ' ', v->size) : NULL;
+        const wrpo_json *a = array ? v->child : v, *b = array ? a->next : v;
+        if (string && v->size >= 8 && memcmp(v->text, "#version", 8) == 0) continue;
+        size_t left = space ? (size_t)(space - v->text) : a->size, skip = string ? left + 1 : 0;
+        if (string && (!space || memchr(space + 1, ' ', v->size - skip)))
+            wrpo__load_fail(in, v, "merge %d: want two tokens and one space between them, found %s", (int)rank,
+                            wrpo__json_found(shown, v));
+        if (a->kind != WRPO_JSON_STRING || b->kind != WRPO_JSON_STRING)
+            wrpo__load_fail(in, v, "merge %d: want two strings, found %s", (int)rank, wrpo__json_found(shown, v));
         text.size = 0;
-        if (v->kind == WRPO_JSON_STRING) {             /* "left right" */
-            const char *space = memchr(v->text, ' ', v->size);
-            if (v->size >= 8 && memcmp(v->text, "#version", 8) == 0) continue;
-            if (!space || memchr(space + 1, ' ', v->size - (size_t)(space + 1 - v->text)))
-                wrpo__json_fail(in->ctx, WRPO_E_FORMAT, name, v, "merge %d: want two tokens and one space between them, found %s", (int)rank,
-                                wrpo__json_found(shown, v));
-            left = (size_t)(space - v->text);
-            wrpo__text_add(&text, v->text, left);
-            wrpo__text_add(&text, space + 1, v->size - left - 1);
-        } else {                                       /* ["left", "right"] */
-            const wrpo_json *a = wrpo__json_want(in->ctx, name, v, WRPO_JSON_ARRAY, "merge")->child;
-            if (v->count != 2 || a->kind != WRPO_JSON_STRING || a->next->kind != WRPO_JSON_STRING)
-                wrpo__json_fail(in->ctx, WRPO_E_FORMAT, name, v, "merge %d: want two strings, found %s", (int)rank, wrpo__json_found(shown, v));
-            left = a->size;
-            wrpo__text_add(&text, a->text, left);
-            wrpo__text_add(&text, a->next->text, a->next->size);
-        }
+        wrpo__text_add(&text, a->text, left);
+        wrpo__text_add(&text, b->text + skip, b->size - skip);
         const char *part[3] = {text.data, text.data + left, text.data};
         const size_t size[3] = {left, text.size - left, text.size};
         int32_t id[3];
-        for (int k = 0; k < 3; k++)
-            if ((id[k] = wrpo__model_id(tok, part[k], size[k])) < 0)
-                wrpo__json_fail(in->ctx, WRPO_E_FORMAT, name, v, "merge %d: its %s \"%s\" is not in the vocabulary", (int)rank,
+        for (int k = 0; k < 3; k++) {
+            id[k] = wrpo__model_id(tok, part[k], size[k]);
+            if (id[k] < 0)
+                wrpo__load_fail(in, v, "merge %d: its %s \"%s\" is not in the vocabulary", (int)rank,
                                 k == 2 ? "result" : "part", wrpo__show(shown, part[k], size[k]));
-        wrpo__merge *m = wrpo__merge_slot(tok, id[0], id[1]);
-        *m = (wrpo__merge){(uint64_t)id[0] << 32 | (uint32_t)id[1], rank++, id[2]};     /* of equal pairs the last counts */
-        for (int64_t i = 1; tok->cut_at_mark && i + 3 <= (int64_t)text.size; i++)
-            if (wrpo__mark_at(text.data, (int64_t)text.size, i) && !wrpo__mark_at(text.data, (int64_t)text.size, i - 3)) tok->cut_at_mark = false;
+        }
+        wrpo__merge merge = {wrpo__pair(id[0], id[1]), rank++, id[2]};
+        *wrpo__merge_slot(tok, id[0], id[1]) = merge;  /* of equal pairs the last counts */
+        for (int64_t i = 1; tok->cut_at_mark && i < (int64_t)text.size; i++)
+            tok->cut_at_mark = !wrpo__cut_at(text.data, (int64_t)text.size, i);
     }
+}
+static void wrpo__load_model(const wrpo__loader *in, const wrpo_json *model, int64_t added) {
+    static const char *const refused[] = {"dropout", "continuing_subword_prefix", "end_of_word_suffix"};
+    wrpo_tokenizer *tok = in->tok;
+    const wrpo_json *type = wrpo__load_maybe(in, model, "type", WRPO_JSON_STRING);  /* old files have none */
+    if (type && !wrpo__json_is(type, "BPE")) wrpo__load_refuse(in, "model", type);
+    for (int k = 0; k < 3; k++) {  /* unless 0 or empty */
+        const wrpo_json *v = wrpo__load_maybe(in, model, refused[k], k ? WRPO_JSON_STRING : WRPO_JSON_NUMBER);
+        if (v && (k ? v->size > 0 : v->number != 0)) wrpo__load_refuse(in, refused[k], v);
+    }
+    const wrpo_json *vocab = wrpo__load_need(in, model, "vocab", WRPO_JSON_OBJECT);
+    const wrpo_json *merges = wrpo__load_need(in, model, "merges", WRPO_JSON_ARRAY);
+    const wrpo_json *unk = wrpo__load_maybe(in, model, "unk_token", WRPO_JSON_STRING);
+    tok->byte_fallback = wrpo__load_flag(in, model, "byte_fallback", false);
+    tok->fuse_unk = wrpo__load_flag(in, model, "fuse_unk", false);
+    tok->ignore_merges = wrpo__load_flag(in, model, "ignore_merges", false);
+    wrpo__load_vocab(in, vocab, added);
+    if (unk) {
+        tok->unk_text = wrpo__strndup(tok->arena, unk->text, unk->size);
+        tok->unk = wrpo__model_id(tok, unk->text, unk->size);
+    }
+    bool drops = !unk && !tok->byte_fallback;  /* characters without a token; see wrpo__bpe_cut */
+    for (int k = 0; k < 256 && !unk; k++) drops = drops || tok->bytes[k] < 0;
+    tok->cut_at_mark = !tok->ignore_merges && !drops && wrpo__model_id(tok, wrpo__mark_text, 3) >= 0;
+    wrpo__load_merges(in, merges);
     tok->words = wrpo__alloc(tok->arena, WRPO__WORDS, sizeof *tok->words);
 }
 
-static void wrpo__trie_add(wrpo_tokenizer *tok, int root, const char *s, size_t n, int32_t id, const wrpo__loader *in, const wrpo_json *v) {
-    int32_t at = root;
-    if (!n) return;                                    /* normalizes to nothing: never found */
-    tok->begins[root][(unsigned char)s[0]] = true;
-    for (size_t i = 0; i < n; i++) {
-        int32_t next = tok->trie[at].child;
-        while (next > 0 && tok->trie[next].byte != (unsigned char)s[i]) next = tok->trie[next].sibling;
-        if (next <= 0) {
-            wrpo__trie node = {(unsigned char)s[i], -1, 0, tok->trie[at].child};
-            next = (int32_t)stbds_arrlen(tok->trie);
-            stbds_arrput(tok->trie, node);
-            tok->trie[at].child = next;
-        }
-        at = next;
-    }
-    if (tok->trie[at].id >= 0)
-        wrpo__json_fail(in->ctx, WRPO_E_FORMAT, in->name, v, "added token %d looks like added token %d", (int)id, (int)tok->trie[at].id);
-    tok->trie[at].id = id;
-}
-static uint32_t wrpo__load_flags(const wrpo__loader *in, const wrpo_json *v, uint32_t flags, bool all) {   /* all: none may be left out */
-    static const struct { const char *key; uint32_t flag; } keys[] = {
-        {"single_word", WRPO__TOKEN_SINGLE_WORD}, {"lstrip", WRPO__TOKEN_LSTRIP}, {"rstrip", WRPO__TOKEN_RSTRIP},
-        {"special", WRPO__TOKEN_SPECIAL}, {"normalized", WRPO__TOKEN_NORMALIZED},
-    };
-    for (int64_t k = 0; k < WRPO__COUNT(keys); k++) {
-        const wrpo_json *b = all ? wrpo__load_need(in, v, keys[k].key, WRPO_JSON_BOOL) : wrpo__json_maybe(in->ctx, in->name, v, keys[k].key, WRPO_JSON_BOOL);
-        if (b ? b->boolean : keys[k].flag == WRPO__TOKEN_NORMALIZED && !(flags & WRPO__TOKEN_SPECIAL)) flags |= keys[k].flag;
+/* ---- load: added and special tokens ---- */
+/* all: no flag may be absent. Otherwise an absent one is false, but an absent "normalized" is "not special". */
+static uint32_t wrpo__load_flags(const wrpo__loader *in, const wrpo_json *v, uint32_t flags, bool all) {
+    static const char *const keys[] = {"single_word", "lstrip", "rstrip", "special", "normalized"};
+    for (int k = 0; k < 5; k++) {  /* in the order of the flags */
+        if (all) wrpo__load_need(in, v, keys[k], WRPO_JSON_BOOL);
+        bool otherwise = k == 4 && !(flags & WRPO__TOKEN_SPECIAL);
+        if (wrpo__load_flag(in, v, keys[k], otherwise)) flags |= (uint32_t)WRPO__TOKEN_SINGLE_WORD << k;
     }
     return flags;
 }
-static void wrpo__add_token(const wrpo__loader *in, const wrpo_json *v, int32_t id, uint32_t flags) {   /* a token with an id becomes an added one */
+static void wrpo__add_token(const wrpo__loader *in, const wrpo_json *v, int32_t id, uint32_t flags) {
     wrpo_tokenizer *tok = in->tok;
     wrpo__work *w = in->work;
     wrpo__token *token = &tok->tokens[id];
-    const size_t size = (size_t)token->size;
+    wrpo__added a = {token->text, token->size, id, 0};
+    bool normalized = flags & WRPO__TOKEN_NORMALIZED;
     token->flags |= flags;
-    if (!(flags & WRPO__TOKEN_NORMALIZED)) { wrpo__trie_add(tok, 0, token->text, size, id, in, v); return; }
-    wrpo__normalize(w, token->text, token->size, true);
-    wrpo__trie_add(tok, 1, w->s, (size_t)w->n, id, in, v);
-    if ((size_t)w->n == size && memcmp(w->s, token->text, size) == 0) return;
-    /* the library decodes it to its normalized form, which it does not find among the special ones */
-    wrpo__renamed renamed = {id, {wrpo__strndup(tok->arena, w->s, (size_t)w->n), (int32_t)w->n, flags & ~(uint32_t)WRPO__TOKEN_SPECIAL}};
-    stbds_arrput(tok->renamed, renamed);
-    token->flags |= WRPO__TOKEN_RENAMED;
+    if (normalized) {
+        wrpo__begin_text(w, token->text, token->size);
+        wrpo__edit_all(w, tok->encoder + 1, tok->normalizer_end - 1);
+        a.size = (int32_t)w->n;
+        a.text = wrpo__strndup(tok->arena, w->s, (size_t)w->n);
+        /* the library decodes it to its normalized form, which it does not find among the special ones */
+        bool same = a.size == token->size && memcmp(a.text, token->text, (size_t)a.size) == 0;
+        if (!same) token->flags |= WRPO__TOKEN_RENAMED;
+    }
+    int32_t *at = &tok->heads[normalized][(unsigned char)a.text[0]];
+    while (tok->added[*at].size > a.size) at = &tok->added[*at].next;
+    for (const wrpo__added *b = &tok->added[*at]; a.size && b->size == a.size; b = &tok->added[b->next])
+        if (memcmp(b->text, a.text, (size_t)a.size) == 0)
+            wrpo__load_fail(in, v, "added token %d looks like added token %d", (int)id, (int)b->id);
+    a.next = *at;
+    if (a.size) *at = (int32_t)stbds_arrlen(tok->added);  /* else it normalizes to nothing: never found */
+    stbds_arrput(tok->added, a);
 }
-/* added_tokens of tokenizer.json, then added_tokens_decoder of tokenizer_config.json (again), an object whose keys are the ids.
-   transformers adds what the second has and the first lacks; where they differ about a token, the library's answer depends on
-   its version, and ours is to refuse. */
+/* added_tokens of tokenizer.json, then (again) added_tokens_decoder of tokenizer_config.json, whose keys are the ids:
+   transformers adds what only it has. Where they differ, the library's answer depends on its version: refused. */
 static void wrpo__load_added(wrpo__loader *in, const wrpo_json *list, bool again) {
     wrpo_tokenizer *tok = in->tok;
     for (const wrpo_json *v = list ? list->child : NULL; v; v = v->next) {
-        const wrpo_json *content = wrpo__load_need(in, v, "content", WRPO_JSON_STRING), *number = again ? v : wrpo__load_need(in, v, "id", WRPO_JSON_NUMBER);
-        const uint32_t flags = wrpo__load_flags(in, v, WRPO__TOKEN_ADDED, !again);
+        const wrpo_json *content = wrpo__load_need(in, v, "content", WRPO_JSON_STRING);
+        const wrpo_json *number = again ? v : wrpo__load_need(in, v, "id", WRPO_JSON_NUMBER);
+        const char *found = again ? v->key : number->text;
+        uint32_t flags = wrpo__load_flags(in, v, WRPO__TOKEN_ADDED, !again);
         wrpo__shown shown;
         char want[16];
         if (!content->size) continue;
-        /* the library numbers added tokens itself: as the model has them, else one after the other behind the model's count */
-        int32_t known = wrpo__token_id(tok, content->text, content->size), id = known >= 0 ? known : (int32_t)in->next++;
-        wrpo__show(shown, content->text, content->size);
+        /* the library chooses the id: the model's, else the next one from the size of the vocabulary on */
+        int32_t id = wrpo__token_id(tok, content->text, content->size);
+        bool known = id >= 0;
+        if (!known) id = (int32_t)in->next++;
+        wrpo__token *token = &tok->tokens[id];
         snprintf(want, sizeof want, "%d", (int)id);
-        if (strcmp(again ? v->key : number->text, want) != 0)
-            wrpo__json_fail(in->ctx, WRPO_E_FORMAT, in->name, number, "added token \"%s\": want the id %s, %s, found %.40s", shown, want,
-                            known >= 0 ? "which the vocabulary gives it" : "the next one free", again ? v->key : number->text);
-        if (known >= 0 && tok->tokens[id].flags & WRPO__TOKEN_ADDED) {
-            if ((tok->tokens[id].flags & ~(uint32_t)(WRPO__TOKEN_MODEL | WRPO__TOKEN_RENAMED)) == flags) continue;
-            wrpo__json_fail(in->ctx, WRPO_E_FORMAT, in->name, v, "added token \"%s\" %s", shown,
+        wrpo__show(shown, content->text, content->size);
+        if (strcmp(found, want) != 0)
+            wrpo__load_fail(in, number, "added token \"%s\": want the id %s, %s, found %.40s", shown, want,
+                            known ? "which the vocabulary gives it" : "the next one free", found);
+        if (!known && token->text)
+            wrpo__load_fail(in, v, "added token \"%s\": its id %s is another token's", shown, want);
+        if (!known) wrpo__new_token(tok, id, content->text, content->size, 0);
+        tok->size = WRPO__MAX(tok->size, id + 1);
+        if (!(token->flags & WRPO__TOKEN_ADDED)) wrpo__add_token(in, v, id, flags);
+        else if ((token->flags & ~(uint32_t)(WRPO__TOKEN_MODEL | WRPO__TOKEN_RENAMED)) != flags)
+            wrpo__load_fail(in, v, "added token \"%s\" %s", shown,
                             again ? "has other flags in tokenizer.json" : "stands twice, with different flags");
-        }
-        if (known < 0) {
-            if (tok->tokens[id].text)
-                wrpo__json_fail(in->ctx, WRPO_E_FORMAT, in->name, v, "added token \"%s\": its id %d is another token's", shown, (int)id);
-            tok->tokens[id].text = wrpo__strndup(tok->arena, content->text, content->size);
-            tok->tokens[id].size = (int32_t)content->size;
-            tok->slots[wrpo__slot(tok, content->text, content->size)] = id;
-            tok->size = WRPO__MAX(tok->size, id + 1);
-        }
-        wrpo__add_token(in, v, id, flags);
     }
 }
 
-static const char *const wrpo__special_names[] = {"bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"};
-/* What some tokenizer classes of transformers bring with them: the first special tokens; of Llama and Gemma also a post-processor. */
-static const struct wrpo__tokenizer_class { const char *name, *special[4]; bool processor; } wrpo__tokenizer_classes[] = {
-    {"LlamaTokenizer", {"<s>", "</s>", "<unk>", NULL}, true}, {"GemmaTokenizer", {"<bos>", "<eos>", "<unk>", "<pad>"}, true},
-    {"GPT2Tokenizer", {"<|endoftext|>", "<|endoftext|>", "<|endoftext|>", NULL}, false},
-    {"Qwen2Tokenizer", {NULL, "<|endoftext|>", "<|endoftext|>", "<|endoftext|>"}, false}};
-static const struct wrpo__tokenizer_class *wrpo__load_class(const wrpo_json *name) {   /* NULL: one that changes nothing */
-    for (int64_t k = 0; k < WRPO__COUNT(wrpo__tokenizer_classes); k++) {
-        const char *s = wrpo__tokenizer_classes[k].name;
-        const size_t n = strlen(s);
-        if (name && name->kind == WRPO_JSON_STRING && !strncmp(name->text, s, n) && (!name->text[n] || !strcmp(name->text + n, "Fast")))
-            return &wrpo__tokenizer_classes[k];
-    }
-    return NULL;
-}
-/* A special token, a string or an object that holds it, becomes an added one, as transformers makes it one. One that the vocabulary
-   lacks does not: transformers would give it an id for which the model has no row. Templates use its text all the same, and *id is
-   -1, which is an error only where the id is needed. Returns the text, or NULL: none. */
+static const char *const wrpo__special_names[7] = {
+    "bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token",
+};
+/* What some tokenizer classes of transformers bring with them: special tokens, Llama and Gemma a post-processor too. */
+typedef struct wrpo__class_defaults { const char *name, *special[7]; bool processor; } wrpo__class_defaults;
+static const wrpo__class_defaults wrpo__tokenizer_classes[] = {
+    {"LlamaTokenizer", {"<s>", "</s>", "<unk>"}, true},
+    {"GemmaTokenizer", {"<bos>", "<eos>", "<unk>", "<pad>"}, true},
+    {"GPT2Tokenizer", {"<|endoftext|>", "<|endoftext|>", "<|endoftext|>"}, false},
+    {"Qwen2Tokenizer", {NULL, "<|endoftext|>", "<|endoftext|>", "<|endoftext|>"}, false},
+};
+/* A special token, a string or an object that holds it, becomes an added token, as in transformers. One that is not in
+   the vocabulary does not: transformers would give it an id for which the model has no row. Its *id is -1, but
+   templates use its text. Returns the text, or NULL: none. */
 static const wrpo_json *wrpo__load_special(const wrpo__loader *in, const wrpo_json *v, int32_t *id) {
     const wrpo_json *text = v && v->kind == WRPO_JSON_OBJECT ? wrpo__json_get(v, "content") : v;
     uint32_t flags = WRPO__TOKEN_ADDED | WRPO__TOKEN_SPECIAL;
@@ -6889,125 +6863,160 @@ static const wrpo_json *wrpo__load_special(const wrpo__loader *in, const wrpo_js
     if (!text || text->kind != WRPO_JSON_STRING) return NULL;
     *id = wrpo__token_id(in->tok, text->text, text->size);
     if (text != v) flags = wrpo__load_flags(in, v, flags, false);
-    if (*id >= 0 && text->size && !(in->tok->tokens[*id].flags & WRPO__TOKEN_ADDED)) wrpo__add_token(in, v, *id, flags);
+    bool adds = *id >= 0 && text->size && !(in->tok->tokens[*id].flags & WRPO__TOKEN_ADDED);
+    if (adds) wrpo__add_token(in, v, *id, flags);
     return text;
 }
-/* Those without one of the seven names: any other key that ends so, and the members of two lists. over: another file, whose keys go first. */
+/* Special tokens by other names: any key that ends in _token, and the members of two lists. over: another file, whose
+   keys go first. */
 static void wrpo__load_unnamed(const wrpo__loader *in, const wrpo_json *file, const wrpo_json *over) {
     int32_t id;
     for (const wrpo_json *v = file ? file->child : NULL; v; v = v->next) {
         if (wrpo__json_get(over, v->key)) continue;
-        if (v->key_size > 6 && !strcmp(v->key + v->key_size - 6, "_token")) wrpo__load_special(in, v, &id);
+        if (wrpo__ends(v->key, "_token")) wrpo__load_special(in, v, &id);
         else if (!strcmp(v->key, "additional_special_tokens") || !strcmp(v->key, "extra_special_tokens"))
             for (const wrpo_json *k = v->child; k; k = k->next) wrpo__load_special(in, k, &id);
     }
 }
-/* The special tokens of tokenizer_config.json; of special_tokens_map.json, which goes first where the config has no
-   added_tokens_decoder and is not read where it has one; of the tokenizer's class, where they are absent. */
+/* The special tokens of tokenizer_config.json. Those of special_tokens_map.json go first if the config has no
+   added_tokens_decoder; if it has one, that file is not read. Those of the tokenizer's class are for what is absent. */
 static void wrpo__load_specials(wrpo__loader *in, const wrpo_json *map, const char *map_name) {
     static const char *const adds[] = {"add_bos_token", "add_eos_token"};
     wrpo_tokenizer *tok = in->tok;
     const char *const config_name = in->name;
-    const wrpo_json *name = wrpo__json_get(tok->config, "tokenizer_class");
-    const struct wrpo__tokenizer_class *class = wrpo__load_class(name);
+    const wrpo_json *class_name = wrpo__json_get(tok->config, "tokenizer_class");
+    const char *name = class_name && class_name->kind == WRPO_JSON_STRING ? class_name->text : "";
+    const wrpo__class_defaults *class = NULL;
     int32_t ids[7];
-    bool add[2];
+    for (int64_t k = 0; k < WRPO__COUNT(wrpo__tokenizer_classes); k++) {
+        size_t n = strlen(wrpo__tokenizer_classes[k].name);
+        if (strncmp(name, wrpo__tokenizer_classes[k].name, n) != 0) continue;
+        if (!name[n] || !strcmp(name + n, "Fast")) class = &wrpo__tokenizer_classes[k];
+    }
     for (int i = 0; i < 7; i++) {
-        const char *usual = class && i < 4 ? class->special[i] : NULL;
+        const char *key = wrpo__special_names[i], *usual = class ? class->special[i] : NULL;
         const wrpo_json own = {.kind = WRPO_JSON_STRING, .text = usual, .size = usual ? strlen(usual) : 0};
-        const wrpo_json *v = wrpo__json_get(map, wrpo__special_names[i]);
+        const wrpo_json *v = wrpo__json_get(map, key);
         in->name = v ? map_name : config_name;
-        if (!v && !(v = wrpo__json_get(tok->config, wrpo__special_names[i])) && usual) v = &own;
+        if (!v) v = wrpo__json_get(tok->config, key);
+        if (!v && usual) v = &own;
         const wrpo_json *text = wrpo__load_special(in, v, &ids[i]);
         if (text) tok->special[i] = wrpo__strndup(tok->arena, text->text, text->size);
-        else if (v && v->kind != WRPO_JSON_NULL) wrpo__json_want(in->ctx, in->name, v, WRPO_JSON_STRING, wrpo__special_names[i]);
+        else if (v && v->kind != WRPO_JSON_NULL) wrpo__json_want(in->ctx, in->name, v, WRPO_JSON_STRING, key);
     }
     tok->bos = ids[0], tok->eos = ids[1];
-    in->name = map_name, wrpo__load_unnamed(in, map, NULL);
-    in->name = config_name, wrpo__load_unnamed(in, tok->config, map);
+    in->name = map_name;
+    wrpo__load_unnamed(in, map, NULL);
+    in->name = config_name;
+    wrpo__load_unnamed(in, tok->config, map);
     if (!class || !class->processor) return;
     /* transformers (4.x) gives these classes a post-processor of their own, whatever tokenizer.json says */
-    for (int i = 0; i < 2; i++) {
-        const wrpo_json *v = wrpo__json_get(tok->config, adds[i]);
-        add[i] = wrpo__load_flag(in, tok->config, adds[i], i == 0);
-        if (add[i] && ids[i] < 0)
-            wrpo__json_fail(in->ctx, WRPO_E_FORMAT, in->name, v ? v : name, "%s is true%s, but no %s is in the vocabulary", adds[i], v ? "" : ", as this class has it",
-                            wrpo__special_names[i]);
-    }
     tok->prefix = tok->suffix = NULL;
-    if (add[0]) stbds_arrput(tok->prefix, tok->bos);
-    if (add[1]) stbds_arrput(tok->suffix, tok->eos);
+    for (int i = 0; i < 2; i++) {
+        int32_t **list = i ? &tok->suffix : &tok->prefix;
+        const wrpo_json *v = wrpo__json_get(tok->config, adds[i]);
+        if (!wrpo__load_flag(in, tok->config, adds[i], i == 0)) continue;
+        if (ids[i] < 0)
+            wrpo__load_fail(in, v ? v : class_name, "%s is true%s, but no %s is in the vocabulary", adds[i],
+                            v ? "" : ", as this class has it", wrpo__special_names[i]);
+        stbds_arrput(*list, ids[i]);
+    }
 }
+
+/* ---- load: chat templates, files ---- */
 static void wrpo__set_template(wrpo_tokenizer *tok, int i, const char *text, size_t size) {
     tok->chat[i] = (wrpo__template){.text = wrpo__strndup(tok->arena, text, size), .size = size};
 }
-static void wrpo__load_template(const wrpo__loader *in, const wrpo_json *v) {   /* a string, or a list of {name, template}, of which two names count */
+/* chat_template of the config: a string, or a list of {name, template}, of which two names count. */
+static void wrpo__load_template(const wrpo__loader *in, const wrpo_json *v) {
     static const char *const names[] = {"default", "tool_use"};
-    for (const wrpo_json *k = v && v->kind == WRPO_JSON_ARRAY ? v->child : NULL; k; k = k->next)
+    if (!v) return;
+    for (const wrpo_json *k = v->kind == WRPO_JSON_ARRAY ? v->child : NULL; k; k = k->next)
         for (int i = 0; i < 2; i++) {
             if (!wrpo__json_is(wrpo__json_get(k, "name"), names[i])) continue;
             const wrpo_json *text = wrpo__load_need(in, k, "template", WRPO_JSON_STRING);
             wrpo__set_template(in->tok, i, text->text, text->size);
         }
-    if (!v || v->kind == WRPO_JSON_NULL || v->kind == WRPO_JSON_ARRAY) return;
+    if (v->kind == WRPO_JSON_ARRAY) return;
     wrpo__json_want(in->ctx, in->name, v, WRPO_JSON_STRING, "chat_template");
     wrpo__set_template(in->tok, 0, v->text, v->size);
 }
-/* A JSON object in a file of the directory; NULL if there is no such file. The text goes, the tree stays in the arena. */
-static const wrpo_json *wrpo__load_json(wrpo__loader *in, wrpo__arena *arena, const char *dir, const char *file) {
-    char *path = wrpo__join(in->tok->arena, dir, file);
+/* Templates in files of their own; if there is one, the config's do not count. */
+static void wrpo__load_template_files(wrpo_tokenizer *tok) {
+    static const char *const files[] = {"chat_template.jinja", "additional_chat_templates/tool_use.jinja"};
+    bool found = false;
+    for (int i = 0; i < 2; i++) {
+        const char *path = wrpo__join(tok->arena, tok->dir, files[i]);
+        size_t bad;
+        if (!wrpo__exists(path)) continue;
+        const wrpo__file *f = wrpo__open_file(tok->scratch, path);
+        const char *text = (const char *)f->data;
+        if (!wrpo__is_utf8(text, f->size, &bad))
+            wrpo__fail(tok->ctx, WRPO_E_FORMAT, "%s: not UTF-8 at byte %zu", path, bad);
+        if (!found) memset(tok->chat, 0, sizeof tok->chat);
+        found = true;
+        wrpo__set_template(tok, i, text, f->size);
+    }
+}
+/* The JSON object in a file of the directory, in the arena; NULL if there is no such file. */
+static const wrpo_json *wrpo__load_json(wrpo__loader *in, wrpo__arena *arena, const char *file) {
+    const char *path = wrpo__join(in->tok->arena, in->tok->dir, file);
     if (!wrpo__exists(path)) return NULL;
     const wrpo__file *f = wrpo__open_file(in->tok->scratch, path);
     in->name = path;
-    return wrpo__json_want(in->ctx, path, wrpo__json_parse(arena, path, 1, (const char *)f->data, f->size), WRPO_JSON_OBJECT, file);
+    const wrpo_json *root = wrpo__json_parse(arena, path, 1, (const char *)f->data, f->size);
+    return wrpo__json_want(in->ctx, path, root, WRPO_JSON_OBJECT, file);
 }
-static wrpo_tokenizer *wrpo__tokenizer_load(wrpo_ctx *ctx, wrpo__arena *arena, const char *dir) {
+static wrpo_tokenizer *wrpo__tokenizer_load(wrpo__arena *arena, const char *dir) {
     wrpo_tokenizer *tok = WRPO__NEW(arena, wrpo_tokenizer);
-    tok->ctx = ctx, tok->arena = arena;
+    tok->ctx = arena->ctx, tok->arena = arena;
     tok->dir = wrpo__strndup(arena, dir, strlen(dir));
     tok->scratch = wrpo__sub_arena(arena);
-    wrpo__work work = {.tok = tok, .text.arena = tok->scratch, .spare.arena = tok->scratch};
-    wrpo__loader in = {.tok = tok, .ctx = ctx, .name = dir, .work = &work};
-    tok->seed = wrpo__hash((uint64_t)(uintptr_t)arena, &(double){wrpo__now()}, sizeof(double));    /* decides about speed, never about ids */
-
-    tok->config = wrpo__load_json(&in, arena, dir, "tokenizer_config.json");
-    const char *config_name = in.name;
-    const wrpo_json *again = tok->config ? wrpo__json_maybe(ctx, config_name, tok->config, "added_tokens_decoder", WRPO_JSON_OBJECT) : NULL;
-    const wrpo_json *root = wrpo__load_json(&in, tok->scratch, dir, "tokenizer.json");
-    if (!root) wrpo__fail(ctx, WRPO_E_IO, "%s: want a tokenizer.json in this directory, found none", dir);
-    const wrpo_json *version = wrpo__json_maybe(ctx, in.name, root, "version", WRPO_JSON_STRING);
-    if (version && !wrpo__json_is(version, "1.0")) wrpo__load_refuse(&in, "tokenizer.json version", version);
-    const wrpo_json *model = wrpo__json_need(ctx, in.name, root, "model", WRPO_JSON_OBJECT);
-    const wrpo_json *added = wrpo__json_maybe(ctx, in.name, root, "added_tokens", WRPO_JSON_ARRAY);
+    double now = wrpo__now();
+    tok->seed = wrpo__hash((uint64_t)(uintptr_t)arena, &now, sizeof now);  /* decides about speed, never about ids */
     wrpo__unicode_load_classes(arena, &tok->unicode);
+    int16_t next = 0x100;
+    memset(tok->char_byte, 0xFF, sizeof tok->char_byte);
+    for (int16_t b = 0; b < 256; b++) {  /* printable Latin-1 is itself, the other bytes are U+0100 and up */
+        tok->byte_char[b] = (b > 32 && b < 127) || (b > 160 && b != 173) ? b : next++;
+        tok->char_byte[tok->byte_char[b]] = b;
+    }
+    wrpo__work work = {.tok = tok, .text.arena = tok->scratch, .spare.arena = tok->scratch};
+    wrpo__loader in = {.tok = tok, .ctx = tok->ctx, .name = dir, .work = &work};
+
+    tok->config = wrpo__load_json(&in, arena, "tokenizer_config.json");
+    const char *config_name = in.name;
+    const wrpo_json *again = NULL;
+    if (tok->config) again = wrpo__load_maybe(&in, tok->config, "added_tokens_decoder", WRPO_JSON_OBJECT);
+    const wrpo_json *root = wrpo__load_json(&in, tok->scratch, "tokenizer.json");
+    if (!root) wrpo__fail(tok->ctx, WRPO_E_IO, "%s: want a tokenizer.json in this directory, found none", dir);
+    const wrpo_json *version = wrpo__load_maybe(&in, root, "version", WRPO_JSON_STRING);
+    if (version && !wrpo__json_is(version, "1.0")) wrpo__load_refuse(&in, "tokenizer.json version", version);
+    /* truncation and padding are for batches of a fixed shape: transformers switches both off for a plain call */
+    const wrpo_json *model = wrpo__load_need(&in, root, "model", WRPO_JSON_OBJECT);
+    const wrpo_json *added = wrpo__load_maybe(&in, root, "added_tokens", WRPO_JSON_ARRAY);
     wrpo__load_model(&in, model, (added ? added->count : 0) + (again ? again->count : 0));
-    const wrpo_json *decoder = wrpo__json_get(root, "decoder");
-    tok->has_decoder = decoder && decoder->kind != WRPO_JSON_NULL;
-    wrpo__load_each(&in, wrpo__json_get(root, "normalizer"), "normalizers", wrpo__load_normalizer);
-    wrpo__load_each(&in, wrpo__json_get(root, "pre_tokenizer"), "pretokenizers", wrpo__load_pre_tokenizer);
-    wrpo__load_each(&in, decoder, "decoders", wrpo__load_decoder);
-    for (int i = 0; i < 2; i++) stbds_arrput(tok->trie, ((wrpo__trie){0, -1, 0, 0}));
+    tok->has_decoder = wrpo__present(root, "decoder");
+    in.edits = &tok->encoder;
+    stbds_arrput(tok->encoder, ((wrpo__edit){.kind = WRPO__EDIT_ADDED, .start = 0}));
+    wrpo__load_component(&in, wrpo__present(root, "normalizer"), "normalizer", "normalizers");
+    tok->normalizer_end = stbds_arrlen(tok->encoder);
+    stbds_arrput(tok->encoder, ((wrpo__edit){.kind = WRPO__EDIT_ADDED, .start = 1}));
+    wrpo__load_component(&in, wrpo__present(root, "pre_tokenizer"), "pre_tokenizer", "pretokenizers");
+    in.edits = &tok->decoder;
+    wrpo__load_component(&in, wrpo__present(root, "decoder"), "decoder", "decoders");
+    stbds_arrput(tok->added, ((wrpo__added){"", 0, -1, 0}));
     in.next = wrpo__json_get(model, "vocab")->count;
     wrpo__load_added(&in, added, false);
-    wrpo__load_each(&in, wrpo__json_get(root, "post_processor"), "processors", wrpo__load_post_processor);
-    /* "truncation" and "padding" are for batches of a fixed shape; transformers switches both off for a plain call, and so they are ignored */
+    wrpo__load_component(&in, wrpo__present(root, "post_processor"), "post_processor", "processors");
 
-    const wrpo_json *map = again ? NULL : wrpo__load_json(&in, tok->scratch, dir, "special_tokens_map.json");
+    const wrpo_json *map = again ? NULL : wrpo__load_json(&in, tok->scratch, "special_tokens_map.json");
     const char *map_name = in.name;
     in.name = config_name;
     wrpo__load_added(&in, again, true);
     wrpo__load_specials(&in, map, map_name);
-    wrpo__load_template(&in, wrpo__json_get(tok->config, "chat_template"));
-    static const char *const files[] = {"chat_template.jinja", "additional_chat_templates/tool_use.jinja"};
-    for (int i = 0, found = 0; i < 2; i++) {
-        const char *path = wrpo__join(arena, dir, files[i]);
-        if (!wrpo__exists(path)) continue;
-        const wrpo__file *f = wrpo__open_file(tok->scratch, path);
-        size_t bad;
-        if (!wrpo__is_utf8((const char *)f->data, f->size, &bad)) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: not UTF-8 at byte %zu", path, bad);
-        if (!found++) memset(tok->chat, 0, sizeof tok->chat);  /* one file, and the config's count no more */
-        wrpo__set_template(tok, i, (const char *)f->data, f->size);
-    }
+    wrpo__load_template(&in, wrpo__present(tok->config, "chat_template"));
+    wrpo__load_template_files(tok);
     wrpo__arena_clear(tok->scratch);
     return tok;
 }
@@ -7015,305 +7024,314 @@ static wrpo_tokenizer *wrpo__tokenizer_load(wrpo_ctx *ctx, wrpo__arena *arena, c
 /* ---- the public face ---- */
 WRPO_API wrpo_result wrpo_tokenizer_load(wrpo_ctx *ctx, const char *dir, wrpo_tokenizer **out) {
     *out = NULL;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), false) {
-        *out = wrpo__tokenizer_load(ctx, wrpo__entry.arena, dir);
-    }
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__tokenizer_load(wrpo__current, dir));
     return wrpo__end(&wrpo__entry);
 }
 WRPO_API void wrpo_tokenizer_free(wrpo_tokenizer *tok) { if (tok) wrpo__arena_free(tok->arena); }
 WRPO_API int64_t wrpo_tokenizer_size(const wrpo_tokenizer *tok) { return tok->size; }
 WRPO_API int32_t wrpo_tokenizer_bos(const wrpo_tokenizer *tok) { return tok->bos; }
 WRPO_API int32_t wrpo_tokenizer_eos(const wrpo_tokenizer *tok) { return tok->eos; }
-WRPO_API wrpo_result wrpo_tokenizer_encode(wrpo_tokenizer *tok, const char *text, size_t size, unsigned flags, int32_t **ids, int64_t *count) {
+static int32_t *wrpo__encode_new(wrpo_tokenizer *tok, const char *text, size_t size, unsigned flags, int64_t *count) {
+    int32_t *ids = NULL;
+    wrpo__encode(tok, text, size, flags, &ids);
+    *count = stbds_arrlen(ids);
+    return wrpo__handout(tok->ctx, ids, (size_t)*count * sizeof *ids);
+}
+WRPO_API wrpo_result wrpo_tokenizer_encode(wrpo_tokenizer *tok, const char *text, size_t size, unsigned flags,
+                                           int32_t **ids, int64_t *count) {
     *ids = NULL, *count = 0;
-    WRPO__TRY(tok->ctx, wrpo__arena_new(tok->ctx), true) {
-        int32_t *list = NULL;
-        wrpo__encode(tok, text, size, flags, &list);
-        *ids = wrpo__handout(tok->ctx, list, (size_t)stbds_arrlen(list) * sizeof *list);
-        *count = stbds_arrlen(list);
-    }
+    WRPO__CALL(tok->ctx, wrpo__arena_new(tok->ctx), true, *ids = wrpo__encode_new(tok, text, size, flags, count));
     return wrpo__end(&wrpo__entry);
 }
-WRPO_API wrpo_result wrpo_tokenizer_decode(wrpo_tokenizer *tok, const int32_t *ids, int64_t count, bool skip_special, char **text, size_t *size) {
+static char *wrpo__decode_new(wrpo_tokenizer *tok, const int32_t *ids, int64_t count, bool skip_special, size_t *size) {
+    wrpo__text out = {.arena = wrpo__current};
+    wrpo__decode(tok, ids, count, skip_special, &out);
+    *size = out.size;
+    return wrpo__handout(tok->ctx, out.data, out.size);
+}
+WRPO_API wrpo_result wrpo_tokenizer_decode(wrpo_tokenizer *tok, const int32_t *ids, int64_t count, bool skip_special,
+                                           char **text, size_t *size) {
     *text = NULL, *size = 0;
-    WRPO__TRY(tok->ctx, wrpo__arena_new(tok->ctx), true) {
-        wrpo__text out = {.arena = wrpo__entry.arena};
-        wrpo__decode(tok, ids, count, skip_special, &out);
-        *text = wrpo__handout(tok->ctx, out.data, out.size);
-        *size = out.size;
-    }
+    WRPO__CALL(tok->ctx, wrpo__arena_new(tok->ctx), true,
+               *text = wrpo__decode_new(tok, ids, count, skip_special, size));
     return wrpo__end(&wrpo__entry);
 }
 
 /* --------------------------------------------------------------------------------------------- >>chat
-   Chat templates: an interpreter for the Jinja that published templates are written in.
+   Chat templates: an interpreter for the part of Jinja that published templates are written in.
 
-   The environment is the one transformers renders with: sandboxed, trim_blocks, lstrip_blocks, one final
-   newline dropped, `break` and `continue`, `{% generation %}`, tojson without HTML escapes, raise_exception
-   and strftime_now. What a template prints is what Python prints; what Python refuses is WRPO_E_FORMAT with
-   the template's line; what this interpreter does not know is WRPO_E_UNSUPPORTED by name, never a guess:
-   inheritance, imports, call, filter, with and raw blocks, recursive loops, varargs, chains of comparisons,
-   powers, format strings, escaping, and the filters, tests and methods that stand in no row of wrpo__jdefs.
-   One difference is known and not refused: a name that an inner block reads before the block around it sets
-   it for the first time. Jinja decides when it compiles that this name is the outer block's, and finds it
-   undefined; here it is looked up as it stands then, a variable of the caller's (bos_token, tools) included.
-   Text -> tree (once per tokenizer) -> output (per rendering). Names: jv a value, jnode a node of the tree. */
+   The environment is that of transformers: sandboxed, trim_blocks, lstrip_blocks, one final newline dropped,
+   `break` and `continue`, `{% generation %}`, tojson without HTML escapes, raise_exception and strftime_now.
+   The output is what Python prints. What Python refuses is WRPO_E_FORMAT with the template's line. What this
+   interpreter does not know is WRPO_E_UNSUPPORTED by name, never a guess: inheritance, imports, call, filter,
+   with and raw blocks, recursive loops, varargs, chained comparisons, powers, format strings, escaping, and
+   every filter, test, method and function without a row in wrpo__jdefs.
+   One difference is known and not refused. Where an inner block reads a name before the block around it sets
+   it for the first time, Jinja finds the name undefined: it decides at compile time that the name belongs to
+   the outer block. Here the name is looked up when it is read, and may be a variable of the caller (bos_token).
 
-/* A template is a stranger's program: it is given this much and no more. */
+   A template becomes tokens once per tokenizer, and runs from them: there is no tree. When it is compiled, all of
+   it is read while J->idle, which finds the errors of its grammar and notes the jumps between tokens. Then it is
+   read once for each rendering. While J->idle nothing is looked up, computed or written, and the values that the
+   readers return mean nothing; a rendering skips that way what must not be evaluated.
+   Names: jv is a value; J is the state of one compilation or rendering.                                     */
+
+/* A template is a stranger's program: it gets this much and no more. */
 enum {
-    WRPO__J_MAX_NESTING = 200,       /* of expressions and blocks in its text */
-    WRPO__J_MAX_DEPTH = 1000,        /* of evaluation: nesting times recursion */
-    WRPO__J_MAX_STEPS = 20000000,    /* nodes evaluated, elements compared */
-    WRPO__J_MAX_BYTES = 1 << 28,     /* of values and text made */
-    WRPO__J_MAX_RANGE = 100000       /* as Jinja's sandbox */
+    WRPO__J_MAX_DEPTH = 1000,      /* of nesting times recursion, and of values */
+    WRPO__J_MAX_STEPS = 20000000,  /* tokens read, elements compared */
+    WRPO__J_MAX_BYTES = 1 << 28,   /* of values and text made */
+    WRPO__J_MAX_RANGE = 100000     /* as in Jinja's sandbox */
 };
 
-/* ---- values: namespaces excepted, immutable once made; in the arena of the rendering (constants: of the template) ---- */
+/* ---- values: immutable except namespaces; in the arena of the rendering (constants: of the template) ---- */
 typedef enum wrpo__jkind {
     WRPO__J_UNDEFINED, WRPO__J_NONE, WRPO__J_BOOL, WRPO__J_INT, WRPO__J_FLOAT, WRPO__J_STR,
-    WRPO__J_LIST, WRPO__J_TUPLE, WRPO__J_RANGE, WRPO__J_VIEW, WRPO__J_ITER,   /* these five have items[count] */
-    WRPO__J_DICT, WRPO__J_NAMESPACE, /* keys[count], items[count], in order of insertion; a NAMESPACE is also a scope of variables */
-    WRPO__J_FUNCTION, WRPO__J_MACRO, WRPO__J_LOOP
+    WRPO__J_LIST, WRPO__J_TUPLE, WRPO__J_RANGE, WRPO__J_VIEW, WRPO__J_ITER,
+    WRPO__J_DICT, WRPO__J_NAMESPACE, WRPO__J_FUNCTION, WRPO__J_MACRO, WRPO__J_LOOP
 } wrpo__jkind;
+#define WRPO__J_BIT(kind) (1 << WRPO__J_##kind)
+enum {  /* sets of kinds */
+    WRPO__J_INTS = WRPO__J_BIT(BOOL) | WRPO__J_BIT(INT), WRPO__J_NUMBERS = WRPO__J_INTS | WRPO__J_BIT(FLOAT),
+    WRPO__J_SCALARS = WRPO__J_NUMBERS | WRPO__J_BIT(STR) | WRPO__J_BIT(NONE) | WRPO__J_BIT(UNDEFINED),
+    WRPO__J_LISTS = WRPO__J_BIT(LIST) | WRPO__J_BIT(TUPLE) | WRPO__J_BIT(RANGE),
+    WRPO__J_SEQUENCES = WRPO__J_LISTS | WRPO__J_BIT(STR) | WRPO__J_BIT(DICT) | WRPO__J_BIT(UNDEFINED),
+    WRPO__J_SIZED = WRPO__J_SEQUENCES | WRPO__J_BIT(VIEW), WRPO__J_ITERABLES = WRPO__J_SIZED | WRPO__J_BIT(ITER),
+    WRPO__J_CALLABLES = WRPO__J_BIT(FUNCTION) | WRPO__J_BIT(MACRO)
+};
 typedef struct wrpo__jval wrpo__jval;
 typedef const wrpo__jval *wrpo__jv;
-typedef struct wrpo__jnode wrpo__jnode;
+typedef struct wrpo__jtoken wrpo__jtoken;
 typedef struct wrpo__jloop wrpo__jloop;
 typedef struct wrpo__jdef wrpo__jdef;
 struct wrpo__jval {
     wrpo__jkind kind;
-    bool safe;                       /* STR: marked so by the filter; only what does not care takes it */
-    bool *spent;                     /* ITER: read already; a generator runs once */
-    int64_t i;                       /* BOOL, INT */
-    double f;                        /* FLOAT */
-    const char *s; size_t n;         /* STR: bytes; UNDEFINED: what is; INT: its digits if beyond 64 bits */
-    wrpo__jv *items, *keys; int64_t count;
-    const wrpo__jdef *def; wrpo__jv self;              /* FUNCTION: and the value whose method it is */
-    const wrpo__jnode *node;         /* MACRO */
-    wrpo__jval *scope;               /* MACRO: where it was defined; NAMESPACE: the scope around it */
-    wrpo__jloop *loop;               /* LOOP */
+    bool safe;               /* STR: marked by the filter `safe`; only what does not care takes it */
+    int64_t i;               /* BOOL, INT; ITER: 1 once it is read */
+    double f;                /* FLOAT: finite */
+    const char *s; size_t n;  /* STR: bytes; UNDEFINED: the name of what is undefined */
+    wrpo__jv *items, *keys;  /* [count] LIST to ITER: items; DICT, NAMESPACE: in order of insertion */
+    int64_t count;
+    const wrpo__jdef *def; wrpo__jv self;  /* FUNCTION; the value whose method it is */
+    wrpo__jval *scope;       /* MACRO: the scope that defined it; NAMESPACE: it is a scope inside this one */
+    wrpo__jtoken *parameters;  /* MACRO */
+    wrpo__jloop *loop;       /* LOOP */
 };
-typedef struct wrpo__jinja {         /* one compilation or one rendering */
+typedef enum wrpo__jflow { WRPO__J_GO, WRPO__J_BREAK, WRPO__J_CONTINUE } wrpo__jflow;
+typedef struct wrpo__jinja {  /* one compilation or one rendering */
     wrpo_ctx *ctx; wrpo__arena *arena;
-    wrpo_tokenizer *tok;             /* whose template this is: knows the classes of characters */
-    int line, depth; int64_t steps;
-    size_t held;                     /* by the context when this began */
-    time_t now;                      /* of strftime_now */
+    wrpo_tokenizer *tok;     /* whose template this is; knows the classes of characters */
+    wrpo__jtoken *at;        /* the current token */
+    int idle;                /* more than 0: tokens are only read */
+    int line, depth, loops;  /* of the current token */
+    wrpo__jval *scope;
+    wrpo__text *out;
+    wrpo__jflow flow;        /* BREAK, CONTINUE: on the way out to the loop */
+    int64_t steps; size_t held;  /* steps done; bytes that the context held before */
+    time_t now;              /* for strftime_now */
 } wrpo__jinja;
-typedef struct wrpo__jcall {         /* of a filter, test, method or global function */
-    const wrpo__jdef *def;
-    int op;                          /* def->op: several names share one function */
-    wrpo__jv self;                   /* the value before the bar, `is` or the dot */
-    wrpo__jv a[4];                   /* the arguments in the order of the signature; NULL where left out */
-    wrpo__jv named;                  /* DICT: those given by name */
-} wrpo__jcall;
-struct wrpo__jdef {
-    const char *name, *where;        /* f filter, t test, g global; method of: s str, d dict, l list; m: strings marked safe are welcome */
-    const char *signature;           /* "old new count=": '=' marks the optional; NULL: any names */
-    wrpo__jv (*fn)(wrpo__jinja *J, const wrpo__jcall *c);
-    int op;
-};
-static const wrpo__jval wrpo__jnone = {.kind = WRPO__J_NONE}, wrpo__jtrue = {.kind = WRPO__J_BOOL, .i = 1}, wrpo__jfalse = {.kind = WRPO__J_BOOL};
-static const wrpo__jval wrpo__jempty = {.kind = WRPO__J_STR, .s = ""}, wrpo__jno_names = {.kind = WRPO__J_DICT};
 
-_Noreturn WRPO__PRINTF(3, 4) static void wrpo__jfail(wrpo__jinja *J, wrpo_result code, const char *format, ...) {
+_Noreturn WRPO__PRINTF(3, 4) static void wrpo__jraise(wrpo__jinja *J, wrpo_result code, const char *format, ...) {
     char text[400];
     va_list args;
     va_start(args, format);
     vsnprintf(text, sizeof text, format, args);
     va_end(args);
-    wrpo__fail_at(J->ctx, code, J->line, 0, "chat template, line %d: %s%s", J->line, text, code == WRPO_E_UNSUPPORTED ? " is not supported" : "");
+    wrpo__fail_at(J->ctx, code, J->line, 0, "chat template, line %d: %s%s", J->line, text,
+                  code == WRPO_E_UNSUPPORTED ? " is not supported" : "");
 }
-#define WRPO__J_TEXT_OF(v) (int)WRPO__MIN((v)->n, 60), (v)->s   /* for "%.*s" */
-static void wrpo__jspend(wrpo__jinja *J, int64_t steps) {   /* called wherever a template can make something run or grow */
+#define wrpo__jfail(J, ...) wrpo__jraise(J, WRPO_E_FORMAT, __VA_ARGS__)  /* Python refuses it too */
+#define wrpo__jrefuse(J, ...) wrpo__jraise(J, WRPO_E_UNSUPPORTED, __VA_ARGS__)  /* ... is not supported */
+#define WRPO__J_SHOW(v) (int)WRPO__MIN((v)->n, 60), (v)->s  /* for "%.*s" */
+static void wrpo__jspend(wrpo__jinja *J, int64_t steps) {  /* wherever a template can make something run or grow */
     J->steps += steps;
-    if (J->steps > WRPO__J_MAX_STEPS) wrpo__jfail(J, WRPO_E_FORMAT, "the template runs too long: more than %d steps", (int)WRPO__J_MAX_STEPS);
+    if (J->steps > WRPO__J_MAX_STEPS) wrpo__jfail(J, "the template runs too long: %d steps", WRPO__J_MAX_STEPS);
     if (J->ctx->bytes > J->held + WRPO__J_MAX_BYTES)
-        wrpo__jfail(J, WRPO_E_FORMAT, "the template makes too much text: more than %d bytes", (int)WRPO__J_MAX_BYTES);
+        wrpo__jfail(J, "the template makes too much text: %d bytes", WRPO__J_MAX_BYTES);
 }
-static void wrpo__jspend_bytes(wrpo__jinja *J, size_t n) { wrpo__jspend(J, (int64_t)(n >> 5)); }   /* for a pass over n bytes */
+static void wrpo__jspend_bytes(wrpo__jinja *J, size_t n) { wrpo__jspend(J, (int64_t)(n >> 5)); }
 static void wrpo__jenter(wrpo__jinja *J) {
-    if (++J->depth > WRPO__J_MAX_DEPTH) wrpo__jfail(J, WRPO_E_FORMAT, "nested too deeply: more than %d levels", (int)WRPO__J_MAX_DEPTH);
+    if (++J->depth > WRPO__J_MAX_DEPTH) wrpo__jfail(J, "nested too deeply: more than %d levels", WRPO__J_MAX_DEPTH);
+}
+
+static wrpo__jval *wrpo__jmake(wrpo__jinja *J, wrpo__jval v) {
+    wrpo__jval *made = WRPO__NEW(J->arena, wrpo__jval);
+    wrpo__jspend(J, 0);
+    *made = v;
+    return made;
+}
+static wrpo__jval *wrpo__jnew(wrpo__jinja *J, wrpo__jkind kind) { return wrpo__jmake(J, (wrpo__jval){.kind = kind}); }
+static const wrpo__jval wrpo__jnone = {.kind = WRPO__J_NONE}, wrpo__jempty = {.kind = WRPO__J_STR, .s = ""};
+static wrpo__jv wrpo__jbool(bool b) {
+    static const wrpo__jval values[] = {{.kind = WRPO__J_BOOL, .i = 0}, {.kind = WRPO__J_BOOL, .i = 1}};
+    return &values[b];
+}
+static wrpo__jv wrpo__jint(wrpo__jinja *J, int64_t i) {
+    return wrpo__jmake(J, (wrpo__jval){.kind = WRPO__J_INT, .i = i});
+}
+static wrpo__jv wrpo__jfloat(wrpo__jinja *J, double f) {
+    if (!isfinite(f)) wrpo__jrefuse(J, "a number beyond the range of a double");
+    return wrpo__jmake(J, (wrpo__jval){.kind = WRPO__J_FLOAT, .f = f});
+}
+static wrpo__jv wrpo__jbytes(wrpo__jinja *J, const char *s, size_t n) {  /* a string that shares these bytes */
+    return wrpo__jmake(J, (wrpo__jval){.kind = WRPO__J_STR, .s = n ? s : "", .n = n});
+}
+static wrpo__jv wrpo__jstring(wrpo__jinja *J, const char *s) { return wrpo__jbytes(J, s, strlen(s)); }
+static wrpo__jv wrpo__jundefined(wrpo__jinja *J, wrpo__jv name) {
+    return wrpo__jmake(J, (wrpo__jval){.kind = WRPO__J_UNDEFINED, .s = name->s, .n = name->n});
+}
+/* A value that shares another one's items. */
+static wrpo__jv wrpo__jshare(wrpo__jinja *J, wrpo__jkind kind, wrpo__jv *items, int64_t count) {
+    return wrpo__jmake(J, (wrpo__jval){.kind = kind, .items = items, .count = count});
+}
+static wrpo__jval *wrpo__jscope(wrpo__jinja *J, wrpo__jval *around) {
+    return wrpo__jmake(J, (wrpo__jval){.kind = WRPO__J_NAMESPACE, .scope = around});
+}
+static wrpo__jv *wrpo__jroom(wrpo__jinja *J, wrpo__jv *items, size_t count) {  /* the items, with room for one more */
+    if (count & (count - 1)) return items;  /* room is made for a power of two */
+    wrpo__jv *more = wrpo__alloc(J->arena, count ? 2 * count : 1, sizeof *more);
+    if (count) memcpy(more, items, count * sizeof *more);
+    return more;
+}
+/* Appends an item to a value under construction; key is NULL unless that is a dict. */
+static void wrpo__jpush(wrpo__jinja *J, wrpo__jval *to, wrpo__jv key, wrpo__jv item) {
+    size_t count = (size_t)to->count++;
+    to->items = wrpo__jroom(J, to->items, count);
+    to->items[count] = item;
+    if (!key) return;
+    to->keys = wrpo__jroom(J, to->keys, count);
+    to->keys[count] = key;
 }
 static void wrpo__jput(wrpo__jinja *J, wrpo__text *t, const char *s, size_t n) {
     wrpo__jspend_bytes(J, n);
     wrpo__text_add(t, s, n);
 }
-static void wrpo__jputs(wrpo__jinja *J, wrpo__text *t, const char *s) { wrpo__jput(J, t, s, strlen(s)); }
-
-static wrpo__jval *wrpo__jnew(wrpo__jinja *J, wrpo__jkind kind) {
-    wrpo__jval *v = WRPO__NEW(J->arena, wrpo__jval);
-    wrpo__jspend(J, 0);
-    v->kind = kind;
-    if (kind == WRPO__J_ITER) v->spent = WRPO__NEW(J->arena, bool);
-    return v;
-}
-static wrpo__jv wrpo__jbool(bool b) { return b ? &wrpo__jtrue : &wrpo__jfalse; }
-static wrpo__jv wrpo__jint(wrpo__jinja *J, int64_t i) { wrpo__jval *v = wrpo__jnew(J, WRPO__J_INT); v->i = i; return v; }
-static wrpo__jv wrpo__jfloat(wrpo__jinja *J, double f) { wrpo__jval *v = wrpo__jnew(J, WRPO__J_FLOAT); v->f = f; return v; }
-static wrpo__jv wrpo__jbytes(wrpo__jinja *J, const char *s, size_t n) {   /* shares the bytes */
-    wrpo__jval *v = wrpo__jnew(J, WRPO__J_STR);
-    v->s = n ? s : "", v->n = n;
-    return v;
-}
-static wrpo__jv wrpo__jstring(wrpo__jinja *J, const char *s) { return wrpo__jbytes(J, s, strlen(s)); }
+static void wrpo__jputs(wrpo__jinja *J, wrpo__text *t, wrpo__jv v) { wrpo__jput(J, t, v->s, v->n); }
 static wrpo__jv wrpo__jfinish(wrpo__jinja *J, const wrpo__text *t) { return wrpo__jbytes(J, t->data, t->size); }
-static wrpo__jv wrpo__jundefined(wrpo__jinja *J, wrpo__jv what) {
-    wrpo__jval *v = wrpo__jnew(J, WRPO__J_UNDEFINED);
-    v->s = what->s, v->n = what->n;
-    return v;
-}
-static wrpo__jv wrpo__jshare(wrpo__jinja *J, wrpo__jkind kind, wrpo__jv *items, int64_t count) {   /* items of another value */
-    wrpo__jval *v = wrpo__jnew(J, kind);
-    v->items = items, v->count = count;
-    return v;
-}
-static void wrpo__jpush(wrpo__jinja *J, wrpo__jval *to, wrpo__jv key, wrpo__jv item) {   /* onto a value under construction; key NULL: no dict */
-    if ((to->count & (to->count - 1)) == 0) {          /* full: it has room for a power of two */
-        size_t count = (size_t)to->count, cap = count ? 2 * count : 1;
-        wrpo__jv *items = wrpo__alloc(J->arena, cap, sizeof *items), *keys = key ? wrpo__alloc(J->arena, cap, sizeof *keys) : NULL;
-        if (count) memcpy(items, to->items, count * sizeof *items);
-        if (count && key) memcpy(keys, to->keys, count * sizeof *keys);
-        to->items = items, to->keys = keys;
-    }
-    if (key) to->keys[to->count] = key;
-    to->items[to->count++] = item;
-}
 
+static bool wrpo__jis(wrpo__jv v, int kinds) { return kinds >> v->kind & 1; }
+static bool wrpo__jis_str(wrpo__jv v) { return v->kind == WRPO__J_STR; }
+static bool wrpo__jboth(wrpo__jv a, wrpo__jv b, int kinds) { return wrpo__jis(a, kinds) && wrpo__jis(b, kinds); }
 static const char *wrpo__jtype(wrpo__jv v) {
-    static const char *const names[] = {"undefined", "None", "bool", "int", "float", "str", "list", "tuple", "range", "dict view",
-                                        "generator", "dict", "namespace", "function", "macro", "loop"};
+    static const char *const names[] = {"undefined", "None", "bool", "int", "float", "str", "list", "tuple", "range",
+                                        "dict view", "generator", "dict", "namespace", "function", "macro", "loop"};
     return names[v->kind];
 }
-static bool wrpo__jis_int(wrpo__jv v) { return v->kind == WRPO__J_BOOL || v->kind == WRPO__J_INT; }
-static bool wrpo__jis_number(wrpo__jv v) { return wrpo__jis_int(v) || v->kind == WRPO__J_FLOAT; }
-static bool wrpo__jis_list(wrpo__jv v) { return v->kind >= WRPO__J_LIST && v->kind <= WRPO__J_RANGE; }   /* has items by number */
-static wrpo__jv wrpo__jneed_defined(wrpo__jinja *J, wrpo__jv v) {
-    if (v->kind == WRPO__J_UNDEFINED) wrpo__jfail(J, WRPO_E_FORMAT, "\"%.*s\" is undefined", WRPO__J_TEXT_OF(v));
-    return v;
+static wrpo__jv wrpo__jwant(wrpo__jinja *J, wrpo__jv v, int kinds, const char *what) {  /* v, if it is one of these */
+    if (wrpo__jis(v, kinds)) return v;
+    if (v->kind == WRPO__J_UNDEFINED) wrpo__jfail(J, "\"%.*s\" is undefined", WRPO__J_SHOW(v));
+    wrpo__jfail(J, "want %s, found %s", what, wrpo__jtype(v));
 }
-static int64_t wrpo__jto_int(wrpo__jinja *J, wrpo__jv v) {
-    if (!wrpo__jis_int(v)) wrpo__jfail(J, WRPO_E_FORMAT, "want an integer, found %s", wrpo__jtype(v));
-    if (v->s) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "an integer beyond 64 bits: %.*s", WRPO__J_TEXT_OF(v));
-    return v->i;
-}
-static double wrpo__jto_float(wrpo__jinja *J, wrpo__jv v) { return v->kind == WRPO__J_FLOAT ? v->f : (double)wrpo__jto_int(J, v); }
-static wrpo__jv wrpo__jto_str(wrpo__jinja *J, wrpo__jv v) {   /* v, which must be a string */
-    if (v->kind != WRPO__J_STR) wrpo__jfail(J, WRPO_E_FORMAT, "want a string, found %s", wrpo__jtype(v));
-    return v;
-}
-static wrpo__jv wrpo__jplain(wrpo__jinja *J, wrpo__jv v) {   /* v, for what would have to escape or to mark its result */
-    if (v->safe) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "more than printing or comparing a string marked safe");
+static wrpo__jv wrpo__jdefined(wrpo__jinja *J, wrpo__jv v) { return wrpo__jwant(J, v, ~WRPO__J_BIT(UNDEFINED), ""); }
+static wrpo__jv wrpo__jto_str(wrpo__jinja *J, wrpo__jv v) { return wrpo__jwant(J, v, WRPO__J_BIT(STR), "a string"); }
+static int64_t wrpo__jto_int(wrpo__jinja *J, wrpo__jv v) { return wrpo__jwant(J, v, WRPO__J_INTS, "an integer")->i; }
+static double wrpo__jdouble(wrpo__jv v) { return v->kind == WRPO__J_FLOAT ? v->f : (double)v->i; }
+static wrpo__jv wrpo__jplain(wrpo__jinja *J, wrpo__jv v) {  /* v, for what would escape something or mark its result */
+    if (v->safe) wrpo__jrefuse(J, "more than printing or comparing a string marked safe");
     return v;
 }
 static bool wrpo__jtruth(wrpo__jv v) {
-    if (v->kind <= WRPO__J_INT) return v->i != 0 || (v->kind == WRPO__J_INT && v->s);
+    if (v->kind <= WRPO__J_INT) return v->i != 0;
     if (v->kind == WRPO__J_FLOAT) return v->f != 0;
-    if (v->kind == WRPO__J_STR) return v->n > 0;
-    return v->kind == WRPO__J_ITER || v->kind > WRPO__J_DICT || v->count > 0;
+    if (wrpo__jis_str(v)) return v->n > 0;
+    return v->count > 0 || !wrpo__jis(v, WRPO__J_SIZED);
 }
-static bool wrpo__jsame(wrpo__jv a, wrpo__jv b) { return a->n == b->n && memcmp(a->s, b->s, a->n) == 0; }   /* the same bytes */
-static bool wrpo__jnamed(wrpo__jv a, const char *b) { return a->n == strlen(b) && memcmp(a->s, b, a->n) == 0; }
-static bool wrpo__jword(const char *list, wrpo__jv v) {   /* is it one of these words? */
-    for (; *list; list += strcspn(list, " "), list += strspn(list, " "))
-        if (v->n && v->n == strcspn(list, " ") && memcmp(list, v->s, v->n) == 0) return true;
+static bool wrpo__jsame(wrpo__jv a, wrpo__jv b) { return a->n == b->n && memcmp(a->s, b->s, a->n) == 0; }
+static bool wrpo__jword(const char *words, wrpo__jv v) {  /* is it one of these words? */
+    for (size_t n; *words; words += n + (words[n] == ' ')) {
+        for (n = 0; words[n] && words[n] != ' '; n++) {}
+        if (n == v->n && memcmp(words, v->s, n) == 0) return true;
+    }
     return false;
 }
 
-/* ---- equality and order, as Python has them; dicts, scopes ---- */
+/* ---- equality and order, as in Python; dicts ---- */
 static wrpo__jv wrpo__jdict_get(wrpo__jinja *J, wrpo__jv d, wrpo__jv key);
 static bool wrpo__jequal(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {
     wrpo__jspend(J, 1);
-    if (wrpo__jis_number(a) && wrpo__jis_number(b)) {
-        if (a->s || b->s) return a->s && b->s && wrpo__jsame(a, b);
-        return wrpo__jis_int(a) && wrpo__jis_int(b) ? a->i == b->i : wrpo__jto_float(J, a) == wrpo__jto_float(J, b);
-    }
+    if (wrpo__jboth(a, b, WRPO__J_INTS)) return a->i == b->i;
+    if (wrpo__jboth(a, b, WRPO__J_NUMBERS)) return wrpo__jdouble(a) == wrpo__jdouble(b);
     if (a == b) return true;
     if (a->kind != b->kind) return false;
-    if (a->kind < WRPO__J_BOOL) return true;
-    if (a->kind == WRPO__J_STR) { wrpo__jspend_bytes(J, WRPO__MIN(a->n, b->n)); return wrpo__jsame(a, b); }
-    if (a->kind == WRPO__J_VIEW) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "a comparison of dict views");
-    if (!wrpo__jis_list(a) && a->kind != WRPO__J_DICT) return false;
+    if (a->kind == WRPO__J_VIEW) wrpo__jrefuse(J, "a comparison of dict views");
+    if (wrpo__jis_str(a)) {
+        wrpo__jspend_bytes(J, WRPO__MIN(a->n, b->n));
+        return wrpo__jsame(a, b);
+    }
+    bool dict = a->kind == WRPO__J_DICT;
+    if (!dict && !wrpo__jis(a, WRPO__J_LISTS)) return a->kind <= WRPO__J_NONE;
     bool same = a->count == b->count;
     wrpo__jenter(J);
     for (int64_t i = 0; same && i < a->count; i++) {
-        wrpo__jv other = a->kind == WRPO__J_DICT ? wrpo__jdict_get(J, b, a->keys[i]) : b->items[i];
+        wrpo__jv other = dict ? wrpo__jdict_get(J, b, a->keys[i]) : b->items[i];
         same = other && wrpo__jequal(J, a->items[i], other);
     }
     J->depth--;
     return same;
 }
-static int wrpo__jcompare(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {   /* -1, 0, 1; 2 where one is NaN */
+static int wrpo__jcompare(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {  /* < 0, 0, > 0 */
     wrpo__jspend(J, 1);
-    wrpo__jneed_defined(J, a), wrpo__jneed_defined(J, b);
-    if (wrpo__jis_int(a) && wrpo__jis_int(b)) {
-        int64_t x = wrpo__jto_int(J, a), y = wrpo__jto_int(J, b);
-        return (x > y) - (x < y);
-    }
-    if (wrpo__jis_number(a) && wrpo__jis_number(b)) {
-        double x = wrpo__jto_float(J, a), y = wrpo__jto_float(J, b);
-        return x < y ? -1 : x > y ? 1 : x == y ? 0 : 2;
-    }
-    if (a->kind == b->kind && wrpo__jis_list(a)) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "the order of two %ss", wrpo__jtype(a));
-    if (a->kind != WRPO__J_STR || b->kind != WRPO__J_STR) wrpo__jfail(J, WRPO_E_FORMAT, "%s and %s have no order", wrpo__jtype(a), wrpo__jtype(b));
-    wrpo__jspend_bytes(J, WRPO__MIN(a->n, b->n));
-    int r = memcmp(a->s, b->s, WRPO__MIN(a->n, b->n));   /* UTF-8 sorts as its code points do */
-    return r ? (r > 0) - (r < 0) : (a->n > b->n) - (a->n < b->n);
+    wrpo__jdefined(J, a);
+    wrpo__jdefined(J, b);
+    double x = wrpo__jdouble(a), y = wrpo__jdouble(b);
+    size_t n = WRPO__MIN(a->n, b->n);
+    if (wrpo__jboth(a, b, WRPO__J_INTS)) return (a->i > b->i) - (a->i < b->i);
+    if (wrpo__jboth(a, b, WRPO__J_NUMBERS)) return (x > y) - (x < y);
+    if (a->kind == b->kind && wrpo__jis(a, WRPO__J_LISTS)) wrpo__jrefuse(J, "the order of two %ss", wrpo__jtype(a));
+    if (!wrpo__jboth(a, b, WRPO__J_BIT(STR))) wrpo__jfail(J, "%s and %s have no order", wrpo__jtype(a), wrpo__jtype(b));
+    wrpo__jspend_bytes(J, n);
+    int r = memcmp(a->s, b->s, n);  /* UTF-8 sorts as its code points do */
+    return r ? r : (a->n > b->n) - (a->n < b->n);
 }
-static int64_t wrpo__jdict_find(wrpo__jinja *J, wrpo__jv d, wrpo__jv key) {   /* its place; -1: absent */
-    if (key->kind > WRPO__J_STR) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "a key of type %s", wrpo__jtype(key));
+/* The value at the key; NULL: none. */
+static wrpo__jv *wrpo__jdict_at(wrpo__jinja *J, wrpo__jv d, wrpo__jv key) {
+    if (!wrpo__jis(key, WRPO__J_SCALARS)) wrpo__jrefuse(J, "a key of type %s", wrpo__jtype(key));
     wrpo__jspend(J, d->count / 8);
     for (int64_t i = 0; i < d->count; i++) {
-        wrpo__jv k = d->keys[i];
-        if (k->kind == WRPO__J_STR && key->kind == WRPO__J_STR ? wrpo__jsame(k, key) : wrpo__jequal(J, k, key)) return i;
+        bool texts = wrpo__jboth(d->keys[i], key, WRPO__J_BIT(STR));
+        if (texts ? wrpo__jsame(d->keys[i], key) : wrpo__jequal(J, d->keys[i], key)) return &d->items[i];
     }
-    return -1;
+    return NULL;
 }
-static wrpo__jv wrpo__jdict_get(wrpo__jinja *J, wrpo__jv d, wrpo__jv key) {   /* NULL: absent */
-    int64_t i = wrpo__jdict_find(J, d, key);
-    return i < 0 ? NULL : d->items[i];
+static wrpo__jv wrpo__jdict_get(wrpo__jinja *J, wrpo__jv d, wrpo__jv key) {
+    wrpo__jv *item = wrpo__jdict_at(J, d, key);
+    return item ? *item : NULL;
 }
-static bool wrpo__jdict_put(wrpo__jinja *J, wrpo__jval *d, wrpo__jv key, wrpo__jv value) {   /* false: in place of an older value */
-    int64_t i = wrpo__jdict_find(J, d, key);
-    if (i < 0) wrpo__jpush(J, d, key, value);
-    else d->items[i] = value;
-    return i < 0;
-}
-static wrpo__jval *wrpo__jscope(wrpo__jinja *J, wrpo__jval *around) {
-    wrpo__jval *scope = wrpo__jnew(J, WRPO__J_NAMESPACE);
-    scope->scope = around;
-    return scope;
+static void wrpo__jdict_put(wrpo__jinja *J, wrpo__jval *d, wrpo__jv key, wrpo__jv value) {
+    wrpo__jv *item = wrpo__jdict_at(J, d, key);
+    if (item) *item = value;
+    else wrpo__jpush(J, d, key, value);
 }
 
 /* ---- text: code points, white space, case, numbers ---- */
-static bool wrpo__jspace(int32_t c) {                  /* str.isspace */
-    return (c >= 9 && c <= 13) || (c >= 0x1C && c <= 0x20) || c == 0x85 || c == 0xA0 || c == 0x1680 || (c >= 0x2000 && c <= 0x200A) ||
-           c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
+static bool wrpo__jspace(int32_t c) {  /* str.isspace */
+    return (c >= 9 && c <= 13) || (c >= 0x1C && c <= 0x20) || c == 0x85 || c == 0xA0 || c == 0x1680 ||
+           (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
 }
 static size_t wrpo__jskip_space(const char *s, size_t n, size_t i) {
     for (size_t size; i < n && wrpo__jspace(wrpo__utf8_get(s + i, n - i, &size)); i += size) {}
     return i;
 }
-static size_t wrpo__jrstrip(const char *s, size_t from, size_t to) {
+static size_t wrpo__jrstrip(const char *s, size_t from, size_t to) {  /* where s[from..to) without final spaces ends */
     for (size_t i, size; to > from; to = i) {
         i = (size_t)wrpo__before(s, (int64_t)to);
         if (!wrpo__jspace(wrpo__utf8_get(s + i, to - i, &size))) break;
     }
     return to;
 }
-static int64_t wrpo__jlength(wrpo__jinja *J, wrpo__jv v) {   /* in code points */
+static int64_t wrpo__jlength(wrpo__jinja *J, wrpo__jv v) {  /* in code points */
     int64_t length = 0;
     wrpo__jspend_bytes(J, v->n);
     for (size_t i = 0; i < v->n; i++) length += ((unsigned char)v->s[i] & 0xC0) != 0x80;
     return length;
 }
-static size_t wrpo__joffset(wrpo__jv v, int64_t index) {   /* the byte where code point `index` begins */
+static size_t wrpo__joffset(wrpo__jv v, int64_t index) {  /* the byte where code point `index` begins */
     size_t i = 0;
     for (; i < v->n; i++)
         if (((unsigned char)v->s[i] & 0xC0) != 0x80 && index-- == 0) break;
     return i;
 }
-static size_t wrpo__jfind(wrpo__jinja *J, wrpo__jv v, wrpo__jv sub, size_t from) {   /* SIZE_MAX: nowhere */
+static size_t wrpo__jfind(wrpo__jinja *J, wrpo__jv v, wrpo__jv sub, size_t from) {  /* SIZE_MAX: nowhere */
     if (sub->n == 0) return from;
     while (from < v->n && sub->n <= v->n - from) {
         const char *p = memchr(v->s + from, sub->s[0], v->n - from - sub->n + 1);
@@ -7324,172 +7342,181 @@ static size_t wrpo__jfind(wrpo__jinja *J, wrpo__jv v, wrpo__jv sub, size_t from)
     }
     return SIZE_MAX;
 }
-static int wrpo__jclass(wrpo__jinja *J, int32_t c) {   /* of a code point; see wrpo__class */
+static int wrpo__jclass(wrpo__jinja *J, int32_t c) {  /* of a code point; see wrpo__class */
     if (!J->tok->unicode.kind) wrpo__unicode_load_classes(J->tok->arena, &J->tok->unicode);
     return c < 0 ? WRPO__OTHER : J->tok->unicode.kind[c] & 15;
 }
-/* One code point in upper or lower case: of ASCII, Latin-1, Latin Extended-A and Cyrillic. What has no case passes;
-   of other letters that have one nothing is known here, and saying so beats a wrong letter. */
+/* One code point in upper or lower case: ASCII, Latin-1, Cyrillic. What has no case passes; every other letter that
+   has one is refused. */
 static int32_t wrpo__jcase(wrpo__jinja *J, int32_t c, bool upper) {
-    static const int32_t pairs[][3] = {                /* capitals from, to, distance of the small ones; 1: they take turns */
-        {'A', 'Z', 32}, {0xC0, 0xD6, 32}, {0xD8, 0xDE, 32}, {0x100, 0x12F, 1}, {0x132, 0x137, 1}, {0x139, 0x148, 1}, {0x14A, 0x177, 1},
-        {0x178, 0x178, 0xFF - 0x178}, {0x179, 0x17E, 1}, {0x400, 0x40F, 80}, {0x410, 0x42F, 32}, {0x460, 0x481, 1}, {0x48A, 0x4BF, 1}};
-    for (int64_t k = 0; k < WRPO__COUNT(pairs); k++) {
-        int32_t by = pairs[k][2];
-        bool capital = c >= pairs[k][0] && c <= pairs[k][1], small = by != 1 && c >= pairs[k][0] + by && c <= pairs[k][1] + by;
-        if (capital && by == 1) return pairs[k][0] + (((c - pairs[k][0]) & ~1) | !upper);
-        if (capital || small) return capital == upper ? c : capital ? c + by : c - by;
+    static const int32_t ranges[][3] = {  /* first and last capital, distance to the small letters */
+        {'A', 'Z', 32}, {0xC0, 0xD6, 32}, {0xD8, 0xDE, 32}, {0x400, 0x40F, 80}, {0x410, 0x42F, 32}};
+    for (int64_t k = 0; k < WRPO__COUNT(ranges); k++) {
+        int32_t first = ranges[k][0], last = ranges[k][1], by = ranges[k][2];
+        if (c >= first && c <= last) return upper ? c : c + by;
+        if (c >= first + by && c <= last + by) return upper ? c - by : c;
     }
-    const int cased = 1 << WRPO__LU | 1 << WRPO__LL | 1 << WRPO__LT | 1 << WRPO__NL | 1 << WRPO__SW;
+    int cased = 1 << WRPO__LU | 1 << WRPO__LL | 1 << WRPO__LT | 1 << WRPO__NL | 1 << WRPO__SW;
     if (c >= 128 && (cased >> wrpo__jclass(J, c) & 1 || c == 0xAA || c == 0xBA || c == 0x345))
-        wrpo__jfail(J, WRPO_E_UNSUPPORTED, "upper or lower case of U+%04X", (unsigned)c);
+        wrpo__jrefuse(J, "upper or lower case of U+%04X", (unsigned)c);
     return c;
 }
-/* op: u upper, l lower, c first letter only, t every word (of letters), T Jinja's filter (words end at space and -({[<) */
+/* op: u upper, l lower, c upper for the first letter, t for the first of every word (of letters), T likewise for the
+   words of Jinja's filter (they end at space and -({[<) */
 static wrpo__jv wrpo__jrecase(wrpo__jinja *J, wrpo__jv v, int op) {
     wrpo__text t = {.arena = J->arena};
     bool start = true;
     for (size_t i = 0, size; i < v->n; i += size) {
         char out[4];
-        int32_t c = wrpo__utf8_get(v->s + i, v->n - i, &size), to = wrpo__jcase(J, c, op == 'u' || (op != 'l' && start));
+        int32_t c = wrpo__utf8_get(v->s + i, v->n - i, &size);
+        int32_t to = wrpo__jcase(J, c, op == 'u' || (op != 'l' && start));
         wrpo__jput(J, &t, c < 0 ? v->s + i : out, c < 0 ? size : wrpo__utf8_put(out, (uint32_t)to));
         if (op == 't') start = wrpo__jcase(J, c, true) == wrpo__jcase(J, c, false);
         else start = op == 'T' && (wrpo__jspace(c) || (c > 0 && c < 128 && strchr("-({[<", c)));
     }
     return wrpo__jfinish(J, &t);
 }
-/* A whole decimal number as int() and float() read one, -12.5 with white space around: an INT or a FLOAT; NULL: it is none. */
+/* The decimal number that v is, as int() and float() read it: an INT or a FLOAT; NULL: it is none. */
 static wrpo__jv wrpo__jread_number(wrpo__jinja *J, wrpo__jv v) {
     static const char digits[] = "0123456789";
     size_t begin = wrpo__jskip_space(v->s, v->n, 0), n = wrpo__jrstrip(v->s, begin, v->n) - begin;
-    const char *text = wrpo__strndup(J->arena, v->s + begin, n), *s = text + (n && (*text == '-' || *text == '+'));
-    size_t whole = strspn(s, digits), point = s[whole] == '.', part = point ? strspn(s + whole + 1, digits) : 0;
-    if (s + whole + point + part != text + n || whole + part == 0) {   /* Python also reads 1e3, 1_000 and the digits of other scripts */
-        bool maybe = whole || point || (unsigned char)*s >= 0x80 || wrpo__jword("inf nan infinity", wrpo__jstring(J, s));
-        if (maybe) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "the number \"%.*s\"", WRPO__J_TEXT_OF(v));
+    const char *text = wrpo__strndup(J->arena, v->s + begin, n), *s = text + (*text == '-' || *text == '+');
+    size_t whole = strspn(s, digits), point = s[whole] == '.';
+    size_t part = point ? strspn(s + whole + 1, digits) : 0, length = whole + point + part;
+    if (s + length != text + n || whole + part == 0) { /* Python also reads 1e3, 1_000, inf, digits of other scripts */
+        bool maybe = length || (unsigned char)*s >= 0x80;
+        if (maybe || wrpo__jword("inf nan infinity", wrpo__jrecase(J, wrpo__jstring(J, s), 'l')))
+            wrpo__jrefuse(J, "the number \"%.*s\"", WRPO__J_SHOW(v));
         return NULL;
     }
-    double f = wrpo__json_double(J->arena, s, whole + point + part);
+    double f = wrpo__json_double(J->arena, s, length);
     if (point) return wrpo__jfloat(J, *text == '-' ? -f : f);
-    if (f >= 9e18) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "an integer beyond 64 bits: %.*s", WRPO__J_TEXT_OF(v));
+    if (f >= 9e18) wrpo__jrefuse(J, "the integer %.*s", WRPO__J_SHOW(v));
     return wrpo__jint(J, strtoll(text, NULL, 10));
 }
 
-/* ---- printing: str(), repr(), json.dumps: one walk, two styles ---- */
-typedef struct wrpo__jstyle { bool json; wrpo__jv item, key, indent; } wrpo__jstyle;   /* between items, behind a key; NULL: one line */
-static void wrpo__jquote(wrpo__jinja *J, wrpo__text *t, wrpo__jv v, const wrpo__jstyle *style) {
-    static const char marks[] = "\n\r\t\b\f", names[] = "nrtbf";
-    bool json = style->json, apostrophe = !json && (!memchr(v->s, '\'', v->n) || memchr(v->s, '"', v->n));
-    char quote = apostrophe ? '\'' : '"', e[16];
+/* ---- printing: str(), repr() and json.dumps() ---- */
+typedef struct wrpo__jstyle { bool json; wrpo__jv item, key, indent; } wrpo__jstyle;  /* what follows an item, a key */
+static void wrpo__jquote(wrpo__jinja *J, wrpo__text *t, wrpo__jv v, bool json) {
+    static const char marks[] = "\n\r\t\\'\"\b\f", names[] = "nrt\\'\"bf";
+    bool apostrophe = !json && (!memchr(v->s, '\'', v->n) || memchr(v->s, '"', v->n));
+    char quote = apostrophe ? '\'' : '"', *bare = json ? "'" : "'\"\b\f";  /* no \ before these */
     if (!json) wrpo__jplain(J, v);
     wrpo__jput(J, t, &quote, 1);
     for (size_t i = 0, size; i < v->n; i += size) {
         int32_t c = wrpo__utf8_get(v->s + i, v->n - i, &size);
-        int kind = !json && c >= 127 ? wrpo__jclass(J, c) : WRPO__LL;   /* str.isprintable: neither space nor control nor format */
-        bool shown = c >= 32 && (json || (kind != WRPO__OTHER && kind != WRPO__SPACE && kind != WRPO__CW));
         const char *mark = c > 0 && c < 128 ? strchr(marks, c) : NULL;
-        if (c == quote || c == '\\') snprintf(e, sizeof e, "\\%c", (int)c);
-        else if (mark && (json || mark < marks + 3)) snprintf(e, sizeof e, "\\%c", names[mark - marks]);
-        else if (c < 0 || shown) { wrpo__jput(J, t, v->s + i, size); continue; }
-        else snprintf(e, sizeof e, json || (c >= 0x100 && c < 0x10000) ? "\\u%04x" : c < 0x100 ? "\\x%02x" : "\\U%08x", (unsigned)c);
-        wrpo__jputs(J, t, e);
+        int class = !json && c >= 127 ? wrpo__jclass(J, c) : WRPO__LL;  /* str.isprintable goes by it */
+        bool printable = class != WRPO__OTHER && class != WRPO__SPACE && class != WRPO__CW;
+        if (mark && (c == quote || !strchr(bare, c))) wrpo__text_printf(t, "\\%c", names[mark - marks]);
+        else if (c < 0 || (c >= 32 && printable)) wrpo__jput(J, t, v->s + i, size);
+        else if (c < 0x100 && !json) wrpo__text_printf(t, "\\x%02x", (unsigned)c);
+        else wrpo__text_printf(t, c < 0x10000 ? "\\u%04x" : "\\U%08x", (unsigned)c);
     }
     wrpo__jput(J, t, &quote, 1);
 }
-static void wrpo__jput_float(wrpo__text *t, double f, bool json) {   /* Python's repr: the shortest digits that read back as the same */
-    if (isfinite(f)) { wrpo__double_write(t, f, true); return; }
-    if (f < 0) wrpo__text_puts(t, "-");
-    if (isnan(f)) wrpo__text_puts(t, json ? "NaN" : "nan");
-    else wrpo__text_puts(t, json ? "Infinity" : "inf");
-}
+static void wrpo__jwrite(wrpo__jinja *J, wrpo__text *t, wrpo__jv v, const wrpo__jstyle *style, int level);
 static void wrpo__jnewline(wrpo__jinja *J, wrpo__text *t, const wrpo__jstyle *style, int level) {
-    if (style->indent) wrpo__jputs(J, t, "\n");
-    for (int k = 0; style->indent && k < level; k++) wrpo__jput(J, t, style->indent->s, style->indent->n);
+    if (style->indent) wrpo__text_puts(t, "\n");
+    for (int k = 0; style->indent && k < level; k++) wrpo__jputs(J, t, style->indent);
+}
+static void wrpo__jwrite_items(wrpo__jinja *J, wrpo__text *t, wrpo__jv v, const wrpo__jstyle *style, int level) {
+    bool dict = v->kind == WRPO__J_DICT, tuple = v->kind == WRPO__J_TUPLE && !style->json;
+    wrpo__jenter(J);
+    wrpo__text_puts(t, dict ? "{" : tuple ? "(" : "[");
+    for (int64_t i = 0; i < v->count; i++) {
+        if (i) wrpo__jputs(J, t, style->item);
+        wrpo__jnewline(J, t, style, level + 1);
+        if (dict && style->json && !wrpo__jis_str(v->keys[i]))
+            wrpo__jrefuse(J, "tojson of a key of type %s", wrpo__jtype(v->keys[i]));
+        if (dict) {
+            wrpo__jwrite(J, t, v->keys[i], style, level + 1);
+            wrpo__jputs(J, t, style->key);
+        }
+        wrpo__jwrite(J, t, v->items[i], style, level + 1);
+    }
+    if (tuple && v->count == 1) wrpo__text_puts(t, ",");
+    if (v->count) wrpo__jnewline(J, t, style, level);
+    wrpo__text_puts(t, dict ? "}" : tuple ? ")" : "]");
+    J->depth--;
 }
 static void wrpo__jwrite(wrpo__jinja *J, wrpo__text *t, wrpo__jv v, const wrpo__jstyle *style, int level) {
-    static const char *const words[][2] = {{"Undefined", NULL}, {"None", "null"}, {"False", "false"}, {"True", "true"}};
-    bool json = style->json, dict = v->kind == WRPO__J_DICT, tuple = v->kind == WRPO__J_TUPLE && !json;
+    static const char *const words[][2] = {{"False", "false"}, {"True", "true"}};
+    bool json = style->json;
     wrpo__jspend(J, 1);
-    if (v->kind <= WRPO__J_BOOL && words[v->kind + (v->i != 0)][json]) wrpo__jputs(J, t, words[v->kind + (v->i != 0)][json]);
-    else if (v->kind == WRPO__J_INT && v->s) wrpo__jput(J, t, v->s, v->n);
-    else if (v->kind == WRPO__J_INT) wrpo__text_printf(t, "%lld", (long long)v->i);
-    else if (v->kind == WRPO__J_FLOAT) wrpo__jput_float(t, v->f, json);
-    else if (v->kind == WRPO__J_STR) wrpo__jquote(J, t, v, style);
-    else if (v->kind == WRPO__J_LIST || v->kind == WRPO__J_TUPLE || dict) {
-        wrpo__jenter(J);
-        wrpo__jputs(J, t, dict ? "{" : tuple ? "(" : "[");
-        for (int64_t i = 0; i < v->count; i++) {
-            if (i) wrpo__jput(J, t, style->item->s, style->item->n);
-            wrpo__jnewline(J, t, style, level + 1);
-            if (dict && json && v->keys[i]->kind != WRPO__J_STR)
-                wrpo__jfail(J, WRPO_E_UNSUPPORTED, "tojson of a key of type %s", wrpo__jtype(v->keys[i]));
-            if (dict) wrpo__jwrite(J, t, v->keys[i], style, level + 1);
-            if (dict) wrpo__jput(J, t, style->key->s, style->key->n);
-            wrpo__jwrite(J, t, v->items[i], style, level + 1);
-        }
-        if (tuple && v->count == 1) wrpo__jputs(J, t, ",");
-        if (v->count) wrpo__jnewline(J, t, style, level);
-        wrpo__jputs(J, t, dict ? "}" : tuple ? ")" : "]");
-        J->depth--;
-    } else if (json) wrpo__jfail(J, WRPO_E_FORMAT, "a value of type %s has no JSON form", wrpo__jtype(v));
-    else wrpo__jfail(J, WRPO_E_UNSUPPORTED, "printing a value of type %s", wrpo__jtype(v));
+    switch (v->kind) {
+    case WRPO__J_NONE: wrpo__text_puts(t, json ? "null" : "None"); break;
+    case WRPO__J_BOOL: wrpo__text_puts(t, words[v->i][json]); break;
+    case WRPO__J_INT: wrpo__text_printf(t, "%lld", (long long)v->i); break;
+    case WRPO__J_FLOAT: wrpo__double_write(t, v->f, true); break;
+    case WRPO__J_STR: wrpo__jquote(J, t, v, json); break;
+    case WRPO__J_LIST: case WRPO__J_TUPLE: case WRPO__J_DICT: wrpo__jwrite_items(J, t, v, style, level); break;
+    default:
+        if (json) wrpo__jfail(J, "a value of type %s has no JSON form", wrpo__jtype(v));
+        if (v->kind != WRPO__J_UNDEFINED) wrpo__jrefuse(J, "printing a value of type %s", wrpo__jtype(v));
+        wrpo__text_puts(t, "Undefined");
+    }
 }
-static void wrpo__jprint(wrpo__jinja *J, wrpo__text *t, wrpo__jv v) {   /* as str(v) */
-    static const wrpo__jval item = {.kind = WRPO__J_STR, .s = ", ", .n = 2}, key = {.kind = WRPO__J_STR, .s = ": ", .n = 2};
+static void wrpo__jprint(wrpo__jinja *J, wrpo__text *t, wrpo__jv v) {  /* str(v) */
+    static const wrpo__jval item = {.kind = WRPO__J_STR, .s = ", ", .n = 2};
+    static const wrpo__jval key = {.kind = WRPO__J_STR, .s = ": ", .n = 2};
     const wrpo__jstyle repr = {.item = &item, .key = &key};
-    if (v->kind == WRPO__J_STR) wrpo__jput(J, t, v->s, v->n);
+    if (wrpo__jis_str(v)) wrpo__jputs(J, t, v);
     else if (v->kind != WRPO__J_UNDEFINED) wrpo__jwrite(J, t, v, &repr, 0);
 }
-static wrpo__jv wrpo__jstr(wrpo__jinja *J, wrpo__jv v) {   /* str(v) */
-    if (v->kind == WRPO__J_STR && !v->safe) return v;
+static wrpo__jv wrpo__jstr(wrpo__jinja *J, wrpo__jv v) {  /* str(v) as a value */
+    if (wrpo__jis_str(v) && !v->safe) return v;
     wrpo__text t = {.arena = J->arena};
     wrpo__jprint(J, &t, v);
     return wrpo__jfinish(J, &t);
 }
 
 /* ---- sequences, attributes, items ---- */
-/* What a loop over v meets, as items[count]: characters, elements, keys. A generator is spent then. */
+static wrpo__jval *wrpo__jchange(wrpo__jv v) { return (wrpo__jval *)(uintptr_t)v; }  /* a namespace, a generator */
+/* What a loop over v meets, as items[count]: elements, keys, characters. */
 static wrpo__jv wrpo__jitems(wrpo__jinja *J, wrpo__jv v) {
-    if (wrpo__jis_list(v) || v->kind == WRPO__J_VIEW) return v;
+    wrpo__jwant(J, v, WRPO__J_ITERABLES, "something to iterate over");
     if (v->kind == WRPO__J_DICT) return wrpo__jshare(J, WRPO__J_LIST, v->keys, v->count);
-    if (v->kind == WRPO__J_ITER) {
-        if (*v->spent) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "reading a generator a second time");
-        *v->spent = true;
-        return wrpo__jshare(J, WRPO__J_LIST, v->items, v->count);
-    }
-    if (v->kind != WRPO__J_STR && v->kind != WRPO__J_UNDEFINED) wrpo__jfail(J, WRPO_E_FORMAT, "%s is not iterable", wrpo__jtype(v));
+    if (v->kind == WRPO__J_ITER && wrpo__jchange(v)->i++) wrpo__jrefuse(J, "reading a generator a second time");
+    if (!wrpo__jis_str(v)) return v;
     wrpo__jval *chars = wrpo__jnew(J, WRPO__J_LIST);
-    for (size_t i = 0, size; v->kind == WRPO__J_STR && i < v->n; i += size) {
+    for (size_t i = 0, size; i < v->n; i += size) {
         wrpo__utf8_get(v->s + i, v->n - i, &size);
         wrpo__jpush(J, chars, NULL, wrpo__jbytes(J, v->s + i, size));
     }
     return chars;
 }
+static wrpo__jv wrpo__jreversed(wrpo__jinja *J, wrpo__jv v) {  /* a string or a list */
+    wrpo__jval *out = wrpo__jnew(J, v->kind);
+    wrpo__text t = {.arena = J->arena};
+    wrpo__jv all = wrpo__jitems(J, v);
+    for (int64_t i = all->count; i-- > 0;) {
+        if (wrpo__jis_str(v)) wrpo__jputs(J, &t, all->items[i]);
+        else wrpo__jpush(J, out, NULL, all->items[i]);
+    }
+    return wrpo__jis_str(v) ? wrpo__jfinish(J, &t) : out;
+}
+static wrpo__jv wrpo__jgiven(wrpo__jv argument) { return argument && argument->kind != WRPO__J_NONE ? argument : NULL; }
+static int64_t wrpo__jbound(wrpo__jinja *J, wrpo__jv bound, int64_t n, int64_t otherwise) {  /* of a slice: 0 to n */
+    if (!wrpo__jgiven(bound)) return otherwise;
+    int64_t i = wrpo__jto_int(J, bound);
+    return i < 0 ? WRPO__MAX(i + n, 0) : WRPO__MIN(i, n);
+}
 /* v[start:stop:step]; each may be NULL or None. Of the steps 1 and, without bounds, -1. */
 static wrpo__jv wrpo__jslice(wrpo__jinja *J, wrpo__jv v, wrpo__jv start, wrpo__jv stop, wrpo__jv step) {
-    bool str = wrpo__jneed_defined(J, v)->kind == WRPO__J_STR, ends[2] = {start && start->kind != WRPO__J_NONE, stop && stop->kind != WRPO__J_NONE};
-    int64_t by = step && step->kind != WRPO__J_NONE ? wrpo__jto_int(J, step) : 1;
-    if (!str && !wrpo__jis_list(v)) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "a slice of %s", wrpo__jtype(v));
-    if (by != 1 && (by != -1 || ends[0] || ends[1])) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "a slice with step %lld and bounds", (long long)by);
-    if (by < 0) {
-        wrpo__jval *out = wrpo__jnew(J, v->kind);
-        wrpo__text t = {.arena = J->arena};
-        wrpo__jv all = wrpo__jitems(J, v);
-        for (int64_t i = all->count; i-- > 0;) {
-            if (str) wrpo__jput(J, &t, all->items[i]->s, all->items[i]->n);
-            else wrpo__jpush(J, out, NULL, all->items[i]);
-        }
-        return str ? wrpo__jfinish(J, &t) : out;
-    }
-    int64_t n = str ? wrpo__jlength(J, v) : v->count, from = ends[0] ? wrpo__jto_int(J, start) : 0, to = ends[1] ? wrpo__jto_int(J, stop) : n;
-    from = from < -n ? 0 : from < 0 ? from + n : WRPO__MIN(from, n);
-    to = WRPO__MAX(to < -n ? 0 : to < 0 ? to + n : WRPO__MIN(to, n), from);
-    if (!str) return wrpo__jshare(J, v->kind, v->count ? v->items + from : NULL, to - from);
+    bool str = wrpo__jis_str(wrpo__jdefined(J, v));
+    int64_t by = wrpo__jgiven(step) ? wrpo__jto_int(J, step) : 1;
+    if (!str && !wrpo__jis(v, WRPO__J_LISTS)) wrpo__jrefuse(J, "a slice of %s", wrpo__jtype(v));
+    if (by == -1 && !wrpo__jgiven(start) && !wrpo__jgiven(stop)) return wrpo__jreversed(J, v);
+    if (by != 1) wrpo__jrefuse(J, "a slice with step %lld and bounds", (long long)by);
+    int64_t n = str ? wrpo__jlength(J, v) : v->count, from = wrpo__jbound(J, start, n, 0);
+    int64_t to = WRPO__MAX(wrpo__jbound(J, stop, n, n), from);
+    if (!str) return wrpo__jshare(J, v->kind, n ? v->items + from : NULL, to - from);
     size_t begin = wrpo__joffset(v, from);
     return wrpo__jbytes(J, v->s + begin, wrpo__joffset(v, to) - begin);
 }
-static bool wrpo__jcontains(wrpo__jinja *J, wrpo__jv v, wrpo__jv x) {   /* x in v */
-    if (v->kind == WRPO__J_STR) return wrpo__jfind(J, v, wrpo__jto_str(J, x), 0) != SIZE_MAX;
+static bool wrpo__jcontains(wrpo__jinja *J, wrpo__jv v, wrpo__jv x) {  /* x in v */
+    if (wrpo__jis_str(v)) return wrpo__jfind(J, v, wrpo__jto_str(J, x), 0) != SIZE_MAX;
     if (v->kind == WRPO__J_DICT) return wrpo__jdict_get(J, v, x) != NULL;
     v = wrpo__jitems(J, v);
     for (int64_t i = 0; i < v->count; i++)
@@ -7498,211 +7525,258 @@ static bool wrpo__jcontains(wrpo__jinja *J, wrpo__jv v, wrpo__jv x) {   /* x in 
 }
 static const wrpo__jdef *wrpo__jlookup(char where, wrpo__jv name);
 static wrpo__jv wrpo__jloop_attr(wrpo__jinja *J, wrpo__jloop *loop, wrpo__jv name);
-static wrpo__jv wrpo__jfunction(wrpo__jinja *J, const wrpo__jdef *def, wrpo__jv self) {   /* NULL: of no function */
-    if (!def) return NULL;
-    wrpo__jval *f = wrpo__jnew(J, WRPO__J_FUNCTION);
-    f->def = def, f->self = self;
-    return f;
+static wrpo__jv wrpo__jfunction(wrpo__jinja *J, const wrpo__jdef *def, wrpo__jv self) {  /* NULL if there is no def */
+    return def ? wrpo__jmake(J, (wrpo__jval){.kind = WRPO__J_FUNCTION, .def = def, .self = self}) : NULL;
 }
 /* v's own attribute: a method, as a value, or what a namespace or a loop has; NULL: none. */
 static wrpo__jv wrpo__jown(wrpo__jinja *J, wrpo__jv v, wrpo__jv name) {
     /* Python has these too. The sandbox hides the ones that change a value. */
-    static const char str[] = "casefold center count encode expandtabs find format format_map index isalnum isalpha isascii isdecimal isdigit "
-        "isidentifier islower isnumeric isprintable isspace istitle isupper ljust maketrans partition rfind rindex rjust rpartition rsplit "
-        "splitlines swapcase translate zfill", list[] = "append clear copy count extend index insert pop remove reverse sort";
-    const char *const unknown[] = {str, list, "clear copy fromkeys pop popitem setdefault update"};
-    int kind = v->kind == WRPO__J_STR ? 0 : v->kind == WRPO__J_LIST || v->kind == WRPO__J_TUPLE ? 1 : v->kind == WRPO__J_DICT ? 2 : -1;
-    if (v->kind == WRPO__J_LOOP) return wrpo__jloop_attr(J, v->loop, name);
-    if (v->kind == WRPO__J_NAMESPACE) return wrpo__jdict_get(J, v, name);
-    if (kind < 0) return NULL;
-    if (wrpo__jword(unknown[kind], name)) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "method \"%.*s\" of %s", WRPO__J_TEXT_OF(name), wrpo__jtype(v));
-    return wrpo__jfunction(J, wrpo__jlookup("sld"[kind], name), v);
+    static const char str[] = "casefold center count encode expandtabs find format format_map index isalnum isalpha "
+        "isascii isdecimal isdigit isidentifier islower isnumeric isprintable isspace istitle isupper ljust maketrans "
+        "partition rfind rindex rjust rpartition rsplit splitlines swapcase translate zfill";
+    static const char list[] = "append clear copy count extend index insert pop remove reverse sort";
+    static const char dict[] = "clear copy fromkeys pop popitem setdefault update";
+    const char *unknown = dict;
+    char where = 'd';
+    switch (v->kind) {
+    case WRPO__J_LOOP: return wrpo__jloop_attr(J, v->loop, name);
+    case WRPO__J_NAMESPACE: return wrpo__jdict_get(J, v, name);
+    case WRPO__J_STR: unknown = str; where = 's'; break;
+    case WRPO__J_LIST: case WRPO__J_TUPLE: unknown = list; where = 'l'; break;
+    case WRPO__J_DICT: break;
+    default: return NULL;
+    }
+    if (wrpo__jword(unknown, name)) wrpo__jrefuse(J, "method \"%.*s\" of %s", WRPO__J_SHOW(name), wrpo__jtype(v));
+    return wrpo__jfunction(J, wrpo__jlookup(where, name), v);
 }
-/* attr: v.key, Python's attribute, else the item; or v[key], the item, else for a string key the attribute. */
+/* v.key (attr): the attribute, else the item. v[key]: the item, else, for a string key, the attribute. */
 static wrpo__jv wrpo__jget(wrpo__jinja *J, wrpo__jv v, wrpo__jv key, bool attr) {
-    wrpo__jv r = attr ? wrpo__jown(J, wrpo__jneed_defined(J, v), key) : NULL;
-    if (!r && wrpo__jneed_defined(J, v)->kind == WRPO__J_DICT && key->kind <= WRPO__J_STR) r = wrpo__jdict_get(J, v, key);
-    if (!attr && wrpo__jis_int(key) && (v->kind == WRPO__J_STR || wrpo__jis_list(v))) {
-        int64_t n = v->kind == WRPO__J_STR ? wrpo__jlength(J, v) : v->count, i = wrpo__jto_int(J, key);
-        if (i < 0) i += n;
-        if (i >= 0 && i < n) return v->kind == WRPO__J_STR ? wrpo__jslice(J, v, wrpo__jint(J, i), wrpo__jint(J, i + 1), NULL) : v->items[i];
+    wrpo__jdefined(J, v);
+    wrpo__jv r = attr ? wrpo__jown(J, v, key) : NULL;
+    if (!r && v->kind == WRPO__J_DICT && wrpo__jis(key, WRPO__J_SCALARS)) r = wrpo__jdict_get(J, v, key);
+    if (wrpo__jis(key, WRPO__J_INTS) && wrpo__jis(v, WRPO__J_LISTS | WRPO__J_BIT(STR))) {
+        bool str = wrpo__jis_str(v);
+        int64_t n = str ? wrpo__jlength(J, v) : v->count, i = key->i < 0 ? key->i + n : key->i;
+        if (i >= 0 && i < n) r = str ? wrpo__jslice(J, v, wrpo__jint(J, i), wrpo__jint(J, i + 1), NULL) : v->items[i];
     }
-    if (!r && !attr && key->kind == WRPO__J_STR) r = wrpo__jown(J, v, key);
-    return r ? r : wrpo__jundefined(J, wrpo__jstr(J, key->kind <= WRPO__J_STR ? key : &wrpo__jnone));
+    if (!r && !attr && wrpo__jis_str(key)) r = wrpo__jown(J, v, key);
+    return r ? r : wrpo__jundefined(J, wrpo__jis(key, WRPO__J_SCALARS) ? wrpo__jstr(J, key) : &wrpo__jempty);
 }
-/* "a.b" of v, as the filters' attribute= arguments say it: by item. */
-static wrpo__jv wrpo__jpath(wrpo__jinja *J, wrpo__jv v, wrpo__jv path) {
-    if (path->kind != WRPO__J_STR) return wrpo__jget(J, v, path, false);
-    for (size_t i = 0, end; i <= path->n; i = end + 1) {
-        for (end = i; end < path->n && path->s[end] != '.'; end++)
-            if (strchr(",0123456789", path->s[end])) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "the attribute \"%.*s\"", WRPO__J_TEXT_OF(path));
-        v = wrpo__jget(J, v, wrpo__jbytes(J, path->s + i, end - i), false);
-    }
-    return v;
+/* What the filters' attribute= says of v: one of its items. */
+static wrpo__jv wrpo__jattribute(wrpo__jinja *J, wrpo__jv v, wrpo__jv name) {
+    for (size_t i = 0; wrpo__jis_str(name) && i < name->n; i++)
+        if (strchr(".,0123456789", name->s[i])) wrpo__jrefuse(J, "the attribute \"%.*s\"", WRPO__J_SHOW(name));
+    return wrpo__jget(J, v, name, false);
 }
 
 /* ---- operators ---- */
 static wrpo__jv wrpo__jrepeat(wrpo__jinja *J, wrpo__jv v, int64_t times) {
     wrpo__text t = {.arena = J->arena};
-    for (; times > 0; times--) wrpo__jspend(J, 1), wrpo__jput(J, &t, v->s, v->n);
+    for (; times > 0; times--) {
+        wrpo__jspend(J, 1);
+        wrpo__jputs(J, &t, v);
+    }
     return wrpo__jfinish(J, &t);
 }
-static wrpo__jv wrpo__jjoin2(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {   /* strings, lists or tuples, one after the other */
+static wrpo__jv wrpo__jconcat(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {  /* strings, lists or tuples */
+    if (wrpo__jis_str(a)) {
+        wrpo__jspend_bytes(J, a->n + b->n);
+        char *s = wrpo__alloc(J->arena, a->n + b->n + 1, 1);
+        memcpy(s, a->s, a->n);
+        memcpy(s + a->n, b->s, b->n);
+        return wrpo__jbytes(J, s, a->n + b->n);
+    }
     wrpo__jval *both = wrpo__jnew(J, a->kind);
-    wrpo__jspend(J, a->count + b->count + (int64_t)((a->n + b->n) >> 5));
-    char *s = a->kind == WRPO__J_STR ? wrpo__alloc(J->arena, a->n + b->n + 1, 1) : NULL;
-    if (s) memcpy(s, a->s, a->n), memcpy(s + a->n, b->s, b->n), both->s = s, both->n = a->n + b->n;
+    wrpo__jspend(J, a->count + b->count);
     for (int64_t i = 0; i < a->count; i++) wrpo__jpush(J, both, NULL, a->items[i]);
     for (int64_t i = 0; i < b->count; i++) wrpo__jpush(J, both, NULL, b->items[i]);
     return both;
 }
-static wrpo__jv wrpo__jarithmetic(wrpo__jinja *J, int op, wrpo__jv a, wrpo__jv b) {   /* op: + - * / % F (//) */
-    bool joins = a->kind == WRPO__J_STR || a->kind == WRPO__J_LIST || a->kind == WRPO__J_TUPLE;
-    if (op == '%' && a->kind == WRPO__J_STR) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "formatting by %%");
-    wrpo__jneed_defined(J, wrpo__jplain(J, a)), wrpo__jneed_defined(J, wrpo__jplain(J, b));
-    if (op == '+' && joins && a->kind == b->kind) return wrpo__jjoin2(J, a, b);
-    if (op == '*' && a->kind == WRPO__J_STR && wrpo__jis_int(b)) return wrpo__jrepeat(J, a, wrpo__jto_int(J, b));
-    if (op == '*' && (joins || wrpo__jis_int(a)) && !(wrpo__jis_number(a) && wrpo__jis_number(b)))
-        wrpo__jfail(J, WRPO_E_UNSUPPORTED, "the product of %s and %s", wrpo__jtype(a), wrpo__jtype(b));
-    if (!wrpo__jis_number(a) || !wrpo__jis_number(b))
-        wrpo__jfail(J, WRPO_E_FORMAT, "'%s' cannot join %s and %s", op == 'F' ? "//" : (char[2]){(char)op, 0}, wrpo__jtype(a), wrpo__jtype(b));
-    bool whole = wrpo__jis_int(a) && wrpo__jis_int(b), divides = op == '/' || op == '%' || op == 'F';
-    double f = wrpo__jto_float(J, a), g = wrpo__jto_float(J, b);
-    if (divides && g == 0) wrpo__jfail(J, WRPO_E_FORMAT, "division by zero");
-    if (!whole && (op == '%' || op == 'F')) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "the remainder or the floor of a division of floats");
-    const double limit = op == '*' ? 0x1p31 : op == '/' ? 0x1p53 : 0x1p62;   /* whole numbers up to it: neither overflow nor rounding */
-    if (whole && (fabs(f) >= limit || fabs(g) >= limit)) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "arithmetic near 64 bits");
-    if (!whole || op == '/') return wrpo__jfloat(J, op == '+' ? f + g : op == '-' ? f - g : op == '*' ? f * g : f / g);
-    int64_t x = wrpo__jto_int(J, a), y = wrpo__jto_int(J, b);
-    if (!divides) return wrpo__jint(J, op == '+' ? x + y : op == '-' ? x - y : x * y);
-    int64_t rest = x % y + (x % y && (x % y < 0) != (y < 0) ? y : 0);   /* the remainder has the divisor's sign */
-    return wrpo__jint(J, op == '%' ? rest : (x - rest) / y);
+static wrpo__jv wrpo__jarithmetic(wrpo__jinja *J, int op, wrpo__jv a, wrpo__jv b) {  /* op: + - * / % F (//) */
+    bool whole = wrpo__jboth(a, b, WRPO__J_INTS);
+    bool joins = wrpo__jis(a, WRPO__J_BIT(STR) | WRPO__J_BIT(LIST) | WRPO__J_BIT(TUPLE));
+    if (op == '%' && wrpo__jis_str(a)) wrpo__jrefuse(J, "formatting by %%");
+    wrpo__jdefined(J, wrpo__jplain(J, a));
+    wrpo__jdefined(J, wrpo__jplain(J, b));
+    if (op == '+' && joins && a->kind == b->kind) return wrpo__jconcat(J, a, b);
+    if (op == '*' && wrpo__jis_str(a) && wrpo__jis(b, WRPO__J_INTS)) return wrpo__jrepeat(J, a, b->i);
+    if (!wrpo__jboth(a, b, WRPO__J_NUMBERS)) {
+        const char *name = op == 'F' ? "//" : (char[2]){(char)op, 0};
+        if (op == '*') wrpo__jrefuse(J, "the product of %s and %s", wrpo__jtype(a), wrpo__jtype(b));
+        wrpo__jfail(J, "'%s' cannot join %s and %s", name, wrpo__jtype(a), wrpo__jtype(b));
+    }
+    double f = wrpo__jdouble(a), g = wrpo__jdouble(b);
+    if (strchr("/%F", op) && g == 0) wrpo__jfail(J, "division by zero");
+    if (!whole && (op == '%' || op == 'F')) wrpo__jrefuse(J, "the remainder or the floor of a division of floats");
+    /* Integers up to here: the result neither overflows nor is rounded. */
+    double limit = op == '*' ? 0x1p31 : op == '/' ? 0x1p53 : 0x1p62;
+    if (whole && (fabs(f) >= limit || fabs(g) >= limit)) wrpo__jrefuse(J, "arithmetic near 64 bits");
+    int64_t x = a->i, y = b->i, cut = op == '%' || op == 'F' ? x % y : 0;
+    int64_t rest = cut && (cut < 0) != (y < 0) ? cut + y : cut;  /* Python's remainder has the divisor's sign */
+    switch (op) {
+    case '+': return whole ? wrpo__jint(J, x + y) : wrpo__jfloat(J, f + g);
+    case '-': return whole ? wrpo__jint(J, x - y) : wrpo__jfloat(J, f - g);
+    case '*': return whole ? wrpo__jint(J, x * y) : wrpo__jfloat(J, f * g);
+    case '/': return wrpo__jfloat(J, f / g);
+    case '%': return wrpo__jint(J, rest);
+    default: return wrpo__jint(J, (x - rest) / y);
+    }
 }
-static bool wrpo__jrelation(wrpo__jinja *J, int op, wrpo__jv a, wrpo__jv b) {   /* op: = ! < l (<=) > g (>=) i (in) n (not in) */
-    if (op == '=' || op == '!') return wrpo__jequal(J, a, b) == (op == '=');
-    if (op == 'i' || op == 'n') return wrpo__jcontains(J, b, a) == (op == 'i');
-    int r = wrpo__jcompare(J, a, b);
-    return op == '<' ? r == -1 : op == 'l' ? r == -1 || r == 0 : op == '>' ? r == 1 : r == 1 || r == 0;
+/* op: = ! < l (<=) > g (>=) i (in) n (not in) */
+static bool wrpo__jrelation(wrpo__jinja *J, int op, wrpo__jv a, wrpo__jv b) {
+    switch (op) {
+    case '=': return wrpo__jequal(J, a, b);
+    case '!': return !wrpo__jequal(J, a, b);
+    case 'i': return wrpo__jcontains(J, b, a);
+    case 'n': return !wrpo__jcontains(J, b, a);
+    case '<': return wrpo__jcompare(J, a, b) < 0;
+    case 'l': return wrpo__jcompare(J, a, b) <= 0;
+    case '>': return wrpo__jcompare(J, a, b) > 0;
+    default: return wrpo__jcompare(J, a, b) >= 0;
+    }
 }
 
-/* ---- filters, tests, methods, functions: each takes its bound call ---- */
-static wrpo__jv wrpo__jinvoke(wrpo__jinja *J, char where, wrpo__jv name, wrpo__jv self, wrpo__jv args, wrpo__jv named);
-static wrpo__jv wrpo__jgiven(const wrpo__jcall *c, int k) { return c->a[k] && c->a[k]->kind != WRPO__J_NONE ? c->a[k] : NULL; }
+/* ---- filters, tests, methods, functions ---- */
+typedef struct wrpo__jcall {  /* one call of a row of wrpo__jdefs */
+    int op;                  /* of the row: several names share one function */
+    wrpo__jv self;           /* the value before the bar, `is` or the dot */
+    wrpo__jv a[4];           /* the arguments in the order of the signature; NULL: absent */
+    wrpo__jval args, named;  /* as they are given: a LIST, a DICT */
+    int64_t placed, by_name;  /* how many of each are bound */
+} wrpo__jcall;
+#define WRPO__J_CALL(value) {.self = (value), .args = {.kind = WRPO__J_LIST}, .named = {.kind = WRPO__J_DICT}}
+struct wrpo__jdef {
+    const char *names, *where;  /* f filter, t test, g function, s, d method of str, dict; m: takes safe strings */
+    const char *signature;   /* "old new count=": '=' marks the optional ones; NULL: any names */
+    wrpo__jv (*fn)(wrpo__jinja *J, const wrpo__jcall *c);
+    int op;
+};
+#define WRPO__J_FN(name) static wrpo__jv wrpo__jf_##name(wrpo__jinja *J, const wrpo__jcall *c)
+static wrpo__jv wrpo__jinvoke(wrpo__jinja *J, char where, wrpo__jv name, wrpo__jcall *c);
 static bool wrpo__jflag(const wrpo__jcall *c, int k) { return c->a[k] && wrpo__jtruth(c->a[k]); }
-static wrpo__jv wrpo__jf_strip(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: 1 left, 2 right, 3 both */
-    wrpo__jv v = wrpo__jstr(J, c->self), chars = wrpo__jgiven(c, 0) ? wrpo__jto_str(J, c->a[0]) : NULL;
-    size_t a = 0, b = v->n, size;
-    if ((c->op & 1) && !chars) a = wrpo__jskip_space(v->s, b, 0);
-    if ((c->op & 2) && !chars) b = wrpo__jrstrip(v->s, a, b);
-    for (; (c->op & 1) && chars && a < b; a += size) {
-        wrpo__utf8_get(v->s + a, b - a, &size);
-        if (wrpo__jfind(J, chars, wrpo__jbytes(J, v->s + a, size), 0) == SIZE_MAX) break;
+
+WRPO__J_FN(strip) {  /* op: 1 left, 2 right, 3 both */
+    wrpo__jv v = wrpo__jstr(J, c->self), chars = wrpo__jgiven(c->a[0]) ? wrpo__jto_str(J, c->a[0]) : NULL;
+    size_t from = 0, to = v->n, size;
+    if ((c->op & 1) && !chars) from = wrpo__jskip_space(v->s, to, 0);
+    if ((c->op & 2) && !chars) to = wrpo__jrstrip(v->s, from, to);
+    for (; (c->op & 1) && chars && from < to; from += size) {
+        wrpo__utf8_get(v->s + from, to - from, &size);
+        if (wrpo__jfind(J, chars, wrpo__jbytes(J, v->s + from, size), 0) == SIZE_MAX) break;
     }
-    for (size_t i; (c->op & 2) && chars && a < b; b = i) {
-        i = (size_t)wrpo__before(v->s, (int64_t)b);
-        if (wrpo__jfind(J, chars, wrpo__jbytes(J, v->s + i, b - i), 0) == SIZE_MAX) break;
+    for (size_t i; (c->op & 2) && chars && from < to; to = i) {
+        i = (size_t)wrpo__before(v->s, (int64_t)to);
+        if (wrpo__jfind(J, chars, wrpo__jbytes(J, v->s + i, to - i), 0) == SIZE_MAX) break;
     }
-    wrpo__jspend_bytes(J, v->n - (b - a));
-    return wrpo__jbytes(J, v->s + a, b - a);
+    wrpo__jspend_bytes(J, v->n - (to - from));
+    return wrpo__jbytes(J, v->s + from, to - from);
 }
-static wrpo__jv wrpo__jf_case(wrpo__jinja *J, const wrpo__jcall *c) { return wrpo__jrecase(J, wrpo__jstr(J, c->self), c->op); }
-static wrpo__jv wrpo__jf_length(wrpo__jinja *J, const wrpo__jcall *c) {
-    wrpo__jv v = c->self;
-    if (v->kind == WRPO__J_STR) return wrpo__jint(J, wrpo__jlength(J, v));
-    bool counted = wrpo__jis_list(v) || v->kind == WRPO__J_VIEW || v->kind == WRPO__J_DICT || v->kind == WRPO__J_UNDEFINED;
-    if (!counted) wrpo__jfail(J, WRPO_E_FORMAT, "%s has no length", wrpo__jtype(v));
-    return wrpo__jint(J, v->count);
+WRPO__J_FN(case) { return wrpo__jrecase(J, wrpo__jstr(J, c->self), c->op); }
+WRPO__J_FN(length) {
+    wrpo__jv v = wrpo__jwant(J, c->self, WRPO__J_SIZED, "something with a length");
+    return wrpo__jint(J, wrpo__jis_str(v) ? wrpo__jlength(J, v) : v->count);
 }
-static wrpo__jv wrpo__jspaces(wrpo__jinja *J, wrpo__jv width) {   /* a string as it is, a number of spaces */
-    return width->kind == WRPO__J_STR ? width : wrpo__jrepeat(J, wrpo__jstring(J, " "), wrpo__jto_int(J, width));
+static wrpo__jv wrpo__jspaces(wrpo__jinja *J, wrpo__jv width) {  /* a string as it is, or that many spaces */
+    return wrpo__jis_str(width) ? width : wrpo__jrepeat(J, wrpo__jstring(J, " "), wrpo__jto_int(J, width));
 }
-static wrpo__jv wrpo__jf_tojson(wrpo__jinja *J, const wrpo__jcall *c) {
-    wrpo__jstyle style = {.json = true, .indent = wrpo__jgiven(c, 1) ? wrpo__jspaces(J, c->a[1]) : NULL};
+WRPO__J_FN(tojson) {
+    wrpo__jv indent = wrpo__jgiven(c->a[1]) ? wrpo__jspaces(J, c->a[1]) : NULL, separators = wrpo__jgiven(c->a[2]);
+    wrpo__jstyle style = {true, wrpo__jstring(J, indent ? "," : ", "), wrpo__jstring(J, ": "), indent};
     wrpo__text t = {.arena = J->arena};
-    if (wrpo__jflag(c, 0) || wrpo__jflag(c, 3)) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "tojson with ensure_ascii or sort_keys");
-    style.item = wrpo__jstring(J, style.indent ? "," : ", "), style.key = wrpo__jstring(J, ": ");
-    if (wrpo__jgiven(c, 2)) {
-        wrpo__jv separators = wrpo__jitems(J, c->a[2]);
-        if (separators->count != 2) wrpo__jfail(J, WRPO_E_FORMAT, "tojson wants two separators, found %lld", (long long)separators->count);
-        style.item = wrpo__jto_str(J, separators->items[0]), style.key = wrpo__jto_str(J, separators->items[1]);
+    if (wrpo__jflag(c, 0) || wrpo__jflag(c, 3)) wrpo__jrefuse(J, "tojson with ensure_ascii or sort_keys");
+    if (separators) {
+        separators = wrpo__jitems(J, separators);
+        if (separators->count != 2) wrpo__jfail(J, "tojson wants two separators, found %d", (int)separators->count);
+        style.item = wrpo__jto_str(J, separators->items[0]);
+        style.key = wrpo__jto_str(J, separators->items[1]);
     }
     wrpo__jwrite(J, &t, c->self, &style, 0);
     return wrpo__jfinish(J, &t);
 }
-static wrpo__jv wrpo__jf_string(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: marked safe? */
-    wrpo__jval *v = wrpo__jnew(J, WRPO__J_STR);
-    *v = c->self->kind == WRPO__J_STR ? *c->self : *wrpo__jstr(J, c->self);
+WRPO__J_FN(string) {  /* op: 1 marks it safe */
+    wrpo__jval *v = wrpo__jmake(J, wrpo__jis_str(c->self) ? *c->self : *wrpo__jstr(J, c->self));
     v->safe = v->safe || c->op;
     return v;
 }
-static wrpo__jv wrpo__jf_default(wrpo__jinja *J, const wrpo__jcall *c) {
-    bool missing = c->self->kind == WRPO__J_UNDEFINED || (wrpo__jflag(c, 1) && !wrpo__jtruth(c->self));
+WRPO__J_FN(default) {
     (void)J;
-    return !missing ? c->self : c->a[0] ? c->a[0] : &wrpo__jempty;
+    if (c->self->kind != WRPO__J_UNDEFINED && !(wrpo__jflag(c, 1) && !wrpo__jtruth(c->self))) return c->self;
+    return c->a[0] ? c->a[0] : &wrpo__jempty;
 }
-static wrpo__jv wrpo__jf_end(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: f first, l last */
-    if (c->self->kind == WRPO__J_ITER && c->op == 'l') wrpo__jfail(J, WRPO_E_FORMAT, "a generator has no last item");
+WRPO__J_FN(end) {  /* op: 0 first, 1 last */
+    if (c->self->kind == WRPO__J_ITER && c->op) wrpo__jfail(J, "a generator has no last item");
     wrpo__jv v = wrpo__jitems(J, c->self);
-    return v->count == 0 ? wrpo__jundefined(J, wrpo__jstring(J, c->def->name)) : v->items[c->op == 'f' ? 0 : v->count - 1];
+    if (!v->count) return wrpo__jundefined(J, wrpo__jstring(J, c->op ? "last" : "first"));
+    return v->items[c->op ? v->count - 1 : 0];
 }
-static wrpo__jv wrpo__jf_list(wrpo__jinja *J, const wrpo__jcall *c) {
+WRPO__J_FN(list) {
     wrpo__jv v = wrpo__jitems(J, c->self);
     return wrpo__jshare(J, WRPO__J_LIST, v->items, v->count);
 }
-static wrpo__jv wrpo__jf_join(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: f filter, of any values; m method, of strings */
+/* The filters join and replace take values of any type, the methods only strings. op: f filter, m method */
+static wrpo__jv wrpo__jtext(wrpo__jinja *J, const wrpo__jcall *c, wrpo__jv v) {
+    return c->op == 'f' ? wrpo__jstr(J, v) : wrpo__jto_str(J, v);
+}
+WRPO__J_FN(join) {
     bool filter = c->op == 'f';
-    wrpo__jv v = wrpo__jitems(J, filter ? c->self : c->a[0]), between = !filter ? c->self : c->a[0] ? wrpo__jstr(J, c->a[0]) : &wrpo__jempty;
+    wrpo__jv v = wrpo__jitems(J, filter ? c->self : c->a[0]), between = filter ? c->a[0] : c->self;
     wrpo__text t = {.arena = J->arena};
+    if (between) between = wrpo__jstr(J, between);
     for (int64_t i = 0; i < v->count; i++) {
-        if (i) wrpo__jput(J, &t, between->s, between->n);
+        if (i && between) wrpo__jputs(J, &t, between);
         wrpo__jprint(J, &t, filter ? v->items[i] : wrpo__jto_str(J, v->items[i]));
     }
     return wrpo__jfinish(J, &t);
 }
-static wrpo__jv wrpo__jf_replace(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: f filter, of any values; m method, of strings */
-    bool filter = c->op == 'f';
-    wrpo__jv v = wrpo__jstr(J, c->self), old = filter ? wrpo__jstr(J, c->a[0]) : wrpo__jto_str(J, c->a[0]);
-    wrpo__jv with = filter ? wrpo__jstr(J, c->a[1]) : wrpo__jto_str(J, c->a[1]);
-    int64_t left = (filter ? wrpo__jgiven(c, 2) : c->a[2]) ? wrpo__jto_int(J, c->a[2]) : -1;
+WRPO__J_FN(replace) {
+    wrpo__jv v = wrpo__jstr(J, c->self), old = wrpo__jtext(J, c, c->a[0]), with = wrpo__jtext(J, c, c->a[1]);
+    wrpo__jv count = c->op == 'f' ? wrpo__jgiven(c->a[2]) : c->a[2];
+    int64_t left = count ? wrpo__jto_int(J, count) : -1;
     wrpo__text t = {.arena = J->arena};
-    size_t i = 0;
-    if (old->n == 0) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "replacing the empty string");
-    for (size_t at; left-- != 0 && (at = wrpo__jfind(J, v, old, i)) != SIZE_MAX; i = at + old->n) {
-        wrpo__jput(J, &t, v->s + i, at - i);
-        wrpo__jput(J, &t, with->s, with->n);
+    size_t done = 0;
+    if (old->n == 0) wrpo__jrefuse(J, "replacing the empty string");
+    while (left-- != 0) {
+        size_t at = wrpo__jfind(J, v, old, done);
+        if (at == SIZE_MAX) break;
+        wrpo__jput(J, &t, v->s + done, at - done);
+        wrpo__jputs(J, &t, with);
+        done = at + old->n;
     }
-    wrpo__jput(J, &t, v->s + i, v->n - i);
+    wrpo__jput(J, &t, v->s + done, v->n - done);
     return wrpo__jfinish(J, &t);
 }
-static wrpo__jv wrpo__jf_number(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: i int, f float */
-    wrpo__jv v = wrpo__jneed_defined(J, c->self), otherwise = c->a[0] ? c->a[0] : c->op == 'i' ? wrpo__jint(J, 0) : wrpo__jfloat(J, 0);
-    if (v->kind == WRPO__J_STR) v = wrpo__jread_number(J, v);
-    if (!v || !wrpo__jis_number(v)) return otherwise;
-    if (c->op == 'f') return wrpo__jfloat(J, wrpo__jto_float(J, v));
-    if (v->kind != WRPO__J_FLOAT) return wrpo__jint(J, wrpo__jto_int(J, v));
-    if (!(fabs(v->f) < 9e18)) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "%g as an integer", v->f);
-    return wrpo__jint(J, (int64_t)v->f);
+WRPO__J_FN(number) {  /* op: i int, f float */
+    bool to_int = c->op == 'i';
+    wrpo__jv v = wrpo__jdefined(J, c->self), otherwise = c->a[0];
+    if (!otherwise) otherwise = to_int ? wrpo__jint(J, 0) : wrpo__jfloat(J, 0);
+    if (wrpo__jis_str(v)) v = wrpo__jread_number(J, v);
+    if (!v || !wrpo__jis(v, WRPO__J_NUMBERS)) return otherwise;
+    if (!to_int) return wrpo__jfloat(J, wrpo__jdouble(v));
+    if (fabs(v->f) >= 9e18) wrpo__jrefuse(J, "%g as an integer", v->f);
+    return wrpo__jint(J, v->i + (int64_t)v->f);  /* one of the two is 0 */
 }
-static wrpo__jv wrpo__jf_indent(wrpo__jinja *J, const wrpo__jcall *c) {
+WRPO__J_FN(indent) {
     wrpo__jv v = wrpo__jto_str(J, c->self), by = wrpo__jspaces(J, c->a[0] ? c->a[0] : wrpo__jint(J, 4));
+    bool first = wrpo__jflag(c, 1), blank = wrpo__jflag(c, 2);
     wrpo__text t = {.arena = J->arena};
     for (size_t i = 0, end, size; i <= v->n; i = end + 1) {
         for (end = i; end < v->n && v->s[end] != '\n'; end += size) {
             int32_t x = wrpo__utf8_get(v->s + end, v->n - end, &size);
-            bool other = (x >= 11 && x <= 13) || (x >= 0x1C && x <= 0x1E) || x == 0x85 || x == 0x2028 || x == 0x2029;
-            if (other) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "indent of a text with the line end U+%04X", (unsigned)x);
+            if ((x >= 11 && x <= 13) || (x >= 0x1C && x <= 0x1E) || x == 0x85 || x == 0x2028 || x == 0x2029)
+                wrpo__jrefuse(J, "indent of a text with the line end U+%04X", (unsigned)x);
         }
-        if (i == 0 ? wrpo__jflag(c, 1) : end > i || wrpo__jflag(c, 2)) wrpo__jput(J, &t, by->s, by->n);   /* first=, blank= */
+        if (i == 0 ? first : end > i || blank) wrpo__jputs(J, &t, by);
         wrpo__jput(J, &t, v->s + i, end - i + (end < v->n));
     }
     return wrpo__jfinish(J, &t);
 }
-static wrpo__jv wrpo__jf_items(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: i filter, I items(), k keys(), v values() */
+WRPO__J_FN(items) {  /* op: i filter, I items(), k keys(), v values() */
     wrpo__jv v = c->self;
     wrpo__jval *rows = wrpo__jnew(J, c->op == 'i' ? WRPO__J_ITER : WRPO__J_VIEW);
-    if (v->kind == WRPO__J_UNDEFINED) return rows;
-    if (v->kind != WRPO__J_DICT) wrpo__jfail(J, WRPO_E_FORMAT, "%s wants a dict, found %s", c->def->name, wrpo__jtype(v));
-    if (c->op == 'k' || c->op == 'v') return wrpo__jshare(J, WRPO__J_VIEW, c->op == 'k' ? v->keys : v->items, v->count);
+    if (c->op == 'i' && v->kind == WRPO__J_UNDEFINED) return rows;
+    wrpo__jwant(J, v, WRPO__J_BIT(DICT), "a dict");
+    if (c->op == 'k') return wrpo__jshare(J, WRPO__J_VIEW, v->keys, v->count);
+    if (c->op == 'v') return wrpo__jshare(J, WRPO__J_VIEW, v->items, v->count);
     for (int64_t i = 0; i < v->count; i++) {
         wrpo__jval *pair = wrpo__jnew(J, WRPO__J_TUPLE);
         wrpo__jpush(J, pair, NULL, v->keys[i]);
@@ -7711,118 +7785,127 @@ static wrpo__jv wrpo__jf_items(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: 
     }
     return rows;
 }
-static wrpo__jv wrpo__jf_reverse(wrpo__jinja *J, const wrpo__jcall *c) {
-    wrpo__jv v = c->self, minus = wrpo__jint(J, -1);
-    if (v->kind == WRPO__J_STR) return wrpo__jslice(J, v, NULL, NULL, minus);
-    bool once = v->kind == WRPO__J_ITER;
-    v = wrpo__jslice(J, wrpo__jf_list(J, c), NULL, NULL, minus);
-    return once ? v : wrpo__jshare(J, WRPO__J_ITER, v->items, v->count);
+WRPO__J_FN(reverse) {
+    if (wrpo__jis_str(c->self)) return wrpo__jreversed(J, c->self);
+    wrpo__jv v = wrpo__jreversed(J, wrpo__jf_list(J, c));
+    return c->self->kind == WRPO__J_ITER ? v : wrpo__jshare(J, WRPO__J_ITER, v->items, v->count);
 }
-/* sort and dictsort: a stable sort by the item or its attribute, strings without case unless asked. op: s sort, d dictsort */
-static wrpo__jv wrpo__jf_sort(wrpo__jinja *J, const wrpo__jcall *c) {
-    bool dict = c->op == 'd', case_sensitive = wrpo__jflag(c, dict ? 0 : 1), reverse = wrpo__jflag(c, dict ? 2 : 0);
-    const wrpo__jcall pairs = {.def = c->def, .op = 'I', .self = dict ? wrpo__jneed_defined(J, c->self) : c->self};
-    wrpo__jv v = dict ? wrpo__jf_items(J, &pairs) : wrpo__jitems(J, c->self);
-    wrpo__jv attribute = wrpo__jgiven(c, dict ? 1 : 2);
-    if (dict && attribute && !wrpo__jword("key value", wrpo__jto_str(J, attribute))) wrpo__jfail(J, WRPO_E_FORMAT, "dictsort by what?");
-    if (dict) attribute = wrpo__jint(J, attribute && wrpo__jnamed(attribute, "value"));
-    wrpo__jv *keys = wrpo__alloc(J->arena, (size_t)v->count, sizeof *keys), *out = wrpo__alloc(J->arena, (size_t)v->count, sizeof *out);
+WRPO__J_FN(sort) {  /* stable; strings without case unless asked. op: s sort, d dictsort */
+    const wrpo__jcall pairs = {.op = 'I', .self = c->self};
+    wrpo__jv v = c->op == 'd' ? wrpo__jf_items(J, &pairs) : wrpo__jitems(J, c->self);
+    wrpo__jv attribute = c->op == 'd' ? wrpo__jint(J, 0) : wrpo__jgiven(c->a[2]);
+    int order = wrpo__jflag(c, 0) ? -1 : 1;
+    wrpo__jv *keys = wrpo__alloc(J->arena, (size_t)v->count, sizeof *keys);
+    wrpo__jv *sorted = wrpo__alloc(J->arena, (size_t)v->count, sizeof *sorted);
     for (int64_t i = 0, k; i < v->count; i++) {
-        wrpo__jv key = attribute ? wrpo__jpath(J, v->items[i], attribute) : v->items[i];
-        if (key->kind == WRPO__J_STR && !case_sensitive) key = wrpo__jrecase(J, key, 'l');
-        for (k = i; k > 0 && !wrpo__jequal(J, keys[k - 1], key) && wrpo__jcompare(J, keys[k - 1], key) == (reverse ? -1 : 1); k--)
-            keys[k] = keys[k - 1], out[k] = out[k - 1];
-        keys[k] = key, out[k] = v->items[i];
+        wrpo__jv key = attribute ? wrpo__jattribute(J, v->items[i], attribute) : v->items[i];
+        if (wrpo__jis_str(key) && !wrpo__jflag(c, 1)) key = wrpo__jrecase(J, key, 'l');
+        for (k = i; k > 0 && wrpo__jcompare(J, keys[k - 1], key) * order > 0; k--) {
+            keys[k] = keys[k - 1];
+            sorted[k] = sorted[k - 1];
+        }
+        keys[k] = key;
+        sorted[k] = v->items[i];
     }
-    return wrpo__jshare(J, WRPO__J_LIST, out, v->count);
+    return wrpo__jshare(J, WRPO__J_LIST, sorted, v->count);
 }
-/* select, reject, selectattr, rejectattr, map. op: bit 0: the items that fail the test; 1: the test is of an attribute; 2: map */
-static wrpo__jv wrpo__jf_select(wrpo__jinja *J, const wrpo__jcall *c) {
-    bool map = c->op & 4;
-    int first = c->op & 2 ? 1 : 0;                     /* of the filter or test, then its arguments */
-    wrpo__jv attribute = map ? c->a[3] : first ? c->a[0] : NULL, name = c->a[first];
+/* select, reject, selectattr, rejectattr, map. op: 1: keeps what fails the test; 2: tests an attribute; 4: map */
+WRPO__J_FN(select) {
+    bool map = c->op & 4, negated = c->op & 1;
+    int first = c->op & 2 ? 1 : 0;  /* of the filter or test, then its arguments */
+    wrpo__jv name = c->a[first], attribute = map ? c->a[3] : first ? c->a[0] : NULL;
     wrpo__jv v = wrpo__jitems(J, wrpo__jtruth(c->self) ? c->self : &wrpo__jempty);
-    wrpo__jval *out = wrpo__jnew(J, WRPO__J_ITER), *args = wrpo__jnew(J, WRPO__J_LIST);
-    for (int k = first + 1; k < 3 && c->a[k]; k++) wrpo__jpush(J, args, NULL, c->a[k]);
-    if (map && !name == !attribute) wrpo__jfail(J, WRPO_E_FORMAT, "map takes either a filter or attribute=");
+    wrpo__jval *out = wrpo__jnew(J, WRPO__J_ITER);
+    if (map && !name == !attribute) wrpo__jfail(J, "map takes either a filter or attribute=");
     for (int64_t i = 0; i < v->count; i++) {
-        wrpo__jv x = attribute ? wrpo__jpath(J, v->items[i], attribute) : v->items[i];
-        if (name) x = wrpo__jinvoke(J, map ? 'f' : 't', wrpo__jto_str(J, name), x, args, &wrpo__jno_names);
-        if (map || wrpo__jtruth(x) != (c->op & 1)) wrpo__jpush(J, out, NULL, map ? x : v->items[i]);
+        wrpo__jv x = attribute ? wrpo__jattribute(J, v->items[i], attribute) : v->items[i];
+        wrpo__jcall call = WRPO__J_CALL(x);
+        for (int k = first + 1; k < 3 && c->a[k]; k++) wrpo__jpush(J, &call.args, NULL, c->a[k]);
+        if (name) x = wrpo__jinvoke(J, map ? 'f' : 't', wrpo__jto_str(J, name), &call);
+        if (map || wrpo__jtruth(x) != negated) wrpo__jpush(J, out, NULL, map ? x : v->items[i]);
     }
     return out;
 }
-
-static wrpo__jv wrpo__jm_split(wrpo__jinja *J, const wrpo__jcall *c) {
-    wrpo__jv v = c->self, sep = wrpo__jgiven(c, 0) ? wrpo__jto_str(J, c->a[0]) : NULL;
+WRPO__J_FN(split) {
+    wrpo__jv v = c->self, sep = wrpo__jgiven(c->a[0]) ? wrpo__jto_str(J, c->a[0]) : NULL;
     int64_t left = c->a[1] ? wrpo__jto_int(J, c->a[1]) : -1;
     wrpo__jval *out = wrpo__jnew(J, WRPO__J_LIST);
-    size_t i = 0, at;
-    if (sep && sep->n == 0) wrpo__jfail(J, WRPO_E_FORMAT, "split() by an empty string");
-    if (!sep && left >= 0) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "split() at white space with maxsplit");
-    if (!sep) wrpo__jspend_bytes(J, v->n);
-    for (size_t size; !sep && (i = wrpo__jskip_space(v->s, v->n, i)) < v->n; i = at) {
-        for (at = i; at < v->n && !wrpo__jspace(wrpo__utf8_get(v->s + at, v->n - at, &size)); at += size) {}
-        wrpo__jpush(J, out, NULL, wrpo__jbytes(J, v->s + i, at - i));
+    size_t i = 0, end, size;
+    if (sep && sep->n == 0) wrpo__jfail(J, "split() by an empty string");
+    if (!sep && left >= 0) wrpo__jrefuse(J, "split() at white space with maxsplit");
+    if (!sep) {
+        wrpo__jspend_bytes(J, v->n);
+        for (i = wrpo__jskip_space(v->s, v->n, 0); i < v->n; i = wrpo__jskip_space(v->s, v->n, end)) {
+            for (end = i; end < v->n && !wrpo__jspace(wrpo__utf8_get(v->s + end, v->n - end, &size)); end += size) {}
+            wrpo__jpush(J, out, NULL, wrpo__jbytes(J, v->s + i, end - i));
+        }
+        return out;
     }
-    for (; sep && left-- != 0 && (at = wrpo__jfind(J, v, sep, i)) != SIZE_MAX; i = at + sep->n)
-        wrpo__jpush(J, out, NULL, wrpo__jbytes(J, v->s + i, at - i));
-    if (sep) wrpo__jpush(J, out, NULL, wrpo__jbytes(J, v->s + i, v->n - i));
+    for (; i <= v->n; i = end + sep->n) {
+        end = left-- != 0 ? wrpo__jfind(J, v, sep, i) : SIZE_MAX;
+        if (end == SIZE_MAX) break;
+        wrpo__jpush(J, out, NULL, wrpo__jbytes(J, v->s + i, end - i));
+    }
+    wrpo__jpush(J, out, NULL, wrpo__jbytes(J, v->s + i, v->n - i));
     return out;
 }
-static wrpo__jv wrpo__jm_affix(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: s startswith, e endswith, p removeprefix, x removesuffix */
+WRPO__J_FN(affix) {  /* op: s startswith, e endswith, p removeprefix, x removesuffix */
     wrpo__jv v = c->self, x = c->a[0];
-    bool front = c->op == 's' || c->op == 'p', test = c->op == 's' || c->op == 'e', tuple = test && x->kind == WRPO__J_TUPLE, has = false;
-    for (int64_t i = 0; !has && i < (tuple ? x->count : 1); i++) {
-        wrpo__jv one = wrpo__jto_str(J, tuple ? x->items[i] : x);
+    bool front = c->op == 's' || c->op == 'p', test = c->op == 's' || c->op == 'e';
+    bool several = test && x->kind == WRPO__J_TUPLE;
+    bool has = false;
+    for (int64_t i = 0; !has && i < (several ? x->count : 1); i++) {
+        wrpo__jv one = wrpo__jto_str(J, several ? x->items[i] : x);
         has = one->n <= v->n && memcmp(front ? v->s : v->s + v->n - one->n, one->s, one->n) == 0;
     }
-    return test ? wrpo__jbool(has) : !has ? v : wrpo__jbytes(J, front ? v->s + x->n : v->s, v->n - x->n);
+    if (test) return wrpo__jbool(has);
+    return has ? wrpo__jbytes(J, front ? v->s + x->n : v->s, v->n - x->n) : v;
 }
-static wrpo__jv wrpo__jm_get(wrpo__jinja *J, const wrpo__jcall *c) {
-    wrpo__jv r = wrpo__jdict_get(J, c->self, c->a[0]);
-    return r ? r : c->a[1] ? c->a[1] : &wrpo__jnone;
+WRPO__J_FN(get) {
+    wrpo__jv r = wrpo__jdict_get(J, c->self, c->a[0]), otherwise = c->a[1] ? c->a[1] : &wrpo__jnone;
+    return r ? r : otherwise;
 }
-
-static wrpo__jv wrpo__jt_kind(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: the kinds that pass */
+WRPO__J_FN(kind) {  /* op: the kinds that pass */
     (void)J;
-    return wrpo__jbool(c->op >> c->self->kind & 1);
+    return wrpo__jbool(wrpo__jis(c->self, c->op));
 }
-static wrpo__jv wrpo__jt_is(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: 1 true, 0 false */
+WRPO__J_FN(truth) {  /* op: 1 is true, 0 is false */
     (void)J;
     return wrpo__jbool(c->self->kind == WRPO__J_BOOL && c->self->i == c->op);
 }
-static wrpo__jv wrpo__jt_relation(wrpo__jinja *J, const wrpo__jcall *c) { return wrpo__jbool(wrpo__jrelation(J, c->op, c->self, c->a[0])); }
-static wrpo__jv wrpo__jt_divisible(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: o odd, e even, d divisibleby */
-    wrpo__jv rest = wrpo__jarithmetic(J, '%', c->self, c->op == 'd' ? c->a[0] : wrpo__jint(J, 2));
-    return wrpo__jbool(wrpo__jequal(J, rest, wrpo__jint(J, c->op == 'o')));
+WRPO__J_FN(relation) { return wrpo__jbool(wrpo__jrelation(J, c->op, c->self, c->a[0])); }
+WRPO__J_FN(parity) {  /* op: 1 odd, 0 even */
+    return wrpo__jbool(wrpo__jarithmetic(J, '%', c->self, wrpo__jint(J, 2))->i == c->op);
 }
-
-static wrpo__jv wrpo__jg_range(wrpo__jinja *J, const wrpo__jcall *c) {
-    const int64_t limit = INT64_MAX / 4;
-    int64_t v[3] = {0, wrpo__jto_int(J, c->a[0]), c->a[2] ? wrpo__jto_int(J, c->a[2]) : 1};   /* from, to, by */
+WRPO__J_FN(range) {
+    int64_t from = 0, to = wrpo__jto_int(J, c->a[0]), by = c->a[2] ? wrpo__jto_int(J, c->a[2]) : 1;
+    int64_t limit = INT64_MAX / 4;
     wrpo__jval *out = wrpo__jnew(J, WRPO__J_RANGE);
-    if (c->a[1]) v[0] = v[1], v[1] = wrpo__jto_int(J, c->a[1]);
-    for (int k = 0; k < 3; k++)
-        if (v[k] > limit || v[k] < -limit) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "a range near 64 bits");
-    if (v[2] == 0) wrpo__jfail(J, WRPO_E_FORMAT, "range() with step 0");
-    for (int64_t i = v[0]; v[2] > 0 ? i < v[1] : i > v[1]; i += v[2]) {
-        if (out->count == WRPO__J_MAX_RANGE) wrpo__jfail(J, WRPO_E_FORMAT, "range of more than %d numbers", (int)WRPO__J_MAX_RANGE);
+    if (c->a[1]) {
+        from = to;
+        to = wrpo__jto_int(J, c->a[1]);
+    }
+    if (by == 0) wrpo__jfail(J, "range() with step 0");
+    if (llabs(from) > limit || llabs(to) > limit || llabs(by) > limit) wrpo__jrefuse(J, "a range near 64 bits");
+    for (int64_t i = from; by > 0 ? i < to : i > to; i += by) {
+        if (out->count == WRPO__J_MAX_RANGE) wrpo__jfail(J, "range of more than %d numbers", WRPO__J_MAX_RANGE);
         wrpo__jpush(J, out, NULL, wrpo__jint(J, i));
     }
     return out;
 }
-static wrpo__jv wrpo__jg_dict(wrpo__jinja *J, const wrpo__jcall *c) {   /* op: the kind */
+WRPO__J_FN(dict) {  /* op: the kind */
     wrpo__jval *v = wrpo__jnew(J, (wrpo__jkind)c->op);
-    for (int64_t i = 0; i < c->named->count; i++) wrpo__jpush(J, v, c->named->keys[i], c->named->items[i]);
+    for (int64_t i = 0; i < c->named.count; i++) wrpo__jpush(J, v, c->named.keys[i], c->named.items[i]);
     return v;
 }
-static wrpo__jv wrpo__jg_raise(wrpo__jinja *J, const wrpo__jcall *c) {
+WRPO__J_FN(raise) {
     wrpo__jv m = wrpo__jstr(J, c->a[0]);
     wrpo__fail_at(J->ctx, WRPO_E_FORMAT, J->line, 0, "chat template: %.*s", (int)WRPO__MIN(m->n, 400), m->s);
 }
-static wrpo__jv wrpo__jg_strftime(wrpo__jinja *J, const wrpo__jcall *c) {
+WRPO__J_FN(strftime) {
     wrpo__jv format = wrpo__jto_str(J, c->a[0]);
+    /* The bar: so that 0 from strftime means that there was no room. */
+    const char *text = wrpo__format(J->arena, "%.*s|", (int)WRPO__MIN(format->n, 400), format->s);
     struct tm tm;
     char out[512];
 #ifdef _WIN32
@@ -7830,658 +7913,774 @@ static wrpo__jv wrpo__jg_strftime(wrpo__jinja *J, const wrpo__jcall *c) {
 #else
     bool ok = localtime_r(&J->now, &tm) != NULL;
 #endif
-    const char *text = wrpo__format(J->arena, "%.*s|", (int)WRPO__MIN(format->n, 400), format->s);   /* so 0 from strftime means: no room */
-    if (strstr(text, "%z") || strstr(text, "%Z") || strstr(text, "%f")) ok = false;   /* a naive time has no zone, ours no microseconds */
+    if (strstr(text, "%z") || strstr(text, "%Z") || strstr(text, "%f")) ok = false;  /* no zone, no microseconds */
     size_t n = ok ? strftime(out, sizeof out, text, &tm) : 0;
-    if (n == 0) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "strftime_now(\"%.*s\")", WRPO__J_TEXT_OF(format));
+    if (n == 0) wrpo__jrefuse(J, "strftime_now(\"%.*s\")", WRPO__J_SHOW(format));
     return wrpo__jbytes(J, wrpo__strndup(J->arena, out, n - 1), n - 1);
 }
 
-#define WRPO__J_BIT(kind) (1 << WRPO__J_##kind)
-enum {                               /* what the tests call ... */
-    WRPO__J_NUMBERS = WRPO__J_BIT(BOOL) | WRPO__J_BIT(INT) | WRPO__J_BIT(FLOAT),
-    WRPO__J_SEQUENCES = WRPO__J_BIT(STR) | WRPO__J_BIT(LIST) | WRPO__J_BIT(TUPLE) | WRPO__J_BIT(RANGE) | WRPO__J_BIT(DICT) | WRPO__J_BIT(UNDEFINED),
-    WRPO__J_ITERABLES = WRPO__J_SEQUENCES | WRPO__J_BIT(VIEW) | WRPO__J_BIT(ITER) | WRPO__J_BIT(LOOP),
-    WRPO__J_CALLABLES = WRPO__J_BIT(FUNCTION) | WRPO__J_BIT(MACRO) | WRPO__J_BIT(LOOP) | WRPO__J_BIT(UNDEFINED)
-};
 static const wrpo__jdef wrpo__jdefs[] = {
     /* filters */
-    {"count", "fm", "", wrpo__jf_length, 0}, {"length", "fm", "", wrpo__jf_length, 0}, {"d", "fm", "default_value= boolean=", wrpo__jf_default, 0},
-    {"default", "fm", "default_value= boolean=", wrpo__jf_default, 0}, {"dictsort", "f", "case_sensitive= by= reverse=", wrpo__jf_sort, 'd'},
-    {"first", "f", "", wrpo__jf_end, 'f'}, {"last", "f", "", wrpo__jf_end, 'l'}, {"float", "f", "default=", wrpo__jf_number, 'f'},
-    {"int", "f", "default=", wrpo__jf_number, 'i'}, {"indent", "f", "width= first= blank=", wrpo__jf_indent, 0},
-    {"items", "f", "", wrpo__jf_items, 'i'}, {"join", "f", "d=", wrpo__jf_join, 'f'}, {"list", "f", "", wrpo__jf_list, 0},
-    {"map", "f", "filter= x= y= attribute=", wrpo__jf_select, 4}, {"select", "f", "test= x=", wrpo__jf_select, 0},
-    {"reject", "f", "test= x=", wrpo__jf_select, 1}, {"selectattr", "f", "attribute test= x=", wrpo__jf_select, 2},
-    {"rejectattr", "f", "attribute test= x=", wrpo__jf_select, 3}, {"replace", "fm", "old new count=", wrpo__jf_replace, 'f'},
-    {"reverse", "f", "", wrpo__jf_reverse, 0}, {"safe", "fm", "", wrpo__jf_string, 1},
-    {"sort", "f", "reverse= case_sensitive= attribute=", wrpo__jf_sort, 's'}, {"string", "fm", "", wrpo__jf_string, 0},
+    {"length count", "fm", "", wrpo__jf_length, 0},
+    {"default d", "fm", "default_value= boolean=", wrpo__jf_default, 0},
+    {"dictsort", "f", "", wrpo__jf_sort, 'd'},
+    {"first", "f", "", wrpo__jf_end, 0}, {"last", "f", "", wrpo__jf_end, 1},
+    {"float", "f", "default=", wrpo__jf_number, 'f'}, {"int", "f", "default=", wrpo__jf_number, 'i'},
+    {"indent", "f", "width= first= blank=", wrpo__jf_indent, 0},
+    {"items", "f", "", wrpo__jf_items, 'i'}, {"list", "f", "", wrpo__jf_list, 0},
+    {"join", "f", "d=", wrpo__jf_join, 'f'},
+    {"map", "f", "filter= x= y= attribute=", wrpo__jf_select, 4},
+    {"select", "f", "test= x=", wrpo__jf_select, 0}, {"reject", "f", "test= x=", wrpo__jf_select, 1},
+    {"selectattr", "f", "attribute test= x=", wrpo__jf_select, 2},
+    {"rejectattr", "f", "attribute test= x=", wrpo__jf_select, 3},
+    {"replace", "fm", "old new count=", wrpo__jf_replace, 'f'}, {"reverse", "f", "", wrpo__jf_reverse, 0},
+    {"safe", "fm", "", wrpo__jf_string, 1}, {"string", "fm", "", wrpo__jf_string, 0},
+    {"sort", "f", "reverse= case_sensitive= attribute=", wrpo__jf_sort, 's'},
     {"title", "f", "", wrpo__jf_case, 'T'}, {"trim", "f", "chars=", wrpo__jf_strip, 3},
     {"tojson", "fm", "ensure_ascii= indent= separators= sort_keys=", wrpo__jf_tojson, 0},
-    /* filters and methods of strings, methods of strings, methods of dicts */
-    {"capitalize", "fs", "", wrpo__jf_case, 'c'}, {"lower", "fs", "", wrpo__jf_case, 'l'}, {"upper", "fs", "", wrpo__jf_case, 'u'},
-    {"title", "s", "", wrpo__jf_case, 't'}, {"join", "s", "iterable", wrpo__jf_join, 'm'}, {"startswith", "s", "prefix", wrpo__jm_affix, 's'},
-    {"endswith", "s", "suffix", wrpo__jm_affix, 'e'}, {"removeprefix", "s", "prefix", wrpo__jm_affix, 'p'},
-    {"removesuffix", "s", "suffix", wrpo__jm_affix, 'x'}, {"strip", "s", "chars=", wrpo__jf_strip, 3}, {"lstrip", "s", "chars=", wrpo__jf_strip, 1},
-    {"rstrip", "s", "chars=", wrpo__jf_strip, 2}, {"replace", "s", "old new count=", wrpo__jf_replace, 'm'},
-    {"split", "s", "sep= maxsplit=", wrpo__jm_split, 0}, {"get", "d", "key default=", wrpo__jm_get, 0}, {"items", "d", "", wrpo__jf_items, 'I'},
+    /* filters that are methods of strings as well; methods of strings; methods of dicts */
+    {"capitalize", "fs", "", wrpo__jf_case, 'c'}, {"lower", "fs", "", wrpo__jf_case, 'l'},
+    {"upper", "fs", "", wrpo__jf_case, 'u'}, {"title", "s", "", wrpo__jf_case, 't'},
+    {"join", "s", "iterable", wrpo__jf_join, 'm'}, {"replace", "s", "old new count=", wrpo__jf_replace, 'm'},
+    {"split", "s", "sep= maxsplit=", wrpo__jf_split, 0}, {"strip", "s", "chars=", wrpo__jf_strip, 3},
+    {"lstrip", "s", "chars=", wrpo__jf_strip, 1}, {"rstrip", "s", "chars=", wrpo__jf_strip, 2},
+    {"startswith", "s", "prefix", wrpo__jf_affix, 's'}, {"endswith", "s", "suffix", wrpo__jf_affix, 'e'},
+    {"removeprefix", "s", "prefix", wrpo__jf_affix, 'p'}, {"removesuffix", "s", "suffix", wrpo__jf_affix, 'x'},
+    {"get", "d", "key default=", wrpo__jf_get, 0}, {"items", "d", "", wrpo__jf_items, 'I'},
     {"keys", "d", "", wrpo__jf_items, 'k'}, {"values", "d", "", wrpo__jf_items, 'v'},
     /* tests */
-    {"defined", "tm", "", wrpo__jt_kind, ~WRPO__J_BIT(UNDEFINED)}, {"undefined", "tm", "", wrpo__jt_kind, WRPO__J_BIT(UNDEFINED)},
-    {"none", "tm", "", wrpo__jt_kind, WRPO__J_BIT(NONE)}, {"boolean", "tm", "", wrpo__jt_kind, WRPO__J_BIT(BOOL)},
-    {"integer", "tm", "", wrpo__jt_kind, WRPO__J_BIT(INT)}, {"float", "tm", "", wrpo__jt_kind, WRPO__J_BIT(FLOAT)},
-    {"number", "tm", "", wrpo__jt_kind, WRPO__J_NUMBERS}, {"string", "tm", "", wrpo__jt_kind, WRPO__J_BIT(STR)},
-    {"mapping", "tm", "", wrpo__jt_kind, WRPO__J_BIT(DICT)}, {"sequence", "tm", "", wrpo__jt_kind, WRPO__J_SEQUENCES},
-    {"iterable", "tm", "", wrpo__jt_kind, WRPO__J_ITERABLES}, {"callable", "tm", "", wrpo__jt_kind, WRPO__J_CALLABLES},
-    {"true", "tm", "", wrpo__jt_is, 1}, {"false", "tm", "", wrpo__jt_is, 0}, {"odd", "t", "", wrpo__jt_divisible, 'o'},
-    {"even", "t", "", wrpo__jt_divisible, 'e'}, {"divisibleby", "t", "num", wrpo__jt_divisible, 'd'}, {"in", "tm", "seq", wrpo__jt_relation, 'i'},
-    {"==", "tm", "other", wrpo__jt_relation, '='}, {"eq", "tm", "other", wrpo__jt_relation, '='}, {"equalto", "tm", "other", wrpo__jt_relation, '='},
-    {"!=", "tm", "other", wrpo__jt_relation, '!'}, {"ne", "tm", "other", wrpo__jt_relation, '!'}, {"gt", "tm", "other", wrpo__jt_relation, '>'},
-    {"ge", "tm", "other", wrpo__jt_relation, 'g'}, {"lt", "tm", "other", wrpo__jt_relation, '<'}, {"le", "tm", "other", wrpo__jt_relation, 'l'},
+    {"defined", "tm", "", wrpo__jf_kind, ~WRPO__J_BIT(UNDEFINED)},
+    {"undefined", "tm", "", wrpo__jf_kind, WRPO__J_BIT(UNDEFINED)},
+    {"none", "tm", "", wrpo__jf_kind, WRPO__J_BIT(NONE)}, {"boolean", "tm", "", wrpo__jf_kind, WRPO__J_BIT(BOOL)},
+    {"integer", "tm", "", wrpo__jf_kind, WRPO__J_BIT(INT)}, {"float", "tm", "", wrpo__jf_kind, WRPO__J_BIT(FLOAT)},
+    {"number", "tm", "", wrpo__jf_kind, WRPO__J_NUMBERS}, {"string", "tm", "", wrpo__jf_kind, WRPO__J_BIT(STR)},
+    {"mapping", "tm", "", wrpo__jf_kind, WRPO__J_BIT(DICT)}, {"sequence", "tm", "", wrpo__jf_kind, WRPO__J_SEQUENCES},
+    {"iterable", "tm", "", wrpo__jf_kind, WRPO__J_ITERABLES | WRPO__J_BIT(LOOP)},
+    {"callable", "tm", "", wrpo__jf_kind, WRPO__J_CALLABLES | WRPO__J_BIT(LOOP) | WRPO__J_BIT(UNDEFINED)},
+    {"true", "tm", "", wrpo__jf_truth, 1}, {"false", "tm", "", wrpo__jf_truth, 0},
+    {"odd", "t", "", wrpo__jf_parity, 1}, {"even", "t", "", wrpo__jf_parity, 0},
+    {"in", "tm", "seq", wrpo__jf_relation, 'i'},
+    {"== eq equalto", "tm", "other", wrpo__jf_relation, '='}, {"!= ne", "tm", "other", wrpo__jf_relation, '!'},
     /* functions */
-    {"range", "g", "start stop= step=", wrpo__jg_range, 0}, {"dict", "g", NULL, wrpo__jg_dict, WRPO__J_DICT},
-    {"namespace", "g", NULL, wrpo__jg_dict, WRPO__J_NAMESPACE}, {"raise_exception", "g", "message", wrpo__jg_raise, 0},
-    {"strftime_now", "g", "format", wrpo__jg_strftime, 0}};
+    {"range", "g", "start stop= step=", wrpo__jf_range, 0}, {"dict", "g", NULL, wrpo__jf_dict, WRPO__J_DICT},
+    {"namespace", "g", NULL, wrpo__jf_dict, WRPO__J_NAMESPACE}, {"raise_exception", "g", "message", wrpo__jf_raise, 0},
+    {"strftime_now", "g", "format", wrpo__jf_strftime, 0}};
 
-static const wrpo__jdef *wrpo__jlookup(char where, wrpo__jv name) {   /* NULL: no such name */
+static const wrpo__jdef *wrpo__jlookup(char where, wrpo__jv name) {  /* NULL: no such name */
     for (int64_t k = 0; k < WRPO__COUNT(wrpo__jdefs); k++)
-        if (strchr(wrpo__jdefs[k].where, where) && wrpo__jnamed(name, wrpo__jdefs[k].name)) return &wrpo__jdefs[k];
+        if (strchr(wrpo__jdefs[k].where, where) && wrpo__jword(wrpo__jdefs[k].names, name)) return &wrpo__jdefs[k];
     return NULL;
 }
-static wrpo__jv wrpo__jcall_def(wrpo__jinja *J, const wrpo__jdef *def, wrpo__jv self, wrpo__jv args, wrpo__jv named) {
-    wrpo__jcall c = {.def = def, .op = def->op, .self = self, .named = named};
-    int64_t k = 0, taken = 0;
-    if (self && !strchr(def->where, 'm')) wrpo__jplain(J, self);
-    for (const char *p = def->signature; p && *p; k++, p += strcspn(p, " "), p += *p == ' ') {
+/* The argument for the next parameter: the next in order, or the one with this name; NULL: neither. */
+static wrpo__jv wrpo__jargument(wrpo__jinja *J, wrpo__jcall *c, wrpo__jv name) {
+    wrpo__jv given = wrpo__jdict_get(J, &c->named, name);
+    bool placed = c->placed < c->args.count;
+    if (given && placed) wrpo__jfail(J, "two values for the argument \"%.*s\"", WRPO__J_SHOW(name));
+    c->by_name += given != NULL;
+    return placed ? c->args.items[c->placed++] : given;
+}
+static bool wrpo__jbound_all(const wrpo__jcall *c) {
+    return c->placed == c->args.count && c->by_name == c->named.count;
+}
+static wrpo__jv wrpo__jcall_def(wrpo__jinja *J, const wrpo__jdef *def, wrpo__jcall *c) {
+    const char *p = def->signature;
+    c->op = def->op;
+    if (c->self && !strchr(def->where, 'm')) wrpo__jplain(J, c->self);
+    for (int k = 0; p && *p; k++) {
         size_t n = strcspn(p, " =");
-        wrpo__jv given = wrpo__jdict_get(J, named, wrpo__jbytes(J, p, n));
-        c.a[k] = k < args->count ? args->items[k] : given;
-        if (given && c.a[k] != given) wrpo__jfail(J, WRPO_E_FORMAT, "%s() has two values for \"%.*s\"", def->name, (int)n, p);
-        if (!c.a[k] && p[n] != '=') wrpo__jfail(J, WRPO_E_FORMAT, "%s() wants an argument \"%.*s\"", def->name, (int)n, p);
-        taken += given != NULL;
+        c->a[k] = wrpo__jargument(J, c, wrpo__jbytes(J, p, n));
+        if (!c->a[k] && p[n] != '=') wrpo__jfail(J, "%s() wants an argument \"%.*s\"", def->names, (int)n, p);
+        p += n + (p[n] == '=');
+        p += *p == ' ';
     }
-    if (args->count > k || (def->signature && taken < named->count))
-        wrpo__jfail(J, WRPO_E_UNSUPPORTED, "%s() with other arguments than \"%s\"", def->name, def->signature ? def->signature : "name=");
-    return def->fn(J, &c);
+    if (p ? !wrpo__jbound_all(c) : c->args.count > 0)
+        wrpo__jrefuse(J, "%s() with other arguments than \"%s\"", def->names, p ? def->signature : "name=");
+    return def->fn(J, c);
 }
-static wrpo__jv wrpo__jinvoke(wrpo__jinja *J, char where, wrpo__jv name, wrpo__jv self, wrpo__jv args, wrpo__jv named) {
+static wrpo__jv wrpo__jinvoke(wrpo__jinja *J, char where, wrpo__jv name, wrpo__jcall *c) {
     const wrpo__jdef *def = wrpo__jlookup(where, name);
-    if (!def) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "%s \"%.*s\"", where == 'f' ? "filter" : "test", WRPO__J_TEXT_OF(name));
-    return wrpo__jcall_def(J, def, self, args, named);
+    if (!def) wrpo__jrefuse(J, "%s \"%.*s\"", where == 'f' ? "filter" : "test", WRPO__J_SHOW(name));
+    return wrpo__jcall_def(J, def, c);
 }
 
-/* ---- text to a tree: the parser asks for one token after the other ---- */
-typedef enum wrpo__jnode_kind {
-    /* expressions; x is the node's value */
-    WRPO__J_CONST, WRPO__J_VAR,      /* x; the variable x */
-    WRPO__J_ATTR, WRPO__J_ITEM,      /* a.x; a[b] */
-    WRPO__J_SLICE,                   /* a[b:c:d] */
-    WRPO__J_NOT, WRPO__J_NEG, WRPO__J_BINARY,          /* a; a op b */
-    WRPO__J_COND,                    /* b if a else c */
-    WRPO__J_CALL, WRPO__J_FILTER, WRPO__J_TEST,        /* a(list); a|x(list); a is x(list) */
-    WRPO__J_MAKE_LIST, WRPO__J_MAKE_TUPLE, WRPO__J_MAKE_DICT,   /* of list */
-    WRPO__J_KEYWORD,                 /* in such a list: x=a; a parameter x with its default a; a dict's pair a: b */
-    /* statements */
-    WRPO__J_TEXT, WRPO__J_PRINT,     /* x; a */
-    WRPO__J_SET, WRPO__J_SET_BLOCK,  /* a = b; a = the text of list */
-    WRPO__J_IF,                      /* if a: list, else: d */
-    WRPO__J_FOR,                     /* for a in b if c: list, else: d */
-    WRPO__J_DEFINE,                  /* macro x: parameters c, body list */
-    WRPO__J_SCOPE,                   /* list with variables of its own */
-    WRPO__J_BREAK, WRPO__J_CONTINUE
-} wrpo__jnode_kind;
-struct wrpo__jnode {
-    wrpo__jnode_kind kind;
-    int op, line;
-    wrpo__jv value;
-    wrpo__jnode *a, *b, *c, *d;
-    wrpo__jnode *list, *next;        /* first child; next sibling */
+/* ---- text to tokens ---- */
+typedef enum wrpo__jtoken_kind {
+    WRPO__J_END, WRPO__J_TEXT, WRPO__J_OPEN, WRPO__J_CLOSE, WRPO__J_NAME, WRPO__J_LITERAL, WRPO__J_MARK
+} wrpo__jtoken_kind;
+struct wrpo__jtoken {
+    wrpo__jtoken_kind kind;
+    int line, level, op;     /* of an operator: how tightly it binds, which it is; level -1: none */
+    wrpo__jv value;          /* TEXT, LITERAL: the value; else the characters */
+    wrpo__jtoken *jump;      /* from the name of a tag to the name of the tag that ends its body, from the first
+                                        token of an expression to its `if`; NULL: none */
 };
-typedef enum wrpo__jtoken { WRPO__J_END, WRPO__J_CLOSE /* of a tag */, WRPO__J_NAME, WRPO__J_LITERAL, WRPO__J_MARK } wrpo__jtoken;
-typedef struct wrpo__jparser {
-    wrpo__jinja *J;                  /* J->line: of the current token */
-    const char *s; size_t n, at;     /* the template; newlines are \n; what follows the current token */
-    size_t counted;                  /* the newlines before it are in J->line */
-    bool output, fresh;              /* inside {{ }}, not {% %}; the text behind the last tag begins a line */
-    int open, nesting, loops;        /* brackets; expressions and blocks; loops: each around this place */
-    wrpo__jtoken kind; wrpo__jv value;   /* the current token: a literal's value, else its text */
-} wrpo__jparser;
+static const struct { const char *text; int level, op; } wrpo__joperators[] = {  /* loosest first */
+    {"or", 0, '|'}, {"and", 1, '&'}, {"==", 3, '='}, {"!=", 3, '!'}, {"<=", 3, 'l'}, {">=", 3, 'g'}, {"<", 3, '<'},
+    {">", 3, '>'}, {"in", 3, 'i'}, {"not", 3, 'n'}, {"+", 4, '+'}, {"-", 4, '-'}, {"~", 5, '~'}, {"*", 6, '*'},
+    {"//", 6, 'F'}, {"/", 6, '/'}, {"%", 6, '%'}};
+enum { WRPO__J_NOT = 2, WRPO__J_COMPARES = 3 };  /* the levels of the prefix `not` and of comparisons */
+typedef struct wrpo__jlexer {
+    wrpo__jinja *J;          /* J->line: of s[at] */
+    const char *s; size_t n, at;  /* the template, whose newlines are \n */
+    size_t counted;          /* the newlines before it are in J->line */
+    bool fresh;              /* the text after the last tag begins a line */
+    wrpo__jtoken *tokens;    /* stb array */
+} wrpo__jlexer;
 
-_Noreturn static void wrpo__jwant(wrpo__jparser *P, const char *what) {
-    wrpo__jfail(P->J, WRPO_E_FORMAT, "want %s, found \"%.*s\"", what, WRPO__J_TEXT_OF(wrpo__jstr(P->J, P->value)));
+static bool wrpo__jstarts(const wrpo__jlexer *L, size_t at, const char *text) {
+    return strncmp(L->s + at, text, strlen(text)) == 0;
 }
-static void wrpo__jcount_lines(wrpo__jparser *P, size_t to) {
-    for (; P->counted < to; P->counted++) P->J->line += P->s[P->counted] == '\n';
+static void wrpo__jcount_lines(wrpo__jlexer *L, size_t to) {
+    for (; L->counted < to; L->counted++) L->J->line += L->s[L->counted] == '\n';
 }
-static bool wrpo__jstarts(const wrpo__jparser *P, size_t at, const char *text) {
-    size_t n = strlen(text);
-    return at <= P->n && P->n - at >= n && memcmp(P->s + at, text, n) == 0;
+static void wrpo__jtoken_put(wrpo__jlexer *L, wrpo__jtoken_kind kind, wrpo__jv value) {
+    wrpo__jtoken token = {.kind = kind, .line = L->J->line, .level = -1, .value = value};
+    for (int64_t k = 0; (kind == WRPO__J_NAME || kind == WRPO__J_MARK) && k < WRPO__COUNT(wrpo__joperators); k++) {
+        if (!wrpo__jword(wrpo__joperators[k].text, value)) continue;
+        token.level = wrpo__joperators[k].level;
+        token.op = wrpo__joperators[k].op;
+    }
+    stbds_arrput(L->tokens, token);
 }
-/* Passes the end of a tag at P->at if there is one: mark (2 bytes), after "-" with all white space that follows,
-   after "+" (a block's or comment's) with nothing, plain with one newline if the tag is not {{ }}. */
-static bool wrpo__jtag_end(wrpo__jparser *P, const char *mark) {
-    bool output = mark[0] == '}', minus = wrpo__jstarts(P, P->at, "-"), plus = !output && wrpo__jstarts(P, P->at, "+");
-    size_t i = P->at + minus + plus;
-    if (!wrpo__jstarts(P, i, mark)) return false;
+/* Passes the end of a tag at L->at if there is one: mark (2 characters), after "-" with all white space that follows,
+   after "+" (of a block or comment) with nothing, else with one newline unless the tag is {{ }}. */
+static bool wrpo__jtag_end(wrpo__jlexer *L, const char *mark) {
+    bool output = mark[0] == '}', minus = L->s[L->at] == '-', plus = !output && L->s[L->at] == '+';
+    size_t i = L->at + minus + plus;
+    if (!wrpo__jstarts(L, i, mark)) return false;
     i += 2;
-    if (minus) i = wrpo__jskip_space(P->s, P->n, i);
-    else if (!plus && !output && wrpo__jstarts(P, i, "\n")) i++;
-    P->fresh = P->s[i - 1] == '\n';
-    P->at = i;
+    if (minus) i = wrpo__jskip_space(L->s, L->n, i);
+    else if (!plus && !output && L->s[i] == '\n') i++;
+    L->fresh = L->s[i - 1] == '\n';
+    L->at = i;
     return true;
 }
-static wrpo__jv wrpo__jlex_string(wrpo__jparser *P) {  /* at its quote; Python's escapes */
+static wrpo__jv wrpo__jlex_string(wrpo__jlexer *L) {  /* at its quote; Python's escapes */
     static const char names[] = "\\'\"nrtabfv", marks[] = "\\'\"\n\r\t\a\b\f\v";
-    wrpo__text t = {.arena = P->J->arena};
-    char quote = P->s[P->at++];
-    for (; P->at < P->n && P->s[P->at] != quote; P->at++) {
-        const char *c = P->s + P->at, *p;
-        if (*c != '\\' || P->at + 1 == P->n) { wrpo__jput(P->J, &t, c, 1); continue; }
-        P->at++;
-        if (c[1] && strchr("01234567xuUN", c[1])) wrpo__jfail(P->J, WRPO_E_UNSUPPORTED, "the escape %.2s in a string", c);
-        if (c[1] && (p = strchr(names, c[1]))) wrpo__jput(P->J, &t, marks + (p - names), 1);
-        else if (c[1] != '\n') wrpo__jput(P->J, &t, c, 2);
+    wrpo__text t = {.arena = L->J->arena};
+    char quote = L->s[L->at++];
+    for (; L->at < L->n && L->s[L->at] != quote; L->at++) {
+        const char *c = L->s + L->at, *name = c[1] ? strchr(names, c[1]) : NULL;
+        if (*c != '\\' || L->at + 1 == L->n) {
+            wrpo__jput(L->J, &t, c, 1);
+            continue;
+        }
+        L->at++;
+        if (c[1] && strchr("01234567xuUN", c[1])) wrpo__jrefuse(L->J, "the escape %.2s in a string", c);
+        if (name) wrpo__jput(L->J, &t, marks + (name - names), 1);
+        else if (c[1] != '\n') wrpo__jput(L->J, &t, c, 2);
     }
-    if (P->at >= P->n) wrpo__jfail(P->J, WRPO_E_FORMAT, "a string without its closing quote");
-    P->at++;
-    return wrpo__jfinish(P->J, &t);
+    if (L->at >= L->n) wrpo__jfail(L->J, "a string without its closing quote");
+    L->at++;
+    return wrpo__jfinish(L->J, &t);
 }
-static size_t wrpo__jword_end(const wrpo__jparser *P, size_t i) {   /* of letters, digits, _ and all that is not ASCII */
-    for (; i < P->n; i++) {
-        unsigned char c = (unsigned char)P->s[i];
-        if (!((c | 32) >= 'a' && (c | 32) <= 'z') && !(c >= '0' && c <= '9') && c != '_' && c < 0x80) break;
+static size_t wrpo__jword_end(const wrpo__jlexer *L, size_t i) {  /* of letters, digits, _ and all that is not ASCII */
+    for (; i < L->n; i++) {
+        const unsigned char c = (unsigned char)L->s[i], letter = c | 32;
+        if (!(letter >= 'a' && letter <= 'z') && !(c >= '0' && c <= '9') && c != '_' && c < 0x80) break;
     }
     return i;
 }
-static void wrpo__jadvance(wrpo__jparser *P) {         /* to the next token of a tag; behind the tag's end the text goes on */
+/* One token inside a tag. Returns by how much it changes the number of open brackets. */
+static int wrpo__jlex_token(wrpo__jlexer *L) {
     static const char *const pairs[] = {"//", "**", "==", "!=", ">=", "<="};
-    wrpo__jcount_lines(P, P->at);
-    P->kind = WRPO__J_CLOSE, P->value = wrpo__jstring(P->J, "the end of the tag");
-    if (P->open == 0 && wrpo__jtag_end(P, P->output ? "}}" : "%}")) return;
-    size_t begin = wrpo__jskip_space(P->s, P->n, P->at), end = wrpo__jword_end(P, begin);
-    bool spaced = begin > P->at;
-    P->at = begin;
-    if (spaced) { wrpo__jadvance(P); return; }
-    if (begin == P->n) wrpo__jfail(P->J, WRPO_E_FORMAT, "the template ends inside a tag");
-    char c = P->s[begin];
-    if (c == '"' || c == '\'') { P->kind = WRPO__J_LITERAL, P->value = wrpo__jlex_string(P); return; }
+    const wrpo__jtoken last = stbds_arrlast(L->tokens);
+    size_t begin = L->at;
+    char c = L->s[begin];
+    size_t end = wrpo__jword_end(L, begin);
+    if (c == '"' || c == '\'') {
+        wrpo__jv value = wrpo__jlex_string(L);
+        bool joins = last.kind == WRPO__J_LITERAL && wrpo__jis_str(last.value);  /* adjacent strings are one */
+        if (joins) stbds_arrlast(L->tokens).value = wrpo__jconcat(L->J, last.value, value);
+        else wrpo__jtoken_put(L, WRPO__J_LITERAL, value);
+        return 0;
+    }
     if (c >= '0' && c <= '9') {
-        if (wrpo__jstarts(P, end, ".") && end + 1 < P->n && P->s[end + 1] >= '0' && P->s[end + 1] <= '9') end = wrpo__jword_end(P, end + 1);
-        P->value = wrpo__jread_number(P->J, wrpo__jbytes(P->J, P->s + begin, end - begin)), P->kind = WRPO__J_LITERAL, P->at = end;
-        if (c == '0' && wrpo__jtruth(P->value) && P->value->kind == WRPO__J_INT) wrpo__jfail(P->J, WRPO_E_FORMAT, "a number with zeros before it");
-        return;
+        if (L->s[end] == '.' && L->s[end + 1] >= '0' && L->s[end + 1] <= '9') end = wrpo__jword_end(L, end + 1);
+        wrpo__jv value = wrpo__jread_number(L->J, wrpo__jbytes(L->J, L->s + begin, end - begin));
+        if (c == '0' && value->i) wrpo__jfail(L->J, "a number with zeros before it");
+        wrpo__jtoken_put(L, WRPO__J_LITERAL, value);
+        L->at = end;
+        return 0;
     }
-    P->kind = end > begin ? WRPO__J_NAME : WRPO__J_MARK;
-    if (end == begin && c && strchr("+-/*%~[](){}><=!.:|,", c)) end++;
-    for (int64_t k = 0; P->kind == WRPO__J_MARK && k < WRPO__COUNT(pairs); k++)
-        if (wrpo__jstarts(P, begin, pairs[k])) end = begin + 2;
-    if (end == begin) wrpo__jfail(P->J, WRPO_E_FORMAT, "unexpected character \"%c\"", c < 32 ? '?' : c);
-    if (P->kind == WRPO__J_MARK) P->open += strchr("[({", c) ? 1 : strchr("])}", c) ? -1 : 0;
-    if (P->open < 0) wrpo__jfail(P->J, WRPO_E_FORMAT, "unexpected \"%c\"", c);
-    P->value = wrpo__jbytes(P->J, P->s + begin, end - begin);
-    P->at = end;
+    bool mark = end == begin;
+    if (mark && c && strchr("+-/*%~[](){}><=!.:|,", c)) end++;
+    for (int64_t k = 0; mark && k < WRPO__COUNT(pairs); k++)
+        if (wrpo__jstarts(L, begin, pairs[k])) end = begin + 2;
+    if (end == begin) wrpo__jfail(L->J, "unexpected character \"%c\"", c < 32 ? '?' : c);
+    wrpo__jv text = wrpo__jbytes(L->J, L->s + begin, end - begin);
+    bool statement = last.kind == WRPO__J_OPEN && wrpo__jword("{%", last.value);
+    if (statement && wrpo__jword("raw", text)) wrpo__jrefuse(L->J, "statement \"raw\"");
+    if (wrpo__jword("**", text)) wrpo__jrefuse(L->J, "the operator **");
+    wrpo__jtoken_put(L, mark ? WRPO__J_MARK : WRPO__J_NAME, text);
+    L->at = end;
+    return mark ? (strchr("[({", c) != NULL) - (strchr("])}", c) != NULL) : 0;
 }
-static bool wrpo__jat(const wrpo__jparser *P, const char *words) {   /* at one of these names or marks */
-    return (P->kind == WRPO__J_NAME || P->kind == WRPO__J_MARK) && wrpo__jword(words, P->value);
-}
-static bool wrpo__jtake(wrpo__jparser *P, const char *word) {
-    if (!wrpo__jat(P, word)) return false;
-    wrpo__jadvance(P);
-    return true;
-}
-static void wrpo__jneed(wrpo__jparser *P, const char *word) { if (!wrpo__jtake(P, word)) wrpo__jwant(P, word); }
-static void wrpo__jneed_close(wrpo__jparser *P) { if (P->kind != WRPO__J_CLOSE) wrpo__jwant(P, "the end of the tag"); }
-static wrpo__jnode *wrpo__jnode_new(wrpo__jparser *P, wrpo__jnode_kind kind, wrpo__jnode *a, wrpo__jnode *b) {
-    wrpo__jnode *x = WRPO__NEW(P->J->arena, wrpo__jnode);
-    x->kind = kind, x->line = P->J->line, x->a = a, x->b = b;
-    return x;
-}
-static wrpo__jv wrpo__jname(wrpo__jparser *P) {
-    wrpo__jv name = P->value;
-    if (P->kind != WRPO__J_NAME) wrpo__jwant(P, "a name");
-    wrpo__jadvance(P);
-    return name;
-}
-static void wrpo__jnest(wrpo__jparser *P) {
-    if (++P->nesting > WRPO__J_MAX_NESTING) wrpo__jfail(P->J, WRPO_E_FORMAT, "nested too deeply: more than %d levels", (int)WRPO__J_MAX_NESTING);
-}
-static wrpo__jnode *wrpo__jexpr(wrpo__jparser *P);
-static wrpo__jnode *wrpo__jlevel(wrpo__jparser *P, int level);
-
-/* a, b, c up to the end of the tag or a word that ends it; one item alone is not made a tuple. */
-static wrpo__jnode *wrpo__jtuple(wrpo__jparser *P, wrpo__jnode *(*item)(wrpo__jparser *), const char *ends) {
-    wrpo__jnode *x = wrpo__jnode_new(P, WRPO__J_MAKE_TUPLE, NULL, NULL), **last = &x->list;
-    bool tuple = false;
-    for (; P->kind != WRPO__J_CLOSE && !wrpo__jat(P, ends); last = &(*last)->next, tuple = true) {
-        *last = item(P);
-        if (!wrpo__jtake(P, ",")) break;
-    }
-    if (!x->list && ends[0] != ')') wrpo__jwant(P, "an expression");
-    return x->list && !tuple ? x->list : x;
-}
-/* The items up to `end`, which is passed, of a list '[', dict '{', call '(' or of a macro's parameters 'm'. */
-static wrpo__jnode *wrpo__jlist_of(wrpo__jparser *P, int of, const char *end) {
-    wrpo__jnode *first = NULL, **last = &first;
-    bool named = false;
-    for (; !wrpo__jat(P, end); last = &(*last)->next) {
-        wrpo__jnode *x = wrpo__jnode_new(P, WRPO__J_KEYWORD, NULL, NULL);
-        if (of == '(' && wrpo__jat(P, "* **")) wrpo__jfail(P->J, WRPO_E_UNSUPPORTED, "an argument list with %.*s", WRPO__J_TEXT_OF(P->value));
-        if (of == 'm') x->value = wrpo__jname(P);
-        else x->a = wrpo__jexpr(P);
-        bool equals = (of == 'm' || (of == '(' && x->a->kind == WRPO__J_VAR)) && wrpo__jtake(P, "=");
-        if (named && !equals) wrpo__jwant(P, "a named argument");
-        if (equals) {
-            if (of == '(') x->value = x->a->value;
-            x->a = wrpo__jexpr(P), named = true;
-        } else if (of == '{') {
-            wrpo__jneed(P, ":");
-            x->b = wrpo__jexpr(P);
-        } else if (of != 'm') x = x->a;
-        *last = x;
-        if (!wrpo__jtake(P, ",")) { last = &x->next; break; }
-    }
-    wrpo__jneed(P, end);
-    return first;
-}
-static wrpo__jnode *wrpo__jprimary(wrpo__jparser *P) {
-    wrpo__jnode *x = wrpo__jnode_new(P, WRPO__J_CONST, NULL, NULL);
-    if (P->kind == WRPO__J_NAME) {
-        x->value = wrpo__jname(P);
-        if (wrpo__jword("true True", x->value)) x->value = &wrpo__jtrue;
-        else if (wrpo__jword("false False", x->value)) x->value = &wrpo__jfalse;
-        else if (wrpo__jword("none None", x->value)) x->value = &wrpo__jnone;
-        else x->kind = WRPO__J_VAR;
-    } else if (P->kind == WRPO__J_LITERAL) {           /* strings side by side are one */
-        for (x->value = P->value, wrpo__jadvance(P); x->value->kind == WRPO__J_STR && P->kind == WRPO__J_LITERAL; wrpo__jadvance(P))
-            x->value = wrpo__jjoin2(P->J, x->value, wrpo__jto_str(P->J, P->value));
-    } else if (wrpo__jtake(P, "(")) {
-        x = wrpo__jtuple(P, wrpo__jexpr, ")");
-        wrpo__jneed(P, ")");
-    } else if (wrpo__jtake(P, "[")) x->kind = WRPO__J_MAKE_LIST, x->list = wrpo__jlist_of(P, '[', "]");
-    else if (wrpo__jtake(P, "{")) x->kind = WRPO__J_MAKE_DICT, x->list = wrpo__jlist_of(P, '{', "}");
-    else wrpo__jwant(P, "an expression");
-    return x;
-}
-static wrpo__jnode *wrpo__jsubscript(wrpo__jparser *P, wrpo__jnode *x) {   /* after "[" */
-    x = wrpo__jnode_new(P, WRPO__J_ITEM, x, NULL);
-    wrpo__jnode **part[] = {&x->b, &x->c, &x->d};
-    for (int k = 0; k < 3; k++) {
-        if (!wrpo__jat(P, ": ]")) *part[k] = wrpo__jexpr(P);
-        if (k == 2 || !wrpo__jtake(P, ":")) break;
-        x->kind = WRPO__J_SLICE;
-    }
-    if (x->kind == WRPO__J_ITEM && !x->b) wrpo__jwant(P, "an expression");
-    if (wrpo__jat(P, ",")) wrpo__jfail(P->J, WRPO_E_UNSUPPORTED, "a subscript with a comma");
-    wrpo__jneed(P, "]");
-    return x;
-}
-static wrpo__jnode *wrpo__jpostfix(wrpo__jparser *P, wrpo__jnode *x, bool filters) {   /* .name [...] (...), then |name(...) and is name(...) */
-    for (bool filtered = false;;) {
-        bool filter = filters && wrpo__jat(P, "|"), test = filters && wrpo__jat(P, "is"), negated = false;
-        if (filter || test) {
-            wrpo__jadvance(P);
-            negated = test && wrpo__jtake(P, "not"), filtered = true;
-            x = wrpo__jnode_new(P, filter ? WRPO__J_FILTER : WRPO__J_TEST, x, NULL);
-            x->value = wrpo__jname(P);
-            if (wrpo__jtake(P, "(")) x->list = wrpo__jlist_of(P, '(', ")");
-            else if (test && wrpo__jat(P, "is")) wrpo__jwant(P, "one test");
-            else if (test && (P->kind == WRPO__J_LITERAL || wrpo__jat(P, "[ {") || (P->kind == WRPO__J_NAME && !wrpo__jat(P, "else or and"))))
-                x->list = wrpo__jpostfix(P, wrpo__jprimary(P), false);
-            if (negated) x = wrpo__jnode_new(P, WRPO__J_NOT, x, NULL);
-        } else if (!filtered && wrpo__jtake(P, ".")) x = wrpo__jnode_new(P, WRPO__J_ATTR, x, NULL), x->value = wrpo__jname(P);
-        else if (!filtered && wrpo__jtake(P, "[")) x = wrpo__jsubscript(P, x);
-        else if (wrpo__jtake(P, "(")) x = wrpo__jnode_new(P, WRPO__J_CALL, x, NULL), x->list = wrpo__jlist_of(P, '(', ")");
-        else return x;
-    }
-}
-/* Operators by level, loosest first. A sign's operand takes no filters: -1|abs is (-1)|abs. */
-enum { WRPO__J_NOT_LEVEL = 2, WRPO__J_COMPARE = 3, WRPO__J_UNARY = 7, WRPO__J_OPERAND = 8 };
-static wrpo__jnode *wrpo__jprefix(wrpo__jparser *P, wrpo__jnode_kind kind, int level) {   /* behind the operator */
-    wrpo__jnest(P);
-    wrpo__jnode *x = wrpo__jnode_new(P, kind, wrpo__jlevel(P, level), NULL);
-    P->nesting--;
-    return x;
-}
-static wrpo__jnode *wrpo__jlevel(wrpo__jparser *P, int level) {
-    static const struct { const char *text; int level, op; } operators[] = {
-        {"or", 0, '|'}, {"and", 1, '&'}, {"==", 3, '='}, {"!=", 3, '!'}, {"<=", 3, 'l'}, {">=", 3, 'g'}, {"<", 3, '<'}, {">", 3, '>'}, {"in", 3, 'i'},
-        {"not", 3, 'n'}, {"+", 4, '+'}, {"-", 4, '-'}, {"~", 5, '~'}, {"*", 6, '*'}, {"//", 6, 'F'}, {"/", 6, '/'}, {"%", 6, '%'}};
-    if (level >= WRPO__J_UNARY)
-        return wrpo__jpostfix(P, wrpo__jtake(P, "-") ? wrpo__jprefix(P, WRPO__J_NEG, WRPO__J_OPERAND) : wrpo__jprimary(P), level == WRPO__J_UNARY);
-    if (level == WRPO__J_NOT_LEVEL && wrpo__jtake(P, "not")) return wrpo__jprefix(P, WRPO__J_NOT, level);
-    wrpo__jnode *x = wrpo__jlevel(P, level + 1);
-    for (bool again = false;; again = true) {
-        int64_t k = 0;
-        while (k < WRPO__COUNT(operators) && !(operators[k].level == level && wrpo__jat(P, operators[k].text))) k++;
-        if (wrpo__jat(P, "**")) wrpo__jfail(P->J, WRPO_E_UNSUPPORTED, "the operator **");
-        if (k == WRPO__COUNT(operators)) return x;
-        if (again && level == WRPO__J_COMPARE) wrpo__jfail(P->J, WRPO_E_UNSUPPORTED, "a chain of comparisons");
-        x = wrpo__jnode_new(P, WRPO__J_BINARY, x, NULL);
-        wrpo__jadvance(P);
-        if (operators[k].op == 'n') wrpo__jneed(P, "in");
-        x->op = operators[k].op, x->b = wrpo__jlevel(P, level + 1);
-    }
-}
-static wrpo__jnode *wrpo__jno_cond(wrpo__jparser *P) { return wrpo__jlevel(P, 0); }
-static wrpo__jnode *wrpo__jexpr(wrpo__jparser *P) {
-    wrpo__jnest(P);
-    wrpo__jnode *x = wrpo__jlevel(P, 0);
-    while (wrpo__jtake(P, "if")) {
-        x = wrpo__jnode_new(P, WRPO__J_COND, wrpo__jlevel(P, 0), x);
-        if (wrpo__jtake(P, "else")) x->c = wrpo__jexpr(P);
-    }
-    P->nesting--;
-    return x;
-}
-static wrpo__jnode *wrpo__jtarget(wrpo__jparser *P) {  /* what `set` and `for` assign to: a name, a namespace's attribute, several in () */
-    wrpo__jnode *x = wrpo__jnode_new(P, WRPO__J_VAR, NULL, NULL);
-    wrpo__jnest(P);
-    if (wrpo__jtake(P, "(")) {
-        x = wrpo__jtuple(P, wrpo__jtarget, ")");
-        wrpo__jneed(P, ")");
-    } else {
-        if (wrpo__jat(P, "loop")) wrpo__jfail(P->J, WRPO_E_UNSUPPORTED, "assigning to \"loop\"");
-        if (wrpo__jat(P, "true false none True False None")) wrpo__jwant(P, "a name to assign to");
-        x->value = wrpo__jname(P);
-        if (wrpo__jtake(P, ".")) x = wrpo__jnode_new(P, WRPO__J_ATTR, x, NULL), x->value = wrpo__jname(P);
-    }
-    P->nesting--;
-    return x;
-}
-static wrpo__jnode *wrpo__jblocks(wrpo__jparser *P, const char *ends);
-static wrpo__jnode *wrpo__jbody(wrpo__jparser *P, const char *ends) {   /* to the name of the tag that ends it */
-    wrpo__jneed_close(P);
-    wrpo__jnode *x = wrpo__jblocks(P, ends);
-    if (P->kind == WRPO__J_END) wrpo__jwant(P, ends);
-    return x;
-}
-/* One statement from its name to before the end of its last tag. */
-static wrpo__jnode *wrpo__jstatement(wrpo__jparser *P) {
-    wrpo__jnode *x = wrpo__jnode_new(P, WRPO__J_SCOPE, NULL, NULL);
-    const char *end = NULL;                            /* the name of the last tag, still to pass */
-    int loops = P->loops;
-    if (wrpo__jtake(P, "if")) {
-        wrpo__jnode *branch = x;
-        for (;; branch = branch->d = wrpo__jnode_new(P, WRPO__J_IF, NULL, NULL)) {
-            branch->kind = WRPO__J_IF;
-            branch->a = wrpo__jtuple(P, wrpo__jno_cond, "");
-            branch->list = wrpo__jbody(P, "elif else endif");
-            if (!wrpo__jtake(P, "elif")) break;
+static void wrpo__jlex_tag(wrpo__jlexer *L, bool output) {
+    int line = L->J->line;
+    wrpo__jtoken_put(L, WRPO__J_OPEN, wrpo__jstring(L->J, output ? "{{" : "{%"));
+    for (int open = 0;;) {
+        L->at = wrpo__jskip_space(L->s, L->n, L->at);
+        wrpo__jcount_lines(L, L->at);
+        if (open == 0 && wrpo__jtag_end(L, output ? "}}" : "%}")) break;
+        if (L->at == L->n) {
+            L->J->line = line;
+            wrpo__jfail(L->J, "a tag without its end");
         }
-        if (wrpo__jtake(P, "else")) branch->d = wrpo__jbody(P, "endif");
-        end = "endif";
-    } else if (wrpo__jtake(P, "for")) {
-        x->kind = WRPO__J_FOR;
-        x->a = wrpo__jtuple(P, wrpo__jtarget, "in");
-        wrpo__jneed(P, "in");
-        x->b = wrpo__jtuple(P, wrpo__jno_cond, "recursive");
-        if (wrpo__jtake(P, "if")) x->c = wrpo__jexpr(P);
-        if (wrpo__jat(P, "recursive")) wrpo__jfail(P->J, WRPO_E_UNSUPPORTED, "a recursive loop");
-        P->loops++;
-        x->list = wrpo__jbody(P, "else endfor");
-        P->loops--;
-        if (wrpo__jtake(P, "else")) x->d = wrpo__jbody(P, "endfor");
-        end = "endfor";
-    } else if (wrpo__jtake(P, "set")) {
-        x->kind = WRPO__J_SET;
-        x->a = wrpo__jtuple(P, wrpo__jtarget, "=");
-        if (wrpo__jtake(P, "=")) { x->b = wrpo__jtuple(P, wrpo__jexpr, ""); return x; }
-        if (wrpo__jat(P, "|")) wrpo__jfail(P->J, WRPO_E_UNSUPPORTED, "a set block with a filter");
-        x->kind = WRPO__J_SET_BLOCK;
-        x->list = wrpo__jbody(P, end = "endset");
-    } else if (wrpo__jtake(P, "macro")) {
-        x->kind = WRPO__J_DEFINE;
-        x->value = wrpo__jname(P);
-        wrpo__jneed(P, "(");
-        x->c = wrpo__jlist_of(P, 'm', ")");
-        P->loops = 0;                                  /* break and continue do not reach out of a macro */
-        x->list = wrpo__jbody(P, end = "endmacro");
-    } else if (wrpo__jtake(P, "generation")) {         /* marks the assistant's text for a loss mask: here it is only text */
-        P->loops = 0;
-        x->list = wrpo__jbody(P, end = "endgeneration");
-    } else if (wrpo__jat(P, "break continue")) {
-        x->kind = wrpo__jat(P, "break") ? WRPO__J_BREAK : WRPO__J_CONTINUE;
-        if (P->loops == 0) wrpo__jwant(P, "a loop around this");
-        wrpo__jadvance(P);
-    } else if (wrpo__jat(P, "block extends include import from autoescape call filter with raw print do debug trans"))
-        wrpo__jfail(P->J, WRPO_E_UNSUPPORTED, "statement \"%.*s\"", WRPO__J_TEXT_OF(P->value));
-    else wrpo__jwant(P, "a statement");
-    if (end) wrpo__jneed(P, end);
-    P->loops = loops;
-    return x;
+        open += wrpo__jlex_token(L);
+        if (open < 0) wrpo__jfail(L->J, "unexpected \"%c\"", L->s[L->at - 1]);
+    }
+    wrpo__jtoken_put(L, WRPO__J_CLOSE, wrpo__jstring(L->J, "the end of the tag"));
 }
-/* The text before a tag or the end: "-" strips its white space; else a block or comment alone on its line so far strips the indent. */
-static wrpo__jnode *wrpo__jdata(wrpo__jparser *P, size_t from, size_t to, char sign, bool output) {
+/* The text before a tag or the end. "-" strips its white space; else a block or comment that has only white space
+   before it on its line strips that. */
+static void wrpo__jlex_text(wrpo__jlexer *L, size_t from, size_t to, char sign, bool output) {
     size_t line = to;
-    wrpo__jcount_lines(P, from);
-    if (sign == '-') to = wrpo__jrstrip(P->s, from, to);
+    wrpo__jcount_lines(L, from);
+    if (sign == '-') to = wrpo__jrstrip(L->s, from, to);
     else if (sign != '+' && !output) {
-        while (line > from && P->s[line - 1] != '\n') line--;
-        if ((line > from || P->fresh) && wrpo__jrstrip(P->s, line, to) == line) to = line;
+        while (line > from && L->s[line - 1] != '\n') line--;
+        if ((line > from || L->fresh) && wrpo__jrstrip(L->s, line, to) == line) to = line;
     }
-    wrpo__jnode *x = to > from ? wrpo__jnode_new(P, WRPO__J_TEXT, NULL, NULL) : NULL;
-    if (x) x->value = wrpo__jbytes(P->J, P->s + from, to - from);
-    return x;
+    if (to > from) wrpo__jtoken_put(L, WRPO__J_TEXT, wrpo__jbytes(L->J, L->s + from, to - from));
 }
-/* Text, output and statements up to {% and one of the words `ends` (current then), or the end of the template. */
-static wrpo__jnode *wrpo__jblocks(wrpo__jparser *P, const char *ends) {
-    wrpo__jnode *first = NULL, **last = &first;
-    wrpo__jnest(P);
-    for (size_t from = P->at, i = from;; i++) {
-        bool comment = wrpo__jstarts(P, i, "{#"), output = wrpo__jstarts(P, i, "{{");
-        if (i < P->n && !comment && !output && !wrpo__jstarts(P, i, "{%")) continue;
-        bool sign = wrpo__jstarts(P, i + 2, "-") || wrpo__jstarts(P, i + 2, "+");
-        if ((*last = wrpo__jdata(P, from, i, i == P->n ? '+' : sign ? P->s[i + 2] : (char)0, output))) last = &(*last)->next;
-        P->at = i + 2 + sign, P->kind = WRPO__J_END, P->value = wrpo__jstring(P->J, "the end of the template");
-        if (i == P->n) break;
-        for (; comment && !wrpo__jtag_end(P, "#}"); P->at++)
-            if (P->at >= P->n) wrpo__jfail(P->J, WRPO_E_FORMAT, "a comment without its end");
-        if (!comment) {
-            P->output = output;
-            wrpo__jadvance(P);
-            if (!output && wrpo__jat(P, ends)) break;
-            *last = output ? wrpo__jnode_new(P, WRPO__J_PRINT, NULL, NULL) : wrpo__jstatement(P);
-            if (output) (*last)->a = wrpo__jtuple(P, wrpo__jexpr, "");
-            wrpo__jneed_close(P);
-            last = &(*last)->next;
+static wrpo__jtoken *wrpo__jlex(wrpo__jinja *J, const char *s, size_t n) {
+    wrpo__jlexer L = {.J = J, .s = s, .n = n, .fresh = true};
+    for (size_t from = 0, i = 0;; i++) {
+        bool comment = wrpo__jstarts(&L, i, "{#"), output = wrpo__jstarts(&L, i, "{{");
+        if (i < n && !comment && !output && !wrpo__jstarts(&L, i, "{%")) continue;
+        char sign = i < n ? s[i + 2] : '+';
+        wrpo__jlex_text(&L, from, i, sign, output);
+        if (i == n) break;
+        L.at = i + 2 + (sign == '-' || sign == '+');
+        wrpo__jcount_lines(&L, i);
+        if (!comment) wrpo__jlex_tag(&L, output);
+        for (; comment && !wrpo__jtag_end(&L, "#}"); L.at++)
+            if (L.at >= n) wrpo__jfail(J, "a comment without its end");
+        from = L.at;
+        i = from - 1;
+    }
+    wrpo__jcount_lines(&L, n);
+    wrpo__jtoken_put(&L, WRPO__J_END, wrpo__jstring(J, "the end of the template"));
+    return L.tokens;
+}
+
+/* ---- expressions ---- */
+static wrpo__jv wrpo__jexpr(wrpo__jinja *J);
+static wrpo__jv wrpo__joperation(wrpo__jinja *J, int least);
+static void wrpo__jbody(wrpo__jinja *J, const char *ends, wrpo__jval *scope);
+
+static void wrpo__jgo(wrpo__jinja *J, wrpo__jtoken *at) {
+    J->at = at;
+    J->line = at->line;
+    wrpo__jspend(J, 1);
+}
+static void wrpo__jnext(wrpo__jinja *J) { wrpo__jgo(J, J->at + 1); }
+_Noreturn static void wrpo__jexpected(wrpo__jinja *J, const char *what) {
+    wrpo__jfail(J, "want %s, found \"%.*s\"", what, WRPO__J_SHOW(wrpo__jstr(J, J->at->value)));
+}
+static bool wrpo__jat(const wrpo__jinja *J, const char *words) {  /* at one of these names or marks */
+    return (J->at->kind == WRPO__J_NAME || J->at->kind == WRPO__J_MARK) && wrpo__jword(words, J->at->value);
+}
+static bool wrpo__jtake(wrpo__jinja *J, const char *words) {
+    bool at = wrpo__jat(J, words);
+    if (at) wrpo__jnext(J);
+    return at;
+}
+static void wrpo__jneed(wrpo__jinja *J, const char *word) { if (!wrpo__jtake(J, word)) wrpo__jexpected(J, word); }
+static wrpo__jv wrpo__jname(wrpo__jinja *J) {
+    if (J->at->kind != WRPO__J_NAME) wrpo__jexpected(J, "a name");
+    wrpo__jnext(J);
+    return J->at[-1].value;
+}
+static wrpo__jv wrpo__jlookup_var(wrpo__jinja *J, wrpo__jv name) {
+    wrpo__jv v = NULL;
+    for (const wrpo__jval *scope = J->scope; scope && !v; scope = scope->scope) v = wrpo__jdict_get(J, scope, name);
+    if (!v && wrpo__jword("caller cycler joiner kwargs lipsum self varargs", name))
+        wrpo__jrefuse(J, "\"%.*s\"", WRPO__J_SHOW(name));
+    if (!v) v = wrpo__jfunction(J, wrpo__jlookup('g', name), NULL);
+    return v ? v : wrpo__jundefined(J, name);
+}
+/* a, b, c up to the end of the tag or a word that ends it; one item without a comma is no tuple. */
+static wrpo__jv wrpo__jtuple(wrpo__jinja *J, wrpo__jv (*item)(wrpo__jinja *), const char *ends) {
+    wrpo__jval *tuple = NULL;
+    wrpo__jv v = NULL;
+    for (bool comma = true; comma && J->at->kind != WRPO__J_CLOSE && !wrpo__jat(J, ends);) {
+        v = item(J);
+        comma = wrpo__jtake(J, ",");
+        if (comma && !tuple) tuple = wrpo__jnew(J, WRPO__J_TUPLE);
+        if (tuple) wrpo__jpush(J, tuple, NULL, v);
+    }
+    if (!v && ends[0] != ')') wrpo__jexpected(J, "an expression");
+    if (!v) tuple = wrpo__jnew(J, WRPO__J_TUPLE);
+    return tuple ? tuple : v;
+}
+static void wrpo__jcomma(wrpo__jinja *J, const char *end) { if (!wrpo__jat(J, end)) wrpo__jneed(J, ","); }
+static wrpo__jv wrpo__jprimary(wrpo__jinja *J) {
+    const wrpo__jtoken *t = J->at;
+    wrpo__jval *v;
+    if (t->kind == WRPO__J_NAME || t->kind == WRPO__J_LITERAL) {
+        wrpo__jnext(J);
+        if (J->idle) return &wrpo__jnone;
+        if (t->kind == WRPO__J_LITERAL) return t->value;
+        if (wrpo__jword("none None", t->value)) return &wrpo__jnone;
+        if (wrpo__jword("true True false False", t->value)) return wrpo__jbool((t->value->s[0] | 32) == 't');
+        return wrpo__jlookup_var(J, t->value);
+    }
+    if (wrpo__jtake(J, "(")) {
+        wrpo__jv tuple = wrpo__jtuple(J, wrpo__jexpr, ")");
+        wrpo__jneed(J, ")");
+        return tuple;
+    }
+    if (wrpo__jtake(J, "[")) {
+        for (v = wrpo__jnew(J, WRPO__J_LIST); !wrpo__jtake(J, "]"); wrpo__jcomma(J, "]"))
+            wrpo__jpush(J, v, NULL, wrpo__jexpr(J));
+        return v;
+    }
+    if (!wrpo__jtake(J, "{")) wrpo__jexpected(J, "an expression");
+    for (v = wrpo__jnew(J, WRPO__J_DICT); !wrpo__jtake(J, "}"); wrpo__jcomma(J, "}")) {
+        wrpo__jv key = wrpo__jexpr(J);
+        wrpo__jneed(J, ":");
+        wrpo__jdict_put(J, v, key, wrpo__jexpr(J));
+    }
+    return v;
+}
+static wrpo__jv wrpo__jsubscript(wrpo__jinja *J, wrpo__jv v) {  /* after "[" */
+    wrpo__jv part[3] = {NULL, NULL, NULL};
+    int k = 0;
+    for (;; k++) {
+        if (!wrpo__jat(J, ": ]")) part[k] = wrpo__jexpr(J);
+        if (k == 2 || !wrpo__jtake(J, ":")) break;
+    }
+    if (k == 0 && !part[0]) wrpo__jexpected(J, "an expression");
+    if (wrpo__jat(J, ",")) wrpo__jrefuse(J, "a subscript with a comma");
+    wrpo__jneed(J, "]");
+    if (J->idle) return v;
+    return k ? wrpo__jslice(J, v, part[0], part[1], part[2]) : wrpo__jget(J, v, part[0], false);
+}
+static void wrpo__jarguments(wrpo__jinja *J, wrpo__jcall *c) {  /* after "(" */
+    for (; !wrpo__jtake(J, ")"); wrpo__jcomma(J, ")")) {
+        const wrpo__jtoken *t = J->at;
+        if (wrpo__jat(J, "*")) wrpo__jrefuse(J, "an argument list with *");
+        bool named = t->kind == WRPO__J_NAME && wrpo__jword("=", t[1].value);
+        if (named) wrpo__jgo(J, J->at + 2);
+        else if (c->named.count) wrpo__jexpected(J, "a named argument");
+        wrpo__jv v = wrpo__jexpr(J);
+        if (named && wrpo__jdict_get(J, &c->named, t->value)) wrpo__jfail(J, "an argument given twice");
+        wrpo__jpush(J, named ? &c->named : &c->args, named ? t->value : NULL, v);
+    }
+}
+static wrpo__jv wrpo__jcall_macro(wrpo__jinja *J, wrpo__jv macro, wrpo__jcall *c);
+static wrpo__jv wrpo__jcalled(wrpo__jinja *J, wrpo__jv v) {  /* after "(" */
+    wrpo__jcall c = WRPO__J_CALL(v->self);
+    wrpo__jarguments(J, &c);
+    if (J->idle) return v;
+    wrpo__jwant(J, v, WRPO__J_CALLABLES, "a function");
+    return v->kind == WRPO__J_MACRO ? wrpo__jcall_macro(J, v, &c) : wrpo__jcall_def(J, v->def, &c);
+}
+static wrpo__jv wrpo__jpostfix(wrpo__jinja *J, wrpo__jv v, bool filters);
+static wrpo__jv wrpo__jfiltered(wrpo__jinja *J, wrpo__jv v) {  /* at "|" or "is" */
+    bool test = wrpo__jat(J, "is");
+    wrpo__jcall c = WRPO__J_CALL(v);
+    wrpo__jnext(J);
+    bool negated = test && wrpo__jtake(J, "not");
+    wrpo__jv name = wrpo__jname(J);
+    if (wrpo__jtake(J, "(")) wrpo__jarguments(J, &c);
+    else if (test) {  /* an argument without brackets */
+        wrpo__jtoken_kind kind = J->at->kind;
+        if (wrpo__jat(J, "is")) wrpo__jexpected(J, "one test");
+        if (kind == WRPO__J_LITERAL || wrpo__jat(J, "[ {") || (kind == WRPO__J_NAME && !wrpo__jat(J, "else or and")))
+            wrpo__jpush(J, &c.args, NULL, wrpo__jpostfix(J, wrpo__jprimary(J), false));
+    }
+    if (J->idle) return v;
+    v = wrpo__jinvoke(J, test ? 't' : 'f', name, &c);
+    return negated ? wrpo__jbool(!wrpo__jtruth(v)) : v;
+}
+static wrpo__jv wrpo__jpostfix(wrpo__jinja *J, wrpo__jv v, bool filters) {  /* .name [...] (...), then | and is */
+    int depth = J->depth;
+    for (bool filtered = false;; wrpo__jenter(J)) {
+        if (filters && wrpo__jat(J, "| is")) {
+            v = wrpo__jfiltered(J, v);
+            filtered = true;
+        } else if (!filtered && wrpo__jtake(J, ".")) {
+            wrpo__jv name = wrpo__jname(J);
+            if (!J->idle) v = wrpo__jget(J, v, name, true);
+        } else if (!filtered && wrpo__jtake(J, "[")) v = wrpo__jsubscript(J, v);
+        else if (wrpo__jtake(J, "(")) v = wrpo__jcalled(J, v);
+        else break;
+    }
+    J->depth = depth;
+    return v;
+}
+static wrpo__jv wrpo__jsigned(wrpo__jinja *J, bool filters) {
+    if (!wrpo__jtake(J, "-")) return wrpo__jpostfix(J, wrpo__jprimary(J), filters);
+    wrpo__jenter(J);
+    wrpo__jv v = wrpo__jsigned(J, false);  /* a sign's operand takes no filters: -1|abs is (-1)|abs */
+    J->depth--;
+    if (!J->idle && v->kind == WRPO__J_FLOAT) v = wrpo__jfloat(J, -v->f);
+    else if (!J->idle) v = wrpo__jarithmetic(J, '-', wrpo__jint(J, 0), v);
+    return wrpo__jpostfix(J, v, filters);
+}
+static wrpo__jv wrpo__jbinary(wrpo__jinja *J, int op, wrpo__jv a, wrpo__jv b) {
+    if (op == '|' || op == '&') return b;  /* a has not decided it */
+    if (op == '~') return wrpo__jconcat(J, wrpo__jstr(J, a), wrpo__jstr(J, b));
+    return strchr("+-*/%F", op) ? wrpo__jarithmetic(J, op, a, b) : wrpo__jbool(wrpo__jrelation(J, op, a, b));
+}
+/* Operators that bind at least this tightly, and their operands. */
+static wrpo__jv wrpo__joperation(wrpo__jinja *J, int least) {
+    int depth = J->depth;
+    wrpo__jv v;
+    wrpo__jenter(J);
+    if (least <= WRPO__J_NOT && wrpo__jtake(J, "not")) v = wrpo__jbool(!wrpo__jtruth(wrpo__joperation(J, WRPO__J_NOT)));
+    else v = wrpo__jsigned(J, true);
+    for (int last = -1; J->at->level >= least; wrpo__jenter(J)) {
+        int level = J->at->level, op = J->at->op;
+        if (level == WRPO__J_COMPARES && last == level) wrpo__jrefuse(J, "a chain of comparisons");
+        wrpo__jnext(J);
+        if (op == 'n') wrpo__jneed(J, "in");
+        bool decided = (op == '|' || op == '&') && wrpo__jtruth(v) == (op == '|');
+        J->idle += decided;
+        wrpo__jv b = wrpo__joperation(J, level + 1);
+        J->idle -= decided;
+        if (!J->idle && !decided) v = wrpo__jbinary(J, op, v, b);
+        last = level;
+    }
+    J->depth = depth;
+    return v;
+}
+static wrpo__jv wrpo__jno_cond(wrpo__jinja *J) { return wrpo__joperation(J, 0); }
+/* value if condition else otherwise. The condition is needed first and comes second: the idle reader notes where. */
+static wrpo__jv wrpo__jexpr(wrpo__jinja *J) {
+    wrpo__jtoken *first = J->at;
+    wrpo__jv v = NULL, otherwise = NULL;
+    wrpo__jenter(J);
+    if (J->idle || !first->jump) v = wrpo__joperation(J, 0);
+    if (J->idle && wrpo__jat(J, "if")) first->jump = J->at;
+    if (first->jump) {
+        wrpo__jgo(J, first->jump + 1);
+        wrpo__jv condition = wrpo__joperation(J, 0);
+        bool holds = !J->idle && wrpo__jtruth(condition);
+        wrpo__jtoken *after = J->at;
+        if (holds) {
+            wrpo__jgo(J, first);
+            v = wrpo__joperation(J, 0);
+            wrpo__jgo(J, after);
         }
-        from = P->at, i = from - 1;
+        J->idle += holds;
+        if (wrpo__jtake(J, "else")) otherwise = wrpo__jexpr(J);
+        J->idle -= holds;
+        if (!holds) v = otherwise ? otherwise : wrpo__jundefined(J, wrpo__jstring(J, "if without else"));
+        if (wrpo__jat(J, "if")) wrpo__jrefuse(J, "an \"if\" after another one");
     }
-    P->nesting--;
-    return first;
+    J->depth--;
+    return v;
 }
 
-/* ---- the tree to text ---- */
-typedef enum wrpo__jflow { WRPO__J_GO, WRPO__J_BROKE, WRPO__J_CONTINUED } wrpo__jflow;
-static wrpo__jv wrpo__jeval(wrpo__jinja *J, const wrpo__jnode *x, wrpo__jval *scope);
-static wrpo__jflow wrpo__jexec(wrpo__jinja *J, const wrpo__jnode *x, wrpo__jval *scope, wrpo__text *out);
-
-static void wrpo__jassign(wrpo__jinja *J, const wrpo__jnode *target, wrpo__jv value, wrpo__jval *scope) {
-    J->line = target->line;
-    if (target->kind == WRPO__J_VAR) { wrpo__jdict_put(J, scope, target->value, value); return; }
-    if (target->kind == WRPO__J_ATTR) {
-        wrpo__jv space = wrpo__jeval(J, target->a, scope);
-        if (space->kind != WRPO__J_NAMESPACE) wrpo__jfail(J, WRPO_E_FORMAT, "only a namespace takes attributes, found %s", wrpo__jtype(space));
-        wrpo__jdict_put(J, (wrpo__jval *)(uintptr_t)space, target->value, value);
-        return;
+/* ---- statements ---- */
+static void wrpo__jdefine(wrpo__jinja *J, wrpo__jval *scope, const char *name, wrpo__jv value) {
+    wrpo__jdict_put(J, scope, wrpo__jstring(J, name), value);
+}
+static void wrpo__jtargets(wrpo__jinja *J, wrpo__jv value, const char *end);
+/* What `set` and `for` assign to: a name, a namespace's attribute, several in (). value NULL: only reads it. */
+static void wrpo__jtarget(wrpo__jinja *J, wrpo__jv value) {
+    wrpo__jenter(J);
+    if (wrpo__jtake(J, "(")) {
+        wrpo__jtargets(J, value, ")");
+        wrpo__jneed(J, ")");
+    } else {
+        if (wrpo__jat(J, "loop")) wrpo__jrefuse(J, "assigning to \"loop\"");
+        if (wrpo__jat(J, "true false none True False None")) wrpo__jexpected(J, "a name to assign to");
+        wrpo__jv name = wrpo__jname(J), attr = wrpo__jtake(J, ".") ? wrpo__jname(J) : NULL;
+        if (value && attr) {
+            wrpo__jv space = wrpo__jwant(J, wrpo__jlookup_var(J, name), WRPO__J_BIT(NAMESPACE), "a namespace");
+            wrpo__jdict_put(J, wrpo__jchange(space), attr, value);
+        } else if (value) wrpo__jdict_put(J, J->scope, name, value);
     }
-    wrpo__jv items = wrpo__jitems(J, value);
-    int64_t i = 0;
-    const wrpo__jnode *t = target->list;
-    for (; t && i < items->count; t = t->next) wrpo__jassign(J, t, items->items[i++], scope);
-    if (t || i < items->count) wrpo__jfail(J, WRPO_E_FORMAT, "too %s values to unpack: %lld", t ? "few" : "many", (long long)items->count);
+    J->depth--;
+}
+static void wrpo__jtargets(wrpo__jinja *J, wrpo__jv value, const char *end) {  /* a, b, c; one alone takes it whole */
+    wrpo__jtoken *begin = J->at;
+    int64_t count = 0;
+    bool comma = false;
+    for (bool more = true; more && !wrpo__jat(J, end); count++) {
+        wrpo__jtarget(J, NULL);
+        more = wrpo__jtake(J, ",");
+        comma = comma || more;
+    }
+    if (!count) wrpo__jexpected(J, "a name to assign to");
+    if (!value) return;
+    wrpo__jv items = comma ? wrpo__jitems(J, value) : wrpo__jshare(J, WRPO__J_LIST, &value, 1);
+    if (items->count != count)
+        wrpo__jfail(J, "too %s values to unpack: %lld", items->count < count ? "few" : "many", (long long)items->count);
+    wrpo__jgo(J, begin);
+    for (int64_t i = 0; i < count; i++) {
+        wrpo__jtarget(J, items->items[i]);
+        wrpo__jtake(J, ",");
+    }
+}
+/* The idle reader notes where the body of the tag with this name ends; else this goes there. */
+static void wrpo__jskip_body(wrpo__jinja *J, wrpo__jtoken *name) {
+    if (J->idle) name->jump = J->at;
+    else wrpo__jgo(J, name->jump);
+}
+static void wrpo__jif(wrpo__jinja *J) {  /* after `if` */
+    bool done = false;
+    do {
+        wrpo__jtoken *name = J->at - 1;
+        if (J->idle || !done) {
+            bool last = wrpo__jword("else", name->value);
+            wrpo__jv condition = last ? wrpo__jbool(true) : wrpo__jtuple(J, wrpo__jno_cond, "");
+            done = wrpo__jtruth(condition);
+            if (J->idle || done) wrpo__jbody(J, last ? "endif" : "elif else endif", NULL);
+            if (J->flow) return;
+        }
+        wrpo__jskip_body(J, name);
+    } while (wrpo__jtake(J, "elif else"));
+    wrpo__jneed(J, "endif");
 }
 struct wrpo__jloop {
-    const wrpo__jnode *node; wrpo__jval *outer;
-    wrpo__jv base; int64_t at;       /* what it runs over, the next item to look at */
-    wrpo__jval *passed;              /* LIST: the items that have passed the filter: those the loop has met or looked ahead for */
+    wrpo__jtoken *target, *condition;  /* condition NULL: none */
     int64_t index0;
+    wrpo__jval *outer;       /* scope */
+    wrpo__jv base; int64_t next;  /* what it runs over; its next item to look at */
+    wrpo__jval *passed;      /* LIST: its items that satisfy the condition, as far as anybody asked */
 };
-/* Has the loop an item of this number? The filter sees no item before somebody asks for it. */
+/* Does the loop have an item of this number? The condition sees an item only when somebody asks for it. */
 static bool wrpo__jloop_has(wrpo__jinja *J, wrpo__jloop *loop, int64_t index) {
-    while (loop->passed->count <= index && loop->at < loop->base->count) {
-        wrpo__jv x = loop->base->items[loop->at++];
-        wrpo__jval *scope = loop->node->c ? wrpo__jscope(J, loop->outer) : NULL;
-        if (scope) wrpo__jassign(J, loop->node->a, x, scope);
-        if (!scope || wrpo__jtruth(wrpo__jeval(J, loop->node->c, scope))) wrpo__jpush(J, loop->passed, NULL, x);
+    wrpo__jval *scope = J->scope;
+    wrpo__jtoken *at = J->at;
+    while (loop->passed->count <= index && loop->next < loop->base->count) {
+        wrpo__jv x = loop->base->items[loop->next++];
+        bool passes = true;
+        if (loop->condition) {
+            J->scope = wrpo__jscope(J, loop->outer);
+            wrpo__jgo(J, loop->target);
+            wrpo__jtargets(J, x, "in");
+            wrpo__jgo(J, loop->condition);
+            passes = wrpo__jtruth(wrpo__jexpr(J));
+            J->scope = scope;
+            wrpo__jgo(J, at);
+        }
+        if (passes) wrpo__jpush(J, loop->passed, NULL, x);
     }
     return loop->passed->count > index;
 }
 static wrpo__jv wrpo__jloop_attr(wrpo__jinja *J, wrpo__jloop *loop, wrpo__jv name) {
     int64_t i = loop->index0;
-    if (wrpo__jnamed(name, "index0")) return wrpo__jint(J, i);
-    if (wrpo__jnamed(name, "index")) return wrpo__jint(J, i + 1);
-    if (wrpo__jnamed(name, "first")) return wrpo__jbool(i == 0);
-    if (wrpo__jnamed(name, "last")) return wrpo__jbool(!wrpo__jloop_has(J, loop, i + 1));
-    if (wrpo__jnamed(name, "previtem")) return i > 0 ? loop->passed->items[i - 1] : wrpo__jundefined(J, name);
-    if (wrpo__jnamed(name, "nextitem")) return wrpo__jloop_has(J, loop, i + 1) ? loop->passed->items[i + 1] : wrpo__jundefined(J, name);
-    if (!wrpo__jword("length revindex revindex0", name)) wrpo__jfail(J, WRPO_E_UNSUPPORTED, "loop.%.*s", WRPO__J_TEXT_OF(name));
-    wrpo__jloop_has(J, loop, INT64_MAX - 1);
-    return wrpo__jint(J, loop->passed->count - (name->n == 6 ? 0 : name->n == 8 ? i : i + 1));
+    if (wrpo__jword("index0", name)) return wrpo__jint(J, i);
+    if (wrpo__jword("index", name)) return wrpo__jint(J, i + 1);
+    if (wrpo__jword("first", name)) return wrpo__jbool(i == 0);
+    if (wrpo__jword("last", name)) return wrpo__jbool(!wrpo__jloop_has(J, loop, i + 1));
+    if (wrpo__jword("previtem", name)) return i > 0 ? loop->passed->items[i - 1] : wrpo__jundefined(J, name);
+    if (wrpo__jword("nextitem", name))
+        return wrpo__jloop_has(J, loop, i + 1) ? loop->passed->items[i + 1] : wrpo__jundefined(J, name);
+    if (!wrpo__jword("length revindex revindex0", name)) wrpo__jrefuse(J, "loop.%.*s", WRPO__J_SHOW(name));
+    wrpo__jloop_has(J, loop, INT64_MAX - 1);  /* to the end */
+    if (wrpo__jword("length", name)) return wrpo__jint(J, loop->passed->count);
+    return wrpo__jint(J, loop->passed->count - i - wrpo__jword("revindex0", name));
 }
-static void wrpo__jrun_loop(wrpo__jinja *J, const wrpo__jnode *x, wrpo__jv over, wrpo__jval *scope, wrpo__text *out) {
+static void wrpo__jfor(wrpo__jinja *J) {  /* after `for` */
     wrpo__jloop *loop = WRPO__NEW(J->arena, wrpo__jloop);
-    wrpo__jval *self = wrpo__jnew(J, WRPO__J_LOOP);
-    wrpo__jflow flow = WRPO__J_GO;
-    bool completed = false;
-    loop->node = x, loop->outer = scope, loop->base = wrpo__jitems(J, over), loop->passed = wrpo__jnew(J, WRPO__J_LIST), self->loop = loop;
-    for (; flow != WRPO__J_BROKE && wrpo__jloop_has(J, loop, loop->index0); loop->index0++) {
-        wrpo__jval *inner = wrpo__jscope(J, scope);
-        wrpo__jdict_put(J, inner, wrpo__jstring(J, "loop"), self);
-        wrpo__jassign(J, x->a, loop->passed->items[loop->index0], inner);
-        flow = wrpo__jexec(J, x->list, inner, out);
-        completed = completed || flow == WRPO__J_GO;
+    wrpo__jtoken *name = J->at - 1;
+    bool completed = false, broken = false;  /* completed: one pass was not cut short; if not, `else` runs */
+    loop->target = J->at;
+    loop->outer = J->scope;
+    wrpo__jtargets(J, NULL, "in");
+    wrpo__jneed(J, "in");
+    wrpo__jv over = wrpo__jtuple(J, wrpo__jno_cond, "recursive");
+    if (wrpo__jtake(J, "if")) {
+        loop->condition = J->at;
+        J->idle++;
+        wrpo__jexpr(J);
+        J->idle--;
     }
-    if (!completed && x->d) wrpo__jexec(J, x->d, wrpo__jscope(J, scope), out);   /* as Jinja: also where every pass was cut short */
-}
-static wrpo__jv wrpo__jcall_macro(wrpo__jinja *J, wrpo__jv macro, wrpo__jv args, wrpo__jv named) {
-    wrpo__jval *scope = wrpo__jscope(J, macro->scope);
-    wrpo__text out = {.arena = J->arena};
-    int64_t k = 0, taken = 0;
-    for (const wrpo__jnode *p = macro->node->c; p; p = p->next, k++) {
-        wrpo__jv given = wrpo__jdict_get(J, named, p->value), v = k < args->count ? args->items[k] : given;
-        if (given && v != given) wrpo__jfail(J, WRPO_E_FORMAT, "a macro has two values for \"%.*s\"", WRPO__J_TEXT_OF(p->value));
-        if (!v) v = p->a ? wrpo__jeval(J, p->a, scope) : wrpo__jundefined(J, p->value);
-        wrpo__jdict_put(J, scope, p->value, v);
-        taken += given != NULL;
-    }
-    if (args->count > k || taken < named->count) wrpo__jfail(J, WRPO_E_FORMAT, "a macro is given arguments it does not name");
-    wrpo__jexec(J, macro->node->list, scope, &out);
-    return wrpo__jfinish(J, &out);
-}
-static wrpo__jv wrpo__jlookup_var(wrpo__jinja *J, wrpo__jv name, const wrpo__jval *scope) {
-    wrpo__jv v = NULL;
-    for (; scope && !v; scope = scope->scope) v = wrpo__jdict_get(J, scope, name);
-    if (!v && wrpo__jword("caller cycler joiner kwargs lipsum self varargs", name))
-        wrpo__jfail(J, WRPO_E_UNSUPPORTED, "\"%.*s\"", WRPO__J_TEXT_OF(name));
-    if (!v) v = wrpo__jfunction(J, wrpo__jlookup('g', name), NULL);
-    return v ? v : wrpo__jundefined(J, name);
-}
-static wrpo__jv wrpo__jeval(wrpo__jinja *J, const wrpo__jnode *x, wrpo__jval *scope) {
-    wrpo__jspend(J, 1);
-    J->line = x->line;
-    if (x->kind == WRPO__J_CONST) return x->value;
-    if (x->kind == WRPO__J_VAR) return wrpo__jlookup_var(J, x->value, scope);
-    wrpo__jenter(J);
-    bool lazy = x->kind == WRPO__J_COND || (x->kind == WRPO__J_BINARY && (x->op == '|' || x->op == '&'));   /* b only if a says so */
-    wrpo__jv r = NULL, a = x->a ? wrpo__jeval(J, x->a, scope) : NULL, b = x->b && !lazy ? wrpo__jeval(J, x->b, scope) : NULL;
-    bool lists = x->kind >= WRPO__J_CALL && x->kind <= WRPO__J_MAKE_DICT;
-    wrpo__jval *items = lists ? wrpo__jnew(J, x->kind == WRPO__J_MAKE_TUPLE ? WRPO__J_TUPLE : WRPO__J_LIST) : NULL;
-    wrpo__jval *named = lists ? wrpo__jnew(J, WRPO__J_DICT) : NULL;
-    for (const wrpo__jnode *p = x->list; p; p = p->next) {   /* of a call, list, tuple: items and names; of a dict: pairs */
-        bool word = p->kind == WRPO__J_KEYWORD;
-        wrpo__jv v = wrpo__jeval(J, word ? p->a : p, scope), key = !word ? NULL : p->b ? v : p->value;
-        if (word && p->b) v = wrpo__jeval(J, p->b, scope);
-        if (!key) wrpo__jpush(J, items, NULL, v);
-        else if (!wrpo__jdict_put(J, named, key, v) && x->kind != WRPO__J_MAKE_DICT) wrpo__jfail(J, WRPO_E_FORMAT, "an argument given twice");
-    }
-    J->line = x->line;
-    switch (x->kind) {
-    case WRPO__J_ATTR: r = wrpo__jget(J, a, x->value, true); break;
-    case WRPO__J_ITEM: r = wrpo__jget(J, a, b, false); break;
-    case WRPO__J_SLICE: r = wrpo__jslice(J, a, b, x->c ? wrpo__jeval(J, x->c, scope) : NULL, x->d ? wrpo__jeval(J, x->d, scope) : NULL); break;
-    case WRPO__J_CALL:
-        wrpo__jneed_defined(J, a);
-        if (a->kind != WRPO__J_FUNCTION && a->kind != WRPO__J_MACRO) wrpo__jfail(J, WRPO_E_FORMAT, "%s cannot be called", wrpo__jtype(a));
-        r = a->kind == WRPO__J_MACRO ? wrpo__jcall_macro(J, a, items, named) : wrpo__jcall_def(J, a->def, a->self, items, named);
-        break;
-    case WRPO__J_FILTER: r = wrpo__jinvoke(J, 'f', x->value, a, items, named); break;
-    case WRPO__J_TEST: r = wrpo__jinvoke(J, 't', x->value, a, items, named); break;
-    case WRPO__J_NOT: r = wrpo__jbool(!wrpo__jtruth(a)); break;
-    case WRPO__J_NEG: r = a->kind == WRPO__J_FLOAT ? wrpo__jfloat(J, -a->f) : wrpo__jarithmetic(J, '-', wrpo__jint(J, 0), a); break;
-    case WRPO__J_BINARY:
-        if (lazy) r = wrpo__jtruth(a) == (x->op == '&') ? wrpo__jeval(J, x->b, scope) : a;
-        else if (x->op == '~') r = wrpo__jjoin2(J, wrpo__jstr(J, a), wrpo__jstr(J, b));
-        else r = strchr("+-*/%F", x->op) ? wrpo__jarithmetic(J, x->op, a, b) : wrpo__jbool(wrpo__jrelation(J, x->op, a, b));
-        break;
-    case WRPO__J_COND:
-        if (wrpo__jtruth(a)) r = wrpo__jeval(J, x->b, scope);
-        else r = x->c ? wrpo__jeval(J, x->c, scope) : wrpo__jundefined(J, wrpo__jstring(J, "if without else"));
-        break;
-    case WRPO__J_MAKE_DICT: r = named; break;
-    default: r = items;                                /* MAKE_LIST, MAKE_TUPLE */
-    }
-    J->depth--;
-    return r;
-}
-static wrpo__jflow wrpo__jexec(wrpo__jinja *J, const wrpo__jnode *x, wrpo__jval *scope, wrpo__text *out) {
-    wrpo__jflow flow = WRPO__J_GO;
-    wrpo__jenter(J);
-    for (; x && flow == WRPO__J_GO; x = x->next) {
-        wrpo__text body = {.arena = J->arena};
-        wrpo__jval *macro;
-        wrpo__jspend(J, 1);
-        J->line = x->line;
-        switch (x->kind) {
-        case WRPO__J_TEXT: wrpo__jput(J, out, x->value->s, x->value->n); break;
-        case WRPO__J_PRINT: wrpo__jprint(J, out, wrpo__jeval(J, x->a, scope)); break;
-        case WRPO__J_SET: wrpo__jassign(J, x->a, wrpo__jeval(J, x->b, scope), scope); break;
-        case WRPO__J_SET_BLOCK:
-            wrpo__jexec(J, x->list, wrpo__jscope(J, scope), &body);
-            wrpo__jassign(J, x->a, wrpo__jfinish(J, &body), scope);
-            break;
-        case WRPO__J_IF: flow = wrpo__jexec(J, wrpo__jtruth(wrpo__jeval(J, x->a, scope)) ? x->list : x->d, scope, out); break;
-        case WRPO__J_FOR: wrpo__jrun_loop(J, x, wrpo__jeval(J, x->b, scope), scope, out); break;
-        case WRPO__J_DEFINE:
-            macro = wrpo__jnew(J, WRPO__J_MACRO);
-            macro->node = x, macro->scope = scope;
-            wrpo__jdict_put(J, scope, x->value, macro);
-            break;
-        case WRPO__J_BREAK: flow = WRPO__J_BROKE; break;
-        case WRPO__J_CONTINUE: flow = WRPO__J_CONTINUED; break;
-        default: wrpo__jexec(J, x->list, wrpo__jscope(J, scope), out);   /* SCOPE */
+    if (wrpo__jat(J, "recursive")) wrpo__jrefuse(J, "a recursive loop");
+    if (J->idle) {
+        J->loops++;
+        wrpo__jbody(J, "else endfor", NULL);
+        J->loops--;
+    } else {
+        wrpo__jtoken *body = J->at;
+        wrpo__jv self = wrpo__jmake(J, (wrpo__jval){.kind = WRPO__J_LOOP, .loop = loop});
+        loop->base = wrpo__jitems(J, over);
+        loop->passed = wrpo__jnew(J, WRPO__J_LIST);
+        for (; !broken && wrpo__jloop_has(J, loop, loop->index0); loop->index0++) {
+            J->scope = wrpo__jscope(J, loop->outer);
+            wrpo__jdefine(J, J->scope, "loop", self);
+            wrpo__jgo(J, loop->target);
+            wrpo__jtargets(J, loop->passed->items[loop->index0], "in");
+            wrpo__jgo(J, body);
+            wrpo__jbody(J, "else endfor", J->scope);
+            completed = completed || J->flow == WRPO__J_GO;
+            broken = J->flow == WRPO__J_BREAK;
+            J->flow = WRPO__J_GO;
         }
+        J->scope = loop->outer;
+    }
+    wrpo__jskip_body(J, name);
+    if (wrpo__jtake(J, "else")) {
+        wrpo__jtoken *other = J->at - 1;
+        if (J->idle || !completed) wrpo__jbody(J, "endfor", wrpo__jscope(J, J->scope));
+        if (J->flow) return;
+        wrpo__jskip_body(J, other);
+    }
+    wrpo__jneed(J, "endfor");
+}
+static wrpo__jv wrpo__jcapture(wrpo__jinja *J, const char *ends, wrpo__jval *scope) {  /* a body's text as a value */
+    wrpo__text text = {.arena = J->arena}, *out = J->out;
+    J->out = &text;
+    wrpo__jbody(J, ends, scope);
+    J->out = out;
+    return wrpo__jfinish(J, &text);
+}
+static void wrpo__jassign(wrpo__jinja *J) {  /* after `set` */
+    wrpo__jtoken *target = J->at;
+    wrpo__jv value;
+    wrpo__jtargets(J, NULL, "=");
+    if (wrpo__jat(J, "|")) wrpo__jrefuse(J, "a set block with a filter");
+    if (wrpo__jtake(J, "=")) value = wrpo__jtuple(J, wrpo__jexpr, "");
+    else {
+        value = wrpo__jcapture(J, "endset", wrpo__jscope(J, J->scope));
+        wrpo__jneed(J, "endset");
+    }
+    if (J->idle) return;
+    wrpo__jtoken *after = J->at;
+    wrpo__jgo(J, target);
+    wrpo__jtargets(J, value, "=");
+    wrpo__jgo(J, after);
+}
+/* A macro's parameters, which take the arguments of a call, or else their defaults. c NULL: only reads them. */
+static void wrpo__jparameters(wrpo__jinja *J, wrpo__jcall *c) {
+    bool optional = false;
+    wrpo__jneed(J, "(");
+    for (; !wrpo__jtake(J, ")"); wrpo__jcomma(J, ")")) {
+        wrpo__jv name = wrpo__jname(J), v = c ? wrpo__jargument(J, c, name) : NULL;
+        bool given = v != NULL;
+        if (optional && !wrpo__jat(J, "=")) wrpo__jexpected(J, "a default");
+        if (!given) v = wrpo__jundefined(J, name);
+        if (wrpo__jtake(J, "=")) {
+            optional = true;
+            J->idle += given;
+            wrpo__jv otherwise = wrpo__jexpr(J);
+            J->idle -= given;
+            if (!given) v = otherwise;
+        }
+        if (c) wrpo__jdict_put(J, J->scope, name, v);
+    }
+}
+static void wrpo__jmacro(wrpo__jinja *J) {  /* after `macro` */
+    wrpo__jtoken *tag = J->at - 1;
+    wrpo__jv name = wrpo__jname(J);
+    wrpo__jv macro = wrpo__jmake(J, (wrpo__jval){.kind = WRPO__J_MACRO, .parameters = J->at, .scope = J->scope});
+    if (J->idle) {
+        wrpo__jparameters(J, NULL);
+        wrpo__jbody(J, "endmacro", NULL);
+    } else wrpo__jdict_put(J, J->scope, name, macro);
+    wrpo__jskip_body(J, tag);
+    wrpo__jneed(J, "endmacro");
+}
+static wrpo__jv wrpo__jcall_macro(wrpo__jinja *J, wrpo__jv macro, wrpo__jcall *c) {
+    wrpo__jtoken *at = J->at;
+    wrpo__jval *scope = J->scope;
+    J->scope = wrpo__jscope(J, macro->scope);
+    wrpo__jgo(J, macro->parameters);
+    wrpo__jparameters(J, c);
+    if (!wrpo__jbound_all(c)) wrpo__jfail(J, "a macro is given arguments it does not name");
+    wrpo__jv text = wrpo__jcapture(J, "endmacro", NULL);
+    J->scope = scope;
+    wrpo__jgo(J, at);
+    return text;
+}
+static void wrpo__jstatement(wrpo__jinja *J) {
+    int loops = J->loops;
+    if (wrpo__jtake(J, "if")) wrpo__jif(J);
+    else if (wrpo__jtake(J, "for")) wrpo__jfor(J);
+    else if (wrpo__jat(J, "break continue")) {
+        if (J->idle && loops == 0) wrpo__jexpected(J, "a loop around this");
+        if (!J->idle) J->flow = wrpo__jat(J, "break") ? WRPO__J_BREAK : WRPO__J_CONTINUE;
+        wrpo__jnext(J);
+    } else if (wrpo__jat(J, "block extends include import from autoescape call filter with print do debug trans"))
+        wrpo__jrefuse(J, "statement \"%.*s\"", WRPO__J_SHOW(J->at->value));
+    else {
+        J->loops = 0;  /* break and continue do not reach out of these */
+        if (wrpo__jtake(J, "set")) wrpo__jassign(J);
+        else if (wrpo__jtake(J, "macro")) wrpo__jmacro(J);
+        else if (wrpo__jtake(J, "generation")) {  /* marks the assistant's text for a loss mask: here only text */
+            wrpo__jbody(J, "endgeneration", wrpo__jscope(J, J->scope));
+            wrpo__jneed(J, "endgeneration");
+        } else wrpo__jexpected(J, "a statement");
+    }
+    J->loops = loops;
+}
+static void wrpo__jclose(wrpo__jinja *J) {
+    if (J->at->kind != WRPO__J_CLOSE) wrpo__jexpected(J, "the end of the tag");
+    wrpo__jnext(J);
+}
+/* Text, output and statements, up to the name of a tag of `ends` or to the end of the template. */
+static void wrpo__jblocks(wrpo__jinja *J, const char *ends) {
+    wrpo__jenter(J);
+    while (J->flow == WRPO__J_GO) {
+        const wrpo__jtoken *t = J->at;
+        if (t->kind == WRPO__J_END && *ends) wrpo__jexpected(J, ends);
+        if (t->kind == WRPO__J_END) break;
+        wrpo__jnext(J);
+        if (t->kind == WRPO__J_TEXT) {
+            if (!J->idle) wrpo__jputs(J, J->out, t->value);
+            continue;
+        }
+        if (wrpo__jword("{{", t->value)) {
+            wrpo__jv v = wrpo__jtuple(J, wrpo__jexpr, "");
+            if (!J->idle) wrpo__jprint(J, J->out, v);
+        } else if (wrpo__jat(J, ends)) break;
+        else wrpo__jstatement(J);
+        if (J->flow == WRPO__J_GO) wrpo__jclose(J);
     }
     J->depth--;
-    return flow;
+}
+static void wrpo__jbody(wrpo__jinja *J, const char *ends, wrpo__jval *scope) {  /* scope NULL: the current one */
+    wrpo__jval *outer = J->scope;
+    wrpo__jclose(J);
+    if (scope) J->scope = scope;
+    wrpo__jblocks(J, ends);
+    J->scope = outer;
 }
 
-/* ---- a template, compiled once per tokenizer; and a conversation through it ---- */
-static const wrpo__jnode *wrpo__jcompile(wrpo_tokenizer *tok, const wrpo__template *t) {
-    wrpo__jinja J = {.ctx = tok->ctx, .arena = t->arena, .tok = tok, .line = 1, .held = tok->ctx->bytes};
-    wrpo__jparser P = {.J = &J, .fresh = true};
+/* ---- a template, compiled once per tokenizer; a conversation through it ---- */
+static void wrpo__jcompile(wrpo_tokenizer *tok, wrpo__template *t) {
+    wrpo__jinja J = {.ctx = tok->ctx, .arena = t->arena, .tok = tok, .line = 1, .held = tok->ctx->bytes, .idle = 1};
     char *s = wrpo__alloc(t->arena, t->size + 1, 1);
-    for (size_t i = 0, k, size = t->size; i < size; i += k) {   /* every newline is \n; the last one is dropped */
+    size_t n = 0;
+    for (size_t i = 0, size; i < t->size; i += size) { /* every newline becomes \n; the last one is dropped */
         const char *from = t->text + i;
-        if (wrpo__utf8_get(from, size - i, &k) < 0) wrpo__fail(J.ctx, WRPO_E_FORMAT, "chat template, byte %zu: not UTF-8", i + 1);
-        memcpy(s + P.n, from, k);
-        P.n += k;
-        if (*from == '\r') s[P.n - 1] = '\n', k = i + 1 < size && from[1] == '\n' ? 2 : 1;
+        if (wrpo__utf8_get(from, t->size - i, &size) < 0)
+            wrpo__fail(J.ctx, WRPO_E_FORMAT, "chat template, byte %zu: not UTF-8", i + 1);
+        memcpy(s + n, from, size);
+        n += size;
+        if (*from != '\r') continue;
+        s[n - 1] = '\n';
+        if (i + 1 < t->size && from[1] == '\n') size = 2;
     }
-    P.s = s, P.n -= P.n && s[P.n - 1] == '\n';
-    return wrpo__jblocks(&P, "");
+    if (n && s[n - 1] == '\n') s[--n] = 0;
+    wrpo__jtoken *tokens = J.at = wrpo__jlex(&J, s, n);
+    wrpo__jblocks(&J, "");
+    t->tokens = tokens;
 }
 static wrpo__jv wrpo__jfrom_json(wrpo__jinja *J, const wrpo_json *j) {
-    if (j->kind == WRPO_JSON_NULL) return &wrpo__jnone;
-    if (j->kind == WRPO_JSON_BOOL) return wrpo__jbool(j->boolean);
-    if (j->kind == WRPO_JSON_STRING) return wrpo__jbytes(J, j->text, j->size);
-    if (j->kind == WRPO_JSON_NUMBER && j->exact) return wrpo__jint(J, j->integer);
-    if (j->kind == WRPO_JSON_NUMBER && strpbrk(j->text, ".eE")) return wrpo__jfloat(J, j->number);
-    wrpo__jval *v = wrpo__jnew(J, j->kind == WRPO_JSON_NUMBER ? WRPO__J_INT : j->kind == WRPO_JSON_OBJECT ? WRPO__J_DICT : WRPO__J_LIST);
-    if (j->kind == WRPO_JSON_NUMBER) v->s = j->text, v->n = j->size;   /* beyond 64 bits: printed as it stands */
+    bool object = j->kind == WRPO_JSON_OBJECT;
+    switch (j->kind) {
+    case WRPO_JSON_NULL: return &wrpo__jnone;
+    case WRPO_JSON_BOOL: return wrpo__jbool(j->boolean);
+    case WRPO_JSON_STRING: return wrpo__jbytes(J, j->text, j->size);
+    case WRPO_JSON_NUMBER:
+        if (j->exact) return wrpo__jint(J, j->integer);
+        if (!strpbrk(j->text, ".eE")) wrpo__jrefuse(J, "the integer %.60s", j->text);
+        return wrpo__jfloat(J, j->number);
+    case WRPO_JSON_ARRAY: case WRPO_JSON_OBJECT: break;
+    }
+    wrpo__jval *v = wrpo__jnew(J, object ? WRPO__J_DICT : WRPO__J_LIST);
     wrpo__jenter(J);
-    for (const wrpo_json *x = j->kind == WRPO_JSON_NUMBER ? NULL : j->child; x; x = x->next)
-        wrpo__jpush(J, v, j->kind == WRPO_JSON_OBJECT ? wrpo__jbytes(J, x->key, x->key_size) : NULL, wrpo__jfrom_json(J, x));
+    for (const wrpo_json *x = j->child; x; x = x->next)
+        wrpo__jpush(J, v, object ? wrpo__jbytes(J, x->key, x->key_size) : NULL, wrpo__jfrom_json(J, x));
     J->depth--;
     return v;
 }
@@ -8495,103 +8694,127 @@ static wrpo__jv wrpo__jmessage(wrpo__jinja *J, const wrpo_json *message) {
         if (reasoning && reasoning->kind == WRPO__J_NONE) reasoning = NULL;
     }
     if (!reasoning) return v;
-    wrpo__jdict_put(J, d, wrpo__jstring(J, "thinking"), reasoning);
+    wrpo__jdefine(J, d, "thinking", reasoning);
     for (int64_t i = 0; i < v->count; i++) wrpo__jdict_put(J, d, v->keys[i], v->items[i]);
-    wrpo__jdict_put(J, d, wrpo__jstring(J, "reasoning_content"), reasoning);
+    wrpo__jdefine(J, d, "reasoning_content", reasoning);
     return d;
 }
-/* The conversation as text, appended to out. Everything made on the way lives in temp. now: of strftime_now. */
+/* Appends the conversation as text to out. Everything made on the way is in temp. now: for strftime_now. */
 static void wrpo__chat_at(wrpo__arena *temp, wrpo_tokenizer *tok, const wrpo_json *messages, bool add_generation_prompt,
                           const wrpo_json *kwargs, time_t now, wrpo__text *out) {
     wrpo_ctx *ctx = tok->ctx;
     const wrpo_json *tools = wrpo__json_get(kwargs, "tools");
-    wrpo__template *t = &tok->chat[tok->chat[1].text && tools && tools->kind != WRPO_JSON_NULL];    /* transformers' choice */
+    wrpo__template *t = &tok->chat[tok->chat[1].text && tools && tools->kind != WRPO_JSON_NULL];  /* as transformers */
     if (!t->text)
-        wrpo__fail(ctx, WRPO_E_FORMAT, "%s: no chat template (chat_template.jinja, or chat_template in tokenizer_config.json)", tok->dir);
+        wrpo__fail(ctx, WRPO_E_FORMAT,
+                   "%s: no chat template (chat_template.jinja, or chat_template in tokenizer_config.json)", tok->dir);
     if (messages->kind != WRPO_JSON_ARRAY) wrpo__fail(ctx, WRPO_E_ARG, "chat: want an array of messages");
     if (!t->arena) t->arena = wrpo__sub_arena(tok->arena);
-    if (!t->compiled) wrpo__arena_clear(t->arena), t->tree = wrpo__jcompile(tok, t), t->compiled = true;
-    wrpo__jinja J = {.ctx = ctx, .arena = temp, .tok = tok, .line = 1, .held = ctx->bytes, .now = now};
-    wrpo__jval *root = wrpo__jscope(&J, NULL), *list = wrpo__jnew(&J, WRPO__J_LIST);
+    if (!t->tokens) {
+        wrpo__arena *current = wrpo__current;
+        wrpo__arena_clear(t->arena);
+        wrpo__current = t->arena;
+        wrpo__jcompile(tok, t);
+        wrpo__current = current;
+    }
+    wrpo__jinja J = {.ctx = ctx, .arena = temp, .tok = tok, .at = t->tokens, .line = 1, .out = out,
+                     .held = ctx->bytes, .now = now};
+    wrpo__jval *list = wrpo__jnew(&J, WRPO__J_LIST);
+    J.scope = wrpo__jscope(&J, NULL);
     for (const wrpo_json *m = messages->child; m; m = m->next) {
         if (m->kind != WRPO_JSON_OBJECT) wrpo__fail(ctx, WRPO_E_ARG, "chat: want every message to be an object");
         wrpo__jpush(&J, list, NULL, wrpo__jmessage(&J, m));
     }
     for (int i = 0; i < 7; i++)
-        if (tok->special[i]) wrpo__jdict_put(&J, root, wrpo__jstring(&J, wrpo__special_names[i]), wrpo__jstring(&J, tok->special[i]));
-    wrpo__jdict_put(&J, root, wrpo__jstring(&J, "tools"), &wrpo__jnone);
-    wrpo__jdict_put(&J, root, wrpo__jstring(&J, "documents"), &wrpo__jnone);
-    wrpo__jdict_put(&J, root, wrpo__jstring(&J, "messages"), list);
-    wrpo__jdict_put(&J, root, wrpo__jstring(&J, "add_generation_prompt"), wrpo__jbool(add_generation_prompt));
+        if (tok->special[i]) wrpo__jdefine(&J, J.scope, wrpo__special_names[i], wrpo__jstring(&J, tok->special[i]));
+    wrpo__jdefine(&J, J.scope, "tools", &wrpo__jnone);
+    wrpo__jdefine(&J, J.scope, "documents", &wrpo__jnone);
+    wrpo__jdefine(&J, J.scope, "messages", list);
+    wrpo__jdefine(&J, J.scope, "add_generation_prompt", wrpo__jbool(add_generation_prompt));
     for (const wrpo_json *k = kwargs ? kwargs->child : NULL; k; k = k->next)
-        wrpo__jdict_put(&J, root, wrpo__jbytes(&J, k->key, k->key_size), wrpo__jfrom_json(&J, k));
-    wrpo__jexec(&J, t->tree, root, out);
+        wrpo__jdict_put(&J, J.scope, wrpo__jbytes(&J, k->key, k->key_size), wrpo__jfrom_json(&J, k));
+    wrpo__jblocks(&J, "");
 }
-WRPO_API wrpo_result wrpo_tokenizer_chat(wrpo_tokenizer *tok, const wrpo_json *messages, bool add_generation_prompt, const wrpo_json *kwargs, char **text, size_t *size) {
+static void wrpo__chat(wrpo_tokenizer *tok, const wrpo_json *messages, bool add_generation_prompt,
+                       const wrpo_json *kwargs, char **text, size_t *size) {
+    wrpo__text out = {.arena = wrpo__current};
+    wrpo__chat_at(wrpo__current, tok, messages, add_generation_prompt, kwargs, time(NULL), &out);
+    *text = wrpo__handout(tok->ctx, out.data, out.size);
+    *size = out.size;
+}
+WRPO_API wrpo_result wrpo_tokenizer_chat(wrpo_tokenizer *tok, const wrpo_json *messages, bool add_generation_prompt,
+                                         const wrpo_json *kwargs, char **text, size_t *size) {
     wrpo_ctx *ctx = tok->ctx;
-    *text = NULL, *size = 0;
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
-        wrpo__text out = {.arena = wrpo__current};
-        wrpo__chat_at(wrpo__current, tok, messages, add_generation_prompt, kwargs, time(NULL), &out);
-        *text = wrpo__handout(ctx, out.data, out.size);
-        *size = out.size;
-    }
+    *text = NULL;
+    *size = 0;
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__chat(tok, messages, add_generation_prompt, kwargs, text, size));
     return wrpo__end(&wrpo__entry);
 }
 
 /* --------------------------------------------------------------------------------------------- >>data
    JSON lines of records to token ids.
 
-   A record is read into the prompt's messages and its answers, each a message with a role in the loss:
-     prompt    a string (a user's turn), a message, or a list of messages; or absent, where a conversation holds it
+   A record has a prompt and its answers, each of which has a role in the loss:
+     prompt    a string (what a user says), a message, or a list of messages; absent if a conversation has it
      chosen    a string, a message, or a conversation that ends in the answer: the target's answer of a pair;
-               or two and more messages of an assistant: candidates, the sources first, the target last
+               or two and more messages of an assistant: candidates, first the sources, then the target
      rejected  a string, a message or a conversation: one answer
      weights   with chosen: of the sources, divided by their sum; absent: equal
-     pairs     instead of the two: [{chosen, rejected, weight}, ...], one answer each: of one source a pair
-     messages  instead of the two: a conversation; its last message is the answer, for SFT
+     pairs     in place of the two: [{chosen, rejected, weight}, ...], one answer each; a pair is of one source
+     messages  in place of the two: a conversation; its last message is the answer, for SFT
      weight    of the record's loss
-   and may hold prompt_id, tools and chat_template_kwargs. Then it is tokenized in one of two ways:
+   It may have prompt_id, tools and chat_template_kwargs. It is tokenized in one of two ways:
      clean     the prompt's ids are what the model is given at inference; an answer's ids are what the template
-               writes after that, up to and including the turn's end token, once
+               writes after that, up to and including the first token that ends a turn
      authors   as the reference trainer does it, for parity                                                   */
-typedef struct wrpo__answer { wrpo_role role; const wrpo_json *message; double weight; int pair; } wrpo__answer;
-typedef struct wrpo__ids { int32_t *ids; int64_t first; } wrpo__ids;         /* stb array; scored from first */
-typedef struct wrpo__reading {       /* a file on its way into data */
+typedef struct wrpo__answer {
+    const wrpo_json *message;
+    wrpo_tokens tokens;      /* ids and count are set last */
+    int32_t *ids;            /* stb array */
+} wrpo__answer;
+typedef struct wrpo__reading {  /* a file on its way into data */
     wrpo_ctx *ctx;
     wrpo_data *data;
     wrpo_tokenizer *tok;
-    wrpo_data_desc desc;             /* resolved */
-    time_t now;                      /* one date for all templates that show one */
-    int32_t *ends;                   /* stb array: the tokens that may end a turn: special ones and EOS */
-    /* of the record; in its arena, which goes when it is done */
+    wrpo_data_desc desc;     /* resolved */
+    time_t now;              /* one date for all templates that show one */
+    int32_t *ends;           /* stb array: the tokens that may end a turn: special ones and EOS */
+    /* of the current record, in its arena: */
     int64_t line;
     const char *id;
-    const wrpo_json **prompt;        /* stb array of messages; NULL: not known yet */
-    wrpo__answer *answers;           /* stb array */
-    const wrpo_json *kwargs;         /* for the template; NULL: none */
+    const wrpo_json **prompt;  /* stb array of messages; NULL: not known yet */
+    int32_t *prompt_ids;     /* stb array */
+    wrpo__answer *answers;   /* stb array */
+    const wrpo_json *kwargs;  /* for the template; NULL: none */
     double weight;
-    bool tokenizing;                 /* an error now is the template's or the tokenizer's, and does not name the record yet */
+    bool tokenizing;         /* an error now comes from below, and does not name the record yet */
 } wrpo__reading;
-_Noreturn WRPO__PRINTF(3, 4) static void wrpo__record_fail(wrpo__reading *in, const wrpo_json *at, const char *format, ...) {
+_Noreturn WRPO__PRINTF(3, 4)
+static void wrpo__record_fail(wrpo__reading *in, const wrpo_json *at, const char *format, ...) {
     char what[400];
     va_list args;
     va_start(args, format);
     vsnprintf(what, sizeof what, format, args);
     va_end(args);
     in->tokenizing = false;
-    wrpo__fail_at(in->ctx, WRPO_E_FORMAT, in->line, at ? at->column : 0, "%s:%lld: record \"%.80s\": %s", in->desc.path, (long long)in->line, in->id, what);
+    wrpo__fail_at(in->ctx, WRPO_E_FORMAT, in->line, at ? at->column : 0, "%s:%lld: record \"%.80s\": %s", in->desc.path,
+                  (long long)in->line, in->id, what);
 }
 _Noreturn static void wrpo__record_refuse(wrpo__reading *in, const wrpo_json *v, const char *what, const char *want) {
     wrpo__shown found;
     wrpo__record_fail(in, v, "%s: want %s, found %s", what, want, wrpo__json_found(found, v));
 }
+/* v must be absent or of this kind. */
+static void wrpo__record_want(wrpo__reading *in, const wrpo_json *v, wrpo_json_kind kind, const char *what) {
+    if (v && v->kind != kind) wrpo__record_refuse(in, v, what, wrpo__json_kind(kind));
+}
 
 /* ---- a line to messages. Nodes that are put together anew are shallow copies: a node is in one list only ---- */
 static const wrpo_json *wrpo__message_of(const char *role, const wrpo_json *text) {   /* a bare string as a message */
-    wrpo_json *message = WRPO__NEW(wrpo__current, wrpo_json), r = {.kind = WRPO_JSON_STRING, .text = role, .size = strlen(role)};
-    message->kind = WRPO_JSON_OBJECT, message->line = text->line, message->column = text->column;
-    wrpo__json_append(message, wrpo__json_copy(wrpo__current, &r, "role"));
+    wrpo_json *message = WRPO__NEW(wrpo__current, wrpo_json);
+    const wrpo_json name = {.kind = WRPO_JSON_STRING, .text = role, .size = strlen(role)};
+    *message = (wrpo_json){.kind = WRPO_JSON_OBJECT, .line = text->line, .column = text->column};
+    wrpo__json_append(message, wrpo__json_copy(wrpo__current, &name, "role"));
     wrpo__json_append(message, wrpo__json_copy(wrpo__current, text, "content"));
     return message;
 }
@@ -8599,9 +8822,11 @@ static const wrpo_json *wrpo__message_of(const char *role, const wrpo_json *text
 static const wrpo_json **wrpo__messages(wrpo__reading *in, const wrpo_json *v, const char *role, const char *what) {
     const wrpo_json **list = NULL;
     bool many = v->kind == WRPO_JSON_ARRAY;
+    const char *want = many ? "messages" : "a string, a message or a list of messages";
     for (const wrpo_json *m = many ? v->child : v; m; m = many ? m->next : NULL) {
-        const wrpo_json *message = m->kind == WRPO_JSON_STRING ? wrpo__message_of(role, m) : m, *r = wrpo__json_get(message, "role");
-        if (message->kind != WRPO_JSON_OBJECT) wrpo__record_refuse(in, m, what, many ? "messages" : "a string, a message or a list of messages");
+        const wrpo_json *message = m->kind == WRPO_JSON_STRING ? wrpo__message_of(role, m) : m;
+        if (message->kind != WRPO_JSON_OBJECT) wrpo__record_refuse(in, m, what, want);
+        const wrpo_json *r = wrpo__json_get(message, "role");
         if (!r) wrpo__record_fail(in, message, "%s: want a message with a \"role\", found none", what);
         if (r->kind != WRPO_JSON_STRING) wrpo__record_refuse(in, r, what, "a string as \"role\"");
         stbds_arrput(list, message);
@@ -8609,119 +8834,150 @@ static const wrpo_json **wrpo__messages(wrpo__reading *in, const wrpo_json *v, c
     if (!list) wrpo__record_fail(in, v, "%s: want at least one message, found none", what);
     return list;
 }
-static bool wrpo__is_assistant(const wrpo_json *message) { return wrpo__json_is(wrpo__json_get(message, "role"), "assistant"); }
-static void wrpo__add_answer(wrpo__reading *in, wrpo_role role, const wrpo_json *message, double weight, int pair, const char *what) {
+static bool wrpo__is_assistant(const wrpo_json *message) {
+    return wrpo__json_is(wrpo__json_get(message, "role"), "assistant");
+}
+static void wrpo__add_answer(wrpo__reading *in, wrpo_role role, const wrpo_json *message, double share, int pair,
+                             const char *what) {
     const wrpo_json *content = wrpo__json_get(message, "content");
     if (!content) wrpo__record_fail(in, message, "%s: want a message with a \"content\", found none", what);
     if (content->kind != WRPO_JSON_STRING) wrpo__record_refuse(in, content, what, "a string as \"content\"");
-    if (wrpo__jskip_space(content->text, content->size, 0) == content->size) wrpo__record_fail(in, message, "%s: want a response, found an empty one", what);
-    wrpo__answer answer = {role, message, weight, pair};
+    if (wrpo__jskip_space(content->text, content->size, 0) == content->size)
+        wrpo__record_fail(in, message, "%s: want a response, found an empty one", what);
+    const wrpo__answer answer = {.message = message, .tokens = {.role = role, .share = share, .pair_id = pair}};
     stbds_arrput(in->answers, answer);
 }
-/* The answer at the end of a conversation; the messages before it are the prompt, or agree with the one that is known. */
+/* The answer at the end of a conversation. The messages before it are the prompt, or the same as the prompt. */
 static const wrpo_json *wrpo__take_conversation(wrpo__reading *in, const wrpo_json **list, const char *what) {
-    const int64_t n = stbds_arrlen(list) - 1;
-    if (!wrpo__is_assistant(list[n])) wrpo__record_refuse(in, wrpo__json_get(list[n], "role"), what, "\"assistant\" as the last role");
-    if (n == 0) return list[0];
-    bool same = !in->prompt || stbds_arrlen(in->prompt) == n;
-    if (!in->prompt)
-        for (int64_t i = 0; i < n; i++) stbds_arrput(in->prompt, list[i]);
-    for (int64_t i = 0; same && i < n; i++)
-        same = wrpo__json_same(wrpo__json_get(list[i], "role"), wrpo__json_get(in->prompt[i], "role")) &&
-               wrpo__json_same(wrpo__json_get(list[i], "content"), wrpo__json_get(in->prompt[i], "content"));
+    static const char *const keys[] = {"role", "content"};
+    int64_t n = stbds_arrlen(list) - 1;
+    const wrpo_json *answer = list[n];
+    if (!wrpo__is_assistant(answer))
+        wrpo__record_refuse(in, wrpo__json_get(answer, "role"), what, "\"assistant\" as the last role");
+    if (n == 0) return answer;
+    if (!in->prompt) {
+        stbds_arrsetlen(list, (size_t)n);
+        in->prompt = list;
+    }
+    bool same = stbds_arrlen(in->prompt) == n;
+    for (int64_t i = 0; same && i < 2 * n; i++) {
+        const wrpo_json *mine = list[i / 2], *known = in->prompt[i / 2];
+        same = wrpo__json_same(wrpo__json_get(mine, keys[i % 2]), wrpo__json_get(known, keys[i % 2]));
+    }
     if (!same) wrpo__record_fail(in, list[0], "%s: want the prompt before the answer, found other messages", what);
-    return list[n];
+    return answer;
 }
-/* A number of at least 0; absent: otherwise. */
-static double wrpo__read_weight(wrpo__reading *in, const wrpo_json *v, const char *what, double otherwise) {
-    if (v && !(v->kind == WRPO_JSON_NUMBER && v->number >= 0 && v->number <= DBL_MAX)) wrpo__record_refuse(in, v, what, "a finite number of at least 0");
-    return v ? v->number : otherwise;
+static double wrpo__read_weight(wrpo__reading *in, const wrpo_json *v, const char *what) {  /* absent: 1 */
+    if (v && !(v->kind == WRPO_JSON_NUMBER && v->number >= 0 && v->number <= DBL_MAX))
+        wrpo__record_refuse(in, v, what, "a finite number of at least 0");
+    return v ? v->number : 1;
 }
-/* The sources' answers, which come first, share by their weights. */
+/* The weights of the sources' answers, which come first, are divided by their sum. */
 static void wrpo__share_weights(wrpo__reading *in, int64_t sources, const wrpo_json *at) {
     double sum = 0;
-    for (int64_t i = 0; i < sources; i++) sum += in->answers[i].weight;
+    for (int64_t i = 0; i < sources; i++) sum += in->answers[i].tokens.share;
     if (!(sum > 0 && sum <= DBL_MAX)) wrpo__record_fail(in, at, "weights: want a positive sum, found %g", sum);
-    for (int64_t i = 0; i < sources; i++) in->answers[i].weight /= sum;
+    for (int64_t i = 0; i < sources; i++) in->answers[i].tokens.share /= sum;
 }
 static void wrpo__read_answers(wrpo__reading *in, const wrpo_json *v, const wrpo_json *weights, bool chosen) {
     const char *what = chosen ? "chosen" : "rejected";
     const wrpo_json **list = wrpo__messages(in, v, "assistant", what), *w = weights ? weights->child : NULL;
-    const int64_t n = stbds_arrlen(list), sources = n - 1;
+    int64_t n = stbds_arrlen(list);
     bool candidates = n > 1;
     for (int64_t i = 0; i < n; i++) candidates = candidates && wrpo__is_assistant(list[i]);
+    int64_t sources = candidates ? n - 1 : 0;
     if (!chosen && candidates) wrpo__record_fail(in, v, "rejected: want one response, found %lld", (long long)n);
     if (weights && (weights->kind != WRPO_JSON_ARRAY || !candidates || weights->count != sources))
-        wrpo__record_fail(in, weights, "weights: want an array of a number for each source, %lld, found %lld", candidates ? (long long)sources : 0LL, (long long)weights->count);
-    if (!candidates) {
-        wrpo__add_answer(in, chosen ? WRPO_ROLE_TARGET : WRPO_ROLE_REJECTED, wrpo__take_conversation(in, list, what), 1, 0, what);
-        return;
-    }
-    for (int64_t i = 0; i < sources; i++, w = w ? w->next : NULL) wrpo__add_answer(in, WRPO_ROLE_SOURCE, list[i], wrpo__read_weight(in, w, "weights", 1), 0, what);
-    wrpo__share_weights(in, sources, v);
-    wrpo__add_answer(in, WRPO_ROLE_TARGET, list[sources], 1, 0, what);
+        wrpo__record_fail(in, weights, "weights: want an array of a number for each source, %lld, found %lld",
+                          (long long)sources, (long long)weights->count);
+    for (int64_t i = 0; i < sources; i++, w = w ? w->next : NULL)
+        wrpo__add_answer(in, WRPO_ROLE_SOURCE, list[i], wrpo__read_weight(in, w, "weights"), 0, what);
+    if (candidates) wrpo__share_weights(in, sources, v);
+    const wrpo_json *last = candidates ? list[n - 1] : wrpo__take_conversation(in, list, what);
+    wrpo__add_answer(in, chosen ? WRPO_ROLE_TARGET : WRPO_ROLE_REJECTED, last, 1, 0, what);
 }
 /* [{chosen, rejected, weight}, ...]: the chosen ones as sources, then the rejected ones; pairs are numbered from 1. */
 static void wrpo__read_pairs(wrpo__reading *in, const wrpo_json *pairs) {
     static const char *const sides[] = {"chosen", "rejected"};
     int64_t weighted = 0;
-    if (pairs->kind != WRPO_JSON_ARRAY || !pairs->count) wrpo__record_refuse(in, pairs, "pairs", "an array of {chosen, rejected}");
+    if (pairs->kind != WRPO_JSON_ARRAY || !pairs->count)
+        wrpo__record_refuse(in, pairs, "pairs", "an array of {chosen, rejected}");
     for (int side = 0; side < 2; side++) {
-        int k = 1;
-        for (const wrpo_json *p = pairs->child; p; p = p->next, k++) {
+        wrpo_role role = side ? WRPO_ROLE_REJECTED : WRPO_ROLE_SOURCE;
+        int number = 1;
+        for (const wrpo_json *p = pairs->child; p; p = p->next, number++) {
             if (p->kind != WRPO_JSON_OBJECT) wrpo__record_refuse(in, p, "pairs", "an object {chosen, rejected}");
             const wrpo_json *v = wrpo__present(p, sides[side]), *w = wrpo__present(p, "weight");
-            if (!v) wrpo__record_fail(in, p, "pairs: want \"chosen\" and \"rejected\", found no \"%s\"", sides[side]);
+            if (!v)
+                wrpo__record_fail(in, p, "pairs: want \"chosen\" and \"rejected\", found no \"%s\"", sides[side]);
             const wrpo_json **list = wrpo__messages(in, v, "assistant", sides[side]);
-            if (side == 0) weighted += w != NULL;
-            wrpo__add_answer(in, side ? WRPO_ROLE_REJECTED : WRPO_ROLE_SOURCE, wrpo__take_conversation(in, list, sides[side]), wrpo__read_weight(in, w, "weight", 1), k, sides[side]);
+            const wrpo_json *answer = wrpo__take_conversation(in, list, sides[side]);
+            wrpo__add_answer(in, role, answer, wrpo__read_weight(in, w, "weight"), number, sides[side]);
+            weighted += w && side == 0;
         }
     }
-    if (weighted && weighted != pairs->count) wrpo__record_fail(in, pairs, "pairs: want a weight for all of them or for none, found %lld of %lld", (long long)weighted, (long long)pairs->count);
+    if (weighted && weighted != pairs->count)
+        wrpo__record_fail(in, pairs, "pairs: want a weight for all of them or for none, found %lld of %lld",
+                          (long long)weighted, (long long)pairs->count);
     wrpo__share_weights(in, pairs->count, pairs);
-    for (int64_t i = 0; i < pairs->count; i++) in->answers[pairs->count + i].weight = in->answers[i].weight;
+    for (int64_t i = 0; i < pairs->count; i++)
+        in->answers[pairs->count + i].tokens.share = in->answers[i].tokens.share;
 }
-static void wrpo__read_head(wrpo__reading *in, const wrpo_json *root) {   /* what it is called, and what the template wants beside messages */
-    if (root->kind != WRPO_JSON_OBJECT) wrpo__record_refuse(in, root, "JSON", "an object");
-    const wrpo_json *id = wrpo__present(root, "prompt_id"), *tools = wrpo__present(root, "tools"), *kwargs = wrpo__present(root, "chat_template_kwargs");
-    if (id && id->kind != WRPO_JSON_STRING && id->kind != WRPO_JSON_NUMBER) wrpo__record_refuse(in, id, "prompt_id", "a string or a number");
+static void wrpo__read_head(wrpo__reading *in, const wrpo_json *root) {  /* its name; what else the template gets */
+    wrpo__record_want(in, root, WRPO_JSON_OBJECT, "JSON");
+    const wrpo_json *id = wrpo__present(root, "prompt_id"), *tools = wrpo__present(root, "tools");
+    const wrpo_json *kwargs = wrpo__present(root, "chat_template_kwargs");
+    if (id && id->kind != WRPO_JSON_STRING && id->kind != WRPO_JSON_NUMBER)
+        wrpo__record_refuse(in, id, "prompt_id", "a string or a number");
     if (id) in->id = id->text;
-    if (kwargs && kwargs->kind != WRPO_JSON_OBJECT) wrpo__record_refuse(in, kwargs, "chat_template_kwargs", "an object");
-    if (tools && tools->kind != WRPO_JSON_ARRAY) wrpo__record_refuse(in, tools, "tools", "an array");
-    if ((kwargs || tools) && in->desc.tokenization == WRPO_TOKENIZATION_AUTHORS)
-        wrpo__record_fail(in, tools ? tools : kwargs, "want no tools and no chat_template_kwargs: the authors' tokenization knows none");
     in->kwargs = NULL;
-    if (kwargs || tools) {
-        wrpo_json *all = WRPO__NEW(wrpo__current, wrpo_json);
-        all->kind = WRPO_JSON_OBJECT;
-        if (tools) wrpo__json_append(all, wrpo__json_copy(wrpo__current, tools, NULL));
-        for (const wrpo_json *k = kwargs ? kwargs->child : NULL; k; k = k->next) wrpo__json_append(all, wrpo__json_copy(wrpo__current, k, NULL));
-        in->kwargs = all;
-    }
+    wrpo__record_want(in, kwargs, WRPO_JSON_OBJECT, "chat_template_kwargs");
+    wrpo__record_want(in, tools, WRPO_JSON_ARRAY, "tools");
+    if (!kwargs && !tools) return;
+    if (in->desc.tokenization == WRPO_TOKENIZATION_AUTHORS)
+        wrpo__record_fail(in, tools ? tools : kwargs,
+                          "want no tools and no chat_template_kwargs: the authors' tokenization knows none");
+    wrpo_json *all = WRPO__NEW(wrpo__current, wrpo_json);
+    all->kind = WRPO_JSON_OBJECT;
+    if (tools) wrpo__json_append(all, wrpo__json_copy(wrpo__current, tools, NULL));
+    for (const wrpo_json *k = kwargs ? kwargs->child : NULL; k; k = k->next)
+        wrpo__json_append(all, wrpo__json_copy(wrpo__current, k, NULL));
+    in->kwargs = all;
+}
+static void wrpo__read_prompt(wrpo__reading *in, const wrpo_json *v, const char *what) {
+    if (v) in->prompt = wrpo__messages(in, v, "user", what);
 }
 static void wrpo__end_prompt(wrpo__reading *in) {
     const wrpo_json *last = stbds_arrlast(in->prompt);
-    if (wrpo__is_assistant(last)) wrpo__record_refuse(in, wrpo__json_get(last, "role"), "prompt", "another last role than the assistant's");
+    if (wrpo__is_assistant(last))
+        wrpo__record_refuse(in, wrpo__json_get(last, "role"), "prompt", "another last role than the assistant's");
 }
 static void wrpo__read_record(wrpo__reading *in, const wrpo_json *root) {
     wrpo__read_head(in, root);
     const wrpo_json *prompt = wrpo__present(root, "prompt"), *messages = wrpo__present(root, "messages");
     const wrpo_json *chosen = wrpo__present(root, "chosen"), *rejected = wrpo__present(root, "rejected");
-    const wrpo_json *pairs = wrpo__present(root, "pairs"), *weights = wrpo__present(root, "weights"), *weight = wrpo__present(root, "weight");
-    in->weight = wrpo__read_weight(in, weight, "weight", 1);
+    const wrpo_json *pairs = wrpo__present(root, "pairs"), *weights = wrpo__present(root, "weights");
+    in->weight = wrpo__read_weight(in, wrpo__present(root, "weight"), "weight");
     if (in->weight == 0) in->weight = WRPO_ZERO;
-    if (pairs && (chosen || rejected || messages)) wrpo__record_fail(in, pairs, "want \"pairs\" alone, or \"chosen\" and \"rejected\", or \"messages\"; found several");
-    if (weights && !chosen) wrpo__record_fail(in, weights, "weights: want them with the sources of \"chosen\", found no \"chosen\"");
+    if (pairs && (chosen || rejected || messages))
+        wrpo__record_fail(in, pairs,
+                          "want \"pairs\" alone, or \"chosen\" and \"rejected\", or \"messages\"; found several");
+    if (weights && !chosen)
+        wrpo__record_fail(in, weights, "weights: want them with the sources of \"chosen\", found no \"chosen\"");
     if (pairs) {
-        if (prompt) in->prompt = wrpo__messages(in, prompt, "user", "prompt");
+        wrpo__read_prompt(in, prompt, "prompt");
         wrpo__read_pairs(in, pairs);
     } else if (messages && !chosen && !rejected) {
         const wrpo_json **list = wrpo__messages(in, messages, "user", "messages");
-        if (stbds_arrlen(list) < 2) wrpo__record_fail(in, messages, "messages: want a prompt and an answer, found one message");
-        wrpo__add_answer(in, WRPO_ROLE_SOURCE, wrpo__take_conversation(in, list, "messages"), 1, 0, "messages");
+        if (stbds_arrlen(list) < 2)
+            wrpo__record_fail(in, messages, "messages: want a prompt and an answer, found one message");
+        const wrpo_json *answer = wrpo__take_conversation(in, list, "messages");
+        wrpo__add_answer(in, WRPO_ROLE_SOURCE, answer, 1, 0, "messages");
     } else {
-        if (!chosen || !rejected) wrpo__record_fail(in, root, "want \"chosen\" and \"rejected\", or \"messages\"; found no \"%s\"", chosen ? "rejected" : "chosen");
-        if (prompt) in->prompt = wrpo__messages(in, prompt, "user", "prompt");
+        if (!chosen || !rejected)
+            wrpo__record_fail(in, root, "want \"chosen\" and \"rejected\", or \"messages\"; found no \"%s\"",
+                              chosen ? "rejected" : "chosen");
+        wrpo__read_prompt(in, prompt, "prompt");
         wrpo__read_answers(in, chosen, weights, true);
         wrpo__read_answers(in, rejected, NULL, false);
     }
@@ -8730,296 +8986,340 @@ static void wrpo__read_record(wrpo__reading *in, const wrpo_json *root) {
 }
 
 /* ---- clean ---- */
-static void wrpo__render(wrpo__reading *in, const wrpo_json *const *messages, int64_t count, const wrpo_json *answer, bool add_generation_prompt, wrpo__text *out) {
+/* messages: an stb array, or NULL for none; answer: one more, unless NULL. */
+static wrpo__text wrpo__render(wrpo__reading *in, const wrpo_json *const *messages, const wrpo_json *answer,
+                               bool add_generation_prompt) {
+    wrpo__text out = {.arena = wrpo__current};
     wrpo_json all = {.kind = WRPO_JSON_ARRAY};
-    for (int64_t i = 0; i < count; i++) wrpo__json_append(&all, wrpo__json_copy(wrpo__current, messages[i], NULL));
+    for (int64_t i = 0; i < stbds_arrlen(messages); i++)
+        wrpo__json_append(&all, wrpo__json_copy(wrpo__current, messages[i], NULL));
     if (answer) wrpo__json_append(&all, wrpo__json_copy(wrpo__current, answer, NULL));
-    wrpo__chat_at(wrpo__current, in->tok, &all, add_generation_prompt, in->kwargs, in->now, out);
-    wrpo__text_add(out, "", 0);                        /* never NULL */
+    wrpo__chat_at(wrpo__current, in->tok, &all, add_generation_prompt, in->kwargs, in->now, &out);
+    wrpo__text_add(&out, "", 0);  /* never NULL */
+    return out;
 }
-/* Which part of `whole`, the conversation with its answer, is the response: from where `before`, the prompt as the
-   model gets it, ends; to behind the first end token after the answer's own text (which may hold such tokens as
-   well). Where that text begins and ends shows in a second rendering, with an answer that shares no character
-   with it: what both texts have in common in front and behind is the template's. false: no end token.         */
-static bool wrpo__response_span(wrpo__reading *in, const wrpo_json *message, const wrpo__text *before, const wrpo__text *whole, size_t *from, size_t *to) {
+static size_t wrpo__end_at(const wrpo__reading *in, const char *text, size_t n) {  /* bytes of an end token; 0: none */
+    size_t longest = 0;
+    for (int64_t t = 0; t < stbds_arrlen(in->ends); t++) {
+        const wrpo__token *token = &in->tok->tokens[in->ends[t]];
+        size_t size = (size_t)token->size;
+        if (size > longest && size <= n && memcmp(text, token->text, size) == 0) longest = size;
+    }
+    return longest;
+}
+/* Finds the response in `whole`, the conversation with its answer: from the end of `before`, the prompt as the model
+   gets it, through the first end token after the answer's own text (which may contain such tokens as well). A second
+   rendering shows where that text is. Its answer shares no character with the first one's, so what both renderings
+   have in common at their two ends is the template's. false: there is no end token.                          */
+static bool wrpo__response_span(wrpo__reading *in, const wrpo_json *message, const wrpo__text *before,
+                                const wrpo__text *whole, size_t *from, size_t *to) {
     static const char marks[] = "\1\2\3\4\5\6QZX";
     const wrpo_json *content = wrpo__json_get(message, "content");
-    const size_t n = whole->size;
+    size_t n = whole->size;
     size_t head = 0, tail = 0, k = 0;
     while (marks[k + 1] && memchr(content->text, marks[k], content->size)) k++;
     wrpo_json mark = {.kind = WRPO_JSON_STRING, .text = marks + k, .size = 1}, other = {.kind = WRPO_JSON_OBJECT};
-    for (const wrpo_json *v = message->child; v; v = v->next) wrpo__json_append(&other, wrpo__json_copy(wrpo__current, v == content ? &mark : v, v->key));
-    wrpo__text probe = {.arena = wrpo__current};
-    wrpo__render(in, in->prompt, stbds_arrlen(in->prompt), &other, false, &probe);
-    const size_t least = WRPO__MIN(n, probe.size);
+    for (const wrpo_json *v = message->child; v; v = v->next)
+        wrpo__json_append(&other, wrpo__json_copy(wrpo__current, v == content ? &mark : v, v->key));
+    const wrpo__text probe = wrpo__render(in, in->prompt, &other, false);
+    size_t least = WRPO__MIN(n, probe.size);
     while (head < least && whole->data[head] == probe.data[head]) head++;
     while (tail < least - head && whole->data[n - 1 - tail] == probe.data[probe.size - 1 - tail]) tail++;
-    if (head + tail >= n || head + tail >= probe.size) wrpo__record_fail(in, message, "the chat template does not show the response");
+    if (head + tail >= least) wrpo__record_fail(in, message, "the chat template does not show the response");
     *from = before->size;
     if (before->size > n - tail || memcmp(whole->data, before->data, before->size) != 0) {
-        *from = head;                /* a template that writes a prompt differently once it is answered */
-        while (*from > 0 && before->size && wrpo__jspace(whole->data[*from - 1]) && whole->data[*from - 1] != before->data[before->size - 1]) --*from;
+        /* A template that writes a prompt differently once it is answered: space that the prompt does not end in is
+           the response's. */
+        char last = before->size ? before->data[before->size - 1] : 0;
+        *from = head;
+        while (*from > 0 && last && wrpo__jspace(whole->data[*from - 1]) && whole->data[*from - 1] != last) --*from;
     }
     for (size_t i = n - tail; i < n; i++) {
-        size_t longest = 0;
-        for (int64_t t = 0; t < stbds_arrlen(in->ends); t++) {
-            const wrpo__token *token = &in->tok->tokens[in->ends[t]];
-            const size_t size = (size_t)token->size;
-            if (size > longest && size <= n - i && memcmp(whole->data + i, token->text, size) == 0) longest = size;
-        }
-        *to = i + longest;
-        if (longest) return true;
+        size_t size = wrpo__end_at(in, whole->data + i, n - i);
+        *to = i + size;
+        if (size) return true;
     }
     *to = n;
     return false;
 }
-/* The ids of `rest` behind the prompt's: both as one text, from which the prompt's ids are taken off, since families that
-   put a space in front of a text do so behind a special token as well. The prompt stays as it is at inference, so
-   where its last token would merge with the rest or swallow white space of it, the rest is tokenized on its own. */
-static void wrpo__encode_after(wrpo__reading *in, const wrpo__text *before, const int32_t *prompt, const char *rest, size_t n, int32_t **ids) {
-    const int64_t P = stbds_arrlen(prompt);
+/* The ids of `rest` after the prompt's. Both are tokenized as one text, from which the prompt's ids are taken off:
+   families that put a space before a text do so after a special token as well. The prompt stays as it is at
+   inference: where its last token would merge with the rest or swallow its white space, the rest is tokenized alone. */
+static void wrpo__encode_after(wrpo__reading *in, const wrpo__text *before, const char *rest, size_t n, int32_t **ids) {
+    const int32_t *prompt = in->prompt_ids;
+    int64_t P = stbds_arrlen(prompt);
     wrpo__text both = {.arena = wrpo__current};
     wrpo__text_add(&both, before->data, before->size);
     wrpo__text_add(&both, rest, n);
     wrpo__encode(in->tok, both.data, both.size, 0, ids);
-    bool swallows = P && n && in->tok->tokens[prompt[P - 1]].flags & WRPO__TOKEN_RSTRIP && wrpo__jskip_space(rest, n, 0) > 0;
-    if (!swallows && stbds_arrlen(*ids) >= P && (!P || memcmp(*ids, prompt, (size_t)P * sizeof *prompt) == 0)) {
+    bool strips = P && in->tok->tokens[prompt[P - 1]].flags & WRPO__TOKEN_RSTRIP;
+    bool swallows = strips && n && wrpo__jskip_space(rest, n, 0) > 0;
+    bool same = stbds_arrlen(*ids) >= P && (!P || memcmp(*ids, prompt, (size_t)P * sizeof *prompt) == 0);
+    if (same && !swallows) {
         if (P) stbds_arrdeln(*ids, 0, (size_t)P);
         return;
     }
     stbds_arrsetlen(*ids, 0);
     wrpo__encode(in->tok, rest, n, WRPO_TOKENIZER_CONTINUE, ids);
 }
-static void wrpo__tokenize_clean(wrpo__reading *in, wrpo__ids *prompt, wrpo__ids *out) {
-    const int64_t count = stbds_arrlen(in->prompt), K = stbds_arrlen(in->answers);
-    wrpo__text before = {.arena = wrpo__current};
-    wrpo__render(in, in->prompt, count, NULL, true, &before);
-    wrpo__encode(in->tok, before.data, before.size, 0, &prompt->ids);
-    const int64_t full = stbds_arrlen(prompt->ids), P = WRPO__MIN(full, in->desc.max_prompt_length);
-    for (int64_t k = 0; k < K; k++) {
-        wrpo__text whole = {.arena = wrpo__current};
+static void wrpo__tokenize_clean(wrpo__reading *in) {
+    const wrpo__text before = wrpo__render(in, in->prompt, NULL, true);
+    wrpo__encode(in->tok, before.data, before.size, 0, &in->prompt_ids);
+    int64_t full = stbds_arrlen(in->prompt_ids), P = WRPO__MIN(full, in->desc.max_prompt_length);
+    for (int64_t k = 0; k < stbds_arrlen(in->answers); k++) {
+        wrpo__answer *a = &in->answers[k];
+        const wrpo__text whole = wrpo__render(in, in->prompt, a->message, false);
         size_t from, to;
-        wrpo__render(in, in->prompt, count, in->answers[k].message, false, &whole);
-        bool ends = wrpo__response_span(in, in->answers[k].message, &before, &whole, &from, &to);
-        wrpo__encode_after(in, &before, prompt->ids, whole.data + from, to - from, &out[k].ids);
-        if (!ends && in->tok->eos >= 0) stbds_arrput(out[k].ids, in->tok->eos);
-        if (P + stbds_arrlen(out[k].ids) > in->desc.max_length) {   /* a response keeps its begin */
-            stbds_arrsetlen(out[k].ids, (size_t)(in->desc.max_length - P));
+        bool ends = wrpo__response_span(in, a->message, &before, &whole, &from, &to);
+        wrpo__encode_after(in, &before, whole.data + from, to - from, &a->ids);
+        if (!ends && in->tok->eos >= 0) stbds_arrput(a->ids, in->tok->eos);
+        if (P + stbds_arrlen(a->ids) > in->desc.max_length) {  /* a response keeps its beginning */
+            stbds_arrsetlen(a->ids, (size_t)(in->desc.max_length - P));
             in->data->stats.truncated_responses++;
         }
     }
-    if (full > P) stbds_arrdeln(prompt->ids, 0, (size_t)(full - P));          /* the prompt its end */
+    if (full > P) stbds_arrdeln(in->prompt_ids, 0, (size_t)(full - P));  /* the prompt keeps its end */
     in->data->stats.truncated_prompts += full > P;
 }
 
 /* ---- authors: tokenize_row of the reference trainer ----
-   The prompt is rendered without the generation prompt; each answer as a conversation of its own without BOS, so
-   that the assistant's header is scored with it. Both are tokenized as one text, in which the prompt is as long as
-   alone, or a token less if that would change it. EOS is appended once more. Truncation looks at the longest
-   response for all: the prompts keep their ends, then, if still needed, every response its begin.             */
-static void wrpo__tokenize_authors(wrpo__reading *in, wrpo__ids *prompt, wrpo__ids *out) {
-    const int64_t K = stbds_arrlen(in->answers), max_length = in->desc.max_length, max_prompt = in->desc.max_prompt_length;
+   The prompt is rendered without the generation prompt. Each answer is rendered as a conversation of its own without
+   BOS, so that the assistant's header is scored with it. Both are tokenized as one text. In it the prompt has as many
+   tokens as alone, or one less if they would differ. EOS is appended once more. Truncation goes by the longest
+   response: all prompts keep their ends, then, if that is not enough, every response its beginning.           */
+static void wrpo__tokenize_authors(wrpo__reading *in) {
+    int64_t K = stbds_arrlen(in->answers), max_length = in->desc.max_length, max_prompt = in->desc.max_prompt_length;
     const char *bos_token = in->tok->special[0];
-    const size_t bos = bos_token ? strlen(bos_token) : 0;
-    int32_t *alone = NULL;                             /* stb array */
+    size_t bos = bos_token ? strlen(bos_token) : 0;
+    const wrpo__answer *first = in->answers, *last = &in->answers[K - 1];
+    int32_t *alone = NULL;   /* stb array */
     int64_t longest = 0, shared = INT64_MAX;
     bool cut = false;
-    wrpo__text before = {.arena = wrpo__current};
-    if (in->tok->eos < 0) wrpo__fail(in->ctx, WRPO_E_ARG, "the authors' tokenization wants an eos_token, the tokenizer has none");
-    wrpo__render(in, in->prompt, stbds_arrlen(in->prompt), NULL, false, &before);
+    if (in->tok->eos < 0)
+        wrpo__fail(in->ctx, WRPO_E_ARG, "the authors' tokenization wants an eos_token, the tokenizer has none");
+    const wrpo__text before = wrpo__render(in, in->prompt, NULL, false);
     wrpo__encode(in->tok, before.data, before.size, 0, &alone);
-    for (int64_t k = 0; k < K; k++) {
-        wrpo__text turn = {.arena = wrpo__current}, whole = {.arena = wrpo__current};
-        wrpo__render(in, NULL, 0, in->answers[k].message, false, &turn);
-        size_t skip = bos && turn.size >= bos && memcmp(turn.data, bos_token, bos) == 0 ? bos : 0;
+    for (int64_t k = 0; k < K; k++) {  /* until the end, ids hold the prompt and the response */
+        wrpo__answer *a = &in->answers[k];
+        const wrpo__text reply = wrpo__render(in, NULL, a->message, false);
+        size_t skip = bos && reply.size >= bos && memcmp(reply.data, bos_token, bos) == 0 ? bos : 0;
+        wrpo__text whole = {.arena = wrpo__current};
         wrpo__text_add(&whole, before.data, before.size);
-        wrpo__text_add(&whole, turn.data + skip, turn.size - skip);
-        int32_t *ids = NULL;
-        wrpo__encode(in->tok, whole.data, whole.size, 0, &ids);
-        int64_t border = stbds_arrlen(alone), n = stbds_arrlen(ids);
-        if (border > n) wrpo__record_fail(in, in->answers[k].message, "with the response, the prompt has fewer tokens than alone: the authors' tokenization cannot tell them apart");
-        if (border && memcmp(ids, alone, (size_t)border * sizeof *ids) != 0) border--;
-        if (border == n) wrpo__record_fail(in, in->answers[k].message, "response %lld has no token", (long long)k + 1);
-        stbds_arrput(ids, in->tok->eos);
-        out[k] = (wrpo__ids){ids, border};             /* the prompt and the response, until below */
+        wrpo__text_add(&whole, reply.data + skip, reply.size - skip);
+        wrpo__encode(in->tok, whole.data, whole.size, 0, &a->ids);
+        int64_t border = stbds_arrlen(alone), n = stbds_arrlen(a->ids);
+        if (border > n)
+            wrpo__record_fail(in, a->message, "with the response, the prompt has fewer tokens than alone: "
+                              "the authors' tokenization cannot tell them apart");
+        if (border && memcmp(a->ids, alone, (size_t)border * sizeof *alone) != 0) border--;
+        if (border == n) wrpo__record_fail(in, a->message, "response %lld has no token", (long long)k + 1);
+        stbds_arrput(a->ids, in->tok->eos);
+        a->tokens.first = border;
         longest = WRPO__MAX(longest, n + 1 - border);
     }
-    for (int64_t k = 0; k < K - 1; k++) {              /* a chosen one's prompt and the rejected one's: at most one token may differ */
+    for (const wrpo__answer *a = first; a < last; a++) {  /* a chosen one's prompt and the rejected one's */
         int64_t other = 0;
-        for (int64_t i = 0; i < WRPO__MIN(out[k].first, out[K - 1].first); i++) other += out[k].ids[i] != out[K - 1].ids[i];
-        if (other > 1) wrpo__record_fail(in, in->answers[k].message, "the responses change more than the prompt's last token");
+        for (int64_t i = 0; i < WRPO__MIN(a->tokens.first, last->tokens.first); i++) other += a->ids[i] != last->ids[i];
+        if (other > 1) wrpo__record_fail(in, a->message, "the responses change more than the prompt's last token");
     }
     for (int64_t k = 0; k < K; k++) {
-        int64_t P = out[k].first;
+        wrpo__answer *a = &in->answers[k];
+        int64_t P = a->tokens.first, same = 0;  /* same: with the first one's prompt */
         if (P + longest > max_length && P > max_prompt) {
-            stbds_arrdeln(out[k].ids, 0, (size_t)(P - max_prompt));
-            out[k].first = P = max_prompt, cut = true;
+            stbds_arrdeln(a->ids, 0, (size_t)(P - max_prompt));
+            a->tokens.first = P = max_prompt;
+            cut = true;
         }
-        if (P + longest > max_length && stbds_arrlen(out[k].ids) - P > max_length - max_prompt) {
-            stbds_arrsetlen(out[k].ids, (size_t)(P + max_length - max_prompt));
+        if (P + longest > max_length && stbds_arrlen(a->ids) - P > max_length - max_prompt) {
+            stbds_arrsetlen(a->ids, (size_t)(P + max_length - max_prompt));
             in->data->stats.truncated_responses++;
         }
-        int64_t same = 0;                              /* with the first one's prompt */
-        while (same < P && same < out[0].first && out[k].ids[same] == out[0].ids[same]) same++;
+        while (same < P && same < first->tokens.first && a->ids[same] == first->ids[same]) same++;
         shared = WRPO__MIN(shared, same);
     }
     in->data->stats.truncated_prompts += cut;
-    if (shared == 0 && cut) wrpo__record_fail(in, NULL, "truncated, the responses' prompts have no token in common: want a shorter prompt or a larger max_prompt_length");
-    for (int64_t i = 0; i < shared; i++) stbds_arrput(prompt->ids, out[0].ids[i]);
-    for (int64_t k = 0; k < K; k++) {                  /* what is not shared stays with the response, unscored */
-        stbds_arrdeln(out[k].ids, 0, (size_t)shared);
-        out[k].first -= shared;
+    if (shared == 0 && cut)
+        wrpo__record_fail(in, NULL, "truncated, the responses' prompts have no token in common: "
+                          "want a shorter prompt or a larger max_prompt_length");
+    for (int64_t i = 0; i < shared; i++) stbds_arrput(in->prompt_ids, first->ids[i]);
+    for (int64_t k = 0; k < K; k++) {  /* what is not shared stays with the response, unscored */
+        stbds_arrdeln(in->answers[k].ids, 0, (size_t)shared);
+        in->answers[k].tokens.first -= shared;
     }
 }
 
-/* ---- lines of a file, but for blank ones ---- */
+/* ---- lines of a file, except blank ones ---- */
 typedef struct wrpo__lines { const wrpo__file *file; const char *text; size_t size, next; int64_t number; } wrpo__lines;
 static bool wrpo__next_line(wrpo__lines *l) {
     const char *data = (const char *)l->file->data;
-    if (!l->next && l->file->size >= 3 && memcmp(data, "\xEF\xBB\xBF", 3) == 0) l->next = 3;      /* a byte order mark: once, in front */
-    while (l->next < l->file->size) {
-        const char *at = data + l->next, *newline = memchr(at, '\n', l->file->size - l->next);
-        size_t n = newline ? (size_t)(newline - at) : l->file->size - l->next, blank = 0;
+    size_t end = l->file->size;
+    if (!l->next && end >= 3 && memcmp(data, "\xEF\xBB\xBF", 3) == 0) l->next = 3;  /* a byte order mark */
+    while (l->next < end) {
+        const char *at = data + l->next, *newline = memchr(at, '\n', end - l->next);
+        size_t n = newline ? (size_t)(newline - at) : end - l->next, blank = 0;
         l->next += n + (newline != NULL);
         l->number++;
         if (n && at[n - 1] == '\r') n--;
         while (blank < n && (at[blank] == ' ' || at[blank] == '\t')) blank++;
-        l->text = at, l->size = n;
+        l->text = at;
+        l->size = n;
         if (blank < n) return true;
     }
     return false;
 }
 
 /* ---- records ---- */
-static void wrpo__name_record(const wrpo__reading *in) {   /* in front of the sentence of an error from below */
+/* Puts the record's name before the sentence of an error from below. */
+static void wrpo__name_record(wrpo__reading *in) {
     wrpo_error *e = &in->ctx->error;
-    char place[256], sentence[sizeof e->text];
-    snprintf(place, sizeof place, "%.150s:%lld: record \"%.60s\": ", in->desc.path, (long long)in->line, in->id);
-    memcpy(sentence, e->text, sizeof sentence);
-    size_t n = strlen(place), m = WRPO__MIN(strlen(sentence), sizeof e->text - 1 - n);
-    memcpy(e->text, place, n);
-    memcpy(e->text + n, sentence, m);
-    e->text[n + m] = 0;
-    e->line = in->line, e->column = 0;
-}
-/* One line. An entry of its own, so that its arena goes with it and an error from below learns which record it is about. */
-static wrpo_result wrpo__load_line(wrpo__reading *in, const char *text, size_t n) {
-    WRPO__TRY(in->ctx, wrpo__arena_new(in->ctx), true) {
-        in->id = wrpo__format(wrpo__current, "line %lld", (long long)in->line);
-        in->prompt = NULL, in->answers = NULL;
-        wrpo__read_record(in, wrpo__json_parse(wrpo__current, in->desc.path, in->line, text, n));
-        const int64_t K = stbds_arrlen(in->answers);
-        wrpo__ids prompt = {0}, *out = wrpo__alloc(wrpo__current, (size_t)K, sizeof *out);
-        wrpo_tokens *responses = wrpo__alloc(wrpo__current, (size_t)K, sizeof *responses);
-        in->tokenizing = true;
-        if (in->desc.tokenization == WRPO_TOKENIZATION_AUTHORS) wrpo__tokenize_authors(in, &prompt, out);
-        else wrpo__tokenize_clean(in, &prompt, out);
-        in->tokenizing = false;
-        if (stbds_arrlen(prompt.ids) == 0) wrpo__record_fail(in, NULL, "the prompt has no token");
-        for (int64_t k = 0; k < K; k++) {
-            responses[k] = (wrpo_tokens){in->answers[k].role, out[k].ids, stbds_arrlen(out[k].ids), out[k].first, in->answers[k].weight, in->answers[k].pair};
-            if (responses[k].count <= responses[k].first) wrpo__record_fail(in, in->answers[k].message, "response %lld has no token", (long long)k + 1);
-        }
-        const wrpo_record record = {in->id, in->line, prompt.ids, stbds_arrlen(prompt.ids), responses, (int)K, in->weight};
-        wrpo__data_add(in->data, &record);
+    char name[256];
+    if (in->tokenizing && e->code != WRPO_E_MEMORY) {
+        size_t n = (size_t)snprintf(name, sizeof name, "%.150s:%lld: record \"%.60s\": ", in->desc.path,
+                                    (long long)in->line, in->id);
+        size_t m = WRPO__MIN(strlen(e->text), sizeof e->text - 1 - n);
+        memmove(e->text + n, e->text, m);
+        memcpy(e->text, name, n);
+        e->text[n + m] = 0;
+        e->line = in->line;
+        e->column = 0;
     }
-    if (wrpo__entry.failed && in->tokenizing && in->ctx->error.code != WRPO_E_MEMORY) wrpo__name_record(in);
     in->tokenizing = false;
+}
+static void wrpo__read_line(wrpo__reading *in, const char *text, size_t n) {
+    in->id = wrpo__format(wrpo__current, "line %lld", (long long)in->line);
+    in->prompt = NULL;
+    in->prompt_ids = NULL;
+    in->answers = NULL;
+    wrpo__read_record(in, wrpo__json_parse(wrpo__current, in->desc.path, in->line, text, n));
+    in->tokenizing = true;
+    if (in->desc.tokenization == WRPO_TOKENIZATION_AUTHORS) wrpo__tokenize_authors(in);
+    else wrpo__tokenize_clean(in);
+    in->tokenizing = false;
+    int64_t K = stbds_arrlen(in->answers), P = stbds_arrlen(in->prompt_ids);
+    wrpo_tokens *responses = wrpo__alloc(wrpo__current, (size_t)K, sizeof *responses);
+    if (P == 0) wrpo__record_fail(in, NULL, "the prompt has no token");
+    for (int64_t k = 0; k < K; k++) {
+        responses[k] = in->answers[k].tokens;
+        responses[k].ids = in->answers[k].ids;
+        responses[k].count = stbds_arrlen(in->answers[k].ids);
+        if (responses[k].count <= responses[k].first)
+            wrpo__record_fail(in, in->answers[k].message, "response %lld has no token", (long long)k + 1);
+    }
+    const wrpo_record record = {in->id, in->line, in->prompt_ids, P, responses, (int)K, in->weight};
+    wrpo__data_add(in->data, &record);
+}
+/* One line. An entry of its own: its arena goes with it, and an error from below learns which record it is about. */
+static wrpo_result wrpo__load_line(wrpo__reading *in, const char *text, size_t n) {
+    WRPO__CALL(in->ctx, wrpo__arena_new(in->ctx), true, wrpo__read_line(in, text, n));
+    if (wrpo__entry.failed) wrpo__name_record(in);
     return wrpo__end(&wrpo__entry);
 }
 static void wrpo__find_ends(wrpo__reading *in) {
-    for (int32_t id = 0; id < (int32_t)in->tok->size; id++)
-        if ((wrpo__is_special(in->tok, id) || id == in->tok->eos) && in->tok->tokens[id].size > 0) stbds_arrput(in->ends, id);
+    for (int32_t id = 0; id < (int32_t)in->tok->size; id++) {
+        bool may_end = wrpo__is_special(in->tok, id) || id == in->tok->eos;
+        if (may_end && in->tok->tokens[id].size > 0) stbds_arrput(in->ends, id);
+    }
 }
 static wrpo_data *wrpo__data_load(wrpo__arena *arena, wrpo_tokenizer *tok, const wrpo_data_desc *desc) {
     wrpo_ctx *ctx = arena->ctx;
     wrpo_data *data = WRPO__NEW(arena, wrpo_data);
     wrpo__reading in = {.ctx = ctx, .data = data, .tok = tok, .desc = *desc, .now = time(NULL)};
     int64_t *max_length = &in.desc.max_length, *max_prompt = &in.desc.max_prompt_length;
-    data->ctx = ctx, data->arena = arena;
+    data->ctx = ctx;
+    data->arena = arena;
     if (!desc->path) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_data_desc: want a path, found NULL");
     if (*max_length < 0 || *max_prompt < 0 || desc->limit < 0)
-        wrpo__fail(ctx, WRPO_E_ARG, "wrpo_data_desc: want max_length, max_prompt_length and limit of at least 0, found %lld, %lld and %lld",
-                   (long long)*max_length, (long long)*max_prompt, (long long)desc->limit);
+        wrpo__fail(ctx, WRPO_E_ARG, "wrpo_data_desc: want max_length, max_prompt_length and limit of at least 0, "
+                   "found %lld, %lld and %lld", (long long)*max_length, (long long)*max_prompt, (long long)desc->limit);
     if (!*max_length) *max_length = 2048;
     if (!*max_prompt) *max_prompt = WRPO__MAX(*max_length / 2048 * 1800 + *max_length % 2048 * 1800 / 2048, 1);
     if (*max_prompt >= *max_length)
-        wrpo__fail(ctx, WRPO_E_ARG, "max_prompt_length: want less than max_length, %lld, found %lld", (long long)*max_length, (long long)*max_prompt);
-    wrpo__arena *work = wrpo__sub_arena(arena);            /* what goes when the file is read */
-    const wrpo__file *f = wrpo__open_file(work, desc->path);
+        wrpo__fail(ctx, WRPO_E_ARG, "max_prompt_length: want less than max_length, %lld, found %lld",
+                   (long long)*max_length, (long long)*max_prompt);
+    wrpo__arena *work = wrpo__sub_arena(arena);  /* what goes when the file is read */
+    wrpo__lines lines = {.file = wrpo__open_file(work, desc->path)};
     wrpo__current = work;
     wrpo__find_ends(&in);
-    for (wrpo__lines l = {.file = f}; !(desc->limit && data->stats.records >= desc->limit) && wrpo__next_line(&l);) {
-        in.line = l.number;
-        wrpo__rethrow(ctx, wrpo__load_line(&in, l.text, l.size));
+    while (!(desc->limit && data->stats.records >= desc->limit) && wrpo__next_line(&lines)) {
+        in.line = lines.number;
+        wrpo__rethrow(ctx, wrpo__load_line(&in, lines.text, lines.size));
     }
     wrpo__current = arena;
     wrpo__arena_clear(work);
     if (!data->stats.records) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want records, found none", desc->path);
     if (data->stats.truncated_prompts || data->stats.truncated_responses)
-        wrpo__log(ctx, WRPO_LOG_WARN, "%s: %lld prompts and %lld responses were cut to fit %lld tokens, of which %lld for a prompt", desc->path,
-                  (long long)data->stats.truncated_prompts, (long long)data->stats.truncated_responses, (long long)*max_length, (long long)*max_prompt);
+        wrpo__log(ctx, WRPO_LOG_WARN,
+                  "%s: %lld prompts and %lld responses were cut to fit %lld tokens, of which %lld for a prompt",
+                  desc->path, (long long)data->stats.truncated_prompts, (long long)data->stats.truncated_responses,
+                  (long long)*max_length, (long long)*max_prompt);
     return data;
 }
 WRPO_API wrpo_result wrpo_data_load(wrpo_tokenizer *tok, const wrpo_data_desc *desc, wrpo_data **out) {
     *out = NULL;
-    WRPO__TRY(tok->ctx, wrpo__arena_new(tok->ctx), false) *out = wrpo__data_load(wrpo__entry.arena, tok, desc ? desc : &(wrpo_data_desc){0});
+    WRPO__CALL(tok->ctx, wrpo__arena_new(tok->ctx), false,
+               *out = wrpo__data_load(wrpo__current, tok, desc ? desc : &(wrpo_data_desc){0}));
     return wrpo__end(&wrpo__entry);
 }
 
 /* ---- for generation: the prompt alone, and what ends an answer ---- */
-static wrpo_result wrpo__prompt_ids(wrpo__reading *in, const wrpo_json *record, bool raw, int32_t **ids, int64_t *count) {
-    WRPO__TRY(in->ctx, wrpo__arena_new(in->ctx), true) {
-        int32_t *list = NULL;
-        wrpo__read_head(in, record);
-        const wrpo_json *prompt = wrpo__present(record, "prompt"), *messages = wrpo__present(record, "messages");
-        if (!prompt == !messages) wrpo__record_fail(in, record, "want either \"prompt\" or \"messages\", found %s", prompt ? "both" : "none");
-        if (raw && (messages || prompt->kind != WRPO_JSON_STRING)) wrpo__record_refuse(in, prompt ? prompt : messages, "raw prompt", "a string");
-        if (!raw) {
-            in->prompt = wrpo__messages(in, prompt ? prompt : messages, "user", prompt ? "prompt" : "messages");
-            wrpo__end_prompt(in);
-        }
-        wrpo__text text = {.arena = wrpo__current};
-        in->tokenizing = true;
-        if (raw) wrpo__text_add(&text, prompt->text, prompt->size);
-        else wrpo__render(in, in->prompt, stbds_arrlen(in->prompt), NULL, true, &text);
-        wrpo__encode(in->tok, text.data, text.size, raw ? WRPO_TOKENIZER_SPECIAL : 0, &list);
-        in->tokenizing = false;
-        if (stbds_arrlen(list) == 0) wrpo__record_fail(in, NULL, "the prompt has no token");
-        *ids = wrpo__handout(in->ctx, list, (size_t)stbds_arrlen(list) * sizeof *list);
-        *count = stbds_arrlen(list);
+static void wrpo__tokenize_prompt(wrpo__reading *in, const wrpo_json *record, bool raw, int32_t **ids, int64_t *count) {
+    wrpo__read_head(in, record);
+    const wrpo_json *prompt = wrpo__present(record, "prompt"), *messages = wrpo__present(record, "messages");
+    const wrpo_json *v = prompt ? prompt : messages;
+    wrpo__text text = {.arena = wrpo__current};
+    if (!prompt == !messages)
+        wrpo__record_fail(in, record, "want either \"prompt\" or \"messages\", found %s", prompt ? "both" : "none");
+    if (raw && (messages || v->kind != WRPO_JSON_STRING)) wrpo__record_refuse(in, v, "raw prompt", "a string");
+    if (!raw) {
+        wrpo__read_prompt(in, v, prompt ? "prompt" : "messages");
+        wrpo__end_prompt(in);
     }
-    if (wrpo__entry.failed && in->tokenizing && in->ctx->error.code != WRPO_E_MEMORY) wrpo__name_record(in);
+    in->tokenizing = true;
+    if (raw) wrpo__text_add(&text, v->text, v->size);
+    else text = wrpo__render(in, in->prompt, NULL, true);
+    wrpo__encode(in->tok, text.data, text.size, raw ? WRPO_TOKENIZER_SPECIAL : 0, &in->prompt_ids);
+    in->tokenizing = false;
+    int64_t P = stbds_arrlen(in->prompt_ids);
+    if (P == 0) wrpo__record_fail(in, NULL, "the prompt has no token");
+    *ids = wrpo__handout(in->ctx, in->prompt_ids, (size_t)P * sizeof **ids);
+    *count = P;
+}
+static wrpo_result wrpo__prompt_ids(wrpo__reading *in, const wrpo_json *record, bool raw, int32_t **ids, int64_t *count) {
+    WRPO__CALL(in->ctx, wrpo__arena_new(in->ctx), true, wrpo__tokenize_prompt(in, record, raw, ids, count));
+    if (wrpo__entry.failed) wrpo__name_record(in);
     return wrpo__end(&wrpo__entry);
 }
-WRPO_API wrpo_result wrpo_tokenizer_prompt(wrpo_tokenizer *tok, const wrpo_tokenizer_prompt_desc *desc, const wrpo_json *record, int32_t **ids, int64_t *count) {
+WRPO_API wrpo_result wrpo_tokenizer_prompt(wrpo_tokenizer *tok, const wrpo_tokenizer_prompt_desc *desc,
+                                           const wrpo_json *record, int32_t **ids, int64_t *count) {
     desc = desc ? desc : &(wrpo_tokenizer_prompt_desc){0};
     char id[40];
-    wrpo__reading in = {.ctx = tok->ctx, .tok = tok, .desc.path = desc->name ? desc->name : "prompts", .line = desc->line ? desc->line : record->line,
-                        .now = desc->now ? (time_t)desc->now : time(NULL), .id = id};
+    wrpo__reading in = {.ctx = tok->ctx, .tok = tok, .desc.path = desc->name ? desc->name : "prompts", .id = id,
+                        .line = desc->line ? desc->line : record->line,
+                        .now = desc->now ? (time_t)desc->now : time(NULL)};
     snprintf(id, sizeof id, "line %lld", (long long)in.line);
-    *ids = NULL, *count = 0;
+    *ids = NULL;
+    *count = 0;
     return wrpo__prompt_ids(&in, record, desc->raw, ids, count);
 }
-/* The token that ends an answer in the chat template; -1: it has none, raises on this conversation, or there is no template. */
+static void wrpo__find_answer_end(wrpo_tokenizer *tok, int32_t *end) {
+    const wrpo_json said = {.kind = WRPO_JSON_STRING, .text = "x", .size = 1};
+    const wrpo_json *answer = wrpo__message_of("assistant", &said);
+    wrpo__reading in = {.ctx = tok->ctx, .tok = tok, .desc.path = "chat template", .id = "of stop tokens",
+                        .now = time(NULL)};
+    int32_t *ids = NULL;
+    size_t from, to;
+    wrpo__find_ends(&in);
+    stbds_arrput(in.prompt, wrpo__message_of("user", &said));
+    const wrpo__text before = wrpo__render(&in, in.prompt, NULL, true);
+    const wrpo__text whole = wrpo__render(&in, in.prompt, answer, false);
+    if (!wrpo__response_span(&in, answer, &before, &whole, &from, &to)) return;
+    wrpo__encode(tok, whole.data + from, to - from, WRPO_TOKENIZER_CONTINUE, &ids);
+    *end = stbds_arrlast(ids);
+}
+/* The token that ends an answer in the chat template; -1: it has none or raises here, or there is no template. */
 static wrpo_result wrpo__answer_end(wrpo_tokenizer *tok, int32_t *end) {
     *end = -1;
-    WRPO__TRY(tok->ctx, wrpo__arena_new(tok->ctx), true) {
-        const wrpo_json said = {.kind = WRPO_JSON_STRING, .text = "x", .size = 1};
-        wrpo__reading in = {.ctx = tok->ctx, .tok = tok, .desc.path = "chat template", .id = "of stop tokens", .now = time(NULL)};
-        wrpo__text before = {.arena = wrpo__current}, whole = {.arena = wrpo__current};
-        const wrpo_json *answer = wrpo__message_of("assistant", &said);
-        int32_t *ids = NULL;
-        size_t from, to;
-        wrpo__find_ends(&in);
-        stbds_arrput(in.prompt, wrpo__message_of("user", &said));
-        wrpo__render(&in, in.prompt, 1, NULL, true, &before);
-        wrpo__render(&in, in.prompt, 1, answer, false, &whole);
-        if (wrpo__response_span(&in, answer, &before, &whole, &from, &to)) {
-            wrpo__encode(tok, whole.data + from, to - from, WRPO_TOKENIZER_CONTINUE, &ids);
-            *end = stbds_arrlast(ids);
-        }
-    }
+    WRPO__CALL(tok->ctx, wrpo__arena_new(tok->ctx), true, wrpo__find_answer_end(tok, end));
     return wrpo__end(&wrpo__entry);
 }
 
@@ -9459,6 +9759,26 @@ WRPO_API wrpo_result wrpo_generate(wrpo_model *model, const wrpo_prompt *prompts
     return wrpo__end(&wrpo__entry);
 }
 
+/* ---- log-probs of records ---- */
+static void wrpo__logprobs_part(wrpo_model *model, const wrpo_data *data, int64_t first, int64_t count,
+                                double *logps, float **per_token) {
+    const int64_t N = data->stats.records;
+    float *tokens = NULL;
+    if (first < 0 || count < 0 || first > N || count > N - first)
+        wrpo__fail(model->ctx, WRPO_E_ARG, "%lld records from %lld on: the data has %lld", (long long)count,
+                   (long long)first, (long long)N);
+    wrpo__logprobs(wrpo__current, model, data, first, count, WRPO__MICRO_TOKENS, logps, data->most,
+                   per_token ? &tokens : NULL);
+    if (per_token) *per_token = wrpo__handout(model->ctx, tokens, (size_t)stbds_arrlen(tokens) * sizeof *tokens);
+}
+WRPO_API wrpo_result wrpo_logprobs(wrpo_model *model, const wrpo_data *data, int64_t first, int64_t count,
+                                   double *logps, float **per_token) {
+    if (per_token) *per_token = NULL;
+    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true,
+               wrpo__logprobs_part(model, data, first, count, logps, per_token));
+    return wrpo__end(&wrpo__entry);
+}
+
 /* ---- hidden states and logits of one sequence of token ids ---- */
 static void wrpo__hidden(wrpo__arena *temp, wrpo_model *model, const int32_t *ids, int64_t count, float *hidden,
                          float *logits) {
@@ -9832,8 +10152,7 @@ static void wrpo__score_answers(wrpo_reward *w, wrpo__reading *in, const wrpo_js
     in->tok = w->tok;
     in->tokenizing = true;
     for (int64_t k = 0; k < n; k++) {
-        wrpo__text text = {.arena = temp};
-        wrpo__render(in, list, stbds_arrlen(list), wrpo__message_of("assistant", &answers[k]), false, &text);
+        const wrpo__text text = wrpo__render(in, list, wrpo__message_of("assistant", &answers[k]), false);
         wrpo__encode(w->tok, text.data, text.size, 0, &ids[k]);
         counts[k] = stbds_arrlen(ids[k]);
     }
@@ -10227,8 +10546,7 @@ static wrpo__setting *wrpo__state_settings(const wrpo_trainer *t) {
         {"alpha_schedule", wrpo_alpha_schedule_name((int)d->alpha_schedule), 0, WRPO__SAME},
         {"lr_schedule", wrpo_lr_schedule_name((int)d->lr_schedule), 0, WRPO__SAME},
         {"moments", wrpo_moments_name((int)d->moments), 0, WRPO__SAME},
-#define WRPO__X(field, name, otherwise, valid, want, same) \
-        {name, NULL, (double)d->field, same ? WRPO__SAME : WRPO__FREE},
+#define WRPO__X(field, otherwise, valid, want, same) {#field, NULL, (double)d->field, same ? WRPO__SAME : WRPO__FREE},
         WRPO__SETTINGS(WRPO__X)
 #undef WRPO__X
         {"seed", wrpo__format(temp, "%llu", (unsigned long long)d->seed), 0, WRPO__SAME},
@@ -10699,7 +11017,7 @@ static void wrpo__add_response(wrpo__prompts *t, const char *path, const wrpo_js
     stbds_arrput(t->lists[list], r);
 }
 /* What a line says of the prompt must be what an earlier line said. A line without any of the keys says nothing. */
-static void wrpo__read_prompt(wrpo__prompts *t, const wrpo__lines *line, const wrpo_json *root, const char *id) {
+static void wrpo__candidates_prompt(wrpo__prompts *t, const wrpo__lines *line, const wrpo_json *root, const char *id) {
     const char *path = line->file->path;
     const wrpo_json *says[3];
     bool any = false;
@@ -10728,7 +11046,7 @@ static void wrpo__prompts_read(wrpo__prompts *t, const wrpo__gathered *prompt, b
         wrpo_json *root = wrpo__json_parse(t->temp, path, p->line.number, p->line.text, p->line.size);
         bool found;
         wrpo__prompt_id(t->ctx, path, root, &t->id);
-        wrpo__read_prompt(t, &p->line, root, prompt->id);
+        wrpo__candidates_prompt(t, &p->line, root, prompt->id);
         wrpo__listed *all = wrpo__responses(t->ctx, path, root, compare, &found);
         if (!found)
             wrpo__json_fail(t->ctx, WRPO_E_FORMAT, path, root, "prompt_id \"%.80s\": want responses in \"sources\" or "

@@ -48,13 +48,15 @@ static void snippets(void) {
 #define GROWN "{% set ns = namespace(x='aaaaaaaa') %}{% for i in range(13) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}"
 static void limits(void) {
     static char deep[200000], nots[200000], blocks[200000], chain[200000], sum[200000];
-    memset(deep, '(', 60000), memcpy(deep, "{{ ", 3), memcpy(deep + 60000, "1", 2);
+    memset(deep, '(', 60000), memcpy(deep, "{{ ", 3), deep[60000] = '1';
+    memset(deep + 60001, ')', 59997), strcpy(deep + 119998, " }}");
     strcpy(nots, "{{ "), strcpy(chain, "{{ a"), strcpy(sum, "{{ 1");
     for (int i = 0; i < 15000; i++) memcpy(nots + 3 + 4 * i, i < 7000 ? "not " : " -  ", 4), memcpy(blocks + 11 * i, "{% if 1 -%}", 11);
     for (int i = 0; i < 30000; i++) memcpy(chain + 4 + 5 * i, "|trim", 5), memcpy(sum + 4 + 2 * i, "~1", 2);
+    strcpy(nots + 3 + 4 * 15000, "1 }}");
     strcpy(chain + 4 + 5 * 30000, " }}"), strcpy(sum + 4 + 2 * 30000, " }}");
     const struct { const char *text, *says; } bad[] = {
-        {"{% for a in range(99999) %}{% for b in range(99999) %}{{ a }}{% endfor %}{% endfor %}", ""}, {deep, ""}, {"{% if x", ""}, {"{{ 'open }}", ""}, {"{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", ""},
+        {"{% for a in range(99999) %}{% for b in range(99999) %}{{ a }}{% endfor %}{% endfor %}", ""}, {deep, "deep"}, {"{% if x", ""}, {"{{ 'open }}", ""}, {"{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", ""},
         {"{% for a in messages %}{% set ns.x = 1 %}{% endfor %}", ""}, {"{{ 1 / 0 }}", "line 1"}, {"\n\n{{ nothing.here }}", "line 3"}, {"{{ raise_exception('my words') }}", "my words"},
         {"{% include 'x' %}", "include"}, {"{% endfor %}", ""}, {"{{ 'a' * 999999999 }}", ""}, {nots, "deep"}, {blocks, "deep"}, {chain, "deep"}, {sum, "deep"},
         {DOUBLED "{{ ns.x }}", "too much"}, {GROWN "{{ ns.x|replace('a', ns.x) }}", "too much"}, {GROWN "{{ range(99999)|join(ns.x) }}", "too much"},
@@ -148,6 +150,25 @@ int main(void) {
         CHECK(wrpo_json_parse(ctx, "m", "[]", 2, &m) == WRPO_OK, "[]");
         CHECK(wrpo_tokenizer_chat(&tok, m, true, NULL, &text, &size) == WRPO_E_FORMAT && strstr(wrpo_last_error(ctx)->text, "here: no chat template"), "%s", wrpo_last_error(ctx)->text);
         wrpo_json_free(ctx, m);
+        wrpo__arena_free(arena);
+    }
+    {   /* numbers that JSON holds and the interpreter does not */
+        static const struct { const char *kwargs, *says; } big[] = {
+            {"{\"x\":123456789012345678901}", "the integer 123456789012345678901 is not supported"},
+            {"{\"x\":[1e999]}", "beyond the range of a double is not supported"}};
+        wrpo__arena *arena = wrpo__arena_new(ctx);
+        wrpo_tokenizer tok = template_of(arena, "{{ x }}", 7);
+        for (int k = 0; k < 2; k++) {
+            const char *kw = big[k].kwargs;
+            wrpo_json *m, *kwargs;
+            char *text;
+            size_t size;
+            CHECK(!wrpo_json_parse(ctx, "m", "[]", 2, &m) && !wrpo_json_parse(ctx, "k", kw, strlen(kw), &kwargs), "JSON");
+            const wrpo_result r = wrpo_tokenizer_chat(&tok, m, true, kwargs, &text, &size);
+            const char *found = wrpo_last_error(ctx)->text;
+            CHECK(r == WRPO_E_UNSUPPORTED && strstr(found, big[k].says), "%s: %s", kw, found);
+            wrpo_json_free(ctx, m), wrpo_json_free(ctx, kwargs);
+        }
         wrpo__arena_free(arena);
     }
     {   /* two templates: that for tools is taken where tools are given, as transformers chooses (an empty list included) */

@@ -153,7 +153,7 @@ static void refusals(void) {
     for (int i = 0; i < (int)(sizeof bad / sizeof *bad); i++)
         CHECK(choose((wrpo_select_desc){0}, bad[i].text, NULL, &s) == WRPO_E_FORMAT && strstr(wrpo_last_error(ctx)->text, bad[i].says) && access(at("out.jsonl"), F_OK) != 0, "refusal %d: %s", i, wrpo_last_error(ctx)->text);
     CHECK(choose((wrpo_select_desc){0}, sources, "{\"prompt_id\": \"p1\", \"prompt\": \"another\", \"target\": []}", &s) == WRPO_E_FORMAT && strstr(wrpo_last_error(ctx)->text, "want the prompt as in"), "%s", wrpo_last_error(ctx)->text);
-    const struct { wrpo_select_desc d; const char *says; } options[] = {{{.top = -1}, "top"}, {{.top = 2, .form = WRPO_FORM_SFT}, "top"}, {{.tau = -1}, "tau"}, {{.tau = NAN}, "tau"}, {{.min_gap = -1}, "min_gap"},
+    const struct { wrpo_select_desc d; const char *says; } options[] = {{{.top = -1}, "top"}, {{.top = 2, .form = WRPO_FORM_SFT}, "top"}, {{.tau = -1}, "tau"}, {{.tau = NAN}, "tau"}, {{.tau = WRPO_ZERO}, "tau: want a finite number above 0, found 0"}, {{.entropy_scale = WRPO_ZERO}, "found 0 and 0"}, {{.min_gap = -1}, "min_gap"},
         {{.min_gap = 1, .form = WRPO_FORM_SFT}, "min_gap"}, {{.entropy_power = -1}, "entropy"}, {{.entropy_scale = -1}, "entropy"}, {{.form = (wrpo_form)9}, "form"}};
     for (int i = 0; i < (int)(sizeof options / sizeof *options); i++)
         CHECK(choose(options[i].d, sources, target, &s) == WRPO_E_ARG && strstr(wrpo_last_error(ctx)->text, options[i].says), "option %d: %s", i, wrpo_last_error(ctx)->text);
@@ -212,6 +212,8 @@ static void splits(void) {
     for (int i = 0; i < 3; i++) free(part[i]);
     d.share = 1;
     CHECK(wrpo_split(ctx, &d, counts) == WRPO_E_ARG && strstr(wrpo_last_error(ctx)->text, "share"), "share 1");
+    d.share = WRPO_ZERO;
+    CHECK(wrpo_split(ctx, &d, counts) == WRPO_E_ARG && strstr(wrpo_last_error(ctx)->text, "share: want a number between 0 and 1, found 0"), "%s", wrpo_last_error(ctx)->text);
     d.share = 0;
     tiny_put(dir, "prompts.jsonl", "{\"prompt_id\": 1}\n{\"prompt_id\": 2}\n{\"prompt_id\": 1}\n");
     CHECK(wrpo_split(ctx, &d, counts) == WRPO_E_FORMAT && strstr(wrpo_last_error(ctx)->text, "prompts.jsonl:3:1: prompt_id \"1\": want each once in a file, found it in line 1 too"), "%s", wrpo_last_error(ctx)->text);

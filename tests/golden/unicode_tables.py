@@ -9,44 +9,65 @@ DIR holds two files that list what the reference library (Hugging Face tokenizer
                                                                                         NFC, Unicode 9
 Both can be had again by running the library over every code point; the result is checked below for being a partition.
 
-The numbers are packed as varints of base-32 digits, least significant first; a digit that is not the last has bit 5
-set. Digit d is the character '0' + d, with 'p' for the backslash and 'q' for the question mark (trigraphs). No
-number is cut by the end of a line.
+The numbers are packed by an adaptive binary arithmetic coder. A number is its size in bits, in unary, then the bits
+below the highest. Each bit has odds for a 1, by what the number is (its context), the size and the bits before it; every
+bit moves its odds by an eighth of the way. The text is the code in base 91: the printable characters that need no
+escape in C, without the slash, which could begin what looks like a comment.
 """
 import json
 import sys
 
-WIDTH = 136
+WIDTH = 117
+ALPHABET = [chr(c) for c in range(32, 127) if chr(c) not in '"/?\\']
 CLASSES = ["other", "Lu", "Ll", "Lt", "Lm", "Lo", "M", "Nd", "Nl", "No", "P", "S", "space", "Pc", "Sw", "Cw"]
 
 
-def digits(value):
-    out = ""
-    while True:
-        digit = value & 31
-        value >>= 5
-        out += {"\\": "p", "?": "q"}.get(chr(48 + digit + (32 if value else 0)), chr(48 + digit + (32 if value else 0)))
-        if not value:
-            return out
+class Packer:
+    def __init__(self):
+        self.low, self.range, self.size, self.odds = 0, 1, 0, {}
+
+    def bit(self, bit, key):
+        while self.range < 1 << 24:
+            self.low, self.range, self.size = self.low * 91, self.range * 91, self.size + 1
+        odds = self.odds.get(key, 0)
+        ones = (self.range >> 12) * (2048 + odds)
+        if bit:
+            self.range = ones
+        else:
+            self.low, self.range = self.low + ones, self.range - ones
+        if key:
+            self.odds[key] = odds + int(((2047 if bit else -2048) - odds) / 8)
+
+    def put(self, value, context):
+        value += 1
+        size = value.bit_length() - 1
+        for k in range(size + 1):
+            self.bit(k < size, (context, k, 0))
+        for k in range(size):
+            prefix = value >> (size - k)
+            self.bit(value >> (size - k - 1) & 1, (context, size, prefix) if prefix < 16 else None)
+
+    def text(self):
+        out = ""
+        for _ in range(self.size):
+            self.low, digit = divmod(self.low, 91)
+            out = ALPHABET[digit] + out
+        return out
 
 
 def zigzag(value):
     return 2 * value if value >= 0 else -2 * value - 1
 
 
-def emit(name, comment, numbers):
-    print(f"static const char *const {name}[] = {{   /* {comment} */")
-    line = ""
-    for number in map(digits, numbers):
-        if len(line) + len(number) > WIDTH - 7:
-            print(f'    "{line}",')
-            line = ""
-        line += number
-    print(f'    "{line}"')
+def emit(name, comment, packer):
+    text = packer.text()
+    print(f"/* {comment} */")
+    print(f"static const char *const {name}[] = {{")
+    print(",\n".join(f'"{text[i:i + WIDTH]}"' for i in range(0, len(text), WIDTH)))
     print("};")
 
 
-def classes(table):
+def classes(table, ccc):
     def members(key):
         return {c for first, last in table[key] for c in range(first, last + 1)}
 
@@ -62,12 +83,19 @@ def classes(table):
         kind[c] = {CLASSES.index("P"): CLASSES.index("Pc"), CLASSES.index("S"): CLASSES.index("Sw"), 0: CLASSES.index("Cw")}.get(kind[c], kind[c])
     assert {c for c in range(0x110000) if kind[c] in (1, 2, 3, 4, 5, 6, 7, 8, 13, 14, 15)} == word
     assert {c for c in range(0x110000) if kind[c] in (1, 2, 3, 4, 5)} == members("\\p{L}")
-    numbers, start = [], 0
+    ccc = {int(c): value for c, value in ccc.items()}
+    assert all(kind[c] == CLASSES.index("M") for c in ccc)
+    out, start, last = Packer(), 0, 0
     for c in range(1, 0x110001):
-        if c == 0x110000 or kind[c] != kind[start]:
-            numbers.append((c - start - 1) * 16 + kind[start])
-            start = c
-    return numbers
+        own = ccc.get(start, 0)
+        if c == 0x110000 or kind[c] != kind[start] or ccc.get(c, 0) != own:
+            name = 16 if own else kind[start]
+            out.put(name, last)
+            out.put(c - start - 1, 17 + name)
+            if own:
+                out.put(own, 34)
+            start, last = c, name
+    return out
 
 
 def nfc(table):
@@ -75,31 +103,27 @@ def nfc(table):
     pairs = {c: [a, b] for a, b, c in table["comp"]}
     for c, (a, b) in pairs.items():
         assert decomp.get(a, [a]) + decomp.get(b, [b]) == decomp[c]
-    numbers, previous, last = [], -1, [0, 0, 0]
-    for c in sorted(decomp):
-        parts = pairs.get(c, decomp[c])
-        assert c > previous and 1 <= len(parts) <= 3
-        numbers.append((c - previous - 1) * 4 + (0 if c in pairs else len(parts)))
-        for k, part in enumerate(parts):
-            numbers.append(zigzag(part - last[k]))
-            last[k] = part
-        previous = c
-    return numbers
-
-
-def ccc(table):
-    value = {int(c): v for c, v in table["ccc"].items()}
-    numbers, previous = [], -1
-    ordered = sorted(value)
+    out, previous, last = Packer(), -1, [0, 0, 0]
+    ordered = sorted(decomp)
+    kind = {c: 0 if c in pairs else len(decomp[c]) for c in ordered}
     i = 0
     while i < len(ordered):
         j = i
-        while j + 1 < len(ordered) and ordered[j + 1] == ordered[j] + 1 and value[ordered[j + 1]] == value[ordered[i]]:
+        while j + 1 < len(ordered) and ordered[j + 1] == ordered[j] + 1 and kind[ordered[j + 1]] == kind[ordered[i]]:
             j += 1
-        numbers += [ordered[i] - previous - 1, value[ordered[i]], j - i]
+        out.put(kind[ordered[i]], 0)
+        out.put(ordered[i] - previous - 1, 1)
+        out.put(j - i, 2)
+        for c in ordered[i:j + 1]:
+            parts = pairs.get(c, decomp[c])
+            assert 1 <= len(parts) <= 3
+            for k, part in enumerate(parts):
+                out.put(zigzag(part - last[k]), 3 + k)
+                last[k] = part
         previous = ordered[j]
         i = j + 1
-    return numbers
+    assert previous == 0x2FA1D
+    return out
 
 
 def main():
@@ -107,9 +131,10 @@ def main():
         table = json.load(f)
     with open(sys.argv[1] + "/nfc_tables.json", encoding="utf-8") as f:
         normal = json.load(f)
-    emit("wrpo__unicode_classes", "runs that cover U+0000..U+10FFFF: (length - 1) * 16 + class", classes(table))
-    emit("wrpo__unicode_nfc", "(code point - previous - 1) * 4 + count, zigzag steps to parts; count 0: a pair that composes", nfc(normal))
-    emit("wrpo__unicode_ccc", "first - previous last - 1, combining class, last - first", ccc(normal))
+    emit("wrpo__unicode_classes", "runs from U+0000 to U+10FFFF: class, length - 1; class 16 is M with a combining class, "
+         "which comes next", classes(table, normal["ccc"]))
+    emit("wrpo__unicode_nfc", "runs of decompositions: count, gap, length - 1, then for each code point the zigzag steps to its "
+         "parts.\n   count 0: two parts, which also compose", nfc(normal))
 
 
 main()
