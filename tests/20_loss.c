@@ -5,15 +5,21 @@
 
 static const double LN2 = 0.693147180559945309417232121458;
 static uint64_t counter;
-static double uniform(double lo, double hi) { return lo + (hi - lo) * ((double)(wrpo__random64(7, 20, counter++) >> 11) / 9007199254740992.0); }
-static bool same(double a, double b) { return memcmp(&a, &b, sizeof a) == 0; }      /* to the last bit, sign of zero included */
+static double uniform(double lo, double hi) {
+    return lo + (hi - lo) * ((double)(wrpo__random64(7, 20, counter++) >> 11) / 9007199254740992.0);
+}
+/* to the last bit, sign of zero included */
+static bool same(double a, double b) { return memcmp(&a, &b, sizeof a) == 0; }
 
-/* A record of `sources` sources, the target and `rejected` rejected ones. The log-ratios are of a size that keeps z moderate. */
+/* A record of `sources` sources, the target and `rejected` rejected ones. The log-ratios are of a size that keeps z
+   moderate. */
 static int record(wrpo_response *r, int sources, int target, int rejected, double spread) {
     int n = 0;
     double total = 0;
     for (int i = 0; i < sources + target + rejected; i++, n++) {
-        r[n] = (wrpo_response){.role = i < sources ? WRPO_ROLE_SOURCE : i < sources + target ? WRPO_ROLE_TARGET : WRPO_ROLE_REJECTED};
+        r[n] = (wrpo_response){.role = i < sources        ? WRPO_ROLE_SOURCE
+                                   : i < sources + target ? WRPO_ROLE_TARGET
+                                                          : WRPO_ROLE_REJECTED};
         r[n].tokens = (int64_t)uniform(1, 60);
         r[n].ref = uniform(-90, -1);
         r[n].logp = r[n].ref + uniform(-spread, spread);
@@ -25,7 +31,8 @@ static int record(wrpo_response *r, int sources, int target, int rejected, doubl
 
 /* Every method x pair x smoothing x shape of record: dL/dlogp against a five-point difference. */
 static void test_derivatives(void) {
-    static const int shapes[][3] = {{1, 1, 1}, {3, 1, 1}, {2, 1, 3}, {3, 0, 3}, {2, 1, 4}};      /* the last two: in pairs */
+    /* the last two: in pairs */
+    static const int shapes[][3] = {{1, 1, 1}, {3, 1, 1}, {2, 1, 3}, {3, 0, 3}, {2, 1, 4}};
     double worst = 0;
     for (int method = 0; wrpo_method_name(method); method++) {
         double worst_of_method = 0;
@@ -34,15 +41,20 @@ static void test_derivatives(void) {
                 for (int shape = 0; shape < 5; shape++)
                     for (int trial = 0; trial < 20; trial++) {
                         wrpo_response r[8];
-                        wrpo_loss_desc d = {.method = (wrpo_method)method, .pair = (wrpo_pair)pair, .ipo_sum = trial % 2 == 1};
+                        wrpo_loss_desc d = {
+                            .method = (wrpo_method)method, .pair = (wrpo_pair)pair, .ipo_sum = trial % 2 == 1};
                         if (smooth && wrpo__rules[method].link != WRPO__LOGISTIC) continue;
                         d.label_smoothing = smooth * 0.2;
                         d.beta = wrpo__rules[method].beta * uniform(0.5, 2);
                         if (trial % 3 == 0) d.gamma_ratio = WRPO_ZERO;
                         int n = record(r, shapes[shape][0], shapes[shape][1], shapes[shape][2], 2 / d.beta);
-                        double alpha = trial == 0 || shape == 3 ? shape == 3 : trial == 1 ? 1 : uniform(0, 1), tokens = 100;
+                        double alpha = trial == 0 || shape == 3 ? shape == 3
+                            : trial == 1                        ? 1
+                                                                : uniform(0, 1),
+                               tokens = 100;
                         for (int i = 0; shape == 3 && i < n; i++) r[i].pair_id = i % 3 + 1;
-                        for (int i = 0; shape == 4 && i < n; i++) r[i].pair_id = i == 0 ? 7 : i == 3 || i == 4 ? 7 : i % 2;
+                        for (int i = 0; shape == 4 && i < n; i++)
+                            r[i].pair_id = i == 0 ? 7 : i == 3 || i == 4 ? 7 : i % 2;
                         const char *why = "";
                         double loss = wrpo_loss(&d, alpha, r, n, tokens, &why);
                         CHECK(isfinite(loss) && why == NULL, "%s", why ? why : "NaN");
@@ -56,7 +68,8 @@ static void test_derivatives(void) {
                                 t[i].logp += h * (double)(k < 2 ? k - 2 : k - 1);
                                 f[k] = wrpo_loss(&d, alpha, t, n, tokens, NULL);
                             }
-                            if (method == WRPO_METHOD_HINGE && fabs(f[0] + f[3] - 2 * loss) > 1e-9) continue;      /* across the kink */
+                            /* across the kink */
+                            if (method == WRPO_METHOD_HINGE && fabs(f[0] + f[3] - 2 * loss) > 1e-9) continue;
                             double want = (f[0] - 8 * f[1] + 8 * f[2] - f[3]) / (12 * h);
                             double e = fabs(want - r[i].dlogp) / fmax(scale, 1e-12);
                             worst_of_method = fmax(worst_of_method, e);
@@ -73,7 +86,8 @@ static void test_formulas(void) {
     for (int trial = 0; trial < 200; trial++) {
         wrpo_response r[3];
         record(r, 1, 1, 1, 40);
-        const double b = uniform(0.005, 0.5), a = uniform(0, 1), eps = uniform(0, 0.49), gamma = uniform(0.1, 1), tol = 1e-12;
+        const double b = uniform(0.005, 0.5), a = uniform(0, 1), eps = uniform(0, 0.49), gamma = uniform(0.1, 1),
+                     tol = 1e-12;
         const double ds = r[0].logp - r[0].ref, dt = r[1].logp - r[1].ref, dl = r[2].logp - r[2].ref;
         const double ns = (double)r[0].tokens, nt = (double)r[1].tokens, nl = (double)r[2].tokens;
 #define SIGMOID(x) (1 / (1 + exp(-(x))))
@@ -113,19 +127,23 @@ static void test_formulas(void) {
     /* K sources: one weighted reward for WRPO, a weighted mean of losses for a pair method */
     wrpo_response r[4];
     record(r, 2, 1, 1, 40);
-    double tol = 1e-12, d0 = r[0].logp - r[0].ref, d1 = r[1].logp - r[1].ref, dt = r[2].logp - r[2].ref, dl = r[3].logp - r[3].ref;
+    double tol = 1e-12, d0 = r[0].logp - r[0].ref, d1 = r[1].logp - r[1].ref, dt = r[2].logp - r[2].ref,
+           dl = r[3].logp - r[3].ref;
     wrpo_loss_desc d = {0};
     double z = 0.01 * (0.3 * (r[0].share * d0 + r[1].share * d1) + 0.7 * dt - dl);
     NEAR(wrpo_loss(&d, 0.3, r, 4, 1, NULL), -log(SIGMOID(z)));
     d.method = WRPO_METHOD_DPO, d.pair = WRPO_PAIR_SOURCE;
-    NEAR(wrpo_loss(&d, 0.3, r, 4, 1, NULL), -r[0].share * log(SIGMOID(0.01 * (d0 - dl))) - r[1].share * log(SIGMOID(0.01 * (d1 - dl))));
+    NEAR(wrpo_loss(&d, 0.3, r, 4, 1, NULL),
+         -r[0].share * log(SIGMOID(0.01 * (d0 - dl))) - r[1].share * log(SIGMOID(0.01 * (d1 - dl))));
     d = (wrpo_loss_desc){.method = WRPO_METHOD_SIMPO};      /* the published settings: beta 10, gamma / beta 0.3 */
-    NEAR(wrpo_loss(&d, 0, r, 4, 1, NULL), -log(SIGMOID(10 * (r[2].logp / (double)r[2].tokens - r[3].logp / (double)r[3].tokens) - 3)));
+    NEAR(wrpo_loss(&d, 0, r, 4, 1, NULL),
+         -log(SIGMOID(10 * (r[2].logp / (double)r[2].tokens - r[3].logp / (double)r[3].tokens) - 3)));
     /* FusePO: each source's best against its own worst */
     wrpo_response f[4];
     record(f, 2, 0, 2, 40);
     f[0].pair_id = f[3].pair_id = 1, f[1].pair_id = f[2].pair_id = 2;
-    double z1 = 0.01 * (f[0].logp - f[0].ref - f[3].logp + f[3].ref), z2 = 0.01 * (f[1].logp - f[1].ref - f[2].logp + f[2].ref);
+    double z1 = 0.01 * (f[0].logp - f[0].ref - f[3].logp + f[3].ref),
+           z2 = 0.01 * (f[1].logp - f[1].ref - f[2].logp + f[2].ref);
     for (int pair = 0; wrpo_pair_name(pair); pair++) {
         d = (wrpo_loss_desc){.method = WRPO_METHOD_DPO, .pair = (wrpo_pair)pair};
         NEAR(wrpo_loss(&d, 0, f, 4, 1, NULL), -f[0].share * log(SIGMOID(z1)) - f[1].share * log(SIGMOID(z2)));
@@ -134,7 +152,8 @@ static void test_formulas(void) {
     }
     d = (wrpo_loss_desc){.method = WRPO_METHOD_SFT};        /* FuseSFT: the same file's best answers */
     NEAR(wrpo_loss(&d, 0, f, 4, 10, NULL), -(f[0].share * f[0].logp + f[1].share * f[1].logp) / 10);
-    r[0].role = WRPO_ROLE_TARGET;                                /* sft of a record without source: the one answer there is */
+    /* sft of a record without source: the one answer there is */
+    r[0].role = WRPO_ROLE_TARGET;
     d = (wrpo_loss_desc){.method = WRPO_METHOD_SFT};
     NEAR(wrpo_loss(&d, 0, r, 1, 10, NULL), -r[0].logp / 10);
 }
@@ -146,17 +165,21 @@ static void test_exact(void) {
         wrpo_loss_desc wrpo = {.beta = uniform(0.001, 1), .label_smoothing = trial % 3 ? 0 : 0.1}, dpo = wrpo;
         dpo.method = WRPO_METHOD_DPO;
         memcpy(s, r, sizeof s), memcpy(t, r + 1, sizeof t);
-        double a = wrpo_loss(&wrpo, 0, r, 3, 1, NULL), b = wrpo_loss(&dpo, 0.7, s, 3, 1, NULL), c = wrpo_loss(&dpo, 0, t, 2, 1, NULL);
+        double a = wrpo_loss(&wrpo, 0, r, 3, 1, NULL), b = wrpo_loss(&dpo, 0.7, s, 3, 1, NULL),
+               c = wrpo_loss(&dpo, 0, t, 2, 1, NULL);
         CHECK(same(a, b) && same(a, c), "alpha 0: wrpo %.17g, dpo %.17g, dpo on the pair alone %.17g", a, b, c);
-        CHECK(same(r[1].dlogp, s[1].dlogp) && same(r[2].dlogp, s[2].dlogp) && same(r[1].dlogp, t[0].dlogp) && same(r[2].dlogp, t[1].dlogp),
+        CHECK(same(r[1].dlogp, s[1].dlogp) && same(r[2].dlogp, s[2].dlogp) && same(r[1].dlogp, t[0].dlogp) &&
+                  same(r[2].dlogp, t[1].dlogp),
               "alpha 0: derivatives differ from dpo");
         CHECK(same(r[0].dlogp, 0) && same(s[0].dlogp, 0), "alpha 0: the source has a derivative");
         r[0].logp = NAN;                                    /* not even computed */
-        CHECK(same(wrpo_loss(&wrpo, 0, r, 3, 1, NULL), a) && same(wrpo_loss(&wrpo, WRPO_ZERO, r, 3, 1, NULL), a), "alpha 0 reads the source");
+        CHECK(same(wrpo_loss(&wrpo, 0, r, 3, 1, NULL), a) && same(wrpo_loss(&wrpo, WRPO_ZERO, r, 3, 1, NULL), a),
+              "alpha 0 reads the source");
         memcpy(r, s, sizeof r);
         dpo.pair = WRPO_PAIR_SOURCE;
         a = wrpo_loss(&wrpo, 1, r, 3, 1, NULL), b = wrpo_loss(&dpo, 0, s, 3, 1, NULL);
-        CHECK(same(a, b) && same(r[0].dlogp, s[0].dlogp) && same(r[1].dlogp, 0) && same(r[2].dlogp, s[2].dlogp), "alpha 1 is not dpo on the source");
+        CHECK(same(a, b) && same(r[0].dlogp, s[0].dlogp) && same(r[1].dlogp, 0) && same(r[2].dlogp, s[2].dlogp),
+              "alpha 1 is not dpo on the source");
 
         for (int i = 0; i < 3; i++) r[i].logp = r[i].ref;   /* step 0 */
         for (int pair = 0; pair < 3; pair++) {
@@ -169,25 +192,38 @@ static void test_exact(void) {
         wrpo_loss(&wrpo, 0.25, r, 3, 1, NULL);
         CHECK(same(r[0].dlogp, -wrpo.beta / 8) && same(r[2].dlogp, wrpo.beta / 2), "step 0: g is not -1/2");
     }
-    for (int method = 0; method < WRPO_METHOD_SFT; method++)      /* saturation: |z| = 1e4, and one of the two sides is certain */
+    /* saturation: |z| = 1e4, and one of the two sides is certain */
+    for (int method = 0; method < WRPO_METHOD_SFT; method++)
         for (int sign = -1; sign <= 1; sign += 2)
             for (int smooth = 0; smooth < 2; smooth++) {
-                wrpo_response r[3] = {{WRPO_ROLE_SOURCE, 1, 10, -1, -1, 0, 0}, {WRPO_ROLE_TARGET, 0, 10, 0, 0, 0, 0}, {WRPO_ROLE_REJECTED, 0, 10, 0, 0, 0, 0}};
-                wrpo_loss_desc d = {.method = (wrpo_method)method, .beta = 1, .gamma_ratio = WRPO_ZERO, .ipo_sum = true};
+                wrpo_response r[3] = {{WRPO_ROLE_SOURCE, 1, 10, -1, -1, 0, 0},
+                                      {WRPO_ROLE_TARGET, 0, 10, 0, 0, 0, 0},
+                                      {WRPO_ROLE_REJECTED, 0, 10, 0, 0, 0, 0}};
+                wrpo_loss_desc d = {
+                    .method = (wrpo_method)method, .beta = 1, .gamma_ratio = WRPO_ZERO, .ipo_sum = true};
                 if (smooth && wrpo__rules[method].link != WRPO__LOGISTIC) continue;
                 d.label_smoothing = smooth * 0.1;
                 r[1].logp = sign * 1e4 * (wrpo__per_token(&d) ? 10 : 1);
                 double loss = wrpo_loss(&d, 0, r, 3, 1, NULL), tokens = wrpo__per_token(&d) ? 10 : 1;
-                CHECK(isfinite(loss) && isfinite(r[1].dlogp) && isfinite(r[2].dlogp), "%s at z = %g", wrpo_method_name(method), sign * 1e4);
+                CHECK(isfinite(loss) && isfinite(r[1].dlogp) && isfinite(r[2].dlogp), "%s at z = %g",
+                      wrpo_method_name(method), sign * 1e4);
                 if (wrpo__rules[method].link != WRPO__LOGISTIC) continue;
                 double eps = d.label_smoothing, want = sign > 0 ? eps * 1e4 : (1 - eps) * 1e4;
-                CHECK(fabs(loss - want) < 1e-9, "%s at z = %g: %g, want %g", wrpo_method_name(method), sign * 1e4, loss, want);
-                CHECK(same(r[1].dlogp, (sign > 0 ? eps : eps - 1) / tokens), "%s at z = %g: %g", wrpo_method_name(method), sign * 1e4, r[1].dlogp);
+                CHECK(fabs(loss - want) < 1e-9, "%s at z = %g: %g, want %g", wrpo_method_name(method), sign * 1e4, loss,
+                      want);
+                CHECK(same(r[1].dlogp, (sign > 0 ? eps : eps - 1) / tokens), "%s at z = %g: %g",
+                      wrpo_method_name(method), sign * 1e4, r[1].dlogp);
             }
-    wrpo_response q[3] = {{WRPO_ROLE_SOURCE, 1, 1, 0, 0, 0, 0}, {WRPO_ROLE_TARGET, 0, 1, 2, 0, 0, 0}, {WRPO_ROLE_REJECTED, 0, 1, 0, 0, 0, 0}};
-    wrpo_loss_desc hinge = {.method = WRPO_METHOD_HINGE, .beta = 1};   /* satisfied: nothing left to learn, and no negative zeros */
-    CHECK(same(wrpo_loss(&hinge, 0, q, 3, 1, NULL), 0) && same(q[1].dlogp, 0) && same(q[2].dlogp, 0), "a satisfied hinge");
-    wrpo_response r[3] = {{WRPO_ROLE_SOURCE, 1, 1, 0, 0, 0, 0}, {WRPO_ROLE_TARGET, 0, 1, 40, 0, 0, 0}, {WRPO_ROLE_REJECTED, 0, 1, 0, 0, 0, 0}};
+    wrpo_response q[3] = {{WRPO_ROLE_SOURCE, 1, 1, 0, 0, 0, 0},
+                          {WRPO_ROLE_TARGET, 0, 1, 2, 0, 0, 0},
+                          {WRPO_ROLE_REJECTED, 0, 1, 0, 0, 0, 0}};
+    /* satisfied: nothing left to learn, and no negative zeros */
+    wrpo_loss_desc hinge = {.method = WRPO_METHOD_HINGE, .beta = 1};
+    CHECK(same(wrpo_loss(&hinge, 0, q, 3, 1, NULL), 0) && same(q[1].dlogp, 0) && same(q[2].dlogp, 0),
+          "a satisfied hinge");
+    wrpo_response r[3] = {{WRPO_ROLE_SOURCE, 1, 1, 0, 0, 0, 0},
+                          {WRPO_ROLE_TARGET, 0, 1, 40, 0, 0, 0},
+                          {WRPO_ROLE_REJECTED, 0, 1, 0, 0, 0, 0}};
     wrpo_loss_desc d = {.beta = 1};                         /* z = 40: 1 - sigmoid(z) would have cancelled to 0 */
     wrpo_loss(&d, 0, r, 3, 1, NULL);
     CHECK(fabs(r[1].dlogp / -exp(-40) - 1) < 1e-12, "z = 40: %g", r[1].dlogp);
@@ -196,7 +232,8 @@ static void test_exact(void) {
 static void refuse(wrpo_loss_desc d, double alpha, wrpo_response *r, int n, double tokens, const char *word) {
     const char *why = NULL;
     double loss = wrpo_loss(&d, alpha, r, n, tokens, &why);
-    CHECK(isnan(loss) && why && strstr(why, word), "want a refusal about \"%s\", found %g, \"%s\"", word, loss, why ? why : "(none)");
+    CHECK(isnan(loss) && why && strstr(why, word), "want a refusal about \"%s\", found %g, \"%s\"", word, loss,
+          why ? why : "(none)");
     for (int i = 0; i < n; i++) CHECK(same(r[i].dlogp, 0), "a refused record has derivatives");
     CHECK(isnan(wrpo_loss(&d, alpha, r, n, tokens, NULL)), "why NULL");
 }
@@ -211,7 +248,8 @@ static void test_refusals(void) {
     refuse(WITH(.beta = NAN), 0.1, r, 3, 1, "beta");
     refuse(WITH(.beta = INFINITY), 0.1, r, 3, 1, "beta");
     refuse(WITH(.beta = WRPO_ZERO), 0.1, r, 3, 1, "beta");
-    CHECK(same(wrpo_loss(NULL, 0.1, r, 3, 1, NULL), wrpo_loss(&(wrpo_loss_desc){0}, 0.1, r, 3, 1, NULL)), "a desc of NULL is {0}");
+    CHECK(same(wrpo_loss(NULL, 0.1, r, 3, 1, NULL), wrpo_loss(&(wrpo_loss_desc){0}, 0.1, r, 3, 1, NULL)),
+          "a desc of NULL is {0}");
     refuse(d, -0.01, r, 3, 1, "alpha");
     refuse(d, 1.01, r, 3, 1, "alpha");
     refuse(d, NAN, r, 3, 1, "alpha");
@@ -257,8 +295,10 @@ static void test_refusals(void) {
             *(i % 2 ? &s[i].logp : &s[i].ref) = bad == 0 ? NAN : bad == 1 ? INFINITY : -INFINITY;
             refuse(d, 0.1, s, 3, 1, "finite");
         }
-    const wrpo_loss_desc once = wrpo__loss_defaults(WITH(.method = WRPO_METHOD_SIMPO, .gamma_ratio = WRPO_ZERO)), twice = wrpo__loss_defaults(once);
-    CHECK(once.beta == 10 && once.gamma_ratio < 1e-200 && twice.gamma_ratio == once.gamma_ratio && twice.beta == 10, "defaults resolved twice");
+    const wrpo_loss_desc once = wrpo__loss_defaults(WITH(.method = WRPO_METHOD_SIMPO, .gamma_ratio = WRPO_ZERO)),
+                         twice = wrpo__loss_defaults(once);
+    CHECK(once.beta == 10 && once.gamma_ratio < 1e-200 && twice.gamma_ratio == once.gamma_ratio && twice.beta == 10,
+          "defaults resolved twice");
     CHECK(wrpo__loss_defaults(d).beta == 0.01 && wrpo__loss_defaults(d).gamma_ratio == 0.3, "defaults");
     CHECK(isnan(wrpo__weighted_reward(&d, 0.1, r + 1, 2)), "a weighted reward without its source");
 }
@@ -267,37 +307,59 @@ static void test_schedules(void) {
     for (int64_t T = 1; T < 40; T += 3)
         for (int64_t k = -2; k <= T + 2; k++) {
             const double end = 0.1, u = fmin(fmax((double)k / (double)T, 0), 1);
-            CHECK(same(wrpo_alpha(WRPO_ALPHA_SCHEDULE_LINEAR, 0, end, k, T), end * u), "linear %lld/%lld", (long long)k, (long long)T);
+            CHECK(same(wrpo_alpha(WRPO_ALPHA_SCHEDULE_LINEAR, 0, end, k, T), end * u), "linear %lld/%lld", (long long)k,
+                  (long long)T);
             CHECK(same(wrpo_alpha(WRPO_ALPHA_SCHEDULE_CONSTANT, 0, end, k, T), end), "constant");
             CHECK(fabs(wrpo_alpha(WRPO_ALPHA_SCHEDULE_POWER, 0, end, k, T) - end * u * u) < 1e-16, "power, 0 = 2");
             CHECK(fabs(wrpo_alpha(WRPO_ALPHA_SCHEDULE_POWER, 3, end, k, T) - end * u * u * u) < 1e-16, "power 3");
-            CHECK(fabs(wrpo_alpha(WRPO_ALPHA_SCHEDULE_COSINE, 0, end, k, T) - end * (1 - cos(acos(-1) * u)) / 2) < 1e-16, "cosine");
-            for (int ramp = 0; wrpo_alpha_schedule_name(ramp); ramp++) CHECK(same(wrpo_alpha((wrpo_alpha_schedule)ramp, 0, WRPO_ZERO, k, T), 0), "an end of zero");
+            CHECK(fabs(wrpo_alpha(WRPO_ALPHA_SCHEDULE_COSINE, 0, end, k, T) - end * (1 - cos(acos(-1) * u)) / 2) <
+                      1e-16,
+                  "cosine");
+            for (int ramp = 0; wrpo_alpha_schedule_name(ramp); ramp++)
+                CHECK(same(wrpo_alpha((wrpo_alpha_schedule)ramp, 0, WRPO_ZERO, k, T), 0), "an end of zero");
             for (int64_t w = 0; w <= T; w += 2) {           /* transformers' get_*_schedule_with_warmup */
                 const int64_t c = k < 0 ? 0 : k > T ? T : k;
                 const double up = (double)c / fmax(1, (double)w), rest = fmax(1, (double)(T - w));
-                CHECK(same(wrpo_lr_factor(WRPO_LR_SCHEDULE_COSINE, w, k, T), c < w ? up : fmax(0, 0.5 * (1 + cos(acos(-1) * ((double)(c - w) / rest))))), "cosine");
-                CHECK(same(wrpo_lr_factor(WRPO_LR_SCHEDULE_LINEAR, w, k, T), c < w ? up : fmax(0, (double)(T - c) / rest)), "linear");
+                CHECK(same(wrpo_lr_factor(WRPO_LR_SCHEDULE_COSINE, w, k, T),
+                           c < w ? up : fmax(0, 0.5 * (1 + cos(acos(-1) * ((double)(c - w) / rest))))),
+                      "cosine");
+                CHECK(same(wrpo_lr_factor(WRPO_LR_SCHEDULE_LINEAR, w, k, T),
+                           c < w ? up : fmax(0, (double)(T - c) / rest)),
+                      "linear");
                 CHECK(same(wrpo_lr_factor(WRPO_LR_SCHEDULE_CONSTANT, w, k, T), c < w ? up : 1), "constant");
             }
         }
     /* numbers from transformers 4: T = 10, warm-up 3 */
     static const double cosine[] = {0, 1.0 / 3, 2.0 / 3, 1, 0.9504844339512095, 0.8117449009293668, 0.6112604669781572,
                                     0.38873953302184283, 0.1882550990706332, 0.04951556604879043, 0};
-    for (int k = 0; k <= 10; k++) CHECK(fabs(wrpo_lr_factor(WRPO_LR_SCHEDULE_COSINE, 3, k, 10) - cosine[k]) < 1e-15, "cosine at %d", k);
-    CHECK(same(wrpo_alpha(WRPO_ALPHA_SCHEDULE_LINEAR, 0, 0.1, 0, 0), 0.1) && same(wrpo_alpha(WRPO_ALPHA_SCHEDULE_LINEAR, 0, 0.1, 0, 1), 0), "T = 0, 1");
-    CHECK(same(wrpo_lr_factor(WRPO_LR_SCHEDULE_COSINE, 0, 0, 0), 1) && same(wrpo_lr_factor(WRPO_LR_SCHEDULE_COSINE, 1, 0, 1), 0), "T = 0, 1");
+    for (int k = 0; k <= 10; k++)
+        CHECK(fabs(wrpo_lr_factor(WRPO_LR_SCHEDULE_COSINE, 3, k, 10) - cosine[k]) < 1e-15, "cosine at %d", k);
+    CHECK(same(wrpo_alpha(WRPO_ALPHA_SCHEDULE_LINEAR, 0, 0.1, 0, 0), 0.1) &&
+              same(wrpo_alpha(WRPO_ALPHA_SCHEDULE_LINEAR, 0, 0.1, 0, 1), 0),
+          "T = 0, 1");
+    CHECK(same(wrpo_lr_factor(WRPO_LR_SCHEDULE_COSINE, 0, 0, 0), 1) &&
+              same(wrpo_lr_factor(WRPO_LR_SCHEDULE_COSINE, 1, 0, 1), 0),
+          "T = 0, 1");
     CHECK(same(wrpo_lr_factor(WRPO_LR_SCHEDULE_COSINE, 5, 2, 3), 0.4), "a warm-up longer than the run");
-    CHECK(isnan(wrpo_alpha((wrpo_alpha_schedule)9, 0, 1, 1, 2)) && isnan(wrpo_lr_factor((wrpo_lr_schedule)9, 0, 1, 2)), "unknown schedules");
-    CHECK(isnan(wrpo_alpha(WRPO_ALPHA_SCHEDULE_POWER, -1, 1, 1, 2)) && isnan(wrpo_alpha(WRPO_ALPHA_SCHEDULE_POWER, NAN, 1, 1, 2)), "a power below 0");
+    CHECK(isnan(wrpo_alpha((wrpo_alpha_schedule)9, 0, 1, 1, 2)) && isnan(wrpo_lr_factor((wrpo_lr_schedule)9, 0, 1, 2)),
+          "unknown schedules");
+    CHECK(isnan(wrpo_alpha(WRPO_ALPHA_SCHEDULE_POWER, -1, 1, 1, 2)) &&
+              isnan(wrpo_alpha(WRPO_ALPHA_SCHEDULE_POWER, NAN, 1, 1, 2)),
+          "a power below 0");
 }
 
 static void test_names(void) {
     static const char *const methods[] = {"wrpo", "dpo", "ipo", "hinge", "simpo", "dpo-norm", "sft", NULL};
-    for (int i = 0; i < 8; i++) CHECK(methods[i] ? !strcmp(wrpo_method_name(i), methods[i]) : !wrpo_method_name(i), "method %d", i);
-    CHECK(!strcmp(wrpo_method_name(WRPO_METHOD_DPO_NORM), "dpo-norm") && !strcmp(wrpo_pair_name(WRPO_PAIR_BOTH), "both"), "names");
-    CHECK(!strcmp(wrpo_alpha_schedule_name(WRPO_ALPHA_SCHEDULE_POWER), "power") && !strcmp(wrpo_lr_schedule_name(WRPO_LR_SCHEDULE_CONSTANT), "constant"), "names");
-    CHECK(!wrpo_method_name(-1) && !wrpo_pair_name(3) && !wrpo_alpha_schedule_name(4) && !wrpo_lr_schedule_name(3), "past the last name");
+    for (int i = 0; i < 8; i++)
+        CHECK(methods[i] ? !strcmp(wrpo_method_name(i), methods[i]) : !wrpo_method_name(i), "method %d", i);
+    CHECK(!strcmp(wrpo_method_name(WRPO_METHOD_DPO_NORM), "dpo-norm") &&
+              !strcmp(wrpo_pair_name(WRPO_PAIR_BOTH), "both"),
+          "names");
+    CHECK(!strcmp(wrpo_alpha_schedule_name(WRPO_ALPHA_SCHEDULE_POWER), "power") &&
+              !strcmp(wrpo_lr_schedule_name(WRPO_LR_SCHEDULE_CONSTANT), "constant"),
+          "names");
+    CHECK(!wrpo_method_name(-1) && !wrpo_pair_name(3) && !wrpo_alpha_schedule_name(4) && !wrpo_lr_schedule_name(3),
+          "past the last name");
 }
 
 int main(void) {

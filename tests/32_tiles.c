@@ -1,5 +1,7 @@
-/* Products of bfloat16 by AMX tiles, on any machine with AVX-512 and its bfloat16: the six tile instructions are functions here, as the
-   manual of the instruction set defines them, and check their own use (a configuration before anything else, whole rows in memory). */
+/* Products of bfloat16 by AMX tiles, on any machine with AVX-512 and its bfloat16: the six tile instructions are
+   functions here, as the
+   manual of the instruction set defines them, and check their own use (a configuration before anything else, whole rows
+   in memory). */
 #define _POSIX_C_SOURCE 200809L
 #include <stdint.h>
 #include <string.h>
@@ -8,7 +10,8 @@ static int misuses;
 static void tile_config(const void *p) {
     const unsigned char *b = p;
     amx.configured = b[0] == 1 && b[1] == 0;
-    for (int t = 0; t < 8; t++) amx.configured = amx.configured && b[16 + 2 * t] == 64 && b[17 + 2 * t] == 0 && b[48 + t] == 16;
+    for (int t = 0; t < 8; t++)
+        amx.configured = amx.configured && b[16 + 2 * t] == 64 && b[17 + 2 * t] == 0 && b[48 + t] == 16;
     for (int t = 0; t < 8; t++)
         for (int i = 0; i < 256; i++) amx.f[t][i / 16][i % 16] = 1e30f;      /* what was not loaded shows */
 }
@@ -51,7 +54,9 @@ static void tile_dot(int c, int a, int b) {
 #include "support/test.h"
 
 static double worst;
-static float uniform(uint64_t stream, int64_t i) { return (float)((double)(wrpo__random64(5, stream, (uint64_t)i) >> 11) / 9007199254740992.0 * 2 - 1); }
+static float uniform(uint64_t stream, int64_t i) {
+    return (float)((double)(wrpo__random64(5, stream, (uint64_t)i) >> 11) / 9007199254740992.0 * 2 - 1);
+}
 static uint16_t half_of(float x) {
     uint32_t bits;
     memcpy(&bits, &x, 4);
@@ -59,15 +64,18 @@ static uint16_t half_of(float x) {
 }
 static void check(wrpo_ctx **ctx, wrpo_mm mm, int64_t m, int64_t n, int64_t k, int64_t extra, bool add) {
     const bool bt = mm == WRPO_MM_NT || mm == WRPO_MM_NT_FLOAT, at = mm == WRPO_MM_TN;
-    const int64_t lda = (at ? m : k) + extra, ldb = (bt ? k : n) + extra, ldc = n + extra, na = (at ? k : m) * lda, nb = (bt ? n : k) * ldb;
-    float *a = malloc((size_t)na * 4), *b = malloc((size_t)nb * 4), *c[2], *row = malloc((size_t)n * 4);     /* exact sizes: a sanitizer sees a read beyond */
+    const int64_t lda = (at ? m : k) + extra, ldb = (bt ? k : n) + extra, ldc = n + extra, na = (at ? k : m) * lda,
+                  nb = (bt ? n : k) * ldb;
+    /* exact sizes: a sanitizer sees a read beyond */
+    float *a = malloc((size_t)na * 4), *b = malloc((size_t)nb * 4), *c[2], *row = malloc((size_t)n * 4);
     uint16_t *h = malloc((size_t)nb * 2);
     for (int64_t i = 0; i < na; i++) a[i] = uniform(1, i);
     for (int64_t i = 0; i < nb; i++) h[i] = half_of(uniform(2, i)), b[i] = at ? uniform(2, i) : wrpo__float_of(h[i]);
     for (int t = 0; t < 2; t++) {
         c[t] = malloc((size_t)(m * ldc) * 4);
         for (int64_t i = 0; i < m * ldc; i++) c[t][i] = add && i % ldc < n ? uniform(3, i) : NAN;
-        ctx[t]->desc.backend->gemm(ctx[t]->dev, mm, c[t], ldc, a, lda, at ? (void *)b : (void *)h, ldb, at ? WRPO_DTYPE_F32 : WRPO_DTYPE_BF16, m, n, k, add);
+        ctx[t]->desc.backend->gemm(ctx[t]->dev, mm, c[t], ldc, a, lda, at ? (void *)b : (void *)h, ldb,
+                                   at ? WRPO_DTYPE_F32 : WRPO_DTYPE_BF16, m, n, k, add);
     }
     double error = 0, scale = 0;
     int64_t touched = 0;
@@ -76,12 +84,16 @@ static void check(wrpo_ctx **ctx, wrpo_mm mm, int64_t m, int64_t n, int64_t k, i
             if (j >= n) { touched += !isnan(c[0][i * ldc + j]); continue; }
             double want = add ? (double)uniform(3, i * ldc + j) : 0;
             for (int64_t l = 0; l < k; l++)
-                want += (double)wrpo__float_of(half_of(a[at ? l * lda + i : i * lda + l])) * (double)wrpo__float_of(half_of(b[bt ? j * ldb + l : l * ldb + j]));
+                want += (double)wrpo__float_of(half_of(a[at ? l * lda + i : i * lda + l])) *
+                    (double)wrpo__float_of(half_of(b[bt ? j * ldb + l : l * ldb + j]));
             error = fmax(error, fabs((double)c[0][i * ldc + j] - want)), scale = fmax(scale, fabs(want));
         }
     worst = fmax(worst, error / scale);
-    CHECK(error <= 2e-6 * scale && !touched, "layout %d, %lld x %lld x %lld: off by %.3g of %.3g, %lld written between rows", (int)mm, (long long)m, (long long)n, (long long)k, error, scale, (long long)touched);
-    CHECK(!memcmp(c[0], c[1], (size_t)(m * ldc) * 4), "layout %d, %lld x %lld x %lld: threads change bits", (int)mm, (long long)m, (long long)n, (long long)k);
+    CHECK(error <= 2e-6 * scale && !touched,
+          "layout %d, %lld x %lld x %lld: off by %.3g of %.3g, %lld written between rows", (int)mm, (long long)m,
+          (long long)n, (long long)k, error, scale, (long long)touched);
+    CHECK(!memcmp(c[0], c[1], (size_t)(m * ldc) * 4), "layout %d, %lld x %lld x %lld: threads change bits", (int)mm,
+          (long long)m, (long long)n, (long long)k);
     for (int64_t r = 0; r < m && !at && !add; r += 1 + m / 7) {
         ctx[0]->desc.backend->gemm(ctx[0]->dev, mm, row, n, a + r * lda, lda, h, ldb, WRPO_DTYPE_BF16, 1, n, k, 0);
         CHECK(!memcmp(row, c[0] + r * ldc, (size_t)n * 4), "row %lld alone has other bits", (long long)r);
@@ -94,10 +106,13 @@ int main(void) {
         if (wrpo_open(&(wrpo_desc){.threads = 1 + 2 * t, .dtype = WRPO_DTYPE_BF16}, &ctx[t]) != WRPO_OK) return 2;
     if (!((wrpo__cpu *)ctx[0]->dev)->tiles) SKIP(1, "no AVX512_BF16 on this machine, which packs for the tiles");
     else {
-        static const int64_t shapes[][3] = {{1, 1, 1}, {3, 17, 5}, {16, 32, 32}, {17, 33, 31}, {33, 65, 129}, {129, 70, 640}, {70, 129, 700}, {40, 300, 1500}, {700, 20, 33}};
+        static const int64_t shapes[][3] = {{1, 1, 1},      {3, 17, 5},      {16, 32, 32},
+                                            {17, 33, 31},   {33, 65, 129},   {129, 70, 640},
+                                            {70, 129, 700}, {40, 300, 1500}, {700, 20, 33}};
         for (int i = 0; i < 9; i++)
             for (int mm = WRPO_MM_NT; mm <= WRPO_MM_TN; mm++)
-                for (int more = 0; more < 2; more++) check(ctx, (wrpo_mm)mm, shapes[i][0], shapes[i][1], shapes[i][2], more * 3, more);
+                for (int more = 0; more < 2; more++)
+                    check(ctx, (wrpo_mm)mm, shapes[i][0], shapes[i][1], shapes[i][2], more * 3, more);
         CHECK(misuses == 0, "%d uses of tiles without a configuration", misuses);
         printf("worst relative error %.2g\n", worst);
     }

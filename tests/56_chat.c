@@ -1,4 +1,5 @@
-/* Chat templates: snippets against jinja2 (golden/templates.json), limits on hostile ones, real templates where they are at hand. */
+/* Chat templates: snippets against jinja2 (golden/templates.json), limits on hostile ones, real templates where they
+   are at hand. */
 #define WRPO_IMPLEMENTATION
 #include "wrpo.h"
 #include "support/test.h"
@@ -28,16 +29,23 @@ static void snippets(void) {
     if (!golden) return;
     const wrpo_json *context = wrpo_json_get(golden, "context"), *messages = wrpo_json_get(context, "messages");
     for (const wrpo_json *s = wrpo_json_get(golden, "snippets")->child; s; s = s->next) {
-        const wrpo_json *t = wrpo_json_get(s, "template"), *want = wrpo_json_get(s, "text"), *refused = wrpo_json_get(s, "refused");
+        const wrpo_json *t = wrpo_json_get(s, "template"), *want = wrpo_json_get(s, "text"),
+                        *refused = wrpo_json_get(s, "refused");
         wrpo__arena *arena = wrpo__arena_new(ctx);
         wrpo_tokenizer tok = template_of(arena, t->text, t->size);
         char *text;
         size_t size;
         for (int twice = 0; twice < 2; twice++) {      /* compiled, then from its cache */
             wrpo_result r = wrpo_tokenizer_chat(&tok, messages, true, context, &text, &size);
-            if (refused) CHECK(r == WRPO_E_UNSUPPORTED && !text && strstr(wrpo_last_error(ctx)->text, refused->text), "%s: %d %s", t->text, r, wrpo_last_error(ctx)->text);
-            else if (want) CHECK(r == WRPO_OK && size == want->size && !memcmp(text, want->text, size), "%s\n   want %s\n   found %s", t->text, want->text, r ? wrpo_last_error(ctx)->text : text);
-            else CHECK(r == WRPO_E_FORMAT || r == WRPO_E_UNSUPPORTED, "%s: want an error, found \"%s\"", t->text, text ? text : "");
+            if (refused)
+                CHECK(r == WRPO_E_UNSUPPORTED && !text && strstr(wrpo_last_error(ctx)->text, refused->text),
+                      "%s: %d %s", t->text, r, wrpo_last_error(ctx)->text);
+            else if (want)
+                CHECK(r == WRPO_OK && size == want->size && !memcmp(text, want->text, size),
+                      "%s\n   want %s\n   found %s", t->text, want->text, r ? wrpo_last_error(ctx)->text : text);
+            else
+                CHECK(r == WRPO_E_FORMAT || r == WRPO_E_UNSUPPORTED, "%s: want an error, found \"%s\"", t->text,
+                      text ? text : "");
             wrpo_free(ctx, text);
         }
         wrpo__arena_free(arena);
@@ -51,18 +59,37 @@ static void limits(void) {
     memset(deep, '(', 60000), memcpy(deep, "{{ ", 3), deep[60000] = '1';
     memset(deep + 60001, ')', 59997), strcpy(deep + 119998, " }}");
     strcpy(nots, "{{ "), strcpy(chain, "{{ a"), strcpy(sum, "{{ 1");
-    for (int i = 0; i < 15000; i++) memcpy(nots + 3 + 4 * i, i < 7000 ? "not " : " -  ", 4), memcpy(blocks + 11 * i, "{% if 1 -%}", 11);
+    for (int i = 0; i < 15000; i++)
+        memcpy(nots + 3 + 4 * i, i < 7000 ? "not " : " -  ", 4), memcpy(blocks + 11 * i, "{% if 1 -%}", 11);
     for (int i = 0; i < 30000; i++) memcpy(chain + 4 + 5 * i, "|trim", 5), memcpy(sum + 4 + 2 * i, "~1", 2);
     strcpy(nots + 3 + 4 * 15000, "1 }}");
     strcpy(chain + 4 + 5 * 30000, " }}"), strcpy(sum + 4 + 2 * 30000, " }}");
-    const struct { const char *text, *says; } bad[] = {
-        {"{% for a in range(99999) %}{% for b in range(99999) %}{{ a }}{% endfor %}{% endfor %}", ""}, {deep, "deep"}, {"{% if x", ""}, {"{{ 'open }}", ""}, {"{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", ""},
-        {"{% for a in messages %}{% set ns.x = 1 %}{% endfor %}", ""}, {"{{ 1 / 0 }}", "line 1"}, {"\n\n{{ nothing.here }}", "line 3"}, {"{{ raise_exception('my words') }}", "my words"},
-        {"{% include 'x' %}", "include"}, {"{% endfor %}", ""}, {"{{ 'a' * 999999999 }}", ""}, {nots, "deep"}, {blocks, "deep"}, {chain, "deep"}, {sum, "deep"},
-        {DOUBLED "{{ ns.x }}", "too much"}, {GROWN "{{ ns.x|replace('a', ns.x) }}", "too much"}, {GROWN "{{ range(99999)|join(ns.x) }}", "too much"},
-        {GROWN "{% set ns.l = ns.x|list %}{% for i in range(99) %}{% set ns.l = ns.l + ns.l %}{% endfor %}", "too much"},
-        {GROWN "{% set ns.l = (ns.x ~ '\n') * 9999 %}{{ ns.l|indent(ns.x) }}", "too much"}, {"{{ messages|tojson(indent=99999999) }}", ""},
-        {"{% for a in range(99999) %}{% set x = 'a' * 99999 %}{% endfor %}", ""}, {"{% for a in range(9999) %}{{ 'x' * 99999 in 'x' * 99998 ~ 'y' }}{% endfor %}", ""}};
+    const struct { const char *text, *says;
+    } bad[] = {{"{% for a in range(99999) %}{% for b in range(99999) %}{{ a }}{% endfor %}{% endfor %}", ""},
+               {deep, "deep"},
+               {"{% if x", ""},
+               {"{{ 'open }}", ""},
+               {"{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", ""},
+               {"{% for a in messages %}{% set ns.x = 1 %}{% endfor %}", ""},
+               {"{{ 1 / 0 }}", "line 1"},
+               {"\n\n{{ nothing.here }}", "line 3"},
+               {"{{ raise_exception('my words') }}", "my words"},
+               {"{% include 'x' %}", "include"},
+               {"{% endfor %}", ""},
+               {"{{ 'a' * 999999999 }}", ""},
+               {nots, "deep"},
+               {blocks, "deep"},
+               {chain, "deep"},
+               {sum, "deep"},
+               {DOUBLED "{{ ns.x }}", "too much"},
+               {GROWN "{{ ns.x|replace('a', ns.x) }}", "too much"},
+               {GROWN "{{ range(99999)|join(ns.x) }}", "too much"},
+               {GROWN "{% set ns.l = ns.x|list %}{% for i in range(99) %}{% set ns.l = ns.l + ns.l %}{% endfor %}",
+                "too much"},
+               {GROWN "{% set ns.l = (ns.x ~ '\n') * 9999 %}{{ ns.l|indent(ns.x) }}", "too much"},
+               {"{{ messages|tojson(indent=99999999) }}", ""},
+               {"{% for a in range(99999) %}{% set x = 'a' * 99999 %}{% endfor %}", ""},
+               {"{% for a in range(9999) %}{{ 'x' * 99999 in 'x' * 99998 ~ 'y' }}{% endfor %}", ""}};
     wrpo_json *messages;
     const char *m = "[{\"role\":\"user\",\"content\":\"x\"}]";
     CHECK(wrpo_json_parse(ctx, "m", m, strlen(m), &messages) == WRPO_OK, "messages");
@@ -72,7 +99,8 @@ static void limits(void) {
         char *text;
         size_t size;
         wrpo_result r = wrpo_tokenizer_chat(&tok, messages, true, NULL, &text, &size);
-        CHECK(r != WRPO_OK && !text && strstr(wrpo_last_error(ctx)->text, bad[i].says), "template %d: %d %s", i, r, r ? wrpo_last_error(ctx)->text : "rendered");
+        CHECK(r != WRPO_OK && !text && strstr(wrpo_last_error(ctx)->text, bad[i].says), "template %d: %d %s", i, r,
+              r ? wrpo_last_error(ctx)->text : "rendered");
         wrpo__arena_free(arena);
     }
     wrpo_json_free(ctx, messages);
@@ -87,10 +115,12 @@ static void real(void) {
         path = test_shared(name);
         FILE *f = path ? fopen(path, "rb") : NULL;
         if (!f) { SKIP(50, "%s is absent", name); continue; }
-        const wrpo_json *t = wrpo_json_get(e, "template"), *bos = wrpo_json_get(e, "bos_token"), *eos = wrpo_json_get(e, "eos_token");
+        const wrpo_json *t = wrpo_json_get(e, "template"), *bos = wrpo_json_get(e, "bos_token"),
+                        *eos = wrpo_json_get(e, "eos_token");
         wrpo__arena *arena = wrpo__arena_new(ctx);
         wrpo_tokenizer tok = template_of(arena, t->text, t->size);
-        tok.special[0] = bos && bos->kind == WRPO_JSON_STRING ? bos->text : NULL, tok.special[1] = eos && eos->kind == WRPO_JSON_STRING ? eos->text : NULL;
+        tok.special[0] = bos && bos->kind == WRPO_JSON_STRING ? bos->text : NULL,
+        tok.special[1] = eos && eos->kind == WRPO_JSON_STRING ? eos->text : NULL;
         static char line[1 << 18];
         int lines = 0;
         while (fgets(line, sizeof line, f)) {
@@ -99,8 +129,10 @@ static void real(void) {
             size_t size;
             CHECK(wrpo_json_parse(ctx, name, line, strlen(line), &v) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
             const wrpo_json *want = wrpo_json_get(v, "text"), *gen = wrpo_json_get(v, "add_generation_prompt");
-            wrpo_result r = wrpo_tokenizer_chat(&tok, wrpo_json_get(v, "messages"), gen && gen->boolean, wrpo_json_get(v, "kwargs"), &text, &size);
-            CHECK(want ? r == WRPO_OK && size == want->size && !memcmp(text, want->text, size) : r != WRPO_OK, "%s line %d: %s", name, lines + 1, r ? wrpo_last_error(ctx)->text : text);
+            wrpo_result r = wrpo_tokenizer_chat(&tok, wrpo_json_get(v, "messages"), gen && gen->boolean,
+                                                wrpo_json_get(v, "kwargs"), &text, &size);
+            CHECK(want ? r == WRPO_OK && size == want->size && !memcmp(text, want->text, size) : r != WRPO_OK,
+                  "%s line %d: %s", name, lines + 1, r ? wrpo_last_error(ctx)->text : text);
             wrpo_free(ctx, text), wrpo_json_free(ctx, v);
             lines++;
         }
@@ -113,8 +145,10 @@ static void real(void) {
 /* Every allocation of compiling and rendering fails once. */
 static void allocations(void) {
     wrpo_ctx *keep = ctx;
-    const char *text = "{% macro f(x, y=2) %}{{ x ~ y }}{% endmacro %}{% for m in messages if m.role != 'z' %}{{ f(m.content|upper) }}{{ m|tojson(indent=1) }}{{ [1, 2]|join(',') }}{% endfor %}";
-    CHECK(wrpo_open(&(wrpo_desc){.memory = {counting_alloc, counting_free, NULL}, .threads = 1}, &ctx) == WRPO_OK, "open");
+    const char *text = "{% macro f(x, y=2) %}{{ x ~ y }}{% endmacro %}{% for m in messages if m.role != 'z' %}{{ "
+                       "f(m.content|upper) }}{{ m|tojson(indent=1) }}{{ [1, 2]|join(',') }}{% endfor %}";
+    CHECK(wrpo_open(&(wrpo_desc){.memory = {counting_alloc, counting_free, NULL}, .threads = 1}, &ctx) == WRPO_OK,
+          "open");
     wrpo_json *messages;
     const char *m = "[{\"role\":\"user\",\"content\":\"hello\"},{\"role\":\"z\",\"content\":\"x\"}]";
     CHECK(wrpo_json_parse(ctx, "m", m, strlen(m), &messages) == WRPO_OK, "messages");
@@ -130,7 +164,9 @@ static void allocations(void) {
             r = wrpo_tokenizer_chat(&tok, messages, false, NULL, &out, &size);
         }
         wrpo_free(ctx, out), wrpo__arena_free(arena);
-        if (live != base || (r != WRPO_OK && r != WRPO_E_MEMORY)) CHECK(false, "allocation %lld: %d %s, %lld held", (long long)fail_at, r, wrpo_last_error(ctx)->text, (long long)(live - base));
+        if (live != base || (r != WRPO_OK && r != WRPO_E_MEMORY))
+            CHECK(false, "allocation %lld: %d %s, %lld held", (long long)fail_at, r, wrpo_last_error(ctx)->text,
+                  (long long)(live - base));
         if (r == WRPO_OK) break;
     }
     CHECK(fail_at > 5 && fail_at < 5000, "%lld allocations", (long long)fail_at);
@@ -148,7 +184,9 @@ int main(void) {
         size_t size;
         wrpo_json *m;
         CHECK(wrpo_json_parse(ctx, "m", "[]", 2, &m) == WRPO_OK, "[]");
-        CHECK(wrpo_tokenizer_chat(&tok, m, true, NULL, &text, &size) == WRPO_E_FORMAT && strstr(wrpo_last_error(ctx)->text, "here: no chat template"), "%s", wrpo_last_error(ctx)->text);
+        CHECK(wrpo_tokenizer_chat(&tok, m, true, NULL, &text, &size) == WRPO_E_FORMAT &&
+                  strstr(wrpo_last_error(ctx)->text, "here: no chat template"),
+              "%s", wrpo_last_error(ctx)->text);
         wrpo_json_free(ctx, m);
         wrpo__arena_free(arena);
     }
@@ -163,7 +201,8 @@ int main(void) {
             wrpo_json *m, *kwargs;
             char *text;
             size_t size;
-            CHECK(!wrpo_json_parse(ctx, "m", "[]", 2, &m) && !wrpo_json_parse(ctx, "k", kw, strlen(kw), &kwargs), "JSON");
+            CHECK(!wrpo_json_parse(ctx, "m", "[]", 2, &m) && !wrpo_json_parse(ctx, "k", kw, strlen(kw), &kwargs),
+                  "JSON");
             const wrpo_result r = wrpo_tokenizer_chat(&tok, m, true, kwargs, &text, &size);
             const char *found = wrpo_last_error(ctx)->text;
             CHECK(r == WRPO_E_UNSUPPORTED && strstr(found, big[k].says), "%s: %s", kw, found);
@@ -171,8 +210,15 @@ int main(void) {
         }
         wrpo__arena_free(arena);
     }
-    {   /* two templates: that for tools is taken where tools are given, as transformers chooses (an empty list included) */
-        static const struct { const char *kwargs, *want; } tools[] = {{"{}", "D"}, {"{\"tools\":[{\"name\":\"f\"}]}", "T1"}, {"{\"tools\":null}", "D"}, {"{\"tools\":[]}", "T0"}, {"{\"x\":1}", "D"}};
+    /* two templates: that for tools is taken where tools are given, as transformers chooses (an empty list included) */
+    {
+        static const struct {
+            const char *kwargs, *want;
+        } tools[] = {{"{}", "D"},
+                     {"{\"tools\":[{\"name\":\"f\"}]}", "T1"},
+                     {"{\"tools\":null}", "D"},
+                     {"{\"tools\":[]}", "T0"},
+                     {"{\"x\":1}", "D"}};
         for (int alone = 0; alone < 2; alone++) {
             wrpo__arena *arena = wrpo__arena_new(ctx);
             wrpo_tokenizer tok = template_of(arena, "D", alone ? 0 : 1);
@@ -182,10 +228,16 @@ int main(void) {
                 wrpo_json *m, *kwargs;
                 char *text;
                 size_t size;
-                CHECK(!wrpo_json_parse(ctx, "m", "[]", 2, &m) && !wrpo_json_parse(ctx, "k", tools[k].kwargs, strlen(tools[k].kwargs), &kwargs), "tools");
+                CHECK(!wrpo_json_parse(ctx, "m", "[]", 2, &m) &&
+                          !wrpo_json_parse(ctx, "k", tools[k].kwargs, strlen(tools[k].kwargs), &kwargs),
+                      "tools");
                 wrpo_result r = wrpo_tokenizer_chat(&tok, m, true, kwargs, &text, &size);
-                if (alone && *tools[k].want == 'D') CHECK(r == WRPO_E_FORMAT && strstr(wrpo_last_error(ctx)->text, "no chat template"), "%s", tools[k].kwargs);
-                else CHECK(r == WRPO_OK && !strcmp(text, tools[k].want), "%s: %s", tools[k].kwargs, r ? wrpo_last_error(ctx)->text : text);
+                if (alone && *tools[k].want == 'D')
+                    CHECK(r == WRPO_E_FORMAT && strstr(wrpo_last_error(ctx)->text, "no chat template"), "%s",
+                          tools[k].kwargs);
+                else
+                    CHECK(r == WRPO_OK && !strcmp(text, tools[k].want), "%s: %s", tools[k].kwargs,
+                          r ? wrpo_last_error(ctx)->text : text);
                 wrpo_free(ctx, text), wrpo_json_free(ctx, m), wrpo_json_free(ctx, kwargs);
             }
             wrpo__arena_free(arena);

@@ -29,59 +29,104 @@ static wrpo_data *load(wrpo_tokenizer *tok, const char *text, wrpo_data_desc des
 static void is(wrpo_tokenizer *tok, const int32_t *ids, int64_t n, const char *want, const char *what) {
     char *text;
     size_t size;
-    CHECK(wrpo_tokenizer_decode(tok, ids, n, false, &text, &size) == WRPO_OK && !strcmp(text, want), "%s: want \"%s\", found \"%s\"", what, want, text ? text : wrpo_last_error(ctx)->text);
+    CHECK(wrpo_tokenizer_decode(tok, ids, n, false, &text, &size) == WRPO_OK && !strcmp(text, want),
+          "%s: want \"%s\", found \"%s\"", what, want, text ? text : wrpo_last_error(ctx)->text);
     wrpo_free(ctx, text);
 }
-static const char *const chatml =
-    "\"{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' + '\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}\"";
-#define QUAD "{\"prompt_id\":\"q\",\"prompt\":{\"role\":\"user\",\"content\":\"hi\"},\"chosen\":[{\"role\":\"assistant\",\"content\":\"one\"}," \
-             "{\"role\":\"assistant\",\"content\":\"two\"}],\"rejected\":[{\"role\":\"assistant\",\"content\":\"bad\"}]}"
+static const char *const chatml = "\"{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + "
+                                  "'<|im_end|>' + '\\n' }}{% endfor %}"
+                                  "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}\"";
+#define QUAD                                                                                                           \
+    "{\"prompt_id\":\"q\",\"prompt\":{\"role\":\"user\",\"content\":\"hi\"},\"chosen\":[{\"role\":\"assistant\","      \
+    "\"content\":\"one\"},"                                                                                            \
+    "{\"role\":\"assistant\",\"content\":\"two\"}],\"rejected\":[{\"role\":\"assistant\",\"content\":\"bad\"}]}"
 
 static void forms(void) {
     wrpo_tokenizer *tok = tokenizer(chatml);
-    wrpo_data *data = load(tok, "\n" QUAD "\r\n  \n"
+    wrpo_data *data = load(
+        tok,
+        "\n" QUAD "\r\n  \n"
         "{\"prompt\":\"hi\",\"chosen\":\"two\",\"rejected\":\"bad\"}\n"
-        "{\"prompt\":[{\"role\":\"system\",\"content\":\"s\"},{\"role\":\"user\",\"content\":\"hi\"}],\"chosen\":[{\"role\":\"assistant\",\"content\":\"two\"}],\"rejected\":{\"role\":\"assistant\",\"content\":\"bad\"}}\n"
-        "{\"chosen\":[{\"role\":\"user\",\"content\":\"hi\"},{\"role\":\"assistant\",\"content\":\"two\"}],\"rejected\":[{\"role\":\"user\",\"content\":\"hi\"},{\"role\":\"assistant\",\"content\":\"bad\"}]}\n"
-        "{\"prompt_id\":7,\"messages\":[{\"role\":\"user\",\"content\":\"hi\"},{\"role\":\"assistant\",\"content\":\"one\"}]}\n"
-        "{\"prompt\":\"hi\",\"chosen\":[\"a\",\"b\",\"c\"],\"rejected\":\"bad\"}", (wrpo_data_desc){0});
+        "{\"prompt\":[{\"role\":\"system\",\"content\":\"s\"},{\"role\":\"user\",\"content\":\"hi\"}],\"chosen\":[{"
+        "\"role\":\"assistant\",\"content\":\"two\"}],\"rejected\":{\"role\":\"assistant\",\"content\":\"bad\"}}\n"
+        "{\"chosen\":[{\"role\":\"user\",\"content\":\"hi\"},{\"role\":\"assistant\",\"content\":\"two\"}],"
+        "\"rejected\":[{\"role\":\"user\",\"content\":\"hi\"},{\"role\":\"assistant\",\"content\":\"bad\"}]}\n"
+        "{\"prompt_id\":7,\"messages\":[{\"role\":\"user\",\"content\":\"hi\"},{\"role\":\"assistant\",\"content\":"
+        "\"one\"}]}\n"
+        "{\"prompt\":\"hi\",\"chosen\":[\"a\",\"b\",\"c\"],\"rejected\":\"bad\"}",
+        (wrpo_data_desc){0});
     CHECK(data && wrpo_data_count(data) == 6, "%s", wrpo_last_error(ctx)->text);
     if (!data) return;
     const char *prompt = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n";
-    const struct { const char *id; int64_t line; int count; wrpo_role role[4]; const char *text[4]; } want[] = {
-        {"q", 2, 3, {WRPO_ROLE_SOURCE, WRPO_ROLE_TARGET, WRPO_ROLE_REJECTED}, {"one<|im_end|>", "two<|im_end|>", "bad<|im_end|>"}},
-        {"line 4", 4, 2, {WRPO_ROLE_TARGET, WRPO_ROLE_REJECTED}, {"two<|im_end|>", "bad<|im_end|>"}},
-        {"line 5", 5, 2, {WRPO_ROLE_TARGET, WRPO_ROLE_REJECTED}, {"two<|im_end|>", "bad<|im_end|>"}},
-        {"line 6", 6, 2, {WRPO_ROLE_TARGET, WRPO_ROLE_REJECTED}, {"two<|im_end|>", "bad<|im_end|>"}},
-        {"7", 7, 1, {WRPO_ROLE_SOURCE}, {"one<|im_end|>"}},
-        {"line 8", 8, 4, {WRPO_ROLE_SOURCE, WRPO_ROLE_SOURCE, WRPO_ROLE_TARGET, WRPO_ROLE_REJECTED}, {"a<|im_end|>", "b<|im_end|>", "c<|im_end|>", "bad<|im_end|>"}}};
+    const struct { const char *id; int64_t line; int count; wrpo_role role[4]; const char *text[4];
+    } want[] = {{"q",
+                 2,
+                 3,
+                 {WRPO_ROLE_SOURCE, WRPO_ROLE_TARGET, WRPO_ROLE_REJECTED},
+                 {"one<|im_end|>", "two<|im_end|>", "bad<|im_end|>"}},
+                {"line 4", 4, 2, {WRPO_ROLE_TARGET, WRPO_ROLE_REJECTED}, {"two<|im_end|>", "bad<|im_end|>"}},
+                {"line 5", 5, 2, {WRPO_ROLE_TARGET, WRPO_ROLE_REJECTED}, {"two<|im_end|>", "bad<|im_end|>"}},
+                {"line 6", 6, 2, {WRPO_ROLE_TARGET, WRPO_ROLE_REJECTED}, {"two<|im_end|>", "bad<|im_end|>"}},
+                {"7", 7, 1, {WRPO_ROLE_SOURCE}, {"one<|im_end|>"}},
+                {"line 8",
+                 8,
+                 4,
+                 {WRPO_ROLE_SOURCE, WRPO_ROLE_SOURCE, WRPO_ROLE_TARGET, WRPO_ROLE_REJECTED},
+                 {"a<|im_end|>", "b<|im_end|>", "c<|im_end|>", "bad<|im_end|>"}}};
     for (int i = 0; i < 6; i++) {
         wrpo_record r = wrpo_data_record(data, i);
-        CHECK(!strcmp(r.prompt_id, want[i].id) && r.line == want[i].line && r.count == want[i].count, "record %d: \"%s\", line %lld, %d responses", i, r.prompt_id, (long long)r.line, r.count);
-        is(tok, r.prompt, r.prompt_count, i == 2 ? "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n" : prompt, "prompt");
+        CHECK(!strcmp(r.prompt_id, want[i].id) && r.line == want[i].line && r.count == want[i].count,
+              "record %d: \"%s\", line %lld, %d responses", i, r.prompt_id, (long long)r.line, r.count);
+        is(tok, r.prompt, r.prompt_count,
+           i == 2 ? "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n" : prompt,
+           "prompt");
         for (int k = 0; k < r.count && k < 4; k++) {
-            CHECK(r.responses[k].role == want[i].role[k] && r.responses[k].first == 0, "record %d, response %d: role %d", i, k, r.responses[k].role);
+            CHECK(r.responses[k].role == want[i].role[k] && r.responses[k].first == 0,
+                  "record %d, response %d: role %d", i, k, r.responses[k].role);
             CHECK(r.responses[k].share == (i == 5 && k < 2 ? 0.5 : 1), "share %g", r.responses[k].share);
             is(tok, r.responses[k].ids, r.responses[k].count, want[i].text[k], "response");
         }
     }
     wrpo_data_free(data);
-    data = load(tok, "{\"prompt\":\"hi\",\"chosen\":[\"a\",\"b\",\"c\"],\"rejected\":\"bad\",\"weights\":[3,1],\"weight\":0.25}\n"     /* shares, pairs, weights */
-        "{\"prompt\":\"hi\",\"pairs\":[{\"chosen\":\"a\",\"rejected\":\"x\",\"weight\":2},{\"chosen\":[\"b\"],\"rejected\":{\"role\":\"assistant\",\"content\":\"y\"},\"weight\":6}]}\n"
-        "{\"weight\":0,\"pairs\":[{\"chosen\":[{\"role\":\"user\",\"content\":\"hi\"},{\"role\":\"assistant\",\"content\":\"a\"}],\"rejected\":\"x\"}]}\n", (wrpo_data_desc){0});
+    /* shares, pairs, weights */
+    data = load(
+        tok,
+        "{\"prompt\":\"hi\",\"chosen\":[\"a\",\"b\",\"c\"],\"rejected\":\"bad\",\"weights\":[3,1],\"weight\":0.25}\n"
+        "{\"prompt\":\"hi\",\"pairs\":[{\"chosen\":\"a\",\"rejected\":\"x\",\"weight\":2},{\"chosen\":[\"b\"],"
+        "\"rejected\":{\"role\":\"assistant\",\"content\":\"y\"},\"weight\":6}]}\n"
+        "{\"weight\":0,\"pairs\":[{\"chosen\":[{\"role\":\"user\",\"content\":\"hi\"},{\"role\":\"assistant\","
+        "\"content\":\"a\"}],\"rejected\":\"x\"}]}\n",
+        (wrpo_data_desc){0});
     CHECK(data && wrpo_data_count(data) == 3, "%s", wrpo_last_error(ctx)->text);
     if (data) {
-        static const struct { int count; double weight; const char *text; wrpo_role role[4]; double share[4]; int pair[4]; } fused[] = {
-            {4, 0.25, "abcbad", {WRPO_ROLE_SOURCE, WRPO_ROLE_SOURCE, WRPO_ROLE_TARGET, WRPO_ROLE_REJECTED}, {0.75, 0.25, 1, 1}, {0, 0, 0, 0}},
-            {4, 1, "abxy", {WRPO_ROLE_SOURCE, WRPO_ROLE_SOURCE, WRPO_ROLE_REJECTED, WRPO_ROLE_REJECTED}, {0.25, 0.75, 0.25, 0.75}, {1, 2, 1, 2}},
-            {2, WRPO_ZERO, "ax", {WRPO_ROLE_SOURCE, WRPO_ROLE_REJECTED}, {1, 1}, {1, 1}}};
+        static const struct {
+            int count;
+            double weight;
+            const char *text;
+            wrpo_role role[4];
+            double share[4];
+            int pair[4];
+        } fused[] = {{4,
+                      0.25,
+                      "abcbad",
+                      {WRPO_ROLE_SOURCE, WRPO_ROLE_SOURCE, WRPO_ROLE_TARGET, WRPO_ROLE_REJECTED},
+                      {0.75, 0.25, 1, 1},
+                      {0, 0, 0, 0}},
+                     {4,
+                      1,
+                      "abxy",
+                      {WRPO_ROLE_SOURCE, WRPO_ROLE_SOURCE, WRPO_ROLE_REJECTED, WRPO_ROLE_REJECTED},
+                      {0.25, 0.75, 0.25, 0.75},
+                      {1, 2, 1, 2}},
+                     {2, WRPO_ZERO, "ax", {WRPO_ROLE_SOURCE, WRPO_ROLE_REJECTED}, {1, 1}, {1, 1}}};
         for (int i = 0; i < 3; i++) {
             wrpo_record r = wrpo_data_record(data, i);
-            CHECK(r.count == fused[i].count && r.weight == fused[i].weight, "fused %d: %d responses, weight %g", i, r.count, r.weight);
+            CHECK(r.count == fused[i].count && r.weight == fused[i].weight, "fused %d: %d responses, weight %g", i,
+                  r.count, r.weight);
             for (int k = 0; k < r.count; k++)
-                CHECK(r.responses[k].role == fused[i].role[k] && r.responses[k].share == fused[i].share[k] && r.responses[k].pair_id == fused[i].pair[k]
-                      && r.responses[k].ids[0] == fused[i].text[k], "fused %d, response %d: share %g, pair %d", i, k, r.responses[k].share, r.responses[k].pair_id);
+                CHECK(r.responses[k].role == fused[i].role[k] && r.responses[k].share == fused[i].share[k] &&
+                          r.responses[k].pair_id == fused[i].pair[k] && r.responses[k].ids[0] == fused[i].text[k],
+                      "fused %d, response %d: share %g, pair %d", i, k, r.responses[k].share, r.responses[k].pair_id);
         }
     }
     wrpo_data_free(data);
@@ -92,22 +137,32 @@ static void forms(void) {
 }
 
 static void endings(void) {   /* what the template writes around the reply; what the reply holds itself */
-    const struct { const char *template_json, *reply, *want; } cases[] = {
+    const struct { const char *template_json, *reply, *want;
+    } cases[] = {
         {chatml, "  padded \\n", "  padded \n<|im_end|>"},
         {chatml, "\\nnew line", "\nnew line<|im_end|>"},
         {chatml, "\\ud83d\\ude00 smile", "\xF0\x9F\x98\x80 smile<|im_end|>"},
         {chatml, "says <|im_end|> itself", "says <|im_end|> itself<|im_end|>"},
-        {"\"{% for m in messages %}{{ m.role + ': ' + m.content|trim + '</s>' }}{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}\"", " trimmed ", " trimmed</s>"},
-        {"\"{% for m in messages %}{{ m.role + ': ' + m.content + '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}assistant: {% else %}</s>{% endif %}\"", "first end only", "first end only<|im_end|>"},
-        {"\"{% for m in messages %}{{ '[' + m.role + ']' + m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}\"", "no end", "no end</s>"},
-        {"\"{% for m in messages %}{{ m.content + '</s>' }}{% endfor %}{% if add_generation_prompt %}go:{% endif %}\"", "another prompt", "another prompt</s>"}};
+        {"\"{% for m in messages %}{{ m.role + ': ' + m.content|trim + '</s>' }}{% endfor %}{% if "
+         "add_generation_prompt %}assistant:{% endif %}\"",
+         " trimmed ", " trimmed</s>"},
+        {"\"{% for m in messages %}{{ m.role + ': ' + m.content + '<|im_end|>\\n' }}{% endfor %}{% if "
+         "add_generation_prompt %}assistant: {% else %}</s>{% endif %}\"",
+         "first end only", "first end only<|im_end|>"},
+        {"\"{% for m in messages %}{{ '[' + m.role + ']' + m.content }}{% endfor %}{% if add_generation_prompt "
+         "%}[assistant]{% endif %}\"",
+         "no end", "no end</s>"},
+        {"\"{% for m in messages %}{{ m.content + '</s>' }}{% endfor %}{% if add_generation_prompt %}go:{% endif %}\"",
+         "another prompt", "another prompt</s>"}};
     for (int i = 0; i < (int)(sizeof cases / sizeof *cases); i++) {
         char text[400];
         wrpo_tokenizer *tok = tokenizer(cases[i].template_json);
         snprintf(text, sizeof text, "{\"prompt\":\"hi\",\"chosen\":\"%s\",\"rejected\":\"bad\"}", cases[i].reply);
         wrpo_data *data = load(tok, text, (wrpo_data_desc){0});
         CHECK(data, "ending %d: %s", i, wrpo_last_error(ctx)->text);
-        if (data) is(tok, wrpo_data_record(data, 0).responses[0].ids, wrpo_data_record(data, 0).responses[0].count, cases[i].want, "ending");
+        if (data)
+            is(tok, wrpo_data_record(data, 0).responses[0].ids, wrpo_data_record(data, 0).responses[0].count,
+               cases[i].want, "ending");
         wrpo_data_free(data);
         wrpo_tokenizer_free(tok);
     }
@@ -126,27 +181,34 @@ static void cut(void) {
         is(tok, r.prompt, r.prompt_count, "bababababab<|im_end|>\n<|im_start|>assistant\n" + 2, "clean: prompt");
         is(tok, r.responses[0].ids, r.responses[0].count, "01234567", "clean: response");
         is(tok, r.responses[1].ids, r.responses[1].count, "short<|im_end|>", "clean: response that fits");
-        CHECK(s.truncated_prompts == 1 && s.truncated_responses == 1 && s.longest == 30, "%lld %lld %lld", (long long)s.truncated_prompts, (long long)s.truncated_responses, (long long)s.longest);
+        CHECK(s.truncated_prompts == 1 && s.truncated_responses == 1 && s.longest == 30, "%lld %lld %lld",
+              (long long)s.truncated_prompts, (long long)s.truncated_responses, (long long)s.longest);
     }
     wrpo_data_free(data);
-    /* authors: header scored, BOS of the reply's own rendering off, EOS once more; all responses cut because of the longest */
+    /* authors: header scored, BOS of the reply's own rendering off, EOS once more; all responses cut because of the
+       longest */
     wrpo_tokenizer_free(tok);
-    tok = tokenizer("\"<s>{% for m in messages %}{{ '<|im_start|>' + m['role'] + ' ' + m['content'] + '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}never{% endif %}\"");
+    tok = tokenizer("\"<s>{% for m in messages %}{{ '<|im_start|>' + m['role'] + ' ' + m['content'] + '<|im_end|>' "
+                    "}}{% endfor %}{% if add_generation_prompt %}never{% endif %}\"");
     data = load(tok, QUAD, (wrpo_data_desc){.tokenization = WRPO_TOKENIZATION_AUTHORS});
     CHECK(data, "%s", wrpo_last_error(ctx)->text);
     if (data) {
         wrpo_record r = wrpo_data_record(data, 0);
         is(tok, r.prompt, r.prompt_count, "<s><|im_start|>user hi<|im_end|>", "authors: prompt");
-        is(tok, r.responses[0].ids, r.responses[0].count, "<|im_start|>assistant one<|im_end|></s>", "authors: response");
+        is(tok, r.responses[0].ids, r.responses[0].count, "<|im_start|>assistant one<|im_end|></s>",
+           "authors: response");
     }
     wrpo_data_free(data);
-    data = load(tok, text, (wrpo_data_desc){.tokenization = WRPO_TOKENIZATION_AUTHORS, .max_length = 30, .max_prompt_length = 10});
+    data = load(tok, text,
+                (wrpo_data_desc){.tokenization = WRPO_TOKENIZATION_AUTHORS, .max_length = 30, .max_prompt_length = 10});
     CHECK(data, "%s", wrpo_last_error(ctx)->text);
     if (data) {
         wrpo_record r = wrpo_data_record(data, 0);
         is(tok, r.prompt, r.prompt_count, "babababab<|im_end|>", "authors: end of the prompt");
-        is(tok, r.responses[0].ids, r.responses[0].count, "<|im_start|>assistant 012345678", "authors: begin of the response");
-        is(tok, r.responses[2].ids, r.responses[2].count, "<|im_start|>assistant x<|im_end|></s>", "authors: short response");
+        is(tok, r.responses[0].ids, r.responses[0].count, "<|im_start|>assistant 012345678",
+           "authors: begin of the response");
+        is(tok, r.responses[2].ids, r.responses[2].count, "<|im_start|>assistant x<|im_end|></s>",
+           "authors: short response");
     }
     wrpo_data_free(data);
     wrpo_tokenizer_free(tok);
@@ -154,44 +216,74 @@ static void cut(void) {
 
 static void refusals(void) {
     wrpo_tokenizer *tok = tokenizer(chatml);
-    const struct { const char *line, *says; } bad[] = {
-        {"{\"prompt\":\"x\",\"chosen\":[\"a\",\"b\"]}", "found no \"rejected\""}, {"{\"prompt\":\"x\",\"rejected\":\"b\"}", "found no \"chosen\""},
-        {"{\"chosen\":[\"a\",\"b\"],\"rejected\":\"c\"}", "want a \"prompt\""}, {"[]", "want an object"}, {"{\"prompt\":\"x\"", "data.jsonl:2:"}, {"nonsense", "data.jsonl:2:"},
-        {"{\"prompt_id\":\"id9\",\"prompt\":\"x\",\"chosen\":[\"a\",\"\"],\"rejected\":\"c\"}", "record \"id9\": chosen: want a response, found an empty one"},
-        {"{\"prompt\":\"x\",\"chosen\":\"a\",\"rejected\":\" \\n\"}", "record \"line 2\": rejected: want a response"}, {"{\"prompt\":3,\"chosen\":\"a\",\"rejected\":\"b\"}", "prompt: want a string"},
-        {"{\"prompt\":{\"role\":\"user\"},\"chosen\":\"a\",\"rejected\":\"b\"}", "\"content\""}, {"{\"prompt\":\"x\",\"chosen\":[],\"rejected\":\"b\"}", "at least one message"},
-        {"{\"prompt\":\"x\",\"chosen\":\"a\",\"rejected\":[\"b\",\"c\"]}", "want one response, found 2"}, {"{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}]}", "prompt and an answer"},
-        {"{\"messages\":[{\"role\":\"assistant\",\"content\":\"x\"},{\"role\":\"user\",\"content\":\"x\"}]}", "want \"assistant\" as the last role"},
-        {"{\"prompt\":\"y\",\"chosen\":[{\"role\":\"user\",\"content\":\"x\"},{\"role\":\"assistant\",\"content\":\"a\"}],\"rejected\":\"b\"}", "want the prompt before the answer"},
-        {"{\"prompt\":\"x\",\"chosen\":[\"a\",\"b\"],\"rejected\":\"c\",\"weights\":[1,1]}", "weights: want an array of a number for each source, 1, found 2"},
-        {"{\"prompt\":\"x\",\"chosen\":[\"a\",\"b\"],\"rejected\":\"c\",\"weights\":[-1]}", "weights: want a finite number of at least 0, found -1"},
-        {"{\"prompt\":\"x\",\"chosen\":[\"a\",\"b\"],\"rejected\":\"c\",\"weights\":[0]}", "weights: want a positive sum"},
-        {"{\"prompt\":\"x\",\"chosen\":\"a\",\"rejected\":\"c\",\"weights\":[1]}", "weights: want an array of a number for each source, 0"},
-        {"{\"prompt\":\"x\",\"chosen\":[\"a\",\"b\"],\"rejected\":\"c\",\"weight\":1e999}", "weight: want a finite number"},
-        {"{\"prompt\":\"x\",\"pairs\":[{\"chosen\":\"a\"}]}", "pairs: want \"chosen\" and \"rejected\", found no \"rejected\""},
-        {"{\"prompt\":\"x\",\"pairs\":[]}", "pairs: want an array"}, {"{\"prompt\":\"x\",\"pairs\":[{\"chosen\":[\"a\",\"b\"],\"rejected\":\"c\"}]}", "want the prompt before the answer"},
-        {"{\"prompt\":\"x\",\"pairs\":[{\"chosen\":\"a\",\"rejected\":\"c\",\"weight\":1},{\"chosen\":\"a\",\"rejected\":\"c\"}]}", "for all of them or for none"},
-        {"{\"prompt\":\"x\",\"pairs\":[{\"chosen\":\"a\",\"rejected\":\"c\"}],\"chosen\":\"a\"}", "found several"}, {"{\"messages\":[\"x\"],\"weights\":[1]}", "found no \"chosen\""},
-        {"{\"prompt_id\":[],\"prompt\":\"x\",\"chosen\":\"a\",\"rejected\":\"b\"}", "prompt_id"}, {"{\"prompt\":\"\xFF\",\"chosen\":\"a\",\"rejected\":\"b\"}", "data.jsonl:2:"}};
+    const struct { const char *line, *says;
+    } bad[] = {
+        {"{\"prompt\":\"x\",\"chosen\":[\"a\",\"b\"]}", "found no \"rejected\""},
+        {"{\"prompt\":\"x\",\"rejected\":\"b\"}", "found no \"chosen\""},
+        {"{\"chosen\":[\"a\",\"b\"],\"rejected\":\"c\"}", "want a \"prompt\""},
+        {"[]", "want an object"},
+        {"{\"prompt\":\"x\"", "data.jsonl:2:"},
+        {"nonsense", "data.jsonl:2:"},
+        {"{\"prompt_id\":\"id9\",\"prompt\":\"x\",\"chosen\":[\"a\",\"\"],\"rejected\":\"c\"}",
+         "record \"id9\": chosen: want a response, found an empty one"},
+        {"{\"prompt\":\"x\",\"chosen\":\"a\",\"rejected\":\" \\n\"}", "record \"line 2\": rejected: want a response"},
+        {"{\"prompt\":3,\"chosen\":\"a\",\"rejected\":\"b\"}", "prompt: want a string"},
+        {"{\"prompt\":{\"role\":\"user\"},\"chosen\":\"a\",\"rejected\":\"b\"}", "\"content\""},
+        {"{\"prompt\":\"x\",\"chosen\":[],\"rejected\":\"b\"}", "at least one message"},
+        {"{\"prompt\":\"x\",\"chosen\":\"a\",\"rejected\":[\"b\",\"c\"]}", "want one response, found 2"},
+        {"{\"messages\":[{\"role\":\"user\",\"content\":\"x\"}]}", "prompt and an answer"},
+        {"{\"messages\":[{\"role\":\"assistant\",\"content\":\"x\"},{\"role\":\"user\",\"content\":\"x\"}]}",
+         "want \"assistant\" as the last role"},
+        {"{\"prompt\":\"y\",\"chosen\":[{\"role\":\"user\",\"content\":\"x\"},{\"role\":\"assistant\",\"content\":"
+         "\"a\"}],\"rejected\":\"b\"}",
+         "want the prompt before the answer"},
+        {"{\"prompt\":\"x\",\"chosen\":[\"a\",\"b\"],\"rejected\":\"c\",\"weights\":[1,1]}",
+         "weights: want an array of a number for each source, 1, found 2"},
+        {"{\"prompt\":\"x\",\"chosen\":[\"a\",\"b\"],\"rejected\":\"c\",\"weights\":[-1]}",
+         "weights: want a finite number of at least 0, found -1"},
+        {"{\"prompt\":\"x\",\"chosen\":[\"a\",\"b\"],\"rejected\":\"c\",\"weights\":[0]}",
+         "weights: want a positive sum"},
+        {"{\"prompt\":\"x\",\"chosen\":\"a\",\"rejected\":\"c\",\"weights\":[1]}",
+         "weights: want an array of a number for each source, 0"},
+        {"{\"prompt\":\"x\",\"chosen\":[\"a\",\"b\"],\"rejected\":\"c\",\"weight\":1e999}",
+         "weight: want a finite number"},
+        {"{\"prompt\":\"x\",\"pairs\":[{\"chosen\":\"a\"}]}",
+         "pairs: want \"chosen\" and \"rejected\", found no \"rejected\""},
+        {"{\"prompt\":\"x\",\"pairs\":[]}", "pairs: want an array"},
+        {"{\"prompt\":\"x\",\"pairs\":[{\"chosen\":[\"a\",\"b\"],\"rejected\":\"c\"}]}",
+         "want the prompt before the answer"},
+        {"{\"prompt\":\"x\",\"pairs\":[{\"chosen\":\"a\",\"rejected\":\"c\",\"weight\":1},{\"chosen\":\"a\","
+         "\"rejected\":\"c\"}]}",
+         "for all of them or for none"},
+        {"{\"prompt\":\"x\",\"pairs\":[{\"chosen\":\"a\",\"rejected\":\"c\"}],\"chosen\":\"a\"}", "found several"},
+        {"{\"messages\":[\"x\"],\"weights\":[1]}", "found no \"chosen\""},
+        {"{\"prompt_id\":[],\"prompt\":\"x\",\"chosen\":\"a\",\"rejected\":\"b\"}", "prompt_id"},
+        {"{\"prompt\":\"\xFF\",\"chosen\":\"a\",\"rejected\":\"b\"}", "data.jsonl:2:"}};
     for (int i = 0; i < (int)(sizeof bad / sizeof *bad); i++) {
         char text[600];
         snprintf(text, sizeof text, "%s\n%s\n", QUAD, bad[i].line);
         wrpo_data *data = load(tok, text, (wrpo_data_desc){0});
         const wrpo_error *e = wrpo_last_error(ctx);
-        CHECK(!data && strstr(e->text, bad[i].says) && strstr(e->text, "data.jsonl:2") && e->line == 2, "refusal %d: %s", i, data ? "loaded" : e->text);
+        CHECK(!data && strstr(e->text, bad[i].says) && strstr(e->text, "data.jsonl:2") && e->line == 2,
+              "refusal %d: %s", i, data ? "loaded" : e->text);
         wrpo_data_free(data);
     }
     CHECK(!load(tok, "\n\n", (wrpo_data_desc){0}) && strstr(wrpo_last_error(ctx)->text, "records"), "an empty file");
-    CHECK(!load(tok, QUAD, (wrpo_data_desc){.max_length = 10, .max_prompt_length = 10}) && strstr(wrpo_last_error(ctx)->text, "max_prompt_length"), "no room");
+    CHECK(!load(tok, QUAD, (wrpo_data_desc){.max_length = 10, .max_prompt_length = 10}) &&
+              strstr(wrpo_last_error(ctx)->text, "max_prompt_length"),
+          "no room");
     wrpo_data *data;
-    CHECK(wrpo_data_load(tok, &(wrpo_data_desc){.path = "tmp_none.jsonl"}, &data) == WRPO_E_IO && !data, "a file that is not there");
+    CHECK(wrpo_data_load(tok, &(wrpo_data_desc){.path = "tmp_none.jsonl"}, &data) == WRPO_E_IO && !data,
+          "a file that is not there");
     CHECK(wrpo_data_load(tok, &(wrpo_data_desc){0}, &data) == WRPO_E_ARG && !data, "no path");
     wrpo_tokenizer_free(tok);
     tok = tokenizer("\"{{ raise_exception('only in pairs') }}\"");
-    CHECK(!load(tok, QUAD, (wrpo_data_desc){0}) && strstr(wrpo_last_error(ctx)->text, "only in pairs"), "%s", wrpo_last_error(ctx)->text);
+    CHECK(!load(tok, QUAD, (wrpo_data_desc){0}) && strstr(wrpo_last_error(ctx)->text, "only in pairs"), "%s",
+          wrpo_last_error(ctx)->text);
     wrpo_tokenizer_free(tok);
     tok = tokenizer("null");
-    CHECK(!load(tok, QUAD, (wrpo_data_desc){0}) && strstr(wrpo_last_error(ctx)->text, "chat template"), "%s", wrpo_last_error(ctx)->text);
+    CHECK(!load(tok, QUAD, (wrpo_data_desc){0}) && strstr(wrpo_last_error(ctx)->text, "chat template"), "%s",
+          wrpo_last_error(ctx)->text);
     wrpo_tokenizer_free(tok);
     const wrpo_tokens none = {.ids = (const int32_t[]){1}, .count = 1, .first = 1};
     const wrpo_record empty = {.prompt_id = "x", .prompt = none.ids, .prompt_count = 1, .responses = &none, .count = 1};
@@ -200,7 +292,8 @@ static void refusals(void) {
 
 static void allocations(void) {
     wrpo_ctx *keep = ctx;
-    CHECK(wrpo_open(&(wrpo_desc){.memory = {counting_alloc, counting_free, NULL}, .threads = 1}, &ctx) == WRPO_OK, "open");
+    CHECK(wrpo_open(&(wrpo_desc){.memory = {counting_alloc, counting_free, NULL}, .threads = 1}, &ctx) == WRPO_OK,
+          "open");
     for (int how = 0; how < 2; how++) {
         const int64_t base = live;
         for (fail_at = 0; fail_at < 5000; fail_at++) {
@@ -208,9 +301,16 @@ static void allocations(void) {
             wrpo_data *data = NULL;
             calls = 0;
             wrpo_result r = wrpo_tokenizer_load(ctx, dir, &tok);
-            if (r == WRPO_OK) r = wrpo_data_load(tok, &(wrpo_data_desc){.path = at("data.jsonl"), .tokenization = how ? WRPO_TOKENIZATION_AUTHORS : WRPO_TOKENIZATION_CLEAN}, &data);
+            if (r == WRPO_OK)
+                r = wrpo_data_load(
+                    tok,
+                    &(wrpo_data_desc){.path = at("data.jsonl"),
+                                      .tokenization = how ? WRPO_TOKENIZATION_AUTHORS : WRPO_TOKENIZATION_CLEAN},
+                    &data);
             wrpo_data_free(data), wrpo_tokenizer_free(tok);
-            if (live != base || (r != WRPO_OK && r != WRPO_E_MEMORY)) CHECK(false, "allocation %lld: %d %s, %lld held", (long long)fail_at, r, wrpo_last_error(ctx)->text, (long long)(live - base));
+            if (live != base || (r != WRPO_OK && r != WRPO_E_MEMORY))
+                CHECK(false, "allocation %lld: %d %s, %lld held", (long long)fail_at, r, wrpo_last_error(ctx)->text,
+                      (long long)(live - base));
             if (r == WRPO_OK) break;
         }
         CHECK(fail_at > 30 && fail_at < 5000, "%lld allocations", (long long)fail_at);
@@ -219,10 +319,14 @@ static void allocations(void) {
     wrpo_close(ctx);
     ctx = keep;
 }
-static void real(void) {     /* the property of the clean way, on every family: prompt + response = the rendered conversation up to its end */
-    static const char *const pairs[][2] = {{"llama3", "llama3"}, {"llama3_2", "llama3_2"}, {"qwen2_5", "qwen2_5"}, {"gemma2", "gemma2"}, {"phi-3-mini", "phi3_mini"},
-                                           {"mistral_v1", "mistral_v0_2"}, {"mistral_v1", "mistral_wrpo"}, {"mistral_v1", "zephyr"}, {"qwen2_5", "chatml"}};
-    static const char *const replies[] = {"Letter first.", " space first", "\\nnewline first", "\\ud83d\\ude00 emoji first", "two\\n\\nparagraphs\\n"};
+/* the property of the clean way, on every family: prompt + response = the rendered conversation up to its end */
+static void real(void) {
+    static const char *const pairs[][2] = {
+        {"llama3", "llama3"},           {"llama3_2", "llama3_2"},    {"qwen2_5", "qwen2_5"},
+        {"gemma2", "gemma2"},           {"phi-3-mini", "phi3_mini"}, {"mistral_v1", "mistral_v0_2"},
+        {"mistral_v1", "mistral_wrpo"}, {"mistral_v1", "zephyr"},    {"qwen2_5", "chatml"}};
+    static const char *const replies[] = {"Letter first.", " space first", "\\nnewline first",
+                                          "\\ud83d\\ude00 emoji first", "two\\n\\nparagraphs\\n"};
     for (int i = 0; i < (int)(sizeof pairs / sizeof *pairs); i++) {
         char name[128], command[900];
         snprintf(name, sizeof name, "tokenizers/%s/tokenizer.json", pairs[i][0]);
@@ -230,32 +334,53 @@ static void real(void) {     /* the property of the clean way, on every family: 
         snprintf(name, sizeof name, "chat/%s.jinja", pairs[i][1]);
         const char *jinja = test_shared(name);
         if (!json || !jinja) { SKIP(5, "%s is absent", name); continue; }
-        snprintf(command, sizeof command, "cp -f %s %s/tokenizer.json && cp -f %s %s/chat_template.jinja", json, dir, jinja, dir);
+        snprintf(command, sizeof command, "cp -f %s %s/tokenizer.json && cp -f %s %s/chat_template.jinja", json, dir,
+                 jinja, dir);
         CHECK(system(command) == 0, "%s", command);
-        bool bos = !strstr(pairs[i][0], "qwen"), llama = !strncmp(pairs[i][0], "llama3", 6), gemma = !strcmp(pairs[i][0], "gemma2");
-        snprintf(command, sizeof command, "{%s%s%s\"eos_token\":\"%s\"}", bos ? "\"bos_token\":\"" : "", bos ? (llama ? "<|begin_of_text|>" : gemma ? "<bos>" : "<s>") : "", bos ? "\"," : "",
-                 llama ? "<|eot_id|>" : gemma ? "<eos>" : bos ? (strstr(pairs[i][0], "phi") ? "<|endoftext|>" : "</s>") : "<|im_end|>");
+        bool bos = !strstr(pairs[i][0], "qwen"), llama = !strncmp(pairs[i][0], "llama3", 6),
+             gemma = !strcmp(pairs[i][0], "gemma2");
+        snprintf(command, sizeof command, "{%s%s%s\"eos_token\":\"%s\"}", bos ? "\"bos_token\":\"" : "",
+                 bos ? (llama       ? "<|begin_of_text|>"
+                            : gemma ? "<bos>"
+                                    : "<s>")
+                     : "",
+                 bos ? "\"," : "",
+                 llama       ? "<|eot_id|>"
+                     : gemma ? "<eos>"
+                     : bos   ? (strstr(pairs[i][0], "phi") ? "<|endoftext|>" : "</s>")
+                             : "<|im_end|>");
         tiny_put(dir, "tokenizer_config.json", command);
         wrpo_tokenizer *tok;
         CHECK(wrpo_tokenizer_load(ctx, dir, &tok) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
         if (!tok) continue;
         for (int k = 0; k < 5; k++) {
             char text[300];
-            snprintf(text, sizeof text, "{\"prompt\":\"Hello there\",\"chosen\":\"%s\",\"rejected\":\"no\"}", replies[k]);
+            snprintf(text, sizeof text, "{\"prompt\":\"Hello there\",\"chosen\":\"%s\",\"rejected\":\"no\"}",
+                     replies[k]);
             wrpo_data *data = load(tok, text, (wrpo_data_desc){0});
             CHECK(data, "%s: %s", pairs[i][1], wrpo_last_error(ctx)->text);
             if (!data) continue;
             wrpo_record r = wrpo_data_record(data, 0);
             const wrpo_tokens *y = &r.responses[0];
             int32_t ids[300], ends = 0;
-            memcpy(ids, r.prompt, (size_t)r.prompt_count * 4), memcpy(ids + r.prompt_count, y->ids, (size_t)y->count * 4);
+            memcpy(ids, r.prompt, (size_t)r.prompt_count * 4),
+                memcpy(ids + r.prompt_count, y->ids, (size_t)y->count * 4);
             char *joined, *prompt;
             size_t n, m;
-            CHECK(!wrpo_tokenizer_decode(tok, ids, r.prompt_count + y->count, false, &joined, &n) && !wrpo_tokenizer_decode(tok, r.prompt, r.prompt_count, false, &prompt, &m), "decode");
-            const char *reply = strstr(joined, k == 0 ? "Letter first." : k == 1 ? "space first" : k == 2 ? "newline first" : k == 3 ? "\xF0\x9F\x98\x80 emoji first" : "two\n\nparagraphs");
-            CHECK(reply && m <= n && !memcmp(joined, prompt, m), "%s: \"%s\" does not go on from \"%s\"", pairs[i][1], joined, prompt);
+            CHECK(!wrpo_tokenizer_decode(tok, ids, r.prompt_count + y->count, false, &joined, &n) &&
+                      !wrpo_tokenizer_decode(tok, r.prompt, r.prompt_count, false, &prompt, &m),
+                  "decode");
+            const char *reply = strstr(joined,
+                                       k == 0       ? "Letter first."
+                                           : k == 1 ? "space first"
+                                           : k == 2 ? "newline first"
+                                           : k == 3 ? "\xF0\x9F\x98\x80 emoji first"
+                                                    : "two\n\nparagraphs");
+            CHECK(reply && m <= n && !memcmp(joined, prompt, m), "%s: \"%s\" does not go on from \"%s\"", pairs[i][1],
+                  joined, prompt);
             for (int64_t j = 0; j < y->count; j++) ends += wrpo__is_special(tok, y->ids[j]);
-            CHECK(ends == 1 && wrpo__is_special(tok, y->ids[y->count - 1]), "%s: %d special tokens in \"%s\"", pairs[i][1], (int)ends, joined + m);
+            CHECK(ends == 1 && wrpo__is_special(tok, y->ids[y->count - 1]), "%s: %d special tokens in \"%s\"",
+                  pairs[i][1], (int)ends, joined + m);
             wrpo_free(ctx, joined), wrpo_free(ctx, prompt);
             wrpo_data_free(data);
         }
@@ -264,12 +389,17 @@ static void real(void) {     /* the property of the clean way, on every family: 
     remove(at("chat_template.jinja"));
 }
 
-/* An eos_token that only the vocabulary has is one token in a rendered text, ends an answer, and stands at the end of a response. */
+/* An eos_token that only the vocabulary has is one token in a rendered text, ends an answer, and stands at the end of a
+   response. */
 static void named(void) {
     wrpo_tokenizer *tok;
     int32_t end = -1;
-    tiny_put(dir, "tokenizer.json", "{\"added_tokens\":[],\"decoder\":{\"type\":\"Fuse\"},\"model\":{\"type\":\"BPE\",\"vocab\":{\"x\":0,\"y\":1,\"<\":2,\"/\":3,\"s\":4,\">\":5,\"</s>\":6,\":\":7},\"merges\":[]}}");
-    tiny_put(dir, "tokenizer_config.json", "{\"eos_token\":\"</s>\",\"chat_template\":\"{% for m in messages %}{{ m.content }}{{ ':' if m.role == 'user' else eos_token }}{% endfor %}\"}");
+    tiny_put(dir, "tokenizer.json",
+             "{\"added_tokens\":[],\"decoder\":{\"type\":\"Fuse\"},\"model\":{\"type\":\"BPE\",\"vocab\":{\"x\":0,"
+             "\"y\":1,\"<\":2,\"/\":3,\"s\":4,\">\":5,\"</s>\":6,\":\":7},\"merges\":[]}}");
+    tiny_put(dir, "tokenizer_config.json",
+             "{\"eos_token\":\"</s>\",\"chat_template\":\"{% for m in messages %}{{ m.content }}{{ ':' if m.role == "
+             "'user' else eos_token }}{% endfor %}\"}");
     CHECK(wrpo_tokenizer_load(ctx, dir, &tok) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
     if (!tok) return;
     CHECK(wrpo__answer_end(tok, &end) == WRPO_OK && end == 6, "an answer ends with token %d", (int)end);
@@ -277,7 +407,9 @@ static void named(void) {
     CHECK(data, "%s", wrpo_last_error(ctx)->text);
     if (data) {
         const wrpo_record r = wrpo_data_record(data, 0);
-        CHECK(r.prompt_count == 2 && r.responses[0].count == 2 && r.responses[0].ids[0] == 1 && r.responses[0].ids[1] == 6, "%lld ids", (long long)r.responses[0].count);
+        CHECK(r.prompt_count == 2 && r.responses[0].count == 2 && r.responses[0].ids[0] == 1 &&
+                  r.responses[0].ids[1] == 6,
+              "%lld ids", (long long)r.responses[0].count);
     }
     wrpo_data_free(data);
     wrpo_tokenizer_free(tok);

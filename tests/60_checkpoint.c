@@ -35,92 +35,180 @@ static void shell(const char *format, const char *a, const char *b) {
     snprintf(command, sizeof command, format, a, b);
     CHECK(system(command) == 0, "%s", command);
 }
-#define SMALL "\"vocab_size\":37,\"hidden_size\":16,\"intermediate_size\":20,\"num_hidden_layers\":2,\"num_attention_heads\":4,\"num_key_value_heads\":2"
+#define SMALL                                                                                                          \
+    "\"vocab_size\":37,\"hidden_size\":16,\"intermediate_size\":20,\"num_hidden_layers\":2,\"num_attention_heads\":4," \
+    "\"num_key_value_heads\":2"
 
 static void configs(void) {
     wrpo_config c;
-    const struct { const char *text, *says; } refused[] = {
-        {"{\"model_type\":\"llama\"}", "vocab_size"}, {"[]", "object"}, {"{", "config.json:1"}, {"{" SMALL "}", "model_type"},
-        {"{\"model_type\":\"gpt2\"," SMALL "}", "gpt2"}, {"{\"model_type\":\"llama\"," SMALL ",\"hidden_act\":\"gelu\"}", "gelu"},
-        {"{\"model_type\":\"llama\"," SMALL ",\"mlp_bias\":true}", "mlp_bias"}, {"{\"model_type\":\"llama\"," SMALL ",\"quantization_config\":{}}", "quantization_config"},
-        {"{\"model_type\":\"llama\"," SMALL ",\"num_experts\":8}", "num_experts"}, {"{\"model_type\":\"llama\"," SMALL ",\"sliding_window\":8}", "sliding_window"},
-        {"{\"model_type\":\"llama\"," SMALL ",\"rope_scaling\":{\"type\":\"dynamic\"}}", "factor"}, {"{\"model_type\":\"llama\"," SMALL ",\"rope_scaling\":{\"type\":\"ntk\",\"factor\":2}}", "ntk"},
-        {"{\"model_type\":\"llama\"," SMALL ",\"query_pre_attn_scalar\":8}", "query_pre_attn_scalar"}, {"{\"model_type\":\"gemma2\"," SMALL ",\"hidden_activation\":\"gelu\"}", "gelu"},
-        {"{\"model_type\":\"gemma2\"," SMALL ",\"hidden_act\":\"silu\"}", "hidden_act"}, {"{\"model_type\":\"gemma2\"," SMALL ",\"use_bidirectional_attention\":true}", "use_bidirectional"},
-        {"{\"model_type\":\"gemma2\"," SMALL ",\"sliding_window\":9,\"sliding_window_size\":8}", "sliding_window_size"}, {"{\"model_type\":\"gemma2\"," SMALL ",\"final_logit_softcapping\":0}", "final_logit"},
-        {"{\"model_type\":\"phi3\"," SMALL ",\"rope_scaling\":{\"type\":\"linear\",\"factor\":2}}", "linear"}, {"{\"model_type\":\"phi3\"," SMALL ",\"resid_pdrop\":0.1}", "resid_pdrop"},
-        {"{\"model_type\":\"phi3\"," SMALL ",\"head_dim\":8,\"rope_scaling\":{\"type\":\"su\",\"short_factor\":[1,1,1,1],\"long_factor\":[1,1,1]}}", "long_factor"},
-        {"{\"model_type\":\"phi3\"," SMALL ",\"head_dim\":8,\"rope_scaling\":{\"type\":\"su\",\"short_factor\":[1,1,0,1],\"long_factor\":[1,1,1,1]}}", "short_factor"},
-        {"{\"model_type\":\"phi3\"," SMALL ",\"original_max_position_embeddings\":64,\"rope_scaling\":{\"type\":\"longrope\",\"original_max_position_embeddings\":32,\"short_factor\":[1,1],"
-         "\"long_factor\":[1,1]}}", "original_max_position_embeddings"},
-        {"{\"model_type\":\"phi3\"," SMALL ",\"partial_rotary_factor\":0.9}", "partial_rotary_factor"}, {"{\"model_type\":\"phi3\"," SMALL ",\"attention_bias\":true}", "attention_bias"},
-        {"{\"model_type\":\"internlm2\"," SMALL ",\"attention_bias\":true}", "attention_bias"}, {"{\"model_type\":\"internlm2\"," SMALL ",\"rope_scaling\":{\"type\":\"yarn\",\"factor\":2}}", "yarn"},
-        {"{\"model_type\":\"internlm2\"," SMALL ",\"sliding_window\":8}", "sliding_window"}, {"{\"model_type\":\"qwen2\"," SMALL ",\"resid_pdrop\":0.5}", "resid_pdrop"},
+    const struct { const char *text, *says;
+    } refused[] = {
+        {"{\"model_type\":\"llama\"}", "vocab_size"},
+        {"[]", "object"},
+        {"{", "config.json:1"},
+        {"{" SMALL "}", "model_type"},
+        {"{\"model_type\":\"gpt2\"," SMALL "}", "gpt2"},
+        {"{\"model_type\":\"llama\"," SMALL ",\"hidden_act\":\"gelu\"}", "gelu"},
+        {"{\"model_type\":\"llama\"," SMALL ",\"mlp_bias\":true}", "mlp_bias"},
+        {"{\"model_type\":\"llama\"," SMALL ",\"quantization_config\":{}}", "quantization_config"},
+        {"{\"model_type\":\"llama\"," SMALL ",\"num_experts\":8}", "num_experts"},
+        {"{\"model_type\":\"llama\"," SMALL ",\"sliding_window\":8}", "sliding_window"},
+        {"{\"model_type\":\"llama\"," SMALL ",\"rope_scaling\":{\"type\":\"dynamic\"}}", "factor"},
+        {"{\"model_type\":\"llama\"," SMALL ",\"rope_scaling\":{\"type\":\"ntk\",\"factor\":2}}", "ntk"},
+        {"{\"model_type\":\"llama\"," SMALL ",\"query_pre_attn_scalar\":8}", "query_pre_attn_scalar"},
+        {"{\"model_type\":\"gemma2\"," SMALL ",\"hidden_activation\":\"gelu\"}", "gelu"},
+        {"{\"model_type\":\"gemma2\"," SMALL ",\"hidden_act\":\"silu\"}", "hidden_act"},
+        {"{\"model_type\":\"gemma2\"," SMALL ",\"use_bidirectional_attention\":true}", "use_bidirectional"},
+        {"{\"model_type\":\"gemma2\"," SMALL ",\"sliding_window\":9,\"sliding_window_size\":8}", "sliding_window_size"},
+        {"{\"model_type\":\"gemma2\"," SMALL ",\"final_logit_softcapping\":0}", "final_logit"},
+        {"{\"model_type\":\"phi3\"," SMALL ",\"rope_scaling\":{\"type\":\"linear\",\"factor\":2}}", "linear"},
+        {"{\"model_type\":\"phi3\"," SMALL ",\"resid_pdrop\":0.1}", "resid_pdrop"},
+        {"{\"model_type\":\"phi3\"," SMALL
+         ",\"head_dim\":8,\"rope_scaling\":{\"type\":\"su\",\"short_factor\":[1,1,1,1],\"long_factor\":[1,1,1]}}",
+         "long_factor"},
+        {"{\"model_type\":\"phi3\"," SMALL
+         ",\"head_dim\":8,\"rope_scaling\":{\"type\":\"su\",\"short_factor\":[1,1,0,1],\"long_factor\":[1,1,1,1]}}",
+         "short_factor"},
+        {"{\"model_type\":\"phi3\"," SMALL
+         ",\"original_max_position_embeddings\":64,\"rope_scaling\":{\"type\":\"longrope\",\"original_max_position_"
+         "embeddings\":32,\"short_factor\":[1,1],"
+         "\"long_factor\":[1,1]}}",
+         "original_max_position_embeddings"},
+        {"{\"model_type\":\"phi3\"," SMALL ",\"partial_rotary_factor\":0.9}", "partial_rotary_factor"},
+        {"{\"model_type\":\"phi3\"," SMALL ",\"attention_bias\":true}", "attention_bias"},
+        {"{\"model_type\":\"internlm2\"," SMALL ",\"attention_bias\":true}", "attention_bias"},
+        {"{\"model_type\":\"internlm2\"," SMALL ",\"rope_scaling\":{\"type\":\"yarn\",\"factor\":2}}", "yarn"},
+        {"{\"model_type\":\"internlm2\"," SMALL ",\"sliding_window\":8}", "sliding_window"},
+        {"{\"model_type\":\"qwen2\"," SMALL ",\"resid_pdrop\":0.5}", "resid_pdrop"},
         {"{\"model_type\":\"llama\"," SMALL ",\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":2}}", "llama3"},
-        {"{\"model_type\":\"llama\"," SMALL ",\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":2,\"mscale\":1}}", "mscale"},
-        {"{\"model_type\":\"llama\"," SMALL ",\"attention_dropout\":0.1}", "attention_dropout"}, {"{\"model_type\":\"llama\"," SMALL ",\"partial_rotary_factor\":0.5}", "partial_rotary_factor"},
-        {"{\"model_type\":\"llama\"," SMALL ",\"architectures\":[\"LlamaForTokenClassification\"]}", "LlamaForTokenClassification"},
-        {"{\"model_type\":\"llama\"," SMALL ",\"architectures\":[\"LlamaForRewardModel\"]}", "LlamaForRewardModel"}, {"{\"model_type\":\"internlm2\"," SMALL ",\"architectures\":[\"InternLM2ForRewardModel\"]}", "reward_token_id"},
-        {"{\"model_type\":\"llama\"," SMALL ",\"head_dim\":5}", "head_dim"}, {"{\"model_type\":\"llama\"," SMALL ",\"rms_norm_eps\":-1}", "rms_norm_eps"},
-        {"{\"model_type\":\"llama\"," SMALL ",\"hidden_size\":0}", "hidden_size"}, {"{\"model_type\":\"mistral\"," SMALL ",\"sliding_window\":0}", "sliding_window"},
-        {"{\"model_type\":\"qwen2\"," SMALL ",\"layer_types\":[\"full_attention\"]}", "layer_types"}, {"{\"model_type\":\"qwen3\"," SMALL ",\"layer_types\":[\"full_attention\",\"linear\"]}", "linear"},
-        {"{\"model_type\":\"llama\",\"vocab_size\":37,\"hidden_size\":16,\"intermediate_size\":20,\"num_hidden_layers\":2,\"num_attention_heads\":5}", "num_attention_heads"},
-        {"{\"model_type\":\"llama\",\"vocab_size\":37,\"hidden_size\":16,\"intermediate_size\":20,\"num_hidden_layers\":2,\"num_attention_heads\":4,\"num_key_value_heads\":3}", "num_key_value_heads"},
-        {"{\"model_type\":\"llama\"," SMALL ",\"is_causal\":false}", "is_causal"}, {"{\"model_type\":\"llama\"," SMALL ",\"pad_token_id\":\"x\"}", "pad_token_id"},
-        {"{\"model_type\":\"llama\"," SMALL ",\"rope_parameters\":{\"rope_type\":\"default\"},\"rope_scaling\":{\"type\":\"linear\",\"factor\":4}}", "rope_scaling: want either"},
+        {"{\"model_type\":\"llama\"," SMALL ",\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":2,\"mscale\":1}}",
+         "mscale"},
+        {"{\"model_type\":\"llama\"," SMALL ",\"attention_dropout\":0.1}", "attention_dropout"},
+        {"{\"model_type\":\"llama\"," SMALL ",\"partial_rotary_factor\":0.5}", "partial_rotary_factor"},
+        {"{\"model_type\":\"llama\"," SMALL ",\"architectures\":[\"LlamaForTokenClassification\"]}",
+         "LlamaForTokenClassification"},
+        {"{\"model_type\":\"llama\"," SMALL ",\"architectures\":[\"LlamaForRewardModel\"]}", "LlamaForRewardModel"},
+        {"{\"model_type\":\"internlm2\"," SMALL ",\"architectures\":[\"InternLM2ForRewardModel\"]}", "reward_token_id"},
+        {"{\"model_type\":\"llama\"," SMALL ",\"head_dim\":5}", "head_dim"},
+        {"{\"model_type\":\"llama\"," SMALL ",\"rms_norm_eps\":-1}", "rms_norm_eps"},
+        {"{\"model_type\":\"llama\"," SMALL ",\"hidden_size\":0}", "hidden_size"},
+        {"{\"model_type\":\"mistral\"," SMALL ",\"sliding_window\":0}", "sliding_window"},
+        {"{\"model_type\":\"qwen2\"," SMALL ",\"layer_types\":[\"full_attention\"]}", "layer_types"},
+        {"{\"model_type\":\"qwen3\"," SMALL ",\"layer_types\":[\"full_attention\",\"linear\"]}", "linear"},
+        {"{\"model_type\":\"llama\",\"vocab_size\":37,\"hidden_size\":16,\"intermediate_size\":20,\"num_hidden_"
+         "layers\":2,\"num_attention_heads\":5}",
+         "num_attention_heads"},
+        {"{\"model_type\":\"llama\",\"vocab_size\":37,\"hidden_size\":16,\"intermediate_size\":20,\"num_hidden_"
+         "layers\":2,\"num_attention_heads\":4,\"num_key_value_heads\":3}",
+         "num_key_value_heads"},
+        {"{\"model_type\":\"llama\"," SMALL ",\"is_causal\":false}", "is_causal"},
+        {"{\"model_type\":\"llama\"," SMALL ",\"pad_token_id\":\"x\"}", "pad_token_id"},
+        {"{\"model_type\":\"llama\"," SMALL
+         ",\"rope_parameters\":{\"rope_type\":\"default\"},\"rope_scaling\":{\"type\":\"linear\",\"factor\":4}}",
+         "rope_scaling: want either"},
         {"{\"model_type\":\"llama\"," SMALL ",\"rope_scaling\":{\"factor\":8}}", "want a rope_type"},
-        {"{\"model_type\":\"llama\"," SMALL ",\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":2,\"truncate\":\"no\"}}", "truncate"},
-        {"{\"model_type\":\"llama\"," SMALL ",\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":2,\"original_max_position_embeddings\":1}}", "want an integer of at least 2"},
-        {"{\"model_type\":\"llama\",\"vocab_size\":37,\"hidden_size\":4096,\"intermediate_size\":20,\"num_hidden_layers\":2,\"num_attention_heads\":2}", "head_dim"},
+        {"{\"model_type\":\"llama\"," SMALL
+         ",\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":2,\"truncate\":\"no\"}}",
+         "truncate"},
+        {"{\"model_type\":\"llama\"," SMALL
+         ",\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":2,\"original_max_position_embeddings\":1}}",
+         "want an integer of at least 2"},
+        {"{\"model_type\":\"llama\",\"vocab_size\":37,\"hidden_size\":4096,\"intermediate_size\":20,\"num_hidden_"
+         "layers\":2,\"num_attention_heads\":2}",
+         "head_dim"},
         {"{\"model_type\":\"llama\"," SMALL ",\"\\u001b[2J\":1}", "\"?[2J\""},
-        {"{\"model_type\":\"llama\",\"vocab_size\":3.5}", "vocab_size"}, {"{\"model_type\":\"llama\",\"vocab_size\":\"37\"}", "vocab_size"}};
+        {"{\"model_type\":\"llama\",\"vocab_size\":3.5}", "vocab_size"},
+        {"{\"model_type\":\"llama\",\"vocab_size\":\"37\"}", "vocab_size"}};
     for (int i = 0; i < (int)(sizeof refused / sizeof *refused); i++) {
         put("config.json", refused[i].text);
         wrpo_result r = wrpo_config_load(ctx, path("config.json"), &c);
         const char *says = wrpo_last_error(ctx)->text;
-        CHECK(r != WRPO_OK && strstr(says, refused[i].says) && strstr(says, "config.json"), "refusal %d: %d \"%s\"", i, r, says);
+        CHECK(r != WRPO_OK && strstr(says, refused[i].says) && strstr(says, "config.json"), "refusal %d: %d \"%s\"", i,
+              r, says);
     }
-    const struct { const char *text; wrpo_rope_type rope; double theta; int64_t window, G, d; uint64_t sliding; bool bias, qk_norm, tie; wrpo_dtype dtype; } taken[] = {
-        {"{\"model_type\":\"llama\"," SMALL "}", WRPO_ROPE_DEFAULT, 10000, 0, 2, 4, 0, false, false, false, WRPO_DTYPE_DEFAULT},
-        {"{\"model_type\":\"llama\"," SMALL ",\"head_dim\":8,\"rope_theta\":500000.0,\"torch_dtype\":\"bfloat16\",\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":32.0,"
-         "\"low_freq_factor\":1.0,\"high_freq_factor\":4.0,\"original_max_position_embeddings\":8192},\"tie_word_embeddings\":true,\"attention_bias\":true}",
-         WRPO_ROPE_LLAMA3, 500000, 0, 2, 8, 0, true, false, true, WRPO_DTYPE_BF16},
-        {"{\"model_type\":\"llama\"," SMALL ",\"head_dim\":8,\"rope_parameters\":{\"rope_type\":\"linear\",\"rope_theta\":7000.0,\"factor\":2.0},\"dtype\":\"float16\"}",
-         WRPO_ROPE_LINEAR, 7000, 0, 2, 8, 0, false, false, false, WRPO_DTYPE_F16},
-        {"{\"model_type\":\"mistral\"," SMALL ",\"head_dim\":8}", WRPO_ROPE_DEFAULT, 10000, 4096, 2, 8, 3, false, false, false, WRPO_DTYPE_DEFAULT},
-        {"{\"model_type\":\"mistral\"," SMALL ",\"head_dim\":8,\"sliding_window\":null}", WRPO_ROPE_DEFAULT, 10000, 0, 2, 8, 0, false, false, false, WRPO_DTYPE_DEFAULT},
-        {"{\"model_type\":\"qwen2\"," SMALL ",\"head_dim\":8,\"use_sliding_window\":true,\"sliding_window\":9,\"max_window_layers\":1}", WRPO_ROPE_DEFAULT, 10000, 9, 2, 8, 2, true, false, false, WRPO_DTYPE_DEFAULT},
-        {"{\"model_type\":\"qwen2\"," SMALL ",\"head_dim\":8,\"use_sliding_window\":false,\"sliding_window\":9,\"layer_types\":[\"full_attention\",\"full_attention\"]}",
-         WRPO_ROPE_DEFAULT, 10000, 0, 2, 8, 0, true, false, false, WRPO_DTYPE_DEFAULT},
-        {"{\"model_type\":\"qwen3\"," SMALL "}", WRPO_ROPE_DEFAULT, 10000, 0, 2, 128, 0, false, true, false, WRPO_DTYPE_DEFAULT},
-        {"{\"model_type\":\"qwen3\",\"vocab_size\":37,\"hidden_size\":16,\"intermediate_size\":20,\"num_hidden_layers\":2,\"num_attention_heads\":64,\"head_dim\":16}",
-         WRPO_ROPE_DEFAULT, 10000, 0, 32, 16, 0, false, true, false, WRPO_DTYPE_DEFAULT},
-        {"{\"model_type\":\"gemma2\"," SMALL "}", WRPO_ROPE_DEFAULT, 10000, 4096, 2, 256, 1, false, false, true, WRPO_DTYPE_DEFAULT},
-        {"{\"model_type\":\"phi3\"," SMALL ",\"head_dim\":8,\"sliding_window\":7}", WRPO_ROPE_DEFAULT, 10000, 7, 2, 8, 3, false, false, false, WRPO_DTYPE_DEFAULT},
-        {"{\"model_type\":\"phi3\"," SMALL ",\"rope_scaling\":{\"type\":\"su\",\"short_factor\":[1,1],\"long_factor\":[1,2]}}", WRPO_ROPE_LONGROPE, 10000, 0, 2, 4, 0, false, false, false, WRPO_DTYPE_DEFAULT},
-        {"{\"model_type\":\"phi3\"," SMALL ",\"rope_scaling\":{\"type\":\"yarn\",\"short_factor\":[1,1],\"long_factor\":[1,2]}}", WRPO_ROPE_LONGROPE, 10000, 0, 2, 4, 0, false, false, false, WRPO_DTYPE_DEFAULT},
-        {"{\"model_type\":\"internlm2\"," SMALL ",\"rope_theta\":1000000,\"rope_scaling\":{\"type\":\"dynamic\",\"factor\":2.0}}", WRPO_ROPE_DYNAMIC, 1000000, 0, 2, 4, 0, true, false, false, WRPO_DTYPE_DEFAULT},
-        {"{\"model_type\":\"internlm2\"," SMALL ",\"bias\":false}", WRPO_ROPE_DEFAULT, 10000, 0, 2, 4, 0, false, false, false, WRPO_DTYPE_DEFAULT}};
+    const struct {
+        const char *text;
+        wrpo_rope_type rope;
+        double theta;
+        int64_t window, G, d;
+        uint64_t sliding;
+        bool bias, qk_norm, tie;
+        wrpo_dtype dtype;
+    } taken[] = {{"{\"model_type\":\"llama\"," SMALL "}", WRPO_ROPE_DEFAULT, 10000, 0, 2, 4, 0, false, false, false,
+                  WRPO_DTYPE_DEFAULT},
+                 {"{\"model_type\":\"llama\"," SMALL
+                  ",\"head_dim\":8,\"rope_theta\":500000.0,\"torch_dtype\":\"bfloat16\",\"rope_scaling\":{\"rope_"
+                  "type\":\"llama3\",\"factor\":32.0,"
+                  "\"low_freq_factor\":1.0,\"high_freq_factor\":4.0,\"original_max_position_embeddings\":8192},\"tie_"
+                  "word_embeddings\":true,\"attention_bias\":true}",
+                  WRPO_ROPE_LLAMA3, 500000, 0, 2, 8, 0, true, false, true, WRPO_DTYPE_BF16},
+                 {"{\"model_type\":\"llama\"," SMALL ",\"head_dim\":8,\"rope_parameters\":{\"rope_type\":\"linear\","
+                                                     "\"rope_theta\":7000.0,\"factor\":2.0},\"dtype\":\"float16\"}",
+                  WRPO_ROPE_LINEAR, 7000, 0, 2, 8, 0, false, false, false, WRPO_DTYPE_F16},
+                 {"{\"model_type\":\"mistral\"," SMALL ",\"head_dim\":8}", WRPO_ROPE_DEFAULT, 10000, 4096, 2, 8, 3,
+                  false, false, false, WRPO_DTYPE_DEFAULT},
+                 {"{\"model_type\":\"mistral\"," SMALL ",\"head_dim\":8,\"sliding_window\":null}", WRPO_ROPE_DEFAULT,
+                  10000, 0, 2, 8, 0, false, false, false, WRPO_DTYPE_DEFAULT},
+                 {"{\"model_type\":\"qwen2\"," SMALL
+                  ",\"head_dim\":8,\"use_sliding_window\":true,\"sliding_window\":9,\"max_window_layers\":1}",
+                  WRPO_ROPE_DEFAULT, 10000, 9, 2, 8, 2, true, false, false, WRPO_DTYPE_DEFAULT},
+                 {"{\"model_type\":\"qwen2\"," SMALL ",\"head_dim\":8,\"use_sliding_window\":false,\"sliding_window\":"
+                                                     "9,\"layer_types\":[\"full_attention\",\"full_attention\"]}",
+                  WRPO_ROPE_DEFAULT, 10000, 0, 2, 8, 0, true, false, false, WRPO_DTYPE_DEFAULT},
+                 {"{\"model_type\":\"qwen3\"," SMALL "}", WRPO_ROPE_DEFAULT, 10000, 0, 2, 128, 0, false, true, false,
+                  WRPO_DTYPE_DEFAULT},
+                 {"{\"model_type\":\"qwen3\",\"vocab_size\":37,\"hidden_size\":16,\"intermediate_size\":20,\"num_"
+                  "hidden_layers\":2,\"num_attention_heads\":64,\"head_dim\":16}",
+                  WRPO_ROPE_DEFAULT, 10000, 0, 32, 16, 0, false, true, false, WRPO_DTYPE_DEFAULT},
+                 {"{\"model_type\":\"gemma2\"," SMALL "}", WRPO_ROPE_DEFAULT, 10000, 4096, 2, 256, 1, false, false,
+                  true, WRPO_DTYPE_DEFAULT},
+                 {"{\"model_type\":\"phi3\"," SMALL ",\"head_dim\":8,\"sliding_window\":7}", WRPO_ROPE_DEFAULT, 10000,
+                  7, 2, 8, 3, false, false, false, WRPO_DTYPE_DEFAULT},
+                 {"{\"model_type\":\"phi3\"," SMALL
+                  ",\"rope_scaling\":{\"type\":\"su\",\"short_factor\":[1,1],\"long_factor\":[1,2]}}",
+                  WRPO_ROPE_LONGROPE, 10000, 0, 2, 4, 0, false, false, false, WRPO_DTYPE_DEFAULT},
+                 {"{\"model_type\":\"phi3\"," SMALL
+                  ",\"rope_scaling\":{\"type\":\"yarn\",\"short_factor\":[1,1],\"long_factor\":[1,2]}}",
+                  WRPO_ROPE_LONGROPE, 10000, 0, 2, 4, 0, false, false, false, WRPO_DTYPE_DEFAULT},
+                 {"{\"model_type\":\"internlm2\"," SMALL
+                  ",\"rope_theta\":1000000,\"rope_scaling\":{\"type\":\"dynamic\",\"factor\":2.0}}",
+                  WRPO_ROPE_DYNAMIC, 1000000, 0, 2, 4, 0, true, false, false, WRPO_DTYPE_DEFAULT},
+                 {"{\"model_type\":\"internlm2\"," SMALL ",\"bias\":false}", WRPO_ROPE_DEFAULT, 10000, 0, 2, 4, 0,
+                  false, false, false, WRPO_DTYPE_DEFAULT}};
     for (int i = 0; i < (int)(sizeof taken / sizeof *taken); i++) {
         put("config.json", taken[i].text);
         wrpo_result r = wrpo_config_load(ctx, dir, &c);
         CHECK(r == WRPO_OK, "config %d: %s", i, wrpo_last_error(ctx)->text);
         if (r) continue;
-        CHECK(c.rope.type == taken[i].rope && c.rope.theta == taken[i].theta, "config %d: rope %d %g", i, c.rope.type, c.rope.theta);
-        CHECK(c.sliding_window == taken[i].window && c.sliding_layers[0] == taken[i].sliding, "config %d: window %lld %llx", i, (long long)c.sliding_window, (unsigned long long)c.sliding_layers[0]);
-        CHECK(c.num_key_value_heads == taken[i].G && c.head_dim == taken[i].d, "config %d: heads %lld of %lld", i, (long long)c.num_key_value_heads, (long long)c.head_dim);
-        CHECK(c.attention_bias == taken[i].bias && c.qk_norm == taken[i].qk_norm && c.tie_word_embeddings == taken[i].tie && c.dtype == taken[i].dtype, "config %d: switches", i);
+        CHECK(c.rope.type == taken[i].rope && c.rope.theta == taken[i].theta, "config %d: rope %d %g", i, c.rope.type,
+              c.rope.theta);
+        CHECK(c.sliding_window == taken[i].window && c.sliding_layers[0] == taken[i].sliding,
+              "config %d: window %lld %llx", i, (long long)c.sliding_window, (unsigned long long)c.sliding_layers[0]);
+        CHECK(c.num_key_value_heads == taken[i].G && c.head_dim == taken[i].d, "config %d: heads %lld of %lld", i,
+              (long long)c.num_key_value_heads, (long long)c.head_dim);
+        CHECK(c.attention_bias == taken[i].bias && c.qk_norm == taken[i].qk_norm &&
+                  c.tie_word_embeddings == taken[i].tie && c.dtype == taken[i].dtype,
+              "config %d: switches", i);
     }
-    put("config.json", "{\"model_type\":\"gemma2\"," SMALL ",\"hidden_act\":\"gelu\",\"hidden_activation\":\"gelu_pytorch_tanh\",\"attn_logit_softcapping\":null}");
-    CHECK(wrpo_config_load(ctx, dir, &c) == WRPO_OK && c.gelu && c.norm_plus_one && c.post_norms && c.scale_embeddings && c.query_pre_attn_scalar == 256
-          && c.attn_logit_softcapping == 0 && c.final_logit_softcapping == 30, "gemma2's switches: %s", wrpo_last_error(ctx)->text);
-    put("config.json", "{\"model_type\":\"phi3\"," SMALL ",\"head_dim\":8,\"partial_rotary_factor\":0.75,\"max_position_embeddings\":65536,\"rope_scaling\":{\"type\":\"longrope\","
+    put("config.json",
+        "{\"model_type\":\"gemma2\"," SMALL
+        ",\"hidden_act\":\"gelu\",\"hidden_activation\":\"gelu_pytorch_tanh\",\"attn_logit_softcapping\":null}");
+    CHECK(wrpo_config_load(ctx, dir, &c) == WRPO_OK && c.gelu && c.norm_plus_one && c.post_norms &&
+              c.scale_embeddings && c.query_pre_attn_scalar == 256 && c.attn_logit_softcapping == 0 &&
+              c.final_logit_softcapping == 30,
+          "gemma2's switches: %s", wrpo_last_error(ctx)->text);
+    put("config.json",
+        "{\"model_type\":\"phi3\"," SMALL ",\"head_dim\":8,\"partial_rotary_factor\":0.75,\"max_position_embeddings\":"
+                                          "65536,\"rope_scaling\":{\"type\":\"longrope\","
         "\"short_factor\":[1,2,3],\"long_factor\":[4,5,6]}}");
-    CHECK(wrpo_config_load(ctx, dir, &c) == WRPO_OK && c.rope.dims == 6 && c.rope.original_max_position_embeddings == 4096 && c.rope.long_factor[2] == 6
-          && fabs(c.rope.attention_factor - sqrt(1 + log(16) / log(4096))) < 1e-15, "phi3's rope: %s", wrpo_last_error(ctx)->text);
+    CHECK(wrpo_config_load(ctx, dir, &c) == WRPO_OK && c.rope.dims == 6 &&
+              c.rope.original_max_position_embeddings == 4096 && c.rope.long_factor[2] == 6 &&
+              fabs(c.rope.attention_factor - sqrt(1 + log(16) / log(4096))) < 1e-15,
+          "phi3's rope: %s", wrpo_last_error(ctx)->text);
 }
 
-static const char *const good = "{\n  \"model_type\": \"qwen2\", \"architectures\": [\"Qwen2ForCausalLM\"], " SMALL ",\n  \"head_dim\": 4, \"torch_dtype\": \"float32\"\n}\n";
+static const char *const good = "{\n  \"model_type\": \"qwen2\", \"architectures\": [\"Qwen2ForCausalLM\"], " SMALL
+                                ",\n  \"head_dim\": 4, \"torch_dtype\": \"float32\"\n}\n";
 static bool equal(const wrpo_model *a, const wrpo_model *b) {
     const wrpo_weight *x, *y;
     int64_t n = wrpo_model_weights(a, &x);
@@ -136,30 +224,38 @@ static wrpo_model *load(const char *name, const char *says) {
     snprintf(where, sizeof where, "%s", path(name));
     wrpo_result r = wrpo_model_load(ctx, &(wrpo_model_desc){.dir = where}, &m);
     if (!says) CHECK(r == WRPO_OK, "%s: %s", name, wrpo_last_error(ctx)->text);
-    else CHECK(r != WRPO_OK && !m && strstr(wrpo_last_error(ctx)->text, says), "want \"%s\", found %d \"%s\"", says, r, wrpo_last_error(ctx)->text);
+    else
+        CHECK(r != WRPO_OK && !m && strstr(wrpo_last_error(ctx)->text, says), "want \"%s\", found %d \"%s\"", says, r,
+              wrpo_last_error(ctx)->text);
     return m;
 }
 
 static void round_trips(void) {
     wrpo_model *model, *again;
     size_t n, k;
-    put("config.json", good), put("tokenizer.json", "{\"any\": 1}"), put("generation_config.json", "{}"), put("notes.jsonl", "x"), put("LICENSE", "free");
+    put("config.json", good), put("tokenizer.json", "{\"any\": 1}"), put("generation_config.json", "{}"),
+        put("notes.jsonl", "x"), put("LICENSE", "free");
     char config[96];
     snprintf(config, sizeof config, "%s/config.json", dir);
-    CHECK(wrpo_model_init(ctx, &(wrpo_init_desc){.config = config, .tokenizer_dir = dir, .seed = 5}, &model) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+    CHECK(wrpo_model_init(ctx, &(wrpo_init_desc){.config = config, .tokenizer_dir = dir, .seed = 5}, &model) == WRPO_OK,
+          "%s", wrpo_last_error(ctx)->text);
     const wrpo_weight *w;
     wrpo_model_weights(model, &w);
     const float *embed = w[0].data;
     double sum = 0, square = 0;
-    for (int64_t i = 0; i < w[0].rows * w[0].cols; i++) sum += (double)embed[i], square += (double)embed[i] * (double)embed[i];
+    for (int64_t i = 0; i < w[0].rows * w[0].cols; i++)
+        sum += (double)embed[i], square += (double)embed[i] * (double)embed[i];
     n = (size_t)(w[0].rows * w[0].cols);
-    CHECK(fabs(sqrt(square / (double)n) - 0.02) < 0.002 && fabs(sum / (double)n) < 0.003, "embedding: deviation %g, mean %g", sqrt(square / (double)n), sum / (double)n);
-    CHECK(((float *)WRPO__W(model, norm, 0)->data)[3] == 1 && ((float *)WRPO__W(model, q_bias, 1)->data)[2] == 0, "norms 1, biases 0");
+    CHECK(fabs(sqrt(square / (double)n) - 0.02) < 0.002 && fabs(sum / (double)n) < 0.003,
+          "embedding: deviation %g, mean %g", sqrt(square / (double)n), sum / (double)n);
+    CHECK(((float *)WRPO__W(model, norm, 0)->data)[3] == 1 && ((float *)WRPO__W(model, q_bias, 1)->data)[2] == 0,
+          "norms 1, biases 0");
     static const int64_t shards[] = {0, 3000, 1};
     for (int i = 0; i < 3; i++) {
         char out[96];
         snprintf(out, sizeof out, "%s/f32_%d", dir, i);
-        CHECK(wrpo_model_save(model, &(wrpo_save_desc){.dir = out, .max_shard_size = shards[i]}) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+        CHECK(wrpo_model_save(model, &(wrpo_save_desc){.dir = out, .max_shard_size = shards[i]}) == WRPO_OK, "%s",
+              wrpo_last_error(ctx)->text);
         again = load(strrchr(out, '/') + 1, NULL);
         CHECK(again && equal(model, again), "f32, shards of %lld: bits changed", (long long)shards[i]);
         wrpo_model_free(again);
@@ -176,13 +272,19 @@ static void round_trips(void) {
     }
     /* a key of the root only, whatever stands in front of it */
     char out[96];
-    shell("mkdir %s/nested; echo '{\"hidden_act\":\"silu\", \"torch_dtype\":\"float16\", \"transformers.js_config\":{\"dtype\":\"q4\"},' > %s/nested/config.json", dir, dir);
+    shell("mkdir %s/nested; echo '{\"hidden_act\":\"silu\", \"torch_dtype\":\"float16\", "
+          "\"transformers.js_config\":{\"dtype\":\"q4\"},' > %s/nested/config.json",
+          dir, dir);
     shell("tail -c +2 %s/config.json >> %s/nested/config.json", dir, dir);
-    shell("sed -i 's/, *\"torch_dtype\": *\"float32\"//; s/\"hidden_act\": *\"silu\", *\"vocab/\"vocab/' %s/nested/config.json%s", dir, "");
+    shell("sed -i 's/, *\"torch_dtype\": *\"float32\"//; s/\"hidden_act\": *\"silu\", *\"vocab/\"vocab/' "
+          "%s/nested/config.json%s",
+          dir, "");
     snprintf(out, sizeof out, "%s/nested", dir);
     wrpo_model *nested;
-    CHECK(wrpo_model_init(ctx, &(wrpo_init_desc){.config = out, .seed = 5}, &nested) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
-    CHECK(nested && wrpo_model_save(nested, &(wrpo_save_desc){.dir = out, .dtype = WRPO_DTYPE_BF16}) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+    CHECK(wrpo_model_init(ctx, &(wrpo_init_desc){.config = out, .seed = 5}, &nested) == WRPO_OK, "%s",
+          wrpo_last_error(ctx)->text);
+    CHECK(nested && wrpo_model_save(nested, &(wrpo_save_desc){.dir = out, .dtype = WRPO_DTYPE_BF16}) == WRPO_OK, "%s",
+          wrpo_last_error(ctx)->text);
     char *b = get("nested/config.json", &k);
     CHECK(b && strstr(b, "\"torch_dtype\":\"bfloat16\"") && strstr(b, "{\"dtype\":\"q4\"}"), "%s", b ? b : "");
     free(b);
@@ -190,11 +292,14 @@ static void round_trips(void) {
     if (nested) {
         wrpo_model *old = load("nested", NULL);
         shell("mv %s/nested/config.json %s/kept.json", dir, dir);
-        CHECK(wrpo_model_save(nested, &(wrpo_save_desc){.dir = out}) == WRPO_E_IO && strstr(wrpo_last_error(ctx)->text, "nested/config.json"), "%s", wrpo_last_error(ctx)->text);
+        CHECK(wrpo_model_save(nested, &(wrpo_save_desc){.dir = out}) == WRPO_E_IO &&
+                  strstr(wrpo_last_error(ctx)->text, "nested/config.json"),
+              "%s", wrpo_last_error(ctx)->text);
         shell("mv %s/kept.json %s/nested/config.json", dir, dir);
         ((float *)WRPO__W(nested, up_proj, 1)->data)[7] = 1e5f;
-        CHECK(wrpo_model_save(nested, &(wrpo_save_desc){.dir = out, .dtype = WRPO_DTYPE_F16}) == WRPO_E_NOT_FINITE && strstr(wrpo_last_error(ctx)->text, "element 7, 100000"), "%s",
-              wrpo_last_error(ctx)->text);
+        CHECK(wrpo_model_save(nested, &(wrpo_save_desc){.dir = out, .dtype = WRPO_DTYPE_F16}) == WRPO_E_NOT_FINITE &&
+                  strstr(wrpo_last_error(ctx)->text, "element 7, 100000"),
+              "%s", wrpo_last_error(ctx)->text);
         again = load("nested", NULL);
         CHECK(old && again && equal(old, again), "a failed save changed the checkpoint");
         wrpo_model_free(old), wrpo_model_free(again);
@@ -202,14 +307,16 @@ static void round_trips(void) {
     wrpo_model_free(nested);
     /* bf16: what was rounded once stays; config says so */
     snprintf(out, sizeof out, "%s/bf16", dir);
-    CHECK(wrpo_model_save(model, &(wrpo_save_desc){.dir = out, .dtype = WRPO_DTYPE_BF16}) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+    CHECK(wrpo_model_save(model, &(wrpo_save_desc){.dir = out, .dtype = WRPO_DTYPE_BF16}) == WRPO_OK, "%s",
+          wrpo_last_error(ctx)->text);
     wrpo_model *half = load("bf16", NULL);
     CHECK(half && !equal(model, half), "bf16 rounds");
     b = get("bf16/config.json", &k);
     CHECK(b && strstr(b, "\"torch_dtype\": \"bfloat16\""), "%s", b ? b : "");
     free(b);
     if (half) {
-        CHECK(wrpo_model_save(half, &(wrpo_save_desc){.dir = out, .max_shard_size = 2000}) == WRPO_OK, "over itself: %s", wrpo_last_error(ctx)->text);
+        CHECK(wrpo_model_save(half, &(wrpo_save_desc){.dir = out, .max_shard_size = 2000}) == WRPO_OK,
+              "over itself: %s", wrpo_last_error(ctx)->text);
         again = load("bf16", NULL);
         CHECK(again && equal(half, again), "bf16 twice: bits changed");
         CHECK(!get("bf16/model.safetensors", &k), "the single file of the earlier save is gone");
@@ -218,15 +325,19 @@ static void round_trips(void) {
     wrpo_model_free(half);
     {   /* one seed, one model; another seed, another */
         wrpo_model *same, *other;
-        CHECK(!wrpo_model_init(ctx, &(wrpo_init_desc){.config = config, .seed = 5}, &same) && equal(model, same), "seed 5 twice");
-        CHECK(!wrpo_model_init(ctx, &(wrpo_init_desc){.config = config, .seed = 6}, &other) && !equal(model, other), "seeds 5 and 6");
+        CHECK(!wrpo_model_init(ctx, &(wrpo_init_desc){.config = config, .seed = 5}, &same) && equal(model, same),
+              "seed 5 twice");
+        CHECK(!wrpo_model_init(ctx, &(wrpo_init_desc){.config = config, .seed = 6}, &other) && !equal(model, other),
+              "seeds 5 and 6");
         wrpo_model_free(same), wrpo_model_free(other);
     }
     {   /* the check answers as the load would */
         wrpo_config c;
         int64_t parameters;
         wrpo_dtype dtype;
-        CHECK(wrpo_model_check(ctx, out, &c, &parameters, &dtype) == WRPO_OK && parameters == wrpo_model_parameters(model) && dtype == WRPO_DTYPE_BF16, "check: %s", wrpo_last_error(ctx)->text);
+        CHECK(wrpo_model_check(ctx, out, &c, &parameters, &dtype) == WRPO_OK &&
+                  parameters == wrpo_model_parameters(model) && dtype == WRPO_DTYPE_BF16,
+              "check: %s", wrpo_last_error(ctx)->text);
     }
     /* broken directories */
     shell("cp -r %s/f32_0 %s/broken", dir, dir);
@@ -263,47 +374,60 @@ static void round_trips(void) {
     setrlimit(RLIMIT_FSIZE, &keep);
     CHECK(r == WRPO_E_IO && strstr(wrpo_last_error(ctx)->text, "full/model"), "%d %s", r, wrpo_last_error(ctx)->text);
     shell("test -z \"$(ls %s)\" %s", out, "");
-    CHECK(wrpo_model_save(model, &(wrpo_save_desc){.dir = "/proc/none"}) == WRPO_E_IO, "%s", wrpo_last_error(ctx)->text);
+    CHECK(wrpo_model_save(model, &(wrpo_save_desc){.dir = "/proc/none"}) == WRPO_E_IO, "%s",
+          wrpo_last_error(ctx)->text);
     const wrpo_config c = *wrpo_model_config(model);
     wrpo_model_free(model);
-    CHECK(wrpo_model_new(ctx, &c, 1, &model) == WRPO_OK && wrpo_model_save(model, &(wrpo_save_desc){.dir = out}) == WRPO_E_ARG
-          && strstr(wrpo_last_error(ctx)->text, "wrpo_model_new"), "no config.json to save: %s", wrpo_last_error(ctx)->text);
+    CHECK(wrpo_model_new(ctx, &c, 1, &model) == WRPO_OK &&
+              wrpo_model_save(model, &(wrpo_save_desc){.dir = out}) == WRPO_E_ARG &&
+              strstr(wrpo_last_error(ctx)->text, "wrpo_model_new"),
+          "no config.json to save: %s", wrpo_last_error(ctx)->text);
     wrpo_model_free(model);
 }
 
-/* Fused and renamed tensors: the files have the family's names and layout, and what was saved is what is loaded, mapped or copied. */
+/* Fused and renamed tensors: the files have the family's names and layout, and what was saved is what is loaded, mapped
+   or copied. */
 static void layouts(void) {
-    const struct { const char *name, *config, *tensor; int64_t rows, tensors; } families[] = {
+    const struct { const char *name, *config, *tensor; int64_t rows, tensors;
+    } families[] = {
         {"phi3", "{\"model_type\":\"phi3\"," SMALL "}", "model.layers.1.self_attn.qkv_proj.weight", 32, 3 + 2 * 6},
         {"phi3", "{\"model_type\":\"phi3\"," SMALL "}", "model.layers.0.mlp.gate_up_proj.weight", 40, 3 + 2 * 6},
-        {"internlm2", "{\"model_type\":\"internlm2\"," SMALL ",\"bias\":true}", "model.layers.0.attention.wqkv.bias", 32, 3 + 2 * 9},
-        {"internlm2", "{\"model_type\":\"internlm2\",\"bias\":false,\"tie_word_embeddings\":true," SMALL "}", "model.tok_embeddings.weight", 37, 2 + 2 * 7},
-        {"gemma2", "{\"model_type\":\"gemma2\",\"head_dim\":6," SMALL "}", "model.layers.1.post_feedforward_layernorm.weight", 16, 2 + 2 * 11}};
+        {"internlm2", "{\"model_type\":\"internlm2\"," SMALL ",\"bias\":true}", "model.layers.0.attention.wqkv.bias",
+         32, 3 + 2 * 9},
+        {"internlm2", "{\"model_type\":\"internlm2\",\"bias\":false,\"tie_word_embeddings\":true," SMALL "}",
+         "model.tok_embeddings.weight", 37, 2 + 2 * 7},
+        {"gemma2", "{\"model_type\":\"gemma2\",\"head_dim\":6," SMALL "}",
+         "model.layers.1.post_feedforward_layernorm.weight", 16, 2 + 2 * 11}};
     for (int i = 0; i < (int)(sizeof families / sizeof *families); i++) {
         char config[128], out[96];
         wrpo_model *model, *again;
         wrpo_tensors *t;
         put("fused.json", families[i].config);
         snprintf(config, sizeof config, "%s", path("fused.json"));
-        CHECK(wrpo_model_init(ctx, &(wrpo_init_desc){.config = config, .seed = 9}, &model) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+        CHECK(wrpo_model_init(ctx, &(wrpo_init_desc){.config = config, .seed = 9}, &model) == WRPO_OK, "%s",
+              wrpo_last_error(ctx)->text);
         if (!model) continue;
         snprintf(out, sizeof out, "%s/layout_%d", dir, i);
-        CHECK(wrpo_model_save(model, &(wrpo_save_desc){.dir = out, .max_shard_size = i % 2 ? 4000 : 0}) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+        CHECK(wrpo_model_save(model, &(wrpo_save_desc){.dir = out, .max_shard_size = i % 2 ? 4000 : 0}) == WRPO_OK,
+              "%s", wrpo_last_error(ctx)->text);
         CHECK(wrpo_tensors_open(ctx, out, &t) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
         const wrpo_tensor_info *info = t ? wrpo_tensors_find(t, families[i].tensor) : NULL;
         CHECK(info && info->shape[0] == families[i].rows, "%s: %s", families[i].name, families[i].tensor);
-        CHECK(t && wrpo_tensors_count(t) == families[i].tensors, "%s: %lld tensors", families[i].name, t ? (long long)wrpo_tensors_count(t) : 0);
+        CHECK(t && wrpo_tensors_count(t) == families[i].tensors, "%s: %lld tensors", families[i].name,
+              t ? (long long)wrpo_tensors_count(t) : 0);
         wrpo_tensors_close(t);
         for (int frozen = 0; frozen < 2; frozen++) {
-            CHECK(wrpo_model_load(ctx, &(wrpo_model_desc){.dir = out, .frozen = frozen}, &again) == WRPO_OK && equal(model, again), "%s: frozen %d: %s", families[i].name, frozen,
-                  wrpo_last_error(ctx)->text);
+            CHECK(wrpo_model_load(ctx, &(wrpo_model_desc){.dir = out, .frozen = frozen}, &again) == WRPO_OK &&
+                      equal(model, again),
+                  "%s: frozen %d: %s", families[i].name, frozen, wrpo_last_error(ctx)->text);
             wrpo_model_free(again);
         }
         if (i == 0) {
             const float *w = wrpo__weight(model, WRPO__W_k_proj, 1)->data;
             CHECK(wrpo_tensors_open(ctx, out, &t) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
             info = wrpo_tensors_find(t, families[0].tensor);
-            CHECK(!memcmp((const char *)info->data + 16 * 16 * 4, w, 8 * 16 * 4), "k_proj is rows 16 to 24 of qkv_proj");
+            CHECK(!memcmp((const char *)info->data + 16 * 16 * 4, w, 8 * 16 * 4),
+                  "k_proj is rows 16 to 24 of qkv_proj");
             wrpo_tensors_close(t);
         }
         wrpo_model_free(model);
@@ -322,7 +446,8 @@ static void allocations(void) {
     char in[96], out[96];
     snprintf(in, sizeof in, "%s/f32_1", dir), snprintf(out, sizeof out, "%s/oom", dir);
     fail_at = -1;
-    CHECK(wrpo_open(&(wrpo_desc){.memory = {counting_alloc, counting_free, NULL}, .threads = 1}, &own) == WRPO_OK, "open");
+    CHECK(wrpo_open(&(wrpo_desc){.memory = {counting_alloc, counting_free, NULL}, .threads = 1}, &own) == WRPO_OK,
+          "open");
     const int64_t base = live;
     for (fail_at = 0; fail_at < 5000; fail_at++) {
         wrpo_model *m;
@@ -332,7 +457,8 @@ static void allocations(void) {
             r = wrpo_model_save(m, &(wrpo_save_desc){.dir = out, .max_shard_size = 4000});
             wrpo_model_free(m);
         }
-        if (live != base || (r != WRPO_OK && r != WRPO_E_MEMORY)) CHECK(false, "allocation %lld: %d, %lld held", (long long)fail_at, r, (long long)(live - base));
+        if (live != base || (r != WRPO_OK && r != WRPO_E_MEMORY))
+            CHECK(false, "allocation %lld: %d, %lld held", (long long)fail_at, r, (long long)(live - base));
         if (r == WRPO_OK) break;
     }
     CHECK(fail_at > 50 && fail_at < 5000, "%lld allocations", (long long)fail_at);

@@ -1,4 +1,5 @@
-/* Generation: greedy answers of every family against transformers' generate (golden/generate.py), log-probs to the bit those of
+/* Generation: greedy answers of every family against transformers' generate (golden/generate.py), log-probs to the bit
+   those of
    the training forward, samples that depend on nothing beside them, frequencies, streamed text, stops, refusals. */
 #define WRPO_IMPLEMENTATION
 #include "wrpo.h"
@@ -10,7 +11,14 @@
 #include <unistd.h>
 
 static wrpo_ctx *ctx;
-typedef struct kept { int64_t count; int32_t ids[300]; float logps[300]; char text[2000]; size_t size; bool stopped; } kept;
+typedef struct kept {
+    int64_t count;
+    int32_t ids[300];
+    float logps[300];
+    char text[2000];
+    size_t size;
+    bool stopped;
+} kept;
 typedef struct keeper {              /* what callbacks saw */
     kept *of; int64_t n, next, limit; bool text_too;
     char streamed[2000]; size_t size; int pieces; bool whole, in_order;
@@ -27,7 +35,8 @@ static bool keep(int64_t prompt, const wrpo_sample *y, void *user) {
     }
     return !k->limit || k->next < k->limit;
 }
-static keeper generate(wrpo_model *model, const wrpo_prompt *prompts, int64_t count, wrpo_generate_desc d, wrpo_result want) {
+static keeper generate(wrpo_model *model, const wrpo_prompt *prompts, int64_t count, wrpo_generate_desc d,
+                       wrpo_result want) {
     keeper k = {.n = d.n ? d.n : 1, .in_order = true};
     k.of = calloc((size_t)(count * k.n) + 1, sizeof *k.of);
     d.on_done = keep, d.user = &k;
@@ -35,12 +44,14 @@ static keeper generate(wrpo_model *model, const wrpo_prompt *prompts, int64_t co
     if (d.top_p == 0) d.top_p = 0.95;
     const wrpo_result r = wrpo_generate(model, prompts, count, &d);
     CHECK(r == want, "%d: %s", (int)r, wrpo_last_error(model->ctx)->text);
-    CHECK(k.in_order && (r != WRPO_OK || k.next == count), "delivered %lld of %lld prompts, in order %d", (long long)k.next, (long long)count, k.in_order);
+    CHECK(k.in_order && (r != WRPO_OK || k.next == count), "delivered %lld of %lld prompts, in order %d",
+          (long long)k.next, (long long)count, k.in_order);
     return k;
 }
 static bool same(const kept *a, const kept *b) {
-    return a->count == b->count && a->stopped == b->stopped && !memcmp(a->ids, b->ids, (size_t)a->count * sizeof *a->ids)
-           && !memcmp(a->logps, b->logps, (size_t)a->count * sizeof *a->logps);
+    return a->count == b->count && a->stopped == b->stopped &&
+        !memcmp(a->ids, b->ids, (size_t)a->count * sizeof *a->ids) &&
+        !memcmp(a->logps, b->logps, (size_t)a->count * sizeof *a->logps);
 }
 static wrpo_model *family(wrpo_ctx *c, const char *name, const wrpo_json *scale) {
     char folder[200];
@@ -58,13 +69,17 @@ static void greedy_families(const wrpo_json *golden, const wrpo_json *scale) {
         wrpo_model *model = family(ctx, f->key, scale);
         if (!model) continue;
         wrpo_prompt *list = calloc((size_t)f->count, sizeof *list), *p = list;
-        for (const wrpo_json *v = f->child; v; v = v->next, p++) *p = (wrpo_prompt){.ids = golden_ids(v->child), .count = v->child->count};
-        keeper k = generate(model, list, f->count, (wrpo_generate_desc){.max_tokens = 64, .temperature = WRPO_ZERO, .batch = 3}, WRPO_OK);
+        for (const wrpo_json *v = f->child; v; v = v->next, p++)
+            *p = (wrpo_prompt){.ids = golden_ids(v->child), .count = v->child->count};
+        keeper k = generate(model, list, f->count,
+                            (wrpo_generate_desc){.max_tokens = 64, .temperature = WRPO_ZERO, .batch = 3}, WRPO_OK);
         int64_t i = 0;
         for (const wrpo_json *v = f->child; v; v = v->next, i++) {
             int32_t *want = golden_ids(v->child->next);
             const int64_t n = v->child->next->count;
-            const bool ok = k.of[i].count == n && !memcmp(k.of[i].ids, want, (size_t)n * sizeof *want) && k.of[i].stopped == (n < WRPO__MIN(64, model->config.max_position_embeddings - list[i].count) || want[n - 1] == 2);
+            const bool ok = k.of[i].count == n && !memcmp(k.of[i].ids, want, (size_t)n * sizeof *want) &&
+                k.of[i].stopped ==
+                    (n < WRPO__MIN(64, model->config.max_position_embeddings - list[i].count) || want[n - 1] == 2);
             CHECK(ok, "%s, prompt %lld: another answer", f->key, (long long)i);
             wrong += !ok, prompts++, tokens += n;
             free(want), free((void *)(uintptr_t)list[i].ids);
@@ -72,7 +87,8 @@ static void greedy_families(const wrpo_json *golden, const wrpo_json *scale) {
         free(k.of), free(list);
         wrpo_model_free(model);
     }
-    printf("greedy: %lld prompts, %lld tokens, %lld answers differ from transformers'\n", (long long)prompts, (long long)tokens, (long long)wrong);
+    printf("greedy: %lld prompts, %lld tokens, %lld answers differ from transformers'\n", (long long)prompts,
+           (long long)tokens, (long long)wrong);
     CHECK(prompts >= 2 * 24, "%lld prompts", (long long)prompts);
 }
 static void greedy_checkpoints(const wrpo_json *golden) {
@@ -81,7 +97,8 @@ static void greedy_checkpoints(const wrpo_json *golden) {
         wrpo_model *model;
         wrpo_tokenizer *tok;
         snprintf(dir, sizeof dir, "golden/checkpoints/%s", f->key);
-        const bool loaded = wrpo_model_load(ctx, &(wrpo_model_desc){.dir = dir, .frozen = true}, &model) == WRPO_OK && wrpo_tokenizer_load(ctx, dir, &tok) == WRPO_OK;
+        const bool loaded = wrpo_model_load(ctx, &(wrpo_model_desc){.dir = dir, .frozen = true}, &model) == WRPO_OK &&
+            wrpo_tokenizer_load(ctx, dir, &tok) == WRPO_OK;
         CHECK(loaded, "%s", wrpo_last_error(ctx)->text);
         if (!loaded) continue;
         wrpo_prompt *list = calloc((size_t)f->count, sizeof *list), *p = list;
@@ -89,10 +106,13 @@ static void greedy_checkpoints(const wrpo_json *golden) {
             wrpo_json prompt = *v->child, record = {.kind = WRPO_JSON_OBJECT, .count = 1, .child = &prompt};
             int32_t *ids;
             prompt.key = "prompt", prompt.key_size = 6, prompt.next = NULL;
-            CHECK(wrpo_tokenizer_prompt(tok, &(wrpo_tokenizer_prompt_desc){0}, &record, &ids, &p->count) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+            CHECK(wrpo_tokenizer_prompt(tok, &(wrpo_tokenizer_prompt_desc){0}, &record, &ids, &p->count) == WRPO_OK,
+                  "%s", wrpo_last_error(ctx)->text);
             p->ids = ids;
         }
-        keeper k = generate(model, list, f->count, (wrpo_generate_desc){.tokenizer = tok, .max_tokens = 64, .temperature = WRPO_ZERO}, WRPO_OK);
+        keeper k =
+            generate(model, list, f->count,
+                     (wrpo_generate_desc){.tokenizer = tok, .max_tokens = 64, .temperature = WRPO_ZERO}, WRPO_OK);
         int64_t i = 0, wrong = 0;
         for (const wrpo_json *v = f->child; v; v = v->next, i++) {
             const wrpo_json *text = v->child->next->next;
@@ -101,7 +121,8 @@ static void greedy_checkpoints(const wrpo_json *golden) {
             wrong += !ok;
             wrpo_free(ctx, (void *)(uintptr_t)list[i].ids);
         }
-        printf("greedy: %s: %lld texts, %lld differ from transformers'\n", f->key, (long long)f->count, (long long)wrong);
+        printf("greedy: %s: %lld texts, %lld differ from transformers'\n", f->key, (long long)f->count,
+               (long long)wrong);
         free(k.of), free(list);
         wrpo_tokenizer_free(tok);
         wrpo_model_free(model);
@@ -112,9 +133,11 @@ static void greedy_checkpoints(const wrpo_json *golden) {
 static wrpo_prompt *some_prompts(int64_t count, const wrpo_config *c) {
     wrpo_prompt *list = calloc((size_t)count, sizeof *list);
     for (int64_t i = 0; i < count; i++) {
-        const int64_t n = WRPO__MIN(i % 3 == 2 ? 150 : 1 + i * 13 % 40, c->max_position_embeddings - 20);     /* over a tile of keys, too */
+        /* over a tile of keys, too */
+        const int64_t n = WRPO__MIN(i % 3 == 2 ? 150 : 1 + i * 13 % 40, c->max_position_embeddings - 20);
         int32_t *ids = malloc((size_t)n * sizeof *ids);
-        for (int64_t j = 0; j < n; j++) ids[j] = (int32_t)(golden_bits("generate", (uint64_t)(1000 * i + j)) % (uint64_t)c->vocab_size);
+        for (int64_t j = 0; j < n; j++)
+            ids[j] = (int32_t)(golden_bits("generate", (uint64_t)(1000 * i + j)) % (uint64_t)c->vocab_size);
         list[i] = (wrpo_prompt){.ids = ids, .count = n, .stream = (uint64_t)i * 77};
     }
     return list;
@@ -123,7 +146,8 @@ static void free_prompts(wrpo_prompt *list, int64_t count) {
     for (int64_t i = 0; i < count; i++) free((void *)(uintptr_t)list[i].ids);
     free(list);
 }
-/* Decoded with a cache, beside others, in pieces: the log-probs are those of the whole texts in one training forward. No stops, so that
+/* Decoded with a cache, beside others, in pieces: the log-probs are those of the whole texts in one training forward.
+   No stops, so that
    the texts are as long as longrope took them to be. */
 static void same_as_forward(const char *name, const wrpo_json *scale, const wrpo_backend *backend) {
     enum { COUNT = 4, N = 3 };
@@ -132,21 +156,35 @@ static void same_as_forward(const char *name, const wrpo_json *scale, const wrpo
     wrpo_model *model = family(c, name, scale);
     if (!model) { wrpo_close(c); return; }
     wrpo_prompt *list = some_prompts(COUNT, &model->config);
-    keeper k = generate(model, list, COUNT, (wrpo_generate_desc){.n = N, .max_tokens = 70, .temperature = 1, .top_p = 1, .batch = 5, .seed = 3,
-                                                                        .stop = list[0].ids, .stop_count = 0}, WRPO_OK);
+    keeper k = generate(model, list, COUNT,
+                        (wrpo_generate_desc){.n = N,
+                                             .max_tokens = 70,
+                                             .temperature = 1,
+                                             .top_p = 1,
+                                             .batch = 5,
+                                             .seed = 3,
+                                             .stop = list[0].ids,
+                                             .stop_count = 0},
+                        WRPO_OK);
     wrpo_record records[COUNT];
     wrpo_tokens y[COUNT * N];
     for (int64_t i = 0; i < COUNT; i++) {
-        records[i] = (wrpo_record){.prompt = list[i].ids, .prompt_count = list[i].count, .responses = y + i * N, .count = N};
-        for (int64_t j = 0; j < N; j++) y[i * N + j] = (wrpo_tokens){.role = WRPO_ROLE_TARGET, .ids = k.of[i * N + j].ids, .count = k.of[i * N + j].count, .share = 1};
+        records[i] =
+            (wrpo_record){.prompt = list[i].ids, .prompt_count = list[i].count, .responses = y + i * N, .count = N};
+        for (int64_t j = 0; j < N; j++)
+            y[i * N + j] = (wrpo_tokens){
+                .role = WRPO_ROLE_TARGET, .ids = k.of[i * N + j].ids, .count = k.of[i * N + j].count, .share = 1};
     }
     wrpo_data *data;
     double sums[COUNT * N];
     float *tokens;
-    CHECK(wrpo_data_from_ids(c, records, COUNT, &data) == WRPO_OK && wrpo_logprobs(model, data, 0, COUNT, sums, &tokens) == WRPO_OK, "%s", wrpo_last_error(c)->text);
+    CHECK(wrpo_data_from_ids(c, records, COUNT, &data) == WRPO_OK &&
+              wrpo_logprobs(model, data, 0, COUNT, sums, &tokens) == WRPO_OK,
+          "%s", wrpo_last_error(c)->text);
     int64_t t = 0, differ = 0;
     for (int64_t i = 0; i < COUNT * N; i++)
-        for (int64_t j = 0; j < k.of[i].count; j++, t++) differ += memcmp(&tokens[t], &k.of[i].logps[j], sizeof *tokens) != 0;
+        for (int64_t j = 0; j < k.of[i].count; j++, t++)
+            differ += memcmp(&tokens[t], &k.of[i].logps[j], sizeof *tokens) != 0;
     CHECK(t > 100 && differ == 0, "%s on %s: %lld of %lld log-probs differ from the forward pass", name, backend->name,
           (long long)differ, (long long)t);
     wrpo_free(c, tokens);
@@ -156,7 +194,10 @@ static void same_as_forward(const char *name, const wrpo_json *scale, const wrpo
     wrpo_close(c);
 }
 static char heard[200];
-static void hear(wrpo_level level, const char *text, void *user) { (void)level, (void)user; snprintf(heard, sizeof heard, "%s", text); }
+static void hear(wrpo_level level, const char *text, void *user) {
+    (void)level, (void)user;
+    snprintf(heard, sizeof heard, "%s", text);
+}
 /* A sample is the same in whatever batch, with however many threads, beside whatever other prompts. */
 static void same_beside_others(const wrpo_json *scale) {
     enum { COUNT = 7, N = 4 };
@@ -170,12 +211,14 @@ static void same_beside_others(const wrpo_json *scale) {
         wrpo_generate_desc other = d;
         other.batch = batch;
         keeper k = generate(model, list, COUNT, other, WRPO_OK);
-        for (int64_t i = 0; i < COUNT * N; i++) CHECK(same(&k.of[i], &all.of[i]), "batch %lld: sample %lld", (long long)batch, (long long)i);
+        for (int64_t i = 0; i < COUNT * N; i++)
+            CHECK(same(&k.of[i], &all.of[i]), "batch %lld: sample %lld", (long long)batch, (long long)i);
         free(k.of);
     }
     for (int64_t i = 0; i < COUNT; i++) turned[i] = list[COUNT - 1 - i];
     keeper k = generate(model, turned, COUNT, d, WRPO_OK);
-    for (int64_t i = 0; i < COUNT * N; i++) CHECK(same(&k.of[i], &all.of[(COUNT - 1 - i / N) * N + i % N]), "in another order: sample %lld", (long long)i);
+    for (int64_t i = 0; i < COUNT * N; i++)
+        CHECK(same(&k.of[i], &all.of[(COUNT - 1 - i / N) * N + i % N]), "in another order: sample %lld", (long long)i);
     free(k.of);
     wrpo_generate_desc one = d;
     one.n = 1;
@@ -193,14 +236,18 @@ static void same_beside_others(const wrpo_json *scale) {
     wrpo_ctx *c;
     CHECK(wrpo_open(&(wrpo_desc){.threads = 1, .log.fn = hear}, &c) == WRPO_OK, "open");
     wrpo_model *again = family(c, "smollm2", scale);
-    for (int tight = 0; again && tight < 2; tight++) {  /* a limit that has room for few at once, then for not even one */
+    /* a limit that has room for few at once, then for not even one */
+    for (int tight = 0; again && tight < 2; tight++) {
         c->desc.memory_limit = c->bytes + (tight ? 100000 : 1700000);
         wrpo_generate_desc few = d;
         few.batch = 64;
         k = generate(again, list, COUNT, few, tight ? WRPO_E_MEMORY : WRPO_OK);
-        if (tight) CHECK(strstr(wrpo_last_error(c)->text, "out of memory: one sample at a time takes"), "%s", wrpo_last_error(c)->text);
+        if (tight)
+            CHECK(strstr(wrpo_last_error(c)->text, "out of memory: one sample at a time takes"), "%s",
+                  wrpo_last_error(c)->text);
         else CHECK(strstr(heard, "samples at once, not 28"), "\"%s\"", heard);
-        for (int64_t i = 0; i < COUNT * N && !tight; i++) CHECK(same(&k.of[i], &all.of[i]), "short of memory: sample %lld", (long long)i);
+        for (int64_t i = 0; i < COUNT * N && !tight; i++)
+            CHECK(same(&k.of[i], &all.of[i]), "short of memory: sample %lld", (long long)i);
         free(k.of);
     }
     c->desc.memory_limit = 0;
@@ -231,7 +278,8 @@ static void expected(const float *logps, int64_t V, double temperature, int64_t 
     for (int64_t i = 0; i < n; i++) out[r[i].id] = r[i].p / mass;
     free(r);
 }
-/* Pearson's chi-square of counts against probabilities; cells of fewer than 5 expected are one. z: (chi2 - df) / sqrt(2 df). */
+/* Pearson's chi-square of counts against probabilities; cells of fewer than 5 expected are one. z: (chi2 - df) / sqrt(2
+   df). */
 static double chi_square(const int64_t *counts, const double *p, int64_t V, int64_t total, int64_t *df) {
     double chi = 0, rest_p = 0;
     int64_t rest = 0;
@@ -243,12 +291,18 @@ static double chi_square(const int64_t *counts, const double *p, int64_t V, int6
         chi += ((double)counts[i] - want) * ((double)counts[i] - want) / want;
         ++*df;
     }
-    if (rest_p * (double)total >= 5) chi += ((double)rest - rest_p * (double)total) * ((double)rest - rest_p * (double)total) / (rest_p * (double)total), ++*df;
+    if (rest_p * (double)total >= 5)
+        chi += ((double)rest - rest_p * (double)total) * ((double)rest - rest_p * (double)total) /
+            (rest_p * (double)total),
+            ++*df;
     return (chi - (double)*df) / sqrt(2 * (double)*df);
 }
 static void frequencies(const wrpo_json *scale) {
     enum { N = 20000 };
-    static const struct { double temperature, top_p; int64_t top_k; } settings[] = {{1, 1, 0}, {0.8, 0.95, 0}, {1.5, 0.5, 0}, {0.7, 1, 20}, {2, 0.9, 40}, {0.3, 0.95, 3}};
+    static const struct {
+        double temperature, top_p;
+        int64_t top_k;
+    } settings[] = {{1, 1, 0}, {0.8, 0.95, 0}, {1.5, 0.5, 0}, {0.7, 1, 20}, {2, 0.9, 40}, {0.3, 0.95, 3}};
     wrpo_model *model = family(ctx, "qwen3", scale);
     if (!model) return;
     const int64_t V = model->config.vocab_size;
@@ -258,21 +312,31 @@ static void frequencies(const wrpo_json *scale) {
     double *sums = malloc((size_t)V * sizeof *sums), *p = malloc((size_t)V * sizeof *p);
     float *logps;
     wrpo_data *data;
-    for (int64_t i = 0; i < V; i++) ids[i] = (int32_t)i, y[i] = (wrpo_tokens){.role = WRPO_ROLE_TARGET, .ids = ids + i, .count = 1, .share = 1};
+    for (int64_t i = 0; i < V; i++)
+        ids[i] = (int32_t)i, y[i] = (wrpo_tokens){.role = WRPO_ROLE_TARGET, .ids = ids + i, .count = 1, .share = 1};
     wrpo_record record = {.prompt = list->ids, .prompt_count = list->count, .responses = y, .count = (int)V};
-    CHECK(wrpo_data_from_ids(ctx, &record, 1, &data) == WRPO_OK && wrpo_logprobs(model, data, 0, 1, sums, &logps) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+    CHECK(wrpo_data_from_ids(ctx, &record, 1, &data) == WRPO_OK &&
+              wrpo_logprobs(model, data, 0, 1, sums, &logps) == WRPO_OK,
+          "%s", wrpo_last_error(ctx)->text);
     for (int i = 0; i < 6; i++) {
-        wrpo_generate_desc d = {.n = N, .max_tokens = 1, .temperature = settings[i].temperature, .top_p = settings[i].top_p, .top_k = settings[i].top_k, .seed = 5};
+        wrpo_generate_desc d = {.n = N,
+                                .max_tokens = 1,
+                                .temperature = settings[i].temperature,
+                                .top_p = settings[i].top_p,
+                                .top_k = settings[i].top_k,
+                                .seed = 5};
         keeper k = generate(model, list, 1, d, WRPO_OK);
         int64_t *counts = calloc((size_t)V, sizeof *counts), df;
         for (int64_t j = 0; j < N; j++) counts[k.of[j].ids[0]]++;
         expected(logps, V, settings[i].temperature, settings[i].top_k, settings[i].top_p, p);
         const double z = chi_square(counts, p, V, N, &df);
-        printf("%d samples at temperature %g, top_p %g, top_k %lld: chi-square %.1f, %lld degrees of freedom\n", N, settings[i].temperature, settings[i].top_p,
-               (long long)settings[i].top_k, (double)df + z * sqrt(2 * (double)df), (long long)df);
+        printf("%d samples at temperature %g, top_p %g, top_k %lld: chi-square %.1f, %lld degrees of freedom\n", N,
+               settings[i].temperature, settings[i].top_p, (long long)settings[i].top_k,
+               (double)df + z * sqrt(2 * (double)df), (long long)df);
         CHECK(df >= 1 && fabs(z) < 4, "setting %d: %lld degrees of freedom, z %g", i, (long long)df, z);
         expected(logps, V, settings[i].temperature * 1.1, settings[i].top_k, settings[i].top_p, p);
-        CHECK(!(chi_square(counts, p, V, N, &df) < 4), "setting %d: the test would not see a temperature that is wrong by a tenth", i);
+        CHECK(!(chi_square(counts, p, V, N, &df) < 4),
+              "setting %d: the test would not see a temperature that is wrong by a tenth", i);
         free(counts), free(k.of);
     }
     wrpo_free(ctx, logps);
@@ -283,7 +347,8 @@ static void frequencies(const wrpo_json *scale) {
 }
 /* Edges of the sampler: what is kept is exact, also where weights are equal. */
 static void sampler(void) {
-    static const float x[6] = {1, 3, 2, 3, -INFINITY, 0}, capped[2] = {100, 1000};     /* nearly equal once they are capped */
+    /* nearly equal once they are capped */
+    static const float x[6] = {1, 3, 2, 3, -INFINITY, 0}, capped[2] = {100, 1000};
     wrpo__weighed room[600];
     int counts[4] = {0};
     CHECK(wrpo__draw(x, 6, 0, WRPO_ZERO, 0, 0.9, 0.99, room) == 1, "greedy: of equal ones the first");
@@ -297,18 +362,23 @@ static void sampler(void) {
         CHECK((two == 1 || two == 3) && (cold == 1 || cold == 3), "at %g: %d and %d", u, (int)two, (int)cold);
         counts[0] += two == 1, counts[1] += cold == 1, counts[2] += wrpo__draw(capped, 2, 1.0f, 1, 0, 1, u, room) == 0;
     }
-    CHECK(counts[0] == 50 && counts[1] == 50 && counts[2] == 50, "halves: %d, %d, %d of 100", counts[0], counts[1], counts[2]);
+    CHECK(counts[0] == 50 && counts[1] == 50 && counts[2] == 50, "halves: %d, %d, %d of 100", counts[0], counts[1],
+          counts[2]);
     for (int n = 1; n <= 600; n = n * 3 / 2 + 1)       /* what selection keeps is what sorting keeps */
         for (int kind = 0; kind < 4; kind++) {
             ranked sorted[600];
             double total = 0, mass = 0;
             for (int i = 0; i < n; i++) {
                 const uint64_t bits = golden_bits("select", (uint64_t)(n * 1000 + i));
-                const float weight = kind == 0 ? 1 : kind == 1 ? (float)(bits % 3) : kind == 2 ? (float)i : (float)(bits % 1000) * 1e-3f;
+                const float weight = kind == 0 ? 1
+                    : kind == 1                ? (float)(bits % 3)
+                    : kind == 2                ? (float)i
+                                               : (float)(bits % 1000) * 1e-3f;
                 room[i] = (wrpo__weighed){weight, i}, sorted[i] = (ranked){(double)weight, i}, total += (double)weight;
             }
             const double want = total * (double)(golden_bits("mass", (uint64_t)(n + kind)) % 1000) / 1000;
-            const int64_t most = 1 + (int64_t)(golden_bits("most", (uint64_t)(n + kind)) % (uint64_t)n), got = wrpo__select_top(room, n, most, want);
+            const int64_t most = 1 + (int64_t)(golden_bits("most", (uint64_t)(n + kind)) % (uint64_t)n),
+                          got = wrpo__select_top(room, n, most, want);
             int64_t k = 0;
             bool in[600] = {false};
             qsort(sorted, (size_t)n, sizeof *sorted, by_rank);
@@ -316,7 +386,8 @@ static void sampler(void) {
             for (int64_t i = 0; i < got; i++) in[room[i].id] = true;
             bool all = got == k;
             for (int64_t i = 0; i < k; i++) all = all && in[sorted[i].id];
-            CHECK(all, "%d weights of kind %d, at most %lld, %g of %g: %lld kept, want %lld", n, kind, (long long)most, want, total, (long long)got, (long long)k);
+            CHECK(all, "%d weights of kind %d, at most %lld, %g of %g: %lld kept, want %lld", n, kind, (long long)most,
+                  want, total, (long long)got, (long long)k);
         }
 }
 
@@ -332,11 +403,18 @@ static bool stream(int64_t prompt, int64_t sample, const char *utf8, size_t size
 }
 static void put_fallback(const char *dir) {            /* a SentencePiece-like BPE: <0xNN>, U+2581, a few letters */
     static char text[20000];
-    size_t n = (size_t)snprintf(text, sizeof text, "{\"version\":\"1.0\",\"truncation\":null,\"padding\":null,\"added_tokens\":[{\"id\":1,\"content\":\"</s>\",\"single_word\":false,"
-        "\"lstrip\":false,\"rstrip\":false,\"normalized\":false,\"special\":true}],\"normalizer\":{\"type\":\"Replace\",\"pattern\":{\"String\":\" \"},\"content\":\"\\u2581\"},"
-        "\"pre_tokenizer\":null,\"post_processor\":null,\"decoder\":{\"type\":\"Sequence\",\"decoders\":[{\"type\":\"Replace\",\"pattern\":{\"String\":\"\\u2581\"},\"content\":\" \"},"
-        "{\"type\":\"ByteFallback\"},{\"type\":\"Fuse\"},{\"type\":\"Strip\",\"content\":\" \",\"start\":1,\"stop\":0}]},\"model\":{\"type\":\"BPE\",\"dropout\":null,\"unk_token\":\"<unk>\","
-        "\"fuse_unk\":true,\"byte_fallback\":true,\"vocab\":{\"<unk>\":0,\"</s>\":1,\"\\u2581\":2,\"a\":3,\"b\":4,\"\\u00e9\":5,\"\\u20ac\":6,\"\\u2581a\":7");
+    size_t n = (size_t)snprintf(
+        text, sizeof text,
+        "{\"version\":\"1.0\",\"truncation\":null,\"padding\":null,\"added_tokens\":[{\"id\":1,\"content\":\"</"
+        "s>\",\"single_word\":false,"
+        "\"lstrip\":false,\"rstrip\":false,\"normalized\":false,\"special\":true}],\"normalizer\":{\"type\":"
+        "\"Replace\",\"pattern\":{\"String\":\" \"},\"content\":\"\\u2581\"},"
+        "\"pre_tokenizer\":null,\"post_processor\":null,\"decoder\":{\"type\":\"Sequence\",\"decoders\":[{\"type\":"
+        "\"Replace\",\"pattern\":{\"String\":\"\\u2581\"},\"content\":\" \"},"
+        "{\"type\":\"ByteFallback\"},{\"type\":\"Fuse\"},{\"type\":\"Strip\",\"content\":\" "
+        "\",\"start\":1,\"stop\":0}]},\"model\":{\"type\":\"BPE\",\"dropout\":null,\"unk_token\":\"<unk>\","
+        "\"fuse_unk\":true,\"byte_fallback\":true,\"vocab\":{\"<unk>\":0,\"</"
+        "s>\":1,\"\\u2581\":2,\"a\":3,\"b\":4,\"\\u00e9\":5,\"\\u20ac\":6,\"\\u2581a\":7");
     for (int b = 0; b < 256; b++) n += (size_t)snprintf(text + n, sizeof text - n, ",\"<0x%02X>\":%d", b, 8 + b);
     snprintf(text + n, sizeof text - n, "},\"merges\":[\"\\u2581 a\"]}}");
     tiny_put(dir, "tokenizer.json", text);
@@ -349,7 +427,10 @@ static void texts(const wrpo_json *scale) {
     for (int kind = 0; model && kind < 2; kind++) {
         wrpo_tokenizer *tok;
         if (kind) put_fallback(dir);
-        else tiny_tokenizer(dir, "\"{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' + '\\n' }}{% endfor %}\"");
+        else
+            tiny_tokenizer(dir,
+                           "\"{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + "
+                           "'<|im_end|>' + '\\n' }}{% endfor %}\"");
         CHECK(wrpo_tokenizer_load(ctx, dir, &tok) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
         if (!tok) break;
         int64_t held = 0;
@@ -359,9 +440,18 @@ static void texts(const wrpo_json *scale) {
             kept one = {0};
             k.of = &one;
             /* any bytes in any order; more likely ones at a low temperature repeat and make whole characters */
-            const wrpo_generate_desc d = {.tokenizer = tok, .max_tokens = 60, .temperature = 3, .top_p = 1, .seed = (uint64_t)i + 1, .on_text = stream, .on_done = keep, .user = &k};
-            CHECK(wrpo_generate(model, &(wrpo_prompt){.ids = &id, .count = 1}, 1, &d) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
-            CHECK(k.whole && k.size == one.size && !memcmp(k.streamed, one.text, one.size), "seed %d: the pieces are not the text, or not whole", i + 1);
+            const wrpo_generate_desc d = {.tokenizer = tok,
+                                          .max_tokens = 60,
+                                          .temperature = 3,
+                                          .top_p = 1,
+                                          .seed = (uint64_t)i + 1,
+                                          .on_text = stream,
+                                          .on_done = keep,
+                                          .user = &k};
+            CHECK(wrpo_generate(model, &(wrpo_prompt){.ids = &id, .count = 1}, 1, &d) == WRPO_OK, "%s",
+                  wrpo_last_error(ctx)->text);
+            CHECK(k.whole && k.size == one.size && !memcmp(k.streamed, one.text, one.size),
+                  "seed %d: the pieces are not the text, or not whole", i + 1);
             held += one.count - k.pieces;
             int32_t known[100];
             int64_t n = 0;
@@ -369,20 +459,29 @@ static void texts(const wrpo_json *scale) {
             size_t size;
             for (int64_t j = 0; j < one.count - one.stopped; j++)
                 if (one.ids[j] < wrpo_tokenizer_size(tok)) known[n++] = one.ids[j];
-            CHECK(wrpo_tokenizer_decode(tok, known, n, true, &text, &size) == WRPO_OK && size == one.size && !memcmp(text, one.text, size), "seed %d: text", i + 1);
+            CHECK(wrpo_tokenizer_decode(tok, known, n, true, &text, &size) == WRPO_OK && size == one.size &&
+                      !memcmp(text, one.text, size),
+                  "seed %d: text", i + 1);
             wrpo_free(ctx, text);
         }
         CHECK(held > 100, "characters of several tokens came, %lld pieces fewer than tokens", (long long)held);
         wrpo_tokenizer_free(tok);
     }
-    /* stops: generation_config.json wins over config.json, the tokenizer's EOS and the template's end token come in addition */
-    tiny_tokenizer(dir, "\"{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' + '\\n' }}{% endfor %}\"");
+    /* stops: generation_config.json wins over config.json, the tokenizer's EOS and the template's end token come in
+       addition */
+    tiny_tokenizer(dir,
+                   "\"{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' + "
+                   "'\\n' }}{% endfor %}\"");
     wrpo_tokenizer *tok;
     CHECK(wrpo_tokenizer_load(ctx, dir, &tok) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
-    static const struct { const char *file; int64_t n; int32_t ids[5]; const char *error; } stops[] = {
-        {NULL, 3, {2, 257, 259}, NULL}, {"{\"eos_token_id\": 7}", 3, {7, 257, 259}, NULL}, {"{\"eos_token_id\": [9, 7, 259, 9]}", 4, {7, 9, 257, 259}, NULL},
-        {"{\"eos_token_id\": null, \"top_k\": 5}", 3, {2, 257, 259}, NULL}, {"{\"eos_token_id\": 301}", 0, {0}, "eos_token_id: want an integer from 0 to 300, found 301"},
-        {"{\"eos_token_id\": [\"x\"]}", 0, {0}, "want an integer from 0 to 300, found \"x\""}, {"[]", 0, {0}, "want an object"}};
+    static const struct { const char *file; int64_t n; int32_t ids[5]; const char *error;
+    } stops[] = {{NULL, 3, {2, 257, 259}, NULL},
+                 {"{\"eos_token_id\": 7}", 3, {7, 257, 259}, NULL},
+                 {"{\"eos_token_id\": [9, 7, 259, 9]}", 4, {7, 9, 257, 259}, NULL},
+                 {"{\"eos_token_id\": null, \"top_k\": 5}", 3, {2, 257, 259}, NULL},
+                 {"{\"eos_token_id\": 301}", 0, {0}, "eos_token_id: want an integer from 0 to 300, found 301"},
+                 {"{\"eos_token_id\": [\"x\"]}", 0, {0}, "want an integer from 0 to 300, found \"x\""},
+                 {"[]", 0, {0}, "want an object"}};
     for (int i = 0; model && tok && i < 7; i++) {
         int32_t *ids;
         int64_t n;
@@ -392,18 +491,25 @@ static void texts(const wrpo_json *scale) {
         else remove(config);
         model->tokenizer_dir = dir;
         const wrpo_result r = wrpo_stop_tokens(model, tok, &ids, &n);
-        if (stops[i].error) CHECK(r == WRPO_E_FORMAT && strstr(wrpo_last_error(ctx)->text, stops[i].error), "%s", wrpo_last_error(ctx)->text);
-        else CHECK(r == WRPO_OK && n == stops[i].n && !memcmp(ids, stops[i].ids, (size_t)n * sizeof *ids), "stops %d: %lld", i, (long long)n);
+        if (stops[i].error)
+            CHECK(r == WRPO_E_FORMAT && strstr(wrpo_last_error(ctx)->text, stops[i].error), "%s",
+                  wrpo_last_error(ctx)->text);
+        else
+            CHECK(r == WRPO_OK && n == stops[i].n && !memcmp(ids, stops[i].ids, (size_t)n * sizeof *ids),
+                  "stops %d: %lld", i, (long long)n);
         wrpo_free(ctx, ids);
         if (i == 1) {                /* and a sample ends there, its text without it */
             const int32_t start = 4;
-            keeper k = generate(model, &(wrpo_prompt){.ids = &start, .count = 1}, 1, (wrpo_generate_desc){.n = 50, .tokenizer = tok, .max_tokens = 200, .temperature = 2}, WRPO_OK);
+            keeper k =
+                generate(model, &(wrpo_prompt){.ids = &start, .count = 1}, 1,
+                         (wrpo_generate_desc){.n = 50, .tokenizer = tok, .max_tokens = 200, .temperature = 2}, WRPO_OK);
             int64_t stopped = 0;
             for (int64_t j = 0; j < 50; j++) {
                 const kept *y = &k.of[j];
                 int64_t ends = 0;
                 for (int64_t t = 0; t < y->count; t++) ends += y->ids[t] == 7 || y->ids[t] == 257 || y->ids[t] == 259;
-                CHECK(y->stopped ? ends == 1 && y->ids[y->count - 1] != 4 : ends == 0 && y->count == 200, "sample %lld: %lld end tokens", (long long)j, (long long)ends);
+                CHECK(y->stopped ? ends == 1 && y->ids[y->count - 1] != 4 : ends == 0 && y->count == 200,
+                      "sample %lld: %lld end tokens", (long long)j, (long long)ends);
                 stopped += y->stopped;
             }
             CHECK(stopped > 25, "%lld of 50 stopped", (long long)stopped);
@@ -465,14 +571,18 @@ static void memory_read(memory *m, const char *from, const char *to) {
     }
     if (d) closedir(d);
 }
-/* Logits of all rows, from one call and from the hidden states and the head's weights; log-probs against the generator's. */
+/* Logits of all rows, from one call and from the hidden states and the head's weights; log-probs against the
+   generator's. */
 static void hidden_states(wrpo_model *model, const int32_t *prompt, int64_t P, const kept *y) {
     const wrpo_config *c = wrpo_model_config(model);
-    const int64_t n = P + y->count, D = c->hidden_size, V = c->vocab_size, head = c->tie_word_embeddings ? 0 : model->n_weights - 1;
+    const int64_t n = P + y->count, D = c->hidden_size, V = c->vocab_size,
+                  head = c->tie_word_embeddings ? 0 : model->n_weights - 1;
     int32_t *all = malloc((size_t)n * sizeof *all);
-    float *hidden = malloc((size_t)(n * D) * 4), *logits = malloc((size_t)(n * V) * 4), *alone = malloc((size_t)(n * V) * 4), *w = malloc((size_t)(V * D) * 4);
+    float *hidden = malloc((size_t)(n * D) * 4), *logits = malloc((size_t)(n * V) * 4),
+          *alone = malloc((size_t)(n * V) * 4), *w = malloc((size_t)(V * D) * 4);
     memcpy(all, prompt, (size_t)P * 4), memcpy(all + P, y->ids, (size_t)y->count * 4);
-    CHECK(wrpo_hidden(model, all, n, hidden, logits) == WRPO_OK && wrpo_hidden(model, all, n, NULL, alone) == WRPO_OK && wrpo_weight_get(model, head, 0, V * D, w) == WRPO_OK,
+    CHECK(wrpo_hidden(model, all, n, hidden, logits) == WRPO_OK && wrpo_hidden(model, all, n, NULL, alone) == WRPO_OK &&
+              wrpo_weight_get(model, head, 0, V * D, w) == WRPO_OK,
           "%s", wrpo_last_error(model->ctx)->text);
     CHECK(!memcmp(logits, alone, (size_t)(n * V) * 4), "logits depend on what else is asked for");
     double worst = 0, apart = 0;
@@ -480,17 +590,24 @@ static void hidden_states(wrpo_model *model, const int32_t *prompt, int64_t P, c
         double sum = 0;
         for (int64_t v = 0; v < V; v++) {
             double x = 0, scale = 1;
-            for (int64_t k = 0; k < D; k++) x += (double)hidden[r * D + k] * w[v * D + k], scale += fabs((double)hidden[r * D + k] * w[v * D + k]);
+            for (int64_t k = 0; k < D; k++)
+                x += (double)hidden[r * D + k] * w[v * D + k], scale += fabs((double)hidden[r * D + k] * w[v * D + k]);
             if (c->final_logit_softcapping > 0) x = c->final_logit_softcapping * tanh(x / c->final_logit_softcapping);
             worst = fmax(worst, fabs(x - logits[r * V + v]) / scale);
             sum += exp((double)logits[r * V + v]);
         }
-        if (r >= P - 1 && r + 1 < n) apart = fmax(apart, fabs((double)logits[r * V + all[r + 1]] - log(sum) - (double)y->logps[r + 1 - P]));
+        if (r >= P - 1 && r + 1 < n)
+            apart = fmax(apart, fabs((double)logits[r * V + all[r + 1]] - log(sum) - (double)y->logps[r + 1 - P]));
     }
-    CHECK(worst < 1e-6 && apart < 2e-5, "logits are %g from the hidden states', log-probs %g from the generator's", worst, apart);
-    CHECK(wrpo_hidden(model, all, 0, hidden, NULL) == WRPO_E_ARG && strstr(wrpo_last_error(model->ctx)->text, "want at least one token id, found 0"), "%s", wrpo_last_error(model->ctx)->text);
+    CHECK(worst < 1e-6 && apart < 2e-5, "logits are %g from the hidden states', log-probs %g from the generator's",
+          worst, apart);
+    CHECK(wrpo_hidden(model, all, 0, hidden, NULL) == WRPO_E_ARG &&
+              strstr(wrpo_last_error(model->ctx)->text, "want at least one token id, found 0"),
+          "%s", wrpo_last_error(model->ctx)->text);
     all[n - 1] = (int32_t)V;
-    CHECK(wrpo_hidden(model, all, n, hidden, NULL) == WRPO_E_FORMAT && strstr(wrpo_last_error(model->ctx)->text, "is outside the model's vocabulary"), "%s", wrpo_last_error(model->ctx)->text);
+    CHECK(wrpo_hidden(model, all, n, hidden, NULL) == WRPO_E_FORMAT &&
+              strstr(wrpo_last_error(model->ctx)->text, "is outside the model's vocabulary"),
+          "%s", wrpo_last_error(model->ctx)->text);
     free(all), free(hidden), free(logits), free(alone), free(w);
 }
 static bool stream_answer(int64_t prompt, int64_t sample, const char *utf8, size_t size, void *user) {
@@ -500,7 +617,10 @@ static bool stream_answer(int64_t prompt, int64_t sample, const char *utf8, size
     k->size += size;
     return !k->limit || ++k->pieces < k->limit;
 }
-static bool count_step(int64_t prompts, int64_t tokens, void *user) { ((keeper *)user)->next = prompts + tokens; return true; }
+static bool count_step(int64_t prompts, int64_t tokens, void *user) {
+    ((keeper *)user)->next = prompts + tokens;
+    return true;
+}
 static void in_memory(const wrpo_json *golden) {
     char out[64] = "/tmp/wrpo-memory-XXXXXX";
     CHECK(mkdtemp(out), "mkdtemp");
@@ -518,49 +638,80 @@ static void in_memory(const wrpo_json *golden) {
             memory_read(&m, dir, "no/such/folder");
             static const char line[] = "{\"prompt\":\"a\",\"chosen\":[\"b\",\"a\"],\"rejected\":\"ab\"}\n";
             memory_put(&m, "d.jsonl", line, sizeof line - 1);
-            CHECK(wrpo_open(&(wrpo_desc){.files = {memory_open, memory_close, memory_list, &m}}, &c) == WRPO_OK, "open");
-            const bool loaded = wrpo_model_load(c, &(wrpo_model_desc){.dir = "no/such/folder", .frozen = frozen}, &model) == WRPO_OK && wrpo_tokenizer_load(c, "no/such/folder", &tok) == WRPO_OK;
-            CHECK(loaded && m.open == (frozen ? m.open : 0), "%s: %s; %lld files are open", f->key, wrpo_last_error(c)->text, (long long)m.open);
+            CHECK(wrpo_open(&(wrpo_desc){.files = {memory_open, memory_close, memory_list, &m}}, &c) == WRPO_OK,
+                  "open");
+            const bool loaded =
+                wrpo_model_load(c, &(wrpo_model_desc){.dir = "no/such/folder", .frozen = frozen}, &model) == WRPO_OK &&
+                wrpo_tokenizer_load(c, "no/such/folder", &tok) == WRPO_OK;
+            CHECK(loaded && m.open == (frozen ? m.open : 0), "%s: %s; %lld files are open", f->key,
+                  wrpo_last_error(c)->text, (long long)m.open);
             if (!loaded) continue;
-            CHECK(wrpo_config_load(c, "no/such/folder", &config) == WRPO_OK && config.vocab_size == model->config.vocab_size, "%s", wrpo_last_error(c)->text);
-            CHECK(wrpo_data_load(tok, &(wrpo_data_desc){.path = "d.jsonl"}, &data) == WRPO_OK && wrpo_data_count(data) == 1, "%s", wrpo_last_error(c)->text);
+            CHECK(wrpo_config_load(c, "no/such/folder", &config) == WRPO_OK &&
+                      config.vocab_size == model->config.vocab_size,
+                  "%s", wrpo_last_error(c)->text);
+            CHECK(wrpo_data_load(tok, &(wrpo_data_desc){.path = "d.jsonl"}, &data) == WRPO_OK &&
+                      wrpo_data_count(data) == 1,
+                  "%s", wrpo_last_error(c)->text);
             wrpo_data_free(data);
-            CHECK(wrpo_data_load(tok, NULL, &data) == WRPO_E_ARG && strstr(wrpo_last_error(c)->text, "wrpo_data_desc: want a path, found NULL"), "%s", wrpo_last_error(c)->text);
-            CHECK(wrpo_data_load(tok, &(wrpo_data_desc){.path = "golden/generate.json"}, &data) == WRPO_E_IO, "a file of the file system: %s", wrpo_last_error(c)->text);
-            CHECK(wrpo_model_load(c, &(wrpo_model_desc){.dir = dir}, &again) == WRPO_E_IO, "a directory of the file system: %s", wrpo_last_error(c)->text);
+            CHECK(wrpo_data_load(tok, NULL, &data) == WRPO_E_ARG &&
+                      strstr(wrpo_last_error(c)->text, "wrpo_data_desc: want a path, found NULL"),
+                  "%s", wrpo_last_error(c)->text);
+            CHECK(wrpo_data_load(tok, &(wrpo_data_desc){.path = "golden/generate.json"}, &data) == WRPO_E_IO,
+                  "a file of the file system: %s", wrpo_last_error(c)->text);
+            CHECK(wrpo_model_load(c, &(wrpo_model_desc){.dir = dir}, &again) == WRPO_E_IO,
+                  "a directory of the file system: %s", wrpo_last_error(c)->text);
             for (const wrpo_json *v = f->child; v; v = v->next) {      /* {prompt, ids, text} */
                 const wrpo_json *want = v->child->next->next;
                 char *answer = NULL;
                 keeper k = {0};
-                const wrpo_generate_desc d = {.max_tokens = 64, .on_text = stream_answer, .on_step = count_step, .user = &k};
+                const wrpo_generate_desc d = {
+                    .max_tokens = 64, .on_text = stream_answer, .on_step = count_step, .user = &k};
                 CHECK(wrpo_answer(model, tok, v->child->text, &d, &answer) == WRPO_OK, "%s", wrpo_last_error(c)->text);
-                CHECK(answer && !strcmp(answer, want->text), "%s: \"%s\": want \"%s\", found \"%s\"", f->key, v->child->text, want->text, answer ? answer : "");
-                CHECK(k.size == want->size && !memcmp(k.streamed, want->text, k.size) && k.next > 1, "the callbacks of %s got another text", f->key);
+                CHECK(answer && !strcmp(answer, want->text), "%s: \"%s\": want \"%s\", found \"%s\"", f->key,
+                      v->child->text, want->text, answer ? answer : "");
+                CHECK(k.size == want->size && !memcmp(k.streamed, want->text, k.size) && k.next > 1,
+                      "the callbacks of %s got another text", f->key);
                 wrpo_free(c, answer);
                 if (v != f->child) continue;
                 wrpo_json prompt = *v->child, record = {.kind = WRPO_JSON_OBJECT, .count = 1, .child = &prompt};
                 wrpo_prompt p = {0};
                 int32_t *ids;
                 prompt.key = "prompt", prompt.key_size = 6, prompt.next = NULL;
-                CHECK(wrpo_tokenizer_prompt(tok, NULL, &record, &ids, &p.count) == WRPO_OK, "%s", wrpo_last_error(c)->text);
+                CHECK(wrpo_tokenizer_prompt(tok, NULL, &record, &ids, &p.count) == WRPO_OK, "%s",
+                      wrpo_last_error(c)->text);
                 p.ids = ids;
-                keeper one = generate(model, &p, 1, (wrpo_generate_desc){.max_tokens = 20, .temperature = WRPO_ZERO}, WRPO_OK);
+                keeper one =
+                    generate(model, &p, 1, (wrpo_generate_desc){.max_tokens = 20, .temperature = WRPO_ZERO}, WRPO_OK);
                 hidden_states(model, ids, p.count, one.of);
                 free(one.of), wrpo_free(c, ids);
             }
             keeper few = {.limit = 2};
             char *cut = out;
-            CHECK(wrpo_answer(model, tok, "a", &(wrpo_generate_desc){.temperature = 9, .on_text = stream_answer, .user = &few}, &cut) == WRPO_E_STOPPED && !cut, "stopped: %s", wrpo_last_error(c)->text);
-            CHECK(wrpo_tokenizer_load(ctx, dir, &other) == WRPO_OK && wrpo_answer(model, other, "a", NULL, &cut) == WRPO_E_ARG && strstr(wrpo_last_error(c)->text, "a tokenizer of the model's context"), "%s", wrpo_last_error(c)->text);
+            CHECK(wrpo_answer(model, tok, "a",
+                              &(wrpo_generate_desc){.temperature = 9, .on_text = stream_answer, .user = &few},
+                              &cut) == WRPO_E_STOPPED &&
+                      !cut,
+                  "stopped: %s", wrpo_last_error(c)->text);
+            CHECK(wrpo_tokenizer_load(ctx, dir, &other) == WRPO_OK &&
+                      wrpo_answer(model, other, "a", NULL, &cut) == WRPO_E_ARG &&
+                      strstr(wrpo_last_error(c)->text, "a tokenizer of the model's context"),
+                  "%s", wrpo_last_error(c)->text);
             wrpo_tokenizer_free(other);
             /* saved to the file system, with the side files; loaded from there it has the same weights */
             CHECK(wrpo_model_save(model, &(wrpo_save_desc){.dir = out}) == WRPO_OK, "%s", wrpo_last_error(c)->text);
-            CHECK(wrpo_model_load(ctx, &(wrpo_model_desc){.dir = out}, &again) == WRPO_OK && wrpo_tokenizer_load(ctx, out, &other) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+            CHECK(wrpo_model_load(ctx, &(wrpo_model_desc){.dir = out}, &again) == WRPO_OK &&
+                      wrpo_tokenizer_load(ctx, out, &other) == WRPO_OK,
+                  "%s", wrpo_last_error(ctx)->text);
             for (int64_t i = 0; again && i < model->n_weights; i++) {
                 const int64_t n = wrpo__size(&model->weights[i]);
                 float *a = malloc((size_t)n * 4), *b = malloc((size_t)n * 4);
-                CHECK(wrpo_weight_get(model, i, 0, n, a) == WRPO_OK && wrpo_weight_get(again, i, 0, n, b) == WRPO_OK && !memcmp(a, b, (size_t)n * 4), "%s", model->weights[i].name);
-                if (frozen) CHECK(wrpo_weight_put(model, i, 0, 1, a) == WRPO_E_ARG && strstr(wrpo_last_error(c)->text, "frozen"), "%s", wrpo_last_error(c)->text);
+                CHECK(wrpo_weight_get(model, i, 0, n, a) == WRPO_OK && wrpo_weight_get(again, i, 0, n, b) == WRPO_OK &&
+                          !memcmp(a, b, (size_t)n * 4),
+                      "%s", model->weights[i].name);
+                if (frozen)
+                    CHECK(wrpo_weight_put(model, i, 0, 1, a) == WRPO_E_ARG &&
+                              strstr(wrpo_last_error(c)->text, "frozen"),
+                          "%s", wrpo_last_error(c)->text);
                 free(a), free(b);
             }
             wrpo_tokenizer_free(other), wrpo_model_free(again);
@@ -581,11 +732,15 @@ static void out_of_memory(void) {
     wrpo_tokenizer *tok;
     const int32_t ids[3] = {5, 6, 7};
     float *hidden = malloc(3 * 24 * 4), *logits = malloc(3 * 1000 * 4);
-    CHECK(wrpo_open(&(wrpo_desc){.memory = {counting_alloc, counting_free, NULL}, .threads = 1}, &c) == WRPO_OK, "open");
-    CHECK(wrpo_model_load(c, &(wrpo_model_desc){.dir = "golden/checkpoints/llama_f32"}, &model) == WRPO_OK && wrpo_tokenizer_load(c, "golden/checkpoints/llama_f32", &tok) == WRPO_OK, "load");
+    CHECK(wrpo_open(&(wrpo_desc){.memory = {counting_alloc, counting_free, NULL}, .threads = 1}, &c) == WRPO_OK,
+          "open");
+    CHECK(wrpo_model_load(c, &(wrpo_model_desc){.dir = "golden/checkpoints/llama_f32"}, &model) == WRPO_OK &&
+              wrpo_tokenizer_load(c, "golden/checkpoints/llama_f32", &tok) == WRPO_OK,
+          "load");
     CHECK(model->config.hidden_size == 24 && model->config.vocab_size <= 1000, "the buffers of this test");
     char *first = NULL;                /* the tokenizer keeps what it compiled for it */
-    CHECK(wrpo_answer(model, tok, "a b", &(wrpo_generate_desc){.max_tokens = 3}, &first) == WRPO_OK, "%s", wrpo_last_error(c)->text);
+    CHECK(wrpo_answer(model, tok, "a b", &(wrpo_generate_desc){.max_tokens = 3}, &first) == WRPO_OK, "%s",
+          wrpo_last_error(c)->text);
     wrpo_free(c, first);
     for (int way = 0; way < 2; way++) {
         const int64_t base = live;
@@ -594,7 +749,8 @@ static void out_of_memory(void) {
         for (; r == WRPO_E_MEMORY; tries++) {
             char *answer = NULL;
             calls = 0, fail_at = tries;
-            r = way ? wrpo_hidden(model, ids, 3, hidden, logits) : wrpo_answer(model, tok, "a b", &(wrpo_generate_desc){.max_tokens = 3}, &answer);
+            r = way ? wrpo_hidden(model, ids, 3, hidden, logits)
+                    : wrpo_answer(model, tok, "a b", &(wrpo_generate_desc){.max_tokens = 3}, &answer);
             fail_at = -1;
             wrpo_free(c, answer);
             int32_t *some = NULL;      /* the tokenizer's scratch is cleared when it is next used */
@@ -617,40 +773,56 @@ static void refusals(const wrpo_json *scale) {
     wrpo_model *model = family(ctx, "llama", scale);
     if (!model) return;
     const wrpo_prompt fine = {.ids = good, .count = 3};
-    const struct { wrpo_prompt prompt; wrpo_generate_desc d; const char *sentence; } refused[] = {
+    const struct { wrpo_prompt prompt; wrpo_generate_desc d; const char *sentence;
+    } refused[] = {
         {{.ids = good, .count = 0}, {0}, "prompt 0 has no token"},
         {{.ids = bad, .count = 2}, {0}, "prompt 0: token id 301 is outside the model's vocabulary of 301"},
         {{.ids = &negative, .count = 1}, {0}, "token id -1 is outside"},
         {{.ids = many, .count = 256}, {0}, "prompt 0: want fewer tokens than max_position_embeddings, 256, found 256"},
-        {{.ids = good, .count = 3, .own_temperature = true, .temperature = -1}, {0}, "a prompt's temperature: want a number in [0, 1e6], found -1"},
-        {fine, {.n = -1}, "n: want 1 to 2^20 samples, found -1"}, {fine, {.max_tokens = -5}, "max tokens: want 1 to 2^31 - 1, found -5"},
-        {fine, {.temperature = -0.1}, "temperature: want a number in [0, 1e6]"}, {fine, {.temperature = NAN}, "temperature: want"},
-        {fine, {.top_p = 1.5}, "top p: want a number in (0, 1], found 1.5"}, {fine, {.top_p = -1}, "top p: want"}, {fine, {.top_k = -1}, "top k: want at least 0"},
+        {{.ids = good, .count = 3, .own_temperature = true, .temperature = -1},
+         {0},
+         "a prompt's temperature: want a number in [0, 1e6], found -1"},
+        {fine, {.n = -1}, "n: want 1 to 2^20 samples, found -1"},
+        {fine, {.max_tokens = -5}, "max tokens: want 1 to 2^31 - 1, found -5"},
+        {fine, {.temperature = -0.1}, "temperature: want a number in [0, 1e6]"},
+        {fine, {.temperature = NAN}, "temperature: want"},
+        {fine, {.top_p = 1.5}, "top p: want a number in (0, 1], found 1.5"},
+        {fine, {.top_p = -1}, "top p: want"},
+        {fine, {.top_k = -1}, "top k: want at least 0"},
         {fine, {.batch = -1}, "batch: want 1 to 2^20 samples"}};
     for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
         const wrpo_result r = wrpo_generate(model, &refused[i].prompt, 1, &refused[i].d);
-        CHECK(r != WRPO_OK && strstr(wrpo_last_error(ctx)->text, refused[i].sentence), "want \"%s\", found \"%s\"", refused[i].sentence, wrpo_last_error(ctx)->text);
+        CHECK(r != WRPO_OK && strstr(wrpo_last_error(ctx)->text, refused[i].sentence), "want \"%s\", found \"%s\"",
+              refused[i].sentence, wrpo_last_error(ctx)->text);
     }
     CHECK(wrpo_generate(model, NULL, 0, &(wrpo_generate_desc){0}) == WRPO_OK, "no prompts: nothing to do");
-    CHECK(wrpo_generate(model, NULL, 0, NULL) == WRPO_OK && wrpo_generate_defaults(NULL).batch == 32, "no desc: all defaults");
-    keeper k = generate(model, &(wrpo_prompt){.ids = many, .count = 255}, 1, (wrpo_generate_desc){.max_tokens = 9, .stop = good, .stop_count = 0}, WRPO_OK);
+    CHECK(wrpo_generate(model, NULL, 0, NULL) == WRPO_OK && wrpo_generate_defaults(NULL).batch == 32,
+          "no desc: all defaults");
+    keeper k = generate(model, &(wrpo_prompt){.ids = many, .count = 255}, 1,
+                        (wrpo_generate_desc){.max_tokens = 9, .stop = good, .stop_count = 0}, WRPO_OK);
     CHECK(k.of[0].count == 1 && !k.of[0].stopped, "the last position: %lld tokens", (long long)k.of[0].count);
     free(k.of);
-    CHECK(wrpo_generate(model, &fine, 1, &(wrpo_generate_desc){.on_step = never, .n = 3, .temperature = 0.8}) == WRPO_E_STOPPED, "a callback that stops");
+    CHECK(wrpo_generate(model, &fine, 1, &(wrpo_generate_desc){.on_step = never, .n = 3, .temperature = 0.8}) ==
+              WRPO_E_STOPPED,
+          "a callback that stops");
     ((float *)WRPO__W(model, down_proj, 1)->data)[0] = NAN;
-    CHECK(wrpo_generate(model, &fine, 1, &(wrpo_generate_desc){0}) == WRPO_E_NOT_FINITE && strstr(wrpo_last_error(ctx)->text, "prompt 0, sample 0, token 0: the log-prob is not a finite number"),
+    CHECK(wrpo_generate(model, &fine, 1, &(wrpo_generate_desc){0}) == WRPO_E_NOT_FINITE &&
+              strstr(wrpo_last_error(ctx)->text, "prompt 0, sample 0, token 0: the log-prob is not a finite number"),
           "NaN: %s", wrpo_last_error(ctx)->text);
     wrpo_model_free(model);
     free(many);
     wrpo_ctx *c;                     /* any allocation may fail */
-    CHECK(wrpo_open(&(wrpo_desc){.memory = {counting_alloc, counting_free, NULL}, .threads = 1}, &c) == WRPO_OK, "open");
+    CHECK(wrpo_open(&(wrpo_desc){.memory = {counting_alloc, counting_free, NULL}, .threads = 1}, &c) == WRPO_OK,
+          "open");
     model = family(c, "llama", scale);
     const int64_t base = live;
     wrpo_result r = WRPO_E_MEMORY;
     int64_t tries = 0;
     for (; model && r == WRPO_E_MEMORY; tries++) {
         calls = 0, fail_at = tries;
-        r = wrpo_generate(model, &fine, 1, &(wrpo_generate_desc){.n = 3, .max_tokens = 6, .batch = 2, .temperature = 0.8, .top_p = 0.95});
+        r = wrpo_generate(
+            model, &fine, 1,
+            &(wrpo_generate_desc){.n = 3, .max_tokens = 6, .batch = 2, .temperature = 0.8, .top_p = 0.95});
         CHECK(live == base, "allocation %lld failed: %lld blocks left", (long long)tries, (long long)(live - base));
     }
     fail_at = -1;
@@ -663,7 +835,8 @@ static void refusals(const wrpo_json *scale) {
 int main(int argc, char **argv) {
     static const char *const names[] = {"plain", "avx512", "avx2", "generic"};
     if (wrpo_open(NULL, &ctx) != WRPO_OK) return 1;
-    const wrpo_json *golden = golden_read(ctx, argc > 1 ? argv[1] : "golden/generate.json"), *weights = golden_read(ctx, "golden/families/llama/golden.json");
+    const wrpo_json *golden = golden_read(ctx, argc > 1 ? argv[1] : "golden/generate.json"),
+                    *weights = golden_read(ctx, "golden/families/llama/golden.json");
     const wrpo_json *scale = golden_get(weights, "scale");             /* common.py's, of all families */
     greedy_families(golden, scale);
     greedy_checkpoints(golden);

@@ -1,4 +1,5 @@
-/* Reward models against PyTorch (golden/rewards.py): directories of sequence classification and of InternLM2's reward model, by token ids and
+/* Reward models against PyTorch (golden/rewards.py): directories of sequence classification and of InternLM2's reward
+   model, by token ids and
    by text; ArmoRM's gated head alone and behind a model; sharing and micro-batches; refusals; a file of candidates. */
 #define WRPO_IMPLEMENTATION
 #include "wrpo.h"
@@ -37,13 +38,16 @@ static void shell(const char *format, const char *a, const char *b) {
 }
 static wrpo_reward *load(const char *where, int64_t label, int64_t micro_tokens) {
     wrpo_reward *r;
-    CHECK(wrpo_reward_load(ctx, &(wrpo_reward_desc){.dir = where, .label = label, .micro_tokens = micro_tokens}, &r) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+    CHECK(wrpo_reward_load(ctx, &(wrpo_reward_desc){.dir = where, .label = label, .micro_tokens = micro_tokens}, &r) ==
+              WRPO_OK,
+          "%s", wrpo_last_error(ctx)->text);
     return r;
 }
 static void refuse(const char *where, int64_t label, const char *says) {
     wrpo_reward *r;
     wrpo_result code = wrpo_reward_load(ctx, &(wrpo_reward_desc){.dir = where, .label = label}, &r);
-    CHECK(code != WRPO_OK && !r && strstr(wrpo_last_error(ctx)->text, says), "want \"%s\", found %d \"%s\"", says, code, wrpo_last_error(ctx)->text);
+    CHECK(code != WRPO_OK && !r && strstr(wrpo_last_error(ctx)->text, says), "want \"%s\", found %d \"%s\"", says, code,
+          wrpo_last_error(ctx)->text);
     wrpo_reward_free(r);
 }
 
@@ -63,8 +67,10 @@ static double check_ids(const char *name, wrpo_reward *r, const wrpo_json *golde
     CHECK(wrpo_reward_score_ids(r, ids, counts, n, got) == WRPO_OK, "%s: %s", name, wrpo_last_error(ctx)->text);
     for (int64_t i = 0; i < n; i++, scores = scores->next) {
         double one = NAN, d = fabs(got[i] - want_score(scores, label));
-        CHECK(wrpo_reward_score_ids(r, ids + i, counts + i, 1, &one) == WRPO_OK && fabs(one - got[i]) < 1e-5, "%s: conversation %lld: %g alone, %g among others", name, (long long)i, one, got[i]);
-        CHECK(d < 1e-5, "%s: conversation %lld: %.9g, PyTorch has %.9g", name, (long long)i, got[i], want_score(scores, label));
+        CHECK(wrpo_reward_score_ids(r, ids + i, counts + i, 1, &one) == WRPO_OK && fabs(one - got[i]) < 1e-5,
+              "%s: conversation %lld: %g alone, %g among others", name, (long long)i, one, got[i]);
+        CHECK(d < 1e-5, "%s: conversation %lld: %.9g, PyTorch has %.9g", name, (long long)i, got[i],
+              want_score(scores, label));
         if (!(d <= worst)) worst = d;
         free((void *)(uintptr_t)ids[i]);
     }
@@ -76,25 +82,30 @@ static double check_texts(const char *name, wrpo_reward *r, const wrpo_json *gol
     int64_t n = 0;
     double got[8], worst = 0;
     for (const wrpo_json *v = golden_get(golden, "answers")->child; v; v = v->next) answers[n++] = v->text;
-    CHECK(wrpo_reward_score(r, golden_get(golden, "prompt"), answers, n, got) == WRPO_OK, "%s: %s", name, wrpo_last_error(ctx)->text);
+    CHECK(wrpo_reward_score(r, golden_get(golden, "prompt"), answers, n, got) == WRPO_OK, "%s: %s", name,
+          wrpo_last_error(ctx)->text);
     for (int64_t i = 0; i < n; i++, scores = scores->next) {
         const double d = fabs(got[i] - want_score(scores, label));
-        CHECK(d < 1e-5, "%s: answer %lld: %.9g, PyTorch has %.9g", name, (long long)i, got[i], want_score(scores, label));
+        CHECK(d < 1e-5, "%s: answer %lld: %.9g, PyTorch has %.9g", name, (long long)i, got[i],
+              want_score(scores, label));
         if (!(d <= worst)) worst = d;
     }
     return worst;
 }
 static void directories(const wrpo_json *all) {
-    const struct { const char *name; int64_t label, micro; } runs[] = {
-        {"llama_f32", 0, 0}, {"llama_f32", 1, 40}, {"llama_f32", 0, 1}, {"gemma2_bf16", 1, 0}, {"gemma2_bf16", 3, 30}, {"internlm2_f32", 0, 0}, {"internlm2_f32", 0, 25}};
+    const struct { const char *name; int64_t label, micro;
+    } runs[] = {{"llama_f32", 0, 0},    {"llama_f32", 1, 40},    {"llama_f32", 0, 1},     {"gemma2_bf16", 1, 0},
+                {"gemma2_bf16", 3, 30}, {"internlm2_f32", 0, 0}, {"internlm2_f32", 0, 25}};
     for (int i = 0; i < (int)(sizeof runs / sizeof *runs); i++) {
         char where[96];
         snprintf(where, sizeof where, "golden/rewards/%s", runs[i].name);
         const wrpo_json *golden = golden_get(all, runs[i].name);
         wrpo_reward *r = load(where, runs[i].label, runs[i].micro);
         if (!r) continue;
-        const double a = check_ids(runs[i].name, r, golden, runs[i].label), b = check_texts(runs[i].name, r, golden, runs[i].label);
-        printf("%-14s label %lld, micro tokens %4lld: rewards differ by %.1e at most (%.1e of texts)\n", runs[i].name, (long long)runs[i].label, (long long)runs[i].micro, a, b);
+        const double a = check_ids(runs[i].name, r, golden, runs[i].label),
+                     b = check_texts(runs[i].name, r, golden, runs[i].label);
+        printf("%-14s label %lld, micro tokens %4lld: rewards differ by %.1e at most (%.1e of texts)\n", runs[i].name,
+               (long long)runs[i].label, (long long)runs[i].micro, a, b);
         wrpo_reward_free(r);
     }
 }
@@ -125,7 +136,8 @@ static void head_alone(void) {       /* a golden in double precision, of the hea
     }
     for (int i = 0; i < 2; i++) {
         int64_t k = 0;
-        for (const wrpo_json *v = golden_get(j, i ? "hidden_prompt" : "hidden_last")->child; v; v = v->next) hidden[i][k++] = v->number;
+        for (const wrpo_json *v = golden_get(j, i ? "hidden_prompt" : "hidden_last")->child; v; v = v->next)
+            hidden[i][k++] = v->number;
     }
     const double got = wrpo__gated_score(&g, hidden[0], hidden[1], work), want = golden_number(j, "score", NAN);
     CHECK(fabs(got - want) < 1e-6, "gated head: %.12g, want %.12g", got, want);
@@ -133,15 +145,19 @@ static void head_alone(void) {       /* a golden in double precision, of the hea
     wrpo_json_free(ctx, (wrpo_json *)(uintptr_t)j);
 }
 typedef struct head { const char *name; int64_t rows, cols; } head;    /* cols 0: a vector */
-static const head gated[] = {{"regression_layer.weight", 5, 8}, {"reward_transform_matrix", 5, 5}, {"gating.layers.0.weight", 7, 8}, {"gating.layers.0.bias", 7, 0},
-                             {"gating.layers.1.weight", 7, 7}, {"gating.layers.1.bias", 7, 0}, {"gating.layers.2.weight", 7, 7}, {"gating.layers.2.bias", 7, 0},
-                             {"gating.layers.3.weight", 5, 7}, {"gating.layers.3.bias", 5, 0}, {"gating.logit_scale", 1, 0}};
+static const head gated[] = {
+    {"regression_layer.weight", 5, 8}, {"reward_transform_matrix", 5, 5}, {"gating.layers.0.weight", 7, 8},
+    {"gating.layers.0.bias", 7, 0},    {"gating.layers.1.weight", 7, 7},  {"gating.layers.1.bias", 7, 0},
+    {"gating.layers.2.weight", 7, 7},  {"gating.layers.2.bias", 7, 0},    {"gating.layers.3.weight", 5, 7},
+    {"gating.layers.3.bias", 5, 0},    {"gating.logit_scale", 1, 0}};
 enum { HEADS = sizeof gated / sizeof *gated };
 static void by_formula(void *user, int64_t tensor, int64_t first, int64_t count, float *dst) {
     const wrpo_model *m = user;
-    const char *name = tensor < m->n_weights ? m->weights[tensor].name : gated[tensor - m->n_weights].name, *kind = golden_kind(name);
+    const char *name = tensor < m->n_weights ? m->weights[tensor].name : gated[tensor - m->n_weights].name,
+               *kind = golden_kind(name);
     const float offset = !strcmp(kind, "norm"), width = !strcmp(kind, "norm") || !strcmp(kind, "embed") ? 1 : 0.5f;
-    for (int64_t k = 0; k < count; k++) dst[k] = offset + ((float)(golden_bits(name, (uint64_t)(first + k)) >> 40) / 16777216.0f - 0.5f) * width;
+    for (int64_t k = 0; k < count; k++)
+        dst[k] = offset + ((float)(golden_bits(name, (uint64_t)(first + k)) >> 40) / 16777216.0f - 0.5f) * width;
 }
 static void armorm(const wrpo_json *golden) {
     WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
@@ -155,8 +171,12 @@ static void armorm(const wrpo_json *golden) {
         CHECK(c.head == WRPO_HEAD_GATED && c.gating_temperature == 10 && c.pad_token_id == 128256, "config");
         wrpo_model *m = wrpo__model_table(arena, &c, WRPO_DTYPE_F32);
         wrpo__save_tensor *t = wrpo__alloc(arena, (size_t)m->n_weights + HEADS, sizeof *t);
-        for (int64_t i = 0; i < m->n_weights; i++) t[i] = (wrpo__save_tensor){m->weights[i].name, m->weights[i].vector ? 1 : 2, {m->weights[i].rows, m->weights[i].cols, 0, 0}};
-        for (int i = 0; i < HEADS; i++) t[m->n_weights + i] = (wrpo__save_tensor){gated[i].name, gated[i].cols ? 2 : 1, {gated[i].rows, gated[i].cols, 0, 0}};
+        for (int64_t i = 0; i < m->n_weights; i++)
+            t[i] = (wrpo__save_tensor){
+                m->weights[i].name, m->weights[i].vector ? 1 : 2, {m->weights[i].rows, m->weights[i].cols, 0, 0}};
+        for (int i = 0; i < HEADS; i++)
+            t[m->n_weights + i] =
+                (wrpo__save_tensor){gated[i].name, gated[i].cols ? 2 : 1, {gated[i].rows, gated[i].cols, 0, 0}};
         wrpo__tensors_save(arena, path("armorm"), t, m->n_weights + HEADS, WRPO_DTYPE_F32, 0, by_formula, m, NULL);
         wrpo_reward *r = load(path("armorm"), 0, 0);
         if (r) {
@@ -166,9 +186,13 @@ static void armorm(const wrpo_json *golden) {
             double reward = check_ids("armorm", r, golden, 0);
             printf("%-14s rewards differ by %.1e at most\n", "armorm", reward);
             for (int i = 0; i < 2; i++)
-                CHECK(wrpo_reward_score_ids(r, &list, i ? &three : &eight, 1, &reward) == WRPO_E_FORMAT && strstr(wrpo_last_error(ctx)->text, "header"), "%s", wrpo_last_error(ctx)->text);
+                CHECK(wrpo_reward_score_ids(r, &list, i ? &three : &eight, 1, &reward) == WRPO_E_FORMAT &&
+                          strstr(wrpo_last_error(ctx)->text, "header"),
+                      "%s", wrpo_last_error(ctx)->text);
             wrpo_json prompt = {.kind = WRPO_JSON_STRING, .text = "a", .size = 1};
-            CHECK(wrpo_reward_score(r, &prompt, &(const char *){"b"}, 1, &reward) == WRPO_E_IO && strstr(wrpo_last_error(ctx)->text, "tokenizer.json"), "%s", wrpo_last_error(ctx)->text);
+            CHECK(wrpo_reward_score(r, &prompt, &(const char *){"b"}, 1, &reward) == WRPO_E_IO &&
+                      strstr(wrpo_last_error(ctx)->text, "tokenizer.json"),
+                  "%s", wrpo_last_error(ctx)->text);
             wrpo_reward_free(r);
         }
         wrpo__tensors_save(arena, path("armorm"), t, m->n_weights + HEADS - 1, WRPO_DTYPE_F32, 0, by_formula, m, NULL);
@@ -192,13 +216,21 @@ static void refusals(void) {
     refuse("golden/rewards/internlm2_f32", 1, "one reward only");
     refuse("golden/rewards/none", 0, "none");
     wrpo_reward *r;
-    CHECK(wrpo_reward_load(ctx, NULL, &r) == WRPO_E_ARG && !r && strstr(wrpo_last_error(ctx)->text, "dir is missing"), "no desc");
-    CHECK(wrpo_model_load(ctx, &(wrpo_model_desc){.dir = "golden/rewards/llama_f32"}, &m) == WRPO_E_UNSUPPORTED && !m && strstr(wrpo_last_error(ctx)->text, "reward model"), "a reward model is not trained");
-    CHECK(wrpo_model_init(ctx, &(wrpo_init_desc){.config = "golden/rewards/llama_f32"}, &m) == WRPO_E_UNSUPPORTED && !m, "nor made");
-    CHECK(wrpo_model_check(ctx, "golden/rewards/llama_f32", &c, &parameters, &dtype) == WRPO_OK && c.head == WRPO_HEAD_SCORE, "but looked at: %s", wrpo_last_error(ctx)->text);
+    CHECK(wrpo_reward_load(ctx, NULL, &r) == WRPO_E_ARG && !r && strstr(wrpo_last_error(ctx)->text, "dir is missing"),
+          "no desc");
+    CHECK(wrpo_model_load(ctx, &(wrpo_model_desc){.dir = "golden/rewards/llama_f32"}, &m) == WRPO_E_UNSUPPORTED && !m &&
+              strstr(wrpo_last_error(ctx)->text, "reward model"),
+          "a reward model is not trained");
+    CHECK(wrpo_model_init(ctx, &(wrpo_init_desc){.config = "golden/rewards/llama_f32"}, &m) == WRPO_E_UNSUPPORTED && !m,
+          "nor made");
+    CHECK(wrpo_model_check(ctx, "golden/rewards/llama_f32", &c, &parameters, &dtype) == WRPO_OK &&
+              c.head == WRPO_HEAD_SCORE,
+          "but looked at: %s", wrpo_last_error(ctx)->text);
     shell("cp -r golden/rewards/llama_f32 %s/mixed%s", dir, "");
     shell("sed -i s/LlamaForSequenceClassification/LlamaForCausalLM/ %s/mixed/config.json%s", dir, "");
-    CHECK(wrpo_model_load(ctx, &(wrpo_model_desc){.dir = path("mixed")}, &m) == WRPO_E_FORMAT && strstr(wrpo_last_error(ctx)->text, "lm_head.weight is missing"), "%s", wrpo_last_error(ctx)->text);
+    CHECK(wrpo_model_load(ctx, &(wrpo_model_desc){.dir = path("mixed")}, &m) == WRPO_E_FORMAT &&
+              strstr(wrpo_last_error(ctx)->text, "lm_head.weight is missing"),
+          "%s", wrpo_last_error(ctx)->text);
     shell("sed -i s/LlamaForCausalLM/LlamaForRewardModelWithGating/ %s/mixed/config.json%s", dir, "");
     refuse(path("mixed"), 0, "score.weight: no such tensor");
     shell("sed -i s/LlamaForRewardModelWithGating/LlamaForTokenClassification/ %s/mixed/config.json%s", dir, "");
@@ -207,20 +239,29 @@ static void refusals(void) {
 
 /* ---- files ---- */
 static int64_t lines_seen, stop_after;
-static bool on_line(int64_t done, int64_t lines, void *user) { (void)lines, (void)user; lines_seen = done; return done != stop_after; }
+static bool on_line(int64_t done, int64_t lines, void *user) {
+    (void)lines, (void)user;
+    lines_seen = done;
+    return done != stop_after;
+}
 static void bad_file(wrpo_reward *r, const char *text, const char *says) {
     wrpo_reward_file_stats t;
     put("bad.jsonl", text);
     remove(path("new.jsonl"));
-    const wrpo_result code = wrpo_reward_file(r, &(wrpo_reward_file_desc){.in = path("bad.jsonl"), .out = path("new.jsonl")}, &t);
-    CHECK(code != WRPO_OK && strstr(wrpo_last_error(ctx)->text, says) && strstr(wrpo_last_error(ctx)->text, "bad.jsonl"), "want \"%s\", found %d \"%s\"", says, code, wrpo_last_error(ctx)->text);
+    const wrpo_result code =
+        wrpo_reward_file(r, &(wrpo_reward_file_desc){.in = path("bad.jsonl"), .out = path("new.jsonl")}, &t);
+    CHECK(code != WRPO_OK && strstr(wrpo_last_error(ctx)->text, says) &&
+              strstr(wrpo_last_error(ctx)->text, "bad.jsonl"),
+          "want \"%s\", found %d \"%s\"", says, code, wrpo_last_error(ctx)->text);
     char *left = get("new.jsonl");
     CHECK(!left, "something is left of %s", says);
     free(left);
 }
 static const char *const candidates =
-    "{\"prompt_id\": \"a\", \"prompt\": {\"role\": \"user\", \"content\": \"Hi\"}, \"extra\": [1.50, null], \"sources\": [{\"model\": \"m\", \"content\": \"one\", \"reward\": 0.25000},"
-    " {\"model\": \"m\", \"content\": \"two\", \"reward\": null}], \"target\": [{\"model\": \"t\", \"x\": {\"y\": true}, \"content\": \"three\"}]}\n"
+    "{\"prompt_id\": \"a\", \"prompt\": {\"role\": \"user\", \"content\": \"Hi\"}, \"extra\": [1.50, null], "
+    "\"sources\": [{\"model\": \"m\", \"content\": \"one\", \"reward\": 0.25000},"
+    " {\"model\": \"m\", \"content\": \"two\", \"reward\": null}], \"target\": [{\"model\": \"t\", \"x\": {\"y\": "
+    "true}, \"content\": \"three\"}]}\n"
     "\n{\"prompt_id\": 7, \"prompt\": \"Hi\", \"content\": \"two\"}\n";
 static void files(void) {
     const char *answers[3] = {"one", "two", "three"};
@@ -234,25 +275,41 @@ static void files(void) {
     CHECK(wrpo_reward_score(r, &hi, answers, 3, want) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
     for (int rescore = 0; rescore < 2; rescore++) {
         char number[3][40];
-        CHECK(wrpo_reward_file(r, &(wrpo_reward_file_desc){.in = path("in.jsonl"), .out = path("out.jsonl"), .rescore = rescore, .on_line = on_line}, &t) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
-        CHECK(t.prompts == 2 && t.scored == 3 + rescore && t.kept == 1 - rescore && lines_seen == 2, "%lld prompts, %lld scored, %lld kept", (long long)t.prompts, (long long)t.scored, (long long)t.kept);
+        CHECK(wrpo_reward_file(
+                  r,
+                  &(wrpo_reward_file_desc){
+                      .in = path("in.jsonl"), .out = path("out.jsonl"), .rescore = rescore, .on_line = on_line},
+                  &t) == WRPO_OK,
+              "%s", wrpo_last_error(ctx)->text);
+        CHECK(t.prompts == 2 && t.scored == 3 + rescore && t.kept == 1 - rescore && lines_seen == 2,
+              "%lld prompts, %lld scored, %lld kept", (long long)t.prompts, (long long)t.scored, (long long)t.kept);
         char *out = get("out.jsonl"), *p = out ? out : (char *)(uintptr_t)"";
-        for (int i = 0; i < 3; i++) {                  /* the numbers as they stand in the file, against the call above */
-            static const char *const before[] = {"\"content\": \"one\", \"reward\": ", "\"content\": \"two\", \"reward\": ", "\"content\": \"three\", \"reward\": "};
+        /* the numbers as they stand in the file, against the call above */
+        for (int i = 0; i < 3; i++) {
+            static const char *const before[] = {
+                "\"content\": \"one\", \"reward\": ", "\"content\": \"two\", \"reward\": ",
+                "\"content\": \"three\", \"reward\": "};
             const char *at = strstr(p, before[i]);
             const double x = at ? strtod(at + strlen(before[i]), NULL) : NAN;
-            snprintf(number[i], sizeof number[i], "%.*s", at ? (int)strcspn(at + strlen(before[i]), "}") : 0, at ? at + strlen(before[i]) : "");
+            snprintf(number[i], sizeof number[i], "%.*s", at ? (int)strcspn(at + strlen(before[i]), "}") : 0,
+                     at ? at + strlen(before[i]) : "");
             CHECK(fabs(x - (i || rescore ? want[i] : 0.25)) < 1e-6, "reward %d: %s, want %g", i, number[i], want[i]);
         }
         snprintf(expected, sizeof expected,
-                 "{\"prompt_id\": \"a\", \"prompt\": {\"role\": \"user\", \"content\": \"Hi\"}, \"extra\": [1.50, null], \"sources\": [{\"model\": \"m\", \"content\": \"one\", \"reward\": %s},"
-                 " {\"model\": \"m\", \"content\": \"two\", \"reward\": %s}], \"target\": [{\"model\": \"t\", \"x\": {\"y\": true}, \"content\": \"three\", \"reward\": %s}]}\n"
-                 "{\"prompt_id\": 7, \"prompt\": \"Hi\", \"content\": \"two\", \"reward\": ", rescore ? number[0] : "0.25000", number[1], number[2]);
+                 "{\"prompt_id\": \"a\", \"prompt\": {\"role\": \"user\", \"content\": \"Hi\"}, \"extra\": [1.50, "
+                 "null], \"sources\": [{\"model\": \"m\", \"content\": \"one\", \"reward\": %s},"
+                 " {\"model\": \"m\", \"content\": \"two\", \"reward\": %s}], \"target\": [{\"model\": \"t\", \"x\": "
+                 "{\"y\": true}, \"content\": \"three\", \"reward\": %s}]}\n"
+                 "{\"prompt_id\": 7, \"prompt\": \"Hi\", \"content\": \"two\", \"reward\": ",
+                 rescore ? number[0] : "0.25000", number[1], number[2]);
         CHECK(!strncmp(p, expected, strlen(expected)), "found %s\nwant  %s", p, expected);
         free(out);
     }
     stop_after = 1, remove(path("new.jsonl"));
-    CHECK(wrpo_reward_file(r, &(wrpo_reward_file_desc){.in = path("in.jsonl"), .out = path("new.jsonl"), .on_line = on_line}, &t) == WRPO_E_STOPPED, "%s", wrpo_last_error(ctx)->text);
+    CHECK(wrpo_reward_file(
+              r, &(wrpo_reward_file_desc){.in = path("in.jsonl"), .out = path("new.jsonl"), .on_line = on_line}, &t) ==
+              WRPO_E_STOPPED,
+          "%s", wrpo_last_error(ctx)->text);
     char *left = get("new.jsonl");
     CHECK(!left, "a stopped run leaves a file");
     free(left);
@@ -264,36 +321,49 @@ static void files(void) {
     bad_file(r, "{\"prompt\": \"Hi\", \"target\": {\"content\": \"x\"}}\n", "target: want an array");
     bad_file(r, "{\"prompt\": \"Hi\", \"target\": [{\"content\": 3}]}\n", "content: want a string");
     bad_file(r, "{\"prompt\": \"Hi\", \"target\": [{\"model\": \"x\"}]}\n", "content: want");
-    bad_file(r, "{\"prompt\": \"Hi\", \"target\": [{\"content\": \"x\", \"reward\": \"high\"}]}\n", "reward: want a finite number");
-    bad_file(r, "{\"prompt\": \"Hi\", \"target\": [{\"content\": \"x\", \"reward\": 1e999}]}\n", "reward: want a finite number");
+    bad_file(r, "{\"prompt\": \"Hi\", \"target\": [{\"content\": \"x\", \"reward\": \"high\"}]}\n",
+             "reward: want a finite number");
+    bad_file(r, "{\"prompt\": \"Hi\", \"target\": [{\"content\": \"x\", \"reward\": 1e999}]}\n",
+             "reward: want a finite number");
     bad_file(r, "{\"prompt\": \"Hi\", \"target\": [{\"content\": \"x\", \"reward\": NaN}]}\n", "bad.jsonl:1:");
     bad_file(r, "{\"prompt\": 5, \"target\": [{\"content\": \"x\"}]}\n", "prompt: want");
     bad_file(r, "{\"prompt\": [{\"content\": \"Hi\"}], \"target\": [{\"content\": \"x\"}]}\n", "role");
     wrpo_reward_free(r);
 }
-/* tools and chat_template_kwargs reach the template, and only of their own line: what it writes with them is what it writes of texts that
+/* tools and chat_template_kwargs reach the template, and only of their own line: what it writes with them is what it
+   writes of texts that
    hold it already. A line's last number is its reward. */
 static void template_arguments(void) {
     const char *texts[2] = {"one", "[T1]one"};
     double want[2], got[4] = {NAN, NAN, NAN, NAN};
     wrpo_reward_file_stats t;
-    const wrpo_json prompts[2] = {{.kind = WRPO_JSON_STRING, .text = "Hi", .size = 2}, {.kind = WRPO_JSON_STRING, .text = "[T1]Hi", .size = 6}};
+    const wrpo_json prompts[2] = {{.kind = WRPO_JSON_STRING, .text = "Hi", .size = 2},
+                                  {.kind = WRPO_JSON_STRING, .text = "[T1]Hi", .size = 6}};
     shell("cp -r golden/rewards/llama_f32 %s/kwargs%s", dir, "");
-    put("kwargs/chat_template.jinja", "{% for m in messages %}{{ '[' + mark + (tools | length | string) + ']' if mark and tools else '' }}{{ m['content'] }}{% endfor %}");
+    put("kwargs/chat_template.jinja",
+        "{% for m in messages %}{{ '[' + mark + (tools | length | string) + ']' if mark and tools else '' }}{{ "
+        "m['content'] }}{% endfor %}");
     wrpo_reward *r = load(path("kwargs"), 0, 0);
     if (!r) return;
-    for (int i = 0; i < 2; i++) CHECK(wrpo_reward_score(r, &prompts[i], &texts[i], 1, &want[i]) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+    for (int i = 0; i < 2; i++)
+        CHECK(wrpo_reward_score(r, &prompts[i], &texts[i], 1, &want[i]) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
     CHECK(want[0] != want[1], "the template's mark changes the reward");
 #define ARGUMENTS "\"tools\": [{\"name\": \"f\"}], \"chat_template_kwargs\": {\"mark\": \"T\"}"
-    put("in.jsonl", "{\"prompt\": \"Hi\", \"content\": \"one\"}\n{\"prompt\": \"Hi\", " ARGUMENTS ", \"content\": \"one\"}\n{\"prompt\": \"Hi\", \"content\": \"one\"}\n"
-                    "{\"prompt_id\": 4, \"prompt\": \"Hi\", " ARGUMENTS ", \"target\": [{\"content\": \"one\"}]}\n");
-    CHECK(wrpo_reward_file(r, &(wrpo_reward_file_desc){.in = path("in.jsonl"), .out = path("out.jsonl")}, &t) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+    put("in.jsonl",
+        "{\"prompt\": \"Hi\", \"content\": \"one\"}\n{\"prompt\": \"Hi\", " ARGUMENTS
+        ", \"content\": \"one\"}\n{\"prompt\": \"Hi\", \"content\": \"one\"}\n"
+        "{\"prompt_id\": 4, \"prompt\": \"Hi\", " ARGUMENTS ", \"target\": [{\"content\": \"one\"}]}\n");
+    CHECK(wrpo_reward_file(r, &(wrpo_reward_file_desc){.in = path("in.jsonl"), .out = path("out.jsonl")}, &t) ==
+              WRPO_OK,
+          "%s", wrpo_last_error(ctx)->text);
     char *out = get("out.jsonl"), *at = out;
     for (int i = 0; i < 4 && at && (at = strstr(at, "\"reward\": ")); i++) got[i] = strtod(at += 10, NULL);
-    for (int i = 0; i < 4; i++) CHECK(fabs(got[i] - want[i % 2]) < 1e-6, "line %d: reward %g, want %g", i + 1, got[i], want[i % 2]);
+    for (int i = 0; i < 4; i++)
+        CHECK(fabs(got[i] - want[i % 2]) < 1e-6, "line %d: reward %g, want %g", i + 1, got[i], want[i % 2]);
     CHECK(out && strstr(out, ARGUMENTS), "they stay in the line: %s", out);
     free(out);
-    bad_file(r, "{\"prompt\": \"Hi\", \"chat_template_kwargs\": [], \"content\": \"one\"}\n", "chat_template_kwargs: want an object");
+    bad_file(r, "{\"prompt\": \"Hi\", \"chat_template_kwargs\": [], \"content\": \"one\"}\n",
+             "chat_template_kwargs: want an object");
     bad_file(r, "{\"prompt\": \"Hi\", \"tools\": {}, \"content\": \"one\"}\n", "tools: want an array");
     wrpo_reward_free(r);
 }
@@ -302,16 +372,20 @@ static void template_arguments(void) {
 static void allocations(void) {
     wrpo_ctx *own;
     fail_at = -1;
-    CHECK(wrpo_open(&(wrpo_desc){.memory = {counting_alloc, counting_free, NULL}, .threads = 1}, &own) == WRPO_OK, "open");
+    CHECK(wrpo_open(&(wrpo_desc){.memory = {counting_alloc, counting_free, NULL}, .threads = 1}, &own) == WRPO_OK,
+          "open");
     const int64_t base = live;
     for (fail_at = 0; fail_at < 20000; fail_at++) {
         wrpo_reward *r;
         wrpo_reward_file_stats t;
         calls = 0;
         wrpo_result code = wrpo_reward_load(own, &(wrpo_reward_desc){.dir = "golden/rewards/llama_f32"}, &r);
-        if (code == WRPO_OK) code = wrpo_reward_file(r, &(wrpo_reward_file_desc){.in = path("in.jsonl"), .out = path("oom.jsonl")}, &t);
+        if (code == WRPO_OK)
+            code = wrpo_reward_file(r, &(wrpo_reward_file_desc){.in = path("in.jsonl"), .out = path("oom.jsonl")}, &t);
         wrpo_reward_free(r);
-        if (live != base || (code != WRPO_OK && code != WRPO_E_MEMORY)) CHECK(false, "allocation %lld: %d, %lld held: %s", (long long)fail_at, code, (long long)(live - base), wrpo_last_error(own)->text);
+        if (live != base || (code != WRPO_OK && code != WRPO_E_MEMORY))
+            CHECK(false, "allocation %lld: %d, %lld held: %s", (long long)fail_at, code, (long long)(live - base),
+                  wrpo_last_error(own)->text);
         if (code == WRPO_OK) break;
     }
     CHECK(fail_at > 100 && fail_at < 20000, "%lld allocations", (long long)fail_at);

@@ -1,4 +1,5 @@
-/* Selection by rewards, splits and win rates: exact records, every refusal and counted omission, failing allocations. */
+/* Selection by rewards, splits and win rates: exact records, every refusal and counted omission, failing allocations.
+ */
 #define WRPO_IMPLEMENTATION
 #include "wrpo.h"
 #include "support/test.h"
@@ -41,78 +42,132 @@ static wrpo_result choose(wrpo_select_desc d, const char *first, const char *sec
 #define R(model, text, reward) "{\"model\": \"" model "\", \"content\": \"" text "\", \"reward\": " reward "}"
 #define M(text) "{\"content\": \"" text "\", \"role\": \"assistant\"}"
 /* Two files; p1's target in the second; a tie between sources: the first; an answer without text. */
-static const char sources[] = "{\"prompt_id\": \"p1\", \"prompt\": \"one\\u00e9\", \"sources\": [" R("m", "a", "0.5") ", " R("n", "b", "7e-1") ", " R("n", "c", "0.70") ", " R("m", "d", "0.1") "]}\n"
-    "\n{\"prompt_id\": 2, \"prompt\": [{\"role\": \"user\", \"content\": \"two\"}], \"sources\": [" R("m", "e", "1") ", " R("m", "f", "-1") "], \"target\": []}\r\n"
-    "{\"prompt_id\": \"p3\", \"prompt\": \"three\", \"sources\": [" R("m", " \\n", "9") "], \"target\": [" R("t", "k", "3") "]}";
-static const char target[] = "{\"prompt_id\": \"p1\", \"prompt\": \"one\xC3\xA9\", \"target\": [" R("t", "x", "0.2") ", " R("t", "y", "0.6") ", " R("t", "z", "0.2") "]}\n"
-    "{\"prompt_id\": 2, \"target\": [" R("t", "g", "0") ", " R("t", "g", "0") "], \"sources\": [" R("o", "h", "0.5") "]}\n";
+static const char sources[] =
+    "{\"prompt_id\": \"p1\", \"prompt\": \"one\\u00e9\", \"sources\": [" R("m", "a", "0.5") ", " R(
+        "n", "b",
+        "7e-1") ", " R("n", "c",
+                       "0.70") ", " R("m", "d",
+                                      "0.1") "]}\n"
+                                             "\n{\"prompt_id\": 2, \"prompt\": [{\"role\": \"user\", \"content\": "
+                                             "\"two\"}], \"sources\": [" R("m", "e", "1") ", " R(
+                                                 "m", "f",
+                                                 "-1") "], \"target\": []}\r\n"
+                                                       "{\"prompt_id\": \"p3\", \"prompt\": \"three\", \"sources\": "
+                                                       "[" R("m", " \\n", "9") "], \"target\": [" R("t", "k", "3") "]}";
+static const char target[] =
+    "{\"prompt_id\": \"p1\", \"prompt\": \"one\xC3\xA9\", \"target\": [" R("t", "x", "0.2") ", " R(
+        "t", "y", "0.6") ", " R("t", "z", "0.2") "]}\n"
+                                                 "{\"prompt_id\": 2, \"target\": [" R("t", "g", "0") ", " R(
+                                                     "t", "g", "0") "], \"sources\": [" R("o", "h", "0.5") "]}\n";
 
 static void records(void) {
     wrpo_select_stats s;
     CHECK(choose((wrpo_select_desc){0}, sources, target, &s) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
-    holds("out.jsonl", "{\"prompt_id\": \"p1\", \"prompt\": \"one\xC3\xA9\", \"chosen\": [" M("b") ", " M("y") "], \"rejected\": [" M("x") "], \"rewards\": [7e-1, 0.6, 0.2], \"models\": [\"n\", \"t\", \"t\"]}\n", "quads");
-    CHECK(s.prompts == 3 && s.records == 1 && s.no_source == 1 && s.equal == 1 && s.no_target == 0 && s.gap == 0 && s.empty == 1, "%lld %lld %lld %lld %lld", (long long)s.prompts,
-          (long long)s.records, (long long)s.no_source, (long long)s.equal, (long long)s.empty);
-    CHECK(s.reward[WRPO_ROLE_SOURCE] == 0.7 && s.reward[WRPO_ROLE_TARGET] == 0.6 && s.reward[WRPO_ROLE_REJECTED] == 0.2 && s.length[0] == 1, "means");
-    CHECK(s.n_models == 4 && !strcmp(s.models[0].name, "m") && !strcmp(s.models[1].name, "n") && !strcmp(s.models[2].name, "t") && !strcmp(s.models[3].name, "o"), "models");
-    CHECK(s.models[0].responses == 4 && s.models[0].selected == 0 && s.models[1].selected == 1 && s.models[1].reward == 0.7, "model statistics");
+    holds("out.jsonl",
+          "{\"prompt_id\": \"p1\", \"prompt\": \"one\xC3\xA9\", \"chosen\": [" M("b") ", " M(
+              "y") "], \"rejected\": [" M("x") "], \"rewards\": [7e-1, 0.6, 0.2], \"models\": [\"n\", \"t\", \"t\"]}\n",
+          "quads");
+    CHECK(s.prompts == 3 && s.records == 1 && s.no_source == 1 && s.equal == 1 && s.no_target == 0 && s.gap == 0 &&
+              s.empty == 1,
+          "%lld %lld %lld %lld %lld", (long long)s.prompts, (long long)s.records, (long long)s.no_source,
+          (long long)s.equal, (long long)s.empty);
+    CHECK(s.reward[WRPO_ROLE_SOURCE] == 0.7 && s.reward[WRPO_ROLE_TARGET] == 0.6 &&
+              s.reward[WRPO_ROLE_REJECTED] == 0.2 && s.length[0] == 1,
+          "means");
+    CHECK(s.n_models == 4 && !strcmp(s.models[0].name, "m") && !strcmp(s.models[1].name, "n") &&
+              !strcmp(s.models[2].name, "t") && !strcmp(s.models[3].name, "o"),
+          "models");
+    CHECK(s.models[0].responses == 4 && s.models[0].selected == 0 && s.models[1].selected == 1 &&
+              s.models[1].reward == 0.7,
+          "model statistics");
     wrpo_free(ctx, s.models);
 
-    CHECK(choose((wrpo_select_desc){.top = 2, .tau = 0.5}, sources, target, &s) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+    CHECK(choose((wrpo_select_desc){.top = 2, .tau = 0.5}, sources, target, &s) == WRPO_OK, "%s",
+          wrpo_last_error(ctx)->text);
     size_t n;
     char *text = slurp(at("out.jsonl"), &n), want[300];
     const double w = 1 / (1 + exp((0.5 - 0.7) / 0.5));
-    CHECK(strstr(text, "\"chosen\": [" M("b") ", " M("a") ", " M("y") "], \"rejected\": [" M("x") "]"), "two sources: %s", text);
+    CHECK(strstr(text, "\"chosen\": [" M("b") ", " M("a") ", " M("y") "], \"rejected\": [" M("x") "]"),
+          "two sources: %s", text);
     const char *found = strstr(text, "\"weights\": [");
-    CHECK(found && fabs(atof(found + 12) - w) < 1e-15 && fabs(atof(strchr(found, ',') + 1) - (1 - w)) < 1e-15, "softmax of rewards: %s", text);
+    CHECK(found && fabs(atof(found + 12) - w) < 1e-15 && fabs(atof(strchr(found, ',') + 1) - (1 - w)) < 1e-15,
+          "softmax of rewards: %s", text);
     free(text);
     wrpo_free(ctx, s.models);
 
-    CHECK(choose((wrpo_select_desc){.form = WRPO_FORM_SFT}, sources, target, &s) == WRPO_OK && s.records == 2 && s.no_source == 1, "%s", wrpo_last_error(ctx)->text);
-    holds("out.jsonl", "{\"prompt_id\": \"p1\", \"messages\": [{\"role\": \"user\", \"content\": \"one\xC3\xA9\"}, " M("b") "], \"rewards\": [7e-1], \"models\": [\"n\"]}\n"
-                       "{\"prompt_id\": 2, \"messages\": [{\"role\": \"user\", \"content\": \"two\"}, " M("e") "], \"rewards\": [1], \"models\": [\"m\"]}\n", "sft");
+    CHECK(choose((wrpo_select_desc){.form = WRPO_FORM_SFT}, sources, target, &s) == WRPO_OK && s.records == 2 &&
+              s.no_source == 1,
+          "%s", wrpo_last_error(ctx)->text);
+    holds("out.jsonl",
+          "{\"prompt_id\": \"p1\", \"messages\": [{\"role\": \"user\", \"content\": \"one\xC3\xA9\"}, " M(
+              "b") "], \"rewards\": [7e-1], \"models\": [\"n\"]}\n"
+                   "{\"prompt_id\": 2, \"messages\": [{\"role\": \"user\", \"content\": \"two\"}, " M(
+                       "e") "], \"rewards\": [1], \"models\": [\"m\"]}\n",
+          "sft");
     wrpo_free(ctx, s.models);
 
-    CHECK(choose((wrpo_select_desc){.form = WRPO_FORM_PAIR}, sources, target, &s) == WRPO_OK && s.records == 1 && s.equal == 1, "%s", wrpo_last_error(ctx)->text);
-    holds("out.jsonl", "{\"prompt_id\": 2, \"prompt\": [{\"role\": \"user\", \"content\": \"two\"}], \"chosen\": [" M("e") "], \"rejected\": [" M("f") "], \"rewards\": [1, -1], \"models\": [\"m\", \"m\"]}\n", "pair");
+    CHECK(choose((wrpo_select_desc){.form = WRPO_FORM_PAIR}, sources, target, &s) == WRPO_OK && s.records == 1 &&
+              s.equal == 1,
+          "%s", wrpo_last_error(ctx)->text);
+    holds("out.jsonl",
+          "{\"prompt_id\": 2, \"prompt\": [{\"role\": \"user\", \"content\": \"two\"}], \"chosen\": [" M(
+              "e") "], \"rejected\": [" M("f") "], \"rewards\": [1, -1], \"models\": [\"m\", \"m\"]}\n",
+          "pair");
     CHECK(isnan(s.reward[WRPO_ROLE_TARGET]) && s.reward[WRPO_ROLE_REJECTED] == -1, "means of pairs");
     wrpo_free(ctx, s.models);
 
     CHECK(choose((wrpo_select_desc){.form = WRPO_FORM_PAIRS, .tau = 0.5},
-                 "{\"prompt_id\": \"p\", \"prompt\": \"q\", \"sources\": [" R("m", "a", "0.5") ", " R("n", "b", "0.7") ", " R("n", "c", "0.1") ", " R("m", "d", "0.1") ", " R("o", "h", "5") "]}", NULL, &s) == WRPO_OK, "%s",
-          wrpo_last_error(ctx)->text);
+                 "{\"prompt_id\": \"p\", \"prompt\": \"q\", \"sources\": [" R("m", "a", "0.5") ", " R(
+                     "n", "b", "0.7") ", " R("n", "c", "0.1") ", " R("m", "d", "0.1") ", " R("o", "h", "5") "]}",
+                 NULL, &s) == WRPO_OK,
+          "%s", wrpo_last_error(ctx)->text);
     text = slurp(at("out.jsonl"), &n);
     snprintf(want, sizeof want, "\"pairs\": [{\"chosen\": [" M("b") "], \"rejected\": [" M("c") "], \"weight\": ");
     found = text ? strstr(text, want) : NULL;
-    CHECK(found && fabs(atof(found + strlen(want)) - w) < 1e-15 && strstr(text, "\"rewards\": [0.7, 0.1], \"models\": [\"n\", \"n\"]}, {\"chosen\": [" M("a") "], \"rejected\": [" M("d") "]"), "pairs: %s", text);
+    CHECK(found && fabs(atof(found + strlen(want)) - w) < 1e-15 &&
+              strstr(text,
+                     "\"rewards\": [0.7, 0.1], \"models\": [\"n\", \"n\"]}, {\"chosen\": [" M(
+                         "a") "], \"rejected\": [" M("d") "]"),
+          "pairs: %s", text);
     free(text);
     wrpo_free(ctx, s.models);
 }
 
-/* What the template was given beside the messages belongs to the prompt: it stays in every form, and lines that have a prompt agree in it. */
+/* What the template was given beside the messages belongs to the prompt: it stays in every form, and lines that have a
+   prompt agree in it. */
 static void template_arguments(void) {
 #define TOOLS ", \"tools\": [{\"name\": \"f\", \"n\": 1.0}]"
 #define KWARGS ", \"chat_template_kwargs\": {\"think\": false}"
 #define P "{\"prompt_id\": \"p\", \"prompt\": \"q\""
 #define S ", \"sources\": [" R("m", "a", "2") ", " R("m", "b", "0") "]}\n"
 #define T ", \"target\": [" R("t", "c", "1") ", " R("t", "d", "0") "]}\n"
-    static const char *const want[] = {P TOOLS KWARGS ", \"chosen\": [" M("a") ", " M("c") "]", "{\"prompt_id\": \"p\"" TOOLS KWARGS ", \"messages\": [{\"role\": \"user\", \"content\": \"q\"}, " M("a") "]",
+    static const char *const want[] = {P TOOLS KWARGS ", \"chosen\": [" M("a") ", " M("c") "]",
+                                       "{\"prompt_id\": \"p\"" TOOLS KWARGS
+                                       ", \"messages\": [{\"role\": \"user\", \"content\": \"q\"}, " M("a") "]",
                                        P TOOLS KWARGS ", \"chosen\": [" M("a") "]", P TOOLS KWARGS ", \"pairs\": ["};
-    static const char *const same[] = {P KWARGS TOOLS T, "{\"prompt_id\": \"p\"" T};      /* in any order; nothing said */
+    /* in any order; nothing said */
+    static const char *const same[] = {P KWARGS TOOLS T, "{\"prompt_id\": \"p\"" T};
     wrpo_select_stats s;
     for (int i = 0; i < 8; i++) {
         size_t n;
-        CHECK(choose((wrpo_select_desc){.form = (wrpo_form)(i / 2)}, P TOOLS KWARGS S, same[i % 2], &s) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+        CHECK(choose((wrpo_select_desc){.form = (wrpo_form)(i / 2)}, P TOOLS KWARGS S, same[i % 2], &s) == WRPO_OK,
+              "%s", wrpo_last_error(ctx)->text);
         char *text = slurp(at("out.jsonl"), &n);
-        CHECK(text && !strncmp(text, want[i / 2], strlen(want[i / 2])), "%s: want %s, found %s", wrpo_form_name(i / 2), want[i / 2], text ? text : "(no file)");
+        CHECK(text && !strncmp(text, want[i / 2], strlen(want[i / 2])), "%s: want %s, found %s", wrpo_form_name(i / 2),
+              want[i / 2], text ? text : "(no file)");
         free(text);
         wrpo_free(ctx, s.models);
     }
-    const struct { const char *first, *second, *says; } bad[] = {
-        {P TOOLS S, P T, "b.jsonl:1:1: prompt_id \"p\": want the tools as in"}, {P S, P TOOLS T, "want the tools as in"}, {P KWARGS S, P ", \"chat_template_kwargs\": {\"think\": true}" T, "want the chat_template_kwargs as in"},
-        {P KWARGS S, P T, "a.jsonl:1, found none"}, {P KWARGS S, "{\"prompt_id\": \"p\"" KWARGS T, "want the prompt as in"}};
+    const struct { const char *first, *second, *says;
+    } bad[] = {{P TOOLS S, P T, "b.jsonl:1:1: prompt_id \"p\": want the tools as in"},
+               {P S, P TOOLS T, "want the tools as in"},
+               {P KWARGS S, P ", \"chat_template_kwargs\": {\"think\": true}" T, "want the chat_template_kwargs as in"},
+               {P KWARGS S, P T, "a.jsonl:1, found none"},
+               {P KWARGS S, "{\"prompt_id\": \"p\"" KWARGS T, "want the prompt as in"}};
     for (int i = 0; i < (int)(sizeof bad / sizeof *bad); i++)
-        CHECK(choose((wrpo_select_desc){0}, bad[i].first, bad[i].second, &s) == WRPO_E_FORMAT && strstr(wrpo_last_error(ctx)->text, bad[i].says), "disagreement %d: %s", i, wrpo_last_error(ctx)->text);
+        CHECK(choose((wrpo_select_desc){0}, bad[i].first, bad[i].second, &s) == WRPO_E_FORMAT &&
+                  strstr(wrpo_last_error(ctx)->text, bad[i].says),
+              "disagreement %d: %s", i, wrpo_last_error(ctx)->text);
 #undef P
 #undef S
 #undef T
@@ -121,42 +176,81 @@ static void template_arguments(void) {
 /* EAST: H of the target's clusters; "answer" groups texts that differ. min_gap leaves out. */
 static void weights_and_gaps(void) {
     wrpo_select_stats s;
-    static const char answers[] = "{\"prompt_id\": 1, \"prompt\": \"q\", \"sources\": [" R("m", "a", "1") "], \"target\": [" R("t", "x", "0.1") ", " R("t", "y", "0.2")
-        ", {\"model\": \"t\", \"content\": \"z\", \"reward\": 0.3, \"answer\": \"y\"}, " R("t", "y", "0.2") "]}";
+    static const char answers[] =
+        "{\"prompt_id\": 1, \"prompt\": \"q\", \"sources\": [" R("m", "a", "1") "], \"target\": [" R(
+            "t", "x", "0.1") ", " R("t", "y", "0.2") ", {\"model\": \"t\", \"content\": \"z\", \"reward\": 0.3, "
+                                                     "\"answer\": \"y\"}, " R("t", "y", "0.2") "]}";
     size_t n;
     for (int power = 1; power < 3; power++) {
-        CHECK(choose((wrpo_select_desc){.entropy_power = power, .entropy_scale = power == 1 ? 0 : 2}, answers, NULL, &s) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+        CHECK(choose((wrpo_select_desc){.entropy_power = power, .entropy_scale = power == 1 ? 0 : 2}, answers, NULL,
+                     &s) == WRPO_OK,
+              "%s", wrpo_last_error(ctx)->text);
         const double H = -0.25 * log2(0.25) - 0.75 * log2(0.75);
         char *text = slurp(at("out.jsonl"), &n), *found = text ? strstr(text, "\"weight\": ") : NULL;
         CHECK(found && fabs(atof(found + 10) - (power == 1 ? H / 6.8 : H * H / 2)) < 1e-12, "entropy: %s", text);
         free(text);
         wrpo_free(ctx, s.models);
     }
-    CHECK(choose((wrpo_select_desc){.min_gap = 0.19}, answers, NULL, &s) == WRPO_OK && s.records == 1, "a gap of 0.19 is enough");
+    CHECK(choose((wrpo_select_desc){.min_gap = 0.19}, answers, NULL, &s) == WRPO_OK && s.records == 1,
+          "a gap of 0.19 is enough");
     wrpo_free(ctx, s.models);
-    CHECK(choose((wrpo_select_desc){.min_gap = 0.201}, answers, NULL, &s) == WRPO_E_FORMAT && strstr(wrpo_last_error(ctx)->text, "1 rewards too close") && !s.models, "%s", wrpo_last_error(ctx)->text);
+    CHECK(choose((wrpo_select_desc){.min_gap = 0.201}, answers, NULL, &s) == WRPO_E_FORMAT &&
+              strstr(wrpo_last_error(ctx)->text, "1 rewards too close") && !s.models,
+          "%s", wrpo_last_error(ctx)->text);
     CHECK(access(at("out.jsonl"), F_OK) != 0, "a failure leaves a file");
 }
 
 static void refusals(void) {
     wrpo_select_stats s;
 #define LINE(rest) "{\"prompt_id\": \"p\", \"prompt\": \"q\", " rest "}"
-    const struct { const char *text, *says; } bad[] = {
-        {LINE("\"sources\": [" R("m", "a", "NaN") "]"), "a.jsonl:1:"}, {LINE("\"sources\": [" R("m", "a", "null") "]"), "reward: want a number, found null"},
-        {LINE("\"sources\": [" R("m", "a", "1e999") "]"), "reward: want a finite number"}, {LINE("\"sources\": [" R("m", "a", "\"1\"") "]"), "reward: want a number, found \"1\""},
-        {LINE("\"sources\": [{\"model\": \"m\", \"content\": \"a\"}]"), "reward: want a number, found no such key"}, {LINE("\"sources\": [{\"model\": \"m\", \"reward\": 1}]"), "content: want a string"},
-        {LINE("\"sources\": [{\"content\": \"a\", \"reward\": 1}]"), "model: want a string"}, {LINE("\"sources\": {}"), "sources: want an array"}, {LINE("\"source\": []"), "found neither"},
-        {LINE("\"sources\": []") "\n" LINE("\"target\": []"), "a.jsonl:2:1: prompt_id \"p\": want each once in a file, found it in line 1 too"},
-        {"{\"prompt\": \"q\", \"sources\": []}", "prompt_id: want a string or a number, found none"}, {"{\"prompt_id\": true, \"sources\": []}", "prompt_id: want a string"},
-        {"[]", "want an object"}, {"", "want prompts, found none"}, {LINE("\"target\": [" R("t", "a", "1") "]"), "1 have no source response"},
-        {LINE("\"sources\": [" R("m", "a", "1") "]"), "1 no target response"}, {"{\"prompt_id\": 1, \"sources\": [" R("m", "a", "1") "], \"target\": [" R("t", "x", "0") ", " R("t", "y", "1") "]}", "want a \"prompt\""}};
+    const struct { const char *text, *says;
+    } bad[] = {
+        {LINE("\"sources\": [" R("m", "a", "NaN") "]"), "a.jsonl:1:"},
+        {LINE("\"sources\": [" R("m", "a", "null") "]"), "reward: want a number, found null"},
+        {LINE("\"sources\": [" R("m", "a", "1e999") "]"), "reward: want a finite number"},
+        {LINE("\"sources\": [" R("m", "a", "\"1\"") "]"), "reward: want a number, found \"1\""},
+        {LINE("\"sources\": [{\"model\": \"m\", \"content\": \"a\"}]"), "reward: want a number, found no such key"},
+        {LINE("\"sources\": [{\"model\": \"m\", \"reward\": 1}]"), "content: want a string"},
+        {LINE("\"sources\": [{\"content\": \"a\", \"reward\": 1}]"), "model: want a string"},
+        {LINE("\"sources\": {}"), "sources: want an array"},
+        {LINE("\"source\": []"), "found neither"},
+        {LINE("\"sources\": []") "\n" LINE("\"target\": []"),
+         "a.jsonl:2:1: prompt_id \"p\": want each once in a file, found it in line 1 too"},
+        {"{\"prompt\": \"q\", \"sources\": []}", "prompt_id: want a string or a number, found none"},
+        {"{\"prompt_id\": true, \"sources\": []}", "prompt_id: want a string"},
+        {"[]", "want an object"},
+        {"", "want prompts, found none"},
+        {LINE("\"target\": [" R("t", "a", "1") "]"), "1 have no source response"},
+        {LINE("\"sources\": [" R("m", "a", "1") "]"), "1 no target response"},
+        {"{\"prompt_id\": 1, \"sources\": [" R("m", "a", "1") "], \"target\": [" R("t", "x", "0") ", " R("t", "y",
+                                                                                                         "1") "]}",
+         "want a \"prompt\""}};
     for (int i = 0; i < (int)(sizeof bad / sizeof *bad); i++)
-        CHECK(choose((wrpo_select_desc){0}, bad[i].text, NULL, &s) == WRPO_E_FORMAT && strstr(wrpo_last_error(ctx)->text, bad[i].says) && access(at("out.jsonl"), F_OK) != 0, "refusal %d: %s", i, wrpo_last_error(ctx)->text);
-    CHECK(choose((wrpo_select_desc){0}, sources, "{\"prompt_id\": \"p1\", \"prompt\": \"another\", \"target\": []}", &s) == WRPO_E_FORMAT && strstr(wrpo_last_error(ctx)->text, "want the prompt as in"), "%s", wrpo_last_error(ctx)->text);
-    const struct { wrpo_select_desc d; const char *says; } options[] = {{{.top = -1}, "top"}, {{.top = 2, .form = WRPO_FORM_SFT}, "top"}, {{.tau = -1}, "tau"}, {{.tau = NAN}, "tau"}, {{.tau = WRPO_ZERO}, "tau: want a finite number above 0, found 0"}, {{.entropy_scale = WRPO_ZERO}, "found 0 and 0"}, {{.min_gap = -1}, "min_gap"},
-        {{.min_gap = 1, .form = WRPO_FORM_SFT}, "min_gap"}, {{.entropy_power = -1}, "entropy"}, {{.entropy_scale = -1}, "entropy"}, {{.form = (wrpo_form)9}, "form"}};
+        CHECK(choose((wrpo_select_desc){0}, bad[i].text, NULL, &s) == WRPO_E_FORMAT &&
+                  strstr(wrpo_last_error(ctx)->text, bad[i].says) && access(at("out.jsonl"), F_OK) != 0,
+              "refusal %d: %s", i, wrpo_last_error(ctx)->text);
+    CHECK(choose((wrpo_select_desc){0}, sources, "{\"prompt_id\": \"p1\", \"prompt\": \"another\", \"target\": []}",
+                 &s) == WRPO_E_FORMAT &&
+              strstr(wrpo_last_error(ctx)->text, "want the prompt as in"),
+          "%s", wrpo_last_error(ctx)->text);
+    const struct {
+        wrpo_select_desc d;
+        const char *says;
+    } options[] = {{{.top = -1}, "top"},
+                   {{.top = 2, .form = WRPO_FORM_SFT}, "top"},
+                   {{.tau = -1}, "tau"},
+                   {{.tau = NAN}, "tau"},
+                   {{.tau = WRPO_ZERO}, "tau: want a finite number above 0, found 0"},
+                   {{.entropy_scale = WRPO_ZERO}, "found 0 and 0"},
+                   {{.min_gap = -1}, "min_gap"},
+                   {{.min_gap = 1, .form = WRPO_FORM_SFT}, "min_gap"},
+                   {{.entropy_power = -1}, "entropy"},
+                   {{.entropy_scale = -1}, "entropy"},
+                   {{.form = (wrpo_form)9}, "form"}};
     for (int i = 0; i < (int)(sizeof options / sizeof *options); i++)
-        CHECK(choose(options[i].d, sources, target, &s) == WRPO_E_ARG && strstr(wrpo_last_error(ctx)->text, options[i].says), "option %d: %s", i, wrpo_last_error(ctx)->text);
+        CHECK(choose(options[i].d, sources, target, &s) == WRPO_E_ARG &&
+                  strstr(wrpo_last_error(ctx)->text, options[i].says),
+              "option %d: %s", i, wrpo_last_error(ctx)->text);
     const char *none = at("none.jsonl");
     CHECK(wrpo_select(ctx, &(wrpo_select_desc){.in = &none, .n_in = 1}, &s) == WRPO_E_IO, "a file that is not there");
     CHECK(wrpo_select(ctx, &(wrpo_select_desc){0}, &s) == WRPO_E_FORMAT, "no file");
@@ -165,16 +259,25 @@ static void refusals(void) {
 
 /* What select writes, train reads: every form through the data reader. */
 static void round_trip(void) {
-    static const char chatml[] = "\"{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' + '\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}\"";
+    static const char chatml[] =
+        "\"{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>' + '\\n' }}{% "
+        "endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}\"";
     wrpo_tokenizer *tok;
     wrpo_select_stats s;
     tiny_tokenizer(dir, chatml);
     CHECK(wrpo_tokenizer_load(ctx, dir, &tok) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
     for (int form = 0; tok && wrpo_form_name(form); form++) {
         wrpo_data *data;
-        CHECK(choose((wrpo_select_desc){.form = (wrpo_form)form, .top = form ? 0 : 2, .entropy_power = 1}, sources, target, &s) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
-        CHECK(wrpo_data_load(tok, &(wrpo_data_desc){.path = at("out.jsonl")}, &data) == WRPO_OK && wrpo_data_count(data) == s.records, "%s: %s", wrpo_form_name(form), wrpo_last_error(ctx)->text);
-        if (data && form == 0) CHECK(wrpo_data_record(data, 0).count == 4 && fabs(wrpo_data_record(data, 0).weight - log2(3) / 6.8) < 1e-12, "weight %g", wrpo_data_record(data, 0).weight);
+        CHECK(choose((wrpo_select_desc){.form = (wrpo_form)form, .top = form ? 0 : 2, .entropy_power = 1}, sources,
+                     target, &s) == WRPO_OK,
+              "%s", wrpo_last_error(ctx)->text);
+        CHECK(wrpo_data_load(tok, &(wrpo_data_desc){.path = at("out.jsonl")}, &data) == WRPO_OK &&
+                  wrpo_data_count(data) == s.records,
+              "%s: %s", wrpo_form_name(form), wrpo_last_error(ctx)->text);
+        if (data && form == 0)
+            CHECK(wrpo_data_record(data, 0).count == 4 &&
+                      fabs(wrpo_data_record(data, 0).weight - log2(3) / 6.8) < 1e-12,
+                  "weight %g", wrpo_data_record(data, 0).weight);
         wrpo_data_free(data);
         wrpo_free(ctx, s.models);
     }
@@ -185,10 +288,12 @@ static void splits(void) {
     char text[6000] = "", seen[100] = "";
     int64_t counts[2], again[2];
     size_t n[3];
-    for (int i = 0; i < 100; i++) snprintf(text + strlen(text), 60, "{\"prompt_id\": \"%02d\", \"prompt\": \"x\"}\n", i);
+    for (int i = 0; i < 100; i++)
+        snprintf(text + strlen(text), 60, "{\"prompt_id\": \"%02d\", \"prompt\": \"x\"}\n", i);
     tiny_put(dir, "prompts.jsonl", text);
     wrpo_split_desc d = {.in = at("prompts.jsonl"), .out = {at("sft.jsonl"), at("po.jsonl")}};
-    CHECK(wrpo_split(ctx, &d, counts) == WRPO_OK && counts[0] == 33 && counts[1] == 67, "%lld %lld", (long long)counts[0], (long long)counts[1]);
+    CHECK(wrpo_split(ctx, &d, counts) == WRPO_OK && counts[0] == 33 && counts[1] == 67, "%lld %lld",
+          (long long)counts[0], (long long)counts[1]);
     char *part[3] = {slurp(d.out[0], &n[0]), slurp(d.out[1], &n[1]), NULL};
     for (int k = 0; k < 2; k++) {
         int last = -1, lines = 0;
@@ -207,19 +312,30 @@ static void splits(void) {
     CHECK(wrpo_split(ctx, &d, again) == WRPO_OK && again[0] == 50, "half");
     part[2] = slurp(d.out[0], &n[2]);
     int common = 0;
-    for (char *p = part[0]; *p; p = strchr(p, '\n') + 1) { char line[40]; snprintf(line, sizeof line, "%.34s", p); common += strstr(part[2], line) != NULL; }
+    for (char *p = part[0]; *p; p = strchr(p, '\n') + 1) {
+        char line[40];
+        snprintf(line, sizeof line, "%.34s", p);
+        common += strstr(part[2], line) != NULL;
+    }
     CHECK(common > 5 && common < 30, "another seed: %d of 33 in common", common);
     for (int i = 0; i < 3; i++) free(part[i]);
     d.share = 1;
     CHECK(wrpo_split(ctx, &d, counts) == WRPO_E_ARG && strstr(wrpo_last_error(ctx)->text, "share"), "share 1");
     d.share = WRPO_ZERO;
-    CHECK(wrpo_split(ctx, &d, counts) == WRPO_E_ARG && strstr(wrpo_last_error(ctx)->text, "share: want a number between 0 and 1, found 0"), "%s", wrpo_last_error(ctx)->text);
+    CHECK(wrpo_split(ctx, &d, counts) == WRPO_E_ARG &&
+              strstr(wrpo_last_error(ctx)->text, "share: want a number between 0 and 1, found 0"),
+          "%s", wrpo_last_error(ctx)->text);
     d.share = 0;
     tiny_put(dir, "prompts.jsonl", "{\"prompt_id\": 1}\n{\"prompt_id\": 2}\n{\"prompt_id\": 1}\n");
-    CHECK(wrpo_split(ctx, &d, counts) == WRPO_E_FORMAT && strstr(wrpo_last_error(ctx)->text, "prompts.jsonl:3:1: prompt_id \"1\": want each once in a file, found it in line 1 too"), "%s", wrpo_last_error(ctx)->text);
+    CHECK(wrpo_split(ctx, &d, counts) == WRPO_E_FORMAT &&
+              strstr(wrpo_last_error(ctx)->text,
+                     "prompts.jsonl:3:1: prompt_id \"1\": want each once in a file, found it in line 1 too"),
+          "%s", wrpo_last_error(ctx)->text);
     tiny_put(dir, "prompts.jsonl", "{\"prompt_id\": 1}\n");
-    CHECK(wrpo_split(ctx, &d, counts) == WRPO_E_FORMAT && strstr(wrpo_last_error(ctx)->text, "both parts"), "%s", wrpo_last_error(ctx)->text);
-    CHECK(wrpo_split(ctx, &(wrpo_split_desc){0}, counts) == WRPO_E_ARG && wrpo_split(ctx, NULL, counts) == WRPO_E_ARG, "no files");
+    CHECK(wrpo_split(ctx, &d, counts) == WRPO_E_FORMAT && strstr(wrpo_last_error(ctx)->text, "both parts"), "%s",
+          wrpo_last_error(ctx)->text);
+    CHECK(wrpo_split(ctx, &(wrpo_split_desc){0}, counts) == WRPO_E_ARG && wrpo_split(ctx, NULL, counts) == WRPO_E_ARG,
+          "no files");
 }
 
 /* n prompts: a's reward and length, b's; as flat answers. */
@@ -238,49 +354,76 @@ static void winrates(void) {
     static double a[N], b[N];
     static int la[N], lb[N];
     wrpo_winrate_stats s, t;
-    tiny_put(dir, "wa.jsonl", "{\"prompt_id\": 1, \"content\": \"xy\", \"reward\": 2}\n{\"prompt_id\": 2, \"content\": \"z\", \"reward\": 1}\n{\"prompt_id\": 3, \"content\": \"u\", \"reward\": 0}\n"
-             "{\"prompt_id\": 4, \"prompt\": \"q\", \"target\": [" R("t", "v", "5") ", " R("t", "w", "1") "]}\n{\"prompt_id\": 9, \"content\": \"only here\", \"reward\": 1}\n");
-    tiny_put(dir, "wb.jsonl", "{\"prompt_id\": 4, \"prompt\": \"q\", \"sources\": [" R("s", "v", "1") "], \"target\": [" R("s", "w", "3") "]}\n{\"prompt_id\": 3, \"content\": \"u\", \"reward\": 1}\n"
-             "{\"prompt_id\": 1, \"content\": \"x\", \"reward\": 1}\n{\"prompt_id\": 2, \"content\": \"z\", \"reward\": 1}\n");
+    tiny_put(dir, "wa.jsonl",
+             "{\"prompt_id\": 1, \"content\": \"xy\", \"reward\": 2}\n{\"prompt_id\": 2, \"content\": \"z\", "
+             "\"reward\": 1}\n{\"prompt_id\": 3, \"content\": \"u\", \"reward\": 0}\n"
+             "{\"prompt_id\": 4, \"prompt\": \"q\", \"target\": [" R("t", "v", "5") ", " R(
+                 "t", "w", "1") "]}\n{\"prompt_id\": 9, \"content\": \"only here\", \"reward\": 1}\n");
+    tiny_put(dir, "wb.jsonl",
+             "{\"prompt_id\": 4, \"prompt\": \"q\", \"sources\": [" R("s", "v", "1") "], \"target\": [" R(
+                 "s", "w", "3") "]}\n{\"prompt_id\": 3, \"content\": \"u\", \"reward\": 1}\n"
+                                "{\"prompt_id\": 1, \"content\": \"x\", \"reward\": 1}\n{\"prompt_id\": 2, "
+                                "\"content\": \"z\", \"reward\": 1}\n");
     const wrpo_winrate_desc ab = {.a = at("wa.jsonl"), .b = at("wb.jsonl")}, ba = {.a = ab.b, .b = ab.a};
     CHECK(wrpo_winrate(ctx, &ab, &s) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
     /* win, tie, loss, and of four pairs two won, one equal, one lost */
-    CHECK(s.prompts == 4 && s.only_a == 1 && s.only_b == 0 && fabs(s.wins - 1.5 / 4) < 1e-12 && fabs(s.ties - 1.25 / 4) < 1e-12 && fabs(s.rate - 2.125 / 4) < 1e-12, "%g %g %g", s.wins, s.ties, s.rate);
+    CHECK(s.prompts == 4 && s.only_a == 1 && s.only_b == 0 && fabs(s.wins - 1.5 / 4) < 1e-12 &&
+              fabs(s.ties - 1.25 / 4) < 1e-12 && fabs(s.rate - 2.125 / 4) < 1e-12,
+          "%g %g %g", s.wins, s.ties, s.rate);
     CHECK(s.reward[0] == 1.5 && s.reward[1] == 1.25 && s.length[0] == 1.25 && s.length[1] == 1, "means");
-    CHECK(wrpo_winrate(ctx, &ba, &t) == WRPO_OK && fabs(t.rate + s.rate - 1) < 1e-12 && fabs(t.controlled + s.controlled - 1) < 1e-9, "swapped: %g %g", t.rate, t.controlled);
+    CHECK(wrpo_winrate(ctx, &ba, &t) == WRPO_OK && fabs(t.rate + s.rate - 1) < 1e-12 &&
+              fabs(t.controlled + s.controlled - 1) < 1e-9,
+          "swapped: %g %g", t.rate, t.controlled);
 
-    /* Length alone decides, for the longer one in four of five prompts: a is longer in three quarters. At equal lengths nothing is left of the lead. */
+    /* Length alone decides, for the longer one in four of five prompts: a is longer in three quarters. At equal lengths
+       nothing is left of the lead. */
     const wrpo_winrate_desc long_short = {.a = at("la.jsonl"), .b = at("lb.jsonl"), .seed = 3};
-    for (int i = 0; i < N; i++) la[i] = i % 4 ? 150 : 50, lb[i] = 100, b[i] = 0, a[i] = (i % 4 != 0) == (i / 4 % 5 != 0) ? 1 : -1;
+    for (int i = 0; i < N; i++)
+        la[i] = i % 4 ? 150 : 50, lb[i] = 100, b[i] = 0, a[i] = (i % 4 != 0) == (i / 4 % 5 != 0) ? 1 : -1;
     duel("la.jsonl", N, a, la), duel("lb.jsonl", N, b, lb);
-    CHECK(wrpo_winrate(ctx, &long_short, &s) == WRPO_OK && fabs(s.rate - 0.65) < 1e-12 && fabs(s.controlled - 0.5) < 0.01, "length decides: %g, controlled %g", s.rate, s.controlled);
+    CHECK(wrpo_winrate(ctx, &long_short, &s) == WRPO_OK && fabs(s.rate - 0.65) < 1e-12 &&
+              fabs(s.controlled - 0.5) < 0.01,
+          "length decides: %g, controlled %g", s.rate, s.controlled);
     /* The interval of 400 fair draws is about 2 x 1.96 sqrt(p q / n) wide and holds the rate. */
     const double width = 2 * 1.96 * sqrt(0.65 * 0.35 / N);
-    CHECK(s.low < s.rate && s.high > s.rate && fabs((s.high - s.low) / width - 1) < 0.1, "interval %g to %g, want a width of %g", s.low, s.high, width);
-    CHECK(s.controlled_low < s.controlled && s.controlled < s.controlled_high, "interval %g to %g of %g", s.controlled_low, s.controlled_high, s.controlled);
-    CHECK(wrpo_winrate(ctx, &long_short, &t) == WRPO_OK && !memcmp(&s, &t, sizeof s), "the same seed gives other numbers");
+    CHECK(s.low < s.rate && s.high > s.rate && fabs((s.high - s.low) / width - 1) < 0.1,
+          "interval %g to %g, want a width of %g", s.low, s.high, width);
+    CHECK(s.controlled_low < s.controlled && s.controlled < s.controlled_high, "interval %g to %g of %g",
+          s.controlled_low, s.controlled_high, s.controlled);
+    CHECK(wrpo_winrate(ctx, &long_short, &t) == WRPO_OK && !memcmp(&s, &t, sizeof s),
+          "the same seed gives other numbers");
     /* The fit itself: the gradient of the penalised likelihood vanishes. */
     double y[5] = {1, 0, 0.5, 1, 1}, x[5] = {0.3, -0.2, 0.1, -0.6, 0.9}, theta = 0, phi = 0, g0 = 0, g1;
     wrpo__fit_logistic(y, x, NULL, 5, &theta, &phi);
     g1 = phi;
-    for (int i = 0; i < 5; i++) g0 += wrpo__sigmoid(theta + phi * x[i]) - y[i], g1 += (wrpo__sigmoid(theta + phi * x[i]) - y[i]) * x[i];
+    for (int i = 0; i < 5; i++)
+        g0 += wrpo__sigmoid(theta + phi * x[i]) - y[i], g1 += (wrpo__sigmoid(theta + phi * x[i]) - y[i]) * x[i];
     CHECK(fabs(g0) < 1e-8 && fabs(g1) < 1e-8, "gradient %g %g", g0, g1);
     /* Quality decides, length is noise: length control leaves the rate; and a clean sweep is finite. */
     for (int i = 0; i < N; i++) la[i] = 100 + i % 7, lb[i] = 100 + (i + 3) % 7, a[i] = i % 10 < 7, b[i] = 0.5;
     duel("la.jsonl", N, a, la), duel("lb.jsonl", N, b, lb);
-    CHECK(wrpo_winrate(ctx, &long_short, &s) == WRPO_OK && fabs(s.rate - 0.7) < 1e-12 && fabs(s.controlled - 0.7) < 0.02, "quality decides: %g, controlled %g", s.rate, s.controlled);
+    CHECK(wrpo_winrate(ctx, &long_short, &s) == WRPO_OK && fabs(s.rate - 0.7) < 1e-12 &&
+              fabs(s.controlled - 0.7) < 0.02,
+          "quality decides: %g, controlled %g", s.rate, s.controlled);
     for (int i = 0; i < N; i++) a[i] = 1;
     duel("la.jsonl", N, a, la);
-    CHECK(wrpo_winrate(ctx, &long_short, &s) == WRPO_OK && fabs(s.rate - 1) < 1e-12 && fabs(s.low - 1) < 1e-12 && s.controlled > 0.999999 && s.controlled <= 1, "a sweep: %g %g", s.rate, s.controlled);
+    CHECK(wrpo_winrate(ctx, &long_short, &s) == WRPO_OK && fabs(s.rate - 1) < 1e-12 && fabs(s.low - 1) < 1e-12 &&
+              s.controlled > 0.999999 && s.controlled <= 1,
+          "a sweep: %g %g", s.rate, s.controlled);
 
     tiny_put(dir, "wb.jsonl", "{\"prompt_id\": 77, \"content\": \"x\", \"reward\": 1}\n");
-    CHECK(wrpo_winrate(ctx, &ab, &s) == WRPO_E_FORMAT && strstr(wrpo_last_error(ctx)->text, "same prompt_id") && s.prompts == 0, "%s", wrpo_last_error(ctx)->text);
+    CHECK(wrpo_winrate(ctx, &ab, &s) == WRPO_E_FORMAT && strstr(wrpo_last_error(ctx)->text, "same prompt_id") &&
+              s.prompts == 0,
+          "%s", wrpo_last_error(ctx)->text);
     tiny_put(dir, "wb.jsonl", "{\"prompt_id\": 1, \"content\": \"x\"}\n");
-    CHECK(wrpo_winrate(ctx, &ab, &s) == WRPO_E_FORMAT && strstr(wrpo_last_error(ctx)->text, "reward: want a number"), "%s", wrpo_last_error(ctx)->text);
+    CHECK(wrpo_winrate(ctx, &ab, &s) == WRPO_E_FORMAT && strstr(wrpo_last_error(ctx)->text, "reward: want a number"),
+          "%s", wrpo_last_error(ctx)->text);
     tiny_put(dir, "wb.jsonl", "{\"prompt_id\": 1, \"content\": \" \", \"reward\": 1}\n");
-    CHECK(wrpo_winrate(ctx, &ab, &s) == WRPO_E_FORMAT && strstr(wrpo_last_error(ctx)->text, "answer with text"), "%s", wrpo_last_error(ctx)->text);
-    CHECK(wrpo_winrate(ctx, &(wrpo_winrate_desc){.a = ab.a, .b = ab.a, .resamples = -1}, &s) == WRPO_E_ARG && wrpo_winrate(ctx, &(wrpo_winrate_desc){0}, &s) == WRPO_E_ARG &&
-          wrpo_winrate(ctx, NULL, &s) == WRPO_E_ARG, "options");
+    CHECK(wrpo_winrate(ctx, &ab, &s) == WRPO_E_FORMAT && strstr(wrpo_last_error(ctx)->text, "answer with text"), "%s",
+          wrpo_last_error(ctx)->text);
+    CHECK(wrpo_winrate(ctx, &(wrpo_winrate_desc){.a = ab.a, .b = ab.a, .resamples = -1}, &s) == WRPO_E_ARG &&
+              wrpo_winrate(ctx, &(wrpo_winrate_desc){0}, &s) == WRPO_E_ARG && wrpo_winrate(ctx, NULL, &s) == WRPO_E_ARG,
+          "options");
 }
 
 static void real(void) {
@@ -288,7 +431,9 @@ static void real(void) {
     wrpo_select_stats s;
     size_t n, m;
     if (!in || !want) { SKIP(2, "alpacaeval is absent"); return; }
-    CHECK(wrpo_select(ctx, &(wrpo_select_desc){.in = &in, .n_in = 1, .out = at("out.jsonl")}, &s) == WRPO_OK && s.records == 600 && s.n_models == 13, "%s", wrpo_last_error(ctx)->text);
+    CHECK(wrpo_select(ctx, &(wrpo_select_desc){.in = &in, .n_in = 1, .out = at("out.jsonl")}, &s) == WRPO_OK &&
+              s.records == 600 && s.n_models == 13,
+          "%s", wrpo_last_error(ctx)->text);
     char *a = slurp(at("out.jsonl"), &n), *b = slurp(want, &m);
     CHECK(a && b && n == m && !memcmp(a, b, n), "the selection is not quads.jsonl");
     free(a), free(b);
@@ -300,17 +445,27 @@ static void allocations(void) {
     wrpo_select_stats s;
     wrpo_winrate_stats w;
     int64_t counts[2];
-    tiny_put(dir, "a.jsonl", sources), tiny_put(dir, "b.jsonl", target), tiny_put(dir, "wb.jsonl", "{\"prompt_id\": 4, \"content\": \"x\", \"reward\": 1}\n");
-    const char *in[2] = {at("a.jsonl"), at("b.jsonl")}, *out = at("out.jsonl"), *wa = at("wa.jsonl"), *wb = at("wb.jsonl"), *sft = at("sft.jsonl");
-    CHECK(wrpo_open(&(wrpo_desc){.memory = {counting_alloc, counting_free, NULL}, .threads = 1}, &ctx) == WRPO_OK, "open");
+    tiny_put(dir, "a.jsonl", sources), tiny_put(dir, "b.jsonl", target),
+        tiny_put(dir, "wb.jsonl", "{\"prompt_id\": 4, \"content\": \"x\", \"reward\": 1}\n");
+    const char *in[2] = {at("a.jsonl"), at("b.jsonl")}, *out = at("out.jsonl"), *wa = at("wa.jsonl"),
+               *wb = at("wb.jsonl"), *sft = at("sft.jsonl");
+    CHECK(wrpo_open(&(wrpo_desc){.memory = {counting_alloc, counting_free, NULL}, .threads = 1}, &ctx) == WRPO_OK,
+          "open");
     for (int what = 0; what < 4; what++) {
         const int64_t base = live;
         for (fail_at = 0; fail_at < 5000; fail_at++) {
             calls = 0, s.models = NULL;
-            wrpo_result r = what < 2 ? wrpo_select(ctx, &(wrpo_select_desc){.in = in, .n_in = 2, .out = out, .form = what ? WRPO_FORM_PAIRS : WRPO_FORM_QUADS}, &s)
-                          : what == 2 ? wrpo_split(ctx, &(wrpo_split_desc){.in = in[0], .out = {out, sft}}, counts) : wrpo_winrate(ctx, &(wrpo_winrate_desc){.a = wa, .b = wb, .resamples = 3}, &w);
+            wrpo_result r = what < 2
+                ? wrpo_select(ctx,
+                              &(wrpo_select_desc){
+                                  .in = in, .n_in = 2, .out = out, .form = what ? WRPO_FORM_PAIRS : WRPO_FORM_QUADS},
+                              &s)
+                : what == 2 ? wrpo_split(ctx, &(wrpo_split_desc){.in = in[0], .out = {out, sft}}, counts)
+                            : wrpo_winrate(ctx, &(wrpo_winrate_desc){.a = wa, .b = wb, .resamples = 3}, &w);
             wrpo_free(ctx, s.models);
-            if (live != base || (r != WRPO_OK && r != WRPO_E_MEMORY)) CHECK(false, "%d: allocation %lld: %d %s, %lld held", what, (long long)fail_at, r, wrpo_last_error(ctx)->text, (long long)(live - base));
+            if (live != base || (r != WRPO_OK && r != WRPO_E_MEMORY))
+                CHECK(false, "%d: allocation %lld: %d %s, %lld held", what, (long long)fail_at, r,
+                      wrpo_last_error(ctx)->text, (long long)(live - base));
             if (r == WRPO_OK) break;
         }
         CHECK(fail_at > 5 && fail_at < 5000, "%d: %lld allocations", what, (long long)fail_at);
@@ -326,7 +481,8 @@ int main(void) {
     char command[100];
     snprintf(command, sizeof command, "mkdir -p %s", dir);
     CHECK(system(command) == 0, "mkdir");
-    records(), template_arguments(), weights_and_gaps(), refusals(), round_trip(), splits(), winrates(), allocations(), real();
+    records(), template_arguments(), weights_and_gaps(), refusals(), round_trip(), splits(), winrates(), allocations(),
+        real();
     snprintf(command, sizeof command, "rm -rf %s", dir);
     CHECK(system(command) == 0, "rm");
     CHECK(ctx->bytes == sizeof(wrpo__arena), "%zu bytes still held", ctx->bytes);

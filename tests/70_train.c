@@ -5,10 +5,12 @@
 #include "support/counting.h"
 #include <unistd.h>
 
-static const char *const config_text =
-    "{\"model_type\":\"llama\",\"architectures\":[\"LlamaForCausalLM\"],\"vocab_size\":97,\"hidden_size\":36,\"intermediate_size\":50,"
-    "\"num_hidden_layers\":3,\"num_attention_heads\":6,\"num_key_value_heads\":2,\"head_dim\":10,\"max_position_embeddings\":512,"
-    "\"rms_norm_eps\":1e-5,\"rope_theta\":10000.0,\"initializer_range\":0.3,\"tie_word_embeddings\":true,\"torch_dtype\":\"float32\"}";
+static const char *const config_text = "{\"model_type\":\"llama\",\"architectures\":[\"LlamaForCausalLM\"],\"vocab_"
+                                       "size\":97,\"hidden_size\":36,\"intermediate_size\":50,"
+                                       "\"num_hidden_layers\":3,\"num_attention_heads\":6,\"num_key_value_heads\":2,"
+                                       "\"head_dim\":10,\"max_position_embeddings\":512,"
+                                       "\"rms_norm_eps\":1e-5,\"rope_theta\":10000.0,\"initializer_range\":0.3,\"tie_"
+                                       "word_embeddings\":true,\"torch_dtype\":\"float32\"}";
 static char dir[64], config_path[96];
 
 enum { N = 13, LENGTH = 40 };
@@ -19,11 +21,18 @@ static char names[N][16];
 static void make_records(void) {
     for (int i = 0; i < N; i++) {
         for (int s = 0; s < 4; s++)
-            for (int j = 0; j < LENGTH; j++) ids[i][s][j] = (int32_t)(wrpo__random64(1, (uint64_t)(i * 4 + s), (uint64_t)j) % 97);
+            for (int j = 0; j < LENGTH; j++)
+                ids[i][s][j] = (int32_t)(wrpo__random64(1, (uint64_t)(i * 4 + s), (uint64_t)j) % 97);
         for (int k = 0; k < 3; k++)
-            responses[i][k] = (wrpo_tokens){.role = (wrpo_role)k, .ids = ids[i][k + 1], .count = 1 + (i * 7 + k * 11) % 29, .share = 1};
+            responses[i][k] = (wrpo_tokens){
+                .role = (wrpo_role)k, .ids = ids[i][k + 1], .count = 1 + (i * 7 + k * 11) % 29, .share = 1};
         snprintf(names[i], sizeof names[i], "r%d", i);
-        records[i] = (wrpo_record){.prompt_id = names[i], .line = i + 1, .prompt = ids[i][0], .prompt_count = 1 + i * 5 % 33, .responses = responses[i], .count = 3};
+        records[i] = (wrpo_record){.prompt_id = names[i],
+                                   .line = i + 1,
+                                   .prompt = ids[i][0],
+                                   .prompt_count = 1 + i * 5 % 33,
+                                   .responses = responses[i],
+                                   .count = 3};
     }
 }
 static wrpo_ctx *open_with(wrpo_dtype dtype, int threads) {
@@ -64,12 +73,17 @@ static result run_part(wrpo_dtype dtype, wrpo_train_desc d, int threads, int ste
     wrpo_data *data = make_data(r.ctx, 0, N);
     if (!d.learning_rate) d.learning_rate = 1e-3;
     if (!d.batch_size) d.batch_size = 4;
-    if (wrpo_trainer_open(r.model, data, &d, &t) != WRPO_OK) { CHECK(false, "%s", wrpo_last_error(r.ctx)->text); return r; }
+    if (wrpo_trainer_open(r.model, data, &d, &t) != WRPO_OK) {
+        CHECK(false, "%s", wrpo_last_error(r.ctx)->text);
+        return r;
+    }
     for (wrpo_metrics m = {0}; r.steps == 0 || (m.step < m.steps && r.steps < steps);) {
         if (wrpo_trainer_step(t, &m) != WRPO_OK) { CHECK(false, "%s", wrpo_last_error(r.ctx)->text); break; }
         r.m[r.steps++] = m;
     }
-    if (save) CHECK(wrpo_trainer_save(t, &(wrpo_save_desc){.dir = save, .dtype = WRPO_DTYPE_BF16}) == WRPO_OK, "%s", wrpo_last_error(r.ctx)->text);
+    if (save)
+        CHECK(wrpo_trainer_save(t, &(wrpo_save_desc){.dir = save, .dtype = WRPO_DTYPE_BF16}) == WRPO_OK, "%s",
+              wrpo_last_error(r.ctx)->text);
     wrpo_trainer_free(t);
     wrpo_data_free(data);
     return r;
@@ -80,25 +94,32 @@ static void drop(result *r) {
     wrpo_model_free(r->model);
     wrpo_close(r->ctx);
 }
-static void compare(const char *what, wrpo_train_desc a, int threads_a, wrpo_train_desc b, int threads_b, double tolerance) {
+static void compare(const char *what, wrpo_train_desc a, int threads_a, wrpo_train_desc b, int threads_b,
+                    double tolerance) {
     result x = run(a, threads_a), y = run(b, threads_b);
     bool same;
     double worst = worst_difference(x.model, y.model, &same);
     CHECK(tolerance > 0 ? worst <= tolerance : same, "%s: weights differ by %g", what, worst);
     for (int i = 0; i < x.steps && i < y.steps; i++)
-        CHECK(tolerance > 0 ? fabs(x.m[i].loss - y.m[i].loss) <= tolerance : x.m[i].loss == y.m[i].loss && x.m[i].grad_norm == y.m[i].grad_norm,
-              "%s: step %d: loss %.17g and %.17g, gradient %.17g and %.17g", what, i, x.m[i].loss, y.m[i].loss, x.m[i].grad_norm, y.m[i].grad_norm);
+        CHECK(tolerance > 0 ? fabs(x.m[i].loss - y.m[i].loss) <= tolerance
+                            : x.m[i].loss == y.m[i].loss && x.m[i].grad_norm == y.m[i].grad_norm,
+              "%s: step %d: loss %.17g and %.17g, gradient %.17g and %.17g", what, i, x.m[i].loss, y.m[i].loss,
+              x.m[i].grad_norm, y.m[i].grad_norm);
     CHECK(x.steps == y.steps && x.steps > 1, "%s: %d and %d steps", what, x.steps, y.steps);
     drop(&x), drop(&y);
 }
 static double total(const double *p, int n) { double s = 0; for (int i = 0; i < n; i++) s += p[i]; return s; }
 
-#define SAYS(call, sentence) \
-    CHECK(call == WRPO_E_ARG && strstr(wrpo_last_error(ctx)->text, sentence), "want \"%s\", found \"%s\"", sentence, wrpo_last_error(ctx)->text)
+#define SAYS(call, sentence)                                                                                           \
+    CHECK(call == WRPO_E_ARG && strstr(wrpo_last_error(ctx)->text, sentence), "want \"%s\", found \"%s\"", sentence,   \
+          wrpo_last_error(ctx)->text)
 int main(void) {
     snprintf(dir, sizeof dir, "tmp_train_%ld", (long)getpid());
     wrpo_ctx *ctx = open_ctx(2);
-    { WRPO__TRY(ctx, wrpo__arena_new(ctx), true) wrpo__make_dir(ctx, dir); CHECK(wrpo__end(&wrpo__entry) == WRPO_OK, "%s", ctx->error.text); }
+    {
+        WRPO__TRY(ctx, wrpo__arena_new(ctx), true) wrpo__make_dir(ctx, dir);
+        CHECK(wrpo__end(&wrpo__entry) == WRPO_OK, "%s", ctx->error.text);
+    }
     snprintf(config_path, sizeof config_path, "%s/config.json", dir);
     FILE *f = fopen(config_path, "w");
     fputs(config_text, f);
@@ -108,12 +129,15 @@ int main(void) {
     {   /* step 0: policy = reference, so the loss is ln 2 to the last bit, the margin 0, the learning rate 0 */
         result r = run((wrpo_train_desc){.warmup_ratio = 0.5}, 2);
         CHECK(r.m[0].loss == log(2), "loss %.17g, ln 2 = %.17g", r.m[0].loss, log(2));
-        CHECK(r.m[0].rewards_margins == 0 && r.m[0].cur_alpha == 0 && r.m[0].learning_rate == 0, "margin %g", r.m[0].rewards_margins);
-        CHECK(r.steps == 4 && r.m[3].steps == 4 && r.m[1].cur_alpha == 0.1 * 1 / 4, "%d steps, alpha %g", r.steps, r.m[1].cur_alpha);
+        CHECK(r.m[0].rewards_margins == 0 && r.m[0].cur_alpha == 0 && r.m[0].learning_rate == 0, "margin %g",
+              r.m[0].rewards_margins);
+        CHECK(r.steps == 4 && r.m[3].steps == 4 && r.m[1].cur_alpha == 0.1 * 1 / 4, "%d steps, alpha %g", r.steps,
+              r.m[1].cur_alpha);
         CHECK(fabs(r.m[3].epoch - 1) < 1e-12, "epoch %g", r.m[3].epoch);
         drop(&r);
     }
-    wrpo_train_desc base = {.warmup_ratio = WRPO_ZERO, .lr_schedule = WRPO_LR_SCHEDULE_CONSTANT, .epochs = 2, .loss = {.beta = 0.5}};
+    wrpo_train_desc base = {
+        .warmup_ratio = WRPO_ZERO, .lr_schedule = WRPO_LR_SCHEDULE_CONSTANT, .epochs = 2, .loss = {.beta = 0.5}};
     wrpo_train_desc zero = base, dpo = base, one = base;
     zero.alpha = WRPO_ZERO, zero.alpha_schedule = WRPO_ALPHA_SCHEDULE_CONSTANT;
     dpo.loss.method = WRPO_METHOD_DPO;
@@ -127,7 +151,8 @@ int main(void) {
     compare("run to run", base, 2, base, 2, 0);
     wrpo_train_desc small = base, all = base, some = base;
     small.micro_tokens = 1, all.recompute = -1, some.recompute = 2;
-    {   /* records packed alone or together: the same log-probs to the bit, the same gradient but for the order of sums */
+    /* records packed alone or together: the same log-probs to the bit, the same gradient but for the order of sums */
+    {
         wrpo_train_desc d[2] = {base, small};
         result r[2];
         double norm = 0, worst = 0;
@@ -138,13 +163,18 @@ int main(void) {
             r[i].model = make_model(r[i].ctx);
             wrpo_data *data = make_data(r[i].ctx, 0, N);
             d[i].batch_size = 4, d[i].learning_rate = 1e-3;
-            CHECK(wrpo_trainer_open(r[i].model, data, &d[i], &t) == WRPO_OK && wrpo_trainer_step(t, &r[i].m[0]) == WRPO_OK, "%s", r[i].ctx->error.text);
+            CHECK(wrpo_trainer_open(r[i].model, data, &d[i], &t) == WRPO_OK &&
+                      wrpo_trainer_step(t, &r[i].m[0]) == WRPO_OK,
+                  "%s", r[i].ctx->error.text);
             grads[i] = malloc((size_t)r[i].model->count * sizeof(float));
             memcpy(grads[i], t->grads, (size_t)r[i].model->count * sizeof(float));
             wrpo_trainer_free(t), wrpo_data_free(data);
         }
-        for (int64_t i = 0; i < r[0].model->count; i++) norm = fmax(norm, fabs((double)grads[0][i])), worst = fmax(worst, fabs((double)grads[0][i] - (double)grads[1][i]));
-        CHECK(worst < 1e-6 * norm && r[0].m[0].loss == r[1].m[0].loss && r[0].m[0].logps_chosen == r[1].m[0].logps_chosen,
+        for (int64_t i = 0; i < r[0].model->count; i++)
+            norm = fmax(norm, fabs((double)grads[0][i])),
+            worst = fmax(worst, fabs((double)grads[0][i] - (double)grads[1][i]));
+        CHECK(worst < 1e-6 * norm && r[0].m[0].loss == r[1].m[0].loss &&
+                  r[0].m[0].logps_chosen == r[1].m[0].logps_chosen,
               "4 x 1 and 1 x 4: gradients differ by %g of %g", worst, norm);
         printf("4 x 1 and 1 x 4: gradients differ by %.2g of the largest\n", worst / norm);
         for (int i = 0; i < 2; i++) free(grads[i]), drop(&r[i]);
@@ -160,7 +190,8 @@ int main(void) {
         wrpo_model *model = make_model(ctx);
         wrpo_data *together = make_data(ctx, 0, N), *apart;
         wrpo_record *singles = calloc(3 * N, sizeof *singles);
-        for (int i = 0; i < 3 * N; i++) singles[i] = records[i / 3], singles[i].responses = &responses[i / 3][i % 3], singles[i].count = 1;
+        for (int i = 0; i < 3 * N; i++)
+            singles[i] = records[i / 3], singles[i].responses = &responses[i / 3][i % 3], singles[i].count = 1;
         CHECK(wrpo_data_from_ids(ctx, singles, 3 * N, &apart) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
         double a[N][3], b[N][3];
         float *pa = NULL, *pb = NULL;
@@ -175,14 +206,17 @@ int main(void) {
             int64_t P = records[i / 3].prompt_count;
             memcpy(joined[i], records[i / 3].prompt, (size_t)P * 4);
             memcpy(joined[i] + P, y->ids, (size_t)y->count * 4);
-            whole_tokens[i] = (wrpo_tokens){.role = y->role, .ids = joined[i] + 1, .count = P + y->count - 1, .first = P - 1, .share = 1};
-            singles[i] = (wrpo_record){.prompt_id = "x", .prompt = joined[i], .prompt_count = 1, .responses = &whole_tokens[i], .count = 1};
+            whole_tokens[i] = (wrpo_tokens){
+                .role = y->role, .ids = joined[i] + 1, .count = P + y->count - 1, .first = P - 1, .share = 1};
+            singles[i] = (wrpo_record){
+                .prompt_id = "x", .prompt = joined[i], .prompt_count = 1, .responses = &whole_tokens[i], .count = 1};
         }
         wrpo_data *plain;
         CHECK(wrpo_data_from_ids(ctx, singles, 3 * N, &plain) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
         CHECK(wrpo_logprobs(model, plain, 0, 3 * N, b[0], NULL) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
         double worst = 0;
-        for (int i = 0; i < 3 * N; i++) worst = fmax(worst, fabs(a[i / 3][i % 3] - b[i / 3][i % 3]) / (double)responses[i / 3][i % 3].count);
+        for (int i = 0; i < 3 * N; i++)
+            worst = fmax(worst, fabs(a[i / 3][i % 3] - b[i / 3][i % 3]) / (double)responses[i / 3][i % 3].count);
         CHECK(worst < 2e-6, "shared prompt against plain sequences: %g a token", worst);
         printf("shared prompt against plain sequences: worst %.2g a token\n", worst);
         wrpo_free(ctx, pa), wrpo_free(ctx, pb), free(singles);
@@ -197,29 +231,42 @@ int main(void) {
         CHECK(fabs(m.logps_source_chosen - mean) < 1e-9, "logps %g, want %g", m.logps_source_chosen, mean);
 
         /* impossible settings, one sentence each */
-        const struct { wrpo_train_desc d; const char *says; } bad[] = {
-            {{.alpha = 1.5}, "alpha"}, {{.alpha = -0.1}, "alpha"}, {{.alpha = NAN}, "alpha"}, {{.loss.beta = -1}, "beta"},
-            {{.loss.label_smoothing = 0.7}, "label_smoothing"}, {{.learning_rate = -1}, "learning_rate"}, {{.beta2 = 1}, "beta2"},
-            {{.batch_size = 5, .accumulation = 2}, "accumulation"}, {{.epochs = -1}, "epochs"}, {{.warmup_ratio = 2}, "warmup_ratio"},
-            {{.recompute = -2}, "recompute"}, {{.out_dir = "/proc/nowhere"}, "/proc/nowhere"}, {{.ref_dir = "tmp_nowhere"}, "tmp_nowhere"}};
+        const struct { wrpo_train_desc d; const char *says;
+        } bad[] = {{{.alpha = 1.5}, "alpha"},
+                   {{.alpha = -0.1}, "alpha"},
+                   {{.alpha = NAN}, "alpha"},
+                   {{.loss.beta = -1}, "beta"},
+                   {{.loss.label_smoothing = 0.7}, "label_smoothing"},
+                   {{.learning_rate = -1}, "learning_rate"},
+                   {{.beta2 = 1}, "beta2"},
+                   {{.batch_size = 5, .accumulation = 2}, "accumulation"},
+                   {{.epochs = -1}, "epochs"},
+                   {{.warmup_ratio = 2}, "warmup_ratio"},
+                   {{.recompute = -2}, "recompute"},
+                   {{.out_dir = "/proc/nowhere"}, "/proc/nowhere"},
+                   {{.ref_dir = "tmp_nowhere"}, "tmp_nowhere"}};
         for (int i = 0; i < (int)(sizeof bad / sizeof *bad); i++) {
             wrpo_trainer *t = (wrpo_trainer *)&m;
             wrpo_result r = wrpo_trainer_open(model, together, &bad[i].d, &t);
-            CHECK(r != WRPO_OK && !t && strstr(wrpo_last_error(ctx)->text, bad[i].says), "setting %d: %d \"%s\"", i, r, wrpo_last_error(ctx)->text);
+            CHECK(r != WRPO_OK && !t && strstr(wrpo_last_error(ctx)->text, bad[i].says), "setting %d: %d \"%s\"", i, r,
+                  wrpo_last_error(ctx)->text);
         }
         {   /* a NaN in the weights: the step stops with the record's name and changes nothing */
             wrpo_trainer *t;
-            d = (wrpo_train_desc){.batch_size = 4, .learning_rate = 0.01, .no_shuffle = true, .warmup_ratio = WRPO_ZERO};
+            d = (wrpo_train_desc){
+                .batch_size = 4, .learning_rate = 0.01, .no_shuffle = true, .warmup_ratio = WRPO_ZERO};
             CHECK(wrpo_trainer_open(model, together, &d, &t) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
             float *w = WRPO__W(model, q_proj, 1)->data;
             CHECK(wrpo_trainer_step(t, &m) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
             float keep = w[5], other = w[6];
             w[5] = NAN;
             wrpo_result r = wrpo_trainer_step(t, &m);
-            CHECK(r == WRPO_E_NOT_FINITE && strstr(wrpo_last_error(ctx)->text, "\"r4\""), "%d %s", r, wrpo_last_error(ctx)->text);
+            CHECK(r == WRPO_E_NOT_FINITE && strstr(wrpo_last_error(ctx)->text, "\"r4\""), "%d %s", r,
+                  wrpo_last_error(ctx)->text);
             CHECK(w[6] == other, "an update was made");
             w[5] = keep;
-            CHECK(wrpo_trainer_step(t, &m) == WRPO_OK && m.step == 2, "after the repair: %s", wrpo_last_error(ctx)->text);
+            CHECK(wrpo_trainer_step(t, &m) == WRPO_OK && m.step == 2, "after the repair: %s",
+                  wrpo_last_error(ctx)->text);
             wrpo_trainer_free(t);
         }
         wrpo_data_free(plain), wrpo_data_free(apart), wrpo_data_free(together);
@@ -232,21 +279,28 @@ int main(void) {
         drop(&r);
         for (int method = 0; method < WRPO_METHOD_SFT; method++)
             for (int pair = 0; pair < 3; pair++) {
-                d = (wrpo_train_desc){.loss = {.method = (wrpo_method)method, .pair = (wrpo_pair)pair}, .learning_rate = 3e-3, .epochs = 2, .alpha = 0.5};
+                d = (wrpo_train_desc){.loss = {.method = (wrpo_method)method, .pair = (wrpo_pair)pair},
+                                      .learning_rate = 3e-3,
+                                      .epochs = 2,
+                                      .alpha = 0.5};
                 r = run(d, 2);
-                CHECK(r.m[r.steps - 1].rewards_margins > r.m[0].rewards_margins, "method %d pair %d: margin %g -> %g", method, pair,
-                      r.m[0].rewards_margins, r.m[r.steps - 1].rewards_margins);
+                CHECK(r.m[r.steps - 1].rewards_margins > r.m[0].rewards_margins, "method %d pair %d: margin %g -> %g",
+                      method, pair, r.m[0].rewards_margins, r.m[r.steps - 1].rewards_margins);
                 drop(&r);
             }
     }
-    {   /* a limit: logits first, then as few layers as it takes are made again, the run holds to it and has the same bits; under the least, what would fit is said */
+    /* a limit: logits first, then as few layers as it takes are made again, the run holds to it and has the same bits;
+       under the least, what would fit is said */
+    {
         wrpo_bytes kept, least, fitted;
         wrpo_train_desc every = base;
         every.recompute = -1, every.micro_tokens = base.micro_tokens = 600;
         wrpo_data *data = make_data(ctx, 0, N);
         wrpo_model *model = make_model(ctx);
         const wrpo_config *c = wrpo_model_config(model);
-        CHECK(!wrpo_train_bytes(ctx, c, data, &base, &kept) && !wrpo_train_bytes(ctx, c, data, &every, &least) && kept.recompute == 0 && least.recompute == 3 && kept.logits && !least.logits, "%s", wrpo_last_error(ctx)->text);
+        CHECK(!wrpo_train_bytes(ctx, c, data, &base, &kept) && !wrpo_train_bytes(ctx, c, data, &every, &least) &&
+                  kept.recompute == 0 && least.recompute == 3 && kept.logits && !least.logits,
+              "%s", wrpo_last_error(ctx)->text);
         result free_run = run(base, 2);
         {   /* a little less than all: the logits go first */
             wrpo_ctx *tight;
@@ -255,9 +309,11 @@ int main(void) {
             CHECK(!wrpo_train_bytes(tight, c, data, &base, &most) && most.logits, "%s", wrpo_last_error(tight)->text);
             const size_t used = tight->bytes;
             wrpo_close(tight);
-            if (wrpo_open(&(wrpo_desc){.threads = 2, .memory_limit = most.device + used - 1}, &tight) != WRPO_OK) exit(2);
-            CHECK(!wrpo_train_bytes(tight, c, data, &base, &most) && most.recompute == 0 && !most.logits && most.device <= most.room, "%lld layers, logits %d: %zu of %zu",
-                  (long long)most.recompute, most.logits, most.device, most.room);
+            if (wrpo_open(&(wrpo_desc){.threads = 2, .memory_limit = most.device + used - 1}, &tight) != WRPO_OK)
+                exit(2);
+            CHECK(!wrpo_train_bytes(tight, c, data, &base, &most) && most.recompute == 0 && !most.logits &&
+                      most.device <= most.room,
+                  "%lld layers, logits %d: %zu of %zu", (long long)most.recompute, most.logits, most.device, most.room);
             wrpo_close(tight);
         }
         for (int part = 0; part < 3; part++) {
@@ -265,20 +321,29 @@ int main(void) {
             wrpo_trainer *t;
             wrpo_metrics m;
             const size_t reserve = 200000;             /* data, records and names beside the plan */
-            const wrpo_desc desc = {.threads = 2, .memory_limit = part == 2 ? least.device / 2 : (part ? least.device : (kept.device + least.device) / 2) + reserve};
+            const wrpo_desc desc = {.threads = 2,
+                                    .memory_limit = part == 2
+                                        ? least.device / 2
+                                        : (part ? least.device : (kept.device + least.device) / 2) + reserve};
             if (wrpo_open(&desc, &tight) != WRPO_OK) exit(2);
             wrpo_model *policy = make_model(tight);
             wrpo_data *records_there = make_data(tight, 0, N);
-            CHECK(!wrpo_train_bytes(tight, c, records_there, &base, &fitted) && (part == 2 || (fitted.recompute > 0 && fitted.device <= fitted.room)), "part %d: %lld layers", part, (long long)fitted.recompute);
+            CHECK(!wrpo_train_bytes(tight, c, records_there, &base, &fitted) &&
+                      (part == 2 || (fitted.recompute > 0 && fitted.device <= fitted.room)),
+                  "part %d: %lld layers", part, (long long)fitted.recompute);
             base.learning_rate = 1e-3, base.batch_size = 4;
             const wrpo_result r = wrpo_trainer_open(policy, records_there, &base, &t);
-            if (part == 2) CHECK(r == WRPO_E_MEMORY && strstr(wrpo_last_error(tight)->text, "its limit has"), "%d %s", r, wrpo_last_error(tight)->text);
+            if (part == 2)
+                CHECK(r == WRPO_E_MEMORY && strstr(wrpo_last_error(tight)->text, "its limit has"), "%d %s", r,
+                      wrpo_last_error(tight)->text);
             else {
                 bool same = false;
                 CHECK(r == WRPO_OK, "%s", wrpo_last_error(tight)->text);
-                for (int i = 0; r == WRPO_OK && i < free_run.steps; i++) CHECK(!wrpo_trainer_step(t, &m) && m.loss == free_run.m[i].loss, "step %d: %.17g", i, m.loss);
+                for (int i = 0; r == WRPO_OK && i < free_run.steps; i++)
+                    CHECK(!wrpo_trainer_step(t, &m) && m.loss == free_run.m[i].loss, "step %d: %.17g", i, m.loss);
                 worst_difference(policy, free_run.model, &same);
-                CHECK(same && tight->bytes <= desc.memory_limit, "other bits, or %zu bytes held of %zu", tight->bytes, desc.memory_limit);
+                CHECK(same && tight->bytes <= desc.memory_limit, "other bits, or %zu bytes held of %zu", tight->bytes,
+                      desc.memory_limit);
                 wrpo_trainer_free(t);
             }
             wrpo_data_free(records_there), wrpo_model_free(policy);
@@ -292,20 +357,25 @@ int main(void) {
         wrpo_record single = records[0];
         wrpo_data *data;
         unsaid[1].share = unsaid[2].share = 0, single.responses = unsaid;
-        CHECK(!wrpo_data_from_ids(ctx, &single, 1, &data) && wrpo_data_record(data, 0).responses[1].share == 1 && wrpo_data_record(data, 0).responses[2].share == 1, "a weight of 0");
+        CHECK(!wrpo_data_from_ids(ctx, &single, 1, &data) && wrpo_data_record(data, 0).responses[1].share == 1 &&
+                  wrpo_data_record(data, 0).responses[2].share == 1,
+              "a weight of 0");
         wrpo_data_free(data);
         /* sources that state no share have equal ones; a record that is given again from a view is the same record */
         unsaid[0].share = 0, unsaid[1].role = WRPO_ROLE_SOURCE, single.weight = WRPO_ZERO;
         CHECK(!wrpo_data_from_ids(ctx, &single, 1, &data), "%s", wrpo_last_error(ctx)->text);
         wrpo_record view = wrpo_data_record(data, 0);
-        CHECK(view.responses[0].share == 0.5 && view.responses[1].share == 0.5 && view.weight == 0, "shares %g and %g", view.responses[0].share, view.responses[1].share);
-        unsaid[0] = view.responses[0], unsaid[1] = view.responses[1], unsaid[0].share = WRPO_ZERO, unsaid[1].share = 1, view.responses = unsaid;
+        CHECK(view.responses[0].share == 0.5 && view.responses[1].share == 0.5 && view.weight == 0, "shares %g and %g",
+              view.responses[0].share, view.responses[1].share);
+        unsaid[0] = view.responses[0], unsaid[1] = view.responses[1], unsaid[0].share = WRPO_ZERO, unsaid[1].share = 1,
+        view.responses = unsaid;
         for (int again = 0; again < 2; again++) {
             wrpo_data *next;
             CHECK(!wrpo_data_from_ids(ctx, &view, 1, &next), "%s", wrpo_last_error(ctx)->text);
             view = wrpo_data_record(next, 0);
-            CHECK(view.responses[0].share == 0 && view.responses[1].share == 1 && view.weight == 0, "given %d times: shares %g and %g, weight %g", again + 1,
-                  view.responses[0].share, view.responses[1].share, view.weight);
+            CHECK(view.responses[0].share == 0 && view.responses[1].share == 1 && view.weight == 0,
+                  "given %d times: shares %g and %g, weight %g", again + 1, view.responses[0].share,
+                  view.responses[1].share, view.weight);
             wrpo_data_free(data), data = next;
         }
         wrpo_data_free(data);
@@ -325,14 +395,25 @@ int main(void) {
                                       .alpha_schedule = WRPO_ALPHA_SCHEDULE_CONSTANT};
         CHECK(!wrpo_data_from_ids(ctx, &record, 1, &data) && !wrpo_trainer_new(model, data, &desc, &t)
               && !wrpo_trainer_step(t, &m), "%s", wrpo_last_error(ctx)->text);
-        CHECK(fabs(m.loss - log(2)) < 1e-6 && m.cur_alpha == 0.1 && m.learning_rate == 3e-7 && m.step == m.steps, "loss %g", m.loss);
+        CHECK(fabs(m.loss - log(2)) < 1e-6 && m.cur_alpha == 0.1 && m.learning_rate == 3e-7 && m.step == m.steps,
+              "loss %g", m.loss);
         CHECK(((const float *)model->weights[1].data)[3] != before, "the step changed nothing");
         wrpo_trainer_free(t), wrpo_data_free(data), wrpo_model_free(model);
     }
     {   /* a model of a struct: the limits of a config, its weights out and in, a step; it has no config.json to save */
-        const wrpo_config good = {.model_type = "llama", .vocab_size = 97, .hidden_size = 36, .intermediate_size = 50, .num_hidden_layers = 3, .num_attention_heads = 6,
-                                  .num_key_value_heads = 2, .head_dim = 10, .max_position_embeddings = 512, .rms_norm_eps = 1e-5, .initializer_range = 0.3,
-                                  .tie_word_embeddings = true, .rope.theta = 10000};
+        const wrpo_config good = {.model_type = "llama",
+                                  .vocab_size = 97,
+                                  .hidden_size = 36,
+                                  .intermediate_size = 50,
+                                  .num_hidden_layers = 3,
+                                  .num_attention_heads = 6,
+                                  .num_key_value_heads = 2,
+                                  .head_dim = 10,
+                                  .max_position_embeddings = 512,
+                                  .rms_norm_eps = 1e-5,
+                                  .initializer_range = 0.3,
+                                  .tie_word_embeddings = true,
+                                  .rope.theta = 10000};
         wrpo_model *model, *read = make_model(ctx), *none;
         wrpo_data *data = make_data(ctx, 0, N);
         wrpo_metrics m;
@@ -341,27 +422,44 @@ int main(void) {
         bool equal;
         CHECK(wrpo_model_new(ctx, &good, 7, &model) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
         worst_difference(model, read, &equal);
-        CHECK(equal && wrpo_model_parameters(model) == wrpo_model_parameters(read), "another model than that of the same config.json");
+        CHECK(equal && wrpo_model_parameters(model) == wrpo_model_parameters(read),
+              "another model than that of the same config.json");
         const int64_t weights = wrpo_model_weights(model, &w), size = w[1].rows * w[1].cols;
-        CHECK(wrpo_weight_get(model, 1, 4, 3, x) == WRPO_OK && !memcmp(x, (const float *)w[1].data + 4, sizeof x), "%s", wrpo_last_error(ctx)->text);
-        CHECK(wrpo_weight_put(model, 1, 4, 3, y) == WRPO_OK && wrpo_weight_get(model, 1, 4, 3, x) == WRPO_OK && !memcmp(x, y, sizeof x), "%s", wrpo_last_error(ctx)->text);
+        CHECK(wrpo_weight_get(model, 1, 4, 3, x) == WRPO_OK && !memcmp(x, (const float *)w[1].data + 4, sizeof x), "%s",
+              wrpo_last_error(ctx)->text);
+        CHECK(wrpo_weight_put(model, 1, 4, 3, y) == WRPO_OK && wrpo_weight_get(model, 1, 4, 3, x) == WRPO_OK &&
+                  !memcmp(x, y, sizeof x),
+              "%s", wrpo_last_error(ctx)->text);
         CHECK(wrpo_weight_get(model, 1, size, 0, x) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
         SAYS(wrpo_weight_get(model, -1, 0, 1, x), "weight -1: want 0 to");
         SAYS(wrpo_weight_get(model, weights, 0, 1, x), ": want 0 to");
         SAYS(wrpo_weight_get(model, 1, size - 2, 3, x), "elements from");
         SAYS(wrpo_weight_put(model, 1, -1, 1, x), "1 elements from -1 on");
         SAYS(wrpo_weight_put(model, 1, 0, -1, x), "-1 elements from 0 on");
-        CHECK(wrpo_train(model, data, &(wrpo_train_desc){.max_steps = 2, .batch_size = 4, .learning_rate = 1e-3}, &m) == WRPO_OK && isfinite(m.loss), "%s", wrpo_last_error(ctx)->text);
-        CHECK(wrpo_generate(model, &(wrpo_prompt){.ids = ids[0][0], .count = 3}, 1, &(wrpo_generate_desc){.max_tokens = 3}) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+        CHECK(wrpo_train(model, data, &(wrpo_train_desc){.max_steps = 2, .batch_size = 4, .learning_rate = 1e-3}, &m) ==
+                      WRPO_OK &&
+                  isfinite(m.loss),
+              "%s", wrpo_last_error(ctx)->text);
+        CHECK(wrpo_generate(model, &(wrpo_prompt){.ids = ids[0][0], .count = 3}, 1,
+                            &(wrpo_generate_desc){.max_tokens = 3}) == WRPO_OK,
+              "%s", wrpo_last_error(ctx)->text);
         SAYS(wrpo_model_save(model, &(wrpo_save_desc){.dir = "tmp_none"}), "was made from a struct");
         CHECK(!wrpo__disk_exists("tmp_none"), "a folder for nothing");
         wrpo_model_free(model), wrpo_model_free(read), wrpo_data_free(data);
-        wrpo_ctx *masters = open_with(WRPO_DTYPE_BF16, 1);     /* matrices in two halves: what is put in comes out, to the last bit */
+        /* matrices in two halves: what is put in comes out, to the last bit */
+        wrpo_ctx *masters = open_with(WRPO_DTYPE_BF16, 1);
         float in[3] = {0.1f, -1e-20f, 3e7f};
-        CHECK(wrpo_model_new(masters, &good, 7, &model) == WRPO_OK && wrpo_weight_put(model, 0, 50, 3, in) == WRPO_OK && wrpo_weight_get(model, 0, 50, 3, x) == WRPO_OK
-              && !memcmp(in, x, sizeof x), "%s", wrpo_last_error(masters)->text);
+        CHECK(wrpo_model_new(masters, &good, 7, &model) == WRPO_OK && wrpo_weight_put(model, 0, 50, 3, in) == WRPO_OK &&
+                  wrpo_weight_get(model, 0, 50, 3, x) == WRPO_OK && !memcmp(in, x, sizeof x),
+              "%s", wrpo_last_error(masters)->text);
         wrpo_model_free(model), wrpo_close(masters);
-#define BAD(change, sentence) do { wrpo_config c = good; change; SAYS(wrpo_model_new(ctx, &c, 0, &none), sentence); CHECK(!none, "a model"); } while (0)
+#define BAD(change, sentence)                                                                                          \
+    do {                                                                                                               \
+        wrpo_config c = good;                                                                                          \
+        change;                                                                                                        \
+        SAYS(wrpo_model_new(ctx, &c, 0, &none), sentence);                                                             \
+        CHECK(!none, "a model");                                                                                       \
+    } while (0)
         BAD(c = (wrpo_config){0}, "wrpo_config: vocab_size: want 1 to 16777216, found 0");
         BAD(c.hidden_size = -1, "hidden_size: want 1 to");
         BAD(c.hidden_size = WRPO__MAX_HIDDEN + 1, "hidden_size: want 1 to");
@@ -386,10 +484,16 @@ int main(void) {
         BAD(c.rope.type = (wrpo_rope_type)6, "rope.type: want 0 to 5, found 6");
         BAD(c.rope.type = WRPO_ROPE_LINEAR, "rope.factor: want 1e-15 to 1e+15, found 0");
         BAD((c.rope.type = WRPO_ROPE_DYNAMIC, c.rope.factor = 2, c.rope.dims = 2), "rope.dims: want 4 to 10, found 2");
-        BAD((c.rope.type = WRPO_ROPE_LLAMA3, c.rope.factor = 2, c.rope.low_freq_factor = c.rope.high_freq_factor = 1), "original_max_position_embeddings: want 2 to 1099511627776, found 0");
-        BAD((c.rope.type = WRPO_ROPE_LLAMA3, c.rope.factor = 2, c.rope.low_freq_factor = c.rope.high_freq_factor = 1, c.rope.original_max_position_embeddings = 8), "rope.high_freq_factor: want 1 to 1e+15, found 1");
-        BAD((c.rope.type = WRPO_ROPE_YARN, c.rope.factor = 2, c.rope.original_max_position_embeddings = 8), "rope.attention_factor: want 1e-15 to 1e+15, found 0");
-        BAD((c.rope.type = WRPO_ROPE_LONGROPE, c.rope.factor = c.rope.attention_factor = 2, c.rope.original_max_position_embeddings = 8), "rope.short_factor and long_factor: want 1e-15 to 1e+15, found 0");
+        BAD((c.rope.type = WRPO_ROPE_LLAMA3, c.rope.factor = 2, c.rope.low_freq_factor = c.rope.high_freq_factor = 1),
+            "original_max_position_embeddings: want 2 to 1099511627776, found 0");
+        BAD((c.rope.type = WRPO_ROPE_LLAMA3, c.rope.factor = 2, c.rope.low_freq_factor = c.rope.high_freq_factor = 1,
+             c.rope.original_max_position_embeddings = 8),
+            "rope.high_freq_factor: want 1 to 1e+15, found 1");
+        BAD((c.rope.type = WRPO_ROPE_YARN, c.rope.factor = 2, c.rope.original_max_position_embeddings = 8),
+            "rope.attention_factor: want 1e-15 to 1e+15, found 0");
+        BAD((c.rope.type = WRPO_ROPE_LONGROPE, c.rope.factor = c.rope.attention_factor = 2,
+             c.rope.original_max_position_embeddings = 8),
+            "rope.short_factor and long_factor: want 1e-15 to 1e+15, found 0");
 #undef BAD
         wrpo_bytes bytes;
         SAYS(wrpo_train_bytes(ctx, &(wrpo_config){0}, NULL, NULL, &bytes), "wrpo_config: vocab_size: want 1 to");
@@ -410,9 +514,13 @@ int main(void) {
         SAYS(wrpo_reward_load(ctx, NULL, &reward), "wrpo_reward_desc: dir is missing");
         SAYS(wrpo_split(ctx, NULL, counts), "wrpo_split_desc: want in and both of out, found NULL");
         SAYS(wrpo_winrate(ctx, NULL, &rates), "wrpo_winrate_desc: want a and b, found NULL");
-        CHECK(wrpo_select(ctx, NULL, &selected) == WRPO_E_FORMAT && strstr(wrpo_last_error(ctx)->text, "want prompts"), "%s", wrpo_last_error(ctx)->text);
-        CHECK(wrpo_train_bytes(ctx, wrpo_model_config(model), data, NULL, &bytes) == WRPO_OK && bytes.total > 0, "%s", wrpo_last_error(ctx)->text);
-        CHECK(wrpo_eval(model, data, NULL, &m) == WRPO_OK && wrpo_eval(model, data, &(wrpo_train_desc){0}, &other) == WRPO_OK && m.loss == other.loss, "%s", wrpo_last_error(ctx)->text);
+        CHECK(wrpo_select(ctx, NULL, &selected) == WRPO_E_FORMAT && strstr(wrpo_last_error(ctx)->text, "want prompts"),
+              "%s", wrpo_last_error(ctx)->text);
+        CHECK(wrpo_train_bytes(ctx, wrpo_model_config(model), data, NULL, &bytes) == WRPO_OK && bytes.total > 0, "%s",
+              wrpo_last_error(ctx)->text);
+        CHECK(wrpo_eval(model, data, NULL, &m) == WRPO_OK &&
+                  wrpo_eval(model, data, &(wrpo_train_desc){0}, &other) == WRPO_OK && m.loss == other.loss,
+              "%s", wrpo_last_error(ctx)->text);
         CHECK(wrpo_trainer_new(model, data, NULL, &t) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
         SAYS(wrpo_trainer_save(t, NULL), "wrpo_save_desc: dir is missing");
         wrpo_trainer_free(t);
@@ -422,139 +530,221 @@ int main(void) {
     {   /* an explicit zero is a zero, and nobody sees its sign */
         wrpo_model *model = make_model(ctx);
         wrpo_data *data = make_data(ctx, 0, N);
-        const wrpo_train_desc zeros = {.alpha = WRPO_ZERO, .learning_rate = WRPO_ZERO, .warmup_ratio = WRPO_ZERO, .beta1 = WRPO_ZERO, .beta2 = WRPO_ZERO, .eps = WRPO_ZERO,
-                                       .weight_decay = WRPO_ZERO, .loss.label_smoothing = WRPO_ZERO, .batch_size = N};
+        const wrpo_train_desc zeros = {.alpha = WRPO_ZERO,
+                                       .learning_rate = WRPO_ZERO,
+                                       .warmup_ratio = WRPO_ZERO,
+                                       .beta1 = WRPO_ZERO,
+                                       .beta2 = WRPO_ZERO,
+                                       .eps = WRPO_ZERO,
+                                       .weight_decay = WRPO_ZERO,
+                                       .loss.label_smoothing = WRPO_ZERO,
+                                       .batch_size = N};
         const wrpo_train_desc d = wrpo_train_defaults(&zeros), twice = wrpo_train_defaults(&d);
         wrpo_metrics last;
         char *line = NULL;
-        CHECK(d.alpha == 0 && d.learning_rate == 0 && d.warmup_ratio == 0 && d.beta1 == 0 && d.beta2 == 0 && d.eps == 0 && d.weight_decay == 0, "explicit zeros");
-        CHECK(twice.alpha == 0 && twice.learning_rate == 0 && twice.warmup_ratio == 0 && twice.beta1 == 0 && twice.beta2 == 0 && twice.eps == 0, "resolved twice");
-        CHECK(!wrpo_train(model, data, &zeros, &last) && !wrpo_metrics_json(ctx, &last, "", &line), "%s", wrpo_last_error(ctx)->text);
-        CHECK(last.learning_rate == 0 && last.cur_alpha == 0 && line && !strstr(line, "-0,") && strstr(line, "\"learning_rate\": 0,"), "%s", line ? line : "");
+        CHECK(d.alpha == 0 && d.learning_rate == 0 && d.warmup_ratio == 0 && d.beta1 == 0 && d.beta2 == 0 &&
+                  d.eps == 0 && d.weight_decay == 0,
+              "explicit zeros");
+        CHECK(twice.alpha == 0 && twice.learning_rate == 0 && twice.warmup_ratio == 0 && twice.beta1 == 0 &&
+                  twice.beta2 == 0 && twice.eps == 0,
+              "resolved twice");
+        CHECK(!wrpo_train(model, data, &zeros, &last) && !wrpo_metrics_json(ctx, &last, "", &line), "%s",
+              wrpo_last_error(ctx)->text);
+        CHECK(last.learning_rate == 0 && last.cur_alpha == 0 && line && !strstr(line, "-0,") &&
+                  strstr(line, "\"learning_rate\": 0,"),
+              "%s", line ? line : "");
         wrpo_free(ctx, line);
         const wrpo_train_desc never = {.alpha_power = WRPO_ZERO};
-        CHECK(wrpo_train(model, data, &never, &last) == WRPO_E_ARG && strstr(wrpo_last_error(ctx)->text, "found 0") && !strstr(wrpo_last_error(ctx)->text, "-0"), "%s", wrpo_last_error(ctx)->text);
+        CHECK(wrpo_train(model, data, &never, &last) == WRPO_E_ARG && strstr(wrpo_last_error(ctx)->text, "found 0") &&
+                  !strstr(wrpo_last_error(ctx)->text, "-0"),
+              "%s", wrpo_last_error(ctx)->text);
         wrpo_data_free(data), wrpo_model_free(model);
     }
-    {   /* bfloat16: a frozen model on a mapped file has the bits of a loaded one; training works on float masters, which a save keeps */
+    /* bfloat16: a frozen model on a mapped file has the bits of a loaded one; training works on float masters, which a
+       save keeps */
+    {
         wrpo_model *made = make_model(ctx), *loaded, *frozen, *again;
         wrpo_data *data = make_data(ctx, 0, N);
         char half[96], float_dir[96];
         snprintf(half, sizeof half, "%s/half", dir), snprintf(float_dir, sizeof float_dir, "%s/float", dir);
-        CHECK(wrpo_model_save(made, &(wrpo_save_desc){.dir = half, .dtype = WRPO_DTYPE_BF16}) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
-        CHECK(!wrpo_model_load(ctx, &(wrpo_model_desc){.dir = half}, &loaded) && !wrpo_model_load(ctx, &(wrpo_model_desc){.dir = half, .frozen = true}, &frozen),
+        CHECK(wrpo_model_save(made, &(wrpo_save_desc){.dir = half, .dtype = WRPO_DTYPE_BF16}) == WRPO_OK, "%s",
+              wrpo_last_error(ctx)->text);
+        CHECK(!wrpo_model_load(ctx, &(wrpo_model_desc){.dir = half}, &loaded) &&
+                  !wrpo_model_load(ctx, &(wrpo_model_desc){.dir = half, .frozen = true}, &frozen),
               "%s", wrpo_last_error(ctx)->text);
-        CHECK(WRPO__W(frozen, q_proj, 0)->dtype == WRPO_DTYPE_BF16 && WRPO__W(frozen, norm, 0)->dtype == WRPO_DTYPE_F32, "a frozen model keeps the file's dtype");
+        CHECK(WRPO__W(frozen, q_proj, 0)->dtype == WRPO_DTYPE_BF16 && WRPO__W(frozen, norm, 0)->dtype == WRPO_DTYPE_F32,
+              "a frozen model keeps the file's dtype");
         double a[N][3], b[N][3];
-        CHECK(!wrpo_logprobs(loaded, data, 0, N, a[0], NULL) && !wrpo_logprobs(frozen, data, 0, N, b[0], NULL), "%s", wrpo_last_error(ctx)->text);
+        CHECK(!wrpo_logprobs(loaded, data, 0, N, a[0], NULL) && !wrpo_logprobs(frozen, data, 0, N, b[0], NULL), "%s",
+              wrpo_last_error(ctx)->text);
         CHECK(!memcmp(a, b, sizeof a), "a mapped model has other log-probs");
         wrpo_trainer *t;
-        CHECK(wrpo_trainer_open(frozen, data, &(wrpo_train_desc){0}, &t) == WRPO_E_ARG && strstr(wrpo_last_error(ctx)->text, "frozen"), "a frozen model was trained");
-        CHECK(wrpo_trainer_open(loaded, data, &(wrpo_train_desc){.lr_schedule = (wrpo_lr_schedule)7}, &t) == WRPO_E_ARG && strstr(wrpo_last_error(ctx)->text, "schedule: want"), "schedule 7");
-        CHECK(wrpo_trainer_open(loaded, data, &(wrpo_train_desc){.moments = (wrpo_moments)9}, &t) == WRPO_E_ARG && strstr(wrpo_last_error(ctx)->text, "moments: want"), "states 9");
+        CHECK(wrpo_trainer_open(frozen, data, &(wrpo_train_desc){0}, &t) == WRPO_E_ARG &&
+                  strstr(wrpo_last_error(ctx)->text, "frozen"),
+              "a frozen model was trained");
+        CHECK(wrpo_trainer_open(loaded, data, &(wrpo_train_desc){.lr_schedule = (wrpo_lr_schedule)7}, &t) ==
+                      WRPO_E_ARG &&
+                  strstr(wrpo_last_error(ctx)->text, "schedule: want"),
+              "schedule 7");
+        CHECK(wrpo_trainer_open(loaded, data, &(wrpo_train_desc){.moments = (wrpo_moments)9}, &t) == WRPO_E_ARG &&
+                  strstr(wrpo_last_error(ctx)->text, "moments: want"),
+              "states 9");
         wrpo_model_free(made), wrpo_model_free(frozen), wrpo_model_free(loaded), wrpo_data_free(data);
 
         wrpo_train_desc d = base;
         d.learning_rate = 1e-5;        /* less than a step of bfloat16: only masters move */
         result plain = run(d, 2), mixed = run_in(WRPO_DTYPE_BF16, d, 2);
         for (int i = 0; i < plain.steps; i++)
-            CHECK(fabs(plain.m[i].loss - mixed.m[i].loss) < 0.15 && (i || mixed.m[i].loss == log(2)), "step %d: loss %g and in bfloat16 %g", i, plain.m[i].loss, mixed.m[i].loss);
-        CHECK(!wrpo_model_save(mixed.model, &(wrpo_save_desc){.dir = float_dir, .dtype = WRPO_DTYPE_F32}) && !wrpo_model_load(ctx, &(wrpo_model_desc){.dir = float_dir}, &again),
+            CHECK(fabs(plain.m[i].loss - mixed.m[i].loss) < 0.15 && (i || mixed.m[i].loss == log(2)),
+                  "step %d: loss %g and in bfloat16 %g", i, plain.m[i].loss, mixed.m[i].loss);
+        CHECK(!wrpo_model_save(mixed.model, &(wrpo_save_desc){.dir = float_dir, .dtype = WRPO_DTYPE_F32}) &&
+                  !wrpo_model_load(ctx, &(wrpo_model_desc){.dir = float_dir}, &again),
               "%s%s", wrpo_last_error(ctx)->text, wrpo_last_error(mixed.ctx)->text);
         double apart = 0, moved = 0;
         int64_t different = 0;
         made = make_model(ctx);
         for (int64_t i = 0; i < made->n_weights; i++)
             for (int64_t k = 0; k < wrpo__size(&made->weights[i]); k++) {
-                float x, y = ((float *)again->weights[i].data)[k], p = ((float *)plain.model->weights[i].data)[k], start = ((float *)made->weights[i].data)[k];
+                float x, y = ((float *)again->weights[i].data)[k], p = ((float *)plain.model->weights[i].data)[k],
+                         start = ((float *)made->weights[i].data)[k];
                 wrpo__weight_get(mixed.model, &mixed.model->weights[i], k, 1, &x);
                 different += memcmp(&x, &y, 4) != 0;
                 apart += fabs((double)x - (double)p), moved += fabs((double)p - (double)start);
             }
         CHECK(different == 0, "%lld masters were not saved as they are", (long long)different);
-        CHECK(moved > 0 && apart < 0.3 * moved, "masters moved %g away from the float run, which moved %g", apart, moved);
+        CHECK(moved > 0 && apart < 0.3 * moved, "masters moved %g away from the float run, which moved %g", apart,
+              moved);
         wrpo_model_free(made), wrpo_model_free(again);
         drop(&plain), drop(&mixed);
-        for (int moments = 1; moments < 3; moments++) {   /* moments in fewer bits: the run stays close, and is the same for every number of threads */
+        /* moments in fewer bits: the run stays close, and is the same for every number of threads */
+        for (int moments = 1; moments < 3; moments++) {
             wrpo_train_desc few = base;
             few.moments = (wrpo_moments)moments;
             compare(wrpo_moments_name(moments), few, 1, few, 3, 0);
             result x = run(base, 2), y = run(few, 2);
             for (int i = 0; i < x.steps; i++)
-                CHECK(fabs(x.m[i].loss - y.m[i].loss) < 0.02, "%s: step %d: loss %g and %g", wrpo_moments_name(moments), i, x.m[i].loss, y.m[i].loss);
+                CHECK(fabs(x.m[i].loss - y.m[i].loss) < 0.02, "%s: step %d: loss %g and %g", wrpo_moments_name(moments),
+                      i, x.m[i].loss, y.m[i].loss);
             drop(&x), drop(&y);
         }
     }
-    {   /* resume: a new trainer on a new model goes on to the bits of a run that never stopped, wherever and however it was stopped */
+    /* resume: a new trainer on a new model goes on to the bits of a run that never stopped, wherever and however it was
+       stopped */
+    {
         char saved[96], other[96];
         snprintf(saved, sizeof saved, "%s/saved", dir), snprintf(other, sizeof other, "%s/other.json", dir);
         for (int kind = 0; kind < 12; kind++) {
             const wrpo_dtype dtype = kind % 2 ? WRPO_DTYPE_BF16 : WRPO_DTYPE_F32;
-            wrpo_train_desc d = {.moments = (wrpo_moments)(kind / 2 % 3), .epochs = 2, .alpha = 0.5, .weight_decay = 0.1, .micro_tokens = 300};
+            wrpo_train_desc d = {.moments = (wrpo_moments)(kind / 2 % 3),
+                                 .epochs = 2,
+                                 .alpha = 0.5,
+                                 .weight_decay = 0.1,
+                                 .micro_tokens = 300};
             if (kind >= 6) d.accumulation = 2, d.loss.method = WRPO_METHOD_SIMPO;
             const int stop = 1 + kind % 5;             /* within the first epoch, at its end, within the second */
             result whole_run = run_in(dtype, d, 2), part = run_part(dtype, d, 1, stop, saved);
             drop(&part);
             d.resume = saved;
             result rest = run_in(dtype, d, 3);
-            CHECK(rest.steps == whole_run.steps - stop, "kind %d: %d steps of %d after %d", kind, rest.steps, whole_run.steps, stop);
+            CHECK(rest.steps == whole_run.steps - stop, "kind %d: %d steps of %d after %d", kind, rest.steps,
+                  whole_run.steps, stop);
             for (int i = 0; i < rest.steps && i + stop < 8; i++) {
                 wrpo_metrics *a = &rest.m[i], *b = &whole_run.m[stop + i];
                 a->seconds = b->seconds = a->tokens_per_second = b->tokens_per_second = 0;
-                CHECK(!memcmp(a, b, sizeof *a), "kind %d: step %d: loss %.17g and %.17g, alpha %g and %g", kind, stop + i, a->loss, b->loss, a->cur_alpha, b->cur_alpha);
+                CHECK(!memcmp(a, b, sizeof *a), "kind %d: step %d: loss %.17g and %.17g, alpha %g and %g", kind,
+                      stop + i, a->loss, b->loss, a->cur_alpha, b->cur_alpha);
             }
             float x[2][128];
             bool same = true;
             for (int64_t i = 0; i < rest.model->n_weights; i++)
                 for (int64_t k = 0, n, all_of = wrpo__size(&rest.model->weights[i]); k < all_of; k += n) {
                     n = WRPO__MIN(128, all_of - k);
-                    wrpo__weight_get(rest.model, &rest.model->weights[i], k, n, x[0]), wrpo__weight_get(whole_run.model, &whole_run.model->weights[i], k, n, x[1]);
+                    wrpo__weight_get(rest.model, &rest.model->weights[i], k, n, x[0]),
+                        wrpo__weight_get(whole_run.model, &whole_run.model->weights[i], k, n, x[1]);
                     same = same && !memcmp(x[0], x[1], (size_t)n * sizeof **x);
                 }
             CHECK(same, "kind %d: other weights", kind);
             drop(&rest), drop(&whole_run);
         }
         /* what is not the same is refused by its name, before anything has changed; memory may run out anywhere */
-        const wrpo_train_desc was = {.learning_rate = 1e-3, .batch_size = 4, .moments = WRPO_MOMENTS_BF16, .resume = saved};
+        const wrpo_train_desc was = {
+            .learning_rate = 1e-3, .batch_size = 4, .moments = WRPO_MOMENTS_BF16, .resume = saved};
         wrpo_train_desc made = was;
         made.resume = NULL;
         result part = run_part(WRPO_DTYPE_F32, made, 2, 2, saved);
         drop(&part);
-#define WITH(field, value, says) {{.learning_rate = 1e-3, .batch_size = 4, .moments = WRPO_MOMENTS_BF16, .resume = saved, .field = value}, "trainer_state.wrpo: " says}
-        const struct { wrpo_train_desc d; const char *says; } bad[] = {
-            WITH(loss.method, WRPO_METHOD_IPO, "method: want ipo, as this run has it, found wrpo"), WITH(loss.beta, 0.5, "beta: want 0.5"), WITH(alpha, 0.2, "alpha: want 0.2"),
-            WITH(loss.label_smoothing, 0.1, "label_smoothing: want 0.1"), WITH(alpha_schedule, WRPO_ALPHA_SCHEDULE_COSINE, "alpha_schedule: want cosine"), WITH(lr_schedule, WRPO_LR_SCHEDULE_LINEAR, "lr_schedule: want linear"),
-            WITH(warmup_ratio, 0.5, "warmup_ratio: want 0.5"), WITH(beta2, 0.99, "beta2: want 0.99"), WITH(eps, 1e-6, "eps: want 1e-6"), WITH(weight_decay, 0.1, "weight_decay: want 0.1"),
-            WITH(max_grad_norm, 2, "max_grad_norm: want 2"), WITH(accumulation, 2, "accumulation: want 2"), WITH(micro_tokens, 512, "micro_tokens: want 512"), WITH(seed, 7, "seed: want 7"),
-            WITH(no_shuffle, true, "no_shuffle: want 1"), WITH(eval_steps, 2, "eval_steps: want 2"), WITH(epochs, 2, "steps: want 8"), WITH(max_steps, 3, "steps: want 3"),
-            {{.learning_rate = 1e-3, .batch_size = 4, .resume = saved}, "moments: want f32, as this run has it, found bf16"}, {{.learning_rate = 2e-3, .batch_size = 4, .moments = WRPO_MOMENTS_BF16, .resume = saved}, "learning_rate: want 0.002"},
-            {{.learning_rate = 1e-3, .batch_size = 8, .moments = WRPO_MOMENTS_BF16, .resume = saved}, "batch_size: want 8"}};
+#define WITH(field, value, says)                                                                                       \
+    {                                                                                                                  \
+        {.learning_rate = 1e-3, .batch_size = 4, .moments = WRPO_MOMENTS_BF16, .resume = saved, .field = value},       \
+            "trainer_state.wrpo: " says                                                                                \
+    }
+        const struct { wrpo_train_desc d; const char *says;
+        } bad[] = {WITH(loss.method, WRPO_METHOD_IPO, "method: want ipo, as this run has it, found wrpo"),
+                   WITH(loss.beta, 0.5, "beta: want 0.5"),
+                   WITH(alpha, 0.2, "alpha: want 0.2"),
+                   WITH(loss.label_smoothing, 0.1, "label_smoothing: want 0.1"),
+                   WITH(alpha_schedule, WRPO_ALPHA_SCHEDULE_COSINE, "alpha_schedule: want cosine"),
+                   WITH(lr_schedule, WRPO_LR_SCHEDULE_LINEAR, "lr_schedule: want linear"),
+                   WITH(warmup_ratio, 0.5, "warmup_ratio: want 0.5"),
+                   WITH(beta2, 0.99, "beta2: want 0.99"),
+                   WITH(eps, 1e-6, "eps: want 1e-6"),
+                   WITH(weight_decay, 0.1, "weight_decay: want 0.1"),
+                   WITH(max_grad_norm, 2, "max_grad_norm: want 2"),
+                   WITH(accumulation, 2, "accumulation: want 2"),
+                   WITH(micro_tokens, 512, "micro_tokens: want 512"),
+                   WITH(seed, 7, "seed: want 7"),
+                   WITH(no_shuffle, true, "no_shuffle: want 1"),
+                   WITH(eval_steps, 2, "eval_steps: want 2"),
+                   WITH(epochs, 2, "steps: want 8"),
+                   WITH(max_steps, 3, "steps: want 3"),
+                   {{.learning_rate = 1e-3, .batch_size = 4, .resume = saved},
+                    "moments: want f32, as this run has it, found bf16"},
+                   {{.learning_rate = 2e-3, .batch_size = 4, .moments = WRPO_MOMENTS_BF16, .resume = saved},
+                    "learning_rate: want 0.002"},
+                   {{.learning_rate = 1e-3, .batch_size = 8, .moments = WRPO_MOMENTS_BF16, .resume = saved},
+                    "batch_size: want 8"}};
         wrpo_model *model = make_model(ctx), *another;
         wrpo_data *data = make_data(ctx, 0, N), *fewer = make_data(ctx, 0, N - 1), *heavier;
         wrpo_trainer *t;
         for (int i = 0; i < (int)(sizeof bad / sizeof *bad); i++)
-            CHECK(wrpo_trainer_open(model, data, &bad[i].d, &t) == WRPO_E_ARG && !t && strstr(wrpo_last_error(ctx)->text, bad[i].says), "setting %d: \"%s\"", i, wrpo_last_error(ctx)->text);
+            CHECK(wrpo_trainer_open(model, data, &bad[i].d, &t) == WRPO_E_ARG && !t &&
+                      strstr(wrpo_last_error(ctx)->text, bad[i].says),
+                  "setting %d: \"%s\"", i, wrpo_last_error(ctx)->text);
         records[3].weight = 2;
         CHECK(wrpo_data_from_ids(ctx, records, N, &heavier) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
         records[3].weight = 0;
-        CHECK(wrpo_trainer_open(model, fewer, &was, &t) == WRPO_E_ARG && strstr(wrpo_last_error(ctx)->text, "data: want 12 records, "), "\"%s\"", wrpo_last_error(ctx)->text);
-        CHECK(wrpo_trainer_open(model, heavier, &was, &t) == WRPO_E_ARG && strstr(wrpo_last_error(ctx)->text, "data: want 13 records, "), "\"%s\"", wrpo_last_error(ctx)->text);
+        CHECK(wrpo_trainer_open(model, fewer, &was, &t) == WRPO_E_ARG &&
+                  strstr(wrpo_last_error(ctx)->text, "data: want 12 records, "),
+              "\"%s\"", wrpo_last_error(ctx)->text);
+        CHECK(wrpo_trainer_open(model, heavier, &was, &t) == WRPO_E_ARG &&
+                  strstr(wrpo_last_error(ctx)->text, "data: want 13 records, "),
+              "\"%s\"", wrpo_last_error(ctx)->text);
         CHECK(wrpo_trainer_open(model, data, &(wrpo_train_desc){.resume = "golden/states"}, &t) == WRPO_E_UNSUPPORTED &&
-              strstr(wrpo_last_error(ctx)->text, "state_format: want 2, which this version reads, found none: version 0.1.0 wrote the file"),
+                  strstr(wrpo_last_error(ctx)->text,
+                         "state_format: want 2, which this version reads, found none: version 0.1.0 wrote the file"),
               "the version before: \"%s\"", wrpo_last_error(ctx)->text);
-        CHECK(wrpo_trainer_open(model, data, &(wrpo_train_desc){.save_steps = 3}, &t) == WRPO_E_ARG && strstr(wrpo_last_error(ctx)->text, "save_steps: want"), "\"%s\"", wrpo_last_error(ctx)->text);
+        CHECK(wrpo_trainer_open(model, data, &(wrpo_train_desc){.save_steps = 3}, &t) == WRPO_E_ARG &&
+                  strstr(wrpo_last_error(ctx)->text, "save_steps: want"),
+              "\"%s\"", wrpo_last_error(ctx)->text);
         ((float *)WRPO__W(model, norm, 0)->data)[3] += 0.25f;
-        CHECK(wrpo_trainer_open(model, data, &was, &t) == WRPO_E_ARG && strstr(wrpo_last_error(ctx)->text, "reference: want log-probs "), "\"%s\"", wrpo_last_error(ctx)->text);
+        CHECK(wrpo_trainer_open(model, data, &was, &t) == WRPO_E_ARG &&
+                  strstr(wrpo_last_error(ctx)->text, "reference: want log-probs "),
+              "\"%s\"", wrpo_last_error(ctx)->text);
         wrpo_model_free(model), wrpo_data_free(fewer), wrpo_data_free(heavier);
         f = fopen(other, "w");
-        fprintf(f, "%.*s51%s", (int)(strstr(config_text, "50,") - config_text), config_text, strstr(config_text, "50,") + 2);
+        fprintf(f, "%.*s51%s", (int)(strstr(config_text, "50,") - config_text), config_text,
+                strstr(config_text, "50,") + 2);
         fclose(f);
-        CHECK(wrpo_model_init(ctx, &(wrpo_init_desc){.config = other}, &another) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
-        CHECK(wrpo_trainer_open(another, data, &was, &t) == WRPO_E_FORMAT && strstr(wrpo_last_error(ctx)->text, ": want F32 [51,36], found F32 [50,36]"), "\"%s\"", wrpo_last_error(ctx)->text);
+        CHECK(wrpo_model_init(ctx, &(wrpo_init_desc){.config = other}, &another) == WRPO_OK, "%s",
+              wrpo_last_error(ctx)->text);
+        CHECK(wrpo_trainer_open(another, data, &was, &t) == WRPO_E_FORMAT &&
+                  strstr(wrpo_last_error(ctx)->text, ": want F32 [51,36], found F32 [50,36]"),
+              "\"%s\"", wrpo_last_error(ctx)->text);
         wrpo_model_free(another), wrpo_data_free(data);
 
         wrpo_ctx *scarce;
-        if (wrpo_open(&(wrpo_desc){.threads = 2, .memory = {counting_alloc, counting_free, NULL}}, &scarce) != WRPO_OK) exit(2);
+        if (wrpo_open(&(wrpo_desc){.threads = 2, .memory = {counting_alloc, counting_free, NULL}}, &scarce) != WRPO_OK)
+            exit(2);
         data = make_data(scarce, 0, N);
         for (int what = 0; what < 2; what++) {
             const char *out = what ? saved : other;
@@ -563,12 +753,15 @@ int main(void) {
             if (!what) snprintf(other, sizeof other, "%s/again", dir);
             for (; !done && n < 5000; n++) {
                 model = make_model(scarce);
-                if (what == 0) CHECK(wrpo_trainer_open(model, data, &was, &t) == WRPO_OK, "%s", wrpo_last_error(scarce)->text);
+                if (what == 0)
+                    CHECK(wrpo_trainer_open(model, data, &was, &t) == WRPO_OK, "%s", wrpo_last_error(scarce)->text);
                 fail_at = calls + n;
-                const wrpo_result r = what ? wrpo_trainer_open(model, data, &was, &t) : wrpo_trainer_save(t, &(wrpo_save_desc){.dir = out});
+                const wrpo_result r = what ? wrpo_trainer_open(model, data, &was, &t)
+                                           : wrpo_trainer_save(t, &(wrpo_save_desc){.dir = out});
                 fail_at = -1;
                 done = r == WRPO_OK;
-                if (!done && r != WRPO_E_MEMORY) CHECK(false, "call %lld: %d %s", (long long)n, r, wrpo_last_error(scarce)->text);
+                if (!done && r != WRPO_E_MEMORY)
+                    CHECK(false, "call %lld: %d %s", (long long)n, r, wrpo_last_error(scarce)->text);
                 if (!done && what) CHECK(!t, "call %lld: a trainer after a failure", (long long)n);
                 if (!what || done) wrpo_trainer_free(t);
                 wrpo_model_free(model);
@@ -578,13 +771,16 @@ int main(void) {
         wrpo_data_free(data);
         wrpo_close(scarce);
         CHECK(live == 0, "%lld blocks are left", (long long)live);
-        part = run_part(WRPO_DTYPE_F32, made, 2, 8, saved);  /* stopped after its last step: there is nothing left to do */
+        /* stopped after its last step: there is nothing left to do */
+        part = run_part(WRPO_DTYPE_F32, made, 2, 8, saved);
         drop(&part);
         wrpo_metrics last;
         model = make_model(ctx), data = make_data(ctx, 0, N);
-        CHECK(wrpo_trainer_new(model, data, NULL, &t) == WRPO_OK && wrpo_trainer_save(t, NULL) == WRPO_E_ARG, "no desc");
+        CHECK(wrpo_trainer_new(model, data, NULL, &t) == WRPO_OK && wrpo_trainer_save(t, NULL) == WRPO_E_ARG,
+              "no desc");
         wrpo_trainer_free(t);
-        CHECK(wrpo_train(model, data, &was, &last) == WRPO_OK && last.step == 4 && last.steps == 4 && last.tokens == 0, "%s", wrpo_last_error(ctx)->text);
+        CHECK(wrpo_train(model, data, &was, &last) == WRPO_OK && last.step == 4 && last.steps == 4 && last.tokens == 0,
+              "%s", wrpo_last_error(ctx)->text);
         wrpo_model_free(model), wrpo_data_free(data);
     }
     {   /* the reference cache: made once, read the second time, not trusted when its model is another */

@@ -3,19 +3,24 @@
      make -C tests build/bench                     CFLAGS="-O3 -march=native" or others, as for the tests
      build/bench kernels [OPTIONS]                 products and the other ops, beside OpenBLAS, oneDNN and PyTorch
      build/bench profile [OPTIONS]                 where a training step spends its time, op by op
-     build/bench step    [OPTIONS]                 one line: time, arithmetic and memory of a training step (bench_growth.sh)
+     build/bench step [OPTIONS] one line: time, arithmetic and memory of a training step (bench_growth.sh)
      build/bench ceilings
 
    Options (defaults):  --threads N (2)   --dtype f32|bf16 (f32)   --reps N (5)
-     kernels:           --torch PYTHON    an interpreter with torch, which then runs beside;   --only TEXT   ops with TEXT in their line
-     profile and step:  --model DIR --data FILE --max-length N   real records, or else a random model and records of this shape:
-                        --shape smollm2|llama1b (smollm2)  --layers N  --vocab N  --records N (8)  --prompt N (48)  --response N (400)
-                        --responses K (3)  --equal (all lengths as given; otherwise they vary by half)  --recompute N (0)
+     kernels: --torch PYTHON an interpreter with torch, which then runs beside; --only TEXT ops with TEXT in their line
+     profile and step: --model DIR --data FILE --max-length N real records, or else a random model and records of this
+     shape:
+                        --shape smollm2|llama1b (smollm2) --layers N --vocab N --records N (8) --prompt N (48)
+                        --response N (400)
+                        --responses K (3) --equal (all lengths as given; otherwise they vary by half) --recompute N (0)
                         --micro-tokens N (2048)  --steps N (2)
 
-   kernels: medians of interleaved runs, each of at least 40 ms. Threads that wait must sleep: each engine gets 20 ms of silence
-   before its turn, so that the spinning threads of the one before are gone. OPENBLAS_CORETYPE and OPENBLAS_L2_SIZE are cleared
-   before OpenBLAS is loaded, so that it chooses by the machine; BENCH_OPENBLAS names another kernel. oneDNN is linked where its
+   kernels: medians of interleaved runs, each of at least 40 ms. Threads that wait must sleep: each engine gets 20 ms of
+   silence
+   before its turn, so that the spinning threads of the one before are gone. OPENBLAS_CORETYPE and OPENBLAS_L2_SIZE are
+   cleared
+   before OpenBLAS is loaded, so that it chooses by the machine; BENCH_OPENBLAS names another kernel. oneDNN is linked
+   where its
    header is installed (Debian: libdnnl-dev); its operands are bfloat16 already, its results float. */
 #define _GNU_SOURCE
 #define WRPO_IMPLEMENTATION
@@ -34,10 +39,19 @@ static void omp_set_num_threads(int n) { (void)n; }
 
 static struct options {
     const char *model, *data, *shape, *torch, *only;
-    int64_t threads, reps, max_length, layers, vocab, records, prompt, response, responses, recompute, micro_tokens, steps;
+    int64_t threads, reps, max_length, layers, vocab, records, prompt, response, responses, recompute, micro_tokens,
+        steps;
     bool bf16, equal;
-} opt = {.shape = "smollm2", .threads = 2, .reps = 5, .max_length = 1024, .records = 8, .prompt = 48, .response = 400, .responses = 3,
-         .micro_tokens = 2048, .steps = 2};
+} opt = {.shape = "smollm2",
+         .threads = 2,
+         .reps = 5,
+         .max_length = 1024,
+         .records = 8,
+         .prompt = 48,
+         .response = 400,
+         .responses = 3,
+         .micro_tokens = 2048,
+         .steps = 2};
 
 static wrpo_dtype dtype_of(void) { return opt.bf16 ? WRPO_DTYPE_BF16 : WRPO_DTYPE_F32; }
 static void die(const char *what) { fprintf(stderr, "bench: %s\n", what); exit(1); }
@@ -51,14 +65,17 @@ static void *get(size_t n) {         /* touched, so that no page fault is timed 
     if (!p) die("out of memory");
     return memset(p, 0, n);
 }
-static int by_size(const void *a, const void *b) { return *(const double *)a < *(const double *)b ? -1 : *(const double *)a > *(const double *)b; }
+static int by_size(const void *a, const void *b) {
+    return *(const double *)a < *(const double *)b ? -1 : *(const double *)a > *(const double *)b;
+}
 static double median(double *x, int64_t n) {
     qsort(x, (size_t)n, sizeof *x, by_size);
     return n % 2 ? x[n / 2] : (x[n / 2 - 1] + x[n / 2]) / 2;
 }
 
 /* ---- ceilings: what the machine does when nothing is in the way ---- */
-enum { SIZES = 10, CHAINS = 24 };    /* bytes 2^18 .. 2^27; independent sums, more than latency x ports of any core here */
+/* bytes 2^18 .. 2^27; independent sums, more than latency x ports of any core here */
+enum { SIZES = 10, CHAINS = 24 };
 static struct { double fma, bf16, copy[SIZES], read[SIZES]; const char *bf16_by; } top;
 
 #define CHAIN_LOOP(name, at, in, vector, set, step)    /* seconds of `rounds` rounds of CHAINS multiply-adds; in: the registers' letter */ \
@@ -74,25 +91,36 @@ static struct { double fma, bf16, copy[SIZES], read[SIZES]; const char *bf16_by;
     }
 #if defined(__x86_64__)
 #define AT(features) __attribute__((target(features), noinline))
-CHAIN_LOOP(fma_512, AT("avx512f"), "+v", __m512, _mm512_set1_ps((float)i), s[i] = _mm512_fmadd_ps(s[i], _mm512_set1_ps(0.999f), _mm512_set1_ps(0.001f)))
-CHAIN_LOOP(fma_256, AT("avx2,fma"), "+x", __m256, _mm256_set1_ps((float)i), s[i] = _mm256_fmadd_ps(s[i], _mm256_set1_ps(0.999f), _mm256_set1_ps(0.001f)))
+CHAIN_LOOP(fma_512, AT("avx512f"), "+v", __m512, _mm512_set1_ps((float)i),
+           s[i] = _mm512_fmadd_ps(s[i], _mm512_set1_ps(0.999f), _mm512_set1_ps(0.001f)))
+CHAIN_LOOP(fma_256, AT("avx2,fma"), "+x", __m256, _mm256_set1_ps((float)i),
+           s[i] = _mm256_fmadd_ps(s[i], _mm256_set1_ps(0.999f), _mm256_set1_ps(0.001f)))
 CHAIN_LOOP(dot_bf16, AT("avx512f,avx512bf16"), "+v", __m512, _mm512_set1_ps((float)i),
-           s[i] = _mm512_dpbf16_ps(s[i], (__m512bh)_mm512_set1_epi32(0x3C003C00), (__m512bh)_mm512_set1_epi32(0x3C003C00)))
+           s[i] = _mm512_dpbf16_ps(s[i], (__m512bh)_mm512_set1_epi32(0x3C003C00),
+                                   (__m512bh)_mm512_set1_epi32(0x3C003C00)))
 static AT("avx2") double amx_bf16(int64_t rounds) {    /* two tiles of sums, as many multiply-adds as 4 of them allow */
     struct { uint8_t palette, start, zero[14]; uint16_t bytes[16]; uint8_t rows[16]; } c = {.palette = 1};
     static _Alignas(64) char zero[1024];
     for (int i = 0; i < 8; i++) c.bytes[i] = 64, c.rows[i] = 16;
     __asm__ volatile("ldtilecfg %0" ::"m"(c));
-    __asm__ volatile("tileloadd (%0,%1,1), %%tmm4\n\ttileloadd (%0,%1,1), %%tmm5\n\ttilezero %%tmm0\n\ttilezero %%tmm1\n\t"
-                     "tilezero %%tmm2\n\ttilezero %%tmm3" ::"r"(zero), "r"((int64_t)64) : "memory");
+    __asm__ volatile(
+        "tileloadd (%0,%1,1), %%tmm4\n\ttileloadd (%0,%1,1), %%tmm5\n\ttilezero %%tmm0\n\ttilezero %%tmm1\n\t"
+        "tilezero %%tmm2\n\ttilezero %%tmm3" ::"r"(zero),
+        "r"((int64_t)64)
+        : "memory");
     const double begin = now();
     for (int64_t r = 0; r < rounds; r++)
-        __asm__ volatile("tdpbf16ps %tmm5, %tmm4, %tmm0\n\ttdpbf16ps %tmm5, %tmm4, %tmm1\n\ttdpbf16ps %tmm5, %tmm4, %tmm2\n\ttdpbf16ps %tmm5, %tmm4, %tmm3");
+        __asm__ volatile("tdpbf16ps %tmm5, %tmm4, %tmm0\n\ttdpbf16ps %tmm5, %tmm4, %tmm1\n\ttdpbf16ps %tmm5, %tmm4, "
+                         "%tmm2\n\ttdpbf16ps %tmm5, %tmm4, %tmm3");
     const double end = now();
     __asm__ volatile("tilerelease");
     return end - begin;
 }
-static bool has_bf16(void) { uint32_t r[4]; __asm__("cpuid" : "=a"(r[0]), "=b"(r[1]), "=c"(r[2]), "=d"(r[3]) : "a"(7), "c"(1)); return __builtin_cpu_supports("avx512f") && r[0] >> 5 & 1; }
+static bool has_bf16(void) {
+    uint32_t r[4];
+    __asm__("cpuid" : "=a"(r[0]), "=b"(r[1]), "=c"(r[2]), "=d"(r[3]) : "a"(7), "c"(1));
+    return __builtin_cpu_supports("avx512f") && r[0] >> 5 & 1;
+}
 static bool has_amx(void) {          /* and the system's leave to use it */
     uint32_t r[4];
     __asm__("cpuid" : "=a"(r[0]), "=b"(r[1]), "=c"(r[2]), "=d"(r[3]) : "a"(7), "c"(0));
@@ -136,7 +164,9 @@ READ_PART(read_64, AT("avx512f"), 64)
 #endif
 static void measure_ceilings(void) {
 #if defined(__x86_64__)
-    top.fma = __builtin_cpu_supports("avx512f") ? rate_of(fma_512, CHAINS * 32) : __builtin_cpu_supports("fma") ? rate_of(fma_256, CHAINS * 16) : 0;
+    top.fma = __builtin_cpu_supports("avx512f") ? rate_of(fma_512, CHAINS * 32)
+        : __builtin_cpu_supports("fma")         ? rate_of(fma_256, CHAINS * 16)
+                                                : 0;
     if (has_amx()) top.bf16 = rate_of(amx_bf16, 4 * 16 * 16 * 32 * 2), top.bf16_by = "tdpbf16ps (AMX)";
     else if (has_bf16()) top.bf16 = rate_of(dot_bf16, CHAINS * 64), top.bf16_by = "vdpbf16ps";
 #endif
@@ -154,12 +184,15 @@ static void measure_ceilings(void) {
         for (int rep = 0; rep < 4; rep++) {
             double begin = now();
 #pragma omp parallel num_threads((int)opt.threads)
-            for (int64_t t = 0; t < times; t++) copy_part(a + (size_t)omp_get_thread_num() * part, b + (size_t)omp_get_thread_num() * part, part);
-            top.copy[i] = fmax(top.copy[i], (double)(2 * part * (size_t)opt.threads) * (double)times / (now() - begin) * 1e-9);
+            for (int64_t t = 0; t < times; t++)
+                copy_part(a + (size_t)omp_get_thread_num() * part, b + (size_t)omp_get_thread_num() * part, part);
+            top.copy[i] =
+                fmax(top.copy[i], (double)(2 * part * (size_t)opt.threads) * (double)times / (now() - begin) * 1e-9);
             begin = now();
 #pragma omp parallel num_threads((int)opt.threads)
             for (int64_t t = 0; t < times; t++) read_part(a + (size_t)omp_get_thread_num() * 2 * part, 2 * part);
-            top.read[i] = fmax(top.read[i], (double)(2 * part * (size_t)opt.threads) * (double)times / (now() - begin) * 1e-9);
+            top.read[i] =
+                fmax(top.read[i], (double)(2 * part * (size_t)opt.threads) * (double)times / (now() - begin) * 1e-9);
         }
     }
     free(a), free(b);
@@ -170,13 +203,16 @@ static double memory_rate(const double *by_bytes, double bytes) {      /* GB/s a
     return by_bytes[i];
 }
 static void print_ceilings(void) {
-    printf("ceilings, %d threads: fp32 multiply-adds %.0f GFLOP/s; bf16 %.0f GFLOP/s (%s)\n", (int)opt.threads, top.fma, top.bf16, top.bf16_by);
+    printf("ceilings, %d threads: fp32 multiply-adds %.0f GFLOP/s; bf16 %.0f GFLOP/s (%s)\n", (int)opt.threads, top.fma,
+           top.bf16, top.bf16_by);
     printf("GB/s by working set, memcpy (read + written) | read: ");
-    for (int i = 0; i < SIZES; i += 3) printf("%s%zu KiB %.0f | %.0f", i ? ", " : "", (size_t)256 << i, top.copy[i], top.read[i]);
+    for (int i = 0; i < SIZES; i += 3)
+        printf("%s%zu KiB %.0f | %.0f", i ? ", " : "", (size_t)256 << i, top.copy[i], top.read[i]);
     printf("\n");
 }
 
-/* ---- was the machine ours? The share of all processors that others used since the start, from Linux's /proc/stat ---- */
+/* ---- was the machine ours? The share of all processors that others used since the start, from Linux's /proc/stat ----
+ */
 static double busy_seconds(double *own) {
     double user = 0, nice = 0, system = 0;
     struct rusage u;
@@ -192,8 +228,11 @@ static double busy_seconds(double *own) {
 static double start_busy, start_own, start_time;
 static void others_begin(void) { start_busy = busy_seconds(&start_own), start_time = now(); }
 static void others_end(void) {
-    double own, busy = busy_seconds(&own), share = (busy - start_busy - (own - start_own)) / (now() - start_time) / (double)sysconf(_SC_NPROCESSORS_ONLN);
-    fprintf(stderr, "bench: other processes used %.1f %% of the processors%s\n", 100 * fmax(share, 0), share > 0.03 ? ": DO NOT TRUST THESE FIGURES" : "");
+    double own,
+        busy = busy_seconds(&own),
+        share = (busy - start_busy - (own - start_own)) / (now() - start_time) / (double)sysconf(_SC_NPROCESSORS_ONLN);
+    fprintf(stderr, "bench: other processes used %.1f %% of the processors%s\n", 100 * fmax(share, 0),
+            share > 0.03 ? ": DO NOT TRUST THESE FIGURES" : "");
 }
 
 /* ---- the backend with a stopwatch around every op ---- */
@@ -211,7 +250,9 @@ static void add_row(const char *name, double seconds, double flops, double bytes
     if (i == n_rows) snprintf(rows[n_rows++].name, sizeof rows->name, "%s", name);
     rows[i].calls++, rows[i].seconds += seconds, rows[i].flops += flops, rows[i].bytes += bytes, rows[i].ideal += ideal;
 }
-static double bytes_ideal(double bytes, bool read_only) { return bytes > 0 ? bytes * 1e-9 / memory_rate(read_only ? top.read : top.copy, bytes) : 0; }
+static double bytes_ideal(double bytes, bool read_only) {
+    return bytes > 0 ? bytes * 1e-9 / memory_rate(read_only ? top.read : top.copy, bytes) : 0;
+}
 #define MEMORY(name, total, call) do { \
         const double b_ = (double)(total), t_ = now(); \
         call; \
@@ -223,36 +264,57 @@ static double bytes_ideal(double bytes, bool read_only) { return bytes > 0 ? byt
         add_row(name, now() - t_, 0, b_, bytes_ideal(b_, true)); \
     } while (0)
 static double peak_of(bool bf16) { return (bf16 ? top.bf16 : top.fma) * 1e9; }
-static const char *mm_name(wrpo_mm mm) { return mm == WRPO_MM_NT ? "NT" : mm == WRPO_MM_NT_FLOAT ? "NT logits" : mm == WRPO_MM_NN ? "NN" : "TN"; }
-static void t_gemm(void *dev, wrpo_mm mm, void *c, int64_t ldc, const void *a, int64_t lda, const void *b, int64_t ldb, wrpo_dtype b_type, int64_t m, int64_t n, int64_t k,
-                   float beta) {
+static const char *mm_name(wrpo_mm mm) {
+    return mm == WRPO_MM_NT ? "NT" : mm == WRPO_MM_NT_FLOAT ? "NT logits" : mm == WRPO_MM_NN ? "NN" : "TN";
+}
+static void t_gemm(void *dev, wrpo_mm mm, void *c, int64_t ldc, const void *a, int64_t lda, const void *b, int64_t ldb,
+                   wrpo_dtype b_type, int64_t m, int64_t n, int64_t k, float beta) {
     char name[56];                   /* by the matrix of weights, whatever the number of rows */
     if (mm == WRPO_MM_TN) snprintf(name, sizeof name, "gemm TN        dW [%lld, %lld]", (long long)m, (long long)n);
-    else snprintf(name, sizeof name, "gemm %-9s  W [%lld, %lld]", mm_name(mm), (long long)(mm == WRPO_MM_NN ? k : n), (long long)(mm == WRPO_MM_NN ? n : k));
+    else
+        snprintf(name, sizeof name, "gemm %-9s  W [%lld, %lld]", mm_name(mm), (long long)(mm == WRPO_MM_NN ? k : n),
+                 (long long)(mm == WRPO_MM_NN ? n : k));
     const double flops = 2.0 * (double)m * (double)n * (double)k, t = now();
     inner->gemm(dev, mm, c, ldc, a, lda, b, ldb, b_type, m, n, k, beta);
     add_row(name, now() - t, flops, 0, flops / peak_of(opt.bf16));
 }
-static void t_embed(void *dev, void *y, const void *w, wrpo_dtype w_type, const int32_t *ids, int64_t n, int64_t D, float s) {
+static void t_embed(void *dev, void *y, const void *w, wrpo_dtype w_type, const int32_t *ids, int64_t n, int64_t D,
+                    float s) {
     MEMORY("embed", (w_type == WRPO_DTYPE_F32 ? 8 : 6) * n * D, inner->embed(dev, y, w, w_type, ids, n, D, s));
 }
 static void t_colsum(void *dev, float *y, const void *w, wrpo_dtype w_type, int64_t n, int64_t D) {
     READING("colsum", (w_type == WRPO_DTYPE_F32 ? 4 : 2) * n * D, inner->colsum(dev, y, w, w_type, n, D));
 }
-static void t_embed_bwd(void *dev, float *dw, const void *dy, const int32_t *ids, int64_t n, int64_t D, float s) { MEMORY("embed_bwd", 12 * n * D, inner->embed_bwd(dev, dw, dy, ids, n, D, s)); }
-static void t_gather(void *dev, void *y, const void *x, const int32_t *i, int64_t n, int64_t D) { MEMORY("gather", 8 * n * D, inner->gather(dev, y, x, i, n, D)); }
-static void t_gather_bwd(void *dev, void *dx, const void *dy, const int32_t *i, int64_t n, int64_t D) { MEMORY("gather_bwd", 12 * n * D, inner->gather_bwd(dev, dx, dy, i, n, D)); }
-static void t_bias(void *dev, void *y, int64_t ldy, const float *b, int64_t n, int64_t D) { MEMORY("bias", 8 * n * D, inner->bias(dev, y, ldy, b, n, D)); }
-static void t_bias_bwd(void *dev, float *db, const void *dy, int64_t lddy, int64_t n, int64_t D) { READING("bias_bwd", 4 * n * D, inner->bias_bwd(dev, db, dy, lddy, n, D)); }
-static void t_add(void *dev, void *y, const void *x, int64_t count) { MEMORY("add", 12 * count, inner->add(dev, y, x, count)); }
-static void t_rmsnorm(void *dev, void *y, int64_t ldy, float *rstd, const void *x, int64_t ldx, const float *w, int64_t n, int64_t heads, int64_t D, float eps, float plus) {
+static void t_embed_bwd(void *dev, float *dw, const void *dy, const int32_t *ids, int64_t n, int64_t D, float s) {
+    MEMORY("embed_bwd", 12 * n * D, inner->embed_bwd(dev, dw, dy, ids, n, D, s));
+}
+static void t_gather(void *dev, void *y, const void *x, const int32_t *i, int64_t n, int64_t D) {
+    MEMORY("gather", 8 * n * D, inner->gather(dev, y, x, i, n, D));
+}
+static void t_gather_bwd(void *dev, void *dx, const void *dy, const int32_t *i, int64_t n, int64_t D) {
+    MEMORY("gather_bwd", 12 * n * D, inner->gather_bwd(dev, dx, dy, i, n, D));
+}
+static void t_bias(void *dev, void *y, int64_t ldy, const float *b, int64_t n, int64_t D) {
+    MEMORY("bias", 8 * n * D, inner->bias(dev, y, ldy, b, n, D));
+}
+static void t_bias_bwd(void *dev, float *db, const void *dy, int64_t lddy, int64_t n, int64_t D) {
+    READING("bias_bwd", 4 * n * D, inner->bias_bwd(dev, db, dy, lddy, n, D));
+}
+static void t_add(void *dev, void *y, const void *x, int64_t count) {
+    MEMORY("add", 12 * count, inner->add(dev, y, x, count));
+}
+static void t_rmsnorm(void *dev, void *y, int64_t ldy, float *rstd, const void *x, int64_t ldx, const float *w,
+                      int64_t n, int64_t heads, int64_t D, float eps, float plus) {
     MEMORY("rmsnorm", 8 * n * heads * D, inner->rmsnorm(dev, y, ldy, rstd, x, ldx, w, n, heads, D, eps, plus));
 }
-static void t_rmsnorm_bwd(void *dev, void *dx, int64_t lddx, float *dw, const void *dy, int64_t lddy, const void *dres, int64_t lddres, const void *x, int64_t ldx, const float *w,
-                          const float *rstd, int64_t n, int64_t heads, int64_t D, float plus) {
-    MEMORY("rmsnorm_bwd", (dres ? 16 : 12) * n * heads * D, inner->rmsnorm_bwd(dev, dx, lddx, dw, dy, lddy, dres, lddres, x, ldx, w, rstd, n, heads, D, plus));
+static void t_rmsnorm_bwd(void *dev, void *dx, int64_t lddx, float *dw, const void *dy, int64_t lddy, const void *dres,
+                          int64_t lddres, const void *x, int64_t ldx, const float *w, const float *rstd, int64_t n,
+                          int64_t heads, int64_t D, float plus) {
+    MEMORY("rmsnorm_bwd", (dres ? 16 : 12) * n * heads * D,
+           inner->rmsnorm_bwd(dev, dx, lddx, dw, dy, lddy, dres, lddres, x, ldx, w, rstd, n, heads, D, plus));
 }
-static void t_rope(void *dev, void *x, int64_t ldx, const float *table, int64_t n, int64_t heads, int64_t d, float sign) {
+static void t_rope(void *dev, void *x, int64_t ldx, const float *table, int64_t n, int64_t heads, int64_t d,
+                   float sign) {
     MEMORY("rope", 8 * n * heads * d, inner->rope(dev, x, ldx, table, n, heads, d, sign));
 }
 static double visible(const wrpo_attn *a) {            /* pairs of a query and a key it sees */
@@ -266,51 +328,73 @@ static double visible(const wrpo_attn *a) {            /* pairs of a query and a
     }
     return pairs;
 }
-static void t_attention(void *dev, const wrpo_attn *a, void *o, float *lse, const void *q, const void *k, const void *v) {
+static void t_attention(void *dev, const wrpo_attn *a, void *o, float *lse, const void *q, const void *k,
+                        const void *v) {
     const double flops = 4 * visible(a) * (double)(a->H * a->d), t = now();      /* q k' and p v */
     inner->attention(dev, a, o, lse, q, k, v);
     add_row("attention", now() - t, flops, 0, flops / peak_of(false));
 }
-static void t_attention_bwd(void *dev, const wrpo_attn *a, void *dq, void *dk, void *dv, const void *d_o, const void *o, const float *lse, const void *q, const void *k,
-                            const void *v, void *scratch) {
+static void t_attention_bwd(void *dev, const wrpo_attn *a, void *dq, void *dk, void *dv, const void *d_o, const void *o,
+                            const float *lse, const void *q, const void *k, const void *v, void *scratch) {
     const double flops = 10 * visible(a) * (double)(a->H * a->d), t = now();     /* q k', do v', and three gradients */
     inner->attention_bwd(dev, a, dq, dk, dv, d_o, o, lse, q, k, v, scratch);
     add_row("attention_bwd", now() - t, flops, 0, flops / peak_of(false));
 }
-static void t_glu(void *dev, void *h, const void *gu, int64_t n, int64_t I, bool gelu) { MEMORY("glu", 12 * n * I, inner->glu(dev, h, gu, n, I, gelu)); }
+static void t_glu(void *dev, void *h, const void *gu, int64_t n, int64_t I, bool gelu) {
+    MEMORY("glu", 12 * n * I, inner->glu(dev, h, gu, n, I, gelu));
+}
 static void t_glu_bwd(void *dev, void *dgu, void *h, const void *dh, const void *gu, int64_t n, int64_t I, bool gelu) {
     MEMORY("glu_bwd", (h ? 24 : 20) * n * I, inner->glu_bwd(dev, dgu, h, dh, gu, n, I, gelu));
 }
-static void t_logprob(void *dev, float *logp, float *lse, const float *logits, const int32_t *target, int64_t n, int64_t V, float softcap) {
+static void t_logprob(void *dev, float *logp, float *lse, const float *logits, const int32_t *target, int64_t n,
+                      int64_t V, float softcap) {
     READING("logprob", 4 * n * V, inner->logprob(dev, logp, lse, logits, target, n, V, softcap));
 }
-static void t_logprob_bwd(void *dev, void *dlogits, const float *logits, const int32_t *target, const float *lse, const float *dlogp, int64_t n, int64_t V, float softcap) {
+static void t_logprob_bwd(void *dev, void *dlogits, const float *logits, const int32_t *target, const float *lse,
+                          const float *dlogp, int64_t n, int64_t V, float softcap) {
     MEMORY("logprob_bwd", 8 * n * V, inner->logprob_bwd(dev, dlogits, logits, target, lse, dlogp, n, V, softcap));
 }
-static void t_sumsq(void *dev, double *out, const float *x, int64_t count) { READING("sumsq", 4 * count, inner->sumsq(dev, out, x, count)); }
-static void t_adamw(void *dev, void *w, uint16_t *low, void *m, void *v, const float *g, int64_t count, const wrpo_adamw *step) {
-    const int64_t moments = step->moments == WRPO_MOMENTS_F32 ? 16 : step->moments == WRPO_MOMENTS_BF16 ? 8 : 4;     /* weights and moments in and out, gradients in */
+static void t_sumsq(void *dev, double *out, const float *x, int64_t count) {
+    READING("sumsq", 4 * count, inner->sumsq(dev, out, x, count));
+}
+static void t_adamw(void *dev, void *w, uint16_t *low, void *m, void *v, const float *g, int64_t count,
+                    const wrpo_adamw *step) {
+    /* weights and moments in and out, gradients in */
+    const int64_t moments = step->moments == WRPO_MOMENTS_F32 ? 16 : step->moments == WRPO_MOMENTS_BF16 ? 8 : 4;
     MEMORY("adamw", (8 + 4 + moments) * count, inner->adamw(dev, w, low, m, v, g, count, step));
 }
-static void t_put(void *dev, void *dst, const void *host, size_t n) { MEMORY("put", 2 * n, inner->put(dev, dst, host, n)); }
-static void t_get(void *dev, void *host, const void *src, size_t n) { MEMORY("get", 2 * n, inner->get(dev, host, src, n)); }
-static void t_copy(void *dev, void *dst, const void *src, size_t n) { MEMORY("copy", 2 * n, inner->copy(dev, dst, src, n)); }
+static void t_put(void *dev, void *dst, const void *host, size_t n) {
+    MEMORY("put", 2 * n, inner->put(dev, dst, host, n));
+}
+static void t_get(void *dev, void *host, const void *src, size_t n) {
+    MEMORY("get", 2 * n, inner->get(dev, host, src, n));
+}
+static void t_copy(void *dev, void *dst, const void *src, size_t n) {
+    MEMORY("copy", 2 * n, inner->copy(dev, dst, src, n));
+}
 static void t_zero(void *dev, void *dst, size_t n) { MEMORY("zero", n, inner->zero(dev, dst, n)); }
 static wrpo_backend watched(void) {
     wrpo_backend be = *(inner = wrpo_backend_cpu());
     be.put = t_put, be.get = t_get, be.copy = t_copy, be.zero = t_zero;
-    be.gemm = t_gemm, be.embed = t_embed, be.embed_bwd = t_embed_bwd, be.gather = t_gather, be.gather_bwd = t_gather_bwd;
-    be.colsum = t_colsum, be.bias = t_bias, be.bias_bwd = t_bias_bwd, be.add = t_add, be.rmsnorm = t_rmsnorm, be.rmsnorm_bwd = t_rmsnorm_bwd, be.rope = t_rope;
+    be.gemm = t_gemm, be.embed = t_embed, be.embed_bwd = t_embed_bwd, be.gather = t_gather,
+    be.gather_bwd = t_gather_bwd;
+    be.colsum = t_colsum, be.bias = t_bias, be.bias_bwd = t_bias_bwd, be.add = t_add, be.rmsnorm = t_rmsnorm,
+    be.rmsnorm_bwd = t_rmsnorm_bwd, be.rope = t_rope;
     be.attention = t_attention, be.attention_bwd = t_attention_bwd, be.glu = t_glu, be.glu_bwd = t_glu_bwd;
     be.logprob = t_logprob, be.logprob_bwd = t_logprob_bwd, be.sumsq = t_sumsq, be.adamw = t_adamw;
     return be;
 }
 
 /* ---- a training run to watch: real files, or a random model and records ---- */
-static const struct shape { const char *name; int64_t V, D, I, L, H, G, d; double theta; const char *rope; } shapes[] = {
-    {"smollm2", 49152, 576, 1536, 30, 9, 3, 64, 1e5, ""},
-    {"llama1b", 128256, 2048, 8192, 16, 32, 8, 64, 5e5,
-     ",\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":32.0,\"low_freq_factor\":1.0,\"high_freq_factor\":4.0,\"original_max_position_embeddings\":8192}"}};
+static const struct shape {
+    const char *name;
+    int64_t V, D, I, L, H, G, d;
+    double theta;
+    const char *rope;
+} shapes[] = {{"smollm2", 49152, 576, 1536, 30, 9, 3, 64, 1e5, ""},
+              {"llama1b", 128256, 2048, 8192, 16, 32, 8, 64, 5e5,
+               ",\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":32.0,\"low_freq_factor\":1.0,\"high_freq_"
+               "factor\":4.0,\"original_max_position_embeddings\":8192}"}};
 typedef struct run_of { wrpo_ctx *ctx; wrpo_model *model; wrpo_tokenizer *tok; wrpo_data *data; } run_of;
 static void need(wrpo_ctx *ctx, wrpo_result r) { if (r != WRPO_OK) die(wrpo_last_error(ctx)->text); }
 static run_of open_run(const wrpo_backend *be) {
@@ -333,28 +417,47 @@ static run_of open_run(const wrpo_backend *be) {
     const int fd = mkstemp(path);
     if (fd < 0) die("no temporary file");
     FILE *f = fdopen(fd, "w");
-    fprintf(f, "{\"model_type\":\"llama\",\"architectures\":[\"LlamaForCausalLM\"],\"vocab_size\":%lld,\"hidden_size\":%lld,\"intermediate_size\":%lld,"
-            "\"num_hidden_layers\":%lld,\"num_attention_heads\":%lld,\"num_key_value_heads\":%lld,\"head_dim\":%lld,\"max_position_embeddings\":131072,"
-            "\"rms_norm_eps\":1e-5,\"rope_theta\":%g%s,\"initializer_range\":0.02,\"tie_word_embeddings\":true,\"hidden_act\":\"silu\",\"torch_dtype\":\"float32\"}",
-            (long long)V, (long long)s->D, (long long)s->I, (long long)L, (long long)s->H, (long long)s->G, (long long)s->d, s->theta, s->rope);
+    fprintf(f,
+            "{\"model_type\":\"llama\",\"architectures\":[\"LlamaForCausalLM\"],\"vocab_size\":%lld,\"hidden_size\":%"
+            "lld,\"intermediate_size\":%lld,"
+            "\"num_hidden_layers\":%lld,\"num_attention_heads\":%lld,\"num_key_value_heads\":%lld,\"head_dim\":%lld,"
+            "\"max_position_embeddings\":131072,"
+            "\"rms_norm_eps\":1e-5,\"rope_theta\":%g%s,\"initializer_range\":0.02,\"tie_word_embeddings\":true,"
+            "\"hidden_act\":\"silu\",\"torch_dtype\":\"float32\"}",
+            (long long)V, (long long)s->D, (long long)s->I, (long long)L, (long long)s->H, (long long)s->G,
+            (long long)s->d, s->theta, s->rope);
     fclose(f);
     const wrpo_result made = wrpo_model_init(r.ctx, &(wrpo_init_desc){.config = path, .seed = 1}, &r.model);
     remove(path);
     need(r.ctx, made);
-    if (K < 1 || opt.records < 1 || opt.prompt < 1 || opt.response < 2) die("want at least one record, response and token");
+    if (K < 1 || opt.records < 1 || opt.prompt < 1 || opt.response < 2)
+        die("want at least one record, response and token");
     wrpo_record *records = get((size_t)opt.records * sizeof *records);
-    for (int64_t i = 0; i < opt.records; i++) {        /* K = 1: sft; 2: a pair; more: K - 2 sources, a target, a rejected one */
+    /* K = 1: sft; 2: a pair; more: K - 2 sources, a target, a rejected one */
+    for (int64_t i = 0; i < opt.records; i++) {
         wrpo_tokens *y = get((size_t)K * sizeof *y);
-        const int64_t P = opt.equal ? opt.prompt : opt.prompt / 2 + (int64_t)(wrpo__random64(1, (uint64_t)i, 0) % (uint64_t)(opt.prompt + 1));
+        const int64_t P = opt.equal
+            ? opt.prompt
+            : opt.prompt / 2 + (int64_t)(wrpo__random64(1, (uint64_t)i, 0) % (uint64_t)(opt.prompt + 1));
         for (int64_t k = -1; k < K; k++) {
-            const int64_t R = k < 0 ? P : opt.equal ? opt.response : opt.response / 2 + (int64_t)(wrpo__random64(2, (uint64_t)i, (uint64_t)k) % (uint64_t)(opt.response + 1));
+            const int64_t R = k < 0 ? P
+                : opt.equal         ? opt.response
+                                    : opt.response / 2 +
+                    (int64_t)(wrpo__random64(2, (uint64_t)i, (uint64_t)k) % (uint64_t)(opt.response + 1));
             int32_t *ids = get((size_t)R * sizeof *ids);
-            for (int64_t j = 0; j < R; j++) ids[j] = (int32_t)(wrpo__random64(3, (uint64_t)(i * 64 + k + 1), (uint64_t)j) % (uint64_t)V);
+            for (int64_t j = 0; j < R; j++)
+                ids[j] = (int32_t)(wrpo__random64(3, (uint64_t)(i * 64 + k + 1), (uint64_t)j) % (uint64_t)V);
             if (k < 0) records[i].prompt = ids;
-            else y[k] = (wrpo_tokens){.role = K == 1 || k < K - 2 ? WRPO_ROLE_SOURCE : k == K - 2 ? WRPO_ROLE_TARGET : WRPO_ROLE_REJECTED, .ids = ids, .count = R,
-                                      .share = K > 2 && k < K - 2 ? 1 / (double)(K - 2) : 1};
+            else
+                y[k] = (wrpo_tokens){.role = K == 1 || k < K - 2 ? WRPO_ROLE_SOURCE
+                                         : k == K - 2            ? WRPO_ROLE_TARGET
+                                                                 : WRPO_ROLE_REJECTED,
+                                     .ids = ids,
+                                     .count = R,
+                                     .share = K > 2 && k < K - 2 ? 1 / (double)(K - 2) : 1};
         }
-        records[i].prompt_id = "bench", records[i].line = i + 1, records[i].prompt_count = P, records[i].responses = y, records[i].count = (int)K;
+        records[i].prompt_id = "bench", records[i].line = i + 1, records[i].prompt_count = P, records[i].responses = y,
+        records[i].count = (int)K;
     }
     need(r.ctx, wrpo_data_from_ids(r.ctx, records, opt.records, &r.data));
     for (int64_t i = 0; i < opt.records; i++) {
@@ -368,14 +471,21 @@ static void close_run(run_of *r) {
     wrpo_data_free(r->data), wrpo_tokenizer_free(r->tok), wrpo_model_free(r->model), wrpo_close(r->ctx);
 }
 typedef struct outcome { double reference, step, least, seconds; wrpo_metrics m; wrpo_bytes bytes; } outcome;
-/* The reference pass, one step to warm up, then opt.steps steps; timing is on for those, and for the reference if all is set. */
+/* The reference pass, one step to warm up, then opt.steps steps; timing is on for those, and for the reference if all
+   is set. */
 static outcome train(run_of *r, bool all) {
     wrpo_trainer *t;
     outcome o = {0};
     double steps[64];
     if (opt.steps < 1 || opt.steps > 64) die("want 1 to 64 steps");
-    wrpo_train_desc d = {.batch_size = opt.records, .max_steps = opt.steps + 1, .no_shuffle = true, .micro_tokens = opt.micro_tokens, .recompute = opt.recompute,
-                         .learning_rate = 1e-5, .loss = {.beta = 0.1}, .epochs = (double)opt.steps + 1};
+    wrpo_train_desc d = {.batch_size = opt.records,
+                         .max_steps = opt.steps + 1,
+                         .no_shuffle = true,
+                         .micro_tokens = opt.micro_tokens,
+                         .recompute = opt.recompute,
+                         .learning_rate = 1e-5,
+                         .loss = {.beta = 0.1},
+                         .epochs = (double)opt.steps + 1};
     if (opt.responses == 1 && !opt.model) d.loss = (wrpo_loss_desc){.method = WRPO_METHOD_SFT};
     if (opt.responses == 2 && !opt.model) d.loss.method = WRPO_METHOD_DPO;
     need(r->ctx, wrpo_train_bytes(r->ctx, wrpo_model_config(r->model), r->data, &d, &o.bytes));
@@ -396,7 +506,10 @@ static outcome train(run_of *r, bool all) {
     wrpo_trainer_free(t);
     return o;
 }
-static int by_seconds(const void *a, const void *b) { const double x = ((const row *)a)->seconds, y = ((const row *)b)->seconds; return x > y ? -1 : x < y; }
+static int by_seconds(const void *a, const void *b) {
+    const double x = ((const row *)a)->seconds, y = ((const row *)b)->seconds;
+    return x > y ? -1 : x < y;
+}
 static void profile(void) {
     wrpo_backend be = watched();
     measure_ceilings();
@@ -405,19 +518,25 @@ static void profile(void) {
     const outcome o = train(&r, false);
     const int64_t n = opt.steps;
     double inside = 0, ideal = 0, flops = 0;
-    printf("%s, %s: %lld parameters; a step of %lld records, %lld rows (prompts once): %.2f s, %.0f rows/s; reference pass and set-up before: %.2f s\n", inner->name,
-           opt.bf16 ? "bf16" : "fp32", (long long)wrpo_model_parameters(r.model), (long long)o.m.records, (long long)o.m.tokens, o.seconds / (double)n,
-           (double)(o.m.tokens * n) / o.seconds, o.reference);
+    printf("%s, %s: %lld parameters; a step of %lld records, %lld rows (prompts once): %.2f s, %.0f rows/s; reference "
+           "pass and set-up before: %.2f s\n",
+           inner->name, opt.bf16 ? "bf16" : "fp32", (long long)wrpo_model_parameters(r.model), (long long)o.m.records,
+           (long long)o.m.tokens, o.seconds / (double)n, (double)(o.m.tokens * n) / o.seconds, o.reference);
     qsort(rows, (size_t)n_rows, sizeof *rows, by_seconds);
-    printf("| op | calls a step | ms a step | share of the step | rate | share of its ceiling |\n|---|---|---|---|---|---|\n");
+    printf("| op | calls a step | ms a step | share of the step | rate | share of its ceiling "
+           "|\n|---|---|---|---|---|---|\n");
     for (int i = 0; i < n_rows; i++) {
         const row *w = &rows[i];
         inside += w->seconds, ideal += w->ideal, flops += w->flops;
-        printf("| %-30s | %5lld | %8.2f | %5.2f %% | %6.1f %s | %5.1f %% |\n", w->name, (long long)(w->calls / n), w->seconds / (double)n * 1e3, 100 * w->seconds / o.seconds,
-               (w->flops > 0 ? w->flops : w->bytes) / w->seconds * 1e-9, w->flops > 0 ? "GFLOP/s" : "GB/s", 100 * w->ideal / w->seconds);
+        printf("| %-30s | %5lld | %8.2f | %5.2f %% | %6.1f %s | %5.1f %% |\n", w->name, (long long)(w->calls / n),
+               w->seconds / (double)n * 1e3, 100 * w->seconds / o.seconds,
+               (w->flops > 0 ? w->flops : w->bytes) / w->seconds * 1e-9, w->flops > 0 ? "GFLOP/s" : "GB/s",
+               100 * w->ideal / w->seconds);
     }
-    printf("| %-30s |       | %8.2f | %5.2f %% | | |\n", "outside of all ops (host)", (o.seconds - inside) / (double)n * 1e3, 100 * (o.seconds - inside) / o.seconds);
-    printf("| %-30s |       | %8.2f | 100 %% | %6.1f GFLOP/s | %5.1f %% |\n", "a step", o.seconds / (double)n * 1e3, flops / o.seconds * 1e-9, 100 * ideal / o.seconds);
+    printf("| %-30s |       | %8.2f | %5.2f %% | | |\n", "outside of all ops (host)",
+           (o.seconds - inside) / (double)n * 1e3, 100 * (o.seconds - inside) / o.seconds);
+    printf("| %-30s |       | %8.2f | 100 %% | %6.1f GFLOP/s | %5.1f %% |\n", "a step", o.seconds / (double)n * 1e3,
+           flops / o.seconds * 1e-9, 100 * ideal / o.seconds);
     close_run(&r);
 }
 /* The records' sequences as a trainer without shared prompts computes them: every response with its prompt. */
@@ -445,8 +564,10 @@ static void step(void) {
         flops += rows[i].flops, bytes += rows[i].bytes;
         if (!strncmp(rows[i].name, "attention", 9)) attention += rows[i].seconds;
     }
-    printf("step %.4f least %.4f reference %.4f rows %lld tokens %lld gflop %.3f gbyte %.3f peak_mib %.1f predicted_mib %.1f start_mib %.1f attention %.4f\n", o.step, o.least, o.reference,
-           (long long)o.m.tokens, (long long)sequence_tokens(r.data), flops / (double)opt.steps * 1e-9, bytes / (double)opt.steps * 1e-9, (double)peak / 1024,
+    printf("step %.4f least %.4f reference %.4f rows %lld tokens %lld gflop %.3f gbyte %.3f peak_mib %.1f "
+           "predicted_mib %.1f start_mib %.1f attention %.4f\n",
+           o.step, o.least, o.reference, (long long)o.m.tokens, (long long)sequence_tokens(r.data),
+           flops / (double)opt.steps * 1e-9, bytes / (double)opt.steps * 1e-9, (double)peak / 1024,
            (double)o.bytes.total / 1048576, (double)before / 1024, attention / (double)opt.steps);
     close_run(&r);
 }
@@ -454,7 +575,10 @@ static void step(void) {
 /* ---- kernels, beside the libraries ---- */
 typedef struct product { int64_t m, n, k; wrpo_mm mm; float beta; } product;   /* c[m, n] (+)= a b, as wrpo_mm says */
 typedef struct operands { float *a, *b, *c; uint16_t *a16, *b16; float *c_ours; } operands;
-static struct { void (*sgemm)(int, int, int, int, int, int, float, const float *, int, const float *, int, float, float *, int); char what[160]; } blas;
+static struct {
+    void (*sgemm)(int, int, int, int, int, int, float, const float *, int, const float *, int, float, float *, int);
+    char what[160];
+} blas;
 static void load_blas(void) {
     const char *name = getenv("BENCH_OPENBLAS");
     unsetenv("OPENBLAS_CORETYPE"), unsetenv("OPENBLAS_L2_SIZE");
@@ -465,12 +589,15 @@ static void load_blas(void) {
     memcpy(&blas.sgemm, &symbol, sizeof symbol);
     void (*threads)(int);
     char *(*config)(void);
-    if ((symbol = dlsym(lib, "openblas_set_num_threads"))) memcpy(&threads, &symbol, sizeof symbol), threads((int)opt.threads);
-    if ((symbol = dlsym(lib, "openblas_get_config"))) memcpy(&config, &symbol, sizeof symbol), snprintf(blas.what, sizeof blas.what, "%s", config());
+    if ((symbol = dlsym(lib, "openblas_set_num_threads")))
+        memcpy(&threads, &symbol, sizeof symbol), threads((int)opt.threads);
+    if ((symbol = dlsym(lib, "openblas_get_config")))
+        memcpy(&config, &symbol, sizeof symbol), snprintf(blas.what, sizeof blas.what, "%s", config());
 }
 static void run_blas(const product *p, const operands *x) {
     const bool ta = p->mm == WRPO_MM_TN, tb = p->mm == WRPO_MM_NT;
-    blas.sgemm(101, ta ? 112 : 111, tb ? 112 : 111, (int)p->m, (int)p->n, (int)p->k, 1, x->a, (int)(ta ? p->m : p->k), x->b, (int)(tb ? p->k : p->n), p->beta, x->c, (int)p->n);
+    blas.sgemm(101, ta ? 112 : 111, tb ? 112 : 111, (int)p->m, (int)p->n, (int)p->k, 1, x->a, (int)(ta ? p->m : p->k),
+               x->b, (int)(tb ? p->k : p->n), p->beta, x->c, (int)p->n);
 }
 #ifdef BENCH_DNNL
 typedef struct dnnl { dnnl_engine_t engine; dnnl_stream_t stream; dnnl_primitive_t p; dnnl_memory_t a, b, c; } dnnl;
@@ -532,7 +659,8 @@ static void dnnl_drop(dnnl *d) {
     dnnl_stream_destroy(d->stream), dnnl_engine_destroy(d->engine);
 }
 #endif
-/* PyTorch in a process of its own: a line "dtype layout m n k" asks for the seconds of one product (NN as mm(a, b), NT as
+/* PyTorch in a process of its own: a line "dtype layout m n k" asks for the seconds of one product (NN as mm(a, b), NT
+   as
    mm(a, w.t()), TN as c.addmm_(a.t(), b)); bf16 results are bf16 there. */
 static FILE *torch_in, *torch_out;
 static char torch_what[200];
@@ -540,15 +668,19 @@ static void load_torch(void) {
     static const char *const program =
         "import sys, time, torch\n"
         "torch.set_num_threads(int(sys.argv[1])); torch.set_grad_enabled(False)\n"
-        "print(torch.__version__, [l.strip(' -') for l in torch.__config__.show().split('\\n') if 'DNN' in l][0][:40], flush=True)\n"
+        "print(torch.__version__, [l.strip(' -') for l in torch.__config__.show().split('\\n') if 'DNN' in l][0][:40], "
+        "flush=True)\n"
         "key = None\n"
         "for line in sys.stdin:\n"
         "    dtype, layout, m, n, k = line.split(); m, n, k = int(m), int(n), int(k)\n"
         "    if key != line:\n"
         "        key, t = line, torch.bfloat16 if dtype == 'bf16' else torch.float32\n"
-        "        a = torch.randn((k, m) if layout == 'TN' else (m, k)).to(t); b = torch.randn((n, k) if layout == 'NT' else (k, n)).to(t); c = torch.zeros(m, n, dtype=t)\n"
-        "    f = {'NT': lambda: torch.mm(a, b.t(), out=c), 'NN': lambda: torch.mm(a, b, out=c), 'TN': lambda: c.addmm_(a.t(), b)}[layout]\n"
-        "    f(); s = time.perf_counter(); f(); one = time.perf_counter() - s; times = max(1, int(0.04 / one)); s = time.perf_counter()\n"
+        "        a = torch.randn((k, m) if layout == 'TN' else (m, k)).to(t); b = torch.randn((n, k) if layout == 'NT' "
+        "else (k, n)).to(t); c = torch.zeros(m, n, dtype=t)\n"
+        "    f = {'NT': lambda: torch.mm(a, b.t(), out=c), 'NN': lambda: torch.mm(a, b, out=c), 'TN': lambda: "
+        "c.addmm_(a.t(), b)}[layout]\n"
+        "    f(); s = time.perf_counter(); f(); one = time.perf_counter() - s; times = max(1, int(0.04 / one)); s = "
+        "time.perf_counter()\n"
         "    for _ in range(times): f()\n"
         "    print((time.perf_counter() - s) / times, flush=True)\n";
     int to[2], from[2];
@@ -565,12 +697,14 @@ static void load_torch(void) {
     }
     close(to[0]), close(from[1]);
     torch_in = fdopen(to[1], "w"), torch_out = fdopen(from[0], "r");
-    if (!torch_in || !torch_out || !fgets(torch_what, sizeof torch_what, torch_out)) die("--torch: the interpreter does not answer");
+    if (!torch_in || !torch_out || !fgets(torch_what, sizeof torch_what, torch_out))
+        die("--torch: the interpreter does not answer");
     torch_what[strcspn(torch_what, "\n")] = 0;
 }
 static double torch_seconds(const product *p, bool bf16) {
     double seconds = 0;
-    fprintf(torch_in, "%s %s %lld %lld %lld\n", bf16 ? "bf16" : "f32", mm_name(p->mm), (long long)p->m, (long long)p->n, (long long)p->k);
+    fprintf(torch_in, "%s %s %lld %lld %lld\n", bf16 ? "bf16" : "f32", mm_name(p->mm), (long long)p->m, (long long)p->n,
+            (long long)p->k);
     fflush(torch_in);
     if (fscanf(torch_out, "%lf", &seconds) != 1) die("--torch: the interpreter is gone");
     return seconds;
@@ -587,7 +721,8 @@ static void silence(void) { const struct timespec t = {.tv_nsec = 20000000}; nan
         result = (now() - t_) / (double)times_; \
     } while (0)
 enum { OURS, OPENBLAS, ONEDNN, TORCH, ENGINES };
-static void kernel_row(const char *what, const product *p, const wrpo_backend *be, void *dev, const operands *x, bool bf16, double *logs, int *counts, double *least) {
+static void kernel_row(const char *what, const product *p, const wrpo_backend *be, void *dev, const operands *x,
+                       bool bf16, double *logs, int *counts, double *least) {
     double t[ENGINES][99] = {{0}};
     static const char *const names[] = {"NT", "NT", "NN", "TN"};
     const int64_t lda = p->mm == WRPO_MM_TN ? p->m : p->k, ldb = p->mm == WRPO_MM_NT ? p->k : p->n;
@@ -596,10 +731,13 @@ static void kernel_row(const char *what, const product *p, const wrpo_backend *b
     dnnl d = dnnl_make(p, x, bf16);
 #endif
     char line[200];
-    snprintf(line, sizeof line, "| %s | %s | %s | %lld x %lld x %lld |", what, bf16 ? "bf16" : "fp32", names[p->mm], (long long)p->m, (long long)p->n, (long long)p->k);
+    snprintf(line, sizeof line, "| %s | %s | %s | %lld x %lld x %lld |", what, bf16 ? "bf16" : "fp32", names[p->mm],
+             (long long)p->m, (long long)p->n, (long long)p->k);
     if (!opt.only || strstr(line, opt.only)) {
         for (int64_t r = 0; r < opt.reps; r++) {
-            SECONDS(t[OURS][r], be->gemm(dev, p->mm, x->c_ours, p->n, x->a, lda, b, ldb, bf16 ? WRPO_DTYPE_BF16 : WRPO_DTYPE_F32, p->m, p->n, p->k, p->beta));
+            SECONDS(t[OURS][r],
+                    be->gemm(dev, p->mm, x->c_ours, p->n, x->a, lda, b, ldb, bf16 ? WRPO_DTYPE_BF16 : WRPO_DTYPE_F32,
+                             p->m, p->n, p->k, p->beta));
             if (blas.sgemm && !bf16) SECONDS(t[OPENBLAS][r], run_blas(p, x));
 #ifdef BENCH_DNNL
             SECONDS(t[ONEDNN][r], dnnl_run(&d));
@@ -623,8 +761,9 @@ static void kernel_row(const char *what, const product *p, const wrpo_backend *b
 }
 /* rows x outputs x inputs of a layer, in its three products */
 static void kernels(void) {
-    static const int64_t shape[][3] = {{512, 576, 576}, {512, 1536, 576}, {512, 49152, 576}, {1024, 2048, 2048}, {1024, 8192, 2048}, {512, 14336, 4096},
-                                       {768, 960, 576}, {768, 576, 576}, {768, 3072, 576}, {768, 576, 1536}, {768, 49152, 576}};
+    static const int64_t shape[][3] = {{512, 576, 576},    {512, 1536, 576},   {512, 49152, 576}, {1024, 2048, 2048},
+                                       {1024, 8192, 2048}, {512, 14336, 4096}, {768, 960, 576},   {768, 576, 576},
+                                       {768, 3072, 576},   {768, 576, 1536},   {768, 49152, 576}};
     const size_t n = sizeof shape / sizeof *shape;
     if (opt.torch) load_torch();
     load_blas();
@@ -641,18 +780,29 @@ static void kernels(void) {
     for (int bf16 = 0; bf16 < 2; bf16++) {
         const wrpo_backend *be = inner = wrpo_backend_cpu();
         wrpo_ctx *ctx;
-        if (wrpo_open(&(wrpo_desc){.threads = (int)opt.threads, .dtype = bf16 ? WRPO_DTYPE_BF16 : WRPO_DTYPE_F32}, &ctx) != WRPO_OK) die("out of memory");
+        if (wrpo_open(&(wrpo_desc){.threads = (int)opt.threads, .dtype = bf16 ? WRPO_DTYPE_BF16 : WRPO_DTYPE_F32},
+                      &ctx) != WRPO_OK)
+            die("out of memory");
         double logs[ENGINES] = {0}, least[ENGINES] = {0, 1e9, 1e9, 1e9};
         int counts[ENGINES] = {0};
-        printf("\n%s, %d threads, GFLOP/s; ratios: ours over theirs\n| of | type | layout | m x n x k | %s | of peak | OpenBLAS | ratio | oneDNN | ratio | PyTorch | ratio |\n"
-               "|---|---|---|---|---|---|---|---|---|---|---|---|\n", bf16 ? "bf16" : "fp32", (int)opt.threads, be->name);
+        printf("\n%s, %d threads, GFLOP/s; ratios: ours over theirs\n| of | type | layout | m x n x k | %s | of peak | "
+               "OpenBLAS | ratio | oneDNN | ratio | PyTorch | ratio |\n"
+               "|---|---|---|---|---|---|---|---|---|---|---|---|\n",
+               bf16 ? "bf16" : "fp32", (int)opt.threads, be->name);
         for (size_t i = 0; i < n; i++) {
             const int64_t M = shape[i][0], N = shape[i][1], K = shape[i][2];
             const size_t size = (size_t)(WRPO__MAX(M * N, WRPO__MAX(M * K, N * K)));
-            operands x = {.a = get(size * 4), .b = get(size * 4), .c = get(size * 4), .c_ours = get(size * 4), .a16 = get(size * 2), .b16 = get(size * 2)};
+            operands x = {.a = get(size * 4),
+                          .b = get(size * 4),
+                          .c = get(size * 4),
+                          .c_ours = get(size * 4),
+                          .a16 = get(size * 2),
+                          .b16 = get(size * 2)};
             for (size_t j = 0; j < size; j++) {
-                x.a[j] = (float)(j * 2654435761u >> 8 & 0xFFFF) / 65536 - 0.5f, x.b[j] = (float)(j * 2246822519u >> 8 & 0xFFFF) / 65536 - 0.5f;
-                x.a16[j] = (uint16_t)(wrpo__float_bits(x.a[j]) >> 16), x.b16[j] = (uint16_t)(wrpo__float_bits(x.b[j]) >> 16);
+                x.a[j] = (float)(j * 2654435761u >> 8 & 0xFFFF) / 65536 - 0.5f,
+                x.b[j] = (float)(j * 2246822519u >> 8 & 0xFFFF) / 65536 - 0.5f;
+                x.a16[j] = (uint16_t)(wrpo__float_bits(x.a[j]) >> 16),
+                x.b16[j] = (uint16_t)(wrpo__float_bits(x.b[j]) >> 16);
             }
             const product layouts[] = {{M, N, K, WRPO_MM_NT, 0}, {M, K, N, WRPO_MM_NN, 0}, {N, K, M, WRPO_MM_TN, 1}};
             static const char *const whats[] = {"y = x W'", "dx = dy W", "dW += dy' x"};
@@ -661,26 +811,47 @@ static void kernels(void) {
         }
         static const char *const engines[] = {"", "OpenBLAS", "oneDNN", "PyTorch"};
         for (int e = 1; e < ENGINES; e++)
-            if (counts[e]) printf("%s: geometric mean over %s %.2f, least %.2f, of %d products\n", bf16 ? "bf16" : "fp32", engines[e], exp(logs[e] / counts[e]), least[e], counts[e]);
+            if (counts[e])
+                printf("%s: geometric mean over %s %.2f, least %.2f, of %d products\n", bf16 ? "bf16" : "fp32",
+                       engines[e], exp(logs[e] / counts[e]), least[e], counts[e]);
         wrpo_close(ctx);
     }
     if (torch_in) fclose(torch_in), fclose(torch_out), wait(NULL);
 }
 
 /* ---- the command line ---- */
-static void usage(void) { die("usage: bench kernels|profile|step|ceilings [OPTIONS]; the comment on top of bench.c lists them"); }
+static void usage(void) {
+    die("usage: bench kernels|profile|step|ceilings [OPTIONS]; the comment on top of bench.c lists them");
+}
 int main(int argc, char **argv) {
     if (argc < 2) usage();
-    const struct { const char *name; int64_t *number; const char **text; bool *flag; } table[] = {
-        {"--threads", &opt.threads, 0, 0}, {"--reps", &opt.reps, 0, 0}, {"--max-length", &opt.max_length, 0, 0}, {"--layers", &opt.layers, 0, 0},
-        {"--vocab", &opt.vocab, 0, 0}, {"--records", &opt.records, 0, 0}, {"--prompt", &opt.prompt, 0, 0}, {"--response", &opt.response, 0, 0},
-        {"--responses", &opt.responses, 0, 0}, {"--recompute", &opt.recompute, 0, 0}, {"--micro-tokens", &opt.micro_tokens, 0, 0}, {"--steps", &opt.steps, 0, 0},
-        {"--model", 0, &opt.model, 0}, {"--data", 0, &opt.data, 0}, {"--shape", 0, &opt.shape, 0}, {"--torch", 0, &opt.torch, 0}, {"--only", 0, &opt.only, 0},
-        {"--equal", 0, 0, &opt.equal}};
+    const struct { const char *name; int64_t *number; const char **text; bool *flag;
+    } table[] = {{"--threads", &opt.threads, 0, 0},
+                 {"--reps", &opt.reps, 0, 0},
+                 {"--max-length", &opt.max_length, 0, 0},
+                 {"--layers", &opt.layers, 0, 0},
+                 {"--vocab", &opt.vocab, 0, 0},
+                 {"--records", &opt.records, 0, 0},
+                 {"--prompt", &opt.prompt, 0, 0},
+                 {"--response", &opt.response, 0, 0},
+                 {"--responses", &opt.responses, 0, 0},
+                 {"--recompute", &opt.recompute, 0, 0},
+                 {"--micro-tokens", &opt.micro_tokens, 0, 0},
+                 {"--steps", &opt.steps, 0, 0},
+                 {"--model", 0, &opt.model, 0},
+                 {"--data", 0, &opt.data, 0},
+                 {"--shape", 0, &opt.shape, 0},
+                 {"--torch", 0, &opt.torch, 0},
+                 {"--only", 0, &opt.only, 0},
+                 {"--equal", 0, 0, &opt.equal}};
     for (int i = 2; i < argc; i++) {
         size_t k = 0;
         const size_t n = sizeof table / sizeof *table;
-        if (!strcmp(argv[i], "--dtype") && i + 1 < argc && (!strcmp(argv[i + 1], "f32") || !strcmp(argv[i + 1], "bf16"))) { opt.bf16 = *argv[++i] == 'b'; continue; }
+        if (!strcmp(argv[i], "--dtype") && i + 1 < argc &&
+            (!strcmp(argv[i + 1], "f32") || !strcmp(argv[i + 1], "bf16"))) {
+            opt.bf16 = *argv[++i] == 'b';
+            continue;
+        }
         while (k < n && strcmp(argv[i], table[k].name) != 0) k++;
         if (k == n || (!table[k].flag && i + 1 == argc)) usage();
         if (table[k].flag) *table[k].flag = true;

@@ -2,8 +2,9 @@
    data, state, questions. Whatever the bytes are, a reader returns or refuses them with a sentence, frees all that it
    took, and breaks no rule of C; what it accepts can be used.
      with libFuzzer        make -C tests fuzz [SECONDS_EACH=20]        run.sh builds and runs it
-     any compiler          -DFUZZ_REPLAY: a main that runs the files it is given, for AFL, honggfuzz and to look at a find:
-                           FUZZ_TARGET=json afl-fuzz -i build/fuzz/json -o out -x fuzz/words.dict -- build/fuzz/replay @@
+     any compiler -DFUZZ_REPLAY: a main that runs the files it is given, for AFL, honggfuzz and to look at a find:
+                           FUZZ_TARGET=json afl-fuzz -i build/fuzz/json -o out -x fuzz/words.dict -- build/fuzz/replay
+                           @@
                            FUZZ_TARGET=json build/fuzz/replay build/fuzz/found-json-...
                            build/fuzz/replay --seeds DIR writes DIR/TARGET/..., the inputs to begin with
    Files come from memory (wrpo_desc.files); only example.c's reader of questions gets a file. Runs in tests/. */
@@ -87,7 +88,8 @@ static void run_json(const char *data, size_t size) {
 }
 /* A safetensors file; what begins with { is the index of shards, of which one is there. */
 static void run_tensors(const char *data, size_t size) {
-    static const char shard[] = "\x40\0\0\0\0\0\0\0{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}       ";
+    static const char shard[] =
+        "\x40\0\0\0\0\0\0\0{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}       ";
     const bool index = size && data[0] == '{';
     put("d/model-00001-of-00001.safetensors", shard, 8 + 64 + 4);
     put(index ? "d/model.safetensors.index.json" : "d.safetensors", data, size);
@@ -112,7 +114,8 @@ static void run_config(const char *data, size_t size) {
     const wrpo_result r = wrpo_train_bytes(ctx, &config, NULL, &desc, &bytes);
     must(r == WRPO_OK || wrpo_last_error(ctx)->text[0], "an error without a sentence");
 }
-static const char sample_text[] = "Hello, w\xC3\xB6rld!  12345 <s>don't</s>\n\n\t\xE4\xBD\xA0\xE5\xA5\xBD \xF0\x9F\x98\x80 a\xCC\x81";
+static const char sample_text[] =
+    "Hello, w\xC3\xB6rld!  12345 <s>don't</s>\n\n\t\xE4\xBD\xA0\xE5\xA5\xBD \xF0\x9F\x98\x80 a\xCC\x81";
 static void run_tokenizer(const char *data, size_t size) {
     put("t/tokenizer.json", data, size);
     wrpo_tokenizer *tok;
@@ -132,9 +135,11 @@ static void run_tokenizer(const char *data, size_t size) {
 static void run_template(const char *data, size_t size) {
     static const char messages[] =
         "[{\"role\":\"system\",\"content\":\"Be brief.\"},{\"role\":\"user\",\"content\":\" Hi <there> \"},"
-        "{\"role\":\"assistant\",\"content\":\"Hello.\",\"tool_calls\":[{\"function\":{\"name\":\"f\",\"arguments\":{\"x\":[1,2.5]}}}]},"
+        "{\"role\":\"assistant\",\"content\":\"Hello.\",\"tool_calls\":[{\"function\":{\"name\":\"f\",\"arguments\":{"
+        "\"x\":[1,2.5]}}}]},"
         "{\"role\":\"tool\",\"content\":\"3\"},{\"role\":\"user\",\"content\":\"B\xC3\xA4r\"}]";
-    static const char kwargs[] = "{\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"f\"}}],\"n\":7,\"s\":\"a,b\"}";
+    static const char kwargs[] =
+        "{\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"f\"}}],\"n\":7,\"s\":\"a,b\"}";
     put("t/chat_template.jinja", data, size);
     wrpo_tokenizer *tok;
     wrpo_json *list, *more;
@@ -224,7 +229,8 @@ int LLVMFuzzerInitialize(int *argc, char ***argv) {
     put_golden("t/tokenizer.json", "golden/checkpoints/llama_f32/tokenizer.json");
     put_golden("t/tokenizer_config.json", "golden/checkpoints/llama_f32/tokenizer_config.json");
     put_golden("t/chat_template.jinja", "golden/checkpoints/llama_f32/chat_template.jinja");
-    snprintf(questions_path, sizeof questions_path, "%.40s/fuzz_questions_%d", base && *base ? base : "/tmp", (int)getpid());
+    snprintf(questions_path, sizeof questions_path, "%.40s/fuzz_questions_%d", base && *base ? base : "/tmp",
+             (int)getpid());
     atexit(remove_questions);
     return 0;
 }
@@ -254,32 +260,52 @@ static void seed_file(const char *dir, const char *name, int number, const char 
 }
 /* The inputs to begin with: small files, the committed goldens, and the state of a run that is made here. */
 static void write_seeds(const char *dir) {
-    static const struct { const char *name, *text; } small[] = {
-        {"json", "{\"a\": [1, -2.5e3, true, null, \"\\u00e9\\ud83d\\ude00\\n\"], \"b\": {}, \"c\": 12345678901234567890}"},
+    static const struct { const char *name, *text;
+    } small[] = {
+        {"json",
+         "{\"a\": [1, -2.5e3, true, null, \"\\u00e9\\ud83d\\ude00\\n\"], \"b\": {}, \"c\": 12345678901234567890}"},
         {"json", "[[], [[\"x\"]], 0, 1e-400, \"\\\\\\/\"]"},
-        {"tensors", "{\"metadata\": {\"total_size\": 4}, \"weight_map\": {\"a\": \"model-00001-of-00001.safetensors\"}}"},
+        {"tensors",
+         "{\"metadata\": {\"total_size\": 4}, \"weight_map\": {\"a\": \"model-00001-of-00001.safetensors\"}}"},
         {"data", "{\"prompt\": \"hi\", \"chosen\": \"yes\", \"rejected\": \"no\"}\n"},
-        {"data", "{\"prompt_id\": \"q\", \"prompt\": {\"role\": \"user\", \"content\": \"hi\"}, \"chosen\": [{\"role\": \"assistant\", "
-                 "\"content\": \"a\"}, {\"role\": \"assistant\", \"content\": \"b\"}], \"rejected\": [{\"role\": \"assistant\", "
-                 "\"content\": \"c\"}], \"weight\": 0.5}\n"},
-        {"data", "{\"messages\": [{\"role\": \"user\", \"content\": \"hi\"}, {\"role\": \"assistant\", \"content\": \"a\"}]}\n\n"},
-        {"data", "{\"prompt\": \"hi\", \"chosen\": [\"a\", \"b\", \"c\"], \"weights\": [1, 2], \"rejected\": \"d\", \"tools\": [],"
-                 " \"chat_template_kwargs\": {\"x\": 1}}\n"},
+        {"data",
+         "{\"prompt_id\": \"q\", \"prompt\": {\"role\": \"user\", \"content\": \"hi\"}, \"chosen\": [{\"role\": "
+         "\"assistant\", "
+         "\"content\": \"a\"}, {\"role\": \"assistant\", \"content\": \"b\"}], \"rejected\": [{\"role\": "
+         "\"assistant\", "
+         "\"content\": \"c\"}], \"weight\": 0.5}\n"},
+        {"data",
+         "{\"messages\": [{\"role\": \"user\", \"content\": \"hi\"}, {\"role\": \"assistant\", \"content\": "
+         "\"a\"}]}\n\n"},
+        {"data",
+         "{\"prompt\": \"hi\", \"chosen\": [\"a\", \"b\", \"c\"], \"weights\": [1, 2], \"rejected\": \"d\", \"tools\": "
+         "[],"
+         " \"chat_template_kwargs\": {\"x\": 1}}\n"},
         {"data", "{\"prompt\": \"hi\", \"pairs\": [{\"chosen\": \"a\", \"rejected\": \"b\", \"weight\": 1}]}\n"},
-        {"questions", "[{\"instruction\": \"What?\", \"output\": \"\", \"generator\": \"x\", \"dataset\": \"helpful\"}]"},
+        {"questions",
+         "[{\"instruction\": \"What?\", \"output\": \"\", \"generator\": \"x\", \"dataset\": \"helpful\"}]"},
         {"questions", "{\"question_id\": 81, \"category\": \"writing\", \"turns\": [\"One?\", \"Two?\"]}\n"},
-        {"questions", "{\"question_id\": \"a\", \"category\": \"arena-hard-200\", \"cluster\": \"c\", \"turns\": [{\"content\": \"One?\"}]}\n"},
+        {"questions",
+         "{\"question_id\": \"a\", \"category\": \"arena-hard-200\", \"cluster\": \"c\", \"turns\": [{\"content\": "
+         "\"One?\"}]}\n"},
         {"questions", "{\"uid\": \"b\", \"category\": \"hard_prompt\", \"prompt\": \"One?\"}\n"},
-        {"template", "{% set ns = namespace(x='') %}{% for m in messages %}{% if loop.first and m.role == 'system' %}{{ m.content | trim }}"
-                     "{% elif m['tool_calls'] is defined %}{{ m.tool_calls[0].function | tojson }}{% else %}{{ loop.index0 ~ m['content'][1:-1] }}"
-                     "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ bos_token }}{% endif %}"},
-        {"template", "{%- macro f(a, b=2) -%}{{ a + b }}{%- endmacro -%}{{ f(1) }}{{ tools | length }}{{ s.split(',') | join('-') }}"
-                     "{{ (n // 2) % 3 - 1 }}{{ {'a': [1, 2]} | items | list }}{{ raise_exception('no') if not messages }}"},
+        {"template",
+         "{% set ns = namespace(x='') %}{% for m in messages %}{% if loop.first and m.role == 'system' %}{{ m.content "
+         "| trim }}"
+         "{% elif m['tool_calls'] is defined %}{{ m.tool_calls[0].function | tojson }}{% else %}{{ loop.index0 ~ "
+         "m['content'][1:-1] }}"
+         "{% endif %}{% endfor %}{% if add_generation_prompt %}{{ bos_token }}{% endif %}"},
+        {"template",
+         "{%- macro f(a, b=2) -%}{{ a + b }}{%- endmacro -%}{{ f(1) }}{{ tools | length }}{{ s.split(',') | join('-') "
+         "}}"
+         "{{ (n // 2) % 3 - 1 }}{{ {'a': [1, 2]} | items | list }}{{ raise_exception('no') if not messages }}"},
     };
     for (int i = 0; i < (int)(sizeof small / sizeof *small); i++)
         seed(dir, small[i].name, i, small[i].text, strlen(small[i].text));
-    seed(dir, "tensors", 90, "\x40\0\0\0\0\0\0\0{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}       1234", 8 + 64 + 4);
-    static const char *const checkpoints[] = {"llama_f32", "qwen2_bf16_sharded", "gemma2_bf16", "phi3_bf16_sharded", "internlm2_f32"};
+    seed(dir, "tensors", 90,
+         "\x40\0\0\0\0\0\0\0{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}       1234", 8 + 64 + 4);
+    static const char *const checkpoints[] = {"llama_f32", "qwen2_bf16_sharded", "gemma2_bf16", "phi3_bf16_sharded",
+                                              "internlm2_f32"};
     for (int i = 0; i < 5; i++) {
         char path[100];
         snprintf(path, sizeof path, "golden/checkpoints/%s/config.json", checkpoints[i]);
@@ -310,7 +336,8 @@ int main(int argc, char **argv) {
     LLVMFuzzerInitialize(&argc, &argv);
     for (int i = 1; i < argc; i++) {
         size_t size;
-        char *data = load(argv[i], &size), *exact = malloc(size + !size);        /* exact: a sanitizer sees a read beyond */
+        /* exact: a sanitizer sees a read beyond */
+        char *data = load(argv[i], &size), *exact = malloc(size + !size);
         must(exact, "no memory");
         memcpy(exact, data, size);
         LLVMFuzzerTestOneInput((const uint8_t *)exact, size);

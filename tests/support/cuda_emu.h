@@ -1,14 +1,17 @@
 // cuda_emu.h - runs the kernels of wrpo_cuda.cu on the host, so that they can be tested without a GPU.
-// A CUDA thread is a fiber; the fibers of one block run round-robin and give way only at barriers, so __syncthreads, warp
+// A CUDA thread is a fiber; the fibers of one block run round-robin and give way only at barriers, so __syncthreads,
+// warp
 // shuffles, ballots, ldmatrix and mma.sync have their real meaning. Blocks run one after another.
-//   EMU_ORDER=0 blocks and threads in ascending order | 1 descending | n>=2 pseudo-random order, seed n   (results must not depend on it)
+// EMU_ORDER=0 blocks and threads in ascending order | 1 descending | n>=2 pseudo-random order, seed n (results must not
+// depend on it)
 //   EMU_ASYNC=0 asynchronous copies (cp.async, TMA) land as late as their wait allows, wgmma reads its operands at once
 //            | 1 copies land at once, wgmma reads as late as its wait allows
 //   EMU_SM      compute capability of the device, 90 without it
 //   EMU_MEMORY  bytes of device memory; without it, what the host has
 //   EMU_GRAPH_FAIL=begin, end, instantiate or launch: that call of the graphs' has no memory
-//   -fsanitize=address: out-of-bounds shared and global accesses;  -fsanitize=thread: data races inside and between blocks
-// Compile with -fno-strict-aliasing, as device code is. Not seen here: the inline PTX itself (only its twin below), weak
+// -fsanitize=address: out-of-bounds shared and global accesses; -fsanitize=thread: data races inside and between blocks
+// Compile with -fno-strict-aliasing, as device code is. Not seen here: the inline PTX itself (only its twin below),
+// weak
 // memory order between blocks, bank conflicts, occupancy, speed.
 #pragma once
 #include <stdint.h>
@@ -47,7 +50,9 @@
 #define __grid_constant__
 #define WRPO_SM90A 1
 #define __align__(n) alignas(n)
-#define WRPO_SHARED(T, name, n) static int emu_slot_##name; T* name = (T*)emu::shared_alloc(&emu_slot_##name, sizeof(T) * (n))
+#define WRPO_SHARED(T, name, n)                                                                                        \
+    static int emu_slot_##name;                                                                                        \
+    T* name = (T*)emu::shared_alloc(&emu_slot_##name, sizeof(T) * (n))
 #define WRPO_DYN_SHARED(T, name) T* name = (T*)emu::smem
 #define WRPO_LAUNCH(kernel, grid, block, smem, stream, ...) \
     emu::enqueue(#kernel, kernel, dim3(grid), dim3(block), (smem), (stream), __VA_ARGS__)
@@ -63,7 +68,11 @@ static inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) {
 struct __nv_bfloat16 {
     uint16_t bits;
     __nv_bfloat16() = default;
-    __nv_bfloat16(float f) { uint32_t u; memcpy(&u, &f, 4); bits = f != f ? 0x7fff : uint16_t((u + 0x7fff + ((u >> 16) & 1)) >> 16); }
+    __nv_bfloat16(float f) {
+        uint32_t u;
+        memcpy(&u, &f, 4);
+        bits = f != f ? 0x7fff : uint16_t((u + 0x7fff + ((u >> 16) & 1)) >> 16);
+    }
     operator float() const { uint32_t u = uint32_t(bits) << 16; float f; memcpy(&f, &u, 4); return f; }
 };
 struct alignas(4) __nv_bfloat162 { __nv_bfloat16 x, y; };
@@ -101,16 +110,19 @@ struct Fiber {
     Copy copies[128]; int ncopies, group;                         // cp.async: nothing is copied before the wait
     void* tsan; void* tsan_set[2]; char* stack_set[2]; void* asan;
 };
-struct Warp { unsigned gen, arrived, live; alignas(64) unsigned char box[2][WARP][128]; };  // one 128-byte letter box a lane
+// one 128-byte letter box a lane
+struct Warp { unsigned gen, arrived, live; alignas(64) unsigned char box[2][WARP][128]; };
 inline Fiber fibers[MAX_THREADS]; inline Warp warps[MAX_THREADS / WARP];
 inline Fiber* cur; inline Fiber host;
 inline int nthreads, nwarps, alive, order[MAX_THREADS], pos[MAX_THREADS], order_mode, early_copies;
 inline unsigned bar_gen, bar_arrived, bar_or, bar_or_last; inline uint64_t progress, launches;
 inline dim3 grid_dim, block_dim; inline uint3 block_idx; inline const char* kernel_name = "";
 inline char* smem; inline size_t smem_dyn, smem_used; inline int smem_epoch; inline char launch_token, done_token;
-inline void (*entry)(void*); inline void* entry_arg; inline void (*at_block)();         // at_block: forgets what was in flight
+// at_block: forgets what was in flight
+inline void (*entry)(void*); inline void* entry_arg; inline void (*at_block)();
 [[noreturn]] inline void fail(const char* what) {
-    fprintf(stderr, "emu: %s in %s, block (%u,%u,%u) thread %d\n", what, kernel_name, block_idx.x, block_idx.y, block_idx.z, cur ? cur->id : -1);
+    fprintf(stderr, "emu: %s in %s, block (%u,%u,%u) thread %d\n", what, kernel_name, block_idx.x, block_idx.y,
+            block_idx.z, cur ? cur->id : -1);
     abort();
 }
 // Static shared arrays: every thread of the block that reaches the declaration gets the same place.
@@ -133,9 +145,12 @@ asm(".text\n.globl emu_switch\n.type emu_switch,@function\nemu_switch:\n"
     "pop %r15\npop %r14\npop %r13\npop %r12\npop %rbx\npop %rbp\nret\n");
 #elif defined(__aarch64__)
 asm(".text\n.globl emu_switch\n.type emu_switch,%function\nemu_switch:\nsub sp,sp,#160\n"
-    "stp x19,x20,[sp,#0]\nstp x21,x22,[sp,#16]\nstp x23,x24,[sp,#32]\nstp x25,x26,[sp,#48]\nstp x27,x28,[sp,#64]\nstp x29,x30,[sp,#80]\n"
-    "stp d8,d9,[sp,#96]\nstp d10,d11,[sp,#112]\nstp d12,d13,[sp,#128]\nstp d14,d15,[sp,#144]\nmov x9,sp\nstr x9,[x0]\nmov sp,x1\n"
-    "ldp x19,x20,[sp,#0]\nldp x21,x22,[sp,#16]\nldp x23,x24,[sp,#32]\nldp x25,x26,[sp,#48]\nldp x27,x28,[sp,#64]\nldp x29,x30,[sp,#80]\n"
+    "stp x19,x20,[sp,#0]\nstp x21,x22,[sp,#16]\nstp x23,x24,[sp,#32]\nstp x25,x26,[sp,#48]\nstp x27,x28,[sp,#64]\nstp "
+    "x29,x30,[sp,#80]\n"
+    "stp d8,d9,[sp,#96]\nstp d10,d11,[sp,#112]\nstp d12,d13,[sp,#128]\nstp d14,d15,[sp,#144]\nmov x9,sp\nstr "
+    "x9,[x0]\nmov sp,x1\n"
+    "ldp x19,x20,[sp,#0]\nldp x21,x22,[sp,#16]\nldp x23,x24,[sp,#32]\nldp x25,x26,[sp,#48]\nldp x27,x28,[sp,#64]\nldp "
+    "x29,x30,[sp,#80]\n"
     "ldp d8,d9,[sp,#96]\nldp d10,d11,[sp,#112]\nldp d12,d13,[sp,#128]\nldp d14,d15,[sp,#144]\nadd sp,sp,#160\nret\n");
 #endif
 EMU_RAW void go(Fiber* to) {
@@ -161,7 +176,10 @@ EMU_RAW void wait_while(const unsigned* word, unsigned old, bool in_warp) {
     uint64_t seen = progress; int idle = 0;
     while (*(volatile const unsigned*)word == old) {
         yield(in_warp && idle < 2);
-        if (progress != seen) { seen = progress; idle = 0; } else if (++idle > 4) fail("deadlock (a barrier not reached by every thread?)");
+        if (progress != seen) {
+            seen = progress;
+            idle = 0;
+        } else if (++idle > 4) fail("deadlock (a barrier not reached by every thread?)");
     }
 }
 EMU_RAW void leave() {                                           // end of a fiber's body
@@ -169,7 +187,8 @@ EMU_RAW void leave() {                                           // end of a fib
 #if defined(__SANITIZE_THREAD__)
     __tsan_release(&done_token);
 #endif
-    if (alive && bar_arrived == (unsigned)alive) { bar_arrived = 0; bar_or_last = bar_or; bar_or = 0; ++bar_gen; }  // exited threads count as arrived
+    // exited threads count as arrived
+    if (alive && bar_arrived == (unsigned)alive) { bar_arrived = 0; bar_or_last = bar_or; bar_or = 0; ++bar_gen; }
     if (!alive) go(&host); else yield(false);
     abort();
 }
@@ -188,19 +207,26 @@ EMU_RAW unsigned block_barrier(unsigned pred) {
     __tsan_release(&bar_gen);
 #endif
     bar_or |= pred; ++progress; unsigned g = bar_gen;
-    if (++bar_arrived == (unsigned)alive) { bar_arrived = 0; bar_or_last = bar_or; bar_or = 0; ++bar_gen; } else wait_while(&bar_gen, g, false);
+    if (++bar_arrived == (unsigned)alive) {
+        bar_arrived = 0;
+        bar_or_last = bar_or;
+        bar_or = 0;
+        ++bar_gen;
+    } else wait_while(&bar_gen, g, false);
 #if defined(__SANITIZE_THREAD__)
     __tsan_acquire(&bar_gen);
 #endif
     return bar_or_last;
 }
 struct Nothing { void operator()() const {} };
-template <class F = Nothing> EMU_RAW void warp_barrier(unsigned mask, const F& last = F()) {     // every lane of mask must come; the last one runs `last`
+// every lane of mask must come; the last one runs `last`
+template <class F = Nothing> EMU_RAW void warp_barrier(unsigned mask, const F& last = F()) {
     Warp& w = warps[cur->id / WARP]; ++progress; unsigned g = w.gen; mask &= w.live; w.arrived |= 1u << cur->lane;
     if (!(mask >> cur->lane & 1)) fail("lane outside its own mask");
     if ((w.arrived & mask) == mask) { last(); w.arrived &= ~mask; ++w.gen; } else wait_while(&w.gen, g, true);
 }
-// Exchange one letter (<= 128 bytes a lane) inside the warp: returns the warp's boxes, valid until this lane's next-but-one exchange.
+// Exchange one letter (<= 128 bytes a lane) inside the warp: returns the warp's boxes, valid until this lane's
+// next-but-one exchange.
 template <class T> EMU_RAW const unsigned char (*exchange(const T& v, unsigned mask))[128] {
     static_assert(sizeof(T) <= 128, "letter too long");
     Warp& w = warps[cur->id / WARP]; unsigned ph = cur->phase++ & 1;
@@ -216,24 +242,37 @@ EMU_RAW void allow(const void* kernel, size_t bytes) {
     for (int i = 0; i < n_allowed; ++i) if (allowed[i].kernel == kernel) { allowed[i].bytes = bytes; return; }
     if (n_allowed < 256) allowed[n_allowed++] = {kernel, bytes};
 }
-template <class F> EMU_RAW void launch(const char* name, const void* kernel, dim3 grid, dim3 block, size_t dyn, F body) {
-    size_t most = 48 * 1024; for (int i = 0; i < n_allowed; ++i) if (allowed[i].kernel == kernel) most = allowed[i].bytes;
+template <class F>
+EMU_RAW void launch(const char* name, const void* kernel, dim3 grid, dim3 block, size_t dyn, F body) {
+    size_t most = 48 * 1024;
+    for (int i = 0; i < n_allowed; ++i)
+        if (allowed[i].kernel == kernel) most = allowed[i].bytes;
     kernel_name = name; ++launches; grid_dim = grid; block_dim = block; nthreads = int(block.x * block.y * block.z);
     cur = nullptr;
     if (!nthreads || !grid.x || !grid.y || !grid.z) fail("empty launch");
     if (nthreads > MAX_THREADS || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535) fail("launch too large");
     if (dyn > most || dyn > DYN_SMEM) fail("more dynamic shared memory than allowed");
-    const char *e = getenv("EMU_ORDER"); order_mode = e ? atoi(e) : 0; e = getenv("EMU_ASYNC"); early_copies = e ? atoi(e) : 0;
+    const char* e = getenv("EMU_ORDER");
+    order_mode = e ? atoi(e) : 0;
+    e = getenv("EMU_ASYNC");
+    early_copies = e ? atoi(e) : 0;
     uint32_t rng = 2654435761u * (order_mode + 1);
     entry = [](void* p) { (*(F*)p)(); }; entry_arg = (void*)&body;
 #if defined(__SANITIZE_THREAD__)
     host.tsan = __tsan_get_current_fiber();
 #endif
-    const uint64_t blocks = (uint64_t)grid.x * grid.y * grid.z; uint64_t step = 1, at = 0;      // the order of blocks: one step, co-prime to their number
+    // the order of blocks: one step, co-prime to their number
+    const uint64_t blocks = (uint64_t)grid.x * grid.y * grid.z; uint64_t step = 1, at = 0;
     if (order_mode == 1) step = at = blocks - 1;
-    if (order_mode > 1) { step = blocks * 2 / 3 + order_mode; while (std::gcd(step, blocks) != 1) ++step; at = rng % blocks; }
+    if (order_mode > 1) {
+        step = blocks * 2 / 3 + order_mode;
+        while (std::gcd(step, blocks) != 1) ++step;
+        at = rng % blocks;
+    }
     for (uint64_t b = 0; b < blocks; ++b, at = (at + step) % blocks) {
-        block_idx = {unsigned(at % grid.x), unsigned(at / grid.x % grid.y), unsigned(at / grid.x / grid.y)}; alive = nthreads; bar_arrived = bar_or = 0;
+        block_idx = {unsigned(at % grid.x), unsigned(at / grid.x % grid.y), unsigned(at / grid.x / grid.y)};
+        alive = nthreads;
+        bar_arrived = bar_or = 0;
         ++smem_epoch; smem_used = dyn; if (at_block) at_block();
 #if defined(__SANITIZE_THREAD__)
         if (smem) munmap(smem, DYN_SMEM);
@@ -247,13 +286,24 @@ template <class F> EMU_RAW void launch(const char* name, const void* kernel, dim
 #if defined(__SANITIZE_ADDRESS__)
         __asan_poison_memory_region(smem + dyn, DYN_SMEM - dyn);
 #endif
-        for (int i = 0; i < (nthreads + WARP - 1) / WARP; ++i) { warps[i].arrived = 0; int n = nthreads - i * WARP; warps[i].live = n >= WARP ? ~0u : (1u << n) - 1; }
+        for (int i = 0; i < (nthreads + WARP - 1) / WARP; ++i) {
+            warps[i].arrived = 0;
+            int n = nthreads - i * WARP;
+            warps[i].live = n >= WARP ? ~0u : (1u << n) - 1;
+        }
         for (int t = 0; t < nthreads; ++t) order[t] = t;         // permute the warps, then the lanes of each
-        auto shuffle = [&](int* a, int n) { for (int t = n - 1; t > 0; --t) { rng = rng * 1664525u + 1013904223u; std::swap(a[t], a[(rng >> 8) % (t + 1)]); } };
+        auto shuffle = [&](int* a, int n) {
+            for (int t = n - 1; t > 0; --t) {
+                rng = rng * 1664525u + 1013904223u;
+                std::swap(a[t], a[(rng >> 8) % (t + 1)]);
+            }
+        };
         if (order_mode && nthreads % WARP == 0) {
-            int w[MAX_THREADS / WARP], nw = nthreads / WARP; for (int i = 0; i < nw; ++i) w[i] = order_mode == 1 ? nw - 1 - i : i;
+            int w[MAX_THREADS / WARP], nw = nthreads / WARP;
+            for (int i = 0; i < nw; ++i) w[i] = order_mode == 1 ? nw - 1 - i : i;
             if (order_mode > 1) shuffle(w, nw);
-            for (int t = 0; t < nthreads; ++t) order[t] = w[t / WARP] * WARP + (order_mode == 1 ? WARP - 1 - t % WARP : t % WARP);
+            for (int t = 0; t < nthreads; ++t)
+                order[t] = w[t / WARP] * WARP + (order_mode == 1 ? WARP - 1 - t % WARP : t % WARP);
             if (order_mode > 1) for (int i = 0; i < nw; ++i) shuffle(order + i * WARP, WARP);
         }
         for (int t = 0; t < nthreads; ++t) {
@@ -265,7 +315,8 @@ template <class F> EMU_RAW void launch(const char* name, const void* kernel, dim
             f.tsan = f.tsan_set[set];
 #endif
             if (!f.stack_set[set]) {
-                f.stack_set[set] = (char*)mmap(nullptr, f.stack_size = STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+                f.stack_set[set] = (char*)mmap(nullptr, f.stack_size = STACK, PROT_READ | PROT_WRITE,
+                                               MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
                 mprotect(f.stack_set[set], 4096, PROT_NONE);     // overflow guard
             }
             f.stack = f.stack_set[set];
@@ -291,27 +342,34 @@ template <class F> EMU_RAW void launch(const char* name, const void* kernel, dim
     __tsan_acquire(&done_token);
 #endif
 }
-// ---- streams, capture --------------------------------------------------------------------------------------------------
-// A stream runs what it is given at once; while it is captured, nothing runs: launches are kept with copies of their arguments, device copies and fills
-// likewise, and what waits, allocates or touches pageable host memory is an error that spoils the capture, as in the runtime's thread-local mode.
+// ---- streams, capture
+// --------------------------------------------------------------------------------------------------
+// A stream runs what it is given at once; while it is captured, nothing runs: launches are kept with copies of their
+// arguments, device copies and fills
+// likewise, and what waits, allocates or touches pageable host memory is an error that spoils the capture, as in the
+// runtime's thread-local mode.
 enum { UNSUPPORTED = 900, INVALIDATED = 901 };
 struct Graph { std::vector<std::function<void()>> nodes; };
 struct Stream { Graph* graph = nullptr; bool spoilt = false; };
 inline Stream* captured; inline int last_error;
 inline int failed(int e) { if (e) last_error = e; return e; }
 inline bool asked_to_fail(const char* what) { const char* e = getenv("EMU_GRAPH_FAIL"); return e && !strcmp(e, what); }
-inline int illegal() { if (captured) captured->spoilt = true; return failed(captured ? UNSUPPORTED : 0); }        // 0: nothing is captured
+// 0: nothing is captured
+inline int illegal() { if (captured) captured->spoilt = true; return failed(captured ? UNSUPPORTED : 0); }
 template <class F> int keep_or_run(Stream* s, F work) {
     if (!s->graph) { work(); return 0; }
     if (s->spoilt) return failed(INVALIDATED);
     s->graph->nodes.push_back(work); return 0;
 }
-template <class... P, class... A> void enqueue(const char* name, void (*kernel)(P...), dim3 grid, dim3 block, size_t dyn, Stream* s, A&&... args) {
+template <class... P, class... A>
+void enqueue(const char* name, void (*kernel)(P...), dim3 grid, dim3 block, size_t dyn, Stream* s, A&&... args) {
     std::tuple<std::remove_cv_t<P>...> copies(std::forward<A>(args)...);
-    keep_or_run(s, [=]() { launch(name, (const void*)kernel, grid, block, dyn, [&]() { std::apply(kernel, copies); }); });
+    keep_or_run(s,
+                [=]() { launch(name, (const void*)kernel, grid, block, dyn, [&]() { std::apply(kernel, copies); }); });
 }
 }  // namespace emu
-extern "C" { __attribute__((weak)) int64_t emu_captures, emu_replays, emu_graphs; }     // recorded and launched so far; alive now
+// recorded and launched so far; alive now
+extern "C" { __attribute__((weak)) int64_t emu_captures, emu_replays, emu_graphs; }
 #define threadIdx (emu::cur->tid)
 #define blockIdx (emu::block_idx)
 #define blockDim (emu::block_dim)
@@ -329,14 +387,37 @@ EMU_RAW void __syncwarp(unsigned mask = 0xffffffffu) {
     __tsan_acquire(&emu::warps[emu::cur->id / 32].gen);
 #endif
 }
-template <class T> inline T __shfl_sync(unsigned m, T v, int src, int w = 32) { auto b = emu::exchange(v, m); int l = emu::cur->lane; return emu::letter<T>(b, l / w * w + (src & (w - 1))); }
-template <class T> inline T __shfl_xor_sync(unsigned m, T v, int x, int w = 32) { auto b = emu::exchange(v, m); int l = emu::cur->lane, s = l ^ x; return emu::letter<T>(b, s / w == l / w ? s : l); }
-template <class T> inline T __shfl_down_sync(unsigned m, T v, unsigned d, int w = 32) { auto b = emu::exchange(v, m); int l = emu::cur->lane, s = l + int(d); return emu::letter<T>(b, s / w == l / w ? s : l); }
-template <class T> inline T __shfl_up_sync(unsigned m, T v, unsigned d, int w = 32) { auto b = emu::exchange(v, m); int l = emu::cur->lane, s = l - int(d); return emu::letter<T>(b, s >= l / w * w ? s : l); }
-inline unsigned __ballot_sync(unsigned m, int p) { auto b = emu::exchange(p, m); unsigned r = 0; for (int l = 0; l < 32; ++l) if (m >> l & 1) r |= unsigned(emu::letter<int>(b, l) != 0) << l; return r; }
+template <class T> inline T __shfl_sync(unsigned m, T v, int src, int w = 32) {
+    auto b = emu::exchange(v, m);
+    int l = emu::cur->lane;
+    return emu::letter<T>(b, l / w * w + (src & (w - 1)));
+}
+template <class T> inline T __shfl_xor_sync(unsigned m, T v, int x, int w = 32) {
+    auto b = emu::exchange(v, m);
+    int l = emu::cur->lane, s = l ^ x;
+    return emu::letter<T>(b, s / w == l / w ? s : l);
+}
+template <class T> inline T __shfl_down_sync(unsigned m, T v, unsigned d, int w = 32) {
+    auto b = emu::exchange(v, m);
+    int l = emu::cur->lane, s = l + int(d);
+    return emu::letter<T>(b, s / w == l / w ? s : l);
+}
+template <class T> inline T __shfl_up_sync(unsigned m, T v, unsigned d, int w = 32) {
+    auto b = emu::exchange(v, m);
+    int l = emu::cur->lane, s = l - int(d);
+    return emu::letter<T>(b, s >= l / w * w ? s : l);
+}
+inline unsigned __ballot_sync(unsigned m, int p) {
+    auto b = emu::exchange(p, m);
+    unsigned r = 0;
+    for (int l = 0; l < 32; ++l)
+        if (m >> l & 1) r |= unsigned(emu::letter<int>(b, l) != 0) << l;
+    return r;
+}
 inline int __any_sync(unsigned m, int p) { return __ballot_sync(m, p) != 0; }
 inline int __all_sync(unsigned m, int p) { return __ballot_sync(m, p) == m; }
-// ---- the PTX primitives of wrpo_cuda.cu, lane layouts as in the PTX manual ---------------------------------------------
+// ---- the PTX primitives of wrpo_cuda.cu, lane layouts as in the PTX manual
+// ---------------------------------------------
 namespace ptx {
 // d += a b.  Each lane posts its bits; the last one to arrive multiplies for the whole warp and posts the results.
 struct MmaLetter { uint32_t a[4], b[2]; };
@@ -348,7 +429,10 @@ EMU_RAW void mma_warp(const unsigned char (*box)[128], MmaResult& r) {
     float a[16][16], b[16][8], d[16][8] = {};
     for (int l = 0; l < 32; ++l) {
         const MmaLetter* m = (const MmaLetter*)box[l]; const int g = l / 4, t = l % 4 * 2;
-        for (int i = 0; i < 4; ++i) { a[g + i % 2 * 8][t + i / 2 * 8] = lo(m->a[i]); a[g + i % 2 * 8][t + 1 + i / 2 * 8] = hi(m->a[i]); }
+        for (int i = 0; i < 4; ++i) {
+            a[g + i % 2 * 8][t + i / 2 * 8] = lo(m->a[i]);
+            a[g + i % 2 * 8][t + 1 + i / 2 * 8] = hi(m->a[i]);
+        }
         for (int i = 0; i < 2; ++i) { b[t + i * 8][g] = lo(m->b[i]); b[t + 1 + i * 8][g] = hi(m->b[i]); }
     }
     for (int i = 0; i < 16; ++i) for (int k = 0; k < 16; ++k) for (int j = 0; j < 8; ++j) d[i][j] += a[i][k] * b[k][j];
@@ -362,7 +446,8 @@ EMU_RAW void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t 
     emu::warp_barrier(0xffffffffu, [&] { mma_warp(emu::warps[warp].box[ph], r); });
     for (int i = 0; i < 4; ++i) d[i] += r.d[emu::cur->lane][i];
 }
-template <bool T> inline void ldmatrix_x4_(uint32_t (&r)[4], const void* row) {                // row: this lane's row address
+// row: this lane's row address
+template <bool T> inline void ldmatrix_x4_(uint32_t (&r)[4], const void* row) {
     auto box = emu::exchange(row, 0xffffffffu); int l = emu::cur->lane;
     for (int i = 0; i < 4; ++i) {
         uint16_t e[2];
@@ -375,7 +460,8 @@ template <bool T> inline void ldmatrix_x4_(uint32_t (&r)[4], const void* row) { 
 }
 inline void ldmatrix_x4(uint32_t (&r)[4], const void* row) { ldmatrix_x4_<false>(r, row); }
 inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) { ldmatrix_x4_<true>(r, row); }
-// 16 bytes to shared memory, of which `bytes` are read and the rest are zeros; ordinary accesses of the thread that starts (or waits for) the copy
+// 16 bytes to shared memory, of which `bytes` are read and the rest are zeros; ordinary accesses of the thread that
+// starts (or waits for) the copy
 inline void cp_async_land(const emu::Copy& c) {
     unsigned char* to = (unsigned char*)c.to; const unsigned char* from = (const unsigned char*)c.from;
     if (c.bytes == 16) { *(uint4*)to = *(const uint4*)from; return; }
@@ -392,7 +478,11 @@ EMU_RAW bool cp_async_next(int n, emu::Copy* c) {                 // the oldest 
     *c = f.copies[0]; --f.ncopies; for (int i = 0; i < f.ncopies; ++i) f.copies[i] = f.copies[i + 1];
     return true;
 }
-inline void cp_async16(void* to, const void* from, int bytes) { emu::Copy c = {to, from, bytes, 0}; cp_async_start(c); if (emu::early_copies) cp_async_land(c); }
+inline void cp_async16(void* to, const void* from, int bytes) {
+    emu::Copy c = {to, from, bytes, 0};
+    cp_async_start(c);
+    if (emu::early_copies) cp_async_land(c);
+}
 EMU_RAW void cp_async_commit() { ++emu::cur->group; }
 template <int N> inline void cp_async_wait() { emu::Copy c; while (cp_async_next(N, &c)) cp_async_land(c); }
 // -- sm_90a: mbarrier, TMA, wgmma. Addresses of shared memory are offsets in it, as in a descriptor.
@@ -411,7 +501,8 @@ EMU_RAW void acquire_(void* p) {
     (void)p;
 #endif
 }
-// A phase is over when `count` arrivals have come and all bytes that were announced have landed; `live` tells a barrier from other memory.
+// A phase is over when `count` arrivals have come and all bytes that were announced have landed; `live` tells a barrier
+// from other memory.
 struct Mbarrier { int32_t bytes; uint32_t pending : 12, count : 12, phase : 1, fenced : 1, live : 6; };
 static_assert(sizeof(Mbarrier) == 8, "an mbarrier is 8 bytes");
 EMU_RAW Mbarrier* mbarrier(uint64_t* b, bool fenced = true) {
@@ -420,7 +511,10 @@ EMU_RAW Mbarrier* mbarrier(uint64_t* b, bool fenced = true) {
     if (fenced && !m->fenced) emu::fail("mbarrier: used before the fence behind its initialisation");
     return m;
 }
-EMU_RAW void mbarrier_turn(Mbarrier* m) { if (!m->pending && !m->bytes) m->phase ^= 1, m->pending = m->count; ++emu::progress; }
+EMU_RAW void mbarrier_turn(Mbarrier* m) {
+    if (!m->pending && !m->bytes) m->phase ^= 1, m->pending = m->count;
+    ++emu::progress;
+}
 inline uint64_t* mbarrier_new[64]; inline int n_mbarrier_new;
 EMU_RAW void mbarrier_init(uint64_t* b, int count) {
     if ((uintptr_t)b & 7 || count < 1 || count > 4095 || n_mbarrier_new == 64) emu::fail("mbarrier: initialisation");
@@ -433,15 +527,19 @@ EMU_RAW void mbarrier_arrive(uint64_t* b) {
     --m->pending; mbarrier_turn(m);
 }
 EMU_RAW void mbarrier_expect(uint64_t* b, int bytes) { mbarrier(b)->bytes += bytes; mbarrier_arrive(b); }
-// Boxes of a row-major matrix of bf16, 64 columns wide; the 16-byte chunks of each 128 bytes are permuted by bits 7-9 of their address.
+// Boxes of a row-major matrix of bf16, 64 columns wide; the 16-byte chunks of each 128 bytes are permuted by bits 7-9
+// of their address.
 struct tensor_map { const uint16_t* base; int64_t ld, rows, cols; unsigned box_rows; };
 struct Box { void* to; tensor_map map; uint64_t* bar; int col, row; };
 inline Box boxes[256]; inline int n_boxes;
-inline void tma_land(const Box& x) {                             // ordinary accesses of the thread that starts (or waits for) the copy
+// ordinary accesses of the thread that starts (or waits for) the copy
+inline void tma_land(const Box& x) {
     acquire_(x.bar);
     for (unsigned r = 0; r < x.map.box_rows; ++r) for (unsigned c = 0; c < 64; ++c) {
-        const int64_t row = (int64_t)x.row + r, col = (int64_t)x.col + c; const uint32_t a = shared(x.to) + r * 128 + c * 2;
-        *(uint16_t*)(emu::smem + (a ^ (a >> 7 & 7) << 4)) = row >= 0 && row < x.map.rows && col >= 0 && col < x.map.cols ? x.map.base[row * x.map.ld + col] : 0;
+            const int64_t row = (int64_t)x.row + r, col = (int64_t)x.col + c;
+            const uint32_t a = shared(x.to) + r * 128 + c * 2;
+            *(uint16_t*)(emu::smem + (a ^ (a >> 7 & 7) << 4)) =
+                row >= 0 && row < x.map.rows && col >= 0 && col < x.map.cols ? x.map.base[row * x.map.ld + col] : 0;
     }
     release_(x.bar); Mbarrier* m = mbarrier(x.bar); m->bytes -= int(x.map.box_rows * 128); mbarrier_turn(m);
 }
@@ -449,10 +547,17 @@ inline void tma_load(void* to, const tensor_map* map, uint64_t* bar, int col, in
     const Box x = {to, *map, bar, col, row}; mbarrier(bar);
     if (shared(to) % 128 || shared(to) + map->box_rows * 128 > (uint64_t)emu::smem_used) emu::fail("TMA: destination");
     release_(bar);
-    if (emu::early_copies) tma_land(x); else if (n_boxes == 256) emu::fail("TMA: too many in flight"); else boxes[n_boxes++] = x;
+    if (emu::early_copies) tma_land(x);
+    else if (n_boxes == 256) emu::fail("TMA: too many in flight");
+    else boxes[n_boxes++] = x;
 }
 EMU_RAW bool tma_next(uint64_t* bar, Box* x) {                   // the oldest box for this barrier
-    for (int i = 0; i < n_boxes; ++i) if (boxes[i].bar == bar) { *x = boxes[i]; for (--n_boxes; i < n_boxes; ++i) boxes[i] = boxes[i + 1]; return true; }
+    for (int i = 0; i < n_boxes; ++i)
+        if (boxes[i].bar == bar) {
+            *x = boxes[i];
+            for (--n_boxes; i < n_boxes; ++i) boxes[i] = boxes[i + 1];
+            return true;
+        }
     return false;
 }
 inline void mbarrier_wait(uint64_t* b, int parity) {             // what a wait is for lands only while someone waits
@@ -460,21 +565,42 @@ inline void mbarrier_wait(uint64_t* b, int parity) {             // what a wait 
     while (mbarrier(b)->phase == (unsigned)parity) {
         if (tma_next(b, &x)) { tma_land(x); continue; }
         emu::yield(false);
-        if (seen != emu::progress) { seen = emu::progress; idle = 0; } else if (++idle > 4) emu::fail("deadlock at an mbarrier");
+        if (seen != emu::progress) {
+            seen = emu::progress;
+            idle = 0;
+        } else if (++idle > 4) emu::fail("deadlock at an mbarrier");
     }
     acquire_(b);
 }
-// wgmma m64n256k16: each warp of the group has 16 rows. While a product is in flight its registers hold NaN; they are filled by the wait that leaves
+// wgmma m64n256k16: each warp of the group has 16 rows. While a product is in flight its registers hold NaN; they are
+// filled by the wait that leaves
 // nothing in flight. Sums as mma's: 16 products in order, then added.
-struct Wgmma { float d[16][256]; float* lanes[32]; struct { uint64_t a, b; int group; bool ta, tb, done; } ops[64]; int n, group; unsigned in; };
+struct Wgmma {
+    float d[16][256];
+    float* lanes[32];
+    struct {
+        uint64_t a, b;
+        int group;
+        bool ta, tb, done;
+    } ops[64];
+    int n, group;
+    unsigned in;
+};
 inline Wgmma wgmmas[emu::MAX_THREADS / emu::WARP];
-// Number (i, k) of an operand: i along m or n. The canonical layouts of the PTX manual, chunks of 16 bytes, patterns of w chunks (swizzle of 16 w bytes).
+// Number (i, k) of an operand: i along m or n. The canonical layouts of the PTX manual, chunks of 16 bytes, patterns of
+// w chunks (swizzle of 16 w bytes).
 inline float wgmma_number(uint64_t desc, bool transposed, unsigned i, unsigned k) {
-    const unsigned w = desc >> 62 == 0 ? 1 : desc >> 62 == 1 ? 8 : desc >> 62 == 2 ? 4 : 2, lead = unsigned(desc >> 16 & 0x3fff) * 16, stride = unsigned(desc >> 32 & 0x3fff) * 16;
+    const unsigned w = desc >> 62 == 0 ? 1
+        : desc >> 62 == 1              ? 8
+        : desc >> 62 == 2              ? 4
+                                       : 2,
+                   lead = unsigned(desc >> 16 & 0x3fff) * 16, stride = unsigned(desc >> 32 & 0x3fff) * 16;
     if (desc >> 49 & 7) emu::fail("wgmma: a base offset is not modelled");
     unsigned at = unsigned(desc & 0x3fff) * 16;
     if (!transposed) at += i % 8 * 16 * w + i / 8 * stride + (w == 1 ? k / 8 * lead + k % 8 * 2 : k * 2);
-    else at += i % (8 * w) * 2 + i / (8 * w) * (w == 1 ? stride : lead) + k % 8 * 16 * w + k / 8 * (w == 1 ? lead : stride);
+    else
+        at += i % (8 * w) * 2 + i / (8 * w) * (w == 1 ? stride : lead) + k % 8 * 16 * w +
+            k / 8 * (w == 1 ? lead : stride);
     at ^= (at >> 7 & (w - 1)) << 4;
     if (at + 2 > emu::DYN_SMEM) emu::fail("wgmma: an operand outside of shared memory");
     return lo(*(const uint16_t*)(emu::smem + at));
@@ -487,17 +613,28 @@ EMU_RAW void wgmma_add(Wgmma& g, const float (*a)[16], const float (*b)[256]) {
         for (int j = 0; j < 256; ++j) g.d[i][j] += d[j];
     }
 }
-inline void wgmma_product(Wgmma& g, uint64_t da, uint64_t db, bool ta, bool tb, unsigned warp) {      // reads of shared memory are ordinary ones
+// reads of shared memory are ordinary ones
+inline void wgmma_product(Wgmma& g, uint64_t da, uint64_t db, bool ta, bool tb, unsigned warp) {
     float a[16][16], b[16][256];
-    for (unsigned k = 0; k < 16; ++k) { for (unsigned i = 0; i < 16; ++i) a[i][k] = wgmma_number(da, ta, warp * 16 + i, k); for (unsigned j = 0; j < 256; ++j) b[k][j] = wgmma_number(db, tb, j, k); }
+    for (unsigned k = 0; k < 16; ++k) {
+        for (unsigned i = 0; i < 16; ++i) a[i][k] = wgmma_number(da, ta, warp * 16 + i, k);
+        for (unsigned j = 0; j < 256; ++j) b[k][j] = wgmma_number(db, tb, j, k);
+    }
     wgmma_add(g, a, b);
 }
-EMU_RAW float* wgmma_place(Wgmma& g, int lane, int i) { return &g.d[lane / 4 + i / 2 % 2 * 8][i / 4 * 8 + lane % 4 * 2 + i % 2]; }
+EMU_RAW float* wgmma_place(Wgmma& g, int lane, int i) {
+    return &g.d[lane / 4 + i / 2 % 2 * 8][i / 4 * 8 + lane % 4 * 2 + i % 2];
+}
 EMU_RAW void wgmma_fence() { emu::warp_barrier(0xffffffffu); emu::cur->fenced = true; }
-EMU_RAW void wgmma_commit() { emu::warp_barrier(0xffffffffu, []() EMU_RAW_CALL { ++wgmmas[emu::cur->id / 32].group; }); }
+EMU_RAW void wgmma_commit() {
+    emu::warp_barrier(0xffffffffu, []() EMU_RAW_CALL { ++wgmmas[emu::cur->id / 32].group; });
+}
 EMU_RAW void wgmma_take(Wgmma& g, int lane, float* d) {          // a lane's registers go into the product
     if (!emu::cur->fenced) emu::fail("wgmma: no fence before it");
-    if (g.in >> lane & 1) { if (g.lanes[lane] != d) emu::fail("wgmma: other registers while a product is in flight"); return; }
+    if (g.in >> lane & 1) {
+        if (g.lanes[lane] != d) emu::fail("wgmma: other registers while a product is in flight");
+        return;
+    }
     g.in |= 1u << lane; g.lanes[lane] = d;
     for (int i = 0; i < 128; ++i) { *wgmma_place(g, lane, i) = d[i]; d[i] = NAN; }
 }
@@ -523,7 +660,9 @@ template <int N> inline void wgmma_wait() {
     emu::warp_barrier(0xffffffffu, [&]() EMU_RAW_CALL {
         int done = 0;
         for (; done < g.n && g.ops[done].group < g.group - N; ++done)
-            if (!g.ops[done].done) wgmma_product(g, g.ops[done].a, g.ops[done].b, g.ops[done].ta, g.ops[done].tb, unsigned(emu::cur->id / 32 % 4));
+            if (!g.ops[done].done)
+                wgmma_product(g, g.ops[done].a, g.ops[done].b, g.ops[done].ta, g.ops[done].tb,
+                              unsigned(emu::cur->id / 32 % 4));
         for (int i = done; i < g.n; ++i) g.ops[i - done] = g.ops[i];
         g.n -= done;
     });
@@ -533,40 +672,89 @@ template <int N> inline void wgmma_wait() {
 inline void wgmma_results(float (&)[128]) {}
 template <int N> inline void registers_up() { static_assert(N % 8 == 0 && N >= 24 && N <= 256, "registers"); }
 template <int N> inline void registers_down() { registers_up<N>(); }
-inline const bool forgets = (emu::at_block = []() EMU_RAW_CALL { n_boxes = n_mbarrier_new = 0; for (Wgmma& g : wgmmas) g.n = g.group = 0, g.in = 0; }, true);
+inline const bool forgets = (
+    emu::at_block =
+        []() EMU_RAW_CALL {
+            n_boxes = n_mbarrier_new = 0;
+            for (Wgmma& g : wgmmas) g.n = g.group = 0, g.in = 0;
+        },
+    true);
 // host: what cuTensorMapEncodeTiled asks of a matrix
 inline void* tensor_map_encoder() { return (void*)&boxes; }
-inline bool tensor_map_make(void*, tensor_map* map, const void* p, int64_t ld, int64_t rows, int64_t cols, unsigned box_rows) {
-    if ((uintptr_t)p % 16 || ld * 2 % 16 || ld * 2 >= (int64_t)1 << 40 || rows < 1 || cols < 1 || rows > (int64_t)1 << 32 || cols > (int64_t)1 << 32 || box_rows < 1 || box_rows > 256) return false;
+inline bool tensor_map_make(void*, tensor_map* map, const void* p, int64_t ld, int64_t rows, int64_t cols,
+                            unsigned box_rows) {
+    if ((uintptr_t)p % 16 || ld * 2 % 16 || ld * 2 >= (int64_t)1 << 40 || rows < 1 || cols < 1 ||
+        rows > (int64_t)1 << 32 || cols > (int64_t)1 << 32 || box_rows < 1 || box_rows > 256)
+        return false;
     *map = {(const uint16_t*)p, ld, rows, cols, box_rows}; return true;
 }
 }  // namespace ptx
-// ---- host API --------------------------------------------------------------------------------------------------------
-typedef int cudaError_t; typedef emu::Stream* cudaStream_t; typedef void* cudaEvent_t; typedef emu::Graph *cudaGraph_t, *cudaGraphExec_t;
-enum { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2, cudaErrorStreamCaptureUnsupported = emu::UNSUPPORTED, cudaErrorStreamCaptureInvalidated = emu::INVALIDATED };
-enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2, cudaMemcpyDeviceToDevice = 3, cudaMemcpyDefault = 4 };
-enum cudaStreamCaptureMode { cudaStreamCaptureModeGlobal = 0, cudaStreamCaptureModeThreadLocal = 1, cudaStreamCaptureModeRelaxed = 2 };
+// ---- host API
+// --------------------------------------------------------------------------------------------------------
+typedef int cudaError_t;
+typedef emu::Stream* cudaStream_t;
+typedef void* cudaEvent_t;
+typedef emu::Graph *cudaGraph_t, *cudaGraphExec_t;
+enum {
+    cudaSuccess = 0,
+    cudaErrorInvalidValue = 1,
+    cudaErrorMemoryAllocation = 2,
+    cudaErrorStreamCaptureUnsupported = emu::UNSUPPORTED,
+    cudaErrorStreamCaptureInvalidated = emu::INVALIDATED
+};
+enum cudaMemcpyKind {
+    cudaMemcpyHostToDevice = 1,
+    cudaMemcpyDeviceToHost = 2,
+    cudaMemcpyDeviceToDevice = 3,
+    cudaMemcpyDefault = 4
+};
+enum cudaStreamCaptureMode {
+    cudaStreamCaptureModeGlobal = 0,
+    cudaStreamCaptureModeThreadLocal = 1,
+    cudaStreamCaptureModeRelaxed = 2
+};
 enum { cudaFuncAttributeMaxDynamicSharedMemorySize = 8, cudaStreamNonBlocking = 1 };
 struct cudaDeviceProp { char name[256]; int major, minor; size_t sharedMemPerBlockOptin; };
 namespace emu {
 inline size_t memory_used;
-inline size_t memory_total() { const char* e = getenv("EMU_MEMORY"); return e ? (size_t)strtoull(e, nullptr, 10) : (size_t)64 << 30; }
+inline size_t memory_total() {
+    const char* e = getenv("EMU_MEMORY");
+    return e ? (size_t)strtoull(e, nullptr, 10) : (size_t)64 << 30;
+}
 }
 template <class T> inline cudaError_t cudaMalloc(T** p, size_t n) {
     *p = nullptr; void* q;
     if (int e = emu::illegal()) return e;
-    if (emu::memory_used > emu::memory_total() || n > emu::memory_total() - emu::memory_used || posix_memalign(&q, 256, n ? n : 1)) return emu::failed(cudaErrorMemoryAllocation);
+    if (emu::memory_used > emu::memory_total() || n > emu::memory_total() - emu::memory_used ||
+        posix_memalign(&q, 256, n ? n : 1))
+        return emu::failed(cudaErrorMemoryAllocation);
     memset(q, 0xff, n); emu::memory_used += malloc_usable_size(q); *p = (T*)q; return cudaSuccess;      // poison: NaN
 }
-inline cudaError_t cudaFree(void* p) { if (int e = emu::illegal()) return e; if (p) emu::memory_used -= malloc_usable_size(p); free(p); return 0; }
-inline cudaError_t cudaMemGetInfo(size_t* free_, size_t* total) { *total = emu::memory_total(); *free_ = *total - std::min(*total, emu::memory_used); return 0; }
+inline cudaError_t cudaFree(void* p) {
+    if (int e = emu::illegal()) return e;
+    if (p) emu::memory_used -= malloc_usable_size(p);
+    free(p);
+    return 0;
+}
+inline cudaError_t cudaMemGetInfo(size_t* free_, size_t* total) {
+    *total = emu::memory_total();
+    *free_ = *total - std::min(*total, emu::memory_used);
+    return 0;
+}
 inline cudaError_t cudaMemcpyAsync(void* d, const void* s, size_t n, cudaMemcpyKind kind, cudaStream_t st) {
     if (kind != cudaMemcpyDeviceToDevice && st->graph) return emu::illegal();
     return emu::keep_or_run(st, [=]() { memcpy(d, s, n); });
 }
-inline cudaError_t cudaMemsetAsync(void* d, int v, size_t n, cudaStream_t st) { return emu::keep_or_run(st, [=]() { memset(d, v, n); }); }
+inline cudaError_t cudaMemsetAsync(void* d, int v, size_t n, cudaStream_t st) {
+    return emu::keep_or_run(st, [=]() { memset(d, v, n); });
+}
 inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* s, unsigned) { *s = new emu::Stream; return 0; }
-inline cudaError_t cudaStreamDestroy(cudaStream_t s) { delete s->graph; if (emu::captured == s) emu::captured = nullptr; delete s; return 0; }
+inline cudaError_t cudaStreamDestroy(cudaStream_t s) {
+    delete s->graph;
+    if (emu::captured == s) emu::captured = nullptr;
+    delete s;
+    return 0;
+}
 inline cudaError_t cudaStreamSynchronize(cudaStream_t s) { return s->graph ? emu::illegal() : 0; }
 inline cudaError_t cudaStreamBeginCapture(cudaStream_t s, cudaStreamCaptureMode) {
     if (s->graph) return emu::failed(cudaErrorInvalidValue);
@@ -577,7 +765,9 @@ inline cudaError_t cudaStreamEndCapture(cudaStream_t s, cudaGraph_t* g) {
     *g = nullptr;
     if (!s->graph) return emu::failed(cudaErrorInvalidValue);
     emu::Graph* graph = s->graph; s->graph = nullptr; emu::captured = nullptr;
-    int e = s->spoilt ? (int)cudaErrorStreamCaptureInvalidated : emu::asked_to_fail("end") ? (int)cudaErrorMemoryAllocation : 0;
+    int e = s->spoilt               ? (int)cudaErrorStreamCaptureInvalidated
+        : emu::asked_to_fail("end") ? (int)cudaErrorMemoryAllocation
+                                    : 0;
     if (e) delete graph; else *g = graph, ++emu_captures;
     return emu::failed(e);
 }
@@ -595,9 +785,20 @@ inline cudaError_t cudaGraphLaunch(cudaGraphExec_t e, cudaStream_t s) {
 }
 inline cudaError_t cudaGetLastError() { int e = emu::last_error; emu::last_error = 0; return e; }
 inline const char* cudaGetErrorString(cudaError_t e) {
-    return e == cudaErrorMemoryAllocation ? "out of memory" : e >= 900 ? "operation not permitted when stream is capturing" : e ? "invalid argument" : "no error";
+    return e == cudaErrorMemoryAllocation ? "out of memory"
+        : e >= 900                        ? "operation not permitted when stream is capturing"
+        : e                               ? "invalid argument"
+                                          : "no error";
 }
 inline cudaError_t cudaGetDeviceCount(int* n) { *n = 1; return 0; }
 inline cudaError_t cudaGetDevice(int* d) { *d = 0; return 0; }
-inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) { const char* e = getenv("EMU_SM"); const int sm = e ? atoi(e) : 90; *p = {"emulated", sm / 10, sm % 10, emu::DYN_SMEM - 1024}; return 0; }
-template <class F> inline cudaError_t cudaFuncSetAttribute(F f, int, int bytes) { emu::allow((const void*)f, (size_t)bytes); return 0; }
+inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int) {
+    const char* e = getenv("EMU_SM");
+    const int sm = e ? atoi(e) : 90;
+    *p = {"emulated", sm / 10, sm % 10, emu::DYN_SMEM - 1024};
+    return 0;
+}
+template <class F> inline cudaError_t cudaFuncSetAttribute(F f, int, int bytes) {
+    emu::allow((const void*)f, (size_t)bytes);
+    return 0;
+}

@@ -1,4 +1,5 @@
-/* Reading the committed goldens of tests/golden: JSON files, weights by formula, records of token ids. After wrpo.h and test.h. */
+/* Reading the committed goldens of tests/golden: JSON files, weights by formula, records of token ids. After wrpo.h and
+   test.h. */
 #ifndef WRPO_GOLDEN_H
 #define WRPO_GOLDEN_H
 
@@ -13,7 +14,10 @@ static const wrpo_json *golden_read(wrpo_ctx *ctx, const char *path) {
     n = fread(text, 1, n, f);
     fclose(f);
     wrpo_json *root;
-    if (wrpo_json_parse(ctx, path, text, n, &root) != WRPO_OK) { printf("FAIL %s\n", wrpo_last_error(ctx)->text); exit(1); }
+    if (wrpo_json_parse(ctx, path, text, n, &root) != WRPO_OK) {
+        printf("FAIL %s\n", wrpo_last_error(ctx)->text);
+        exit(1);
+    }
     free(text);
     return root;
 }
@@ -42,8 +46,11 @@ static uint64_t golden_bits(const char *name, uint64_t index) {        /* splitm
 }
 static inline const char *golden_kind(const char *name) {
     size_t n = strlen(name);
-    return strstr(name, "norm") ? "norm" : n > 5 && !strcmp(name + n - 5, ".bias") ? "bias" : strstr(name, "embed_tokens") ? "embed"
-         : !strncmp(name, "lm_head", 7) ? "head" : "linear";
+    return strstr(name, "norm")                   ? "norm"
+        : n > 5 && !strcmp(name + n - 5, ".bias") ? "bias"
+        : strstr(name, "embed_tokens")            ? "embed"
+        : !strncmp(name, "lm_head", 7)            ? "head"
+                                                  : "linear";
 }
 /* Overwrites every weight: offset + (24 bits / 2^24 - 1/2) scale, in float. */
 static inline void golden_fill(wrpo_model *model, const wrpo_json *scale) {
@@ -53,7 +60,8 @@ static inline void golden_fill(wrpo_model *model, const wrpo_json *scale) {
         const wrpo_json *pair = golden_get(scale, golden_kind(w[i].name));
         const float offset = (float)pair->child->number, width = (float)pair->child->next->number;
         for (int64_t k = 0; k < w[i].rows * w[i].cols; k++)
-            ((float *)w[i].data)[k] = offset + ((float)(golden_bits(w[i].name, (uint64_t)k) >> 40) / 16777216.0f - 0.5f) * width;
+            ((float *)w[i].data)[k] =
+                offset + ((float)(golden_bits(w[i].name, (uint64_t)k) >> 40) / 16777216.0f - 0.5f) * width;
     }
 }
 static inline const wrpo_weight *golden_weight(const wrpo_model *model, const char *name) {
@@ -64,7 +72,8 @@ static inline const wrpo_weight *golden_weight(const wrpo_model *model, const ch
     return NULL;
 }
 
-/* ---- records: [{"prompt": [ids], "responses": [[source], [target], [rejected]]}, ...], or with roles, weights, pairs and weight ---- */
+/* ---- records: [{"prompt": [ids], "responses": [[source], [target], [rejected]]}, ...], or with roles, weights, pairs
+   and weight ---- */
 static inline int32_t *golden_ids(const wrpo_json *array) {
     int32_t *ids = malloc((size_t)array->count * sizeof *ids), *p = ids;
     for (const wrpo_json *v = array->child; v; v = v->next) *p++ = (int32_t)v->integer;
@@ -83,11 +92,19 @@ static inline wrpo_data *golden_data(wrpo_ctx *ctx, const wrpo_json *records) {
     int64_t i = 0;
     for (const wrpo_json *v = records->child; v; v = v->next, i++) {
         const wrpo_json *prompt = golden_get(v, "prompt"), *all = golden_get(v, "responses"), *response = all->child;
-        r[i] = (wrpo_record){.prompt_id = "golden", .line = v->line, .prompt = golden_ids(prompt), .prompt_count = prompt->count, .responses = y + MOST * i,
-                             .count = (int)all->count, .weight = golden_number(v, "weight", 0)};
+        r[i] = (wrpo_record){.prompt_id = "golden",
+                             .line = v->line,
+                             .prompt = golden_ids(prompt),
+                             .prompt_count = prompt->count,
+                             .responses = y + MOST * i,
+                             .count = (int)all->count,
+                             .weight = golden_number(v, "weight", 0)};
         for (int k = 0; k < r[i].count; k++, response = response->next)
-            y[MOST * i + k] = (wrpo_tokens){.role = (wrpo_role)golden_nth(v, "roles", k, k), .ids = golden_ids(response), .count = response->count,
-                                            .share = golden_nth(v, "weights", k, 1), .pair_id = (int)golden_nth(v, "pairs", k, 0)};
+            y[MOST * i + k] = (wrpo_tokens){.role = (wrpo_role)golden_nth(v, "roles", k, k),
+                                            .ids = golden_ids(response),
+                                            .count = response->count,
+                                            .share = golden_nth(v, "weights", k, 1),
+                                            .pair_id = (int)golden_nth(v, "pairs", k, 0)};
     }
     wrpo_data *data;
     CHECK(wrpo_data_from_ids(ctx, r, records->count, &data) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);

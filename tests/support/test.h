@@ -1,4 +1,5 @@
-/* The tests' few words. Every test program prints one line "name: N passed, N failed, N skipped" and exits 1 on failure. */
+/* The tests' few words. Every test program prints one line "name: N passed, N failed, N skipped" and exits 1 on
+   failure. */
 #ifndef WRPO_TEST_H
 #define WRPO_TEST_H
 #include <math.h>
