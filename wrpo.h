@@ -1045,11 +1045,6 @@ static bool wrpo__begin(wrpo__frame *f, wrpo_ctx *ctx, wrpo__arena *arena, bool 
         call; \
         wrpo__entry.failed = false; \
     }
-#define WRPO__TRY(context, new_arena, is_temporary) \
-    wrpo__frame wrpo__entry; \
-    if (wrpo__begin(&wrpo__entry, context, new_arena, is_temporary)) \
-        if (setjmp(wrpo__entry.jump) == 0) \
-            for (bool wrpo__once = true; wrpo__once; wrpo__once = false, wrpo__entry.failed = false)
 static wrpo_result wrpo__end(wrpo__frame *f) {
     f->ctx->frame = f->up;
     wrpo__current = f->outer;

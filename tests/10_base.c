@@ -12,7 +12,7 @@ static wrpo_ctx *counting_ctx(void) {
 static int cleaned;
 static void cleanup(void *p) { cleaned = cleaned * 10 + *(int *)p; }
 static wrpo_result nested(wrpo_ctx *ctx, int depth, bool fail) {
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
+    TEST_TRY(ctx, wrpo__arena_new(ctx), true) {
         int64_t *array = NULL;
         for (int64_t i = 0; i < 1000; i++) stbds_arrput(array, i);
         struct { int64_t key, value; } *map = NULL;
@@ -26,7 +26,7 @@ static wrpo_result nested(wrpo_ctx *ctx, int depth, bool fail) {
 }
 
 static bool io_fails(wrpo_ctx *ctx, const char *path, bool write) {
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
+    TEST_TRY(ctx, wrpo__arena_new(ctx), true) {
         if (write) wrpo__create(wrpo__entry.arena, path);
         else wrpo__open_file(wrpo__entry.arena, path);
     }
@@ -112,7 +112,7 @@ int main(void) {
 
     {   /* cleanups run last in, first out; alignment; checked sizes */
         int one = 1, two = 2;
-        WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
+        TEST_TRY(ctx, wrpo__arena_new(ctx), true) {
             wrpo__on_free(wrpo__entry.arena, cleanup, &one), wrpo__on_free(wrpo__entry.arena, cleanup, &two);
             for (size_t n = 1; n < 100000; n = n * 3 + 1)
                 CHECK((uintptr_t)wrpo__raw(wrpo__entry.arena, n, 1) % WRPO__ALIGN == 0, "alignment of %zu", n);
@@ -122,7 +122,7 @@ int main(void) {
               cleaned);
     }
     {   /* text */
-        WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
+        TEST_TRY(ctx, wrpo__arena_new(ctx), true) {
             wrpo__text t = {.arena = wrpo__entry.arena};
             for (int i = 0; i < 2000; i++) wrpo__text_printf(&t, "%d,", i);
             char *long_one = memset(wrpo__alloc(wrpo__entry.arena, 3001, 1), 'x', 3000);
@@ -155,7 +155,7 @@ int main(void) {
     }
     {   /* files: whole or not at all */
         const char *name = "tmp_base_file";
-        WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
+        TEST_TRY(ctx, wrpo__arena_new(ctx), true) {
             wrpo__writer *w = wrpo__create(wrpo__entry.arena, name);
             wrpo__write(w, "hello", 5);
             CHECK(!wrpo__exists(name) && wrpo__exists(w->part), "not yet there");

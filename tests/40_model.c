@@ -151,7 +151,7 @@ static float *backward(wrpo__arena *arena, wrpo__run *r, bool dropped) {     /* 
 }
 static void check(wrpo_ctx *ctx, const char *what, wrpo_config c) {
     make_records(c.vocab_size);
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
+    TEST_TRY(ctx, wrpo__arena_new(ctx), true) {
         wrpo__arena *arena = wrpo__entry.arena;
         wrpo_model *model = wrpo__model_new(arena, &c);
         for (int64_t i = 0; i < model->n_weights; i++)

@@ -37,7 +37,7 @@ static double check_logps(const char *name, wrpo_model *model, const wrpo_data *
 static float *gradients(wrpo_model *model, const wrpo_data *data, const wrpo_json *records, int64_t batch, int64_t recompute) {
     wrpo_ctx *ctx = model->ctx;
     float *grads = calloc((size_t)model->count, sizeof *grads);
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
+    TEST_TRY(ctx, wrpo__arena_new(ctx), true) {
         wrpo__shape shape = {.rows = wrpo__run_rows(&model->config, data, 0, wrpo_data_count(data), 4096), .chunk = 7, .recompute = recompute, .train = true};
         wrpo__run *run = wrpo__run_new(wrpo__current, model, &shape);
         const wrpo_json *v = records->child;

@@ -562,7 +562,7 @@ static void test_wanted(void) {
     wrpo_json *root;
     CHECK(parse(text, sizeof text - 1, &root) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
     for (int64_t i = 0; i < WRPO__COUNT(says); i++) {
-        WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
+        TEST_TRY(ctx, wrpo__arena_new(ctx), true) {
             const wrpo_json *n = wrpo__json_need(ctx, "c.json", root, "n", WRPO_JSON_NUMBER);
             if (i == 0) wrpo__json_maybe(ctx, "c.json", root, "n", WRPO_JSON_STRING);
             if (i == 1) wrpo__json_need(ctx, "c.json", root, "absent", WRPO_JSON_NUMBER);
@@ -579,7 +579,7 @@ static void test_wanted(void) {
         CHECK(r == WRPO_E_FORMAT && !strcmp(wrpo_last_error(ctx)->text, says[i]), "%s, want %s",
               wrpo_last_error(ctx)->text, says[i]);
     }
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
+    TEST_TRY(ctx, wrpo__arena_new(ctx), true) {
         CHECK(!wrpo__json_maybe(ctx, "c", root, "none", WRPO_JSON_BOOL) &&
                   !wrpo__json_maybe(ctx, "c", root, "absent", WRPO_JSON_BOOL),
               "absent");

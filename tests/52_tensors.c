@@ -286,7 +286,7 @@ static void test_headers(void) {
 
 static wrpo_result convert(const wrpo_tensor_info *t) {
     float x[8];
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) wrpo__to_float(ctx, x, t, 0, 8);
+    TEST_TRY(ctx, wrpo__arena_new(ctx), true) wrpo__to_float(ctx, x, t, 0, 8);
     return wrpo__end(&wrpo__entry);
 }
 /* Every dtype has its size, and only float ones are converted. */
@@ -527,7 +527,7 @@ static void yield(void *user, int64_t tensor, int64_t first, int64_t count, floa
 }
 static wrpo_result save(const char *dir, const wrpo__save_tensor *t, int64_t n, wrpo_dtype dtype, int64_t limit,
                         int64_t generation) {
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true)
+    TEST_TRY(ctx, wrpo__arena_new(ctx), true)
     wrpo__tensors_save(wrpo__entry.arena, dir, t, n, dtype, limit, yield, &generation, NULL);
     return wrpo__end(&wrpo__entry);
 }

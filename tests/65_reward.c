@@ -160,7 +160,7 @@ static void by_formula(void *user, int64_t tensor, int64_t first, int64_t count,
         dst[k] = offset + ((float)(golden_bits(name, (uint64_t)(first + k)) >> 40) / 16777216.0f - 0.5f) * width;
 }
 static void armorm(const wrpo_json *golden) {
-    WRPO__TRY(ctx, wrpo__arena_new(ctx), true) {
+    TEST_TRY(ctx, wrpo__arena_new(ctx), true) {
         wrpo__arena *arena = wrpo__entry.arena;
         wrpo__text text = {.arena = arena};
         wrpo__json_write(&text, golden_get(golden, "config"));

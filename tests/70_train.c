@@ -117,7 +117,7 @@ int main(void) {
     snprintf(dir, sizeof dir, "tmp_train_%ld", (long)getpid());
     wrpo_ctx *ctx = open_ctx(2);
     {
-        WRPO__TRY(ctx, wrpo__arena_new(ctx), true) wrpo__make_dir(ctx, dir);
+        TEST_TRY(ctx, wrpo__arena_new(ctx), true) wrpo__make_dir(ctx, dir);
         CHECK(wrpo__end(&wrpo__entry) == WRPO_OK, "%s", ctx->error.text);
     }
     snprintf(config_path, sizeof config_path, "%s/config.json", dir);

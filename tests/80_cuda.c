@@ -425,7 +425,7 @@ static double norm_of(const float *x, const float *y, int64_t n) {     /* of x -
 }
 static void test_model(wrpo_ctx *cpu, wrpo_ctx *gpu, const char *what, const wrpo_config *c) {
     make_records(c->vocab_size);
-    WRPO__TRY(cpu, wrpo__arena_new(cpu), true) {
+    TEST_TRY(cpu, wrpo__arena_new(cpu), true) {
         side a = {.ctx = cpu}, b = {.ctx = gpu};
         wrpo__arena *far = wrpo__arena_new(gpu);
         one_side(&a, wrpo__entry.arena, c, 0);

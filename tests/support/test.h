@@ -34,4 +34,10 @@ static inline const char *test_shared(const char *name) {
     fclose(f);
     return p;
 }
+/* For tests of private functions: the statement that follows runs inside an entry of the library, as in WRPO__CALL. It
+   must not be left by break or return. End with wrpo__end(&wrpo__entry). */
+#define TEST_TRY(context, new_arena, is_temporary) \
+    wrpo__frame wrpo__entry; \
+    if (wrpo__begin(&wrpo__entry, context, new_arena, is_temporary) && setjmp(wrpo__entry.jump) == 0) \
+        for (bool once = true; once; once = false, wrpo__entry.failed = false)
 #endif
