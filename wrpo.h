@@ -5254,6 +5254,7 @@ static void wrpo__need_language_model(wrpo_ctx *ctx, const char *dir, const wrpo
                 "%s: a reward model: it scores answers (wrpo_reward_load), it has no logits to train", dir);
 }
 static wrpo_model *wrpo__model_from(wrpo__arena *arena, const wrpo_model_desc *desc, bool reward) {
+    desc = desc ? desc : &(wrpo_model_desc){0};
     wrpo_ctx *ctx = arena->ctx;
     wrpo__arena *temp = wrpo__sub_arena(arena);
     wrpo_config config;
@@ -5272,9 +5273,9 @@ static wrpo_model *wrpo__model_from(wrpo__arena *arena, const wrpo_model_desc *d
     wrpo__arena_clear(temp);
     return model;
 }
-static wrpo_result wrpo__model_load(wrpo_ctx *ctx, const wrpo_model_desc *given, bool reward, wrpo_model **out) {
+static wrpo_result wrpo__model_load(wrpo_ctx *ctx, const wrpo_model_desc *desc, bool reward, wrpo_model **out) {
     *out = NULL;
-    WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__model_from(wrpo__current, given ? given : &(wrpo_model_desc){0}, reward));
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__model_from(wrpo__current, desc, reward));
     return wrpo__end(&wrpo__entry);
 }
 WRPO_API wrpo_result wrpo_model_load(wrpo_ctx *ctx, const wrpo_model_desc *desc, wrpo_model **out) {
@@ -5283,6 +5284,7 @@ WRPO_API wrpo_result wrpo_model_load(wrpo_ctx *ctx, const wrpo_model_desc *desc,
 
 /* ---- random weights ---- */
 static wrpo_model *wrpo__model_init(wrpo__arena *arena, const wrpo_init_desc *desc) {
+    desc = desc ? desc : &(wrpo_init_desc){0};
     wrpo_config config;
     if (!desc->config) wrpo__fail(arena->ctx, WRPO_E_ARG, "wrpo_init_desc: config is missing");
     wrpo__config_read(arena, desc->config, &config);
@@ -5297,7 +5299,7 @@ static wrpo_model *wrpo__model_init(wrpo__arena *arena, const wrpo_init_desc *de
 }
 WRPO_API wrpo_result wrpo_model_init(wrpo_ctx *ctx, const wrpo_init_desc *desc, wrpo_model **out) {
     *out = NULL;
-    WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__model_init(wrpo__current, desc ? desc : &(wrpo_init_desc){0}));
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__model_init(wrpo__current, desc));
     return wrpo__end(&wrpo__entry);
 }
 
@@ -5409,6 +5411,7 @@ static void wrpo__save_piece(void *user, int64_t tensor, int64_t first, int64_t 
     }
 }
 static void wrpo__model_save(wrpo__arena *arena, const wrpo_model *model, const wrpo_save_desc *desc) {
+    desc = desc ? desc : &(wrpo_save_desc){0};
     wrpo_ctx *ctx = arena->ctx;
     if (!desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_save_desc: dir is missing");
     if (!model->dir)
@@ -5433,7 +5436,7 @@ static void wrpo__model_save(wrpo__arena *arena, const wrpo_model *model, const 
     wrpo__tensors_save(arena, desc->dir, t, tensors, dtype, desc->max_shard_size, wrpo__save_piece, &saving, sides);
 }
 WRPO_API wrpo_result wrpo_model_save(wrpo_model *model, const wrpo_save_desc *desc) {
-    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__model_save(wrpo__current, model, desc ? desc : &(wrpo_save_desc){0}));
+    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__model_save(wrpo__current, model, desc));
     return wrpo__end(&wrpo__entry);
 }
 
@@ -9216,6 +9219,7 @@ static void wrpo__find_ends(wrpo__reading *in) {
     }
 }
 static wrpo_data *wrpo__data_load(wrpo__arena *arena, wrpo_tokenizer *tok, const wrpo_data_desc *desc) {
+    desc = desc ? desc : &(wrpo_data_desc){0};
     wrpo_ctx *ctx = arena->ctx;
     wrpo_data *data = WRPO__NEW(arena, wrpo_data);
     wrpo__reading in = {.ctx = ctx, .data = data, .tok = tok, .desc = *desc, .now = time(NULL)};
@@ -9252,7 +9256,7 @@ static wrpo_data *wrpo__data_load(wrpo__arena *arena, wrpo_tokenizer *tok, const
 WRPO_API wrpo_result wrpo_data_load(wrpo_tokenizer *tok, const wrpo_data_desc *desc, wrpo_data **out) {
     *out = NULL;
     WRPO__CALL(tok->ctx, wrpo__arena_new(tok->ctx), false,
-               *out = wrpo__data_load(wrpo__current, tok, desc ? desc : &(wrpo_data_desc){0}));
+               *out = wrpo__data_load(wrpo__current, tok, desc));
     return wrpo__end(&wrpo__entry);
 }
 
@@ -9833,6 +9837,7 @@ static bool wrpo__answer_step(int64_t prompts, int64_t tokens, void *user) {
 }
 static void wrpo__answer_prompt(wrpo__arena *temp, wrpo_model *model, wrpo_tokenizer *tok, const char *prompt,
                                 const wrpo_generate_desc *desc, char **answer) {
+    desc = desc ? desc : &(wrpo_generate_desc){0};
     wrpo__answering a = {model->ctx, desc, answer};
     wrpo_generate_desc d = *desc;
     wrpo_json text = {.kind = WRPO_JSON_STRING, .key = "prompt", .key_size = 6, .text = prompt, .size = strlen(prompt)};
@@ -9856,7 +9861,7 @@ WRPO_API wrpo_result wrpo_answer(wrpo_model *model, wrpo_tokenizer *tok, const c
     wrpo_ctx *ctx = model->ctx;
     *answer = NULL;
     WRPO__CALL(ctx, wrpo__arena_new(ctx), true,
-               wrpo__answer_prompt(wrpo__current, model, tok, prompt, desc ? desc : &(wrpo_generate_desc){0}, answer));
+               wrpo__answer_prompt(wrpo__current, model, tok, prompt, desc, answer));
     if (wrpo__entry.failed) {
         wrpo__block_free(*answer);
         *answer = NULL;
