@@ -206,11 +206,11 @@ static void test_headers(void) {
          "x.safetensors: a: want 16 bytes for 4 of F32, found 12"},
         {"{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[1,2]}}", 2, WRPO_E_FORMAT,
          ": a: want data from byte 0 on, found 1: a hole"},
-        {"{\"a\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[0,2]},\"b\":{\"dtype\":\"U8\",\"shape\":[2],\"data_"
-         "offsets\":[1,3]}}",
+        {"{\"a\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[0,2]},\"b\":{\"dtype\":\"U8\",\"shape\":[2],"
+         "\"data_offsets\":[1,3]}}",
          3, WRPO_E_FORMAT, ": b: want data from byte 2 on, found 1: an overlap"},
-        {"{\"a\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[0,2]},\"b\":{\"dtype\":\"U8\",\"shape\":[2],\"data_"
-         "offsets\":[0,2]}}",
+        {"{\"a\":{\"dtype\":\"U8\",\"shape\":[2],\"data_offsets\":[0,2]},\"b\":{\"dtype\":\"U8\",\"shape\":[2],"
+         "\"data_offsets\":[0,2]}}",
          2, WRPO_E_FORMAT, "an overlap"},
         {"{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}", 2, WRPO_E_FORMAT,
          "want 1 bytes of data, found 2"},

@@ -249,10 +249,10 @@ static void test_shared_tokenizers(void) {
 
 /* ---- small tokenizers made here ---- */
 #define MODEL "{\"type\":\"BPE\",\"vocab\":{\"a\":0,\"b\":1,\"ab\":2,\"<s>\":3,\"</s>\":4},\"merges\":[\"a b\"]}"
-#define TOKEN(id, content, flags)                                                                                      \
+#define TOKEN(id, content, flags) \
     "{\"id\":" #id ",\"content\":\"" content "\",\"single_word\":false,\"lstrip\":false,\"rstrip\":false," flags "}"
 #define SPECIAL "\"normalized\":false,\"special\":true"
-#define SPLIT(regex)                                                                                                   \
+#define SPLIT(regex) \
     "{\"type\":\"Split\",\"behavior\":\"Isolated\",\"invert\":false,\"pattern\":{\"Regex\":\"" regex "\"}}"
 static void write_small(const char *key, const char *value) {      /* one member of tokenizer.json is this */
     static const char *const usual[][2] = {
@@ -761,51 +761,35 @@ static void test_long(void) {
 }
 
 /* ---- damage: whatever is in the file, an error with a sentence or a tokenizer that works ---- */
-#define RICH_CONFIG                                                                                                    \
-    "{\"tokenizer_class\":\"LlamaTokenizer\",\"bos_token\":\"<s>\",\"eos_token\":{\"content\":\"aba\",\"normalized\":" \
-    "true},\"image_token\":\"ab\","                                                                                    \
-    "\"added_tokens_decoder\":{\"6\":" ADD("<s>",                                                                      \
-                                           PLAIN) ",\"8\":{\"content\":\"<x>\"},\"9\":{\"content\":\"d<\",\"lstrip\":" \
-                                                  "true}},\"additional_special_tokens\":[\"b\"],"                      \
-                                                  "\"add_eos_token\":true,\"chat_template\":[{\"name\":\"default\","   \
-                                                  "\"template\":\"x\"},{\"name\":\"tool_use\",\"template\":\"y\"}]}"
+#define RICH_CONFIG \
+    "{\"tokenizer_class\":\"LlamaTokenizer\",\"bos_token\":\"<s>\"," \
+    "\"eos_token\":{\"content\":\"aba\",\"normalized\":true},\"image_token\":\"ab\"," \
+    "\"added_tokens_decoder\":{\"6\":" ADD("<s>", PLAIN) "," \
+    "\"8\":{\"content\":\"<x>\"},\"9\":{\"content\":\"d<\",\"lstrip\":true}}," \
+    "\"additional_special_tokens\":[\"b\"],\"add_eos_token\":true," \
+    "\"chat_template\":[{\"name\":\"default\",\"template\":\"x\"},{\"name\":\"tool_use\",\"template\":\"y\"}]}"
 static char *rich_file(size_t *n) {                    /* every section of the loader in one file */
-    static const char
-        text[] =
-            "{\"version\":\"1.0\",\"truncation\":null,\"added_tokens\":[" TOKEN(6, "<s>", SPECIAL) "," TOKEN(
-                8,
-                "<x>", "\"normalized\":true,\"special\":false") "],\n"
-                                                                "\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":"
-                                                                "[{\"type\":\"NFC\"},{\"type\":\"Prepend\",\"prepend\":"
-                                                                "\"b\"},{\"type\":\"Replace\",\"pattern\":{\"String\":"
-                                                                "\"c\"},\"content\":\"b\"}]},\n"
-                                                                "\"pre_tokenizer\":{\"type\":\"Sequence\","
-                                                                "\"pretokenizers\":[{\"type\":\"Digits\",\"individual_"
-                                                                "digits\":true},{\"type\":\"Metaspace\","
-                                                                "\"replacement\":\"_\",\"prepend_scheme\":\"always\"}"
-                                                                "," SPLIT(
-                                                                    "(?i:'s|k)?[^\\\\s\\\\p{L}a-c]{1,2}|\\\\s+(?!"
-                                                                    "\\\\S)") ",{\"type\":\"ByteLevel\",\"add_prefix_"
-                                                                              "space\":true,\"use_regex\":true}]},\n"
-                                                                              "\"post_processor\":{\"type\":"
-                                                                              "\"TemplateProcessing\",\"single\":[{"
-                                                                              "\"SpecialToken\":{\"id\":\"<s>\"}},{"
-                                                                              "\"Sequence\":{\"id\":\"A\"}}],\"special_"
-                                                                              "tokens\":{\"<s>\":{\"ids\":[6]}}},\n"
-                                                                              "\"decoder\":{\"type\":\"Sequence\","
-                                                                              "\"decoders\":[{\"type\":\"Replace\","
-                                                                              "\"pattern\":{\"Regex\":\"b+\"},"
-                                                                              "\"content\":\" "
-                                                                              "\"},{\"type\":\"ByteFallback\"},{"
-                                                                              "\"type\":\"Fuse\"},"
-                                                                              "{\"type\":\"Strip\",\"content\":\" "
-                                                                              "\",\"start\":1,\"stop\":0}]},\n"
-                                                                              "\"model\":{\"type\":\"BPE\",\"unk_"
-                                                                              "token\":\"a\",\"byte_fallback\":true,"
-                                                                              "\"fuse_unk\":true,\"vocab\":{\"a\":0,"
-                                                                              "\"b\":1,\"ab\":2,\"aba\":3,\"<0x64>\":4,"
-                                                                              "\"_\":5,\"<s>\":6,\"\\u0120\":7},"
-                                                                              "\"merges\":[\"a b\",[\"ab\",\"a\"]]}}\n";
+    static const char text[] =
+        "{\"version\":\"1.0\",\"truncation\":null,\"added_tokens\":["
+        TOKEN(6, "<s>", SPECIAL) "," TOKEN(8, "<x>", "\"normalized\":true,\"special\":false") "],\n"
+        "\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":[{\"type\":\"NFC\"},"
+        "{\"type\":\"Prepend\",\"prepend\":\"b\"},"
+        "{\"type\":\"Replace\",\"pattern\":{\"String\":\"c\"},\"content\":\"b\"}]},\n"
+        "\"pre_tokenizer\":{\"type\":\"Sequence\",\"pretokenizers\":["
+        "{\"type\":\"Digits\",\"individual_digits\":true},"
+        "{\"type\":\"Metaspace\",\"replacement\":\"_\",\"prepend_scheme\":\"always\"},"
+        SPLIT("(?i:'s|k)?[^\\\\s\\\\p{L}a-c]{1,2}|\\\\s+(?!\\\\S)") ","
+        "{\"type\":\"ByteLevel\",\"add_prefix_space\":true,\"use_regex\":true}]},\n"
+        "\"post_processor\":{\"type\":\"TemplateProcessing\","
+        "\"single\":[{\"SpecialToken\":{\"id\":\"<s>\"}},{\"Sequence\":{\"id\":\"A\"}}],"
+        "\"special_tokens\":{\"<s>\":{\"ids\":[6]}}},\n"
+        "\"decoder\":{\"type\":\"Sequence\",\"decoders\":["
+        "{\"type\":\"Replace\",\"pattern\":{\"Regex\":\"b+\"},\"content\":\" \"},"
+        "{\"type\":\"ByteFallback\"},{\"type\":\"Fuse\"},"
+        "{\"type\":\"Strip\",\"content\":\" \",\"start\":1,\"stop\":0}]},\n"
+        "\"model\":{\"type\":\"BPE\",\"unk_token\":\"a\",\"byte_fallback\":true,\"fuse_unk\":true,"
+        "\"vocab\":{\"a\":0,\"b\":1,\"ab\":2,\"aba\":3,\"<0x64>\":4,\"_\":5,\"<s>\":6,\"\\u0120\":7},"
+        "\"merges\":[\"a b\",[\"ab\",\"a\"]]}}\n";
     *n = sizeof text - 1;
     return memcpy(malloc(*n), text, *n);
 }

@@ -36,9 +36,9 @@ static void is(wrpo_tokenizer *tok, const int32_t *ids, int64_t n, const char *w
 static const char *const chatml = "\"{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + "
                                   "'<|im_end|>' + '\\n' }}{% endfor %}"
                                   "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}\"";
-#define QUAD                                                                                                           \
-    "{\"prompt_id\":\"q\",\"prompt\":{\"role\":\"user\",\"content\":\"hi\"},\"chosen\":[{\"role\":\"assistant\","      \
-    "\"content\":\"one\"},"                                                                                            \
+#define QUAD \
+    "{\"prompt_id\":\"q\",\"prompt\":{\"role\":\"user\",\"content\":\"hi\"},\"chosen\":[{\"role\":\"assistant\"," \
+    "\"content\":\"one\"}," \
     "{\"role\":\"assistant\",\"content\":\"two\"}],\"rejected\":[{\"role\":\"assistant\",\"content\":\"bad\"}]}"
 
 static void forms(void) {

@@ -35,7 +35,7 @@ static void shell(const char *format, const char *a, const char *b) {
     snprintf(command, sizeof command, format, a, b);
     CHECK(system(command) == 0, "%s", command);
 }
-#define SMALL                                                                                                          \
+#define SMALL \
     "\"vocab_size\":37,\"hidden_size\":16,\"intermediate_size\":20,\"num_hidden_layers\":2,\"num_attention_heads\":4," \
     "\"num_key_value_heads\":2"
 
@@ -70,8 +70,8 @@ static void configs(void) {
          ",\"head_dim\":8,\"rope_scaling\":{\"type\":\"su\",\"short_factor\":[1,1,0,1],\"long_factor\":[1,1,1,1]}}",
          "short_factor"},
         {"{\"model_type\":\"phi3\"," SMALL
-         ",\"original_max_position_embeddings\":64,\"rope_scaling\":{\"type\":\"longrope\",\"original_max_position_"
-         "embeddings\":32,\"short_factor\":[1,1],"
+         ",\"original_max_position_embeddings\":64,\"rope_scaling\":{\"type\":\"longrope\","
+         "\"original_max_position_embeddings\":32,\"short_factor\":[1,1],"
          "\"long_factor\":[1,1]}}",
          "original_max_position_embeddings"},
         {"{\"model_type\":\"phi3\"," SMALL ",\"partial_rotary_factor\":0.9}", "partial_rotary_factor"},
@@ -95,11 +95,11 @@ static void configs(void) {
         {"{\"model_type\":\"mistral\"," SMALL ",\"sliding_window\":0}", "sliding_window"},
         {"{\"model_type\":\"qwen2\"," SMALL ",\"layer_types\":[\"full_attention\"]}", "layer_types"},
         {"{\"model_type\":\"qwen3\"," SMALL ",\"layer_types\":[\"full_attention\",\"linear\"]}", "linear"},
-        {"{\"model_type\":\"llama\",\"vocab_size\":37,\"hidden_size\":16,\"intermediate_size\":20,\"num_hidden_"
-         "layers\":2,\"num_attention_heads\":5}",
+        {"{\"model_type\":\"llama\",\"vocab_size\":37,\"hidden_size\":16,\"intermediate_size\":20,"
+         "\"num_hidden_layers\":2,\"num_attention_heads\":5}",
          "num_attention_heads"},
-        {"{\"model_type\":\"llama\",\"vocab_size\":37,\"hidden_size\":16,\"intermediate_size\":20,\"num_hidden_"
-         "layers\":2,\"num_attention_heads\":4,\"num_key_value_heads\":3}",
+        {"{\"model_type\":\"llama\",\"vocab_size\":37,\"hidden_size\":16,\"intermediate_size\":20,"
+         "\"num_hidden_layers\":2,\"num_attention_heads\":4,\"num_key_value_heads\":3}",
          "num_key_value_heads"},
         {"{\"model_type\":\"llama\"," SMALL ",\"is_causal\":false}", "is_causal"},
         {"{\"model_type\":\"llama\"," SMALL ",\"pad_token_id\":\"x\"}", "pad_token_id"},
@@ -113,8 +113,8 @@ static void configs(void) {
         {"{\"model_type\":\"llama\"," SMALL
          ",\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":2,\"original_max_position_embeddings\":1}}",
          "want an integer of at least 2"},
-        {"{\"model_type\":\"llama\",\"vocab_size\":37,\"hidden_size\":4096,\"intermediate_size\":20,\"num_hidden_"
-         "layers\":2,\"num_attention_heads\":2}",
+        {"{\"model_type\":\"llama\",\"vocab_size\":37,\"hidden_size\":4096,\"intermediate_size\":20,"
+         "\"num_hidden_layers\":2,\"num_attention_heads\":2}",
          "head_dim"},
         {"{\"model_type\":\"llama\"," SMALL ",\"\\u001b[2J\":1}", "\"?[2J\""},
         {"{\"model_type\":\"llama\",\"vocab_size\":3.5}", "vocab_size"},
@@ -137,10 +137,10 @@ static void configs(void) {
     } taken[] = {{"{\"model_type\":\"llama\"," SMALL "}", WRPO_ROPE_DEFAULT, 10000, 0, 2, 4, 0, false, false, false,
                   WRPO_DTYPE_DEFAULT},
                  {"{\"model_type\":\"llama\"," SMALL
-                  ",\"head_dim\":8,\"rope_theta\":500000.0,\"torch_dtype\":\"bfloat16\",\"rope_scaling\":{\"rope_"
-                  "type\":\"llama3\",\"factor\":32.0,"
-                  "\"low_freq_factor\":1.0,\"high_freq_factor\":4.0,\"original_max_position_embeddings\":8192},\"tie_"
-                  "word_embeddings\":true,\"attention_bias\":true}",
+                  ",\"head_dim\":8,\"rope_theta\":500000.0,\"torch_dtype\":\"bfloat16\",\"rope_scaling\":{"
+                  "\"rope_type\":\"llama3\",\"factor\":32.0,"
+                  "\"low_freq_factor\":1.0,\"high_freq_factor\":4.0,\"original_max_position_embeddings\":8192},"
+                  "\"tie_word_embeddings\":true,\"attention_bias\":true}",
                   WRPO_ROPE_LLAMA3, 500000, 0, 2, 8, 0, true, false, true, WRPO_DTYPE_BF16},
                  {"{\"model_type\":\"llama\"," SMALL ",\"head_dim\":8,\"rope_parameters\":{\"rope_type\":\"linear\","
                                                      "\"rope_theta\":7000.0,\"factor\":2.0},\"dtype\":\"float16\"}",
@@ -157,8 +157,8 @@ static void configs(void) {
                   WRPO_ROPE_DEFAULT, 10000, 0, 2, 8, 0, true, false, false, WRPO_DTYPE_DEFAULT},
                  {"{\"model_type\":\"qwen3\"," SMALL "}", WRPO_ROPE_DEFAULT, 10000, 0, 2, 128, 0, false, true, false,
                   WRPO_DTYPE_DEFAULT},
-                 {"{\"model_type\":\"qwen3\",\"vocab_size\":37,\"hidden_size\":16,\"intermediate_size\":20,\"num_"
-                  "hidden_layers\":2,\"num_attention_heads\":64,\"head_dim\":16}",
+                 {"{\"model_type\":\"qwen3\",\"vocab_size\":37,\"hidden_size\":16,\"intermediate_size\":20,"
+                  "\"num_hidden_layers\":2,\"num_attention_heads\":64,\"head_dim\":16}",
                   WRPO_ROPE_DEFAULT, 10000, 0, 32, 16, 0, false, true, false, WRPO_DTYPE_DEFAULT},
                  {"{\"model_type\":\"gemma2\"," SMALL "}", WRPO_ROPE_DEFAULT, 10000, 4096, 2, 256, 1, false, false,
                   true, WRPO_DTYPE_DEFAULT},

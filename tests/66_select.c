@@ -222,8 +222,8 @@ static void refusals(void) {
         {"", "want prompts, found none"},
         {LINE("\"target\": [" R("t", "a", "1") "]"), "1 have no source response"},
         {LINE("\"sources\": [" R("m", "a", "1") "]"), "1 no target response"},
-        {"{\"prompt_id\": 1, \"sources\": [" R("m", "a", "1") "], \"target\": [" R("t", "x", "0") ", " R("t", "y",
-                                                                                                         "1") "]}",
+        {"{\"prompt_id\": 1, \"sources\": [" R("m", "a", "1") "], "
+         "\"target\": [" R("t", "x", "0") ", " R("t", "y", "1") "]}",
          "want a \"prompt\""}};
     for (int i = 0; i < (int)(sizeof bad / sizeof *bad); i++)
         CHECK(choose((wrpo_select_desc){0}, bad[i].text, NULL, &s) == WRPO_E_FORMAT &&

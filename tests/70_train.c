@@ -5,12 +5,12 @@
 #include "support/counting.h"
 #include <unistd.h>
 
-static const char *const config_text = "{\"model_type\":\"llama\",\"architectures\":[\"LlamaForCausalLM\"],\"vocab_"
-                                       "size\":97,\"hidden_size\":36,\"intermediate_size\":50,"
+static const char *const config_text = "{\"model_type\":\"llama\",\"architectures\":[\"LlamaForCausalLM\"],"
+                                       "\"vocab_size\":97,\"hidden_size\":36,\"intermediate_size\":50,"
                                        "\"num_hidden_layers\":3,\"num_attention_heads\":6,\"num_key_value_heads\":2,"
                                        "\"head_dim\":10,\"max_position_embeddings\":512,"
-                                       "\"rms_norm_eps\":1e-5,\"rope_theta\":10000.0,\"initializer_range\":0.3,\"tie_"
-                                       "word_embeddings\":true,\"torch_dtype\":\"float32\"}";
+                                       "\"rms_norm_eps\":1e-5,\"rope_theta\":10000.0,\"initializer_range\":0.3,"
+                                       "\"tie_word_embeddings\":true,\"torch_dtype\":\"float32\"}";
 static char dir[64], config_path[96];
 
 enum { N = 13, LENGTH = 40 };
@@ -110,8 +110,8 @@ static void compare(const char *what, wrpo_train_desc a, int threads_a, wrpo_tra
 }
 static double total(const double *p, int n) { double s = 0; for (int i = 0; i < n; i++) s += p[i]; return s; }
 
-#define SAYS(call, sentence)                                                                                           \
-    CHECK(call == WRPO_E_ARG && strstr(wrpo_last_error(ctx)->text, sentence), "want \"%s\", found \"%s\"", sentence,   \
+#define SAYS(call, sentence) \
+    CHECK(call == WRPO_E_ARG && strstr(wrpo_last_error(ctx)->text, sentence), "want \"%s\", found \"%s\"", sentence, \
           wrpo_last_error(ctx)->text)
 int main(void) {
     snprintf(dir, sizeof dir, "tmp_train_%ld", (long)getpid());
@@ -453,12 +453,12 @@ int main(void) {
                   wrpo_weight_get(model, 0, 50, 3, x) == WRPO_OK && !memcmp(in, x, sizeof x),
               "%s", wrpo_last_error(masters)->text);
         wrpo_model_free(model), wrpo_close(masters);
-#define BAD(change, sentence)                                                                                          \
-    do {                                                                                                               \
-        wrpo_config c = good;                                                                                          \
-        change;                                                                                                        \
-        SAYS(wrpo_model_new(ctx, &c, 0, &none), sentence);                                                             \
-        CHECK(!none, "a model");                                                                                       \
+#define BAD(change, sentence) \
+    do { \
+        wrpo_config c = good; \
+        change; \
+        SAYS(wrpo_model_new(ctx, &c, 0, &none), sentence); \
+        CHECK(!none, "a model"); \
     } while (0)
         BAD(c = (wrpo_config){0}, "wrpo_config: vocab_size: want 1 to 16777216, found 0");
         BAD(c.hidden_size = -1, "hidden_size: want 1 to");
@@ -673,10 +673,10 @@ int main(void) {
         made.resume = NULL;
         result part = run_part(WRPO_DTYPE_F32, made, 2, 2, saved);
         drop(&part);
-#define WITH(field, value, says)                                                                                       \
-    {                                                                                                                  \
-        {.learning_rate = 1e-3, .batch_size = 4, .moments = WRPO_MOMENTS_BF16, .resume = saved, .field = value},       \
-            "trainer_state.wrpo: " says                                                                                \
+#define WITH(field, value, says) \
+    { \
+        {.learning_rate = 1e-3, .batch_size = 4, .moments = WRPO_MOMENTS_BF16, .resume = saved, .field = value}, \
+            "trainer_state.wrpo: " says \
     }
         const struct { wrpo_train_desc d; const char *says;
         } bad[] = {WITH(loss.method, WRPO_METHOD_IPO, "method: want ipo, as this run has it, found wrpo"),

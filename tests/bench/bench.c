@@ -78,7 +78,8 @@ static double median(double *x, int64_t n) {
 enum { SIZES = 10, CHAINS = 24 };
 static struct { double fma, bf16, copy[SIZES], read[SIZES]; const char *bf16_by; } top;
 
-#define CHAIN_LOOP(name, at, in, vector, set, step)    /* seconds of `rounds` rounds of CHAINS multiply-adds; in: the registers' letter */ \
+/* seconds of `rounds` rounds of CHAINS multiply-adds; in: the registers' letter */
+#define CHAIN_LOOP(name, at, in, vector, set, step) \
     static at double name(int64_t rounds) { \
         vector s[CHAINS]; \
         const double begin = now(); \
@@ -153,7 +154,8 @@ static void copy_part(char *to, const char *from, size_t n) { memcpy(to, from, n
     static at void name(const char *p, size_t n) { \
         name##_v s[4] = {{0}}; \
         for (size_t i = 0; i + 4 * bytes <= n; i += 4 * bytes) \
-            _Pragma("GCC unroll 4") for (int k = 0; k < 4; k++) s[k] ^= *(const name##_v *)(const void *)(p + i + (size_t)k * bytes); \
+            _Pragma("GCC unroll 4") for (int k = 0; k < 4; k++) \
+                s[k] ^= *(const name##_v *)(const void *)(p + i + (size_t)k * bytes); \
         volatile int64_t sink = s[0][0] ^ s[1][0] ^ s[2][0] ^ s[3][0]; \
         (void)sink; \
     }
@@ -393,8 +395,8 @@ static const struct shape {
     const char *rope;
 } shapes[] = {{"smollm2", 49152, 576, 1536, 30, 9, 3, 64, 1e5, ""},
               {"llama1b", 128256, 2048, 8192, 16, 32, 8, 64, 5e5,
-               ",\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":32.0,\"low_freq_factor\":1.0,\"high_freq_"
-               "factor\":4.0,\"original_max_position_embeddings\":8192}"}};
+               ",\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":32.0,\"low_freq_factor\":1.0,"
+               "\"high_freq_factor\":4.0,\"original_max_position_embeddings\":8192}"}};
 typedef struct run_of { wrpo_ctx *ctx; wrpo_model *model; wrpo_tokenizer *tok; wrpo_data *data; } run_of;
 static void need(wrpo_ctx *ctx, wrpo_result r) { if (r != WRPO_OK) die(wrpo_last_error(ctx)->text); }
 static run_of open_run(const wrpo_backend *be) {

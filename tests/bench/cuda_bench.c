@@ -83,9 +83,9 @@ static void products(const char *model, int64_t n, int64_t D, int64_t qkv, int64
             const char *note = way == 2 ? "own kernel (wgmma)"
                 : way                   ? "own kernel (mma.sync)"
                                         : "as linked (cuBLASLt unless left out)";
-#define SAY(layout)                                                                                                    \
-    (snprintf(name, sizeof name, "gemm %s %s %s %lldx%lldx%lld", model, shape[i].name, layout, (long long)n,           \
-              (long long)out, (long long)in),                                                                          \
+#define SAY(layout) \
+    (snprintf(name, sizeof name, "gemm %s %s %s %lldx%lldx%lld", model, shape[i].name, layout, (long long)n, \
+              (long long)out, (long long)in), \
      name)
             TIME(t, dev, be->gemm(dev, WRPO_MM_NT, y, out, x, in, w, in, WRPO_DTYPE_BF16, n, out, in, 0));
             row(SAY("y"), t, 0, flop, note);

@@ -89,7 +89,7 @@ static void run_json(const char *data, size_t size) {
 /* A safetensors file; what begins with { is the index of shards, of which one is there. */
 static void run_tensors(const char *data, size_t size) {
     static const char shard[] =
-        "\x40\0\0\0\0\0\0\0{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}       ";
+        "\x40\0\0\0\0\0\0\0{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}       1234";
     const bool index = size && data[0] == '{';
     put("d/model-00001-of-00001.safetensors", shard, 8 + 64 + 4);
     put(index ? "d/model.safetensors.index.json" : "d.safetensors", data, size);

@@ -10,7 +10,12 @@ static int test_passed, test_failed, test_skipped;
 #define CHECK(ok, ...) \
     do { \
         if (ok) test_passed++; \
-        else { test_failed++; printf("FAIL %s:%d: %s: ", __FILE__, __LINE__, #ok); printf(__VA_ARGS__); printf("\n"); } \
+        else { \
+            test_failed++; \
+            printf("FAIL %s:%d: %s: ", __FILE__, __LINE__, #ok); \
+            printf(__VA_ARGS__); \
+            printf("\n"); \
+        } \
     } while (0)
 #define SKIP(n, ...) (test_skipped += (n), printf("skip: "), printf(__VA_ARGS__), printf("\n"))
 static inline int test_end(const char *name) {
