@@ -5320,7 +5320,8 @@ static void wrpo__weight_get(const wrpo_model *model, const wrpo_weight *w, int6
         for (int64_t k = 0; k < n; k++) dst[i + k] = wrpo__master(high[k], low[k]);
     }
 }
-static void wrpo__weight_move(wrpo_model *model, int64_t i, int64_t first, int64_t count, float *get, const float *put) {
+static void wrpo__weight_move(wrpo_model *model, int64_t i, int64_t first, int64_t count,
+                              float *get, const float *put) {
     wrpo_ctx *ctx = model->ctx;
     if (i < 0 || i >= model->n_weights)
         wrpo__fail(ctx, WRPO_E_ARG, "weight %lld: want 0 to %lld", (long long)i, (long long)model->n_weights - 1);
@@ -9283,7 +9284,8 @@ static void wrpo__tokenize_prompt(wrpo__reading *in, const wrpo_json *record, bo
     *ids = wrpo__handout(in->ctx, in->prompt_ids, (size_t)P * sizeof **ids);
     *count = P;
 }
-static wrpo_result wrpo__prompt_ids(wrpo__reading *in, const wrpo_json *record, bool raw, int32_t **ids, int64_t *count) {
+static wrpo_result wrpo__prompt_ids(wrpo__reading *in, const wrpo_json *record, bool raw,
+                                    int32_t **ids, int64_t *count) {
     WRPO__CALL(in->ctx, wrpo__arena_new(in->ctx), true, wrpo__tokenize_prompt(in, record, raw, ids, count));
     if (wrpo__entry.failed) wrpo__name_record(in);
     return wrpo__end(&wrpo__entry);
@@ -9844,7 +9846,8 @@ static void wrpo__answer_prompt(wrpo__arena *temp, wrpo_model *model, wrpo_token
     const wrpo_json record = {.kind = WRPO_JSON_OBJECT, .count = 1, .child = &text};
     int32_t *ids;
     wrpo_prompt one = {.stream = wrpo__hash(0, prompt, text.size)};
-    if (tok->ctx != model->ctx) wrpo__fail(model->ctx, WRPO_E_ARG, "wrpo_answer: want a tokenizer of the model's context");
+    if (tok->ctx != model->ctx)
+        wrpo__fail(model->ctx, WRPO_E_ARG, "wrpo_answer: want a tokenizer of the model's context");
     wrpo__cleanup *owner = wrpo__on_free(temp, wrpo__block_free, NULL);
     wrpo__rethrow(model->ctx, wrpo_tokenizer_prompt(tok, NULL, &record, &ids, &one.count));
     one.ids = owner->p = ids;
