@@ -10348,6 +10348,7 @@ static bool wrpo__fit(wrpo_ctx *ctx, const wrpo_config *config, wrpo_moments mom
 }
 static void wrpo__train_bytes(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_data *data,
                               const wrpo_train_desc *desc, wrpo_bytes *out) {
+    wrpo__config_check(ctx, config);
     const wrpo_train_desc d = wrpo_train_defaults(desc);
     wrpo_model *table = wrpo__model_table(wrpo__current, config, ctx->desc.dtype);
     wrpo__bump weights = {0};
