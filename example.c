@@ -1066,7 +1066,7 @@ static int train(const settings *s, session *z) {
                         (long long)last.step, (long long)last.steps, s->out, (long long)last.step);
     }
     if (wrpo_model_save(z->model, &d.save)) return fail(z);
-    printf("%s: trained, %lld steps in %s, with the reference %.2f seconds, memory peak %s\n", s->out,
+    printf("%s: trained, %lld steps in %s (%.2f seconds in all), memory peak %s\n", s->out,
            (long long)last.step, time_text(last.seconds).s, took, bytes_text((double)wrpo_memory_peak(z->ctx)).s);
     return 0;
 }

@@ -5254,6 +5254,7 @@ static void wrpo__need_language_model(wrpo_ctx *ctx, const char *dir, const wrpo
                 "%s: a reward model: it scores answers (wrpo_reward_load), it has no logits to train", dir);
 }
 static wrpo_model *wrpo__model_from(wrpo__arena *arena, const wrpo_model_desc *desc, bool reward) {
+    desc = desc ? desc : &(wrpo_model_desc){0};
     wrpo_ctx *ctx = arena->ctx;
     wrpo__arena *temp = wrpo__sub_arena(arena);
     wrpo_config config;
@@ -5272,9 +5273,9 @@ static wrpo_model *wrpo__model_from(wrpo__arena *arena, const wrpo_model_desc *d
     wrpo__arena_clear(temp);
     return model;
 }
-static wrpo_result wrpo__model_load(wrpo_ctx *ctx, const wrpo_model_desc *given, bool reward, wrpo_model **out) {
+static wrpo_result wrpo__model_load(wrpo_ctx *ctx, const wrpo_model_desc *desc, bool reward, wrpo_model **out) {
     *out = NULL;
-    WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__model_from(wrpo__current, given ? given : &(wrpo_model_desc){0}, reward));
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__model_from(wrpo__current, desc, reward));
     return wrpo__end(&wrpo__entry);
 }
 WRPO_API wrpo_result wrpo_model_load(wrpo_ctx *ctx, const wrpo_model_desc *desc, wrpo_model **out) {
@@ -5283,6 +5284,7 @@ WRPO_API wrpo_result wrpo_model_load(wrpo_ctx *ctx, const wrpo_model_desc *desc,
 
 /* ---- random weights ---- */
 static wrpo_model *wrpo__model_init(wrpo__arena *arena, const wrpo_init_desc *desc) {
+    desc = desc ? desc : &(wrpo_init_desc){0};
     wrpo_config config;
     if (!desc->config) wrpo__fail(arena->ctx, WRPO_E_ARG, "wrpo_init_desc: config is missing");
     wrpo__config_read(arena, desc->config, &config);
@@ -5297,7 +5299,7 @@ static wrpo_model *wrpo__model_init(wrpo__arena *arena, const wrpo_init_desc *de
 }
 WRPO_API wrpo_result wrpo_model_init(wrpo_ctx *ctx, const wrpo_init_desc *desc, wrpo_model **out) {
     *out = NULL;
-    WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__model_init(wrpo__current, desc ? desc : &(wrpo_init_desc){0}));
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__model_init(wrpo__current, desc));
     return wrpo__end(&wrpo__entry);
 }
 
@@ -5318,7 +5320,8 @@ static void wrpo__weight_get(const wrpo_model *model, const wrpo_weight *w, int6
         for (int64_t k = 0; k < n; k++) dst[i + k] = wrpo__master(high[k], low[k]);
     }
 }
-static void wrpo__weight_move(wrpo_model *model, int64_t i, int64_t first, int64_t count, float *get, const float *put) {
+static void wrpo__weight_move(wrpo_model *model, int64_t i, int64_t first, int64_t count,
+                              float *get, const float *put) {
     wrpo_ctx *ctx = model->ctx;
     if (i < 0 || i >= model->n_weights)
         wrpo__fail(ctx, WRPO_E_ARG, "weight %lld: want 0 to %lld", (long long)i, (long long)model->n_weights - 1);
@@ -5409,6 +5412,7 @@ static void wrpo__save_piece(void *user, int64_t tensor, int64_t first, int64_t 
     }
 }
 static void wrpo__model_save(wrpo__arena *arena, const wrpo_model *model, const wrpo_save_desc *desc) {
+    desc = desc ? desc : &(wrpo_save_desc){0};
     wrpo_ctx *ctx = arena->ctx;
     if (!desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_save_desc: dir is missing");
     if (!model->dir)
@@ -5433,7 +5437,7 @@ static void wrpo__model_save(wrpo__arena *arena, const wrpo_model *model, const 
     wrpo__tensors_save(arena, desc->dir, t, tensors, dtype, desc->max_shard_size, wrpo__save_piece, &saving, sides);
 }
 WRPO_API wrpo_result wrpo_model_save(wrpo_model *model, const wrpo_save_desc *desc) {
-    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__model_save(wrpo__current, model, desc ? desc : &(wrpo_save_desc){0}));
+    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__model_save(wrpo__current, model, desc));
     return wrpo__end(&wrpo__entry);
 }
 
@@ -9216,6 +9220,7 @@ static void wrpo__find_ends(wrpo__reading *in) {
     }
 }
 static wrpo_data *wrpo__data_load(wrpo__arena *arena, wrpo_tokenizer *tok, const wrpo_data_desc *desc) {
+    desc = desc ? desc : &(wrpo_data_desc){0};
     wrpo_ctx *ctx = arena->ctx;
     wrpo_data *data = WRPO__NEW(arena, wrpo_data);
     wrpo__reading in = {.ctx = ctx, .data = data, .tok = tok, .desc = *desc, .now = time(NULL)};
@@ -9252,7 +9257,7 @@ static wrpo_data *wrpo__data_load(wrpo__arena *arena, wrpo_tokenizer *tok, const
 WRPO_API wrpo_result wrpo_data_load(wrpo_tokenizer *tok, const wrpo_data_desc *desc, wrpo_data **out) {
     *out = NULL;
     WRPO__CALL(tok->ctx, wrpo__arena_new(tok->ctx), false,
-               *out = wrpo__data_load(wrpo__current, tok, desc ? desc : &(wrpo_data_desc){0}));
+               *out = wrpo__data_load(wrpo__current, tok, desc));
     return wrpo__end(&wrpo__entry);
 }
 
@@ -9279,7 +9284,8 @@ static void wrpo__tokenize_prompt(wrpo__reading *in, const wrpo_json *record, bo
     *ids = wrpo__handout(in->ctx, in->prompt_ids, (size_t)P * sizeof **ids);
     *count = P;
 }
-static wrpo_result wrpo__prompt_ids(wrpo__reading *in, const wrpo_json *record, bool raw, int32_t **ids, int64_t *count) {
+static wrpo_result wrpo__prompt_ids(wrpo__reading *in, const wrpo_json *record, bool raw,
+                                    int32_t **ids, int64_t *count) {
     WRPO__CALL(in->ctx, wrpo__arena_new(in->ctx), true, wrpo__tokenize_prompt(in, record, raw, ids, count));
     if (wrpo__entry.failed) wrpo__name_record(in);
     return wrpo__end(&wrpo__entry);
@@ -9833,13 +9839,15 @@ static bool wrpo__answer_step(int64_t prompts, int64_t tokens, void *user) {
 }
 static void wrpo__answer_prompt(wrpo__arena *temp, wrpo_model *model, wrpo_tokenizer *tok, const char *prompt,
                                 const wrpo_generate_desc *desc, char **answer) {
+    desc = desc ? desc : &(wrpo_generate_desc){0};
     wrpo__answering a = {model->ctx, desc, answer};
     wrpo_generate_desc d = *desc;
     wrpo_json text = {.kind = WRPO_JSON_STRING, .key = "prompt", .key_size = 6, .text = prompt, .size = strlen(prompt)};
     const wrpo_json record = {.kind = WRPO_JSON_OBJECT, .count = 1, .child = &text};
     int32_t *ids;
     wrpo_prompt one = {.stream = wrpo__hash(0, prompt, text.size)};
-    if (tok->ctx != model->ctx) wrpo__fail(model->ctx, WRPO_E_ARG, "wrpo_answer: want a tokenizer of the model's context");
+    if (tok->ctx != model->ctx)
+        wrpo__fail(model->ctx, WRPO_E_ARG, "wrpo_answer: want a tokenizer of the model's context");
     wrpo__cleanup *owner = wrpo__on_free(temp, wrpo__block_free, NULL);
     wrpo__rethrow(model->ctx, wrpo_tokenizer_prompt(tok, NULL, &record, &ids, &one.count));
     one.ids = owner->p = ids;
@@ -9856,7 +9864,7 @@ WRPO_API wrpo_result wrpo_answer(wrpo_model *model, wrpo_tokenizer *tok, const c
     wrpo_ctx *ctx = model->ctx;
     *answer = NULL;
     WRPO__CALL(ctx, wrpo__arena_new(ctx), true,
-               wrpo__answer_prompt(wrpo__current, model, tok, prompt, desc ? desc : &(wrpo_generate_desc){0}, answer));
+               wrpo__answer_prompt(wrpo__current, model, tok, prompt, desc, answer));
     if (wrpo__entry.failed) {
         wrpo__block_free(*answer);
         *answer = NULL;
@@ -10340,6 +10348,7 @@ static bool wrpo__fit(wrpo_ctx *ctx, const wrpo_config *config, wrpo_moments mom
 }
 static void wrpo__train_bytes(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_data *data,
                               const wrpo_train_desc *desc, wrpo_bytes *out) {
+    wrpo__config_check(ctx, config);
     const wrpo_train_desc d = wrpo_train_defaults(desc);
     wrpo_model *table = wrpo__model_table(wrpo__current, config, ctx->desc.dtype);
     wrpo__bump weights = {0};

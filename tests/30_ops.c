@@ -13,8 +13,8 @@ static int ops;
 static const wrpo_backend *plain;     /* the reference */
 static wrpo_ctx *exact, *rounded;     /* of it: a context of float, one of bfloat16 */
 
-/* One case runs once per number of threads, on the same inputs; the first run is compared with the reference, later ones
-   with the first run's bits. */
+/* One case runs once per number of threads, on the same inputs; the first run is compared with the reference, later
+   ones with the first run's bits. */
 typedef struct run {
     const wrpo_backend *be; void *dev;
     int way;                          /* 0: the first run */
@@ -103,10 +103,11 @@ static void result(run *t, const char *op, const char *what, const float *got, i
     CHECK(touched == 0, "%s: %s: %lld numbers written between rows", t->name, what, (long long)touched);
     if (t->be == plain) return;
     tally(op, worst, rows * width);
-    CHECK(worst <= tolerance, "%s: %s: relative error %.3g at %lld (found %.9g, wanted %.9g)", t->name, what, worst, (long long)at,
-          at < 0 ? 0 : (double)got[at], at < 0 ? 0 : (double)want[at]);
+    CHECK(worst <= tolerance, "%s: %s: relative error %.3g at %lld (found %.9g, wanted %.9g)", t->name, what, worst,
+          (long long)at, at < 0 ? 0 : (double)got[at], at < 0 ? 0 : (double)want[at]);
 }
-static void each_way(const char *name, uint64_t seed, void (*fn)(run *, const int64_t *), const int64_t *args, wrpo_ctx **ctx) {
+static void each_way(const char *name, uint64_t seed, void (*fn)(run *, const int64_t *), const int64_t *args,
+                     wrpo_ctx **ctx) {
     run t = {0};
     snprintf(t.name, sizeof t.name, "%s %s", ctx[0]->desc.backend->name, name);
     const int ways = ctx[0]->desc.backend == plain ? 1 : WAYS;         /* the plain backend has one thread */
@@ -166,7 +167,8 @@ static void test_gemm(run *t, const int64_t *arg) {
     const wrpo_mm mm = (wrpo_mm)arg[3];
     const bool bt = mm == WRPO_MM_NT || mm == WRPO_MM_NT_FLOAT, at = mm == WRPO_MM_TN;
     const int64_t lda = (at ? m : k) + extra, ldb = (bt ? k : n) + extra, ldc = n + extra;
-    float *a = random_floats(t, (at ? k : m) * lda, -1, 1), *b = random_floats(t, (bt ? n : k) * ldb, -1, 1), *c = floats(t, m * ldc, NAN);
+    float *a = random_floats(t, (at ? k : m) * lda, -1, 1), *b = random_floats(t, (bt ? n : k) * ldb, -1, 1),
+          *c = floats(t, m * ldc, NAN);
     for (int64_t i = 0; i < m * ldc && arg[4]; i++)
         if (i % ldc < n) c[i] = (float)uniform(t, -1, 1);
     float *want = copy_of(t, c, m * ldc);
@@ -179,7 +181,8 @@ static void test_gemm(run *t, const int64_t *arg) {
         float *first = floats(t, m * ldc, 0.5f), *second = floats(t, m * ldc, 0.5f);
         t->be->gemm(t->dev, mm, first, ldc, a, lda, b, ldb, WRPO_DTYPE_F32, m, n, k, (float)arg[4]);
         t->be->gemm(t->dev, mm, second, ldc, a, lda, half, ldb, WRPO_DTYPE_BF16, m, n, k, (float)arg[4]);
-        CHECK(memcmp(first, second, (size_t)(m * ldc) * sizeof *c) == 0, "%s: weights in bfloat16 give other bits", t->name);
+        CHECK(memcmp(first, second, (size_t)(m * ldc) * sizeof *c) == 0, "%s: weights in bfloat16 give other bits",
+              t->name);
     }
     if (arg[4]) return;                /* a row is a row, whichever others come with it */
     t->be->gemm(t->dev, mm, c, ldc, a, lda, b, ldb, WRPO_DTYPE_F32, m, n, k, 0);
@@ -190,19 +193,22 @@ static void test_gemm(run *t, const int64_t *arg) {
         float *rows = floats(t, count * n, NAN);
         t->be->gemm(t->dev, mm, rows, n, a + first * lda, lda, b, ldb, WRPO_DTYPE_F32, count, n, k, 0);
         int64_t other = 0;
-        for (int64_t r = 0; r < count; r++) other += memcmp(rows + r * n, c + (first + r) * ldc, (size_t)n * sizeof *c) != 0;
+        for (int64_t r = 0; r < count; r++)
+            other += memcmp(rows + r * n, c + (first + r) * ldc, (size_t)n * sizeof *c) != 0;
         CHECK(other == 0, "%s: rows %lld+%lld alone have other bits", t->name, (long long)first, (long long)count);
         t->be->release(t->dev, t->blocks[--t->n_blocks]);
     }
 }
 
-/* ---- the same in a context of bfloat16: sums in float of factors rounded to it, where the machine multiplies pairs of them;
-   of factors as they are elsewhere. The same bits for every number of threads, and for a row by itself. Args m, n, k, layout, beta, extra ---- */
+/* ---- the same in a context of bfloat16: sums in float of factors rounded to it, where the machine multiplies pairs of
+   them; of factors as they are elsewhere. The same bits for every number of threads, and for a row by itself. Args m,
+   n, k, layout, beta, extra ---- */
 static void test_gemm_pairs(run *t, const int64_t *arg) {
     const int64_t m = arg[0], n = arg[1], k = arg[2], extra = arg[5];
     const wrpo_mm mm = (wrpo_mm)arg[3];
     const bool bt = mm == WRPO_MM_NT || mm == WRPO_MM_NT_FLOAT, at = mm == WRPO_MM_TN;
-    const int64_t lda = (at ? m : k) + extra, ldb = (bt ? k : n) + extra, ldc = n + extra, all_a = (at ? k : m) * lda, all_b = (bt ? n : k) * ldb;
+    const int64_t lda = (at ? m : k) + extra, ldb = (bt ? k : n) + extra, ldc = n + extra, all_a = (at ? k : m) * lda,
+                  all_b = (bt ? n : k) * ldb;
     wrpo_ctx *ctx;
     const wrpo_desc desc = {.backend = t->be, .threads = THREADS[t->way], .dtype = WRPO_DTYPE_BF16};
     if (wrpo_open(&desc, &ctx) != WRPO_OK) { CHECK(false, "open"); return; }
@@ -215,7 +221,8 @@ static void test_gemm_pairs(run *t, const int64_t *arg) {
     if (t->way == 0)
         plain->gemm((pairs ? rounded : exact)->dev, mm, want, ldc, a, lda, at ? (void *)b : (void *)half, ldb,
                     at ? WRPO_DTYPE_F32 : WRPO_DTYPE_BF16, m, n, k, (float)arg[4]);
-    t->be->gemm(ctx->dev, mm, c, ldc, a, lda, at ? (void *)b : (void *)half, ldb, at ? WRPO_DTYPE_F32 : WRPO_DTYPE_BF16, m, n, k, (float)arg[4]);
+    t->be->gemm(ctx->dev, mm, c, ldc, a, lda, at ? (void *)b : (void *)half, ldb, at ? WRPO_DTYPE_F32 : WRPO_DTYPE_BF16,
+                m, n, k, (float)arg[4]);
     result(t, pairs ? "gemm in pairs" : "gemm of halves", "c", c, m, n, ldc, want, 2e-6);
     for (int64_t r = 0; r < m && !at && !arg[4]; r += 1 + m / 5) {
         float *row = floats(t, n, NAN);
@@ -230,8 +237,10 @@ static void test_gemm_pairs(run *t, const int64_t *arg) {
 static void test_rows(run *t, const int64_t *arg) {
     const int64_t n = arg[0], D = arg[1], V = arg[2], ld = D + arg[3];
     const float scale = 1.5f;
-    float *w = random_floats(t, V * D, -1, 1), *x = random_floats(t, n * D, -1, 1), *y = floats(t, n * D, NAN), *s = floats(t, n * ld, NAN);
-    float *dw = random_floats(t, V * D, -1, 1), *dx = copy_of(t, dw, V * D), *b = random_floats(t, D, -1, 1), *db = copy_of(t, b, D);
+    float *w = random_floats(t, V * D, -1, 1), *x = random_floats(t, n * D, -1, 1), *y = floats(t, n * D, NAN),
+          *s = floats(t, n * ld, NAN);
+    float *dw = random_floats(t, V * D, -1, 1), *dx = copy_of(t, dw, V * D), *b = random_floats(t, D, -1, 1),
+          *db = copy_of(t, b, D);
     int32_t *ids = random_ids(t, n, V);
     float *want = floats(t, n * D, NAN), *dw_want = copy_of(t, dw, V * D), *dx_want = copy_of(t, dx, V * D);
     void *ref = exact->dev;
@@ -243,10 +252,13 @@ static void test_rows(run *t, const int64_t *arg) {
               *y2 = floats(t, n * D, NAN), *sums = floats(t, D, NAN);
         uint16_t *half = halves(t, copy, V * D);
         plain->colsum(ref, sums, copy, WRPO_DTYPE_F32, V, D);
-        t->be->colsum(t->dev, sum, copy, WRPO_DTYPE_F32, V, D), t->be->colsum(t->dev, sum2, half, WRPO_DTYPE_BF16, V, D);
+        t->be->colsum(t->dev, sum, copy, WRPO_DTYPE_F32, V, D),
+            t->be->colsum(t->dev, sum2, half, WRPO_DTYPE_BF16, V, D);
         result(t, "colsum", "y", sum, 1, D, D, sums, 2e-6);
-        t->be->embed(t->dev, y2, half, WRPO_DTYPE_BF16, ids, n, D, scale), t->be->embed(t->dev, y, copy, WRPO_DTYPE_F32, ids, n, D, scale);
-        CHECK(!memcmp(sum, sum2, (size_t)D * 4) && !memcmp(y, y2, (size_t)(n * D) * 4), "%s: bfloat16 gives other bits in embed or colsum", t->name);
+        t->be->embed(t->dev, y2, half, WRPO_DTYPE_BF16, ids, n, D, scale),
+            t->be->embed(t->dev, y, copy, WRPO_DTYPE_F32, ids, n, D, scale);
+        CHECK(!memcmp(sum, sum2, (size_t)D * 4) && !memcmp(y, y2, (size_t)(n * D) * 4),
+              "%s: bfloat16 gives other bits in embed or colsum", t->name);
     }
     plain->embed_bwd(ref, dw_want, x, ids, n, D, scale);
     t->be->embed_bwd(t->dev, dw, x, ids, n, D, scale);
@@ -345,8 +357,10 @@ static double norm_loss(run *t, void *p) {
 static void test_rmsnorm(run *t, const int64_t *arg) {
     const int64_t n = arg[0], heads = arg[1], D = arg[2], W = heads * D, ld = W + arg[3], alias = arg[5];
     const float eps = arg[6] ? 0.25f : 1e-5f, plus = (float)arg[4];
-    float *x = floats(t, n * ld, NAN), *dy = floats(t, n * ld, NAN), *dres = floats(t, n * ld, NAN), *w = random_floats(t, D, 0.5, 1.5);
-    float *xd = random_floats(t, n * W, -2, 2), *dyd = random_floats(t, n * W, -1, 1), *dresd = random_floats(t, n * W, -1, 1);
+    float *x = floats(t, n * ld, NAN), *dy = floats(t, n * ld, NAN), *dres = floats(t, n * ld, NAN),
+          *w = random_floats(t, D, 0.5, 1.5);
+    float *xd = random_floats(t, n * W, -2, 2), *dyd = random_floats(t, n * W, -1, 1),
+          *dresd = random_floats(t, n * W, -1, 1);
     float *dw = random_floats(t, D, -1, 1), *rstd = floats(t, n * heads, NAN);
     if (t->be == plain && (D > 1 || arg[6])) {         /* of one element with a small eps y is its sign */
         norm_env e = {xd, w, dyd, floats(t, n * W, NAN), floats(t, n * heads, NAN), n, heads, D, eps, plus};
@@ -405,8 +419,22 @@ static const layout LAYOUTS[] = {
     {17, 1, {{0, 17, 0, 0, 0, 17}}},
     {129, 2, {{0, 3, 0, 0, 0, 3}, {3, 129, 3, 3, 3, 129}}},
     {25, 4, {{0, 5, 0, 0, 0, 5}, {5, 12, 0, 5, 5, 12}, {12, 13, 0, 5, 12, 13}, {13, 25, 0, 5, 13, 25}}},
-    {230, 8, {{0, 33, 0, 0, 0, 33}, {33, 73, 0, 33, 33, 73}, {73, 90, 0, 33, 73, 90}, {90, 90, 0, 33, 90, 90}, {90, 221, 0, 33, 90, 221}, {221, 222, 221, 221, 221, 222}, {222, 225, 221, 222, 222, 225}, {225, 230, 221, 222, 225, 230}}},
-    {640, 4, {{0, 300, 0, 0, 0, 300}, {300, 400, 0, 300, 300, 400}, {400, 600, 0, 300, 400, 600}, {600, 640, 10, 20, 600, 640}}},
+    {230,
+     8,
+     {{0, 33, 0, 0, 0, 33},
+      {33, 73, 0, 33, 33, 73},
+      {73, 90, 0, 33, 73, 90},
+      {90, 90, 0, 33, 90, 90},
+      {90, 221, 0, 33, 90, 221},
+      {221, 222, 221, 221, 221, 222},
+      {222, 225, 221, 222, 222, 225},
+      {225, 230, 221, 222, 225, 230}}},
+    {640,
+     4,
+     {{0, 300, 0, 0, 0, 300},
+      {300, 400, 0, 300, 300, 400},
+      {400, 600, 0, 300, 400, 600},
+      {600, 640, 10, 20, 600, 640}}},
 };
 typedef struct attn_env { const wrpo_attn *a; float *q, *k, *v, *d_o, *o, *lse; } attn_env;
 static double attn_loss(run *t, void *env) {
@@ -435,7 +463,18 @@ static double attn_slack = 1;
 static void test_attention(run *t, const int64_t *arg) {
     const layout *l = &LAYOUTS[arg[6]];
     const int64_t n = l->n, H = arg[0], G = arg[1], d = arg[2], extra = arg[5];
-    wrpo_attn a = {n, l->segs, l->count, H, G, d, H * d + extra, G * d + extra, H * d + 2 * extra, arg[3], 0.7f / sqrtf((float)d), (float)arg[4]};
+    wrpo_attn a = {n,
+                   l->segs,
+                   l->count,
+                   H,
+                   G,
+                   d,
+                   H * d + extra,
+                   G * d + extra,
+                   H * d + 2 * extra,
+                   arg[3],
+                   0.7f / sqrtf((float)d),
+                   (float)arg[4]};
     const double reach = arg[4] ? 3 : 1.5;
     float *q = random_floats(t, n * H * d, -reach, reach), *k = random_floats(t, n * G * d, -reach, reach);
     float *v = random_floats(t, n * G * d, -1, 1), *go = random_floats(t, n * H * d, -1, 1);
@@ -486,9 +525,13 @@ static void test_attention_pairs(run *t, const int64_t *arg) {
 /* A prompt with three responses gives each response the bits that it has as the only one, wherever it lies. */
 static void test_sharing(run *t, const int64_t *arg) {
     const int64_t H = arg[0], G = arg[1], d = arg[2], P = 77, R[3] = {40, 133, 9}, n = P + 40 + 133 + 9;
-    const wrpo_seg all[4] = {{0, P, 0, 0, 0, P}, {P, P + 40, 0, P, P, P + 40}, {P + 40, P + 173, 0, P, P + 40, P + 173}, {P + 173, n, 0, P, P + 173, n}};
+    const wrpo_seg all[4] = {{0, P, 0, 0, 0, P},
+                             {P, P + 40, 0, P, P, P + 40},
+                             {P + 40, P + 173, 0, P, P + 40, P + 173},
+                             {P + 173, n, 0, P, P + 173, n}};
     wrpo_attn a = {n, all, 4, H, G, d, H * d, G * d, H * d, arg[3], 0.2f, 0};
-    float *q = random_floats(t, n * H * d, -2, 2), *k = random_floats(t, n * G * d, -2, 2), *v = random_floats(t, n * G * d, -1, 1);
+    float *q = random_floats(t, n * H * d, -2, 2), *k = random_floats(t, n * G * d, -2, 2),
+          *v = random_floats(t, n * G * d, -1, 1);
     float *go = random_floats(t, n * H * d, -1, 1), *o[2], *lse[2], *dq[2], *dk[2], *dv[2];
     for (int i = 0; i < 2; i++) {
         o[i] = floats(t, n * H * d, NAN), lse[i] = floats(t, n * H, NAN), dq[i] = floats(t, n * H * d, NAN);
@@ -514,8 +557,10 @@ static void test_sharing(run *t, const int64_t *arg) {
         t->be->attention_bwd(t->dev, &b, dq[1], dk[1], dv[1], in[3], o[1], lse[1], in[0], in[1], in[2], scratch);
 #define SAME(x, w) (memcmp(x[0] + at * (w), x[1] + P * (w), (size_t)(R[i] * (w)) * sizeof(float)) == 0)
         CHECK(SAME(o, H * d) && SAME(lse, H), "%s: response %d: forward bits depend on the others", t->name, i);
-        CHECK(SAME(dq, H * d) && SAME(dk, G * d) && SAME(dv, G * d), "%s: response %d: backward bits depend on the others", t->name, i);
-        CHECK(memcmp(o[0], o[1], (size_t)(P * H * d) * sizeof(float)) == 0, "%s: the prompt's bits depend on its responses", t->name);
+        CHECK(SAME(dq, H * d) && SAME(dk, G * d) && SAME(dv, G * d),
+              "%s: response %d: backward bits depend on the others", t->name, i);
+        CHECK(memcmp(o[0], o[1], (size_t)(P * H * d) * sizeof(float)) == 0,
+              "%s: the prompt's bits depend on its responses", t->name);
 #undef SAME
         for (int j = 0; j < 4; j++) t->be->release(t->dev, t->blocks[--t->n_blocks]);
     }
@@ -530,7 +575,8 @@ static double glu_loss(run *t, void *p) {
 }
 static void test_glu(run *t, const int64_t *arg) {
     const int64_t n = arg[0], I = arg[1];
-    float *gu = random_floats(t, n * 2 * I, -6, 6), *dh = random_floats(t, n * I, -1, 1), *h = floats(t, n * I, NAN), *again = floats(t, n * I, NAN);
+    float *gu = random_floats(t, n * 2 * I, -6, 6), *dh = random_floats(t, n * I, -1, 1), *h = floats(t, n * I, NAN),
+          *again = floats(t, n * I, NAN);
     if (n * I > 20) gu[0] = 90, gu[1] = -90, gu[2] = 1e4f, gu[3] = -1e4f, gu[4] = 0, gu[5] = 1e-4f;
     float *h_want = floats(t, n * I, NAN), *dgu_want = floats(t, n * 2 * I, NAN);
     glu_env e = {gu, dh, h_want, n, I, arg[2] != 0};
@@ -542,7 +588,8 @@ static void test_glu(run *t, const int64_t *arg) {
     float *out = arg[3] ? gu : floats(t, n * 2 * I, NAN);
     t->be->glu_bwd(t->dev, out, arg[4] ? again : NULL, dh, gu, n, I, e.gelu);
     result(t, "glu_bwd", "dgu", out, n, 2 * I, 2 * I, dgu_want, 1e-6);
-    if (arg[4]) CHECK(memcmp(h, again, (size_t)(n * I) * sizeof *h) == 0, "%s: h of the backward pass has other bits", t->name);
+    if (arg[4])
+        CHECK(memcmp(h, again, (size_t)(n * I) * sizeof *h) == 0, "%s: h of the backward pass has other bits", t->name);
 }
 
 /* ---- logprob: args n, V, softcap, aliasing, size of the logits, columns of -inf at the end ---- */
@@ -554,7 +601,8 @@ static double lp_loss(run *t, void *p) {
 }
 static void test_logprob(run *t, const int64_t *arg) {
     const int64_t n = arg[0], V = arg[1];
-    float *x = random_floats(t, n * V, -(double)arg[4], (double)arg[4]), *dlogp = random_floats(t, n, -1, 1), *logp = floats(t, n, NAN), *lse = floats(t, n, NAN);
+    float *x = random_floats(t, n * V, -(double)arg[4], (double)arg[4]), *dlogp = random_floats(t, n, -1, 1),
+          *logp = floats(t, n, NAN), *lse = floats(t, n, NAN);
     int32_t *target = random_ids(t, n, V - arg[5]);
     for (int64_t r = 0; r < n; r++)
         for (int64_t i = V - arg[5]; i < V; i++) x[r * V + i] = -INFINITY;
@@ -629,7 +677,8 @@ static void test_not_finite(run *t, const int64_t *arg) {
             int32_t target = 7;
             x[at] = bad[i];
             t->be->logprob(t->dev, &logp, &lse, x, &target, 1, 2100, 0);
-            CHECK(!isfinite(lse), "%s: logit %lld is %g, lse is %g", t->name, (long long)at, (double)bad[i], (double)lse);
+            CHECK(!isfinite(lse), "%s: logit %lld is %g, lse is %g", t->name, (long long)at, (double)bad[i],
+                  (double)lse);
             t->be->release(t->dev, t->blocks[--t->n_blocks]);
         }
 }
@@ -650,7 +699,12 @@ static void test_adamw(run *t, const int64_t *arg) {
     float *w = random_floats(t, n, -1, 1), *m = floats(t, n, 0), *v = floats(t, n, 0);
     double *wd = as_doubles(t, w, n), *md = doubles(t, n), *vd = doubles(t, n);
     float *wp = copy_of(t, w, n), *mp = floats(t, n, 0), *vp = floats(t, n, 0);
-    wrpo_adamw s = {.lr = 1e-2f, .beta1 = 0.9f, .beta2 = 0.999f, .eps = 1e-8f, .weight_decay = arg[2] ? 0.1f : 0, .grad_scale = 0.25f};
+    wrpo_adamw s = {.lr = 1e-2f,
+                    .beta1 = 0.9f,
+                    .beta2 = 0.999f,
+                    .eps = 1e-8f,
+                    .weight_decay = arg[2] ? 0.1f : 0,
+                    .grad_scale = 0.25f};
     const double b1 = (double)s.beta1, b2 = (double)s.beta2;
     for (int64_t step = 1; step <= arg[1]; step++) {
         float *g = random_floats(t, n, -1, 1);
@@ -671,11 +725,12 @@ static void test_adamw(run *t, const int64_t *arg) {
     result(t, "adamw", "v", v, 1, n, n, vp, fused(t) ? 0 : 4e-7);
 }
 
-/* ---- what adamw keeps in fewer bits: args count, steps. Masters give the float weights to the bit; moments that are rounded at
-   random stay right in the mean; what 8 bits cannot hold is off by less than one step of the code. ---- */
+/* ---- what adamw keeps in fewer bits: args count, steps. Masters give the float weights to the bit; moments that are
+   rounded at random stay right in the mean; what 8 bits cannot hold is off by less than one step of the code. ---- */
 static void test_adamw_states(run *t, const int64_t *arg) {
     const int64_t n = arg[0], all = (n + WRPO_BLOCK - 1) / WRPO_BLOCK * WRPO_BLOCK;
-    float *start = random_floats(t, all, -1, 1), *w = copy_of(t, start, all), *m = floats(t, all, 0), *v = floats(t, all, 0), *g[64];
+    float *start = random_floats(t, all, -1, 1), *w = copy_of(t, start, all), *m = floats(t, all, 0),
+          *v = floats(t, all, 0), *g[64];
     for (int64_t i = 0; i < arg[1]; i++) {
         g[i] = random_floats(t, all, -1, 1);
         for (int64_t k = 0; k < n; k++) g[i][k] = (k % 7 ? 0.3f : 0) + g[i][k] * (float)exp2((double)(k % 11) - 12.0);
@@ -720,22 +775,30 @@ static void test_adamw_states(run *t, const int64_t *arg) {
             float x;
             memcpy(&x, &bits, 4);
             different += memcmp(&x, w + i, 4) != 0;
-            worst = fmax(worst, fabs((double)x - (double)w[i])), drift += (double)x - (double)w[i], moved += fabs((double)w[i] - (double)start[i]);
+            worst = fmax(worst, fabs((double)x - (double)w[i])), drift += (double)x - (double)w[i],
+            moved += fabs((double)w[i] - (double)start[i]);
         }
-        if (kind == 1) CHECK(different == 0, "%s: %lld of %lld masters differ from float weights", t->name, (long long)different, (long long)n);
+        if (kind == 1)
+            CHECK(different == 0, "%s: %lld of %lld masters differ from float weights", t->name, (long long)different,
+                  (long long)n);
         if (kind >= 2) {
-            CHECK(worst < (kind == 2 ? 0.05 : 0.5) * (double)arg[1] * 1e-4, "%s: %s: a weight is off by %.3g", t->name, wrpo_moments_name(kind - 1), worst);
-            CHECK(n < 1000 || fabs(drift) < 0.01 * moved, "%s: %s: weights drift by %.3g of %.3g", t->name, wrpo_moments_name(kind - 1), drift, moved);
+            CHECK(worst < (kind == 2 ? 0.05 : 0.5) * (double)arg[1] * 1e-4, "%s: %s: a weight is off by %.3g", t->name,
+                  wrpo_moments_name(kind - 1), worst);
+            CHECK(n < 1000 || fabs(drift) < 0.01 * moved, "%s: %s: weights drift by %.3g of %.3g", t->name,
+                  wrpo_moments_name(kind - 1), drift, moved);
         }
     }
 }
-/* A cache: the last rows alone, their keys at other places, have the bits that they have in one pass. args H, G, d, window */
+/* A cache: the last rows alone, their keys at other places, have the bits that they have in one pass. args H, G, d,
+ * window */
 static void test_decoding(run *t, const int64_t *arg) {
     const int64_t H = arg[0], G = arg[1], d = arg[2], P = 37, R = 21, n = P + R, far = 90;
     const wrpo_seg all[2] = {{0, P, 0, 0, 0, P}, {P, n, 0, P, P, n}};
     wrpo_attn a = {n, all, 2, H, G, d, H * d, G * d, H * d, arg[3], 0.3f, 0};
-    float *q = random_floats(t, n * H * d, -2, 2), *k = random_floats(t, n * G * d, -2, 2), *v = random_floats(t, n * G * d, -1, 1);
-    float *o = floats(t, n * H * d, NAN), *lse = floats(t, n * H, NAN), *o2 = floats(t, n * H * d, NAN), *lse2 = floats(t, n * H, NAN);
+    float *q = random_floats(t, n * H * d, -2, 2), *k = random_floats(t, n * G * d, -2, 2),
+          *v = random_floats(t, n * G * d, -1, 1);
+    float *o = floats(t, n * H * d, NAN), *lse = floats(t, n * H, NAN), *o2 = floats(t, n * H * d, NAN),
+          *lse2 = floats(t, n * H, NAN);
     float *k2 = floats(t, (far + R) * G * d, NAN), *v2 = floats(t, (far + R) * G * d, NAN);
     memcpy(k2, k, (size_t)(P * G * d) * 4), memcpy(k2 + far * G * d, k + P * G * d, (size_t)(R * G * d) * 4);
     memcpy(v2, v, (size_t)(P * G * d) * 4), memcpy(v2 + far * G * d, v + P * G * d, (size_t)(R * G * d) * 4);
@@ -744,21 +807,26 @@ static void test_decoding(run *t, const int64_t *arg) {
         const wrpo_seg one = {0, rows, 0, P, far, far + R};
         a.n = rows, a.segs = &one, a.n_segs = 1;
         t->be->attention(t->dev, &a, o2, lse2, q + (n - rows) * H * d, k2, v2);
-        CHECK(!memcmp(o2, o + (n - rows) * H * d, (size_t)(rows * H * d) * 4) && !memcmp(lse2, lse + (n - rows) * H, (size_t)(rows * H) * 4),
+        CHECK(!memcmp(o2, o + (n - rows) * H * d, (size_t)(rows * H * d) * 4) &&
+                  !memcmp(lse2, lse + (n - rows) * H, (size_t)(rows * H) * 4),
               "%s: %lld rows against a cache have other bits", t->name, (long long)rows);
     }
-    wrpo_seg many[70];               /* siblings: single rows at different places of their sequences, which go through the prefix together */
+    wrpo_seg many[70]; /* siblings: single rows at different places of their sequences, which go through the prefix
+                          together */
     float *qs = floats(t, 70 * H * d, NAN), *os = floats(t, 70 * H * d, NAN), *ls = floats(t, 70 * H, NAN);
     for (int64_t i = 0; i < 70; i++) {
         const int64_t j = i * 8 % R;
-        many[i] = i == 31 ? (wrpo_seg){i, i + 1, 0, 0, 0, 1} : (wrpo_seg){i, i + 1, 0, P, far, far + j + 1};       /* one in between is somebody else's */
+        many[i] = i == 31 ? (wrpo_seg){i, i + 1, 0, 0, 0, 1}
+                          : (wrpo_seg){i, i + 1, 0, P, far, far + j + 1}; /* one in between is somebody else's */
         memcpy(qs + i * H * d, q + (i == 31 ? 0 : P + j) * H * d, (size_t)(H * d) * 4);
     }
     a.n = a.n_segs = 70, a.segs = many;
     t->be->attention(t->dev, &a, os, ls, qs, k2, v2);
     for (int64_t i = 0; i < 70; i++) {
         const int64_t row = i == 31 ? 0 : P + i * 8 % R;
-        CHECK(!memcmp(os + i * H * d, o + row * H * d, (size_t)(H * d) * 4) && !memcmp(ls + i * H, lse + row * H, (size_t)H * 4), "%s: sibling %lld has other bits", t->name, (long long)i);
+        CHECK(!memcmp(os + i * H * d, o + row * H * d, (size_t)(H * d) * 4) &&
+                  !memcmp(ls + i * H, lse + row * H, (size_t)H * 4),
+              "%s: sibling %lld has other bits", t->name, (long long)i);
     }
 }
 
@@ -787,8 +855,9 @@ static void unlimited(void *p, void *user) { (void)user; free(p); }
 
 int main(void) {
     static const char *const levels[] = {"plain", "avx512", "avx2", "generic"};
-    static const int64_t gemms[][3] = {{1, 1, 1}, {3, 17, 1}, {1, 129, 17}, {17, 3, 129}, {13, 31, 17}, {14, 32, 385}, {129, 129, 129}, {6, 16, 800},
-                                       {129, 65, 400}, {3, 577, 769}, {33, 47, 63}, {780, 40, 330}, {40, 100, 3000}, {130, 8, 64}, {5, 5, 0}};
+    static const int64_t gemms[][3] = {{1, 1, 1},     {3, 17, 1},      {1, 129, 17},    {17, 3, 129},   {13, 31, 17},
+                                       {14, 32, 385}, {129, 129, 129}, {6, 16, 800},    {129, 65, 400}, {3, 577, 769},
+                                       {33, 47, 63},  {780, 40, 330},  {40, 100, 3000}, {130, 8, 64},   {5, 5, 0}};
     plain = wrpo_backend_find("plain");
     if (wrpo_open(&(wrpo_desc){.backend = plain}, &exact) ||
         wrpo_open(&(wrpo_desc){.backend = plain, .dtype = WRPO_DTYPE_BF16}, &rounded))
@@ -814,8 +883,8 @@ int main(void) {
                 for (int64_t beta = 0; beta < 2; beta++) {
                     int64_t arg[6] = {gemms[i][0], gemms[i][1], gemms[i][2], mm, beta, i % 3 * 5};
                     char what[80];
-                    snprintf(what, sizeof what, "gemm %lld x %lld x %lld, layout %lld, beta %lld", (long long)arg[0], (long long)arg[1], (long long)arg[2],
-                             (long long)mm, (long long)beta);
+                    snprintf(what, sizeof what, "gemm %lld x %lld x %lld, layout %lld, beta %lld", (long long)arg[0],
+                             (long long)arg[1], (long long)arg[2], (long long)mm, (long long)beta);
                     each_way(what, seed++, test_gemm, arg, ctx);
                 }
 #define EACH(fn, what, ...) do { \
@@ -826,25 +895,86 @@ int main(void) {
             each_way(text, seed++, fn, args[i], ctx); \
         } \
     } while (0)
-        EACH(test_gemm_pairs, "gemm in bfloat16", {{1, 1, 1, WRPO_MM_NT, 0, 0}, {3, 17, 129, WRPO_MM_NT, 1, 3}, {129, 70, 33, WRPO_MM_NN, 0, 1}, {17, 129, 1300, WRPO_MM_NT_FLOAT, 0, 0},
-            {45, 33, 97, WRPO_MM_TN, 1, 2}, {130, 3, 700, WRPO_MM_TN, 0, 5}, {31, 100, 65, WRPO_MM_NN, 1, 0}, {600, 40, 64, WRPO_MM_NT, 0, 0}});
+        EACH(test_gemm_pairs, "gemm in bfloat16",
+             {{1, 1, 1, WRPO_MM_NT, 0, 0},
+              {3, 17, 129, WRPO_MM_NT, 1, 3},
+              {129, 70, 33, WRPO_MM_NN, 0, 1},
+              {17, 129, 1300, WRPO_MM_NT_FLOAT, 0, 0},
+              {45, 33, 97, WRPO_MM_TN, 1, 2},
+              {130, 3, 700, WRPO_MM_TN, 0, 5},
+              {31, 100, 65, WRPO_MM_NN, 1, 0},
+              {600, 40, 64, WRPO_MM_NT, 0, 0}});
         EACH(test_rows, "rows", {{1, 1, 1, 0}, {3, 17, 2, 1}, {129, 5, 3, 3}, {17, 129, 40, 0}, {300, 577, 7, 15}});
-        EACH(test_rmsnorm, "rmsnorm", {{1, 1, 1, 0, 0, 0}, {3, 1, 17, 5, 1, 0}, {17, 3, 33, 2, 0, 0}, {129, 1, 577, 0, 0, 1}, {40, 9, 64, 7, 0, 1}, {65, 2, 31, 1, 1, 2}, {70, 1, 129, 0, 0, 2}});
+        EACH(test_rmsnorm, "rmsnorm",
+             {{1, 1, 1, 0, 0, 0},
+              {3, 1, 17, 5, 1, 0},
+              {17, 3, 33, 2, 0, 0},
+              {129, 1, 577, 0, 0, 1},
+              {40, 9, 64, 7, 0, 1},
+              {65, 2, 31, 1, 1, 2},
+              {70, 1, 129, 0, 0, 2}});
         EACH(test_rope, "rope", {{1, 1, 2, 0}, {3, 5, 6, 3}, {17, 9, 64, 1}, {129, 2, 34, 0}, {40, 3, 512, 0}});
-        EACH(test_attention, "attention", {
-            /* H, G, d, window, softcap, extra, layout */
-            {1, 1, 1, 0, 0, 0, 0}, {3, 1, 5, 0, 0, 3, 1}, {4, 2, 8, 0, 0, 0, 3}, {4, 4, 10, 3, 0, 1, 3}, {2, 1, 6, 1, 0, 0, 3}, {5, 1, 7, 0, 2, 0, 3},
-            {9, 3, 64, 0, 0, 0, 4}, {9, 3, 64, 50, 0, 0, 4}, {2, 2, 33, 20, 5, 2, 4}, {8, 2, 96, 0, 0, 5, 2}, {4, 1, 128, 0, 0, 0, 4}, {2, 1, 512, 0, 0, 0, 2},
-            {3, 3, 17, 0, 0, 0, 5}, {6, 2, 64, 0, 0, 0, 5}, {4, 2, 40, 130, 0, 0, 5}, {2, 1, 64, 0, 30, 0, 5}, {48, 1, 16, 0, 0, 0, 4}, {33, 1, 9, 7, 0, 0, 2}});
-        EACH(test_attention_pairs, "attention in bfloat16", {
-            /* H, G, d, window, softcap, extra, layout */
-            {1, 1, 1, 0, 0, 0, 0}, {3, 1, 5, 0, 0, 3, 1}, {4, 2, 8, 0, 0, 0, 3}, {4, 4, 10, 3, 0, 1, 3}, {2, 1, 6, 1, 0, 0, 3}, {5, 1, 7, 0, 2, 0, 3},
-            {9, 3, 64, 0, 0, 0, 4}, {9, 3, 64, 50, 0, 0, 4}, {2, 2, 33, 20, 5, 2, 4}, {8, 2, 96, 0, 0, 5, 2}, {4, 1, 128, 0, 0, 0, 4}, {2, 1, 512, 0, 0, 0, 2},
-            {3, 3, 17, 0, 0, 0, 5}, {6, 2, 64, 0, 0, 0, 5}, {4, 2, 40, 130, 0, 0, 5}, {2, 1, 64, 0, 30, 0, 5}, {48, 1, 16, 0, 0, 0, 4}, {33, 1, 9, 7, 0, 0, 2}});
+        EACH(test_attention, "attention",
+             {/* H, G, d, window, softcap, extra, layout */
+              {1, 1, 1, 0, 0, 0, 0},
+              {3, 1, 5, 0, 0, 3, 1},
+              {4, 2, 8, 0, 0, 0, 3},
+              {4, 4, 10, 3, 0, 1, 3},
+              {2, 1, 6, 1, 0, 0, 3},
+              {5, 1, 7, 0, 2, 0, 3},
+              {9, 3, 64, 0, 0, 0, 4},
+              {9, 3, 64, 50, 0, 0, 4},
+              {2, 2, 33, 20, 5, 2, 4},
+              {8, 2, 96, 0, 0, 5, 2},
+              {4, 1, 128, 0, 0, 0, 4},
+              {2, 1, 512, 0, 0, 0, 2},
+              {3, 3, 17, 0, 0, 0, 5},
+              {6, 2, 64, 0, 0, 0, 5},
+              {4, 2, 40, 130, 0, 0, 5},
+              {2, 1, 64, 0, 30, 0, 5},
+              {48, 1, 16, 0, 0, 0, 4},
+              {33, 1, 9, 7, 0, 0, 2}});
+        EACH(test_attention_pairs, "attention in bfloat16",
+             {/* H, G, d, window, softcap, extra, layout */
+              {1, 1, 1, 0, 0, 0, 0},
+              {3, 1, 5, 0, 0, 3, 1},
+              {4, 2, 8, 0, 0, 0, 3},
+              {4, 4, 10, 3, 0, 1, 3},
+              {2, 1, 6, 1, 0, 0, 3},
+              {5, 1, 7, 0, 2, 0, 3},
+              {9, 3, 64, 0, 0, 0, 4},
+              {9, 3, 64, 50, 0, 0, 4},
+              {2, 2, 33, 20, 5, 2, 4},
+              {8, 2, 96, 0, 0, 5, 2},
+              {4, 1, 128, 0, 0, 0, 4},
+              {2, 1, 512, 0, 0, 0, 2},
+              {3, 3, 17, 0, 0, 0, 5},
+              {6, 2, 64, 0, 0, 0, 5},
+              {4, 2, 40, 130, 0, 0, 5},
+              {2, 1, 64, 0, 30, 0, 5},
+              {48, 1, 16, 0, 0, 0, 4},
+              {33, 1, 9, 7, 0, 0, 2}});
         EACH(test_sharing, "shared prompts", {{9, 3, 64, 0}, {4, 4, 17, 0}, {6, 2, 96, 60}});
-        EACH(test_glu, "glu", {{1, 1, 0, 0, 0}, {3, 17, 0, 0, 1}, {17, 129, 0, 1, 1}, {1, 3, 1, 0, 1}, {17, 129, 1, 1, 0}, {129, 1537, 0, 1, 1}, {5, 1000, 1, 0, 1}});
-        EACH(test_logprob, "logprob", {{1, 1, 0, 0, 5, 0}, {3, 17, 0, 1, 5, 0}, {17, 129, 0, 0, 10, 0}, {5, 5003, 0, 1, 10, 0}, {3, 49152, 0, 1, 10, 0}, {7, 1027, 0, 0, 10000, 0},
-                                       {4, 2050, 0, 1, 5, 3}, {3, 3000, 0, 0, 5, 1500}, {5, 1100, 30, 0, 40, 0}, {5, 1100, 8, 1, 10, 0}, {3, 1030, 30, 0, 40, 6}});
+        EACH(test_glu, "glu",
+             {{1, 1, 0, 0, 0},
+              {3, 17, 0, 0, 1},
+              {17, 129, 0, 1, 1},
+              {1, 3, 1, 0, 1},
+              {17, 129, 1, 1, 0},
+              {129, 1537, 0, 1, 1},
+              {5, 1000, 1, 0, 1}});
+        EACH(test_logprob, "logprob",
+             {{1, 1, 0, 0, 5, 0},
+              {3, 17, 0, 1, 5, 0},
+              {17, 129, 0, 0, 10, 0},
+              {5, 5003, 0, 1, 10, 0},
+              {3, 49152, 0, 1, 10, 0},
+              {7, 1027, 0, 0, 10000, 0},
+              {4, 2050, 0, 1, 5, 3},
+              {3, 3000, 0, 0, 5, 1500},
+              {5, 1100, 30, 0, 40, 0},
+              {5, 1100, 8, 1, 10, 0},
+              {3, 1030, 30, 0, 40, 6}});
         EACH(test_exp, "exp", {{0}});
         EACH(test_not_finite, "not finite", {{0}});
         EACH(test_adamw, "adamw", {{1, 3, 0}, {17, 5, 1}, {40000, 3, 1}});
@@ -869,7 +999,9 @@ int main(void) {
         test_memory(be);
         for (int i = 0; i < WAYS; i++) wrpo_close(ctx[i]);
         if (is_plain) printf("  gradients within %.1e of finite differences\n", worst_difference);
-        for (int i = 0; i < ops; i++) printf("  %-16s worst relative error %.1e over %lld numbers\n", table[i].op, table[i].worst, (long long)table[i].numbers);
+        for (int i = 0; i < ops; i++)
+            printf("  %-16s worst relative error %.1e over %lld numbers\n", table[i].op, table[i].worst,
+                   (long long)table[i].numbers);
     }
     for (int64_t i = 0; i < 32; i++) {   /* open survives every allocation that fails */
         static int opened[2];

@@ -24,17 +24,23 @@ static void matvec(double *y, const wrpo_weight *w, const wrpo_weight *b, const 
 /* log-probs of ids[first..n) given what stands before each; out[n - first] */
 static void plain_logps(const int32_t *ids, int64_t n, int64_t first, double *out) {
     const wrpo_config *c = &plain->config;
-    const int64_t D = c->hidden_size, I = c->intermediate_size, H = c->num_attention_heads, G = c->num_key_value_heads, d = c->head_dim, V = c->vocab_size;
-    double *x = calloc((size_t)(n * D), 8), *a = calloc((size_t)WRPO__MAX(D, H * d), 8), *q = calloc((size_t)(n * H * d), 8), *k = calloc((size_t)(n * G * d), 8),
-           *v = calloc((size_t)(n * G * d), 8), *o = calloc((size_t)(H * d), 8), *p = calloc((size_t)n, 8), *g = calloc((size_t)I, 8), *u = calloc((size_t)I, 8),
-           *y = calloc((size_t)D, 8), *logits = calloc((size_t)V, 8);
+    const int64_t D = c->hidden_size, I = c->intermediate_size, H = c->num_attention_heads, G = c->num_key_value_heads,
+                  d = c->head_dim, V = c->vocab_size;
+    double *x = calloc((size_t)(n * D), 8), *a = calloc((size_t)WRPO__MAX(D, H * d), 8),
+           *q = calloc((size_t)(n * H * d), 8), *k = calloc((size_t)(n * G * d), 8),
+           *v = calloc((size_t)(n * G * d), 8), *o = calloc((size_t)(H * d), 8), *p = calloc((size_t)n, 8),
+           *g = calloc((size_t)I, 8), *u = calloc((size_t)I, 8), *y = calloc((size_t)D, 8),
+           *logits = calloc((size_t)V, 8);
     const int64_t turned = c->rope.dims ? c->rope.dims : d;
-    const double plus = c->norm_plus_one ? 1 : 0, eps = c->rms_norm_eps, by = 1 / sqrt(c->query_pre_attn_scalar > 0 ? c->query_pre_attn_scalar : (double)d);
+    const double plus = c->norm_plus_one ? 1 : 0, eps = c->rms_norm_eps,
+                 by = 1 / sqrt(c->query_pre_attn_scalar > 0 ? c->query_pre_attn_scalar : (double)d);
     float inv[256];
     double scale, slope;                 /* softcap and act are those of >>ops, in double */
     wrpo__inv_freq(c, wrpo__rope_key(c, n), inv, &scale);
     for (int64_t i = 0; i < n; i++)
-        for (int64_t j = 0; j < D; j++) x[i * D + j] = at(WRPO__W(plain, embed_tokens, 0))[ids[i] * D + j] * (c->scale_embeddings ? sqrt((double)D) : 1);
+        for (int64_t j = 0; j < D; j++)
+            x[i * D + j] =
+                at(WRPO__W(plain, embed_tokens, 0))[ids[i] * D + j] * (c->scale_embeddings ? sqrt((double)D) : 1);
     for (int64_t l = 0; l < c->num_hidden_layers; l++) {
         for (int64_t i = 0; i < n; i++) {
             rms(a, x + i * D, at(WRPO__W(plain, input_layernorm, l)), D, eps, plus);
@@ -47,7 +53,8 @@ static void plain_logps(const int32_t *ids, int64_t n, int64_t first, double *ou
                 if (norm) rms(z, z, at(norm), d, eps, 0);
                 for (int64_t e = 0; e < turned / 2; e++) {
                     float angle = (float)i * inv[e];   /* the angle is the reference's float; the rest is double */
-                    double s = sin((double)angle) * scale, t = cos((double)angle) * scale, z1 = z[e], z2 = z[e + turned / 2];
+                    double s = sin((double)angle) * scale, t = cos((double)angle) * scale, z1 = z[e],
+                           z2 = z[e + turned / 2];
                     z[e] = z1 * t - z2 * s, z[e + turned / 2] = z2 * t + z1 * s;
                 }
             }
@@ -72,7 +79,10 @@ static void plain_logps(const int32_t *ids, int64_t n, int64_t first, double *ou
             matvec(y, WRPO__W(plain, o_proj, l), WRPO__W(plain, o_bias, l), o);
             if (c->post_norms) rms(y, y, at(WRPO__W(plain, post_attention_layernorm, l)), D, eps, plus);
             for (int64_t j = 0; j < D; j++) x[i * D + j] += y[j];
-            rms(a, x + i * D, at(c->post_norms ? WRPO__W(plain, pre_feedforward_layernorm, l) : WRPO__W(plain, post_attention_layernorm, l)), D, eps, plus);
+            rms(a, x + i * D,
+                at(c->post_norms ? WRPO__W(plain, pre_feedforward_layernorm, l)
+                                 : WRPO__W(plain, post_attention_layernorm, l)),
+                D, eps, plus);
             matvec(g, WRPO__W(plain, gate_proj, l), NULL, a);
             matvec(u, WRPO__W(plain, up_proj, l), NULL, a);
             for (int64_t j = 0; j < I; j++) g[j] = wrpo__act(g[j], c->gelu, &slope) * u[j];
@@ -104,13 +114,20 @@ static void make_records(int64_t V) {
     for (int i = 0; i < RECORDS; i++) {
         for (int j = 0; j < MOST; j++) {
             prompt[i][j] = (int32_t)(wrpo__random64(5, (uint64_t)i, (uint64_t)j) % (uint64_t)V);
-            for (int k = 0; k < 3; k++) answer[i][k][j] = (int32_t)(wrpo__random64(6, (uint64_t)(i * 3 + k), (uint64_t)j) % (uint64_t)V);
+            for (int k = 0; k < 3; k++)
+                answer[i][k][j] = (int32_t)(wrpo__random64(6, (uint64_t)(i * 3 + k), (uint64_t)j) % (uint64_t)V);
         }
-        for (int k = 0; k < 3; k++) tokens[i][k] = (wrpo_tokens){.role = (wrpo_role)k, .ids = answer[i][k], .count = lengths[i][k + 1], .first = i == 2 && k == 2 ? 2 : 0, .share = 1};
-        records[i] = (wrpo_record){.prompt_id = "r", .prompt = prompt[i], .prompt_count = lengths[i][0], .responses = tokens[i], .count = 3};
+        for (int k = 0; k < 3; k++)
+            tokens[i][k] = (wrpo_tokens){.role = (wrpo_role)k,
+                                         .ids = answer[i][k],
+                                         .count = lengths[i][k + 1],
+                                         .first = i == 2 && k == 2 ? 2 : 0,
+                                         .share = 1};
+        records[i] = (wrpo_record){
+            .prompt_id = "r", .prompt = prompt[i], .prompt_count = lengths[i][0], .responses = tokens[i], .count = 3};
     }
 }
-static double objective(double *per_token) {           /* sum of coef * logp, in double; per_token in the library's order */
+static double objective(double *per_token) { /* sum of coef * logp, in double; per_token in the library's order */
     double sum = 0, out[MOST];
     for (int i = 0; i < RECORDS; i++)
         for (int k = 0; k < 3; k++) {
@@ -126,25 +143,37 @@ static double objective(double *per_token) {           /* sum of coef * logp, in
     return sum;
 }
 static wrpo_config config(const char *name) {
-    wrpo_config c = {.vocab_size = 129, .hidden_size = 17, .intermediate_size = 33, .num_hidden_layers = 2, .num_attention_heads = 3, .num_key_value_heads = 1, .head_dim = 6,
-                     .max_position_embeddings = 512, .rms_norm_eps = 1e-5, .initializer_range = 0.2, .rope = {.theta = 100}};
+    wrpo_config c = {.vocab_size = 129,
+                     .hidden_size = 17,
+                     .intermediate_size = 33,
+                     .num_hidden_layers = 2,
+                     .num_attention_heads = 3,
+                     .num_key_value_heads = 1,
+                     .head_dim = 6,
+                     .max_position_embeddings = 512,
+                     .rms_norm_eps = 1e-5,
+                     .initializer_range = 0.2,
+                     .rope = {.theta = 100}};
     snprintf(c.model_type, sizeof c.model_type, "%s", name);
     return c;
 }
 static double worst_logp, worst_grad;
 static wrpo__run *forward(wrpo__arena *arena, wrpo_model *model, int64_t recompute, bool logits, bool means) {
-    wrpo__run *r = wrpo__run_new(arena, model, &(wrpo__shape){.rows = 140, .chunk = 7, .logits = logits, .recompute = recompute, .train = true});
+    wrpo__run *r = wrpo__run_new(
+        arena, model, &(wrpo__shape){.rows = 140, .chunk = 7, .logits = logits, .recompute = recompute, .train = true});
     wrpo__pack_begin(r);
     for (int i = 0; i < RECORDS; i++) wrpo__pack_record(r, &records[i]);
     wrpo__pack_end(r);
     wrpo__forward(r, means);
     return r;
 }
-static float *backward(wrpo__arena *arena, wrpo__run *r, bool dropped) {     /* the gradient; dropped: one answer of each record has no part in it */
+static float *backward(wrpo__arena *arena, wrpo__run *r,
+                       bool dropped) { /* the gradient; dropped: one answer of each record has no part in it */
     int64_t t = 0;
     for (int i = 0; i < RECORDS; i++)
         for (int k = 0; k < 3; k++)
-            for (int64_t j = tokens[i][k].first; j < tokens[i][k].count; j++) r->h_coef[t++] = dropped && k == i % 3 ? 0 : (float)coef[i][k];
+            for (int64_t j = tokens[i][k].first; j < tokens[i][k].count; j++)
+                r->h_coef[t++] = dropped && k == i % 3 ? 0 : (float)coef[i][k];
     float *grads = wrpo__alloc(arena, (size_t)r->model->count, sizeof *grads);
     wrpo__backward(r, grads);
     return grads;
@@ -157,12 +186,14 @@ static void check(wrpo_ctx *ctx, const char *what, wrpo_config c) {
         for (int64_t i = 0; i < model->n_weights; i++)
             for (int64_t k = 0; k < model->weights[i].rows * model->weights[i].cols; k++) {
                 double z = wrpo__normal(11, (uint64_t)i, (uint64_t)k);
-                ((float *)model->weights[i].data)[k] = (float)(model->weights[i].vector ? 0.8 + 0.3 * z : c.initializer_range * z);
+                ((float *)model->weights[i].data)[k] =
+                    (float)(model->weights[i].vector ? 0.8 + 0.3 * z : c.initializer_range * z);
             }
         plain = model;
         copy = calloc((size_t)model->count, sizeof *copy);
         for (int64_t i = 0; i < model->n_weights; i++)
-            for (int64_t k = 0; k < wrpo__size(&model->weights[i]); k++) copy[model->weights[i].at + k] = (double)((float *)model->weights[i].data)[k];
+            for (int64_t k = 0; k < wrpo__size(&model->weights[i]); k++)
+                copy[model->weights[i].at + k] = (double)((float *)model->weights[i].data)[k];
         for (int64_t recompute = 0; recompute <= c.num_hidden_layers; recompute += c.num_hidden_layers) {
             wrpo__run *r = forward(arena, model, recompute, false, true);
             double want[3 * RECORDS * MOST];
@@ -172,7 +203,8 @@ static void check(wrpo_ctx *ctx, const char *what, wrpo_config c) {
             CHECK(worst < 2e-5, "%s: log-probs differ by %g", what, worst);
             worst_logp = fmax(worst_logp, worst);
             float *grads = backward(arena, r, false);
-            for (int64_t i = 0; i < model->n_weights; i++) {   /* seven places of every tensor, relative to the tensor's largest gradient */
+            for (int64_t i = 0; i < model->n_weights;
+                 i++) { /* seven places of every tensor, relative to the tensor's largest gradient */
                 const wrpo_weight *w = &model->weights[i];
                 float *g = grads + w->at;
                 double *p = copy + w->at, top = 0;
@@ -190,20 +222,23 @@ static void check(wrpo_ctx *ctx, const char *what, wrpo_config c) {
                     double down = objective(NULL), error;
                     p[k] = keep;
                     error = fabs((up - down) / (2 * h) - (double)g[k]) / top;
-                    CHECK(error < 2e-4, "%s: %s[%lld]: gradient %g, differences %g", what, w->name, (long long)k, (double)g[k], (up - down) / (2 * h));
+                    CHECK(error < 2e-4, "%s: %s[%lld]: gradient %g, differences %g", what, w->name, (long long)k,
+                          (double)g[k], (up - down) / (2 * h));
                     worst_grad = fmax(worst_grad, error);
                 }
             }
         }
         free(copy);
-        for (int dropped = 0; dropped < 2; dropped++) {        /* logits kept for the backward pass or made again: the same bits; also where an answer drops out */
+        for (int dropped = 0; dropped < 2; dropped++) { /* logits kept for the backward pass or made again: the same
+                                                           bits; also where an answer drops out */
             float *grads[2];
             for (int kept = 0; kept < 2; kept++) {
                 wrpo__run *r = forward(arena, model, 0, kept, false);
                 CHECK(r->logits_kept == kept, "%s: logits kept: %d", what, r->logits_kept);
                 grads[kept] = backward(arena, r, dropped);
             }
-            CHECK(!memcmp(grads[0], grads[1], (size_t)model->count * sizeof **grads), "%s: kept logits give other gradients", what);
+            CHECK(!memcmp(grads[0], grads[1], (size_t)model->count * sizeof **grads),
+                  "%s: kept logits give other gradients", what);
         }
     }
     CHECK(wrpo__end(&wrpo__entry) == WRPO_OK, "%s: %s", what, ctx->error.text);
@@ -217,7 +252,8 @@ static void all(const wrpo_backend *backend) {
     check(ctx, "llama, 3 query heads on 1", c);
     c.tie_word_embeddings = true;
     check(ctx, "tied", c);
-    c.num_attention_heads = 4, c.num_key_value_heads = 2, c.head_dim = 10, c.hidden_size = 16, c.rope.type = WRPO_ROPE_LLAMA3, c.rope.factor = 8;
+    c.num_attention_heads = 4, c.num_key_value_heads = 2, c.head_dim = 10, c.hidden_size = 16,
+    c.rope.type = WRPO_ROPE_LLAMA3, c.rope.factor = 8;
     c.rope.low_freq_factor = 1, c.rope.high_freq_factor = 4, c.rope.original_max_position_embeddings = 16;
     check(ctx, "llama3 rope, heads wider than hidden", c);
     c = config("llama"), c.attention_bias = c.output_bias = true, c.num_key_value_heads = 3;
@@ -228,17 +264,21 @@ static void all(const wrpo_backend *backend) {
     check(ctx, "biases on q, k, v; window on the upper layer", c);
     c = config("qwen3"), c.qk_norm = true, c.head_dim = 8, c.tie_word_embeddings = true;
     check(ctx, "q and k norms", c);
-    c = config("gemma2"), c.gelu = c.norm_plus_one = c.post_norms = c.scale_embeddings = c.tie_word_embeddings = true, c.query_pre_attn_scalar = 2.5;
+    c = config("gemma2"), c.gelu = c.norm_plus_one = c.post_norms = c.scale_embeddings = c.tie_word_embeddings = true,
+    c.query_pre_attn_scalar = 2.5;
     c.attn_logit_softcapping = 0.75, c.final_logit_softcapping = 1.5, c.sliding_window = 6, c.sliding_layers[0] = 1;
     check(ctx, "gelu, 1 + w, norms on what is added, caps, scales, window on the even layer", c);
     c.post_norms = c.gelu = false, c.attn_logit_softcapping = 0;
     check(ctx, "each switch by itself: some of them", c);
-    c = config("phi3"), c.head_dim = 8, c.rope.type = WRPO_ROPE_LONGROPE, c.rope.dims = 6, c.rope.original_max_position_embeddings = 20, c.rope.attention_factor = 1.1875;
-    for (int i = 0; i < 3; i++) c.rope.short_factor[i] = 1 + 0.25f * (float)i, c.rope.long_factor[i] = 1.5f + (float)(i * i);
+    c = config("phi3"), c.head_dim = 8, c.rope.type = WRPO_ROPE_LONGROPE, c.rope.dims = 6,
+    c.rope.original_max_position_embeddings = 20, c.rope.attention_factor = 1.1875;
+    for (int i = 0; i < 3; i++)
+        c.rope.short_factor[i] = 1 + 0.25f * (float)i, c.rope.long_factor[i] = 1.5f + (float)(i * i);
     check(ctx, "longrope on part of a head, some sequences beyond the original length", c);
     c = config("internlm2"), c.rope.type = WRPO_ROPE_DYNAMIC, c.rope.factor = 2.5, c.max_position_embeddings = 19;
     check(ctx, "dynamic rope, every longer sequence with a theta of its own", c);
-    c = config("one"), c.hidden_size = 1, c.intermediate_size = 1, c.num_attention_heads = 1, c.head_dim = 2, c.vocab_size = 3, c.num_hidden_layers = 1;
+    c = config("one"), c.hidden_size = 1, c.intermediate_size = 1, c.num_attention_heads = 1, c.head_dim = 2,
+    c.vocab_size = 3, c.num_hidden_layers = 1;
     check(ctx, "everything 1", c);
     printf("%s: worst difference of a log-prob %.2g, of a gradient %.2g of its tensor's largest\n", backend->name,
            worst_logp, worst_grad);

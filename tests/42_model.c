@@ -5,10 +5,13 @@
 #include "support/test.h"
 #include "support/golden.h"
 
-static const char *const families[] = {"llama", "llama3", "llama3_new", "llama_bias", "llama_linear", "llama_yarn", "mistral", "mistral_nemo", "qwen2",
-                                       "qwen2_layers", "qwen2_window", "qwen2_yarn", "qwen3", "qwen3_new", "smollm2", "yi", "llama_dynamic", "gemma2", "gemma2_new",
-                                       "phi3", "phi3_long", "phi3_partial", "internlm2", "internlm2_bias"};
-static const char *const checkpoints[] = {"llama_f32", "qwen2_bf16_sharded", "gemma2_bf16", "phi3_bf16_sharded", "internlm2_f32"};
+static const char *const families[] = {"llama",        "llama3",        "llama3_new",   "llama_bias",    "llama_linear",
+                                       "llama_yarn",   "mistral",       "mistral_nemo", "qwen2",         "qwen2_layers",
+                                       "qwen2_window", "qwen2_yarn",    "qwen3",        "qwen3_new",     "smollm2",
+                                       "yi",           "llama_dynamic", "gemma2",       "gemma2_new",    "phi3",
+                                       "phi3_long",    "phi3_partial",  "internlm2",    "internlm2_bias"};
+static const char *const checkpoints[] = {"llama_f32", "qwen2_bf16_sharded", "gemma2_bf16", "phi3_bf16_sharded",
+                                          "internlm2_f32"};
 
 /* Worst difference of any token's log-prob. */
 static double check_logps(const char *name, wrpo_model *model, const wrpo_data *data, const wrpo_json *records) {
@@ -16,7 +19,8 @@ static double check_logps(const char *name, wrpo_model *model, const wrpo_data *
     double *sums = malloc((size_t)records->count * 3 * sizeof *sums), worst = 0;
     float *tokens = NULL;
     int64_t t = 0, i = 0;
-    CHECK(wrpo_logprobs(model, data, 0, records->count, sums, &tokens) == WRPO_OK, "%s: %s", name, wrpo_last_error(ctx)->text);
+    CHECK(wrpo_logprobs(model, data, 0, records->count, sums, &tokens) == WRPO_OK, "%s: %s", name,
+          wrpo_last_error(ctx)->text);
     if (!tokens) return free(sums), INFINITY;
     for (const wrpo_json *record = records->child; record; record = record->next)
         for (const wrpo_json *response = golden_get(record, "logps")->child; response; response = response->next, i++) {
@@ -26,7 +30,8 @@ static double check_logps(const char *name, wrpo_model *model, const wrpo_data *
                 if (!(d <= worst)) worst = d;          /* NaN stays */
                 sum += (double)tokens[t];
             }
-            CHECK(sum == sums[i], "%s: response %lld: the sum %.17g is not that of its tokens, %.17g", name, (long long)i, sums[i], sum);
+            CHECK(sum == sums[i], "%s: response %lld: the sum %.17g is not that of its tokens, %.17g", name,
+                  (long long)i, sums[i], sum);
         }
     CHECK(worst <= 2e-5, "%s: a token's log-prob differs by %g", name, worst);
     wrpo_free(ctx, tokens);
@@ -34,11 +39,15 @@ static double check_logps(const char *name, wrpo_model *model, const wrpo_data *
     return worst;
 }
 /* Gradient of sum coef * logp, in batches of `batch` records, with `recompute` layers made again; as params. */
-static float *gradients(wrpo_model *model, const wrpo_data *data, const wrpo_json *records, int64_t batch, int64_t recompute) {
+static float *gradients(wrpo_model *model, const wrpo_data *data, const wrpo_json *records, int64_t batch,
+                        int64_t recompute) {
     wrpo_ctx *ctx = model->ctx;
     float *grads = calloc((size_t)model->count, sizeof *grads);
     TEST_TRY(ctx, wrpo__arena_new(ctx), true) {
-        wrpo__shape shape = {.rows = wrpo__run_rows(&model->config, data, 0, wrpo_data_count(data), 4096), .chunk = 7, .recompute = recompute, .train = true};
+        wrpo__shape shape = {.rows = wrpo__run_rows(&model->config, data, 0, wrpo_data_count(data), 4096),
+                             .chunk = 7,
+                             .recompute = recompute,
+                             .train = true};
         wrpo__run *run = wrpo__run_new(wrpo__current, model, &shape);
         const wrpo_json *v = records->child;
         for (int64_t at = 0; at < records->count; at += batch) {
@@ -54,7 +63,8 @@ static float *gradients(wrpo_model *model, const wrpo_data *data, const wrpo_jso
                 wrpo_record record = wrpo_data_record(data, i);
                 const wrpo_json *coef = golden_get(v, "coef")->child;
                 for (int k = 0; k < record.count; k++, coef = coef->next)
-                    for (int64_t j = record.responses[k].first; j < record.responses[k].count; j++) run->h_coef[t++] = (float)coef->number;
+                    for (int64_t j = record.responses[k].first; j < record.responses[k].count; j++)
+                        run->h_coef[t++] = (float)coef->number;
             }
             wrpo__backward(run, grads);
         }
@@ -62,8 +72,9 @@ static float *gradients(wrpo_model *model, const wrpo_data *data, const wrpo_jso
     CHECK(wrpo__end(&wrpo__entry) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
     return grads;
 }
-/* Norm and samples of every tensor. Errors are measured in the tensor's root mean square: worst of all. Where positions turn
-   slowly a key's bias adds nearly the same to every score, so its gradient is a small rest of large terms: 3e-5; others 4e-6. */
+/* Norm and samples of every tensor. Errors are measured in the tensor's root mean square: worst of all. Where positions
+   turn slowly a key's bias adds nearly the same to every score, so its gradient is a small rest of large terms: 3e-5;
+   others 4e-6. */
 static double check_gradients(const char *name, const wrpo_model *model, const float *grads, const wrpo_json *want) {
     const wrpo_weight *w;
     int64_t n = wrpo_model_weights(model, &w);
@@ -80,7 +91,9 @@ static double check_gradients(const char *name, const wrpo_model *model, const f
         tensor_worst = fabs(sqrt(sum) - norm) / norm;
         for (const wrpo_json *s = golden_get(g, "samples")->child; s; s = s->next) {
             int64_t k = s->child->integer;
-            double d = k < count ? fabs((double)p[k] - s->child->next->number) / fmax(unit, fabs(s->child->next->number)) : INFINITY;
+            double d = k < count
+                           ? fabs((double)p[k] - s->child->next->number) / fmax(unit, fabs(s->child->next->number))
+                           : INFINITY;
             if (!(d <= tensor_worst)) tensor_worst = d;
         }
         CHECK(tensor_worst <= 1e-4, "%s: gradient of %s differs by %g of its size", name, g->key, tensor_worst);
@@ -94,13 +107,16 @@ static void all(const wrpo_backend *backend) {
     char path[256];
     if (wrpo_open(&(wrpo_desc){.threads = 1, .backend = backend}, &ctx) != WRPO_OK) exit(1);
     printf("%s\n", backend->name);
-    CHECK(golden_bits("model.norm.weight", 5) == 0x7C9F4023C6A6151Au, "the formula's bits: %016llx", (unsigned long long)golden_bits("model.norm.weight", 5));
+    CHECK(golden_bits("model.norm.weight", 5) == 0x7C9F4023C6A6151Au, "the formula's bits: %016llx",
+          (unsigned long long)golden_bits("model.norm.weight", 5));
     for (int64_t i = 0; i < WRPO__COUNT(families); i++) {
         snprintf(path, sizeof path, "golden/families/%s/golden.json", families[i]);
-        const wrpo_json *golden = golden_read(ctx, path), *records = golden_get(golden, "records"), *grad = golden_get(golden, "grad");
+        const wrpo_json *golden = golden_read(ctx, path), *records = golden_get(golden, "records"),
+                        *grad = golden_get(golden, "grad");
         wrpo_model *model;
         snprintf(path, sizeof path, "golden/families/%s", families[i]);
-        CHECK(wrpo_model_init(ctx, &(wrpo_init_desc){.config = path}, &model) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+        CHECK(wrpo_model_init(ctx, &(wrpo_init_desc){.config = path}, &model) == WRPO_OK, "%s",
+              wrpo_last_error(ctx)->text);
         if (!model) continue;
         golden_fill(model, golden_get(golden, "scale"));
         wrpo_data *data = golden_data(ctx, records);
@@ -111,7 +127,8 @@ static void all(const wrpo_backend *backend) {
             worst[k] = check_gradients(families[i], model, grads, grad);
             free(grads);
         }
-        printf("%-20s log-prob of a token differs by %.1e at most, gradients by %.1e (%.1e record by record, %.1e recomputed)\n",
+        printf("%-20s log-prob of a token differs by %.1e at most, gradients by %.1e (%.1e record by record, %.1e "
+               "recomputed)\n",
                families[i], logp, worst[0], worst[1], worst[2]);
         wrpo_data_free(data);
         wrpo_model_free(model);
@@ -122,10 +139,12 @@ static void all(const wrpo_backend *backend) {
         const wrpo_json *golden = golden_read(ctx, path), *records = golden_get(golden, "records");
         wrpo_model *model;
         snprintf(path, sizeof path, "golden/checkpoints/%s", checkpoints[i]);
-        CHECK(wrpo_model_load(ctx, &(wrpo_model_desc){.dir = path}, &model) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+        CHECK(wrpo_model_load(ctx, &(wrpo_model_desc){.dir = path}, &model) == WRPO_OK, "%s",
+              wrpo_last_error(ctx)->text);
         if (!model) continue;
         wrpo_data *data = golden_data(ctx, records);
-        printf("%-20s log-prob of a token differs by %.1e at most\n", checkpoints[i], check_logps(checkpoints[i], model, data, records));
+        printf("%-20s log-prob of a token differs by %.1e at most\n", checkpoints[i],
+               check_logps(checkpoints[i], model, data, records));
         wrpo_data_free(data);
         wrpo_model_free(model);
         wrpo_json_free(ctx, (wrpo_json *)(uintptr_t)golden);

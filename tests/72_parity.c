@@ -1,5 +1,5 @@
-/* Training runs against the same procedure in PyTorch (golden/train_golden.py): every metric of every step and the final
-   weights, for all methods and schedules, FuseRL, EAST and several sources, from records of token ids. */
+/* Training runs against the same procedure in PyTorch (golden/train_golden.py): every metric of every step and the
+   final weights, for all methods and schedules, FuseRL, EAST and several sources, from records of token ids. */
 #define WRPO_IMPLEMENTATION
 #include "wrpo.h"
 #include "support/test.h"
@@ -20,14 +20,20 @@ static wrpo_train_desc desc_of(const wrpo_json *o) {
     return (wrpo_train_desc){
         .loss = {.method = (wrpo_method)index_of(wrpo_method_name, golden_text(o, "method", "?")),
                  .pair = (wrpo_pair)index_of(wrpo_pair_name, golden_text(o, "pair", "target")),
-                 .beta = golden_number(o, "beta", 0), .label_smoothing = golden_number(o, "label_smoothing", 0),
+                 .beta = golden_number(o, "beta", 0),
+                 .label_smoothing = golden_number(o, "label_smoothing", 0),
                  .gamma_ratio = golden_number(o, "gamma_ratio", 0)},
-        .alpha = golden_number(o, "alpha", 0), .alpha_schedule = (wrpo_alpha_schedule)index_of(wrpo_alpha_schedule_name, ramp), .alpha_power = power ? atof(power) : 0,
-        .learning_rate = golden_number(o, "learning_rate", 0), .weight_decay = golden_number(o, "weight_decay", 0),
+        .alpha = golden_number(o, "alpha", 0),
+        .alpha_schedule = (wrpo_alpha_schedule)index_of(wrpo_alpha_schedule_name, ramp),
+        .alpha_power = power ? atof(power) : 0,
+        .learning_rate = golden_number(o, "learning_rate", 0),
+        .weight_decay = golden_number(o, "weight_decay", 0),
         .max_grad_norm = golden_number(o, "max_grad_norm", 0),
         .lr_schedule = (wrpo_lr_schedule)index_of(wrpo_lr_schedule_name, golden_text(o, "lr_scheduler", "cosine")),
         .warmup_ratio = explicit_zero(golden_number(o, "warmup_ratio", 0.1)),
-        .batch_size = (int64_t)golden_number(o, "batch_size", 0), .epochs = golden_number(o, "epochs", 1), .no_shuffle = true};
+        .batch_size = (int64_t)golden_number(o, "batch_size", 0),
+        .epochs = golden_number(o, "epochs", 1),
+        .no_shuffle = true};
 }
 static double metric(const wrpo_metrics *m, const char *name) {
 #define WRPO_X(field, text) if (!strcmp(name, text)) return m->field;
@@ -51,24 +57,28 @@ static void all(const wrpo_backend *backend) {
         wrpo_trainer *t = NULL;
         wrpo_metrics m = {0};
         char name[96];
-        snprintf(name, sizeof name, "run %d (%s %s %s %s)", n, golden_text(o, "data", "quads"), golden_text(o, "method", ""), golden_text(o, "pair", ""), golden_text(o, "alpha_schedule", ""));
-        CHECK(wrpo_model_init(ctx, &(wrpo_init_desc){.config = "golden/train"}, &model) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
+        snprintf(name, sizeof name, "run %d (%s %s %s %s)", n, golden_text(o, "data", "quads"),
+                 golden_text(o, "method", ""), golden_text(o, "pair", ""), golden_text(o, "alpha_schedule", ""));
+        CHECK(wrpo_model_init(ctx, &(wrpo_init_desc){.config = "golden/train"}, &model) == WRPO_OK, "%s",
+              wrpo_last_error(ctx)->text);
         if (!model) break;
         golden_fill(model, golden_get(golden, "scale"));
         CHECK(wrpo_trainer_open(model, data, &desc, &t) == WRPO_OK, "%s: %s", name, wrpo_last_error(ctx)->text);
         double worst = 0;
         for (int64_t k = 0; t && k < T; k++) {
             wrpo_result r = wrpo_trainer_step(t, &m);
-            CHECK(r == WRPO_OK && m.steps == T && m.step == k + 1, "%s: step %lld of %lld, want %lld: %s", name, (long long)m.step, (long long)m.steps,
-                  (long long)T, wrpo_last_error(ctx)->text);
+            CHECK(r == WRPO_OK && m.steps == T && m.step == k + 1, "%s: step %lld of %lld, want %lld: %s", name,
+                  (long long)m.step, (long long)m.steps, (long long)T, wrpo_last_error(ctx)->text);
             if (r != WRPO_OK) break;
             for (const wrpo_json *v = steps->child; v; v = v->next) {
                 const wrpo_json *at = v->child;
                 for (int64_t i = 0; i < k; i++) at = at->next;
                 /* a reward is beta times the difference of two log-probs of about 50, floats on the other side */
                 const bool reward = !strncmp(v->key, "rewards/", 8) && !strstr(v->key, "accuracies");
-                const double got = metric(&m, v->key), slack = reward ? desc.loss.beta * 1e-5 : 1e-8, d = fabs(got - at->number);
-                CHECK(d <= 1e-4 * fabs(at->number) + slack, "%s: step %lld: %s %.9g, want %.9g", name, (long long)k + 1, v->key, got, at->number);
+                const double got = metric(&m, v->key), slack = reward ? desc.loss.beta * 1e-5 : 1e-8,
+                             d = fabs(got - at->number);
+                CHECK(d <= 1e-4 * fabs(at->number) + slack, "%s: step %lld: %s %.9g, want %.9g", name, (long long)k + 1,
+                      v->key, got, at->number);
                 if (!reward && d > 1e-8 && d / fabs(at->number) > worst) worst = d / fabs(at->number);
             }
         }
@@ -78,7 +88,8 @@ static void all(const wrpo_backend *backend) {
             CHECK(w, "%s: no tensor %s", name, v->key);
             if (!w) continue;
             double sum = 0, norm = golden_number(v, "norm", NAN);
-            for (int64_t k = 0; k < w->rows * w->cols; k++) sum += (double)((float *)w->data)[k] * (double)((float *)w->data)[k];
+            for (int64_t k = 0; k < w->rows * w->cols; k++)
+                sum += (double)((float *)w->data)[k] * (double)((float *)w->data)[k];
             CHECK(fabs(sqrt(sum) - norm) <= 1e-5, "%s: norm of %s %.9g, want %.9g", name, v->key, sqrt(sum), norm);
             for (const wrpo_json *s = golden_get(v, "samples")->child; s; s = s->next) {
                 double d = fabs((double)((float *)w->data)[s->child->integer] - s->child->next->number);
@@ -86,7 +97,8 @@ static void all(const wrpo_backend *backend) {
                 weights = fmax(weights, d);
             }
         }
-        printf("%-32s %2lld steps: metrics differ by %.1e relative at most, weights by %.1e\n", name, (long long)T, worst, weights);
+        printf("%-32s %2lld steps: metrics differ by %.1e relative at most, weights by %.1e\n", name, (long long)T,
+               worst, weights);
         wrpo_trainer_free(t);
         wrpo_model_free(model);
         wrpo_data_free(data);

@@ -310,7 +310,7 @@ def run_once(a, engine):
         return None
     got = {"peak_mib": usage.ru_maxrss / 1024, "wall": wall}
     if name == "wrpo":
-        got["seconds"] = float(text.rsplit("with the reference ", 1)[1].split()[0])
+        got["seconds"] = float(text.rsplit(" (", 1)[1].split()[0])
         with open(os.path.join(out, "metrics.jsonl")) as f:
             lines = [m for m in map(json.loads, f) if "loss" in m]
         got["losses"], got["grad_norms"] = [m["loss"] for m in lines], [m["grad_norm"] for m in lines]

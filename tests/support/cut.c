@@ -1,5 +1,5 @@
-/* Trains a tiny model on token ids with the ops of >>ops, without a file. 02_order.sh compiles it against the whole header
-   and, with CUT, against the part above "Stop here if you only want the algorithm": both must print the same. */
+/* Trains a tiny model on token ids with the ops of >>ops, without a file. 02_order.sh compiles it against the whole
+   header and, with CUT, against the part above "Stop here if you only want the algorithm": both must print the same. */
 #ifdef CUT
 #define WRPO_IMPLEMENTATION
 #endif
