@@ -44,6 +44,7 @@ static const void *memory_open(const char *path, size_t *size, void **handle, vo
         if (!strcmp(files[i].path, path)) return *size = files[i].size, files[i].data;
     return NULL;
 }
+#ifdef FUZZ_REPLAY
 static char *load(const char *path, size_t *size) {
     FILE *f = fopen(path, "rb");
     must(f, path);
@@ -51,6 +52,7 @@ static char *load(const char *path, size_t *size) {
     fclose(f);
     return text;
 }
+#endif
 /* The tokenizer of the targets that need one: its tokens are the bytes, so that it loads in no time. */
 static void put_tokenizer(void) {
     static const char config[] = "{\"bos_token\":\"<s>\",\"eos_token\":\"</s>\"}";
@@ -172,12 +174,17 @@ static void run_template(const char *data, size_t size) {
     wrpo_tokenizer_free(tok);
 }
 static void run_data(const char *data, size_t size) {
+    static wrpo_tokenizer *tok;                        /* kept: it takes longer to load than the data */
+    if (!ctx) {
+        open_ctx(true);
+        must(!wrpo_tokenizer_load(ctx, "t", &tok), "the tokenizer");
+    }
     put("d.jsonl", data, size);
-    wrpo_tokenizer *tok;
-    wrpo_data *records;
-    must(!wrpo_tokenizer_load(ctx, "t", &tok), "the tokenizer");
     for (int way = 0; way < 2; way++) {
-        const wrpo_data_desc desc = {.path = "d.jsonl", .tokenization = (wrpo_tokenization)way, .max_length = 64,
+        wrpo_data *records;
+        const wrpo_data_desc desc = {.path = "d.jsonl",
+                                     .tokenization = (wrpo_tokenization)way,
+                                     .max_length = 64,
                                      .max_prompt_length = 48};
         if (!taken(wrpo_data_load(tok, &desc, &records))) continue;
         for (int64_t i = 0; i < wrpo_data_count(records); i++) {
@@ -187,7 +194,6 @@ static void run_data(const char *data, size_t size) {
         }
         wrpo_data_free(records);
     }
-    wrpo_tokenizer_free(tok);
 }
 /* A tiny model and its data, for the state of a run. */
 static void run_objects(wrpo_model **model, wrpo_data **data) {
@@ -251,6 +257,10 @@ int LLVMFuzzerInitialize(int *argc, char ***argv) {
 }
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+    if (target->run == run_data) {                     /* its context stays */
+        run_data((const char *)data, size);
+        return 0;
+    }
     open_ctx(target->run != run_questions);
     target->run((const char *)data, size);
     close_ctx();
