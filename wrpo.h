@@ -10350,9 +10350,10 @@ static void wrpo__train_bytes(wrpo_ctx *ctx, const wrpo_config *config, const wr
                               const wrpo_train_desc *desc, wrpo_bytes *out) {
     wrpo__config_check(ctx, config);
     const wrpo_train_desc d = wrpo_train_defaults(desc);
-    wrpo_model *table = wrpo__model_table(wrpo__current, config, ctx->desc.dtype);
     wrpo__bump weights = {0};
+    wrpo__config_check(ctx, config);
     wrpo__train_check(ctx, &d);
+    wrpo_model *table = wrpo__model_table(wrpo__current, config, ctx->desc.dtype);
     wrpo__place_weights(table, &weights);
     out->weights = weights.used + (wrpo__has_masters(ctx, false) ? (size_t)table->count * sizeof *table->low : 0);
     const int64_t rows = data ? wrpo__run_rows(config, data, 0, wrpo_data_count(data), d.micro_tokens) : d.micro_tokens;
