@@ -2810,10 +2810,10 @@ WRPO_API void wrpo_model_free(wrpo_model *model) {
            span      targets whose logits there is room for: a chunk, or as many as there are rows
            rotate    apply the rotary position embedding to q and k
 
-   To add an op: the table (>>api), its definition (>>ops), the fast ones (>>cpu, wrpo_cuda.cu), tests/30_ops.c; then
-   its call in wrpo__layer_fwd, and its gradient's in wrpo__layer_bwd. A norm: its weight (>>layout), its rstd in
-   WRPO__LAYER_ACTS, wrpo__norm_fwd and wrpo__norm_bwd in the same two. A family: its model_type and names of tensors
-   (>>checkpoint), a flag of wrpo_config at each step that differs, tests/40_model.c and 42_model.c.               */
+   To add an op: wrpo_backend (>>api), >>ops, >>cpu, wrpo_cuda.cu, tests/30_ops.c; then a call in wrpo__layer_fwd, and
+   its gradient's in wrpo__layer_bwd. A norm: its weight (>>layout), its rstd (WRPO__LAYER_ACTS), a wrpo__norm_fwd and a
+   wrpo__norm_bwd there. A family: its model_type and names of tensors (>>checkpoint), a flag of wrpo_config at each
+   step that differs, a case in tests/40_model.c and in 42_model.c.                                                */
 
 /* ---- a run: the memory that micro-batches are computed in ---- */
 typedef struct wrpo__shape {         /* what there is room for */
@@ -2892,12 +2892,14 @@ static void wrpo__run_layout(wrpo_ctx *ctx, const wrpo_config *c, const wrpo__sh
     const int64_t V = c->vocab_size, D = c->hidden_size, I = c->intermediate_size, d = c->head_dim;
     const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, L = c->num_hidden_layers, n = s->rows;
     const int64_t train = s->train, qk_norm = c->qk_norm, post_norms = c->post_norms, span = wrpo__span(s);
-    for (int64_t l = 0; l <= L + 1; l++) {             /* L + 1: the shared one */
-        const bool shared = l > L, stored = s->train && l >= s->recompute && l < L;
+    for (int64_t l = 0; l <= L + 1; l++) {
+        const bool shared = l == L + 1;                /* r->scratch */
+        const bool stored = s->train && l >= s->recompute && l < L;
         const bool full = shared ? !s->train || s->recompute > 0 : stored;
+        const bool own_x = s->train ? !shared : shared;        /* training stores each layer's x; else one serves all */
         wrpo__acts unused, *a = shared ? &r->scratch : &unused;
         if (!shared && r->layer) a = &r->layer[l];
-        a->x = wrpo__take(b, n, shared != s->train ? D : 0, size_void);
+        a->x = wrpo__take(b, own_x ? n : 0, D, size_void);
 #define WRPO__X(type, field, columns) a->field = wrpo__take(b, full ? n : 0, columns, size_##type);
         WRPO__LAYER_ACTS(WRPO__X)
 #undef WRPO__X
@@ -3077,7 +3079,7 @@ static void wrpo__linear_bwd(const wrpo__run *r, int64_t l, const wrpo__linear *
         }
     }
 }
-/* Norms: y = (w + plus) x / rms(x), for each of the `heads` vectors of a row. */
+/* Norms: y = (w + plus) x / rms(x), for each of the `heads` vectors of a row. All norms of the model are these. */
 typedef struct wrpo__norm { const wrpo_weight *w; int64_t heads; float plus; } wrpo__norm;
 static wrpo__norm wrpo__norm_of(const wrpo_model *m, wrpo__kind kind, int64_t l) {
     const wrpo_weight *w = wrpo__weight(m, kind, l);
@@ -3107,7 +3109,7 @@ static void wrpo__add_fwd(const wrpo__run *r, int64_t l, const wrpo__linear *lin
     if (normed) wrpo__norm_fwd(r, l, norm, r->norm, D, rstd, out, D);
     if (normed && x) r->be->add(r->dev, x, r->norm, r->n * D);
 }
-/* From dL/dx in r->dx, dL/d(a W'): the same, or with post_norms in r->dy. */
+/* From dL/dx in r->dx, dL/d(a W'): the same, or with post_norms in r->dy, through that norm. */
 static const void *wrpo__add_bwd(const wrpo__run *r, int64_t l, wrpo__kind norm, float *grads, const float *rstd,
                                  const void *out) {
     const int64_t D = r->model->config.hidden_size;
@@ -3167,7 +3169,7 @@ static void wrpo__layer_fwd(const wrpo__run *r, int64_t l, const wrpo__acts *a, 
         k = kv;
         v = wrpo__at(be, kv, G * d);
     }
-    be->attention(r->dev, &attn, a->o, a->lse, q, k, v);                             /* 6  o = softmax(s q k') v */
+    be->attention(r->dev, &attn, a->o, a->lse, q, k, v);                             /* 6  o = softmax(qk'/sqrt d) v */
     if (a->mid != x) be->copy(r->dev, a->mid, x, stream);                            /* 7  x' = x + o W' */
     wrpo__add_fwd(r, l, &wrpo__o, WRPO__W_post_attention_layernorm, a->attn_out, a->rstd_attn_out, a->mid, a->o);
     wrpo__norm_fwd(r, l, wrpo__norm_mlp(c), r->norm, D, a->rstd_mlp, a->mid, D);     /* 8  c = g_2 x' / rms(x') */
@@ -3195,11 +3197,11 @@ static void wrpo__layer_bwd(const wrpo__run *r, int64_t l, const wrpo__acts *a, 
     wrpo__linear_bwd(r, l, &wrpo__down, NULL, grads, dy, D, r->h);                   /* 11 now dW */
     wrpo__norm_fwd(r, l, wrpo__norm_mlp(c), r->norm, D, a->rstd_mlp, a->mid, D);     /*    c again */
     wrpo__linear_bwd(r, l, &wrpo__gu, r->dy, grads, r->dgu, 2 * I, r->norm);         /* 9  g | u = c W' */
-    wrpo__norm_bwd(r, l, wrpo__norm_mlp(c), grads, r->dx, D, r->dy, r->dx,               /* 8  c = g_2 x' / rms(x') */
+    wrpo__norm_bwd(r, l, wrpo__norm_mlp(c), grads, r->dx, D, r->dy, r->dx,           /* 8  c = g_2 x' / rms(x') */
                    a->rstd_mlp, a->mid, D);
     dy = wrpo__add_bwd(r, l, WRPO__W_post_attention_layernorm, grads, a->rstd_attn_out, a->attn_out);
     wrpo__linear_bwd(r, l, &wrpo__o, r->d_o, grads, dy, D, a->o);                    /* 7  x' = x + o W' */
-    be->attention_bwd(r->dev, &attn, dq, dk, dv, r->d_o, a->o, a->lse, q, k, v,          /* 6  o = softmax(...) v */
+    be->attention_bwd(r->dev, &attn, dq, dk, dv, r->d_o, a->o, a->lse, q, k, v,      /* 6  o = softmax(qk'/sqrt d) v */
                       r->attn_scratch);
     wrpo__rotate(r, dq, -1);                                                         /* 5  q, k rotated */
     if (c->qk_norm) {                                                                /* 4  q = g_q q / rms(q) */
@@ -3208,7 +3210,7 @@ static void wrpo__layer_bwd(const wrpo__run *r, int64_t l, const wrpo__acts *a, 
     }
     wrpo__norm_fwd(r, l, WRPO__W_input_layernorm, r->norm, D, a->rstd_attn, x, D);   /*    a again */
     wrpo__linear_bwd(r, l, &wrpo__qkv, r->dy, grads, dq, ld, r->norm);               /* 3  q | k | v = a W' + b */
-    wrpo__norm_bwd(r, l, WRPO__W_input_layernorm, grads, r->dx, D, r->dy, r->dx,         /* 2  a = g_1 x / rms(x) */
+    wrpo__norm_bwd(r, l, WRPO__W_input_layernorm, grads, r->dx, D, r->dy, r->dx,     /* 2  a = g_1 x / rms(x) */
                    a->rstd_attn, x, D);
 }
 
@@ -3291,8 +3293,8 @@ static void wrpo__forward(wrpo__run *r, bool means) {
     r->be->get(r->dev, r->h_logp, r->logp, (size_t)r->n_targets * sizeof *r->logp);
     wrpo__sync(r->model->ctx);
 }
-/* Targets with coefficient 0 need no gradient: they are removed, and the rest moved up. Then logits are not where the
-   forward pass left them. */
+/* Targets with coefficient 0 add nothing to the gradient: they are removed, and those after them move up. The kept
+   logits are then in other places than their targets, and are computed again. */
 static void wrpo__drop_targets(wrpo__run *r) {
     int64_t left = 0;
     for (int64_t t = 0; t < r->n_targets; t++) {
