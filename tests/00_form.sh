@@ -53,27 +53,46 @@ for cc in gcc clang; do
 done
 # stb_ds.h under another path; a header of another name, which must not lose its vectors in silence
 mkdir -p build/form/flat/stb
-cp "$(echo '#include <stb/stb_ds.h>' | ${CC:-cc} -E - | sed -n 's/^# 1 "\(.*stb_ds\.h\)".*/\1/p' | head -1)" build/form/flat/other_ds.h
+cp "$(echo '#include <stb/stb_ds.h>' | ${CC:-cc} -E - | sed -n 's/^# 1 "\(.*stb_ds\.h\)".*/\1/p' |
+    head -1)" build/form/flat/other_ds.h
 cp build/form/flat/other_ds.h build/form/flat/stb/stb_ds.h
-if ${CC:-cc} -std=c11 -O1 -DWRPO_STB_DS_H='"other_ds.h"' -I.. -Ibuild/form/flat -c build/form/impl.c -o build/form/flat.o; then ok; else bad "WRPO_STB_DS_H"; fi
+if ${CC:-cc} -std=c11 -O1 -DWRPO_STB_DS_H='"other_ds.h"' -I.. -Ibuild/form/flat -c build/form/impl.c \
+    -o build/form/flat.o; then ok; else bad "WRPO_STB_DS_H"; fi
 cp ../wrpo.h build/form/renamed.h
 printf '#define WRPO_IMPLEMENTATION\n#include "renamed.h"\n' >build/form/renamed.c
 case "$(${CC:-cc} --version | head -1) $(uname -m)" in
 *clang*) skipped=$((skipped + 2)); echo "skip: clang always knows the name of a file" ;;
 *x86_64)
-    ${CC:-cc} -std=c11 -O0 -Wno-builtin-macro-redefined -U__FILE_NAME__ -c build/form/renamed.c -o build/form/renamed.o 2>build/form/renamed.txt
-    if grep -q 'AVX-512 and AVX2 are left out' build/form/renamed.txt; then ok; else bad "a renamed header loses its vectors in silence"; fi
-    ${CC:-cc} -std=c11 -O0 -Wno-builtin-macro-redefined -U__FILE_NAME__ -DWRPO_FILE='"renamed.h"' -c build/form/renamed.c -o build/form/renamed.o 2>build/form/renamed.txt
-    if [ ! -s build/form/renamed.txt ] && nm build/form/renamed.o | grep -q '_avx512$'; then ok; else bad "WRPO_FILE: $(cat build/form/renamed.txt)"; fi ;;
+    ${CC:-cc} -std=c11 -O0 -Wno-builtin-macro-redefined -U__FILE_NAME__ -c build/form/renamed.c \
+        -o build/form/renamed.o 2>build/form/renamed.txt
+    if grep -q 'AVX-512 and AVX2 are left out' build/form/renamed.txt; then ok
+    else bad "a renamed header loses its vectors in silence"; fi
+    ${CC:-cc} -std=c11 -O0 -Wno-builtin-macro-redefined -U__FILE_NAME__ -DWRPO_FILE='"renamed.h"' \
+        -c build/form/renamed.c -o build/form/renamed.o 2>build/form/renamed.txt
+    if [ ! -s build/form/renamed.txt ] && nm build/form/renamed.o | grep -q '_avx512$'; then ok
+    else bad "WRPO_FILE: $(cat build/form/renamed.txt)"; fi ;;
 *) skipped=$((skipped + 2)); echo "skip: no AVX on this machine" ;;
 esac
 if command -v x86_64-w64-mingw32-gcc >/dev/null; then
     for flags in "" "-DWRPO_NO_SIMD"; do
-        if x86_64-w64-mingw32-gcc -std=c11 -Wall -O0 $flags -I.. -Ibuild/form/flat build/form/user.c build/form/impl.c -o build/form/user.exe -lm; then ok; else bad "Windows $flags"; fi
+        if x86_64-w64-mingw32-gcc -std=c11 -Wall -O0 $flags -I.. -Ibuild/form/flat build/form/user.c build/form/impl.c \
+            -o build/form/user.exe -lm; then ok; else bad "Windows $flags"; fi
     done
 else skipped=$((skipped + 2)); echo "skip: x86_64-w64-mingw32-gcc is not installed"; fi
-printf '#include "wrpo.h"\n#if WRPO_VERSION_NUMBER < 100\n#error version\n#endif\nstatic const char version[] = WRPO_VERSION;\n#include <stdio.h>\nint main(void) { int a, b, c; return sscanf(version, "%%d.%%d.%%d", &a, &b, &c) != 3 || a * 10000 + b * 100 + c != WRPO_VERSION_NUMBER; }\n' >build/form/version.c
-if ${CC:-cc} -std=c11 -I.. build/form/version.c -o build/form/version && build/form/version; then ok; else bad "WRPO_VERSION and WRPO_VERSION_NUMBER differ"; fi
+cat >build/form/version.c <<'X1'
+#include "wrpo.h"
+#if WRPO_VERSION_NUMBER < 100
+#error version
+#endif
+#include <stdio.h>
+static const char version[] = WRPO_VERSION;
+int main(void) {
+    int a, b, c;
+    return sscanf(version, "%d.%d.%d", &a, &b, &c) != 3 || a * 10000 + b * 100 + c != WRPO_VERSION_NUMBER;
+}
+X1
+if ${CC:-cc} -std=c11 -I.. build/form/version.c -o build/form/version && build/form/version; then ok
+else bad "WRPO_VERSION and WRPO_VERSION_NUMBER differ"; fi
 if command -v g++ >/dev/null; then
     if g++ -std=c++17 -Wall -Wextra -Wpedantic -Werror -I.. -x c++ -fsyntax-only $B/user.c; then ok
     else bad "declarations as C++17"; fi

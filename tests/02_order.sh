@@ -17,18 +17,21 @@ awk '/^\/\* -* Stop here if you only want the algorithm/ { exit }
      /^ *# *if/ { open++ } /^ *# *endif/ { open-- } { print }
      END { while (open-- > 0) print "#endif" }' ../wrpo.h >"$B/cut/wrpo.h"
 warn="-std=c11 -Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror -Wno-unused-function"
-if $CC $warn -fopenmp -I.. $CFLAGS support/cut.c "$built/wrpo.o" -o "$B/whole" -lm && "$B/whole" >"$B/whole.txt"; then ok
+if $CC $warn -fopenmp -I.. $CFLAGS support/cut.c "$built/wrpo.o" -o "$B/whole" -lm && "$B/whole" >"$B/whole.txt"
+then ok
 else bad "the whole header does not train: $(tail -n 1 "$B/whole.txt")"; fi
 begin=$(date +%s%N)
-if $CC $warn $CFLAGS -DCUT -I"$B/cut" support/cut.c -o "$B/cut/train" -lm; then ok; else bad "the cut does not compile"; fi
+if $CC $warn $CFLAGS -DCUT -I"$B/cut" support/cut.c -o "$B/cut/train" -lm; then ok
+else bad "the cut does not compile"; fi
 end=$(date +%s%N)
 "$B/cut/train" >"$B/cut.txt" || bad "the cut does not train: $(tail -n 1 "$B/cut.txt")"
 if [ -s "$B/cut.txt" ] && cmp -s "$B/cut.txt" "$B/whole.txt"; then ok
 else bad "the cut and the whole header differ:"; diff "$B/cut.txt" "$B/whole.txt" | head -n 4; fi
 echo "the cut: $(wc -l <"$B/cut/wrpo.h") lines, compiled in $(((end - begin) / 1000000)) ms; $(tail -n 1 "$B/cut.txt")"
 
-# ---- sections. C wants a name declared before its use. Left to see are a static function or a struct that is declared in
-# one section and defined in a later one, and a macro that uses a name of a later section. One check per private name.
+# ---- sections. C wants a name declared before its use. Left to see are a static function or a struct that is declared
+# in one section and defined in a later one, and a macro that uses a name of a later section. One check per private
+# name.
 cat >"$B/order.awk" <<'X1'
 # The line without comments and strings
 function code(s,   out, at) {
@@ -72,7 +75,12 @@ function declared(s,   head) {
     }
 }
 BEGIN { section = 0; names[0] = "top" }
-/^\/\* -+ >>[a-z]+/ { section++; names[section] = $0; sub(/.*>>/, "", names[section]); sub(/[^a-z].*/, "", names[section]) }
+/^\/\* -+ >>[a-z]+/ {
+    section++
+    names[section] = $0
+    sub(/.*>>/, "", names[section])
+    sub(/[^a-z].*/, "", names[section])
+}
 {
     line = code($0)
     macro = more || line ~ /^ *# *define/

@@ -3,18 +3,9 @@
 #define WRPO_IMPLEMENTATION
 #include "wrpo.h"
 #include "support/test.h"
+#include "support/meter.h"
 #include <locale.h>
 
-/* An allocator that counts what is held and fails one call. */
-typedef struct { int64_t held, calls, fail_at; } meter;
-static void *meter_alloc(size_t n, void *user) {
-    meter *m = user;
-    if (++m->calls == m->fail_at) return NULL;
-    void *p = malloc(n);
-    m->held += p != NULL;
-    return p;
-}
-static void meter_free(void *p, void *user) { ((meter *)user)->held--; free(p); }
 static meter memory;
 static wrpo_ctx *ctx;
 

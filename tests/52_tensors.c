@@ -6,6 +6,7 @@
 #define fsync test_fsync
 #include "wrpo.h"
 #include "support/test.h"
+#include "support/meter.h"
 #include <fcntl.h>
 #include <signal.h>
 #include <fcntl.h>
@@ -19,16 +20,6 @@ int test_fsync(int fd) { synced++; return fcntl(fd, F_GETFD) < 0 ? -1 : 0; }    
 int test_rename(const char *from, const char *to) { step(); renamed++; return renameat(AT_FDCWD, from, AT_FDCWD, to); }
 int test_remove(const char *path) { step(); return unlink(path); }
 
-/* an allocator that counts what is held and fails one call */
-typedef struct { int64_t held, calls, fail_at; } meter;
-static void *meter_alloc(size_t n, void *user) {
-    meter *m = user;
-    if (++m->calls == m->fail_at) return NULL;
-    void *p = malloc(n);
-    m->held += p != NULL;
-    return p;
-}
-static void meter_free(void *p, void *user) { ((meter *)user)->held--; free(p); }
 static char last_log[1024];
 static void logger(wrpo_level level, const char *text, void *user) {
     (void)user;

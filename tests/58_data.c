@@ -2,17 +2,12 @@
 #define WRPO_IMPLEMENTATION
 #include "wrpo.h"
 #include "support/test.h"
+#include "support/folder.h"
 #include "support/counting.h"
 #include "support/tiny.h"
 #include <unistd.h>
 
 static wrpo_ctx *ctx;
-static char dir[64];
-static const char *at(const char *name) {
-    static char path[300];
-    snprintf(path, sizeof path, "%s/%s", dir, name);
-    return path;
-}
 static wrpo_tokenizer *tokenizer(const char *template_json) {
     wrpo_tokenizer *tok;
     tiny_tokenizer(dir, template_json);

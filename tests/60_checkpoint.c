@@ -2,39 +2,13 @@
 #define WRPO_IMPLEMENTATION
 #include "wrpo.h"
 #include "support/test.h"
+#include "support/folder.h"
 #include "support/counting.h"
 #include <signal.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
 static wrpo_ctx *ctx;
-static char dir[64];
-static const char *path(const char *name) {
-    static char p[8][256];
-    static int turn;
-    char *s = p[turn++ & 7];
-    snprintf(s, 256, "%s/%s", dir, name);
-    return s;
-}
-static void put(const char *name, const char *text) {
-    FILE *f = fopen(path(name), "wb");
-    if (!f) { CHECK(false, "%s cannot be written", path(name)); return; }
-    fputs(text, f);
-    fclose(f);
-}
-static char *get(const char *name, size_t *size) {
-    FILE *f = fopen(path(name), "rb");
-    if (!f) return NULL;
-    char *s = calloc(1, 1 << 20);
-    *size = fread(s, 1, (1 << 20) - 1, f);
-    fclose(f);
-    return s;
-}
-static void shell(const char *format, const char *a, const char *b) {
-    char command[600];
-    snprintf(command, sizeof command, format, a, b);
-    CHECK(system(command) == 0, "%s", command);
-}
 #define SMALL \
     "\"vocab_size\":37,\"hidden_size\":16,\"intermediate_size\":20,\"num_hidden_layers\":2,\"num_attention_heads\":4," \
     "\"num_key_value_heads\":2"
@@ -121,7 +95,7 @@ static void configs(void) {
         {"{\"model_type\":\"llama\",\"vocab_size\":\"37\"}", "vocab_size"}};
     for (int i = 0; i < (int)(sizeof refused / sizeof *refused); i++) {
         put("config.json", refused[i].text);
-        wrpo_result r = wrpo_config_load(ctx, path("config.json"), &c);
+        wrpo_result r = wrpo_config_load(ctx, at("config.json"), &c);
         const char *says = wrpo_last_error(ctx)->text;
         CHECK(r != WRPO_OK && strstr(says, refused[i].says) && strstr(says, "config.json"), "refusal %d: %d \"%s\"", i,
               r, says);
@@ -221,7 +195,7 @@ static bool equal(const wrpo_model *a, const wrpo_model *b) {
 static wrpo_model *load(const char *name, const char *says) {
     wrpo_model *m;
     char where[256];
-    snprintf(where, sizeof where, "%s", path(name));
+    snprintf(where, sizeof where, "%s", at(name));
     wrpo_result r = wrpo_model_load(ctx, &(wrpo_model_desc){.dir = where}, &m);
     if (!says) CHECK(r == WRPO_OK, "%s: %s", name, wrpo_last_error(ctx)->text);
     else
@@ -259,16 +233,16 @@ static void round_trips(void) {
         again = load(strrchr(out, '/') + 1, NULL);
         CHECK(again && equal(model, again), "f32, shards of %lld: bits changed", (long long)shards[i]);
         wrpo_model_free(again);
-        char *a = get("config.json", &n), name[64];
+        char *a = slurp(at("config.json"), &n), name[64];
         snprintf(name, sizeof name, "f32_%d/config.json", i);
-        char *b = get(name, &k);
+        char *b = slurp(at(name), &k);
         CHECK(a && b && n == k && !memcmp(a, b, n), "config.json changed");
         free(a), free(b);
         snprintf(name, sizeof name, "f32_%d/LICENSE", i);
-        CHECK((b = get(name, &k)) && k == 4, "side files are copied");
+        CHECK((b = slurp(at(name), &k)) && k == 4, "side files are copied");
         free(b);
         snprintf(name, sizeof name, "f32_%d/notes.jsonl", i);
-        CHECK(!get(name, &k), "foreign files are not");
+        CHECK(!slurp(at(name), &k), "foreign files are not");
     }
     /* a key of the root only, whatever stands in front of it */
     char out[96];
@@ -285,7 +259,7 @@ static void round_trips(void) {
           wrpo_last_error(ctx)->text);
     CHECK(nested && wrpo_model_save(nested, &(wrpo_save_desc){.dir = out, .dtype = WRPO_DTYPE_BF16}) == WRPO_OK, "%s",
           wrpo_last_error(ctx)->text);
-    char *b = get("nested/config.json", &k);
+    char *b = slurp(at("nested/config.json"), &k);
     CHECK(b && strstr(b, "\"torch_dtype\":\"bfloat16\"") && strstr(b, "{\"dtype\":\"q4\"}"), "%s", b ? b : "");
     free(b);
     /* a save that fails leaves the old checkpoint; one number that F16 cannot hold is such a failure */
@@ -311,7 +285,7 @@ static void round_trips(void) {
           wrpo_last_error(ctx)->text);
     wrpo_model *half = load("bf16", NULL);
     CHECK(half && !equal(model, half), "bf16 rounds");
-    b = get("bf16/config.json", &k);
+    b = slurp(at("bf16/config.json"), &k);
     CHECK(b && strstr(b, "\"torch_dtype\": \"bfloat16\""), "%s", b ? b : "");
     free(b);
     if (half) {
@@ -319,7 +293,7 @@ static void round_trips(void) {
               "over itself: %s", wrpo_last_error(ctx)->text);
         again = load("bf16", NULL);
         CHECK(again && equal(half, again), "bf16 twice: bits changed");
-        CHECK(!get("bf16/model.safetensors", &k), "the single file of the earlier save is gone");
+        CHECK(!slurp(at("bf16/model.safetensors"), &k), "the single file of the earlier save is gone");
         wrpo_model_free(again);
     }
     wrpo_model_free(half);
@@ -350,9 +324,9 @@ static void round_trips(void) {
     put("broken/config.json", "{\"model_type\":\"qwen2\",\"tie_word_embeddings\":true," SMALL ",\"head_dim\":4}");
     wrpo_model_free(load("broken", NULL));             /* tied: a stored lm_head is ignored, as transformers does */
     put("broken/config.json", good);
-    CHECK(truncate(path("broken/model.safetensors"), 5000) == 0, "truncate");
+    CHECK(truncate(at("broken/model.safetensors"), 5000) == 0, "truncate");
     load("broken", "model.safetensors");
-    remove(path("broken/model.safetensors"));
+    remove(at("broken/model.safetensors"));
     load("broken", "broken");
     load("nowhere", "nowhere");
     ((float *)WRPO__W(model, up_proj, 1)->data)[7] = NAN;
@@ -403,7 +377,7 @@ static void layouts(void) {
         wrpo_model *model, *again;
         wrpo_tensors *t;
         put("fused.json", families[i].config);
-        snprintf(config, sizeof config, "%s", path("fused.json"));
+        snprintf(config, sizeof config, "%s", at("fused.json"));
         CHECK(wrpo_model_init(ctx, &(wrpo_init_desc){.config = config, .seed = 9}, &model) == WRPO_OK, "%s",
               wrpo_last_error(ctx)->text);
         if (!model) continue;

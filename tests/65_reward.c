@@ -4,37 +4,19 @@
 #define WRPO_IMPLEMENTATION
 #include "wrpo.h"
 #include "support/test.h"
+#include "support/folder.h"
 #include "support/counting.h"
 #include "support/golden.h"
 #include <unistd.h>
 
 static wrpo_ctx *ctx;
-static char dir[64];
-static const char *path(const char *name) {
-    static char p[8][256];
-    static int turn;
-    char *s = p[turn++ & 7];
-    snprintf(s, 256, "%s/%s", dir, name);
-    return s;
-}
-static void put(const char *name, const char *text) {
-    FILE *f = fopen(path(name), "wb");
-    if (!f) { CHECK(false, "%s cannot be written", path(name)); return; }
-    fputs(text, f);
-    fclose(f);
-}
 static char *get(const char *name) {                   /* NULL: not there */
-    FILE *f = fopen(path(name), "rb");
+    FILE *f = fopen(at(name), "rb");
     if (!f) return NULL;
     char *s = calloc(1, 1 << 16);
     s[fread(s, 1, (1 << 16) - 1, f)] = 0;
     fclose(f);
     return s;
-}
-static void shell(const char *format, const char *a, const char *b) {
-    char command[600];
-    snprintf(command, sizeof command, format, a, b);
-    CHECK(system(command) == 0, "%s", command);
 }
 static wrpo_reward *load(const char *where, int64_t label, int64_t micro_tokens) {
     wrpo_reward *r;
@@ -167,7 +149,7 @@ static void armorm(const wrpo_json *golden) {
         shell("mkdir -p %s/armorm%s", dir, "");
         put("armorm/config.json", text.data);
         wrpo_config c;
-        wrpo__config_read(arena, path("armorm"), &c);
+        wrpo__config_read(arena, at("armorm"), &c);
         CHECK(c.head == WRPO_HEAD_GATED && c.gating_temperature == 10 && c.pad_token_id == 128256, "config");
         wrpo_model *m = wrpo__model_table(arena, &c, WRPO_DTYPE_F32);
         wrpo__save_tensor *t = wrpo__alloc(arena, (size_t)m->n_weights + HEADS, sizeof *t);
@@ -177,8 +159,8 @@ static void armorm(const wrpo_json *golden) {
         for (int i = 0; i < HEADS; i++)
             t[m->n_weights + i] =
                 (wrpo__save_tensor){gated[i].name, gated[i].cols ? 2 : 1, {gated[i].rows, gated[i].cols, 0, 0}};
-        wrpo__tensors_save(arena, path("armorm"), t, m->n_weights + HEADS, WRPO_DTYPE_F32, 0, by_formula, m, NULL);
-        wrpo_reward *r = load(path("armorm"), 0, 0);
+        wrpo__tensors_save(arena, at("armorm"), t, m->n_weights + HEADS, WRPO_DTYPE_F32, 0, by_formula, m, NULL);
+        wrpo_reward *r = load(at("armorm"), 0, 0);
         if (r) {
             static const int32_t without[] = {1, 2, 128009, 128006, 78191, 128007, 9, 128009};
             const int32_t *list = without;
@@ -195,11 +177,11 @@ static void armorm(const wrpo_json *golden) {
                   "%s", wrpo_last_error(ctx)->text);
             wrpo_reward_free(r);
         }
-        wrpo__tensors_save(arena, path("armorm"), t, m->n_weights + HEADS - 1, WRPO_DTYPE_F32, 0, by_formula, m, NULL);
-        refuse(path("armorm"), 0, "gating.logit_scale is missing");
+        wrpo__tensors_save(arena, at("armorm"), t, m->n_weights + HEADS - 1, WRPO_DTYPE_F32, 0, by_formula, m, NULL);
+        refuse(at("armorm"), 0, "gating.logit_scale is missing");
         t[m->n_weights].shape[0] = 4;
-        wrpo__tensors_save(arena, path("armorm"), t, m->n_weights + HEADS, WRPO_DTYPE_F32, 0, by_formula, m, NULL);
-        refuse(path("armorm"), 0, "reward_transform_matrix");
+        wrpo__tensors_save(arena, at("armorm"), t, m->n_weights + HEADS, WRPO_DTYPE_F32, 0, by_formula, m, NULL);
+        refuse(at("armorm"), 0, "reward_transform_matrix");
     }
     CHECK(wrpo__end(&wrpo__entry) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
 }
@@ -228,13 +210,13 @@ static void refusals(void) {
           "but looked at: %s", wrpo_last_error(ctx)->text);
     shell("cp -r golden/rewards/llama_f32 %s/mixed%s", dir, "");
     shell("sed -i s/LlamaForSequenceClassification/LlamaForCausalLM/ %s/mixed/config.json%s", dir, "");
-    CHECK(wrpo_model_load(ctx, &(wrpo_model_desc){.dir = path("mixed")}, &m) == WRPO_E_FORMAT &&
+    CHECK(wrpo_model_load(ctx, &(wrpo_model_desc){.dir = at("mixed")}, &m) == WRPO_E_FORMAT &&
               strstr(wrpo_last_error(ctx)->text, "lm_head.weight is missing"),
           "%s", wrpo_last_error(ctx)->text);
     shell("sed -i s/LlamaForCausalLM/LlamaForRewardModelWithGating/ %s/mixed/config.json%s", dir, "");
-    refuse(path("mixed"), 0, "score.weight: no such tensor");
+    refuse(at("mixed"), 0, "score.weight: no such tensor");
     shell("sed -i s/LlamaForRewardModelWithGating/LlamaForTokenClassification/ %s/mixed/config.json%s", dir, "");
-    refuse(path("mixed"), 0, "LlamaForTokenClassification");
+    refuse(at("mixed"), 0, "LlamaForTokenClassification");
 }
 
 /* ---- files ---- */
@@ -247,9 +229,9 @@ static bool on_line(int64_t done, int64_t lines, void *user) {
 static void bad_file(wrpo_reward *r, const char *text, const char *says) {
     wrpo_reward_file_stats t;
     put("bad.jsonl", text);
-    remove(path("new.jsonl"));
+    remove(at("new.jsonl"));
     const wrpo_result code =
-        wrpo_reward_file(r, &(wrpo_reward_file_desc){.in = path("bad.jsonl"), .out = path("new.jsonl")}, &t);
+        wrpo_reward_file(r, &(wrpo_reward_file_desc){.in = at("bad.jsonl"), .out = at("new.jsonl")}, &t);
     CHECK(code != WRPO_OK && strstr(wrpo_last_error(ctx)->text, says) &&
               strstr(wrpo_last_error(ctx)->text, "bad.jsonl"),
           "want \"%s\", found %d \"%s\"", says, code, wrpo_last_error(ctx)->text);
@@ -278,7 +260,7 @@ static void files(void) {
         CHECK(wrpo_reward_file(
                   r,
                   &(wrpo_reward_file_desc){
-                      .in = path("in.jsonl"), .out = path("out.jsonl"), .rescore = rescore, .on_line = on_line},
+                      .in = at("in.jsonl"), .out = at("out.jsonl"), .rescore = rescore, .on_line = on_line},
                   &t) == WRPO_OK,
               "%s", wrpo_last_error(ctx)->text);
         CHECK(t.prompts == 2 && t.scored == 3 + rescore && t.kept == 1 - rescore && lines_seen == 2,
@@ -305,9 +287,9 @@ static void files(void) {
         CHECK(!strncmp(p, expected, strlen(expected)), "found %s\nwant  %s", p, expected);
         free(out);
     }
-    stop_after = 1, remove(path("new.jsonl"));
+    stop_after = 1, remove(at("new.jsonl"));
     CHECK(wrpo_reward_file(
-              r, &(wrpo_reward_file_desc){.in = path("in.jsonl"), .out = path("new.jsonl"), .on_line = on_line}, &t) ==
+              r, &(wrpo_reward_file_desc){.in = at("in.jsonl"), .out = at("new.jsonl"), .on_line = on_line}, &t) ==
               WRPO_E_STOPPED,
           "%s", wrpo_last_error(ctx)->text);
     char *left = get("new.jsonl");
@@ -343,7 +325,7 @@ static void template_arguments(void) {
     put("kwargs/chat_template.jinja",
         "{% for m in messages %}{{ '[' + mark + (tools | length | string) + ']' if mark and tools else '' }}{{ "
         "m['content'] }}{% endfor %}");
-    wrpo_reward *r = load(path("kwargs"), 0, 0);
+    wrpo_reward *r = load(at("kwargs"), 0, 0);
     if (!r) return;
     for (int i = 0; i < 2; i++)
         CHECK(wrpo_reward_score(r, &prompts[i], &texts[i], 1, &want[i]) == WRPO_OK, "%s", wrpo_last_error(ctx)->text);
@@ -353,7 +335,7 @@ static void template_arguments(void) {
         "{\"prompt\": \"Hi\", \"content\": \"one\"}\n{\"prompt\": \"Hi\", " ARGUMENTS
         ", \"content\": \"one\"}\n{\"prompt\": \"Hi\", \"content\": \"one\"}\n"
         "{\"prompt_id\": 4, \"prompt\": \"Hi\", " ARGUMENTS ", \"target\": [{\"content\": \"one\"}]}\n");
-    CHECK(wrpo_reward_file(r, &(wrpo_reward_file_desc){.in = path("in.jsonl"), .out = path("out.jsonl")}, &t) ==
+    CHECK(wrpo_reward_file(r, &(wrpo_reward_file_desc){.in = at("in.jsonl"), .out = at("out.jsonl")}, &t) ==
               WRPO_OK,
           "%s", wrpo_last_error(ctx)->text);
     char *out = get("out.jsonl"), *at = out;
@@ -381,7 +363,7 @@ static void allocations(void) {
         calls = 0;
         wrpo_result code = wrpo_reward_load(own, &(wrpo_reward_desc){.dir = "golden/rewards/llama_f32"}, &r);
         if (code == WRPO_OK)
-            code = wrpo_reward_file(r, &(wrpo_reward_file_desc){.in = path("in.jsonl"), .out = path("oom.jsonl")}, &t);
+            code = wrpo_reward_file(r, &(wrpo_reward_file_desc){.in = at("in.jsonl"), .out = at("oom.jsonl")}, &t);
         wrpo_reward_free(r);
         if (live != base || (code != WRPO_OK && code != WRPO_E_MEMORY))
             CHECK(false, "allocation %lld: %d, %lld held: %s", (long long)fail_at, code, (long long)(live - base),

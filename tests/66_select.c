@@ -3,28 +3,12 @@
 #define WRPO_IMPLEMENTATION
 #include "wrpo.h"
 #include "support/test.h"
+#include "support/folder.h"
 #include "support/counting.h"
 #include "support/tiny.h"
 #include <unistd.h>
 
 static wrpo_ctx *ctx;
-static char dir[64];
-static const char *at(const char *name) {
-    static char path[8][300];
-    static int turn;
-    char *p = path[turn++ & 7];
-    snprintf(p, sizeof path[0], "%s/%s", dir, name);
-    return p;
-}
-static char *slurp(const char *path, size_t *size) {
-    FILE *f = fopen(path, "rb");
-    if (!f) return NULL;
-    char *data = malloc(1 << 24);
-    *size = fread(data, 1, (1 << 24) - 1, f);
-    data[*size] = 0;
-    fclose(f);
-    return data;
-}
 static void holds(const char *name, const char *want, const char *what) {
     size_t n;
     char *text = slurp(at(name), &n);

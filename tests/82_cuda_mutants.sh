@@ -1,13 +1,15 @@
 #!/bin/sh
-# Do the CUDA tests see what they are for? Each line below plants one bug in a copy of wrpo_cuda.cu. The test that it names must fail,
-# in the way that it names. Bugs of different kernels share a copy (compiling is what takes the time), because the test of one does not
-# run the kernels of the others. The graphs' test runs all kernels, so its bugs have copies of their own.
+# Do the CUDA tests see what they are for? Each line below plants one bug in a copy of wrpo_cuda.cu. The test that it
+# names must fail, in the way that it names. Bugs of different kernels share a copy (compiling is what takes the time),
+# because the test of one does not run the kernels of the others. The graphs' test runs all kernels, so its bugs have
+# copies of their own.
 # usage, in this folder: sh 82_cuda_mutants.sh      (needs a C++ compiler; CXX, CC and EMU as the Makefile sets them)
 passed=0 failed=0 skipped=0
 CC=${CC:-cc} CXX=${CXX:-g++}
 : "${EMU:=-std=c++17 -fno-strict-aliasing -ffp-contract=off -Wno-unknown-pragmas -I.. -include support/cuda_emu.h}"
 case $1 in */asan/*)
-    echo "mutants: they bring their own sanitizers; not run again"; echo "cuda_mutants: 0 passed, 0 failed, 1 skipped"; exit 0 ;;
+    echo "mutants: they bring their own sanitizers; not run again"
+    echo "cuda_mutants: 0 passed, 0 failed, 1 skipped"; exit 0 ;;
 esac
 if ! command -v "$CXX" >/dev/null; then
     echo "skip: mutants: there is no C++ compiler"; echo "cuda_mutants: 0 passed, 0 failed, 1 skipped"; exit 0
@@ -25,8 +27,8 @@ flags() {
 }
 ok() { passed=$((passed + 1)); }
 bad() { echo "FAIL mutant: $*"; failed=$((failed + 1)); }
-# name, way to run (plain; long = plain, compiled for a test that takes longer than the compiler; memory = AddressSanitizer;
-# race = ThreadSanitizer), test and case, what its output must say, sed script.
+# name, way to run (plain; long = plain, compiled for a test that takes longer than the compiler; memory =
+# AddressSanitizer; race = ThreadSanitizer), test and case, what its output must say, sed script.
 # A sixth word: how many lines the bug takes, if not one.
 # "none" as the script: no bug, and the test must pass. So a test that always fails is not taken for a good one.
 # A bug goes into the first copy of its way that has none of its kernels yet; copy 0 of a way has no bug.
@@ -51,7 +53,8 @@ mutant() {
 # Compiles a copy and runs the test of each of its bugs.
 run_copy() {   # way, its number
     way=$1 copy=$2
-    [ -f "$B/$way.o" ] || $CC -std=c11 -w $(flags "$way") -I.. -DWRPO_API=static -DWRPO_EMULATED -c 80_cuda.c -o "$B/$way.o" || exit 1
+    [ -f "$B/$way.o" ] ||
+        $CC -std=c11 -w $(flags "$way") -I.. -DWRPO_API=static -DWRPO_EMULATED -c 80_cuda.c -o "$B/$way.o" || exit 1
     cp "$B/bugs/$way-$copy.cu" "$B/wrpo_cuda.cu"
     if ! { $CXX $EMU -g0 -w $(flags "$way") -x c++ -c "$B/wrpo_cuda.cu" -o "$B/cu.o" &&
            $CC $(flags "$way") "$B/$way.o" "$B/cu.o" -o "$B/test" -lstdc++ -lm; } >"$B/log" 2>&1; then
@@ -72,7 +75,10 @@ run_copy() {   # way, its number
 }
 tab=$(printf '\t')
 # number of a line: the first with `want` after one with `from`
-line() { awk -v from="$1" -v want="$2" -v skip="${3:-0}" 'index($0, from) { on = 1 } on && index($0, want) && !skip-- { print NR; exit }' ../wrpo_cuda.cu; }
+line() {
+    awk -v from="$1" -v want="$2" -v skip="${3:-0}" 'index($0, from) { on = 1 }
+        on && index($0, want) && !skip-- { print NR; exit }' ../wrpo_cuda.cu
+}
 drop() { echo "$(line "$@")s/(__syncthreads|__syncwarp|ptx::cp_async_wait<[^>]*>)\(\);/;/"; }
 
 mutant "no bug" plain "gemm 6" - none
@@ -84,36 +90,66 @@ mutant "no bug" memory "rows 3" - none
 mutant "no bug" race "attention 16" - none
 mutant "no bug" race "rows 3" - none
 mutant "no bug" race "adamw 6" - none
-mutant "gemm: no barrier between the copy and its use" plain "gemm 6" 'relative error|other bits' "$(drop 'void __launch_bounds__(128) gemm_kernel' '__syncthreads')"
-mutant "gemm: a lost wait for a copy" plain "gemm 6" 'relative error|other bits' "$(drop 'void __launch_bounds__(128) gemm_kernel' 'cp_async_wait<GEMM_STAGES')"
-mutant "gemm: fragments of a transposed tile in the wrong order" plain "gemm 6" 'relative error' "$(line 'void __launch_bounds__(128) gemm_kernel' 'ldmatrix_x4_trans(fa')s/lane \/ 16 \* 8 \+ lane % 8/lane \/ 8 % 2 * 8 + lane % 8/"
-mutant "gemm: rows behind the last are written" memory "gemm 4" 'heap-buffer-overflow' "$(line 'void __launch_bounds__(128) gemm_kernel' 'if (row >= m) continue;')s/if \(row >= m\) continue;//"
-mutant "gemm: a row's tail is read past its end" memory "gemm 4" 'heap-buffer-overflow' "$(line 'load_tile(bf16 *to, const matrix' 'chunk_slow(at<ROWS>')s/clamp8\(x.cols - col\)/8/"
-mutant "wgmma: a lost wait for TMA" plain "wgmma 0" 'relative error' "$(line 'wgmma_kernel(C' 'mbarrier_wait(full')s/ptx::mbarrier_wait[^;]*;/;/"
-mutant "wgmma: the wrong phase" plain "wgmma 2" 'relative error|other bits|emu: deadlock' "$(line 'wgmma_kernel(C' 'mbarrier_wait(full')s/% 2\)/% 2 ^ 1)/"
-mutant "wgmma: the producer does not announce all bytes" plain "wgmma 2" 'relative error|other bits|emu: deadlock' "$(line 'wgmma_kernel(C' 'mbarrier_expect')s/WGMMA_STAGE \* 2/WGMMA_STAGE/"
+mutant "gemm: no barrier between the copy and its use" plain "gemm 6" 'relative error|other bits' \
+    "$(drop 'void __launch_bounds__(128) gemm_kernel' '__syncthreads')"
+mutant "gemm: a lost wait for a copy" plain "gemm 6" 'relative error|other bits' \
+    "$(drop 'void __launch_bounds__(128) gemm_kernel' 'cp_async_wait<GEMM_STAGES')"
+mutant "gemm: fragments of a transposed tile in the wrong order" plain "gemm 6" 'relative error' \
+    "$(line 'void __launch_bounds__(128) gemm_kernel' \
+            'ldmatrix_x4_trans(fa')s/lane \/ 16 \* 8 \+ lane % 8/lane \/ 8 % 2 * 8 + lane % 8/"
+mutant "gemm: rows behind the last are written" memory "gemm 4" 'heap-buffer-overflow' \
+    "$(line 'void __launch_bounds__(128) gemm_kernel' 'if (row >= m) continue;')s/if \(row >= m\) continue;//"
+mutant "gemm: a row's tail is read past its end" memory "gemm 4" 'heap-buffer-overflow' \
+    "$(line 'load_tile(bf16 *to, const matrix' 'chunk_slow(at<ROWS>')s/clamp8\(x.cols - col\)/8/"
+mutant "wgmma: a lost wait for TMA" plain "wgmma 0" 'relative error' \
+    "$(line 'wgmma_kernel(C' 'mbarrier_wait(full')s/ptx::mbarrier_wait[^;]*;/;/"
+mutant "wgmma: the wrong phase" plain "wgmma 2" 'relative error|other bits|emu: deadlock' \
+    "$(line 'wgmma_kernel(C' 'mbarrier_wait(full')s/% 2\)/% 2 ^ 1)/"
+mutant "wgmma: the producer does not announce all bytes" plain "wgmma 2" 'relative error|other bits|emu: deadlock' \
+    "$(line 'wgmma_kernel(C' 'mbarrier_expect')s/WGMMA_STAGE \* 2/WGMMA_STAGE/"
 mutant "wgmma: the wrong swizzle in a descriptor" plain "wgmma 2" 'relative error' "s/1ull << 62/2ull << 62/"
 mutant "wgmma: the wrong offset between strips" plain "wgmma 2" 'relative error' "s/\(STRIP \* 2 >> 4\)/(STRIP >> 4)/"
-mutant "wgmma: results before the last product is done" plain "wgmma 2" 'relative error' "$(line 'wgmma_kernel(C' 'wgmma_wait<0>')s/ptx::wgmma_wait<0>\(\);/;/"
-mutant "wgmma: a stage is given away while it is read" plain "wgmma 2" 'relative error|other bits' "$(line 'wgmma_kernel(C' 'mbarrier_arrive(empty')s/s > 0 \&\& lane == 0\) ptx::mbarrier_arrive\(empty \+ \(s - 1\)/lane == 0) ptx::mbarrier_arrive(empty + s/"
-mutant "wgmma: no fence in front of a product" plain "wgmma 2" 'emu: wgmma: no fence' "$(line 'wgmma_kernel(C' 'wgmma_fence')s/ptx::wgmma_fence\(\);/;/"
-mutant "attention: K is replaced while it is read" plain "attention 16" 'relative error|other bits' "$(drop 'attention_kernel(wrpo_attn' '/* and may go */')"
-mutant "attention: the same, as a race" race "attention 16" 'ThreadSanitizer: data race' "$(drop 'attention_kernel(wrpo_attn' '/* and may go */')"
-mutant "attention: V is used before it is there" plain "attention 16" 'relative error' "$(line 'attention_kernel(wrpo_attn' 'cp_async_wait<1>' 1)s/ptx::cp_async_wait<1>\(\);/;/"
-mutant "attention: dk and dv, lanes replaced while they are read" race "attention 16" 'ThreadSanitizer: data race' "$(drop 'attention_dkv_kernel(wrpo_attn' '/* the last lanes are done with */')"
-mutant "attention: keys in front of a prefix count" plain "attention 12" 'relative error' "s/key >= from && key < to/key < to/"
-mutant "attention: a cache's own keys are taken for the rows" plain "decoding 1" 'other bits' "s/s.prefix_end - s.prefix \+ \(s.own_end - s.own\) - \(s.end - s.begin\)/s.prefix_end - s.prefix/"
-mutant "rmsnorm: the end of a row is overrun" plain "rmsnorm 1" 'written between rows' "$(line 'void rmsnorm_kernel' 'store(y + j')s/D - j/8/"
-mutant "rmsnorm: a shuffle that half a warp does not reach" plain "rmsnorm 6" 'emu: deadlock' "$(line 'float group_sum' 'x = warp_sum(x);')s/x = warp_sum/if (threadIdx.x % 32 < 16) x = warp_sum/"
-mutant "scatter: a shared array is too short" memory "rows 3" 'AddressSanitizer: use-after-poison' "s/WRPO_SHARED\(unsigned, hits, 4\)/WRPO_SHARED(unsigned, hits, 3)/"
-mutant "scatter: hits are read before they are written" plain "rows 3" 'relative error|other bits' "$(drop 'void scatter_kernel' '__syncthreads();')"
-mutant "scatter: blocks of the same row all add" plain "rows 3" 'relative error' "s/if \(__syncthreads_or\(earlier\)\) return;/__syncthreads_or(earlier);/"
-mutant "logprob: two blocks write one number" race "logprob 2" 'ThreadSanitizer: data race' "s/    lse\[blockIdx.x\] = top/    lse[blockIdx.x \& ~1u] = top/"
-mutant "adamw: a scale is written while others read it" race "adamw 6" 'ThreadSanitizer: data race' "$(drop '__device__ __forceinline__ void moment' '__syncwarp')"
-mutant "adamw: the wrong seed" plain "adamw 5" 'bytes differ' "s/moment\(v, vi, i, left, states, true, u.seed_v\)/moment(v, vi, i, left, states, true, u.seed_m)/"
-mutant "graphs: of a key only the first number counts" long "graphs" 'taken for another|other bits' "s/memcmp\(other->key, key, sizeof s->key\) == 0/memcmp(other->key, key, 8) == 0/"
-mutant "graphs: a place in the cache is an argument of the launch" long "graphs" 'other bits' "s/to = index\[r\] \* ldy/to = (index[r] - index[0]) * ldy/; s/LAUNCH\(place_kernel, \(unsigned\)n, row_threads\(D\), 0, \(bf16 \*\)y,/LAUNCH(place_kernel, (unsigned)n, row_threads(D), 0, (bf16 *)y + index[0] * ldy,/" 2
-mutant "graphs: release keeps what points into freed memory" long "graphs" 'release forgets' "s/^    forget_all\(dev\);( +\/\* they may use p)/    \1/"
+mutant "wgmma: results before the last product is done" plain "wgmma 2" 'relative error' \
+    "$(line 'wgmma_kernel(C' 'wgmma_wait<0>')s/ptx::wgmma_wait<0>\(\);/;/"
+mutant "wgmma: a stage is given away while it is read" plain "wgmma 2" 'relative error|other bits' \
+    "$(line 'wgmma_kernel(C' 'mbarrier_arrive(empty')s/s > 0 \&\& (lane.* ptx::mbarrier_arrive.empty .).*% /\1 s % /"
+mutant "wgmma: no fence in front of a product" plain "wgmma 2" 'emu: wgmma: no fence' \
+    "$(line 'wgmma_kernel(C' 'wgmma_fence')s/ptx::wgmma_fence\(\);/;/"
+mutant "attention: K is replaced while it is read" plain "attention 16" 'relative error|other bits' \
+    "$(drop 'attention_kernel(wrpo_attn' '/* and may go */')"
+mutant "attention: the same, as a race" race "attention 16" 'ThreadSanitizer: data race' \
+    "$(drop 'attention_kernel(wrpo_attn' '/* and may go */')"
+mutant "attention: V is used before it is there" plain "attention 16" 'relative error' \
+    "$(line 'attention_kernel(wrpo_attn' 'cp_async_wait<1>' 1)s/ptx::cp_async_wait<1>\(\);/;/"
+mutant "attention: dk and dv, lanes replaced while they are read" race "attention 16" 'ThreadSanitizer: data race' \
+    "$(drop 'attention_dkv_kernel(wrpo_attn' '/* the last lanes are done with */')"
+mutant "attention: keys in front of a prefix count" plain "attention 12" 'relative error' \
+    "s/key >= from && key < to/key < to/"
+mutant "attention: a cache's own keys are taken for the rows" plain "decoding 1" 'other bits' \
+    "s/s.prefix_end - s.prefix \+ \(s.own_end - s.own\) - \(s.end - s.begin\)/s.prefix_end - s.prefix/"
+mutant "rmsnorm: the end of a row is overrun" plain "rmsnorm 1" 'written between rows' \
+    "$(line 'void rmsnorm_kernel' 'store(y + j')s/D - j/8/"
+mutant "rmsnorm: a shuffle that half a warp does not reach" plain "rmsnorm 6" 'emu: deadlock' \
+    "$(line 'float group_sum' 'x = warp_sum(x);')s/x = warp_sum/if (threadIdx.x % 32 < 16) x = warp_sum/"
+mutant "scatter: a shared array is too short" memory "rows 3" 'AddressSanitizer: use-after-poison' \
+    "s/WRPO_SHARED\(unsigned, hits, 4\)/WRPO_SHARED(unsigned, hits, 3)/"
+mutant "scatter: hits are read before they are written" plain "rows 3" 'relative error|other bits' \
+    "$(drop 'void scatter_kernel' '__syncthreads();')"
+mutant "scatter: blocks of the same row all add" plain "rows 3" 'relative error' \
+    "s/if \(__syncthreads_or\(earlier\)\) return;/__syncthreads_or(earlier);/"
+mutant "logprob: two blocks write one number" race "logprob 2" 'ThreadSanitizer: data race' \
+    "s/    lse\[blockIdx.x\] = top/    lse[blockIdx.x \& ~1u] = top/"
+mutant "adamw: a scale is written while others read it" race "adamw 6" 'ThreadSanitizer: data race' \
+    "$(drop '__device__ __forceinline__ void moment' '__syncwarp')"
+mutant "adamw: the wrong seed" plain "adamw 5" 'bytes differ' \
+    "s/moment\(v, vi, i, left, states, true, u.seed_v\)/moment(v, vi, i, left, states, true, u.seed_m)/"
+mutant "graphs: of a key only the first number counts" long "graphs" 'taken for another|other bits' \
+    "s/memcmp\(other->key, key, sizeof s->key\) == 0/memcmp(other->key, key, 8) == 0/"
+mutant "graphs: a place in the cache is an argument of the launch" long "graphs" 'other bits' \
+    "s/to = index\[r\] \* ldy/to = (index[r] - index[0]) * ldy/
+     s/(LAUNCH\(place_kernel, .unsigned.n, row_threads.D., 0, .bf16 ..y),/\1 + index[0] * ldy,/" 2
+mutant "graphs: release keeps what points into freed memory" long "graphs" 'release forgets' \
+    "s/^    forget_all\(dev\);( +\/\* they may use p)/    \1/"
 for way in plain long memory race; do
     copy=0
     while [ -f "$B/bugs/$way-$copy.list" ]; do run_copy $way $copy; copy=$((copy + 1)); done

@@ -4,17 +4,10 @@
 #include "example.c"
 #undef main
 #include "support/test.h"
+#include "support/folder.h"
 #include "support/tiny.h"
 
 static wrpo_ctx *ctx;
-static char dir[64];
-static const char *at(const char *name) {
-    static char path[8][300];
-    static int turn;
-    char *p = path[turn++ & 7];
-    snprintf(p, sizeof path[0], "%s/%s", dir, name);
-    return p;
-}
 /* wrpo answer with these options; the file it wrote, or NULL */
 static char *answer(const char *bench, const char *questions, const char *more, size_t *size) {
     char line[1200], *argv[40], *out = NULL;

@@ -1,10 +1,13 @@
 #!/bin/sh
-# What nvcc says of wrpo_cuda.cu without a GPU: it compiles for sm_80 and sm_90a without a warning, spills no more than the few bytes listed here,
-# uses tensor cores (and wgmma and TMA in code for sm_90a) where meant and atomics nowhere; the program links, with and without cuBLASLt, and says so where there is no device.
+# What nvcc says of wrpo_cuda.cu without a GPU: it compiles for sm_80 and sm_90a without a warning, spills no more than
+# the few bytes listed here, uses tensor cores (and wgmma and TMA in code for sm_90a) where meant and atomics nowhere;
+# the program links, with and without cuBLASLt, and says so where there is no device.
 # usage, in this folder: sh cuda_nvcc.sh        NVCC=path if it is not found; without nvcc: one skip
 passed=0 failed=0
 NVCC=${NVCC:-$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)}
-if [ ! -x "$NVCC" ]; then echo "skip: nvcc is not installed"; echo "cuda_nvcc: 0 passed, 0 failed, 1 skipped"; exit 0; fi
+if [ ! -x "$NVCC" ]; then
+    echo "skip: nvcc is not installed"; echo "cuda_nvcc: 0 passed, 0 failed, 1 skipped"; exit 0
+fi
 ok() { passed=$((passed + 1)); }
 bad() { failed=$((failed + 1)); echo "FAIL cuda_nvcc: $*"; }
 B=$PWD/build/nvcc
@@ -17,7 +20,8 @@ attention_dkv_kernel<32,32> sm_80 24
 attention_kernel<256> sm_90a 20
 attention_dkv_kernel<32,32> sm_90a 16'
 cat >"$B/sass.c" <<'X'
-/* Opcodes in the .text sections of a cubin: 16-byte instructions, the opcode in their low 12 bits. Undocumented: hence the comparison with PTX. */
+/* Opcodes in the .text sections of a cubin: 16-byte instructions, the opcode in their low 12 bits. That is not
+   documented, hence the comparison with PTX. */
 #include <elf.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -38,7 +42,8 @@ int main(int argc, char **argv) {
         if (strncmp(names + s[i].sh_name, ".text.", 6)) continue;
         for (size_t o = 0; o < s[i].sh_size; o += 16) {
             unsigned op = *(unsigned short *)(d + s[i].sh_offset + o) & 0xfff;
-            mma += op == 0x23c, ldmatrix += op == 0x83b, local += op == 0x983 || op == 0x387, wgmma += op == 0x9f0, tma += op == 0x5b4;
+            mma += op == 0x23c, ldmatrix += op == 0x83b, local += op == 0x983 || op == 0x387;
+            wgmma += op == 0x9f0, tma += op == 0x5b4;
         }
         printf("%s %d %d %d %d %d\n", names + s[i].sh_name + 6, mma, ldmatrix, local, wgmma, tma);
     }
@@ -47,43 +52,71 @@ int main(int argc, char **argv) {
 X
 ${CC:-cc} -O1 "$B/sass.c" -o "$B/sass" || bad "sass.c"
 # a mangled name: kernel<its numbers and type>
-short() { sed -E 's/^_ZN[^ ]*_GLOBAL__N__[0-9a-zA-Z_]*_cu_[0-9a-f_]*[0-9]+([a-z]+_[a-z_]*kernel)/\1/; s/^_ZN[^ ]*N_1[0-9]+([a-z]+_[a-z_]*kernel)/\1/; s/kernelI(Li([0-9]+)E)(Li([0-9]+)E)?([^E]*)E[^ ]*/kernel<\2,\4,\5>/; s/kernelIfE[^ ]*/kernel<float>/; s/kernelI13__nv_bfloat16E[^ ]*/kernel<bf16>/; s/kernelE[^ ]*/kernel/; s/,13__nv_bfloat16>/,bf16>/; s/,f>/,float>/; s/,+>/>/; s/<([0-9]+),,/<\1,/'; }
+short() {
+    sed -E 's/^_ZN[^ ]*_GLOBAL__N__[0-9a-zA-Z_]*_cu_[0-9a-f_]*[0-9]+([a-z]+_[a-z_]*kernel)/\1/
+            s/^_ZN[^ ]*N_1[0-9]+([a-z]+_[a-z_]*kernel)/\1/
+            s/kernelI(Li([0-9]+)E)(Li([0-9]+)E)?([^E]*)E[^ ]*/kernel<\2,\4,\5>/
+            s/kernelIfE[^ ]*/kernel<float>/
+            s/kernelI13__nv_bfloat16E[^ ]*/kernel<bf16>/
+            s/kernelE[^ ]*/kernel/
+            s/,13__nv_bfloat16>/,bf16>/
+            s/,f>/,float>/
+            s/,+>/>/
+            s/<([0-9]+),,/<\1,/'
+}
 for arch in 80 90a; do
     log=$B/sm_$arch.log
-    if "$NVCC" -std=c++17 -O2 -Werror all-warnings -gencode=arch=compute_$arch,code=sm_$arch -Xptxas -v --cubin ../wrpo_cuda.cu -o "$B/sm_$arch.cubin" -I.. >"$log" 2>&1; then ok
+    if "$NVCC" -std=c++17 -O2 -Werror all-warnings -gencode=arch=compute_$arch,code=sm_$arch -Xptxas -v \
+        --cubin ../wrpo_cuda.cu -o "$B/sm_$arch.cubin" -I.. >"$log" 2>&1; then ok
     else bad "sm_$arch: does not compile without warnings"; grep -m 5 -iE 'error|warning' "$log"; continue; fi
-    "$NVCC" -std=c++17 -O2 -gencode=arch=compute_$arch,code=compute_$arch -ptx ../wrpo_cuda.cu -o "$B/sm_$arch.ptx" -I.. || bad "sm_$arch: no PTX"
+    "$NVCC" -std=c++17 -O2 -gencode=arch=compute_$arch,code=compute_$arch -ptx ../wrpo_cuda.cu -o "$B/sm_$arch.ptx" \
+        -I.. || bad "sm_$arch: no PTX"
     if grep -iE 'C75[0-9]+|serializ' "$log"; then bad "sm_$arch: instructions are serialised"; else ok; fi
-    awk '/Compiling entry function/ { split($0, q, "\047"); name = q[2] } /bytes stack frame/ { stack = $1; spill = $5 } /Used [0-9]+ registers/ { for (i = 1; i < NF; i++) if ($i == "Used") print name, $(i + 1), spill }' "$log" | sort >"$B/registers"
-    awk '/\.entry/ { match($0, /_Z[A-Za-z0-9_]*/); name = substr($0, RSTART, RLENGTH); seen[name] = 1 } /mma\.sync/ { m[name]++ } /ldmatrix/ { l[name]++ } /cp\.async\.cg/ { c[name]++ } /[ \t](atom|red)\./ { a[name]++ }
+    awk '/Compiling entry function/ { split($0, q, "\047"); name = q[2] }
+         /bytes stack frame/ { spill = $5 }
+         /Used [0-9]+ registers/ { for (i = 1; i < NF; i++) if ($i == "Used") print name, $(i + 1), spill }' "$log" |
+        sort >"$B/registers"
+    awk '/\.entry/ { match($0, /_Z[A-Za-z0-9_]*/); name = substr($0, RSTART, RLENGTH); seen[name] = 1 }
+         /mma\.sync/ { m[name]++ } /ldmatrix/ { l[name]++ } /cp\.async\.cg/ { c[name]++ }
+         /[ \t](atom|red)\./ { a[name]++ }
          /wgmma\.mma_async/ { w[name]++ } /cp\.async\.bulk\.tensor/ { t[name]++ }
-         END { for (n in seen) print n, m[n] + 0, l[n] + 0, c[n] + 0, a[n] + 0, w[n] + 0, t[n] + 0 }' "$B/sm_$arch.ptx" | sort >"$B/ptx"
+         END { for (n in seen) print n, m[n] + 0, l[n] + 0, c[n] + 0, a[n] + 0, w[n] + 0, t[n] + 0 }' \
+        "$B/sm_$arch.ptx" | sort >"$B/ptx"
     "$B/sass" "$B/sm_$arch.cubin" | sort >"$B/sass.txt"
     join "$B/registers" "$B/ptx" | join - "$B/sass.txt" | short >"$B/table"
     if [ -s "$B/table" ]; then ok; else bad "sm_$arch: no table"; fi
-    printf '%-32s %9s %7s %8s %8s %8s %6s %8s %6s %4s\n' "sm_$arch" registers spilled mma.sync ldmatrix cp.async HMMA LDL+STL wgmma TMA
+    printf '%-32s %9s %7s %8s %8s %8s %6s %8s %6s %4s\n' "sm_$arch" registers spilled mma.sync ldmatrix cp.async HMMA \
+        LDL+STL wgmma TMA
     awk '{ printf "%-32s %9d %7d %8d %8d %8d %6d %8d %6d %4d\n", $1, $2, $3, $4, $5, $6, $10, $12, $8, $9 }' "$B/table"
     while read -r name registers spill mma ldmatrix copies atomics wgmma tma hmma ldsm local hgmma utmaldg; do
         may=$(echo "$allowed" | awk -v k="$name" -v a="sm_$arch" '$1 == k && $2 == a { print $3 }')
-        if [ "$spill" -le "${may:-0}" ]; then ok; else bad "sm_$arch: $name spills $spill bytes, want at most ${may:-0}"; fi
+        if [ "$spill" -le "${may:-0}" ]; then ok
+        else bad "sm_$arch: $name spills $spill bytes, want at most ${may:-0}"; fi
         if [ "$atomics" -eq 0 ]; then ok; else bad "sm_$arch: $name has $atomics atomic instructions"; fi
         if [ "${may:-0}" -gt 0 ] || [ "$local" -eq 0 ]; then ok; else bad "sm_$arch: $name uses local memory"; fi
         case $name in
-        gemm_kernel*|attention*) if [ "$mma" -gt 0 ] && [ "$ldmatrix" -gt 0 ] && [ "$copies" -gt 0 ] && [ "$hmma" -ge "$mma" ]; then ok; else bad "sm_$arch: $name: no tensor cores"; fi ;;
+        gemm_kernel*|attention*)
+            if [ "$mma" -gt 0 ] && [ "$ldmatrix" -gt 0 ] && [ "$copies" -gt 0 ] && [ "$hmma" -ge "$mma" ]; then ok
+            else bad "sm_$arch: $name: no tensor cores"; fi ;;
         wgmma_kernel*)      # where the architecture has none, an empty kernel
             if [ $arch = 90a ]; then want=4; else want=0; fi
-            if [ "$wgmma" -eq $want ] && [ "$hgmma" -eq $want ] && [ "$utmaldg" -eq "$tma" ] && [ $((want == 0)) -eq $((tma == 0)) ]; then ok; else bad "sm_$arch: $name: $wgmma wgmma ($hgmma in the code), want $want; $tma TMA ($utmaldg)"; fi ;;
+            if [ "$wgmma" -eq $want ] && [ "$hgmma" -eq $want ] && [ "$utmaldg" -eq "$tma" ] &&
+                [ $((want == 0)) -eq $((tma == 0)) ]; then ok
+            else bad "sm_$arch: $name: $wgmma wgmma ($hgmma in the code), want $want; $tma TMA ($utmaldg)"; fi ;;
         *) if [ "$mma" -eq 0 ]; then ok; else bad "sm_$arch: $name: tensor cores in an elementwise kernel"; fi ;;
         esac
     done <"$B/table"
 done
 program() {   # what, flags...
     what=$1; shift
-    if "$NVCC" -O2 -gencode=arch=compute_80,code=sm_80 -DWRPO_CUDA -Xcompiler -fopenmp ../example.c ../wrpo_cuda.cu -I.. -o "$B/wrpo" "$@" >"$B/log" 2>&1; then ok; else bad "$what: the program does not link"; tail -3 "$B/log"; return; fi
+    if "$NVCC" -O2 -gencode=arch=compute_80,code=sm_80 -DWRPO_CUDA -Xcompiler -fopenmp ../example.c ../wrpo_cuda.cu \
+        -I.. -o "$B/wrpo" "$@" >"$B/log" 2>&1; then ok
+    else bad "$what: the program does not link"; tail -3 "$B/log"; return; fi
     "$B/wrpo" --version >/dev/null && ok || bad "$what: does not run"
     if [ -e /dev/nvidia0 ]; then return; fi
     "$B/wrpo" inspect golden/checkpoints/llama_f32 --device cuda >"$B/out" 2>&1
-    if [ $? -eq 1 ] && grep -q '^wrpo: cuda: no device can be used' "$B/out"; then ok; else bad "$what: $(tail -1 "$B/out")"; fi
+    if [ $? -eq 1 ] && grep -q '^wrpo: cuda: no device can be used' "$B/out"; then ok
+    else bad "$what: $(tail -1 "$B/out")"; fi
 }
 program "with cuBLASLt" -lcublasLt
 program "without" -DWRPO_NO_CUBLAS

@@ -1,11 +1,14 @@
 #!/bin/sh
-# Everything that a machine with an NVIDIA GPU can say about wrpo_cuda.cu, in one command and under 9 minutes: all CUDA tests natively, with cuBLASLt and
-# with the own products; small ones under compute-sanitizer; each kernel beside its floor, beside cuBLASLt and PyTorch; whole WRPO steps of 135M, 1B and 8B.
+# Everything that a machine with an NVIDIA GPU can say about wrpo_cuda.cu, in one command and under 9 minutes: all CUDA
+# tests natively, with cuBLASLt and with the own products; small ones under compute-sanitizer; each kernel beside its
+# floor, beside cuBLASLt and PyTorch; whole WRPO steps of 135M, 1B and 8B.
 #   sh gpu.sh build     compiles into build/gpu (needs nvcc and a C compiler, no GPU)
 #   sh gpu.sh           compiles if build/gpu is not there and nvcc is, then runs. Nothing is downloaded.
 #   sh gpu.sh small     the same with tiny shapes, on the host if there is no GPU: that the command itself works
-# The only header from outside is stb_ds.h. Where it is not installed, carry it along in an ignored folder: cp -rL /usr/include/stb tests/build/stb
-# (a machine without nvcc takes build/gpu along as well; its binaries need no library but libcublasLt, and without that build/gpu/own is run).
+# The only header from outside is stb_ds.h. Where it is not installed, carry it along in an ignored folder:
+#   cp -rL /usr/include/stb tests/build/stb
+# (a machine without nvcc takes build/gpu along as well; its binaries need no library
+# but libcublasLt, and without that build/gpu/own is run).
 cd "$(dirname "$0")" || exit 1
 NVCC=${NVCC:-$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)}
 B=build/gpu
@@ -16,7 +19,11 @@ compile() {
         mkdir -p $B/$way
         if [ $way = lt ]; then flags='' libs=-lcublasLt; else flags=-DWRPO_NO_CUBLAS libs=''; fi
         # for the GPU that is there, or for all that are meant; native is not sm_90a, which wgmma wants
-        if [ -e /dev/nvidia0 ] && ! nvidia-smi --query-gpu=compute_cap --format=csv,noheader | grep -q '^9\.0'; then arch=-arch=native; else arch='-gencode=arch=compute_80,code=sm_80 -gencode=arch=compute_90a,code=sm_90a -gencode=arch=compute_80,code=compute_80'; fi
+        arch='-gencode=arch=compute_80,code=sm_80 -gencode=arch=compute_90a,code=sm_90a'
+        arch="$arch -gencode=arch=compute_80,code=compute_80"
+        if [ -e /dev/nvidia0 ] && ! nvidia-smi --query-gpu=compute_cap --format=csv,noheader | grep -q '^9\.0'; then
+            arch=-arch=native
+        fi
         "$NVCC" -std=c++17 -O2 $arch $flags -I.. -c ../wrpo_cuda.cu -o $B/$way/cuda.o || return 1
         for source in 80_cuda.c bench/cuda_bench.c; do
             name=$(basename $source .c)
@@ -25,7 +32,9 @@ compile() {
         done
     done
 }
-if [ "$1" = build ] || { [ ! -x $B/own/cuda_bench ] && [ -x "$NVCC" ] && [ "$1" != small ]; }; then compile || exit 1; fi
+if [ "$1" = build ] || { [ ! -x $B/own/cuda_bench ] && [ -x "$NVCC" ] && [ "$1" != small ]; }; then
+    compile || exit 1
+fi
 [ "$1" = build ] && exit 0
 if [ ! -e /dev/nvidia0 ] && [ ! -e /proc/driver/nvidia/version ]; then
     [ "$1" = small ] || { echo "gpu: there is no GPU: 0 passed, 0 failed, 1 skipped"; exit 0; }
@@ -51,7 +60,8 @@ check=$(command -v compute-sanitizer || echo "$(dirname "$NVCC")/compute-sanitiz
 if [ -x "$check" ]; then
     for tool in memcheck racecheck synccheck; do
         say "compute-sanitizer, $tool"
-        for t in "rows 1" "rmsnorm 2" "gemm 1" "attention 3" "attention 16" "decoding 1" "graphs" "glu 4" "logprob 2" "adamw 5"; do
+        for t in "rows 1" "rmsnorm 2" "gemm 1" "attention 3" "attention 16" "decoding 1" "graphs" "glu 4" "logprob 2" \
+            "adamw 5"; do
             step timeout 60 env WRPO_GEMM=mma "$check" --tool $tool --error-exitcode 9 $B/own/80_cuda $t >$B/log 2>&1
             tail -1 $B/log
         done

@@ -86,22 +86,22 @@ static void run_json(const char *data, size_t size) {
     wrpo_free(ctx, text), wrpo_free(ctx, twice);
     wrpo_json_free(ctx, root), wrpo_json_free(ctx, again);
 }
+#define SHARD "\x40\0\0\0\0\0\0\0{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}          1234"
+_Static_assert(sizeof SHARD - 1 == 8 + 0x40 + 4, "the header has 64 bytes");
 /* A safetensors file; what begins with { is the index of shards, of which one is there. */
 static void run_tensors(const char *data, size_t size) {
-    static const char shard[] =
-        "\x40\0\0\0\0\0\0\0{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}       1234";
     const bool index = size && data[0] == '{';
-    put("d/model-00001-of-00001.safetensors", shard, 8 + 64 + 4);
+    put("d/model-00001-of-00001.safetensors", SHARD, sizeof SHARD - 1);
     put(index ? "d/model.safetensors.index.json" : "d.safetensors", data, size);
     wrpo_tensors *t;
     if (!taken(wrpo_tensors_open(ctx, index ? "d" : "d.safetensors", &t))) return;
-    unsigned sum = 0;
+    volatile unsigned sum = 0;                         /* every byte can be read */
     for (int64_t i = 0; i < wrpo_tensors_count(t); i++) {
         const wrpo_tensor_info *info = wrpo_tensors_at(t, i);
         must(wrpo_tensors_find(t, info->name) == info, "a tensor is not found by its name");
         for (size_t b = 0; b < info->bytes; b++) sum += ((const unsigned char *)info->data)[b];
     }
-    must(sum < 1u << 31 || sum, "unreachable");
+    (void)sum;
     wrpo_tensors_close(t);
 }
 /* What a config asks for can be added up. */
@@ -302,8 +302,7 @@ static void write_seeds(const char *dir) {
     };
     for (int i = 0; i < (int)(sizeof small / sizeof *small); i++)
         seed(dir, small[i].name, i, small[i].text, strlen(small[i].text));
-    seed(dir, "tensors", 90,
-         "\x40\0\0\0\0\0\0\0{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}       1234", 8 + 64 + 4);
+    seed(dir, "tensors", 90, SHARD, sizeof SHARD - 1);
     static const char *const checkpoints[] = {"llama_f32", "qwen2_bf16_sharded", "gemma2_bf16", "phi3_bf16_sharded",
                                               "internlm2_f32"};
     for (int i = 0; i < 5; i++) {

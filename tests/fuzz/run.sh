@@ -10,8 +10,8 @@ seconds=${1:-20}
 CLANG=${CLANG:-clang}
 B=build/fuzz
 mkdir -p $B
-if ! echo 'int LLVMFuzzerTestOneInput(const char *p, long n); int LLVMFuzzerTestOneInput(const char *p, long n) { return !p + n - n; }' |
-        $CLANG -x c -fsanitize=fuzzer,address,undefined - -o $B/works 2>/dev/null; then
+nothing='int LLVMFuzzerTestOneInput(const char *p, long n) { return !p + n - n; }'
+if ! echo "$nothing" | $CLANG -x c -fsanitize=fuzzer,address,undefined - -o $B/works 2>/dev/null; then
     echo "skip: $CLANG with its libFuzzer is not installed (Debian: clang libclang-rt-14-dev)"
     echo "fuzz: 0 passed, 0 failed, $# skipped"
     exit 0
@@ -22,7 +22,8 @@ ${MAKE:-make} --no-print-directory BUILD=$B CC="$CLANG" WARN="-std=c11 -g -Wall 
 $B/replay --seeds $B || exit 1
 passed=0 failed=0
 begin() {   # a target, in the background
-    FUZZ_TARGET=$1 $B/fuzz -max_total_time="$seconds" -timeout=60 -rss_limit_mb=2048 -max_len=16384 -print_final_stats=1 \
+    FUZZ_TARGET=$1 $B/fuzz -max_total_time="$seconds" -timeout=60 -rss_limit_mb=2048 -max_len=16384 \
+        -print_final_stats=1 \
         -dict=fuzz/words.dict -artifact_prefix="$B/found-$1-" "$B/$1" >"$B/$1.log" 2>&1 &
 }
 end() {   # a target, its process

@@ -3,16 +3,16 @@
 #ifndef WRPO_TINY_H
 #define WRPO_TINY_H
 static const char *const tiny_specials[] = {"<|im_start|>", "<|im_end|>", "<s>", "</s>", NULL};
-static inline void tiny_put(const char *dir, const char *name, const char *text) {
+static inline void tiny_put(const char *folder, const char *name, const char *text) {
     char path[300];
-    snprintf(path, sizeof path, "%s/%s", dir, name);
+    snprintf(path, sizeof path, "%s/%s", folder, name);
     FILE *f = fopen(path, "wb");
     if (!f) { CHECK(false, "%s cannot be written", path); return; }
     fputs(text, f);
     fclose(f);
 }
 /* template: the JSON string of a chat template, quotes included. */
-static inline void tiny_tokenizer(const char *dir, const char *template_json) {
+static inline void tiny_tokenizer(const char *folder, const char *template_json) {
     static char text[40000];
     size_t n = (size_t)snprintf(text, sizeof text,
                                 "{\"version\":\"1.0\",\"truncation\":null,\"padding\":null,\"added_tokens\":[");
@@ -32,8 +32,8 @@ static inline void tiny_tokenizer(const char *dir, const char *template_json) {
         n += (size_t)snprintf(text + n, sizeof text - n, "%s\"\\u%04x\":%d", b ? "," : "", shown ? b : other++, b);
     }
     snprintf(text + n, sizeof text - n, "},\"merges\":[]}}");
-    tiny_put(dir, "tokenizer.json", text);
+    tiny_put(folder, "tokenizer.json", text);
     snprintf(text, sizeof text, "{\"bos_token\":\"<s>\",\"eos_token\":\"</s>\",\"chat_template\":%s}", template_json);
-    tiny_put(dir, "tokenizer_config.json", text);
+    tiny_put(folder, "tokenizer_config.json", text);
 }
 #endif
