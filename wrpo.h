@@ -10350,7 +10350,6 @@ static bool wrpo__fit(wrpo_ctx *ctx, const wrpo_config *config, wrpo_moments mom
 }
 static void wrpo__train_bytes(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_data *data,
                               const wrpo_train_desc *desc, wrpo_bytes *out) {
-    wrpo__config_check(ctx, config);
     const wrpo_train_desc d = wrpo_train_defaults(desc);
     wrpo__bump weights = {0};
     wrpo__config_check(ctx, config);
