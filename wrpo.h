@@ -8761,7 +8761,7 @@ WRPO_API wrpo_result wrpo_tokenizer_chat(wrpo_tokenizer *tok, const wrpo_json *m
                or two and more messages of an assistant: candidates, first the sources, then the target
      rejected  a string, a message or a conversation: one answer
      weights   with chosen: of the sources, divided by their sum; absent: equal
-     pairs     in place of the two: [{chosen, rejected, weight}, ...], one answer each; a pair is of one source
+     pairs     in place of the two: [{chosen, rejected, weight}, ...], one answer each: a pair for each source
      messages  in place of the two: a conversation; its last message is the answer, for SFT
      weight    of the record's loss
    It may have prompt_id, tools and chat_template_kwargs. It is tokenized in one of two ways:
