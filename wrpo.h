@@ -11292,8 +11292,8 @@ static void wrpo__select(const wrpo_select_desc *desc, wrpo_select_stats *stats)
     wrpo_select_desc *d = &s.desc;
     if (desc) *d = *desc;
     if (!d->top) d->top = 1;
-    if (d->tau == 0) d->tau = 1;
-    if (d->entropy_scale == 0) d->entropy_scale = 6.8;
+    d->tau = wrpo__or_default(d->tau, 1);
+    d->entropy_scale = wrpo__or_default(d->entropy_scale, 6.8);
     wrpo__select_check(arena->ctx, d);
     wrpo__prompts_open(&s.t, d->in, d->n_in, true);
     wrpo__writer *w = d->out ? wrpo__create(arena, d->out) : NULL;
@@ -11334,7 +11334,7 @@ static void wrpo__split_prompts(wrpo_ctx *ctx, const wrpo_split_desc *d, int64_t
     wrpo__prompts t;
     if (!d || !d->in || !d->out[0] || !d->out[1])
         wrpo__fail(ctx, WRPO_E_ARG, "wrpo_split_desc: want in and both of out, found NULL");
-    const double share = d->share == 0 ? 1.0 / 3 : d->share;
+    const double share = wrpo__or_default(d->share, 1.0 / 3);
     const uint64_t seed = d->seed ? d->seed : 42;
     WRPO__RANGE(share > 0 && share < 1, "share", share, "a number between 0 and 1");
     wrpo__prompts_open(&t, &d->in, 1, false);
