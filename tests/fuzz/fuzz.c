@@ -51,10 +51,27 @@ static char *load(const char *path, size_t *size) {
     fclose(f);
     return text;
 }
-static void put_golden(const char *path, const char *golden) {
-    size_t size;
-    char *text = load(golden, &size);
-    put(path, text, size);
+/* The tokenizer of the targets that need one: its tokens are the bytes, so that it loads in no time. */
+static void put_tokenizer(void) {
+    static const char config[] = "{\"bos_token\":\"<s>\",\"eos_token\":\"</s>\"}";
+    static const char chat[] = "{% for m in messages %}<s>{{ m.role + '\\n' + m.content }}</s>{% endfor %}"
+                               "{% if add_generation_prompt %}<s>assistant\n{% endif %}";
+    static char text[8000];
+    size_t n = (size_t)snprintf(text, sizeof text, "{\"version\":\"1.0\",\"added_tokens\":[");
+    for (int i = 0; i < 2; i++)
+        n += (size_t)snprintf(text + n, sizeof text - n,
+                              "%s{\"id\":%d,\"content\":\"%s\",\"single_word\":false,\"lstrip\":false,\"rstrip\":false,"
+                              "\"normalized\":false,\"special\":true}", i ? "," : "", 256 + i, i ? "</s>" : "<s>");
+    n += (size_t)snprintf(text + n, sizeof text - n,
+                          "],\"normalizer\":null,\"pre_tokenizer\":null,\"post_processor\":null,"
+                          "\"decoder\":{\"type\":\"ByteFallback\"},"
+                          "\"model\":{\"type\":\"BPE\",\"byte_fallback\":true,\"merges\":[],\"vocab\":{");
+    for (int b = 0; b < 256; b++)
+        n += (size_t)snprintf(text + n, sizeof text - n, "%s\"<0x%02X>\":%d", b ? "," : "", (unsigned)b, b);
+    n += (size_t)snprintf(text + n, sizeof text - n, "}}}");
+    put("t/tokenizer.json", text, n);
+    put("t/tokenizer_config.json", config, sizeof config - 1);
+    put("t/chat_template.jinja", chat, sizeof chat - 1);
 }
 static void open_ctx(bool with_files) {
     wrpo_desc desc = {.backend = wrpo_backend_plain(), .threads = 1,
@@ -226,9 +243,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv) {
         if (!strcmp(targets[i].name, name)) target = &targets[i];
     if (!target) { dprintf(2, "fuzz: FUZZ_TARGET names no target\n"); exit(2); }
     quiet = fopen("/dev/null", "w");
-    put_golden("t/tokenizer.json", "golden/checkpoints/llama_f32/tokenizer.json");
-    put_golden("t/tokenizer_config.json", "golden/checkpoints/llama_f32/tokenizer_config.json");
-    put_golden("t/chat_template.jinja", "golden/checkpoints/llama_f32/chat_template.jinja");
+    put_tokenizer();
     snprintf(questions_path, sizeof questions_path, "%.40s/fuzz_questions_%d", base && *base ? base : "/tmp",
              (int)getpid());
     atexit(remove_questions);
@@ -267,6 +282,23 @@ static void write_seeds(const char *dir) {
         {"json", "[[], [[\"x\"]], 0, 1e-400, \"\\\\\\/\"]"},
         {"tensors",
          "{\"metadata\": {\"total_size\": 4}, \"weight_map\": {\"a\": \"model-00001-of-00001.safetensors\"}}"},
+        {"tokenizer",
+         "{\"version\":\"1.0\",\"added_tokens\":[],\"normalizer\":{\"type\":\"Sequence\",\"normalizers\":["
+         "{\"type\":\"NFC\"},{\"type\":\"Prepend\",\"prepend\":\"\\u2581\"},{\"type\":\"Replace\","
+         "\"pattern\":{\"String\":\" \"},\"content\":\"\\u2581\"}]},\"pre_tokenizer\":null,"
+         "\"post_processor\":{\"type\":\"TemplateProcessing\",\"single\":[{\"SpecialToken\":{\"id\":\"<s>\"}},"
+         "{\"Sequence\":{\"id\":\"A\"}}],\"special_tokens\":{\"<s>\":{\"ids\":[0]}}},\"decoder\":"
+         "{\"type\":\"Sequence\",\"decoders\":[{\"type\":\"Replace\",\"pattern\":{\"String\":\"\\u2581\"},"
+         "\"content\":\" \"},{\"type\":\"ByteFallback\"},{\"type\":\"Fuse\"},{\"type\":\"Strip\",\"content\":\" \","
+         "\"start\":1,\"stop\":0}]},\"model\":{\"type\":\"BPE\",\"unk_token\":\"<s>\",\"byte_fallback\":true,"
+         "\"fuse_unk\":true,\"vocab\":{\"<s>\":0,\"a\":1,\"b\":2,\"ab\":3,\"\\u2581\":4},\"merges\":[\"a b\"]}}"},
+        {"tokenizer",
+         "{\"version\":\"1.0\",\"added_tokens\":[],\"normalizer\":null,\"pre_tokenizer\":{\"type\":\"Sequence\","
+         "\"pretokenizers\":[{\"type\":\"Split\",\"behavior\":\"Isolated\",\"invert\":false,\"pattern\":{\"Regex\":"
+         "\"(?i:'s|'t)|[^\\\\r\\\\n\\\\p{L}\\\\p{N}]?\\\\p{L}+|\\\\p{N}{1,3}|\\\\s+(?!\\\\S)|\\\\s+\"}},"
+         "{\"type\":\"ByteLevel\",\"add_prefix_space\":false,\"use_regex\":false}]},\"post_processor\":null,"
+         "\"decoder\":{\"type\":\"ByteLevel\"},\"model\":{\"type\":\"BPE\",\"vocab\":{\"H\":0,\"e\":1,\"l\":2,"
+         "\"o\":3,\"ll\":4},\"merges\":[[\"l\",\"l\"]]}}"},
         {"data", "{\"prompt\": \"hi\", \"chosen\": \"yes\", \"rejected\": \"no\"}\n"},
         {"data",
          "{\"prompt_id\": \"q\", \"prompt\": {\"role\": \"user\", \"content\": \"hi\"}, \"chosen\": [{\"role\": "
@@ -309,11 +341,12 @@ static void write_seeds(const char *dir) {
         char path[100];
         snprintf(path, sizeof path, "golden/checkpoints/%s/config.json", checkpoints[i]);
         seed_file(dir, "config", i, path);
-        snprintf(path, sizeof path, "golden/checkpoints/%s/tokenizer.json", checkpoints[i]);
-        seed_file(dir, "tokenizer", i, path);
         snprintf(path, sizeof path, "golden/checkpoints/%s/chat_template.jinja", checkpoints[i]);
         seed_file(dir, "template", 100 + i, path);
     }
+    put_tokenizer();
+    seed(dir, "tokenizer", 0, files[0].data, files[0].size);
+    seed_file(dir, "tokenizer", 1, "golden/checkpoints/llama_f32/tokenizer.json");
     wrpo_model *model;
     wrpo_data *data;
     wrpo_trainer *t;
