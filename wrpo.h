@@ -1389,16 +1389,12 @@ static double wrpo__now(void) {      /* seconds */
 #endif
 }
 /* WRPO__PARFOR(threads) for (int64_t i = ...; i < n; i++) body: iterations are independent, and each writes elements
-   of its own. No sum is shared by iterations, so no result depends on the number of threads.
-   WRPO__PARROWS: likewise for n rows of D elements, as many rows at a time as are worth fetching. */
+   of its own. No sum is shared by iterations, so no result depends on the number of threads. */
 #define WRPO__PRAGMA(x) _Pragma(#x)
 #ifdef _OPENMP
 #define WRPO__PARFOR(threads) WRPO__PRAGMA(omp parallel for num_threads(threads) schedule(dynamic, 1))
-#define WRPO__PARROWS(cpu, n, D) \
-    WRPO__PRAGMA(omp parallel for num_threads(wrpo__cpu_team(cpu, (n) * (D))) schedule(dynamic, wrpo__cpu_chunk(D)))
 #else
 #define WRPO__PARFOR(threads) (void)(threads);
-#define WRPO__PARROWS(cpu, n, D) (void)(wrpo__cpu_team(cpu, (n) * (D)) + wrpo__cpu_chunk(D));
 #endif
 
 /* ---- random numbers: Philox4x32-10 (Salmon et al. 2011), a function of a counter; and a 64-bit hash ---- */
@@ -2810,10 +2806,10 @@ WRPO_API void wrpo_model_free(wrpo_model *model) {
            span      targets whose logits there is room for: a chunk, or as many as there are rows
            rotate    apply the rotary position embedding to q and k
 
-   To add an op: the table (>>api), its definition (>>ops), the fast ones (>>cpu, wrpo_cuda.cu), tests/30_ops.c; then
-   its call in wrpo__layer_fwd, and its gradient's in wrpo__layer_bwd. A norm: its weight (>>layout), its rstd in
-   WRPO__LAYER_ACTS, wrpo__norm_fwd and wrpo__norm_bwd in the same two. A family: its model_type and names of tensors
-   (>>checkpoint), a flag of wrpo_config at each step that differs, tests/40_model.c and 42_model.c.               */
+   To add an op: wrpo_backend (>>api), >>ops, >>cpu, wrpo_cuda.cu, tests/30_ops.c; then a call in wrpo__layer_fwd, and
+   its gradient's in wrpo__layer_bwd. A norm: its weight (>>layout), its rstd (WRPO__LAYER_ACTS), a wrpo__norm_fwd and a
+   wrpo__norm_bwd there. A family: its model_type and names of tensors (>>checkpoint), a flag of wrpo_config at each
+   step that differs, a case in tests/40_model.c and in 42_model.c.                                                */
 
 /* ---- a run: the memory that micro-batches are computed in ---- */
 typedef struct wrpo__shape {         /* what there is room for */
@@ -2892,12 +2888,14 @@ static void wrpo__run_layout(wrpo_ctx *ctx, const wrpo_config *c, const wrpo__sh
     const int64_t V = c->vocab_size, D = c->hidden_size, I = c->intermediate_size, d = c->head_dim;
     const int64_t H = c->num_attention_heads, G = c->num_key_value_heads, L = c->num_hidden_layers, n = s->rows;
     const int64_t train = s->train, qk_norm = c->qk_norm, post_norms = c->post_norms, span = wrpo__span(s);
-    for (int64_t l = 0; l <= L + 1; l++) {             /* L + 1: the shared one */
-        const bool shared = l > L, stored = s->train && l >= s->recompute && l < L;
+    for (int64_t l = 0; l <= L + 1; l++) {
+        const bool shared = l == L + 1;                /* r->scratch */
+        const bool stored = s->train && l >= s->recompute && l < L;
         const bool full = shared ? !s->train || s->recompute > 0 : stored;
+        const bool own_x = s->train ? !shared : shared;        /* training stores each layer's x; else one serves all */
         wrpo__acts unused, *a = shared ? &r->scratch : &unused;
         if (!shared && r->layer) a = &r->layer[l];
-        a->x = wrpo__take(b, n, shared != s->train ? D : 0, size_void);
+        a->x = wrpo__take(b, own_x ? n : 0, D, size_void);
 #define WRPO__X(type, field, columns) a->field = wrpo__take(b, full ? n : 0, columns, size_##type);
         WRPO__LAYER_ACTS(WRPO__X)
 #undef WRPO__X
@@ -3077,7 +3075,7 @@ static void wrpo__linear_bwd(const wrpo__run *r, int64_t l, const wrpo__linear *
         }
     }
 }
-/* Norms: y = (w + plus) x / rms(x), for each of the `heads` vectors of a row. */
+/* Norms: y = (w + plus) x / rms(x), for each of the `heads` vectors of a row. All norms of the model are these. */
 typedef struct wrpo__norm { const wrpo_weight *w; int64_t heads; float plus; } wrpo__norm;
 static wrpo__norm wrpo__norm_of(const wrpo_model *m, wrpo__kind kind, int64_t l) {
     const wrpo_weight *w = wrpo__weight(m, kind, l);
@@ -3107,7 +3105,7 @@ static void wrpo__add_fwd(const wrpo__run *r, int64_t l, const wrpo__linear *lin
     if (normed) wrpo__norm_fwd(r, l, norm, r->norm, D, rstd, out, D);
     if (normed && x) r->be->add(r->dev, x, r->norm, r->n * D);
 }
-/* From dL/dx in r->dx, dL/d(a W'): the same, or with post_norms in r->dy. */
+/* From dL/dx in r->dx, dL/d(a W'): the same, or with post_norms in r->dy, through that norm. */
 static const void *wrpo__add_bwd(const wrpo__run *r, int64_t l, wrpo__kind norm, float *grads, const float *rstd,
                                  const void *out) {
     const int64_t D = r->model->config.hidden_size;
@@ -3167,7 +3165,7 @@ static void wrpo__layer_fwd(const wrpo__run *r, int64_t l, const wrpo__acts *a, 
         k = kv;
         v = wrpo__at(be, kv, G * d);
     }
-    be->attention(r->dev, &attn, a->o, a->lse, q, k, v);                             /* 6  o = softmax(s q k') v */
+    be->attention(r->dev, &attn, a->o, a->lse, q, k, v);                             /* 6  o = softmax(qk'/sqrt d) v */
     if (a->mid != x) be->copy(r->dev, a->mid, x, stream);                            /* 7  x' = x + o W' */
     wrpo__add_fwd(r, l, &wrpo__o, WRPO__W_post_attention_layernorm, a->attn_out, a->rstd_attn_out, a->mid, a->o);
     wrpo__norm_fwd(r, l, wrpo__norm_mlp(c), r->norm, D, a->rstd_mlp, a->mid, D);     /* 8  c = g_2 x' / rms(x') */
@@ -3195,11 +3193,11 @@ static void wrpo__layer_bwd(const wrpo__run *r, int64_t l, const wrpo__acts *a, 
     wrpo__linear_bwd(r, l, &wrpo__down, NULL, grads, dy, D, r->h);                   /* 11 now dW */
     wrpo__norm_fwd(r, l, wrpo__norm_mlp(c), r->norm, D, a->rstd_mlp, a->mid, D);     /*    c again */
     wrpo__linear_bwd(r, l, &wrpo__gu, r->dy, grads, r->dgu, 2 * I, r->norm);         /* 9  g | u = c W' */
-    wrpo__norm_bwd(r, l, wrpo__norm_mlp(c), grads, r->dx, D, r->dy, r->dx,               /* 8  c = g_2 x' / rms(x') */
+    wrpo__norm_bwd(r, l, wrpo__norm_mlp(c), grads, r->dx, D, r->dy, r->dx,           /* 8  c = g_2 x' / rms(x') */
                    a->rstd_mlp, a->mid, D);
     dy = wrpo__add_bwd(r, l, WRPO__W_post_attention_layernorm, grads, a->rstd_attn_out, a->attn_out);
     wrpo__linear_bwd(r, l, &wrpo__o, r->d_o, grads, dy, D, a->o);                    /* 7  x' = x + o W' */
-    be->attention_bwd(r->dev, &attn, dq, dk, dv, r->d_o, a->o, a->lse, q, k, v,          /* 6  o = softmax(...) v */
+    be->attention_bwd(r->dev, &attn, dq, dk, dv, r->d_o, a->o, a->lse, q, k, v,      /* 6  o = softmax(qk'/sqrt d) v */
                       r->attn_scratch);
     wrpo__rotate(r, dq, -1);                                                         /* 5  q, k rotated */
     if (c->qk_norm) {                                                                /* 4  q = g_q q / rms(q) */
@@ -3208,7 +3206,7 @@ static void wrpo__layer_bwd(const wrpo__run *r, int64_t l, const wrpo__acts *a, 
     }
     wrpo__norm_fwd(r, l, WRPO__W_input_layernorm, r->norm, D, a->rstd_attn, x, D);   /*    a again */
     wrpo__linear_bwd(r, l, &wrpo__qkv, r->dy, grads, dq, ld, r->norm);               /* 3  q | k | v = a W' + b */
-    wrpo__norm_bwd(r, l, WRPO__W_input_layernorm, grads, r->dx, D, r->dy, r->dx,         /* 2  a = g_1 x / rms(x) */
+    wrpo__norm_bwd(r, l, WRPO__W_input_layernorm, grads, r->dx, D, r->dy, r->dx,     /* 2  a = g_1 x / rms(x) */
                    a->rstd_attn, x, D);
 }
 
@@ -3291,8 +3289,8 @@ static void wrpo__forward(wrpo__run *r, bool means) {
     r->be->get(r->dev, r->h_logp, r->logp, (size_t)r->n_targets * sizeof *r->logp);
     wrpo__sync(r->model->ctx);
 }
-/* Targets with coefficient 0 need no gradient: they are removed, and the rest moved up. Then logits are not where the
-   forward pass left them. */
+/* Targets with coefficient 0 add nothing to the gradient: they are removed, and those after them move up. The kept
+   logits are then in other places than their targets, and are computed again. */
 static void wrpo__drop_targets(wrpo__run *r) {
     int64_t left = 0;
     for (int64_t t = 0; t < r->n_targets; t++) {
@@ -8759,7 +8757,7 @@ WRPO_API wrpo_result wrpo_tokenizer_chat(wrpo_tokenizer *tok, const wrpo_json *m
                or two and more messages of an assistant: candidates, first the sources, then the target
      rejected  a string, a message or a conversation: one answer
      weights   with chosen: of the sources, divided by their sum; absent: equal
-     pairs     in place of the two: [{chosen, rejected, weight}, ...], one answer each; a pair is of one source
+     pairs     in place of the two: [{chosen, rejected, weight}, ...], one answer each: a pair for each source
      messages  in place of the two: a conversation; its last message is the answer, for SFT
      weight    of the record's loss
    It may have prompt_id, tools and chat_template_kwargs. It is tokenized in one of two ways:
@@ -10348,11 +10346,11 @@ static bool wrpo__fit(wrpo_ctx *ctx, const wrpo_config *config, wrpo_moments mom
 }
 static void wrpo__train_bytes(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_data *data,
                               const wrpo_train_desc *desc, wrpo_bytes *out) {
-    wrpo__config_check(ctx, config);
     const wrpo_train_desc d = wrpo_train_defaults(desc);
-    wrpo_model *table = wrpo__model_table(wrpo__current, config, ctx->desc.dtype);
     wrpo__bump weights = {0};
+    wrpo__config_check(ctx, config);
     wrpo__train_check(ctx, &d);
+    wrpo_model *table = wrpo__model_table(wrpo__current, config, ctx->desc.dtype);
     wrpo__place_weights(table, &weights);
     out->weights = weights.used + (wrpo__has_masters(ctx, false) ? (size_t)table->count * sizeof *table->low : 0);
     const int64_t rows = data ? wrpo__run_rows(config, data, 0, wrpo_data_count(data), d.micro_tokens) : d.micro_tokens;
@@ -11290,8 +11288,8 @@ static void wrpo__select(const wrpo_select_desc *desc, wrpo_select_stats *stats)
     wrpo_select_desc *d = &s.desc;
     if (desc) *d = *desc;
     if (!d->top) d->top = 1;
-    if (d->tau == 0) d->tau = 1;
-    if (d->entropy_scale == 0) d->entropy_scale = 6.8;
+    d->tau = wrpo__or_default(d->tau, 1);
+    d->entropy_scale = wrpo__or_default(d->entropy_scale, 6.8);
     wrpo__select_check(arena->ctx, d);
     wrpo__prompts_open(&s.t, d->in, d->n_in, true);
     wrpo__writer *w = d->out ? wrpo__create(arena, d->out) : NULL;
@@ -11332,7 +11330,7 @@ static void wrpo__split_prompts(wrpo_ctx *ctx, const wrpo_split_desc *d, int64_t
     wrpo__prompts t;
     if (!d || !d->in || !d->out[0] || !d->out[1])
         wrpo__fail(ctx, WRPO_E_ARG, "wrpo_split_desc: want in and both of out, found NULL");
-    const double share = d->share == 0 ? 1.0 / 3 : d->share;
+    const double share = wrpo__or_default(d->share, 1.0 / 3);
     const uint64_t seed = d->seed ? d->seed : 42;
     WRPO__RANGE(share > 0 && share < 1, "share", share, "a number between 0 and 1");
     wrpo__prompts_open(&t, &d->in, 1, false);
@@ -11496,44 +11494,147 @@ WRPO_API wrpo_result wrpo_winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *desc, 
 }
 
 /* ---------------------------------------------------------------------------------------------- >>cpu
-   The fast backend: all ops in fp32, on one to many threads.
+   The fast backend: the ops of >>ops in vectors, on one to many threads. What an op computes is defined there; here is
+   how it is made fast, and the order of its sums.
 
-   The text below WRPO__LANES is compiled once per vector width: this file includes itself with WRPO__LANES
-   set to 16 (AVX-512) and 8 (AVX2 and FMA), then reads on with 4 (whatever 16-byte vectors the compiler knows:
-   SSE2, NEON). wrpo_backend_cpu picks the widest one that the machine runs, whatever -march says; wrpo_backend_find
-   gives each of them. With a compiler that does not know GNU C's vectors, or WRPO_NO_SIMD, none of it is compiled.
+   First come the kernels: what one thread does with one row or one tile. They are compiled once per vector width: this
+   file includes itself with WRPO__LANES set to 16 (AVX-512) and 8 (AVX2 and FMA), then reads on with 4 (the 16-byte
+   vectors that the compiler has for any machine: SSE2, NEON). Then come the ops, compiled once: they cut the work into
+   tasks and call the kernels of one width. wrpo_backend_cpu picks the widest one that the machine runs, whatever -march
+   says; wrpo_backend_find gives each of them. The vectors are GNU C: another compiler, or WRPO_NO_SIMD, leaves all of
+   it out, and the plain ops serve.
 
-   What holds throughout: a thread never adds into another's sum, and how a sum is cut depends on the shapes
-   alone; so results depend neither on the number of threads nor on the run. Further, the numbers of a row
-   (of y in NT and NN products, of o and lse in attention) depend on that row's inputs only, not on which
-   other rows are computed with it. They do depend on the vector width, in the last bits.                 */
-#if !defined(__GNUC__) && !defined(WRPO_NO_SIMD)
-#define WRPO_NO_SIMD                 /* the vectors below are GNU C */
+   A thread never adds to the sum of another one, and the shapes alone decide how a sum is cut: results depend neither
+   on the number of threads nor on the run. A row of y in NT and NN products, and of o and lse in attention, depends on
+   the inputs of that row only, not on the rows that are computed with it. The vector width changes the last bits. */
+#ifndef __GNUC__
+#undef WRPO_NO_SIMD
+#define WRPO_NO_SIMD
 #endif
 #ifndef WRPO_NO_SIMD
-#if defined(__GNUC__) && (defined(__x86_64__) || defined(__i386__))
+#if defined(__x86_64__) || defined(__i386__)
 #include <immintrin.h>
 #include <cpuid.h>
-#elif defined(__GNUC__) && defined(__aarch64__)
+#elif defined(__aarch64__)
 #include <arm_neon.h>
 #endif
 enum {
-    WRPO__KC = 384,                  /* a product's k is summed in blocks of this many words */
-    WRPO__MC = 504,                  /* rows of A, one block deep, that stay in the cache next to the core */
-    WRPO__NB = 8,                    /* panels of B that a task packs at once */
-    WRPO__MB = 12,                   /* or of A, where B is packed for all */
-    WRPO__ABREAST = 16,              /* steps that are packed side by side */
-    WRPO__PACKED_WORDS = WRPO__MAX_HIDDEN,             /* of the packed piece of A, or of B; rmsnorm_bwd needs a row of it */
-    WRPO__THREAD_FLOATS = 1 << 19,   /* of scratch per thread */
-    WRPO__GRAIN = 1 << 14            /* numbers that are worth a task of their own */
+    WRPO__KC = 384,                         /* a product sums k in blocks of this many words */
+    WRPO__MC = 504,                         /* rows of A, one block deep, that stay in the core's own cache */
+    WRPO__A_PANELS = 12,                    /* panels that a task packs for itself, of A */
+    WRPO__B_PANELS = 8,                     /* or of B */
+    WRPO__PACKED_FLOATS = WRPO__MAX_HIDDEN, /* of the buffer that threads share; rmsnorm_bwd needs a row of it */
+    WRPO__SCRATCH_FLOATS = 1 << 19,         /* of each thread's own */
+    WRPO__GRAIN = 1 << 14,                  /* elements that are worth a task */
+    WRPO__GROUP = 64                        /* rows, or columns, that a task sums at a time */
 };
+typedef enum wrpo__factors {         /* what a product multiplies. A word is the float of one step of k or, in pairs, */
+    WRPO__FLOATS,                    /* two steps rounded to bfloat16, the first one in the low half */
+    WRPO__PAIRS,                     /* by vectors (AVX512_BF16) */
+    WRPO__TILES                      /* by tiles (AMX) */
+} wrpo__factors;
+/* A or B of a product. Lanes are the rows of A or the columns of B, steps are those of k. */
+typedef struct wrpo__operand {
+    const void *data; wrpo_dtype type;
+    int64_t lane, step;              /* elements from one lane, or step, to the next; one of the two is 1 */
+} wrpo__operand;
+/* The kernels: result, name, parameters. Those named like an op compute a row of it. */
+#define WRPO__KERNELS(X) \
+    X(void, scale, (float *y, float s, const void *x, wrpo_dtype type, int64_t n)) /* y = s x */ \
+    X(void, axpy, (float *y, float s, const float *x, int64_t n))                  /* y += s x */ \
+    X(float, dot, (const float *x, const float *y, int64_t n)) \
+    X(void, rmsnorm, (float *y, float *rstd, const float *x, const float *w, int64_t n, float eps, float plus)) \
+    X(void, rmsnorm_bwd, \
+      (float *dx, float *dw, const float *dy, const float *dres, const float *x, const float *w, float rstd, \
+       int64_t n, float plus)) \
+    X(void, rope, (float *x, const float *table, int64_t heads, int64_t d, float sign)) \
+    X(void, glu, (float *h, const float *gu, int64_t n, bool gelu)) \
+    X(void, glu_bwd, (float *dgu, float *h, const float *dh, const float *gu, int64_t n, bool gelu)) \
+    X(double, lse, (const float *x, int64_t n, float softcap)) \
+    X(void, logprob_bwd, (float *y, const float *x, int64_t target, float lse, float g, int64_t n, float softcap)) \
+    X(double, sumsq, (const float *x, int64_t n)) \
+    X(void, adamw, \
+      (void *w, uint16_t *low, void *m, void *v, const float *g, int64_t first, int64_t n, const wrpo_adamw *step)) \
+    X(void, pack, \
+      (wrpo__factors factors, bool is_b, float *panels, int64_t next, int64_t words, wrpo__operand from, int64_t n, \
+       int64_t kc)) \
+    X(void, tile, \
+      (wrpo__factors factors, int64_t words, const float *a, const float *b, int64_t ldb, float *c, int64_t ldc, \
+       int64_t m, int64_t n, bool add)) \
+    X(void, thin, \
+      (wrpo__factors factors, int64_t kc, const float *a, wrpo__operand b, float *c, int64_t ldc, int64_t m, \
+       int64_t n, bool add)) \
+    X(void, pair_rows, (float *x, int64_t rows, int64_t width)) \
+    X(void, softmax, \
+      (float *s, int64_t keys, const float *at, float window, bool masked, float softcap, float *top, float *sum, \
+       float *out, int64_t d)) \
+    X(void, softmax_bwd, \
+      (float *s, float *dp, int64_t keys, const float *at, float window, bool masked, float softcap, const float *lse, \
+       const float *delta)) \
+    X(void, transpose, (float *rows, const float *columns, int64_t n))
+typedef struct wrpo__kernels {
+    int LANES;                       /* floats of a vector */
+    int MR, NR;                      /* rows and columns of a tile of C that is kept in registers */
+    int MR_ROOM;                     /* MR, rounded up to whole vectors */
+#define WRPO__X(result, name, parameters) result (*name) parameters;
+    WRPO__KERNELS(WRPO__X)
+#undef WRPO__X
+} wrpo__kernels;
+
 typedef struct wrpo__cpu {
     wrpo_allocator memory;           /* first, for wrpo__host_alloc */
+    wrpo__kernels kernel;
     int threads;
-    bool pairs, tiles;               /* bfloat16 is wanted and the machine multiplies it, by vectors or by tiles: a weight in it, two activations (TN) */
-    float *packed;                   /* a product's A or B, shared by all threads */
-    float *scratch;                  /* WRPO__THREAD_FLOATS for each thread */
+    bool pairs, tiles; /* products round to bfloat16: of weights in it, and TN; with tiles, or by vectors */
+    float *packed;                   /* [PACKED_FLOATS], shared by all threads: a part of A or B */
+    float *scratch;                  /* [threads][SCRATCH_FLOATS] */
 } wrpo__cpu;
+static bool wrpo__has_pairs(void) {
+#ifdef __x86_64__
+    unsigned a, b, c, d;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);            /* AVX512_BF16 */
+#else
+    return false;
+#endif
+}
+/* AMX: eight tiles of 16 rows of 64 bytes; DOT is c += a b of tiles of bfloat16 pairs. These are instructions by name,
+   because no compiler option may be asked for. A test may define the six itself, and so run this code on any machine.
+ */
+#ifdef WRPO__TILE_DOT
+static bool wrpo__has_tiles(void) { return true; }
+#elif defined(__x86_64__)
+#define WRPO__TILE_CONFIG(p) __asm__ volatile("ldtilecfg %0" : : "m"(*(const char (*)[64])(p)))
+#define WRPO__TILE_RELEASE() __asm__ volatile("tilerelease")
+#define WRPO__TILE_ZERO(t) __asm__ volatile("tilezero %%tmm" #t : :)
+#define WRPO__TILE_LOAD(t, p, stride) \
+    __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #t : : "r"(p), "r"((int64_t)(stride)) : "memory")
+#define WRPO__TILE_STORE(t, p, stride) \
+    __asm__ volatile("tilestored %%tmm" #t ", (%0,%1,1)" : : "r"(p), "r"((int64_t)(stride)) : "memory")
+#define WRPO__TILE_DOT(c, a, b) __asm__ volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #c : :)
+static bool wrpo__has_tiles(void) {
+    unsigned a, b, c, d, low, high;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> 27 & 1)) return false;       /* OSXSAVE */
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d >> 22 & 1) || !(d >> 24 & 1))
+        return false; /* AMX-BF16, -TILE */
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    if ((low >> 17 & 3) != 3) return false;            /* the system saves tiles */
+#ifdef __linux__
+    long refused;                    /* arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA): this process may use them */
+    __asm__ volatile("syscall" : "=a"(refused) : "a"(158L), "D"(0x1023L), "S"(18L) : "rcx", "r11", "memory");
+    return refused == 0;
+#else
+    return true;
+#endif
+}
+#else
+#define WRPO__TILE_CONFIG(p) (void)(p)
+#define WRPO__TILE_RELEASE() (void)0
+#define WRPO__TILE_ZERO(t) (void)0
+#define WRPO__TILE_LOAD(t, p, stride) (void)(p)
+#define WRPO__TILE_STORE(t, p, stride) (void)(p)
+#define WRPO__TILE_DOT(c, a, b) (void)0
+static bool wrpo__has_tiles(void) { return false; }
+#endif
 static void wrpo__cpu_close(void *dev) {
     wrpo__cpu *cpu = dev;
     if (!cpu) return;
@@ -11541,82 +11642,29 @@ static void wrpo__cpu_close(void *dev) {
     wrpo__host_release(cpu, cpu->scratch);
     cpu->memory.free(cpu, cpu->memory.user);
 }
-static bool wrpo__has_pairs(void) {    /* AVX512_BF16: CPUID 7.1, EAX bit 5 */
-#if defined(__GNUC__) && defined(__x86_64__)
-    unsigned a, b, c, d;
-    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);
-#else
-    return false;
-#endif
-}
-/* AMX: tiles of 16 rows of 64 bytes, named 0 ... 7, and c += a b of tiles of bfloat16 pairs. By name, as no compiler option may be asked
-   for. A test may define the six itself and so run this code on any machine. */
-#if defined(__GNUC__) && defined(__x86_64__) && !defined(WRPO__TILE_DOT)
-#define WRPO__TILE_CONFIG(p) __asm__ volatile("ldtilecfg %0" : : "m"(*(const char (*)[64])(p)))
-#define WRPO__TILE_RELEASE() __asm__ volatile("tilerelease")
-#define WRPO__TILE_ZERO(t) __asm__ volatile("tilezero %%tmm" #t : :)
-#define WRPO__TILE_LOAD(t, p, stride) __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #t : : "r"(p), "r"((int64_t)(stride)) : "memory")
-#define WRPO__TILE_STORE(t, p, stride) __asm__ volatile("tilestored %%tmm" #t ", (%0,%1,1)" : : "r"(p), "r"((int64_t)(stride)) : "memory")
-#define WRPO__TILE_DOT(c, a, b) __asm__ volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #c : :)
-static bool wrpo__has_tiles(void) {    /* CPUID 1: OSXSAVE; 7: AMX-BF16, AMX-TILE; XCR0: the system saves tiles; and it lets this process use them */
-    unsigned a, b, c, d, low, high;
-    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> 27 & 1) || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d >> 22 & 1) || !(d >> 24 & 1)) return false;
-    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-    if ((low >> 17 & 3) != 3) return false;
-#ifdef __linux__
-    long r;                            /* arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA) */
-    __asm__ volatile("syscall" : "=a"(r) : "a"(158L), "D"(0x1023L), "S"(18L) : "rcx", "r11", "memory");
-    return r == 0;
-#else
-    return true;
-#endif
-}
-#elif defined(WRPO__TILE_DOT)
-static bool wrpo__has_tiles(void) { return true; }
-#else
-static bool wrpo__has_tiles(void) { return false; }
-#endif
-static wrpo_result wrpo__cpu_open(void **dev, const wrpo_desc *desc, wrpo_error *why) {
+static wrpo_result wrpo__cpu_open(void **dev, const wrpo_desc *desc, wrpo_error *why, const wrpo__kernels *kernels) {
+    const unsigned features = desc->dtype == WRPO_DTYPE_BF16 ? desc->backend->features : 0;
     wrpo__cpu *cpu = desc->memory.alloc(sizeof *cpu, desc->memory.user);
     *dev = NULL;
     if (cpu) {
-        memset(cpu, 0, sizeof *cpu);
-        cpu->memory = desc->memory;
-        cpu->threads = WRPO__MAX(desc->threads, 1);
-        cpu->pairs = desc->dtype == WRPO_DTYPE_BF16 && (desc->backend->features & WRPO_FEATURE_BF16) && wrpo__has_pairs();
-        cpu->tiles = cpu->pairs && (desc->backend->features & WRPO_FEATURE_AMX) && wrpo__has_tiles();
-        cpu->packed = wrpo__host_alloc(cpu, WRPO__PACKED_WORDS * sizeof(float));
-        if ((size_t)cpu->threads < SIZE_MAX / 2 / (WRPO__THREAD_FLOATS * sizeof(float)))
-            cpu->scratch = wrpo__host_alloc(cpu, (size_t)cpu->threads * WRPO__THREAD_FLOATS * sizeof(float));
-        if (cpu->packed && cpu->scratch) { *dev = cpu; return WRPO_OK; }
+        *cpu = (wrpo__cpu){.memory = desc->memory, .kernel = *kernels, .threads = WRPO__MAX(desc->threads, 1)};
+        cpu->pairs = (features & WRPO_FEATURE_BF16) && wrpo__has_pairs();
+        cpu->tiles = (features & WRPO_FEATURE_AMX) && cpu->pairs && wrpo__has_tiles();
+        cpu->packed = wrpo__host_alloc(cpu, WRPO__PACKED_FLOATS * sizeof(float));
+        if ((size_t)cpu->threads < SIZE_MAX / 2 / (WRPO__SCRATCH_FLOATS * sizeof(float)))
+            cpu->scratch = wrpo__host_alloc(cpu, (size_t)cpu->threads * WRPO__SCRATCH_FLOATS * sizeof(float));
+        if (cpu->packed && cpu->scratch) {
+            *dev = cpu;
+            return WRPO_OK;
+        }
         wrpo__cpu_close(cpu);
     }
-    why->code = WRPO_E_MEMORY, why->line = why->column = 0;
+    *why = (wrpo_error){.code = WRPO_E_MEMORY};
     snprintf(why->text, sizeof why->text, "out of memory: buffers for %d threads", desc->threads);
     return WRPO_E_MEMORY;
 }
-
-/* Threads for `work` numbers: one thread where waking others costs more than it saves. */
-static int wrpo__cpu_team(const wrpo__cpu *cpu, int64_t work) { return work <= WRPO__GRAIN ? 1 : cpu->threads; }
-static int64_t wrpo__cpu_chunk(int64_t D) { return WRPO__MAX(WRPO__GRAIN / 4 / WRPO__MAX(D, 1), 1); }
-static float *wrpo__cpu_scratch(const wrpo__cpu *cpu) {     /* of the calling thread */
-#ifdef _OPENMP
-    return cpu->scratch + (size_t)omp_get_thread_num() * WRPO__THREAD_FLOATS;
-#else
-    return cpu->scratch;
-#endif
-}
-/* Panels of a strip, at most `most`, that let `threads` threads be done soonest; of equals the most. */
-static int64_t wrpo__strip(int64_t panels, int64_t most, int threads) {
-    int64_t best = 1, least = INT64_MAX;
-    for (int64_t p = WRPO__MAX(most, 1); p >= 1; p--) {
-        const int64_t time = wrpo__div_up(wrpo__div_up(panels, p), threads) * (4 * p + 1);      /* a quarter of a panel's time to begin a strip */
-        if (time < least) least = time, best = p;
-    }
-    return best;
-}
-/* The widths. A compiler that does not say the file's name gets it from WRPO_FILE; without either only
-   the narrow one is compiled. */
+/* The widths. A compiler that does not tell the name of the file gets it from WRPO_FILE; without either, only the
+   narrow one is compiled. */
 #if !defined(WRPO_FILE) && defined(__INCLUDE_LEVEL__)
 #if __INCLUDE_LEVEL__ > 0
 #ifdef __FILE_NAME__
@@ -11627,8 +11675,9 @@ static int64_t wrpo__strip(int64_t panels, int64_t most, int threads) {
 #endif
 #endif
 #undef WRPO_IMPLEMENTATION
-#if defined(__GNUC__) && (defined(__x86_64__) || defined(__i386__)) && defined(WRPO_FILE) && defined(__has_include)
+#if (defined(__x86_64__) || defined(__i386__)) && defined(WRPO_FILE) && defined(__has_include)
 #if __has_include(WRPO_FILE)
+#define WRPO__HAVE_AVX
 #define WRPO__LANES 16
 #include WRPO_FILE
 #undef WRPO__LANES
@@ -11636,465 +11685,314 @@ static int64_t wrpo__strip(int64_t panels, int64_t most, int threads) {
 #include WRPO_FILE
 #undef WRPO__LANES
 #else
-#warning "wrpo.h: no file of the name WRPO_FILE: AVX-512 and AVX2 are left out. Define WRPO_FILE as the name of this file"
+#warning "wrpo.h: there is no file WRPO_FILE: AVX-512 and AVX2 are left out. Define WRPO_FILE as this file's name"
 #endif
 #endif
-#ifdef __GNUC__
 #define WRPO__LANES 4
-#else
-#define WRPO__LANES 1
-#endif
 #define WRPO_IMPLEMENTATION
 #endif /* WRPO_NO_SIMD */
 #endif /* WRPO_IMPLEMENTATION */
 
 #ifdef WRPO__LANES
-/* ---- one vector width: WRPO__LANES floats; WRPO__(x) is wrpo__x_avx512 and so on ---- */
-#define WRPO__JOIN2(a, b, c) a##b##_##c
-#define WRPO__JOIN(a, b, c) WRPO__JOIN2(a, b, c)
-#define WRPO__(name) WRPO__JOIN(wrpo__, name, WRPO__LEVEL)
+/* ---- the kernels of one vector width: WRPO__LANES floats; WRPO__(x) is wrpo__x_avx512 and so on ---- */
+#define WRPO__JOIN2(a, b) wrpo__##a##_##b
+#define WRPO__JOIN(a, b) WRPO__JOIN2(a, b)
+#define WRPO__(name) WRPO__JOIN(name, WRPO__LEVEL)
+#define WRPO__INLINE static inline WRPO__TARGET __attribute__((always_inline))
+#define WRPO__KERNEL static WRPO__TARGET __attribute__((noinline))
+#define WRPO__COLD __attribute__((cold)) WRPO__KERNEL
+#define WRPO__UNROLL _Pragma("GCC unroll 16")
+#define WRPO__PREFETCH(p, write) __builtin_prefetch(p, write)
+/* V is a vector of floats, U one of their bits, I one of integers; H is one of bfloat16, the high halves of floats. */
+#define WRPO__V WRPO__(v)
+#define WRPO__U WRPO__(u)
+#define WRPO__I WRPO__(i)
+#define WRPO__H WRPO__(h)
 #if WRPO__LANES == 16
 #define WRPO__LEVEL avx512
-#define WRPO__AT __attribute__((target("avx512f,avx512dq,avx2,fma")))
-#define WRPO__FMA(a, b, c) _mm512_fmadd_ps(a, b, c)
-#define WRPO__ALL(x) ((WRPO__V)_mm512_set1_ps(x))
-#define WRPO__SQRT(a) _mm512_sqrt_ps(a)
-#define WRPO__MORE(a, b) _mm512_max_ps(b, a)
+#define WRPO__TARGET __attribute__((target("avx512f,avx512dq,avx2,fma")))
+#define WRPO__MM(op) _mm512_##op##_ps
 #define WRPO__LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
 #define WRPO__HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
-enum { WRPO__(MR) = 14, WRPO__(NV) = 2 };              /* rows and vectors of a register tile of C: 28 of 32 registers */
-#define WRPO__HAVE_AVX512
-/* Products of bfloat16, by name: no compiler option is needed where the machine is asked first (wrpo__has_pairs).
-   DOT: c + low(a) low(b) + high(a) high(b) for each word; TWO: 32 floats, rounded, as 16 words; the second: low halves from a, high from b. */
-static inline WRPO__AT __attribute__((always_inline)) __m512 wrpo__pair_dot(__m512 a, __m512 b, __m512 c) {
+enum { WRPO__(MR) = 14, WRPO__(NV) = 2 };              /* rows and vectors of a tile of C: 28 of 32 registers */
+/* Products of bfloat16 are instructions by name: no compiler option is needed where the machine is asked first
+   (wrpo__has_pairs). pair_dot: c + low(a) low(b) + high(a) high(b), word by word. pair_of: 32 floats as 16 words. */
+static inline WRPO__TARGET __attribute__((always_inline)) __m512 wrpo__pair_dot(__m512 a, __m512 b, __m512 c) {
     __asm__("vdpbf16ps %2, %1, %0" : "+v"(c) : "v"(a), "v"(b));
     return c;
 }
-static inline WRPO__AT __attribute__((always_inline)) __m512 wrpo__pair_of(__m512 a, __m512 b) {
+static inline WRPO__TARGET __attribute__((always_inline)) __m512 wrpo__pair_of(__m512 a, __m512 b) {
     __asm__("vcvtne2ps2bf16 %2, %1, %0" : "=v"(a) : "v"(b), "v"(a));
     return a;
 }
-#define WRPO__IN_PAIRS
-#define WRPO__STEP(pairs, a, b, c) ((pairs) ? wrpo__pair_dot(a, b, c) : _mm512_fmadd_ps(a, b, c))
 #elif WRPO__LANES == 8
 #define WRPO__LEVEL avx2
-#define WRPO__AT __attribute__((target("avx2,fma")))
-#define WRPO__FMA(a, b, c) _mm256_fmadd_ps(a, b, c)
-#define WRPO__SQRT(a) _mm256_sqrt_ps(a)
-#define WRPO__MORE(a, b) _mm256_max_ps(b, a)
+#define WRPO__TARGET __attribute__((target("avx2,fma")))
+#define WRPO__MM(op) _mm256_##op##_ps
 #define WRPO__LOW 0, 8, 1, 9, 2, 10, 3, 11
 #define WRPO__HIGH 4, 12, 5, 13, 6, 14, 7, 15
 enum { WRPO__(MR) = 6, WRPO__(NV) = 2 };               /* 12 of 16 */
-#define WRPO__HAVE_AVX2
 #else
 #define WRPO__LEVEL generic
-#define WRPO__AT
+#define WRPO__TARGET
 #define WRPO__LOW 0, 4, 1, 5
 #define WRPO__HIGH 2, 6, 3, 7
-#if defined(__GNUC__) && defined(__aarch64__)
-#define WRPO__FMA(a, b, c) vfmaq_f32(c, a, b)
-#define WRPO__SQRT(a) vsqrtq_f32(a)
+#ifdef __aarch64__
 enum { WRPO__(MR) = 6, WRPO__(NV) = 4 };               /* 24 of 32 */
 #else
-#define WRPO__FMA(a, b, c) ((a) * (b) + (c))
 enum { WRPO__(MR) = 6, WRPO__(NV) = 2 };
 #endif
 #endif
 enum {
     WRPO__(NR) = WRPO__LANES * WRPO__(NV),
-    WRPO__(MS) = (WRPO__(MR) + WRPO__LANES - 1) / WRPO__LANES * WRPO__LANES    /* a step of a packed panel of A, padded */
+    WRPO__(MR_ROOM) = (WRPO__(MR) + WRPO__LANES - 1) / WRPO__LANES * WRPO__LANES,
+    WRPO__(HAS_PAIRS) = WRPO__LANES == 16
 };
-/* V is a vector of floats, U of their bits. LESS gives all ones where it holds; a NaN is never less. */
-#ifndef WRPO__STEP
-#define WRPO__STEP(pairs, a, b, c) WRPO__FMA(a, b, c)
-#endif
-#ifdef __GNUC__
-#define WRPO__INLINE static inline WRPO__AT __attribute__((always_inline))
-#define WRPO__ROW static WRPO__AT __attribute__((noinline))
-#define WRPO__UNROLL _Pragma("GCC unroll 16")
-#define WRPO__PREFETCH(p, write) __builtin_prefetch(p, write)
-typedef float WRPO__(v) __attribute__((vector_size(4 * WRPO__LANES)));
-typedef uint32_t WRPO__(u) __attribute__((vector_size(4 * WRPO__LANES)));
-typedef WRPO__(v) WRPO__(vmem) __attribute__((aligned(4), may_alias));         /* a vector anywhere in memory */
-#define WRPO__V WRPO__(v)
-#define WRPO__U WRPO__(u)
-#define WRPO__LOAD(p) ((WRPO__V)*(const WRPO__(vmem) *)(const void *)(p))
-#define WRPO__STORE(p, x) (*(WRPO__(vmem) *)(void *)(p) = (x))
-typedef uint16_t WRPO__(h) __attribute__((vector_size(2 * WRPO__LANES)));      /* bfloat16: the high halves of floats */
-typedef WRPO__(h) WRPO__(hmem) __attribute__((aligned(2), may_alias));
-#define WRPO__LOAD_HALF(p) WRPO__FLOATS(__builtin_convertvector(*(const WRPO__(hmem) *)(const void *)(p), WRPO__U) << 16)
-#define WRPO__STORE_HIGH(p, u) (*(WRPO__(hmem) *)(void *)(p) = __builtin_convertvector((u) >> 16, WRPO__(h)))    /* of bits */
-typedef int32_t WRPO__(i) __attribute__((vector_size(4 * WRPO__LANES)));
-#define WRPO__REAL(u) __builtin_convertvector((WRPO__(i))(u), WRPO__V)          /* of whole numbers below 2^31 */
-#define WRPO__WHOLE(x) __builtin_convertvector(__builtin_convertvector(x, WRPO__(i)), WRPO__V)     /* toward 0 */
+typedef float WRPO__V __attribute__((vector_size(4 * WRPO__LANES)));
+typedef uint32_t WRPO__U __attribute__((vector_size(4 * WRPO__LANES)));
+typedef int32_t WRPO__I __attribute__((vector_size(4 * WRPO__LANES)));
+typedef uint16_t WRPO__H __attribute__((vector_size(2 * WRPO__LANES)));
+typedef WRPO__V WRPO__(v_at) __attribute__((aligned(4), may_alias));           /* anywhere in memory */
+typedef WRPO__H WRPO__(h_at) __attribute__((aligned(2), may_alias));
+#define WRPO__LOAD(p) ((WRPO__V)*(const WRPO__(v_at) *)(const void *)(p))
+#define WRPO__STORE(p, x) (*(WRPO__(v_at) *)(void *)(p) = (x))
+#define WRPO__LOAD_BF16(p) \
+    WRPO__FLOATS(__builtin_convertvector(*(const WRPO__(h_at) *)(const void *)(p), WRPO__U) << 16)
 #define WRPO__BITS(x) ((WRPO__U)(x))
 #define WRPO__FLOATS(x) ((WRPO__V)(x))
-#define WRPO__LESS(a, b) ((WRPO__U)((a) < (b)))
+#define WRPO__TRUNCATE(x) __builtin_convertvector(__builtin_convertvector(x, WRPO__I), WRPO__V)
 #if defined(__clang__) || __GNUC__ >= 12
-#define WRPO__MIX(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#define WRPO__SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
-#define WRPO__MIX(a, b, ...) __builtin_shuffle(a, b, (WRPO__U){__VA_ARGS__})
+#define WRPO__SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (WRPO__U){__VA_ARGS__})
 #endif
+/* Operands of these may be vectors, or floats, which then are the same in all lanes. A word is broadcast by an
+   instruction where it may be a pair, because arithmetic would change it. */
+#define WRPO__VECTOR(x) ((x) - (WRPO__V){0})
+#ifdef WRPO__MM
+#define WRPO__BROADCAST(word) ((WRPO__V)WRPO__MM(set1)(word))
+#define WRPO__FMA(a, b, c) WRPO__MM(fmadd)(WRPO__VECTOR(a), WRPO__VECTOR(b), WRPO__VECTOR(c))
+#elif defined(__aarch64__)
+#define WRPO__BROADCAST(word) WRPO__VECTOR(word)
+#define WRPO__FMA(a, b, c) vfmaq_f32(WRPO__VECTOR(c), WRPO__VECTOR(a), WRPO__VECTOR(b))
 #else
-#define WRPO__INLINE static inline
-#define WRPO__ROW static
-#define WRPO__UNROLL
-#define WRPO__PREFETCH(p, write) (void)(p)
-#define WRPO__V float
-#define WRPO__U uint32_t
-#define WRPO__LOAD(p) (*(p))
-#define WRPO__STORE(p, x) (*(p) = (x))
-#define WRPO__LOAD_HALF(p) WRPO__FLOATS((uint32_t)*(p) << 16)
-#define WRPO__STORE_HIGH(p, u) (*(p) = (uint16_t)((u) >> 16))
-#define WRPO__REAL(u) ((float)(u))
-#define WRPO__WHOLE(x) ((float)(int32_t)(x))
-#define WRPO__BITS(x) wrpo__float_bits(x)
-#define WRPO__FLOATS(x) wrpo__bits_float(x)
-#define WRPO__LESS(a, b) ((a) < (b) ? ~(uint32_t)0 : 0)
+#define WRPO__BROADCAST(word) WRPO__VECTOR(word)
+#define WRPO__FMA(a, b, c) ((a) * (b) + (c))
 #endif
-#define WRPO__SET(x) ((x) - (WRPO__V){0})              /* the same number in all lanes */
-#ifndef WRPO__ALL
-#define WRPO__ALL(x) WRPO__SET(x)                      /* the same bits: arithmetic may not touch words */
-#endif
-#define WRPO__PICK(mask, a, b) WRPO__FLOATS(((mask) & WRPO__BITS(a)) | (~(mask) & WRPO__BITS(b)))
-
-/* The ends of rows: `left` numbers may be fewer than a vector; missing ones read as `fill`, and are not written. */
-WRPO__INLINE WRPO__V WRPO__(get)(const float *p, int64_t left, float fill) {
-    if (left >= WRPO__LANES) return WRPO__LOAD(p);
-    float t[WRPO__LANES];
-    for (int i = 0; i < WRPO__LANES; i++) t[i] = i < left ? p[i] : fill;
-    return WRPO__LOAD(t);
+#define WRPO__LESS(a, b) WRPO__BITS(WRPO__VECTOR(a) < WRPO__VECTOR(b)) /* all ones where it holds; NaN is not less */
+WRPO__INLINE WRPO__V WRPO__(select)(WRPO__U mask, WRPO__V a, WRPO__V b) {
+    return WRPO__FLOATS((mask & WRPO__BITS(a)) | (~mask & WRPO__BITS(b)));
 }
-WRPO__INLINE WRPO__V WRPO__(get_half)(const uint16_t *p, int64_t left) {
-    if (left >= WRPO__LANES) return WRPO__LOAD_HALF(p);
-    uint16_t t[WRPO__LANES] = {0};
-    for (int i = 0; i < left; i++) t[i] = p[i];
-    return WRPO__LOAD_HALF(t);
-}
-WRPO__INLINE void WRPO__(put)(float *p, int64_t left, WRPO__V x) {
-    if (left >= WRPO__LANES) { WRPO__STORE(p, x); return; }
-    float t[WRPO__LANES];
-    WRPO__STORE(t, x);
-    for (int i = 0; i < left; i++) p[i] = t[i];
-}
-WRPO__INLINE float WRPO__(sum)(WRPO__V x) {
-    float t[WRPO__LANES];
-    WRPO__STORE(t, x);
-    for (int w = WRPO__LANES / 2; w > 0; w /= 2)
-        for (int i = 0; i < w; i++) t[i] += t[i + w];
-    return t[0];
-}
-WRPO__INLINE float WRPO__(largest)(WRPO__V x) {
-    float t[WRPO__LANES];
-    WRPO__STORE(t, x);
-    for (int i = 1; i < WRPO__LANES; i++) t[0] = t[0] < t[i] ? t[i] : t[0];
-    return t[0];
-}
-WRPO__INLINE WRPO__V WRPO__(max)(WRPO__V a, WRPO__V b) {     /* a < b ? b : a, so a where either is NaN */
-#ifdef WRPO__MORE
-    return WRPO__MORE(a, b);
+WRPO__INLINE WRPO__V WRPO__(max)(WRPO__V a, WRPO__V b) {      /* a < b ? b : a, so a where either is NaN */
+#ifdef WRPO__MM
+    return WRPO__MM(max)(b, a);
 #else
-    return WRPO__PICK(WRPO__LESS(a, b), b, a);
+    return WRPO__(select)(WRPO__LESS(a, b), b, a);
 #endif
 }
 WRPO__INLINE WRPO__V WRPO__(sqrt)(WRPO__V x) {
-#ifdef WRPO__SQRT
-    return WRPO__SQRT(x);
+#ifdef WRPO__MM
+    return WRPO__MM(sqrt)(x);
+#elif defined(__aarch64__)
+    return vsqrtq_f32(x);
 #else
-    float t[WRPO__LANES];
-    WRPO__STORE(t, x);
-    for (int i = 0; i < WRPO__LANES; i++) t[i] = sqrtf(t[i]);
-    return WRPO__LOAD(t);
+    for (int i = 0; i < WRPO__LANES; i++) x[i] = sqrtf(x[i]);
+    return x;
 #endif
+}
+/* The elements of x from i on; where fewer than a vector are left, missing ones read as `fill`, and are not written. */
+WRPO__COLD WRPO__V WRPO__(read_end)(const void *x, wrpo_dtype type, int64_t i, int64_t left, float fill) {
+    float t[WRPO__LANES];
+    for (int k = 0; k < WRPO__LANES; k++) t[k] = k < left ? wrpo__element(x, type, i + k) : fill;
+    return WRPO__LOAD(t);
+}
+WRPO__INLINE WRPO__V WRPO__(read)(const void *x, wrpo_dtype type, int64_t i, int64_t left, float fill) {
+    if (left < WRPO__LANES) return WRPO__(read_end)(x, type, i, left, fill);
+    return type == WRPO_DTYPE_BF16 ? WRPO__LOAD_BF16((const uint16_t *)x + i) : WRPO__LOAD((const float *)x + i);
+}
+WRPO__INLINE void WRPO__(write)(float *y, int64_t left, WRPO__V x) {
+    if (left >= WRPO__LANES) WRPO__STORE(y, x);
+    else for (int64_t k = 0; k < left; k++) y[k] = x[k];
+}
+/* The same in the loops of kernels over a row of n elements: the vector at i. */
+#define WRPO__GET(x) WRPO__(read)(x, WRPO_DTYPE_F32, i, n - i, 0)
+#define WRPO__PUT(y, x) WRPO__(write)((y) + i, n - i, x)
+WRPO__INLINE float WRPO__(sum)(WRPO__V x) {
+    for (int w = WRPO__LANES / 2; w > 0; w /= 2)
+        for (int i = 0; i < w; i++) x[i] += x[i + w];
+    return x[0];
+}
+WRPO__INLINE float WRPO__(largest)(WRPO__V x) {
+    for (int i = 1; i < WRPO__LANES; i++) x[0] = x[0] < x[i] ? x[i] : x[0];
+    return x[0];
+}
+/* x becomes its own transpose: log2(LANES) rounds, each interleaving row i with row i + LANES / 2 */
+WRPO__INLINE void WRPO__(turn)(WRPO__V *x) {
+    WRPO__V t[WRPO__LANES];
+    WRPO__UNROLL
+    for (int w = 1; w < WRPO__LANES; w *= 2) {
+        WRPO__UNROLL
+        for (int i = 0; i < WRPO__LANES / 2; i++) {
+            t[2 * i] = WRPO__SHUFFLE(x[i], x[i + WRPO__LANES / 2], WRPO__LOW);
+            t[2 * i + 1] = WRPO__SHUFFLE(x[i], x[i + WRPO__LANES / 2], WRPO__HIGH);
+        }
+        WRPO__UNROLL
+        for (int i = 0; i < WRPO__LANES; i++) x[i] = t[i];
+    }
 }
 /* e^x, relative error below 1.2e-7: x = z ln 2 + r with integer z and |r| <= ln 2 / 2, e^r by a polynomial.
    0 below -87.336 (no denormals), the value at 88.37 above it; NaN stays NaN. */
 WRPO__INLINE WRPO__V WRPO__(exp)(WRPO__V x) {
-    const WRPO__V low = WRPO__SET(-87.336f), high = WRPO__SET(88.37f);
-    WRPO__U zero = WRPO__LESS(x, low);
-    x = WRPO__(max)(x, low);
-    x = -WRPO__(max)(-x, -high);
+    const float round = 12582912.0f + 127.0f;
+    const WRPO__U zero = WRPO__LESS(x, -87.336f);
+    x = WRPO__(max)(x, WRPO__VECTOR(-87.336f));
+    x = -WRPO__(max)(-x, WRPO__VECTOR(-88.37f));
     /* adding 1.5 * 2^23 rounds to an integer, and leaves it in the low bits: with 127 more, an exponent */
-    WRPO__V z = WRPO__FMA(x, WRPO__SET(1.44269504f), WRPO__SET(12582912.0f + 127.0f));
-    WRPO__V power = WRPO__FLOATS(WRPO__BITS(z) << 23);
-    z = z - WRPO__SET(12582912.0f + 127.0f);
-    x = WRPO__FMA(z, WRPO__SET(-0.693359375f), x);     /* ln 2 in two parts; the first one times z is exact */
-    x = WRPO__FMA(z, WRPO__SET(2.12194440e-4f), x);
-    WRPO__V p = WRPO__FMA(x, WRPO__SET(1.9875691500e-4f), WRPO__SET(1.3981999507e-3f));
-    p = WRPO__FMA(p, x, WRPO__SET(8.3334519073e-3f));
-    p = WRPO__FMA(p, x, WRPO__SET(4.1665795894e-2f));
-    p = WRPO__FMA(p, x, WRPO__SET(1.6666665459e-1f));
-    p = WRPO__FMA(p, x, WRPO__SET(5.0000001201e-1f));
-    p = WRPO__FMA(p, x * x, x) + WRPO__SET(1.0f);
+    WRPO__V z = WRPO__FMA(x, 1.44269504f, round);
+    const WRPO__V power = WRPO__FLOATS(WRPO__BITS(z) << 23);
+    z = z - round;
+    x = WRPO__FMA(z, -0.693359375f, x);                /* ln 2 in two parts; the first one times z is exact */
+    x = WRPO__FMA(z, 2.12194440e-4f, x);
+    WRPO__V p = WRPO__FMA(x, 1.9875691500e-4f, 1.3981999507e-3f);
+    p = WRPO__FMA(p, x, 8.3334519073e-3f);
+    p = WRPO__FMA(p, x, 4.1665795894e-2f);
+    p = WRPO__FMA(p, x, 1.6666665459e-1f);
+    p = WRPO__FMA(p, x, 5.0000001201e-1f);
+    p = WRPO__FMA(p, x * x, x) + 1.0f;
     return WRPO__FLOATS(~zero & WRPO__BITS(p * power));
 }
 /* tanh x: an odd polynomial near 0, where 1 - 2 / (e^2x + 1) would cancel */
 WRPO__INLINE WRPO__V WRPO__(tanh)(WRPO__V x) {
-    const WRPO__V one = WRPO__SET(1.0f);
-    WRPO__V q = x * x;
-    WRPO__V p = WRPO__FMA(q, WRPO__SET(-5.70498872745e-3f), WRPO__SET(2.06390887954e-2f));
-    p = WRPO__FMA(p, q, WRPO__SET(-5.37397155531e-2f));
-    p = WRPO__FMA(p, q, WRPO__SET(1.33314422036e-1f));
-    p = WRPO__FMA(p, q, WRPO__SET(-3.33332819422e-1f));
+    const WRPO__V q = x * x;
+    WRPO__V p = WRPO__FMA(q, -5.70498872745e-3f, 2.06390887954e-2f);
+    p = WRPO__FMA(p, q, -5.37397155531e-2f);
+    p = WRPO__FMA(p, q, 1.33314422036e-1f);
+    p = WRPO__FMA(p, q, -3.33332819422e-1f);
     p = WRPO__FMA(p * q, x, x);
-    WRPO__V far = one - WRPO__SET(2.0f) / (WRPO__(exp)(x + x) + one);
-    return WRPO__PICK(WRPO__LESS(q, WRPO__SET(0.39f)), p, far);
+    return WRPO__(select)(WRPO__LESS(q, 0.39f), p, 1.0f - 2.0f / (WRPO__(exp)(x + x) + 1.0f));
 }
 
-/* ---- rows: what one thread does with one piece of memory ---- */
-WRPO__ROW void WRPO__(axpy)(float *y, float s, const float *x, int64_t n) {    /* y += s x */
-    for (int64_t i = 0; i < n; i += WRPO__LANES)
-        WRPO__(put)(y + i, n - i, WRPO__FMA(WRPO__SET(s), WRPO__(get)(x + i, n - i, 0), WRPO__(get)(y + i, n - i, 0)));
+/* ---- rows ---- */
+WRPO__KERNEL void WRPO__(scale)(float *y, float s, const void *x, wrpo_dtype type, int64_t n) {
+    for (int64_t i = 0; i < n; i += WRPO__LANES) WRPO__PUT(y, s * WRPO__(read)(x, type, i, n - i, 0));
 }
-WRPO__ROW void WRPO__(scaled)(float *y, float s, const float *x, int64_t n) {  /* y = s x */
-    for (int64_t i = 0; i < n; i += WRPO__LANES) WRPO__(put)(y + i, n - i, s * WRPO__(get)(x + i, n - i, 0));
+WRPO__KERNEL void WRPO__(axpy)(float *y, float s, const float *x, int64_t n) {
+    for (int64_t i = 0; i < n; i += WRPO__LANES) WRPO__PUT(y, WRPO__FMA(s, WRPO__GET(x), WRPO__GET(y)));
 }
-WRPO__ROW void WRPO__(scaled_half)(float *y, float s, const uint16_t *x, int64_t n) {  /* the same of bfloat16 */
-    for (int64_t i = 0; i < n; i += WRPO__LANES) WRPO__(put)(y + i, n - i, s * WRPO__(get_half)(x + i, n - i));
-}
-WRPO__ROW float WRPO__(dot)(const float *x, const float *y, int64_t n) {
+WRPO__KERNEL float WRPO__(dot)(const float *x, const float *y, int64_t n) {
     WRPO__V s = {0};
-    for (int64_t i = 0; i < n; i += WRPO__LANES) s = WRPO__FMA(WRPO__(get)(x + i, n - i, 0), WRPO__(get)(y + i, n - i, 0), s);
+    for (int64_t i = 0; i < n; i += WRPO__LANES) s = WRPO__FMA(WRPO__GET(x), WRPO__GET(y), s);
     return WRPO__(sum)(s);
 }
-
-/* ---- embed, gather, bias, colsum, add ----
-   Backward passes that add rows into shared places give each task a slice of the columns and all the rows, in order. */
-enum { WRPO__(SLICE) = 64 };
-static void WRPO__(embed)(void *dev, void *y, const void *w, wrpo_dtype w_type, const int32_t *ids, int64_t n, int64_t D, float scale) {
-    wrpo__cpu *cpu = dev;
-    WRPO__PARROWS(cpu, n, D)
-    for (int64_t r = 0; r < n; r++)
-        if (w_type == WRPO_DTYPE_BF16) WRPO__(scaled_half)((float *)y + r * D, scale, (const uint16_t *)w + ids[r] * D, D);
-        else WRPO__(scaled)((float *)y + r * D, scale, (const float *)w + ids[r] * D, D);
-}
-static void WRPO__(embed_bwd)(void *dev, float *dw, const void *dy, const int32_t *ids, int64_t n, int64_t D, float scale) {
-    wrpo__cpu *cpu = dev;
-    WRPO__PARFOR(wrpo__cpu_team(cpu, n * D))
-    for (int64_t j = 0; j < D; j += WRPO__(SLICE))
-        for (int64_t r = 0; r < n; r++)
-            WRPO__(axpy)(dw + ids[r] * D + j, scale, (const float *)dy + r * D + j, WRPO__MIN(D - j, WRPO__(SLICE)));
-}
-static void WRPO__(gather)(void *dev, void *y, const void *x, const int32_t *index, int64_t n, int64_t D) {
-    wrpo__cpu *cpu = dev;
-    WRPO__PARROWS(cpu, n, D)
-    for (int64_t r = 0; r < n; r++) memcpy((float *)y + r * D, (const float *)x + index[r] * D, (size_t)D * sizeof(float));
-}
-static void WRPO__(scatter)(void *dev, void *y, int64_t ldy, const void *x, int64_t ldx, const int32_t *index, int64_t n, int64_t D) {
-    wrpo__cpu *cpu = dev;
-    WRPO__PARROWS(cpu, n, D)
-    for (int64_t r = 0; r < n; r++) memcpy((float *)y + index[r] * ldy, (const float *)x + r * ldx, (size_t)D * sizeof(float));
-}
-static void WRPO__(gather_bwd)(void *dev, void *dx, const void *dy, const int32_t *index, int64_t n, int64_t D) {
-    WRPO__(embed_bwd)(dev, dx, dy, index, n, D, 1);
-}
-static void WRPO__(bias)(void *dev, void *y, int64_t ldy, const float *b, int64_t n, int64_t D) {
-    wrpo__cpu *cpu = dev;
-    WRPO__PARROWS(cpu, n, D)
-    for (int64_t r = 0; r < n; r++) WRPO__(axpy)((float *)y + r * ldy, 1, b, D);
-}
-static void WRPO__(add_columns)(const wrpo__cpu *cpu, float *y, const void *w, bool half, int64_t ld, int64_t n, int64_t D) {    /* y += sum_r w[r] */
-    WRPO__PARFOR(wrpo__cpu_team(cpu, n * D))
-    for (int64_t j = 0; j < D; j += WRPO__(SLICE)) {
-        float part[WRPO__(SLICE)], row[WRPO__(SLICE)];  /* sums of 64 rows first: rounding grows with the longest chain */
-        int64_t width = WRPO__MIN(D - j, WRPO__(SLICE));
-        for (int64_t r = 0; r < n; r += 64) {
-            memset(part, 0, sizeof part);
-            for (int64_t i = r; i < n && i < r + 64; i++) {
-                if (half) WRPO__(scaled_half)(row, 1, (const uint16_t *)w + i * ld + j, width);
-                WRPO__(axpy)(part, 1, half ? row : (const float *)w + i * ld + j, width);
-            }
-            WRPO__(axpy)(y + j, 1, part, width);
-        }
-    }
-}
-static void WRPO__(bias_bwd)(void *dev, float *db, const void *dy, int64_t lddy, int64_t n, int64_t D) { WRPO__(add_columns)(dev, db, dy, false, lddy, n, D); }
-static void WRPO__(colsum)(void *dev, float *y, const void *w, wrpo_dtype w_type, int64_t rows, int64_t cols) {
-    memset(y, 0, (size_t)cols * sizeof *y);
-    WRPO__(add_columns)(dev, y, w, w_type == WRPO_DTYPE_BF16, cols, rows, cols);
-}
-static void WRPO__(add)(void *dev, void *y, const void *x, int64_t count) {
-    wrpo__cpu *cpu = dev;
-    WRPO__PARFOR(wrpo__cpu_team(cpu, count))
-    for (int64_t i = 0; i < count; i += WRPO__GRAIN) WRPO__(axpy)((float *)y + i, 1, (const float *)x + i, WRPO__MIN(count - i, WRPO__GRAIN));
-}
-
-/* ---- rmsnorm ----
-   rstd = 1 / sqrt(mean(x^2) + eps),  y = (w + plus) x rstd
-   With g = dy (w + plus) and c = mean(g x) rstd^2:  dx = dres + rstd (g - c x),  dw += sum dy x rstd */
-WRPO__ROW void WRPO__(rmsnorm_row)(float *y, float *rstd, const float *x, const float *w, int64_t D, float eps, float plus) {
-    WRPO__V ss = {0};
-    for (int64_t i = 0; i < D; i += WRPO__LANES) {
-        WRPO__V v = WRPO__(get)(x + i, D - i, 0);
-        ss = WRPO__FMA(v, v, ss);
-    }
-    const float s = 1 / sqrtf(WRPO__(sum)(ss) / (float)D + eps);
-    for (int64_t i = 0; i < D; i += WRPO__LANES)
-        WRPO__(put)(y + i, D - i, WRPO__(get)(x + i, D - i, 0) * s * (WRPO__(get)(w + i, D - i, 0) + plus));
+WRPO__KERNEL void WRPO__(rmsnorm)(float *y, float *rstd, const float *x, const float *w, int64_t n, float eps,
+                                  float plus) {
+    WRPO__V squares = {0};
+    for (int64_t i = 0; i < n; i += WRPO__LANES) squares = WRPO__FMA(WRPO__GET(x), WRPO__GET(x), squares);
+    const float s = 1 / sqrtf(WRPO__(sum)(squares) / (float)n + eps);
+    for (int64_t i = 0; i < n; i += WRPO__LANES) WRPO__PUT(y, WRPO__GET(x) * s * (WRPO__GET(w) + plus));
     *rstd = s;
 }
-WRPO__ROW void WRPO__(rmsnorm_bwd_row)(float *dx, const float *dy, const float *dres, const float *x, const float *w, float rstd, int64_t D, float plus) {
+WRPO__KERNEL void WRPO__(rmsnorm_bwd)(float *dx, float *dw, const float *dy, const float *dres, const float *x,
+                                      const float *w, float rstd, int64_t n, float plus) {
     WRPO__V dot = {0};
-    for (int64_t i = 0; i < D; i += WRPO__LANES)
-        dot = WRPO__FMA(WRPO__(get)(dy + i, D - i, 0) * (WRPO__(get)(w + i, D - i, 0) + plus), WRPO__(get)(x + i, D - i, 0), dot);
-    const float c = WRPO__(sum)(dot) / (float)D * rstd * rstd;
-    for (int64_t i = 0; i < D; i += WRPO__LANES) {
-        WRPO__V g = WRPO__(get)(dy + i, D - i, 0) * (WRPO__(get)(w + i, D - i, 0) + plus);
-        WRPO__V v = (g - c * WRPO__(get)(x + i, D - i, 0)) * rstd;
-        WRPO__(put)(dx + i, D - i, dres ? v + WRPO__(get)(dres + i, D - i, 0) : v);
-    }
-}
-WRPO__ROW void WRPO__(rmsnorm_dw_row)(float *dw, const float *dy, const float *x, float rstd, int64_t n) {
     for (int64_t i = 0; i < n; i += WRPO__LANES)
-        WRPO__(put)(dw + i, n - i, WRPO__FMA(WRPO__(get)(dy + i, n - i, 0) * rstd, WRPO__(get)(x + i, n - i, 0), WRPO__(get)(dw + i, n - i, 0)));
-}
-static void WRPO__(rmsnorm)(void *dev, void *y, int64_t ldy, float *rstd, const void *x, int64_t ldx, const float *w,
-                            int64_t n, int64_t heads, int64_t D, float eps, float plus) {
-    wrpo__cpu *cpu = dev;
-    WRPO__PARROWS(cpu, n, heads * D)
-    for (int64_t r = 0; r < n; r++)
-        for (int64_t h = 0; h < heads; h++)
-            WRPO__(rmsnorm_row)((float *)y + r * ldy + h * D, rstd + r * heads + h, (const float *)x + r * ldx + h * D, w, D, eps, plus);
-}
-/* Groups of 64 (row, head)s: each one's sum for dw, and its dx while dy and x are at hand; then the sums of all groups, in order. */
-static void WRPO__(rmsnorm_bwd)(void *dev, void *dx, int64_t lddx, float *dw, const void *dy, int64_t lddy, const void *dres, int64_t lddres,
-                                const void *x, int64_t ldx, const float *w, const float *rstd, int64_t n, int64_t heads, int64_t D, float plus) {
-    wrpo__cpu *cpu = dev;
-    const float *dyf = dy, *xf = x, *dresf = dres;
-    float *sums = cpu->packed;                         /* [groups][D], the products' buffer */
-    const int64_t rows = n * heads, most = WRPO__PACKED_WORDS / D;
-    for (int64_t first = 0; first < rows; first += 64 * most) {
-        const int64_t groups = wrpo__div_up(WRPO__MIN(rows - first, 64 * most), 64);
-        WRPO__PARFOR(wrpo__cpu_team(cpu, rows * D))
-        for (int64_t g = 0; g < groups; g++) {
-            const int64_t begin = first + 64 * g, end = WRPO__MIN(rows, begin + 64);
-            memset(sums + g * D, 0, (size_t)D * sizeof *sums);
-            for (int64_t i = begin; i < end; i++) {    /* dw first: dx may be dy */
-                const int64_t r = i / heads, at = i % heads * D;
-                WRPO__(rmsnorm_dw_row)(sums + g * D, dyf + r * lddy + at, xf + r * ldx + at, rstd[i], D);
-                WRPO__(rmsnorm_bwd_row)((float *)dx + r * lddx + at, dyf + r * lddy + at, dresf ? dresf + r * lddres + at : NULL, xf + r * ldx + at, w, rstd[i], D, plus);
-            }
-        }
-        for (int64_t g = 0; g < groups; g++) WRPO__(axpy)(dw, 1, sums + g * D, D);
+        dot = WRPO__FMA(WRPO__GET(dy) * (WRPO__GET(w) + plus), WRPO__GET(x), dot);
+    const float c = WRPO__(sum)(dot) / (float)n * rstd * rstd;
+    for (int64_t i = 0; i < n; i += WRPO__LANES) {     /* dy is read before dx is written, which may be dy */
+        const WRPO__V d = WRPO__GET(dy), in = WRPO__GET(x);
+        const WRPO__V v = (d * (WRPO__GET(w) + plus) - c * in) * rstd;
+        WRPO__PUT(dw, WRPO__FMA(d * rstd, in, WRPO__GET(dw)));
+        WRPO__PUT(dx, dres ? v + WRPO__GET(dres) : v);
     }
 }
-
-/* ---- rope: (x1, x2) = (x[i], x[i + d/2]) is turned by the angle of table[r][i]; the backward turns it back ---- */
-WRPO__ROW void WRPO__(rope_row)(float *x, const float *table, int64_t heads, int64_t d, float sign) {
-    const int64_t half = d / 2;
+WRPO__KERNEL void WRPO__(rope)(float *x, const float *table, int64_t heads, int64_t d, float sign) {
+    const int64_t n = d / 2;
     float cosine[WRPO__MAX_D / 2], sine[WRPO__MAX_D / 2];
-    for (int64_t i = 0; i < half; i++) cosine[i] = table[2 * i], sine[i] = sign * table[2 * i + 1];
+    for (int64_t i = 0; i < n; i++) cosine[i] = table[2 * i], sine[i] = sign * table[2 * i + 1];
     for (int64_t h = 0; h < heads; h++, x += d)
-        for (int64_t i = 0; i < half; i += WRPO__LANES) {
-            const WRPO__V c = WRPO__(get)(cosine + i, half - i, 0), s = WRPO__(get)(sine + i, half - i, 0);
-            const WRPO__V x1 = WRPO__(get)(x + i, half - i, 0), x2 = WRPO__(get)(x + half + i, half - i, 0);
-            WRPO__(put)(x + i, half - i, x1 * c - x2 * s);
-            WRPO__(put)(x + half + i, half - i, x2 * c + x1 * s);
+        for (int64_t i = 0; i < n; i += WRPO__LANES) {
+            const WRPO__V c = WRPO__GET(cosine), s = WRPO__GET(sine), x1 = WRPO__GET(x), x2 = WRPO__GET(x + n);
+            WRPO__PUT(x, x1 * c - x2 * s);
+            WRPO__PUT(x + n, x2 * c + x1 * s);
         }
 }
-static void WRPO__(rope)(void *dev, void *x, int64_t ldx, const float *table, int64_t n, int64_t heads, int64_t d, float sign) {
-    wrpo__cpu *cpu = dev;
-    WRPO__PARROWS(cpu, n, heads * d)
-    for (int64_t r = 0; r < n; r++) WRPO__(rope_row)((float *)x + r * ldx, table + r * (d / 2 * 2), heads, d, sign);
-}
-
-/* ---- glu: h = act(gate) up.  silu(g) = g s with s = 1 / (1 + e^-g), silu' = s (1 + g (1 - s))
-   gelu(g) = g (1 + t) / 2 with t = tanh(a (g + b g^3)), gelu' = (1 + t) / 2 + g (1 - t^2) a (1 + 3 b g^2) / 2 ---- */
 WRPO__INLINE WRPO__V WRPO__(act)(WRPO__V g, bool gelu, WRPO__V *slope) {
-    const WRPO__V one = WRPO__SET(1.0f), half = WRPO__SET(0.5f);
     if (!gelu) {
-        WRPO__V s = one / (one + WRPO__(exp)(-g));
-        *slope = s * WRPO__FMA(g, one - s, one);
+        const WRPO__V s = 1.0f / (1.0f + WRPO__(exp)(-g));
+        *slope = s * WRPO__FMA(g, 1.0f - s, 1.0f);
         return g * s;
     }
-    const float a = 0.7978845608f, b = 0.044715f;      /* sqrt(2 / pi) */
-    WRPO__V t = WRPO__(tanh)(a * WRPO__FMA(b * g * g, g, g)), u = WRPO__FMA(half, t, half);
-    *slope = WRPO__FMA(half * g * WRPO__FMA(-t, t, one), a * WRPO__FMA(3 * b * g, g, one), u);
+    const float a = 0.7978845608f, b = 0.044715f;
+    const WRPO__V t = WRPO__(tanh)(a * WRPO__FMA(b * g * g, g, g)), u = WRPO__FMA(0.5f, t, 0.5f);
+    *slope = WRPO__FMA(0.5f * g * WRPO__FMA(-t, t, 1.0f), a * WRPO__FMA(3 * b * g, g, 1.0f), u);
     return g * u;
 }
-WRPO__ROW void WRPO__(glu_row)(float *h, const float *gu, int64_t I, bool gelu) {
+/* What is written is fetched too: by itself the machine fetches ahead only what it reads. */
+WRPO__KERNEL void WRPO__(glu)(float *h, const float *gu, int64_t n, bool gelu) {
     WRPO__V slope;
-    for (int64_t i = 0; i < I; i += WRPO__LANES) {     /* what is written is fetched too: the machine sees only what is read coming */
-        WRPO__PREFETCH(gu + i + 512, 0), WRPO__PREFETCH(gu + I + i + 512, 0), WRPO__PREFETCH(h + i + 512, 1);
-        WRPO__(put)(h + i, I - i, WRPO__(act)(WRPO__(get)(gu + i, I - i, 0), gelu, &slope) * WRPO__(get)(gu + I + i, I - i, 0));
-    }
-}
-WRPO__ROW void WRPO__(glu_bwd_row)(float *dgu, float *h, const float *dh, const float *gu, int64_t I, bool gelu) {
-    for (int64_t i = 0; i < I; i += WRPO__LANES) {
-        WRPO__PREFETCH(gu + i + 512, 0), WRPO__PREFETCH(gu + I + i + 512, 0), WRPO__PREFETCH(dh + i + 512, 0);
-        WRPO__PREFETCH(dgu + i + 512, 1), WRPO__PREFETCH(dgu + I + i + 512, 1);
-        WRPO__V slope, up = WRPO__(get)(gu + I + i, I - i, 0), d = WRPO__(get)(dh + i, I - i, 0);
-        WRPO__V act = WRPO__(act)(WRPO__(get)(gu + i, I - i, 0), gelu, &slope);
-        if (h) WRPO__(put)(h + i, I - i, act * up);
-        WRPO__(put)(dgu + i, I - i, d * up * slope);
-        WRPO__(put)(dgu + I + i, I - i, d * act);
-    }
-}
-static void WRPO__(glu)(void *dev, void *h, const void *gu, int64_t n, int64_t I, bool gelu) {
-    wrpo__cpu *cpu = dev;
-    WRPO__PARROWS(cpu, n, 4 * I)
-    for (int64_t r = 0; r < n; r++) WRPO__(glu_row)((float *)h + r * I, (const float *)gu + r * 2 * I, I, gelu);
-}
-static void WRPO__(glu_bwd)(void *dev, void *dgu, void *h, const void *dh, const void *gu, int64_t n, int64_t I, bool gelu) {
-    wrpo__cpu *cpu = dev;
-    WRPO__PARROWS(cpu, n, 4 * I)
-    for (int64_t r = 0; r < n; r++)
-        WRPO__(glu_bwd_row)((float *)dgu + r * 2 * I, h ? (float *)h + r * I : NULL, (const float *)dh + r * I, (const float *)gu + r * 2 * I, I, gelu);
-}
-
-/* ---- logprob: lse = log sum exp(x), logp = x[target] - lse; x = softcap tanh(logits / softcap) where there is a softcap
-   The maximum runs along: in blocks of 1024 numbers, sums so far are rescaled when a block brings a larger one. ---- */
-WRPO__INLINE WRPO__V WRPO__(cap)(WRPO__V x, float softcap) {   /* -inf stays: it marks what does not count */
-    if (softcap <= 0) return x;
-    return WRPO__PICK(WRPO__LESS(x, WRPO__SET(-FLT_MAX)), x, softcap * WRPO__(tanh)(x / softcap));
-}
-WRPO__ROW double WRPO__(lse_row)(const float *x, int64_t n, float softcap) {
-    float m = -INFINITY;
-    double sum = 0;
-    for (int64_t b = 0; b < n; b += 1024) {
-        const int64_t e = WRPO__MIN(n, b + 1024);
-        WRPO__V top = WRPO__SET(-INFINITY), s = {0};
-        for (int64_t i = b; i < e; i += WRPO__LANES) top = WRPO__(max)(top, WRPO__(get)(x + i, e - i, -INFINITY));
-        float block = WRPO__(largest)(WRPO__(cap)(top, softcap));
-        if (block > m) sum *= exp((double)m - (double)block), m = block;
-        float base = m > -INFINITY ? m : 0;            /* nothing but -inf so far: the sum stays 0 */
-        for (int64_t i = b; i < e; i += WRPO__LANES) s += WRPO__(exp)(WRPO__(cap)(WRPO__(get)(x + i, e - i, -INFINITY), softcap) - base);
-        sum += (double)WRPO__(sum)(s);
-    }
-    return (double)m + log(sum);
-}
-WRPO__ROW void WRPO__(dlogits_row)(float *y, const float *x, int64_t target, float lse, float g, int64_t n, float softcap) {
-    const float xt = x[target], t = softcap > 0 ? tanhf(xt / softcap) : 0;
     for (int64_t i = 0; i < n; i += WRPO__LANES) {
-        WRPO__V v = WRPO__(cap)(WRPO__(get)(x + i, n - i, 0), softcap), p = WRPO__(exp)(v - lse);
-        if (softcap > 0) {
-            WRPO__V th = WRPO__(max)(v / softcap, WRPO__SET(-1.0f));   /* of -inf: p is 0 there, and must stay it */
-            p = p * WRPO__FMA(-th, th, WRPO__SET(1.0f));
+        WRPO__PREFETCH(gu + i + 512, 0);
+        WRPO__PREFETCH(gu + n + i + 512, 0);
+        WRPO__PREFETCH(h + i + 512, 1);
+        WRPO__PUT(h, WRPO__(act)(WRPO__GET(gu), gelu, &slope) * WRPO__GET(gu + n));
+    }
+}
+WRPO__KERNEL void WRPO__(glu_bwd)(float *dgu, float *h, const float *dh, const float *gu, int64_t n, bool gelu) {
+    for (int64_t i = 0; i < n; i += WRPO__LANES) {
+        WRPO__PREFETCH(gu + i + 512, 0);
+        WRPO__PREFETCH(gu + n + i + 512, 0);
+        WRPO__PREFETCH(dh + i + 512, 0);
+        WRPO__PREFETCH(dgu + i + 512, 1);
+        WRPO__PREFETCH(dgu + n + i + 512, 1);
+        WRPO__V slope;
+        const WRPO__V up = WRPO__GET(gu + n), d = WRPO__GET(dh), act = WRPO__(act)(WRPO__GET(gu), gelu, &slope);
+        if (h) WRPO__PUT(h, act * up);
+        WRPO__PUT(dgu, d * up * slope);
+        WRPO__PUT(dgu + n, d * act);
+    }
+}
+WRPO__INLINE WRPO__V WRPO__(softcap)(WRPO__V x, float cap) {   /* -inf stays: such a logit does not count */
+    if (cap <= 0) return x;
+    return WRPO__(select)(WRPO__LESS(x, -FLT_MAX), x, cap * WRPO__(tanh)(x / cap));
+}
+/* In blocks of 1024 elements; the sum so far is rescaled when a block has a larger maximum. */
+WRPO__KERNEL double WRPO__(lse)(const float *x, int64_t n, float softcap) {
+    float top = -INFINITY;
+    double sum = 0;
+    for (int64_t block = 0; block < n; block += 1024) {
+        const int64_t end = WRPO__MIN(n, block + 1024);
+        WRPO__V most = WRPO__VECTOR(-INFINITY), part = {0};
+        for (int64_t i = block; i < end; i += WRPO__LANES)
+            most = WRPO__(max)(most, WRPO__(read)(x, WRPO_DTYPE_F32, i, end - i, -INFINITY));
+        const float block_top = WRPO__(largest)(WRPO__(softcap)(most, softcap));
+        if (block_top > top) {
+            sum *= exp((double)top - (double)block_top);
+            top = block_top;
         }
-        WRPO__(put)(y + i, n - i, -g * p);
+        const float base = top > -INFINITY ? top : 0;  /* nothing but -inf so far: the sum stays 0 */
+        for (int64_t i = block; i < end; i += WRPO__LANES) {
+            const WRPO__V v = WRPO__(read)(x, WRPO_DTYPE_F32, i, end - i, -INFINITY);
+            part += WRPO__(exp)(WRPO__(softcap)(v, softcap) - base);
+        }
+        sum += (double)WRPO__(sum)(part);
+    }
+    return (double)top + log(sum);
+}
+WRPO__KERNEL void WRPO__(logprob_bwd)(float *y, const float *x, int64_t target, float lse, float g, int64_t n,
+                                      float softcap) {
+    const float t = softcap > 0 ? tanhf(x[target] / softcap) : 0;
+    for (int64_t i = 0; i < n; i += WRPO__LANES) {
+        const WRPO__V v = WRPO__(softcap)(WRPO__GET(x), softcap);
+        WRPO__V p = WRPO__(exp)(v - lse);
+        if (softcap > 0) {                             /* p of -inf is 0: its slope must be finite */
+            const WRPO__V tanh = WRPO__(max)(v / softcap, WRPO__VECTOR(-1.0f));
+            p = p * WRPO__FMA(-tanh, tanh, 1.0f);
+        }
+        WRPO__PUT(y, -g * p);
     }
     y[target] += g * (1 - t * t);
 }
-static void WRPO__(logprob)(void *dev, float *logp, float *lse, const float *logits, const int32_t *target, int64_t n, int64_t V, float softcap) {
-    wrpo__cpu *cpu = dev;
-    WRPO__PARROWS(cpu, n, V)
-    for (int64_t r = 0; r < n; r++) {
-        const float *x = logits + r * V;
-        double sum = WRPO__(lse_row)(x, V, softcap), xt = (double)x[target[r]];
-        if (softcap > 0) xt = (double)softcap * tanh(xt / (double)softcap);
-        lse[r] = (float)sum;
-        logp[r] = (float)(xt - sum);
-    }
-}
-static void WRPO__(logprob_bwd)(void *dev, void *dlogits, const float *logits, const int32_t *target, const float *lse, const float *dlogp,
-                                int64_t n, int64_t V, float softcap) {
-    wrpo__cpu *cpu = dev;
-    WRPO__PARROWS(cpu, n, V)
-    for (int64_t r = 0; r < n; r++) WRPO__(dlogits_row)((float *)dlogits + r * V, logits + r * V, target[r], lse[r], dlogp[r], V, softcap);
-}
-
-/* ---- sumsq, adamw ---- */
-WRPO__ROW double WRPO__(sumsq_part)(const float *x, int64_t n) {
+WRPO__KERNEL double WRPO__(sumsq)(const float *x, int64_t n) { /* eight sums, then their sum */
     double s[8] = {0};
     int64_t i = 0;
     for (; i + 8 <= n; i += 8)
@@ -12102,384 +12000,288 @@ WRPO__ROW double WRPO__(sumsq_part)(const float *x, int64_t n) {
     for (; i < n; i++) s[0] += (double)x[i] * (double)x[i];
     return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
 }
-static void WRPO__(sumsq)(void *dev, double *out, const float *x, int64_t count) {
-    wrpo__cpu *cpu = dev;
-    double part[256], sum = 0;                         /* as many parts for every number of threads */
-    const int64_t size = WRPO__MAX(wrpo__div_up(count, WRPO__COUNT(part)), WRPO__GRAIN), parts = wrpo__div_up(count, size);
-    WRPO__PARFOR(wrpo__cpu_team(cpu, count))
-    for (int64_t i = 0; i < parts; i++) part[i] = WRPO__(sumsq_part)(x + i * size, WRPO__MIN(size, count - i * size));
-    for (int64_t i = 0; i < parts; i++) sum += part[i];
-    *out += sum;
-}
-/* m += (1 - beta1) (g - m),  v = beta2 v + (1 - beta2) g^2,  w = w (1 - lr decay) - lr / correction1 m / (sqrt(v) / correction2 + eps) */
-WRPO__ROW void WRPO__(adamw_part)(float *w, float *m, float *v, const float *g, int64_t n, const wrpo_adamw *step) {
-    const float keep = (float)(1 - (double)step->lr * (double)step->weight_decay), rate = (float)((double)step->lr / step->correction1);
-    const float b1 = (float)(1 - (double)step->beta1), b2 = (float)(1 - (double)step->beta2), correction2 = (float)step->correction2;
+
+/* ---- adamw: what is not float is unpacked a block at a time, and packed again ---- */
+WRPO__KERNEL void WRPO__(adamw_floats)(float *w, float *m, float *v, const float *g, int64_t n,
+                                       const wrpo_adamw *step) {
+    const float keep = (float)(1 - (double)step->lr * (double)step->weight_decay);
+    const float rate = (float)((double)step->lr / step->correction1), correction2 = (float)step->correction2;
+    const float new1 = (float)(1 - (double)step->beta1), new2 = (float)(1 - (double)step->beta2);
     for (int64_t i = 0; i < n; i += WRPO__LANES) {
-        WRPO__V gi = WRPO__(get)(g + i, n - i, 0) * step->grad_scale, mi = WRPO__(get)(m + i, n - i, 0), vi = WRPO__(get)(v + i, n - i, 0);
-        mi = WRPO__FMA(WRPO__SET(b1), gi - mi, mi);
-        vi = WRPO__FMA(b2 * gi, gi, vi * step->beta2);
-        WRPO__V root = WRPO__(sqrt)(vi) / correction2 + step->eps;
-        WRPO__(put)(m + i, n - i, mi);
-        WRPO__(put)(v + i, n - i, vi);
-        WRPO__(put)(w + i, n - i, WRPO__(get)(w + i, n - i, 0) * keep - rate * mi / root);
+        const WRPO__V gradient = WRPO__GET(g) * step->grad_scale, old = WRPO__GET(m);
+        const WRPO__V m_now = WRPO__FMA(new1, gradient - old, old);
+        const WRPO__V v_now = WRPO__FMA(new2 * gradient, gradient, WRPO__GET(v) * step->beta2);
+        WRPO__PUT(m, m_now);
+        WRPO__PUT(v, v_now);
+        WRPO__PUT(w, WRPO__GET(w) * keep - rate * m_now / (WRPO__(sqrt)(v_now) / correction2 + step->eps));
     }
 }
-/* What is not float in memory is unpacked a block at a time, and packed again. */
-WRPO__INLINE WRPO__U WRPO__(random)(uint32_t seed, int64_t i) {        /* 32 bits for each of numbers i ... i + LANES: a hash of (seed, i) */
-    uint32_t count[WRPO__LANES];
-    for (int k = 0; k < WRPO__LANES; k++) count[k] = seed + (uint32_t)(i + k) * 0x9E3779B9u;
-    WRPO__U x;
-    memcpy(&x, count, sizeof x);
-    x = (x ^ x >> 16) * 0x7FEB352Du;
-    x = (x ^ x >> 15) * 0x846CA68Bu;
-    return x ^ x >> 16;
+WRPO__KERNEL void WRPO__(masters_load)(float *x, const uint16_t *high, const uint16_t *low) {
+    for (int64_t i = 0; i < WRPO_BLOCK; i++) x[i] = wrpo__master(high[i], low[i]);
 }
-WRPO__ROW void WRPO__(masters_unpack)(float *x, const uint16_t *w, const uint16_t *low) {
-    for (int64_t i = 0; i < WRPO_BLOCK; i++) x[i] = wrpo__master(w[i], low[i]);
+WRPO__KERNEL void WRPO__(masters_store)(uint16_t *high, uint16_t *low, const float *x) {
+    for (int64_t i = 0; i < WRPO_BLOCK; i++) wrpo__master_split(x[i], &high[i], &low[i]);
 }
-WRPO__ROW void WRPO__(masters_pack)(uint16_t *w, uint16_t *low, const float *x) {
-    for (int64_t i = 0; i < WRPO_BLOCK; i++) wrpo__master_split(x[i], &w[i], &low[i]);
+WRPO__INLINE WRPO__V WRPO__(code_value)(WRPO__V code, float scale, float top) {
+    const WRPO__V root = code * (1 / top), square = root * root;
+    return square * square * scale;
 }
-WRPO__ROW void WRPO__(bf16_unpack)(float *x, const uint16_t *y) {
-    for (int64_t i = 0; i < WRPO_BLOCK; i += WRPO__LANES) WRPO__STORE(x + i, WRPO__LOAD_HALF(y + i));
-}
-WRPO__ROW void WRPO__(bf16_pack)(uint16_t *y, const float *x, uint32_t seed, int64_t first) {
-    for (int64_t i = 0; i < WRPO_BLOCK; i += WRPO__LANES) WRPO__STORE_HIGH(y + i, WRPO__BITS(WRPO__LOAD(x + i)) + (WRPO__(random)(seed, first + i) >> 16));
-}
-/* codes 0 ... top of magnitudes: s (q / top)^4 */
-WRPO__INLINE WRPO__V WRPO__(decode)(WRPO__V q, float s, float top) {
-    q = q * (1 / top);
-    q = q * q;
-    return q * q * s;
-}
-WRPO__ROW void WRPO__(bytes_unpack)(float *x, const uint8_t *y, bool moment2) {
-    float s;
-    memcpy(&s, y + WRPO_BLOCK, 4);
-    for (int64_t i = 0; i < WRPO_BLOCK; i++) x[i] = moment2 ? (float)y[i] : (float)(int8_t)y[i];
-    for (int64_t i = 0; i < WRPO_BLOCK; i += WRPO__LANES) {
-        WRPO__V q = WRPO__LOAD(x + i), size = WRPO__(decode)(q, s, moment2 ? 255 : 127);
-        WRPO__STORE(x + i, WRPO__PICK(WRPO__LESS(q, WRPO__SET(0.0f)), -size, size));
-    }
-}
-WRPO__ROW void WRPO__(bytes_pack)(uint8_t *y, const float *x, bool moment2, uint32_t seed, int64_t first) {
-    const float top = moment2 ? 255 : 127;
-    WRPO__V most = {0};
-    for (int64_t i = 0; i < WRPO_BLOCK; i += WRPO__LANES) most = WRPO__(max)(most, WRPO__(max)(WRPO__LOAD(x + i), -WRPO__LOAD(x + i)));
-    const float s = WRPO__(largest)(most), inverse = s >= FLT_MIN ? 1 / s : 0;
-    float codes[WRPO_BLOCK];
-    for (int64_t i = 0; i < WRPO_BLOCK; i += WRPO__LANES) {
-        WRPO__V size = WRPO__(max)(WRPO__LOAD(x + i), -WRPO__LOAD(x + i)), q = WRPO__(sqrt)(WRPO__(sqrt)(size * inverse)) * top;
-        q = WRPO__WHOLE(-WRPO__(max)(-q, WRPO__SET(1 - top)));                 /* q and q + 1 are the codes around it */
-        const WRPO__V low = WRPO__(decode)(q, s, top), high = WRPO__(decode)(q + 1, s, top);
-        const WRPO__V dice = WRPO__REAL(WRPO__(random)(seed, first + i) >> 8) * (1.0f / 16777216);
-        q = WRPO__PICK(WRPO__LESS(dice * (high - low), size - low), q + 1, q);
-        if (moment2) q = WRPO__PICK(WRPO__LESS(WRPO__SET(0.0f), size), WRPO__(max)(q, WRPO__SET(1.0f)), q);
-        WRPO__STORE(codes + i, q);
-    }
-    for (int64_t i = 0; i < WRPO_BLOCK; i++) y[i] = moment2 ? (uint8_t)codes[i] : (uint8_t)(int8_t)(x[i] < 0 ? -codes[i] : codes[i]);
-    memcpy(y + WRPO_BLOCK, &s, 4);
-}
-WRPO__ROW void WRPO__(moment_unpack)(float *x, const void *y, wrpo_moments moments, bool moment2) {
-    if (moments == WRPO_MOMENTS_BF16) WRPO__(bf16_unpack)(x, y);
-    else WRPO__(bytes_unpack)(x, y, moment2);
-}
-WRPO__ROW void WRPO__(moment_pack)(void *y, const float *x, wrpo_moments moments, bool moment2, uint32_t seed, int64_t first) {
-    if (moments == WRPO_MOMENTS_BF16) WRPO__(bf16_pack)(y, x, seed, first);
-    else WRPO__(bytes_pack)(y, x, moment2, seed, first);
-}
-/* numbers [first, first + n) of the arrays; first is at a block */
-static void WRPO__(adamw_task)(void *w, uint16_t *low, void *m, void *v, const float *g, int64_t first, int64_t n, const wrpo_adamw *step) {
-    const bool floats = step->moments == WRPO_MOMENTS_F32;
-    const uint32_t seed_m = (uint32_t)step->seed, seed_v = (uint32_t)(step->seed >> 32);
-    if (floats && !low) {
-        WRPO__(adamw_part)((float *)w + first, (float *)m + first, (float *)v + first, g + first, n, step);
+WRPO__KERNEL void WRPO__(moment_load)(float *x, const void *block, bool bf16, bool second) {
+    const uint8_t *codes = block;
+    float scale;
+    if (bf16) {
+        for (int64_t i = 0; i < WRPO_BLOCK; i += WRPO__LANES)
+            WRPO__STORE(x + i, WRPO__LOAD_BF16((const uint16_t *)block + i));
         return;
     }
-    for (int64_t i = first; i < first + n; i += WRPO_BLOCK) {
-        float tw[WRPO_BLOCK], tm[WRPO_BLOCK], tv[WRPO_BLOCK];
-        char *pm = (char *)m + wrpo_moments_bytes(step->moments, i), *pv = (char *)v + wrpo_moments_bytes(step->moments, i);
-        if (low) WRPO__(masters_unpack)(tw, (uint16_t *)w + i, low + i);
-        if (!floats) WRPO__(moment_unpack)(tm, pm, step->moments, false), WRPO__(moment_unpack)(tv, pv, step->moments, true);
-        WRPO__(adamw_part)(low ? tw : (float *)w + i, floats ? (float *)m + i : tm, floats ? (float *)v + i : tv, g + i, WRPO__MIN(WRPO_BLOCK, first + n - i), step);
-        if (!floats) WRPO__(moment_pack)(pm, tm, step->moments, false, seed_m, i), WRPO__(moment_pack)(pv, tv, step->moments, true, seed_v, i);
-        if (low) WRPO__(masters_pack)((uint16_t *)w + i, low + i, tw);
+    memcpy(&scale, codes + WRPO_BLOCK, sizeof scale);
+    for (int64_t i = 0; i < WRPO_BLOCK; i++) x[i] = second ? (float)codes[i] : (float)(int8_t)codes[i];
+    for (int64_t i = 0; i < WRPO_BLOCK; i += WRPO__LANES) {
+        const WRPO__V code = WRPO__LOAD(x + i), size = WRPO__(code_value)(code, scale, second ? 255 : 127);
+        WRPO__STORE(x + i, WRPO__(select)(WRPO__LESS(code, 0.0f), -size, size));
     }
 }
-static void WRPO__(adamw)(void *dev, void *w, uint16_t *low, void *m, void *v, const float *g, int64_t count, const wrpo_adamw *step) {
-    wrpo__cpu *cpu = dev;
-    WRPO__PARFOR(wrpo__cpu_team(cpu, count))
-    for (int64_t i = 0; i < count; i += WRPO__GRAIN) WRPO__(adamw_task)(w, low, m, v, g, i, WRPO__MIN(count - i, WRPO__GRAIN), step);
+WRPO__KERNEL void WRPO__(moment_store)(void *block, const float *x, bool bf16, bool second, uint32_t seed,
+                                       int64_t first) {
+    const float top = second ? 255 : 127;
+    uint8_t *codes = block;
+    uint32_t dice[WRPO_BLOCK];
+    float code[WRPO_BLOCK];
+    for (int64_t i = 0; i < WRPO_BLOCK; i++) dice[i] = wrpo__dice(seed, first + i);
+    if (bf16) {
+        for (int64_t i = 0; i < WRPO_BLOCK; i++)
+            ((uint16_t *)block)[i] = (uint16_t)((wrpo__float_bits(x[i]) + (dice[i] >> 16)) >> 16);
+        return;
+    }
+    WRPO__V most = {0};
+    for (int64_t i = 0; i < WRPO_BLOCK; i += WRPO__LANES)
+        most = WRPO__(max)(most, WRPO__(max)(WRPO__LOAD(x + i), -WRPO__LOAD(x + i)));
+    const float scale = WRPO__(largest)(most), inverse = scale >= FLT_MIN ? 1 / scale : 0;
+    for (int64_t i = 0; i < WRPO_BLOCK; i++) code[i] = (float)(int32_t)(dice[i] >> 8) * (1.0f / 16777216);
+    for (int64_t i = 0; i < WRPO_BLOCK; i += WRPO__LANES) {
+        const WRPO__V size = WRPO__(max)(WRPO__LOAD(x + i), -WRPO__LOAD(x + i)), chance = WRPO__LOAD(code + i);
+        WRPO__V q = WRPO__(sqrt)(WRPO__(sqrt)(size * inverse)) * top;
+        q = WRPO__TRUNCATE(-WRPO__(max)(-q, WRPO__VECTOR(1 - top)));           /* q and q + 1 are the codes around it */
+        const WRPO__V low = WRPO__(code_value)(q, scale, top), high = WRPO__(code_value)(q + 1, scale, top);
+        q = WRPO__(select)(WRPO__LESS(chance * (high - low), size - low), q + 1, q);
+        if (second) q = WRPO__(select)(WRPO__LESS(0.0f, size), WRPO__(max)(q, WRPO__VECTOR(1.0f)), q);
+        WRPO__STORE(code + i, q);
+    }
+    for (int64_t i = 0; i < WRPO_BLOCK; i++)
+        codes[i] = second ? (uint8_t)code[i] : (uint8_t)(int8_t)(x[i] < 0 ? -code[i] : code[i]);
+    memcpy(codes + WRPO_BLOCK, &scale, sizeof scale);
+}
+/* Elements [first, first + n) of the arrays; first is at a block. */
+WRPO__KERNEL void WRPO__(adamw)(void *w, uint16_t *low, void *m, void *v, const float *g, int64_t first, int64_t n,
+                                const wrpo_adamw *step) {
+    const bool floats = step->moments == WRPO_MOMENTS_F32, bf16 = step->moments == WRPO_MOMENTS_BF16;
+    const uint32_t seed_m = (uint32_t)step->seed, seed_v = (uint32_t)(step->seed >> 32);
+    const int64_t end = first + n, at_once = floats && !low ? n : WRPO_BLOCK;
+    for (int64_t i = first; i < end; i += at_once) {
+        float w_now[WRPO_BLOCK], m_now[WRPO_BLOCK], v_now[WRPO_BLOCK];
+        char *m_block = (char *)m + wrpo_moments_bytes(step->moments, i);
+        char *v_block = (char *)v + wrpo_moments_bytes(step->moments, i);
+        uint16_t *high = low ? (uint16_t *)w + i : NULL;
+        if (low) WRPO__(masters_load)(w_now, high, low + i);
+        if (!floats) {
+            WRPO__(moment_load)(m_now, m_block, bf16, false);
+            WRPO__(moment_load)(v_now, v_block, bf16, true);
+        }
+        WRPO__(adamw_floats)(low ? w_now : (float *)w + i, floats ? (float *)m + i : m_now,
+                             floats ? (float *)v + i : v_now, g + i, WRPO__MIN(at_once, end - i), step);
+        if (!floats) {
+            WRPO__(moment_store)(m_block, m_now, bf16, false, seed_m, i);
+            WRPO__(moment_store)(v_block, v_now, bf16, true, seed_v, i);
+        }
+        if (low) WRPO__(masters_store)(high, low + i, w_now);
+    }
 }
 
-/* ---- gemm ----
-   Goto's scheme. A (rows of C) is packed into panels of MR rows, B (columns) into panels of NR, both step by step of k:
-   a[k][MS], b[k][NR]. The register tile multiplies one panel of each: per step NV vectors of B, MR single numbers of A,
-   MR * NV multiply-adds, all of C's tile in registers. The panels of the smaller of the two are packed by all threads for
-   all of them; then a task packs a few panels of the other, which stay in the cache next to its core, and runs them past all
-   of the first. Where A is one panel, B is not packed (thin_of). Each number of C is the sum over blocks of k (cut from 0, by
-   K alone) of the sums over k in order: the same for every row, whatever m, n and the threads.                            */
 
-/* x becomes its own transpose: log2(LANES) rounds, each interleaving row i with row i + LANES/2 */
-WRPO__INLINE void WRPO__(transpose)(WRPO__V *x) {
-#if WRPO__LANES > 1
-    WRPO__V t[WRPO__LANES];
-    WRPO__UNROLL
-    for (int w = 1; w < WRPO__LANES; w *= 2) {
-        WRPO__UNROLL
-        for (int i = 0; i < WRPO__LANES / 2; i++) {
-            t[2 * i] = WRPO__MIX(x[i], x[i + WRPO__LANES / 2], WRPO__LOW);
-            t[2 * i + 1] = WRPO__MIX(x[i], x[i + WRPO__LANES / 2], WRPO__HIGH);
-        }
+/* ---- products: panels and tiles ----
+   A packed panel of A is a[word][MR_ROOM], of B b[word][NR]: the lanes of a word are side by side. The tile multiplies
+   one panel of each: per word NV vectors of B, MR single words of A and MR NV multiply-adds, with all of C's tile in
+   registers. An element of C is the sum of its block of k in the order of k, whatever kernel computes it. */
+WRPO__INLINE WRPO__V WRPO__(pair_of)(WRPO__V a, WRPO__V b) {  /* two vectors of steps of one lane */
+#if WRPO__LANES == 16
+    return (WRPO__V)wrpo__pair_of(a, b);
+#else
+    return a + b;                    /* never called, as HAS_PAIRS is 0 */
+#endif
+}
+WRPO__INLINE WRPO__V WRPO__(step)(const bool pairs, WRPO__V a, WRPO__V b, WRPO__V c) {        /* c + a b */
+#if WRPO__LANES == 16
+    if (pairs) return wrpo__pair_dot(a, b, c);
+#endif
+    (void)pairs;
+    return WRPO__FMA(a, b, c);
+}
+/* a and b are the bits of two steps of all lanes: rounded to nearest, unless they are bfloat16 already. */
+WRPO__INLINE WRPO__V WRPO__(pair_across)(WRPO__U a, WRPO__U b, const bool round) {
+    if (round) {
+        a += 0x7FFFu + (a >> 16 & 1);
+        b += 0x7FFFu + (b >> 16 & 1);
+    }
+    return WRPO__FLOATS(a >> 16 | (b & 0xFFFF0000u));
+}
+/* The words at element `at` of an operand, in a vector: LANES words of one lane (along) or one word of LANES lanes
+   (across). `lanes` and `steps` are left from there on. */
+WRPO__INLINE WRPO__V WRPO__(words)(const bool across, const bool pairs, wrpo__operand from, int64_t at,
+                                   int64_t lanes, int64_t steps) {
+    const bool bf16 = from.type == WRPO_DTYPE_BF16;
+    if (pairs && bf16 && !across) {                    /* two to a word, as they are in memory */
+        WRPO__V x = {0};
+        memcpy(&x, (const uint16_t *)from.data + at, 2 * (size_t)WRPO__MIN(steps, 2 * WRPO__LANES));
+        return x;
+    }
+    const WRPO__V first = WRPO__(read)(from.data, from.type, at, across ? lanes : steps, 0);
+    if (!pairs) return first;
+    if (!across)
+        return WRPO__(pair_of)(first, WRPO__(read)(from.data, from.type, at + WRPO__LANES, steps - WRPO__LANES, 0));
+    const WRPO__V second = steps > 1 ? WRPO__(read)(from.data, from.type, at + from.step, lanes, 0) : (WRPO__V){0};
+    return WRPO__(pair_across)(WRPO__BITS(first), WRPO__BITS(second), !bf16);
+}
+/* LANES such vectors, of one lane or word after the other; those from `count` on are 0. Where fewer elements are left
+   than a whole square needs, a function of its own reads them, to keep this code short. */
+WRPO__COLD void WRPO__(square_end)(WRPO__V *x, bool across, bool pairs, wrpo__operand from, int64_t at, int64_t count,
+                                   int64_t lanes, int64_t steps) {
+    const int step = pairs ? 2 : 1;
+    for (int i = 0; i < WRPO__LANES; i++, at += across ? from.step * step : from.lane) {
+        const int64_t left = across ? steps - i * step : steps;
+        x[i] = i < count ? WRPO__(words)(across, pairs, from, at, lanes, left) : (WRPO__V){0};
+    }
+}
+WRPO__INLINE void WRPO__(square)(WRPO__V *x, const bool across, const bool pairs, wrpo__operand from, int64_t at,
+                                 int64_t count, int64_t lanes, int64_t steps) {
+    const int whole = (pairs ? 2 : 1) * WRPO__LANES;
+    const int64_t next = across ? from.step * (pairs ? 2 : 1) : from.lane, size = from.type == WRPO_DTYPE_BF16 ? 2 : 4;
+    const bool inside = lanes >= WRPO__LANES || (steps > whole && WRPO__LANES - lanes <= from.step);
+    if (steps < whole || (across && !inside)) {
+        WRPO__V t[WRPO__LANES];
+        WRPO__(square_end)(t, across, pairs, from, at, count, lanes, steps);
         WRPO__UNROLL
         for (int i = 0; i < WRPO__LANES; i++) x[i] = t[i];
-    }
-#else
-    (void)x;
-#endif
-}
-/* n lanes (rows of A, columns of B) by kc steps into panels of `width` lanes, [word][stride] each, `next` numbers apart; missing
-   lanes are 0. Lane l, step k is number l * ls + k * ks of from, which are floats or halves (bfloat16); either ls or ks is 1. A word
-   is the float of a step; in pairs it is two steps, rounded to bfloat16, a last single one with 0. Where steps are rows of `from`,
-   ABREAST of them are read side by side, each from end to end. */
-#define WRPO__NUMBER(i) (half ? wrpo__float_of(((const uint16_t *)from)[i]) : ((const float *)from)[i])
-#define WRPO__VECTOR(i) (half ? WRPO__LOAD_HALF((const uint16_t *)from + (i)) : WRPO__LOAD((const float *)from + (i)))
-#define WRPO__AHEAD(i) WRPO__PREFETCH((const char *)from + (i) * (half ? 2 : 4) + 192, 0)     /* rows are left again before the machine sees them coming */
-#ifdef WRPO__IN_PAIRS
-/* words of two steps: low halves from a, high ones from b, rounded to nearest unless they are bfloat16 already */
-WRPO__INLINE WRPO__V WRPO__(pair_words)(WRPO__U a, WRPO__U b, const bool round) {
-    if (round) a += 0x7FFFu + (a >> 16 & 1), b += 0x7FFFu + (b >> 16 & 1);
-    return WRPO__FLOATS(a >> 16 | (b & ((WRPO__U){0} + 0xFFFF0000u)));
-}
-WRPO__INLINE WRPO__V WRPO__(halves)(const uint16_t *p) { WRPO__V x; memcpy(&x, p, sizeof x); return x; }     /* two to a word, as they are */
-/* from number i on: one word of LANES lanes; LANES words of one lane */
-#define WRPO__ACROSS(i) (pairs ? WRPO__(pair_words)(WRPO__BITS(WRPO__VECTOR(i)), WRPO__BITS(WRPO__VECTOR((i) + ks)), !half) : WRPO__VECTOR(i))
-#define WRPO__ALONG(i) (!pairs ? WRPO__VECTOR(i) : half ? WRPO__(halves)((const uint16_t *)from + (i)) \
-                                                       : (WRPO__V)wrpo__pair_of(WRPO__VECTOR(i), WRPO__VECTOR((i) + WRPO__LANES)))
-#else
-#define WRPO__ACROSS(i) WRPO__VECTOR(i)
-#define WRPO__ALONG(i) WRPO__VECTOR(i)
-#endif
-WRPO__INLINE float WRPO__(word)(const bool pairs, const bool half, const void *from, int64_t at, int64_t ks, int64_t left) {
-    if (!pairs) return WRPO__NUMBER(at);
-    const uint32_t low = wrpo__float_to_bf16(WRPO__NUMBER(at)), high = left > 1 ? wrpo__float_to_bf16(WRPO__NUMBER(at + ks)) : 0;
-    return wrpo__bits_float(low | high << 16);
-}
-WRPO__INLINE void WRPO__(pack)(const int width, const int stride, const bool pairs, const bool half, float *dst, int64_t next, const void *from, int64_t ls, int64_t ks, int64_t n, int64_t kc) {
-    const int step = pairs ? 2 : 1;
-    if (ls == 1) {
-        for (int64_t k0 = 0; k0 < kc; k0 += WRPO__ABREAST)
-            for (int64_t p = 0; p < n; p += width)
-                for (int64_t k = k0; k < WRPO__MIN(kc, k0 + WRPO__ABREAST); k += step) {
-                    const int64_t at = p + k * ks;
-                    float *d = dst + p / width * next + k / step * stride;
-                    WRPO__AHEAD(at);
-                    if (pairs) WRPO__AHEAD(at + ks);
-                    if (p + stride <= n && k + step <= kc)     /* lanes between width and stride may hold anything: no tile looks at them */
-                        for (int l = 0; l < stride; l += WRPO__LANES) WRPO__STORE(d + l, WRPO__ACROSS(at + l));
-                    else
-                        for (int l = 0; l < stride; l++) d[l] = l < WRPO__MIN(n - p, width) ? WRPO__(word)(pairs, half, from, at + l, ks, kc - k) : 0;
-                }
         return;
     }
-    for (int64_t p = 0; p < n; p += width, dst += next) {
-        const int64_t lanes = WRPO__MIN(n - p, width);
-        int64_t k = 0;
-        for (; k + step * WRPO__LANES <= kc; k += step * WRPO__LANES)
-            for (int l = 0; l < stride; l += WRPO__LANES) {
+    WRPO__UNROLL
+    for (int i = 0; i < WRPO__LANES; i++, at += next) {
+        const char *ahead = (const char *)from.data + at * size + 192; /* the machine does not foresee short rows */
+        x[i] = (WRPO__V){0};
+        if (!across && i >= count) continue;
+        WRPO__PREFETCH(ahead, 0);
+        if (across && pairs) WRPO__PREFETCH(ahead + from.step * size, 0);
+        x[i] = WRPO__(words)(across, pairs, from, at, WRPO__LANES, whole);
+    }
+}
+/* n lanes by kc steps become panels of `width` lanes, `next` floats apart, each [words][room] or, for tiles of A, lane
+   by lane, [room][words]. It goes in squares of LANES lanes by LANES words: they are read along the stride 1, and
+   turned where the panel has the other order. Missing lanes and steps are 0. Lanes from width to room may have any
+   value, because no tile looks at them. Where steps are rows of the operand, one square after the other takes the same
+   rows. */
+WRPO__INLINE void WRPO__(pack_as)(const bool across, const int width, const int room, const bool pairs,
+                                  const bool by_lane, float *panels, int64_t next, int64_t words, wrpo__operand from,
+                                  int64_t n, int64_t kc) {
+    const int step = pairs ? 2 : 1;
+    const int64_t n_panels = wrpo__div_up(n, width), squares = wrpo__div_up(words, WRPO__LANES);
+    for (int64_t outer = 0; outer < (across ? squares : n_panels); outer++)
+        for (int64_t inner = 0; inner < (across ? n_panels : squares); inner++) {
+            const int64_t panel = across ? inner : outer, word = (across ? outer : inner) * WRPO__LANES;
+            const int64_t k = word * step, steps = kc - k;
+            for (int slot = 0; slot < room; slot += WRPO__LANES) {
+                const int64_t lane = panel * width + slot, at = lane * from.lane + k * from.step, lanes = n - lane;
+                const int64_t count = across ? wrpo__div_up(steps, step) : WRPO__MIN(lanes, width - slot);
+                float *to = panels + panel * next + (by_lane ? slot * words + word : word * room + slot);
                 WRPO__V x[WRPO__LANES];
+                WRPO__(square)(x, across, pairs, from, at, count, lanes, steps);
+                if (across == by_lane) WRPO__(turn)(x);
                 WRPO__UNROLL
-                for (int i = 0; i < WRPO__LANES; i++) {
-                    const int64_t at = (p + l + i) * ls + k;
-                    WRPO__AHEAD(at);
-                    x[i] = l + i < lanes ? WRPO__ALONG(at) : (WRPO__V){0};
-                }
-                WRPO__(transpose)(x);
-                WRPO__UNROLL
-                for (int i = 0; i < WRPO__LANES; i++) WRPO__STORE(dst + (k / step + i) * stride + l, x[i]);
+                for (int i = 0; i < WRPO__LANES; i++)
+                    if (by_lane || word + i < words) WRPO__STORE(to + i * (by_lane ? words : room), x[i]);
             }
-        for (int left = (int)(kc - k); left > 0; left -= step, k += step)
-            for (int l = 0; l < stride; l++) dst[k / step * stride + l] = l < lanes ? WRPO__(word)(pairs, half, from, (p + l) * ls + k, ks, left) : 0;
-    }
-}
-#define WRPO__PACK(name, width, stride, pairs, half) \
-    WRPO__ROW void WRPO__(name)(float *dst, int64_t next, const void *from, int64_t ls, int64_t ks, int64_t n, int64_t kc) { \
-        WRPO__(pack)(width, stride, pairs, half, dst, next, from, ls, ks, n, kc); \
-    }
-WRPO__PACK(pack_a, WRPO__(MR), WRPO__(MS), false, false)
-WRPO__PACK(pack_b, WRPO__(NR), WRPO__(NR), false, false)
-WRPO__PACK(pack_b_half, WRPO__(NR), WRPO__(NR), false, true)
-#ifdef WRPO__IN_PAIRS
-WRPO__PACK(pack_a_pairs, WRPO__(MR), WRPO__(MS), true, false)
-WRPO__PACK(pack_b_pairs, WRPO__(NR), WRPO__(NR), true, false)
-WRPO__PACK(pack_b_half_pairs, WRPO__(NR), WRPO__(NR), true, true)
-/* The same of A for tiles: panels of 32 lanes, [lane][words]; words are a multiple of 16, what is missing is 0. */
-WRPO__ROW void WRPO__(pack_a_tiles)(float *dst, const float *src, int64_t ls, int64_t ks, int64_t n, int64_t kc, int64_t words) {
-    for (int64_t l = 0; l < (n + 31) / 32 * 32; l += 16)
-        for (int64_t k = 0; k < 2 * words; k += 32) {
-            WRPO__V x[16];
-            for (int64_t i = 0; i < 16; i++)
-                if (ls != 1) {
-                    const float *from = src + (l + i) * ls + k;
-                    x[i] = l + i < n ? (WRPO__V)wrpo__pair_of(WRPO__(get)(from, kc - k, 0), WRPO__(get)(kc - k > 16 ? from + 16 : from, kc - k - 16, 0)) : (WRPO__V){0};
-                } else {
-                    const int64_t at = k + 2 * i;
-                    const WRPO__U a = at < kc ? WRPO__BITS(WRPO__(get)(src + at * ks + l, n - l, 0)) : (WRPO__U){0};
-                    const WRPO__U b = at + 1 < kc ? WRPO__BITS(WRPO__(get)(src + (at + 1) * ks + l, n - l, 0)) : (WRPO__U){0};
-                    x[i] = WRPO__(pair_words)(a, b, true);
-                }
-            if (ls == 1) WRPO__(transpose)(x);
-            for (int i = 0; i < 16; i++) WRPO__STORE(dst + (l + i) * words + k / 2, x[i]);
         }
 }
-#endif
-#undef WRPO__PACK
-#undef WRPO__ACROSS
-/* panels of A (side 0) or of B (1), in words of `pair` steps; half: B's, from bfloat16 */
-static void WRPO__(pack_side)(int side, int64_t pair, bool half, float *dst, int64_t next, const void *from, int64_t ls, int64_t ks, int64_t n, int64_t kc) {
-#ifdef WRPO__IN_PAIRS
-    if (pair == 2) {
-        (half ? WRPO__(pack_b_half_pairs) : side ? WRPO__(pack_b_pairs) : WRPO__(pack_a_pairs))(dst, next, from, ls, ks, n, kc);
-        return;
-    }
-#endif
-    (void)pair;
-    (half ? WRPO__(pack_b_half) : side ? WRPO__(pack_b) : WRPO__(pack_a))(dst, next, from, ls, ks, n, kc);
+WRPO__INLINE void WRPO__(pack_of)(const int width, const int room, const bool pairs, const bool by_lane,
+                                  const wrpo_dtype type, float *panels, int64_t next, int64_t words,
+                                  wrpo__operand from, int64_t n, int64_t kc) {
+    from.type = type;
+    if (from.lane == 1) WRPO__(pack_as)(true, width, room, pairs, by_lane, panels, next, words, from, n, kc);
+    else WRPO__(pack_as)(false, width, room, pairs, by_lane, panels, next, words, from, n, kc);
 }
-/* c[m,n] = or += a' b for few rows: a panel a[kc][MS] and n <= LANES columns of b, column i at number i * ld, which are turned in registers
-   and not packed: each number of b is used but m times. The same sums in the same order as a tile's. */
-WRPO__INLINE void WRPO__(thin_of)(const int rows, const bool pairs, const bool half, int64_t kc, const float *a, const void *from, int64_t ld, float *c, int64_t ldc, int64_t m, int64_t n, bool add) {
-    const int step = pairs ? 2 : 1;
-    WRPO__V sum[WRPO__(MR)], x[WRPO__LANES];
-    WRPO__UNROLL
-    for (int r = 0; r < rows; r++) sum[r] = (WRPO__V){0};
-    for (int64_t k = 0; k < kc; k += step * WRPO__LANES) {
-        const int64_t left = kc - k, words = WRPO__MIN((left + step - 1) / step, WRPO__LANES);
-        WRPO__UNROLL
-        for (int i = 0; i < WRPO__LANES; i++) {
-            const int64_t at = i * ld + k;
-            x[i] = (WRPO__V){0};
-            if (i >= n) continue;
-            WRPO__AHEAD(at);
-            if (left >= step * WRPO__LANES) x[i] = WRPO__ALONG(at);
-            else if (pairs) memcpy(&x[i], (const uint16_t *)from + at, (size_t)left * 2);
-            else for (int64_t l = 0; l < left; l++) ((float *)&x[i])[l] = WRPO__NUMBER(at + l);
-        }
-        WRPO__(transpose)(x);
-        if (words == WRPO__LANES) {
-            WRPO__UNROLL
-            for (int i = 0; i < WRPO__LANES; i++, a += WRPO__(MS)) {
-                WRPO__UNROLL
-                for (int r = 0; r < rows; r++) sum[r] = WRPO__STEP(pairs, WRPO__ALL(a[r]), x[i], sum[r]);
-            }
-        } else
-            for (int64_t i = 0; i < words; i++, a += WRPO__(MS)) {
-                WRPO__UNROLL
-                for (int r = 0; r < rows; r++) sum[r] = WRPO__STEP(pairs, WRPO__ALL(a[r]), x[i], sum[r]);
-            }
-    }
-    WRPO__UNROLL
-    for (int r = 0; r < rows; r++)
-        if (r < m) WRPO__(put)(c + r * ldc, n, add ? (WRPO__V)(WRPO__(get)(c + r * ldc, n, 0) + sum[r]) : sum[r]);
+WRPO__KERNEL void WRPO__(pack)(wrpo__factors factors, bool is_b, float *panels, int64_t next, int64_t words,
+                               wrpo__operand from, int64_t n, int64_t kc) {
+    enum { MR = WRPO__(MR), ROOM = WRPO__(MR_ROOM), NR = WRPO__(NR) };
+    const wrpo_dtype F32 = WRPO_DTYPE_F32, BF16 = WRPO_DTYPE_BF16;
+    const bool pairs = WRPO__(HAS_PAIRS) && factors != WRPO__FLOATS, bf16 = from.type == BF16;
+    if (is_b && pairs && bf16) WRPO__(pack_of)(NR, NR, true, false, BF16, panels, next, words, from, n, kc);
+    else if (is_b && pairs) WRPO__(pack_of)(NR, NR, true, false, F32, panels, next, words, from, n, kc);
+    else if (is_b && bf16) WRPO__(pack_of)(NR, NR, false, false, BF16, panels, next, words, from, n, kc);
+    else if (is_b) WRPO__(pack_of)(NR, NR, false, false, F32, panels, next, words, from, n, kc);
+    else if (!pairs) WRPO__(pack_of)(MR, ROOM, false, false, F32, panels, next, words, from, n, kc);
+    else if (factors == WRPO__PAIRS) WRPO__(pack_of)(MR, ROOM, true, false, F32, panels, next, words, from, n, kc);
+    else WRPO__(pack_of)(32, 32, true, true, F32, panels, next, words, from, n, kc);
 }
-#define WRPO__THIN(name, rows, pairs, half) \
-    WRPO__ROW void WRPO__(name)(int64_t kc, const float *a, const void *b, int64_t ld, float *c, int64_t ldc, int64_t m, int64_t n, bool add) { \
-        WRPO__(thin_of)(rows, pairs, half, kc, a, b, ld, c, ldc, m, n, add); \
-    }
-WRPO__THIN(thin_full, WRPO__(MR), false, false)
-WRPO__THIN(thin_four, 4, false, false)
-WRPO__THIN(thin_one, 1, false, false)
-WRPO__THIN(thin_full_half, WRPO__(MR), false, true)
-WRPO__THIN(thin_four_half, 4, false, true)
-WRPO__THIN(thin_one_half, 1, false, true)
-#ifdef WRPO__IN_PAIRS
-WRPO__THIN(thin_full_pairs, WRPO__(MR), true, true)
-WRPO__THIN(thin_four_pairs, 4, true, true)
-WRPO__THIN(thin_one_pairs, 1, true, true)
-#endif
-#undef WRPO__THIN
-#undef WRPO__NUMBER
-#undef WRPO__VECTOR
-#undef WRPO__AHEAD
-#undef WRPO__ALONG
-/* c[m,n] = or += a' b for a panel a[kc][MS] and NR columns b[kc][ldb]; m <= rows, n <= NR. The whole tile is computed, m by n is written.
-   pairs: a step is a word of two. */
-WRPO__INLINE void WRPO__(tile_of)(const int rows, const bool pairs, int64_t kc, const float *a, const float *b, int64_t ldb, float *c, int64_t ldc, int64_t m, int64_t n, bool add) {
-    WRPO__V x[WRPO__(MR)][WRPO__(NV)];
-    (void)pairs;
+
+/* c[m,n] = or += a' b for words of packed panels; b's words are ldb apart. All of the tile is computed, m by n of it
+   are written. */
+WRPO__INLINE void WRPO__(tile_write)(const float *tile, float *c, int64_t ldc, int64_t m, int64_t columns, bool add) {
+    for (; m > 0; m--, tile += WRPO__(NR), c += ldc)
+        for (int64_t i = 0, n = columns; i < n; i += WRPO__LANES)
+            WRPO__PUT(c, add ? WRPO__GET(c) + WRPO__LOAD(tile + i) : WRPO__LOAD(tile + i));
+}
+WRPO__INLINE void WRPO__(tile_of)(const int rows, const bool pairs, int64_t words, const float *a, const float *b,
+                                  int64_t ldb, float *c, int64_t ldc, int64_t m, int64_t n, bool add) {
+    enum { MR = WRPO__(MR), NV = WRPO__(NV), NR = WRPO__(NR) };
+    WRPO__V x[MR][NV];
     WRPO__UNROLL
     for (int i = 0; i < rows; i++) {
         WRPO__UNROLL
-        for (int j = 0; j < WRPO__(NV); j++) x[i][j] = (WRPO__V){0};
+        for (int j = 0; j < NV; j++) {
+            x[i][j] = (WRPO__V){0};
+            WRPO__PREFETCH(c + (m == rows ? i : 0) * ldc + j * WRPO__LANES, 1);
+        }
     }
-    if (m == rows) {
+    for (int64_t word = 0; word < words; word++, a += WRPO__(MR_ROOM), b += ldb) {
+        WRPO__V bk[NV];
+        WRPO__UNROLL
+        for (int j = 0; j < NV; j++) bk[j] = WRPO__LOAD(b + j * WRPO__LANES);
+        WRPO__PREFETCH(a + 8 * WRPO__(MR_ROOM), 0);
         WRPO__UNROLL
         for (int i = 0; i < rows; i++) {
             WRPO__UNROLL
-            for (int j = 0; j < WRPO__(NV); j++) WRPO__PREFETCH(c + i * ldc + j * WRPO__LANES, 1);
+            for (int j = 0; j < NV; j++) x[i][j] = WRPO__(step)(pairs, WRPO__BROADCAST(a[i]), bk[j], x[i][j]);
         }
     }
-    for (int64_t k = 0; k < kc; k++, a += WRPO__(MS), b += ldb) {
-        WRPO__V bk[WRPO__(NV)];
-        WRPO__UNROLL
-        for (int j = 0; j < WRPO__(NV); j++) bk[j] = WRPO__LOAD(b + j * WRPO__LANES);
-        WRPO__PREFETCH(a + 8 * WRPO__(MS), 0);
-        WRPO__UNROLL
-        for (int i = 0; i < rows; i++) {
-            WRPO__UNROLL
-            for (int j = 0; j < WRPO__(NV); j++) x[i][j] = WRPO__STEP(pairs, WRPO__ALL(a[i]), bk[j], x[i][j]);
-        }
-    }
-    if (m == rows && n == WRPO__(NR)) {
-        WRPO__UNROLL
-        for (int i = 0; i < rows; i++) {
-            WRPO__UNROLL
-            for (int j = 0; j < WRPO__(NV); j++) {
-                float *p = c + i * ldc + j * WRPO__LANES;
-                WRPO__STORE(p, add ? (WRPO__V)(WRPO__LOAD(p) + x[i][j]) : x[i][j]);
-            }
-        }
+    if (m < rows || n < NR) {
+        WRPO__V part[MR][NV];
+        memcpy(part, x, sizeof part);
+        WRPO__(tile_write)((const float *)part, c, ldc, m, n, add);
         return;
     }
-    float t[WRPO__(MR)][WRPO__(NR)];
     WRPO__UNROLL
-    for (int i = 0; i < rows; i++) {
+    for (int i = 0; i < rows; i++, c += ldc) {
         WRPO__UNROLL
-        for (int j = 0; j < WRPO__(NV); j++) WRPO__STORE(t[i] + j * WRPO__LANES, x[i][j]);
+        for (int j = 0; j < NV; j++) {
+            float *p = c + j * WRPO__LANES;
+            WRPO__STORE(p, add ? WRPO__LOAD(p) + x[i][j] : x[i][j]);
+        }
     }
-    for (int64_t i = 0; i < m; i++)
-        for (int64_t j = 0; j < n; j++) c[i * ldc + j] = add ? c[i * ldc + j] + t[i][j] : t[i][j];
 }
-#define WRPO__TILE(name, rows, pairs) \
-    WRPO__ROW void WRPO__(name)(int64_t kc, const float *a, const float *b, int64_t ldb, float *c, int64_t ldc, int64_t m, int64_t n, bool add) { \
-        WRPO__(tile_of)(rows, pairs, kc, a, b, ldb, c, ldc, m, n, add); \
-    }
-WRPO__TILE(tile_full, WRPO__(MR), false)
-WRPO__TILE(tile_four, 4, false)
-WRPO__TILE(tile_one, 1, false)
-#ifdef WRPO__IN_PAIRS
-WRPO__TILE(tile_full_pairs, WRPO__(MR), true)
-WRPO__TILE(tile_four_pairs, 4, true)
-WRPO__TILE(tile_one_pairs, 1, true)
-#endif
-#undef WRPO__TILE
-#if defined(WRPO__IN_PAIRS) && defined(WRPO__TILE_DOT)
-/* c[m,n] = or += a b: a[32][words] by b[words][32], in four tiles of C */
-WRPO__ROW void WRPO__(tile_amx)(int64_t words, const float *a, const float *b, float *c, int64_t ldc, int64_t m, int64_t n, bool add) {
+/* a[32][words] by b[words][32], in four tiles of C: 0 and 1 are its upper rows, 2 and 3 the lower ones. */
+WRPO__KERNEL void WRPO__(tile_amx)(int64_t words, const float *a, const float *b, float *c, int64_t ldc, int64_t m,
+                                   int64_t n, bool add) {
     float t[32 * 32];
-    const bool both = m > 16;
     WRPO__TILE_ZERO(0);
     WRPO__TILE_ZERO(1);
     WRPO__TILE_ZERO(2);
     WRPO__TILE_ZERO(3);
-    for (int64_t w = 0; w < words; w += 16) {
-        WRPO__TILE_LOAD(4, a + w, words * 4);
-        WRPO__TILE_LOAD(6, b + w * 32, 128);
+    for (int64_t word = 0; word < words; word += 16) {
+        WRPO__TILE_LOAD(4, a + word, words * 4);
+        WRPO__TILE_LOAD(6, b + word * 32, 128);
         WRPO__TILE_DOT(0, 4, 6);
-        WRPO__TILE_LOAD(7, b + w * 32 + 16, 128);
+        WRPO__TILE_LOAD(7, b + word * 32 + 16, 128);
         WRPO__TILE_DOT(1, 4, 7);
-        if (!both) continue;
-        WRPO__TILE_LOAD(5, a + 16 * words + w, words * 4);
+        if (m <= 16) continue;
+        WRPO__TILE_LOAD(5, a + 16 * words + word, words * 4);
         WRPO__TILE_DOT(2, 5, 6);
         WRPO__TILE_DOT(3, 5, 7);
     }
@@ -12487,612 +12289,936 @@ WRPO__ROW void WRPO__(tile_amx)(int64_t words, const float *a, const float *b, f
     WRPO__TILE_STORE(1, t + 16, 128);
     WRPO__TILE_STORE(2, t + 512, 128);
     WRPO__TILE_STORE(3, t + 528, 128);
-    for (int64_t i = 0; i < m; i++)
-        for (int64_t j = 0; j < n; j += WRPO__LANES) {
-            float *p = c + i * ldc + j;
-            WRPO__V x = WRPO__LOAD(t + i * 32 + j);
-            WRPO__(put)(p, n - j, add ? x + WRPO__(get)(p, n - j, 0) : x);
-        }
+    WRPO__(tile_write)(t, c, ldc, m, n, add);
 }
-#endif
-static void WRPO__(tile)(bool pairs, int64_t kc, const float *a, const float *b, int64_t ldb, float *c, int64_t ldc, int64_t m, int64_t n, bool add) {
-#ifdef WRPO__IN_PAIRS
-    if (pairs) {
-        (m > 4 ? WRPO__(tile_full_pairs) : m > 1 ? WRPO__(tile_four_pairs) : WRPO__(tile_one_pairs))(kc, a, b, ldb, c, ldc, m, n, add);
-        return;
-    }
-#endif
-    (void)pairs;
-    (m > 4 ? WRPO__(tile_full) : m > 1 ? WRPO__(tile_four) : WRPO__(tile_one))(kc, a, b, ldb, c, ldc, m, n, add);
+WRPO__KERNEL void WRPO__(tile)(wrpo__factors factors, int64_t words, const float *a, const float *b, int64_t ldb,
+                               float *c, int64_t ldc, int64_t m, int64_t n, bool add) {
+    enum { MR = WRPO__(MR) };
+    const bool pairs = WRPO__(HAS_PAIRS) && factors == WRPO__PAIRS;
+    if (WRPO__(HAS_PAIRS) && factors == WRPO__TILES) WRPO__(tile_amx)(words, a, b, c, ldc, m, n, add);
+    else if (pairs && m > 4) WRPO__(tile_of)(MR, true, words, a, b, ldb, c, ldc, m, n, add);
+    else if (pairs) WRPO__(tile_of)(4, true, words, a, b, ldb, c, ldc, m, n, add);
+    else if (m > 4) WRPO__(tile_of)(MR, false, words, a, b, ldb, c, ldc, m, n, add);
+    else WRPO__(tile_of)(4, false, words, a, b, ldb, c, ldc, m, n, add);
 }
-/* the block of k that begins at k0: KC words, with the last two halved evenly */
-static int64_t WRPO__(kblock)(int64_t k, int64_t k0, int pair) {
-    const int64_t left = k - k0, whole = WRPO__KC * pair;
-    return left >= 2 * whole ? whole : left > whole ? (left / 2 + 31) / 32 * 32 : left;
-}
-typedef struct WRPO__(product) {     /* one piece. A and B are sides 0 and 1; their lanes, the rows and columns of C: [begin, end); steps [k0, k1) */
-    wrpo__cpu *cpu;
-    float *c; int64_t ldc;
-    const void *of[2];               /* lane i, step k is number i * ls + k * ks */
-    int64_t ls[2], ks[2], begin[2], end[2], k, k0, k1;
-    int pair;                        /* steps of k in a word: 2 where bfloat16 is multiplied */
-    int width[2], room[2];           /* lanes of a panel, and their room in it */
-    int shared;                      /* the side of which all panels of the piece are packed, for all threads */
-    bool half, add, tiles, thin;     /* half: B is bfloat16 */
-} WRPO__(product);
-/* lanes of one of `parts` equal parts, in whole panels */
-static int64_t WRPO__(share)(const WRPO__(product) *g, int side, int64_t lanes, int64_t parts) {
-    return wrpo__div_up(wrpo__div_up(lanes, WRPO__MAX(parts, 1)), g->width[side]) * g->width[side];
-}
-/* words of kc steps; tiles take 16 at a time */
-static int64_t WRPO__(words)(const WRPO__(product) *g, int64_t kc) {
-    const int64_t words = wrpo__div_up(kc, g->pair);
-    return g->tiles ? wrpo__div_up(words, 16) * 16 : words;
-}
-/* lanes [lane, lane + n) of a side, steps [k, k + kc) */
-static void WRPO__(gemm_pack)(const WRPO__(product) *g, int side, float *panels, int64_t lane, int64_t n, int64_t k, int64_t kc) {
-    const int64_t ls = g->ls[side], ks = g->ks[side], words = WRPO__(words)(g, kc), made = wrpo__div_up(kc, g->pair), next = g->room[side] * words;
-    const bool half = side && g->half;
-    const void *from = (const char *)g->of[side] + (lane * ls + k * ks) * (half ? 2 : 4);
-#ifdef WRPO__IN_PAIRS
-    if (!side && g->tiles) { WRPO__(pack_a_tiles)(panels, from, ls, ks, n, kc, words); return; }
-#endif
-    WRPO__(pack_side)(side, g->pair, half, panels, next, from, ls, ks, n, kc);
-    for (float *p = panels; made < words && p < panels + wrpo__div_up(n, g->width[side]) * next; p += next)        /* tiles of B */
-        memset(p + made * g->room[side], 0, (size_t)((words - made) * g->room[side]) * sizeof *p);
-}
-/* Shared panels, of the words from step k on, each `words` deep: the one of lane `lane`. */
-static float *WRPO__(gemm_shared)(const WRPO__(product) *g, int64_t lane, int64_t k, int64_t words) {
-    const int side = g->shared, width = g->width[side], room = g->room[side];
-    return g->cpu->packed + ((k - g->k0) / g->pair * wrpo__div_up(g->end[side] - g->begin[side], width) + (lane - g->begin[side]) / width * words) * room;
-}
-/* packs lanes [lane, lane + n) of the shared side, all steps of the piece */
-static void WRPO__(gemm_share)(const WRPO__(product) *g, int64_t lane, int64_t n) {
-    for (int64_t k = g->k0, kc; k < g->k1; k += kc) {
-        kc = WRPO__(kblock)(g->k, k, g->pair);
-        WRPO__(gemm_pack)(g, g->shared, WRPO__(gemm_shared)(g, lane, k, WRPO__(words)(g, kc)), lane, n, k, kc);
-    }
-}
-/* columns [j0, j1) of the piece, whose rows are few */
-static void WRPO__(gemm_thin)(const WRPO__(product) *g, int64_t j0, int64_t j1) {
-    const int64_t top = g->begin[0], rows = g->end[0] - top;
-    for (int64_t j = j0; j < j1; j += WRPO__LANES)
-        for (int64_t k = g->k0, kc; k < g->k1; k += kc) {
-            kc = WRPO__(kblock)(g->k, k, g->pair);
-            const float *a = WRPO__(gemm_shared)(g, top, k, WRPO__(words)(g, kc));
-            const void *b = (const char *)g->of[1] + (j * g->ls[1] + k) * (g->half ? 2 : 4);
-            float *c = g->c + top * g->ldc + j;
-            const int64_t n = WRPO__MIN(WRPO__LANES, j1 - j);
-            const bool add = g->add || k > 0;
-#define WRPO__RUN_THIN(kind) (rows > 4 ? WRPO__(thin_full##kind) : rows > 1 ? WRPO__(thin_four##kind) : WRPO__(thin_one##kind))(kc, a, b, g->ls[1], c, g->ldc, rows, n, add)
-#ifdef WRPO__IN_PAIRS
-            if (g->pair == 2) { WRPO__RUN_THIN(_pairs); continue; }
-#endif
-            if (g->half) WRPO__RUN_THIN(_half);
-            else WRPO__RUN_THIN();
-#undef WRPO__RUN_THIN
-        }
-}
-/* a part of the piece: lanes [begin, end) of both sides */
-static void WRPO__(gemm_task)(const WRPO__(product) *g, const int64_t *begin, const int64_t *end) {
-    if (g->thin) { WRPO__(gemm_thin)(g, begin[1], end[1]); return; }
-    const int64_t block = WRPO__(share)(g, 0, end[0] - begin[0], wrpo__div_up(end[0] - begin[0], WRPO__MC));
-    const int side = g->shared, other = !side;
-    float *own = wrpo__cpu_scratch(g->cpu);
-#if defined(WRPO__IN_PAIRS) && defined(WRPO__TILE_DOT)
-    static const struct { uint8_t palette, start, none[14]; uint16_t bytes[16]; uint8_t rows[16]; } config = {
-        1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
-    if (g->tiles) WRPO__TILE_CONFIG(&config);
-#endif
-    for (int64_t k = g->k0, kc; k < g->k1; k += kc) {
-        kc = WRPO__(kblock)(g->k, k, g->pair);
-        const int64_t words = WRPO__(words)(g, kc);
-        const float *panels[2];
-        panels[side] = WRPO__(gemm_shared)(g, begin[side], k, words), panels[other] = own;
-        WRPO__(gemm_pack)(g, other, own, begin[other], end[other] - begin[other], k, kc);
-        for (int64_t top = begin[0], low; top < end[0]; top = low) {   /* rows of A that stay in the cache for all panels */
-            low = WRPO__MIN(end[0], top + block);
-            for (int64_t j = begin[1]; j < end[1]; j += WRPO__(NR))
-                for (int64_t i = top; i < low; i += g->width[0]) {
-                    const float *a = panels[0] + (i - begin[0]) / g->width[0] * g->room[0] * words, *b = panels[1] + (j - begin[1]) * words;
-                    float *c = g->c + i * g->ldc + j;
-                    const int64_t m = WRPO__MIN(g->width[0], end[0] - i), n = WRPO__MIN(WRPO__(NR), end[1] - j);
-#if defined(WRPO__IN_PAIRS) && defined(WRPO__TILE_DOT)
-                    if (g->tiles) { WRPO__(tile_amx)(words, a, b, c, g->ldc, m, n, g->add || k > 0); continue; }
-#endif
-                    WRPO__(tile)(g->pair == 2, words, a, b, WRPO__(NR), c, g->ldc, m, n, g->add || k > 0);
-                }
+
+/* thin: c[m,n] = or += a' b for one panel of A and n <= LANES columns of b, whose steps are side by side in memory.
+   They are turned in registers and not packed, because each is used for m rows only. The order of the sums is a tile's.
+ */
+WRPO__INLINE void WRPO__(thin_of)(const int rows, const bool pairs, int64_t kc, const float *a, wrpo__operand b,
+                                  float *c, int64_t ldc, int64_t m, int64_t columns, bool add) {
+    const int step = pairs ? 2 : 1, whole = step * WRPO__LANES;
+    WRPO__V sum[WRPO__(MR)], x[WRPO__LANES];
+    WRPO__UNROLL
+    for (int r = 0; r < rows; r++) sum[r] = (WRPO__V){0};
+    for (int64_t k = 0; k < kc; k += whole) {
+        WRPO__(square)(x, false, pairs, b, k, columns, 0, kc - k);
+        WRPO__(turn)(x);
+        WRPO__UNROLL
+        for (int i = 0; i < WRPO__LANES; i++, a += WRPO__(MR_ROOM)) {
+            if (k + i * step >= kc) continue;
+            WRPO__UNROLL
+            for (int r = 0; r < rows; r++) sum[r] = WRPO__(step)(pairs, WRPO__BROADCAST(a[r]), x[i], sum[r]);
         }
     }
-#if defined(WRPO__IN_PAIRS) && defined(WRPO__TILE_DOT)
-    if (g->tiles) WRPO__TILE_RELEASE();
+    WRPO__UNROLL
+    for (int r = 0; r < rows; r++, c += ldc) {
+        const int64_t i = 0, n = columns;
+        if (r < m) WRPO__PUT(c, add ? WRPO__GET(c) + sum[r] : sum[r]);
+    }
+}
+#define WRPO__THIN(name, rows) \
+    WRPO__KERNEL void WRPO__(name)(wrpo__factors factors, int64_t kc, const float *a, wrpo__operand b, \
+                                   float *c, int64_t ldc, int64_t m, int64_t n, bool add) { \
+        if (WRPO__(HAS_PAIRS) && factors == WRPO__PAIRS) { \
+            b.type = WRPO_DTYPE_BF16; \
+            WRPO__(thin_of)(rows, true, kc, a, b, c, ldc, m, n, add); \
+        } else if (b.type == WRPO_DTYPE_BF16) WRPO__(thin_of)(rows, false, kc, a, b, c, ldc, m, n, add); \
+        else WRPO__(thin_of)(rows, false, kc, a, b, c, ldc, m, n, add); \
+    }
+WRPO__THIN(thin_full, WRPO__(MR))
+WRPO__THIN(thin_four, 4)
+WRPO__THIN(thin_one, 1)
+#undef WRPO__THIN
+WRPO__KERNEL void WRPO__(thin)(wrpo__factors factors, int64_t kc, const float *a, wrpo__operand b, float *c,
+                               int64_t ldc, int64_t m, int64_t n, bool add) {
+    if (m > 4) WRPO__(thin_full)(factors, kc, a, b, c, ldc, m, n, add);
+    else if (m > 1) WRPO__(thin_four)(factors, kc, a, b, c, ldc, m, n, add);
+    else WRPO__(thin_one)(factors, kc, a, b, c, ldc, m, n, add);
+}
+
+/* ---- attention: a tile of scores is s[key][NR], a column for each lane ---- */
+/* x[rows][width] becomes words [rows / 2][width], in place; a last single row is paired with 0. */
+WRPO__KERNEL void WRPO__(pair_rows)(float *x, int64_t rows, int64_t width) {
+    for (int64_t r = 0; r < rows; r += 2)
+        for (int64_t j = 0; j < width; j += WRPO__LANES) {
+            const WRPO__U low = WRPO__BITS(WRPO__LOAD(x + r * width + j));
+            const WRPO__U high = r + 1 < rows ? WRPO__BITS(WRPO__LOAD(x + (r + 1) * width + j)) : (WRPO__U){0};
+            WRPO__STORE(x + r / 2 * width + j, WRPO__(pair_across)(low, high, true));
+        }
+}
+/* rows[NR][n] from columns[n][NR] */
+WRPO__KERNEL void WRPO__(transpose)(float *rows, const float *columns, int64_t n) {
+    for (int lane = 0; lane < WRPO__(NR); lane += WRPO__LANES)
+        for (int64_t i = 0; i < n; i += WRPO__LANES) {
+            WRPO__V x[WRPO__LANES];
+            for (int k = 0; k < WRPO__LANES; k++)
+                x[k] = i + k < n ? WRPO__LOAD(columns + (i + k) * WRPO__(NR) + lane) : (WRPO__V){0};
+            WRPO__(turn)(x);
+            for (int k = 0; k < WRPO__LANES; k++) WRPO__PUT(rows + (lane + k) * n, x[k]);
+        }
+}
+/* The scores of a key; at: the positions of the queries. Both positions count from the tile's first key. */
+WRPO__INLINE WRPO__V WRPO__(mask)(WRPO__V s, float key, WRPO__V at, float window) {
+    const WRPO__V never = WRPO__VECTOR(-INFINITY);
+    s = WRPO__(select)(WRPO__LESS(at, key), never, s);
+    return WRPO__(select)(WRPO__LESS(at - key, window), s, never);
+}
+/* Scores become e^(s - top). The running maximum and sum of a lane are brought up to date, and out[d][NR], which was
+   summed with the old maximum, is rescaled. */
+WRPO__KERNEL void WRPO__(softmax)(float *s, int64_t keys, const float *at, float window, bool masked, float softcap,
+                                  float *top, float *sum, float *out, int64_t d) {
+    enum { NV = WRPO__(NV), NR = WRPO__(NR), LANES = WRPO__LANES };
+    WRPO__V most[NV], part[NV], factor[NV];
+    WRPO__UNROLL
+    for (int j = 0; j < NV; j++) most[j] = WRPO__LOAD(top + j * LANES), part[j] = (WRPO__V){0};
+    for (int64_t k = 0; k < keys; k++) {
+        WRPO__UNROLL
+        for (int j = 0; j < NV; j++) {
+            float *p = s + k * NR + j * LANES;
+            WRPO__V x = WRPO__LOAD(p);
+            if (softcap > 0) x = WRPO__(softcap)(x, softcap);
+            if (masked) x = WRPO__(mask)(x, (float)k, WRPO__LOAD(at + j * LANES), window);
+            if (masked || softcap > 0) WRPO__STORE(p, x);
+            most[j] = WRPO__(max)(most[j], x);
+        }
+    }
+    for (int64_t k = 0; k < keys; k++) {
+        WRPO__UNROLL
+        for (int j = 0; j < NV; j++) {
+            float *p = s + k * NR + j * LANES;
+            const WRPO__V e = WRPO__(exp)(WRPO__LOAD(p) - most[j]);
+            part[j] += e;
+            WRPO__STORE(p, e);
+        }
+    }
+    for (int j = 0; j < NV; j++) {
+        float *old = top + j * LANES, *l = sum + j * LANES;
+        factor[j] = WRPO__(exp)(WRPO__LOAD(old) - most[j]);
+        WRPO__STORE(l, WRPO__FMA(WRPO__LOAD(l), factor[j], part[j]));
+        WRPO__STORE(old, most[j]);
+    }
+    for (int64_t i = 0; i < d; i++)
+        for (int j = 0; j < NV; j++) {
+            float *p = out + i * NR + j * LANES;
+            WRPO__STORE(p, WRPO__LOAD(p) * factor[j]);
+        }
+}
+/* Scores become e^(s - lse), and dp becomes ds. */
+WRPO__KERNEL void WRPO__(softmax_bwd)(float *s, float *dp, int64_t keys, const float *at, float window, bool masked,
+                                      float softcap, const float *lse, const float *delta) {
+    for (int64_t k = 0; k < keys; k++)
+        for (int j = 0; j < WRPO__(NR); j += WRPO__LANES) {
+            float *ps = s + k * WRPO__(NR) + j, *pd = dp + k * WRPO__(NR) + j;
+            WRPO__V x = WRPO__LOAD(ps), slope = WRPO__VECTOR(1.0f);
+            if (softcap > 0) {
+                x = WRPO__(softcap)(x, softcap);
+                slope = WRPO__FMA(x / -softcap, x / softcap, slope);
+            }
+            if (masked) x = WRPO__(mask)(x, (float)k, WRPO__LOAD(at + j), window);
+            x = WRPO__(exp)(x - WRPO__LOAD(lse + j));
+            WRPO__STORE(ps, x);
+            WRPO__STORE(pd, x * (WRPO__LOAD(pd) - WRPO__LOAD(delta + j)) * slope);
+        }
+}
+static const wrpo__kernels WRPO__(kernels) = {
+    WRPO__LANES, WRPO__(MR), WRPO__(NR), WRPO__(MR_ROOM),
+#define WRPO__X(result, name, parameters) WRPO__(name),
+    WRPO__KERNELS(WRPO__X)
+#undef WRPO__X
+};
+static wrpo_result WRPO__(open)(void **dev, const wrpo_desc *desc, wrpo_error *why) {
+    return wrpo__cpu_open(dev, desc, why, &WRPO__(kernels));
+}
+#undef WRPO__LEVEL
+#undef WRPO__TARGET
+#undef WRPO__MM
+#undef WRPO__LOW
+#undef WRPO__HIGH
+#undef WRPO__BROADCAST
+#undef WRPO__FMA
+#endif /* WRPO__LANES */
+
+#ifdef WRPO_IMPLEMENTATION
+#undef WRPO__LANES
+#ifndef WRPO_NO_SIMD
+/* ---- the ops. Threads: one where waking others costs more than it saves ---- */
+static int wrpo__cpu_team(const wrpo__cpu *cpu, int64_t work) { return work <= WRPO__GRAIN ? 1 : cpu->threads; }
+static int64_t wrpo__cpu_chunk(int64_t D) { return WRPO__MAX(WRPO__GRAIN / 4 / WRPO__MAX(D, 1), 1); }
+/* WRPO__PARROWS(cpu, n, D) for (...) body: WRPO__PARFOR for n rows of D elements, several rows at a time. */
+#ifdef _OPENMP
+#define WRPO__PARROWS(cpu, n, D) \
+    WRPO__PRAGMA(omp parallel for num_threads(wrpo__cpu_team(cpu, (n) * (D))) schedule(dynamic, wrpo__cpu_chunk(D)))
+#else
+#define WRPO__PARROWS(cpu, n, D) (void)(wrpo__cpu_team(cpu, (n) * (D)) + wrpo__cpu_chunk(D));
+#endif
+static float *wrpo__cpu_scratch(const wrpo__cpu *cpu) {      /* of the calling thread */
+#ifdef _OPENMP
+    return cpu->scratch + (size_t)omp_get_thread_num() * WRPO__SCRATCH_FLOATS;
+#else
+    return cpu->scratch;
 #endif
 }
-static void WRPO__(gemm)(void *dev, wrpo_mm mm, void *c, int64_t ldc, const void *a, int64_t lda, const void *b, int64_t ldb, wrpo_dtype b_type,
-                         int64_t m, int64_t n, int64_t k, float beta) {
-    const bool at = mm == WRPO_MM_TN, bt = mm != WRPO_MM_NN && mm != WRPO_MM_TN;
-    WRPO__(product) g = {.cpu = dev, .c = c, .ldc = ldc, .of = {a, b}, .ls = {at ? 1 : lda, bt ? ldb : 1}, .ks = {at ? lda : 1, bt ? 1 : ldb}, .end = {m, n}, .k = k, .pair = 1,
-                         .width = {WRPO__(MR), WRPO__(NR)}, .room = {WRPO__(MS), WRPO__(NR)}, .half = b_type == WRPO_DTYPE_BF16 && !at, .add = beta != 0};
-#ifdef WRPO__IN_PAIRS
-    if (g.cpu->pairs && (g.half || at)) g.pair = 2, g.tiles = g.cpu->tiles;
-    if (g.tiles) g.width[0] = g.room[0] = 32;
-#endif
-    g.thin = m <= g.width[0] && bt && !g.tiles;
-    g.shared = n < m && !g.thin;
-    if (k <= 0 && !g.add)
-        for (int64_t i = 0; i < m; i++) memset(g.c + i * ldc, 0, (size_t)n * sizeof(float));
-    const int threads = m * n * k <= 1 << 16 ? 1 : g.cpu->threads, side = g.shared, other = !side;
-    /* A shared piece is as large as `packed` holds, so that there are few barriers; a task takes some lanes of the other side and
-       all of the piece, or a part of it where those are few for many threads. */
-    const int64_t lanes = g.end[side], across = g.end[other], panels = wrpo__div_up(across, g.width[other]);
-    const int64_t strip = wrpo__strip(panels, WRPO__MIN(side ? WRPO__MB : WRPO__NB, panels / (2 * threads)), threads) * g.width[other], strips = wrpo__div_up(across, strip);
-    const int64_t depth = WRPO__MAX(1, WRPO__MIN(wrpo__div_up(k, g.pair), WRPO__KC)), most = WRPO__PACKED_WORDS / (depth + 16) / g.room[side] * g.width[side];
-    const int64_t piece = WRPO__(share)(&g, side, lanes, wrpo__div_up(lanes, most));
-    for (int64_t first = 0; first < lanes; first += piece) {
-        const int64_t count = WRPO__MIN(piece, lanes - first), packing = WRPO__(share)(&g, side, count, 4 * threads);
-        const int64_t part = WRPO__(share)(&g, side, count, g.thin || strips >= 2 * threads ? 1 : wrpo__div_up(2 * threads, strips)), parts = wrpo__div_up(count, part);
-        g.begin[side] = first, g.end[side] = first + count;
-        for (g.k0 = 0; g.k0 < k; g.k0 = g.k1) {
-            const int64_t room = wrpo__div_up(count, g.width[side]) * g.room[side];
-            g.k1 = g.k0 + WRPO__(kblock)(k, g.k0, g.pair);
-            while (g.k1 < k && WRPO__(words)(&g, g.k1 - g.k0 + WRPO__(kblock)(k, g.k1, g.pair)) * room <= WRPO__PACKED_WORDS) g.k1 += WRPO__(kblock)(k, g.k1, g.pair);
-            WRPO__PARFOR(WRPO__MIN(threads, wrpo__cpu_team(g.cpu, count * (g.k1 - g.k0))))
-            for (int64_t i = 0; i < count; i += packing) WRPO__(gemm_share)(&g, first + i, WRPO__MIN(packing, count - i));
-            WRPO__PARFOR(threads)
-            for (int64_t t = 0; t < parts * strips; t++) {
-                int64_t begin[2], end[2];
-                begin[side] = first + t / strips * part, end[side] = WRPO__MIN(first + count, begin[side] + part);
-                begin[other] = t % strips * strip, end[other] = WRPO__MIN(across, begin[other] + strip);
-                WRPO__(gemm_task)(&g, begin, end);
+/* Gradients that add rows at shared indices: a task takes GROUP columns and all the rows, in order. */
+static void wrpo__cpu_embed(void *dev, void *y, const void *w, wrpo_dtype w_type, const int32_t *ids,
+                            int64_t n, int64_t D, float scale) {
+    const wrpo__cpu *cpu = dev;
+    const int64_t row_bytes = D * (w_type == WRPO_DTYPE_BF16 ? 2 : 4);
+    WRPO__PARROWS(cpu, n, D)
+    for (int64_t r = 0; r < n; r++)
+        cpu->kernel.scale((float *)y + r * D, scale, (const char *)w + ids[r] * row_bytes, w_type, D);
+}
+static void wrpo__cpu_embed_bwd(void *dev, float *dw, const void *dy, const int32_t *ids,
+                                int64_t n, int64_t D, float scale) {
+    const wrpo__cpu *cpu = dev;
+    WRPO__PARFOR(wrpo__cpu_team(cpu, n * D))
+    for (int64_t j = 0; j < D; j += WRPO__GROUP)
+        for (int64_t r = 0; r < n; r++)
+            cpu->kernel.axpy(dw + ids[r] * D + j, scale, (const float *)dy + r * D + j, WRPO__MIN(D - j, WRPO__GROUP));
+}
+static void wrpo__cpu_gather(void *dev, void *y, const void *x, const int32_t *index, int64_t n, int64_t D) {
+    wrpo__cpu_embed(dev, y, x, WRPO_DTYPE_F32, index, n, D, 1);
+}
+static void wrpo__cpu_gather_bwd(void *dev, void *dx, const void *dy, const int32_t *index, int64_t n, int64_t D) {
+    wrpo__cpu_embed_bwd(dev, dx, dy, index, n, D, 1);
+}
+static void wrpo__cpu_scatter(void *dev, void *y, int64_t ldy, const void *x, int64_t ldx, const int32_t *index,
+                              int64_t n, int64_t D) {
+    const wrpo__cpu *cpu = dev;
+    WRPO__PARROWS(cpu, n, D)
+    for (int64_t r = 0; r < n; r++)
+        memcpy((float *)y + index[r] * ldy, (const float *)x + r * ldx, (size_t)D * sizeof(float));
+}
+static void wrpo__cpu_bias(void *dev, void *y, int64_t ldy, const float *b, int64_t n, int64_t D) {
+    const wrpo__cpu *cpu = dev;
+    WRPO__PARROWS(cpu, n, D)
+    for (int64_t r = 0; r < n; r++) cpu->kernel.axpy((float *)y + r * ldy, 1, b, D);
+}
+/* y += the sum of the rows of w: GROUP columns to a task, and sums of GROUP rows first, as rounding grows with the
+   longest chain */
+static void wrpo__cpu_add_rows(const wrpo__cpu *cpu, float *y, const void *w, wrpo_dtype type, int64_t ld, int64_t n,
+                               int64_t D) {
+    const int64_t size = type == WRPO_DTYPE_BF16 ? 2 : 4;
+    WRPO__PARFOR(wrpo__cpu_team(cpu, n * D))
+    for (int64_t j = 0; j < D; j += WRPO__GROUP) {
+        const int64_t width = WRPO__MIN(D - j, WRPO__GROUP);
+        float part[WRPO__GROUP], floats[WRPO__GROUP];
+        for (int64_t r = 0; r < n; r += WRPO__GROUP) {
+            memset(part, 0, sizeof part);
+            for (int64_t i = r; i < WRPO__MIN(n, r + WRPO__GROUP); i++) {
+                const void *row = (const char *)w + (i * ld + j) * size;
+                if (type == WRPO_DTYPE_BF16) cpu->kernel.scale(floats, 1, row, type, width);
+                cpu->kernel.axpy(part, 1, type == WRPO_DTYPE_BF16 ? floats : row, width);
+            }
+            cpu->kernel.axpy(y + j, 1, part, width);
+        }
+    }
+}
+static void wrpo__cpu_bias_bwd(void *dev, float *db, const void *dy, int64_t lddy, int64_t n, int64_t D) {
+    wrpo__cpu_add_rows(dev, db, dy, WRPO_DTYPE_F32, lddy, n, D);
+}
+static void wrpo__cpu_colsum(void *dev, float *y, const void *w, wrpo_dtype w_type, int64_t rows, int64_t cols) {
+    memset(y, 0, (size_t)cols * sizeof *y);
+    wrpo__cpu_add_rows(dev, y, w, w_type, cols, rows, cols);
+}
+static void wrpo__cpu_add(void *dev, void *y, const void *x, int64_t count) {
+    const wrpo__cpu *cpu = dev;
+    WRPO__PARFOR(wrpo__cpu_team(cpu, count))
+    for (int64_t i = 0; i < count; i += WRPO__GRAIN)
+        cpu->kernel.axpy((float *)y + i, 1, (const float *)x + i, WRPO__MIN(count - i, WRPO__GRAIN));
+}
+static void wrpo__cpu_rmsnorm(void *dev, void *y, int64_t ldy, float *rstd, const void *x, int64_t ldx, const float *w,
+                              int64_t n, int64_t heads, int64_t D, float eps, float plus) {
+    const wrpo__cpu *cpu = dev;
+    WRPO__PARROWS(cpu, n, heads * D)
+    for (int64_t r = 0; r < n; r++)
+        for (int64_t h = 0; h < heads; h++)
+            cpu->kernel.rmsnorm((float *)y + r * ldy + h * D, rstd + r * heads + h,
+                                (const float *)x + r * ldx + h * D, w, D, eps, plus);
+}
+/* A task takes GROUP vectors and makes their sum for dw; then come the sums of all tasks, in order. */
+static void wrpo__cpu_rmsnorm_bwd(void *dev, void *dx, int64_t lddx, float *dw, const void *dy, int64_t lddy,
+                                  const void *dres, int64_t lddres, const void *x, int64_t ldx, const float *w,
+                                  const float *rstd, int64_t n, int64_t heads, int64_t D, float plus) {
+    const wrpo__cpu *cpu = dev;
+    const int64_t vectors = n * heads, at_once = WRPO__PACKED_FLOATS / D * WRPO__GROUP;
+    for (int64_t first = 0; first < vectors; first += at_once) {
+        const int64_t tasks = wrpo__div_up(WRPO__MIN(vectors - first, at_once), WRPO__GROUP);
+        float *sums = cpu->packed;                     /* [tasks][D] */
+        WRPO__PARFOR(wrpo__cpu_team(cpu, vectors * D))
+        for (int64_t t = 0; t < tasks; t++) {
+            const int64_t begin = first + t * WRPO__GROUP;
+            memset(sums + t * D, 0, (size_t)D * sizeof *sums);
+            for (int64_t i = begin; i < WRPO__MIN(vectors, begin + WRPO__GROUP); i++) {
+                const int64_t row = i / heads, column = i % heads * D;
+                const float *beside = dres ? (const float *)dres + row * lddres + column : NULL;
+                cpu->kernel.rmsnorm_bwd((float *)dx + row * lddx + column, sums + t * D,
+                                        (const float *)dy + row * lddy + column, beside,
+                                        (const float *)x + row * ldx + column, w, rstd[i], D, plus);
             }
         }
+        for (int64_t t = 0; t < tasks; t++) cpu->kernel.axpy(dw, 1, sums + t * D, D);
+    }
+}
+static void wrpo__cpu_rope(void *dev, void *x, int64_t ldx, const float *table, int64_t n, int64_t heads, int64_t d,
+                           float sign) {
+    const wrpo__cpu *cpu = dev;
+    WRPO__PARROWS(cpu, n, heads * d)
+    for (int64_t r = 0; r < n; r++)
+        cpu->kernel.rope((float *)x + r * ldx, table + r * (d / 2 * 2), heads, d, sign);
+}
+static void wrpo__cpu_glu(void *dev, void *h, const void *gu, int64_t n, int64_t I, bool gelu) {
+    const wrpo__cpu *cpu = dev;
+    WRPO__PARROWS(cpu, n, 4 * I)
+    for (int64_t r = 0; r < n; r++) cpu->kernel.glu((float *)h + r * I, (const float *)gu + r * 2 * I, I, gelu);
+}
+static void wrpo__cpu_glu_bwd(void *dev, void *dgu, void *h, const void *dh, const void *gu,
+                              int64_t n, int64_t I, bool gelu) {
+    const wrpo__cpu *cpu = dev;
+    WRPO__PARROWS(cpu, n, 4 * I)
+    for (int64_t r = 0; r < n; r++)
+        cpu->kernel.glu_bwd((float *)dgu + r * 2 * I, h ? (float *)h + r * I : NULL, (const float *)dh + r * I,
+                            (const float *)gu + r * 2 * I, I, gelu);
+}
+static void wrpo__cpu_logprob(void *dev, float *logp, float *lse, const float *logits, const int32_t *target,
+                              int64_t n, int64_t V, float softcap) {
+    const wrpo__cpu *cpu = dev;
+    WRPO__PARROWS(cpu, n, V)
+    for (int64_t r = 0; r < n; r++) {
+        const float *x = logits + r * V;
+        const double log_sum = cpu->kernel.lse(x, V, softcap);
+        double slope;
+        logp[r] = (float)(wrpo__softcap((double)x[target[r]], (double)softcap, &slope) - log_sum);
+        lse[r] = (float)log_sum;
+    }
+}
+static void wrpo__cpu_logprob_bwd(void *dev, void *dlogits, const float *logits, const int32_t *target,
+                                  const float *lse, const float *dlogp, int64_t n, int64_t V, float softcap) {
+    const wrpo__cpu *cpu = dev;
+    WRPO__PARROWS(cpu, n, V)
+    for (int64_t r = 0; r < n; r++)
+        cpu->kernel.logprob_bwd((float *)dlogits + r * V, logits + r * V, target[r], lse[r], dlogp[r], V, softcap);
+}
+/* In at most 256 parts, whatever the number of threads. */
+static void wrpo__cpu_sumsq(void *dev, double *out, const float *x, int64_t count) {
+    const wrpo__cpu *cpu = dev;
+    double part[256], sum = 0;
+    const int64_t size = WRPO__MAX(wrpo__div_up(count, WRPO__COUNT(part)), WRPO__GRAIN);
+    const int64_t parts = wrpo__div_up(count, size);
+    WRPO__PARFOR(wrpo__cpu_team(cpu, count))
+    for (int64_t i = 0; i < parts; i++)
+        part[i] = cpu->kernel.sumsq(x + i * size, WRPO__MIN(size, count - i * size));
+    for (int64_t i = 0; i < parts; i++) sum += part[i];
+    *out += sum;
+}
+static void wrpo__cpu_adamw(void *dev, void *w, uint16_t *low, void *m, void *v, const float *g, int64_t count,
+                            const wrpo_adamw *step) {
+    const wrpo__cpu *cpu = dev;
+    WRPO__PARFOR(wrpo__cpu_team(cpu, count))
+    for (int64_t i = 0; i < count; i += WRPO__GRAIN)
+        cpu->kernel.adamw(w, low, m, v, g, i, WRPO__MIN(count - i, WRPO__GRAIN), step);
+}
+
+/* ---- gemm: Goto's scheme ----
+   Both operands are packed into panels (the kernel `pack`). The one with fewer lanes is shared: all threads pack a
+   piece of it, as large as cpu->packed holds, so that there are few barriers. Then each task packs a strip of the other
+   operand for itself, block of k by block of k, and multiplies it by its part of the piece:
+
+                            piece 0 of the shared lanes   piece 1 ...
+                            part 0        part 1
+       own     strip 0      task 0        task 1
+       lanes   strip 1      task 2        task 3            (C, or its transpose)
+
+   Where A is a single panel, B is not packed (the kernel `thin`). An element of C is the sum over blocks of k, which
+   are cut from 0 by K alone, of their sums: it does not depend on m, n or the threads. */
+typedef struct wrpo__product {
+    const wrpo__cpu *cpu;
+    wrpo__factors factors;
+    wrpo__operand operand[2];        /* 0 is A, 1 is B, likewise below */
+    int64_t lanes[2];
+    int64_t width[2], room[2];       /* of a panel: its lanes, and floats per word */
+    float *c; int64_t ldc, k;
+    bool add, thin;
+    int shared, own;                 /* which of the two is shared, and which a task packs for itself */
+    int64_t begin, end, k0, k1;      /* the current piece: shared lanes [begin, end), steps [k0, k1) */
+} wrpo__product;
+/* Steps of the block that begins at k; the last two blocks are about equal. */
+static int64_t wrpo__gemm_block(const wrpo__product *p, int64_t k) {
+    const int64_t left = p->k - k, whole = p->factors == WRPO__FLOATS ? WRPO__KC : 2 * WRPO__KC;
+    if (left >= 2 * whole) return whole;
+    return left > whole ? wrpo__div_up(left / 2, 32) * 32 : left;
+}
+static int64_t wrpo__gemm_words(const wrpo__product *p, int64_t steps) {
+    if (p->factors == WRPO__FLOATS) return steps;
+    return p->factors == WRPO__PAIRS ? wrpo__div_up(steps, 2) : wrpo__div_up(steps, 32) * 16;  /* tiles take 16 words */
+}
+/* `lanes` lanes in `parts` equal parts of whole panels: the lanes of one part */
+static int64_t wrpo__gemm_part(const wrpo__product *p, int side, int64_t lanes, int64_t parts) {
+    return wrpo__div_up(wrpo__div_up(lanes, WRPO__MAX(parts, 1)), p->width[side]) * p->width[side];
+}
+/* The operand from a lane and a step on. */
+static wrpo__operand wrpo__gemm_from(const wrpo__product *p, int side, int64_t lane, int64_t k) {
+    wrpo__operand from = p->operand[side];
+    const int64_t at = lane * from.lane + k * from.step;
+    from.data = (const char *)from.data + at * (from.type == WRPO_DTYPE_BF16 ? 2 : 4);
+    return from;
+}
+static void wrpo__gemm_pack(const wrpo__product *p, int side, float *panels, int64_t lane, int64_t n, int64_t k,
+                            int64_t kc) {
+    const int64_t words = wrpo__gemm_words(p, kc);
+    p->cpu->kernel.pack(p->factors, side == 1, panels, p->room[side] * words, words, wrpo__gemm_from(p, side, lane, k),
+                        n, kc);
+}
+/* The shared panel of `lane` in the block of k. Blocks follow each other, each with the panels of the whole piece. */
+static float *wrpo__gemm_panel(const wrpo__product *p, int64_t lane, int64_t k) {
+    const int64_t width = p->width[p->shared], panels = wrpo__div_up(p->end - p->begin, width);
+    const int64_t words_before = wrpo__gemm_words(p, k - p->k0), words = wrpo__gemm_words(p, wrpo__gemm_block(p, k));
+    return p->cpu->packed + (words_before * panels + (lane - p->begin) / width * words) * p->room[p->shared];
+}
+/* Panels of a strip, at most `most`, with which the threads are done soonest; the most of those that are equal. To
+   begin a strip takes a quarter of a panel's time. */
+static int64_t wrpo__gemm_strip(int64_t panels, int64_t most, int threads) {
+    int64_t best = 1, least = INT64_MAX;
+    for (int64_t p = WRPO__MAX(most, 1); p >= 1; p--) {
+        const int64_t time = wrpo__div_up(wrpo__div_up(panels, p), threads) * (4 * p + 1);
+        if (time < least) least = time, best = p;
+    }
+    return best;
+}
+/* The end of the blocks from k0 on, at least one, that the shared buffer has room for. */
+static int64_t wrpo__gemm_depth(const wrpo__product *p) {
+    const int64_t panels = wrpo__div_up(p->end - p->begin, p->width[p->shared]);
+    int64_t end = p->k0 + wrpo__gemm_block(p, p->k0);
+    while (end < p->k) {
+        const int64_t next = end + wrpo__gemm_block(p, end);
+        if (wrpo__gemm_words(p, next - p->k0) * panels * p->room[p->shared] > WRPO__PACKED_FLOATS) break;
+        end = next;
+    }
+    return end;
+}
+/* All rows, which are one panel, of columns [begin, end). */
+static void wrpo__gemm_thin(const wrpo__product *p, int64_t begin, int64_t end) {
+    const int64_t columns = p->cpu->kernel.LANES;
+    for (int64_t j = begin; j < end; j += columns)
+        for (int64_t k = p->k0, kc; k < p->k1; k += kc) {
+            kc = wrpo__gemm_block(p, k);
+            p->cpu->kernel.thin(p->factors, kc, wrpo__gemm_panel(p, 0, k), wrpo__gemm_from(p, 1, j, k), p->c + j,
+                                p->ldc, p->lanes[0], WRPO__MIN(columns, end - j), p->add || k > 0);
+        }
+}
+/* Lanes [begin, end) of A and of B, all steps of the piece. */
+static void wrpo__gemm_task(const wrpo__product *p, const int64_t begin[2], const int64_t end[2]) {
+    static const struct { uint8_t palette, start, none[14]; uint16_t row_bytes[16]; uint8_t rows[16]; } config = {
+        1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+    const int64_t rows = end[0] - begin[0], MR = p->width[0], NR = p->width[1];
+    const int64_t block = wrpo__gemm_part(p, 0, rows, wrpo__div_up(rows, WRPO__MC));   /* rows that stay in the cache */
+    if (p->factors == WRPO__TILES) WRPO__TILE_CONFIG(&config);
+    for (int64_t k = p->k0, kc; k < p->k1; k += kc) {
+        kc = wrpo__gemm_block(p, k);
+        const int64_t words = wrpo__gemm_words(p, kc);
+        float *panels[2];
+        panels[p->shared] = wrpo__gemm_panel(p, begin[p->shared], k);
+        panels[p->own] = wrpo__cpu_scratch(p->cpu);
+        wrpo__gemm_pack(p, p->own, panels[p->own], begin[p->own], end[p->own] - begin[p->own], k, kc);
+        for (int64_t top = begin[0]; top < end[0]; top += block)
+            for (int64_t j = begin[1]; j < end[1]; j += NR)
+                for (int64_t i = top; i < WRPO__MIN(end[0], top + block); i += MR) {
+                    const float *a = panels[0] + (i - begin[0]) / MR * words * p->room[0];
+                    const float *b = panels[1] + (j - begin[1]) / NR * words * p->room[1];
+                    p->cpu->kernel.tile(p->factors, words, a, b, p->room[1], p->c + i * p->ldc + j, p->ldc,
+                                        WRPO__MIN(MR, end[0] - i), WRPO__MIN(NR, end[1] - j), p->add || k > 0);
+                }
+    }
+    if (p->factors == WRPO__TILES) WRPO__TILE_RELEASE();
+}
+/* One piece: pack it, then multiply it by all strips. */
+static void wrpo__gemm_piece(const wrpo__product *p, int64_t strip, int threads) {
+    const int64_t count = p->end - p->begin, strips = wrpo__div_up(p->lanes[p->own], strip);
+    const int64_t packing = wrpo__gemm_part(p, p->shared, count, 4 * threads);
+    const int64_t wanted = p->thin || strips >= 2 * threads ? 1 : wrpo__div_up(2 * threads, strips);
+    const int64_t part = wrpo__gemm_part(p, p->shared, count, wanted), parts = wrpo__div_up(count, part);
+    WRPO__PARFOR(WRPO__MIN(threads, wrpo__cpu_team(p->cpu, count * (p->k1 - p->k0))))
+    for (int64_t lane = p->begin; lane < p->end; lane += packing)
+        for (int64_t k = p->k0, kc; k < p->k1; k += kc) {
+            kc = wrpo__gemm_block(p, k);
+            wrpo__gemm_pack(p, p->shared, wrpo__gemm_panel(p, lane, k), lane, WRPO__MIN(packing, p->end - lane), k, kc);
+        }
+    WRPO__PARFOR(threads)
+    for (int64_t t = 0; t < parts * strips; t++) {
+        int64_t begin[2], end[2];
+        begin[p->shared] = p->begin + t / strips * part;
+        end[p->shared] = WRPO__MIN(p->end, begin[p->shared] + part);
+        begin[p->own] = t % strips * strip;
+        end[p->own] = WRPO__MIN(p->lanes[p->own], begin[p->own] + strip);
+        if (p->thin) wrpo__gemm_thin(p, begin[1], end[1]);
+        else wrpo__gemm_task(p, begin, end);
+    }
+}
+static void wrpo__cpu_gemm(void *dev, wrpo_mm mm, void *c, int64_t ldc, const void *a, int64_t lda, const void *b,
+                           int64_t ldb, wrpo_dtype b_type, int64_t m, int64_t n, int64_t k, float beta) {
+    const wrpo__cpu *cpu = dev;
+    const bool a_transposed = mm == WRPO_MM_TN, b_transposed = mm == WRPO_MM_NT || mm == WRPO_MM_NT_FLOAT;
+    wrpo__product p = {
+        .cpu = cpu, .c = c, .ldc = ldc, .k = k, .add = beta != 0, .lanes = {m, n},
+        .operand = {{a, WRPO_DTYPE_F32, a_transposed ? 1 : lda, a_transposed ? lda : 1},
+                    {b, a_transposed ? WRPO_DTYPE_F32 : b_type, b_transposed ? ldb : 1, b_transposed ? 1 : ldb}},
+        .width = {cpu->kernel.MR, cpu->kernel.NR}, .room = {cpu->kernel.MR_ROOM, cpu->kernel.NR}};
+    if (cpu->pairs && (a_transposed || p.operand[1].type == WRPO_DTYPE_BF16))
+        p.factors = cpu->tiles ? WRPO__TILES : WRPO__PAIRS;
+    if (p.factors == WRPO__TILES) p.width[0] = p.room[0] = 32;
+    p.thin = m <= p.width[0] && b_transposed && p.factors != WRPO__TILES;
+    p.shared = n < m && !p.thin;
+    p.own = !p.shared;
+    if (k <= 0 && !p.add)
+        for (int64_t i = 0; i < m; i++) memset(p.c + i * ldc, 0, (size_t)n * sizeof(float));
+
+    const int threads = m * n * k <= 1 << 16 ? 1 : cpu->threads;
+    const int64_t own_panels = wrpo__div_up(p.lanes[p.own], p.width[p.own]);
+    const int64_t most = WRPO__MIN(p.own == 0 ? WRPO__A_PANELS : WRPO__B_PANELS, own_panels / (2 * threads));
+    const int64_t strip = wrpo__gemm_strip(own_panels, most, threads) * p.width[p.own];
+    const int64_t depth = WRPO__MAX(1, WRPO__MIN(wrpo__gemm_words(&p, k), WRPO__KC));
+    const int64_t fit = WRPO__PACKED_FLOATS / depth / p.room[p.shared] * p.width[p.shared];
+    const int64_t lanes = p.lanes[p.shared], piece = wrpo__gemm_part(&p, p.shared, lanes, wrpo__div_up(lanes, fit));
+    for (; p.begin < lanes; p.begin = p.end) {
+        p.end = WRPO__MIN(lanes, p.begin + piece);
+        for (p.k0 = 0; p.k0 < k; p.k0 = p.k1) {
+            p.k1 = wrpo__gemm_depth(&p);
+            wrpo__gemm_piece(&p, strip, threads);
+        }
     }
 }
 
-/* ---- attention ----
-   Blocked, with a running maximum and sum (Dao et al. 2022). Everything is transposed: a score tile is [key][lane], a lane
-   being one query row of one head; so maxima, sums and scalings go down the columns, lane by lane, and no number ever
-   crosses lanes. The query heads that share a key/value head are lanes of the same tiles: lane i of a segment is row i / share
-   and head i % share of its group. With K and V tiles packed as A panels and lanes as B panels, all products are gemm's tile:
-     s[key][lane] = K q            o[d][lane] += V' p[key][lane]
-   A query sees keys at positions up to its own and, with a window, less than that far back; prefix and own rows are two ranges,
-   and key tiles are cut from the start of each. A tile or a key that a lane does not see changes none of its bits: p is 0 there.
+/* ---- attention: blocked, with a running maximum and sum (Dao et al. 2022) ----
+   Everything is transposed: a tile of scores is [key][lane], and a lane is one query row of one head. So maxima, sums
+   and scalings go down the columns, and no value ever crosses lanes. The query heads of a key/value head are lanes of
+   the same tiles: lane i of a segment is row i / share and head i % share of its group. Keys or values are packed as
+   panels of A, vectors of lanes as panels of B, and all products are gemm's tile: s[key][lane] = K q dp[key][lane] = V
+   do         out[d][lane] += X' w[key][lane] Here out is o, X is V and w is p; or out is dq, X is K and w is ds. The
+   pass for dk and dv owns keys instead of lanes, and makes the weights again: dk[key][d] += ds q, dv[key][d] += p do.
+   Nothing is added across tasks.
 
-   Backward, with delta = sum_i do o and p = exp(s - lse):
-     dp = V do,  ds = p (dp - delta) (times 1 - (s/softcap)^2)
-     dq[d][lane] += K' ds          dk[key][d] += ds q          dv[key][d] += p do
-   in two passes that recompute s and dp: one task owns some lanes, or some keys, and nothing is added across tasks.
-   Where bfloat16 is multiplied (cpu->pairs), every factor is packed in words of two steps: `pair` steps of d, keys or lanes to a word. */
-enum { WRPO__(BK) = WRPO__(MR) * (WRPO__(MR) > 8 ? 8 : 16) };         /* keys per tile */
-typedef struct WRPO__(lanes) {       /* lanes [first, first + count) of a segment, for key/value head g; or of `segs` siblings: */
-    const wrpo_attn *a; const wrpo_seg *seg;           /* segments of one row each that have one prefix, samples of a prompt in decoding, */
-    int64_t g, share, first, count, segs, pair;        /* whose lanes go through the prefix together */
-} WRPO__(lanes);
-/* panels of A of n lanes and kc steps; they are MS * words apart */
-static void WRPO__(factor)(int64_t pair, float *dst, const float *src, int64_t ls, int64_t ks, int64_t n, int64_t kc) {
-    WRPO__(pack_side)(0, pair, false, dst, WRPO__(MS) * wrpo__div_up(kc, pair), src, ls, ks, n, kc);
+   The prefix and the own keys of a segment are two ranges, cut into tiles from the start of each. A tile or a key that
+   a lane does not see changes none of its bits, because its weight there is 0. Segments of one row with the same prefix
+   (samples of a prompt, in decoding) are siblings: their lanes go through the prefix together. */
+typedef enum wrpo__attention_part { WRPO__PART_O, WRPO__PART_DQ, WRPO__PART_DKV } wrpo__attention_part;
+typedef struct wrpo__attention {     /* the arguments of both ops; those of the backward are NULL in the forward */
+    const wrpo__cpu *cpu; const wrpo_attn *a;
+    const float *q, *k, *v, *d_o;
+    const float *lse, *delta;        /* of the backward: [n, H]; delta is the sum of do o over d */
+    float *o, *new_lse, *dq, *dk, *dv;
+    wrpo__factors factors;
+    int64_t share;                   /* query heads of a key/value head */
+} wrpo__attention;
+typedef struct wrpo__lanes { /* lanes [first, first + count) of key/value head g, of a segment or of `segs` siblings */
+    const wrpo__attention *x; const wrpo_seg *seg;
+    int64_t segs, g, first, count;
+} wrpo__lanes;
+typedef struct wrpo__buffers {          /* what one task keeps in its scratch */
+    float *at;                       /* [NR] positions of queries, from the tile's first key on */
+    float *numbers; /* [group][3][NR] of each lane: position; running maximum and sum, or lse and delta */
+    float *p, *ds;                   /* [key][NR], the weights of a tile */
+    float *keys, *values;            /* panels of the tile's keys: the lanes of A are keys, its steps are d */
+    float *across;                   /* panels of X': the lanes of A are d, its steps are keys */
+    float *queries, *d_outs;         /* [group][d][NR], panels of B */
+    float *out;                      /* [group][d, rounded up to MR][NR] */
+    float *q_rows, *do_rows;         /* [lane][d, rounded up to NR]: queries and do again, with lanes as steps */
+    float *p_panels, *ds_panels;     /* panels of A: the weights of all groups, with lanes as steps */
+    float *dk, *dv;                  /* [key][d, rounded up to NR] */
+} wrpo__buffers;
+static int64_t wrpo__round_up(int64_t n, int64_t to) { return wrpo__div_up(n, to) * to; }
+/* The keys of a tile. */
+static int64_t wrpo__attention_keys(const wrpo__kernels *kernel) { return kernel->MR * (kernel->MR > 8 ? 8 : 16); }
+/* The scratch for `groups` groups of NR lanes; base NULL measures it, in bytes. */
+static size_t wrpo__attention_layout(const wrpo__attention *x, wrpo__attention_part pass, int64_t groups, float *base,
+                                     wrpo__buffers *w) {
+    const wrpo__kernels *kernel = &x->cpu->kernel;
+    const int64_t NR = kernel->NR, MR = kernel->MR, keys = wrpo__attention_keys(kernel), lanes = groups * NR;
+    const int64_t slots = keys / MR * kernel->MR_ROOM, d = x->a->d, d_mr = wrpo__round_up(d, MR);
+    const int64_t d_nr = wrpo__round_up(d, NR);
+    const size_t F = sizeof(float);
+    wrpo__bump b = {.base = (char *)base};
+    *w = (wrpo__buffers){0};
+    w->at = wrpo__take(&b, 1, NR, F);
+    w->numbers = wrpo__take(&b, 3, lanes, F);
+    w->p = wrpo__take(&b, keys, NR, F);
+    w->keys = wrpo__take(&b, slots, d, F);
+    w->queries = wrpo__take(&b, lanes, d, F);
+    if (pass != WRPO__PART_O) {
+        w->ds = wrpo__take(&b, keys, NR, F);
+        w->values = wrpo__take(&b, slots, d, F);
+        w->d_outs = wrpo__take(&b, lanes, d, F);
+    }
+    if (pass != WRPO__PART_DKV) {
+        w->across = wrpo__take(&b, d_mr / MR * kernel->MR_ROOM, keys, F);
+        w->out = wrpo__take(&b, lanes, d_mr, F);
+        return b.used;
+    }
+    w->dk = wrpo__take(&b, keys + MR, d_nr, F);
+    w->dv = wrpo__take(&b, keys + MR, d_nr, F);
+    w->q_rows = wrpo__take(&b, lanes, d_nr, F);
+    w->do_rows = wrpo__take(&b, lanes, d_nr, F);
+    w->p_panels = wrpo__take(&b, slots, lanes, F);
+    w->ds_panels = wrpo__take(&b, slots, lanes, F);
+    return b.used;
 }
-/* x[rows][width] becomes [rows / 2][width] of words, in place, for use as B; width is whole vectors; a last single row is paired with 0 */
-WRPO__ROW void WRPO__(pair_rows)(int64_t pair, float *x, int64_t rows, int64_t width) {
-#ifdef WRPO__IN_PAIRS
-    for (int64_t r = 0; pair == 2 && r < rows; r += 2)
-        for (int64_t j = 0; j < width; j += WRPO__LANES) {
-            const WRPO__U a = WRPO__BITS(WRPO__LOAD(x + r * width + j)), b = r + 1 < rows ? WRPO__BITS(WRPO__LOAD(x + (r + 1) * width + j)) : (WRPO__U){0};
-            WRPO__STORE(x + r / 2 * width + j, WRPO__(pair_words)(a, b, true));
-        }
-#else
-    (void)pair, (void)x, (void)rows, (void)width;
-#endif
+/* Groups of a task: 8, or as many as the scratch has room for. */
+static int64_t wrpo__attention_groups(const wrpo__attention *x, wrpo__attention_part pass) {
+    wrpo__buffers w;
+    int64_t groups = 8;
+    while (groups > 1 && wrpo__attention_layout(x, pass, groups, NULL, &w) > WRPO__SCRATCH_FLOATS * sizeof(float))
+        groups--;
+    return groups;
 }
-static int64_t WRPO__(lane_row)(const WRPO__(lanes) *b, int64_t i) { return b->seg->begin + (b->first + i) / b->share; }
-static int64_t WRPO__(lane_head)(const WRPO__(lanes) *b, int64_t i) { return b->g * b->share + (b->first + i) % b->share; }
-/* the position of its query: the prefix, the keys before the first query, and on from there */
-static int64_t WRPO__(lane_position)(const WRPO__(lanes) *b, int64_t i) {
-    const int64_t row = (b->first + i) / b->share;
-    const wrpo_seg *s = b->seg + (b->segs > 1 ? row : 0);
-    return s->prefix_end - s->prefix + (s->own_end - s->own) - (s->end - s->begin) + (b->segs > 1 ? 0 : row);
+static int64_t wrpo__words_of(const wrpo__attention *x, int64_t steps) {
+    return x->factors == WRPO__FLOATS ? steps : wrpo__div_up(steps, 2);
 }
-static int64_t WRPO__(round_up)(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-
-/* The part of [key0, key0 + keys) (positions) that lanes [i, i + n) see: keys [0, *seen) of it; masked: not all of them by all lanes. */
-static bool WRPO__(visible)(const WRPO__(lanes) *b, int64_t i, int64_t n, int64_t key0, int64_t keys, int64_t *seen, bool *masked) {
-    const int64_t window = b->a->window;
-    int64_t low = WRPO__(lane_position)(b, i), high = WRPO__(lane_position)(b, i + n - 1);
+/* Lane i: its row, head, position, and where its vector is in an array of rows ld apart. */
+static int64_t wrpo__lane_row(const wrpo__lanes *b, int64_t i) {
+    return b->seg->begin + (b->first + i) / b->x->share;
+}
+static int64_t wrpo__lane_head(const wrpo__lanes *b, int64_t i) {
+    return b->g * b->x->share + (b->first + i) % b->x->share;
+}
+static int64_t wrpo__lane_at(const wrpo__lanes *b, int64_t i, int64_t ld) {
+    return wrpo__lane_row(b, i) * ld + wrpo__lane_head(b, i) * b->x->a->d;
+}
+static int64_t wrpo__lane_position(const wrpo__lanes *b, int64_t i) {
+    const int64_t row = wrpo__lane_row(b, i);
+    return wrpo__query_position(b->seg + (b->segs > 1 ? row - b->seg->begin : 0), row);
+}
+/* Keys at positions [key0, key0 + keys), for lanes [i, i + n): some lane sees keys [0, *seen) of them. masked: not all
+   lanes see all of those. */
+static bool wrpo__visible(const wrpo__lanes *b, int64_t i, int64_t n, int64_t key0, int64_t keys, int64_t *seen,
+                          bool *masked) {
+    const int64_t window = b->x->a->window;
+    int64_t low = wrpo__lane_position(b, i), high = wrpo__lane_position(b, i + n - 1);
     for (int64_t j = i; b->segs > 1 && j < i + n; j++) {
-        const int64_t at = WRPO__(lane_position)(b, j);
-        low = WRPO__MIN(low, at), high = WRPO__MAX(high, at);
+        const int64_t position = wrpo__lane_position(b, j);
+        low = WRPO__MIN(low, position);
+        high = WRPO__MAX(high, position);
     }
     *seen = WRPO__MIN(keys, high - key0 + 1);
     *masked = low < key0 + *seen - 1 || (window > 0 && high - key0 >= window);
     return *seen > 0 && (window <= 0 || low - (key0 + keys - 1) < window);
 }
-/* rows[i][ld] = scale times lane i's vector of x, and packed for use as B: panel[i / NR][d / pair][NR]. Padding is 0. */
-static void WRPO__(lane_vectors)(const WRPO__(lanes) *b, const float *x, int64_t ldx, float scale, float *rows, int64_t ld, float *panels) {
-    const int64_t d = b->a->d, all = WRPO__(round_up)(b->count, WRPO__(NR));
+/* rows[lane][ld] = scale times the lanes' vectors of y, and the same as panels of B. Lanes and elements that are
+   missing are 0. */
+static void wrpo__lane_vectors(const wrpo__lanes *b, const float *y, int64_t ldy, float scale, float *rows, int64_t ld,
+                               float *panels) {
+    const wrpo__kernels *kernel = &b->x->cpu->kernel;
+    const int64_t d = b->x->a->d, all = wrpo__round_up(b->count, kernel->NR), words = wrpo__words_of(b->x, d);
     for (int64_t i = 0; i < all; i++) {
         const int64_t have = i < b->count ? d : 0, ahead = i + 8;
-        if (ahead < b->count) {          /* the next row is far away, no machine foresees it */
-            const float *next = x + WRPO__(lane_row)(b, ahead) * ldx + WRPO__(lane_head)(b, ahead) * d;
-            for (int64_t j = 0; j < d; j += 16) WRPO__PREFETCH(next + j, 0);
-        }
-        if (have) WRPO__(scaled)(rows + i * ld, scale, x + WRPO__(lane_row)(b, i) * ldx + WRPO__(lane_head)(b, i) * d, d);
+        if (ahead < b->count)            /* its row is far away, and the machine does not foresee it */
+            for (int64_t j = 0; j < d; j += 16) WRPO__PREFETCH(y + wrpo__lane_at(b, ahead, ldy) + j, 0);
+        if (have) kernel->scale(rows + i * ld, scale, y + wrpo__lane_at(b, i, ldy), WRPO_DTYPE_F32, d);
         memset(rows + i * ld + have, 0, (size_t)(ld - have) * sizeof *rows);
     }
-    WRPO__(pack_side)(1, b->pair, false, panels, wrpo__div_up(d, b->pair) * WRPO__(NR), rows, ld, 1, all, d);
+    kernel->pack(b->x->factors, true, panels, words * kernel->NR, words, (wrpo__operand){rows, WRPO_DTYPE_F32, ld, 1},
+                 all, d);
 }
-/* the way back: lane i's vector of y = scale[i] times column i % NR of t[i / NR][padded d][NR] */
-WRPO__ROW void WRPO__(lane_results)(const WRPO__(lanes) *b, float *y, int64_t ldy, const float *t, const float *scale) {
-    const int64_t d = b->a->d, size = WRPO__(round_up)(d, WRPO__(MR)) * WRPO__(NR);
-    for (int64_t i = 0; i < b->count; i += WRPO__LANES)
-        for (int64_t j = 0; j < d; j += WRPO__LANES) {
-            const float *in = t + i / WRPO__(NR) * size + i % WRPO__(NR);
-            WRPO__V x[WRPO__LANES];
-            for (int64_t r = 0; r < WRPO__LANES; r++) x[r] = j + r < d ? WRPO__LOAD(in + (j + r) * WRPO__(NR)) : (WRPO__V){0};
-            WRPO__(transpose)(x);
-            for (int64_t r = 0; r < WRPO__MIN(WRPO__LANES, b->count - i); r++)
-                WRPO__(put)(y + WRPO__(lane_row)(b, i + r) * ldy + WRPO__(lane_head)(b, i + r) * d + j, d - j, WRPO__SET(scale[i + r]) * x[r]);
-        }
-}
-/* c[m,n] = or += a b over kc steps: a in panels `next` apart, b[kc / pair][ldb]; c has room for whole tiles, in rows and columns */
-static void WRPO__(panels)(int64_t pair, int64_t m, int64_t n, int64_t kc, const float *a, int64_t next, const float *b, int64_t ldb, float *c, int64_t ldc, bool add) {
-    for (int64_t j = 0; j < n; j += WRPO__(NR))
-        for (int64_t i = 0; i < m; i += WRPO__(MR))
-            WRPO__(tile)(pair == 2, wrpo__div_up(kc, pair), a + i / WRPO__(MR) * next, b + j, ldb, c + i * ldc + j, ldc, WRPO__(MR), WRPO__(NR), add);
-}
-/* one vector of scores of key `key`; at: the queries' positions, both counted from the tile's first key */
-WRPO__INLINE WRPO__V WRPO__(masked)(WRPO__V s, float key, WRPO__V at, float window) {
-    const WRPO__V never = WRPO__SET(-INFINITY);
-    s = WRPO__PICK(WRPO__LESS(at, WRPO__SET(key)), never, s);
-    return WRPO__PICK(WRPO__LESS(at - key, WRPO__SET(window)), s, never);
-}
-/* Scores s[keys][NR] become e^(s - m); m and l, the running maximum and sum, are brought up to date; rescale = e^(old m - m). */
-WRPO__ROW void WRPO__(softmax_tile)(float *s, int64_t keys, const float *at, float window, bool masked, float softcap, float *m, float *l, float *rescale) {
-    WRPO__V old[WRPO__(NV)], top[WRPO__(NV)], sum[WRPO__(NV)];
-    WRPO__UNROLL
-    for (int j = 0; j < WRPO__(NV); j++) old[j] = top[j] = WRPO__LOAD(m + j * WRPO__LANES), sum[j] = (WRPO__V){0};
-    for (int64_t k = 0; k < keys; k++) {
-        WRPO__UNROLL
-        for (int j = 0; j < WRPO__(NV); j++) {
-            float *p = s + k * WRPO__(NR) + j * WRPO__LANES;
-            WRPO__V x = WRPO__LOAD(p);
-            if (softcap > 0) x = WRPO__(cap)(x, softcap);
-            if (masked) x = WRPO__(masked)(x, (float)k, WRPO__LOAD(at + j * WRPO__LANES), window);
-            if (masked || softcap > 0) WRPO__STORE(p, x);
-            top[j] = WRPO__(max)(top[j], x);
-        }
-    }
-    for (int64_t k = 0; k < keys; k++) {
-        WRPO__UNROLL
-        for (int j = 0; j < WRPO__(NV); j++) {
-            float *p = s + k * WRPO__(NR) + j * WRPO__LANES;
-            WRPO__V e = WRPO__(exp)(WRPO__LOAD(p) - top[j]);
-            sum[j] += e;
-            WRPO__STORE(p, e);
-        }
-    }
-    for (int j = 0; j < WRPO__(NV); j++) {
-        WRPO__V f = WRPO__(exp)(old[j] - top[j]);
-        WRPO__STORE(l + j * WRPO__LANES, WRPO__FMA(WRPO__LOAD(l + j * WRPO__LANES), f, sum[j]));
-        WRPO__STORE(m + j * WRPO__LANES, top[j]);
-        WRPO__STORE(rescale + j * WRPO__LANES, f);
+static void wrpo__lane_numbers(const wrpo__lanes *b, float *numbers) {
+    const int64_t NR = b->x->cpu->kernel.NR;
+    for (int64_t i = 0; i < wrpo__round_up(b->count, NR); i++) {
+        float *y = numbers + i / NR * 3 * NR + i % NR;
+        const int64_t lane = WRPO__MIN(i, b->count - 1);
+        const int64_t at = wrpo__lane_row(b, lane) * b->x->a->H + wrpo__lane_head(b, lane);
+        y[0] = (float)wrpo__lane_position(b, lane);
+        y[NR] = y[2 * NR] = 0;
+        if (!b->x->d_o) y[NR] = -FLT_MAX;
+        else if (i < b->count) y[NR] = b->x->lse[at], y[2 * NR] = b->x->delta[at];
     }
 }
-WRPO__ROW void WRPO__(rescale_tile)(float *o, const float *factor, int64_t rows) {
-    WRPO__V f[WRPO__(NV)];
-    for (int j = 0; j < WRPO__(NV); j++) f[j] = WRPO__LOAD(factor + j * WRPO__LANES);
-    for (int64_t i = 0; i < rows; i++)
-        for (int j = 0; j < WRPO__(NV); j++) {
-            float *p = o + i * WRPO__(NR) + j * WRPO__LANES;
-            WRPO__STORE(p, WRPO__LOAD(p) * f[j]);
-        }
+/* n rows of keys or values from row `row` on become panels of A. by_d: lanes are d, and steps are rows. */
+static void wrpo__pack_keys(const wrpo__attention *x, float *panels, const float *from, int64_t row, int64_t n,
+                            int64_t g, bool by_d) {
+    const wrpo__kernels *kernel = &x->cpu->kernel;
+    const int64_t d = x->a->d, ld = x->a->ldkv, steps = by_d ? n : d, words = wrpo__words_of(x, steps);
+    kernel->pack(x->factors, false, panels, kernel->MR_ROOM * words, words,
+                 (wrpo__operand){from + row * ld + g * d, WRPO_DTYPE_F32, by_d ? 1 : ld, by_d ? ld : 1}, by_d ? d : n,
+                 steps);
 }
-/* The backward's: s becomes p = e^(s - lse), dp becomes ds. */
-WRPO__ROW void WRPO__(softmax_tile_bwd)(float *s, float *dp, int64_t keys, const float *at, float window, bool masked, float softcap,
-                                        const float *lse, const float *delta) {
-    for (int64_t k = 0; k < keys; k++)
-        for (int j = 0; j < WRPO__(NV); j++) {
-            float *ps = s + k * WRPO__(NR) + j * WRPO__LANES, *pd = dp + k * WRPO__(NR) + j * WRPO__LANES;
-            WRPO__V x = WRPO__LOAD(ps), slope = WRPO__SET(1.0f);
-            if (softcap > 0) {
-                x = WRPO__(cap)(x, softcap);
-                slope = WRPO__FMA(x / -softcap, x / softcap, slope);
-            }
-            if (masked) x = WRPO__(masked)(x, (float)k, WRPO__LOAD(at + j * WRPO__LANES), window);
-            x = WRPO__(exp)(x - WRPO__LOAD(lse + j * WRPO__LANES));
-            WRPO__STORE(ps, x);
-            WRPO__STORE(pd, x * (WRPO__LOAD(pd) - WRPO__LOAD(delta + j * WRPO__LANES)) * slope);
-        }
+/* c[m][n] = or += a b, over `steps` steps: panels a are `next` apart, b has rows of ldb. c has room for whole tiles. */
+static void wrpo__multiply(const wrpo__attention *x, int64_t m, int64_t n, int64_t steps, const float *a, int64_t next,
+                           const float *b, int64_t ldb, float *c, int64_t ldc, bool add) {
+    const wrpo__kernels *kernel = &x->cpu->kernel;
+    const int64_t MR = kernel->MR, NR = kernel->NR, words = wrpo__words_of(x, steps);
+    for (int64_t j = 0; j < n; j += NR)
+        for (int64_t i = 0; i < m; i += MR)
+            kernel->tile(x->factors, words, a + i / MR * next, b + j, ldb, c + i * ldc + j, ldc, MR, NR, add);
 }
-/* groups of NR lanes that a task takes: 8, or as many as its scratch has room for */
-static int64_t WRPO__(lane_groups)(int64_t fixed, int64_t each) {
-    return WRPO__MAX(1, WRPO__MIN(8, (WRPO__THREAD_FLOATS - fixed) / each));
+/* x[rows][width], as an operand B, in the words that products take */
+static void wrpo__to_words(const wrpo__attention *x, float *rows, int64_t n, int64_t width) {
+    if (x->factors == WRPO__PAIRS) x->cpu->kernel.pair_rows(rows, n, width);
 }
-static void WRPO__(attention_task)(const wrpo__cpu *cpu, const WRPO__(lanes) *b, float *o, float *lse, const float *q, const float *k, const float *v) {
-    enum { NR = WRPO__(NR), MR = WRPO__(MR), MS = WRPO__(MS), BK = WRPO__(BK) };
-    const wrpo_attn *a = b->a;
-    const int64_t d = a->d, dm = WRPO__(round_up)(d, MR), groups = wrpo__div_up(b->count, NR), pair = b->pair, dw = wrpo__div_up(d, pair);
-    float *at = wrpo__cpu_scratch(cpu), *m = at + NR, *l = m + groups * NR, *f = l + groups * NR, *s = f + NR;
-    float *keys = s + BK * NR, *values = keys + BK / MR * MS * d, *queries = values + dm / MR * MS * BK, *out = queries + groups * NR * d;
-    WRPO__(lane_vectors)(b, q, a->ldq, a->scale, out, d, queries);             /* out is free as yet */
-    for (int64_t i = 0; i < groups * NR; i++) m[i] = -FLT_MAX, l[i] = 0;
-    memset(out, 0, (size_t)(groups * NR * dm) * sizeof *out);
-    const int64_t shared = b->seg->prefix_end - b->seg->prefix;
+/* w->p and, in the backward, w->ds: the weights of one group and the tile's keys [0, seen) */
+static void wrpo__attention_weights(const wrpo__attention *x, const wrpo__buffers *w, int64_t group, int64_t seen,
+                                    bool masked) {
+    const wrpo_attn *a = x->a;
+    const wrpo__kernels *kernel = &x->cpu->kernel;
+    const int64_t NR = kernel->NR, d = a->d, words = wrpo__words_of(x, d), next = kernel->MR_ROOM * words;
     const float window = a->window > 0 ? (float)a->window : INFINITY;
-    for (int64_t range = 0; range <= b->segs; range++) {                       /* the prefix; the own keys of each segment, for its lanes */
-        const bool own = range > 0, one = own && b->segs > 1;
+    float *top = w->numbers + (3 * group + 1) * NR, *sum = top + NR;           /* in the backward: lse and delta */
+    wrpo__multiply(x, seen, NR, d, w->keys, next, w->queries + group * NR * words, NR, w->p, NR, false);
+    if (!x->d_o) {
+        float *out = w->out + group * NR * wrpo__round_up(d, kernel->MR);
+        kernel->softmax(w->p, seen, w->at, window, masked, a->softcap, top, sum, out, d);
+        return;
+    }
+    wrpo__multiply(x, seen, NR, d, w->values, next, w->d_outs + group * NR * words, NR, w->ds, NR, false);
+    kernel->softmax_bwd(w->p, w->ds, seen, w->at, window, masked, a->softcap, top, sum);
+}
+/* o and lse of lanes, or their dq */
+static void wrpo__attention_lanes(const wrpo__lanes *b) {
+    const wrpo__attention *x = b->x;
+    const wrpo_attn *a = x->a;
+    const wrpo__kernels *kernel = &x->cpu->kernel;
+    const bool bwd = x->d_o != NULL;
+    const int64_t NR = kernel->NR, d = a->d, d_mr = wrpo__round_up(d, kernel->MR), share = b->x->share;
+    const int64_t groups = wrpo__div_up(b->count, NR), tile = wrpo__attention_keys(kernel);
+    wrpo__buffers w;
+    wrpo__attention_layout(x, bwd ? WRPO__PART_DQ : WRPO__PART_O, groups, wrpo__cpu_scratch(x->cpu), &w);
+    wrpo__lane_vectors(b, x->q, a->ldq, a->scale, w.out, d, w.queries);        /* out is free as yet */
+    if (bwd) wrpo__lane_vectors(b, x->d_o, a->ldo, 1, w.out, d, w.d_outs);
+    wrpo__lane_numbers(b, w.numbers);
+    memset(w.out, 0, (size_t)(groups * NR * d_mr) * sizeof *w.out);
+    for (int64_t range = 0; range <= b->segs; range++) { /* the prefix; the own keys of each segment, for its lanes */
+        const bool own = range > 0, sibling = own && b->segs > 1;
         const wrpo_seg *seg = b->seg + (own ? range - 1 : 0);
         const int64_t begin = own ? seg->own : seg->prefix, end = own ? seg->own_end : seg->prefix_end;
-        const int64_t from = one ? WRPO__MAX((range - 1) * b->share - b->first, 0) : 0, to = one ? WRPO__MIN(range * b->share - b->first, b->count) : b->count;
-        for (int64_t t = begin; t < end && from < to; t += BK) {
-            const int64_t n = WRPO__MIN(BK, end - t), key0 = (own ? shared : 0) + t - begin;
+        const int64_t from = sibling ? WRPO__MAX((range - 1) * share - b->first, 0) : 0;
+        const int64_t to = sibling ? WRPO__MIN(range * share - b->first, b->count) : b->count;
+        for (int64_t row = begin; row < end && from < to; row += tile) {
+            const int64_t n = WRPO__MIN(tile, end - row), key0 = wrpo__key_position(seg, row);
             int64_t seen;
             bool masked;
-            if (!WRPO__(visible)(b, from, to - from, key0, n, &seen, &masked)) continue;
-            WRPO__(factor)(pair, keys, k + t * a->ldkv + b->g * d, a->ldkv, 1, n, d);
-            WRPO__(factor)(pair, values, v + t * a->ldkv + b->g * d, 1, a->ldkv, d, n);
+            if (!wrpo__visible(b, from, to - from, key0, n, &seen, &masked)) continue;
+            wrpo__pack_keys(x, w.keys, x->k, row, n, b->g, false);
+            if (bwd) wrpo__pack_keys(x, w.values, x->v, row, n, b->g, false);
+            wrpo__pack_keys(x, w.across, bwd ? x->k : x->v, row, n, b->g, true);
             for (int64_t i = from / NR; i * NR < to; i++) {
-                const int64_t lane0 = WRPO__MAX(from, i * NR), lanes = WRPO__MIN(i * NR + NR, to) - lane0;
-                if (!WRPO__(visible)(b, lane0, lanes, key0, n, &seen, &masked)) continue;
-                for (int64_t j = 0; j < NR; j++) {     /* a sibling's lanes see nothing; behind the last lane is padding */
-                    const int64_t lane = i * NR + j;
-                    at[j] = one && (lane < lane0 || lane >= lane0 + lanes) ? -1 : (float)(WRPO__(lane_position)(b, WRPO__MIN(lane, lane0 + lanes - 1)) - key0);
+                const int64_t first = WRPO__MAX(from, i * NR), last = WRPO__MIN(i * NR + NR, to);
+                const float *position = w.numbers + i * 3 * NR;
+                float *weights = bwd ? w.ds : w.p;
+                if (!wrpo__visible(b, first, last - first, key0, n, &seen, &masked)) continue;
+                for (int64_t j = 0; j < NR; j++) {     /* lanes of the siblings see nothing */
+                    const bool other = sibling && (i * NR + j < first || i * NR + j >= last);
+                    w.at[j] = other ? -1 : position[j] - (float)key0;
                 }
-                WRPO__(panels)(pair, seen, NR, d, keys, MS * dw, queries + i * NR * dw, NR, s, NR, false);
-                WRPO__(softmax_tile)(s, seen, at, window, masked || one, a->softcap, m + i * NR, l + i * NR, f);
-                WRPO__(rescale_tile)(out + i * NR * dm, f, d);
-                WRPO__(pair_rows)(pair, s, seen, NR);
-                WRPO__(panels)(pair, d, NR, seen, values, MS * wrpo__div_up(n, pair), s, NR, out + i * NR * dm, NR, true);
+                wrpo__attention_weights(x, &w, i, seen, masked || sibling);
+                wrpo__to_words(x, weights, seen, NR);
+                wrpo__multiply(x, d, NR, seen, w.across, kernel->MR_ROOM * wrpo__words_of(x, n), weights, NR,
+                               w.out + i * NR * d_mr, NR, true);
             }
         }
     }
     for (int64_t i = 0; i < b->count; i++) {
-        lse[WRPO__(lane_row)(b, i) * a->H + WRPO__(lane_head)(b, i)] = m[i] + logf(l[i]);
-        l[i] = 1 / l[i];
-    }
-    WRPO__(lane_results)(b, o, a->ldo, out, l);
-}
-/* p and ds of a group of lanes and a tile of keys, both [key][NR]; keys that no lane of the group sees get zeros up to n */
-static void WRPO__(attention_weights)(const wrpo_attn *a, int64_t pair, int64_t n, int64_t seen, bool masked, const float *keys, const float *values,
-                                      const float *queries, const float *d_outs, const float *at, const float *lse, const float *delta, float *p, float *ds) {
-    enum { NR = WRPO__(NR), MS = WRPO__(MS) };
-    const int64_t next = MS * wrpo__div_up(a->d, pair);
-    WRPO__(panels)(pair, seen, NR, a->d, keys, next, queries, NR, p, NR, false);
-    WRPO__(panels)(pair, seen, NR, a->d, values, next, d_outs, NR, ds, NR, false);
-    WRPO__(softmax_tile_bwd)(p, ds, seen, at, a->window > 0 ? (float)a->window : INFINITY, masked, a->softcap, lse, delta);
-    memset(p + seen * NR, 0, (size_t)((n - seen) * NR) * sizeof *p);
-    memset(ds + seen * NR, 0, (size_t)((n - seen) * NR) * sizeof *ds);
-}
-/* What the backward knows of a lane besides its vectors: position, lse and delta, in [group][3][NR]. Padded lanes have zeros. */
-static void WRPO__(lane_numbers)(const WRPO__(lanes) *b, const float *lse, const float *delta, float *x) {
-    for (int64_t i = 0; i < WRPO__(round_up)(b->count, WRPO__(NR)); i++) {
-        float *y = x + i / WRPO__(NR) * 3 * WRPO__(NR) + i % WRPO__(NR);
-        const int64_t lane = WRPO__MIN(i, b->count - 1), j = WRPO__(lane_row)(b, lane) * b->a->H + WRPO__(lane_head)(b, lane);
-        y[0] = (float)WRPO__(lane_position)(b, lane);
-        y[WRPO__(NR)] = i < b->count ? lse[j] : 0;
-        y[2 * WRPO__(NR)] = i < b->count ? delta[j] : 0;
-    }
-}
-static void WRPO__(attention_dq_task)(const wrpo__cpu *cpu, const WRPO__(lanes) *b, float *dq, const float *d_o, const float *lse, const float *delta,
-                                      const float *q, const float *k, const float *v) {
-    enum { NR = WRPO__(NR), MR = WRPO__(MR), MS = WRPO__(MS), BK = WRPO__(BK) };
-    const wrpo_attn *a = b->a;
-    const int64_t d = a->d, dm = WRPO__(round_up)(d, MR), groups = wrpo__div_up(b->count, NR), shared = b->seg->prefix_end - b->seg->prefix;
-    const int64_t pair = b->pair, dw = wrpo__div_up(d, pair);
-    float *at = wrpo__cpu_scratch(cpu), *numbers = at + NR, *p = numbers + groups * 3 * NR, *ds = p + BK * NR, *keys = ds + BK * NR;
-    float *values = keys + BK / MR * MS * d, *across = values + BK / MR * MS * d, *queries = across + dm / MR * MS * BK;
-    float *d_outs = queries + groups * NR * d, *out = d_outs + groups * NR * d;
-    WRPO__(lane_vectors)(b, q, a->ldq, a->scale, out, d, queries);
-    WRPO__(lane_vectors)(b, d_o, a->ldo, 1, out, d, d_outs);
-    WRPO__(lane_numbers)(b, lse, delta, numbers);
-    memset(out, 0, (size_t)(groups * NR * dm) * sizeof *out);
-    for (int own = 0; own < 2; own++) {
-        const int64_t begin = own ? b->seg->own : b->seg->prefix, end = own ? b->seg->own_end : b->seg->prefix_end;
-        for (int64_t t = begin; t < end; t += BK) {
-            const int64_t n = WRPO__MIN(BK, end - t), key0 = (own ? shared : 0) + t - begin;
-            int64_t seen;
-            bool masked;
-            if (!WRPO__(visible)(b, 0, b->count, key0, n, &seen, &masked)) continue;
-            WRPO__(factor)(pair, keys, k + t * a->ldkv + b->g * d, a->ldkv, 1, n, d);
-            WRPO__(factor)(pair, values, v + t * a->ldkv + b->g * d, a->ldkv, 1, n, d);
-            WRPO__(factor)(pair, across, k + t * a->ldkv + b->g * d, 1, a->ldkv, d, n);
-            for (int64_t i = 0; i < groups; i++) {
-                const float *x = numbers + i * 3 * NR;
-                if (!WRPO__(visible)(b, i * NR, WRPO__MIN(NR, b->count - i * NR), key0, n, &seen, &masked)) continue;
-                for (int64_t j = 0; j < NR; j++) at[j] = x[j] - (float)key0;
-                WRPO__(attention_weights)(a, pair, seen, seen, masked, keys, values, queries + i * NR * dw, d_outs + i * NR * dw, at, x + NR, x + 2 * NR, p, ds);
-                WRPO__(pair_rows)(pair, ds, seen, NR);
-                WRPO__(panels)(pair, d, NR, seen, across, MS * wrpo__div_up(n, pair), ds, NR, out + i * NR * dm, NR, true);
-            }
+        const float *number = w.numbers + i / NR * 3 * NR + i % NR;
+        float *rows = w.queries;                       /* [NR][d], of one group */
+        if (i % NR == 0) kernel->transpose(rows, w.out + i * d_mr, d);
+        rows += i % NR * d;
+        if (bwd) kernel->scale(x->dq + wrpo__lane_at(b, i, a->ldq), a->scale, rows, WRPO_DTYPE_F32, d);
+        else {
+            x->new_lse[wrpo__lane_row(b, i) * a->H + wrpo__lane_head(b, i)] = number[NR] + logf(number[2 * NR]);
+            kernel->scale(x->o + wrpo__lane_at(b, i, a->ldo), 1 / number[2 * NR], rows, WRPO_DTYPE_F32, d);
         }
     }
-    for (int64_t i = 0; i < b->count; i++) numbers[i] = a->scale;
-    WRPO__(lane_results)(b, dq, a->ldq, out, numbers);
 }
-/* dk and dv of rows [t, t + n) of segment `home`: from its own lanes and from those of every segment that has the rows as prefix, in order */
-static void WRPO__(attention_dkv_task)(const wrpo__cpu *cpu, const wrpo_attn *a, int64_t pair, int64_t home, int64_t t, int64_t n, int64_t g, float *dk, float *dv,
-                                       const float *d_o, const float *lse, const float *delta, const float *q, const float *k, const float *v) {
-    enum { NR = WRPO__(NR), MR = WRPO__(MR), MS = WRPO__(MS), BK = WRPO__(BK) };
-    const int64_t d = a->d, dn = WRPO__(round_up)(d, NR), panels = BK / MR * MS, dw = wrpo__div_up(d, pair);
-    const int64_t groups = WRPO__(lane_groups)(2 * panels * d + 2 * (BK + MR) * dn + 2 * BK * NR + NR, (2 * d + 2 * dn + 3 + 2 * panels) * NR), block = groups * NR;
-    float *at = wrpo__cpu_scratch(cpu), *numbers = at + NR, *p = numbers + 3 * block, *ds = p + BK * NR, *keys = ds + BK * NR, *values = keys + panels * d;
-    float *dks = values + panels * d, *dvs = dks + (BK + MR) * dn, *queries = dvs + (BK + MR) * dn, *d_outs = queries + block * d;
-    float *q_rows = d_outs + block * d, *do_rows = q_rows + block * dn, *p_packed = do_rows + block * dn, *ds_packed = p_packed + panels * block;
-    memset(dks, 0, (size_t)(2 * (BK + MR) * dn) * sizeof *dks);
-    for (int64_t s = 0; s < a->n_segs; s++) {
-        const wrpo_seg *seg = &a->segs[s];
-        const int64_t first = s == home ? t : WRPO__MAX(t, seg->prefix), last = s == home ? t + n : WRPO__MIN(t + n, seg->prefix_end), count = last - first;
-        const int64_t shared = seg->prefix_end - seg->prefix, key0 = s == home ? shared + t - seg->begin : first - seg->prefix;
-        if (count <= 0) continue;
-        WRPO__(factor)(pair, keys, k + first * a->ldkv + g * d, a->ldkv, 1, count, d);
-        WRPO__(factor)(pair, values, v + first * a->ldkv + g * d, a->ldkv, 1, count, d);
-        WRPO__(lanes) b = {a, seg, g, a->H / a->G, 0, 0, 1, pair};
-        const int64_t all = (seg->end - seg->begin) * b.share;
-        for (; b.first < all; b.first += block) {
-            int64_t seen, begin = -1, end = 0;        /* groups that see any of the keys */
+/* dk and dv of rows [row, row + n) of segment `home`: from its own lanes and from those of every segment that has the
+   rows in its prefix, in order */
+static void wrpo__attention_rows(const wrpo__attention *x, const wrpo_seg *home, int64_t row, int64_t n, int64_t g) {
+    const wrpo_attn *a = x->a;
+    const wrpo__kernels *kernel = &x->cpu->kernel;
+    const int64_t NR = kernel->NR, ROOM = kernel->MR_ROOM, d = a->d, d_nr = wrpo__round_up(d, NR);
+    const int64_t groups = wrpo__attention_groups(x, WRPO__PART_DKV), at_once = groups * NR;
+    const int64_t next = ROOM * wrpo__words_of(x, at_once), group_words = wrpo__words_of(x, NR);
+    const size_t sums = (size_t)((wrpo__attention_keys(kernel) + kernel->MR) * d_nr) * sizeof(float);
+    wrpo__buffers w;
+    wrpo__attention_layout(x, WRPO__PART_DKV, groups, wrpo__cpu_scratch(x->cpu), &w);
+    memset(w.dk, 0, sums);
+    memset(w.dv, 0, sums);
+    for (const wrpo_seg *seg = a->segs; seg < a->segs + a->n_segs; seg++) {
+        const int64_t first = seg == home ? row : WRPO__MAX(row, seg->prefix);
+        const int64_t keys = (seg == home ? row + n : WRPO__MIN(row + n, seg->prefix_end)) - first;
+        if (keys <= 0) continue;
+        const int64_t key0 = wrpo__key_position(seg, first);
+        wrpo__lanes b = {.x = x, .seg = seg, .segs = 1, .g = g};
+        const int64_t lanes = (seg->end - seg->begin) * x->share;
+        wrpo__pack_keys(x, w.keys, x->k, first, keys, g, false);
+        wrpo__pack_keys(x, w.values, x->v, first, keys, g, false);
+        for (; b.first < lanes; b.first += at_once) {
+            int64_t seen, begin = 0, end = 0;          /* the groups that see any of the keys */
             bool masked;
-            b.count = WRPO__MIN(block, all - b.first);
-            for (int64_t i = 0; i < b.count; i += NR)
-                if (WRPO__(visible)(&b, i, WRPO__MIN(NR, b.count - i), key0, count, &seen, &masked)) begin = begin < 0 ? i : begin, end = i + NR;
-            if (begin < 0) continue;
-            WRPO__(lane_vectors)(&b, q, a->ldq, a->scale, q_rows, dn, queries);
-            WRPO__(lane_vectors)(&b, d_o, a->ldo, 1, do_rows, dn, d_outs);
-            WRPO__(lane_numbers)(&b, lse, delta, numbers);
-            WRPO__(pair_rows)(pair, q_rows, WRPO__(round_up)(b.count, NR), dn), WRPO__(pair_rows)(pair, do_rows, WRPO__(round_up)(b.count, NR), dn);
-            for (int64_t i = begin; i < end; i += NR) {
-                const float *x = numbers + 3 * i;
-                WRPO__(visible)(&b, i, WRPO__MIN(NR, b.count - i), key0, count, &seen, &masked);
-                for (int64_t j = 0; j < NR; j++) at[j] = x[j] - (float)key0;
-                WRPO__(attention_weights)(a, pair, count, seen, masked, keys, values, queries + i * dw, d_outs + i * dw, at, x + NR, x + 2 * NR, p, ds);
-                const int64_t next = MS * block / pair;        /* the tiles' NR lanes are steps of the keys' panels */
-                WRPO__(pack_side)(0, pair, false, p_packed + i / pair * MS, next, p, NR, 1, count, NR);
-                WRPO__(pack_side)(0, pair, false, ds_packed + i / pair * MS, next, ds, NR, 1, count, NR);
+            b.count = WRPO__MIN(at_once, lanes - b.first);
+            for (int64_t i = 0; i < b.count; i += NR) {
+                if (!wrpo__visible(&b, i, WRPO__MIN(NR, b.count - i), key0, keys, &seen, &masked)) continue;
+                if (end == 0) begin = i;
+                end = i + NR;
             }
-            const int64_t from = begin / pair;
-            WRPO__(panels)(pair, count, d, end - begin, p_packed + from * MS, MS * block / pair, do_rows + from * dn, dn, dvs + (first - t) * dn, dn, true);
-            WRPO__(panels)(pair, count, d, end - begin, ds_packed + from * MS, MS * block / pair, q_rows + from * dn, dn, dks + (first - t) * dn, dn, true);
+            if (end == 0) continue;
+            wrpo__lane_vectors(&b, x->q, a->ldq, a->scale, w.q_rows, d_nr, w.queries);
+            wrpo__lane_vectors(&b, x->d_o, a->ldo, 1, w.do_rows, d_nr, w.d_outs);
+            wrpo__lane_numbers(&b, w.numbers);
+            wrpo__to_words(x, w.q_rows, wrpo__round_up(b.count, NR), d_nr);
+            wrpo__to_words(x, w.do_rows, wrpo__round_up(b.count, NR), d_nr);
+            for (int64_t i = begin; i < end; i += NR) {
+                const size_t unseen = (size_t)NR * sizeof(float);              /* bytes of a key */
+                float *p_panels = w.p_panels + i / NR * group_words * ROOM;
+                float *ds_panels = w.ds_panels + i / NR * group_words * ROOM;
+                wrpo__visible(&b, i, WRPO__MIN(NR, b.count - i), key0, keys, &seen, &masked);
+                for (int64_t j = 0; j < NR; j++) w.at[j] = w.numbers[3 * i + j] - (float)key0;
+                wrpo__attention_weights(x, &w, i / NR, seen, masked);
+                memset(w.p + seen * NR, 0, (size_t)(keys - seen) * unseen);
+                memset(w.ds + seen * NR, 0, (size_t)(keys - seen) * unseen);
+                kernel->pack(x->factors, false, p_panels, next, group_words,
+                             (wrpo__operand){w.p, WRPO_DTYPE_F32, NR, 1}, keys, NR);
+                kernel->pack(x->factors, false, ds_panels, next, group_words,
+                             (wrpo__operand){w.ds, WRPO_DTYPE_F32, NR, 1}, keys, NR);
+            }
+            const int64_t words = begin / NR * group_words, to = (first - row) * d_nr;
+            wrpo__multiply(x, keys, d, end - begin, w.p_panels + words * ROOM, next, w.do_rows + words * d_nr, d_nr,
+                           w.dv + to, d_nr, true);
+            wrpo__multiply(x, keys, d, end - begin, w.ds_panels + words * ROOM, next, w.q_rows + words * d_nr, d_nr,
+                           w.dk + to, d_nr, true);
         }
     }
     for (int64_t i = 0; i < n; i++) {
-        memcpy(dk + (t + i) * a->ldkv + g * d, dks + i * dn, (size_t)d * sizeof(float));
-        memcpy(dv + (t + i) * a->ldkv + g * d, dvs + i * dn, (size_t)d * sizeof(float));
+        memcpy(x->dk + (row + i) * a->ldkv + g * d, w.dk + i * d_nr, (size_t)d * sizeof(float));
+        memcpy(x->dv + (row + i) * a->ldkv + g * d, w.dv + i * d_nr, (size_t)d * sizeof(float));
     }
 }
-/* Segments [s, s + n) that go through their prefix together. */
-static int64_t WRPO__(siblings)(const wrpo_attn *a, int64_t s, bool together) {
-    const wrpo_seg *x = &a->segs[s];
+/* The siblings that end before segment `end`. */
+static int64_t wrpo__siblings(const wrpo_attn *a, int64_t end) {
+    const wrpo_seg *last = &a->segs[end - 1];
     int64_t n = 1;
-    if (!together || x->end - x->begin != 1 || x->prefix == x->prefix_end) return 1;
-    while (s + n < a->n_segs && x[n].end - x[n].begin == 1 && x[n].prefix == x->prefix && x[n].prefix_end == x->prefix_end) n++;
+    if (last->end - last->begin != 1 || last->prefix == last->prefix_end) return 1;
+    for (; n < end; n++) {
+        const wrpo_seg *s = last - n;
+        if (s->end - s->begin != 1 || s->prefix != last->prefix || s->prefix_end != last->prefix_end) break;
+    }
     return n;
 }
-/* Tasks are numbered through all segments, `step` units of each segment's `share` per row; siblings count as one. */
-static int64_t WRPO__(attention_tasks)(const wrpo_attn *a, int64_t share, int64_t step, bool together) {
+/* Tasks are `step` units of a segment, or of its siblings with it where `together`; a row has `share` units. Fills in
+   *b for task i, counted from the end, where the long segments are. Returns the number of tasks before i, which is that
+   of all tasks if i is beyond. */
+static int64_t wrpo__attention_task(const wrpo_attn *a, int64_t share, int64_t step, bool together, int64_t i,
+                                    wrpo__lanes *b) {
     int64_t tasks = 0;
-    for (int64_t s = 0, n; s < a->n_segs; s += n) {
-        n = WRPO__(siblings)(a, s, together);
-        tasks += wrpo__div_up((a->segs[s + n - 1].end - a->segs[s].begin) * share, step);
+    for (int64_t end = a->n_segs; end > 0; end -= b->segs) {
+        b->segs = together ? wrpo__siblings(a, end) : 1;
+        b->seg = &a->segs[end - b->segs];
+        const int64_t units = (a->segs[end - 1].end - b->seg->begin) * share, here = wrpo__div_up(units, step);
+        if (i < tasks + here) {
+            b->first = (tasks + here - 1 - i) * step;
+            b->count = WRPO__MIN(step, units - b->first);
+            return i;
+        }
+        tasks += here;
     }
     return tasks;
 }
-/* The segment of number i, counted from the end, where the long ones are; how many siblings it has, itself included. */
-static int64_t WRPO__(attention_find)(const wrpo_attn *a, int64_t share, int64_t step, bool together, int64_t i, int64_t *first, int64_t *count, int64_t *n) {
-    i = WRPO__(attention_tasks)(a, share, step, together) - 1 - i;
-    for (int64_t s = 0;; s += *n) {
-        *n = WRPO__(siblings)(a, s, together);
-        const int64_t all = (a->segs[s + *n - 1].end - a->segs[s].begin) * share, tasks = wrpo__div_up(all, step);
-        if (i < tasks) {
-            *first = i * step;
-            *count = WRPO__MIN(step, all - *first);
-            return s;
-        }
-        i -= tasks;
-    }
-}
-static void WRPO__(attention)(void *dev, const wrpo_attn *a, void *o, float *lse, const void *q, const void *k, const void *v) {
-    enum { NR = WRPO__(NR), MR = WRPO__(MR), MS = WRPO__(MS), BK = WRPO__(BK) };
-    const wrpo__cpu *cpu = dev;
-    const int64_t d = a->d, dm = WRPO__(round_up)(d, MR), share = a->H / a->G;
-    const int64_t step = NR * WRPO__(lane_groups)(2 * NR + BK * NR + BK / MR * MS * d + dm / MR * MS * BK, NR * (2 + d + dm));
-    const int64_t tasks = WRPO__(attention_tasks)(a, share, step, true) * a->G;
-    WRPO__PARFOR(wrpo__cpu_team(cpu, a->n * a->H * d))
+static void wrpo__attention_run(const wrpo__attention *x, wrpo__attention_part pass) {
+    const wrpo_attn *a = x->a;
+    const wrpo__kernels *kernel = &x->cpu->kernel;
+    const bool rows = pass == WRPO__PART_DKV, together = pass == WRPO__PART_O;
+    const int64_t share = rows ? 1 : a->H / a->G;
+    const int64_t step = rows ? wrpo__attention_keys(kernel) : wrpo__attention_groups(x, pass) * kernel->NR;
+    wrpo__lanes all;
+    const int64_t tasks = wrpo__attention_task(a, share, step, together, INT64_MAX, &all) * a->G;
+    WRPO__PARFOR(wrpo__cpu_team(x->cpu, a->n * a->H * a->d))
     for (int64_t i = 0; i < tasks; i++) {
-        int64_t first, count, n, s = WRPO__(attention_find)(a, share, step, true, i / a->G, &first, &count, &n);
-        const WRPO__(lanes) b = {a, a->segs + s, i % a->G, share, first, count, n, cpu->pairs ? 2 : 1};
-        WRPO__(attention_task)(cpu, &b, o, lse, q, k, v);
+        wrpo__lanes b = {.x = x, .g = i % a->G};
+        wrpo__attention_task(a, share, step, together, i / a->G, &b);
+        if (rows) wrpo__attention_rows(x, b.seg, b.seg->begin + b.first, b.count, b.g);
+        else wrpo__attention_lanes(&b);
     }
 }
-static size_t WRPO__(attention_scratch)(void *dev, int64_t n, int64_t H, int64_t G, int64_t d) {   /* delta */
-    (void)dev; (void)G; (void)d;
+static void wrpo__cpu_attention(void *dev, const wrpo_attn *a, void *o, float *lse,
+                                const void *q, const void *k, const void *v) {
+    const wrpo__cpu *cpu = dev;
+    const wrpo__attention x = {.cpu = cpu, .a = a, .q = q, .k = k, .v = v, .o = o, .new_lse = lse,
+                               .factors = cpu->pairs ? WRPO__PAIRS : WRPO__FLOATS, .share = a->H / a->G};
+    wrpo__attention_run(&x, WRPO__PART_O);
+}
+static size_t wrpo__cpu_attention_scratch(void *dev, int64_t n, int64_t H, int64_t G, int64_t d) {
+    (void)dev, (void)G, (void)d;
     return (size_t)(n * H) * sizeof(float);
 }
-static void WRPO__(attention_bwd)(void *dev, const wrpo_attn *a, void *dq, void *dk, void *dv, const void *d_o, const void *o, const float *lse,
-                                  const void *q, const void *k, const void *v, void *scratch) {
-    enum { NR = WRPO__(NR), MR = WRPO__(MR), MS = WRPO__(MS), BK = WRPO__(BK) };
+static void wrpo__cpu_attention_bwd(void *dev, const wrpo_attn *a, void *dq, void *dk, void *dv, const void *d_o,
+                                    const void *o, const float *lse, const void *q, const void *k, const void *v,
+                                    void *scratch) {
     const wrpo__cpu *cpu = dev;
     float *delta = scratch;
-    const int64_t d = a->d, dm = WRPO__(round_up)(d, MR), share = a->H / a->G, team = wrpo__cpu_team(cpu, a->n * a->H * d);
-    const int64_t step = NR * WRPO__(lane_groups)(NR + 2 * BK * NR + 2 * BK / MR * MS * d + dm / MR * MS * BK, NR * (3 + 2 * d + dm));
-    const int64_t blocks = WRPO__(attention_tasks)(a, share, step, false) * a->G, tiles = WRPO__(attention_tasks)(a, 1, BK, false) * a->G;
-    WRPO__PARFOR((int)team)
-    for (int64_t r = 0; r < a->n; r++)
-        for (int64_t h = 0; h < a->H; h++) delta[r * a->H + h] = WRPO__(dot)((const float *)d_o + r * a->ldo + h * d, (const float *)o + r * a->ldo + h * d, d);
-    WRPO__PARFOR((int)team)
-    for (int64_t i = 0; i < blocks; i++) {
-        int64_t first, count, n, s = WRPO__(attention_find)(a, share, step, false, i / a->G, &first, &count, &n);
-        const WRPO__(lanes) b = {a, a->segs + s, i % a->G, share, first, count, 1, cpu->pairs ? 2 : 1};
-        WRPO__(attention_dq_task)(cpu, &b, dq, d_o, lse, delta, q, k, v);
+    const wrpo__attention x = {.cpu = cpu,
+                               .a = a,
+                               .q = q,
+                               .k = k,
+                               .v = v,
+                               .d_o = d_o,
+                               .dq = dq,
+                               .dk = dk,
+                               .dv = dv,
+                               .lse = lse,
+                               .delta = delta,
+                               .factors = cpu->pairs ? WRPO__PAIRS : WRPO__FLOATS,
+                               .share = a->H / a->G};
+    WRPO__PARFOR(wrpo__cpu_team(cpu, a->n * a->H * a->d))
+    for (int64_t i = 0; i < a->n * a->H; i++) {
+        const int64_t at = i / a->H * a->ldo + i % a->H * a->d;
+        delta[i] = cpu->kernel.dot((const float *)d_o + at, (const float *)o + at, a->d);
     }
-    WRPO__PARFOR((int)team)
-    for (int64_t i = 0; i < tiles; i++) {
-        int64_t first, count, n, s = WRPO__(attention_find)(a, 1, BK, false, i / a->G, &first, &count, &n);
-        WRPO__(attention_dkv_task)(cpu, a, cpu->pairs ? 2 : 1, s, a->segs[s].begin + first, count, i % a->G, dk, dv, d_o, lse, delta, q, k, v);
-    }
+    wrpo__attention_run(&x, WRPO__PART_DQ);
+    wrpo__attention_run(&x, WRPO__PART_DKV);
 }
-
-#define WRPO__STRING2(x) #x
-#define WRPO__STRING(x) WRPO__STRING2(x)
-#define WRPO__TABLE(allowed) { \
-    .name = "cpu-" WRPO__STRING(WRPO__LEVEL), .act_bytes = 4, .dtype = WRPO_DTYPE_F32, .host = true, .features = allowed, \
-    .open = wrpo__cpu_open, .close = wrpo__cpu_close, .alloc = wrpo__host_alloc, .release = wrpo__host_release, \
+#define WRPO__CPU_TABLE(level, allowed) { \
+    .name = "cpu-" #level, .act_bytes = 4, .dtype = WRPO_DTYPE_F32, .host = true, .features = allowed, \
+    .open = wrpo__open_##level, .close = wrpo__cpu_close, .alloc = wrpo__host_alloc, .release = wrpo__host_release, \
     .put = wrpo__host_copy, .get = wrpo__host_copy, .copy = wrpo__host_copy, .zero = wrpo__host_zero, \
-    .room = wrpo__host_room, .sync = wrpo__host_sync, .gemm = WRPO__(gemm), .embed = WRPO__(embed), \
-    .embed_bwd = WRPO__(embed_bwd), .gather = WRPO__(gather), .gather_bwd = WRPO__(gather_bwd), \
-    .scatter = WRPO__(scatter), .bias = WRPO__(bias), .bias_bwd = WRPO__(bias_bwd), .colsum = WRPO__(colsum), \
-    .add = WRPO__(add), .rmsnorm = WRPO__(rmsnorm), .rmsnorm_bwd = WRPO__(rmsnorm_bwd), .rope = WRPO__(rope), \
-    .attention = WRPO__(attention), .attention_bwd = WRPO__(attention_bwd), \
-    .attention_scratch = WRPO__(attention_scratch), .glu = WRPO__(glu), .glu_bwd = WRPO__(glu_bwd), \
-    .logprob = WRPO__(logprob), .logprob_bwd = WRPO__(logprob_bwd), .sumsq = WRPO__(sumsq), .adamw = WRPO__(adamw) \
-}
-#ifdef WRPO__IN_PAIRS
-static const wrpo_backend WRPO__(backend) = WRPO__TABLE(WRPO_FEATURE_BF16 | WRPO_FEATURE_AMX);
-static const wrpo_backend WRPO__(backend_no_tiles) = WRPO__TABLE(WRPO_FEATURE_BF16);
-#else
-static const wrpo_backend WRPO__(backend) = WRPO__TABLE(0);
-#endif
-#undef WRPO__TABLE
-#undef WRPO__LEVEL
-#undef WRPO__AT
-#undef WRPO__FMA
-#undef WRPO__IN_PAIRS
-#undef WRPO__STEP
-#undef WRPO__SQRT
-#undef WRPO__MORE
-#undef WRPO__LOW
-#undef WRPO__HIGH
-#undef WRPO__ALL
-#endif /* WRPO__LANES */
-
-#ifdef WRPO_IMPLEMENTATION
-#undef WRPO__LANES
-#ifdef WRPO_NO_SIMD
-WRPO_API const wrpo_backend *wrpo_backend_find(const char *name) {
-    return strcmp(name, "plain") == 0 ? wrpo_backend_plain() : NULL;
-}
-WRPO_API const wrpo_backend *wrpo_backend_cpu(void) { return wrpo_backend_plain(); }
-#else
-WRPO_API const wrpo_backend *wrpo_backend_find(const char *name) {
-    if (strcmp(name, "plain") == 0) return wrpo_backend_plain();
-    if (strcmp(name, "generic") == 0) return &wrpo__backend_generic;
-#ifdef WRPO__HAVE_AVX2
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    if (strcmp(name, "avx2") == 0 && avx2) return &wrpo__backend_avx2;
-#endif
-#ifdef WRPO__HAVE_AVX512
-    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq");
-    if (strcmp(name, "avx512") == 0 && avx512) return &wrpo__backend_no_tiles_avx512;
-    if (strcmp(name, "amx") == 0 && avx512 && wrpo__has_pairs() && wrpo__has_tiles()) return &wrpo__backend_avx512;
-#endif
-    return NULL;
-}
-WRPO_API const wrpo_backend *wrpo_backend_cpu(void) {
-#ifdef WRPO__HAVE_AVX512
-    if (wrpo_backend_find("avx512")) return &wrpo__backend_avx512;     /* open uses the tiles where there are any */
-#endif
-    const wrpo_backend *avx2 = wrpo_backend_find("avx2");
-    return avx2 ? avx2 : &wrpo__backend_generic;
+    .room = wrpo__host_room, .sync = wrpo__host_sync, .gemm = wrpo__cpu_gemm, \
+    .embed = wrpo__cpu_embed, .embed_bwd = wrpo__cpu_embed_bwd, .gather = wrpo__cpu_gather, \
+    .gather_bwd = wrpo__cpu_gather_bwd, .scatter = wrpo__cpu_scatter, .bias = wrpo__cpu_bias, \
+    .bias_bwd = wrpo__cpu_bias_bwd, .colsum = wrpo__cpu_colsum, .add = wrpo__cpu_add, \
+    .rmsnorm = wrpo__cpu_rmsnorm, .rmsnorm_bwd = wrpo__cpu_rmsnorm_bwd, .rope = wrpo__cpu_rope, \
+    .attention = wrpo__cpu_attention, .attention_bwd = wrpo__cpu_attention_bwd, \
+    .attention_scratch = wrpo__cpu_attention_scratch, .glu = wrpo__cpu_glu, .glu_bwd = wrpo__cpu_glu_bwd, \
+    .logprob = wrpo__cpu_logprob, .logprob_bwd = wrpo__cpu_logprob_bwd, \
+    .sumsq = wrpo__cpu_sumsq, .adamw = wrpo__cpu_adamw \
 }
 #endif /* WRPO_NO_SIMD */
-
+WRPO_API const wrpo_backend *wrpo_backend_find(const char *name) {
+#ifndef WRPO_NO_SIMD
+    static const wrpo_backend generic = WRPO__CPU_TABLE(generic, 0);
+    if (strcmp(name, "generic") == 0) return &generic;
+#ifdef WRPO__HAVE_AVX
+    static const wrpo_backend avx2 = WRPO__CPU_TABLE(avx2, 0), avx512 = WRPO__CPU_TABLE(avx512, WRPO_FEATURE_BF16);
+    static const wrpo_backend amx = WRPO__CPU_TABLE(avx512, WRPO_FEATURE_BF16 | WRPO_FEATURE_AMX);
+    const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq");
+    if (strcmp(name, "avx2") == 0 && has_avx2) return &avx2;
+    if (strcmp(name, "avx512") == 0 && has_avx512) return &avx512;
+    if (strcmp(name, "amx") == 0 && has_avx512 && wrpo__has_pairs() && wrpo__has_tiles()) return &amx;
+#endif
+#endif
+    return strcmp(name, "plain") == 0 ? wrpo_backend_plain() : NULL;
+}
+WRPO_API const wrpo_backend *wrpo_backend_cpu(void) {
+    static const char *const names[] = {"amx", "avx512", "avx2", "generic"};
+    for (int i = 0; i < WRPO__COUNT(names); i++) {
+        const wrpo_backend *backend = wrpo_backend_find(names[i]);
+        if (backend) return backend;
+    }
+    return wrpo_backend_plain();
+}
 #endif /* WRPO_IMPLEMENTATION */
 
 /* ----------------------------------------------------------------------------------------------- >>end

@@ -1,26 +1,27 @@
-/* wrpo_cuda.cu - the CUDA backend of wrpo.h: every op of its table on one NVIDIA GPU (sm_80 and up). MIT licence, as wrpo.h.
+/* wrpo_cuda.cu - the CUDA backend of wrpo.h: every op of its table on one NVIDIA GPU (sm_80 and up). MIT licence.
 
    Build:  nvcc -O2 -arch=native -DWRPO_CUDA -Xcompiler -fopenmp example.c wrpo_cuda.cu -o wrpo -lcublasLt
-           in your own program: compile this file along and open a context with .backend = wrpo_backend_cuda().
+           In a program of yours: compile this file too, and open a context with .backend = wrpo_backend_cuda().
 
-   Activations and matrices are bf16, sums fp32, vectors (norm weights, biases), gradients and log-probs fp32. No kernel uses
-   atomics: every sum has one order, which the shapes fix, so results do not change from run to run; and the numbers of a row
-   (products of the own kernel, attention, norms) depend on that row's inputs only, not on its neighbours.
+   Activations and matrices are bf16, sums fp32; vectors (norm weights, biases), gradients and log-probs are fp32.
+   No kernel uses atomics. Every sum has one order, which the shapes fix, so results do not change from run to run.
+   The elements of a row (of this file's own products, of attention and norms) depend on that row's inputs only.
 
    Options, defined for this file:
-       WRPO_NO_CUBLAS            leave cuBLASLt out: all products by the kernel below, nothing to link
+       WRPO_NO_CUBLAS            leaves cuBLASLt out: all products by the kernels below, nothing to link
    At run time, by the features of a copy of the table: wrpo_backend be = *wrpo_backend_cuda(); be.features = ...;
-       WRPO_FEATURE_CUBLAS       products by cuBLASLt, the default where it is linked; without it by the kernel of mma.sync
-       WRPO_FEATURE_WGMMA        products by the kernel of wgmma and TMA, for compute capability 9.0 and code for sm_90a
+       WRPO_FEATURE_CUBLAS       products by cuBLASLt, the default where it is linked; otherwise by mma.sync
+       WRPO_FEATURE_WGMMA        products by wgmma and TMA, for compute capability 9.0 and code for sm_90a
                                  (nvcc ... -gencode=arch=compute_90a,code=sm_90a); off until it has been measured
-       WRPO_FEATURE_GRAPHS       decoding steps that come again are recorded and replayed (see graphs); on by default
+       WRPO_FEATURE_GRAPHS       repeated decoding steps are recorded and replayed (see graphs); on by default
    What cannot be done as asked is refused when the device is opened.
 
-   The same text runs without a GPU: a C++ compiler takes the device from a header on its command line, as the tests do.
-   Everything that needs inline PTX is in the first block, a line or two each, with a twin of the same name there.
+   The same text runs without a GPU: a C++ compiler takes the device from a header on its command line, as the tests
+   do. Everything that needs inline PTX is in the first block, a line or two each, with a twin of the same name there.
 
-   Each kernel stands under a card: what it computes (the op of wrpo.h's table that defines it), its threads, the bytes it moves
-   and what bounds it, the order of its sums, legal sizes, speed. No speed has been measured yet: the cards name floors.   */
+   Each kernel has a card above it: what it computes (the op of wrpo.h's table that defines it), its threads, the bytes
+   that it moves and what bounds it, the order of its sums, legal sizes, speed. No speed has been measured yet: the
+   cards name lower bounds.                                                                                        */
 #ifdef __CUDACC__
 #include <cuda.h>
 #include <cuda_bf16.h>
@@ -31,25 +32,39 @@
 #include <stdlib.h>
 #include <string.h>
 #define WRPO_SHARED(T, name, n) __shared__ T name[n]
-#define WRPO_DYN_SHARED(T, name) extern __shared__ __align__(1024) unsigned char wrpo_dynamic_shared[]; T *name = (T *)wrpo_dynamic_shared
+#define WRPO_DYN_SHARED(T, name) \
+    extern __shared__ __align__(1024) unsigned char wrpo_dynamic_shared[]; \
+    T *name = (T *)wrpo_dynamic_shared
 #define WRPO_LAUNCH(kernel, grid, block, shared, stream, ...) kernel<<<grid, block, shared, stream>>>(__VA_ARGS__)
 namespace ptx {
 __device__ __forceinline__ uint32_t shared(const void *p) { return (uint32_t)__cvta_generic_to_shared(p); }
-__device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {     /* d += a b */
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+__device__ __forceinline__ void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4],
+                                             const uint32_t (&b)[2]) { /* d += a b */
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], const void *row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(shared(row)) : "memory");
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(shared(row))
+                 : "memory");
 }
 __device__ __forceinline__ void ldmatrix_x4_trans(uint32_t (&r)[4], const void *row) {
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(shared(row)) : "memory");
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(shared(row))
+                 : "memory");
 }
-__device__ __forceinline__ void cp_async16(void *to, const void *from, int bytes) {      /* 16 bytes; those past `bytes` are zeros and not read */
+__device__ __forceinline__ void cp_async16(void *to, const void *from,
+                                           int bytes) { /* 16 bytes; those past `bytes` are zeros and not read */
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared(to)), "l"(from), "r"(bytes) : "memory");
 }
 __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int N> __device__ __forceinline__ void cp_async_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
+template <int N> __device__ __forceinline__ void cp_async_wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define WRPO_SM90A 1
 #else
@@ -57,55 +72,90 @@ template <int N> __device__ __forceinline__ void cp_async_wait() { asm volatile(
 #endif
 typedef CUtensorMap tensor_map;
 #if WRPO_SM90A
-__device__ __forceinline__ void mbarrier_init(uint64_t *b, int arrivals) { asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared(b)), "r"(arrivals) : "memory"); }
-__device__ __forceinline__ void mbarrier_init_fence() { asm volatile("fence.mbarrier_init.release.cluster; fence.proxy.async.shared::cta;" ::: "memory"); }
-__device__ __forceinline__ void mbarrier_arrive(uint64_t *b) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared(b)) : "memory"); }
-__device__ __forceinline__ void mbarrier_expect(uint64_t *b, int bytes) {               /* an arrival, and so many bytes that a phase waits for */
+__device__ __forceinline__ void mbarrier_init(uint64_t *b, int arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared(b)), "r"(arrivals) : "memory");
+}
+__device__ __forceinline__ void mbarrier_init_fence() {
+    asm volatile("fence.mbarrier_init.release.cluster; fence.proxy.async.shared::cta;" ::: "memory");
+}
+__device__ __forceinline__ void mbarrier_arrive(uint64_t *b) {
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared(b)) : "memory");
+}
+__device__ __forceinline__ void mbarrier_expect(uint64_t *b,
+                                                int bytes) { /* an arrival, and the bytes that a phase waits for */
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared(b)), "r"(bytes) : "memory");
 }
-__device__ __forceinline__ void mbarrier_wait(uint64_t *b, int parity) {                /* until the phase of this parity is over */
+__device__ __forceinline__ void mbarrier_wait(uint64_t *b, int parity) { /* until the phase of this parity is over */
     for (uint32_t over = 0; !over;)
-        asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }" : "=r"(over) : "r"(shared(b)), "r"(parity) : "memory");
+        asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+                     : "=r"(over)
+                     : "r"(shared(b)), "r"(parity)
+                     : "memory");
 }
-__device__ __forceinline__ void tma_load(void *to, const tensor_map *m, uint64_t *b, int col, int row) {      /* a box; its bytes count for b */
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];"
-                 ::"r"(shared(to)), "l"(m), "r"(shared(b)), "r"(col), "r"(row) : "memory");
+__device__ __forceinline__ void tma_load(void *to, const tensor_map *m, uint64_t *b, int col,
+                                         int row) { /* a box; its bytes count for b */
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, "
+                 "%4}], [%2];" ::"r"(shared(to)),
+                 "l"(m), "r"(shared(b)), "r"(col), "r"(row)
+                 : "memory");
 }
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-template <int N> __device__ __forceinline__ void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory"); }
-#define WRPO_8(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
+template <int N> __device__ __forceinline__ void wgmma_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
+}
+#define WRPO_8(i) \
+    "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), \
+        "+f"(d[i + 7])
 #define WRPO_128 WRPO_8(0), WRPO_8(8), WRPO_8(16), WRPO_8(24), WRPO_8(32), WRPO_8(40), WRPO_8(48), WRPO_8(56), \
                  WRPO_8(64), WRPO_8(72), WRPO_8(80), WRPO_8(88), WRPO_8(96), WRPO_8(104), WRPO_8(112), WRPO_8(120)
-/* d += a b: 64 x 256 of a warpgroup, 16 along k; a and b by their descriptors. TA, TB: the operand lies along m, n instead of along k. */
+/* d += a b: 64 x 256 of a warpgroup, 16 along k; a and b by their descriptors. TA, TB: the operand is along m, n
+ * instead of along k. */
 template <int TA, int TB> __device__ __forceinline__ void wgmma(float (&d)[128], uint64_t a, uint64_t b) {
-    asm volatile("wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,"
-                 "%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,"
-                 "%54,%55,%56,%57,%58,%59,%60,%61,%62,%63,%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,%80,%81,%82,%83,%84,%85,%86,"
-                 "%87,%88,%89,%90,%91,%92,%93,%94,%95,%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,%112,%113,%114,%115,"
-                 "%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127}, %128, %129, 1, 1, 1, %130, %131;" : WRPO_128 : "l"(a), "l"(b), "n"(TA), "n"(TB));
+    asm volatile("wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 "
+                 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,"
+                 "%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%"
+                 "46,%47,%48,%49,%50,%51,%52,%53,"
+                 "%54,%55,%56,%57,%58,%59,%60,%61,%62,%63,%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%"
+                 "79,%80,%81,%82,%83,%84,%85,%86,"
+                 "%87,%88,%89,%90,%91,%92,%93,%94,%95,%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%"
+                 "109,%110,%111,%112,%113,%114,%115,"
+                 "%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127}, %128, %129, 1, 1, 1, %130, %131;"
+                 : WRPO_128
+                 : "l"(a), "l"(b), "n"(TA), "n"(TB));
 }
-__device__ __forceinline__ void wgmma_results(float (&d)[128]) { asm volatile("" : WRPO_128 :: "memory"); }     /* no use of d moves up from here */
-template <int N> __device__ __forceinline__ void registers_up() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N)); }
-template <int N> __device__ __forceinline__ void registers_down() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N)); }
+__device__ __forceinline__ void wgmma_results(float (&d)[128]) {
+    asm volatile("" : WRPO_128 ::"memory");
+} /* no use of d moves up from here */
+template <int N> __device__ __forceinline__ void registers_up() {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
+}
+template <int N> __device__ __forceinline__ void registers_down() {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
+}
 #endif
-/* The driver's function that writes tensor maps, found at run time so that libcuda need not be linked; NULL where it has none. */
+/* The driver's function that writes tensor maps, found at run time so that libcuda need not be linked; NULL where it
+ * has none. */
 inline void *tensor_map_encoder() {
     void *f = NULL;
     cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSymbolNotFound;
 #if CUDART_VERSION >= 12050
-    const cudaError_t e = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &f, 12000, cudaEnableDefault, &found);
+    const cudaError_t e =
+        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &f, 12000, cudaEnableDefault, &found);
 #else
     const cudaError_t e = cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &f, cudaEnableDefault, &found);
 #endif
     return e == cudaSuccess && found == cudaDriverEntryPointSuccess ? f : ((void)cudaGetLastError(), (void *)NULL);
 }
 /* A matrix of bf16 for TMA: boxes of box_rows x 64, swizzled by 128 bytes, zeros outside. False: TMA cannot take it. */
-inline bool tensor_map_make(void *encoder, tensor_map *map, const void *p, int64_t ld, int64_t rows, int64_t cols, unsigned box_rows) {
+inline bool tensor_map_make(void *encoder, tensor_map *map, const void *p, int64_t ld, int64_t rows, int64_t cols,
+                            unsigned box_rows) {
     const cuuint64_t size[2] = {(cuuint64_t)cols, (cuuint64_t)rows}, pitch[1] = {(cuuint64_t)ld * 2};
     const cuuint32_t box[2] = {64, box_rows}, step[2] = {1, 1};
-    return ((decltype(&cuTensorMapEncodeTiled))encoder)(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, (void *)p, size, pitch, box, step, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                                                        CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+    return ((decltype(&cuTensorMapEncodeTiled))encoder)(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, (void *)p, size,
+                                                        pitch, box, step, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                                                        CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                                                        CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 }  // namespace ptx
 #ifndef WRPO_NO_CUBLAS
@@ -126,18 +176,22 @@ const unsigned ALL = 0xffffffffu;                      /* the lanes of a warp */
 /* ---- numbers ---- */
 __device__ __forceinline__ float value(bf16 x) { return __bfloat162float(x); }
 __device__ __forceinline__ void put(bf16 *p, float x) { *p = __float2bfloat16_rn(x); }
-__device__ __forceinline__ uint32_t pair(float low, float high) {                       /* two bf16, low in the low half */
+__device__ __forceinline__ uint32_t pair(float low, float high) { /* two bf16, low in the low half */
     const __nv_bfloat162 v = __floats2bfloat162_rn(low, high);
     uint32_t u;
     memcpy(&u, &v, 4);
     return u;
 }
-__device__ __forceinline__ float2 unpair(uint32_t u) { return make_float2(__uint_as_float(u << 16), __uint_as_float(u & 0xffff0000u)); }
+__device__ __forceinline__ float2 unpair(uint32_t u) {
+    return make_float2(__uint_as_float(u << 16), __uint_as_float(u & 0xffff0000u));
+}
 /* Element i of a weight, which is bf16 or float. */
-__device__ __forceinline__ float weight(const void *w, int64_t i, bool wide) { return wide ? ((const float *)w)[i] : value(((const bf16 *)w)[i]); }
+__device__ __forceinline__ float weight(const void *w, int64_t i, bool wide) {
+    return wide ? ((const float *)w)[i] : value(((const bf16 *)w)[i]);
+}
 
-/* Rows are read and written in pieces of eight numbers: at once where `fast` says that they lie on 16 bytes, else one by one;
-   `left` numbers exist, the others read as 0 and are not written. */
+/* Rows are read and written in pieces of eight numbers: at once where `fast` says that they lie on 16 bytes, else one
+   by one; `left` numbers exist, the others read as 0 and are not written. */
 struct eight { float x[8]; };
 __device__ __forceinline__ eight load(const bf16 *p, int64_t left, bool fast) {
     eight v;
@@ -164,7 +218,9 @@ __device__ __forceinline__ eight load(const float *p, int64_t left, bool fast) {
     return v;
 }
 __device__ __forceinline__ void store(bf16 *p, const eight &v, int64_t left, bool fast) {
-    if (fast && left >= 8) *(uint4 *)p = make_uint4(pair(v.x[0], v.x[1]), pair(v.x[2], v.x[3]), pair(v.x[4], v.x[5]), pair(v.x[6], v.x[7]));
+    if (fast && left >= 8)
+        *(uint4 *)p =
+            make_uint4(pair(v.x[0], v.x[1]), pair(v.x[2], v.x[3]), pair(v.x[4], v.x[5]), pair(v.x[6], v.x[7]));
     else {
 #pragma unroll
         for (int i = 0; i < 8; i++) if (i < left) put(p + i, v.x[i]);
@@ -180,7 +236,8 @@ __device__ __forceinline__ void store(float *p, const eight &v, int64_t left, bo
     }
 }
 
-/* ---- sums and maxima of a group: the blockDim.x threads of one threadIdx.y; if those are more than a warp, of the block ---- */
+/* ---- sums and maxima of a group: the blockDim.x threads of one threadIdx.y; if those are more than a warp, of the
+ * block ---- */
 __device__ __forceinline__ float warp_sum(float x) {
 #pragma unroll
     for (int i = 16; i; i >>= 1) x += __shfl_xor_sync(ALL, x, i);
@@ -214,20 +271,25 @@ __device__ float group_max(float x) {
     return x;
 }
 /* Threads of a block that works on one row of n numbers, eight a thread. */
-int row_threads(int64_t n) { return (int)(n >= 2048 ? 256 : (n / 8 + 31) / 32 * 32 > 32 ? (n / 8 + 31) / 32 * 32 : 32); }
+int row_threads(int64_t n) {
+    return (int)(n >= 2048 ? 256 : (n / 8 + 31) / 32 * 32 > 32 ? (n / 8 + 31) / 32 * 32 : 32);
+}
 bool on16(const void *p, int64_t ld, size_t size) { return (((uintptr_t)p | (uintptr_t)ld * size) & 15) == 0; }
 int64_t div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 /* ---- the device ---- */
 enum { WORK_FLOATS = 1 << 22, LT_BYTES = 32 << 20, LT_KEPT = 512, GRAPHS_KEPT = 32, GRAPH_AFTER = 3 };
-struct stretch { int64_t key[4], used, plain; cudaGraphExec_t graph; };      /* used: when, 0 = empty; plain: how often its ops were just called */
+struct stretch {
+    int64_t key[4], used, plain;
+    cudaGraphExec_t graph;
+}; /* used: when, 0 = empty; plain: how often its ops were just called */
 struct device {
     wrpo_allocator memory;
     cudaStream_t stream;
     cudaError_t error;                                 /* the first since the last sync */
     const char *where;
     float *work;                                       /* WORK_FLOATS: parts of sums, valid within one op */
-    void *encoder;                                     /* of tensor maps; not NULL: products by wgmma where TMA takes the operands */
+    void *encoder; /* of tensor maps; not NULL: products by wgmma where TMA takes the operands */
     bool graphs, recording;
     int64_t clock;
     stretch stretches[GRAPHS_KEPT];
@@ -247,9 +309,10 @@ void note(device *dev, cudaError_t e, const char *where) {
     } while (0)
 
 /* ---- embed, gather ----
-   card    op: embed, gather. A block a row, eight numbers a thread. Bytes: the rows, read and written once; memory-bound (6144 x 4096
-           bf16: 23 us at 4.3 TB/s). No sums. Any n, D. Speed: not measured. */
-__global__ void gather_kernel(bf16 *y, const void *w, bool wide, const int32_t *index, int64_t D, float scale, bool fast) {
+   card    op: embed, gather. A block a row, eight numbers a thread. Bytes: the rows, read and written once;
+   memory-bound (6144 x 4096 bf16: 23 us at 4.3 TB/s). No sums. Any n, D. Speed: not measured. */
+__global__ void gather_kernel(bf16 *y, const void *w, bool wide, const int32_t *index, int64_t D, float scale,
+                              bool fast) {
     const int64_t r = blockIdx.x, from = (int64_t)index[r] * D;
     for (int64_t j = threadIdx.x * 8; j < D; j += blockDim.x * 8) {
         eight v = wide ? load((const float *)w + from + j, D - j, fast) : load((const bf16 *)w + from + j, D - j, fast);
@@ -258,15 +321,21 @@ __global__ void gather_kernel(bf16 *y, const void *w, bool wide, const int32_t *
         store(y + r * D + j, v, D - j, fast);
     }
 }
-/* card    op: scatter. A block a row, eight numbers a thread; memory-bound (64 x 2048 bf16: no more than a launch). No sums. Any sizes. Not measured. */
-__global__ void place_kernel(bf16 *y, int64_t ldy, const bf16 *x, int64_t ldx, const int32_t *index, int64_t D, bool fast) {
+/* card    op: scatter. A block a row, eight numbers a thread; memory-bound (64 x 2048 bf16: no more than a launch). No
+ * sums. Any sizes. Not measured. */
+__global__ void place_kernel(bf16 *y, int64_t ldy, const bf16 *x, int64_t ldx, const int32_t *index, int64_t D,
+                             bool fast) {
     const int64_t r = blockIdx.x, to = index[r] * ldy;
-    for (int64_t j = threadIdx.x * 8; j < D; j += blockDim.x * 8) store(y + to + j, load(x + r * ldx + j, D - j, fast), D - j, fast);
+    for (int64_t j = threadIdx.x * 8; j < D; j += blockDim.x * 8)
+        store(y + to + j, load(x + r * ldx + j, D - j, fast), D - j, fast);
 }
-/* card    ops: embed_bwd (T float), gather_bwd (T bf16):  to[index[r]] += scale dy[r]. A block of 128 threads for a row r and 1024 columns; it
-           works if no row before r has the same index, and then adds all rows that have it: dy and `to` are moved once (23 us as above), the
-           indices are read n times from the cache. Sum: in order of r, in fp32, one rounding at the end. Any n, D. Speed: not measured. */
-template <class T> __global__ void scatter_kernel(T *to, const bf16 *dy, const int32_t *index, int64_t n, int64_t D, float scale, bool fast) {
+/* card    ops: embed_bwd (T float), gather_bwd (T bf16):  to[index[r]] += scale dy[r]. A block of 128 threads for a row
+   r and 1024 columns; it works if no row before r has the same index, and then adds all rows that have it: dy and `to`
+   are moved once (23 us as above), the indices are read n times from the cache. Sum: in order of r, in fp32, one
+   rounding at the end. Any n, D. Speed: not measured. */
+template <class T>
+__global__ void scatter_kernel(T *to, const bf16 *dy, const int32_t *index, int64_t n, int64_t D, float scale,
+                               bool fast) {
     WRPO_SHARED(unsigned, hits, 4);
     const int64_t r = blockIdx.x, j = blockIdx.y * 1024 + threadIdx.x * 8;
     const int32_t id = index[r];
@@ -300,25 +369,31 @@ void embed(void *d, void *y, const void *w, wrpo_dtype w_type, const int32_t *id
     const bool wide = w_type == WRPO_DTYPE_F32, fast = on16(y, D, 2) && on16(w, D, wide ? 4 : 2);
     LAUNCH(gather_kernel, (unsigned)n, row_threads(D), 0, (bf16 *)y, w, wide, ids, D, scale, fast);
 }
-void gather(void *d, void *y, const void *x, const int32_t *index, int64_t n, int64_t D) { embed(d, y, x, WRPO_DTYPE_BF16, index, n, D, 1); }
+void gather(void *d, void *y, const void *x, const int32_t *index, int64_t n, int64_t D) {
+    embed(d, y, x, WRPO_DTYPE_BF16, index, n, D, 1);
+}
 void embed_bwd(void *d, float *dw, const void *dy, const int32_t *ids, int64_t n, int64_t D, float scale) {
     device *dev = (device *)d;
     if (n <= 0) return;
-    LAUNCH(scatter_kernel<float>, dim3((unsigned)n, (unsigned)div_up(D, 1024)), 128, 0, dw, (const bf16 *)dy, ids, n, D, scale, on16(dw, D, 4) && on16(dy, D, 2));
+    LAUNCH(scatter_kernel<float>, dim3((unsigned)n, (unsigned)div_up(D, 1024)), 128, 0, dw, (const bf16 *)dy, ids, n, D,
+           scale, on16(dw, D, 4) && on16(dy, D, 2));
 }
 void gather_bwd(void *d, void *dx, const void *dy, const int32_t *index, int64_t n, int64_t D) {
     device *dev = (device *)d;
     if (n <= 0) return;
-    LAUNCH(scatter_kernel<bf16>, dim3((unsigned)n, (unsigned)div_up(D, 1024)), 128, 0, (bf16 *)dx, (const bf16 *)dy, index, n, D, 1.0f, on16(dx, D, 2) && on16(dy, D, 2));
+    LAUNCH(scatter_kernel<bf16>, dim3((unsigned)n, (unsigned)div_up(D, 1024)), 128, 0, (bf16 *)dx, (const bf16 *)dy,
+           index, n, D, 1.0f, on16(dx, D, 2) && on16(dy, D, 2));
 }
 void scatter(void *d, void *y, int64_t ldy, const void *x, int64_t ldx, const int32_t *index, int64_t n, int64_t D) {
     device *dev = (device *)d;
     if (n <= 0) return;
-    LAUNCH(place_kernel, (unsigned)n, row_threads(D), 0, (bf16 *)y, ldy, (const bf16 *)x, ldx, index, D, on16(y, ldy, 2) && on16(x, ldx, 2));
+    LAUNCH(place_kernel, (unsigned)n, row_threads(D), 0, (bf16 *)y, ldy, (const bf16 *)x, ldx, index, D,
+           on16(y, ldy, 2) && on16(x, ldx, 2));
 }
 
 /* ---- bias, add ----
-   card    ops: bias, add. A block a row (add: a block per 2048 numbers), eight numbers a thread; memory-bound. No sums. Any sizes. Not measured. */
+   card    ops: bias, add. A block a row (add: a block per 2048 numbers), eight numbers a thread; memory-bound. No sums.
+   Any sizes. Not measured. */
 __global__ void bias_kernel(bf16 *y, int64_t ldy, const float *b, int64_t D, bool fast) {
     bf16 *row = y + blockIdx.x * ldy;
     for (int64_t j = threadIdx.x * 8; j < D; j += blockDim.x * 8) {
@@ -346,14 +421,15 @@ void bias(void *d, void *y, int64_t ldy, const float *b, int64_t n, int64_t D) {
 void add(void *d, void *y, const void *x, int64_t count) {
     device *dev = (device *)d;
     if (count <= 0) return;
-    LAUNCH(add_kernel, (unsigned)div_up(count, 2048), 256, 0, (bf16 *)y, (const bf16 *)x, count, on16(y, 0, 2) && on16(x, 0, 2));
+    LAUNCH(add_kernel, (unsigned)div_up(count, 2048), 256, 0, (bf16 *)y, (const bf16 *)x, count,
+           on16(y, 0, 2) && on16(x, 0, 2));
 }
 
 /* ---- sums down the columns: bias_bwd, colsum, the weight's part of rmsnorm_bwd ----
-   card    out[j] (= or +=) sum_i a[i][j], or sum_i a[i][j] x[i][j] rstd[i]. `vectors` rows of D numbers, `heads` of them in each row of memory.
-           A block of 32 columns by 8 rows takes `each` rows: thread (c, r) adds rows r, r + 8, ..., then the 8 sums in order; a second
-           kernel adds the blocks' sums in order. Both orders are fixed by the shapes. Bytes: a (and x) once; memory-bound
-           (6144 x 4096: 12 us, 23 with x). Any sizes. Not measured. */
+   card    out[j] (= or +=) sum_i a[i][j], or sum_i a[i][j] x[i][j] rstd[i]. `vectors` rows of D numbers, `heads` of
+   them in each row of memory. A block of 32 columns by 8 rows takes `each` rows: thread (c, r) adds rows r, r + 8, ...,
+   then the 8 sums in order; a second kernel adds the blocks' sums in order. Both orders are fixed by the shapes. Bytes:
+   a (and x) once; memory-bound (6144 x 4096: 12 us, 23 with x). Any sizes. Not measured. */
 struct columns {
     const void *a; bool wide; int64_t lda;
     const bf16 *x; int64_t ldx; const float *rstd;     /* x NULL: a alone */
@@ -361,7 +437,8 @@ struct columns {
 };
 __global__ void columns_kernel(float *part, columns c) {
     WRPO_SHARED(float, sums, 256);
-    const int64_t j = (int64_t)blockIdx.x * 32 + threadIdx.x, first = blockIdx.y * c.each, end = min(c.vectors, first + c.each);
+    const int64_t j = (int64_t)blockIdx.x * 32 + threadIdx.x, first = blockIdx.y * c.each,
+                  end = min(c.vectors, first + c.each);
     float sum = 0;
     for (int64_t i = first + threadIdx.y; i < end && j < c.D; i += 8) {
         const int64_t row = i / c.heads, col = i % c.heads * c.D + j;
@@ -399,13 +476,13 @@ void colsum(void *d, float *out, const void *w, wrpo_dtype w_type, int64_t rows,
 }
 
 /* ---- rmsnorm ----
-   card    op: rmsnorm. A warp a vector (D up to 1024, 8 warps a block) or a block of 256 threads a vector; eight numbers a thread and turn. Bytes: x
-           twice (the second time from the cache), y once; memory-bound (6144 x 4096: 23 us). Sum of squares: eight by eight within a thread, then
-           the group's order. Any n, heads, D. Not measured. */
-__global__ void rmsnorm_kernel(bf16 *y, int64_t ldy, float *rstd, const bf16 *x, int64_t ldx, const float *w, int64_t vectors, int64_t heads, int64_t D,
-                               float eps, float plus, bool fast) {
+   card    op: rmsnorm. A warp a vector (D up to 1024, 8 warps a block) or a block of 256 threads a vector; eight
+   numbers a thread and turn. Bytes: x twice (the second time from the cache), y once; memory-bound (6144 x 4096: 23
+   us). Sum of squares: eight by eight within a thread, then the group's order. Any n, heads, D. Not measured. */
+__global__ void rmsnorm_kernel(bf16 *y, int64_t ldy, float *rstd, const bf16 *x, int64_t ldx, const float *w,
+                               int64_t vectors, int64_t heads, int64_t D, float eps, float plus, bool fast) {
     const int64_t i = (int64_t)blockIdx.x * blockDim.y + threadIdx.y;
-    if (i >= vectors) return;                          /* whole groups leave: a block of more than one group has no barrier */
+    if (i >= vectors) return; /* whole groups leave: a block of more than one group has no barrier */
     x += i / heads * ldx + i % heads * D, y += i / heads * ldy + i % heads * D;
     float s = 0;
     for (int64_t j = threadIdx.x * 8; j < D; j += blockDim.x * 8) {
@@ -423,10 +500,12 @@ __global__ void rmsnorm_kernel(bf16 *y, int64_t ldy, float *rstd, const bf16 *x,
     }
     if (threadIdx.x == 0) rstd[i] = s;
 }
-/* card    op: rmsnorm_bwd, dx. Threads and order as above; dy, x and dres in, dx out (47 us). With g = dy (w + plus), c = mean(g x) rstd^2:
-           dx = dres + rstd (g - c x). A thread reads what it will overwrite, so dx may be dy or dres. dw: sum_columns, first. Not measured. */
-__global__ void rmsnorm_bwd_kernel(bf16 *dx, int64_t lddx, const bf16 *dy, int64_t lddy, const bf16 *dres, int64_t lddres, const bf16 *x, int64_t ldx,
-                                   const float *w, const float *rstd, int64_t vectors, int64_t heads, int64_t D, float plus, bool fast) {
+/* card    op: rmsnorm_bwd, dx. Threads and order as above; dy, x and dres in, dx out (47 us). With g = dy (w + plus), c
+   = mean(g x) rstd^2: dx = dres + rstd (g - c x). A thread reads what it will overwrite, so dx may be dy or dres. dw:
+   sum_columns, first. Not measured. */
+__global__ void rmsnorm_bwd_kernel(bf16 *dx, int64_t lddx, const bf16 *dy, int64_t lddy, const bf16 *dres,
+                                   int64_t lddres, const bf16 *x, int64_t ldx, const float *w, const float *rstd,
+                                   int64_t vectors, int64_t heads, int64_t D, float plus, bool fast) {
     const int64_t i = (int64_t)blockIdx.x * blockDim.y + threadIdx.y, row = i / heads, col = i % heads * D;
     if (i >= vectors) return;
     dx += row * lddx + col, dy += row * lddy + col, x += row * ldx + col;
@@ -448,25 +527,29 @@ __global__ void rmsnorm_bwd_kernel(bf16 *dx, int64_t lddx, const bf16 *dy, int64
 }
 dim3 norm_block(int64_t D) { return D <= 1024 ? dim3(32, 8) : dim3(256, 1); }
 unsigned norm_grid(int64_t D, int64_t vectors) { return (unsigned)div_up(vectors, D <= 1024 ? 8 : 1); }
-void rmsnorm(void *d, void *y, int64_t ldy, float *rstd, const void *x, int64_t ldx, const float *w, int64_t n, int64_t heads, int64_t D, float eps, float plus) {
+void rmsnorm(void *d, void *y, int64_t ldy, float *rstd, const void *x, int64_t ldx, const float *w, int64_t n,
+             int64_t heads, int64_t D, float eps, float plus) {
     device *dev = (device *)d;
     if (n * heads <= 0) return;
     const bool fast = on16(x, ldx, 2) && on16(y, ldy, 2) && on16(w, D, 4) && on16(NULL, D, 2);
-    LAUNCH(rmsnorm_kernel, norm_grid(D, n * heads), norm_block(D), 0, (bf16 *)y, ldy, rstd, (const bf16 *)x, ldx, w, n * heads, heads, D, eps, plus, fast);
+    LAUNCH(rmsnorm_kernel, norm_grid(D, n * heads), norm_block(D), 0, (bf16 *)y, ldy, rstd, (const bf16 *)x, ldx, w,
+           n * heads, heads, D, eps, plus, fast);
 }
-void rmsnorm_bwd(void *d, void *dx, int64_t lddx, float *dw, const void *dy, int64_t lddy, const void *dres, int64_t lddres, const void *x, int64_t ldx,
-                 const float *w, const float *rstd, int64_t n, int64_t heads, int64_t D, float plus) {
+void rmsnorm_bwd(void *d, void *dx, int64_t lddx, float *dw, const void *dy, int64_t lddy, const void *dres,
+                 int64_t lddres, const void *x, int64_t ldx, const float *w, const float *rstd, int64_t n,
+                 int64_t heads, int64_t D, float plus) {
     device *dev = (device *)d;
     if (n * heads <= 0) return;
     sum_columns(dev, dw, columns{dy, false, lddy, (const bf16 *)x, ldx, rstd, n * heads, heads, D, 0}, 1);
-    const bool fast = on16(x, ldx, 2) && on16(dx, lddx, 2) && on16(dy, lddy, 2) && (!dres || on16(dres, lddres, 2)) && on16(w, D, 4) && on16(NULL, D, 2);
-    LAUNCH(rmsnorm_bwd_kernel, norm_grid(D, n * heads), norm_block(D), 0, (bf16 *)dx, lddx, (const bf16 *)dy, lddy, (const bf16 *)dres, lddres, (const bf16 *)x, ldx,
-           w, rstd, n * heads, heads, D, plus, fast);
+    const bool fast = on16(x, ldx, 2) && on16(dx, lddx, 2) && on16(dy, lddy, 2) && (!dres || on16(dres, lddres, 2)) &&
+                      on16(w, D, 4) && on16(NULL, D, 2);
+    LAUNCH(rmsnorm_bwd_kernel, norm_grid(D, n * heads), norm_block(D), 0, (bf16 *)dx, lddx, (const bf16 *)dy, lddy,
+           (const bf16 *)dres, lddres, (const bf16 *)x, ldx, w, rstd, n * heads, heads, D, plus, fast);
 }
 
 /* ---- rope ----
-   card    op: rope, in place. A block a row, a pair of numbers a thread and turn; x in and out, the table once: memory-bound (6144 rows of 40 heads
-           of 128: 29 us). No sums. Any even d. Not measured. */
+   card    op: rope, in place. A block a row, a pair of numbers a thread and turn; x in and out, the table once:
+   memory-bound (6144 rows of 40 heads of 128: 29 us). No sums. Any even d. Not measured. */
 __global__ void rope_kernel(bf16 *x, int64_t ldx, const float *table, int64_t heads, int64_t d, float sign) {
     const int half = (int)d / 2, pairs = (int)heads * half;
     bf16 *row = x + blockIdx.x * ldx;
@@ -484,15 +567,16 @@ void rope(void *d, void *x, int64_t ldx, const float *table, int64_t n, int64_t 
 }
 
 /* ---- glu ----
-   card    ops: glu, glu_bwd. A block a row, eight numbers a thread and turn; gate and up in (and dh), h out (dgu, and h if wanted): memory-bound
-           (6144 x 14336: 123 us, backward 205). No sums. Any I. Not measured. */
+   card    ops: glu, glu_bwd. A block a row, eight numbers a thread and turn; gate and up in (and dh), h out (dgu, and h
+   if wanted): memory-bound (6144 x 14336: 123 us, backward 205). No sums. Any I. Not measured. */
 __device__ __forceinline__ float activation(float g, bool gelu, float *slope) {
     if (!gelu) {
         const float s = 1 / (1 + expf(-g));
         *slope = s * (1 + g * (1 - s));
         return g * s;
     }
-    const float a = 0.7978845608f, b = 0.044715f, t = tanhf(a * (g + b * g * g * g)), u = 0.5f + 0.5f * t;    /* a = sqrt(2 / pi) */
+    const float a = 0.7978845608f, b = 0.044715f, t = tanhf(a * (g + b * g * g * g)),
+                u = 0.5f + 0.5f * t; /* a = sqrt(2 / pi) */
     *slope = u + 0.5f * g * (1 - t * t) * a * (1 + 3 * b * g * g);
     return g * u;
 }
@@ -527,20 +611,26 @@ __global__ void glu_bwd_kernel(bf16 *dgu, bf16 *h, const bf16 *dh, const bf16 *g
 void glu(void *d, void *h, const void *gu, int64_t n, int64_t I, bool gelu) {
     device *dev = (device *)d;
     if (n <= 0) return;
-    LAUNCH(glu_kernel, (unsigned)n, row_threads(I), 0, (bf16 *)h, (const bf16 *)gu, I, gelu, on16(h, I, 2) && on16(gu, 0, 2));
+    LAUNCH(glu_kernel, (unsigned)n, row_threads(I), 0, (bf16 *)h, (const bf16 *)gu, I, gelu,
+           on16(h, I, 2) && on16(gu, 0, 2));
 }
 void glu_bwd(void *d, void *dgu, void *h, const void *dh, const void *gu, int64_t n, int64_t I, bool gelu) {
     device *dev = (device *)d;
     if (n <= 0) return;
     const bool fast = on16(dgu, I, 2) && on16(h, 0, 2) && on16(dh, 0, 2) && on16(gu, 0, 2);
-    LAUNCH(glu_bwd_kernel, (unsigned)n, row_threads(I), 0, (bf16 *)dgu, (bf16 *)h, (const bf16 *)dh, (const bf16 *)gu, I, gelu, fast);
+    LAUNCH(glu_bwd_kernel, (unsigned)n, row_threads(I), 0, (bf16 *)dgu, (bf16 *)h, (const bf16 *)dh, (const bf16 *)gu,
+           I, gelu, fast);
 }
 
 /* ---- logprob ----
-   card    op: logprob. A block of 256 threads a row; every thread keeps a running maximum and a sum that is rescaled when the maximum grows, then the
-           block's maximum and sum in the group's order. Logits once: memory-bound (1024 x 128256 floats: 122 us). Any V. Not measured. */
-__device__ __forceinline__ float capped(float x, float softcap) { return softcap > 0 && x >= -3.4e38f ? softcap * tanhf(x / softcap) : x; }    /* -inf stays */
-__global__ void logprob_kernel(float *logp, float *lse, const float *logits, const int32_t *target, int64_t V, float softcap) {
+   card    op: logprob. A block of 256 threads a row; every thread keeps a running maximum and a sum that is rescaled
+   when the maximum grows, then the block's maximum and sum in the group's order. Logits once: memory-bound (1024 x
+   128256 floats: 122 us). Any V. Not measured. */
+__device__ __forceinline__ float capped(float x, float softcap) {
+    return softcap > 0 && x >= -3.4e38f ? softcap * tanhf(x / softcap) : x;
+} /* -inf stays */
+__global__ void logprob_kernel(float *logp, float *lse, const float *logits, const int32_t *target, int64_t V,
+                               float softcap) {
     const float *x = logits + blockIdx.x * V;
     float most = -INFINITY, sum = 0;
     for (int64_t j = threadIdx.x; j < V; j += blockDim.x) {
@@ -554,8 +644,10 @@ __global__ void logprob_kernel(float *logp, float *lse, const float *logits, con
     lse[blockIdx.x] = top + logf(sum);
     logp[blockIdx.x] = capped(x[target[blockIdx.x]], softcap) - top - logf(sum);
 }
-/* card    op: logprob_bwd. A block of 256 threads a row; logits once, dlogits once: memory-bound (1024 x 128256: 183 us). No sums. Any V. Not measured. */
-__global__ void logprob_bwd_kernel(bf16 *dlogits, const float *logits, const int32_t *target, const float *lse, const float *dlogp, int64_t V, float softcap) {
+/* card    op: logprob_bwd. A block of 256 threads a row; logits once, dlogits once: memory-bound (1024 x 128256: 183
+ * us). No sums. Any V. Not measured. */
+__global__ void logprob_bwd_kernel(bf16 *dlogits, const float *logits, const int32_t *target, const float *lse,
+                                   const float *dlogp, int64_t V, float softcap) {
     const int64_t at = blockIdx.x * V, hit = target[blockIdx.x];
     const float top = lse[blockIdx.x], g = dlogp[blockIdx.x];
     for (int64_t j = threadIdx.x; j < V; j += blockDim.x) {
@@ -563,39 +655,54 @@ __global__ void logprob_bwd_kernel(bf16 *dlogits, const float *logits, const int
         put(dlogits + at + j, g * ((j == hit) - expf(v - top)) * (1 - t * t));
     }
 }
-void logprob(void *d, float *logp, float *lse, const float *logits, const int32_t *target, int64_t n, int64_t V, float softcap) {
+void logprob(void *d, float *logp, float *lse, const float *logits, const int32_t *target, int64_t n, int64_t V,
+             float softcap) {
     device *dev = (device *)d;
     if (n <= 0) return;
     LAUNCH(logprob_kernel, (unsigned)n, 256, 0, logp, lse, logits, target, V, softcap);
 }
-void logprob_bwd(void *d, void *dlogits, const float *logits, const int32_t *target, const float *lse, const float *dlogp, int64_t n, int64_t V, float softcap) {
+void logprob_bwd(void *d, void *dlogits, const float *logits, const int32_t *target, const float *lse,
+                 const float *dlogp, int64_t n, int64_t V, float softcap) {
     device *dev = (device *)d;
     if (n <= 0) return;
     LAUNCH(logprob_bwd_kernel, (unsigned)n, 256, 0, (bf16 *)dlogits, logits, target, lse, dlogp, V, softcap);
 }
 
 /* ---- tiles in shared memory ----
-   A tile of ROWS rows is strips of 64 columns; a row of a strip is 128 bytes, eight chunks of eight numbers, and chunk c of row r lies at
-   place c ^ r % 8, so that neither the copies nor ldmatrix meet in a bank. */
-template <int ROWS> __device__ __forceinline__ bf16 *at(bf16 *tile, int r, int c) { return tile + (c >> 3) * (ROWS * 64) + r * 64 + (((c & 7) ^ (r & 7)) << 3); }
+   A tile of ROWS rows is strips of 64 columns; a row of a strip is 128 bytes, eight chunks of eight numbers, and chunk
+   c of row r is at offset c ^ r % 8, so that neither the copies nor ldmatrix meet in a bank. */
+template <int ROWS> __device__ __forceinline__ bf16 *at(bf16 *tile, int r, int c) {
+    return tile + (c >> 3) * (ROWS * 64) + r * 64 + (((c & 7) ^ (r & 7)) << 3);
+}
 __device__ __forceinline__ int clamp8(int64_t left) { return left >= 8 ? 8 : left > 0 ? (int)left : 0; }
-/* Chunk from p[i], of which `left` numbers exist; the rest become 0. The slow one serves rows that are not on 16 bytes, and floats. */
-__device__ __forceinline__ void chunk_fast(bf16 *to, const void *p, int64_t i, int left) { ptx::cp_async16(to, (const bf16 *)p + (left ? i : 0), 2 * left); }
+/* Chunk from p[i], of which `left` numbers exist; the rest become 0. The slow one serves rows that are not on 16 bytes,
+ * and floats. */
+__device__ __forceinline__ void chunk_fast(bf16 *to, const void *p, int64_t i, int left) {
+    ptx::cp_async16(to, (const bf16 *)p + (left ? i : 0), 2 * left);
+}
 __device__ __forceinline__ void chunk_slow(bf16 *to, const void *p, int64_t i, int left, bool wide) {
     uint32_t w[4];
 #pragma unroll
-    for (int e = 0; e < 4; e++) w[e] = pair(2 * e < left ? weight(p, i + 2 * e, wide) : 0, 2 * e + 1 < left ? weight(p, i + 2 * e + 1, wide) : 0);
+    for (int e = 0; e < 4; e++)
+        w[e] =
+            pair(2 * e < left ? weight(p, i + 2 * e, wide) : 0, 2 * e + 1 < left ? weight(p, i + 2 * e + 1, wide) : 0);
     *(uint4 *)to = make_uint4(w[0], w[1], w[2], w[3]);
 }
 
 /* ---- gemm ----
-   card    op: gemm. A block of 4 warps makes BM x BN of c, in steps of 64 along k through a ring of 3 stages of shared memory (cp.async); a warp makes
-           64 x 64 (BM 128) or 16 x 16 (BM 16, for few rows: decoding) with ldmatrix and mma.sync m16n8k16. Bytes: each block reads (BM + BN) k numbers;
-           tiles are numbered in columns of 8 so that neighbours share them in L2. Compute-bound; mma.sync reaches about 60 % of the tensor peak on sm_90
-           and nearly all of it on sm_80. Sum: along k in order, 16 at a time, in fp32; the same for both BM, so for every m. Tails of m, n and k are
+   card    op: gemm. A block of 4 warps makes BM x BN of c, in steps of 64 along k through a ring of 3 stages of shared
+   memory (cp.async); a warp makes 64 x 64 (BM 128) or 16 x 16 (BM 16, for few rows: decoding) with ldmatrix and
+   mma.sync m16n8k16. Bytes: each block reads (BM + BN) k numbers; tiles are numbered in columns of 8 so that neighbours
+   share them in L2. Compute-bound; mma.sync reaches about 60 % of the tensor peak on sm_90 and nearly all of it on
+   sm_80. Sum: along k in order, 16 at a time, in fp32; the same for both BM, so for every m. Tails of m, n and k are
            predicated. Any sizes and strides. Not measured. */
-struct matrix { const void *p; int64_t ld, rows, cols; bool fast, wide; };     /* fast: bf16 and every row on 16 bytes; wide: float */
-template <int ROWS, int COLS> __device__ __forceinline__ void load_tile(bf16 *to, const matrix &x, int64_t row0, int64_t col0) {
+struct matrix {
+    const void *p;
+    int64_t ld, rows, cols;
+    bool fast, wide;
+}; /* fast: bf16 and every row on 16 bytes; wide: float */
+template <int ROWS, int COLS>
+__device__ __forceinline__ void load_tile(bf16 *to, const matrix &x, int64_t row0, int64_t col0) {
     if (x.fast) {
 #pragma unroll
         for (int u = 0; u < ROWS * COLS / 8 / 128; u++) {
@@ -612,7 +719,8 @@ template <int ROWS, int COLS> __device__ __forceinline__ void load_tile(bf16 *to
         }
     }
 }
-__device__ __forceinline__ void store2(bf16 *p, float x, float y, int64_t left, bool add, bool fast) {      /* two numbers of a row, `left` exist */
+__device__ __forceinline__ void store2(bf16 *p, float x, float y, int64_t left, bool add,
+                                       bool fast) { /* two numbers of a row, `left` exist */
     if (left <= 0) return;
     if (fast && left >= 2) {
         if (add) { const float2 c = unpair(*(const uint32_t *)p); x += c.x, y += c.y; }
@@ -634,17 +742,31 @@ __device__ __forceinline__ void store2(float *p, float x, float y, int64_t left,
 }
 /* Where the block's tile of BM x BN begins: tiles are numbered in columns of 8. */
 template <int BM, int BN> __device__ __forceinline__ void gemm_tile(int64_t m, int64_t n, int64_t *m0, int64_t *n0) {
-    const int64_t tiles_m = (m + BM - 1) / BM, tiles_n = (n + BN - 1) / BN, group = blockIdx.x / (8 * tiles_n) * 8, in = blockIdx.x % (8 * tiles_n);
+    const int64_t tiles_m = (m + BM - 1) / BM, tiles_n = (n + BN - 1) / BN, group = blockIdx.x / (8 * tiles_n) * 8,
+                  in = blockIdx.x % (8 * tiles_n);
     const int64_t high = min((int64_t)8, tiles_m - group);
     *m0 = (group + in % high) * BM, *n0 = in / high * BN;
 }
 enum { GEMM_STAGES = 3 };
-template <int BM> struct gemm_shape { enum { BN = BM == 128 ? 128 : 64, STAGE = (BM + BN) * 64, SHARED = GEMM_STAGES * STAGE * 2 }; };
-template <int MM, int BM, class C> __global__ void __launch_bounds__(128) gemm_kernel(C *c, int64_t ldc, matrix a, matrix b, int64_t m, int64_t n, int64_t k, bool add, bool fast) {
-    enum { BN = gemm_shape<BM>::BN, STAGE = gemm_shape<BM>::STAGE, WM = BM == 128 ? 64 : 16, WN = BM == 128 ? 64 : 16, MI = WM / 16, NI = WN / 8,
-           A_ALONG_M = MM == WRPO_MM_TN, B_ALONG_N = MM == WRPO_MM_NN || MM == WRPO_MM_TN };     /* else along k */
+template <int BM> struct gemm_shape {
+    enum { BN = BM == 128 ? 128 : 64, STAGE = (BM + BN) * 64, SHARED = GEMM_STAGES * STAGE * 2 };
+};
+template <int MM, int BM, class C>
+__global__ void __launch_bounds__(128)
+    gemm_kernel(C *c, int64_t ldc, matrix a, matrix b, int64_t m, int64_t n, int64_t k, bool add, bool fast) {
+    enum {
+        BN = gemm_shape<BM>::BN,
+        STAGE = gemm_shape<BM>::STAGE,
+        WM = BM == 128 ? 64 : 16,
+        WN = BM == 128 ? 64 : 16,
+        MI = WM / 16,
+        NI = WN / 8,
+        A_ALONG_M = MM == WRPO_MM_TN,
+        B_ALONG_N = MM == WRPO_MM_NN || MM == WRPO_MM_TN
+    }; /* else along k */
     WRPO_DYN_SHARED(bf16, stages);
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, wm = BM == 128 ? warp / 2 * 64 : 0, wn = BM == 128 ? warp % 2 * 64 : warp * 16;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, wm = BM == 128 ? warp / 2 * 64 : 0,
+              wn = BM == 128 ? warp % 2 * 64 : warp * 16;
     const int64_t steps = (k + 63) / 64;
     int64_t m0, n0;
     gemm_tile<BM, BN>(m, n, &m0, &n0);
@@ -664,7 +786,7 @@ template <int MM, int BM, class C> __global__ void __launch_bounds__(128) gemm_k
     for (int s = 0; s < GEMM_STAGES - 1; s++) fetch(s);
     for (int64_t s = 0; s < steps; s++) {
         ptx::cp_async_wait<GEMM_STAGES - 2>();
-        __syncthreads();                               /* stage s is here, and everyone is done with the stage that is fetched next */
+        __syncthreads(); /* stage s is here, and everyone is done with the stage that is fetched next */
         fetch(s + GEMM_STAGES - 1);
         bf16 *ta = stages + s % GEMM_STAGES * STAGE, *tb = ta + BM * 64;
         if (!live) continue;
@@ -674,11 +796,14 @@ template <int MM, int BM, class C> __global__ void __launch_bounds__(128) gemm_k
             uint32_t fa[MI][4], fb[NI / 2][4];
 #pragma unroll
             for (int i = 0; i < MI; i++)
-                if (A_ALONG_M) ptx::ldmatrix_x4_trans(fa[i], at<64>(ta, kk * 16 + lane / 16 * 8 + lane % 8, (wm + i * 16) / 8 + lane / 8 % 2));
+                if (A_ALONG_M)
+                    ptx::ldmatrix_x4_trans(
+                        fa[i], at<64>(ta, kk * 16 + lane / 16 * 8 + lane % 8, (wm + i * 16) / 8 + lane / 8 % 2));
                 else ptx::ldmatrix_x4(fa[i], at<BM>(ta, wm + i * 16 + lane % 16, kk * 2 + lane / 16));
 #pragma unroll
             for (int j = 0; j < NI / 2; j++)
-                if (B_ALONG_N) ptx::ldmatrix_x4_trans(fb[j], at<64>(tb, kk * 16 + lane % 16, (wn + j * 16) / 8 + lane / 16));
+                if (B_ALONG_N)
+                    ptx::ldmatrix_x4_trans(fb[j], at<64>(tb, kk * 16 + lane % 16, (wn + j * 16) / 8 + lane / 16));
                 else ptx::ldmatrix_x4(fb[j], at<BN>(tb, wn + j * 16 + lane / 16 * 8 + lane % 8, kk * 2 + lane / 8 % 2));
 #pragma unroll
             for (int i = 0; i < MI; i++)
@@ -704,28 +829,42 @@ template <int MM, int BM, class C> __global__ void __launch_bounds__(128) gemm_k
             }
         }
 }
-template <int MM, int BM, class C> void gemm_own(device *dev, void *c, int64_t ldc, const matrix &a, const matrix &b, int64_t m, int64_t n, int64_t k, bool add) {
+template <int MM, int BM, class C>
+void gemm_own(device *dev, void *c, int64_t ldc, const matrix &a, const matrix &b, int64_t m, int64_t n, int64_t k,
+              bool add) {
     auto kernel = gemm_kernel<MM, BM, C>;
-    LAUNCH(kernel, (unsigned)(div_up(m, BM) * div_up(n, gemm_shape<BM>::BN)), 128, gemm_shape<BM>::SHARED, (C *)c, ldc, a, b, m, n, k, add,
-           ((uintptr_t)c | (uintptr_t)ldc * sizeof(C)) % (2 * sizeof(C)) == 0);
+    LAUNCH(kernel, (unsigned)(div_up(m, BM) * div_up(n, gemm_shape<BM>::BN)), 128, gemm_shape<BM>::SHARED, (C *)c, ldc,
+           a, b, m, n, k, add, ((uintptr_t)c | (uintptr_t)ldc * sizeof(C)) % (2 * sizeof(C)) == 0);
 }
 
 /* ---- gemm by wgmma and TMA (sm_90a) ----
-   card    op: gemm, for m > 16 and bf16 operands whose rows lie on 16 bytes. A block of 3 warpgroups makes 128 x 256 of c, in steps of 64 along k through
-           a ring of 4 stages of 48 KiB: one thread of the third asks TMA for the boxes of a stage, as soon as its barrier `empty` says that the eight
-           other warps are done with what was there; each of the first two, once `full` has counted the stage's bytes, makes 64 x 256 with wgmma
-           m64n256k16, two steps in flight, and says `empty` for the step before. Operands along m or n (A of TN, B of NN and TN) come as strips of 64
-           numbers by 64 k, multiplied where they lie, by descriptors of that major; nothing is transposed. What lies outside of a matrix arrives as
-           zeros; stores are predicated. Bytes: each block reads (128 + 256) k numbers. Compute-bound: floor at the dense peak (989 TFLOP/s on H100).
-           Sum: along k in order, 16 at a time, in fp32, the same for every row whatever m is; but up to 16 rows go to the kernel above, whose bits
-           within a step the hardware does not promise to be these. Any m, n, k otherwise, up to 2^31 - 257. Not measured, and never run on a GPU:
-           the descriptors, tensor maps and barriers are those of the PTX manual and the driver's, modelled by the emulator; whether setmaxnreg is
-           granted, the memory order of mbarriers and the width of the pipeline are what only the hardware shows. */
-enum { WGMMA_M = 128, WGMMA_N = 256, WGMMA_STAGES = 4, WGMMA_STAGE = (WGMMA_M + WGMMA_N) * 64, WGMMA_SHARED = WGMMA_STAGES * (WGMMA_STAGE * 2 + 16), STRIP = 64 * 64,
-       REGISTERS_LOAD = 40, REGISTERS_MULTIPLY = 232 };
+   card    op: gemm, for m > 16 and bf16 operands whose rows lie on 16 bytes. A block of 3 warpgroups makes 128 x 256 of
+   c, in steps of 64 along k through a ring of 4 stages of 48 KiB: one thread of the third asks TMA for the boxes of a
+   stage, as soon as its barrier `empty` says that the eight other warps are done with what was there; each of the first
+   two, once `full` has counted the stage's bytes, makes 64 x 256 with wgmma m64n256k16, two steps in flight, and says
+   `empty` for the step before. Operands along m or n (A of TN, B of NN and TN) come as strips of 64 numbers by 64 k,
+   multiplied where they are, by descriptors of that major; nothing is transposed. What is outside of a matrix arrives
+   as zeros; stores are predicated. Bytes: each block reads (128 + 256) k numbers. Compute-bound: floor at the dense
+   peak (989 TFLOP/s on H100). Sum: along k in order, 16 at a time, in fp32, the same for every row whatever m is; but
+   up to 16 rows go to the kernel above, whose bits within a step the hardware does not promise to be these. Any m, n, k
+   otherwise, up to 2^31 - 257. Not measured, and never run on a GPU: the descriptors, tensor maps and barriers are
+   those of the PTX manual and the driver's, modelled by the emulator; whether setmaxnreg is granted, the memory order
+   of mbarriers and the width of the pipeline are what only the hardware shows. */
+enum {
+    WGMMA_M = 128,
+    WGMMA_N = 256,
+    WGMMA_STAGES = 4,
+    WGMMA_STAGE = (WGMMA_M + WGMMA_N) * 64,
+    WGMMA_SHARED = WGMMA_STAGES * (WGMMA_STAGE * 2 + 16),
+    STRIP = 64 * 64,
+    REGISTERS_LOAD = 40,
+    REGISTERS_MULTIPLY = 232
+};
 static_assert((REGISTERS_LOAD + 2 * REGISTERS_MULTIPLY) * 128 <= 65536, "the registers of a multiprocessor");
-template <int MM, class C> __global__ void __launch_bounds__(384, 1) wgmma_kernel(C *c, int64_t ldc, const __grid_constant__ ptx::tensor_map a,
-                                                                                const __grid_constant__ ptx::tensor_map b, int64_t m, int64_t n, int64_t k, bool add, bool fast) {
+template <int MM, class C>
+__global__ void __launch_bounds__(384, 1)
+    wgmma_kernel(C *c, int64_t ldc, const __grid_constant__ ptx::tensor_map a,
+                 const __grid_constant__ ptx::tensor_map b, int64_t m, int64_t n, int64_t k, bool add, bool fast) {
 #if WRPO_SM90A
     enum { A_ALONG_M = MM == WRPO_MM_TN, B_ALONG_N = MM == WRPO_MM_NN || MM == WRPO_MM_TN };
     WRPO_DYN_SHARED(bf16, stages);
@@ -747,24 +886,34 @@ template <int MM, class C> __global__ void __launch_bounds__(384, 1) wgmma_kerne
             ptx::mbarrier_wait(empty + q, s / WGMMA_STAGES % 2 ^ 1);                    /* at first it counts as over */
             ptx::mbarrier_expect(full + q, WGMMA_STAGE * 2);
             if (!A_ALONG_M) ptx::tma_load(ta, &a, full + q, s * 64, (int)m0);
-            else for (int i = 0; i < WGMMA_M / 64; i++) ptx::tma_load(ta + i * STRIP, &a, full + q, (int)m0 + i * 64, s * 64);
+            else
+                for (int i = 0; i < WGMMA_M / 64; i++)
+                    ptx::tma_load(ta + i * STRIP, &a, full + q, (int)m0 + i * 64, s * 64);
             if (!B_ALONG_N) ptx::tma_load(tb, &b, full + q, s * 64, (int)n0);
-            else for (int i = 0; i < WGMMA_N / 64; i++) ptx::tma_load(tb + i * STRIP, &b, full + q, (int)n0 + i * 64, s * 64);
+            else
+                for (int i = 0; i < WGMMA_N / 64; i++)
+                    ptx::tma_load(tb + i * STRIP, &b, full + q, (int)n0 + i * 64, s * 64);
         }
         return;
     }
     ptx::registers_up<REGISTERS_MULTIPLY>();
-    /* Where wgmma finds an operand, in units of 16 bytes: its start; 8 KiB to the next 64 numbers if it lies along m or n; 1 KiB to the next 8 rows of 128
-       bytes, which are rows of m or n if it lies along k and else of k; bit 62: swizzled by 128 bytes. 16 further along k are 32 bytes, or 16 rows. */
-    auto operand = [](const bf16 *p) { return (uint64_t)(ptx::shared(p) >> 4 & 0x3fff) | (uint64_t)(STRIP * 2 >> 4) << 16 | (uint64_t)(1024 >> 4) << 32 | 1ull << 62; };
+    /* Where wgmma finds an operand, in units of 16 bytes: its start; 8 KiB to the next 64 numbers if it is along m or
+       n; 1 KiB to the next 8 rows of 128 bytes, which are rows of m or n if it is along k and else of k; bit 62:
+       swizzled by 128 bytes. 16 further along k are 32 bytes, or 16 rows. */
+    auto operand = [](const bf16 *p) {
+        return (uint64_t)(ptx::shared(p) >> 4 & 0x3fff) | (uint64_t)(STRIP * 2 >> 4) << 16 |
+               (uint64_t)(1024 >> 4) << 32 | 1ull << 62;
+    };
     float acc[128] = {};
     for (int s = 0; s < steps; s++) {
         const int q = s % WGMMA_STAGES;
         ptx::mbarrier_wait(full + q, s / WGMMA_STAGES % 2);
-        const uint64_t da = operand(stages + q * WGMMA_STAGE + group * STRIP), db = operand(stages + q * WGMMA_STAGE + WGMMA_M * 64);
+        const uint64_t da = operand(stages + q * WGMMA_STAGE + group * STRIP),
+                       db = operand(stages + q * WGMMA_STAGE + WGMMA_M * 64);
         ptx::wgmma_fence();
 #pragma unroll
-        for (int kk = 0; kk < 4; kk++) ptx::wgmma<A_ALONG_M, B_ALONG_N>(acc, da + kk * (A_ALONG_M ? 128 : 2), db + kk * (B_ALONG_N ? 128 : 2));
+        for (int kk = 0; kk < 4; kk++)
+            ptx::wgmma<A_ALONG_M, B_ALONG_N>(acc, da + kk * (A_ALONG_M ? 128 : 2), db + kk * (B_ALONG_N ? 128 : 2));
         ptx::wgmma_commit();
         ptx::wgmma_wait<1>();                          /* the step before is done */
         if (s > 0 && lane == 0) ptx::mbarrier_arrive(empty + (s - 1) % WGMMA_STAGES);
@@ -783,25 +932,34 @@ template <int MM, class C> __global__ void __launch_bounds__(384, 1) wgmma_kerne
     }
 #endif
 }
-__global__ void sm90a_kernel(int *there) { *there = WRPO_SM90A; }      /* card: one thread says whether the kernel above is in what runs. Not measured. */
-template <int MM, class C> bool gemm_wgmma(device *dev, void *c, int64_t ldc, const matrix &a, const matrix &b, int64_t m, int64_t n, int64_t k, bool add) {
+__global__ void sm90a_kernel(int *there) {
+    *there = WRPO_SM90A;
+} /* card: one thread says whether the kernel above is in what runs. Not measured. */
+template <int MM, class C>
+bool gemm_wgmma(device *dev, void *c, int64_t ldc, const matrix &a, const matrix &b, int64_t m, int64_t n, int64_t k,
+                bool add) {
     auto kernel = wgmma_kernel<MM, C>;
     ptx::tensor_map ma, mb;
-    if (!ptx::tensor_map_make(dev->encoder, &ma, a.p, a.ld, a.rows, a.cols, MM == WRPO_MM_TN ? 64 : WGMMA_M)
-        || !ptx::tensor_map_make(dev->encoder, &mb, b.p, b.ld, b.rows, b.cols, MM == WRPO_MM_NT || MM == WRPO_MM_NT_FLOAT ? WGMMA_N : 64)) return false;
-    LAUNCH(kernel, (unsigned)(div_up(m, WGMMA_M) * div_up(n, WGMMA_N)), 384, WGMMA_SHARED, (C *)c, ldc, ma, mb, m, n, k, add,
-           ((uintptr_t)c | (uintptr_t)ldc * sizeof(C)) % (2 * sizeof(C)) == 0);
+    if (!ptx::tensor_map_make(dev->encoder, &ma, a.p, a.ld, a.rows, a.cols, MM == WRPO_MM_TN ? 64 : WGMMA_M) ||
+        !ptx::tensor_map_make(dev->encoder, &mb, b.p, b.ld, b.rows, b.cols,
+                              MM == WRPO_MM_NT || MM == WRPO_MM_NT_FLOAT ? WGMMA_N : 64))
+        return false;
+    LAUNCH(kernel, (unsigned)(div_up(m, WGMMA_M) * div_up(n, WGMMA_N)), 384, WGMMA_SHARED, (C *)c, ldc, ma, mb, m, n, k,
+           add, ((uintptr_t)c | (uintptr_t)ldc * sizeof(C)) % (2 * sizeof(C)) == 0);
     return true;
 }
 
 #ifndef WRPO_NO_CUBLAS
-/* cuBLASLt thinks in columns: c' = b' a' with the same memory. What its heuristic chooses for a shape is kept; the whole shape is compared. */
+/* cuBLASLt thinks in columns: c' = b' a' with the same memory. What its heuristic chooses for a shape is kept; the
+ * whole shape is compared. */
 struct lt_shape { int64_t mm, m, n, k, lda, ldb, ldc, add; };
 struct lt_choice { lt_shape shape; bool known; cublasLtMatmulAlgo_t algo; };
-bool gemm_lt(device *dev, wrpo_mm mm, void *c, int64_t ldc, const void *a, int64_t lda, const void *b, int64_t ldb, int64_t m, int64_t n, int64_t k, bool add) {
+bool gemm_lt(device *dev, wrpo_mm mm, void *c, int64_t ldc, const void *a, int64_t lda, const void *b, int64_t ldb,
+             int64_t m, int64_t n, int64_t k, bool add) {
     const lt_shape shape = {mm, m, n, k, lda, ldb, ldc, add};
     uint64_t hash = 1469598103934665603u;
-    for (size_t i = 0; i < sizeof shape / 8; i++) hash = (hash ^ (uint64_t)((const int64_t *)&shape)[i]) * 1099511628211u, hash ^= hash >> 29;
+    for (size_t i = 0; i < sizeof shape / 8; i++)
+        hash = (hash ^ (uint64_t)((const int64_t *)&shape)[i]) * 1099511628211u, hash ^= hash >> 29;
     lt_choice *choice = &dev->choices[hash % LT_KEPT];
     const bool at = mm == WRPO_MM_TN, bt = mm == WRPO_MM_NT || mm == WRPO_MM_NT_FLOAT;
     const cublasOperation_t flip = CUBLAS_OP_T;
@@ -811,25 +969,33 @@ bool gemm_lt(device *dev, wrpo_mm mm, void *c, int64_t ldc, const void *a, int64
     cublasLtMatmulDesc_t op = NULL;
     cublasLtMatrixLayout_t la = NULL, lb = NULL, lc = NULL;
     cublasLtMatmulPreference_t want = NULL;
-    bool ok = !cublasLtMatmulDescCreate(&op, CUBLAS_COMPUTE_32F, CUDA_R_32F)
-           && !cublasLtMatrixLayoutCreate(&lb, CUDA_R_16BF, (uint64_t)(bt ? k : n), (uint64_t)(bt ? n : k), ldb)
-           && !cublasLtMatrixLayoutCreate(&la, CUDA_R_16BF, (uint64_t)(at ? m : k), (uint64_t)(at ? k : m), lda)
-           && !cublasLtMatrixLayoutCreate(&lc, mm == WRPO_MM_NT || mm == WRPO_MM_NN ? CUDA_R_16BF : CUDA_R_32F, (uint64_t)n, (uint64_t)m, ldc);
+    bool ok = !cublasLtMatmulDescCreate(&op, CUBLAS_COMPUTE_32F, CUDA_R_32F) &&
+              !cublasLtMatrixLayoutCreate(&lb, CUDA_R_16BF, (uint64_t)(bt ? k : n), (uint64_t)(bt ? n : k), ldb) &&
+              !cublasLtMatrixLayoutCreate(&la, CUDA_R_16BF, (uint64_t)(at ? m : k), (uint64_t)(at ? k : m), lda) &&
+              !cublasLtMatrixLayoutCreate(&lc, mm == WRPO_MM_NT || mm == WRPO_MM_NN ? CUDA_R_16BF : CUDA_R_32F,
+                                          (uint64_t)n, (uint64_t)m, ldc);
     if (ok && bt) ok = !cublasLtMatmulDescSetAttribute(op, CUBLASLT_MATMUL_DESC_TRANSA, &flip, sizeof flip);
     if (ok && at) ok = !cublasLtMatmulDescSetAttribute(op, CUBLASLT_MATMUL_DESC_TRANSB, &flip, sizeof flip);
     if (ok && !(choice->known && memcmp(&choice->shape, &shape, sizeof shape) == 0)) {
         cublasLtMatmulHeuristicResult_t best;
         int found = 0;
-        ok = !cublasLtMatmulPreferenceCreate(&want) && !cublasLtMatmulPreferenceSetAttribute(want, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &bytes, sizeof bytes)
-          && !cublasLtMatmulPreferenceSetAttribute(want, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &aligned, sizeof aligned)
-          && !cublasLtMatmulPreferenceSetAttribute(want, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &aligned, sizeof aligned)
-          && !cublasLtMatmulPreferenceSetAttribute(want, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &aligned, sizeof aligned)
-          && !cublasLtMatmulPreferenceSetAttribute(want, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &aligned, sizeof aligned)
-          && !cublasLtMatmulAlgoGetHeuristic(dev->lt, op, lb, la, lc, lc, want, 1, &best, &found) && found > 0;
+        ok = !cublasLtMatmulPreferenceCreate(&want) &&
+             !cublasLtMatmulPreferenceSetAttribute(want, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &bytes,
+                                                   sizeof bytes) &&
+             !cublasLtMatmulPreferenceSetAttribute(want, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &aligned,
+                                                   sizeof aligned) &&
+             !cublasLtMatmulPreferenceSetAttribute(want, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &aligned,
+                                                   sizeof aligned) &&
+             !cublasLtMatmulPreferenceSetAttribute(want, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &aligned,
+                                                   sizeof aligned) &&
+             !cublasLtMatmulPreferenceSetAttribute(want, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &aligned,
+                                                   sizeof aligned) &&
+             !cublasLtMatmulAlgoGetHeuristic(dev->lt, op, lb, la, lc, lc, want, 1, &best, &found) && found > 0;
         if (ok) choice->shape = shape, choice->algo = best.algo, choice->known = true;
         if (want) cublasLtMatmulPreferenceDestroy(want);
     }
-    ok = ok && !cublasLtMatmul(dev->lt, op, &one, b, lb, a, la, &beta, c, lc, c, lc, &choice->algo, dev->lt_work, LT_BYTES, dev->stream);
+    ok = ok && !cublasLtMatmul(dev->lt, op, &one, b, lb, a, la, &beta, c, lc, c, lc, &choice->algo, dev->lt_work,
+                               LT_BYTES, dev->stream);
     if (lc) cublasLtMatrixLayoutDestroy(lc);
     if (lb) cublasLtMatrixLayoutDestroy(lb);
     if (la) cublasLtMatrixLayoutDestroy(la);
@@ -837,36 +1003,55 @@ bool gemm_lt(device *dev, wrpo_mm mm, void *c, int64_t ldc, const void *a, int64
     return ok;
 }
 #endif
-/* One contract, three ways: cuBLASLt or wgmma, as the device was opened, where the operands are bf16 on 16 bytes, the kernel of mma.sync for everything. */
-void gemm(void *d, wrpo_mm mm, void *c, int64_t ldc, const void *a, int64_t lda, const void *b, int64_t ldb, wrpo_dtype b_type, int64_t m, int64_t n, int64_t k, float beta) {
+/* One contract, three ways: cuBLASLt or wgmma, as the device was opened, where the operands are bf16 on 16 bytes, the
+ * kernel of mma.sync for everything. */
+void gemm(void *d, wrpo_mm mm, void *c, int64_t ldc, const void *a, int64_t lda, const void *b, int64_t ldb,
+          wrpo_dtype b_type, int64_t m, int64_t n, int64_t k, float beta) {
     device *dev = (device *)d;
     if (m <= 0 || n <= 0) return;
-    const bool at = mm == WRPO_MM_TN, bt = mm == WRPO_MM_NT || mm == WRPO_MM_NT_FLOAT, add = beta != 0, wide = !at && b_type == WRPO_DTYPE_F32;
-    const matrix ma = {a, lda, at ? k : m, at ? m : k, on16(a, lda, 2), false}, mb = {b, ldb, bt ? n : k, bt ? k : n, !wide && on16(b, ldb, 2), wide};
+    const bool at = mm == WRPO_MM_TN, bt = mm == WRPO_MM_NT || mm == WRPO_MM_NT_FLOAT, add = beta != 0,
+               wide = !at && b_type == WRPO_DTYPE_F32;
+    const matrix ma = {a, lda, at ? k : m, at ? m : k, on16(a, lda, 2), false},
+                 mb = {b, ldb, bt ? n : k, bt ? k : n, !wide && on16(b, ldb, 2), wide};
 #ifndef WRPO_NO_CUBLAS
     if (dev->lt && k > 0 && ma.fast && mb.fast && on16(c, ldc, mm == WRPO_MM_NT || mm == WRPO_MM_NN ? 2 : 4)
         && gemm_lt(dev, mm, c, ldc, a, lda, b, ldb, m, n, k, add)) return;
 #endif
-    if (dev->encoder && m > 16 && k > 0 && ma.fast && mb.fast && max(max(m, n), k) <= INT32_MAX - WGMMA_N
-        && (mm == WRPO_MM_NT ? gemm_wgmma<WRPO_MM_NT, bf16>(dev, c, ldc, ma, mb, m, n, k, add) : mm == WRPO_MM_NN ? gemm_wgmma<WRPO_MM_NN, bf16>(dev, c, ldc, ma, mb, m, n, k, add)
-          : mm == WRPO_MM_TN ? gemm_wgmma<WRPO_MM_TN, float>(dev, c, ldc, ma, mb, m, n, k, add) : gemm_wgmma<WRPO_MM_NT, float>(dev, c, ldc, ma, mb, m, n, k, add))) return;
+    if (dev->encoder && m > 16 && k > 0 && ma.fast && mb.fast && max(max(m, n), k) <= INT32_MAX - WGMMA_N &&
+        (mm == WRPO_MM_NT   ? gemm_wgmma<WRPO_MM_NT, bf16>(dev, c, ldc, ma, mb, m, n, k, add)
+         : mm == WRPO_MM_NN ? gemm_wgmma<WRPO_MM_NN, bf16>(dev, c, ldc, ma, mb, m, n, k, add)
+         : mm == WRPO_MM_TN ? gemm_wgmma<WRPO_MM_TN, float>(dev, c, ldc, ma, mb, m, n, k, add)
+                            : gemm_wgmma<WRPO_MM_NT, float>(dev, c, ldc, ma, mb, m, n, k, add)))
+        return;
     switch (mm) {
-    case WRPO_MM_NT: m <= 16 ? gemm_own<WRPO_MM_NT, 16, bf16>(dev, c, ldc, ma, mb, m, n, k, add) : gemm_own<WRPO_MM_NT, 128, bf16>(dev, c, ldc, ma, mb, m, n, k, add); break;
-    case WRPO_MM_NT_FLOAT: m <= 16 ? gemm_own<WRPO_MM_NT, 16, float>(dev, c, ldc, ma, mb, m, n, k, add) : gemm_own<WRPO_MM_NT, 128, float>(dev, c, ldc, ma, mb, m, n, k, add); break;
-    case WRPO_MM_NN: m <= 16 ? gemm_own<WRPO_MM_NN, 16, bf16>(dev, c, ldc, ma, mb, m, n, k, add) : gemm_own<WRPO_MM_NN, 128, bf16>(dev, c, ldc, ma, mb, m, n, k, add); break;
+    case WRPO_MM_NT:
+        m <= 16 ? gemm_own<WRPO_MM_NT, 16, bf16>(dev, c, ldc, ma, mb, m, n, k, add)
+                : gemm_own<WRPO_MM_NT, 128, bf16>(dev, c, ldc, ma, mb, m, n, k, add);
+        break;
+    case WRPO_MM_NT_FLOAT:
+        m <= 16 ? gemm_own<WRPO_MM_NT, 16, float>(dev, c, ldc, ma, mb, m, n, k, add)
+                : gemm_own<WRPO_MM_NT, 128, float>(dev, c, ldc, ma, mb, m, n, k, add);
+        break;
+    case WRPO_MM_NN:
+        m <= 16 ? gemm_own<WRPO_MM_NN, 16, bf16>(dev, c, ldc, ma, mb, m, n, k, add)
+                : gemm_own<WRPO_MM_NN, 128, bf16>(dev, c, ldc, ma, mb, m, n, k, add);
+        break;
     case WRPO_MM_TN: gemm_own<WRPO_MM_TN, 128, float>(dev, c, ldc, ma, mb, m, n, k, add); break;
     }
 }
 
 /* ---- attention ----
-   As on the CPU (see >>cpu in wrpo.h), the query heads that share a key/value head are lanes of one tile: lane i of a segment is row i / share, head
-   i % share of its group. A tile has 64 lanes (or 64 keys) by HD numbers, head_dim padded to HD with zeros; a warp owns 16 of its rows. A query sees
-   two ranges of keys: all of the prefix, and its own up to its position; key tiles are cut from the start of each, and tiles that no lane of a block
-   sees (causality, window) are not visited. Scores live in registers only; p = 2^(s c - m) with c = scale log2(e), or softcap log2(e) on tanh(s scale /
-   softcap). Softmax as in Dao et al. 2023: running maximum and sum per row, in fp32; p and ds are rounded to bf16 for the products. */
+   As on the CPU (see >>cpu in wrpo.h), the query heads that share a key/value head are lanes of one tile: lane i of a
+   segment is row i / share, head i % share of its group. A tile has 64 lanes (or 64 keys) by HD numbers, head_dim
+   padded to HD with zeros; a warp owns 16 of its rows. A query sees two ranges of keys: all of the prefix, and its own
+   up to its position; key tiles are cut from the start of each, and tiles that no lane of a block sees (causality,
+   window) are not visited. Scores live in registers only; p = 2^(s c - m) with c = scale log2(e), or softcap log2(e) on
+   tanh(s scale / softcap). Softmax as in Dao et al. 2023: running maximum and sum per row, in fp32; p and ds are
+   rounded to bf16 for the products. */
 const float LOG2E = 1.44269504f;
 struct job { wrpo_seg seg; int64_t index; int first, count; };    /* units [first, first + count) of segment `index` */
-/* Number i of the tiles of 64 units through all segments, `share` units a row, counted from the end, where the long ones are. By each warp for itself. */
+/* Number i of the tiles of 64 units through all segments, `share` units a row, counted from the end, where the long
+ * ones are. By each warp for itself. */
 __device__ bool find_job(const wrpo_attn &a, int64_t share, int64_t i, job *j) {
     const int lane = threadIdx.x % 32;
     for (int64_t base = a.n_segs - 1; base >= 0; base -= 32) {
@@ -894,7 +1079,8 @@ __device__ __forceinline__ int64_t lane_row(const lanes &l, int i) { return l.be
 __device__ __forceinline__ int lane_head(const lanes &l, int i) { return l.head0 + (l.first + i) % l.share; }
 __device__ __forceinline__ int lane_position(const lanes &l, int i) { return l.position0 + (l.first + i) / l.share; }
 __device__ __forceinline__ lanes lanes_of(const wrpo_attn &a, const wrpo_seg &s, int g, int first, int count) {
-    const int share = (int)(a.H / a.G), position0 = (int)(s.prefix_end - s.prefix + (s.own_end - s.own) - (s.end - s.begin));
+    const int share = (int)(a.H / a.G),
+              position0 = (int)(s.prefix_end - s.prefix + (s.own_end - s.own) - (s.end - s.begin));
     return lanes{s.begin, g * share, share, first, count, position0};
 }
 /* The key tiles that positions [low, high] see: n of them, first those of the prefix. */
@@ -903,7 +1089,8 @@ struct key_tile { int64_t row; int position, count; };
 __device__ __forceinline__ key_tiles keys_of(const wrpo_seg &s, int low, int high, int64_t window) {
     key_tiles k;
     k.prefix = s.prefix, k.own = s.own, k.shared = (int)(s.prefix_end - s.prefix), k.owned = (int)(s.own_end - s.own);
-    const int first = window > 0 && low - window + 1 > 0 ? (int)(low - window + 1) : 0;      /* the first key that anyone sees */
+    const int first =
+        window > 0 && low - window + 1 > 0 ? (int)(low - window + 1) : 0; /* the first key that anyone sees */
     k.p0 = first / 64, k.np = first < k.shared ? (k.shared + 63) / 64 - k.p0 : 0;
     k.o0 = first > k.shared ? (first - k.shared) / 64 : 0, k.n = k.np + (high - k.shared) / 64 + 1 - k.o0;
     return k;
@@ -911,10 +1098,12 @@ __device__ __forceinline__ key_tiles keys_of(const wrpo_seg &s, int low, int hig
 __device__ __forceinline__ key_tile tile_of(const key_tiles &k, int t) {
     const bool own = t >= k.np;
     const int from = (own ? k.o0 + t - k.np : k.p0 + t) * 64;
-    return key_tile{(own ? k.own : k.prefix) + from, (own ? k.shared : 0) + from, min(64, (own ? k.owned : k.shared) - from)};
+    return key_tile{(own ? k.own : k.prefix) + from, (own ? k.shared : 0) + from,
+                    min(64, (own ? k.owned : k.shared) - from)};
 }
 template <int HD> struct attn_shape { enum { TILE = (HD + 63) / 64 * 4096 }; };      /* numbers of a tile */
-template <int HD, int THREADS> __device__ __forceinline__ void load_keys(bf16 *to, const bf16 *x, int64_t ld, const key_tile &t, int d, bool fast) {
+template <int HD, int THREADS>
+__device__ __forceinline__ void load_keys(bf16 *to, const bf16 *x, int64_t ld, const key_tile &t, int d, bool fast) {
 #pragma unroll 4
     for (int i = threadIdx.x; i < 64 * HD / 8; i += THREADS) {
         const int r = i / (HD / 8), c = i % (HD / 8), left = r < t.count ? clamp8(d - c * 8) : 0;
@@ -922,7 +1111,8 @@ template <int HD, int THREADS> __device__ __forceinline__ void load_keys(bf16 *t
         else chunk_slow(at<64>(to, r, c), x, (t.row + r) * ld + c * 8, left, false);
     }
 }
-template <int HD, int THREADS> __device__ __forceinline__ void load_lanes(bf16 *to, const bf16 *x, int64_t ld, const lanes &l, int d, bool fast) {
+template <int HD, int THREADS>
+__device__ __forceinline__ void load_lanes(bf16 *to, const bf16 *x, int64_t ld, const lanes &l, int d, bool fast) {
 #pragma unroll 4
     for (int i = threadIdx.x; i < 64 * HD / 8; i += THREADS) {
         const int r = i / (HD / 8), c = i % (HD / 8), left = r < l.count ? clamp8(d - c * 8) : 0;
@@ -932,7 +1122,8 @@ template <int HD, int THREADS> __device__ __forceinline__ void load_lanes(bf16 *
     }
 }
 /* s[16, 8 NB] = rows row.. of a times rows row_b.. of b, along HD */
-template <int HD, int NB> __device__ __forceinline__ void mma_abt(float (&s)[NB][4], bf16 *a, int row, bf16 *b, int row_b) {
+template <int HD, int NB>
+__device__ __forceinline__ void mma_abt(float (&s)[NB][4], bf16 *a, int row, bf16 *b, int row_b) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int j = 0; j < NB; j++) s[j][0] = s[j][1] = s[j][2] = s[j][3] = 0;
@@ -949,12 +1140,15 @@ template <int HD, int NB> __device__ __forceinline__ void mma_abt(float (&s)[NB]
         }
     }
 }
-/* o[16, 8 NO] += p[16, 8 NB] times rows row_b.. of b, its columns from chunk0 * 8 on; a product's registers are turned into an operand */
-template <int NB, int NO> __device__ __forceinline__ void mma_pb(float (&o)[NO][4], const float (&p)[NB][4], bf16 *b, int row_b, int chunk0) {
+/* o[16, 8 NO] += p[16, 8 NB] times rows row_b.. of b, its columns from chunk0 * 8 on; a product's registers are turned
+ * into an operand */
+template <int NB, int NO>
+__device__ __forceinline__ void mma_pb(float (&o)[NO][4], const float (&p)[NB][4], bf16 *b, int row_b, int chunk0) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
     for (int k = 0; k < NB / 2; k++) {
-        const uint32_t f[4] = {pair(p[2 * k][0], p[2 * k][1]), pair(p[2 * k][2], p[2 * k][3]), pair(p[2 * k + 1][0], p[2 * k + 1][1]), pair(p[2 * k + 1][2], p[2 * k + 1][3])};
+        const uint32_t f[4] = {pair(p[2 * k][0], p[2 * k][1]), pair(p[2 * k][2], p[2 * k][3]),
+                               pair(p[2 * k + 1][0], p[2 * k + 1][1]), pair(p[2 * k + 1][2], p[2 * k + 1][3])};
 #pragma unroll
         for (int j = 0; j < NO / 2; j++) {
             uint32_t t[4];
@@ -965,7 +1159,9 @@ template <int NB, int NO> __device__ __forceinline__ void mma_pb(float (&o)[NO][
     }
 }
 /* a warp's rows of a lane tile, times f0 and f1 (its two rows per thread), to memory */
-template <int NO> __device__ __forceinline__ void store_lanes(bf16 *x, int64_t ld, const float (&o)[NO][4], const lanes &l, int row, int d, const float *f, bool fast) {
+template <int NO>
+__device__ __forceinline__ void store_lanes(bf16 *x, int64_t ld, const float (&o)[NO][4], const lanes &l, int row,
+                                            int d, const float *f, bool fast) {
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         const int i = row + h * 8 + threadIdx.x % 32 / 4;
@@ -978,13 +1174,18 @@ template <int NO> __device__ __forceinline__ void store_lanes(bf16 *x, int64_t l
         }
     }
 }
-__device__ __forceinline__ bool sees(int query, int key, int64_t window) { return key <= query && (window <= 0 || query - key < window); }
+__device__ __forceinline__ bool sees(int query, int key, int64_t window) {
+    return key <= query && (window <= 0 || query - key < window);
+}
 struct attn_fast { bool rows, pairs; };                /* all operands: rows on 16 bytes, on 4 bytes */
 
-/* card    op: attention. A block of 4 warps for 64 lanes of a segment and a key/value head; K and V tiles alternate through cp.async, one on its way while
-           the other is used. Compute-bound: 4 d FLOP per lane and visible key (8B, 2048 rows: 0.34 ms at 300 TFLOP/s); q, o once, k and v once per tile.
-           Sum: keys in tiles of 64 in order, prefix first. Any even d up to 256 (HD 32, 64, 96, 128, 256), any H / G, window, softcap. Not measured. */
-template <int HD> __global__ void __launch_bounds__(128) attention_kernel(wrpo_attn a, bf16 *o, float *lse, const bf16 *q, const bf16 *k, const bf16 *v, attn_fast fast) {
+/* card    op: attention. A block of 4 warps for 64 lanes of a segment and a key/value head; K and V tiles alternate
+   through cp.async, one on its way while the other is used. Compute-bound: 4 d FLOP per lane and visible key (8B, 2048
+   rows: 0.34 ms at 300 TFLOP/s); q, o once, k and v once per tile. Sum: keys in tiles of 64 in order, prefix first. Any
+   even d up to 256 (HD 32, 64, 96, 128, 256), any H / G, window, softcap. Not measured. */
+template <int HD>
+__global__ void __launch_bounds__(128)
+    attention_kernel(wrpo_attn a, bf16 *o, float *lse, const bf16 *q, const bf16 *k, const bf16 *v, attn_fast fast) {
     enum { TILE = attn_shape<HD>::TILE, NO = HD / 8 };
     WRPO_DYN_SHARED(bf16, sq);
     bf16 *sk = sq + TILE, *sv = sk + TILE;
@@ -1029,7 +1230,7 @@ template <int HD> __global__ void __launch_bounds__(128) attention_kernel(wrpo_a
                     if (key >= now.count || !sees(position[e / 2], now.position + key, a.window)) s[n][e] = -INFINITY;
                 }
 #pragma unroll
-        for (int h = 0; h < 2; h++) {                  /* a row lies in four threads */
+        for (int h = 0; h < 2; h++) {                  /* a row is in four threads */
             float most = m[h], part = 0;
 #pragma unroll
             for (int n = 0; n < 8; n++) most = fmaxf(most, fmaxf(s[n][2 * h], s[n][2 * h + 1]));
@@ -1062,7 +1263,8 @@ template <int HD> __global__ void __launch_bounds__(128) attention_kernel(wrpo_a
     ptx::cp_async_wait<0>();
     store_lanes<NO>(o, a.ldo, acc, l, w, d, f, fast.pairs);
 }
-/* card    delta[r][h] = sum_i do o. A warp a row and head; memory-bound (6144 x 4096: 24 us). Sum: 32 apart in a lane, then the butterfly. Not measured. */
+/* card    delta[r][h] = sum_i do o. A warp a row and head; memory-bound (6144 x 4096: 24 us). Sum: 32 apart in a lane,
+ * then the butterfly. Not measured. */
 __global__ void delta_kernel(wrpo_attn a, float *delta, const bf16 *d_o, const bf16 *o) {
     const int64_t i = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) / 32, from = i / a.H * a.ldo + i % a.H * a.d;
     if (i >= a.n * a.H) return;
@@ -1072,16 +1274,20 @@ __global__ void delta_kernel(wrpo_attn a, float *delta, const bf16 *d_o, const b
     if (threadIdx.x % 32 == 0) delta[i] = s;
 }
 /* p and ds of a tile out of scores s and dp; z: 1 where p = 2^(s c - lse log2(e)) counts. */
-__device__ __forceinline__ void weigh(float &s, float &dp, bool visible, float c, float inner, float softcap, float lse2, float delta) {
+__device__ __forceinline__ void weigh(float &s, float &dp, bool visible, float c, float inner, float softcap,
+                                      float lse2, float delta) {
     float slope = 1;
     if (softcap > 0) s = tanhf(s * inner), slope = 1 - s * s;
     s = visible ? exp2f(s * c - lse2) : 0;
     dp = s * (dp - delta) * slope;
 }
-/* card    op: attention_bwd, dq = scale sum_keys ds k. A block as in the forward pass; scores and dp are made again, 32 keys at a time to fit the registers.
-           6 d FLOP per lane and visible key. Order as there. Sizes as there. Not measured. */
-template <int HD> __global__ void __launch_bounds__(128) attention_dq_kernel(wrpo_attn a, bf16 *dq, const bf16 *d_o, const float *lse, const float *delta,
-                                                                             const bf16 *q, const bf16 *k, const bf16 *v, attn_fast fast) {
+/* card    op: attention_bwd, dq = scale sum_keys ds k. A block as in the forward pass; scores and dp are made again, 32
+   keys at a time to fit the registers. 6 d FLOP per lane and visible key. Order as there. Sizes as there. Not measured.
+ */
+template <int HD>
+__global__ void __launch_bounds__(128)
+    attention_dq_kernel(wrpo_attn a, bf16 *dq, const bf16 *d_o, const float *lse, const float *delta, const bf16 *q,
+                        const bf16 *k, const bf16 *v, attn_fast fast) {
     enum { TILE = attn_shape<HD>::TILE, NO = HD / 8 };
     WRPO_DYN_SHARED(bf16, sq);
     bf16 *sd = sq + TILE, *sk = sd + TILE, *sv = sk + TILE;
@@ -1121,7 +1327,8 @@ template <int HD> __global__ void __launch_bounds__(128) attention_dq_kernel(wrp
 #pragma unroll
                 for (int e = 0; e < 4; e++) {
                     const int key = c0 + n * 8 + lane % 4 * 2 + e % 2;
-                    weigh(s[n][e], ds[n][e], key < t.count && sees(position[e / 2], t.position + key, a.window), c, inner, a.softcap, lse2[e / 2], dl[e / 2]);
+                    weigh(s[n][e], ds[n][e], key < t.count && sees(position[e / 2], t.position + key, a.window), c,
+                          inner, a.softcap, lse2[e / 2], dl[e / 2]);
                 }
             mma_pb<4, NO>(acc, ds, sk, c0, 0);
         }
@@ -1129,11 +1336,14 @@ template <int HD> __global__ void __launch_bounds__(128) attention_dq_kernel(wrp
     const float f[2] = {a.scale, a.scale};
     store_lanes<NO>(dq, a.ldq, acc, l, w, d, f, fast.pairs);
 }
-/* card    op: attention_bwd, dk = scale sum_lanes ds q and dv = sum_lanes p do. A block of 4 warps (8 for HD 256: half of the columns each) owns 64 keys of
-           a segment and a key/value head, and walks the lanes that see them: its own segment's and those of every segment that has the keys as its prefix,
-           in order of segments and lanes; so nothing is added across blocks. 8 d FLOP per lane and visible key. Sizes as there. Not measured. */
-template <int HD, int COLS> __global__ void __launch_bounds__(128 * HD / COLS) attention_dkv_kernel(wrpo_attn a, bf16 *dk, bf16 *dv, const bf16 *d_o, const float *lse,
-                                                                                                  const float *delta, const bf16 *q, const bf16 *k, const bf16 *v, attn_fast fast) {
+/* card    op: attention_bwd, dk = scale sum_lanes ds q and dv = sum_lanes p do. A block of 4 warps (8 for HD 256: half
+   of the columns each) owns 64 keys of a segment and a key/value head, and walks the lanes that see them: its own
+   segment's and those of every segment that has the keys as its prefix, in order of segments and lanes; so nothing is
+   added across blocks. 8 d FLOP per lane and visible key. Sizes as there. Not measured. */
+template <int HD, int COLS>
+__global__ void __launch_bounds__(128 * HD / COLS)
+    attention_dkv_kernel(wrpo_attn a, bf16 *dk, bf16 *dv, const bf16 *d_o, const float *lse, const float *delta,
+                         const bf16 *q, const bf16 *k, const bf16 *v, attn_fast fast) {
     enum { TILE = attn_shape<HD>::TILE, NO = COLS / 8, THREADS = 128 * HD / COLS };
     WRPO_DYN_SHARED(bf16, sk);
     WRPO_SHARED(int, at_position, 64);
@@ -1142,7 +1352,8 @@ template <int HD, int COLS> __global__ void __launch_bounds__(128 * HD / COLS) a
     bf16 *sv = sk + TILE, *sq = sv + TILE, *sd = sq + TILE;
     job j;
     if (!find_job(a, 1, blockIdx.x, &j)) return;
-    const int lane = threadIdx.x % 32, w = threadIdx.x / 32 % 4 * 16, chunk0 = threadIdx.x / 128 * NO, d = (int)a.d, g = blockIdx.y;
+    const int lane = threadIdx.x % 32, w = threadIdx.x / 32 % 4 * 16, chunk0 = threadIdx.x / 128 * NO, d = (int)a.d,
+              g = blockIdx.y;
     const int64_t row0 = j.seg.begin + j.first;
     const key_tile own = {row0, 0, j.count};
     load_keys<HD, THREADS>(sk, k + (int64_t)g * d, a.ldkv, own, d, fast.rows);
@@ -1152,10 +1363,12 @@ template <int HD, int COLS> __global__ void __launch_bounds__(128 * HD / COLS) a
     for (int64_t s = 0; s < a.n_segs; s++) {
         const wrpo_seg seg = a.segs[s];
         const bool home = s == j.index;
-        const int from = home ? 0 : (int)(max(seg.prefix, row0) - row0), to = home ? j.count : (int)(min(seg.prefix_end, row0 + j.count) - row0);
+        const int from = home ? 0 : (int)(max(seg.prefix, row0) - row0),
+                  to = home ? j.count : (int)(min(seg.prefix_end, row0 + j.count) - row0);
         if (from >= to) continue;
         lanes l = lanes_of(a, seg, g, 0, 0);
-        const int position0 = home ? (int)(seg.prefix_end - seg.prefix) + j.first : (int)(row0 - seg.prefix);      /* of this tile's key 0 */
+        const int position0 =
+            home ? (int)(seg.prefix_end - seg.prefix) + j.first : (int)(row0 - seg.prefix); /* of this tile's key 0 */
         const int rows = (int)(seg.end - seg.begin), row_from = max(0, position0 + from - l.position0);
         const int row_to = a.window > 0 ? (int)min((int64_t)rows, position0 + to - 1 + a.window - l.position0) : rows;
         for (int i = row_from * l.share; i < row_to * l.share; i += 64) {
@@ -1167,7 +1380,7 @@ template <int HD, int COLS> __global__ void __launch_bounds__(128 * HD / COLS) a
             if (threadIdx.x < 64) {
                 const int u = min((int)threadIdx.x, l.count - 1);
                 const int64_t at = lane_row(l, u) * a.H + lane_head(l, u);
-                const bool exists = (int)threadIdx.x < l.count;      /* others have q = do = 0: p = 1, and adds nothing */
+                const bool exists = (int)threadIdx.x < l.count; /* others have q = do = 0: p = 1, and adds nothing */
                 at_position[threadIdx.x] = lane_position(l, u);
                 at_lse2[threadIdx.x] = exists ? lse[at] * LOG2E : 0, at_delta[threadIdx.x] = exists ? delta[at] : 0;
             }
@@ -1183,7 +1396,9 @@ template <int HD, int COLS> __global__ void __launch_bounds__(128 * HD / COLS) a
 #pragma unroll
                     for (int e = 0; e < 4; e++) {
                         const int col = c0 + n * 8 + lane % 4 * 2 + e % 2, key = w + lane / 4 + e / 2 * 8;
-                        weigh(p[n][e], ds[n][e], key >= from && key < to && sees(at_position[col], position0 + key, a.window), c, inner, a.softcap, at_lse2[col], at_delta[col]);
+                        weigh(p[n][e], ds[n][e],
+                              key >= from && key < to && sees(at_position[col], position0 + key, a.window), c, inner,
+                              a.softcap, at_lse2[col], at_delta[col]);
                     }
                 mma_pb<4, NO>(av, p, sd, c0, chunk0);
                 mma_pb<4, NO>(ak, ds, sq, c0, chunk0);
@@ -1203,42 +1418,61 @@ template <int HD, int COLS> __global__ void __launch_bounds__(128 * HD / COLS) a
         }
     }
 }
-template <int HD> void attention_of(device *dev, const wrpo_attn &a, bf16 *o, float *lse, const bf16 *q, const bf16 *k, const bf16 *v, attn_fast fast) {
+template <int HD>
+void attention_of(device *dev, const wrpo_attn &a, bf16 *o, float *lse, const bf16 *q, const bf16 *k, const bf16 *v,
+                  attn_fast fast) {
     auto kernel = attention_kernel<HD>;
-    LAUNCH(kernel, dim3((unsigned)(div_up(a.n * (a.H / a.G), 64) + a.n_segs), (unsigned)a.G), 128, 3 * attn_shape<HD>::TILE * 2, a, o, lse, q, k, v, fast);
+    LAUNCH(kernel, dim3((unsigned)(div_up(a.n * (a.H / a.G), 64) + a.n_segs), (unsigned)a.G), 128,
+           3 * attn_shape<HD>::TILE * 2, a, o, lse, q, k, v, fast);
 }
-template <int HD> void attention_bwd_of(device *dev, const wrpo_attn &a, bf16 *dq, bf16 *dk, bf16 *dv, const bf16 *d_o, const float *lse, const float *delta,
-                                        const bf16 *q, const bf16 *k, const bf16 *v, attn_fast fast) {
+template <int HD>
+void attention_bwd_of(device *dev, const wrpo_attn &a, bf16 *dq, bf16 *dk, bf16 *dv, const bf16 *d_o, const float *lse,
+                      const float *delta, const bf16 *q, const bf16 *k, const bf16 *v, attn_fast fast) {
     enum { COLS = HD == 256 ? 128 : HD };
     auto kernel_q = attention_dq_kernel<HD>;
     auto kernel_kv = attention_dkv_kernel<HD, COLS>;
-    LAUNCH(kernel_q, dim3((unsigned)(div_up(a.n * (a.H / a.G), 64) + a.n_segs), (unsigned)a.G), 128, 4 * attn_shape<HD>::TILE * 2, a, dq, d_o, lse, delta, q, k, v, fast);
-    LAUNCH(kernel_kv, dim3((unsigned)(div_up(a.n, 64) + a.n_segs), (unsigned)a.G), 128 * HD / COLS, 4 * attn_shape<HD>::TILE * 2, a, dk, dv, d_o, lse, delta, q, k, v, fast);
+    LAUNCH(kernel_q, dim3((unsigned)(div_up(a.n * (a.H / a.G), 64) + a.n_segs), (unsigned)a.G), 128,
+           4 * attn_shape<HD>::TILE * 2, a, dq, d_o, lse, delta, q, k, v, fast);
+    LAUNCH(kernel_kv, dim3((unsigned)(div_up(a.n, 64) + a.n_segs), (unsigned)a.G), 128 * HD / COLS,
+           4 * attn_shape<HD>::TILE * 2, a, dk, dv, d_o, lse, delta, q, k, v, fast);
 }
 bool attention_legal(device *dev, const wrpo_attn *a) {
     if (a->d > 256 || a->d % 2) note(dev, cudaErrorInvalidValue, "attention: head_dim has to be even and at most 256");
     return a->d <= 256 && a->d % 2 == 0 && a->n > 0 && a->n_segs > 0;
 }
-#define BY_HEAD_DIM(d, F, ...) ((d) <= 32 ? F<32>(__VA_ARGS__) : (d) <= 64 ? F<64>(__VA_ARGS__) : (d) <= 96 ? F<96>(__VA_ARGS__) : (d) <= 128 ? F<128>(__VA_ARGS__) : F<256>(__VA_ARGS__))
+#define BY_HEAD_DIM(d, F, ...) \
+    ((d) <= 32    ? F<32>(__VA_ARGS__) \
+     : (d) <= 64  ? F<64>(__VA_ARGS__) \
+     : (d) <= 96  ? F<96>(__VA_ARGS__) \
+     : (d) <= 128 ? F<128>(__VA_ARGS__) \
+                  : F<256>(__VA_ARGS__))
 void attention(void *d, const wrpo_attn *a, void *o, float *lse, const void *q, const void *k, const void *v) {
     device *dev = (device *)d;
     if (!attention_legal(dev, a)) return;
-    const attn_fast fast = {a->d % 8 == 0 && on16(q, a->ldq, 2) && on16(k, a->ldkv, 2) && on16(v, 0, 2), ((uintptr_t)o | (uintptr_t)a->ldo * 2) % 4 == 0};
+    const attn_fast fast = {a->d % 8 == 0 && on16(q, a->ldq, 2) && on16(k, a->ldkv, 2) && on16(v, 0, 2),
+                            ((uintptr_t)o | (uintptr_t)a->ldo * 2) % 4 == 0};
     BY_HEAD_DIM(a->d, attention_of, dev, *a, (bf16 *)o, lse, (const bf16 *)q, (const bf16 *)k, (const bf16 *)v, fast);
 }
-size_t attention_scratch(void *, int64_t n, int64_t H, int64_t, int64_t) { return (size_t)(n * H) * sizeof(float); }      /* delta */
-void attention_bwd(void *d, const wrpo_attn *a, void *dq, void *dk, void *dv, const void *d_o, const void *o, const float *lse, const void *q, const void *k, const void *v, void *scratch) {
+size_t attention_scratch(void *, int64_t n, int64_t H, int64_t, int64_t) {
+    return (size_t)(n * H) * sizeof(float);
+} /* delta */
+void attention_bwd(void *d, const wrpo_attn *a, void *dq, void *dk, void *dv, const void *d_o, const void *o,
+                   const float *lse, const void *q, const void *k, const void *v, void *scratch) {
     device *dev = (device *)d;
     if (!attention_legal(dev, a)) return;
-    const attn_fast fast = {a->d % 8 == 0 && on16(q, a->ldq, 2) && on16(k, a->ldkv, 2) && on16(v, 0, 2) && on16(d_o, a->ldo, 2),
-                            ((uintptr_t)dq | (uintptr_t)dk | (uintptr_t)dv | (uintptr_t)a->ldq * 2 | (uintptr_t)a->ldkv * 2) % 4 == 0};
-    LAUNCH(delta_kernel, (unsigned)div_up(a->n * a->H, 8), 256, 0, *a, (float *)scratch, (const bf16 *)d_o, (const bf16 *)o);
-    BY_HEAD_DIM(a->d, attention_bwd_of, dev, *a, (bf16 *)dq, (bf16 *)dk, (bf16 *)dv, (const bf16 *)d_o, lse, (const float *)scratch, (const bf16 *)q, (const bf16 *)k, (const bf16 *)v, fast);
+    const attn_fast fast = {
+        a->d % 8 == 0 && on16(q, a->ldq, 2) && on16(k, a->ldkv, 2) && on16(v, 0, 2) && on16(d_o, a->ldo, 2),
+        ((uintptr_t)dq | (uintptr_t)dk | (uintptr_t)dv | (uintptr_t)a->ldq * 2 | (uintptr_t)a->ldkv * 2) % 4 == 0};
+    LAUNCH(delta_kernel, (unsigned)div_up(a->n * a->H, 8), 256, 0, *a, (float *)scratch, (const bf16 *)d_o,
+           (const bf16 *)o);
+    BY_HEAD_DIM(a->d, attention_bwd_of, dev, *a, (bf16 *)dq, (bf16 *)dk, (bf16 *)dv, (const bf16 *)d_o, lse,
+                (const float *)scratch, (const bf16 *)q, (const bf16 *)k, (const bf16 *)v, fast);
 }
 
 /* ---- sumsq ----
-   card    op: sumsq. SUM_BLOCKS blocks take equal parts; a thread adds every 256th number of its block's part in double, lanes meet in a butterfly, warps in
-           order; a second kernel, of one warp, adds the parts the same way. x once: memory-bound (8B: 7.5 ms). Any count. Not measured. */
+   card    op: sumsq. SUM_BLOCKS blocks take equal parts; a thread adds every 256th number of its block's part in
+   double, lanes meet in a butterfly, warps in order; a second kernel, of one warp, adds the parts the same way. x once:
+   memory-bound (8B: 7.5 ms). Any count. Not measured. */
 enum { SUM_BLOCKS = 1024 };
 __device__ __forceinline__ double warp_sum(double x) {
 #pragma unroll
@@ -1274,17 +1508,19 @@ void sumsq(void *d, double *out, const float *x, int64_t count) {
 }
 
 /* ---- adamw ----
-   card    op: adamw. A warp for a block of 256 numbers, eight a thread: moments and masters are unpacked into registers, stepped, packed. Every product, sum and
-           root is rounded as on the CPU (its vector paths), so the bits are the CPU's. Weight, low half, gradient and moments in, all but the gradient
-           out: memory-bound (8B: 49 ms with float moments, 31 with bf16, 22 with 8 bits). The largest of a block by a butterfly. Any count. Not measured. */
+   card    op: adamw. A warp for a block of 256 numbers, eight a thread: moments and masters are unpacked into
+   registers, stepped, packed. Every product, sum and root is rounded as on the CPU (its vector paths), so the bits are
+   the CPU's. Weight, low half, gradient and moments in, all but the gradient out: memory-bound (8B: 49 ms with float
+   moments, 31 with bf16, 22 with 8 bits). The largest of a block by a butterfly. Any count. Not measured. */
 struct update { float keep, rate, b1, b2, beta2, correction2, eps, grad_scale; uint32_t seed_m, seed_v; };
-__device__ __forceinline__ uint32_t dice(uint32_t seed, int64_t i) {                    /* 32 bits: a hash of (seed, i) */
+__device__ __forceinline__ uint32_t dice(uint32_t seed, int64_t i) { /* 32 bits: a hash of (seed, i) */
     uint32_t x = seed + (uint32_t)i * 0x9E3779B9u;
     x = (x ^ x >> 16) * 0x7FEB352Du;
     x = (x ^ x >> 15) * 0x846CA68Bu;
     return x ^ x >> 16;
 }
-__device__ __forceinline__ float decode(float q, float s, float top) {                  /* codes 0 ... top of magnitudes: s (q / top)^4 */
+__device__ __forceinline__ float decode(float q, float s,
+                                        float top) { /* codes 0 ... top of magnitudes: s (q / top)^4 */
     q = __fmul_rn(q, 1 / top);
     q = __fmul_rn(q, q);
     return __fmul_rn(__fmul_rn(q, q), s);
@@ -1305,13 +1541,15 @@ __device__ __forceinline__ eight moment(const void *p, int64_t i, int64_t left, 
     }
     return v;
 }
-__device__ __forceinline__ void moment(void *p, const eight &v, int64_t i, int64_t left, wrpo_moments moments, bool second, uint32_t seed) {
+__device__ __forceinline__ void moment(void *p, const eight &v, int64_t i, int64_t left, wrpo_moments moments,
+                                       bool second, uint32_t seed) {
     if (moments == WRPO_MOMENTS_F32) { store((float *)p + i, v, left, left >= 8); return; }
     if (moments == WRPO_MOMENTS_BF16) {                  /* rounded up or down by chance */
         uint32_t w[8];
 #pragma unroll
         for (int e = 0; e < 8; e++) w[e] = (__float_as_uint(v.x[e]) + (dice(seed, i + e) >> 16)) >> 16;
-        *(uint4 *)((bf16 *)p + i) = make_uint4(w[0] | w[1] << 16, w[2] | w[3] << 16, w[4] | w[5] << 16, w[6] | w[7] << 16);
+        *(uint4 *)((bf16 *)p + i) =
+            make_uint4(w[0] | w[1] << 16, w[2] | w[3] << 16, w[4] | w[5] << 16, w[6] | w[7] << 16);
         return;
     }
     const float top = second ? 255 : 127;
@@ -1324,7 +1562,8 @@ __device__ __forceinline__ void moment(void *p, const eight &v, int64_t i, int64
 #pragma unroll
     for (int e = 0; e < 8; e++) {
         const float size = fabsf(v.x[e]);
-        float q = truncf(fminf(__fmul_rn(sqrtf(sqrtf(__fmul_rn(size, inverse))), top), top - 1));      /* q and q + 1 are the codes around it */
+        float q = truncf(fminf(__fmul_rn(sqrtf(sqrtf(__fmul_rn(size, inverse))), top),
+                               top - 1)); /* q and q + 1 are the codes around it */
         const float low = decode(q, s, top), high = decode(q + 1, s, top);
         if (__fmul_rn(__fmul_rn((float)(dice(seed, i + e) >> 8), 1.0f / 16777216), high - low) < size - low) q += 1;
         if (second && size > 0) q = fmaxf(q, 1);
@@ -1335,7 +1574,8 @@ __device__ __forceinline__ void moment(void *p, const eight &v, int64_t i, int64
     __syncwarp();                                      /* all lanes have read the old scale */
     if (threadIdx.x % 32 == 0) *(float *)(block + WRPO_BLOCK) = s;
 }
-__global__ void adamw_kernel(void *w, uint16_t *low, void *m, void *v, const float *g, int64_t count, wrpo_moments moments, update u) {
+__global__ void adamw_kernel(void *w, uint16_t *low, void *m, void *v, const float *g, int64_t count,
+                             wrpo_moments moments, update u) {
     const int64_t i = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * 8, left = count - i;
     if (i / WRPO_BLOCK * WRPO_BLOCK >= count) return;  /* whole warps */
     eight x, mi = moment(m, i, left, moments, false), vi = moment(v, i, left, moments, true);
@@ -1345,12 +1585,15 @@ __global__ void adamw_kernel(void *w, uint16_t *low, void *m, void *v, const flo
         const uint4 a = *(const uint4 *)((const bf16 *)w + i), b = *(const uint4 *)(low + i);
         const uint32_t high[4] = {a.x, a.y, a.z, a.w}, rest[4] = {b.x, b.y, b.z, b.w};
 #pragma unroll
-        for (int e = 0; e < 8; e++) x.x[e] = __uint_as_float((high[e / 2] >> e % 2 * 16 << 16) + (uint32_t)(int16_t)(rest[e / 2] >> e % 2 * 16));
+        for (int e = 0; e < 8; e++)
+            x.x[e] =
+                __uint_as_float((high[e / 2] >> e % 2 * 16 << 16) + (uint32_t)(int16_t)(rest[e / 2] >> e % 2 * 16));
     }
 #pragma unroll
     for (int e = 0; e < 8; e++) {
         if (e >= left) continue;                       /* behind count: unpacked and packed as it is */
-        const float gs = __fmul_rn(gi.x[e], u.grad_scale), me = fmaf(u.b1, gs - mi.x[e], mi.x[e]), ve = fmaf(__fmul_rn(u.b2, gs), gs, __fmul_rn(vi.x[e], u.beta2));
+        const float gs = __fmul_rn(gi.x[e], u.grad_scale), me = fmaf(u.b1, gs - mi.x[e], mi.x[e]),
+                    ve = fmaf(__fmul_rn(u.b2, gs), gs, __fmul_rn(vi.x[e], u.beta2));
         const float root = sqrtf(ve) / u.correction2 + u.eps;
         mi.x[e] = me, vi.x[e] = ve;
         x.x[e] = __fsub_rn(__fmul_rn(x.x[e], u.keep), __fmul_rn(u.rate, me) / root);
@@ -1369,32 +1612,46 @@ __global__ void adamw_kernel(void *w, uint16_t *low, void *m, void *v, const flo
 void adamw(void *d, void *w, uint16_t *low, void *m, void *v, const float *g, int64_t count, const wrpo_adamw *step) {
     device *dev = (device *)d;
     if (count <= 0) return;
-    const update u = {(float)(1 - (double)step->lr * (double)step->weight_decay), (float)((double)step->lr / step->correction1), (float)(1 - (double)step->beta1),
-                      (float)(1 - (double)step->beta2), step->beta2, (float)step->correction2, step->eps, step->grad_scale, (uint32_t)step->seed, (uint32_t)(step->seed >> 32)};
+    const update u = {(float)(1 - (double)step->lr * (double)step->weight_decay),
+                      (float)((double)step->lr / step->correction1),
+                      (float)(1 - (double)step->beta1),
+                      (float)(1 - (double)step->beta2),
+                      step->beta2,
+                      (float)step->correction2,
+                      step->eps,
+                      step->grad_scale,
+                      (uint32_t)step->seed,
+                      (uint32_t)(step->seed >> 32)};
     LAUNCH(adamw_kernel, (unsigned)div_up(count, 2048), 256, 0, w, low, m, v, g, count, step->moments, u);
 }
 
 /* ---- graphs ----
-   replay, of the table: a stretch that came GRAPH_AFTER times under its key is recorded (stream capture: kernels with copies of their arguments, device copies
-   and fills; nothing runs), then launched as one graph, as often as it comes. GRAPHS_KEPT keys are kept, the one not used for longest gives way.
-   Decoding. A step of SmolLM2-135M is 303 launches on a few rows: at 2 to 3 us of the host's time for each (an estimate) 0.6 to 0.9 ms, where its weights are
-   read in 0.08; a graph is one launch. The shapes follow from the run, its rows, segments and targets, which are the key. All that changes from token to token
-   is read by the kernels from device memory, written there before: ids (embed), cosines (rope), places in the cache (scatter), rows (gather), segments with
-   the lengths of keys (attention, whose grid follows from rows and segments alone). So the same kernels run with the same arguments, and have the same bits.
-   Recording costs the host about what a few steps of launches do: hence GRAPH_AFTER, with which it never costs more than twice what was best. The plain
-   runs before have loaded the kernels and made cuBLASLt's choices, whose memory is the device's: nothing is allocated while recording.
-   Training is left alone. Micro-batches are packed from records of different lengths, so exact shapes hardly come twice; recording each anew in order to
-   update one graph (cudaGraphExecUpdate) calls the runtime once per kernel, as launching does, and then compares all nodes. And launches do not dominate there: 6144 rows
-   of the 135M model, forward and backward, are about 1000 launches, 3 ms of a host that runs ahead, beside 5 TFLOP, 12 ms at 400 TFLOP/s. None of this is measured.
-   Whatever fails while recording (a call that cannot be recorded, an error of an op, no memory for the graph) drops the record, and the ops are called
-   plainly, now and from then on; what was wrong with an op is then noted as ever. Replacing an op of the table: its work has to be on this device's stream, else
-   replay has to be NULL. */
+   replay, of the table: a stretch that came GRAPH_AFTER times under its key is recorded (stream capture: kernels with
+   copies of their arguments, device copies and fills; nothing runs), then launched as one graph, as often as it comes.
+   GRAPHS_KEPT keys are kept, the one not used for longest gives way. Decoding. A step of SmolLM2-135M is 303 launches
+   on a few rows: at 2 to 3 us of the host's time for each (an estimate) 0.6 to 0.9 ms, where its weights are read in
+   0.08; a graph is one launch. The shapes follow from the run, its rows, segments and targets, which are the key. All
+   that changes from token to token is read by the kernels from device memory, written there before: ids (embed),
+   cosines (rope), places in the cache (scatter), rows (gather), segments with the lengths of keys (attention, whose
+   grid follows from rows and segments alone). So the same kernels run with the same arguments, and have the same bits.
+   Recording costs the host about what a few steps of launches do: hence GRAPH_AFTER, with which it never costs more
+   than twice what was best. The plain runs before have loaded the kernels and made cuBLASLt's choices, whose memory is
+   the device's: nothing is allocated while recording. Training is left alone. Micro-batches are packed from records of
+   different lengths, so exact shapes hardly come twice; recording each anew in order to update one graph
+   (cudaGraphExecUpdate) calls the runtime once per kernel, as launching does, and then compares all nodes. And launches
+   do not dominate there: 6144 rows of the 135M model, forward and backward, are about 1000 launches, 3 ms of a host
+   that runs ahead, beside 5 TFLOP, 12 ms at 400 TFLOP/s. None of this is measured. Whatever fails while recording (a
+   call that cannot be recorded, an error of an op, no memory for the graph) drops the record, and the ops are called
+   plainly, now and from then on; what was wrong with an op is then noted as ever. Replacing an op of the table: its
+   work has to be on this device's stream, else replay has to be NULL. */
 void forget(device *dev, stretch *s) {
-    if (s->graph) note(dev, cudaStreamSynchronize(dev->stream), "graph"), note(dev, cudaGraphExecDestroy(s->graph), "graph");      /* it may be under way */
+    if (s->graph)
+        note(dev, cudaStreamSynchronize(dev->stream), "graph"),
+            note(dev, cudaGraphExecDestroy(s->graph), "graph"); /* it may be under way */
     memset(s, 0, sizeof *s);
 }
 void forget_all(device *dev) { for (int i = 0; i < GRAPHS_KEPT; i++) forget(dev, &dev->stretches[i]); }
-bool barred(device *dev, const char *where) {          /* no part of a stretch: waits, or host memory that will have changed */
+bool barred(device *dev, const char *where) { /* no part of a stretch: waits, or host memory that will have changed */
     if (dev->recording) note(dev, cudaErrorStreamCaptureUnsupported, where);
     return dev->recording;
 }
@@ -1409,7 +1666,8 @@ bool record(device *dev, stretch *s, void (*ops)(void *user), void *user) {
         dev->recording = false;
         e = cudaStreamEndCapture(dev->stream, &graph);
         if (e == cudaSuccess) e = dev->error;
-        dev->error = error, dev->where = where;        /* what went wrong in the recording goes wrong again, and counts, when the ops are run */
+        dev->error = error,
+        dev->where = where; /* what went wrong in the recording goes wrong again, and counts, when the ops are run */
     }
     if (e == cudaSuccess) e = cudaGraphInstantiate(&s->graph, graph, 0);
     if (e != cudaSuccess) s->graph = NULL;
@@ -1439,14 +1697,14 @@ void replay(void *d, const int64_t key[4], void (*ops)(void *user), void *user) 
 }
 
 /* ---- memory, opening, the table ---- */
-void *alloc(void *d, size_t n) {                       /* NULL leaves no error behind: running out of memory is survived */
+void *alloc(void *d, size_t n) { /* NULL leaves no error behind: running out of memory is survived */
     void *p = NULL;
     if (barred((device *)d, "alloc")) return NULL;
     if (cudaMalloc(&p, n ? n : 1) == cudaSuccess) return p;
     (void)cudaGetLastError();
     return NULL;
 }
-size_t room(void *d) {                                 /* what is free, but for a little that the driver may want */
+size_t room(void *d) {                                 /* what is free, except a little that the driver may want */
     size_t left = 0, total = 0;
     (void)d;
     if (cudaMemGetInfo(&left, &total) != cudaSuccess) return (void)cudaGetLastError(), 0;
@@ -1460,15 +1718,20 @@ void release(void *d, void *p) {
     note(dev, cudaFree(p), "release");
 }
 void move(device *dev, void *dst, const void *src, size_t n, cudaMemcpyKind kind, const char *where) {
-    if (n && (kind == cudaMemcpyDeviceToDevice || !barred(dev, where))) note(dev, cudaMemcpyAsync(dst, src, n, kind, dev->stream), where);
+    if (n && (kind == cudaMemcpyDeviceToDevice || !barred(dev, where)))
+        note(dev, cudaMemcpyAsync(dst, src, n, kind, dev->stream), where);
 }
-void put(void *d, void *dst, const void *host, size_t n) { move((device *)d, dst, host, n, cudaMemcpyHostToDevice, "put"); }
+void put(void *d, void *dst, const void *host, size_t n) {
+    move((device *)d, dst, host, n, cudaMemcpyHostToDevice, "put");
+}
 void get(void *d, void *host, const void *src, size_t n) {
     device *dev = (device *)d;
     move(dev, host, src, n, cudaMemcpyDeviceToHost, "get");
     if (!barred(dev, "get")) note(dev, cudaStreamSynchronize(dev->stream), "get");
 }
-void copy(void *d, void *dst, const void *src, size_t n) { move((device *)d, dst, src, n, cudaMemcpyDeviceToDevice, "copy"); }
+void copy(void *d, void *dst, const void *src, size_t n) {
+    move((device *)d, dst, src, n, cudaMemcpyDeviceToDevice, "copy");
+}
 void zero(void *d, void *dst, size_t n) {
     device *dev = (device *)d;
     if (n) note(dev, cudaMemsetAsync(dst, 0, n, dev->stream), "zero");
@@ -1518,15 +1781,20 @@ template <int HD> cudaError_t roomy_attention(int most) {
     return e;
 }
 cudaError_t roomy_all(int most) {
-    const cudaError_t all[] = {roomy_gemm<WRPO_MM_NT, bf16>(most), roomy_gemm<WRPO_MM_NT, float>(most), roomy_gemm<WRPO_MM_NN, bf16>(most),
-                               roomy(gemm_kernel<WRPO_MM_TN, 128, float>, gemm_shape<128>::SHARED, most), roomy_attention<32>(most), roomy_attention<64>(most),
-                               roomy_attention<96>(most), roomy_attention<128>(most), roomy_attention<256>(most)};
+    const cudaError_t all[] = {
+        roomy_gemm<WRPO_MM_NT, bf16>(most), roomy_gemm<WRPO_MM_NT, float>(most),
+        roomy_gemm<WRPO_MM_NN, bf16>(most), roomy(gemm_kernel<WRPO_MM_TN, 128, float>, gemm_shape<128>::SHARED, most),
+        roomy_attention<32>(most),          roomy_attention<64>(most),
+        roomy_attention<96>(most),          roomy_attention<128>(most),
+        roomy_attention<256>(most)};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) if (all[i] != cudaSuccess) return all[i];
     return cudaSuccess;
 }
 cudaError_t roomy_wgmma(int most) {
-    const cudaError_t all[] = {roomy(wgmma_kernel<WRPO_MM_NT, bf16>, WGMMA_SHARED, most), roomy(wgmma_kernel<WRPO_MM_NT, float>, WGMMA_SHARED, most),
-                               roomy(wgmma_kernel<WRPO_MM_NN, bf16>, WGMMA_SHARED, most), roomy(wgmma_kernel<WRPO_MM_TN, float>, WGMMA_SHARED, most)};
+    const cudaError_t all[] = {roomy(wgmma_kernel<WRPO_MM_NT, bf16>, WGMMA_SHARED, most),
+                               roomy(wgmma_kernel<WRPO_MM_NT, float>, WGMMA_SHARED, most),
+                               roomy(wgmma_kernel<WRPO_MM_NN, bf16>, WGMMA_SHARED, most),
+                               roomy(wgmma_kernel<WRPO_MM_TN, float>, WGMMA_SHARED, most)};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) if (all[i] != cudaSuccess) return all[i];
     return cudaSuccess;
 }
@@ -1540,16 +1808,23 @@ wrpo_result open(void **out, const wrpo_desc *desc, wrpo_error *why) {
     snprintf(number, sizeof number, "%u", unknown);
     *out = NULL;
     if (unknown) return refuse(why, WRPO_E_ARG, "cuda: features: want those of CUDA in wrpo_feature, found %s", number);
-    if (desc->dtype == WRPO_DTYPE_F32) return refuse(why, WRPO_E_UNSUPPORTED, "%s: products are bf16 with float sums: want dtype bf16, found f32", "cuda");
+    if (desc->dtype == WRPO_DTYPE_F32)
+        return refuse(why, WRPO_E_UNSUPPORTED, "%s: products are bf16 with float sums: want dtype bf16, found f32",
+                      "cuda");
     cudaError_t e = cudaGetDeviceCount(&count);
     if (e == cudaSuccess && count > 0) e = cudaGetDevice(&which);
     if (e == cudaSuccess && count > 0) e = cudaGetDeviceProperties(&info, which);
-    if (e != cudaSuccess || count < 1) return refuse(why, WRPO_E_DEVICE, "cuda: no device can be used: %s", e != cudaSuccess ? cudaGetErrorString(e) : "none is there");
-    if (info.major < 8) return refuse(why, WRPO_E_UNSUPPORTED, "cuda: %s: want compute capability 8.0 or later", info.name);
+    if (e != cudaSuccess || count < 1)
+        return refuse(why, WRPO_E_DEVICE, "cuda: no device can be used: %s",
+                      e != cudaSuccess ? cudaGetErrorString(e) : "none is there");
+    if (info.major < 8)
+        return refuse(why, WRPO_E_UNSUPPORTED, "cuda: %s: want compute capability 8.0 or later", info.name);
     if (wgmma && (info.major != 9 || info.minor != 0))
         return refuse(why, WRPO_E_UNSUPPORTED, "cuda: %s: WRPO_FEATURE_WGMMA: want compute capability 9.0", info.name);
 #ifdef WRPO_NO_CUBLAS
-    if (lt) return refuse(why, WRPO_E_UNSUPPORTED, "cuda: %s: cuBLASLt was left out of this program", "WRPO_FEATURE_CUBLAS");
+    if (lt)
+        return refuse(why, WRPO_E_UNSUPPORTED, "cuda: %s: cuBLASLt was left out of this program",
+                      "WRPO_FEATURE_CUBLAS");
 #endif
     device *dev = (device *)desc->memory.alloc(sizeof *dev, desc->memory.user);
     if (!dev) return refuse(why, WRPO_E_MEMORY, "out of memory: %s", "the device's state");
@@ -1567,8 +1842,10 @@ wrpo_result open(void **out, const wrpo_desc *desc, wrpo_error *why) {
         dev->encoder = ptx::tensor_map_encoder();
         if (e == cudaSuccess && (!there || !dev->encoder)) {
             close(dev);
-            return refuse(why, WRPO_E_UNSUPPORTED, there ? "cuda: %s: WRPO_FEATURE_WGMMA: want a driver that writes tensor maps"
-                                                         : "cuda: %s: WRPO_FEATURE_WGMMA: want a program compiled for sm_90a", info.name);
+            return refuse(why, WRPO_E_UNSUPPORTED,
+                          there ? "cuda: %s: WRPO_FEATURE_WGMMA: want a driver that writes tensor maps"
+                                : "cuda: %s: WRPO_FEATURE_WGMMA: want a program compiled for sm_90a",
+                          info.name);
         }
     }
 #ifndef WRPO_NO_CUBLAS
@@ -1578,13 +1855,17 @@ wrpo_result open(void **out, const wrpo_desc *desc, wrpo_error *why) {
         dev->choices = (lt_choice *)desc->memory.alloc(bytes, desc->memory.user);
         if (!dev->choices) { close(dev); return refuse(why, WRPO_E_MEMORY, "out of memory: %s", "cuBLASLt's choices"); }
         memset(dev->choices, 0, bytes);
-        if (e == cudaSuccess && cublasLtCreate(&dev->lt) != CUBLAS_STATUS_SUCCESS) { close(dev); return refuse(why, WRPO_E_DEVICE, "cuda: %s: cuBLASLt cannot be opened", info.name); }
+        if (e == cudaSuccess && cublasLtCreate(&dev->lt) != CUBLAS_STATUS_SUCCESS) {
+            close(dev);
+            return refuse(why, WRPO_E_DEVICE, "cuda: %s: cuBLASLt cannot be opened", info.name);
+        }
     }
 #endif
     if (e != cudaSuccess) {
         (void)cudaGetLastError();
         close(dev);
-        return refuse(why, e == cudaErrorMemoryAllocation ? WRPO_E_MEMORY : WRPO_E_DEVICE, "cuda: %s", cudaGetErrorString(e));
+        return refuse(why, e == cudaErrorMemoryAllocation ? WRPO_E_MEMORY : WRPO_E_DEVICE, "cuda: %s",
+                      cudaGetErrorString(e));
     }
     *out = dev;
     return WRPO_OK;
@@ -1592,14 +1873,18 @@ wrpo_result open(void **out, const wrpo_desc *desc, wrpo_error *why) {
 wrpo_backend table() {
     wrpo_backend b = {};
     b.name = "cuda", b.act_bytes = 2, b.dtype = WRPO_DTYPE_BF16, b.host = false;
-    b.open = open, b.close = close, b.alloc = alloc, b.room = room, b.release = release, b.put = put, b.get = get, b.copy = copy, b.zero = zero, b.sync = sync, b.replay = replay;
-    b.gemm = gemm, b.embed = embed, b.embed_bwd = embed_bwd, b.gather = gather, b.gather_bwd = gather_bwd, b.scatter = scatter, b.bias = bias, b.bias_bwd = bias_bwd;
-    b.colsum = colsum, b.add = add, b.rmsnorm = rmsnorm, b.rmsnorm_bwd = rmsnorm_bwd, b.rope = rope, b.attention = attention, b.attention_bwd = attention_bwd;
+    b.open = open, b.close = close, b.alloc = alloc, b.room = room, b.release = release, b.put = put, b.get = get,
+    b.copy = copy, b.zero = zero, b.sync = sync, b.replay = replay;
+    b.gemm = gemm, b.embed = embed, b.embed_bwd = embed_bwd, b.gather = gather, b.gather_bwd = gather_bwd,
+    b.scatter = scatter, b.bias = bias, b.bias_bwd = bias_bwd;
+    b.colsum = colsum, b.add = add, b.rmsnorm = rmsnorm, b.rmsnorm_bwd = rmsnorm_bwd, b.rope = rope,
+    b.attention = attention, b.attention_bwd = attention_bwd;
     b.features = WRPO_FEATURE_GRAPHS;
 #ifndef WRPO_NO_CUBLAS
     b.features |= WRPO_FEATURE_CUBLAS;
 #endif
-    b.attention_scratch = attention_scratch, b.glu = glu, b.glu_bwd = glu_bwd, b.logprob = logprob, b.logprob_bwd = logprob_bwd, b.sumsq = sumsq, b.adamw = adamw;
+    b.attention_scratch = attention_scratch, b.glu = glu, b.glu_bwd = glu_bwd, b.logprob = logprob,
+    b.logprob_bwd = logprob_bwd, b.sumsq = sumsq, b.adamw = adamw;
     return b;
 }
 }  // namespace

@@ -225,7 +225,7 @@ static void refusals(void) {
                    {{.tau = -1}, "tau"},
                    {{.tau = NAN}, "tau"},
                    {{.tau = WRPO_ZERO}, "tau: want a finite number above 0, found 0"},
-                   {{.entropy_scale = WRPO_ZERO}, "found 0 and 0"},
+                   {{.entropy_scale = WRPO_ZERO}, "entropy_scale: want a finite number above 0, found 0"},
                    {{.min_gap = -1}, "min_gap"},
                    {{.min_gap = 1, .form = WRPO_FORM_SFT}, "min_gap"},
                    {{.entropy_power = -1}, "entropy"},

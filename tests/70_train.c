@@ -443,7 +443,8 @@ int main(void) {
         CHECK(wrpo_generate(model, &(wrpo_prompt){.ids = ids[0][0], .count = 3}, 1,
                             &(wrpo_generate_desc){.max_tokens = 3}) == WRPO_OK,
               "%s", wrpo_last_error(ctx)->text);
-        SAYS(wrpo_model_save(model, &(wrpo_save_desc){.dir = "tmp_none"}), "found one of wrpo_model_new");
+        SAYS(wrpo_model_save(model, &(wrpo_save_desc){.dir = "tmp_none"}),
+             "want a model with a config.json, found one of wrpo_model_new");
         CHECK(!wrpo__disk_exists("tmp_none"), "a folder for nothing");
         wrpo_model_free(model), wrpo_model_free(read), wrpo_data_free(data);
         /* matrices in two halves: what is put in comes out, to the last bit */
