@@ -35,10 +35,10 @@ version() { "$1" --version | head -n 1 | sed 's/^[^ ]* //'; }
 # `make` has compiled the library with these warnings, -O2 and -fopenmp: its compiler need not do so again.
 already() { [ "$CFLAGS" = -O2 ] && [ -f "$built/wrpo.warnings" ] && [ "$(version "$1")" = "$(version "$CC")" ]; }
 has_openmp() { echo 'int main(void) { return 0; }' | $1 -x c -fopenmp - -o $B/omp 2>/dev/null; }
-skip() { skipped=$((skipped + 1)); echo "skip: $*"; }
+skip() { skipped=$((skipped + $1)); echo "skip: $2"; }
 for cc in gcc clang; do
-    if ! command -v $cc >/dev/null; then skip "$cc is not installed"; continue; fi
-    if ! has_openmp $cc; then skip "$cc has no OpenMP"
+    if ! command -v $cc >/dev/null; then skip 1 "$cc is not installed"; continue; fi
+    if ! has_openmp $cc; then skip 1 "$cc has no OpenMP"
     elif already $cc; then if [ ! -s "$built/wrpo.warnings" ]; then ok; else bad "$cc -O2 -fopenmp: warnings"; fi
     elif $cc $warn -O2 -fopenmp -c $B/impl.c -o $B/impl.o; then ok
     else bad "$cc -O2 -fopenmp: warnings"; fi
@@ -52,34 +52,33 @@ for cc in gcc clang; do
     done
 done
 # stb_ds.h under another path; a header of another name, which must not lose its vectors in silence
-mkdir -p build/form/flat/stb
-cp "$(echo '#include <stb/stb_ds.h>' | ${CC:-cc} -E - | sed -n 's/^# 1 "\(.*stb_ds\.h\)".*/\1/p' |
-    head -1)" build/form/flat/other_ds.h
-cp build/form/flat/other_ds.h build/form/flat/stb/stb_ds.h
-if ${CC:-cc} -std=c11 -O1 -DWRPO_STB_DS_H='"other_ds.h"' -I.. -Ibuild/form/flat -c build/form/impl.c \
-    -o build/form/flat.o; then ok; else bad "WRPO_STB_DS_H"; fi
-cp ../wrpo.h build/form/renamed.h
-printf '#define WRPO_IMPLEMENTATION\n#include "renamed.h"\n' >build/form/renamed.c
-case "$(${CC:-cc} --version | head -1) $(uname -m)" in
-*clang*) skipped=$((skipped + 2)); echo "skip: clang always knows the name of a file" ;;
+mkdir -p $B/flat/stb
+stb=$(echo '#include <stb/stb_ds.h>' | $CC -E - | sed -n 's/^# 1 "\(.*stb_ds\.h\)".*/\1/p' | head -1)
+cp "$stb" $B/flat/other_ds.h
+cp $B/flat/other_ds.h $B/flat/stb/stb_ds.h
+if $CC -std=c11 -fsyntax-only -DWRPO_STB_DS_H='"other_ds.h"' -I.. -I$B/flat $B/impl.c; then ok
+else bad "WRPO_STB_DS_H"; fi
+cp ../wrpo.h $B/renamed.h
+printf '#define WRPO_IMPLEMENTATION\n#include "renamed.h"\n' >$B/renamed.c
+case "$($CC --version | head -1) $(uname -m)" in
+*clang*) skip 2 "clang always knows the name of a file" ;;
 *x86_64)
-    ${CC:-cc} -std=c11 -O0 -Wno-builtin-macro-redefined -U__FILE_NAME__ -c build/form/renamed.c \
-        -o build/form/renamed.o 2>build/form/renamed.txt
-    if grep -q 'AVX-512 and AVX2 are left out' build/form/renamed.txt; then ok
+    renamed="-std=c11 -O0 -Wno-builtin-macro-redefined -U__FILE_NAME__ $B/renamed.c"
+    $CC $renamed -fsyntax-only 2>$B/renamed.txt
+    if grep -q 'AVX-512 and AVX2 are left out' $B/renamed.txt; then ok
     else bad "a renamed header loses its vectors in silence"; fi
-    ${CC:-cc} -std=c11 -O0 -Wno-builtin-macro-redefined -U__FILE_NAME__ -DWRPO_FILE='"renamed.h"' \
-        -c build/form/renamed.c -o build/form/renamed.o 2>build/form/renamed.txt
-    if [ ! -s build/form/renamed.txt ] && nm build/form/renamed.o | grep -q '_avx512$'; then ok
-    else bad "WRPO_FILE: $(cat build/form/renamed.txt)"; fi ;;
-*) skipped=$((skipped + 2)); echo "skip: no AVX on this machine" ;;
+    $CC $renamed -DWRPO_FILE='"renamed.h"' -c -o $B/renamed.o 2>$B/renamed.txt
+    if [ ! -s $B/renamed.txt ] && nm $B/renamed.o | grep -q '_avx512$'; then ok
+    else bad "WRPO_FILE: $(cat $B/renamed.txt)"; fi ;;
+*) skip 2 "no AVX on this machine" ;;
 esac
 if command -v x86_64-w64-mingw32-gcc >/dev/null; then
     for flags in "" "-DWRPO_NO_SIMD"; do
-        if x86_64-w64-mingw32-gcc -std=c11 -Wall -O0 $flags -I.. -Ibuild/form/flat build/form/user.c build/form/impl.c \
-            -o build/form/user.exe -lm; then ok; else bad "Windows $flags"; fi
+        if x86_64-w64-mingw32-gcc -std=c11 -Wall $flags -I.. -I$B/flat $B/user.c $B/impl.c -o $B/user.exe -lm; then ok
+        else bad "Windows $flags"; fi
     done
-else skipped=$((skipped + 2)); echo "skip: x86_64-w64-mingw32-gcc is not installed"; fi
-cat >build/form/version.c <<'X1'
+else skip 2 "x86_64-w64-mingw32-gcc is not installed"; fi
+cat >$B/version.c <<'X1'
 #include "wrpo.h"
 #if WRPO_VERSION_NUMBER < 100
 #error version
@@ -91,12 +90,12 @@ int main(void) {
     return sscanf(version, "%d.%d.%d", &a, &b, &c) != 3 || a * 10000 + b * 100 + c != WRPO_VERSION_NUMBER;
 }
 X1
-if ${CC:-cc} -std=c11 -I.. build/form/version.c -o build/form/version && build/form/version; then ok
+if $CC -std=c11 -I.. $B/version.c -o $B/version && $B/version; then ok
 else bad "WRPO_VERSION and WRPO_VERSION_NUMBER differ"; fi
 if command -v g++ >/dev/null; then
     if g++ -std=c++17 -Wall -Wextra -Wpedantic -Werror -I.. -x c++ -fsyntax-only $B/user.c; then ok
     else bad "declarations as C++17"; fi
-else skip "g++ is not installed"; fi
+else skip 1 "g++ is not installed"; fi
 
 # ---- symbols and words
 object=$built/wrpo.o
