@@ -9419,14 +9419,15 @@ static bool wrpo__read_eos(const wrpo_model *model, const char *path, int32_t **
     return eos != NULL;
 }
 static int32_t *wrpo__stop_tokens(wrpo_model *model, wrpo_tokenizer *tok) {
-    const char *own = wrpo__is_dir(model->dir) ? model->dir : NULL;
+    const char *own = model->dir && wrpo__is_dir(model->dir) ? model->dir : NULL;
     const char *dirs[2] = {model->tokenizer_dir, own};         /* the tokenizer's folder wins, as in a save */
     int32_t *list = NULL, end = -1;
     bool found = false;
     if (tok && wrpo__answer_end(tok, &end) == WRPO_E_MEMORY) wrpo__rethrow(model->ctx, WRPO_E_MEMORY);
     for (int i = 0; i < 2 && !found; i++)
         if (dirs[i]) found = wrpo__read_eos(model, wrpo__join(wrpo__current, dirs[i], "generation_config.json"), &list);
-    if (!found) wrpo__read_eos(model, own ? wrpo__join(wrpo__current, own, "config.json") : model->dir, &list);
+    if (!found && model->dir)                          /* NULL: made in memory; a file: the config itself */
+        wrpo__read_eos(model, own ? wrpo__join(wrpo__current, own, "config.json") : model->dir, &list);
     if (tok && tok->eos >= 0) wrpo__add_stop(&list, tok->eos);
     if (end >= 0) wrpo__add_stop(&list, end);
     return list;

@@ -549,10 +549,7 @@ static void whole_demo(void) {
 int main(void) {
     checker();
     prompts_and_models();
-#ifdef __SANITIZE_ADDRESS__
-    SKIP(1, "the whole demo takes minutes under a sanitizer");
-#else
-    whole_demo();
-#endif
+    if (SANITIZED) SKIP(1, "the whole demo takes minutes under a sanitizer");
+    else whole_demo();
     return test_end("96_demo");
 }

@@ -18,6 +18,11 @@ static int test_passed, test_failed, test_skipped;
         } \
     } while (0)
 #define SKIP(n, ...) (test_skipped += (n), printf("skip: "), printf(__VA_ARGS__), printf("\n"))
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+enum { SANITIZED = 1 };              /* everything takes ten times as long */
+#else
+enum { SANITIZED = 0 };
+#endif
 static inline int test_end(const char *name) {
     printf("%s: %d passed, %d failed, %d skipped\n", name, test_passed, test_failed, test_skipped);
     return test_failed ? 1 : 0;
