@@ -11520,14 +11520,14 @@ WRPO_API wrpo_result wrpo_winrate(wrpo_ctx *ctx, const wrpo_winrate_desc *desc, 
 #include <arm_neon.h>
 #endif
 enum {
-    WRPO__KC = 384,                         /* a product sums k in blocks of this many words */
-    WRPO__MC = 504,                         /* rows of A, one block deep, that stay in the core's own cache */
-    WRPO__A_PANELS = 12,                    /* panels that a task packs for itself, of A */
-    WRPO__B_PANELS = 8,                     /* or of B */
-    WRPO__PACKED_FLOATS = WRPO__MAX_HIDDEN, /* of the buffer that threads share; rmsnorm_bwd needs a row of it */
-    WRPO__SCRATCH_FLOATS = 1 << 19,         /* of each thread's own */
-    WRPO__GRAIN = 1 << 14,                  /* elements that are worth a task */
-    WRPO__GROUP = 64                        /* rows, or columns, that a task sums at a time */
+    WRPO__KC = 384,                  /* a product sums k in blocks of this many words */
+    WRPO__MC = 504,                  /* rows of A, one block deep, that stay in the core's own cache */
+    WRPO__A_PANELS = 12,             /* panels that a task packs for itself, of A */
+    WRPO__B_PANELS = 8,              /* or of B */
+    WRPO__PACKED_FLOATS = WRPO__MAX_HIDDEN,  /* of the buffer that threads share; rmsnorm_bwd needs a row of it */
+    WRPO__SCRATCH_FLOATS = 1 << 19,  /* of each thread's own */
+    WRPO__GRAIN = 1 << 14,           /* elements that are worth a task */
+    WRPO__GROUP = 64                 /* rows, or columns, that a task sums at a time */
 };
 typedef enum wrpo__factors {         /* what a product multiplies. A word is the float of one step of k or, in pairs, */
     WRPO__FLOATS,                    /* two steps rounded to bfloat16, the first one in the low half */
@@ -11537,41 +11537,38 @@ typedef enum wrpo__factors {         /* what a product multiplies. A word is the
 /* A or B of a product. Lanes are the rows of A or the columns of B, steps are those of k. */
 typedef struct wrpo__operand {
     const void *data; wrpo_dtype type;
-    int64_t lane, step;              /* elements from one lane, or step, to the next; one of the two is 1 */
+    int64_t lane, step;  /* elements from one lane, or step, to the next; one of the two is 1 */
 } wrpo__operand;
+/* n lanes by kc steps of `from` become panels, `next` floats apart, of `words` words. */
+typedef struct wrpo__packing { wrpo__operand from; int64_t n, kc; float *panels; int64_t next, words; } wrpo__packing;
+typedef struct wrpo__target { float *c; int64_t ldc, m, n; bool add; } wrpo__target;  /* c[m,n] = or += */
+/* What lanes see of a tile of keys. Positions count from its first key. */
+typedef struct wrpo__mask { const float *positions; float window, softcap; bool masked; } wrpo__mask;
+static const char *wrpo__address(const void *x, wrpo_dtype type, int64_t i) {  /* of element i */
+    return (const char *)x + i * (type == WRPO_DTYPE_BF16 ? 2 : 4);
+}
 /* The kernels: result, name, parameters. Those named like an op compute a row of it. */
 #define WRPO__KERNELS(X) \
-    X(void, scale, (float *y, float s, const void *x, wrpo_dtype type, int64_t n)) /* y = s x */ \
-    X(void, axpy, (float *y, float s, const float *x, int64_t n))                  /* y += s x */ \
+    X(void, scale, (float *y, float s, const void *x, wrpo_dtype type, int64_t n))             /* y = s x */ \
+    X(void, axpy, (float *y, float s, const float *x, int64_t n))                              /* y += s x */ \
     X(float, dot, (const float *x, const float *y, int64_t n)) \
     X(void, rmsnorm, (float *y, float *rstd, const float *x, const float *w, int64_t n, float eps, float plus)) \
-    X(void, rmsnorm_bwd, \
-      (float *dx, float *dw, const float *dy, const float *dres, const float *x, const float *w, float rstd, \
-       int64_t n, float plus)) \
+    X(void, rmsnorm_bwd, (float *dx, float *dw, const float *dy, const float *dres, const float *x, const float *w, \
+                          float rstd, int64_t n, float plus)) \
     X(void, rope, (float *x, const float *table, int64_t heads, int64_t d, float sign)) \
     X(void, glu, (float *h, const float *gu, int64_t n, bool gelu)) \
     X(void, glu_bwd, (float *dgu, float *h, const float *dh, const float *gu, int64_t n, bool gelu)) \
     X(double, lse, (const float *x, int64_t n, float softcap)) \
     X(void, logprob_bwd, (float *y, const float *x, int64_t target, float lse, float g, int64_t n, float softcap)) \
     X(double, sumsq, (const float *x, int64_t n)) \
-    X(void, adamw, \
-      (void *w, uint16_t *low, void *m, void *v, const float *g, int64_t first, int64_t n, const wrpo_adamw *step)) \
-    X(void, pack, \
-      (wrpo__factors factors, bool is_b, float *panels, int64_t next, int64_t words, wrpo__operand from, int64_t n, \
-       int64_t kc)) \
-    X(void, tile, \
-      (wrpo__factors factors, int64_t words, const float *a, const float *b, int64_t ldb, float *c, int64_t ldc, \
-       int64_t m, int64_t n, bool add)) \
-    X(void, thin, \
-      (wrpo__factors factors, int64_t kc, const float *a, wrpo__operand b, float *c, int64_t ldc, int64_t m, \
-       int64_t n, bool add)) \
+    X(void, adamw, (void *w, uint16_t *low, void *m, void *v, const float *g, int64_t first, int64_t n, \
+                    const wrpo_adamw *step)) \
+    X(void, pack, (wrpo__factors factors, bool is_b, wrpo__packing p)) \
+    X(void, tile, (wrpo__factors factors, int64_t words, const float *a, const float *b, int64_t ldb, wrpo__target t)) \
+    X(void, thin, (wrpo__factors factors, int64_t kc, const float *a, wrpo__operand b, int64_t ahead, wrpo__target t)) \
     X(void, pair_rows, (float *x, int64_t rows, int64_t width)) \
-    X(void, softmax, \
-      (float *s, int64_t keys, const float *at, float window, bool masked, float softcap, float *top, float *sum, \
-       float *out, int64_t d)) \
-    X(void, softmax_bwd, \
-      (float *s, float *dp, int64_t keys, const float *at, float window, bool masked, float softcap, const float *lse, \
-       const float *delta)) \
+    X(void, softmax, (float *s, int64_t keys, wrpo__mask mask, float *top, float *sum, float *out, int64_t d)) \
+    X(void, softmax_bwd, (float *s, float *dp, int64_t keys, wrpo__mask mask, const float *lse, const float *delta)) \
     X(void, transpose, (float *rows, const float *columns, int64_t n))
 typedef struct wrpo__kernels {
     int LANES;                       /* floats of a vector */
@@ -11583,24 +11580,24 @@ typedef struct wrpo__kernels {
 } wrpo__kernels;
 
 typedef struct wrpo__cpu {
-    wrpo_allocator memory;           /* first, for wrpo__host_alloc */
+    wrpo_allocator memory;  /* first, for wrpo__host_alloc */
     wrpo__kernels kernel;
     int threads;
-    bool pairs, tiles; /* products round to bfloat16: of weights in it, and TN; with tiles, or by vectors */
+    /* products round to bfloat16: of weights in it, and TN; with tiles, or by vectors */
+    bool pairs, tiles;
     float *packed;                   /* [PACKED_FLOATS], shared by all threads: a part of A or B */
     float *scratch;                  /* [threads][SCRATCH_FLOATS] */
 } wrpo__cpu;
 static bool wrpo__has_pairs(void) {
 #ifdef __x86_64__
     unsigned a, b, c, d;
-    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);            /* AVX512_BF16 */
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);  /* AVX512_BF16 */
 #else
     return false;
 #endif
 }
 /* AMX: eight tiles of 16 rows of 64 bytes; DOT is c += a b of tiles of bfloat16 pairs. These are instructions by name,
-   because no compiler option may be asked for. A test may define the six itself, and so run this code on any machine.
- */
+   because no compiler option may be asked for. A test may define the six itself and so run this code anywhere. */
 #ifdef WRPO__TILE_DOT
 static bool wrpo__has_tiles(void) { return true; }
 #elif defined(__x86_64__)
@@ -11614,13 +11611,13 @@ static bool wrpo__has_tiles(void) { return true; }
 #define WRPO__TILE_DOT(c, a, b) __asm__ volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #c : :)
 static bool wrpo__has_tiles(void) {
     unsigned a, b, c, d, low, high;
-    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> 27 & 1)) return false;       /* OSXSAVE */
-    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d >> 22 & 1) || !(d >> 24 & 1))
-        return false; /* AMX-BF16, -TILE */
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c >> 27 & 1)) return false;  /* OSXSAVE */
+    /* AMX-BF16, -TILE */
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d >> 22 & 1) || !(d >> 24 & 1)) return false;
     __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-    if ((low >> 17 & 3) != 3) return false;            /* the system saves tiles */
+    if ((low >> 17 & 3) != 3) return false;  /* the system saves tiles */
 #ifdef __linux__
-    long refused;                    /* arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA): this process may use them */
+    long refused;  /* arch_prctl(ARCH_REQ_XCOMP_PERM, XTILEDATA): this process may use them */
     __asm__ volatile("syscall" : "=a"(refused) : "a"(158L), "D"(0x1023L), "S"(18L) : "rcx", "r11", "memory");
     return refused == 0;
 #else
@@ -11715,9 +11712,11 @@ static wrpo_result wrpo__cpu_open(void **dev, const wrpo_desc *desc, wrpo_error 
 #define WRPO__MM(op) _mm512_##op##_ps
 #define WRPO__LOW 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
 #define WRPO__HIGH 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
-enum { WRPO__(MR) = 14, WRPO__(NV) = 2 };              /* rows and vectors of a tile of C: 28 of 32 registers */
+enum { WRPO__(MR) = 14, WRPO__(NV) = 2 };  /* rows and vectors of a tile of C: 28 of 32 registers */
 /* Products of bfloat16 are instructions by name: no compiler option is needed where the machine is asked first
    (wrpo__has_pairs). pair_dot: c + low(a) low(b) + high(a) high(b), word by word. pair_of: 32 floats as 16 words. */
+#define WRPO__STEP(pairs, a, b, c) ((pairs) ? wrpo__pair_dot(a, b, c) : WRPO__FMA(a, b, c))
+#define WRPO__PAIR_OF(a, b) (WRPO__V)wrpo__pair_of(a, b)
 static inline WRPO__TARGET __attribute__((always_inline)) __m512 wrpo__pair_dot(__m512 a, __m512 b, __m512 c) {
     __asm__("vdpbf16ps %2, %1, %0" : "+v"(c) : "v"(a), "v"(b));
     return c;
@@ -11732,14 +11731,14 @@ static inline WRPO__TARGET __attribute__((always_inline)) __m512 wrpo__pair_of(_
 #define WRPO__MM(op) _mm256_##op##_ps
 #define WRPO__LOW 0, 8, 1, 9, 2, 10, 3, 11
 #define WRPO__HIGH 4, 12, 5, 13, 6, 14, 7, 15
-enum { WRPO__(MR) = 6, WRPO__(NV) = 2 };               /* 12 of 16 */
+enum { WRPO__(MR) = 6, WRPO__(NV) = 2 };  /* 12 of 16 */
 #else
 #define WRPO__LEVEL generic
 #define WRPO__TARGET
 #define WRPO__LOW 0, 4, 1, 5
 #define WRPO__HIGH 2, 6, 3, 7
 #ifdef __aarch64__
-enum { WRPO__(MR) = 6, WRPO__(NV) = 4 };               /* 24 of 32 */
+enum { WRPO__(MR) = 6, WRPO__(NV) = 4 };  /* 24 of 32 */
 #else
 enum { WRPO__(MR) = 6, WRPO__(NV) = 2 };
 #endif
@@ -11753,7 +11752,7 @@ typedef float WRPO__V __attribute__((vector_size(4 * WRPO__LANES)));
 typedef uint32_t WRPO__U __attribute__((vector_size(4 * WRPO__LANES)));
 typedef int32_t WRPO__I __attribute__((vector_size(4 * WRPO__LANES)));
 typedef uint16_t WRPO__H __attribute__((vector_size(2 * WRPO__LANES)));
-typedef WRPO__V WRPO__(v_at) __attribute__((aligned(4), may_alias));           /* anywhere in memory */
+typedef WRPO__V WRPO__(v_at) __attribute__((aligned(4), may_alias));  /* anywhere in memory */
 typedef WRPO__H WRPO__(h_at) __attribute__((aligned(2), may_alias));
 #define WRPO__LOAD(p) ((WRPO__V)*(const WRPO__(v_at) *)(const void *)(p))
 #define WRPO__STORE(p, x) (*(WRPO__(v_at) *)(void *)(p) = (x))
@@ -11780,11 +11779,16 @@ typedef WRPO__H WRPO__(h_at) __attribute__((aligned(2), may_alias));
 #define WRPO__BROADCAST(word) WRPO__VECTOR(word)
 #define WRPO__FMA(a, b, c) ((a) * (b) + (c))
 #endif
-#define WRPO__LESS(a, b) WRPO__BITS(WRPO__VECTOR(a) < WRPO__VECTOR(b)) /* all ones where it holds; NaN is not less */
+#ifndef WRPO__STEP
+/* pairs is false: only AVX-512 has them */
+#define WRPO__STEP(pairs, a, b, c) ((pairs) ? (c) : (WRPO__V)WRPO__FMA(a, b, c))
+#define WRPO__PAIR_OF(a, b) (a)
+#endif
+#define WRPO__LESS(a, b) WRPO__BITS(WRPO__VECTOR(a) < WRPO__VECTOR(b))  /* all ones where it holds; NaN is not less */
 WRPO__INLINE WRPO__V WRPO__(select)(WRPO__U mask, WRPO__V a, WRPO__V b) {
     return WRPO__FLOATS((mask & WRPO__BITS(a)) | (~mask & WRPO__BITS(b)));
 }
-WRPO__INLINE WRPO__V WRPO__(max)(WRPO__V a, WRPO__V b) {      /* a < b ? b : a, so a where either is NaN */
+WRPO__INLINE WRPO__V WRPO__(max)(WRPO__V a, WRPO__V b) {  /* a < b ? b : a, so a where either is NaN */
 #ifdef WRPO__MM
     return WRPO__MM(max)(b, a);
 #else
@@ -11852,7 +11856,7 @@ WRPO__INLINE WRPO__V WRPO__(exp)(WRPO__V x) {
     WRPO__V z = WRPO__FMA(x, 1.44269504f, round);
     const WRPO__V power = WRPO__FLOATS(WRPO__BITS(z) << 23);
     z = z - round;
-    x = WRPO__FMA(z, -0.693359375f, x);                /* ln 2 in two parts; the first one times z is exact */
+    x = WRPO__FMA(z, -0.693359375f, x);  /* ln 2 in two parts; the first one times z is exact */
     x = WRPO__FMA(z, 2.12194440e-4f, x);
     WRPO__V p = WRPO__FMA(x, 1.9875691500e-4f, 1.3981999507e-3f);
     p = WRPO__FMA(p, x, 8.3334519073e-3f);
@@ -11899,7 +11903,7 @@ WRPO__KERNEL void WRPO__(rmsnorm_bwd)(float *dx, float *dw, const float *dy, con
     for (int64_t i = 0; i < n; i += WRPO__LANES)
         dot = WRPO__FMA(WRPO__GET(dy) * (WRPO__GET(w) + plus), WRPO__GET(x), dot);
     const float c = WRPO__(sum)(dot) / (float)n * rstd * rstd;
-    for (int64_t i = 0; i < n; i += WRPO__LANES) {     /* dy is read before dx is written, which may be dy */
+    for (int64_t i = 0; i < n; i += WRPO__LANES) {  /* dy is read before dx is written, which may be dy */
         const WRPO__V d = WRPO__GET(dy), in = WRPO__GET(x);
         const WRPO__V v = (d * (WRPO__GET(w) + plus) - c * in) * rstd;
         WRPO__PUT(dw, WRPO__FMA(d * rstd, in, WRPO__GET(dw)));
@@ -11928,7 +11932,7 @@ WRPO__INLINE WRPO__V WRPO__(act)(WRPO__V g, bool gelu, WRPO__V *slope) {
     *slope = WRPO__FMA(0.5f * g * WRPO__FMA(-t, t, 1.0f), a * WRPO__FMA(3 * b * g, g, 1.0f), u);
     return g * u;
 }
-/* What is written is fetched too: by itself the machine fetches ahead only what it reads. */
+/* What is written is fetched ahead too: by itself the machine does so only for what is read. */
 WRPO__KERNEL void WRPO__(glu)(float *h, const float *gu, int64_t n, bool gelu) {
     WRPO__V slope;
     for (int64_t i = 0; i < n; i += WRPO__LANES) {
@@ -11952,7 +11956,7 @@ WRPO__KERNEL void WRPO__(glu_bwd)(float *dgu, float *h, const float *dh, const f
         WRPO__PUT(dgu + n, d * act);
     }
 }
-WRPO__INLINE WRPO__V WRPO__(softcap)(WRPO__V x, float cap) {   /* -inf stays: such a logit does not count */
+WRPO__INLINE WRPO__V WRPO__(softcap)(WRPO__V x, float cap) {  /* -inf stays: such a logit does not count */
     if (cap <= 0) return x;
     return WRPO__(select)(WRPO__LESS(x, -FLT_MAX), x, cap * WRPO__(tanh)(x / cap));
 }
@@ -11985,7 +11989,7 @@ WRPO__KERNEL void WRPO__(logprob_bwd)(float *y, const float *x, int64_t target, 
     for (int64_t i = 0; i < n; i += WRPO__LANES) {
         const WRPO__V v = WRPO__(softcap)(WRPO__GET(x), softcap);
         WRPO__V p = WRPO__(exp)(v - lse);
-        if (softcap > 0) {                             /* p of -inf is 0: its slope must be finite */
+        if (softcap > 0) {  /* p of -inf is 0: its slope must be finite */
             const WRPO__V tanh = WRPO__(max)(v / softcap, WRPO__VECTOR(-1.0f));
             p = p * WRPO__FMA(-tanh, tanh, 1.0f);
         }
@@ -12016,12 +12020,6 @@ WRPO__KERNEL void WRPO__(adamw_floats)(float *w, float *m, float *v, const float
         WRPO__PUT(v, v_now);
         WRPO__PUT(w, WRPO__GET(w) * keep - rate * m_now / (WRPO__(sqrt)(v_now) / correction2 + step->eps));
     }
-}
-WRPO__KERNEL void WRPO__(masters_load)(float *x, const uint16_t *high, const uint16_t *low) {
-    for (int64_t i = 0; i < WRPO_BLOCK; i++) x[i] = wrpo__master(high[i], low[i]);
-}
-WRPO__KERNEL void WRPO__(masters_store)(uint16_t *high, uint16_t *low, const float *x) {
-    for (int64_t i = 0; i < WRPO_BLOCK; i++) wrpo__master_split(x[i], &high[i], &low[i]);
 }
 WRPO__INLINE WRPO__V WRPO__(code_value)(WRPO__V code, float scale, float top) {
     const WRPO__V root = code * (1 / top), square = root * root;
@@ -12062,7 +12060,7 @@ WRPO__KERNEL void WRPO__(moment_store)(void *block, const float *x, bool bf16, b
     for (int64_t i = 0; i < WRPO_BLOCK; i += WRPO__LANES) {
         const WRPO__V size = WRPO__(max)(WRPO__LOAD(x + i), -WRPO__LOAD(x + i)), chance = WRPO__LOAD(code + i);
         WRPO__V q = WRPO__(sqrt)(WRPO__(sqrt)(size * inverse)) * top;
-        q = WRPO__TRUNCATE(-WRPO__(max)(-q, WRPO__VECTOR(1 - top)));           /* q and q + 1 are the codes around it */
+        q = WRPO__TRUNCATE(-WRPO__(max)(-q, WRPO__VECTOR(1 - top)));  /* q and q + 1 are the codes around it */
         const WRPO__V low = WRPO__(code_value)(q, scale, top), high = WRPO__(code_value)(q + 1, scale, top);
         q = WRPO__(select)(WRPO__LESS(chance * (high - low), size - low), q + 1, q);
         if (second) q = WRPO__(select)(WRPO__LESS(0.0f, size), WRPO__(max)(q, WRPO__VECTOR(1.0f)), q);
@@ -12083,7 +12081,7 @@ WRPO__KERNEL void WRPO__(adamw)(void *w, uint16_t *low, void *m, void *v, const 
         char *m_block = (char *)m + wrpo_moments_bytes(step->moments, i);
         char *v_block = (char *)v + wrpo_moments_bytes(step->moments, i);
         uint16_t *high = low ? (uint16_t *)w + i : NULL;
-        if (low) WRPO__(masters_load)(w_now, high, low + i);
+        for (int64_t k = 0; low && k < WRPO_BLOCK; k++) w_now[k] = wrpo__master(high[k], low[i + k]);
         if (!floats) {
             WRPO__(moment_load)(m_now, m_block, bf16, false);
             WRPO__(moment_load)(v_now, v_block, bf16, true);
@@ -12094,7 +12092,7 @@ WRPO__KERNEL void WRPO__(adamw)(void *w, uint16_t *low, void *m, void *v, const 
             WRPO__(moment_store)(m_block, m_now, bf16, false, seed_m, i);
             WRPO__(moment_store)(v_block, v_now, bf16, true, seed_v, i);
         }
-        if (low) WRPO__(masters_store)(high, low + i, w_now);
+        for (int64_t k = 0; low && k < WRPO_BLOCK; k++) wrpo__master_split(w_now[k], &high[k], &low[i + k]);
     }
 }
 
@@ -12103,20 +12101,6 @@ WRPO__KERNEL void WRPO__(adamw)(void *w, uint16_t *low, void *m, void *v, const 
    A packed panel of A is a[word][MR_ROOM], of B b[word][NR]: the lanes of a word are side by side. The tile multiplies
    one panel of each: per word NV vectors of B, MR single words of A and MR NV multiply-adds, with all of C's tile in
    registers. An element of C is the sum of its block of k in the order of k, whatever kernel computes it. */
-WRPO__INLINE WRPO__V WRPO__(pair_of)(WRPO__V a, WRPO__V b) {  /* two vectors of steps of one lane */
-#if WRPO__LANES == 16
-    return (WRPO__V)wrpo__pair_of(a, b);
-#else
-    return a + b;                    /* never called, as HAS_PAIRS is 0 */
-#endif
-}
-WRPO__INLINE WRPO__V WRPO__(step)(const bool pairs, WRPO__V a, WRPO__V b, WRPO__V c) {        /* c + a b */
-#if WRPO__LANES == 16
-    if (pairs) return wrpo__pair_dot(a, b, c);
-#endif
-    (void)pairs;
-    return WRPO__FMA(a, b, c);
-}
 /* a and b are the bits of two steps of all lanes: rounded to nearest, unless they are bfloat16 already. */
 WRPO__INLINE WRPO__V WRPO__(pair_across)(WRPO__U a, WRPO__U b, const bool round) {
     if (round) {
@@ -12130,7 +12114,7 @@ WRPO__INLINE WRPO__V WRPO__(pair_across)(WRPO__U a, WRPO__U b, const bool round)
 WRPO__INLINE WRPO__V WRPO__(words)(const bool across, const bool pairs, wrpo__operand from, int64_t at,
                                    int64_t lanes, int64_t steps) {
     const bool bf16 = from.type == WRPO_DTYPE_BF16;
-    if (pairs && bf16 && !across) {                    /* two to a word, as they are in memory */
+    if (pairs && bf16 && !across) {  /* two to a word, as they are in memory */
         WRPO__V x = {0};
         memcpy(&x, (const uint16_t *)from.data + at, 2 * (size_t)WRPO__MIN(steps, 2 * WRPO__LANES));
         return x;
@@ -12138,7 +12122,7 @@ WRPO__INLINE WRPO__V WRPO__(words)(const bool across, const bool pairs, wrpo__op
     const WRPO__V first = WRPO__(read)(from.data, from.type, at, across ? lanes : steps, 0);
     if (!pairs) return first;
     if (!across)
-        return WRPO__(pair_of)(first, WRPO__(read)(from.data, from.type, at + WRPO__LANES, steps - WRPO__LANES, 0));
+        return WRPO__PAIR_OF(first, WRPO__(read)(from.data, from.type, at + WRPO__LANES, steps - WRPO__LANES, 0));
     const WRPO__V second = steps > 1 ? WRPO__(read)(from.data, from.type, at + from.step, lanes, 0) : (WRPO__V){0};
     return WRPO__(pair_across)(WRPO__BITS(first), WRPO__BITS(second), !bf16);
 }
@@ -12153,9 +12137,9 @@ WRPO__COLD void WRPO__(square_end)(WRPO__V *x, bool across, bool pairs, wrpo__op
     }
 }
 WRPO__INLINE void WRPO__(square)(WRPO__V *x, const bool across, const bool pairs, wrpo__operand from, int64_t at,
-                                 int64_t count, int64_t lanes, int64_t steps) {
+                                 int64_t count, int64_t lanes, int64_t steps, int64_t ahead) {
     const int whole = (pairs ? 2 : 1) * WRPO__LANES;
-    const int64_t next = across ? from.step * (pairs ? 2 : 1) : from.lane, size = from.type == WRPO_DTYPE_BF16 ? 2 : 4;
+    const int64_t next = across ? from.step * (pairs ? 2 : 1) : from.lane;
     const bool inside = lanes >= WRPO__LANES || (steps > whole && WRPO__LANES - lanes <= from.step);
     if (steps < whole || (across && !inside)) {
         WRPO__V t[WRPO__LANES];
@@ -12166,111 +12150,107 @@ WRPO__INLINE void WRPO__(square)(WRPO__V *x, const bool across, const bool pairs
     }
     WRPO__UNROLL
     for (int i = 0; i < WRPO__LANES; i++, at += next) {
-        const char *ahead = (const char *)from.data + at * size + 192; /* the machine does not foresee short rows */
+        const char *later = wrpo__address(from.data, from.type, at) + ahead;
         x[i] = (WRPO__V){0};
         if (!across && i >= count) continue;
-        WRPO__PREFETCH(ahead, 0);
-        if (across && pairs) WRPO__PREFETCH(ahead + from.step * size, 0);
+        WRPO__PREFETCH(later, 0);
+        if (across && pairs) WRPO__PREFETCH(wrpo__address(later, from.type, from.step), 0);
         x[i] = WRPO__(words)(across, pairs, from, at, WRPO__LANES, whole);
     }
 }
-/* n lanes by kc steps become panels of `width` lanes, `next` floats apart, each [words][room] or, for tiles of A, lane
-   by lane, [room][words]. It goes in squares of LANES lanes by LANES words: they are read along the stride 1, and
-   turned where the panel has the other order. Missing lanes and steps are 0. Lanes from width to room may have any
-   value, because no tile looks at them. Where steps are rows of the operand, one square after the other takes the same
-   rows. */
+/* Panels of `width` lanes, each [words][room] or, for tiles of A, lane by lane, [room][words]. They are made in squares
+   of LANES lanes by LANES words, which are read along the stride 1, and turned where the panel has the other order.
+   Missing lanes and steps are 0; lanes from width to room may have any value, because no tile looks at them. Where
+   steps are rows of the operand, squares side by side come first. */
 WRPO__INLINE void WRPO__(pack_as)(const bool across, const int width, const int room, const bool pairs,
-                                  const bool by_lane, float *panels, int64_t next, int64_t words, wrpo__operand from,
-                                  int64_t n, int64_t kc) {
+                                  const bool by_lane, wrpo__packing p) {
     const int step = pairs ? 2 : 1;
-    const int64_t n_panels = wrpo__div_up(n, width), squares = wrpo__div_up(words, WRPO__LANES);
-    for (int64_t outer = 0; outer < (across ? squares : n_panels); outer++)
-        for (int64_t inner = 0; inner < (across ? n_panels : squares); inner++) {
+    const int64_t panels = wrpo__div_up(p.n, width), squares = wrpo__div_up(p.words, WRPO__LANES);
+    for (int64_t outer = 0; outer < (across ? squares : panels); outer++)
+        for (int64_t inner = 0; inner < (across ? panels : squares); inner++) {
             const int64_t panel = across ? inner : outer, word = (across ? outer : inner) * WRPO__LANES;
-            const int64_t k = word * step, steps = kc - k;
+            const int64_t k = word * step, steps = p.kc - k;
             for (int slot = 0; slot < room; slot += WRPO__LANES) {
-                const int64_t lane = panel * width + slot, at = lane * from.lane + k * from.step, lanes = n - lane;
-                const int64_t count = across ? wrpo__div_up(steps, step) : WRPO__MIN(lanes, width - slot);
-                float *to = panels + panel * next + (by_lane ? slot * words + word : word * room + slot);
+                const int64_t lane = panel * width + slot, at = lane * p.from.lane + k * p.from.step;
+                const int64_t lanes = p.n - lane, in_panel = WRPO__MIN(lanes, width - slot);
+                float *to = p.panels + panel * p.next + (by_lane ? slot * p.words + word : word * room + slot);
                 WRPO__V x[WRPO__LANES];
-                WRPO__(square)(x, across, pairs, from, at, count, lanes, steps);
+                const int64_t count = across ? wrpo__div_up(steps, step) : in_panel;
+                WRPO__(square)(x, across, pairs, p.from, at, count, lanes, steps, 192);
                 if (across == by_lane) WRPO__(turn)(x);
                 WRPO__UNROLL
                 for (int i = 0; i < WRPO__LANES; i++)
-                    if (by_lane || word + i < words) WRPO__STORE(to + i * (by_lane ? words : room), x[i]);
+                    if (by_lane || word + i < p.words) WRPO__STORE(to + i * (by_lane ? p.words : room), x[i]);
             }
         }
 }
 WRPO__INLINE void WRPO__(pack_of)(const int width, const int room, const bool pairs, const bool by_lane,
-                                  const wrpo_dtype type, float *panels, int64_t next, int64_t words,
-                                  wrpo__operand from, int64_t n, int64_t kc) {
-    from.type = type;
-    if (from.lane == 1) WRPO__(pack_as)(true, width, room, pairs, by_lane, panels, next, words, from, n, kc);
-    else WRPO__(pack_as)(false, width, room, pairs, by_lane, panels, next, words, from, n, kc);
+                                  const wrpo_dtype type, wrpo__packing p) {
+    p.from.type = type;
+    if (p.from.lane == 1) WRPO__(pack_as)(true, width, room, pairs, by_lane, p);
+    else WRPO__(pack_as)(false, width, room, pairs, by_lane, p);
 }
-WRPO__KERNEL void WRPO__(pack)(wrpo__factors factors, bool is_b, float *panels, int64_t next, int64_t words,
-                               wrpo__operand from, int64_t n, int64_t kc) {
+WRPO__KERNEL void WRPO__(pack)(wrpo__factors factors, bool is_b, wrpo__packing p) {
     enum { MR = WRPO__(MR), ROOM = WRPO__(MR_ROOM), NR = WRPO__(NR) };
-    const wrpo_dtype F32 = WRPO_DTYPE_F32, BF16 = WRPO_DTYPE_BF16;
-    const bool pairs = WRPO__(HAS_PAIRS) && factors != WRPO__FLOATS, bf16 = from.type == BF16;
-    if (is_b && pairs && bf16) WRPO__(pack_of)(NR, NR, true, false, BF16, panels, next, words, from, n, kc);
-    else if (is_b && pairs) WRPO__(pack_of)(NR, NR, true, false, F32, panels, next, words, from, n, kc);
-    else if (is_b && bf16) WRPO__(pack_of)(NR, NR, false, false, BF16, panels, next, words, from, n, kc);
-    else if (is_b) WRPO__(pack_of)(NR, NR, false, false, F32, panels, next, words, from, n, kc);
-    else if (!pairs) WRPO__(pack_of)(MR, ROOM, false, false, F32, panels, next, words, from, n, kc);
-    else if (factors == WRPO__PAIRS) WRPO__(pack_of)(MR, ROOM, true, false, F32, panels, next, words, from, n, kc);
-    else WRPO__(pack_of)(32, 32, true, true, F32, panels, next, words, from, n, kc);
+    const bool pairs = WRPO__(HAS_PAIRS) && factors != WRPO__FLOATS, bf16 = p.from.type == WRPO_DTYPE_BF16;
+    if (is_b && pairs && bf16) WRPO__(pack_of)(NR, NR, true, false, WRPO_DTYPE_BF16, p);
+    else if (is_b && pairs) WRPO__(pack_of)(NR, NR, true, false, WRPO_DTYPE_F32, p);
+    else if (is_b && bf16) WRPO__(pack_of)(NR, NR, false, false, WRPO_DTYPE_BF16, p);
+    else if (is_b) WRPO__(pack_of)(NR, NR, false, false, WRPO_DTYPE_F32, p);
+    else if (!pairs) WRPO__(pack_of)(MR, ROOM, false, false, WRPO_DTYPE_F32, p);
+    else if (factors == WRPO__PAIRS) WRPO__(pack_of)(MR, ROOM, true, false, WRPO_DTYPE_F32, p);
+    else WRPO__(pack_of)(32, 32, true, true, WRPO_DTYPE_F32, p);
 }
 
-/* c[m,n] = or += a' b for words of packed panels; b's words are ldb apart. All of the tile is computed, m by n of it
-   are written. */
-WRPO__INLINE void WRPO__(tile_write)(const float *tile, float *c, int64_t ldc, int64_t m, int64_t columns, bool add) {
-    for (; m > 0; m--, tile += WRPO__(NR), c += ldc)
-        for (int64_t i = 0, n = columns; i < n; i += WRPO__LANES)
-            WRPO__PUT(c, add ? WRPO__GET(c) + WRPO__LOAD(tile + i) : WRPO__LOAD(tile + i));
+/* t = or += a' b, for one packed panel of each; the words of b are ldb apart. All of the tile is computed, and m by n
+   of it are written. */
+WRPO__INLINE void WRPO__(tile_write)(const float *tile, wrpo__target t) {
+    const int64_t n = t.n;
+    for (; t.m > 0; t.m--, t.c += t.ldc, tile += WRPO__(NR))
+        for (int64_t i = 0; i < n; i += WRPO__LANES)
+            WRPO__PUT(t.c, t.add ? WRPO__GET(t.c) + WRPO__LOAD(tile + i) : WRPO__LOAD(tile + i));
 }
 WRPO__INLINE void WRPO__(tile_of)(const int rows, const bool pairs, int64_t words, const float *a, const float *b,
-                                  int64_t ldb, float *c, int64_t ldc, int64_t m, int64_t n, bool add) {
-    enum { MR = WRPO__(MR), NV = WRPO__(NV), NR = WRPO__(NR) };
-    WRPO__V x[MR][NV];
+                                  int64_t ldb, wrpo__target t) {
+    enum { NV = WRPO__(NV), LANES = WRPO__LANES };
+    WRPO__V x[WRPO__(MR)][NV];
     WRPO__UNROLL
     for (int i = 0; i < rows; i++) {
         WRPO__UNROLL
         for (int j = 0; j < NV; j++) {
             x[i][j] = (WRPO__V){0};
-            WRPO__PREFETCH(c + (m == rows ? i : 0) * ldc + j * WRPO__LANES, 1);
+            WRPO__PREFETCH(t.c + (t.m == rows ? i : 0) * t.ldc + j * LANES, 1);
         }
     }
     for (int64_t word = 0; word < words; word++, a += WRPO__(MR_ROOM), b += ldb) {
         WRPO__V bk[NV];
         WRPO__UNROLL
-        for (int j = 0; j < NV; j++) bk[j] = WRPO__LOAD(b + j * WRPO__LANES);
+        for (int j = 0; j < NV; j++) bk[j] = WRPO__LOAD(b + j * LANES);
         WRPO__PREFETCH(a + 8 * WRPO__(MR_ROOM), 0);
         WRPO__UNROLL
         for (int i = 0; i < rows; i++) {
             WRPO__UNROLL
-            for (int j = 0; j < NV; j++) x[i][j] = WRPO__(step)(pairs, WRPO__BROADCAST(a[i]), bk[j], x[i][j]);
+            for (int j = 0; j < NV; j++) x[i][j] = WRPO__STEP(pairs, WRPO__BROADCAST(a[i]), bk[j], x[i][j]);
         }
     }
-    if (m < rows || n < NR) {
-        WRPO__V part[MR][NV];
+    if (t.m < rows || t.n < WRPO__(NR)) {
+        float part[WRPO__(MR) * WRPO__(NR)];
         memcpy(part, x, sizeof part);
-        WRPO__(tile_write)((const float *)part, c, ldc, m, n, add);
+        WRPO__(tile_write)(part, t);
         return;
     }
     WRPO__UNROLL
-    for (int i = 0; i < rows; i++, c += ldc) {
+    for (int i = 0; i < rows; i++, t.c += t.ldc) {
         WRPO__UNROLL
         for (int j = 0; j < NV; j++) {
-            float *p = c + j * WRPO__LANES;
-            WRPO__STORE(p, add ? WRPO__LOAD(p) + x[i][j] : x[i][j]);
+            float *c = t.c + j * LANES;
+            WRPO__STORE(c, t.add ? WRPO__LOAD(c) + x[i][j] : x[i][j]);
         }
     }
 }
 /* a[32][words] by b[words][32], in four tiles of C: 0 and 1 are its upper rows, 2 and 3 the lower ones. */
-WRPO__KERNEL void WRPO__(tile_amx)(int64_t words, const float *a, const float *b, float *c, int64_t ldc, int64_t m,
-                                   int64_t n, bool add) {
-    float t[32 * 32];
+WRPO__INLINE void WRPO__(tile_amx)(int64_t words, const float *a, const float *b, wrpo__target t) {
+    float c[32 * 32];
     WRPO__TILE_ZERO(0);
     WRPO__TILE_ZERO(1);
     WRPO__TILE_ZERO(2);
@@ -12281,71 +12261,61 @@ WRPO__KERNEL void WRPO__(tile_amx)(int64_t words, const float *a, const float *b
         WRPO__TILE_DOT(0, 4, 6);
         WRPO__TILE_LOAD(7, b + word * 32 + 16, 128);
         WRPO__TILE_DOT(1, 4, 7);
-        if (m <= 16) continue;
+        if (t.m <= 16) continue;
         WRPO__TILE_LOAD(5, a + 16 * words + word, words * 4);
         WRPO__TILE_DOT(2, 5, 6);
         WRPO__TILE_DOT(3, 5, 7);
     }
-    WRPO__TILE_STORE(0, t, 128);
-    WRPO__TILE_STORE(1, t + 16, 128);
-    WRPO__TILE_STORE(2, t + 512, 128);
-    WRPO__TILE_STORE(3, t + 528, 128);
-    WRPO__(tile_write)(t, c, ldc, m, n, add);
+    WRPO__TILE_STORE(0, c, 128);
+    WRPO__TILE_STORE(1, c + 16, 128);
+    WRPO__TILE_STORE(2, c + 512, 128);
+    WRPO__TILE_STORE(3, c + 528, 128);
+    WRPO__(tile_write)(c, t);
 }
 WRPO__KERNEL void WRPO__(tile)(wrpo__factors factors, int64_t words, const float *a, const float *b, int64_t ldb,
-                               float *c, int64_t ldc, int64_t m, int64_t n, bool add) {
-    enum { MR = WRPO__(MR) };
+                               wrpo__target t) {
     const bool pairs = WRPO__(HAS_PAIRS) && factors == WRPO__PAIRS;
-    if (WRPO__(HAS_PAIRS) && factors == WRPO__TILES) WRPO__(tile_amx)(words, a, b, c, ldc, m, n, add);
-    else if (pairs && m > 4) WRPO__(tile_of)(MR, true, words, a, b, ldb, c, ldc, m, n, add);
-    else if (pairs) WRPO__(tile_of)(4, true, words, a, b, ldb, c, ldc, m, n, add);
-    else if (m > 4) WRPO__(tile_of)(MR, false, words, a, b, ldb, c, ldc, m, n, add);
-    else WRPO__(tile_of)(4, false, words, a, b, ldb, c, ldc, m, n, add);
+    if (WRPO__(HAS_PAIRS) && factors == WRPO__TILES) WRPO__(tile_amx)(words, a, b, t);
+    else if (pairs && t.m > 4) WRPO__(tile_of)(WRPO__(MR), true, words, a, b, ldb, t);
+    else if (pairs) WRPO__(tile_of)(4, true, words, a, b, ldb, t);
+    else if (t.m > 4) WRPO__(tile_of)(WRPO__(MR), false, words, a, b, ldb, t);
+    else WRPO__(tile_of)(4, false, words, a, b, ldb, t);
 }
-
-/* thin: c[m,n] = or += a' b for one panel of A and n <= LANES columns of b, whose steps are side by side in memory.
-   They are turned in registers and not packed, because each is used for m rows only. The order of the sums is a tile's.
- */
+/* The same for few rows: one panel of A and at most LANES columns of b, whose steps are side by side in memory. They
+   are turned in registers and not packed, because each is used for m rows only. */
 WRPO__INLINE void WRPO__(thin_of)(const int rows, const bool pairs, int64_t kc, const float *a, wrpo__operand b,
-                                  float *c, int64_t ldc, int64_t m, int64_t columns, bool add) {
-    const int step = pairs ? 2 : 1, whole = step * WRPO__LANES;
+                                  int64_t ahead, wrpo__target t) {
+    const int step = pairs ? 2 : 1;
     WRPO__V sum[WRPO__(MR)], x[WRPO__LANES];
     WRPO__UNROLL
     for (int r = 0; r < rows; r++) sum[r] = (WRPO__V){0};
-    for (int64_t k = 0; k < kc; k += whole) {
-        WRPO__(square)(x, false, pairs, b, k, columns, 0, kc - k);
+    for (int64_t k = 0; k < kc; k += step * WRPO__LANES) {
+        WRPO__(square)(x, false, pairs, b, k, t.n, 0, kc - k, ahead);
         WRPO__(turn)(x);
         WRPO__UNROLL
         for (int i = 0; i < WRPO__LANES; i++, a += WRPO__(MR_ROOM)) {
             if (k + i * step >= kc) continue;
             WRPO__UNROLL
-            for (int r = 0; r < rows; r++) sum[r] = WRPO__(step)(pairs, WRPO__BROADCAST(a[r]), x[i], sum[r]);
+            for (int r = 0; r < rows; r++) sum[r] = WRPO__STEP(pairs, WRPO__BROADCAST(a[r]), x[i], sum[r]);
         }
     }
+    const int64_t i = 0, n = t.n;
     WRPO__UNROLL
-    for (int r = 0; r < rows; r++, c += ldc) {
-        const int64_t i = 0, n = columns;
-        if (r < m) WRPO__PUT(c, add ? WRPO__GET(c) + sum[r] : sum[r]);
-    }
+    for (int r = 0; r < rows; r++, t.c += t.ldc)
+        if (r < t.m) WRPO__PUT(t.c, t.add ? WRPO__GET(t.c) + sum[r] : sum[r]);
 }
-#define WRPO__THIN(name, rows) \
-    WRPO__KERNEL void WRPO__(name)(wrpo__factors factors, int64_t kc, const float *a, wrpo__operand b, \
-                                   float *c, int64_t ldc, int64_t m, int64_t n, bool add) { \
-        if (WRPO__(HAS_PAIRS) && factors == WRPO__PAIRS) { \
-            b.type = WRPO_DTYPE_BF16; \
-            WRPO__(thin_of)(rows, true, kc, a, b, c, ldc, m, n, add); \
-        } else if (b.type == WRPO_DTYPE_BF16) WRPO__(thin_of)(rows, false, kc, a, b, c, ldc, m, n, add); \
-        else WRPO__(thin_of)(rows, false, kc, a, b, c, ldc, m, n, add); \
-    }
-WRPO__THIN(thin_full, WRPO__(MR))
-WRPO__THIN(thin_four, 4)
-WRPO__THIN(thin_one, 1)
-#undef WRPO__THIN
-WRPO__KERNEL void WRPO__(thin)(wrpo__factors factors, int64_t kc, const float *a, wrpo__operand b, float *c,
-                               int64_t ldc, int64_t m, int64_t n, bool add) {
-    if (m > 4) WRPO__(thin_full)(factors, kc, a, b, c, ldc, m, n, add);
-    else if (m > 1) WRPO__(thin_four)(factors, kc, a, b, c, ldc, m, n, add);
-    else WRPO__(thin_one)(factors, kc, a, b, c, ldc, m, n, add);
+WRPO__INLINE void WRPO__(thin_rows)(const bool pairs, int64_t kc, const float *a, wrpo__operand b, int64_t ahead,
+                                    wrpo__target t) {
+    if (t.m > 4) WRPO__(thin_of)(WRPO__(MR), pairs, kc, a, b, ahead, t);
+    else if (t.m > 1) WRPO__(thin_of)(4, pairs, kc, a, b, ahead, t);
+    else WRPO__(thin_of)(1, pairs, kc, a, b, ahead, t);
+}
+WRPO__KERNEL void WRPO__(thin)(wrpo__factors factors, int64_t kc, const float *a, wrpo__operand b, int64_t ahead,
+                               wrpo__target t) {
+    const wrpo__operand bf16 = {b.data, WRPO_DTYPE_BF16, b.lane, b.step};
+    if (WRPO__(HAS_PAIRS) && factors != WRPO__FLOATS) WRPO__(thin_rows)(true, kc, a, bf16, ahead, t);
+    else if (b.type == WRPO_DTYPE_BF16) WRPO__(thin_rows)(false, kc, a, bf16, ahead, t);
+    else WRPO__(thin_rows)(false, kc, a, b, ahead, t);
 }
 
 /* ---- attention: a tile of scores is s[key][NR], a column for each lane ---- */
@@ -12369,16 +12339,17 @@ WRPO__KERNEL void WRPO__(transpose)(float *rows, const float *columns, int64_t n
             for (int k = 0; k < WRPO__LANES; k++) WRPO__PUT(rows + (lane + k) * n, x[k]);
         }
 }
-/* The scores of a key; at: the positions of the queries. Both positions count from the tile's first key. */
-WRPO__INLINE WRPO__V WRPO__(mask)(WRPO__V s, float key, WRPO__V at, float window) {
-    const WRPO__V never = WRPO__VECTOR(-INFINITY);
-    s = WRPO__(select)(WRPO__LESS(at, key), never, s);
-    return WRPO__(select)(WRPO__LESS(at - key, window), s, never);
+/* A vector of scores of a key. Lanes that do not see the key get -inf. */
+WRPO__INLINE WRPO__V WRPO__(masked)(WRPO__V s, int64_t key, int lane, wrpo__mask mask) {
+    if (!mask.masked) return s;
+    const WRPO__V never = WRPO__VECTOR(-INFINITY), back = WRPO__LOAD(mask.positions + lane) - (float)key;
+    s = WRPO__(select)(WRPO__LESS(back, 0.0f), never, s);
+    return WRPO__(select)(WRPO__LESS(back, mask.window), s, never);
 }
 /* Scores become e^(s - top). The running maximum and sum of a lane are brought up to date, and out[d][NR], which was
    summed with the old maximum, is rescaled. */
-WRPO__KERNEL void WRPO__(softmax)(float *s, int64_t keys, const float *at, float window, bool masked, float softcap,
-                                  float *top, float *sum, float *out, int64_t d) {
+WRPO__KERNEL void WRPO__(softmax)(float *s, int64_t keys, wrpo__mask mask, float *top, float *sum, float *out,
+                                  int64_t d) {
     enum { NV = WRPO__(NV), NR = WRPO__(NR), LANES = WRPO__LANES };
     WRPO__V most[NV], part[NV], factor[NV];
     WRPO__UNROLL
@@ -12387,10 +12358,8 @@ WRPO__KERNEL void WRPO__(softmax)(float *s, int64_t keys, const float *at, float
         WRPO__UNROLL
         for (int j = 0; j < NV; j++) {
             float *p = s + k * NR + j * LANES;
-            WRPO__V x = WRPO__LOAD(p);
-            if (softcap > 0) x = WRPO__(softcap)(x, softcap);
-            if (masked) x = WRPO__(mask)(x, (float)k, WRPO__LOAD(at + j * LANES), window);
-            if (masked || softcap > 0) WRPO__STORE(p, x);
+            const WRPO__V x = WRPO__(masked)(WRPO__(softcap)(WRPO__LOAD(p), mask.softcap), k, j * LANES, mask);
+            if (mask.masked || mask.softcap > 0) WRPO__STORE(p, x);
             most[j] = WRPO__(max)(most[j], x);
         }
     }
@@ -12404,32 +12373,25 @@ WRPO__KERNEL void WRPO__(softmax)(float *s, int64_t keys, const float *at, float
         }
     }
     for (int j = 0; j < NV; j++) {
-        float *old = top + j * LANES, *l = sum + j * LANES;
+        float *old = top + j * LANES, *total = sum + j * LANES;
         factor[j] = WRPO__(exp)(WRPO__LOAD(old) - most[j]);
-        WRPO__STORE(l, WRPO__FMA(WRPO__LOAD(l), factor[j], part[j]));
+        WRPO__STORE(total, WRPO__FMA(WRPO__LOAD(total), factor[j], part[j]));
         WRPO__STORE(old, most[j]);
     }
-    for (int64_t i = 0; i < d; i++)
-        for (int j = 0; j < NV; j++) {
-            float *p = out + i * NR + j * LANES;
-            WRPO__STORE(p, WRPO__LOAD(p) * factor[j]);
-        }
+    for (int64_t i = 0; i < d; i++, out += NR)
+        for (int j = 0; j < NV; j++) WRPO__STORE(out + j * LANES, WRPO__LOAD(out + j * LANES) * factor[j]);
 }
 /* Scores become e^(s - lse), and dp becomes ds. */
-WRPO__KERNEL void WRPO__(softmax_bwd)(float *s, float *dp, int64_t keys, const float *at, float window, bool masked,
-                                      float softcap, const float *lse, const float *delta) {
+WRPO__KERNEL void WRPO__(softmax_bwd)(float *s, float *dp, int64_t keys, wrpo__mask mask, const float *lse,
+                                      const float *delta) {
     for (int64_t k = 0; k < keys; k++)
-        for (int j = 0; j < WRPO__(NR); j += WRPO__LANES) {
-            float *ps = s + k * WRPO__(NR) + j, *pd = dp + k * WRPO__(NR) + j;
-            WRPO__V x = WRPO__LOAD(ps), slope = WRPO__VECTOR(1.0f);
-            if (softcap > 0) {
-                x = WRPO__(softcap)(x, softcap);
-                slope = WRPO__FMA(x / -softcap, x / softcap, slope);
-            }
-            if (masked) x = WRPO__(mask)(x, (float)k, WRPO__LOAD(at + j), window);
-            x = WRPO__(exp)(x - WRPO__LOAD(lse + j));
-            WRPO__STORE(ps, x);
-            WRPO__STORE(pd, x * (WRPO__LOAD(pd) - WRPO__LOAD(delta + j)) * slope);
+        for (int j = 0; j < WRPO__(NR); j += WRPO__LANES, s += WRPO__LANES, dp += WRPO__LANES) {
+            const WRPO__V x = WRPO__(softcap)(WRPO__LOAD(s), mask.softcap);
+            const WRPO__V e = WRPO__(exp)(WRPO__(masked)(x, k, j, mask) - WRPO__LOAD(lse + j));
+            WRPO__V slope = WRPO__VECTOR(1.0f);
+            if (mask.softcap > 0) slope = WRPO__FMA(x / -mask.softcap, x / mask.softcap, slope);
+            WRPO__STORE(s, e);
+            WRPO__STORE(dp, e * (WRPO__LOAD(dp) - WRPO__LOAD(delta + j)) * slope);
         }
 }
 static const wrpo__kernels WRPO__(kernels) = {
@@ -12448,6 +12410,8 @@ static wrpo_result WRPO__(open)(void **dev, const wrpo_desc *desc, wrpo_error *w
 #undef WRPO__HIGH
 #undef WRPO__BROADCAST
 #undef WRPO__FMA
+#undef WRPO__STEP
+#undef WRPO__PAIR_OF
 #endif /* WRPO__LANES */
 
 #ifdef WRPO_IMPLEMENTATION
@@ -12463,7 +12427,7 @@ static int64_t wrpo__cpu_chunk(int64_t D) { return WRPO__MAX(WRPO__GRAIN / 4 / W
 #else
 #define WRPO__PARROWS(cpu, n, D) (void)(wrpo__cpu_team(cpu, (n) * (D)) + wrpo__cpu_chunk(D));
 #endif
-static float *wrpo__cpu_scratch(const wrpo__cpu *cpu) {      /* of the calling thread */
+static float *wrpo__cpu_scratch(const wrpo__cpu *cpu) {  /* of the calling thread */
 #ifdef _OPENMP
     return cpu->scratch + (size_t)omp_get_thread_num() * WRPO__SCRATCH_FLOATS;
 #else
@@ -12474,10 +12438,9 @@ static float *wrpo__cpu_scratch(const wrpo__cpu *cpu) {      /* of the calling t
 static void wrpo__cpu_embed(void *dev, void *y, const void *w, wrpo_dtype w_type, const int32_t *ids,
                             int64_t n, int64_t D, float scale) {
     const wrpo__cpu *cpu = dev;
-    const int64_t row_bytes = D * (w_type == WRPO_DTYPE_BF16 ? 2 : 4);
     WRPO__PARROWS(cpu, n, D)
     for (int64_t r = 0; r < n; r++)
-        cpu->kernel.scale((float *)y + r * D, scale, (const char *)w + ids[r] * row_bytes, w_type, D);
+        cpu->kernel.scale((float *)y + r * D, scale, wrpo__address(w, w_type, ids[r] * D), w_type, D);
 }
 static void wrpo__cpu_embed_bwd(void *dev, float *dw, const void *dy, const int32_t *ids,
                                 int64_t n, int64_t D, float scale) {
@@ -12509,7 +12472,6 @@ static void wrpo__cpu_bias(void *dev, void *y, int64_t ldy, const float *b, int6
    longest chain */
 static void wrpo__cpu_add_rows(const wrpo__cpu *cpu, float *y, const void *w, wrpo_dtype type, int64_t ld, int64_t n,
                                int64_t D) {
-    const int64_t size = type == WRPO_DTYPE_BF16 ? 2 : 4;
     WRPO__PARFOR(wrpo__cpu_team(cpu, n * D))
     for (int64_t j = 0; j < D; j += WRPO__GROUP) {
         const int64_t width = WRPO__MIN(D - j, WRPO__GROUP);
@@ -12517,7 +12479,7 @@ static void wrpo__cpu_add_rows(const wrpo__cpu *cpu, float *y, const void *w, wr
         for (int64_t r = 0; r < n; r += WRPO__GROUP) {
             memset(part, 0, sizeof part);
             for (int64_t i = r; i < WRPO__MIN(n, r + WRPO__GROUP); i++) {
-                const void *row = (const char *)w + (i * ld + j) * size;
+                const void *row = wrpo__address(w, type, i * ld + j);
                 if (type == WRPO_DTYPE_BF16) cpu->kernel.scale(floats, 1, row, type, width);
                 cpu->kernel.axpy(part, 1, type == WRPO_DTYPE_BF16 ? floats : row, width);
             }
@@ -12555,7 +12517,7 @@ static void wrpo__cpu_rmsnorm_bwd(void *dev, void *dx, int64_t lddx, float *dw, 
     const int64_t vectors = n * heads, at_once = WRPO__PACKED_FLOATS / D * WRPO__GROUP;
     for (int64_t first = 0; first < vectors; first += at_once) {
         const int64_t tasks = wrpo__div_up(WRPO__MIN(vectors - first, at_once), WRPO__GROUP);
-        float *sums = cpu->packed;                     /* [tasks][D] */
+        float *sums = cpu->packed;  /* [tasks][D] */
         WRPO__PARFOR(wrpo__cpu_team(cpu, vectors * D))
         for (int64_t t = 0; t < tasks; t++) {
             const int64_t begin = first + t * WRPO__GROUP;
@@ -12645,9 +12607,9 @@ static void wrpo__cpu_adamw(void *dev, void *w, uint16_t *low, void *m, void *v,
 typedef struct wrpo__product {
     const wrpo__cpu *cpu;
     wrpo__factors factors;
-    wrpo__operand operand[2];        /* 0 is A, 1 is B, likewise below */
+    wrpo__operand operand[2];  /* 0 is A, 1 is B, likewise below */
     int64_t lanes[2];
-    int64_t width[2], room[2];       /* of a panel: its lanes, and floats per word */
+    int64_t width[2], room[2];  /* of a panel: its lanes, and floats per word */
     float *c; int64_t ldc, k;
     bool add, thin;
     int shared, own;                 /* which of the two is shared, and which a task packs for itself */
@@ -12670,15 +12632,14 @@ static int64_t wrpo__gemm_part(const wrpo__product *p, int side, int64_t lanes, 
 /* The operand from a lane and a step on. */
 static wrpo__operand wrpo__gemm_from(const wrpo__product *p, int side, int64_t lane, int64_t k) {
     wrpo__operand from = p->operand[side];
-    const int64_t at = lane * from.lane + k * from.step;
-    from.data = (const char *)from.data + at * (from.type == WRPO_DTYPE_BF16 ? 2 : 4);
+    from.data = wrpo__address(from.data, from.type, lane * from.lane + k * from.step);
     return from;
 }
 static void wrpo__gemm_pack(const wrpo__product *p, int side, float *panels, int64_t lane, int64_t n, int64_t k,
                             int64_t kc) {
     const int64_t words = wrpo__gemm_words(p, kc);
-    p->cpu->kernel.pack(p->factors, side == 1, panels, p->room[side] * words, words, wrpo__gemm_from(p, side, lane, k),
-                        n, kc);
+    p->cpu->kernel.pack(p->factors, side == 1, (wrpo__packing){wrpo__gemm_from(p, side, lane, k), n, kc, panels,
+                                                               p->room[side] * words, words});
 }
 /* The shared panel of `lane` in the block of k. Blocks follow each other, each with the panels of the whole piece. */
 static float *wrpo__gemm_panel(const wrpo__product *p, int64_t lane, int64_t k) {
@@ -12707,14 +12668,16 @@ static int64_t wrpo__gemm_depth(const wrpo__product *p) {
     }
     return end;
 }
-/* All rows, which are one panel, of columns [begin, end). */
+/* The rows, which are one panel, by columns [begin, end). */
 static void wrpo__gemm_thin(const wrpo__product *p, int64_t begin, int64_t end) {
-    const int64_t columns = p->cpu->kernel.LANES;
+    const wrpo__operand *b = &p->operand[1];
+    const int64_t columns = p->cpu->kernel.LANES, row_bytes = b->lane * (int64_t)wrpo__dtype_size(b->type);
+    const int64_t ahead = p->k <= 1024 ? columns * row_bytes : 192;  /* of short rows, the next columns */
     for (int64_t j = begin; j < end; j += columns)
         for (int64_t k = p->k0, kc; k < p->k1; k += kc) {
             kc = wrpo__gemm_block(p, k);
-            p->cpu->kernel.thin(p->factors, kc, wrpo__gemm_panel(p, 0, k), wrpo__gemm_from(p, 1, j, k), p->c + j,
-                                p->ldc, p->lanes[0], WRPO__MIN(columns, end - j), p->add || k > 0);
+            const wrpo__target c = {p->c + j, p->ldc, p->lanes[0], WRPO__MIN(columns, end - j), p->add || k > 0};
+            p->cpu->kernel.thin(p->factors, kc, wrpo__gemm_panel(p, 0, k), wrpo__gemm_from(p, 1, j, k), ahead, c);
         }
 }
 /* Lanes [begin, end) of A and of B, all steps of the piece. */
@@ -12722,7 +12685,7 @@ static void wrpo__gemm_task(const wrpo__product *p, const int64_t begin[2], cons
     static const struct { uint8_t palette, start, none[14]; uint16_t row_bytes[16]; uint8_t rows[16]; } config = {
         1, 0, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
     const int64_t rows = end[0] - begin[0], MR = p->width[0], NR = p->width[1];
-    const int64_t block = wrpo__gemm_part(p, 0, rows, wrpo__div_up(rows, WRPO__MC));   /* rows that stay in the cache */
+    const int64_t block = wrpo__gemm_part(p, 0, rows, wrpo__div_up(rows, WRPO__MC));  /* rows that stay in the cache */
     if (p->factors == WRPO__TILES) WRPO__TILE_CONFIG(&config);
     for (int64_t k = p->k0, kc; k < p->k1; k += kc) {
         kc = wrpo__gemm_block(p, k);
@@ -12736,8 +12699,9 @@ static void wrpo__gemm_task(const wrpo__product *p, const int64_t begin[2], cons
                 for (int64_t i = top; i < WRPO__MIN(end[0], top + block); i += MR) {
                     const float *a = panels[0] + (i - begin[0]) / MR * words * p->room[0];
                     const float *b = panels[1] + (j - begin[1]) / NR * words * p->room[1];
-                    p->cpu->kernel.tile(p->factors, words, a, b, p->room[1], p->c + i * p->ldc + j, p->ldc,
-                                        WRPO__MIN(MR, end[0] - i), WRPO__MIN(NR, end[1] - j), p->add || k > 0);
+                    const int64_t m = WRPO__MIN(MR, end[0] - i), n = WRPO__MIN(NR, end[1] - j);
+                    p->cpu->kernel.tile(p->factors, words, a, b, p->room[1],
+                                        (wrpo__target){p->c + i * p->ldc + j, p->ldc, m, n, p->add || k > 0});
                 }
     }
     if (p->factors == WRPO__TILES) WRPO__TILE_RELEASE();
@@ -12801,104 +12765,92 @@ static void wrpo__cpu_gemm(void *dev, wrpo_mm mm, void *c, int64_t ldc, const vo
 
 /* ---- attention: blocked, with a running maximum and sum (Dao et al. 2022) ----
    Everything is transposed: a tile of scores is [key][lane], and a lane is one query row of one head. So maxima, sums
-   and scalings go down the columns, and no value ever crosses lanes. The query heads of a key/value head are lanes of
-   the same tiles: lane i of a segment is row i / share and head i % share of its group. Keys or values are packed as
-   panels of A, vectors of lanes as panels of B, and all products are gemm's tile: s[key][lane] = K q dp[key][lane] = V
-   do         out[d][lane] += X' w[key][lane] Here out is o, X is V and w is p; or out is dq, X is K and w is ds. The
-   pass for dk and dv owns keys instead of lanes, and makes the weights again: dk[key][d] += ds q, dv[key][d] += p do.
-   Nothing is added across tasks.
+   and scalings go down the columns, and no value crosses lanes. The query heads of one key/value head are lanes of the
+   same tiles: lane i of a segment is row i / share, and head i % share of its group. Keys or values are packed as
+   panels of A, vectors of lanes as panels of B, and all products are gemm's tile:
+     s[key][lane] = K q         dp[key][lane] = V do         out[d][lane] += X' w[key][lane]
+   In the pass for o, out is o, X is V and w is p. In the pass for dq, out is dq, X is K and w is ds. The pass for dk
+   and dv owns keys instead of lanes, and makes the weights again: dk[key][d] += ds q, dv[key][d] += p do. Nothing is
+   added across tasks.
 
    The prefix and the own keys of a segment are two ranges, cut into tiles from the start of each. A tile or a key that
-   a lane does not see changes none of its bits, because its weight there is 0. Segments of one row with the same prefix
+   a lane does not see changes none of its bits, because its weight is 0. Segments of one row with the same prefix
    (samples of a prompt, in decoding) are siblings: their lanes go through the prefix together. */
-typedef enum wrpo__attention_part { WRPO__PART_O, WRPO__PART_DQ, WRPO__PART_DKV } wrpo__attention_part;
-typedef struct wrpo__attention {     /* the arguments of both ops; those of the backward are NULL in the forward */
-    const wrpo__cpu *cpu; const wrpo_attn *a;
-    const float *q, *k, *v, *d_o;
-    const float *lse, *delta;        /* of the backward: [n, H]; delta is the sum of do o over d */
-    float *o, *new_lse, *dq, *dk, *dv;
+enum { WRPO__PASS_O = 1, WRPO__PASS_DQ = 2, WRPO__PASS_DKV = 4 };
+typedef struct wrpo__attention {  /* the arguments of both ops; do, lse and delta are NULL in the forward */
+    const wrpo__cpu *cpu; const wrpo__kernels *kernel; const wrpo_attn *a;
     wrpo__factors factors;
-    int64_t share;                   /* query heads of a key/value head */
+    int64_t share, tile;  /* query heads of a key/value head; keys of a tile */
+    const float *q, *k, *v, *d_o, *lse, *delta;  /* delta [n, H] is the sum of do o over d */
+    float *o, *new_lse, *dq, *dk, *dv;
 } wrpo__attention;
-typedef struct wrpo__lanes { /* lanes [first, first + count) of key/value head g, of a segment or of `segs` siblings */
+typedef struct wrpo__lanes {  /* lanes [first, first + count), for head g of k and v, of a segment or of siblings */
     const wrpo__attention *x; const wrpo_seg *seg;
     int64_t segs, g, first, count;
 } wrpo__lanes;
-typedef struct wrpo__buffers {          /* what one task keeps in its scratch */
-    float *at;                       /* [NR] positions of queries, from the tile's first key on */
-    float *numbers; /* [group][3][NR] of each lane: position; running maximum and sum, or lse and delta */
-    float *p, *ds;                   /* [key][NR], the weights of a tile */
-    float *keys, *values;            /* panels of the tile's keys: the lanes of A are keys, its steps are d */
-    float *across;                   /* panels of X': the lanes of A are d, its steps are keys */
-    float *queries, *d_outs;         /* [group][d][NR], panels of B */
-    float *out;                      /* [group][d, rounded up to MR][NR] */
-    float *q_rows, *do_rows;         /* [lane][d, rounded up to NR]: queries and do again, with lanes as steps */
-    float *p_panels, *ds_panels;     /* panels of A: the weights of all groups, with lanes as steps */
-    float *dk, *dv;                  /* [key][d, rounded up to NR] */
+/* What a task keeps in its scratch: name, rows, columns, passes. d_mr is d rounded up to MR, likewise d_nr; slots are
+   the tile's keys in panels of A. */
+#define WRPO__BUFFERS(X) \
+    X(at, 1, NR, 7)                  /* positions of queries, from the tile's first key on */ \
+    X(numbers, 3, lanes, 7)          /* [group][3][NR]: position; running maximum and sum, or lse and delta */ \
+    X(p, tile, NR, 7)                /* the weights of a tile, [key][lane] */ \
+    X(ds, tile, NR, 6) \
+    X(keys, slots, d, 7)             /* panels of A: its lanes are keys, its steps are d */ \
+    X(values, slots, d, 6) \
+    X(across, d_mr / MR * ROOM, tile, 3)               /* panels of X': its lanes are d, its steps are keys */ \
+    X(queries, lanes, d, 7)          /* panels of B: [group][d][NR] */ \
+    X(d_outs, lanes, d, 6) \
+    X(out, lanes, d_mr, 3)           /* [group][d_mr][NR] */ \
+    X(dk, tile + MR, d_nr, 4)        /* [key][d] */ \
+    X(dv, tile + MR, d_nr, 4) \
+    X(q_rows, lanes, d_nr, 4)        /* queries and do again, [lane][d] */ \
+    X(do_rows, lanes, d_nr, 4) \
+    X(p_panels, slots, lanes, 4)     /* panels of A: the weights of all groups, its steps are lanes */ \
+    X(ds_panels, slots, lanes, 4)
+typedef struct wrpo__buffers {
+#define WRPO__X(name, rows, columns, passes) float *name;
+    WRPO__BUFFERS(WRPO__X)
+#undef WRPO__X
 } wrpo__buffers;
 static int64_t wrpo__round_up(int64_t n, int64_t to) { return wrpo__div_up(n, to) * to; }
-/* The keys of a tile. */
-static int64_t wrpo__attention_keys(const wrpo__kernels *kernel) { return kernel->MR * (kernel->MR > 8 ? 8 : 16); }
-/* The scratch for `groups` groups of NR lanes; base NULL measures it, in bytes. */
-static size_t wrpo__attention_layout(const wrpo__attention *x, wrpo__attention_part pass, int64_t groups, float *base,
+/* The buffers for `groups` groups of NR lanes; base NULL measures them, in bytes. */
+static size_t wrpo__attention_layout(const wrpo__attention *x, int pass, int64_t groups, float *base,
                                      wrpo__buffers *w) {
-    const wrpo__kernels *kernel = &x->cpu->kernel;
-    const int64_t NR = kernel->NR, MR = kernel->MR, keys = wrpo__attention_keys(kernel), lanes = groups * NR;
-    const int64_t slots = keys / MR * kernel->MR_ROOM, d = x->a->d, d_mr = wrpo__round_up(d, MR);
-    const int64_t d_nr = wrpo__round_up(d, NR);
-    const size_t F = sizeof(float);
+    const int64_t MR = x->kernel->MR, NR = x->kernel->NR, ROOM = x->kernel->MR_ROOM, tile = x->tile, d = x->a->d;
+    const int64_t d_mr = wrpo__round_up(d, MR), d_nr = wrpo__round_up(d, NR), slots = tile / MR * ROOM;
+    const int64_t lanes = groups * NR;
     wrpo__bump b = {.base = (char *)base};
-    *w = (wrpo__buffers){0};
-    w->at = wrpo__take(&b, 1, NR, F);
-    w->numbers = wrpo__take(&b, 3, lanes, F);
-    w->p = wrpo__take(&b, keys, NR, F);
-    w->keys = wrpo__take(&b, slots, d, F);
-    w->queries = wrpo__take(&b, lanes, d, F);
-    if (pass != WRPO__PART_O) {
-        w->ds = wrpo__take(&b, keys, NR, F);
-        w->values = wrpo__take(&b, slots, d, F);
-        w->d_outs = wrpo__take(&b, lanes, d, F);
-    }
-    if (pass != WRPO__PART_DKV) {
-        w->across = wrpo__take(&b, d_mr / MR * kernel->MR_ROOM, keys, F);
-        w->out = wrpo__take(&b, lanes, d_mr, F);
-        return b.used;
-    }
-    w->dk = wrpo__take(&b, keys + MR, d_nr, F);
-    w->dv = wrpo__take(&b, keys + MR, d_nr, F);
-    w->q_rows = wrpo__take(&b, lanes, d_nr, F);
-    w->do_rows = wrpo__take(&b, lanes, d_nr, F);
-    w->p_panels = wrpo__take(&b, slots, lanes, F);
-    w->ds_panels = wrpo__take(&b, slots, lanes, F);
+#define WRPO__X(name, rows, columns, passes) \
+    w->name = (passes) & pass ? wrpo__take(&b, rows, columns, sizeof(float)) : NULL;
+    WRPO__BUFFERS(WRPO__X)
+#undef WRPO__X
     return b.used;
 }
 /* Groups of a task: 8, or as many as the scratch has room for. */
-static int64_t wrpo__attention_groups(const wrpo__attention *x, wrpo__attention_part pass) {
+static int64_t wrpo__attention_groups(const wrpo__attention *x, int pass) {
+    const size_t room = WRPO__SCRATCH_FLOATS * sizeof(float);
     wrpo__buffers w;
     int64_t groups = 8;
-    while (groups > 1 && wrpo__attention_layout(x, pass, groups, NULL, &w) > WRPO__SCRATCH_FLOATS * sizeof(float))
-        groups--;
+    while (groups > 1 && wrpo__attention_layout(x, pass, groups, NULL, &w) > room) groups--;
     return groups;
 }
-static int64_t wrpo__words_of(const wrpo__attention *x, int64_t steps) {
+static int64_t wrpo__attention_words(const wrpo__attention *x, int64_t steps) {
     return x->factors == WRPO__FLOATS ? steps : wrpo__div_up(steps, 2);
 }
-/* Lane i: its row, head, position, and where its vector is in an array of rows ld apart. */
-static int64_t wrpo__lane_row(const wrpo__lanes *b, int64_t i) {
-    return b->seg->begin + (b->first + i) / b->x->share;
-}
+/* Lane i: its row, its head, the position of its query, and the offset of its vector in rows of ld elements. */
+static int64_t wrpo__lane_row(const wrpo__lanes *b, int64_t i) { return b->seg->begin + (b->first + i) / b->x->share; }
 static int64_t wrpo__lane_head(const wrpo__lanes *b, int64_t i) {
     return b->g * b->x->share + (b->first + i) % b->x->share;
-}
-static int64_t wrpo__lane_at(const wrpo__lanes *b, int64_t i, int64_t ld) {
-    return wrpo__lane_row(b, i) * ld + wrpo__lane_head(b, i) * b->x->a->d;
 }
 static int64_t wrpo__lane_position(const wrpo__lanes *b, int64_t i) {
     const int64_t row = wrpo__lane_row(b, i);
     return wrpo__query_position(b->seg + (b->segs > 1 ? row - b->seg->begin : 0), row);
 }
-/* Keys at positions [key0, key0 + keys), for lanes [i, i + n): some lane sees keys [0, *seen) of them. masked: not all
-   lanes see all of those. */
+static int64_t wrpo__lane_at(const wrpo__lanes *b, int64_t i, int64_t ld) {
+    return wrpo__lane_row(b, i) * ld + wrpo__lane_head(b, i) * b->x->a->d;
+}
+/* For lanes [i, i + n) and keys at positions [key0, key0 + keys): is any key seen? Then keys [0, *seen) are, some of
+   them not by all lanes if *masked. */
 static bool wrpo__visible(const wrpo__lanes *b, int64_t i, int64_t n, int64_t key0, int64_t keys, int64_t *seen,
                           bool *masked) {
     const int64_t window = b->x->a->window;
@@ -12912,155 +12864,147 @@ static bool wrpo__visible(const wrpo__lanes *b, int64_t i, int64_t n, int64_t ke
     *masked = low < key0 + *seen - 1 || (window > 0 && high - key0 >= window);
     return *seen > 0 && (window <= 0 || low - (key0 + keys - 1) < window);
 }
-/* rows[lane][ld] = scale times the lanes' vectors of y, and the same as panels of B. Lanes and elements that are
-   missing are 0. */
+/* rows[lane][ld] = scale times the lane's vector of y, and the same as panels of B. What is missing is 0. */
 static void wrpo__lane_vectors(const wrpo__lanes *b, const float *y, int64_t ldy, float scale, float *rows, int64_t ld,
                                float *panels) {
-    const wrpo__kernels *kernel = &b->x->cpu->kernel;
-    const int64_t d = b->x->a->d, all = wrpo__round_up(b->count, kernel->NR), words = wrpo__words_of(b->x, d);
+    const wrpo__attention *x = b->x;
+    const int64_t d = x->a->d, all = wrpo__round_up(b->count, x->kernel->NR), words = wrpo__attention_words(x, d);
     for (int64_t i = 0; i < all; i++) {
         const int64_t have = i < b->count ? d : 0, ahead = i + 8;
-        if (ahead < b->count)            /* its row is far away, and the machine does not foresee it */
-            for (int64_t j = 0; j < d; j += 16) WRPO__PREFETCH(y + wrpo__lane_at(b, ahead, ldy) + j, 0);
-        if (have) kernel->scale(rows + i * ld, scale, y + wrpo__lane_at(b, i, ldy), WRPO_DTYPE_F32, d);
+        for (int64_t j = 0; ahead < b->count && j < d; j += 16)  /* the machine does not foresee that row */
+            WRPO__PREFETCH(y + wrpo__lane_at(b, ahead, ldy) + j, 0);
+        if (have) x->kernel->scale(rows + i * ld, scale, y + wrpo__lane_at(b, i, ldy), WRPO_DTYPE_F32, d);
         memset(rows + i * ld + have, 0, (size_t)(ld - have) * sizeof *rows);
     }
-    kernel->pack(b->x->factors, true, panels, words * kernel->NR, words, (wrpo__operand){rows, WRPO_DTYPE_F32, ld, 1},
-                 all, d);
+    x->kernel->pack(x->factors, true, (wrpo__packing){{rows, WRPO_DTYPE_F32, ld, 1}, all, d, panels,
+                                                      words * x->kernel->NR, words});
 }
 static void wrpo__lane_numbers(const wrpo__lanes *b, float *numbers) {
-    const int64_t NR = b->x->cpu->kernel.NR;
+    const int64_t NR = b->x->kernel->NR;
     for (int64_t i = 0; i < wrpo__round_up(b->count, NR); i++) {
         float *y = numbers + i / NR * 3 * NR + i % NR;
         const int64_t lane = WRPO__MIN(i, b->count - 1);
         const int64_t at = wrpo__lane_row(b, lane) * b->x->a->H + wrpo__lane_head(b, lane);
         y[0] = (float)wrpo__lane_position(b, lane);
-        y[NR] = y[2 * NR] = 0;
-        if (!b->x->d_o) y[NR] = -FLT_MAX;
-        else if (i < b->count) y[NR] = b->x->lse[at], y[2 * NR] = b->x->delta[at];
+        y[NR] = b->x->lse ? b->x->lse[at] : -FLT_MAX;
+        y[2 * NR] = b->x->lse ? b->x->delta[at] : 0;
     }
 }
-/* n rows of keys or values from row `row` on become panels of A. by_d: lanes are d, and steps are rows. */
-static void wrpo__pack_keys(const wrpo__attention *x, float *panels, const float *from, int64_t row, int64_t n,
-                            int64_t g, bool by_d) {
-    const wrpo__kernels *kernel = &x->cpu->kernel;
-    const int64_t d = x->a->d, ld = x->a->ldkv, steps = by_d ? n : d, words = wrpo__words_of(x, steps);
-    kernel->pack(x->factors, false, panels, kernel->MR_ROOM * words, words,
-                 (wrpo__operand){from + row * ld + g * d, WRPO_DTYPE_F32, by_d ? 1 : ld, by_d ? ld : 1}, by_d ? d : n,
-                 steps);
+/* n rows of keys or values become panels of A: of their transpose if `across`. */
+static void wrpo__pack_keys(const wrpo__attention *x, float *panels, const float *rows, int64_t n, bool across) {
+    const int64_t ld = x->a->ldkv, d = x->a->d, steps = across ? n : d, words = wrpo__attention_words(x, steps);
+    const wrpo__operand from = {rows, WRPO_DTYPE_F32, across ? 1 : ld, across ? ld : 1};
+    x->kernel->pack(x->factors, false, (wrpo__packing){from, across ? d : n, steps, panels,
+                                                       x->kernel->MR_ROOM * words, words});
 }
-/* c[m][n] = or += a b, over `steps` steps: panels a are `next` apart, b has rows of ldb. c has room for whole tiles. */
+/* x[n][width] in the words that the products take, in place */
+static void wrpo__to_words(const wrpo__attention *x, float *rows, int64_t n, int64_t width) {
+    if (x->factors == WRPO__PAIRS) x->kernel->pair_rows(rows, n, width);
+}
+/* c[m][n] = or += a b over `steps` steps: panels of a `next` apart, rows of b ldb apart. c has room for whole tiles. */
 static void wrpo__multiply(const wrpo__attention *x, int64_t m, int64_t n, int64_t steps, const float *a, int64_t next,
                            const float *b, int64_t ldb, float *c, int64_t ldc, bool add) {
-    const wrpo__kernels *kernel = &x->cpu->kernel;
-    const int64_t MR = kernel->MR, NR = kernel->NR, words = wrpo__words_of(x, steps);
+    const int64_t MR = x->kernel->MR, NR = x->kernel->NR, words = wrpo__attention_words(x, steps);
     for (int64_t j = 0; j < n; j += NR)
         for (int64_t i = 0; i < m; i += MR)
-            kernel->tile(x->factors, words, a + i / MR * next, b + j, ldb, c + i * ldc + j, ldc, MR, NR, add);
+            x->kernel->tile(x->factors, words, a + i / MR * next, b + j, ldb,
+                            (wrpo__target){c + i * ldc + j, ldc, MR, NR, add});
 }
-/* x[rows][width], as an operand B, in the words that products take */
-static void wrpo__to_words(const wrpo__attention *x, float *rows, int64_t n, int64_t width) {
-    if (x->factors == WRPO__PAIRS) x->cpu->kernel.pair_rows(rows, n, width);
-}
-/* w->p and, in the backward, w->ds: the weights of one group and the tile's keys [0, seen) */
-static void wrpo__attention_weights(const wrpo__attention *x, const wrpo__buffers *w, int64_t group, int64_t seen,
-                                    bool masked) {
+/* w->p and, in the backward, w->ds: the weights of lanes [from, to), of one group, for the tile's keys [0, seen) */
+static void wrpo__attention_weights(const wrpo__attention *x, const wrpo__buffers *w, int64_t from, int64_t to,
+                                    int64_t key0, int64_t seen, bool masked) {
     const wrpo_attn *a = x->a;
-    const wrpo__kernels *kernel = &x->cpu->kernel;
-    const int64_t NR = kernel->NR, d = a->d, words = wrpo__words_of(x, d), next = kernel->MR_ROOM * words;
-    const float window = a->window > 0 ? (float)a->window : INFINITY;
-    float *top = w->numbers + (3 * group + 1) * NR, *sum = top + NR;           /* in the backward: lse and delta */
-    wrpo__multiply(x, seen, NR, d, w->keys, next, w->queries + group * NR * words, NR, w->p, NR, false);
+    const int64_t NR = x->kernel->NR, words = wrpo__attention_words(x, a->d), next = x->kernel->MR_ROOM * words;
+    const int64_t lane0 = from / NR * NR;  /* of the group */
+    const wrpo__mask mask = {w->at, a->window > 0 ? (float)a->window : INFINITY, a->softcap, masked};
+    float *position = w->numbers + 3 * lane0, *top = position + NR, *sum = top + NR;
+    for (int64_t j = 0; j < NR; j++) {
+        const bool other = lane0 + j < from || lane0 + j >= to;  /* sees nothing */
+        w->at[j] = other ? -1 : position[j] - (float)key0;
+    }
+    wrpo__multiply(x, seen, NR, a->d, w->keys, next, w->queries + lane0 * words, NR, w->p, NR, false);
     if (!x->d_o) {
-        float *out = w->out + group * NR * wrpo__round_up(d, kernel->MR);
-        kernel->softmax(w->p, seen, w->at, window, masked, a->softcap, top, sum, out, d);
+        float *out = w->out + lane0 * wrpo__round_up(a->d, x->kernel->MR);
+        x->kernel->softmax(w->p, seen, mask, top, sum, out, a->d);
         return;
     }
-    wrpo__multiply(x, seen, NR, d, w->values, next, w->d_outs + group * NR * words, NR, w->ds, NR, false);
-    kernel->softmax_bwd(w->p, w->ds, seen, w->at, window, masked, a->softcap, top, sum);
+    wrpo__multiply(x, seen, NR, a->d, w->values, next, w->d_outs + lane0 * words, NR, w->ds, NR, false);
+    x->kernel->softmax_bwd(w->p, w->ds, seen, mask, top, sum);
 }
-/* o and lse of lanes, or their dq */
+/* The passes for o and dq. */
 static void wrpo__attention_lanes(const wrpo__lanes *b) {
     const wrpo__attention *x = b->x;
     const wrpo_attn *a = x->a;
-    const wrpo__kernels *kernel = &x->cpu->kernel;
     const bool bwd = x->d_o != NULL;
-    const int64_t NR = kernel->NR, d = a->d, d_mr = wrpo__round_up(d, kernel->MR), share = b->x->share;
-    const int64_t groups = wrpo__div_up(b->count, NR), tile = wrpo__attention_keys(kernel);
+    const int64_t NR = x->kernel->NR, d = a->d, d_mr = wrpo__round_up(d, x->kernel->MR);
+    const int64_t groups = wrpo__div_up(b->count, NR);
     wrpo__buffers w;
-    wrpo__attention_layout(x, bwd ? WRPO__PART_DQ : WRPO__PART_O, groups, wrpo__cpu_scratch(x->cpu), &w);
-    wrpo__lane_vectors(b, x->q, a->ldq, a->scale, w.out, d, w.queries);        /* out is free as yet */
+    wrpo__attention_layout(x, bwd ? WRPO__PASS_DQ : WRPO__PASS_O, groups, wrpo__cpu_scratch(x->cpu), &w);
+    wrpo__lane_vectors(b, x->q, a->ldq, a->scale, w.out, d, w.queries);  /* out is still free */
     if (bwd) wrpo__lane_vectors(b, x->d_o, a->ldo, 1, w.out, d, w.d_outs);
     wrpo__lane_numbers(b, w.numbers);
     memset(w.out, 0, (size_t)(groups * NR * d_mr) * sizeof *w.out);
-    for (int64_t range = 0; range <= b->segs; range++) { /* the prefix; the own keys of each segment, for its lanes */
+    for (int64_t range = 0; range <= b->segs; range++) {  /* the prefix; the own keys of each segment, for its lanes */
         const bool own = range > 0, sibling = own && b->segs > 1;
         const wrpo_seg *seg = b->seg + (own ? range - 1 : 0);
         const int64_t begin = own ? seg->own : seg->prefix, end = own ? seg->own_end : seg->prefix_end;
-        const int64_t from = sibling ? WRPO__MAX((range - 1) * share - b->first, 0) : 0;
-        const int64_t to = sibling ? WRPO__MIN(range * share - b->first, b->count) : b->count;
-        for (int64_t row = begin; row < end && from < to; row += tile) {
-            const int64_t n = WRPO__MIN(tile, end - row), key0 = wrpo__key_position(seg, row);
+        const int64_t from = sibling ? WRPO__MAX((range - 1) * x->share - b->first, 0) : 0;
+        const int64_t to = sibling ? WRPO__MIN(range * x->share - b->first, b->count) : b->count;
+        for (int64_t row = begin; row < end && from < to; row += x->tile) {
+            const int64_t n = WRPO__MIN(x->tile, end - row), key0 = wrpo__key_position(seg, row);
+            const float *keys = x->k + row * a->ldkv + b->g * d, *values = x->v + row * a->ldkv + b->g * d;
             int64_t seen;
             bool masked;
             if (!wrpo__visible(b, from, to - from, key0, n, &seen, &masked)) continue;
-            wrpo__pack_keys(x, w.keys, x->k, row, n, b->g, false);
-            if (bwd) wrpo__pack_keys(x, w.values, x->v, row, n, b->g, false);
-            wrpo__pack_keys(x, w.across, bwd ? x->k : x->v, row, n, b->g, true);
-            for (int64_t i = from / NR; i * NR < to; i++) {
-                const int64_t first = WRPO__MAX(from, i * NR), last = WRPO__MIN(i * NR + NR, to);
-                const float *position = w.numbers + i * 3 * NR;
+            wrpo__pack_keys(x, w.keys, keys, n, false);
+            if (bwd) wrpo__pack_keys(x, w.values, values, n, false);
+            wrpo__pack_keys(x, w.across, bwd ? keys : values, n, true);
+            for (int64_t i = from, next; i < to; i = next) {
                 float *weights = bwd ? w.ds : w.p;
-                if (!wrpo__visible(b, first, last - first, key0, n, &seen, &masked)) continue;
-                for (int64_t j = 0; j < NR; j++) {     /* lanes of the siblings see nothing */
-                    const bool other = sibling && (i * NR + j < first || i * NR + j >= last);
-                    w.at[j] = other ? -1 : position[j] - (float)key0;
-                }
-                wrpo__attention_weights(x, &w, i, seen, masked || sibling);
+                next = WRPO__MIN((i / NR + 1) * NR, to);
+                if (!wrpo__visible(b, i, next - i, key0, n, &seen, &masked)) continue;
+                wrpo__attention_weights(x, &w, i, next, key0, seen, masked || sibling);
                 wrpo__to_words(x, weights, seen, NR);
-                wrpo__multiply(x, d, NR, seen, w.across, kernel->MR_ROOM * wrpo__words_of(x, n), weights, NR,
-                               w.out + i * NR * d_mr, NR, true);
+                wrpo__multiply(x, d, NR, seen, w.across, x->kernel->MR_ROOM * wrpo__attention_words(x, n), weights, NR,
+                               w.out + i / NR * NR * d_mr, NR, true);
             }
         }
     }
     for (int64_t i = 0; i < b->count; i++) {
         const float *number = w.numbers + i / NR * 3 * NR + i % NR;
-        float *rows = w.queries;                       /* [NR][d], of one group */
-        if (i % NR == 0) kernel->transpose(rows, w.out + i * d_mr, d);
+        float *rows = w.queries;  /* [NR][d], of one group */
+        if (i % NR == 0) x->kernel->transpose(rows, w.out + i * d_mr, d);
         rows += i % NR * d;
-        if (bwd) kernel->scale(x->dq + wrpo__lane_at(b, i, a->ldq), a->scale, rows, WRPO_DTYPE_F32, d);
+        if (bwd) x->kernel->scale(x->dq + wrpo__lane_at(b, i, a->ldq), a->scale, rows, WRPO_DTYPE_F32, d);
         else {
             x->new_lse[wrpo__lane_row(b, i) * a->H + wrpo__lane_head(b, i)] = number[NR] + logf(number[2 * NR]);
-            kernel->scale(x->o + wrpo__lane_at(b, i, a->ldo), 1 / number[2 * NR], rows, WRPO_DTYPE_F32, d);
+            x->kernel->scale(x->o + wrpo__lane_at(b, i, a->ldo), 1 / number[2 * NR], rows, WRPO_DTYPE_F32, d);
         }
     }
 }
-/* dk and dv of rows [row, row + n) of segment `home`: from its own lanes and from those of every segment that has the
-   rows in its prefix, in order */
+/* The pass for dk and dv, of rows [row, row + n) of segment `home`: from its own lanes and those of every segment that
+   has the rows in its prefix, in order. */
 static void wrpo__attention_rows(const wrpo__attention *x, const wrpo_seg *home, int64_t row, int64_t n, int64_t g) {
     const wrpo_attn *a = x->a;
-    const wrpo__kernels *kernel = &x->cpu->kernel;
-    const int64_t NR = kernel->NR, ROOM = kernel->MR_ROOM, d = a->d, d_nr = wrpo__round_up(d, NR);
-    const int64_t groups = wrpo__attention_groups(x, WRPO__PART_DKV), at_once = groups * NR;
-    const int64_t next = ROOM * wrpo__words_of(x, at_once), group_words = wrpo__words_of(x, NR);
-    const size_t sums = (size_t)((wrpo__attention_keys(kernel) + kernel->MR) * d_nr) * sizeof(float);
+    const int64_t NR = x->kernel->NR, ROOM = x->kernel->MR_ROOM, d = a->d, d_nr = wrpo__round_up(d, NR);
+    const int64_t groups = wrpo__attention_groups(x, WRPO__PASS_DKV), group_words = wrpo__attention_words(x, NR);
+    const int64_t next = groups * group_words * ROOM;  /* from one panel of weights to the next */
+    const size_t sums = (size_t)((x->tile + x->kernel->MR) * d_nr) * sizeof(float);
     wrpo__buffers w;
-    wrpo__attention_layout(x, WRPO__PART_DKV, groups, wrpo__cpu_scratch(x->cpu), &w);
+    wrpo__attention_layout(x, WRPO__PASS_DKV, groups, wrpo__cpu_scratch(x->cpu), &w);
     memset(w.dk, 0, sums);
     memset(w.dv, 0, sums);
     for (const wrpo_seg *seg = a->segs; seg < a->segs + a->n_segs; seg++) {
         const int64_t first = seg == home ? row : WRPO__MAX(row, seg->prefix);
         const int64_t keys = (seg == home ? row + n : WRPO__MIN(row + n, seg->prefix_end)) - first;
+        const int64_t key0 = wrpo__key_position(seg, first), lanes = (seg->end - seg->begin) * x->share;
         if (keys <= 0) continue;
-        const int64_t key0 = wrpo__key_position(seg, first);
-        wrpo__lanes b = {.x = x, .seg = seg, .segs = 1, .g = g};
-        const int64_t lanes = (seg->end - seg->begin) * x->share;
-        wrpo__pack_keys(x, w.keys, x->k, first, keys, g, false);
-        wrpo__pack_keys(x, w.values, x->v, first, keys, g, false);
-        for (; b.first < lanes; b.first += at_once) {
-            int64_t seen, begin = 0, end = 0;          /* the groups that see any of the keys */
+        wrpo__pack_keys(x, w.keys, x->k + first * a->ldkv + g * d, keys, false);
+        wrpo__pack_keys(x, w.values, x->v + first * a->ldkv + g * d, keys, false);
+        for (wrpo__lanes b = {x, seg, 1, g, 0, 0}; b.first < lanes; b.first += groups * NR) {
+            int64_t seen, begin = 0, end = 0;  /* the groups that see any of the keys */
             bool masked;
-            b.count = WRPO__MIN(at_once, lanes - b.first);
+            b.count = WRPO__MIN(groups * NR, lanes - b.first);
             for (int64_t i = 0; i < b.count; i += NR) {
                 if (!wrpo__visible(&b, i, WRPO__MIN(NR, b.count - i), key0, keys, &seen, &masked)) continue;
                 if (end == 0) begin = i;
@@ -13073,18 +13017,16 @@ static void wrpo__attention_rows(const wrpo__attention *x, const wrpo_seg *home,
             wrpo__to_words(x, w.q_rows, wrpo__round_up(b.count, NR), d_nr);
             wrpo__to_words(x, w.do_rows, wrpo__round_up(b.count, NR), d_nr);
             for (int64_t i = begin; i < end; i += NR) {
-                const size_t unseen = (size_t)NR * sizeof(float);              /* bytes of a key */
-                float *p_panels = w.p_panels + i / NR * group_words * ROOM;
-                float *ds_panels = w.ds_panels + i / NR * group_words * ROOM;
-                wrpo__visible(&b, i, WRPO__MIN(NR, b.count - i), key0, keys, &seen, &masked);
-                for (int64_t j = 0; j < NR; j++) w.at[j] = w.numbers[3 * i + j] - (float)key0;
-                wrpo__attention_weights(x, &w, i / NR, seen, masked);
-                memset(w.p + seen * NR, 0, (size_t)(keys - seen) * unseen);
-                memset(w.ds + seen * NR, 0, (size_t)(keys - seen) * unseen);
-                kernel->pack(x->factors, false, p_panels, next, group_words,
-                             (wrpo__operand){w.p, WRPO_DTYPE_F32, NR, 1}, keys, NR);
-                kernel->pack(x->factors, false, ds_panels, next, group_words,
-                             (wrpo__operand){w.ds, WRPO_DTYPE_F32, NR, 1}, keys, NR);
+                const int64_t to = WRPO__MIN(i + NR, b.count), panel = i / NR * group_words * ROOM;
+                const wrpo__operand p = {w.p, WRPO_DTYPE_F32, NR, 1}, ds = {w.ds, WRPO_DTYPE_F32, NR, 1};
+                wrpo__visible(&b, i, to - i, key0, keys, &seen, &masked);
+                wrpo__attention_weights(x, &w, i, to, key0, seen, masked);
+                memset(w.p + seen * NR, 0, (size_t)((keys - seen) * NR) * sizeof *w.p);
+                memset(w.ds + seen * NR, 0, (size_t)((keys - seen) * NR) * sizeof *w.ds);
+                x->kernel->pack(x->factors, false,
+                                (wrpo__packing){p, keys, NR, w.p_panels + panel, next, group_words});
+                x->kernel->pack(x->factors, false,
+                                (wrpo__packing){ds, keys, NR, w.ds_panels + panel, next, group_words});
             }
             const int64_t words = begin / NR * group_words, to = (first - row) * d_nr;
             wrpo__multiply(x, keys, d, end - begin, w.p_panels + words * ROOM, next, w.do_rows + words * d_nr, d_nr,
@@ -13098,7 +13040,7 @@ static void wrpo__attention_rows(const wrpo__attention *x, const wrpo_seg *home,
         memcpy(x->dv + (row + i) * a->ldkv + g * d, w.dv + i * d_nr, (size_t)d * sizeof(float));
     }
 }
-/* The siblings that end before segment `end`. */
+/* How many segments that end before `end` are siblings. */
 static int64_t wrpo__siblings(const wrpo_attn *a, int64_t end) {
     const wrpo_seg *last = &a->segs[end - 1];
     int64_t n = 1;
@@ -13109,16 +13051,17 @@ static int64_t wrpo__siblings(const wrpo_attn *a, int64_t end) {
     }
     return n;
 }
-/* Tasks are `step` units of a segment, or of its siblings with it where `together`; a row has `share` units. Fills in
-   *b for task i, counted from the end, where the long segments are. Returns the number of tasks before i, which is that
-   of all tasks if i is beyond. */
-static int64_t wrpo__attention_task(const wrpo_attn *a, int64_t share, int64_t step, bool together, int64_t i,
+/* A task is `step` units of a segment, or of siblings, whose rows have `per_row` units each. Fills in *b for task i;
+   the last segments come first, because they are long. Returns i, or the number of all tasks if there are not so many.
+   */
+static int64_t wrpo__attention_task(const wrpo__attention *x, int pass, int64_t per_row, int64_t step, int64_t i,
                                     wrpo__lanes *b) {
+    const wrpo_attn *a = x->a;
     int64_t tasks = 0;
     for (int64_t end = a->n_segs; end > 0; end -= b->segs) {
-        b->segs = together ? wrpo__siblings(a, end) : 1;
+        b->segs = pass == WRPO__PASS_O ? wrpo__siblings(a, end) : 1;
         b->seg = &a->segs[end - b->segs];
-        const int64_t units = (a->segs[end - 1].end - b->seg->begin) * share, here = wrpo__div_up(units, step);
+        const int64_t units = (a->segs[end - 1].end - b->seg->begin) * per_row, here = wrpo__div_up(units, step);
         if (i < tasks + here) {
             b->first = (tasks + here - 1 - i) * step;
             b->count = WRPO__MIN(step, units - b->first);
@@ -13128,28 +13071,34 @@ static int64_t wrpo__attention_task(const wrpo_attn *a, int64_t share, int64_t s
     }
     return tasks;
 }
-static void wrpo__attention_run(const wrpo__attention *x, wrpo__attention_part pass) {
+static void wrpo__attention_pass(const wrpo__attention *x, int pass) {
     const wrpo_attn *a = x->a;
-    const wrpo__kernels *kernel = &x->cpu->kernel;
-    const bool rows = pass == WRPO__PART_DKV, together = pass == WRPO__PART_O;
-    const int64_t share = rows ? 1 : a->H / a->G;
-    const int64_t step = rows ? wrpo__attention_keys(kernel) : wrpo__attention_groups(x, pass) * kernel->NR;
+    const bool rows = pass == WRPO__PASS_DKV;
+    const int64_t per_row = rows ? 1 : x->share;
+    const int64_t step = rows ? x->tile : wrpo__attention_groups(x, pass) * x->kernel->NR;
     wrpo__lanes all;
-    const int64_t tasks = wrpo__attention_task(a, share, step, together, INT64_MAX, &all) * a->G;
+    const int64_t tasks = wrpo__attention_task(x, pass, per_row, step, INT64_MAX, &all) * a->G;
     WRPO__PARFOR(wrpo__cpu_team(x->cpu, a->n * a->H * a->d))
     for (int64_t i = 0; i < tasks; i++) {
         wrpo__lanes b = {.x = x, .g = i % a->G};
-        wrpo__attention_task(a, share, step, together, i / a->G, &b);
+        wrpo__attention_task(x, pass, per_row, step, i / a->G, &b);
         if (rows) wrpo__attention_rows(x, b.seg, b.seg->begin + b.first, b.count, b.g);
         else wrpo__attention_lanes(&b);
     }
 }
+static wrpo__attention wrpo__attention_of(const wrpo__cpu *cpu, const wrpo_attn *a, const float *q, const float *k,
+                                          const float *v) {
+    const int64_t panels = cpu->kernel.MR > 8 ? 8 : 16;
+    return (wrpo__attention){
+        .cpu = cpu, .kernel = &cpu->kernel, .a = a, .factors = cpu->pairs ? WRPO__PAIRS : WRPO__FLOATS,
+        .share = a->H / a->G, .tile = panels * cpu->kernel.MR, .q = q, .k = k, .v = v};
+}
 static void wrpo__cpu_attention(void *dev, const wrpo_attn *a, void *o, float *lse,
                                 const void *q, const void *k, const void *v) {
-    const wrpo__cpu *cpu = dev;
-    const wrpo__attention x = {.cpu = cpu, .a = a, .q = q, .k = k, .v = v, .o = o, .new_lse = lse,
-                               .factors = cpu->pairs ? WRPO__PAIRS : WRPO__FLOATS, .share = a->H / a->G};
-    wrpo__attention_run(&x, WRPO__PART_O);
+    wrpo__attention x = wrpo__attention_of(dev, a, q, k, v);
+    x.o = o;
+    x.new_lse = lse;
+    wrpo__attention_pass(&x, WRPO__PASS_O);
 }
 static size_t wrpo__cpu_attention_scratch(void *dev, int64_t n, int64_t H, int64_t G, int64_t d) {
     (void)dev, (void)G, (void)d;
@@ -13158,28 +13107,17 @@ static size_t wrpo__cpu_attention_scratch(void *dev, int64_t n, int64_t H, int64
 static void wrpo__cpu_attention_bwd(void *dev, const wrpo_attn *a, void *dq, void *dk, void *dv, const void *d_o,
                                     const void *o, const float *lse, const void *q, const void *k, const void *v,
                                     void *scratch) {
-    const wrpo__cpu *cpu = dev;
+    wrpo__attention x = wrpo__attention_of(dev, a, q, k, v);
     float *delta = scratch;
-    const wrpo__attention x = {.cpu = cpu,
-                               .a = a,
-                               .q = q,
-                               .k = k,
-                               .v = v,
-                               .d_o = d_o,
-                               .dq = dq,
-                               .dk = dk,
-                               .dv = dv,
-                               .lse = lse,
-                               .delta = delta,
-                               .factors = cpu->pairs ? WRPO__PAIRS : WRPO__FLOATS,
-                               .share = a->H / a->G};
-    WRPO__PARFOR(wrpo__cpu_team(cpu, a->n * a->H * a->d))
+    WRPO__PARFOR(wrpo__cpu_team(x.cpu, a->n * a->H * a->d))
     for (int64_t i = 0; i < a->n * a->H; i++) {
         const int64_t at = i / a->H * a->ldo + i % a->H * a->d;
-        delta[i] = cpu->kernel.dot((const float *)d_o + at, (const float *)o + at, a->d);
+        delta[i] = x.kernel->dot((const float *)d_o + at, (const float *)o + at, a->d);
     }
-    wrpo__attention_run(&x, WRPO__PART_DQ);
-    wrpo__attention_run(&x, WRPO__PART_DKV);
+    x.d_o = d_o, x.lse = lse, x.delta = delta;
+    x.dq = dq, x.dk = dk, x.dv = dv;
+    wrpo__attention_pass(&x, WRPO__PASS_DQ);
+    wrpo__attention_pass(&x, WRPO__PASS_DKV);
 }
 #define WRPO__CPU_TABLE(level, allowed) { \
     .name = "cpu-" #level, .act_bytes = 4, .dtype = WRPO_DTYPE_F32, .host = true, .features = allowed, \
@@ -13221,7 +13159,6 @@ WRPO_API const wrpo_backend *wrpo_backend_cpu(void) {
     return wrpo_backend_plain();
 }
 #endif /* WRPO_IMPLEMENTATION */
-
 /* ----------------------------------------------------------------------------------------------- >>end
    MIT License
 
