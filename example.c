@@ -39,7 +39,7 @@
 /* ---- options: one table; a command names those it takes ---- */
 typedef struct settings {            /* an option that was not given is 0: the library's default */
     const char *path, *model, *ref, *data, *eval_data, *in, *out, *config, *tokenizer, *a, *b, *prompt, *prompts,
-        *questions, *name, *reward_model, *resume;
+        *questions, *name, *reward_model, *resume, *adapter, *lora_target;
     const char *more[64];            /* values of --in or operands after the first */
     int64_t n_more, top, resamples, seeds, label;
     double tau, min_gap, entropy_power, entropy_scale, sft;
@@ -50,8 +50,10 @@ typedef struct settings {            /* an option that was not given is 0: the l
     int64_t n, top_k, max_tokens, batch;
     double temperature, top_p;
     double learning_rate, warmup_ratio, weight_decay, max_grad_norm, epochs;
+    int64_t lora_r;
+    double lora_alpha, lora_dropout;
     int method, pair, alpha_schedule, lr_schedule, tokenization, device, dtype, save_dtype, moments, form, as, bench;
-    bool ipo_sum, no_shuffle, raw, tensors, keep, quick, rescore, help, version;
+    bool ipo_sum, no_shuffle, raw, tensors, keep, quick, rescore, rslora, help, version;
 } settings;
 typedef enum kind { TEXT, LIST, FLAG, COUNT, REAL, CHOICE, RAMP } kind;
 typedef struct option {
@@ -82,6 +84,8 @@ static wrpo_dtype dtype_of(int choice) {
 static const option options[] = {
     {"--model", TEXT, AT(model), "DIR", NULL, NULL,
      "Hugging Face directory: config.json, *.safetensors, tokenizer.json, ..."},
+    {"--adapter", TEXT, AT(adapter), "DIR", NULL, NULL,
+     "an adapter of the model: adapter_config.json and adapter_model.safetensors (train: goes on from it)"},
     {"--data", TEXT, AT(data), "FILE", NULL, NULL,
      "JSON lines: {prompt, chosen: [source, target], rejected}, pairs, or {messages}"},
     {"--config", TEXT, AT(config), "FILE", NULL, NULL, "config.json, or its directory"},
@@ -145,6 +149,13 @@ static const option options[] = {
     {"--tokenization", CHOICE, AT(tokenization), "NAME", NULL, tokenization_name,
      "as at inference, or as the authors' trainer does (clean)"},
     {"--limit", COUNT, AT(limit), "N", "[1, inf)", NULL, "read only the first N records"},
+    {"--lora-r", COUNT, AT(lora_r), "R", "[1, 4096]", NULL,
+     "train an adapter of this rank (LoRA), and leave the model as it is (all weights are trained)"},
+    {"--lora-alpha", REAL, AT(lora_alpha), "A", "(0, 1000000]", NULL, "the adapter is scaled by A / R (32)"},
+    {"--lora-dropout", REAL, AT(lora_dropout), "P", "[0, 1)", NULL, "share of its input that is dropped in a step (0)"},
+    {"--lora-target", TEXT, AT(lora_target), "NAMES", NULL, NULL,
+     "the layers that have one: q_proj,v_proj or the like (all-linear: all except lm_head)"},
+    {"--rslora", FLAG, AT(rslora), NULL, NULL, NULL, "scale by A / sqrt(R)"},
     {"--ref", TEXT, AT(ref), "DIR", NULL, NULL, "the reference model (the model itself as it is before step 1)"},
     {"--form", CHOICE, AT(form), "NAME", NULL, wrpo_form_name,
      "what a prompt becomes: quadruple, SFT record, the best source's pair, all sources' pairs (quads)"},
@@ -626,8 +637,13 @@ static wrpo_result load_data(session *z, const settings *s, const char *path, wr
     if (r == WRPO_OK) r = wrpo_data_load(z->tokenizer, &d, out);
     return r;
 }
-static wrpo_result load_model(session *z, const char *dir, bool frozen) {
-    return wrpo_model_load(z->ctx, &(wrpo_model_desc){.dir = dir, .frozen = frozen}, &z->model);
+static wrpo_result load_model(session *z, const settings *s, bool frozen) {
+    const wrpo_model_desc d = {.dir = s->model, .frozen = frozen, .adapter = s->adapter};
+    return wrpo_model_load(z->ctx, &d, &z->model);
+}
+static wrpo_adapter_desc adapter_desc(const settings *s) {
+    return (wrpo_adapter_desc){.r = s->lora_r, .alpha = s->lora_alpha, .rslora = s->rslora, .dropout = s->lora_dropout,
+                               .target = s->lora_target, .seed = (uint64_t)s->seed};
 }
 static wrpo_train_desc train_desc(const settings *s) {
     wrpo_train_desc d = {
@@ -695,6 +711,25 @@ static int run_init(const settings *s, session *z) {
     return 0;
 }
 
+/* ---- JSON lines in ---- */
+typedef struct lines {
+    const char *name;
+    char *data;
+    size_t size, at;
+    int64_t line;
+} lines;                                                           /* a file in memory, and how far it is read */
+static bool lines_open(lines *in, const char *path) {              /* path NULL: standard input */
+    FILE *f = path ? fopen(path, "rb") : stdin;
+    *in = (lines){.name = path ? path : "standard input"};
+    if (!f) return complain("%s: cannot be opened: %s", path, strerror(errno)), false;
+    in->data = read_all(f, &in->size);
+    const int e = errno;
+    if (f != stdin) fclose(f);
+    if (in->data && in->size >= 3 && memcmp(in->data, "\xEF\xBB\xBF", 3) == 0) in->at = 3;    /* a byte order mark */
+    return in->data || (complain("%s: cannot be read: %s", in->name, strerror(e)), false);
+}
+/* The sentence of a parser that was given one line names line 1: the file's line instead. */
+
 /* ---- inspect ---- */
 static void print_tensors(const wrpo_tensors *t) {
     int width = 4;
@@ -727,7 +762,8 @@ static int inspect_model(const settings *s, session *z, const wrpo_tensors *t) {
                           recompute = {.moments = (wrpo_moments)s->moments, .recompute = -1};
     static const char *const heads[] = {"", ", reward: score", ", reward: v_head", ", reward: gated objectives"};
     if (wrpo_model_check(z->ctx, s->path, &c, &parameters, &dtype)) return fail(z);
-    if (wrpo_train_bytes(z->ctx, &c, NULL, &none, &run) || wrpo_train_bytes(z->ctx, &c, NULL, &recompute, &all))
+    if (wrpo_train_bytes(z->ctx, &c, NULL, &none, NULL, &run) ||
+        wrpo_train_bytes(z->ctx, &c, NULL, &recompute, NULL, &all))
         return fail(z);
     for (int64_t i = 0; i < wrpo_tensors_count(t); i++) total += wrpo_tensors_at(t, i)->bytes;
     printf("model        %s\n", s->path);
@@ -752,11 +788,44 @@ static int inspect_model(const settings *s, session *z, const wrpo_tensors *t) {
     if (s->tensors) print_tensors(t);
     return 0;
 }
+/* A directory of PEFT: its config, its parameters. */
+static int inspect_adapter(const settings *s, session *z, const char *config, const char *file) {
+    static const char *const keys[] = {"base_model_name_or_path", "r", "lora_alpha", "use_rslora", "lora_dropout",
+                                       "target_modules", "rank_pattern", "alpha_pattern"};
+    lines in = {0};
+    wrpo_json *root = NULL;
+    wrpo_tensors *t = NULL;
+    int64_t count = 0;
+    if (!lines_open(&in, config)) return 1;
+    const wrpo_result r = wrpo_json_parse(z->ctx, config, in.data, in.size, &root);
+    free(in.data);
+    if (r || wrpo_tensors_open(z->ctx, file, &t)) return fail(z);
+    printf("%-24s %s\n", "adapter", s->path);
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
+        const wrpo_json *v = wrpo_json_get(root, keys[i]);
+        char *text = NULL;
+        if (!v || v->kind == WRPO_JSON_NULL || (v->kind >= WRPO_JSON_ARRAY && !v->count)) continue;
+        if (wrpo_json_text(z->ctx, v, &text)) return fail(z);
+        printf("%-24s %s\n", keys[i], text);
+        wrpo_free(z->ctx, text);
+    }
+    for (int64_t i = 0; i < wrpo_tensors_count(t); i++) count += wrpo_tensors_at(t, i)->count;
+    printf("%-24s %s in %s matrices\n", "parameters", grouped(count).s, grouped(wrpo_tensors_count(t)).s);
+    if (s->tensors) print_tensors(t);
+    wrpo_tensors_close(t);
+    wrpo_json_free(z->ctx, root);
+    return 0;
+}
 static int run_inspect(const settings *s, session *z) {
     struct stat st;
     wrpo_tensors *t;
     if (stat(s->path, &st) != 0) return complain("%s: cannot be opened: %s", s->path, strerror(errno));
     const bool dir = S_ISDIR(st.st_mode);
+    char config[4200], adapter[4200], file[4200];
+    snprintf(config, sizeof config, "%s/config.json", s->path);
+    snprintf(adapter, sizeof adapter, "%s/adapter_config.json", s->path);
+    snprintf(file, sizeof file, "%s/adapter_model.safetensors", s->path);
+    if (dir && stat(config, &st) != 0 && stat(adapter, &st) == 0) return inspect_adapter(s, z, adapter, file);
     wrpo_config c;
     if (dir && wrpo_config_load(z->ctx, s->path, &c))
         return fail(z); /* says first what is the matter with config.json */
@@ -768,24 +837,6 @@ static int run_inspect(const settings *s, session *z) {
     return code;
 }
 
-/* ---- JSON lines in ---- */
-typedef struct lines {
-    const char *name;
-    char *data;
-    size_t size, at;
-    int64_t line;
-} lines;                                                           /* a file in memory, and how far it is read */
-static bool lines_open(lines *in, const char *path) {              /* path NULL: standard input */
-    FILE *f = path ? fopen(path, "rb") : stdin;
-    *in = (lines){.name = path ? path : "standard input"};
-    if (!f) return complain("%s: cannot be opened: %s", path, strerror(errno)), false;
-    in->data = read_all(f, &in->size);
-    const int e = errno;
-    if (f != stdin) fclose(f);
-    if (in->data && in->size >= 3 && memcmp(in->data, "\xEF\xBB\xBF", 3) == 0) in->at = 3;    /* a byte order mark */
-    return in->data || (complain("%s: cannot be read: %s", in->name, strerror(e)), false);
-}
-/* The sentence of a parser that was given one line names line 1: the file's line instead. */
 static int bad_json(session *z, const lines *in) {
     const char *why = wrpo_last_error(z->ctx)->text;
     char prefix[600];
@@ -922,7 +973,7 @@ static int run_logprob(const settings *s, session *z) {
     int K = 1;
     if (!output_open(&out, s->out)) return 1;
     catch_signals();
-    bool ok = !load_data(z, s, s->data, &z->data) && !load_model(z, s->model, true);
+    bool ok = !load_data(z, s, s->data, &z->data) && !load_model(z, s, true);
     const int64_t N = ok ? wrpo_data_count(z->data) : 0;
     for (int64_t i = 0; i < N; i++) K = wrpo_data_record(z->data, i).count > K ? wrpo_data_record(z->data, i).count : K;
     double *logps = malloc((size_t)BATCH * (size_t)K * sizeof *logps);
@@ -1001,11 +1052,24 @@ static void print_data(const char *name, const char *path, const wrpo_data *data
         printf("; cut: %s prompts, %s responses", grouped(t.truncated_prompts).s, grouped(t.truncated_responses).s);
     printf("\n");
 }
+static void print_adapter(const wrpo_model *model, const char *dir) {
+    const wrpo_adapter_desc d = wrpo_model_adapter(model);
+    const wrpo_weight *w;
+    const int64_t n = wrpo_model_weights(model, &w);
+    int64_t count = 0, weights = 0;
+    if (!d.r) return;
+    for (int64_t i = 0; i < n; i++)
+        if (w[i].at >= 0) count += w[i].rows * w[i].cols, weights++;
+    printf("adapter      %s, r %lld, alpha %g%s, dropout %g: %s parameters in %lld matrices are trained\n",
+           dir ? dir : "new", (long long)d.r, d.alpha, d.rslora ? " (rslora)" : "", plain(d.dropout),
+           count_text(count).s, (long long)weights);
+}
 static void print_settings(const settings *s, session *z, const wrpo_train_desc *desc, const wrpo_bytes *bytes) {
     const wrpo_train_desc d = wrpo_train_defaults(desc);
     const wrpo_method m = d.loss.method;
     printf("model        %s: %s, %s parameters\n", s->model, wrpo_model_config(z->model)->model_type,
            count_text(wrpo_model_parameters(z->model)).s);
+    print_adapter(z->model, s->adapter);
     print_data("data", s->data, z->data);
     if (z->eval_data) print_data("eval data", s->eval_data, z->eval_data);
     printf("method       %s", word(wrpo_method_name((int)m)));
@@ -1038,13 +1102,17 @@ static int train(const settings *s, session *z) {
     wrpo_bytes bytes;
     wrpo_metrics last = {0};
     watch w = {.z = z, .every = z->screen.bar && isatty(fileno(stdout)) ? 0 : s->log_steps ? s->log_steps : 1};
+    wrpo_adapter_desc lora = adapter_desc(s);
+    const wrpo_adapter_desc *adapter = s->lora_r || s->adapter ? &lora : NULL;
     d.resume = s->resume, d.save_steps = s->save_steps;
     d.save = (wrpo_save_desc){.dir = s->out, .dtype = dtype_of(s->save_dtype), .max_shard_size = s->max_shard_size};
-    if (wrpo_config_load(z->ctx, s->model, &config) || wrpo_train_bytes(z->ctx, &config, NULL, &d, &bytes))
+    if (wrpo_config_load(z->ctx, s->model, &config) || wrpo_train_bytes(z->ctx, &config, NULL, &d, adapter, &bytes))
         return fail(z); /* options first */
     if (load_data(z, s, s->data, &z->data) || (s->eval_data && load_data(z, s, s->eval_data, &z->eval_data)) ||
-        load_model(z, s->model, false) || wrpo_train_bytes(z->ctx, &config, z->data, &d, &bytes))
+        load_model(z, s, adapter != NULL) || (s->lora_r && wrpo_adapter_new(z->model, adapter)))
         return fail(z);
+    if (s->adapter) lora = wrpo_model_adapter(z->model);
+    if (wrpo_train_bytes(z->ctx, &config, z->data, &d, adapter, &bytes)) return fail(z);
     d.out_dir = s->out, d.eval_data = z->eval_data;
     d.on_step = on_step, d.user = &w;
     print_settings(s, z, &d, &bytes);
@@ -1070,9 +1138,21 @@ static int train(const settings *s, session *z) {
            (long long)last.step, time_text(last.seconds).s, took, bytes_text((double)wrpo_memory_peak(z->ctx)).s);
     return 0;
 }
+static bool same_dir(const char *a, const char *b) {
+    struct stat x, y;
+    if (!a || !b || stat(a, &x) || stat(b, &y)) return false;
+    return x.st_ino ? x.st_dev == y.st_dev && x.st_ino == y.st_ino : !strcmp(a, b);
+}
 static int run_train(const settings *s, session *z) {
     size_t made;
+    const bool of_lora = s->lora_alpha != 0 || s->lora_dropout != 0 || s->lora_target || s->rslora;
     if (s->eval_steps && !s->eval_data) return complain("--eval-steps: --eval-data is missing");
+    if (of_lora && !s->lora_r) return complain("--lora-alpha, --lora-dropout, --lora-target, --rslora: want --lora-r");
+    if (s->lora_r && s->adapter)
+        return complain("train: want either --lora-r, a new adapter, or --adapter, to go on from one");
+    if (same_dir(s->adapter, s->out)) return complain("--out: want another directory than --adapter, found %s", s->out);
+    if ((s->adapter || s->lora_r) && same_dir(s->model, s->out))
+        return complain("--out: want another directory than --model for an adapter, found %s", s->out);
     check_method(s);
     catch_signals();
     const int code = output_dir(s->out, &made) ? train(s, z) : 1;
@@ -1082,19 +1162,30 @@ static int run_train(const settings *s, session *z) {
 
 /* ---- eval ---- */
 static int run_eval(const settings *s, session *z) {
-    const wrpo_train_desc d = train_desc(s);
+    wrpo_train_desc d = train_desc(s);
     wrpo_metrics m;
     char *json;
     check_method(s);
-    if (!s->ref && has_reference(s))
+    if (!s->ref && s->adapter) d.ref_dir = s->model;   /* the model without it */
+    if (!d.ref_dir && has_reference(s))
         complain("warning: --ref is missing: the model is compared with itself, every reward is 0");
-    if (load_data(z, s, s->data, &z->data) || load_model(z, s->model, true) || wrpo_eval(z->model, z->data, &d, &m)
+    if (load_data(z, s, s->data, &z->data) || load_model(z, s, true) || wrpo_eval(z->model, z->data, &d, &m)
         || wrpo_metrics_json(z->ctx, &m, "eval_", &json)) return fail(z);
     output out = {0};
     const bool ok = output_open(&out, s->out);
     if (ok) fprintf(out.f, "%s\n", json);
     wrpo_free(z->ctx, json);
     return ok && output_close(&out, true) ? 0 : 1;
+}
+
+/* ---- merge ---- */
+static int run_merge(const settings *s, session *z) {
+    const wrpo_save_desc d = {.dir = s->out, .dtype = dtype_of(s->save_dtype), .max_shard_size = s->max_shard_size,
+                              .merge = true};
+    if (load_model(z, s, true) || wrpo_model_save(z->model, &d)) return fail(z);
+    printf("%s: %s with %s merged, %s parameters\n", s->out, s->model, s->adapter,
+           count_text(wrpo_model_parameters(z->model)).s);
+    return 0;
 }
 
 /* ---- prompts, and answers to them ---- */
@@ -1278,7 +1369,7 @@ static int run_generate(const settings *s, session *z) {
              && prompts_add(z, &p, record, &(wrpo_tokenizer_prompt_desc){.name = "--prompt", .raw = s->raw});
         free(text);
     }
-    ok = ok && (load_model(z, s->model, true) == WRPO_OK || fail(z) == 0) && output_open(&out, s->out);
+    ok = ok && (load_model(z, s, true) == WRPO_OK || fail(z) == 0) && output_open(&out, s->out);
     if (ok) {
         answers a = {.z = z, .f = out.f, .p = &p, .begin = seconds()};
         wrpo_generate_desc d = generate_desc(s, z);
@@ -1429,7 +1520,7 @@ static int sample(const settings *s, session *z, part *t, prompts *p) {
         return free(in.data), 1;
     if (!now) now = (int64_t)time(NULL);
     if (!prompts_load(z, s, &in, now, p)) return 1;
-    if (load_model(z, s->model, true)) return fail(z);
+    if (load_model(z, s, true)) return fail(z);
     if (!part_open(z, t, want, now, p)) return 1;
     answers a = {.z = z,
                  .f = t->f,
@@ -1781,7 +1872,7 @@ static int run_answer(const settings *s, session *z) {
     catch_signals();
     bool ok =
         questions_load(z, s, &q) &&
-        ((!wrpo_tokenizer_load(z->ctx, s->model, &z->tokenizer) && !load_model(z, s->model, true)) || fail(z) == 0) &&
+        ((!wrpo_tokenizer_load(z->ctx, s->model, &z->tokenizer) && !load_model(z, s, true)) || fail(z) == 0) &&
         output_open(&out, s->out);
     for (int64_t i = 0; i < q.count; i++) turns = q.list[i].n > turns ? q.list[i].n : turns;
     for (int t = 0; ok && t < turns; t++) ok = answer_turn(s, z, &q, t, &cut);
@@ -2709,25 +2800,28 @@ static const command commands[] = {
     {"tokenize", "", "--model", "--in --out --threads --help", run_tokenize,
      "JSON lines, one for one: {text, special?} -> {ids}; {messages, add_generation_prompt?, kwargs?} -> {text, ids} "
      "or {error}; {ids, skip_special?} -> {text}."},
-    {"logprob", "", "--model --data", "--out " DATA "--device --dtype --threads --help", run_logprob,
+    {"logprob", "", "--model --data", "--out --adapter " DATA "--device --dtype --threads --help", run_logprob,
      "One line a record: the log-probs of its responses, their scored tokens, and the tokens of the prompt."},
     {"train", "", "--model --data --out",
      LOSS DATA "--micro-tokens --alpha-schedule --learning-rate --lr-scheduler --warmup-ratio --weight-decay "
                "--max-grad-norm --batch-size --accumulation --recompute --memory-limit "
                "--epochs --max-steps --seed --no-shuffle --ref --eval-data --eval-steps --log-steps --save-steps "
+               "--lora-r --lora-alpha --lora-dropout --lora-target --rslora --adapter "
                "--resume --device --dtype --moments --save-dtype --max-shard-size --threads --help",
      run_train,
      "Trains a model and saves it, with metrics.jsonl, in the directory --out. Ctrl-C stops cleanly and leaves a "
      "checkpoint, from which --resume goes on to the same bits."},
-    {"eval", "", "--model --data", LOSS DATA "--micro-tokens --ref --out --device --dtype --threads --help", run_eval,
+    {"merge", "", "--model --adapter --out", "--save-dtype --max-shard-size --threads --help", run_merge,
+     "A model and its adapter as one model: W + scale B A in place of W, rounded once."},
+    {"eval", "", "--model --data", LOSS DATA "--adapter --micro-tokens --ref --out --device --dtype --threads --help", run_eval,
      "The metrics of a model on records, as one JSON object."},
-    {"generate", "", "--model", "--prompt --in --out --raw " SAMPLING "--limit --threads --help", run_generate,
+    {"generate", "", "--model", "--adapter --prompt --in --out --raw " SAMPLING "--limit --threads --help", run_generate,
      "An answer to --prompt, as it comes, or one line for each line of --in: {prompt_id, prompt, content, tokens, "
      "logp, stopped}."},
-    {"sample", "", "--model --prompts --as --out", "--n --name --raw " SAMPLING "--limit --threads --help", run_sample,
+    {"sample", "", "--model --prompts --as --out", "--adapter --n --name --raw " SAMPLING "--limit --threads --help", run_sample,
      "Several answers to each prompt, as candidates: {prompt_id, prompt, sources|target: [{model, content}]}. The same "
      "command goes on where it was interrupted."},
-    {"answer", "", "--model --bench --questions --out", "--name " SAMPLING "--limit --threads --help", run_answer,
+    {"answer", "", "--model --bench --questions --out", "--adapter --name " SAMPLING "--limit --threads --help", run_answer,
      "Answers to the questions of AlpacaEval 2, MT-Bench or Arena-Hard, as their judges read them."},
     {"score", "", "--reward-model --in --out", "--rescore --label --micro-tokens --device --dtype --threads --help",
      run_score,

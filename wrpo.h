@@ -272,7 +272,9 @@ WRPO_API wrpo_result wrpo_config_load(wrpo_ctx *ctx, const char *path, wrpo_conf
 typedef struct wrpo_model wrpo_model;
 typedef struct wrpo_model_desc {
     const char *dir;
-    bool frozen;             /* not for training: matrices stay as the file has them, mapped where that is possible */
+    bool frozen;             /* not for training, except for an adapter: matrices stay as the file has them, mapped
+                                where that is possible */
+    const char *adapter;     /* of a frozen model: PEFT's directory; NULL = the one beside config.json, if there is one */
 } wrpo_model_desc;
 typedef struct wrpo_init_desc {
     const char *config;      /* config.json or its directory */
@@ -282,8 +284,9 @@ typedef struct wrpo_init_desc {
 } wrpo_init_desc;
 typedef struct wrpo_save_desc {
     const char *dir;         /* made if absent */
-    wrpo_dtype dtype;        /* 0 = as loaded */
+    wrpo_dtype dtype;        /* 0 = as loaded; of an adapter F32 */
     int64_t max_shard_size;  /* bytes; 0 = 5e9, as transformers */
+    bool merge;              /* of a model with an adapter: the whole model, W + scale B A in place of W; see there */
 } wrpo_save_desc;
 typedef struct wrpo_weight {  /* one tensor of the table of weights, in the Llama layout, for every family */
     const char *name;        /* "model.layers.0.self_attn.q_proj.weight" */
@@ -291,7 +294,8 @@ typedef struct wrpo_weight {  /* one tensor of the table of weights, in the Llam
     bool decay;              /* takes weight decay: all except norms and biases */
     wrpo_dtype dtype;        /* of data: F32, or BF16 for matrices only */
     void *data;              /* [rows, cols] in the backend's memory; read-only in a frozen model */
-    int64_t at;              /* its first element in arrays that mirror all weights (gradients, moments) */
+    int64_t at;              /* its first element in arrays that mirror what is trained (gradients, moments); -1: frozen
+                                beside an adapter */
 } wrpo_weight;
 WRPO_API wrpo_result wrpo_model_load(wrpo_ctx *ctx, const wrpo_model_desc *desc, wrpo_model **out);
 /* Random weights: matrices N(0, initializer_range), norms that scale by 1, biases 0. An element depends on the seed,
@@ -312,6 +316,29 @@ WRPO_API int64_t wrpo_model_parameters(const wrpo_model *model);  /* a tied weig
    are float masters, these; otherwise put rounds to the weight's dtype. put refuses a frozen model. */
 WRPO_API wrpo_result wrpo_weight_get(wrpo_model *model, int64_t i, int64_t first, int64_t count, float *out);
 WRPO_API wrpo_result wrpo_weight_put(wrpo_model *model, int64_t i, int64_t first, int64_t count, const float *values);
+
+/* ---- adapters: LoRA (Hu et al. 2021), from and to the directories of PEFT ----
+   A linear layer with an adapter of rank r is  y = x W' + scale (x A') B',  A [r, in], B [out, r]. The model's own
+   weights stay as they are. Only A and B are trained, so gradients, moments and saved states are theirs alone. They are
+   the last weights of the model's table, under the names that PEFT gives them.
+   wrpo_model_save of such a model writes the adapter alone, or with merge the whole model: W + scale B A, in float,
+   rounded once. The reference of a training run is the model with the adapter as it is before step 1; a new adapter
+   changes nothing, so that is the model without it. */
+typedef struct wrpo_adapter_desc {   /* of a new adapter: A is uniform in +-1/sqrt(in), B is 0 */
+    int64_t r;               /* the rank; 0 = 16 */
+    double alpha;            /* scale = alpha / r; 0 = 32 */
+    bool rslora;             /* scale = alpha / sqrt(r) (Kalajdzievski 2023) */
+    double dropout;          /* the share of x that A is not given in a training step; 0 = none */
+    const char *target;      /* "q_proj,v_proj": names of layers; 0 = "all-linear": all except lm_head */
+    uint64_t seed;           /* of A; 0 = 42 */
+} wrpo_adapter_desc;
+/* Both freeze the model, which has no adapter yet; in a context of bfloat16 it must have been loaded frozen. dir:
+   adapter_config.json and adapter_model.safetensors. What the library does not compute (DoRA, biases, modules_to_save)
+   is refused by name. */
+WRPO_API wrpo_result wrpo_adapter_new(wrpo_model *model, const wrpo_adapter_desc *desc);
+WRPO_API wrpo_result wrpo_adapter_load(wrpo_model *model, const char *dir);
+/* The adapter's settings; target is NULL. r 0: the model has no adapter. */
+WRPO_API wrpo_adapter_desc wrpo_model_adapter(const wrpo_model *model);
 
 /* ---- data: JSON lines of {prompt, chosen, rejected} or {messages} ---- */
 typedef enum wrpo_role { WRPO_ROLE_SOURCE, WRPO_ROLE_TARGET, WRPO_ROLE_REJECTED } wrpo_role;
@@ -635,9 +662,9 @@ typedef struct wrpo_bytes {  /* of a run, before anything is allocated */
 } wrpo_bytes;
 typedef struct wrpo_trainer wrpo_trainer;
 WRPO_API wrpo_train_desc wrpo_train_defaults(const wrpo_train_desc *desc);  /* the zeros, resolved: log this */
-WRPO_API wrpo_result wrpo_train_bytes(wrpo_ctx *ctx, const wrpo_config *config,
-        const wrpo_data *data /* NULL: micro_tokens rows */, const wrpo_train_desc *desc,
-        wrpo_bytes *out);
+/* data NULL: micro_tokens rows. adapter: a new one is trained; NULL: all weights are. */
+WRPO_API wrpo_result wrpo_train_bytes(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_data *data,
+        const wrpo_train_desc *desc, const wrpo_adapter_desc *adapter, wrpo_bytes *out);
 /* All in memory: no file is read or written; the reference is the policy as it is now. */
 WRPO_API wrpo_result wrpo_trainer_new(wrpo_model *policy, const wrpo_data *data, const wrpo_train_desc *desc,
         wrpo_trainer **out);
@@ -704,6 +731,10 @@ typedef struct wrpo_adamw {
     wrpo_moments moments;
     uint64_t seed;           /* of the random rounding: of this step and array */
 } wrpo_adamw;
+typedef struct wrpo_dropout {
+    float scale, p; uint64_t seed, stream;
+    int64_t row;             /* of the first row: random numbers belong to elements, whatever is computed together */
+} wrpo_dropout;
 typedef enum wrpo_feature {
     WRPO_FEATURE_BF16 = 1,   /* a context of bfloat16 multiplies it in hardware: AVX512_BF16 */
     WRPO_FEATURE_AMX = 2,    /* and in tiles */
@@ -750,8 +781,12 @@ struct wrpo_backend {
     /* y[cols] = sum_r w[r] */
     void (*colsum)(void *dev, float *y, const void *w, wrpo_dtype w_type, int64_t rows, int64_t cols);
     void (*add)(void *dev, void *y, const void *x, int64_t count);  /* y += x */
+    /* y = scale x / (1 - p), or 0 with probability p, for each element by itself; p 0: y = scale x. y may be x. Only
+       adapters need it (NULL: they are refused) */
+    void (*dropout)(void *dev, void *y, int64_t ldy, const void *x, int64_t ldx, int64_t n, int64_t D,
+        const wrpo_dropout *d);
     /* A row is `heads` vectors of D elements:  y = (w + plus) x rstd,  rstd [n, heads] = 1 / sqrt(mean(x^2) + eps)
-       dx = dres + ...; dres NULL is 0. y may be x; dx may be dy or dres */
+       dx = dres + ...; dres NULL is 0, dw NULL is not wanted. y may be x; dx may be dy or dres */
     void (*rmsnorm)(void *dev, void *y, int64_t ldy, float *rstd, const void *x, int64_t ldx, const float *w,
         int64_t n, int64_t heads, int64_t D, float eps, float plus);
     void (*rmsnorm_bwd)(void *dev, void *dx, int64_t lddx, float *dw, const void *dy, int64_t lddy, const void *dres,
@@ -2239,6 +2274,26 @@ static void wrpo__plain_add(void *dev, void *y, const void *x, int64_t count) {
     for (int64_t i = 0; i < count; i++) ((float *)y)[i] += ((const float *)x)[i];
 }
 
+/* ---- dropout (Srivastava et al. 2014): y = scale x m, where m = 0 with probability p, else 1 / (1 - p) ----
+   Element j of row r has number i = (row + r) D + j, and draw i % 8 of eight 16-bit draws of the random block i / 8.
+   dx = scale dy m: the same op */
+static void wrpo__dropout_row(float *y, const float *x, int64_t D, int64_t r, const wrpo_dropout *d) {
+    const uint32_t bound = (uint32_t)((double)d->p * 65536 + 0.5);     /* of 65536 draws, those that are dropped */
+    const float kept = d->scale / (1 - d->p);
+    wrpo__philox block = {{0}};
+    for (int64_t j = 0; j < D; j++) {
+        const uint64_t i = (uint64_t)((d->row + r) * D + j);
+        if (bound && (j == 0 || i % 8 == 0)) block = wrpo__random(d->seed, d->stream, i / 8);
+        const uint32_t draw = block.v[i % 8 / 2] >> i % 2 * 16 & 0xFFFF;
+        y[j] = draw < bound ? 0 : kept * x[j];
+    }
+}
+static void wrpo__plain_dropout(void *dev, void *y, int64_t ldy, const void *x, int64_t ldx, int64_t n, int64_t D,
+                                const wrpo_dropout *d) {
+    (void)dev;
+    for (int64_t r = 0; r < n; r++) wrpo__dropout_row((float *)y + r * ldy, (const float *)x + r * ldx, D, r, d);
+}
+
 /* ---- rmsnorm (Zhang and Sennrich 2019): each row is `heads` vectors x[D], and each vector is scaled by itself ----
    rstd = 1 / sqrt(mean(x^2) + eps)        y = (w + plus) x rstd
    g = dy (w + plus)        dx = dres + rstd (g - x mean(g x) rstd^2)        dw += the sum of dy x rstd over all vectors
@@ -2261,7 +2316,7 @@ static void wrpo__plain_rmsnorm_bwd(void *dev, void *dx, int64_t lddx, float *dw
                                     const void *dres, int64_t lddres, const void *x, int64_t ldx, const float *w,
                                     const float *rstd, int64_t n, int64_t heads, int64_t D, float plus) {
     (void)dev;
-    for (int64_t j = 0; j < D; j++) {                  /* dw before dx, which may be dy */
+    for (int64_t j = 0; dw && j < D; j++) {            /* dw before dx, which may be dy */
         double sum = dw[j];
         for (int64_t i = 0; i < n * heads; i++) {
             const int64_t row = i / heads, column = i % heads * D + j;
@@ -2530,8 +2585,9 @@ WRPO_API const wrpo_backend *wrpo_backend_plain(void) {
         .embed = wrpo__plain_embed, .embed_bwd = wrpo__plain_embed_bwd,
         .gather = wrpo__plain_gather, .gather_bwd = wrpo__plain_gather_bwd, .scatter = wrpo__plain_scatter,
         .bias = wrpo__plain_bias, .bias_bwd = wrpo__plain_bias_bwd, .colsum = wrpo__plain_colsum,
-        .add = wrpo__plain_add, .rmsnorm = wrpo__plain_rmsnorm, .rmsnorm_bwd = wrpo__plain_rmsnorm_bwd,
-        .rope = wrpo__plain_rope, .attention = wrpo__plain_attention, .attention_bwd = wrpo__plain_attention_bwd,
+        .add = wrpo__plain_add, .dropout = wrpo__plain_dropout,
+        .rmsnorm = wrpo__plain_rmsnorm, .rmsnorm_bwd = wrpo__plain_rmsnorm_bwd, .rope = wrpo__plain_rope,
+        .attention = wrpo__plain_attention, .attention_bwd = wrpo__plain_attention_bwd,
         .attention_scratch = wrpo__plain_attention_scratch, .glu = wrpo__plain_glu, .glu_bwd = wrpo__plain_glu_bwd,
         .logprob = wrpo__plain_logprob, .logprob_bwd = wrpo__plain_logprob_bwd,
         .sumsq = wrpo__plain_sumsq, .adamw = wrpo__plain_adamw
@@ -2587,7 +2643,8 @@ struct wrpo_model {
     int64_t *index;                  /* [L][KINDS] into weights; -1 where the model has no such weight */
     int64_t count;                   /* elements of an array that mirrors the weights, gaps included (they stay 0) */
     uint16_t *low;                   /* [count] low halves of float masters, the weights being the high ones; or NULL */
-    bool frozen;                     /* is not trained */
+    bool frozen;                     /* is not trained, except for its adapter */
+    struct wrpo__lora *lora;         /* its adapter; NULL: none */
     wrpo_dtype dtype;                /* of the checkpoint: what a save writes by default */
     const char *dir;                 /* of config.json and the other files that a save copies; NULL: none */
     const char *tokenizer_dir;       /* of the tokenizer's; differs from dir only after wrpo_model_init */
@@ -2656,7 +2713,8 @@ static size_t wrpo__dtype_size(wrpo_dtype dtype) { return dtype == WRPO_DTYPE_BF
 static bool wrpo__follows(const wrpo_weight *a, const wrpo_weight *b) {
     const size_t bytes = (size_t)wrpo__size(a) * wrpo__dtype_size(a->dtype);
     const void *end = a->data ? (const char *)a->data + bytes : NULL;
-    return b->at == a->at + wrpo__size(a) && b->dtype == a->dtype && b->decay == a->decay && b->data == end;
+    const int64_t at = a->at < 0 ? -1 : a->at + wrpo__size(a);
+    return b->at == at && b->dtype == a->dtype && b->decay == a->decay && b->data == end;
 }
 /* The end of the run of such weights that begins at weight i; how many elements it has in *size. */
 static int64_t wrpo__weight_run(const wrpo_model *model, int64_t i, int64_t *size) {
@@ -2705,7 +2763,7 @@ static void wrpo__model_memory(wrpo_model *model) {
     b = (wrpo__bump){.base = wrpo__device_alloc(model->arena, bytes, "weights")};
     ctx->desc.backend->zero(ctx->dev, b.base, bytes);
     wrpo__place_weights(model, &b);
-    if (!wrpo__has_masters(ctx, model->frozen)) return;
+    if (!wrpo__has_masters(ctx, model->frozen && !model->lora)) return;
     model->low = wrpo__device_alloc(model->arena, low, "masters of the weights");
     ctx->desc.backend->zero(ctx->dev, model->low, low);
 }
@@ -2729,7 +2787,7 @@ static void wrpo__weight_put(wrpo_model *model, const wrpo_weight *w, int64_t fi
         const int64_t n = WRPO__MIN(count - i, WRPO__HALVES);
         for (int64_t k = 0; k < n; k++) wrpo__master_split(src[i + k], &high[k], &low[k]);
         be->put(dev, (uint16_t *)w->data + first + i, high, (size_t)n * sizeof *high);
-        if (model->low) be->put(dev, model->low + w->at + first + i, low, (size_t)n * sizeof *low);
+        if (model->low && w->at >= 0) be->put(dev, model->low + w->at + first + i, low, (size_t)n * sizeof *low);
     }
 }
 /* Random weights: matrices N(0, initializer_range), norms that scale by 1, biases 0. Counter-based: an element depends
@@ -2768,6 +2826,71 @@ WRPO_API wrpo_result wrpo_model_new(wrpo_ctx *ctx, const wrpo_config *config, ui
     *out = NULL;
     WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__model_random(wrpo__current, config, seed));
     return wrpo__end(&wrpo__entry);
+}
+
+/* ---- adapters: LoRA (Hu et al. 2021). A weight W [out, in] of a linear layer may have A [r, in] and B [out, r] ---- */
+typedef struct wrpo__adapter {       /* of one weight */
+    int64_t rank;                    /* 0: none */
+    double alpha; float scale;
+    bool shared;                     /* its A is that of the weight before it: this family's files have one layer of both */
+    const wrpo_weight *a, *b;        /* in the table */
+} wrpo__adapter;
+typedef struct wrpo__lora {
+    wrpo__adapter *of;               /* [L][KINDS], by the kind of W */
+    int64_t rank, cols;              /* of all products, the most: columns of A's output, of its input */
+    wrpo_adapter_desc desc;          /* resolved; target is NULL */
+    const char *dir;                 /* where it was read; NULL: it is new */
+    int64_t first;                   /* its first weight; those before are the model's own */
+} wrpo__lora;
+enum { WRPO__MAX_RANK = 4096 };
+/* The linear layers, by products: each of `count` weights from `first` on, which have the same input. */
+static const struct { wrpo__kind first; int count; } wrpo__products[] = {
+    {WRPO__W_q_proj, 3}, {WRPO__W_o_proj, 1}, {WRPO__W_gate_proj, 2}, {WRPO__W_down_proj, 1}};
+/* The adapters of a weight and of those of its product; NULL: the model has none. */
+static const wrpo__adapter *wrpo__adapters(const wrpo_model *model, wrpo__kind kind, int64_t l) {
+    return model->lora ? &model->lora->of[l * WRPO__KINDS + (int64_t)kind] : NULL;
+}
+/* Appends what lora->of says to the table: for each product its As, which are one matrix, then its Bs. All are one run
+   of memory. The other weights are trained no more. */
+static void wrpo__adapter_table(wrpo_model *model, wrpo__lora *lora) {
+    const int64_t L = model->config.num_hidden_layers, n = model->n_weights;
+    wrpo_weight *w = wrpo__alloc(model->arena, (size_t)(n + 2 * WRPO__KINDS * L), sizeof *w), *next = w + n;
+    memcpy(w, model->weights, (size_t)n * sizeof *w);
+    for (int64_t i = 0; i < n; i++) w[i].at = -1;
+    model->weights = w;
+    model->lora = lora;
+    model->frozen = true;
+    model->count = 0;
+    lora->first = n;
+    for (int64_t i = 0; i < L * WRPO__COUNT(wrpo__products); i++) {
+        const int64_t l = i / WRPO__COUNT(wrpo__products), p = i % WRPO__COUNT(wrpo__products);
+        wrpo__adapter *of = &lora->of[l * WRPO__KINDS + (int64_t)wrpo__products[p].first];
+        const wrpo_weight *of_weight = wrpo__weight(model, wrpo__products[p].first, l);
+        int64_t rank = 0;
+        for (int k = 0; k < 2 * wrpo__products[p].count; k++) {
+            const int j = k % wrpo__products[p].count;
+            const bool is_b = k >= wrpo__products[p].count;
+            if (!of[j].rank) continue;
+            if (!is_b && of[j].shared) {
+                of[j].a = of[j - 1].a;
+                continue;
+            }
+            const int stem = (int)strlen(of_weight[j].name) - (int)strlen("weight");
+            const char *name = wrpo__format(model->arena, "base_model.model.%.*slora_%c.weight", stem,
+                                            of_weight[j].name, is_b ? 'B' : 'A');
+            *next = (wrpo_weight){.name = name, .rows = is_b ? of_weight[j].rows : of[j].rank,
+                                  .cols = is_b ? of[j].rank : of_weight[j].cols, .decay = true, .at = model->count,
+                                  .dtype = model->ctx->desc.dtype};
+            if (is_b) of[j].b = next;
+            else of[j].a = next;
+            if (!is_b) rank += of[j].rank;
+            model->count += wrpo__size(next++);
+        }
+        lora->rank = WRPO__MAX(lora->rank, rank);
+        if (rank) lora->cols = WRPO__MAX(lora->cols, of_weight->cols);
+    }
+    model->n_weights = next - w;
+    model->count = wrpo__whole_blocks(model->count);
 }
 WRPO_API const wrpo_config *wrpo_model_config(const wrpo_model *model) { return &model->config; }
 WRPO_API int64_t wrpo_model_weights(const wrpo_model *model, const wrpo_weight **out) {
@@ -2819,6 +2942,7 @@ typedef struct wrpo__shape {         /* what there is room for */
     int64_t recompute;               /* layers [0, recompute) store only x; the backward pass computes the rest again */
     int64_t cache;                   /* rows of keys and values that outlive a forward pass, for decoding; 0 = none */
     bool train;
+    int64_t rank, drop;              /* columns: of adapters' t, see there; of their x after dropout */
 } wrpo__shape;
 static int64_t wrpo__span(const wrpo__shape *s) { return s->logits ? s->rows : s->chunk; }
 
@@ -2841,7 +2965,9 @@ static int64_t wrpo__span(const wrpo__shape *s) { return s->logits ? s->rows : s
     X(float, target_lse, 1)                            /* log sum exp of each target's logits */ \
     X(void, dx, D * train) X(void, dy, D * train)      /* dL/d of the stream; of what a product read or made */ \
     X(void, dqkv, (H + 2 * G) * d * train) X(void, d_o, H * d * train) \
-    X(void, dgu, 2 * I * train) X(void, dh, I * train)
+    X(void, dgu, 2 * I * train) X(void, dh, I * train) \
+    X(void, lora_t, s->rank) X(void, lora_dt, s->rank * train)              /* of adapters: t, dL/dt */ \
+    X(void, lora_x, s->drop * train)                   /* x after dropout, then its gradient */
 /* and what there is on the backend and, as h_ids and so on, on the host. */
 #define WRPO__RUN_BOTH(X) \
     X(int32_t, ids, 1) X(wrpo_seg, segs, 1) \
@@ -2861,6 +2987,7 @@ typedef struct wrpo__location {      /* where a response is: the first row of it
 typedef struct wrpo__run {
     wrpo_model *model; const wrpo_backend *be; void *dev;
     wrpo__shape shape;
+    wrpo_dropout dropout;            /* of adapters, in this micro-batch; p 0: none */
     int64_t n, n_segs, n_targets, n_packed;            /* rows and so on that are packed */
     wrpo__location *packed;          /* [n_packed] responses */
     float *inv_freq; double rope_scale;                /* radians per position, [dims / 2]; factor of cosine and sine */
@@ -2881,6 +3008,11 @@ typedef struct wrpo__run {
     wrpo__bump host;                 /* the memory of what is on the host */
 } wrpo__run;
 
+static wrpo__shape wrpo__with_adapter(wrpo__shape shape, const wrpo_model *model) {
+    shape.rank = model->lora ? model->lora->rank : 0;
+    shape.drop = model->lora && model->lora->desc.dropout > 0 ? model->lora->cols : 0;
+    return shape;
+}
 /* Measures a run (r->layer may be NULL), or assigns its memory. */
 static void wrpo__run_layout(wrpo_ctx *ctx, const wrpo_config *c, const wrpo__shape *s, wrpo__run *r, wrpo__bump *b) {
     const wrpo_backend *be = ctx->desc.backend;
@@ -2933,15 +3065,16 @@ static wrpo__run *wrpo__run_new(wrpo__arena *arena, wrpo_model *model, const wrp
     const wrpo_config *c = &model->config;
     wrpo__run *r = WRPO__NEW(arena, wrpo__run);
     wrpo__bump b = {0};
-    *r = (wrpo__run){.model = model, .be = ctx->desc.backend, .dev = ctx->dev, .shape = *shape};
+    *r = (wrpo__run){.model = model, .be = ctx->desc.backend, .dev = ctx->dev,
+                     .shape = wrpo__with_adapter(*shape, model)};
     r->layer = wrpo__alloc(arena, (size_t)c->num_hidden_layers + 1, sizeof *r->layer);
-    wrpo__run_layout(ctx, c, shape, r, &b);
+    wrpo__run_layout(ctx, c, &r->shape, r, &b);
     if (b.overflow || r->host.overflow)
         wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: %lld rows of this model do not fit into the address space",
                    (long long)shape->rows);
     b = (wrpo__bump){.base = wrpo__device_alloc(arena, b.used, "activations")};
     r->host = (wrpo__bump){.base = wrpo__raw(arena, r->host.used, 1)};
-    wrpo__run_layout(ctx, c, shape, r, &b);
+    wrpo__run_layout(ctx, c, &r->shape, r, &b);
     wrpo__inv_freq(c, 0, r->inv_freq, &r->rope_scale);
     return r;
 }
@@ -3041,12 +3174,105 @@ static int wrpo__joined(const wrpo_weight *w, int i, int count, int64_t *rows) {
     for (i++; i < count && wrpo__follows(&w[i - 1], &w[i]); i++) *rows += w[i].rows;
     return i;
 }
+static float *wrpo__grad(float *grads, const wrpo_weight *w) {         /* NULL: not wanted, or w is not trained */
+    return grads && w->at >= 0 ? grads + w->at : NULL;
+}
+/* Adapters:  y += t B',  t = scale dropout(x) A'.  The As of a product are one matrix, and t [n, rank] is one product,
+   with columns for each; but with dropout each A has its own x, and its own t. Weights [i, end) of a product share t. */
+static int wrpo__adapter_group(const wrpo__run *r, const wrpo__adapter *of, int i, int count, int64_t *rank) {
+    const wrpo_weight *a = of[i].a;
+    *rank = of[i].rank;
+    for (i++; i < count && a; i++) {
+        if (!of[i].rank || of[i].shared) continue;
+        if (r->dropout.p > 0 || !wrpo__follows(a, of[i].a)) break;
+        *rank += of[i].rank;
+        a = of[i].a;
+    }
+    return i;
+}
+static void wrpo__adapter_scale(const wrpo__run *r, const wrpo__adapter *of, int count, void *t, int64_t rank) {
+    for (int j = 0; j < count; j++) {
+        if (!of[j].rank || of[j].shared) continue;
+        r->be->dropout(r->dev, t, rank, t, rank, r->n, of[j].rank, &(wrpo_dropout){.scale = of[j].scale});
+        t = wrpo__at(r->be, t, of[j].rank);
+    }
+}
+static void wrpo__adapter_drop(const wrpo__run *r, const wrpo_weight *a, void *y, const void *x) {
+    wrpo_dropout d = r->dropout;
+    d.scale = 1;
+    d.stream = (uint64_t)(a - r->model->weights);
+    r->be->dropout(r->dev, y, a->cols, x, a->cols, r->n, a->cols, &d);
+}
+/* t of a group into r->lora_t. Returns what A was given. */
+static const void *wrpo__adapter_t(const wrpo__run *r, const wrpo__adapter *of, int count, int64_t rank,
+                                   const void *x) {
+    const wrpo_weight *a = of->a;
+    if (r->dropout.p > 0) {
+        wrpo__adapter_drop(r, a, r->lora_x, x);
+        x = r->lora_x;
+    }
+    r->be->gemm(r->dev, WRPO_MM_NT, r->lora_t, rank, x, a->cols, a->data, a->cols, a->dtype, r->n, rank, a->cols, 0);
+    wrpo__adapter_scale(r, of, count, r->lora_t, rank);
+    return x;
+}
+/* y += t B' for the weights w of a product. */
+static void wrpo__adapter_fwd(const wrpo__run *r, const wrpo__adapter *of, const wrpo_weight *w, int count,
+                              void *y, int64_t ldy, const void *x) {
+    int64_t rank;
+    for (int i = 0, end; i < count; i = end) {
+        end = wrpo__adapter_group(r, of, i, count, &rank);
+        if (rank) wrpo__adapter_t(r, &of[i], end - i, rank, x);
+        int64_t column = 0;
+        for (int j = i; j < end; j++) {
+            const wrpo_weight *b = of[j].b;
+            if (b) r->be->gemm(r->dev, WRPO_MM_NT, y, ldy, wrpo__at(r->be, r->lora_t, column), rank, b->data, b->cols,
+                               b->dtype, r->n, b->rows, b->cols, 1);
+            if (j + 1 < end && !of[j + 1].shared) column += of[j].rank;
+            y = wrpo__at(r->be, y, w[j].rows);
+        }
+    }
+}
+/* dt = scale dy B;  dB += dy' t;  dA += dt' dropout(x);  dx += dropout(dt A).  dx or grads NULL: not computed. */
+static void wrpo__adapter_bwd(const wrpo__run *r, const wrpo__adapter *of, const wrpo_weight *w, int count,
+                              void *dx, float *grads, const void *dy, int64_t lddy, const void *x) {
+    const wrpo_backend *be = r->be;
+    const int64_t n = r->n;
+    int64_t rank;
+    for (int i = 0, end; i < count; i = end) {
+        const wrpo_weight *a = of[i].a;
+        end = wrpo__adapter_group(r, of, i, count, &rank);
+        const void *given = rank && grads ? wrpo__adapter_t(r, &of[i], end - i, rank, x) : NULL;
+        int64_t column = 0;
+        for (int j = i; j < end; j++) {
+            const wrpo_weight *b = of[j].b;
+            if (b) be->gemm(r->dev, WRPO_MM_NN, wrpo__at(be, r->lora_dt, column), rank, dy, lddy, b->data, b->cols,
+                            b->dtype, n, b->cols, b->rows, of[j].shared);
+            if (b && grads) be->gemm(r->dev, WRPO_MM_TN, grads + b->at, b->cols, dy, lddy,
+                                     wrpo__at(be, r->lora_t, column), rank, WRPO_DTYPE_F32, b->rows, b->cols, n, 1);
+            if (j + 1 < end && !of[j + 1].shared) column += of[j].rank;
+            dy = wrpo__at(be, dy, w[j].rows);
+        }
+        if (!rank) continue;
+        wrpo__adapter_scale(r, &of[i], end - i, r->lora_dt, rank);
+        if (grads) be->gemm(r->dev, WRPO_MM_TN, grads + a->at, a->cols, r->lora_dt, rank, given, a->cols,
+                            WRPO_DTYPE_F32, rank, a->cols, n, 1);
+        const bool drop = r->dropout.p > 0;
+        if (dx) be->gemm(r->dev, WRPO_MM_NN, drop ? r->lora_x : dx, a->cols, r->lora_dt, rank, a->data, a->cols,
+                         a->dtype, n, a->cols, rank, !drop);
+        if (dx && drop) {
+            wrpo__adapter_drop(r, a, r->lora_x, r->lora_x);
+            be->add(r->dev, dx, r->lora_x, n * a->cols);
+        }
+    }
+}
 /* y = x W' + b, or y += if add. */
 static void wrpo__linear_fwd(const wrpo__run *r, int64_t l, const wrpo__linear *lin, void *y, int64_t ldy,
                              const void *x, bool add) {
     const wrpo_weight *w = wrpo__weight(r->model, lin->weight, l), *b = wrpo__weight(r->model, lin->bias, l);
+    const wrpo__adapter *adapters = wrpo__adapters(r->model, lin->weight, l);
     const int64_t n = r->n, cols = w->cols;
     int64_t rows;
+    void *const all = y;
     for (int i = 0, end; i < lin->count;) {
         end = wrpo__joined(w, i, lin->count, &rows);
         r->be->gemm(r->dev, WRPO_MM_NT, y, ldy, x, cols, w[i].data, cols, w[i].dtype, n, rows, cols, add);
@@ -3055,25 +3281,30 @@ static void wrpo__linear_fwd(const wrpo__run *r, int64_t l, const wrpo__linear *
             y = wrpo__at(r->be, y, w[i].rows);
         }
     }
+    if (adapters) wrpo__adapter_fwd(r, adapters, w, lin->count, all, ldy, x);
 }
 /* dx = dy W;  dW += dy' x;  db += sum dy.  What is NULL, dx or grads, is not computed. */
 static void wrpo__linear_bwd(const wrpo__run *r, int64_t l, const wrpo__linear *lin, void *dx, float *grads,
                              const void *dy, int64_t lddy, const void *x) {
     const wrpo_backend *be = r->be;
     const wrpo_weight *w = wrpo__weight(r->model, lin->weight, l), *b = wrpo__weight(r->model, lin->bias, l);
+    const wrpo__adapter *adapters = wrpo__adapters(r->model, lin->weight, l);
     const int64_t n = r->n, cols = w->cols;
     int64_t rows;
+    const void *const all = dy;
     for (int i = 0, end; i < lin->count;) {
-        float *dw = grads ? grads + w[i].at : NULL;
+        float *dw = wrpo__grad(grads, &w[i]);
         const bool add = i > 0;
         end = wrpo__joined(w, i, lin->count, &rows);
         if (dx) be->gemm(r->dev, WRPO_MM_NN, dx, cols, dy, lddy, w[i].data, cols, w[i].dtype, n, cols, rows, add);
         if (dw) be->gemm(r->dev, WRPO_MM_TN, dw, cols, dy, lddy, x, cols, WRPO_DTYPE_F32, rows, cols, n, 1);
         for (; i < end; i++) {
-            if (b && grads) be->bias_bwd(r->dev, grads + b[i].at, dy, lddy, n, b[i].rows);
+            float *db = b ? wrpo__grad(grads, &b[i]) : NULL;
+            if (db) be->bias_bwd(r->dev, db, dy, lddy, n, b[i].rows);
             dy = wrpo__at(be, dy, w[i].rows);
         }
     }
+    if (adapters) wrpo__adapter_bwd(r, adapters, w, lin->count, dx, grads, all, lddy, x);
 }
 /* Norms: y = (w + plus) x / rms(x), for each of the `heads` vectors of a row. All norms of the model are these. */
 typedef struct wrpo__norm { const wrpo_weight *w; int64_t heads; float plus; } wrpo__norm;
@@ -3093,7 +3324,7 @@ static void wrpo__norm_fwd(const wrpo__run *r, int64_t l, wrpo__kind kind, void 
 static void wrpo__norm_bwd(const wrpo__run *r, int64_t l, wrpo__kind kind, float *grads, void *dx, int64_t lddx,
                            const void *dy, const void *dres, const float *rstd, const void *x, int64_t ldx) {
     const wrpo__norm norm = wrpo__norm_of(r->model, kind, l);
-    r->be->rmsnorm_bwd(r->dev, dx, lddx, grads + norm.w->at, dy, lddx, dres, lddx, x, ldx, norm.w->data, rstd,
+    r->be->rmsnorm_bwd(r->dev, dx, lddx, wrpo__grad(grads, norm.w), dy, lddx, dres, lddx, x, ldx, norm.w->data, rstd,
                        r->n, norm.heads, norm.w->rows, norm.plus);
 }
 /* x += a W', or with post_norms x += norm(a W'), and a W' stays in `out`. x NULL: only that. */
@@ -3313,6 +3544,7 @@ static void wrpo__backward(wrpo__run *r, float *grads) {
     const wrpo_weight *head = wrpo__head(m), *embed = WRPO__W(m, embed_tokens, 0);
     const int64_t D = c->hidden_size, V = c->vocab_size, L = c->num_hidden_layers, chunk = r->shape.chunk;
     const float cap = (float)c->final_logit_softcapping;
+    float *d_head = wrpo__grad(grads, head), *d_embed = wrpo__grad(grads, embed);
     wrpo__drop_targets(r);
     be->zero(r->dev, r->dy, (size_t)(r->n * D) * (size_t)be->act_bytes);
     const int64_t step = wrpo__targets_at_once(r);
@@ -3326,8 +3558,8 @@ static void wrpo__backward(wrpo__run *r, float *grads) {
         be->gemm(r->dev, WRPO_MM_NN, r->dhid, D, dlogits, V, head->data, D, head->dtype, count, D, V, 0);
         for (int64_t s = 0; s < count; s += chunk) {   /* summed chunk by chunk, whatever the step: the same bits */
             const int64_t some = WRPO__MIN(chunk, count - s);
-            be->gemm(r->dev, WRPO_MM_TN, grads + head->at, D, wrpo__at(be, dlogits, s * V), V,
-                     wrpo__at(be, r->hid, s * D), D, WRPO_DTYPE_F32, V, D, some, 1);
+            if (d_head) be->gemm(r->dev, WRPO_MM_TN, d_head, D, wrpo__at(be, dlogits, s * V), V,
+                                 wrpo__at(be, r->hid, s * D), D, WRPO_DTYPE_F32, V, D, some, 1);
             be->gather_bwd(r->dev, r->dy, wrpo__at(be, r->dhid, s * D), r->target_row + t + s, some, D);
         }
     }
@@ -3339,7 +3571,7 @@ static void wrpo__backward(wrpo__run *r, float *grads) {
         if (!stored) wrpo__layer_fwd(r, l, a, r->layer[l].x, NULL);       /* computed again, from x */
         wrpo__layer_bwd(r, l, a, r->layer[l].x, grads);                   /* 11 to 2 */
     }
-    be->embed_bwd(r->dev, grads + embed->at, r->dx, r->ids, r->n, D, wrpo__embed_scale(m));        /* 1  x = E[ids] */
+    if (d_embed) be->embed_bwd(r->dev, d_embed, r->dx, r->ids, r->n, D, wrpo__embed_scale(m));     /* 1  x = E[ids] */
     wrpo__sync(m->ctx);
 }
 
@@ -3552,8 +3784,9 @@ static wrpo_trainer *wrpo__trainer_begin(wrpo__arena *arena, wrpo_model *policy,
                                          const wrpo_train_desc *desc, bool train) {
     wrpo_trainer *t = WRPO__NEW(arena, wrpo_trainer);
     *t = (wrpo_trainer){.ctx = arena->ctx, .arena = arena, .model = policy, .desc = wrpo_train_defaults(desc)};
-    if (train && policy->frozen)
-        wrpo__fail(t->ctx, WRPO_E_ARG, "the model was loaded frozen (wrpo_model_desc): it cannot be trained");
+    if (train && policy->frozen && !policy->lora)
+        wrpo__fail(t->ctx, WRPO_E_ARG,
+                   "the model was loaded frozen (wrpo_model_desc): without an adapter it cannot be trained");
     const wrpo_train_desc *d = &t->desc;
     wrpo__train_check(t->ctx, d);
     wrpo__set_begin(t, &t->train, data);
@@ -3682,6 +3915,8 @@ static void wrpo__pass(wrpo_trainer *t, const wrpo__set *set, const int64_t *lis
     const bool sft = d->method == WRPO_METHOD_SFT;
     wrpo_response *y = wrpo__alloc(wrpo__current, (size_t)set->K, sizeof *y);
     double scored = 0;
+    r->dropout = (wrpo_dropout){.p = train && t->model->lora ? (float)t->model->lora->desc.dropout : 0,
+                                .seed = wrpo__random64(t->desc.seed, UINT64_MAX, (uint64_t)t->k)};
     wrpo__sum_head(r);
     for (int64_t i = 0; sft && i < count; i++) {       /* SFT's mean is over the batch's tokens */
         const wrpo_record *record = &set->data->records[list ? list[i] : i];
@@ -3715,6 +3950,7 @@ static void wrpo__pass(wrpo_trainer *t, const wrpo__set *set, const int64_t *lis
         }
         tally->m.tokens += r->n;
         if (train) wrpo__backward(r, t->grads);
+        r->dropout.row += r->n;
     }
     tally->m.records = count;
 }
@@ -3752,8 +3988,9 @@ static void wrpo__update(wrpo_trainer *t, double lr, double grad_scale) {
                        .correction1 = 1 - pow(d->beta1, steps), .correction2 = sqrt(1 - pow(d->beta2, steps))};
     for (int64_t i = 0, end, size; i < t->model->n_weights; i = end) {
         const wrpo_weight *w = &t->model->weights[i];
-        const size_t offset = wrpo_moments_bytes(d->moments, w->at);
         end = wrpo__weight_run(t->model, i, &size);
+        if (w->at < 0) continue;                       /* frozen */
+        const size_t offset = wrpo_moments_bytes(d->moments, w->at);
         step.weight_decay = w->decay ? (float)d->weight_decay : 0;
         step.seed = wrpo__random64(d->seed, (uint64_t)t->k, (uint64_t)w->at);
         be->adamw(t->ctx->dev, w->data, w->dtype == WRPO_DTYPE_BF16 ? t->model->low + w->at : NULL,
@@ -4608,13 +4845,14 @@ typedef struct wrpo__save {          /* one save in progress */
     const char *dir;
     const wrpo__save_tensor *t;
     wrpo_dtype dtype;
+    const char *file;                /* the name of a single file; NULL: model.safetensors or shards */
     int64_t shards;
     wrpo__save_fn fn; void *user;
     float *chunk;                    /* [CHUNK] */
 } wrpo__save;
 
 static char *wrpo__shard_file(const wrpo__save *save, int64_t shard) {
-    if (save->shards <= 1) return wrpo__format(save->temp, WRPO__SINGLE_FILE);
+    if (save->shards <= 1) return wrpo__format(save->temp, "%s", save->file ? save->file : WRPO__SINGLE_FILE);
     return wrpo__format(save->temp, WRPO__SHARD_FILE, (long long)shard + 1, (long long)save->shards);
 }
 /* A file that waits for its name. */
@@ -4722,21 +4960,22 @@ static wrpo__writer *wrpo__index_write(const wrpo__save *save, const char *path,
     wrpo__text_puts(&t, "\n  }\n}\n");
     return wrpo__write_whole(save->temp, path, t.data, t.size);
 }
-/* t[n] into the directory, which exists: one file, or shards of at most max_shard_size bytes (0: 5e9) and their index.
-   dtype 0 is F32. fn is called for each file's tensors in the order of their names, with bounded pieces. sides: an
+/* t[n] into the directory, which exists: one file, or shards of at most max_shard_size bytes (0: 5e9) and their index;
+   if `file` is not NULL, one file of that name, and no other model's files are touched. dtype 0 is F32. fn is called for each file's tensors in the order of their names, with bounded pieces. sides: an
    stb_ds array of whole files that wait for their names. What they replace is removed first, so that no kill leaves it
    with the new tensors. */
-static void wrpo__tensors_save(wrpo__arena *temp, const char *dir, const wrpo__save_tensor *t, int64_t n,
-        wrpo_dtype dtype, int64_t max_shard_size, wrpo__save_fn fn, void *user, wrpo__writer **sides) {
+static void wrpo__tensors_save(wrpo__arena *temp, const char *dir, const char *file, const wrpo__save_tensor *t,
+        int64_t n, wrpo_dtype dtype, int64_t max_shard_size, wrpo__save_fn fn, void *user, wrpo__writer **sides) {
     wrpo_ctx *ctx = temp->ctx;
-    wrpo__save save = {.temp = temp, .dir = dir, .t = t, .dtype = dtype, .fn = fn, .user = user};
+    wrpo__save save = {.temp = temp, .dir = dir, .file = file, .t = t, .dtype = dtype, .fn = fn, .user = user};
     int64_t *bytes = wrpo__raw(temp, (size_t)n, sizeof *bytes), *shard = wrpo__raw(temp, (size_t)n, sizeof *shard);
     for (int64_t i = 0; i < n; i++) {
         size_t size = wrpo__dtype_size(dtype);
         for (int d = 0; d < t[i].ndim; d++) size = wrpo__mul(ctx, size, (size_t)t[i].shape[d]);
         bytes[i] = (int64_t)size;
     }
-    save.shards = wrpo__split(bytes, n, max_shard_size > 0 ? max_shard_size : 5000000000, shard);
+    if (!max_shard_size) max_shard_size = 5000000000;
+    save.shards = wrpo__split(bytes, n, file ? INT64_MAX : max_shard_size, shard);
     wrpo__placed *placed = wrpo__raw(temp, (size_t)n, sizeof *placed);
     for (int64_t i = 0; i < n; i++) placed[i] = (wrpo__placed){t[i].name, i, bytes[i], shard[i]};
     if (n) qsort(placed, (size_t)n, sizeof *placed, wrpo__by_shard);
@@ -4749,7 +4988,7 @@ static void wrpo__tensors_save(wrpo__arena *temp, const char *dir, const wrpo__s
         ready[s] = wrpo__shard_write(&save, s, placed + i, end - i);
     }
     const char *index_path = wrpo__join(temp, dir, WRPO__INDEX_FILE);
-    char **stale = wrpo__stale_shards(&save);          /* listed now: nothing may fail once names are given */
+    char **stale = file ? NULL : wrpo__stale_shards(&save);    /* listed now: nothing may fail once names are given */
     if (save.shards > 1) {
         qsort(placed, (size_t)n, sizeof *placed, wrpo__by_first_name);
         index = wrpo__index_write(&save, index_path, placed, n);
@@ -4761,7 +5000,7 @@ static void wrpo__tensors_save(wrpo__arena *temp, const char *dir, const wrpo__s
     for (int64_t s = 0; s < files; s++) wrpo__publish(ready[s]);
     if (index) wrpo__publish(index);
     for (int64_t i = stbds_arrlen(sides) - 1; i >= 0; i--) wrpo__publish(sides[i]);  /* config.json last */
-    wrpo__remove(ctx, index ? wrpo__join(temp, dir, WRPO__SINGLE_FILE) : index_path);
+    if (!file) wrpo__remove(ctx, index ? wrpo__join(temp, dir, WRPO__SINGLE_FILE) : index_path);
     for (int64_t i = 0; i < stbds_arrlen(stale); i++) wrpo__remove(ctx, stale[i]);
     wrpo__block_free(save.chunk);
 }
@@ -5140,7 +5379,7 @@ static wrpo__slice wrpo__slice_of(const wrpo_model *m, const wrpo_weight *w) {
     wrpo__slice s = {.groups = 1};
     const wrpo_weight *end = m->weights + m->n_weights;
     wrpo__file_name(&m->config, w->name, s.name);
-    if (strstr(s.name, ".wqkv.")) s.groups = m->config.num_key_value_heads;
+    if (strstr(s.name, ".wqkv.") && !strstr(s.name, ".lora_A.")) s.groups = m->config.num_key_value_heads;
     for (const wrpo_weight *x = w; x > m->weights && wrpo__is_in(m, x - 1, s.name); x--) s.first += x[-1].rows;
     s.stride = s.first;
     for (const wrpo_weight *x = w; x < end && wrpo__is_in(m, x, s.name); x++) s.stride += x->rows;
@@ -5169,13 +5408,14 @@ static bool wrpo__is_extra(const wrpo_config *c, const char *name) {
     default: return false;
     }
 }
-/* The slice of each weight of the table: all are there, in their shapes, and no other tensor. *dtype: of the first. */
-static wrpo__slice *wrpo__find_weights(wrpo__arena *arena, const wrpo_model *m, const char *dir, const wrpo_tensors *t,
-        wrpo_dtype *dtype) {
+/* The slice of each weight of the table from number `begin` on: all are there, in their shapes, and no other tensor.
+   *dtype: of the first. */
+static wrpo__slice *wrpo__find_weights(wrpo__arena *arena, const wrpo_model *m, int64_t begin, const char *dir,
+        const wrpo_tensors *t, wrpo_dtype *dtype) {
     const wrpo_tensor_info *first = NULL, *other = NULL;
     wrpo__slice *slices = wrpo__alloc(arena, (size_t)m->n_weights, sizeof *slices);
     bool *seen = wrpo__alloc(arena, (size_t)t->count, sizeof *seen);
-    for (int64_t i = 0; i < m->n_weights; i++) {
+    for (int64_t i = begin; i < m->n_weights; i++) {
         const wrpo_weight *w = &m->weights[i];
         wrpo__slice *s = &slices[i];
         *s = wrpo__slice_of(m, w);
@@ -5211,7 +5451,7 @@ static void wrpo__model_check(const char *dir, wrpo_config *config, int64_t *par
     wrpo__config_read(temp, dir, config);
     const wrpo_model *table = wrpo__model_table(temp, config, WRPO_DTYPE_F32);
     *parameters = wrpo_model_parameters(table);
-    wrpo__find_weights(temp, table, dir, wrpo__tensors_new(temp, dir), dtype);
+    wrpo__find_weights(temp, table, 0, dir, wrpo__tensors_new(temp, dir), dtype);
 }
 WRPO_API wrpo_result wrpo_model_check(wrpo_ctx *ctx, const char *dir, wrpo_config *config, int64_t *parameters,
         wrpo_dtype *dtype) {
@@ -5233,8 +5473,8 @@ static void wrpo__map_weights(wrpo_model *model, wrpo__slice *slices) {
         if (s->mapped) w->data = (void *)(data + (uintptr_t)(s->first * w->cols) * size), w->dtype = dtype;
     }
 }
-static void wrpo__copy_weights(wrpo_model *model, const wrpo__slice *slices, float *piece) {
-    for (int64_t i = 0; i < model->n_weights; i++) {
+static void wrpo__copy_weights(wrpo_model *model, int64_t begin, const wrpo__slice *slices, float *piece) {
+    for (int64_t i = begin; i < model->n_weights; i++) {
         const wrpo_weight *w = &model->weights[i];
         const wrpo__slice *s = &slices[i];
         const int64_t run = s->own * w->cols;          /* elements in one piece of the file */
@@ -5246,6 +5486,220 @@ static void wrpo__copy_weights(wrpo_model *model, const wrpo__slice *slices, flo
     }
     wrpo__sync(model->ctx);
 }
+/* ---- adapters: new ones, and those of PEFT's directories ---- */
+#define WRPO__ADAPTER_FILE "adapter_model.safetensors"
+#define WRPO__ADAPTER_CONFIG "adapter_config.json"
+/* The layer that a weight belongs to, as its family calls it: "model.layers.0.self_attn.qkv_proj". */
+static void wrpo__layer_name(const wrpo_config *c, const wrpo_weight *w, char name[128]) {
+    wrpo__file_name(c, w->name, name);
+    name[strlen(name) - strlen(".weight")] = 0;
+}
+/* Has this family one layer of the weight and the one before it in its product? */
+static bool wrpo__is_fused(const wrpo_config *c, const wrpo_weight *w) {
+    char name[128], before[128];
+    wrpo__layer_name(c, w, name);
+    wrpo__layer_name(c, w - 1, before);
+    return !strcmp(name, before);
+}
+/* Room for the adapters of a model, none yet. */
+static wrpo__lora *wrpo__lora_new(const wrpo_model *model) {
+    wrpo_ctx *ctx = model->ctx;
+    if (model->lora) wrpo__fail(ctx, WRPO_E_ARG, "the model has an adapter already");
+    if (model->low)
+        wrpo__fail(ctx, WRPO_E_ARG, "an adapter wants a model that was loaded frozen (wrpo_model_desc), without masters");
+    if (!ctx->desc.backend->dropout)
+        wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: the backend has no dropout, which adapters need",
+                ctx->desc.backend->name);
+    wrpo__lora *lora = WRPO__NEW(model->arena, wrpo__lora);
+    lora->of = wrpo__alloc(model->arena, (size_t)model->config.num_hidden_layers, WRPO__KINDS * sizeof *lora->of);
+    return lora;
+}
+static void wrpo__adapter_set(wrpo__adapter *of, int64_t rank, double alpha, bool rslora, bool shared) {
+    const double root = rslora ? sqrt((double)rank) : (double)rank;
+    *of = (wrpo__adapter){.rank = rank, .alpha = alpha, .scale = (float)(alpha / root), .shared = shared};
+}
+/* Is `layer` in a list of names with a comma between? */
+static bool wrpo__is_target(const char *list, const char *layer) {
+    const size_t n = strlen(layer);
+    for (const char *end; *list; list = end + (*end == ',')) {
+        end = list + strcspn(list, ",");
+        if ((size_t)(end - list) == n && !memcmp(list, layer, n)) return true;
+    }
+    return false;
+}
+/* The table of a new adapter; it has no memory yet. */
+static void wrpo__adapter_begin(wrpo_model *model, const wrpo_adapter_desc *desc) {
+    wrpo_ctx *ctx = model->ctx;
+    wrpo__lora *lora = wrpo__lora_new(model);
+    wrpo_adapter_desc *d = &lora->desc;
+    if (desc) *d = *desc;
+    if (!d->r) d->r = 16;
+    if (!d->seed) d->seed = 42;
+    d->alpha = wrpo__or_default(d->alpha, 32);
+    const char *target = d->target ? d->target : "all-linear";
+    const bool all = !strcmp(target, "all-linear");
+    wrpo__text used = {.arena = wrpo__current};
+    WRPO__RANGE(d->r >= 1 && d->r <= WRPO__MAX_RANK, "r", d->r, "a rank from 1 to 4096");
+    WRPO__RANGE(d->alpha > 0 && d->alpha <= 1e6, "alpha", d->alpha, "a number above 0, to 1000000");
+    WRPO__RANGE(d->dropout >= 0 && d->dropout < 1, "dropout", d->dropout, "a number in [0, 1)");
+    for (int64_t l = 0; l < model->config.num_hidden_layers; l++)
+        for (int p = 0; p < WRPO__COUNT(wrpo__products); p++)
+            for (int k = 0; k < wrpo__products[p].count; k++) {
+                const wrpo_weight *w = wrpo__weight(model, wrpo__products[p].first, l) + k;
+                char name[128];
+                wrpo__layer_name(&model->config, w, name);
+                const char *leaf = strrchr(name, '.') + 1;
+                const bool shared = k > 0 && wrpo__is_fused(&model->config, w);
+                if (l == 0 && !shared) wrpo__text_printf(&used, "%s%s", used.size ? "," : "", leaf);
+                if (all || wrpo__is_target(target, leaf))
+                    wrpo__adapter_set(&lora->of[l * WRPO__KINDS + (int64_t)wrpo__products[p].first + k], d->r,
+                            d->alpha, d->rslora, shared);
+            }
+    for (const char *at = target, *end; !all && *at; at = end + (*end == ',')) {
+        end = at + strcspn(at, ",");
+        if (!wrpo__is_target(used.data, wrpo__format(wrpo__current, "%.*s", (int)(end - at), at)))
+            wrpo__fail(ctx, WRPO_E_ARG, "target: want all-linear or names out of %s, found %.*s", used.data,
+                    (int)WRPO__MIN(end - at, 60), at);
+    }
+    d->target = NULL;
+    wrpo__adapter_table(model, lora);
+    if (!model->count) wrpo__fail(ctx, WRPO_E_ARG, "target: want all-linear or names out of %s, found none", used.data);
+}
+static void wrpo__adapter_new(wrpo_model *model, const wrpo_adapter_desc *desc) {
+    const int64_t first = model->n_weights;
+    wrpo__adapter_begin(model, desc);
+    wrpo__model_memory(model);                         /* cleared: every B is 0 */
+    float *piece = wrpo__raw(wrpo__current, WRPO__PIECE, sizeof *piece);
+    for (int64_t i = first; i < model->n_weights; i++) {
+        const wrpo_weight *w = &model->weights[i];
+        const uint64_t stream = wrpo__hash(0, w->name, strlen(w->name));
+        if (wrpo__ends(w->name, ".lora_B.weight")) continue;
+        for (int64_t at = 0, n; at < wrpo__size(w); at += n) {
+            n = WRPO__MIN(wrpo__size(w) - at, WRPO__PIECE);
+            for (int64_t k = 0; k < n; k++) {
+                const uint64_t draw = wrpo__random64(model->lora->desc.seed, stream, (uint64_t)(at + k)) >> 11;
+                piece[k] = (float)((2 * (double)draw / 0x1p53 - 1) / sqrt((double)w->cols));
+            }
+            wrpo__weight_put(model, w, at, n, piece);
+        }
+    }
+    wrpo__sync(model->ctx);
+}
+/* adapter_config.json. Keys that change the result have the only value that is computed, or are refused. Names of
+   layers to which nothing belongs are in target_modules; the tensors say which layers have an adapter. */
+static void wrpo__adapter_config(wrpo_model *model, const char *path, const wrpo_json *root, wrpo_adapter_desc *d) {
+    static const char read[] = "r lora_alpha lora_dropout use_rslora rank_pattern alpha_pattern peft_type",
+        known[] = "task_type base_model_name_or_path revision inference_mode target_modules exclude_modules "
+        "layers_to_transform layers_pattern init_lora_weights auto_mapping peft_version loftq_config eva_config "
+        "corda_config lora_ga_config megatron_config megatron_core runtime_config ensure_weight_tying";
+    wrpo_ctx *ctx = model->ctx;
+    wrpo__json_want(ctx, path, root, WRPO_JSON_OBJECT, NULL);
+    for (const wrpo_json *v = root->child; v; v = v->next) {
+        const bool off = v->kind == WRPO_JSON_NULL || (v->kind == WRPO_JSON_BOOL && !v->boolean) ||
+            ((v->kind == WRPO_JSON_ARRAY || v->kind == WRPO_JSON_OBJECT) && !v->count) ||
+            (!strcmp(v->key, "bias") && wrpo__json_is(v, "none")) ||
+            (!strcmp(v->key, "qalora_group_size") && v->kind == WRPO_JSON_NUMBER);
+        wrpo__shown found;
+        if (off || wrpo__in_words(read, v->key) || wrpo__in_words(known, v->key)) continue;
+        wrpo__json_fail(ctx, WRPO_E_UNSUPPORTED, path, v, "%.60s %s is not supported", v->key,
+                wrpo__json_found(found, v));
+    }
+    const wrpo_json *type = wrpo__json_need(ctx, path, root, "peft_type", WRPO_JSON_STRING);
+    if (!wrpo__json_is(type, "LORA")) wrpo__json_refuse(ctx, path, type, NULL, "LORA");
+    const wrpo_json *alpha = wrpo__json_need(ctx, path, root, "lora_alpha", WRPO_JSON_NUMBER);
+    const wrpo_json *dropout = wrpo__present(root, "lora_dropout"), *rslora = wrpo__present(root, "use_rslora");
+    d->r = wrpo__json_integer(ctx, path, wrpo__json_need(ctx, path, root, "r", WRPO_JSON_NUMBER), 1, WRPO__MAX_RANK,
+            NULL);
+    if (!(alpha->number > 0 && alpha->number <= 1e6)) wrpo__json_refuse(ctx, path, alpha, NULL, "a positive number");
+    d->alpha = alpha->number;
+    d->dropout = dropout ? wrpo__json_want(ctx, path, dropout, WRPO_JSON_NUMBER, NULL)->number : 0;
+    if (!(d->dropout >= 0 && d->dropout < 1)) wrpo__json_refuse(ctx, path, dropout, NULL, "a number in [0, 1)");
+    d->rslora = rslora && wrpo__json_want(ctx, path, rslora, WRPO_JSON_BOOL, NULL)->boolean;
+}
+/* rank_pattern or alpha_pattern: the value of the first key that ends the layer's name, at a dot; NULL: none does. As
+   PEFT, but for keys that are regular expressions with more than names and dots: they are refused. */
+static const wrpo_json *wrpo__adapter_pattern(const wrpo_model *model, const char *path, const wrpo_json *pattern,
+        const char *layer) {
+    if (pattern) wrpo__json_want(model->ctx, path, pattern, WRPO_JSON_OBJECT, NULL);
+    for (const wrpo_json *v = pattern ? pattern->child : NULL; v; v = v->next) {
+        const char *key = v->key + (v->key[0] == '^');
+        const size_t n = strlen(layer), k = strlen(key);
+        if (strspn(key, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.") != k)
+            wrpo__json_fail(model->ctx, WRPO_E_UNSUPPORTED, path, v, "%s: want names of layers, found \"%.60s\"",
+                    pattern->key, v->key);
+        wrpo__json_want(model->ctx, path, v, WRPO_JSON_NUMBER, NULL);
+        if (wrpo__ends(layer, key) && (n == k || (key == v->key && layer[n - k - 1] == '.'))) return v;
+    }
+    return NULL;
+}
+static void wrpo__adapter_load(wrpo__arena *temp, wrpo_model *model, const char *dir) {
+    wrpo_ctx *ctx = model->ctx;
+    const int64_t first = model->n_weights;
+    if (!dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_adapter_load: dir is missing");
+    wrpo__lora *lora = wrpo__lora_new(model);
+    const char *path = wrpo__join(temp, dir, WRPO__ADAPTER_CONFIG), *file = wrpo__join(temp, dir, WRPO__ADAPTER_FILE);
+    const wrpo_json *root = wrpo__json_file(temp, path);
+    wrpo__adapter_config(model, path, root, &lora->desc);
+    const wrpo_tensors *t = wrpo__tensors_new(temp, file);
+    const wrpo_json *ranks = wrpo__present(root, "rank_pattern"), *alphas = wrpo__present(root, "alpha_pattern");
+    for (int64_t l = 0; l < model->config.num_hidden_layers; l++)
+        for (int p = 0; p < WRPO__COUNT(wrpo__products); p++)
+            for (int k = 0; k < wrpo__products[p].count; k++) {
+                const wrpo_weight *w = wrpo__weight(model, wrpo__products[p].first, l) + k;
+                wrpo__adapter *of = &lora->of[l * WRPO__KINDS + (int64_t)wrpo__products[p].first + k];
+                char layer[128];
+                wrpo__layer_name(&model->config, w, layer);
+                const char *name = wrpo__format(temp, "base_model.model.%s.lora_A.weight", layer);
+                const wrpo_tensor_info *a = wrpo_tensors_find(t, name);
+                if (!a) continue;
+                const wrpo_json *rank = wrpo__adapter_pattern(model, path, ranks, layer);
+                const wrpo_json *alpha = wrpo__adapter_pattern(model, path, alphas, layer);
+                const int64_t r = rank ? wrpo__json_integer(ctx, path, rank, 1, WRPO__MAX_RANK, NULL) : lora->desc.r;
+                if (alpha && !(alpha->number > 0 && alpha->number <= 1e6))
+                    wrpo__json_refuse(ctx, path, alpha, NULL, "a positive number");
+                wrpo__adapter_set(of, r, alpha ? alpha->number : lora->desc.alpha, lora->desc.rslora,
+                        k > 0 && wrpo__is_fused(&model->config, w));
+            }
+    wrpo__adapter_table(model, lora);
+    if (!model->count && !t->count) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want an adapter, found no tensors", file);
+    wrpo_dtype dtype;
+    wrpo__slice *slices = wrpo__find_weights(temp, model, first, file, t, &dtype);
+    wrpo__model_memory(model);
+    wrpo__copy_weights(model, first, slices, wrpo__raw(temp, WRPO__PIECE, sizeof(float)));
+    lora->dir = wrpo__strndup(model->arena, dir, strlen(dir));
+}
+/* The model is as before if an adapter cannot be made. */
+static wrpo_result wrpo__adapter_end(wrpo__frame *f, wrpo_model *model, const wrpo_model *before) {
+    const wrpo_result r = wrpo__end(f);
+    if (r != WRPO_OK) *model = *before;
+    return r;
+}
+WRPO_API wrpo_result wrpo_adapter_new(wrpo_model *model, const wrpo_adapter_desc *desc) {
+    const wrpo_model before = *model;
+    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__adapter_new(model, desc));
+    return wrpo__adapter_end(&wrpo__entry, model, &before);
+}
+WRPO_API wrpo_result wrpo_adapter_load(wrpo_model *model, const char *dir) {
+    const wrpo_model before = *model;
+    WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__adapter_load(wrpo__current, model, dir));
+    return wrpo__adapter_end(&wrpo__entry, model, &before);
+}
+WRPO_API wrpo_adapter_desc wrpo_model_adapter(const wrpo_model *model) {
+    return model->lora ? model->lora->desc : (wrpo_adapter_desc){0};
+}
+/* The adapter that a model is loaded with: the desc's, or the one beside its config.json, as transformers does it. */
+static void wrpo__adapter_beside(wrpo__arena *temp, wrpo_model *model, const wrpo_model_desc *desc) {
+    const bool beside = wrpo__exists(wrpo__join(temp, desc->dir, WRPO__ADAPTER_CONFIG));
+    const char *dir = desc->adapter;
+    if (!dir && beside) dir = desc->dir;
+    if (!dir) return;
+    if (!desc->frozen)
+        wrpo__fail(model->ctx, WRPO_E_ARG, "%s: an adapter beside the model: want it merged, or trained further (load "
+                "the model frozen)", dir);
+    wrpo__adapter_load(temp, model, dir);
+    if (!desc->adapter) wrpo__log(model->ctx, WRPO_LOG_INFO, "%s: the adapter beside the model is applied", dir);
+}
+
 static void wrpo__need_language_model(wrpo_ctx *ctx, const char *dir, const wrpo_config *c) {
     if (c->head != WRPO_HEAD_LM)
         wrpo__fail(ctx, WRPO_E_UNSUPPORTED,
@@ -5264,10 +5718,12 @@ static wrpo_model *wrpo__model_from(wrpo__arena *arena, const wrpo_model_desc *d
     wrpo_model *model = wrpo__model_table(arena, &config, map ? WRPO_DTYPE_F32 : ctx->desc.dtype);
     model->dir = model->tokenizer_dir = wrpo__strndup(arena, desc->dir, strlen(desc->dir));
     model->frozen = desc->frozen;
-    wrpo__slice *slices = wrpo__find_weights(temp, model, model->dir, t, &model->dtype);
+    wrpo__slice *slices = wrpo__find_weights(temp, model, 0, model->dir, t, &model->dtype);
     if (map) wrpo__map_weights(model, slices);
     wrpo__model_memory(model);
-    wrpo__copy_weights(model, slices, wrpo__raw(temp, WRPO__PIECE, sizeof(float)));
+    wrpo__copy_weights(model, 0, slices, wrpo__raw(temp, WRPO__PIECE, sizeof(float)));
+    wrpo__arena_clear(temp);
+    if (!reward) wrpo__adapter_beside(temp, model, desc);
     wrpo__arena_clear(temp);
     return model;
 }
@@ -5314,7 +5770,7 @@ static void wrpo__weight_get(const wrpo_model *model, const wrpo_weight *w, int6
     for (int64_t i = 0; i < count; i += WRPO__HALVES) {
         const int64_t n = WRPO__MIN(count - i, WRPO__HALVES);
         be->get(dev, high, (const uint16_t *)w->data + first + i, (size_t)n * sizeof *high);
-        if (model->low) be->get(dev, low, model->low + w->at + first + i, (size_t)n * sizeof *low);
+        if (model->low && w->at >= 0) be->get(dev, low, model->low + w->at + first + i, (size_t)n * sizeof *low);
         for (int64_t k = 0; k < n; k++) dst[i + k] = wrpo__master(high[k], low[k]);
     }
 }
@@ -5327,7 +5783,8 @@ static void wrpo__weight_move(wrpo_model *model, int64_t i, int64_t first, int64
     if (first < 0 || count < 0 || first > wrpo__size(w) || count > wrpo__size(w) - first)
         wrpo__fail(ctx, WRPO_E_ARG, "%s: %lld elements from %lld on: it has %lld", w->name, (long long)count,
                    (long long)first, (long long)wrpo__size(w));
-    if (put && model->frozen) wrpo__fail(ctx, WRPO_E_ARG, "%s: the model was loaded frozen (wrpo_model_desc)", w->name);
+    if (put && model->frozen && !(model->lora && w->at >= 0))
+        wrpo__fail(ctx, WRPO_E_ARG, "%s: the model was loaded frozen (wrpo_model_desc)", w->name);
     if (put) wrpo__weight_put(model, w, first, count, put);
     else wrpo__weight_get(model, w, first, count, get);
     wrpo__sync(ctx);
@@ -5395,10 +5852,82 @@ static wrpo__writer **wrpo__save_sides(wrpo__arena *arena, const wrpo_model *mod
     }
     return sides;
 }
-/* first[tensor]: the first weight in it */
-typedef struct wrpo__saving { const wrpo_model *model; const wrpo_weight **first; } wrpo__saving;
+/* adapter_config.json, as PEFT writes it. A layer whose rank or alpha differs is named in a pattern; layers are named one
+   by one in target_modules where not all of a name have an adapter. */
+static void wrpo__save_adapter_config(wrpo__arena *arena, wrpo__writer ***sides, const wrpo_model *model,
+        const char *dir) {
+    const wrpo__lora *lora = model->lora;
+    const wrpo_adapter_desc *d = &lora->desc;
+    const int64_t L = model->config.num_hidden_layers;
+    wrpo__text out = {.arena = arena}, targets = {.arena = arena}, ranks = {.arena = arena}, alphas = {.arena = arena};
+    for (int p = 0; p < WRPO__COUNT(wrpo__products); p++)
+        for (int k = 0; k < wrpo__products[p].count; k++) {
+            const wrpo__kind kind = (wrpo__kind)((int)wrpo__products[p].first + k);
+            int64_t adapted = 0;
+            for (int64_t l = 0; l < L; l++) adapted += wrpo__adapters(model, kind, l)->rank > 0;
+            for (int64_t l = 0; l < L; l++) {
+                const wrpo__adapter *of = wrpo__adapters(model, kind, l);
+                char name[128];
+                if (!of->rank || of->shared) continue;
+                wrpo__layer_name(&model->config, wrpo__weight(model, kind, l), name);
+                if (of->rank != d->r)
+                    wrpo__text_printf(&ranks, "%s\"%s\": %lld", ranks.size ? ", " : "", name, (long long)of->rank);
+                if (of->alpha != d->alpha) {
+                    wrpo__text_printf(&alphas, "%s\"%s\": ", alphas.size ? ", " : "", name);
+                    wrpo__json_number(&alphas, of->alpha);
+                }
+                if (adapted < L || l == 0)
+                    wrpo__text_printf(&targets, "%s\"%s\"", targets.size ? ", " : "",
+                            adapted < L ? name : strrchr(name, '.') + 1);
+            }
+        }
+    wrpo__text_puts(&out, "{\n  \"peft_type\": \"LORA\",\n  \"task_type\": \"CAUSAL_LM\",\n  "
+            "\"base_model_name_or_path\": ");
+    if (model->dir) wrpo__json_quote(&out, model->dir, strlen(model->dir));
+    else wrpo__text_puts(&out, "null");
+    wrpo__text_printf(&out, ",\n  \"r\": %lld,\n  \"lora_alpha\": ", (long long)d->r);
+    wrpo__json_number(&out, d->alpha);
+    wrpo__text_puts(&out, ",\n  \"lora_dropout\": ");
+    wrpo__json_number(&out, d->dropout + 0.0);
+    wrpo__text_printf(&out, ",\n  \"use_rslora\": %s,\n  \"target_modules\": [%s],\n", d->rslora ? "true" : "false",
+            targets.data);
+    wrpo__text_printf(&out, "  \"rank_pattern\": {%s},\n  \"alpha_pattern\": {%s},\n", ranks.data ? ranks.data : "",
+            alphas.data ? alphas.data : "");
+    wrpo__text_puts(&out, "  \"bias\": \"none\",\n  \"use_dora\": false,\n  \"fan_in_fan_out\": false,\n  "
+            "\"modules_to_save\": null,\n  \"init_lora_weights\": true,\n  \"inference_mode\": true\n}\n");
+    wrpo__side_file(arena, sides, wrpo__join(arena, dir, WRPO__ADAPTER_CONFIG), out.data, out.size);
+}
+/* first[tensor]: the first weight in it. of[weight]: its adapter, if it is merged; a, b: A and B of the weight `merged` */
+typedef struct wrpo__saving {
+    const wrpo_model *model; const wrpo_weight **first;
+    const wrpo__adapter **of; const wrpo_weight *merged; float *a, *b;
+} wrpo__saving;
+/* dst, elements [first, first + count) of w, += scale B A, summed in double. */
+static void wrpo__merge_adapter(wrpo__saving *saving, const wrpo_weight *w, int64_t first, int64_t count, float *dst) {
+    enum { PIECE = 256 };
+    const wrpo__adapter *of = saving->of ? saving->of[w - saving->model->weights] : NULL;
+    const int threads = saving->model->ctx->desc.threads;
+    if (!of) return;
+    if (saving->merged != w) {
+        wrpo__block_free(saving->a);
+        wrpo__block_free(saving->b);
+        saving->a = wrpo__raw(wrpo__current, (size_t)wrpo__size(of->a), sizeof(float));
+        saving->b = wrpo__raw(wrpo__current, (size_t)wrpo__size(of->b), sizeof(float));
+        wrpo__weight_get(saving->model, of->a, 0, wrpo__size(of->a), saving->a);
+        wrpo__weight_get(saving->model, of->b, 0, wrpo__size(of->b), saving->b);
+        saving->merged = w;
+    }
+    WRPO__PARFOR(threads)
+    for (int64_t begin = first / PIECE; begin <= (first + count - 1) / PIECE; begin++)
+        for (int64_t i = WRPO__MAX(first, begin * PIECE); i < WRPO__MIN(first + count, (begin + 1) * PIECE); i++) {
+            const float *a = saving->a + i % w->cols, *b = saving->b + i / w->cols * of->rank;
+            double sum = 0;
+            for (int64_t k = 0; k < of->rank; k++) sum += (double)b[k] * a[k * w->cols];
+            dst[i - first] = (float)(dst[i - first] + (double)of->scale * sum);
+        }
+}
 static void wrpo__save_piece(void *user, int64_t tensor, int64_t first, int64_t count, float *dst) {
-    const wrpo__saving *saving = user;
+    wrpo__saving *saving = user;
     for (int64_t n; count > 0; first += n, dst += n, count -= n) {
         const wrpo_weight *w = saving->first[tensor];
         const int64_t row = first / w->cols, col = first % w->cols;
@@ -5406,24 +5935,49 @@ static void wrpo__save_piece(void *user, int64_t tensor, int64_t first, int64_t 
         while (row % s.stride >= s.first + s.own) s = wrpo__slice_of(saving->model, ++w);
         const int64_t own_row = row % s.stride - s.first;      /* within the weight's rows of this group */
         n = WRPO__MIN(count, (s.own - own_row) * w->cols - col);
-        wrpo__weight_get(saving->model, w, (row / s.stride * s.own + own_row) * w->cols + col, n, dst);
+        const int64_t at = (row / s.stride * s.own + own_row) * w->cols + col;
+        wrpo__weight_get(saving->model, w, at, n, dst);
+        wrpo__merge_adapter(saving, w, at, n, dst);
     }
+}
+/* A directory that something is read from must not be written to. */
+static void wrpo__other_dir(wrpo_ctx *ctx, const char *dir, const char *input, const char *what) {
+    struct stat a, b;
+    if (input && !stat(dir, &a) && !stat(input, &b) && a.st_dev == b.st_dev && a.st_ino == b.st_ino && a.st_ino)
+        wrpo__fail(ctx, WRPO_E_ARG, "%s: want another directory than that of %s", dir, what);
+}
+static const wrpo__adapter **wrpo__merged(wrpo__arena *arena, const wrpo_model *model) {
+    const wrpo__adapter **of = wrpo__alloc(arena, (size_t)model->n_weights, sizeof *of);
+    for (int64_t l = 0; l < model->config.num_hidden_layers; l++)
+        for (int64_t kind = 0; kind < WRPO__KINDS; kind++) {
+            const wrpo__adapter *adapter = wrpo__adapters(model, (wrpo__kind)kind, l);
+            if (adapter->rank) of[wrpo__weight(model, (wrpo__kind)kind, l) - model->weights] = adapter;
+        }
+    return of;
 }
 static void wrpo__model_save(wrpo__arena *arena, const wrpo_model *model, const wrpo_save_desc *desc) {
     desc = desc ? desc : &(wrpo_save_desc){0};
     wrpo_ctx *ctx = arena->ctx;
     if (!desc->dir) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_save_desc: dir is missing");
-    if (!model->dir)
+    const wrpo__lora *lora = model->lora;
+    const bool alone = lora && !desc->merge;
+    if (!model->dir && !alone)
         wrpo__fail(ctx, WRPO_E_ARG, "wrpo_model_save: want a model with a config.json, found one of wrpo_model_new");
+    if (desc->merge && !lora) wrpo__fail(ctx, WRPO_E_ARG, "wrpo_model_save: merge: the model has no adapter");
+    if (lora) wrpo__other_dir(ctx, desc->dir, lora->dir, "the adapter");
+    if (lora) wrpo__other_dir(ctx, desc->dir, model->dir, "the adapter's base");
     if (desc->max_shard_size < 0)
         wrpo__fail(ctx, WRPO_E_ARG, "max_shard_size: want a number of bytes, found %lld",
                 (long long)desc->max_shard_size);
-    const wrpo_dtype dtype = desc->dtype ? desc->dtype : model->dtype;
+    const int64_t begin = alone ? lora->first : 0, end = lora && !alone ? lora->first : model->n_weights;
+    const wrpo_dtype dtype = desc->dtype ? desc->dtype : alone ? WRPO_DTYPE_F32 : model->dtype;
     wrpo__make_dir(ctx, desc->dir);
     wrpo__save_tensor *t = wrpo__alloc(arena, (size_t)model->n_weights, sizeof *t);
-    wrpo__saving saving = {model, wrpo__alloc(arena, (size_t)model->n_weights, sizeof *saving.first)};
+    wrpo__saving saving = {.model = model};
+    saving.first = wrpo__alloc(arena, (size_t)model->n_weights, sizeof *saving.first);
+    if (desc->merge) saving.of = wrpo__merged(arena, model);
     int64_t tensors = 0;
-    for (int64_t i = 0; i < model->n_weights; i++) {
+    for (int64_t i = begin; i < end; i++) {
         const wrpo_weight *w = &model->weights[i];
         const wrpo__slice s = wrpo__slice_of(model, w);
         if (s.first) continue;                         /* in the tensor of an earlier weight */
@@ -5431,8 +5985,10 @@ static void wrpo__model_save(wrpo__arena *arena, const wrpo_model *model, const 
         t[tensors] = (wrpo__save_tensor){name, w->vector ? 1 : 2, {s.groups * s.stride, w->cols, 0, 0}};
         saving.first[tensors++] = w;
     }
-    wrpo__writer **sides = wrpo__save_sides(arena, model, desc->dir, dtype);
-    wrpo__tensors_save(arena, desc->dir, t, tensors, dtype, desc->max_shard_size, wrpo__save_piece, &saving, sides);
+    wrpo__writer **sides = NULL;
+    if (alone) wrpo__save_adapter_config(arena, &sides, model, desc->dir);
+    else sides = wrpo__save_sides(arena, model, desc->dir, dtype);
+    wrpo__tensors_save(arena, desc->dir, alone ? WRPO__ADAPTER_FILE : NULL, t, tensors, dtype, desc->max_shard_size, wrpo__save_piece, &saving, sides);
 }
 WRPO_API wrpo_result wrpo_model_save(wrpo_model *model, const wrpo_save_desc *desc) {
     WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__model_save(wrpo__current, model, desc));
@@ -9706,6 +10262,7 @@ static wrpo__shape wrpo__generation_shape(wrpo__generation *g) {
         shape.chunk = wrpo__head_chunk(ctx, c, WRPO__MIN(shape.rows, 2 * batch + n));
         wrpo__run run = {.layer = NULL};
         wrpo__bump need = {0};
+        shape = wrpo__with_adapter(shape, g->model);
         wrpo__run_layout(ctx, c, &shape, &run, &need);
         const bool possible = shape.cache <= INT32_MAX && !need.overflow;
         if (possible && need.used <= wrpo__room(ctx)) {
@@ -10304,13 +10861,14 @@ WRPO_API wrpo_result wrpo_reward_file(wrpo_reward *reward, const wrpo_reward_fil
 /* ---- memory of a run: measured, and fitted into what there is ---- */
 /* Fills in gradients, moments, activations, head, recompute, logits and device: what the run takes of the backend's
    memory beside its weights. */
-static void wrpo__measure(wrpo_ctx *ctx, const wrpo_config *config, wrpo_moments moments, int64_t recompute,
+static void wrpo__measure(wrpo_ctx *ctx, const wrpo_model *model, wrpo_moments moments, int64_t recompute,
                           bool logits, int64_t rows, wrpo_bytes *out) {
-    const wrpo__shape shape = wrpo__train_shape(ctx, config, recompute, logits, rows);
+    const wrpo_config *config = &model->config;
+    const int64_t count = model->count;
+    wrpo__shape shape = wrpo__train_shape(ctx, config, recompute, logits, rows);
     wrpo__run run = {0};
     wrpo__bump b = {0};
-    int64_t count;
-    wrpo__layout_weights(config, NULL, NULL, &count, NULL);
+    shape = wrpo__with_adapter(shape, model);
     wrpo__run_layout(ctx, config, &shape, &run, &b);
     if (b.overflow)
         wrpo__fail(ctx, WRPO_E_MEMORY, "out of memory: %lld rows of this model do not fit into the address space",
@@ -10329,36 +10887,42 @@ static void wrpo__measure(wrpo_ctx *ctx, const wrpo_config *config, wrpo_moments
      3. to recompute layers as well, as few as do. The more, the less memory, except for the first: it brings a layer
         of memory that all of them share.
    false: it does not fit. */
-static bool wrpo__fit(wrpo_ctx *ctx, const wrpo_config *config, wrpo_moments moments, int64_t recompute, int64_t rows,
+static bool wrpo__fit(wrpo_ctx *ctx, const wrpo_model *model, wrpo_moments moments, int64_t recompute, int64_t rows,
                       size_t room, wrpo_bytes *out) {
+    const wrpo_config *config = &model->config;
     const bool addressable = (uint64_t)rows < SIZE_MAX / 16 / (uint64_t)config->vocab_size;    /* all logits */
-    wrpo__measure(ctx, config, moments, recompute, recompute == 0 && addressable, rows, out);
+    wrpo__measure(ctx, model, moments, recompute, recompute == 0 && addressable, rows, out);
     if (out->device <= room) return true;
     if (recompute) return false;
     int64_t low = 0, high = config->num_hidden_layers; /* 2. is low = 0 */
     while (low < high) {
         const int64_t middle = (low + high) / 2;
-        wrpo__measure(ctx, config, moments, middle, false, rows, out);
+        wrpo__measure(ctx, model, moments, middle, false, rows, out);
         if (out->device <= room) high = middle;
         else low = middle + 1;
     }
-    wrpo__measure(ctx, config, moments, low, false, rows, out);
+    wrpo__measure(ctx, model, moments, low, false, rows, out);
     return out->device <= room;
 }
 static void wrpo__train_bytes(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_data *data,
-                              const wrpo_train_desc *desc, wrpo_bytes *out) {
+                              const wrpo_train_desc *desc, const wrpo_adapter_desc *adapter, wrpo_bytes *out) {
     const wrpo_train_desc d = wrpo_train_defaults(desc);
     wrpo__bump weights = {0};
     wrpo__config_check(ctx, config);
     wrpo__train_check(ctx, &d);
-    wrpo_model *table = wrpo__model_table(wrpo__current, config, ctx->desc.dtype);
+    const bool mapped = adapter && ctx->desc.backend->host;
+    wrpo_model *table = wrpo__model_table(wrpo__current, config, mapped ? config->dtype : ctx->desc.dtype);
+    if (adapter) {
+        table->frozen = true;
+        wrpo__adapter_begin(table, adapter);
+    }
     wrpo__place_weights(table, &weights);
     out->weights = weights.used + (wrpo__has_masters(ctx, false) ? (size_t)table->count * sizeof *table->low : 0);
     const int64_t rows = data ? wrpo__run_rows(config, data, 0, wrpo_data_count(data), d.micro_tokens) : d.micro_tokens;
     const size_t held = WRPO__MIN(ctx->device_bytes, out->weights), free = wrpo__room(ctx);    /* they may be there */
     out->room = free < SIZE_MAX - held ? free + held : SIZE_MAX;
     const size_t room = out->room > out->weights ? out->room - out->weights : 0;
-    wrpo__fit(ctx, config, d.moments, d.recompute, rows, room, out);
+    wrpo__fit(ctx, table, d.moments, d.recompute, rows, room, out);
     out->device += out->weights;
     if (data) {
         const wrpo_data_stats s = data->stats;
@@ -10368,9 +10932,9 @@ static void wrpo__train_bytes(wrpo_ctx *ctx, const wrpo_config *config, const wr
     out->total = out->weights + out->gradients + out->moments + out->activations + out->head + out->data;
 }
 WRPO_API wrpo_result wrpo_train_bytes(wrpo_ctx *ctx, const wrpo_config *config, const wrpo_data *data,
-                                      const wrpo_train_desc *desc, wrpo_bytes *out) {
+                                      const wrpo_train_desc *desc, const wrpo_adapter_desc *adapter, wrpo_bytes *out) {
     *out = (wrpo_bytes){0};
-    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__train_bytes(ctx, config, data, desc, out));
+    WRPO__CALL(ctx, wrpo__arena_new(ctx), true, wrpo__train_bytes(ctx, config, data, desc, adapter, out));
     return wrpo__end(&wrpo__entry);
 }
 /* What would fit: first other moments, then fewer rows at once; NULL: nothing. */
@@ -10383,7 +10947,7 @@ static const char *wrpo__would_fit(const wrpo_trainer *t, size_t room) {
     wrpo_bytes need;
     for (int64_t n = t->rows, last = 0; n != last; last = n, n = WRPO__MAX(least, n / 2))
         for (int i = (int)t->desc.moments; wrpo_moments_name(i); i++)
-            if (wrpo__fit(t->ctx, c, (wrpo_moments)i, 0, n, room, &need))
+            if (wrpo__fit(t->ctx, t->model, (wrpo_moments)i, 0, n, room, &need))
                 return wrpo__format(wrpo__current, "moments in %s, %lld micro tokens and %lld of %lld layers "
                                     "recomputed", wrpo_moments_name(i), (long long)n, (long long)need.recompute,
                                     (long long)c->num_hidden_layers);
@@ -10394,7 +10958,7 @@ static wrpo_bytes wrpo__fitted(const wrpo_trainer *t) {
     const size_t room = wrpo__room(t->ctx);
     const bool host = t->ctx->desc.backend->host;
     wrpo_bytes need;
-    if (wrpo__fit(t->ctx, &t->model->config, t->desc.moments, t->desc.recompute, t->rows, room, &need)) return need;
+    if (wrpo__fit(t->ctx, t->model, t->desc.moments, t->desc.recompute, t->rows, room, &need)) return need;
     if (host && !t->ctx->desc.memory_limit) return need;       /* a host may have more than it says: it can swap */
     const char *with = wrpo__would_fit(t, room);
     wrpo__fail(t->ctx, WRPO_E_MEMORY, "out of memory: besides its weights the run takes %.3f GiB, %s %.3f GiB left; "
@@ -10529,6 +11093,17 @@ static const char *wrpo__set_text(const wrpo__set *set) {
     const unsigned long long h = wrpo__data_hash(0, set->data);
     return wrpo__format(wrpo__current, "%lld records, %016llx", (long long)set->N, h);
 }
+static const char *wrpo__adapter_text(const wrpo_model *model) {
+    const wrpo__lora *lora = model->lora;
+    uint64_t h = 0;
+    if (!lora) return "none";
+    for (int64_t i = 0; i < model->config.num_hidden_layers * WRPO__KINDS; i++) {
+        const double numbers[2] = {(double)lora->of[i].rank, (double)lora->of[i].scale};
+        h = wrpo__hash(h, numbers, sizeof numbers);
+    }
+    return wrpo__format(wrpo__current, "r %lld, alpha %g, dropout %g, layers %016llx", (long long)lora->desc.r,
+                        lora->desc.alpha, lora->desc.dropout, (unsigned long long)h);
+}
 /* What the file says of the run. SAME: a run that goes on must have the same. SAID: the file says where the run is.
    FREE: it is not in the file. An stb_ds array. */
 static wrpo__setting *wrpo__state_settings(const wrpo_trainer *t) {
@@ -10552,6 +11127,7 @@ static wrpo__setting *wrpo__state_settings(const wrpo_trainer *t) {
 #define WRPO__X(field, otherwise, valid, want, same) {#field, NULL, (double)d->field, same ? WRPO__SAME : WRPO__FREE},
         WRPO__SETTINGS(WRPO__X)
 #undef WRPO__X
+        {"adapter", wrpo__adapter_text(t->model), 0, t->model->lora ? WRPO__SAME : WRPO__FREE},
         {"seed", wrpo__format(temp, "%llu", (unsigned long long)d->seed), 0, WRPO__SAME},
         {"no_shuffle", NULL, d->no_shuffle, WRPO__SAME},
         {"data", wrpo__set_text(&t->train), 0, WRPO__SAME},
@@ -10587,13 +11163,14 @@ static wrpo__state_part *wrpo__state_parts(const wrpo_trainer *t) {
     for (int moment = 0; moment < 3; moment++)
         for (int64_t i = 0, end, size; i < t->model->n_weights; i = end) {
             const wrpo_weight *w = &t->model->weights[i];
+            end = i + 1;
+            if (w->at < 0) continue;                   /* frozen beside an adapter */
             const bool half = moment && moments == WRPO_MOMENTS_BF16;
             const size_t each = half ? 2 : 4;
             wrpo__state_part p = {.w = w, .moment = moment, .dtype = half ? "BF16" : "F32", .ndim = w->vector ? 1 : 2,
                                   .shape = {w->rows, w->cols}, .at = (size_t)w->at * each};
             p.name = wrpo__format(wrpo__current, "%s%s", w->name, suffix[moment]);
             p.bytes = (size_t)wrpo__size(w) * each;
-            end = i + 1;
             if (moment && moments == WRPO_MOMENTS_8BIT) {
                 end = wrpo__weight_run(t->model, i, &size);
                 p.at = wrpo_moments_bytes(moments, w->at);
@@ -12500,6 +13077,17 @@ static void wrpo__cpu_add(void *dev, void *y, const void *x, int64_t count) {
     for (int64_t i = 0; i < count; i += WRPO__GRAIN)
         cpu->kernel.axpy((float *)y + i, 1, (const float *)x + i, WRPO__MIN(count - i, WRPO__GRAIN));
 }
+static void wrpo__cpu_dropout(void *dev, void *y, int64_t ldy, const void *x, int64_t ldx, int64_t n, int64_t D,
+                              const wrpo_dropout *d) {
+    const wrpo__cpu *cpu = dev;
+    WRPO__PARROWS(cpu, n, D)
+    for (int64_t r = 0; r < n; r++) {
+        float *to = (float *)y + r * ldy;
+        const float *from = (const float *)x + r * ldx;
+        if (d->p > 0) wrpo__dropout_row(to, from, D, r, d);
+        else cpu->kernel.scale(to, d->scale, from, WRPO_DTYPE_F32, D);
+    }
+}
 static void wrpo__cpu_rmsnorm(void *dev, void *y, int64_t ldy, float *rstd, const void *x, int64_t ldx, const float *w,
                               int64_t n, int64_t heads, int64_t D, float eps, float plus) {
     const wrpo__cpu *cpu = dev;
@@ -12530,7 +13118,7 @@ static void wrpo__cpu_rmsnorm_bwd(void *dev, void *dx, int64_t lddx, float *dw, 
                                         (const float *)x + row * ldx + column, w, rstd[i], D, plus);
             }
         }
-        for (int64_t t = 0; t < tasks; t++) cpu->kernel.axpy(dw, 1, sums + t * D, D);
+        for (int64_t t = 0; dw && t < tasks; t++) cpu->kernel.axpy(dw, 1, sums + t * D, D);
     }
 }
 static void wrpo__cpu_rope(void *dev, void *x, int64_t ldx, const float *table, int64_t n, int64_t heads, int64_t d,
@@ -13127,6 +13715,7 @@ static void wrpo__cpu_attention_bwd(void *dev, const wrpo_attn *a, void *dq, voi
     .embed = wrpo__cpu_embed, .embed_bwd = wrpo__cpu_embed_bwd, .gather = wrpo__cpu_gather, \
     .gather_bwd = wrpo__cpu_gather_bwd, .scatter = wrpo__cpu_scatter, .bias = wrpo__cpu_bias, \
     .bias_bwd = wrpo__cpu_bias_bwd, .colsum = wrpo__cpu_colsum, .add = wrpo__cpu_add, \
+    .dropout = wrpo__cpu_dropout, \
     .rmsnorm = wrpo__cpu_rmsnorm, .rmsnorm_bwd = wrpo__cpu_rmsnorm_bwd, .rope = wrpo__cpu_rope, \
     .attention = wrpo__cpu_attention, .attention_bwd = wrpo__cpu_attention_bwd, \
     .attention_scratch = wrpo__cpu_attention_scratch, .glu = wrpo__cpu_glu, .glu_bwd = wrpo__cpu_glu_bwd, \

@@ -6,8 +6,17 @@
 
 /* ---- the plain model: weights by name as double copies ---- */
 static const wrpo_model *plain;
-static double *copy;                 /* of the weights, at their places */
-static const double *at(const wrpo_weight *w) { return w ? copy + w->at : NULL; }
+static double *copy;                 /* of the weights, one after the other */
+static int64_t place[200];           /* where each of them is */
+static double *at(const wrpo_weight *w) { return w ? copy + place[w - plain->weights] : NULL; }
+static const wrpo__adapter *adapter_of(const wrpo_weight *w) {
+    for (int64_t l = 0; plain->lora && l < plain->config.num_hidden_layers; l++)
+        for (int kind = 0; kind < WRPO__KINDS; kind++) {
+            const wrpo__adapter *of = wrpo__adapters(plain, (wrpo__kind)kind, l);
+            if (of->rank && wrpo__weight(plain, (wrpo__kind)kind, l) == w) return of;
+        }
+    return NULL;
+}
 static void rms(double *y, const double *x, const double *g, int64_t n, double eps, double plus) {
     double s = 0;
     for (int64_t i = 0; i < n; i++) s += x[i] * x[i];
@@ -19,6 +28,12 @@ static void matvec(double *y, const wrpo_weight *w, const wrpo_weight *b, const 
         double s = b ? at(b)[r] : 0;
         for (int64_t k = 0; k < w->cols; k++) s += at(w)[r * w->cols + k] * x[k];
         y[r] = s;
+    }
+    const wrpo__adapter *of = adapter_of(w);
+    for (int64_t i = 0; of && i < of->rank; i++) {     /* y += scale (x A') B' */
+        double t = 0;
+        for (int64_t k = 0; k < w->cols; k++) t += at(of->a)[i * w->cols + k] * x[k];
+        for (int64_t r = 0; r < w->rows; r++) y[r] += (double)of->scale * t * at(of->b)[r * of->rank + i];
     }
 }
 /* log-probs of ids[first..n) given what stands before each; out[n - first] */
@@ -178,22 +193,32 @@ static float *backward(wrpo__arena *arena, wrpo__run *r,
     wrpo__backward(r, grads);
     return grads;
 }
-static void check(wrpo_ctx *ctx, const char *what, wrpo_config c) {
+/* adapter: NULL, or only it is trained */
+static void check_with(wrpo_ctx *ctx, const char *what, wrpo_config c, const wrpo_adapter_desc *adapter) {
     make_records(c.vocab_size);
     TEST_TRY(ctx, wrpo__arena_new(ctx), true) {
         wrpo__arena *arena = wrpo__entry.arena;
         wrpo_model *model = wrpo__model_new(arena, &c);
+        if (adapter) {
+            wrpo__adapter_begin(model, adapter);
+            wrpo__model_memory(model);
+        }
         for (int64_t i = 0; i < model->n_weights; i++)
             for (int64_t k = 0; k < model->weights[i].rows * model->weights[i].cols; k++) {
                 double z = wrpo__normal(11, (uint64_t)i, (uint64_t)k);
                 ((float *)model->weights[i].data)[k] =
                     (float)(model->weights[i].vector ? 0.8 + 0.3 * z : c.initializer_range * z);
             }
+        int64_t elements = 0;
         plain = model;
-        copy = calloc((size_t)model->count, sizeof *copy);
+        for (int64_t i = 0; i < model->n_weights; i++) {
+            place[i] = elements;
+            elements += wrpo__size(&model->weights[i]);
+        }
+        copy = calloc((size_t)elements, sizeof *copy);
         for (int64_t i = 0; i < model->n_weights; i++)
             for (int64_t k = 0; k < wrpo__size(&model->weights[i]); k++)
-                copy[model->weights[i].at + k] = (double)((float *)model->weights[i].data)[k];
+                copy[place[i] + k] = (double)((float *)model->weights[i].data)[k];
         for (int64_t recompute = 0; recompute <= c.num_hidden_layers; recompute += c.num_hidden_layers) {
             wrpo__run *r = forward(arena, model, recompute, false, true);
             double want[3 * RECORDS * MOST];
@@ -206,8 +231,10 @@ static void check(wrpo_ctx *ctx, const char *what, wrpo_config c) {
             for (int64_t i = 0; i < model->n_weights;
                  i++) { /* seven places of every tensor, relative to the tensor's largest gradient */
                 const wrpo_weight *w = &model->weights[i];
+                CHECK(adapter ? (w->at < 0) == (i < model->lora->first) : w->at >= 0, "%s: %s is trained", what, w->name);
+                if (w->at < 0) continue;
                 float *g = grads + w->at;
-                double *p = copy + w->at, top = 0;
+                double *p = at(w), top = 0;
                 int64_t size = w->rows * w->cols;
                 for (int64_t k = 0; k < size; k++) top = fmax(top, fabs((double)g[k]));
                 CHECK(top > 0, "%s: %s has no gradient", what, w->name);
@@ -244,6 +271,12 @@ static void check(wrpo_ctx *ctx, const char *what, wrpo_config c) {
     CHECK(wrpo__end(&wrpo__entry) == WRPO_OK, "%s: %s", what, ctx->error.text);
 }
 
+static void check(wrpo_ctx *ctx, const char *what, wrpo_config c) {
+    static int64_t ranks[] = {1, 3, 16}, next;
+    check_with(ctx, what, c, NULL);
+    const wrpo_adapter_desc all_linear = {.r = ranks[next++ % 3], .alpha = 5, .rslora = next % 2};
+    check_with(ctx, what, c, &all_linear);
+}
 static void all(const wrpo_backend *backend) {
     wrpo_ctx *ctx;
     if (wrpo_open(&(wrpo_desc){.backend = backend}, &ctx) != WRPO_OK) exit(2);
@@ -258,6 +291,7 @@ static void all(const wrpo_backend *backend) {
     check(ctx, "llama3 rope, heads wider than hidden", c);
     c = config("llama"), c.attention_bias = c.output_bias = true, c.num_key_value_heads = 3;
     check(ctx, "biases on q, k, v, o", c);
+    check_with(ctx, "adapters on some layers", c, &(wrpo_adapter_desc){.r = 3, .target = "v_proj,q_proj,down_proj"});
     c = config("mistral"), c.sliding_window = 5, c.sliding_layers[0] = 3;
     check(ctx, "window on all layers", c);
     c = config("qwen2"), c.attention_bias = true, c.sliding_window = 4, c.sliding_layers[0] = 2;
@@ -279,7 +313,8 @@ static void all(const wrpo_backend *backend) {
     check(ctx, "dynamic rope, every longer sequence with a theta of its own", c);
     c = config("one"), c.hidden_size = 1, c.intermediate_size = 1, c.num_attention_heads = 1, c.head_dim = 2,
     c.vocab_size = 3, c.num_hidden_layers = 1;
-    check(ctx, "everything 1", c);
+    check_with(ctx, "everything 1", c, NULL);
+    check_with(ctx, "everything 1, an adapter", c, &(wrpo_adapter_desc){.r = 1, .alpha = 1});
     printf("%s: worst difference of a log-prob %.2g, of a gradient %.2g of its tensor's largest\n", backend->name,
            worst_logp, worst_grad);
     wrpo_close(ctx);

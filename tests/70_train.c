@@ -298,7 +298,7 @@ int main(void) {
         wrpo_data *data = make_data(ctx, 0, N);
         wrpo_model *model = make_model(ctx);
         const wrpo_config *c = wrpo_model_config(model);
-        CHECK(!wrpo_train_bytes(ctx, c, data, &base, &kept) && !wrpo_train_bytes(ctx, c, data, &every, &least) &&
+        CHECK(!wrpo_train_bytes(ctx, c, data, &base, NULL, &kept) && !wrpo_train_bytes(ctx, c, data, &every, NULL, &least) &&
                   kept.recompute == 0 && least.recompute == 3 && kept.logits && !least.logits,
               "%s", wrpo_last_error(ctx)->text);
         result free_run = run(base, 2);
@@ -306,12 +306,12 @@ int main(void) {
             wrpo_ctx *tight;
             wrpo_bytes most;
             if (wrpo_open(&(wrpo_desc){.threads = 2}, &tight) != WRPO_OK) exit(2);
-            CHECK(!wrpo_train_bytes(tight, c, data, &base, &most) && most.logits, "%s", wrpo_last_error(tight)->text);
+            CHECK(!wrpo_train_bytes(tight, c, data, &base, NULL, &most) && most.logits, "%s", wrpo_last_error(tight)->text);
             const size_t used = tight->bytes;
             wrpo_close(tight);
             if (wrpo_open(&(wrpo_desc){.threads = 2, .memory_limit = most.device + used - 1}, &tight) != WRPO_OK)
                 exit(2);
-            CHECK(!wrpo_train_bytes(tight, c, data, &base, &most) && most.recompute == 0 && !most.logits &&
+            CHECK(!wrpo_train_bytes(tight, c, data, &base, NULL, &most) && most.recompute == 0 && !most.logits &&
                       most.device <= most.room,
                   "%lld layers, logits %d: %zu of %zu", (long long)most.recompute, most.logits, most.device, most.room);
             wrpo_close(tight);
@@ -328,7 +328,7 @@ int main(void) {
             if (wrpo_open(&desc, &tight) != WRPO_OK) exit(2);
             wrpo_model *policy = make_model(tight);
             wrpo_data *records_there = make_data(tight, 0, N);
-            CHECK(!wrpo_train_bytes(tight, c, records_there, &base, &fitted) &&
+            CHECK(!wrpo_train_bytes(tight, c, records_there, &base, NULL, &fitted) &&
                       (part == 2 || (fitted.recompute > 0 && fitted.device <= fitted.room)),
                   "part %d: %lld layers", part, (long long)fitted.recompute);
             base.learning_rate = 1e-3, base.batch_size = 4;
@@ -497,7 +497,7 @@ int main(void) {
             "rope.short_factor and long_factor: want 1e-15 to 1e+15, found 0");
 #undef BAD
         wrpo_bytes bytes;
-        SAYS(wrpo_train_bytes(ctx, &(wrpo_config){0}, NULL, NULL, &bytes), "wrpo_config: vocab_size: want 1 to");
+        SAYS(wrpo_train_bytes(ctx, &(wrpo_config){0}, NULL, NULL, NULL, &bytes), "wrpo_config: vocab_size: want 1 to");
     }
     {   /* a desc of NULL is {0} */
         wrpo_model *model = make_model(ctx), *none;
@@ -517,7 +517,7 @@ int main(void) {
         SAYS(wrpo_winrate(ctx, NULL, &rates), "wrpo_winrate_desc: want a and b, found NULL");
         CHECK(wrpo_select(ctx, NULL, &selected) == WRPO_E_FORMAT && strstr(wrpo_last_error(ctx)->text, "want prompts"),
               "%s", wrpo_last_error(ctx)->text);
-        CHECK(wrpo_train_bytes(ctx, wrpo_model_config(model), data, NULL, &bytes) == WRPO_OK && bytes.total > 0, "%s",
+        CHECK(wrpo_train_bytes(ctx, wrpo_model_config(model), data, NULL, NULL, &bytes) == WRPO_OK && bytes.total > 0, "%s",
               wrpo_last_error(ctx)->text);
         CHECK(wrpo_eval(model, data, NULL, &m) == WRPO_OK &&
                   wrpo_eval(model, data, &(wrpo_train_desc){0}, &other) == WRPO_OK && m.loss == other.loss,

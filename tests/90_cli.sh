@@ -85,11 +85,11 @@ cp quads.jsonl before.jsonl
 
 # ---- help and wrong usage
 good "--help" --help
-for c in init inspect tokenize logprob train eval generate sample answer score select split winrate report demo; do
+for c in init inspect tokenize logprob train merge eval generate sample answer score select split winrate report demo; do
     check "--help lists $c" grep -q "^  $c " out.txt
 done
 good "--version" --version
-for c in init inspect tokenize logprob train eval generate sample answer score select split winrate report demo; do
+for c in init inspect tokenize logprob train merge eval generate sample answer score select split winrate report demo; do
     good "$c --help" $c --help
     check "$c --help: usage" grep -q "^usage: wrpo $c" out.txt
     check "$c --help: stderr" test ! -s err.txt
@@ -210,6 +210,63 @@ check "logprob of pairs: two log-probs, an id from the line" grep \
 bad "wrpo on pairs" 1 'line 1.*source response' train --model tiny --data pairs.jsonl --out new
 bad "dpo on messages" 1 'line 1.*rejected response' train --method dpo --model tiny --data messages.jsonl --out new
 bad "two new folders above the output, and a failure" 1 'nope' train --model tiny --data nope --out new/a/b
+# ---- adapters
+LORA="train --model tiny --data quads.jsonl --batch-size 2 --learning-rate 1e-2 --beta 0.1 --no-shuffle"
+good "train an adapter" $LORA --out lora --lora-r 4 --lora-alpha 8 --lora-dropout 0.1 --lora-target q_proj,v_proj
+check "the adapter is what is saved" [ -f lora/adapter_model.safetensors -a -f lora/adapter_config.json \
+    -a ! -f lora/model.safetensors ]
+check "what is trained is said" grep -q 'adapter .*new, r 4, alpha 8, dropout 0.1' out.txt
+good "inspect an adapter" inspect lora --tensors
+check "its rank" grep -q '^r  *4$' out.txt
+check "its tensors" grep -q 'q_proj.lora_A.weight' out.txt
+printf '{"prompt_id":"a","prompt":"hi"}\n' >one.jsonl
+for c in "logprob --model tiny --data quads.jsonl" "generate --model tiny --in one.jsonl --max-tokens 5 --temperature 0" \
+    "eval --model tiny --data quads.jsonl"; do
+    good "$c without" $c
+    mv out.txt without.txt
+    good "$c" $c --adapter lora
+    if cmp -s out.txt without.txt; then fail "$c: the adapter changes nothing"; else pass; fi
+    mv out.txt with.txt
+done
+good "merge" merge --model tiny --adapter lora --out merged
+good "eval the merged model" eval --model merged --ref tiny --data quads.jsonl
+check "a merged model has the adapter's loss" awk -F'[:,]' 'NR == FNR { a = $4; next } { d = a - $4; if (d < 0) d = -d }
+    END { exit !(d < 1e-5) }' with.txt out.txt
+good "sample with an adapter" sample --model tiny --adapter lora --prompts one.jsonl --as target --out lora.jsonl --n 1 \
+    --max-tokens 3
+good "go on from an adapter" $LORA --out lora2 --adapter lora --epochs 2
+check "the reference is the adapter as it was" grep -q '"step": 1, "loss": 0.69' lora2/metrics.jsonl
+good "an adapter to go on with" $LORA --out lora3 --lora-r 3 --epochs 4 --save-steps 2
+find lora3 -name trainer_state.wrpo >found.txt
+good "inspect its checkpoint" inspect "$(dirname "$(head -1 found.txt)")"
+cp -r tiny beside && cp lora/adapter_* beside
+good "an adapter beside the model" logprob --model beside --data quads.jsonl
+check "it is said" grep -q 'beside: the adapter beside the model is applied' err.txt
+bad "all weights of a model with an adapter beside" 1 'an adapter beside the model' train --model beside --data quads.jsonl \
+    --out new
+bad "an adapter into its own directory" 1 'want another directory than --adapter' $LORA --adapter lora --out lora
+bad "an adapter into its model" 1 'want another directory than --model' $LORA --lora-r 2 --out tiny
+bad "merged into its model" 1 'want another directory' merge --model tiny --adapter lora --out tiny
+bad "merged into the adapter" 1 'want another directory' merge --model tiny --adapter lora --out lora
+bad "settings of no adapter" 1 'want --lora-r' $LORA --lora-alpha 3 --out new
+bad "two adapters" 1 'either --lora-r' $LORA --lora-r 3 --adapter lora --out new
+bad "a layer that is not there" 1 'target: want all-linear or names out of q_proj,.*, found qproj' $LORA --lora-r 2 \
+    --lora-target qproj --out new
+bad "no adapter there" 1 'adapter_config.json' generate --model tiny --adapter tok --prompt hi
+cp -r lora wrong && sed -i 's/"use_dora": false/"use_dora": true/' wrong/adapter_config.json
+bad "DoRA" 1 'wrong/adapter_config.json:.*use_dora true is not supported' $LORA --adapter wrong --out new
+rm -r wrong && cp -r lora wrong && sed -i 's/layers.0.self_attn.q_proj.lora_B/layers.0.self_attn.q_proj.lora_C/' \
+    wrong/adapter_model.safetensors
+bad "no lora_B" 1 'layers.0.self_attn.q_proj.lora_B.weight is missing' $LORA --adapter wrong --out new
+rm -r wrong && cp -r lora wrong && sed -i 's/layers.0.self_attn/layers.9.self_attn/g' wrong/adapter_model.safetensors
+bad "a layer too many" 1 'layers.9.self_attn.*no such tensor' $LORA --adapter wrong --out new
+rm -r wrong && cp -r lora wrong && sed -i 's/"r": 4/"r": 5/' wrong/adapter_config.json
+bad "another rank" 1 'lora_A.weight: want \[5,[0-9]*\], found \[4,[0-9]*\]' $LORA --adapter wrong --out new
+rm -r wrong && cp -r lora wrong && printf '\377\377\377\377' | dd of=wrong/adapter_model.safetensors bs=1 conv=notrunc \
+    seek=$(($(wc -c <wrong/adapter_model.safetensors) - 4)) 2>/dev/null
+bad "NaN in an adapter" 1 'lora_.*not a finite number' $LORA --adapter wrong --out new
+rm -r wrong
+
 good "an option that says nothing" train --method sft --pair both --model tiny --data quads.jsonl --out run-sft \
     --batch-size 5 --max-steps 1
 check "it is named" grep -q 'warning: --pair says nothing to --method sft' err.txt

@@ -490,7 +490,7 @@ static outcome train(run_of *r, bool all) {
                          .epochs = (double)opt.steps + 1};
     if (opt.responses == 1 && !opt.model) d.loss = (wrpo_loss_desc){.method = WRPO_METHOD_SFT};
     if (opt.responses == 2 && !opt.model) d.loss.method = WRPO_METHOD_DPO;
-    need(r->ctx, wrpo_train_bytes(r->ctx, wrpo_model_config(r->model), r->data, &d, &o.bytes));
+    need(r->ctx, wrpo_train_bytes(r->ctx, wrpo_model_config(r->model), r->data, &d, NULL, &o.bytes));
     timing = all;
     double begin = now();
     need(r->ctx, wrpo_trainer_open(r->model, r->data, &d, &t));

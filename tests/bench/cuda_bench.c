@@ -296,7 +296,7 @@ static void step(const char *name, wrpo_config c, int64_t P, int64_t R, int reco
         const size_t before = be->room(ctx->dev);
         for (int i = 0; i < 3 && !t; i++) {            /* the widest moments that fit */
             d.moments = (wrpo_moments)i;
-            if (wrpo_train_bytes(ctx, &c, data, &d, &bytes) == WRPO_OK && bytes.device <= bytes.room &&
+            if (wrpo_train_bytes(ctx, &c, data, &d, NULL, &bytes) == WRPO_OK && bytes.device <= bytes.room &&
                 wrpo_trainer_open(m, data, &d, &t) != WRPO_OK)
                 t = NULL;
         }
