@@ -1,5 +1,6 @@
 /* Training runs against the same procedure in PyTorch (golden/train_golden.py): every metric of every step and the
-   final weights, for all methods and schedules, FuseRL, EAST and several sources, from records of token ids. */
+   final weights, for all methods and schedules, FuseRL, EAST and several sources, from records of token ids. The same of
+   adapters, against PEFT (golden/adapters.py). */
 #define WRPO_IMPLEMENTATION
 #include "wrpo.h"
 #include "support/test.h"
@@ -42,11 +43,30 @@ static double metric(const wrpo_metrics *m, const char *name) {
     return NAN;
 }
 
-static void all(const wrpo_backend *backend) {
+/* The weight of that name; of a layer that is several weights here, one after the other, the first. *size: elements. */
+static const wrpo_weight *trained(const wrpo_model *model, const char *key, int64_t *size) {
+    static const char *const fused[][4] = {{"qkv_proj.lora_A", "q_proj.lora_A"}, {"gate_up_proj.lora_A", "gate_proj.lora_A"},
+        {"qkv_proj.lora_B", "q_proj.lora_B", "k_proj.lora_B", "v_proj.lora_B"},
+        {"gate_up_proj.lora_B", "gate_proj.lora_B", "up_proj.lora_B"}};
+    const wrpo_weight *w = golden_weight(model, key);
+    *size = w ? w->rows * w->cols : 0;
+    for (int i = 0; i < WRPO__COUNT(fused) && !w; i++) {
+        const char *at = strstr(key, fused[i][0]);
+        for (int k = 3; at && k > 0; k--) {
+            char name[128];
+            if (!fused[i][k]) continue;
+            snprintf(name, sizeof name, "%.*s%s%s", (int)(at - key), key, fused[i][k], at + strlen(fused[i][0]));
+            w = golden_weight(model, name);
+            *size += w ? w->rows * w->cols : 0;
+        }
+    }
+    return w;
+}
+static void all(const wrpo_backend *backend, const char *file, int runs) {
     wrpo_ctx *ctx;
     if (wrpo_open(&(wrpo_desc){.threads = 1, .backend = backend}, &ctx) != WRPO_OK) exit(1);
     printf("%s\n", backend->name);
-    const wrpo_json *golden = golden_read(ctx, "golden/train.json");
+    const wrpo_json *golden = golden_read(ctx, file);
     int n = 0;
     for (const wrpo_json *run = golden_get(golden, "runs")->child; run; run = run->next, n++) {
         const wrpo_json *o = golden_get(run, "options"), *steps = golden_get(run, "steps");
@@ -57,12 +77,18 @@ static void all(const wrpo_backend *backend) {
         wrpo_trainer *t = NULL;
         wrpo_metrics m = {0};
         char name[96];
-        snprintf(name, sizeof name, "run %d (%s %s %s %s)", n, golden_text(o, "data", "quads"),
+        const char *family = golden_text(run, "family", NULL);
+        char config[96] = "golden/train", adapter[96];
+        if (family) snprintf(config, sizeof config, "golden/families/%s", family);
+        snprintf(adapter, sizeof adapter, "golden/adapters/%s", family ? family : "none");
+        snprintf(name, sizeof name, "run %d (%s%s%s %s %s %s)", n, family ? family : "", family ? " " : "",
+                 golden_text(o, "data", "quads"),
                  golden_text(o, "method", ""), golden_text(o, "pair", ""), golden_text(o, "alpha_schedule", ""));
-        CHECK(wrpo_model_init(ctx, &(wrpo_init_desc){.config = "golden/train"}, &model) == WRPO_OK, "%s",
+        CHECK(wrpo_model_init(ctx, &(wrpo_init_desc){.config = config}, &model) == WRPO_OK, "%s",
               wrpo_last_error(ctx)->text);
         if (!model) break;
         golden_fill(model, golden_get(golden, "scale"));
+        CHECK(!family || !wrpo_adapter_load(model, adapter), "%s", wrpo_last_error(ctx)->text);
         CHECK(wrpo_trainer_open(model, data, &desc, &t) == WRPO_OK, "%s: %s", name, wrpo_last_error(ctx)->text);
         double worst = 0;
         for (int64_t k = 0; t && k < T; k++) {
@@ -84,11 +110,12 @@ static void all(const wrpo_backend *backend) {
         }
         double weights = 0;
         for (const wrpo_json *v = golden_get(run, "weights")->child; v; v = v->next) {
-            const wrpo_weight *w = golden_weight(model, v->key);
+            int64_t size;
+            const wrpo_weight *w = trained(model, v->key, &size);
             CHECK(w, "%s: no tensor %s", name, v->key);
             if (!w) continue;
             double sum = 0, norm = golden_number(v, "norm", NAN);
-            for (int64_t k = 0; k < w->rows * w->cols; k++)
+            for (int64_t k = 0; k < size; k++)
                 sum += (double)((float *)w->data)[k] * (double)((float *)w->data)[k];
             CHECK(fabs(sqrt(sum) - norm) <= 1e-5, "%s: norm of %s %.9g, want %.9g", name, v->key, sqrt(sum), norm);
             for (const wrpo_json *s = golden_get(v, "samples")->child; s; s = s->next) {
@@ -97,18 +124,21 @@ static void all(const wrpo_backend *backend) {
                 weights = fmax(weights, d);
             }
         }
-        printf("%-32s %2lld steps: metrics differ by %.1e relative at most, weights by %.1e\n", name, (long long)T,
+        printf("%-36s %2lld steps: metrics differ by %.1e relative at most, weights by %.1e\n", name, (long long)T,
                worst, weights);
         wrpo_trainer_free(t);
         wrpo_model_free(model);
         wrpo_data_free(data);
     }
-    CHECK(n == 17, "%d runs", n);
+    CHECK(n == runs, "%d runs", n);
     wrpo_json_free(ctx, (wrpo_json *)(uintptr_t)golden);
     wrpo_close(ctx);
 }
 int main(void) {
-    all(wrpo_backend_cpu());
-    all(wrpo_backend_plain());
+    for (int i = 0; i < 2; i++) {
+        const wrpo_backend *backend = i ? wrpo_backend_plain() : wrpo_backend_cpu();
+        all(backend, "golden/train.json", 17);
+        all(backend, "golden/adapters.json", 9);
+    }
     return test_end("72_parity");
 }

@@ -5,6 +5,7 @@
 #include "wrpo.h"
 #include "support/test.h"
 #include "support/folder.h"
+#include "support/golden.h"
 #include <unistd.h>
 
 enum { RECORDS = 12, LENGTH = 24, V = 97 };
@@ -213,6 +214,73 @@ static void test_directories(const char *type, const char *target) {
     wrpo_close(ctx);
 }
 
+/* ---- PEFT's own directories (golden/adapters.py): what a model is with one; written again, its tensors are the same; merged
+   as merge_and_unload does it. With WRPO_KEEP=FOLDER both stay there, for adapters.py --reload ---- */
+static void same_tensors(wrpo_ctx *ctx, const char *family, const char *a, const char *b) {
+    wrpo_tensors *x = NULL, *y = NULL;
+    CHECK(!wrpo_tensors_open(ctx, a, &x) && !wrpo_tensors_open(ctx, b, &y), "%s", wrpo_last_error(ctx)->text);
+    CHECK(wrpo_tensors_count(x) == wrpo_tensors_count(y), "%s: %lld tensors, want %lld", family,
+          (long long)wrpo_tensors_count(y), (long long)wrpo_tensors_count(x));
+    for (int64_t i = 0; i < wrpo_tensors_count(x); i++) {
+        const wrpo_tensor_info *p = wrpo_tensors_at(x, i), *q = wrpo_tensors_find(y, p->name);
+        CHECK(q && !strcmp(p->dtype, q->dtype) && p->ndim == q->ndim && !memcmp(p->shape, q->shape, sizeof *p->shape * 2) &&
+                  !memcmp(p->data, q->data, p->bytes), "%s: %s is another", family, p->name);
+    }
+    wrpo_tensors_close(x), wrpo_tensors_close(y);
+}
+static void test_golden(void) {
+    wrpo_ctx *ctx = open_ctx(2, NULL);
+    const wrpo_json *golden = golden_read(ctx, "golden/adapters.json");
+    wrpo_data *data = golden_data(ctx, golden_get(golden, "records"));
+    const char *keep = getenv("WRPO_KEEP");
+    int families = 0;
+    for (const wrpo_json *made = golden_get(golden, "made")->child; made; made = made->next, families++) {
+        char base[100], adapter[100], ours[300], whole[300], file[2][400];
+        double logps[8 * 3], worst = 0;
+        wrpo_model *m = NULL;
+        wrpo_tensors *t = NULL;
+        snprintf(base, sizeof base, "golden/families/%s", made->key);
+        snprintf(adapter, sizeof adapter, "golden/adapters/%s", made->key);
+        snprintf(ours, sizeof ours, "%s/%s-adapter", keep ? keep : dir, made->key);
+        snprintf(whole, sizeof whole, "%s/%s-merged", keep ? keep : dir, made->key);
+        CHECK(!wrpo_model_init(ctx, &(wrpo_init_desc){.config = base}, &m), "%s", wrpo_last_error(ctx)->text);
+        golden_fill(m, golden_get(golden, "scale"));
+        CHECK(!wrpo_adapter_load(m, adapter) && !wrpo_logprobs(m, data, 0, 8, logps, NULL), "%s: %s", made->key,
+              wrpo_last_error(ctx)->text);
+        int i = 0;
+        for (const wrpo_json *row = golden_get(made, "logps")->child; row; row = row->next)
+            for (const wrpo_json *v = row->child; v; v = v->next) worst = fmax(worst, fabs(v->number - logps[i++]));
+        CHECK(i == 24 && worst < 1e-4, "%s: log-probs differ from PEFT's by %g", made->key, worst);
+        CHECK(!wrpo_model_save(m, &(wrpo_save_desc){.dir = ours}) &&
+                  !wrpo_model_save(m, &(wrpo_save_desc){.dir = whole, .merge = true}), "%s: %s", made->key,
+              wrpo_last_error(ctx)->text);
+        snprintf(file[0], sizeof file[0], "%s/adapter_model.safetensors", adapter);
+        snprintf(file[1], sizeof file[1], "%s/adapter_model.safetensors", ours);
+        same_tensors(ctx, made->key, file[0], file[1]);
+        const wrpo_adapter_desc before = wrpo_model_adapter(m);
+        wrpo_model_free(m);
+        CHECK(!wrpo_model_load(ctx, &(wrpo_model_desc){.dir = whole, .frozen = true, .adapter = ours}, &m), "%s: %s",
+              made->key, wrpo_last_error(ctx)->text);  /* it reads its own config: scales and ranks */
+        const wrpo_adapter_desc after = wrpo_model_adapter(m);
+        CHECK(before.r == after.r && before.alpha == after.alpha && before.rslora == after.rslora, "%s: r, alpha", made->key);
+        wrpo_model_free(m);
+        CHECK(!wrpo_tensors_open(ctx, whole, &t), "%s", wrpo_last_error(ctx)->text);
+        for (const wrpo_json *v = golden_get(made, "merged")->child; v; v = v->next) {
+            const wrpo_tensor_info *info = wrpo_tensors_find(t, v->key);
+            CHECK(info != NULL, "%s: no tensor %s", made->key, v->key);
+            for (const wrpo_json *s = info ? v->child : NULL; s; s = s->next) {
+                float x;
+                memcpy(&x, (const char *)info->data + 4 * s->child->integer, 4);
+                CHECK(fabs((double)x - s->child->next->number) < 1e-6, "%s: merged: %s[%lld] is %.9g, want %.9g", made->key,
+                      v->key, (long long)s->child->integer, (double)x, s->child->next->number);
+            }
+        }
+        wrpo_tensors_close(t);
+    }
+    CHECK(families == 5, "%d families", families);
+    wrpo_data_free(data), wrpo_json_free(ctx, (wrpo_json *)(uintptr_t)golden), wrpo_close(ctx);
+}
+
 /* ---- what is refused ---- */
 #define SAYS(call, code, sentence) do { \
     const wrpo_result got = call; \
@@ -291,6 +359,7 @@ int main(void) {
     test_directories("phi3", NULL);
     test_directories("phi3", "qkv_proj");
     test_directories("internlm2", NULL);
+    test_golden();
     test_refused();
     shell("rm -rf %s%s", dir, "");
     return test_end("adapter");

@@ -99,8 +99,9 @@ def train(model, records, options, log=None):
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     reference = copy.deepcopy(model).eval()
-    decay = [p for n, p in model.named_parameters() if p.dim() == 2]
-    rest = [p for n, p in model.named_parameters() if p.dim() != 2]
+    trained = [p for p in model.parameters() if p.requires_grad]  # all, or an adapter's
+    decay = [p for p in trained if p.dim() == 2]
+    rest = [p for p in trained if p.dim() != 2]
     optimizer = torch.optim.AdamW([{"params": decay, "weight_decay": o["weight_decay"]}, {"params": rest, "weight_decay": 0.0}],
                                   lr=o["learning_rate"], betas=(0.9, 0.999), eps=1e-8)
     make = {"cosine": transformers.get_cosine_schedule_with_warmup, "linear": transformers.get_linear_schedule_with_warmup,
@@ -120,8 +121,8 @@ def train(model, records, options, log=None):
         batch = list(range(first, min(first + o["batch_size"], len(records))))
         alpha = alpha_at(o["alpha_schedule"], o["alpha"], k, T)
         rows = [one_record(model, o, alpha, records[i], ref_logps.get(i), records, batch) for i in batch]
-        norm = sum(float(q.grad.double().pow(2).sum()) for q in model.parameters()) ** 0.5  # clip_grad_norm_'s own float32 sum is off by 1e-5
-        torch.nn.utils.clip_grad_norm_(model.parameters(), o["max_grad_norm"] if o["max_grad_norm"] > 0 else math.inf)
+        norm = sum(float(q.grad.double().pow(2).sum()) for q in trained) ** 0.5  # clip_grad_norm_'s own float32 sum is off by 1e-5
+        torch.nn.utils.clip_grad_norm_(trained, o["max_grad_norm"] if o["max_grad_norm"] > 0 else math.inf)
         rate = schedule.get_last_lr()[0]
         optimizer.step()
         schedule.step()
