@@ -425,6 +425,45 @@ void add(void *d, void *y, const void *x, int64_t count) {
            on16(y, 0, 2) && on16(x, 0, 2));
 }
 
+/* ---- dropout ----
+   card    op: dropout. Grid (n, parts of a row); a thread takes the eight elements that share a block of random numbers,
+   element by element, as a row may begin within a block. x in, y out; memory-bound without p, with p by Philox's ten
+   rounds a block. No sums; the mask is the CPU's. Any sizes. Not measured. */
+__device__ __forceinline__ uint4 philox(uint64_t seed, uint64_t stream, uint64_t counter) {    /* wrpo__random */
+    uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
+    uint4 v = make_uint4((uint32_t)counter, (uint32_t)(counter >> 32), (uint32_t)stream, (uint32_t)(stream >> 32));
+#pragma unroll
+    for (int round = 0; round < 10; round++) {
+        const uint64_t a = (uint64_t)0xD2511F53u * v.x, b = (uint64_t)0xCD9E8D57u * v.z;
+        v = make_uint4((uint32_t)(b >> 32) ^ v.y ^ k0, (uint32_t)b, (uint32_t)(a >> 32) ^ v.w ^ k1, (uint32_t)a);
+        k0 += 0x9E3779B9u;
+        k1 += 0xBB67AE85u;
+    }
+    return v;
+}
+__global__ void dropout_kernel(bf16 *y, int64_t ldy, const bf16 *x, int64_t ldx, int64_t D, wrpo_dropout d,
+                               uint32_t bound, float kept) {
+    const int64_t r = blockIdx.x, begin = (d.row + r) * D;
+    const int64_t block = begin / 8 + (int64_t)blockIdx.y * blockDim.x + threadIdx.x;
+    if (block * 8 >= begin + D) return;
+    uint4 v = make_uint4(0, 0, 0, 0);
+    if (bound) v = philox(d.seed, d.stream, (uint64_t)block);
+    const uint32_t word[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+    for (int e = 0; e < 8; e++) {
+        const int64_t j = block * 8 + e - begin;
+        const uint32_t draw = word[e / 2] >> e % 2 * 16 & 0xFFFF;
+        if (j >= 0 && j < D) put(y + r * ldy + j, draw < bound ? 0.0f : kept * value(x[r * ldx + j]));
+    }
+}
+void dropout(void *d, void *y, int64_t ldy, const void *x, int64_t ldx, int64_t n, int64_t D, const wrpo_dropout *o) {
+    device *dev = (device *)d;
+    const uint32_t bound = (uint32_t)((double)o->p * 65536 + 0.5);
+    if (n <= 0 || D <= 0) return;
+    LAUNCH(dropout_kernel, dim3((unsigned)n, (unsigned)div_up(D / 8 + 2, 128)), 128, 0, (bf16 *)y, ldy, (const bf16 *)x,
+           ldx, D, *o, bound, o->scale / (1 - o->p));
+}
+
 /* ---- sums down the columns: bias_bwd, colsum, the weight's part of rmsnorm_bwd ----
    card    out[j] (= or +=) sum_i a[i][j], or sum_i a[i][j] x[i][j] rstd[i]. `vectors` rows of D numbers, `heads` of
    them in each row of memory. A block of 32 columns by 8 rows takes `each` rows: thread (c, r) adds rows r, r + 8, ...,
@@ -540,7 +579,7 @@ void rmsnorm_bwd(void *d, void *dx, int64_t lddx, float *dw, const void *dy, int
                  int64_t heads, int64_t D, float plus) {
     device *dev = (device *)d;
     if (n * heads <= 0) return;
-    sum_columns(dev, dw, columns{dy, false, lddy, (const bf16 *)x, ldx, rstd, n * heads, heads, D, 0}, 1);
+    if (dw) sum_columns(dev, dw, columns{dy, false, lddy, (const bf16 *)x, ldx, rstd, n * heads, heads, D, 0}, 1);
     const bool fast = on16(x, ldx, 2) && on16(dx, lddx, 2) && on16(dy, lddy, 2) && (!dres || on16(dres, lddres, 2)) &&
                       on16(w, D, 4) && on16(NULL, D, 2);
     LAUNCH(rmsnorm_bwd_kernel, norm_grid(D, n * heads), norm_block(D), 0, (bf16 *)dx, lddx, (const bf16 *)dy, lddy,
@@ -1877,7 +1916,7 @@ wrpo_backend table() {
     b.copy = copy, b.zero = zero, b.sync = sync, b.replay = replay;
     b.gemm = gemm, b.embed = embed, b.embed_bwd = embed_bwd, b.gather = gather, b.gather_bwd = gather_bwd,
     b.scatter = scatter, b.bias = bias, b.bias_bwd = bias_bwd;
-    b.colsum = colsum, b.add = add, b.rmsnorm = rmsnorm, b.rmsnorm_bwd = rmsnorm_bwd, b.rope = rope,
+    b.colsum = colsum, b.add = add, b.dropout = dropout, b.rmsnorm = rmsnorm, b.rmsnorm_bwd = rmsnorm_bwd, b.rope = rope,
     b.attention = attention, b.attention_bwd = attention_bwd;
     b.features = WRPO_FEATURE_GRAPHS;
 #ifndef WRPO_NO_CUBLAS

@@ -234,6 +234,39 @@ static void test_gemm_pairs(run *t, const int64_t *arg) {
 }
 
 /* ---- embed, gather, bias, colsum, add: args n, D, rows of the table, extra ---- */
+/* p 0 scales. Otherwise about a share p is 0 and the rest is scaled; an element is the same whatever rows are computed
+   with it; and the gradient is the op itself: it has the mask of its row and column. */
+static void test_dropout(run *t, int64_t n, int64_t D, int64_t ld) {
+    const wrpo_dropout none = {.scale = -1.5f}, some = {.scale = 2, .p = 0.3f, .seed = 5, .stream = 9, .row = 3};
+    float *x = floats(t, n * ld, NAN), *y = floats(t, n * ld, NAN), *want = floats(t, n * ld, NAN);
+    for (int64_t r = 0; r < n; r++)
+        for (int64_t j = 0; j < D; j++) x[r * ld + j] = (float)uniform(t, 0.5, 1);
+    plain->dropout(exact->dev, want, ld, x, ld, n, D, &none);
+    t->be->dropout(t->dev, y, ld, x, ld, n, D, &none);
+    result(t, "dropout", "y without", y, n, D, ld, want, 1e-7);
+    plain->dropout(exact->dev, want, ld, x, ld, n, D, &some);
+    t->be->dropout(t->dev, y, ld, x, ld, n, D, &some);
+    result(t, "dropout", "y", y, n, D, ld, want, 1e-7);
+    int64_t dropped = 0, wrong = 0, moved = 0;
+    for (int64_t r = 0; r < n; r++) {
+        wrpo_dropout row = some;
+        row.row += r;
+        float alone[8];
+        if (D <= 8) plain->dropout(exact->dev, alone, D, x + r * ld, ld, 1, D, &row);
+        for (int64_t j = 0; j < D; j++) {
+            const float v = y[r * ld + j], kept = x[r * ld + j] * 2 / 0.7f;
+            dropped += v == 0;
+            wrong += v != 0 && fabsf(v - kept) > 1e-6f * kept;
+            moved += D <= 8 && alone[j] != want[r * ld + j];
+        }
+    }
+    const double share = (double)dropped / (double)(n * D), sd = sqrt(0.21 / (double)(n * D));
+    CHECK(wrong == 0 && fabs(share - 0.3) < 5 * sd + 1e-3, "%s: dropout: %lld of %lld are 0, %lld wrong", t->name,
+          (long long)dropped, (long long)(n * D), (long long)wrong);
+    CHECK(moved == 0, "%s: dropout: %lld elements depend on the rows beside them", t->name, (long long)moved);
+    t->be->dropout(t->dev, x, ld, x, ld, n, D, &some);
+    CHECK(!memcmp(x, y, (size_t)((n - 1) * ld + D) * sizeof *x), "%s: dropout in place differs", t->name);
+}
 static void test_rows(run *t, const int64_t *arg) {
     const int64_t n = arg[0], D = arg[1], V = arg[2], ld = D + arg[3];
     const float scale = 1.5f;
@@ -293,6 +326,7 @@ static void test_rows(run *t, const int64_t *arg) {
     plain->add(ref, sum_want, y, n * D);
     t->be->add(t->dev, sum, y, n * D);
     result(t, "add", "y", sum, n, D, D, sum_want, 1e-7);
+    test_dropout(t, n, D, ld);
     double squares = 3, found = 3;
     plain->sumsq(ref, &squares, x, n * D);
     t->be->sumsq(t->dev, &found, x, n * D);
