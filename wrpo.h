@@ -274,7 +274,7 @@ typedef struct wrpo_model_desc {
     const char *dir;
     bool frozen;             /* not for training, except for an adapter: matrices stay as the file has them, mapped
                                 where that is possible */
-    const char *adapter;     /* of a frozen model: PEFT's directory; NULL = the one beside config.json, if there is one */
+    const char *adapter;     /* of a frozen model: its directory; NULL = the one beside config.json, if there is one */
 } wrpo_model_desc;
 typedef struct wrpo_init_desc {
     const char *config;      /* config.json or its directory */
@@ -2827,12 +2827,11 @@ WRPO_API wrpo_result wrpo_model_new(wrpo_ctx *ctx, const wrpo_config *config, ui
     WRPO__CALL(ctx, wrpo__arena_new(ctx), false, *out = wrpo__model_random(wrpo__current, config, seed));
     return wrpo__end(&wrpo__entry);
 }
-
-/* ---- adapters: LoRA (Hu et al. 2021). A weight W [out, in] of a linear layer may have A [r, in] and B [out, r] ---- */
+/* ---- adapters (LoRA): a weight W [out, in] of a linear layer may have A [r, in] and B [out, r] ---- */
 typedef struct wrpo__adapter {       /* of one weight */
     int64_t rank;                    /* 0: none */
     double alpha; float scale;
-    bool shared;                     /* its A is that of the weight before it: this family's files have one layer of both */
+    bool shared;                     /* its A is that of the weight before it: the family has one layer of both */
     const wrpo_weight *a, *b;        /* in the table */
 } wrpo__adapter;
 typedef struct wrpo__lora {
@@ -2842,55 +2841,9 @@ typedef struct wrpo__lora {
     const char *dir;                 /* where it was read; NULL: it is new */
     int64_t first;                   /* its first weight; those before are the model's own */
 } wrpo__lora;
-enum { WRPO__MAX_RANK = 4096 };
-/* The linear layers, by products: each of `count` weights from `first` on, which have the same input. */
-static const struct { wrpo__kind first; int count; } wrpo__products[] = {
-    {WRPO__W_q_proj, 3}, {WRPO__W_o_proj, 1}, {WRPO__W_gate_proj, 2}, {WRPO__W_down_proj, 1}};
 /* The adapters of a weight and of those of its product; NULL: the model has none. */
 static const wrpo__adapter *wrpo__adapters(const wrpo_model *model, wrpo__kind kind, int64_t l) {
     return model->lora ? &model->lora->of[l * WRPO__KINDS + (int64_t)kind] : NULL;
-}
-/* Appends what lora->of says to the table: for each product its As, which are one matrix, then its Bs. All are one run
-   of memory. The other weights are trained no more. */
-static void wrpo__adapter_table(wrpo_model *model, wrpo__lora *lora) {
-    const int64_t L = model->config.num_hidden_layers, n = model->n_weights;
-    wrpo_weight *w = wrpo__alloc(model->arena, (size_t)(n + 2 * WRPO__KINDS * L), sizeof *w), *next = w + n;
-    memcpy(w, model->weights, (size_t)n * sizeof *w);
-    for (int64_t i = 0; i < n; i++) w[i].at = -1;
-    model->weights = w;
-    model->lora = lora;
-    model->frozen = true;
-    model->count = 0;
-    lora->first = n;
-    for (int64_t i = 0; i < L * WRPO__COUNT(wrpo__products); i++) {
-        const int64_t l = i / WRPO__COUNT(wrpo__products), p = i % WRPO__COUNT(wrpo__products);
-        wrpo__adapter *of = &lora->of[l * WRPO__KINDS + (int64_t)wrpo__products[p].first];
-        const wrpo_weight *of_weight = wrpo__weight(model, wrpo__products[p].first, l);
-        int64_t rank = 0;
-        for (int k = 0; k < 2 * wrpo__products[p].count; k++) {
-            const int j = k % wrpo__products[p].count;
-            const bool is_b = k >= wrpo__products[p].count;
-            if (!of[j].rank) continue;
-            if (!is_b && of[j].shared) {
-                of[j].a = of[j - 1].a;
-                continue;
-            }
-            const int stem = (int)strlen(of_weight[j].name) - (int)strlen("weight");
-            const char *name = wrpo__format(model->arena, "base_model.model.%.*slora_%c.weight", stem,
-                                            of_weight[j].name, is_b ? 'B' : 'A');
-            *next = (wrpo_weight){.name = name, .rows = is_b ? of_weight[j].rows : of[j].rank,
-                                  .cols = is_b ? of[j].rank : of_weight[j].cols, .decay = true, .at = model->count,
-                                  .dtype = model->ctx->desc.dtype};
-            if (is_b) of[j].b = next;
-            else of[j].a = next;
-            if (!is_b) rank += of[j].rank;
-            model->count += wrpo__size(next++);
-        }
-        lora->rank = WRPO__MAX(lora->rank, rank);
-        if (rank) lora->cols = WRPO__MAX(lora->cols, of_weight->cols);
-    }
-    model->n_weights = next - w;
-    model->count = wrpo__whole_blocks(model->count);
 }
 WRPO_API const wrpo_config *wrpo_model_config(const wrpo_model *model) { return &model->config; }
 WRPO_API int64_t wrpo_model_weights(const wrpo_model *model, const wrpo_weight **out) {
@@ -3177,8 +3130,8 @@ static int wrpo__joined(const wrpo_weight *w, int i, int count, int64_t *rows) {
 static float *wrpo__grad(float *grads, const wrpo_weight *w) {         /* NULL: not wanted, or w is not trained */
     return grads && w->at >= 0 ? grads + w->at : NULL;
 }
-/* Adapters:  y += t B',  t = scale dropout(x) A'.  The As of a product are one matrix, and t [n, rank] is one product,
-   with columns for each; but with dropout each A has its own x, and its own t. Weights [i, end) of a product share t. */
+/* Adapters:  y += t B',  t = scale dropout(x) A'.  The As of a product are one matrix, so t [n, rank] has columns for
+   each; but with dropout each A has its own x, and its own t. Returns the end of the weights from i on that share t. */
 static int wrpo__adapter_group(const wrpo__run *r, const wrpo__adapter *of, int i, int count, int64_t *rank) {
     const wrpo_weight *a = of[i].a;
     *rank = of[i].rank;
@@ -4960,10 +4913,10 @@ static wrpo__writer *wrpo__index_write(const wrpo__save *save, const char *path,
     wrpo__text_puts(&t, "\n  }\n}\n");
     return wrpo__write_whole(save->temp, path, t.data, t.size);
 }
-/* t[n] into the directory, which exists: one file, or shards of at most max_shard_size bytes (0: 5e9) and their index;
-   if `file` is not NULL, one file of that name, and no other model's files are touched. dtype 0 is F32. fn is called for each file's tensors in the order of their names, with bounded pieces. sides: an
-   stb_ds array of whole files that wait for their names. What they replace is removed first, so that no kill leaves it
-   with the new tensors. */
+/* t[n] into the directory, which exists: one file, or shards of at most max_shard_size bytes (0: 5e9) and their index.
+   If `file` is not NULL, it is one file of that name, and the files of other models stay. dtype 0 is F32. fn is called
+   for each file's tensors in the order of their names, with bounded pieces. sides: an stb_ds array of whole files that
+   wait for their names. What they replace is removed first, so that no kill leaves it with the new tensors. */
 static void wrpo__tensors_save(wrpo__arena *temp, const char *dir, const char *file, const wrpo__save_tensor *t,
         int64_t n, wrpo_dtype dtype, int64_t max_shard_size, wrpo__save_fn fn, void *user, wrpo__writer **sides) {
     wrpo_ctx *ctx = temp->ctx;
@@ -5487,6 +5440,9 @@ static void wrpo__copy_weights(wrpo_model *model, int64_t begin, const wrpo__sli
     wrpo__sync(model->ctx);
 }
 /* ---- adapters: new ones, and those of PEFT's directories ---- */
+enum { WRPO__LINEARS = 7, WRPO__MAX_RANK = 4096 };
+static const wrpo__kind wrpo__linears[WRPO__LINEARS] = {WRPO__W_q_proj, WRPO__W_k_proj, WRPO__W_v_proj, WRPO__W_o_proj,
+                                                        WRPO__W_gate_proj, WRPO__W_up_proj, WRPO__W_down_proj};
 #define WRPO__ADAPTER_FILE "adapter_model.safetensors"
 #define WRPO__ADAPTER_CONFIG "adapter_config.json"
 /* The layer that a weight belongs to, as its family calls it: "model.layers.0.self_attn.qkv_proj". */
@@ -5494,7 +5450,7 @@ static void wrpo__layer_name(const wrpo_config *c, const wrpo_weight *w, char na
     wrpo__file_name(c, w->name, name);
     name[strlen(name) - strlen(".weight")] = 0;
 }
-/* Has this family one layer of the weight and the one before it in its product? */
+/* Has the family one layer of this weight and the one before it? */
 static bool wrpo__is_fused(const wrpo_config *c, const wrpo_weight *w) {
     char name[128], before[128];
     wrpo__layer_name(c, w, name);
@@ -5506,7 +5462,7 @@ static wrpo__lora *wrpo__lora_new(const wrpo_model *model) {
     wrpo_ctx *ctx = model->ctx;
     if (model->lora) wrpo__fail(ctx, WRPO_E_ARG, "the model has an adapter already");
     if (model->low)
-        wrpo__fail(ctx, WRPO_E_ARG, "an adapter wants a model that was loaded frozen (wrpo_model_desc), without masters");
+        wrpo__fail(ctx, WRPO_E_ARG, "an adapter, in a context of bfloat16: want a model that was loaded frozen");
     if (!ctx->desc.backend->dropout)
         wrpo__fail(ctx, WRPO_E_UNSUPPORTED, "%s: the backend has no dropout, which adapters need",
                 ctx->desc.backend->name);
@@ -5514,9 +5470,63 @@ static wrpo__lora *wrpo__lora_new(const wrpo_model *model) {
     lora->of = wrpo__alloc(model->arena, (size_t)model->config.num_hidden_layers, WRPO__KINDS * sizeof *lora->of);
     return lora;
 }
-static void wrpo__adapter_set(wrpo__adapter *of, int64_t rank, double alpha, bool rslora, bool shared) {
+/* The i-th linear weight of the model, of its layers in order; its adapter in *of. */
+static const wrpo_weight *wrpo__linear_at(const wrpo_model *model, const wrpo__lora *lora, int64_t i,
+        wrpo__adapter **of) {
+    const wrpo__kind kind = wrpo__linears[i % WRPO__LINEARS];
+    *of = &lora->of[i / WRPO__LINEARS * WRPO__KINDS + (int64_t)kind];
+    return wrpo__weight(model, kind, i / WRPO__LINEARS);
+}
+static int64_t wrpo__linear_count(const wrpo_model *model) { return model->config.num_hidden_layers * WRPO__LINEARS; }
+static wrpo__adapter wrpo__adapter_of(const wrpo_config *c, const wrpo_weight *w, int64_t rank, double alpha,
+        bool rslora) {
     const double root = rslora ? sqrt((double)rank) : (double)rank;
-    *of = (wrpo__adapter){.rank = rank, .alpha = alpha, .scale = (float)(alpha / root), .shared = shared};
+    return (wrpo__adapter){.rank = rank, .alpha = alpha, .scale = (float)(alpha / root),
+                           .shared = wrpo__is_fused(c, w)};
+}
+/* Appends what lora->of says to the table: for each product its As, which are one matrix, then its Bs. All are one run
+   of memory. The other weights are trained no more. */
+static void wrpo__adapter_table(wrpo_model *model, wrpo__lora *lora) {
+    const wrpo__linear products[] = {wrpo__qkv, wrpo__o, wrpo__gu, wrpo__down};
+    const int64_t L = model->config.num_hidden_layers, n = model->n_weights;
+    wrpo_weight *w = wrpo__alloc(model->arena, (size_t)(n + 2 * WRPO__KINDS * L), sizeof *w), *next = w + n;
+    memcpy(w, model->weights, (size_t)n * sizeof *w);
+    for (int64_t i = 0; i < n; i++) w[i].at = -1;
+    model->weights = w;
+    model->lora = lora;
+    model->frozen = true;
+    model->count = 0;
+    lora->first = n;
+    for (int64_t i = 0; i < L * WRPO__COUNT(products); i++) {
+        const int64_t l = i / WRPO__COUNT(products), p = i % WRPO__COUNT(products);
+        const int count = products[p].count;
+        wrpo__adapter *of = &lora->of[l * WRPO__KINDS + (int64_t)products[p].weight];
+        const wrpo_weight *of_weight = wrpo__weight(model, products[p].weight, l);
+        int64_t rank = 0;
+        for (int k = 0; k < 2 * count; k++) {
+            const int j = k % count;
+            const bool is_b = k >= count;
+            if (!of[j].rank) continue;
+            if (!is_b && of[j].shared) {
+                of[j].a = of[j - 1].a;
+                continue;
+            }
+            const int stem = (int)strlen(of_weight[j].name) - (int)strlen("weight");
+            const char *name = wrpo__format(model->arena, "base_model.model.%.*slora_%c.weight", stem,
+                                            of_weight[j].name, is_b ? 'B' : 'A');
+            *next = (wrpo_weight){.name = name, .rows = is_b ? of_weight[j].rows : of[j].rank,
+                                  .cols = is_b ? of[j].rank : of_weight[j].cols, .decay = true, .at = model->count,
+                                  .dtype = model->ctx->desc.dtype};
+            if (is_b) of[j].b = next;
+            else of[j].a = next;
+            if (!is_b) rank += of[j].rank;
+            model->count += wrpo__size(next++);
+        }
+        lora->rank = WRPO__MAX(lora->rank, rank);
+        if (rank) lora->cols = WRPO__MAX(lora->cols, of_weight->cols);
+    }
+    model->n_weights = next - w;
+    model->count = wrpo__whole_blocks(model->count);
 }
 /* Is `layer` in a list of names with a comma between? */
 static bool wrpo__is_target(const char *list, const char *layer) {
@@ -5542,19 +5552,16 @@ static void wrpo__adapter_begin(wrpo_model *model, const wrpo_adapter_desc *desc
     WRPO__RANGE(d->r >= 1 && d->r <= WRPO__MAX_RANK, "r", d->r, "a rank from 1 to 4096");
     WRPO__RANGE(d->alpha > 0 && d->alpha <= 1e6, "alpha", d->alpha, "a number above 0, to 1000000");
     WRPO__RANGE(d->dropout >= 0 && d->dropout < 1, "dropout", d->dropout, "a number in [0, 1)");
-    for (int64_t l = 0; l < model->config.num_hidden_layers; l++)
-        for (int p = 0; p < WRPO__COUNT(wrpo__products); p++)
-            for (int k = 0; k < wrpo__products[p].count; k++) {
-                const wrpo_weight *w = wrpo__weight(model, wrpo__products[p].first, l) + k;
-                char name[128];
-                wrpo__layer_name(&model->config, w, name);
-                const char *leaf = strrchr(name, '.') + 1;
-                const bool shared = k > 0 && wrpo__is_fused(&model->config, w);
-                if (l == 0 && !shared) wrpo__text_printf(&used, "%s%s", used.size ? "," : "", leaf);
-                if (all || wrpo__is_target(target, leaf))
-                    wrpo__adapter_set(&lora->of[l * WRPO__KINDS + (int64_t)wrpo__products[p].first + k], d->r,
-                            d->alpha, d->rslora, shared);
-            }
+    for (int64_t i = 0; i < wrpo__linear_count(model); i++) {
+        wrpo__adapter *of;
+        const wrpo_weight *w = wrpo__linear_at(model, lora, i, &of);
+        char name[128];
+        wrpo__layer_name(&model->config, w, name);
+        const char *leaf = strrchr(name, '.') + 1;
+        if (all || wrpo__is_target(target, leaf)) *of = wrpo__adapter_of(&model->config, w, d->r, d->alpha, d->rslora);
+        if (i < WRPO__LINEARS && !wrpo__is_fused(&model->config, w))
+            wrpo__text_printf(&used, "%s%s", used.size ? "," : "", leaf);
+    }
     for (const char *at = target, *end; !all && *at; at = end + (*end == ',')) {
         end = at + strcspn(at, ",");
         if (!wrpo__is_target(used.data, wrpo__format(wrpo__current, "%.*s", (int)(end - at), at)))
@@ -5585,6 +5592,10 @@ static void wrpo__adapter_new(wrpo_model *model, const wrpo_adapter_desc *desc) 
     }
     wrpo__sync(model->ctx);
 }
+static double wrpo__adapter_alpha(wrpo_ctx *ctx, const char *path, const wrpo_json *v) {
+    if (!(v->number > 0 && v->number <= 1e6)) wrpo__json_refuse(ctx, path, v, NULL, "a positive number");
+    return v->number;
+}
 /* adapter_config.json. Keys that change the result have the only value that is computed, or are refused. Names of
    layers to which nothing belongs are in target_modules; the tensors say which layers have an adapter. */
 static void wrpo__adapter_config(wrpo_model *model, const char *path, const wrpo_json *root, wrpo_adapter_desc *d) {
@@ -5610,8 +5621,7 @@ static void wrpo__adapter_config(wrpo_model *model, const char *path, const wrpo
     const wrpo_json *dropout = wrpo__present(root, "lora_dropout"), *rslora = wrpo__present(root, "use_rslora");
     d->r = wrpo__json_integer(ctx, path, wrpo__json_need(ctx, path, root, "r", WRPO_JSON_NUMBER), 1, WRPO__MAX_RANK,
             NULL);
-    if (!(alpha->number > 0 && alpha->number <= 1e6)) wrpo__json_refuse(ctx, path, alpha, NULL, "a positive number");
-    d->alpha = alpha->number;
+    d->alpha = wrpo__adapter_alpha(ctx, path, alpha);
     d->dropout = dropout ? wrpo__json_want(ctx, path, dropout, WRPO_JSON_NUMBER, NULL)->number : 0;
     if (!(d->dropout >= 0 && d->dropout < 1)) wrpo__json_refuse(ctx, path, dropout, NULL, "a number in [0, 1)");
     d->rslora = rslora && wrpo__json_want(ctx, path, rslora, WRPO_JSON_BOOL, NULL)->boolean;
@@ -5642,24 +5652,18 @@ static void wrpo__adapter_load(wrpo__arena *temp, wrpo_model *model, const char 
     wrpo__adapter_config(model, path, root, &lora->desc);
     const wrpo_tensors *t = wrpo__tensors_new(temp, file);
     const wrpo_json *ranks = wrpo__present(root, "rank_pattern"), *alphas = wrpo__present(root, "alpha_pattern");
-    for (int64_t l = 0; l < model->config.num_hidden_layers; l++)
-        for (int p = 0; p < WRPO__COUNT(wrpo__products); p++)
-            for (int k = 0; k < wrpo__products[p].count; k++) {
-                const wrpo_weight *w = wrpo__weight(model, wrpo__products[p].first, l) + k;
-                wrpo__adapter *of = &lora->of[l * WRPO__KINDS + (int64_t)wrpo__products[p].first + k];
-                char layer[128];
-                wrpo__layer_name(&model->config, w, layer);
-                const char *name = wrpo__format(temp, "base_model.model.%s.lora_A.weight", layer);
-                const wrpo_tensor_info *a = wrpo_tensors_find(t, name);
-                if (!a) continue;
-                const wrpo_json *rank = wrpo__adapter_pattern(model, path, ranks, layer);
-                const wrpo_json *alpha = wrpo__adapter_pattern(model, path, alphas, layer);
-                const int64_t r = rank ? wrpo__json_integer(ctx, path, rank, 1, WRPO__MAX_RANK, NULL) : lora->desc.r;
-                if (alpha && !(alpha->number > 0 && alpha->number <= 1e6))
-                    wrpo__json_refuse(ctx, path, alpha, NULL, "a positive number");
-                wrpo__adapter_set(of, r, alpha ? alpha->number : lora->desc.alpha, lora->desc.rslora,
-                        k > 0 && wrpo__is_fused(&model->config, w));
-            }
+    for (int64_t i = 0; i < wrpo__linear_count(model); i++) {
+        wrpo__adapter *of;
+        const wrpo_weight *w = wrpo__linear_at(model, lora, i, &of);
+        char layer[128];
+        wrpo__layer_name(&model->config, w, layer);
+        if (!wrpo_tensors_find(t, wrpo__format(temp, "base_model.model.%s.lora_A.weight", layer))) continue;
+        const wrpo_json *rank = wrpo__adapter_pattern(model, path, ranks, layer);
+        const wrpo_json *alpha = wrpo__adapter_pattern(model, path, alphas, layer);
+        *of = wrpo__adapter_of(&model->config, w,
+                rank ? wrpo__json_integer(ctx, path, rank, 1, WRPO__MAX_RANK, NULL) : lora->desc.r,
+                alpha ? wrpo__adapter_alpha(ctx, path, alpha) : lora->desc.alpha, lora->desc.rslora);
+    }
     wrpo__adapter_table(model, lora);
     if (!model->count && !t->count) wrpo__fail(ctx, WRPO_E_FORMAT, "%s: want an adapter, found no tensors", file);
     wrpo_dtype dtype;
@@ -5852,35 +5856,35 @@ static wrpo__writer **wrpo__save_sides(wrpo__arena *arena, const wrpo_model *mod
     }
     return sides;
 }
-/* adapter_config.json, as PEFT writes it. A layer whose rank or alpha differs is named in a pattern; layers are named one
-   by one in target_modules where not all of a name have an adapter. */
+/* adapter_config.json, as PEFT writes it. A layer whose rank or alpha differs is named in a pattern. target_modules
+   names layers one by one where not all of a name have an adapter. */
 static void wrpo__save_adapter_config(wrpo__arena *arena, wrpo__writer ***sides, const wrpo_model *model,
         const char *dir) {
     const wrpo__lora *lora = model->lora;
     const wrpo_adapter_desc *d = &lora->desc;
-    const int64_t L = model->config.num_hidden_layers;
     wrpo__text out = {.arena = arena}, targets = {.arena = arena}, ranks = {.arena = arena}, alphas = {.arena = arena};
-    for (int p = 0; p < WRPO__COUNT(wrpo__products); p++)
-        for (int k = 0; k < wrpo__products[p].count; k++) {
-            const wrpo__kind kind = (wrpo__kind)((int)wrpo__products[p].first + k);
-            int64_t adapted = 0;
-            for (int64_t l = 0; l < L; l++) adapted += wrpo__adapters(model, kind, l)->rank > 0;
-            for (int64_t l = 0; l < L; l++) {
-                const wrpo__adapter *of = wrpo__adapters(model, kind, l);
-                char name[128];
-                if (!of->rank || of->shared) continue;
-                wrpo__layer_name(&model->config, wrpo__weight(model, kind, l), name);
-                if (of->rank != d->r)
-                    wrpo__text_printf(&ranks, "%s\"%s\": %lld", ranks.size ? ", " : "", name, (long long)of->rank);
-                if (of->alpha != d->alpha) {
-                    wrpo__text_printf(&alphas, "%s\"%s\": ", alphas.size ? ", " : "", name);
-                    wrpo__json_number(&alphas, of->alpha);
-                }
-                if (adapted < L || l == 0)
-                    wrpo__text_printf(&targets, "%s\"%s\"", targets.size ? ", " : "",
-                            adapted < L ? name : strrchr(name, '.') + 1);
-            }
+    int64_t adapted[WRPO__LINEARS] = {0};
+    wrpo__adapter *of;
+    for (int64_t i = 0; i < wrpo__linear_count(model); i++) {
+        wrpo__linear_at(model, lora, i, &of);
+        adapted[i % WRPO__LINEARS] += of->rank > 0;
+    }
+    for (int64_t i = 0; i < wrpo__linear_count(model); i++) {
+        const wrpo_weight *w = wrpo__linear_at(model, lora, i, &of);
+        const bool everywhere = adapted[i % WRPO__LINEARS] == model->config.num_hidden_layers;
+        char name[128];
+        if (!of->rank || of->shared) continue;
+        wrpo__layer_name(&model->config, w, name);
+        if (of->rank != d->r)
+            wrpo__text_printf(&ranks, "%s\"%s\": %lld", ranks.size ? ", " : "", name, (long long)of->rank);
+        if (of->alpha != d->alpha) {
+            wrpo__text_printf(&alphas, "%s\"%s\": ", alphas.size ? ", " : "", name);
+            wrpo__json_number(&alphas, of->alpha);
         }
+        if (!everywhere || i < WRPO__LINEARS)
+            wrpo__text_printf(&targets, "%s\"%s\"", targets.size ? ", " : "",
+                    everywhere ? strrchr(name, '.') + 1 : name);
+    }
     wrpo__text_puts(&out, "{\n  \"peft_type\": \"LORA\",\n  \"task_type\": \"CAUSAL_LM\",\n  "
             "\"base_model_name_or_path\": ");
     if (model->dir) wrpo__json_quote(&out, model->dir, strlen(model->dir));
@@ -5897,7 +5901,7 @@ static void wrpo__save_adapter_config(wrpo__arena *arena, wrpo__writer ***sides,
             "\"modules_to_save\": null,\n  \"init_lora_weights\": true,\n  \"inference_mode\": true\n}\n");
     wrpo__side_file(arena, sides, wrpo__join(arena, dir, WRPO__ADAPTER_CONFIG), out.data, out.size);
 }
-/* first[tensor]: the first weight in it. of[weight]: its adapter, if it is merged; a, b: A and B of the weight `merged` */
+/* first[tensor]: the first weight in it. of[weight]: its adapter, if it is merged; a, b: A and B of weight `merged` */
 typedef struct wrpo__saving {
     const wrpo_model *model; const wrpo_weight **first;
     const wrpo__adapter **of; const wrpo_weight *merged; float *a, *b;
@@ -5948,11 +5952,11 @@ static void wrpo__other_dir(wrpo_ctx *ctx, const char *dir, const char *input, c
 }
 static const wrpo__adapter **wrpo__merged(wrpo__arena *arena, const wrpo_model *model) {
     const wrpo__adapter **of = wrpo__alloc(arena, (size_t)model->n_weights, sizeof *of);
-    for (int64_t l = 0; l < model->config.num_hidden_layers; l++)
-        for (int64_t kind = 0; kind < WRPO__KINDS; kind++) {
-            const wrpo__adapter *adapter = wrpo__adapters(model, (wrpo__kind)kind, l);
-            if (adapter->rank) of[wrpo__weight(model, (wrpo__kind)kind, l) - model->weights] = adapter;
-        }
+    for (int64_t i = 0; i < wrpo__linear_count(model); i++) {
+        wrpo__adapter *adapter;
+        const wrpo_weight *w = wrpo__linear_at(model, model->lora, i, &adapter);
+        if (adapter->rank) of[w - model->weights] = adapter;
+    }
     return of;
 }
 static void wrpo__model_save(wrpo__arena *arena, const wrpo_model *model, const wrpo_save_desc *desc) {
@@ -5988,7 +5992,9 @@ static void wrpo__model_save(wrpo__arena *arena, const wrpo_model *model, const 
     wrpo__writer **sides = NULL;
     if (alone) wrpo__save_adapter_config(arena, &sides, model, desc->dir);
     else sides = wrpo__save_sides(arena, model, desc->dir, dtype);
-    wrpo__tensors_save(arena, desc->dir, alone ? WRPO__ADAPTER_FILE : NULL, t, tensors, dtype, desc->max_shard_size, wrpo__save_piece, &saving, sides);
+    const char *file = alone ? WRPO__ADAPTER_FILE : NULL;
+    wrpo__tensors_save(arena, desc->dir, file, t, tensors, dtype, desc->max_shard_size, wrpo__save_piece, &saving,
+            sides);
 }
 WRPO_API wrpo_result wrpo_model_save(wrpo_model *model, const wrpo_save_desc *desc) {
     WRPO__CALL(model->ctx, wrpo__arena_new(model->ctx), true, wrpo__model_save(wrpo__current, model, desc));

@@ -426,8 +426,8 @@ void add(void *d, void *y, const void *x, int64_t count) {
 }
 
 /* ---- dropout ----
-   card    op: dropout. Grid (n, parts of a row); a thread takes the eight elements that share a block of random numbers,
-   element by element, as a row may begin within a block. x in, y out; memory-bound without p, with p by Philox's ten
+   card    op: dropout. Grid (n, parts of a row). A thread takes the eight elements that share a block of random
+   numbers, one by one, as a row may begin within a block. x in, y out; memory-bound without p, with p by Philox's ten
    rounds a block. No sums; the mask is the CPU's. Any sizes. Not measured. */
 __device__ __forceinline__ uint4 philox(uint64_t seed, uint64_t stream, uint64_t counter) {    /* wrpo__random */
     uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
@@ -1916,7 +1916,8 @@ wrpo_backend table() {
     b.copy = copy, b.zero = zero, b.sync = sync, b.replay = replay;
     b.gemm = gemm, b.embed = embed, b.embed_bwd = embed_bwd, b.gather = gather, b.gather_bwd = gather_bwd,
     b.scatter = scatter, b.bias = bias, b.bias_bwd = bias_bwd;
-    b.colsum = colsum, b.add = add, b.dropout = dropout, b.rmsnorm = rmsnorm, b.rmsnorm_bwd = rmsnorm_bwd, b.rope = rope,
+    b.colsum = colsum, b.add = add, b.dropout = dropout, b.rmsnorm = rmsnorm, b.rmsnorm_bwd = rmsnorm_bwd;
+    b.rope = rope,
     b.attention = attention, b.attention_bwd = attention_bwd;
     b.features = WRPO_FEATURE_GRAPHS;
 #ifndef WRPO_NO_CUBLAS

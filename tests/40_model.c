@@ -314,7 +314,6 @@ static void all(const wrpo_backend *backend) {
     c = config("one"), c.hidden_size = 1, c.intermediate_size = 1, c.num_attention_heads = 1, c.head_dim = 2,
     c.vocab_size = 3, c.num_hidden_layers = 1;
     check_with(ctx, "everything 1", c, NULL);
-    check_with(ctx, "everything 1, an adapter", c, &(wrpo_adapter_desc){.r = 1, .alpha = 1});
     printf("%s: worst difference of a log-prob %.2g, of a gradient %.2g of its tensor's largest\n", backend->name,
            worst_logp, worst_grad);
     wrpo_close(ctx);

@@ -547,7 +547,7 @@ static void test_model_with(wrpo_ctx *cpu, wrpo_ctx *gpu, const char *what, cons
             for (int i = 0; i < 4; i++) for (int k = 0; k < 3; k++) targets += answers[i + 2][k].count;
             for (int64_t i = 0; i < targets; i++) worst = fmax(worst, fabs((double)a.logp[i] - (double)b.logp[i]));
             CHECK(worst < 0.06, "%s: log-probs differ by %.3g", what, worst);
-            CHECK(mean <= 0.02 * scale, "%s: mean logits differ by %.3g of %.3g", what, mean, scale);
+            CHECK(mean <= (adapter ? 0.03 : 0.02) * scale, "%s: mean logits differ by %.3g of %.3g", what, mean, scale);
             for (int64_t i = 0; i < a.model->n_weights; i++) {
                 const wrpo_weight *w = &a.model->weights[i];
                 if (w->at < 0) continue;
