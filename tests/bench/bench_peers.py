@@ -16,12 +16,17 @@ memory (glibc would otherwise return it to the system and fault it in again in e
 authors' and TRL's way: the three sequences as one padded batch) and one sequence at a time is taken: --rows 3 or 1.
 bf16 comes in two kinds: `bf16` (model and optimizer in bfloat16) and `autocast` (float32 masters).
 
+--lora R: all train an adapter of rank R on all linear layers, from the same A and B, which `wrpo train` makes first. The peers
+are PEFT's: the reference is the model with its adapter disabled. The base is a bfloat16 file and the arithmetic float32: the
+peers load it into float32, `wrpo train` maps it. One more engine, wrpo-full, trains all weights.
+
 Threads that wait sleep (OMP_WAIT_POLICY=passive, unless the environment says otherwise), for all three.
 
 Time: reference pass plus optimizer steps. Imports, loading, tokenizing and saving are not counted, in none of them. Tokens:
 prompt + response of all three sequences of every quadruple, for all alike. Memory: peak resident set of the process.
 """
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -103,6 +108,10 @@ def setup(a):
     transformers.logging.disable_progress_bar()
     dtype = torch.bfloat16 if a.dtype == "bf16" else torch.float32
     model = transformers.AutoModelForCausalLM.from_pretrained(a.model, dtype=dtype, attn_implementation="sdpa")
+    if a.lora:
+        import peft
+
+        model = peft.PeftModel.from_pretrained(model, os.path.join(a.work, "adapter"), is_trainable=True)
     with open(a.ids) as f:
         records = json.load(f)
     return torch, transformers, model, records
@@ -158,10 +167,11 @@ def plain(a):
     model.train()
     steps = math.ceil(len(records) / a.batch_size)
     begin = time.perf_counter()
-    with torch.no_grad():
+    with torch.no_grad(), model.disable_adapter() if a.lora else contextlib.nullcontext():
         ref = [logps(r) for r in records]
     reference = time.perf_counter() - begin
-    optimizer = torch.optim.AdamW(model.parameters(), lr=a.learning_rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, fused=True)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=a.learning_rate, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0, fused=True)
     schedule = transformers.get_cosine_schedule_with_warmup(optimizer, math.ceil(0.1 * steps), steps)
     losses, norms = [], []
     for k in range(steps):
@@ -171,7 +181,7 @@ def plain(a):
             loss = wrpo_loss(torch, a.beta, alpha_at(a, k, steps), logps(records[i]), ref[i]) / len(batch)
             loss.backward()
             total += loss.item()
-        norms.append(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0).item())
+        norms.append(torch.nn.utils.clip_grad_norm_(trained, 1.0).item())
         optimizer.step()
         schedule.step()
         optimizer.zero_grad(set_to_none=True)
@@ -207,7 +217,8 @@ def trl(a):
             return torch.cat(sums)
 
         def compute_ref_log_probs(self, model, inputs):
-            with torch.no_grad(), self.accelerator.autocast():
+            off = self.accelerator.unwrap_model(model).disable_adapter() if a.lora else contextlib.nullcontext()
+            with torch.no_grad(), self.accelerator.autocast(), off:
                 y = self.logps(model, inputs["batches"])[None]
             return y[:, :2], y[:, 2]
 
@@ -237,7 +248,7 @@ def trl(a):
     begin = time.perf_counter()
     trainer = Trainer(model=model, args=args, train_dataset=datasets.Dataset.from_list([{"record": i} for i in range(len(records))]),
                       processing_class=processing, data_collator=collate)
-    add_fused_lm_head(trainer.model)  # the log-probs alone: no entropy and other metrics, which cost time
+    add_fused_lm_head(trainer.model.get_base_model() if a.lora else trainer.model)  # the log-probs alone: no entropy and other metrics, which cost time
     reference = time.perf_counter() - begin
     trainer.train()
     result(a, "trl", time.perf_counter() - begin, reference, losses, norms)
@@ -264,6 +275,7 @@ def main():
     p.add_argument("--beta", type=float, default=0.1)
     p.add_argument("--alpha", type=float, default=0.1)
     p.add_argument("--learning-rate", type=float, default=1e-5)
+    p.add_argument("--lora", type=int, default=0, metavar="R", help="train an adapter of this rank")
     p.add_argument("--options", help="more of wrpo train, as one text")
     p.add_argument("--small", help="options of one more engine, wrpo-small: less memory, say")
     p.add_argument("--only", nargs="*", help="of wrpo, wrpo-small, plain, trl, plain-autocast, trl-autocast")
@@ -290,12 +302,14 @@ def run_once(a, engine):
             os.remove(os.path.join(out, f))  # the cache of reference log-probs above all
         command = [a.wrpo, "train", "--model", os.path.join(a.work, "model"), "--data", os.path.join(a.work, "train.jsonl"), "--out", out, "--no-shuffle",
                    "--dtype", "f32" if a.dtype == "f32" else "bf16", "--threads", str(a.threads), "--batch-size", str(a.batch_size),
-                   "--max-length", str(a.max_length), "--beta", str(a.beta), "--alpha", str(a.alpha), "--learning-rate", str(a.learning_rate)] + ((a.small if kind else a.options) or "").split()
+                   "--max-length", str(a.max_length), "--beta", str(a.beta), "--alpha", str(a.alpha), "--learning-rate", str(a.learning_rate)] + ((a.small if kind == "small" else a.options) or "").split()
+        if a.lora and kind != "full":
+            command += ["--adapter", os.path.join(a.work, "adapter")]
     else:
         env.update(MALLOC_TRIM_THRESHOLD_="68719476736", MALLOC_MMAP_THRESHOLD_="68719476736", MALLOC_TOP_PAD_="67108864")
         command = [sys.executable, "-W", "ignore", os.path.abspath(__file__), name, "--work", a.work, "--model", os.path.join(a.work, "model"), "--ids",
                    os.path.join(a.work, "ids.json"), "--dtype", kind or a.dtype, "--rows", str(a.rows), "--threads", str(a.threads), "--batch-size", str(a.batch_size),
-                   "--beta", str(a.beta), "--alpha", str(a.alpha), "--learning-rate", str(a.learning_rate)] + (["--compile"] if a.compile else [])
+                   "--beta", str(a.beta), "--alpha", str(a.alpha), "--learning-rate", str(a.learning_rate)] + (["--compile"] if a.compile else []) + (["--lora", str(a.lora)] if a.lora else [])
     with open(os.path.join(a.work, "log"), "w+") as log:
         begin, before = time.perf_counter(), busy()
         child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=env)
@@ -325,7 +339,11 @@ def compare(a):
     with open(os.path.join(a.work, "ids.json")) as f:
         ids = json.load(f)
     tokens = sum(len(r["prompt"]) + len(y) for r in ids for y in r["responses"])
-    engines = a.only or (["wrpo", "plain", "trl"] if a.dtype == "f32" else ["wrpo", "plain", "plain-autocast", "trl", "trl-autocast"])
+    if a.lora:  # its first step has rate 0: the adapter is saved as it was made
+        subprocess.run([a.wrpo, "train", "--model", os.path.join(a.work, "model"), "--data", os.path.join(a.work, "train.jsonl"), "--out",
+                        os.path.join(a.work, "adapter"), "--limit", "1", "--max-steps", "1", "--warmup-ratio", "1", "--lora-r", str(a.lora)],
+                       check=True, stdout=subprocess.DEVNULL)
+    engines = a.only or (["wrpo"] + ["wrpo-full"] * bool(a.lora) + ["plain", "trl"] if a.dtype == "f32" else ["wrpo", "plain", "plain-autocast", "trl", "trl-autocast"])
     engines = engines[:1] + ["wrpo-small"] * bool(a.small and "wrpo-small" not in engines) + engines[1:]
     runs = {e: [] for e in engines}
     for k in range(a.reps):
@@ -346,7 +364,8 @@ def compare(a):
     best = min(peers, key=lambda e: median(e, "seconds")) if peers else None
     for e in engines:
         name, _, kind = e.partition("-")
-        how = "bf16 products, fp32 masters" if name == "wrpo" and a.dtype == "bf16" else "fp32" if name == "wrpo" else kinds[kind]
+        how = ("adapter, " if a.lora and kind != "full" else "all weights, " if a.lora else "") + (
+            "bf16 products, fp32 masters" if name == "wrpo" and a.dtype == "bf16" else "fp32" if name == "wrpo" else kinds[kind])
         how += f", {a.small}" if kind == "small" else ""
         if not done[e]:
             print(f"| {labels[name]} | {how} | did not run | | | | |")

@@ -7,9 +7,10 @@
 #   sh bench/bench_peers.sh DATA WORK smollm2 f32 32 8 3
 #   sh bench/bench_peers.sh DATA WORK smollm2 bf16 32 8 3
 #   sh bench/bench_peers.sh DATA WORK llama1b bf16 4 4 1
-#       (autocast with fp32 masters does not fit into 24 GiB there: SKIP=1 leaves it out)
+#   LORA=16 sh bench/bench_peers.sh DATA WORK smollm2 f32 32 8 3        adapters of rank 16, against PEFT and TRL with PEFT
+# Autocast with fp32 masters does not fit into 24 GiB for llama1b: SKIP=1 leaves it out.
 # PYTHON is an interpreter with the peers (python3); to make one:
-#   python3 -m venv venv && venv/bin/pip install torch transformers trl tokenizers jinja2
+#   python3 -m venv venv && venv/bin/pip install torch transformers trl peft tokenizers jinja2
 #   PYTHON=venv/bin/python sh bench/bench_peers.sh ...
 # ROWS=3 gives the peers their three responses as one padded batch, as they do by themselves; 1 (default) spares them
 # the padding, which is faster. MORE is passed on to bench_peers.py compare (MORE=--compile, MORE="--once trl",
@@ -17,18 +18,18 @@
 # bench_peers.py.
 set -e
 cd "$(dirname "$0")/.."
-[ $# -ge 2 ] || { sed -n '2,17p' "$0"; exit 2; }
+[ $# -ge 2 ] || { sed -n '2,18p' "$0"; exit 2; }
 data=$1 work=$2 config=${3:-smollm2} dtype=${4:-f32} records=${5:-32} batch=${6:-8} reps=${7:-3} \
     python=${PYTHON:-python3}
 ${MAKE:-make} --no-print-directory build/wrpo
-work=$work/$config-$records
+work=$work/$config-$records${LORA:+-lora}
 mkdir -p "$work"
 "$python" bench/bench_peers.py make --config "$config" --data "$data" --work "$work" --records "$records"
 if [ ! -f "$work/model/config.json" ]; then
     file=f32
-    if [ "$config" = llama1b ]; then file=bf16; fi
+    if [ "$config" = llama1b ] || [ -n "$LORA" ]; then file=bf16; fi
     ./build/wrpo init --config "$work/config.json" --tokenizer "$work/tokenizer" --out "$work/model" --save-dtype $file
 fi
 if [ -n "$SKIP" ]; then set -- --only wrpo plain trl; else set --; fi
 eval exec '"$python"' bench/bench_peers.py compare --work '"$work"' --wrpo ./build/wrpo --dtype '"$dtype"' \
-    --batch-size '"$batch"' --reps '"$reps"' --rows '"${ROWS:-1}"' '"$@"' $MORE
+    --batch-size '"$batch"' --reps '"$reps"' --rows '"${ROWS:-1}"' ${LORA:+--lora $LORA} '"$@"' $MORE
