@@ -292,7 +292,7 @@ typedef struct wrpo_weight {  /* one tensor of the table of weights, in the Llam
     const char *name;        /* "model.layers.0.self_attn.q_proj.weight" */
     int64_t rows, cols; bool vector;  /* norms and biases: cols 1, vector true */
     bool decay;              /* takes weight decay: all except norms and biases */
-    wrpo_dtype dtype;        /* of data: F32, or BF16 for matrices only */
+    wrpo_dtype dtype;        /* of data: F32; of matrices also BF16 and, in a frozen model, F16 */
     void *data;              /* [rows, cols] in the backend's memory; read-only in a frozen model */
     int64_t at;              /* its first element in arrays that mirror what is trained (gradients, moments); -1: frozen
                                 beside an adapter */
@@ -1493,8 +1493,16 @@ static void wrpo__master_split(float x, uint16_t *high, uint16_t *low) {
     *low = (uint16_t)bits;
 }
 /* Element i of an array that is float or bfloat16. */
+static uint32_t wrpo__f16_to_bits(uint16_t h) {
+    const uint32_t sign = (uint32_t)(h & 0x8000) << 16, m = h & 0x7FFFu;
+    if (m >= 0x7C00) return sign | m << 13 | 0x7F800000u;                  /* infinity, NaN with its payload */
+    if (m >= 0x0400) return sign | ((m << 13) + (112u << 23));             /* exponent bias 15 -> 127 */
+    return sign | wrpo__float_bits((float)(int32_t)m * 0x1p-24f);          /* denormal in F16, normal in F32 */
+}
 static float wrpo__element(const void *x, wrpo_dtype type, int64_t i) {
-    return type == WRPO_DTYPE_BF16 ? wrpo__float_of(((const uint16_t *)x)[i]) : ((const float *)x)[i];
+    if (type == WRPO_DTYPE_BF16) return wrpo__float_of(((const uint16_t *)x)[i]);
+    if (type == WRPO_DTYPE_F16) return wrpo__bits_float(wrpo__f16_to_bits(((const uint16_t *)x)[i]));
+    return ((const float *)x)[i];
 }
 static const char *const wrpo__moments_names[] = {
     [WRPO_MOMENTS_F32] = "f32", [WRPO_MOMENTS_BF16] = "bf16", [WRPO_MOMENTS_8BIT] = "8bit"};
@@ -4522,12 +4530,6 @@ static wrpo_dtype wrpo__need_float(wrpo_ctx *ctx, const wrpo_tensor_info *t) {
 }
 
 /* Conversions move bit patterns, not floats: no signalling NaN is quieted, no mode flushes a denormal. */
-static uint32_t wrpo__f16_to_bits(uint16_t h) {
-    const uint32_t sign = (uint32_t)(h & 0x8000) << 16, m = h & 0x7FFFu;
-    if (m >= 0x7C00) return sign | m << 13 | 0x7F800000u;                  /* infinity, NaN with its payload */
-    if (m >= 0x0400) return sign | ((m << 13) + (112u << 23));             /* exponent bias 15 -> 127 */
-    return sign | wrpo__float_bits((float)(int32_t)m * 0x1p-24f);          /* denormal in F16, normal in F32 */
-}
 static uint16_t wrpo__float_to_f16(float x) {
     const uint32_t u = wrpo__float_bits(x), sign = u >> 16 & 0x8000u, a = u & 0x7FFFFFFFu;
     if (a > 0x7F800000u) return (uint16_t)(sign | 0x7E00u | (a >> 13 & 0x3FFu));
@@ -5414,15 +5416,15 @@ WRPO_API wrpo_result wrpo_model_check(wrpo_ctx *ctx, const char *dir, wrpo_confi
 }
 
 /* ---- load ----
-   A frozen model on the host uses its matrices where the file has them, if they are float or bfloat16, aligned and in
-   one piece there. Everything else is copied. */
+   A frozen model on the host uses its matrices where the file has them, if they are aligned and in one piece there.
+   Everything else is copied. */
 static void wrpo__map_weights(wrpo_model *model, wrpo__slice *slices) {
     for (int64_t i = 0; i < model->n_weights; i++) {
         wrpo_weight *w = &model->weights[i];
         wrpo__slice *s = &slices[i];
         const wrpo_dtype dtype = wrpo__float_dtype(s->info);
         const uintptr_t data = (uintptr_t)s->info->data, size = wrpo__dtype_size(dtype);
-        s->mapped = !w->vector && s->groups == 1 && dtype != WRPO_DTYPE_F16 && data % size == 0;
+        s->mapped = !w->vector && s->groups == 1 && data % size == 0;
         if (s->mapped) w->data = (void *)(data + (uintptr_t)(s->first * w->cols) * size), w->dtype = dtype;
     }
 }
@@ -5775,7 +5777,8 @@ static void wrpo__weight_get(const wrpo_model *model, const wrpo_weight *w, int6
         const int64_t n = WRPO__MIN(count - i, WRPO__HALVES);
         be->get(dev, high, (const uint16_t *)w->data + first + i, (size_t)n * sizeof *high);
         if (model->low && w->at >= 0) be->get(dev, low, model->low + w->at + first + i, (size_t)n * sizeof *low);
-        for (int64_t k = 0; k < n; k++) dst[i + k] = wrpo__master(high[k], low[k]);
+        for (int64_t k = 0; k < n; k++)
+            dst[i + k] = w->dtype == WRPO_DTYPE_F16 ? wrpo__element(high, w->dtype, k) : wrpo__master(high[k], low[k]);
     }
 }
 static void wrpo__weight_move(wrpo_model *model, int64_t i, int64_t first, int64_t count,
@@ -12128,7 +12131,7 @@ typedef struct wrpo__target { float *c; int64_t ldc, m, n; bool add; } wrpo__tar
 /* What lanes see of a tile of keys. Positions count from its first key. */
 typedef struct wrpo__mask { const float *positions; float window, softcap; bool masked; } wrpo__mask;
 static const char *wrpo__address(const void *x, wrpo_dtype type, int64_t i) {  /* of element i */
-    return (const char *)x + i * (type == WRPO_DTYPE_BF16 ? 2 : 4);
+    return (const char *)x + i * (type == WRPO_DTYPE_F32 ? 4 : 2);
 }
 /* The kernels: result, name, parameters. Those named like an op compute a row of it. */
 #define WRPO__KERNELS(X) \
@@ -12388,6 +12391,14 @@ WRPO__INLINE WRPO__V WRPO__(sqrt)(WRPO__V x) {
     return x;
 #endif
 }
+/* wrpo__f16_to_bits of a vector: the exponent, whose bias is 15, becomes 127's by a product that also makes denormals
+   normal; infinity and NaN get all its bits. */
+WRPO__INLINE WRPO__V WRPO__(load_f16)(const uint16_t *p) {
+    const WRPO__U h = __builtin_convertvector(*(const WRPO__(h_at) *)(const void *)p, WRPO__U);
+    const WRPO__U size = (h & 0x7FFF) << 13, special = (WRPO__U)(size >= 0x7C00u << 13);
+    const WRPO__U bits = WRPO__BITS(WRPO__FLOATS(size) * 0x1p112f) | (special & 0x7F800000u);
+    return WRPO__FLOATS(bits | (h & 0x8000) << 16);
+}
 /* The elements of x from i on; where fewer than a vector are left, missing ones read as `fill`, and are not written. */
 WRPO__COLD WRPO__V WRPO__(read_end)(const void *x, wrpo_dtype type, int64_t i, int64_t left, float fill) {
     float t[WRPO__LANES];
@@ -12396,6 +12407,7 @@ WRPO__COLD WRPO__V WRPO__(read_end)(const void *x, wrpo_dtype type, int64_t i, i
 }
 WRPO__INLINE WRPO__V WRPO__(read)(const void *x, wrpo_dtype type, int64_t i, int64_t left, float fill) {
     if (left < WRPO__LANES) return WRPO__(read_end)(x, type, i, left, fill);
+    if (type == WRPO_DTYPE_F16) return WRPO__(load_f16)((const uint16_t *)x + i);
     return type == WRPO_DTYPE_BF16 ? WRPO__LOAD_BF16((const uint16_t *)x + i) : WRPO__LOAD((const float *)x + i);
 }
 WRPO__INLINE void WRPO__(write)(float *y, int64_t left, WRPO__V x) {
@@ -12776,7 +12788,8 @@ WRPO__INLINE void WRPO__(pack_of)(const int width, const int room, const bool pa
 WRPO__KERNEL void WRPO__(pack)(wrpo__factors factors, bool is_b, wrpo__packing p) {
     enum { MR = WRPO__(MR), ROOM = WRPO__(MR_ROOM), NR = WRPO__(NR) };
     const bool pairs = WRPO__(HAS_PAIRS) && factors != WRPO__FLOATS, bf16 = p.from.type == WRPO_DTYPE_BF16;
-    if (is_b && pairs && bf16) WRPO__(pack_of)(NR, NR, true, false, WRPO_DTYPE_BF16, p);
+    if (is_b && p.from.type == WRPO_DTYPE_F16) WRPO__(pack_of)(NR, NR, false, false, WRPO_DTYPE_F16, p);
+    else if (is_b && pairs && bf16) WRPO__(pack_of)(NR, NR, true, false, WRPO_DTYPE_BF16, p);
     else if (is_b && pairs) WRPO__(pack_of)(NR, NR, true, false, WRPO_DTYPE_F32, p);
     else if (is_b && bf16) WRPO__(pack_of)(NR, NR, false, false, WRPO_DTYPE_BF16, p);
     else if (is_b) WRPO__(pack_of)(NR, NR, false, false, WRPO_DTYPE_F32, p);
@@ -12895,9 +12908,10 @@ WRPO__INLINE void WRPO__(thin_rows)(const bool pairs, int64_t kc, const float *a
 }
 WRPO__KERNEL void WRPO__(thin)(wrpo__factors factors, int64_t kc, const float *a, wrpo__operand b, int64_t ahead,
                                wrpo__target t) {
-    const wrpo__operand bf16 = {b.data, WRPO_DTYPE_BF16, b.lane, b.step};
+    const wrpo__operand bf16 = {b.data, WRPO_DTYPE_BF16, b.lane, b.step}, f16 = {b.data, WRPO_DTYPE_F16, b.lane, b.step};
     if (WRPO__(HAS_PAIRS) && factors != WRPO__FLOATS) WRPO__(thin_rows)(true, kc, a, bf16, ahead, t);
     else if (b.type == WRPO_DTYPE_BF16) WRPO__(thin_rows)(false, kc, a, bf16, ahead, t);
+    else if (b.type == WRPO_DTYPE_F16) WRPO__(thin_rows)(false, kc, a, f16, ahead, t);
     else WRPO__(thin_rows)(false, kc, a, b, ahead, t);
 }
 
@@ -13063,8 +13077,8 @@ static void wrpo__cpu_add_rows(const wrpo__cpu *cpu, float *y, const void *w, wr
             memset(part, 0, sizeof part);
             for (int64_t i = r; i < WRPO__MIN(n, r + WRPO__GROUP); i++) {
                 const void *row = wrpo__address(w, type, i * ld + j);
-                if (type == WRPO_DTYPE_BF16) cpu->kernel.scale(floats, 1, row, type, width);
-                cpu->kernel.axpy(part, 1, type == WRPO_DTYPE_BF16 ? floats : row, width);
+                if (type != WRPO_DTYPE_F32) cpu->kernel.scale(floats, 1, row, type, width);
+                cpu->kernel.axpy(part, 1, type != WRPO_DTYPE_F32 ? floats : row, width);
             }
             cpu->kernel.axpy(y + j, 1, part, width);
         }

@@ -160,6 +160,16 @@ static uint16_t *halves(run *t, float *x, int64_t n) {
     return h;
 }
 
+/* x rounded to F16, in place, and those halves */
+static uint16_t *f16_halves(run *t, float *x, int64_t n) {
+    uint16_t *h = block(t, (size_t)WRPO__MAX(n, 1) * sizeof *h);
+    for (int64_t i = 0; i < n; i++) {
+        h[i] = wrpo__float_to_f16(i % 7 == 3 ? x[i] * 0x1p-15f : x[i]);        /* every seventh is denormal */
+        x[i] = wrpo__bits_float(wrpo__f16_to_bits(h[i]));
+    }
+    return h;
+}
+
 /* ---- gemm: args m, n, k, layout, beta, extra columns between rows ---- */
 static void test_gemm(run *t, const int64_t *arg) {
     static const char *const layouts[] = {"NT", "NT_FLOAT", "NN", "TN"};
@@ -183,6 +193,11 @@ static void test_gemm(run *t, const int64_t *arg) {
         t->be->gemm(t->dev, mm, second, ldc, a, lda, half, ldb, WRPO_DTYPE_BF16, m, n, k, (float)arg[4]);
         CHECK(memcmp(first, second, (size_t)(m * ldc) * sizeof *c) == 0, "%s: weights in bfloat16 give other bits",
               t->name);
+        float *b16 = copy_of(t, b, (bt ? n : k) * ldb);
+        half = f16_halves(t, b16, (bt ? n : k) * ldb);
+        t->be->gemm(t->dev, mm, first, ldc, a, lda, b16, ldb, WRPO_DTYPE_F32, m, n, k, 0);
+        t->be->gemm(t->dev, mm, second, ldc, a, lda, half, ldb, WRPO_DTYPE_F16, m, n, k, 0);
+        CHECK(memcmp(first, second, (size_t)(m * ldc) * sizeof *c) == 0, "%s: weights in F16 give other bits", t->name);
     }
     if (arg[4]) return;                /* a row is a row, whichever others come with it */
     t->be->gemm(t->dev, mm, c, ldc, a, lda, b, ldb, WRPO_DTYPE_F32, m, n, k, 0);
@@ -292,6 +307,14 @@ static void test_rows(run *t, const int64_t *arg) {
             t->be->embed(t->dev, y, copy, WRPO_DTYPE_F32, ids, n, D, scale);
         CHECK(!memcmp(sum, sum2, (size_t)D * 4) && !memcmp(y, y2, (size_t)(n * D) * 4),
               "%s: bfloat16 gives other bits in embed or colsum", t->name);
+        half = f16_halves(t, copy, V * D);
+        if (V * D > 8) half[2] = 0x7C00, half[5] = 0xFC00, copy[2] = INFINITY, copy[5] = -INFINITY;
+        t->be->embed(t->dev, y2, half, WRPO_DTYPE_F16, ids, n, D, scale),
+            t->be->embed(t->dev, y, copy, WRPO_DTYPE_F32, ids, n, D, scale);
+        t->be->colsum(t->dev, sum, copy, WRPO_DTYPE_F32, V, D), t->be->colsum(t->dev, sum2, half, WRPO_DTYPE_F16, V, D);
+        int64_t other = 0;           /* NaN may have another sign */
+        for (int64_t j = 0; j < D; j++) other += sum[j] != sum2[j] && !(isnan(sum[j]) && isnan(sum2[j]));
+        CHECK(!other && !memcmp(y, y2, (size_t)(n * D) * 4), "%s: F16 gives other bits in embed or colsum", t->name);
     }
     plain->embed_bwd(ref, dw_want, x, ids, n, D, scale);
     t->be->embed_bwd(t->dev, dw, x, ids, n, D, scale);
