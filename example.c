@@ -694,6 +694,7 @@ static void print_memory(const wrpo_bytes *b, int64_t layers) {
 static int run_init(const settings *s, session *z) {
     const wrpo_init_desc d = {.config = s->config,
                               .tokenizer_dir = s->tokenizer,
+                              .frozen = true,
                               .seed = s->seed ? (uint64_t)s->seed : 42,
                               .dtype = dtype_of(s->save_dtype)};
     const wrpo_save_desc save = {.dir = s->out, .max_shard_size = s->max_shard_size};
@@ -2877,6 +2878,7 @@ static int dispatch(int argc, char **argv) {
         if (code) return code;
         if (s.help) return help_command(c), 0;
     }
+    if (c->run == run_init) s.dtype = s.save_dtype;    /* no larger in memory than in the file */
     if (!session_open(&z, &s)) return 1;
     int code = c->run(&s, &z);
     session_close(&z);

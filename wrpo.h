@@ -281,6 +281,7 @@ typedef struct wrpo_init_desc {
     const char *tokenizer_dir;  /* side files that a save copies; may be NULL */
     uint64_t seed;           /* 0 = 42 */
     wrpo_dtype dtype;        /* what a save writes by default; 0 = F32 */
+    bool frozen;             /* not for training, except for an adapter: in a context of bfloat16, without masters */
 } wrpo_init_desc;
 typedef struct wrpo_save_desc {
     const char *dir;         /* made if absent */
@@ -5749,7 +5750,9 @@ static wrpo_model *wrpo__model_init(wrpo__arena *arena, const wrpo_init_desc *de
     if (!desc->config) wrpo__fail(arena->ctx, WRPO_E_ARG, "wrpo_init_desc: config is missing");
     wrpo__config_read(arena, desc->config, &config);
     wrpo__need_language_model(arena->ctx, desc->config, &config);
-    wrpo_model *model = wrpo__model_new(arena, &config);
+    wrpo_model *model = wrpo__model_table(arena, &config, arena->ctx->desc.dtype);
+    model->frozen = desc->frozen;
+    wrpo__model_memory(model);
     const char *tokenizer = desc->tokenizer_dir;
     model->dir = wrpo__strndup(arena, desc->config, strlen(desc->config));
     model->tokenizer_dir = tokenizer ? wrpo__strndup(arena, tokenizer, strlen(tokenizer)) : NULL;

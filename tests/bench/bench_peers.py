@@ -45,6 +45,8 @@ CONFIGS = {
                 "num_key_value_heads": 8, "head_dim": 64, "max_position_embeddings": 131072, "rope_theta": 500000.0,
                 "rope_scaling": {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
                                  "original_max_position_embeddings": 8192}},
+    "llama8b": {"vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+                "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 8192, "rope_theta": 500000.0, "tie_word_embeddings": False},
 }
 COMMON = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "rms_norm_eps": 1e-5, "initializer_range": 0.02, "hidden_act": "silu",
           "tie_word_embeddings": True, "attention_bias": False, "mlp_bias": False}
@@ -54,10 +56,10 @@ CHATML = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['cont
 
 # ---- make ----
 def tokenizer(name, data, folder):
-    """llama1b: Llama-3.2's own. smollm2: GPT-2's, cut to SmolLM2's size (49,152) by leaving out the last merges."""
+    """llama1b, llama8b: Llama-3.2's own. smollm2: GPT-2's, cut to SmolLM2's size (49,152) by leaving out the last merges."""
     os.makedirs(folder, exist_ok=True)
-    source = os.path.join(data, "tokenizers", "llama3_2" if name == "llama1b" else "gpt2")
-    if name == "llama1b":
+    source = os.path.join(data, "tokenizers", "llama3_2" if name.startswith("llama") else "gpt2")
+    if name.startswith("llama"):
         for f in ("tokenizer.json", "tokenizer_config.json"):
             with open(os.path.join(source, f), "rb") as a, open(os.path.join(folder, f), "wb") as b:
                 b.write(a.read())
