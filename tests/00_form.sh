@@ -51,6 +51,9 @@ for cc in gcc clang; do
         if $cc $warn $flags -fsyntax-only ../example.c; then ok; else bad "$cc $flags example.c: warnings"; fi
     done
 done
+for f in bench/*.c; do               # which `make` alone does not build
+    if $CC $warn -fopenmp -Wno-unused-function -fsyntax-only $f; then ok; else bad "$f: warnings"; fi
+done
 # stb_ds.h under another path; a header of another name, which must not lose its vectors in silence
 mkdir -p $B/flat/stb
 stb=$(echo '#include <stb/stb_ds.h>' | $CC -E - | sed -n 's/^# 1 "\(.*stb_ds\.h\)".*/\1/p' | head -1)
