@@ -80,7 +80,9 @@ if command -v x86_64-w64-mingw32-gcc >/dev/null; then
         if x86_64-w64-mingw32-gcc -std=c11 -Wall $flags -I.. -I$B/flat $B/user.c $B/impl.c -o $B/user.exe -lm; then ok
         else bad "Windows $flags"; fi
     done
-else skip 2 "x86_64-w64-mingw32-gcc is not installed"; fi
+    if x86_64-w64-mingw32-gcc -std=c11 -Wall -fsyntax-only -DWRPO_STB_DS_H="\"$stb\"" -I.. ../example.c; then ok
+    else bad "Windows: example.c"; fi
+else skip 3 "x86_64-w64-mingw32-gcc is not installed"; fi
 cat >$B/version.c <<'X1'
 #include "wrpo.h"
 #if WRPO_VERSION_NUMBER < 100
