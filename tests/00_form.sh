@@ -83,6 +83,12 @@ if command -v x86_64-w64-mingw32-gcc >/dev/null; then
     if x86_64-w64-mingw32-gcc -std=c11 -Wall -fsyntax-only -DWRPO_STB_DS_H="\"$stb\"" -I.. ../example.c; then ok
     else bad "Windows: example.c"; fi
 else skip 3 "x86_64-w64-mingw32-gcc is not installed"; fi
+# WebAssembly: a tiny model is trained in node (support/cut.c); its mathematics library rounds otherwise than this one
+if command -v emcc >/dev/null && command -v node >/dev/null; then
+    if emcc -O1 -std=c11 -I.. -I$B/flat support/cut.c $B/impl.c -o $B/cut.js &&
+        node --no-experimental-fetch $B/cut.js | grep -q '^loss 0.6931 to 0.0003'; then ok
+    else bad "emcc: no training in WebAssembly"; fi
+else skip 1 "emcc or node is not installed"; fi
 cat >$B/version.c <<'X1'
 #include "wrpo.h"
 #if WRPO_VERSION_NUMBER < 100
