@@ -7107,7 +7107,7 @@ struct wrpo__jval {
     const char *s; size_t n;  /* STR: bytes; UNDEFINED: the name of what is undefined */
     wrpo__jv *items, *keys;  /* [count] LIST to ITER: items; DICT, NAMESPACE: in order of insertion */
     int64_t count;
-    const wrpo__jdef *def; wrpo__jv self;  /* FUNCTION; the value whose method it is */
+    const wrpo__jdef *def; wrpo__jv self;  /* FUNCTION; the value whose method it is; s, n: its name */
     wrpo__jval *scope;  /* MACRO: the scope that defined it; NAMESPACE: it is a scope inside this one */
     wrpo__jtoken *parameters;  /* MACRO */
     wrpo__jloop *loop;  /* LOOP */
@@ -7243,12 +7243,14 @@ static bool wrpo__jtruth(wrpo__jv v) {
     return v->count > 0 || !(v->kind & WRPO__J_SIZED);
 }
 static bool wrpo__jsame(wrpo__jv a, wrpo__jv b) { return a->n == b->n && memcmp(a->s, b->s, a->n) == 0; }
-static bool wrpo__jword(const char *words, wrpo__jv v) {  /* is it one of these words? */
-    for (size_t n; *words; words += n + (words[n] == ' ')) {
+static int wrpo__jword(const char *words, wrpo__jv v) {  /* which of these words it is, from 1; 0: none */
+    size_t n;
+    for (int k = 1; *words; k++) {
         n = strcspn(words, " ");
-        if (n == v->n && memcmp(words, v->s, n) == 0) return true;
+        if (n == v->n && memcmp(words, v->s, n) == 0) return k;
+        words += n + (words[n] == ' ');
     }
-    return false;
+    return 0;
 }
 
 /* ---- equality and order, as in Python; dicts ---- */
@@ -7362,7 +7364,7 @@ static int32_t wrpo__jcase(wrpo__jinja *J, int32_t c, bool upper) {
         wrpo__jrefuse(J, "upper or lower case of U+%04X", (unsigned)c);
     return c;
 }
-/* op: u upper, l lower, c upper for the first letter, t for the first of every word (of letters), T likewise for the
+/* op: 0 lower, 1 upper, 2 upper for the first letter, 3 for the first of every word (of letters), 4 likewise for the
    words of Jinja's filter (they end at space and -({[<) */
 static wrpo__jv wrpo__jrecase(wrpo__jinja *J, wrpo__jv v, int op) {
     wrpo__text outer = wrpo__jbegin(J);
@@ -7370,10 +7372,10 @@ static wrpo__jv wrpo__jrecase(wrpo__jinja *J, wrpo__jv v, int op) {
     for (size_t i = 0, size; i < v->n; i += size) {
         char out[4];
         int32_t c = wrpo__utf8_get(v->s + i, v->n - i, &size);
-        int32_t to = wrpo__jcase(J, c, op == 'u' || (op != 'l' && start));
+        int32_t to = wrpo__jcase(J, c, op == 1 || (op > 1 && start));
         wrpo__jput(J, c < 0 ? v->s + i : out, c < 0 ? size : wrpo__utf8_put(out, (uint32_t)to));
-        if (op == 't') start = wrpo__jcase(J, c, true) == wrpo__jcase(J, c, false);
-        else start = op == 'T' && (wrpo__jspace(c) || (c > 0 && c < 128 && strchr("-({[<", c)));
+        if (op == 3) start = wrpo__jcase(J, c, true) == wrpo__jcase(J, c, false);
+        else start = op == 4 && (wrpo__jspace(c) || (c > 0 && c < 128 && strchr("-({[<", c)));
     }
     return wrpo__jend(J, outer);
 }
@@ -7386,7 +7388,7 @@ static wrpo__jv wrpo__jread_number(wrpo__jinja *J, wrpo__jv v) {
     size_t part = point ? strspn(s + whole + 1, digits) : 0, length = whole + point + part;
     if (s + length != text + n || whole + part == 0) { /* Python also reads 1e3, 1_000, inf, digits of other scripts */
         bool maybe = length || (unsigned char)*s >= 0x80;
-        if (maybe || wrpo__jword("inf nan infinity", wrpo__jrecase(J, wrpo__jstring(J, s), 'l')))
+        if (maybe || wrpo__jword("inf nan infinity", wrpo__jrecase(J, wrpo__jstring(J, s), 0)))
             wrpo__jrefuse(J, "the number \"%.*s\"", WRPO__J_SHOW(v));
         return NULL;
     }
@@ -7539,8 +7541,7 @@ static wrpo__jv wrpo__jown(wrpo__jinja *J, wrpo__jv v, wrpo__jv name) {
 /* v.key (attr): the attribute, else the item. v[key]: the item, else, for a string key, the attribute. */
 static wrpo__jv wrpo__jget(wrpo__jinja *J, wrpo__jv v, wrpo__jv key, bool attr) {
     bool scalar = key->kind & WRPO__J_SCALARS;
-    wrpo__jv r = attr ? wrpo__jown(J, wrpo__jdefined(J, v), key) : NULL;
-    wrpo__jdefined(J, v);
+    wrpo__jv r = wrpo__jdefined(J, v) && attr ? wrpo__jown(J, v, key) : NULL;
     if (!r && v->kind == WRPO__J_DICT && scalar) r = wrpo__jdict_get(J, v, key);
     if ((key->kind & WRPO__J_INTS) && (v->kind & WRPO__J_INDEXED)) {
         int64_t n = wrpo__jlength(J, v), i = key->i < 0 ? key->i + n : key->i;
@@ -7628,7 +7629,7 @@ static wrpo__jv wrpo__joperate(wrpo__jinja *J, int op, wrpo__jv a, wrpo__jv b) {
 
 /* ---- filters, tests, methods, functions ---- */
 typedef struct wrpo__jcall {  /* one call of a row of wrpo__jdefs */
-    int op;  /* of the row: several names share one function */
+    int op;  /* several names share one function: which it is */
     wrpo__jv self;  /* the value before the bar, `is` or the dot */
     wrpo__jv a[4];  /* the arguments in the order of the signature; NULL: absent */
     wrpo__jval args, named;  /* as they are given: a LIST, a DICT */
@@ -7639,7 +7640,7 @@ struct wrpo__jdef {
     const char *names, *where;  /* f filter, t test, g function, s, l, d method of str, list, dict; m: takes safe strings */
     const char *signature;  /* "old new count=": optional with '=', with '?' None too counts as absent; NULL: any names */
     wrpo__jv (*fn)(wrpo__jinja *J, const wrpo__jcall *c);  /* returns NULL: what it wrote. fn NULL: refused */
-    int op;
+    int op;  /* of the first name; one more for each that follows */
 };
 #define WRPO__J_FN(name) static wrpo__jv wrpo__jf_##name(wrpo__jinja *J, const wrpo__jcall *c)
 static wrpo__jv wrpo__jinvoke(wrpo__jinja *J, char where, wrpo__jv name, wrpo__jcall *c);
@@ -7650,14 +7651,14 @@ static bool wrpo__jone_of(wrpo__jinja *J, wrpo__jv chars, const char *s, size_t 
     if (!chars) return wrpo__jspace(wrpo__utf8_get(s, n, &n));
     return wrpo__jfind(J, chars, &(wrpo__jval){.s = s, .n = n}, 0) != SIZE_MAX;
 }
-WRPO__J_FN(strip) {  /* op: 1 left, 2 right, 3 both */
+WRPO__J_FN(strip) {  /* op: 0 strip, 1 lstrip, 2 rstrip */
     wrpo__jv v = wrpo__jstr(J, c->self), chars = c->a[0] ? wrpo__jto_str(J, c->a[0]) : NULL;
     size_t from = 0, to = v->n;
-    for (size_t size; (c->op & 1) && from < to; from += size) {
+    for (size_t size; c->op != 2 && from < to; from += size) {
         wrpo__utf8_get(v->s + from, to - from, &size);
         if (!wrpo__jone_of(J, chars, v->s + from, size)) break;
     }
-    for (size_t i; (c->op & 2) && from < to; to = i) {
+    for (size_t i; c->op != 1 && from < to; to = i) {
         i = (size_t)wrpo__before(v->s, (int64_t)to);
         if (!wrpo__jone_of(J, chars, v->s + i, to - i)) break;
     }
@@ -7704,13 +7705,12 @@ WRPO__J_FN(list) {
     wrpo__jv v = wrpo__jitems(J, c->self);
     return wrpo__jshare(J, WRPO__J_LIST, v->items, v->count);
 }
-/* The filters join and replace take values of any type, the methods only strings. op: f filter, m method */
+/* The filters join and replace take values of any type, the methods only strings. op: 0 filter, 1 method */
 static wrpo__jv wrpo__jtext(wrpo__jinja *J, const wrpo__jcall *c, wrpo__jv v) {
-    return c->op == 'f' ? wrpo__jstr(J, v) : wrpo__jto_str(J, v);
+    return c->op ? wrpo__jto_str(J, v) : wrpo__jstr(J, v);
 }
 WRPO__J_FN(join) {
-    bool filter = c->op == 'f';
-    wrpo__jv v = wrpo__jitems(J, filter ? c->self : c->a[0]), between = filter ? c->a[0] : c->self;
+    wrpo__jv v = wrpo__jitems(J, c->op ? c->a[0] : c->self), between = c->op ? c->self : c->a[0];
     for (int64_t i = 0; i < v->count; i++) {
         if (i && between) wrpo__jprint(J, between);
         wrpo__jputs(J, wrpo__jtext(J, c, v->items[i]));
@@ -7732,13 +7732,13 @@ WRPO__J_FN(replace) {
     wrpo__jput(J, v->s + done, v->n - done);
     return NULL;
 }
-WRPO__J_FN(number) {  /* op: i int, f float */
+WRPO__J_FN(number) {  /* op: 0 int, 1 float */
     wrpo__jv v = wrpo__jdefined(J, c->self);
     if (wrpo__jis_str(v)) v = wrpo__jread_number(J, v);
     bool found = v && (v->kind & WRPO__J_NUMBERS);
     if (!found && c->a[0]) return c->a[0];
     if (!found) v = wrpo__jbool(false);  /* 0 */
-    if (c->op == 'f') return wrpo__jfloat(J, wrpo__jdouble(v));
+    if (c->op) return wrpo__jfloat(J, wrpo__jdouble(v));
     if (fabs(v->f) >= 9e18) wrpo__jrefuse(J, "%g as an integer", v->f);
     return wrpo__jint(J, v->i + (int64_t)v->f);  /* one of the two is 0 */
 }
@@ -7756,13 +7756,12 @@ WRPO__J_FN(indent) {
     }
     return NULL;
 }
-WRPO__J_FN(items) {  /* op: i filter, I items(), k keys(), v values() */
+WRPO__J_FN(items) {  /* op: 0 filter, 1 items(), 2 keys(), 3 values() */
     wrpo__jv v = c->self;
-    wrpo__jval *rows = wrpo__jnew(J, c->op == 'i' ? WRPO__J_ITER : WRPO__J_VIEW);
-    if (c->op == 'i' && v->kind == WRPO__J_UNDEFINED) return rows;
+    wrpo__jval *rows = wrpo__jnew(J, c->op ? WRPO__J_VIEW : WRPO__J_ITER);
+    if (!c->op && v->kind == WRPO__J_UNDEFINED) return rows;
     wrpo__jwant(J, v, WRPO__J_DICT, "a dict");
-    if (c->op == 'k') return wrpo__jshare(J, WRPO__J_VIEW, v->keys, v->count);
-    if (c->op == 'v') return wrpo__jshare(J, WRPO__J_VIEW, v->items, v->count);
+    if (c->op > 1) return wrpo__jshare(J, WRPO__J_VIEW, c->op == 2 ? v->keys : v->items, v->count);
     for (int64_t i = 0; i < v->count; i++) {
         wrpo__jval *pair = wrpo__jnew(J, WRPO__J_TUPLE);
         wrpo__jpush(J, pair, NULL, v->keys[i]);
@@ -7774,16 +7773,14 @@ WRPO__J_FN(items) {  /* op: i filter, I items(), k keys(), v values() */
 WRPO__J_FN(reverse) {  /* a generator becomes a list, all else a generator */
     return wrpo__jreversed(J, c->self, c->self->kind == WRPO__J_ITER ? WRPO__J_LIST : WRPO__J_ITER);
 }
-WRPO__J_FN(sort) {  /* stable; strings without case unless asked. op: s sort, d dictsort */
-    bool dict = c->op == 'd';
-    wrpo__jv v = dict ? wrpo__jf_items(J, &(wrpo__jcall){.op = 'I', .self = c->self}) : wrpo__jitems(J, c->self);
-    wrpo__jv attribute = dict ? wrpo__jint(J, 0) : c->a[2];
+WRPO__J_FN(sort) {  /* stable; strings without case unless asked. op: 0 sort, 1 dictsort */
+    wrpo__jv v = c->op ? wrpo__jf_items(J, c) : wrpo__jitems(J, c->self), by = c->op ? wrpo__jint(J, 0) : c->a[2];
     int order = wrpo__jflag(c, 0) ? -1 : 1;
     wrpo__jv *keys = wrpo__alloc(J->arena, (size_t)v->count, sizeof *keys);
     wrpo__jv *sorted = wrpo__alloc(J->arena, (size_t)v->count, sizeof *sorted);
     for (int64_t i = 0, k; i < v->count; i++) {
-        wrpo__jv key = attribute ? wrpo__jattribute(J, v->items[i], attribute) : v->items[i];
-        if (wrpo__jis_str(key) && !wrpo__jflag(c, 1)) key = wrpo__jrecase(J, key, 'l');
+        wrpo__jv key = by ? wrpo__jattribute(J, v->items[i], by) : v->items[i];
+        if (wrpo__jis_str(key) && !wrpo__jflag(c, 1)) key = wrpo__jrecase(J, key, 0);
         for (k = i; k > 0 && wrpo__jcompare(J, keys[k - 1], key) * order > 0; k--) {
             keys[k] = keys[k - 1];
             sorted[k] = sorted[k - 1];
@@ -7833,9 +7830,9 @@ WRPO__J_FN(split) {
     }
     return out;
 }
-WRPO__J_FN(affix) {  /* op: s startswith, e endswith, p removeprefix, x removesuffix */
+WRPO__J_FN(affix) {  /* op: 0 startswith, 1 endswith, 2 removeprefix, 3 removesuffix */
     wrpo__jv v = c->self, x = c->a[0];
-    bool front = c->op == 's' || c->op == 'p', test = c->op == 's' || c->op == 'e', has = false;
+    bool front = c->op % 2 == 0, test = c->op < 2, has = false;
     bool several = test && x->kind == WRPO__J_TUPLE;
     for (int64_t i = 0; !has && i < (several ? x->count : 1); i++) {
         wrpo__jv one = wrpo__jto_str(J, several ? x->items[i] : x);
@@ -7848,16 +7845,20 @@ WRPO__J_FN(get) {
     wrpo__jv r = wrpo__jdict_get(J, c->self, c->a[0]), otherwise = c->a[1] ? c->a[1] : &wrpo__jnone;
     return r ? r : otherwise;
 }
-WRPO__J_FN(kind) {  /* op: the kinds that pass */
+WRPO__J_FN(kind) {
+    static const int pass[] = {  /* defined to callable, as in wrpo__jdefs */
+        ~WRPO__J_UNDEFINED, WRPO__J_UNDEFINED, WRPO__J_NONE, WRPO__J_BOOL, WRPO__J_INT, WRPO__J_FLOAT,
+        WRPO__J_NUMBERS, WRPO__J_STR, WRPO__J_DICT, WRPO__J_SEQUENCES, WRPO__J_ITERABLES | WRPO__J_LOOP,
+        WRPO__J_CALLABLES | WRPO__J_LOOP | WRPO__J_UNDEFINED};
     (void)J;
-    return wrpo__jbool(c->self->kind & c->op);
+    return wrpo__jbool(c->self->kind & pass[c->op]);
 }
-WRPO__J_FN(truth) {  /* op: 1 is true, 0 is false */
+WRPO__J_FN(truth) {  /* op: 0 is false, 1 is true */
     (void)J;
     return wrpo__jbool(c->self->kind == WRPO__J_BOOL && c->self->i == c->op);
 }
-WRPO__J_FN(operate) { return wrpo__joperate(J, c->op, c->self, c->a[0]); }
-WRPO__J_FN(parity) {  /* op: 1 odd, 0 even */
+WRPO__J_FN(operate) { return wrpo__joperate(J, "i===!!"[c->op], c->self, c->a[0]); }
+WRPO__J_FN(parity) {  /* op: 0 even, 1 odd */
     return wrpo__jbool(wrpo__jarithmetic(J, '%', c->self, wrpo__jint(J, 2))->i == c->op);
 }
 WRPO__J_FN(range) {
@@ -7873,9 +7874,9 @@ WRPO__J_FN(range) {
     }
     return out;
 }
-WRPO__J_FN(dict) {  /* op: the kind */
+WRPO__J_FN(dict) {  /* op: 0 dict, 1 namespace */
     wrpo__jval *v = wrpo__jmake(J, c->named);
-    v->kind = c->op;
+    if (c->op) v->kind = WRPO__J_NAMESPACE;
     return v;
 }
 WRPO__J_FN(raise) {
@@ -7904,47 +7905,31 @@ static const wrpo__jdef wrpo__jdefs[] = {
     /* filters */
     {"length count", "fm", "", wrpo__jf_length, 0},
     {"default d", "fm", "default_value= boolean=", wrpo__jf_default, 0},
-    {"dictsort", "f", "", wrpo__jf_sort, 'd'},
-    {"first", "f", "", wrpo__jf_end, 0}, {"last", "f", "", wrpo__jf_end, 1},
-    {"float", "f", "default=", wrpo__jf_number, 'f'}, {"int", "f", "default=", wrpo__jf_number, 'i'},
-    {"indent", "f", "width= first= blank=", wrpo__jf_indent, 0},
-    {"items", "f", "", wrpo__jf_items, 'i'}, {"list", "f", "", wrpo__jf_list, 0},
-    {"join", "f", "d=", wrpo__jf_join, 'f'},
+    {"first last", "f", "", wrpo__jf_end, 0}, {"int float", "f", "default=", wrpo__jf_number, 0},
+    {"indent", "f", "width= first= blank=", wrpo__jf_indent, 0}, {"items", "f", "", wrpo__jf_items, 0},
+    {"list", "f", "", wrpo__jf_list, 0}, {"join", "f", "d=", wrpo__jf_join, 0},
+    {"select reject", "f", "test= x=", wrpo__jf_select, 0},
+    {"selectattr rejectattr", "f", "attribute test= x=", wrpo__jf_select, 2},
     {"map", "f", "filter= x= y= attribute=", wrpo__jf_select, 4},
-    {"select", "f", "test= x=", wrpo__jf_select, 0}, {"reject", "f", "test= x=", wrpo__jf_select, 1},
-    {"selectattr", "f", "attribute test= x=", wrpo__jf_select, 2},
-    {"rejectattr", "f", "attribute test= x=", wrpo__jf_select, 3},
-    {"replace", "fm", "old new count?", wrpo__jf_replace, 'f'}, {"reverse", "f", "", wrpo__jf_reverse, 0},
-    {"safe", "fm", "", wrpo__jf_string, 1}, {"string", "fm", "", wrpo__jf_string, 0},
-    {"sort", "f", "reverse= case_sensitive= attribute?", wrpo__jf_sort, 's'},
-    {"title", "f", "", wrpo__jf_case, 'T'}, {"trim", "f", "chars?", wrpo__jf_strip, 3},
+    {"replace", "fm", "old new count?", wrpo__jf_replace, 0}, {"reverse", "f", "", wrpo__jf_reverse, 0},
+    {"string safe", "fm", "", wrpo__jf_string, 0}, {"dictsort", "f", "", wrpo__jf_sort, 1},
+    {"sort", "f", "reverse= case_sensitive= attribute?", wrpo__jf_sort, 0},
+    {"title", "f", "", wrpo__jf_case, 4}, {"trim", "f", "chars?", wrpo__jf_strip, 0},
     {"tojson", "fm", "ensure_ascii= indent? separators? sort_keys=", wrpo__jf_tojson, 0},
     /* filters that are methods of strings as well; methods of strings; methods of dicts */
-    {"capitalize", "fs", "", wrpo__jf_case, 'c'}, {"lower", "fs", "", wrpo__jf_case, 'l'},
-    {"upper", "fs", "", wrpo__jf_case, 'u'}, {"title", "s", "", wrpo__jf_case, 't'},
-    {"join", "s", "iterable", wrpo__jf_join, 'm'}, {"replace", "s", "old new count=", wrpo__jf_replace, 'm'},
-    {"split", "s", "sep? maxsplit=", wrpo__jf_split, 0}, {"strip", "s", "chars?", wrpo__jf_strip, 3},
-    {"lstrip", "s", "chars?", wrpo__jf_strip, 1}, {"rstrip", "s", "chars?", wrpo__jf_strip, 2},
-    {"startswith", "s", "prefix", wrpo__jf_affix, 's'}, {"endswith", "s", "suffix", wrpo__jf_affix, 'e'},
-    {"removeprefix", "s", "prefix", wrpo__jf_affix, 'p'}, {"removesuffix", "s", "suffix", wrpo__jf_affix, 'x'},
-    {"get", "d", "key default=", wrpo__jf_get, 0}, {"items", "d", "", wrpo__jf_items, 'I'},
-    {"keys", "d", "", wrpo__jf_items, 'k'}, {"values", "d", "", wrpo__jf_items, 'v'},
+    {"lower upper capitalize", "fs", "", wrpo__jf_case, 0}, {"title", "s", "", wrpo__jf_case, 3},
+    {"join", "s", "iterable", wrpo__jf_join, 1}, {"replace", "s", "old new count=", wrpo__jf_replace, 1},
+    {"split", "s", "sep? maxsplit=", wrpo__jf_split, 0}, {"strip lstrip rstrip", "s", "chars?", wrpo__jf_strip, 0},
+    {"startswith endswith removeprefix removesuffix", "s", "prefix", wrpo__jf_affix, 0},
+    {"get", "d", "key default=", wrpo__jf_get, 0}, {"items keys values", "d", "", wrpo__jf_items, 1},
     /* tests */
-    {"defined", "tm", "", wrpo__jf_kind, ~WRPO__J_UNDEFINED}, {"undefined", "tm", "", wrpo__jf_kind, WRPO__J_UNDEFINED},
-    {"none", "tm", "", wrpo__jf_kind, WRPO__J_NONE}, {"boolean", "tm", "", wrpo__jf_kind, WRPO__J_BOOL},
-    {"integer", "tm", "", wrpo__jf_kind, WRPO__J_INT}, {"float", "tm", "", wrpo__jf_kind, WRPO__J_FLOAT},
-    {"number", "tm", "", wrpo__jf_kind, WRPO__J_NUMBERS}, {"string", "tm", "", wrpo__jf_kind, WRPO__J_STR},
-    {"mapping", "tm", "", wrpo__jf_kind, WRPO__J_DICT}, {"sequence", "tm", "", wrpo__jf_kind, WRPO__J_SEQUENCES},
-    {"iterable", "tm", "", wrpo__jf_kind, WRPO__J_ITERABLES | WRPO__J_LOOP},
-    {"callable", "tm", "", wrpo__jf_kind, WRPO__J_CALLABLES | WRPO__J_LOOP | WRPO__J_UNDEFINED},
-    {"true", "tm", "", wrpo__jf_truth, 1}, {"false", "tm", "", wrpo__jf_truth, 0},
-    {"odd", "t", "", wrpo__jf_parity, 1}, {"even", "t", "", wrpo__jf_parity, 0},
-    {"in", "tm", "seq", wrpo__jf_operate, 'i'},
-    {"== eq equalto", "tm", "other", wrpo__jf_operate, '='}, {"!= ne", "tm", "other", wrpo__jf_operate, '!'},
+    {"defined undefined none boolean integer float number string mapping sequence iterable callable", "tm", "",
+     wrpo__jf_kind, 0},
+    {"false true", "tm", "", wrpo__jf_truth, 0}, {"even odd", "t", "", wrpo__jf_parity, 0},
+    {"in == eq equalto != ne", "tm", "other", wrpo__jf_operate, 0},
     /* functions */
-    {"range", "g", "start stop= step=", wrpo__jf_range, 0}, {"dict", "g", NULL, wrpo__jf_dict, WRPO__J_DICT},
-    {"namespace", "g", NULL, wrpo__jf_dict, WRPO__J_NAMESPACE}, {"raise_exception", "g", "message", wrpo__jf_raise, 0},
-    {"strftime_now", "g", "format", wrpo__jf_strftime, 0},
+    {"range", "g", "start stop= step=", wrpo__jf_range, 0}, {"dict namespace", "g", NULL, wrpo__jf_dict, 0},
+    {"raise_exception", "g", "message", wrpo__jf_raise, 0}, {"strftime_now", "g", "format", wrpo__jf_strftime, 0},
     /* what Python has too and is refused by name; the sandbox hides the methods that change a value */
     {"casefold center count encode expandtabs find format format_map index isalnum isalpha isascii isdecimal isdigit "
      "isidentifier islower isnumeric isprintable isspace istitle isupper ljust maketrans partition rfind rindex rjust "
@@ -7964,7 +7949,7 @@ static wrpo__jv wrpo__jfunction(wrpo__jinja *J, char where, wrpo__jv name, wrpo_
     if (!def) return NULL;
     if (!def->fn && self) wrpo__jrefuse(J, "method \"%.*s\" of %s", WRPO__J_SHOW(name), wrpo__jtype(self));
     if (!def->fn) wrpo__jrefuse(J, "\"%.*s\"", WRPO__J_SHOW(name));
-    return wrpo__jmake(J, (wrpo__jval){.kind = WRPO__J_FUNCTION, .def = def, .self = self});
+    return wrpo__jmake(J, (wrpo__jval){.kind = WRPO__J_FUNCTION, .s = name->s, .n = name->n, .def = def, .self = self});
 }
 /* The argument for the next parameter: the next in order, or the one with this name; NULL: neither. */
 static wrpo__jv wrpo__jargument(wrpo__jinja *J, wrpo__jcall *c, wrpo__jv name) {
@@ -7977,21 +7962,21 @@ static wrpo__jv wrpo__jargument(wrpo__jinja *J, wrpo__jcall *c, wrpo__jv name) {
 static bool wrpo__jbound_all(const wrpo__jcall *c) {
     return c->placed == c->args.count && c->by_name == c->named.count;
 }
-static wrpo__jv wrpo__jcall_def(wrpo__jinja *J, const wrpo__jdef *def, wrpo__jcall *c) {
+static wrpo__jv wrpo__jcall_def(wrpo__jinja *J, const wrpo__jdef *def, wrpo__jv name, wrpo__jcall *c) {
     const char *p = def->signature;
-    c->op = def->op;
+    c->op = def->op + wrpo__jword(def->names, name) - 1;
     if (c->self && !strchr(def->where, 'm')) wrpo__jplain(J, c->self);
     for (int k = 0; p && *p; k++) {
         size_t n = strcspn(p, " =?");
         wrpo__jv v = wrpo__jargument(J, c, wrpo__jbytes(J, p, n));
         bool optional = p[n] == '=' || p[n] == '?';
-        if (!v && !optional) wrpo__jfail(J, "%s() wants an argument \"%.*s\"", def->names, (int)n, p);
+        if (!v && !optional) wrpo__jfail(J, "%.*s() wants an argument \"%.*s\"", WRPO__J_SHOW(name), (int)n, p);
         c->a[k] = p[n] == '?' && !wrpo__jgiven(v) ? NULL : v;
         p += n + optional;
         p += *p == ' ';
     }
     if (p ? !wrpo__jbound_all(c) : c->args.count > 0)
-        wrpo__jrefuse(J, "%s() with other arguments than \"%s\"", def->names, p ? def->signature : "name=");
+        wrpo__jrefuse(J, "%.*s() with other arguments than \"%s\"", WRPO__J_SHOW(name), p ? def->signature : "name=");
     wrpo__text outer = wrpo__jbegin(J);
     wrpo__jv v = def->fn(J, c);
     if (!v) return wrpo__jend(J, outer);
@@ -8001,7 +7986,7 @@ static wrpo__jv wrpo__jcall_def(wrpo__jinja *J, const wrpo__jdef *def, wrpo__jca
 static wrpo__jv wrpo__jinvoke(wrpo__jinja *J, char where, wrpo__jv name, wrpo__jcall *c) {
     const wrpo__jdef *def = wrpo__jlookup(where, name);
     if (!def) wrpo__jrefuse(J, "%s \"%.*s\"", where == 'f' ? "filter" : "test", WRPO__J_SHOW(name));
-    return wrpo__jcall_def(J, def, c);
+    return wrpo__jcall_def(J, def, name, c);
 }
 
 /* ---- text to tokens ---- */
@@ -8198,9 +8183,9 @@ static wrpo__jv wrpo__jprimary(wrpo__jinja *J) {
         wrpo__jgo(J, J->at + 1);
         if (J->idle) return &wrpo__jnone;
         if (t->kind == WRPO__J_LITERAL) return t->value;
-        if (wrpo__jword("none None", t->value)) return &wrpo__jnone;
-        if (wrpo__jword("true True false False", t->value)) return wrpo__jbool((t->value->s[0] | 32) == 't');
-        return wrpo__jlookup_var(J, t->value);
+        int constant = wrpo__jword("none None false False true True", t->value);
+        if (constant > 2) return wrpo__jbool(constant > 4);
+        return constant ? &wrpo__jnone : wrpo__jlookup_var(J, t->value);
     }
     if (wrpo__jtake(J, "(")) {
         wrpo__jv tuple = wrpo__jtuple(J, wrpo__jexpr, ")");
@@ -8250,7 +8235,7 @@ static wrpo__jv wrpo__jcalled(wrpo__jinja *J, wrpo__jv v) {  /* after "(" */
     wrpo__jarguments(J, &c);
     if (J->idle) return v;
     wrpo__jwant(J, v, WRPO__J_CALLABLES, "a function");
-    return v->kind == WRPO__J_MACRO ? wrpo__jcall_macro(J, v, &c) : wrpo__jcall_def(J, v->def, &c);
+    return v->kind == WRPO__J_MACRO ? wrpo__jcall_macro(J, v, &c) : wrpo__jcall_def(J, v->def, v, &c);
 }
 static wrpo__jv wrpo__jpostfix(wrpo__jinja *J, wrpo__jv v, bool filters);
 static wrpo__jv wrpo__jfiltered(wrpo__jinja *J, wrpo__jv v) {  /* at "|" or "is" */
@@ -8451,19 +8436,18 @@ static bool wrpo__jloop_has(wrpo__jinja *J, wrpo__jloop *loop, int64_t index) {
     return loop->passed->count > index;
 }
 static wrpo__jv wrpo__jloop_attr(wrpo__jinja *J, wrpo__jloop *loop, wrpo__jv name) {
-    int64_t i = loop->index0;
-    if (wrpo__jword("index0", name)) return wrpo__jint(J, i);
-    if (wrpo__jword("index", name)) return wrpo__jint(J, i + 1);
-    if (wrpo__jword("first", name)) return wrpo__jbool(i == 0);
-    if (wrpo__jword("last", name)) return wrpo__jbool(!wrpo__jloop_has(J, loop, i + 1));
-    if (wrpo__jword("previtem nextitem", name)) {
-        i += name->s[0] == 'n' ? 1 : -1;
-        return i >= 0 && wrpo__jloop_has(J, loop, i) ? loop->passed->items[i] : wrpo__jundefined(J, name);
+    int attr = wrpo__jword("index0 index first last previtem nextitem length revindex revindex0", name);
+    int64_t i = loop->index0, other = i + (attr == 5 ? -1 : 1);  /* of previtem, of last and nextitem */
+    bool has = attr > 3 && other >= 0 && wrpo__jloop_has(J, loop, attr > 6 ? INT64_MAX - 1 : other);
+    switch (attr) {
+    case 0: wrpo__jrefuse(J, "loop.%.*s", WRPO__J_SHOW(name));
+    case 1: case 2: return wrpo__jint(J, i + attr - 1);
+    case 3: return wrpo__jbool(i == 0);
+    case 4: return wrpo__jbool(!has);
+    case 5: case 6: return has ? loop->passed->items[other] : wrpo__jundefined(J, name);
+    case 7: return wrpo__jint(J, loop->passed->count);
+    default: return wrpo__jint(J, loop->passed->count - i - (attr - 8));
     }
-    if (!wrpo__jword("length revindex revindex0", name)) wrpo__jrefuse(J, "loop.%.*s", WRPO__J_SHOW(name));
-    wrpo__jloop_has(J, loop, INT64_MAX - 1);  /* to the end */
-    if (wrpo__jword("length", name)) i = 0;
-    return wrpo__jint(J, loop->passed->count - i - wrpo__jword("revindex0", name));
 }
 static void wrpo__jdefine(wrpo__jinja *J, const char *name, wrpo__jv value) {
     wrpo__jdict_put(J, J->scope, wrpo__jstring(J, name), value);
