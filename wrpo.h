@@ -7157,34 +7157,34 @@ static wrpo__jval *wrpo__jmake(wrpo__jinja *J, wrpo__jval v) {
     *made = v;
     return made;
 }
-static wrpo__jval *wrpo__jnew(wrpo__jinja *J, int kind) { return wrpo__jmake(J, (wrpo__jval){.kind = kind}); }
+#define WRPO__J_VAL(J, ...) wrpo__jmake(J, (wrpo__jval){__VA_ARGS__})
+static wrpo__jval *wrpo__jnew(wrpo__jinja *J, int kind) { return WRPO__J_VAL(J, .kind = kind); }
 static const wrpo__jval wrpo__jnone = {.kind = WRPO__J_NONE}, wrpo__jempty = {.kind = WRPO__J_STR, .s = ""};
 static wrpo__jv wrpo__jbool(bool b) {
     static const wrpo__jval values[] = {{.kind = WRPO__J_BOOL, .i = 0}, {.kind = WRPO__J_BOOL, .i = 1}};
     return &values[b];
 }
-static wrpo__jv wrpo__jint(wrpo__jinja *J, int64_t i) {
-    return wrpo__jmake(J, (wrpo__jval){.kind = WRPO__J_INT, .i = i});
-}
+static wrpo__jv wrpo__jint(wrpo__jinja *J, int64_t i) { return WRPO__J_VAL(J, .kind = WRPO__J_INT, .i = i); }
 static wrpo__jv wrpo__jfloat(wrpo__jinja *J, double f) {
     if (!isfinite(f)) wrpo__jrefuse(J, "a number beyond the range of a double");
-    return wrpo__jmake(J, (wrpo__jval){.kind = WRPO__J_FLOAT, .f = f});
+    return WRPO__J_VAL(J, .kind = WRPO__J_FLOAT, .f = f);
 }
 static wrpo__jv wrpo__jbytes(wrpo__jinja *J, const char *s, size_t n) {  /* a string that shares these bytes */
-    return wrpo__jmake(J, (wrpo__jval){.kind = WRPO__J_STR, .s = n ? s : "", .n = n});
+    return WRPO__J_VAL(J, .kind = WRPO__J_STR, .s = n ? s : "", .n = n);
 }
 static wrpo__jv wrpo__jstring(wrpo__jinja *J, const char *s) { return wrpo__jbytes(J, s, strlen(s)); }
 static wrpo__jv wrpo__jundefined(wrpo__jinja *J, wrpo__jv name) {
-    return wrpo__jmake(J, (wrpo__jval){.kind = WRPO__J_UNDEFINED, .s = name->s, .n = name->n});
+    return WRPO__J_VAL(J, .kind = WRPO__J_UNDEFINED, .s = name->s, .n = name->n);
 }
 /* A value that shares another one's items. */
 static wrpo__jv wrpo__jshare(wrpo__jinja *J, int kind, wrpo__jv *items, int64_t count) {
-    return wrpo__jmake(J, (wrpo__jval){.kind = kind, .items = items, .count = count});
+    return WRPO__J_VAL(J, .kind = kind, .items = items, .count = count);
 }
 static wrpo__jval *wrpo__jscope(wrpo__jinja *J, wrpo__jval *around) {
-    return wrpo__jmake(J, (wrpo__jval){.kind = WRPO__J_NAMESPACE, .scope = around});
+    return WRPO__J_VAL(J, .kind = WRPO__J_NAMESPACE, .scope = around);
 }
 static void wrpo__jgrow(wrpo__jinja *J, wrpo__jv **items, size_t count, wrpo__jv item) {
+    wrpo__jspend(J, 1, 0);
     if ((count & (count - 1)) == 0) {  /* all that was made is full: a power of two */
         wrpo__jv *more = wrpo__alloc(J->arena, count ? 2 * count : 1, sizeof *more);
         if (count) memcpy(more, *items, count * sizeof *more);
@@ -7255,10 +7255,13 @@ static int wrpo__jword(const char *words, wrpo__jv v) {  /* which of these words
 
 /* ---- equality and order, as in Python; dicts ---- */
 static wrpo__jv wrpo__jdict_get(wrpo__jinja *J, wrpo__jv d, wrpo__jv key);
+static int wrpo__jorder(wrpo__jv a, wrpo__jv b) {  /* of two numbers: < 0, 0, > 0 */
+    double x = wrpo__jdouble(a), y = wrpo__jdouble(b);
+    return wrpo__jboth(a, b, WRPO__J_INTS) ? (a->i > b->i) - (a->i < b->i) : (x > y) - (x < y);
+}
 static bool wrpo__jequal(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {
     wrpo__jspend(J, 1, WRPO__MIN(a->n, b->n));
-    if (wrpo__jboth(a, b, WRPO__J_INTS)) return a->i == b->i;
-    if (wrpo__jboth(a, b, WRPO__J_NUMBERS)) return wrpo__jdouble(a) == wrpo__jdouble(b);
+    if (wrpo__jboth(a, b, WRPO__J_NUMBERS)) return wrpo__jorder(a, b) == 0;
     if (a == b) return true;
     if (a->kind != b->kind) return false;
     if (wrpo__jis_str(a)) return wrpo__jsame(a, b);
@@ -7274,13 +7277,11 @@ static bool wrpo__jequal(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {
     return same;
 }
 static int wrpo__jcompare(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {  /* < 0, 0, > 0 */
-    double x = wrpo__jdouble(a), y = wrpo__jdouble(b);
     size_t n = WRPO__MIN(a->n, b->n);
     wrpo__jspend(J, 1, n);
     wrpo__jdefined(J, a);
     wrpo__jdefined(J, b);
-    if (wrpo__jboth(a, b, WRPO__J_INTS)) return (a->i > b->i) - (a->i < b->i);
-    if (wrpo__jboth(a, b, WRPO__J_NUMBERS)) return (x > y) - (x < y);
+    if (wrpo__jboth(a, b, WRPO__J_NUMBERS)) return wrpo__jorder(a, b);
     if (a->kind == b->kind && (a->kind & WRPO__J_LISTS)) wrpo__jrefuse(J, "the order of two %ss", wrpo__jtype(a));
     if (!wrpo__jboth(a, b, WRPO__J_STR)) wrpo__jfail(J, "%s and %s have no order", wrpo__jtype(a), wrpo__jtype(b));
     int r = memcmp(a->s, b->s, n);  /* UTF-8 sorts as its code points do */
@@ -7399,7 +7400,11 @@ static wrpo__jv wrpo__jread_number(wrpo__jinja *J, wrpo__jv v) {
 }
 
 /* ---- printing: str(), repr() and json.dumps() ---- */
-typedef struct wrpo__jstyle { bool json; wrpo__jv item, key, indent; } wrpo__jstyle;  /* what follows an item, a key */
+typedef struct wrpo__jstyle {
+    bool json;
+    wrpo__jv item, key, indent;  /* what follows an item, a key; indent NULL: all on one line */
+    int depth;  /* J->depth around the outermost value */
+} wrpo__jstyle;
 static void wrpo__jquote(wrpo__jinja *J, wrpo__jv v, bool json) {
     bool apostrophe = !json && (!memchr(v->s, '\'', v->n) || memchr(v->s, '"', v->n));
     char quote = apostrophe ? '\'' : '"';
@@ -7418,12 +7423,12 @@ static void wrpo__jquote(wrpo__jinja *J, wrpo__jv v, bool json) {
     }
     wrpo__jput(J, &quote, 1);
 }
-static void wrpo__jnewline(wrpo__jinja *J, const wrpo__jstyle *style, int level) {
+static void wrpo__jnewline(wrpo__jinja *J, const wrpo__jstyle *style) {
     if (style->indent) wrpo__jput(J, "\n", 1);
-    for (int k = 0; style->indent && k < level; k++) wrpo__jputs(J, style->indent);
+    for (int k = style->depth; style->indent && k < J->depth; k++) wrpo__jputs(J, style->indent);
 }
-static void wrpo__jwrite(wrpo__jinja *J, wrpo__jv v, const wrpo__jstyle *style, int level);
-static void wrpo__jwrite_items(wrpo__jinja *J, wrpo__jv v, const wrpo__jstyle *style, int level) {
+static void wrpo__jwrite(wrpo__jinja *J, wrpo__jv v, const wrpo__jstyle *style);
+static void wrpo__jwrite_items(wrpo__jinja *J, wrpo__jv v, const wrpo__jstyle *style) {
     bool dict = v->kind == WRPO__J_DICT, tuple = v->kind == WRPO__J_TUPLE && !style->json;
     const char *brackets = tuple ? "()" : "[]";
     if (dict) brackets = "{}";
@@ -7431,21 +7436,21 @@ static void wrpo__jwrite_items(wrpo__jinja *J, wrpo__jv v, const wrpo__jstyle *s
     wrpo__jput(J, brackets, 1);
     for (int64_t i = 0; i < v->count; i++) {
         if (i) wrpo__jputs(J, style->item);
-        wrpo__jnewline(J, style, level + 1);
+        wrpo__jnewline(J, style);
         if (dict) {
             wrpo__jv key = v->keys[i];
             if (style->json && !wrpo__jis_str(key)) wrpo__jrefuse(J, "tojson of a key of type %s", wrpo__jtype(key));
-            wrpo__jwrite(J, key, style, level + 1);
+            wrpo__jwrite(J, key, style);
             wrpo__jputs(J, style->key);
         }
-        wrpo__jwrite(J, v->items[i], style, level + 1);
+        wrpo__jwrite(J, v->items[i], style);
     }
     if (tuple && v->count == 1) wrpo__jput(J, ",", 1);
-    if (v->count) wrpo__jnewline(J, style, level);
-    wrpo__jput(J, brackets + 1, 1);
     J->depth--;
+    if (v->count) wrpo__jnewline(J, style);
+    wrpo__jput(J, brackets + 1, 1);
 }
-static void wrpo__jwrite(wrpo__jinja *J, wrpo__jv v, const wrpo__jstyle *style, int level) {
+static void wrpo__jwrite(wrpo__jinja *J, wrpo__jv v, const wrpo__jstyle *style) {
     static const char *const words[][2] = {{"False", "false"}, {"True", "true"}};
     bool json = style->json;
     wrpo__jspend(J, 1, 0);
@@ -7455,7 +7460,7 @@ static void wrpo__jwrite(wrpo__jinja *J, wrpo__jv v, const wrpo__jstyle *style, 
     case WRPO__J_INT: wrpo__text_printf(&J->out, "%lld", (long long)v->i); break;
     case WRPO__J_FLOAT: wrpo__double_write(&J->out, v->f, true); break;
     case WRPO__J_STR: wrpo__jquote(J, v, json); break;
-    case WRPO__J_LIST: case WRPO__J_TUPLE: case WRPO__J_DICT: wrpo__jwrite_items(J, v, style, level); break;
+    case WRPO__J_LIST: case WRPO__J_TUPLE: case WRPO__J_DICT: wrpo__jwrite_items(J, v, style); break;
     default:
         if (json) wrpo__jfail(J, "a value of type %s has no JSON form", wrpo__jtype(v));
         if (v->kind != WRPO__J_UNDEFINED) wrpo__jrefuse(J, "printing a value of type %s", wrpo__jtype(v));
@@ -7466,7 +7471,7 @@ static void wrpo__jprint(wrpo__jinja *J, wrpo__jv v) {  /* str(v) */
     static const wrpo__jval item = {.kind = WRPO__J_STR, .s = ", ", .n = 2};
     static const wrpo__jval key = {.kind = WRPO__J_STR, .s = ": ", .n = 2};
     if (wrpo__jis_str(v)) wrpo__jputs(J, v);
-    else if (v->kind != WRPO__J_UNDEFINED) wrpo__jwrite(J, v, &(wrpo__jstyle){.item = &item, .key = &key}, 0);
+    else if (v->kind != WRPO__J_UNDEFINED) wrpo__jwrite(J, v, &(wrpo__jstyle){.item = &item, .key = &key});
 }
 static wrpo__jv wrpo__jstr(wrpo__jinja *J, wrpo__jv v) {  /* str(v) as a value */
     if (wrpo__jis_str(v) && !v->safe) return v;
@@ -7567,7 +7572,6 @@ static wrpo__jv wrpo__jjoin(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {  /* both a
 }
 static wrpo__jv wrpo__jconcat(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {  /* lists or tuples */
     wrpo__jval *both = wrpo__jnew(J, a->kind);
-    wrpo__jspend(J, a->count + b->count, 0);
     for (int64_t i = 0; i < a->count + b->count; i++)
         wrpo__jpush(J, both, NULL, i < a->count ? a->items[i] : b->items[i - a->count]);
     return both;
@@ -7674,7 +7678,7 @@ static wrpo__jv wrpo__jspaces(wrpo__jinja *J, wrpo__jv width) {  /* a string as 
 }
 WRPO__J_FN(tojson) {
     wrpo__jv indent = c->a[1] ? wrpo__jspaces(J, c->a[1]) : NULL, separators = c->a[2];
-    wrpo__jstyle style = {true, wrpo__jstring(J, indent ? "," : ", "), wrpo__jstring(J, ": "), indent};
+    wrpo__jstyle style = {true, wrpo__jstring(J, indent ? "," : ", "), wrpo__jstring(J, ": "), indent, J->depth};
     if (wrpo__jflag(c, 0) || wrpo__jflag(c, 3)) wrpo__jrefuse(J, "tojson with ensure_ascii or sort_keys");
     if (separators) {
         separators = wrpo__jitems(J, separators);
@@ -7682,7 +7686,7 @@ WRPO__J_FN(tojson) {
         style.item = wrpo__jto_str(J, separators->items[0]);
         style.key = wrpo__jto_str(J, separators->items[1]);
     }
-    wrpo__jwrite(J, c->self, &style, 0);
+    wrpo__jwrite(J, c->self, &style);
     return NULL;
 }
 WRPO__J_FN(string) {  /* op: 1 marks it safe */
@@ -7773,7 +7777,7 @@ WRPO__J_FN(items) {  /* op: 0 filter, 1 items(), 2 keys(), 3 values() */
 WRPO__J_FN(reverse) {  /* a generator becomes a list, all else a generator */
     return wrpo__jreversed(J, c->self, c->self->kind == WRPO__J_ITER ? WRPO__J_LIST : WRPO__J_ITER);
 }
-WRPO__J_FN(sort) {  /* stable; strings without case unless asked. op: 0 sort, 1 dictsort */
+WRPO__J_FN(sort) {  /* stable; strings without case unless asked. op: 0 sort, 1 dictsort, as items() */
     wrpo__jv v = c->op ? wrpo__jf_items(J, c) : wrpo__jitems(J, c->self), by = c->op ? wrpo__jint(J, 0) : c->a[2];
     int order = wrpo__jflag(c, 0) ? -1 : 1;
     wrpo__jv *keys = wrpo__alloc(J->arena, (size_t)v->count, sizeof *keys);
@@ -7949,7 +7953,7 @@ static wrpo__jv wrpo__jfunction(wrpo__jinja *J, char where, wrpo__jv name, wrpo_
     if (!def) return NULL;
     if (!def->fn && self) wrpo__jrefuse(J, "method \"%.*s\" of %s", WRPO__J_SHOW(name), wrpo__jtype(self));
     if (!def->fn) wrpo__jrefuse(J, "\"%.*s\"", WRPO__J_SHOW(name));
-    return wrpo__jmake(J, (wrpo__jval){.kind = WRPO__J_FUNCTION, .s = name->s, .n = name->n, .def = def, .self = self});
+    return WRPO__J_VAL(J, .kind = WRPO__J_FUNCTION, .s = name->s, .n = name->n, .def = def, .self = self);
 }
 /* The argument for the next parameter: the next in order, or the one with this name; NULL: neither. */
 static wrpo__jv wrpo__jargument(wrpo__jinja *J, wrpo__jcall *c, wrpo__jv name) {
@@ -7991,8 +7995,8 @@ static wrpo__jv wrpo__jinvoke(wrpo__jinja *J, char where, wrpo__jv name, wrpo__j
 
 /* ---- text to tokens ---- */
 typedef enum wrpo__jtoken_kind {
-    WRPO__J_END, WRPO__J_TEXT, WRPO__J_OUTPUT, WRPO__J_STATEMENT, WRPO__J_CLOSE, WRPO__J_NAME, WRPO__J_LITERAL,
-    WRPO__J_MARK
+    WRPO__J_END, WRPO__J_TEXT, WRPO__J_OUTPUT, WRPO__J_STATEMENT, WRPO__J_CLOSE, WRPO__J_LITERAL,
+    WRPO__J_NAME, WRPO__J_MARK
 } wrpo__jtoken_kind;
 struct wrpo__jtoken {
     wrpo__jtoken_kind kind;
@@ -8013,7 +8017,7 @@ static void wrpo__jadvance(wrpo__jinja *J, size_t to) {
 }
 static void wrpo__jtoken_put(wrpo__jinja *J, wrpo__jtoken_kind kind, wrpo__jv value) {
     wrpo__jtoken token = {.kind = kind, .line = J->line, .level = -1, .value = value};
-    for (int64_t k = 0; (kind == WRPO__J_NAME || kind == WRPO__J_MARK) && k < WRPO__COUNT(wrpo__joperators); k++) {
+    for (int64_t k = 0; kind >= WRPO__J_NAME && k < WRPO__COUNT(wrpo__joperators); k++) {
         if (!wrpo__jword(wrpo__joperators[k].text, value)) continue;
         token.level = wrpo__joperators[k].level;
         token.op = wrpo__joperators[k].op;
@@ -8131,6 +8135,7 @@ static void wrpo__jlex(wrpo__jinja *J) {
 
 /* ---- expressions ---- */
 static wrpo__jv wrpo__jexpr(wrpo__jinja *J);
+static wrpo__jv wrpo__joperation(wrpo__jinja *J, int least);
 static wrpo__jv wrpo__jcall_macro(wrpo__jinja *J, wrpo__jv macro, wrpo__jcall *c);
 
 static void wrpo__jgo(wrpo__jinja *J, wrpo__jtoken *at) {
@@ -8142,7 +8147,7 @@ _Noreturn static void wrpo__jexpected(wrpo__jinja *J, const char *what) {
     wrpo__jfail(J, "want %s, found \"%.*s\"", what, WRPO__J_SHOW(wrpo__jstr(J, J->at->value)));
 }
 static bool wrpo__jat(const wrpo__jinja *J, const char *words) {  /* at one of these names or marks */
-    return (J->at->kind == WRPO__J_NAME || J->at->kind == WRPO__J_MARK) && wrpo__jword(words, J->at->value);
+    return J->at->kind >= WRPO__J_NAME && wrpo__jword(words, J->at->value);
 }
 static bool wrpo__jtake(wrpo__jinja *J, const char *words) {
     bool at = wrpo__jat(J, words);
@@ -8161,12 +8166,13 @@ static wrpo__jv wrpo__jlookup_var(wrpo__jinja *J, wrpo__jv name) {
     if (!v) v = wrpo__jfunction(J, 'g', name, NULL);
     return v ? v : wrpo__jundefined(J, name);
 }
-/* a, b, c up to the end of the tag or a word that ends it; one item without a comma is no tuple. */
-static wrpo__jv wrpo__jtuple(wrpo__jinja *J, wrpo__jv (*item)(wrpo__jinja *), const char *ends) {
+/* a, b, c up to the end of the tag or a word that ends it; one item without a comma is no tuple. Without
+   conditions, an `if` ends it too. */
+static wrpo__jv wrpo__jtuple(wrpo__jinja *J, bool conditions, const char *ends) {
     wrpo__jval *tuple = NULL;
     wrpo__jv v = NULL;
     for (bool comma = true; comma && J->at->kind != WRPO__J_CLOSE && !wrpo__jat(J, ends);) {
-        v = item(J);
+        v = conditions ? wrpo__jexpr(J) : wrpo__joperation(J, 0);
         comma = wrpo__jtake(J, ",");
         if (comma && !tuple) tuple = wrpo__jnew(J, WRPO__J_TUPLE);
         if (tuple) wrpo__jpush(J, tuple, NULL, v);
@@ -8188,7 +8194,7 @@ static wrpo__jv wrpo__jprimary(wrpo__jinja *J) {
         return constant ? &wrpo__jnone : wrpo__jlookup_var(J, t->value);
     }
     if (wrpo__jtake(J, "(")) {
-        wrpo__jv tuple = wrpo__jtuple(J, wrpo__jexpr, ")");
+        wrpo__jv tuple = wrpo__jtuple(J, true, ")");
         wrpo__jneed(J, ")");
         return tuple;
     }
@@ -8300,7 +8306,6 @@ static wrpo__jv wrpo__joperation(wrpo__jinja *J, int least) {
     J->depth = depth;
     return v;
 }
-static wrpo__jv wrpo__jno_cond(wrpo__jinja *J) { return wrpo__joperation(J, 0); }
 /* value if condition else otherwise. The condition is needed first and comes second: the idle reader notes where. */
 static wrpo__jv wrpo__jexpr(wrpo__jinja *J) {
     wrpo__jtoken *first = J->at;
@@ -8349,7 +8354,7 @@ static void wrpo__jbody(wrpo__jinja *J, const char *ends, wrpo__jval *scope) {
             continue;
         }
         if (t->kind == WRPO__J_OUTPUT) {
-            wrpo__jv v = wrpo__jtuple(J, wrpo__jexpr, "");
+            wrpo__jv v = wrpo__jtuple(J, true, "");
             if (!J->idle) wrpo__jprint(J, v);
         } else if (wrpo__jat(J, ends)) break;
         else wrpo__jstatement(J);
@@ -8400,7 +8405,7 @@ static void wrpo__jif(wrpo__jinja *J) {  /* after `if` */
         wrpo__jtoken *name = J->at - 1;
         if (J->idle || !done) {
             bool last = wrpo__jword("else", name->value);
-            done = last || wrpo__jtruth(wrpo__jtuple(J, wrpo__jno_cond, ""));
+            done = last || wrpo__jtruth(wrpo__jtuple(J, false, ""));
             if (J->idle || done) wrpo__jbody(J, last ? "endif" : "elif else endif", J->scope);
             if (J->flow) return;
         }
@@ -8460,7 +8465,7 @@ static void wrpo__jfor(wrpo__jinja *J) {  /* after `for` */
     loop->outer = J->scope;
     wrpo__jtargets(J, NULL, "in");
     wrpo__jneed(J, "in");
-    wrpo__jv over = wrpo__jtuple(J, wrpo__jno_cond, "recursive");
+    wrpo__jv over = wrpo__jtuple(J, false, "recursive");
     if (wrpo__jtake(J, "if")) {
         loop->condition = J->at;
         J->idle++;
@@ -8474,7 +8479,7 @@ static void wrpo__jfor(wrpo__jinja *J) {  /* after `for` */
         J->loops--;
     } else {
         wrpo__jtoken *body = J->at;
-        wrpo__jv self = wrpo__jmake(J, (wrpo__jval){.kind = WRPO__J_LOOP, .loop = loop});
+        wrpo__jv self = WRPO__J_VAL(J, .kind = WRPO__J_LOOP, .loop = loop);
         loop->base = wrpo__jitems(J, over);
         loop->passed = wrpo__jnew(J, WRPO__J_LIST);
         for (bool broken = false; !broken && wrpo__jloop_has(J, loop, loop->index0); loop->index0++) {
@@ -8501,7 +8506,7 @@ static void wrpo__jassign(wrpo__jinja *J) {  /* after `set` */
     wrpo__jv value;
     wrpo__jtargets(J, NULL, "=");
     if (wrpo__jat(J, "|")) wrpo__jrefuse(J, "a set block with a filter");
-    if (wrpo__jtake(J, "=")) value = wrpo__jtuple(J, wrpo__jexpr, "");
+    if (wrpo__jtake(J, "=")) value = wrpo__jtuple(J, true, "");
     else {
         wrpo__text outer = wrpo__jbegin(J);
         wrpo__jbody(J, "endset", wrpo__jscope(J, J->scope));
@@ -8536,7 +8541,7 @@ static void wrpo__jparameters(wrpo__jinja *J, wrpo__jcall *c) {
 static void wrpo__jmacro(wrpo__jinja *J) {  /* after `macro` */
     wrpo__jtoken *tag = J->at - 1;
     wrpo__jv name = wrpo__jname(J);
-    wrpo__jv macro = wrpo__jmake(J, (wrpo__jval){.kind = WRPO__J_MACRO, .parameters = J->at, .scope = J->scope});
+    wrpo__jv macro = WRPO__J_VAL(J, .kind = WRPO__J_MACRO, .parameters = J->at, .scope = J->scope);
     if (J->idle) {
         wrpo__jparameters(J, NULL);
         wrpo__jbody(J, "endmacro", J->scope);
