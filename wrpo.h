@@ -7063,25 +7063,25 @@ WRPO_API wrpo_result wrpo_tokenizer_decode(wrpo_tokenizer *tok, const int32_t *i
    interpreter does not know is WRPO_E_UNSUPPORTED by name, never a guess: inheritance, imports, call, filter,
    with and raw blocks, recursive loops, varargs, chained comparisons, powers, format strings, escaping, and
    every filter, test, method and function without a row in wrpo__jdefs.
-   One difference is known and not refused. Where an inner block reads a name before the block around it sets
-   it for the first time, Jinja finds the name undefined: it decides at compile time that the name belongs to
-   the outer block. Here the name is looked up when it is read, and may be a variable of the caller (bos_token).
+   One difference is known and not refused. Where an inner block reads a name before the block around it first
+   sets it, the name is undefined in Jinja, which takes it for the outer block's. Here it is looked up when it
+   is read, and may be a variable of the caller (bos_token).
 
-   A template becomes tokens once per tokenizer, and runs from them: there is no tree. Compiling reads all of them
-   while J->idle, which finds the errors of grammar and notes the jumps between tokens. Each rendering reads them
-   once more. While J->idle nothing is looked up, computed or written, and the values that the readers return mean
-   nothing; a rendering skips that way what must not be evaluated.
+   A template becomes tokens once per tokenizer. There is no tree: compiling reads all tokens while J->idle, to
+   find errors of grammar and note the jumps between tokens; each rendering reads them again. While J->idle
+   nothing is looked up, computed or written, and the values that the readers return mean nothing. A rendering
+   skips that way what must not be evaluated.
    Names: jv is a value; J is the state of one compilation or rendering.                                     */
 
 /* A template is a stranger's program: it gets this much and no more. */
 enum {
-    WRPO__J_MAX_DEPTH = 1000,      /* of nesting times recursion, and of values */
+    WRPO__J_MAX_DEPTH = 1000,  /* of nesting times recursion, and of values */
     WRPO__J_MAX_STEPS = 20000000,  /* tokens read, elements compared */
-    WRPO__J_MAX_BYTES = 1 << 28,   /* of values and text made */
-    WRPO__J_MAX_RANGE = 100000     /* as in Jinja's sandbox */
+    WRPO__J_MAX_BYTES = 1 << 28,  /* of values and text made */
+    WRPO__J_MAX_RANGE = 100000  /* as in Jinja's sandbox */
 };
 
-/* ---- values: immutable except namespaces; in the arena of the rendering (constants: of the template) ---- */
+/* ---- values: immutable except namespaces; in wrpo__current, the arena of the rendering or the template ---- */
 enum {  /* kinds: bits, which make sets */
     WRPO__J_UNDEFINED = 1, WRPO__J_NONE = 2, WRPO__J_BOOL = 4, WRPO__J_INT = 8, WRPO__J_FLOAT = 16, WRPO__J_STR = 32,
     WRPO__J_LIST = 64, WRPO__J_TUPLE = 128, WRPO__J_RANGE = 256, WRPO__J_VIEW = 512, WRPO__J_ITER = 1024,
@@ -7101,30 +7101,30 @@ typedef struct wrpo__jloop wrpo__jloop;
 typedef struct wrpo__jdef wrpo__jdef;
 struct wrpo__jval {
     int kind;
-    bool safe;  /* STR: marked by the filter `safe`; only what does not care takes it */
+    bool safe;  /* STR: marked by the filter `safe` */
     int64_t i;  /* BOOL, INT; ITER: 1 once it is read */
     double f;  /* FLOAT: finite */
-    const char *s; size_t n;  /* STR: bytes; UNDEFINED: the name of what is undefined */
+    const char *s; size_t n;  /* STR: bytes; UNDEFINED, FUNCTION: the name */
     wrpo__jv *items, *keys;  /* [count] LIST to ITER: items; DICT, NAMESPACE: in order of insertion */
     int64_t count;
-    const wrpo__jdef *def; wrpo__jv self;  /* FUNCTION; the value whose method it is; s, n: its name */
-    wrpo__jval *scope;  /* MACRO: the scope that defined it; NAMESPACE: it is a scope inside this one */
+    const wrpo__jdef *def; wrpo__jv self;  /* FUNCTION; the value whose method it is */
+    wrpo__jval *scope;  /* MACRO: the scope that defined it; NAMESPACE as a scope: the one around it */
     wrpo__jtoken *parameters;  /* MACRO */
     wrpo__jloop *loop;  /* LOOP */
 };
 typedef struct wrpo__jinja {  /* one compilation or one rendering */
-    wrpo_ctx *ctx; wrpo__arena *arena;
-    wrpo_tokenizer *tok;  /* whose template this is; knows the classes of characters */
+    wrpo_ctx *ctx;
+    wrpo_tokenizer *tok;  /* whose template this is */
     wrpo__jtoken *at;  /* the current token */
-    int idle;  /* more than 0: tokens are only read */
+    int idle;  /* above 0: tokens are only read */
     int line, depth, loops;  /* of the current token */
     wrpo__jval *scope;
-    wrpo__text out;  /* what is written now: the rendering, or a value's text (wrpo__jbegin) */
-    char flow;  /* 'b' break, 'c' continue: on the way out to the loop; 0: neither */
+    wrpo__text out;  /* the rendering, or a new string: wrpo__jbegin */
+    char flow;  /* on the way out to the loop: 'b' break, 'c' continue; else 0 */
     int64_t steps; size_t held;  /* steps done; bytes that the context held before */
-    time_t now;  /* for strftime_now */
-    /* of a compilation: */
-    const char *s; size_t n, next;  /* the template, whose newlines are \n; where its next token begins */
+    time_t now;
+    /* A compilation: */
+    const char *s; size_t n, next;  /* the template with newlines \n; where its next token begins */
     bool fresh;  /* the text after the last tag begins a line */
     wrpo__jtoken *tokens;  /* stb array */
 } wrpo__jinja;
@@ -7151,42 +7151,39 @@ static void wrpo__jenter(wrpo__jinja *J) {
     if (++J->depth > WRPO__J_MAX_DEPTH) wrpo__jfail(J, "nested too deeply: more than %d levels", WRPO__J_MAX_DEPTH);
 }
 
-static wrpo__jval *wrpo__jmake(wrpo__jinja *J, wrpo__jval v) {
-    wrpo__jval *made = WRPO__NEW(J->arena, wrpo__jval);
-    wrpo__jspend(J, 0, 0);
+static wrpo__jval *wrpo__jmake(wrpo__jval v) {
+    wrpo__jval *made = WRPO__NEW(wrpo__current, wrpo__jval);
     *made = v;
     return made;
 }
-#define WRPO__J_VAL(J, ...) wrpo__jmake(J, (wrpo__jval){__VA_ARGS__})
-static wrpo__jval *wrpo__jnew(wrpo__jinja *J, int kind) { return WRPO__J_VAL(J, .kind = kind); }
+#define WRPO__J_VAL(...) wrpo__jmake((wrpo__jval){__VA_ARGS__})
+static wrpo__jval *wrpo__jnew(int kind) { return WRPO__J_VAL(.kind = kind); }
 static const wrpo__jval wrpo__jnone = {.kind = WRPO__J_NONE}, wrpo__jempty = {.kind = WRPO__J_STR, .s = ""};
 static wrpo__jv wrpo__jbool(bool b) {
     static const wrpo__jval values[] = {{.kind = WRPO__J_BOOL, .i = 0}, {.kind = WRPO__J_BOOL, .i = 1}};
     return &values[b];
 }
-static wrpo__jv wrpo__jint(wrpo__jinja *J, int64_t i) { return WRPO__J_VAL(J, .kind = WRPO__J_INT, .i = i); }
+static wrpo__jv wrpo__jint(int64_t i) { return WRPO__J_VAL(.kind = WRPO__J_INT, .i = i); }
 static wrpo__jv wrpo__jfloat(wrpo__jinja *J, double f) {
     if (!isfinite(f)) wrpo__jrefuse(J, "a number beyond the range of a double");
-    return WRPO__J_VAL(J, .kind = WRPO__J_FLOAT, .f = f);
+    return WRPO__J_VAL(.kind = WRPO__J_FLOAT, .f = f);
 }
-static wrpo__jv wrpo__jbytes(wrpo__jinja *J, const char *s, size_t n) {  /* a string that shares these bytes */
-    return WRPO__J_VAL(J, .kind = WRPO__J_STR, .s = n ? s : "", .n = n);
+static wrpo__jv wrpo__jbytes(const char *s, size_t n) {  /* a string that shares these bytes */
+    return WRPO__J_VAL(.kind = WRPO__J_STR, .s = n ? s : "", .n = n);
 }
-static wrpo__jv wrpo__jstring(wrpo__jinja *J, const char *s) { return wrpo__jbytes(J, s, strlen(s)); }
-static wrpo__jv wrpo__jundefined(wrpo__jinja *J, wrpo__jv name) {
-    return WRPO__J_VAL(J, .kind = WRPO__J_UNDEFINED, .s = name->s, .n = name->n);
+static wrpo__jv wrpo__jstring(const char *s) { return wrpo__jbytes(s, strlen(s)); }
+static wrpo__jv wrpo__jundefined(wrpo__jv name) {
+    return WRPO__J_VAL(.kind = WRPO__J_UNDEFINED, .s = name->s, .n = name->n);
 }
 /* A value that shares another one's items. */
-static wrpo__jv wrpo__jshare(wrpo__jinja *J, int kind, wrpo__jv *items, int64_t count) {
-    return WRPO__J_VAL(J, .kind = kind, .items = items, .count = count);
+static wrpo__jv wrpo__jshare(int kind, wrpo__jv *items, int64_t count) {
+    return WRPO__J_VAL(.kind = kind, .items = items, .count = count);
 }
-static wrpo__jval *wrpo__jscope(wrpo__jinja *J, wrpo__jval *around) {
-    return WRPO__J_VAL(J, .kind = WRPO__J_NAMESPACE, .scope = around);
-}
+static wrpo__jval *wrpo__jscope(wrpo__jval *around) { return WRPO__J_VAL(.kind = WRPO__J_NAMESPACE, .scope = around); }
 static void wrpo__jgrow(wrpo__jinja *J, wrpo__jv **items, size_t count, wrpo__jv item) {
     wrpo__jspend(J, 1, 0);
     if ((count & (count - 1)) == 0) {  /* all that was made is full: a power of two */
-        wrpo__jv *more = wrpo__alloc(J->arena, count ? 2 * count : 1, sizeof *more);
+        wrpo__jv *more = wrpo__alloc(wrpo__current, count ? 2 * count : 1, sizeof *more);
         if (count) memcpy(more, *items, count * sizeof *more);
         *items = more;
     }
@@ -7198,14 +7195,14 @@ static void wrpo__jpush(wrpo__jinja *J, wrpo__jval *to, wrpo__jv key, wrpo__jv i
     if (key) wrpo__jgrow(J, &to->keys, (size_t)to->count, key);
     to->count++;
 }
-/* What is written between wrpo__jbegin and wrpo__jend, which gets what the former returned, is a new string. */
+/* What is written from here to wrpo__jend, which is given the result, becomes a new string. */
 static wrpo__text wrpo__jbegin(wrpo__jinja *J) {
     wrpo__text outer = J->out;
-    J->out = (wrpo__text){.arena = J->arena};
+    J->out = (wrpo__text){.arena = wrpo__current};
     return outer;
 }
 static wrpo__jv wrpo__jend(wrpo__jinja *J, wrpo__text outer) {
-    wrpo__jv v = wrpo__jbytes(J, J->out.data, J->out.size);
+    wrpo__jv v = wrpo__jbytes(J->out.data, J->out.size);
     J->out = outer;
     return v;
 }
@@ -7224,7 +7221,7 @@ static const char *wrpo__jtype(wrpo__jv v) {
     while (v->kind >> bit > 1) bit++;
     return names[bit];
 }
-static wrpo__jv wrpo__jwant(wrpo__jinja *J, wrpo__jv v, int kinds, const char *what) {  /* v, if it is one of these */
+static wrpo__jv wrpo__jwant(wrpo__jinja *J, wrpo__jv v, int kinds, const char *what) {  /* v, if it is of these */
     if (v->kind & kinds) return v;
     if (v->kind == WRPO__J_UNDEFINED) wrpo__jfail(J, "\"%.*s\" is undefined", WRPO__J_SHOW(v));
     wrpo__jfail(J, "want %s, found %s", what, wrpo__jtype(v));
@@ -7233,7 +7230,7 @@ static wrpo__jv wrpo__jdefined(wrpo__jinja *J, wrpo__jv v) { return wrpo__jwant(
 static wrpo__jv wrpo__jto_str(wrpo__jinja *J, wrpo__jv v) { return wrpo__jwant(J, v, WRPO__J_STR, "a string"); }
 static int64_t wrpo__jto_int(wrpo__jinja *J, wrpo__jv v) { return wrpo__jwant(J, v, WRPO__J_INTS, "an integer")->i; }
 static double wrpo__jdouble(wrpo__jv v) { return v->kind == WRPO__J_FLOAT ? v->f : (double)v->i; }
-static wrpo__jv wrpo__jplain(wrpo__jinja *J, wrpo__jv v) {  /* v, for what would escape something or mark its result */
+static wrpo__jv wrpo__jplain(wrpo__jinja *J, wrpo__jv v) {  /* v, where Jinja would escape or mark the result */
     if (v->safe) wrpo__jrefuse(J, "more than printing or comparing a string marked safe");
     return v;
 }
@@ -7350,8 +7347,7 @@ static int wrpo__jclass(wrpo__jinja *J, int32_t c) {  /* the bit of a code point
     if (!J->tok->unicode.kind) wrpo__unicode_load_classes(J->tok->arena, &J->tok->unicode);
     return 1 << (J->tok->unicode.kind[c] & 15);
 }
-/* One code point in upper or lower case: ASCII, Latin-1, Cyrillic. What has no case passes; every other letter that
-   has one is refused. */
+/* A code point in upper or lower case: ASCII, Latin-1, Cyrillic. Other letters that have a case are refused. */
 static int32_t wrpo__jcase(wrpo__jinja *J, int32_t c, bool upper) {
     static const int32_t ranges[][3] = {  /* first and last capital, distance to the small letters */
         {'A', 'Z', 32}, {0xC0, 0xD6, 32}, {0xD8, 0xDE, 32}, {0x400, 0x40F, 80}, {0x410, 0x42F, 32}};
@@ -7365,8 +7361,7 @@ static int32_t wrpo__jcase(wrpo__jinja *J, int32_t c, bool upper) {
         wrpo__jrefuse(J, "upper or lower case of U+%04X", (unsigned)c);
     return c;
 }
-/* op: 0 lower, 1 upper, 2 upper for the first letter, 3 for the first of every word (of letters), 4 likewise for the
-   words of Jinja's filter (they end at space and -({[<) */
+/* op: 0 lower, 1 upper, 2 upper at the start, 3 where a word of letters starts, 4 after white space and -({[< */
 static wrpo__jv wrpo__jrecase(wrpo__jinja *J, wrpo__jv v, int op) {
     wrpo__text outer = wrpo__jbegin(J);
     bool start = true;
@@ -7380,23 +7375,23 @@ static wrpo__jv wrpo__jrecase(wrpo__jinja *J, wrpo__jv v, int op) {
     }
     return wrpo__jend(J, outer);
 }
-/* The decimal number that v is, as int() and float() read it: an INT or a FLOAT; NULL: it is none. */
+/* The INT or FLOAT that int() and float() read from v; NULL: v is no decimal number. */
 static wrpo__jv wrpo__jread_number(wrpo__jinja *J, wrpo__jv v) {
     static const char digits[] = "0123456789";
     size_t begin = wrpo__jskip_space(v->s, v->n, 0), n = wrpo__jrstrip(v->s, begin, v->n) - begin;
-    const char *text = wrpo__strndup(J->arena, v->s + begin, n), *s = text + (*text == '-' || *text == '+');
+    const char *text = wrpo__strndup(wrpo__current, v->s + begin, n), *s = text + (*text == '-' || *text == '+');
     size_t whole = strspn(s, digits), point = s[whole] == '.';
     size_t part = point ? strspn(s + whole + 1, digits) : 0, length = whole + point + part;
     if (s + length != text + n || whole + part == 0) { /* Python also reads 1e3, 1_000, inf, digits of other scripts */
         bool maybe = length || (unsigned char)*s >= 0x80;
-        if (maybe || wrpo__jword("inf nan infinity", wrpo__jrecase(J, wrpo__jstring(J, s), 0)))
+        if (maybe || wrpo__jword("inf nan infinity", wrpo__jrecase(J, wrpo__jstring(s), 0)))
             wrpo__jrefuse(J, "the number \"%.*s\"", WRPO__J_SHOW(v));
         return NULL;
     }
-    double f = wrpo__json_double(J->arena, s, length);
+    double f = wrpo__json_double(wrpo__current, s, length);
     if (point) return wrpo__jfloat(J, *text == '-' ? -f : f);
     if (f >= 9e18) wrpo__jrefuse(J, "the integer %.*s", WRPO__J_SHOW(v));
-    return wrpo__jint(J, strtoll(text, NULL, 10));
+    return wrpo__jint(strtoll(text, NULL, 10));
 }
 
 /* ---- printing: str(), repr() and json.dumps() ---- */
@@ -7482,22 +7477,22 @@ static wrpo__jv wrpo__jstr(wrpo__jinja *J, wrpo__jv v) {  /* str(v) as a value *
 
 /* ---- sequences, attributes, items ---- */
 static wrpo__jval *wrpo__jchange(wrpo__jv v) { return (wrpo__jval *)(uintptr_t)v; }  /* a namespace, a generator */
-/* What a loop over v meets, as items[count]: elements, keys, characters. */
+/* What a loop over v takes, as items[count]: elements, keys, characters. */
 static wrpo__jv wrpo__jitems(wrpo__jinja *J, wrpo__jv v) {
     wrpo__jwant(J, v, WRPO__J_ITERABLES, "something to iterate over");
-    if (v->kind == WRPO__J_DICT) return wrpo__jshare(J, WRPO__J_LIST, v->keys, v->count);
+    if (v->kind == WRPO__J_DICT) return wrpo__jshare(WRPO__J_LIST, v->keys, v->count);
     if (v->kind == WRPO__J_ITER && wrpo__jchange(v)->i++) wrpo__jrefuse(J, "reading a generator a second time");
     if (!wrpo__jis_str(v)) return v;
-    wrpo__jval *chars = wrpo__jnew(J, WRPO__J_LIST);
+    wrpo__jval *chars = wrpo__jnew(WRPO__J_LIST);
     for (size_t i = 0, size; i < v->n; i += size) {
         wrpo__utf8_get(v->s + i, v->n - i, &size);
-        wrpo__jpush(J, chars, NULL, wrpo__jbytes(J, v->s + i, size));
+        wrpo__jpush(J, chars, NULL, wrpo__jbytes(v->s + i, size));
     }
     return chars;
 }
 static wrpo__jv wrpo__jreversed(wrpo__jinja *J, wrpo__jv v, int kind) {  /* a string; a list as this kind */
     wrpo__jv all = wrpo__jitems(J, v);
-    wrpo__jval *list = wrpo__jnew(J, kind);
+    wrpo__jval *list = wrpo__jnew(kind);
     for (int64_t i = all->count; i-- > 0;) wrpo__jpush(J, list, NULL, all->items[i]);
     if (!wrpo__jis_str(v)) return list;
     wrpo__text outer = wrpo__jbegin(J);
@@ -7518,9 +7513,9 @@ static wrpo__jv wrpo__jslice(wrpo__jinja *J, wrpo__jv v, wrpo__jv start, wrpo__j
     if (by != 1) wrpo__jrefuse(J, "a slice with step %lld and bounds", (long long)by);
     int64_t n = wrpo__jlength(J, v), from = wrpo__jbound(J, start, n, 0);
     int64_t to = WRPO__MAX(wrpo__jbound(J, stop, n, n), from);
-    if (!wrpo__jis_str(v)) return wrpo__jshare(J, v->kind, n ? v->items + from : NULL, to - from);
+    if (!wrpo__jis_str(v)) return wrpo__jshare(v->kind, n ? v->items + from : NULL, to - from);
     size_t begin = wrpo__joffset(v, from);
-    return wrpo__jbytes(J, v->s + begin, wrpo__joffset(v, to) - begin);
+    return wrpo__jbytes(v->s + begin, wrpo__joffset(v, to) - begin);
 }
 static bool wrpo__jcontains(wrpo__jinja *J, wrpo__jv v, wrpo__jv x) {  /* x in v */
     if (wrpo__jis_str(v)) return wrpo__jfind(J, v, wrpo__jto_str(J, x), 0) != SIZE_MAX;
@@ -7532,7 +7527,7 @@ static bool wrpo__jcontains(wrpo__jinja *J, wrpo__jv v, wrpo__jv x) {  /* x in v
 }
 static wrpo__jv wrpo__jloop_attr(wrpo__jinja *J, wrpo__jloop *loop, wrpo__jv name);
 static wrpo__jv wrpo__jfunction(wrpo__jinja *J, char where, wrpo__jv name, wrpo__jv self);
-/* v's own attribute: a method, as a value, or what a namespace or a loop has; NULL: none. */
+/* v's own attribute: a method, or what a namespace or a loop has; NULL: none. */
 static wrpo__jv wrpo__jown(wrpo__jinja *J, wrpo__jv v, wrpo__jv name) {
     switch (v->kind) {
     case WRPO__J_LOOP: return wrpo__jloop_attr(J, v->loop, name);
@@ -7543,7 +7538,7 @@ static wrpo__jv wrpo__jown(wrpo__jinja *J, wrpo__jv v, wrpo__jv name) {
     default: return NULL;
     }
 }
-/* v.key (attr): the attribute, else the item. v[key]: the item, else, for a string key, the attribute. */
+/* attr: v.key, the attribute or else the item. Else v[key], the item or else, if key is a string, the attribute. */
 static wrpo__jv wrpo__jget(wrpo__jinja *J, wrpo__jv v, wrpo__jv key, bool attr) {
     bool scalar = key->kind & WRPO__J_SCALARS;
     wrpo__jv r = wrpo__jdefined(J, v) && attr ? wrpo__jown(J, v, key) : NULL;
@@ -7551,12 +7546,12 @@ static wrpo__jv wrpo__jget(wrpo__jinja *J, wrpo__jv v, wrpo__jv key, bool attr) 
     if ((key->kind & WRPO__J_INTS) && (v->kind & WRPO__J_INDEXED)) {
         int64_t n = wrpo__jlength(J, v), i = key->i < 0 ? key->i + n : key->i;
         if (i >= 0 && i < n && !wrpo__jis_str(v)) r = v->items[i];
-        else if (i >= 0 && i < n) r = wrpo__jslice(J, v, wrpo__jint(J, i), wrpo__jint(J, i + 1), NULL);
+        else if (i >= 0 && i < n) r = wrpo__jslice(J, v, wrpo__jint(i), wrpo__jint(i + 1), NULL);
     }
     if (!r && !attr && wrpo__jis_str(key)) r = wrpo__jown(J, v, key);
-    return r ? r : wrpo__jundefined(J, scalar ? wrpo__jstr(J, key) : &wrpo__jempty);
+    return r ? r : wrpo__jundefined(scalar ? wrpo__jstr(J, key) : &wrpo__jempty);
 }
-/* What the filters' attribute= says of v: one of its items. */
+/* The item of v that the filters' attribute= names. */
 static wrpo__jv wrpo__jattribute(wrpo__jinja *J, wrpo__jv v, wrpo__jv name) {
     for (size_t i = 0; wrpo__jis_str(name) && i < name->n; i++)
         if (strchr(".,0123456789", name->s[i])) wrpo__jrefuse(J, "the attribute \"%.*s\"", WRPO__J_SHOW(name));
@@ -7571,7 +7566,7 @@ static wrpo__jv wrpo__jjoin(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {  /* both a
     return wrpo__jend(J, outer);
 }
 static wrpo__jv wrpo__jconcat(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {  /* lists or tuples */
-    wrpo__jval *both = wrpo__jnew(J, a->kind);
+    wrpo__jval *both = wrpo__jnew(a->kind);
     for (int64_t i = 0; i < a->count + b->count; i++)
         wrpo__jpush(J, both, NULL, i < a->count ? a->items[i] : b->items[i - a->count]);
     return both;
@@ -7585,7 +7580,7 @@ static wrpo__jv wrpo__jrepeat(wrpo__jinja *J, wrpo__jv v, int64_t times) {
     return wrpo__jend(J, outer);
 }
 static wrpo__jv wrpo__jarithmetic(wrpo__jinja *J, int op, wrpo__jv a, wrpo__jv b) {  /* op: + - * / % F (//) */
-    const double limit = 0x1p52;  /* of integers: all that is computed with smaller ones is exact in double */
+    const double limit = 0x1p52;  /* the operations on integers below it are exact in double */
     bool whole = wrpo__jboth(a, b, WRPO__J_INTS), lists = wrpo__jboth(a, b, WRPO__J_LIST | WRPO__J_TUPLE);
     if (op == '%' && wrpo__jis_str(a)) wrpo__jrefuse(J, "formatting by %%");
     wrpo__jdefined(J, wrpo__jplain(J, a));
@@ -7613,7 +7608,7 @@ static wrpo__jv wrpo__jarithmetic(wrpo__jinja *J, int op, wrpo__jv a, wrpo__jv b
     }
     if (whole && (fabs(f) >= limit || fabs(g) >= limit || fabs(r) >= limit))
         wrpo__jrefuse(J, "arithmetic with an integer of more than 52 bits");
-    return whole && op != '/' ? wrpo__jint(J, (int64_t)r) : wrpo__jfloat(J, r);
+    return whole && op != '/' ? wrpo__jint((int64_t)r) : wrpo__jfloat(J, r);
 }
 static wrpo__jv wrpo__joperate(wrpo__jinja *J, int op, wrpo__jv a, wrpo__jv b) {  /* op: see wrpo__joperators */
     switch (op) {
@@ -7633,18 +7628,18 @@ static wrpo__jv wrpo__joperate(wrpo__jinja *J, int op, wrpo__jv a, wrpo__jv b) {
 
 /* ---- filters, tests, methods, functions ---- */
 typedef struct wrpo__jcall {  /* one call of a row of wrpo__jdefs */
-    int op;  /* several names share one function: which it is */
+    int op;  /* which of the names that share the function */
     wrpo__jv self;  /* the value before the bar, `is` or the dot */
-    wrpo__jv a[4];  /* the arguments in the order of the signature; NULL: absent */
-    wrpo__jval args, named;  /* as they are given: a LIST, a DICT */
+    wrpo__jv a[4];  /* the arguments by the signature; NULL: absent */
+    wrpo__jval args, named;  /* the arguments as given: a LIST, a DICT */
     int64_t placed, by_name;  /* how many of each are bound */
 } wrpo__jcall;
 #define WRPO__J_CALL(value) {.self = (value), .args = {.kind = WRPO__J_LIST}, .named = {.kind = WRPO__J_DICT}}
 struct wrpo__jdef {
-    const char *names, *where;  /* f filter, t test, g function, s, l, d method of str, list, dict; m: takes safe strings */
-    const char *signature;  /* "old new count=": optional with '=', with '?' None too counts as absent; NULL: any names */
-    wrpo__jv (*fn)(wrpo__jinja *J, const wrpo__jcall *c);  /* returns NULL: what it wrote. fn NULL: refused */
-    int op;  /* of the first name; one more for each that follows */
+    const char *names, *where;  /* f filter, t test, g function, s l d: method of str list dict; m: takes safe strings */
+    const char *signature;  /* '=' after an optional argument, '?' if None counts as absent; NULL: any names */
+    wrpo__jv (*fn)(wrpo__jinja *J, const wrpo__jcall *c);  /* its result NULL: what it wrote. fn NULL: refused */
+    int op;  /* of the first name, plus one for each that follows */
 };
 #define WRPO__J_FN(name) static wrpo__jv wrpo__jf_##name(wrpo__jinja *J, const wrpo__jcall *c)
 static wrpo__jv wrpo__jinvoke(wrpo__jinja *J, char where, wrpo__jv name, wrpo__jcall *c);
@@ -7667,18 +7662,18 @@ WRPO__J_FN(strip) {  /* op: 0 strip, 1 lstrip, 2 rstrip */
         if (!wrpo__jone_of(J, chars, v->s + i, to - i)) break;
     }
     wrpo__jspend(J, 0, v->n - (to - from));
-    return wrpo__jbytes(J, v->s + from, to - from);
+    return wrpo__jbytes(v->s + from, to - from);
 }
 WRPO__J_FN(case) { return wrpo__jrecase(J, wrpo__jstr(J, c->self), c->op); }
 WRPO__J_FN(length) {
-    return wrpo__jint(J, wrpo__jlength(J, wrpo__jwant(J, c->self, WRPO__J_SIZED, "something with a length")));
+    return wrpo__jint(wrpo__jlength(J, wrpo__jwant(J, c->self, WRPO__J_SIZED, "something with a length")));
 }
 static wrpo__jv wrpo__jspaces(wrpo__jinja *J, wrpo__jv width) {  /* a string as it is, or that many spaces */
-    return wrpo__jis_str(width) ? width : wrpo__jrepeat(J, wrpo__jstring(J, " "), wrpo__jto_int(J, width));
+    return wrpo__jis_str(width) ? width : wrpo__jrepeat(J, wrpo__jstring(" "), wrpo__jto_int(J, width));
 }
 WRPO__J_FN(tojson) {
     wrpo__jv indent = c->a[1] ? wrpo__jspaces(J, c->a[1]) : NULL, separators = c->a[2];
-    wrpo__jstyle style = {true, wrpo__jstring(J, indent ? "," : ", "), wrpo__jstring(J, ": "), indent, J->depth};
+    wrpo__jstyle style = {true, wrpo__jstring(indent ? "," : ", "), wrpo__jstring(": "), indent, J->depth};
     if (wrpo__jflag(c, 0) || wrpo__jflag(c, 3)) wrpo__jrefuse(J, "tojson with ensure_ascii or sort_keys");
     if (separators) {
         separators = wrpo__jitems(J, separators);
@@ -7690,7 +7685,7 @@ WRPO__J_FN(tojson) {
     return NULL;
 }
 WRPO__J_FN(string) {  /* op: 1 marks it safe */
-    wrpo__jval *v = wrpo__jmake(J, wrpo__jis_str(c->self) ? *c->self : *wrpo__jstr(J, c->self));
+    wrpo__jval *v = wrpo__jmake(wrpo__jis_str(c->self) ? *c->self : *wrpo__jstr(J, c->self));
     v->safe = v->safe || c->op;
     return v;
 }
@@ -7702,14 +7697,14 @@ WRPO__J_FN(default) {
 WRPO__J_FN(end) {  /* op: 0 first, 1 last */
     if (c->self->kind == WRPO__J_ITER && c->op) wrpo__jfail(J, "a generator has no last item");
     wrpo__jv v = wrpo__jitems(J, c->self);
-    if (!v->count) return wrpo__jundefined(J, wrpo__jstring(J, c->op ? "last" : "first"));
+    if (!v->count) return wrpo__jundefined(wrpo__jstring(c->op ? "last" : "first"));
     return v->items[c->op ? v->count - 1 : 0];
 }
 WRPO__J_FN(list) {
     wrpo__jv v = wrpo__jitems(J, c->self);
-    return wrpo__jshare(J, WRPO__J_LIST, v->items, v->count);
+    return wrpo__jshare(WRPO__J_LIST, v->items, v->count);
 }
-/* The filters join and replace take values of any type, the methods only strings. op: 0 filter, 1 method */
+/* The filters join and replace (op 0) take values of any type, the methods (op 1) only strings. */
 static wrpo__jv wrpo__jtext(wrpo__jinja *J, const wrpo__jcall *c, wrpo__jv v) {
     return c->op ? wrpo__jto_str(J, v) : wrpo__jstr(J, v);
 }
@@ -7744,10 +7739,10 @@ WRPO__J_FN(number) {  /* op: 0 int, 1 float */
     if (!found) v = wrpo__jbool(false);  /* 0 */
     if (c->op) return wrpo__jfloat(J, wrpo__jdouble(v));
     if (fabs(v->f) >= 9e18) wrpo__jrefuse(J, "%g as an integer", v->f);
-    return wrpo__jint(J, v->i + (int64_t)v->f);  /* one of the two is 0 */
+    return wrpo__jint(v->i + (int64_t)v->f);  /* one of the two is 0 */
 }
 WRPO__J_FN(indent) {
-    wrpo__jv v = wrpo__jto_str(J, c->self), by = wrpo__jspaces(J, c->a[0] ? c->a[0] : wrpo__jint(J, 4));
+    wrpo__jv v = wrpo__jto_str(J, c->self), by = wrpo__jspaces(J, c->a[0] ? c->a[0] : wrpo__jint(4));
     bool first = wrpo__jflag(c, 1), blank = wrpo__jflag(c, 2);
     for (size_t i = 0, end, size; i <= v->n; i = end + 1) {
         for (end = i; end < v->n && v->s[end] != '\n'; end += size) {
@@ -7762,12 +7757,12 @@ WRPO__J_FN(indent) {
 }
 WRPO__J_FN(items) {  /* op: 0 filter, 1 items(), 2 keys(), 3 values() */
     wrpo__jv v = c->self;
-    wrpo__jval *rows = wrpo__jnew(J, c->op ? WRPO__J_VIEW : WRPO__J_ITER);
+    wrpo__jval *rows = wrpo__jnew(c->op ? WRPO__J_VIEW : WRPO__J_ITER);
     if (!c->op && v->kind == WRPO__J_UNDEFINED) return rows;
     wrpo__jwant(J, v, WRPO__J_DICT, "a dict");
-    if (c->op > 1) return wrpo__jshare(J, WRPO__J_VIEW, c->op == 2 ? v->keys : v->items, v->count);
+    if (c->op > 1) return wrpo__jshare(WRPO__J_VIEW, c->op == 2 ? v->keys : v->items, v->count);
     for (int64_t i = 0; i < v->count; i++) {
-        wrpo__jval *pair = wrpo__jnew(J, WRPO__J_TUPLE);
+        wrpo__jval *pair = wrpo__jnew(WRPO__J_TUPLE);
         wrpo__jpush(J, pair, NULL, v->keys[i]);
         wrpo__jpush(J, pair, NULL, v->items[i]);
         wrpo__jpush(J, rows, NULL, pair);
@@ -7778,10 +7773,10 @@ WRPO__J_FN(reverse) {  /* a generator becomes a list, all else a generator */
     return wrpo__jreversed(J, c->self, c->self->kind == WRPO__J_ITER ? WRPO__J_LIST : WRPO__J_ITER);
 }
 WRPO__J_FN(sort) {  /* stable; strings without case unless asked. op: 0 sort, 1 dictsort, as items() */
-    wrpo__jv v = c->op ? wrpo__jf_items(J, c) : wrpo__jitems(J, c->self), by = c->op ? wrpo__jint(J, 0) : c->a[2];
+    wrpo__jv v = c->op ? wrpo__jf_items(J, c) : wrpo__jitems(J, c->self), by = c->op ? wrpo__jint(0) : c->a[2];
     int order = wrpo__jflag(c, 0) ? -1 : 1;
-    wrpo__jv *keys = wrpo__alloc(J->arena, (size_t)v->count, sizeof *keys);
-    wrpo__jv *sorted = wrpo__alloc(J->arena, (size_t)v->count, sizeof *sorted);
+    wrpo__jv *keys = wrpo__alloc(wrpo__current, (size_t)v->count, sizeof *keys);
+    wrpo__jv *sorted = wrpo__alloc(wrpo__current, (size_t)v->count, sizeof *sorted);
     for (int64_t i = 0, k; i < v->count; i++) {
         wrpo__jv key = by ? wrpo__jattribute(J, v->items[i], by) : v->items[i];
         if (wrpo__jis_str(key) && !wrpo__jflag(c, 1)) key = wrpo__jrecase(J, key, 0);
@@ -7792,15 +7787,15 @@ WRPO__J_FN(sort) {  /* stable; strings without case unless asked. op: 0 sort, 1 
         keys[k] = key;
         sorted[k] = v->items[i];
     }
-    return wrpo__jshare(J, WRPO__J_LIST, sorted, v->count);
+    return wrpo__jshare(WRPO__J_LIST, sorted, v->count);
 }
-/* select, reject, selectattr, rejectattr, map. op: 1: keeps what fails the test; 2: tests an attribute; 4: map */
+/* Bits of op: 1 keeps what fails the test, 2 tests an attribute, 4 is map. */
 WRPO__J_FN(select) {
     bool map = c->op & 4, negated = c->op & 1;
     int first = c->op & 2 ? 1 : 0;  /* of the filter or test, then its arguments */
     wrpo__jv name = c->a[first], attribute = map ? c->a[3] : first ? c->a[0] : NULL;
     wrpo__jv v = wrpo__jitems(J, wrpo__jtruth(c->self) ? c->self : &wrpo__jempty);
-    wrpo__jval *out = wrpo__jnew(J, WRPO__J_ITER);
+    wrpo__jval *out = wrpo__jnew(WRPO__J_ITER);
     if (map && !name == !attribute) wrpo__jfail(J, "map takes either a filter or attribute=");
     for (int64_t i = 0; i < v->count; i++) {
         wrpo__jv x = attribute ? wrpo__jattribute(J, v->items[i], attribute) : v->items[i];
@@ -7814,7 +7809,7 @@ WRPO__J_FN(select) {
 WRPO__J_FN(split) {
     wrpo__jv v = c->self, sep = c->a[0] ? wrpo__jto_str(J, c->a[0]) : NULL;
     int64_t left = c->a[1] ? wrpo__jto_int(J, c->a[1]) : -1;
-    wrpo__jval *out = wrpo__jnew(J, WRPO__J_LIST);
+    wrpo__jval *out = wrpo__jnew(WRPO__J_LIST);
     size_t i = sep ? 0 : wrpo__jskip_space(v->s, v->n, 0), end, size;
     if (sep && sep->n == 0) wrpo__jfail(J, "split() by an empty string");
     if (!sep && left >= 0) wrpo__jrefuse(J, "split() at white space with maxsplit");
@@ -7823,11 +7818,11 @@ WRPO__J_FN(split) {
         wrpo__jv part;
         if (sep) {
             end = left-- != 0 ? wrpo__jfind(J, v, sep, i) : SIZE_MAX;
-            part = wrpo__jbytes(J, v->s + i, WRPO__MIN(end, v->n) - i);
+            part = wrpo__jbytes(v->s + i, WRPO__MIN(end, v->n) - i);
             i += part->n + sep->n;
         } else {
             for (end = i; end < v->n && !wrpo__jspace(wrpo__utf8_get(v->s + end, v->n - end, &size)); end += size) {}
-            part = wrpo__jbytes(J, v->s + i, end - i);
+            part = wrpo__jbytes(v->s + i, end - i);
             i = wrpo__jskip_space(v->s, v->n, end);
         }
         wrpo__jpush(J, out, NULL, part);
@@ -7843,7 +7838,7 @@ WRPO__J_FN(affix) {  /* op: 0 startswith, 1 endswith, 2 removeprefix, 3 removesu
         has = one->n <= v->n && memcmp(front ? v->s : v->s + v->n - one->n, one->s, one->n) == 0;
     }
     if (test) return wrpo__jbool(has);
-    return has ? wrpo__jbytes(J, front ? v->s + x->n : v->s, v->n - x->n) : v;
+    return has ? wrpo__jbytes(front ? v->s + x->n : v->s, v->n - x->n) : v;
 }
 WRPO__J_FN(get) {
     wrpo__jv r = wrpo__jdict_get(J, c->self, c->a[0]), otherwise = c->a[1] ? c->a[1] : &wrpo__jnone;
@@ -7863,23 +7858,24 @@ WRPO__J_FN(truth) {  /* op: 0 is false, 1 is true */
 }
 WRPO__J_FN(operate) { return wrpo__joperate(J, "i===!!"[c->op], c->self, c->a[0]); }
 WRPO__J_FN(parity) {  /* op: 0 even, 1 odd */
-    return wrpo__jbool(wrpo__jarithmetic(J, '%', c->self, wrpo__jint(J, 2))->i == c->op);
+    return wrpo__jbool(wrpo__jarithmetic(J, '%', c->self, wrpo__jint(2))->i == c->op);
 }
 WRPO__J_FN(range) {
     const int64_t limit = INT64_MAX / 4;
     int64_t first = wrpo__jto_int(J, c->a[0]), to = c->a[1] ? wrpo__jto_int(J, c->a[1]) : first;
     int64_t from = c->a[1] ? first : 0, by = c->a[2] ? wrpo__jto_int(J, c->a[2]) : 1;
-    wrpo__jval *out = wrpo__jnew(J, WRPO__J_RANGE);
+    wrpo__jval *out = wrpo__jnew(WRPO__J_RANGE);
     if (by == 0) wrpo__jfail(J, "range() with step 0");
     if (llabs(from) > limit || llabs(to) > limit || llabs(by) > limit) wrpo__jrefuse(J, "a range near 64 bits");
     for (int64_t i = from; by > 0 ? i < to : i > to; i += by) {
         if (out->count == WRPO__J_MAX_RANGE) wrpo__jfail(J, "range of more than %d numbers", WRPO__J_MAX_RANGE);
-        wrpo__jpush(J, out, NULL, wrpo__jint(J, i));
+        wrpo__jpush(J, out, NULL, wrpo__jint(i));
     }
     return out;
 }
 WRPO__J_FN(dict) {  /* op: 0 dict, 1 namespace */
-    wrpo__jval *v = wrpo__jmake(J, c->named);
+    (void)J;
+    wrpo__jval *v = wrpo__jmake(c->named);
     if (c->op) v->kind = WRPO__J_NAMESPACE;
     return v;
 }
@@ -7889,8 +7885,8 @@ WRPO__J_FN(raise) {
 }
 WRPO__J_FN(strftime) {
     wrpo__jv format = wrpo__jto_str(J, c->a[0]);
-    /* The bar: so that 0 from strftime means that there was no room. */
-    const char *text = wrpo__format(J->arena, "%.*s|", (int)WRPO__MIN(format->n, 400), format->s);
+    /* The bar makes 0 from strftime mean that there was no room. */
+    const char *text = wrpo__format(wrpo__current, "%.*s|", (int)WRPO__MIN(format->n, 400), format->s);
     struct tm tm;
     char out[512];
 #ifdef _WIN32
@@ -7920,7 +7916,7 @@ static const wrpo__jdef wrpo__jdefs[] = {
     {"sort", "f", "reverse= case_sensitive= attribute?", wrpo__jf_sort, 0},
     {"title", "f", "", wrpo__jf_case, 4}, {"trim", "f", "chars?", wrpo__jf_strip, 0},
     {"tojson", "fm", "ensure_ascii= indent? separators? sort_keys=", wrpo__jf_tojson, 0},
-    /* filters that are methods of strings as well; methods of strings; methods of dicts */
+    /* methods of strings, some of them filters too; methods of dicts */
     {"lower upper capitalize", "fs", "", wrpo__jf_case, 0}, {"title", "s", "", wrpo__jf_case, 3},
     {"join", "s", "iterable", wrpo__jf_join, 1}, {"replace", "s", "old new count=", wrpo__jf_replace, 1},
     {"split", "s", "sep? maxsplit=", wrpo__jf_split, 0}, {"strip lstrip rstrip", "s", "chars?", wrpo__jf_strip, 0},
@@ -7934,7 +7930,7 @@ static const wrpo__jdef wrpo__jdefs[] = {
     /* functions */
     {"range", "g", "start stop= step=", wrpo__jf_range, 0}, {"dict namespace", "g", NULL, wrpo__jf_dict, 0},
     {"raise_exception", "g", "message", wrpo__jf_raise, 0}, {"strftime_now", "g", "format", wrpo__jf_strftime, 0},
-    /* what Python has too and is refused by name; the sandbox hides the methods that change a value */
+    /* refused by name: what else Python has. The sandbox hides the methods that change a value. */
     {"casefold center count encode expandtabs find format format_map index isalnum isalpha isascii isdecimal isdigit "
      "isidentifier islower isnumeric isprintable isspace istitle isupper ljust maketrans partition rfind rindex rjust "
      "rpartition rsplit splitlines swapcase translate zfill", "s", "", NULL, 0},
@@ -7953,9 +7949,9 @@ static wrpo__jv wrpo__jfunction(wrpo__jinja *J, char where, wrpo__jv name, wrpo_
     if (!def) return NULL;
     if (!def->fn && self) wrpo__jrefuse(J, "method \"%.*s\" of %s", WRPO__J_SHOW(name), wrpo__jtype(self));
     if (!def->fn) wrpo__jrefuse(J, "\"%.*s\"", WRPO__J_SHOW(name));
-    return WRPO__J_VAL(J, .kind = WRPO__J_FUNCTION, .s = name->s, .n = name->n, .def = def, .self = self);
+    return WRPO__J_VAL(.kind = WRPO__J_FUNCTION, .s = name->s, .n = name->n, .def = def, .self = self);
 }
-/* The argument for the next parameter: the next in order, or the one with this name; NULL: neither. */
+/* The argument for the next parameter: the next in order or that of this name; NULL: neither. */
 static wrpo__jv wrpo__jargument(wrpo__jinja *J, wrpo__jcall *c, wrpo__jv name) {
     wrpo__jv given = wrpo__jdict_get(J, &c->named, name);
     bool placed = c->placed < c->args.count;
@@ -7972,7 +7968,7 @@ static wrpo__jv wrpo__jcall_def(wrpo__jinja *J, const wrpo__jdef *def, wrpo__jv 
     if (c->self && !strchr(def->where, 'm')) wrpo__jplain(J, c->self);
     for (int k = 0; p && *p; k++) {
         size_t n = strcspn(p, " =?");
-        wrpo__jv v = wrpo__jargument(J, c, wrpo__jbytes(J, p, n));
+        wrpo__jv v = wrpo__jargument(J, c, wrpo__jbytes(p, n));
         bool optional = p[n] == '=' || p[n] == '?';
         if (!v && !optional) wrpo__jfail(J, "%.*s() wants an argument \"%.*s\"", WRPO__J_SHOW(name), (int)n, p);
         c->a[k] = p[n] == '?' && !wrpo__jgiven(v) ? NULL : v;
@@ -8002,8 +7998,8 @@ struct wrpo__jtoken {
     wrpo__jtoken_kind kind;
     int line, level, op;  /* of an operator: how tightly it binds, which it is; level -1: none */
     wrpo__jv value;  /* TEXT, LITERAL: the value; else the characters */
-    /* From the name of a tag to the name of the tag that ends its body; from the first token of an expression to its
-       `if`; of names to assign to, set to the first one if commas follow; NULL: none. */
+    /* From a tag's name to the name of the tag that ends its body; from the first token of an expression to its `if`;
+       at the first target of an assignment: not NULL if a comma follows. */
     wrpo__jtoken *jump;
 };
 static const struct { const char *text; int level, op; } wrpo__joperators[] = {  /* loosest first */
@@ -8024,8 +8020,8 @@ static void wrpo__jtoken_put(wrpo__jinja *J, wrpo__jtoken_kind kind, wrpo__jv va
     }
     stbds_arrput(J->tokens, token);
 }
-/* Passes the end of a tag, if it is next: after "-" with all white space that follows, after "+" (not of {{ }}) with
-   nothing, else with one newline unless the tag is {{ }}. */
+/* Passes the end of a tag, if it is next. "-" takes all white space after it along; without a sign, a tag other than
+   {{ }}, which has no "+", takes one newline. */
 static bool wrpo__jtag_end(wrpo__jinja *J, const char *mark) {
     bool output = mark[0] == '}', minus = J->s[J->next] == '-', plus = !output && J->s[J->next] == '+';
     size_t i = J->next + minus + plus;
@@ -8076,15 +8072,15 @@ static int wrpo__jlex_token(wrpo__jinja *J) {
         else wrpo__jtoken_put(J, WRPO__J_LITERAL, value);
     } else if (c >= '0' && c <= '9') {
         if (J->s[end] == '.' && J->s[end + 1] >= '0' && J->s[end + 1] <= '9') end = wrpo__jword_end(J, end + 1);
-        wrpo__jv value = wrpo__jread_number(J, wrpo__jbytes(J, s, end - begin));
+        wrpo__jv value = wrpo__jread_number(J, wrpo__jbytes(s, end - begin));
         if (c == '0' && value->i) wrpo__jfail(J, "a number with zeros before it");
         wrpo__jtoken_put(J, WRPO__J_LITERAL, value);
     } else {
         bool mark = end == begin;
         if (mark && c && strchr("+-/*%~[](){}><=!.:|,", c)) end++;
-        if (mark && wrpo__jword("// ** == != >= <=", wrpo__jbytes(J, s, 2))) end = begin + 2;
+        if (mark && wrpo__jword("// ** == != >= <=", wrpo__jbytes(s, 2))) end = begin + 2;
         if (end == begin) wrpo__jfail(J, "unexpected character \"%c\"", c < 32 ? '?' : c);
-        wrpo__jv text = wrpo__jbytes(J, s, end - begin);
+        wrpo__jv text = wrpo__jbytes(s, end - begin);
         if (last.kind == WRPO__J_STATEMENT && wrpo__jword("raw", text)) wrpo__jrefuse(J, "statement \"raw\"");
         if (wrpo__jword("**", text)) wrpo__jrefuse(J, "the operator **");
         wrpo__jtoken_put(J, mark ? WRPO__J_MARK : WRPO__J_NAME, text);
@@ -8093,7 +8089,7 @@ static int wrpo__jlex_token(wrpo__jinja *J) {
     wrpo__jadvance(J, end);
     return open;
 }
-/* After the opening mark. kind: { output, % statement, # comment, which leaves no tokens. */
+/* A tag, after its opening mark. kind: { output, % statement, # comment, which leaves no tokens. */
 static void wrpo__jlex_tag(wrpo__jinja *J, char kind) {
     const char end[] = {kind == '{' ? '}' : kind, '}', 0};
     bool comment = kind == '#';
@@ -8110,7 +8106,7 @@ static void wrpo__jlex_tag(wrpo__jinja *J, char kind) {
         else open += wrpo__jlex_token(J);
         if (open < 0) wrpo__jfail(J, "unexpected \"%c\"", J->s[J->next - 1]);
     }
-    if (!comment) wrpo__jtoken_put(J, WRPO__J_CLOSE, wrpo__jstring(J, "the end of the tag"));
+    if (!comment) wrpo__jtoken_put(J, WRPO__J_CLOSE, wrpo__jstring("the end of the tag"));
 }
 static void wrpo__jlex(wrpo__jinja *J) {
     for (const char *s = J->s;;) {
@@ -8119,18 +8115,18 @@ static void wrpo__jlex(wrpo__jinja *J) {
         bool end = at == J->n;
         char kind = end ? 0 : s[at + 1], sign = end ? '+' : s[at + 2];
         size_t to = at, line = at;
-        /* "-" strips the white space before the tag; else a statement or comment that has only white space before it
-           on its line strips that. */
         while (line > from && s[line - 1] != '\n') line--;
+        bool alone = (line > from || J->fresh) && wrpo__jrstrip(s, line, at) == line;
+        /* "-" strips the white space before the tag; "+" none; else a statement or comment strips its line's. */
         if (sign == '-') to = wrpo__jrstrip(s, from, at);
-        else if (sign != '+' && kind != '{' && (line > from || J->fresh) && wrpo__jrstrip(s, line, at) == line) to = line;
-        if (to > from) wrpo__jtoken_put(J, WRPO__J_TEXT, wrpo__jbytes(J, s + from, to - from));
+        else if (sign != '+' && kind != '{' && alone) to = line;
+        if (to > from) wrpo__jtoken_put(J, WRPO__J_TEXT, wrpo__jbytes(s + from, to - from));
         wrpo__jadvance(J, at);
         if (end) break;
         wrpo__jadvance(J, at + 2 + (sign == '-' || sign == '+'));
         wrpo__jlex_tag(J, kind);
     }
-    wrpo__jtoken_put(J, WRPO__J_END, wrpo__jstring(J, "the end of the template"));
+    wrpo__jtoken_put(J, WRPO__J_END, wrpo__jstring("the end of the template"));
 }
 
 /* ---- expressions ---- */
@@ -8164,21 +8160,20 @@ static wrpo__jv wrpo__jlookup_var(wrpo__jinja *J, wrpo__jv name) {
     wrpo__jv v = NULL;
     for (const wrpo__jval *scope = J->scope; scope && !v; scope = scope->scope) v = wrpo__jdict_get(J, scope, name);
     if (!v) v = wrpo__jfunction(J, 'g', name, NULL);
-    return v ? v : wrpo__jundefined(J, name);
+    return v ? v : wrpo__jundefined(name);
 }
-/* a, b, c up to the end of the tag or a word that ends it; one item without a comma is no tuple. Without
-   conditions, an `if` ends it too. */
+/* a, b, c up to the end of the tag or a word that ends it, without conditions also `if`; no comma: no tuple. */
 static wrpo__jv wrpo__jtuple(wrpo__jinja *J, bool conditions, const char *ends) {
     wrpo__jval *tuple = NULL;
     wrpo__jv v = NULL;
     for (bool comma = true; comma && J->at->kind != WRPO__J_CLOSE && !wrpo__jat(J, ends);) {
         v = conditions ? wrpo__jexpr(J) : wrpo__joperation(J, 0);
         comma = wrpo__jtake(J, ",");
-        if (comma && !tuple) tuple = wrpo__jnew(J, WRPO__J_TUPLE);
+        if (comma && !tuple) tuple = wrpo__jnew(WRPO__J_TUPLE);
         if (tuple) wrpo__jpush(J, tuple, NULL, v);
     }
     if (!v && ends[0] != ')') wrpo__jexpected(J, "an expression");
-    if (!v) tuple = wrpo__jnew(J, WRPO__J_TUPLE);
+    if (!v) tuple = wrpo__jnew(WRPO__J_TUPLE);
     return tuple ? tuple : v;
 }
 static void wrpo__jcomma(wrpo__jinja *J, const char *end) { if (!wrpo__jat(J, end)) wrpo__jneed(J, ","); }
@@ -8199,12 +8194,12 @@ static wrpo__jv wrpo__jprimary(wrpo__jinja *J) {
         return tuple;
     }
     if (wrpo__jtake(J, "[")) {
-        for (v = wrpo__jnew(J, WRPO__J_LIST); !wrpo__jtake(J, "]"); wrpo__jcomma(J, "]"))
+        for (v = wrpo__jnew(WRPO__J_LIST); !wrpo__jtake(J, "]"); wrpo__jcomma(J, "]"))
             wrpo__jpush(J, v, NULL, wrpo__jexpr(J));
         return v;
     }
     if (!wrpo__jtake(J, "{")) wrpo__jexpected(J, "an expression");
-    for (v = wrpo__jnew(J, WRPO__J_DICT); !wrpo__jtake(J, "}"); wrpo__jcomma(J, "}")) {
+    for (v = wrpo__jnew(WRPO__J_DICT); !wrpo__jtake(J, "}"); wrpo__jcomma(J, "}")) {
         wrpo__jv key = wrpo__jexpr(J);
         wrpo__jneed(J, ":");
         wrpo__jdict_put(J, v, key, wrpo__jexpr(J));
@@ -8241,7 +8236,7 @@ static wrpo__jv wrpo__jcalled(wrpo__jinja *J, wrpo__jv v) {  /* after "(" */
     wrpo__jarguments(J, &c);
     if (J->idle) return v;
     wrpo__jwant(J, v, WRPO__J_CALLABLES, "a function");
-    return v->kind == WRPO__J_MACRO ? wrpo__jcall_macro(J, v, &c) : wrpo__jcall_def(J, v->def, v, &c);
+    return v->def ? wrpo__jcall_def(J, v->def, v, &c) : wrpo__jcall_macro(J, v, &c);
 }
 static wrpo__jv wrpo__jpostfix(wrpo__jinja *J, wrpo__jv v, bool filters);
 static wrpo__jv wrpo__jfiltered(wrpo__jinja *J, wrpo__jv v) {  /* at "|" or "is" */
@@ -8281,7 +8276,7 @@ static wrpo__jv wrpo__jsigned(wrpo__jinja *J, bool filters) {
     wrpo__jenter(J);
     wrpo__jv v = wrpo__jsigned(J, false);  /* a sign's operand takes no filters: -1|abs is (-1)|abs */
     J->depth--;
-    if (!J->idle) v = wrpo__jarithmetic(J, '*', wrpo__jint(J, -1), wrpo__jwant(J, v, WRPO__J_NUMBERS, "a number"));
+    if (!J->idle) v = wrpo__jarithmetic(J, '*', wrpo__jint(-1), wrpo__jwant(J, v, WRPO__J_NUMBERS, "a number"));
     return wrpo__jpostfix(J, v, filters);
 }
 /* Operators that bind at least this tightly, and their operands. */
@@ -8306,7 +8301,7 @@ static wrpo__jv wrpo__joperation(wrpo__jinja *J, int least) {
     J->depth = depth;
     return v;
 }
-/* value if condition else otherwise. The condition is needed first and comes second: the idle reader notes where. */
+/* value if condition else otherwise. The idle reader notes where the condition is, which must be read first. */
 static wrpo__jv wrpo__jexpr(wrpo__jinja *J) {
     wrpo__jtoken *first = J->at;
     wrpo__jv v = NULL, otherwise = NULL;
@@ -8325,7 +8320,7 @@ static wrpo__jv wrpo__jexpr(wrpo__jinja *J) {
         J->idle += holds;
         if (wrpo__jtake(J, "else")) otherwise = wrpo__jexpr(J);
         J->idle -= holds;
-        if (!holds) v = otherwise ? otherwise : wrpo__jundefined(J, wrpo__jstring(J, "if without else"));
+        if (!holds) v = otherwise ? otherwise : wrpo__jundefined(wrpo__jstring("if without else"));
         if (wrpo__jat(J, "if")) wrpo__jrefuse(J, "an \"if\" after another one");
     }
     J->depth--;
@@ -8338,8 +8333,7 @@ static void wrpo__jclose(wrpo__jinja *J) {
     wrpo__jgo(J, J->at + 1);
 }
 static void wrpo__jstatement(wrpo__jinja *J);
-/* Text, output and statements, after the tag that begins them, up to the name of a tag of `ends`, in this scope. ends
-   "": a whole template. */
+/* From the end of a tag up to the name of a tag of `ends`, in this scope. ends "": a whole template. */
 static void wrpo__jbody(wrpo__jinja *J, const char *ends, wrpo__jval *scope) {
     wrpo__jval *outer = J->scope;
     if (*ends) wrpo__jclose(J);
@@ -8363,13 +8357,13 @@ static void wrpo__jbody(wrpo__jinja *J, const char *ends, wrpo__jval *scope) {
     J->depth--;
     J->scope = outer;
 }
-/* What `set` and `for` assign to: a name, a namespace's attribute, several in (); several with commas, of which one
-   alone takes the value whole. value NULL: only reads them. */
+/* What `set` and `for` assign to: names, attributes of namespaces, several in (). Commas unpack the value. value NULL:
+   only reads the targets. */
 static void wrpo__jtargets(wrpo__jinja *J, wrpo__jv value, const char *end) {
     wrpo__jtoken *first = J->at;
     wrpo__jv items = NULL;
     int64_t count = 0;
-    if (value) items = first->jump ? wrpo__jitems(J, value) : wrpo__jshare(J, WRPO__J_LIST, &value, 1);
+    if (value) items = first->jump ? wrpo__jitems(J, value) : wrpo__jshare(WRPO__J_LIST, &value, 1);
     wrpo__jenter(J);
     for (bool more = true; more && !wrpo__jat(J, end); count++) {
         if (items && count == items->count) wrpo__jfail(J, "too few values to unpack: %lld", (long long)count);
@@ -8391,10 +8385,9 @@ static void wrpo__jtargets(wrpo__jinja *J, wrpo__jv value, const char *end) {
     }
     J->depth--;
     if (!count) wrpo__jexpected(J, "a name to assign to");
-    if (items && count < items->count)
-        wrpo__jfail(J, "too many values to unpack: %lld", (long long)items->count);
+    if (items && count < items->count) wrpo__jfail(J, "too many values to unpack: %lld", (long long)items->count);
 }
-/* The idle reader notes where the body of the tag with this name ends; else this goes there. */
+/* The idle reader notes where the body of the tag with this name ends; a rendering goes there. */
 static void wrpo__jskip_body(wrpo__jinja *J, wrpo__jtoken *name) {
     if (J->idle) name->jump = J->at;
     else wrpo__jgo(J, name->jump);
@@ -8418,16 +8411,16 @@ struct wrpo__jloop {
     int64_t index0;
     wrpo__jval *outer;  /* scope */
     wrpo__jv base; int64_t next;  /* what it runs over; its next item to look at */
-    wrpo__jval *passed;  /* LIST: its items that satisfy the condition, as far as anybody asked */
+    wrpo__jval *passed;  /* LIST: the items so far that satisfy the condition */
 };
-/* In a new scope: the loop's variables for the item x, then goes to `to`. */
+/* A new scope with the loop's variables for the item x; goes to `to`. */
 static void wrpo__jloop_enter(wrpo__jinja *J, wrpo__jloop *loop, wrpo__jv x, wrpo__jtoken *to) {
-    J->scope = wrpo__jscope(J, loop->outer);
+    J->scope = wrpo__jscope(loop->outer);
     wrpo__jgo(J, loop->target);
     wrpo__jtargets(J, x, "in");
     wrpo__jgo(J, to);
 }
-/* Does the loop have an item of this number? The condition sees an item only when somebody asks for it. */
+/* Does the loop have an item of this number? An item meets the condition only when it is asked for. */
 static bool wrpo__jloop_has(wrpo__jinja *J, wrpo__jloop *loop, int64_t index) {
     wrpo__jval *scope = J->scope;
     wrpo__jtoken *at = J->at;
@@ -8446,19 +8439,19 @@ static wrpo__jv wrpo__jloop_attr(wrpo__jinja *J, wrpo__jloop *loop, wrpo__jv nam
     bool has = attr > 3 && other >= 0 && wrpo__jloop_has(J, loop, attr > 6 ? INT64_MAX - 1 : other);
     switch (attr) {
     case 0: wrpo__jrefuse(J, "loop.%.*s", WRPO__J_SHOW(name));
-    case 1: case 2: return wrpo__jint(J, i + attr - 1);
+    case 1: case 2: return wrpo__jint(i + attr - 1);
     case 3: return wrpo__jbool(i == 0);
     case 4: return wrpo__jbool(!has);
-    case 5: case 6: return has ? loop->passed->items[other] : wrpo__jundefined(J, name);
-    case 7: return wrpo__jint(J, loop->passed->count);
-    default: return wrpo__jint(J, loop->passed->count - i - (attr - 8));
+    case 5: case 6: return has ? loop->passed->items[other] : wrpo__jundefined(name);
+    case 7: return wrpo__jint(loop->passed->count);
+    default: return wrpo__jint(loop->passed->count - i - (attr - 8));
     }
 }
 static void wrpo__jdefine(wrpo__jinja *J, const char *name, wrpo__jv value) {
-    wrpo__jdict_put(J, J->scope, wrpo__jstring(J, name), value);
+    wrpo__jdict_put(J, J->scope, wrpo__jstring(name), value);
 }
 static void wrpo__jfor(wrpo__jinja *J) {  /* after `for` */
-    wrpo__jloop *loop = WRPO__NEW(J->arena, wrpo__jloop);
+    wrpo__jloop *loop = WRPO__NEW(wrpo__current, wrpo__jloop);
     wrpo__jtoken *name = J->at - 1;
     bool completed = false;  /* one pass was not cut short; if none was, `else` runs */
     loop->target = J->at;
@@ -8479,9 +8472,9 @@ static void wrpo__jfor(wrpo__jinja *J) {  /* after `for` */
         J->loops--;
     } else {
         wrpo__jtoken *body = J->at;
-        wrpo__jv self = WRPO__J_VAL(J, .kind = WRPO__J_LOOP, .loop = loop);
+        wrpo__jv self = WRPO__J_VAL(.kind = WRPO__J_LOOP, .loop = loop);
         loop->base = wrpo__jitems(J, over);
-        loop->passed = wrpo__jnew(J, WRPO__J_LIST);
+        loop->passed = wrpo__jnew(WRPO__J_LIST);
         for (bool broken = false; !broken && wrpo__jloop_has(J, loop, loop->index0); loop->index0++) {
             wrpo__jloop_enter(J, loop, loop->passed->items[loop->index0], body);
             wrpo__jdefine(J, "loop", self);
@@ -8495,7 +8488,7 @@ static void wrpo__jfor(wrpo__jinja *J) {  /* after `for` */
     wrpo__jskip_body(J, name);
     if (wrpo__jtake(J, "else")) {
         wrpo__jtoken *other = J->at - 1;
-        if (J->idle || !completed) wrpo__jbody(J, "endfor", wrpo__jscope(J, J->scope));
+        if (J->idle || !completed) wrpo__jbody(J, "endfor", wrpo__jscope(J->scope));
         if (J->flow) return;
         wrpo__jskip_body(J, other);
     }
@@ -8509,7 +8502,7 @@ static void wrpo__jassign(wrpo__jinja *J) {  /* after `set` */
     if (wrpo__jtake(J, "=")) value = wrpo__jtuple(J, true, "");
     else {
         wrpo__text outer = wrpo__jbegin(J);
-        wrpo__jbody(J, "endset", wrpo__jscope(J, J->scope));
+        wrpo__jbody(J, "endset", wrpo__jscope(J->scope));
         value = wrpo__jend(J, outer);
         wrpo__jneed(J, "endset");
     }
@@ -8519,7 +8512,7 @@ static void wrpo__jassign(wrpo__jinja *J) {  /* after `set` */
     wrpo__jtargets(J, value, "=");
     wrpo__jgo(J, after);
 }
-/* A macro's parameters, which take the arguments of a call, or else their defaults. c NULL: only reads them. */
+/* A macro's parameters, which take the arguments of the call or their defaults. c NULL: only reads them. */
 static void wrpo__jparameters(wrpo__jinja *J, wrpo__jcall *c) {
     bool optional = false;
     wrpo__jneed(J, "(");
@@ -8527,7 +8520,7 @@ static void wrpo__jparameters(wrpo__jinja *J, wrpo__jcall *c) {
         wrpo__jv name = wrpo__jname(J), v = c ? wrpo__jargument(J, c, name) : NULL;
         bool given = v != NULL;
         if (optional && !wrpo__jat(J, "=")) wrpo__jexpected(J, "a default");
-        if (!given) v = wrpo__jundefined(J, name);
+        if (!given) v = wrpo__jundefined(name);
         if (wrpo__jtake(J, "=")) {
             optional = true;
             J->idle += given;
@@ -8541,7 +8534,7 @@ static void wrpo__jparameters(wrpo__jinja *J, wrpo__jcall *c) {
 static void wrpo__jmacro(wrpo__jinja *J) {  /* after `macro` */
     wrpo__jtoken *tag = J->at - 1;
     wrpo__jv name = wrpo__jname(J);
-    wrpo__jv macro = WRPO__J_VAL(J, .kind = WRPO__J_MACRO, .parameters = J->at, .scope = J->scope);
+    wrpo__jv macro = WRPO__J_VAL(.kind = WRPO__J_MACRO, .parameters = J->at, .scope = J->scope);
     if (J->idle) {
         wrpo__jparameters(J, NULL);
         wrpo__jbody(J, "endmacro", J->scope);
@@ -8553,7 +8546,7 @@ static wrpo__jv wrpo__jcall_macro(wrpo__jinja *J, wrpo__jv macro, wrpo__jcall *c
     wrpo__jtoken *at = J->at;
     wrpo__jval *scope = J->scope;
     wrpo__text outer = wrpo__jbegin(J);
-    J->scope = wrpo__jscope(J, macro->scope);
+    J->scope = wrpo__jscope(macro->scope);
     wrpo__jgo(J, macro->parameters);
     wrpo__jparameters(J, c);
     if (!wrpo__jbound_all(c)) wrpo__jfail(J, "a macro is given arguments it does not name");
@@ -8576,8 +8569,8 @@ static void wrpo__jstatement(wrpo__jinja *J) {
         J->loops = 0;  /* break and continue do not reach out of these */
         if (wrpo__jtake(J, "set")) wrpo__jassign(J);
         else if (wrpo__jtake(J, "macro")) wrpo__jmacro(J);
-        else if (wrpo__jtake(J, "generation")) {  /* marks the assistant's text for a loss mask: here only text */
-            wrpo__jbody(J, "endgeneration", wrpo__jscope(J, J->scope));
+        else if (wrpo__jtake(J, "generation")) {  /* marks a loss mask; here it is only text */
+            wrpo__jbody(J, "endgeneration", wrpo__jscope(J->scope));
             wrpo__jneed(J, "endgeneration");
         } else wrpo__jexpected(J, "a statement");
     }
@@ -8597,7 +8590,7 @@ static void wrpo__jcompile(wrpo_tokenizer *tok, wrpo__template *t) {
         s[n++] = newline ? '\n' : t->text[i];
     }
     if (n && s[n - 1] == '\n') s[--n] = 0;
-    wrpo__jinja J = {.ctx = tok->ctx, .arena = t->arena, .tok = tok, .line = 1, .held = tok->ctx->bytes, .idle = 1,
+    wrpo__jinja J = {.ctx = tok->ctx, .tok = tok, .line = 1, .held = tok->ctx->bytes, .idle = 1,
                      .s = s, .n = n, .fresh = true};
     wrpo__jlex(&J);
     J.at = J.tokens;
@@ -8609,17 +8602,17 @@ static wrpo__jv wrpo__jfrom_json(wrpo__jinja *J, const wrpo_json *j) {
     switch (j->kind) {
     case WRPO_JSON_NULL: return &wrpo__jnone;
     case WRPO_JSON_BOOL: return wrpo__jbool(j->boolean);
-    case WRPO_JSON_STRING: return wrpo__jbytes(J, j->text, j->size);
+    case WRPO_JSON_STRING: return wrpo__jbytes(j->text, j->size);
     case WRPO_JSON_NUMBER:
-        if (j->exact) return wrpo__jint(J, j->integer);
+        if (j->exact) return wrpo__jint(j->integer);
         if (!strpbrk(j->text, ".eE")) wrpo__jrefuse(J, "the integer %.60s", j->text);
         return wrpo__jfloat(J, j->number);
     case WRPO_JSON_ARRAY: case WRPO_JSON_OBJECT: break;
     }
-    wrpo__jval *v = wrpo__jnew(J, object ? WRPO__J_DICT : WRPO__J_LIST);
+    wrpo__jval *v = wrpo__jnew(object ? WRPO__J_DICT : WRPO__J_LIST);
     wrpo__jenter(J);
     for (const wrpo_json *x = j->child; x; x = x->next)
-        wrpo__jpush(J, v, object ? wrpo__jbytes(J, x->key, x->key_size) : NULL, wrpo__jfrom_json(J, x));
+        wrpo__jpush(J, v, object ? wrpo__jbytes(x->key, x->key_size) : NULL, wrpo__jfrom_json(J, x));
     J->depth--;
     return v;
 }
@@ -8627,17 +8620,17 @@ static wrpo__jv wrpo__jfrom_json(wrpo__jinja *J, const wrpo_json *j) {
 static wrpo__jv wrpo__jmessage(wrpo__jinja *J, const wrpo_json *message) {
     static const char *const names[] = {"reasoning_content", "thinking", "reasoning"};
     wrpo__jv v = wrpo__jfrom_json(J, message), reasoning = NULL;
-    wrpo__jval *d = wrpo__jnew(J, WRPO__J_DICT);
+    wrpo__jval *d = wrpo__jnew(WRPO__J_DICT);
     for (int i = 0; i < 3 && !wrpo__jgiven(reasoning); i++)
-        reasoning = wrpo__jdict_get(J, v, wrpo__jstring(J, names[i]));
+        reasoning = wrpo__jdict_get(J, v, wrpo__jstring(names[i]));
     if (!wrpo__jgiven(reasoning)) return v;
-    wrpo__jpush(J, d, wrpo__jstring(J, "thinking"), reasoning);
+    wrpo__jpush(J, d, wrpo__jstring("thinking"), reasoning);
     for (int64_t i = 0; i < v->count; i++) wrpo__jdict_put(J, d, v->keys[i], v->items[i]);
-    wrpo__jdict_put(J, d, wrpo__jstring(J, "reasoning_content"), reasoning);
+    wrpo__jdict_put(J, d, wrpo__jstring("reasoning_content"), reasoning);
     return d;
 }
-/* Appends the conversation as text to out. Everything made on the way is in temp. now: for strftime_now. */
-static void wrpo__chat_at(wrpo__arena *temp, wrpo_tokenizer *tok, const wrpo_json *messages, bool add_generation_prompt,
+/* Appends the conversation as text to out. now: for strftime_now. */
+static void wrpo__chat_at(wrpo_tokenizer *tok, const wrpo_json *messages, bool add_generation_prompt,
                           const wrpo_json *kwargs, time_t now, wrpo__text *out) {
     wrpo_ctx *ctx = tok->ctx;
     const wrpo_json *tools = wrpo__present(kwargs, "tools");
@@ -8654,29 +8647,29 @@ static void wrpo__chat_at(wrpo__arena *temp, wrpo_tokenizer *tok, const wrpo_jso
         wrpo__jcompile(tok, t);
         wrpo__current = current;
     }
-    wrpo__jinja J = {.ctx = ctx, .arena = temp, .tok = tok, .at = t->tokens, .line = 1, .out = *out,
+    wrpo__jinja J = {.ctx = ctx, .tok = tok, .at = t->tokens, .line = 1, .out = *out,
                      .held = ctx->bytes, .now = now};
-    wrpo__jval *list = wrpo__jnew(&J, WRPO__J_LIST);
-    J.scope = wrpo__jscope(&J, NULL);
+    wrpo__jval *list = wrpo__jnew(WRPO__J_LIST);
+    J.scope = wrpo__jscope(NULL);
     for (const wrpo_json *m = messages->child; m; m = m->next) {
         if (m->kind != WRPO_JSON_OBJECT) wrpo__fail(ctx, WRPO_E_ARG, "chat: want every message to be an object");
         wrpo__jpush(&J, list, NULL, wrpo__jmessage(&J, m));
     }
     for (int i = 0; i < 7; i++)
-        if (tok->special[i]) wrpo__jdefine(&J, wrpo__special_names[i], wrpo__jstring(&J, tok->special[i]));
+        if (tok->special[i]) wrpo__jdefine(&J, wrpo__special_names[i], wrpo__jstring(tok->special[i]));
     wrpo__jdefine(&J, "tools", &wrpo__jnone);
     wrpo__jdefine(&J, "documents", &wrpo__jnone);
     wrpo__jdefine(&J, "messages", list);
     wrpo__jdefine(&J, "add_generation_prompt", wrpo__jbool(add_generation_prompt));
     for (const wrpo_json *k = kwargs ? kwargs->child : NULL; k; k = k->next)
-        wrpo__jdict_put(&J, J.scope, wrpo__jbytes(&J, k->key, k->key_size), wrpo__jfrom_json(&J, k));
+        wrpo__jdict_put(&J, J.scope, wrpo__jbytes(k->key, k->key_size), wrpo__jfrom_json(&J, k));
     wrpo__jbody(&J, "", J.scope);
     *out = J.out;
 }
 static void wrpo__chat(wrpo_tokenizer *tok, const wrpo_json *messages, bool add_generation_prompt,
                        const wrpo_json *kwargs, char **text, size_t *size) {
     wrpo__text out = {.arena = wrpo__current};
-    wrpo__chat_at(wrpo__current, tok, messages, add_generation_prompt, kwargs, time(NULL), &out);
+    wrpo__chat_at(tok, messages, add_generation_prompt, kwargs, time(NULL), &out);
     *text = wrpo__handout(tok->ctx, out.data, out.size);
     *size = out.size;
 }
@@ -8932,7 +8925,7 @@ static wrpo__text wrpo__render(wrpo__reading *in, const wrpo_json *const *messag
     for (int64_t i = 0; i < stbds_arrlen(messages); i++)
         wrpo__json_append(&all, wrpo__json_copy(wrpo__current, messages[i], NULL));
     if (answer) wrpo__json_append(&all, wrpo__json_copy(wrpo__current, answer, NULL));
-    wrpo__chat_at(wrpo__current, in->tok, &all, add_generation_prompt, in->kwargs, in->now, &out);
+    wrpo__chat_at(in->tok, &all, add_generation_prompt, in->kwargs, in->now, &out);
     wrpo__text_add(&out, "", 0);  /* never NULL */
     return out;
 }
