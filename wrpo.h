@@ -7309,17 +7309,6 @@ static bool wrpo__jspace(int32_t c) {  /* str.isspace */
     return (c >= 9 && c <= 13) || (c >= 0x1C && c <= 0x20) || c == 0x85 || c == 0xA0 || c == 0x1680 ||
            (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
 }
-static size_t wrpo__jskip_space(const char *s, size_t n, size_t i) {
-    for (size_t size; i < n && wrpo__jspace(wrpo__utf8_get(s + i, n - i, &size)); i += size) {}
-    return i;
-}
-static size_t wrpo__jrstrip(const char *s, size_t from, size_t to) {  /* where s[from..to) without final spaces ends */
-    for (size_t i, size; to > from; to = i) {
-        i = (size_t)wrpo__before(s, (int64_t)to);
-        if (!wrpo__jspace(wrpo__utf8_get(s + i, to - i, &size))) break;
-    }
-    return to;
-}
 static int64_t wrpo__jlength(wrpo__jinja *J, wrpo__jv v) {  /* of a string in code points */
     int64_t length = 0;
     wrpo__jspend(J, 0, v->n);
@@ -7343,6 +7332,27 @@ static size_t wrpo__jfind(wrpo__jinja *J, wrpo__jv v, wrpo__jv sub, size_t from)
     }
     return SIZE_MAX;
 }
+/* Is the code point s[0..n) one of these? chars NULL: white space. */
+static bool wrpo__jone_of(wrpo__jinja *J, wrpo__jv chars, const char *s, size_t n) {
+    if (!chars) return wrpo__jspace(wrpo__utf8_get(s, n, &n));
+    return wrpo__jfind(J, chars, &(wrpo__jval){.s = s, .n = n}, 0) != SIZE_MAX;
+}
+/* Where s[from..to) without such code points at its front begins; at its back ends. */
+static size_t wrpo__jlstrip(wrpo__jinja *J, wrpo__jv chars, const char *s, size_t from, size_t to) {
+    for (size_t size; from < to; from += size) {
+        wrpo__utf8_get(s + from, to - from, &size);
+        if (!wrpo__jone_of(J, chars, s + from, size)) break;
+    }
+    return from;
+}
+static size_t wrpo__jrstrip(wrpo__jinja *J, wrpo__jv chars, const char *s, size_t from, size_t to) {
+    for (size_t i; from < to; to = i) {
+        i = (size_t)wrpo__before(s, (int64_t)to);
+        if (!wrpo__jone_of(J, chars, s + i, to - i)) break;
+    }
+    return to;
+}
+static size_t wrpo__jskip_space(const char *s, size_t n, size_t i) { return wrpo__jlstrip(NULL, NULL, s, i, n); }
 static int wrpo__jclass(wrpo__jinja *J, int32_t c) {  /* the bit of a code point's wrpo__class */
     if (!J->tok->unicode.kind) wrpo__unicode_load_classes(J->tok->arena, &J->tok->unicode);
     return 1 << (J->tok->unicode.kind[c] & 15);
@@ -7378,7 +7388,7 @@ static wrpo__jv wrpo__jrecase(wrpo__jinja *J, wrpo__jv v, int op) {
 /* The INT or FLOAT that int() and float() read from v; NULL: v is no decimal number. */
 static wrpo__jv wrpo__jread_number(wrpo__jinja *J, wrpo__jv v) {
     static const char digits[] = "0123456789";
-    size_t begin = wrpo__jskip_space(v->s, v->n, 0), n = wrpo__jrstrip(v->s, begin, v->n) - begin;
+    size_t begin = wrpo__jskip_space(v->s, v->n, 0), n = wrpo__jrstrip(J, NULL, v->s, begin, v->n) - begin;
     const char *text = wrpo__strndup(wrpo__current, v->s + begin, n), *s = text + (*text == '-' || *text == '+');
     size_t whole = strspn(s, digits), point = s[whole] == '.';
     size_t part = point ? strspn(s + whole + 1, digits) : 0, length = whole + point + part;
@@ -7632,11 +7642,11 @@ typedef struct wrpo__jcall {  /* one call of a row of wrpo__jdefs */
     wrpo__jv self;  /* the value before the bar, `is` or the dot */
     wrpo__jv a[4];  /* the arguments by the signature; NULL: absent */
     wrpo__jval args, named;  /* the arguments as given: a LIST, a DICT */
-    int64_t placed, by_name;  /* how many of each are bound */
+    int64_t asked, bound;  /* parameters seen; arguments that they took */
 } wrpo__jcall;
 #define WRPO__J_CALL(value) {.self = (value), .args = {.kind = WRPO__J_LIST}, .named = {.kind = WRPO__J_DICT}}
 struct wrpo__jdef {
-    const char *names, *where;  /* f filter, t test, g function, s l d: method of str list dict; m: takes safe strings */
+    const char *names, *where;  /* f filter, t test, g function, s l d method of str list dict; m: takes safe strings */
     const char *signature;  /* '=' after an optional argument, '?' if None counts as absent; NULL: any names */
     wrpo__jv (*fn)(wrpo__jinja *J, const wrpo__jcall *c);  /* its result NULL: what it wrote. fn NULL: refused */
     int op;  /* of the first name, plus one for each that follows */
@@ -7645,22 +7655,10 @@ struct wrpo__jdef {
 static wrpo__jv wrpo__jinvoke(wrpo__jinja *J, char where, wrpo__jv name, wrpo__jcall *c);
 static bool wrpo__jflag(const wrpo__jcall *c, int k) { return c->a[k] && wrpo__jtruth(c->a[k]); }
 
-/* Is the code point s[0..n) one of these? chars NULL: white space. */
-static bool wrpo__jone_of(wrpo__jinja *J, wrpo__jv chars, const char *s, size_t n) {
-    if (!chars) return wrpo__jspace(wrpo__utf8_get(s, n, &n));
-    return wrpo__jfind(J, chars, &(wrpo__jval){.s = s, .n = n}, 0) != SIZE_MAX;
-}
 WRPO__J_FN(strip) {  /* op: 0 strip, 1 lstrip, 2 rstrip */
     wrpo__jv v = wrpo__jstr(J, c->self), chars = c->a[0] ? wrpo__jto_str(J, c->a[0]) : NULL;
-    size_t from = 0, to = v->n;
-    for (size_t size; c->op != 2 && from < to; from += size) {
-        wrpo__utf8_get(v->s + from, to - from, &size);
-        if (!wrpo__jone_of(J, chars, v->s + from, size)) break;
-    }
-    for (size_t i; c->op != 1 && from < to; to = i) {
-        i = (size_t)wrpo__before(v->s, (int64_t)to);
-        if (!wrpo__jone_of(J, chars, v->s + i, to - i)) break;
-    }
+    size_t from = c->op == 2 ? 0 : wrpo__jlstrip(J, chars, v->s, 0, v->n);
+    size_t to = c->op == 1 ? v->n : wrpo__jrstrip(J, chars, v->s, from, v->n);
     wrpo__jspend(J, 0, v->n - (to - from));
     return wrpo__jbytes(v->s + from, to - from);
 }
@@ -7953,15 +7951,14 @@ static wrpo__jv wrpo__jfunction(wrpo__jinja *J, char where, wrpo__jv name, wrpo_
 }
 /* The argument for the next parameter: the next in order or that of this name; NULL: neither. */
 static wrpo__jv wrpo__jargument(wrpo__jinja *J, wrpo__jcall *c, wrpo__jv name) {
-    wrpo__jv given = wrpo__jdict_get(J, &c->named, name);
-    bool placed = c->placed < c->args.count;
-    if (given && placed) wrpo__jfail(J, "two values for the argument \"%.*s\"", WRPO__J_SHOW(name));
-    c->by_name += given != NULL;
-    return placed ? c->args.items[c->placed++] : given;
+    wrpo__jv named = wrpo__jdict_get(J, &c->named, name);
+    wrpo__jv placed = c->asked < c->args.count ? c->args.items[c->asked] : NULL;
+    if (named && placed) wrpo__jfail(J, "two values for the argument \"%.*s\"", WRPO__J_SHOW(name));
+    c->asked++;
+    c->bound += named || placed;
+    return placed ? placed : named;
 }
-static bool wrpo__jbound_all(const wrpo__jcall *c) {
-    return c->placed == c->args.count && c->by_name == c->named.count;
-}
+static bool wrpo__jbound_all(const wrpo__jcall *c) { return c->bound == c->args.count + c->named.count; }
 static wrpo__jv wrpo__jcall_def(wrpo__jinja *J, const wrpo__jdef *def, wrpo__jv name, wrpo__jcall *c) {
     const char *p = def->signature;
     c->op = def->op + wrpo__jword(def->names, name) - 1;
@@ -7994,15 +7991,17 @@ typedef enum wrpo__jtoken_kind {
     WRPO__J_END, WRPO__J_TEXT, WRPO__J_OUTPUT, WRPO__J_STATEMENT, WRPO__J_CLOSE, WRPO__J_LITERAL,
     WRPO__J_NAME, WRPO__J_MARK
 } wrpo__jtoken_kind;
+typedef struct wrpo__joperator { const char *text; int level, op; } wrpo__joperator;  /* level: how tightly it binds */
 struct wrpo__jtoken {
     wrpo__jtoken_kind kind;
-    int line, level, op;  /* of an operator: how tightly it binds, which it is; level -1: none */
+    int line;
+    const wrpo__joperator *op;  /* NULL: none */
     wrpo__jv value;  /* TEXT, LITERAL: the value; else the characters */
     /* From a tag's name to the name of the tag that ends its body; from the first token of an expression to its `if`;
        at the first target of an assignment: not NULL if a comma follows. */
     wrpo__jtoken *jump;
 };
-static const struct { const char *text; int level, op; } wrpo__joperators[] = {  /* loosest first */
+static const wrpo__joperator wrpo__joperators[] = {
     {"or", 0, '|'}, {"and", 1, '&'}, {"==", 3, '='}, {"!=", 3, '!'}, {"<=", 3, 'l'}, {">=", 3, 'g'}, {"<", 3, '<'},
     {">", 3, '>'}, {"in", 3, 'i'}, {"not", 3, 'n'}, {"+", 4, '+'}, {"-", 4, '-'}, {"~", 5, '~'}, {"*", 6, '*'},
     {"//", 6, 'F'}, {"/", 6, '/'}, {"%", 6, '%'}};
@@ -8012,12 +8011,9 @@ static void wrpo__jadvance(wrpo__jinja *J, size_t to) {
     for (; J->next < to; J->next++) J->line += J->s[J->next] == '\n';
 }
 static void wrpo__jtoken_put(wrpo__jinja *J, wrpo__jtoken_kind kind, wrpo__jv value) {
-    wrpo__jtoken token = {.kind = kind, .line = J->line, .level = -1, .value = value};
-    for (int64_t k = 0; kind >= WRPO__J_NAME && k < WRPO__COUNT(wrpo__joperators); k++) {
-        if (!wrpo__jword(wrpo__joperators[k].text, value)) continue;
-        token.level = wrpo__joperators[k].level;
-        token.op = wrpo__joperators[k].op;
-    }
+    wrpo__jtoken token = {.kind = kind, .line = J->line, .value = value};
+    for (int64_t k = 0; kind >= WRPO__J_NAME && k < WRPO__COUNT(wrpo__joperators); k++)
+        if (wrpo__jword(wrpo__joperators[k].text, value)) token.op = &wrpo__joperators[k];
     stbds_arrput(J->tokens, token);
 }
 /* Passes the end of a tag, if it is next. "-" takes all white space after it along; without a sign, a tag other than
@@ -8116,9 +8112,9 @@ static void wrpo__jlex(wrpo__jinja *J) {
         char kind = end ? 0 : s[at + 1], sign = end ? '+' : s[at + 2];
         size_t to = at, line = at;
         while (line > from && s[line - 1] != '\n') line--;
-        bool alone = (line > from || J->fresh) && wrpo__jrstrip(s, line, at) == line;
+        bool alone = (line > from || J->fresh) && wrpo__jrstrip(J, NULL, s, line, at) == line;
         /* "-" strips the white space before the tag; "+" none; else a statement or comment strips its line's. */
-        if (sign == '-') to = wrpo__jrstrip(s, from, at);
+        if (sign == '-') to = wrpo__jrstrip(J, NULL, s, from, at);
         else if (sign != '+' && kind != '{' && alone) to = line;
         if (to > from) wrpo__jtoken_put(J, WRPO__J_TEXT, wrpo__jbytes(s + from, to - from));
         wrpo__jadvance(J, at);
@@ -8286,8 +8282,8 @@ static wrpo__jv wrpo__joperation(wrpo__jinja *J, int least) {
     wrpo__jenter(J);
     if (least <= WRPO__J_NOT && wrpo__jtake(J, "not")) v = wrpo__jbool(!wrpo__jtruth(wrpo__joperation(J, WRPO__J_NOT)));
     else v = wrpo__jsigned(J, true);
-    for (int last = -1; J->at->level >= least; wrpo__jenter(J)) {
-        int level = J->at->level, op = J->at->op;
+    for (int last = -1; J->at->op && J->at->op->level >= least; wrpo__jenter(J)) {
+        int level = J->at->op->level, op = J->at->op->op;
         if (level == WRPO__J_COMPARES && last == level) wrpo__jrefuse(J, "a chain of comparisons");
         wrpo__jgo(J, J->at + 1);
         if (op == 'n') wrpo__jneed(J, "in");
@@ -8579,11 +8575,14 @@ static void wrpo__jstatement(wrpo__jinja *J) {
 
 /* ---- a template, compiled once per tokenizer; a conversation through it ---- */
 static void wrpo__jcompile(wrpo_tokenizer *tok, wrpo__template *t) {
+    wrpo__arena *outer = wrpo__current;
+    size_t n = 0, bad;
+    if (!wrpo__is_utf8(t->text, t->size, &bad))
+        wrpo__fail(tok->ctx, WRPO_E_FORMAT, "chat template, byte %zu: not UTF-8", bad + 1);
+    if (!t->arena) t->arena = wrpo__sub_arena(tok->arena);
+    wrpo__arena_clear(t->arena);  /* of an attempt that failed */
+    wrpo__current = t->arena;
     char *s = wrpo__alloc(t->arena, t->size + 1, 1);
-    size_t n = 0;
-    if (!wrpo__is_utf8(t->text, t->size, &n))
-        wrpo__fail(tok->ctx, WRPO_E_FORMAT, "chat template, byte %zu: not UTF-8", n + 1);
-    n = 0;
     for (size_t i = 0; i < t->size; i++) {  /* every newline becomes \n; the last one is dropped */
         bool newline = t->text[i] == '\r';
         if (newline && i + 1 < t->size && t->text[i + 1] == '\n') i++;
@@ -8596,6 +8595,7 @@ static void wrpo__jcompile(wrpo_tokenizer *tok, wrpo__template *t) {
     J.at = J.tokens;
     wrpo__jbody(&J, "", NULL);
     t->tokens = J.tokens;
+    wrpo__current = outer;
 }
 static wrpo__jv wrpo__jfrom_json(wrpo__jinja *J, const wrpo_json *j) {
     bool object = j->kind == WRPO_JSON_OBJECT;
@@ -8639,14 +8639,7 @@ static void wrpo__chat_at(wrpo_tokenizer *tok, const wrpo_json *messages, bool a
         wrpo__fail(ctx, WRPO_E_FORMAT,
                    "%s: no chat template (chat_template.jinja, or chat_template in tokenizer_config.json)", tok->dir);
     if (messages->kind != WRPO_JSON_ARRAY) wrpo__fail(ctx, WRPO_E_ARG, "chat: want an array of messages");
-    if (!t->arena) t->arena = wrpo__sub_arena(tok->arena);
-    if (!t->tokens) {
-        wrpo__arena *current = wrpo__current;
-        wrpo__arena_clear(t->arena);
-        wrpo__current = t->arena;
-        wrpo__jcompile(tok, t);
-        wrpo__current = current;
-    }
+    if (!t->tokens) wrpo__jcompile(tok, t);
     wrpo__jinja J = {.ctx = ctx, .tok = tok, .at = t->tokens, .line = 1, .out = *out,
                      .held = ctx->bytes, .now = now};
     wrpo__jval *list = wrpo__jnew(WRPO__J_LIST);
