@@ -7432,11 +7432,25 @@ static void wrpo__jnewline(wrpo__jinja *J, const wrpo__jstyle *style) {
     if (style->indent) wrpo__jput(J, "\n", 1);
     for (int k = style->depth; style->indent && k < J->depth; k++) wrpo__jputs(J, style->indent);
 }
-static void wrpo__jwrite(wrpo__jinja *J, wrpo__jv v, const wrpo__jstyle *style);
-static void wrpo__jwrite_items(wrpo__jinja *J, wrpo__jv v, const wrpo__jstyle *style) {
-    bool dict = v->kind == WRPO__J_DICT, tuple = v->kind == WRPO__J_TUPLE && !style->json;
+static void wrpo__jwrite(wrpo__jinja *J, wrpo__jv v, const wrpo__jstyle *style) {
+    static const char *const words[][2] = {{"False", "false"}, {"True", "true"}};
+    bool json = style->json, dict = v->kind == WRPO__J_DICT, tuple = v->kind == WRPO__J_TUPLE && !json;
     const char *brackets = tuple ? "()" : "[]";
-    if (dict) brackets = "{}";
+    wrpo__jspend(J, 1, 0);
+    switch (v->kind) {
+    case WRPO__J_NONE: wrpo__text_puts(&J->out, json ? "null" : "None"); return;
+    case WRPO__J_BOOL: wrpo__text_puts(&J->out, words[v->i][json]); return;
+    case WRPO__J_INT: wrpo__text_printf(&J->out, "%lld", (long long)v->i); return;
+    case WRPO__J_FLOAT: wrpo__double_write(&J->out, v->f, true); return;
+    case WRPO__J_STR: wrpo__jquote(J, v, json); return;
+    case WRPO__J_DICT: brackets = "{}"; break;
+    case WRPO__J_LIST: case WRPO__J_TUPLE: break;
+    default:
+        if (json) wrpo__jfail(J, "a value of type %s has no JSON form", wrpo__jtype(v));
+        if (v->kind != WRPO__J_UNDEFINED) wrpo__jrefuse(J, "printing a value of type %s", wrpo__jtype(v));
+        wrpo__text_puts(&J->out, "Undefined");
+        return;
+    }
     wrpo__jenter(J);
     wrpo__jput(J, brackets, 1);
     for (int64_t i = 0; i < v->count; i++) {
@@ -7444,7 +7458,7 @@ static void wrpo__jwrite_items(wrpo__jinja *J, wrpo__jv v, const wrpo__jstyle *s
         wrpo__jnewline(J, style);
         if (dict) {
             wrpo__jv key = v->keys[i];
-            if (style->json && !wrpo__jis_str(key)) wrpo__jrefuse(J, "tojson of a key of type %s", wrpo__jtype(key));
+            if (json && !wrpo__jis_str(key)) wrpo__jrefuse(J, "tojson of a key of type %s", wrpo__jtype(key));
             wrpo__jwrite(J, key, style);
             wrpo__jputs(J, style->key);
         }
@@ -7454,23 +7468,6 @@ static void wrpo__jwrite_items(wrpo__jinja *J, wrpo__jv v, const wrpo__jstyle *s
     J->depth--;
     if (v->count) wrpo__jnewline(J, style);
     wrpo__jput(J, brackets + 1, 1);
-}
-static void wrpo__jwrite(wrpo__jinja *J, wrpo__jv v, const wrpo__jstyle *style) {
-    static const char *const words[][2] = {{"False", "false"}, {"True", "true"}};
-    bool json = style->json;
-    wrpo__jspend(J, 1, 0);
-    switch (v->kind) {
-    case WRPO__J_NONE: wrpo__text_puts(&J->out, json ? "null" : "None"); break;
-    case WRPO__J_BOOL: wrpo__text_puts(&J->out, words[v->i][json]); break;
-    case WRPO__J_INT: wrpo__text_printf(&J->out, "%lld", (long long)v->i); break;
-    case WRPO__J_FLOAT: wrpo__double_write(&J->out, v->f, true); break;
-    case WRPO__J_STR: wrpo__jquote(J, v, json); break;
-    case WRPO__J_LIST: case WRPO__J_TUPLE: case WRPO__J_DICT: wrpo__jwrite_items(J, v, style); break;
-    default:
-        if (json) wrpo__jfail(J, "a value of type %s has no JSON form", wrpo__jtype(v));
-        if (v->kind != WRPO__J_UNDEFINED) wrpo__jrefuse(J, "printing a value of type %s", wrpo__jtype(v));
-        wrpo__text_puts(&J->out, "Undefined");
-    }
 }
 static void wrpo__jprint(wrpo__jinja *J, wrpo__jv v) {  /* str(v) */
     static const wrpo__jval item = {.kind = WRPO__J_STR, .s = ", ", .n = 2};
@@ -8026,6 +8023,7 @@ static bool wrpo__jtag_end(wrpo__jinja *J, const char *mark) {
     if (minus) i = wrpo__jskip_space(J->s, J->n, i);
     else if (!plus && !output && J->s[i] == '\n') i++;
     J->fresh = J->s[i - 1] == '\n';
+    if (mark[0] != '#') wrpo__jtoken_put(J, WRPO__J_CLOSE, wrpo__jstring("the end of the tag"));
     wrpo__jadvance(J, i);
     return true;
 }
@@ -8102,7 +8100,6 @@ static void wrpo__jlex_tag(wrpo__jinja *J, char kind) {
         else open += wrpo__jlex_token(J);
         if (open < 0) wrpo__jfail(J, "unexpected \"%c\"", J->s[J->next - 1]);
     }
-    if (!comment) wrpo__jtoken_put(J, WRPO__J_CLOSE, wrpo__jstring("the end of the tag"));
 }
 static void wrpo__jlex(wrpo__jinja *J) {
     for (const char *s = J->s;;) {
