@@ -7076,7 +7076,7 @@ WRPO_API wrpo_result wrpo_tokenizer_decode(wrpo_tokenizer *tok, const int32_t *i
 /* A template is a stranger's program: it gets this much and no more. */
 enum {
     WRPO__J_MAX_DEPTH = 1000,  /* of nesting times recursion, and of values */
-    WRPO__J_MAX_STEPS = 20000000,  /* tokens read, elements compared */
+    WRPO__J_MAX_STEPS = 20000000,  /* tokens read, elements compared, pieces of text written */
     WRPO__J_MAX_BYTES = 1 << 28,  /* of values and text made */
     WRPO__J_MAX_RANGE = 100000  /* as in Jinja's sandbox */
 };
@@ -7141,8 +7141,8 @@ _Noreturn WRPO__PRINTF(3, 4) static void wrpo__jraise(wrpo__jinja *J, wrpo_resul
 #define wrpo__jfail(J, ...) wrpo__jraise(J, WRPO_E_FORMAT, __VA_ARGS__)  /* Python refuses it too */
 #define wrpo__jrefuse(J, ...) wrpo__jraise(J, WRPO_E_UNSUPPORTED, __VA_ARGS__)  /* ... is not supported */
 #define WRPO__J_SHOW(v) (int)WRPO__MIN((v)->n, 60), (v)->s  /* for "%.*s" */
-static void wrpo__jspend(wrpo__jinja *J, int64_t steps, size_t bytes) {  /* wherever something can run or grow */
-    J->steps += steps + (int64_t)(bytes >> 5);
+static void wrpo__jspend(wrpo__jinja *J, size_t bytes) {  /* wherever something can run or grow */
+    J->steps += 1 + (int64_t)(bytes >> 5);
     if (J->steps > WRPO__J_MAX_STEPS) wrpo__jfail(J, "the template runs too long: %d steps", WRPO__J_MAX_STEPS);
     if (J->ctx->bytes > J->held + WRPO__J_MAX_BYTES)
         wrpo__jfail(J, "the template makes too much text: %d bytes", WRPO__J_MAX_BYTES);
@@ -7181,7 +7181,7 @@ static wrpo__jv wrpo__jshare(int kind, wrpo__jv *items, int64_t count) {
 }
 static wrpo__jval *wrpo__jscope(wrpo__jval *around) { return WRPO__J_VAL(.kind = WRPO__J_NAMESPACE, .scope = around); }
 static void wrpo__jgrow(wrpo__jinja *J, wrpo__jv **items, size_t count, wrpo__jv item) {
-    wrpo__jspend(J, 1, 0);
+    wrpo__jspend(J, 0);
     if ((count & (count - 1)) == 0) {  /* all that was made is full: a power of two */
         wrpo__jv *more = wrpo__alloc(wrpo__current, count ? 2 * count : 1, sizeof *more);
         if (count) memcpy(more, *items, count * sizeof *more);
@@ -7207,7 +7207,7 @@ static wrpo__jv wrpo__jend(wrpo__jinja *J, wrpo__text outer) {
     return v;
 }
 static void wrpo__jput(wrpo__jinja *J, const char *s, size_t n) {
-    wrpo__jspend(J, 0, n);
+    wrpo__jspend(J, n);
     wrpo__text_add(&J->out, s, n);
 }
 static void wrpo__jputs(wrpo__jinja *J, wrpo__jv v) { wrpo__jput(J, v->s, v->n); }
@@ -7257,7 +7257,7 @@ static int wrpo__jorder(wrpo__jv a, wrpo__jv b) {  /* of two numbers: < 0, 0, > 
     return wrpo__jboth(a, b, WRPO__J_INTS) ? (a->i > b->i) - (a->i < b->i) : (x > y) - (x < y);
 }
 static bool wrpo__jequal(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {
-    wrpo__jspend(J, 1, WRPO__MIN(a->n, b->n));
+    wrpo__jspend(J, WRPO__MIN(a->n, b->n));
     if (wrpo__jboth(a, b, WRPO__J_NUMBERS)) return wrpo__jorder(a, b) == 0;
     if (a == b) return true;
     if (a->kind != b->kind) return false;
@@ -7275,7 +7275,7 @@ static bool wrpo__jequal(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {
 }
 static int wrpo__jcompare(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {  /* < 0, 0, > 0 */
     size_t n = WRPO__MIN(a->n, b->n);
-    wrpo__jspend(J, 1, n);
+    wrpo__jspend(J, n);
     wrpo__jdefined(J, a);
     wrpo__jdefined(J, b);
     if (wrpo__jboth(a, b, WRPO__J_NUMBERS)) return wrpo__jorder(a, b);
@@ -7287,7 +7287,7 @@ static int wrpo__jcompare(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {  /* < 0, 0, 
 /* The value at the key; NULL: none. */
 static wrpo__jv *wrpo__jdict_at(wrpo__jinja *J, wrpo__jv d, wrpo__jv key) {
     if (!(key->kind & WRPO__J_SCALARS)) wrpo__jrefuse(J, "a key of type %s", wrpo__jtype(key));
-    wrpo__jspend(J, d->count / 8, 0);
+    wrpo__jspend(J, 4 * (size_t)d->count);
     for (int64_t i = 0; i < d->count; i++) {
         bool texts = wrpo__jboth(d->keys[i], key, WRPO__J_STR);
         if (texts ? wrpo__jsame(d->keys[i], key) : wrpo__jequal(J, d->keys[i], key)) return &d->items[i];
@@ -7311,7 +7311,7 @@ static bool wrpo__jspace(int32_t c) {  /* str.isspace */
 }
 static int64_t wrpo__jlength(wrpo__jinja *J, wrpo__jv v) {  /* of a string in code points */
     int64_t length = 0;
-    wrpo__jspend(J, 0, v->n);
+    wrpo__jspend(J, v->n);
     for (size_t i = 0; i < v->n; i++) length += ((unsigned char)v->s[i] & 0xC0) != 0x80;
     return wrpo__jis_str(v) ? length : v->count;
 }
@@ -7326,7 +7326,7 @@ static size_t wrpo__jfind(wrpo__jinja *J, wrpo__jv v, wrpo__jv sub, size_t from)
     while (from < v->n && sub->n <= v->n - from) {
         const char *p = memchr(v->s + from, sub->s[0], v->n - from - sub->n + 1);
         size_t at = p ? (size_t)(p - v->s) : v->n;
-        wrpo__jspend(J, 0, (at - from) / 8 + sub->n / 8 + 32);
+        wrpo__jspend(J, (at - from) / 8 + sub->n / 8 + 32);
         if (p && memcmp(p, sub->s, sub->n) == 0) return at;
         from = at + 1;
     }
@@ -7436,7 +7436,7 @@ static void wrpo__jwrite(wrpo__jinja *J, wrpo__jv v, const wrpo__jstyle *style) 
     static const char *const words[][2] = {{"False", "false"}, {"True", "true"}};
     bool json = style->json, dict = v->kind == WRPO__J_DICT, tuple = v->kind == WRPO__J_TUPLE && !json;
     const char *brackets = tuple ? "()" : "[]";
-    wrpo__jspend(J, 1, 0);
+    wrpo__jspend(J, 0);
     switch (v->kind) {
     case WRPO__J_NONE: wrpo__text_puts(&J->out, json ? "null" : "None"); return;
     case WRPO__J_BOOL: wrpo__text_puts(&J->out, words[v->i][json]); return;
@@ -7581,7 +7581,7 @@ static wrpo__jv wrpo__jconcat(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {  /* list
 static wrpo__jv wrpo__jrepeat(wrpo__jinja *J, wrpo__jv v, int64_t times) {
     wrpo__text outer = wrpo__jbegin(J);
     for (; times > 0; times--) {
-        wrpo__jspend(J, 1, 0);
+        wrpo__jspend(J, 0);
         wrpo__jputs(J, v);
     }
     return wrpo__jend(J, outer);
@@ -7638,10 +7638,9 @@ typedef struct wrpo__jcall {  /* one call of a row of wrpo__jdefs */
     int op;  /* which of the names that share the function */
     wrpo__jv self;  /* the value before the bar, `is` or the dot */
     wrpo__jv a[4];  /* the arguments by the signature; NULL: absent */
-    wrpo__jval args, named;  /* the arguments as given: a LIST, a DICT */
+    wrpo__jval args, named;  /* the arguments as given: items; keys and items */
     int64_t asked, bound;  /* parameters seen; arguments that they took */
 } wrpo__jcall;
-#define WRPO__J_CALL(value) {.self = (value), .args = {.kind = WRPO__J_LIST}, .named = {.kind = WRPO__J_DICT}}
 struct wrpo__jdef {
     const char *names, *where;  /* f filter, t test, g function, s l d method of str list dict; m: takes safe strings */
     const char *signature;  /* '=' after an optional argument, '?' if None counts as absent; NULL: any names */
@@ -7656,7 +7655,7 @@ WRPO__J_FN(strip) {  /* op: 0 strip, 1 lstrip, 2 rstrip */
     wrpo__jv v = wrpo__jstr(J, c->self), chars = c->a[0] ? wrpo__jto_str(J, c->a[0]) : NULL;
     size_t from = c->op == 2 ? 0 : wrpo__jlstrip(J, chars, v->s, 0, v->n);
     size_t to = c->op == 1 ? v->n : wrpo__jrstrip(J, chars, v->s, from, v->n);
-    wrpo__jspend(J, 0, v->n - (to - from));
+    wrpo__jspend(J, v->n - (to - from));
     return wrpo__jbytes(v->s + from, to - from);
 }
 WRPO__J_FN(case) { return wrpo__jrecase(J, wrpo__jstr(J, c->self), c->op); }
@@ -7794,7 +7793,7 @@ WRPO__J_FN(select) {
     if (map && !name == !attribute) wrpo__jfail(J, "map takes either a filter or attribute=");
     for (int64_t i = 0; i < v->count; i++) {
         wrpo__jv x = attribute ? wrpo__jattribute(J, v->items[i], attribute) : v->items[i];
-        wrpo__jcall call = WRPO__J_CALL(x);
+        wrpo__jcall call = {.self = x};
         for (int k = first + 1; k < 3 && c->a[k]; k++) wrpo__jpush(J, &call.args, NULL, c->a[k]);
         if (name) x = wrpo__jinvoke(J, map ? 'f' : 't', wrpo__jto_str(J, name), &call);
         if (map || wrpo__jtruth(x) != negated) wrpo__jpush(J, out, NULL, map ? x : v->items[i]);
@@ -7808,7 +7807,7 @@ WRPO__J_FN(split) {
     size_t i = sep ? 0 : wrpo__jskip_space(v->s, v->n, 0), end, size;
     if (sep && sep->n == 0) wrpo__jfail(J, "split() by an empty string");
     if (!sep && left >= 0) wrpo__jrefuse(J, "split() at white space with maxsplit");
-    wrpo__jspend(J, 0, v->n);
+    wrpo__jspend(J, v->n);
     while (sep ? i <= v->n : i < v->n) {
         wrpo__jv part;
         if (sep) {
@@ -7871,7 +7870,7 @@ WRPO__J_FN(range) {
 WRPO__J_FN(dict) {  /* op: 0 dict, 1 namespace */
     (void)J;
     wrpo__jval *v = wrpo__jmake(c->named);
-    if (c->op) v->kind = WRPO__J_NAMESPACE;
+    v->kind = c->op ? WRPO__J_NAMESPACE : WRPO__J_DICT;
     return v;
 }
 WRPO__J_FN(raise) {
@@ -7984,14 +7983,13 @@ static wrpo__jv wrpo__jinvoke(wrpo__jinja *J, char where, wrpo__jv name, wrpo__j
 }
 
 /* ---- text to tokens ---- */
-typedef enum wrpo__jtoken_kind {
+enum {  /* kinds of tokens */
     WRPO__J_END, WRPO__J_TEXT, WRPO__J_OUTPUT, WRPO__J_STATEMENT, WRPO__J_CLOSE, WRPO__J_LITERAL,
     WRPO__J_NAME, WRPO__J_MARK
-} wrpo__jtoken_kind;
+};
 typedef struct wrpo__joperator { const char *text; int level, op; } wrpo__joperator;  /* level: how tightly it binds */
 struct wrpo__jtoken {
-    wrpo__jtoken_kind kind;
-    int line;
+    int kind, line;
     const wrpo__joperator *op;  /* NULL: none */
     wrpo__jv value;  /* TEXT, LITERAL: the value; else the characters */
     /* From a tag's name to the name of the tag that ends its body; from the first token of an expression to its `if`;
@@ -8007,7 +8005,7 @@ enum { WRPO__J_NOT = 2, WRPO__J_COMPARES = 3 };  /* the levels of the prefix `no
 static void wrpo__jadvance(wrpo__jinja *J, size_t to) {
     for (; J->next < to; J->next++) J->line += J->s[J->next] == '\n';
 }
-static void wrpo__jtoken_put(wrpo__jinja *J, wrpo__jtoken_kind kind, wrpo__jv value) {
+static void wrpo__jtoken_put(wrpo__jinja *J, int kind, wrpo__jv value) {
     wrpo__jtoken token = {.kind = kind, .line = J->line, .value = value};
     for (int64_t k = 0; kind >= WRPO__J_NAME && k < WRPO__COUNT(wrpo__joperators); k++)
         if (wrpo__jword(wrpo__joperators[k].text, value)) token.op = &wrpo__joperators[k];
@@ -8130,7 +8128,7 @@ static wrpo__jv wrpo__jcall_macro(wrpo__jinja *J, wrpo__jv macro, wrpo__jcall *c
 static void wrpo__jgo(wrpo__jinja *J, wrpo__jtoken *at) {
     J->at = at;
     J->line = at->line;
-    wrpo__jspend(J, 1, 0);
+    wrpo__jspend(J, 0);
 }
 _Noreturn static void wrpo__jexpected(wrpo__jinja *J, const char *what) {
     wrpo__jfail(J, "want %s, found \"%.*s\"", what, WRPO__J_SHOW(wrpo__jstr(J, J->at->value)));
@@ -8225,7 +8223,7 @@ static void wrpo__jarguments(wrpo__jinja *J, wrpo__jcall *c) {  /* after "(" */
     }
 }
 static wrpo__jv wrpo__jcalled(wrpo__jinja *J, wrpo__jv v) {  /* after "(" */
-    wrpo__jcall c = WRPO__J_CALL(v->self);
+    wrpo__jcall c = {.self = v->self};
     wrpo__jarguments(J, &c);
     if (J->idle) return v;
     wrpo__jwant(J, v, WRPO__J_CALLABLES, "a function");
@@ -8233,13 +8231,13 @@ static wrpo__jv wrpo__jcalled(wrpo__jinja *J, wrpo__jv v) {  /* after "(" */
 }
 static wrpo__jv wrpo__jpostfix(wrpo__jinja *J, wrpo__jv v, bool filters);
 static wrpo__jv wrpo__jfiltered(wrpo__jinja *J, wrpo__jv v) {  /* at "|" or "is" */
-    wrpo__jcall c = WRPO__J_CALL(v);
+    wrpo__jcall c = {.self = v};
     bool test = wrpo__jtake(J, "is"), negated = test && wrpo__jtake(J, "not");
     if (!test) wrpo__jneed(J, "|");
     wrpo__jv name = wrpo__jname(J);
     if (wrpo__jtake(J, "(")) wrpo__jarguments(J, &c);
     else if (test) {  /* an argument without brackets */
-        wrpo__jtoken_kind kind = J->at->kind;
+        int kind = J->at->kind;
         if (wrpo__jat(J, "is")) wrpo__jexpected(J, "one test");
         if (kind == WRPO__J_LITERAL || wrpo__jat(J, "[ {") || (kind == WRPO__J_NAME && !wrpo__jat(J, "else or and")))
             wrpo__jpush(J, &c.args, NULL, wrpo__jpostfix(J, wrpo__jprimary(J), false));
@@ -8297,7 +8295,7 @@ static wrpo__jv wrpo__joperation(wrpo__jinja *J, int least) {
 /* value if condition else otherwise. The idle reader notes where the condition is, which must be read first. */
 static wrpo__jv wrpo__jexpr(wrpo__jinja *J) {
     wrpo__jtoken *first = J->at;
-    wrpo__jv v = NULL, otherwise = NULL;
+    wrpo__jv v = NULL;
     wrpo__jenter(J);
     if (J->idle || !first->jump) v = wrpo__joperation(J, 0);
     if (J->idle && wrpo__jat(J, "if")) first->jump = J->at;
@@ -8311,9 +8309,9 @@ static wrpo__jv wrpo__jexpr(wrpo__jinja *J) {
             wrpo__jgo(J, after);
         }
         J->idle += holds;
-        if (wrpo__jtake(J, "else")) otherwise = wrpo__jexpr(J);
+        wrpo__jv no = wrpo__jtake(J, "else") ? wrpo__jexpr(J) : wrpo__jundefined(wrpo__jstring("if without else"));
         J->idle -= holds;
-        if (!holds) v = otherwise ? otherwise : wrpo__jundefined(wrpo__jstring("if without else"));
+        if (!holds) v = no;
         if (wrpo__jat(J, "if")) wrpo__jrefuse(J, "an \"if\" after another one");
     }
     J->depth--;
