@@ -7180,19 +7180,11 @@ static wrpo__jv wrpo__jshare(int kind, wrpo__jv *items, int64_t count) {
     return WRPO__J_VAL(.kind = kind, .items = items, .count = count);
 }
 static wrpo__jval *wrpo__jscope(wrpo__jval *around) { return WRPO__J_VAL(.kind = WRPO__J_NAMESPACE, .scope = around); }
-static void wrpo__jgrow(wrpo__jinja *J, wrpo__jv **items, size_t count, wrpo__jv item) {
-    wrpo__jspend(J, 0);
-    if ((count & (count - 1)) == 0) {  /* all that was made is full: a power of two */
-        wrpo__jv *more = wrpo__alloc(wrpo__current, count ? 2 * count : 1, sizeof *more);
-        if (count) memcpy(more, *items, count * sizeof *more);
-        *items = more;
-    }
-    (*items)[count] = item;
-}
 /* Appends an item to a value under construction; key is NULL unless that is a dict. */
 static void wrpo__jpush(wrpo__jinja *J, wrpo__jval *to, wrpo__jv key, wrpo__jv item) {
-    wrpo__jgrow(J, &to->items, (size_t)to->count, item);
-    if (key) wrpo__jgrow(J, &to->keys, (size_t)to->count, key);
+    wrpo__jspend(J, 0);
+    stbds_arrput(to->items, item);
+    if (key) stbds_arrput(to->keys, key);
     to->count++;
 }
 /* What is written from here to wrpo__jend, which is given the result, becomes a new string. */
@@ -7574,8 +7566,10 @@ static wrpo__jv wrpo__jjoin(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {  /* both a
 }
 static wrpo__jv wrpo__jconcat(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {  /* lists or tuples */
     wrpo__jval *both = wrpo__jnew(a->kind);
-    for (int64_t i = 0; i < a->count + b->count; i++)
-        wrpo__jpush(J, both, NULL, i < a->count ? a->items[i] : b->items[i - a->count]);
+    both->count = a->count + b->count;
+    wrpo__jspend(J, (size_t)both->count * sizeof *both->items);
+    stbds_arrsetlen(both->items, (size_t)both->count);
+    for (int64_t i = 0; i < both->count; i++) both->items[i] = i < a->count ? a->items[i] : b->items[i - a->count];
     return both;
 }
 static wrpo__jv wrpo__jrepeat(wrpo__jinja *J, wrpo__jv v, int64_t times) {
