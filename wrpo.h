@@ -7119,7 +7119,7 @@ typedef struct wrpo__jinja {  /* one compilation or one rendering */
     int idle;  /* above 0: tokens are only read */
     int line, depth, loops;  /* of the current token */
     wrpo__jval *scope;
-    wrpo__text out;  /* the rendering, or a new string: wrpo__jbegin */
+    wrpo__text out;  /* the rendering; its end may be a string in the making: wrpo__jcut */
     char flow;  /* on the way out to the loop: 'b' break, 'c' continue; else 0 */
     int64_t steps; size_t held;  /* steps done; bytes that the context held before */
     time_t now;
@@ -7187,16 +7187,14 @@ static void wrpo__jpush(wrpo__jinja *J, wrpo__jval *to, wrpo__jv key, wrpo__jv i
     if (key) stbds_arrput(to->keys, key);
     to->count++;
 }
-/* What is written from here to wrpo__jend, which is given the result, becomes a new string. */
-static wrpo__text wrpo__jbegin(wrpo__jinja *J) {
-    wrpo__text outer = J->out;
-    J->out = (wrpo__text){.arena = wrpo__current};
-    return outer;
-}
-static wrpo__jv wrpo__jend(wrpo__jinja *J, wrpo__text outer) {
-    wrpo__jv v = wrpo__jbytes(J->out.data, J->out.size);
-    J->out = outer;
-    return v;
+/* Takes what was written since J->out.size was `from` off the output, as a string. */
+static wrpo__jv wrpo__jcut(wrpo__jinja *J, size_t from) {
+    size_t n = J->out.size - from;
+    if (!n) return &wrpo__jempty;
+    const char *s = memcpy(wrpo__raw(wrpo__current, n, 1), J->out.data + from, n);
+    J->out.size = from;
+    J->out.data[from] = 0;
+    return wrpo__jbytes(s, n);
 }
 static void wrpo__jput(wrpo__jinja *J, const char *s, size_t n) {
     wrpo__jspend(J, n);
@@ -7365,7 +7363,7 @@ static int32_t wrpo__jcase(wrpo__jinja *J, int32_t c, bool upper) {
 }
 /* op: 0 lower, 1 upper, 2 upper at the start, 3 where a word of letters starts, 4 after white space and -({[< */
 static wrpo__jv wrpo__jrecase(wrpo__jinja *J, wrpo__jv v, int op) {
-    wrpo__text outer = wrpo__jbegin(J);
+    size_t from = J->out.size;
     bool start = true;
     for (size_t i = 0, size; i < v->n; i += size) {
         char out[4];
@@ -7375,7 +7373,7 @@ static wrpo__jv wrpo__jrecase(wrpo__jinja *J, wrpo__jv v, int op) {
         if (op == 3) start = wrpo__jcase(J, c, true) == wrpo__jcase(J, c, false);
         else start = op == 4 && (wrpo__jspace(c) || (c > 0 && c < 128 && strchr("-({[<", c)));
     }
-    return wrpo__jend(J, outer);
+    return wrpo__jcut(J, from);
 }
 /* The INT or FLOAT that int() and float() read from v; NULL: v is no decimal number. */
 static wrpo__jv wrpo__jread_number(wrpo__jinja *J, wrpo__jv v) {
@@ -7469,9 +7467,9 @@ static void wrpo__jprint(wrpo__jinja *J, wrpo__jv v) {  /* str(v) */
 }
 static wrpo__jv wrpo__jstr(wrpo__jinja *J, wrpo__jv v) {  /* str(v) as a value */
     if (wrpo__jis_str(v) && !v->safe) return v;
-    wrpo__text outer = wrpo__jbegin(J);
+    size_t from = J->out.size;
     wrpo__jprint(J, v);
-    return wrpo__jend(J, outer);
+    return wrpo__jcut(J, from);
 }
 
 /* ---- sequences, attributes, items ---- */
@@ -7494,9 +7492,9 @@ static wrpo__jv wrpo__jreversed(wrpo__jinja *J, wrpo__jv v, int kind) {  /* a st
     wrpo__jval *list = wrpo__jnew(kind);
     for (int64_t i = all->count; i-- > 0;) wrpo__jpush(J, list, NULL, all->items[i]);
     if (!wrpo__jis_str(v)) return list;
-    wrpo__text outer = wrpo__jbegin(J);
+    size_t from = J->out.size;
     for (int64_t i = 0; i < list->count; i++) wrpo__jputs(J, list->items[i]);
-    return wrpo__jend(J, outer);
+    return wrpo__jcut(J, from);
 }
 static bool wrpo__jgiven(wrpo__jv v) { return v && v->kind != WRPO__J_NONE; }
 static int64_t wrpo__jbound(wrpo__jinja *J, wrpo__jv bound, int64_t n, int64_t otherwise) {  /* of a slice: 0 to n */
@@ -7559,10 +7557,10 @@ static wrpo__jv wrpo__jattribute(wrpo__jinja *J, wrpo__jv v, wrpo__jv name) {
 
 /* ---- operators ---- */
 static wrpo__jv wrpo__jjoin(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {  /* both as text */
-    wrpo__text outer = wrpo__jbegin(J);
+    size_t from = J->out.size;
     wrpo__jprint(J, a);
     wrpo__jprint(J, b);
-    return wrpo__jend(J, outer);
+    return wrpo__jcut(J, from);
 }
 static wrpo__jv wrpo__jconcat(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {  /* lists or tuples */
     wrpo__jval *both = wrpo__jnew(a->kind);
@@ -7573,12 +7571,12 @@ static wrpo__jv wrpo__jconcat(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {  /* list
     return both;
 }
 static wrpo__jv wrpo__jrepeat(wrpo__jinja *J, wrpo__jv v, int64_t times) {
-    wrpo__text outer = wrpo__jbegin(J);
+    size_t from = J->out.size;
     for (; times > 0; times--) {
         wrpo__jspend(J, 0);
         wrpo__jputs(J, v);
     }
-    return wrpo__jend(J, outer);
+    return wrpo__jcut(J, from);
 }
 static wrpo__jv wrpo__jarithmetic(wrpo__jinja *J, int op, wrpo__jv a, wrpo__jv b) {  /* op: + - * / % F (//) */
     const double limit = 0x1p52;  /* the operations on integers below it are exact in double */
@@ -7763,8 +7761,9 @@ WRPO__J_FN(reverse) {  /* a generator becomes a list, all else a generator */
 WRPO__J_FN(sort) {  /* stable; strings without case unless asked. op: 0 sort, 1 dictsort, as items() */
     wrpo__jv v = c->op ? wrpo__jf_items(J, c) : wrpo__jitems(J, c->self), by = c->op ? wrpo__jint(0) : c->a[2];
     int order = wrpo__jflag(c, 0) ? -1 : 1;
-    wrpo__jv *keys = wrpo__alloc(wrpo__current, (size_t)v->count, sizeof *keys);
-    wrpo__jv *sorted = wrpo__alloc(wrpo__current, (size_t)v->count, sizeof *sorted);
+    wrpo__jv *keys = NULL, *sorted = NULL;
+    stbds_arrsetlen(keys, (size_t)v->count);
+    stbds_arrsetlen(sorted, (size_t)v->count);
     for (int64_t i = 0, k; i < v->count; i++) {
         wrpo__jv key = by ? wrpo__jattribute(J, v->items[i], by) : v->items[i];
         if (wrpo__jis_str(key) && !wrpo__jflag(c, 1)) key = wrpo__jrecase(J, key, 0);
@@ -7964,11 +7963,9 @@ static wrpo__jv wrpo__jcall_def(wrpo__jinja *J, const wrpo__jdef *def, wrpo__jv 
     }
     if (p ? !wrpo__jbound_all(c) : c->args.count > 0)
         wrpo__jrefuse(J, "%.*s() with other arguments than \"%s\"", WRPO__J_SHOW(name), p ? def->signature : "name=");
-    wrpo__text outer = wrpo__jbegin(J);
+    size_t from = J->out.size;
     wrpo__jv v = def->fn(J, c);
-    if (!v) return wrpo__jend(J, outer);
-    J->out = outer;
-    return v;
+    return v ? v : wrpo__jcut(J, from);
 }
 static wrpo__jv wrpo__jinvoke(wrpo__jinja *J, char where, wrpo__jv name, wrpo__jcall *c) {
     const wrpo__jdef *def = wrpo__jlookup(where, name);
@@ -8021,7 +8018,7 @@ static bool wrpo__jtag_end(wrpo__jinja *J, const char *mark) {
 }
 static wrpo__jv wrpo__jlex_string(wrpo__jinja *J, size_t *end) {  /* Python's escapes; *end: after the closing quote */
     static const char names[] = "\\'\"nrtabfv\n", marks[] = "\\'\"\n\r\t\a\b\f\v";
-    wrpo__text outer = wrpo__jbegin(J);
+    size_t from = J->out.size;
     size_t i = J->next + 1;
     for (; i < J->n && J->s[i] != J->s[J->next]; i++) {
         const char *c = J->s + i, *name = c[1] ? strchr(names, c[1]) : NULL;
@@ -8036,7 +8033,7 @@ static wrpo__jv wrpo__jlex_string(wrpo__jinja *J, size_t *end) {  /* Python's es
     }
     if (i >= J->n) wrpo__jfail(J, "a string without its closing quote");
     *end = i + 1;
-    return wrpo__jend(J, outer);
+    return wrpo__jcut(J, from);
 }
 static size_t wrpo__jword_end(const wrpo__jinja *J, size_t i) {  /* of letters, digits, _ and all that is not ASCII */
     for (; i < J->n; i++) {
@@ -8486,9 +8483,9 @@ static void wrpo__jassign(wrpo__jinja *J) {  /* after `set` */
     if (wrpo__jat(J, "|")) wrpo__jrefuse(J, "a set block with a filter");
     if (wrpo__jtake(J, "=")) value = wrpo__jtuple(J, true, "");
     else {
-        wrpo__text outer = wrpo__jbegin(J);
+        size_t from = J->out.size;
         wrpo__jbody(J, "endset", wrpo__jscope(J->scope));
-        value = wrpo__jend(J, outer);
+        value = wrpo__jcut(J, from);
         wrpo__jneed(J, "endset");
     }
     if (J->idle) return;
@@ -8530,7 +8527,7 @@ static void wrpo__jmacro(wrpo__jinja *J) {  /* after `macro` */
 static wrpo__jv wrpo__jcall_macro(wrpo__jinja *J, wrpo__jv macro, wrpo__jcall *c) {
     wrpo__jtoken *at = J->at;
     wrpo__jval *scope = J->scope;
-    wrpo__text outer = wrpo__jbegin(J);
+    size_t from = J->out.size;
     J->scope = wrpo__jscope(macro->scope);
     wrpo__jgo(J, macro->parameters);
     wrpo__jparameters(J, c);
@@ -8538,7 +8535,7 @@ static wrpo__jv wrpo__jcall_macro(wrpo__jinja *J, wrpo__jv macro, wrpo__jcall *c
     wrpo__jbody(J, "endmacro", J->scope);
     J->scope = scope;
     wrpo__jgo(J, at);
-    return wrpo__jend(J, outer);
+    return wrpo__jcut(J, from);
 }
 static void wrpo__jstatement(wrpo__jinja *J) {
     int loops = J->loops;
@@ -8579,7 +8576,7 @@ static void wrpo__jcompile(wrpo_tokenizer *tok, wrpo__template *t) {
     }
     if (n && s[n - 1] == '\n') s[--n] = 0;
     wrpo__jinja J = {.ctx = tok->ctx, .tok = tok, .line = 1, .held = tok->ctx->bytes, .idle = 1,
-                     .s = s, .n = n, .fresh = true};
+                     .s = s, .n = n, .fresh = true, .out.arena = wrpo__current};
     wrpo__jlex(&J);
     J.at = J.tokens;
     wrpo__jbody(&J, "", NULL);
