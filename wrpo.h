@@ -7819,17 +7819,18 @@ WRPO__J_FN(split) {
 WRPO__J_FN(affix) {  /* op: 0 startswith, 1 endswith, 2 removeprefix, 3 removesuffix */
     wrpo__jv v = c->self, x = c->a[0];
     bool front = c->op % 2 == 0, test = c->op < 2, has = false;
-    bool several = test && x->kind == WRPO__J_TUPLE;
-    for (int64_t i = 0; !has && i < (several ? x->count : 1); i++) {
-        wrpo__jv one = wrpo__jto_str(J, several ? x->items[i] : x);
+    wrpo__jv all = test && x->kind == WRPO__J_TUPLE ? x : wrpo__jshare(WRPO__J_TUPLE, &x, 1);
+    for (int64_t i = 0; !has && i < all->count; i++) {
+        wrpo__jv one = wrpo__jto_str(J, all->items[i]);
         has = one->n <= v->n && memcmp(front ? v->s : v->s + v->n - one->n, one->s, one->n) == 0;
     }
     if (test) return wrpo__jbool(has);
     return has ? wrpo__jbytes(front ? v->s + x->n : v->s, v->n - x->n) : v;
 }
 WRPO__J_FN(get) {
-    wrpo__jv r = wrpo__jdict_get(J, c->self, c->a[0]), otherwise = c->a[1] ? c->a[1] : &wrpo__jnone;
-    return r ? r : otherwise;
+    wrpo__jv r = wrpo__jdict_get(J, c->self, c->a[0]);
+    if (!r) r = c->a[1];
+    return r ? r : &wrpo__jnone;
 }
 WRPO__J_FN(kind) {
     static const int pass[] = {  /* defined to callable, as in wrpo__jdefs */
