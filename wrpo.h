@@ -7180,11 +7180,10 @@ static wrpo__jv wrpo__jshare(int kind, wrpo__jv *items, int64_t count) {
     return WRPO__J_VAL(.kind = kind, .items = items, .count = count);
 }
 static wrpo__jval *wrpo__jscope(wrpo__jval *around) { return WRPO__J_VAL(.kind = WRPO__J_NAMESPACE, .scope = around); }
-/* Appends an item to a value under construction; key is NULL unless that is a dict. */
-static void wrpo__jpush(wrpo__jinja *J, wrpo__jval *to, wrpo__jv key, wrpo__jv item) {
+/* Appends an item to a value under construction; in a dict, its key is put too. */
+static void wrpo__jpush(wrpo__jinja *J, wrpo__jval *to, wrpo__jv item) {
     wrpo__jspend(J, 0);
     stbds_arrput(to->items, item);
-    if (key) stbds_arrput(to->keys, key);
     to->count++;
 }
 /* Takes what was written since J->out.size was `from` off the output, as a string. */
@@ -7291,7 +7290,10 @@ static wrpo__jv wrpo__jdict_get(wrpo__jinja *J, wrpo__jv d, wrpo__jv key) {
 static void wrpo__jdict_put(wrpo__jinja *J, wrpo__jval *d, wrpo__jv key, wrpo__jv value) {
     wrpo__jv *item = wrpo__jdict_at(J, d, key);
     if (item) *item = value;
-    else wrpo__jpush(J, d, key, value);
+    else {
+        stbds_arrput(d->keys, key);
+        wrpo__jpush(J, d, value);
+    }
 }
 
 /* ---- text: code points, white space, case, numbers ---- */
@@ -7483,14 +7485,14 @@ static wrpo__jv wrpo__jitems(wrpo__jinja *J, wrpo__jv v) {
     wrpo__jval *chars = wrpo__jnew(WRPO__J_LIST);
     for (size_t i = 0, size; i < v->n; i += size) {
         wrpo__utf8_get(v->s + i, v->n - i, &size);
-        wrpo__jpush(J, chars, NULL, wrpo__jbytes(v->s + i, size));
+        wrpo__jpush(J, chars, wrpo__jbytes(v->s + i, size));
     }
     return chars;
 }
 static wrpo__jv wrpo__jreversed(wrpo__jinja *J, wrpo__jv v, int kind) {  /* a string; a list as this kind */
     wrpo__jv all = wrpo__jitems(J, v);
     wrpo__jval *list = wrpo__jnew(kind);
-    for (int64_t i = all->count; i-- > 0;) wrpo__jpush(J, list, NULL, all->items[i]);
+    for (int64_t i = all->count; i-- > 0;) wrpo__jpush(J, list, all->items[i]);
     if (!wrpo__jis_str(v)) return list;
     size_t from = J->out.size;
     for (int64_t i = 0; i < list->count; i++) wrpo__jputs(J, list->items[i]);
@@ -7749,9 +7751,9 @@ WRPO__J_FN(items) {  /* op: 0 filter, 1 items(), 2 keys(), 3 values() */
     if (c->op > 1) return wrpo__jshare(WRPO__J_VIEW, c->op == 2 ? v->keys : v->items, v->count);
     for (int64_t i = 0; i < v->count; i++) {
         wrpo__jval *pair = wrpo__jnew(WRPO__J_TUPLE);
-        wrpo__jpush(J, pair, NULL, v->keys[i]);
-        wrpo__jpush(J, pair, NULL, v->items[i]);
-        wrpo__jpush(J, rows, NULL, pair);
+        wrpo__jpush(J, pair, v->keys[i]);
+        wrpo__jpush(J, pair, v->items[i]);
+        wrpo__jpush(J, rows, pair);
     }
     return rows;
 }
@@ -7787,9 +7789,9 @@ WRPO__J_FN(select) {
     for (int64_t i = 0; i < v->count; i++) {
         wrpo__jv x = attribute ? wrpo__jattribute(J, v->items[i], attribute) : v->items[i];
         wrpo__jcall call = {.self = x};
-        for (int k = first + 1; k < 3 && c->a[k]; k++) wrpo__jpush(J, &call.args, NULL, c->a[k]);
+        for (int k = first + 1; k < 3 && c->a[k]; k++) wrpo__jpush(J, &call.args, c->a[k]);
         if (name) x = wrpo__jinvoke(J, map ? 'f' : 't', wrpo__jto_str(J, name), &call);
-        if (map || wrpo__jtruth(x) != negated) wrpo__jpush(J, out, NULL, map ? x : v->items[i]);
+        if (map || wrpo__jtruth(x) != negated) wrpo__jpush(J, out, map ? x : v->items[i]);
     }
     return out;
 }
@@ -7812,7 +7814,7 @@ WRPO__J_FN(split) {
             part = wrpo__jbytes(v->s + i, end - i);
             i = wrpo__jskip_space(v->s, v->n, end);
         }
-        wrpo__jpush(J, out, NULL, part);
+        wrpo__jpush(J, out, part);
     }
     return out;
 }
@@ -7857,7 +7859,7 @@ WRPO__J_FN(range) {
     if (llabs(from) > limit || llabs(to) > limit || llabs(by) > limit) wrpo__jrefuse(J, "a range near 64 bits");
     for (int64_t i = from; by > 0 ? i < to : i > to; i += by) {
         if (out->count == WRPO__J_MAX_RANGE) wrpo__jfail(J, "range of more than %d numbers", WRPO__J_MAX_RANGE);
-        wrpo__jpush(J, out, NULL, wrpo__jint(i));
+        wrpo__jpush(J, out, wrpo__jint(i));
     }
     return out;
 }
@@ -8153,7 +8155,7 @@ static wrpo__jv wrpo__jtuple(wrpo__jinja *J, bool conditions, const char *ends) 
         v = conditions ? wrpo__jexpr(J) : wrpo__joperation(J, 0);
         comma = wrpo__jtake(J, ",");
         if (comma && !tuple) tuple = wrpo__jnew(WRPO__J_TUPLE);
-        if (tuple) wrpo__jpush(J, tuple, NULL, v);
+        if (tuple) wrpo__jpush(J, tuple, v);
     }
     if (!v && ends[0] != ')') wrpo__jexpected(J, "an expression");
     if (!v) tuple = wrpo__jnew(WRPO__J_TUPLE);
@@ -8178,7 +8180,7 @@ static wrpo__jv wrpo__jprimary(wrpo__jinja *J) {
     }
     if (wrpo__jtake(J, "[")) {
         for (v = wrpo__jnew(WRPO__J_LIST); !wrpo__jtake(J, "]"); wrpo__jcomma(J, "]"))
-            wrpo__jpush(J, v, NULL, wrpo__jexpr(J));
+            wrpo__jpush(J, v, wrpo__jexpr(J));
         return v;
     }
     if (!wrpo__jtake(J, "{")) wrpo__jexpected(J, "an expression");
@@ -8211,7 +8213,8 @@ static void wrpo__jarguments(wrpo__jinja *J, wrpo__jcall *c) {  /* after "(" */
         else if (c->named.count) wrpo__jexpected(J, "a named argument");
         wrpo__jv v = wrpo__jexpr(J);
         if (named && wrpo__jdict_get(J, &c->named, t->value)) wrpo__jfail(J, "an argument given twice");
-        wrpo__jpush(J, named ? &c->named : &c->args, named ? t->value : NULL, v);
+        if (named) stbds_arrput(c->named.keys, t->value);
+        wrpo__jpush(J, named ? &c->named : &c->args, v);
     }
 }
 static wrpo__jv wrpo__jcalled(wrpo__jinja *J, wrpo__jv v) {  /* after "(" */
@@ -8232,7 +8235,7 @@ static wrpo__jv wrpo__jfiltered(wrpo__jinja *J, wrpo__jv v) {  /* at "|" or "is"
         int kind = J->at->kind;
         if (wrpo__jat(J, "is")) wrpo__jexpected(J, "one test");
         if (kind == WRPO__J_LITERAL || wrpo__jat(J, "[ {") || (kind == WRPO__J_NAME && !wrpo__jat(J, "else or and")))
-            wrpo__jpush(J, &c.args, NULL, wrpo__jpostfix(J, wrpo__jprimary(J), false));
+            wrpo__jpush(J, &c.args, wrpo__jpostfix(J, wrpo__jprimary(J), false));
     }
     if (J->idle) return v;
     v = wrpo__jinvoke(J, test ? 't' : 'f', name, &c);
@@ -8410,7 +8413,7 @@ static bool wrpo__jloop_has(wrpo__jinja *J, wrpo__jloop *loop, int64_t index) {
     while (loop->passed->count <= index && loop->next < loop->base->count) {
         wrpo__jv x = loop->base->items[loop->next++];
         if (loop->condition) wrpo__jloop_enter(J, loop, x, loop->condition);
-        if (!loop->condition || wrpo__jtruth(wrpo__jexpr(J))) wrpo__jpush(J, loop->passed, NULL, x);
+        if (!loop->condition || wrpo__jtruth(wrpo__jexpr(J))) wrpo__jpush(J, loop->passed, x);
     }
     J->scope = scope;
     wrpo__jgo(J, at);
@@ -8598,8 +8601,10 @@ static wrpo__jv wrpo__jfrom_json(wrpo__jinja *J, const wrpo_json *j) {
     }
     wrpo__jval *v = wrpo__jnew(object ? WRPO__J_DICT : WRPO__J_LIST);
     wrpo__jenter(J);
-    for (const wrpo_json *x = j->child; x; x = x->next)
-        wrpo__jpush(J, v, object ? wrpo__jbytes(x->key, x->key_size) : NULL, wrpo__jfrom_json(J, x));
+    for (const wrpo_json *x = j->child; x; x = x->next) {
+        if (object) stbds_arrput(v->keys, wrpo__jbytes(x->key, x->key_size));
+        wrpo__jpush(J, v, wrpo__jfrom_json(J, x));
+    }
     J->depth--;
     return v;
 }
@@ -8611,7 +8616,7 @@ static wrpo__jv wrpo__jmessage(wrpo__jinja *J, const wrpo_json *message) {
     for (int i = 0; i < 3 && !wrpo__jgiven(reasoning); i++)
         reasoning = wrpo__jdict_get(J, v, wrpo__jstring(names[i]));
     if (!wrpo__jgiven(reasoning)) return v;
-    wrpo__jpush(J, d, wrpo__jstring("thinking"), reasoning);
+    wrpo__jdict_put(J, d, wrpo__jstring("thinking"), reasoning);
     for (int64_t i = 0; i < v->count; i++) wrpo__jdict_put(J, d, v->keys[i], v->items[i]);
     wrpo__jdict_put(J, d, wrpo__jstring("reasoning_content"), reasoning);
     return d;
@@ -8633,7 +8638,7 @@ static void wrpo__chat_at(wrpo_tokenizer *tok, const wrpo_json *messages, bool a
     J.scope = wrpo__jscope(NULL);
     for (const wrpo_json *m = messages->child; m; m = m->next) {
         if (m->kind != WRPO_JSON_OBJECT) wrpo__fail(ctx, WRPO_E_ARG, "chat: want every message to be an object");
-        wrpo__jpush(&J, list, NULL, wrpo__jmessage(&J, m));
+        wrpo__jpush(&J, list, wrpo__jmessage(&J, m));
     }
     for (int i = 0; i < 7; i++)
         if (tok->special[i]) wrpo__jdefine(&J, wrpo__special_names[i], wrpo__jstring(tok->special[i]));
