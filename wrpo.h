@@ -7574,20 +7574,17 @@ static wrpo__jv wrpo__jconcat(wrpo__jinja *J, wrpo__jv a, wrpo__jv b) {  /* list
 }
 static wrpo__jv wrpo__jrepeat(wrpo__jinja *J, wrpo__jv v, int64_t times) {
     size_t from = J->out.size;
-    for (; times > 0; times--) {
-        wrpo__jspend(J, 0);
-        wrpo__jputs(J, v);
-    }
+    for (; times > 0; times--) wrpo__jputs(J, v);
     return wrpo__jcut(J, from);
 }
 static wrpo__jv wrpo__jarithmetic(wrpo__jinja *J, int op, wrpo__jv a, wrpo__jv b) {  /* op: + - * / % F (//) */
     const double limit = 0x1p52;  /* the operations on integers below it are exact in double */
-    bool whole = wrpo__jboth(a, b, WRPO__J_INTS), lists = wrpo__jboth(a, b, WRPO__J_LIST | WRPO__J_TUPLE);
+    bool whole = wrpo__jboth(a, b, WRPO__J_INTS), list = a->kind & (WRPO__J_LIST | WRPO__J_TUPLE);
     if (op == '%' && wrpo__jis_str(a)) wrpo__jrefuse(J, "formatting by %%");
     wrpo__jdefined(J, wrpo__jplain(J, a));
     wrpo__jdefined(J, wrpo__jplain(J, b));
     if (op == '+' && wrpo__jboth(a, b, WRPO__J_STR)) return wrpo__jjoin(J, a, b);
-    if (op == '+' && lists && a->kind == b->kind) return wrpo__jconcat(J, a, b);
+    if (op == '+' && list && a->kind == b->kind) return wrpo__jconcat(J, a, b);
     if (op == '*' && wrpo__jis_str(a) && (b->kind & WRPO__J_INTS)) return wrpo__jrepeat(J, a, b->i);
     if (!wrpo__jboth(a, b, WRPO__J_NUMBERS)) {
         const char *name = op == 'F' ? "//" : (char[2]){(char)op, 0};
